@@ -1,0 +1,22 @@
+//! Snug, a Matrix homeserver that never outgrows the memory it was given.
+//!
+//! The floors in reading order, lowest first; `src/README.md` is the map with a line for each part.
+
+pub mod base; //       clock, randomness, blocking work, long answers in pieces
+pub mod budget; //     the account book for memory
+pub mod matrix; //     the protocol, pure
+pub mod config; //     every setting once
+pub mod store; //      the one database file
+pub mod feed; //       what is new, for whom
+pub mod remote; //     talking to other servers
+pub mod room; //       everything that changes or reads a room
+pub mod user; //       accounts and devices
+pub mod media; //      files
+pub mod deliver; //    getting things out
+pub mod flow; //       procedures that span rooms and users
+pub mod http; //       the front hall
+pub mod client; //     what apps call
+pub mod federation; // what servers call
+pub mod admin; //      what the operator calls
+pub mod serve; //      the boot sequence
+pub mod cli; //        the command line
