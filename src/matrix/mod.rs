@@ -1,1 +1,26 @@
-//! (being built)
+//! The protocol, pure.
+//!
+//! What the Matrix specification says about one event, one room's rules, one signature: no input or output, no clock, no
+//! lock, no knowledge of any other part. Read `version` (what differs between room versions, as data), then `json` (bytes),
+//! `fast` (one event from another server, once through), `event` (an event as the rest of the house holds it), `sign`,
+//! then `auth`, `state` and the small ones.
+
+mod reject;
+
+pub mod version;
+pub mod json;
+pub mod redact;
+pub mod format;
+pub mod fast;
+mod header;
+pub mod event;
+pub mod sign;
+
+pub use event::{Draft, Event};
+pub use reject::{Kind, Reject};
+pub use version::RoomVersion;
+
+#[cfg(test)]
+mod oracle;
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,584 @@
+//! Canonical JSON (specification appendix "Canonical JSON"): one pass from any JSON text, no tree.
+//!
+//! [`Canon`] copies a text into its canonical form, sorting an object's members only where they do not come sorted already.
+//! The functions below it read canonical text in place: they trust its shape, never panic on a wrong one, and find nothing
+//! in it instead.
+
+use super::Reject;
+use std::borrow::Cow;
+use std::cmp::Ordering;
+
+/// Objects and arrays within each other; serde_json stops at 128, Synapse's parser near 1000. Bounds our stack.
+pub const DEPTH_MAX: u32 = 100;
+
+const INTEGER_MAX: i64 = (1 << 53) - 1;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// Room versions 6 and later: integers within ±(2^53−1), no fraction, no exponent.
+    Strict,
+    /// Anything JSON allows. Numbers that are whole are written as integers, others in their shortest form.
+    Lenient,
+}
+
+/// One member of the outermost object, as places in [`Canon::bytes`]: `"key":value` is `start..end`.
+#[derive(Debug, Clone, Copy)]
+pub struct Slot {
+    start: u32,
+    /// Of the key, before its closing quote.
+    key_end: u32,
+    end: u32,
+    key_escaped: bool,
+}
+
+impl Slot {
+    pub fn key<'a>(&self, bytes: &'a [u8]) -> &'a [u8] {
+        &bytes[self.start as usize + 1..self.key_end as usize]
+    }
+    pub fn value<'a>(&self, bytes: &'a [u8]) -> &'a [u8] {
+        &bytes[self.key_end as usize + 2..self.end as usize]
+    }
+    /// Where the value stands.
+    pub fn value_range(&self) -> (u32, u32) {
+        (self.key_end + 2, self.end)
+    }
+}
+
+/// The writer, with buffers that are used again and again. Holds at most the input's size twice.
+#[derive(Default)]
+pub struct Canon {
+    out: Vec<u8>,
+    slots: Vec<Slot>,
+    scratch: Vec<u8>,
+}
+
+impl Canon {
+    pub fn new() -> Canon {
+        Canon::default()
+    }
+
+    /// Rewrites `raw`, any JSON value. Members of the outermost object named in `drop` are read (leniently) and left out.
+    pub fn read(&mut self, raw: &[u8], mode: Mode, drop: &[&str]) -> Result<(), Reject> {
+        let text = std::str::from_utf8(raw).map_err(|_| Reject::json("not UTF-8"))?;
+        self.out.clear();
+        self.slots.clear();
+        if raw.len() > u32::MAX as usize / 8 {
+            return Err(Reject::too_large("JSON text too large"));
+        }
+        self.out.reserve(raw.len());
+        let mut pass = Pass { input: text.as_bytes(), at: 0, mode, drop, to: self };
+        pass.value(0)?;
+        pass.blanks();
+        if pass.at != pass.input.len() { Err(Reject::json("text after the JSON value")) } else { Ok(()) }
+    }
+
+    /// The canonical text of what was read last.
+    pub fn bytes(&self) -> &[u8] {
+        &self.out
+    }
+
+    /// The outermost object's members in canonical order; empty when it is not an object.
+    pub fn slots(&self) -> &[Slot] {
+        &self.slots
+    }
+
+    pub fn members(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        self.slots.iter().map(|s| (s.key(&self.out), s.value(&self.out)))
+    }
+}
+
+/// Canonical form of any JSON text.
+pub fn canonical(raw: &[u8], mode: Mode) -> Result<Vec<u8>, Reject> {
+    let mut canon = Canon::new();
+    canon.read(raw, mode, &[])?;
+    Ok(canon.out)
+}
+
+/// Canonical form of a value of our own making or already parsed.
+pub fn canonical_value(value: &serde_json::Value, mode: Mode) -> Result<Vec<u8>, Reject> {
+    canonical(value.to_string().as_bytes(), mode)
+}
+
+struct Pass<'a> {
+    input: &'a [u8],
+    at: usize,
+    mode: Mode,
+    drop: &'a [&'a str],
+    to: &'a mut Canon,
+}
+
+/// Bytes that can be copied as they are inside a string.
+const PLAIN: [bool; 256] = {
+    let mut plain = [true; 256];
+    let mut i = 0;
+    while i < 0x20 {
+        plain[i] = false;
+        i += 1;
+    }
+    plain[b'"' as usize] = false;
+    plain[b'\\' as usize] = false;
+    plain
+};
+
+impl Pass<'_> {
+    fn value(&mut self, depth: u32) -> Result<(), Reject> {
+        self.blanks();
+        match self.peek() {
+            Some(b'"') => self.string().map(|_| ()),
+            Some(b'{') => self.object(depth),
+            Some(b'[') => self.array(depth),
+            Some(b'-' | b'0'..=b'9') => self.number(),
+            Some(b't') => self.word(b"true"),
+            Some(b'f') => self.word(b"false"),
+            Some(b'n') => self.word(b"null"),
+            _ => Err(Reject::json("not a JSON value")),
+        }
+    }
+
+    fn object(&mut self, depth: u32) -> Result<(), Reject> {
+        if depth >= DEPTH_MAX {
+            return Err(Reject::json("JSON nested too deeply"));
+        }
+        self.at += 1;
+        self.to.out.push(b'{');
+        let (base, begin) = (self.to.slots.len(), self.to.out.len());
+        let mut sorted = true;
+        let mut any = false;
+        loop {
+            self.blanks();
+            match self.peek() {
+                Some(b'}') if !any => break,
+                Some(b'"') => {}
+                _ => return Err(Reject::json("expected a key")),
+            }
+            any = true;
+            self.member(depth, base)?;
+            if self.to.slots.len() > base + 1 && sorted {
+                let last = self.to.slots.len() - 1;
+                sorted = compare(&self.to.out, &self.to.slots[last - 1], &self.to.slots[last]) == Ordering::Less;
+            }
+            self.blanks();
+            match self.peek() {
+                Some(b',') => self.at += 1,
+                Some(b'}') => break,
+                _ => return Err(Reject::json("expected , or } in an object")),
+            }
+        }
+        self.at += 1;
+        if !sorted {
+            self.sort(base, begin);
+        }
+        self.to.out.push(b'}');
+        if depth > 0 {
+            self.to.slots.truncate(base);
+        }
+        Ok(())
+    }
+
+    fn member(&mut self, depth: u32, base: usize) -> Result<(), Reject> {
+        let before = self.to.out.len();
+        if self.to.slots.len() > base {
+            self.to.out.push(b',');
+        }
+        let start = self.to.out.len();
+        let key_escaped = self.string()?;
+        let key_end = self.to.out.len() - 1;
+        self.blanks();
+        if self.peek() != Some(b':') {
+            return Err(Reject::json("expected : after a key"));
+        }
+        self.at += 1;
+        self.to.out.push(b':');
+        if depth == 0 && self.drop.iter().any(|d| d.as_bytes() == &self.to.out[start + 1..key_end]) {
+            let mode = std::mem::replace(&mut self.mode, Mode::Lenient);
+            self.value(depth + 1)?;
+            self.mode = mode;
+            self.to.out.truncate(before);
+            return Ok(());
+        }
+        self.value(depth + 1)?;
+        let end = self.to.out.len() as u32;
+        self.to.slots.push(Slot { start: start as u32, key_end: key_end as u32, end, key_escaped });
+        Ok(())
+    }
+
+    /// Puts the members of one object, written from `begin` on, in order; of members with the same key the last stays, as
+    /// every usual parser has it.
+    fn sort(&mut self, base: usize, begin: usize) {
+        let Canon { out, slots, scratch } = &mut *self.to;
+        slots[base..].sort_by(|a, b| compare(out, a, b)); // stable: equal keys stay in their order
+        scratch.clear();
+        let mut kept = base;
+        for i in base..slots.len() {
+            let slot = slots[i];
+            if slots.get(i + 1).is_some_and(|next| compare(out, &slot, next) == Ordering::Equal) {
+                continue;
+            }
+            if kept > base {
+                scratch.push(b',');
+            }
+            let start = (begin + scratch.len()) as u32;
+            scratch.extend_from_slice(&out[slot.start as usize..slot.end as usize]);
+            let shift = |x: u32| x - slot.start + start;
+            slots[kept] = Slot { start, key_end: shift(slot.key_end), end: shift(slot.end), ..slot };
+            kept += 1;
+        }
+        slots.truncate(kept);
+        out.truncate(begin);
+        out.extend_from_slice(scratch);
+    }
+
+    fn array(&mut self, depth: u32) -> Result<(), Reject> {
+        if depth >= DEPTH_MAX {
+            return Err(Reject::json("JSON nested too deeply"));
+        }
+        self.at += 1;
+        self.to.out.push(b'[');
+        self.blanks();
+        if self.peek() == Some(b']') {
+            self.at += 1;
+            self.to.out.push(b']');
+            return Ok(());
+        }
+        loop {
+            self.value(depth + 1)?;
+            self.blanks();
+            let sign = self.peek();
+            self.at += 1;
+            match sign {
+                Some(b',') => self.to.out.push(b','),
+                Some(b']') => break self.to.out.push(b']'),
+                _ => return Err(Reject::json("expected , or ] in an array")),
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies a string; true if the copy holds escapes.
+    fn string(&mut self) -> Result<bool, Reject> {
+        self.at += 1;
+        self.to.out.push(b'"');
+        let mut escaped = false;
+        loop {
+            let run = self.input[self.at..].iter().position(|b| !PLAIN[*b as usize]);
+            let run = run.ok_or_else(|| Reject::json("string without an end"))?;
+            self.to.out.extend_from_slice(&self.input[self.at..self.at + run]);
+            self.at += run + 1;
+            match self.input[self.at - 1] {
+                b'"' => break,
+                b'\\' => escaped |= self.escape()?,
+                _ => return Err(Reject::json("control character in a string")),
+            }
+        }
+        self.to.out.push(b'"');
+        Ok(escaped)
+    }
+
+    fn escape(&mut self) -> Result<bool, Reject> {
+        let sign = self.peek().ok_or_else(|| Reject::json("string without an end"))?;
+        self.at += 1;
+        let c = match sign {
+            b'"' | b'\\' => sign as char,
+            b'/' => '/',
+            b'b' => '\u{8}',
+            b'f' => '\u{c}',
+            b'n' => '\n',
+            b'r' => '\r',
+            b't' => '\t',
+            b'u' => self.unicode()?,
+            _ => return Err(Reject::json("unknown escape in a string")),
+        };
+        Ok(write_char(&mut self.to.out, c))
+    }
+
+    fn unicode(&mut self) -> Result<char, Reject> {
+        let lone = || Reject::json("half a surrogate pair in a string");
+        let first = self.hex4()?;
+        if !(0xD800..0xE000).contains(&first) {
+            return char::from_u32(first).ok_or_else(lone);
+        }
+        if first >= 0xDC00 || self.input.get(self.at..self.at + 2) != Some(b"\\u") {
+            return Err(lone());
+        }
+        self.at += 2;
+        let second = self.hex4()?;
+        if !(0xDC00..0xE000).contains(&second) {
+            return Err(lone());
+        }
+        char::from_u32(0x10000 + ((first - 0xD800) << 10) + (second - 0xDC00)).ok_or_else(lone)
+    }
+
+    fn hex4(&mut self) -> Result<u32, Reject> {
+        let digits = self.input.get(self.at..self.at + 4).ok_or_else(|| Reject::json("string without an end"))?;
+        self.at += 4;
+        digits.iter().try_fold(0, |n, d| {
+            (*d as char).to_digit(16).map(|d| n * 16 + d).ok_or_else(|| Reject::json("wrong \\u escape"))
+        })
+    }
+
+    fn number(&mut self) -> Result<(), Reject> {
+        let start = self.at;
+        let wrong = || Reject::json("not a JSON number");
+        let negative = self.peek() == Some(b'-');
+        self.at += negative as usize;
+        let digits = self.digits();
+        if digits == 0 || (digits > 1 && self.input[self.at - digits] == b'0') {
+            return Err(wrong());
+        }
+        let whole = self.at;
+        if self.peek() == Some(b'.') {
+            self.at += 1;
+            if self.digits() == 0 {
+                return Err(wrong());
+            }
+        }
+        if matches!(self.peek(), Some(b'e' | b'E')) {
+            self.at += 1;
+            self.at += matches!(self.peek(), Some(b'+' | b'-')) as usize;
+            if self.digits() == 0 {
+                return Err(wrong());
+            }
+        }
+        let text = std::str::from_utf8(&self.input[start..self.at]).map_err(|_| wrong())?;
+        if self.at == whole { self.integer(text) } else { self.float(text) }
+    }
+
+    fn integer(&mut self, text: &str) -> Result<(), Reject> {
+        let short = text.len() <= 18;
+        let fits = short && text.parse::<i64>().is_ok_and(|n| (-INTEGER_MAX..=INTEGER_MAX).contains(&n));
+        if self.mode == Mode::Strict && !fits {
+            return Err(Reject::json("integer beyond 2^53 - 1"));
+        }
+        self.to.out.extend_from_slice(if text == "-0" { b"0" } else { text.as_bytes() });
+        Ok(())
+    }
+
+    fn float(&mut self, text: &str) -> Result<(), Reject> {
+        if self.mode == Mode::Strict {
+            return Err(Reject::json("a number with fraction or exponent"));
+        }
+        let number: f64 = text.parse().map_err(|_| Reject::json("not a JSON number"))?;
+        if !number.is_finite() {
+            return Err(Reject::json("number out of range"));
+        }
+        let written = if number.fract() == 0.0 && number.abs() <= INTEGER_MAX as f64 {
+            (number as i64).to_string()
+        } else {
+            serde_json::Value::from(number).to_string()
+        };
+        self.to.out.extend_from_slice(written.as_bytes());
+        Ok(())
+    }
+
+    fn digits(&mut self) -> usize {
+        let n = self.input[self.at..].iter().take_while(|b| b.is_ascii_digit()).count();
+        self.at += n;
+        n
+    }
+
+    fn word(&mut self, word: &'static [u8]) -> Result<(), Reject> {
+        if !self.input[self.at..].starts_with(word) {
+            return Err(Reject::json("not a JSON value"));
+        }
+        self.at += word.len();
+        self.to.out.extend_from_slice(word);
+        Ok(())
+    }
+
+    fn blanks(&mut self) {
+        while let Some(b' ' | b'\n' | b'\r' | b'\t') = self.peek() {
+            self.at += 1;
+        }
+    }
+
+    fn peek(&self) -> Option<u8> {
+        self.input.get(self.at).copied()
+    }
+}
+
+/// Keys sort by Unicode code point, which is the order of their UTF-8 once unescaped.
+fn compare(out: &[u8], a: &Slot, b: &Slot) -> Ordering {
+    if a.key_escaped || b.key_escaped {
+        unescape(a.key(out)).cmp(unescape(b.key(out)))
+    } else {
+        a.key(out).cmp(b.key(out))
+    }
+}
+
+/// Writes one character of a string; true if it had to be escaped.
+fn write_char(out: &mut Vec<u8>, c: char) -> bool {
+    let short = match c {
+        '"' => b'"',
+        '\\' => b'\\',
+        '\u{8}' => b'b',
+        '\u{c}' => b'f',
+        '\n' => b'n',
+        '\r' => b'r',
+        '\t' => b't',
+        c if (c as u32) < 0x20 => {
+            const HEX: &[u8; 16] = b"0123456789abcdef";
+            out.extend_from_slice(&[b'\\', b'u', b'0', b'0', b'0' + (c as u8 >> 4), HEX[c as usize & 15]]);
+            return true;
+        }
+        c => {
+            out.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes());
+            return false;
+        }
+    };
+    out.extend_from_slice(&[b'\\', short]);
+    true
+}
+
+/// Appends `text` as a JSON string, quotes included, in canonical form.
+pub fn write_string(out: &mut Vec<u8>, text: &str) {
+    out.push(b'"');
+    if text.bytes().all(|b| PLAIN[b as usize]) {
+        out.extend_from_slice(text.as_bytes());
+    } else {
+        for c in text.chars() {
+            write_char(out, c);
+        }
+    }
+    out.push(b'"');
+}
+
+// ---- Reading canonical text in place ----
+
+/// The members of a canonical object, in order: key without quotes and still escaped, and the value's text.
+pub fn members(object: &[u8]) -> Members<'_> {
+    Members { rest: object.strip_prefix(b"{").unwrap_or(b"") }
+}
+
+pub struct Members<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Iterator for Members<'a> {
+    type Item = (&'a [u8], &'a [u8]);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let start = self.rest.iter().position(|b| *b == b'"')?;
+        let rest = &self.rest[start..];
+        let key_end = skip_string(rest)?;
+        let value = rest.get(key_end + 1..)?;
+        let end = skip_value(value)?;
+        self.rest = &value[end..];
+        Some((&rest[1..key_end - 1], &value[..end]))
+    }
+}
+
+/// The items of a canonical array.
+pub fn items(array: &[u8]) -> Items<'_> {
+    Items { rest: array.strip_prefix(b"[").unwrap_or(b"]") }
+}
+
+#[derive(Clone)]
+pub struct Items<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Iterator for Items<'a> {
+    type Item = &'a [u8];
+
+    fn next(&mut self) -> Option<&'a [u8]> {
+        let rest = self.rest.strip_prefix(b",").unwrap_or(self.rest);
+        if rest.first().is_none_or(|b| *b == b']') {
+            return None;
+        }
+        let end = skip_value(rest)?;
+        self.rest = &rest[end..];
+        Some(&rest[..end])
+    }
+}
+
+/// The value under `key` of a canonical object. `key` must need no escapes.
+pub fn get<'a>(object: &'a [u8], key: &str) -> Option<&'a [u8]> {
+    members(object).find(|(k, _)| *k == key.as_bytes()).map(|(_, v)| v)
+}
+
+/// The value under a path of keys.
+pub fn get_path<'a>(object: &'a [u8], path: &[&str]) -> Option<&'a [u8]> {
+    path.iter().try_fold(object, |at, key| get(at, key))
+}
+
+/// A canonical string's text; none when the value is something else.
+pub fn text(value: &[u8]) -> Option<Cow<'_, str>> {
+    let inner = value.strip_prefix(b"\"")?.strip_suffix(b"\"")?;
+    if !inner.contains(&b'\\') {
+        return std::str::from_utf8(inner).ok().map(Cow::Borrowed);
+    }
+    String::from_utf8(unescape(inner).collect()).ok().map(Cow::Owned)
+}
+
+/// A canonical string under `key`.
+pub fn get_text<'a>(object: &'a [u8], key: &str) -> Option<Cow<'a, str>> {
+    get(object, key).and_then(text)
+}
+
+/// A canonical integer; none when it is something else or beyond 64 bits.
+pub fn integer(value: &[u8]) -> Option<i64> {
+    std::str::from_utf8(value).ok()?.parse().ok()
+}
+
+/// The bytes of a canonical string's inside without its escapes. Canonical text escapes nothing beyond ASCII.
+fn unescape(inner: &[u8]) -> impl Iterator<Item = u8> + '_ {
+    let mut rest = inner.iter().copied();
+    std::iter::from_fn(move || {
+        let b = rest.next()?;
+        if b != b'\\' {
+            return Some(b);
+        }
+        Some(match rest.next()? {
+            b'b' => 8,
+            b'f' => 12,
+            b'n' => b'\n',
+            b'r' => b'\r',
+            b't' => b'\t',
+            b'u' => {
+                let mut hex = |_| rest.next().and_then(|d| (d as char).to_digit(16)).unwrap_or(0) as u8;
+                (0..4).map(&mut hex).fold(0u8, |n, d| n.wrapping_shl(4) | d)
+            }
+            other => other,
+        })
+    })
+}
+
+/// Where the value at the start of `text` ends.
+fn skip_value(text: &[u8]) -> Option<usize> {
+    match text.first()? {
+        b'"' => skip_string(text),
+        b'{' | b'[' => skip_nested(text),
+        _ => Some(text.iter().position(|b| matches!(b, b',' | b'}' | b']')).unwrap_or(text.len())),
+    }
+}
+
+fn skip_nested(text: &[u8]) -> Option<usize> {
+    let (mut depth, mut at) = (0usize, 0);
+    loop {
+        match text.get(at)? {
+            b'"' => {
+                at += skip_string(&text[at..])?;
+                continue;
+            }
+            b'{' | b'[' => depth += 1,
+            b'}' | b']' => depth -= 1,
+            _ => {}
+        }
+        at += 1;
+        if depth == 0 {
+            return Some(at);
+        }
+    }
+}
+
+/// Past the closing quote of the string at the start of `text`.
+fn skip_string(text: &[u8]) -> Option<usize> {
+    let mut at = 1;
+    loop {
+        match text.get(at)? {
+            b'"' => return Some(at + 1),
+            b'\\' => at += 2,
+            _ => at += 1,
+        }
+    }
+}

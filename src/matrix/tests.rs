@@ -1,0 +1,393 @@
+//! The protocol vectors, and our bytes against ruma's.
+
+use super::event::Event;
+use super::fast::BASE64;
+use super::json::{self, Mode};
+use super::sign::{self, Checked, Key, PublicKey};
+use super::version;
+use base64::Engine;
+use ruma::{CanonicalJsonObject, OwnedServerName};
+use serde_json::{Value, json};
+
+pub fn vectors() -> Value {
+    serde_json::from_str(include_str!("../../tests/data/vectors.json")).expect("the vectors are JSON")
+}
+
+pub fn list<'a>(value: &'a Value, key: &str) -> &'a [Value] {
+    value[key].as_array().expect("a list in the vectors")
+}
+
+pub fn str<'a>(value: &'a Value, key: &str) -> &'a str {
+    value[key].as_str().expect("a string in the vectors")
+}
+
+fn vector_key() -> Key {
+    let seed = BASE64.decode(str(&vectors()["signing"], "seed_base64")).unwrap().try_into().unwrap();
+    Key::from_seed("1", seed)
+}
+
+fn canonical(raw: &str, mode: Mode) -> Result<String, super::Reject> {
+    json::canonical(raw.as_bytes(), mode).map(|b| String::from_utf8(b).unwrap())
+}
+
+#[test]
+fn unpadded_base64() {
+    for case in list(&vectors()["unpadded_base64"], "cases") {
+        assert_eq!(BASE64.encode(str(case, "bytes_utf8")), str(case, "base64"));
+        assert_eq!(BASE64.decode(str(case, "base64")).unwrap(), str(case, "bytes_utf8").as_bytes());
+    }
+    assert_eq!(BASE64.decode("Zg==").unwrap(), b"f", "padded text is read too");
+}
+
+#[test]
+fn canonical_json() {
+    let vectors = &vectors()["canonical_json"];
+    for case in list(vectors, "cases").iter().chain(list(&vectors["escapes"], "cases")) {
+        assert_eq!(canonical(str(case, "input"), Mode::Lenient).unwrap(), str(case, "canonical"));
+    }
+    for input in list(&vectors["reject"], "inputs") {
+        assert!(canonical(input.as_str().unwrap(), Mode::Strict).is_err(), "{input}");
+    }
+    for input in list(&vectors["accept_limits"], "inputs") {
+        assert_eq!(canonical(input.as_str().unwrap(), Mode::Strict).unwrap(), input.as_str().unwrap());
+    }
+}
+
+#[test]
+fn broken_json_is_refused() {
+    let deep = "[".repeat(101) + &"]".repeat(101);
+    for raw in [
+        "", "{", "}", "[1,]", "{\"a\":1,}", "{\"a\" 1}", "{a:1}", "01", "-", "1.", "1e", "+1", "tru", "nul", "\"a", "\"\\x\"",
+        "\"\\ud800\"", "\"\\udc00\\ud800\"", "\"\\u12\"", "\"\u{1}\"", "1 2", "{} {}", "[1 2]", "{\"a\":}", deep.as_str(), "{,}",
+    ] {
+        assert!(canonical(raw, Mode::Lenient).is_err(), "{raw}");
+    }
+    assert!(json::canonical(b"\"\xff\"", Mode::Lenient).is_err());
+}
+
+#[test]
+fn of_equal_keys_the_last_counts() {
+    assert_eq!(canonical(r#"{"b":1,"a":2,"b":{"d":1,"d":2}}"#, Mode::Strict).unwrap(), r#"{"a":2,"b":{"d":2}}"#);
+    assert_eq!(canonical(r#"{"a":1,"\u0061":2,"b":3}"#, Mode::Strict).unwrap(), r#"{"a":2,"b":3}"#);
+}
+
+/// A random JSON text, with blanks, escapes and unsorted keys; and nothing ruma would refuse.
+pub fn random_json(rng: &mut Rng, depth: u32, out: &mut String) {
+    let kind = if depth == 0 { rng.below(4) } else { rng.below(6) };
+    let blank = |rng: &mut Rng, out: &mut String| out.push_str(["", "", " ", "\n\t"][rng.below(4)]);
+    blank(rng, out);
+    match kind {
+        0 => out.push_str(["true", "false", "null"][rng.below(3)]),
+        1 => out.push_str(&((rng.u64() >> rng.below(64)) as i64 % 9007199254740991).to_string()),
+        2 | 3 => random_string(rng, out),
+        4 => {
+            out.push('[');
+            for i in 0..rng.below(4) {
+                if i > 0 {
+                    out.push(',');
+                }
+                random_json(rng, depth - 1, out);
+            }
+            out.push(']');
+        }
+        _ => {
+            out.push('{');
+            for i in 0..rng.below(6) {
+                if i > 0 {
+                    out.push(',');
+                }
+                blank(rng, out);
+                random_string(rng, out);
+                blank(rng, out);
+                out.push(':');
+                random_json(rng, depth - 1, out);
+            }
+            out.push('}');
+        }
+    }
+    blank(rng, out);
+}
+
+fn random_string(rng: &mut Rng, out: &mut String) {
+    out.push('"');
+    for _ in 0..rng.below(5) {
+        out.push_str(
+            ["a", "b", "B", "\\n", "\\\"", "\\\\", "é", "😀", "\\ud83d\\ude00", "\\u0007", "\\/", "\u{7f}", "\u{e000}", "!"][rng.below(14)],
+        );
+    }
+    out.push('"');
+}
+
+/// A small generator for tests (splitmix64).
+pub struct Rng(pub u64);
+
+impl Rng {
+    pub fn u64(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E3779B97F4A7C15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58476D1CE4E5B9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94D049BB133111EB);
+        z ^ (z >> 31)
+    }
+    pub fn below(&mut self, n: usize) -> usize {
+        (self.u64() % n as u64) as usize
+    }
+    pub fn chance(&mut self, percent: u64) -> bool {
+        self.u64() % 100 < percent
+    }
+}
+
+#[test]
+fn canonical_form_is_ruma_s() {
+    let mut rng = Rng(1);
+    for _ in 0..3000 {
+        let mut raw = String::new();
+        random_json(&mut rng, 4, &mut raw);
+        let theirs: ruma::CanonicalJsonValue = serde_json::from_str(&raw).unwrap();
+        assert_eq!(canonical(&raw, Mode::Strict).unwrap(), theirs.to_string(), "{raw}");
+        let ours = canonical(&raw, Mode::Strict).unwrap();
+        if let ruma::CanonicalJsonValue::Object(theirs) = &theirs {
+            for ((k, v), (tk, tv)) in json::members(ours.as_bytes()).zip(theirs) {
+                let key = [b"\"", k, b"\""].concat();
+                assert_eq!((&*json::text(&key).unwrap(), v), (tk.as_str(), tv.to_string().as_bytes()));
+            }
+            assert_eq!(json::members(ours.as_bytes()).count(), theirs.len());
+        }
+    }
+}
+
+#[test]
+fn json_signatures() {
+    let key = vector_key();
+    let vectors = &vectors()["signing"];
+    assert_eq!(key.public().to_base64(), str(vectors, "public_key_base64_derived"));
+    let server: OwnedServerName = str(vectors, "server_name").try_into().unwrap();
+    for case in list(vectors, "json") {
+        let mut object = case["input"].as_object().unwrap().clone();
+        sign::sign_json(&mut object, &server, &key).unwrap();
+        assert_eq!(Value::Object(object.clone()), case["signed"]);
+        let raw = Value::Object(object).to_string();
+        sign::check_json(raw.as_bytes(), server.as_str(), key.id(), &key.public()).unwrap();
+        assert!(sign::check_json(raw.as_bytes(), "other", key.id(), &key.public()).is_err());
+        let changed = raw.replacen('{', "{\"x\":1,", 1).replace(",}", "}");
+        assert!(sign::check_json(changed.as_bytes(), server.as_str(), key.id(), &key.public()).is_err());
+    }
+    let again = Key::parse(&key.to_file()).unwrap();
+    assert_eq!((again.id(), again.public()), (key.id(), key.public()));
+}
+
+#[test]
+fn event_ids_hashes_and_redactions() {
+    let vectors = &vectors()["event_ids"];
+    let key = vector_key();
+    let keys = |server: &str, id: &str, _: u64| (server == "domain" && id == "ed25519:1").then(|| key.public());
+    for case in list(vectors, "cases") {
+        let version = version::get(str(case, "room_version")).unwrap();
+        let mut pdu = case["pdu"].clone();
+        pdu["content"].as_object_mut().unwrap().remove("nothing");
+        let event = Event::from_wire(version, pdu.to_string().as_bytes()).unwrap();
+        assert_eq!(event.id(), str(case, "event_id"), "version {version}");
+        assert_eq!(BASE64.encode(event.reference_hash()), str(case, "reference_hash"));
+        assert!(event.is_intact());
+        let redacted: Value = serde_json::from_str(event.redacted().content()).unwrap();
+        assert_eq!(redacted, case["redacted_content"]);
+        // The event lets someone in by @b:domain, which is the sender's server too, so one signature is all it needs.
+        assert_eq!(sign::check_event(&event, &keys), Ok(Checked::Intact), "version {version}");
+    }
+    let create = &vectors["v12_create"];
+    let event = Event::from_wire(version::get("12").unwrap(), create["pdu"].to_string().as_bytes()).unwrap();
+    assert_eq!(event.room_id().as_str()[1..], event.id().as_str()[1..]);
+}
+
+#[test]
+fn what_a_redaction_keeps() {
+    for row in list(&vectors()["redaction"], "versions") {
+        let versions = list(row, "room_versions").iter().map(|v| version::get(v.as_str().unwrap()).unwrap());
+        for version in versions {
+            for kind in ["m.room.member", "m.room.create", "m.room.join_rules", "m.room.power_levels", "m.room.topic",
+                "m.room.history_visibility", "m.room.aliases", "m.room.redaction"]
+            {
+                let kept: Vec<&str> = row["content"][kind].as_array().into_iter().flatten().map(|k| k.as_str().unwrap()).collect();
+                check_content_kept(version, kind, &kept);
+            }
+            let top: Vec<&str> = list(row, "top").iter().map(|k| k.as_str().unwrap()).collect();
+            check_top_kept(version, &top);
+        }
+    }
+}
+
+fn check_content_kept(version: &version::RoomVersion, kind: &str, kept: &[&str]) {
+    let content = json!({ "aliases": 1, "allow": 1, "ban": 1, "creator": 1, "events": 1, "events_default": 1,
+        "history_visibility": 1, "invite": 1, "join_authorised_via_users_server": 1, "join_rule": 1, "kick": 1,
+        "membership": 1, "notifications": 1, "redact": 1, "redacts": 1, "room_version": 1, "state_default": 1,
+        "third_party_invite": { "signed": 1, "display_name": 1 }, "users": 1, "users_default": 1, "topic": 1 });
+    let content = json::canonical_value(&content, Mode::Strict).unwrap();
+    let mut out = Vec::new();
+    super::redact::write_content(version, kind, &content, &mut out);
+    let left: Value = serde_json::from_slice(&out).unwrap();
+    let mut expected = serde_json::Map::new();
+    for path in kept {
+        match *path {
+            "*" => expected = serde_json::from_slice(&content).unwrap(),
+            "third_party_invite.signed" => drop(expected.insert("third_party_invite".into(), json!({ "signed": 1 }))),
+            key => drop(expected.insert(key.into(), json!(1))),
+        }
+    }
+    assert_eq!(left, Value::Object(expected), "{kind} in version {version}");
+}
+
+fn check_top_kept(version: &version::RoomVersion, kept: &[&str]) {
+    let all = ["auth_events", "depth", "event_id", "hashes", "membership", "origin", "origin_server_ts", "prev_events",
+        "prev_state", "redacts", "room_id", "sender", "signatures", "state_key", "zzz"];
+    let mut event: serde_json::Map<String, Value> = all.iter().map(|k| (k.to_string(), json!(1))).collect();
+    event.insert("content".into(), json!({}));
+    event.insert("type".into(), json!("m.x"));
+    let bytes = json::canonical_value(&event.into(), Mode::Strict).unwrap();
+    let mut out = Vec::new();
+    super::redact::write(version, "m.x", json::members(&bytes), super::redact::Signatures::Keep, &mut out);
+    let left: serde_json::Map<String, Value> = serde_json::from_slice(&out).unwrap();
+    assert_eq!(left.keys().map(String::as_str).collect::<Vec<_>>(), kept, "version {version}");
+}
+
+#[test]
+fn request_signatures() {
+    let vectors = &vectors()["x_matrix"];
+    let key = vector_key();
+    for case in list(vectors, "cases") {
+        let object = &case["signed_object"];
+        let (origin, us): (OwnedServerName, OwnedServerName) =
+            (str(object, "origin").try_into().unwrap(), str(object, "destination").try_into().unwrap());
+        let content = object.get("content").map(|c| c.to_string().into_bytes());
+        let (method, uri, content) = (str(object, "method"), str(object, "uri"), content.as_deref());
+        let header = sign::request::sign(&key, &origin, &us, method, uri, content).unwrap();
+        assert_eq!(header, str(case, "header"));
+        let header = sign::request::parse(&header).unwrap();
+        sign::request::check(&header, &key.public(), &us, method, uri, content).unwrap();
+        assert!(sign::request::check(&header, &key.public(), &us, method, "/other", content).is_err());
+        assert!(sign::request::check(&header, &key.public(), &origin, method, uri, content).is_err());
+    }
+    for case in list(vectors, "parse") {
+        assert_eq!(sign::request::parse(str(case, "header")).is_ok(), case["ok"].as_bool().unwrap(), "{case}");
+    }
+    let odd = sign::request::parse("x-matrix   ORIGIN=\"a\\.example\" ,\tkey=\"ed25519:1\",sig=\"x\",extra=\"y\"").unwrap();
+    assert_eq!((odd.origin.as_str(), odd.destination), ("a.example", None));
+    for broken in ["", "X-Matrix", "X-Matrix origin=a", "Bearer x", "X-Matrix origin=\"a", "X-Matrix origin=\"a\"key=\"b\",sig=c"] {
+        assert!(sign::request::parse(broken).is_err(), "{broken}");
+    }
+}
+
+/// A signed event in wire form, with another key order and `unsigned`, from a seed.
+fn wire_event(rng: &mut Rng, version: &'static version::RoomVersion, key: &Key) -> String {
+    let mut content = String::new();
+    while !content.trim().starts_with('{') {
+        content.clear();
+        random_json(rng, 3, &mut content);
+    }
+    let mut content: Value = serde_json::from_str(&content).unwrap();
+    let kinds = ["m.room.member", "m.room.message", "m.room.power_levels", "m.room.create", "m.room.join_rules"];
+    let kind = kinds[rng.below(5)];
+    if kind == "m.room.member" {
+        content["membership"] = ["join", "leave", "invite"][rng.below(3)].into();
+        if rng.chance(30) {
+            content["third_party_invite"] = json!({ "signed": { "a": 1 }, "b": 2 });
+        }
+    }
+    let mut draft = json!({ "type": kind, "sender": "@a:domain", "content": content, "depth": rng.below(100),
+        "origin_server_ts": rng.below(1 << 40), "redacts": "$x:domain", "origin": "domain", "membership": "join",
+        "prev_events": [], "auth_events": [] });
+    if rng.chance(70) {
+        draft["state_key"] = ["", "@a:domain", "a\"b\\c\n"][rng.below(3)].into();
+    }
+    if !(version.room_id_is_create_hash() && kind == "m.room.create") {
+        draft["room_id"] = "!r:domain".into();
+    }
+    if version.event_id_in_event() {
+        draft["event_id"] = "$e:domain".into();
+    }
+    let event = super::event::sign_new(version, draft.to_string().as_bytes(), &"domain".try_into().unwrap(), key).unwrap();
+    let mut members: Vec<(&str, &str)> = event.members().collect();
+    members.push(("unsigned", "{\"age\": 1.5}"));
+    members.sort_by_key(|_| rng.u64());
+    let body: Vec<String> = members.iter().map(|(k, v)| format!("\"{k}\" : {v}")).collect();
+    format!("{{{}}}", body.join(" , "))
+}
+
+#[test]
+fn events_are_read_as_ruma_reads_them() {
+    let (key, mut rng) = (vector_key(), Rng(7));
+    let mut public = std::collections::BTreeMap::new();
+    let base64 = ruma::serde::Base64::new(key.public().to_bytes().to_vec());
+    public.insert("domain".to_owned(), std::collections::BTreeMap::from([(key.id().to_owned(), base64)]));
+    let keys = |_: &str, _: &str, _: u64| Some(key.public());
+    for round in 0..600 {
+        let version = &version::list()[round % 12];
+        let mut raw = wire_event(&mut rng, version, &key);
+        if rng.chance(30) {
+            raw = raw.replace("\"depth\"", "\"zdepth\":1,\"depth\"");
+        }
+        let event = Event::from_wire(version, raw.as_bytes()).unwrap();
+        let mut theirs: serde_json::Map<String, Value> = serde_json::from_str(&raw).unwrap();
+        theirs.remove("unsigned");
+        let theirs: CanonicalJsonObject = serde_json::from_value(theirs.into()).unwrap();
+        let rules = super::oracle::rules(version);
+        assert_eq!(event.to_federation(), serde_json::to_vec(&theirs).unwrap(), "canonical");
+        let verified = ruma::signatures::verify_event(&public, &theirs, &rules);
+        match sign::check_event(&event, &keys) {
+            Ok(Checked::Intact) => assert!(matches!(verified, Ok(ruma::signatures::Verified::All)), "{verified:?}"),
+            Ok(Checked::RedactNeeded) => assert!(matches!(verified, Ok(ruma::signatures::Verified::Signatures))),
+            Err(_) => assert!(verified.is_err(), "{raw}"),
+        }
+        if !version.event_id_in_event() {
+            let hash = ruma::signatures::reference_hash(&theirs, &rules).unwrap();
+            assert_eq!(event.id().as_str(), format!("${hash}"));
+        }
+        let redacted = ruma::canonical_json::redact(theirs, &rules.redaction, None).unwrap();
+        assert_eq!(event.redacted().to_federation(), serde_json::to_vec(&redacted).unwrap());
+    }
+}
+
+#[test]
+fn a_changed_event_is_redacted_or_refused() {
+    let (key, mut rng) = (vector_key(), Rng(9));
+    let keys = |_: &str, _: &str, _: u64| Some(key.public());
+    let version = version::get("11").unwrap();
+    let raw = wire_event(&mut rng, version, &key);
+    let changed = raw.replacen("\"depth\"", "\"extra\":1,\"depth\"", 1);
+    let event = Event::from_wire(version, changed.as_bytes()).unwrap();
+    assert_eq!(sign::check_event(&event, &keys), Ok(Checked::RedactNeeded));
+    assert_eq!(event.redacted().get("extra"), None);
+    let changed = raw.replacen("\"sender\" : \"@a:domain\"", "\"sender\":\"@b:domain\"", 1);
+    let event = Event::from_wire(version, changed.as_bytes()).unwrap();
+    assert_eq!(sign::check_event(&event, &keys).unwrap_err().kind, super::Kind::Signature);
+    let none = |_: &str, _: &str, _: u64| None;
+    assert_eq!(sign::check_event(&event, &none).unwrap_err().kind, super::Kind::Key);
+    let unsigned = raw.replacen("\"domain\":{\"ed25519:1\"", "\"else\":{\"ed25519:1\"", 1);
+    let event = Event::from_wire(version, unsigned.as_bytes()).unwrap();
+    assert_eq!(sign::check_event(&event, &keys).unwrap_err().kind, super::Kind::Signature);
+    let _ = PublicKey::from_base64("");
+}
+
+#[test]
+fn shapes_that_are_refused() {
+    let version = version::get("11").unwrap();
+    let good = json!({ "type": "m.x", "sender": "@a:domain", "room_id": "!r:domain", "content": {}, "depth": 1,
+        "origin_server_ts": 1, "prev_events": [], "auth_events": [], "hashes": {}, "signatures": {} });
+    Event::from_wire(version, good.to_string().as_bytes()).unwrap();
+    let with = |key: &str, value: Value| {
+        let mut event = good.clone();
+        event[key] = value;
+        Event::from_wire(version, event.to_string().as_bytes())
+    };
+    for key in ["type", "sender", "room_id", "content", "depth", "origin_server_ts", "prev_events", "auth_events", "hashes", "signatures"] {
+        for wrong in [json!(null), json!(true), json!("x".repeat(256)), json!(-1), json!([1]), json!([["$a:b", {}]])] {
+            assert!(with(key, wrong.clone()).is_err(), "{key}: {wrong}");
+        }
+    }
+    let ids = |n: usize| -> Value { (0..n).map(|i| json!(format!("$a{i}"))).collect() };
+    assert!(with("prev_events", ids(20)).is_ok() && with("prev_events", ids(21)).is_err());
+    assert!(with("auth_events", ids(10)).is_ok() && with("auth_events", ids(11)).is_err());
+    assert!(with("state_key", json!("é".repeat(127))).is_ok() && with("state_key", json!("é".repeat(128))).is_err());
+    assert!(with("depth", json!(1u64 << 53)).is_err());
+    let room = 65_536 - good.to_string().len() + 2 - "{\"a\":\"\"}".len();
+    assert!(with("content", json!({ "a": "x".repeat(room) })).is_ok());
+    assert!(with("content", json!({ "a": "x".repeat(room + 1) })).is_err());
+}
