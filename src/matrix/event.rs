@@ -43,7 +43,8 @@ impl Event {
     pub fn from_stored(version: &'static RoomVersion, bytes: Vec<u8>, id: OwnedEventId) -> Result<Event, Reject> {
         let header = Header::scan(&bytes);
         let sender = text_of(header.sender.of(&bytes));
-        let sender = OwnedUserId::try_from(&*sender).map_err(|e| Reject::shape(format!("sender is no user id: {e}")))?;
+        let sender =
+            OwnedUserId::try_from(&*sender).map_err(|e| Reject::shape(format!("sender is no user id: {e}")))?;
         let kind = text_of(header.kind.of(&bytes));
         let room_id = match header.room_id.of(&bytes).and_then(json::text) {
             Some(room_id) => room_id.into_owned(),
@@ -262,7 +263,8 @@ impl Draft {
                 return id.as_str().into();
             }
             let hash = self.reference_hashes.iter().find(|(of, _)| of == id);
-            let hash = hash.map_or(serde_json::json!({}), |(_, h)| serde_json::json!({ "sha256": fast::BASE64.encode(h) }));
+            let hash =
+                hash.map_or(serde_json::json!({}), |(_, h)| serde_json::json!({ "sha256": fast::BASE64.encode(h) }));
             serde_json::json!([id.as_str(), hash])
         };
         ids.iter().map(one).collect()
@@ -271,7 +273,12 @@ impl Draft {
 
 /// Hashes and signs an event given without either, as the answer to `make_join` is; whatever hashes and signatures it came
 /// with are replaced. A large event is refused as [`Event::from_wire`] would.
-pub fn sign_new(version: &'static RoomVersion, raw: &[u8], server: &OwnedServerName, key: &Key) -> Result<Event, Reject> {
+pub fn sign_new(
+    version: &'static RoomVersion,
+    raw: &[u8],
+    server: &OwnedServerName,
+    key: &Key,
+) -> Result<Event, Reject> {
     let mut canon = json::Canon::new();
     canon.read(raw, version.json_mode(), &["unsigned", "hashes", "signatures"])?;
     let hash = fast::content_hash(canon.members(), &mut Vec::new());

@@ -153,10 +153,7 @@ pub(super) fn event_id(version: &RoomVersion, hash: &[u8; 32], written: Option<&
 }
 
 /// SHA-256 of the event without `hashes`, `signatures` and `unsigned`. `buffer` is scratch.
-pub(super) fn content_hash<'a>(
-    members: impl Iterator<Item = (&'a [u8], &'a [u8])>,
-    buffer: &mut Vec<u8>,
-) -> [u8; 32] {
+pub(super) fn content_hash<'a>(members: impl Iterator<Item = (&'a [u8], &'a [u8])>, buffer: &mut Vec<u8>) -> [u8; 32] {
     buffer.clear();
     buffer.push(b'{');
     for (key, value) in members.filter(|(key, _)| !matches!(*key, b"hashes" | b"signatures" | b"unsigned")) {
@@ -198,8 +195,8 @@ pub(super) fn signers<'a>(
         if found.iter().any(|s| s.server == server) {
             return Ok(());
         }
-        let by_key = json::get(signatures, server)
-            .ok_or_else(|| Reject::signature(format!("event not signed by {server}")))?;
+        let by_key =
+            json::get(signatures, server).ok_or_else(|| Reject::signature(format!("event not signed by {server}")))?;
         let usable = json::members(by_key).filter(|(id, _)| id.starts_with(b"ed25519:"));
         let usable = usable.filter_map(|(id, value)| Some((std::str::from_utf8(id).ok()?, decode(value)?)));
         let signatures: Vec<_> = usable.take(SIGNATURES_TRIED_MAX).collect();

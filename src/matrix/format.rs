@@ -1,9 +1,9 @@
 //! Size and shape of an event (specification: server-server API "PDUs", client-server API "Size limits").
 
+use super::Reject;
 use super::header::{Header, Span, reference};
 use super::json;
 use super::version::RoomVersion;
-use super::Reject;
 use ruma::{EventId, RoomId, UserId};
 use std::borrow::Cow;
 

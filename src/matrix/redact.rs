@@ -107,7 +107,8 @@ fn keeps_content(version: &RoomVersion, kind: &str, key: &[u8]) -> bool {
         ("m.room.power_levels", b"invite") => version.redaction_v11,
         (
             "m.room.power_levels",
-            b"ban" | b"events" | b"events_default" | b"kick" | b"redact" | b"state_default" | b"users" | b"users_default",
+            b"ban" | b"events" | b"events_default" | b"kick" | b"redact" | b"state_default" | b"users"
+            | b"users_default",
         ) => true,
         ("m.room.history_visibility", b"history_visibility") => true,
         ("m.room.redaction", b"redacts") => version.redaction_v11,

@@ -1,10 +1,10 @@
 //! Signatures: our own key, checking others', on events, on JSON objects and on requests (specification appendices "Signing
 //! JSON" and "Signing Events", server-server API "Request Authentication").
 
+use super::Reject;
 use super::event::{Event, with_members};
 use super::fast::{BASE64, Signer};
 use super::json::{self, Mode};
-use super::Reject;
 use super::reject::Kind;
 use super::version::RoomVersion;
 use base64::Engine;

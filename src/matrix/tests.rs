@@ -57,8 +57,32 @@ fn canonical_json() {
 fn broken_json_is_refused() {
     let deep = "[".repeat(101) + &"]".repeat(101);
     for raw in [
-        "", "{", "}", "[1,]", "{\"a\":1,}", "{\"a\" 1}", "{a:1}", "01", "-", "1.", "1e", "+1", "tru", "nul", "\"a", "\"\\x\"",
-        "\"\\ud800\"", "\"\\udc00\\ud800\"", "\"\\u12\"", "\"\u{1}\"", "1 2", "{} {}", "[1 2]", "{\"a\":}", deep.as_str(), "{,}",
+        "",
+        "{",
+        "}",
+        "[1,]",
+        "{\"a\":1,}",
+        "{\"a\" 1}",
+        "{a:1}",
+        "01",
+        "-",
+        "1.",
+        "1e",
+        "+1",
+        "tru",
+        "nul",
+        "\"a",
+        "\"\\x\"",
+        "\"\\ud800\"",
+        "\"\\udc00\\ud800\"",
+        "\"\\u12\"",
+        "\"\u{1}\"",
+        "1 2",
+        "{} {}",
+        "[1 2]",
+        "{\"a\":}",
+        deep.as_str(),
+        "{,}",
     ] {
         assert!(canonical(raw, Mode::Lenient).is_err(), "{raw}");
     }
@@ -112,7 +136,22 @@ fn random_string(rng: &mut Rng, out: &mut String) {
     out.push('"');
     for _ in 0..rng.below(5) {
         out.push_str(
-            ["a", "b", "B", "\\n", "\\\"", "\\\\", "é", "😀", "\\ud83d\\ude00", "\\u0007", "\\/", "\u{7f}", "\u{e000}", "!"][rng.below(14)],
+            [
+                "a",
+                "b",
+                "B",
+                "\\n",
+                "\\\"",
+                "\\\\",
+                "é",
+                "😀",
+                "\\ud83d\\ude00",
+                "\\u0007",
+                "\\/",
+                "\u{7f}",
+                "\u{e000}",
+                "!",
+            ][rng.below(14)],
         );
     }
     out.push('"');
@@ -203,10 +242,18 @@ fn what_a_redaction_keeps() {
     for row in list(&vectors()["redaction"], "versions") {
         let versions = list(row, "room_versions").iter().map(|v| version::get(v.as_str().unwrap()).unwrap());
         for version in versions {
-            for kind in ["m.room.member", "m.room.create", "m.room.join_rules", "m.room.power_levels", "m.room.topic",
-                "m.room.history_visibility", "m.room.aliases", "m.room.redaction"]
-            {
-                let kept: Vec<&str> = row["content"][kind].as_array().into_iter().flatten().map(|k| k.as_str().unwrap()).collect();
+            for kind in [
+                "m.room.member",
+                "m.room.create",
+                "m.room.join_rules",
+                "m.room.power_levels",
+                "m.room.topic",
+                "m.room.history_visibility",
+                "m.room.aliases",
+                "m.room.redaction",
+            ] {
+                let kept: Vec<&str> =
+                    row["content"][kind].as_array().into_iter().flatten().map(|k| k.as_str().unwrap()).collect();
                 check_content_kept(version, kind, &kept);
             }
             let top: Vec<&str> = list(row, "top").iter().map(|k| k.as_str().unwrap()).collect();
@@ -236,8 +283,23 @@ fn check_content_kept(version: &version::RoomVersion, kind: &str, kept: &[&str])
 }
 
 fn check_top_kept(version: &version::RoomVersion, kept: &[&str]) {
-    let all = ["auth_events", "depth", "event_id", "hashes", "membership", "origin", "origin_server_ts", "prev_events",
-        "prev_state", "redacts", "room_id", "sender", "signatures", "state_key", "zzz"];
+    let all = [
+        "auth_events",
+        "depth",
+        "event_id",
+        "hashes",
+        "membership",
+        "origin",
+        "origin_server_ts",
+        "prev_events",
+        "prev_state",
+        "redacts",
+        "room_id",
+        "sender",
+        "signatures",
+        "state_key",
+        "zzz",
+    ];
     let mut event: serde_json::Map<String, Value> = all.iter().map(|k| (k.to_string(), json!(1))).collect();
     event.insert("content".into(), json!({}));
     event.insert("type".into(), json!("m.x"));
@@ -268,9 +330,12 @@ fn request_signatures() {
     for case in list(vectors, "parse") {
         assert_eq!(sign::request::parse(str(case, "header")).is_ok(), case["ok"].as_bool().unwrap(), "{case}");
     }
-    let odd = sign::request::parse("x-matrix   ORIGIN=\"a\\.example\" ,\tkey=\"ed25519:1\",sig=\"x\",extra=\"y\"").unwrap();
+    let odd =
+        sign::request::parse("x-matrix   ORIGIN=\"a\\.example\" ,\tkey=\"ed25519:1\",sig=\"x\",extra=\"y\"").unwrap();
     assert_eq!((odd.origin.as_str(), odd.destination), ("a.example", None));
-    for broken in ["", "X-Matrix", "X-Matrix origin=a", "Bearer x", "X-Matrix origin=\"a", "X-Matrix origin=\"a\"key=\"b\",sig=c"] {
+    for broken in
+        ["", "X-Matrix", "X-Matrix origin=a", "Bearer x", "X-Matrix origin=\"a", "X-Matrix origin=\"a\"key=\"b\",sig=c"]
+    {
         assert!(sign::request::parse(broken).is_err(), "{broken}");
     }
 }
@@ -303,7 +368,8 @@ fn wire_event(rng: &mut Rng, version: &'static version::RoomVersion, key: &Key) 
     if version.event_id_in_event() {
         draft["event_id"] = "$e:domain".into();
     }
-    let event = super::event::sign_new(version, draft.to_string().as_bytes(), &"domain".try_into().unwrap(), key).unwrap();
+    let event =
+        super::event::sign_new(version, draft.to_string().as_bytes(), &"domain".try_into().unwrap(), key).unwrap();
     let mut members: Vec<(&str, &str)> = event.members().collect();
     members.push(("unsigned", "{\"age\": 1.5}"));
     members.sort_by_key(|_| rng.u64());
@@ -377,7 +443,18 @@ fn shapes_that_are_refused() {
         event[key] = value;
         Event::from_wire(version, event.to_string().as_bytes())
     };
-    for key in ["type", "sender", "room_id", "content", "depth", "origin_server_ts", "prev_events", "auth_events", "hashes", "signatures"] {
+    for key in [
+        "type",
+        "sender",
+        "room_id",
+        "content",
+        "depth",
+        "origin_server_ts",
+        "prev_events",
+        "auth_events",
+        "hashes",
+        "signatures",
+    ] {
         for wrong in [json!(null), json!(true), json!("x".repeat(256)), json!(-1), json!([1]), json!([["$a:b", {}]])] {
             assert!(with(key, wrong.clone()).is_err(), "{key}: {wrong}");
         }
