@@ -20,3 +20,7 @@ pub mod federation; // what servers call
 pub mod admin; //      what the operator calls
 pub mod serve; //      the boot sequence
 pub mod cli; //        the command line
+
+/// Counts what is on the heap, for the audit of the account book (`budget/meter.rs`).
+#[global_allocator]
+static METER: budget::meter::Meter = budget::meter::Meter;

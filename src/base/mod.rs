@@ -1,1 +1,18 @@
-//! (being built)
+//! The ground everything stands on: time, randomness, work that may block, and long answers in pieces.
+//!
+//! Owns the only calls to the system's clocks, to its randomness and to the runtime's blocking pool, so that tests
+//! can hand in their own. Names no other part.
+//!
+//! Reading order: `clock.rs`, `random.rs`, `pace.rs`, `blocking.rs`, `chunks.rs`.
+
+mod blocking;
+mod chunks;
+mod clock;
+mod pace;
+mod random;
+
+pub use blocking::{block_on_until, blocking};
+pub use chunks::{ChunkError, Chunks, OneChunk};
+pub use clock::{Clock, Deadline, StopWatch};
+pub use pace::Pace;
+pub use random::Random;

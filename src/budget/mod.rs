@@ -1,1 +1,89 @@
-//! (being built)
+//! The account book for memory.
+//!
+//! Everything that can grow has an account, in bytes, in a profile of `memory-budgets/`; the sum fits the board. A
+//! `Grant` travels with the bytes it pays for and goes back on drop. Owns the accounts, the queues and scratch files
+//! that stay within them, and the allocator that audits them. Never decides who is refused: the account says what
+//! happens when it is empty, and the asker answers so.
+//!
+//! Never wait for a grant while holding a lock or an open write. A task that needs several asks for them together.
+//!
+//! Reading order: this file, `account.rs`, `profile.rs`, `choose.rs`, `queue.rs`, `spill.rs`, `meter.rs`.
+
+mod account;
+mod choose;
+pub mod meter;
+mod profile;
+pub mod queue;
+pub mod spill;
+
+use std::sync::Arc;
+
+pub use account::{Account, Grant, Refused};
+pub use choose::{Choice, choose};
+pub use profile::{AccountRow, Profile, ProfileError, WhenEmpty};
+
+use account::Nth;
+
+/// All accounts of the process. Cloning is cheap and gives the same book.
+#[derive(Clone)]
+pub struct Budget(Arc<Book>);
+
+struct Book {
+    profile: Profile,
+    accounts: Vec<Account>,
+    nth: Arc<Nth>,
+}
+
+impl Budget {
+    pub fn from_profile(profile: Profile) -> Self {
+        let nth = Arc::new(Nth::default());
+        let accounts = profile.accounts.iter().chain(&profile.disk);
+        let accounts = accounts.map(|row| Account::new(row.clone(), nth.clone())).collect();
+        Budget(Arc::new(Book { profile, accounts, nth }))
+    }
+
+    /// A roomy book for tests, so that nothing is refused unless the test says so.
+    pub fn for_tests() -> Self {
+        Self::from_profile(Profile::get("pi-5").expect("the shipped profiles add up"))
+    }
+
+    pub fn profile(&self) -> &Profile {
+        &self.0.profile
+    }
+
+    /// A named size from the profile: bytes, counts or milliseconds, as its name says.
+    pub fn size(&self, name: &str) -> u64 {
+        self.0.profile.size(name)
+    }
+
+    /// The account of that name, of memory or of scratch disk. An unknown name is a mistake in the program.
+    pub fn account(&self, name: &str) -> Account {
+        match self.0.accounts.iter().find(|account| account.name() == name) {
+            Some(account) => account.clone(),
+            None => {
+                let known: Vec<_> = self.0.accounts.iter().map(|account| account.name()).collect();
+                panic!("every account asked for is in the profiles: {name} is not one of {}", known.join(", "))
+            }
+        }
+    }
+
+    pub fn accounts(&self) -> &[Account] {
+        &self.0.accounts
+    }
+
+    /// For tests: refuses the `n`th grant asked for from now on (counted from 1), of whatever account, once.
+    pub fn refuse_nth(&self, n: u64) {
+        self.0.nth.set(n);
+    }
+
+    /// Whether a refusal ordered by `refuse_nth` has not been reached yet.
+    pub fn refusal_pending(&self) -> bool {
+        self.0.nth.pending()
+    }
+
+    /// The book as a table for people: account, bytes, in use, high-water mark, refusals, what happens when it is
+    /// empty, reason.
+    pub fn table(&self) -> String {
+        profile::table(&self.0.profile, Some(&self.0.accounts))
+    }
+}

@@ -1,1 +1,375 @@
-//! (being built)
+//! The one database file.
+//!
+//! Owns redb, which nobody else names: tables of bytes, snapshots to read from, one writer that groups waiting jobs
+//! into one durable commit, and the `Changes` only a commit can make. Knows nothing of what the rows mean; typed rows
+//! and their verbs are in `tables/`, one file a noun, each owned by the part that writes it. Never decides who may
+//! write what.
+//!
+//! A job checks before it writes: an `Err` from a job must come before its first put. Keep writes short, since there
+//! is one writer; large changes are staged in `write_bulk` batches and flipped by one small write.
+//!
+//! Reading order: this file, `schema.rs`, `key.rs`, `num.rs`, `access.rs` (reading and writing rows), `engine.rs` (the
+//! writer, and opening again after a failure), `disk.rs`, `migrate.rs`, then `tables/`.
+
+mod access;
+mod disk;
+mod engine;
+mod key;
+mod migrate;
+mod num;
+pub mod schema;
+pub mod tables;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tokio::sync::oneshot;
+
+pub use access::{Get, Read, Write};
+pub use disk::{FREE_BYTES_MIN, FileMedium, Medium, MemoryMedium, RESERVE_BYTES};
+pub use engine::Status;
+pub use key::{Key, Parts, after_prefix};
+pub use num::{BodyNum, EventNum, Position, RoomNum, ServerNum, StateKeyNum, UserNum};
+pub use schema::Table;
+
+use crate::base::Random;
+use engine::{Engine, Kind, Message, Typed};
+
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// How the database is opened.
+pub struct StoreOptions {
+    pub path: PathBuf,
+    /// redb's cache; what it needs beside it is in the account's reason.
+    pub cache_bytes: usize,
+    /// Jobs waiting for the writer at most; whoever comes after waits to queue.
+    pub queue_jobs: usize,
+    /// Stack of the writer's thread.
+    pub stack_bytes: usize,
+    /// Where the hash key of a new database comes from.
+    pub random: Random,
+}
+
+impl StoreOptions {
+    pub fn new(path: impl AsRef<Path>) -> Self {
+        StoreOptions {
+            path: path.as_ref().to_owned(),
+            cache_bytes: 8 << 20,
+            queue_jobs: 64,
+            stack_bytes: 1 << 20,
+            random: Random::os(),
+        }
+    }
+}
+
+/// The database. Cloning is cheap and gives the same one.
+#[derive(Clone)]
+pub struct Store(Arc<Engine>);
+
+impl Store {
+    /// Opens or makes the database; blocks. After a power cut this takes well under a second.
+    pub fn open(options: StoreOptions) -> Result<Self> {
+        let medium = FileMedium::claim(&options.path).map_err(|failed| match failed.kind() {
+            std::io::ErrorKind::WouldBlock => Error::Busy,
+            _ => Error::from_io(&failed),
+        })?;
+        Self::open_on(Arc::new(medium), options)
+    }
+
+    /// The same on a medium of the caller's, for tests that cut the power or fill the disk.
+    pub fn open_on(medium: Arc<dyn Medium>, options: StoreOptions) -> Result<Self> {
+        Engine::start(medium, &options).map(|engine| Store(Arc::new(engine)))
+    }
+
+    /// A database in memory with a fixed hash key, for tests.
+    pub fn in_memory() -> Self {
+        let mut options = StoreOptions::new("");
+        options.random = Random::seeded(1);
+        Self::open_on(Arc::new(MemoryMedium::default()), options).expect("memory does not fail")
+    }
+
+    /// A snapshot of everything committed so far. It keeps the pages it sees from being reused: do not hold one longer
+    /// than an answer takes.
+    pub fn read(&self) -> Result<Read> {
+        self.0.read()
+    }
+
+    /// Runs `job` in the next commit, together with whatever else is waiting. When this returns `Ok`, it is durable.
+    pub async fn write<T, E>(
+        &self,
+        job: impl FnOnce(&mut Write) -> Result<T, E> + Send + 'static,
+    ) -> Result<(T, Changes), WriteError<E>>
+    where
+        T: Send + 'static,
+        E: Send + 'static,
+    {
+        self.send(Kind::Ordinary, job).await
+    }
+
+    /// Runs `job` in a commit of its own, after those already waiting: for staged batches, so that a batch and other
+    /// rooms' writes do not lengthen each other.
+    pub async fn write_bulk<T, E>(
+        &self,
+        job: impl FnOnce(&mut Write) -> Result<T, E> + Send + 'static,
+    ) -> Result<(T, Changes), WriteError<E>>
+    where
+        T: Send + 'static,
+        E: Send + 'static,
+    {
+        self.send(Kind::Bulk, job).await
+    }
+
+    /// Like `write`, and also when the disk is full: for jobs that free more than they write.
+    pub async fn write_freeing<T, E>(
+        &self,
+        job: impl FnOnce(&mut Write) -> Result<T, E> + Send + 'static,
+    ) -> Result<(T, Changes), WriteError<E>>
+    where
+        T: Send + 'static,
+        E: Send + 'static,
+    {
+        self.send(Kind::Freeing, job).await
+    }
+
+    /// `write` from a thread that may block.
+    pub fn write_blocking<T, E>(
+        &self,
+        job: impl FnOnce(&mut Write) -> Result<T, E> + Send + 'static,
+    ) -> Result<(T, Changes), WriteError<E>>
+    where
+        T: Send + 'static,
+        E: Send + 'static,
+    {
+        self.send_blocking(Kind::Ordinary, job)
+    }
+
+    /// `write_bulk` from a thread that may block.
+    pub fn write_bulk_blocking<T, E>(
+        &self,
+        job: impl FnOnce(&mut Write) -> Result<T, E> + Send + 'static,
+    ) -> Result<(T, Changes), WriteError<E>>
+    where
+        T: Send + 'static,
+        E: Send + 'static,
+    {
+        self.send_blocking(Kind::Bulk, job)
+    }
+
+    /// `write_freeing` from a thread that may block.
+    pub fn write_freeing_blocking<T, E>(
+        &self,
+        job: impl FnOnce(&mut Write) -> Result<T, E> + Send + 'static,
+    ) -> Result<(T, Changes), WriteError<E>>
+    where
+        T: Send + 'static,
+        E: Send + 'static,
+    {
+        self.send_blocking(Kind::Freeing, job)
+    }
+
+    /// Whether writing works at the moment, for the admin page.
+    pub fn status(&self) -> Status {
+        self.0.status()
+    }
+
+    /// How often the database had to be opened again since the start.
+    pub fn reopened(&self) -> u64 {
+        self.0.reopened()
+    }
+
+    /// Gives freed pages back to the file system; blocks, and stops all writing meanwhile. False when a snapshot was
+    /// in use and nothing could be done.
+    pub fn compact_blocking(&self) -> Result<bool> {
+        let (reply, done) = oneshot::channel();
+        self.0.queue().blocking_send(Message::Compact(reply)).map_err(|_| Error::Closed)?;
+        done.blocking_recv().map_err(|_| Error::Closed)?
+    }
+
+    /// Finishes the waiting jobs, closes the file and ends the writer. Later calls get `Closed`.
+    pub async fn close(&self) {
+        let (reply, done) = oneshot::channel();
+        if self.0.queue().send(Message::Close(reply)).await.is_ok() {
+            let _ = done.await;
+        }
+    }
+
+    /// `close` from a thread that may block.
+    pub fn close_blocking(&self) {
+        let (reply, done) = oneshot::channel();
+        if self.0.queue().blocking_send(Message::Close(reply)).is_ok() {
+            let _ = done.blocking_recv();
+        }
+    }
+
+    async fn send<T, E>(
+        &self,
+        kind: Kind,
+        job: impl FnOnce(&mut Write) -> Result<T, E> + Send + 'static,
+    ) -> Result<(T, Changes), WriteError<E>>
+    where
+        T: Send + 'static,
+        E: Send + 'static,
+    {
+        let (job, done) = Typed::new(job);
+        self.0.queue().send(Message::Job(kind, job)).await.map_err(|_| WriteError::Store(Error::Closed))?;
+        done.await.unwrap_or(Err(WriteError::Store(Error::Closed)))
+    }
+
+    fn send_blocking<T, E>(
+        &self,
+        kind: Kind,
+        job: impl FnOnce(&mut Write) -> Result<T, E> + Send + 'static,
+    ) -> Result<(T, Changes), WriteError<E>>
+    where
+        T: Send + 'static,
+        E: Send + 'static,
+    {
+        let (job, done) = Typed::new(job);
+        self.0.queue().blocking_send(Message::Job(kind, job)).map_err(|_| WriteError::Store(Error::Closed))?;
+        done.blocking_recv().unwrap_or(Err(WriteError::Store(Error::Closed)))
+    }
+}
+
+/// Something that clients or servers may want to know of, announced by a job and made public by its commit.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Change {
+    /// Users of this server whose sync has something new. Bounded by the number of local users.
+    pub users: Vec<UserNum>,
+    pub room: Option<RoomNum>,
+    /// There are rows for other servers.
+    pub outbound: bool,
+    /// There are rows for appservices.
+    pub appservices: bool,
+    /// There are rows for push gateways.
+    pub pushes: bool,
+}
+
+/// What a commit made known. Only a commit can make one, so nothing is announced that is not durable.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Changes {
+    list: Vec<Change>,
+    position: Position,
+}
+
+impl Changes {
+    pub fn list(&self) -> &[Change] {
+        &self.list
+    }
+
+    /// The position of the commit: a snapshot taken from now on has it or a later one.
+    pub fn position(&self) -> Position {
+        self.position
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+}
+
+/// What can go wrong with the database itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Error {
+    /// The card failed; the database is opened again by itself.
+    Io(String),
+    /// The disk is full; new work is refused, reading goes on.
+    Full,
+    /// Our own data is wrong.
+    Corrupt { table: &'static str, key: Vec<u8> },
+    /// redb says its own structure is wrong.
+    Damaged(String),
+    /// Another process has the file.
+    Busy,
+    /// The file was written by a newer program.
+    Version { found: u32, known: u32 },
+    /// A job in the same group broke the rule to check before it writes; none of the group was written.
+    Aborted,
+    /// The server is shutting down.
+    Closed,
+}
+
+impl Error {
+    pub fn corrupt(table: &Table, key: &[u8]) -> Self {
+        Error::Corrupt { table: table.name, key: key.to_vec() }
+    }
+
+    fn from_io(failed: &std::io::Error) -> Self {
+        use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+        match failed.kind() {
+            StorageFull | QuotaExceeded => Error::Full,
+            _ => Error::Io(failed.to_string()),
+        }
+    }
+
+    /// Any of redb's errors.
+    fn of(failed: impl Into<redb::Error>) -> Self {
+        match failed.into() {
+            redb::Error::Io(failed) => Error::from_io(&failed),
+            redb::Error::PreviousIo => Error::Io("an earlier error stopped this database".into()),
+            redb::Error::DatabaseClosed => Error::Closed,
+            redb::Error::DatabaseAlreadyOpen => Error::Busy,
+            other => Error::Damaged(other.to_string()),
+        }
+    }
+
+    /// Whether the database has to be opened again before it can be used.
+    fn needs_reopening(&self) -> bool {
+        matches!(self, Error::Io(_) | Error::Full)
+    }
+}
+
+
+impl std::fmt::Display for Error {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Error::Io(what) => write!(f, "the disk failed: {what}"),
+            Error::Full => f.write_str("the disk is full"),
+            Error::Corrupt { table, key } => write!(f, "a row of {table} is corrupt: {key:02x?}"),
+            Error::Damaged(what) => write!(f, "the database is damaged: {what}"),
+            Error::Busy => f.write_str("the database is in use by another process"),
+            Error::Version { found, known } => {
+                write!(f, "the database has format {found}, this program knows up to {known}: use a newer one")
+            }
+            Error::Aborted => f.write_str("another write of the same commit failed half-way; nothing was written"),
+            Error::Closed => f.write_str("the database is closed"),
+        }
+    }
+}
+
+impl std::error::Error for Error {}
+
+/// Why a write did not happen: the job said no, or the database failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum WriteError<E> {
+    Job(E),
+    Store(Error),
+}
+
+impl<E: From<Error>> WriteError<E> {
+    /// One error for callers whose own error knows the database's.
+    pub fn into_inner(self) -> E {
+        match self {
+            WriteError::Job(failed) => failed,
+            WriteError::Store(failed) => failed.into(),
+        }
+    }
+}
+
+impl From<WriteError<Error>> for Error {
+    fn from(failed: WriteError<Error>) -> Self {
+        failed.into_inner()
+    }
+}
+
+impl<E: std::fmt::Display> std::fmt::Display for WriteError<E> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            WriteError::Job(failed) => failed.fmt(f),
+            WriteError::Store(failed) => failed.fmt(f),
+        }
+    }
+}
+
+impl<E: std::fmt::Debug + std::fmt::Display> std::error::Error for WriteError<E> {}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,44 @@
+//! Work that blocks, kept off the threads that wait on sockets; and waiting, on threads that may block.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::Thread;
+
+use super::clock::Deadline;
+
+/// Runs `work` on the runtime's blocking pool, whose size the profile sets. A panic in it goes on in the caller.
+pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(failed) if failed.is_panic() => std::panic::resume_unwind(failed.into_panic()),
+        // The runtime is going down and took the work with it: nobody is left to answer.
+        Err(_) => std::future::pending().await,
+    }
+}
+
+/// Waits on a plain thread for a future that needs no runtime (a grant, a place in a queue), at most until
+/// `deadline`; `None` when that passed first. Never call it on a thread that runs async tasks.
+pub fn block_on_until<T>(work: impl Future<Output = T>, deadline: Option<Deadline>) -> Option<T> {
+    let mut work = pin!(work);
+    let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
+    let mut context = Context::from_waker(&waker);
+    loop {
+        if let Poll::Ready(done) = work.as_mut().poll(&mut context) {
+            return Some(done);
+        }
+        match deadline.map(|deadline| deadline.left()) {
+            None => std::thread::park(),
+            Some(left) if left.is_zero() => return None,
+            Some(left) => std::thread::park_timeout(left),
+        }
+    }
+}
+
+struct Unpark(Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}

@@ -1,0 +1,354 @@
+//! One account and the grants drawn from it.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use super::profile::AccountRow;
+use crate::base::{Deadline, block_on_until};
+
+/// How many may wait for one account. Whoever comes after is refused: a queue of waiters is memory too.
+const WAITERS_MAX: usize = 1024;
+
+/// What a refused asker is told to wait when the account sets no time of its own.
+const RETRY_AFTER_MS_DEFAULT: u64 = 2_000;
+
+/// So many bytes for one purpose. Cloning gives the same account.
+#[derive(Clone)]
+pub struct Account(Arc<Ledger>);
+
+struct Ledger {
+    row: AccountRow,
+    book: Mutex<State>,
+    high_water: AtomicU64,
+    refusals: AtomicU64,
+    nth: Arc<Nth>,
+}
+
+#[derive(Default)]
+struct State {
+    used: u64,
+    /// First come, first served, so that a large request is not starved by small ones.
+    waiting: VecDeque<(u64, oneshot::Sender<Grant>)>,
+}
+
+/// Bytes that belong to whoever holds this. They return to the account on drop.
+pub struct Grant {
+    account: Account,
+    bytes: u64,
+}
+
+/// No memory: which account, and what can be done about it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refused {
+    pub account: String,
+    pub asked: u64,
+    pub limit: u64,
+    /// When it is worth trying again, in milliseconds; meaningless when `too_large`.
+    pub retry_after_ms: u64,
+    /// It can never fit: waiting does not help.
+    pub too_large: bool,
+}
+
+impl Account {
+    pub(super) fn new(row: AccountRow, nth: Arc<Nth>) -> Self {
+        let book = Mutex::new(State::default());
+        Account(Arc::new(Ledger { row, book, high_water: AtomicU64::new(0), refusals: AtomicU64::new(0), nth }))
+    }
+
+    /// An account of its own beside the book, with the name of the one that paid for it.
+    pub(super) fn part_of(paying: &Account, bytes: u64) -> Self {
+        Self::new(AccountRow { bytes, ..paying.0.row.clone() }, paying.0.nth.clone())
+    }
+
+    /// The bytes now, or a refusal.
+    pub fn try_take(&self, bytes: u64) -> Result<Grant, Refused> {
+        self.check(bytes)?;
+        let mut book = self.lock();
+        if !book.waiting.is_empty() || book.used + bytes > self.limit() {
+            drop(book);
+            return Err(self.refuse(bytes));
+        }
+        book.used += bytes;
+        Ok(self.granted(book, bytes))
+    }
+
+    /// The bytes, waiting for them at most the account's `wait_ms`. Refused at once when they can never fit.
+    pub async fn take(&self, bytes: u64) -> Result<Grant, Refused> {
+        match self.take_or_queue(bytes)? {
+            Turn::Now(grant) => Ok(grant),
+            Turn::Later(turn) => match tokio::time::timeout(self.wait(), turn).await {
+                Ok(Ok(grant)) => Ok(grant),
+                _ => Err(self.refuse(bytes)),
+            },
+        }
+    }
+
+    /// The same on a thread that may block. Never call it on a thread that runs async tasks.
+    pub fn take_blocking(&self, bytes: u64) -> Result<Grant, Refused> {
+        match self.take_or_queue(bytes)? {
+            Turn::Now(grant) => Ok(grant),
+            Turn::Later(turn) => match block_on_until(turn, Some(Deadline::after(self.wait()))) {
+                Some(Ok(grant)) => Ok(grant),
+                _ => Err(self.refuse(bytes)),
+            },
+        }
+    }
+
+    pub fn name(&self) -> &str {
+        &self.0.row.name
+    }
+
+    pub fn limit(&self) -> u64 {
+        self.0.row.bytes
+    }
+
+    pub fn used(&self) -> u64 {
+        self.lock().used
+    }
+
+    /// The most that was ever in use at once.
+    pub fn high_water(&self) -> u64 {
+        self.0.high_water.load(Ordering::Relaxed)
+    }
+
+    pub fn refusals(&self) -> u64 {
+        self.0.refusals.load(Ordering::Relaxed)
+    }
+
+    pub fn row(&self) -> &AccountRow {
+        &self.0.row
+    }
+
+    fn wait(&self) -> Duration {
+        Duration::from_millis(self.0.row.wait_ms)
+    }
+
+    fn take_or_queue(&self, bytes: u64) -> Result<Turn, Refused> {
+        self.check(bytes)?;
+        let mut book = self.lock();
+        if book.waiting.is_empty() && book.used + bytes <= self.limit() {
+            book.used += bytes;
+            return Ok(Turn::Now(self.granted(book, bytes)));
+        }
+        // Whoever gave up waiting leaves the line, so that the line's length is that of those still there.
+        book.waiting.retain(|(_, turn)| !turn.is_closed());
+        if book.waiting.len() >= WAITERS_MAX || self.0.row.wait_ms == 0 {
+            drop(book);
+            return Err(self.refuse(bytes));
+        }
+        let (turn, later) = oneshot::channel();
+        book.waiting.push_back((bytes, turn));
+        drop(book);
+        // When everybody ahead had given up, the place in front is ours and may already fit.
+        self.serve();
+        Ok(Turn::Later(later))
+    }
+
+    fn check(&self, bytes: u64) -> Result<(), Refused> {
+        if bytes > self.limit() || self.0.nth.refuse_now() { Err(self.refuse(bytes)) } else { Ok(()) }
+    }
+
+    fn refuse(&self, asked: u64) -> Refused {
+        self.0.refusals.fetch_add(1, Ordering::Relaxed);
+        let retry_after_ms = if self.0.row.wait_ms > 0 { self.0.row.wait_ms } else { RETRY_AFTER_MS_DEFAULT };
+        let (account, limit) = (self.name().to_owned(), self.limit());
+        Refused { account, asked, limit, retry_after_ms, too_large: asked > limit }
+    }
+
+    fn granted(&self, book: MutexGuard<'_, State>, bytes: u64) -> Grant {
+        self.0.high_water.fetch_max(book.used, Ordering::Relaxed);
+        Grant { account: self.clone(), bytes }
+    }
+
+    fn give_back(&self, bytes: u64) {
+        let mut book = self.lock();
+        assert!(book.used >= bytes, "an account never gets back more than it gave");
+        book.used -= bytes;
+        let nobody_waits = book.waiting.is_empty();
+        drop(book);
+        if !nobody_waits {
+            self.serve();
+        }
+    }
+
+    /// Hands what is free to those in front of the line. One at a time, with the book closed while handing over: a
+    /// grant whose taker has gone comes back by its drop, which opens the book again.
+    fn serve(&self) {
+        loop {
+            let mut book = self.lock();
+            let Some((bytes, _)) = book.waiting.front() else { return };
+            if book.used + bytes > self.limit() {
+                return;
+            }
+            let Some((bytes, turn)) = book.waiting.pop_front() else { return };
+            if turn.is_closed() {
+                continue;
+            }
+            book.used += bytes;
+            let grant = self.granted(book, bytes);
+            let _ = turn.send(grant);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.book.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+enum Turn {
+    Now(Grant),
+    Later(oneshot::Receiver<Grant>),
+}
+
+impl Grant {
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Asks for `more` bytes without waiting; on a refusal the grant stays as it was.
+    pub fn grow(&mut self, more: u64) -> Result<(), Refused> {
+        let added = self.account.try_take(more)?;
+        self.absorb(added);
+        Ok(())
+    }
+
+    /// Gives `less` bytes back (all of them when it holds fewer).
+    pub fn shrink(&mut self, less: u64) {
+        let less = less.min(self.bytes);
+        self.bytes -= less;
+        self.account.give_back(less);
+    }
+
+    /// Moves `bytes` (at most what it holds) into a grant of their own.
+    pub fn split(&mut self, bytes: u64) -> Grant {
+        let bytes = bytes.min(self.bytes);
+        self.bytes -= bytes;
+        Grant { account: self.account.clone(), bytes }
+    }
+
+    /// Joins two grants of one account.
+    pub fn absorb(&mut self, mut other: Grant) {
+        assert!(Arc::ptr_eq(&self.account.0, &other.account.0), "grants of two accounts are never joined");
+        self.bytes += std::mem::take(&mut other.bytes);
+    }
+
+    pub fn account(&self) -> &Account {
+        &self.account
+    }
+}
+
+impl Drop for Grant {
+    fn drop(&mut self) {
+        if self.bytes > 0 {
+            self.account.give_back(self.bytes);
+        }
+    }
+}
+
+impl fmt::Debug for Grant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Grant({} {})", self.account.name(), self.bytes)
+    }
+}
+
+impl fmt::Debug for Account {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Account({} {}/{})", self.name(), self.used(), self.limit())
+    }
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Refused { account, asked, limit, .. } = self;
+        if self.too_large {
+            write!(f, "{asked} bytes can never fit the account {account} of {limit} bytes")
+        } else {
+            write!(f, "the account {account} ({limit} bytes) has no {asked} bytes left")
+        }
+    }
+}
+
+impl std::error::Error for Refused {}
+
+/// A test's order to refuse one grant: counts down to it.
+#[derive(Default)]
+pub(super) struct Nth(AtomicU64);
+
+impl Nth {
+    pub(super) fn set(&self, n: u64) {
+        self.0.store(n, Ordering::SeqCst);
+    }
+
+    pub(super) fn pending(&self) -> bool {
+        self.0.load(Ordering::SeqCst) > 0
+    }
+
+    fn refuse_now(&self) -> bool {
+        // The usual case costs one relaxed load.
+        self.0.load(Ordering::Relaxed) > 0
+            && self.0.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1)) == Ok(1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::budget::WhenEmpty;
+
+    fn account(bytes: u64, wait_ms: u64) -> Account {
+        let when_empty = WhenEmpty::Wait;
+        let row = AccountRow { name: "test".into(), bytes, reason: String::new(), when_empty, wait_ms };
+        Account::new(row, Arc::default())
+    }
+
+    #[test]
+    fn grants_return_on_drop() {
+        let account = account(100, 0);
+        let mut grant = account.try_take(60).unwrap();
+        assert!(account.try_take(41).is_err());
+        let part = grant.split(20);
+        drop(part);
+        grant.grow(60).unwrap();
+        assert_eq!(account.used(), 100);
+        grant.shrink(1000);
+        assert_eq!((account.used(), account.high_water(), account.refusals()), (0, 100, 1));
+        assert!(account.try_take(101).unwrap_err().too_large);
+    }
+
+    #[tokio::test]
+    async fn waiters_are_served_in_order_and_may_give_up() {
+        let account = account(100, 60_000);
+        let held = account.try_take(100).unwrap();
+        let gave_up = tokio::spawn({
+            let account = account.clone();
+            async move { account.take(90).await.map(|_| ()) }
+        });
+        let served = tokio::spawn({
+            let account = account.clone();
+            async move { account.take(50).await }
+        });
+        tokio::task::yield_now().await;
+        gave_up.abort();
+        let _ = gave_up.await;
+        drop(held);
+        assert_eq!(served.await.unwrap().unwrap().bytes(), 50);
+        assert_eq!(account.used(), 0);
+    }
+
+    #[test]
+    fn a_blocked_thread_gets_its_turn() {
+        let account = account(10, 60_000);
+        let held = account.try_take(10).unwrap();
+        let thread = std::thread::spawn({
+            let account = account.clone();
+            move || account.take_blocking(5).map(|grant| grant.bytes())
+        });
+        drop(held);
+        assert_eq!(thread.join().unwrap(), Ok(5));
+    }
+}

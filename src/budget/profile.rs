@@ -1,0 +1,390 @@
+//! Reads a profile: what the whole process may occupy, and how it is shared out.
+//!
+//! Unknown names, missing names and sums that do not fit are errors that say what is wrong and by how much.
+
+use std::collections::BTreeMap;
+use std::fmt::{self, Write as _};
+use std::path::Path;
+
+use serde::Deserialize;
+
+use super::account::Account;
+
+/// Every account of memory. A profile has each of them and no other; a new one is added here and to each file of
+/// `memory-budgets/`.
+pub const ACCOUNTS: &[&str] = &[
+    "database_cache",
+    "event_cache",
+    "state_nodes",
+    "connections",
+    "request_bodies",
+    "response_bodies",
+    "sync_waiters",
+    "ephemeral",
+    "inbound_transactions",
+    "outbound",
+    "join",
+    "state_resolution",
+    "signing_keys",
+    "media",
+    "password_hashing",
+    "search",
+    "admin",
+];
+
+/// Accounts of scratch disk; they do not count towards the memory.
+pub const DISK_ACCOUNTS: &[&str] = &["spill_disk"];
+
+/// Every named size: buffers, windows, pools and stacks of ours and of the libraries.
+pub const SIZES: &[&str] = &[
+    "redb_cache",
+    "write_queue_jobs",
+    "writer_stack",
+    "worker_threads",
+    "worker_stack",
+    "blocking_threads",
+    "blocking_stack",
+    "connections_max",
+    "http1_buffer",
+    "h2_stream_window",
+    "h2_connection_window",
+    "h2_streams_max",
+    "h2_send_buffer",
+    "tls_buffer",
+    "request_body_max",
+    "response_chunk",
+    "sync_waiters_max",
+    "outbound_connections_max",
+    "outbound_body_max",
+    "join_workers",
+    "join_window",
+    "argon2_memory",
+    "argon2_passes",
+    "state_conflicts_max",
+];
+
+const SHIPPED: &[(&str, &str)] = &[
+    ("pi-zero-2w", include_str!("../../memory-budgets/pi-zero-2w.toml")),
+    ("pi-3", include_str!("../../memory-budgets/pi-3.toml")),
+    ("pi-4-2g", include_str!("../../memory-budgets/pi-4-2g.toml")),
+    ("pi-5", include_str!("../../memory-budgets/pi-5.toml")),
+    ("scaleway-arm", include_str!("../../memory-budgets/scaleway-arm.toml")),
+];
+
+/// A checked profile: its accounts and its fixed cost fit its total.
+#[derive(Debug, Clone)]
+pub struct Profile {
+    pub name: String,
+    /// One sentence: for which board.
+    pub board: String,
+    /// The cap on the resident memory of the whole process, in bytes.
+    pub total: u64,
+    /// What the process costs before anything is asked of it: binary, runtime, allocator slack. Measured.
+    pub fixed: u64,
+    pub fixed_reason: String,
+    pub accounts: Vec<AccountRow>,
+    pub disk: Vec<AccountRow>,
+    sizes: BTreeMap<String, u64>,
+}
+
+#[derive(Debug, Clone)]
+pub struct AccountRow {
+    pub name: String,
+    pub bytes: u64,
+    pub reason: String,
+    pub when_empty: WhenEmpty,
+    /// How long an asker waits before it is refused; also what a refused one is told to wait.
+    pub wait_ms: u64,
+}
+
+/// What happens to who asks an empty account.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WhenEmpty {
+    /// Waits its turn, and is refused after `wait_ms`.
+    Wait,
+    /// HTTP 429 `M_LIMIT_EXCEEDED` with `retry_after_ms`.
+    #[serde(rename = "refuse_429")]
+    Refuse429,
+    /// HTTP 413 `M_TOO_LARGE`.
+    #[serde(rename = "refuse_413")]
+    Refuse413,
+    /// The connection is closed.
+    Close,
+    /// The job is put off and tried again later.
+    Postpone,
+    /// The oldest entries of the cache make room.
+    DropCache,
+}
+
+impl fmt::Display for WhenEmpty {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            WhenEmpty::Wait => "waits",
+            WhenEmpty::Refuse429 => "429, try later",
+            WhenEmpty::Refuse413 => "413, too large",
+            WhenEmpty::Close => "connection closed",
+            WhenEmpty::Postpone => "postponed",
+            WhenEmpty::DropCache => "cache shrinks",
+        })
+    }
+}
+
+/// Why a profile cannot be used; a sentence for the operator.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProfileError(pub String);
+
+impl fmt::Display for ProfileError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for ProfileError {}
+
+impl Profile {
+    /// A shipped profile by its name.
+    pub fn get(name: &str) -> Result<Self, ProfileError> {
+        match SHIPPED.iter().find(|(known, _)| *known == name) {
+            Some((_, text)) => Self::parse(name, text),
+            None => {
+                let known: Vec<_> = Self::names().collect();
+                Err(ProfileError(format!("there is no memory budget {name:?}; known are {}", known.join(", "))))
+            }
+        }
+    }
+
+    pub fn names() -> impl Iterator<Item = &'static str> {
+        SHIPPED.iter().map(|(name, _)| *name)
+    }
+
+    /// A profile of the operator's own.
+    pub fn from_file(path: &Path) -> Result<Self, ProfileError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|failed| ProfileError(format!("memory budget {}: {failed}", path.display())))?;
+        Self::parse(&path.display().to_string(), &text)
+    }
+
+    /// A shipped name, or the path of a file when it looks like one.
+    pub fn named(name_or_path: &str) -> Result<Self, ProfileError> {
+        let is_path = name_or_path.contains('/') || name_or_path.ends_with(".toml");
+        if is_path { Self::from_file(Path::new(name_or_path)) } else { Self::get(name_or_path) }
+    }
+
+    pub fn parse(name: &str, text: &str) -> Result<Self, ProfileError> {
+        let wrong = |what: String| ProfileError(format!("memory budget {name}: {what}"));
+        let raw: Raw = toml::from_str(text).map_err(|failed| wrong(failed.to_string()))?;
+        let profile = raw.into_profile(name);
+        profile.check().map_err(wrong)?;
+        Ok(profile)
+    }
+
+    /// A named size. An unknown name is a mistake in the program, since `check` has seen that all are there.
+    pub fn size(&self, name: &str) -> u64 {
+        match self.sizes.get(name) {
+            Some(size) => *size,
+            None => panic!("every size asked for is in the profiles: {name} is not one of {}", SIZES.join(", ")),
+        }
+    }
+
+    pub fn sizes(&self) -> impl Iterator<Item = (&str, u64)> {
+        self.sizes.iter().map(|(name, size)| (name.as_str(), *size))
+    }
+
+    /// Fixed cost and all accounts of memory, in bytes.
+    pub fn sum(&self) -> u64 {
+        self.fixed + self.accounts.iter().map(|row| row.bytes).sum::<u64>()
+    }
+
+    fn check(&self) -> Result<(), String> {
+        same_names("account", self.accounts.iter().map(|row| row.name.as_str()), ACCOUNTS)?;
+        same_names("disk account", self.disk.iter().map(|row| row.name.as_str()), DISK_ACCOUNTS)?;
+        same_names("size", self.sizes.keys().map(String::as_str), SIZES)?;
+        if let Some(silent) = self.accounts.iter().chain(&self.disk).find(|row| row.reason.is_empty()) {
+            return Err(format!("account {} gives no reason", silent.name));
+        }
+        let sum = self.sum();
+        if sum > self.total {
+            let (total, over) = (human(self.total), human(sum - self.total));
+            return Err(format!(
+                "its accounts and its fixed cost make {}, which is {over} more than its total of {total}",
+                human(sum)
+            ));
+        }
+        Ok(())
+    }
+}
+
+fn same_names<'a>(what: &str, found: impl Iterator<Item = &'a str>, wanted: &[&str]) -> Result<(), String> {
+    let found: Vec<_> = found.collect();
+    if let Some(unknown) = found.iter().find(|name| !wanted.contains(name)) {
+        return Err(format!("{what} {unknown:?} is unknown; known are {}", wanted.join(", ")));
+    }
+    match wanted.iter().find(|name| !found.contains(name)) {
+        Some(missing) => Err(format!("{what} {missing:?} is missing")),
+        None => Ok(()),
+    }
+}
+
+/// The file as written. Names are checked by `Profile::check`, which can say which ones are known.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Raw {
+    board: String,
+    total: Bytes,
+    fixed: RawFixed,
+    accounts: BTreeMap<String, RawAccount>,
+    disk: BTreeMap<String, RawAccount>,
+    sizes: BTreeMap<String, Bytes>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawFixed {
+    bytes: Bytes,
+    reason: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawAccount {
+    bytes: Bytes,
+    reason: String,
+    when_empty: WhenEmpty,
+    #[serde(default)]
+    wait_ms: u64,
+}
+
+impl Raw {
+    fn into_profile(self, name: &str) -> Profile {
+        let rows = |raw: BTreeMap<String, RawAccount>, order: &[&str]| {
+            let mut rows: Vec<_> = raw.into_iter().map(|(name, raw)| raw.into_row(name)).collect();
+            rows.sort_by_key(|row| order.iter().position(|known| *known == row.name));
+            rows
+        };
+        Profile {
+            name: name.to_owned(),
+            board: self.board,
+            total: self.total.0,
+            fixed: self.fixed.bytes.0,
+            fixed_reason: self.fixed.reason,
+            accounts: rows(self.accounts, ACCOUNTS),
+            disk: rows(self.disk, DISK_ACCOUNTS),
+            sizes: self.sizes.into_iter().map(|(name, size)| (name, size.0)).collect(),
+        }
+    }
+}
+
+impl RawAccount {
+    fn into_row(self, name: String) -> AccountRow {
+        let RawAccount { bytes, reason, when_empty, wait_ms } = self;
+        AccountRow { name, bytes: bytes.0, reason, when_empty, wait_ms }
+    }
+}
+
+/// A number of bytes as people write it: 4096, "64 KiB", "1.5 MiB", "1 GiB".
+#[derive(Deserialize)]
+#[serde(try_from = "NumberOrText")]
+struct Bytes(u64);
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum NumberOrText {
+    Number(u64),
+    Text(String),
+}
+
+impl TryFrom<NumberOrText> for Bytes {
+    type Error = String;
+
+    fn try_from(raw: NumberOrText) -> Result<Self, String> {
+        match raw {
+            NumberOrText::Number(number) => Ok(Bytes(number)),
+            NumberOrText::Text(text) => parse_bytes(&text).map(Bytes),
+        }
+    }
+}
+
+/// Reads "64 KiB", "1.5 MiB", "1 GiB" or a plain number of bytes.
+pub fn parse_bytes(text: &str) -> Result<u64, String> {
+    let text = text.trim();
+    let units = [("KiB", 1u64 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30), ("B", 1)];
+    let (number, unit) = units
+        .iter()
+        .find_map(|(name, unit)| text.strip_suffix(name).map(|number| (number.trim(), *unit)))
+        .unwrap_or((text, 1));
+    match number.parse::<f64>() {
+        Ok(number) if (0.0..1e12).contains(&number) => Ok((number * unit as f64).round() as u64),
+        _ => Err(format!("{text:?} is not a number of bytes such as 4096, \"64 KiB\" or \"1.5 MiB\"")),
+    }
+}
+
+/// Bytes for people: "1.50 MiB".
+pub fn human(bytes: u64) -> String {
+    match bytes {
+        0..1024 => format!("{bytes} B"),
+        1024..1_048_576 => format!("{:.1} KiB", bytes as f64 / 1024.0),
+        1_048_576..1_073_741_824 => format!("{:.2} MiB", bytes as f64 / 1_048_576.0),
+        _ => format!("{:.2} GiB", bytes as f64 / 1_073_741_824.0),
+    }
+}
+
+/// A profile as a table for people; with the accounts of a running server also what is in use.
+pub fn table(profile: &Profile, running: Option<&[Account]>) -> String {
+    let mut out = format!("{} — {}\n\n", profile.name, profile.board);
+    let used = |name: &str| {
+        let account = running?.iter().find(|account| account.name() == name)?;
+        Some((human(account.used()), human(account.high_water()), account.refusals().to_string()))
+    };
+    let mut line = |cells: [&str; 7]| {
+        let [name, bytes, now, high, refused, empty, reason] = cells;
+        let _ = writeln!(out, "{name:<22} {bytes:>11} {now:>11} {high:>11} {refused:>8}  {empty:<18} {reason}");
+    };
+    line(["account", "bytes", "in use", "high water", "refused", "when empty", "reason"]);
+    line(["(fixed)", &human(profile.fixed), "", "", "", "", &profile.fixed_reason]);
+    for row in profile.accounts.iter().chain(&profile.disk) {
+        let (now, high, refused) = used(&row.name).unwrap_or_else(|| ("-".into(), "-".into(), "-".into()));
+        line([&row.name, &human(row.bytes), &now, &high, &refused, &row.when_empty.to_string(), &row.reason]);
+    }
+    line(["(left over)", &human(profile.total - profile.sum()), "", "", "", "", ""]);
+    line(["total", &human(profile.total), "", "", "", "", "scratch disk is not counted"]);
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shipped_profiles_add_up() {
+        for name in Profile::names() {
+            let profile = Profile::get(name).unwrap();
+            assert!(profile.sum() <= profile.total);
+            assert!(table(&profile, None).contains("database_cache"));
+        }
+    }
+
+    #[test]
+    fn says_by_how_much_a_profile_does_not_fit() {
+        let text = SHIPPED[0].1.replace("total = \"48 MiB\"", "total = \"47 MiB\"");
+        let message = Profile::parse("mine", &text).unwrap_err().0;
+        assert!(message.contains("1.00 MiB more than its total"), "{message}");
+    }
+
+    #[test]
+    fn names_what_is_unknown() {
+        let text = SHIPPED[0].1.replace("[accounts.join]", "[accounts.jion]");
+        assert!(Profile::parse("mine", &text).unwrap_err().0.contains("account \"jion\" is unknown"));
+        let text = SHIPPED[0].1.replace("redb_cache", "rdb_cache");
+        assert!(Profile::parse("mine", &text).unwrap_err().0.contains("rdb_cache"));
+        assert!(Profile::get("pi-9").unwrap_err().0.contains("pi-zero-2w"));
+    }
+
+    #[test]
+    fn reads_bytes_as_people_write_them() {
+        assert_eq!(parse_bytes("64 KiB"), Ok(65_536));
+        assert_eq!(parse_bytes("1.5MiB"), Ok(1_572_864));
+        assert_eq!(parse_bytes("12"), Ok(12));
+        assert!(parse_bytes("many").is_err());
+    }
+}

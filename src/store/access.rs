@@ -1,0 +1,332 @@
+//! Reading and writing rows.
+//!
+//! `Get` is what `Read` (a snapshot) and `Write` (a job, which sees its own writes) have in common, so that a verb that
+//! only looks is written once.
+
+use std::cell::RefCell;
+use std::hash::Hasher;
+use std::ops::{Bound, ControlFlow};
+use std::rc::Rc;
+use std::sync::{Arc, Mutex};
+
+use redb::{ReadTransaction, ReadableTable, TableDefinition, TableError, WriteTransaction};
+use siphasher::sip128::{Hasher128, SipHasher13};
+
+use super::key::after_prefix;
+use super::schema::META;
+use super::{Change, Error, Position, Result, Table};
+
+/// A row as key and value.
+pub type Row = (Vec<u8>, Vec<u8>);
+
+/// Called with each row of a range; breaks when it has seen enough.
+pub type Visitor<'v> = &'v mut dyn FnMut(&[u8], &[u8]) -> Result<ControlFlow<()>>;
+
+type Definition<'n> = TableDefinition<'n, &'static [u8], &'static [u8]>;
+type ReadTable = redb::ReadOnlyTable<&'static [u8], &'static [u8]>;
+type WriteTable<'t> = redb::Table<'t, &'static [u8], &'static [u8]>;
+
+pub(super) const POSITION_ROW: &[u8] = b"position";
+pub(super) const HASH_KEY_ROW: &[u8] = b"hash_key";
+
+pub trait Get {
+    /// Calls `f` with the value without copying it; false when there is none.
+    fn with(&self, table: &Table, key: &[u8], f: &mut dyn FnMut(&[u8])) -> Result<bool>;
+
+    /// Calls `f` with each row from `from` on, up to but without `to_exclusive` (the end of the table when `None`),
+    /// backwards when `rev`.
+    fn range(&self, table: &Table, from: &[u8], to_exclusive: Option<&[u8]>, rev: bool, f: Visitor) -> Result<()>;
+
+    /// The key ids are hashed with: random, of this database alone.
+    fn hash_key(&self) -> &[u8; 16];
+
+    fn get(&self, table: &Table, key: &[u8]) -> Result<Option<Vec<u8>>> {
+        let mut value = None;
+        self.with(table, key, &mut |found| value = Some(found.to_vec()))?;
+        Ok(value)
+    }
+
+    fn has(&self, table: &Table, key: &[u8]) -> Result<bool> {
+        self.with(table, key, &mut |_| ())
+    }
+
+    /// Calls `f` with each row whose key starts with `prefix`, in order.
+    fn prefix(&self, table: &Table, prefix: &[u8], f: Visitor) -> Result<()> {
+        self.range(table, prefix, after_prefix(prefix).as_deref(), false, f)
+    }
+
+    fn first_in_prefix(&self, table: &Table, prefix: &[u8]) -> Result<Option<Row>> {
+        self.first(table, prefix, after_prefix(prefix).as_deref(), false)
+    }
+
+    fn last_in_prefix(&self, table: &Table, prefix: &[u8]) -> Result<Option<Row>> {
+        self.first(table, prefix, after_prefix(prefix).as_deref(), true)
+    }
+
+    /// The first row of a range, or the last one when `rev`.
+    fn first(&self, table: &Table, from: &[u8], to_exclusive: Option<&[u8]>, rev: bool) -> Result<Option<Row>> {
+        let mut row = None;
+        self.range(table, from, to_exclusive, rev, &mut |key, value| {
+            row = Some((key.to_vec(), value.to_vec()));
+            Ok(ControlFlow::Break(()))
+        })?;
+        Ok(row)
+    }
+
+    /// The position of the latest change this can see.
+    fn position(&self) -> Result<Position> {
+        match self.get(&META, POSITION_ROW)? {
+            None => Ok(Position(0)),
+            Some(row) => Position::from_key(&row).ok_or_else(|| Error::corrupt(&META, POSITION_ROW)),
+        }
+    }
+
+    /// A 128-bit keyed hash of the parts, each with its length, so that no two lists of parts coincide. A stranger who
+    /// chooses the parts cannot choose the hash.
+    fn hash128(&self, parts: &[&[u8]]) -> [u8; 16] {
+        let mut hasher = SipHasher13::new_with_key(self.hash_key());
+        for part in parts {
+            hasher.write_u32(part.len() as u32);
+            hasher.write(part);
+        }
+        hasher.finish128().as_bytes()
+    }
+}
+
+fn bounds<'b>(from: &'b [u8], to_exclusive: Option<&'b [u8]>) -> Option<(Bound<&'b [u8]>, Bound<&'b [u8]>)> {
+    match to_exclusive {
+        Some(to) if to <= from => None,
+        Some(to) => Some((Bound::Included(from), Bound::Excluded(to))),
+        None => Some((Bound::Included(from), Bound::Unbounded)),
+    }
+}
+
+fn walk(
+    table: &impl ReadableTable<&'static [u8], &'static [u8]>,
+    from: &[u8],
+    to_exclusive: Option<&[u8]>,
+    rev: bool,
+    f: Visitor,
+) -> Result<()> {
+    let Some(bounds) = bounds(from, to_exclusive) else { return Ok(()) };
+    let mut rows = table.range::<&[u8]>(bounds).map_err(Error::of)?;
+    while let Some(row) = if rev { rows.next_back() } else { rows.next() } {
+        let (key, value) = row.map_err(Error::of)?;
+        if f(key.value(), value.value())?.is_break() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// A snapshot. `Send`, and it keeps nothing locked; but the pages it sees are not reused while it lives.
+pub struct Read {
+    txn: ReadTransaction,
+    /// Tables opened so far, with their roots in this snapshot.
+    tables: Mutex<Vec<(&'static str, Option<Arc<ReadTable>>)>>,
+    hash_key: [u8; 16],
+}
+
+impl Read {
+    pub(super) fn new(txn: ReadTransaction, hash_key: [u8; 16]) -> Self {
+        Read { txn, tables: Mutex::new(Vec::with_capacity(8)), hash_key }
+    }
+
+    /// The table in this snapshot; `None` when nothing was ever written to it.
+    fn table(&self, table: &Table) -> Result<Option<Arc<ReadTable>>> {
+        let mut tables = self.tables.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if let Some((_, open)) = tables.iter().find(|(name, _)| same(name, table.name)) {
+            return Ok(open.clone());
+        }
+        let open = match self.txn.open_table(Definition::new(table.name)) {
+            Ok(open) => Some(Arc::new(open)),
+            Err(TableError::TableDoesNotExist(_)) => None,
+            Err(failed) => return Err(Error::of(failed)),
+        };
+        tables.push((table.name, open.clone()));
+        Ok(open)
+    }
+}
+
+impl Get for Read {
+    fn with(&self, table: &Table, key: &[u8], f: &mut dyn FnMut(&[u8])) -> Result<bool> {
+        let Some(open) = self.table(table)? else { return Ok(false) };
+        match ReadableTable::get(&*open, key).map_err(Error::of)? {
+            Some(value) => f(value.value()),
+            None => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    fn range(&self, table: &Table, from: &[u8], to_exclusive: Option<&[u8]>, rev: bool, f: Visitor) -> Result<()> {
+        match self.table(table)? {
+            Some(open) => walk(&*open, from, to_exclusive, rev, f),
+            None => Ok(()),
+        }
+    }
+
+    fn hash_key(&self) -> &[u8; 16] {
+        &self.hash_key
+    }
+}
+
+/// A job's view of the database: it reads what it and the jobs before it in the commit wrote, and writes.
+pub struct Write<'t> {
+    txn: &'t WriteTransaction,
+    /// Tables stay open for the whole commit: opening one for each put would cost as much as the put.
+    tables: RefCell<Vec<(&'static str, Rc<RefCell<WriteTable<'t>>>)>>,
+    hash_key: [u8; 16],
+    position: Position,
+    /// Puts and removes tried so far, by all jobs of this commit.
+    writes: u64,
+    changes: Vec<Change>,
+    /// The database's own failure, if one was met: a job may have wrapped it in an error of its own.
+    failure: RefCell<Option<Error>>,
+}
+
+impl<'t> Write<'t> {
+    pub(super) fn new(txn: &'t WriteTransaction, hash_key: [u8; 16], position: Position) -> Self {
+        let tables = RefCell::new(Vec::with_capacity(16));
+        Write { txn, tables, hash_key, position, writes: 0, changes: Vec::new(), failure: RefCell::new(None) }
+    }
+
+    pub fn put(&mut self, table: &Table, key: &[u8], value: &[u8]) -> Result<()> {
+        self.writes += 1;
+        let open = self.table(table)?;
+        let put = open.borrow_mut().insert(key, value).map(|_| ());
+        self.noting(put.map_err(Error::of))
+    }
+
+    /// Removes the row if it is there; true when it was.
+    pub fn remove(&mut self, table: &Table, key: &[u8]) -> Result<bool> {
+        self.writes += 1;
+        let open = self.table(table)?;
+        let removed = open.borrow_mut().remove(key).map(|old| old.is_some());
+        self.noting(removed.map_err(Error::of))
+    }
+
+    /// Removes at most `rows_max` rows whose key starts with `prefix`; returns how many there were. Fewer than
+    /// `rows_max` means that none are left.
+    pub fn remove_prefix(&mut self, table: &Table, prefix: &[u8], rows_max: usize) -> Result<usize> {
+        let mut keys = Vec::new();
+        self.prefix(table, prefix, &mut |key, _| {
+            if keys.len() == rows_max {
+                return Ok(ControlFlow::Break(()));
+            }
+            keys.push(key.to_vec());
+            Ok(ControlFlow::Continue(()))
+        })?;
+        for key in &keys {
+            self.remove(table, key)?;
+        }
+        Ok(keys.len())
+    }
+
+    /// The next position, for a change that clients or servers may follow.
+    pub fn next_position(&mut self) -> Position {
+        self.position.0 += 1;
+        self.position
+    }
+
+    /// Makes a change known once the commit is durable.
+    pub fn announce(&mut self, change: Change) {
+        self.changes.push(change);
+    }
+
+    /// Takes `count` numbers of a counter and returns the first; counters start at 1, so 0 is never a number.
+    /// Fails as corrupt when the numbers are used up.
+    pub fn next_numbers(&mut self, counter: &str, count: u32) -> Result<u32> {
+        let row = [b"next/", counter.as_bytes()].concat();
+        let first = match self.get(&META, &row)? {
+            None => 1,
+            Some(value) => u32::from_be_bytes(value.try_into().map_err(|_| Error::corrupt(&META, &row))?),
+        };
+        let next = first.checked_add(count).ok_or_else(|| Error::corrupt(&META, &row))?;
+        self.put(&META, &row, &next.to_be_bytes())?;
+        Ok(first)
+    }
+
+    fn table(&self, table: &Table) -> Result<Rc<RefCell<WriteTable<'t>>>> {
+        let mut tables = self.tables.borrow_mut();
+        if let Some((_, open)) = tables.iter().find(|(name, _)| same(name, table.name)) {
+            return Ok(open.clone());
+        }
+        let open = self.noting(self.txn.open_table(Definition::new(table.name)).map_err(Error::of))?;
+        let open = Rc::new(RefCell::new(open));
+        tables.push((table.name, open.clone()));
+        Ok(open)
+    }
+
+    /// Remembers a failure of the database.
+    fn noting<T>(&self, result: Result<T>) -> Result<T> {
+        if let Err(failed @ (Error::Io(_) | Error::Full | Error::Damaged(_))) = &result {
+            *self.failure.borrow_mut() = Some(failed.clone());
+        }
+        result
+    }
+
+    pub(super) fn take_failure(&mut self) -> Option<Error> {
+        self.failure.take()
+    }
+
+    /// Where a job starts, so that it can be seen whether it wrote and undone what is not in the transaction.
+    pub(super) fn mark(&self) -> Mark {
+        Mark { writes: self.writes, position: self.position }
+    }
+
+    /// Whether anything was written since the mark.
+    pub(super) fn wrote_since(&self, mark: &Mark) -> bool {
+        self.writes > mark.writes
+    }
+
+    /// Forgets the positions and changes of a job that said no.
+    pub(super) fn back_to(&mut self, mark: &Mark) {
+        self.position = mark.position;
+        self.changes.clear();
+    }
+
+    pub(super) fn take_changes(&mut self) -> Vec<Change> {
+        std::mem::take(&mut self.changes)
+    }
+
+    pub(super) fn current_position(&self) -> Position {
+        self.position
+    }
+}
+
+pub(super) struct Mark {
+    writes: u64,
+    pub(super) position: Position,
+}
+
+impl Get for Write<'_> {
+    fn with(&self, table: &Table, key: &[u8], f: &mut dyn FnMut(&[u8])) -> Result<bool> {
+        let open = self.table(table)?;
+        let open = open.borrow();
+        match self.noting(ReadableTable::get(&*open, key).map_err(Error::of))? {
+            Some(value) => f(value.value()),
+            None => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    fn range(&self, table: &Table, from: &[u8], to_exclusive: Option<&[u8]>, rev: bool, f: Visitor) -> Result<()> {
+        let open = self.table(table)?;
+        let open = open.borrow();
+        self.noting(walk(&*open, from, to_exclusive, rev, f))
+    }
+
+    fn hash_key(&self) -> &[u8; 16] {
+        &self.hash_key
+    }
+
+    /// Of what this job has done so far, committed or not.
+    fn position(&self) -> Result<Position> {
+        Ok(self.position)
+    }
+}
+
+/// Names are compared by address first, which nearly always decides.
+fn same(one: &'static str, other: &'static str) -> bool {
+    std::ptr::eq(one, other) || one == other
+}

@@ -1,0 +1,36 @@
+//! The on-disk format and the steps from each released one to the next.
+
+use super::schema::META;
+use super::{Error, Get, Result, Write};
+
+/// The format this program writes.
+pub const FORMAT: u32 = 1;
+
+const FORMAT_ROW: &[u8] = b"format";
+
+/// One step for each format version; the first takes format 1 to 2. Each is one transaction with the change of the
+/// version number in it, so a power cut leaves the format before or after it.
+const STEPS: &[fn(&mut Write) -> Result<()>] = &[];
+
+const _: () = assert!(STEPS.len() as u32 + 1 == FORMAT, "there is a step from every format to the next");
+
+/// Takes the database one step nearer to `FORMAT`; true when it has arrived. A new database starts there. A newer
+/// format than ours is refused: opening it could lose what we do not know of.
+pub(super) fn step(w: &mut Write) -> Result<bool> {
+    let found = match w.get(&META, FORMAT_ROW)? {
+        None => {
+            w.put(&META, FORMAT_ROW, &FORMAT.to_be_bytes())?;
+            return Ok(true);
+        }
+        Some(row) => u32::from_be_bytes(row.try_into().map_err(|_| Error::corrupt(&META, FORMAT_ROW))?),
+    };
+    match found {
+        FORMAT => Ok(true),
+        1.. if found < FORMAT => {
+            STEPS[found as usize - 1](w)?;
+            w.put(&META, FORMAT_ROW, &(found + 1).to_be_bytes())?;
+            Ok(found + 1 == FORMAT)
+        }
+        _ => Err(Error::Version { found, known: FORMAT }),
+    }
+}
