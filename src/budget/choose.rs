@@ -56,15 +56,16 @@ fn line_limit(root: &Path, line: &str) -> Option<u64> {
     let (controllers, path) = (parts.next()?, parts.next()?.trim_start_matches('/'));
     let (mount, files): (_, &[&str]) = match controllers {
         "" => ("sys/fs/cgroup", &["memory.max", "memory.high"]),
-        _ if controllers.split(',').any(|one| one == "memory") => {
-            ("sys/fs/cgroup/memory", &["memory.limit_in_bytes"])
-        }
+        _ if controllers.split(',').any(|one| one == "memory") => ("sys/fs/cgroup/memory", &["memory.limit_in_bytes"]),
         _ => return None,
     };
     let mount = root.join(mount);
     let own = mount.join(path);
     let folders = own.ancestors().take_while(|folder| folder.starts_with(&mount));
-    folders.flat_map(|folder| files.iter().map(move |file| folder.join(file))).filter_map(|file| read_limit(&file)).min()
+    folders
+        .flat_map(|folder| files.iter().map(move |file| folder.join(file)))
+        .filter_map(|file| read_limit(&file))
+        .min()
 }
 
 /// "max" (version 2) and the absurdly large number of version 1 mean no limit.

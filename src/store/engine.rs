@@ -149,7 +149,11 @@ fn in_transaction<T>(db: &Database, job: impl FnOnce(&mut Write) -> Result<T>) -
     let done = job(&mut w)?;
     let wrote = w.wrote_since(&start);
     drop(w);
-    if wrote { txn.commit().map_err(Error::of)? } else { txn.abort().map_err(Error::of)? }
+    if wrote {
+        txn.commit().map_err(Error::of)?
+    } else {
+        txn.abort().map_err(Error::of)?
+    }
     Ok(done)
 }
 
@@ -450,7 +454,8 @@ where
     fn run(&mut self, w: &mut Write) -> Outcome {
         let Some(work) = self.work.take() else { return Outcome::Refused };
         let result = work(w);
-        let outcome = if result.is_ok() { Outcome::Done } else { w.take_failure().map_or(Outcome::Refused, Outcome::Failed) };
+        let outcome =
+            if result.is_ok() { Outcome::Done } else { w.take_failure().map_or(Outcome::Refused, Outcome::Failed) };
         self.result = Some(result);
         outcome
     }

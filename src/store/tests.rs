@@ -143,7 +143,11 @@ fn random_operations_match_a_plain_map() {
             .map(|_| (random.below(200).to_be_bytes(), random.below(3) > 0, random.u64().to_be_bytes()))
             .collect();
         for (key, is_put, value) in &batch {
-            if *is_put { model.insert(*key, *value) } else { model.remove(key) };
+            if *is_put {
+                model.insert(*key, *value)
+            } else {
+                model.remove(key)
+            };
         }
         store
             .write_blocking(move |w| -> Result<()> {
