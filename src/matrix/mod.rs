@@ -15,6 +15,7 @@ pub mod fast;
 mod header;
 pub mod event;
 pub mod sign;
+pub mod auth;
 
 pub use event::{Draft, Event};
 pub use reject::{Kind, Reject};
