@@ -1,9 +1,9 @@
 //! The create event and the join rules.
 
 use super::{Subject, content_text, need};
+use crate::matrix::Reject;
 use crate::matrix::json;
 use crate::matrix::version::{self, RoomVersion};
-use crate::matrix::Reject;
 use ruma::{OwnedEventId, OwnedUserId, UserId};
 
 /// A create event, as the rules read it.
@@ -88,7 +88,8 @@ pub enum JoinRule {
 impl JoinRule {
     /// From the content of `m.room.join_rules`.
     pub fn parse(content: &str) -> Result<JoinRule, Reject> {
-        let rule = content_text(content, "join_rule")?.ok_or_else(|| Reject::auth("the join rules have no join_rule"))?;
+        let rule =
+            content_text(content, "join_rule")?.ok_or_else(|| Reject::auth("the join rules have no join_rule"))?;
         Ok(match &*rule {
             "public" => JoinRule::Public,
             "invite" => JoinRule::Invite,

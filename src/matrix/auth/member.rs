@@ -134,8 +134,8 @@ fn check_invite<S: State>(v: &RoomVersion, change: &Change<'_>, create: &Create,
 fn check_leave<S: State>(v: &RoomVersion, change: &Change<'_>, create: &Create, state: &S) -> Result<(), S::Error> {
     let sender = state.membership(change.sender)?;
     if change.sender == change.target {
-        let inside = matches!(sender, Membership::Join | Membership::Invite)
-            || (v.knock && sender == Membership::Knock);
+        let inside =
+            matches!(sender, Membership::Join | Membership::Invite) || (v.knock && sender == Membership::Knock);
         return Ok(need(inside, "the user is not in the room")?);
     }
     need(sender == Membership::Join, "the sender is not joined")?;
@@ -209,7 +209,8 @@ fn third_party_invite(content: &str) -> Option<&[u8]> {
 
 fn authorising_user(content: &str) -> Result<Option<OwnedUserId>, Reject> {
     let key = "join_authorised_via_users_server";
-    let user = |text: Cow<'_, str>| OwnedUserId::try_from(&*text).map_err(|_| Reject::auth(format!("{key} is no user id")));
+    let user =
+        |text: Cow<'_, str>| OwnedUserId::try_from(&*text).map_err(|_| Reject::auth(format!("{key} is no user id")));
     content_text(content, key)?.map(user).transpose()
 }
 
@@ -231,11 +232,16 @@ pub(super) fn add_auth_types<'a>(
     if matches!(&*text, "join" | "invite" | "knock") {
         add("m.room.join_rules", Cow::Borrowed(""));
     }
-    if text == "invite" && let Some(invite) = third_party_invite(content) {
+    if text == "invite"
+        && let Some(invite) = third_party_invite(content)
+    {
         let token = json::get_path(invite, &["signed", "token"]).and_then(json::text);
         add("m.room.third_party_invite", token.ok_or_else(|| Reject::auth("the third-party invite has no token"))?);
     }
-    if text == "join" && version.restricted && let Some(user) = authorising_user(content)? {
+    if text == "join"
+        && version.restricted
+        && let Some(user) = authorising_user(content)?
+    {
         add("m.room.member", Cow::Owned(user.to_string()));
     }
     Ok(())

@@ -16,10 +16,10 @@ pub use join_rule::{Create, JoinRule};
 pub use member::{Change, Membership, check_member};
 pub use power::{INFINITE, Named, PowerLevels, Powers};
 
+use super::Reject;
 use super::event::Event;
 use super::json;
 use super::version::RoomVersion;
-use super::Reject;
 use ruma::{EventId, RoomId, UserId};
 use std::borrow::Cow;
 use std::sync::Arc;

@@ -1,9 +1,9 @@
 //! Power levels: reading them, asking them, and the rules for changing them.
 
 use super::{Create, Subject, need};
+use crate::matrix::Reject;
 use crate::matrix::json;
 use crate::matrix::version::RoomVersion;
-use crate::matrix::Reject;
 use ruma::UserId;
 
 /// A creator's level in version 12: above every number that can be written down.
