@@ -1,0 +1,90 @@
+//! What an app keeps here for its user, for all rooms together or for one: a type and a JSON object.
+//!
+//! Push rules are the row of type `m.push_rules` and tags the room rows of type `m.tag`; only their own endpoints
+//! write those. Beside the rows stands a log of the latest change of each, for `/sync`.
+
+use std::ops::ControlFlow;
+
+use crate::store::schema::{ACCOUNT_DATA, ACCOUNT_DATA_LOG};
+use crate::store::{Error, Get, Position, Result, RoomNum, UserNum, Write, tables};
+
+/// The room number that stands for "all rooms together"; rooms are counted from one.
+pub const GLOBAL: RoomNum = RoomNum(0);
+
+/// The JSON text of one entry.
+pub fn get(get: &impl Get, user: UserNum, room: RoomNum, kind: &str) -> Result<Option<Vec<u8>>> {
+    let Some(mut value) = get.get(&ACCOUNT_DATA, &row(user, room, kind))? else { return Ok(None) };
+    if value.len() < 8 {
+        return Err(Error::corrupt(&ACCOUNT_DATA, &row(user, room, kind)));
+    }
+    Ok(Some(value.split_off(8)))
+}
+
+/// Sets one entry, at a position of its own.
+pub fn set(w: &mut Write<'_>, user: UserNum, room: RoomNum, kind: &str, json: &[u8]) -> Result<Position> {
+    let row = row(user, room, kind);
+    let old = w.get(&ACCOUNT_DATA, &row)?;
+    if let Some(at) = old.as_deref().and_then(|value| value.get(..8)) {
+        let log = [&user.to_key()[..], at].concat();
+        w.remove(&ACCOUNT_DATA_LOG, &log)?;
+    }
+    let position = w.next_position();
+    w.put(&ACCOUNT_DATA, &row, &[&position.to_key()[..], json].concat())?;
+    w.put(&ACCOUNT_DATA_LOG, &[user.to_key().as_slice(), &position.to_key()].concat(), &row[4..])?;
+    Ok(position)
+}
+
+/// Visits a user's entries for one room, or for [`GLOBAL`], with the position each was last set at.
+/// Bounded by the cap on entries of one user.
+pub fn each(
+    get: &impl Get,
+    user: UserNum,
+    room: RoomNum,
+    visit: &mut dyn FnMut(&str, Position, &[u8]) -> Result<ControlFlow<()>>,
+) -> Result<()> {
+    let prefix = row(user, room, "");
+    get.prefix(&ACCOUNT_DATA, &prefix, &mut |row, value| {
+        let kind = std::str::from_utf8(&row[prefix.len()..]).map_err(|_| Error::corrupt(&ACCOUNT_DATA, row))?;
+        let position = value.get(..8).and_then(Position::from_key);
+        visit(kind, position.ok_or_else(|| Error::corrupt(&ACCOUNT_DATA, row))?, &value[8..])
+    })
+}
+
+/// Visits the entries set after `since`, up to and with `to`: room ([`GLOBAL`] for none) and type, oldest change first.
+pub fn changes(
+    get: &impl Get,
+    user: UserNum,
+    since: Position,
+    to: Position,
+    visit: &mut dyn FnMut(RoomNum, &str) -> Result<ControlFlow<()>>,
+) -> Result<()> {
+    let (from, end) = tables::after_up_to(&user.to_key(), since, to);
+    get.range(&ACCOUNT_DATA_LOG, &from, Some(&end), false, &mut |key, value| {
+        let room = value.get(..4).and_then(RoomNum::from_key);
+        let kind = value.get(4..).and_then(|kind| std::str::from_utf8(kind).ok());
+        match (room, kind) {
+            (Some(room), Some(kind)) => visit(room, kind),
+            _ => Err(Error::corrupt(&ACCOUNT_DATA_LOG, key)),
+        }
+    })
+}
+
+/// How many entries a user keeps, and their bytes. Bounded by the cap that this is the measure of.
+pub fn size(get: &impl Get, user: UserNum) -> Result<(usize, usize)> {
+    let mut size = (0, 0);
+    get.prefix(&ACCOUNT_DATA, &user.to_key(), &mut |row, value| {
+        size = (size.0 + 1, size.1 + row.len() + value.len());
+        Ok(ControlFlow::Continue(()))
+    })?;
+    Ok(size)
+}
+
+/// Forgets everything a user kept here.
+pub fn remove_user(w: &mut Write<'_>, user: UserNum) -> Result<()> {
+    tables::remove_all(w, &ACCOUNT_DATA, &user.to_key())?;
+    tables::remove_all(w, &ACCOUNT_DATA_LOG, &user.to_key())
+}
+
+fn row(user: UserNum, room: RoomNum, kind: &str) -> Vec<u8> {
+    [&user.to_key()[..], &room.to_key()[..], kind.as_bytes()].concat()
+}

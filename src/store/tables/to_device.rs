@@ -1,0 +1,105 @@
+//! Messages to single devices: queued under a position, handed to the device's syncs, dropped once a later sync token
+//! shows that they arrived.
+
+use std::ops::ControlFlow;
+
+use crate::store::schema::{TO_DEVICE, TO_DEVICE_COUNT, TO_DEVICE_TXN};
+use crate::store::tables::device;
+use crate::store::{Error, Get, Position, Result, UserNum, Write, tables};
+
+/// How many transaction ids of one device are remembered. An app that repeats a request does so within its next few.
+const TXNS_KEPT: usize = 32;
+
+/// Messages waiting for one device. One that has not synced for so long loses its oldest: the senders cannot wait, and
+/// a board's card is not a post office.
+const WAITING_MAX: u32 = 20_000;
+
+/// Queues a message (the JSON of `type`, `sender` and `content`) and tells its position.
+pub fn push(w: &mut Write<'_>, user: UserNum, device_id: &str, message: &[u8]) -> Result<Position> {
+    let position = w.next_position();
+    let prefix = device::prefix(user, device_id);
+    let mut waiting = waiting(w, &prefix)?;
+    if waiting >= WAITING_MAX
+        && let Some((oldest, _)) = w.first_in_prefix(&TO_DEVICE, &prefix)?
+    {
+        w.remove(&TO_DEVICE, &oldest)?;
+        waiting -= 1;
+    }
+    w.put(&TO_DEVICE, &[&prefix[..], &position.to_key()].concat(), message)?;
+    set_waiting(w, &prefix, waiting + 1)?;
+    Ok(position)
+}
+
+fn waiting(get: &impl Get, prefix: &[u8]) -> Result<u32> {
+    let Some(value) = get.get(&TO_DEVICE_COUNT, prefix)? else { return Ok(0) };
+    value.try_into().map(u32::from_be_bytes).map_err(|_| Error::corrupt(&TO_DEVICE_COUNT, prefix))
+}
+
+fn set_waiting(w: &mut Write<'_>, prefix: &[u8], count: u32) -> Result<()> {
+    match count {
+        0 => w.remove(&TO_DEVICE_COUNT, prefix).map(drop),
+        _ => w.put(&TO_DEVICE_COUNT, prefix, &count.to_be_bytes()),
+    }
+}
+
+/// Visits the messages queued for a device after `since`, up to and with `to`, oldest first, until `visit` breaks.
+pub fn each(
+    get: &impl Get,
+    user: UserNum,
+    device_id: &str,
+    since: Position,
+    to: Position,
+    visit: &mut dyn FnMut(Position, &[u8]) -> Result<ControlFlow<()>>,
+) -> Result<()> {
+    let prefix = device::prefix(user, device_id);
+    let (from, end) = tables::after_up_to(&prefix, since, to);
+    get.range(&TO_DEVICE, &from, Some(&end), false, &mut |row, message| {
+        let position = row.get(prefix.len()..).and_then(Position::from_key);
+        visit(position.ok_or_else(|| Error::corrupt(&TO_DEVICE, row))?, message)
+    })
+}
+
+/// Drops at most `most` messages up to and with `upto`; true when there may be more.
+pub fn remove_up_to(w: &mut Write<'_>, user: UserNum, device_id: &str, upto: Position, most: usize) -> Result<bool> {
+    let mut rows = Vec::new();
+    let prefix = device::prefix(user, device_id);
+    let (from, end) = tables::after_up_to(&prefix, Position(0), upto);
+    w.range(&TO_DEVICE, &from, Some(&end), false, &mut |row, _| {
+        rows.push(row.to_vec());
+        Ok(if rows.len() >= most { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+    })?;
+    for row in &rows {
+        w.remove(&TO_DEVICE, row)?;
+    }
+    if !rows.is_empty() {
+        let left = waiting(w, &prefix)?.saturating_sub(rows.len() as u32);
+        set_waiting(w, &prefix, left)?;
+    }
+    Ok(rows.len() >= most)
+}
+
+/// Forgets a device's queue.
+pub fn remove_device(w: &mut Write<'_>, user: UserNum, device_id: &str) -> Result<()> {
+    let prefix = device::prefix(user, device_id);
+    w.remove(&TO_DEVICE_TXN, &prefix)?;
+    w.remove(&TO_DEVICE_COUNT, &prefix)?;
+    tables::remove_all(w, &TO_DEVICE, &prefix)
+}
+
+/// Whether a device has lately sent under this transaction id.
+pub fn txn_seen(get: &impl Get, user: UserNum, device_id: &str, txn: &str) -> Result<bool> {
+    let hash = get.hash128(&[txn.as_bytes()]);
+    let seen = get.get(&TO_DEVICE_TXN, &device::prefix(user, device_id))?.unwrap_or_default();
+    Ok(seen.chunks_exact(hash.len()).any(|one| one == &hash[..]))
+}
+
+/// Remembers a transaction id, forgetting the oldest beyond the number kept.
+pub fn note_txn(w: &mut Write<'_>, user: UserNum, device_id: &str, txn: &str) -> Result<()> {
+    let hash = w.hash128(&[txn.as_bytes()]);
+    let row = device::prefix(user, device_id);
+    let mut seen = w.get(&TO_DEVICE_TXN, &row)?.unwrap_or_default();
+    let too_many = (seen.len() + hash.len()).saturating_sub(TXNS_KEPT * hash.len());
+    seen.drain(..too_many);
+    seen.extend_from_slice(&hash[..]);
+    w.put(&TO_DEVICE_TXN, &row, &seen)
+}
