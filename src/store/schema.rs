@@ -31,8 +31,10 @@ pub const ACCOUNT: Table = table("account", "user", "UserNum → JSON Account; l
 pub const PROFILE: Table = table("profile", "user", "UserNum, field name → JSON; local users only");
 pub const TOKEN: Table = table("token", "user", "SHA-256 of an access token → UserNum, device id");
 pub const DEVICE: Table = table("device", "user", "UserNum, device id, 0 → JSON Device; last-seen may be lost");
-pub const DEVICE_CHANGE: Table = table("device_change", "user", "Position → UserNum whose devices changed; the latest of each");
-pub const DEVICE_CHANGE_LATEST: Table = table("device_change_latest", "user", "UserNum → its Position in device_change");
+pub const DEVICE_CHANGE: Table =
+    table("device_change", "user", "Position → UserNum whose devices changed; the latest of each");
+pub const DEVICE_CHANGE_LATEST: Table =
+    table("device_change_latest", "user", "UserNum → its Position in device_change");
 pub const DEVICE_KEYS: Table = table("device_keys", "user", "UserNum, device id, 0 → JSON identity keys");
 pub const ONE_TIME_KEY: Table = table("one_time_key", "user", "UserNum, device id, 0, algorithm, 0, u64 → JSON key");
 pub const FALLBACK_KEY: Table = table("fallback_key", "user", "UserNum, device id, 0, algorithm → JSON key, used");
@@ -43,7 +45,8 @@ pub const TO_DEVICE: Table = table("to_device", "user", "UserNum, device id, 0, 
 pub const TO_DEVICE_COUNT: Table = table("to_device_count", "user", "UserNum, device id, 0 → u32 messages waiting");
 pub const TO_DEVICE_TXN: Table = table("to_device_txn", "user", "UserNum, device id, 0 → hash128 of recent txn ids");
 pub const ACCOUNT_DATA: Table = table("account_data", "user", "UserNum, RoomNum or 0, type → Position, JSON");
-pub const ACCOUNT_DATA_LOG: Table = table("account_data_log", "user", "UserNum, Position → RoomNum, type; the latest of each");
+pub const ACCOUNT_DATA_LOG: Table =
+    table("account_data_log", "user", "UserNum, Position → RoomNum, type; the latest of each");
 pub const FILTER: Table = table("filter", "user", "UserNum, u32 → JSON sync filter");
 
 // ---- media (tables/media.rs); the files lie beside the database
@@ -52,8 +55,33 @@ pub const MEDIA_FILE: Table = table("media_file", "media", "SHA-256 in hex → u
 pub const MEDIA_USED: Table = table("media_used", "media", "UserNum or `all` → u64 bytes");
 
 /// Every table above, for the sweep, the statistics and the tests. A table is added here when it is made.
-pub const TABLES: &[&Table] = &[&META, &STATE_NODE, &STATE_KEY,
-    &USER_ID, &USER_NUM, &USER_META, &ACCOUNT, &PROFILE, &TOKEN, &DEVICE, &DEVICE_CHANGE, &DEVICE_CHANGE_LATEST, &DEVICE_KEYS, &ONE_TIME_KEY, &FALLBACK_KEY, &CROSS_KEY, &KEY_SIGNATURE, &TO_DEVICE, &TO_DEVICE_COUNT, &TO_DEVICE_TXN, &ACCOUNT_DATA, &ACCOUNT_DATA_LOG, &FILTER, &MEDIA, &MEDIA_FILE, &MEDIA_USED,
+pub const TABLES: &[&Table] = &[
+    &META,
+    &STATE_NODE,
+    &STATE_KEY,
+    &USER_ID,
+    &USER_NUM,
+    &USER_META,
+    &ACCOUNT,
+    &PROFILE,
+    &TOKEN,
+    &DEVICE,
+    &DEVICE_CHANGE,
+    &DEVICE_CHANGE_LATEST,
+    &DEVICE_KEYS,
+    &ONE_TIME_KEY,
+    &FALLBACK_KEY,
+    &CROSS_KEY,
+    &KEY_SIGNATURE,
+    &TO_DEVICE,
+    &TO_DEVICE_COUNT,
+    &TO_DEVICE_TXN,
+    &ACCOUNT_DATA,
+    &ACCOUNT_DATA_LOG,
+    &FILTER,
+    &MEDIA,
+    &MEDIA_FILE,
+    &MEDIA_USED,
 ];
 
 #[cfg(test)]

@@ -84,7 +84,13 @@ fn one_time_algorithm<'a>(prefix: &[u8], key: &'a [u8]) -> Option<&'a str> {
 }
 
 /// Adds a one-time key after all that are there.
-pub fn add_one_time(w: &mut Write<'_>, user: UserNum, device_id: &str, algorithm: &str, key: &OneTimeKey) -> Result<()> {
+pub fn add_one_time(
+    w: &mut Write<'_>,
+    user: UserNum,
+    device_id: &str,
+    algorithm: &str,
+    key: &OneTimeKey,
+) -> Result<()> {
     let mut row = device::prefix(user, device_id);
     row.extend_from_slice(algorithm.as_bytes());
     row.push(0);
@@ -120,7 +126,13 @@ pub fn fallback(get: &impl Get, user: UserNum, device_id: &str, algorithm: &str)
     tables::get_json(get, &FALLBACK_KEY, &fallback_row(user, device_id, algorithm))
 }
 
-pub fn set_fallback(w: &mut Write<'_>, user: UserNum, device_id: &str, algorithm: &str, key: &FallbackKey) -> Result<()> {
+pub fn set_fallback(
+    w: &mut Write<'_>,
+    user: UserNum,
+    device_id: &str,
+    algorithm: &str,
+    key: &FallbackKey,
+) -> Result<()> {
     tables::put_json(w, &FALLBACK_KEY, &fallback_row(user, device_id, algorithm), key)
 }
 

@@ -41,7 +41,6 @@ pub fn to_json(rules: Ruleset) -> Result<Vec<u8>> {
 }
 
 fn parse(user: UserNum, json: &[u8]) -> Result<Ruleset> {
-    let content: Content =
-        serde_json::from_slice(json).map_err(|_| Error::corrupt(&ACCOUNT_DATA, &user.to_key()))?;
+    let content: Content = serde_json::from_slice(json).map_err(|_| Error::corrupt(&ACCOUNT_DATA, &user.to_key()))?;
     Ok(content.global)
 }
