@@ -1,1 +1,175 @@
-//! (being built)
+//! Talking to other servers.
+//!
+//! Owns: finding them, connections to them, signed requests, their signing keys, and who is worth asking now. Never: rooms,
+//! users, or what an answer means. Nothing here trusts a peer with memory: every answer has a cap in bytes, on the
+//! `outbound` account, and a time.
+//!
+//! Read `request.rs` first (a signed question with a small answer), then `stream.rs` (a large one), `connect.rs`,
+//! `resolve.rs`, `backoff.rs`, `keys.rs`. `events.rs` cuts a large answer into events.
+
+mod backoff;
+mod connect;
+mod keys;
+mod request;
+mod resolve;
+mod stream;
+#[cfg(test)]
+pub(crate) mod tests;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use ruma::{OwnedServerName, ServerName};
+use tokio::sync::Notify;
+
+pub use self::{
+    backoff::Backoff,
+    connect::Limits,
+    keys::{Keys, Known},
+    request::{Answer, Failed, Options, encode},
+    stream::{Body, Pace},
+};
+use crate::{
+    base::{Clock, Random},
+    budget::{Account, Budget},
+    matrix::sign,
+    store::Store,
+};
+
+/// How Snug names itself to other servers.
+pub const USER_AGENT: &str = concat!("Snug/", env!("CARGO_PKG_VERSION"));
+/// How often idle connections are closed and backoffs written down.
+const TIDY: Duration = Duration::from_secs(30);
+
+/// What `serve` knows and this part needs.
+pub struct RemoteOptions {
+    pub server_name: OwnedServerName,
+    pub key: Arc<sign::Key>,
+    /// `(server name, "address:port" or a delegated server name)`: for closed networks without DNS.
+    pub overrides: Vec<(String, String)>,
+    /// Certificates of a closed network's authority, trusted besides the usual roots.
+    pub extra_ca_pem: Option<Vec<u8>>,
+    /// Asked for the keys of servers that cannot be asked themselves.
+    pub notaries: Vec<OwnedServerName>,
+    pub limits: Limits,
+    /// Bounds the DNS cache and the delegations kept: about 1 KiB an entry.
+    pub names_max: usize,
+}
+
+impl RemoteOptions {
+    /// An ordinary server with the profile's smallest bounds.
+    pub fn new(server_name: OwnedServerName, key: Arc<sign::Key>) -> RemoteOptions {
+        RemoteOptions {
+            server_name,
+            key,
+            overrides: Vec::new(),
+            extra_ca_pem: None,
+            notaries: Vec::new(),
+            limits: Limits { connections_max: 12, per_host_max: 2 },
+            names_max: 256,
+        }
+    }
+}
+
+/// The way to other servers. Cheap to clone.
+#[derive(Clone)]
+pub struct Remote(Arc<Inner>);
+
+struct Inner {
+    server_name: OwnedServerName,
+    key: Arc<sign::Key>,
+    resolver: resolve::Resolver,
+    pool: connect::Pool,
+    account: Account,
+    backoff: Backoff,
+    keys: keys::Book,
+    notaries: Vec<OwnedServerName>,
+    clock: Clock,
+    stopped: AtomicBool,
+    stop: Notify,
+}
+
+impl Remote {
+    /// An error is a sentence about the settings (the CA file).
+    pub fn new(
+        options: RemoteOptions,
+        clock: Clock,
+        random: Random,
+        budget: &Budget,
+        store: Store,
+    ) -> Result<Remote, String> {
+        let account = budget.account("outbound");
+        let roots = connect::roots(options.extra_ca_pem.as_deref())?;
+        let dialer = connect::Dialer::new(roots, account.clone(), clock.clone());
+        let world = connect::World {
+            dns: resolve::Dns::new(options.names_max as u64),
+            dialer: dialer.clone(),
+            clock: clock.clone(),
+        };
+        let resolver = resolve::Resolver::new(
+            Box::new(world),
+            &options.overrides,
+            options.names_max,
+            clock.clone(),
+            random.clone(),
+        );
+        Ok(Remote(Arc::new(Inner {
+            pool: connect::Pool::new(dialer, options.limits, clock.clone()),
+            backoff: Backoff::new(store.clone(), clock.clone(), random),
+            keys: keys::Book::new(&options.key, budget.account("signing_keys"), store),
+            notaries: options.notaries,
+            server_name: options.server_name,
+            key: options.key,
+            resolver,
+            account,
+            clock,
+            stopped: AtomicBool::new(false),
+            stop: Notify::new(),
+        })))
+    }
+
+    pub fn server_name(&self) -> &ServerName {
+        &self.0.server_name
+    }
+
+    /// This server's own signing key.
+    pub fn key(&self) -> &sign::Key {
+        &self.0.key
+    }
+
+    /// Other servers' signing keys.
+    pub fn keys(&self) -> Keys {
+        Keys::new(self.clone())
+    }
+
+    /// Who is worth asking now.
+    pub fn backoff(&self) -> &Backoff {
+        &self.0.backoff
+    }
+
+    pub fn is_me(&self, server: &ServerName) -> bool {
+        *server == *self.0.server_name
+    }
+
+    /// Closes idle connections and writes backoffs down, now and then, until [`Remote::stop`].
+    pub async fn run(&self) {
+        while !self.0.stopped.load(Ordering::Acquire) {
+            tokio::select! {
+                () = self.0.clock.sleep(TIDY) => {}
+                () = self.0.stop.notified() => {}
+            }
+            self.0.pool.tidy();
+            self.0.backoff.flush().await;
+        }
+    }
+
+    pub fn stop(&self) {
+        self.0.stopped.store(true, Ordering::Release);
+        self.0.stop.notify_one();
+    }
+}

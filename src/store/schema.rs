@@ -54,6 +54,16 @@ pub const MEDIA: Table = table("media", "media", "server name, 0, media id → J
 pub const MEDIA_FILE: Table = table("media_file", "media", "SHA-256 in hex → u64 media ids that refer to it");
 pub const MEDIA_USED: Table = table("media_used", "media", "UserNum or `all` → u64 bytes");
 
+// ---- remote and deliver: other servers
+pub const SERVER_STANDING: Table =
+    table("server_standing", "remote", "server name → failures in a row, when to ask again; only while it fails");
+pub const SERVER_CURSOR: Table =
+    table("server_cursor", "deliver", "server name → position in the outbox, since when; only while it lags. \"\" → the reader");
+pub const SERVER_KEY: Table =
+    table("server_key", "remote", "server name NUL key id → valid until, whether retired, the 32 bytes of the key");
+pub const SERVER_KEY_ANSWER: Table =
+    table("server_key_answer", "remote", "server name → when fetched, its answer about its keys as signed");
+
 /// Every table above, for the sweep, the statistics and the tests. A table is added here when it is made.
 pub const TABLES: &[&Table] = &[
     &META,

@@ -44,3 +44,5 @@ fn after_up_to(prefix: &[u8], since: Position, to: Position) -> (Vec<u8>, Vec<u8
 fn u64_at_end(key: &[u8]) -> Option<u64> {
     key.last_chunk().map(|bytes| u64::from_be_bytes(*bytes))
 }
+pub mod key_cache;
+pub mod server;

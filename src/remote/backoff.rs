@@ -1,0 +1,326 @@
+//! Who is worth asking now.
+//!
+//! A server that fails is left alone for a while, twice as long each time; that survives a restart. When several servers in
+//! a row give no sign of life and nobody else does either, it is our own network that is gone: then only one probe in a
+//! while goes out, nobody's standing suffers, and everything resumes by itself when anybody answers.
+//!
+//! Bounds: [`KNOWN_MAX`] servers in memory, [`UNSAVED_MAX`] changes waiting to be written (a lost one costs one early retry).
+
+use std::{
+    collections::{HashMap, VecDeque},
+    num::NonZeroUsize,
+    sync::{Arc, Mutex, MutexGuard},
+};
+
+use lru::LruCache;
+use ruma::{OwnedServerName, ServerName};
+use tokio::sync::Notify;
+
+use super::Failed;
+use crate::{
+    base::{self, Clock, Random},
+    store::{
+        Store,
+        tables::server::{self, Standing},
+    },
+};
+
+const KNOWN_MAX: usize = 1024;
+const UNSAVED_MAX: usize = 1024;
+/// The first pause; short, since most failures are restarts.
+const FIRST_MS: u64 = 10_000;
+const LONGEST_MS: u64 = 12 * 3_600_000;
+/// Distinct servers that must be silent in a row before it is us.
+const SILENT_SERVERS: usize = 3;
+const GOOD_SERVERS: usize = 8;
+const GOOD_PROBE_MS: u64 = 5_000;
+const PROBE_MS_MIN: u64 = 15_000;
+const PROBE_MS_MAX: u64 = 120_000;
+
+#[derive(Clone)]
+pub struct Backoff(Arc<Inner>);
+
+struct Inner {
+    book: Mutex<Book>,
+    store: Store,
+    clock: Clock,
+    random: Random,
+    back: Notify,
+}
+
+struct Book {
+    known: LruCache<OwnedServerName, Standing>,
+    unsaved: HashMap<OwnedServerName, Standing>,
+    internet: Internet,
+}
+
+#[derive(Default)]
+struct Internet {
+    /// Servers that were silent since anybody last gave a sign of life; at most [`SILENT_SERVERS`].
+    silent: Vec<OwnedServerName>,
+    gone: bool,
+    probe_at_ms: u64,
+    probe_pause_ms: u64,
+    /// Servers that answered lately; at most [`GOOD_SERVERS`]. They are the best probes, so they have a turn of their own.
+    good: VecDeque<OwnedServerName>,
+    good_probe_at_ms: u64,
+}
+
+impl Backoff {
+    pub(super) fn new(store: Store, clock: Clock, random: Random) -> Backoff {
+        let book = Book {
+            known: LruCache::new(NonZeroUsize::new(KNOWN_MAX).expect("not zero")),
+            unsaved: HashMap::new(),
+            internet: Internet::default(),
+        };
+        Backoff(Arc::new(Inner { book: Mutex::new(book), store, clock, random, back: Notify::new() }))
+    }
+
+    /// Whether a server may be asked now. `fixed`: it is reached without DNS, so the Internet being gone does not matter.
+    /// Saying yes while the Internet is gone makes this request the probe.
+    pub async fn check(&self, server: &ServerName, fixed: bool) -> Result<(), Failed> {
+        let standing = self.standing(server).await;
+        let now = self.0.clock.now_ms();
+        if standing.retry_at_ms > now {
+            return Err(Failed::BackingOff { retry_after_ms: standing.retry_at_ms - now });
+        }
+        let mut book = self.book();
+        if fixed || book.internet.may_ask(server, now) {
+            Ok(())
+        } else {
+            Err(Failed::Offline { retry_after_ms: book.internet.probe_at_ms.saturating_sub(now).max(1000) })
+        }
+    }
+
+    /// When a server may be asked again, in unix milliseconds; 0 when now. From memory and the database.
+    pub async fn retry_at_ms(&self, server: &ServerName) -> u64 {
+        self.standing(server).await.retry_at_ms
+    }
+
+    /// It answered, or it spoke to us: whatever was, it is there now.
+    pub fn success(&self, server: &ServerName, fixed: bool) {
+        let mut book = self.book();
+        if !fixed {
+            self.sign_of_life(&mut book);
+            book.internet.note_good(server);
+        }
+        let known = book.known.get(server).copied();
+        if known.is_none_or(|standing| standing.failures > 0) {
+            book.set(server, Standing::default(), known != Some(Standing::default()));
+        }
+    }
+
+    /// A server spoke to us: it can probably be reached again. Says nothing about our own way out.
+    pub async fn heard_from(&self, server: &ServerName) {
+        if self.standing(server).await.failures > 0 {
+            self.book().set(server, Standing::default(), true);
+        }
+    }
+
+    /// It failed in a way that shows it, or its network, is there. `pause_ms`: how long it asks to be left alone.
+    pub fn failure(&self, server: &ServerName, fixed: bool, pause_ms: Option<u64>) {
+        let mut book = self.book();
+        if !fixed {
+            self.sign_of_life(&mut book);
+        }
+        self.worsen(&mut book, server, pause_ms);
+    }
+
+    /// Nobody answered at all.
+    pub fn silence(&self, server: &ServerName, fixed: bool) {
+        let now = self.0.clock.now_ms();
+        let mut book = self.book();
+        if !fixed && book.internet.is_gone_after(server, now) {
+            return;
+        }
+        self.worsen(&mut book, server, None);
+    }
+
+    pub fn is_offline(&self) -> bool {
+        self.book().internet.gone
+    }
+
+    /// Resolves when the Internet comes back.
+    pub async fn back_online(&self) {
+        self.0.back.notified().await;
+    }
+
+    /// Writes down what changed, one short write for all of it. Called now and then, and at the end.
+    pub async fn flush(&self) {
+        let unsaved = std::mem::take(&mut self.book().unsaved);
+        if unsaved.is_empty() {
+            return;
+        }
+        let written = self.0.store.write(move |write| {
+            for (server, standing) in &unsaved {
+                server::set_standing(write, server, *standing)?;
+            }
+            Ok::<_, crate::store::Error>(())
+        });
+        if let Err(error) = written.await {
+            tracing::warn!(%error, "which servers to leave alone could not be written down");
+        }
+    }
+
+    fn book(&self) -> MutexGuard<'_, Book> {
+        self.0.book.lock().expect("no panic holds it")
+    }
+
+    async fn standing(&self, server: &ServerName) -> Standing {
+        if let Some(standing) = self.book().known.get(server) {
+            return *standing;
+        }
+        let (store, name) = (self.0.store.clone(), server.to_owned());
+        let stored = base::blocking(move || server::standing(&store.read()?, &name)).await;
+        let stored = stored.unwrap_or_else(|error: crate::store::Error| {
+            tracing::warn!(%error, "a server's standing could not be read");
+            None
+        });
+        let mut book = self.book();
+        // Somebody may have learnt better meanwhile.
+        let unsaved = book.unsaved.get(server).copied();
+        let standing = book.known.get(server).copied().or(unsaved).or(stored).unwrap_or_default();
+        book.known.put(server.to_owned(), standing);
+        standing
+    }
+
+    fn worsen(&self, book: &mut Book, server: &ServerName, pause_ms: Option<u64>) {
+        let now = self.0.clock.now_ms();
+        let before = book.known.get(server).copied().unwrap_or_default();
+        // Requests in flight together fail together: that is one failure.
+        if before.retry_at_ms > now {
+            return;
+        }
+        let failures = before.failures.saturating_add(1);
+        let pause = pause_ms.unwrap_or(0).min(LONGEST_MS).max(pause_ms_after(failures, self.0.random.u64()));
+        book.set(server, Standing { failures, retry_at_ms: now + pause }, true);
+    }
+
+    fn sign_of_life(&self, book: &mut Book) {
+        book.internet.silent.clear();
+        if std::mem::take(&mut book.internet.gone) {
+            tracing::info!("the Internet is back");
+            self.0.back.notify_waiters();
+        }
+    }
+}
+
+impl Book {
+    fn set(&mut self, server: &ServerName, standing: Standing, save: bool) {
+        self.known.put(server.to_owned(), standing);
+        if save && (self.unsaved.len() < UNSAVED_MAX || self.unsaved.contains_key(server)) {
+            self.unsaved.insert(server.to_owned(), standing);
+        }
+    }
+}
+
+impl Internet {
+    fn note_good(&mut self, server: &ServerName) {
+        if self.good.iter().any(|good| good == server) {
+            return;
+        }
+        if self.good.len() == GOOD_SERVERS {
+            self.good.pop_front();
+        }
+        self.good.push_back(server.to_owned());
+    }
+
+    fn may_ask(&mut self, server: &ServerName, now_ms: u64) -> bool {
+        if !self.gone {
+            return true;
+        }
+        if now_ms >= self.good_probe_at_ms && self.good.iter().any(|good| good == server) {
+            self.good_probe_at_ms = now_ms + GOOD_PROBE_MS;
+            return true;
+        }
+        if now_ms < self.probe_at_ms {
+            return false;
+        }
+        // This one is the probe; the next may go only after a pause, whatever becomes of it.
+        self.probe_pause_ms = (self.probe_pause_ms * 2).clamp(PROBE_MS_MIN, PROBE_MS_MAX);
+        self.probe_at_ms = now_ms + self.probe_pause_ms;
+        true
+    }
+
+    /// Notes one more silent server; whether our own network must be thought gone.
+    fn is_gone_after(&mut self, server: &ServerName, now_ms: u64) -> bool {
+        if !self.gone && !self.silent.iter().any(|silent| silent == server) {
+            self.silent.push(server.to_owned());
+            if self.silent.len() >= SILENT_SERVERS {
+                tracing::warn!("no other server can be reached: waiting for the Internet to come back");
+                self.gone = true;
+                self.probe_pause_ms = PROBE_MS_MIN;
+                self.probe_at_ms = now_ms + PROBE_MS_MIN;
+            }
+        }
+        self.gone
+    }
+}
+
+/// Doubling, give or take a quarter, so that what failed together does not come back together.
+fn pause_ms_after(failures: u32, random: u64) -> u64 {
+    let pause = FIRST_MS.saturating_mul(1 << failures.saturating_sub(1).min(20)).min(LONGEST_MS);
+    pause - pause / 4 + random % (pause / 2)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn name(text: &str) -> OwnedServerName {
+        text.try_into().unwrap()
+    }
+
+    fn backoff(store: &Store, clock: &Clock) -> Backoff {
+        Backoff::new(store.clone(), clock.clone(), Random::seeded(1))
+    }
+
+    #[tokio::test]
+    async fn failures_double_the_pause_and_a_restart_keeps_it() {
+        let (store, clock) = (Store::in_memory(), Clock::simulated(1_000_000));
+        let (one, server) = (backoff(&store, &clock), name("a.example"));
+        let mut last = 0;
+        for _ in 0..4 {
+            assert!(one.check(&server, true).await.is_ok());
+            one.failure(&server, true, None);
+            let Err(Failed::BackingOff { retry_after_ms }) = one.check(&server, true).await else { panic!("asked again") };
+            assert!(retry_after_ms > last, "{retry_after_ms} after {last}");
+            last = retry_after_ms;
+            clock.advance(Duration::from_millis(retry_after_ms + 1));
+        }
+        one.failure(&server, true, None);
+        one.flush().await;
+        let again = backoff(&store, &clock);
+        assert!(matches!(again.check(&server, true).await, Err(Failed::BackingOff { .. })));
+        again.success(&server, true);
+        again.flush().await;
+        assert!(backoff(&store, &clock).check(&server, true).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn silence_everywhere_means_the_internet_is_gone() {
+        let (store, clock) = (Store::in_memory(), Clock::simulated(1_000_000));
+        let backoff = backoff(&store, &clock);
+        for server in ["a.example", "b.example", "c.example"] {
+            backoff.silence(&name(server), false);
+        }
+        assert!(backoff.is_offline());
+        assert!(matches!(backoff.check(&name("d.example"), false).await, Err(Failed::Offline { .. })));
+        assert!(backoff.check(&name("lan.example"), true).await.is_ok(), "the home network goes on");
+        clock.advance(Duration::from_millis(PROBE_MS_MIN));
+        assert!(backoff.check(&name("d.example"), false).await.is_ok(), "one probe");
+        assert!(matches!(backoff.check(&name("e.example"), false).await, Err(Failed::Offline { .. })));
+        backoff.silence(&name("d.example"), false);
+        assert_eq!(backoff.retry_at_ms(&name("d.example")).await, 0, "not its fault");
+        backoff.success(&name("e.example"), false);
+        assert!(backoff.check(&name("d.example"), false).await.is_ok());
+    }
+
+    #[test]
+    fn the_pause_is_bounded() {
+        assert!((7_500..=12_500).contains(&pause_ms_after(1, 12345)));
+        assert!(pause_ms_after(u32::MAX, u64::MAX) <= LONGEST_MS + LONGEST_MS / 4);
+    }
+}

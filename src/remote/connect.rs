@@ -1,0 +1,419 @@
+//! Connections to other servers: dialled over TLS, kept for a while, bounded in number and in bytes.
+//!
+//! HTTP/1.1 only. One connection costs at most [`CONNECTION_BYTES`], charged to the `outbound` account before it is
+//! dialled; there are at most `connections_max` of them, `per_host_max` to one server. Idle ones are closed when an active
+//! one needs their place, and after [`IDLE`] anyway.
+
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::{Request, Response, body::Incoming, client::conn::http1};
+use hyper_util::rt::TokioIo;
+use ruma::{OwnedServerName, ServerName};
+use rustls::{ClientConfig, RootCertStore, crypto::CryptoProvider, pki_types};
+use tokio::{
+    net::TcpStream,
+    sync::{OwnedSemaphorePermit, Semaphore},
+};
+use tokio_rustls::TlsConnector;
+
+use super::{
+    Failed,
+    resolve::{Boxed, Dns, Lookup, Miss, Service, Target, WellKnown, max_age_ms},
+};
+use crate::{
+    base::Clock,
+    budget::{Account, Grant},
+};
+
+/// TLS records both ways (2 × 16 KiB and their headers), hyper's read buffer, the task.
+pub const CONNECTION_BYTES: u64 = 64 * 1024;
+/// Head of an answer; also the size of the frames a body comes in.
+const READ_BUFFER_BYTES: usize = 16 * 1024;
+const CONNECT: Duration = Duration::from_secs(5);
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// Shorter than the idle timeouts common at peers (Synapse: 120 s, nginx: 75 s), so that reuse seldom meets a closed door.
+const IDLE: Duration = Duration::from_secs(50);
+const WELL_KNOWN_BYTES_MAX: usize = 50 * 1024;
+const WELL_KNOWN_REDIRECTS_MAX: usize = 5;
+const WELL_KNOWN_TIMEOUT: Duration = Duration::from_secs(10);
+/// TLS sessions remembered for cheaper handshakes, about 2 KiB each.
+const SESSIONS_MAX: usize = 64;
+
+pub type Outgoing = Full<Bytes>;
+
+/// Bounds of the pool, from the profile.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    pub connections_max: usize,
+    pub per_host_max: usize,
+}
+
+/// Opens connections. Cheap to clone.
+#[derive(Clone)]
+pub struct Dialer {
+    tls: TlsConnector,
+    account: Account,
+    clock: Clock,
+}
+
+impl Dialer {
+    pub fn new(roots: RootCertStore, account: Account, clock: Clock) -> Dialer {
+        Dialer { tls: TlsConnector::from(Arc::new(client_config(roots))), account, clock }
+    }
+
+    /// Connects to the first address that answers and checks who it is. At most one [`CONNECT`] for each address, then
+    /// one [`HANDSHAKE`].
+    async fn dial(&self, target: &Target, grant: Grant) -> Result<Connection, Failed> {
+        let stream = self.reach(&target.addresses).await?;
+        // Small requests and their answers must not wait for Nagle's algorithm.
+        stream.set_nodelay(true).ok();
+        let shake = self.tls.connect(target.tls_name.clone(), stream);
+        let stream = match self.clock.timeout(HANDSHAKE, shake).await {
+            Some(Ok(stream)) => stream,
+            Some(Err(error)) => return Err(Failed::unreachable(format!("TLS with {}: {error}", target.host))),
+            None => return Err(Failed::unreachable(format!("{} does not finish the TLS handshake", target.host))),
+        };
+        let (sender, connection) = http1::Builder::new()
+            .max_buf_size(READ_BUFFER_BYTES)
+            .handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| Failed::unreachable(error.to_string()))?;
+        // Ends when `sender` is dropped or the peer closes; an error shows at the request it concerns.
+        tokio::spawn(async move {
+            let _ = connection.await;
+        });
+        Ok(Connection { sender, _grant: grant })
+    }
+
+    async fn reach(&self, addresses: &[SocketAddr]) -> Result<TcpStream, Failed> {
+        let mut failed = Failed::unreachable("no address".into());
+        let mut somebody_answered = false;
+        for address in addresses {
+            match self.clock.timeout(CONNECT, TcpStream::connect(address)).await {
+                Some(Ok(stream)) => return Ok(stream),
+                Some(Err(error)) => {
+                    somebody_answered |= error.kind() == std::io::ErrorKind::ConnectionRefused;
+                    failed = Failed::Unreachable { why: format!("{address}: {error}"), silent: !somebody_answered };
+                }
+                None => {
+                    let why = format!("{address} does not answer");
+                    failed = Failed::Unreachable { why, silent: !somebody_answered };
+                }
+            }
+        }
+        Err(failed)
+    }
+}
+
+struct Connection {
+    sender: http1::SendRequest<Outgoing>,
+    _grant: Grant,
+}
+
+/// The webpki roots and, for closed networks, the certificates of a PEM file.
+pub fn roots(extra_ca_pem: Option<&[u8]>) -> Result<RootCertStore, String> {
+    use rustls::pki_types::{CertificateDer, pem::PemObject};
+    let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
+    for found in extra_ca_pem.into_iter().flat_map(CertificateDer::pem_slice_iter) {
+        let certificate = found.map_err(|error| format!("the extra CA file is not PEM: {error}"))?;
+        roots.add(certificate).map_err(|error| format!("the extra CA file holds an unusable certificate: {error}"))?;
+    }
+    Ok(roots)
+}
+
+fn client_config(roots: RootCertStore) -> ClientConfig {
+    let mut config = ClientConfig::builder_with_provider(Arc::new(provider()))
+        .with_safe_default_protocol_versions()
+        .expect("ring has suites for TLS 1.2 and 1.3")
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    config.resumption = rustls::client::Resumption::in_memory_sessions(SESSIONS_MAX);
+    config
+}
+
+/// ChaCha20 is offered first where the processor has no AES instructions: there it is several times cheaper.
+fn provider() -> CryptoProvider {
+    let mut provider = rustls::crypto::ring::default_provider();
+    if !has_aes() {
+        provider.cipher_suites.sort_by_key(|suite| !format!("{:?}", suite.suite()).contains("CHACHA20"));
+    }
+    provider
+}
+
+fn has_aes() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return std::arch::is_x86_feature_detected!("aes");
+    #[cfg(target_arch = "aarch64")]
+    return std::arch::is_aarch64_feature_detected!("aes");
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    return false;
+}
+
+/// The connections there are. Cheap to clone.
+#[derive(Clone)]
+pub struct Pool(Arc<Inner>);
+
+struct Inner {
+    dialer: Dialer,
+    all: Arc<Semaphore>,
+    per_host_max: usize,
+    hosts: Mutex<HashMap<OwnedServerName, Host>>,
+    clock: Clock,
+}
+
+/// Present while a server has a connection in use or idle.
+struct Host {
+    turns: Arc<Semaphore>,
+    idle: Vec<Idle>,
+}
+
+struct Idle {
+    connection: Connection,
+    permit: OwnedSemaphorePermit,
+    since: Duration,
+}
+
+/// A connection in use. Returned to the pool by [`Lease::give_back`]; a dropped lease closes it.
+pub struct Lease {
+    pool: Pool,
+    server: OwnedServerName,
+    connection: Option<Connection>,
+    /// Declared after the connection: the place is free once the connection is gone.
+    permit: Option<OwnedSemaphorePermit>,
+    _turn: OwnedSemaphorePermit,
+    reused: bool,
+}
+
+impl Pool {
+    pub fn new(dialer: Dialer, limits: Limits, clock: Clock) -> Pool {
+        Pool(Arc::new(Inner {
+            dialer,
+            all: Arc::new(Semaphore::new(limits.connections_max.max(1))),
+            per_host_max: limits.per_host_max.max(1),
+            hosts: Mutex::new(HashMap::new()),
+            clock,
+        }))
+    }
+
+    /// A connection to a server: an idle one, or a new one to `target()`. Waits for a turn when the server or the pool has
+    /// all it may have.
+    pub async fn lease<F>(&self, server: &ServerName, fresh: bool, target: F) -> Result<Lease, Failed>
+    where
+        F: Future<Output = Result<Target, Failed>>,
+    {
+        let turn = self.turns(server).acquire_owned().await.expect("never closed");
+        if !fresh && let Some(idle) = self.take_idle(server) {
+            return Ok(self.leased(server, idle.connection, idle.permit, turn, true));
+        }
+        let permit = self.permit().await;
+        let target = target.await?;
+        let connection = self.0.dialer.dial(&target, self.charge().await?).await?;
+        Ok(self.leased(server, connection, permit, turn, false))
+    }
+
+    fn leased(
+        &self,
+        server: &ServerName,
+        connection: Connection,
+        permit: OwnedSemaphorePermit,
+        turn: OwnedSemaphorePermit,
+        reused: bool,
+    ) -> Lease {
+        let (connection, permit) = (Some(connection), Some(permit));
+        Lease { pool: self.clone(), server: server.to_owned(), connection, permit, _turn: turn, reused }
+    }
+
+    fn turns(&self, server: &ServerName) -> Arc<Semaphore> {
+        let mut hosts = self.0.hosts.lock().expect("no panic holds it");
+        let fresh = || Host { turns: Arc::new(Semaphore::new(self.0.per_host_max)), idle: Vec::new() };
+        hosts.entry(server.to_owned()).or_insert_with(fresh).turns.clone()
+    }
+
+    /// A place in the pool; when all are taken, the oldest idle connection makes room.
+    async fn permit(&self) -> OwnedSemaphorePermit {
+        if let Ok(permit) = self.0.all.clone().try_acquire_owned() {
+            return permit;
+        }
+        self.close_oldest_idle();
+        self.0.all.clone().acquire_owned().await.expect("never closed")
+    }
+
+    /// The bytes of one connection; idle connections are given up for it first.
+    async fn charge(&self) -> Result<Grant, Failed> {
+        let account = &self.0.dialer.account;
+        if let Ok(grant) = account.try_take(CONNECTION_BYTES) {
+            return Ok(grant);
+        }
+        self.close_oldest_idle();
+        Ok(account.take(CONNECTION_BYTES).await?)
+    }
+
+    fn take_idle(&self, server: &ServerName) -> Option<Idle> {
+        let now = self.0.clock.instant();
+        let mut hosts = self.0.hosts.lock().expect("no panic holds it");
+        let idle = &mut hosts.get_mut(server)?.idle;
+        idle.retain(|idle| idle.usable(now));
+        idle.pop()
+    }
+
+    fn close_oldest_idle(&self) {
+        let mut hosts = self.0.hosts.lock().expect("no panic holds it");
+        let oldest = hosts.values_mut().filter(|host| !host.idle.is_empty()).min_by_key(|host| host.idle[0].since);
+        if let Some(host) = oldest {
+            host.idle.remove(0);
+        }
+    }
+
+    /// Closes what has been idle too long and forgets servers nobody talks to. Called now and then; bounded by the pool.
+    pub fn tidy(&self) {
+        let now = self.0.clock.instant();
+        let per_host_max = self.0.per_host_max;
+        self.0.hosts.lock().expect("no panic holds it").retain(|_, host| {
+            host.idle.retain(|idle| idle.usable(now));
+            // A clone outside means somebody is about to ask for a turn.
+            let unused = host.turns.available_permits() == per_host_max && Arc::strong_count(&host.turns) == 1;
+            !(host.idle.is_empty() && unused)
+        });
+    }
+}
+
+impl Idle {
+    fn usable(&self, now: Duration) -> bool {
+        self.connection.sender.is_ready() && now.saturating_sub(self.since) < IDLE
+    }
+}
+
+impl Lease {
+    /// Whether this connection has already answered before: a failure on it may only mean that the peer closed it meanwhile.
+    pub fn is_reused(&self) -> bool {
+        self.reused
+    }
+
+    /// Sends a request and waits for the head of the answer.
+    pub async fn send(&mut self, request: Request<Outgoing>) -> Result<Response<Incoming>, hyper::Error> {
+        let connection = self.connection.as_mut().expect("present until given back");
+        connection.sender.send_request(request).await
+    }
+
+    /// After the whole answer was read: the connection may serve the next request.
+    pub fn give_back(mut self) {
+        let (Some(connection), Some(permit)) = (self.connection.take(), self.permit.take()) else { return };
+        // Somebody may be waiting for the place: then it is worth more than a warm connection.
+        if connection.sender.is_closed() || self.pool.0.all.available_permits() == 0 {
+            return;
+        }
+        let since = self.pool.0.clock.instant();
+        let mut hosts = self.pool.0.hosts.lock().expect("no panic holds it");
+        if let Some(host) = hosts.get_mut(&self.server) {
+            host.idle.push(Idle { connection, permit, since });
+        }
+    }
+}
+
+/// The world as the resolver sees it: DNS, and well-known files over HTTPS.
+pub struct World {
+    pub dns: Dns,
+    pub dialer: Dialer,
+    pub clock: Clock,
+}
+
+impl Lookup for World {
+    fn addresses<'a>(&'a self, host: &'a str) -> Boxed<'a, Result<Vec<std::net::IpAddr>, Miss>> {
+        Box::pin(self.dns.addresses(host))
+    }
+
+    fn services<'a>(&'a self, name: &'a str) -> Boxed<'a, Result<Vec<Service>, Miss>> {
+        Box::pin(self.dns.services(name))
+    }
+
+    fn well_known<'a>(&'a self, host: &'a str) -> Boxed<'a, Result<WellKnown, Miss>> {
+        Box::pin(async move {
+            let url = format!("https://{host}/.well-known/matrix/server");
+            match self.clock.timeout(WELL_KNOWN_TIMEOUT, self.fetch_well_known(url)).await {
+                Some(found) => found,
+                None => Err(Miss::Silent(format!("{host} does not answer for its well-known file"))),
+            }
+        })
+    }
+}
+
+impl World {
+    async fn fetch_well_known(&self, mut url: String) -> Result<WellKnown, Miss> {
+        for _ in 0..=WELL_KNOWN_REDIRECTS_MAX {
+            let uri: http::Uri = url.parse().map_err(|_| Miss::Absent(format!("{url} is not a URL")))?;
+            let response = self.get(&uri).await?;
+            match redirect(&uri, &response) {
+                Some(next) => url = next,
+                None => return read_well_known(response).await,
+            }
+        }
+        Err(Miss::Absent(format!("{url} redirects for ever")))
+    }
+
+    async fn get(&self, uri: &http::Uri) -> Result<Response<Incoming>, Miss> {
+        let absent = |why: String| Miss::Absent(format!("{uri}: {why}"));
+        let host = uri.host().ok_or_else(|| absent("no host".into()))?;
+        if uri.scheme_str() != Some("https") {
+            return Err(absent("not https".into()));
+        }
+        let ips = self.dns.addresses(host).await?;
+        let port = uri.port_u16().unwrap_or(443);
+        let tls_name = pki_types::ServerName::try_from(host.to_owned()).map_err(|error| absent(error.to_string()))?;
+        let target = Target {
+            addresses: ips.into_iter().map(|ip| (ip, port).into()).collect(),
+            tls_name,
+            host: host.to_owned(),
+            fixed: false,
+        };
+        let grant = self.dialer.account.take(CONNECTION_BYTES).await.map_err(|refused| Miss::Silent(refused.to_string()))?;
+        let mut connection = self.dialer.dial(&target, grant).await.map_err(|failed| match failed {
+            Failed::Unreachable { why, silent: true } => Miss::Silent(why),
+            other => absent(other.to_string()),
+        })?;
+        let request = Request::get(uri.path_and_query().map_or("/", |path| path.as_str()))
+            .header("host", uri.authority().map_or(host, |authority| authority.as_str()))
+            .header("user-agent", super::USER_AGENT)
+            .body(Outgoing::default())
+            .map_err(|error| absent(error.to_string()))?;
+        // The sender may go: hyper finishes the answer it has begun.
+        connection.sender.send_request(request).await.map_err(|error| absent(error.to_string()))
+    }
+}
+
+/// Where a 30x answer points, made absolute.
+fn redirect(from: &http::Uri, response: &Response<Incoming>) -> Option<String> {
+    if !matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
+        return None;
+    }
+    let to = response.headers().get("location")?.to_str().ok()?;
+    Some(match to.starts_with('/') {
+        true => format!("https://{}{to}", from.authority()?),
+        false => to.to_owned(),
+    })
+}
+
+async fn read_well_known(response: Response<Incoming>) -> Result<WellKnown, Miss> {
+    #[derive(serde::Deserialize)]
+    struct File {
+        #[serde(rename = "m.server")]
+        server: String,
+    }
+    if response.status() != 200 {
+        return Err(Miss::Absent(format!("well-known answers {}", response.status())));
+    }
+    let cache_control = response.headers().get("cache-control").and_then(|value| value.to_str().ok());
+    let max_age_ms = cache_control.and_then(max_age_ms);
+    let body = Limited::new(response.into_body(), WELL_KNOWN_BYTES_MAX).collect().await;
+    let body = body.map_err(|error| Miss::Absent(format!("well-known body: {error}")))?.to_bytes();
+    let file: File =
+        serde_json::from_slice(&body).map_err(|error| Miss::Absent(format!("well-known body: {error}")))?;
+    Ok(WellKnown { server: file.server, max_age_ms })
+}

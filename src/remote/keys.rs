@@ -1,0 +1,583 @@
+//! Other servers' signing keys (server-server API, "Retrieving server keys").
+//!
+//! A key is looked for in memory (decompressed, on the `signing_keys` account), in the store, at its server, at the
+//! notaries. Few servers are asked themselves first; many are asked of the notaries first, in batches, since half of a large
+//! room's servers are gone. Every answer must carry the signature of the server it speaks of, and a notary's also its own.
+//! What nobody has is not asked for again for a while.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    num::NonZeroUsize,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use lru::LruCache;
+use ruma::{OwnedServerName, ServerName};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use super::{Failed, Options, Remote};
+use crate::{
+    base,
+    budget::{Account, Grant},
+    matrix::sign::{self, PublicKey},
+    store::{
+        self, Store,
+        tables::key_cache::{self, Stored},
+    },
+};
+
+/// One remembered key: the decompressed point (about 200 bytes), its names, the table's share.
+const KNOWN_BYTES: u64 = 512;
+/// Servers asked of a notary at once; about 0.7 KiB each in the answer.
+const BATCH_SERVERS: usize = 128;
+const BATCH_BYTES_MAX: u64 = 512 * 1024;
+const BATCHES_AT_ONCE: usize = 2;
+const BATCH_TIMEOUT: Duration = Duration::from_secs(60);
+const DIRECT_AT_ONCE: usize = 4;
+/// From here on the notaries are asked first.
+const MANY_SERVERS: usize = 8;
+const DIRECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// One server's own answer.
+const ANSWER_BYTES_MAX: u64 = 32 * 1024;
+/// Keys one server may publish; more is an attack on our disk.
+const KEYS_MAX: usize = 32;
+const KEY_ID_BYTES_MAX: usize = 128;
+/// "Servers MUST use the lesser of this field and 7 days into the future."
+const VALID_MS_MAX: u64 = 7 * 24 * 3_600_000;
+/// A server whose key nobody had is not looked for again for so long, doubling up to the second figure.
+const MISSING_MS_MIN: u64 = 60_000;
+const MISSING_MS_MAX: u64 = 3_600_000;
+const MISSING_MAX: usize = 4096;
+
+/// A key and when it may be believed.
+#[derive(Debug, Clone)]
+pub struct Known {
+    pub key: Arc<PublicKey>,
+    /// Signatures made up to then, in unix milliseconds, may be believed; capped at seven days ahead when it was fetched.
+    pub valid_until_ms: u64,
+    /// The server has replaced it: it vouches for nothing after `valid_until_ms`, and asking again will not change that.
+    pub expired: bool,
+}
+
+impl Known {
+    pub fn is_valid_at(&self, at_ms: u64) -> bool {
+        at_ms <= self.valid_until_ms
+    }
+}
+
+/// A key of a server: its name and the key's id (`ed25519:abc`).
+pub type Name = (OwnedServerName, String);
+
+/// What is known, in memory and in the store.
+pub(super) struct Book {
+    own_id: String,
+    own: Known,
+    memory: Mutex<Memory>,
+    missing: Mutex<LruCache<OwnedServerName, Missing>>,
+    store: Store,
+}
+
+struct Memory {
+    keys: LruCache<String, Known>,
+    account: Account,
+    grant: Option<Grant>,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Missing {
+    times: u32,
+    until_ms: u64,
+}
+
+impl Book {
+    pub(super) fn new(own: &sign::Key, account: Account, store: Store) -> Book {
+        let own_key = Known { key: Arc::new(own.public()), valid_until_ms: u64::MAX, expired: false };
+        Book {
+            own_id: own.id().to_owned(),
+            own: own_key,
+            memory: Mutex::new(Memory { keys: LruCache::unbounded(), account, grant: None }),
+            missing: Mutex::new(LruCache::new(NonZeroUsize::new(MISSING_MAX).expect("not zero"))),
+            store,
+        }
+    }
+}
+
+impl Memory {
+    /// Keeps a key; the least recently used ones make room when the account has none.
+    fn put(&mut self, name: String, known: Known) {
+        if self.keys.contains(&name) || self.charge() {
+            self.keys.put(name, known);
+        } else if self.keys.pop_lru().is_some() {
+            self.keys.put(name, known);
+        }
+    }
+
+    fn charge(&mut self) -> bool {
+        match &mut self.grant {
+            Some(grant) => grant.grow(KNOWN_BYTES).is_ok(),
+            None => {
+                self.grant = self.account.try_take(KNOWN_BYTES).ok();
+                self.grant.is_some()
+            }
+        }
+    }
+}
+
+/// Other servers' keys. Cheap to clone.
+#[derive(Clone)]
+pub struct Keys {
+    remote: Remote,
+}
+
+impl Keys {
+    pub(super) fn new(remote: Remote) -> Keys {
+        Keys { remote }
+    }
+
+    fn book(&self) -> &Book {
+        &self.remote.0.keys
+    }
+
+    /// From memory or the store, whether still valid or not; never asks anybody. Plain code for blocking threads.
+    pub fn cached(&self, server: &ServerName, key_id: &str) -> Result<Option<Known>, store::Error> {
+        if self.remote.is_me(server) {
+            return Ok((key_id == self.book().own_id).then(|| self.book().own.clone()));
+        }
+        let name = key_cache::name(server, key_id);
+        if let Some(known) = self.book().memory.lock().expect("no panic holds it").keys.get(&name) {
+            return Ok(Some(known.clone()));
+        }
+        let Some(stored) = key_cache::get(&self.book().store.read()?, server, key_id)? else { return Ok(None) };
+        Ok(self.remember(name, stored))
+    }
+
+    fn remember(&self, name: String, stored: Stored) -> Option<Known> {
+        let key = PublicKey::from_bytes(&stored.key)?;
+        let known =
+            Known { key: Arc::new(key), valid_until_ms: stored.valid_until_ms, expired: stored.expired };
+        self.book().memory.lock().expect("no panic holds it").put(name, known.clone());
+        Some(known)
+    }
+
+    /// One key that vouches for what was signed at `at_ms`, asking for it when need be. `None` when nobody has it. For events of
+    /// room versions 1 to 4, whose keys' validity is not looked at, pass 0.
+    pub async fn get(&self, server: &ServerName, key_id: &str, at_ms: u64) -> Result<Option<Known>, store::Error> {
+        let name = (server.to_owned(), key_id.to_owned());
+        self.fetch(std::slice::from_ref(&name), at_ms).await?;
+        let keys = self.clone();
+        let known = base::blocking(move || keys.cached(&name.0, &name.1)).await?;
+        Ok(known.filter(|known| known.is_valid_at(at_ms)))
+    }
+
+    /// Makes sure that as many of these keys as can be had are known and valid at `at_ms`. Afterwards [`Keys::cached`] finds them.
+    /// Bounded by the number of names; answers are taken a batch at a time.
+    pub async fn fetch(&self, names: &[Name], at_ms: u64) -> Result<(), store::Error> {
+        let (keys, wanted) = (self.clone(), names.to_vec());
+        let lacking = base::blocking(move || keys.lacking(wanted, at_ms)).await?;
+        self.fetch_servers(lacking).await
+    }
+
+    /// Asks for the keys of servers we have none of, before events make it urgent.
+    pub async fn prefetch(&self, servers: &[OwnedServerName]) -> Result<(), store::Error> {
+        let (keys, servers, now) = (self.clone(), servers.to_vec(), self.remote.0.clock.now_ms());
+        let lacking = base::blocking(move || {
+            let read = keys.book().store.read()?;
+            let mut lacking = BTreeMap::new();
+            for server in servers {
+                if !keys.remote.is_me(&server) && !key_cache::has_valid(&read, &server, now)? {
+                    lacking.insert(server, BTreeSet::new());
+                }
+            }
+            Ok::<_, store::Error>(lacking)
+        })
+        .await?;
+        self.fetch_servers(lacking).await
+    }
+
+    /// The servers with keys that are not known, or no longer believed, each with those keys.
+    fn lacking(&self, names: Vec<Name>, at_ms: u64) -> Result<Lacking, store::Error> {
+        let mut lacking = Lacking::new();
+        for (server, key_id) in names {
+            let enough = match self.cached(&server, &key_id)? {
+                Some(known) => known.expired || known.is_valid_at(at_ms),
+                None => self.remote.is_me(&server) || key_id.len() > KEY_ID_BYTES_MAX,
+            };
+            if !enough {
+                lacking.entry(server).or_default().insert(key_id);
+            }
+        }
+        Ok(lacking)
+    }
+
+    async fn fetch_servers(&self, mut lacking: Lacking) -> Result<(), store::Error> {
+        let now = self.remote.0.clock.now_ms();
+        {
+            let mut missing = self.book().missing.lock().expect("no panic holds it");
+            lacking.retain(|server, _| missing.get(server).is_none_or(|missing| missing.until_ms <= now));
+        }
+        if lacking.len() < MANY_SERVERS {
+            self.ask_directly(&mut lacking).await?;
+            self.ask_notaries(&mut lacking).await?;
+        } else {
+            self.ask_notaries(&mut lacking).await?;
+            self.ask_directly(&mut lacking).await?;
+        }
+        self.note_missing(&lacking);
+        Ok(())
+    }
+
+    fn note_missing(&self, lacking: &Lacking) {
+        // While the Internet is gone nobody's key is missing; it just cannot be had.
+        if self.remote.0.backoff.is_offline() {
+            return;
+        }
+        let now = self.remote.0.clock.now_ms();
+        let mut missing = self.book().missing.lock().expect("no panic holds it");
+        for server in lacking.keys() {
+            let times = missing.get(server).map_or(0, |missing| missing.times);
+            let pause = (MISSING_MS_MIN << times.min(10)).min(MISSING_MS_MAX);
+            missing.put(server.clone(), Missing { times: times + 1, until_ms: now + pause });
+        }
+    }
+
+    /// Each server itself, a few at once.
+    async fn ask_directly(&self, lacking: &mut Lacking) -> Result<(), store::Error> {
+        let mut servers: Vec<OwnedServerName> = lacking.keys().cloned().collect();
+        let mut asking = tokio::task::JoinSet::new();
+        loop {
+            while asking.len() < DIRECT_AT_ONCE
+                && let Some(server) = servers.pop()
+            {
+                let keys = self.clone();
+                asking.spawn(async move { (keys.ask_one(&server).await, server) });
+            }
+            let Some(done) = asking.join_next().await else { return Ok(()) };
+            match done {
+                Ok((Ok(found), server)) => self.settle(lacking, &server, &found),
+                Ok((Err(Trouble::Store(error)), _)) => return Err(error),
+                Ok((Err(Trouble::Failed(why)), server)) => tracing::debug!(%server, %why, "no signing keys"),
+                Err(_) => {}
+            }
+        }
+    }
+
+    async fn ask_one(&self, server: &ServerName) -> Result<Vec<String>, Trouble> {
+        let options = Options { timeout: DIRECT_TIMEOUT, max_bytes: ANSWER_BYTES_MAX, insist: false };
+        let answer = self.remote.request(server, http::Method::GET, "/_matrix/key/v2/server", None, options).await?;
+        let now = self.remote.0.clock.now_ms();
+        let checked = check_answer(&answer.body, now).map_err(Failed::BadAnswer)?;
+        if checked.server != server {
+            return Err(Failed::BadAnswer(format!("gives the keys of {}", checked.server)).into());
+        }
+        let ids = checked.ids();
+        self.keep(vec![checked]).await?;
+        Ok(ids)
+    }
+
+    /// All still lacking, of one notary after the other, in batches.
+    async fn ask_notaries(&self, lacking: &mut Lacking) -> Result<(), store::Error> {
+        for notary in self.remote.0.notaries.clone() {
+            if lacking.is_empty() {
+                return Ok(());
+            }
+            if lacking.contains_key(&notary) && lacking.len() == 1 || self.remote.is_me(&notary) {
+                continue;
+            }
+            match self.ask_notary(&notary, lacking).await {
+                Ok(()) => {}
+                Err(Trouble::Store(error)) => return Err(error),
+                Err(Trouble::Failed(why)) => tracing::info!(%notary, %why, "a notary gave no keys"),
+            }
+        }
+        Ok(())
+    }
+
+    async fn ask_notary(&self, notary: &OwnedServerName, lacking: &mut Lacking) -> Result<(), Trouble> {
+        let voucher = Arc::new(self.notary_keys(notary).await?);
+        let mut batches: Vec<Batch> =
+            lacking.iter().collect::<Vec<_>>().chunks(BATCH_SERVERS).map(batch_of).collect();
+        let mut asking = tokio::task::JoinSet::new();
+        loop {
+            while asking.len() < BATCHES_AT_ONCE
+                && let Some(batch) = batches.pop()
+            {
+                let (keys, notary, voucher) = (self.clone(), notary.clone(), voucher.clone());
+                asking.spawn(async move { (keys.ask_batch(&notary, &voucher, &batch).await, batch) });
+            }
+            let Some(done) = asking.join_next().await else { return Ok(()) };
+            match done {
+                Ok((Ok(found), _)) => {
+                    for (server, ids) in found {
+                        self.settle(lacking, &server, &ids);
+                    }
+                }
+                // Somebody in the batch has a great many keys: the halves may fit. Ends at a batch of one.
+                Ok((Err(Trouble::Failed(Failed::TooLarge { .. })), batch)) if batch.len() > 1 => {
+                    let (front, back) = batch.split_at(batch.len() / 2);
+                    batches.extend([front.to_vec(), back.to_vec()]);
+                }
+                Ok((Err(trouble), _)) => return Err(trouble),
+                Err(_) => {}
+            }
+        }
+    }
+
+    /// The notary's own keys, asked of itself.
+    async fn notary_keys(&self, notary: &OwnedServerName) -> Result<HashMap<String, Known>, Trouble> {
+        let now = self.remote.0.clock.now_ms();
+        let read = || {
+            let (keys, notary) = (self.clone(), notary.clone());
+            base::blocking(move || {
+                let stored = key_cache::list(&keys.book().store.read()?, &notary)?;
+                let valid = stored.into_iter().filter(|(_, stored)| !stored.expired && stored.valid_until_ms >= now);
+                let remembered = valid.filter_map(|(id, stored)| {
+                    let known = keys.remember(key_cache::name(&notary, &id), stored)?;
+                    Some((id, known))
+                });
+                Ok::<_, store::Error>(remembered.collect::<HashMap<_, _>>())
+            })
+        };
+        let known = read().await?;
+        if !known.is_empty() {
+            return Ok(known);
+        }
+        self.ask_one(notary).await?;
+        Ok(read().await?)
+    }
+
+    async fn ask_batch(
+        &self,
+        notary: &ServerName,
+        voucher: &HashMap<String, Known>,
+        batch: &Batch,
+    ) -> Result<Vec<(OwnedServerName, Vec<String>)>, Trouble> {
+        let now = self.remote.0.clock.now_ms();
+        let options = Options { timeout: BATCH_TIMEOUT, max_bytes: BATCH_BYTES_MAX, insist: true };
+        let content = notary_query(batch, now);
+        let answer = self
+            .remote
+            .request(notary, http::Method::POST, "/_matrix/key/v2/query", Some(content), options)
+            .await?;
+        #[derive(Deserialize)]
+        struct Said<'a> {
+            #[serde(borrow)]
+            server_keys: Vec<&'a RawValue>,
+        }
+        let said: Said<'_> = serde_json::from_slice(&answer.body).map_err(|error| Failed::BadAnswer(error.to_string()))?;
+        let mut checked = Vec::new();
+        for raw in said.server_keys {
+            match check_notarised(raw.get().as_bytes(), notary, voucher, now) {
+                Ok(one) if batch.iter().any(|(server, _)| *server == one.server) => checked.push(one),
+                Ok(one) => tracing::debug!(%notary, server = %one.server, "keys nobody asked for"),
+                Err(why) => tracing::debug!(%notary, %why, "unusable keys from a notary"),
+            }
+        }
+        let found = checked.iter().map(|one| (one.server.clone(), one.ids())).collect();
+        self.keep(checked).await?;
+        Ok(found)
+    }
+
+    /// Writes checked answers down, all in one write, and remembers their keys.
+    async fn keep(&self, checked: Vec<Checked>) -> Result<(), store::Error> {
+        let checked = Arc::new(checked);
+        let rows = checked.clone();
+        let now = self.remote.0.clock.now_ms();
+        let written = self.book().store.write(move |write| {
+            for one in rows.iter() {
+                for (id, stored) in &one.keys {
+                    key_cache::set(write, &one.server, id, stored)?;
+                }
+                key_cache::set_answer(write, &one.server, now, &one.raw)?;
+            }
+            Ok::<_, store::Error>(())
+        });
+        written.await.map_err(store::Error::from)?;
+        for one in checked.iter() {
+            for (id, stored) in &one.keys {
+                self.remember(key_cache::name(&one.server, id), *stored);
+            }
+            self.book().missing.lock().expect("no panic holds it").pop(&one.server);
+        }
+        Ok(())
+    }
+
+    /// Crosses off what was found. A server of which any key would do is done with any.
+    fn settle(&self, lacking: &mut Lacking, server: &ServerName, found: &[String]) {
+        if let Some(wanted) = lacking.get_mut(server) {
+            wanted.retain(|id| !found.contains(id));
+            if wanted.is_empty() {
+                lacking.remove(server);
+            }
+        }
+    }
+
+    /// The last answer a server gave about its keys, as it signed it, and when: for notary questions of others.
+    pub fn answer_of(&self, server: &ServerName) -> Result<Option<(u64, Vec<u8>)>, store::Error> {
+        key_cache::answer(&self.book().store.read()?, server)
+    }
+
+    /// Asks a server for its keys unless that was done lately. For notary questions of others.
+    pub async fn refresh(&self, server: &ServerName, valid_at_ms: u64) -> Result<(), store::Error> {
+        let now = self.remote.0.clock.now_ms();
+        let (keys, name) = (self.clone(), server.to_owned());
+        let known = base::blocking(move || {
+            let read = keys.book().store.read()?;
+            Ok::<_, store::Error>(key_cache::has_valid(&read, &name, valid_at_ms.max(now))?)
+        });
+        if known.await? {
+            return Ok(());
+        }
+        let mut lacking = Lacking::from([(server.to_owned(), BTreeSet::new())]);
+        let missing = self.book().missing.lock().expect("no panic holds it").get(server).copied().unwrap_or_default();
+        if missing.until_ms <= now {
+            self.ask_directly(&mut lacking).await?;
+            self.note_missing(&lacking);
+        }
+        Ok(())
+    }
+}
+
+/// Servers and the keys of theirs that are needed; an empty set means any.
+type Lacking = BTreeMap<OwnedServerName, BTreeSet<String>>;
+type Batch = Vec<(OwnedServerName, BTreeSet<String>)>;
+
+fn batch_of(servers: &[(&OwnedServerName, &BTreeSet<String>)]) -> Batch {
+    servers.iter().map(|(server, ids)| ((*server).clone(), (*ids).clone())).collect()
+}
+
+fn notary_query(batch: &Batch, now_ms: u64) -> Vec<u8> {
+    let criteria = serde_json::json!({ "minimum_valid_until_ts": now_ms });
+    let servers: serde_json::Map<String, serde_json::Value> = batch
+        .iter()
+        .map(|(server, ids)| {
+            let ids = ids.iter().map(|id| (id.clone(), criteria.clone())).collect::<serde_json::Map<_, _>>();
+            (server.to_string(), ids.into())
+        })
+        .collect();
+    serde_json::json!({ "server_keys": servers }).to_string().into_bytes()
+}
+
+enum Trouble {
+    Failed(Failed),
+    Store(store::Error),
+}
+
+impl From<Failed> for Trouble {
+    fn from(failed: Failed) -> Trouble {
+        Trouble::Failed(failed)
+    }
+}
+
+impl From<store::Error> for Trouble {
+    fn from(error: store::Error) -> Trouble {
+        Trouble::Store(error)
+    }
+}
+
+/// An answer about one server whose signatures were right.
+struct Checked {
+    server: OwnedServerName,
+    keys: Vec<(String, Stored)>,
+    raw: Vec<u8>,
+}
+
+impl Checked {
+    fn ids(&self) -> Vec<String> {
+        self.keys.iter().map(|(id, _)| id.clone()).collect()
+    }
+}
+
+#[derive(Deserialize)]
+struct Published {
+    server_name: OwnedServerName,
+    verify_keys: BTreeMap<String, PublishedKey>,
+    #[serde(default)]
+    old_verify_keys: BTreeMap<String, PublishedOldKey>,
+    valid_until_ts: u64,
+    signatures: BTreeMap<OwnedServerName, BTreeMap<String, String>>,
+}
+
+#[derive(Deserialize)]
+struct PublishedKey {
+    key: String,
+}
+
+#[derive(Deserialize)]
+struct PublishedOldKey {
+    key: String,
+    expired_ts: u64,
+}
+
+/// Checks a server's own word about its keys: at least one of the keys it lists signed it, and none of those signatures is
+/// wrong.
+fn check_answer(raw: &[u8], now_ms: u64) -> Result<Checked, String> {
+    if raw.len() as u64 > ANSWER_BYTES_MAX {
+        return Err("too long".into());
+    }
+    let said: Published = serde_json::from_slice(raw).map_err(|error| error.to_string())?;
+    if said.verify_keys.len() + said.old_verify_keys.len() > KEYS_MAX {
+        return Err(format!("more than {KEYS_MAX} keys"));
+    }
+    let mut keys = Vec::new();
+    let mut signed = false;
+    let signatures = said.signatures.get(&said.server_name);
+    for (id, published) in said.verify_keys.iter().filter(|(id, _)| is_usable_id(id)) {
+        let key = parse_key(&published.key)?;
+        if signatures.is_some_and(|signatures| signatures.contains_key(id)) {
+            sign::check_json(raw, said.server_name.as_str(), id, &key).map_err(|reject| reject.to_string())?;
+            signed = true;
+        }
+        let valid_until_ms = said.valid_until_ts.min(now_ms + VALID_MS_MAX);
+        keys.push((id.clone(), Stored { key: key.to_bytes(), valid_until_ms, expired: false }));
+    }
+    if !signed {
+        return Err(format!("{} did not sign its keys with any of them", said.server_name));
+    }
+    for (id, published) in said.old_verify_keys.iter().filter(|(id, _)| is_usable_id(id)) {
+        if said.verify_keys.contains_key(id) {
+            continue;
+        }
+        // A retired key may be of any age; one that cannot be read is passed over.
+        if let Ok(key) = parse_key(&published.key) {
+            let stored = Stored { key: key.to_bytes(), valid_until_ms: published.expired_ts, expired: true };
+            keys.push((id.clone(), stored));
+        }
+    }
+    Ok(Checked { server: said.server_name, keys, raw: raw.to_vec() })
+}
+
+/// As [`check_answer`], and the notary signed it too.
+fn check_notarised(
+    raw: &[u8],
+    notary: &ServerName,
+    voucher: &HashMap<String, Known>,
+    now_ms: u64,
+) -> Result<Checked, String> {
+    let vouched = voucher.iter().any(|(id, known)| sign::check_json(raw, notary.as_str(), id, &known.key).is_ok());
+    if !vouched {
+        return Err("not signed by the notary".into());
+    }
+    check_answer(raw, now_ms)
+}
+
+fn is_usable_id(id: &str) -> bool {
+    id.starts_with("ed25519:") && id.len() <= KEY_ID_BYTES_MAX && !id.contains('\0')
+}
+
+fn parse_key(text: &str) -> Result<PublicKey, String> {
+    PublicKey::from_base64(text).ok_or_else(|| "a key is no ed25519 key in base64".to_owned())
+}
+
+/// The pipeline's view: what is cached and may be believed for the time asked.
+impl sign::Keys for Keys {
+    fn get(&self, server: &str, key_id: &str, at_ts: u64) -> Option<PublicKey> {
+        let server = <&ServerName>::try_from(server).ok()?;
+        let known = self.cached(server, key_id).unwrap_or_else(|error| {
+            tracing::warn!(%error, "a signing key could not be read");
+            None
+        })?;
+        known.is_valid_at(at_ts).then(|| (*known.key).clone())
+    }
+}

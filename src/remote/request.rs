@@ -1,0 +1,334 @@
+//! A signed question to another server, and its small answer.
+//!
+//! Server-server API, "Request Authentication": the signature covers the request target exactly as it is sent.
+
+use std::{fmt, time::Duration};
+
+use bytes::Bytes;
+use http::{Method, Request, Response, header};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use ruma::ServerName;
+use serde::de::DeserializeOwned;
+
+use super::{
+    Remote, USER_AGENT,
+    connect::{Lease, Outgoing},
+    resolve::{Miss, Target},
+};
+use crate::{
+    budget::{Grant, Refused},
+    matrix::sign,
+};
+
+/// An error answer is read this far and no further.
+const ERROR_BYTES_MAX: u64 = 16 * 1024;
+
+/// How long to wait, how much to take.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// For the whole exchange, the connection included.
+    pub timeout: Duration,
+    /// Of the answer's body.
+    pub max_bytes: u64,
+    /// Ask even a server that failed a moment ago: a person is waiting.
+    pub insist: bool,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options { timeout: Duration::from_secs(30), max_bytes: 512 * 1024, insist: false }
+    }
+}
+
+impl Options {
+    pub fn insisting() -> Options {
+        Options { insist: true, ..Options::default() }
+    }
+}
+
+/// Why another server gave no usable answer.
+#[derive(Debug, Clone)]
+pub enum Failed {
+    /// No connection. `silent`: nobody at all answered, so it may be our own network.
+    Unreachable { why: String, silent: bool },
+    /// Connected, but the answer did not come, or stalled.
+    Timeout,
+    /// It answered with an error of its own.
+    Status { status: u16, errcode: String, message: String, body: Vec<u8> },
+    /// The answer is not what was asked for.
+    BadAnswer(String),
+    /// The answer is longer than we take.
+    TooLarge { max_bytes: u64 },
+    /// It failed lately; not asked.
+    BackingOff { retry_after_ms: u64 },
+    /// The Internet is gone; not asked.
+    Offline { retry_after_ms: u64 },
+    /// Our own memory.
+    Refused(Refused),
+}
+
+impl Failed {
+    pub(super) fn unreachable(why: String) -> Failed {
+        Failed::Unreachable { why, silent: false }
+    }
+
+    /// The peer understood and said no: asking the same again will not help.
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, Failed::Status { status, .. } if (400..500).contains(status) && *status != 429)
+    }
+
+    pub fn errcode(&self) -> Option<&str> {
+        match self {
+            Failed::Status { errcode, .. } if !errcode.is_empty() => Some(errcode),
+            _ => None,
+        }
+    }
+
+    pub fn status(&self) -> Option<u16> {
+        match self {
+            Failed::Status { status, .. } => Some(*status),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Failed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Failed::Unreachable { why, .. } => write!(f, "cannot be reached: {why}"),
+            Failed::Timeout => write!(f, "does not answer in time"),
+            Failed::Status { status, errcode, message, .. } => write!(f, "answers {status} {errcode}: {message}"),
+            Failed::BadAnswer(why) => write!(f, "answers something else than was asked: {why}"),
+            Failed::TooLarge { max_bytes } => write!(f, "answers with more than {max_bytes} bytes"),
+            Failed::BackingOff { retry_after_ms } => write!(f, "failed lately; asked again in {} s", retry_after_ms / 1000),
+            Failed::Offline { .. } => write!(f, "cannot be reached: the Internet is gone"),
+            Failed::Refused(refused) => write!(f, "cannot be asked just now: {refused}"),
+        }
+    }
+}
+
+impl std::error::Error for Failed {}
+
+impl From<Refused> for Failed {
+    fn from(refused: Refused) -> Failed {
+        Failed::Refused(refused)
+    }
+}
+
+impl From<Miss> for Failed {
+    fn from(miss: Miss) -> Failed {
+        match miss {
+            Miss::Absent(why) => Failed::Unreachable { why, silent: false },
+            Miss::Silent(why) => Failed::Unreachable { why, silent: true },
+        }
+    }
+}
+
+/// A small answer, paid for while it is kept.
+pub struct Answer {
+    pub body: Vec<u8>,
+    _grant: Grant,
+}
+
+impl Answer {
+    pub fn json<T: DeserializeOwned>(&self) -> Result<T, Failed> {
+        serde_json::from_slice(&self.body).map_err(|error| Failed::BadAnswer(error.to_string()))
+    }
+}
+
+impl Remote {
+    /// Asks `server` and reads the answer, at most `options.max_bytes` of it. `target` is the path and query exactly as it goes
+    /// on the wire; `content` is JSON.
+    pub async fn request(
+        &self,
+        server: &ServerName,
+        method: Method,
+        target: &str,
+        content: Option<Vec<u8>>,
+        options: Options,
+    ) -> Result<Answer, Failed> {
+        self.gate(server, options.insist).await?;
+        let exchange = async {
+            let (lease, response) = self.exchange(server, &method, target, content).await?;
+            let answer = self.read_small(response.into_body(), options.max_bytes).await?;
+            lease.give_back();
+            Ok(answer)
+        };
+        let outcome = self.0.clock.timeout(options.timeout, exchange).await.unwrap_or(Err(Failed::Timeout));
+        self.judge(server, &outcome);
+        outcome
+    }
+
+    /// Whether the server may be asked now.
+    pub(super) async fn gate(&self, server: &ServerName, insist: bool) -> Result<(), Failed> {
+        if insist {
+            return Ok(());
+        }
+        self.0.backoff.check(server, self.0.resolver.is_fixed(server)).await
+    }
+
+    /// What an outcome says about the server and about our own network.
+    pub(super) fn judge<T>(&self, server: &ServerName, outcome: &Result<T, Failed>) {
+        let fixed = self.0.resolver.is_fixed(server);
+        match outcome {
+            Ok(_) => self.0.backoff.success(server, fixed),
+            Err(Failed::Unreachable { silent: true, .. }) => {
+                // Where it was a moment ago nobody answers: it may have moved.
+                self.0.resolver.forget_later(server);
+                self.0.backoff.silence(server, fixed);
+            }
+            Err(Failed::Unreachable { .. } | Failed::Timeout) => self.0.backoff.failure(server, fixed, None),
+            Err(Failed::Status { status: 429, body, .. }) => {
+                self.0.backoff.failure(server, fixed, retry_after_ms(body));
+            }
+            Err(Failed::Status { status, .. }) if *status >= 500 => self.0.backoff.failure(server, fixed, None),
+            Err(Failed::Status { .. } | Failed::BadAnswer(_) | Failed::TooLarge { .. }) => {
+                self.0.backoff.success(server, fixed);
+            }
+            Err(Failed::BackingOff { .. } | Failed::Offline { .. } | Failed::Refused(_)) => {}
+        }
+    }
+
+    /// Sends the request and waits for a successful head. A connection that had served before may have been closed by the
+    /// peer meanwhile, so that one failure is answered with a fresh connection, once.
+    pub(super) async fn exchange(
+        &self,
+        server: &ServerName,
+        method: &Method,
+        target: &str,
+        content: Option<Vec<u8>>,
+    ) -> Result<(Lease, Response<Incoming>), Failed> {
+        let content = content.map(Bytes::from);
+        // Kept while the request may have to be sent again.
+        let _grant = match &content {
+            Some(content) => Some(self.0.account.take(content.len() as u64).await?),
+            None => None,
+        };
+        let authorization = sign::request::sign(
+            &self.0.key,
+            &self.0.server_name,
+            server,
+            method.as_str(),
+            target,
+            content.as_deref(),
+        )
+        .map_err(|reject| Failed::BadAnswer(format!("our own request cannot be signed: {reject}")))?;
+        let mut fresh = false;
+        loop {
+            let host = std::sync::OnceLock::new();
+            let find = async {
+                let found = self.find(server).await?;
+                let _ = host.set(found.host.clone());
+                Ok(found)
+            };
+            let mut lease = self.0.pool.lease(server, fresh, find).await?;
+            // A reused connection goes where the resolver said then; only the header's value is asked again (from the cache).
+            let host = match host.into_inner() {
+                Some(host) => host,
+                None => self.find(server).await?.host,
+            };
+            let request = build(method, target, &host, &authorization, content.clone())?;
+            match lease.send(request).await {
+                Ok(response) if response.status().is_success() => return Ok((lease, response)),
+                Ok(response) => return Err(self.read_error(lease, response).await),
+                Err(_) if lease.is_reused() => fresh = true,
+                Err(error) => return Err(Failed::BadAnswer(error.to_string())),
+            }
+        }
+    }
+
+    async fn find(&self, server: &ServerName) -> Result<Target, Failed> {
+        if self.is_me(server) {
+            return Err(Failed::BadAnswer("that is this server itself".into()));
+        }
+        Ok(self.0.resolver.resolve(server).await?)
+    }
+
+    /// The body so far is on account, and so is the next frame before it is kept.
+    async fn read_small(&self, mut body: Incoming, max_bytes: u64) -> Result<Answer, Failed> {
+        let mut grant = self.0.account.take(1024).await?;
+        let mut bytes = Vec::new();
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|error| Failed::BadAnswer(error.to_string()))?;
+            let Ok(data) = frame.into_data() else { continue };
+            let length = (bytes.len() + data.len()) as u64;
+            if length > max_bytes {
+                return Err(Failed::TooLarge { max_bytes });
+            }
+            if length > grant.bytes() {
+                grow(&mut bytes, &mut grant, length, max_bytes)?;
+            }
+            bytes.extend_from_slice(&data);
+        }
+        Ok(Answer { body: bytes, _grant: grant })
+    }
+
+    async fn read_error(&self, lease: Lease, response: Response<Incoming>) -> Failed {
+        let status = response.status().as_u16();
+        let body = match self.read_small(response.into_body(), ERROR_BYTES_MAX).await {
+            Ok(answer) => {
+                lease.give_back();
+                answer.body
+            }
+            Err(_) => Vec::new(),
+        };
+        let said: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
+        let word = |name: &str| said.get(name).and_then(|word| word.as_str()).unwrap_or_default();
+        let (errcode, message) = (shorten(word("errcode"), 100), shorten(word("error"), 300));
+        Failed::Status { status, errcode, message, body }
+    }
+}
+
+/// Room for `length` bytes, charged first. While the buffer moves both copies exist: hence growing by half, and the charge
+/// covering the larger.
+fn grow(bytes: &mut Vec<u8>, grant: &mut Grant, length: u64, max_bytes: u64) -> Result<(), Failed> {
+    let wanted = (length + length / 2).clamp(4096, max_bytes.max(4096));
+    grant.grow(wanted - grant.bytes())?;
+    bytes.reserve_exact(wanted as usize - bytes.len());
+    Ok(())
+}
+
+fn retry_after_ms(body: &[u8]) -> Option<u64> {
+    serde_json::from_slice::<serde_json::Value>(body).ok()?.get("retry_after_ms")?.as_u64()
+}
+
+/// A peer's words, fit for a log line.
+fn shorten(text: &str, chars_max: usize) -> String {
+    text.chars().filter(|letter| !letter.is_control()).take(chars_max).collect()
+}
+
+fn build(
+    method: &Method,
+    target: &str,
+    host: &str,
+    authorization: &str,
+    content: Option<Bytes>,
+) -> Result<Request<Outgoing>, Failed> {
+    let mut request = Request::builder()
+        .method(method)
+        .uri(target)
+        .header(header::HOST, host)
+        .header(header::USER_AGENT, USER_AGENT)
+        .header(header::AUTHORIZATION, authorization)
+        .header(header::ACCEPT, "application/json");
+    if content.is_some() {
+        request = request.header(header::CONTENT_TYPE, "application/json");
+    }
+    request
+        .body(content.map(Outgoing::new).unwrap_or_default())
+        .map_err(|error| Failed::BadAnswer(format!("our own request cannot be built: {error}")))
+}
+
+/// One path segment or query value, percent-encoded down to the unreserved characters.
+pub fn encode(text: &str) -> String {
+    use fmt::Write;
+    let mut out = String::with_capacity(text.len() + 8);
+    for byte in text.bytes() {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => out.push(byte as char),
+            _ => write!(out, "%{byte:02X}").expect("a String takes everything"),
+        }
+    }
+    out
+}

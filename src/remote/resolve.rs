@@ -1,0 +1,548 @@
+//! Server name to address: the server-server API's "Resolving server names", step by step.
+//!
+//! What a step asks of the world (addresses, services, the well-known file) goes through [`Lookup`], so the steps are
+//! tested without a network. DNS answers are cached by the one DNS client behind the real `Lookup`; delegations are
+//! cached here. Both caches are bounded by a number of entries from the profile.
+
+use std::{
+    collections::HashMap,
+    future::Future,
+    net::{IpAddr, SocketAddr},
+    num::NonZeroUsize,
+    pin::Pin,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use lru::LruCache;
+use ruma::ServerName;
+use rustls::pki_types;
+
+use crate::base::{Clock, Random};
+
+/// The port of a server that names none.
+pub const DEFAULT_PORT: u16 = 8448;
+/// Addresses worth trying for one server: four services of two addresses each.
+const ADDRESSES_MAX: usize = 8;
+const SERVICES_MAX: usize = 4;
+
+const MINUTE_MS: u64 = 60_000;
+const HOUR_MS: u64 = 60 * MINUTE_MS;
+/// Bounds the specification suggests for keeping a delegation.
+const DELEGATION_MS_MIN: u64 = 5 * MINUTE_MS;
+const DELEGATION_MS_MAX: u64 = 48 * HOUR_MS;
+const DELEGATION_MS_DEFAULT: u64 = 24 * HOUR_MS;
+/// A server that plainly has no well-known file is asked again after an hour.
+const ABSENT_MS: u64 = HOUR_MS;
+/// A silence may be ours (no Internet just now), so it is believed for a short time only.
+const SILENT_MS: u64 = 5 * MINUTE_MS;
+
+pub type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// What the steps ask of the world.
+pub trait Lookup: Send + Sync + 'static {
+    /// IPv6 and IPv4 addresses of a host.
+    fn addresses<'a>(&'a self, host: &'a str) -> Boxed<'a, Result<Vec<IpAddr>, Miss>>;
+    /// The SRV records under a name such as `_matrix-fed._tcp.example.org`.
+    fn services<'a>(&'a self, name: &'a str) -> Boxed<'a, Result<Vec<Service>, Miss>>;
+    /// `https://HOST/.well-known/matrix/server`.
+    fn well_known<'a>(&'a self, host: &'a str) -> Boxed<'a, Result<WellKnown, Miss>>;
+}
+
+/// Why a lookup gave nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Miss {
+    /// Somebody answered, and the answer is that there is nothing (or nothing usable).
+    Absent(String),
+    /// Nobody answered. Says nothing about the server: the Internet may be gone.
+    Silent(String),
+}
+
+/// One SRV record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Service {
+    pub priority: u16,
+    pub weight: u16,
+    pub host: String,
+    pub port: u16,
+}
+
+/// A well-known answer as it came.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WellKnown {
+    /// The value of `m.server`.
+    pub server: String,
+    /// What the answer's headers say about keeping it.
+    pub max_age_ms: Option<u64>,
+}
+
+/// Where to connect, and as whom to address it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    /// In the order to try; at least one, at most [`ADDRESSES_MAX`].
+    pub addresses: Vec<SocketAddr>,
+    /// The name its certificate must carry, also sent as SNI when it is a name.
+    pub tls_name: pki_types::ServerName<'static>,
+    /// The `Host` header.
+    pub host: String,
+    /// Reached without asking anybody: tells nothing about the Internet.
+    pub fixed: bool,
+}
+
+/// A server the operator says where to find.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Override {
+    Address(SocketAddr),
+    /// Taken as the `m.server` of a well-known file.
+    Delegate(String),
+}
+
+pub struct Resolver {
+    lookup: Box<dyn Lookup>,
+    overrides: HashMap<String, Override>,
+    delegations: Mutex<LruCache<String, Delegation>>,
+    clock: Clock,
+    random: Random,
+}
+
+#[derive(Clone)]
+struct Delegation {
+    /// `None`: no well-known file, go on with the name itself.
+    server: Option<String>,
+    until_ms: u64,
+    failures: u32,
+}
+
+impl Resolver {
+    /// `overrides` are `(server name, "1.2.3.4:8448" or a delegated server name)`; `entries_max` bounds the delegations kept,
+    /// about 200 bytes each.
+    pub fn new(
+        lookup: Box<dyn Lookup>,
+        overrides: &[(String, String)],
+        entries_max: usize,
+        clock: Clock,
+        random: Random,
+    ) -> Resolver {
+        let overrides = overrides
+            .iter()
+            .map(|(name, to)| (name.to_ascii_lowercase(), parse_override(to)))
+            .collect();
+        let entries_max = NonZeroUsize::new(entries_max.max(16)).expect("at least 16");
+        Resolver { lookup, overrides, delegations: Mutex::new(LruCache::new(entries_max)), clock, random }
+    }
+
+    /// The steps, in the specification's order.
+    pub async fn resolve(&self, server: &ServerName) -> Result<Target, Miss> {
+        match self.overrides.get(&server.as_str().to_ascii_lowercase()) {
+            Some(Override::Address(address)) => return fixed(server, *address),
+            Some(Override::Delegate(to)) => return self.delegated(to, true).await,
+            None => {}
+        }
+        if let Some(target) = literal(server) {
+            return target;
+        }
+        if let Some(port) = server.port() {
+            return self.named(server.host(), port, server.as_str(), false).await;
+        }
+        match self.delegation(server.host()).await? {
+            Some(to) => self.delegated(&to, false).await,
+            None => self.by_service(server.host(), false).await,
+        }
+    }
+
+    /// Step 3.1 to 3.5: the same questions about the name the well-known file gives.
+    async fn delegated(&self, to: &str, fixed: bool) -> Result<Target, Miss> {
+        let to: &ServerName = to
+            .try_into()
+            .map_err(|_| Miss::Absent(format!("delegates to {to:?}, which is not a server name")))?;
+        if let Some(target) = literal(to) {
+            return target;
+        }
+        match to.port() {
+            Some(port) => self.named(to.host(), port, to.as_str(), fixed).await,
+            None => self.by_service(to.host(), fixed).await,
+        }
+    }
+
+    /// A host with a known port.
+    async fn named(&self, host: &str, port: u16, header: &str, fixed: bool) -> Result<Target, Miss> {
+        let found = self.lookup.addresses(host).await?;
+        let mut addresses: Vec<SocketAddr> = found.into_iter().map(|ip| (ip, port).into()).collect();
+        order_families(&mut addresses);
+        target(addresses, host, header.to_owned(), fixed)
+    }
+
+    /// SRV `_matrix-fed._tcp`, then the deprecated `_matrix._tcp`, then port 8448. The certificate is for the host itself,
+    /// never for a service's host.
+    async fn by_service(&self, host: &str, fixed: bool) -> Result<Target, Miss> {
+        for prefix in ["_matrix-fed._tcp.", "_matrix._tcp."] {
+            let services = match self.lookup.services(&format!("{prefix}{host}")).await {
+                Ok(services) if !services.is_empty() => services,
+                Ok(_) | Err(Miss::Absent(_)) => continue,
+                // Some routers never answer SRV questions; the address below decides whether the network is there.
+                Err(Miss::Silent(_)) => break,
+            };
+            let addresses = self.service_addresses(services).await?;
+            return target(addresses, host, host.to_owned(), fixed);
+        }
+        self.named(host, DEFAULT_PORT, host, fixed).await
+    }
+
+    async fn service_addresses(&self, services: Vec<Service>) -> Result<Vec<SocketAddr>, Miss> {
+        let mut addresses = Vec::new();
+        let mut miss = Miss::Absent("its SRV record says there is no such service".into());
+        for service in order_services(services, || self.random.u64()) {
+            match self.lookup.addresses(&service.host).await {
+                Ok(found) => {
+                    let mut some: Vec<SocketAddr> = found.into_iter().map(|ip| (ip, service.port).into()).collect();
+                    order_families(&mut some);
+                    addresses.extend(some);
+                }
+                Err(found) => miss = found,
+            }
+        }
+        if addresses.is_empty() { Err(miss) } else { Ok(addresses) }
+    }
+
+    /// The cached delegation of a host, asked for anew when it is too old. A silence never forgets what was known.
+    async fn delegation(&self, host: &str) -> Result<Option<String>, Miss> {
+        let now = self.clock.now_ms();
+        let known = self.delegations.lock().expect("no panic holds it").get(host).cloned();
+        if let Some(known) = known.as_ref().filter(|known| known.until_ms > now) {
+            return Ok(known.server.clone());
+        }
+        let answer = self.lookup.well_known(host).await;
+        let fresh = next_delegation(answer, known, now);
+        let server = fresh.server.clone();
+        self.delegations.lock().expect("no panic holds it").put(host.to_owned(), fresh);
+        Ok(server)
+    }
+
+    /// Reached without DNS: by an override with an address, or by an address literal.
+    pub fn is_fixed(&self, server: &ServerName) -> bool {
+        match self.overrides.get(&server.as_str().to_ascii_lowercase()) {
+            Some(to) => matches!(to, Override::Address(_)),
+            None => server.is_ip_literal(),
+        }
+    }
+
+    /// Its address stopped answering: the delegation is asked for again soon, and kept if that finds nothing.
+    pub fn forget_later(&self, server: &ServerName) {
+        let now = self.clock.now_ms();
+        if let Some(known) = self.delegations.lock().expect("no panic holds it").get_mut(server.host()) {
+            known.until_ms = known.until_ms.min(now + SILENT_MS);
+        }
+    }
+}
+
+/// What to remember after asking for a well-known file.
+fn next_delegation(answer: Result<WellKnown, Miss>, known: Option<Delegation>, now_ms: u64) -> Delegation {
+    let failures = known.as_ref().map_or(0, |known| known.failures);
+    match answer.and_then(check_name) {
+        Ok(found) => {
+            let keep_ms = found.max_age_ms.unwrap_or(DELEGATION_MS_DEFAULT).clamp(DELEGATION_MS_MIN, DELEGATION_MS_MAX);
+            Delegation { server: Some(found.server), until_ms: now_ms + keep_ms, failures: 0 }
+        }
+        // A working delegation outlives three refusals: a web server being restarted is not a move.
+        Err(Miss::Absent(_)) => Delegation {
+            server: known.and_then(|known| known.server).filter(|_| failures < 3),
+            until_ms: now_ms + if failures < 3 { SILENT_MS } else { ABSENT_MS },
+            failures: failures.saturating_add(1),
+        },
+        Err(Miss::Silent(_)) => {
+            Delegation { server: known.and_then(|known| known.server), until_ms: now_ms + SILENT_MS, failures }
+        }
+    }
+}
+
+/// A file that names no server is as good as none: the specification goes on to the next step.
+fn check_name(found: WellKnown) -> Result<WellKnown, Miss> {
+    match <&ServerName>::try_from(found.server.as_str()) {
+        Ok(_) => Ok(found),
+        Err(_) => Err(Miss::Absent(format!("delegates to {:?}, which is not a server name", found.server))),
+    }
+}
+
+fn parse_override(to: &str) -> Override {
+    match to.parse::<SocketAddr>() {
+        Ok(address) => Override::Address(address),
+        Err(_) => match to.parse::<IpAddr>() {
+            Ok(ip) => Override::Address((ip, DEFAULT_PORT).into()),
+            Err(_) => Override::Delegate(to.to_owned()),
+        },
+    }
+}
+
+/// The operator gave an address: the server still proves to be who its name says.
+fn fixed(server: &ServerName, address: SocketAddr) -> Result<Target, Miss> {
+    target(vec![address], server.host(), server.as_str().to_owned(), true)
+}
+
+/// Step 1: an address literal needs no lookup at all.
+fn literal(server: &ServerName) -> Option<Result<Target, Miss>> {
+    let ip: IpAddr = server.host().trim_start_matches('[').trim_end_matches(']').parse().ok()?;
+    let address = (ip, server.port().unwrap_or(DEFAULT_PORT)).into();
+    Some(target(vec![address], server.host(), server.as_str().to_owned(), true))
+}
+
+fn target(mut addresses: Vec<SocketAddr>, tls_host: &str, host: String, fixed: bool) -> Result<Target, Miss> {
+    addresses.truncate(ADDRESSES_MAX);
+    if addresses.is_empty() {
+        return Err(Miss::Absent(format!("{tls_host} has no address")));
+    }
+    let bare = tls_host.trim_start_matches('[').trim_end_matches(']').to_owned();
+    let tls_name = pki_types::ServerName::try_from(bare)
+        .map_err(|_| Miss::Absent(format!("{tls_host} cannot be the name of a certificate")))?;
+    Ok(Target { addresses, tls_name, host, fixed })
+}
+
+/// IPv6 first, then alternating, so that a board without a working IPv6 route loses one attempt and not all of them.
+fn order_families(addresses: &mut Vec<SocketAddr>) {
+    let (six, four): (Vec<_>, Vec<_>) = addresses.drain(..).partition(SocketAddr::is_ipv6);
+    let (mut six, mut four) = (six.into_iter(), four.into_iter());
+    loop {
+        let pair = [six.next(), four.next()];
+        if pair == [None, None] {
+            return;
+        }
+        addresses.extend(pair.into_iter().flatten());
+    }
+}
+
+/// RFC 2782: by priority, within one priority at random in proportion to weight. "." means "no such service".
+fn order_services(mut services: Vec<Service>, mut random: impl FnMut() -> u64) -> Vec<Service> {
+    services.retain(|service| !matches!(service.host.as_str(), "" | "."));
+    services.sort_by_cached_key(|service| {
+        let draw = (random() >> 32) * (u64::from(service.weight) + 1);
+        (service.priority, std::cmp::Reverse(draw))
+    });
+    services.truncate(SERVICES_MAX);
+    services
+}
+
+/// The lifetime the headers of a well-known answer give: `Cache-Control: max-age`, zero for `no-store` and `no-cache`.
+pub(super) fn max_age_ms(cache_control: &str) -> Option<u64> {
+    let parts = || cache_control.split(',').map(|part| part.trim().to_ascii_lowercase());
+    if parts().any(|part| part == "no-store" || part == "no-cache") {
+        return Some(0);
+    }
+    let seconds = parts().find_map(|part| part.strip_prefix("max-age=")?.trim_matches('"').parse::<u64>().ok())?;
+    Some(seconds.saturating_mul(1000))
+}
+
+/// The real world: one DNS client with a bounded cache, rebuilt when `/etc/resolv.conf` changes.
+pub struct Dns {
+    current: Mutex<Option<(Arc<hickory_resolver::TokioResolver>, Option<std::time::SystemTime>)>>,
+    entries_max: u64,
+}
+
+impl Dns {
+    pub fn new(entries_max: u64) -> Dns {
+        Dns { current: Mutex::new(None), entries_max }
+    }
+
+    /// A board often starts before its network does: the first client would then know no name server for ever.
+    fn client(&self) -> Result<Arc<hickory_resolver::TokioResolver>, Miss> {
+        let changed = std::fs::metadata("/etc/resolv.conf").and_then(|meta| meta.modified()).ok();
+        let mut current = self.current.lock().expect("no panic holds it");
+        if let Some((client, seen)) = current.as_ref()
+            && *seen == changed
+        {
+            return Ok(client.clone());
+        }
+        let client = Arc::new(self.build().map_err(|error| Miss::Silent(format!("no DNS: {error}")))?);
+        *current = Some((client.clone(), changed));
+        Ok(client)
+    }
+
+    fn build(&self) -> Result<hickory_resolver::TokioResolver, hickory_resolver::net::NetError> {
+        use hickory_resolver::config::LookupIpStrategy;
+        let mut builder = hickory_resolver::TokioResolver::builder_tokio()?;
+        let options = builder.options_mut();
+        options.cache_size = self.entries_max;
+        options.ip_strategy = LookupIpStrategy::Ipv4AndIpv6;
+        options.timeout = Duration::from_secs(3);
+        options.attempts = 2;
+        // Small routers suffer from lookup storms: a name is asked for at most once a minute, whatever its TTL says.
+        options.positive_min_ttl = Some(Duration::from_secs(60));
+        options.positive_max_ttl = Some(Duration::from_secs(24 * 3600));
+        options.negative_min_ttl = Some(Duration::from_secs(60));
+        options.negative_max_ttl = Some(Duration::from_secs(600));
+        builder.build()
+    }
+
+    pub async fn addresses(&self, host: &str) -> Result<Vec<IpAddr>, Miss> {
+        let found = self.client()?.lookup_ip(complete(host)).await.map_err(|error| miss(host, &error))?;
+        let found: Vec<IpAddr> = found.iter().take(ADDRESSES_MAX).collect();
+        if found.is_empty() { Err(Miss::Absent(format!("{host} has no address"))) } else { Ok(found) }
+    }
+
+    pub async fn services(&self, name: &str) -> Result<Vec<Service>, Miss> {
+        use hickory_resolver::proto::rr::{RData, RecordType};
+        let found = self.client()?.lookup(complete(name), RecordType::SRV).await.map_err(|error| miss(name, &error))?;
+        let services = found.answers().iter().filter_map(|record| match &record.data {
+            RData::SRV(srv) => Some(Service {
+                priority: srv.priority,
+                weight: srv.weight,
+                host: srv.target.to_utf8().trim_end_matches('.').to_owned(),
+                port: srv.port,
+            }),
+            _ => None,
+        });
+        Ok(services.take(32).collect())
+    }
+}
+
+/// A name with a dot is complete; a bare one (`nas`) may be finished by the local network's search list.
+fn complete(host: &str) -> String {
+    if host.contains('.') && !host.ends_with('.') { format!("{host}.") } else { host.to_owned() }
+}
+
+fn miss(name: &str, error: &hickory_resolver::net::NetError) -> Miss {
+    if error.is_no_records_found() {
+        Miss::Absent(format!("DNS knows no {name}"))
+    } else {
+        Miss::Silent(format!("DNS gave no answer for {name}: {error}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A small made-up Internet.
+    #[derive(Default)]
+    struct World {
+        addresses: HashMap<&'static str, Vec<IpAddr>>,
+        services: HashMap<&'static str, Vec<Service>>,
+        well_known: HashMap<&'static str, Result<WellKnown, Miss>>,
+        asked: Arc<Mutex<Vec<String>>>,
+    }
+
+    impl World {
+        fn note<T>(&self, what: &str, name: &str, found: Option<T>) -> Result<T, Miss> {
+            self.asked.lock().unwrap().push(format!("{what} {name}"));
+            found.ok_or(Miss::Absent(name.into()))
+        }
+    }
+
+    impl Lookup for World {
+        fn addresses<'a>(&'a self, host: &'a str) -> Boxed<'a, Result<Vec<IpAddr>, Miss>> {
+            Box::pin(async move { self.note("A", host, self.addresses.get(host).cloned()) })
+        }
+        fn services<'a>(&'a self, name: &'a str) -> Boxed<'a, Result<Vec<Service>, Miss>> {
+            Box::pin(async move { self.note("SRV", name, self.services.get(name).cloned()) })
+        }
+        fn well_known<'a>(&'a self, host: &'a str) -> Boxed<'a, Result<WellKnown, Miss>> {
+            Box::pin(async move { self.note("WK", host, self.well_known.get(host).cloned())? })
+        }
+    }
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    fn delegate(to: &str) -> Result<WellKnown, Miss> {
+        Ok(WellKnown { server: to.into(), max_age_ms: None })
+    }
+
+    fn service(host: &str, port: u16) -> Vec<Service> {
+        vec![Service { priority: 10, weight: 5, host: host.into(), port }]
+    }
+
+    fn world() -> World {
+        let mut world = World::default();
+        for (host, addresses) in [
+            ("plain.example", vec![ip("192.0.2.1"), ip("2001:db8::1")]),
+            ("hs.example", vec![ip("192.0.2.2")]),
+            ("srv-host.example", vec![ip("192.0.2.3")]),
+            ("old-host.example", vec![ip("192.0.2.4")]),
+        ] {
+            world.addresses.insert(host, addresses);
+        }
+        world.services.insert("_matrix-fed._tcp.srv.example", service("srv-host.example", 1111));
+        world.services.insert("_matrix._tcp.srv.example", service("old-host.example", 2222));
+        world.services.insert("_matrix._tcp.old.example", service("old-host.example", 3333));
+        world.well_known.insert("wk-port.example", delegate("hs.example:4444"));
+        world.well_known.insert("wk-ip.example", delegate("192.0.2.9"));
+        world.well_known.insert("wk-ip6.example", delegate("[2001:db8::9]:5555"));
+        world.well_known.insert("wk-srv.example", delegate("srv.example"));
+        world.well_known.insert("wk-plain.example", delegate("hs.example"));
+        world.well_known.insert("wk-bad.example", delegate("not a name"));
+        world
+    }
+
+    fn resolver(world: World) -> Resolver {
+        let overrides = [
+            ("lan.example".to_owned(), "10.0.0.5:9999".to_owned()),
+            ("lan2.example".to_owned(), "hs.example:7777".to_owned()),
+        ];
+        Resolver::new(Box::new(world), &overrides, 16, Clock::simulated(1_000_000), Random::seeded(7))
+    }
+
+    async fn check(server: &str, addresses: &[&str], tls: &str, host: &str) {
+        let server: &ServerName = server.try_into().unwrap();
+        let found = resolver(world()).resolve(server).await.unwrap_or_else(|miss| panic!("{server}: {miss:?}"));
+        let expected: Vec<SocketAddr> = addresses.iter().map(|address| address.parse().unwrap()).collect();
+        assert_eq!(found.addresses, expected, "{server}");
+        assert_eq!(found.tls_name.to_str(), tls, "{server}");
+        assert_eq!(found.host, host, "{server}");
+    }
+
+    #[tokio::test]
+    async fn the_steps_of_the_specification() {
+        check("1.2.3.4", &["1.2.3.4:8448"], "1.2.3.4", "1.2.3.4").await;
+        check("1.2.3.4:80", &["1.2.3.4:80"], "1.2.3.4", "1.2.3.4:80").await;
+        check("[2001:db8::5]", &["[2001:db8::5]:8448"], "2001:db8::5", "[2001:db8::5]").await;
+        check("plain.example:77", &["[2001:db8::1]:77", "192.0.2.1:77"], "plain.example", "plain.example:77").await;
+        check("wk-ip.example", &["192.0.2.9:8448"], "192.0.2.9", "192.0.2.9").await;
+        check("wk-ip6.example", &["[2001:db8::9]:5555"], "2001:db8::9", "[2001:db8::9]:5555").await;
+        check("wk-port.example", &["192.0.2.2:4444"], "hs.example", "hs.example:4444").await;
+        check("wk-srv.example", &["192.0.2.3:1111"], "srv.example", "srv.example").await;
+        check("wk-plain.example", &["192.0.2.2:8448"], "hs.example", "hs.example").await;
+        check("srv.example", &["192.0.2.3:1111"], "srv.example", "srv.example").await;
+        check("old.example", &["192.0.2.4:3333"], "old.example", "old.example").await;
+        check("plain.example", &["[2001:db8::1]:8448", "192.0.2.1:8448"], "plain.example", "plain.example").await;
+    }
+
+    #[tokio::test]
+    async fn overrides_come_first_and_keep_the_name() {
+        check("lan.example", &["10.0.0.5:9999"], "lan.example", "lan.example").await;
+        check("lan2.example", &["192.0.2.2:7777"], "hs.example", "hs.example:7777").await;
+    }
+
+    #[tokio::test]
+    async fn a_delegation_is_kept_and_a_bad_one_refused() {
+        let world = world();
+        let asked = world.asked.clone();
+        let resolver = resolver(world);
+        for _ in 0..3 {
+            resolver.resolve("wk-port.example".try_into().unwrap()).await.unwrap();
+        }
+        assert_eq!(asked.lock().unwrap().iter().filter(|ask| ask.starts_with("WK")).count(), 1);
+        assert!(matches!(resolver.resolve("wk-bad.example".try_into().unwrap()).await, Err(Miss::Absent(_))));
+    }
+
+    #[test]
+    fn a_silence_prolongs_what_was_known() {
+        let known = next_delegation(delegate("a.example"), None, 0);
+        assert_eq!(known.until_ms, DELEGATION_MS_DEFAULT);
+        let later = next_delegation(Err(Miss::Silent(String::new())), Some(known), 1);
+        assert_eq!((later.server.as_deref(), later.until_ms), (Some("a.example"), 1 + SILENT_MS));
+        let mut gone = later;
+        for _ in 0..4 {
+            gone = next_delegation(Err(Miss::Absent(String::new())), Some(gone), 2);
+        }
+        assert_eq!((gone.server, gone.until_ms), (None, 2 + ABSENT_MS));
+    }
+
+    #[test]
+    fn headers_bound_the_keeping() {
+        let age = |text| max_age_ms(text);
+        assert_eq!(age("public, max-age=600"), Some(600_000));
+        assert_eq!(age("no-store"), Some(0));
+        assert_eq!(age("public"), None);
+        let found = Ok(WellKnown { server: "a".into(), max_age_ms: Some(1) });
+        assert_eq!(next_delegation(found, None, 0).until_ms, DELEGATION_MS_MIN);
+    }
+}

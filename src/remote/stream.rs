@@ -1,0 +1,146 @@
+//! A large answer, handed on frame by frame.
+//!
+//! The number of bytes is capped, the time is not: a large room over a slow line is no failure. What is a failure is
+//! silence ([`Pace::stall`]) and a trickle meant to keep us ([`Pace::bytes_min`]). Only time spent waiting for the peer
+//! counts, never time we took to digest.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::Method;
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use ruma::{OwnedServerName, ServerName};
+
+use super::{Failed, Remote, connect::Lease};
+
+/// How slow a peer may be.
+#[derive(Debug, Clone, Copy)]
+pub struct Pace {
+    /// Until the head of the answer: a resident may think for minutes about a large room.
+    pub first: Duration,
+    /// Between two frames.
+    pub stall: Duration,
+    /// Over any stretch of [`Pace::stretch`] spent waiting.
+    pub bytes_min: u64,
+    pub stretch: Duration,
+    /// Of the whole body.
+    pub max_bytes: u64,
+}
+
+impl Pace {
+    /// Ten minutes to begin (Synapse takes 90 s and more for the largest rooms), a minute of silence, 1 KiB/s on average.
+    pub fn patient(max_bytes: u64) -> Pace {
+        Pace {
+            first: Duration::from_secs(600),
+            stall: Duration::from_secs(60),
+            bytes_min: 60 * 1024,
+            stretch: Duration::from_secs(60),
+            max_bytes,
+        }
+    }
+}
+
+/// A body being received. Dropping it closes the connection; reading it to the end returns the connection to the pool.
+pub struct Body {
+    remote: Remote,
+    server: OwnedServerName,
+    incoming: Incoming,
+    lease: Option<Lease>,
+    pace: Pace,
+    received: u64,
+    length: Option<u64>,
+    waited: Duration,
+    stretch_bytes: u64,
+}
+
+impl Remote {
+    /// Asks `server` and hands back the answer's body to be read. Never asks twice: a `PUT` that began to be answered was heard.
+    pub async fn stream(
+        &self,
+        server: &ServerName,
+        method: Method,
+        target: &str,
+        content: Option<Vec<u8>>,
+        pace: Pace,
+    ) -> Result<Body, Failed> {
+        let exchange = self.exchange(server, &method, target, content);
+        let outcome = self.0.clock.timeout(pace.first, exchange).await.unwrap_or(Err(Failed::Timeout));
+        self.judge(server, &outcome);
+        let (lease, response) = outcome?;
+        let length = response.headers().get("content-length").and_then(|value| value.to_str().ok()?.parse().ok());
+        if length.is_some_and(|length: u64| length > pace.max_bytes) {
+            return Err(Failed::TooLarge { max_bytes: pace.max_bytes });
+        }
+        Ok(Body {
+            remote: self.clone(),
+            server: server.to_owned(),
+            incoming: response.into_body(),
+            lease: Some(lease),
+            pace,
+            received: 0,
+            length,
+            waited: Duration::ZERO,
+            stretch_bytes: 0,
+        })
+    }
+}
+
+impl Body {
+    /// The next frame, at most 16 KiB or so; `None` at the end.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, Failed> {
+        let frame = self.wait().await;
+        if let Err(failed) = &frame {
+            self.lease = None;
+            self.remote.judge::<()>(&self.server, &Err(failed.clone()));
+        }
+        frame
+    }
+
+    async fn wait(&mut self) -> Result<Option<Bytes>, Failed> {
+        loop {
+            let clock = self.remote.0.clock.clone();
+            let began = clock.instant();
+            let Some(frame) = clock.timeout(self.pace.stall, self.incoming.frame()).await else {
+                return Err(Failed::Timeout);
+            };
+            self.waited += clock.instant().saturating_sub(began);
+            let Some(frame) = frame else {
+                if let Some(lease) = self.lease.take() {
+                    lease.give_back();
+                }
+                return Ok(None);
+            };
+            let frame = frame.map_err(|error| Failed::BadAnswer(format!("the answer broke off: {error}")))?;
+            if let Ok(data) = frame.into_data() {
+                self.count(data.len() as u64)?;
+                return Ok(Some(data));
+            }
+        }
+    }
+
+    fn count(&mut self, bytes: u64) -> Result<(), Failed> {
+        self.received += bytes;
+        self.stretch_bytes += bytes;
+        if self.received > self.pace.max_bytes {
+            return Err(Failed::TooLarge { max_bytes: self.pace.max_bytes });
+        }
+        if self.waited >= self.pace.stretch {
+            let enough = self.stretch_bytes >= self.pace.bytes_min;
+            self.waited = Duration::ZERO;
+            self.stretch_bytes = 0;
+            return if enough { Ok(()) } else { Err(Failed::Timeout) };
+        }
+        Ok(())
+    }
+
+    /// Bytes so far.
+    pub fn received(&self) -> u64 {
+        self.received
+    }
+
+    /// What the peer says the body will be, when it says so.
+    pub fn length(&self) -> Option<u64> {
+        self.length
+    }
+}

@@ -1,0 +1,321 @@
+//! Two ends over real TLS on the loopback: a peer that does what a test tells it, and us.
+
+use std::{
+    convert::Infallible,
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{Method, Request, Response};
+use http_body_util::{BodyExt, Full, StreamBody, combinators::BoxBody};
+use hyper::{body::Frame, body::Incoming, service::service_fn};
+use hyper_util::rt::TokioIo;
+use ruma::{OwnedServerName, ServerName};
+use serde_json::{Value, json};
+use tokio_rustls::TlsAcceptor;
+
+use super::*;
+use crate::matrix::sign::Key;
+
+/// A made-up certificate authority.
+pub(crate) struct Lab {
+    issuer: rcgen::Issuer<'static, rcgen::KeyPair>,
+    pub pem: String,
+}
+
+impl Lab {
+    pub(crate) fn new() -> Lab {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let pem = params.self_signed(&key).unwrap().pem();
+        Lab { issuer: rcgen::Issuer::new(params, key), pem }
+    }
+
+    fn acceptor(&self, name: &str) -> TlsAcceptor {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let params = rcgen::CertificateParams::new(vec![name.to_owned()]).unwrap();
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(
+                vec![certificate.der().clone()],
+                rustls::pki_types::PrivateKeyDer::Pkcs8(key.serialize_der().into()),
+            )
+            .unwrap();
+        TlsAcceptor::from(Arc::new(config))
+    }
+}
+
+type Reply = Response<BoxBody<Bytes, Infallible>>;
+type Behaviour = Arc<dyn Fn(Request<()>, Bytes) -> Reply + Send + Sync>;
+
+/// Serves TLS on a loopback port until the test ends.
+async fn peer(lab: &Lab, name: &str, behaviour: Behaviour) -> SocketAddr {
+    let acceptor = lab.acceptor(name);
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let (acceptor, behaviour) = (acceptor.clone(), behaviour.clone());
+            tokio::spawn(async move {
+                let Ok(stream) = acceptor.accept(stream).await else { return };
+                let service = service_fn(move |request: Request<Incoming>| {
+                    let behaviour = behaviour.clone();
+                    async move {
+                        let (parts, body) = request.into_parts();
+                        let body = body.collect().await.unwrap().to_bytes();
+                        Ok::<_, Infallible>(behaviour(Request::from_parts(parts, ()), body))
+                    }
+                });
+                let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+            });
+        }
+    });
+    address
+}
+
+fn whole(status: u16, value: &Value) -> Reply {
+    let body = Full::new(Bytes::from(value.to_string())).boxed();
+    Response::builder().status(status).body(body).unwrap()
+}
+
+fn key(name: &str) -> Key {
+    Key::from_seed("k", std::array::from_fn(|i| name.as_bytes()[i % name.len()]))
+}
+
+fn name(text: &str) -> OwnedServerName {
+    text.try_into().unwrap()
+}
+
+struct Us {
+    remote: Remote,
+    clock: Clock,
+}
+
+/// `us.example`, which knows where the named peers are and trusts the first `notaries` of them.
+fn us(lab: &Lab, peers: &[(&str, SocketAddr)], notaries: &[&str]) -> Us {
+    let mut options = RemoteOptions::new(name("us.example"), Arc::new(key("us.example")));
+    options.overrides = peers.iter().map(|(name, address)| (name.to_string(), address.to_string())).collect();
+    options.extra_ca_pem = Some(lab.pem.clone().into_bytes());
+    options.notaries = notaries.iter().map(|notary| name(notary)).collect();
+    let clock = Clock::simulated(1_700_000_000_000);
+    let remote = Remote::new(
+        options,
+        clock.clone(),
+        Random::seeded(3),
+        &crate::budget::Budget::for_tests(),
+        Store::in_memory(),
+    )
+    .unwrap();
+    Us { remote, clock }
+}
+
+async fn ask(us: &Us, server: &str, max_bytes: u64) -> Result<Value, Failed> {
+    let options = Options { max_bytes, ..Options::default() };
+    us.remote.request(&name(server), Method::GET, "/_matrix/x?a=b%20c", None, options).await?.json()
+}
+
+#[tokio::test]
+async fn requests_are_signed_over_the_target_and_connections_kept() {
+    let lab = Lab::new();
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let log = seen.clone();
+    let behaviour: Behaviour = Arc::new(move |request, body| {
+        let text = |name: &str| request.headers()[name].to_str().unwrap().to_owned();
+        let header = sign::request::parse(&text("authorization")).unwrap();
+        let content = (!body.is_empty()).then_some(&body[..]);
+        let (method, target) = (request.method().as_str(), request.uri().to_string());
+        let peer: &ServerName = "peer.example".try_into().unwrap();
+        let checked =
+            sign::request::check(&header, &key("us.example").public(), peer, method, &target, content);
+        log.lock().unwrap().push((text("host"), checked.is_ok()));
+        whole(200, &json!({ "ok": true }))
+    });
+    let address = peer(&lab, "peer.example", behaviour).await;
+    let us = us(&lab, &[("peer.example", address)], &[]);
+    assert_eq!(ask(&us, "peer.example", 1000).await.unwrap(), json!({ "ok": true }));
+    let content = Some(b"{\"b\":1,\"a\":[2]}".to_vec());
+    us.remote
+        .request(&name("peer.example"), Method::PUT, "/_matrix/y/%21z", content, Options::default())
+        .await
+        .unwrap();
+    let expected = ("peer.example".to_owned(), true);
+    assert_eq!(*seen.lock().unwrap(), [expected.clone(), expected]);
+}
+
+#[tokio::test]
+async fn the_wrong_certificate_is_no_peer() {
+    let lab = Lab::new();
+    let address = peer(&lab, "somebody.example", Arc::new(|_, _| whole(200, &json!({})))).await;
+    let us = us(&lab, &[("peer.example", address)], &[]);
+    assert!(matches!(ask(&us, "peer.example", 1000).await, Err(Failed::Unreachable { silent: false, .. })));
+    assert!(matches!(ask(&us, "peer.example", 1000).await, Err(Failed::BackingOff { .. })), "left alone for a while");
+}
+
+#[tokio::test]
+async fn errors_carry_their_code_and_large_answers_are_refused() {
+    let lab = Lab::new();
+    let behaviour: Behaviour = Arc::new(|_, _| whole(403, &json!({ "errcode": "M_FORBIDDEN", "error": "no\u{7}" })));
+    let no = peer(&lab, "no.example", behaviour).await;
+    let endless: Behaviour = Arc::new(|_, _| {
+        let frames = StreamBody::new(Endless);
+        Response::new(BodyExt::boxed(frames))
+    });
+    let endless = peer(&lab, "endless.example", endless).await;
+    let us = us(&lab, &[("no.example", no), ("endless.example", endless)], &[]);
+    match ask(&us, "no.example", 1000).await {
+        Err(Failed::Status { status: 403, errcode, message, .. }) => {
+            assert_eq!((errcode.as_str(), message.as_str()), ("M_FORBIDDEN", "no"));
+        }
+        other => panic!("{other:?}"),
+    }
+    assert!(matches!(ask(&us, "endless.example", 100_000).await, Err(Failed::TooLarge { max_bytes: 100_000 })));
+    let pace = Pace::patient(1_000_000);
+    let mut body = us.remote.stream(&name("endless.example"), Method::GET, "/x", None, pace).await.unwrap();
+    let failed = loop {
+        match body.next().await {
+            Ok(Some(_)) => {}
+            Ok(None) => panic!("it has no end"),
+            Err(failed) => break failed,
+        }
+    };
+    assert!(matches!(failed, Failed::TooLarge { max_bytes: 1_000_000 }));
+    assert!(body.received() <= 1_000_000 + 64 * 1024);
+}
+
+/// Bytes for ever.
+struct Endless;
+
+impl futures_core::Stream for Endless {
+    type Item = Result<Frame<Bytes>, Infallible>;
+    fn poll_next(
+        self: std::pin::Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Self::Item>> {
+        std::task::Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(&[b' '; 4096])))))
+    }
+}
+
+/// A few bytes and then nothing.
+struct Stalling(bool);
+
+impl futures_core::Stream for Stalling {
+    type Item = Result<Frame<Bytes>, Infallible>;
+    fn poll_next(
+        mut self: std::pin::Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Self::Item>> {
+        if std::mem::replace(&mut self.0, true) {
+            return std::task::Poll::Pending;
+        }
+        std::task::Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(b"{\"state\":[")))))
+    }
+}
+
+#[tokio::test]
+async fn a_peer_that_falls_silent_is_given_up() {
+    let lab = Lab::new();
+    let behaviour: Behaviour =
+        Arc::new(|_, _| Response::new(BodyExt::boxed(StreamBody::new(Stalling(false)))));
+    let address = peer(&lab, "slow.example", behaviour).await;
+    let us = us(&lab, &[("slow.example", address)], &[]);
+    let mut body =
+        us.remote.stream(&name("slow.example"), Method::GET, "/x", None, Pace::patient(1 << 30)).await.unwrap();
+    assert!(body.next().await.unwrap().is_some());
+    let waiting = tokio::spawn(async move { body.next().await });
+    while !waiting.is_finished() {
+        us.clock.advance(Duration::from_secs(10));
+        tokio::task::yield_now().await;
+    }
+    assert!(matches!(waiting.await.unwrap(), Err(Failed::Timeout)));
+}
+
+/// What a server publishes about its keys, signed by it.
+fn published(server: &str, key: &Key, valid_until_ms: u64) -> Value {
+    let old = Key::from_seed("old", [9; 32]);
+    let Value::Object(mut object) = json!({
+        "server_name": server,
+        "valid_until_ts": valid_until_ms,
+        "verify_keys": { key.id(): { "key": key.public().to_base64() } },
+        "old_verify_keys": { old.id(): { "key": old.public().to_base64(), "expired_ts": 1000 } },
+    }) else {
+        unreachable!()
+    };
+    sign::sign_json(&mut object, server.try_into().unwrap(), key).unwrap();
+    Value::Object(object)
+}
+
+#[tokio::test]
+async fn keys_come_from_their_server_and_are_kept() {
+    let lab = Lab::new();
+    let until = 1_700_000_000_000 + 1_000_000;
+    let asked = Arc::new(Mutex::new(0));
+    let count = asked.clone();
+    let behaviour: Behaviour = Arc::new(move |request, _| {
+        assert_eq!(request.uri(), "/_matrix/key/v2/server");
+        *count.lock().unwrap() += 1;
+        whole(200, &published("peer.example", &key("peer.example"), until))
+    });
+    let address = peer(&lab, "peer.example", behaviour).await;
+    let us = us(&lab, &[("peer.example", address)], &[]);
+    let (keys, server) = (us.remote.keys(), name("peer.example"));
+    let found = keys.get(&server, "ed25519:k", until).await.unwrap().expect("published");
+    assert_eq!(*found.key, key("peer.example").public());
+    assert!(keys.get(&server, "ed25519:old", 1000).await.unwrap().is_some(), "old, but valid then");
+    assert!(keys.get(&server, "ed25519:old", 1001).await.unwrap().is_none(), "expired by then");
+    assert_eq!(*asked.lock().unwrap(), 1);
+    assert!(keys.get(&server, "ed25519:none", 0).await.unwrap().is_none());
+    assert!(keys.get(&server, "ed25519:none", 0).await.unwrap().is_none());
+    assert_eq!(*asked.lock().unwrap(), 2, "what nobody has is asked for once");
+    assert!(keys.cached(&name("us.example"), "ed25519:k").unwrap().is_some(), "our own");
+}
+
+#[tokio::test]
+async fn a_notary_vouches_for_servers_that_are_gone() {
+    let lab = Lab::new();
+    let until = 1_700_000_000_000 + 1_000_000;
+    let batches = Arc::new(Mutex::new(0));
+    let count = batches.clone();
+    let behaviour: Behaviour = Arc::new(move |request, body| {
+        if request.method() == Method::GET {
+            return whole(200, &published("notary.example", &key("notary.example"), until));
+        }
+        *count.lock().unwrap() += 1;
+        let asked: Value = serde_json::from_slice(&body).unwrap();
+        let answers = asked["server_keys"].as_object().unwrap().keys().map(|server| {
+            // One answer is signed by the server alone, one has another server's key: both are worthless.
+            let signer = if server == "liar.example" { "else.example" } else { server };
+            let mut answer = published(server, &key(signer), until);
+            if server == "liar.example" {
+                answer["verify_keys"]["ed25519:k"]["key"] = key("liar.example").public().to_base64().into();
+            }
+            if server != "unvouched.example" {
+                let object = answer.as_object_mut().unwrap();
+                sign::sign_json(object, "notary.example".try_into().unwrap(), &key("notary.example")).unwrap();
+            }
+            answer
+        });
+        whole(200, &json!({ "server_keys": answers.collect::<Vec<_>>() }))
+    });
+    let address = peer(&lab, "notary.example", behaviour).await;
+    let nobody = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let mut servers: Vec<String> = (0..300).map(|n| format!("gone{n}.example")).collect();
+    servers.extend(["liar.example".to_owned(), "unvouched.example".to_owned()]);
+    let mut peers: Vec<(&str, SocketAddr)> = servers.iter().map(|server| (server.as_str(), nobody)).collect();
+    peers.push(("notary.example", address));
+    let us = us(&lab, &peers, &["notary.example"]);
+    let names: Vec<keys::Name> = servers.iter().map(|server| (name(server), "ed25519:k".to_owned())).collect();
+    us.remote.keys().fetch(&names, until).await.unwrap();
+    assert_eq!(*batches.lock().unwrap(), 3);
+    for (server, id) in &names {
+        let known = us.remote.keys().cached(server, id).unwrap();
+        let expected = !matches!(server.as_str(), "liar.example" | "unvouched.example");
+        assert_eq!(known.is_some(), expected, "{server}");
+    }
+}

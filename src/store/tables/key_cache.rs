@@ -1,0 +1,84 @@
+//! Other servers' signing keys as they were published, and their last answer about them as they signed it.
+
+use std::ops::ControlFlow;
+
+use ruma::ServerName;
+
+use crate::store::{
+    Error, Get, Result, Write,
+    schema::{SERVER_KEY, SERVER_KEY_ANSWER},
+};
+
+/// One key of a server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stored {
+    pub key: [u8; 32],
+    /// Signatures made up to then may be believed, in unix milliseconds.
+    pub valid_until_ms: u64,
+    /// The server has replaced it; `valid_until_ms` is when.
+    pub expired: bool,
+}
+
+/// `server NUL key id`; neither holds a zero byte.
+pub fn name(server: &ServerName, key_id: &str) -> String {
+    format!("{server}\0{key_id}")
+}
+
+pub fn get(get: &impl Get, server: &ServerName, key_id: &str) -> Result<Option<Stored>> {
+    let key = name(server, key_id);
+    match get.get(&SERVER_KEY, key.as_bytes())? {
+        Some(row) => decode(&row).map(Some).ok_or_else(|| Error::corrupt(&SERVER_KEY, key.as_bytes())),
+        None => Ok(None),
+    }
+}
+
+pub fn set(write: &mut Write, server: &ServerName, key_id: &str, stored: &Stored) -> Result<()> {
+    write.put(&SERVER_KEY, name(server, key_id).as_bytes(), &encode(stored))
+}
+
+/// All keys of a server; as many as one answer may hold, again and again as it changes them.
+pub fn list(get: &impl Get, server: &ServerName) -> Result<Vec<(String, Stored)>> {
+    let prefix = name(server, "");
+    let mut found = Vec::new();
+    get.prefix(&SERVER_KEY, prefix.as_bytes(), &mut |key, row| {
+        let corrupt = || Error::corrupt(&SERVER_KEY, key);
+        let id = std::str::from_utf8(&key[prefix.len()..]).map_err(|_| corrupt())?;
+        found.push((id.to_owned(), decode(row).ok_or_else(corrupt)?));
+        Ok(if found.len() < LIST_MAX { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
+    })?;
+    Ok(found)
+}
+
+/// Keys of one server looked at; a server that has more is not worth it.
+const LIST_MAX: usize = 256;
+
+/// Whether any key of the server is still believed at `at_ms`.
+pub fn has_valid(get: &impl Get, server: &ServerName, at_ms: u64) -> Result<bool> {
+    Ok(list(get, server)?.iter().any(|(_, stored)| !stored.expired && stored.valid_until_ms >= at_ms))
+}
+
+/// The server's last answer and when it was fetched, in unix milliseconds.
+pub fn answer(get: &impl Get, server: &ServerName) -> Result<Option<(u64, Vec<u8>)>> {
+    let Some(row) = get.get(&SERVER_KEY_ANSWER, server.as_bytes())? else { return Ok(None) };
+    let (at, raw) = row.split_first_chunk::<8>().ok_or_else(|| Error::corrupt(&SERVER_KEY_ANSWER, server.as_bytes()))?;
+    Ok(Some((u64::from_be_bytes(*at), raw.to_vec())))
+}
+
+pub fn set_answer(write: &mut Write, server: &ServerName, at_ms: u64, raw: &[u8]) -> Result<()> {
+    write.put(&SERVER_KEY_ANSWER, server.as_bytes(), &[&at_ms.to_be_bytes()[..], raw].concat())
+}
+
+fn encode(stored: &Stored) -> [u8; 41] {
+    let mut row = [0; 41];
+    row[..8].copy_from_slice(&stored.valid_until_ms.to_be_bytes());
+    row[8] = u8::from(stored.expired);
+    row[9..].copy_from_slice(&stored.key);
+    row
+}
+
+fn decode(row: &[u8]) -> Option<Stored> {
+    let (valid_until, rest) = row.split_first_chunk::<8>()?;
+    let (expired, key) = rest.split_first()?;
+    let key = key.try_into().ok()?;
+    Some(Stored { key, valid_until_ms: u64::from_be_bytes(*valid_until), expired: *expired == 1 })
+}
