@@ -285,7 +285,9 @@ mod tests {
         for _ in 0..4 {
             assert!(one.check(&server, true).await.is_ok());
             one.failure(&server, true, None);
-            let Err(Failed::BackingOff { retry_after_ms }) = one.check(&server, true).await else { panic!("asked again") };
+            let Err(Failed::BackingOff { retry_after_ms }) = one.check(&server, true).await else {
+                panic!("asked again")
+            };
             assert!(retry_after_ms > last, "{retry_after_ms} after {last}");
             last = retry_after_ms;
             clock.advance(Duration::from_millis(retry_after_ms + 1));

@@ -373,7 +373,8 @@ impl World {
             host: host.to_owned(),
             fixed: false,
         };
-        let grant = self.dialer.account.take(CONNECTION_BYTES).await.map_err(|refused| Miss::Silent(refused.to_string()))?;
+        let grant =
+            self.dialer.account.take(CONNECTION_BYTES).await.map_err(|refused| Miss::Silent(refused.to_string()))?;
         let mut connection = self.dialer.dial(&target, grant).await.map_err(|failed| match failed {
             Failed::Unreachable { why, silent: true } => Miss::Silent(why),
             other => absent(other.to_string()),

@@ -155,8 +155,7 @@ impl Keys {
 
     fn remember(&self, name: String, stored: Stored) -> Option<Known> {
         let key = PublicKey::from_bytes(&stored.key)?;
-        let known =
-            Known { key: Arc::new(key), valid_until_ms: stored.valid_until_ms, expired: stored.expired };
+        let known = Known { key: Arc::new(key), valid_until_ms: stored.valid_until_ms, expired: stored.expired };
         self.book().memory.lock().expect("no panic holds it").put(name, known.clone());
         Some(known)
     }
@@ -296,8 +295,7 @@ impl Keys {
 
     async fn ask_notary(&self, notary: &OwnedServerName, lacking: &mut Lacking) -> Result<(), Trouble> {
         let voucher = Arc::new(self.notary_keys(notary).await?);
-        let mut batches: Vec<Batch> =
-            lacking.iter().collect::<Vec<_>>().chunks(BATCH_SERVERS).map(batch_of).collect();
+        let mut batches: Vec<Batch> = lacking.iter().collect::<Vec<_>>().chunks(BATCH_SERVERS).map(batch_of).collect();
         let mut asking = tokio::task::JoinSet::new();
         loop {
             while asking.len() < BATCHES_AT_ONCE
@@ -356,16 +354,15 @@ impl Keys {
         let now = self.remote.0.clock.now_ms();
         let options = Options { timeout: BATCH_TIMEOUT, max_bytes: BATCH_BYTES_MAX, insist: true };
         let content = notary_query(batch, now);
-        let answer = self
-            .remote
-            .request(notary, http::Method::POST, "/_matrix/key/v2/query", Some(content), options)
-            .await?;
+        let answer =
+            self.remote.request(notary, http::Method::POST, "/_matrix/key/v2/query", Some(content), options).await?;
         #[derive(Deserialize)]
         struct Said<'a> {
             #[serde(borrow)]
             server_keys: Vec<&'a RawValue>,
         }
-        let said: Said<'_> = serde_json::from_slice(&answer.body).map_err(|error| Failed::BadAnswer(error.to_string()))?;
+        let said: Said<'_> =
+            serde_json::from_slice(&answer.body).map_err(|error| Failed::BadAnswer(error.to_string()))?;
         let mut checked = Vec::new();
         for raw in said.server_keys {
             match check_notarised(raw.get().as_bytes(), notary, voucher, now) {

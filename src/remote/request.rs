@@ -101,7 +101,9 @@ impl fmt::Display for Failed {
             Failed::Status { status, errcode, message, .. } => write!(f, "answers {status} {errcode}: {message}"),
             Failed::BadAnswer(why) => write!(f, "answers something else than was asked: {why}"),
             Failed::TooLarge { max_bytes } => write!(f, "answers with more than {max_bytes} bytes"),
-            Failed::BackingOff { retry_after_ms } => write!(f, "failed lately; asked again in {} s", retry_after_ms / 1000),
+            Failed::BackingOff { retry_after_ms } => {
+                write!(f, "failed lately; asked again in {} s", retry_after_ms / 1000)
+            }
             Failed::Offline { .. } => write!(f, "cannot be reached: the Internet is gone"),
             Failed::Refused(refused) => write!(f, "cannot be asked just now: {refused}"),
         }
@@ -205,15 +207,9 @@ impl Remote {
             Some(content) => Some(self.0.account.take(content.len() as u64).await?),
             None => None,
         };
-        let authorization = sign::request::sign(
-            &self.0.key,
-            &self.0.server_name,
-            server,
-            method.as_str(),
-            target,
-            content.as_deref(),
-        )
-        .map_err(|reject| Failed::BadAnswer(format!("our own request cannot be signed: {reject}")))?;
+        let authorization =
+            sign::request::sign(&self.0.key, &self.0.server_name, server, method.as_str(), target, content.as_deref())
+                .map_err(|reject| Failed::BadAnswer(format!("our own request cannot be signed: {reject}")))?;
         let mut fresh = false;
         loop {
             let host = std::sync::OnceLock::new();

@@ -123,10 +123,7 @@ impl Resolver {
         clock: Clock,
         random: Random,
     ) -> Resolver {
-        let overrides = overrides
-            .iter()
-            .map(|(name, to)| (name.to_ascii_lowercase(), parse_override(to)))
-            .collect();
+        let overrides = overrides.iter().map(|(name, to)| (name.to_ascii_lowercase(), parse_override(to))).collect();
         let entries_max = NonZeroUsize::new(entries_max.max(16)).expect("at least 16");
         Resolver { lookup, overrides, delegations: Mutex::new(LruCache::new(entries_max)), clock, random }
     }
@@ -152,9 +149,8 @@ impl Resolver {
 
     /// Step 3.1 to 3.5: the same questions about the name the well-known file gives.
     async fn delegated(&self, to: &str, fixed: bool) -> Result<Target, Miss> {
-        let to: &ServerName = to
-            .try_into()
-            .map_err(|_| Miss::Absent(format!("delegates to {to:?}, which is not a server name")))?;
+        let to: &ServerName =
+            to.try_into().map_err(|_| Miss::Absent(format!("delegates to {to:?}, which is not a server name")))?;
         if let Some(target) = literal(to) {
             return target;
         }

@@ -73,7 +73,8 @@ async fn peer(lab: &Lab, name: &str, behaviour: Behaviour) -> SocketAddr {
                         Ok::<_, Infallible>(behaviour(Request::from_parts(parts, ()), body))
                     }
                 });
-                let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+                let _ =
+                    hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
             });
         }
     });
@@ -105,14 +106,9 @@ fn us(lab: &Lab, peers: &[(&str, SocketAddr)], notaries: &[&str]) -> Us {
     options.extra_ca_pem = Some(lab.pem.clone().into_bytes());
     options.notaries = notaries.iter().map(|notary| name(notary)).collect();
     let clock = Clock::simulated(1_700_000_000_000);
-    let remote = Remote::new(
-        options,
-        clock.clone(),
-        Random::seeded(3),
-        &crate::budget::Budget::for_tests(),
-        Store::in_memory(),
-    )
-    .unwrap();
+    let remote =
+        Remote::new(options, clock.clone(), Random::seeded(3), &crate::budget::Budget::for_tests(), Store::in_memory())
+            .unwrap();
     Us { remote, clock }
 }
 
@@ -132,8 +128,7 @@ async fn requests_are_signed_over_the_target_and_connections_kept() {
         let content = (!body.is_empty()).then_some(&body[..]);
         let (method, target) = (request.method().as_str(), request.uri().to_string());
         let peer: &ServerName = "peer.example".try_into().unwrap();
-        let checked =
-            sign::request::check(&header, &key("us.example").public(), peer, method, &target, content);
+        let checked = sign::request::check(&header, &key("us.example").public(), peer, method, &target, content);
         log.lock().unwrap().push((text("host"), checked.is_ok()));
         whole(200, &json!({ "ok": true }))
     });
@@ -221,8 +216,7 @@ impl futures_core::Stream for Stalling {
 #[tokio::test]
 async fn a_peer_that_falls_silent_is_given_up() {
     let lab = Lab::new();
-    let behaviour: Behaviour =
-        Arc::new(|_, _| Response::new(BodyExt::boxed(StreamBody::new(Stalling(false)))));
+    let behaviour: Behaviour = Arc::new(|_, _| Response::new(BodyExt::boxed(StreamBody::new(Stalling(false)))));
     let address = peer(&lab, "slow.example", behaviour).await;
     let us = us(&lab, &[("slow.example", address)], &[]);
     let mut body =

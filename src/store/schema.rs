@@ -57,8 +57,11 @@ pub const MEDIA_USED: Table = table("media_used", "media", "UserNum or `all` →
 // ---- remote and deliver: other servers
 pub const SERVER_STANDING: Table =
     table("server_standing", "remote", "server name → failures in a row, when to ask again; only while it fails");
-pub const SERVER_CURSOR: Table =
-    table("server_cursor", "deliver", "server name → position in the outbox, since when; only while it lags. \"\" → the reader");
+pub const SERVER_CURSOR: Table = table(
+    "server_cursor",
+    "deliver",
+    "server name → position in the outbox, since when; only while it lags. \"\" → the reader",
+);
 pub const SERVER_KEY: Table =
     table("server_key", "remote", "server name NUL key id → valid until, whether retired, the 32 bytes of the key");
 pub const SERVER_KEY_ANSWER: Table =

@@ -60,7 +60,8 @@ pub fn has_valid(get: &impl Get, server: &ServerName, at_ms: u64) -> Result<bool
 /// The server's last answer and when it was fetched, in unix milliseconds.
 pub fn answer(get: &impl Get, server: &ServerName) -> Result<Option<(u64, Vec<u8>)>> {
     let Some(row) = get.get(&SERVER_KEY_ANSWER, server.as_bytes())? else { return Ok(None) };
-    let (at, raw) = row.split_first_chunk::<8>().ok_or_else(|| Error::corrupt(&SERVER_KEY_ANSWER, server.as_bytes()))?;
+    let (at, raw) =
+        row.split_first_chunk::<8>().ok_or_else(|| Error::corrupt(&SERVER_KEY_ANSWER, server.as_bytes()))?;
     Ok(Some((u64::from_be_bytes(*at), raw.to_vec())))
 }
 

@@ -65,7 +65,10 @@ pub fn set_cursor(write: &mut Write, server: &ServerName, cursor: Option<Cursor>
 }
 
 /// Every server that lags, in order of name.
-pub fn cursors(get: &impl Get, visit: &mut dyn FnMut(OwnedServerName, Cursor) -> Result<ControlFlow<()>>) -> Result<()> {
+pub fn cursors(
+    get: &impl Get,
+    visit: &mut dyn FnMut(OwnedServerName, Cursor) -> Result<ControlFlow<()>>,
+) -> Result<()> {
     get.range(&SERVER_CURSOR, &[0], None, false, &mut |key, row| {
         let corrupt = || Error::corrupt(&SERVER_CURSOR, key);
         let server = std::str::from_utf8(key).ok().and_then(|name| name.try_into().ok()).ok_or_else(corrupt)?;
