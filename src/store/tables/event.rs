@@ -1,0 +1,573 @@
+//! Events: an id's small number, the columns the rules read, and the body.
+//!
+//! An event is three rows. The *row* holds the columns, under the event's number; numbers are topological within a
+//! room (an event's auth events have smaller ones, asserted at insertion), so auth chains and differences are one
+//! descending pass over neighbouring rows. The *body* is under an arrival number of its own, so that a join can store
+//! bodies as they stream in and number them when their order is known. The *id* leads from a keyed hash to the number.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
+
+use super::pack::{Unpack, put_bytes, put_i64, put_u64};
+use super::body;
+use crate::store::{BodyNum, EventNum, RoomNum, StateKeyNum, UserNum};
+use crate::store::schema::{EVENT, EVENT_BODY, EVENT_ID, REDACTION_PENDING, STATE_KEY};
+use crate::store::{Error, Get, Result, Write};
+
+/// The 16-byte name of a state tree's root node.
+pub type Root = [u8; 16];
+
+/// More auth events than this are no event: the specification's authorisation rules need at most five kinds, and
+/// `matrix::format` refuses longer lists before they get here.
+pub const AUTH_EDGES_MAX: usize = 64;
+
+/// An event type as one byte: the common ones have a code, all others share [`Kind::OTHER`].
+///
+/// Codes are on disk: append, never renumber.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Kind(pub u8);
+
+impl Kind {
+    pub const OTHER: Kind = Kind(0);
+    pub const CREATE: Kind = Kind(1);
+    pub const MEMBER: Kind = Kind(2);
+    pub const POWER_LEVELS: Kind = Kind(3);
+    pub const JOIN_RULES: Kind = Kind(4);
+    pub const HISTORY_VISIBILITY: Kind = Kind(5);
+    pub const NAME: Kind = Kind(6);
+    pub const TOPIC: Kind = Kind(7);
+    pub const AVATAR: Kind = Kind(8);
+    pub const CANONICAL_ALIAS: Kind = Kind(9);
+    pub const GUEST_ACCESS: Kind = Kind(10);
+    pub const ENCRYPTION: Kind = Kind(11);
+    pub const TOMBSTONE: Kind = Kind(12);
+    pub const SERVER_ACL: Kind = Kind(13);
+    pub const THIRD_PARTY_INVITE: Kind = Kind(14);
+    pub const PINNED_EVENTS: Kind = Kind(15);
+    pub const ALIASES: Kind = Kind(16);
+    pub const SPACE_CHILD: Kind = Kind(17);
+    pub const SPACE_PARENT: Kind = Kind(18);
+    pub const MESSAGE: Kind = Kind(32);
+    pub const ENCRYPTED: Kind = Kind(33);
+    pub const REACTION: Kind = Kind(34);
+    pub const REDACTION: Kind = Kind(35);
+    pub const STICKER: Kind = Kind(36);
+
+    /// The code of an event type.
+    pub fn of(kind: &str) -> Kind {
+        NAMES.iter().find(|(_, name)| *name == kind).map_or(Kind::OTHER, |(kind, _)| *kind)
+    }
+
+    /// The event type of a code; `None` for [`Kind::OTHER`], whose type stands in the body.
+    pub fn name(self) -> Option<&'static str> {
+        NAMES.iter().find(|(kind, _)| *kind == self).map(|(_, name)| *name)
+    }
+}
+
+const NAMES: [(Kind, &str); 23] = [
+    (Kind::MEMBER, "m.room.member"),
+    (Kind::MESSAGE, "m.room.message"),
+    (Kind::ENCRYPTED, "m.room.encrypted"),
+    (Kind::REACTION, "m.reaction"),
+    (Kind::REDACTION, "m.room.redaction"),
+    (Kind::CREATE, "m.room.create"),
+    (Kind::POWER_LEVELS, "m.room.power_levels"),
+    (Kind::JOIN_RULES, "m.room.join_rules"),
+    (Kind::HISTORY_VISIBILITY, "m.room.history_visibility"),
+    (Kind::NAME, "m.room.name"),
+    (Kind::TOPIC, "m.room.topic"),
+    (Kind::AVATAR, "m.room.avatar"),
+    (Kind::CANONICAL_ALIAS, "m.room.canonical_alias"),
+    (Kind::GUEST_ACCESS, "m.room.guest_access"),
+    (Kind::ENCRYPTION, "m.room.encryption"),
+    (Kind::TOMBSTONE, "m.room.tombstone"),
+    (Kind::SERVER_ACL, "m.room.server_acl"),
+    (Kind::THIRD_PARTY_INVITE, "m.room.third_party_invite"),
+    (Kind::PINNED_EVENTS, "m.room.pinned_events"),
+    (Kind::ALIASES, "m.room.aliases"),
+    (Kind::SPACE_CHILD, "m.space.child"),
+    (Kind::SPACE_PARENT, "m.space.parent"),
+    (Kind::STICKER, "m.sticker"),
+];
+
+/// A membership, as the member table and event rows spell it. On disk: never renumber.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum Membership {
+    Join = 1,
+    Invite = 2,
+    Knock = 3,
+    Leave = 4,
+    Ban = 5,
+}
+
+impl Membership {
+    pub const ALL: [Membership; 5] =
+        [Membership::Join, Membership::Invite, Membership::Knock, Membership::Leave, Membership::Ban];
+
+    pub fn of(text: &str) -> Option<Membership> {
+        Membership::ALL.into_iter().find(|membership| membership.as_str() == text)
+    }
+
+    pub fn from_code(code: u8) -> Option<Membership> {
+        Membership::ALL.into_iter().find(|membership| *membership as u8 == code)
+    }
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Membership::Join => "join",
+            Membership::Invite => "invite",
+            Membership::Knock => "knock",
+            Membership::Leave => "leave",
+            Membership::Ban => "ban",
+        }
+    }
+}
+
+/// What is known about an event beside its content.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Flags {
+    /// Failed the authorisation rules by its auth events or by the state before it: never in any state, never shown.
+    pub rejected: bool,
+    /// Allowed where it stands in the history, but not by the room's present state: kept, not shown, not built upon.
+    pub soft_failed: bool,
+    /// Its content was taken out by a redaction.
+    pub redacted: bool,
+    /// Known without its place in the history: state and auth events of a join.
+    pub outlier: bool,
+}
+
+/// An event's id as its row keeps it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Id {
+    /// Room versions 4 and later: `$` and the URL-safe base64 of the reference hash.
+    Hash([u8; 32]),
+    /// Room version 3: the same with the standard alphabet.
+    HashStandard([u8; 32]),
+    /// Room versions 1 and 2: a name its server chose, kept in the row.
+    Named(String),
+}
+
+impl Id {
+    /// Reads an id. Anything that does not come back exactly is kept as text, so no id is ever changed by storing it.
+    pub fn parse(id: &str) -> Id {
+        if let Some(text) = id.strip_prefix('$')
+            && text.len() == 43
+        {
+            if let Some(hash) = URL_SAFE_NO_PAD.decode(text).ok().and_then(|hash| hash.try_into().ok()) {
+                return Id::Hash(hash);
+            }
+            if let Some(hash) = STANDARD_NO_PAD.decode(text).ok().and_then(|hash| hash.try_into().ok()) {
+                return Id::HashStandard(hash);
+            }
+        }
+        Id::Named(id.to_owned())
+    }
+
+    /// The id as other servers and apps spell it.
+    pub fn text(&self) -> String {
+        match self {
+            Id::Hash(hash) => with_dollar(URL_SAFE_NO_PAD.encode(hash)),
+            Id::HashStandard(hash) => with_dollar(STANDARD_NO_PAD.encode(hash)),
+            Id::Named(id) => id.clone(),
+        }
+    }
+}
+
+fn with_dollar(text: String) -> String {
+    let mut id = String::with_capacity(text.len() + 1);
+    id.push('$');
+    id.push_str(&text);
+    id
+}
+
+/// An event's columns.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Row {
+    pub room: RoomNum,
+    pub body: BodyNum,
+    pub id: Id,
+    pub kind: Kind,
+    /// The number of (type, state key) when this is a state event.
+    pub state_key: Option<StateKeyNum>,
+    pub sender: UserNum,
+    /// For member events: what becomes of whom.
+    pub member: Option<(Membership, UserNum)>,
+    pub flags: Flags,
+    pub depth: u64,
+    /// What the sending server's clock said, Unix milliseconds; a peer's claim, never used for ordering what we show.
+    pub origin_server_ts: u64,
+    /// The auth events in the event's own order. Each is smaller than the event's number.
+    pub auth: Vec<EventNum>,
+    /// The state before the event, for events with a place in the history.
+    pub before: Option<Root>,
+    /// Its place in the room's timeline, when it is shown there.
+    pub order: Option<i64>,
+    /// The redaction that took its content out.
+    pub redacted_by: Option<EventNum>,
+}
+
+const REJECTED: u8 = 1;
+const SOFT_FAILED: u8 = 2;
+const OUTLIER: u8 = 4;
+const HAS_STATE_KEY: u8 = 8;
+const HAS_MEMBER: u8 = 16;
+const HAS_BEFORE: u8 = 32;
+const HAS_ORDER: u8 = 64;
+/// The byte after this one says more: the id's kind and the redaction. Most events need neither.
+const HAS_MORE: u8 = 128;
+
+const MORE_ID_STANDARD: u8 = 1;
+const MORE_ID_NAMED: u8 = 2;
+const MORE_REDACTED: u8 = 4;
+
+impl Row {
+    /// Whether the event takes part in room state: it is a state event and was not rejected.
+    pub fn is_state(&self) -> bool {
+        self.state_key.is_some() && !self.flags.rejected
+    }
+
+    /// Packs the row for the event numbered `num`.
+    pub fn encode(&self, num: EventNum) -> Vec<u8> {
+        let mut out = Vec::with_capacity(80);
+        let more = self.more();
+        out.push(self.first(more));
+        if more != 0 {
+            out.push(more);
+        }
+        out.push(self.kind.0);
+        put_u64(&mut out, self.room.0.into());
+        put_u64(&mut out, self.body.0.into());
+        put_u64(&mut out, self.sender.0.into());
+        if let Some(state_key) = self.state_key {
+            put_u64(&mut out, state_key.0.into());
+        }
+        if let Some((membership, target)) = self.member {
+            out.push(membership as u8);
+            put_u64(&mut out, target.0.into());
+        }
+        put_u64(&mut out, self.depth);
+        put_u64(&mut out, self.origin_server_ts);
+        match &self.id {
+            Id::Hash(hash) | Id::HashStandard(hash) => out.extend_from_slice(hash),
+            Id::Named(id) => put_bytes(&mut out, id.as_bytes()),
+        }
+        if let Some(before) = &self.before {
+            out.extend_from_slice(before);
+        }
+        if let Some(order) = self.order {
+            put_i64(&mut out, order);
+        }
+        if self.flags.redacted {
+            put_u64(&mut out, self.redacted_by.map_or(0, |num| u64::from(num.0) + 1));
+        }
+        // Last, and without a count: the edges run to the row's end.
+        for &auth in &self.auth {
+            assert!(auth < num, "an event's auth events have smaller numbers than the event");
+            put_u64(&mut out, u64::from(num.0 - auth.0));
+        }
+        out
+    }
+
+    fn first(&self, more: u8) -> u8 {
+        let mut first = 0;
+        for (bit, set) in [
+            (REJECTED, self.flags.rejected),
+            (SOFT_FAILED, self.flags.soft_failed),
+            (OUTLIER, self.flags.outlier),
+            (HAS_STATE_KEY, self.state_key.is_some()),
+            (HAS_MEMBER, self.member.is_some()),
+            (HAS_BEFORE, self.before.is_some()),
+            (HAS_ORDER, self.order.is_some()),
+            (HAS_MORE, more != 0),
+        ] {
+            first |= if set { bit } else { 0 };
+        }
+        first
+    }
+
+    fn more(&self) -> u8 {
+        let id = match self.id {
+            Id::Hash(_) => 0,
+            Id::HashStandard(_) => MORE_ID_STANDARD,
+            Id::Named(_) => MORE_ID_NAMED,
+        };
+        id | if self.flags.redacted { MORE_REDACTED } else { 0 }
+    }
+
+    /// Unpacks the row of the event numbered `num`.
+    pub fn decode(num: EventNum, row: &[u8]) -> Option<Row> {
+        let mut unpack = Unpack::new(row);
+        let first = unpack.u8()?;
+        let has = |bit| first & bit != 0;
+        let more = if has(HAS_MORE) { unpack.u8()? } else { 0 };
+        let kind = Kind(unpack.u8()?);
+        let room = RoomNum(unpack.u32()?);
+        let body = BodyNum(unpack.u32()?);
+        let sender = UserNum(unpack.u32()?);
+        let state_key = if has(HAS_STATE_KEY) { Some(StateKeyNum(unpack.u32()?)) } else { None };
+        let member = match has(HAS_MEMBER) {
+            true => Some((Membership::from_code(unpack.u8()?)?, UserNum(unpack.u32()?))),
+            false => None,
+        };
+        let depth = unpack.u64()?;
+        let origin_server_ts = unpack.u64()?;
+        let id = match more & (MORE_ID_STANDARD | MORE_ID_NAMED) {
+            0 => Id::Hash(unpack.array()?),
+            MORE_ID_STANDARD => Id::HashStandard(unpack.array()?),
+            _ => Id::Named(unpack.text()?.to_owned()),
+        };
+        let before = if has(HAS_BEFORE) { Some(unpack.array()?) } else { None };
+        let order = if has(HAS_ORDER) { Some(unpack.i64()?) } else { None };
+        let redacted = more & MORE_REDACTED != 0;
+        let redacted_by = match redacted {
+            true => unpack.u32()?.checked_sub(1).map(EventNum),
+            false => None,
+        };
+        let mut auth = Vec::new();
+        while !unpack.is_empty() {
+            auth.push(EventNum(num.0.checked_sub(unpack.u32()?)?));
+        }
+        let flags = Flags {
+            rejected: has(REJECTED),
+            soft_failed: has(SOFT_FAILED),
+            redacted,
+            outlier: has(OUTLIER),
+        };
+        Some(Row {
+            room,
+            body,
+            id,
+            kind,
+            state_key,
+            sender,
+            member,
+            flags,
+            depth,
+            origin_server_ts,
+            auth,
+            before,
+            order,
+            redacted_by,
+        })
+    }
+}
+
+/// Sets aside `count` event numbers and answers the first; they are never given out again, used or not.
+pub fn reserve(w: &mut Write, count: u32) -> Result<EventNum> {
+    w.next_numbers("event", count).map(EventNum)
+}
+
+/// Sets aside `count` body numbers and answers the first.
+pub fn reserve_bodies(w: &mut Write, count: u32) -> Result<BodyNum> {
+    w.next_numbers("body", count).map(BodyNum)
+}
+
+/// The number of an event id, when the event is stored.
+pub fn num(get: &impl Get, id: &str) -> Result<Option<EventNum>> {
+    let hash = get.hash128(&[id.as_bytes()]);
+    let Some(value) = get.get(&EVENT_ID, &hash)? else { return Ok(None) };
+    EventNum::from_key(&value).map(Some).ok_or_else(|| Error::corrupt(&EVENT_ID, &hash))
+}
+
+/// An event's columns.
+pub fn row(get: &impl Get, num: EventNum) -> Result<Option<Row>> {
+    let Some(row) = get.get(&EVENT, &num.to_key())? else { return Ok(None) };
+    Row::decode(num, &row).map(Some).ok_or_else(|| Error::corrupt(&EVENT, &num.to_key()))
+}
+
+/// The columns of an event that one of our own rows mentions.
+pub fn row_of(get: &impl Get, num: EventNum) -> Result<Row> {
+    row(get, num)?.ok_or_else(|| Error::corrupt(&EVENT, &num.to_key()))
+}
+
+/// The id of an event that one of our own rows mentions.
+pub fn id_of(get: &impl Get, num: EventNum) -> Result<String> {
+    Ok(row_of(get, num)?.id.text())
+}
+
+/// Writes an event's columns. Its auth events are stored already, which their smaller numbers say.
+pub fn put_row(w: &mut Write, num: EventNum, row: &Row) -> Result<()> {
+    w.put(&EVENT, &num.to_key(), &row.encode(num))
+}
+
+/// Makes the id lead to the number.
+pub fn put_id(w: &mut Write, id: &str, num: EventNum) -> Result<()> {
+    let hash = w.hash128(&[id.as_bytes()]);
+    w.put(&EVENT_ID, &hash, &num.to_key())
+}
+
+/// Writes a body packed by [`body::encode`].
+pub fn put_body(w: &mut Write, num: BodyNum, stored: &[u8]) -> Result<()> {
+    w.put(&EVENT_BODY, &num.to_key(), stored)
+}
+
+/// An event's canonical JSON, restored exactly. About 64 KiB at most.
+pub fn body(get: &impl Get, row: &Row) -> Result<Vec<u8>> {
+    let corrupt = || Error::corrupt(&EVENT_BODY, &row.body.to_key());
+    let stored = get.get(&EVENT_BODY, &row.body.to_key())?.ok_or_else(corrupt)?;
+    let auth = match body::wants_auth_ids(&stored) {
+        true => ids(get, &row.auth)?,
+        false => Vec::new(),
+    };
+    body::decode(&stored, &auth).ok_or_else(corrupt)
+}
+
+/// The ids of several events. Meant for auth and extremity lists, which are short.
+pub fn ids(get: &impl Get, nums: &[EventNum]) -> Result<Vec<String>> {
+    nums.iter().map(|&num| id_of(get, num)).collect()
+}
+
+/// Stores a whole event under a new number: body, row and id. The row's `body` number is given out here.
+pub fn insert(w: &mut Write, mut row: Row, canonical: &[u8]) -> Result<(EventNum, Row)> {
+    assert!(row.auth.len() <= AUTH_EDGES_MAX, "the format check bounds the number of auth events");
+    let auth = ids(w, &row.auth)?;
+    row.body = reserve_bodies(w, 1)?;
+    put_body(w, row.body, &body::encode(canonical, &auth))?;
+    let num = reserve(w, 1)?;
+    put_row(w, num, &row)?;
+    put_id(w, &row.id.text(), num)?;
+    Ok((num, row))
+}
+
+/// Puts another body in an event's place: what a redaction leaves of it. The old bytes are gone with the commit.
+pub fn replace_body(w: &mut Write, row: &Row, canonical: &[u8]) -> Result<()> {
+    let auth = ids(w, &row.auth)?;
+    put_body(w, row.body, &body::encode(canonical, &auth))
+}
+
+/// Forgets an event wholly. Only for rooms that are being purged: nothing may refer to it any more.
+pub fn remove(w: &mut Write, num: EventNum) -> Result<()> {
+    let Some(row) = row(w, num)? else { return Ok(()) };
+    let hash = w.hash128(&[row.id.text().as_bytes()]);
+    w.remove(&EVENT_ID, &hash)?;
+    w.remove(&EVENT_BODY, &row.body.to_key())?;
+    w.remove(&EVENT, &num.to_key())?;
+    Ok(())
+}
+
+/// The number of (type, state key), when any event ever used it.
+pub fn state_key(get: &impl Get, kind: &str, state_key: &str) -> Result<Option<StateKeyNum>> {
+    let hash = state_key_hash(get, kind, state_key)?;
+    let Some(value) = get.get(&STATE_KEY, &hash)? else { return Ok(None) };
+    StateKeyNum::from_key(&value).map(Some).ok_or_else(|| Error::corrupt(&STATE_KEY, &hash))
+}
+
+/// The number of (type, state key), given out now when it had none.
+pub fn intern_state_key(w: &mut Write, kind: &str, state_key: &str) -> Result<StateKeyNum> {
+    let hash = state_key_hash(w, kind, state_key)?;
+    if let Some(value) = w.get(&STATE_KEY, &hash)? {
+        return StateKeyNum::from_key(&value).ok_or_else(|| Error::corrupt(&STATE_KEY, &hash));
+    }
+    let num = StateKeyNum(w.next_numbers("state_key", 1)?);
+    w.put(&STATE_KEY, &hash, &num.to_key())?;
+    Ok(num)
+}
+
+fn state_key_hash(get: &impl Get, kind: &str, state_key: &str) -> Result<[u8; 16]> {
+    Ok(get.hash128(&[kind.as_bytes(), state_key.as_bytes()]))
+}
+
+/// Remembers a redaction whose target is not here yet, so that the target is redacted as it arrives.
+pub fn set_pending_redaction(w: &mut Write, target: &str, redaction: EventNum) -> Result<()> {
+    let hash = w.hash128(&[target.as_bytes()]);
+    w.put(&REDACTION_PENDING, &hash, &redaction.to_key())
+}
+
+/// Takes the redaction that was waiting for an event.
+pub fn take_pending_redaction(w: &mut Write, target: &str) -> Result<Option<EventNum>> {
+    let hash = w.hash128(&[target.as_bytes()]);
+    let Some(value) = w.get(&REDACTION_PENDING, &hash)? else { return Ok(None) };
+    w.remove(&REDACTION_PENDING, &hash)?;
+    EventNum::from_key(&value).map(Some).ok_or_else(|| Error::corrupt(&REDACTION_PENDING, &hash))
+}
+
+/// Visits the columns of the events numbered from `from` down to 1, all rooms mixed, until the visitor breaks.
+pub fn rows_down(
+    get: &impl Get,
+    from: EventNum,
+    visit: &mut dyn FnMut(EventNum, Row) -> Result<std::ops::ControlFlow<()>>,
+) -> Result<()> {
+    let end = EventNum(from.0.saturating_add(1)).to_key();
+    get.range(&EVENT, &[], Some(&end), true, &mut |key, value| {
+        let corrupt = || Error::corrupt(&EVENT, key);
+        let num = EventNum::from_key(key).ok_or_else(corrupt)?;
+        visit(num, Row::decode(num, value).ok_or_else(corrupt)?)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row() -> Row {
+        Row {
+            room: RoomNum(3),
+            body: BodyNum(70_000),
+            id: Id::Hash([7; 32]),
+            kind: Kind::MEMBER,
+            state_key: Some(StateKeyNum(40_000)),
+            sender: UserNum(39_000),
+            member: Some((Membership::Join, UserNum(39_000))),
+            flags: Flags::default(),
+            depth: 90_000,
+            origin_server_ts: 1_700_000_000_000,
+            auth: vec![EventNum(1), EventNum(80_000), EventNum(5)],
+            before: None,
+            order: None,
+            redacted_by: None,
+        }
+    }
+
+    #[test]
+    fn a_row_comes_back_as_it_was() {
+        let num = EventNum(100_000);
+        for change in 0..8u32 {
+            let mut row = row();
+            if change & 1 != 0 {
+                row.before = Some([9; 16]);
+                row.order = Some(-12);
+            }
+            if change & 2 != 0 {
+                row.flags = Flags { rejected: true, soft_failed: true, redacted: true, outlier: true };
+                row.redacted_by = Some(EventNum(100_001));
+                row.id = Id::Named("$abc:example.org".to_owned());
+            }
+            if change & 4 != 0 {
+                row.state_key = None;
+                row.member = None;
+                row.auth.clear();
+                row.kind = Kind::OTHER;
+            }
+            let packed = row.encode(num);
+            assert_eq!(Row::decode(num, &packed).as_ref(), Some(&row));
+        }
+    }
+
+    #[test]
+    fn a_member_event_of_a_joined_room_takes_little_room() {
+        assert!(row().encode(EventNum(100_000)).len() <= 68, "{}", row().encode(EventNum(100_000)).len());
+    }
+
+    #[test]
+    fn ids_come_back_exactly() {
+        for id in [
+            "$acR1l0raoZnm60CBwAVgqbZqoO/mYU81xysh1u7XcJk",
+            "$Rqnc-F-dvnEYJTyHq_iKxU2bZ1CI92-kuZq3a5lr5Zg",
+            "$143273582443PhrSn:example.org",
+            "$notbase64notbase64notbase64notbase64notbas!",
+        ] {
+            assert_eq!(Id::parse(id).text(), id);
+        }
+    }
+
+    #[test]
+    fn every_code_has_one_name() {
+        for (kind, name) in NAMES {
+            assert_eq!(Kind::of(name), kind);
+            assert_eq!(kind.name(), Some(name));
+        }
+        assert_eq!(Kind::of("com.example"), Kind::OTHER);
+        assert_eq!(Kind::OTHER.name(), None);
+    }
+}

@@ -1,0 +1,69 @@
+//! Relations: which events annotate, replace, answer or refer to an event.
+
+use std::ops::ControlFlow;
+
+use crate::store::{EventNum, RoomNum};
+use crate::store::schema::RELATION;
+use crate::store::{Error, Get, Result, Write};
+
+/// A relation type as one byte. On disk: append, never renumber.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Rel(pub u8);
+
+impl Rel {
+    pub const OTHER: Rel = Rel(0);
+    pub const ANNOTATION: Rel = Rel(1);
+    pub const REPLACE: Rel = Rel(2);
+    pub const THREAD: Rel = Rel(3);
+    pub const REFERENCE: Rel = Rel(4);
+
+    /// The code of a `rel_type`; all others share [`Rel::OTHER`], their name stands in the event.
+    pub fn of(rel_type: &str) -> Rel {
+        match rel_type {
+            "m.annotation" => Rel::ANNOTATION,
+            "m.replace" => Rel::REPLACE,
+            "m.thread" => Rel::THREAD,
+            "m.reference" => Rel::REFERENCE,
+            _ => Rel::OTHER,
+        }
+    }
+}
+
+fn key(room: RoomNum, target: EventNum, rel: Rel, order: i64) -> [u8; 17] {
+    let mut key = [0; 17];
+    key[..4].copy_from_slice(&room.to_key());
+    key[4..8].copy_from_slice(&target.to_key());
+    key[8] = rel.0;
+    key[9..].copy_from_slice(&((order as u64) ^ (1 << 63)).to_be_bytes());
+    key
+}
+
+/// Remembers that the event at `order` relates to `target`.
+pub fn put(w: &mut Write, room: RoomNum, target: EventNum, rel: Rel, order: i64, event: EventNum) -> Result<()> {
+    w.put(&RELATION, &key(room, target, rel, order), &event.to_key())
+}
+
+/// Takes a relation back: its event was redacted.
+pub fn remove(w: &mut Write, room: RoomNum, target: EventNum, rel: Rel, order: i64) -> Result<()> {
+    w.remove(&RELATION, &key(room, target, rel, order))?;
+    Ok(())
+}
+
+/// Visits the events related to `target`, of one type or all, oldest first within a type.
+pub fn list(
+    get: &impl Get,
+    room: RoomNum,
+    target: EventNum,
+    only: Option<Rel>,
+    visit: &mut dyn FnMut(Rel, i64, EventNum) -> Result<ControlFlow<()>>,
+) -> Result<()> {
+    let whole = key(room, target, only.unwrap_or(Rel::OTHER), i64::MIN);
+    let prefix = if only.is_some() { &whole[..9] } else { &whole[..8] };
+    get.prefix(&RELATION, prefix, &mut |key, value| {
+        let corrupt = || Error::corrupt(&RELATION, key);
+        let rel = Rel(*key.get(8).ok_or_else(corrupt)?);
+        let order: [u8; 8] = key.get(9..).and_then(|order| order.try_into().ok()).ok_or_else(corrupt)?;
+        let order = (u64::from_be_bytes(order) ^ (1 << 63)) as i64;
+        visit(rel, order, EventNum::from_key(value).ok_or_else(corrupt)?)
+    })
+}
