@@ -14,8 +14,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 
 use crate::base::Clock;
-use crate::store::num::UserNum;
-use crate::store::{Changes, Position};
+use crate::store::{Changes, Position, UserNum};
 
 /// The wake-ups of the house. Clones share one.
 #[derive(Clone)]
@@ -40,14 +39,14 @@ impl Feed {
     /// Wakes whoever the changes concern. Call with the changes of a commit, after it.
     pub fn publish(&self, changes: &Changes) {
         let mut outbound = false;
-        for change in changes.iter() {
+        for change in changes.list() {
             self.wake(&change.users);
             outbound |= change.outbound;
         }
         if outbound {
             self.inner.outbound.send_modify(|count| *count += 1);
         }
-        self.inner.latest.send_modify(|latest| *latest = (*latest).max(changes.position.0));
+        self.inner.latest.send_modify(|latest| *latest = (*latest).max(changes.position().0));
     }
 
     /// Wakes users' waiters for something that is not stored, such as typing.

@@ -66,6 +66,40 @@ pub const SERVER_KEY: Table =
     table("server_key", "remote", "server name NUL key id → valid until, whether retired, the 32 bytes of the key");
 pub const SERVER_KEY_ANSWER: Table =
     table("server_key_answer", "remote", "server name → when fetched, its answer about its keys as signed");
+// ---- room: events (tables/event.rs, tables/body/)
+pub const EVENT: Table = table("event", "room", "EventNum → an event's columns; numbers are topological in a room");
+pub const EVENT_BODY: Table = table("event_body", "room", "BodyNum → encoding byte, compressed canonical JSON");
+pub const EVENT_ID: Table = table("event_id", "room", "keyed hash128(event id) → EventNum");
+pub const REDACTION_PENDING: Table =
+    table("redaction_pending", "room", "keyed hash128(event id we lack) → EventNum of its redaction");
+
+// ---- room: rooms and their order (tables/room.rs, tables/timeline.rs)
+pub const ROOM: Table = table("room", "room", "RoomNum → id, version, extremities, present state, counts");
+pub const ROOM_NUM: Table = table("room_num", "room", "keyed hash128(room id) → RoomNum");
+pub const ROOM_PUBLIC: Table = table("room_public", "room", "inverted joined count, RoomNum → nothing: the public list");
+pub const ALIAS: Table = table("alias", "room", "alias → RoomNum, creator");
+pub const ROOM_ALIAS: Table = table("room_alias", "room", "RoomNum, alias → nothing");
+pub const TIMELINE: Table = table("timeline", "room", "RoomNum, order → EventNum; order is the position it came with");
+pub const STATE_LOG: Table = table("state_log", "room", "RoomNum, position → root of the state since then");
+
+// ---- room: members and the present state (tables/member.rs)
+pub const CURRENT_STATE: Table = table("current_state", "room", "RoomNum, type code, StateKeyNum → EventNum");
+pub const MEMBER: Table = table("member", "room", "RoomNum, membership, UserNum → EventNum");
+pub const ROOM_SERVER: Table = table("room_server", "room", "RoomNum, server name → joined users, since position");
+pub const ROOM_LOCAL: Table = table("room_local", "room", "RoomNum, local UserNum → membership");
+pub const USER_ROOM: Table = table("user_room", "room", "local UserNum, RoomNum → membership, since, forgotten");
+pub const STRIPPED: Table = table("stripped", "room", "local UserNum, RoomNum → stripped state of an invite from outside");
+
+// ---- room: what hangs on events (tables/count.rs, relation.rs, receipt.rs, txn.rs)
+pub const UNREAD: Table = table("unread", "room", "local UserNum, RoomNum → unread counts and their places");
+pub const RELATION: Table = table("relation", "room", "RoomNum, target EventNum, relation type, order → EventNum");
+pub const RECEIPT: Table = table("receipt", "room", "RoomNum, UserNum, kind, thread → position, time, event id");
+pub const RECEIPT_LOG: Table = table("receipt_log", "room", "RoomNum, position → the receipt set then");
+pub const TXN: Table = table("txn", "room", "UserNum, hash128(device, transaction id) → EventNum; kept for a day");
+pub const TXN_EVENT: Table = table("txn_event", "room", "EventNum → expiry, user, device, transaction id");
+
+// ---- the outbound log: anyone posts, deliver takes (tables/outbox.rs)
+pub const OUTBOX: Table = table("outbox", "deliver", "position → what other servers must hear of");
 
 /// Every table above, for the sweep, the statistics and the tests. A table is added here when it is made.
 pub const TABLES: &[&Table] = &[
@@ -95,6 +129,34 @@ pub const TABLES: &[&Table] = &[
     &MEDIA,
     &MEDIA_FILE,
     &MEDIA_USED,
+    &SERVER_STANDING,
+    &SERVER_CURSOR,
+    &SERVER_KEY,
+    &SERVER_KEY_ANSWER,
+    &EVENT,
+    &EVENT_BODY,
+    &EVENT_ID,
+    &REDACTION_PENDING,
+    &ROOM,
+    &ROOM_NUM,
+    &ROOM_PUBLIC,
+    &ALIAS,
+    &ROOM_ALIAS,
+    &TIMELINE,
+    &STATE_LOG,
+    &CURRENT_STATE,
+    &MEMBER,
+    &ROOM_SERVER,
+    &ROOM_LOCAL,
+    &USER_ROOM,
+    &STRIPPED,
+    &UNREAD,
+    &RELATION,
+    &RECEIPT,
+    &RECEIPT_LOG,
+    &TXN,
+    &TXN_EVENT,
+    &OUTBOX,
 ];
 
 #[cfg(test)]

@@ -6,12 +6,25 @@ use serde::de::DeserializeOwned;
 use super::{Error, Get, Position, Result, Table, Write};
 
 pub mod account_data;
+pub mod body;
+pub mod count;
 pub mod device;
+pub mod event;
 pub mod filter;
 pub mod key;
+pub mod key_cache;
 pub mod media;
+pub mod member;
+pub mod outbox;
+pub mod pack;
 pub mod push_rule;
+pub mod receipt;
+pub mod relation;
+pub mod room;
+pub mod server;
+pub mod timeline;
 pub mod to_device;
+pub mod txn;
 pub mod user;
 
 /// A row that is a JSON value.
@@ -44,5 +57,3 @@ fn after_up_to(prefix: &[u8], since: Position, to: Position) -> (Vec<u8>, Vec<u8
 fn u64_at_end(key: &[u8]) -> Option<u64> {
     key.last_chunk().map(|bytes| u64::from_be_bytes(*bytes))
 }
-pub mod key_cache;
-pub mod server;

@@ -15,7 +15,7 @@ use zstd::dict::{DecoderDictionary, EncoderDictionary};
 use super::pack::{Unpack, put_u64};
 
 /// The dictionary of encodings 1…; trained by the test below on generated events, never changed once released.
-const DICTIONARY_1: &[u8] = include_bytes!("../dictionary-1.zstd");
+const DICTIONARY_1: &[u8] = include_bytes!("../../dictionary-1.zstd");
 
 /// Low bits of the first byte: which dictionary. Zero is plain, uncompressed bytes.
 const PLAIN: u8 = 0;
@@ -329,3 +329,6 @@ fn decompress(frame: &[u8], length: usize) -> Option<Vec<u8>> {
         (plain.len() == length).then_some(plain)
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,274 @@
+//! The generator the dictionary was trained on, and what the encoding promises.
+
+use super::*;
+
+/// A small repeatable generator; which one does not matter, only that it never changes under the dictionary.
+struct Dice(u64);
+
+impl Dice {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+    fn below(&mut self, bound: usize) -> usize {
+        (self.next() % bound as u64) as usize
+    }
+    fn pick<'a>(&mut self, from: &[&'a str]) -> &'a str {
+        from[self.below(from.len())]
+    }
+    /// Random characters, as hashes, signatures and media ids are.
+    fn base64(&mut self, chars: usize) -> String {
+        const ALPHABET: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+        (0..chars).map(|_| char::from(ALPHABET[self.below(64)])).collect()
+    }
+    fn words(&mut self, most: usize) -> String {
+        let count = 1 + self.below(most);
+        (0..count).map(|_| self.pick(WORDS)).collect::<Vec<_>>().join(" ")
+    }
+}
+
+const WORDS: &[&str] = &[
+    "the", "a", "I", "you", "is", "it", "to", "and", "of", "in", "that", "have", "with", "for", "not", "on", "this",
+    "but", "room", "server", "matrix", "thanks", "hello", "yes", "no", "can", "we", "please", "update", "release",
+    "error", "config", "bridge", "client", "works", "issue", "https://github.com/", "https://matrix.to/#/", "what",
+    "how", "there", "should", "would", "just", "like", "think", "know", "see", "now", "when", "ich", "und", "das",
+    "ist", "nicht", "le", "de", "que", "est", "good", "morning", "anyone", "here", "message", "encryption", "key",
+];
+const SERVERS: &[&str] = &[
+    "matrix.org", "example.org", "mozilla.org", "kde.org", "gnome.org", "fedora.im", "envs.net", "tchncs.de",
+    "matrix.example.com", "chat.example.net", "t2bot.io", "libera.chat", "nitro.chat", "example.de",
+];
+const NAMES: &[&str] = &[
+    "alice", "bob", "carol", "dave", "erin", "frank", "grace", "heidi", "ivan", "judy", "mallory", "niaj", "olivia",
+    "peggy", "rupert", "sybil", "trent", "victor", "walter", "xavier", "yvonne", "zoe", "anna", "max", "lukas",
+];
+
+/// A realistic event in canonical form, with the ids of its auth events.
+pub(crate) fn event(seed: u64) -> (Vec<u8>, Vec<String>) {
+    let mut dice = Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+    for _ in 0..8 {
+        dice.next();
+    }
+    let server = dice.pick(SERVERS);
+    let sender = format!("@{}{}:{server}", dice.pick(NAMES), dice.below(10_000));
+    let (kind, state_key, content) = content(&mut dice, &sender, server);
+    let auth: Vec<_> = (0..2 + dice.below(3)).map(|_| format!("${}", dice.base64(43))).collect();
+    let prev = format!("${}", dice.base64(43));
+    let room = match dice.below(3) {
+        0 => format!("!{}", dice.base64(43)),
+        _ => format!("!{}:{}", dice.base64(18), dice.pick(SERVERS)),
+    };
+    let (depth, ts) = (dice.below(200_000), 1_600_000_000_000 + dice.next() % 160_000_000_000);
+    let key = format!("ed25519:{}", if dice.below(2) == 0 { "auto".to_owned() } else { format!("a_{}", dice.base64(4)) });
+    let signature = dice.base64(86);
+    let list = auth.iter().map(|id| format!("\"{id}\"")).collect::<Vec<_>>().join(",");
+    let state_key = state_key.map_or(String::new(), |key| format!("\"state_key\":\"{key}\","));
+    let head = format!("{{\"auth_events\":[{list}],\"content\":{content},\"depth\":{depth},");
+    let tail = format!(
+        "\"origin_server_ts\":{ts},\"prev_events\":[\"{prev}\"],\"room_id\":\"{room}\",\"sender\":\"{sender}\",\
+         \"signatures\":{{\"{server}\":{{\"{key}\":\"{signature}\"}}}},{state_key}\"type\":\"{kind}\"}}"
+    );
+    let hashes = hashes_value(format!("{head}{tail}").as_bytes()).expect("an event has a hash");
+    let whole = format!("{head}\"hashes\":{},{tail}", String::from_utf8(hashes).expect("base64 is text"));
+    (whole.into_bytes(), auth)
+}
+
+fn content(dice: &mut Dice, sender: &str, server: &str) -> (&'static str, Option<String>, String) {
+    match dice.below(100) {
+        0..42 => member(dice, sender, server),
+        42..50 => {
+            let reason = dice.words(4);
+            let content = match dice.below(3) {
+                0 => format!("{{\"membership\":\"leave\",\"reason\":\"{reason}\"}}"),
+                _ => "{\"membership\":\"leave\"}".to_owned(),
+            };
+            ("m.room.member", Some(sender.to_owned()), content)
+        }
+        50..70 => ("m.room.message", None, message(dice)),
+        70..82 => {
+            let (text, device, sender_key, session) =
+                (dice.base64(220), dice.base64(10).to_uppercase(), dice.base64(43), dice.base64(43));
+            let content = format!(
+                "{{\"algorithm\":\"m.megolm.v1.aes-sha2\",\"ciphertext\":\"AwgAEp{text}\",\"device_id\":\"{device}\",\
+                 \"sender_key\":\"{sender_key}\",\"session_id\":\"{session}\"}}"
+            );
+            ("m.room.encrypted", None, content)
+        }
+        82..88 => {
+            let (target, key) = (dice.base64(43), dice.pick(&["👍️", "❤️", "🎉", "😄", "👀", "✅"]));
+            let content = format!(
+                "{{\"m.relates_to\":{{\"event_id\":\"${target}\",\"key\":\"{key}\",\"rel_type\":\"m.annotation\"}}}}"
+            );
+            ("m.reaction", None, content)
+        }
+        88..90 => ("m.room.redaction", None, format!("{{\"redacts\":\"${}\"}}", dice.base64(43))),
+        90..93 => ("m.room.power_levels", Some(String::new()), power_levels(dice)),
+        _ => small_state(dice, sender, server),
+    }
+}
+
+fn member(dice: &mut Dice, sender: &str, server: &str) -> (&'static str, Option<String>, String) {
+    let name = dice.words(2);
+    let avatar = match dice.below(3) {
+        0 => String::new(),
+        _ => format!("\"avatar_url\":\"mxc://{server}/{}\",", dice.base64(24)),
+    };
+    let content = match dice.below(12) {
+        0 => format!("{{{avatar}\"displayname\":\"{name}\",\"is_direct\":true,\"membership\":\"invite\"}}"),
+        1 => format!("{{\"avatar_url\":null,\"displayname\":\"{name}\",\"membership\":\"join\"}}"),
+        2 => "{\"membership\":\"ban\",\"reason\":\"spam\"}".to_owned(),
+        3 => format!(
+            "{{{avatar}\"displayname\":\"{name}\",\"join_authorised_via_users_server\":\"@admin:{server}\",\
+             \"membership\":\"join\"}}"
+        ),
+        _ => format!("{{{avatar}\"displayname\":\"{name}\",\"membership\":\"join\"}}"),
+    };
+    ("m.room.member", Some(sender.to_owned()), content)
+}
+
+fn message(dice: &mut Dice) -> String {
+    let text = dice.words(24);
+    match dice.below(8) {
+        0 => format!(
+            "{{\"body\":\"{text}\",\"format\":\"org.matrix.custom.html\",\"formatted_body\":\"<p>{text}</p>\",\
+             \"m.mentions\":{{}},\"msgtype\":\"m.text\"}}"
+        ),
+        1 => format!(
+            "{{\"body\":\"image.png\",\"info\":{{\"h\":{},\"mimetype\":\"image/png\",\"size\":{},\"thumbnail_info\":\
+             {{\"h\":600,\"mimetype\":\"image/jpeg\",\"size\":{},\"w\":800}},\"thumbnail_url\":\"mxc://{}/{}\",\"w\":{},\
+             \"xyz.amorgan.blurhash\":\"{}\"}},\"msgtype\":\"m.image\",\"url\":\"mxc://{}/{}\"}}",
+            dice.below(4000),
+            dice.below(4_000_000),
+            dice.below(90_000),
+            dice.pick(SERVERS),
+            dice.base64(24),
+            dice.below(4000),
+            dice.base64(28),
+            dice.pick(SERVERS),
+            dice.base64(24)
+        ),
+        2 => format!(
+            "{{\"body\":\"> <@{}:{}> {text}\\n\\n{}\",\"m.mentions\":{{\"user_ids\":[\"@{}:{}\"]}},\"m.relates_to\":\
+             {{\"m.in_reply_to\":{{\"event_id\":\"${}\"}}}},\"msgtype\":\"m.text\"}}",
+            dice.pick(NAMES),
+            dice.pick(SERVERS),
+            dice.words(12),
+            dice.pick(NAMES),
+            dice.pick(SERVERS),
+            dice.base64(43)
+        ),
+        3 => format!("{{\"body\":\"{text}\",\"msgtype\":\"m.notice\"}}"),
+        4 => format!(
+            "{{\"body\":\" * {text}\",\"m.mentions\":{{}},\"m.new_content\":{{\"body\":\"{text}\",\"m.mentions\":{{}},\
+             \"msgtype\":\"m.text\"}},\"m.relates_to\":{{\"event_id\":\"${}\",\"rel_type\":\"m.replace\"}},\
+             \"msgtype\":\"m.text\"}}",
+            dice.base64(43)
+        ),
+        _ => format!("{{\"body\":\"{text}\",\"m.mentions\":{{}},\"msgtype\":\"m.text\"}}"),
+    }
+}
+
+fn power_levels(dice: &mut Dice) -> String {
+    let users = (0..1 + dice.below(6))
+        .map(|at| format!("\"@{}{at}:{}\":{}", dice.pick(NAMES), dice.pick(SERVERS), dice.pick(&["50", "100"])))
+        .collect::<Vec<_>>()
+        .join(",");
+    format!(
+        "{{\"ban\":50,\"events\":{{\"m.room.avatar\":50,\"m.room.canonical_alias\":50,\"m.room.encryption\":100,\
+         \"m.room.history_visibility\":100,\"m.room.name\":50,\"m.room.power_levels\":100,\"m.room.server_acl\":100,\
+         \"m.room.tombstone\":100}},\"events_default\":0,\"historical\":100,\"invite\":0,\"kick\":50,\
+         \"notifications\":{{\"room\":50}},\"redact\":50,\"state_default\":50,\"users\":{{{users}}},\"users_default\":0}}"
+    )
+}
+
+fn small_state(dice: &mut Dice, sender: &str, server: &str) -> (&'static str, Option<String>, String) {
+    let none = Some(String::new());
+    let words = dice.words(8);
+    match dice.below(10) {
+        0 => ("m.room.create", none, format!("{{\"creator\":\"{sender}\",\"room_version\":\"10\"}}")),
+        1 => ("m.room.create", none, "{\"room_version\":\"12\"}".to_owned()),
+        2 => ("m.room.join_rules", none, format!("{{\"join_rule\":\"{}\"}}", dice.pick(&["public", "invite", "knock"]))),
+        3 => {
+            let visibility = dice.pick(&["shared", "invited", "joined", "world_readable"]);
+            ("m.room.history_visibility", none, format!("{{\"history_visibility\":\"{visibility}\"}}"))
+        }
+        4 => ("m.room.guest_access", none, "{\"guest_access\":\"can_join\"}".to_owned()),
+        5 => ("m.room.name", none, format!("{{\"name\":\"{words}\"}}")),
+        6 => ("m.room.topic", none, format!("{{\"topic\":\"{words}\"}}")),
+        7 => ("m.room.encryption", none, "{\"algorithm\":\"m.megolm.v1.aes-sha2\"}".to_owned()),
+        8 => ("m.space.child", Some(format!("!{}:{server}", dice.base64(18))), format!("{{\"via\":[\"{server}\"]}}")),
+        _ => {
+            let alias = format!("{{\"alias\":\"#{}:{server}\",\"alt_aliases\":[]}}", dice.pick(NAMES));
+            ("m.room.canonical_alias", none, alias)
+        }
+    }
+}
+
+/// Writes the dictionary anew when asked to by name; it is committed, and changing it means a new encoding number.
+#[test]
+fn train() {
+    let Ok(path) = std::env::var("SNUG_TRAIN_DICTIONARY") else { return };
+    let sample = |seed| {
+        let (whole, auth) = event(seed);
+        leave_out(&whole, &auth).0
+    };
+    let samples: Vec<_> = (1..=4_000).map(sample).collect();
+    let dictionary = zstd::dict::from_samples(&samples, 16 * 1024).expect("samples are plenty");
+    std::fs::write(path, dictionary).expect("the path can be written");
+}
+
+#[test]
+fn events_come_back_byte_for_byte() {
+    for seed in 5_000..5_300 {
+        let (whole, auth) = event(seed);
+        let stored = encode(&whole, &auth);
+        assert!(wants_auth_ids(&stored));
+        assert_eq!(stored[0] & WITHOUT_HASHES, WITHOUT_HASHES);
+        assert_eq!(decode(&stored, &auth).as_deref(), Some(&whole[..]));
+    }
+}
+
+#[test]
+fn what_cannot_be_restored_is_kept() {
+    let (whole, auth) = event(7_001);
+    let none: [&str; 0] = [];
+    let stored = encode(&whole, &none);
+    assert!(!wants_auth_ids(&stored), "an auth event we lack keeps the event's own list");
+    assert_eq!(decode(&stored, &none).as_deref(), Some(&whole[..]));
+
+    let text = String::from_utf8(whole.clone()).unwrap();
+    let redacted = text.replacen("\"content\":{", "\"content\":{\"a\":1,", 1).replace(",}", "}").into_bytes();
+    let stored = encode(&redacted, &auth);
+    assert_eq!(stored[0] & WITHOUT_HASHES, 0, "a hash of something else is kept");
+    assert_eq!(decode(&stored, &auth).as_deref(), Some(&redacted[..]));
+
+    for odd in ["{}", "{\"a\":1}", "{\"hashes\":{\"sha256\":\"x\"}}", "{\"auth_events\":[[\"$a\",{}]],\"hashes\":{},\"z\":1}"] {
+        let stored = encode(odd.as_bytes(), &auth);
+        assert_eq!(decode(&stored, &auth).as_deref(), Some(odd.as_bytes()), "{odd}");
+    }
+}
+
+#[test]
+fn foreign_bytes_are_none_and_never_a_panic() {
+    let (whole, auth) = event(7_002);
+    let stored = encode(&whole, &auth);
+    for cut in 0..stored.len() {
+        assert_ne!(decode(&stored[..cut], &auth).as_deref(), Some(&whole[..]));
+    }
+    assert_eq!(decode::<&str>(&[0x0f, 1, 2], &[]), None);
+}
+
+#[test]
+fn a_stored_event_is_small() {
+    let (mut raw, mut stored) = (0, 0);
+    for seed in 9_000..10_000 {
+        let (whole, auth) = event(seed);
+        raw += whole.len();
+        stored += encode(&whole, &auth).len();
+    }
+    // Incompressible at the least: signature 64 bytes, one previous event 32, the room and user ids' random parts.
+    println!("raw {} B, stored {} B an event", raw / 1_000, stored / 1_000);
+    assert!(stored / 1_000 <= 320, "{} B an event", stored / 1_000);
+}
