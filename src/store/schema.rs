@@ -76,7 +76,8 @@ pub const REDACTION_PENDING: Table =
 // ---- room: rooms and their order (tables/room.rs, tables/timeline.rs)
 pub const ROOM: Table = table("room", "room", "RoomNum → id, version, extremities, present state, counts");
 pub const ROOM_NUM: Table = table("room_num", "room", "keyed hash128(room id) → RoomNum");
-pub const ROOM_PUBLIC: Table = table("room_public", "room", "inverted joined count, RoomNum → nothing: the public list");
+pub const ROOM_PUBLIC: Table =
+    table("room_public", "room", "inverted joined count, RoomNum → nothing: the public list");
 pub const ALIAS: Table = table("alias", "room", "alias → RoomNum, creator");
 pub const ROOM_ALIAS: Table = table("room_alias", "room", "RoomNum, alias → nothing");
 pub const TIMELINE: Table = table("timeline", "room", "RoomNum, order → EventNum; order is the position it came with");
@@ -88,7 +89,8 @@ pub const MEMBER: Table = table("member", "room", "RoomNum, membership, UserNum 
 pub const ROOM_SERVER: Table = table("room_server", "room", "RoomNum, server name → joined users, since position");
 pub const ROOM_LOCAL: Table = table("room_local", "room", "RoomNum, local UserNum → membership");
 pub const USER_ROOM: Table = table("user_room", "room", "local UserNum, RoomNum → membership, since, forgotten");
-pub const STRIPPED: Table = table("stripped", "room", "local UserNum, RoomNum → stripped state of an invite from outside");
+pub const STRIPPED: Table =
+    table("stripped", "room", "local UserNum, RoomNum → stripped state of an invite from outside");
 
 // ---- room: what hangs on events (tables/count.rs, relation.rs, receipt.rs, txn.rs)
 pub const UNREAD: Table = table("unread", "room", "local UserNum, RoomNum → unread counts and their places");

@@ -5,9 +5,9 @@
 //! side of "there is something to read".
 
 use super::pack::{Unpack, put_i64, put_u64};
-use crate::store::{RoomNum, UserNum};
 use crate::store::schema::UNREAD;
 use crate::store::{Error, Get, Result, Write};
+use crate::store::{RoomNum, UserNum};
 
 /// Places kept in a row. At about three bytes each, a row stays below half a kilobyte.
 const PLACES_MAX: usize = 128;
@@ -56,8 +56,7 @@ impl Unread {
 
     fn decode(row: &[u8]) -> Option<Unread> {
         let mut unpack = Unpack::new(row);
-        let mut unread =
-            Unread { notifications: unpack.u64()?, highlights: unpack.u64()?, places: Vec::new() };
+        let mut unread = Unread { notifications: unpack.u64()?, highlights: unpack.u64()?, places: Vec::new() };
         let mut previous = 0i64;
         while !unpack.is_empty() {
             let packed = unpack.i64()?;

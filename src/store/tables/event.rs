@@ -8,10 +8,10 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
 
-use super::pack::{Unpack, put_bytes, put_i64, put_u64};
 use super::body;
-use crate::store::{BodyNum, EventNum, RoomNum, StateKeyNum, UserNum};
+use super::pack::{Unpack, put_bytes, put_i64, put_u64};
 use crate::store::schema::{EVENT, EVENT_BODY, EVENT_ID, REDACTION_PENDING, STATE_KEY};
+use crate::store::{BodyNum, EventNum, RoomNum, StateKeyNum, UserNum};
 use crate::store::{Error, Get, Result, Write};
 
 /// The 16-byte name of a state tree's root node.
@@ -328,12 +328,7 @@ impl Row {
         while !unpack.is_empty() {
             auth.push(EventNum(num.0.checked_sub(unpack.u32()?)?));
         }
-        let flags = Flags {
-            rejected: has(REJECTED),
-            soft_failed: has(SOFT_FAILED),
-            redacted,
-            outlier: has(OUTLIER),
-        };
+        let flags = Flags { rejected: has(REJECTED), soft_failed: has(SOFT_FAILED), redacted, outlier: has(OUTLIER) };
         Some(Row {
             room,
             body,

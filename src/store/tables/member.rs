@@ -4,9 +4,9 @@ use std::ops::ControlFlow;
 
 use super::event::{Kind, Membership};
 use super::pack::{Unpack, put_u64};
-use crate::store::{EventNum, Position, RoomNum, StateKeyNum, UserNum};
 use crate::store::schema::{CURRENT_STATE, MEMBER, ROOM_LOCAL, ROOM_SERVER, STRIPPED, USER_ROOM};
 use crate::store::{Error, Get, Result, Write, after_prefix};
+use crate::store::{EventNum, Position, RoomNum, StateKeyNum, UserNum};
 
 // ---- the present state -------------------------------------------------------------------------------------------
 

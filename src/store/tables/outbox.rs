@@ -7,9 +7,9 @@
 use std::ops::ControlFlow;
 
 use super::pack::{Unpack, put_bytes, put_u64};
-use crate::store::{EventNum, Position, RoomNum};
 use crate::store::schema::OUTBOX;
 use crate::store::{Error, Get, Result, Write};
+use crate::store::{EventNum, Position, RoomNum};
 
 /// One row of the log.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -3,9 +3,9 @@
 use std::ops::ControlFlow;
 
 use super::pack::{Unpack, put_bytes, put_u64};
-use crate::store::{Position, RoomNum, UserNum};
 use crate::store::schema::{RECEIPT, RECEIPT_LOG};
 use crate::store::{Error, Get, Result, Write};
+use crate::store::{Position, RoomNum, UserNum};
 
 /// What kind of mark it is. On disk: never renumber.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,9 +2,9 @@
 
 use std::ops::ControlFlow;
 
-use crate::store::{EventNum, RoomNum};
 use crate::store::schema::RELATION;
 use crate::store::{Error, Get, Result, Write};
+use crate::store::{EventNum, RoomNum};
 
 /// A relation type as one byte. On disk: append, never renumber.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -4,9 +4,9 @@ use std::ops::ControlFlow;
 
 use super::event::Root;
 use super::pack::{Unpack, put_bytes, put_i64, put_u64};
-use crate::store::{EventNum, Position, RoomNum, UserNum};
 use crate::store::schema::{ALIAS, ROOM, ROOM_ALIAS, ROOM_NUM, ROOM_PUBLIC};
 use crate::store::{Error, Get, Result, Write};
+use crate::store::{EventNum, Position, RoomNum, UserNum};
 
 /// What this server is to a room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,9 +6,9 @@
 use std::ops::ControlFlow;
 
 use super::event::Root;
-use crate::store::{EventNum, Position, RoomNum};
 use crate::store::schema::{STATE_LOG, TIMELINE};
 use crate::store::{Error, Get, Result, Write};
+use crate::store::{EventNum, Position, RoomNum};
 
 fn key(room: RoomNum, order: i64) -> [u8; 12] {
     let mut key = [0; 12];

@@ -5,9 +5,9 @@
 use std::ops::ControlFlow;
 
 use super::pack::{Unpack, put_bytes, put_u64};
-use crate::store::{EventNum, UserNum};
 use crate::store::schema::{TXN, TXN_EVENT};
 use crate::store::{Error, Get, Result, Write};
+use crate::store::{EventNum, UserNum};
 
 /// How long a transaction id is remembered, in milliseconds.
 pub const KEPT_MS: u64 = 24 * 60 * 60 * 1000;

@@ -146,7 +146,8 @@ fn value_end(json: &[u8], at: usize) -> Option<usize> {
             }
         }
         _ => {
-            let length = json[at..].iter().position(|byte| matches!(byte, b',' | b'}' | b']' | b' ' | b'\n' | b'\r' | b'\t'));
+            let length =
+                json[at..].iter().position(|byte| matches!(byte, b',' | b'}' | b']' | b' ' | b'\n' | b'\r' | b'\t'));
             Some(at + length.unwrap_or(json.len() - at))
         }
     }

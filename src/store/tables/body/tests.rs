@@ -30,15 +30,88 @@ impl Dice {
 }
 
 const WORDS: &[&str] = &[
-    "the", "a", "I", "you", "is", "it", "to", "and", "of", "in", "that", "have", "with", "for", "not", "on", "this",
-    "but", "room", "server", "matrix", "thanks", "hello", "yes", "no", "can", "we", "please", "update", "release",
-    "error", "config", "bridge", "client", "works", "issue", "https://github.com/", "https://matrix.to/#/", "what",
-    "how", "there", "should", "would", "just", "like", "think", "know", "see", "now", "when", "ich", "und", "das",
-    "ist", "nicht", "le", "de", "que", "est", "good", "morning", "anyone", "here", "message", "encryption", "key",
+    "the",
+    "a",
+    "I",
+    "you",
+    "is",
+    "it",
+    "to",
+    "and",
+    "of",
+    "in",
+    "that",
+    "have",
+    "with",
+    "for",
+    "not",
+    "on",
+    "this",
+    "but",
+    "room",
+    "server",
+    "matrix",
+    "thanks",
+    "hello",
+    "yes",
+    "no",
+    "can",
+    "we",
+    "please",
+    "update",
+    "release",
+    "error",
+    "config",
+    "bridge",
+    "client",
+    "works",
+    "issue",
+    "https://github.com/",
+    "https://matrix.to/#/",
+    "what",
+    "how",
+    "there",
+    "should",
+    "would",
+    "just",
+    "like",
+    "think",
+    "know",
+    "see",
+    "now",
+    "when",
+    "ich",
+    "und",
+    "das",
+    "ist",
+    "nicht",
+    "le",
+    "de",
+    "que",
+    "est",
+    "good",
+    "morning",
+    "anyone",
+    "here",
+    "message",
+    "encryption",
+    "key",
 ];
 const SERVERS: &[&str] = &[
-    "matrix.org", "example.org", "mozilla.org", "kde.org", "gnome.org", "fedora.im", "envs.net", "tchncs.de",
-    "matrix.example.com", "chat.example.net", "t2bot.io", "libera.chat", "nitro.chat", "example.de",
+    "matrix.org",
+    "example.org",
+    "mozilla.org",
+    "kde.org",
+    "gnome.org",
+    "fedora.im",
+    "envs.net",
+    "tchncs.de",
+    "matrix.example.com",
+    "chat.example.net",
+    "t2bot.io",
+    "libera.chat",
+    "nitro.chat",
+    "example.de",
 ];
 const NAMES: &[&str] = &[
     "alice", "bob", "carol", "dave", "erin", "frank", "grace", "heidi", "ivan", "judy", "mallory", "niaj", "olivia",
@@ -61,7 +134,8 @@ pub(crate) fn event(seed: u64) -> (Vec<u8>, Vec<String>) {
         _ => format!("!{}:{}", dice.base64(18), dice.pick(SERVERS)),
     };
     let (depth, ts) = (dice.below(200_000), 1_600_000_000_000 + dice.next() % 160_000_000_000);
-    let key = format!("ed25519:{}", if dice.below(2) == 0 { "auto".to_owned() } else { format!("a_{}", dice.base64(4)) });
+    let key =
+        format!("ed25519:{}", if dice.below(2) == 0 { "auto".to_owned() } else { format!("a_{}", dice.base64(4)) });
     let signature = dice.base64(86);
     let list = auth.iter().map(|id| format!("\"{id}\"")).collect::<Vec<_>>().join(",");
     let state_key = state_key.map_or(String::new(), |key| format!("\"state_key\":\"{key}\","));
@@ -189,7 +263,9 @@ fn small_state(dice: &mut Dice, sender: &str, server: &str) -> (&'static str, Op
     match dice.below(10) {
         0 => ("m.room.create", none, format!("{{\"creator\":\"{sender}\",\"room_version\":\"10\"}}")),
         1 => ("m.room.create", none, "{\"room_version\":\"12\"}".to_owned()),
-        2 => ("m.room.join_rules", none, format!("{{\"join_rule\":\"{}\"}}", dice.pick(&["public", "invite", "knock"]))),
+        2 => {
+            ("m.room.join_rules", none, format!("{{\"join_rule\":\"{}\"}}", dice.pick(&["public", "invite", "knock"])))
+        }
         3 => {
             let visibility = dice.pick(&["shared", "invited", "joined", "world_readable"]);
             ("m.room.history_visibility", none, format!("{{\"history_visibility\":\"{visibility}\"}}"))
@@ -244,7 +320,9 @@ fn what_cannot_be_restored_is_kept() {
     assert_eq!(stored[0] & WITHOUT_HASHES, 0, "a hash of something else is kept");
     assert_eq!(decode(&stored, &auth).as_deref(), Some(&redacted[..]));
 
-    for odd in ["{}", "{\"a\":1}", "{\"hashes\":{\"sha256\":\"x\"}}", "{\"auth_events\":[[\"$a\",{}]],\"hashes\":{},\"z\":1}"] {
+    for odd in
+        ["{}", "{\"a\":1}", "{\"hashes\":{\"sha256\":\"x\"}}", "{\"auth_events\":[[\"$a\",{}]],\"hashes\":{},\"z\":1}"]
+    {
         let stored = encode(odd.as_bytes(), &auth);
         assert_eq!(decode(&stored, &auth).as_deref(), Some(odd.as_bytes()), "{odd}");
     }
