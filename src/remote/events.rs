@@ -1,0 +1,395 @@
+//! A large JSON answer, taken apart while it arrives: one array element at a time.
+//!
+//! `send_join`, `/state` and a notary's answer have one shape: an object whose long members are arrays. The
+//! tokeniser knows exactly that much JSON. It finds where values end and leaves what is inside them to whoever takes
+//! them: an element may still be malformed, but it is never larger, deeper or more than the limits say. Memory is one
+//! element (only when it straddles two frames) and the names of the top-level keys.
+
+use memchr::memchr2;
+
+/// What a remote server may send us at most.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// The whole body, in bytes.
+    pub body_bytes_max: u64,
+    /// One element or one top-level value. Canonical events end at 65,536 bytes; escapes and `unsigned` make the wire form longer.
+    pub item_bytes_max: usize,
+    /// Nesting inside one item. Events hold a few levels; a parser further down recurses this far.
+    pub depth_max: u16,
+}
+
+impl Limits {
+    /// The limits for events, with a cap on the whole body.
+    pub fn events(body_bytes_max: u64) -> Limits {
+        Limits { body_bytes_max, item_bytes_max: 256 * 1024, depth_max: 100 }
+    }
+}
+
+/// Top-level keys at most. The specification names seven; the rest is room for experiments.
+const KEYS_MAX: usize = 64;
+/// One top-level key, in bytes as written.
+const KEY_BYTES_MAX: usize = 256;
+
+/// A piece of the body, borrowed until the sink returns.
+#[derive(Debug, PartialEq, Eq, Clone, Copy)]
+pub enum Item<'a> {
+    /// An element of the top-level array `array`: an event, or a string with its quotes.
+    Element { array: &'a str, raw: &'a [u8] },
+    /// A top-level value that is not an array: `event`, `members_omitted`, `origin`.
+    Value { key: &'a str, raw: &'a [u8] },
+}
+
+/// Why the body cannot be what was asked for, and after how many bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Malformed {
+    pub at: u64,
+    pub why: &'static str,
+}
+
+impl std::fmt::Display for Malformed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "the answer is malformed after {} bytes: {}", self.at, self.why)
+    }
+}
+
+impl std::error::Error for Malformed {}
+
+/// The tokeniser: frames go in as they come, items come out as they are complete.
+pub struct Events {
+    limits: Limits,
+    /// Bytes of earlier frames.
+    before: u64,
+    step: Step,
+    scan: Scan,
+    /// The beginning of an item whose end is in a later frame.
+    held: Vec<u8>,
+    key: String,
+    keys_seen: Vec<String>,
+}
+
+/// Where in the outermost object we are. The `In` steps have a value under way in `scan`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    Open,
+    KeyOrEnd,
+    Key,
+    InKey,
+    Colon,
+    Value,
+    InValue,
+    AfterValue,
+    ElementOrEnd,
+    Element,
+    InElement,
+    AfterElement,
+    Done,
+}
+
+impl Events {
+    pub fn new(limits: Limits) -> Events {
+        Events { limits, before: 0, step: Step::Open, scan: Scan::default(), held: Vec::new(), key: String::new(), keys_seen: Vec::new() }
+    }
+
+    /// Bytes taken so far.
+    pub fn bytes(&self) -> u64 {
+        self.before
+    }
+
+    /// Takes the next frame, of any size, and calls `sink` for every item that ends in it.
+    pub fn feed<E: From<Malformed>>(&mut self, frame: &[u8], sink: &mut impl FnMut(Item<'_>) -> Result<(), E>) -> Result<(), E> {
+        if self.before + frame.len() as u64 > self.limits.body_bytes_max {
+            return Err(self.malformed(0, "it is larger than allowed").into());
+        }
+        let mut at = 0;
+        while at < frame.len() {
+            at = match self.step {
+                Step::InKey | Step::InValue | Step::InElement => self.inside(frame, at, sink)?,
+                _ if frame[at].is_ascii_whitespace() => at + 1,
+                _ => self.between(frame, at)?,
+            };
+        }
+        self.before += frame.len() as u64;
+        Ok(())
+    }
+
+    /// Says whether the body was whole.
+    pub fn finish(&self) -> Result<(), Malformed> {
+        if self.step == Step::Done { Ok(()) } else { Err(self.malformed(0, "it ends too early")) }
+    }
+
+    /// One byte of punctuation between items, or the first of an item (which is then left to `inside`).
+    fn between(&mut self, frame: &[u8], at: usize) -> Result<usize, Malformed> {
+        let byte = frame[at];
+        self.step = match (self.step, byte) {
+            (Step::Open, b'{') => Step::KeyOrEnd,
+            (Step::KeyOrEnd, b'}') | (Step::AfterValue, b'}') => Step::Done,
+            (Step::KeyOrEnd | Step::Key, b'"') => return Ok(self.begin(Step::InKey, at)),
+            (Step::Colon, b':') => Step::Value,
+            (Step::Value, b'[') => Step::ElementOrEnd,
+            (Step::ElementOrEnd, b']') | (Step::AfterElement, b']') => Step::AfterValue,
+            (Step::AfterValue, b',') => Step::Key,
+            (Step::AfterElement, b',') => Step::Element,
+            (Step::Value, byte) if starts_value(byte) => return Ok(self.begin(Step::InValue, at)),
+            (Step::ElementOrEnd | Step::Element, byte) if starts_value(byte) => return Ok(self.begin(Step::InElement, at)),
+            _ => return Err(self.malformed(at, "it is not the JSON object expected")),
+        };
+        Ok(at + 1)
+    }
+
+    fn begin(&mut self, step: Step, at: usize) -> usize {
+        self.step = step;
+        self.scan = Scan::default();
+        self.held.clear();
+        at
+    }
+
+    /// Goes on inside an item from `at`; hands it over when its end is in this frame, else holds what there is.
+    fn inside<E: From<Malformed>>(
+        &mut self,
+        frame: &[u8],
+        at: usize,
+        sink: &mut impl FnMut(Item<'_>) -> Result<(), E>,
+    ) -> Result<usize, E> {
+        let bytes_max = if self.step == Step::InKey { KEY_BYTES_MAX } else { self.limits.item_bytes_max };
+        let found = self.scan.end(&frame[at..], self.limits.depth_max).map_err(|why| self.malformed(at, why))?;
+        let end = at + found.unwrap_or(frame.len() - at);
+        if self.held.len() + (end - at) > bytes_max {
+            return Err(self.malformed(at, "one item is larger than allowed").into());
+        }
+        if found.is_none() {
+            self.held.extend_from_slice(&frame[at..]);
+            return Ok(end);
+        }
+        if self.held.is_empty() {
+            self.complete(&frame[at..end], at, sink)?;
+        } else {
+            // Taken out for the call, since the item borrows it, and put back to keep its capacity.
+            let mut held = std::mem::take(&mut self.held);
+            held.extend_from_slice(&frame[at..end]);
+            self.complete(&held, at, sink)?;
+            held.clear();
+            self.held = held;
+        }
+        Ok(end)
+    }
+
+    fn complete<E: From<Malformed>>(&mut self, raw: &[u8], at: usize, sink: &mut impl FnMut(Item<'_>) -> Result<(), E>) -> Result<(), E> {
+        match self.step {
+            Step::InKey => {
+                self.learn_key(raw, at)?;
+                self.step = Step::Colon;
+            }
+            Step::InElement => {
+                sink(Item::Element { array: &self.key, raw })?;
+                self.step = Step::AfterElement;
+            }
+            _ => {
+                sink(Item::Value { key: &self.key, raw })?;
+                self.step = Step::AfterValue;
+            }
+        }
+        Ok(())
+    }
+
+    /// Two members of one name would let two readers see two different answers.
+    fn learn_key(&mut self, raw: &[u8], at: usize) -> Result<(), Malformed> {
+        let key: String = serde_json::from_slice(raw).map_err(|_| self.malformed(at, "a key is not a string"))?;
+        if self.keys_seen.contains(&key) {
+            return Err(self.malformed(at, "a key is there twice"));
+        }
+        if self.keys_seen.len() == KEYS_MAX {
+            return Err(self.malformed(at, "it has too many keys"));
+        }
+        self.keys_seen.push(key.clone());
+        self.key = key;
+        Ok(())
+    }
+
+    fn malformed(&self, at: usize, why: &'static str) -> Malformed {
+        Malformed { at: self.before + at as u64, why }
+    }
+}
+
+fn starts_value(byte: u8) -> bool {
+    matches!(byte, b'{' | b'[' | b'"' | b'-' | b'0'..=b'9' | b't' | b'f' | b'n')
+}
+
+/// Finds the end of one value, over as many frames as it takes.
+#[derive(Default)]
+struct Scan {
+    started: bool,
+    scalar: bool,
+    in_string: bool,
+    escaped: bool,
+    depth: u16,
+}
+
+impl Scan {
+    /// The length of the value's remainder in `bytes`, or `None` when it goes on in the next frame.
+    fn end(&mut self, bytes: &[u8], depth_max: u16) -> Result<Option<usize>, &'static str> {
+        if !self.started {
+            self.started = true;
+            self.scalar = !matches!(bytes[0], b'{' | b'[' | b'"');
+        }
+        if self.scalar {
+            return Ok(bytes.iter().position(|byte| matches!(byte, b',' | b']' | b'}') || byte.is_ascii_whitespace()));
+        }
+        let mut at = 0;
+        while at < bytes.len() {
+            if self.in_string {
+                let Some(skipped) = self.skip_string(&bytes[at..]) else { return Ok(None) };
+                at += skipped;
+            } else {
+                at += 1;
+                match bytes[at - 1] {
+                    b'"' => self.in_string = true,
+                    b'{' | b'[' => self.depth += 1,
+                    b'}' | b']' => self.depth = self.depth.checked_sub(1).ok_or("its brackets do not match")?,
+                    _ => continue,
+                }
+                if self.depth > depth_max {
+                    return Err("one item is nested too deeply");
+                }
+            }
+            if self.depth == 0 && !self.in_string {
+                return Ok(Some(at));
+            }
+        }
+        Ok(None)
+    }
+
+    /// To behind the closing quote; `None` when it is not in these bytes.
+    fn skip_string(&mut self, bytes: &[u8]) -> Option<usize> {
+        let mut at = 0;
+        if std::mem::take(&mut self.escaped) {
+            at = 1;
+        }
+        loop {
+            at += memchr2(b'"', b'\\', bytes.get(at..)?)?;
+            if bytes[at] == b'"' {
+                self.in_string = false;
+                return Some(at + 1);
+            }
+            if at + 1 == bytes.len() {
+                self.escaped = true;
+                return None;
+            }
+            at += 2;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    type Seen = Vec<(String, bool, Vec<u8>)>;
+
+    fn run(frames: &[&[u8]], limits: Limits) -> Result<Seen, Malformed> {
+        let mut events = Events::new(limits);
+        let mut seen = Vec::new();
+        for frame in frames {
+            events.feed::<Malformed>(frame, &mut |item| {
+                seen.push(match item {
+                    Item::Element { array, raw } => (array.to_owned(), true, raw.to_vec()),
+                    Item::Value { key, raw } => (key.to_owned(), false, raw.to_vec()),
+                });
+                Ok(())
+            })?;
+        }
+        events.finish()?;
+        Ok(seen)
+    }
+
+    fn whole(body: &[u8]) -> Result<Seen, Malformed> {
+        run(&[body], Limits::events(1 << 30))
+    }
+
+    struct Dice(u64);
+    impl Dice {
+        fn below(&mut self, n: u64) -> u64 {
+            self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (self.0 >> 33) % n
+        }
+        fn text(&mut self) -> String {
+            const PARTS: [&str; 10] = ["a", "\"", "\\", "\\\"", "é", "😀", "\n", "]}", "{[", "member"];
+            (0..self.below(6)).map(|_| PARTS[self.below(10) as usize]).collect()
+        }
+        fn value(&mut self, depth: u32) -> Value {
+            match self.below(if depth == 0 { 5 } else { 7 }) {
+                0 => Value::Null,
+                1 => json!(self.below(2) == 1),
+                2 => json!(self.below(1 << 40) as i64 - (1 << 39)),
+                3 | 4 => json!(self.text()),
+                5 => (0..self.below(4)).map(|_| self.value(depth - 1)).collect(),
+                _ => Value::Object((0..self.below(4)).map(|n| (format!("{n}{}", self.text()), self.value(depth - 1))).collect()),
+            }
+        }
+    }
+
+    fn expected(document: &Value) -> Vec<(String, bool, Value)> {
+        let mut list = Vec::new();
+        for (key, value) in document.as_object().unwrap() {
+            match value {
+                Value::Array(elements) => list.extend(elements.iter().map(|e| (key.clone(), true, e.clone()))),
+                other => list.push((key.clone(), false, other.clone())),
+            }
+        }
+        list
+    }
+
+    #[test]
+    fn any_split_gives_what_a_parser_gives_on_the_whole() {
+        let mut dice = Dice(7);
+        for round in 0..300 {
+            let document = Value::Object((0..dice.below(5)).map(|n| (format!("{n}{}", dice.text()), dice.value(4))).collect());
+            let body = if round % 2 == 0 { serde_json::to_vec(&document) } else { serde_json::to_vec_pretty(&document) }.unwrap();
+            let want = expected(&document);
+            for _ in 0..8 {
+                let mut frames = Vec::new();
+                let mut rest: &[u8] = &body;
+                while !rest.is_empty() {
+                    let (frame, later) = rest.split_at((1 + dice.below(40) as usize).min(rest.len()));
+                    frames.push(frame);
+                    rest = later;
+                }
+                let got = run(&frames, Limits::events(1 << 20)).unwrap();
+                let got: Vec<_> = got.into_iter().map(|(k, e, raw)| (k, e, serde_json::from_slice::<Value>(&raw).unwrap())).collect();
+                assert_eq!(got, want);
+            }
+        }
+    }
+
+    #[test]
+    fn every_single_split_point_is_the_same() {
+        let body = br#" { "event" : {"a":"\\\"}"}, "state":[{"x":[1,2,{"y":"]"}]} , "s" , -1.5e3,[] ] ,"members_omitted": true , "empty":[]} "#;
+        let want = whole(body).unwrap();
+        assert_eq!(want.len(), 6);
+        for at in 0..body.len() {
+            assert_eq!(run(&[&body[..at], &body[at..]], Limits::events(4096)).unwrap(), want);
+        }
+        let bytes: Vec<&[u8]> = body.chunks(1).collect();
+        assert_eq!(run(&bytes, Limits::events(4096)).unwrap(), want);
+    }
+
+    #[test]
+    fn what_is_not_such_an_object_is_refused() {
+        for body in ["", "[]", "{", "{\"a\"}", "{\"a\":}", "{\"a\":1,}", "{\"a\":[1,]}", "{\"a\":[1", "{} {}", "{\"a\":]}", "nonsense", "{\"a\":[,1]}", "{a:1}"] {
+            assert!(whole(body.as_bytes()).is_err(), "{body}");
+        }
+    }
+
+    #[test]
+    fn limits_hold() {
+        let limits = Limits { body_bytes_max: 1000, item_bytes_max: 50, depth_max: 5 };
+        let why = |body: &[u8]| run(&body.chunks(7).collect::<Vec<_>>(), limits).unwrap_err().why;
+        assert_eq!(why(br#"{"a":[[[[[[[1]]]]]]]}"#), "one item is nested too deeply");
+        assert_eq!(why(format!("{{\"a\":[\"{}\"]}}", "x".repeat(60)).as_bytes()), "one item is larger than allowed");
+        assert_eq!(why(format!("{{\"a\":[{}1]}}", "1,".repeat(600)).as_bytes()), "it is larger than allowed");
+        assert_eq!(why(br#"{"a":1,"\u0061":2}"#), "a key is there twice");
+        assert_eq!(why(format!("{{\"{}\":1}}", "k".repeat(300)).as_bytes()), "one item is larger than allowed");
+        let many: String = (0..70).map(|n| format!("\"{n}\":1,")).collect();
+        assert_eq!(why(format!("{{{many}\"z\":1}}").as_bytes()), "it has too many keys");
+    }
+}

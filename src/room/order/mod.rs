@@ -1,0 +1,349 @@
+//! The order of a joined room's events: auth events before those that name them.
+//!
+//! The join writes down every event as a node and its parents' nodes (`intern.rs` gives the numbers); this file turns
+//! that log into places in a topological order, reading it front to back, never keeping more of it than the `join`
+//! account pays for. Per node four bytes, always. An event whose parents all have their place takes the next one in
+//! passing, which is nearly all of them in the order servers send. The others wait as edges in memory, twelve bytes
+//! each; where those do not fit either, the log is read again, and each reading places more.
+//!
+//! Events in a cycle, or over a reference nobody sent, never get a place: they cannot be accepted.
+//!
+//! Reading order: this file, `intern.rs`, `sort.rs`.
+
+mod intern;
+mod sort;
+
+use std::path::PathBuf;
+
+use siphasher::sip128::{Hasher128, SipHasher13};
+use std::hash::Hasher;
+
+use crate::budget::spill::SpillError;
+use crate::budget::{Account, Budget, Grant, Refused};
+use crate::store;
+
+pub use intern::{Intern, NODES_MAX, Node, Seen};
+pub use sort::{Sorted, Sorter, take_up_to};
+
+/// Where the order may work: memory on the `join` account, and scratch files when that is not enough.
+#[derive(Clone)]
+pub struct Scratch {
+    pub memory: Account,
+    pub disk: Account,
+    pub folder: PathBuf,
+}
+
+impl Scratch {
+    pub fn new(budget: &Budget, folder: PathBuf) -> Scratch {
+        Scratch { memory: budget.account("join"), disk: budget.account("spill_disk"), folder }
+    }
+
+    #[cfg(test)]
+    pub fn for_tests() -> Scratch {
+        Scratch::new(&Budget::for_tests(), std::env::temp_dir())
+    }
+}
+
+/// Why there is no order.
+#[derive(Debug)]
+pub enum OrderError {
+    Refused(Refused),
+    Spill(SpillError),
+    Store(store::Error),
+    /// Its events refer to each other in more rounds than `PASSES_MAX` readings can follow in the memory there is.
+    TooTangled,
+}
+
+/// What was written down while the events came in, readable as often as it takes.
+pub trait Log {
+    /// Visits each event in arrival order: its node and its parents'.
+    fn events(&mut self, visit: &mut dyn FnMut(Node, &[Node]) -> Result<(), OrderError>) -> Result<(), OrderError>;
+    /// Visits each node with the id it stands for.
+    fn ids(&mut self, visit: &mut dyn FnMut(Node, &[u8]) -> Result<(), OrderError>) -> Result<(), OrderError>;
+}
+
+/// What became of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// Its place in the order, from 0; every parent's is smaller.
+    Placed(u32),
+    /// Someone refers to it, nobody sent it.
+    Missing,
+    /// It is in a cycle, or above something missing.
+    Stuck,
+}
+
+/// Readings of the log before giving up. A log in sending order takes one; a shuffled one takes about half its
+/// longest chain of parents, and only as long as its edges do not fit in memory.
+const PASSES_MAX: usize = 1000;
+/// An edge that waits: parent, child, and the child's place in the queue once it is free.
+const EDGE_BYTES: u64 = 12;
+const EDGES_MIN: usize = 64;
+
+const TAGS: u32 = 3 << 30;
+const WAITING: u32 = 1 << 30;
+const DOUBLE: u32 = 2 << 30;
+const PLACED: u32 = 3 << 30;
+
+/// Places in the order by node. Four bytes a node, on the `join` account.
+pub struct Order {
+    /// Two tag bits: nothing known (0), waiting for n parents, double of node n, placed as n.
+    slots: Vec<u32>,
+    count: u32,
+    passes: usize,
+    _grant: Grant,
+}
+
+impl Order {
+    /// Orders a log of `nodes` nodes. `forgetful`: ids may have several nodes, which are merged first, told apart by
+    /// a hash under this key.
+    pub fn of(log: &mut impl Log, nodes: u32, forgetful: Option<[u8; 16]>, scratch: &Scratch) -> Result<Order, OrderError> {
+        let grant = scratch.memory.try_take(u64::from(nodes) * 4)?;
+        let mut order = Order { slots: vec![0; nodes as usize], count: 0, passes: 0, _grant: grant };
+        if let Some(key) = forgetful {
+            order.merge_doubles(log, key, scratch)?;
+        }
+        while order.pass(log, &scratch.memory)? == Pass::Unfinished {
+            if order.passes == PASSES_MAX {
+                return Err(OrderError::TooTangled);
+            }
+        }
+        Ok(order)
+    }
+
+    /// How many events have a place.
+    pub fn count(&self) -> u32 {
+        self.count
+    }
+
+    /// How often the log was read.
+    pub fn passes(&self) -> usize {
+        self.passes
+    }
+
+    /// The one node for all doubles of an id.
+    pub fn canonical(&self, node: Node) -> Node {
+        let slot = self.slots[node as usize];
+        if slot & TAGS == DOUBLE { slot & !TAGS } else { node }
+    }
+
+    pub fn fate(&self, node: Node) -> Fate {
+        let slot = self.slots[self.canonical(node) as usize];
+        match slot & TAGS {
+            PLACED => Fate::Placed(slot & !TAGS),
+            WAITING => Fate::Stuck,
+            _ => Fate::Missing,
+        }
+    }
+
+    /// The place of a node that has one.
+    pub fn place(&self, node: Node) -> Option<u32> {
+        match self.fate(node) {
+            Fate::Placed(place) => Some(place),
+            _ => None,
+        }
+    }
+
+    /// Nodes nobody sent, smallest first.
+    pub fn missing(&self) -> impl Iterator<Item = Node> + '_ {
+        self.slots.iter().enumerate().filter(|(_, slot)| **slot == 0).map(|(node, _)| node as Node)
+    }
+
+    /// Reads the log once: places what can be placed, and what waits for it as far as memory reaches.
+    fn pass(&mut self, log: &mut impl Log, memory: &Account) -> Result<Pass, OrderError> {
+        let count_before = self.count;
+        self.passes += 1;
+        let mut edges = Edges::new(memory)?;
+        log.events(&mut |node, parents| {
+            self.look_at(node, parents, &mut edges);
+            Ok(())
+        })?;
+        self.release(&mut edges);
+        match (edges.all_fit, self.count > count_before) {
+            (true, _) => Ok(Pass::Finished),
+            (false, false) => Err(OrderError::TooTangled),
+            (false, true) => {
+                self.forget_waiting();
+                Ok(Pass::Unfinished)
+            }
+        }
+    }
+
+    fn look_at(&mut self, node: Node, parents: &[Node], edges: &mut Edges) {
+        let node = self.canonical(node);
+        if self.slots[node as usize] != 0 {
+            return; // placed by an earlier reading, or the second copy of one event
+        }
+        let mut waiting = 0;
+        for parent in parents.iter().map(|parent| self.canonical(*parent)) {
+            if self.slots[parent as usize] & TAGS != PLACED {
+                edges.push(parent, node);
+                waiting += 1;
+            }
+        }
+        if waiting == 0 {
+            self.put_next(node);
+        } else {
+            self.slots[node as usize] = WAITING | waiting;
+        }
+    }
+
+    fn put_next(&mut self, node: Node) {
+        self.slots[node as usize] = PLACED | self.count;
+        self.count += 1;
+    }
+
+    /// Frees children whose last parent has found its place, and theirs, in the order in which they became free. An
+    /// edge that did not fit only keeps its child waiting.
+    fn release(&mut self, edges: &mut Edges) {
+        edges.list.sort_unstable();
+        let mut free: Vec<Node> = Vec::with_capacity(edges.list.len());
+        let mut from = 0;
+        while from < edges.list.len() {
+            let parent = edges.list[from].0;
+            let children = edges.of(parent, from);
+            if self.slots[parent as usize] & TAGS == PLACED {
+                self.free_children(&edges.list[children.clone()], &mut free);
+            }
+            from = children.end;
+        }
+        let mut at = 0;
+        while at < free.len() {
+            let node = free[at];
+            self.put_next(node);
+            let from = edges.list.partition_point(|edge| edge.0 < node);
+            let children = edges.of(node, from);
+            self.free_children(&edges.list[children], &mut free);
+            at += 1;
+        }
+    }
+
+    fn free_children(&mut self, edges: &[(Node, Node)], free: &mut Vec<Node>) {
+        for &(_, child) in edges {
+            let slot = &mut self.slots[child as usize];
+            *slot -= 1;
+            if *slot == WAITING {
+                free.push(child);
+            }
+        }
+    }
+
+    fn forget_waiting(&mut self) {
+        for slot in self.slots.iter_mut().filter(|slot| **slot & TAGS == WAITING) {
+            *slot = 0;
+        }
+    }
+
+    /// Points every further node of an id at its first one: an external sort by a keyed hash of the id.
+    fn merge_doubles(&mut self, log: &mut impl Log, key: [u8; 16], scratch: &Scratch) -> Result<(), OrderError> {
+        let bytes = u64::from(self.slots.len() as u32) * 48;
+        let mut sorter = Sorter::new(scratch, bytes)?;
+        log.ids(&mut |node, id| {
+            let mut hasher = SipHasher13::new_with_key(&key);
+            hasher.write(id);
+            let mut record = [0; 20];
+            record[..16].copy_from_slice(&hasher.finish128().as_bytes());
+            record[16..].copy_from_slice(&node.to_be_bytes());
+            sorter.push(&record)
+        })?;
+        let mut sorted = sorter.finish()?;
+        let mut first = ([0u8; 16], 0u32);
+        let mut is_any = false;
+        while let Some(record) = sorted.next()? {
+            let (hash, node) = record.split_at(16);
+            let node = Node::from_be_bytes(node.try_into().expect("records of doubles have 20 bytes"));
+            if is_any && first.0 == hash {
+                if node != first.1 {
+                    self.slots[node as usize] = DOUBLE | first.1;
+                }
+            } else {
+                first = (hash.try_into().expect("records of doubles have 20 bytes"), node);
+                is_any = true;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[derive(PartialEq, Eq)]
+enum Pass {
+    Finished,
+    Unfinished,
+}
+
+/// Edges whose parent has no place yet, as many as the account pays for.
+struct Edges {
+    list: Vec<(Node, Node)>,
+    all_fit: bool,
+    grant: Grant,
+}
+
+impl Edges {
+    fn new(memory: &Account) -> Result<Edges, Refused> {
+        let grant = memory.try_take(EDGES_MIN as u64 * EDGE_BYTES)?;
+        Ok(Edges { list: Vec::with_capacity(EDGES_MIN), all_fit: true, grant })
+    }
+
+    fn push(&mut self, parent: Node, child: Node) {
+        if self.list.len() == self.list.capacity() && !(self.all_fit && self.grow()) {
+            self.all_fit = false;
+            return;
+        }
+        self.list.push((parent, child));
+    }
+
+    /// Half as large again; old and new are on account while they are both there.
+    fn grow(&mut self) -> bool {
+        let capacity = self.list.capacity();
+        let larger = capacity + capacity / 2;
+        if self.grant.grow(larger as u64 * EDGE_BYTES).is_err() {
+            return false;
+        }
+        self.list.reserve_exact(larger - self.list.len());
+        self.grant.shrink(capacity as u64 * EDGE_BYTES);
+        true
+    }
+
+    /// The edges of a parent, which begin at `from` if there are any.
+    fn of(&self, parent: Node, from: usize) -> std::ops::Range<usize> {
+        let count = self.list[from..].iter().take_while(|edge| edge.0 == parent).count();
+        from..from + count
+    }
+}
+
+impl From<Refused> for OrderError {
+    fn from(refused: Refused) -> Self {
+        OrderError::Refused(refused)
+    }
+}
+
+impl From<SpillError> for OrderError {
+    fn from(failed: SpillError) -> Self {
+        match failed {
+            SpillError::Refused(refused) => OrderError::Refused(refused),
+            failed => OrderError::Spill(failed),
+        }
+    }
+}
+
+impl From<store::Error> for OrderError {
+    fn from(failed: store::Error) -> Self {
+        OrderError::Store(failed)
+    }
+}
+
+impl std::fmt::Display for OrderError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            OrderError::Refused(refused) => refused.fmt(f),
+            OrderError::Spill(failed) => failed.fmt(f),
+            OrderError::Store(failed) => failed.fmt(f),
+            OrderError::TooTangled => f.write_str("the room's events refer to each other in a way too tangled for the memory there is"),
+        }
+    }
+}
+
+impl std::error::Error for OrderError {}
+
+#[cfg(test)]
+mod tests;
