@@ -9,6 +9,7 @@
 
 mod backoff;
 mod connect;
+pub mod events;
 mod keys;
 mod request;
 mod resolve;

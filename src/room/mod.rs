@@ -1,1 +1,3 @@
 //! Everything that changes or reads a room.
+
+mod order;

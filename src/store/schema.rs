@@ -100,6 +100,10 @@ pub const RECEIPT_LOG: Table = table("receipt_log", "room", "RoomNum, position �
 pub const TXN: Table = table("txn", "room", "UserNum, hash128(device, transaction id) → EventNum; kept for a day");
 pub const TXN_EVENT: Table = table("txn_event", "room", "EventNum → expiry, user, device, transaction id");
 
+// ---- room: joins under way (tables/staging.rs)
+pub const JOIN: Table = table("join", "room", "join number → JSON Journal of a join under way");
+pub const STAGED: Table = table("staged", "room", "join number, batch → what the batch stored; gone after the join");
+
 // ---- the outbound log: anyone posts, deliver takes (tables/outbox.rs)
 pub const OUTBOX: Table = table("outbox", "deliver", "position → what other servers must hear of");
 
@@ -158,6 +162,8 @@ pub const TABLES: &[&Table] = &[
     &RECEIPT_LOG,
     &TXN,
     &TXN_EVENT,
+    &JOIN,
+    &STAGED,
     &OUTBOX,
 ];
 

@@ -1,37 +1,45 @@
-//! The authorisation rules for memberships, decided on columns.
+//! The authorisation rules for a whole room at once: parents first, on columns.
 //!
 //! Nearly all events of a large room are memberships, and nearly all of those are decided by who, whom, from what to
-//! what, and three levels. This file decides exactly those; whatever hangs on more (a restricted join, an invite by
-//! e-mail, the creator's first join) is left to `matrix::auth` with the bodies in hand. Where both can decide they
-//! agree; a test asks both.
-//!
-//! Follows "Authorization rules" of the room versions' pages, rule for `m.room.member`.
+//! what, and the levels; five bytes an event and the power levels parsed once say all of that. What the columns allow
+//! is allowed. What they do not allow, or cannot decide (a restricted join, an invite by e-mail, the creator's first
+//! join, anything that is no membership), is judged again with the event's body in hand. Both ways ask the same rules
+//! of `matrix::auth`; only how much the event is known differs.
 
-use serde_json::Value;
+use std::collections::HashMap;
+use std::sync::Arc;
 
-use crate::matrix::RoomVersion;
-use crate::store::num::UserNum;
+use ruma::{OwnedUserId, UserId};
+
+use crate::matrix::auth::{self, Cited, Create, JoinRule, PowerLevels};
+use crate::matrix::{Event, Reject, RoomVersion};
 use crate::store::tables::event::{Kind, Membership};
+use crate::store::{BodyNum, UserNum};
 
 /// What the rules need of an auth event beside its body, in five bytes per event.
 pub struct Columns {
     codes: Vec<u8>,
     targets: Vec<UserNum>,
+    /// Where the bodies of levels, rules, invites by e-mail and the create event are; everyone else's are never read.
+    bodies: HashMap<u32, BodyNum>,
 }
 
 /// Bytes of memory per event, for the account.
 pub const COLUMN_BYTES: u64 = 5;
+/// Auth events with a body that may be asked for, at most: 24 bytes each. What is beyond counts as no auth event;
+/// the largest rooms have a few hundred.
+const BODIES_MAX: usize = 20_000;
 
 /// One event's columns, unpacked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Column {
     pub role: Role,
     pub member: Option<(Membership, UserNum)>,
-    /// Absent, refused, or resting on something refused: cannot be an auth event.
+    /// Stored and accepted; anything else cannot be an auth event.
     pub usable: bool,
 }
 
-/// What an event can be to the rules.
+/// What an event can be to the rules of another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Role {
@@ -44,13 +52,14 @@ pub enum Role {
 }
 
 impl Role {
-    pub fn of(kind: Kind) -> Role {
-        match kind {
-            Kind::CREATE => Role::Create,
-            Kind::MEMBER => Role::Member,
-            Kind::POWER_LEVELS => Role::PowerLevels,
-            Kind::JOIN_RULES => Role::JoinRules,
-            Kind::THIRD_PARTY_INVITE => Role::ThirdPartyInvite,
+    /// By type and state key: the rules know levels, rules and create events under the empty key only.
+    pub fn of(kind: Kind, state_key: Option<&str>, is_member: bool) -> Role {
+        match (kind, state_key) {
+            (Kind::MEMBER, _) if is_member => Role::Member,
+            (Kind::CREATE, Some("")) => Role::Create,
+            (Kind::POWER_LEVELS, Some("")) => Role::PowerLevels,
+            (Kind::JOIN_RULES, Some("")) => Role::JoinRules,
+            (Kind::THIRD_PARTY_INVITE, Some(_)) => Role::ThirdPartyInvite,
             _ => Role::Other,
         }
     }
@@ -65,6 +74,17 @@ impl Role {
             _ => Role::Other,
         }
     }
+
+    fn kind(self) -> &'static str {
+        match self {
+            Role::Other => "",
+            Role::Create => "m.room.create",
+            Role::Member => "m.room.member",
+            Role::PowerLevels => "m.room.power_levels",
+            Role::JoinRules => "m.room.join_rules",
+            Role::ThirdPartyInvite => "m.room.third_party_invite",
+        }
+    }
 }
 
 const USABLE: u8 = 0x80;
@@ -72,12 +92,21 @@ const USABLE: u8 = 0x80;
 impl Columns {
     /// Columns of events placed 0 to `count`; all unusable until set.
     pub fn new(count: u32) -> Columns {
-        Columns { codes: vec![0; count as usize], targets: vec![UserNum(0); count as usize] }
+        let count = count as usize;
+        Columns { codes: vec![0; count], targets: vec![UserNum(0); count], bodies: HashMap::new() }
     }
 
-    pub fn set(&mut self, place: u32, column: Column) {
+    pub fn set(&mut self, place: u32, mut column: Column, body: BodyNum) {
+        if !matches!(column.role, Role::Other | Role::Member) {
+            if self.bodies.len() < BODIES_MAX {
+                self.bodies.insert(place, body);
+            } else {
+                column.role = Role::Other;
+            }
+        }
         let membership = column.member.map_or(0, |(membership, _)| membership as u8);
-        self.codes[place as usize] = column.role as u8 | membership << 3 | if column.usable { USABLE } else { 0 };
+        let code = column.role as u8 | membership << 3 | if column.usable { USABLE } else { 0 };
+        self.codes[place as usize] = code;
         self.targets[place as usize] = column.member.map_or(UserNum(0), |(_, target)| target);
     }
 
@@ -91,224 +120,336 @@ impl Columns {
     }
 }
 
-/// What is asked: may `sender` set `target` to `membership`?
+/// An event about to be judged.
 #[derive(Clone, Copy, Debug)]
-pub struct Claim {
+pub struct Claim<'a> {
+    pub place: u32,
+    pub body: BodyNum,
+    pub role: Role,
     pub sender: UserNum,
-    pub target: UserNum,
-    pub membership: Membership,
+    /// For member events: target and what becomes of them.
+    pub member: Option<(Membership, UserNum)>,
+    pub needs_body: bool,
+    /// Places of its auth events.
+    pub auth: &'a [u32],
 }
 
-/// What the event's auth events say.
-#[derive(Clone, Copy)]
-pub struct Given<'a> {
-    pub join_rule: JoinRule,
-    pub levels: &'a Levels,
-    /// Memberships of sender and target by the auth events.
-    pub of_sender: Option<Membership>,
-    pub of_target: Option<Membership>,
+/// Where bodies and names come from when columns do not decide: the store, through the caller.
+pub trait Bodies {
+    type Error;
+
+    /// The event under this body number. Its `auth_events` may be missing, and then its id is any.
+    fn event(&self, body: BodyNum) -> Result<Event, Self::Error>;
+    fn user(&self, num: UserNum) -> Result<OwnedUserId, Self::Error>;
 }
 
-/// A join rule as the rules tell them apart.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum JoinRule {
-    Public,
-    Invite,
-    Knock,
-    Restricted,
-    KnockRestricted,
-    /// Anything else lets nobody in.
-    Other,
+/// Parsed levels and rules kept at once. A room has a few generations of each; the latest ones are asked for again
+/// and again.
+const PARSED_MAX: usize = 8;
+
+/// Judges a room's events in topological order.
+pub struct Judge<B> {
+    version: &'static RoomVersion,
+    bodies: B,
+    create: Option<(u32, Arc<Create>)>,
+    levels: Parsed<PowerLevels>,
+    rules: Parsed<JoinRule>,
+    /// Events judged with their body in hand; the point of the columns is that they are few.
+    pub bodies_read: u64,
 }
 
-impl JoinRule {
-    /// By the content of a join rules event.
-    pub fn of(content: &str) -> JoinRule {
-        match crate::matrix::json::get_text(content.as_bytes(), "join_rule").as_deref() {
-            Some("public") => JoinRule::Public,
-            Some("invite") => JoinRule::Invite,
-            Some("knock") => JoinRule::Knock,
-            Some("restricted") => JoinRule::Restricted,
-            Some("knock_restricted") => JoinRule::KnockRestricted,
-            _ => JoinRule::Other,
+/// The rules' no, or a failure of our own.
+enum No<E> {
+    Reject(Reject),
+    Failed(E),
+}
+
+impl<E> From<Reject> for No<E> {
+    fn from(reject: Reject) -> Self {
+        No::Reject(reject)
+    }
+}
+
+impl<B: Bodies> Judge<B> {
+    pub fn new(version: &'static RoomVersion, bodies: B) -> Judge<B> {
+        Judge { version, bodies, create: None, levels: Parsed::new(), rules: Parsed::new(), bodies_read: 0 }
+    }
+
+    /// The place of the room's accepted create event.
+    pub fn create_place(&self) -> Option<u32> {
+        self.create.as_ref().map(|(place, _)| *place)
+    }
+
+    /// Judges an event; `Ok(Err)` is the rules' no.
+    pub fn check(&mut self, columns: &Columns, claim: &Claim<'_>) -> Result<Result<(), Reject>, B::Error> {
+        if !claim.needs_body
+            && let Some(member) = claim.member
+            && self.allows(columns, claim, member)?
+        {
+            return Ok(Ok(()));
+        }
+        match self.check_with_body(columns, claim) {
+            Ok(()) => Ok(Ok(())),
+            Err(No::Reject(reject)) => Ok(Err(reject)),
+            Err(No::Failed(failed)) => Err(failed),
         }
     }
 
-    fn lets_invited_in(self, version: &RoomVersion) -> bool {
-        match self {
-            JoinRule::Invite => true,
-            JoinRule::Knock => version.knock,
-            JoinRule::Restricted => version.restricted,
-            JoinRule::KnockRestricted => version.knock_restricted,
-            JoinRule::Public | JoinRule::Other => false,
-        }
-    }
-
-    fn lets_knock(self, version: &RoomVersion) -> bool {
-        match self {
-            JoinRule::Knock => version.knock,
-            JoinRule::KnockRestricted => version.knock_restricted,
-            _ => false,
-        }
-    }
-}
-
-/// The levels memberships hang on.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Levels {
-    pub ban: i64,
-    pub kick: i64,
-    pub invite: i64,
-    users_default: i64,
-    /// Sorted; at most what fits a 64 KiB event.
-    users: Vec<(UserNum, i64)>,
-    /// Above every level (room version 12).
-    creators: Vec<UserNum>,
-}
-
-impl Levels {
-    /// Without a power levels event: the creator has 100, and bans and kicks take 50.
-    pub fn before_any(version: &RoomVersion, creators: &[UserNum]) -> Levels {
-        let mut levels = Levels { ban: 50, kick: 50, invite: 0, users_default: 0, users: Vec::new(), creators: Vec::new() };
-        levels.set_creators(version, creators, 100);
-        levels
-    }
-
-    /// By the content of a power levels event. `None` where a level is written in a way that is not ours to read.
-    pub fn of(
-        version: &RoomVersion,
-        content: &str,
-        creators: &[UserNum],
-        num: &mut dyn FnMut(&str) -> Option<UserNum>,
-    ) -> Option<Levels> {
-        let content: Value = serde_json::from_str(content).ok()?;
-        let level = |value: Option<&Value>, default: i64| match value {
-            None => Some(default),
-            Some(Value::Number(number)) => number.as_i64(),
-            Some(_) => None,
+    /// Whether the columns alone allow a membership. "No" decides nothing.
+    fn allows(
+        &mut self,
+        columns: &Columns,
+        claim: &Claim<'_>,
+        (membership, target): (Membership, UserNum),
+    ) -> Result<bool, B::Error> {
+        let Some(cites) = self.cites(columns, claim, (membership, target))? else { return Ok(false) };
+        let Some((_, create)) = self.create.clone().filter(|(_, create)| create.federate) else { return Ok(false) };
+        // Of somebody who changes themselves the rules only ask that it is themselves: their name is not looked up.
+        let (sender, target) = match claim.sender == target {
+            true => (nobody(), nobody()),
+            false => (self.bodies.user(claim.sender)?, self.bodies.user(target)?),
         };
-        let mut users = Vec::new();
-        match content.get("users") {
-            None => {}
-            Some(Value::Object(list)) => {
-                for (user, value) in list {
-                    let value = level(Some(value), 0)?;
-                    users.extend(num(user).map(|num| (num, value)));
-                }
+        let change = auth::Change {
+            sender: &sender,
+            target: &target,
+            membership: spelled(membership),
+            only_prev_event: None,
+            content: "{}",
+        };
+        let state = CitedByMember { create: create.clone(), sender: &sender, cites: &cites };
+        Ok(auth::check_member(self.version, &change, &create, &state).is_ok())
+    }
+
+    /// What a membership's auth events say, when they are exactly such as it may cite.
+    fn cites(
+        &mut self,
+        columns: &Columns,
+        claim: &Claim<'_>,
+        (membership, target): (Membership, UserNum),
+    ) -> Result<Option<Cites>, B::Error> {
+        let mut cites = Cites::default();
+        let mut has_create = false;
+        for &place in claim.auth {
+            let column = columns.get(place);
+            let is_first = column.usable
+                && match (column.role, column.member) {
+                    (Role::Create, _) => !std::mem::replace(&mut has_create, true),
+                    (Role::PowerLevels, _) => match self.levels_at(columns, place)? {
+                        Some(levels) => cites.levels.replace(levels).is_none(),
+                        None => false,
+                    },
+                    (Role::JoinRules, _) if wants_join_rules(membership) => match self.rule_at(columns, place)? {
+                        Some(rule) => cites.rule.replace(rule).is_none(),
+                        None => false,
+                    },
+                    (Role::Member, Some((what, whom))) if whom == claim.sender => {
+                        cites.of_sender.replace(spelled(what)).is_none()
+                    }
+                    (Role::Member, Some((what, whom))) if whom == target => {
+                        cites.of_target.replace(spelled(what)).is_none()
+                    }
+                    _ => false,
+                };
+            if !is_first {
+                return Ok(None);
             }
-            Some(_) => return None,
         }
-        users.sort_unstable();
-        let mut levels = Levels {
-            ban: level(content.get("ban"), 50)?,
-            kick: level(content.get("kick"), 50)?,
-            invite: level(content.get("invite"), 0)?,
-            users_default: level(content.get("users_default"), 0)?,
-            users,
-            creators: Vec::new(),
-        };
-        if version.creators_infinite {
-            levels.creators = creators.to_vec();
+        if claim.sender == target {
+            cites.of_target = cites.of_sender;
         }
-        Some(levels)
+        Ok((has_create != self.version.room_id_is_create_hash()).then_some(cites))
     }
 
-    fn set_creators(&mut self, version: &RoomVersion, creators: &[UserNum], level: i64) {
-        if version.creators_infinite {
-            self.creators = creators.to_vec();
-        } else {
-            self.users = creators.iter().map(|creator| (*creator, level)).collect();
+    /// The levels at a place; `None` when they cannot be read, which the rules then say with the body in hand.
+    fn levels_at(&mut self, columns: &Columns, place: u32) -> Result<Option<Arc<PowerLevels>>, B::Error> {
+        if let Some(levels) = self.levels.get(place) {
+            return Ok(Some(levels));
         }
+        let Some(body) = columns.bodies.get(&place) else { return Ok(None) };
+        let levels = PowerLevels::parse(self.version, self.bodies.event(*body)?.content());
+        Ok(levels.ok().map(|levels| self.levels.put(place, levels)))
     }
 
-    fn of_user(&self, user: UserNum) -> i64 {
-        if self.creators.contains(&user) {
-            return i64::MAX;
+    fn rule_at(&mut self, columns: &Columns, place: u32) -> Result<Option<Arc<JoinRule>>, B::Error> {
+        if let Some(rule) = self.rules.get(place) {
+            return Ok(Some(rule));
         }
-        match self.users.binary_search_by_key(&user, |(user, _)| *user) {
-            Ok(at) => self.users[at].1,
-            Err(_) => self.users_default,
+        let Some(body) = columns.bodies.get(&place) else { return Ok(None) };
+        let rule = JoinRule::parse(self.bodies.event(*body)?.content());
+        Ok(rule.ok().map(|rule| self.rules.put(place, rule)))
+    }
+
+    /// The rules as they stand, over the event as it stands.
+    fn check_with_body(&mut self, columns: &Columns, claim: &Claim<'_>) -> Result<(), No<B::Error>> {
+        self.bodies_read += 1;
+        let event = self.bodies.event(claim.body).map_err(No::Failed)?;
+        let state = self.cited(columns, claim)?;
+        let list = state.cited.iter().map(|one| Cited {
+            kind: one.column.role.kind(),
+            state_key: one.state_key.as_deref(),
+            same_room: true,
+            rejected: !one.column.usable,
+        });
+        auth::check_auth_events(self.version, &event.subject(), list, self.create.is_some())?;
+        auth::check(self.version, &event.subject(), &state)?;
+        if claim.role == Role::Create && self.create.is_none() {
+            let create = Create::parse(self.version, &event.subject())?;
+            self.create = Some((claim.place, Arc::new(create)));
         }
+        Ok(())
+    }
+
+    /// The state an event cites, as far as rules may ask for it.
+    fn cited(&mut self, columns: &Columns, claim: &Claim<'_>) -> Result<CitedState<B::Error>, No<B::Error>> {
+        let create = self.create.as_ref().map(|(_, create)| create.clone());
+        let mut state = CitedState { create, levels: None, rule: None, cited: Vec::new(), failed: Default::default() };
+        for &place in claim.auth {
+            let column = columns.get(place);
+            let (mut state_key, mut event) = (Some(String::new()), None);
+            match (column.role, column.member) {
+                (Role::Member, Some((_, target))) => {
+                    state_key = Some(self.bodies.user(target).map_err(No::Failed)?.into());
+                }
+                (Role::ThirdPartyInvite, _) => {
+                    let body = columns.bodies.get(&place).copied().unwrap_or(BodyNum(0));
+                    let invite = self.bodies.event(body).map_err(No::Failed)?;
+                    state_key = invite.state_key().map(str::to_owned);
+                    event = Some(Arc::new(invite));
+                }
+                (Role::PowerLevels, _) => state.levels = self.levels_at(columns, place).map_err(No::Failed)?,
+                (Role::JoinRules, _) => state.rule = self.rule_at(columns, place).map_err(No::Failed)?,
+                _ => {}
+            }
+            state.cited.push(One { column, state_key, event });
+        }
+        Ok(state)
     }
 }
 
-/// Whether the rules allow a membership. `None`: not to be decided on columns.
-pub fn check(version: &RoomVersion, claim: Claim, given: Given<'_>) -> Option<Result<(), &'static str>> {
-    match claim.membership {
-        Membership::Join => check_join(version, claim, given),
-        Membership::Invite => Some(check_invite(claim, given)),
-        Membership::Leave => Some(check_leave(version, claim, given)),
-        Membership::Ban => Some(check_ban(claim, given)),
-        Membership::Knock => Some(check_knock(version, claim, given)),
+fn wants_join_rules(membership: Membership) -> bool {
+    matches!(membership, Membership::Join | Membership::Invite | Membership::Knock)
+}
+
+fn nobody() -> OwnedUserId {
+    OwnedUserId::try_from("@self:self").expect("a constant user id is one")
+}
+
+fn spelled(membership: Membership) -> auth::Membership {
+    match membership {
+        Membership::Join => auth::Membership::Join,
+        Membership::Invite => auth::Membership::Invite,
+        Membership::Knock => auth::Membership::Knock,
+        Membership::Leave => auth::Membership::Leave,
+        Membership::Ban => auth::Membership::Ban,
     }
 }
 
-fn check_join(version: &RoomVersion, claim: Claim, given: Given<'_>) -> Option<Result<(), &'static str>> {
-    if claim.sender != claim.target {
-        return Some(Err("somebody joins for somebody else"));
-    }
-    if given.of_target == Some(Membership::Ban) {
-        return Some(Err("a banned user joins"));
-    }
-    if given.join_rule == JoinRule::Public {
-        return Some(Ok(()));
-    }
-    let was_let_in = matches!(given.of_target, Some(Membership::Join | Membership::Invite));
-    if was_let_in && given.join_rule.lets_invited_in(version) {
-        return Some(Ok(()));
-    }
-    // The creator's first join follows the create event alone, which stands in `prev_events`.
-    if given.of_target.is_none() { None } else { Some(Err("a user joins who was not let in")) }
+/// What a membership's auth events say, off the columns.
+#[derive(Default)]
+struct Cites {
+    levels: Option<Arc<PowerLevels>>,
+    rule: Option<Arc<JoinRule>>,
+    of_sender: Option<auth::Membership>,
+    of_target: Option<auth::Membership>,
 }
 
-fn check_invite(claim: Claim, given: Given<'_>) -> Result<(), &'static str> {
-    if given.of_sender != Some(Membership::Join) {
-        return Err("somebody invites who is not there");
-    }
-    if matches!(given.of_target, Some(Membership::Join | Membership::Ban)) {
-        return Err("a user is invited who is joined or banned");
-    }
-    if given.levels.of_user(claim.sender) >= given.levels.invite { Ok(()) } else { Err("somebody invites without the power to") }
+/// The same as the rules want to be told.
+struct CitedByMember<'a> {
+    create: Arc<Create>,
+    sender: &'a UserId,
+    cites: &'a Cites,
 }
 
-fn check_leave(version: &RoomVersion, claim: Claim, given: Given<'_>) -> Result<(), &'static str> {
-    if claim.sender == claim.target {
-        return match given.of_target {
-            Some(Membership::Join | Membership::Invite) => Ok(()),
-            Some(Membership::Knock) if version.knock => Ok(()),
-            _ => Err("somebody leaves who is not there"),
-        };
+impl auth::State for CitedByMember<'_> {
+    type Error = Reject;
+
+    fn create(&self) -> Result<Option<Arc<Create>>, Reject> {
+        Ok(Some(self.create.clone()))
     }
-    if given.of_sender != Some(Membership::Join) {
-        return Err("somebody kicks who is not there");
+    fn power_levels(&self) -> Result<Option<Arc<PowerLevels>>, Reject> {
+        Ok(self.cites.levels.clone())
     }
-    let levels = given.levels;
-    let power = levels.of_user(claim.sender);
-    if given.of_target == Some(Membership::Ban) && power < levels.ban {
-        return Err("somebody lifts a ban without the power to");
+    fn join_rule(&self) -> Result<Option<JoinRule>, Reject> {
+        Ok(self.cites.rule.as_deref().copied())
     }
-    let may = power >= levels.kick && levels.of_user(claim.target) < power;
-    if may { Ok(()) } else { Err("somebody kicks without the power to") }
+    fn membership(&self, user: &UserId) -> Result<auth::Membership, Reject> {
+        let known = if user == self.sender { self.cites.of_sender } else { self.cites.of_target };
+        Ok(known.unwrap_or(auth::Membership::Leave))
+    }
+    fn third_party_invite(&self, _: &str) -> Result<Option<Arc<Event>>, Reject> {
+        Ok(None)
+    }
 }
 
-fn check_ban(claim: Claim, given: Given<'_>) -> Result<(), &'static str> {
-    if given.of_sender != Some(Membership::Join) {
-        return Err("somebody bans who is not there");
-    }
-    let power = given.levels.of_user(claim.sender);
-    let may = power >= given.levels.ban && given.levels.of_user(claim.target) < power;
-    if may { Ok(()) } else { Err("somebody bans without the power to") }
+/// An auth event with its state key spelled out, and its body where a rule may want it.
+struct One {
+    column: Column,
+    state_key: Option<String>,
+    event: Option<Arc<Event>>,
 }
 
-fn check_knock(version: &RoomVersion, claim: Claim, given: Given<'_>) -> Result<(), &'static str> {
-    if !given.join_rule.lets_knock(version) {
-        return Err("somebody knocks where nobody may");
+struct CitedState<E> {
+    create: Option<Arc<Create>>,
+    levels: Option<Arc<PowerLevels>>,
+    rule: Option<Arc<JoinRule>>,
+    cited: Vec<One>,
+    failed: std::marker::PhantomData<fn() -> E>,
+}
+
+impl<E> auth::State for CitedState<E> {
+    type Error = No<E>;
+
+    fn create(&self) -> Result<Option<Arc<Create>>, No<E>> {
+        Ok(self.create.clone())
     }
-    if claim.sender != claim.target {
-        return Err("somebody knocks for somebody else");
+    fn power_levels(&self) -> Result<Option<Arc<PowerLevels>>, No<E>> {
+        let unread = self.levels.is_none() && self.cited.iter().any(|one| one.column.role == Role::PowerLevels);
+        if unread { Err(Reject::auth("the power levels cannot be read").into()) } else { Ok(self.levels.clone()) }
     }
-    match given.of_sender {
-        Some(Membership::Ban | Membership::Invite | Membership::Join) => Err("somebody knocks who is banned or let in"),
-        _ => Ok(()),
+    fn join_rule(&self) -> Result<Option<JoinRule>, No<E>> {
+        Ok(self.rule.as_deref().copied())
+    }
+    fn membership(&self, user: &UserId) -> Result<auth::Membership, No<E>> {
+        let member = self.cited.iter().find(|one| {
+            one.column.role == Role::Member && one.state_key.as_deref() == Some(user.as_str())
+        });
+        let membership = member.and_then(|one| one.column.member).map(|(membership, _)| spelled(membership));
+        Ok(membership.unwrap_or(auth::Membership::Leave))
+    }
+    fn third_party_invite(&self, token: &str) -> Result<Option<Arc<Event>>, No<E>> {
+        let invite = self.cited.iter().find(|one| {
+            one.column.role == Role::ThirdPartyInvite && one.state_key.as_deref() == Some(token)
+        });
+        Ok(invite.and_then(|one| one.event.clone()))
+    }
+}
+
+/// The views parsed last, by place.
+struct Parsed<T> {
+    list: HashMap<u32, (u64, Arc<T>)>,
+    turn: u64,
+}
+
+impl<T> Parsed<T> {
+    fn new() -> Parsed<T> {
+        Parsed { list: HashMap::new(), turn: 0 }
+    }
+
+    fn get(&mut self, place: u32) -> Option<Arc<T>> {
+        self.turn += 1;
+        let (used, view) = self.list.get_mut(&place)?;
+        *used = self.turn;
+        Some(view.clone())
+    }
+
+    fn put(&mut self, place: u32, view: T) -> Arc<T> {
+        if self.list.len() == PARSED_MAX
+            && let Some(oldest) = self.list.iter().min_by_key(|(_, (used, _))| *used).map(|(place, _)| *place)
+        {
+            self.list.remove(&oldest);
+        }
+        let view = Arc::new(view);
+        self.list.insert(place, (self.turn, view.clone()));
+        view
     }
 }

@@ -11,9 +11,8 @@ use serde::{Deserialize, Serialize};
 
 use super::event::{Id, Kind, Membership};
 use super::pack::{Unpack, put_bytes, put_u64};
-use crate::store::num::{BodyNum, EventNum, RoomNum};
 use crate::store::schema::{JOIN, STAGED};
-use crate::store::{Error, Get, Result, Write, tables};
+use crate::store::{BodyNum, Error, EventNum, Get, Result, RoomNum, Write, tables};
 
 /// How far a join is. Each is written before what follows it begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -95,20 +94,20 @@ impl JoinNum {
 }
 
 /// A new join's number.
-pub fn new_join(w: &mut Write) -> Result<JoinNum> {
-    super::counter::take(w, "join", 1).map(JoinNum)
+pub fn new_join(w: &mut Write<'_>) -> Result<JoinNum> {
+    w.next_numbers("join", 1).map(JoinNum)
 }
 
 pub fn journal(get: &impl Get, join: JoinNum) -> Result<Option<Journal>> {
     tables::get_json(get, &JOIN, &join.key())
 }
 
-pub fn set_journal(w: &mut Write, join: JoinNum, journal: &Journal) -> Result<()> {
+pub fn set_journal(w: &mut Write<'_>, join: JoinNum, journal: &Journal) -> Result<()> {
     tables::put_json(w, &JOIN, &join.key(), journal)
 }
 
 /// The journal's last row to go: a join without one never was.
-pub fn remove_journal(w: &mut Write, join: JoinNum) -> Result<()> {
+pub fn remove_journal(w: &mut Write<'_>, join: JoinNum) -> Result<()> {
     w.remove(&JOIN, &join.key()).map(drop)
 }
 
@@ -116,7 +115,7 @@ pub fn remove_journal(w: &mut Write, join: JoinNum) -> Result<()> {
 pub fn journals(get: &impl Get) -> Result<Vec<(JoinNum, Journal)>> {
     let mut list = Vec::new();
     get.range(&JOIN, &[], None, false, &mut |key, value| {
-        let num = key.try_into().map(u32::from_be_bytes).map_err(|_| tables::corrupt(&JOIN, key))?;
+        let num = key.try_into().map(u32::from_be_bytes).map_err(|_| Error::corrupt(&JOIN, key))?;
         list.push((JoinNum(num), tables::parse(&JOIN, key, value)?));
         Ok(ControlFlow::Continue(()))
     })?;
@@ -124,11 +123,11 @@ pub fn journals(get: &impl Get) -> Result<Vec<(JoinNum, Journal)>> {
 }
 
 /// Stores a batch's row. The caller keeps `Journal::batches` in step in the same write.
-pub fn put_batch(w: &mut Write, join: JoinNum, batch: u32, row: &[u8]) -> Result<()> {
+pub fn put_batch(w: &mut Write<'_>, join: JoinNum, batch: u32, row: &[u8]) -> Result<()> {
     w.put(&STAGED, &join.batch_key(batch), row)
 }
 
-pub fn remove_batch(w: &mut Write, join: JoinNum, batch: u32) -> Result<()> {
+pub fn remove_batch(w: &mut Write<'_>, join: JoinNum, batch: u32) -> Result<()> {
     w.remove(&STAGED, &join.batch_key(batch)).map(drop)
 }
 
@@ -136,7 +135,7 @@ pub fn remove_batch(w: &mut Write, join: JoinNum, batch: u32) -> Result<()> {
 pub fn batches(get: &impl Get, join: JoinNum, from: u32, visit: &mut dyn FnMut(u32, Batch<'_>) -> Result<ControlFlow<()>>) -> Result<()> {
     let end = (u64::from(join.0) + 1 << 32).to_be_bytes();
     get.range(&STAGED, &join.batch_key(from), Some(&end), false, &mut |key, value| {
-        let corrupt = || tables::corrupt(&STAGED, key);
+        let corrupt = || Error::corrupt(&STAGED, key);
         let number = key.get(4..).and_then(|key| key.try_into().ok()).map(u32::from_be_bytes).ok_or_else(corrupt)?;
         visit(number, Batch::open(value).ok_or_else(corrupt)?)
     })
@@ -144,7 +143,7 @@ pub fn batches(get: &impl Get, join: JoinNum, from: u32, visit: &mut dyn FnMut(u
 
 /// Our own log being wrong.
 pub fn corrupt(join: JoinNum, batch: u32) -> Error {
-    tables::corrupt(&STAGED, &join.batch_key(batch))
+    Error::corrupt(&STAGED, &join.batch_key(batch))
 }
 
 // ------------------------------------------------------------------------------------------------ one batch's row
@@ -156,6 +155,7 @@ pub type UserPrint = u64;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Staged<'a> {
     pub node: u32,
+    pub id: Id,
     /// It stands in the room's state before our join, says this attempt's body.
     pub in_state: bool,
     /// The rules cannot be decided on these columns alone: a restricted join, a third-party invite.
@@ -225,11 +225,14 @@ const EVENT_REDACTED: u8 = 4;
 const EVENT_MEMBER: u8 = 8;
 const EVENT_OF_OTHER: u8 = 16;
 const EVENT_STATE_KEY: u8 = 32;
+/// Its id was given a node in an earlier batch, or is not the last one of this: it is written again.
+const EVENT_OWN_ID: u8 = 64;
 
 /// Packs a batch's row.
 pub struct BatchWriter {
     row: Vec<u8>,
     events: u32,
+    last_id: Option<Id>,
 }
 
 /// First body, attempt: in front of the entries, of fixed size so that they can be set last.
@@ -239,7 +242,7 @@ impl BatchWriter {
     pub fn new(attempt: u32) -> BatchWriter {
         let mut row = vec![0; HEAD_BYTES];
         row[4..8].copy_from_slice(&attempt.to_be_bytes());
-        BatchWriter { row, events: 0 }
+        BatchWriter { row, events: 0, last_id: None }
     }
 
     pub fn len(&self) -> usize {
@@ -255,20 +258,8 @@ impl BatchWriter {
     }
 
     pub fn node(&mut self, id: &Id) {
-        match id {
-            Id::Hash(hash) => {
-                self.row.push(NODE_HASH);
-                self.row.extend_from_slice(hash);
-            }
-            Id::HashStandard(hash) => {
-                self.row.push(NODE_HASH_STANDARD);
-                self.row.extend_from_slice(hash);
-            }
-            Id::Named(name) => {
-                self.row.push(NODE_NAMED);
-                put_bytes(&mut self.row, name.as_bytes());
-            }
-        }
+        put_id(&mut self.row, id);
+        self.last_id = Some(id.clone());
     }
 
     pub fn user(&mut self, user_id: &str) {
@@ -298,11 +289,15 @@ impl BatchWriter {
             (EVENT_MEMBER, event.member.is_some()),
             (EVENT_OF_OTHER, other.is_some()),
             (EVENT_STATE_KEY, event.state_key.is_some()),
+            (EVENT_OWN_ID, self.last_id.as_ref() != Some(&event.id)),
         ] {
             first |= if set { bit } else { 0 };
         }
         let row = &mut self.row;
         row.push(first);
+        if first & EVENT_OWN_ID != 0 {
+            put_id(row, &event.id);
+        }
         put_u64(row, event.node.into());
         row.push(event.kind.0);
         row.extend_from_slice(&event.sender.to_be_bytes());
@@ -332,12 +327,38 @@ impl BatchWriter {
     }
 }
 
+fn put_id(row: &mut Vec<u8>, id: &Id) {
+    match id {
+        Id::Hash(hash) => {
+            row.push(NODE_HASH);
+            row.extend_from_slice(hash);
+        }
+        Id::HashStandard(hash) => {
+            row.push(NODE_HASH_STANDARD);
+            row.extend_from_slice(hash);
+        }
+        Id::Named(name) => {
+            row.push(NODE_NAMED);
+            put_bytes(row, name.as_bytes());
+        }
+    }
+}
+
+fn read_id(tag: u8, rest: &mut Unpack<'_>) -> Option<Id> {
+    Some(match tag {
+        NODE_HASH => Id::Hash(rest.array()?),
+        NODE_HASH_STANDARD => Id::HashStandard(rest.array()?),
+        NODE_NAMED => Id::Named(rest.text()?.to_owned()),
+        _ => return None,
+    })
+}
+
 /// A batch's row, opened.
-#[derive(Clone, Copy)]
 pub struct Batch<'a> {
     pub first_body: BodyNum,
     pub attempt: u32,
     rest: Unpack<'a>,
+    last_id: Option<Id>,
 }
 
 impl<'a> Batch<'a> {
@@ -345,7 +366,7 @@ impl<'a> Batch<'a> {
         let mut rest = Unpack::new(row);
         let first_body = BodyNum(u32::from_be_bytes(rest.array()?));
         let attempt = u32::from_be_bytes(rest.array()?);
-        Some(Batch { first_body, attempt, rest })
+        Some(Batch { first_body, attempt, rest, last_id: None })
     }
 
     /// The next entry; `Err` when the row does not unpack.
@@ -356,20 +377,23 @@ impl<'a> Batch<'a> {
     fn entry(&mut self) -> Option<Entry<'a>> {
         let rest = &mut self.rest;
         Some(match rest.u8()? {
-            NODE_HASH => Entry::Node(Id::Hash(rest.array()?)),
-            NODE_HASH_STANDARD => Entry::Node(Id::HashStandard(rest.array()?)),
-            NODE_NAMED => Entry::Node(Id::Named(rest.text()?.to_owned())),
+            tag @ (NODE_HASH | NODE_HASH_STANDARD | NODE_NAMED) => {
+                let id = read_id(tag, rest)?;
+                self.last_id = Some(id.clone());
+                Entry::Node(id)
+            }
             USER => Entry::User(rest.text()?),
             IN_STATE => Entry::InState(rest.u32()?),
             KNOWN => Entry::Known { node: rest.u32()?, num: EventNum(rest.u32()?) },
-            first if first & EVENT != 0 => Entry::Event(staged(rest, first)?),
+            first if first & EVENT != 0 => Entry::Event(staged(rest, first, &self.last_id)?),
             _ => return None,
         })
     }
 }
 
-fn staged<'a>(rest: &mut Unpack<'a>, first: u8) -> Option<Staged<'a>> {
+fn staged<'a>(rest: &mut Unpack<'a>, first: u8, last_id: &Option<Id>) -> Option<Staged<'a>> {
     let has = |bit| first & bit != 0;
+    let id = if has(EVENT_OWN_ID) { read_id(rest.u8()?, rest)? } else { last_id.clone()? };
     let node = rest.u32()?;
     let kind = Kind(rest.u8()?);
     let sender = u64::from_be_bytes(rest.array()?);
@@ -390,6 +414,7 @@ fn staged<'a>(rest: &mut Unpack<'a>, first: u8) -> Option<Staged<'a>> {
     }
     Some(Staged {
         node,
+        id,
         in_state: has(EVENT_IN_STATE),
         needs_body: has(EVENT_NEEDS_BODY),
         redacted: has(EVENT_REDACTED),
@@ -422,6 +447,7 @@ mod tests {
         let no_edges = Edges { count: 0, packed: &[] };
         let join = Staged {
             node: 2,
+            id: Id::Hash([9; 32]),
             in_state: true,
             needs_body: false,
             redacted: false,
@@ -435,6 +461,7 @@ mod tests {
         };
         let ban = Staged { node: 3, in_state: false, needs_body: true, member: Some((Membership::Ban, 78)), ..join.clone() };
         let name = Staged { node: 4, redacted: true, kind: Kind::NAME, member: None, state_key: Some(("m.room.name", "")), ..join.clone() };
+        let ban = Staged { id: Id::Named("$x:y".into()), ..ban };
         writer.node(&Id::Hash([1; 32]));
         writer.node(&Id::HashStandard([2; 32]));
         writer.node(&Id::Named("$x:y".into()));
