@@ -87,7 +87,15 @@ enum Step {
 
 impl Events {
     pub fn new(limits: Limits) -> Events {
-        Events { limits, before: 0, step: Step::Open, scan: Scan::default(), held: Vec::new(), key: String::new(), keys_seen: Vec::new() }
+        Events {
+            limits,
+            before: 0,
+            step: Step::Open,
+            scan: Scan::default(),
+            held: Vec::new(),
+            key: String::new(),
+            keys_seen: Vec::new(),
+        }
     }
 
     /// Bytes taken so far.
@@ -96,7 +104,11 @@ impl Events {
     }
 
     /// Takes the next frame, of any size, and calls `sink` for every item that ends in it.
-    pub fn feed<E: From<Malformed>>(&mut self, frame: &[u8], sink: &mut impl FnMut(Item<'_>) -> Result<(), E>) -> Result<(), E> {
+    pub fn feed<E: From<Malformed>>(
+        &mut self,
+        frame: &[u8],
+        sink: &mut impl FnMut(Item<'_>) -> Result<(), E>,
+    ) -> Result<(), E> {
         if self.before + frame.len() as u64 > self.limits.body_bytes_max {
             return Err(self.malformed(0, "it is larger than allowed").into());
         }
@@ -130,7 +142,9 @@ impl Events {
             (Step::AfterValue, b',') => Step::Key,
             (Step::AfterElement, b',') => Step::Element,
             (Step::Value, byte) if starts_value(byte) => return Ok(self.begin(Step::InValue, at)),
-            (Step::ElementOrEnd | Step::Element, byte) if starts_value(byte) => return Ok(self.begin(Step::InElement, at)),
+            (Step::ElementOrEnd | Step::Element, byte) if starts_value(byte) => {
+                return Ok(self.begin(Step::InElement, at));
+            }
             _ => return Err(self.malformed(at, "it is not the JSON object expected")),
         };
         Ok(at + 1)
@@ -173,7 +187,12 @@ impl Events {
         Ok(end)
     }
 
-    fn complete<E: From<Malformed>>(&mut self, raw: &[u8], at: usize, sink: &mut impl FnMut(Item<'_>) -> Result<(), E>) -> Result<(), E> {
+    fn complete<E: From<Malformed>>(
+        &mut self,
+        raw: &[u8],
+        at: usize,
+        sink: &mut impl FnMut(Item<'_>) -> Result<(), E>,
+    ) -> Result<(), E> {
         match self.step {
             Step::InKey => {
                 self.learn_key(raw, at)?;
@@ -323,7 +342,9 @@ mod tests {
                 2 => json!(self.below(1 << 40) as i64 - (1 << 39)),
                 3 | 4 => json!(self.text()),
                 5 => (0..self.below(4)).map(|_| self.value(depth - 1)).collect(),
-                _ => Value::Object((0..self.below(4)).map(|n| (format!("{n}{}", self.text()), self.value(depth - 1))).collect()),
+                _ => Value::Object(
+                    (0..self.below(4)).map(|n| (format!("{n}{}", self.text()), self.value(depth - 1))).collect(),
+                ),
             }
         }
     }
@@ -343,8 +364,11 @@ mod tests {
     fn any_split_gives_what_a_parser_gives_on_the_whole() {
         let mut dice = Dice(7);
         for round in 0..300 {
-            let document = Value::Object((0..dice.below(5)).map(|n| (format!("{n}{}", dice.text()), dice.value(4))).collect());
-            let body = if round % 2 == 0 { serde_json::to_vec(&document) } else { serde_json::to_vec_pretty(&document) }.unwrap();
+            let document =
+                Value::Object((0..dice.below(5)).map(|n| (format!("{n}{}", dice.text()), dice.value(4))).collect());
+            let body =
+                if round % 2 == 0 { serde_json::to_vec(&document) } else { serde_json::to_vec_pretty(&document) }
+                    .unwrap();
             let want = expected(&document);
             for _ in 0..8 {
                 let mut frames = Vec::new();
@@ -355,7 +379,8 @@ mod tests {
                     rest = later;
                 }
                 let got = run(&frames, Limits::events(1 << 20)).unwrap();
-                let got: Vec<_> = got.into_iter().map(|(k, e, raw)| (k, e, serde_json::from_slice::<Value>(&raw).unwrap())).collect();
+                let got: Vec<_> =
+                    got.into_iter().map(|(k, e, raw)| (k, e, serde_json::from_slice::<Value>(&raw).unwrap())).collect();
                 assert_eq!(got, want);
             }
         }
@@ -375,7 +400,21 @@ mod tests {
 
     #[test]
     fn what_is_not_such_an_object_is_refused() {
-        for body in ["", "[]", "{", "{\"a\"}", "{\"a\":}", "{\"a\":1,}", "{\"a\":[1,]}", "{\"a\":[1", "{} {}", "{\"a\":]}", "nonsense", "{\"a\":[,1]}", "{a:1}"] {
+        for body in [
+            "",
+            "[]",
+            "{",
+            "{\"a\"}",
+            "{\"a\":}",
+            "{\"a\":1,}",
+            "{\"a\":[1,]}",
+            "{\"a\":[1",
+            "{} {}",
+            "{\"a\":]}",
+            "nonsense",
+            "{\"a\":[,1]}",
+            "{a:1}",
+        ] {
             assert!(whole(body.as_bytes()).is_err(), "{body}");
         }
     }

@@ -65,7 +65,15 @@ impl Intern {
                 Err(_) => slots = (slots / 4 * 3).max(SLOTS_MIN),
             }
         };
-        Ok(Intern { key, slots: vec![Slot::default(); slots], used: 0, nodes: 0, forgetful: false, account: account.clone(), grant })
+        Ok(Intern {
+            key,
+            slots: vec![Slot::default(); slots],
+            used: 0,
+            nodes: 0,
+            forgetful: false,
+            account: account.clone(),
+            grant,
+        })
     }
 
     /// Node numbers given out so far.

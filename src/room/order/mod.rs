@@ -97,7 +97,12 @@ pub struct Order {
 impl Order {
     /// Orders a log of `nodes` nodes. `forgetful`: ids may have several nodes, which are merged first, told apart by
     /// a hash under this key.
-    pub fn of(log: &mut impl Log, nodes: u32, forgetful: Option<[u8; 16]>, scratch: &Scratch) -> Result<Order, OrderError> {
+    pub fn of(
+        log: &mut impl Log,
+        nodes: u32,
+        forgetful: Option<[u8; 16]>,
+        scratch: &Scratch,
+    ) -> Result<Order, OrderError> {
         let grant = scratch.memory.try_take(u64::from(nodes) * 4)?;
         let mut order = Order { slots: vec![0; nodes as usize], count: 0, passes: 0, _grant: grant };
         if let Some(key) = forgetful {
@@ -338,7 +343,9 @@ impl std::fmt::Display for OrderError {
             OrderError::Refused(refused) => refused.fmt(f),
             OrderError::Spill(failed) => failed.fmt(f),
             OrderError::Store(failed) => failed.fmt(f),
-            OrderError::TooTangled => f.write_str("the room's events refer to each other in a way too tangled for the memory there is"),
+            OrderError::TooTangled => {
+                f.write_str("the room's events refer to each other in a way too tangled for the memory there is")
+            }
         }
     }
 }

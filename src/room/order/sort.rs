@@ -43,7 +43,15 @@ impl Sorter {
     pub fn new(scratch: &Scratch, bytes_wanted: u64) -> Result<Sorter, Refused> {
         let grant = take_up_to(&scratch.memory, bytes_wanted.clamp(BYTES_MIN, u64::from(u32::MAX)), BYTES_MIN)?;
         let bytes_max = grant.bytes() as usize;
-        Ok(Sorter { scratch: scratch.clone(), arena: Vec::new(), index: Vec::new(), bytes_max, runs: Vec::new(), count: 0, grant })
+        Ok(Sorter {
+            scratch: scratch.clone(),
+            arena: Vec::new(),
+            index: Vec::new(),
+            bytes_max,
+            runs: Vec::new(),
+            count: 0,
+            grant,
+        })
     }
 
     /// Records taken.

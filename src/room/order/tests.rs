@@ -147,7 +147,8 @@ fn cycles_and_what_stands_on_missing_events_find_no_place() {
 
 #[test]
 fn a_long_chain_backwards_fits_in_little_memory_or_is_refused_with_a_reason() {
-    let chain: Vec<(u32, Vec<u32>)> = (0..2000).rev().map(|id| (id, if id == 0 { vec![] } else { vec![id - 1] })).collect();
+    let chain: Vec<(u32, Vec<u32>)> =
+        (0..2000).rev().map(|id| (id, if id == 0 { vec![] } else { vec![id - 1] })).collect();
     assert_eq!(run(&chain, None), (vec![], 1, false));
     let scratch = Scratch::for_tests();
     let mut log = write(&chain, &scratch.memory);

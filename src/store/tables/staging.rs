@@ -132,7 +132,12 @@ pub fn remove_batch(w: &mut Write<'_>, join: JoinNum, batch: u32) -> Result<()> 
 }
 
 /// Visits a join's batches in order, from batch `from` on.
-pub fn batches(get: &impl Get, join: JoinNum, from: u32, visit: &mut dyn FnMut(u32, Batch<'_>) -> Result<ControlFlow<()>>) -> Result<()> {
+pub fn batches(
+    get: &impl Get,
+    join: JoinNum,
+    from: u32,
+    visit: &mut dyn FnMut(u32, Batch<'_>) -> Result<ControlFlow<()>>,
+) -> Result<()> {
     let end = (u64::from(join.0) + 1 << 32).to_be_bytes();
     get.range(&STAGED, &join.batch_key(from), Some(&end), false, &mut |key, value| {
         let corrupt = || Error::corrupt(&STAGED, key);
@@ -208,7 +213,10 @@ pub enum Entry<'a> {
     /// The node is in the state, says this attempt's body; its event was stored before.
     InState(u32),
     /// The node's event has been in the database since before this join.
-    Known { node: u32, num: EventNum },
+    Known {
+        node: u32,
+        num: EventNum,
+    },
 }
 
 const NODE_HASH: u8 = 1;
@@ -459,8 +467,16 @@ mod tests {
             origin_server_ts: 1_700_000_000_000,
             auth: no_edges,
         };
-        let ban = Staged { node: 3, in_state: false, needs_body: true, member: Some((Membership::Ban, 78)), ..join.clone() };
-        let name = Staged { node: 4, redacted: true, kind: Kind::NAME, member: None, state_key: Some(("m.room.name", "")), ..join.clone() };
+        let ban =
+            Staged { node: 3, in_state: false, needs_body: true, member: Some((Membership::Ban, 78)), ..join.clone() };
+        let name = Staged {
+            node: 4,
+            redacted: true,
+            kind: Kind::NAME,
+            member: None,
+            state_key: Some(("m.room.name", "")),
+            ..join.clone()
+        };
         let ban = Staged { id: Id::Named("$x:y".into()), ..ban };
         writer.node(&Id::Hash([1; 32]));
         writer.node(&Id::HashStandard([2; 32]));
