@@ -1,1 +1,5 @@
 //! The one integration binary; each module is a family of behaviour.
+
+// The load generator's own tests run here; the benchmarks include the same files.
+#[path = "../load/mod.rs"]
+mod load;
