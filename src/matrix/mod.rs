@@ -16,6 +16,7 @@ mod header;
 pub mod event;
 pub mod sign;
 pub mod auth;
+pub mod state;
 
 pub use event::{Draft, Event};
 pub use reject::{Kind, Reject};
