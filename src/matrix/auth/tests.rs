@@ -20,12 +20,8 @@ struct World {
 
 impl World {
     fn new(seed: u64) -> World {
-        let mut world = World {
-            version: &version::list()[(seed % 12) as usize],
-            rng: Rng(seed),
-            state: HashMap::new(),
-            made: 0,
-        };
+        let mut world =
+            World { version: &version::list()[(seed % 12) as usize], rng: Rng(seed), state: HashMap::new(), made: 0 };
         world.make_state();
         world
     }
@@ -95,7 +91,8 @@ impl World {
         }
         if self.rng.chance(60) {
             let (by, keys) = (self.user(), json!({ "public_key": identity().public().to_base64() }));
-            let keys = if self.rng.chance(50) { json!({ "public_keys": [keys, { "public_key": "AA" }] }) } else { keys };
+            let keys =
+                if self.rng.chance(50) { json!({ "public_keys": [keys, { "public_key": "AA" }] }) } else { keys };
             self.put("m.room.third_party_invite", "token", by, keys);
         }
     }
@@ -183,11 +180,16 @@ impl World {
             signed["token"] = self.one(&["token", "token", "token", "other"]).into();
         }
         let mut object = signed.as_object().unwrap().clone();
-        crate::matrix::sign::sign_json(&mut object, <&ruma::ServerName>::try_from("id.org").unwrap(), &identity()).unwrap();
+        crate::matrix::sign::sign_json(&mut object, <&ruma::ServerName>::try_from("id.org").unwrap(), &identity())
+            .unwrap();
         if self.rng.chance(20) {
             object["signatures"]["id.org"] = json!({ "ed25519:0": "AAAA" });
         }
-        if self.rng.chance(90) { json!({ "display_name": "d", "signed": object }) } else { json!({ "signed": object, "x": 1 }) }
+        if self.rng.chance(90) {
+            json!({ "display_name": "d", "signed": object })
+        } else {
+            json!({ "signed": object, "x": 1 })
+        }
     }
 
     fn candidate(&mut self) -> Arc<Event> {
@@ -201,7 +203,9 @@ impl World {
                 json!({ "type": "m.room.member", "state_key": target, "content": content })
             }
             5 | 6 => json!({ "type": "m.room.power_levels", "state_key": "", "content": self.changed_levels() }),
-            7 => json!({ "type": "m.room.redaction", "redacts": self.one(&["$x:x.org", "$x:y.org", "$x"]), "content": {} }),
+            7 => {
+                json!({ "type": "m.room.redaction", "redacts": self.one(&["$x:x.org", "$x:y.org", "$x"]), "content": {} })
+            }
             8 => {
                 let kind = self.one(&["m.room.aliases", "m.room.topic", "m.room.third_party_invite", "m.x"]);
                 let key = self.one(&["", "x.org", "@a:x.org", "@b:x.org", "token"]);
@@ -254,7 +258,8 @@ fn cited_events_are_judged_as_ruma_judges_them() {
     for seed in 0..20_000 {
         let mut world = World::new(seed);
         let event = world.candidate();
-        let types = auth_types_for_event(world.version, event.kind(), event.sender(), event.state_key(), event.content());
+        let types =
+            auth_types_for_event(world.version, event.kind(), event.sender(), event.state_key(), event.content());
         let mut cited: Vec<Arc<Event>> = types
             .unwrap_or_default()
             .iter()
@@ -279,7 +284,8 @@ fn cited_events_are_judged_as_ruma_judges_them() {
             same_room: e.get("room_id").is_some(), // ruma puts the create event of version 12 in no room
             rejected: rejected(e.id()),
         });
-        let ours = check_auth_events(world.version, &event.subject(), entries, create.is_some_and(|c| !rejected(c.id())));
+        let ours =
+            check_auth_events(world.version, &event.subject(), entries, create.is_some_and(|c| !rejected(c.id())));
         let rules = oracle::rules(world.version).authorization;
         let theirs = check_state_independent_auth_rules(&rules, Pdu::new(&event, false), |id| {
             let found = cited.iter().chain(create).find(|e| e.id() == id);
@@ -295,20 +301,33 @@ fn cited_events_are_judged_as_ruma_judges_them() {
 fn create_events_are_judged_as_ruma_judges_them() {
     for version in version::list() {
         for content in [
-            json!({}), json!({ "creator": "@a:x.org" }), json!({ "creator": null }), json!({ "room_version": "11" }),
-            json!({ "creator": "x", "additional_creators": ["@b:x.org"] }), json!({ "additional_creators": ["b"] }),
-            json!({ "additional_creators": "b" }), json!({ "additional_creators": [] }),
+            json!({}),
+            json!({ "creator": "@a:x.org" }),
+            json!({ "creator": null }),
+            json!({ "room_version": "11" }),
+            json!({ "creator": "x", "additional_creators": ["@b:x.org"] }),
+            json!({ "additional_creators": ["b"] }),
+            json!({ "additional_creators": "b" }),
+            json!({ "additional_creators": [] }),
         ] {
-            for (room, prev) in [(Some("!r:x.org"), false), (Some("!r:y.org"), false), (Some("!r"), false), (Some("!r:x.org"), true), (None, false)] {
+            for (room, prev) in [
+                (Some("!r:x.org"), false),
+                (Some("!r:y.org"), false),
+                (Some("!r"), false),
+                (Some("!r:x.org"), true),
+                (None, false),
+            ] {
                 if room.is_none() && !version.room_id_is_create_hash() {
                     continue; // has no shape of an event before version 12
                 }
-                let mut value = json!({ "type": "m.room.create", "state_key": "", "sender": "@a:x.org", "content": content });
+                let mut value =
+                    json!({ "type": "m.room.create", "state_key": "", "sender": "@a:x.org", "content": content });
                 if let Some(room) = room {
                     value["room_id"] = room.into();
                 }
                 if prev {
-                    value["prev_events"] = if version.event_id_in_event() { json!([["$p:x", {}]]) } else { json!(["$p"]) };
+                    value["prev_events"] =
+                        if version.event_id_in_event() { json!([["$p:x", {}]]) } else { json!(["$p"]) };
                 }
                 let event = oracle::event(version, "$create:x.org", &value);
                 let ours = Lookup::new(version, |_: &str, _: &str| Ok::<_, Reject>(None));
@@ -319,7 +338,8 @@ fn create_events_are_judged_as_ruma_judges_them() {
             }
         }
     }
-    let value = json!({ "type": "m.room.create", "state_key": "", "sender": "@a:x.org", "content": { "room_version": "99" } });
+    let value =
+        json!({ "type": "m.room.create", "state_key": "", "sender": "@a:x.org", "content": { "room_version": "99" } });
     let version = version::get("12").unwrap();
     let state = Lookup::new(version, |_: &str, _: &str| Ok::<_, Reject>(None));
     assert!(check(version, &oracle::event(version, "$create", &value).subject(), &state).is_err());
@@ -330,7 +350,8 @@ fn levels_as_the_specification_lists_them() {
     let vectors = &vectors()["power_level_values"];
     let parse = |version: &str, value: &str| {
         let content = json::canonical(format!("{{\"ban\":{value}}}").as_bytes(), json::Mode::Lenient).unwrap();
-        PowerLevels::parse(version::get(version).unwrap(), std::str::from_utf8(&content).unwrap()).map(|l| l.named(Named::Ban))
+        PowerLevels::parse(version::get(version).unwrap(), std::str::from_utf8(&content).unwrap())
+            .map(|l| l.named(Named::Ban))
     };
     for case in list(vectors, "room_versions_1_to_9") {
         for version in ["1", "9"] {
@@ -347,8 +368,12 @@ fn levels_as_the_specification_lists_them() {
 #[test]
 fn creators_stand_above_every_level() {
     let version = version::get("12").unwrap();
-    let create = Create { id: "$c".try_into().unwrap(), sender: "@a:x".try_into().unwrap(), federate: true,
-        creators: vec!["@a:x".try_into().unwrap(), "@b:x".try_into().unwrap()] };
+    let create = Create {
+        id: "$c".try_into().unwrap(),
+        sender: "@a:x".try_into().unwrap(),
+        federate: true,
+        creators: vec!["@a:x".try_into().unwrap(), "@b:x".try_into().unwrap()],
+    };
     let levels = PowerLevels::parse(version, r#"{"users":{"@c:x":9007199254740991},"users_default":100}"#).unwrap();
     let powers = Powers::new(version, &create, Some(&levels));
     let user = |id: &str| powers.user(<&UserId>::try_from(id).unwrap());

@@ -137,7 +137,9 @@ impl<S: Source, U: Fn(&str, &str) -> Result<Option<S::Id>, S::Error>> View<'_, '
         for id in cited {
             let Some(event) = source.event(id)? else { continue };
             let wanted = missing.iter().find(|(kind, key)| event.is(kind, key));
-            if let Some((kind, key)) = wanted && !source.is_rejected(id)? {
+            if let Some((kind, key)) = wanted
+                && !source.is_rejected(id)?
+            {
                 self.at.push((kind, Box::from(&**key), id));
             }
         }

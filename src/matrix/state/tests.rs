@@ -52,8 +52,10 @@ fn vector_cases() {
         let mut room = Room::default();
         let mut labels: HashMap<&str, u32> = HashMap::new();
         for e in list(case, "events") {
-            let cited: Vec<Value> =
-                list(e, "auth").iter().map(|l| room.events[labels[l.as_str().unwrap()] as usize].id().as_str().into()).collect();
+            let cited: Vec<Value> = list(e, "auth")
+                .iter()
+                .map(|l| room.events[labels[l.as_str().unwrap()] as usize].id().as_str().into())
+                .collect();
             let mut value = json!({ "type": e["type"], "state_key": e["key"], "sender": e["sender"], "content": e["content"],
                 "origin_server_ts": e["ts"], "auth_events": cited, "prev_events": ["$x", "$y"] });
             if !(version.room_id_is_create_hash() && e["type"] == "m.room.create") {
@@ -103,7 +105,8 @@ impl Grower {
     /// Makes an event citing the state, if the rules allow it there.
     fn make(&mut self, state: &StateMap<u32>, kind: &str, key: &str, sender: &str, content: Value) -> Option<u32> {
         let content_text = content.to_string();
-        let canonical = crate::matrix::json::canonical(content_text.as_bytes(), crate::matrix::json::Mode::Lenient).unwrap();
+        let canonical =
+            crate::matrix::json::canonical(content_text.as_bytes(), crate::matrix::json::Mode::Lenient).unwrap();
         let sender_id = <&ruma::UserId>::try_from(sender).unwrap();
         let text = std::str::from_utf8(&canonical).unwrap();
         let types = auth::auth_types_for_event(self.version, kind, sender_id, Some(key), text).ok()?;
@@ -149,7 +152,9 @@ impl Grower {
         let user = |rng: &mut Rng| USERS[rng.below(USERS.len())];
         let sender = if self.rng.chance(40) { "@a:x.org" } else { user(&mut self.rng) };
         let (kind, key, content) = match self.rng.below(12) {
-            0..=3 => ("m.room.member", sender, json!({ "membership": if self.rng.chance(75) { "join" } else { "leave" } })),
+            0..=3 => {
+                ("m.room.member", sender, json!({ "membership": if self.rng.chance(75) { "join" } else { "leave" } }))
+            }
             4 | 5 => {
                 let membership = ["ban", "leave", "invite"][self.rng.below(3)];
                 ("m.room.member", user(&mut self.rng), json!({ "membership": membership }))
@@ -183,7 +188,11 @@ impl Grower {
         let mut state = StateMap::from([(("m.room.create".to_owned(), String::new()), 0)]);
         for (kind, key, content) in [
             ("m.room.member", "@a:x.org", json!({ "membership": "join" })),
-            ("m.room.power_levels", "", json!({ "users": if self.version.creators_infinite { json!({}) } else { json!({ "@a:x.org": 100 }) } })),
+            (
+                "m.room.power_levels",
+                "",
+                json!({ "users": if self.version.creators_infinite { json!({}) } else { json!({ "@a:x.org": 100 }) } }),
+            ),
             ("m.room.join_rules", "", json!({ "join_rule": "public" })),
         ] {
             let at = self.make(&state, kind, key, "@a:x.org", content).expect("the first events are allowed");
@@ -240,7 +249,12 @@ fn random_rooms_resolve_as_ruma_resolves_them() {
             let ours = resolve_states(version, &grower.room, &states).unwrap();
             let theirs = ruma_resolves(version, &grower.room, &states).unwrap();
             let show = |map: &StateMap<u32>| format!("{map:?}");
-            assert_eq!(ours, theirs, "seed {seed} version {version} round {round} {}", states.iter().map(show).collect::<Vec<_>>().join("\n"));
+            assert_eq!(
+                ours,
+                theirs,
+                "seed {seed} version {version} round {round} {}",
+                states.iter().map(show).collect::<Vec<_>>().join("\n")
+            );
             let split = split(&states);
             conflicted += split.conflicted.len();
             // One branch has seen the others and goes on from there.
