@@ -32,6 +32,8 @@ const FIRST_MS: u64 = 10_000;
 const LONGEST_MS: u64 = 12 * 3_600_000;
 /// Distinct servers that must be silent in a row before it is us.
 const SILENT_SERVERS: usize = 3;
+/// Remembered until they are taken; the others are tried when their time comes.
+const RECOVERED_MAX: usize = 64;
 const GOOD_SERVERS: usize = 8;
 const GOOD_PROBE_MS: u64 = 5_000;
 const PROBE_MS_MIN: u64 = 15_000;
@@ -46,6 +48,7 @@ struct Inner {
     clock: Clock,
     random: Random,
     back: Notify,
+    recovered: Mutex<Vec<OwnedServerName>>,
 }
 
 struct Book {
@@ -73,7 +76,7 @@ impl Backoff {
             unsaved: HashMap::new(),
             internet: Internet::default(),
         };
-        Backoff(Arc::new(Inner { book: Mutex::new(book), store, clock, random, back: Notify::new() }))
+        Backoff(Arc::new(Inner { book: Mutex::new(book), store, clock, random, back: Notify::new(), recovered: Mutex::default() }))
     }
 
     /// Whether a server may be asked now. `fixed`: it is reached without DNS, so the Internet being gone does not matter.
@@ -112,9 +115,19 @@ impl Backoff {
 
     /// A server spoke to us: it can probably be reached again. Says nothing about our own way out.
     pub async fn heard_from(&self, server: &ServerName) {
-        if self.standing(server).await.failures > 0 {
-            self.book().set(server, Standing::default(), true);
+        if self.standing(server).await.failures == 0 {
+            return;
         }
+        self.book().set(server, Standing::default(), true);
+        let mut recovered = self.0.recovered.lock().expect("no panic holds it");
+        if recovered.len() < RECOVERED_MAX {
+            recovered.push(server.to_owned());
+        }
+    }
+
+    /// The servers that failed and have been heard from since this was last called. For who has something waiting for them.
+    pub fn take_recovered(&self) -> Vec<OwnedServerName> {
+        std::mem::take(&mut self.0.recovered.lock().expect("no panic holds it"))
     }
 
     /// It failed in a way that shows it, or its network, is there. `pause_ms`: how long it asks to be left alone.

@@ -32,8 +32,8 @@ use crate::{
     budget::{Account, Grant},
 };
 
-/// TLS records both ways (2 × 16 KiB and their headers), hyper's read buffer, the task.
-pub const CONNECTION_BYTES: u64 = 64 * 1024;
+/// A TLS record being read (16 KiB and its header), hyper's read buffer (16 KiB), the session and the task (8 KiB).
+pub const CONNECTION_BYTES: u64 = 40 * 1024;
 /// Head of an answer; also the size of the frames a body comes in.
 const READ_BUFFER_BYTES: usize = 16 * 1024;
 const CONNECT: Duration = Duration::from_secs(5);

@@ -312,7 +312,7 @@ impl Keys {
                     }
                 }
                 // Somebody in the batch has a great many keys: the halves may fit. Ends at a batch of one.
-                Ok((Err(Trouble::Failed(Failed::TooLarge { .. })), batch)) if batch.len() > 1 => {
+                Ok((Err(Trouble::Failed(Failed::TooLarge { .. } | Failed::Refused(_))), batch)) if batch.len() > 1 => {
                     let (front, back) = batch.split_at(batch.len() / 2);
                     batches.extend([front.to_vec(), back.to_vec()]);
                 }

@@ -244,6 +244,8 @@ impl Remote {
     /// The body so far is on account, and so is the next frame before it is kept.
     async fn read_small(&self, mut body: Incoming, max_bytes: u64) -> Result<Answer, Failed> {
         let mut grant = self.0.account.take(1024).await?;
+        // Half the account at most, so that one answer can never be what everybody else waits for.
+        let max_bytes = max_bytes.min(self.0.account.limit() / 2);
         let mut bytes = Vec::new();
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|error| Failed::BadAnswer(error.to_string()))?;

@@ -52,11 +52,11 @@ impl Lab {
     }
 }
 
-type Reply = Response<BoxBody<Bytes, Infallible>>;
-type Behaviour = Arc<dyn Fn(Request<()>, Bytes) -> Reply + Send + Sync>;
+pub(crate) type Reply = Response<BoxBody<Bytes, Infallible>>;
+pub(crate) type Behaviour = Arc<dyn Fn(Request<()>, Bytes) -> Reply + Send + Sync>;
 
 /// Serves TLS on a loopback port until the test ends.
-async fn peer(lab: &Lab, name: &str, behaviour: Behaviour) -> SocketAddr {
+pub(crate) async fn peer(lab: &Lab, name: &str, behaviour: Behaviour) -> SocketAddr {
     let acceptor = lab.acceptor(name);
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -81,7 +81,7 @@ async fn peer(lab: &Lab, name: &str, behaviour: Behaviour) -> SocketAddr {
     address
 }
 
-fn whole(status: u16, value: &Value) -> Reply {
+pub(crate) fn whole(status: u16, value: &Value) -> Reply {
     let body = Full::new(Bytes::from(value.to_string())).boxed();
     Response::builder().status(status).body(body).unwrap()
 }
@@ -90,26 +90,28 @@ fn key(name: &str) -> Key {
     Key::from_seed("k", std::array::from_fn(|i| name.as_bytes()[i % name.len()]))
 }
 
-fn name(text: &str) -> OwnedServerName {
+pub(crate) fn name(text: &str) -> OwnedServerName {
     text.try_into().unwrap()
 }
 
-struct Us {
-    remote: Remote,
-    clock: Clock,
+pub(crate) struct Us {
+    pub remote: Remote,
+    pub clock: Clock,
+    pub store: Store,
 }
 
 /// `us.example`, which knows where the named peers are and trusts the first `notaries` of them.
-fn us(lab: &Lab, peers: &[(&str, SocketAddr)], notaries: &[&str]) -> Us {
+pub(crate) fn us(lab: &Lab, peers: &[(&str, SocketAddr)], notaries: &[&str]) -> Us {
     let mut options = RemoteOptions::new(name("us.example"), Arc::new(key("us.example")));
     options.overrides = peers.iter().map(|(name, address)| (name.to_string(), address.to_string())).collect();
     options.extra_ca_pem = Some(lab.pem.clone().into_bytes());
     options.notaries = notaries.iter().map(|notary| name(notary)).collect();
     let clock = Clock::simulated(1_700_000_000_000);
+    let store = Store::in_memory();
     let remote =
-        Remote::new(options, clock.clone(), Random::seeded(3), &crate::budget::Budget::for_tests(), Store::in_memory())
+        Remote::new(options, clock.clone(), Random::seeded(3), &crate::budget::Budget::for_tests(), store.clone())
             .unwrap();
-    Us { remote, clock }
+    Us { remote, clock, store }
 }
 
 async fn ask(us: &Us, server: &str, max_bytes: u64) -> Result<Value, Failed> {

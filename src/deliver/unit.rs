@@ -1,0 +1,178 @@
+//! What is due for one server: a transaction's worth, read from the log behind a position.
+//!
+//! Bounded: at most [`PDUS_MAX`] events and [`EDUS_MAX`] small messages (the specification's limits), a given number of bytes,
+//! and [`ROWS_MAX`] rows looked at.
+
+use std::{collections::HashMap, ops::ControlFlow};
+
+use ruma::ServerName;
+
+use crate::store::{
+    self, EventNum, Get, Position, RoomNum,
+    tables::{
+        event, member,
+        outbox::{self, Outbound},
+    },
+};
+
+pub(super) const PDUS_MAX: usize = 50;
+pub(super) const EDUS_MAX: usize = 100;
+const ROWS_MAX: usize = 4096;
+/// A server that has missed more events than one transaction holds, for longer than this, is told only the newest event of
+/// each room; it asks for what lies between, if it cares.
+const STALE_MS: u64 = 3_600_000;
+/// Rooms told apart when catching up; events of further rooms are sent one by one.
+const ROOMS_MAX: usize = 512;
+
+/// One transaction's content.
+#[derive(Debug, Default)]
+pub(super) struct Unit {
+    /// JSON objects, separated by commas.
+    pub pdus: Vec<u8>,
+    pub edus: Vec<u8>,
+    pub pdu_count: usize,
+    pub edu_count: usize,
+    /// Everything for the server up to here is in this unit or was before it.
+    pub reached: Position,
+    /// The log has more rows behind `reached` that were not looked at.
+    pub more: bool,
+}
+
+impl Unit {
+    pub(super) fn is_empty(&self) -> bool {
+        self.pdu_count + self.edu_count == 0
+    }
+
+    fn add_pdu(&mut self, json: &[u8]) {
+        push(&mut self.pdus, json);
+        self.pdu_count += 1;
+    }
+
+    fn add_edu(&mut self, json: &[u8]) {
+        push(&mut self.edus, json);
+        self.edu_count += 1;
+    }
+
+    fn has_place_for(&self, bytes: usize, bytes_max: usize) -> bool {
+        self.is_empty() || self.pdus.len() + self.edus.len() + bytes <= bytes_max
+    }
+}
+
+fn push(list: &mut Vec<u8>, json: &[u8]) {
+    if !list.is_empty() {
+        list.push(b',');
+    }
+    list.extend_from_slice(json);
+}
+
+/// Whether a row of the log is for a server: it is named, or it has been in the room since before the row was written.
+fn is_for(get: &impl Get, server: &str, at: Position, row: &Outbound) -> store::Result<bool> {
+    let in_room = |room: RoomNum| Ok(member::server(get, room, server)?.is_some_and(|(_, since)| since <= at));
+    match row {
+        Outbound::Event { room, also, .. } => Ok(also.iter().any(|name| name == server) || in_room(*room)?),
+        Outbound::RoomEdu { room, .. } => in_room(*room),
+        Outbound::Edu { to, .. } => Ok(to.iter().any(|name| name == server)),
+    }
+}
+
+/// The next unit for `server` behind `from`. `lag_ms` is for how long it has been behind.
+pub(super) fn next(
+    get: &impl Get,
+    server: &ServerName,
+    from: Position,
+    lag_ms: u64,
+    bytes_max: usize,
+) -> store::Result<Unit> {
+    let newest = if lag_ms > STALE_MS { newest_by_room(get, server.as_str(), from)? } else { None };
+    let mut unit = Unit { reached: from, ..Unit::default() };
+    let mut looked = 0;
+    outbox::list_after(get, from, &mut |at, row| {
+        looked += 1;
+        if looked > ROWS_MAX {
+            unit.more = true;
+            return Ok(ControlFlow::Break(()));
+        }
+        if is_for(get, server.as_str(), at, &row)?
+            && !is_superseded(&newest, at, &row)
+            && !add(get, &mut unit, &row, bytes_max)?
+        {
+            unit.more = true;
+            return Ok(ControlFlow::Break(()));
+        }
+        unit.reached = at;
+        Ok(ControlFlow::Continue(()))
+    })?;
+    Ok(unit)
+}
+
+/// Adds a row; false when it has no place any more.
+fn add(get: &impl Get, unit: &mut Unit, row: &Outbound, bytes_max: usize) -> store::Result<bool> {
+    match row {
+        Outbound::Event { event, .. } => {
+            if unit.pdu_count == PDUS_MAX {
+                return Ok(false);
+            }
+            let Some(body) = body(get, *event)? else { return Ok(true) };
+            let fits = unit.has_place_for(body.len(), bytes_max);
+            if fits {
+                unit.add_pdu(&body);
+            }
+            Ok(fits)
+        }
+        Outbound::RoomEdu { json, .. } | Outbound::Edu { json, .. } => {
+            let fits = unit.edu_count < EDUS_MAX && unit.has_place_for(json.len(), bytes_max);
+            if fits {
+                unit.add_edu(json);
+            }
+            Ok(fits)
+        }
+    }
+}
+
+/// An event's JSON; none when its room was purged meanwhile.
+fn body(get: &impl Get, event: EventNum) -> store::Result<Option<Vec<u8>>> {
+    match event::row(get, event)? {
+        Some(row) => event::body(get, &row).map(Some),
+        None => Ok(None),
+    }
+}
+
+type Newest = HashMap<RoomNum, Position>;
+
+/// The newest event of each room for a server far behind; none when one transaction holds all it missed.
+fn newest_by_room(get: &impl Get, server: &str, from: Position) -> store::Result<Option<Newest>> {
+    let mut newest = Newest::new();
+    let (mut events, mut looked) = (0, 0);
+    outbox::list_after(get, from, &mut |at, row| {
+        looked += 1;
+        if let Outbound::Event { room, .. } = &row
+            && is_for(get, server, at, &row)?
+        {
+            events += 1;
+            if newest.len() < ROOMS_MAX || newest.contains_key(room) {
+                newest.insert(*room, at);
+            }
+        }
+        Ok(if looked < 4 * ROWS_MAX { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
+    })?;
+    Ok((events > PDUS_MAX).then_some(newest))
+}
+
+/// Whether a server catching up can do without a row: an event with a newer one after it, or who read what.
+fn is_superseded(newest: &Option<Newest>, at: Position, row: &Outbound) -> bool {
+    let Some(newest) = newest else { return false };
+    match row {
+        Outbound::Event { room, .. } => newest.get(room).is_some_and(|newest| at < *newest),
+        Outbound::RoomEdu { json, .. } => is_ephemeral(json),
+        Outbound::Edu { .. } => false,
+    }
+}
+
+fn is_ephemeral(edu: &[u8]) -> bool {
+    #[derive(serde::Deserialize)]
+    struct Kind<'a> {
+        #[serde(borrow)]
+        edu_type: std::borrow::Cow<'a, str>,
+    }
+    serde_json::from_slice::<Kind<'_>>(edu).is_ok_and(|kind| matches!(&*kind.edu_type, "m.typing" | "m.receipt"))
+}

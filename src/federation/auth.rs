@@ -1,0 +1,164 @@
+//! Who is asking (server-server API, "Request Authentication").
+//!
+//! The signature is over the request target exactly as it was received. When it is wrong, rewritings common to reverse
+//! proxies are tried, but only to say in the log what the operator must change.
+
+use ruma::{OwnedServerName, ServerName};
+use serde::de::DeserializeOwned;
+
+use super::Federation;
+use crate::{
+    http::{Answer, Request, percent_decode},
+    matrix::sign::{self, PublicKey, request::XMatrix},
+};
+
+/// Bodies of everything but transactions: an invite with its stripped state, a key query of a large household.
+pub const CONTENT_BYTES_MAX: u64 = 512 * 1024;
+
+/// A request's claim and the key to check it with. Made before the body is read, so that a stranger without a key costs no
+/// memory.
+pub struct Claim {
+    header: XMatrix,
+    pub origin: OwnedServerName,
+    key: PublicKey,
+    method: String,
+    target: String,
+}
+
+/// Reads the claim and finds the key.
+pub async fn claim(federation: &Federation, request: &Request) -> Result<Claim, Answer> {
+    let header = header(federation, request)?;
+    let origin: OwnedServerName = header.origin.as_str().try_into().map_err(|_| unauthorized("No such origin"))?;
+    if federation.remote.is_me(&origin) {
+        return Err(unauthorized("A server does not ask itself"));
+    }
+    let now = federation.clock.now_ms();
+    let known = federation.remote.keys().get(&origin, &header.key, now).await.map_err(Answer::internal)?;
+    let known = known.ok_or_else(|| unauthorized(format!("The key {} of {origin} cannot be found", header.key)))?;
+    let (method, target) = (request.method().as_str().to_owned(), request.target().to_owned());
+    Ok(Claim { header, origin, key: (*known.key).clone(), method, target })
+}
+
+/// The one of the request's authorization headers that is meant for this server.
+fn header(federation: &Federation, request: &Request) -> Result<XMatrix, Answer> {
+    let mut why = "Missing X-Matrix authorization".to_owned();
+    for value in request.headers().get_all("authorization") {
+        let parsed = value.to_str().map_err(|_| "not text".to_owned());
+        match parsed.and_then(|text| sign::request::parse(text).map_err(|reject| reject.to_string())) {
+            Ok(header) if header.destination.as_deref().is_none_or(|to| to == federation.server_name.as_str()) => {
+                return Ok(header);
+            }
+            Ok(header) => {
+                let to = header.destination.unwrap_or_default();
+                why = format!("The request is meant for {to}, this is {}", federation.server_name);
+            }
+            Err(error) => why = error,
+        }
+    }
+    Err(unauthorized(why))
+}
+
+impl Claim {
+    /// Whether the claimed server signed this request with this body.
+    pub fn check(&self, us: &ServerName, content: &[u8]) -> Result<(), Answer> {
+        let content = (!content.is_empty()).then_some(content);
+        let checked = sign::request::check(&self.header, &self.key, us, &self.method, &self.target, content);
+        let Err(reject) = checked else { return Ok(()) };
+        if reject.kind == crate::matrix::Kind::Json {
+            return Err(Answer::bad("M_NOT_JSON", format!("The body is not JSON: {reject}")));
+        }
+        match self.explain(us, content) {
+            Some(signed) => tracing::warn!(
+                origin = %self.origin, received = %self.target, %signed,
+                "a reverse proxy rewrites the path of requests: it must pass it on unchanged (nginx: `proxy_pass` without a path; Apache: `nocanon`)"
+            ),
+            None => tracing::info!(origin = %self.origin, target = %self.target, "wrong signature on a request"),
+        }
+        Err(unauthorized(format!("The signature of {} on this request is wrong", self.origin)))
+    }
+
+    /// The target under which the signature would have been right.
+    fn explain(&self, us: &ServerName, content: Option<&[u8]>) -> Option<String> {
+        rewritings(&self.target).into_iter().find(|target| {
+            sign::request::check(&self.header, &self.key, us, &self.method, target, content).is_ok()
+        })
+    }
+}
+
+/// Checks a request with a body of ordinary size; the body stays with the request.
+pub async fn origin(federation: &Federation, request: &mut Request) -> Result<OwnedServerName, Answer> {
+    let claim = claim(federation, request).await?;
+    request.limit_for(crate::http::Limit::Federation, claim.origin.as_str())?;
+    let content = request.bytes(CONTENT_BYTES_MAX).await?;
+    claim.check(&federation.server_name, &content)?;
+    federation.remote.backoff().heard_from(&claim.origin).await;
+    Ok(claim.origin)
+}
+
+/// The same, and the body as JSON.
+pub async fn origin_and_json<T: DeserializeOwned>(
+    federation: &Federation,
+    request: &mut Request,
+) -> Result<(OwnedServerName, T), Answer> {
+    let origin = origin(federation, request).await?;
+    Ok((origin, request.json_max(CONTENT_BYTES_MAX).await?))
+}
+
+fn unauthorized(why: impl Into<String>) -> Answer {
+    Answer::unauthorized("M_UNAUTHORIZED", why)
+}
+
+/// What a proxy may have made of another target: decoded, encoded anew, or encoded twice.
+fn rewritings(target: &str) -> Vec<String> {
+    let (path, query) = match target.split_once('?') {
+        Some((path, query)) => (path, format!("?{query}")),
+        None => (target, String::new()),
+    };
+    let decoded = percent_decode(path, false);
+    let encode = |text: &str, keep: &str| {
+        let pieces = text.chars().map(|letter| match letter {
+            'A'..='Z' | 'a'..='z' | '0'..='9' | '-' | '.' | '_' | '~' | '/' => letter.to_string(),
+            _ if keep.contains(letter) => letter.to_string(),
+            _ => crate::remote::encode(&letter.to_string()),
+        });
+        pieces.collect::<String>()
+    };
+    let mut found = vec![
+        decoded.clone(),
+        encode(&decoded, ""),
+        encode(&decoded, ":@"),
+        encode(&decoded, "!$:@"),
+        percent_decode(&decoded, false),
+        format!("{path}/"),
+        path.trim_end_matches('/').to_owned(),
+    ];
+    found.retain(|other| other != path);
+    found.dedup();
+    found.into_iter().map(|path| format!("{path}{query}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_proxys_rewriting_is_recognised() {
+        let key = sign::Key::from_seed("1", [1; 32]);
+        let us: &ServerName = "us.example".try_into().unwrap();
+        let them: &ServerName = "them.example".try_into().unwrap();
+        let signed = "/_matrix/federation/v1/state/%21room%3Athem.example?event_id=%24x";
+        let header = sign::request::sign(&key, them, us, "GET", signed, None).unwrap();
+        let claim = |target: &str| Claim {
+            header: sign::request::parse(&header).unwrap(),
+            origin: them.to_owned(),
+            key: key.public(),
+            method: "GET".into(),
+            target: target.into(),
+        };
+        assert!(claim(signed).check(us, b"").is_ok());
+        let rewritten = claim("/_matrix/federation/v1/state/!room:them.example?event_id=%24x");
+        assert!(rewritten.check(us, b"").is_err());
+        assert_eq!(rewritten.explain(us, None).as_deref(), Some(signed));
+        assert_eq!(claim("/other").explain(us, None), None);
+    }
+}

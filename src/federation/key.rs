@@ -1,0 +1,120 @@
+//! Signing keys: ours, and as a notary those of others.
+//!
+//! `GET /_matrix/key/v2/server`, `GET /_matrix/key/v2/query/{server}`, `POST /_matrix/key/v2/query`. Not signed requests: anyone may
+//! ask, also before they know us.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use ruma::OwnedServerName;
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use super::Federation;
+use crate::{
+    base,
+    http::{Answer, Request, Response},
+    matrix::sign,
+};
+
+/// Long enough that nobody asks daily, short enough that a stolen key is soon worthless. The specification allows seven days.
+const VALID_MS: u64 = 24 * 3_600_000;
+/// Servers in one question to us as a notary.
+const SERVERS_MAX: usize = 256;
+/// Of those, how many we ask on the asker's behalf; the others are answered from what we have.
+const FRESH_MAX: usize = 16;
+
+pub async fn server(federation: Arc<Federation>, _: Request) -> Result<Response, Answer> {
+    Ok(Response::json(&own(&federation)?))
+}
+
+/// What this server says about its own keys.
+fn own(federation: &Federation) -> Result<Map<String, Value>, Answer> {
+    let old: Map<String, Value> = federation
+        .old_keys
+        .iter()
+        .map(|old| (old.id.clone(), json!({ "key": old.public.to_base64(), "expired_ts": old.expired_ms })))
+        .collect();
+    let mut said = Map::new();
+    said.insert("server_name".into(), federation.server_name.as_str().into());
+    said.insert("valid_until_ts".into(), (federation.clock.now_ms() + VALID_MS).into());
+    said.insert("verify_keys".into(), json!({ federation.key.id(): { "key": federation.key.public().to_base64() } }));
+    said.insert("old_verify_keys".into(), old.into());
+    sign::sign_json(&mut said, &federation.server_name, &federation.key).map_err(Answer::internal)?;
+    Ok(said)
+}
+
+#[derive(Deserialize, Default)]
+struct Criteria {
+    minimum_valid_until_ts: Option<u64>,
+}
+
+pub async fn query_one(federation: Arc<Federation>, request: Request) -> Result<Response, Answer> {
+    let server: OwnedServerName = request.param_as("server")?;
+    let valid_at = request.query_as::<u64>("minimum_valid_until_ts")?.unwrap_or(0);
+    answer(&federation, vec![(server, valid_at)]).await
+}
+
+pub async fn query(federation: Arc<Federation>, mut request: Request) -> Result<Response, Answer> {
+    #[derive(Deserialize)]
+    struct Asked {
+        server_keys: BTreeMap<OwnedServerName, BTreeMap<String, Criteria>>,
+    }
+    request.limit(crate::http::Limit::Ask)?;
+    let asked: Asked = request.json().await?;
+    if asked.server_keys.len() > SERVERS_MAX {
+        return Err(Answer::bad("M_TOO_LARGE", format!("At most {SERVERS_MAX} servers at once")));
+    }
+    let wanted = asked.server_keys.into_iter().map(|(server, keys)| {
+        let valid_at = keys.values().filter_map(|criteria| criteria.minimum_valid_until_ts).max();
+        (server, valid_at.unwrap_or(0))
+    });
+    answer(&federation, wanted.collect()).await
+}
+
+/// What each server said of itself, countersigned. One answer is at most 32 KiB, and they are streamed one at a time.
+async fn answer(federation: &Arc<Federation>, wanted: Vec<(OwnedServerName, u64)>) -> Result<Response, Answer> {
+    for (server, valid_at) in wanted.iter().take(FRESH_MAX) {
+        if !federation.remote.is_me(server) {
+            federation.remote.keys().refresh(server, *valid_at).await.map_err(Answer::internal)?;
+        }
+    }
+    let federation_too = federation.clone();
+    let mut grant = federation.answers.take(64 * 1024).await?;
+    let answers = base::blocking(move || {
+        let mut answers = Vec::new();
+        for (server, _) in wanted {
+            if let Some(answer) = countersigned(&federation_too, &server)? {
+                grant.grow(answer.len() as u64)?;
+                answers.push(answer);
+            }
+        }
+        Ok::<_, Answer>((answers, grant))
+    });
+    let (answers, grant) = answers.await?;
+    let body = format!("{{\"server_keys\":[{}]}}", answers.join(","));
+    Ok(Response::charged(crate::http::StatusCode::OK, "application/json", body.into_bytes(), grant))
+}
+
+/// A server's own words with our signature beside its own, as text: nothing in it may change by being parsed.
+fn countersigned(federation: &Federation, server: &OwnedServerName) -> Result<Option<String>, Answer> {
+    if federation.remote.is_me(server) {
+        return Ok(Some(Value::Object(own(federation)?).to_string()));
+    }
+    let Some((_, raw)) = federation.remote.keys().answer_of(server).map_err(Answer::internal)? else { return Ok(None) };
+    let Ok(Value::Object(mut said)) = serde_json::from_slice(&raw) else { return Ok(None) };
+    sign::sign_json(&mut said, &federation.server_name, &federation.key).map_err(Answer::internal)?;
+    Ok(Some(Value::Object(said).to_string()))
+}
+
+/// `GET /.well-known/matrix/server`, for a server that is reached at its own name.
+pub async fn well_known(federation: Arc<Federation>, _: Request) -> Result<Response, Answer> {
+    match &federation.well_known_server {
+        Some(server) => Ok(Response::json(&json!({ "m.server": server }))),
+        None => Err(Answer::not_found("This server does not delegate")),
+    }
+}
+
+/// `GET /_matrix/federation/v1/version`
+pub async fn version(_: Arc<Federation>, _: Request) -> Result<Response, Answer> {
+    Ok(Response::json(&json!({ "server": { "name": "Snug", "version": env!("CARGO_PKG_VERSION") } })))
+}
