@@ -76,7 +76,14 @@ impl Backoff {
             unsaved: HashMap::new(),
             internet: Internet::default(),
         };
-        Backoff(Arc::new(Inner { book: Mutex::new(book), store, clock, random, back: Notify::new(), recovered: Mutex::default() }))
+        Backoff(Arc::new(Inner {
+            book: Mutex::new(book),
+            store,
+            clock,
+            random,
+            back: Notify::new(),
+            recovered: Mutex::default(),
+        }))
     }
 
     /// Whether a server may be asked now. `fixed`: it is reached without DNS, so the Internet being gone does not matter.
