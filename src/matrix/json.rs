@@ -515,6 +515,22 @@ pub fn get_text<'a>(object: &'a [u8], key: &str) -> Option<Cow<'a, str>> {
     get(object, key).and_then(text)
 }
 
+/// The keys of a path as filters and push rules write it: dots between, `\.` for a dot in a key and `\\` for a backslash;
+/// before anything else a backslash is itself.
+pub fn dot_path(path: &str) -> Vec<String> {
+    let mut keys = vec![String::new()];
+    let mut chars = path.chars().peekable();
+    while let Some(c) = chars.next() {
+        let last = keys.last_mut().expect("there is always a last key");
+        match c {
+            '.' => keys.push(String::new()),
+            '\\' if matches!(chars.peek(), Some('.' | '\\')) => last.extend(chars.next()),
+            c => last.push(c),
+        }
+    }
+    keys
+}
+
 /// A canonical integer; none when it is something else or beyond 64 bits.
 pub fn integer(value: &[u8]) -> Option<i64> {
     std::str::from_utf8(value).ok()?.parse().ok()

@@ -17,6 +17,10 @@ pub mod event;
 pub mod sign;
 pub mod auth;
 pub mod state;
+pub mod visibility;
+pub mod push;
+pub mod acl;
+pub mod id;
 
 pub use event::{Draft, Event};
 pub use reject::{Kind, Reject};

@@ -468,3 +468,39 @@ fn shapes_that_are_refused() {
     assert!(with("content", json!({ "a": "x".repeat(room) })).is_ok());
     assert!(with("content", json!({ "a": "x".repeat(room + 1) })).is_err());
 }
+
+#[test]
+fn dot_paths() {
+    for case in list(&vectors()["dot_paths"], "cases") {
+        assert_eq!(json!(json::dot_path(str(case, "path"))), case["keys"]);
+    }
+}
+
+/// Hashes of canonical lists, as calls name their rooms and members.
+#[test]
+fn hashes_of_lists() {
+    use sha2::Digest;
+    for case in list(&vectors()["livekit_msc4195"], "cases") {
+        let canonical = json::canonical_value(&case["array"], Mode::Strict).unwrap();
+        assert_eq!(BASE64.encode(sha2::Sha256::digest(canonical)), str(case, "base64"));
+    }
+}
+
+/// The specification's signed events lack what a real event has, so they are signed a step lower.
+#[test]
+fn event_signatures() {
+    use super::{fast, redact};
+    let (key, version) = (vector_key(), version::get("1").unwrap());
+    for case in list(&vectors()["signing"], "events") {
+        let mut canon = json::Canon::new();
+        canon.read(case["input"].to_string().as_bytes(), Mode::Strict, &["unsigned"]).unwrap();
+        let hash = BASE64.encode(fast::content_hash(canon.members(), &mut Vec::new()));
+        assert_eq!(hash, str(&case["signed"]["hashes"], "sha256"));
+        let mut event = case["input"].clone();
+        event["hashes"] = json!({ "sha256": hash });
+        canon.read(event.to_string().as_bytes(), Mode::Strict, &["unsigned"]).unwrap();
+        let mut message = Vec::new();
+        redact::write(version, str(&event, "type"), canon.members(), redact::Signatures::Drop, &mut message);
+        assert_eq!(key.sign_base64(&message), str(&case["signed"]["signatures"]["domain"], "ed25519:1"));
+    }
+}

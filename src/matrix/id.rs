@@ -1,0 +1,84 @@
+//! Checks on names beyond what ruma's types make sure of.
+
+use super::Reject;
+use ruma::{OwnedRoomAliasId, OwnedUserId, ServerName};
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+const ID_BYTES_MAX: usize = 255;
+
+/// A new user's id: only the letters the specification allows for new ones, and short enough.
+pub fn new_user(localpart: &str, server: &ServerName) -> Result<OwnedUserId, Reject> {
+    let fine = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'_' | b'=' | b'-' | b'/' | b'+');
+    if localpart.is_empty() || !localpart.bytes().all(fine) {
+        return Err(Reject::shape("a user name is made of the letters a-z, digits and . _ = - / +"));
+    }
+    let id = format!("@{localpart}:{server}");
+    if id.len() > ID_BYTES_MAX {
+        return Err(Reject::shape("the user name is too long"));
+    }
+    OwnedUserId::try_from(id).map_err(|e| Reject::shape(format!("no user id: {e}")))
+}
+
+/// What somebody types to log in: a name or a whole id, in any case.
+pub fn typed_user(text: &str, server: &ServerName) -> Option<OwnedUserId> {
+    let text = text.trim();
+    if text.starts_with('@') {
+        return OwnedUserId::try_from(text).ok();
+    }
+    OwnedUserId::try_from(format!("@{}:{server}", text.to_lowercase())).ok()
+}
+
+/// A new alias's id from what stands between `#` and the colon.
+pub fn new_alias(localpart: &str, server: &ServerName) -> Result<OwnedRoomAliasId, Reject> {
+    let wrong = localpart.is_empty() || localpart.chars().any(|c| c == ':' || c == '\0' || c.is_whitespace());
+    let id = format!("#{localpart}:{server}");
+    if wrong || id.len() > ID_BYTES_MAX {
+        return Err(Reject::shape("an alias has no blanks, no colon, and at most 255 bytes in all"));
+    }
+    OwnedRoomAliasId::try_from(id).map_err(|e| Reject::shape(format!("no room alias: {e}")))
+}
+
+/// Host (an IPv6 address keeps its brackets) and port of a server name.
+pub fn split_port(server: &str) -> (&str, Option<u16>) {
+    let after_host = if server.starts_with('[') { server.find(']').map_or(0, |at| at + 1) } else { 0 };
+    match server[after_host..].find(':') {
+        Some(colon) => (&server[..after_host + colon], server[after_host + colon + 1..].parse().ok()),
+        None => (server, None),
+    }
+}
+
+/// Whether a host is an IPv4 address or an IPv6 address in brackets.
+pub fn is_ip_literal(host: &str) -> bool {
+    let v6 = host.strip_prefix('[').and_then(|h| h.strip_suffix(']'));
+    host.parse::<Ipv4Addr>().is_ok() || v6.is_some_and(|h| h.parse::<Ipv6Addr>().is_ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names() {
+        let server = <&ServerName>::try_from("box.example:8448").unwrap();
+        assert_eq!(new_user("anna.b=1", server).unwrap(), "@anna.b=1:box.example:8448");
+        for wrong in ["", "Anna", "a b", "a:b", "ä", &"x".repeat(250)] {
+            assert!(new_user(wrong, server).is_err(), "{wrong}");
+        }
+        assert_eq!(typed_user(" Anna ", server).unwrap(), "@anna:box.example:8448");
+        assert_eq!(typed_user("@Anna:x.y", server).unwrap(), "@Anna:x.y");
+        assert!(new_alias("café", server).is_ok() && new_alias("a b", server).is_err() && new_alias("", server).is_err());
+    }
+
+    #[test]
+    fn ports_and_addresses() {
+        for (server, host, port, ip) in [
+            ("a.b", "a.b", None, false),
+            ("a.b:1", "a.b", Some(1), false),
+            ("1.2.3.4:8448", "1.2.3.4", Some(8448), true),
+            ("[::1]", "[::1]", None, true),
+            ("[2001:db8::1]:443", "[2001:db8::1]", Some(443), true),
+        ] {
+            assert_eq!((split_port(server), is_ip_literal(split_port(server).0)), ((host, port), ip), "{server}");
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! Which push rule matches an event for one user (client-server API, "Push Rules").
+//!
+//! The rules and their matching are ruma's. An event is flattened once ([`Flat`]) and asked for each local member; a plain
+//! message costs some microseconds a member.
+
+use super::auth::{INFINITE, Powers};
+use super::event::Event;
+use ruma::power_levels::NotificationPowerLevels;
+use ruma::push::{
+    Action, FlattenedJson, PushConditionPowerLevelsCtx, PushConditionRoomCtx, Ruleset,
+};
+use ruma::room_version_rules::{AuthorizationRules, RoomPowerLevelsRules};
+use ruma::serde::Raw;
+use ruma::{Int, OwnedRoomId, OwnedUserId, UInt, UserId};
+use std::collections::BTreeMap;
+use std::pin::pin;
+use std::task::{Context, Poll, Waker};
+
+/// The rules a new user starts with.
+pub fn default_rules(user: &UserId) -> Ruleset {
+    Ruleset::server_default(user)
+}
+
+/// An event made ready for matching.
+pub struct Flat {
+    flat: FlattenedJson,
+    sender: OwnedUserId,
+}
+
+impl Flat {
+    pub fn new(event: &Event) -> Flat {
+        let text = String::from_utf8_lossy(event.to_federation()).into_owned();
+        let raw = Raw::<()>::from_json_string(text).expect("an event's canonical bytes are JSON");
+        Flat { flat: FlattenedJson::from_raw(&raw), sender: event.sender().to_owned() }
+    }
+}
+
+/// The room as the rules see it, the same for all its members.
+pub struct Room {
+    pub room_id: OwnedRoomId,
+    /// Joined members.
+    pub member_count: u64,
+    /// The sender's level and the level for `@room`; see [`Room::new`].
+    levels: PushConditionPowerLevelsCtx,
+}
+
+impl Room {
+    /// For one event: the only levels the rules ask for are the sender's and that for `@room`.
+    pub fn new(event: &Event, member_count: u64, powers: Option<&Powers<'_>>) -> Room {
+        let number = |level: i64| if level == INFINITE { Int::MAX } else { Int::new_saturating(level) };
+        let sender = powers.map_or(Int::default(), |p| number(p.user(event.sender())));
+        let mut notifications = NotificationPowerLevels::new();
+        notifications.room = number(powers.map_or(50, |p| p.notification("room")));
+        let rules = RoomPowerLevelsRules::new(&AuthorizationRules::V1, []);
+        let users = BTreeMap::from([(event.sender().to_owned(), sender)]);
+        let levels = PushConditionPowerLevelsCtx::new(users, Int::default(), notifications, rules);
+        Room { room_id: event.room_id().to_owned(), member_count, levels }
+    }
+}
+
+/// What the matching rule says.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Outcome {
+    pub notify: bool,
+    pub highlight: bool,
+    pub sound: Option<String>,
+}
+
+/// What the rules of `user`, whose name in the room is `display_name`, make of an event. Own events never notify.
+pub fn evaluate(rules: &Ruleset, flat: &Flat, room: &Room, user: &UserId, display_name: &str) -> Outcome {
+    match actions(rules, flat, room, user, display_name) {
+        Some(actions) => outcome(&actions),
+        None => Outcome::default(),
+    }
+}
+
+/// The actions of the matching rule, if one matches.
+pub fn actions(rules: &Ruleset, flat: &Flat, room: &Room, user: &UserId, display_name: &str) -> Option<Vec<Action>> {
+    if flat.sender == user {
+        return None;
+    }
+    let count = UInt::new_saturating(room.member_count);
+    let context = PushConditionRoomCtx::new(room.room_id.clone(), count, user.to_owned(), display_name.to_owned());
+    let context = context.with_power_levels(room.levels.clone());
+    let matching = pin!(async {
+        for rule in rules {
+            if rule.applies(&flat.flat, &context).await {
+                return Some(rule.actions().to_vec());
+            }
+        }
+        None
+    });
+    // Asynchronous only for thread subscriptions, which we do not have: it is ready at once.
+    match matching.poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(actions) => actions,
+        Poll::Pending => None,
+    }
+}
+
+/// What a list of actions comes to.
+pub fn outcome(actions: &[Action]) -> Outcome {
+    let mut outcome = Outcome::default();
+    for action in actions {
+        outcome.notify |= action.should_notify();
+        outcome.highlight |= action.is_highlight();
+        outcome.sound = action.sound().map(|sound| sound.as_str().to_owned()).or(outcome.sound);
+    }
+    outcome
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::matrix::auth::{Create, PowerLevels};
+    use crate::matrix::{oracle, version};
+    use serde_json::{Value, json};
+
+    fn ask(members: u64, kind: &str, content: Value) -> Outcome {
+        let version = version::get("12").unwrap();
+        let value = json!({ "type": kind, "sender": "@a:x", "room_id": "!r", "content": content });
+        let event = oracle::event(version, "$e", &value);
+        let create = Create { id: "$r".try_into().unwrap(), sender: "@c:x".try_into().unwrap(), federate: true, creators: vec![] };
+        let levels = PowerLevels::parse(version, r#"{"users":{"@a:x":20},"notifications":{"room":20}}"#).unwrap();
+        let powers = Powers::new(version, &create, Some(&levels));
+        let user = <&UserId>::try_from("@b:x").unwrap();
+        let room = Room::new(&event, members, Some(&powers));
+        evaluate(&default_rules(user), &Flat::new(&event), &room, user, "Bea")
+    }
+
+    fn said(body: &str) -> Value {
+        json!({ "msgtype": "m.text", "body": body, "m.mentions": {} })
+    }
+
+    #[test]
+    fn the_default_rules() {
+        let sound = Some("default".to_owned());
+        let plain = Outcome { notify: true, ..Outcome::default() };
+        assert_eq!(ask(5, "m.room.message", said("hi")), plain);
+        assert_eq!(ask(2, "m.room.message", said("hi")), Outcome { sound: sound.clone(), ..plain.clone() });
+        let mention = json!({ "msgtype": "m.text", "body": "x", "m.mentions": { "user_ids": ["@b:x"] } });
+        assert_eq!(ask(5, "m.room.message", mention), Outcome { notify: true, highlight: true, sound });
+        let all = json!({ "msgtype": "m.text", "body": "@room x", "m.mentions": { "room": true } });
+        assert!(ask(5, "m.room.message", all).highlight);
+        assert_eq!(ask(5, "m.reaction", json!({})), Outcome::default());
+        assert_eq!(ask(5, "m.room.member", json!({ "membership": "join" })), Outcome::default());
+        assert_eq!(ask(5, "m.room.encrypted", json!({ "algorithm": "x" })), plain);
+    }
+
+    #[test]
+    fn own_events_do_not_notify() {
+        let version = version::get("12").unwrap();
+        let value = json!({ "type": "m.room.message", "sender": "@b:x", "room_id": "!r", "content": said("hi") });
+        let event = oracle::event(version, "$e", &value);
+        let user = <&UserId>::try_from("@b:x").unwrap();
+        let outcome = evaluate(&default_rules(user), &Flat::new(&event), &Room::new(&event, 2, None), user, "Bea");
+        assert_eq!(outcome, Outcome::default());
+    }
+}

@@ -1,0 +1,133 @@
+//! Who may see which event (client-server API, "Room History Visibility").
+
+use super::auth::Membership;
+use super::event::Event;
+use super::json;
+use ruma::UserId;
+
+/// `m.room.history_visibility`, the most open first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum History {
+    WorldReadable = 0,
+    Shared = 1,
+    Invited = 2,
+    Joined = 3,
+}
+
+impl History {
+    /// From the event's content; a room without the event, or with one nobody understands, is shared.
+    pub fn of_content(content: Option<&str>) -> History {
+        let text = content.and_then(|c| json::get_text(c.as_bytes(), "history_visibility"));
+        match text.as_deref() {
+            Some("world_readable") => History::WorldReadable,
+            Some("invited") => History::Invited,
+            Some("joined") => History::Joined,
+            _ => History::Shared,
+        }
+    }
+}
+
+/// What counts for one user and one event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct At {
+    /// In the state before the event.
+    pub history: History,
+    /// The user's, in the state before the event.
+    pub membership: Membership,
+    /// The user was joined at some time after the event, or is now.
+    pub joined_since: bool,
+}
+
+/// Whether the user may see the event.
+pub fn may_see(user: &UserId, event: &Event, at: At) -> bool {
+    let (mut history, mut membership) = (at.history, at.membership);
+    if event.is("m.room.history_visibility", "") {
+        // A change is seen by whoever may see either side of it.
+        history = history.min(History::of_content(Some(event.content())));
+    }
+    if event.is("m.room.member", user.as_str()) {
+        // One's own coming and going is seen if one was inside on either side of it.
+        membership = closer(membership, Membership::of_content(event.content()).unwrap_or(Membership::Leave));
+    }
+    allows(history, membership, at.joined_since)
+}
+
+/// The rules alone.
+pub fn allows(history: History, membership: Membership, joined_since: bool) -> bool {
+    match history {
+        History::WorldReadable => true,
+        _ if membership == Membership::Join => true,
+        History::Shared => joined_since,
+        History::Invited => membership == Membership::Invite,
+        History::Joined => false,
+    }
+}
+
+/// Whether a server may be given an event in full: `closest` is the membership closest to the room that any of its users had
+/// in the state before the event. That the server is in the room now is checked before.
+pub fn server_may_see(history: History, closest: Membership) -> bool {
+    match history {
+        History::WorldReadable | History::Shared => true,
+        History::Invited => matches!(closest, Membership::Join | Membership::Invite),
+        History::Joined => closest == Membership::Join,
+    }
+}
+
+/// The membership that lets one see more.
+pub fn closer(a: Membership, b: Membership) -> Membership {
+    let rank = |m| match m {
+        Membership::Join => 3,
+        Membership::Invite => 2,
+        Membership::Knock => 1,
+        Membership::Leave | Membership::Ban => 0,
+    };
+    if rank(a) >= rank(b) { a } else { b }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::matrix::{oracle, version};
+    use serde_json::json;
+
+    #[test]
+    fn the_rules() {
+        use History::*;
+        use Membership::*;
+        for (history, membership, since, seen) in [
+            (WorldReadable, Ban, false, true),
+            (Shared, Join, false, true),
+            (Shared, Leave, false, false),
+            (Shared, Leave, true, true),
+            (Shared, Invite, true, true),
+            (Invited, Invite, false, true),
+            (Invited, Leave, true, false),
+            (Invited, Join, false, true),
+            (Joined, Invite, true, false),
+            (Joined, Join, false, true),
+        ] {
+            assert_eq!(allows(history, membership, since), seen, "{history:?} {membership:?} {since}");
+        }
+        assert!(server_may_see(Shared, Leave) && !server_may_see(Invited, Leave) && !server_may_see(Joined, Invite));
+        assert_eq!(History::of_content(None), Shared);
+        assert_eq!(History::of_content(Some(r#"{"history_visibility":"joined"}"#)), Joined);
+        assert_eq!(History::of_content(Some(r#"{"history_visibility":5}"#)), Shared);
+    }
+
+    #[test]
+    fn changes_are_seen_from_either_side() {
+        let version = version::get("11").unwrap();
+        let user = <&UserId>::try_from("@a:x").unwrap();
+        let event = |kind: &str, key: &str, content| {
+            let value = json!({ "type": kind, "state_key": key, "sender": "@a:x", "room_id": "!r:x", "content": content });
+            oracle::event(version, "$e", &value)
+        };
+        let at = At { history: History::Joined, membership: Membership::Leave, joined_since: false };
+        let join = event("m.room.member", "@a:x", json!({ "membership": "join" }));
+        assert!(may_see(user, &join, at));
+        assert!(!may_see(<&UserId>::try_from("@b:x").unwrap(), &join, at));
+        assert!(may_see(user, &event("m.room.history_visibility", "", json!({ "history_visibility": "world_readable" })), at));
+        assert!(!may_see(user, &event("m.room.topic", "", json!({})), at));
+    }
+}
