@@ -85,8 +85,16 @@ mod tests {
     #[test]
     fn globs() {
         for (glob, text, matches) in [
-            ("*", "", true), ("", "", true), ("", "a", false), ("a*b*c", "axxbyyc", true), ("a*b*c", "axxbyy", false),
-            ("*.a", "b.a", true), ("?", "", false), ("a?", "ab", true), ("**a", "bba", true), ("*a*a*a*a*a*b", "aaaaaaaaaaaaaaaa", false),
+            ("*", "", true),
+            ("", "", true),
+            ("", "a", false),
+            ("a*b*c", "axxbyyc", true),
+            ("a*b*c", "axxbyy", false),
+            ("*.a", "b.a", true),
+            ("?", "", false),
+            ("a?", "ab", true),
+            ("**a", "bba", true),
+            ("*a*a*a*a*a*b", "aaaaaaaaaaaaaaaa", false),
         ] {
             assert_eq!(glob_matches(glob.as_bytes(), text.as_bytes()), matches, "{glob} {text}");
         }

@@ -8,7 +8,8 @@ const ID_BYTES_MAX: usize = 255;
 
 /// A new user's id: only the letters the specification allows for new ones, and short enough.
 pub fn new_user(localpart: &str, server: &ServerName) -> Result<OwnedUserId, Reject> {
-    let fine = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'_' | b'=' | b'-' | b'/' | b'+');
+    let fine =
+        |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'_' | b'=' | b'-' | b'/' | b'+');
     if localpart.is_empty() || !localpart.bytes().all(fine) {
         return Err(Reject::shape("a user name is made of the letters a-z, digits and . _ = - / +"));
     }
@@ -66,7 +67,9 @@ mod tests {
         }
         assert_eq!(typed_user(" Anna ", server).unwrap(), "@anna:box.example:8448");
         assert_eq!(typed_user("@Anna:x.y", server).unwrap(), "@Anna:x.y");
-        assert!(new_alias("café", server).is_ok() && new_alias("a b", server).is_err() && new_alias("", server).is_err());
+        assert!(
+            new_alias("café", server).is_ok() && new_alias("a b", server).is_err() && new_alias("", server).is_err()
+        );
     }
 
     #[test]

@@ -6,9 +6,7 @@
 use super::auth::{INFINITE, Powers};
 use super::event::Event;
 use ruma::power_levels::NotificationPowerLevels;
-use ruma::push::{
-    Action, FlattenedJson, PushConditionPowerLevelsCtx, PushConditionRoomCtx, Ruleset,
-};
+use ruma::push::{Action, FlattenedJson, PushConditionPowerLevelsCtx, PushConditionRoomCtx, Ruleset};
 use ruma::room_version_rules::{AuthorizationRules, RoomPowerLevelsRules};
 use ruma::serde::Raw;
 use ruma::{Int, OwnedRoomId, OwnedUserId, UInt, UserId};
@@ -119,7 +117,12 @@ mod tests {
         let version = version::get("12").unwrap();
         let value = json!({ "type": kind, "sender": "@a:x", "room_id": "!r", "content": content });
         let event = oracle::event(version, "$e", &value);
-        let create = Create { id: "$r".try_into().unwrap(), sender: "@c:x".try_into().unwrap(), federate: true, creators: vec![] };
+        let create = Create {
+            id: "$r".try_into().unwrap(),
+            sender: "@c:x".try_into().unwrap(),
+            federate: true,
+            creators: vec![],
+        };
         let levels = PowerLevels::parse(version, r#"{"users":{"@a:x":20},"notifications":{"room":20}}"#).unwrap();
         let powers = Powers::new(version, &create, Some(&levels));
         let user = <&UserId>::try_from("@b:x").unwrap();

@@ -120,14 +120,19 @@ mod tests {
         let version = version::get("11").unwrap();
         let user = <&UserId>::try_from("@a:x").unwrap();
         let event = |kind: &str, key: &str, content| {
-            let value = json!({ "type": kind, "state_key": key, "sender": "@a:x", "room_id": "!r:x", "content": content });
+            let value =
+                json!({ "type": kind, "state_key": key, "sender": "@a:x", "room_id": "!r:x", "content": content });
             oracle::event(version, "$e", &value)
         };
         let at = At { history: History::Joined, membership: Membership::Leave, joined_since: false };
         let join = event("m.room.member", "@a:x", json!({ "membership": "join" }));
         assert!(may_see(user, &join, at));
         assert!(!may_see(<&UserId>::try_from("@b:x").unwrap(), &join, at));
-        assert!(may_see(user, &event("m.room.history_visibility", "", json!({ "history_visibility": "world_readable" })), at));
+        assert!(may_see(
+            user,
+            &event("m.room.history_visibility", "", json!({ "history_visibility": "world_readable" })),
+            at
+        ));
         assert!(!may_see(user, &event("m.room.topic", "", json!({})), at));
     }
 }
