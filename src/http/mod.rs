@@ -1,1 +1,26 @@
-//! (being built)
+//! The front hall: everything between a socket and a handler.
+//!
+//! It owns connections, requests, responses and their memory. It knows no endpoint, no user and no room: surfaces
+//! register handlers in a [`Router`] and get [`Request`]s whose bodies are charged before they are read. Read `route.rs`
+//! first (what a surface does), then `request.rs`, `response.rs`, `error.rs`; `body.rs` has both directions of streaming;
+//! `listen.rs` the sockets and timeouts; `limit.rs` and `tls.rs` stand alone.
+
+mod body;
+mod error;
+mod limit;
+mod listen;
+mod request;
+mod response;
+mod route;
+pub mod tls;
+mod watch;
+
+pub use body::{Body, BodySender, channel, file, stream};
+pub use error::{Answer, BadBody};
+pub use limit::{Limit, Limits};
+pub use listen::{Door, Listener, Sizes};
+pub use request::{Peer, Request, percent_decode};
+pub use response::Response;
+pub use route::{CLIENT_R0_V3, Router, Routes};
+
+pub use ::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};

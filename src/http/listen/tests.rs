@@ -1,0 +1,286 @@
+//! Over real sockets on loopback.
+
+use super::*;
+use crate::base::{ChunkError, Chunks};
+use crate::http::{Answer, Method, Response, StatusCode};
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+struct Surface {
+    budget: Budget,
+}
+
+/// Endless pieces, or an error after the third.
+struct Pieces(u32, bool);
+
+impl Chunks for Pieces {
+    fn next(&mut self, out: &mut Vec<u8>) -> Result<bool, ChunkError> {
+        self.0 += 1;
+        if self.0 > 3 && self.1 {
+            return Err(ChunkError::new("broken on purpose"));
+        }
+        out.resize(16 * 1024, b'x');
+        Ok(self.0 < 2000)
+    }
+}
+
+async fn hello(_: Arc<Surface>, _: Request) -> Result<Response, Answer> {
+    Ok(Response::json(&json!({"hello": "world"})))
+}
+
+async fn echo(_: Arc<Surface>, mut request: Request) -> Result<Response, Answer> {
+    let body: Value = request.json().await?;
+    Ok(Response::json(&json!({"body": body, "target": request.target()})))
+}
+
+async fn count(_: Arc<Surface>, request: Request) -> Result<Response, Answer> {
+    let mut stream = request.into_stream(1 << 30)?;
+    let mut bytes = 0;
+    while let Some(piece) = stream.next().await? {
+        bytes += piece.len();
+    }
+    Ok(Response::json(&json!({ "bytes": bytes })))
+}
+
+async fn long(surface: Arc<Surface>, request: Request) -> Result<Response, Answer> {
+    let grant = surface.budget.account("response_bodies").take(64 * 1024).await?;
+    Ok(Response::stream(grant, Pieces(0, request.query("break").is_some())))
+}
+
+struct Running {
+    door: Arc<Door>,
+    budget: Budget,
+    clock: Clock,
+    address: SocketAddr,
+}
+
+async fn start() -> Running {
+    let (clock, budget) = (Clock::simulated(1_700_000_000_000), Budget::for_tests());
+    let door = Door::new(clock.clone(), &budget, Arc::new(Limits::new(clock.clone())), vec![]);
+    let mut router = Router::new();
+    router
+        .surface(&Arc::new(Surface { budget: budget.clone() }))
+        .get("/_matrix/client/versions", hello)
+        .post("/echo", echo)
+        .post("/count", count)
+        .get("/long", long);
+    let listener = Listener::tcp("127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let address = listener.address().unwrap();
+    tokio::spawn(door.clone().serve(listener, Arc::new(router)));
+    Running { door, budget, clock, address }
+}
+
+impl Running {
+    /// Sends bytes as they are and reads until the server hangs up.
+    async fn raw(&self, request: &str) -> String {
+        let mut stream = TcpStream::connect(self.address).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer).await;
+        String::from_utf8_lossy(&answer).into_owned()
+    }
+
+    async fn post(&self, path: &str, extra: &str, body: &str) -> String {
+        let len = body.len();
+        self.raw(&format!(
+            "POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len}\r\n{extra}\r\n{body}"
+        ))
+        .await
+    }
+}
+
+#[tokio::test]
+async fn http_1_0_answers_and_closes() {
+    let server = start().await;
+    let answer = server.raw("GET /_matrix/client/versions HTTP/1.0\r\n\r\n").await;
+    assert!(answer.starts_with("HTTP/1.0 200 OK\r\n"), "{answer}");
+    assert!(answer.contains("access-control-allow-origin: *"), "{answer}");
+    assert!(answer.ends_with("{\"hello\":\"world\"}"), "{answer}");
+}
+
+/// A client that closes its side after asking, as some versions of nc do.
+#[tokio::test]
+async fn a_half_closed_connection_is_answered() {
+    let server = start().await;
+    let mut stream = TcpStream::connect(server.address).await.unwrap();
+    stream.write_all(b"GET /_matrix/client/versions HTTP/1.0\r\n\r\n").await.unwrap();
+    stream.shutdown().await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.0 200 OK"), "{answer}");
+}
+
+#[tokio::test]
+async fn pipelined_requests_are_answered_in_order() {
+    let server = start().await;
+    let answer = server
+        .raw("GET /_matrix/client/versions HTTP/1.1\r\nHost: x\r\n\r\nGET /nothing HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        .await;
+    let (first, second) = (answer.find("200 OK").unwrap(), answer.find("404 Not Found").unwrap());
+    assert!(first < second);
+}
+
+#[tokio::test]
+async fn a_head_that_is_too_long_is_refused() {
+    let server = start().await;
+    let long = "x".repeat(64 * 1024);
+    let answer = server.raw(&format!("GET /x HTTP/1.1\r\nHost: x\r\nX-Long: {long}\r\n\r\n")).await;
+    assert!(answer.starts_with("HTTP/1.1 431 "), "{answer}");
+}
+
+#[tokio::test]
+async fn bodies_are_bounded_and_their_memory_returns() {
+    let server = start().await;
+    let answer = server.post("/echo?x=%2Fa", "", r#"{"a":[1,2]}"#).await;
+    assert!(answer.contains(r#""body":{"a":[1,2]}"#) && answer.contains(r#""target":"/echo?x=%2Fa""#), "{answer}");
+    let answer = server.post("/echo", "", r#"{"a":"#).await;
+    assert!(answer.starts_with("HTTP/1.1 400 ") && answer.contains("M_NOT_JSON"), "{answer}");
+    let max = server.budget.size("request_body_max") as usize;
+    let answer = server.post("/echo", "", &"x".repeat(max + 1)).await;
+    assert!(answer.starts_with("HTTP/1.1 413 ") && answer.contains("M_TOO_LARGE"), "{answer}");
+    server.door.close(Duration::from_secs(1)).await;
+    assert_eq!(server.budget.account("request_bodies").used(), 0);
+    assert_eq!(server.budget.account("connections").used(), 0);
+}
+
+#[tokio::test]
+async fn a_chunked_body_pays_as_it_grows_and_ends_at_the_limit() {
+    let server = start().await;
+    let chunk = format!("4000\r\n{}\r\n", "x".repeat(0x4000));
+    let chunks = server.budget.size("request_body_max") as usize / 0x4000 + 1;
+    let head = "POST /echo HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let answer = server.raw(&format!("{head}{}0\r\n\r\n", chunk.repeat(chunks))).await;
+    assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
+    let answer = server.raw(&format!("{head}2\r\n{{\"\r\n6\r\na\": 12\r\n1\r\n}}\r\n0\r\n\r\n")).await;
+    assert!(answer.contains(r#"{"a":12}"#), "{answer}");
+}
+
+#[tokio::test]
+async fn a_burst_of_bodies_is_told_when_to_come_back() {
+    let server = start().await;
+    let account = server.budget.account("request_bodies");
+    let all = account.try_take(account.limit()).unwrap();
+    let asking = server.post("/echo", "", "{}");
+    tokio::pin!(asking);
+    let answer = loop {
+        tokio::select! {
+            answer = &mut asking => break answer,
+            () = tokio::task::yield_now() => server.clock.advance(Duration::from_millis(100)),
+        }
+    };
+    assert!(answer.starts_with("HTTP/1.1 429 "), "{answer}");
+    assert!(answer.contains("retry-after: ") && answer.contains("retry_after_ms"), "{answer}");
+    drop(all);
+}
+
+#[tokio::test]
+async fn a_body_that_stalls_is_given_up() {
+    let server = start().await;
+    let mut stream = TcpStream::connect(server.address).await.unwrap();
+    stream.write_all(b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n{").await.unwrap();
+    let mut answer = Vec::new();
+    let reading = stream.read_buf(&mut answer);
+    tokio::pin!(reading);
+    loop {
+        tokio::select! {
+            read = &mut reading => { read.unwrap(); break }
+            () = tokio::task::yield_now() => server.clock.advance(Duration::from_millis(100)),
+        };
+    }
+    assert!(String::from_utf8_lossy(&answer).starts_with("HTTP/1.1 408 "));
+}
+
+#[tokio::test]
+async fn uploads_stream_through() {
+    let server = start().await;
+    let answer = server.post("/count", "", &"x".repeat(1 << 20)).await;
+    assert!(answer.contains(r#"{"bytes":1048576}"#), "{answer}");
+}
+
+#[tokio::test]
+async fn a_long_answer_comes_whole_or_visibly_broken() {
+    let server = start().await;
+    let whole = server.raw("GET /long HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await;
+    assert!(whole.ends_with("0\r\n\r\n"));
+    assert!(whole.len() > 2000 * 16 * 1024);
+    let broken = server.raw("GET /long?break HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await;
+    assert!(broken.starts_with("HTTP/1.1 200 OK") && !broken.ends_with("0\r\n\r\n"));
+    server.door.close(Duration::from_secs(1)).await;
+    assert_eq!(server.budget.account("response_bodies").used(), 0);
+}
+
+/// The answer is larger than what kernel buffers take, so an unread one blocks; the watch must notice.
+#[tokio::test]
+async fn a_peer_that_does_not_read_is_hung_up_on() {
+    let server = start().await;
+    let mut stream = TcpStream::connect(server.address).await.unwrap();
+    stream.write_all(b"GET /long HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    let account = server.budget.account("response_bodies");
+    while account.high_water() == 0 || server.door.connections_open() > 0 {
+        tokio::task::yield_now().await;
+        server.clock.advance(Duration::from_millis(10));
+    }
+    assert_eq!(account.used(), 0);
+}
+
+#[tokio::test]
+async fn connections_wait_for_their_permit() {
+    let server = start().await;
+    let account = server.budget.account("connections");
+    let all = account.try_take(account.limit()).unwrap();
+    let asking = server.raw("GET /_matrix/client/versions HTTP/1.0\r\n\r\n");
+    tokio::pin!(asking);
+    for _ in 0..50 {
+        tokio::select! {
+            answer = &mut asking => panic!("answered without a permit: {answer}"),
+            () = tokio::task::yield_now() => {}
+        }
+    }
+    drop(all);
+    assert!(asking.await.starts_with("HTTP/1.0 200"));
+}
+
+/// HTTP/2 without TLS, told by its preface; driven by hyper's own client.
+#[tokio::test]
+async fn http_2_with_prior_knowledge() {
+    let server = start().await;
+    let stream = TcpStream::connect(server.address).await.unwrap();
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    for (method, path, status) in [
+        (Method::GET, "/_matrix/client/versions", StatusCode::OK),
+        (Method::HEAD, "/_matrix/client/versions", StatusCode::OK),
+        (Method::GET, "/nothing", StatusCode::NOT_FOUND),
+        (Method::POST, "/_matrix/client/versions", StatusCode::METHOD_NOT_ALLOWED),
+    ] {
+        let request = hyper::Request::builder()
+            .method(method.clone())
+            .uri(format!("http://{}{path}", server.address))
+            .body(http_body_util::Empty::<bytes::Bytes>::new())
+            .unwrap();
+        assert_eq!(sender.send_request(request).await.unwrap().status(), status, "{method} {path}");
+    }
+}
+
+#[tokio::test]
+async fn closing_lets_answers_finish_and_refuses_new_connections() {
+    let server = start().await;
+    let mut stream = TcpStream::connect(server.address).await.unwrap();
+    stream.write_all(b"POST /count HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nab").await.unwrap();
+    while server.door.connections_open() == 0 {
+        tokio::task::yield_now().await;
+    }
+    let closing = tokio::spawn({
+        let door = server.door.clone();
+        async move { door.close(Duration::from_secs(3600)).await }
+    });
+    tokio::task::yield_now().await;
+    stream.write_all(b"cd").await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.contains(r#"{"bytes":4}"#), "{answer}");
+    closing.await.unwrap();
+    assert!(TcpStream::connect(server.address).await.is_err());
+}

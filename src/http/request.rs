@@ -1,0 +1,466 @@
+//! What a handler is given: the head as received, and a body that is charged before it is read.
+
+use super::error::{Answer, BadBody};
+use super::limit::{Limit, Limits};
+use super::{HeaderMap, Method, header};
+use crate::base::Clock;
+use crate::budget::{Account, Grant};
+use bytes::{Buf, Bytes};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use serde::de::DeserializeOwned;
+use std::borrow::Cow;
+use std::net::IpAddr;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A pause in a body longer than this ends it.
+const BODY_STALL: Duration = Duration::from_secs(30);
+/// After `BODY_STALL`, a body slower than this on average ends too: a buffer is not held for a byte a second.
+const BODY_BYTES_PER_S_MIN: u64 = 512;
+/// How much of a refused body is read and thrown away, so that the peer gets to see the refusal.
+const DISCARD_BYTES_MAX: u64 = 1 << 20;
+/// How long that may take.
+const DISCARD_TIME_MAX: Duration = Duration::from_secs(2);
+/// What serde_json keeps for one object with at least one field: a B-tree leaf with room for eleven.
+const OBJECT_BYTES: u64 = 640;
+/// What it keeps for any other value, list growth included.
+const VALUE_BYTES: u64 = 64;
+
+/// Who is on the other end.
+#[derive(Debug, Clone, Copy)]
+pub struct Peer {
+    /// The caller's address, taken from `X-Forwarded-For` when a trusted proxy connected.
+    pub ip: IpAddr,
+    /// Whether the connection to us was encrypted.
+    pub tls: bool,
+}
+
+/// The tools of the hall a request carries along.
+#[derive(Clone)]
+pub(super) struct Tools {
+    pub clock: Clock,
+    pub bodies: Account,
+    pub limits: Arc<Limits>,
+    pub json_bytes_max: u64,
+}
+
+pub struct Request {
+    method: Method,
+    target: String,
+    path_len: usize,
+    headers: HeaderMap,
+    peer: Peer,
+    template: String,
+    params: Vec<(String, String)>,
+    inbound: Inbound,
+    tools: Tools,
+    /// Pays for the body and what is parsed from it, until the request is dropped.
+    grant: Option<Grant>,
+}
+
+enum Inbound {
+    Wire(Incoming),
+    /// Read whole, or given so by a test.
+    Whole(Bytes),
+}
+
+impl Request {
+    pub(super) fn new(request: hyper::Request<Incoming>, peer: Peer, tools: Tools) -> Self {
+        let (head, body) = request.into_parts();
+        let target = head.uri.path_and_query().map_or("/", |target| target.as_str()).to_owned();
+        Self::build(head.method, target, head.headers, peer, Inbound::Wire(body), tools)
+    }
+
+    fn build(method: Method, target: String, headers: HeaderMap, peer: Peer, inbound: Inbound, tools: Tools) -> Self {
+        let path_len = target.find('?').unwrap_or(target.len());
+        let (template, params) = (String::new(), Vec::new());
+        Self { method, target, path_len, headers, peer, template, params, inbound, tools, grant: None }
+    }
+
+    pub fn method(&self) -> &Method {
+        &self.method
+    }
+
+    /// Path and query exactly as received: what another server signed.
+    pub fn target(&self) -> &str {
+        &self.target
+    }
+
+    /// The path as received, still percent-encoded.
+    pub fn path(&self) -> &str {
+        &self.target[..self.path_len]
+    }
+
+    /// The template this request was matched with, for logs: it has no ids and no tokens in it.
+    pub fn template(&self) -> &str {
+        &self.template
+    }
+
+    pub fn peer(&self) -> Peer {
+        self.peer
+    }
+
+    pub fn headers(&self) -> &HeaderMap {
+        &self.headers
+    }
+
+    /// A header's value, when it is text.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).and_then(|value| value.to_str().ok())
+    }
+
+    /// The access token: `Authorization: Bearer`, or the older `access_token` in the query.
+    pub fn access_token(&self) -> Option<Cow<'_, str>> {
+        let bearer = self.header("authorization").and_then(|value| {
+            let (scheme, token) = value.split_once(' ')?;
+            scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+        });
+        bearer.map(Cow::Borrowed).or_else(|| self.query("access_token").map(Cow::Owned))
+    }
+
+    /// A path parameter, percent-decoded.
+    ///
+    /// # Panics
+    /// When the template has no such parameter.
+    pub fn param(&self, name: &str) -> &str {
+        self.param_maybe(name).unwrap_or_else(|| panic!("{} has a parameter {name}", self.template))
+    }
+
+    /// A path parameter of a handler that serves several templates.
+    pub fn param_maybe(&self, name: &str) -> Option<&str> {
+        self.params.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+    }
+
+    /// A path parameter as an identifier or number; 400 `M_INVALID_PARAM` when it is none.
+    pub fn param_as<T: FromStr>(&self, name: &str) -> Result<T, Answer> {
+        self.param(name).parse().map_err(|_| Answer::invalid_param(format!("The path has no valid {name}")))
+    }
+
+    pub fn raw_query(&self) -> Option<&str> {
+        self.target.get(self.path_len + 1..)
+    }
+
+    /// The first value of a query parameter, decoded.
+    pub fn query(&self, name: &str) -> Option<String> {
+        self.query_all(name).next()
+    }
+
+    /// Every value of a query parameter, decoded, in order.
+    pub fn query_all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = String> + 'a {
+        let pairs = self.raw_query().unwrap_or("").split('&');
+        pairs.filter_map(move |pair| {
+            let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+            (percent_decode(key, true) == name).then(|| percent_decode(value, true))
+        })
+    }
+
+    /// A query parameter as a number, a bool or an identifier; 400 `M_INVALID_PARAM` when it is there but none.
+    pub fn query_as<T: FromStr>(&self, name: &str) -> Result<Option<T>, Answer> {
+        self.query(name)
+            .map(|value| value.parse().map_err(|_| Answer::invalid_param(format!("The query has no valid {name}"))))
+            .transpose()
+    }
+
+    /// Takes one request from the caller's allowance, by address; 429 when it is used up.
+    pub fn limit(&self, limit: Limit) -> Result<(), Answer> {
+        self.tools.limits.take_ip(limit, self.peer.ip)
+    }
+
+    /// Takes one request from the allowance of a user, a room or whatever else `who` names.
+    pub fn limit_for(&self, limit: Limit, who: &str) -> Result<(), Answer> {
+        self.tools.limits.take_name(limit, who)
+    }
+
+    /// The body as JSON, at most the profile's usual size. The grant for it stays with the request.
+    pub async fn json<T: DeserializeOwned>(&mut self) -> Result<T, BadBody> {
+        self.json_max(self.tools.json_bytes_max).await
+    }
+
+    /// Like [`Request::json`]; an absent body counts as `{}`.
+    pub async fn json_or_empty<T: DeserializeOwned>(&mut self) -> Result<T, BadBody> {
+        if self.bytes(self.tools.json_bytes_max).await?.is_empty() {
+            return parse(b"{}");
+        }
+        self.json().await
+    }
+
+    /// The body as JSON of at most `bytes_max` bytes, for the few endpoints that take more or much less.
+    pub async fn json_max<T: DeserializeOwned>(&mut self, bytes_max: u64) -> Result<T, BadBody> {
+        let body = self.bytes(bytes_max).await?;
+        self.charge(parsed_bytes_max(&body)).await?;
+        parse(&body)
+    }
+
+    /// The whole body, at most `bytes_max`. Charged as it comes; asking again gives the same bytes.
+    pub async fn bytes(&mut self, bytes_max: u64) -> Result<Bytes, BadBody> {
+        if let Inbound::Whole(bytes) = &self.inbound {
+            return if bytes.len() as u64 > bytes_max {
+                Err(BadBody::TooLarge { bytes_max })
+            } else {
+                Ok(bytes.clone())
+            };
+        }
+        match self.read_whole(bytes_max).await {
+            Ok(bytes) => {
+                self.inbound = Inbound::Whole(bytes.clone());
+                Ok(bytes)
+            }
+            Err(bad) => {
+                self.discard().await;
+                Err(bad)
+            }
+        }
+    }
+
+    /// Hands the body over piece by piece, for uploads and the like; nothing is kept and nothing is charged, a piece is
+    /// as large as the connection's buffer. `Content-Length` over `bytes_max` is refused here, a longer body on the way.
+    pub fn into_stream(mut self, bytes_max: u64) -> Result<InboundStream, BadBody> {
+        if self.content_length().is_some_and(|len| len > bytes_max) {
+            return Err(BadBody::TooLarge { bytes_max });
+        }
+        let inbound = std::mem::replace(&mut self.inbound, Inbound::Whole(Bytes::new()));
+        let started = self.tools.clock.instant();
+        Ok(InboundStream { inbound: Some(inbound), clock: self.tools.clock, received: 0, bytes_max, started })
+    }
+
+    /// The declared length of the body.
+    pub fn content_length(&self) -> Option<u64> {
+        self.header(header::CONTENT_LENGTH.as_str()).and_then(|value| value.parse().ok())
+    }
+
+    async fn read_whole(&mut self, bytes_max: u64) -> Result<Bytes, BadBody> {
+        let declared = self.content_length();
+        if declared.is_some_and(|len| len > bytes_max) {
+            return Err(BadBody::TooLarge { bytes_max });
+        }
+        // Memory for a declared length is had before the first byte is read; a chunked body pays as it grows.
+        self.charge(declared.unwrap_or(0)).await?;
+        let mut whole = Vec::with_capacity(declared.unwrap_or(0) as usize);
+        let (clock, started) = (self.tools.clock.clone(), self.tools.clock.instant());
+        loop {
+            let Inbound::Wire(body) = &mut self.inbound else { break };
+            let Some(piece) = next_piece(body, &clock, started, whole.len() as u64).await? else { break };
+            let len = (whole.len() + piece.len()) as u64;
+            if len > bytes_max {
+                return Err(BadBody::TooLarge { bytes_max });
+            }
+            // Doubling, as the vector itself grows, so that what is charged is what is allocated.
+            if len > whole.capacity() as u64 {
+                let more = len.max(2 * whole.capacity() as u64).min(bytes_max) - whole.capacity() as u64;
+                self.charge(more).await?;
+                whole.reserve_exact(whole.capacity() + more as usize - whole.len());
+            }
+            whole.extend_from_slice(&piece);
+        }
+        Ok(whole.into())
+    }
+
+    /// Waits for memory as long as the account allows; never longer, since what is charged already is kept meanwhile.
+    async fn charge(&mut self, bytes: u64) -> Result<(), BadBody> {
+        let more = self.tools.bodies.take(bytes).await.map_err(BadBody::Refused)?;
+        match &mut self.grant {
+            Some(grant) => grant.absorb(more),
+            None => self.grant = Some(more),
+        }
+        Ok(())
+    }
+
+    /// Reads on a little without keeping anything: a peer that is still writing when the connection closes may never
+    /// see why.
+    async fn discard(&mut self) {
+        let clock = self.tools.clock.clone();
+        let Inbound::Wire(body) = &mut self.inbound else { return };
+        let drain = async {
+            let mut seen = 0;
+            while let Some(Ok(frame)) = body.frame().await {
+                seen += frame.data_ref().map_or(0, |data| data.len() as u64);
+                if seen > DISCARD_BYTES_MAX {
+                    break;
+                }
+            }
+        };
+        tokio::select! { () = drain => {}, () = clock.sleep(DISCARD_TIME_MAX) => {} }
+    }
+
+    pub(super) fn set_route(&mut self, template: &str, names: &[String], values: Vec<String>) {
+        self.template = template.to_owned();
+        self.params = names.iter().cloned().zip(values.iter().map(|value| percent_decode(value, false))).collect();
+    }
+
+    /// A request that never was on a wire.
+    pub fn for_tests(method: Method, target: &str, body: &str) -> Self {
+        let clock = Clock::simulated(1_700_000_000_000);
+        let tools = Tools {
+            limits: Arc::new(Limits::new(clock.clone())),
+            clock,
+            bodies: crate::budget::Budget::for_tests().account("request_bodies"),
+            json_bytes_max: 1 << 20,
+        };
+        let peer = Peer { ip: IpAddr::from([127, 0, 0, 1]), tls: false };
+        let body = Inbound::Whole(Bytes::copy_from_slice(body.as_bytes()));
+        Self::build(method, target.to_owned(), HeaderMap::new(), peer, body, tools)
+    }
+
+    /// Sets a header of a request for tests.
+    pub fn with_header(mut self, name: &'static str, value: &str) -> Self {
+        if let Ok(value) = value.parse() {
+            self.headers.insert(name, value);
+        }
+        self
+    }
+}
+
+/// A body handed over piece by piece.
+pub struct InboundStream {
+    inbound: Option<Inbound>,
+    clock: Clock,
+    received: u64,
+    bytes_max: u64,
+    started: Duration,
+}
+
+impl InboundStream {
+    /// The next piece, or nothing when the body is complete. A broken, stalled or too long body is an error, never an end.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, BadBody> {
+        let piece = match &mut self.inbound {
+            None => None,
+            Some(Inbound::Whole(bytes)) => {
+                let bytes = std::mem::take(bytes);
+                self.inbound = None;
+                (!bytes.is_empty()).then_some(bytes)
+            }
+            Some(Inbound::Wire(body)) => next_piece(body, &self.clock, self.started, self.received).await?,
+        };
+        self.received += piece.as_ref().map_or(0, |piece| piece.len() as u64);
+        if self.received > self.bytes_max {
+            return Err(BadBody::TooLarge { bytes_max: self.bytes_max });
+        }
+        Ok(piece)
+    }
+}
+
+/// The next data frame; trailers are passed over.
+async fn next_piece(
+    body: &mut Incoming,
+    clock: &Clock,
+    started: Duration,
+    received: u64,
+) -> Result<Option<Bytes>, BadBody> {
+    loop {
+        let frame = tokio::select! {
+            frame = body.frame() => frame,
+            () = clock.sleep(BODY_STALL) => return Err(BadBody::Stalled),
+        };
+        let spent = clock.instant().saturating_sub(started);
+        if spent > BODY_STALL && received < spent.as_secs() * BODY_BYTES_PER_S_MIN {
+            return Err(BadBody::Stalled);
+        }
+        match frame {
+            None => return Ok(None),
+            Some(Err(_)) => return Err(BadBody::Gone),
+            Some(Ok(frame)) => {
+                if let Ok(data) = frame.into_data()
+                    && data.has_remaining()
+                {
+                    return Ok(Some(data));
+                }
+            }
+        }
+    }
+}
+
+fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, BadBody> {
+    serde_json::from_slice(body).map_err(|error| match error.classify() {
+        serde_json::error::Category::Data => BadBody::BadJson(error.to_string()),
+        _ => BadBody::NotJson(error.to_string()),
+    })
+}
+
+/// An upper bound of what parsing may keep: the text once more, and a node for every value.
+fn parsed_bytes_max(body: &[u8]) -> u64 {
+    let nodes = body.iter().map(|byte| match byte {
+        b'{' => OBJECT_BYTES,
+        b',' | b'[' => VALUE_BYTES,
+        _ => 0,
+    });
+    body.len() as u64 + VALUE_BYTES + nodes.sum::<u64>()
+}
+
+/// Undoes percent-encoding; what is no valid UTF-8 becomes U+FFFD, a stray `%` stays. `plus` turns `+` into a space, as
+/// forms have it.
+pub fn percent_decode(text: &str, plus: bool) -> String {
+    let bytes = text.as_bytes();
+    let mut out = Vec::with_capacity(bytes.len());
+    let mut at = 0;
+    while at < bytes.len() {
+        let hex = |at: usize| bytes.get(at).and_then(|byte| (*byte as char).to_digit(16));
+        match (bytes[at], hex(at + 1), hex(at + 2)) {
+            (b'%', Some(high), Some(low)) => {
+                out.push((high * 16 + low) as u8);
+                at += 2;
+            }
+            (b'+', ..) if plus => out.push(b' '),
+            (byte, ..) => out.push(byte),
+        }
+        at += 1;
+    }
+    String::from_utf8(out).unwrap_or_else(|bad| String::from_utf8_lossy(bad.as_bytes()).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::Value;
+
+    #[test]
+    fn percent_decoding() {
+        for (text, plus, decoded) in [
+            ("a%20b", false, "a b"),
+            ("a+b", false, "a+b"),
+            ("a+b", true, "a b"),
+            ("%zz%4", false, "%zz%4"),
+            ("%c3%A4", false, "ä"),
+            ("%ff", false, "\u{fffd}"),
+        ] {
+            assert_eq!(percent_decode(text, plus), decoded);
+        }
+    }
+
+    #[test]
+    fn query_parameters() {
+        let request = Request::for_tests(Method::GET, "/x?via=a&limit=10&via=b%3A1&flag&bad=x", "");
+        assert_eq!(request.query_all("via").collect::<Vec<_>>(), ["a", "b:1"]);
+        assert_eq!(request.query_as::<u32>("limit").unwrap(), Some(10));
+        assert_eq!(request.query("flag").as_deref(), Some(""));
+        assert_eq!(request.query_as::<u32>("bad").unwrap_err().errcode, "M_INVALID_PARAM");
+        assert_eq!(request.path(), "/x");
+    }
+
+    #[tokio::test]
+    async fn json_bodies_and_what_is_wrong_with_them() {
+        async fn code(body: &str) -> String {
+            let mut request = Request::for_tests(Method::POST, "/x", body);
+            match request.json::<std::collections::BTreeMap<String, u32>>().await {
+                Ok(_) => "ok".to_owned(),
+                Err(bad) => Answer::from(bad).errcode.into_owned(),
+            }
+        }
+        assert_eq!(code(r#"{"a":1}"#).await, "ok");
+        assert_eq!(code(r#"{"a":"#).await, "M_NOT_JSON");
+        assert_eq!(code("").await, "M_NOT_JSON");
+        assert_eq!(code(r#"{"a":"b"}"#).await, "M_BAD_JSON");
+        let mut request = Request::for_tests(Method::POST, "/x", "");
+        assert_eq!(request.json_or_empty::<Value>().await.unwrap(), serde_json::json!({}));
+        let mut request = Request::for_tests(Method::POST, "/x", "0123456789");
+        assert_eq!(Answer::from(request.bytes(9).await.unwrap_err()).errcode, "M_TOO_LARGE");
+    }
+
+    #[test]
+    fn tokens_come_from_the_header_or_the_query() {
+        let request = Request::for_tests(Method::GET, "/x?access_token=q", "");
+        assert_eq!(request.access_token().as_deref(), Some("q"));
+        assert_eq!(request.with_header("authorization", "bearer h").access_token().as_deref(), Some("h"));
+    }
+}

@@ -1,0 +1,119 @@
+//! What a handler answers.
+
+use super::body::{self, Body};
+use super::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use crate::base::Chunks;
+use crate::budget::Grant;
+use bytes::Bytes;
+use serde::Serialize;
+
+/// Status, headers and a body that is small, or streamed with a grant.
+pub struct Response {
+    status: StatusCode,
+    headers: HeaderMap,
+    body: Body,
+}
+
+impl Response {
+    /// An answer without a body.
+    pub fn empty(status: StatusCode) -> Self {
+        Self { status, headers: HeaderMap::new(), body: Body::empty() }
+    }
+
+    /// `{}`, which many endpoints answer.
+    pub fn ok() -> Self {
+        Self::json_bytes(StatusCode::OK, Bytes::from_static(b"{}"))
+    }
+
+    /// 200 with a small value. What a room decides the length of is never given here but to [`Response::stream`].
+    pub fn json(value: &impl Serialize) -> Self {
+        Self::json_with(StatusCode::OK, value)
+    }
+
+    pub fn json_with(status: StatusCode, value: &impl Serialize) -> Self {
+        match serde_json::to_vec(value) {
+            Ok(bytes) => Self::json_bytes(status, bytes),
+            Err(cause) => super::Answer::internal(format_args!("an answer that is not JSON: {cause}")).into_response(),
+        }
+    }
+
+    /// JSON that is already written.
+    pub fn json_bytes(status: StatusCode, bytes: impl Into<Bytes>) -> Self {
+        Self::bytes(status, "application/json", bytes)
+    }
+
+    pub fn bytes(status: StatusCode, content_type: &str, bytes: impl Into<Bytes>) -> Self {
+        Self::of(status, content_type, Body::small(bytes.into(), None))
+    }
+
+    /// Bytes with the grant that pays for them; it is returned when the last of them has been sent.
+    pub fn charged(status: StatusCode, content_type: &str, bytes: Vec<u8>, grant: Grant) -> Self {
+        Self::of(status, content_type, Body::small(bytes.into(), Some(grant)))
+    }
+
+    /// A small page of our own. It may load nothing and be framed by nobody.
+    pub fn html(page: impl Into<Bytes>) -> Self {
+        Self::bytes(StatusCode::OK, "text/html; charset=utf-8", page)
+            .header(
+                "content-security-policy",
+                "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; frame-ancestors 'none'",
+            )
+            .header("x-content-type-options", "nosniff")
+            .header("referrer-policy", "no-referrer")
+            .header("cache-control", "no-store")
+    }
+
+    /// 200 with JSON made a bounded piece at a time, see [`super::stream`].
+    pub fn stream(grant: Grant, chunks: impl Chunks) -> Self {
+        Self::of(StatusCode::OK, "application/json", body::stream(grant, chunks))
+    }
+
+    /// A body of any kind.
+    pub fn of(status: StatusCode, content_type: &str, body: Body) -> Self {
+        Self { status, headers: HeaderMap::new(), body }.header("content-type", content_type)
+    }
+
+    /// Sets a header. A value that cannot be one (a stranger chose it) is left out.
+    pub fn header(mut self, name: &str, value: &str) -> Self {
+        if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::from_str(value)) {
+            self.headers.insert(name, value);
+        }
+        self
+    }
+
+    pub fn with_status(mut self, status: StatusCode) -> Self {
+        self.status = status;
+        self
+    }
+
+    pub fn status(&self) -> StatusCode {
+        self.status
+    }
+
+    pub fn headers(&self) -> &HeaderMap {
+        &self.headers
+    }
+
+    /// The body when it is a small one.
+    pub fn body_bytes(&self) -> Option<&[u8]> {
+        self.body.as_small()
+    }
+
+    /// What a GET would have answered, without its body.
+    pub(super) fn into_head(mut self) -> Self {
+        if let Some(len) = self.body.len()
+            && !self.headers.contains_key(header::CONTENT_LENGTH)
+        {
+            self.headers.insert(header::CONTENT_LENGTH, len.into());
+        }
+        self.body = Body::empty();
+        self
+    }
+
+    pub(super) fn into_hyper(self) -> hyper::Response<Body> {
+        let mut response = hyper::Response::new(self.body);
+        *response.status_mut() = self.status;
+        *response.headers_mut() = self.headers;
+        response
+    }
+}

@@ -1,0 +1,305 @@
+//! The table of paths.
+//!
+//! Surfaces register handlers under a method and a template with `{param}`s. The table is built once at start and never
+//! changes; a look-up is one walk down a prefix tree.
+
+use super::{Answer, Method, Request, Response, StatusCode};
+use std::collections::HashMap;
+use std::pin::Pin;
+use std::sync::Arc;
+
+/// Prefixes of endpoints that were in r0 and are in v3, in the order of their age.
+pub const CLIENT_R0_V3: [&str; 2] = ["/_matrix/client/r0", "/_matrix/client/v3"];
+
+type Handler = Box<dyn Fn(Request) -> Pin<Box<dyn Future<Output = Response> + Send>> + Send + Sync>;
+
+/// Every path this server answers.
+#[derive(Default)]
+pub struct Router {
+    /// Normalised template → index into `paths`. Methods of one path may name its parameters differently.
+    tree: matchit::Router<usize>,
+    index: HashMap<String, usize>,
+    paths: Vec<Path>,
+}
+
+/// One path with its methods; few, so a list.
+#[derive(Default)]
+struct Path {
+    methods: Vec<(Method, Route)>,
+}
+
+struct Route {
+    template: String,
+    params: Vec<String>,
+    handler: Handler,
+}
+
+/// Registers the endpoints of one surface; made by [`Router::surface`].
+pub struct Routes<'a, S> {
+    router: &'a mut Router,
+    surface: Arc<S>,
+}
+
+impl Router {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Endpoints added through the result get `surface` with every request.
+    pub fn surface<S: Send + Sync + 'static>(&mut self, surface: &Arc<S>) -> Routes<'_, S> {
+        Routes { router: self, surface: surface.clone() }
+    }
+
+    /// Answers one request: the handler's response, or 404 or 405 `M_UNRECOGNIZED`.
+    pub async fn dispatch(&self, mut request: Request) -> Response {
+        let cors = wants_cors(request.path());
+        let method = request.method().clone();
+        let response = match self.find(&method, request.path()) {
+            Found::Route(route, values) => {
+                request.set_route(&route.template, &route.params, values);
+                (route.handler)(request).await
+            }
+            Found::Nothing if method == Method::OPTIONS && cors => Response::empty(StatusCode::NO_CONTENT),
+            Found::OtherMethod if method == Method::OPTIONS && cors => Response::empty(StatusCode::NO_CONTENT),
+            Found::OtherMethod => Answer::wrong_method().into_response(),
+            Found::Nothing => Answer::unrecognized().into_response(),
+        };
+        let response = if method == Method::HEAD { response.into_head() } else { response };
+        if cors { with_cors(response) } else { response }
+    }
+
+    /// Every registered template with its method, for tests and tools.
+    pub fn list(&self) -> impl Iterator<Item = (&Method, &str)> {
+        self.paths.iter().flat_map(|path| path.methods.iter().map(|(method, route)| (method, route.template.as_str())))
+    }
+
+    fn find(&self, method: &Method, path: &str) -> Found<'_> {
+        let Ok(found) = self.tree.at(path) else { return Found::Nothing };
+        let methods = &self.paths[*found.value].methods;
+        let of = |wanted: &Method| methods.iter().find(|(method, _)| method == wanted).map(|(_, route)| route);
+        let route = of(method).or_else(|| if method == Method::HEAD { of(&Method::GET) } else { None });
+        let Some(route) = route else { return Found::OtherMethod };
+        Found::Route(route, found.params.iter().map(|(_, value)| value.to_owned()).collect())
+    }
+
+    fn insert(&mut self, method: Method, template: &str, handler: Handler) {
+        let (normal, params) = normalise(template);
+        let at = match self.index.get(&normal) {
+            Some(&at) => at,
+            None => self.insert_path(normal),
+        };
+        let known = self.paths[at].methods.iter().any(|(known, _)| *known == method);
+        assert!(!known, "{method} {template} is registered once");
+        self.paths[at].methods.push((method, Route { template: template.to_owned(), params, handler }));
+    }
+
+    fn insert_path(&mut self, normal: String) -> usize {
+        let at = self.paths.len();
+        self.paths.push(Path::default());
+        if let Err(conflict) = self.tree.insert(&normal, at) {
+            panic!("every template fits beside the others: {normal}: {conflict}");
+        }
+        self.index.insert(normal, at);
+        at
+    }
+}
+
+enum Found<'a> {
+    Route(&'a Route, Vec<String>),
+    OtherMethod,
+    Nothing,
+}
+
+impl<S: Send + Sync + 'static> Routes<'_, S> {
+    /// Registers a handler. A template that ends in `/` is also answered without it.
+    ///
+    /// Handlers are `async fn(Arc<S>, Request) -> Result<Response, E>`, where the surface's `E` becomes an [`Answer`].
+    pub fn add<F, Fut, E>(&mut self, method: Method, template: &str, handler: F) -> &mut Self
+    where
+        F: Fn(Arc<S>, Request) -> Fut + Send + Sync + Clone + 'static,
+        Fut: Future<Output = Result<Response, E>> + Send + 'static,
+        E: Into<Answer> + 'static,
+    {
+        if let Some(bare) = template.strip_suffix('/').filter(|bare| !bare.is_empty()) {
+            self.router.insert(method.clone(), bare, boxed(self.surface.clone(), handler.clone()));
+        }
+        self.router.insert(method, template, boxed(self.surface.clone(), handler));
+        self
+    }
+
+    pub fn get<F, Fut, E>(&mut self, template: &str, handler: F) -> &mut Self
+    where
+        F: Fn(Arc<S>, Request) -> Fut + Send + Sync + Clone + 'static,
+        Fut: Future<Output = Result<Response, E>> + Send + 'static,
+        E: Into<Answer> + 'static,
+    {
+        self.add(Method::GET, template, handler)
+    }
+
+    pub fn put<F, Fut, E>(&mut self, template: &str, handler: F) -> &mut Self
+    where
+        F: Fn(Arc<S>, Request) -> Fut + Send + Sync + Clone + 'static,
+        Fut: Future<Output = Result<Response, E>> + Send + 'static,
+        E: Into<Answer> + 'static,
+    {
+        self.add(Method::PUT, template, handler)
+    }
+
+    pub fn post<F, Fut, E>(&mut self, template: &str, handler: F) -> &mut Self
+    where
+        F: Fn(Arc<S>, Request) -> Fut + Send + Sync + Clone + 'static,
+        Fut: Future<Output = Result<Response, E>> + Send + 'static,
+        E: Into<Answer> + 'static,
+    {
+        self.add(Method::POST, template, handler)
+    }
+
+    pub fn delete<F, Fut, E>(&mut self, template: &str, handler: F) -> &mut Self
+    where
+        F: Fn(Arc<S>, Request) -> Fut + Send + Sync + Clone + 'static,
+        Fut: Future<Output = Result<Response, E>> + Send + 'static,
+        E: Into<Answer> + 'static,
+    {
+        self.add(Method::DELETE, template, handler)
+    }
+
+    /// Registers one handler under `/_matrix/client/r0` and `/_matrix/client/v3`; `rest` begins with a slash.
+    pub fn r0_v3<F, Fut, E>(&mut self, method: Method, rest: &str, handler: F) -> &mut Self
+    where
+        F: Fn(Arc<S>, Request) -> Fut + Send + Sync + Clone + 'static,
+        Fut: Future<Output = Result<Response, E>> + Send + 'static,
+        E: Into<Answer> + 'static,
+    {
+        self.under(&CLIENT_R0_V3, method, rest, handler)
+    }
+
+    /// Registers one handler under each of several prefixes.
+    pub fn under<F, Fut, E>(&mut self, prefixes: &[&str], method: Method, rest: &str, handler: F) -> &mut Self
+    where
+        F: Fn(Arc<S>, Request) -> Fut + Send + Sync + Clone + 'static,
+        Fut: Future<Output = Result<Response, E>> + Send + 'static,
+        E: Into<Answer> + 'static,
+    {
+        for prefix in prefixes {
+            self.add(method.clone(), &format!("{prefix}{rest}"), handler.clone());
+        }
+        self
+    }
+
+    /// A small fixed page, such as the fallback pages under `/_matrix/static`.
+    pub fn page(&mut self, template: &str, page: &'static str) -> &mut Self {
+        self.get(template, move |_, _| async move { Ok::<_, Answer>(Response::html(page)) })
+    }
+}
+
+fn boxed<S, F, Fut, E>(surface: Arc<S>, handler: F) -> Handler
+where
+    S: Send + Sync + 'static,
+    F: Fn(Arc<S>, Request) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Result<Response, E>> + Send + 'static,
+    E: Into<Answer> + 'static,
+{
+    Box::new(move |request| {
+        let answered = handler(surface.clone(), request);
+        Box::pin(async move { answered.await.unwrap_or_else(|error| error.into().into_response()) })
+    })
+}
+
+/// `/rooms/{room_id}/x` → `/rooms/{0}/x` and `["room_id"]`; a catch-all keeps its star.
+fn normalise(template: &str) -> (String, Vec<String>) {
+    let mut params = Vec::new();
+    let parts: Vec<String> = template
+        .split('/')
+        .map(|part| match part.strip_prefix('{').and_then(|part| part.strip_suffix('}')) {
+            Some(name) => {
+                let star = if name.starts_with('*') { "*" } else { "" };
+                params.push(name.trim_start_matches('*').to_owned());
+                format!("{{{star}p{}}}", params.len())
+            }
+            None => part.to_owned(),
+        })
+        .collect();
+    (parts.join("/"), params)
+}
+
+/// Web apps from any origin may call these; servers never do.
+fn wants_cors(path: &str) -> bool {
+    ["/_matrix/client/", "/_matrix/media/", "/_matrix/static/", "/.well-known/matrix/"]
+        .iter()
+        .any(|prefix| path.starts_with(prefix))
+}
+
+/// The headers the client-server API's section "Web Browser Clients" asks for.
+fn with_cors(response: Response) -> Response {
+    response
+        .header("access-control-allow-origin", "*")
+        .header("access-control-allow-methods", "GET, HEAD, POST, PUT, DELETE, OPTIONS, PATCH")
+        .header("access-control-allow-headers", "X-Requested-With, Content-Type, Authorization, Date")
+        .header("access-control-expose-headers", "Retry-After")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Nothing;
+
+    async fn echo(_: Arc<Nothing>, request: Request) -> Result<Response, Answer> {
+        let all: Vec<String> = ["room", "kind", "key", "rest"]
+            .iter()
+            .filter_map(|name| request.param_maybe(name).map(|value| format!("{name}={value}")))
+            .collect();
+        Ok(Response::bytes(StatusCode::OK, "text/plain", all.join(" ")))
+    }
+
+    fn router() -> Router {
+        let mut router = Router::new();
+        let surface = Arc::new(Nothing);
+        router
+            .surface(&surface)
+            .r0_v3(Method::GET, "/rooms/{room}/state/{kind}/", echo)
+            .r0_v3(Method::GET, "/rooms/{room}/state/{kind}/{key}", echo)
+            .r0_v3(Method::PUT, "/rooms/{room_id}/state/{event_type}/{state_key}", echo)
+            .get("/_matrix/federation/v1/version", echo)
+            .get("/_snug/{*rest}", echo);
+        router
+    }
+
+    async fn check(method: Method, target: &str, status: u16, body: &str) -> Response {
+        let response = router().dispatch(Request::for_tests(method, target, "")).await;
+        assert_eq!(response.status().as_u16(), status, "{target}");
+        if let Some(bytes) = response.body_bytes().filter(|bytes| !bytes.starts_with(b"{")) {
+            assert_eq!(String::from_utf8_lossy(bytes), body, "{target}");
+        }
+        response
+    }
+
+    #[tokio::test]
+    async fn paths_find_their_handlers() {
+        let get = Method::GET;
+        check(get.clone(), "/_matrix/client/v3/rooms/%21a%2Fb:c/state/m.x/k%20k", 200, "room=!a/b:c kind=m.x key=k k")
+            .await;
+        check(get.clone(), "/_matrix/client/r0/rooms/!a/state/m.x/?q=1", 200, "room=!a kind=m.x").await;
+        check(get.clone(), "/_matrix/client/r0/rooms/!a/state/m.x", 200, "room=!a kind=m.x").await;
+        check(get.clone(), "/_snug/a/b", 200, "rest=a/b").await;
+        check(get.clone(), "/_matrix/client/v3/nothing", 404, "").await;
+        check(Method::PATCH, "/_matrix/client/v3/rooms/!a/state/m.x/k", 405, "").await;
+        check(Method::OPTIONS, "/_matrix/client/v3/nothing", 204, "").await;
+        check(Method::OPTIONS, "/_matrix/federation/v1/version", 405, "").await;
+    }
+
+    #[tokio::test]
+    async fn client_paths_have_cors_and_server_paths_do_not() {
+        let cors = "access-control-allow-origin";
+        let response = check(Method::GET, "/_matrix/client/v3/nothing", 404, "").await;
+        assert_eq!(response.headers().get(cors).unwrap(), "*");
+        let response = check(Method::GET, "/_matrix/federation/v1/version", 200, "").await;
+        assert!(response.headers().get(cors).is_none());
+    }
+
+    #[tokio::test]
+    async fn head_is_get_without_a_body() {
+        let response = check(Method::HEAD, "/_snug/abc", 200, "").await;
+        assert_eq!(response.headers().get("content-length").unwrap(), "8");
+    }
+}

@@ -1,0 +1,215 @@
+//! Certificates: read from PEM files, swapped when the files change, without a restart.
+//!
+//! A renewal that cannot be read keeps the certificate that works and says why in the log, once for each broken version.
+
+use crate::base::{self, Clock};
+use rustls::crypto::{CryptoProvider, ring};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::{ClientHello, ResolvesServerCert, ServerSessionMemoryCache};
+use rustls::sign::CertifiedKey;
+use rustls::{CipherSuite, ServerConfig};
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, SystemTime};
+
+/// How often the files' times are looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
+/// Resumable sessions remembered, about 300 bytes each.
+const SESSIONS_MAX: usize = 128;
+/// Certificate files are small; a larger one is a mistake.
+const PEM_BYTES_MAX: u64 = 256 * 1024;
+
+/// A certificate chain with its key, as last read from its files.
+pub struct Certificate {
+    chain_file: PathBuf,
+    key_file: PathBuf,
+    current: RwLock<Arc<CertifiedKey>>,
+}
+
+/// Why a certificate cannot be used: a sentence that names the file.
+#[derive(Debug)]
+pub struct Unusable(String);
+
+impl Certificate {
+    /// Reads both files; blocking.
+    pub fn read(chain_file: &Path, key_file: &Path) -> Result<Arc<Self>, Unusable> {
+        let current = RwLock::new(Arc::new(read_pair(chain_file, key_file)?));
+        Ok(Arc::new(Self { chain_file: chain_file.to_owned(), key_file: key_file.to_owned(), current }))
+    }
+
+    /// The server side of TLS with this certificate, for HTTP/2 and 1.1.
+    pub fn server_config(self: &Arc<Self>) -> Result<Arc<ServerConfig>, Unusable> {
+        let mut config = ServerConfig::builder_with_provider(provider())
+            .with_safe_default_protocol_versions()
+            .map_err(|error| Unusable(error.to_string()))?
+            .with_no_client_auth()
+            .with_cert_resolver(self.clone());
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        config.session_storage = ServerSessionMemoryCache::new(SESSIONS_MAX);
+        config.send_tls13_tickets = 1;
+        // Our order is the order of what this board does fast; a phone does either.
+        config.ignore_client_order = true;
+        Ok(Arc::new(config))
+    }
+
+    /// Looks at the files now and then, for ever; run as a task.
+    pub async fn keep_current(self: Arc<Self>, clock: Clock) {
+        let mut seen = self.stamp().await;
+        loop {
+            clock.sleep(LOOK_EVERY).await;
+            let stamp = self.stamp().await;
+            if stamp != seen {
+                seen = stamp;
+                let this = self.clone();
+                base::blocking(move || this.reread()).await;
+            }
+        }
+    }
+
+    /// Reads the files again; blocking. The old certificate stays when they are not usable.
+    pub fn reread(&self) {
+        match read_pair(&self.chain_file, &self.key_file) {
+            Ok(pair) => {
+                *self.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(pair);
+                tracing::info!("certificate {} read again", self.chain_file.display());
+            }
+            Err(error) => tracing::error!("the new certificate is not usable, the old one stays: {error}"),
+        }
+    }
+
+    async fn stamp(&self) -> [Option<(SystemTime, u64)>; 2] {
+        let files = [self.chain_file.clone(), self.key_file.clone()];
+        base::blocking(move || {
+            files.map(|file| std::fs::metadata(file).ok().and_then(|meta| Some((meta.modified().ok()?, meta.len()))))
+        })
+        .await
+    }
+}
+
+impl fmt::Debug for Certificate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Certificate({})", self.chain_file.display())
+    }
+}
+
+impl ResolvesServerCert for Certificate {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.current.read().unwrap_or_else(PoisonError::into_inner).clone())
+    }
+}
+
+impl fmt::Display for Unusable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Unusable {}
+
+/// Ring's algorithms, ChaCha20-Poly1305 first on processors without AES instructions (a Pi before the 5): three to five
+/// times faster there, and constant-time.
+pub fn provider() -> Arc<CryptoProvider> {
+    let mut provider = ring::default_provider();
+    if !has_aes() {
+        let chacha = |suite: CipherSuite| {
+            matches!(
+                suite,
+                CipherSuite::TLS13_CHACHA20_POLY1305_SHA256
+                    | CipherSuite::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256
+                    | CipherSuite::TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256
+            )
+        };
+        provider.cipher_suites.sort_by_key(|suite| !chacha(suite.suite()));
+    }
+    Arc::new(provider)
+}
+
+fn has_aes() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return std::arch::is_x86_feature_detected!("aes");
+    #[cfg(target_arch = "aarch64")]
+    return std::arch::is_aarch64_feature_detected!("aes");
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    return false;
+}
+
+fn read_pair(chain_file: &Path, key_file: &Path) -> Result<CertifiedKey, Unusable> {
+    let chain = CertificateDer::pem_slice_iter(&read_small(chain_file)?)
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|error| unusable(chain_file, error))?;
+    if chain.is_empty() {
+        return Err(unusable(chain_file, "it has no certificate in it"));
+    }
+    let key = PrivateKeyDer::from_pem_slice(&read_small(key_file)?).map_err(|error| unusable(key_file, error))?;
+    let key = ring::sign::any_supported_type(&key).map_err(|error| unusable(key_file, error))?;
+    let pair = CertifiedKey::new(chain, key);
+    match pair.keys_match() {
+        // "Unknown" is a key that cannot tell its public half, which is no sign of a mismatch.
+        Ok(()) | Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::Unknown)) => Ok(pair),
+        Err(error) => Err(unusable(key_file, format_args!("it does not belong to {}: {error}", chain_file.display()))),
+    }
+}
+
+fn read_small(file: &Path) -> Result<Vec<u8>, Unusable> {
+    let len = std::fs::metadata(file).map_err(|error| unusable(file, error))?.len();
+    if len > PEM_BYTES_MAX {
+        return Err(unusable(file, "it is too large to be a PEM file"));
+    }
+    std::fs::read(file).map_err(|error| unusable(file, error))
+}
+
+fn unusable(file: &Path, why: impl fmt::Display) -> Unusable {
+    Unusable(format!("{}: {why}", file.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write_pair(folder: &Path) -> (PathBuf, PathBuf) {
+        let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+        let (chain, key) = (folder.join("cert.pem"), folder.join("key.pem"));
+        std::fs::write(&chain, made.cert.pem()).unwrap();
+        std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
+        (chain, key)
+    }
+
+    fn scratch(name: &str) -> PathBuf {
+        let folder = std::env::temp_dir().join(format!("snug-tls-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        folder
+    }
+
+    fn leaf(certificate: &Certificate) -> Vec<u8> {
+        certificate.current.read().unwrap().cert[0].to_vec()
+    }
+
+    #[test]
+    fn a_renewal_is_taken_and_a_broken_one_is_not() {
+        let folder = scratch("renewal");
+        let (chain, key) = write_pair(&folder);
+        let certificate = Certificate::read(&chain, &key).unwrap();
+        certificate.server_config().unwrap();
+        let first = leaf(&certificate);
+        write_pair(&folder);
+        certificate.reread();
+        let second = leaf(&certificate);
+        assert_ne!(first, second);
+        std::fs::write(&chain, "rubbish").unwrap();
+        certificate.reread();
+        assert_eq!(leaf(&certificate), second);
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn a_key_of_another_certificate_is_refused() {
+        let (one, two) = (scratch("one"), scratch("two"));
+        let ((chain, _), (_, key)) = (write_pair(&one), write_pair(&two));
+        let error = Certificate::read(&chain, &key).unwrap_err().to_string();
+        assert!(error.contains("does not belong to"), "{error}");
+        std::fs::remove_dir_all(one).unwrap();
+        std::fs::remove_dir_all(two).unwrap();
+    }
+}

@@ -1,0 +1,188 @@
+//! What a connection is waiting for its peer to do, and since when.
+//!
+//! One per connection. Response pieces hold a ticket from the moment they are handed to the HTTP library until their last
+//! byte has left; the socket notes when a write could not go on. The connection's own loop looks every few seconds and
+//! hangs up on a peer that reads nothing, whatever the protocol version hides.
+
+use crate::base::Clock;
+use std::collections::BTreeMap;
+use std::io;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+pub struct Watch {
+    clock: Clock,
+    /// When the socket first would not take more, in ms + 1; zero while it does.
+    write_blocked_ms: AtomicU64,
+    /// Requests whose answers are not finished.
+    active: AtomicUsize,
+    /// When the last of them finished, or the connection began, in ms.
+    quiet_since_ms: AtomicU64,
+    /// Ticket → when it was taken, in ms. As many as the HTTP library buffers: a few for each stream.
+    tickets: Mutex<BTreeMap<u64, u64>>,
+    next: AtomicU64,
+}
+
+impl Watch {
+    pub fn new(clock: Clock) -> Arc<Self> {
+        let now = millis(&clock);
+        Arc::new(Self {
+            clock,
+            write_blocked_ms: AtomicU64::new(0),
+            active: AtomicUsize::new(0),
+            quiet_since_ms: AtomicU64::new(now),
+            tickets: Mutex::default(),
+            next: AtomicU64::new(0),
+        })
+    }
+
+    /// A request begins; it ends when the result is dropped.
+    pub fn begin(self: &Arc<Self>) -> Active {
+        self.active.fetch_add(1, Relaxed);
+        Active(self.clone())
+    }
+
+    /// A piece is handed over; the ticket is dropped with its bytes.
+    pub fn ticket(self: &Arc<Self>) -> Ticket {
+        let id = self.next.fetch_add(1, Relaxed);
+        let now = millis(&self.clock);
+        self.tickets.lock().unwrap_or_else(PoisonError::into_inner).insert(id, now);
+        Ticket { watch: self.clone(), id }
+    }
+
+    /// How long nothing has been asked, if nothing is being answered.
+    pub fn idle(&self) -> Option<Duration> {
+        let quiet = millis(&self.clock).saturating_sub(self.quiet_since_ms.load(Relaxed));
+        (self.active.load(Relaxed) == 0).then(|| Duration::from_millis(quiet))
+    }
+
+    /// How long the peer has left us waiting with bytes for it.
+    pub fn stalled(&self) -> Duration {
+        let now = millis(&self.clock);
+        let blocked = match self.write_blocked_ms.load(Relaxed) {
+            0 => now,
+            since => since - 1,
+        };
+        // Ids ascend with time, so the first is the oldest.
+        let tickets = self.tickets.lock().unwrap_or_else(PoisonError::into_inner);
+        let oldest = tickets.first_key_value().map_or(now, |(_, since)| *since);
+        Duration::from_millis(now.saturating_sub(blocked.min(oldest)))
+    }
+
+    fn wrote<T>(&self, result: Poll<T>) -> Poll<T> {
+        if result.is_ready() {
+            self.write_blocked_ms.store(0, Relaxed);
+        } else if self.write_blocked_ms.load(Relaxed) == 0 {
+            self.write_blocked_ms.store(millis(&self.clock) + 1, Relaxed);
+        }
+        result
+    }
+}
+
+fn millis(clock: &Clock) -> u64 {
+    clock.instant().as_millis() as u64
+}
+
+pub struct Active(Arc<Watch>);
+
+impl Drop for Active {
+    fn drop(&mut self) {
+        self.0.quiet_since_ms.store(millis(&self.0.clock), Relaxed);
+        self.0.active.fetch_sub(1, Relaxed);
+    }
+}
+
+pub struct Ticket {
+    watch: Arc<Watch>,
+    id: u64,
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.watch.tickets.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.id);
+    }
+}
+
+/// A socket that tells its watch when a write blocks.
+pub struct Watched<T> {
+    inner: T,
+    watch: Arc<Watch>,
+}
+
+impl<T> Watched<T> {
+    pub fn new(inner: T, watch: Arc<Watch>) -> Self {
+        Self { inner, watch }
+    }
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for Watched<T> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_read(cx, buf)
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Watched<T> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.inner).poll_write(cx, buf);
+        self.watch.wrote(result)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.inner).poll_write_vectored(cx, bufs);
+        self.watch.wrote(result)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let result = Pin::new(&mut self.inner).poll_flush(cx);
+        self.watch.wrote(result)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let result = Pin::new(&mut self.inner).poll_shutdown(cx);
+        self.watch.wrote(result)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_oldest_wait_counts() {
+        let clock = Clock::simulated(0);
+        let watch = Watch::new(clock.clone());
+        let first = watch.ticket();
+        clock.advance(Duration::from_secs(3));
+        let second = watch.ticket();
+        clock.advance(Duration::from_secs(2));
+        assert_eq!(watch.stalled(), Duration::from_secs(5));
+        drop(first);
+        assert_eq!(watch.stalled(), Duration::from_secs(2));
+        drop(second);
+        assert_eq!(watch.stalled(), Duration::ZERO);
+    }
+
+    #[test]
+    fn idle_only_between_requests() {
+        let clock = Clock::simulated(0);
+        let watch = Watch::new(clock.clone());
+        let active = watch.begin();
+        clock.advance(Duration::from_secs(3));
+        assert_eq!(watch.idle(), None);
+        drop(active);
+        clock.advance(Duration::from_secs(1));
+        assert_eq!(watch.idle(), Some(Duration::from_secs(1)));
+    }
+}
