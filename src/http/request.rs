@@ -270,6 +270,10 @@ impl Request {
     /// Reads on a little without keeping anything: a peer that is still writing when the connection closes may never
     /// see why.
     async fn discard(&mut self) {
+        // Such a peer sends nothing before it has seen an answer.
+        if self.headers.contains_key(header::EXPECT) {
+            return;
+        }
         let clock = self.tools.clock.clone();
         let Inbound::Wire(body) = &mut self.inbound else { return };
         let drain = async {

@@ -92,7 +92,8 @@ pub struct Door {
     pressed: Notify,
     phase: watch::Sender<Phase>,
     open: AtomicUsize,
-    emptied: Notify,
+    /// Told whenever a connection has ended.
+    left: Notify,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -154,7 +155,7 @@ impl Door {
             pressed: Notify::new(),
             phase: watch::Sender::new(Phase::Open),
             open: AtomicUsize::new(0),
-            emptied: Notify::new(),
+            left: Notify::new(),
         })
     }
 
@@ -188,27 +189,25 @@ impl Door {
 
     async fn empty(&self) {
         loop {
-            let emptied = self.emptied.notified();
+            let left = self.left.notified();
             if self.open.load(SeqCst) == 0 {
                 return;
             }
-            emptied.await;
+            left.await;
         }
     }
 
     /// Memory for one connection, however long it takes; meanwhile idle connections are asked to go.
     async fn permit(&self) -> Grant {
         loop {
+            // Before looking, so that a connection that ends in between is not missed.
+            let left = self.left.notified();
             if let Ok(grant) = self.connections.try_take(self.sizes.connection_bytes) {
                 return grant;
             }
             self.pressed.notify_waiters();
             tokio::select! {
-                taken = self.connections.take(self.sizes.connection_bytes) => match taken {
-                    Ok(grant) => return grant,
-                    // Waited out: the backlog goes on waiting with us. The pause bounds the loop if it cannot ever fit.
-                    Err(_) => self.clock.sleep(PRESS_EVERY).await,
-                },
+                () = left => {}
                 () = self.clock.sleep(PRESS_EVERY) => {}
             }
         }
@@ -218,7 +217,8 @@ impl Door {
         let (door, router, tls) = (self.clone(), router.clone(), listener.tls.clone());
         let counted = Counted::new(&door);
         tokio::spawn(async move {
-            let (_permit, _counted) = (permit, counted);
+            // Dropped last to first: whoever is told that a connection ended finds its memory free.
+            let (_counted, _permit) = (counted, permit);
             match (stream, tls) {
                 (Stream::Tcp(stream), None) => door.run(stream, Peer { ip, tls: false }, router).await,
                 (Stream::Tcp(stream), Some(config)) => {
@@ -379,9 +379,8 @@ impl Counted {
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        if self.0.open.fetch_sub(1, SeqCst) == 1 {
-            self.0.emptied.notify_waiters();
-        }
+        self.0.open.fetch_sub(1, SeqCst);
+        self.0.left.notify_waiters();
     }
 }
 
