@@ -1,1 +1,51 @@
-//! (being built)
+//! What apps call: the client-server API.
+//!
+//! `routes.rs` lists every endpoint; an endpoint or a close family is a file. `auth.rs` says who asks, `error.rs` turns the
+//! errors of the parts below into answers. `sync/` is the long one.
+
+use ruma::OwnedServerName;
+
+use crate::base::{Clock, Random};
+use crate::budget::Budget;
+use crate::feed::Feed;
+use crate::media::Media;
+use crate::room::Rooms;
+use crate::user::Users;
+
+pub mod routes;
+
+/// Who may make an account over the API.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Registration {
+    /// Anybody who reaches the server.
+    Open,
+    /// Nobody; the owner makes accounts with `snug user add`.
+    Closed,
+    /// Who knows one of these tokens.
+    Token(Vec<String>),
+}
+
+/// The settings apps are told of or feel.
+#[derive(Debug, Clone)]
+pub struct Options {
+    pub server_name: OwnedServerName,
+    pub registration: Registration,
+    /// `https://…` that apps are told in `/.well-known/matrix/client`; none: not told.
+    pub public_url: Option<String>,
+    /// `host:port` other servers are told in `/.well-known/matrix/server`; none: not told.
+    pub federation_name: Option<String>,
+    /// Largest upload in bytes.
+    pub upload_bytes_max: u64,
+}
+
+/// What the handlers are given.
+pub struct Client {
+    pub rooms: Rooms,
+    pub users: Users,
+    pub media: Media,
+    pub feed: Feed,
+    pub clock: Clock,
+    pub random: Random,
+    pub budget: Budget,
+    pub options: Options,
+}

@@ -79,9 +79,9 @@ impl Claim {
 
     /// The target under which the signature would have been right.
     fn explain(&self, us: &ServerName, content: Option<&[u8]>) -> Option<String> {
-        rewritings(&self.target).into_iter().find(|target| {
-            sign::request::check(&self.header, &self.key, us, &self.method, target, content).is_ok()
-        })
+        rewritings(&self.target)
+            .into_iter()
+            .find(|target| sign::request::check(&self.header, &self.key, us, &self.method, target, content).is_ok())
     }
 }
 

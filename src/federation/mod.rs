@@ -1,1 +1,45 @@
-//! (being built)
+//! What other servers call: the server-server API.
+//!
+//! `auth.rs` says which server asks; then a file per endpoint family, listed in `routes.rs`; `error.rs` turns the errors of the
+//! parts below into answers.
+
+use std::sync::Arc;
+
+use ruma::OwnedServerName;
+
+use crate::base::Clock;
+use crate::budget::{Account, Budget};
+use crate::matrix::sign;
+use crate::media::Media;
+use crate::remote::Remote;
+use crate::room::Rooms;
+use crate::user::Users;
+
+pub mod auth;
+pub mod key;
+pub mod routes;
+
+/// A key this server signed with before.
+#[derive(Debug, Clone)]
+pub struct OldKey {
+    pub id: String,
+    pub public: sign::PublicKey,
+    pub expired_ms: u64,
+}
+
+/// What the handlers are given.
+pub struct Federation {
+    pub rooms: Rooms,
+    pub users: Users,
+    pub media: Media,
+    pub remote: Remote,
+    pub clock: Clock,
+    pub budget: Budget,
+    /// Pays for answers that are made whole (`response_bodies`).
+    pub answers: Account,
+    pub server_name: OwnedServerName,
+    pub key: Arc<sign::Key>,
+    pub old_keys: Vec<OldKey>,
+    /// `host:port` told at `/.well-known/matrix/server`; none: 404.
+    pub well_known_server: Option<String>,
+}

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{Mutex as Turn, OwnedMutexGuard};
 
-use crate::store::num::RoomNum;
+use crate::store::RoomNum;
 
 /// The rooms' locks.
 #[derive(Clone, Default)]
