@@ -200,6 +200,8 @@ impl Writer {
                 }
                 Message::Close(reply) => {
                     self.close();
+                    // The claim on the file goes with the last handle; whoever waited may open it again at once.
+                    drop(self);
                     let _ = reply.send(());
                     return;
                 }

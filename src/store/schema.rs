@@ -20,7 +20,8 @@ const fn table(name: &'static str, owner: &'static str, doc: &'static str) -> Ta
 pub const META: Table = table("meta", "store", "name → value: format, hash_key, position, counters (next/NAME)");
 
 // ---- room: state trees and the numbers of state keys (tables/snapshot.rs)
-pub const STATE_NODE: Table = table("state_node", "room", "16-byte name → node of a state tree (tables/snapshot.rs)");
+pub const STATE_NODE: Table = table("state_node", "room", "u32 → node of a state tree (tables/snapshot.rs)");
+pub const STATE_NAME: Table = table("state_name", "room", "keyed hash64(node) → u32 in state_node");
 pub const STATE_KEY: Table = table("state_key", "room", "keyed hash128(type, state key) → StateKeyNum");
 
 // ---- user: accounts, devices, keys, what a person keeps here (tables/{user,device,key,to_device,account_data,filter}.rs)
@@ -111,6 +112,7 @@ pub const OUTBOX: Table = table("outbox", "deliver", "position → what other se
 pub const TABLES: &[&Table] = &[
     &META,
     &STATE_NODE,
+    &STATE_NAME,
     &STATE_KEY,
     &USER_ID,
     &USER_NUM,

@@ -14,8 +14,9 @@ use crate::store::schema::{EVENT, EVENT_BODY, EVENT_ID, REDACTION_PENDING, STATE
 use crate::store::{BodyNum, EventNum, RoomNum, StateKeyNum, UserNum};
 use crate::store::{Error, Get, Result, Write};
 
-/// The 16-byte name of a state tree's root node.
-pub type Root = [u8; 16];
+/// A state tree (`snapshot.rs`): the number of its top node. Trees of equal content have equal numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+pub struct Root(pub(in crate::store) u32);
 
 /// More auth events than this are no event: the specification's authorisation rules need at most five kinds, and
 /// `matrix::format` refuses longer lists before they get here.
@@ -253,7 +254,7 @@ impl Row {
             Id::Named(id) => put_bytes(&mut out, id.as_bytes()),
         }
         if let Some(before) = &self.before {
-            out.extend_from_slice(before);
+            put_u64(&mut out, before.0.into());
         }
         if let Some(order) = self.order {
             put_i64(&mut out, order);
@@ -317,7 +318,7 @@ impl Row {
             MORE_ID_STANDARD => Id::HashStandard(unpack.array()?),
             _ => Id::Named(unpack.text()?.to_owned()),
         };
-        let before = if has(HAS_BEFORE) { Some(unpack.array()?) } else { None };
+        let before = if has(HAS_BEFORE) { Some(Root(unpack.u32()?)) } else { None };
         let order = if has(HAS_ORDER) { Some(unpack.i64()?) } else { None };
         let redacted = more & MORE_REDACTED != 0;
         let redacted_by = match redacted {
@@ -520,7 +521,7 @@ mod tests {
         for change in 0..8u32 {
             let mut row = row();
             if change & 1 != 0 {
-                row.before = Some([9; 16]);
+                row.before = Some(Root(90_000));
                 row.order = Some(-12);
             }
             if change & 2 != 0 {

@@ -41,6 +41,18 @@ pub fn set_state(w: &mut Write, room: RoomNum, kind: Kind, key: StateKeyNum, eve
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StateCursor(Option<[u8; 5]>);
 
+impl StateCursor {
+    /// Behind all rows of a type.
+    pub fn behind(kind: Kind) -> StateCursor {
+        StateCursor(Some([kind.0, 0xff, 0xff, 0xff, 0xff]))
+    }
+
+    /// The key it stands on; none at the start.
+    pub fn key(self) -> Option<StateKeyNum> {
+        self.0.and_then(|place| StateKeyNum::from_key(&place[1..]))
+    }
+}
+
 /// Visits the room's state now behind `after`, ordered by type code; `only` bounds it to one type. Breaks when the
 /// visitor does; the cursor in the visitor is where to go on.
 pub fn list_state(

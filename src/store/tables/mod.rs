@@ -22,6 +22,7 @@ pub mod receipt;
 pub mod relation;
 pub mod room;
 pub mod server;
+pub mod snapshot;
 pub mod staging;
 pub mod timeline;
 pub mod to_device;

@@ -86,10 +86,7 @@ impl Room {
         for extremity in &self.extremities {
             put_u64(&mut out, extremity.0.into());
         }
-        match &self.state {
-            Some(root) => put_bytes(&mut out, root),
-            None => put_bytes(&mut out, &[]),
-        }
+        put_u64(&mut out, self.state.map_or(0, |root| root.0.into()));
         for number in [self.joined, self.invited, self.events, self.bytes, self.latest.0, self.depth] {
             put_u64(&mut out, number);
         }
@@ -105,10 +102,7 @@ impl Room {
         let create = Some(EventNum(unpack.u32()?)).filter(|num| num.0 != 0);
         let count = unpack.u64()?;
         let extremities = (0..count).map(|_| unpack.u32().map(EventNum)).collect::<Option<_>>()?;
-        let state = match unpack.bytes()? {
-            [] => None,
-            root => Some(root.try_into().ok()?),
-        };
+        let state = Some(Root(unpack.u32()?)).filter(|root| root.0 != 0);
         Some(Room {
             id,
             version,
@@ -285,7 +279,7 @@ mod tests {
         room.public = true;
         room.create = Some(EventNum(9));
         room.extremities = vec![EventNum(10), EventNum(70_000)];
-        room.state = Some([3; 16]);
+        room.state = Some(Root(300_000));
         room.min_order = -70;
         room.joined = 40_000;
         room.latest = Position(1 << 40);

@@ -98,7 +98,7 @@ fn first_of(walk: impl FnOnce(Visit<'_>) -> Result<()>) -> Result<Option<(i64, E
 
 /// Remembers the room's state as of a position. Written only when the state changes.
 pub fn put_state(w: &mut Write, room: RoomNum, at: Position, root: Root) -> Result<()> {
-    w.put(&STATE_LOG, &key(room, at.0 as i64), &root)
+    w.put(&STATE_LOG, &key(room, at.0 as i64), &root.0.to_be_bytes())
 }
 
 /// The room's state as of a position: the newest change at or before it. `None` before our history of the room began.
@@ -108,7 +108,7 @@ pub fn state_at(get: &impl Get, room: RoomNum, at: Position) -> Result<Option<(P
     get.range(&STATE_LOG, &key(room, i64::MIN), Some(&end), true, &mut |key, value| {
         let corrupt = || Error::corrupt(&STATE_LOG, key);
         let at = Position(order_of(key).ok_or_else(corrupt)? as u64);
-        found = Some((at, value.try_into().map_err(|_| corrupt())?));
+        found = Some((at, Root(u32::from_be_bytes(value.try_into().map_err(|_| corrupt())?))));
         Ok(ControlFlow::Break(()))
     })?;
     Ok(found)
