@@ -1,1 +1,744 @@
-//! (being built)
+//! Every setting once: name, default, words for the sample file, and the check.
+//!
+//! [`SETTINGS`] is the whole of it. A file is read against that table, so an unknown name is an error that knows its nearest
+//! neighbour, and the sample file is the table written out. Only `serve` and `cli` read settings; they pass values on.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use ruma::OwnedServerName;
+use toml::de::{DeTable, DeValue};
+
+use crate::budget::parse_bytes;
+
+/// Where the server looks when no file is named, after `snug.toml` in the data folder.
+pub const SYSTEM_FILE: &str = "/etc/snug/snug.toml";
+/// The data folder when nothing says otherwise.
+pub const DATA_DIR: &str = "snug-data";
+/// The name of the config file in the data folder.
+pub const FILE_NAME: &str = "snug.toml";
+/// A config file is small; a larger one is a mistake.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// The settings as the parts take them.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The file they were read from.
+    pub file: Option<PathBuf>,
+    pub server_name: OwnedServerName,
+    pub data_dir: PathBuf,
+    pub listen: Vec<SocketAddr>,
+    pub budget: Option<String>,
+    pub registration: Registration,
+    pub registration_tokens: Vec<String>,
+    pub public_url: Option<String>,
+    pub upload_bytes_max: u64,
+    pub trusted_proxies: Vec<IpAddr>,
+    pub rate_limits: bool,
+    pub log: String,
+    pub client: Client,
+    pub federation: Federation,
+    pub rooms: Rooms,
+}
+
+/// `[client]`: what concerns apps only.
+#[derive(Debug, Clone, Default)]
+pub struct Client {
+    pub tls_certificate: Option<PathBuf>,
+    pub tls_private_key: Option<PathBuf>,
+}
+
+/// `[federation]`: other servers.
+#[derive(Debug, Clone, Default)]
+pub struct Federation {
+    pub enabled: bool,
+    pub listen: Vec<SocketAddr>,
+    pub tls_certificate: Option<PathBuf>,
+    pub tls_private_key: Option<PathBuf>,
+    pub name: Option<String>,
+    pub extra_ca_file: Option<PathBuf>,
+    pub allow_private_addresses: bool,
+    pub notaries: Vec<OwnedServerName>,
+    pub overrides: Vec<(String, String)>,
+}
+
+/// `[rooms]`: which rooms of other servers may come here.
+#[derive(Debug, Clone, Default)]
+pub struct Rooms {
+    pub admission: Admission,
+}
+
+/// Who may make an account over the API.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Registration {
+    Open,
+    Closed,
+    Token,
+}
+
+/// What happens with a room that is larger than this server takes without asking.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Admission {
+    /// Any room that fits the disk.
+    #[default]
+    Allow,
+    /// Large rooms wait for `snug rooms allow`.
+    Ask,
+    /// Large rooms are refused.
+    Refuse,
+}
+
+/// One setting.
+pub struct Setting {
+    /// With its section: `federation.listen`.
+    pub name: &'static str,
+    /// As it would stand in the file.
+    pub default: Option<&'static str>,
+    /// A value to show where there is no default.
+    pub example: &'static str,
+    /// What it does, for the sample file.
+    pub doc: &'static str,
+    /// Whether the short file of the first start shows it.
+    first: bool,
+    set: fn(&mut Config, &Given<'_>) -> Result<(), String>,
+}
+
+/// A setting without a default.
+const fn optional(
+    name: &'static str,
+    example: &'static str,
+    doc: &'static str,
+    set: fn(&mut Config, &Given<'_>) -> Result<(), String>,
+) -> Setting {
+    Setting { name, default: None, example, doc, first: false, set }
+}
+
+/// A setting with a default.
+const fn setting(
+    name: &'static str,
+    default: &'static str,
+    doc: &'static str,
+    set: fn(&mut Config, &Given<'_>) -> Result<(), String>,
+) -> Setting {
+    Setting { name, default: Some(default), example: default, doc, first: false, set }
+}
+
+impl Setting {
+    /// Also shown in the file of the first start.
+    const fn shown_first(mut self) -> Setting {
+        self.first = true;
+        self
+    }
+}
+
+/// All settings, in the order of the sample file. A section's settings stand together.
+pub const SETTINGS: &[Setting] = &[
+    setting(
+        "server_name",
+        r#""localhost""#,
+        "The part after the colon in every user's and room's name: @alice:example.org. It can never be changed later. With the \
+         name localhost no other server can reach this one.",
+        |config, given| Ok(config.server_name = server_name(given.text()?)?),
+    )
+    .shown_first(),
+    optional(
+        "data_dir",
+        r#""/var/lib/snug""#,
+        "The folder of the database, the media and the signing key. When not set: the folder this file is in, if that is where \
+         the server found it by itself, or else ./snug-data.",
+        |config, given| Ok(config.data_dir = given.path()?),
+    ),
+    setting(
+        "listen",
+        r#"["127.0.0.1:8008"]"#,
+        "Addresses and ports for apps. \"[::]:8008\" listens on all networks, IPv4 too.",
+        |config, given| Ok(config.listen = addresses(given)?),
+    )
+    .shown_first(),
+    optional(
+        "public_url",
+        r#""https://matrix.example.org""#,
+        "Where apps reach this server from outside, when that is not the server name itself: told to apps in \
+         /.well-known/matrix/client.",
+        |config, given| Ok(config.public_url = Some(url(given.text()?)?)),
+    )
+    .shown_first(),
+    setting(
+        "registration",
+        r#""closed""#,
+        "Who may make an account by themselves: \"open\" (anybody who reaches the server), \"token\" (who knows one of \
+         registration_tokens) or \"closed\" (nobody; you make accounts with `snug user add NAME`).",
+        |config, given| {
+            let known = [
+                ("open", Registration::Open),
+                ("token", Registration::Token),
+                ("closed", Registration::Closed),
+            ];
+            Ok(config.registration = given.one_of(&known)?)
+        },
+    )
+    .shown_first(),
+    optional(
+        "registration_tokens",
+        r#"["a long random word"]"#,
+        "The tokens of registration = \"token\".",
+        |config, given| Ok(config.registration_tokens.extend(tokens(given.texts()?.into_iter())?)),
+    ),
+    optional(
+        "registration_tokens_file",
+        r#""/etc/snug/registration-tokens""#,
+        "The same in a file of their own, one on each line, so that this file has no secrets in it.",
+        |config, given| {
+            let text = read(&given.path()?)?;
+            let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+            Ok(config.registration_tokens.extend(tokens(lines)?))
+        },
+    ),
+    optional(
+        "budget",
+        r#""pi-zero-2w""#,
+        "The memory the server may use: pi-zero-2w, pi-3, pi-4-2g, pi-5, scaleway-arm, or the path of a file of your own. When not \
+         set it is chosen by the machine's memory. `snug budget` shows what it means.",
+        |config, given| Ok(config.budget = Some(given.text()?.to_owned())),
+    ),
+    setting("upload_bytes_max", r#""50 MiB""#, "The largest file that can be uploaded.", |config, given| {
+        Ok(config.upload_bytes_max = given.bytes()?)
+    }),
+    setting(
+        "trusted_proxies",
+        "[]",
+        "Addresses of reverse proxies whose X-Forwarded-For header is believed, such as [\"127.0.0.1\"].",
+        |config, given| {
+            let address = |text: &str| text.parse().map_err(|_| format!("{text:?} is no IP address"));
+            Ok(config.trusted_proxies = given.texts()?.into_iter().map(address).collect::<Result<_, _>>()?)
+        },
+    ),
+    setting(
+        "rate_limits",
+        "true",
+        "Whether one caller may ask only so often. Switch it off in a closed network of your own machines.",
+        |config, given| Ok(config.rate_limits = given.flag()?),
+    ),
+    setting(
+        "log",
+        r#""info""#,
+        "What is logged: error, warn, info, debug or trace, also for a part alone: \"info,snug::remote=debug\".",
+        |config, given| {
+            let text = given.text()?;
+            text.parse::<tracing_subscriber::filter::Targets>()
+                .map_err(|_| format!("{text:?} is not error, warn, info, debug, trace or a list such as \"info,snug::remote=debug\""))?;
+            Ok(config.log = text.to_owned())
+        },
+    ),
+    optional(
+        "client.tls_certificate",
+        r#""/etc/letsencrypt/live/example.org/fullchain.pem""#,
+        "With a certificate and its key the addresses in `listen` speak HTTPS. Read again when the files change. Servers may use \
+         the same port, so one port can serve everybody.",
+        |config, given| Ok(config.client.tls_certificate = Some(given.path()?)),
+    ),
+    optional(
+        "client.tls_private_key",
+        r#""/etc/letsencrypt/live/example.org/privkey.pem""#,
+        "The certificate's private key.",
+        |config, given| Ok(config.client.tls_private_key = Some(given.path()?)),
+    ),
+    setting("federation.enabled", "true", "Whether other servers are spoken with at all.", |config, given| {
+        Ok(config.federation.enabled = given.flag()?)
+    }),
+    setting(
+        "federation.listen",
+        r#"["[::]:8448"]"#,
+        "Addresses and ports for other servers. They are opened when there is a certificate.",
+        |config, given| Ok(config.federation.listen = addresses(given)?),
+    ),
+    optional(
+        "federation.tls_certificate",
+        r#""/etc/letsencrypt/live/example.org/fullchain.pem""#,
+        "The certificate for the name other servers connect to: the server name, or the name in /.well-known/matrix/server. Read \
+         again when the file changes.",
+        |config, given| Ok(config.federation.tls_certificate = Some(given.path()?)),
+    ),
+    optional(
+        "federation.tls_private_key",
+        r#""/etc/letsencrypt/live/example.org/privkey.pem""#,
+        "The certificate's private key.",
+        |config, given| Ok(config.federation.tls_private_key = Some(given.path()?)),
+    ),
+    optional(
+        "federation.name",
+        r#""matrix.example.org:443""#,
+        "Where other servers shall connect instead of the server name's port 8448: told to them in /.well-known/matrix/server.",
+        |config, given| {
+            let text = given.text()?;
+            server_name(text)?;
+            Ok(config.federation.name = Some(text.to_owned()))
+        },
+    ),
+    optional(
+        "federation.extra_ca_file",
+        r#""/etc/snug/lab-ca.pem""#,
+        "Certificate authorities of a closed network, trusted besides the usual ones.",
+        |config, given| Ok(config.federation.extra_ca_file = Some(given.path()?)),
+    ),
+    setting(
+        "federation.allow_private_addresses",
+        "false",
+        "Whether servers at addresses of a home or company network may be connected to.",
+        |config, given| Ok(config.federation.allow_private_addresses = given.flag()?),
+    ),
+    setting(
+        "federation.notaries",
+        "[]",
+        "Servers asked for the signing keys of servers that do not answer themselves, such as [\"matrix.org\"].",
+        |config, given| {
+            Ok(config.federation.notaries = given.texts()?.into_iter().map(server_name).collect::<Result<_, _>>()?)
+        },
+    ),
+    optional(
+        "federation.overrides",
+        r#"{ "friend.lan" = "192.168.1.20:8448" }"#,
+        "Where single servers are found, for closed networks without DNS: an address, or another name.",
+        |config, given| Ok(config.federation.overrides = given.pairs()?),
+    ),
+    setting(
+        "rooms.admission",
+        r#""allow""#,
+        "What happens when somebody joins a room of another server that is too large for this machine by its estimate: \"allow\" (try, \
+         as long as it fits the disk), \"ask\" (until you allow it with `snug rooms allow ROOM`) or \"refuse\".",
+        |config, given| {
+            let known = [("allow", Admission::Allow), ("ask", Admission::Ask), ("refuse", Admission::Refuse)];
+            Ok(config.rooms.admission = given.one_of(&known)?)
+        },
+    ),
+];
+
+/// What the command line says, which goes over the file.
+#[derive(Debug, Clone, Default)]
+pub struct Overrides {
+    pub config: Option<PathBuf>,
+    pub data_dir: Option<PathBuf>,
+    pub listen: Vec<String>,
+    pub budget: Option<String>,
+    pub server_name: Option<String>,
+}
+
+/// What is wrong, where, and what is allowed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Error {
+    pub file: Option<PathBuf>,
+    pub line: Option<usize>,
+    pub setting: Option<String>,
+    pub message: String,
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(file) = &self.file {
+            write!(f, "{}:", file.display())?;
+            match self.line {
+                Some(line) => write!(f, "{line}: ")?,
+                None => write!(f, " ")?,
+            }
+        }
+        if let Some(setting) = &self.setting {
+            write!(f, "{setting}: ")?;
+        }
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Error {}
+
+impl Error {
+    fn new(message: impl Into<String>) -> Error {
+        Error { file: None, line: None, setting: None, message: message.into() }
+    }
+
+    fn of(setting: &str, message: impl Into<String>) -> Error {
+        Error { setting: Some(setting.to_owned()), ..Error::new(message) }
+    }
+}
+
+impl Config {
+    /// Finds the file, reads it, and lets the command line go over it. Without a file everything has its default.
+    pub fn load(overrides: &Overrides) -> Result<Config, Error> {
+        let file = find(overrides)?;
+        let mut config = match &file {
+            Some(file) => {
+                let text = read(file).map_err(Error::new)?;
+                Config::parse(&text, file)?
+            }
+            None => Config::default(),
+        };
+        config.apply(overrides)?;
+        config.check().map_err(|error| Error { file, ..error })?;
+        Ok(config)
+    }
+
+    /// The settings of a file's text. `file` is for messages and for paths, which are relative to its folder.
+    pub fn parse(text: &str, file: &Path) -> Result<Config, Error> {
+        let folder = file.parent().unwrap_or(Path::new("")).to_owned();
+        let mut config = Config { file: Some(file.to_owned()), ..Config::default() };
+        if folder.file_name().is_some_and(|name| name == DATA_DIR) || folder.join("database").exists() {
+            config.data_dir = folder.clone();
+        }
+        let line_of = |at: usize| text.as_bytes()[..at.min(text.len())].iter().filter(|byte| **byte == b'\n').count() + 1;
+        let located = |error: Error, at: usize| Error { file: Some(file.to_owned()), line: Some(line_of(at)), ..error };
+        let table = DeTable::parse(text)
+            .map_err(|error| located(Error::new(error.message()), error.span().map_or(0, |span| span.start)))?;
+        config.set_all("", table.get_ref(), &folder).map_err(|(error, at)| located(error, at))?;
+        Ok(config)
+    }
+
+    fn set_all(&mut self, section: &str, table: &DeTable<'_>, folder: &Path) -> Result<(), (Error, usize)> {
+        for (key, value) in table.iter() {
+            let name = format!("{section}{}", key.get_ref());
+            let inside = format!("{name}.");
+            let at = key.span().start;
+            if let Some(setting) = SETTINGS.iter().find(|setting| setting.name == name) {
+                let given = Given { value: value.get_ref(), folder };
+                (setting.set)(self, &given).map_err(|message| (Error::of(&name, message), at))?;
+            } else if let Some(table) = value.get_ref().as_table().filter(|_| is_section(&inside)) {
+                self.set_all(&inside, table, folder)?;
+            } else {
+                return Err((Error::of(&name, unknown(&name)), at));
+            }
+        }
+        Ok(())
+    }
+
+    fn apply(&mut self, overrides: &Overrides) -> Result<(), Error> {
+        if let Some(folder) = &overrides.data_dir {
+            self.data_dir = folder.clone();
+        }
+        if let Some(name) = &overrides.server_name {
+            self.server_name = server_name(name).map_err(|message| Error::of("--server-name", message))?;
+        }
+        if let Some(budget) = &overrides.budget {
+            self.budget = Some(budget.clone());
+        }
+        if !overrides.listen.is_empty() {
+            let parsed = overrides.listen.iter().map(|text| address(text)).collect::<Result<_, _>>();
+            self.listen = parsed.map_err(|message| Error::of("--listen", message))?;
+        }
+        Ok(())
+    }
+
+    /// What no setting can be asked alone.
+    fn check(&self) -> Result<(), Error> {
+        let pairs = [
+            ("client", &self.client.tls_certificate, &self.client.tls_private_key),
+            ("federation", &self.federation.tls_certificate, &self.federation.tls_private_key),
+        ];
+        for (section, certificate, key) in pairs {
+            if certificate.is_some() != key.is_some() {
+                let (there, missing) = match certificate {
+                    Some(_) => ("tls_certificate", "tls_private_key"),
+                    None => ("tls_private_key", "tls_certificate"),
+                };
+                let name = format!("{section}.{there}");
+                return Err(Error::of(&name, format!("{section}.{missing} must be set too")));
+            }
+        }
+        if self.registration == Registration::Token && self.registration_tokens.is_empty() {
+            let message = "\"token\" needs registration_tokens or registration_tokens_file with at least one token";
+            return Err(Error::of("registration", message));
+        }
+        Ok(())
+    }
+
+    /// The whole table as a file in which everything is commented out.
+    pub fn sample() -> String {
+        let mut out = String::from(
+            "# The settings of Snug, a Matrix homeserver. Every setting is shown with its default, or with an example where it has none.\n",
+        );
+        write_settings(&mut out, |_| true, |_| None);
+        out
+    }
+
+    /// The short file of a first start: what most people change first.
+    pub fn first_file(&self) -> String {
+        let mut out = String::from(
+            "# Settings of this Snug server. What is commented out shows the default or an example;\n\
+             # `snug sample-config` prints all settings. Restart the server after a change.\n",
+        );
+        let name = format!("{:?}", self.server_name.as_str());
+        let chosen = |setting: &Setting| (setting.name == "server_name").then(|| name.clone());
+        write_settings(&mut out, |setting| setting.first, chosen);
+        out
+    }
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        let mut config = Config {
+            file: None,
+            server_name: server_name("localhost").expect("localhost is a server name"),
+            data_dir: DATA_DIR.into(),
+            listen: Vec::new(),
+            budget: None,
+            registration: Registration::Closed,
+            registration_tokens: Vec::new(),
+            public_url: None,
+            upload_bytes_max: 0,
+            trusted_proxies: Vec::new(),
+            rate_limits: true,
+            log: String::new(),
+            client: Client::default(),
+            federation: Federation::default(),
+            rooms: Rooms::default(),
+        };
+        for setting in SETTINGS {
+            let Some(default) = setting.default else { continue };
+            let value = DeValue::parse(default).expect("every default is TOML");
+            let given = Given { value: value.get_ref(), folder: Path::new("") };
+            (setting.set)(&mut config, &given).expect("every default passes its own check");
+        }
+        config
+    }
+}
+
+/// The file that was named; or the one in the data folder, or the system's, when there is one.
+fn find(overrides: &Overrides) -> Result<Option<PathBuf>, Error> {
+    if let Some(file) = &overrides.config {
+        if !file.exists() {
+            return Err(Error::new(format!("{}: there is no such file", file.display())));
+        }
+        return Ok(Some(file.clone()));
+    }
+    let folder = overrides.data_dir.clone().unwrap_or_else(|| DATA_DIR.into());
+    let known = [folder.join(FILE_NAME), SYSTEM_FILE.into()];
+    // A data folder that was named is a server of its own; the system's file is another one's.
+    let known = if overrides.data_dir.is_some() { &known[..1] } else { &known[..] };
+    Ok(known.iter().find(|file| file.exists()).cloned())
+}
+
+fn read(file: &Path) -> Result<String, String> {
+    let wrong = |error: std::io::Error| format!("{}: {error}", file.display());
+    let len = std::fs::metadata(file).map_err(wrong)?.len();
+    if len > FILE_BYTES_MAX {
+        return Err(format!("{}: {len} bytes are too many for this kind of file", file.display()));
+    }
+    std::fs::read_to_string(file).map_err(wrong)
+}
+
+/// A value of the file, and the folder its paths are relative to.
+struct Given<'a> {
+    value: &'a DeValue<'a>,
+    folder: &'a Path,
+}
+
+impl Given<'_> {
+    fn text(&self) -> Result<&str, String> {
+        self.value.as_str().ok_or_else(|| format!("must be text in quotes, not {}", self.value.type_str()))
+    }
+
+    fn texts(&self) -> Result<Vec<&str>, String> {
+        let wrong = || "must be a list of texts in quotes, such as [\"one\", \"two\"]".to_owned();
+        let list = self.value.as_array().ok_or_else(wrong)?;
+        list.iter().map(|value| value.get_ref().as_str().ok_or_else(wrong)).collect()
+    }
+
+    fn pairs(&self) -> Result<Vec<(String, String)>, String> {
+        let wrong = || "must be a table of texts, such as { \"a.example\" = \"10.0.0.1:8448\" }".to_owned();
+        let table = self.value.as_table().ok_or_else(wrong)?;
+        let pair = |value: &DeValue<'_>| value.as_str().map(str::to_owned).ok_or_else(wrong);
+        table.iter().map(|(key, value)| Ok((key.get_ref().to_string(), pair(value.get_ref())?))).collect()
+    }
+
+    fn flag(&self) -> Result<bool, String> {
+        self.value.as_bool().ok_or_else(|| format!("must be true or false, not {}", self.value.type_str()))
+    }
+
+    fn bytes(&self) -> Result<u64, String> {
+        match self.value {
+            DeValue::Integer(number) => parse_bytes(number.as_str()),
+            DeValue::String(text) => parse_bytes(text),
+            other => Err(format!("must be a number of bytes such as 4096 or \"50 MiB\", not {}", other.type_str())),
+        }
+    }
+
+    fn path(&self) -> Result<PathBuf, String> {
+        match self.text()? {
+            "" => Err("must not be empty".to_owned()),
+            text => Ok(self.folder.join(text)),
+        }
+    }
+
+    fn one_of<T: Copy>(&self, known: &[(&str, T)]) -> Result<T, String> {
+        let text = self.text()?;
+        let found = known.iter().find(|(name, _)| *name == text).map(|(_, value)| *value);
+        found.ok_or_else(|| {
+            let names: Vec<_> = known.iter().map(|(name, _)| format!("{name:?}")).collect();
+            format!("{text:?} is not one of {}", names.join(", "))
+        })
+    }
+}
+
+fn server_name(text: &str) -> Result<OwnedServerName, String> {
+    text.try_into()
+        .map_err(|_| format!("{text:?} is no server name; allowed are names such as example.org or example.org:8448"))
+}
+
+fn addresses(given: &Given<'_>) -> Result<Vec<SocketAddr>, String> {
+    given.texts()?.into_iter().map(address).collect()
+}
+
+fn address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| {
+        format!("{text:?} is no address with a port; allowed are \"127.0.0.1:8008\", \"0.0.0.0:8008\", \"[::]:8008\" and the like")
+    })
+}
+
+fn url(text: &str) -> Result<String, String> {
+    let host = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
+    match host {
+        Some(host) if !host.is_empty() && !host.contains(char::is_whitespace) => Ok(text.trim_end_matches('/').to_owned()),
+        _ => Err(format!("{text:?} is no address such as \"https://matrix.example.org\"")),
+    }
+}
+
+/// The characters are those the specification allows in a registration token.
+fn tokens<'a>(found: impl Iterator<Item = &'a str>) -> Result<Vec<String>, String> {
+    let fits = |token: &str| {
+        (1..=64).contains(&token.len()) && token.bytes().all(|b| b.is_ascii_alphanumeric() || b"._~-".contains(&b))
+    };
+    let wrong = "a token has 1 to 64 letters, digits, and any of . _ ~ -";
+    found.map(|token| if fits(token) { Ok(token.to_owned()) } else { Err(wrong.to_owned()) }).collect()
+}
+
+fn is_section(prefix: &str) -> bool {
+    SETTINGS.iter().any(|setting| setting.name.starts_with(prefix))
+}
+
+fn unknown(name: &str) -> String {
+    let nearest = SETTINGS.iter().min_by_key(|setting| distance(setting.name, name));
+    let nearest = nearest.map(|setting| setting.name).unwrap_or_default();
+    // A setting in the wrong section is near by its last word.
+    let last = name.rsplit('.').next().unwrap_or(name);
+    let moved = SETTINGS.iter().find(|setting| setting.name.rsplit('.').next() == Some(last));
+    format!("there is no such setting; the nearest is {}", moved.map_or(nearest, |setting| setting.name))
+}
+
+/// How many letters must be changed, added or taken away to make one word of the other.
+fn distance(one: &str, other: &str) -> usize {
+    let other: Vec<char> = other.chars().take(100).collect();
+    let mut row: Vec<usize> = (0..=other.len()).collect();
+    for (i, a) in one.chars().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
+        for (j, b) in other.iter().enumerate() {
+            let changed = diagonal + usize::from(a != *b);
+            diagonal = row[j + 1];
+            row[j + 1] = changed.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[other.len()]
+}
+
+/// Writes settings with their words; `chosen` gives the value of those that are set.
+fn write_settings(out: &mut String, shown: impl Fn(&Setting) -> bool, chosen: impl Fn(&Setting) -> Option<String>) {
+    let mut section = "";
+    for setting in SETTINGS.iter().filter(|setting| shown(setting)) {
+        let (of, name) = setting.name.rsplit_once('.').unwrap_or(("", setting.name));
+        if of != section {
+            section = of;
+            out.push_str(&format!("\n[{section}]\n"));
+        }
+        out.push('\n');
+        for line in wrapped(setting.doc, 100) {
+            out.push_str(&format!("# {line}\n"));
+        }
+        match chosen(setting) {
+            Some(value) => out.push_str(&format!("{name} = {value}\n")),
+            None => out.push_str(&format!("# {name} = {}\n", setting.example)),
+        }
+    }
+}
+
+fn wrapped(text: &str, width: usize) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    for word in text.split_whitespace() {
+        let line = lines.last_mut().expect("there is always a line");
+        if line.is_empty() {
+            line.push_str(word);
+        } else if line.len() + 1 + word.len() <= width {
+            line.push(' ');
+            line.push_str(word);
+        } else {
+            lines.push(word.to_owned());
+        }
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Config, String> {
+        let config = Config::parse(text, Path::new("/etc/x/snug.toml")).map_err(|error| error.to_string())?;
+        config.check().map_err(|error| error.to_string())?;
+        Ok(config)
+    }
+
+    fn check(text: &str, error: &str) {
+        assert_eq!(parse(text).unwrap_err(), error);
+    }
+
+    #[test]
+    fn errors_name_file_line_setting_and_what_is_allowed() {
+        check(
+            "\n\nregistration = \"maybe\"\n",
+            "/etc/x/snug.toml:3: registration: \"maybe\" is not one of \"open\", \"token\", \"closed\"",
+        );
+        check("listen = \"127.0.0.1:1\"", "/etc/x/snug.toml:1: listen: must be a list of texts in quotes, such as [\"one\", \"two\"]");
+        check("[federation]\nenabled = 1", "/etc/x/snug.toml:2: federation.enabled: must be true or false, not integer");
+        check("server_name = \"a b\"", "/etc/x/snug.toml:1: server_name: \"a b\" is no server name; allowed are names such as example.org or example.org:8448");
+    }
+
+    #[test]
+    fn an_unknown_setting_is_an_error_with_the_nearest_name() {
+        check("registratoin = 1", "/etc/x/snug.toml:1: registratoin: there is no such setting; the nearest is registration");
+        check(
+            "[federation]\nserver_name = \"x\"",
+            "/etc/x/snug.toml:2: federation.server_name: there is no such setting; the nearest is server_name",
+        );
+    }
+
+    #[test]
+    fn settings_that_need_each_other() {
+        let error = parse("[federation]\ntls_certificate = \"a\"").unwrap_err();
+        assert_eq!(error, "federation.tls_certificate: federation.tls_private_key must be set too");
+        assert!(parse("registration = \"token\"").unwrap_err().contains("needs registration_tokens"));
+        parse("registration = \"token\"\nregistration_tokens = [\"a-b\"]").unwrap();
+    }
+
+    #[test]
+    fn paths_are_relative_to_the_file() {
+        let config = parse("data_dir = \"d\"\n[federation.overrides]\n\"b.example\" = \"127.0.0.1:1\"").unwrap();
+        assert_eq!(config.data_dir, Path::new("/etc/x/d"));
+        assert_eq!(config.federation.overrides, [("b.example".to_owned(), "127.0.0.1:1".to_owned())]);
+    }
+
+    /// The sample has every setting; with the comment signs taken away it is read without complaint.
+    #[test]
+    fn the_sample_is_the_table() {
+        let sample = Config::sample();
+        parse(&sample).unwrap();
+        let bare: Vec<_> = sample.lines().filter_map(|line| line.strip_prefix("# ").or(line.starts_with('[').then_some(line))).collect();
+        let bare: Vec<_> = bare.into_iter().filter(|line| line.contains(" = ") && line.starts_with(|c: char| c.is_ascii_lowercase()) || line.starts_with('[')).collect();
+        for setting in SETTINGS {
+            let name = setting.name.rsplit('.').next().unwrap();
+            let line = format!("{name} = {}", setting.example);
+            assert!(bare.contains(&line.as_str()), "{} is not in the sample", setting.name);
+        }
+        parse(&Config::default().first_file()).unwrap();
+    }
+
+    #[test]
+    fn distances() {
+        assert_eq!((distance("listen", "listen"), distance("listen", "lsten"), distance("", "abc")), (0, 1, 3));
+    }
+}

@@ -20,7 +20,7 @@ use std::sync::Arc;
 
 pub use account::{Account, Grant, Refused};
 pub use choose::{Choice, choose};
-pub use profile::{AccountRow, Profile, ProfileError, WhenEmpty};
+pub use profile::{AccountRow, Profile, ProfileError, WhenEmpty, human, parse_bytes};
 
 use account::Nth;
 
