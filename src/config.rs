@@ -384,7 +384,8 @@ impl Config {
         if folder.file_name().is_some_and(|name| name == DATA_DIR) || folder.join("database").exists() {
             config.data_dir = folder.clone();
         }
-        let line_of = |at: usize| text.as_bytes()[..at.min(text.len())].iter().filter(|byte| **byte == b'\n').count() + 1;
+        let line_of =
+            |at: usize| text.as_bytes()[..at.min(text.len())].iter().filter(|byte| **byte == b'\n').count() + 1;
         let located = |error: Error, at: usize| Error { file: Some(file.to_owned()), line: Some(line_of(at)), ..error };
         let table = DeTable::parse(text)
             .map_err(|error| located(Error::new(error.message()), error.span().map_or(0, |span| span.start)))?;
@@ -595,7 +596,9 @@ fn address(text: &str) -> Result<SocketAddr, String> {
 fn url(text: &str) -> Result<String, String> {
     let host = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
     match host {
-        Some(host) if !host.is_empty() && !host.contains(char::is_whitespace) => Ok(text.trim_end_matches('/').to_owned()),
+        Some(host) if !host.is_empty() && !host.contains(char::is_whitespace) => {
+            Ok(text.trim_end_matches('/').to_owned())
+        }
         _ => Err(format!("{text:?} is no address such as \"https://matrix.example.org\"")),
     }
 }
@@ -693,14 +696,26 @@ mod tests {
             "\n\nregistration = \"maybe\"\n",
             "/etc/x/snug.toml:3: registration: \"maybe\" is not one of \"open\", \"token\", \"closed\"",
         );
-        check("listen = \"127.0.0.1:1\"", "/etc/x/snug.toml:1: listen: must be a list of texts in quotes, such as [\"one\", \"two\"]");
-        check("[federation]\nenabled = 1", "/etc/x/snug.toml:2: federation.enabled: must be true or false, not integer");
-        check("server_name = \"a b\"", "/etc/x/snug.toml:1: server_name: \"a b\" is no server name; allowed are names such as example.org or example.org:8448");
+        check(
+            "listen = \"127.0.0.1:1\"",
+            "/etc/x/snug.toml:1: listen: must be a list of texts in quotes, such as [\"one\", \"two\"]",
+        );
+        check(
+            "[federation]\nenabled = 1",
+            "/etc/x/snug.toml:2: federation.enabled: must be true or false, not integer",
+        );
+        check(
+            "server_name = \"a b\"",
+            "/etc/x/snug.toml:1: server_name: \"a b\" is no server name; allowed are names such as example.org or example.org:8448",
+        );
     }
 
     #[test]
     fn an_unknown_setting_is_an_error_with_the_nearest_name() {
-        check("registratoin = 1", "/etc/x/snug.toml:1: registratoin: there is no such setting; the nearest is registration");
+        check(
+            "registratoin = 1",
+            "/etc/x/snug.toml:1: registratoin: there is no such setting; the nearest is registration",
+        );
         check(
             "[federation]\nserver_name = \"x\"",
             "/etc/x/snug.toml:2: federation.server_name: there is no such setting; the nearest is server_name",
@@ -727,8 +742,16 @@ mod tests {
     fn the_sample_is_the_table() {
         let sample = Config::sample();
         parse(&sample).unwrap();
-        let bare: Vec<_> = sample.lines().filter_map(|line| line.strip_prefix("# ").or(line.starts_with('[').then_some(line))).collect();
-        let bare: Vec<_> = bare.into_iter().filter(|line| line.contains(" = ") && line.starts_with(|c: char| c.is_ascii_lowercase()) || line.starts_with('[')).collect();
+        let bare: Vec<_> = sample
+            .lines()
+            .filter_map(|line| line.strip_prefix("# ").or(line.starts_with('[').then_some(line)))
+            .collect();
+        let bare: Vec<_> = bare
+            .into_iter()
+            .filter(|line| {
+                line.contains(" = ") && line.starts_with(|c: char| c.is_ascii_lowercase()) || line.starts_with('[')
+            })
+            .collect();
         for setting in SETTINGS {
             let name = setting.name.rsplit('.').next().unwrap();
             let line = format!("{name} = {}", setting.example);

@@ -116,9 +116,8 @@ fn log_to_stderr(config: &Config) {
     use std::io::IsTerminal;
     use tracing_subscriber::{filter::Targets, layer::SubscriberExt, util::SubscriberInitExt};
     let filter: Targets = config.log.parse().expect("the config checked it");
-    let lines = tracing_subscriber::fmt::layer()
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal());
+    let lines =
+        tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
     // A second server in one process (tests) logs to the first one's log.
     let _ = tracing_subscriber::registry().with(filter).with(lines).try_init();
 }
