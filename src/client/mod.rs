@@ -12,7 +12,14 @@ use crate::media::Media;
 use crate::room::Rooms;
 use crate::user::Users;
 
+mod about;
+mod auth;
+mod error;
+mod session;
 pub mod routes;
+
+pub use auth::{Requester, requester};
+pub use error::Error;
 
 /// Who may make an account over the API.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,14 +1,33 @@
 //! Accounts and devices: who exists here, their sessions, keys, messages to devices, account data, push rules.
+//!
+//! Owns every row that belongs to a person rather than to a room. Never reads or writes an event: what a new name means
+//! in a room is for `flow`. Whom a change concerns is read from the memberships in the store.
+//!
+//! Reading order: `account.rs` (and `password.rs`), `session.rs`, `device.rs`, `uia.rs`; then what hangs on them:
+//! `profile.rs`, `account_data.rs`, `filter.rs`, `push_rules.rs`, `keys.rs`, `to_device.rs`; `circle.rs` says who shares
+//! rooms with whom.
 
+mod account;
+mod circle;
+mod device;
+mod keys;
+mod password;
+mod session;
+
+use std::fmt;
 use std::sync::Arc;
 
-use ruma::OwnedServerName;
+use ruma::{OwnedServerName, ServerName};
 
-use crate::base::{Clock, Random};
-use crate::budget::Budget;
+use crate::base::{Clock, Random, blocking};
+use crate::budget::{Budget, Refused};
 use crate::feed::Feed;
-use crate::remote::Remote;
-use crate::store::Store;
+use crate::remote::{Failed, Remote};
+use crate::store::{self, Read, Store, Write, WriteError};
+
+pub use crate::store::{Position, UserNum};
+pub use account::{Account, New, Standing};
+pub use session::{Login, Requester, Session};
 
 /// What the accounts are built from.
 pub struct Parts {
@@ -27,10 +46,109 @@ pub struct Users(Arc<Inner>);
 
 struct Inner {
     parts: Parts,
+    seen: session::Seen,
 }
 
 impl Users {
     pub fn new(parts: Parts) -> Users {
-        Users(Arc::new(Inner { parts }))
+        Users(Arc::new(Inner { parts, seen: session::Seen::default() }))
+    }
+
+    pub fn server(&self) -> &ServerName {
+        &self.0.parts.server
+    }
+
+    fn now_ms(&self) -> u64 {
+        self.0.parts.clock.now_ms()
+    }
+
+    /// Looks into a snapshot, off the threads that wait on sockets.
+    async fn read<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(&Read) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let store = self.0.parts.store.clone();
+        blocking(move || look(&store.read()?)).await
+    }
+
+    /// Runs a job in the next commit and makes known what it changed.
+    async fn write<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&mut Write<'_>) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let (value, changes) = self.0.parts.store.write(job).await.map_err(WriteError::into_inner)?;
+        self.0.parts.feed.publish(&changes);
+        Ok(value)
+    }
+}
+
+/// Why something about an account could not be done.
+#[derive(Debug)]
+pub enum Error {
+    /// There is no such account, device, key or rule; what is missing.
+    NotFound(&'static str),
+    Forbidden(String),
+    /// The token speaks for nobody (any more).
+    UnknownToken,
+    /// The account was closed for good.
+    Deactivated,
+    /// The name belongs to somebody already.
+    Taken,
+    /// What was asked makes no sense, under the specification's code for it.
+    Bad {
+        errcode: &'static str,
+        message: String,
+    },
+    /// More than one account may keep here.
+    TooLarge(String),
+    Remote(Failed),
+    Refused(Refused),
+    Store(store::Error),
+}
+
+impl Error {
+    fn bad(errcode: &'static str, message: impl Into<String>) -> Error {
+        Error::Bad { errcode, message: message.into() }
+    }
+
+    fn invalid(message: impl Into<String>) -> Error {
+        Error::bad("M_INVALID_PARAM", message)
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Error::NotFound(what) => write!(f, "no such {what}"),
+            Error::Forbidden(why) => f.write_str(why),
+            Error::UnknownToken => f.write_str("unknown access token"),
+            Error::Deactivated => f.write_str("this account has been deactivated"),
+            Error::Taken => f.write_str("this user name is taken"),
+            Error::Bad { message, .. } => f.write_str(message),
+            Error::TooLarge(message) => f.write_str(message),
+            Error::Remote(failed) => write!(f, "the other server {failed}"),
+            Error::Refused(refused) => refused.fmt(f),
+            Error::Store(failed) => failed.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for Error {}
+
+impl From<store::Error> for Error {
+    fn from(failed: store::Error) -> Error {
+        Error::Store(failed)
+    }
+}
+
+impl From<Refused> for Error {
+    fn from(refused: Refused) -> Error {
+        Error::Refused(refused)
+    }
+}
+
+impl From<Failed> for Error {
+    fn from(failed: Failed) -> Error {
+        Error::Remote(failed)
     }
 }

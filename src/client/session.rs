@@ -1,0 +1,108 @@
+//! Sessions: GET and POST login, POST logout, POST logout/all, GET account/whoami.
+
+use std::sync::Arc;
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::{Client, Error, auth};
+use crate::http::{Answer, Limit, Request, Response};
+use crate::matrix::id;
+use crate::user::{Login, Session};
+
+/// GET /_matrix/client/v3/login
+pub async fn flows(_: Arc<Client>, _: Request) -> Result<Response, Error> {
+    Ok(Response::json(&json!({ "flows": [{ "type": "m.login.password" }] })))
+}
+
+#[derive(Deserialize)]
+struct LoginBody {
+    #[serde(rename = "type")]
+    kind: String,
+    #[serde(default)]
+    identifier: Option<Value>,
+    /// As before `identifier`.
+    #[serde(default)]
+    user: Option<String>,
+    #[serde(default)]
+    password: Option<String>,
+    #[serde(default)]
+    device_id: Option<String>,
+    #[serde(default)]
+    initial_device_display_name: Option<String>,
+}
+
+/// POST /_matrix/client/v3/login
+pub async fn login(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
+    request.limit(Limit::Login)?;
+    let body: LoginBody = request.json().await?;
+    if body.kind != "m.login.password" {
+        return Err(Answer::bad("M_UNKNOWN", "This server knows m.login.password only").into());
+    }
+    let typed = typed_name(body.identifier.as_ref(), body.user.as_deref())?;
+    let password = body.password.as_deref().ok_or_else(|| Answer::missing_param("password"))?;
+    let wrong = || Answer::forbidden("Wrong user name or password");
+    let user_id = id::typed_user(typed, client.users.server()).ok_or_else(wrong)?;
+    request.limit_for(Limit::Login, user_id.as_str())?;
+    if user_id.server_name() != client.users.server() {
+        return Err(wrong().into());
+    }
+    client.users.check_password(&user_id, password).await?;
+    let login = Login {
+        device_id: body.device_id,
+        display_name: body.initial_device_display_name,
+        ip: Some(request.peer().ip),
+    };
+    let session = client.users.login(&user_id, login).await?;
+    Ok(Response::json(&answer(&client, &session)))
+}
+
+/// What login and registration tell of a new session.
+pub fn answer(client: &Client, session: &Session) -> Value {
+    let mut answer = json!({
+        "user_id": session.user_id,
+        "access_token": session.access_token,
+        "device_id": session.device_id,
+        "home_server": client.users.server(),
+    });
+    if let Some(url) = &client.options.public_url {
+        answer["well_known"] = json!({ "m.homeserver": { "base_url": url } });
+    }
+    answer
+}
+
+/// The name in an `m.id.user` identifier, or in the older `user`.
+pub fn typed_name<'a>(identifier: Option<&'a Value>, user: Option<&'a str>) -> Result<&'a str, Answer> {
+    let Some(identifier) = identifier else {
+        return user.ok_or_else(|| Answer::missing_param("identifier"));
+    };
+    match identifier.get("type").and_then(Value::as_str) {
+        Some("m.id.user") => identifier.get("user").and_then(Value::as_str),
+        _ => return Err(Answer::bad("M_UNKNOWN", "This server knows identifiers of type m.id.user only")),
+    }
+    .ok_or_else(|| Answer::missing_param("user"))
+}
+
+/// POST /_matrix/client/v3/logout
+pub async fn logout(client: Arc<Client>, request: Request) -> Result<Response, Error> {
+    let requester = auth::requester(&client, &request).await?;
+    client.users.logout(&requester).await?;
+    Ok(Response::ok())
+}
+
+/// POST /_matrix/client/v3/logout/all
+pub async fn logout_all(client: Arc<Client>, request: Request) -> Result<Response, Error> {
+    let requester = auth::requester(&client, &request).await?;
+    client.users.logout_all(&requester.user_id, None).await?;
+    Ok(Response::ok())
+}
+
+/// GET /_matrix/client/v3/account/whoami
+pub async fn whoami(client: Arc<Client>, request: Request) -> Result<Response, Error> {
+    let requester = auth::requester(&client, &request).await?;
+    Ok(Response::json(&json!({
+        "user_id": requester.user_id,
+        "device_id": requester.device_id,
+        "is_guest": false,
+    })))
+}
