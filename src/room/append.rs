@@ -4,6 +4,9 @@
 //! written in this one transaction, the outbox included, so a power cut leaves the room before it or after it, never
 //! between. Bounded by the number of local members and of state keys the event changes, never by the room.
 
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
 use ruma::{OwnedServerName, ServerName, UserId};
 
 use super::{redact, unread};
@@ -18,21 +21,23 @@ use crate::store::tables::{count, snapshot, timeline, user};
 use crate::store::{Change, EventNum, Get, Position, Result, RoomNum, StateKeyNum, UserNum, Write};
 
 /// Where and when we are, for what a write depends on beside its event.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Here {
     /// This server: its users are the local ones.
     pub server: OwnedServerName,
     pub now_ms: u64,
+    /// Its people's push rules.
+    pub rules: Arc<unread::Rules>,
 }
 
 impl Here {
-    fn is_local(&self, user_id: &str) -> bool {
+    pub fn is_local(&self, user_id: &str) -> bool {
         server_of(user_id) == self.server.as_str()
     }
 }
 
 /// The server a user id belongs to: what stands behind the first colon.
-fn server_of(user_id: &str) -> &str {
+pub fn server_of(user_id: &str) -> &str {
     user_id.split_once(':').map_or("", |(_, server)| server)
 }
 
@@ -154,11 +159,9 @@ pub fn append(w: &mut Write<'_>, here: &Here, new: Append) -> Result<Done> {
     if let Some(txn) = &new.txn {
         txn::put(w, txn, num, here.now_ms)?;
     }
-    if new.outbound {
-        post(w, here, &new, num, &row, at)?;
-    }
+    let outbound = new.outbound && post(w, here, &new, num, &row, at)?;
     room::put(w, new.room, &room)?;
-    w.announce(Change { users: wake, room: Some(new.room), outbound: new.outbound, ..Change::default() });
+    w.announce(Change { users: wake, room: Some(new.room), outbound, ..Change::default() });
     Ok(Done { num, order: row.order, at })
 }
 
@@ -284,9 +287,7 @@ fn change_state(
     let own = row.state_key.map(|key| (key, Some(num)));
     let changes: Vec<_> = match &new.current {
         Current::Follow => own.into_iter().collect(),
-        Current::Resolved { changes, wins } => {
-            changes.iter().copied().chain(own.filter(|_| *wins)).collect()
-        }
+        Current::Resolved { changes, wins } => changes.iter().copied().chain(own.filter(|_| *wins)).collect(),
         Current::Keep => Vec::new(),
     };
     set_present_state(w, here, new.room, room, &changes, at)
@@ -444,7 +445,7 @@ pub fn local_joined(get: &impl Get, room: RoomNum) -> Result<Vec<UserNum>> {
         if membership == Membership::Join {
             joined.push(user);
         }
-        Ok(std::ops::ControlFlow::Continue(()))
+        Ok(ControlFlow::Continue(()))
     })?;
     Ok(joined)
 }
@@ -469,9 +470,9 @@ pub fn relation_of(get: &impl Get, room: RoomNum, event: &Event) -> Result<Optio
     Ok(same.then_some((Rel::of(&rel), target)))
 }
 
-/// One row for all servers in the room. A user who left with this event may have been their server's last one here:
-/// that server hears of it too.
-fn post(w: &mut Write<'_>, here: &Here, new: &Append, num: EventNum, row: &Row, at: Position) -> Result<()> {
+/// One row for all servers in the room, if there are others. A user who left with this event may have been their
+/// server's last one here: that server hears of it too. Answers whether there was anybody to tell.
+fn post(w: &mut Write<'_>, here: &Here, new: &Append, num: EventNum, row: &Row, at: Position) -> Result<bool> {
     let mut also = Vec::new();
     if let Some((membership, target)) = row.member
         && matches!(membership, Membership::Leave | Membership::Ban)
@@ -483,5 +484,19 @@ fn post(w: &mut Write<'_>, here: &Here, new: &Append, num: EventNum, row: &Row, 
             also.push(server.to_owned());
         }
     }
-    outbox::post(w, at, &Outbound::Event { room: new.room, event: num, also })
+    if also.is_empty() && !has_other_servers(w, new.room, &here.server)? {
+        return Ok(false);
+    }
+    outbox::post(w, at, &Outbound::Event { room: new.room, event: num, also })?;
+    Ok(true)
+}
+
+/// Whether servers other than this one have joined users. Two rows at most.
+pub fn has_other_servers(get: &impl Get, room: RoomNum, here: &ServerName) -> Result<bool> {
+    let mut others = false;
+    member::list_servers(get, room, None, &mut |server, _| {
+        others = server != here.as_str();
+        Ok(if others { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+    })?;
+    Ok(others)
 }

@@ -1,23 +1,37 @@
 //! Everything that changes or reads a room.
 //!
 //! `append.rs` is the one door in; nothing but it (and the flip of a big join) makes an event part of a room. Read `mod.rs` for
-//! what one can ask, then `send.rs` → `append.rs`; `receive.rs` for what other servers send; `join/` and `order/` for the big
-//! join. Reading is `read.rs` (pages, cursors) and `share.rs` (a room's share of a sync).
+//! what one can ask, then `send.rs` → `append.rs`, `membership.rs` and `create.rs` for what people here do; `state.rs` for the
+//! state as the rules read it; `receive.rs` for what other servers send; `join/` and `order/` for the big join. Reading is
+//! `read.rs` (pages, cursors) and `share.rs` (a room's share of a sync).
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use ruma::OwnedServerName;
+use ruma::{OwnedServerName, ServerName};
 
-use crate::base::{Clock, Random};
-use crate::budget::Budget;
+use crate::base::{self, Clock, Random};
+use crate::budget::{Budget, Refused};
 use crate::feed::Feed;
-use crate::matrix::sign;
-use crate::remote::Remote;
-use crate::store::Store;
+use crate::matrix::{Reject, sign};
+use crate::remote::{Failed, Remote};
+use crate::store::{self, Read, Store, Write, WriteError};
 
+mod append;
+mod elsewhere;
 mod lock;
+mod membership;
 pub mod order;
+mod redact;
+mod send;
+mod state;
+mod typing;
+mod unread;
+
+pub use membership::Joining;
+pub use send::Sending;
+
+pub use crate::store::{EventNum, Position, RoomNum};
 
 /// What the rooms are built from.
 pub struct Parts {
@@ -40,10 +54,159 @@ pub struct Rooms(Arc<Inner>);
 struct Inner {
     parts: Parts,
     locks: lock::Locks,
+    typing: typing::Typing,
+    rules: Arc<unread::Rules>,
 }
+
+/// Why something about a room was not done.
+#[derive(Debug, Clone)]
+pub enum Error {
+    /// The room, event, alias or user is not there, or whoever asks may not know of it.
+    NotFound,
+    /// Not allowed, and why.
+    Forbidden(String),
+    /// What the protocol's rules say no to.
+    Reject(Reject),
+    /// Asked for in a way that makes no sense; the code is the specification's.
+    Bad {
+        errcode: &'static str,
+        message: String,
+    },
+    /// The name is in use.
+    Taken,
+    /// Larger than an event may be.
+    TooLarge,
+    /// Another server failed us.
+    Remote(Failed),
+    /// No memory for it now.
+    Refused(Refused),
+    Store(store::Error),
+}
+
+impl Error {
+    fn forbidden(why: impl Into<String>) -> Error {
+        Error::Forbidden(why.into())
+    }
+
+    fn bad(errcode: &'static str, message: impl Into<String>) -> Error {
+        Error::Bad { errcode, message: message.into() }
+    }
+}
+
+impl From<store::Error> for Error {
+    fn from(failed: store::Error) -> Error {
+        Error::Store(failed)
+    }
+}
+
+impl From<WriteError<Error>> for Error {
+    fn from(failed: WriteError<Error>) -> Error {
+        failed.into_inner()
+    }
+}
+
+impl From<Reject> for Error {
+    fn from(reject: Reject) -> Error {
+        match reject.kind {
+            crate::matrix::Kind::TooLarge => Error::TooLarge,
+            _ => Error::Reject(reject),
+        }
+    }
+}
+
+impl From<Failed> for Error {
+    fn from(failed: Failed) -> Error {
+        Error::Remote(failed)
+    }
+}
+
+impl From<Refused> for Error {
+    fn from(refused: Refused) -> Error {
+        Error::Refused(refused)
+    }
+}
+
+impl std::fmt::Display for Error {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Error::NotFound => f.write_str("there is no such thing, or it is not yours to see"),
+            Error::Forbidden(why) => f.write_str(why),
+            Error::Reject(reject) => reject.fmt(f),
+            Error::Bad { message, .. } => f.write_str(message),
+            Error::Taken => f.write_str("that name is in use"),
+            Error::TooLarge => f.write_str("larger than an event may be"),
+            Error::Remote(failed) => write!(f, "another server: {failed:?}"),
+            Error::Refused(refused) => write!(f, "no memory for it now: {}", refused.account),
+            Error::Store(failed) => failed.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for Error {}
+
+pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Rooms {
     pub fn new(parts: Parts) -> Rooms {
-        Rooms(Arc::new(Inner { parts, locks: lock::Locks::default() }))
+        let typing = typing::Typing::new(parts.budget.account("ephemeral"), parts.clock.clone());
+        let rules = Arc::new(unread::Rules::new(parts.budget.account("event_cache")));
+        Rooms(Arc::new(Inner { parts, locks: lock::Locks::default(), typing, rules }))
+    }
+
+    /// This server's name.
+    pub fn server(&self) -> &ServerName {
+        &self.0.parts.server
+    }
+
+    /// A snapshot, for what reads rooms. Keep it no longer than an answer takes.
+    pub fn read(&self) -> Result<Read> {
+        Ok(self.0.parts.store.read()?)
+    }
+
+    /// Waits for a room's turn. Never wait for a grant or another server with the guard in hand.
+    async fn lock(&self, room: RoomNum) -> lock::Guard {
+        self.0.locks.lock(room).await
+    }
+
+    /// Where and when we are.
+    fn here(&self) -> append::Here {
+        let parts = &self.0.parts;
+        append::Here { server: parts.server.clone(), now_ms: parts.clock.now_ms(), rules: self.0.rules.clone() }
+    }
+
+    /// Appends a judged event and tells whoever follows the room.
+    async fn append_locked(&self, guard: &lock::Guard, new: append::Append) -> Result<append::Done> {
+        debug_assert_eq!(guard.room(), new.room, "the lock held is the one of the room that changes");
+        let here = self.here();
+        self.write(move |w| Ok(append::append(w, &here, new)?)).await
+    }
+
+    /// Runs one write and makes its changes known. Its errors of our own must come before its first put.
+    async fn write<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&mut Write<'_>) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let (done, changes) = self.0.parts.store.write(job).await?;
+        self.0.parts.feed.publish(&changes);
+        Ok(done)
+    }
+
+    /// Reads and judges on a thread that may block.
+    async fn reading<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Rooms, &Read) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let rooms = self.clone();
+        base::blocking(move || work(&rooms, &rooms.read()?)).await
+    }
+
+    /// Finishes `work` even when whoever asked goes away: a lock let go between judging and writing would fork the room.
+    async fn unbroken<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> T {
+        match tokio::spawn(work).await {
+            Ok(done) => done,
+            Err(failed) if failed.is_panic() => std::panic::resume_unwind(failed.into_panic()),
+            // The runtime is going down and took the work with it: nobody is left to answer.
+            Err(_) => std::future::pending().await,
+        }
     }
 }

@@ -1,0 +1,151 @@
+//! Who is typing: never stored, forgotten after a while.
+//!
+//! Bounded by the `ephemeral` account; when that is empty the next one to type is not shown. Serial numbers only rise,
+//! over restarts too, since they begin at the time of the start; a sync token holds the one it has seen.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use crate::base::Clock;
+use crate::budget::{Account, Grant};
+use crate::store::{RoomNum, UserNum};
+
+/// One who types: an entry, its share of the room's, and the tables' slack.
+const TYPIST_BYTES: u64 = 160;
+/// Shown of one room at most: nobody reads a longer list.
+const TYPISTS_MAX: usize = 50;
+
+#[derive(Clone)]
+pub struct Typing(Arc<Inner>);
+
+struct Inner {
+    account: Account,
+    clock: Clock,
+    book: Mutex<Book>,
+}
+
+struct Book {
+    serial: u64,
+    rooms: HashMap<RoomNum, Room>,
+}
+
+#[derive(Default)]
+struct Room {
+    serial: u64,
+    typists: Vec<Typist>,
+    /// Somebody watches for the end of the last one's time.
+    watched: bool,
+}
+
+struct Typist {
+    user: UserNum,
+    until: Duration,
+    _grant: Grant,
+}
+
+/// What came of setting somebody's typing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Set {
+    /// Others would see a difference.
+    pub changed: bool,
+    /// Nobody watches the room's times yet: the caller must, by [`Typing::watch`].
+    pub unwatched: bool,
+}
+
+impl Typing {
+    pub fn new(account: Account, clock: Clock) -> Typing {
+        let book = Mutex::new(Book { serial: clock.now_ms(), rooms: HashMap::new() });
+        Typing(Arc::new(Inner { account, clock, book }))
+    }
+
+    /// The newest change's number.
+    pub fn serial(&self) -> u64 {
+        self.book().serial
+    }
+
+    /// Who types in a room, when that changed after `since`; none when it did not.
+    pub fn changed(&self, room: RoomNum, since: u64) -> Option<Vec<UserNum>> {
+        let book = self.book();
+        let room = book.rooms.get(&room).filter(|room| room.serial > since)?;
+        let now = self.0.clock.instant();
+        Some(room.typists.iter().filter(|typist| typist.until > now).map(|typist| typist.user).collect())
+    }
+
+    /// Somebody types for the next `length`, or stopped.
+    pub fn set(&self, num: RoomNum, user: UserNum, length: Option<Duration>) -> Set {
+        let until = length.map(|length| self.0.clock.instant() + length);
+        let grant = self.0.account.try_take(TYPIST_BYTES).ok();
+        let mut book = self.book();
+        let next = book.serial + 1;
+        let room = book.rooms.entry(num).or_default();
+        let at = room.typists.iter().position(|typist| typist.user == user);
+        let changed = match (at, until) {
+            (Some(at), Some(until)) => {
+                room.typists[at].until = until;
+                false
+            }
+            (Some(at), None) => {
+                room.typists.remove(at);
+                true
+            }
+            (None, Some(until)) => match grant {
+                Some(grant) if room.typists.len() < TYPISTS_MAX => {
+                    room.typists.push(Typist { user, until, _grant: grant });
+                    true
+                }
+                _ => false,
+            },
+            (None, None) => false,
+        };
+        if changed {
+            room.serial = next;
+        }
+        let unwatched = !room.typists.is_empty() && !room.watched;
+        room.watched |= unwatched;
+        if changed {
+            book.serial = next;
+        }
+        Set { changed, unwatched }
+    }
+
+    /// Waits for the next typist whose time is up and takes them out; false when nobody types in the room any more.
+    pub async fn watch(&self, num: RoomNum) -> bool {
+        loop {
+            let next = {
+                let mut book = self.book();
+                let Some(room) = book.rooms.get_mut(&num) else { return false };
+                match room.typists.iter().map(|typist| typist.until).min() {
+                    Some(until) => until,
+                    None => {
+                        room.watched = false;
+                        return false;
+                    }
+                }
+            };
+            self.0.clock.sleep(next.saturating_sub(self.0.clock.instant())).await;
+            if self.expire(num) {
+                return true;
+            }
+        }
+    }
+
+    fn expire(&self, num: RoomNum) -> bool {
+        let now = self.0.clock.instant();
+        let mut book = self.book();
+        let next = book.serial + 1;
+        let Some(room) = book.rooms.get_mut(&num) else { return false };
+        let before = room.typists.len();
+        room.typists.retain(|typist| typist.until > now);
+        let changed = room.typists.len() != before;
+        if changed {
+            room.serial = next;
+            book.serial = next;
+        }
+        changed
+    }
+
+    fn book(&self) -> MutexGuard<'_, Book> {
+        self.0.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

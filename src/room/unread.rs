@@ -1,0 +1,133 @@
+//! Counting what is unread: each local member's push rules, asked once as an event comes in.
+//!
+//! Bounded by the local members of the room, each some microseconds and a row or two; by nothing a remote decides.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use ruma::UserId;
+use ruma::push::Ruleset;
+
+use super::Error;
+use super::append::{Append, Here, local_joined};
+use super::state::{View, load};
+use crate::budget::{Account, Grant};
+use crate::matrix::auth::{Powers, State as _};
+use crate::matrix::{Event, json, push};
+use crate::store::tables::account_data::{self, GLOBAL};
+use crate::store::tables::event::Row;
+use crate::store::tables::room::Room;
+use crate::store::tables::{count, member, push_rule, user};
+use crate::store::{Get, Result, UserNum, Write};
+
+/// What a parsed set of rules takes: the defaults are some twenty rules of about 400 bytes each.
+const RULES_BYTES: u64 = 10 * 1024;
+/// What a byte of a user's own rules as JSON becomes, parsed.
+const BYTES_PER_JSON_BYTE: u64 = 4;
+
+/// Parsed push rules of the users who were counted for last, on the account's bytes; whom it has no room for is parsed
+/// again each time.
+pub struct Rules {
+    account: Account,
+    parsed: Mutex<HashMap<UserNum, Parsed>>,
+}
+
+struct Parsed {
+    /// Of the JSON they were parsed from; none for the defaults.
+    hash: Option<[u8; 16]>,
+    rules: Arc<Ruleset>,
+    _grant: Grant,
+}
+
+impl Rules {
+    pub fn new(account: Account) -> Rules {
+        Rules { account, parsed: Mutex::default() }
+    }
+
+    /// The rules that hold for a user now.
+    fn get(&self, get: &impl Get, user: UserNum, user_id: &UserId) -> Result<Arc<Ruleset>> {
+        let json = account_data::get(get, user, GLOBAL, push_rule::KIND)?;
+        let hash = json.as_ref().map(|json| get.hash128(&[json]));
+        if let Some(parsed) = self.lock().get(&user)
+            && parsed.hash == hash
+        {
+            return Ok(parsed.rules.clone());
+        }
+        let rules = Arc::new(push_rule::get(get, user, user_id)?);
+        let bytes = RULES_BYTES + BYTES_PER_JSON_BYTE * json.map_or(0, |json| json.len() as u64);
+        let mut parsed = self.lock();
+        parsed.remove(&user);
+        match self.account.try_take(bytes) {
+            Ok(grant) => drop(parsed.insert(user, Parsed { hash, rules: rules.clone(), _grant: grant })),
+            // Others are kept by now; all are parsed again as they are needed.
+            Err(_) => parsed.clear(),
+        }
+        Ok(rules)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<UserNum, Parsed>> {
+        self.parsed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Counts an event that was just shown for each local member it notifies. Who sent it has read up to it.
+pub fn count(w: &mut Write<'_>, here: &Here, room: &Room, new: &Append, row: &Row) -> Result<()> {
+    let Some(order) = row.order else { return Ok(()) };
+    let mut others = local_joined(w, new.room)?;
+    if others.contains(&row.sender) {
+        others.retain(|user| *user != row.sender);
+        if row.state_key.is_none() {
+            count::read_up_to(w, row.sender, new.room, order)?;
+        }
+    }
+    if others.is_empty() {
+        return Ok(());
+    }
+    let flat = push::Flat::new(&new.event);
+    let seen = seen_by_rules(w, room, new)?;
+    for user in others {
+        let user_id = user::id_of(w, user)?;
+        let Ok(id) = <&UserId>::try_from(user_id.as_str()) else { continue };
+        let rules = here.rules.get(w, user, id)?;
+        let name = display_name(w, new, user, id)?;
+        let outcome = push::evaluate(&rules, &flat, &seen, id, &name);
+        if outcome.notify {
+            count::add(w, user, new.room, order, outcome.highlight)?;
+        }
+    }
+    Ok(())
+}
+
+/// The room as the rules see it.
+fn seen_by_rules(get: &impl Get, room: &Room, new: &Append) -> Result<push::Room> {
+    let version = new.event.version();
+    let view = View::present(get, new.room, version);
+    let (create, levels) = (readable(view.create())?, readable(view.power_levels())?);
+    let powers = create.as_ref().map(|create| Powers::new(version, create, levels.as_deref()));
+    Ok(push::Room::new(&new.event, room.joined, powers.as_ref()))
+}
+
+/// State that cannot be read counts as not there.
+fn readable<T>(state: Result<Option<T>, Error>) -> Result<Option<T>> {
+    match state {
+        Ok(found) => Ok(found),
+        Err(Error::Store(failed)) => Err(failed),
+        Err(_) => Ok(None),
+    }
+}
+
+/// A member's name in the room. Looked up only when there is a text it could stand in.
+fn display_name(get: &impl Get, new: &Append, user: UserNum, user_id: &UserId) -> Result<String> {
+    let has_text = json::get(new.event.content().as_bytes(), "body").is_some();
+    let own = || user_id.localpart().to_owned();
+    if !has_text {
+        return Ok(own());
+    }
+    let Some(member) = member::mine(get, user, new.room)?.and_then(|mine| mine.event) else { return Ok(own()) };
+    let event = load(get, new.event.version(), member)?;
+    Ok(name_in(&event).unwrap_or_else(own))
+}
+
+fn name_in(member: &Event) -> Option<String> {
+    member.content_text("displayname").map(|name| name.into_owned()).filter(|name| !name.is_empty())
+}
