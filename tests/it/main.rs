@@ -1,5 +1,8 @@
 //! The one integration binary; each module is a family of behaviour.
 
+mod hall;
+mod house;
+
 // The load generator's own tests run here; the benchmarks include the same files.
 #[path = "../load/mod.rs"]
 mod load;

@@ -1,0 +1,268 @@
+//! A whole server in the test's own process, on a loopback port; and two of them that know each other.
+//!
+//! `House::start().await`, then `house.register("alice").await`, then `house.get(path, &alice)` and its neighbours. What an
+//! answer must be is said by the caller: [`Reply::ok`] insists on 200, [`Reply::refused`] on a status and an errcode.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use http_body_util::{BodyExt, Full};
+use hyper_util::rt::TokioIo;
+use serde_json::{Value, json};
+use snug::base::{Clock, Random};
+use snug::budget::{Budget, Profile};
+use snug::config::{Config, Registration};
+use snug::serve::Server;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::load::lab::Lab;
+
+/// A running server with a folder of its own.
+pub struct House {
+    server: Server,
+    config: Config,
+    profile: Profile,
+    _folder: Option<Folder>,
+}
+
+/// Somebody with an account and a session.
+#[derive(Debug, Clone)]
+pub struct Person {
+    pub id: String,
+    pub token: String,
+    pub device: String,
+}
+
+/// What was answered.
+#[derive(Debug)]
+pub struct Reply {
+    pub status: u16,
+    pub headers: hyper::HeaderMap,
+    pub bytes: Vec<u8>,
+    asked: String,
+}
+
+/// Gone on drop.
+pub struct Folder(PathBuf);
+
+impl Folder {
+    pub fn new() -> Folder {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        let name = format!("snug-house-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let path = std::env::temp_dir().join(name);
+        std::fs::create_dir_all(&path).unwrap();
+        Folder(path)
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+impl House {
+    /// An ordinary server called `localhost` with open registration and no rate limits.
+    pub async fn start() -> House {
+        House::start_with(|_| {}).await
+    }
+
+    /// The same with other settings.
+    pub async fn start_with(change: impl FnOnce(&mut Config)) -> House {
+        let folder = Folder::new();
+        let mut config = settings(folder.path());
+        change(&mut config);
+        House::run(config, Profile::get("pi-5").unwrap(), Some(folder)).await
+    }
+
+    /// The same under a profile, for tests of what is refused.
+    pub async fn start_under(profile: &str) -> House {
+        let folder = Folder::new();
+        House::run(settings(folder.path()), Profile::get(profile).unwrap(), Some(folder)).await
+    }
+
+    async fn run(config: Config, profile: Profile, folder: Option<Folder>) -> House {
+        let budget = Budget::from_profile(profile.clone());
+        let mut server = Server::build(&config, Clock::real(), Random::os(), budget).await.unwrap();
+        server.open().await.unwrap();
+        House { server, config, profile, _folder: folder }
+    }
+
+    /// Stops it in order and starts it again on what is on disk, at the same addresses.
+    pub async fn restart(mut self) -> House {
+        self.config.listen = vec![self.address()];
+        let House { server, config, profile, _folder } = self;
+        server.stop().await;
+        House::run(config, profile, _folder).await
+    }
+
+    pub async fn stop(self) {
+        self.server.stop().await;
+    }
+
+    /// The parts, for what no request shows.
+    pub fn server(&self) -> &Server {
+        &self.server
+    }
+
+    pub fn name(&self) -> &str {
+        self.config.server_name.as_str()
+    }
+
+    /// Where apps connect.
+    pub fn address(&self) -> SocketAddr {
+        self.server.addresses().iter().find(|open| !open.federation).unwrap().address
+    }
+
+    /// A new account with a session; the password is `secret NAME`.
+    pub async fn register(&self, name: &str) -> Person {
+        let body = json!({
+            "username": name, "password": format!("secret {name}"), "auth": { "type": "m.login.dummy" },
+        });
+        let made = self.request("POST", "/_matrix/client/v3/register", None, body).await.ok();
+        let text = |field: &str| made[field].as_str().unwrap_or_else(|| panic!("{field} in {made}")).to_owned();
+        Person { id: text("user_id"), token: text("access_token"), device: text("device_id") }
+    }
+
+    pub async fn get(&self, path: &str, who: &Person) -> Reply {
+        self.request("GET", path, Some(&who.token), Value::Null).await
+    }
+
+    pub async fn post(&self, path: &str, who: &Person, body: Value) -> Reply {
+        self.request("POST", path, Some(&who.token), body).await
+    }
+
+    pub async fn put(&self, path: &str, who: &Person, body: Value) -> Reply {
+        self.request("PUT", path, Some(&who.token), body).await
+    }
+
+    pub async fn delete(&self, path: &str, who: &Person) -> Reply {
+        self.request("DELETE", path, Some(&who.token), Value::Null).await
+    }
+
+    /// One request over a connection of its own. `Value::Null` is no body; a path without `/_` is below
+    /// `/_matrix/client/v3`.
+    pub async fn request(&self, method: &str, path: &str, token: Option<&str>, body: Value) -> Reply {
+        let body = if body.is_null() { Vec::new() } else { body.to_string().into_bytes() };
+        let authorization = token.map(|token| format!("Bearer {token}"));
+        let headers: Vec<_> = authorization.iter().map(|value| ("authorization", value.as_str())).collect();
+        self.send(method, path, &headers, body).await
+    }
+
+    /// One request with headers and body as given.
+    pub async fn send(&self, method: &str, path: &str, headers: &[(&str, &str)], body: Vec<u8>) -> Reply {
+        let path = if path.starts_with("/_") || path.starts_with("/.") {
+            path.to_owned()
+        } else {
+            format!("/_matrix/client/v3{path}")
+        };
+        let stream = TcpStream::connect(self.address()).await.unwrap();
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+        tokio::spawn(connection);
+        let mut request = hyper::Request::builder().method(method).uri(&path).header("host", "localhost");
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let response = sender.send_request(request.body(Full::<bytes::Bytes>::from(body)).unwrap()).await.unwrap();
+        let (head, body) = response.into_parts();
+        let bytes = body.collect().await.unwrap_or_else(|error| panic!("{method} {path}: {error}")).to_bytes().to_vec();
+        Reply { status: head.status.as_u16(), headers: head.headers, bytes, asked: format!("{method} {path}") }
+    }
+
+    /// Bytes as they are on a socket; answers everything until the server hangs up.
+    pub async fn raw(&self, bytes: &str) -> String {
+        let mut stream = TcpStream::connect(self.address()).await.unwrap();
+        stream.write_all(bytes.as_bytes()).await.unwrap();
+        stream.shutdown().await.unwrap();
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).await.unwrap();
+        String::from_utf8_lossy(&answer).into_owned()
+    }
+}
+
+impl Reply {
+    pub fn json(&self) -> Value {
+        let text = String::from_utf8_lossy(&self.bytes);
+        serde_json::from_slice(&self.bytes).unwrap_or_else(|error| panic!("{}: {error}: {text}", self.asked))
+    }
+
+    /// The answer of a request that must have worked.
+    #[track_caller]
+    pub fn ok(self) -> Value {
+        let text = String::from_utf8_lossy(&self.bytes);
+        assert_eq!(self.status, 200, "{}: {text}", self.asked);
+        self.json()
+    }
+
+    /// The answer of a request that must have been refused so.
+    #[track_caller]
+    pub fn refused(self, status: u16, errcode: &str) -> Value {
+        let answer = self.json();
+        assert_eq!((self.status, answer["errcode"].as_str()), (status, Some(errcode)), "{}: {answer}", self.asked);
+        answer
+    }
+}
+
+/// Two servers, `one.load.test` and `two.load.test`, that reach each other over TLS.
+pub struct Pair {
+    pub one: House,
+    pub two: House,
+    _lab: Folder,
+}
+
+impl Pair {
+    pub async fn start() -> Pair {
+        Pair::start_with(|_| {}).await
+    }
+
+    /// Both with other settings.
+    pub async fn start_with(change: impl Fn(&mut Config)) -> Pair {
+        let folder = Folder::new();
+        let lab = Lab::get(folder.path()).unwrap();
+        let ports = [free_port(), free_port()];
+        let names = ["one.load.test", "two.load.test"];
+        let change = &change;
+        let house = async |nth: usize| {
+            House::start_with(|config| {
+                let other = 1 - nth;
+                config.server_name = names[nth].try_into().unwrap();
+                let federation = &mut config.federation;
+                federation.enabled = true;
+                federation.listen = vec![SocketAddr::from(([127, 0, 0, 1], ports[nth]))];
+                federation.tls_certificate = Some(lab.certificate_file.clone());
+                federation.tls_private_key = Some(lab.key_file.clone());
+                federation.extra_ca_file = Some(lab.ca_file.clone());
+                federation.allow_private_addresses = true;
+                federation.overrides = vec![(names[other].to_owned(), format!("127.0.0.1:{}", ports[other]))];
+                change(config);
+            })
+            .await
+        };
+        let (one, two) = (house(0).await, house(1).await);
+        Pair { one, two, _lab: folder }
+    }
+}
+
+fn settings(folder: &Path) -> Config {
+    let mut config = Config {
+        data_dir: folder.join("data"),
+        listen: vec![SocketAddr::from(([127, 0, 0, 1], 0))],
+        registration: Registration::Open,
+        rate_limits: false,
+        log: "warn".to_owned(),
+        ..Config::default()
+    };
+    config.federation.listen = Vec::new();
+    config
+}
+
+/// A port nobody listens on now; whoever takes it in between makes the test fail, not pass.
+fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
