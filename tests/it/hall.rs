@@ -26,7 +26,8 @@ async fn unknown_paths_and_methods() {
 #[tokio::test]
 async fn other_origins_may_ask() {
     let house = House::start().await;
-    let reply = house.send("OPTIONS", "/_matrix/client/v3/sync", &[("origin", "https://app.example")], Vec::new()).await;
+    let reply =
+        house.send("OPTIONS", "/_matrix/client/v3/sync", &[("origin", "https://app.example")], Vec::new()).await;
     assert!((200..300).contains(&reply.status), "{}", reply.status);
     assert_eq!(reply.headers["access-control-allow-origin"], "*");
     assert!(reply.headers["access-control-allow-headers"].to_str().unwrap().contains("Authorization"));
