@@ -26,6 +26,7 @@ pub mod snapshot;
 pub mod staging;
 pub mod timeline;
 pub mod to_device;
+pub mod topology;
 pub mod txn;
 pub mod user;
 
