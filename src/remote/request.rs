@@ -130,10 +130,15 @@ impl From<Miss> for Failed {
 /// A small answer, paid for while it is kept.
 pub struct Answer {
     pub body: Vec<u8>,
-    _grant: Grant,
+    grant: Grant,
 }
 
 impl Answer {
+    /// The bytes and what pays for them, to be handed on together.
+    pub fn into_parts(self) -> (Vec<u8>, Grant) {
+        (self.body, self.grant)
+    }
+
     pub fn json<T: DeserializeOwned>(&self) -> Result<T, Failed> {
         serde_json::from_slice(&self.body).map_err(|error| Failed::BadAnswer(error.to_string()))
     }
@@ -259,7 +264,7 @@ impl Remote {
             }
             bytes.extend_from_slice(&data);
         }
-        Ok(Answer { body: bytes, _grant: grant })
+        Ok(Answer { body: bytes, grant })
     }
 
     async fn read_error(&self, lease: Lease, response: Response<Incoming>) -> Failed {

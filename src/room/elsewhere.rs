@@ -3,6 +3,7 @@
 use ruma::{OwnedEventId, OwnedServerName, RoomId, UserId};
 
 use super::append::Append;
+use super::membership::{content_of, with_profile};
 use super::send::{Built, New, known_to_member};
 use super::state::known_num;
 use super::{Error, Joining, Result, Rooms};
@@ -19,23 +20,30 @@ pub(super) async fn join(_rooms: &Rooms, _user: &UserId, _room_id: &RoomId, _joi
     Err(Error::NotFound)
 }
 
-pub(super) async fn leave(rooms: &Rooms, user: &UserId, room_id: &RoomId, _reason: Option<String>) -> Result<()> {
-    rooms.drop_outside(user, room_id).await
+pub(super) async fn leave(rooms: &Rooms, user: &UserId, room_id: &RoomId, reason: Option<String>) -> Result<()> {
+    rooms.leave_outside(user, room_id, reason.as_deref()).await
 }
 
 pub(super) async fn knock(
-    _rooms: &Rooms,
-    _user: &UserId,
-    _room_id: &RoomId,
-    _via: Vec<OwnedServerName>,
-    _reason: Option<String>,
+    rooms: &Rooms,
+    user: &UserId,
+    room_id: &RoomId,
+    mut via: Vec<OwnedServerName>,
+    reason: Option<String>,
 ) -> Result<()> {
-    Err(Error::NotFound)
+    via.extend(room_id.server_name().filter(|server| !via.iter().any(|known| known == server)).map(ToOwned::to_owned));
+    let (who, content) = (user.to_owned(), content_of(Membership::Knock, reason));
+    let content = rooms.reading(move |_, read| with_profile(read, &who, content)).await?;
+    rooms.knock_outside(user, room_id, &via, content).await
 }
 
 /// Invites somebody of another server, which must hear of it and agree first.
-pub(super) async fn invite(_rooms: &Rooms, _room_id: &RoomId, _new: New) -> Result<OwnedEventId> {
-    Err(Error::NotFound)
+pub(super) async fn invite(rooms: &Rooms, room_id: &RoomId, new: New) -> Result<OwnedEventId> {
+    let inviter = new.sender.clone();
+    let built = rooms.build_for_others(room_id, new).await?;
+    let shown = rooms.shown_state_of(room_id, Some(&inviter)).await?;
+    let event = rooms.sign_invite(&built.event, shown).await?;
+    rooms.append_built(Built { event, ..built }).await
 }
 
 impl Rooms {

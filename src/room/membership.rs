@@ -335,7 +335,7 @@ fn join_content(
 }
 
 /// Who of this server lets a user into a restricted room; nobody where nobody needs to.
-fn let_in_by(rooms: &Rooms, read: &Read, room: &Known, user: &UserId) -> Result<Option<OwnedUserId>> {
+pub(super) fn let_in_by(rooms: &Rooms, read: &Read, room: &Known, user: &UserId) -> Result<Option<OwnedUserId>> {
     let view = room.view(read);
     let rule = view.join_rule()?;
     let restricted = (rule == Some(JoinRule::Restricted) && room.version.restricted)

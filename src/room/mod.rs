@@ -19,17 +19,24 @@ use crate::store::{self, Read, Store, Write, WriteError};
 
 mod append;
 mod elsewhere;
+mod handshake;
 mod lock;
 mod membership;
 pub mod order;
 mod redact;
 mod send;
+mod serve_join;
+mod serve_state;
 mod state;
 mod typing;
 mod unread;
+mod visitor;
 
+pub use handshake::{Invitation, Verb};
 pub use membership::Joining;
 pub use send::Sending;
+pub use serve_join::{Drawn, Submitted};
+pub use serve_state::{JoinAnswer, Served};
 
 pub use crate::store::{EventNum, Position, RoomNum};
 
@@ -54,6 +61,7 @@ pub struct Rooms(Arc<Inner>);
 struct Inner {
     parts: Parts,
     locks: lock::Locks,
+    turns: serve_state::Turns,
     typing: typing::Typing,
     rules: Arc<unread::Rules>,
 }
@@ -150,7 +158,13 @@ impl Rooms {
     pub fn new(parts: Parts) -> Rooms {
         let typing = typing::Typing::new(parts.budget.account("ephemeral"), parts.clock.clone());
         let rules = Arc::new(unread::Rules::new(parts.budget.account("event_cache")));
-        Rooms(Arc::new(Inner { parts, locks: lock::Locks::default(), typing, rules }))
+        Rooms(Arc::new(Inner {
+            parts,
+            locks: lock::Locks::default(),
+            turns: serve_state::Turns::default(),
+            typing,
+            rules,
+        }))
     }
 
     /// This server's name.

@@ -1,0 +1,526 @@
+//! What passes between us and another server about a room we are not in: invites that come and go, leaving, knocking,
+//! names, and lists of rooms.
+//!
+//! Server-server API, "Inviting to a room", "Leaving Rooms (Rejecting Invites)", "Knocking upon a room". Every answer is
+//! a small one with a cap and a time; nothing here waits for a server while holding a room's lock.
+
+use std::time::Duration;
+
+use http::Method;
+use ruma::{EventId, OwnedRoomId, OwnedServerName, OwnedUserId, RoomAliasId, RoomId, ServerName, UserId};
+use serde_json::value::RawValue;
+use serde_json::{Map, Value, json};
+
+use super::{Error, Result, Rooms};
+use crate::base;
+use crate::budget::Grant;
+use crate::matrix::fast::{self, Signer};
+use crate::matrix::{Event, Reject, RoomVersion, event as wire, json as text, sign, version};
+use crate::remote::{Failed, Options, encode};
+use crate::store::Read;
+use crate::store::tables::event::Membership;
+use crate::store::tables::{member, room, user};
+
+/// Servers asked for one thing at most, one after the other.
+const SERVERS_MAX: usize = 5;
+/// How long each may take.
+const EACH: Duration = Duration::from_secs(20);
+/// Stripped state kept with an invite or a knock: events and bytes. The specification names nine kinds.
+const STRIPPED_EVENTS_MAX: usize = 32;
+const STRIPPED_BYTES_MAX: usize = 64 * 1024;
+/// Servers of a remote alias that are remembered for the join.
+const ALIAS_SERVERS_MAX: usize = 20;
+
+/// A membership event somebody else's server drew up for one of our users.
+pub struct Template {
+    pub version: &'static RoomVersion,
+    /// Who drew it up, and so who is sent the event.
+    pub server: OwnedServerName,
+    event: Map<String, Value>,
+}
+
+/// A verb of the `make_`/`send_` pair.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verb {
+    Join,
+    Leave,
+    Knock,
+}
+
+impl Verb {
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Verb::Join => "join",
+            Verb::Leave => "leave",
+            Verb::Knock => "knock",
+        }
+    }
+}
+
+// ---- templates ---------------------------------------------------------------------------------------------------
+
+impl Rooms {
+    /// Asks one server for a membership event's template: `make_join` and its like.
+    pub(super) async fn ask_template(
+        &self,
+        server: &ServerName,
+        verb: Verb,
+        room: &RoomId,
+        user: &UserId,
+    ) -> Result<Template, Failed> {
+        let mut target = format!(
+            "/_matrix/federation/v1/make_{}/{}/{}",
+            verb.as_str(),
+            encode(room.as_str()),
+            encode(user.as_str())
+        );
+        if verb != Verb::Leave {
+            let versions: Vec<_> = version::list().iter().map(|version| format!("ver={}", version.id)).collect();
+            target = format!("{target}?{}", versions.join("&"));
+        }
+        let answer = self.0.parts.remote.request(server, Method::GET, &target, None, asking()).await?;
+        let said: Map<String, Value> = answer.json()?;
+        Template::read(server, said, verb, room, user).map_err(|why| Failed::BadAnswer(why.to_string()))
+    }
+
+    /// Makes a template our own event: `content` is what the user says, everything else is checked already.
+    pub(super) fn sign_template(&self, template: &Template, content: Map<String, Value>) -> Result<Event> {
+        let parts = &self.0.parts;
+        let mut event = template.event.clone();
+        event.insert("content".into(), content.into());
+        event.insert("origin_server_ts".into(), parts.clock.now_ms().into());
+        if template.version.event_id_in_event() {
+            event.insert("event_id".into(), format!("${}:{}", parts.random.token(18), parts.server).into());
+        }
+        let raw = Value::Object(event).to_string();
+        Ok(wire::sign_new(template.version, raw.as_bytes(), &parts.server, &parts.key)?)
+    }
+}
+
+impl Template {
+    /// Takes what an event is made from and refuses what the server has no business choosing.
+    fn read(
+        server: &ServerName,
+        mut said: Map<String, Value>,
+        verb: Verb,
+        room: &RoomId,
+        user: &UserId,
+    ) -> Result<Template, Reject> {
+        let named = said.get("room_version").and_then(Value::as_str).unwrap_or("1");
+        let version =
+            version::get(named).ok_or_else(|| Reject::shape(format!("room version {named} is not known here")))?;
+        let Some(Value::Object(drawn)) = said.remove("event") else {
+            return Err(Reject::shape("the template has no event"));
+        };
+        let is = |key: &str, wanted: &str| drawn.get(key).and_then(Value::as_str) == Some(wanted);
+        let membership = drawn.get("content").and_then(|content| content.get("membership")).and_then(Value::as_str);
+        let fits = is("type", "m.room.member")
+            && is("room_id", room.as_str())
+            && is("sender", user.as_str())
+            && is("state_key", user.as_str())
+            && membership == Some(verb.as_str());
+        if !fits {
+            return Err(Reject::shape("the template is for something else than was asked"));
+        }
+        let keep = ["type", "room_id", "sender", "state_key", "content", "prev_events", "auth_events", "depth"];
+        let event = drawn.into_iter().filter(|(key, _)| keep.contains(&key.as_str())).collect();
+        Ok(Template { version, server: server.to_owned(), event })
+    }
+
+    /// The local part of the restricted rooms' rules: who of that server lets our user in.
+    pub(super) fn authorised_via(&self) -> Option<&str> {
+        self.event.get("content")?.get("join_authorised_via_users_server")?.as_str()
+    }
+}
+
+/// A person is waiting, but not for ever.
+fn asking() -> Options {
+    Options { timeout: EACH, max_bytes: 256 * 1024, insist: true }
+}
+
+// ---- leaving and knocking from outside ---------------------------------------------------------------------------
+
+impl Rooms {
+    /// Refuses an invite, or takes back a knock, of a room we are not in. The servers that would want to know are told;
+    /// when none of them can be, the user is rid of it all the same.
+    pub(super) async fn leave_outside(&self, user: &UserId, room: &RoomId, reason: Option<&str>) -> Result<()> {
+        let (asked, of) = (user.to_owned(), room.to_owned());
+        let servers = self.reading(move |rooms, read| rooms.outside_of(read, &asked, &of)).await?;
+        let mut content = Map::from_iter([("membership".to_owned(), json!("leave"))]);
+        if let Some(reason) = reason {
+            content.insert("reason".into(), reason.into());
+        }
+        for server in &servers {
+            match self.leave_through(server, user, room, content.clone()).await {
+                Ok(()) => break,
+                Err(error) => {
+                    tracing::info!(%server, %room, "the server could not be told that {user} leaves: {error}")
+                }
+            }
+        }
+        self.drop_outside(user, room).await
+    }
+
+    async fn leave_through(
+        &self,
+        server: &ServerName,
+        user: &UserId,
+        room: &RoomId,
+        content: Map<String, Value>,
+    ) -> Result<()> {
+        let template = self.ask_template(server, Verb::Leave, room, user).await?;
+        let event = self.sign_template(&template, content)?;
+        self.hand_over(server, Verb::Leave, &event).await.map(drop)
+    }
+
+    /// Asks to be let into a room through the servers named.
+    pub(super) async fn knock_outside(
+        &self,
+        user: &UserId,
+        room: &RoomId,
+        via: &[OwnedServerName],
+        mut content: Map<String, Value>,
+    ) -> Result<()> {
+        content.insert("membership".into(), "knock".into());
+        let mut failed = Error::NotFound;
+        for server in via.iter().filter(|server| !self.0.parts.remote.is_me(server)).take(SERVERS_MAX) {
+            match self.knock_through(server, user, room, content.clone()).await {
+                Ok((version, stripped)) => {
+                    return self.set_outside(user, room, version, Membership::Knock, stripped).await;
+                }
+                Err(error @ Error::Remote(Failed::Status { status: 403, .. })) => return Err(error),
+                Err(error) => failed = error,
+            }
+        }
+        Err(failed)
+    }
+
+    async fn knock_through(
+        &self,
+        server: &ServerName,
+        user: &UserId,
+        room: &RoomId,
+        content: Map<String, Value>,
+    ) -> Result<(&'static str, Vec<u8>)> {
+        let template = self.ask_template(server, Verb::Knock, room, user).await?;
+        let event = self.sign_template(&template, content)?;
+        let answer = self.hand_over(server, Verb::Knock, &event).await?;
+        let state = answer.get("knock_room_state").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+        Ok((template.version.id, strip(state, Some(&event))))
+    }
+
+    /// `send_leave` or `send_knock`; both answer with little.
+    async fn hand_over(&self, server: &ServerName, verb: Verb, event: &Event) -> Result<Map<String, Value>> {
+        let target = |api: &str| {
+            let (room, id) = (encode(event.room_id().as_str()), encode(event.id().as_str()));
+            format!("/_matrix/federation/{api}/send_{}/{room}/{id}", verb.as_str())
+        };
+        let api = if verb == Verb::Knock { "v1" } else { "v2" };
+        let content = || Some(event.to_federation().to_vec());
+        let remote = &self.0.parts.remote;
+        let answer = match remote.request(server, Method::PUT, &target(api), content(), asking()).await {
+            Err(failed) if verb == Verb::Leave && is_unknown_path(&failed) => {
+                // Version 1 of the API answers `[200, {}]`.
+                remote.request(server, Method::PUT, &target("v1"), content(), asking()).await?;
+                return Ok(Map::new());
+            }
+            other => other?,
+        };
+        Ok(answer.json()?)
+    }
+
+    /// Who would want to know that a local user leaves a room we are not in: the inviter's server, then the room id's.
+    fn outside_of(&self, read: &Read, user: &UserId, room: &RoomId) -> Result<Vec<OwnedServerName>> {
+        let nums = user::num(read, user.as_str())?.zip(room::num(read, room.as_str())?);
+        let (user_num, room_num) = nums.ok_or(Error::NotFound)?;
+        let mine = member::mine(read, user_num, room_num)?.ok_or(Error::NotFound)?;
+        if !matches!(mine.membership, Membership::Invite | Membership::Knock) {
+            return Err(Error::forbidden("the user is neither invited to the room nor waiting to be"));
+        }
+        let stripped = member::stripped(read, user_num, room_num)?.unwrap_or_default();
+        let stripped: Vec<Value> = serde_json::from_slice(&stripped).unwrap_or_default();
+        let inviters =
+            stripped.iter().filter(|event| event["type"] == "m.room.member" && event["state_key"] == user.as_str());
+        let senders = inviters.filter_map(|event| OwnedUserId::try_from(event["sender"].as_str()?).ok());
+        let mut servers: Vec<OwnedServerName> = senders.map(|sender| sender.server_name().to_owned()).collect();
+        servers.extend(room.server_name().map(ToOwned::to_owned));
+        // Of a version 12 room the id says nothing; whoever else is named in the state is in the room too.
+        let others = stripped.iter().filter_map(|event| OwnedUserId::try_from(event["sender"].as_str()?).ok());
+        servers.extend(others.map(|sender| sender.server_name().to_owned()));
+        let mut seen = Vec::new();
+        servers.retain(|server| {
+            !self.0.parts.remote.is_me(server) && !seen.contains(server) && {
+                seen.push(server.clone());
+                true
+            }
+        });
+        servers.truncate(SERVERS_MAX);
+        Ok(servers)
+    }
+}
+
+/// Stripped state as it is kept: a JSON array of the events' four fields, the member event itself last. What is too much
+/// or no event is left out.
+fn strip(state: &[Value], own: Option<&Event>) -> Vec<u8> {
+    let mut kept = vec![b'['];
+    let own_value = own.and_then(|event| serde_json::from_slice::<Value>(event.to_federation()).ok());
+    let others = state.iter().take(STRIPPED_EVENTS_MAX).filter(|event| {
+        let is_own = own.is_some_and(|own| {
+            event["type"] == "m.room.member"
+                && event["state_key"].as_str().is_some_and(|key| Some(key) == own.state_key())
+        });
+        !is_own
+    });
+    for event in others.chain(own_value.as_ref()) {
+        let Some(stripped) = strip_one(event) else { continue };
+        if kept.len() + stripped.len() + 2 > STRIPPED_BYTES_MAX
+            && !std::ptr::eq(event, own_value.as_ref().unwrap_or(&Value::Null))
+        {
+            continue;
+        }
+        if kept.len() > 1 {
+            kept.push(b',');
+        }
+        kept.extend_from_slice(stripped.as_bytes());
+    }
+    kept.push(b']');
+    kept
+}
+
+fn strip_one(event: &Value) -> Option<String> {
+    let word = |key: &str| event[key].as_str();
+    let (kind, state_key, sender) = (word("type")?, word("state_key")?, word("sender")?);
+    <&UserId>::try_from(sender).ok()?;
+    let content = event["content"].as_object()?;
+    Some(json!({ "type": kind, "state_key": state_key, "sender": sender, "content": content }).to_string())
+}
+
+fn is_unknown_path(failed: &Failed) -> bool {
+    matches!(failed.status(), Some(400 | 404 | 405)) && failed.errcode().is_none_or(|code| code == "M_UNRECOGNIZED")
+}
+
+// ---- invites -----------------------------------------------------------------------------------------------------
+
+/// An invite another server brings, as its request says it.
+pub struct Invitation {
+    pub room: OwnedRoomId,
+    pub version: String,
+    pub event: Box<RawValue>,
+    pub stripped: Vec<Value>,
+}
+
+impl Rooms {
+    /// Takes an invite of a local user from another server. Answers the event with our signature beside theirs.
+    ///
+    /// For a room that people of this server are in, the invite becomes part of the room when it arrives there; here it is
+    /// only signed.
+    pub async fn receive_invite(
+        &self,
+        origin: &ServerName,
+        id: Option<&EventId>,
+        invitation: Invitation,
+    ) -> Result<Event> {
+        let version = version::get(&invitation.version).ok_or_else(|| {
+            let message = format!("room version {} is not known here", invitation.version);
+            Error::bad("M_INCOMPATIBLE_ROOM_VERSION", message)
+        })?;
+        let event = Event::from_wire(version, invitation.event.get().as_bytes())?;
+        let target = self.check_invite(origin, id, &invitation, &event)?;
+        self.check_signed(&event).await?;
+        let parts = &self.0.parts;
+        let signed = sign::add_signature(&event, &parts.server, &parts.key)?;
+        let stripped = strip(&invitation.stripped, Some(&event));
+        let (asked, of) = (target.clone(), invitation.room.clone());
+        let is_ours = self.reading(move |_, read| is_ours_already(read, &asked, &of)).await?;
+        if !is_ours {
+            self.set_outside(&target, &invitation.room, version.id, Membership::Invite, stripped).await?;
+        }
+        Ok(signed)
+    }
+
+    fn check_invite(
+        &self,
+        origin: &ServerName,
+        id: Option<&EventId>,
+        invitation: &Invitation,
+        event: &Event,
+    ) -> Result<OwnedUserId> {
+        let bad = |message: &str| Error::bad("M_INVALID_PARAM", message);
+        if id.is_some_and(|id| id != event.id()) {
+            return Err(bad("the event's id is not the one in the path"));
+        }
+        if event.room_id() != invitation.room {
+            return Err(bad("the event is of another room"));
+        }
+        if event.kind() != "m.room.member" || event.membership().as_deref() != Some("invite") {
+            return Err(bad("the event is no invite"));
+        }
+        if event.sender().server_name() != origin {
+            return Err(Error::forbidden("the invite's sender is of another server"));
+        }
+        let target = event.state_key().and_then(|key| OwnedUserId::try_from(key).ok());
+        match target {
+            Some(target) if target.server_name() == self.0.parts.server => Ok(target),
+            _ => Err(bad("the invite is for nobody of this server")),
+        }
+    }
+
+    /// That the servers which must have signed an event have, and that its content is whole. Keys are fetched when need be.
+    pub(super) async fn check_signed(&self, event: &Event) -> Result<()> {
+        let at_ms = sign::key_time(event.version(), event.origin_server_ts());
+        let mut names = Vec::new();
+        for signer in event.signers()? {
+            let Ok(server) = OwnedServerName::try_from(signer.server) else { continue };
+            names.extend(signer.signatures.iter().map(|(id, _)| (server.clone(), (*id).to_owned())));
+        }
+        let keys = self.0.parts.remote.keys();
+        keys.fetch(&names, at_ms).await?;
+        let event = event.clone();
+        match base::blocking(move || sign::check_event(&event, &keys)).await? {
+            sign::Checked::Intact => Ok(()),
+            sign::Checked::RedactNeeded => Err(Reject::signature("the content hash is wrong").into()),
+        }
+    }
+
+    /// Has the invited user's server sign our invite, which makes it known there too. `room_state` is the stripped state
+    /// the invited user is shown.
+    ///
+    /// Never call it with the room's lock held: the other server takes its time.
+    pub(super) async fn sign_invite(&self, event: &Event, room_state: Vec<Value>) -> Result<Event> {
+        let target = event.state_key().and_then(|key| OwnedUserId::try_from(key).ok());
+        let target = target.ok_or_else(|| Reject::shape("the invited user's id is no user id"))?;
+        let server = target.server_name();
+        let signed = self.ask_signature(server, event, room_state).await?;
+        let signed = Event::from_wire(event.version(), signed.get().as_bytes())?;
+        if signed.id() != event.id() || !signed.is_intact() {
+            return Err(Error::Remote(Failed::BadAnswer("the invite came back as another event".to_owned())));
+        }
+        let theirs = signature_of(&signed, server)?;
+        let signer =
+            Signer { server: server.as_str(), signatures: theirs.iter().map(|(id, s)| (id.as_str(), *s)).collect() };
+        let at_ms = sign::key_time(event.version(), event.origin_server_ts());
+        let names: Vec<_> = theirs.iter().map(|(id, _)| (server.to_owned(), id.clone())).collect();
+        let keys = self.0.parts.remote.keys();
+        keys.fetch(&names, at_ms).await?;
+        // A handful of signatures of one event: not worth a thread.
+        sign::check_signer(&signer, &event.signed_message(), at_ms, &keys)?;
+        sign::check_event(&signed, &keys)?;
+        Ok(signed)
+    }
+
+    async fn ask_signature(&self, server: &ServerName, event: &Event, room_state: Vec<Value>) -> Result<Box<RawValue>> {
+        #[derive(serde::Deserialize)]
+        struct Signed {
+            event: Box<RawValue>,
+        }
+        let target = |api: &str| {
+            let (room, id) = (encode(event.room_id().as_str()), encode(event.id().as_str()));
+            format!("/_matrix/federation/{api}/invite/{room}/{id}")
+        };
+        let raw = std::str::from_utf8(event.to_federation()).map_err(|_| Reject::json("not text"))?;
+        let (version, state) = (json!(event.version().id), Value::from(room_state));
+        let body = format!("{{\"event\":{raw},\"room_version\":{version},\"invite_room_state\":{state}}}");
+        let remote = &self.0.parts.remote;
+        let answer = remote.request(server, Method::PUT, &target("v2"), Some(body.into_bytes()), asking()).await;
+        match answer {
+            Err(failed) if event.version().event_id_in_event() && is_unknown_path(&failed) => {
+                let mut old: Map<String, Value> = serde_json::from_str(raw).map_err(|e| Reject::json(e.to_string()))?;
+                old.insert("unsigned".into(), json!({ "invite_room_state": state }));
+                let body = Value::Object(old).to_string().into_bytes();
+                let answer = remote.request(server, Method::PUT, &target("v1"), Some(body), asking()).await?;
+                Ok(answer.json::<(u16, Signed)>()?.1.event)
+            }
+            answer => Ok(answer?.json::<Signed>()?.event),
+        }
+    }
+}
+
+/// One server's signatures on an event.
+fn signature_of(event: &Event, server: &ServerName) -> Result<Vec<(String, [u8; 64])>> {
+    use base64::Engine;
+    let by = text::get_path(event.to_federation(), &["signatures", server.as_str()]).unwrap_or(b"{}");
+    let each = text::members(by).take(fast::SIGNATURES_TRIED_MAX).filter_map(|(id, signature)| {
+        let signature = fast::BASE64.decode(&*text::text(signature)?).ok()?.try_into().ok()?;
+        Some((String::from_utf8(id.to_vec()).ok()?, signature))
+    });
+    let found: Vec<_> = each.collect();
+    match found.is_empty() {
+        true => Err(Error::Remote(Failed::BadAnswer(format!("{server} did not sign the invite")))),
+        false => Ok(found),
+    }
+}
+
+/// Whether people of this server are in the room. Refuses an invite of nobody here.
+fn is_ours_already(read: &Read, target: &UserId, room_id: &RoomId) -> Result<bool> {
+    let account = match user::num(read, target.as_str())? {
+        Some(num) => user::account(read, num)?,
+        None => None,
+    };
+    if account.is_none_or(|account| account.standing != user::Standing::Active) {
+        return Err(Error::NotFound);
+    }
+    match room::num(read, room_id.as_str())? {
+        Some(num) => Ok(room::get_of(read, num)?.status == room::Status::Resident),
+        None => Ok(false),
+    }
+}
+
+// ---- names and lists of other servers ----------------------------------------------------------------------------
+
+impl Rooms {
+    /// Where an alias of another server leads, and which servers are in that room.
+    pub async fn resolve_remote_alias(&self, alias: &RoomAliasId) -> Result<(OwnedRoomId, Vec<OwnedServerName>)> {
+        #[derive(serde::Deserialize)]
+        struct Found {
+            room_id: OwnedRoomId,
+            #[serde(default)]
+            servers: Vec<String>,
+        }
+        let target = format!("/_matrix/federation/v1/query/directory?room_alias={}", encode(alias.as_str()));
+        let answer = self.0.parts.remote.request(alias.server_name(), Method::GET, &target, None, asking()).await;
+        let found: Found = not_found(answer)?.json()?;
+        let servers = found.servers.into_iter().filter_map(|name| OwnedServerName::try_from(name).ok());
+        let mut servers: Vec<_> = servers.take(ALIAS_SERVERS_MAX).collect();
+        if servers.is_empty() {
+            servers.push(alias.server_name().to_owned());
+        }
+        Ok((found.room_id, servers))
+    }
+
+    /// A page of another server's public rooms as it answers it: one JSON object, with what pays for it. `asked` is the
+    /// body of the `POST`.
+    pub async fn remote_public_rooms(
+        &self,
+        server: &ServerName,
+        asked: &Map<String, Value>,
+    ) -> Result<(Vec<u8>, Grant)> {
+        let body = serde_json::to_vec(asked).map_err(|error| Reject::json(error.to_string()))?;
+        let target = "/_matrix/federation/v1/publicRooms";
+        let options = Options { max_bytes: 512 * 1024, ..asking() };
+        let answer = self.0.parts.remote.request(server, Method::POST, target, Some(body), options).await?;
+        let (body, grant) = answer.into_parts();
+        match serde_json::from_slice::<serde::de::IgnoredAny>(&body) {
+            Ok(_) if body.first() == Some(&b'{') => Ok((body, grant)),
+            _ => Err(Error::Remote(Failed::BadAnswer("the list of rooms is no JSON object".to_owned()))),
+        }
+    }
+
+    /// A user's profile from their own server; one field of it, or all.
+    pub async fn remote_profile(&self, user: &UserId, field: Option<&str>) -> Result<Map<String, Value>> {
+        let mut target = format!("/_matrix/federation/v1/query/profile?user_id={}", encode(user.as_str()));
+        if let Some(field) = field {
+            target = format!("{target}&field={}", encode(field));
+        }
+        let options = Options { max_bytes: 64 * 1024, ..asking() };
+        let answer = self.0.parts.remote.request(user.server_name(), Method::GET, &target, None, options).await;
+        Ok(not_found(answer)?.json()?)
+    }
+}
+
+/// A peer's 404 is our own "not there".
+fn not_found<T>(answer: Result<T, Failed>) -> Result<T> {
+    answer.map_err(|failed| match failed.status() {
+        Some(404) => Error::NotFound,
+        _ => Error::Remote(failed),
+    })
+}

@@ -1,0 +1,230 @@
+//! Others coming and going: `make_join`, `make_leave`, `make_knock`, and the events that come back.
+//!
+//! Server-server API, "Joining Rooms", "Leaving Rooms", "Knocking upon a room". A template is drawn up from the room's
+//! present state; the signed event that comes back is checked wholly before it is appended, under the room's lock, and
+//! posted to everybody in the room. `serve_state.rs` writes the long answer to a join.
+
+use ruma::{EventId, OwnedEventId, OwnedServerName, OwnedUserId, RoomId, ServerName, UserId};
+use serde_json::value::RawValue;
+use serde_json::{Map, Value};
+
+use super::append::Append;
+use super::handshake::Verb;
+use super::membership::let_in_by;
+use super::send::New;
+use super::serve_state::{JoinAnswer, Served};
+use super::state::{Known, View, known, known_num, load};
+use super::visitor;
+use super::{Error, Result, Rooms};
+use crate::matrix::auth::{self, Cited};
+use crate::matrix::{Event, Reject, RoomVersion, sign};
+use crate::store::tables::event;
+use crate::store::{EventNum, Get, Read};
+
+/// What somebody outside is shown of a room.
+const SHOWN: [&str; 8] = [
+    "m.room.create",
+    "m.room.join_rules",
+    "m.room.name",
+    "m.room.canonical_alias",
+    "m.room.avatar",
+    "m.room.topic",
+    "m.room.encryption",
+    "m.room.tombstone",
+];
+/// Of one such event; larger ones (a page of text as a topic) are left out.
+const SHOWN_BYTES_MAX: usize = 16 * 1024;
+
+/// A template as we hand it out.
+pub struct Drawn {
+    pub version: &'static RoomVersion,
+    pub event: Value,
+}
+
+/// A membership event another server sent us, and where it says it belongs.
+pub struct Submitted {
+    pub origin: OwnedServerName,
+    pub room: ruma::OwnedRoomId,
+    pub id: OwnedEventId,
+    pub event: Box<RawValue>,
+}
+
+impl Rooms {
+    /// Draws up a membership event for a user of the asking server. `versions`: the room versions it understands.
+    pub async fn draw_up(&self, origin: &ServerName, room_id: &RoomId, user: &UserId, verb: Verb) -> Result<Drawn> {
+        let (origin, room_id, user) = (origin.to_owned(), room_id.to_owned(), user.to_owned());
+        self.reading(move |rooms, read| {
+            if user.server_name() != origin {
+                return Err(Error::forbidden("the user is of another server"));
+            }
+            let room = visitor::enter(read, &origin, &room_id)?;
+            let mut content = Map::new();
+            content.insert("membership".into(), verb.as_str().into());
+            if verb == Verb::Join
+                && let Some(by) = let_in_by(rooms, read, &room, &user)?
+            {
+                content.insert("join_authorised_via_users_server".into(), by.as_str().into());
+            }
+            let new = New::state("m.room.member", user.as_str(), &user, Value::Object(content));
+            // Judged as if it were ours; what is handed out has no signature.
+            rooms.build(read, &room, new.clone()).map_err(refused)?;
+            let draft = rooms.draft(read, &room, new, &room.view(read))?;
+            Ok(Drawn { version: room.version, event: draft.template(room.version) })
+        })
+        .await
+    }
+
+    /// Takes a signed join and answers with the room. Reserves what the answer needs first: an event that is in the room
+    /// while its sender was never told would leave it half joined.
+    pub async fn take_join(&self, submitted: Submitted, how: JoinAnswer) -> Result<Served> {
+        let turn = self.turn().await?;
+        let (event, num) = self.take_member_event(submitted, Verb::Join).await?;
+        self.reading(move |rooms, read| {
+            let row = event::row_of(read, num)?;
+            let room = known_num(read, row.room)?;
+            rooms.answer_join(read, &room, turn, (num, &event), how)
+        })
+        .await
+    }
+
+    pub async fn take_leave(&self, submitted: Submitted) -> Result<()> {
+        self.take_member_event(submitted, Verb::Leave).await.map(drop)
+    }
+
+    /// Takes a signed knock and answers what the knocking user may be shown of the room.
+    pub async fn take_knock(&self, submitted: Submitted) -> Result<Vec<Value>> {
+        let (_, num) = self.take_member_event(submitted, Verb::Knock).await?;
+        self.reading(move |_, read| {
+            let room = known_num(read, event::row_of(read, num)?.room)?;
+            shown_state(read, &room)
+        })
+        .await
+    }
+
+    /// Checks a membership event of another server and appends it.
+    async fn take_member_event(&self, submitted: Submitted, verb: Verb) -> Result<(Event, EventNum)> {
+        let Submitted { origin, room: room_id, id, event: raw } = submitted;
+        let event = self
+            .reading(move |rooms, read| {
+                let room = visitor::enter(read, &origin, &room_id)?;
+                let event = Event::from_wire(room.version, raw.get().as_bytes())?;
+                check_is_asked_for(&event, &origin, &room_id, &id, verb)?;
+                rooms.countersign(read, &room, event)
+            })
+            .await?;
+        self.check_signed(&event).await?;
+        let rooms = self.clone();
+        self.unbroken(async move {
+            let num = rooms.num_of(event.room_id()).await?;
+            let guard = rooms.lock(num).await;
+            let judged = event.clone();
+            rooms.reading(move |_, read| judge(read, &known_num(read, num)?, &judged)).await?;
+            let append = Append { outbound: true, ..Append::next(num, event.clone()) };
+            let done = rooms.append_locked(&guard, append).await?;
+            Ok((event, done.num))
+        })
+        .await
+    }
+
+    /// Puts our signature on a join of a restricted room that one of our users lets somebody into, when that is so.
+    fn countersign(&self, read: &Read, room: &Known, event: Event) -> Result<Event> {
+        let Some(by) = event.content_text("join_authorised_via_users_server") else { return Ok(event) };
+        let by = OwnedUserId::try_from(&*by).map_err(|_| Reject::shape("no user id lets the user in"))?;
+        if !room.version.restricted || by.server_name() != self.server() {
+            return Ok(event);
+        }
+        // Whoever is inside or invited needs nobody's word; for others the conditions are looked at again.
+        let_in_by(self, read, room, event.sender())?;
+        Ok(sign::add_signature(&event, &self.0.parts.server, &self.0.parts.key)?)
+    }
+
+    /// What is told of a room of ours to somebody whom `inviter` asks in.
+    pub(super) async fn shown_state_of(&self, room_id: &RoomId, inviter: Option<&UserId>) -> Result<Vec<Value>> {
+        let (room_id, inviter) = (room_id.to_owned(), inviter.map(ToOwned::to_owned));
+        self.reading(move |_, read| {
+            let room = known(read, room_id.as_str())?;
+            let mut shown = shown_state(read, &room)?;
+            if let Some(inviter) = inviter
+                && let Some(event) = room.view(read).event("m.room.member", inviter.as_str())?
+            {
+                shown.extend(serde_json::from_slice::<Value>(event.to_federation()));
+            }
+            Ok(shown)
+        })
+        .await
+    }
+}
+
+/// The rules' no is a plain "you may not" to whoever asks for a template.
+fn refused(error: Error) -> Error {
+    match error {
+        Error::Reject(reject) => Error::Forbidden(reject.to_string()),
+        other => other,
+    }
+}
+
+fn check_is_asked_for(event: &Event, origin: &ServerName, room_id: &RoomId, id: &EventId, verb: Verb) -> Result<()> {
+    let bad = |why: &str| Err(Error::bad("M_INVALID_PARAM", why));
+    if event.id() != id {
+        return bad("the event's id is not the one in the path");
+    }
+    if event.room_id() != room_id {
+        return bad("the event is of another room");
+    }
+    if event.kind() != "m.room.member" || event.membership().as_deref() != Some(verb.as_str()) {
+        return bad("the event is no such change of membership");
+    }
+    if event.state_key() != Some(event.sender().as_str()) {
+        return bad("the event is for somebody else than its sender");
+    }
+    match event.sender().server_name() == origin {
+        true => Ok(()),
+        false => Err(Error::forbidden("the event's sender is of another server")),
+    }
+}
+
+/// By what the event cites, then by the room's present state, which it follows.
+fn judge(read: &Read, room: &Known, event: &Event) -> Result<()> {
+    let unknown = || Error::bad("M_INVALID_PARAM", "the event follows events that are not known here");
+    for prev in event.prev_events() {
+        let num = event::num(read, prev.as_str())?.ok_or_else(unknown)?;
+        if event::row_of(read, num)?.room != room.num {
+            return Err(unknown());
+        }
+    }
+    if event.prev_events().next().is_none() {
+        return Err(unknown());
+    }
+    let mut cited = Vec::new();
+    for id in event.auth_events() {
+        let num = event::num(read, id.as_str())?.ok_or_else(unknown)?;
+        let row = event::row_of(read, num)?;
+        cited.push((load(read, room.version, num)?, row.room == room.num, row.flags.rejected));
+    }
+    let create_accepted = match room.row.create {
+        Some(create) => !event::row_of(read, create)?.flags.rejected,
+        None => false,
+    };
+    let each = cited.iter().map(|(event, same_room, rejected)| Cited {
+        kind: event.kind(),
+        state_key: event.state_key(),
+        same_room: *same_room,
+        rejected: *rejected,
+    });
+    auth::check_auth_events(room.version, &event.subject(), each, create_accepted)?;
+    let view: View<'_, Read> = room.view(read);
+    auth::check(room.version, &event.subject(), &view).map_err(refused)
+}
+
+/// The room as somebody outside is shown it, in the form servers exchange.
+fn shown_state(get: &impl Get, room: &Known) -> Result<Vec<Value>> {
+    let view = room.view(get);
+    let mut shown = Vec::with_capacity(SHOWN.len());
+    for kind in SHOWN {
+        let Some(event) = view.event(kind, "")? else { continue };
+        if event.to_federation().len() <= SHOWN_BYTES_MAX {
+            shown.extend(serde_json::from_slice::<Value>(event.to_federation()));
+        }
+    }
+    Ok(shown)
+}

@@ -1,0 +1,80 @@
+//! Another server at the door: which of our rooms it may ask about, and which events it is given whole.
+//!
+//! A room we are not in any more is not ours to speak for; a room's ACL and its membership decide the rest. Every
+//! question is a handful of lookups.
+
+use std::ops::ControlFlow;
+
+use ruma::{RoomId, ServerName};
+
+use super::state::{Known, View, known};
+use super::{Error, Result};
+use crate::matrix::Event;
+use crate::matrix::acl::Acl;
+use crate::matrix::auth::Membership as Closest;
+use crate::matrix::visibility::{self, History};
+use crate::store::tables::event::{Membership, Row};
+use crate::store::tables::{member, user};
+use crate::store::{Get, RoomNum};
+
+/// People invited to a room whose servers may ask how large it is; more are not looked at.
+const INVITED_LOOKED_AT_MAX: usize = 1000;
+
+/// A room we are in whose ACL lets the server take part.
+pub(super) fn enter(get: &impl Get, origin: &ServerName, room_id: &RoomId) -> Result<Known> {
+    let room = known(get, room_id.as_str())?;
+    if !room.is_resident() {
+        return Err(Error::NotFound);
+    }
+    match acl_allows(get, &room, origin)? {
+        true => Ok(room),
+        false => Err(Error::forbidden(format!("{origin} is denied this room by its access control list"))),
+    }
+}
+
+/// The same for what only servers in the room may ask.
+pub(super) fn enter_as_member(get: &impl Get, origin: &ServerName, room_id: &RoomId) -> Result<Known> {
+    let room = enter(get, origin, room_id)?;
+    match member::server(get, room.num, origin.as_str())? {
+        Some(_) => Ok(room),
+        None => Err(Error::forbidden(format!("{origin} is not in this room"))),
+    }
+}
+
+/// Whether the room's present ACL lets a server take part.
+pub(super) fn acl_allows(get: &impl Get, room: &Known, server: &ServerName) -> Result<bool> {
+    let acl = room.view(get).event("m.room.server_acl", "")?;
+    Ok(acl.is_none_or(|acl| Acl::parse(acl.content()).allows(server.as_str())))
+}
+
+/// Whether a server that is in the room may be given an event whole; if not, it gets what a redaction would leave.
+///
+/// That it had somebody in the room then is read from how long it has been in the room without a break.
+pub(super) fn may_have(get: &impl Get, room: &Known, row: &Row, origin: &ServerName) -> Result<bool> {
+    let view = View::tree(get, room.num, room.version, row.before.or(room.row.state));
+    let content = view.event("m.room.history_visibility", "")?;
+    let history = History::of_content(content.as_ref().map(Event::content));
+    let since = member::server(get, room.num, origin.as_str())?.map(|(_, since)| since.0 as i64);
+    let was_in = since.zip(row.order).is_some_and(|(since, order)| since <= order);
+    let own = user::id_of(get, row.sender)?.split_once(':').is_some_and(|(_, server)| server == origin.as_str());
+    let closest = if was_in { Closest::Join } else { Closest::Leave };
+    Ok(own || visibility::server_may_see(history, closest))
+}
+
+/// Whether somebody of the server is in the room or has been invited to it.
+pub(super) fn is_expected(get: &impl Get, room: RoomNum, origin: &ServerName) -> Result<bool> {
+    if member::server(get, room, origin.as_str())?.is_some() {
+        return Ok(true);
+    }
+    let mut invited = Vec::new();
+    member::list(get, room, Membership::Invite, None, &mut |user, _| {
+        invited.push(user);
+        Ok(if invited.len() < INVITED_LOOKED_AT_MAX { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
+    })?;
+    for user in invited {
+        if user::id_of(get, user)?.split_once(':').is_some_and(|(_, server)| server == origin.as_str()) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
