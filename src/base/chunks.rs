@@ -1,6 +1,9 @@
 //! A long answer, made a bounded piece at a time.
 
 use std::fmt;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
 
 /// A cursor that writes its answer as the reader takes it: never a collection of what a room decides the length of.
 ///
@@ -56,5 +59,109 @@ impl Chunks for OneChunk {
     fn next(&mut self, out: &mut Vec<u8>) -> Result<bool, ChunkError> {
         out.append(&mut self.0);
         Ok(false)
+    }
+}
+
+/// A long answer from code that writes from top to bottom and pauses where it is told to.
+///
+/// `write` gets a [`Pen`] and calls [`Pen::pause`] after every item; nothing else may be awaited in it, since nobody would
+/// wake it. What it holds between two pauses is what the answer holds.
+pub fn written<F>(write: impl FnOnce(Pen) -> F) -> impl Chunks
+where
+    F: Future<Output = Result<(), ChunkError>> + Send + 'static,
+{
+    let pen = Pen::default();
+    Written { work: Box::pin(write(pen.clone())), pen }
+}
+
+/// A pause comes when this much has been written; the last item may take a piece beyond it.
+const PAUSE_BYTES: usize = 16 * 1024;
+
+/// What [`written`] writes with.
+#[derive(Clone, Default)]
+pub struct Pen(Arc<Mutex<Vec<u8>>>);
+
+impl Pen {
+    pub fn text(&self, text: &str) {
+        self.paper().extend_from_slice(text.as_bytes());
+    }
+
+    pub fn bytes(&self, bytes: &[u8]) {
+        self.paper().extend_from_slice(bytes);
+    }
+
+    /// Lets `append` write at the end.
+    pub fn with<T>(&self, append: impl FnOnce(&mut Vec<u8>) -> T) -> T {
+        append(&mut self.paper())
+    }
+
+    /// Ends the piece when it is long enough.
+    pub async fn pause(&self) {
+        let mut paused = false;
+        std::future::poll_fn(|_| match !paused && self.paper().len() >= PAUSE_BYTES {
+            true => {
+                paused = true;
+                Poll::Pending
+            }
+            false => Poll::Ready(()),
+        })
+        .await
+    }
+
+    fn paper(&self) -> MutexGuard<'_, Vec<u8>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+struct Written<F> {
+    work: Pin<Box<F>>,
+    pen: Pen,
+}
+
+impl<F: Future<Output = Result<(), ChunkError>> + Send + 'static> Chunks for Written<F> {
+    fn next(&mut self, out: &mut Vec<u8>) -> Result<bool, ChunkError> {
+        std::mem::swap(&mut *self.pen.paper(), out);
+        let polled = self.work.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+        std::mem::swap(&mut *self.pen.paper(), out);
+        match polled {
+            Poll::Pending => Ok(true),
+            Poll::Ready(done) => done.map(|()| false),
+        }
+    }
+}
+
+/// All of a long answer at once. Only for tests and for answers known to be short.
+pub fn whole(mut chunks: impl Chunks) -> Result<Vec<u8>, ChunkError> {
+    let mut out = Vec::new();
+    while chunks.next(&mut out)? {}
+    Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_written_answer_comes_in_pieces() {
+        let mut chunks = written(|pen| async move {
+            for number in 0..10_000 {
+                pen.text(&format!("{number},"));
+                pen.pause().await;
+            }
+            Ok(())
+        });
+        let (mut all, mut pieces) = (Vec::new(), 0);
+        loop {
+            let mut piece = Vec::new();
+            let more = chunks.next(&mut piece).unwrap();
+            assert!(piece.len() <= PAUSE_BYTES + 16);
+            all.extend_from_slice(&piece);
+            pieces += 1;
+            if !more {
+                break;
+            }
+        }
+        assert!(pieces > 2);
+        assert_eq!(all.split(|b| *b == b',').count(), 10_001);
     }
 }

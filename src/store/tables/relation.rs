@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 
 use crate::store::schema::RELATION;
-use crate::store::{Error, Get, Result, Write};
+use crate::store::{Error, Get, Result, Write, after_prefix};
 use crate::store::{EventNum, RoomNum};
 
 /// A relation type as one byte. On disk: append, never renumber.
@@ -62,8 +62,27 @@ pub fn list(
     get.prefix(&RELATION, prefix, &mut |key, value| {
         let corrupt = || Error::corrupt(&RELATION, key);
         let rel = Rel(*key.get(8).ok_or_else(corrupt)?);
-        let order: [u8; 8] = key.get(9..).and_then(|order| order.try_into().ok()).ok_or_else(corrupt)?;
-        let order = (u64::from_be_bytes(order) ^ (1 << 63)) as i64;
-        visit(rel, order, EventNum::from_key(value).ok_or_else(corrupt)?)
+        visit(rel, order_of(key).ok_or_else(corrupt)?, EventNum::from_key(value).ok_or_else(corrupt)?)
     })
+}
+
+/// Visits the events related to `target` by one type, newest first.
+pub fn list_newest(
+    get: &impl Get,
+    room: RoomNum,
+    target: EventNum,
+    only: Rel,
+    visit: &mut dyn FnMut(i64, EventNum) -> Result<ControlFlow<()>>,
+) -> Result<()> {
+    let whole = key(room, target, only, i64::MIN);
+    let end = after_prefix(&whole[..9]);
+    get.range(&RELATION, &whole[..9], end.as_deref(), true, &mut |key, value| {
+        let corrupt = || Error::corrupt(&RELATION, key);
+        let order = order_of(key).ok_or_else(corrupt)?;
+        visit(order, EventNum::from_key(value).ok_or_else(corrupt)?)
+    })
+}
+
+fn order_of(key: &[u8]) -> Option<i64> {
+    Some((u64::from_be_bytes(key.get(9..17)?.try_into().ok()?) ^ (1 << 63)) as i64)
 }

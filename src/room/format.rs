@@ -1,0 +1,385 @@
+//! An event as apps see it (client-server API, "Room Event Format"), copied text by text out of its canonical JSON.
+//!
+//! No tree is built, except where a filter names the fields it wants. One event holds its own body and at most one more
+//! at a time (what it replaced, what redacted it, its newest edit).
+
+use std::ops::ControlFlow;
+
+use serde_json::{Map, Value};
+
+use crate::matrix::json;
+use crate::store::tables::event::{self, Kind, Row};
+use crate::store::tables::relation::{self, Rel};
+use crate::store::tables::{snapshot, txn, user};
+use crate::store::{EventNum, Get, Result, UserNum};
+
+/// Edits looked at for the newest by the event's own sender, and replies for whether the viewer took part in a thread.
+const RELATED_LOOKED_AT: usize = 64;
+/// A thread is counted no further than this.
+const THREAD_COUNT_MAX: u64 = 5_000;
+
+/// For whom, and in which shape.
+#[derive(Clone, Debug, Default)]
+pub struct Format {
+    pub now_ms: u64,
+    /// Who asks: their device gets its transaction id back.
+    pub user: UserNum,
+    pub device: String,
+    /// Given, it is written into each event; a sync leaves it out, since it stands above the events.
+    pub room_id: Option<String>,
+    /// The paths a filter asks for; empty for whole events.
+    pub fields: Vec<Vec<String>>,
+    /// Events as servers exchange them.
+    pub federation: bool,
+}
+
+/// How much is said beside the event itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Detail {
+    /// In a timeline: what it replaced, what relates to it, the transaction it came with.
+    Timeline,
+    /// In a list of state, which may be long.
+    State,
+}
+
+/// Appends an event in the shape asked for.
+pub fn write(
+    get: &impl Get,
+    num: EventNum,
+    row: &Row,
+    format: &Format,
+    detail: Detail,
+    out: &mut Vec<u8>,
+) -> Result<()> {
+    let body = event::body(get, row)?;
+    if format.federation {
+        out.extend_from_slice(&body);
+        return Ok(());
+    }
+    let start = out.len();
+    write_members(&body, row, format.room_id.as_deref(), out);
+    drop(body);
+    write_unsigned(get, num, row, format, detail, out)?;
+    out.push(b'}');
+    if !format.fields.is_empty() {
+        let kept = keep_fields(&out[start..], &format.fields);
+        out.truncate(start);
+        out.extend_from_slice(&kept);
+    }
+    Ok(())
+}
+
+/// Appends an event without anything beside it.
+fn write_plain(get: &impl Get, row: &Row, format: &Format, out: &mut Vec<u8>) -> Result<()> {
+    write_members(&event::body(get, row)?, row, format.room_id.as_deref(), out);
+    out.push(b'}');
+    Ok(())
+}
+
+/// Appends a state event with nothing but what a stranger may know of it.
+pub fn write_stripped(get: &impl Get, row: &Row, out: &mut Vec<u8>) -> Result<()> {
+    let body = event::body(get, row)?;
+    out.push(b'{');
+    let first = out.len();
+    for key in ["content", "sender", "state_key", "type"] {
+        if let Some(value) = json::get(&body, key) {
+            write_member(out, first, key, value);
+        }
+    }
+    out.push(b'}');
+    Ok(())
+}
+
+/// The content of an event, an object.
+pub fn content(get: &impl Get, row: &Row) -> Result<Vec<u8>> {
+    let body = event::body(get, row)?;
+    Ok(json::get(&body, "content").unwrap_or(b"{}").to_vec())
+}
+
+/// The type of an event, whose code may only say "other".
+pub fn kind(get: &impl Get, row: &Row) -> Result<String> {
+    match row.kind.name() {
+        Some(name) => Ok(name.to_owned()),
+        None => Ok(json::get_text(&event::body(get, row)?, "type").unwrap_or_default().into_owned()),
+    }
+}
+
+/// Everything but `unsigned` and the closing brace.
+fn write_members(body: &[u8], row: &Row, room_id: Option<&str>, out: &mut Vec<u8>) {
+    out.push(b'{');
+    let first = out.len();
+    // Old and new room versions keep the target of a redaction in different places; apps are told in both.
+    let redacts = (row.kind == Kind::REDACTION)
+        .then(|| json::get(body, "redacts").or_else(|| json::get_path(body, &["content", "redacts"])))
+        .flatten();
+    for key in ["content", "origin_server_ts", "sender", "state_key", "type"] {
+        match json::get(body, key) {
+            Some(content) if key == "content" && redacts.is_some() && json::get(content, "redacts").is_none() => {
+                write_member(out, first, key, b"{");
+                out.extend_from_slice(b"\"redacts\":");
+                out.extend_from_slice(redacts.unwrap_or(b"null"));
+                let rest = content.strip_prefix(b"{").unwrap_or(b"}");
+                out.extend_from_slice(if rest.starts_with(b"}") { b"" } else { b"," });
+                out.extend_from_slice(rest);
+            }
+            Some(value) => write_member(out, first, key, value),
+            None => {}
+        }
+    }
+    if let Some(redacts) = redacts {
+        write_member(out, first, "redacts", redacts);
+    }
+    write_text(out, first, "event_id", &row.id.text());
+    if let Some(room_id) = room_id {
+        write_text(out, first, "room_id", room_id);
+    }
+}
+
+fn write_unsigned(
+    get: &impl Get,
+    num: EventNum,
+    row: &Row,
+    format: &Format,
+    detail: Detail,
+    out: &mut Vec<u8>,
+) -> Result<()> {
+    out.extend_from_slice(b",\"unsigned\":{");
+    let first = out.len();
+    let age = format.now_ms.saturating_sub(row.origin_server_ts);
+    write_member(out, first, "age", age.to_string().as_bytes());
+    if row.flags.redacted
+        && let Some(redaction) = row.redacted_by
+        && let Some(redaction) = event::row(get, redaction)?
+    {
+        write_key(out, first, "redacted_because");
+        write_plain(get, &redaction, format, out)?;
+    }
+    if detail == Detail::Timeline {
+        write_transaction(get, num, row, format, first, out)?;
+        write_replaced(get, row, first, out)?;
+        write_relations(get, num, row, format, first, out)?;
+    }
+    out.push(b'}');
+    Ok(())
+}
+
+fn write_transaction(
+    get: &impl Get,
+    num: EventNum,
+    row: &Row,
+    format: &Format,
+    first: usize,
+    out: &mut Vec<u8>,
+) -> Result<()> {
+    if row.sender == format.user
+        && let Some(txn) = txn::of_event(get, num)?
+        && txn.device == format.device
+    {
+        write_text(out, first, "transaction_id", &txn.id);
+    }
+    Ok(())
+}
+
+/// What the state was for the event's key before it.
+fn write_replaced(get: &impl Get, row: &Row, first: usize, out: &mut Vec<u8>) -> Result<()> {
+    let (Some(key), Some(before)) = (row.state_key, row.before) else { return Ok(()) };
+    let Some(old) = snapshot::get(get, before, key)? else { return Ok(()) };
+    let old = event::row_of(get, old)?;
+    write_key(out, first, "prev_content");
+    out.extend_from_slice(&content(get, &old)?);
+    write_text(out, first, "prev_sender", &user::id_of(get, old.sender)?);
+    write_text(out, first, "replaces_state", &old.id.text());
+    Ok(())
+}
+
+/// The newest edit, and a thread in short.
+fn write_relations(
+    get: &impl Get,
+    num: EventNum,
+    row: &Row,
+    format: &Format,
+    first: usize,
+    out: &mut Vec<u8>,
+) -> Result<()> {
+    if row.state_key.is_some() || row.flags.redacted {
+        return Ok(());
+    }
+    let edit = newest_edit(get, num, row)?;
+    let thread = thread(get, num, row, format.user)?;
+    if edit.is_none() && thread.is_none() {
+        return Ok(());
+    }
+    write_key(out, first, "m.relations");
+    out.push(b'{');
+    let first = out.len();
+    if let Some(edit) = edit {
+        write_key(out, first, "m.replace");
+        write_plain(get, &edit, format, out)?;
+    }
+    if let Some(thread) = thread {
+        write_key(out, first, "m.thread");
+        out.extend_from_slice(format!("{{\"count\":{},", thread.count).as_bytes());
+        out.extend_from_slice(format!("\"current_user_participated\":{},", thread.took_part).as_bytes());
+        out.extend_from_slice(b"\"latest_event\":");
+        write_plain(get, &thread.latest, format, out)?;
+        out.push(b'}');
+    }
+    out.push(b'}');
+    Ok(())
+}
+
+fn newest_edit(get: &impl Get, num: EventNum, row: &Row) -> Result<Option<Row>> {
+    let (mut found, mut looked_at) = (None, 0);
+    relation::list_newest(get, row.room, num, Rel::REPLACE, &mut |_, edit| {
+        looked_at += 1;
+        let edit = event::row_of(get, edit)?;
+        if edit.sender == row.sender && edit.state_key.is_none() && !edit.flags.redacted {
+            found = Some(edit);
+        }
+        Ok(if found.is_some() || looked_at == RELATED_LOOKED_AT {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        })
+    })?;
+    Ok(found)
+}
+
+struct Thread {
+    latest: Row,
+    count: u64,
+    took_part: bool,
+}
+
+fn thread(get: &impl Get, num: EventNum, row: &Row, viewer: UserNum) -> Result<Option<Thread>> {
+    let mut thread: Option<Thread> = None;
+    relation::list_newest(get, row.room, num, Rel::THREAD, &mut |_, reply| {
+        match &mut thread {
+            None => {
+                let latest = event::row_of(get, reply)?;
+                let took_part = row.sender == viewer || latest.sender == viewer;
+                thread = Some(Thread { latest, count: 1, took_part });
+            }
+            Some(thread) => {
+                if !thread.took_part && thread.count < RELATED_LOOKED_AT as u64 {
+                    thread.took_part = event::row_of(get, reply)?.sender == viewer;
+                }
+                thread.count += 1;
+                if thread.count == THREAD_COUNT_MAX {
+                    return Ok(ControlFlow::Break(()));
+                }
+            }
+        }
+        Ok(ControlFlow::Continue(()))
+    })?;
+    Ok(thread)
+}
+
+/// Appends `"key":`, behind a comma when it is not the object's first; `first` is where the object's first member stands.
+pub fn write_key(out: &mut Vec<u8>, first: usize, key: &str) {
+    if out.len() > first {
+        out.push(b',');
+    }
+    json::write_string(out, key);
+    out.push(b':');
+}
+
+fn write_member(out: &mut Vec<u8>, first: usize, key: &str, value: &[u8]) {
+    write_key(out, first, key);
+    out.extend_from_slice(value);
+}
+
+/// Appends a member that is a string.
+pub fn write_text(out: &mut Vec<u8>, first: usize, key: &str, text: &str) {
+    write_key(out, first, key);
+    json::write_string(out, text);
+}
+
+/// The members of an object that the paths name, as a filter's `event_fields` ask.
+fn keep_fields(event: &[u8], fields: &[Vec<String>]) -> Vec<u8> {
+    let Ok(whole) = serde_json::from_slice::<Value>(event) else { return event.to_vec() };
+    let mut kept = Map::new();
+    for path in fields {
+        let found = path.iter().try_fold(&whole, |at, key| at.get(key));
+        if let Some(value) = found {
+            put_at(&mut kept, path, value);
+        }
+    }
+    Value::Object(kept).to_string().into_bytes()
+}
+
+fn put_at(object: &mut Map<String, Value>, path: &[String], value: &Value) {
+    match path {
+        [] => {}
+        [key] => drop(object.insert(key.clone(), value.clone())),
+        [key, rest @ ..] => {
+            let inner = object.entry(key.clone()).or_insert_with(|| Value::Object(Map::new()));
+            if let Value::Object(inner) = inner {
+                put_at(inner, rest, value);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::tables::event::{Flags, Id};
+    use crate::store::{BodyNum, RoomNum};
+    use serde_json::json;
+
+    fn row(kind: Kind) -> Row {
+        Row {
+            room: RoomNum(1),
+            body: BodyNum(1),
+            id: Id::parse("$e"),
+            kind,
+            state_key: None,
+            sender: UserNum(1),
+            member: None,
+            flags: Flags::default(),
+            depth: 1,
+            origin_server_ts: 5,
+            auth: vec![],
+            before: None,
+            order: None,
+            redacted_by: None,
+        }
+    }
+
+    fn check(kind: Kind, body: Value, shown: Value) {
+        let mut out = Vec::new();
+        write_members(body.to_string().as_bytes(), &row(kind), Some("!r:x"), &mut out);
+        out.push(b'}');
+        assert_eq!(serde_json::from_slice::<Value>(&out).unwrap(), shown);
+    }
+
+    #[test]
+    fn apps_see_what_concerns_them() {
+        check(
+            Kind::MESSAGE,
+            json!({ "auth_events": [], "content": { "body": "\"q\"" }, "depth": 3, "hashes": {}, "origin_server_ts": 5,
+                "prev_events": [], "room_id": "!r:x", "sender": "@a:x", "signatures": {}, "type": "m.room.message" }),
+            json!({ "content": { "body": "\"q\"" }, "event_id": "$e", "origin_server_ts": 5, "room_id": "!r:x",
+                "sender": "@a:x", "type": "m.room.message" }),
+        );
+    }
+
+    #[test]
+    fn a_redaction_names_its_target_in_both_places() {
+        let shown = json!({ "content": { "reason": "r", "redacts": "$t" }, "redacts": "$t", "event_id": "$e",
+            "room_id": "!r:x", "type": "m.room.redaction" });
+        let old = json!({ "content": { "reason": "r" }, "redacts": "$t", "type": "m.room.redaction" });
+        let new = json!({ "content": { "reason": "r", "redacts": "$t" }, "type": "m.room.redaction" });
+        check(Kind::REDACTION, old, shown.clone());
+        check(Kind::REDACTION, new, shown);
+    }
+
+    #[test]
+    fn a_filter_keeps_the_fields_it_names() {
+        let event = json!({ "content": { "a.b": 1, "c": { "d": 2, "e": 3 } }, "type": "t", "sender": "s" });
+        let fields = ["type", r"content.a\.b", "content.c.d", "nothing.there"].map(json::dot_path);
+        let kept: Value = serde_json::from_slice(&keep_fields(event.to_string().as_bytes(), &fields)).unwrap();
+        assert_eq!(kept, json!({ "content": { "a.b": 1, "c": { "d": 2 } }, "type": "t" }));
+    }
+}
