@@ -104,6 +104,13 @@ pub fn kind(get: &impl Get, row: &Row) -> Result<String> {
     }
 }
 
+/// The `rel_type` of an event's relation.
+pub fn relation_type(get: &impl Get, row: &Row) -> Result<Option<String>> {
+    let body = event::body(get, row)?;
+    let found = json::get_path(&body, &["content", "m.relates_to", "rel_type"]).and_then(json::text);
+    Ok(found.map(|text| text.into_owned()))
+}
+
 /// Everything but `unsigned` and the closing brace.
 fn write_members(body: &[u8], row: &Row, room_id: Option<&str>, out: &mut Vec<u8>) {
     out.push(b'{');

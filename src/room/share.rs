@@ -1,0 +1,595 @@
+//! One room's share of a sync (client-server API, "Syncing"), written a bounded piece at a time.
+//!
+//! What is told is what lies between two positions: the one the app was last given and the one of the snapshot. The
+//! timeline is a range of orders, the state the difference of two trees, receipts a range of their log. Nothing is
+//! remembered between two syncs.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use super::filter::Filter;
+use super::format::{self, Detail, Format};
+use super::read::{Page, Reader, StateList, Token, Visit, comma, until};
+use super::{Result, Rooms};
+use crate::base::{ChunkError, Pen};
+use crate::matrix::json;
+use crate::store::tables::event::{self, Kind, Membership, Root};
+use crate::store::tables::member::Mine;
+use crate::store::tables::receipt::{self, Receipt, Whose};
+use crate::store::tables::{count, member, room, snapshot, timeline, user};
+use crate::store::{self, EventNum, Position, Read, RoomNum, StateKeyNum, UserNum};
+
+/// Timeline events of one room when the filter asks for no number, and the most it may ask for.
+const TIMELINE_EVENTS: usize = 10;
+const TIMELINE_EVENTS_MAX: usize = 100;
+/// Receipts told of in one sync of a room, newest first.
+const RECEIPTS_MAX: usize = 256;
+/// Keys of a difference of states read ahead of what is being written: 16 bytes each.
+const DIFFERENCE_BATCH: usize = 1_024;
+/// Members that stand for a room without a name.
+const HEROES: usize = 5;
+
+/// A sync token: the position everything was told up to, and how much typing had been.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Since {
+    pub at: Position,
+    pub typing: u64,
+}
+
+impl Since {
+    pub fn parse(text: &str) -> Option<Since> {
+        let (at, typing) = text.strip_prefix('s')?.split_once('_')?;
+        Some(Since { at: Position(at.parse().ok()?), typing: typing.parse().ok()? })
+    }
+}
+
+impl std::fmt::Display for Since {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "s{}_{}", self.at, self.typing)
+    }
+}
+
+/// The four lists of rooms in a sync.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum List {
+    Join,
+    Invite,
+    Knock,
+    Leave,
+}
+
+impl List {
+    pub const ALL: [List; 4] = [List::Join, List::Invite, List::Knock, List::Leave];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            List::Join => "join",
+            List::Invite => "invite",
+            List::Knock => "knock",
+            List::Leave => "leave",
+        }
+    }
+
+    fn of(membership: Membership) -> List {
+        match membership {
+            Membership::Join => List::Join,
+            Membership::Invite => List::Invite,
+            Membership::Knock => List::Knock,
+            Membership::Leave | Membership::Ban => List::Leave,
+        }
+    }
+}
+
+/// What one app asks of its rooms, in one snapshot.
+#[derive(Clone)]
+pub struct Asked {
+    pub rooms: Rooms,
+    pub read: Arc<Read>,
+    pub reader: Reader,
+    /// None for the first sync.
+    pub since: Option<Since>,
+    /// What the app is told up to.
+    pub now: Since,
+    pub full_state: bool,
+    pub filter: Arc<Filter>,
+}
+
+/// A room of the app's user that has news.
+#[derive(Clone, Debug)]
+pub struct News {
+    pub num: RoomNum,
+    pub id: String,
+    mine: Mine,
+}
+
+impl Rooms {
+    /// What a sync reads, as of now.
+    pub fn asked(&self, reader: Reader, since: Option<Since>, full_state: bool, filter: Arc<Filter>) -> Result<Asked> {
+        // Typing first: what comes in between is told twice rather than never.
+        let typing = self.typing_serial();
+        let read = Arc::new(self.read()?);
+        let now = Since { at: store::Get::position(&*read)?, typing };
+        // A token from the future is one of a database that was since restored: everything is told anew.
+        let since = since.filter(|since| since.at <= now.at);
+        Ok(Asked { rooms: self.clone(), read, reader, since, now, full_state, filter })
+    }
+}
+
+impl Asked {
+    fn since(&self) -> Position {
+        self.since.map_or(Position(0), |since| since.at)
+    }
+
+    /// The next room of a list with something to tell, behind `after`. `also` are rooms with news kept elsewhere.
+    pub fn next(&self, list: List, after: Option<RoomNum>, also: &[RoomNum]) -> Result<Option<News>> {
+        let mut found = None;
+        member::list_mine(&*self.read, self.reader.user, after, &mut |num, mine| {
+            if List::of(mine.membership) == list && self.has_news(list, num, &mine, also)? {
+                let id = room::get_of(&*self.read, num)?.id;
+                if self.filter.room.wants_room(&id) {
+                    found = Some(News { num, id, mine });
+                }
+            }
+            Ok(until(found.is_some()))
+        })?;
+        Ok(found)
+    }
+
+    /// Whether any room has something to tell.
+    pub fn any(&self, also: &[RoomNum]) -> Result<bool> {
+        for list in List::ALL {
+            if self.next(list, None, also)?.is_some() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    fn has_news(&self, list: List, num: RoomNum, mine: &Mine, also: &[RoomNum]) -> store::Result<bool> {
+        let is_new = self.since.is_none() || mine.since > self.since();
+        match list {
+            List::Join => Ok(is_new || self.full_state || also.contains(&num) || self.room_moved(num)?),
+            List::Invite | List::Knock => Ok(is_new || self.full_state),
+            List::Leave if mine.forgotten => Ok(false),
+            // A first sync, or one with everything, tells of rooms left long ago only when asked to.
+            List::Leave if self.since.is_none() || self.full_state && !is_new => Ok(self.filter.room.include_leave),
+            List::Leave => Ok(is_new),
+        }
+    }
+
+    fn room_moved(&self, num: RoomNum) -> store::Result<bool> {
+        let since = self.since();
+        if room::get_of(&*self.read, num)?.latest > since || self.typing_moved(num) {
+            return Ok(true);
+        }
+        let mut moved = false;
+        receipt::list_newest(&*self.read, num, since, self.now.at, &mut |_, _| {
+            moved = true;
+            Ok(ControlFlow::Break(()))
+        })?;
+        Ok(moved)
+    }
+
+    fn typing_moved(&self, num: RoomNum) -> bool {
+        let since = self.since.map_or(0, |since| since.typing);
+        self.rooms.typing_in(num).is_some_and(|(serial, _)| serial > since)
+    }
+
+    /// Writes what stands between the braces of one room, room account data left out.
+    pub async fn write(&self, pen: &Pen, list: List, news: &News) -> Result<(), ChunkError> {
+        match list {
+            List::Join => self.write_joined(pen, news).await,
+            List::Leave => self.write_left(pen, news).await,
+            List::Invite => self.write_stripped(pen, news, "invite_state"),
+            List::Knock => self.write_stripped(pen, news, "knock_state"),
+        }
+    }
+
+    fn visit(&self, news: &News) -> store::Result<Visit> {
+        let format = Format {
+            now_ms: self.rooms.now_ms(),
+            user: self.reader.user,
+            device: self.reader.device.clone(),
+            room_id: None,
+            fields: self.filter.fields(),
+            federation: self.filter.is_federation(),
+        };
+        Visit::new(self.read.clone(), news.num, self.reader.user_id.as_str(), format)
+    }
+
+    // ---- joined rooms --------------------------------------------------------------------------------------------
+
+    async fn write_joined(&self, pen: &Pen, news: &News) -> Result<(), ChunkError> {
+        let mut visit = self.visit(news)?;
+        let is_new = self.since.is_none() || news.mine.since > self.since();
+        let share = Share::new(self, &mut visit, news, is_new, self.now.at)?;
+        share.write_timeline(self, pen, &mut visit).await?;
+        if share.full || share.members_moved(&visit)? {
+            self.write_summary(pen, &visit)?;
+        }
+        self.write_unread(pen, news.num)?;
+        self.write_ephemeral(pen, news, share.full)
+    }
+
+    fn write_summary(&self, pen: &Pen, visit: &Visit) -> store::Result<()> {
+        let heroes = heroes(visit)?;
+        pen.with(|out| {
+            out.extend_from_slice(b",\"summary\":{");
+            let counts = (visit.room.joined, visit.room.invited);
+            let counts = format!("\"m.joined_member_count\":{},\"m.invited_member_count\":{}", counts.0, counts.1);
+            out.extend_from_slice(counts.as_bytes());
+            if let Some(heroes) = &heroes {
+                out.extend_from_slice(b",\"m.heroes\":[");
+                let mut first = true;
+                for hero in heroes {
+                    comma(out, &mut first);
+                    json::write_string(out, &user::id_of(&*visit.read, *hero)?);
+                }
+                out.push(b']');
+            }
+            out.push(b'}');
+            Ok(())
+        })
+    }
+
+    fn write_unread(&self, pen: &Pen, num: RoomNum) -> store::Result<()> {
+        let unread = count::get(&*self.read, self.reader.user, num)?;
+        pen.text(&format!(
+            ",\"unread_notifications\":{{\"highlight_count\":{},\"notification_count\":{}}}",
+            unread.highlights, unread.notifications
+        ));
+        Ok(())
+    }
+
+    /// Receipts since then, and who is typing.
+    fn write_ephemeral(&self, pen: &Pen, news: &News, full: bool) -> Result<(), ChunkError> {
+        let wants = |kind| self.filter.room.ephemeral.wants_type(kind) && self.filter.room.ephemeral.wants_room(&news.id);
+        pen.text(",\"ephemeral\":{\"events\":[");
+        let mut first = true;
+        if wants("m.receipt") {
+            self.write_receipts(pen, news.num, if full { Position(0) } else { self.since() }, &mut first)?;
+        }
+        if wants("m.typing")
+            && let Some((_, users)) = self.rooms.typing_in(news.num)
+            && (full && !users.is_empty() || !full && self.typing_moved(news.num))
+        {
+            let ids = users.iter().map(|user| user::id_of(&*self.read, *user)).collect::<store::Result<Vec<_>>>()?;
+            pen.with(|out| {
+                comma(out, &mut first);
+                out.extend_from_slice(b"{\"type\":\"m.typing\",\"content\":{\"user_ids\":[");
+                let mut first = true;
+                for id in &ids {
+                    comma(out, &mut first);
+                    json::write_string(out, id);
+                }
+                out.extend_from_slice(b"]}}");
+            });
+        }
+        pen.text("]}");
+        Ok(())
+    }
+
+    /// The newest receipts, by event: at most `RECEIPTS_MAX`, whatever the number of members.
+    fn write_receipts(&self, pen: &Pen, num: RoomNum, since: Position, first: &mut bool) -> store::Result<()> {
+        let mut newest: Vec<(Whose, Receipt)> = Vec::new();
+        receipt::list_newest(&*self.read, num, since, self.now.at, &mut |whose, receipt| {
+            let shown = match whose.kind {
+                receipt::Kind::Read => true,
+                receipt::Kind::Private => whose.user == self.reader.user,
+                receipt::Kind::FullyRead => false,
+            };
+            if shown {
+                newest.push((whose, receipt));
+            }
+            Ok(until(newest.len() == RECEIPTS_MAX))
+        })?;
+        if newest.is_empty() {
+            return Ok(());
+        }
+        newest.sort_by(|(a_whose, a), (b_whose, b)| {
+            (&a.event_id, a_whose.kind as u8, a_whose.user, b.at).cmp(&(&b.event_id, b_whose.kind as u8, b_whose.user, a.at))
+        });
+        // A user may have one in each thread; an event is told of each user once, with the latest.
+        newest.dedup_by(|(whose, receipt), (kept_whose, kept)| {
+            receipt.event_id == kept.event_id && whose.kind == kept_whose.kind && whose.user == kept_whose.user
+        });
+        pen.with(|out| {
+            comma(out, first);
+            write_receipts(&*self.read, &newest, out)
+        })
+    }
+
+    /// The read marker as the room account data it is shown as; nothing when it was told already.
+    pub fn fully_read(&self, news: &News) -> Result<Option<String>> {
+        let whose = Whose { user: self.reader.user, kind: receipt::Kind::FullyRead, thread: String::new() };
+        let is_new = self.since.is_none() || self.full_state || news.mine.since > self.since();
+        let marker = receipt::get(&*self.read, news.num, &whose)?;
+        Ok(marker.filter(|marker| is_new || marker.at > self.since()).map(|marker| marker.event_id))
+    }
+
+    /// Whether everything of the room is told, not only what changed.
+    pub fn is_whole(&self, news: &News) -> bool {
+        self.since.is_none() || self.full_state || news.mine.since > self.since()
+    }
+
+    // ---- rooms left ----------------------------------------------------------------------------------------------
+
+    async fn write_left(&self, pen: &Pen, news: &News) -> Result<(), ChunkError> {
+        let mut visit = self.visit(news)?;
+        let upto = news.mine.since.min(self.now.at);
+        let was_told = self.since.is_some() && news.mine.left_at == Some(news.mine.since);
+        let share = Share::new(self, &mut visit, news, !was_told, upto)?;
+        share.write_timeline(self, pen, &mut visit).await
+    }
+
+    // ---- invites and knocks --------------------------------------------------------------------------------------
+
+    fn write_stripped(&self, pen: &Pen, news: &News, name: &str) -> Result<(), ChunkError> {
+        pen.text(&format!("\"{name}\":{{\"events\":"));
+        match member::stripped(&*self.read, self.reader.user, news.num)? {
+            Some(stripped) => pen.bytes(&stripped),
+            None => self.write_own_stripped(pen, news)?,
+        }
+        pen.text("}");
+        Ok(())
+    }
+
+    /// Stripped state of a room we hold: what one may know before one is inside, and the invite itself.
+    fn write_own_stripped(&self, pen: &Pen, news: &News) -> store::Result<()> {
+        const KINDS: [Kind; 8] = [
+            Kind::CREATE,
+            Kind::JOIN_RULES,
+            Kind::NAME,
+            Kind::TOPIC,
+            Kind::AVATAR,
+            Kind::CANONICAL_ALIAS,
+            Kind::ENCRYPTION,
+            Kind::TOMBSTONE,
+        ];
+        let mut shown = Vec::with_capacity(KINDS.len() + 2);
+        for kind in KINDS {
+            shown.extend(present(&self.read, news.num, kind.name().unwrap_or_default(), "")?);
+        }
+        if let Some(own) = news.mine.event {
+            let inviter = user::id_of(&*self.read, event::row_of(&*self.read, own)?.sender)?;
+            if inviter != self.reader.user_id.as_str() {
+                shown.extend(present(&self.read, news.num, "m.room.member", &inviter)?);
+            }
+            shown.push(own);
+        }
+        pen.with(|out| {
+            out.push(b'[');
+            let mut first = true;
+            for num in shown {
+                comma(out, &mut first);
+                format::write_stripped(&*self.read, &event::row_of(&*self.read, num)?, out)?;
+            }
+            out.push(b']');
+            Ok(())
+        })
+    }
+}
+
+/// Timeline and state of one room, as they belong together.
+struct Share {
+    /// Everything is told, not only what changed.
+    full: bool,
+    page: Page,
+    limited: bool,
+    prev_batch: Token,
+    /// The state the app knows, the one at the timeline's start, and the one at its end.
+    known: Option<Root>,
+    start: Option<Root>,
+    end: Option<Root>,
+}
+
+impl Share {
+    fn new(asked: &Asked, visit: &mut Visit, news: &News, is_new: bool, upto: Position) -> store::Result<Share> {
+        let filter = &asked.filter.room.timeline;
+        let from = if is_new { i64::MIN } else { asked.since().0 as i64 };
+        let limit = filter.limit(TIMELINE_EVENTS, TIMELINE_EVENTS_MAX);
+        let mut page = match filter.wants_room(&news.id) {
+            true => visit.between(from, upto.0 as i64, true, limit, filter)?,
+            false => visit.between(from, from, true, limit, filter)?,
+        };
+        page.events.reverse();
+        let limited = page.next.is_some();
+        let oldest = page.events.first().map(|(order, _)| *order);
+        let prev_batch = match (oldest, page.next) {
+            (Some(oldest), _) => Token(oldest - 1),
+            (None, Some(next)) => next,
+            (None, None) => Token(if is_new { upto.0 as i64 } else { from }),
+        };
+        let end = state_at(visit, upto)?;
+        let start = match page.events.first() {
+            None => end,
+            Some((order, _)) if *order > 0 => state_at(visit, Position(*order as u64 - 1))?,
+            Some((_, num)) => event::row_of(&*visit.read, *num)?.before,
+        };
+        let full = is_new || asked.full_state;
+        let known = match full {
+            true => None,
+            false => state_at(visit, asked.since())?,
+        };
+        Ok(Share { full, page, limited, prev_batch, known, start, end })
+    }
+
+    async fn write_timeline(&self, asked: &Asked, pen: &Pen, visit: &mut Visit) -> Result<(), ChunkError> {
+        pen.text(&format!(
+            "\"timeline\":{{\"limited\":{},\"prev_batch\":\"{}\",\"events\":[",
+            self.limited, self.prev_batch
+        ));
+        let mut members = visit.write_events(pen, &self.page.events).await?;
+        pen.text("]},\"state\":{\"events\":[");
+        let filter = &asked.filter.room.state;
+        let lazy = filter.lazy_load_members;
+        if lazy && self.full {
+            members.push(asked.reader.user);
+            members.extend(heroes(visit)?.unwrap_or_default());
+            members.sort_unstable();
+            members.dedup();
+        }
+        let list = StateList {
+            root: self.end,
+            members: lazy.then_some(&members[..]),
+            filter: Some(filter),
+            told: &self.page.events,
+            before: self.start,
+        };
+        match self.full {
+            true => visit.write_state(pen, &list).await?,
+            false => self.write_difference(pen, visit, &list).await?,
+        }
+        pen.text("]}");
+        Ok(())
+    }
+
+    /// What changed between the state the app knows and the end, except for what its timeline tells.
+    async fn write_difference(&self, pen: &Pen, visit: &mut Visit, list: &StateList<'_>) -> Result<(), ChunkError> {
+        let mut first = true;
+        let mut after = None;
+        while self.known != self.end {
+            let batch = difference(visit, self.known, self.end, after)?;
+            for (key, old, new) in &batch {
+                after = Some(*key);
+                if self.is_left_out(visit, list, *old, *new)? {
+                    continue;
+                }
+                visit.write_state_event(pen, list, *new, &mut first)?;
+                pen.pause().await;
+            }
+            if batch.len() < DIFFERENCE_BATCH {
+                break;
+            }
+        }
+        if let Some(members) = list.members {
+            visit.write_members_of(pen, list, members, &mut first).await?;
+        }
+        Ok(())
+    }
+
+    /// Members nobody asked about, and keys that were at the timeline's start what the app knows.
+    fn is_left_out(
+        &self,
+        visit: &Visit,
+        list: &StateList<'_>,
+        old: Option<EventNum>,
+        new: EventNum,
+    ) -> store::Result<bool> {
+        let row = event::row_of(&*visit.read, new)?;
+        if list.members.is_some() && row.kind == Kind::MEMBER {
+            return Ok(true);
+        }
+        if !self.page.events.iter().any(|(_, told)| *told == new) {
+            return Ok(false);
+        }
+        let at_start = match (self.start, row.state_key) {
+            (Some(start), Some(key)) => snapshot::get(&*visit.read, start, key)?,
+            _ => None,
+        };
+        Ok(at_start == old)
+    }
+
+    /// Whether somebody came or went, as far as is cheap to tell.
+    fn members_moved(&self, visit: &Visit) -> store::Result<bool> {
+        if self.limited {
+            return Ok(true);
+        }
+        for (_, num) in &self.page.events {
+            if event::row_of(&*visit.read, *num)?.kind == Kind::MEMBER {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}
+
+/// The keys behind `after` in which two states differ and the second has something.
+fn difference(
+    visit: &Visit,
+    known: Option<Root>,
+    end: Option<Root>,
+    after: Option<StateKeyNum>,
+) -> store::Result<Vec<(StateKeyNum, Option<EventNum>, EventNum)>> {
+    let mut batch = Vec::new();
+    snapshot::diff(&*visit.read, known, end, &mut |key, old, new| {
+        if after.is_none_or(|after| key > after)
+            && let Some(new) = new
+        {
+            batch.push((key, old, new));
+        }
+        Ok(until(batch.len() == DIFFERENCE_BATCH))
+    })?;
+    Ok(batch)
+}
+
+/// The room's state as of a position; the newest is the row's own.
+fn state_at(visit: &Visit, at: Position) -> store::Result<Option<Root>> {
+    if at >= visit.room.latest && visit.room.latest != Position(0) && visit.room.state.is_some() {
+        return Ok(visit.room.state);
+    }
+    Ok(timeline::state_at(&*visit.read, visit.num, at)?.map(|(_, root)| root))
+}
+
+/// The event that is a room's state now for a type and key.
+fn present(read: &Read, num: RoomNum, kind: &str, state_key: &str) -> store::Result<Option<EventNum>> {
+    match snapshot::key(read, kind, state_key)? {
+        Some(key) => member::state(read, num, Kind::of(kind), key),
+        None => Ok(None),
+    }
+}
+
+/// The members that stand for a room without a name or alias; none for a room that has one.
+fn heroes(visit: &Visit) -> store::Result<Option<Vec<UserNum>>> {
+    for kind in ["m.room.name", "m.room.canonical_alias"] {
+        if present(&visit.read, visit.num, kind, "")?.is_some() {
+            return Ok(None);
+        }
+    }
+    let mut heroes = Vec::new();
+    let present = [Membership::Join, Membership::Invite];
+    for membership in present.into_iter().chain([Membership::Leave, Membership::Ban]) {
+        if !present.contains(&membership) && !heroes.is_empty() {
+            break;
+        }
+        member::list(&*visit.read, visit.num, membership, None, &mut |user, _| {
+            if user != visit.viewer.user && heroes.len() < HEROES {
+                heroes.push(user);
+            }
+            Ok(until(heroes.len() == HEROES))
+        })?;
+    }
+    Ok(Some(heroes))
+}
+
+/// One `m.receipt` event out of receipts sorted by event, then kind.
+fn write_receipts(read: &Read, sorted: &[(Whose, Receipt)], out: &mut Vec<u8>) -> store::Result<()> {
+    out.extend_from_slice(b"{\"type\":\"m.receipt\",\"content\":{");
+    let mut first_event = true;
+    for of_event in sorted.chunk_by(|(_, a), (_, b)| a.event_id == b.event_id) {
+        comma(out, &mut first_event);
+        json::write_string(out, &of_event[0].1.event_id);
+        out.extend_from_slice(b":{");
+        let mut first_kind = true;
+        for of_kind in of_event.chunk_by(|(a, _), (b, _)| a.kind == b.kind) {
+            comma(out, &mut first_kind);
+            json::write_string(out, of_kind[0].0.kind.as_str());
+            out.extend_from_slice(b":{");
+            let mut first_user = true;
+            for (whose, receipt) in of_kind {
+                comma(out, &mut first_user);
+                json::write_string(out, &user::id_of(read, whose.user)?);
+                out.extend_from_slice(format!(":{{\"ts\":{}", receipt.ts).as_bytes());
+                if !whose.thread.is_empty() {
+                    out.extend_from_slice(b",\"thread_id\":");
+                    json::write_string(out, &whose.thread);
+                }
+                out.push(b'}');
+            }
+            out.push(b'}');
+        }
+        out.push(b'}');
+    }
+    out.extend_from_slice(b"}}");
+    Ok(())
+}
