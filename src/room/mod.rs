@@ -19,25 +19,35 @@ use crate::store::{self, Read, Store, Write, WriteError};
 
 mod append;
 mod elsewhere;
+mod filter;
+mod format;
 mod handshake;
 mod lock;
 mod membership;
 pub mod order;
+mod read;
 mod redact;
 mod send;
 mod serve_join;
 mod serve_state;
+mod share;
 mod state;
 mod typing;
 mod unread;
+mod viewer;
 mod visitor;
 
+pub use filter::{Events, Filter};
 pub use handshake::{Invitation, Verb};
 pub use membership::Joining;
+pub use read::{ANSWER_BYTES, PAGE_EVENTS_MAX, Paging, Reader, Related, Token, Who};
 pub use send::Sending;
 pub use serve_join::{Drawn, Submitted};
 pub use serve_state::{JoinAnswer, Served};
 
+pub use share::{Asked, List, News, Since};
+
+pub use crate::store::tables::event::Membership;
 pub use crate::store::{EventNum, Position, RoomNum};
 
 /// What the rooms are built from.

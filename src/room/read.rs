@@ -104,20 +104,12 @@ impl Rooms {
 
     /// A page of the timeline. At the beginning of what is stored here the servers of the room are asked for more.
     pub async fn messages(&self, reader: &Reader, room_id: &RoomId, paging: Paging) -> Result<impl Chunks> {
-        let read = |rooms: &Rooms| {
-            let paging = paging.clone();
-            rooms.visiting(reader, room_id, move |visit| {
-                let start = visit.start(&paging);
-                let page = visit.page(&paging, start)?;
-                Ok((start, page))
-            })
-        };
-        let (mut start, mut page) = read(self).await?;
-        if page.wants_older && self.backfill_for_app(room_id).await {
-            (start, page) = read(self).await?;
+        let (mut visit, mut start, mut page) = self.page(reader, room_id, &paging).await?;
+        if page.wants_older {
+            drop(visit);
+            self.backfill_for_app(room_id).await;
+            (visit, start, page) = self.page(reader, room_id, &paging).await?;
         }
-        let (reader, room_id) = (reader.clone(), room_id.to_owned());
-        let visit = self.visit(&reader, &room_id).await?;
         Ok(base::written(move |pen| visit.write_messages(pen, paging, start, page)))
     }
 
@@ -203,36 +195,6 @@ impl Rooms {
         }))
     }
 
-    /// The rooms a user is joined to.
-    pub async fn joined_rooms(&self, user: UserNum) -> Result<impl Chunks> {
-        let read = self.read()?;
-        Ok(base::written(move |pen| async move {
-            pen.text("{\"joined_rooms\":[");
-            let (mut after, mut first) = (None, true);
-            loop {
-                let mut batch = Vec::with_capacity(BATCH);
-                member::list_mine(&read, user, after, &mut |room, mine| {
-                    batch.push((room, mine.membership));
-                    Ok(until(batch.len() == BATCH))
-                })?;
-                for (room, _) in batch.iter().filter(|(_, membership)| *membership == Membership::Join) {
-                    let id = room::get_of(&read, *room)?.id;
-                    pen.with(|out| {
-                        comma(out, &mut first);
-                        json::write_string(out, &id);
-                    });
-                    pen.pause().await;
-                }
-                match batch.last() {
-                    Some((room, _)) if batch.len() == BATCH => after = Some(*room),
-                    _ => break,
-                }
-            }
-            pen.text("]}");
-            Ok(())
-        }))
-    }
-
     /// The events that relate to an event.
     pub async fn relations(&self, reader: &Reader, room_id: &RoomId, related: Related) -> Result<impl Chunks> {
         let mut visit = self.visit(reader, room_id).await?;
@@ -242,6 +204,16 @@ impl Rooms {
         })
         .await?;
         Ok(base::written(move |pen| visit.write_related(pen, page)))
+    }
+
+    async fn page(&self, reader: &Reader, room_id: &RoomId, paging: &Paging) -> Result<(Visit, Token, Page)> {
+        let (paging, mut visit) = (paging.clone(), self.visit(reader, room_id).await?);
+        base::blocking(move || {
+            let start = visit.start(&paging);
+            let page = visit.page(&paging, start)?;
+            Ok((visit, start, page))
+        })
+        .await
     }
 
     /// Opens a room for somebody who may see some of it.
@@ -310,7 +282,7 @@ impl Visit {
         let no = || Error::Forbidden("You are not in this room".to_owned());
         let num = room::num(&read, room_id.as_str())?.ok_or_else(no)?;
         let format = Format {
-            now_ms: rooms.now_ms(),
+            now_ms: rooms.0.parts.clock.now_ms(),
             user: reader.user,
             device: reader.device.clone(),
             room_id: Some(room_id.to_string()),

@@ -8,7 +8,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use super::filter::Filter;
-use super::format::{self, Detail, Format};
+use super::format::{self, Format};
 use super::read::{Page, Reader, StateList, Token, Visit, comma, until};
 use super::{Result, Rooms};
 use crate::base::{ChunkError, Pen};
@@ -106,7 +106,7 @@ impl Rooms {
     /// What a sync reads, as of now.
     pub fn asked(&self, reader: Reader, since: Option<Since>, full_state: bool, filter: Arc<Filter>) -> Result<Asked> {
         // Typing first: what comes in between is told twice rather than never.
-        let typing = self.typing_serial();
+        let typing = self.0.typing.serial();
         let read = Arc::new(self.read()?);
         let now = Since { at: store::Get::position(&*read)?, typing };
         // A token from the future is one of a database that was since restored: everything is told anew.
@@ -170,9 +170,14 @@ impl Asked {
         Ok(moved)
     }
 
+    /// Who types, when that changed; or, for a room told whole, when anybody does.
+    fn typing(&self, num: RoomNum, whole: bool) -> Option<Vec<UserNum>> {
+        let since = if whole { 0 } else { self.since.map_or(0, |since| since.typing) };
+        self.rooms.0.typing.changed(num, since).filter(|users| !whole || !users.is_empty())
+    }
+
     fn typing_moved(&self, num: RoomNum) -> bool {
-        let since = self.since.map_or(0, |since| since.typing);
-        self.rooms.typing_in(num).is_some_and(|(serial, _)| serial > since)
+        self.typing(num, false).is_some()
     }
 
     /// Writes what stands between the braces of one room, room account data left out.
@@ -187,7 +192,7 @@ impl Asked {
 
     fn visit(&self, news: &News) -> store::Result<Visit> {
         let format = Format {
-            now_ms: self.rooms.now_ms(),
+            now_ms: self.rooms.0.parts.clock.now_ms(),
             user: self.reader.user,
             device: self.reader.device.clone(),
             room_id: None,
@@ -243,15 +248,15 @@ impl Asked {
 
     /// Receipts since then, and who is typing.
     fn write_ephemeral(&self, pen: &Pen, news: &News, full: bool) -> Result<(), ChunkError> {
-        let wants = |kind| self.filter.room.ephemeral.wants_type(kind) && self.filter.room.ephemeral.wants_room(&news.id);
+        let wants =
+            |kind| self.filter.room.ephemeral.wants_type(kind) && self.filter.room.ephemeral.wants_room(&news.id);
         pen.text(",\"ephemeral\":{\"events\":[");
         let mut first = true;
         if wants("m.receipt") {
             self.write_receipts(pen, news.num, if full { Position(0) } else { self.since() }, &mut first)?;
         }
         if wants("m.typing")
-            && let Some((_, users)) = self.rooms.typing_in(news.num)
-            && (full && !users.is_empty() || !full && self.typing_moved(news.num))
+            && let Some(users) = self.typing(news.num, full)
         {
             let ids = users.iter().map(|user| user::id_of(&*self.read, *user)).collect::<store::Result<Vec<_>>>()?;
             pen.with(|out| {
@@ -287,7 +292,12 @@ impl Asked {
             return Ok(());
         }
         newest.sort_by(|(a_whose, a), (b_whose, b)| {
-            (&a.event_id, a_whose.kind as u8, a_whose.user, b.at).cmp(&(&b.event_id, b_whose.kind as u8, b_whose.user, a.at))
+            (&a.event_id, a_whose.kind as u8, a_whose.user, b.at).cmp(&(
+                &b.event_id,
+                b_whose.kind as u8,
+                b_whose.user,
+                a.at,
+            ))
         });
         // A user may have one in each thread; an event is told of each user once, with the latest.
         newest.dedup_by(|(whose, receipt), (kept_whose, kept)| {

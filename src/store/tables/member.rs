@@ -42,13 +42,6 @@ pub fn set_state(w: &mut Write, room: RoomNum, kind: Kind, key: StateKeyNum, eve
 pub struct StateCursor(Option<[u8; 5]>);
 
 impl StateCursor {
-    /// Behind all keys of one type.
-    pub fn behind(kind: Kind) -> StateCursor {
-        StateCursor(Some([kind.0, 0xff, 0xff, 0xff, 0xff]))
-    }
-}
-
-impl StateCursor {
     /// Behind all rows of a type.
     pub fn behind(kind: Kind) -> StateCursor {
         StateCursor(Some([kind.0, 0xff, 0xff, 0xff, 0xff]))
