@@ -16,8 +16,13 @@ use crate::room::Rooms;
 use crate::user::Users;
 
 pub mod auth;
+mod error;
 pub mod key;
+mod membership;
 pub mod routes;
+mod state;
+
+pub use error::Error;
 
 /// A key this server signed with before.
 #[derive(Debug, Clone)]

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Federation, key};
+use super::{Federation, key, membership, state};
 use crate::http::Router;
 
 /// Registers the whole surface.
@@ -14,4 +14,26 @@ pub fn routes(router: &mut Router, federation: &Arc<Federation>) {
         .post("/_matrix/key/v2/query", key::query)
         .get("/.well-known/matrix/server", key::well_known)
         .get("/_matrix/federation/v1/version", key::version);
+    rooms(router, federation);
+}
+
+/// Joining, leaving, inviting; states and events.
+fn rooms(router: &mut Router, federation: &Arc<Federation>) {
+    let mut routes = router.surface(federation);
+    routes
+        .get("/_matrix/federation/v1/make_join/{room_id}/{user_id}", membership::make_join)
+        .put("/_matrix/federation/v1/send_join/{room_id}/{event_id}", membership::send_join_v1)
+        .put("/_matrix/federation/v2/send_join/{room_id}/{event_id}", membership::send_join_v2)
+        .get("/_matrix/federation/v1/make_leave/{room_id}/{user_id}", membership::make_leave)
+        .put("/_matrix/federation/v1/send_leave/{room_id}/{event_id}", membership::send_leave_v1)
+        .put("/_matrix/federation/v2/send_leave/{room_id}/{event_id}", membership::send_leave_v2)
+        .get("/_matrix/federation/v1/make_knock/{room_id}/{user_id}", membership::make_knock)
+        .put("/_matrix/federation/v1/send_knock/{room_id}/{event_id}", membership::send_knock)
+        .put("/_matrix/federation/v1/invite/{room_id}/{event_id}", membership::invite_v1)
+        .put("/_matrix/federation/v2/invite/{room_id}/{event_id}", membership::invite_v2)
+        .get("/_matrix/federation/v1/state/{room_id}", state::state)
+        .get("/_matrix/federation/v1/state_ids/{room_id}", state::state_ids)
+        .get("/_matrix/federation/v1/event_auth/{room_id}/{event_id}", state::event_auth)
+        .get("/_matrix/federation/v1/event/{event_id}", state::event)
+        .get("/_matrix/federation/unstable/rooms/{room_id}/complexity", state::complexity);
 }

@@ -1,0 +1,92 @@
+//! What goes wrong below, in the server-server API's words.
+//!
+//! Handlers answer `Result<Response, federation::Error>`: `?` takes every error of the parts below. The cause of what is
+//! our own fault is logged here, once.
+
+use crate::budget::Refused;
+use crate::http::{Answer, BadBody, StatusCode};
+use crate::matrix::Kind;
+use crate::{media, room, user};
+
+/// A refusal to another server.
+#[derive(Debug)]
+pub struct Error(Answer);
+
+impl From<Error> for Answer {
+    fn from(error: Error) -> Answer {
+        error.0
+    }
+}
+
+impl From<Answer> for Error {
+    fn from(answer: Answer) -> Error {
+        Error(answer)
+    }
+}
+
+impl From<BadBody> for Error {
+    fn from(bad: BadBody) -> Error {
+        Error(bad.into())
+    }
+}
+
+impl From<Refused> for Error {
+    fn from(refused: Refused) -> Error {
+        Error(refused.into())
+    }
+}
+
+impl From<room::Error> for Error {
+    fn from(failed: room::Error) -> Error {
+        use room::Error as E;
+        Error(match failed {
+            E::NotFound => Answer::not_found("This server does not know of it, or may not tell"),
+            E::Forbidden(why) => Answer::forbidden(why),
+            E::Reject(reject) => match reject.kind {
+                Kind::Auth | Kind::Signature | Kind::Key => Answer::forbidden(reject.to_string()),
+                Kind::TooLarge => Answer::too_large(reject.to_string()),
+                Kind::Json | Kind::Shape => Answer::bad("M_BAD_JSON", reject.to_string()),
+            },
+            E::Bad { errcode, message } => Answer::bad(errcode, message),
+            E::Taken => Answer::bad("M_ROOM_IN_USE", failed.to_string()),
+            E::TooLarge => Answer::too_large(failed.to_string()),
+            E::Remote(failed) => another_server(&failed),
+            E::Refused(refused) => refused.into(),
+            E::Store(failed) => Answer::internal(failed),
+        })
+    }
+}
+
+impl From<user::Error> for Error {
+    fn from(failed: user::Error) -> Error {
+        use user::Error as E;
+        Error(match failed {
+            E::NotFound(_) | E::Deactivated | E::UnknownToken => Answer::not_found(failed.to_string()),
+            E::Forbidden(why) => Answer::forbidden(why),
+            E::Taken => Answer::bad("M_USER_IN_USE", failed.to_string()),
+            E::Bad { errcode, message } => Answer::bad(errcode, message),
+            E::TooLarge(message) => Answer::too_large(message),
+            E::Remote(failed) => another_server(&failed),
+            E::Refused(refused) => refused.into(),
+            E::Store(failed) => Answer::internal(failed),
+        })
+    }
+}
+
+impl From<media::Error> for Error {
+    fn from(failed: media::Error) -> Error {
+        use media::Error as E;
+        Error(match failed {
+            E::Refused(refused) => refused.into(),
+            E::TooLarge { .. } => Answer::too_large(failed.to_string()),
+            E::NotYet => Answer::new(StatusCode::GATEWAY_TIMEOUT, "M_NOT_YET_UPLOADED", failed.to_string()),
+            E::Io(_) | E::Store(_) => Answer::internal(failed),
+            _ => Answer::not_found(failed.to_string()),
+        })
+    }
+}
+
+/// A third server failed us while we worked for the asker.
+fn another_server(failed: &impl std::fmt::Display) -> Answer {
+    Answer::new(StatusCode::BAD_GATEWAY, "M_UNKNOWN", format!("Another server {failed}"))
+}

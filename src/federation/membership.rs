@@ -1,0 +1,143 @@
+//! Coming and going: `make_join`/`send_join`, `make_leave`/`send_leave`, `make_knock`/`send_knock`, `invite`.
+//!
+//! What can go wrong: 403 when the rules or the room's ACL say no, 404 for rooms we are not in, 400
+//! `M_INCOMPATIBLE_ROOM_VERSION`, `M_UNABLE_TO_AUTHORISE_JOIN`, `M_UNABLE_TO_GRANT_JOIN`.
+
+use std::sync::Arc;
+
+use ruma::{OwnedEventId, OwnedRoomId, OwnedUserId};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use serde_json::{Map, Value, json};
+
+use super::{Error, Federation, auth};
+use crate::http::{Answer, Request, Response};
+use crate::room::{Invitation, JoinAnswer, Submitted, Verb};
+
+/// Room versions an asker may name; each is a short word.
+const VERSIONS_MAX: usize = 100;
+
+/// `GET /make_join/{roomId}/{userId}`
+pub async fn make_join(federation: Arc<Federation>, request: Request) -> Result<Response, Error> {
+    make(&federation, request, Verb::Join).await
+}
+
+/// `GET /make_leave/{roomId}/{userId}`
+pub async fn make_leave(federation: Arc<Federation>, request: Request) -> Result<Response, Error> {
+    make(&federation, request, Verb::Leave).await
+}
+
+/// `GET /make_knock/{roomId}/{userId}`
+pub async fn make_knock(federation: Arc<Federation>, request: Request) -> Result<Response, Error> {
+    make(&federation, request, Verb::Knock).await
+}
+
+async fn make(federation: &Federation, mut request: Request, verb: Verb) -> Result<Response, Error> {
+    let origin = auth::origin(federation, &mut request).await?;
+    let room: OwnedRoomId = request.param_as("room_id")?;
+    let user: OwnedUserId = request.param_as("user_id")?;
+    let mut versions: Vec<String> = request.query_all("ver").take(VERSIONS_MAX).collect();
+    if versions.is_empty() {
+        versions.push("1".to_owned());
+    }
+    let known = federation.rooms.version_for(&origin, &room).await?;
+    if verb != Verb::Leave && !versions.iter().any(|version| version == known) {
+        let why = format!("The room has version {known}, which the asking server does not name");
+        return Err(Answer::bad("M_INCOMPATIBLE_ROOM_VERSION", why).with("room_version", known).into());
+    }
+    let drawn = federation.rooms.draw_up(&origin, &room, &user, verb).await?;
+    Ok(Response::json(&json!({ "room_version": drawn.version.id, "event": drawn.event })))
+}
+
+/// `PUT /v2/send_join/{roomId}/{eventId}`
+pub async fn send_join_v2(federation: Arc<Federation>, mut request: Request) -> Result<Response, Error> {
+    let omit_members = request.query_as::<bool>("omit_members")?.unwrap_or(false);
+    let submitted = submitted(&federation, &mut request).await?;
+    let how = JoinAnswer { omit_members, old_api: false };
+    let served = federation.rooms.take_join(submitted, how).await?;
+    Ok(Response::stream(served.grant, served.chunks))
+}
+
+/// `PUT /v1/send_join/{roomId}/{eventId}`
+pub async fn send_join_v1(federation: Arc<Federation>, mut request: Request) -> Result<Response, Error> {
+    let submitted = submitted(&federation, &mut request).await?;
+    let how = JoinAnswer { omit_members: false, old_api: true };
+    let served = federation.rooms.take_join(submitted, how).await?;
+    Ok(Response::stream(served.grant, served.chunks))
+}
+
+/// `PUT /v2/send_leave/{roomId}/{eventId}`
+pub async fn send_leave_v2(federation: Arc<Federation>, mut request: Request) -> Result<Response, Error> {
+    let submitted = submitted(&federation, &mut request).await?;
+    federation.rooms.take_leave(submitted).await?;
+    Ok(Response::ok())
+}
+
+/// `PUT /v1/send_leave/{roomId}/{eventId}`
+pub async fn send_leave_v1(federation: Arc<Federation>, mut request: Request) -> Result<Response, Error> {
+    let submitted = submitted(&federation, &mut request).await?;
+    federation.rooms.take_leave(submitted).await?;
+    Ok(Response::json(&json!([200, {}])))
+}
+
+/// `PUT /send_knock/{roomId}/{eventId}`
+pub async fn send_knock(federation: Arc<Federation>, mut request: Request) -> Result<Response, Error> {
+    let submitted = submitted(&federation, &mut request).await?;
+    let shown = federation.rooms.take_knock(submitted).await?;
+    Ok(Response::json(&json!({ "knock_room_state": shown })))
+}
+
+async fn submitted(federation: &Federation, request: &mut Request) -> Result<Submitted, Error> {
+    let (origin, event) = auth::origin_and_json::<Box<RawValue>>(federation, request).await?;
+    Ok(Submitted { origin, room: request.param_as("room_id")?, id: request.param_as("event_id")?, event })
+}
+
+/// `PUT /v2/invite/{roomId}/{eventId}`
+pub async fn invite_v2(federation: Arc<Federation>, mut request: Request) -> Result<Response, Error> {
+    #[derive(Deserialize)]
+    struct Asked {
+        room_version: String,
+        event: Box<RawValue>,
+        #[serde(default)]
+        invite_room_state: Vec<Value>,
+    }
+    let (origin, asked) = auth::origin_and_json::<Asked>(&federation, &mut request).await?;
+    let room: OwnedRoomId = request.param_as("room_id")?;
+    let id: OwnedEventId = request.param_as("event_id")?;
+    let invitation =
+        Invitation { room, version: asked.room_version, event: asked.event, stripped: asked.invite_room_state };
+    let signed = federation.rooms.receive_invite(&origin, Some(&id), invitation).await?;
+    Ok(Response::json(&json!({ "event": raw(signed.to_federation())? })))
+}
+
+/// `PUT /v1/invite/{roomId}/{eventId}`: rooms of versions 1 and 2, whose events name their own ids.
+pub async fn invite_v1(federation: Arc<Federation>, mut request: Request) -> Result<Response, Error> {
+    #[derive(Deserialize, Default)]
+    struct Unsigned {
+        #[serde(default)]
+        invite_room_state: Vec<Value>,
+    }
+    #[derive(Deserialize)]
+    struct Beside {
+        #[serde(default)]
+        unsigned: Unsigned,
+    }
+    let (origin, event) = auth::origin_and_json::<Box<RawValue>>(&federation, &mut request).await?;
+    let beside: Beside = serde_json::from_str(event.get())
+        .map_err(|error| Answer::bad("M_BAD_JSON", format!("The event cannot be read: {error}")))?;
+    let room: OwnedRoomId = request.param_as("room_id")?;
+    let id: OwnedEventId = request.param_as("event_id")?;
+    let invitation = Invitation { room, version: "1".to_owned(), event, stripped: beside.unsigned.invite_room_state };
+    let signed = federation.rooms.receive_invite(&origin, Some(&id), invitation).await?;
+    let answer = Map::from_iter([("event".to_owned(), raw_value(signed.to_federation())?)]);
+    Ok(Response::json(&json!([200, answer])))
+}
+
+/// An event as part of an answer, byte for byte.
+fn raw(event: &[u8]) -> Result<&RawValue, Error> {
+    serde_json::from_slice(event).map_err(|error| Answer::internal(error).into())
+}
+
+fn raw_value(event: &[u8]) -> Result<Value, Error> {
+    serde_json::from_slice(event).map_err(|error| Answer::internal(error).into())
+}
