@@ -1,11 +1,479 @@
-//! End-to-end keys.
+//! End-to-end keys: what devices upload, what others are told, and handing out one-time keys.
+//!
+//! Client-server API, "End-to-End Encryption"; server-server API, "End-to-End Encryption". The server understands no
+//! key; it keeps them, counts them and hands them out. Keys of other servers' users are asked for each time, never kept.
 
-use ruma::UserId;
-use serde_json::{Value, json};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::ControlFlow;
+use std::time::Duration;
 
-use super::Error;
-use crate::store::tables::{device, key};
-use crate::store::{Get, UserNum};
+use ruma::{OwnedServerName, OwnedUserId, ServerName, UserId};
+use serde::{Deserialize, Serialize};
+use serde_json::value::{RawValue, to_raw_value};
+use serde_json::{Map, Value, json};
+use tokio::task::JoinSet;
+
+use super::{Error, Requester, Users, account, circle};
+use crate::base::blocking;
+use crate::budget::Grant;
+use crate::remote::{Failed, Options};
+use crate::store::tables::key::{self, FallbackKey, OneTimeKey, Purpose};
+use crate::store::tables::{device, user};
+use crate::store::{Change, Get, Position, UserNum};
+
+/// Of one device, all algorithms together; apps keep some fifty.
+const ONE_TIME_KEYS_MAX: usize = 1000;
+const KEY_BYTES_MAX: usize = 4 << 10;
+const DEVICE_KEYS_BYTES_MAX: usize = 16 << 10;
+const KEY_NAME_BYTES_MAX: usize = 128;
+/// The algorithm every app counts, even at none.
+const USUAL_ALGORITHM: &str = "signed_curve25519";
+
+/// Other servers asked at once for one request.
+const ASKED_AT_ONCE: usize = 4;
+/// Users asked for in one question; halved when the answer is too long.
+const USERS_PER_QUESTION: usize = 50;
+const QUESTION_TIMEOUT: Duration = Duration::from_secs(10);
+/// One-time keys handed out in one write.
+const CLAIMS_PER_WRITE: usize = 200;
+/// Parsing keeps an answer's text about once more, and writing it a third time.
+const COPIES: u64 = 3;
+
+/// What an app uploads.
+#[derive(Deserialize)]
+pub struct Upload {
+    #[serde(default)]
+    device_keys: Option<Value>,
+    #[serde(default)]
+    one_time_keys: Map<String, Value>,
+    #[serde(default)]
+    fallback_keys: Map<String, Value>,
+}
+
+/// User → device → algorithm.
+pub type Claims = BTreeMap<OwnedUserId, BTreeMap<String, String>>;
+
+/// Users whose devices changed: a piece of the list.
+pub struct ChangedPage {
+    pub users: Vec<OwnedUserId>,
+    /// Where to go on when there are more.
+    pub next: Option<Position>,
+}
+
+/// Who may see what.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Viewer {
+    Local(UserNum),
+    OtherServer,
+}
+
+impl Viewer {
+    fn num(self) -> Option<UserNum> {
+        match self {
+            Viewer::Local(num) => Some(num),
+            Viewer::OtherServer => None,
+        }
+    }
+}
+
+/// The answer about keys, in the shape it is sent in, with what pays for it.
+#[derive(Serialize)]
+pub struct Answered {
+    device_keys: BTreeMap<OwnedUserId, BTreeMap<String, Box<RawValue>>>,
+    master_keys: BTreeMap<OwnedUserId, Box<RawValue>>,
+    self_signing_keys: BTreeMap<OwnedUserId, Box<RawValue>>,
+    user_signing_keys: BTreeMap<OwnedUserId, Box<RawValue>>,
+    failures: BTreeMap<OwnedServerName, Value>,
+    #[serde(skip)]
+    grant: Grant,
+}
+
+impl Answered {
+    /// The JSON and the grant that pays for it.
+    pub fn into_json(self) -> (Vec<u8>, Grant) {
+        (serde_json::to_vec(&self).unwrap_or_else(|_| b"{}".to_vec()), self.grant)
+    }
+}
+
+impl Users {
+    /// Keeps a device's keys. Answers how many one-time keys it has of each algorithm.
+    pub async fn upload_keys(&self, requester: &Requester, upload: Upload) -> Result<BTreeMap<String, u64>, Error> {
+        let device_keys = upload.device_keys.map(|keys| checked_device_keys(requester, keys)).transpose()?;
+        let one_time = checked_keys(upload.one_time_keys)?;
+        let fallback = checked_keys(upload.fallback_keys)?;
+        let (requester, server) = (requester.clone(), self.server().to_owned());
+        self.write(move |w| {
+            let (user, device_id) = (requester.user_num, &requester.device_id);
+            let fresh = new_one_time(w, user, device_id, one_time)?;
+            for (algorithm, key) in &fresh {
+                key::add_one_time(w, user, device_id, algorithm, key)?;
+            }
+            for (algorithm, OneTimeKey { id, key }) in fallback {
+                let before = key::fallback(w, user, device_id, &algorithm)?;
+                let used = before.is_some_and(|before| before.used && before.id == id && before.key == key);
+                key::set_fallback(w, user, device_id, &algorithm, &FallbackKey { id, key, used })?;
+            }
+            if let Some(keys) = device_keys
+                && key::device_keys(w, user, device_id)?.as_ref() != Some(&keys)
+            {
+                key::set_device_keys(w, user, device_id, &keys)?;
+                circle::device_changed(w, &server, user, &requester.user_id, device_id)?;
+            }
+            counts(w, user, device_id)
+        })
+        .await
+    }
+
+    /// How many one-time keys a device has of each algorithm. Blocks.
+    pub fn one_time_key_counts(&self, user: UserNum, device_id: &str) -> Result<BTreeMap<String, u64>, Error> {
+        counts(&self.0.parts.store.read()?, user, device_id)
+    }
+
+    /// The algorithms with a fallback key nobody has been given yet. Blocks.
+    pub fn unused_fallback_keys(&self, user: UserNum, device_id: &str) -> Result<Vec<String>, Error> {
+        Ok(key::unused_fallbacks(&self.0.parts.store.read()?, user, device_id)?)
+    }
+
+    /// Whose devices or keys changed after `since`, up to and with `upto`, among those who share a room with a user, and
+    /// the user too: `most` of them at most. Blocks.
+    pub fn device_changes(
+        &self,
+        user: UserNum,
+        since: Position,
+        upto: Position,
+        most: usize,
+    ) -> Result<ChangedPage, Error> {
+        let get = self.0.parts.store.read()?;
+        let mut changed = Vec::new();
+        let mut more = false;
+        device::changes(&get, since, upto, &mut |other| {
+            more = changed.len() == most;
+            changed.push(other);
+            Ok(if more { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+        })?;
+        let next = if more {
+            changed.pop();
+            changed.last().map(|last| device::last_change(&get, *last)).transpose()?.flatten()
+        } else {
+            None
+        };
+        let mut users = Vec::new();
+        for other in changed {
+            if other == user || circle::shares_room(&get, user, other)? {
+                users.push(account::id_of(&get, other)?);
+            }
+        }
+        Ok(ChangedPage { users, next })
+    }
+
+    /// The identity and cross-signing keys of users, of all their devices where none are named. What another server does
+    /// not tell is among the failures.
+    pub async fn keys_query(
+        &self,
+        viewer: Viewer,
+        wanted: BTreeMap<OwnedUserId, Vec<String>>,
+        timeout: Option<Duration>,
+    ) -> Result<Answered, Error> {
+        let grant = self.0.parts.budget.account("response_bodies").take(16 << 10).await?;
+        let mut answered = Answered {
+            device_keys: BTreeMap::new(),
+            master_keys: BTreeMap::new(),
+            self_signing_keys: BTreeMap::new(),
+            user_signing_keys: BTreeMap::new(),
+            failures: BTreeMap::new(),
+            grant,
+        };
+        let server = self.server().to_owned();
+        let (here, elsewhere): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            wanted.into_iter().partition(|(user, _)| user.server_name() == server);
+        let store = self.0.parts.store.clone();
+        answered = blocking(move || {
+            let get = store.read()?;
+            for (user_id, devices) in here {
+                answered.add_local(&get, viewer, user_id, &devices)?;
+            }
+            Ok::<_, Error>(answered)
+        })
+        .await?;
+        if let Viewer::Local(num) = viewer {
+            self.ask_keys(elsewhere, timeout.unwrap_or(QUESTION_TIMEOUT), &mut answered).await;
+            self.add_viewers_signatures(num, &mut answered).await?;
+        }
+        Ok(answered)
+    }
+
+    /// Hands out a one-time key for each device named, or its fallback key.
+    pub async fn keys_claim(&self, viewer: Viewer, wanted: Claims, timeout: Option<Duration>) -> Result<Value, Error> {
+        let server = self.server().to_owned();
+        let (here, elsewhere): (Claims, Claims) =
+            wanted.into_iter().partition(|(user, _)| user.server_name() == server);
+        let mut keys = Map::new();
+        let mut failures = Map::new();
+        self.claim_local(here, &mut keys).await?;
+        if viewer != Viewer::OtherServer {
+            let timeout = timeout.unwrap_or(QUESTION_TIMEOUT);
+            self.claim_elsewhere(elsewhere, timeout, &mut keys, &mut failures).await;
+        }
+        let mut answer = json!({ "one_time_keys": keys });
+        if viewer != Viewer::OtherServer {
+            answer["failures"] = failures.into();
+        }
+        Ok(answer)
+    }
+
+    /// What another server is told of a local user's devices.
+    pub async fn devices_for_server(&self, user_id: &UserId) -> Result<Value, Error> {
+        let user_id = user_id.to_owned();
+        self.read(move |get| {
+            let num = account::local(get, &user_id)?;
+            let mut ids = device::ids(get, num)?;
+            let mut devices = Vec::new();
+            for id in ids.drain(..) {
+                if let Some(keys) = device_keys(get, num, &user_id, &id, None)? {
+                    let mut shown = json!({ "device_id": id, "keys": keys });
+                    if let Some(name) = device::get(get, num, &id)?.and_then(|row| row.display_name) {
+                        shown["device_display_name"] = name.into();
+                    }
+                    devices.push(shown);
+                }
+            }
+            let stream_id = device::last_change(get, num)?.map_or(0, |at| at.0);
+            let mut answer = json!({ "user_id": user_id, "stream_id": stream_id, "devices": devices });
+            for (name, purpose) in [("master_key", Purpose::Master), ("self_signing_key", Purpose::SelfSigning)] {
+                if let Some(found) = cross_key(get, num, &user_id, purpose, None)? {
+                    answer[name] = found;
+                }
+            }
+            Ok(answer)
+        })
+        .await
+    }
+
+    /// Another server says (in an `m.device_list_update` or `m.signing_key_update` unit) that one of its users has other
+    /// devices or keys. Whoever shares a room with that user will ask for them.
+    pub async fn devices_changed_elsewhere(&self, origin: &ServerName, user_id: &UserId) -> Result<(), Error> {
+        if user_id.server_name() != origin {
+            return Err(Error::Forbidden("News of another server's user".to_owned()));
+        }
+        let user_id = user_id.to_owned();
+        let circle = self
+            .read(move |get| match user::num(get, user_id.as_str())? {
+                Some(num) => Ok(Some((num, circle::locals_of_remote(get, num)?))),
+                None => Ok(None),
+            })
+            .await?;
+        let Some((num, users)) = circle.filter(|(_, users)| !users.is_empty()) else { return Ok(()) };
+        self.write(move |w| {
+            device::changed(w, num)?;
+            w.announce(Change { users, ..Change::default() });
+            Ok(())
+        })
+        .await
+    }
+
+    /// Asks the servers of other users, a few at once.
+    async fn ask_keys(&self, wanted: BTreeMap<OwnedUserId, Vec<String>>, timeout: Duration, answered: &mut Answered) {
+        let mut questions: VecDeque<(OwnedServerName, Vec<(OwnedUserId, Vec<String>)>)> = VecDeque::new();
+        let mut by_server: BTreeMap<OwnedServerName, Vec<(OwnedUserId, Vec<String>)>> = BTreeMap::new();
+        for (user, devices) in wanted {
+            by_server.entry(user.server_name().to_owned()).or_default().push((user, devices));
+        }
+        for (server, users) in by_server {
+            questions.extend(users.chunks(USERS_PER_QUESTION).map(|part| (server.clone(), part.to_vec())));
+        }
+        let mut asked = JoinSet::new();
+        loop {
+            while asked.len() < ASKED_AT_ONCE
+                && let Some((server, users)) = questions.pop_front()
+            {
+                if answered.failures.contains_key(&server) {
+                    continue;
+                }
+                let users_here = self.clone();
+                asked.spawn(async move {
+                    let body = json!({ "device_keys": users.iter().cloned().collect::<BTreeMap<_, _>>() });
+                    let path = "/_matrix/federation/v1/user/keys/query";
+                    let answer = users_here.ask(&server, path, body, timeout).await;
+                    (server, users, answer)
+                });
+            }
+            let Some(done) = asked.join_next().await else { return };
+            let Ok((server, mut users, answer)) = done else { continue };
+            match answer {
+                Ok(answer) => {
+                    let asked_for: BTreeSet<_> = users.into_iter().map(|(user, _)| user).collect();
+                    if let Err(failed) = answered.add_remote(&asked_for, &answer) {
+                        answered.failures.insert(server, failure(&failed));
+                    }
+                }
+                Err(Failed::TooLarge { .. }) if users.len() > 1 => {
+                    let half = users.split_off(users.len() / 2);
+                    questions.push_front((server.clone(), half));
+                    questions.push_front((server, users));
+                }
+                Err(failed) => {
+                    answered.failures.insert(server, failure(&failed));
+                }
+            }
+        }
+    }
+
+    /// Adds what the viewer signed of other servers' users: only they may see that.
+    async fn add_viewers_signatures(&self, viewer: UserNum, answered: &mut Answered) -> Result<(), Error> {
+        let masters = std::mem::take(&mut answered.master_keys);
+        let server = self.server().to_owned();
+        answered.master_keys = self
+            .read(move |get| {
+                let mut out = BTreeMap::new();
+                for (user_id, raw) in masters {
+                    let signed = match user_id.server_name() == server {
+                        true => None,
+                        false => signed_by_viewer(get, viewer, &user_id, &raw)?,
+                    };
+                    out.insert(user_id, signed.unwrap_or(raw));
+                }
+                Ok(out)
+            })
+            .await?;
+        Ok(())
+    }
+
+    async fn ask(
+        &self,
+        server: &ServerName,
+        path: &str,
+        body: Value,
+        timeout: Duration,
+    ) -> Result<crate::remote::Answer, Failed> {
+        let options = Options { timeout: timeout.min(Duration::from_secs(30)), ..Options::insisting() };
+        let body = body.to_string().into_bytes();
+        self.0.parts.remote.request(server, http::Method::POST, path, Some(body), options).await
+    }
+
+    async fn claim_local(&self, wanted: Claims, keys: &mut Map<String, Value>) -> Result<(), Error> {
+        let flat: Vec<(OwnedUserId, String, String)> = wanted
+            .into_iter()
+            .flat_map(|(user, devices)| {
+                devices.into_iter().map(move |(device, algorithm)| (user.clone(), device, algorithm))
+            })
+            .collect();
+        for part in flat.chunks(CLAIMS_PER_WRITE) {
+            let part = part.to_vec();
+            let taken = self.write(move |w| take_keys(w, part)).await?;
+            for (user, device_id, key) in taken {
+                insert_key(keys, user.as_str(), &device_id, key);
+            }
+        }
+        Ok(())
+    }
+
+    async fn claim_elsewhere(
+        &self,
+        wanted: Claims,
+        timeout: Duration,
+        keys: &mut Map<String, Value>,
+        failures: &mut Map<String, Value>,
+    ) {
+        let mut by_server: BTreeMap<OwnedServerName, Claims> = BTreeMap::new();
+        for (user, devices) in wanted {
+            by_server.entry(user.server_name().to_owned()).or_default().insert(user, devices);
+        }
+        let mut left = by_server.into_iter();
+        let mut asked = JoinSet::new();
+        loop {
+            while asked.len() < ASKED_AT_ONCE
+                && let Some((server, claims)) = left.next()
+            {
+                let users = self.clone();
+                asked.spawn(async move {
+                    let body = json!({ "one_time_keys": claims });
+                    let answer = users.ask(&server, "/_matrix/federation/v1/user/keys/claim", body, timeout).await;
+                    (server, claims, answer)
+                });
+            }
+            let Some(done) = asked.join_next().await else { return };
+            let Ok((server, claims, answer)) = done else { continue };
+            #[derive(Deserialize)]
+            struct Claimed {
+                #[serde(default)]
+                one_time_keys: BTreeMap<String, BTreeMap<String, Value>>,
+            }
+            match answer.and_then(|answer| answer.json::<Claimed>()) {
+                Ok(claimed) => {
+                    for (user, devices) in claimed.one_time_keys {
+                        let Some(asked_for) = claims.iter().find(|(name, _)| name.as_str() == user) else { continue };
+                        for (device, key) in devices.into_iter().filter(|(id, _)| asked_for.1.contains_key(id)) {
+                            insert_key(keys, &user, &device, key);
+                        }
+                    }
+                }
+                Err(failed) => {
+                    failures.insert(server.to_string(), failure(&failed));
+                }
+            }
+        }
+    }
+}
+
+impl Answered {
+    fn add_local(
+        &mut self,
+        get: &impl Get,
+        viewer: Viewer,
+        user_id: OwnedUserId,
+        devices: &[String],
+    ) -> Result<(), Error> {
+        let Ok(num) = account::local(get, &user_id) else { return Ok(()) };
+        let mut found = BTreeMap::new();
+        let mut ids = Vec::new();
+        key::each_device_keys(get, num, &mut |id, _| {
+            ids.push(id.to_owned());
+            Ok(ControlFlow::Continue(()))
+        })?;
+        for id in ids.into_iter().filter(|id| devices.is_empty() || devices.contains(id)) {
+            if let Some(keys) = device_keys(get, num, &user_id, &id, viewer.num())? {
+                found.insert(id, self.raw(&keys)?);
+            }
+        }
+        let mut cross = |purpose| match cross_key(get, num, &user_id, purpose, viewer.num())? {
+            Some(key) => self.raw(&key).map(Some),
+            None => Ok(None),
+        };
+        let (master, own) = (cross(Purpose::Master)?, cross(Purpose::SelfSigning)?);
+        let others = if viewer == Viewer::Local(num) { cross(Purpose::UserSigning)? } else { None };
+        self.master_keys.extend(master.map(|key| (user_id.clone(), key)));
+        self.self_signing_keys.extend(own.map(|key| (user_id.clone(), key)));
+        self.user_signing_keys.extend(others.map(|key| (user_id.clone(), key)));
+        self.device_keys.insert(user_id, found);
+        Ok(())
+    }
+
+    fn raw(&mut self, value: &Value) -> Result<Box<RawValue>, Error> {
+        let raw = to_raw_value(value).map_err(|wrong| Error::invalid(wrong.to_string()))?;
+        self.grant.grow(raw.get().len() as u64 * 2)?;
+        Ok(raw)
+    }
+
+    /// Takes over what a server says of the users it was asked for, and of no others.
+    fn add_remote(&mut self, asked_for: &BTreeSet<OwnedUserId>, answer: &crate::remote::Answer) -> Result<(), Failed> {
+        #[derive(Deserialize)]
+        struct Told {
+            #[serde(default)]
+            device_keys: BTreeMap<OwnedUserId, BTreeMap<String, Box<RawValue>>>,
+            #[serde(default)]
+            master_keys: BTreeMap<OwnedUserId, Box<RawValue>>,
+            #[serde(default)]
+            self_signing_keys: BTreeMap<OwnedUserId, Box<RawValue>>,
+        }
+        self.grant.grow(answer.body.len() as u64 * COPIES)?;
+        let told: Told = answer.json()?;
+        let asked = |user: &OwnedUserId| asked_for.contains(user);
+        self.device_keys.extend(told.device_keys.into_iter().filter(|(user, _)| asked(user)));
+        self.master_keys.extend(told.master_keys.into_iter().filter(|(user, _)| asked(user)));
+        self.self_signing_keys.extend(told.self_signing_keys.into_iter().filter(|(user, _)| asked(user)));
+        Ok(())
+    }
+}
 
 /// A device's identity keys as `viewer` may see them, with the signatures over them and its name.
 pub(super) fn device_keys(
@@ -28,7 +496,7 @@ pub(super) fn cross_key(
     get: &impl Get,
     user: UserNum,
     user_id: &UserId,
-    purpose: key::Purpose,
+    purpose: Purpose,
     viewer: Option<UserNum>,
 ) -> Result<Option<Value>, Error> {
     let Some(mut found) = key::cross(get, user, purpose)? else { return Ok(None) };
@@ -39,7 +507,7 @@ pub(super) fn cross_key(
 }
 
 /// The one public key of a cross-signing key, in base64.
-fn public_key(found: &Value) -> Option<&str> {
+pub(super) fn public_key(found: &Value) -> Option<&str> {
     found.get("keys")?.as_object()?.values().next()?.as_str()
 }
 
@@ -52,8 +520,170 @@ fn add_signatures(
     viewer: Option<UserNum>,
 ) -> Result<(), Error> {
     for one in key::signatures(get, owner, key_id, viewer)? {
-        let signer = if one.signer == owner { owner_id.to_owned() } else { super::account::id_of(get, one.signer)? };
-        signed["signatures"][signer.as_str()][&one.signing_key] = one.signature.into();
+        let signer = if one.signer == owner { owner_id.to_owned() } else { account::id_of(get, one.signer)? };
+        add_signature(signed, signer.as_str(), &one.signing_key, one.signature);
     }
     Ok(())
+}
+
+/// Puts a signature into an object that may come from elsewhere, so nothing is taken for granted about its shape.
+fn add_signature(signed: &mut Value, signer: &str, signing_key: &str, signature: String) {
+    let Some(object) = signed.as_object_mut() else { return };
+    let all = object.entry("signatures").or_insert_with(|| json!({}));
+    let Some(by) = all.as_object_mut().map(|all| all.entry(signer).or_insert_with(|| json!({}))) else { return };
+    if let Some(by) = by.as_object_mut() {
+        by.insert(signing_key.to_owned(), signature.into());
+    }
+}
+
+fn signed_by_viewer(
+    get: &impl Get,
+    viewer: UserNum,
+    user_id: &UserId,
+    raw: &RawValue,
+) -> Result<Option<Box<RawValue>>, Error> {
+    let Some(owner) = user::num(get, user_id.as_str())? else { return Ok(None) };
+    let Ok(mut master) = serde_json::from_str::<Value>(raw.get()) else { return Ok(None) };
+    let Some(key_id) = public_key(&master).filter(|id| !id.contains('\0')).map(ToOwned::to_owned) else {
+        return Ok(None);
+    };
+    let signatures = key::signatures(get, owner, &key_id, Some(viewer))?;
+    if signatures.is_empty() {
+        return Ok(None);
+    }
+    for one in signatures {
+        let signer = account::id_of(get, one.signer)?;
+        add_signature(&mut master, signer.as_str(), &one.signing_key, one.signature);
+    }
+    Ok(to_raw_value(&master).ok())
+}
+
+fn counts(get: &impl Get, user: UserNum, device_id: &str) -> Result<BTreeMap<String, u64>, Error> {
+    let mut counts: BTreeMap<String, u64> = key::one_time_counts(get, user, device_id)?.into_iter().collect();
+    counts.entry(USUAL_ALGORITHM.to_owned()).or_insert(0);
+    Ok(counts)
+}
+
+/// Device keys fit to be kept: of the device that sends them, without others' signatures.
+fn checked_device_keys(requester: &Requester, mut keys: Value) -> Result<Value, Error> {
+    let same = keys["user_id"] == requester.user_id.as_str() && keys["device_id"] == requester.device_id.as_str();
+    if !same || !keys["algorithms"].is_array() || !keys["keys"].is_object() {
+        return Err(Error::invalid("These are not the keys of this device"));
+    }
+    keep_own_signatures(&mut keys, &requester.user_id);
+    if keys.to_string().len() > DEVICE_KEYS_BYTES_MAX {
+        return Err(Error::TooLarge(format!("The keys of a device may have {DEVICE_KEYS_BYTES_MAX} bytes")));
+    }
+    Ok(keys)
+}
+
+/// Drops what is not signed content: `unsigned`, and signatures by others.
+pub(super) fn keep_own_signatures(signed: &mut Value, user_id: &UserId) {
+    let Some(object) = signed.as_object_mut() else { return };
+    object.remove("unsigned");
+    if let Some(signatures) = object.get_mut("signatures").and_then(Value::as_object_mut) {
+        signatures.retain(|signer, _| signer == user_id.as_str());
+    }
+}
+
+/// `algorithm:id` → key, taken apart.
+fn checked_keys(keys: Map<String, Value>) -> Result<Vec<(String, OneTimeKey)>, Error> {
+    if keys.len() > ONE_TIME_KEYS_MAX {
+        return Err(Error::TooLarge(format!("A device may have {ONE_TIME_KEYS_MAX} one-time keys")));
+    }
+    let mut checked = Vec::with_capacity(keys.len());
+    for (name, key) in keys {
+        let parts = name.split_once(':').filter(|_| name.len() <= KEY_NAME_BYTES_MAX && !name.contains('\0'));
+        let Some((algorithm, id)) = parts else {
+            return Err(Error::invalid("A one-time key is named by its algorithm, a colon and an id"));
+        };
+        if !(key.is_object() || key.is_string()) || key.to_string().len() > KEY_BYTES_MAX {
+            return Err(Error::invalid("A one-time key is a text or an object, and not long"));
+        }
+        checked.push((algorithm.to_owned(), OneTimeKey { id: id.to_owned(), key }));
+    }
+    Ok(checked)
+}
+
+/// The keys a device does not have yet. The same id with another key is refused: somebody may have been given the first.
+fn new_one_time(
+    get: &impl Get,
+    user: UserNum,
+    device_id: &str,
+    uploaded: Vec<(String, OneTimeKey)>,
+) -> Result<Vec<(String, OneTimeKey)>, Error> {
+    if uploaded.is_empty() {
+        return Ok(uploaded);
+    }
+    let mut known = BTreeMap::new();
+    key::each_one_time(get, user, device_id, &mut |algorithm, _, key| {
+        known.insert((algorithm.to_owned(), key.id), key.key);
+        Ok(ControlFlow::Continue(()))
+    })?;
+    let mut fresh = Vec::new();
+    for (algorithm, key) in uploaded {
+        match known.get(&(algorithm.clone(), key.id.clone())) {
+            None => fresh.push((algorithm, key)),
+            Some(same) if same_key(same, &key.key) => {}
+            Some(_) => return Err(Error::invalid(format!("The one-time key {} exists with another value", key.id))),
+        }
+    }
+    if known.len() + fresh.len() > ONE_TIME_KEYS_MAX {
+        return Err(Error::TooLarge(format!("A device may have {ONE_TIME_KEYS_MAX} one-time keys")));
+    }
+    Ok(fresh)
+}
+
+/// Signatures may differ between two uploads of one key.
+fn same_key(one: &Value, other: &Value) -> bool {
+    match (one.get("key"), other.get("key")) {
+        (Some(one), Some(other)) => one == other,
+        _ => one == other,
+    }
+}
+
+/// Takes a key for each claim. Answers user, device and `{"algorithm:id": key}`; devices without one are left out.
+fn take_keys(
+    w: &mut crate::store::Write<'_>,
+    claims: Vec<(OwnedUserId, String, String)>,
+) -> Result<Vec<(OwnedUserId, String, Value)>, Error> {
+    let mut taken = Vec::new();
+    let mut wake = BTreeSet::new();
+    for (user_id, device_id, algorithm) in claims {
+        let Ok(num) = account::local(w, &user_id) else { continue };
+        if device_id.contains('\0') || algorithm.contains('\0') {
+            continue;
+        }
+        let key = match key::take_one_time(w, num, &device_id, &algorithm)? {
+            Some(OneTimeKey { id, key }) => Some((id, key)),
+            None => match key::fallback(w, num, &device_id, &algorithm)? {
+                Some(mut fallback) => {
+                    let given = (fallback.id.clone(), fallback.key.clone());
+                    if !fallback.used {
+                        fallback.used = true;
+                        key::set_fallback(w, num, &device_id, &algorithm, &fallback)?;
+                    }
+                    Some(given)
+                }
+                None => None,
+            },
+        };
+        if let Some((id, key)) = key {
+            wake.insert(num);
+            taken.push((user_id, device_id, json!({ format!("{algorithm}:{id}"): key })));
+        }
+    }
+    w.announce(Change { users: wake.into_iter().collect(), ..Change::default() });
+    Ok(taken)
+}
+
+fn insert_key(keys: &mut Map<String, Value>, user: &str, device: &str, key: Value) {
+    let devices = keys.entry(user).or_insert_with(|| json!({}));
+    if let Some(devices) = devices.as_object_mut() {
+        devices.insert(device.to_owned(), key);
+    }
+}
+
+fn failure(failed: &Failed) -> Value {
+    json!({ "errcode": "M_UNKNOWN", "error": format!("The server {failed}") })
 }

@@ -8,11 +8,18 @@
 //! rooms with whom.
 
 mod account;
+mod account_data;
 mod circle;
+mod cross;
 mod device;
+mod filter;
 mod keys;
 mod password;
+mod profile;
+mod push_rules;
 mod session;
+mod to_device;
+mod uia;
 
 use std::fmt;
 use std::sync::Arc;
@@ -27,7 +34,13 @@ use crate::store::{self, Read, Store, Write, WriteError};
 
 pub use crate::store::{Position, UserNum};
 pub use account::{Account, New, Standing};
+pub use cross::{CrossKeys, Upload as CrossUpload};
+pub use filter::check_filter;
+pub use keys::{Answered, ChangedPage, Claims, Upload as KeyUpload, Viewer};
+pub use push_rules::NewRule;
 pub use session::{Login, Requester, Session};
+pub use to_device::{Messages, Page};
+pub use uia::{Demand, Progress, Stage};
 
 /// What the accounts are built from.
 pub struct Parts {
@@ -47,11 +60,12 @@ pub struct Users(Arc<Inner>);
 struct Inner {
     parts: Parts,
     seen: session::Seen,
+    sessions: uia::Sessions,
 }
 
 impl Users {
     pub fn new(parts: Parts) -> Users {
-        Users(Arc::new(Inner { parts, seen: session::Seen::default() }))
+        Users(Arc::new(Inner { parts, seen: session::Seen::default(), sessions: uia::Sessions::default() }))
     }
 
     pub fn server(&self) -> &ServerName {

@@ -1,0 +1,161 @@
+//! What apps keep here for their user: account data for all rooms together or for one, and room tags.
+
+use std::ops::ControlFlow;
+
+use ruma::RoomId;
+use serde_json::value::RawValue;
+use serde_json::{Map, Value, json};
+
+use super::{Error, Users};
+use crate::store::tables::account_data::{self, GLOBAL};
+use crate::store::tables::{push_rule, room};
+use crate::store::{Change, Get, Position, RoomNum, UserNum};
+
+/// What one user may keep here.
+const ENTRIES_MAX: usize = 5_000;
+const BYTES_MAX: usize = 4 << 20;
+const ENTRY_BYTES_MAX: usize = 256 << 10;
+const TYPE_BYTES_MAX: usize = 255;
+const TAGS_MAX: usize = 100;
+
+const TAG: &str = "m.tag";
+
+impl Users {
+    /// One entry; `NotFound` when it was never set.
+    pub async fn account_data(&self, user: UserNum, room_id: Option<&RoomId>, kind: &str) -> Result<Vec<u8>, Error> {
+        let (room_id, kind) = (room_id.map(ToOwned::to_owned), kind.to_owned());
+        self.read(move |get| {
+            let room = match &room_id {
+                Some(room_id) => room::num(get, room_id.as_str())?.ok_or(Error::NotFound("account data"))?,
+                None => GLOBAL,
+            };
+            if room == GLOBAL && kind == push_rule::KIND {
+                return push_rules_json(get, user);
+            }
+            account_data::get(get, user, room, &kind)?.ok_or(Error::NotFound("account data"))
+        })
+        .await
+    }
+
+    /// Sets one entry. Types with endpoints of their own are refused.
+    pub async fn set_account_data(
+        &self,
+        user: UserNum,
+        room_id: Option<&RoomId>,
+        kind: &str,
+        content: Box<RawValue>,
+    ) -> Result<(), Error> {
+        let json = content.get().as_bytes().to_vec();
+        if kind.is_empty() || kind.len() > TYPE_BYTES_MAX || !json.starts_with(b"{") {
+            return Err(Error::bad("M_BAD_JSON", "Account data is a JSON object under a type of at most 255 bytes"));
+        }
+        self.put_account_data(user, room_id, kind, json).await
+    }
+
+    /// A user's tags of a room: `{"tags": {…}}`.
+    pub async fn tags(&self, user: UserNum, room_id: &RoomId) -> Result<Value, Error> {
+        match self.account_data(user, Some(room_id), TAG).await {
+            Ok(json) => Ok(serde_json::from_slice(&json).unwrap_or_else(|_| json!({ "tags": {} }))),
+            Err(Error::NotFound(_)) => Ok(json!({ "tags": {} })),
+            Err(failed) => Err(failed),
+        }
+    }
+
+    /// Puts a tag on a room, or takes it away.
+    pub async fn set_tag(
+        &self,
+        user: UserNum,
+        room_id: &RoomId,
+        tag: &str,
+        content: Option<Map<String, Value>>,
+    ) -> Result<(), Error> {
+        if tag.is_empty() || tag.len() > TYPE_BYTES_MAX {
+            return Err(Error::invalid("A tag has 1 to 255 bytes"));
+        }
+        let mut all = self.tags(user, room_id).await?;
+        let Some(tags) = all["tags"].as_object_mut() else { return Err(Error::NotFound("tag")) };
+        match content {
+            Some(content) => tags.insert(tag.to_owned(), content.into()),
+            None => tags.remove(tag),
+        };
+        if tags.len() > TAGS_MAX {
+            return Err(Error::TooLarge(format!("A room may have {TAGS_MAX} tags")));
+        }
+        self.put_account_data(user, Some(room_id), TAG, all.to_string().into_bytes()).await
+    }
+
+    /// Visits what a user's apps have set after `since`, up to and with `upto`, with the room it is for; from the
+    /// beginning, the push rules are always among it. Blocks.
+    pub fn account_data_changes(
+        &self,
+        user: UserNum,
+        since: Position,
+        upto: Position,
+        visit: &mut dyn FnMut(Option<RoomNum>, &str, &[u8]),
+    ) -> Result<(), Error> {
+        let get = self.0.parts.store.read()?;
+        if since == Position(0) && push_rule::is_default(&get, user)? {
+            visit(None, push_rule::KIND, &push_rules_json(&get, user)?);
+        }
+        account_data::changes(&get, user, since, upto, &mut |room, kind| {
+            if let Some(json) = account_data::get(&get, user, room, kind)? {
+                visit(Some(room).filter(|room| *room != GLOBAL), kind, &json);
+            }
+            Ok(ControlFlow::Continue(()))
+        })?;
+        Ok(())
+    }
+
+    /// Visits all a user's apps have set for one room, for a sync that tells of the room for the first time. Blocks.
+    pub fn room_account_data(
+        &self,
+        user: UserNum,
+        room: RoomNum,
+        visit: &mut dyn FnMut(&str, &[u8]),
+    ) -> Result<(), Error> {
+        let get = self.0.parts.store.read()?;
+        account_data::each(&get, user, room, &mut |kind, _, json| {
+            visit(kind, json);
+            Ok(ControlFlow::Continue(()))
+        })?;
+        Ok(())
+    }
+
+    async fn put_account_data(
+        &self,
+        user: UserNum,
+        room_id: Option<&RoomId>,
+        kind: &str,
+        json: Vec<u8>,
+    ) -> Result<(), Error> {
+        if json.len() > ENTRY_BYTES_MAX {
+            return Err(Error::TooLarge(format!("An entry may have {ENTRY_BYTES_MAX} bytes")));
+        }
+        let (room_id, kind) = (room_id.map(ToOwned::to_owned), kind.to_owned());
+        self.write(move |w| {
+            let room = match &room_id {
+                Some(room_id) => room::num(w, room_id.as_str())?.ok_or(Error::NotFound("room"))?,
+                None => GLOBAL,
+            };
+            let before = account_data::get(w, user, room, &kind)?;
+            if before.as_deref() == Some(&json[..]) {
+                return Ok(());
+            }
+            let (entries, bytes) = account_data::size(w, user)?;
+            let more = json.len().saturating_sub(before.as_ref().map_or(0, Vec::len));
+            if (before.is_none() && entries >= ENTRIES_MAX) || bytes + more > BYTES_MAX {
+                return Err(Error::TooLarge("This account keeps too much account data here".to_owned()));
+            }
+            account_data::set(w, user, room, &kind, &json)?;
+            w.announce(Change { users: vec![user], ..Change::default() });
+            Ok(())
+        })
+        .await
+    }
+}
+
+/// The content of `m.push_rules`, as set or the defaults.
+fn push_rules_json(get: &impl Get, user: UserNum) -> Result<Vec<u8>, Error> {
+    let user_id = super::account::id_of(get, user)?;
+    Ok(push_rule::to_json(push_rule::get(get, user, &user_id)?)?)
+}
