@@ -119,9 +119,34 @@ impl Engine {
 fn open(medium: &dyn Medium, cache_bytes: usize) -> Result<Open> {
     let retired = Arc::new(AtomicBool::new(false));
     let disk = medium.open().map_err(|failed| Error::from_io(&failed))?;
+    forget_unfinished(&*disk).map_err(|failed| Error::from_io(&failed))?;
     let guarded = Guarded { disk, retired: retired.clone() };
     let db = Database::builder().set_cache_size(cache_bytes).create_with_backend(guarded).map_err(Error::of)?;
     Ok(Open { db, retired })
+}
+
+/// Bytes redb's header takes; all that there is before a new database has its first mark.
+const HEADER_BYTES: u64 = 320;
+
+/// Empties a database whose making was cut short: redb marks a new file as its own last, and without the mark it takes
+/// it for a stranger's. Such a file has nothing behind the header.
+fn forget_unfinished(disk: &dyn redb::StorageBackend) -> std::io::Result<()> {
+    let length = disk.len()?;
+    let mut mark = [0; 9];
+    disk.read(0, &mut mark[..length.min(9) as usize])?;
+    if length == 0 || mark != [0; 9] {
+        return Ok(());
+    }
+    let mut piece = vec![0; 64 << 10];
+    for at in (HEADER_BYTES..length).step_by(piece.len()) {
+        let piece = &mut piece[..(length - at).min(64 << 10) as usize];
+        disk.read(at, piece)?;
+        if piece.iter().any(|byte| *byte != 0) {
+            return Ok(());
+        }
+    }
+    tracing::warn!("the making of the database was cut short; it is begun again");
+    disk.set_len(0)
 }
 
 /// Migrates, makes the hash key of a new database, and reads where it stands.

@@ -29,6 +29,9 @@ pub use access::{Get, Read, Write};
 pub use disk::{FREE_BYTES_MIN, FileMedium, Medium, MemoryMedium, RESERVE_BYTES};
 pub use engine::Status;
 pub use key::{Key, Parts, after_prefix};
+/// What a [`Medium`] opens.
+pub use redb::StorageBackend as Disk;
+
 pub use num::{BodyNum, EventNum, Position, RoomNum, ServerNum, StateKeyNum, UserNum};
 pub use schema::Table;
 

@@ -1,5 +1,6 @@
 //! The one integration binary; each module is a family of behaviour.
 
+mod crash;
 mod hall;
 mod house;
 

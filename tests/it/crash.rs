@@ -1,0 +1,399 @@
+//! Power cuts, full disks and wrong formats, on a card in memory that fails on demand.
+//!
+//! A scripted run writes a small room, one commit a step. Whatever happens to the card, what is found afterwards is the
+//! database as it was after one of the steps, and after every step that was acknowledged.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::ops::ControlFlow;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use snug::base::Random;
+use snug::store::schema::{META, OUTBOX, TABLES};
+use snug::store::tables::event::{self, Flags, Id, Kind, Membership, Row};
+use snug::store::tables::{member, room, snapshot, timeline};
+use snug::store::{
+    BodyNum, Disk, Error, EventNum, Get, Medium, RoomNum, Status, Store, StoreOptions, UserNum, Write, WriteError,
+};
+
+// ---- the card ----------------------------------------------------------------------------------------------------
+
+const BLOCK: usize = 4096;
+const ROOMY: usize = 1 << 20;
+const RESERVE_BLOCKS: usize = 24;
+
+/// A card in memory.
+#[derive(Clone, Default)]
+struct Card(Arc<Mutex<Cells>>);
+
+#[derive(Default)]
+struct Cells {
+    /// As programs see it.
+    now: Vec<u8>,
+    /// As it is without the writes since the last sync.
+    synced: Vec<u8>,
+    unsynced: Vec<Op>,
+    syncs: u64,
+    /// The power goes at this sync, counted from 1, before it has done anything.
+    cut_at: Option<u64>,
+    is_off: bool,
+    /// Blocks that were written to; a file takes no others, however long it is.
+    blocks: BTreeSet<usize>,
+    /// Writes that need more blocks fail; the reserve takes some while it is there.
+    blocks_max: usize,
+    has_reserve: bool,
+    /// What the file system says is free, whatever is true.
+    free: u64,
+}
+
+enum Op {
+    Write(usize, Vec<u8>),
+    Length(usize),
+}
+
+impl Card {
+    fn roomy() -> Self {
+        Self::of(Vec::new())
+    }
+
+    fn of(image: Vec<u8>) -> Self {
+        let blocks = (0..image.len() / BLOCK).collect();
+        let cells =
+            Cells { now: image.clone(), synced: image, blocks, blocks_max: ROOMY, free: 1 << 30, ..Cells::default() };
+        Card(Arc::new(Mutex::new(cells)))
+    }
+
+    fn cells(&self) -> MutexGuard<'_, Cells> {
+        self.0.lock().unwrap()
+    }
+
+    /// What a power cut leaves: all that was synced, and of the rest each write or not, the last one perhaps in part.
+    fn left_by_cut(&self, random: &Random, arrived: Arrived) -> Vec<u8> {
+        let cells = self.cells();
+        let mut image = cells.synced.clone();
+        for op in &cells.unsynced {
+            let arrives = match arrived {
+                Arrived::Nothing => false,
+                Arrived::Some => random.below(2) == 0,
+                Arrived::All => true,
+            };
+            match op {
+                Op::Length(length) if arrives => image.resize(*length, 0),
+                Op::Write(at, data) if arrives => {
+                    let torn = arrived == Arrived::Some && random.below(4) == 0;
+                    let end = if torn { at + data.len() / 2 / 512 * 512 } else { at + data.len() };
+                    if image.len() < end {
+                        image.resize(end, 0);
+                    }
+                    image[*at..end].copy_from_slice(&data[..end - at]);
+                }
+                _ => {}
+            }
+        }
+        image
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Debug)]
+enum Arrived {
+    Nothing,
+    Some,
+    All,
+}
+
+impl Cells {
+    fn check_power(&self) -> io::Result<()> {
+        if self.is_off { Err(io::Error::other("no power")) } else { Ok(()) }
+    }
+
+    fn change(&mut self, op: Op) -> io::Result<()> {
+        self.check_power()?;
+        match &op {
+            Op::Length(length) => self.now.resize(*length, 0),
+            Op::Write(at, data) => {
+                let end = at + data.len();
+                let missing = (at / BLOCK..end.div_ceil(BLOCK)).filter(|block| !self.blocks.contains(block)).count();
+                let reserve = if self.has_reserve { RESERVE_BLOCKS } else { 0 };
+                if self.blocks.len() + missing + reserve > self.blocks_max {
+                    self.free = 0;
+                    return Err(io::ErrorKind::StorageFull.into());
+                }
+                self.blocks.extend(at / BLOCK..end.div_ceil(BLOCK));
+                self.now[*at..end].copy_from_slice(data);
+            }
+        }
+        self.unsynced.push(op);
+        Ok(())
+    }
+}
+
+impl std::fmt::Debug for Card {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Card")
+    }
+}
+
+impl Disk for Card {
+    fn len(&self) -> io::Result<u64> {
+        let cells = self.cells();
+        cells.check_power()?;
+        Ok(cells.now.len() as u64)
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        let cells = self.cells();
+        cells.check_power()?;
+        let from = cells.now.get(offset as usize..offset as usize + out.len()).ok_or(io::ErrorKind::UnexpectedEof)?;
+        out.copy_from_slice(from);
+        Ok(())
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.cells().change(Op::Length(len as usize))
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        let mut cells = self.cells();
+        cells.check_power()?;
+        cells.syncs += 1;
+        if cells.cut_at == Some(cells.syncs) {
+            cells.is_off = true;
+        }
+        cells.check_power()?;
+        cells.synced = cells.now.clone();
+        cells.unsynced.clear();
+        Ok(())
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.cells().change(Op::Write(offset as usize, data.to_vec()))
+    }
+}
+
+impl Medium for Card {
+    fn open(&self) -> io::Result<Box<dyn Disk>> {
+        self.cells().check_power()?;
+        Ok(Box::new(self.clone()))
+    }
+
+    fn free_bytes(&self) -> io::Result<u64> {
+        Ok(self.cells().free)
+    }
+
+    fn give_up_reserve(&self) {
+        self.cells().has_reserve = false;
+    }
+
+    fn take_reserve(&self) -> io::Result<()> {
+        let mut cells = self.cells();
+        if !cells.has_reserve && cells.blocks.len() + RESERVE_BLOCKS > cells.blocks_max {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        cells.has_reserve = true;
+        Ok(())
+    }
+}
+
+// ---- the script --------------------------------------------------------------------------------------------------
+
+const STEPS: u32 = 12;
+
+fn open(card: &Card) -> Result<Store, Error> {
+    let mut options = StoreOptions::new("");
+    options.random = Random::seeded(1);
+    options.cache_bytes = 256 << 10;
+    Store::open_on(Arc::new(card.clone()), options)
+}
+
+/// One step: an event with all that hangs on it, and a row of the step before taken away. Makes the same rows from the
+/// same database every time.
+fn step(store: &Store, step: u32) -> Result<(), WriteError<Error>> {
+    store.write_blocking(move |w| write_step(w, step)).map(drop)
+}
+
+fn write_step(w: &mut Write, step: u32) -> Result<(), Error> {
+    let num = room::intern(w, "!a:example.org", "11")?;
+    let key = snapshot::intern_key(w, "m.room.member", &format!("@u{}:example.org", step % 5))?;
+    let at = w.next_position();
+    let row = Row {
+        room: num,
+        body: BodyNum(0),
+        id: Id::Named(format!("$event{step}")),
+        kind: Kind::MEMBER,
+        state_key: Some(key),
+        sender: UserNum(step % 5 + 1),
+        member: Some((Membership::Join, UserNum(step % 5 + 1))),
+        flags: Flags::default(),
+        depth: step.into(),
+        origin_server_ts: 1_700_000_000_000,
+        auth: (1..step.min(3)).map(EventNum).collect(),
+        before: None,
+        order: Some(at.0 as i64),
+        redacted_by: None,
+    };
+    let canonical = format!(r#"{{"content":{{"membership":"join","text":"{}"}}}}"#, "x".repeat(step as usize * 900));
+    let (event, _) = event::insert(w, row, canonical.as_bytes())?;
+    let mut known = room::get_of(w, num)?;
+    let root = snapshot::set(w, known.state, &[(key, Some(event))])?;
+    timeline::put(w, num, at.0 as i64, event)?;
+    timeline::put_state(w, num, at, root)?;
+    member::set_state(w, num, Kind::MEMBER, key, Some(event))?;
+    known.state = Some(root);
+    known.extremities = vec![event];
+    known.events += 1;
+    room::put(w, num, &known)?;
+    w.remove(&OUTBOX, &(step - 1).to_be_bytes())?;
+    w.put(&OUTBOX, &step.to_be_bytes(), b"outgoing")
+}
+
+/// All rows of all tables.
+fn content(store: &Store) -> Vec<(&'static str, Vec<u8>, Vec<u8>)> {
+    let read = store.read().unwrap();
+    let mut rows = Vec::new();
+    for table in TABLES {
+        let mut visit = |key: &[u8], value: &[u8]| {
+            rows.push((table.name, key.to_vec(), value.to_vec()));
+            Ok(ControlFlow::Continue(()))
+        };
+        read.prefix(table, b"", &mut visit).unwrap();
+    }
+    rows
+}
+
+/// The content after each step of a run in which nothing happens, the first before any, and how many syncs it took.
+fn undisturbed() -> (Vec<Vec<(&'static str, Vec<u8>, Vec<u8>)>>, u64) {
+    let card = Card::roomy();
+    let store = open(&card).unwrap();
+    let mut contents = vec![content(&store)];
+    for at in 1..=STEPS {
+        step(&store, at).unwrap();
+        contents.push(content(&store));
+    }
+    let syncs = card.cells().syncs;
+    store.close_blocking();
+    (contents, syncs)
+}
+
+// ---- what happens to it ------------------------------------------------------------------------------------------
+
+#[test]
+fn a_power_cut_at_any_sync_leaves_a_whole_number_of_steps() {
+    let (contents, syncs) = undisturbed();
+    assert!(syncs > u64::from(STEPS), "every step is synced");
+    for cut_at in 1..=syncs {
+        for arrived in [Arrived::Nothing, Arrived::Some, Arrived::Some, Arrived::All] {
+            let random = Random::seeded(cut_at);
+            let card = Card::roomy();
+            card.cells().cut_at = Some(cut_at);
+            let mut done = 0;
+            if let Ok(store) = open(&card) {
+                done = (1..=STEPS).take_while(|at| step(&store, *at).is_ok()).count();
+                assert_ne!(store.status(), Status::Working);
+                store.close_blocking();
+            }
+            assert!(card.cells().is_off);
+            let found = open(&Card::of(card.left_by_cut(&random, arrived)));
+            let store = found.unwrap_or_else(|failed| panic!("cut at sync {cut_at}, {arrived:?}: {failed}"));
+            let found = content(&store);
+            let steps = contents.iter().position(|content| *content == found);
+            let steps = steps.unwrap_or_else(|| panic!("cut at sync {cut_at}, {arrived:?}: half a step"));
+            assert!(steps == done || steps == done + 1, "cut at sync {cut_at}: {done} steps done, {steps} found");
+            // And it goes on from there as if nothing had happened.
+            (steps as u32 + 1..=STEPS).for_each(|at| step(&store, at).unwrap());
+            assert!(content(&store) == contents[STEPS as usize], "cut at sync {cut_at}");
+            store.close_blocking();
+        }
+    }
+}
+
+#[test]
+fn a_disk_that_fills_up_anywhere_keeps_whole_steps_and_recovers_without_a_restart() {
+    let (contents, _) = undisturbed();
+    let mut failures = 0;
+    for (spare, with_reserve) in (0..40).flat_map(|spare| [(spare, false), (spare, true)]) {
+        let card = Card::roomy();
+        let store = open(&card).unwrap();
+        let read_before = store.read().unwrap();
+        let reserve = if with_reserve { RESERVE_BLOCKS } else { 0 };
+        {
+            let mut cells = card.cells();
+            cells.has_reserve = with_reserve;
+            cells.blocks_max = cells.blocks.len() + reserve + spare;
+        }
+        let done = (1..=STEPS).take_while(|at| step(&store, *at).is_ok()).count();
+        if done < STEPS as usize {
+            failures += 1;
+            assert_eq!(step(&store, done as u32 + 1), Err(WriteError::Store(Error::Full)), "{spare} blocks spare");
+            assert!(!card.cells().has_reserve);
+            assert!(read_before.position().is_ok(), "reads of before go on");
+        }
+        let found = content(&store);
+        let steps = contents.iter().position(|content| *content == found).expect("whole steps");
+        assert!(steps == done || steps == done + 1, "{spare} blocks spare: {done} steps done, {steps} found");
+        // Someone deletes their photos.
+        card.cells().blocks_max = ROOMY;
+        card.cells().free = 1 << 30;
+        (steps as u32 + 1..=STEPS).for_each(|at| step(&store, at).unwrap());
+        assert!(content(&store) == contents[STEPS as usize], "{spare} blocks spare");
+        assert_eq!(store.status(), Status::Working);
+        assert_eq!(store.reopened(), u64::from(done < STEPS as usize));
+        store.close_blocking();
+    }
+    assert!(failures > 5, "{failures} failures is too few to mean anything");
+}
+
+#[test]
+fn a_nearly_full_disk_refuses_new_work_and_lets_old_rows_go() {
+    let card = Card::roomy();
+    let store = open(&card).unwrap();
+    step(&store, 1).unwrap();
+    card.cells().free = 1 << 20;
+    assert_eq!(step(&store, 2), Err(WriteError::Store(Error::Full)));
+    assert_eq!(store.status(), Status::Full);
+    assert!(store.read().unwrap().has(&OUTBOX, &1u32.to_be_bytes()).unwrap());
+    store.write_freeing_blocking(|w| w.remove(&OUTBOX, &1u32.to_be_bytes())).unwrap();
+    assert!(!store.read().unwrap().has(&OUTBOX, &1u32.to_be_bytes()).unwrap());
+    card.cells().free = 1 << 30;
+    step(&store, 2).unwrap();
+    assert_eq!(store.status(), Status::Working);
+    store.close_blocking();
+}
+
+#[test]
+fn a_format_we_do_not_know_is_refused_and_left_as_it_is() {
+    let card = Card::roomy();
+    let store = open(&card).unwrap();
+    step(&store, 1).unwrap();
+    store.write_blocking(|w| w.put(&META, b"format", &7_777u32.to_be_bytes())).unwrap();
+    store.close_blocking();
+    drop(store);
+    let image = card.cells().now.clone();
+    match open(&Card::of(image)).map(drop) {
+        Err(Error::Version { found: 7_777, known }) => assert!(known < 7_777),
+        other => panic!("{other:?}"),
+    }
+    // No number at all is corruption, not a new database.
+    let store = {
+        let card = Card::roomy();
+        let store = open(&card).unwrap();
+        store.write_blocking(|w| w.put(&META, b"format", b"")).unwrap();
+        store.close_blocking();
+        let image = card.cells().now.clone();
+        open(&Card::of(image))
+    };
+    assert!(matches!(store.map(drop), Err(Error::Corrupt { table: "meta", .. })));
+}
+
+#[test]
+fn the_script_makes_what_it_says() {
+    let (contents, _) = undisturbed();
+    assert!(contents.windows(2).all(|pair| pair[0] != pair[1]));
+    let card = Card::roomy();
+    let store = open(&card).unwrap();
+    (1..=STEPS).for_each(|at| step(&store, at).unwrap());
+    let read = store.read().unwrap();
+    let known = room::get_of(&read, RoomNum(1)).unwrap();
+    let mut entries = Vec::new();
+    assert!(snapshot::page(&read, known.state.unwrap(), None, 100, &mut entries).unwrap());
+    assert_eq!((entries.len(), known.events), (5, u64::from(STEPS)));
+}
