@@ -1,0 +1,101 @@
+//! Reading back: one event, pages of a room's timeline, what stands around or relates to an event.
+//!
+//! - `GET /rooms/{room_id}/event/{event_id}`
+//! - `GET /rooms/{room_id}/messages`
+//! - `GET /rooms/{room_id}/context/{event_id}`
+//! - `GET /rooms/{room_id}/relations/{event_id}[/{rel_type}[/{event_type}]]`, under v1
+
+use std::sync::Arc;
+
+use ruma::{OwnedEventId, OwnedRoomId};
+
+use super::{Client, Error, Requester, auth};
+use crate::base::Chunks;
+use crate::http::{Answer, Request, Response, StatusCode};
+use crate::room::{ANSWER_BYTES, Events, PAGE_EVENTS_MAX, Paging, Reader, Related, Token};
+
+pub async fn event(client: Arc<Client>, request: Request) -> Result<Response, Error> {
+    let reader = reader(auth::requester(&client, &request).await?);
+    let (room_id, event_id) = (room_id(&request)?, event_id(&request)?);
+    let event = client.rooms.event(&reader, &room_id, &event_id).await?;
+    Ok(Response::json_bytes(StatusCode::OK, event))
+}
+
+pub async fn messages(client: Arc<Client>, request: Request) -> Result<Response, Error> {
+    let reader = reader(auth::requester(&client, &request).await?);
+    let room_id = room_id(&request)?;
+    let filter = filter(&request)?;
+    let backwards = match request.query("dir").as_deref() {
+        Some("b") => true,
+        Some("f") => false,
+        Some(_) => return Err(Answer::invalid_param("dir is b or f").into()),
+        None => return Err(Answer::missing_param("dir").into()),
+    };
+    let limit = limit(&request, &filter, 10)?;
+    let paging = Paging { from: token(&request, "from")?, to: token(&request, "to")?, backwards, limit, filter };
+    let page = client.rooms.messages(&reader, &room_id, paging).await?;
+    stream(&client, page).await
+}
+
+pub async fn context(client: Arc<Client>, request: Request) -> Result<Response, Error> {
+    let reader = reader(auth::requester(&client, &request).await?);
+    let (room_id, event_id) = (room_id(&request)?, event_id(&request)?);
+    let filter = filter(&request)?;
+    let limit = limit(&request, &filter, 10)?;
+    let context = client.rooms.context(&reader, &room_id, &event_id, limit, filter).await?;
+    stream(&client, context).await
+}
+
+pub async fn relations(client: Arc<Client>, request: Request) -> Result<Response, Error> {
+    let reader = reader(auth::requester(&client, &request).await?);
+    let room_id = room_id(&request)?;
+    let related = Related {
+        event_id: event_id(&request)?.to_string(),
+        rel_type: request.param_maybe("rel_type").map(str::to_owned),
+        kind: request.param_maybe("event_type").map(str::to_owned),
+        from: token(&request, "from")?,
+        backwards: request.query("dir").as_deref() != Some("f"),
+        limit: limit(&request, &Events::default(), 50)?,
+    };
+    let page = client.rooms.relations(&reader, &room_id, related).await?;
+    stream(&client, page).await
+}
+
+/// Sends a long answer under a grant.
+pub(super) async fn stream(client: &Client, chunks: impl Chunks) -> Result<Response, Error> {
+    let grant = client.budget.account("response_bodies").take(ANSWER_BYTES).await?;
+    Ok(Response::stream(grant, chunks))
+}
+
+pub(super) fn reader(requester: Requester) -> Reader {
+    Reader { user: requester.user_num, user_id: requester.user_id, device: requester.device_id }
+}
+
+pub(super) fn room_id(request: &Request) -> Result<OwnedRoomId, Answer> {
+    request.param_as("room_id")
+}
+
+fn event_id(request: &Request) -> Result<OwnedEventId, Answer> {
+    request.param_as("event_id")
+}
+
+/// A pagination token in the query; an empty one is none.
+pub(super) fn token(request: &Request, name: &str) -> Result<Option<Token>, Answer> {
+    let Some(text) = request.query(name).filter(|text| !text.is_empty()) else { return Ok(None) };
+    Token::parse(&text).map(Some).ok_or_else(|| Answer::invalid_param(format!("{name} is no token of this server")))
+}
+
+fn filter(request: &Request) -> Result<Events, Answer> {
+    match request.query("filter").filter(|text| !text.is_empty()) {
+        Some(text) => {
+            Events::parse(text.as_bytes()).ok_or_else(|| Answer::invalid_param("The query has no valid filter"))
+        }
+        None => Ok(Events::default()),
+    }
+}
+
+/// The limit of the query, or of the filter.
+fn limit(request: &Request, filter: &Events, default: usize) -> Result<usize, Answer> {
+    let limit = request.query_as::<usize>("limit")?;
+    Ok(limit.unwrap_or_else(|| filter.limit(default, PAGE_EVENTS_MAX)).min(PAGE_EVENTS_MAX))
+}

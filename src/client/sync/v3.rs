@@ -1,0 +1,185 @@
+//! `GET /_matrix/client/v3/sync`: what is new since a token, or everything (client-server API, "Syncing").
+//!
+//! Registers, then looks, then waits. The answer is written while it is sent, a piece at a time under one grant: its memory
+//! does not depend on how many rooms there are or how large they are.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::super::{Client, Error, Requester, auth};
+use crate::base::{self, ChunkError, Pen};
+use crate::http::{Answer, Request, Response};
+use crate::room::{ANSWER_BYTES, Asked, Filter, List, Reader, Since};
+use crate::user::Own;
+
+/// No wait is longer, whatever the app asks for: connections in between are cut after about this time.
+const TIMEOUT_MS_MAX: u64 = 90_000;
+/// A waiter's slot: its entry in the feed, the request, the task.
+const WAITER_BYTES: u64 = 2 * 1024;
+
+/// What an app asks.
+struct Query {
+    requester: Requester,
+    since: Option<Since>,
+    full_state: bool,
+    filter: Arc<Filter>,
+    timeout: Duration,
+}
+
+pub async fn sync(client: Arc<Client>, request: Request) -> Result<Response, Error> {
+    let query = query(&client, &request).await?;
+    if let Some(since) = query.since {
+        client.users.acknowledge(&query.requester, since.at).await?;
+    }
+    let slot = client.budget.account("sync_waiters").take(WAITER_BYTES).await?;
+    // Registered before anything is read: a change that lands in between would otherwise be slept through.
+    let waiter = client.feed.register(query.requester.user_num);
+    let deadline = client.clock.instant() + query.timeout;
+    loop {
+        let (news, now) = look(&client, &query).await?;
+        if news {
+            break;
+        }
+        if !waiter.wait(deadline).await {
+            return Ok(Response::json_bytes(crate::http::StatusCode::OK, nothing(now)));
+        }
+    }
+    drop((waiter, slot));
+    let grant = client.budget.account("response_bodies").take(ANSWER_BYTES).await?;
+    let (asked, own) = open(&client, &query).await?;
+    Ok(Response::stream(grant, base::written(move |pen| write(pen, asked, own))))
+}
+
+async fn query(client: &Client, request: &Request) -> Result<Query, Error> {
+    let requester = auth::requester(client, request).await?;
+    let since = match request.query("since").filter(|since| !since.is_empty()) {
+        Some(since) => Some(Since::parse(&since).ok_or_else(|| Answer::invalid_param("No such sync token"))?),
+        None => None,
+    };
+    let timeout = request.query_as::<u64>("timeout")?.unwrap_or(0).min(TIMEOUT_MS_MAX);
+    Ok(Query {
+        since,
+        full_state: request.query_as("full_state")?.unwrap_or(false),
+        filter: Arc::new(filter(client, &requester, request).await?),
+        timeout: Duration::from_millis(timeout),
+        requester,
+    })
+}
+
+/// A filter in the query, or the number of a saved one.
+async fn filter(client: &Client, requester: &Requester, request: &Request) -> Result<Filter, Error> {
+    let bad = || Answer::invalid_param("No such filter");
+    let text = match request.query("filter") {
+        None => return Ok(Filter::default()),
+        Some(text) if text.starts_with('{') => text.into_bytes(),
+        Some(text) if text.is_empty() => return Ok(Filter::default()),
+        Some(number) => {
+            let number = number.parse().map_err(|_| bad())?;
+            client.users.saved_filter(requester.user_num, number).await?
+        }
+    };
+    Ok(Filter::parse(&text).ok_or_else(bad)?)
+}
+
+/// Whether there is anything to tell, and up to where.
+async fn look(client: &Arc<Client>, query: &Query) -> Result<(bool, Since), Error> {
+    let (asked, own) = open(client, query).await?;
+    base::blocking(move || {
+        let also = own.rooms()?;
+        let news = asked.since.is_none() || asked.full_state || own.any()? || asked.any(&also)?;
+        Ok((news, asked.now))
+    })
+    .await
+}
+
+async fn open(client: &Arc<Client>, query: &Query) -> Result<(Asked, Own), Error> {
+    let reader = Reader {
+        user: query.requester.user_num,
+        user_id: query.requester.user_id.clone(),
+        device: query.requester.device_id.clone(),
+    };
+    let (since, full_state, filter) = (query.since, query.full_state, query.filter.clone());
+    let (client, requester) = (client.clone(), query.requester.clone());
+    base::blocking(move || {
+        let asked = client.rooms.asked(reader, since, full_state, filter)?;
+        let since = asked.since.map(|since| since.at);
+        let own = client.users.own(asked.read.clone(), &requester, since, asked.now.at);
+        Ok((asked, own))
+    })
+    .await
+}
+
+/// The answer when the time was up.
+fn nothing(now: Since) -> Vec<u8> {
+    format!("{{\"next_batch\":\"{now}\"}}").into_bytes()
+}
+
+async fn write(pen: Pen, asked: Asked, own: Own) -> Result<(), ChunkError> {
+    pen.text(&format!("{{\"next_batch\":\"{}\",\"account_data\":{{\"events\":[", asked.now));
+    let whole = asked.since.is_none() || asked.full_state;
+    let wanted = asked.filter.clone();
+    own.write_account_data(&pen, None, whole, |kind| wanted.account_data.wants_type(kind), true).await?;
+    pen.text("]},\"to_device\":{\"events\":[");
+    own.write_to_device(&pen).await?;
+    pen.text("]},\"device_lists\":{");
+    own.write_device_lists(&pen).await?;
+    pen.text("},");
+    own.write_keys(&pen)?;
+    pen.text(",\"rooms\":{");
+    let also = own.rooms()?;
+    for list in List::ALL {
+        pen.text(if list == List::Join { "" } else { "," });
+        pen.text(&format!("\"{}\":{{", list.as_str()));
+        write_rooms(&pen, list, &asked, &own, &also).await?;
+        pen.text("}");
+    }
+    pen.text("}}");
+    Ok(())
+}
+
+async fn write_rooms(
+    pen: &Pen,
+    list: List,
+    asked: &Asked,
+    own: &Own,
+    also: &[crate::room::RoomNum],
+) -> Result<(), ChunkError> {
+    let mut after = None;
+    while let Some(news) = asked.next(list, after, also)? {
+        pen.text(if after.is_none() { "" } else { "," });
+        pen.with(|out| crate::matrix::json::write_string(out, &news.id));
+        pen.text(":{");
+        asked.write(pen, list, &news).await?;
+        if list == List::Join {
+            write_account_data(pen, asked, own, &news).await?;
+        }
+        pen.text("}");
+        pen.pause().await;
+        after = Some(news.num);
+    }
+    Ok(())
+}
+
+/// A room's account data; the read marker is kept with the room.
+async fn write_account_data(
+    pen: &Pen,
+    asked: &Asked,
+    own: &Own,
+    news: &crate::room::News,
+) -> Result<(), ChunkError> {
+    let filter = &asked.filter.room.account_data;
+    pen.text(",\"account_data\":{\"events\":[");
+    if filter.wants_room(&news.id) {
+        let marker = asked.fully_read(news)?.filter(|_| filter.wants_type("m.fully_read"));
+        if let Some(event_id) = &marker {
+            pen.text("{\"type\":\"m.fully_read\",\"content\":{\"event_id\":");
+            pen.with(|out| crate::matrix::json::write_string(out, event_id));
+            pen.text("}}");
+        }
+        let whole = asked.is_whole(news);
+        let wants = |kind: &str| filter.wants_type(kind);
+        own.write_account_data(pen, Some(news.num), whole, wants, marker.is_none()).await?;
+    }
+    pen.text("]}");
+    Ok(())
+}

@@ -1,0 +1,432 @@
+//! What a sync tells a device of its user's own things: account data, messages to the device, whose devices changed, how
+//! many keys are left. Written piece by piece, as of one snapshot.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use super::{Error, Requester, Users, circle};
+use crate::base::{ChunkError, Pen};
+use crate::matrix::json;
+use crate::store::tables::account_data::{self, GLOBAL};
+use crate::store::tables::event::{self, Kind, Membership, Root};
+use crate::store::tables::member::{self, Mine};
+use crate::store::tables::{device, filter, key, push_rule, room, snapshot, timeline, to_device, user};
+use crate::store::{self, EventNum, Position, Read, RoomNum, StateKeyNum, UserNum};
+
+/// Rows read ahead of what is being written.
+const BATCH: usize = 128;
+/// Changed state keys read ahead.
+const DIFFERENCE_BATCH: usize = 1_024;
+/// Acknowledged messages dropped in one write.
+const DROPPED_AT_ONCE: usize = 500;
+
+/// One device's own things between two positions.
+pub struct Own {
+    read: Arc<Read>,
+    user: UserNum,
+    requester: Requester,
+    /// None for the first sync.
+    since: Option<Position>,
+    now: Position,
+}
+
+impl Users {
+    /// The text of a saved filter.
+    pub async fn saved_filter(&self, user: UserNum, number: u32) -> Result<Vec<u8>, Error> {
+        self.read(move |read| filter::get(read, user, number)?.ok_or(Error::NotFound("filter"))).await
+    }
+
+    /// A sync token came back: the messages up to it have arrived and are dropped.
+    pub async fn acknowledge(&self, requester: &Requester, upto: Position) -> Result<(), Error> {
+        let (user, device) = (requester.user_num, requester.device_id.clone());
+        let waiting = {
+            let device = device.clone();
+            self.read(move |read| {
+                let mut any = false;
+                to_device::each(read, user, &device, Position(0), upto, &mut |_, _| {
+                    any = true;
+                    Ok(ControlFlow::Break(()))
+                })?;
+                Ok(any)
+            })
+            .await?
+        };
+        let mut more = waiting;
+        while more {
+            let device = device.clone();
+            more = self
+                .write(move |w| Ok(to_device::remove_up_to(w, user, &device, upto, DROPPED_AT_ONCE)?))
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// What a sync reads beside rooms.
+    pub fn own(&self, read: Arc<Read>, requester: &Requester, since: Option<Position>, now: Position) -> Own {
+        Own { read, user: requester.user_num, requester: requester.clone(), since, now }
+    }
+}
+
+impl Own {
+    fn since(&self) -> Position {
+        self.since.unwrap_or_default()
+    }
+
+    /// Whether there is anything to tell.
+    pub fn any(&self) -> Result<bool, Error> {
+        if self.since.is_none() {
+            return Ok(true);
+        }
+        let (read, mut any) = (&*self.read, false);
+        to_device::each(read, self.user, &self.requester.device_id, self.since(), self.now, &mut |_, _| {
+            any = true;
+            Ok(ControlFlow::Break(()))
+        })?;
+        if !any {
+            account_data::changes(read, self.user, self.since(), self.now, &mut |_, _| {
+                any = true;
+                Ok(ControlFlow::Break(()))
+            })?;
+        }
+        Ok(any || !self.changed_devices(UserNum(0), 1)?.is_empty())
+    }
+
+    /// The rooms whose account data changed. Bounded by the cap on entries of one user.
+    pub fn rooms(&self) -> Result<Vec<RoomNum>, Error> {
+        let mut rooms = Vec::new();
+        if self.since.is_some() {
+            account_data::changes(&*self.read, self.user, self.since(), self.now, &mut |room, _| {
+                if room != GLOBAL && !rooms.contains(&room) {
+                    rooms.push(room);
+                }
+                Ok(ControlFlow::Continue(()))
+            })?;
+        }
+        Ok(rooms)
+    }
+
+    // ---- account data --------------------------------------------------------------------------------------------
+
+    /// Writes the account data for all rooms together, or for one: what changed, or everything when `whole`. Events have
+    /// a comma before them unless they are the list's first.
+    pub async fn write_account_data(
+        &self,
+        pen: &Pen,
+        room: Option<RoomNum>,
+        whole: bool,
+        wants: impl Fn(&str) -> bool,
+        mut first: bool,
+    ) -> Result<(), ChunkError> {
+        let room_num = room.unwrap_or(GLOBAL);
+        for kind in self.account_data_kinds(room_num, whole)? {
+            let Some(content) = account_data::get(&*self.read, self.user, room_num, &kind)? else { continue };
+            if !wants(&kind) {
+                continue;
+            }
+            write_event(pen, &kind, &content, &mut first);
+            pen.pause().await;
+        }
+        let rules = "m.push_rules";
+        if room.is_none() && whole && wants(rules) && push_rule::is_default(&*self.read, self.user)? {
+            let user_id = &self.requester.user_id;
+            let content = push_rule::to_json(push_rule::get(&*self.read, self.user, user_id)?)?;
+            write_event(pen, rules, &content, &mut first);
+        }
+        Ok(())
+    }
+
+    /// Bounded by the cap on entries of one user.
+    fn account_data_kinds(&self, room: RoomNum, whole: bool) -> store::Result<Vec<String>> {
+        let mut kinds = Vec::new();
+        if whole || self.since.is_none() {
+            account_data::each(&*self.read, self.user, room, &mut |kind, _, _| {
+                kinds.push(kind.to_owned());
+                Ok(ControlFlow::Continue(()))
+            })?;
+            return Ok(kinds);
+        }
+        account_data::changes(&*self.read, self.user, self.since(), self.now, &mut |of, kind| {
+            if of == room {
+                kinds.push(kind.to_owned());
+            }
+            Ok(ControlFlow::Continue(()))
+        })?;
+        Ok(kinds)
+    }
+
+    // ---- messages to the device ----------------------------------------------------------------------------------
+
+    /// Writes the messages that wait for the device. They stay until a later token acknowledges them.
+    pub async fn write_to_device(&self, pen: &Pen) -> Result<(), ChunkError> {
+        let (mut first, mut after) = (true, self.since());
+        loop {
+            // One at a time: each may have tens of kilobytes.
+            let mut next = None;
+            let device = &self.requester.device_id;
+            to_device::each(&*self.read, self.user, device, after, self.now, &mut |position, message| {
+                next = Some((position, message.to_vec()));
+                Ok(ControlFlow::Break(()))
+            })?;
+            let Some((position, message)) = next else { return Ok(()) };
+            pen.with(|out| {
+                comma(out, &mut first);
+                out.extend_from_slice(&message);
+            });
+            after = position;
+            pen.pause().await;
+        }
+    }
+
+    // ---- keys ----------------------------------------------------------------------------------------------------
+
+    /// Writes the members that say how many keys the device has left.
+    pub fn write_keys(&self, pen: &Pen) -> Result<(), ChunkError> {
+        const USUAL: &str = "signed_curve25519";
+        let device = &self.requester.device_id;
+        let mut counts = key::one_time_counts(&*self.read, self.user, device)?;
+        if !counts.iter().any(|(algorithm, _)| algorithm == USUAL) {
+            counts.push((USUAL.to_owned(), 0));
+        }
+        let unused = key::unused_fallbacks(&*self.read, self.user, device)?;
+        pen.with(|out| {
+            out.extend_from_slice(b"\"device_one_time_keys_count\":{");
+            let mut first = true;
+            for (algorithm, count) in &counts {
+                comma(out, &mut first);
+                json::write_string(out, algorithm);
+                out.extend_from_slice(format!(":{count}").as_bytes());
+            }
+            out.extend_from_slice(b"},\"device_unused_fallback_key_types\":[");
+            let mut first = true;
+            for algorithm in &unused {
+                comma(out, &mut first);
+                json::write_string(out, algorithm);
+            }
+            out.push(b']');
+        });
+        Ok(())
+    }
+
+    // ---- whose devices changed -----------------------------------------------------------------------------------
+
+    /// Writes `changed` and `left` of `device_lists`: users whose keys changed, or who came to share an encrypted room,
+    /// or who share none any more. One may be named twice, which does no harm.
+    pub async fn write_device_lists(&self, pen: &Pen) -> Result<(), ChunkError> {
+        pen.text("\"changed\":[");
+        if self.since.is_some() {
+            self.write_changed(pen).await?;
+        }
+        pen.text("],\"left\":[");
+        if self.since.is_some() {
+            self.write_gone(pen).await?;
+        }
+        pen.text("]");
+        Ok(())
+    }
+
+    async fn write_changed(&self, pen: &Pen) -> Result<(), ChunkError> {
+        let (mut first, mut after) = (true, UserNum(0));
+        loop {
+            let batch = self.changed_devices(after, BATCH)?;
+            for user in &batch {
+                self.write_user(pen, *user, &mut first)?;
+                pen.pause().await;
+            }
+            match batch.last() {
+                Some(last) if batch.len() == BATCH => after = *last,
+                _ => break,
+            }
+        }
+        let mut room = None;
+        while let Some((num, mine)) = self.next_room(room, Membership::Join)? {
+            room = Some(num);
+            let Some(encrypted) = self.encryption(num)? else { continue };
+            if mine.since > self.since() || encrypted > self.since() {
+                self.write_members(pen, num, &mut first, false).await?;
+                continue;
+            }
+            self.write_moved(pen, num, &mut first, true).await?;
+        }
+        Ok(())
+    }
+
+    async fn write_gone(&self, pen: &Pen) -> Result<(), ChunkError> {
+        let mut first = true;
+        let mut room = None;
+        while let Some((num, _)) = self.next_room(room, Membership::Join)? {
+            room = Some(num);
+            if self.encryption(num)?.is_some() {
+                self.write_moved(pen, num, &mut first, false).await?;
+            }
+        }
+        for membership in [Membership::Leave, Membership::Ban] {
+            let mut room = None;
+            while let Some((num, mine)) = self.next_room(room, membership)? {
+                room = Some(num);
+                if mine.left_at.is_some_and(|at| at > self.since()) && self.encryption(num)?.is_some() {
+                    self.write_members(pen, num, &mut first, true).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The next users, by number, whose devices changed and who share a room with us.
+    fn changed_devices(&self, after: UserNum, most: usize) -> Result<Vec<UserNum>, Error> {
+        // The log is by position; the batch keeps the lowest numbers, so that the next one can begin behind them.
+        let mut found: Vec<UserNum> = Vec::new();
+        device::changes(&*self.read, self.since(), self.now, &mut |user| {
+            let is_candidate = user > after && (found.len() < most || found.last().is_some_and(|last| user < *last));
+            if is_candidate && (user == self.user || self.shares_room(user)?) {
+                let place = found.partition_point(|other| *other < user);
+                found.insert(place, user);
+                found.truncate(most);
+            }
+            Ok(ControlFlow::Continue(()))
+        })?;
+        Ok(found)
+    }
+
+    fn shares_room(&self, other: UserNum) -> store::Result<bool> {
+        circle::shares_room(&*self.read, self.user, other).map_err(|failed| match failed {
+            Error::Store(failed) => failed,
+            _ => store::Error::Closed,
+        })
+    }
+
+    fn next_room(&self, after: Option<RoomNum>, membership: Membership) -> store::Result<Option<(RoomNum, Mine)>> {
+        let mut found = None;
+        member::list_mine(&*self.read, self.user, after, &mut |num, mine| {
+            if mine.membership == membership {
+                found = Some((num, mine));
+                return Ok(ControlFlow::Break(()));
+            }
+            Ok(ControlFlow::Continue(()))
+        })?;
+        Ok(found)
+    }
+
+    /// Since when a room has been encrypted; none for one that is not.
+    fn encryption(&self, num: RoomNum) -> store::Result<Option<Position>> {
+        let Some(key) = snapshot::key(&*self.read, "m.room.encryption", "")? else { return Ok(None) };
+        let Some(event) = member::state(&*self.read, num, Kind::ENCRYPTION, key)? else { return Ok(None) };
+        let order = event::row_of(&*self.read, event)?.order;
+        Ok(Some(Position(order.and_then(|order| u64::try_from(order).ok()).unwrap_or(0))))
+    }
+
+    /// Everybody joined to a room; or those of them with whom no encrypted room is shared any more.
+    async fn write_members(&self, pen: &Pen, num: RoomNum, first: &mut bool, gone: bool) -> Result<(), ChunkError> {
+        let mut after = None;
+        loop {
+            let mut batch = Vec::with_capacity(BATCH);
+            member::list(&*self.read, num, Membership::Join, after, &mut |user, _| {
+                batch.push(user);
+                Ok(if batch.len() == BATCH { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+            })?;
+            for user in &batch {
+                if *user != self.user && !(gone && self.shares_encrypted(*user)?) {
+                    self.write_user(pen, *user, first)?;
+                    pen.pause().await;
+                }
+            }
+            match batch.last() {
+                Some(last) if batch.len() == BATCH => after = Some(*last),
+                _ => return Ok(()),
+            }
+        }
+    }
+
+    /// Who came to a room since then, or who went and is nowhere else with us.
+    async fn write_moved(&self, pen: &Pen, num: RoomNum, first: &mut bool, came: bool) -> Result<(), ChunkError> {
+        let row = room::get_of(&*self.read, num)?;
+        if row.latest <= self.since() {
+            return Ok(());
+        }
+        let before = timeline::state_at(&*self.read, num, self.since())?.map(|(_, root)| root);
+        let mut after = None;
+        loop {
+            let batch = self.difference(before, row.state, after)?;
+            for (key, old, new) in &batch {
+                after = Some(*key);
+                let (old, new) = (self.member(*old)?, self.member(*new)?);
+                let moved = match (old, new) {
+                    (was, Some((user, true))) if came => was.is_none_or(|(_, joined)| !joined).then_some(user),
+                    (Some((user, true)), is) if !came => is.is_none_or(|(_, joined)| !joined).then_some(user),
+                    _ => None,
+                };
+                let Some(user) = moved.filter(|user| *user != self.user) else { continue };
+                if came || !self.shares_encrypted(user)? {
+                    self.write_user(pen, user, first)?;
+                    pen.pause().await;
+                }
+            }
+            if batch.len() < DIFFERENCE_BATCH {
+                return Ok(());
+            }
+        }
+    }
+
+    #[allow(clippy::type_complexity)] // a key with its two sides
+    fn difference(
+        &self,
+        before: Option<Root>,
+        now: Option<Root>,
+        after: Option<StateKeyNum>,
+    ) -> store::Result<Vec<(StateKeyNum, Option<EventNum>, Option<EventNum>)>> {
+        let mut batch = Vec::new();
+        if before == now {
+            return Ok(batch);
+        }
+        snapshot::diff(&*self.read, before, now, &mut |key, old, new| {
+            if after.is_none_or(|after| key > after) {
+                batch.push((key, old, new));
+            }
+            Ok(if batch.len() == DIFFERENCE_BATCH { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+        })?;
+        Ok(batch)
+    }
+
+    /// Whom a member event is about, and whether it makes them a member.
+    fn member(&self, event: Option<EventNum>) -> store::Result<Option<(UserNum, bool)>> {
+        let Some(event) = event else { return Ok(None) };
+        let member = event::row_of(&*self.read, event)?.member;
+        Ok(member.map(|(membership, user)| (user, membership == Membership::Join)))
+    }
+
+    fn shares_encrypted(&self, other: UserNum) -> store::Result<bool> {
+        let mut room = None;
+        while let Some((num, _)) = self.next_room(room, Membership::Join)? {
+            room = Some(num);
+            if member::is_joined(&*self.read, num, other)? && self.encryption(num)?.is_some() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    fn write_user(&self, pen: &Pen, user: UserNum, first: &mut bool) -> store::Result<()> {
+        let user_id = user::id_of(&*self.read, user)?;
+        pen.with(|out| {
+            comma(out, first);
+            json::write_string(out, &user_id);
+        });
+        Ok(())
+    }
+}
+
+fn write_event(pen: &Pen, kind: &str, content: &[u8], first: &mut bool) {
+    pen.with(|out| {
+        comma(out, first);
+        out.extend_from_slice(b"{\"type\":");
+        json::write_string(out, kind);
+        out.extend_from_slice(b",\"content\":");
+        out.extend_from_slice(content);
+        out.push(b'}');
+    });
+}
+
+fn comma(out: &mut Vec<u8>, first: &mut bool) {
+    if !std::mem::take(first) {
+        out.push(b',');
+    }
+}
