@@ -5,7 +5,7 @@
 
 use crate::budget::Refused;
 use crate::http::{Answer, BadBody, StatusCode};
-use crate::{media, user};
+use crate::{matrix, media, room, user};
 
 /// A refusal to an app.
 #[derive(Debug)]
@@ -47,6 +47,27 @@ impl From<user::Error> for Error {
             E::Bad { errcode, message } => Answer::bad(errcode, message),
             E::TooLarge(message) => Answer::too_large(message),
             E::Remote(failed) => remote(&failed.to_string(), failed.is_refusal()),
+            E::Refused(refused) => refused.into(),
+            E::Store(failed) => Answer::internal(failed),
+        })
+    }
+}
+
+impl From<room::Error> for Error {
+    fn from(failed: room::Error) -> Error {
+        use room::Error as E;
+        Error(match failed {
+            E::NotFound => Answer::not_found(failed.to_string()),
+            E::Forbidden(why) => Answer::forbidden(why),
+            E::Reject(reject) if reject.kind == matrix::Kind::Auth => Answer::forbidden(reject.to_string()),
+            E::Reject(reject) => Answer::bad("M_BAD_JSON", reject.to_string()),
+            E::Bad { errcode, message } => Answer::bad(errcode, message),
+            E::Taken => Answer::new(StatusCode::CONFLICT, "M_ROOM_IN_USE", failed.to_string()),
+            E::TooLarge => Answer::too_large(failed.to_string()),
+            E::Remote(failed) => match (failed.errcode(), failed.is_refusal()) {
+                (Some("M_FORBIDDEN"), true) => Answer::forbidden(format!("The other server {failed}")),
+                (_, refused) => remote(&failed.to_string(), refused),
+            },
             E::Refused(refused) => refused.into(),
             E::Store(failed) => Answer::internal(failed),
         })

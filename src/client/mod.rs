@@ -15,7 +15,10 @@ use crate::user::Users;
 mod about;
 mod auth;
 mod error;
+mod history;
 mod session;
+mod state;
+mod sync;
 pub mod routes;
 
 pub use auth::{Requester, requester};

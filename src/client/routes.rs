@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
-use super::{Client, about, session};
+use super::{Client, about, history, session, state, sync};
 use crate::http::{Method, Router};
 
 /// Registers the whole surface.
 pub fn routes(router: &mut Router, client: &Arc<Client>) {
     abouts(router, client);
     accounts(router, client);
+    reading(router, client);
 }
 
 /// What this server is and can do.
@@ -30,4 +31,23 @@ fn accounts(router: &mut Router, client: &Arc<Client>) {
         .r0_v3(Method::POST, "/logout", session::logout)
         .r0_v3(Method::POST, "/logout/all", session::logout_all)
         .r0_v3(Method::GET, "/account/whoami", session::whoami);
+}
+
+/// What is new, and what was.
+fn reading(router: &mut Router, client: &Arc<Client>) {
+    router
+        .surface(client)
+        .r0_v3(Method::GET, "/sync", sync::v3::sync)
+        .r0_v3(Method::GET, "/rooms/{room_id}/event/{event_id}", history::event)
+        .r0_v3(Method::GET, "/rooms/{room_id}/messages", history::messages)
+        .r0_v3(Method::GET, "/rooms/{room_id}/context/{event_id}", history::context)
+        .get("/_matrix/client/v1/rooms/{room_id}/relations/{event_id}", history::relations)
+        .get("/_matrix/client/v1/rooms/{room_id}/relations/{event_id}/{rel_type}", history::relations)
+        .get("/_matrix/client/v1/rooms/{room_id}/relations/{event_id}/{rel_type}/{event_type}", history::relations)
+        .r0_v3(Method::GET, "/rooms/{room_id}/state", state::state)
+        .r0_v3(Method::GET, "/rooms/{room_id}/state/{event_type}/", state::state_event)
+        .r0_v3(Method::GET, "/rooms/{room_id}/state/{event_type}/{state_key}", state::state_event)
+        .r0_v3(Method::GET, "/rooms/{room_id}/members", state::members)
+        .r0_v3(Method::GET, "/rooms/{room_id}/joined_members", state::joined_members)
+        .r0_v3(Method::GET, "/joined_rooms", state::joined_rooms);
 }

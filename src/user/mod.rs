@@ -20,6 +20,7 @@ mod push_rules;
 mod session;
 mod to_device;
 mod uia;
+mod sync;
 
 use std::fmt;
 use std::sync::Arc;
@@ -41,6 +42,7 @@ pub use push_rules::NewRule;
 pub use session::{Login, Requester, Session};
 pub use to_device::{Messages, Page};
 pub use uia::{Demand, Progress, Stage};
+pub use sync::Own;
 
 /// What the accounts are built from.
 pub struct Parts {

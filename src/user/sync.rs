@@ -54,9 +54,7 @@ impl Users {
         let mut more = waiting;
         while more {
             let device = device.clone();
-            more = self
-                .write(move |w| Ok(to_device::remove_up_to(w, user, &device, upto, DROPPED_AT_ONCE)?))
-                .await?;
+            more = self.write(move |w| Ok(to_device::remove_up_to(w, user, &device, upto, DROPPED_AT_ONCE)?)).await?;
         }
         Ok(())
     }

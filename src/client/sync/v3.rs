@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use super::super::{Client, Error, Requester, auth};
 use crate::base::{self, ChunkError, Pen};
-use crate::http::{Answer, Request, Response};
-use crate::room::{ANSWER_BYTES, Asked, Filter, List, Reader, Since};
+use crate::http::{Answer, Request, Response, StatusCode};
+use crate::matrix::json;
+use crate::room::{ANSWER_BYTES, Asked, Filter, List, News, Reader, RoomNum, Since};
 use crate::user::Own;
 
 /// No wait is longer, whatever the app asks for: connections in between are cut after about this time.
@@ -41,7 +42,7 @@ pub async fn sync(client: Arc<Client>, request: Request) -> Result<Response, Err
             break;
         }
         if !waiter.wait(deadline).await {
-            return Ok(Response::json_bytes(crate::http::StatusCode::OK, nothing(now)));
+            return Ok(Response::json_bytes(StatusCode::OK, nothing(now)));
         }
     }
     drop((waiter, slot));
@@ -137,17 +138,11 @@ async fn write(pen: Pen, asked: Asked, own: Own) -> Result<(), ChunkError> {
     Ok(())
 }
 
-async fn write_rooms(
-    pen: &Pen,
-    list: List,
-    asked: &Asked,
-    own: &Own,
-    also: &[crate::room::RoomNum],
-) -> Result<(), ChunkError> {
+async fn write_rooms(pen: &Pen, list: List, asked: &Asked, own: &Own, also: &[RoomNum]) -> Result<(), ChunkError> {
     let mut after = None;
     while let Some(news) = asked.next(list, after, also)? {
         pen.text(if after.is_none() { "" } else { "," });
-        pen.with(|out| crate::matrix::json::write_string(out, &news.id));
+        pen.with(|out| json::write_string(out, &news.id));
         pen.text(":{");
         asked.write(pen, list, &news).await?;
         if list == List::Join {
@@ -161,19 +156,14 @@ async fn write_rooms(
 }
 
 /// A room's account data; the read marker is kept with the room.
-async fn write_account_data(
-    pen: &Pen,
-    asked: &Asked,
-    own: &Own,
-    news: &crate::room::News,
-) -> Result<(), ChunkError> {
+async fn write_account_data(pen: &Pen, asked: &Asked, own: &Own, news: &News) -> Result<(), ChunkError> {
     let filter = &asked.filter.room.account_data;
     pen.text(",\"account_data\":{\"events\":[");
     if filter.wants_room(&news.id) {
         let marker = asked.fully_read(news)?.filter(|_| filter.wants_type("m.fully_read"));
         if let Some(event_id) = &marker {
             pen.text("{\"type\":\"m.fully_read\",\"content\":{\"event_id\":");
-            pen.with(|out| crate::matrix::json::write_string(out, event_id));
+            pen.with(|out| json::write_string(out, event_id));
             pen.text("}}");
         }
         let whole = asked.is_whole(news);
