@@ -40,9 +40,9 @@ pub use filter::check_filter;
 pub use keys::{Answered, ChangedPage, Claims, Upload as KeyUpload, Viewer};
 pub use push_rules::NewRule;
 pub use session::{Login, Requester, Session};
+pub use sync::Own;
 pub use to_device::{Messages, Page};
 pub use uia::{Demand, Progress, Stage};
-pub use sync::Own;
 
 /// What the accounts are built from.
 pub struct Parts {
