@@ -65,6 +65,13 @@ impl Account {
         Self::new(AccountRow { bytes, ..paying.0.row.clone() }, paying.0.nth.clone())
     }
 
+    /// Sets `bytes` aside as an account of their own, for work that must not be stopped by others who wait: it lives
+    /// as long as the grant is kept.
+    pub async fn part(&self, bytes: u64) -> Result<(Account, Grant), Refused> {
+        let grant = self.take(bytes).await?;
+        Ok((Account::part_of(self, bytes), grant))
+    }
+
     /// The bytes now, or a refusal.
     pub fn try_take(&self, bytes: u64) -> Result<Grant, Refused> {
         self.check(bytes)?;

@@ -84,13 +84,18 @@ pub trait Get {
     /// A 128-bit keyed hash of the parts, each with its length, so that no two lists of parts coincide. A stranger who
     /// chooses the parts cannot choose the hash.
     fn hash128(&self, parts: &[&[u8]]) -> [u8; 16] {
-        let mut hasher = SipHasher13::new_with_key(self.hash_key());
-        for part in parts {
-            hasher.write_u32(part.len() as u32);
-            hasher.write(part);
-        }
-        hasher.finish128().as_bytes()
+        hash128(self.hash_key(), parts)
     }
+}
+
+/// [`Get::hash128`] under a key in hand, for threads that hash without a snapshot.
+pub fn hash128(key: &[u8; 16], parts: &[&[u8]]) -> [u8; 16] {
+    let mut hasher = SipHasher13::new_with_key(key);
+    for part in parts {
+        hasher.write_u32(part.len() as u32);
+        hasher.write(part);
+    }
+    hasher.finish128().as_bytes()
 }
 
 fn bounds<'b>(from: &'b [u8], to_exclusive: Option<&'b [u8]>) -> Option<(Bound<&'b [u8]>, Bound<&'b [u8]>)> {

@@ -111,6 +111,10 @@ impl Engine {
         self.shared.lock_status().clone()
     }
 
+    pub(super) fn free_bytes(&self) -> u64 {
+        self.shared.free_bytes()
+    }
+
     pub(super) fn reopened(&self) -> u64 {
         self.shared.reopened.load(Ordering::Relaxed)
     }

@@ -25,7 +25,7 @@ use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
-pub use access::{Get, Read, Write};
+pub use access::{Get, Read, Write, hash128};
 pub use disk::{FREE_BYTES_MIN, FileMedium, Medium, MemoryMedium, RESERVE_BYTES};
 pub use engine::Status;
 pub use key::{Key, Parts, after_prefix};
@@ -173,6 +173,11 @@ impl Store {
     /// Whether writing works at the moment, for the admin page.
     pub fn status(&self) -> Status {
         self.0.status()
+    }
+
+    /// Bytes the file system still has for it.
+    pub fn free_bytes(&self) -> u64 {
+        self.0.free_bytes()
     }
 
     /// How often the database had to be opened again since the start.

@@ -105,6 +105,9 @@ pub const TXN_EVENT: Table = table("txn_event", "room", "EventNum → expiry, us
 pub const JOIN: Table = table("join", "room", "join number → JSON Journal of a join under way");
 pub const STAGED: Table = table("staged", "room", "join number, batch → what the batch stored; gone after the join");
 
+pub const ROOM_ALLOWED: Table =
+    table("room_allowed", "room", "room id → JSON: a large room an admin allowed, or somebody asked for");
+
 // ---- the outbound log: anyone posts, deliver takes (tables/outbox.rs)
 pub const OUTBOX: Table = table("outbox", "deliver", "position → what other servers must hear of");
 
@@ -166,6 +169,7 @@ pub const TABLES: &[&Table] = &[
     &TXN_EVENT,
     &JOIN,
     &STAGED,
+    &ROOM_ALLOWED,
     &OUTBOX,
 ];
 

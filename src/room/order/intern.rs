@@ -111,6 +111,20 @@ impl Intern {
         Some(Seen::First(node))
     }
 
+    /// Gives the next number to an id whether it is remembered or not: how a log is read back, whose writer may have
+    /// forgotten what this table remembers. An id it remembers keeps its first number here.
+    pub fn next(&mut self, id: &[u8]) -> Option<Node> {
+        match self.node(id)? {
+            Seen::First(node) => Some(node),
+            Seen::Before(_) if self.nodes == NODES_MAX => None,
+            Seen::Before(_) => {
+                self.nodes += 1;
+                self.forgetful = true;
+                Some(self.nodes - 1)
+            }
+        }
+    }
+
     fn print(&self, id: &[u8]) -> [u32; 3] {
         let mut hasher = SipHasher13::new_with_key(&self.key);
         hasher.write(id);

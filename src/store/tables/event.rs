@@ -393,6 +393,29 @@ pub fn put_id(w: &mut Write, id: &str, num: EventNum) -> Result<()> {
     w.put(&EVENT_ID, &hash, &num.to_key())
 }
 
+/// The same for many ids, whose hashes a large join has sorted.
+pub fn put_id_hash(w: &mut Write, hash: &[u8; 16], num: EventNum) -> Result<()> {
+    w.put(&EVENT_ID, hash, &num.to_key())
+}
+
+/// Forgets a body that no row names.
+pub fn remove_body(w: &mut Write, num: BodyNum) -> Result<()> {
+    w.remove(&EVENT_BODY, &num.to_key()).map(drop)
+}
+
+/// A body as it is stored.
+pub fn stored_body(get: &impl Get, num: BodyNum) -> Result<Vec<u8>> {
+    get.get(&EVENT_BODY, &num.to_key())?.ok_or_else(|| Error::corrupt(&EVENT_BODY, &num.to_key()))
+}
+
+/// Forgets an event's row and id, and leaves its body: what is taken back of a join that did not end well.
+pub fn remove_row(w: &mut Write, num: EventNum) -> Result<()> {
+    let Some(row) = row(w, num)? else { return Ok(()) };
+    let hash = w.hash128(&[row.id.text().as_bytes()]);
+    w.remove(&EVENT_ID, &hash)?;
+    w.remove(&EVENT, &num.to_key()).map(drop)
+}
+
 /// Writes a body packed by [`body::encode`].
 pub fn put_body(w: &mut Write, num: BodyNum, stored: &[u8]) -> Result<()> {
     w.put(&EVENT_BODY, &num.to_key(), stored)
@@ -460,8 +483,12 @@ pub fn intern_state_key(w: &mut Write, kind: &str, state_key: &str) -> Result<St
     Ok(num)
 }
 
+/// Of a membership it is the hash of the user's id, so that a large join writes users and their state keys in one order.
 fn state_key_hash(get: &impl Get, kind: &str, state_key: &str) -> Result<[u8; 16]> {
-    Ok(get.hash128(&[kind.as_bytes(), state_key.as_bytes()]))
+    Ok(match kind {
+        "m.room.member" => get.hash128(&[state_key.as_bytes()]),
+        _ => get.hash128(&[kind.as_bytes(), state_key.as_bytes()]),
+    })
 }
 
 /// Remembers a redaction whose target is not here yet, so that the target is redacted as it arrives.

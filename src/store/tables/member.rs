@@ -202,6 +202,16 @@ pub fn list_servers(
     })
 }
 
+/// Removes at most `rows_max` rows of a room's present state, members and servers; fewer means that none are left.
+/// For a room that is made anew, or was never finished.
+pub fn clear(w: &mut Write, room: RoomNum, rows_max: usize) -> Result<usize> {
+    let mut removed = 0;
+    for table in [&CURRENT_STATE, &MEMBER, &ROOM_SERVER] {
+        removed += w.remove_prefix(table, &room.to_key(), rows_max - removed)?;
+    }
+    Ok(removed)
+}
+
 // ---- local users' own rooms --------------------------------------------------------------------------------------
 
 /// What a local user is to a room, seen from the user.

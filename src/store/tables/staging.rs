@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::event::{Id, Kind, Membership};
 use super::pack::{Unpack, put_bytes, put_u64};
-use crate::store::schema::{JOIN, STAGED};
+use crate::store::schema::{JOIN, ROOM_ALLOWED, STAGED};
 use crate::store::{BodyNum, Error, EventNum, Get, Result, RoomNum, Write, tables};
 
 /// How far a join is. Each is written before what follows it begins.
@@ -62,6 +62,14 @@ pub struct Journal {
     pub batches: u32,
     #[serde(default)]
     pub events: u64,
+    /// Of those events' canonical JSON.
+    #[serde(default)]
+    pub bytes: u64,
+    /// Nodes the log has, and whether some id may have several: known once everything is stored.
+    #[serde(default)]
+    pub nodes: u32,
+    #[serde(default)]
+    pub forgetful: bool,
     /// Estimate at admission: events and bytes on disk. The join is stopped well beyond it.
     #[serde(default)]
     pub events_expected: u64,
@@ -117,6 +125,44 @@ pub fn journals(get: &impl Get) -> Result<Vec<(JoinNum, Journal)>> {
     get.range(&JOIN, &[], None, false, &mut |key, value| {
         let num = key.try_into().map(u32::from_be_bytes).map_err(|_| Error::corrupt(&JOIN, key))?;
         list.push((JoinNum(num), tables::parse(&JOIN, key, value)?));
+        Ok(ControlFlow::Continue(()))
+    })?;
+    Ok(list)
+}
+
+/// What was decided, or is to be decided, about a room too large to join without asking.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Allowed {
+    pub allowed: bool,
+    /// Who asked first, how large the room said it was, and when.
+    #[serde(default)]
+    pub user_id: String,
+    #[serde(default)]
+    pub events: u64,
+    #[serde(default)]
+    pub at_ms: u64,
+}
+
+pub fn allowed(get: &impl Get, room_id: &str) -> Result<Option<Allowed>> {
+    tables::get_json(get, &ROOM_ALLOWED, room_id.as_bytes())
+}
+
+pub fn set_allowed(w: &mut Write<'_>, room_id: &str, allowed: Option<&Allowed>) -> Result<()> {
+    match allowed {
+        Some(allowed) => tables::put_json(w, &ROOM_ALLOWED, room_id.as_bytes(), allowed),
+        None => w.remove(&ROOM_ALLOWED, room_id.as_bytes()).map(drop),
+    }
+}
+
+/// Rooms somebody asked for or an admin allowed, at most `most`.
+pub fn list_allowed(get: &impl Get, most: usize) -> Result<Vec<(String, Allowed)>> {
+    let mut list = Vec::new();
+    get.range(&ROOM_ALLOWED, &[], None, false, &mut |key, value| {
+        if list.len() == most {
+            return Ok(ControlFlow::Break(()));
+        }
+        let room_id = std::str::from_utf8(key).map_err(|_| Error::corrupt(&ROOM_ALLOWED, key))?;
+        list.push((room_id.to_owned(), tables::parse(&ROOM_ALLOWED, key, value)?));
         Ok(ControlFlow::Continue(()))
     })?;
     Ok(list)
@@ -179,7 +225,7 @@ pub struct Staged<'a> {
 }
 
 /// A list of nodes, still packed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Edges<'a> {
     count: u8,
     packed: &'a [u8],

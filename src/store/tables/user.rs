@@ -8,8 +8,8 @@ use std::ops::ControlFlow;
 
 use serde::{Deserialize, Serialize};
 
-use crate::store::schema::{ACCOUNT, PROFILE, USER_ID, USER_META, USER_NUM};
-use crate::store::{Error, Get, Result, UserNum, Write, tables};
+use crate::store::schema::{ACCOUNT, PROFILE, STATE_KEY, USER_ID, USER_META, USER_NUM};
+use crate::store::{Error, Get, Result, StateKeyNum, UserNum, Write, tables};
 
 /// The number of a user id, when it has one.
 pub fn num(get: &impl Get, user_id: &str) -> Result<Option<UserNum>> {
@@ -30,6 +30,62 @@ pub fn intern(w: &mut Write<'_>, user_id: &str) -> Result<UserNum> {
     w.put(&USER_NUM, &hash, &num.to_key())?;
     w.put(&USER_ID, &num.to_key(), user_id.as_bytes())?;
     Ok(num)
+}
+
+/// What a user met in a large join is to the database: their number, and that of their membership's state key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Met {
+    pub user: UserNum,
+    pub member_key: StateKeyNum,
+}
+
+/// Gives many users their numbers at once. The ids come in rising order of their hashes, without repetition, so that
+/// the rows of all three tables are written in the order of their keys. Bounded by the list.
+pub fn meet(w: &mut Write<'_>, users: &[([u8; 16], String)]) -> Result<Vec<Met>> {
+    let (mut known, mut new) = (Vec::with_capacity(users.len()), 0);
+    for (hash, id) in users {
+        debug_assert_eq!(*hash, w.hash128(&[id.as_bytes()]), "a user is met under the hash of their id");
+        let user = w.get(&USER_NUM, hash)?.as_deref().and_then(UserNum::from_key);
+        let key = w.get(&STATE_KEY, hash)?.as_deref().and_then(StateKeyNum::from_key);
+        new += u32::from(user.is_none());
+        known.push((user, key));
+    }
+    let new_keys = known.iter().filter(|(_, key)| key.is_none()).count() as u32;
+    let mut next_user = if new > 0 { w.next_numbers("user", new)? } else { 0 };
+    let mut next_key = if new_keys > 0 { w.next_numbers("state_key", new_keys)? } else { 0 };
+    let mut met = Vec::with_capacity(users.len());
+    for ((hash, id), (user, key)) in users.iter().zip(known) {
+        let user = match user {
+            Some(user) => user,
+            None => {
+                let user = UserNum(next_user);
+                next_user += 1;
+                w.put(&USER_NUM, hash, &user.to_key())?;
+                w.put(&USER_ID, &user.to_key(), id.as_bytes())?;
+                user
+            }
+        };
+        let member_key = match key {
+            Some(key) => key,
+            None => {
+                let key = StateKeyNum(next_key);
+                next_key += 1;
+                w.put(&STATE_KEY, hash, &key.to_key())?;
+                key
+            }
+        };
+        met.push(Met { user, member_key });
+    }
+    Ok(met)
+}
+
+/// Who was met under a hash of which the first eight bytes are known.
+pub fn met(get: &impl Get, print: u64) -> Result<Option<Met>> {
+    let Some((hash, user)) = get.first_in_prefix(&USER_NUM, &print.to_be_bytes())? else { return Ok(None) };
+    let user = UserNum::from_key(&user).ok_or_else(|| Error::corrupt(&USER_NUM, &hash))?;
+    let Some(key) = get.get(&STATE_KEY, &hash)? else { return Ok(None) };
+    let member_key = StateKeyNum::from_key(&key).ok_or_else(|| Error::corrupt(&STATE_KEY, &hash))?;
+    Ok(Some(Met { user, member_key }))
 }
 
 /// The id behind a number; `None` only for a number that was never given out.

@@ -1,0 +1,247 @@
+//! Storing what was checked: bodies under arrival numbers, and beside them the log of what they are.
+//!
+//! One thread. It numbers the nodes, packs the log and hands both to the writer in batches sized so that other rooms'
+//! commits stay short. What a power cut leaves is a log whose last batch is whole.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Stop;
+use super::check::{Checked, CheckedBatch};
+use super::graph::Graph;
+use super::progress::Progress;
+use crate::base::{Pace, StopWatch};
+use crate::budget::{Account, Grant};
+use crate::room::order::Seen;
+use crate::store::tables::event::{self, Id};
+use crate::store::tables::staging::{self, BatchWriter, JoinNum, Journal, Staged, UserPrint};
+use crate::store::{self, BodyNum, Store};
+
+/// How long a staged write may hold the writer, about.
+pub const WRITE_TARGET: Duration = Duration::from_millis(50);
+const EVENTS_MIN: usize = 32;
+const EVENTS_MAX: usize = 2048;
+/// Bodies and log that wait to be written.
+pub const STAGED_BYTES: u64 = 320 * 1024;
+/// User ids written lately, so that each stands in the log about once.
+const USERS_REMEMBERED: usize = 16 * 1024;
+
+/// The one that stores.
+pub struct Stager {
+    store: Store,
+    join: JoinNum,
+    pub journal: Journal,
+    graph: Arc<Graph>,
+    progress: Arc<Progress>,
+    batch: BatchWriter,
+    bodies: Vec<u8>,
+    ends: Vec<u32>,
+    json_bytes: u64,
+    users: HashSet<UserPrint>,
+    auth: Vec<u32>,
+    pace: Pace,
+    events_max: u64,
+    _grant: Grant,
+}
+
+impl Stager {
+    pub fn new(
+        store: Store,
+        join: JoinNum,
+        journal: Journal,
+        graph: Arc<Graph>,
+        progress: Arc<Progress>,
+        memory: &Account,
+        events_max: u64,
+    ) -> Result<Stager, Stop> {
+        let users_max = users_max(memory);
+        let grant = memory.try_take(STAGED_BYTES + users_max as u64 * 16)?;
+        let batch = BatchWriter::new(journal.attempt);
+        Ok(Stager {
+            store,
+            join,
+            graph,
+            progress,
+            batch,
+            bodies: Vec::new(),
+            ends: Vec::new(),
+            json_bytes: 0,
+            users: HashSet::with_capacity(users_max),
+            auth: Vec::new(),
+            pace: Pace::new(WRITE_TARGET, EVENTS_MIN, EVENTS_MAX),
+            events_max,
+            journal,
+            _grant: grant,
+        })
+    }
+
+    /// Gives an id its node before anything else has one: the create event of a room that is named after it.
+    pub fn begin_with(&mut self, id: &Id) -> Result<(), Stop> {
+        let graph = self.graph.clone();
+        graph.with(|open| self.node(open, id)).map(drop)
+    }
+
+    /// Reads the log of earlier attempts back, so that what they stored is not checked again.
+    pub fn remember(&mut self) -> Result<(), Stop> {
+        let read = self.store.read()?;
+        let (graph, join) = (self.graph.clone(), self.join);
+        let mut problem = None;
+        staging::batches(&read, join, 0, &mut |number, mut batch| {
+            let corrupt = |_| staging::corrupt(join, number);
+            let done: Result<(), Stop> = graph.with(|open| {
+                while let Some(entry) = batch.next().map_err(corrupt)? {
+                    match entry {
+                        staging::Entry::Node(id) => drop(open.again(&id).ok_or(Stop::TooManyNodes)?),
+                        staging::Entry::Event(event) => open.set_stored(event.node)?,
+                        staging::Entry::Known { node, .. } => open.set_stored(node)?,
+                        staging::Entry::User(_) | staging::Entry::InState(_) => {}
+                    }
+                }
+                Ok(())
+            });
+            Ok(match done {
+                Ok(()) => std::ops::ControlFlow::Continue(()),
+                Err(stop) => {
+                    problem = Some(stop);
+                    std::ops::ControlFlow::Break(())
+                }
+            })
+        })?;
+        problem.map_or(Ok(()), Err)
+    }
+
+    /// Takes a checked batch over. Writes when enough has come together.
+    pub fn take(&mut self, batch: &CheckedBatch) -> Result<(), Stop> {
+        let graph = self.graph.clone();
+        for event in &batch.events {
+            graph.with(|open| self.log(open, batch, event))?;
+            let staged = self.bodies.len() + self.batch.len();
+            if self.ends.len() >= self.pace.size() || staged as u64 >= STAGED_BYTES * 3 / 4 {
+                self.flush()?;
+            }
+        }
+        if self.progress.stored.load(std::sync::atomic::Ordering::Relaxed) > self.events_max {
+            return Err(Stop::TooLarge(format!("it has sent more than the {} events it may", self.events_max)));
+        }
+        Ok(())
+    }
+
+    fn log(&mut self, open: &mut super::graph::Open<'_>, batch: &CheckedBatch, event: &Checked) -> Result<(), Stop> {
+        let node = self.node(open, &event.id)?;
+        if open.is_stored(node) {
+            if event.in_state && open.set_in_state(node)? {
+                self.batch.in_state(node);
+            }
+            return Ok(());
+        }
+        if event.in_state {
+            open.set_in_state(node)?;
+        }
+        if let Some(num) = event.known {
+            self.batch.known(node, num);
+            if event.in_state {
+                self.batch.in_state(node);
+            }
+            return Ok(open.set_stored(node)?);
+        }
+        if event.repeated {
+            // The table forgot it between the worker's look and this one; its own line is in the log.
+            if event.in_state {
+                self.batch.in_state(node);
+            }
+            return Ok(());
+        }
+        let mut auth = std::mem::take(&mut self.auth);
+        auth.clear();
+        for id in &event.auth {
+            auth.push(self.node(open, id)?);
+        }
+        self.user(event.sender.0, batch.str(event.sender.1));
+        if let Some((_, print, span)) = event.member {
+            self.user(print, batch.str(span));
+        }
+        let staged = Staged {
+            node,
+            id: event.id.clone(),
+            in_state: event.in_state,
+            needs_body: event.needs_body,
+            redacted: event.redacted,
+            kind: event.kind,
+            sender: event.sender.0,
+            member: event.member.map(|(membership, print, _)| (membership, print)),
+            state_key: event.state_key.map(|(kind, key)| (batch.str(kind), batch.str(key))),
+            depth: event.depth,
+            origin_server_ts: event.origin_server_ts,
+            auth: staging::Edges::default(),
+        };
+        self.batch.event(&staged, &auth);
+        self.auth = auth;
+        self.bodies.extend_from_slice(batch.slice(event.body));
+        self.ends.push(self.bodies.len() as u32);
+        self.json_bytes += u64::from(event.json_bytes);
+        Ok(open.set_stored(node)?)
+    }
+
+    fn node(&mut self, open: &mut super::graph::Open<'_>, id: &Id) -> Result<u32, Stop> {
+        match open.node(id).ok_or(Stop::TooManyNodes)? {
+            Seen::Before(node) => Ok(node),
+            Seen::First(node) => {
+                self.batch.node(id);
+                Ok(node)
+            }
+        }
+    }
+
+    fn user(&mut self, print: UserPrint, user_id: &str) {
+        if self.users.contains(&print) {
+            return;
+        }
+        // Forgetting everyone at once is cheap, and a second line for somebody does no harm.
+        if self.users.len() == self.users.capacity() {
+            self.users.clear();
+        }
+        self.users.insert(print);
+        self.batch.user(user_id);
+    }
+
+    /// Writes what has come together, in one commit with the journal's row.
+    pub fn flush(&mut self) -> Result<(), Stop> {
+        if self.batch.is_empty() {
+            return Ok(());
+        }
+        let batch = std::mem::replace(&mut self.batch, BatchWriter::new(self.journal.attempt));
+        let (bodies, ends) = (std::mem::take(&mut self.bodies), std::mem::take(&mut self.ends));
+        let events = ends.len();
+        let mut journal = self.journal.clone();
+        let (join, number) = (self.join, journal.batches);
+        journal.batches += 1;
+        journal.events += events as u64;
+        journal.bytes += std::mem::take(&mut self.json_bytes);
+        let after = journal.clone();
+        let watch = StopWatch::start();
+        let job = move |w: &mut store::Write<'_>| {
+            let first = if ends.is_empty() { BodyNum(0) } else { event::reserve_bodies(w, ends.len() as u32)? };
+            let mut from = 0;
+            for (at, &end) in ends.iter().enumerate() {
+                event::put_body(w, BodyNum(first.0 + at as u32), &bodies[from..end as usize])?;
+                from = end as usize;
+            }
+            staging::put_batch(w, join, number, &batch.finish(first))?;
+            staging::set_journal(w, join, &journal)?;
+            Ok::<_, store::Error>((bodies, ends))
+        };
+        let ((mut bodies, mut ends), _) = self.store.write_bulk_blocking(job).map_err(store::Error::from)?;
+        self.pace.report(events, watch.elapsed());
+        bodies.clear();
+        ends.clear();
+        (self.bodies, self.ends) = (bodies, ends);
+        self.journal = after;
+        Progress::add(&self.progress.stored, events as u64);
+        Ok(())
+    }
+}
+
+fn users_max(memory: &Account) -> usize {
+    if memory.limit() >= 4 << 20 { USERS_REMEMBERED } else { USERS_REMEMBERED / 8 }
+}

@@ -1,0 +1,487 @@
+//! Taking a large answer: from the socket through the tokeniser and the workers into staged rows.
+//!
+//! ```text
+//! socket → tokeniser → raw batches → workers → checked batches → the one that stores
+//!                                      └ what lacks a key → a scratch file, and its server's keys are asked for
+//! ```
+//!
+//! Everything in between is a queue of a fixed size on the join's account: whoever is slower makes the others wait, back
+//! to the socket. Nothing is locked while waiting.
+
+use std::collections::HashSet;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use ruma::OwnedServerName;
+use tokio::sync::Notify;
+
+use super::check::{CheckedBatch, Checker, RawBatch};
+use super::progress::{Phase, Progress};
+use super::stage::Stager;
+use super::{Lane, Stop};
+use crate::budget::queue::{self, NotSent};
+use crate::budget::spill::{self, Spill};
+use crate::budget::{Account, Grant};
+use crate::matrix::fast::Scan;
+use crate::remote::events::{Events, Item, Limits, Malformed};
+use crate::remote::{Body, Keys};
+use crate::room::order::Scratch;
+
+/// Each of the two queues. One batch with one event of the largest size fits.
+const QUEUE_BYTES: u64 = 320 * 1024;
+/// What a worker's buffers hold beside its batches: four times a usual large event.
+const WORKER_BYTES: u64 = 128 * 1024;
+/// The tokeniser's held item and the frame in hand.
+const WINDOW_BYTES: u64 = 128 * 1024;
+/// Servers whose keys one join asks for. The largest rooms have some ten thousand.
+const SERVERS_MAX: usize = 32 * 1024;
+const SERVER_BYTES: u64 = 12;
+/// Names that wait to be asked for; about 100 bytes each.
+const WANTED_MAX: usize = 512;
+/// Names in one round of asking.
+const ROUND_NAMES: usize = 256;
+/// White space behind the answer's end that is still read.
+const TAIL_BYTES_MAX: u64 = 16 * 1024;
+/// From so many refused events on, an answer that is mostly such is given up.
+const REFUSED_MIN: u64 = 20_000;
+const WORKER_STACK: usize = 512 * 1024;
+
+/// What an answer said beside its events.
+#[derive(Default, Debug)]
+pub struct Said {
+    /// Our event as the resident has it, with its own signature where the rules want one.
+    pub event: Option<Vec<u8>>,
+    pub members_omitted: bool,
+}
+
+/// Receives one body. `Err` leaves what was stored where it is: another attempt goes on from there.
+pub async fn take(
+    body: &mut Body,
+    checker: Arc<Checker>,
+    stager: Stager,
+    lane: &Lane,
+    scratch: &Scratch,
+    progress: &Arc<Progress>,
+    body_bytes_max: u64,
+) -> (Result<Said, Stop>, Option<Stager>) {
+    let works = match Works::start(checker.clone(), stager, lane, scratch, progress) {
+        Ok(works) => works,
+        Err(stop) => return (Err(stop), None),
+    };
+    let taken = receive(body, &works, progress, body_bytes_max).await;
+    let (finished, stager) = works.finish(taken.is_ok()).await;
+    (taken.and_then(|said| finished.map(|()| said)), stager)
+}
+
+async fn receive(
+    body: &mut Body,
+    works: &Works,
+    progress: &Arc<Progress>,
+    body_bytes_max: u64,
+) -> Result<Said, Stop> {
+    progress.enter(Phase::Receiving);
+    progress.bytes.store(0, Relaxed);
+    progress.bytes_total.store(body.length().unwrap_or(0), Relaxed);
+    let _window = works.memory.take(WINDOW_BYTES).await?;
+    let mut events = Events::new(Limits::events(body_bytes_max));
+    let (mut said, mut batch, mut full) = (Said::default(), RawBatch::default(), Vec::new());
+    let mut tail = 0;
+    while let Some(frame) = body.next().await? {
+        let was_done = events.finish().is_ok();
+        let mut seen = 0;
+        events.feed::<Stop>(&frame, &mut |item| {
+            match item {
+                Item::Element { array: "state" | "pdus", raw } => batch.push(raw, true),
+                Item::Element { array: "auth_chain", raw } => batch.push(raw, false),
+                Item::Element { .. } => return Ok(()),
+                Item::Value { key: "event", raw } => {
+                    said.event = Some(raw.to_vec());
+                    return Ok(());
+                }
+                Item::Value { key: "members_omitted", raw } => {
+                    said.members_omitted = raw == b"true";
+                    return Ok(());
+                }
+                Item::Value { .. } => return Ok(()),
+            }
+            seen += 1;
+            if batch.is_full() {
+                full.push(std::mem::take(&mut batch));
+            }
+            Ok(())
+        })?;
+        Progress::add(&progress.seen, seen);
+        progress.bytes.store(events.bytes(), Relaxed);
+        for batch in full.drain(..) {
+            works.send(batch).await?;
+        }
+        works.check_on()?;
+        if was_done {
+            tail += frame.len() as u64;
+            if tail > TAIL_BYTES_MAX {
+                break;
+            }
+        }
+    }
+    events.finish()?;
+    if !batch.ends.is_empty() {
+        works.send(batch).await?;
+    }
+    Ok(said)
+}
+
+/// The threads of one body, and what they share.
+struct Works {
+    memory: Account,
+    raw: Option<queue::Sender<RawBatch>>,
+    shared: Arc<Shared>,
+    workers: Vec<std::thread::JoinHandle<()>>,
+    storing: std::thread::JoinHandle<Stager>,
+    fetching: tokio::task::JoinHandle<()>,
+    _grant: Grant,
+}
+
+struct Shared {
+    checker: Arc<Checker>,
+    progress: Arc<Progress>,
+    wanted: Mutex<Wanted>,
+    wake_fetcher: Notify,
+    /// Signalled when nothing is wanted any more.
+    pending: Mutex<Option<Spill>>,
+    trouble: Mutex<Option<Stop>>,
+    /// Batches sent and not stored yet.
+    in_flight: Mutex<u64>,
+    idle: Notify,
+    scratch: Scratch,
+}
+
+/// Keys to be asked for. What was asked for once is not asked for again in this join.
+struct Wanted {
+    asked: HashSet<u64>,
+    hasher: RandomState,
+    names: Vec<(OwnedServerName, String)>,
+    asking: bool,
+    closed: bool,
+    _grant: Grant,
+}
+
+impl Shared {
+    fn stop(&self, stop: Stop) {
+        let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        trouble.get_or_insert(stop);
+        self.idle.notify_waiters();
+    }
+
+    fn trouble(&self) -> Option<Stop> {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    fn is_troubled(&self) -> bool {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
+    fn flight(&self, change: i64) -> u64 {
+        let mut in_flight = self.in_flight.lock().unwrap_or_else(PoisonError::into_inner);
+        *in_flight = in_flight.saturating_add_signed(change);
+        if *in_flight == 0 {
+            self.idle.notify_waiters();
+        }
+        *in_flight
+    }
+
+    fn want(&self, names: &[(String, String)]) {
+        let mut wanted = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
+        for (server, key_id) in names {
+            let print = wanted.hasher.hash_one((server, key_id));
+            if wanted.names.len() >= WANTED_MAX || wanted.asked.len() >= wanted.asked.capacity() {
+                break; // asked for when its event comes by the next time
+            }
+            if let Ok(name) = OwnedServerName::try_from(server.as_str())
+                && wanted.asked.insert(print)
+            {
+                wanted.names.push((name, key_id.clone()));
+            }
+        }
+        if !wanted.names.is_empty() {
+            self.wake_fetcher.notify_one();
+        }
+    }
+
+    /// Puts raw events aside until their keys are there.
+    fn put_aside(&self, batch: &RawBatch) -> Result<(), Stop> {
+        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        if pending.is_none() {
+            *pending = Some(Spill::create(&self.scratch.folder, &self.scratch.disk)?);
+        }
+        let spill = pending.as_mut().expect("made above");
+        let mut from = 0;
+        for &(end, in_state) in &batch.ends {
+            let raw = &batch.bytes[from..end as usize];
+            from = end as usize;
+            let mut frame = Vec::with_capacity(raw.len() + 1);
+            frame.push(u8::from(in_state));
+            frame.extend_from_slice(raw);
+            spill.append(&frame)?;
+        }
+        Progress::add(&self.progress.pending, batch.ends.len() as u64);
+        Ok(())
+    }
+}
+
+impl Works {
+    fn start(
+        checker: Arc<Checker>,
+        stager: Stager,
+        lane: &Lane,
+        scratch: &Scratch,
+        progress: &Arc<Progress>,
+    ) -> Result<Works, Stop> {
+        let memory = lane.memory.clone();
+        let servers_max = if lane.workers > 1 { SERVERS_MAX } else { SERVERS_MAX / 16 };
+        let grant = memory.try_take(WORKER_BYTES * lane.workers as u64 + 2 * spill::BUFFER_BYTES as u64)?;
+        let wanted = Wanted {
+            asked: HashSet::with_capacity(servers_max),
+            hasher: RandomState::new(),
+            names: Vec::new(),
+            asking: false,
+            closed: false,
+            _grant: memory.try_take(servers_max as u64 * SERVER_BYTES + WANTED_MAX as u64 * 100)?,
+        };
+        let (raw, raw_out) = queue::channel::<RawBatch>(&memory, QUEUE_BYTES)?;
+        let (done, done_out) = queue::channel::<CheckedBatch>(&memory, QUEUE_BYTES)?;
+        let shared = Arc::new(Shared {
+            checker: checker.clone(),
+            progress: progress.clone(),
+            wanted: Mutex::new(wanted),
+            wake_fetcher: Notify::new(),
+            pending: Mutex::new(None),
+            trouble: Mutex::new(None),
+            in_flight: Mutex::new(0),
+            idle: Notify::new(),
+            scratch: scratch.clone(),
+        });
+        let raw_out = Arc::new(Mutex::new(raw_out));
+        let mut workers = Vec::new();
+        for number in 0..lane.workers {
+            let (shared, raw_out, done) = (shared.clone(), raw_out.clone(), done.clone());
+            let thread = std::thread::Builder::new().name(format!("snug-join-{number}")).stack_size(WORKER_STACK);
+            workers.push(thread.spawn(move || work(&shared, &raw_out, &done))?);
+        }
+        let storing = {
+            let shared = shared.clone();
+            let thread = std::thread::Builder::new().name("snug-join-store".into()).stack_size(WORKER_STACK);
+            thread.spawn(move || store(&shared, done_out, stager))?
+        };
+        let fetching = tokio::spawn(fetch(shared.clone(), checker.keys.clone()));
+        Ok(Works { memory, raw: Some(raw), shared, workers, storing, fetching, _grant: grant })
+    }
+
+    async fn send(&self, batch: RawBatch) -> Result<(), Stop> {
+        let raw = self.raw.as_ref().expect("the queue is open until the end");
+        self.shared.flight(1);
+        let weight = batch.weight().min(QUEUE_BYTES);
+        match raw.send(batch, weight).await {
+            Ok(()) => Ok(()),
+            Err(NotSent::Refused(_, refused)) => Err(self.shared.trouble().unwrap_or(refused.into())),
+            Err(NotSent::Closed(_)) => Err(self.shared.trouble().unwrap_or(Stop::Cancelled)),
+        }
+    }
+
+    /// Whether the threads are well, and the answer worth going on with.
+    fn check_on(&self) -> Result<(), Stop> {
+        if let Some(stop) = self.shared.trouble() {
+            return Err(stop);
+        }
+        let progress = &self.shared.progress;
+        let (refused, stored) = (progress.refused.load(Relaxed), progress.stored.load(Relaxed));
+        if refused > REFUSED_MIN && refused > 10 * stored {
+            return Err(Stop::Lying(format!("{refused} of its events are malformed or forged")));
+        }
+        Ok(())
+    }
+
+    /// Waits until everything that was sent is stored.
+    async fn settle(&self) -> Result<(), Stop> {
+        loop {
+            let idle = self.shared.idle.notified();
+            tokio::pin!(idle);
+            idle.as_mut().enable();
+            self.check_on()?;
+            if self.shared.flight(0) == 0 {
+                return self.check_on();
+            }
+            idle.await;
+        }
+    }
+
+    /// Finishes what waits for keys, stores the rest, ends the threads.
+    async fn finish(mut self, whole: bool) -> (Result<(), Stop>, Option<Stager>) {
+        let mut result = Ok(());
+        if whole {
+            result = self.finish_pending().await;
+        }
+        self.raw = None;
+        {
+            let mut wanted = self.shared.wanted.lock().unwrap_or_else(PoisonError::into_inner);
+            wanted.closed = true;
+        }
+        self.shared.wake_fetcher.notify_one();
+        self.fetching.abort();
+        let Works { workers, storing, shared, .. } = self;
+        let ended = crate::base::blocking(move || {
+            for worker in workers {
+                let _ = worker.join();
+            }
+            storing.join().ok()
+        });
+        let stager = ended.await;
+        let result = result.and_then(|()| shared.trouble().map_or(Ok(()), Err));
+        (result, stager)
+    }
+
+    /// Rounds over the events that wait: each asks for what is still lacking. The last round drops what nobody vouches for.
+    async fn finish_pending(&self) -> Result<(), Stop> {
+        for round in 0.. {
+            self.settle().await?;
+            let Some(spill) = self.shared.pending.lock().unwrap_or_else(PoisonError::into_inner).take() else {
+                return Ok(());
+            };
+            self.shared.progress.enter(Phase::Keys);
+            self.all_asked().await;
+            // Every server is asked for once, and the scratch file shrinks with each round; a stranger with very many
+            // servers does not get more rounds than that.
+            let last_chance = round > SERVERS_MAX / WANTED_MAX || self.is_full_of_names();
+            let mut reader = spill.into_reader()?;
+            let mut frame = Vec::new();
+            let mut batch = RawBatch { last_chance, ..RawBatch::default() };
+            self.shared.progress.pending.store(reader.frames_left(), Relaxed);
+            while reader.next(&mut frame)? {
+                if let Some((in_state, raw)) = frame.split_first() {
+                    batch.push(raw, *in_state == 1);
+                }
+                if batch.is_full() {
+                    let next = RawBatch { last_chance, ..RawBatch::default() };
+                    self.send(std::mem::replace(&mut batch, next)).await?;
+                    self.check_on()?;
+                }
+            }
+            if !batch.ends.is_empty() {
+                self.send(batch).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Nothing new was wanted since everything was asked for: what lacks a key now lacks it for good.
+    fn is_full_of_names(&self) -> bool {
+        let mut wanted = self.shared.wanted.lock().unwrap_or_else(PoisonError::into_inner);
+        let nothing_new = wanted.asked.len() == wanted.asked.capacity() || !std::mem::take(&mut wanted.asking);
+        nothing_new
+    }
+
+    async fn all_asked(&self) {
+        loop {
+            let idle = self.shared.idle.notified();
+            tokio::pin!(idle);
+            idle.as_mut().enable();
+            let busy = {
+                let wanted = self.shared.wanted.lock().unwrap_or_else(PoisonError::into_inner);
+                !wanted.names.is_empty() && !wanted.closed
+            };
+            if !busy {
+                return;
+            }
+            idle.await;
+        }
+    }
+}
+
+/// One worker: a batch at a time until the queue is closed.
+fn work(shared: &Shared, raw: &Mutex<queue::Receiver<RawBatch>>, done: &queue::Sender<CheckedBatch>) {
+    let mut scan = Scan::new();
+    loop {
+        let next = raw.lock().unwrap_or_else(PoisonError::into_inner).recv_blocking();
+        let Some((batch, room)) = next else { return };
+        if shared.is_troubled() {
+            shared.flight(-1);
+            continue; // drains the queue, so that nobody waits for room in it
+        }
+        let checked = match shared.checker.check(&mut scan, &batch) {
+            Ok(checked) => checked,
+            Err(failed) => {
+                shared.stop(failed.into());
+                shared.flight(-1);
+                continue;
+            }
+        };
+        drop((batch, room));
+        let progress = &shared.progress;
+        Progress::add(&progress.checked, checked.looked_at);
+        Progress::add(&progress.refused, checked.refused);
+        if let Some(why) = &checked.sample {
+            tracing::debug!(room_id = %shared.checker.room_id, %why, "events refused");
+        }
+        shared.want(&checked.wanted);
+        let weight = checked.weight().min(QUEUE_BYTES);
+        match done.send_blocking(checked, weight) {
+            Ok(()) => {}
+            Err(NotSent::Refused(_, refused)) => {
+                shared.stop(refused.into());
+                shared.flight(-1);
+            }
+            Err(NotSent::Closed(_)) => drop(shared.flight(-1)),
+        }
+    }
+}
+
+/// The one that stores, until every worker is gone. What came after trouble is dropped; what was stored stays.
+fn store(shared: &Shared, mut done: queue::Receiver<CheckedBatch>, mut stager: Stager) -> Stager {
+    while let Some((batch, _room)) = done.recv_blocking() {
+        if !shared.is_troubled() {
+            let pending = if batch.pending.ends.is_empty() { Ok(()) } else { shared.put_aside(&batch.pending) };
+            if let Err(stop) = pending.and_then(|()| stager.take(&batch)) {
+                shared.stop(stop);
+            }
+        }
+        shared.flight(-1);
+    }
+    if let Err(stop) = stager.flush() {
+        shared.stop(stop);
+    }
+    stager
+}
+
+/// Asks for keys on the side, some hundred at a time, while the stream goes on.
+async fn fetch(shared: Arc<Shared>, keys: Keys) {
+    loop {
+        let names = {
+            let mut wanted = shared.wanted.lock().unwrap_or_else(PoisonError::into_inner);
+            if wanted.closed {
+                return;
+            }
+            let count = wanted.names.len().min(ROUND_NAMES);
+            wanted.names[..count].to_vec()
+        };
+        if names.is_empty() {
+            shared.idle.notify_waiters();
+            shared.wake_fetcher.notified().await;
+            continue;
+        }
+        let now_ms = shared.checker.now_ms;
+        if let Err(failed) = keys.fetch(&names, now_ms).await {
+            shared.stop(failed.into());
+            return;
+        }
+        // Only now, so that an empty list means that everything has been asked for.
+        let mut wanted = shared.wanted.lock().unwrap_or_else(PoisonError::into_inner);
+        wanted.names.drain(..names.len());
+        wanted.asking = true;
+    }
+}
+
+impl From<Malformed> for Stop {
+    fn from(malformed: Malformed) -> Stop {
+        Stop::Lying(malformed.to_string())
+    }
+}
