@@ -24,7 +24,7 @@ use crate::http::{Door, Limits, Listener, Router, tls::Certificate};
 use crate::matrix::sign;
 use crate::media::{self, Media};
 use crate::remote::{self, Remote, RemoteOptions};
-use crate::room::{self, Rooms};
+use crate::room::{self, Rooms, admission::Policy};
 use crate::store::{Store, StoreOptions};
 use crate::user::{self, Users};
 
@@ -180,6 +180,11 @@ impl Server {
             key: key.clone(),
             scratch: folder.join(SCRATCH),
         });
+        rooms.set_admission(match config.rooms.admission {
+            config::Admission::Allow => Policy::Allow,
+            config::Admission::Ask => Policy::Ask,
+            config::Admission::Refuse => Policy::Refuse,
+        });
         let users = Users::new(user::Parts {
             store: store.clone(),
             feed: feed.clone(),
@@ -309,6 +314,9 @@ impl Server {
         self.working.push(tokio::spawn(async move { remote.run().await }));
         if self.config.federation.enabled {
             self.working.push(tokio::spawn(async move { sender.run().await }));
+            // Ends with the runtime; what it has stored by then is where the next start goes on.
+            let rooms = self.rooms.clone();
+            tokio::spawn(async move { rooms.resume_joins().await });
         }
         for certificate in [&self.client_certificate, &self.federation_certificate].into_iter().flatten() {
             // Ends with the runtime; it holds nothing that must be finished.

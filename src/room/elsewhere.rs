@@ -16,8 +16,8 @@ use crate::store::tables::user;
 /// Stripped state kept of one room at most: a name, a topic, a picture, the rules and two members fit ten times over.
 const STRIPPED_BYTES_MAX: usize = 64 * 1024;
 
-pub(super) async fn join(_rooms: &Rooms, _user: &UserId, _room_id: &RoomId, _joining: Joining) -> Result<()> {
-    Err(Error::NotFound)
+pub(super) async fn join(rooms: &Rooms, user: &UserId, room_id: &RoomId, joining: Joining) -> Result<()> {
+    super::join::from_outside(rooms, user, room_id, joining).await
 }
 
 pub(super) async fn leave(rooms: &Rooms, user: &UserId, room_id: &RoomId, reason: Option<String>) -> Result<()> {

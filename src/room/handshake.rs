@@ -230,7 +230,7 @@ impl Rooms {
     }
 
     /// Who would want to know that a local user leaves a room we are not in: the inviter's server, then the room id's.
-    fn outside_of(&self, read: &Read, user: &UserId, room: &RoomId) -> Result<Vec<OwnedServerName>> {
+    pub(super) fn outside_of(&self, read: &Read, user: &UserId, room: &RoomId) -> Result<Vec<OwnedServerName>> {
         let nums = user::num(read, user.as_str())?.zip(room::num(read, room.as_str())?);
         let (user_num, room_num) = nums.ok_or(Error::NotFound)?;
         let mine = member::mine(read, user_num, room_num)?.ok_or(Error::NotFound)?;

@@ -17,11 +17,13 @@ use crate::matrix::{Reject, sign};
 use crate::remote::{Failed, Remote};
 use crate::store::{self, Read, Store, Write, WriteError};
 
+pub mod admission;
 mod append;
 mod elsewhere;
 mod filter;
 mod format;
 mod handshake;
+pub mod join;
 mod lock;
 mod membership;
 pub mod order;
@@ -71,6 +73,7 @@ pub struct Rooms(Arc<Inner>);
 struct Inner {
     parts: Parts,
     locks: lock::Locks,
+    joins: join::Joins,
     turns: serve_state::Turns,
     typing: typing::Typing,
     rules: Arc<unread::Rules>,
@@ -171,6 +174,7 @@ impl Rooms {
         Rooms(Arc::new(Inner {
             parts,
             locks: lock::Locks::default(),
+            joins: join::Joins::default(),
             turns: serve_state::Turns::default(),
             typing,
             rules,

@@ -410,16 +410,18 @@ impl<E> auth::State for CitedState<E> {
         Ok(self.rule.as_deref().copied())
     }
     fn membership(&self, user: &UserId) -> Result<auth::Membership, No<E>> {
-        let member = self.cited.iter().find(|one| {
-            one.column.role == Role::Member && one.state_key.as_deref() == Some(user.as_str())
-        });
+        let member = self
+            .cited
+            .iter()
+            .find(|one| one.column.role == Role::Member && one.state_key.as_deref() == Some(user.as_str()));
         let membership = member.and_then(|one| one.column.member).map(|(membership, _)| spelled(membership));
         Ok(membership.unwrap_or(auth::Membership::Leave))
     }
     fn third_party_invite(&self, token: &str) -> Result<Option<Arc<Event>>, No<E>> {
-        let invite = self.cited.iter().find(|one| {
-            one.column.role == Role::ThirdPartyInvite && one.state_key.as_deref() == Some(token)
-        });
+        let invite = self
+            .cited
+            .iter()
+            .find(|one| one.column.role == Role::ThirdPartyInvite && one.state_key.as_deref() == Some(token));
         Ok(invite.and_then(|one| one.event.clone()))
     }
 }

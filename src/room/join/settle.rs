@@ -13,7 +13,7 @@
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use ruma::{OwnedServerName, OwnedUserId, UserId};
+use ruma::{OwnedEventId, OwnedServerName, OwnedUserId, UserId};
 
 use super::Stop;
 use super::columns::{Bodies, COLUMN_BYTES, Claim, Column, Columns, Judge, Role};
@@ -59,7 +59,7 @@ pub struct Settle {
 /// A room that needs only the flip.
 pub struct Settled {
     pub room: RoomNum,
-    pub root: Root,
+    pub root: Option<Root>,
     pub create: EventNum,
     pub joined: u64,
     pub invited: u64,
@@ -348,7 +348,7 @@ impl Settle {
         let mut servers = Sorter::new(&self.scratch, SORT_BYTES / 2)?;
         let mut settled = Settled {
             room,
-            root: Root::default(),
+            root: None,
             create: EventNum(0),
             joined: 0,
             invited: 0,
@@ -372,16 +372,17 @@ impl Settle {
             } else if batch.len() >= writes.size() || next.is_none() && !batch.is_empty() {
                 self.count(&batch, &mut settled, &mut servers)?;
                 let list = std::mem::take(&mut batch);
+                let mut open = std::mem::take(&mut builder);
                 builder = writes.run(list.len(), move |w| {
                     let entries: Vec<_> = list.iter().map(|one| Entry { key: one.key, event: one.num }).collect();
-                    builder.push(w, &entries)?;
+                    open.push(w, &entries)?;
                     for one in &list {
                         member::set_state(w, room, one.kind, one.key, Some(one.num))?;
                         if let Some((membership, user)) = one.member {
                             member::set(w, room, user, None, Some((membership, one.num)))?;
                         }
                     }
-                    Ok(builder)
+                    Ok(open)
                 })?;
             }
             match next {
@@ -389,7 +390,7 @@ impl Settle {
                 None => break,
             }
         }
-        settled.root = writes.run(1, move |w| builder.finish(w))?;
+        settled.root = Some(writes.run(1, move |w| builder.finish(w))?);
         self.servers(servers, room)?;
         Ok(settled)
     }
@@ -722,9 +723,7 @@ impl<'a> Placed<'a> {
         let kind = Kind(rest.u8()?);
         let sender = UserNum(rest.u32()?);
         let member = match has(MEMBER) {
-            true => {
-                Some((Membership::from_code(rest.u8()?)?, UserNum(rest.u32()?), StateKeyNum(rest.u32()?)))
-            }
+            true => Some((Membership::from_code(rest.u8()?)?, UserNum(rest.u32()?), StateKeyNum(rest.u32()?))),
             false => None,
         };
         let state_key = if has(STATE_KEY) { Some((rest.text()?, rest.text()?)) } else { None };
@@ -932,7 +931,7 @@ impl Bodies for FromStore {
         let none: [&str; 0] = [];
         let bytes = body::decode(&stored, &none).ok_or(Stop::Corrupt)?;
         // Judged by its content and by the places of its auth events: neither its id nor theirs matter.
-        let id = ruma::event_id!("$id").to_owned();
+        let id = OwnedEventId::try_from("$id").map_err(|_| Stop::Corrupt)?;
         Event::from_stored(self.version, bytes, id).map_err(|_| Stop::Corrupt)
     }
 

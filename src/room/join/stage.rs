@@ -56,7 +56,7 @@ impl Stager {
         events_max: u64,
     ) -> Result<Stager, Stop> {
         let users_max = users_max(memory);
-        let grant = memory.try_take(STAGED_BYTES + users_max as u64 * 16)?;
+        let grant = memory.try_take(bytes(memory))?;
         let batch = BatchWriter::new(journal.attempt);
         Ok(Stager {
             store,
@@ -240,6 +240,11 @@ impl Stager {
         Progress::add(&self.progress.stored, events as u64);
         Ok(())
     }
+}
+
+/// What it takes of a join's memory.
+pub fn bytes(memory: &Account) -> u64 {
+    STAGED_BYTES + users_max(memory) as u64 * 16
 }
 
 fn users_max(memory: &Account) -> usize {

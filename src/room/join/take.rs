@@ -47,6 +47,17 @@ const TAIL_BYTES_MAX: u64 = 16 * 1024;
 const REFUSED_MIN: u64 = 20_000;
 const WORKER_STACK: usize = 512 * 1024;
 
+/// What a pipeline takes of a lane, the table of ids aside.
+pub fn fixed_bytes(lane: &Lane) -> u64 {
+    let servers = servers_max(lane) as u64 * SERVER_BYTES + WANTED_MAX as u64 * 100;
+    let works = WORKER_BYTES * lane.workers as u64 + 2 * spill::BUFFER_BYTES as u64 + 2 * QUEUE_BYTES;
+    works + servers + WINDOW_BYTES + super::stage::bytes(&lane.memory)
+}
+
+fn servers_max(lane: &Lane) -> usize {
+    if lane.workers > 1 { SERVERS_MAX } else { SERVERS_MAX / 16 }
+}
+
 /// What an answer said beside its events.
 #[derive(Default, Debug)]
 pub struct Said {
@@ -74,12 +85,7 @@ pub async fn take(
     (taken.and_then(|said| finished.map(|()| said)), stager)
 }
 
-async fn receive(
-    body: &mut Body,
-    works: &Works,
-    progress: &Arc<Progress>,
-    body_bytes_max: u64,
-) -> Result<Said, Stop> {
+async fn receive(body: &mut Body, works: &Works, progress: &Arc<Progress>, body_bytes_max: u64) -> Result<Said, Stop> {
     progress.enter(Phase::Receiving);
     progress.bytes.store(0, Relaxed);
     progress.bytes_total.store(body.length().unwrap_or(0), Relaxed);
@@ -238,7 +244,7 @@ impl Works {
         progress: &Arc<Progress>,
     ) -> Result<Works, Stop> {
         let memory = lane.memory.clone();
-        let servers_max = if lane.workers > 1 { SERVERS_MAX } else { SERVERS_MAX / 16 };
+        let servers_max = servers_max(lane);
         let grant = memory.try_take(WORKER_BYTES * lane.workers as u64 + 2 * spill::BUFFER_BYTES as u64)?;
         let wanted = Wanted {
             asked: HashSet::with_capacity(servers_max),

@@ -1,0 +1,221 @@
+//! Which rooms of other servers may come here: an estimate before a join, and the owner's word on it.
+//!
+//! The estimate comes from a resident's complexity endpoint where it has one: entries of the present state / 500. What
+//! else a join brings is in proportion: some 2.3 events for each entry, some 420 bytes on disk for each event until it is
+//! compacted (`BIG-ROOMS`, measured). A room that outgrows its estimate by far is stopped.
+
+use std::time::Duration;
+
+use http::Method;
+use ruma::{OwnedServerName, RoomId, UserId};
+
+use super::join::Underway;
+use super::{Error, Result, Rooms};
+use crate::budget::Refused;
+use crate::remote::{Options, encode};
+use crate::store::tables::staging::{self, Allowed};
+
+/// What happens with a room that is larger than this server takes without asking.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Policy {
+    /// Any room that fits the memory budget's scratch space and the disk.
+    #[default]
+    Allow,
+    /// Large rooms wait until an admin allows them.
+    Ask,
+    /// Large rooms are refused.
+    Refuse,
+}
+
+/// What a join will bring, as far as can be told beforehand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Estimate {
+    pub events: u64,
+    pub disk_bytes: u64,
+    pub minutes: u64,
+}
+
+/// Entries of the state for one unit of complexity.
+const STATE_PER_UNIT: f64 = 500.0;
+const EVENTS_PER_STATE: f64 = 2.3;
+const DISK_BYTES_PER_EVENT: u64 = 420;
+/// Of the order and the columns, per event of the join account, with what passes beside them.
+const MEMORY_BYTES_PER_EVENT: u64 = 8;
+/// Events a second on the smallest board; a careful guess for people, not a limit.
+const EVENTS_PER_SECOND: u64 = 2_000;
+/// Under `ask` and `refuse`, a room is large from here on: about 9,000 members.
+const LARGE_EVENTS: u64 = 20_000;
+/// Free disk a join leaves alone, times the estimate, in tenths.
+const DISK_TENTHS: u64 = 15;
+/// A join may bring so many times its estimate, and never less than this.
+const OUTGROWN_TIMES: u64 = 4;
+const OUTGROWN_EVENTS_MIN: u64 = 50_000;
+/// Servers asked how large the room is.
+const ASKED_MAX: usize = 2;
+const ASK_TIMEOUT: Duration = Duration::from_secs(5);
+/// Rooms kept as asked for, so that strangers' ids cannot fill a table.
+const ASKED_ROOMS_MAX: usize = 200;
+
+impl Estimate {
+    fn of_complexity(units: f64) -> Estimate {
+        let events = (units.clamp(0.0, 1e7) * STATE_PER_UNIT * EVENTS_PER_STATE) as u64;
+        Estimate {
+            events,
+            disk_bytes: events * DISK_BYTES_PER_EVENT,
+            minutes: (events / EVENTS_PER_SECOND).div_ceil(60),
+        }
+    }
+}
+
+/// What a join may become before it is stopped.
+#[derive(Clone, Copy, Debug)]
+pub struct Admitted {
+    /// 0 when nobody says.
+    pub events_expected: u64,
+    pub events_max: u64,
+    pub body_bytes_max: u64,
+    /// An admin allowed it whatever its size.
+    pub overridden: bool,
+}
+
+impl Rooms {
+    /// Sets the owner's policy. `serve` does so once.
+    pub fn set_admission(&self, policy: Policy) {
+        *self.0.joins.policy.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = policy;
+    }
+
+    /// An admin lets one room in whatever its size, or takes that back.
+    pub async fn allow(&self, room_id: &RoomId, allowed: bool) -> Result<()> {
+        let (room_id, at_ms) = (room_id.to_owned(), self.0.parts.clock.now_ms());
+        self.write(move |w| {
+            let before = staging::allowed(w, room_id.as_str())?;
+            let new = Allowed { allowed: true, user_id: String::new(), events: 0, at_ms };
+            let new = Allowed { allowed: true, ..before.unwrap_or(new) };
+            Ok(staging::set_allowed(w, room_id.as_str(), allowed.then_some(&new))?)
+        })
+        .await
+    }
+
+    /// Rooms an admin allowed whatever their size, and rooms that wait for that.
+    pub async fn allowed_rooms(&self) -> Result<Vec<(String, Allowed)>> {
+        self.reading(|_, read| Ok(staging::list_allowed(read, ASKED_ROOMS_MAX)?)).await
+    }
+
+    /// Joins under way.
+    pub fn joins(&self) -> Vec<Underway> {
+        self.0.joins.list(self.0.parts.clock.instant())
+    }
+
+    /// Whether a room may be joined, and how far.
+    pub(super) async fn admit(&self, room_id: &RoomId, user: &UserId, servers: &[OwnedServerName]) -> Result<Admitted> {
+        let estimate = self.estimate(room_id, servers).await;
+        let room = room_id.to_owned();
+        let allowed = self.reading(move |_, read| Ok(staging::allowed(read, room.as_str())?)).await?;
+        let overridden = allowed.is_some_and(|allowed| allowed.allowed);
+        let admitted = self.bounds(estimate, overridden)?;
+        let Some(estimate) = estimate else { return Ok(admitted) };
+        let policy = *self.0.joins.policy.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if overridden || policy == Policy::Allow || estimate.events < LARGE_EVENTS {
+            return Ok(admitted);
+        }
+        let size = in_words(&estimate);
+        if policy == Policy::Refuse {
+            return Err(too_large(format!(
+                "The room is too large for this server ({size}); it takes rooms of up to {LARGE_EVENTS} events. Its \
+                 owner can allow this one with: snug rooms allow {room_id}"
+            )));
+        }
+        self.note_asked(room_id, user, &estimate).await?;
+        Err(too_large(format!(
+            "The room is large ({size}), and rooms of more than {LARGE_EVENTS} events wait for an admin of this server, \
+             who can let it in with: snug rooms allow {room_id}"
+        )))
+    }
+
+    /// What can be held at all; this no admin can lift.
+    fn bounds(&self, estimate: Option<Estimate>, overridden: bool) -> Result<Admitted> {
+        let memory = self.0.parts.budget.account("join").limit();
+        let free = self.0.parts.store.free_bytes();
+        let by_memory = memory / MEMORY_BYTES_PER_EVENT;
+        let by_disk = free / DISK_BYTES_PER_EVENT / DISK_TENTHS * 10;
+        let events_max = by_memory.min(by_disk);
+        if let Some(estimate) = estimate.filter(|estimate| estimate.events > events_max) {
+            let (size, megabytes) = (in_words(&estimate), free / 1_000_000);
+            return Err(too_large(match by_disk < by_memory {
+                true => format!("The room is too large for this server's disk ({size}; {megabytes} MB are free)."),
+                false => format!(
+                    "The room is too large for this server's memory budget ({size}; it can take {by_memory} events). A \
+                     larger budget lifts that."
+                ),
+            }));
+        }
+        let outgrown = match estimate {
+            Some(estimate) if !overridden => (estimate.events * OUTGROWN_TIMES).max(OUTGROWN_EVENTS_MIN),
+            _ => u64::MAX,
+        };
+        let events_max = events_max.min(outgrown);
+        Ok(Admitted {
+            events_expected: estimate.map_or(0, |estimate| estimate.events),
+            events_max,
+            // An event in a body takes some 800 bytes; twice that, and something for small rooms.
+            body_bytes_max: events_max.saturating_mul(1600).saturating_add(16 << 20),
+            overridden,
+        })
+    }
+
+    async fn note_asked(&self, room_id: &RoomId, user: &UserId, estimate: &Estimate) -> Result<()> {
+        let (room_id, user_id, events) = (room_id.to_owned(), user.to_string(), estimate.events);
+        let at_ms = self.0.parts.clock.now_ms();
+        self.write(move |w| {
+            let full = staging::list_allowed(w, ASKED_ROOMS_MAX)?.len() == ASKED_ROOMS_MAX;
+            if staging::allowed(w, room_id.as_str())?.is_none() && !full {
+                let asked = Allowed { allowed: false, user_id, events, at_ms };
+                staging::set_allowed(w, room_id.as_str(), Some(&asked))?;
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// What the residents say; `None` when none of them does.
+    async fn estimate(&self, room_id: &RoomId, servers: &[OwnedServerName]) -> Option<Estimate> {
+        let target = format!("/_matrix/federation/unstable/rooms/{}/complexity", encode(room_id.as_str()));
+        let options = Options { timeout: ASK_TIMEOUT, max_bytes: 4096, insist: true };
+        for server in servers.iter().take(ASKED_MAX) {
+            let answer = self.0.parts.remote.request(server, Method::GET, &target, None, options).await.ok();
+            let said: Option<serde_json::Value> = answer.and_then(|answer| answer.json().ok());
+            if let Some(units) = said.and_then(|said| said.get("v1")?.as_f64()) {
+                return Some(Estimate::of_complexity(units));
+            }
+        }
+        None
+    }
+}
+
+fn in_words(estimate: &Estimate) -> String {
+    let Estimate { events, disk_bytes, minutes } = estimate;
+    format!("about {events} events, {} MB on disk, {minutes} min", disk_bytes.div_ceil(1_000_000))
+}
+
+fn too_large(message: String) -> Error {
+    Error::Bad { errcode: "M_RESOURCE_LIMIT_EXCEEDED", message }
+}
+
+/// No memory for a join just now.
+pub(super) fn busy(refused: Refused) -> Error {
+    Error::Refused(refused)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_estimate_of_the_largest_rooms_is_about_what_they_are() {
+        let estimate = Estimate::of_complexity(170.0);
+        assert!((190_000..200_000).contains(&estimate.events), "{estimate:?}");
+        assert!((75_000_000..90_000_000).contains(&estimate.disk_bytes));
+        assert_eq!(Estimate::of_complexity(-1.0).events, 0);
+        assert!(Estimate::of_complexity(f64::INFINITY).events > 1_000_000);
+    }
+}

@@ -1,0 +1,196 @@
+//! The flip, and the cleaning behind it.
+
+use std::ops::ControlFlow;
+
+use super::settle::Settled;
+use super::{Join, Phase, Stop};
+use crate::base;
+use crate::budget::spill::Spill;
+use crate::matrix::{Event, RoomVersion, auth};
+use crate::room::append::{self, Append};
+use crate::room::state::View;
+use crate::store::tables::event;
+use crate::store::tables::member::{self, Mine};
+use crate::store::tables::room::{self, Status};
+use crate::store::tables::staging::{self, Entry, JoinNum, Journal, Stage};
+use crate::store::tables::timeline;
+use crate::store::{self, BodyNum, EventNum, RoomNum, Store};
+
+/// Rows taken back in one write.
+const ROWS_MAX: usize = 1000;
+
+impl Join<'_> {
+    /// One small write, and the room is there: its row, the state before our event, then the event itself.
+    pub(super) async fn flip(
+        &self,
+        num: JoinNum,
+        settled: Settled,
+        event: Event,
+        version: &'static RoomVersion,
+    ) -> Result<(Journal, Option<Spill>), Stop> {
+        let Settled { room: room_num, root, create, joined, invited, events, locals, dead, mut journal } = settled;
+        let guard = self.rooms.lock(room_num).await;
+        let mut here = self.rooms.here();
+        here.now_ms = self.rooms.0.parts.clock.now_ms();
+        // The resident let us in; whether the room it gave us would is for us to say.
+        let (checked, of) = (event.clone(), room_num);
+        self.rooms
+            .reading(move |_, read| {
+                let state = View::tree(read, of, version, root);
+                auth::check(version, &checked.subject(), &state)
+            })
+            .await?;
+        journal.stage = Stage::Live;
+        let (bytes, live) = (journal.bytes, journal.clone());
+        let job = move |w: &mut store::Write<'_>| {
+            let at = w.next_position();
+            let mut row = room::get_of(w, room_num)?;
+            row.version = live.version.clone();
+            row.status = Status::Resident;
+            row.create = Some(create);
+            row.extremities.clear();
+            row.state = root;
+            (row.joined, row.invited) = (joined, invited);
+            row.events = row.events.max(events);
+            row.bytes = row.bytes.max(bytes);
+            row.depth = row.depth.max(event.depth());
+            room::put(w, room_num, &row)?;
+            if let Some(root) = root {
+                timeline::put_state(w, room_num, at, root)?;
+            }
+            for (user, membership, num) in locals {
+                let before = member::mine(w, user, room_num)?.filter(|mine| !mine.outside);
+                if before.as_ref().is_some_and(|mine| mine.membership == membership) {
+                    continue;
+                }
+                let left_at = before.as_ref().and_then(|mine| mine.left_at);
+                let before = before.map(|mine| mine.membership);
+                let forgotten = false;
+                let mine = Mine { membership, since: at, event: Some(num), forgotten, outside: false, before, left_at };
+                member::set_mine(w, user, room_num, &mine)?;
+            }
+            append::append(w, &here, Append::next(room_num, event))?;
+            staging::set_journal(w, num, &live)
+        };
+        let (_, changes) = self.rooms.0.parts.store.write(job).await.map_err(store::Error::from)?;
+        drop(guard);
+        self.rooms.0.parts.feed.publish(&changes);
+        Ok((journal, dead))
+    }
+
+    /// After the flip: the log goes, and the bodies of events that were left out.
+    pub(super) async fn clean_after(&self, num: JoinNum, journal: Journal, dead: Option<Spill>) -> Result<(), Stop> {
+        self.progress.enter(Phase::Cleaning);
+        let store = self.rooms.0.parts.store.clone();
+        // The room is there: whoever asked does not wait for this.
+        tokio::spawn(async move {
+            let done = base::blocking(move || {
+                if let Some(dead) = dead {
+                    remove_bodies(&store, dead)?;
+                }
+                remove_log(&store, num, journal.batches, false)?;
+                remove_journal(&store, num)
+            });
+            if let Err(stop) = done.await {
+                tracing::warn!(%stop, "the log of a finished join is removed at the next start");
+            }
+        });
+        Ok(())
+    }
+
+    /// Takes back everything a join wrote. Again from the beginning after a crash.
+    pub(super) async fn clean_up(&self, num: JoinNum) -> Result<(), Stop> {
+        self.progress.enter(Phase::Cleaning);
+        let store = self.rooms.0.parts.store.clone();
+        base::blocking(move || take_back(&store, num)).await
+    }
+}
+
+fn take_back(store: &Store, num: JoinNum) -> Result<(), Stop> {
+    let Some(mut journal) = staging::journal(&store.read()?, num)? else { return Ok(()) };
+    if journal.stage == Stage::Live {
+        // The room is there; only the cleaning behind it failed.
+        remove_log(store, num, journal.batches, false)?;
+        return remove_journal(store, num);
+    }
+    journal.stage = Stage::Cancelled;
+    let cancelled = journal.clone();
+    freeing(store, move |w| staging::set_journal(w, num, &cancelled))?;
+    if let Some((first, count)) = journal.event_nums {
+        let mut at = first;
+        while at < first + count {
+            let end = (at + ROWS_MAX as u32).min(first + count);
+            freeing(store, move |w| (at..end).try_for_each(|num| event::remove_row(w, EventNum(num))))?;
+            at = end;
+        }
+    }
+    if let Some(room) = journal.room.map(RoomNum) {
+        clear_room(store, room)?;
+    }
+    remove_log(store, num, journal.batches, true)?;
+    remove_journal(store, num)
+}
+
+/// The rows of a room that was never finished. One that was left before keeps its own row and history.
+fn clear_room(store: &Store, room: RoomNum) -> Result<(), Stop> {
+    if room::get(&store.read()?, room)?.is_some_and(|row| row.status == Status::Resident) {
+        return Ok(());
+    }
+    while freeing(store, move |w| member::clear(w, room, ROWS_MAX))? == ROWS_MAX {}
+    Ok(())
+}
+
+/// Removes the log, a batch in a write, with the bodies it stored when the room was not made of them.
+fn remove_log(store: &Store, num: JoinNum, batches: u32, bodies: bool) -> Result<(), Stop> {
+    for number in 0..batches {
+        let mut list = Vec::new();
+        if bodies {
+            staging::batches(&store.read()?, num, number, &mut |found, mut batch| {
+                let mut body = batch.first_body;
+                while found == number
+                    && let Some(entry) = batch.next().map_err(|_| staging::corrupt(num, number))?
+                {
+                    if let Entry::Event(_) = entry {
+                        list.push(body);
+                        body = BodyNum(body.0 + 1);
+                    }
+                }
+                Ok(ControlFlow::Break(()))
+            })?;
+        }
+        freeing(store, move |w| {
+            list.into_iter().try_for_each(|body| event::remove_body(w, body))?;
+            staging::remove_batch(w, num, number)
+        })?;
+    }
+    Ok(())
+}
+
+fn remove_bodies(store: &Store, dead: Spill) -> Result<(), Stop> {
+    let mut reader = dead.into_reader()?;
+    let (mut frame, mut list) = (Vec::new(), Vec::new());
+    loop {
+        let more = reader.next(&mut frame)?;
+        if more {
+            list.extend(BodyNum::from_key(&frame));
+        }
+        if list.len() >= ROWS_MAX || !more {
+            let batch = std::mem::take(&mut list);
+            freeing(store, move |w| batch.into_iter().try_for_each(|body| event::remove_body(w, body)))?;
+        }
+        if !more {
+            return Ok(());
+        }
+    }
+}
+
+fn remove_journal(store: &Store, num: JoinNum) -> Result<(), Stop> {
+    freeing(store, move |w| staging::remove_journal(w, num))
+}
+
+fn freeing<T: Send + 'static>(
+    store: &Store,
+    job: impl FnOnce(&mut store::Write<'_>) -> store::Result<T> + Send + 'static,
+) -> Result<T, Stop> {
+    Ok(store.write_freeing_blocking(job).map_err(store::Error::from)?.0)
+}

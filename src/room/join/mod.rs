@@ -1,0 +1,684 @@
+//! Joining a room through another server: three members or forty thousand, the same machine.
+//!
+//! ```text
+//! template → sign → admission → send_join ⇒ take (tokeniser, workers, stage) → settle (order, judge, rows, state) → FLIP
+//! ```
+//!
+//! Everything that takes long is stored as it is made, in short writes under a journal row that says how far the join is;
+//! nobody sees any of it until the flip. A crash before the order is known asks again and checks nothing twice; one
+//! after it only repeats local passes. A join that fails takes back what it wrote.
+//!
+//! Memory is a lane: a part of the `join` account that one join has to itself. There is one for large rooms and a small
+//! one, so that a chat of three does not wait for a room of forty thousand.
+//!
+//! Reading order: this file, `take.rs`, `check.rs`, `stage.rs`, `graph.rs`, `settle.rs`, `columns.rs`, `flip.rs`, `progress.rs`.
+
+mod check;
+pub mod columns;
+mod flip;
+mod graph;
+mod progress;
+mod settle;
+mod stage;
+mod take;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use http::Method;
+use ruma::{OwnedRoomId, OwnedServerName, OwnedUserId, RoomId, UserId};
+use tokio::sync::{Semaphore, watch};
+
+use self::check::Checker;
+use self::graph::Graph;
+pub use self::progress::Underway;
+use self::progress::{Phase, Progress};
+use self::settle::Settle;
+use self::stage::Stager;
+use super::admission::{Admitted, Policy};
+use super::handshake::Verb;
+use super::order::{OrderError, Scratch};
+use super::{Error, Joining, Result, Rooms};
+use crate::base;
+use crate::budget::spill::SpillError;
+use crate::budget::{Account, Grant, Refused};
+use crate::matrix::version::{self, StateRes};
+use crate::matrix::{Event, Reject, RoomVersion};
+use crate::remote::{Body, Failed, Pace, encode};
+use crate::store::tables::event::Id;
+use crate::store::tables::room;
+use crate::store::tables::staging::{self, JoinNum, Journal, Stage};
+use crate::store::{self, Get};
+
+/// Servers tried for a template.
+const SERVERS_MAX: usize = 8;
+/// Times a body is asked for before the join is given up; what came before is kept each time.
+const ATTEMPTS_MAX: u32 = 6;
+const PAUSE: Duration = Duration::from_secs(2);
+/// The small lane's share, and from how many expected events on a room needs the large one.
+const SMALL_BYTES: u64 = 2 << 20;
+const SMALL_EVENTS: u64 = 4_000;
+/// Nodes the table is made for at first when nobody says how large the room is.
+const NODES_MIN: u64 = 2_000;
+/// Nodes for each event, about: an id nobody sends is rare.
+const NODES_PER_EVENT_TENTHS: u64 = 11;
+const LOG_EVERY: Duration = Duration::from_secs(5);
+
+/// Joins under way, and what they may be.
+pub(super) struct Joins {
+    pub policy: Mutex<Policy>,
+    running: Mutex<HashMap<OwnedRoomId, Arc<Running>>>,
+    large: Arc<Semaphore>,
+    small: Arc<Semaphore>,
+}
+
+struct Running {
+    user: OwnedUserId,
+    progress: Arc<Progress>,
+    since: Duration,
+    over: watch::Sender<bool>,
+}
+
+impl Default for Joins {
+    fn default() -> Self {
+        Joins {
+            policy: Mutex::default(),
+            running: Mutex::default(),
+            large: Arc::new(Semaphore::new(1)),
+            small: Arc::new(Semaphore::new(1)),
+        }
+    }
+}
+
+impl Joins {
+    pub fn list(&self, now: Duration) -> Vec<Underway> {
+        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut list: Vec<_> = running
+            .iter()
+            .map(|(room, one)| one.progress.underway(room.as_str(), one.user.as_str(), now.saturating_sub(one.since)))
+            .collect();
+        list.sort_by(|a, b| a.room_id.cmp(&b.room_id));
+        list
+    }
+
+    /// Enters a join, or says which one is under way for that room.
+    fn enter(&self, room_id: &RoomId, user: &UserId, since: Duration) -> Result<Arc<Running>, watch::Receiver<bool>> {
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(other) = running.get(room_id) {
+            return Err(other.over.subscribe());
+        }
+        let over = watch::Sender::new(false);
+        let one = Arc::new(Running { user: user.to_owned(), progress: Arc::default(), since, over });
+        running.insert(room_id.to_owned(), one.clone());
+        Ok(one)
+    }
+
+    fn leave(&self, room_id: &RoomId) {
+        let over = self.running.lock().unwrap_or_else(PoisonError::into_inner).remove(room_id);
+        if let Some(over) = over {
+            over.over.send_replace(true);
+        }
+    }
+}
+
+/// A part of the account, for one join.
+pub struct Lane {
+    pub memory: Account,
+    pub workers: usize,
+    _grant: Grant,
+    _turn: tokio::sync::OwnedSemaphorePermit,
+}
+
+/// Why a join ended before its end.
+#[derive(Debug)]
+pub enum Stop {
+    Remote(Failed),
+    Refused(Refused),
+    Store(store::Error),
+    Spill(SpillError),
+    Order(OrderError),
+    /// The resident's answer cannot be what it should.
+    Lying(String),
+    /// The room is more than was foreseen.
+    TooLarge(String),
+    Reject(Reject),
+    /// Our own files are wrong.
+    Corrupt,
+    TooManyNodes,
+    Cancelled,
+    Room(Error),
+}
+
+impl Stop {
+    /// Whether asking again may help.
+    fn is_passing(&self) -> bool {
+        match self {
+            Stop::Remote(failed) => !failed.is_refusal() && !matches!(failed, Failed::TooLarge { .. }),
+            _ => false,
+        }
+    }
+
+    fn into_error(self) -> Error {
+        match self {
+            Stop::Remote(failed) => Error::Remote(failed),
+            Stop::Refused(refused) | Stop::Order(OrderError::Refused(refused)) => super::admission::busy(refused),
+            Stop::Spill(SpillError::Refused(refused)) => super::admission::busy(refused),
+            Stop::Store(failed) | Stop::Order(OrderError::Store(failed)) => Error::Store(failed),
+            Stop::Spill(SpillError::Io(failed)) => Error::Store(store::Error::Io(failed.to_string())),
+            Stop::Order(failed) => Error::Remote(Failed::BadAnswer(failed.to_string())),
+            Stop::Lying(why) => Error::Remote(Failed::BadAnswer(why)),
+            Stop::TooLarge(why) => Error::Bad {
+                errcode: "M_RESOURCE_LIMIT_EXCEEDED",
+                message: format!("The room turned out larger than this server may take: {why}. An admin can allow it."),
+            },
+            Stop::Reject(reject) => Error::Reject(reject),
+            Stop::Corrupt => Error::Store(store::Error::Io("a join's own files are damaged".into())),
+            Stop::TooManyNodes => Error::Remote(Failed::BadAnswer("more events than can be counted".into())),
+            Stop::Cancelled => Error::Forbidden("the join was cancelled".into()),
+            Stop::Room(error) => error,
+        }
+    }
+}
+
+impl std::fmt::Display for Stop {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Stop::Remote(failed) => failed.fmt(f),
+            Stop::Refused(refused) => refused.fmt(f),
+            Stop::Store(failed) => failed.fmt(f),
+            Stop::Spill(failed) => failed.fmt(f),
+            Stop::Order(failed) => failed.fmt(f),
+            Stop::Lying(why) | Stop::TooLarge(why) => f.write_str(why),
+            Stop::Reject(reject) => reject.fmt(f),
+            Stop::Corrupt => f.write_str("a scratch file is damaged"),
+            Stop::TooManyNodes => f.write_str("there are more events than can be counted"),
+            Stop::Cancelled => f.write_str("it was cancelled"),
+            Stop::Room(error) => error.fmt(f),
+        }
+    }
+}
+
+macro_rules! stop_from {
+    ($($from:ty => $variant:ident),*) => {$(
+        impl From<$from> for Stop {
+            fn from(failed: $from) -> Stop {
+                Stop::$variant(failed)
+            }
+        }
+    )*};
+}
+stop_from!(Failed => Remote, Refused => Refused, store::Error => Store, SpillError => Spill, OrderError => Order,
+    Reject => Reject, Error => Room);
+
+impl From<std::io::Error> for Stop {
+    fn from(failed: std::io::Error) -> Stop {
+        Stop::Spill(SpillError::Io(failed))
+    }
+}
+
+/// Joins `user` to a room nobody here is in. Returns when the room is there; goes on when the asker goes away.
+pub(super) async fn from_outside(rooms: &Rooms, user: &UserId, room_id: &RoomId, joining: Joining) -> Result<()> {
+    let joins = &rooms.0.joins;
+    let running = match joins.enter(room_id, user, rooms.0.parts.clock.instant()) {
+        Ok(running) => running,
+        Err(mut over) => {
+            // Somebody else's join of the same room: wait for it, then walk in, or try it ourselves.
+            let _ = over.wait_for(|over| *over).await;
+            return Box::pin(rooms.join(user, room_id, joining)).await;
+        }
+    };
+    let (rooms_of, user_of, room_of) = (rooms.clone(), user.to_owned(), room_id.to_owned());
+    let work = tokio::spawn(async move {
+        let watched = Watched { rooms: &rooms_of, room_id: &room_of };
+        let join = Join::new(&rooms_of, &room_of, &user_of, running.progress.clone());
+        let done = with_log(&join, join.begin(joining)).await;
+        drop(watched);
+        done.map_err(Stop::into_error)
+    });
+    work.await.unwrap_or_else(|_| Err(Error::Store(store::Error::Closed)))
+}
+
+/// Takes a join off the list however it ends.
+struct Watched<'a> {
+    rooms: &'a Rooms,
+    room_id: &'a RoomId,
+}
+
+impl Drop for Watched<'_> {
+    fn drop(&mut self) {
+        self.rooms.0.joins.leave(self.room_id);
+    }
+}
+
+/// Says every few seconds how far a join is.
+async fn with_log<T>(join: &Join<'_>, work: impl Future<Output = T>) -> T {
+    let clock = &join.rooms.0.parts.clock;
+    let since = clock.instant();
+    tokio::pin!(work);
+    loop {
+        tokio::select! {
+            biased;
+            done = &mut work => return done,
+            () = clock.sleep(LOG_EVERY) => {
+                let underway = join.progress.underway(
+                    join.room_id.as_str(), join.user.as_str(), clock.instant().saturating_sub(since));
+                tracing::info!("joining {underway}");
+            }
+        }
+    }
+}
+
+impl Rooms {
+    /// Goes on with joins that a crash or a stop interrupted, one after the other. `serve` spawns it once.
+    pub async fn resume_joins(&self) {
+        let read = self.reading(|_, read| Ok(staging::journals(read)?)).await;
+        let journals = match read {
+            Ok(journals) => journals,
+            Err(error) => return tracing::warn!(%error, "joins that were interrupted could not be read"),
+        };
+        for (num, journal) in journals {
+            let (Ok(room_id), Ok(user)) = (RoomId::parse(&journal.room_id), UserId::parse(&journal.user_id)) else {
+                continue;
+            };
+            let Ok(running) = self.0.joins.enter(&room_id, &user, self.0.parts.clock.instant()) else { continue };
+            tracing::info!(%room_id, stage = ?journal.stage, events = journal.events, "a join goes on");
+            let watched = Watched { rooms: self, room_id: &room_id };
+            let join = Join::new(self, &room_id, &user, running.progress.clone());
+            if let Err(stop) = with_log(&join, join.resume(num, journal)).await {
+                tracing::warn!(%room_id, %stop, "the join that was interrupted did not succeed");
+            }
+            drop(watched);
+        }
+    }
+}
+
+/// One join.
+struct Join<'a> {
+    rooms: &'a Rooms,
+    room_id: &'a RoomId,
+    user: &'a UserId,
+    progress: Arc<Progress>,
+}
+
+impl<'a> Join<'a> {
+    fn new(rooms: &'a Rooms, room_id: &'a RoomId, user: &'a UserId, progress: Arc<Progress>) -> Join<'a> {
+        Join { rooms, room_id, user, progress }
+    }
+
+    async fn begin(&self, joining: Joining) -> Result<(), Stop> {
+        let servers = self.servers(&joining).await?;
+        let (event, version, servers) = self.draw_up(servers, joining).await?;
+        let admitted = self.rooms.admit(self.room_id, self.user, &servers).await?;
+        let journal = Journal {
+            room_id: self.room_id.to_string(),
+            user_id: self.user.to_string(),
+            version: version.id.to_owned(),
+            stage: Stage::Asked,
+            begun_ms: self.rooms.0.parts.clock.now_ms(),
+            residents: servers.iter().map(ToString::to_string).collect(),
+            content: Default::default(),
+            event: Some(String::from_utf8_lossy(event.to_federation()).into_owned()),
+            event_id: Some(event.id().to_string()),
+            attempt: 0,
+            batches: 0,
+            events: 0,
+            bytes: 0,
+            nodes: 0,
+            forgetful: false,
+            events_expected: admitted.events_expected,
+            override_size: admitted.overridden,
+            room: None,
+            event_nums: None,
+        };
+        let first = journal.clone();
+        let job = move |w: &mut store::Write<'_>| {
+            let num = staging::new_join(w)?;
+            staging::set_journal(w, num, &first)?;
+            Ok::<_, store::Error>(num)
+        };
+        let (num, _) = self.rooms.0.parts.store.write(job).await.map_err(store::Error::from)?;
+        self.go_on(num, journal, event, version, admitted).await
+    }
+
+    async fn resume(&self, num: JoinNum, journal: Journal) -> Result<(), Stop> {
+        match journal.stage {
+            Stage::Live => return self.clean_after(num, journal, None).await,
+            Stage::Cancelled => return self.clean_up(num).await,
+            _ => {}
+        }
+        let version = version::get(&journal.version);
+        let event =
+            version.zip(journal.event.as_ref()).map(|(version, event)| Event::from_wire(version, event.as_bytes()));
+        let (Some(version), Some(Ok(event))) = (version, event) else { return self.clean_up(num).await };
+        let admitted = Admitted {
+            events_expected: journal.events_expected,
+            events_max: u64::MAX,
+            body_bytes_max: 16 << 30,
+            overridden: journal.override_size,
+        };
+        self.go_on(num, journal, event, version, admitted).await
+    }
+
+    /// From a signed event to the room; whatever goes wrong, what was written is taken back.
+    async fn go_on(
+        &self,
+        num: JoinNum,
+        journal: Journal,
+        event: Event,
+        version: &'static RoomVersion,
+        admitted: Admitted,
+    ) -> Result<(), Stop> {
+        self.progress.events_expected.store(journal.events_expected, std::sync::atomic::Ordering::Relaxed);
+        match self.through(num, journal, event, version, admitted).await {
+            Ok(()) => Ok(()),
+            Err(stop) => {
+                tracing::warn!(room_id = %self.room_id, %stop, "a join failed");
+                if let Err(failed) = self.clean_up(num).await {
+                    tracing::warn!(room_id = %self.room_id, %failed, "what a failed join left is removed at the next start");
+                }
+                Err(stop)
+            }
+        }
+    }
+
+    async fn through(
+        &self,
+        num: JoinNum,
+        journal: Journal,
+        event: Event,
+        version: &'static RoomVersion,
+        admitted: Admitted,
+    ) -> Result<(), Stop> {
+        let lane = self.lane(admitted.events_expected.max(journal.events)).await?;
+        let (journal, event) = match journal.stage < Stage::Ordered {
+            true => self.fetch(num, journal, event, version, admitted, &lane).await?,
+            false => (journal, event),
+        };
+        let parts = &self.rooms.0.parts;
+        let mut merge_key = [0; 16];
+        parts.random.fill(&mut merge_key);
+        let settle = Settle {
+            store: parts.store.clone(),
+            join: num,
+            journal,
+            version,
+            scratch: self.scratch(&lane),
+            progress: self.progress.clone(),
+            server: parts.server.clone(),
+            merge_key,
+        };
+        let settled = base::blocking(move || settle.run()).await?;
+        drop(lane);
+        let (journal, dead) = self.flip(num, settled, event, version).await?;
+        self.clean_after(num, journal, dead).await
+    }
+
+    // ---- before the stream
+
+    /// Who may know the room: whom the app names, who invited, whom the id names.
+    async fn servers(&self, joining: &Joining) -> Result<Vec<OwnedServerName>, Stop> {
+        let mut servers = joining.via.clone();
+        let (user, room_id) = (self.user.to_owned(), self.room_id.to_owned());
+        let inviters = self.rooms.reading(move |rooms, read| rooms.outside_of(read, &user, &room_id)).await;
+        servers.extend(inviters.unwrap_or_default());
+        servers.extend(self.room_id.server_name().map(ToOwned::to_owned));
+        let mut kept: Vec<OwnedServerName> = Vec::new();
+        for server in servers {
+            if !self.rooms.0.parts.remote.is_me(&server) && !kept.contains(&server) && kept.len() < SERVERS_MAX {
+                kept.push(server);
+            }
+        }
+        if kept.is_empty() { Err(Stop::Room(Error::NotFound)) } else { Ok(kept) }
+    }
+
+    /// Our signed event, and the servers with the one that drew it up in front.
+    async fn draw_up(
+        &self,
+        mut servers: Vec<OwnedServerName>,
+        joining: Joining,
+    ) -> Result<(Event, &'static RoomVersion, Vec<OwnedServerName>), Stop> {
+        let mut last = None;
+        for at in 0..servers.len() {
+            match self.rooms.ask_template(&servers[at], Verb::Join, self.room_id, self.user).await {
+                Ok(template) => {
+                    if template.version.state_res == StateRes::V1 {
+                        return Err(Stop::Room(Error::Bad {
+                            errcode: "M_UNSUPPORTED_ROOM_VERSION",
+                            message:
+                                "Rooms of version 1 resolve their state by an algorithm this server does not have \
+                                      yet, so it cannot join them."
+                                    .into(),
+                        }));
+                    }
+                    let mut content = super::membership::content_of(staging_join(), joining.reason.clone());
+                    let mut extra = joining.content_extra.clone();
+                    extra.remove("join_authorised_via_users_server");
+                    extra.remove("membership");
+                    content.extend(extra);
+                    if let Some(signed) = joining.third_party_signed.clone() {
+                        content.insert("third_party_signed".into(), signed);
+                    }
+                    if let Some(by) = template.authorised_via() {
+                        content.insert("join_authorised_via_users_server".into(), by.into());
+                    }
+                    let user = self.user.to_owned();
+                    let content = self
+                        .rooms
+                        .reading(move |_, read| super::membership::with_profile(read, &user, content))
+                        .await?;
+                    let event = self.rooms.sign_template(&template, content)?;
+                    let server = servers.remove(at);
+                    servers.insert(0, server);
+                    return Ok((event, template.version, servers));
+                }
+                Err(failed) => {
+                    tracing::info!(server = %servers[at], room_id = %self.room_id, %failed, "no template for a join");
+                    // What a server says about the room is worth more than that another cannot be reached.
+                    if last.as_ref().is_none_or(|last: &Failed| !last.is_refusal()) || failed.is_refusal() {
+                        last = Some(failed);
+                    }
+                }
+            }
+        }
+        Err(last.map_or(Stop::Room(Error::NotFound), Stop::Remote))
+    }
+
+    /// A lane: the small one for small rooms, whichever is free first when nobody knows, the large one otherwise.
+    async fn lane(&self, events_expected: u64) -> Result<Lane, Stop> {
+        let joins = &self.rooms.0.joins;
+        let budget = &self.rooms.0.parts.budget;
+        let account = budget.account("join");
+        let small_bytes = SMALL_BYTES.min(account.limit() / 4);
+        let (turn, large) = match events_expected {
+            0 => tokio::select! {
+                biased;
+                turn = joins.large.clone().acquire_owned() => (turn, true),
+                turn = joins.small.clone().acquire_owned() => (turn, false),
+            },
+            1..SMALL_EVENTS => tokio::select! {
+                biased;
+                turn = joins.small.clone().acquire_owned() => (turn, false),
+                turn = joins.large.clone().acquire_owned() => (turn, true),
+            },
+            _ => (joins.large.clone().acquire_owned().await, true),
+        };
+        let turn = turn.map_err(|_| Stop::Cancelled)?;
+        let bytes = if large { account.limit() - small_bytes } else { small_bytes };
+        let (memory, grant) = account.part(bytes).await?;
+        let workers = if large { budget.size("join_workers").clamp(1, 16) as usize } else { 1 };
+        Ok(Lane { memory, workers, _grant: grant, _turn: turn })
+    }
+
+    fn scratch(&self, lane: &Lane) -> Scratch {
+        let parts = &self.rooms.0.parts;
+        Scratch { memory: lane.memory.clone(), ..Scratch::new(&parts.budget, parts.scratch.clone()) }
+    }
+
+    // ---- the stream
+
+    /// Everything the resident has, stored. Answers the journal at `Ordered`, and our event as it will stand.
+    async fn fetch(
+        &self,
+        num: JoinNum,
+        mut journal: Journal,
+        mut event: Event,
+        version: &'static RoomVersion,
+        admitted: Admitted,
+        lane: &Lane,
+    ) -> Result<(Journal, Event), Stop> {
+        let mut want = Want::Join;
+        loop {
+            let (body, resident) = self.ask(&journal, &event, want, admitted.body_bytes_max).await?;
+            if let Some(at) = journal.residents.iter().position(|name| *name == resident) {
+                journal.residents.swap(0, at);
+            }
+            let (said, after) = self.take(num, journal, version, body, admitted, lane).await;
+            journal = after;
+            match said {
+                Ok(said) if said.members_omitted && want == Want::Join => {
+                    // Here the room could be used already; the rest follows the same way.
+                    event = countersigned(version, said.event.as_deref(), event);
+                    journal.stage = Stage::Partial;
+                    journal.event = Some(String::from_utf8_lossy(event.to_federation()).into_owned());
+                    self.save(num, &journal).await?;
+                    want = Want::State;
+                }
+                Ok(said) => {
+                    event = countersigned(version, said.event.as_deref(), event);
+                    journal.stage = Stage::Ordered;
+                    journal.event = Some(String::from_utf8_lossy(event.to_federation()).into_owned());
+                    self.save(num, &journal).await?;
+                    return Ok((journal, event));
+                }
+                Err(stop) if stop.is_passing() && journal.attempt < ATTEMPTS_MAX => {
+                    tracing::info!(room_id = %self.room_id, %stop, stored = journal.events, "the answer broke off; asking again");
+                    self.rooms.0.parts.clock.sleep(PAUSE).await;
+                }
+                Err(stop) => return Err(stop),
+            }
+        }
+    }
+
+    async fn save(&self, num: JoinNum, journal: &Journal) -> Result<(), Stop> {
+        let journal = journal.clone();
+        let job = move |w: &mut store::Write<'_>| staging::set_journal(w, num, &journal);
+        self.rooms.0.parts.store.write(job).await.map(drop).map_err(|failed| store::Error::from(failed).into())
+    }
+
+    /// Asks for the room: with our event, which a resident that has it already answers again, or by the event's id.
+    async fn ask(&self, journal: &Journal, event: &Event, want: Want, max_bytes: u64) -> Result<(Body, String), Stop> {
+        self.progress.enter(Phase::Asking);
+        let (room, id) = (encode(self.room_id.as_str()), encode(event.id().as_str()));
+        let remote = &self.rooms.0.parts.remote;
+        let mut last = None;
+        for resident in &journal.residents {
+            let Ok(server) = OwnedServerName::try_from(resident.as_str()) else { continue };
+            let join = format!("/_matrix/federation/v2/send_join/{room}/{id}?omit_members=true");
+            let state = format!("/_matrix/federation/v1/state/{room}?event_id={id}");
+            let pace = Pace::patient(max_bytes);
+            let asked = match want {
+                Want::Join => {
+                    let content = event.to_federation().to_vec();
+                    remote.stream(&server, Method::PUT, &join, Some(content), pace).await
+                }
+                Want::State => remote.stream(&server, Method::GET, &state, None, pace).await,
+            };
+            match asked {
+                Ok(body) => return Ok((body, resident.clone())),
+                Err(failed) => {
+                    tracing::info!(%server, room_id = %self.room_id, %failed, "the room was not given");
+                    if last.as_ref().is_none_or(|last: &Failed| !last.is_refusal()) || failed.is_refusal() {
+                        last = Some(failed);
+                    }
+                }
+            }
+        }
+        Err(last.map_or(Stop::Room(Error::NotFound), Stop::Remote))
+    }
+
+    /// Receives one body. The journal comes back as it stands then, whatever happened.
+    async fn take(
+        &self,
+        num: JoinNum,
+        mut journal: Journal,
+        version: &'static RoomVersion,
+        mut body: Body,
+        admitted: Admitted,
+        lane: &Lane,
+    ) -> (Result<take::Said, Stop>, Journal) {
+        journal.attempt += 1;
+        journal.stage = journal.stage.max(Stage::Streaming);
+        let before = journal.clone();
+        let (checker, stager) = match self.prepare(num, journal, version, admitted, lane).await {
+            Ok(both) => both,
+            Err(stop) => return (Err(stop), before),
+        };
+        let graph = checker.graph.clone();
+        let scratch = self.scratch(lane);
+        let taken = take::take(&mut body, checker, stager, lane, &scratch, &self.progress, admitted.body_bytes_max);
+        let (said, stager) = taken.await;
+        let mut journal = stager.map_or(before, |stager| stager.journal.clone());
+        journal.nodes = graph.nodes();
+        journal.forgetful = graph.is_forgetful();
+        (said, journal)
+    }
+
+    async fn prepare(
+        &self,
+        num: JoinNum,
+        journal: Journal,
+        version: &'static RoomVersion,
+        admitted: Admitted,
+        lane: &Lane,
+    ) -> Result<(Arc<Checker>, Stager), Stop> {
+        let parts = &self.rooms.0.parts;
+        let mut key = [0; 16];
+        parts.random.fill(&mut key);
+        let (store, room_id, progress) = (parts.store.clone(), self.room_id.to_string(), self.progress.clone());
+        let (keys, now_ms, memory) = (parts.remote.keys(), parts.clock.now_ms(), lane.memory.clone());
+        let nodes = (admitted.events_expected.max(journal.events) * NODES_PER_EVENT_TENTHS / 10).max(NODES_MIN);
+        // What the pipeline needs beside the table.
+        let nodes = nodes.min(memory.limit().saturating_sub(take::fixed_bytes(lane)) / 17);
+        base::blocking(move || {
+            let graph = Arc::new(Graph::new(key, nodes, &memory)?);
+            let read = store.read()?;
+            let hash_key = *read.hash_key();
+            let look_in_store = match room::num(&read, &room_id)? {
+                Some(num) => room::get(&read, num)?.is_some_and(|room| room.events > 0),
+                None => false,
+            };
+            drop(read);
+            let fresh = journal.batches == 0;
+            let mut stager =
+                Stager::new(store.clone(), num, journal, graph.clone(), progress, &memory, admitted.events_max)?;
+            if !fresh {
+                stager.remember()?;
+            } else if version.room_id_is_create_hash() {
+                stager.begin_with(&Id::parse(&room_id.replacen('!', "$", 1)))?;
+            }
+            let checker = Checker { version, room_id, keys, store, hash_key, graph, look_in_store, now_ms };
+            Ok((Arc::new(checker), stager))
+        })
+        .await
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Want {
+    Join,
+    State,
+}
+
+fn staging_join() -> crate::store::tables::event::Membership {
+    crate::store::tables::event::Membership::Join
+}
+
+/// Our event with the resident's signature beside ours, when it gave us that.
+fn countersigned(version: &'static RoomVersion, said: Option<&[u8]>, event: Event) -> Event {
+    let theirs = said.and_then(|raw| Event::from_wire(version, raw).ok());
+    match theirs {
+        Some(theirs) if theirs.id() == event.id() && theirs.is_intact() => theirs,
+        _ => event,
+    }
+}
