@@ -19,8 +19,10 @@ pub mod auth;
 mod error;
 pub mod key;
 mod membership;
+mod query;
 pub mod routes;
 mod state;
+mod user;
 
 pub use error::Error;
 

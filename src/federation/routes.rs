@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Federation, key, membership, state};
+use super::{Federation, key, membership, query, state, user};
 use crate::http::Router;
 
 /// Registers the whole surface.
@@ -15,6 +15,7 @@ pub fn routes(router: &mut Router, federation: &Arc<Federation>) {
         .get("/.well-known/matrix/server", key::well_known)
         .get("/_matrix/federation/v1/version", key::version);
     rooms(router, federation);
+    people(router, federation);
 }
 
 /// Joining, leaving, inviting; states and events.
@@ -36,4 +37,15 @@ fn rooms(router: &mut Router, federation: &Arc<Federation>) {
         .get("/_matrix/federation/v1/event_auth/{room_id}/{event_id}", state::event_auth)
         .get("/_matrix/federation/v1/event/{event_id}", state::event)
         .get("/_matrix/federation/unstable/rooms/{room_id}/complexity", state::complexity);
+}
+
+/// Profiles, names, public rooms, devices and keys.
+fn people(router: &mut Router, federation: &Arc<Federation>) {
+    let mut routes = router.surface(federation);
+    routes
+        .get("/_matrix/federation/v1/query/profile", query::profile)
+        .get("/_matrix/federation/v1/query/{query_type}", query::unknown)
+        .get("/_matrix/federation/v1/user/devices/{user_id}", user::devices)
+        .post("/_matrix/federation/v1/user/keys/query", user::query)
+        .post("/_matrix/federation/v1/user/keys/claim", user::claim);
 }

@@ -504,17 +504,6 @@ impl Rooms {
             _ => Err(Error::Remote(Failed::BadAnswer("the list of rooms is no JSON object".to_owned()))),
         }
     }
-
-    /// A user's profile from their own server; one field of it, or all.
-    pub async fn remote_profile(&self, user: &UserId, field: Option<&str>) -> Result<Map<String, Value>> {
-        let mut target = format!("/_matrix/federation/v1/query/profile?user_id={}", encode(user.as_str()));
-        if let Some(field) = field {
-            target = format!("{target}&field={}", encode(field));
-        }
-        let options = Options { max_bytes: 64 * 1024, ..asking() };
-        let answer = self.0.parts.remote.request(user.server_name(), Method::GET, &target, None, options).await;
-        Ok(not_found(answer)?.json()?)
-    }
 }
 
 /// A peer's 404 is our own "not there".

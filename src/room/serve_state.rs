@@ -446,3 +446,238 @@ impl Chunks for LongAnswer {
         Ok(!matches!(self.step, Step::Done))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use ruma::{OwnedRoomId, UserId};
+    use serde_json::{Value, json};
+
+    use super::super::append::Append;
+    use super::super::send::New;
+    use super::super::serve_join::Submitted;
+    use super::super::{Parts, Verb};
+    use super::*;
+    use crate::base::{Clock, Random};
+    use crate::feed::Feed;
+    use crate::matrix::{Draft, sign, version};
+    use crate::remote::{Remote, RemoteOptions};
+    use crate::store::Store;
+    use crate::store::tables::room;
+
+    fn rooms() -> Rooms {
+        let (clock, random, store) = (Clock::simulated(1_700_000_000_000), Random::seeded(1), Store::in_memory());
+        let key = Arc::new(sign::Key::from_seed("1", [1; 32]));
+        let (server, budget): (ruma::OwnedServerName, _) = ("us.test".try_into().unwrap(), Budget::for_tests());
+        let options = RemoteOptions::new(server.clone(), key.clone());
+        let remote = Remote::new(options, clock.clone(), random.clone(), &budget, store.clone()).unwrap();
+        let (feed, scratch) = (Feed::new(clock.clone()), std::env::temp_dir());
+        Rooms::new(Parts { store, feed, clock, random, budget, remote, server, key, scratch })
+    }
+
+    async fn add(rooms: &Rooms, num: RoomNum, kind: &str, key: &str, sender: &str, content: Value) -> Event {
+        let new = New::state(kind, key, <&UserId>::try_from(sender).unwrap(), content);
+        let guard = rooms.lock(num).await;
+        let room = super::super::state::known_num(&rooms.read().unwrap(), num).unwrap();
+        let built = rooms.build(&rooms.read().unwrap(), &room, new).unwrap();
+        rooms.append_locked(&guard, Append::next(num, built.event.clone())).await.unwrap();
+        built.event
+    }
+
+    /// A public room with `members` people of seven other servers.
+    async fn grown(rooms: &Rooms, version: &str, members: usize) -> (OwnedRoomId, RoomNum) {
+        let version = version::get(version).unwrap();
+        let admin = "@admin:us.test";
+        let draft = Draft {
+            kind: "m.room.create".into(),
+            state_key: Some(String::new()),
+            sender: admin.try_into().unwrap(),
+            room_id: (!version.room_id_is_create_hash()).then(|| "!old:us.test".try_into().unwrap()),
+            content: json!({ "room_version": version.id, "creator": admin }),
+            prev_events: vec![],
+            auth_events: vec![],
+            depth: 1,
+            origin_server_ts: 1,
+            redacts: None,
+            opaque_id: "create".into(),
+            reference_hashes: vec![],
+        };
+        let create = draft.build(version, &rooms.0.parts.server, &rooms.0.parts.key).unwrap();
+        let (id, text) = (create.room_id().to_owned(), create.room_id().to_string());
+        let num = rooms.write(move |w| Ok(room::intern(w, &text, version.id)?)).await.unwrap();
+        let guard = rooms.lock(num).await;
+        rooms.append_locked(&guard, Append::next(num, create)).await.unwrap();
+        drop(guard);
+        add(rooms, num, "m.room.member", admin, admin, json!({ "membership": "join" })).await;
+        let levels = match version.creators_infinite {
+            true => json!({}),
+            false => json!({ admin: 100 }),
+        };
+        add(rooms, num, "m.room.power_levels", "", admin, json!({ "users": levels })).await;
+        add(rooms, num, "m.room.join_rules", "", admin, json!({ "join_rule": "public" })).await;
+        for n in 0..members {
+            let user = format!("@u{n}:s{}.test", n % 7);
+            add(rooms, num, "m.room.member", &user, &user, json!({ "membership": "join" })).await;
+        }
+        (id, num)
+    }
+
+    /// The body as it would go out; no piece is larger than what is paid for.
+    fn body(served: Served) -> Value {
+        let (mut whole, mut chunks, mut more) = (Vec::new(), served.chunks, true);
+        while more {
+            let mut piece = Vec::new();
+            more = chunks.next(&mut piece).unwrap();
+            assert!(piece.len() as u64 <= PIECE_BYTES_MAX / 2, "{}", piece.len());
+            whole.extend_from_slice(&piece);
+        }
+        serde_json::from_slice(&whole).unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&whole)))
+    }
+
+    fn ids(version: &str, list: &Value) -> Vec<String> {
+        let version = version::get(version).unwrap();
+        let id = |event: &Value| Event::from_wire(version, event.to_string().as_bytes()).unwrap().id().to_string();
+        list.as_array().unwrap().iter().map(id).collect()
+    }
+
+    fn unique(list: Vec<String>) -> BTreeSet<String> {
+        let count = list.len();
+        let set: BTreeSet<String> = list.into_iter().collect();
+        assert_eq!(set.len(), count, "every event is there once");
+        set
+    }
+
+    /// What the state and its auth chain are by the definition, from the rows.
+    fn by_definition(
+        rooms: &Rooms,
+        num: RoomNum,
+        root: Root,
+        more: &[EventNum],
+    ) -> (BTreeSet<String>, BTreeSet<String>) {
+        let read = rooms.read().unwrap();
+        let mut entries = Vec::new();
+        assert!(snapshot::page(&read, root, None, usize::MAX, &mut entries).unwrap());
+        let state: BTreeMap<EventNum, String> =
+            entries.iter().map(|e| (e.event, event::id_of(&read, e.event).unwrap())).collect();
+        let mut open: Vec<EventNum> = state.keys().copied().collect();
+        let mut chain: BTreeSet<EventNum> = more.iter().copied().collect();
+        open.extend(more);
+        while let Some(next) = open.pop() {
+            for auth in event::row_of(&read, next).unwrap().auth {
+                if chain.insert(auth) {
+                    open.push(auth);
+                }
+            }
+        }
+        let held = super::super::state::known_num(&read, num).unwrap();
+        if held.version.room_id_is_create_hash() {
+            chain.extend(held.row.create);
+        }
+        (state.into_values().collect(), chain.iter().map(|num| event::id_of(&read, *num).unwrap()).collect())
+    }
+
+    #[tokio::test]
+    async fn a_state_is_handed_over_whole_and_once() {
+        for version in ["6", "12"] {
+            let rooms = rooms();
+            let (id, num) = grown(&rooms, version, 150).await;
+            let last = add(&rooms, num, "m.room.topic", "", "@admin:us.test", json!({ "topic": "t" })).await;
+            let origin: &ServerName = "s3.test".try_into().unwrap();
+            let read = rooms.read().unwrap();
+            let at = event::num(&read, last.id().as_str()).unwrap().unwrap();
+            let root = event::row_of(&read, at).unwrap().before.unwrap();
+            let (state, chain) = by_definition(&rooms, num, root, &[]);
+            let answer = body(rooms.serve_state(origin, &id, last.id(), false).await.unwrap());
+            assert_eq!(unique(ids(version, &answer["pdus"])), state);
+            assert_eq!(unique(ids(version, &answer["auth_chain"])), chain);
+            let answer = body(rooms.serve_state(origin, &id, last.id(), true).await.unwrap());
+            let strings = |list: &Value| serde_json::from_value::<Vec<String>>(list.clone()).unwrap();
+            assert_eq!(unique(strings(&answer["pdu_ids"])), state);
+            assert_eq!(unique(strings(&answer["auth_chain_ids"])), chain);
+            let auth = event::row_of(&read, at).unwrap().auth;
+            let rests_on: BTreeSet<String> = auth.iter().map(|num| event::id_of(&read, *num).unwrap()).collect();
+            let answer = body(rooms.serve_event_auth(origin, &id, last.id()).await.unwrap());
+            assert!(rests_on.is_subset(&unique(ids(version, &answer["auth_chain"]))));
+            let stranger: &ServerName = "s8.test".try_into().unwrap();
+            assert!(matches!(rooms.serve_state(stranger, &id, last.id(), false).await, Err(Error::Forbidden(_))));
+            assert_eq!(rooms.0.parts.budget.account("response_bodies").used(), 0, "every grant came back");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_join_is_drawn_up_taken_and_answered() {
+        for version in ["5", "9", "12"] {
+            let rooms = rooms();
+            let (id, num) = grown(&rooms, version, 100).await;
+            let (origin, user) = ("new.test".try_into().unwrap(), "@eve:new.test".try_into().unwrap());
+            let (origin, user): (ruma::OwnedServerName, ruma::OwnedUserId) = (origin, user);
+            let drawn = rooms.draw_up(&origin, &id, &user, Verb::Join).await.unwrap();
+            assert_eq!(drawn.version.id, version);
+            let key = sign::Key::from_seed("2", [2; 32]);
+            let text = drawn.event.to_string();
+            let event = crate::matrix::event::sign_new(drawn.version, text.as_bytes(), &origin, &key).unwrap();
+            let wire = || serde_json::from_slice(event.to_federation()).unwrap();
+            let submitted =
+                || Submitted { origin: origin.clone(), room: id.clone(), id: event.id().to_owned(), event: wire() };
+            // Nobody knows the key yet.
+            let how = JoinAnswer { omit_members: false, old_api: false };
+            assert!(rooms.take_join(submitted(), how).await.is_err());
+            know(&rooms, &origin, &key).await;
+            let answer = body(rooms.take_join(submitted(), how).await.unwrap());
+            let at = event::num(&rooms.read().unwrap(), event.id().as_str()).unwrap().unwrap();
+            let row = event::row_of(&rooms.read().unwrap(), at).unwrap();
+            let (state, chain) = by_definition(&rooms, num, row.before.unwrap(), &row.auth);
+            assert_eq!(unique(ids(version, &answer["state"])), state);
+            assert_eq!(unique(ids(version, &answer["auth_chain"])), chain);
+            assert_eq!(answer["members_omitted"], false);
+            assert_eq!(answer["origin"], "us.test");
+            assert_eq!(ids(version, &json!([answer["event"]])), [event.id().to_string()]);
+            // Asked again (the answer was lost): the same event, now without the members.
+            let how = JoinAnswer { omit_members: true, old_api: false };
+            let answer = body(rooms.take_join(submitted(), how).await.unwrap());
+            let members = answer["state"].as_array().unwrap().iter().filter(|e| e["type"] == "m.room.member").count();
+            assert!(members > 0 && members <= HEROES_MAX + 1, "a nameless room's heroes, not {members}");
+            assert!(unique(ids(version, &answer["state"])).is_subset(&state));
+            assert!(unique(ids(version, &answer["auth_chain"])).is_subset(&chain));
+            assert!(answer["servers_in_room"].as_array().unwrap().contains(&json!("s6.test")));
+            let how = JoinAnswer { omit_members: false, old_api: true };
+            assert_eq!(body(rooms.take_join(submitted(), how).await.unwrap())[0], 200);
+            assert!(member::server(&rooms.read().unwrap(), num, "new.test").unwrap().is_some());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_banned_server_and_a_banned_user_get_nothing() {
+        let rooms = rooms();
+        let (id, num) = grown(&rooms, "10", 3).await;
+        let admin = "@admin:us.test";
+        add(&rooms, num, "m.room.server_acl", "", admin, json!({ "allow": ["*"], "deny": ["evil.*"] })).await;
+        add(&rooms, num, "m.room.member", "@eve:new.test", admin, json!({ "membership": "ban" })).await;
+        let draw = async |server: &str, user: &str| {
+            let (server, user) = (server.try_into().unwrap(), user.try_into().unwrap());
+            let (server, user): (ruma::OwnedServerName, ruma::OwnedUserId) = (server, user);
+            rooms.draw_up(&server, &id, &user, Verb::Join).await.map(drop)
+        };
+        assert!(matches!(draw("evil.test", "@a:evil.test").await, Err(Error::Forbidden(_))));
+        assert!(matches!(draw("new.test", "@eve:new.test").await, Err(Error::Forbidden(_))));
+        assert!(matches!(draw("new.test", "@adam:other.test").await, Err(Error::Forbidden(_))));
+        draw("new.test", "@adam:new.test").await.unwrap();
+    }
+
+    /// Puts another server's key where the joins look for it.
+    async fn know(rooms: &Rooms, server: &ServerName, key: &sign::Key) {
+        let (server, id, public) = (server.to_owned(), key.id().to_owned(), key.public().to_bytes());
+        rooms
+            .write(move |w| {
+                let stored = crate::store::tables::key_cache::Stored {
+                    key: public,
+                    valid_until_ms: u64::MAX / 2,
+                    expired: false,
+                };
+                Ok(crate::store::tables::key_cache::set(w, &server, &id, &stored)?)
+            })
+            .await
+            .unwrap();
+    }
+}
