@@ -5,7 +5,7 @@
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,6 +13,7 @@ use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
 
+use crate::admin::{self, Admin};
 use crate::base::{Clock, Random};
 use crate::budget::{self, Budget, Profile};
 use crate::client::{self, Client};
@@ -39,6 +40,8 @@ const SCRATCH: &str = "scratch";
 const MEDIA: &str = "media";
 const SIGNING_KEY: &str = "signing.key";
 const OLD_SIGNING_KEYS: &str = "old-signing-keys";
+/// Where the commands find the running server.
+pub const SOCKET: &str = "admin.sock";
 
 /// Why the server cannot start: a sentence for the operator.
 #[derive(Debug)]
@@ -56,8 +59,8 @@ fn failed(what: impl fmt::Display, why: impl fmt::Display) -> Failed {
     Failed(format!("{what}: {why}"))
 }
 
-/// Runs the server until it is told to stop by SIGINT or SIGTERM.
-pub fn run(config: Config) -> Result<(), Failed> {
+/// Runs the server until it is told to stop by SIGINT or SIGTERM. `command` is how this program was called, for advice.
+pub fn run(config: Config, command: &str) -> Result<(), Failed> {
     log_to_stderr(&config);
     let budget = Budget::from_profile(profile(&config)?);
     runtime(&budget)?.block_on(async {
@@ -66,7 +69,7 @@ pub fn run(config: Config) -> Result<(), Failed> {
         // Before the ports are open, so that nobody who saw them open can miss with a signal.
         let (mut interrupt, mut terminate) = (on(SignalKind::interrupt())?, on(SignalKind::terminate())?);
         server.open().await?;
-        greet(&server, first.as_deref());
+        greet(&server, first.as_deref(), command).await;
         tokio::select! {
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
@@ -136,6 +139,8 @@ pub struct Server {
     pub sender: Sender,
     config: Config,
     router: Arc<Router>,
+    /// The commands', behind the socket in the data folder.
+    local: Arc<Router>,
     door: Arc<Door>,
     client_certificate: Option<Arc<Certificate>>,
     federation_certificate: Option<Arc<Certificate>>,
@@ -249,6 +254,16 @@ impl Server {
             federation::routes::routes(&mut router, &federation);
         }
 
+        let admin = Arc::new(Admin {
+            users: users.clone(),
+            rooms: rooms.clone(),
+            sender: sender.clone(),
+            budget: budget.clone(),
+        });
+        admin::first_routes(&mut router, &admin);
+        let mut local = Router::new();
+        admin::routes(&mut local, &admin);
+
         let limits = if config.rate_limits { Limits::new(clock.clone()) } else { Limits::off(clock.clone()) };
         let door = Door::new(clock.clone(), &budget, Arc::new(limits), config.trusted_proxies.clone());
         Ok(Server {
@@ -264,6 +279,7 @@ impl Server {
             sender,
             config,
             router: Arc::new(router),
+            local: Arc::new(local),
             door,
             client_certificate,
             federation_certificate,
@@ -276,6 +292,7 @@ impl Server {
     /// Starts what works by itself, then opens the ports.
     pub async fn open(&mut self) -> Result<(), Failed> {
         self.work();
+        self.open_local()?;
         let (client, federation) = (self.client_certificate.clone(), self.federation_certificate.clone());
         for address in self.config.listen.clone() {
             self.listen(address, client.as_ref(), false).await?;
@@ -285,6 +302,19 @@ impl Server {
                 self.listen(address, federation.as_ref(), true).await?;
             }
         }
+        Ok(())
+    }
+
+    /// Opens the socket for the commands. Only who holds the database gets here, so a socket that is there already is an
+    /// earlier run's.
+    pub fn open_local(&mut self) -> Result<(), Failed> {
+        let path = self.config.data_dir.join(SOCKET);
+        let wrong = |error: std::io::Error| failed(path.display(), error);
+        let _ = std::fs::remove_file(&path);
+        let socket = tokio::net::UnixListener::bind(&path).map_err(wrong)?;
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).map_err(wrong)?;
+        let listener = Listener::unix(socket);
+        self.accepting.push(tokio::spawn(self.door.clone().serve(listener, self.local.clone())));
         Ok(())
     }
 
@@ -330,6 +360,7 @@ impl Server {
         for task in self.accepting {
             let _ = task.await;
         }
+        let _ = std::fs::remove_file(self.config.data_dir.join(SOCKET));
         self.sender.stop();
         self.remote.stop();
         for task in self.working {
@@ -384,7 +415,7 @@ fn remote(
     Remote::new(options, clock.clone(), random.clone(), budget, store.clone()).map_err(Failed)
 }
 
-fn certificate(chain: &Option<PathBuf>, key: &Option<PathBuf>) -> Result<Option<Arc<Certificate>>, Failed> {
+pub fn certificate(chain: &Option<PathBuf>, key: &Option<PathBuf>) -> Result<Option<Arc<Certificate>>, Failed> {
     let (Some(chain), Some(key)) = (chain, key) else { return Ok(None) };
     Certificate::read(chain, key).map(Some).map_err(|error| Failed(error.to_string()))
 }
@@ -435,17 +466,25 @@ fn open_store(folder: &Path, budget: &Budget) -> Result<Store, Failed> {
 
 /// The key every event and request of this server is signed with; made at the first start.
 fn signing_key(folder: &Path, random: &Random) -> Result<sign::Key, Failed> {
-    let file = folder.join(SIGNING_KEY);
-    match std::fs::read_to_string(&file) {
-        Ok(text) => return sign::Key::parse(&text).map_err(|error| failed(file.display(), error)),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-        Err(error) => return Err(failed(file.display(), error)),
+    if let Some(key) = known_signing_key(folder)? {
+        return Ok(key);
     }
+    let file = folder.join(SIGNING_KEY);
     let mut seed = [0; 32];
     random.fill(&mut seed);
     let key = sign::Key::from_seed(&format!("a_{}", random.token(4)), seed);
     write_secret(&file, &key.to_file()).map_err(|error| failed(file.display(), error))?;
     Ok(key)
+}
+
+/// The signing key of a data folder, when there is one.
+pub fn known_signing_key(folder: &Path) -> Result<Option<sign::Key>, Failed> {
+    let file = folder.join(SIGNING_KEY);
+    match std::fs::read_to_string(&file) {
+        Ok(text) => sign::Key::parse(&text).map(Some).map_err(|error| failed(file.display(), error)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(failed(file.display(), error)),
+    }
 }
 
 /// Written beside and moved, so that a power cut leaves no half of a key.
@@ -459,7 +498,7 @@ fn write_secret(file: &Path, text: &str) -> std::io::Result<()> {
 }
 
 /// Keys this server signed with before, one on a line: `ed25519:NAME PUBLIC_KEY EXPIRED_MS`.
-fn old_signing_keys(folder: &Path) -> Result<Vec<OldKey>, Failed> {
+pub fn old_signing_keys(folder: &Path) -> Result<Vec<OldKey>, Failed> {
     let file = folder.join(OLD_SIGNING_KEYS);
     let text = match std::fs::read_to_string(&file) {
         Ok(text) => text,
@@ -501,11 +540,23 @@ fn first_file(config: &Config) -> Result<Option<PathBuf>, Failed> {
 }
 
 /// What a person at the terminal wants to know.
-fn greet(server: &Server, first: Option<&Path>) {
+async fn greet(server: &Server, first: Option<&Path>, command: &str) {
+    let url = public_url(server);
+    println!("Snug is open at {url} as {}", server.config.server_name);
     if let Some(file) = first {
-        println!("Settings were written to {}", file.display());
+        println!("Settings: {}", file.display());
     }
-    println!("{} is open at {}", server.config.server_name, public_url(server));
+    match server.users.setup_code().await {
+        Ok(Some(code)) => {
+            println!(
+                "\nThere is no account yet. Make the first one, an administrator's, with this link, which works once:\n\n    \
+                 {url}{}{code}\n\nor with this command:\n\n    {command} user add NAME --admin\n",
+                admin::FIRST_PATH
+            );
+        }
+        Ok(None) => {}
+        Err(error) => tracing::error!("the accounts cannot be read: {error}"),
+    }
 }
 
 /// Where a browser on this machine, or anywhere when that is known, reaches the server.

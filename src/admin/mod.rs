@@ -1,1 +1,63 @@
-//! (being built)
+//! What the operator calls: the commands behind `snug user`, `snug rooms` and `snug budget`, and the page of the first account.
+//!
+//! The commands speak HTTP with JSON over a socket in the data folder; who may open that file may do everything. The page
+//! of the first account is on the ordinary ports and asks for the code that stands in the log.
+//! Read `users.rs`, `rooms.rs`, `budget.rs`, then `first.rs`.
+
+mod budget;
+mod error;
+mod first;
+mod rooms;
+mod users;
+
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use crate::budget::Budget;
+use crate::deliver::Sender;
+use crate::http::{Answer, Response, Router, StatusCode};
+use crate::room::Rooms;
+use crate::user::Users;
+
+pub use first::FIRST_PATH;
+
+/// Rows of one answer; the asker comes back for more.
+const PAGE_ROWS: usize = 100;
+/// What a page takes, rows and text.
+const PAGE_BYTES: u64 = 32 * 1024;
+
+/// What the handlers are given.
+pub struct Admin {
+    pub users: Users,
+    pub rooms: Rooms,
+    pub sender: Sender,
+    pub budget: Budget,
+}
+
+/// The commands, for the socket in the data folder.
+pub fn routes(router: &mut Router, admin: &Arc<Admin>) {
+    let mut routes = router.surface(admin);
+    routes
+        .get("/users", users::list)
+        .post("/users", users::add)
+        .post("/users/{user}/password", users::password)
+        .post("/users/{user}/admin", users::admin)
+        .post("/users/{user}/deactivate", users::deactivate)
+        .get("/rooms", rooms::list)
+        .post("/rooms/{room}/allow", rooms::allow)
+        .get("/budget", budget::table);
+}
+
+/// The page of the first account, for the ordinary ports.
+pub fn first_routes(router: &mut Router, admin: &Arc<Admin>) {
+    let template = format!("{FIRST_PATH}{{code}}");
+    router.surface(admin).get(&template, first::show).post(&template, first::make);
+}
+
+/// A page of rows, paid for until it is sent.
+async fn page(admin: &Admin, value: &impl Serialize) -> Result<Response, Answer> {
+    let grant = admin.budget.account("admin").take(PAGE_BYTES).await?;
+    let text = serde_json::to_vec(value).map_err(Answer::internal)?;
+    Ok(Response::charged(StatusCode::OK, "application/json", text, grant))
+}

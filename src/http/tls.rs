@@ -54,6 +54,12 @@ impl Certificate {
         Ok(Arc::new(config))
     }
 
+    /// From when until when it is valid, in unix milliseconds; nothing when the certificate says it in no known way.
+    pub fn validity_ms(&self) -> Option<(u64, u64)> {
+        let current = self.current.read().unwrap_or_else(PoisonError::into_inner).clone();
+        validity_ms(current.cert.first()?)
+    }
+
     /// Looks at the files now and then, for ever; run as a task.
     pub async fn keep_current(self: Arc<Self>, clock: Clock) {
         let mut seen = self.stamp().await;
@@ -164,6 +170,67 @@ fn unusable(file: &Path, why: impl fmt::Display) -> Unusable {
     Unusable(format!("{}: {why}", file.display()))
 }
 
+/// The two times of an X.509 certificate (RFC 5280, section 4.1): certificate → signed part → version, serial number,
+/// algorithm, issuer, and then the validity.
+fn validity_ms(der: &[u8]) -> Option<(u64, u64)> {
+    let (_, certificate, _) = element(der)?;
+    let (_, mut rest, _) = element(certificate)?;
+    // The version is left out in version 1.
+    if rest.first() == Some(&0xa0) {
+        rest = element(rest)?.2;
+    }
+    for _ in 0..3 {
+        rest = element(rest)?.2;
+    }
+    let (_, validity, _) = element(rest)?;
+    let (kind, from, rest) = element(validity)?;
+    let (kind_until, until, _) = element(rest)?;
+    Some((time_ms(kind, from)?, time_ms(kind_until, until)?))
+}
+
+/// The first DER element: its tag, what is in it, and what comes behind it.
+fn element(der: &[u8]) -> Option<(u8, &[u8], &[u8])> {
+    let (&[tag, first], rest) = der.split_first_chunk::<2>()?;
+    let (len, rest) = match first {
+        0..=0x7f => (usize::from(first), rest),
+        0x81..=0x84 => {
+            let (bytes, rest) = rest.split_at_checked(usize::from(first & 0x7f))?;
+            (bytes.iter().fold(0, |len, byte| len << 8 | usize::from(*byte)), rest)
+        }
+        _ => return None,
+    };
+    let (inside, behind) = rest.split_at_checked(len)?;
+    Some((tag, inside, behind))
+}
+
+/// `YYMMDDhhmmssZ` or `YYYYMMDDhhmmssZ`.
+fn time_ms(tag: u8, text: &[u8]) -> Option<u64> {
+    let text = std::str::from_utf8(text).ok()?.strip_suffix('Z')?;
+    let (year, rest) = match tag {
+        0x17 => {
+            let (year, rest) = text.split_at_checked(2)?;
+            let year: u64 = year.parse().ok()?;
+            (if year < 50 { 2000 + year } else { 1900 + year }, rest)
+        }
+        0x18 => {
+            let (year, rest) = text.split_at_checked(4)?;
+            (year.parse().ok()?, rest)
+        }
+        _ => return None,
+    };
+    let part = |at: usize| rest.get(at..at + 2)?.parse::<u64>().ok();
+    let (month, day) = (part(0)?, part(2)?);
+    let seconds = part(4)? * 3600 + part(6)? * 60 + part(8)?;
+    if !(1..=12).contains(&month) || !(1..=31).contains(&day) || year < 1970 {
+        return None;
+    }
+    // Years counted from March end with the leap day, which makes the months before it 153 days in each five.
+    let (y, m) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
+    let days = y * 365 + y / 4 - y / 100 + y / 400 + (153 * m + 2) / 5 + day - 1;
+    let unix_days = days.checked_sub(719_468)?;
+    Some((unix_days * 86_400 + seconds) * 1000)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -200,6 +267,19 @@ mod tests {
         std::fs::write(&chain, "rubbish").unwrap();
         certificate.reread();
         assert_eq!(leaf(&certificate), second);
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn dates_are_read() {
+        assert_eq!(time_ms(0x17, b"700101000000Z"), Some(0));
+        assert_eq!(time_ms(0x18, b"20240229123456Z"), Some(1_709_210_096_000));
+        assert_eq!(time_ms(0x17, b"rubbish"), None);
+        let folder = scratch("dates");
+        let (chain, key) = write_pair(&folder);
+        let (from, until) = Certificate::read(&chain, &key).unwrap().validity_ms().unwrap();
+        // What rcgen writes when nothing is said: from 1975 to 4096.
+        assert_eq!((from, until), (157_766_400_000, 67_090_118_400_000));
         std::fs::remove_dir_all(folder).unwrap();
     }
 

@@ -153,6 +153,12 @@ impl Remote {
         &self.0.backoff
     }
 
+    /// Where a server is reached, by the specification's steps: the host its certificate must be for, and its addresses.
+    pub async fn locate(&self, server: &ServerName) -> Result<(String, Vec<std::net::SocketAddr>), Failed> {
+        let target = self.0.resolver.resolve(server).await?;
+        Ok((target.host, target.addresses))
+    }
+
     pub fn is_me(&self, server: &ServerName) -> bool {
         *server == *self.0.server_name
     }

@@ -28,6 +28,7 @@ mod lock;
 mod membership;
 pub mod order;
 mod read;
+mod overview;
 mod redact;
 mod send;
 mod serve_join;

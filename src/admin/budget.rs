@@ -1,0 +1,30 @@
+//! What the running server uses of its memory.
+
+use std::fmt::Write;
+use std::sync::Arc;
+
+use serde_json::json;
+
+use super::{Admin, error::Error};
+use crate::budget::{human, meter};
+use crate::http::{Request, Response};
+
+/// `GET /budget`: the account book with high-water marks, and what the kernel says.
+pub async fn table(admin: Arc<Admin>, _: Request) -> Result<Response, Error> {
+    let mut table = admin.budget.table();
+    let resident = meter::resident();
+    let line = |name: &str, bytes: u64| format!("{name:<22} {:>11}\n", human(bytes));
+    let _ = write!(
+        table,
+        "\n{}{}{}{}",
+        line("resident now", resident.now_bytes),
+        line("resident at most", resident.high_water_bytes),
+        line("heap now", meter::live_bytes()),
+        line("heap at most", meter::high_water_bytes()),
+    );
+    let lagging = admin.sender.lagging();
+    let _ = writeln!(table, "servers that do not have everything yet: {lagging}");
+    Ok(Response::json(&json!({
+        "table": table, "resident_bytes": resident.now_bytes, "resident_bytes_max": resident.high_water_bytes,
+    })))
+}

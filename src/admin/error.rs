@@ -1,0 +1,46 @@
+//! What goes wrong below, as a sentence for the operator. The code matters to nobody: the command line prints the sentence.
+
+use crate::http::{Answer, BadBody, StatusCode};
+use crate::{room, user};
+
+/// A command that could not be carried out.
+#[derive(Debug)]
+pub struct Error(Answer);
+
+impl From<Error> for Answer {
+    fn from(error: Error) -> Answer {
+        error.0
+    }
+}
+
+impl From<Answer> for Error {
+    fn from(answer: Answer) -> Error {
+        Error(answer)
+    }
+}
+
+impl From<BadBody> for Error {
+    fn from(bad: BadBody) -> Error {
+        Error(bad.into())
+    }
+}
+
+impl From<user::Error> for Error {
+    fn from(failed: user::Error) -> Error {
+        Error(match failed {
+            user::Error::NotFound(_) => Answer::not_found(failed.to_string()),
+            user::Error::Refused(refused) => refused.into(),
+            other => Answer::bad("M_UNKNOWN", other.to_string()),
+        })
+    }
+}
+
+impl From<room::Error> for Error {
+    fn from(failed: room::Error) -> Error {
+        Error(match failed {
+            room::Error::NotFound => Answer::not_found("there is no such room"),
+            room::Error::Refused(refused) => refused.into(),
+            other => Answer::new(StatusCode::BAD_REQUEST, "M_UNKNOWN", other.to_string()),
+        })
+    }
+}

@@ -1,0 +1,112 @@
+//! The page that makes the first account.
+//!
+//! Its link has the code that is printed and logged while there is no account; the first account uses it up. The page
+//! loads nothing from elsewhere.
+
+use std::sync::Arc;
+
+use super::{Admin, error::Error};
+use crate::http::{Limit, Request, Response, StatusCode, percent_decode};
+
+/// Followed by the code.
+pub const FIRST_PATH: &str = "/_snug/first/";
+
+/// A name and two passwords, percent-encoded.
+const FORM_BYTES_MAX: u64 = 4096;
+const PASSWORD_CHARS_MIN: usize = 8;
+
+const HEAD: &str = "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\">\
+<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"><title>Snug</title><style>\
+body{font:1.1rem/1.5 system-ui,sans-serif;max-width:26rem;margin:8vh auto;padding:0 1rem;color:#222;background:#fdfcf8}\
+label{display:block;margin-top:1rem}input{font:inherit;width:100%;box-sizing:border-box;padding:.4rem;border:1px solid #999;border-radius:.3rem}\
+button{font:inherit;margin-top:1.5rem;padding:.5rem 1.2rem;border:0;border-radius:.3rem;background:#2b5d4b;color:#fff}\
+.wrong{color:#a11;font-weight:600}code{background:#eee;padding:.1rem .3rem;border-radius:.2rem}\
+@media(prefers-color-scheme:dark){body{color:#ddd;background:#1c1c1a}code{background:#333}.wrong{color:#f88}}\
+</style></head><body>";
+
+/// `GET /_snug/first/{code}`
+pub async fn show(admin: Arc<Admin>, request: Request) -> Result<Response, Error> {
+    request.limit(Limit::Login)?;
+    if admin.users.count_up_to(1).await? > 0 {
+        return Ok(gone());
+    }
+    Ok(form("", ""))
+}
+
+/// `POST /_snug/first/{code}`, as a browser sends a form.
+pub async fn make(admin: Arc<Admin>, mut request: Request) -> Result<Response, Error> {
+    request.limit(Limit::Login)?;
+    let body = request.bytes(FORM_BYTES_MAX).await?;
+    let body = String::from_utf8_lossy(&body).into_owned();
+    let field = |name: &str| {
+        let pairs = body.split('&').filter_map(|pair| pair.split_once('='));
+        pairs
+            .into_iter()
+            .find(|(key, _)| *key == name)
+            .map(|(_, value)| percent_decode(value, true))
+            .unwrap_or_default()
+    };
+    let (name, password, again) = (field("name"), field("password"), field("again"));
+    let name = name.trim().trim_start_matches('@').to_lowercase();
+    if admin.users.count_up_to(1).await? > 0 {
+        return Ok(gone());
+    }
+    if password != again {
+        return Ok(form(&name, "The two passwords are not the same."));
+    }
+    if password.chars().count() < PASSWORD_CHARS_MIN {
+        return Ok(form(&name, &format!("The password needs at least {PASSWORD_CHARS_MIN} characters.")));
+    }
+    match admin.users.create_first(request.param("code"), &name, &password).await {
+        Ok(user_id) => {
+            tracing::info!("the first account was made: {user_id}");
+            Ok(done(user_id.as_str(), request.header("host").unwrap_or("localhost:8008")))
+        }
+        // Ours or a matter of memory: no fault of the form.
+        Err(failed @ (crate::user::Error::Refused(_) | crate::user::Error::Store(_))) => Err(failed.into()),
+        Err(failed) => Ok(form(&name, &format!("{failed}."))),
+    }
+}
+
+fn form(name: &str, wrong: &str) -> Response {
+    let wrong = if wrong.is_empty() { String::new() } else { format!("<p class=\"wrong\">{}</p>", escaped(wrong)) };
+    let name = escaped(name);
+    page(&format!(
+        "<h1>The first account</h1><p>It will be an administrator's.</p>{wrong}<form method=\"post\">\
+<label>User name<input name=\"name\" value=\"{name}\" required autofocus autocomplete=\"username\" autocapitalize=\"none\"></label>\
+<label>Password<input name=\"password\" type=\"password\" required minlength=\"{PASSWORD_CHARS_MIN}\" autocomplete=\"new-password\"></label>\
+<label>The same again<input name=\"again\" type=\"password\" required autocomplete=\"new-password\"></label>\
+<button>Make the account</button></form>"
+    ))
+}
+
+fn done(user_id: &str, host: &str) -> Response {
+    let (user_id, host) = (escaped(user_id), escaped(host));
+    page(&format!(
+        "<h1>Done</h1><p>Your Matrix name is <code>{user_id}</code>.</p><p>Open any Matrix app, choose to sign in on another \
+server, and give it the address of this one: <code>{host}</code>.</p><p>More accounts: <code>snug user add NAME</code>.</p>"
+    ))
+}
+
+fn gone() -> Response {
+    page("<h1>This link was used</h1><p>The server has an account already. More are made with <code>snug user add NAME</code>.</p>")
+        .with_status(StatusCode::GONE)
+}
+
+fn page(body: &str) -> Response {
+    Response::html(format!("{HEAD}{body}</body></html>"))
+}
+
+fn escaped(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '&' => out.push_str("&amp;"),
+            '<' => out.push_str("&lt;"),
+            '>' => out.push_str("&gt;"),
+            '"' => out.push_str("&quot;"),
+            c => out.push(c),
+        }
+    }
+    out
+}

@@ -1,0 +1,101 @@
+//! Accounts, from the command line.
+
+use std::sync::Arc;
+
+use ruma::{OwnedUserId, UserId};
+use serde::Deserialize;
+use serde_json::json;
+
+use super::{Admin, PAGE_ROWS, error::Error, page};
+use crate::http::{Answer, Request, Response};
+use crate::user::{Account, New, Standing};
+
+/// `GET /users?after=@name:server`: at most a page of accounts; `next` is there when more may follow.
+pub async fn list(admin: Arc<Admin>, request: Request) -> Result<Response, Error> {
+    let after = request.query_as::<OwnedUserId>("after")?;
+    let found = admin.users.list(after.as_deref(), PAGE_ROWS).await?;
+    let next = (found.len() == PAGE_ROWS).then(|| found.last().map(|account| account.user_id.clone())).flatten();
+    let users: Vec<_> = found.iter().map(shown).collect();
+    Ok(page(&admin, &json!({ "users": users, "next": next })).await?)
+}
+
+fn shown(account: &Account) -> serde_json::Value {
+    let standing = match account.standing {
+        Standing::Active => "active",
+        Standing::Deactivated => "deactivated",
+    };
+    json!({
+        "user_id": account.user_id, "created_ms": account.created_ms, "standing": standing, "admin": account.admin,
+        "password": account.has_password,
+    })
+}
+
+#[derive(Deserialize)]
+struct Add {
+    name: String,
+    password: Option<String>,
+    #[serde(default)]
+    admin: bool,
+}
+
+/// `POST /users`
+pub async fn add(admin: Arc<Admin>, mut request: Request) -> Result<Response, Error> {
+    let Add { name, password, admin: is_admin } = request.json().await?;
+    let localpart = localpart(&admin, &name)?;
+    let user_id = admin.users.create(New { localpart, password, admin: is_admin }).await?;
+    Ok(Response::json(&json!({ "user_id": user_id })))
+}
+
+#[derive(Deserialize)]
+struct Password {
+    password: String,
+}
+
+/// `POST /users/{user}/password`: every session of the user ends, since the old password may be a stranger's.
+pub async fn password(admin: Arc<Admin>, mut request: Request) -> Result<Response, Error> {
+    let user_id = named(&admin, &request)?;
+    let Password { password } = request.json().await?;
+    admin.users.set_password(&user_id, &password).await?;
+    admin.users.logout_all(&user_id, None).await?;
+    Ok(Response::json(&json!({ "user_id": user_id })))
+}
+
+#[derive(Deserialize)]
+struct IsAdmin {
+    admin: bool,
+}
+
+/// `POST /users/{user}/admin`
+pub async fn admin(admin: Arc<Admin>, mut request: Request) -> Result<Response, Error> {
+    let user_id = named(&admin, &request)?;
+    let IsAdmin { admin: is_admin } = request.json().await?;
+    admin.users.set_admin(&user_id, is_admin).await?;
+    Ok(Response::json(&json!({ "user_id": user_id })))
+}
+
+/// `POST /users/{user}/deactivate`
+pub async fn deactivate(admin: Arc<Admin>, request: Request) -> Result<Response, Error> {
+    let user_id = named(&admin, &request)?;
+    admin.users.close(&user_id).await?;
+    Ok(Response::json(&json!({ "user_id": user_id })))
+}
+
+/// The user of the path, who may be written `alice` or `@alice:example.org`.
+fn named(admin: &Admin, request: &Request) -> Result<OwnedUserId, Error> {
+    let name = request.param("user");
+    let localpart = localpart(admin, name)?;
+    UserId::parse(format!("@{localpart}:{}", admin.users.server()))
+        .map_err(|_| Answer::invalid_param(format!("{name:?} is no user name")).into())
+}
+
+fn localpart(admin: &Admin, name: &str) -> Result<String, Error> {
+    let Some(rest) = name.strip_prefix('@') else { return Ok(name.to_owned()) };
+    match rest.split_once(':') {
+        None => Ok(rest.to_owned()),
+        Some((localpart, server)) if server == admin.users.server().as_str() => Ok(localpart.to_owned()),
+        Some((_, server)) => {
+            let message = format!("{name} is a user of {server}; this server is {}", admin.users.server());
+            Err(Answer::invalid_param(message).into())
+        }
+    }
+}

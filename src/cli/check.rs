@@ -1,0 +1,308 @@
+//! `snug check`: looks at everything a newcomer gets wrong, and says it in plain sentences.
+
+use std::io::ErrorKind;
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ruma::OwnedServerName;
+use serde_json::Value;
+
+use super::{Local, print};
+use crate::base::{Clock, Random};
+use crate::budget::{Budget, human};
+use crate::config::{Config, Overrides, Registration};
+use crate::http::{Method, tls::Certificate};
+use crate::matrix::sign;
+use crate::remote::{Options, Remote, RemoteOptions};
+use crate::serve;
+use crate::store::Store;
+
+const DAY_MS: u64 = 86_400_000;
+/// Renewals happen a month before the end; one that is this late has failed.
+const CERTIFICATE_DAYS_MIN: u64 = 14;
+/// The day this was written: a clock before it is wrong.
+const CLOCK_MS_MIN: u64 = 1_760_000_000_000;
+const CONNECT: Duration = Duration::from_secs(3);
+const DISK_BYTES_MIN: u64 = 256 << 20;
+
+/// What was found, in the order it was looked at.
+#[derive(Default)]
+struct Report {
+    lines: String,
+    bad: usize,
+}
+
+impl Report {
+    fn good(&mut self, text: impl AsRef<str>) {
+        self.line("ok   ", text.as_ref());
+    }
+
+    /// Worth knowing, and nothing wrong by itself.
+    fn note(&mut self, text: impl AsRef<str>) {
+        self.line("note ", text.as_ref());
+    }
+
+    fn bad(&mut self, text: impl AsRef<str>) {
+        self.bad += 1;
+        self.line("BAD  ", text.as_ref());
+    }
+
+    fn line(&mut self, mark: &str, text: &str) {
+        self.lines.push_str(&format!("{mark} {text}\n"));
+    }
+}
+
+/// Prints what was found; exit code 1 when something is wrong.
+pub fn run(overrides: &Overrides) -> ExitCode {
+    let mut report = Report::default();
+    match Config::load(overrides) {
+        Ok(config) => all(&config, &mut report),
+        Err(error) => report.bad(format!("The config: {error}")),
+    }
+    let sum = match report.bad {
+        0 => "\nNothing is wrong.\n".to_owned(),
+        1 => "\nOne thing is wrong.\n".to_owned(),
+        many => format!("\n{many} things are wrong.\n"),
+    };
+    print(&(report.lines + &sum));
+    if report.bad == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn all(config: &Config, report: &mut Report) {
+    settings(config, report);
+    data(config, report);
+    let now_ms = Clock::real().now_ms();
+    if now_ms < CLOCK_MS_MIN {
+        report.bad(format!("The clock says {}, which is wrong: set it, or let NTP do it.", date(now_ms)));
+    }
+    let certificates = [
+        ("client", &config.client.tls_certificate, &config.client.tls_private_key),
+        ("federation", &config.federation.tls_certificate, &config.federation.tls_private_key),
+    ];
+    for (section, chain, key) in certificates {
+        match serve::certificate(chain, key) {
+            Ok(None) => {}
+            Ok(Some(certificate)) => dates(section, &certificate, now_ms, report),
+            Err(error) => report.bad(format!("The certificate of [{section}] cannot be used: {error}.")),
+        }
+    }
+    let running = matches!(Local::running(config), Ok(Some(_)));
+    report.note(if running { "The server is running." } else { "The server is not running." });
+    ports(config, running, report);
+    federation(config, running, report);
+}
+
+fn settings(config: &Config, report: &mut Report) {
+    match &config.file {
+        Some(file) => report.good(format!("The config {} can be read.", file.display())),
+        None => report.note("There is no config file; everything has its default."),
+    }
+    match serve::profile(config) {
+        Ok(profile) => {
+            let (total, name) = (human(profile.total), &profile.name);
+            report.good(format!("The memory budget {name} adds up: {total} at most."));
+        }
+        Err(error) => report.bad(format!("The memory budget cannot be used: {error}.")),
+    }
+    if config.registration == Registration::Open && config.listen.iter().any(|open| !open.ip().is_loopback()) {
+        report.note("Registration is open: anybody who reaches this server may make an account.");
+    }
+}
+
+fn data(config: &Config, report: &mut Report) {
+    let folder = &config.data_dir;
+    match std::fs::metadata(folder) {
+        Ok(found) if found.is_dir() => report.good(format!("The data folder is {}.", folder.display())),
+        Ok(_) => report.bad(format!("The data folder {} is no folder.", folder.display())),
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            report.note(format!("The data folder {} will be made at the first start.", folder.display()));
+            return;
+        }
+        Err(error) => report.bad(format!("The data folder {}: {error}.", folder.display())),
+    }
+    if let Ok(free) = rustix::fs::statvfs(folder) {
+        let bytes = free.f_bavail.saturating_mul(free.f_frsize);
+        match bytes < DISK_BYTES_MIN {
+            true => report.bad(format!("Only {} are free on the disk of the data folder.", human(bytes))),
+            false => report.good(format!("{} are free on its disk.", human(bytes))),
+        }
+    }
+    match serve::known_signing_key(folder) {
+        Ok(Some(key)) => report.good(format!("The signing key is {}.", key.id())),
+        Ok(None) => report.note("The signing key will be made at the first start."),
+        Err(error) => report.bad(format!("The signing key cannot be used: {error}.")),
+    }
+    if let Err(error) = serve::old_signing_keys(folder) {
+        report.bad(format!("The old signing keys cannot be used: {error}."));
+    }
+}
+
+fn dates(section: &str, certificate: &Certificate, now_ms: u64, report: &mut Report) {
+    let Some((from, until)) = certificate.validity_ms() else {
+        return report.note(format!("The certificate of [{section}] does not say until when it is valid."));
+    };
+    let days = until.saturating_sub(now_ms) / DAY_MS;
+    if now_ms < from {
+        report.bad(format!("The certificate of [{section}] is valid only from {} on.", date(from)));
+    } else if now_ms > until {
+        report.bad(format!("The certificate of [{section}] ended on {}.", date(until)));
+    } else if days < CERTIFICATE_DAYS_MIN {
+        report.bad(format!("The certificate of [{section}] ends in {days} days: its renewal seems to fail."));
+    } else {
+        report.good(format!("The certificate of [{section}] is valid until {}.", date(until)));
+    }
+}
+
+/// A running server must answer on its ports; a stopped one must find them free.
+fn ports(config: &Config, running: bool, report: &mut Report) {
+    let servers = match serves_federation(config) {
+        true => &config.federation.listen[..],
+        false => &[],
+    };
+    for address in config.listen.iter().chain(servers) {
+        if running {
+            match TcpStream::connect_timeout(&from_here(*address), CONNECT) {
+                Ok(_) => report.good(format!("{address} is open.")),
+                Err(error) => {
+                    report.bad(format!("{address} does not answer: {error}. Was the config changed since the start?"))
+                }
+            }
+        } else {
+            match TcpListener::bind(address) {
+                Ok(_) => report.good(format!("{address} is free.")),
+                Err(error) if error.kind() == ErrorKind::AddrInUse => {
+                    report.bad(format!("{address} is in use by another program."));
+                }
+                Err(error) => report.bad(format!("{address} cannot be opened: {error}.")),
+            }
+        }
+    }
+}
+
+fn serves_federation(config: &Config) -> bool {
+    config.federation.enabled && config.federation.tls_certificate.is_some()
+}
+
+/// "All addresses" is no address to connect to.
+fn from_here(address: SocketAddr) -> SocketAddr {
+    let ip = match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::from([127, 0, 0, 1]),
+        IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1]),
+        ip => ip,
+    };
+    SocketAddr::new(ip, address.port())
+}
+
+fn federation(config: &Config, running: bool, report: &mut Report) {
+    let name = &config.server_name;
+    if !config.federation.enabled {
+        return report.note("Federation is switched off (federation.enabled = false).");
+    }
+    if name.as_str() == "localhost" || name.host().ends_with(".localhost") {
+        return report.note(format!(
+            "The server name is {name}: people of this server can chat with each other, but no other server can find it. A name \
+             you own goes into server_name before the first account is made."
+        ));
+    }
+    if config.federation.tls_certificate.is_none() && config.client.tls_certificate.is_none() {
+        report.note(
+            "There is no certificate in the config: other servers reach this one only through a reverse proxy that speaks HTTPS.",
+        );
+    }
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return report.bad(error.to_string()),
+    };
+    match stranger(config) {
+        Ok(remote) => runtime.block_on(reach(config, &remote, running, report)),
+        Err(error) => report.bad(format!("{error}.")),
+    }
+}
+
+/// Another server, as far as this one can tell: it looks for our name as anybody would.
+fn stranger(config: &Config) -> Result<Remote, String> {
+    let name = OwnedServerName::try_from("check.invalid").map_err(|error| error.to_string())?;
+    let mut seed = [0; 32];
+    Random::os().fill(&mut seed);
+    let mut options = RemoteOptions::new(name, Arc::new(sign::Key::from_seed("check", seed)));
+    if let Some(file) = &config.federation.extra_ca_file {
+        options.extra_ca_pem = Some(std::fs::read(file).map_err(|error| format!("{}: {error}", file.display()))?);
+    }
+    let profile = serve::profile(config).map_err(|error| error.to_string())?;
+    Remote::new(options, Clock::real(), Random::os(), &Budget::from_profile(profile), Store::in_memory())
+}
+
+async fn reach(config: &Config, remote: &Remote, running: bool, report: &mut Report) {
+    let name = &config.server_name;
+    match remote.locate(name).await {
+        Ok((host, addresses)) => {
+            let addresses: Vec<_> = addresses.iter().map(ToString::to_string).collect();
+            report.good(format!("Other servers look for {name} at {} as {host}.", addresses.join(", ")));
+        }
+        Err(error) => {
+            return report.bad(format!(
+                "Other servers cannot find {name}: it {error}. It needs an address in the DNS, or a file \
+                 https://{name}/.well-known/matrix/server that says where the server is."
+            ));
+        }
+    }
+    if !running {
+        return report.note("Whether they reach it can be checked while the server runs.");
+    }
+    let options = Options { timeout: Duration::from_secs(20), ..Options::insisting() };
+    let answer = remote.request(name, Method::GET, "/_matrix/key/v2/server", None, options).await;
+    match answer.and_then(|answer| answer.json::<Value>()) {
+        Ok(said) => whose(config, &said, report),
+        Err(error) => report.bad(format!(
+            "This machine does not reach the server as others would: it {error}. Is port 8448, or the one in \
+             /.well-known/matrix/server, forwarded to it, and is the certificate for that name? (Some home routers do not let a \
+             machine reach itself from inside; then try from outside.)"
+        )),
+    }
+}
+
+/// Whether it was this server that answered.
+fn whose(config: &Config, said: &Value, report: &mut Report) {
+    let key = match serve::known_signing_key(&config.data_dir) {
+        Ok(Some(key)) => key,
+        _ => return,
+    };
+    let (name, answered) = (config.server_name.as_str(), said["server_name"].as_str().unwrap_or("nobody"));
+    if answered != name {
+        report.bad(format!("Somebody else answers there: it calls itself {answered}."));
+    } else if said["verify_keys"][key.id()]["key"] != key.public().to_base64() {
+        report.bad("A server of this name answers there, but with another signing key: is it another installation?");
+    } else {
+        report.good("It is reached as other servers would reach it, and it is this one.");
+    }
+}
+
+/// A day for people.
+pub fn date(unix_ms: u64) -> String {
+    // Counted from March of the year 0, so that the leap day is the last of its year.
+    let days = unix_ms / DAY_MS + 719_468;
+    let era = days / 146_097;
+    let day_of_era = days % 146_097;
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month + 2) / 5 + 1;
+    let month = if month < 10 { month + 3 } else { month - 9 };
+    let year = era * 400 + year_of_era + u64::from(month <= 2);
+    format!("{year}-{month:02}-{day:02}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn days_for_people() {
+        assert_eq!(date(0), "1970-01-01");
+        assert_eq!(date(1_709_210_096_000), "2024-02-29");
+        assert_eq!(date(1_735_603_200_000), "2024-12-31");
+    }
+}

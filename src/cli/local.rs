@@ -1,0 +1,126 @@
+//! The way to the server of a data folder.
+//!
+//! A running server is asked through its socket. When none runs, the command is the server for a moment: it opens the same
+//! database, answers on the same socket, and stops when it is done. So there is one way to do each thing.
+
+use std::io::ErrorKind;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::client::conn::http1::{SendRequest, handshake};
+use hyper_util::rt::TokioIo;
+use serde_json::Value;
+use tokio::net::UnixStream;
+use tokio::runtime::Runtime;
+
+use crate::base::{Clock, Random};
+use crate::budget::Budget;
+use crate::config::Config;
+use crate::remote::encode;
+use crate::serve::{self, SOCKET, Server};
+
+/// A page of rows is far smaller.
+const ANSWER_BYTES_MAX: usize = 4 << 20;
+
+pub struct Local {
+    runtime: Runtime,
+    requests: SendRequest<Full<Bytes>>,
+    /// When no other process runs it.
+    server: Option<Server>,
+}
+
+impl Local {
+    /// The running server, or the stopped one.
+    pub fn connect(config: &Config) -> Result<Local, String> {
+        if let Some(local) = Local::running(config)? {
+            return Ok(local);
+        }
+        let runtime = runtime()?;
+        let profile = serve::profile(config).map_err(|error| error.to_string())?;
+        let (server, requests) = runtime.block_on(async {
+            let budget = Budget::from_profile(profile);
+            let built = Server::build(config, Clock::real(), Random::os(), budget).await;
+            let mut server = built.map_err(|error| error.to_string())?;
+            server.open_local().map_err(|error| error.to_string())?;
+            let requests = requests(config).await.map_err(|error| error.to_string())?;
+            Ok::<_, String>((server, requests))
+        })?;
+        Ok(Local { runtime, requests, server: Some(server) })
+    }
+
+    /// The running server, when there is one.
+    pub fn running(config: &Config) -> Result<Option<Local>, String> {
+        let runtime = runtime()?;
+        match runtime.block_on(requests(config)) {
+            Ok(requests) => Ok(Some(Local { runtime, requests, server: None })),
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => Ok(None),
+            Err(error) => {
+                let socket = config.data_dir.join(SOCKET);
+                let hint = match error.kind() {
+                    ErrorKind::PermissionDenied => " (only the user the server runs as, and root, may use it)",
+                    _ => "",
+                };
+                Err(format!("{}: {error}{hint}", socket.display()))
+            }
+        }
+    }
+
+    pub fn get(&mut self, path: &str) -> Result<Value, String> {
+        self.ask("GET", path, Bytes::new())
+    }
+
+    pub fn post(&mut self, path: &str, body: Value) -> Result<Value, String> {
+        self.ask("POST", path, body.to_string().into())
+    }
+
+    /// Every page of a list, in order.
+    pub fn pages(&mut self, path: &str, visit: &mut dyn FnMut(&Value)) -> Result<(), String> {
+        let mut target = path.to_owned();
+        loop {
+            let page = self.get(&target)?;
+            visit(&page);
+            match page["next"].as_str() {
+                Some(next) => target = format!("{path}?after={}", encode(next)),
+                None => return Ok(()),
+            }
+        }
+    }
+
+    /// Takes a server down that was opened for this.
+    pub fn close(self) {
+        if let Some(server) = self.server {
+            drop(self.requests);
+            self.runtime.block_on(server.stop());
+        }
+    }
+
+    fn ask(&mut self, method: &str, path: &str, body: Bytes) -> Result<Value, String> {
+        let request = hyper::Request::builder().method(method).uri(path).header("host", "snug").body(Full::new(body));
+        let request = request.map_err(|error| error.to_string())?;
+        let requests = &mut self.requests;
+        self.runtime.block_on(async {
+            let gone = |error: hyper::Error| format!("the server does not answer: {error}");
+            let answer = requests.send_request(request).await.map_err(gone)?;
+            let status = answer.status();
+            let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX).collect().await;
+            let body = body.map_err(|error| format!("the server's answer: {error}"))?.to_bytes();
+            let value: Value = serde_json::from_slice(&body).unwrap_or_default();
+            match status.is_success() {
+                true => Ok(value),
+                false => Err(value["error"].as_str().map_or(format!("the server answers {status}"), str::to_owned)),
+            }
+        })
+    }
+}
+
+/// One thread is enough for one command.
+fn runtime() -> Result<Runtime, String> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| error.to_string())
+}
+
+async fn requests(config: &Config) -> std::io::Result<SendRequest<Full<Bytes>>> {
+    let stream = UnixStream::connect(config.data_dir.join(SOCKET)).await?;
+    let (requests, connection) = handshake(TokioIo::new(stream)).await.map_err(std::io::Error::other)?;
+    tokio::spawn(connection);
+    Ok(requests)
+}
