@@ -1,6 +1,7 @@
 //! The one integration binary; each module is a family of behaviour.
 
 mod crash;
+mod commands;
 mod hall;
 mod house;
 

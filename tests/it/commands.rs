@@ -1,0 +1,149 @@
+//! The program as people start it: the first minute, the commands beside a running server and a stopped one.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+
+use crate::house::Folder;
+
+/// A running program with a folder of its own.
+struct Running {
+    child: Child,
+    address: String,
+    /// What it printed until it was open.
+    said: String,
+}
+
+fn snug(folder: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_snug"));
+    command.current_dir(folder).stdin(Stdio::null());
+    command
+}
+
+fn start(folder: &Path) -> Running {
+    let mut child = snug(folder)
+        .args(["--listen", "127.0.0.1:0", "--budget", "pi-zero-2w"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let (mut said, mut lines) = (String::new(), BufReader::new(child.stdout.take().unwrap()));
+    // The last line of a first start is the command; of a later one, where it is open.
+    while !said.contains("user add NAME") && !(said.contains("is open at") && folder.join("later").exists()) {
+        assert_ne!(lines.read_line(&mut said).unwrap(), 0, "the server says where it is open: {said}");
+    }
+    let address = said.split("http://localhost:").nth(1).unwrap();
+    let port: String = address.chars().take_while(char::is_ascii_digit).collect();
+    Running { child, address: format!("127.0.0.1:{port}"), said }
+}
+
+impl Running {
+    fn ask(&self, request: &str) -> String {
+        let mut stream = TcpStream::connect(&self.address).unwrap();
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    }
+
+    /// As systemd stops it.
+    fn stop(mut self) {
+        let killed = Command::new("kill").arg(self.child.id().to_string()).status().unwrap();
+        assert!(killed.success());
+        assert!(self.child.wait().unwrap().success());
+    }
+}
+
+fn run(folder: &Path, arguments: &[&str], stdin: &str) -> Output {
+    let mut child = snug(folder)
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(stdin.as_bytes()).unwrap();
+    child.wait_with_output().unwrap()
+}
+
+#[track_caller]
+fn good(folder: &Path, arguments: &[&str], stdin: &str) -> String {
+    let done = run(folder, arguments, stdin);
+    let (said, wrong) = (String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
+    assert!(done.status.success(), "{arguments:?}: {said}{wrong}");
+    said.into_owned()
+}
+
+#[test]
+fn the_first_minute() {
+    let folder = Folder::new();
+    let folder = folder.path();
+    let server = start(folder);
+    assert!(folder.join("snug-data/snug.toml").exists());
+    let answer = server.ask("GET /_matrix/client/versions HTTP/1.0\r\n\r\n");
+    assert!(answer.starts_with("HTTP/1.0 200"), "{answer}");
+
+    // The link in the greeting is a page with a form, whose answer is an account.
+    let link = server.said.split_whitespace().find(|word| word.contains("/_snug/first/")).unwrap();
+    let path = &link[link.find("/_snug").unwrap()..];
+    let page = server.ask(&format!("GET {path} HTTP/1.0\r\n\r\n"));
+    assert!(
+        page.contains("<form method=\"post\">") && !page.contains("http://") && !page.contains("https://"),
+        "{page}"
+    );
+    let post = |path: &str, form: &str| {
+        let kind = "application/x-www-form-urlencoded";
+        let head = format!("POST {path} HTTP/1.0\r\ncontent-type: {kind}\r\ncontent-length: {}\r\n\r\n", form.len());
+        server.ask(&(head + form))
+    };
+    let wrong = post("/_snug/first/AAAA", "name=alice&password=correct+horse&again=correct+horse");
+    assert!(wrong.contains("class=\"wrong\""), "{wrong}");
+    let wrong = post(path, "name=alice&password=correct+horse&again=correct+house");
+    assert!(wrong.contains("not the same"), "{wrong}");
+    let done = post(path, "name=alice&password=correct+horse&again=correct+horse");
+    assert!(done.contains("@alice:localhost"), "{done}");
+    let gone = post(path, "name=eve&password=correct+horse&again=correct+horse");
+    assert!(gone.starts_with("HTTP/1.0 410"), "{gone}");
+
+    // The commands, beside the running server and on the stopped one.
+    let listed = good(folder, &["user", "list"], "");
+    assert!(listed.contains("@alice:localhost") && listed.contains("administrator"), "{listed}");
+    assert!(good(folder, &["user", "add", "bob"], "a good password\n").contains("@bob:localhost was made"));
+    let taken = run(folder, &["user", "add", "bob"], "a good password\n");
+    assert!(!taken.status.success() && String::from_utf8_lossy(&taken.stderr).contains("taken"));
+    assert!(good(folder, &["budget"], "").contains("resident at most"));
+    good(folder, &["rooms"], "");
+    server.stop();
+    assert!(good(folder, &["user", "add", "carol"], "\n").contains("The password is "));
+    good(folder, &["user", "admin", "carol"], "");
+    good(folder, &["user", "password", "carol"], "another password\n");
+    good(folder, &["user", "deactivate", "@bob:localhost"], "");
+    let listed = good(folder, &["user", "list"], "");
+    let of = |name: &str| listed.lines().find(|line| line.starts_with(name)).unwrap().to_owned();
+    assert!(of("@carol:").contains("administrator") && of("@bob:").contains("deactivated"), "{listed}");
+    assert!(good(folder, &["budget", "--budget", "pi-zero-2w"], "").contains("48.00 MiB"));
+
+    // A second start greets without a link, since there is an account.
+    std::fs::write(folder.join("later"), "").unwrap();
+    let server = start(folder);
+    assert!(!server.said.contains("/_snug/first/"), "{}", server.said);
+    server.stop();
+}
+
+#[test]
+fn what_is_wrong_is_said() {
+    let folder = Folder::new();
+    let folder = folder.path();
+    std::fs::write(folder.join("wrong.toml"), "server_name = \"localhost\"\nregistratoin = \"open\"\n").unwrap();
+    let done = run(folder, &["serve", "--config", "wrong.toml"], "");
+    let said = String::from_utf8_lossy(&done.stderr).into_owned();
+    assert_eq!(done.status.code(), Some(1));
+    assert_eq!(said, "snug: wrong.toml:2: registratoin: there is no such setting; the nearest is registration\n");
+    let done = run(folder, &["check", "--config", "wrong.toml"], "");
+    assert_eq!(done.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&done.stdout).contains("One thing is wrong"));
+    let done = run(folder, &["serve", "--budget", "enormous"], "");
+    assert!(String::from_utf8_lossy(&done.stderr).contains("known are pi-zero-2w"));
+    assert!(good(folder, &["sample-config"], "").contains("# server_name = "));
+}
