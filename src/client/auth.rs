@@ -1,7 +1,9 @@
 //! Who asks.
 
-use crate::http::{Answer, Request};
-use crate::user;
+use serde_json::Value;
+
+use crate::http::{Answer, Limit, Request, Response, StatusCode};
+use crate::user::{self, Demand, Progress};
 
 pub use crate::user::Requester;
 
@@ -22,6 +24,25 @@ pub async fn own(client: &Client, request: &Request) -> Result<Requester, Answer
         return Err(Answer::forbidden("This belongs to another user"));
     }
     Ok(requester)
+}
+
+/// Has somebody prove who they are: nothing when it is done, else what to answer.
+pub async fn prove(
+    client: &Client,
+    request: &Request,
+    demand: Demand<'_>,
+    auth: Option<&Value>,
+) -> Result<Option<Response>, Error> {
+    // A password may be tried here as well as at login, and no more often.
+    if let Some(user) = demand.user
+        && auth.is_some()
+    {
+        request.limit_for(Limit::Login, user.as_str())?;
+    }
+    match client.users.prove(demand, auth).await? {
+        Progress::Done => Ok(None),
+        Progress::Ask(what) => Ok(Some(Response::json_with(StatusCode::UNAUTHORIZED, &what))),
+    }
 }
 
 /// The requester when there is a token, nobody when there is none.

@@ -13,9 +13,16 @@ use crate::room::Rooms;
 use crate::user::Users;
 
 mod about;
+mod account;
+mod account_data;
 mod auth;
+mod device;
 mod error;
 mod history;
+mod keys;
+mod profile;
+mod push_rules;
+mod register;
 mod session;
 mod state;
 mod sync;

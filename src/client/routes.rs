@@ -2,14 +2,23 @@
 
 use std::sync::Arc;
 
-use super::{Client, about, history, session, state, sync};
+use super::{
+    Client, about, account, account_data, device, history, keys, profile, push_rules, register, session, state, sync,
+};
 use crate::http::{Method, Router};
+
+/// Where apps look for single profile fields; the last is from before they were in a release.
+const FIELDS: [&str; 3] = ["/_matrix/client/r0", "/_matrix/client/v3", "/_matrix/client/unstable/uk.tcpip.msc4133"];
+/// Where apps look for cross-signing.
+const CROSS_SIGNING: [&str; 3] = ["/_matrix/client/r0", "/_matrix/client/v3", "/_matrix/client/unstable"];
 
 /// Registers the whole surface.
 pub fn routes(router: &mut Router, client: &Arc<Client>) {
     abouts(router, client);
     accounts(router, client);
     reading(router, client);
+    end_to_end(router, client);
+    personal(router, client);
 }
 
 /// What this server is and can do.
@@ -22,7 +31,7 @@ fn abouts(router: &mut Router, client: &Arc<Client>) {
         .r0_v3(Method::GET, "/voip/turnServer", about::turn_server);
 }
 
-/// Accounts and sessions.
+/// Accounts, sessions, devices, profiles.
 fn accounts(router: &mut Router, client: &Arc<Client>) {
     router
         .surface(client)
@@ -30,7 +39,62 @@ fn accounts(router: &mut Router, client: &Arc<Client>) {
         .r0_v3(Method::POST, "/login", session::login)
         .r0_v3(Method::POST, "/logout", session::logout)
         .r0_v3(Method::POST, "/logout/all", session::logout_all)
-        .r0_v3(Method::GET, "/account/whoami", session::whoami);
+        .r0_v3(Method::GET, "/account/whoami", session::whoami)
+        .r0_v3(Method::POST, "/register", register::register)
+        .r0_v3(Method::GET, "/register/available", register::available)
+        .get("/_matrix/client/v1/register/m.login.registration_token/validity", register::token_validity)
+        .r0_v3(Method::POST, "/account/password", account::password)
+        .r0_v3(Method::POST, "/account/deactivate", account::deactivate)
+        .r0_v3(Method::GET, "/account/3pid", account::threepids)
+        .r0_v3(Method::GET, "/devices", device::list)
+        .r0_v3(Method::GET, "/devices/{device_id}", device::get)
+        .r0_v3(Method::PUT, "/devices/{device_id}", device::put)
+        .r0_v3(Method::DELETE, "/devices/{device_id}", device::delete)
+        .r0_v3(Method::POST, "/delete_devices", device::delete_many)
+        .r0_v3(Method::GET, "/profile/{user_id}", profile::get)
+        .under(&FIELDS, Method::GET, "/profile/{user_id}/{field}", profile::get_field)
+        .under(&FIELDS, Method::PUT, "/profile/{user_id}/{field}", profile::put_field)
+        .under(&FIELDS, Method::DELETE, "/profile/{user_id}/{field}", profile::delete_field)
+        .r0_v3(Method::POST, "/user_directory/search", profile::search);
+}
+
+/// End-to-end keys and messages to devices.
+fn end_to_end(router: &mut Router, client: &Arc<Client>) {
+    router
+        .surface(client)
+        .r0_v3(Method::POST, "/keys/upload", keys::upload)
+        .r0_v3(Method::POST, "/keys/upload/{device_id}", keys::upload)
+        .r0_v3(Method::POST, "/keys/query", keys::query)
+        .r0_v3(Method::POST, "/keys/claim", keys::claim)
+        .r0_v3(Method::GET, "/keys/changes", keys::changes)
+        .under(&CROSS_SIGNING, Method::POST, "/keys/device_signing/upload", keys::device_signing)
+        .under(&CROSS_SIGNING, Method::POST, "/keys/signatures/upload", keys::signatures)
+        .r0_v3(Method::PUT, "/sendToDevice/{event_type}/{txn_id}", keys::send_to_device);
+}
+
+/// Account data, tags, filters, push rules.
+fn personal(router: &mut Router, client: &Arc<Client>) {
+    router
+        .surface(client)
+        .r0_v3(Method::GET, "/user/{user_id}/account_data/{kind}", account_data::get)
+        .r0_v3(Method::PUT, "/user/{user_id}/account_data/{kind}", account_data::put)
+        .r0_v3(Method::GET, "/user/{user_id}/rooms/{room_id}/account_data/{kind}", account_data::get)
+        .r0_v3(Method::PUT, "/user/{user_id}/rooms/{room_id}/account_data/{kind}", account_data::put)
+        .r0_v3(Method::GET, "/user/{user_id}/rooms/{room_id}/tags", account_data::tags)
+        .r0_v3(Method::PUT, "/user/{user_id}/rooms/{room_id}/tags/{tag}", account_data::put_tag)
+        .r0_v3(Method::DELETE, "/user/{user_id}/rooms/{room_id}/tags/{tag}", account_data::delete_tag)
+        .r0_v3(Method::POST, "/user/{user_id}/filter", account_data::post_filter)
+        .r0_v3(Method::GET, "/user/{user_id}/filter/{filter_id}", account_data::get_filter)
+        .r0_v3(Method::GET, "/pushrules/", push_rules::all)
+        .r0_v3(Method::GET, "/pushrules/global/", push_rules::global)
+        .r0_v3(Method::GET, "/pushrules/global/{kind}/{rule_id}", push_rules::get)
+        .r0_v3(Method::PUT, "/pushrules/global/{kind}/{rule_id}", push_rules::put)
+        .r0_v3(Method::DELETE, "/pushrules/global/{kind}/{rule_id}", push_rules::delete)
+        .r0_v3(Method::GET, "/pushrules/global/{kind}/{rule_id}/enabled", push_rules::get_enabled)
+        .r0_v3(Method::PUT, "/pushrules/global/{kind}/{rule_id}/enabled", push_rules::put_enabled)
+        .r0_v3(Method::GET, "/pushrules/global/{kind}/{rule_id}/actions", push_rules::get_actions)
+        .r0_v3(Method::PUT, "/pushrules/global/{kind}/{rule_id}/actions", push_rules::put_actions)
+        .r0_v3(Method::GET, "/pushers", push_rules::pushers);
 }
 
 /// What is new, and what was.

@@ -1,1 +1,9 @@
-//! (being built)
+//! Procedures that span users and rooms.
+
+mod deactivate;
+mod register;
+mod rename;
+
+pub use deactivate::deactivate;
+pub use register::{Registered, register};
+pub use rename::rename;

@@ -5,17 +5,40 @@
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 
-use ruma::{OwnedServerName, ServerName, UserId};
+use ruma::{OwnedRoomId, OwnedServerName, ServerName, UserId};
 use serde_json::{Value, json};
 
-use super::Error;
+use super::{Error, Users, account};
 use crate::store::tables::event::Membership;
 use crate::store::tables::outbox::{self, Outbound};
-use crate::store::tables::{device, key, member, user};
+use crate::store::tables::{device, key, member, room, user};
 use crate::store::{Change, Get, Position, RoomNum, UserNum, Write};
 
 /// Names of servers collected for one unit; beyond that it goes to whole rooms instead. About 40 KiB.
 const SERVERS_MAX: usize = 1000;
+
+impl Users {
+    /// The rooms a local user is in, is asked into, or asks to be let into. Bounded by the rooms of one user.
+    pub async fn rooms_to_leave(&self, user_id: &UserId) -> Result<Vec<OwnedRoomId>, Error> {
+        let user_id = user_id.to_owned();
+        self.read(move |get| {
+            let num = account::local(get, &user_id)?;
+            let mut rooms = Vec::new();
+            member::list_mine(get, num, None, &mut |room, mine| {
+                if !matches!(mine.membership, Membership::Leave | Membership::Ban) {
+                    rooms.push(room);
+                }
+                Ok(ControlFlow::Continue(()))
+            })?;
+            let mut ids = Vec::new();
+            for room in rooms {
+                ids.extend(OwnedRoomId::try_from(room::get_of(get, room)?.id).ok());
+            }
+            Ok(ids)
+        })
+        .await
+    }
+}
 
 /// The rooms a local user is joined to. Bounded by what one user joins; four bytes each.
 pub(super) fn rooms(get: &impl Get, user: UserNum) -> Result<Vec<RoomNum>, Error> {

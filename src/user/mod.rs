@@ -5,13 +5,14 @@
 //!
 //! Reading order: `account.rs` (and `password.rs`), `session.rs`, `device.rs`, `uia.rs`; then what hangs on them:
 //! `profile.rs`, `account_data.rs`, `filter.rs`, `push_rules.rs`, `keys.rs`, `to_device.rs`; `circle.rs` says who shares
-//! rooms with whom.
+//! rooms with whom, `directory.rs` finds people.
 
 mod account;
 mod account_data;
 mod circle;
 mod cross;
 mod device;
+mod directory;
 mod filter;
 mod keys;
 mod password;

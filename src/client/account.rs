@@ -1,0 +1,65 @@
+//! One's own account: POST account/password, POST account/deactivate, GET account/3pid.
+
+use std::sync::Arc;
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::{Client, Error, auth};
+use crate::flow;
+use crate::http::{Request, Response};
+use crate::user::{Demand, Stage};
+
+#[derive(Deserialize)]
+struct PasswordBody {
+    new_password: String,
+    #[serde(default = "yes")]
+    logout_devices: bool,
+    #[serde(default)]
+    auth: Option<Value>,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// POST /_matrix/client/v3/account/password
+pub async fn password(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
+    let requester = auth::requester(&client, &request).await?;
+    let body: PasswordBody = request.json().await?;
+    let demand =
+        Demand { operation: "password", user: Some(&requester.user_id), stages: &[Stage::Password], tokens: &[] };
+    if let Some(asked) = auth::prove(&client, &request, demand, body.auth.as_ref()).await? {
+        return Ok(asked);
+    }
+    client.users.set_password(&requester.user_id, &body.new_password).await?;
+    if body.logout_devices {
+        client.users.logout_all(&requester.user_id, Some(&requester.device_id)).await?;
+    }
+    Ok(Response::ok())
+}
+
+#[derive(Deserialize)]
+struct DeactivateBody {
+    #[serde(default)]
+    auth: Option<Value>,
+}
+
+/// POST /_matrix/client/v3/account/deactivate
+pub async fn deactivate(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
+    let requester = auth::requester(&client, &request).await?;
+    let body: DeactivateBody = request.json_or_empty().await?;
+    let demand =
+        Demand { operation: "deactivate", user: Some(&requester.user_id), stages: &[Stage::Password], tokens: &[] };
+    if let Some(asked) = auth::prove(&client, &request, demand, body.auth.as_ref()).await? {
+        return Ok(asked);
+    }
+    flow::deactivate(&client.users, &client.rooms, &requester.user_id).await?;
+    Ok(Response::json(&json!({ "id_server_unbind_result": "success" })))
+}
+
+/// GET /_matrix/client/v3/account/3pid: this server knows no addresses of people elsewhere.
+pub async fn threepids(client: Arc<Client>, request: Request) -> Result<Response, Error> {
+    auth::requester(&client, &request).await?;
+    Ok(Response::json(&json!({ "threepids": [] })))
+}

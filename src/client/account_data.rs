@@ -1,0 +1,81 @@
+//! What apps keep here: GET and PUT account_data (global and by room), room tags, filters.
+
+use std::sync::Arc;
+
+use ruma::OwnedRoomId;
+use serde_json::value::RawValue;
+use serde_json::{Map, Value, json};
+
+use super::{Client, Error, auth};
+use crate::http::{Answer, Request, Response, StatusCode};
+
+/// Types that have endpoints of their own.
+const MANAGED: [&str; 2] = ["m.fully_read", "m.push_rules"];
+
+/// GET /_matrix/client/v3/user/{user_id}/account_data/{kind}, and the same of a room.
+pub async fn get(client: Arc<Client>, request: Request) -> Result<Response, Error> {
+    let requester = auth::own(&client, &request).await?;
+    let room = room(&request)?;
+    let json = client.users.account_data(requester.user_num, room.as_deref(), request.param("kind")).await?;
+    Ok(Response::json_bytes(StatusCode::OK, json))
+}
+
+/// PUT /_matrix/client/v3/user/{user_id}/account_data/{kind}, and the same of a room.
+pub async fn put(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
+    let requester = auth::own(&client, &request).await?;
+    let room = room(&request)?;
+    if MANAGED.contains(&request.param("kind")) {
+        let message = "This type has endpoints of its own";
+        return Err(Answer::new(StatusCode::METHOD_NOT_ALLOWED, "M_BAD_JSON", message).into());
+    }
+    let content: Box<RawValue> = request.json().await?;
+    client.users.set_account_data(requester.user_num, room.as_deref(), request.param("kind"), content).await?;
+    Ok(Response::ok())
+}
+
+/// The room, for the templates that have one.
+fn room(request: &Request) -> Result<Option<OwnedRoomId>, Answer> {
+    match request.param_maybe("room_id") {
+        Some(_) => request.param_as("room_id").map(Some),
+        None => Ok(None),
+    }
+}
+
+/// GET /_matrix/client/v3/user/{user_id}/rooms/{room_id}/tags
+pub async fn tags(client: Arc<Client>, request: Request) -> Result<Response, Error> {
+    let requester = auth::own(&client, &request).await?;
+    let room: OwnedRoomId = request.param_as("room_id")?;
+    Ok(Response::json(&client.users.tags(requester.user_num, &room).await?))
+}
+
+/// PUT /_matrix/client/v3/user/{user_id}/rooms/{room_id}/tags/{tag}
+pub async fn put_tag(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
+    let requester = auth::own(&client, &request).await?;
+    let room: OwnedRoomId = request.param_as("room_id")?;
+    let content: Map<String, Value> = request.json_or_empty().await?;
+    client.users.set_tag(requester.user_num, &room, request.param("tag"), Some(content)).await?;
+    Ok(Response::ok())
+}
+
+/// DELETE /_matrix/client/v3/user/{user_id}/rooms/{room_id}/tags/{tag}
+pub async fn delete_tag(client: Arc<Client>, request: Request) -> Result<Response, Error> {
+    let requester = auth::own(&client, &request).await?;
+    let room: OwnedRoomId = request.param_as("room_id")?;
+    client.users.set_tag(requester.user_num, &room, request.param("tag"), None).await?;
+    Ok(Response::ok())
+}
+
+/// POST /_matrix/client/v3/user/{user_id}/filter
+pub async fn post_filter(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
+    let requester = auth::own(&client, &request).await?;
+    let content: Box<RawValue> = request.json().await?;
+    let number = client.users.add_filter(requester.user_num, &content).await?;
+    Ok(Response::json(&json!({ "filter_id": number.to_string() })))
+}
+
+/// GET /_matrix/client/v3/user/{user_id}/filter/{filter_id}
+pub async fn get_filter(client: Arc<Client>, request: Request) -> Result<Response, Error> {
+    let requester = auth::own(&client, &request).await?;
+    let json = client.users.filter(requester.user_num, request.param("filter_id")).await?;
+    Ok(Response::json_bytes(StatusCode::OK, json))
+}

@@ -1,0 +1,82 @@
+//! Devices: GET devices, GET, PUT and DELETE devices/{id}, POST delete_devices.
+
+use std::sync::Arc;
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::{Client, Error, Requester, auth};
+use crate::http::{Request, Response};
+use crate::user::{Demand, Stage};
+
+/// GET /_matrix/client/v3/devices
+pub async fn list(client: Arc<Client>, request: Request) -> Result<Response, Error> {
+    let requester = auth::requester(&client, &request).await?;
+    let devices = client.users.devices(requester.user_num).await?;
+    Ok(Response::json(&json!({ "devices": devices })))
+}
+
+/// GET /_matrix/client/v3/devices/{device_id}
+pub async fn get(client: Arc<Client>, request: Request) -> Result<Response, Error> {
+    let requester = auth::requester(&client, &request).await?;
+    Ok(Response::json(&client.users.device(requester.user_num, request.param("device_id")).await?))
+}
+
+#[derive(Deserialize)]
+struct NameBody {
+    #[serde(default)]
+    display_name: Option<String>,
+}
+
+/// PUT /_matrix/client/v3/devices/{device_id}
+pub async fn put(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
+    let requester = auth::requester(&client, &request).await?;
+    let body: NameBody = request.json().await?;
+    let device_id = request.param("device_id");
+    match body.display_name {
+        Some(name) => {
+            client.users.name_device(requester.user_num, &requester.user_id, device_id, Some(name)).await?;
+        }
+        // Nothing to change, but the device must be there.
+        None => drop(client.users.device(requester.user_num, device_id).await?),
+    }
+    Ok(Response::ok())
+}
+
+#[derive(Deserialize)]
+struct DeleteBody {
+    #[serde(default)]
+    devices: Vec<String>,
+    #[serde(default)]
+    auth: Option<Value>,
+}
+
+/// DELETE /_matrix/client/v3/devices/{device_id}
+pub async fn delete(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
+    let requester = auth::requester(&client, &request).await?;
+    let mut body: DeleteBody = request.json_or_empty().await?;
+    body.devices = vec![request.param("device_id").to_owned()];
+    remove(&client, &request, &requester, body).await
+}
+
+/// POST /_matrix/client/v3/delete_devices
+pub async fn delete_many(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
+    let requester = auth::requester(&client, &request).await?;
+    let body: DeleteBody = request.json().await?;
+    remove(&client, &request, &requester, body).await
+}
+
+async fn remove(
+    client: &Client,
+    request: &Request,
+    requester: &Requester,
+    body: DeleteBody,
+) -> Result<Response, Error> {
+    let demand =
+        Demand { operation: "delete_devices", user: Some(&requester.user_id), stages: &[Stage::Password], tokens: &[] };
+    if let Some(asked) = auth::prove(client, request, demand, body.auth.as_ref()).await? {
+        return Ok(asked);
+    }
+    client.users.remove_devices(requester.user_num, &requester.user_id, body.devices).await?;
+    Ok(Response::ok())
+}

@@ -1,0 +1,132 @@
+//! End-to-end keys: POST keys/upload, keys/query, keys/claim, GET keys/changes, POST keys/device_signing/upload,
+//! POST keys/signatures/upload; and PUT sendToDevice.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ruma::OwnedUserId;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::{Client, Error, auth};
+use crate::base::blocking;
+use crate::http::{Answer, Limit, Request, Response, StatusCode};
+use crate::user::{Claims, CrossKeys, CrossUpload, Demand, KeyUpload, Messages, Position, Stage, Viewer};
+
+/// Users in one answer of keys/changes, about 40 bytes each.
+const CHANGED_MAX: usize = 5_000;
+
+/// POST /_matrix/client/v3/keys/upload
+pub async fn upload(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
+    let requester = auth::requester(&client, &request).await?;
+    let body: KeyUpload = request.json_or_empty().await?;
+    let counts = client.users.upload_keys(&requester, body).await?;
+    Ok(Response::json(&json!({ "one_time_key_counts": counts })))
+}
+
+#[derive(Deserialize)]
+struct QueryBody {
+    device_keys: BTreeMap<OwnedUserId, Vec<String>>,
+    /// Milliseconds to wait for other servers.
+    #[serde(default)]
+    timeout: Option<u64>,
+}
+
+/// POST /_matrix/client/v3/keys/query
+pub async fn query(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
+    let requester = auth::requester(&client, &request).await?;
+    let body: QueryBody = request.json().await?;
+    if body.device_keys.keys().any(|user| user.server_name() != client.users.server()) {
+        request.limit_for(Limit::Ask, requester.user_id.as_str())?;
+    }
+    let (viewer, timeout) = (Viewer::Local(requester.user_num), body.timeout.map(Duration::from_millis));
+    let (json, grant) = client.users.keys_query(viewer, body.device_keys, timeout).await?.into_json();
+    Ok(Response::charged(StatusCode::OK, "application/json", json, grant))
+}
+
+#[derive(Deserialize)]
+struct ClaimBody {
+    one_time_keys: Claims,
+    #[serde(default)]
+    timeout: Option<u64>,
+}
+
+/// POST /_matrix/client/v3/keys/claim
+pub async fn claim(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
+    let requester = auth::requester(&client, &request).await?;
+    let body: ClaimBody = request.json().await?;
+    if body.one_time_keys.keys().any(|user| user.server_name() != client.users.server()) {
+        request.limit_for(Limit::Ask, requester.user_id.as_str())?;
+    }
+    let (viewer, timeout) = (Viewer::Local(requester.user_num), body.timeout.map(Duration::from_millis));
+    Ok(Response::json(&client.users.keys_claim(viewer, body.one_time_keys, timeout).await?))
+}
+
+/// GET /_matrix/client/v3/keys/changes
+pub async fn changes(client: Arc<Client>, request: Request) -> Result<Response, Error> {
+    let requester = auth::requester(&client, &request).await?;
+    let place = |name: &str| {
+        let token = request.query(name).ok_or_else(|| Answer::missing_param(name))?;
+        position(&token).ok_or_else(|| Answer::invalid_param(format!("The query has no valid {name}")))
+    };
+    let (from, to) = (place("from")?, place("to")?);
+    let users = client.users.clone();
+    let page = blocking(move || users.device_changes(requester.user_num, from, to, CHANGED_MAX)).await?;
+    Ok(Response::json(&json!({ "changed": page.users, "left": [] })))
+}
+
+/// The position in a sync token.
+fn position(token: &str) -> Option<Position> {
+    let digits = token.strip_prefix('s')?;
+    digits[..digits.find('_').unwrap_or(digits.len())].parse().ok().map(Position)
+}
+
+#[derive(Deserialize)]
+struct SigningBody {
+    #[serde(flatten)]
+    keys: CrossKeys,
+    #[serde(default)]
+    auth: Option<Value>,
+}
+
+/// POST /_matrix/client/v3/keys/device_signing/upload: only who replaces keys has to prove it.
+pub async fn device_signing(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
+    let requester = auth::requester(&client, &request).await?;
+    let body: SigningBody = request.json().await?;
+    match client.users.would_upload(&requester, &body.keys).await? {
+        CrossUpload::Same => return Ok(Response::ok()),
+        CrossUpload::First => {}
+        CrossUpload::Replaces => {
+            let operation = "device_signing";
+            let demand = Demand { operation, user: Some(&requester.user_id), stages: &[Stage::Password], tokens: &[] };
+            if let Some(asked) = auth::prove(&client, &request, demand, body.auth.as_ref()).await? {
+                return Ok(asked);
+            }
+        }
+    }
+    client.users.upload_cross_keys(&requester, body.keys).await?;
+    Ok(Response::ok())
+}
+
+/// POST /_matrix/client/v3/keys/signatures/upload
+pub async fn signatures(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
+    let requester = auth::requester(&client, &request).await?;
+    let body: BTreeMap<OwnedUserId, BTreeMap<String, Value>> = request.json().await?;
+    let failures = client.users.upload_signatures(&requester, body).await?;
+    Ok(Response::json(&json!({ "failures": failures })))
+}
+
+#[derive(Deserialize)]
+struct ToDeviceBody {
+    messages: Messages,
+}
+
+/// PUT /_matrix/client/v3/sendToDevice/{event_type}/{txn_id}
+pub async fn send_to_device(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
+    let requester = auth::requester(&client, &request).await?;
+    let body: ToDeviceBody = request.json().await?;
+    let (kind, txn) = (request.param("event_type"), request.param("txn_id"));
+    client.users.send_to_device(&requester, kind, txn, body.messages).await?;
+    Ok(Response::ok())
+}

@@ -1,0 +1,74 @@
+//! Profiles: GET profile/{user}, GET, PUT and DELETE of one field; POST user_directory/search.
+
+use std::sync::Arc;
+
+use ruma::OwnedUserId;
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use super::{Client, Error, auth};
+use crate::flow;
+use crate::http::{Answer, Limit, Request, Response};
+
+/// Results of one search.
+const FOUND_MAX: usize = 50;
+
+/// GET /_matrix/client/v3/profile/{user_id}
+pub async fn get(client: Arc<Client>, request: Request) -> Result<Response, Error> {
+    let (_, profile) = profile(&client, &request).await?;
+    Ok(Response::json(&profile))
+}
+
+/// GET /_matrix/client/v3/profile/{user_id}/{field}
+pub async fn get_field(client: Arc<Client>, request: Request) -> Result<Response, Error> {
+    let (_, mut profile) = profile(&client, &request).await?;
+    let field = request.param("field");
+    match profile.remove(field) {
+        Some(value) => Ok(Response::json(&json!({ field: value }))),
+        // Apps older than other fields take an absent name for a user without one, and 404 for no user.
+        None if matches!(field, "displayname" | "avatar_url") => Ok(Response::ok()),
+        None => Err(Answer::not_found("The profile has no such field").into()),
+    }
+}
+
+async fn profile(client: &Client, request: &Request) -> Result<(OwnedUserId, Map<String, Value>), Error> {
+    let user_id: OwnedUserId = request.param_as("user_id")?;
+    if user_id.server_name() != client.users.server() {
+        request.limit(Limit::Ask)?;
+    }
+    let profile = client.users.profile(&user_id).await?;
+    Ok((user_id, profile))
+}
+
+/// PUT /_matrix/client/v3/profile/{user_id}/{field}
+pub async fn put_field(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
+    let requester = auth::own(&client, &request).await?;
+    let mut body: Map<String, Value> = request.json().await?;
+    let field = request.param("field");
+    let value = body.remove(field).ok_or_else(|| Answer::missing_param(field))?;
+    flow::rename(&client.users, &client.rooms, &requester.user_id, field, Some(value)).await?;
+    Ok(Response::ok())
+}
+
+/// DELETE /_matrix/client/v3/profile/{user_id}/{field}
+pub async fn delete_field(client: Arc<Client>, request: Request) -> Result<Response, Error> {
+    let requester = auth::own(&client, &request).await?;
+    flow::rename(&client.users, &client.rooms, &requester.user_id, request.param("field"), None).await?;
+    Ok(Response::ok())
+}
+
+#[derive(Deserialize)]
+struct SearchBody {
+    search_term: String,
+    #[serde(default)]
+    limit: Option<usize>,
+}
+
+/// POST /_matrix/client/v3/user_directory/search
+pub async fn search(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
+    let requester = auth::requester(&client, &request).await?;
+    let body: SearchBody = request.json().await?;
+    let most = body.limit.unwrap_or(10).clamp(1, FOUND_MAX);
+    let (results, limited) = client.users.search(requester.user_num, &body.search_term, most).await?;
+    Ok(Response::json(&json!({ "results": results, "limited": limited })))
+}

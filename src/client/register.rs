@@ -1,0 +1,92 @@
+//! New accounts: POST register, GET register/available, GET register/m.login.registration_token/validity.
+
+use std::sync::Arc;
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::{Client, Error, Registration, auth, session};
+use crate::flow;
+use crate::http::{Answer, Limit, Request, Response, StatusCode};
+use crate::user::{Demand, Login, New, Stage};
+
+/// Names the server makes up for who asks for none.
+const MADE_UP_CHARS: usize = 12;
+
+#[derive(Deserialize)]
+struct Body {
+    #[serde(default)]
+    username: Option<String>,
+    #[serde(default)]
+    password: Option<String>,
+    #[serde(default)]
+    device_id: Option<String>,
+    #[serde(default)]
+    initial_device_display_name: Option<String>,
+    #[serde(default)]
+    inhibit_login: bool,
+    #[serde(default)]
+    auth: Option<Value>,
+}
+
+/// POST /_matrix/client/v3/register
+pub async fn register(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
+    if request.query("kind").is_some_and(|kind| kind != "user") {
+        let message = "This server has no guests";
+        return Err(Answer::new(StatusCode::FORBIDDEN, "M_GUEST_ACCESS_FORBIDDEN", message).into());
+    }
+    let (stages, tokens) = stages(&client.options.registration)?;
+    let body: Body = request.json_or_empty().await?;
+    if let Some(username) = &body.username {
+        client.users.is_free(username).await?;
+    }
+    if body.auth.is_some() {
+        request.limit(Limit::Register)?;
+    }
+    let demand = Demand { operation: "register", user: None, stages, tokens };
+    if let Some(asked) = auth::prove(&client, &request, demand, body.auth.as_ref()).await? {
+        return Ok(asked);
+    }
+    let password = body.password.ok_or_else(|| Answer::missing_param("password"))?;
+    let localpart = body.username.unwrap_or_else(|| client.random.token(MADE_UP_CHARS).to_lowercase());
+    let new = New { localpart, password: Some(password), admin: false };
+    let login = (!body.inhibit_login).then(|| Login {
+        device_id: body.device_id,
+        display_name: body.initial_device_display_name,
+        ip: Some(request.peer().ip),
+    });
+    let registered = flow::register(&client.users, new, login).await?;
+    Ok(Response::json(&match registered.session {
+        Some(session) => session::answer(&client, &session),
+        None => json!({ "user_id": registered.user_id, "home_server": client.users.server() }),
+    }))
+}
+
+/// What a new account takes.
+fn stages(registration: &Registration) -> Result<(&'static [Stage], &[String]), Answer> {
+    match registration {
+        Registration::Open => Ok((&[Stage::Dummy], &[])),
+        Registration::Token(tokens) => Ok((&[Stage::RegistrationToken], tokens)),
+        Registration::Closed => Err(Answer::forbidden("Accounts on this server are made by its owner")),
+    }
+}
+
+/// GET /_matrix/client/v3/register/available
+pub async fn available(client: Arc<Client>, request: Request) -> Result<Response, Error> {
+    request.limit(Limit::Register)?;
+    stages(&client.options.registration)?;
+    let username = request.query("username").ok_or_else(|| Answer::missing_param("username"))?;
+    client.users.is_free(&username).await?;
+    Ok(Response::json(&json!({ "available": true })))
+}
+
+/// GET /_matrix/client/v1/register/m.login.registration_token/validity
+pub async fn token_validity(client: Arc<Client>, request: Request) -> Result<Response, Error> {
+    request.limit(Limit::Register)?;
+    let token = request.query("token").ok_or_else(|| Answer::missing_param("token"))?;
+    let valid = match &client.options.registration {
+        Registration::Token(tokens) => tokens.contains(&token),
+        _ => false,
+    };
+    Ok(Response::json(&json!({ "valid": valid })))
+}
