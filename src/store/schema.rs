@@ -22,6 +22,7 @@ pub const META: Table = table("meta", "store", "name → value: format, hash_key
 // ---- room: state trees and the numbers of state keys (tables/snapshot.rs)
 pub const STATE_NODE: Table = table("state_node", "room", "u32 → node of a state tree (tables/snapshot.rs)");
 pub const STATE_NAME: Table = table("state_name", "room", "keyed hash64(node) → u32 in state_node");
+pub const STATE_SWEEP: Table = table("state_sweep", "room", "of a sweep of state_node: its limit; u32 → used again");
 pub const STATE_KEY: Table = table("state_key", "room", "keyed hash128(type, state key) → StateKeyNum");
 
 // ---- user: accounts, devices, keys, what a person keeps here (tables/{user,device,key,to_device,account_data,filter}.rs)
@@ -116,6 +117,7 @@ pub const TABLES: &[&Table] = &[
     &META,
     &STATE_NODE,
     &STATE_NAME,
+    &STATE_SWEEP,
     &STATE_KEY,
     &USER_ID,
     &USER_NUM,

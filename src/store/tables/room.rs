@@ -122,6 +122,11 @@ impl Room {
     }
 }
 
+/// The state a packed row names.
+pub(super) fn state_of_row(row: &[u8]) -> Option<Option<Root>> {
+    Room::decode(row).map(|room| room.state)
+}
+
 /// The number of a room id, when it has one.
 pub fn num(get: &impl Get, room_id: &str) -> Result<Option<RoomNum>> {
     let hash = get.hash128(&[room_id.as_bytes()]);

@@ -12,6 +12,8 @@
 //!
 //! Every step down lowers the digit, which bounds all recursion here by eight.
 
+pub mod sweep;
+
 use std::ops::ControlFlow;
 use std::rc::Rc;
 
@@ -451,6 +453,7 @@ impl Nodes<'_, '_> {
             self.w.with(&STATE_NODE, &num.to_be_bytes(), &mut |stored| same = stored == node)?;
             // With 2^32 nodes two may share a name; the later one then takes it over.
             if same {
+                sweep::note_use(self.w, num)?;
                 return Ok(num);
             }
         }

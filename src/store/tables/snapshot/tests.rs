@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 
 use super::*;
 use crate::base::Random;
-use crate::store::{Read, Store, Table};
+use crate::budget::Budget;
+use crate::store::schema::STATE_LOG;
+use crate::store::tables::timeline;
+use crate::store::{Position, Read, RoomNum, Store, Table};
 
 type Model = BTreeMap<u32, u32>;
 
@@ -207,4 +210,114 @@ fn a_node_that_is_wrong_is_corrupt_and_never_a_circle() {
     assert_eq!(super::get(&read, Root(7), StateKeyNum(0)), corrupt);
     assert!(matches!(page(&read, Root(7), None, 10, &mut Vec::new()), Err(Error::Corrupt { .. })));
     assert!(matches!(super::get(&read, Root(8), StateKeyNum(0)), Err(Error::Corrupt { .. })));
+}
+
+/// The nodes that are stored.
+fn nodes(read: &Read) -> usize {
+    let (mut nodes, mut names) = (0, 0);
+    for (table, count) in [(&STATE_NODE, &mut nodes), (&STATE_NAME, &mut names)] {
+        read.prefix(table, b"", &mut |_, _| {
+            *count += 1;
+            Ok(ControlFlow::Continue(()))
+        })
+        .unwrap();
+    }
+    assert_eq!(nodes, names);
+    nodes
+}
+
+#[test]
+fn a_sweep_frees_what_nothing_names_whatever_happens_meanwhile() {
+    for seed in 0..40 {
+        let random = Random::seeded(seed);
+        let store = Store::in_memory();
+        let mut named: BTreeMap<u64, (Model, Root)> = BTreeMap::new();
+        let mut at = 0;
+        // Names a state, one derived from another or one like a forgotten one; or forgets one.
+        let mut live = |named: &mut BTreeMap<u64, (Model, Root)>| {
+            let known: Vec<u64> = named.keys().copied().collect();
+            let one = known.get(random.below(known.len() as u64 + 1) as usize).copied();
+            if let Some(one) = one
+                && random.below(2) == 0
+            {
+                named.remove(&one);
+                let remove =
+                    move |w: &mut Write| w.remove(&STATE_LOG, &[&1u32.to_be_bytes()[..], &order(one)].concat());
+                store.write_blocking(remove).unwrap();
+                return;
+            }
+            at += 1;
+            let (mut model, mut root) =
+                one.map_or((Model::new(), None), |one| (named[&one].0.clone(), Some(named[&one].1)));
+            if random.below(4) == 0 {
+                model = (0..random.below(300)).map(|key| (key as u32, 7)).collect();
+                root = None;
+            }
+            let changes: Vec<_> =
+                (0..random.below(20)).map(|_| (random.below(300) as u32, random.below(3) as u32)).collect();
+            model.extend(changes.iter().copied());
+            let changes: Vec<_> = match root {
+                Some(_) => changes.into_iter().map(|(key, event)| (StateKeyNum(key), Some(EventNum(event)))).collect(),
+                None => model.iter().map(|(key, event)| (StateKeyNum(*key), Some(EventNum(*event)))).collect(),
+            };
+            let position = Position(at);
+            let write = move |w: &mut Write| {
+                let root = set(w, root, &changes)?;
+                timeline::put_state(w, RoomNum(1), position, root)?;
+                Ok::<_, Error>(root)
+            };
+            named.insert(at, (model, store.write_blocking(write).unwrap().0));
+        };
+        for _ in 0..4 {
+            (0..random.below(30)).for_each(|_| live(&mut named));
+            let limit = store.write_blocking(sweep::begin).unwrap().0.unwrap();
+            (0..random.below(3)).for_each(|_| live(&mut named));
+            let grant = Budget::for_tests().account("state_nodes").try_take(0).unwrap();
+            let mut sweep = sweep::Sweep::over(store.read().unwrap(), limit, grant).unwrap();
+            while !sweep.mark(1 + random.below(5) as usize).unwrap() {
+                live(&mut named);
+            }
+            loop {
+                let most = 1 + random.below(40) as usize;
+                let step = store.write_blocking(move |w| {
+                    let ended = sweep.free(w, most)?;
+                    Ok::<_, Error>((sweep, ended))
+                });
+                let ended;
+                (sweep, ended) = step.unwrap().0;
+                if ended {
+                    break;
+                }
+                live(&mut named);
+            }
+            for (model, root) in named.values() {
+                assert_eq!(&content(&store.read().unwrap(), *root, 1000), model, "seed {seed}");
+                assert_eq!(of_model(&store, model), *root, "seed {seed}");
+            }
+        }
+        // Two sweeps with nothing between leave what is reached and nothing else.
+        for _ in 0..2 {
+            let limit = store.write_blocking(sweep::begin).unwrap().0.unwrap();
+            let grant = Budget::for_tests().account("state_nodes").try_take(0).unwrap();
+            let mut sweep = sweep::Sweep::over(store.read().unwrap(), limit, grant).unwrap();
+            assert!(sweep.mark(usize::MAX).unwrap());
+            store.write_blocking(move |w| sweep.free(w, usize::MAX)).unwrap();
+        }
+        let read = store.read().unwrap();
+        let mut reached = std::collections::BTreeSet::new();
+        let mut open: Vec<u32> = named.values().map(|(_, root)| root.0).collect();
+        while let Some(num) = open.pop() {
+            if reached.insert(num)
+                && let Node::Branch(branch) = load(&read, num).unwrap()
+            {
+                open.extend(branch.children.iter().map(|child| child.1));
+            }
+        }
+        assert_eq!(nodes(&read), reached.len(), "seed {seed}");
+        assert_eq!(sweep::made_since_last(&read).unwrap(), 0);
+    }
+}
+
+fn order(at: u64) -> [u8; 8] {
+    (at ^ (1 << 63)).to_be_bytes()
 }
