@@ -1,0 +1,410 @@
+//! The state of a room where its history forks.
+//!
+//! Several states become one (each room version's section "State resolution"). Only what the states do not agree on is
+//! ever held: the rest is found in the stored trees when a rule asks for it. The outcome is a [`Tree`]: a stored tree
+//! and the few keys that differ from it, which the write that needs it stores.
+//!
+//! Bounded by the profile's `state_conflicts_max`: histories that differ in more are refused with a reason.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use lru::LruCache;
+
+use super::state::load_row;
+use super::{Error, Result};
+use crate::budget::{Account, Budget, Grant};
+use crate::matrix::state::{self, Source};
+use crate::matrix::version::StateRes;
+use crate::matrix::{Event, Reject, RoomVersion};
+use crate::store::tables::event::{self, Kind, Root, Row};
+use crate::store::tables::{snapshot, topology};
+use crate::store::{self, EventNum, Get, StateKeyNum, Write};
+
+/// What one conflicted event takes in `matrix::state` and here, its cached body left out.
+const CONFLICT_BYTES: u64 = 192;
+/// Events read most recently, of which the replay asks again and again.
+const CACHE_BYTES: usize = 128 * 1024;
+
+/// A state that need not be stored yet: a stored tree and what differs from it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tree {
+    pub base: Option<Root>,
+    /// In order of the key; each differs from what the base has.
+    changes: Vec<(StateKeyNum, Option<EventNum>)>,
+}
+
+impl Tree {
+    pub fn stored(base: Option<Root>) -> Tree {
+        Tree { base, changes: Vec::new() }
+    }
+
+    /// A state of so many entries and nothing else.
+    pub fn of(entries: impl IntoIterator<Item = (StateKeyNum, EventNum)>) -> Tree {
+        let entries: BTreeMap<_, _> = entries.into_iter().map(|(key, event)| (key, Some(event))).collect();
+        Tree { base: None, changes: entries.into_iter().collect() }
+    }
+
+    /// The event in force for a key.
+    pub fn get(&self, get: &impl Get, key: StateKeyNum) -> store::Result<Option<EventNum>> {
+        match self.changes.binary_search_by_key(&key, |change| change.0) {
+            Ok(at) => Ok(self.changes[at].1),
+            Err(_) => self.base.map_or(Ok(None), |root| snapshot::get(get, root, key)),
+        }
+    }
+
+    /// Puts an event in force for a key, or none.
+    pub fn set(&mut self, get: &impl Get, key: StateKeyNum, event: Option<EventNum>) -> store::Result<()> {
+        let base = self.base.map_or(Ok(None), |root| snapshot::get(get, root, key))?;
+        let place = self.changes.binary_search_by_key(&key, |change| change.0);
+        match (place, base == event) {
+            (Ok(at), true) => drop(self.changes.remove(at)),
+            (Ok(at), false) => self.changes[at].1 = event,
+            (Err(_), true) => {}
+            (Err(at), false) => self.changes.insert(at, (key, event)),
+        }
+        Ok(())
+    }
+
+    /// Stores it.
+    pub fn write(&self, w: &mut Write<'_>) -> store::Result<Root> {
+        match self.base {
+            Some(root) if self.changes.is_empty() => Ok(root),
+            base => snapshot::set(w, base, &self.changes),
+        }
+    }
+
+    /// What must be changed in the stored state `from` to make it this one; `most` keys at most, else `None`.
+    pub fn changes_since(
+        &self,
+        get: &impl Get,
+        from: Option<Root>,
+        most: usize,
+    ) -> store::Result<Option<Vec<(StateKeyNum, Option<EventNum>)>>> {
+        let mut changes = BTreeMap::new();
+        let mut fits = true;
+        if from != self.base {
+            snapshot::diff(get, from, self.base, &mut |key, _, after| {
+                fits = changes.len() < most;
+                changes.insert(key, after);
+                Ok(if fits { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
+            })?;
+        }
+        changes.extend(self.changes.iter().copied());
+        Ok((fits && changes.len() <= most).then(|| changes.into_iter().collect()))
+    }
+}
+
+/// The state before an event with a place in the history.
+pub fn before(row: &Row) -> Tree {
+    Tree::stored(row.before)
+}
+
+/// The state after an event with a place in the history: the one before, and the event itself when it is state.
+pub fn after(get: &impl Get, num: EventNum, row: &Row) -> store::Result<Tree> {
+    let mut tree = before(row);
+    if row.is_state()
+        && let Some(key) = row.state_key
+    {
+        tree.set(get, key, Some(num))?;
+    }
+    Ok(tree)
+}
+
+/// What resolving may take.
+#[derive(Clone)]
+pub struct Means {
+    pub account: Account,
+    /// Conflicted events of one resolution.
+    pub conflicts_max: usize,
+}
+
+impl Means {
+    pub fn new(budget: &Budget) -> Means {
+        let conflicts_max = budget.size("state_conflicts_max") as usize;
+        Means { account: budget.account("state_resolution"), conflicts_max }
+    }
+
+    /// What one resolution takes at most, walks of the auth graph left out, which pay as they go.
+    fn bytes(&self) -> u64 {
+        (self.conflicts_max as u64 * CONFLICT_BYTES + CACHE_BYTES as u64).min(self.account.limit() / 4 * 3)
+    }
+
+    /// Waits for the memory of one resolution. Never with a lock held.
+    pub async fn wait(&self) -> Result<Grant> {
+        Ok(self.account.take(self.bytes()).await?)
+    }
+}
+
+/// The room as resolving needs it.
+#[derive(Clone, Copy)]
+pub struct Of {
+    pub version: &'static RoomVersion,
+    pub create: EventNum,
+}
+
+/// Makes one state of several. Equal ones cost nothing. The memory is that of `grant`, or had at once.
+///
+/// Plain work for a blocking thread: the conflicts, a few reads for each, and the part of the auth graph they differ in.
+pub fn resolve(
+    get: &impl Get,
+    of: Of,
+    mut trees: Vec<Tree>,
+    means: &Means,
+    grant: Option<&mut Grant>,
+) -> Result<Tree> {
+    let mut distinct: Vec<Tree> = Vec::with_capacity(trees.len());
+    for tree in trees.drain(..) {
+        if !distinct.contains(&tree) {
+            distinct.push(tree);
+        }
+    }
+    let trees = distinct;
+    if trees.len() == 1 {
+        return Ok(trees.into_iter().next().expect("there is one"));
+    }
+    let Some(first) = trees.first() else { return Ok(Tree::stored(None)) };
+    let mut own = None;
+    let grant = match grant {
+        Some(grant) => grant,
+        None => own.insert(means.account.try_take(means.bytes())?),
+    };
+    let conflicts = conflicts(get, &trees, means.conflicts_max)?;
+    if conflicts.is_empty() {
+        return Ok(first.clone());
+    }
+    let others = others(get, of.version, &trees, &conflicts, grant)?;
+    if others.len() > means.conflicts_max {
+        return Err(too_many(means.conflicts_max));
+    }
+    let events = Events::new(get, of)?;
+    let unconflicted = |kind: &str, state_key: &str| -> Result<Option<EventNum>> {
+        match snapshot::key(get, kind, state_key)? {
+            Some(key) if !conflicts.contains_key(&key) => Ok(first.get(get, key)?),
+            _ => Ok(None),
+        }
+    };
+    let candidates: Vec<Vec<EventNum>> = conflicts.values().map(|values| distinct_of(values)).collect();
+    let resolved = state::resolve(of.version, &events, unconflicted, &candidates, &others)?;
+    let mut tree = first.clone();
+    for (key, winner) in conflicts.keys().zip(resolved.winners) {
+        tree.set(get, *key, winner)?;
+    }
+    for added in resolved.added {
+        if let Some(key) = event::row_of(get, added)?.state_key {
+            tree.set(get, key, Some(added))?;
+        }
+    }
+    Ok(tree)
+}
+
+/// What each tree has, for each key they do not agree on.
+type Conflicts = BTreeMap<StateKeyNum, Vec<Option<EventNum>>>;
+
+fn distinct_of(values: &[Option<EventNum>]) -> Vec<EventNum> {
+    let distinct: BTreeSet<EventNum> = values.iter().flatten().copied().collect();
+    distinct.into_iter().collect()
+}
+
+fn too_many(most: usize) -> Error {
+    Error::Reject(Reject::auth(format!("the room's histories differ in more than {most} events")))
+}
+
+fn conflicts(get: &impl Get, trees: &[Tree], most: usize) -> Result<Conflicts> {
+    let bases: Vec<Option<Root>> = trees.iter().map(|tree| tree.base).collect();
+    let mut found = Conflicts::new();
+    let mut room = most;
+    let mut fits = true;
+    snapshot::conflicts(get, &bases, &mut |key, values| {
+        let count = distinct_of(values).len();
+        fits = count <= room;
+        if !fits {
+            return Ok(ControlFlow::Break(()));
+        }
+        room -= count;
+        found.insert(key, values.to_vec());
+        Ok(ControlFlow::Continue(()))
+    })?;
+    let changed: BTreeSet<StateKeyNum> = trees.iter().flat_map(|tree| tree.changes.iter().map(|c| c.0)).collect();
+    if !fits || changed.len() > most {
+        return Err(too_many(most));
+    }
+    for key in changed {
+        let values: store::Result<Vec<_>> = trees.iter().map(|tree| tree.get(get, key)).collect();
+        let values = values?;
+        match values.windows(2).any(|pair| pair[0] != pair[1]) {
+            true => found.insert(key, values),
+            false => found.remove(&key),
+        };
+    }
+    if found.values().map(|values| distinct_of(values).len()).sum::<usize>() > most {
+        return Err(too_many(most));
+    }
+    Ok(found)
+}
+
+/// What else takes part: the auth difference, and the conflicted subgraph where the version has it.
+fn others(
+    get: &impl Get,
+    version: &RoomVersion,
+    trees: &[Tree],
+    conflicts: &Conflicts,
+    grant: &mut Grant,
+) -> Result<Vec<EventNum>> {
+    let conflicted: BTreeSet<EventNum> = conflicts.values().flatten().flatten().copied().collect();
+    let conflicted: Vec<EventNum> = conflicted.into_iter().collect();
+    let mut others = difference(get, trees, conflicts, &conflicted, grant)?;
+    if version.state_res == StateRes::V2_1 {
+        others.extend(topology::conflicted_subgraph(get, &conflicted, grant)?);
+    }
+    Ok(others)
+}
+
+/// The auth difference, without the conflicted events, which take part anyway.
+fn difference(
+    get: &impl Get,
+    trees: &[Tree],
+    conflicts: &Conflicts,
+    conflicted: &[EventNum],
+    grant: &mut Grant,
+) -> Result<Vec<EventNum>> {
+    let mut sets: Vec<Vec<EventNum>> =
+        (0..trees.len()).map(|at| conflicts.values().filter_map(|values| values[at]).collect()).collect();
+    let agreed = |key: StateKeyNum| if conflicts.contains_key(&key) { Ok(None) } else { trees[0].get(get, key) };
+    // What all states have and a conflicted event cites is put into every set: it changes no difference, and the walk
+    // ends there instead of going down the history of, say, the power levels.
+    let mut common = BTreeSet::new();
+    for event in conflicted {
+        for auth in event::row_of(get, *event)?.auth {
+            if let Some(key) = event::row_of(get, auth)?.state_key
+                && agreed(key)? == Some(auth)
+            {
+                common.insert(auth);
+            }
+        }
+    }
+    // Agreed, but not in the stored tree that stands for what is common.
+    for (key, event) in &trees[0].changes {
+        if !conflicts.contains_key(key) {
+            common.extend(*event);
+        }
+    }
+    for set in &mut sets {
+        set.extend(&common);
+        set.sort_unstable();
+        set.dedup();
+    }
+    let mut found = topology::auth_difference(get, &sets, None, grant)?;
+    found.retain(|event| conflicted.binary_search(event).is_err());
+    retain_unshared(get, &mut found, agreed)?;
+    if found.is_empty() {
+        return Ok(found);
+    }
+    // Some are left that the rest of the state may rest on: only a look at all of it tells.
+    let Some(root) = trees[0].base else { return Ok(found) };
+    let outside: BTreeSet<StateKeyNum> =
+        conflicts.keys().copied().chain(trees[0].changes.iter().map(|change| change.0)).collect();
+    let outside: Vec<StateKeyNum> = outside.into_iter().collect();
+    let common = topology::Common { root, conflicted: &outside };
+    let mut found = topology::auth_difference(get, &sets, Some(common), grant)?;
+    found.retain(|event| conflicted.binary_search(event).is_err());
+    Ok(found)
+}
+
+/// Takes out what is itself a part of all states, and what that rests on. In falling order.
+fn retain_unshared(
+    get: &impl Get,
+    found: &mut Vec<EventNum>,
+    agreed: impl Fn(StateKeyNum) -> store::Result<Option<EventNum>>,
+) -> store::Result<()> {
+    let mut shared = BTreeSet::new();
+    let mut unshared = Vec::with_capacity(found.len());
+    for event in found.drain(..) {
+        let row = event::row_of(get, event)?;
+        let is_state = row.state_key.map_or(Ok(None), &agreed)? == Some(event);
+        if is_state || shared.contains(&event) {
+            shared.extend(row.auth);
+        } else {
+            unshared.push(event);
+        }
+    }
+    *found = unshared;
+    Ok(())
+}
+
+impl From<topology::Failed> for Error {
+    fn from(failed: topology::Failed) -> Error {
+        match failed {
+            topology::Failed::Store(failed) => Error::Store(failed),
+            topology::Failed::Refused(refused) => Error::Refused(refused),
+        }
+    }
+}
+
+/// The store as `matrix::state` asks it.
+struct Events<'g, G> {
+    get: &'g G,
+    of: Of,
+    levels_key: Option<StateKeyNum>,
+    cache: RefCell<Cache>,
+}
+
+struct Cache {
+    events: LruCache<EventNum, Option<Arc<Event>>>,
+    bytes: usize,
+}
+
+impl<'g, G: Get> Events<'g, G> {
+    fn new(get: &'g G, of: Of) -> Result<Self> {
+        let cache = RefCell::new(Cache { events: LruCache::unbounded(), bytes: 0 });
+        Ok(Events { get, of, levels_key: snapshot::key(get, "m.room.power_levels", "")?, cache })
+    }
+}
+
+fn weight(event: &Option<Arc<Event>>) -> usize {
+    event.as_ref().map_or(0, |event| event.weight()) + 64
+}
+
+impl<G: Get> Source for Events<'_, G> {
+    type Id = EventNum;
+    type Error = Error;
+
+    fn event(&self, id: EventNum) -> Result<Option<Arc<Event>>> {
+        if let Some(event) = self.cache.borrow_mut().events.get(&id) {
+            return Ok(event.clone());
+        }
+        let row = event::row(self.get, id)?;
+        let event = row.map(|row| load_row(self.get, self.of.version, &row)).transpose()?.map(Arc::new);
+        let mut cache = self.cache.borrow_mut();
+        cache.bytes += weight(&event);
+        cache.events.put(id, event.clone());
+        while cache.bytes > CACHE_BYTES
+            && let Some((_, old)) = cache.events.pop_lru()
+        {
+            cache.bytes -= weight(&old);
+        }
+        Ok(event)
+    }
+
+    fn auth_events(&self, id: EventNum, out: &mut Vec<EventNum>) -> Result<()> {
+        if let Some(row) = event::row(self.get, id)? {
+            out.extend(row.auth);
+        }
+        Ok(())
+    }
+
+    fn is_rejected(&self, id: EventNum) -> Result<bool> {
+        Ok(event::row(self.get, id)?.is_none_or(|row| row.flags.rejected))
+    }
+
+    fn create(&self) -> Result<EventNum> {
+        Ok(self.of.create)
+    }
+
+    fn is_power_levels(&self, id: EventNum) -> Result<bool> {
+        let row = event::row(self.get, id)?;
+        Ok(row.is_some_and(|row| row.kind == Kind::POWER_LEVELS && row.state_key == self.levels_key))
+    }
+}
