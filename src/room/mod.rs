@@ -20,16 +20,21 @@ use crate::store::{self, Read, Store, Write, WriteError};
 pub mod admission;
 mod append;
 mod elsewhere;
+mod fetch;
 mod filter;
 mod format;
 mod handshake;
 pub mod join;
+mod judge;
 mod lock;
 mod membership;
+mod missing;
 pub mod order;
 mod read;
 mod overview;
+mod receive;
 mod redact;
+mod resolve;
 mod send;
 mod serve_join;
 mod serve_state;
@@ -75,6 +80,8 @@ struct Inner {
     parts: Parts,
     locks: lock::Locks,
     joins: join::Joins,
+    /// The filling of gaps, one at a time in each room.
+    gaps: lock::Locks,
     turns: serve_state::Turns,
     typing: typing::Typing,
     rules: Arc<unread::Rules>,
@@ -176,6 +183,7 @@ impl Rooms {
             parts,
             locks: lock::Locks::default(),
             joins: join::Joins::default(),
+            gaps: lock::Locks::default(),
             turns: serve_state::Turns::default(),
             typing,
             rules,

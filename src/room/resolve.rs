@@ -47,6 +47,11 @@ impl Tree {
         Tree { base: None, changes: entries.into_iter().collect() }
     }
 
+    /// A stored state with changes, each of which is one.
+    pub fn over(base: Option<Root>, changes: BTreeMap<StateKeyNum, Option<EventNum>>) -> Tree {
+        Tree { base, changes: changes.into_iter().collect() }
+    }
+
     /// The event in force for a key.
     pub fn get(&self, get: &impl Get, key: StateKeyNum) -> store::Result<Option<EventNum>> {
         match self.changes.binary_search_by_key(&key, |change| change.0) {
@@ -148,13 +153,7 @@ pub struct Of {
 /// Makes one state of several. Equal ones cost nothing. The memory is that of `grant`, or had at once.
 ///
 /// Plain work for a blocking thread: the conflicts, a few reads for each, and the part of the auth graph they differ in.
-pub fn resolve(
-    get: &impl Get,
-    of: Of,
-    mut trees: Vec<Tree>,
-    means: &Means,
-    grant: Option<&mut Grant>,
-) -> Result<Tree> {
+pub fn resolve(get: &impl Get, of: Of, mut trees: Vec<Tree>, means: &Means, grant: Option<&mut Grant>) -> Result<Tree> {
     let mut distinct: Vec<Tree> = Vec::with_capacity(trees.len());
     for tree in trees.drain(..) {
         if !distinct.contains(&tree) {

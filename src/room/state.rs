@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use ruma::{OwnedEventId, UserId};
 
+use super::resolve::Tree;
 use super::{Error, Result};
 use crate::matrix::auth::{self, JoinRule, PowerLevels};
 use crate::matrix::{Event, RoomVersion, json, version};
@@ -72,10 +73,9 @@ pub fn as_rule(membership: Membership) -> auth::Membership {
     }
 }
 
-#[derive(Clone, Copy)]
 enum At {
     Present,
-    Tree(Option<Root>),
+    Tree(Tree),
 }
 
 /// A room's state, now or at a point of its history: a handful of lookups, each a row or two, whatever the room's size.
@@ -96,16 +96,20 @@ impl<'g, G: Get> View<'g, G> {
 
     /// The state a tree holds; none at all without one.
     pub fn tree(get: &'g G, room: RoomNum, version: &'static RoomVersion, root: Option<Root>) -> View<'g, G> {
-        View { at: At::Tree(root), ..View::present(get, room, version) }
+        View::overlaid(get, room, version, Tree::stored(root))
+    }
+
+    /// The state of a tree that need not be stored.
+    pub fn overlaid(get: &'g G, room: RoomNum, version: &'static RoomVersion, tree: Tree) -> View<'g, G> {
+        View { at: At::Tree(tree), ..View::present(get, room, version) }
     }
 
     /// The state event of a type and key.
     pub fn num(&self, kind: &str, state_key: &str) -> store::Result<Option<EventNum>> {
         let Some(key) = snapshot::key(self.get, kind, state_key)? else { return Ok(None) };
-        match self.at {
+        match &self.at {
             At::Present => member::state(self.get, self.room, Kind::of(kind), key),
-            At::Tree(Some(root)) => snapshot::get(self.get, root, key),
-            At::Tree(None) => Ok(None),
+            At::Tree(tree) => tree.get(self.get, key),
         }
     }
 
@@ -121,7 +125,7 @@ impl<'g, G: Get> View<'g, G> {
 
     /// A user's membership and its event.
     pub fn member(&self, user_id: &UserId) -> store::Result<Option<(Membership, EventNum)>> {
-        match self.at {
+        match &self.at {
             At::Present => match user::num(self.get, user_id.as_str())? {
                 Some(user) => member::get(self.get, self.room, user),
                 None => Ok(None),

@@ -1,0 +1,195 @@
+//! What the checks of received events ask of other servers.
+//!
+//! A trait, so that the checks are tested without a wire. Every answer is bounded in bytes, count and time.
+
+use std::time::Duration;
+
+use http::Method;
+use ruma::{EventId, OwnedEventId, RoomId, ServerName};
+use serde::Deserialize;
+use serde_json::json;
+use serde_json::value::RawValue;
+use tokio::sync::mpsc::Sender;
+
+use super::Result;
+use crate::matrix::sign::{self, PublicKey};
+use crate::remote::events::{Events, Item, Limits, Malformed};
+use crate::remote::{Failed, Options, Pace, Remote, encode};
+
+/// A server and the name of one of its keys.
+pub type KeyName = (ruma::OwnedServerName, String);
+
+/// A long answer's elements, some at a time.
+pub type Pieces = Sender<Vec<Vec<u8>>>;
+
+pub trait Fetch: Clone + Send + Sync + 'static {
+    /// Makes sure that as many of these keys as can be had are known.
+    fn keys(&self, names: Vec<KeyName>, at_ms: u64) -> impl Future<Output = Result<()>> + Send;
+    /// A known key that may vouch for what was signed at a time. Plain code for blocking threads.
+    fn key(&self, server: &str, key_id: &str, at_ms: u64) -> Option<PublicKey>;
+    /// Events between those we have and those we were told of; at most `limit`.
+    fn missing_events(
+        &self,
+        server: &ServerName,
+        room: &RoomId,
+        earliest: &[OwnedEventId],
+        latest: &[OwnedEventId],
+        limit: usize,
+    ) -> impl Future<Output = Result<Vec<Box<RawValue>>, Failed>> + Send;
+    fn event(&self, server: &ServerName, id: &EventId) -> impl Future<Output = Result<Box<RawValue>, Failed>> + Send;
+    /// The ids of the state before an event, as JSON strings.
+    fn state_ids(
+        &self,
+        server: &ServerName,
+        room: &RoomId,
+        id: &EventId,
+        out: Pieces,
+    ) -> impl Future<Output = Result<(), Failed>> + Send;
+    /// The events of the state before an event and of its auth chain, in no order.
+    fn state(
+        &self,
+        server: &ServerName,
+        room: &RoomId,
+        id: &EventId,
+        out: Pieces,
+    ) -> impl Future<Output = Result<(), Failed>> + Send;
+    /// Events up to those named, newest first as a rule; at most `limit`.
+    fn backfill(
+        &self,
+        server: &ServerName,
+        room: &RoomId,
+        from: &[OwnedEventId],
+        limit: usize,
+    ) -> impl Future<Output = Result<Vec<Box<RawValue>>, Failed>> + Send;
+}
+
+/// A handful of events.
+const EVENTS_BYTES_MAX: u64 = 1 << 20;
+/// One event with its envelope.
+const EVENT_BYTES_MAX: u64 = 256 * 1024;
+/// The ids of a state of a million events.
+const STATE_IDS_BYTES_MAX: u64 = 128 << 20;
+/// A whole state; the largest seen in 2023 was half of this.
+const STATE_BYTES_MAX: u64 = 1 << 30;
+const ASK_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// The real one.
+#[derive(Clone)]
+pub struct Wire {
+    remote: Remote,
+}
+
+#[derive(Deserialize)]
+struct Pdus {
+    #[serde(alias = "events")]
+    pdus: Vec<Box<RawValue>>,
+}
+
+impl Wire {
+    pub fn new(remote: Remote) -> Wire {
+        Wire { remote }
+    }
+
+    async fn pdus(
+        &self,
+        server: &ServerName,
+        method: Method,
+        target: &str,
+        content: Option<Vec<u8>>,
+        max_bytes: u64,
+    ) -> Result<Vec<Box<RawValue>>, Failed> {
+        let options = Options { timeout: ASK_TIMEOUT, max_bytes, insist: false };
+        Ok(self.remote.request(server, method, target, content, options).await?.json::<Pdus>()?.pdus)
+    }
+
+    /// Hands on the elements of the arrays named, a frame's worth at a time.
+    async fn elements(
+        &self,
+        server: &ServerName,
+        target: &str,
+        arrays: &[&str],
+        max_bytes: u64,
+        out: Pieces,
+    ) -> Result<(), Failed> {
+        let mut body = self.remote.stream(server, Method::GET, target, None, Pace::patient(max_bytes)).await?;
+        let mut events = Events::new(Limits::events(max_bytes));
+        while let Some(frame) = body.next().await? {
+            let mut found = Vec::new();
+            let taken: Result<(), Malformed> = events.feed(&frame, &mut |item| {
+                if let Item::Element { array, raw } = item
+                    && arrays.contains(&array)
+                {
+                    found.push(raw.to_vec());
+                }
+                Ok(())
+            });
+            taken.map_err(|malformed| Failed::BadAnswer(malformed.to_string()))?;
+            if !found.is_empty() && out.send(found).await.is_err() {
+                // Whoever asked has seen enough.
+                return Ok(());
+            }
+        }
+        events.finish().map_err(|malformed| Failed::BadAnswer(malformed.to_string()))
+    }
+}
+
+impl Fetch for Wire {
+    async fn keys(&self, names: Vec<KeyName>, at_ms: u64) -> Result<()> {
+        Ok(self.remote.keys().fetch(&names, at_ms).await?)
+    }
+
+    fn key(&self, server: &str, key_id: &str, at_ms: u64) -> Option<PublicKey> {
+        sign::Keys::get(&self.remote.keys(), server, key_id, at_ms)
+    }
+
+    async fn missing_events(
+        &self,
+        server: &ServerName,
+        room: &RoomId,
+        earliest: &[OwnedEventId],
+        latest: &[OwnedEventId],
+        limit: usize,
+    ) -> Result<Vec<Box<RawValue>>, Failed> {
+        let target = format!("/_matrix/federation/v1/get_missing_events/{}", encode(room.as_str()));
+        let asked = json!({ "earliest_events": earliest, "latest_events": latest, "limit": limit, "min_depth": 0 });
+        let content = Some(asked.to_string().into_bytes());
+        let mut events = self.pdus(server, Method::POST, &target, content, EVENTS_BYTES_MAX).await?;
+        events.truncate(limit);
+        Ok(events)
+    }
+
+    async fn event(&self, server: &ServerName, id: &EventId) -> Result<Box<RawValue>, Failed> {
+        let target = format!("/_matrix/federation/v1/event/{}", encode(id.as_str()));
+        let mut events = self.pdus(server, Method::GET, &target, None, EVENT_BYTES_MAX).await?;
+        events.pop().ok_or_else(|| Failed::BadAnswer("no event".into()))
+    }
+
+    async fn state_ids(&self, server: &ServerName, room: &RoomId, id: &EventId, out: Pieces) -> Result<(), Failed> {
+        let (room, id) = (encode(room.as_str()), encode(id.as_str()));
+        let target = format!("/_matrix/federation/v1/state_ids/{room}?event_id={id}");
+        self.elements(server, &target, &["pdu_ids"], STATE_IDS_BYTES_MAX, out).await
+    }
+
+    async fn state(&self, server: &ServerName, room: &RoomId, id: &EventId, out: Pieces) -> Result<(), Failed> {
+        let (room, id) = (encode(room.as_str()), encode(id.as_str()));
+        let target = format!("/_matrix/federation/v1/state/{room}?event_id={id}");
+        self.elements(server, &target, &["pdus", "auth_chain"], STATE_BYTES_MAX, out).await
+    }
+
+    async fn backfill(
+        &self,
+        server: &ServerName,
+        room: &RoomId,
+        from: &[OwnedEventId],
+        limit: usize,
+    ) -> Result<Vec<Box<RawValue>>, Failed> {
+        let mut target = format!("/_matrix/federation/v1/backfill/{}?limit={limit}", encode(room.as_str()));
+        for id in from {
+            target.push_str("&v=");
+            target.push_str(&encode(id.as_str()));
+        }
+        let mut events = self.pdus(server, Method::GET, &target, None, EVENTS_BYTES_MAX).await?;
+        events.truncate(limit);
+        Ok(events)
+    }
+}

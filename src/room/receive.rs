@@ -1,0 +1,369 @@
+//! What other servers send.
+//!
+//! Server-server API, "Checks performed on receipt of a PDU", in its order. Shape, access control list, signatures and
+//! hash are checked here, without any lock; `judge.rs` does the rest under the room's lock. Events that follow the
+//! present one, the usual case, are judged and appended several to a commit. What an event stands on and we do not have
+//! is fetched by `missing.rs`, with no lock held: one gap at a time in each room, so that a slow server holds up the
+//! filling of gaps in that room and nothing else.
+//!
+//! Bounded: a transaction's events are in memory, charged by whoever read it; what is fetched besides pays for itself.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use ruma::{OwnedEventId, OwnedServerName, RoomId, ServerName};
+use serde_json::value::RawValue;
+
+use super::append::{Append, Before, Done, Here, Place, append};
+use super::fetch::{Fetch, Wire};
+use super::judge::{self, Judgement, Lacking, Ready};
+use super::missing::Filling;
+use super::resolve::{Means, Tree};
+use super::state::{Known, known_num};
+use super::{Error, Result, Rooms, visitor};
+use crate::budget::Grant;
+use crate::matrix::sign::{self, Checked};
+use crate::matrix::{Event, Reject, RoomVersion};
+use crate::store::tables::event::Root;
+use crate::store::{EventNum, Get, RoomNum, Write};
+
+/// Events that follow each other, judged and appended in one commit: a few milliseconds of the writer's time.
+const NEXT_AT_ONCE: usize = 8;
+/// How often one event is judged anew, after what it lacked was fetched or memory was waited for.
+const TRIES_MAX: usize = 4;
+
+/// What became of one event.
+pub type Outcome = (OwnedEventId, Result<(), String>);
+
+/// An event that is in.
+#[derive(Debug, Clone)]
+pub struct Accepted {
+    pub num: EventNum,
+    /// The state before it; none for an event that was known already as an outlier.
+    pub before: Option<Root>,
+}
+
+impl Rooms {
+    /// Takes events of one room that `origin` sent in a transaction. Each is dealt with by itself: one that is refused does not
+    /// keep the others out. What cannot even be read has no id and is left out of the answer.
+    ///
+    /// Call it in a task of its own: what it began it must finish.
+    pub async fn receive(&self, origin: &ServerName, room_id: &RoomId, pdus: Vec<Box<RawValue>>) -> Vec<Outcome> {
+        let inbox = Inbox { rooms: self.clone(), fetch: Wire::new(self.0.parts.remote.clone()) };
+        inbox.receive(origin, room_id, pdus).await
+    }
+
+    /// Takes one event of a room we are in: a membership event another server submits. Posted to the servers in the room.
+    pub async fn accept(&self, origin: &ServerName, event: Event) -> Result<Accepted> {
+        let inbox = Inbox { rooms: self.clone(), fetch: Wire::new(self.0.parts.remote.clone()) };
+        let origin = origin.to_owned();
+        self.unbroken(async move { inbox.accept(&origin, event, true).await }).await
+    }
+}
+
+/// The rooms, and where what is missing comes from.
+#[derive(Clone)]
+pub(super) struct Inbox<F> {
+    pub rooms: Rooms,
+    pub fetch: F,
+}
+
+/// What one try led to.
+pub(super) enum Step {
+    Done(Settled),
+    Lacking(Lacking),
+    /// Resolving needs memory that was not there at once.
+    Hungry,
+}
+
+pub(super) struct Settled {
+    pub num: EventNum,
+    pub before: Option<Root>,
+    pub reason: Option<Reject>,
+    pub rejected: bool,
+}
+
+/// How an event is to be taken.
+#[derive(Clone, Default)]
+pub(super) struct How {
+    /// The state before it, when its own server had to say.
+    pub given: Option<Tree>,
+    pub outbound: bool,
+}
+
+impl<F: Fetch> Inbox<F> {
+    pub async fn receive(&self, origin: &ServerName, room_id: &RoomId, pdus: Vec<Box<RawValue>>) -> Vec<Outcome> {
+        let (owned, id) = (origin.to_owned(), room_id.to_owned());
+        let read = self.rooms.reading(move |_, read| read_events(read, &owned, &id, pdus)).await;
+        let (room, events, mut outcomes) = match read {
+            Ok(read) => read,
+            // Without the room its version is not known, and without that no event's id.
+            Err(failed) => {
+                tracing::debug!(%origin, %room_id, %failed, "events refused");
+                return Vec::new();
+            }
+        };
+        let checked = self.check(events).await;
+        let mut queue = VecDeque::with_capacity(checked.len());
+        for (id, checked) in checked {
+            match checked {
+                Ok(event) => queue.push_back(Arc::new(event)),
+                Err(failed) => outcomes.push((id, Err(failed.to_string()))),
+            }
+        }
+        self.take(origin, room, queue, &mut outcomes).await;
+        outcomes
+    }
+
+    pub async fn accept(&self, origin: &ServerName, event: Event, outbound: bool) -> Result<Accepted> {
+        let (owned, id) = (origin.to_owned(), event.room_id().to_owned());
+        let room = self.rooms.reading(move |_, read| Ok(visitor::enter(read, &owned, &id)?.num)).await?;
+        let (_, event) = self.check(vec![event]).await.pop().expect("one goes in, one comes out");
+        let how = How { given: None, outbound };
+        let settled = self.settle(origin, room, Arc::new(event?), how).await?;
+        match settled.reason {
+            Some(reason) => Err(reason.into()),
+            None => Ok(Accepted { num: settled.num, before: settled.before }),
+        }
+    }
+
+    /// Events whose shape is right, one after the other.
+    async fn take(
+        &self,
+        origin: &ServerName,
+        room: RoomNum,
+        mut queue: VecDeque<Arc<Event>>,
+        outcomes: &mut Vec<Outcome>,
+    ) {
+        while let Some(first) = queue.front().cloned() {
+            match self.take_next(room, &mut queue, outcomes).await {
+                Ok(0) => {}
+                Ok(_) => continue,
+                Err(failed) => {
+                    tracing::warn!(%failed, "events could not be stored");
+                    outcomes.extend(queue.drain(..).map(|event| (event.id().to_owned(), Err(failed.to_string()))));
+                    return;
+                }
+            }
+            queue.pop_front();
+            let settled = self.settle(origin, room, first.clone(), How::default()).await;
+            outcomes.push((first.id().to_owned(), outcome(settled)));
+        }
+    }
+
+    /// Appends as many from the front of the queue as simply follow each other. Answers how many.
+    async fn take_next(
+        &self,
+        room: RoomNum,
+        queue: &mut VecDeque<Arc<Event>>,
+        outcomes: &mut Vec<Outcome>,
+    ) -> Result<usize> {
+        let _guard = self.rooms.lock(room).await;
+        let batch: Vec<Arc<Event>> = queue.iter().take(NEXT_AT_ONCE).cloned().collect();
+        let first = batch[0].clone();
+        let is_next = move |_: &Rooms, read: &_| is_next(read, room, &first);
+        if !self.rooms.reading(is_next).await? {
+            return Ok(0);
+        }
+        let here = self.rooms.here();
+        let taken = self.rooms.write(move |w| append_next(w, &here, room, &batch)).await?;
+        for reason in &taken {
+            let event = queue.pop_front().expect("no more are taken than there are");
+            outcomes.push((event.id().to_owned(), reason.clone().map_or(Ok(()), |reason| Err(reason.to_string()))));
+        }
+        Ok(taken.len())
+    }
+
+    /// One event, whatever it takes.
+    async fn settle(&self, origin: &ServerName, room: RoomNum, event: Arc<Event>, how: How) -> Result<Settled> {
+        let mut grant = None;
+        for _ in 0..TRIES_MAX {
+            match self.try_settle(room, event.clone(), how.clone(), &mut grant).await? {
+                Step::Done(settled) => return Ok(settled),
+                Step::Hungry => grant = Some(self.means().wait().await?),
+                Step::Lacking(_) => {
+                    // One gap at a time: whoever comes after finds much of it filled.
+                    let _turn = self.rooms.0.gaps.lock(room).await;
+                    let mut filling = Filling::new(self, origin, room).await?;
+                    if let Some(settled) = filling.settle(event.clone(), how.clone()).await? {
+                        return Ok(settled);
+                    }
+                }
+            }
+        }
+        Err(Reject::auth("what the event stands on cannot be had").into())
+    }
+
+    pub fn means(&self) -> Means {
+        Means::new(&self.rooms.0.parts.budget)
+    }
+
+    /// Judges an event and appends it, if all it stands on is here. The memory is given back unless it is to be used again.
+    pub async fn try_settle(
+        &self,
+        room: RoomNum,
+        event: Arc<Event>,
+        how: How,
+        grant: &mut Option<Grant>,
+    ) -> Result<Step> {
+        let guard = self.rooms.lock(room).await;
+        // Twice when it has to get a number first.
+        for _ in 0..2 {
+            let (means, given, judged, mut memory) = (self.means(), how.given.clone(), event.clone(), grant.take());
+            let judging = move |_: &Rooms, read: &_| {
+                let known = known_num(read, room)?;
+                judge::judge(read, &known, &judged, given, &means, memory.as_mut())
+            };
+            let ready = match self.rooms.reading(judging).await {
+                Ok(Judgement::Ready(ready)) => ready,
+                Ok(Judgement::Lacking(lacking)) => return Ok(Step::Lacking(lacking)),
+                Ok(Judgement::Known(num, row)) => {
+                    let reason = row.flags.rejected.then(|| Reject::auth("the event was rejected before"));
+                    return Ok(Step::Done(Settled { num, before: row.before, reason, rejected: row.flags.rejected }));
+                }
+                Ok(Judgement::Unnumbered) => {
+                    self.rooms.append_locked(&guard, Append::outlier(room, (*event).clone())).await?;
+                    continue;
+                }
+                Err(Error::Refused(refused)) if !refused.too_large => return Ok(Step::Hungry),
+                Err(failed) => return Err(failed),
+            };
+            let (here, outbound) = (self.rooms.here(), how.outbound);
+            let reason = ready.reason.clone();
+            let rejected = ready.flags.rejected;
+            let append = move |w: &mut Write<'_>| append_ready(w, &here, room, (*event).clone(), *ready, outbound);
+            let (done, before) = self.rooms.write(append).await?;
+            return Ok(Step::Done(Settled { num: done.num, before, reason, rejected }));
+        }
+        Err(Reject::auth("the event's place cannot be found").into())
+    }
+
+    /// Checks signatures and content hashes; the keys of all are fetched together. An event whose content was tampered with
+    /// is kept as a redaction would leave it.
+    pub async fn check(&self, events: Vec<Event>) -> Vec<(OwnedEventId, Result<Event>)> {
+        let mut names = BTreeSet::new();
+        let mut at_ms = 0;
+        for event in &events {
+            at_ms = at_ms.max(sign::key_time(event.version(), event.origin_server_ts()));
+            for signer in event.signers().unwrap_or_default() {
+                let Ok(server) = OwnedServerName::try_from(signer.server) else { continue };
+                names.extend(signer.signatures.iter().map(|(id, _)| (server.clone(), (*id).to_owned())));
+            }
+        }
+        // A key that is to vouch for the future is not to be had.
+        let at_ms = at_ms.min(self.rooms.0.parts.clock.now_ms());
+        if let Err(failed) = self.fetch.keys(names.into_iter().collect(), at_ms).await {
+            return events.into_iter().map(|event| (event.id().to_owned(), Err(failed.clone()))).collect();
+        }
+        let fetch = self.fetch.clone();
+        let one = move |event: Event| (event.id().to_owned(), check_one(&fetch, event));
+        crate::base::blocking(move || events.into_iter().map(one).collect()).await
+    }
+}
+
+fn outcome(settled: Result<Settled>) -> Result<(), String> {
+    match settled {
+        Ok(Settled { rejected: true, reason: Some(reason), .. }) => Err(reason.to_string()),
+        // Soft-failed events are kept: the sender did nothing wrong that it could know of.
+        Ok(_) => Ok(()),
+        Err(failed) => Err(failed.to_string()),
+    }
+}
+
+fn check_one<F: Fetch>(fetch: &F, event: Event) -> Result<Event> {
+    let keys = |server: &str, key_id: &str, at_ms: u64| fetch.key(server, key_id, at_ms);
+    match sign::check_event(&event, &keys)? {
+        Checked::Intact => Ok(event),
+        Checked::RedactNeeded => Ok(event.redacted()),
+    }
+}
+
+/// Reads an event as one of a room.
+pub(super) fn read_event(version: &'static RoomVersion, room_id: &str, raw: &[u8]) -> Result<Event, Reject> {
+    let event = Event::from_wire(version, raw)?;
+    match event.room_id() == room_id {
+        true => Ok(event),
+        false => Err(Reject::shape("the event is of another room")),
+    }
+}
+
+type Read = (RoomNum, Vec<Event>, Vec<Outcome>);
+
+/// Reads a transaction's events of one room and leaves out those we have.
+fn read_events(get: &impl Get, origin: &ServerName, room_id: &RoomId, pdus: Vec<Box<RawValue>>) -> Result<Read> {
+    let room = super::state::known(get, room_id.as_str())?;
+    if !room.is_resident() {
+        return Err(Error::NotFound);
+    }
+    let allowed = visitor::acl_allows(get, &room, origin)?;
+    let (mut events, mut outcomes) = (Vec::with_capacity(pdus.len()), Vec::with_capacity(pdus.len()));
+    for raw in pdus {
+        let event = match read_event(room.version, room_id.as_str(), raw.get().as_bytes()) {
+            Ok(event) => event,
+            Err(reject) => {
+                tracing::debug!(%origin, %room_id, %reject, "an event cannot be read");
+                continue;
+            }
+        };
+        let sender = event.sender().server_name();
+        let denied = match allowed {
+            false => Some(origin),
+            true if sender != origin && !visitor::acl_allows(get, &room, sender)? => Some(sender),
+            true => None,
+        };
+        let id = event.id().to_owned();
+        match (denied, judge::stored(get, id.as_str())?) {
+            (Some(server), _) => {
+                outcomes.push((id, Err(format!("{server} is denied this room by its access control list"))))
+            }
+            (None, Some((_, row))) if !row.flags.outlier => outcomes.push((id, Ok(()))),
+            (None, _) => events.push(event),
+        }
+    }
+    Ok((room.num, events, outcomes))
+}
+
+fn is_next(get: &impl Get, room: RoomNum, event: &Event) -> Result<bool> {
+    match judge::judge_next(get, &known_num(get, room)?, event) {
+        Ok(ready) => Ok(ready.is_some()),
+        // It is dealt with by itself, where its own error concerns nobody else.
+        Err(Error::Reject(_)) => Ok(false),
+        Err(failed) => Err(failed),
+    }
+}
+
+/// Appends events while they simply follow each other; answers for each why it was rejected, if it was.
+fn append_next(w: &mut Write<'_>, here: &Here, room: RoomNum, events: &[Arc<Event>]) -> Result<Vec<Option<Reject>>> {
+    let mut taken = Vec::with_capacity(events.len());
+    for event in events {
+        let known: Known = known_num(w, room)?;
+        let Ok(Some(ready)) = judge::judge_next(w, &known, event) else { break };
+        let reason = ready.reason.clone();
+        append_ready(w, here, room, (**event).clone(), ready, false)?;
+        taken.push(reason);
+    }
+    Ok(taken)
+}
+
+/// Stores the state before the event where it is not stored yet, and the event. One commit.
+fn append_ready(
+    w: &mut Write<'_>,
+    here: &Here,
+    room: RoomNum,
+    event: Event,
+    ready: Ready,
+    outbound: bool,
+) -> Result<(Done, Option<Root>)> {
+    let before = ready.before.write(w)?;
+    let new = Append {
+        room,
+        event,
+        outbound: outbound && ready.reason.is_none(),
+        flags: ready.flags,
+        before: Before::At(before),
+        current: ready.current,
+        place: Place::Newest,
+        txn: None,
+    };
+    Ok((append(w, here, new)?, Some(before)))
+}
