@@ -10,16 +10,13 @@ use crate::matrix::json;
 use crate::store::tables::account_data::{self, GLOBAL};
 use crate::store::tables::event::{self, Kind, Membership, Root};
 use crate::store::tables::member::{self, Mine};
-use crate::store::tables::{device, filter, key, push_rule, room, snapshot, timeline, to_device, user};
+use crate::store::tables::{device, key, push_rule, room, snapshot, timeline, to_device, user};
 use crate::store::{self, EventNum, Position, Read, RoomNum, StateKeyNum, UserNum};
 
 /// Rows read ahead of what is being written.
 const BATCH: usize = 128;
 /// Changed state keys read ahead.
 const DIFFERENCE_BATCH: usize = 1_024;
-/// Acknowledged messages dropped in one write.
-const DROPPED_AT_ONCE: usize = 500;
-
 /// One device's own things between two positions.
 pub struct Own {
     read: Arc<Read>,
@@ -31,34 +28,6 @@ pub struct Own {
 }
 
 impl Users {
-    /// The text of a saved filter.
-    pub async fn saved_filter(&self, user: UserNum, number: u32) -> Result<Vec<u8>, Error> {
-        self.read(move |read| filter::get(read, user, number)?.ok_or(Error::NotFound("filter"))).await
-    }
-
-    /// A sync token came back: the messages up to it have arrived and are dropped.
-    pub async fn acknowledge(&self, requester: &Requester, upto: Position) -> Result<(), Error> {
-        let (user, device) = (requester.user_num, requester.device_id.clone());
-        let waiting = {
-            let device = device.clone();
-            self.read(move |read| {
-                let mut any = false;
-                to_device::each(read, user, &device, Position(0), upto, &mut |_, _| {
-                    any = true;
-                    Ok(ControlFlow::Break(()))
-                })?;
-                Ok(any)
-            })
-            .await?
-        };
-        let mut more = waiting;
-        while more {
-            let device = device.clone();
-            more = self.write(move |w| Ok(to_device::remove_up_to(w, user, &device, upto, DROPPED_AT_ONCE)?)).await?;
-        }
-        Ok(())
-    }
-
     /// What a sync reads beside rooms.
     pub fn own(&self, read: Arc<Read>, requester: &Requester, since: Option<Position>, now: Position) -> Own {
         Own { read, user: requester.user_num, requester: requester.clone(), since, now }

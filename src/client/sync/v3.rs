@@ -30,7 +30,8 @@ struct Query {
 pub async fn sync(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     let query = query(&client, &request).await?;
     if let Some(since) = query.since {
-        client.users.acknowledge(&query.requester, since.at).await?;
+        let requester = &query.requester;
+        client.users.to_device_arrived(requester.user_num, &requester.device_id, since.at).await?;
     }
     let slot = client.budget.account("sync_waiters").take(WAITER_BYTES).await?;
     // Registered before anything is read: a change that lands in between would otherwise be slept through.
@@ -74,10 +75,7 @@ async fn filter(client: &Client, requester: &Requester, request: &Request) -> Re
         None => return Ok(Filter::default()),
         Some(text) if text.starts_with('{') => text.into_bytes(),
         Some(text) if text.is_empty() => return Ok(Filter::default()),
-        Some(number) => {
-            let number = number.parse().map_err(|_| bad())?;
-            client.users.saved_filter(requester.user_num, number).await?
-        }
+        Some(number) => client.users.filter(requester.user_num, &number).await?,
     };
     Ok(Filter::parse(&text).ok_or_else(bad)?)
 }
