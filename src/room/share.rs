@@ -137,12 +137,13 @@ impl Asked {
 
     /// Whether any room has something to tell.
     pub fn any(&self, also: &[RoomNum]) -> Result<bool> {
-        for list in List::ALL {
-            if self.next(list, None, also)?.is_some() {
-                return Ok(true);
-            }
-        }
-        Ok(false)
+        let mut any = false;
+        member::list_mine(&*self.read, self.reader.user, None, &mut |num, mine| {
+            any = self.has_news(List::of(mine.membership), num, &mine, also)?
+                && self.filter.room.wants_room(&room::get_of(&*self.read, num)?.id);
+            Ok(until(any))
+        })?;
+        Ok(any)
     }
 
     fn has_news(&self, list: List, num: RoomNum, mine: &Mine, also: &[RoomNum]) -> store::Result<bool> {
@@ -326,10 +327,30 @@ impl Asked {
 
     async fn write_left(&self, pen: &Pen, news: &News) -> Result<(), ChunkError> {
         let mut visit = self.visit(news)?;
-        let upto = news.mine.since.min(self.now.at);
-        let was_told = self.since.is_some() && news.mine.left_at == Some(news.mine.since);
+        let left_now = news.mine.left_at == Some(news.mine.since);
+        // Nobody is told of what happened after they left: not by being banned, nor by declining an invite.
+        let upto = match news.mine.left_at {
+            Some(left_at) if left_now || self.since.is_none() || self.full_state => left_at,
+            _ => return self.write_own_leave(pen, news, &mut visit).await,
+        };
+        let was_told = match self.since {
+            Some(since) if since.at < upto => was_joined(&visit, self.reader.user_id.as_str(), since.at)?,
+            _ => false,
+        };
         let share = Share::new(self, &mut visit, news, !was_told, upto)?;
         share.write_timeline(self, pen, &mut visit).await
+    }
+
+    /// A room they were not in when they left it: the member event that says so, if we have it.
+    async fn write_own_leave(&self, pen: &Pen, news: &News, visit: &mut Visit) -> Result<(), ChunkError> {
+        pen.text("\"timeline\":{\"limited\":false,\"events\":[");
+        if let Some(own) = news.mine.event.filter(|_| !news.mine.outside)
+            && self.filter.room.timeline.wants(&*self.read, &event::row_of(&*self.read, own)?)?
+        {
+            visit.write_events(pen, &[(0, own)]).await?;
+        }
+        pen.text("]},\"state\":{\"events\":[]}");
+        Ok(())
     }
 
     // ---- invites and knocks --------------------------------------------------------------------------------------
@@ -539,6 +560,16 @@ fn state_at(visit: &Visit, at: Position) -> store::Result<Option<Root>> {
         return Ok(visit.room.state);
     }
     Ok(timeline::state_at(&*visit.read, visit.num, at)?.map(|(_, root)| root))
+}
+
+/// Whether somebody was joined as of a position.
+fn was_joined(visit: &Visit, user_id: &str, at: Position) -> store::Result<bool> {
+    let (Some(root), Some(key)) = (state_at(visit, at)?, snapshot::key(&*visit.read, "m.room.member", user_id)?) else {
+        return Ok(false);
+    };
+    let Some(event) = snapshot::get(&*visit.read, root, key)? else { return Ok(false) };
+    let member = event::row_of(&*visit.read, event)?.member;
+    Ok(member.is_some_and(|(membership, _)| membership == Membership::Join))
 }
 
 /// The event that is a room's state now for a type and key.
