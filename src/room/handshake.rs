@@ -206,7 +206,7 @@ impl Rooms {
         let event = self.sign_template(&template, content)?;
         let answer = self.hand_over(server, Verb::Knock, &event).await?;
         let state = answer.get("knock_room_state").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
-        Ok((template.version.id, strip(state, Some(&event))))
+        Ok((template.version.id, strip(state, &event)))
     }
 
     /// `send_leave` or `send_knock`; both answer with little.
@@ -261,30 +261,18 @@ impl Rooms {
 
 /// Stripped state as it is kept: a JSON array of the events' four fields, the member event itself last. What is too much
 /// or no event is left out.
-fn strip(state: &[Value], own: Option<&Event>) -> Vec<u8> {
-    let mut kept = vec![b'['];
-    let own_value = own.and_then(|event| serde_json::from_slice::<Value>(event.to_federation()).ok());
-    let others = state.iter().take(STRIPPED_EVENTS_MAX).filter(|event| {
-        let is_own = own.is_some_and(|own| {
-            event["type"] == "m.room.member"
-                && event["state_key"].as_str().is_some_and(|key| Some(key) == own.state_key())
-        });
-        !is_own
-    });
-    for event in others.chain(own_value.as_ref()) {
-        let Some(stripped) = strip_one(event) else { continue };
-        if kept.len() + stripped.len() + 2 > STRIPPED_BYTES_MAX
-            && !std::ptr::eq(event, own_value.as_ref().unwrap_or(&Value::Null))
-        {
-            continue;
-        }
-        if kept.len() > 1 {
-            kept.push(b',');
-        }
-        kept.extend_from_slice(stripped.as_bytes());
+fn strip(state: &[Value], own: &Event) -> Vec<u8> {
+    let last = serde_json::from_slice(own.to_federation()).ok().and_then(|event| strip_one(&event)).unwrap_or_default();
+    let mut left = STRIPPED_BYTES_MAX.saturating_sub(last.len() + 2);
+    let mut kept = Vec::new();
+    for event in state.iter().take(STRIPPED_EVENTS_MAX) {
+        let is_own = event["type"] == "m.room.member" && event["state_key"].as_str() == own.state_key();
+        let Some(stripped) = strip_one(event).filter(|stripped| !is_own && stripped.len() < left) else { continue };
+        left -= stripped.len() + 1;
+        kept.push(stripped);
     }
-    kept.push(b']');
-    kept
+    kept.push(last);
+    format!("[{}]", kept.join(",")).into_bytes()
 }
 
 fn strip_one(event: &Value) -> Option<String> {
@@ -329,7 +317,7 @@ impl Rooms {
         self.check_signed(&event).await?;
         let parts = &self.0.parts;
         let signed = sign::add_signature(&event, &parts.server, &parts.key)?;
-        let stripped = strip(&invitation.stripped, Some(&event));
+        let stripped = strip(&invitation.stripped, &event);
         let (asked, of) = (target.clone(), invitation.room.clone());
         let is_ours = self.reading(move |_, read| is_ours_already(read, &asked, &of)).await?;
         if !is_ours {

@@ -346,8 +346,15 @@ pub(super) fn let_in_by(rooms: &Rooms, read: &Read, room: &Known, user: &UserId)
     if !restricted || inside {
         return Ok(None);
     }
-    if !meets_condition(read, room, user)? {
-        return Err(Error::forbidden("the user is in none of the rooms that this room lets people in from"));
+    match meets_condition(read, room, user)? {
+        Some(true) => {}
+        Some(false) => {
+            return Err(Error::forbidden("the user is in none of the rooms that this room lets people in from"));
+        }
+        None => {
+            let why = "this server is not in all the rooms that this room lets people in from";
+            return Err(Error::bad("M_UNABLE_TO_AUTHORISE_JOIN", why));
+        }
     }
     match rooms.who_may_invite(read, room)? {
         Some(by) => Ok(Some(by)),
@@ -355,24 +362,33 @@ pub(super) fn let_in_by(rooms: &Rooms, read: &Read, room: &Known, user: &UserId)
     }
 }
 
-/// Whether a user is in one of the rooms that the join rules of a restricted room name, as far as we know.
-pub(super) fn meets_condition(read: &impl Get, room: &Known, user: &UserId) -> Result<bool> {
-    let Some(rules) = room.view(read).event("m.room.join_rules", "")? else { return Ok(false) };
-    let Some(user) = user::num(read, user.as_str())? else { return Ok(false) };
+/// Whether a user is in one of the rooms that the join rules of a restricted room name; `None` when it is not in those we
+/// know, and there are others.
+pub(super) fn meets_condition(read: &impl Get, room: &Known, user: &UserId) -> Result<Option<bool>> {
+    let Some(rules) = room.view(read).event("m.room.join_rules", "")? else { return Ok(Some(false)) };
+    let user = user::num(read, user.as_str())?;
     let allow = text::get(rules.content().as_bytes(), "allow").filter(|list| list.first() == Some(&b'['));
+    let mut known_all = true;
     for condition in text::items(allow.unwrap_or(b"[]")).take(ALLOW_MAX).filter(|one| one.first() == Some(&b'{')) {
         if text::get_text(condition, "type").as_deref() != Some("m.room_membership") {
             continue;
         }
         let Some(room_id) = text::get_text(condition, "room_id") else { continue };
-        let Some(other) = room::num(read, &room_id)? else { continue };
         // Of a room nobody here is in any more we know no present members.
-        let current = room::get_of(read, other)?.status == room::Status::Resident;
-        if current && member::is_joined(read, other, user)? {
-            return Ok(true);
+        let other = match room::num(read, &room_id)? {
+            Some(other) if room::get_of(read, other)?.status == room::Status::Resident => other,
+            _ => {
+                known_all = false;
+                continue;
+            }
+        };
+        if let Some(user) = user
+            && member::is_joined(read, other, user)?
+        {
+            return Ok(Some(true));
         }
     }
-    Ok(false)
+    Ok(known_all.then_some(false))
 }
 
 impl Rooms {
