@@ -3,22 +3,31 @@
 use std::sync::Arc;
 
 use ruma::OwnedRoomId;
+use serde::Deserialize;
 use serde_json::json;
 
 use super::{Admin, PAGE_ROWS, error::Error, page};
-use crate::http::{Answer, Request, Response};
+use crate::http::{Request, Response};
 
-/// `GET /rooms?after=!room`: at most a page of rooms, and the joins under way.
+/// `GET /rooms?after=!room`: at most a page of rooms, the joins under way, and rooms that wait to be allowed.
 pub async fn list(admin: Arc<Admin>, request: Request) -> Result<Response, Error> {
     let after = request.query_as::<OwnedRoomId>("after")?;
     let rooms = admin.rooms.overview(after.as_deref(), PAGE_ROWS).await?;
     let next = (rooms.len() == PAGE_ROWS).then(|| rooms.last().map(|room| room.room_id.clone())).flatten();
-    let joins: Vec<serde_json::Value> = Vec::new();
-    Ok(page(&admin, &json!({ "rooms": rooms, "joins": joins, "next": next })).await?)
+    let joins: Vec<_> = admin.rooms.joins().iter().map(ToString::to_string).collect();
+    let asked = admin.rooms.allowed_rooms().await?;
+    let asked: Vec<_> = asked.into_iter().map(|(room_id, row)| json!({ "room_id": room_id, "asked": row })).collect();
+    Ok(page(&admin, &json!({ "rooms": rooms, "joins": joins, "asked": asked, "next": next })).await?)
 }
 
-/// `POST /rooms/{room}/allow`: this one room may be joined whatever the policy says.
-pub async fn allow(_: Arc<Admin>, request: Request) -> Result<Response, Error> {
-    let _room: OwnedRoomId = request.param_as("room")?;
-    Err(Answer::bad("M_UNRECOGNIZED", "not there yet").into())
+/// `POST /rooms/{room}/allow`: this one room may be joined whatever its size, or with `allowed: false` may not any more.
+pub async fn allow(admin: Arc<Admin>, mut request: Request) -> Result<Response, Error> {
+    #[derive(Deserialize)]
+    struct Allow {
+        allowed: bool,
+    }
+    let room_id: OwnedRoomId = request.param_as("room")?;
+    let Allow { allowed } = request.json().await?;
+    admin.rooms.allow(&room_id, allowed).await?;
+    Ok(Response::ok())
 }

@@ -137,8 +137,14 @@ An empty password makes one up and prints it.")]
 enum RoomsCommand {
     /// Let one room in, whatever rooms.admission says
     #[command(after_help = "Example:
-  snug rooms allow '!big:example.org'")]
-    Allow { room: String },
+  snug rooms allow '!big:example.org'
+  snug rooms allow '!big:example.org' --remove")]
+    Allow {
+        room: String,
+        /// Take it back; who is in the room stays
+        #[arg(long)]
+        remove: bool,
+    },
 }
 
 /// Runs the command; what goes wrong is a sentence on stderr and exit code 1.
@@ -164,7 +170,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Serve => serve(&overrides, given.first()),
         Command::User(command) => user(&overrides, command),
         Command::Rooms { command: None } => rooms(&overrides),
-        Command::Rooms { command: Some(RoomsCommand::Allow { room }) } => allow(&overrides, &room),
+        Command::Rooms { command: Some(RoomsCommand::Allow { room, remove }) } => allow(&overrides, &room, !remove),
         Command::Budget => budget(&overrides),
         Command::Check => return check::run(&overrides),
         Command::SampleConfig => {
@@ -254,7 +260,7 @@ fn users(local: &mut Local) -> Result<String, String> {
 fn rooms(overrides: &Overrides) -> Result<(), String> {
     let mut local = Local::connect(&load(overrides)?)?;
     let mut out = format!("{:<50} {:>8} {:>9} {:>11}  {}\n", "room", "members", "events", "bytes", "name");
-    let mut joins = Vec::new();
+    let (mut joins, mut asked) = (Vec::new(), Vec::new());
     local.pages("/rooms", &mut |page| {
         for room in page["rooms"].as_array().into_iter().flatten() {
             let number = |field: &str| room[field].as_u64().unwrap_or(0);
@@ -266,19 +272,34 @@ fn rooms(overrides: &Overrides) -> Result<(), String> {
             out.push_str(&format!("{:<50} {joined:>8} {events:>9} {bytes:>11}  {name}\n", text(room, "room_id")));
         }
         joins = page["joins"].as_array().cloned().unwrap_or_default();
+        asked = page["asked"].as_array().cloned().unwrap_or_default();
     })?;
     for join in joins.iter().filter_map(Value::as_str) {
         out.push_str(&format!("joining {join}\n"));
+    }
+    for room in &asked {
+        let (room_id, asked) = (text(room, "room_id"), &room["asked"]);
+        out.push_str(&match (asked["allowed"] == true, text(asked, "user_id")) {
+            (true, _) => format!("{room_id} may be joined whatever its size\n"),
+            (false, user) => format!(
+                "{room_id} waits to be allowed: {user} asked on {}, about {} events\n",
+                check::date(asked["at_ms"].as_u64().unwrap_or(0)),
+                asked["events"]
+            ),
+        });
     }
     print(&out);
     local.close();
     Ok(())
 }
 
-fn allow(overrides: &Overrides, room: &str) -> Result<(), String> {
+fn allow(overrides: &Overrides, room: &str, allowed: bool) -> Result<(), String> {
     let mut local = Local::connect(&load(overrides)?)?;
-    local.post(&format!("/rooms/{}/allow", encode(room)), json!({}))?;
-    print(&format!("{room} may be joined, however large it is.\n"));
+    local.post(&format!("/rooms/{}/allow", encode(room)), json!({ "allowed": allowed }))?;
+    print(&match allowed {
+        true => format!("{room} may be joined, however large it is.\n"),
+        false => format!("{room} may be joined only if rooms.admission lets it in.\n"),
+    });
     local.close();
     Ok(())
 }

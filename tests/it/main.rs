@@ -4,6 +4,7 @@ mod crash;
 mod commands;
 mod hall;
 mod house;
+mod tidy;
 
 // The load generator's own tests run here; the benchmarks include the same files.
 #[path = "../load/mod.rs"]
