@@ -199,7 +199,7 @@ impl Rooms {
         }
     }
 
-    async fn invite_with(
+    pub(super) async fn invite_with(
         &self,
         sender: &UserId,
         room_id: &RoomId,

@@ -18,7 +18,10 @@ use crate::remote::{Failed, Remote};
 use crate::store::{self, Read, Store, Write, WriteError};
 
 pub mod admission;
+mod alias;
 mod append;
+mod create;
+mod directory;
 mod elsewhere;
 mod fetch;
 mod filter;
@@ -33,6 +36,7 @@ pub mod order;
 mod read;
 mod overview;
 mod receive;
+mod receipt;
 mod redact;
 mod resolve;
 mod send;
@@ -40,6 +44,8 @@ mod serve_join;
 mod serve_state;
 mod share;
 mod state;
+#[cfg(test)]
+pub(crate) mod tests;
 mod typing;
 mod unread;
 mod viewer;
@@ -47,12 +53,15 @@ mod visitor;
 
 pub use filter::{Events, Filter};
 pub use handshake::{Invitation, Verb};
-pub use membership::Joining;
 pub use read::{ANSWER_BYTES, PAGE_EVENTS_MAX, Paging, Reader, Related, Token, Who};
+pub use alias::Resolved;
+pub use create::{Create, Invite3pid, Preset, StateDraft};
+pub use directory::{Listing, PublicPage, PublicQuery};
+pub use membership::Joining;
+pub use receipt::{Marker, ReadMarkers};
 pub use send::Sending;
 pub use serve_join::{Drawn, Submitted};
 pub use serve_state::{JoinAnswer, Served};
-
 pub use share::{Asked, List, News, Since};
 
 pub use crate::store::tables::event::Membership;

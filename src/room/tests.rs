@@ -1,0 +1,552 @@
+//! A house for rooms to be tested in, and what people do in it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ruma::{OwnedEventId, OwnedRoomId, OwnedServerName, OwnedUserId, RoomId, UserId};
+use serde_json::value::RawValue;
+use serde_json::{Map, Value, json};
+
+use super::state::{known, load};
+use super::*;
+use crate::base::{Clock, Random};
+use crate::matrix::{Event, version};
+use crate::remote::{Remote, RemoteOptions};
+use crate::store::UserNum;
+use crate::store::tables::event;
+use crate::store::tables::outbox::{self, Outbound};
+use crate::store::tables::user::{self, Account, Standing};
+use crate::store::tables::{count, member, receipt, room, timeline};
+
+/// When the simulated clock begins.
+pub(crate) const START_MS: u64 = 1_700_000_000_000;
+
+/// A server named `home.example` with a database in memory, a clock that stands still, and nobody in it yet.
+pub(crate) struct House {
+    pub rooms: Rooms,
+    pub store: Store,
+    pub feed: Feed,
+    pub clock: Clock,
+    pub budget: Budget,
+    pub server: OwnedServerName,
+    pub key: Arc<sign::Key>,
+}
+
+pub(crate) fn house() -> House {
+    let server = OwnedServerName::try_from("home.example").unwrap();
+    let key = Arc::new(sign::Key::from_seed("a_test", [7; 32]));
+    let (store, clock) = (Store::in_memory(), Clock::simulated(START_MS));
+    let (feed, budget) = (Feed::new(clock.clone()), Budget::for_tests());
+    let options = RemoteOptions::new(server.clone(), key.clone());
+    let remote = Remote::new(options, clock.clone(), Random::seeded(3), &budget, store.clone()).unwrap();
+    let rooms = Rooms::new(Parts {
+        store: store.clone(),
+        feed: feed.clone(),
+        clock: clock.clone(),
+        random: Random::seeded(2),
+        budget: budget.clone(),
+        remote,
+        server: server.clone(),
+        key: key.clone(),
+        scratch: std::env::temp_dir(),
+    });
+    House { rooms, store, feed, clock, budget, server, key }
+}
+
+impl House {
+    /// Somebody with an account here.
+    pub async fn user(&self, name: &str) -> OwnedUserId {
+        let id = OwnedUserId::try_from(format!("@{name}:{}", self.server)).unwrap();
+        let user_id = id.clone();
+        let made = self.store.write(move |w| {
+            let num = user::intern(w, user_id.as_str())?;
+            let account =
+                Account { created_ms: START_MS, standing: Standing::Active, admin: false, password_hash: None };
+            user::set_account(w, num, &account)
+        });
+        made.await.map_err(|failed: WriteError<store::Error>| failed.into_inner()).unwrap();
+        id
+    }
+
+    /// A room of the default version that anybody may join.
+    pub async fn public_room(&self, creator: &UserId) -> OwnedRoomId {
+        self.clock.advance(Duration::from_millis(1));
+        self.rooms.create(creator, Create { preset: Some(Preset::Public), ..Create::default() }).await.unwrap()
+    }
+
+    pub async fn join(&self, user: &UserId, room: &RoomId) -> Result<()> {
+        self.rooms.join(user, room, Joining::default()).await
+    }
+
+    /// Says a text.
+    pub async fn say(&self, user: &UserId, room: &RoomId, text: &str) -> OwnedEventId {
+        let content = json!({ "msgtype": "m.text", "body": text });
+        self.send(user, room, "m.room.message", None, content).await.unwrap()
+    }
+
+    pub async fn send(
+        &self,
+        user: &UserId,
+        room: &RoomId,
+        kind: &str,
+        state_key: Option<&str>,
+        content: Value,
+    ) -> Result<OwnedEventId> {
+        self.rooms.send(user, room, sending(kind, state_key, content)).await
+    }
+
+    pub fn read(&self) -> Read {
+        self.store.read().unwrap()
+    }
+
+    pub fn room_num(&self, room: &RoomId) -> RoomNum {
+        room::num(&self.read(), room.as_str()).unwrap().unwrap()
+    }
+
+    pub fn user_num(&self, user: &UserId) -> UserNum {
+        user::num(&self.read(), user.as_str()).unwrap().unwrap()
+    }
+
+    pub fn row(&self, room: &RoomId) -> crate::store::tables::room::Room {
+        room::get_of(&self.read(), self.room_num(room)).unwrap()
+    }
+
+    /// An event of the store.
+    pub fn event(&self, id: &ruma::EventId) -> Event {
+        let read = self.read();
+        let num = event::num(&read, id.as_str()).unwrap().expect("the event is stored");
+        let row = event::row_of(&read, num).unwrap();
+        let room = room::get_of(&read, row.room).unwrap();
+        load(&read, version::get(&room.version).unwrap(), num).unwrap()
+    }
+
+    /// The content of a room's present state event.
+    pub fn state(&self, room: &RoomId, kind: &str, state_key: &str) -> Option<Value> {
+        let read = self.read();
+        let event = known(&read, room.as_str()).unwrap().view(&read).event(kind, state_key).unwrap()?;
+        Some(serde_json::from_str(event.content()).unwrap())
+    }
+
+    pub fn membership(&self, room: &RoomId, user: &UserId) -> Option<Membership> {
+        let read = self.read();
+        let room = known(&read, room.as_str()).unwrap();
+        room.view(&read).member(user).unwrap().map(|(membership, _)| membership)
+    }
+
+    /// Types in the timeline's order, the last `max` of them.
+    pub fn timeline(&self, room: &RoomId, max: usize) -> Vec<String> {
+        let read = self.read();
+        let row = known(&read, room.as_str()).unwrap();
+        let mut kinds = Vec::new();
+        timeline::backward(&read, row.num, i64::MIN, i64::MAX - 1, &mut |_, num| {
+            kinds.push(load(&read, row.version, num)?.kind().to_owned());
+            Ok(match kinds.len() < max {
+                true => std::ops::ControlFlow::Continue(()),
+                false => std::ops::ControlFlow::Break(()),
+            })
+        })
+        .unwrap();
+        kinds.reverse();
+        kinds
+    }
+
+    pub fn unread(&self, room: &RoomId, user: &UserId) -> (u64, u64) {
+        let unread = count::get(&self.read(), self.user_num(user), self.room_num(room)).unwrap();
+        (unread.notifications, unread.highlights)
+    }
+
+    /// What waits for other servers.
+    pub fn outbox(&self) -> Vec<Outbound> {
+        let mut rows = Vec::new();
+        outbox::list_after(&self.read(), Position(0), &mut |_, row| {
+            rows.push(row);
+            Ok(std::ops::ControlFlow::Continue(()))
+        })
+        .unwrap();
+        rows
+    }
+}
+
+pub(crate) fn sending(kind: &str, state_key: Option<&str>, content: Value) -> Sending {
+    Sending {
+        kind: kind.to_owned(),
+        state_key: state_key.map(str::to_owned),
+        content: RawValue::from_string(content.to_string()).unwrap(),
+        redacts: None,
+        txn: None,
+        ts: None,
+    }
+}
+
+fn is_forbidden<T: std::fmt::Debug>(done: Result<T>) -> bool {
+    match done {
+        Err(Error::Forbidden(_)) => true,
+        Err(Error::Reject(reject)) => reject.kind == crate::matrix::Kind::Auth,
+        _ => false,
+    }
+}
+
+#[tokio::test]
+async fn a_room_of_every_version_can_be_made_and_spoken_in() {
+    let house = house();
+    let (anna, ben) = (house.user("anna").await, house.user("ben").await);
+    for version in version::list() {
+        for preset in [Preset::Private, Preset::TrustedPrivate, Preset::Public] {
+            house.clock.advance(Duration::from_millis(1));
+            let create = Create {
+                preset: Some(preset),
+                room_version: Some(version.id.to_owned()),
+                name: Some("Parlour".to_owned()),
+                topic: Some("Tea".to_owned()),
+                invite: vec![ben.clone()],
+                is_direct: true,
+                ..Create::default()
+            };
+            let room = house.rooms.create(&anna, create).await.unwrap();
+            assert_eq!(room.as_str().contains(':'), version.id != "12");
+            assert_eq!(house.membership(&room, &ben), Some(Membership::Invite));
+            house.join(&ben, &room).await.unwrap();
+            house.say(&ben, &room, "hello").await;
+            let may = house.send(&ben, &room, "m.room.name", Some(""), json!({ "name": "Ben's" })).await;
+            assert_eq!(may.is_ok(), preset == Preset::TrustedPrivate, "version {} {preset:?}", version.id);
+            let row = house.row(&room);
+            assert_eq!((row.joined, row.invited, row.extremities.len()), (2, 0, 1));
+            let order = house.timeline(&room, 100);
+            assert_eq!(&order[..4], ["m.room.create", "m.room.member", "m.room.power_levels", "m.room.join_rules"]);
+        }
+    }
+    assert!(house.outbox().is_empty(), "nobody else is in these rooms");
+    let unknown = Create { room_version: Some("99".to_owned()), ..Create::default() };
+    let refused = house.rooms.create(&anna, unknown).await;
+    assert!(matches!(refused, Err(Error::Bad { errcode: "M_UNSUPPORTED_ROOM_VERSION", .. })));
+}
+
+#[tokio::test]
+async fn what_an_app_asks_of_a_new_room_is_in_it() {
+    let house = house();
+    let anna = house.user("anna").await;
+    let mut levels = Map::new();
+    levels.insert("events_default".into(), 10.into());
+    let create = Create {
+        public: true,
+        room_version: Some("11".to_owned()),
+        room_alias_name: Some("parlour".to_owned()),
+        initial_state: vec![
+            StateDraft {
+                kind: "m.room.encryption".into(),
+                state_key: String::new(),
+                content: json!({ "algorithm": "m.megolm.v1.aes-sha2" }),
+            },
+            StateDraft {
+                kind: "m.room.history_visibility".into(),
+                state_key: String::new(),
+                content: json!({ "history_visibility": "joined" }),
+            },
+        ],
+        power_level_content_override: levels,
+        creation_content: json!({ "m.federate": false }).as_object().unwrap().clone(),
+        ..Create::default()
+    };
+    let room = house.rooms.create(&anna, create.clone()).await.unwrap();
+    assert_eq!(house.state(&room, "m.room.create", "").unwrap()["m.federate"], false);
+    assert_eq!(house.state(&room, "m.room.power_levels", "").unwrap()["events_default"], 10);
+    assert_eq!(house.state(&room, "m.room.history_visibility", "").unwrap()["history_visibility"], "joined");
+    assert!(house.state(&room, "m.room.encryption", "").is_some());
+    assert_eq!(house.state(&room, "m.room.canonical_alias", "").unwrap()["alias"], "#parlour:home.example");
+    let alias = <&ruma::RoomAliasId>::try_from("#parlour:home.example").unwrap();
+    let resolved = house.rooms.resolve_here(alias).await.unwrap();
+    assert_eq!((resolved.room_id, resolved.servers), (room, vec![house.server.clone()]));
+    let page = house.rooms.public_rooms(PublicQuery::default()).await.unwrap();
+    assert_eq!((page.chunk.len(), page.total_room_count_estimate), (1, 1));
+    assert_eq!(page.chunk[0]["canonical_alias"], "#parlour:home.example");
+    let again = house.rooms.create(&anna, create).await;
+    assert!(matches!(again, Err(Error::Taken)), "the alias is in use: {again:?}");
+    let wrong = Create { invite_3pid: vec![Invite3pid], ..Create::default() };
+    assert!(matches!(house.rooms.create(&anna, wrong).await, Err(Error::Bad { .. })));
+}
+
+#[tokio::test]
+async fn a_repeated_send_has_the_first_ones_answer_and_state_that_is_so_already_stays() {
+    let house = house();
+    let anna = house.user("anna").await;
+    let room = house.public_room(&anna).await;
+    let mut message = sending("m.room.message", None, json!({ "body": "x" }));
+    message.txn = Some(("PHONE".to_owned(), "1".to_owned()));
+    let first = house.rooms.send(&anna, &room, message.clone()).await.unwrap();
+    assert_eq!(house.rooms.send(&anna, &room, message.clone()).await.unwrap(), first);
+    message.txn = Some(("LAPTOP".to_owned(), "1".to_owned()));
+    assert_ne!(house.rooms.send(&anna, &room, message).await.unwrap(), first);
+    let name = json!({ "name": "Parlour" });
+    let one = house.send(&anna, &room, "m.room.name", Some(""), name.clone()).await.unwrap();
+    assert_eq!(house.send(&anna, &room, "m.room.name", Some(""), name).await.unwrap(), one);
+}
+
+#[tokio::test]
+async fn events_that_may_not_be_sent_leave_nothing() {
+    let house = house();
+    let (anna, ben) = (house.user("anna").await, house.user("ben").await);
+    let room = house.public_room(&anna).await;
+    let before = house.row(&room);
+    assert!(is_forbidden(house.send(&ben, &room, "m.room.message", None, json!({})).await));
+    assert!(is_forbidden(house.send(&anna, &room, "m.room.create", Some(""), json!({})).await));
+    let large = json!({ "body": "x".repeat(66_000) });
+    assert!(matches!(house.send(&anna, &room, "m.room.message", None, large).await, Err(Error::TooLarge)));
+    let kind = "x".repeat(256);
+    assert!(matches!(house.send(&anna, &room, &kind, None, json!({})).await, Err(Error::TooLarge)));
+    let float = json!({ "body": 1.5 });
+    assert!(matches!(house.send(&anna, &room, "m.room.message", None, float).await, Err(Error::Reject(_))));
+    let alias = json!({ "alias": "#nowhere:home.example" });
+    let refused = house.send(&anna, &room, "m.room.canonical_alias", Some(""), alias).await;
+    assert!(matches!(refused, Err(Error::Bad { errcode: "M_BAD_ALIAS", .. })));
+    let nowhere = RoomId::parse("!nowhere:home.example").unwrap();
+    assert!(is_forbidden(house.send(&anna, &nowhere, "m.room.message", None, json!({})).await));
+    assert_eq!(house.row(&room), before);
+}
+
+#[tokio::test]
+async fn coming_and_going() {
+    let house = house();
+    let (anna, ben, cleo) = (house.user("anna").await, house.user("ben").await, house.user("cleo").await);
+    let rooms = &house.rooms;
+    house.clock.advance(Duration::from_millis(1));
+    let room = rooms.create(&anna, Create::default()).await.unwrap();
+    assert!(is_forbidden(house.join(&ben, &room).await), "private");
+    rooms.invite(&anna, &room, &ben, Some("do".to_owned())).await.unwrap();
+    assert_eq!(house.state(&room, "m.room.member", ben.as_str()).unwrap()["reason"], "do");
+    house.join(&ben, &room).await.unwrap();
+    house.join(&ben, &room).await.unwrap();
+    assert_eq!(rooms.joined_rooms(&ben).await.unwrap(), [room.clone()]);
+    assert!(is_forbidden(rooms.kick(&ben, &room, &anna, None).await));
+    assert!(is_forbidden(rooms.kick(&anna, &room, &cleo, None).await), "not in the room");
+    rooms.kick(&anna, &room, &ben, None).await.unwrap();
+    assert!(is_forbidden(house.send(&ben, &room, "m.room.message", None, json!({})).await));
+    rooms.ban(&anna, &room, &ben, Some("enough".to_owned())).await.unwrap();
+    assert!(is_forbidden(rooms.invite(&anna, &room, &ben, None).await));
+    rooms.unban(&anna, &room, &ben, None).await.unwrap();
+    assert!(is_forbidden(rooms.unban(&anna, &room, &ben, None).await));
+    assert!(is_forbidden(rooms.leave(&cleo, &room, None).await));
+    rooms.leave(&anna, &room, None).await.unwrap();
+    rooms.leave(&anna, &room, None).await.unwrap();
+    assert_eq!(house.row(&room).status, crate::store::tables::room::Status::Left);
+    rooms.forget(&anna, &room).await.unwrap();
+    let mine = member::mine(&house.read(), house.user_num(&anna), house.room_num(&room)).unwrap().unwrap();
+    assert!(mine.forgotten && mine.left_at.is_some() && mine.before == Some(Membership::Join));
+}
+
+#[tokio::test]
+async fn knocking_and_rooms_that_let_people_in_from_others() {
+    let house = house();
+    let (anna, ben, cleo) = (house.user("anna").await, house.user("ben").await, house.user("cleo").await);
+    let rooms = &house.rooms;
+    let lounge = house.public_room(&anna).await;
+    let room = house.public_room(&anna).await;
+    let rules = json!({ "join_rule": "knock_restricted", "allow": [
+        { "type": "m.room_membership", "room_id": lounge }, { "type": "else" }, 3,
+    ] });
+    house.send(&anna, &room, "m.room.join_rules", Some(""), rules).await.unwrap();
+    assert!(is_forbidden(house.join(&ben, &room).await), "not in the lounge");
+    rooms.knock(&ben, &room, Vec::new(), Some("please".to_owned())).await.unwrap();
+    assert_eq!(house.membership(&room, &ben), Some(Membership::Knock));
+    rooms.leave(&ben, &room, None).await.unwrap();
+    house.join(&cleo, &lounge).await.unwrap();
+    house.join(&cleo, &room).await.unwrap();
+    let content = house.state(&room, "m.room.member", cleo.as_str()).unwrap();
+    assert_eq!(content["join_authorised_via_users_server"], anna.as_str());
+}
+
+#[tokio::test]
+async fn redactions_take_content_out_whichever_comes_first() {
+    let house = house();
+    let (anna, ben) = (house.user("anna").await, house.user("ben").await);
+    for version in ["1", "6", "11", "12"] {
+        house.clock.advance(Duration::from_millis(1));
+        let create =
+            Create { preset: Some(Preset::Public), room_version: Some(version.to_owned()), ..Create::default() };
+        let room = house.rooms.create(&anna, create).await.unwrap();
+        house.join(&ben, &room).await.unwrap();
+        let said = house.say(&anna, &room, "secret").await;
+        let bens = house.say(&ben, &room, "mine").await;
+        let redaction = |target: &OwnedEventId| Sending {
+            redacts: Some(target.clone()),
+            ..sending("m.room.redaction", None, json!({ "reason": "oops" }))
+        };
+        assert!(is_forbidden(house.rooms.send(&ben, &room, redaction(&said)).await), "{version}");
+        house.rooms.send(&ben, &room, redaction(&bens)).await.unwrap();
+        let by = house.rooms.send(&anna, &room, redaction(&said)).await.unwrap();
+        for gone in [&said, &bens] {
+            assert_eq!(house.event(gone).content(), "{}");
+        }
+        let read = house.read();
+        let row = event::row_of(&read, event::num(&read, said.as_str()).unwrap().unwrap()).unwrap();
+        assert!(row.flags.redacted && row.redacted_by == event::num(&read, by.as_str()).unwrap());
+        assert_eq!(house.event(&by).redacts(), Some(&*said));
+    }
+}
+
+#[tokio::test]
+async fn a_redaction_waits_for_its_target() {
+    let house = house();
+    let anna = house.user("anna").await;
+    let room = house.public_room(&anna).await;
+    let read = house.read();
+    let known_room = known(&read, room.as_str()).unwrap();
+    let new = |kind: &str, content: Value, redacts| send::New {
+        kind: kind.to_owned(),
+        state_key: None,
+        sender: anna.clone(),
+        content,
+        redacts,
+        ts: None,
+    };
+    let target = house.rooms.build(&read, &known_room, new("m.room.message", json!({ "body": "x" }), None)).unwrap();
+    let id = target.event.id().to_owned();
+    let redaction =
+        house.rooms.build(&read, &known_room, new("m.room.redaction", json!({}), Some(id.clone()))).unwrap();
+    let guard = house.rooms.lock(known_room.num).await;
+    house.rooms.append_locked(&guard, append::Append::next(known_room.num, redaction.event)).await.unwrap();
+    house.rooms.append_locked(&guard, append::Append::next(known_room.num, target.event)).await.unwrap();
+    assert_eq!(house.event(&id).content(), "{}");
+    assert_eq!(house.row(&room).extremities.len(), 2, "both follow the same event");
+    drop(guard);
+    house.say(&anna, &room, "merge").await;
+    assert_eq!(house.row(&room).extremities.len(), 1);
+}
+
+#[tokio::test]
+async fn unread_counts_follow_push_rules_receipts_and_ones_own_words() {
+    let house = house();
+    let (anna, ben) = (house.user("anna").await, house.user("ben").await);
+    let room = house.public_room(&anna).await;
+    house.join(&ben, &room).await.unwrap();
+    house.say(&anna, &room, "one").await;
+    let two = house.say(&anna, &room, "two").await;
+    let mention = json!({ "msgtype": "m.text", "body": "ben", "m.mentions": { "user_ids": [ben] } });
+    house.send(&anna, &room, "m.room.message", None, mention).await.unwrap();
+    assert_eq!(house.unread(&room, &ben), (3, 1));
+    let marker = |id: &OwnedEventId| Marker { kind: "m.read".to_owned(), event_id: id.clone(), thread: None };
+    house.rooms.set_receipt(&ben, &room, marker(&two)).await.unwrap();
+    assert_eq!(house.unread(&room, &ben), (1, 1));
+    house.say(&ben, &room, "I am here").await;
+    assert_eq!(house.unread(&room, &ben), (0, 0));
+    assert_eq!(house.unread(&room, &anna), (1, 0));
+}
+
+#[tokio::test]
+async fn receipts_only_go_forward_and_reach_other_servers() {
+    let house = house();
+    let anna = house.user("anna").await;
+    let room = house.public_room(&anna).await;
+    let (one, two) = (house.say(&anna, &room, "one").await, house.say(&anna, &room, "two").await);
+    let num = house.room_num(&room);
+    house.store.write(move |w| member::count_server(w, num, "away.example", 1, Position(1))).await.unwrap();
+    let marker = |kind: &str, id: &OwnedEventId| Marker { kind: kind.to_owned(), event_id: id.clone(), thread: None };
+    for (kind, id) in [("m.read", &two), ("m.read", &one), ("m.read.private", &two), ("m.fully_read", &one)] {
+        house.rooms.set_receipt(&anna, &room, marker(kind, id)).await.unwrap();
+    }
+    let whose = |kind| receipt::Whose { user: house.user_num(&anna), kind, thread: String::new() };
+    let read = receipt::get(&house.read(), num, &whose(receipt::Kind::Read)).unwrap().unwrap();
+    assert_eq!(read.event_id, two);
+    let outbox = house.outbox();
+    let [Outbound::RoomEdu { json, .. }] = outbox.as_slice() else { panic!("one receipt goes out: {outbox:?}") };
+    let edu: Value = serde_json::from_slice(json).unwrap();
+    assert_eq!(edu["content"][room.as_str()]["m.read"][anna.as_str()]["event_ids"], json!([two]));
+    assert!(house.rooms.set_receipt(&anna, &room, marker("m.nothing", &one)).await.is_err());
+    let strange = ruma::EventId::parse("$nowhere").unwrap();
+    assert!(matches!(house.rooms.set_receipt(&anna, &room, marker("m.read", &strange)).await, Err(Error::NotFound)));
+}
+
+#[tokio::test]
+async fn typing_ends_by_itself() {
+    let house = house();
+    let (anna, ben) = (house.user("anna").await, house.user("ben").await);
+    let room = house.public_room(&anna).await;
+    house.join(&ben, &room).await.unwrap();
+    let (num, typing) = (house.room_num(&room), &house.rooms.0.typing);
+    let start = typing.serial();
+    house.rooms.set_typing(&anna, &room, Some(Duration::from_secs(30))).await.unwrap();
+    assert_eq!(typing.changed(num, start), Some(vec![house.user_num(&anna)]));
+    let seen = typing.serial();
+    house.rooms.set_typing(&anna, &room, Some(Duration::from_secs(30))).await.unwrap();
+    assert_eq!(typing.changed(num, seen), None, "still typing is no news");
+    let waiter = house.feed.register(house.user_num(&ben));
+    // The watcher may still be on its way to sleep: the clock moves until it woke.
+    for _ in 0..100 {
+        house.clock.advance(Duration::from_secs(31));
+        tokio::time::sleep(Duration::from_millis(2)).await;
+        if typing.serial() != seen {
+            break;
+        }
+    }
+    assert_eq!(typing.changed(num, seen), Some(Vec::new()));
+    assert!(waiter.wait(house.clock.instant() + Duration::from_secs(1)).await, "who is in the room is woken");
+    assert!(is_forbidden(house.rooms.set_typing(&house.user("cleo").await, &room, None).await));
+}
+
+#[tokio::test]
+async fn aliases_and_the_public_list() {
+    let house = house();
+    let (anna, ben) = (house.user("anna").await, house.user("ben").await);
+    let rooms = &house.rooms;
+    let mut made = Vec::new();
+    for name in ["Cellar", "Attic", "Kitchen"] {
+        let room = house.public_room(&anna).await;
+        house.send(&anna, &room, "m.room.name", Some(""), json!({ "name": name })).await.unwrap();
+        rooms.set_public(&anna, &room, true, false).await.unwrap();
+        made.push(room);
+    }
+    assert!(is_forbidden(rooms.set_public(&ben, &made[0], false, false).await));
+    house.join(&ben, &made[1]).await.unwrap();
+    let names = |page: &PublicPage| page.chunk.iter().map(|one| one["name"].clone()).collect::<Vec<_>>();
+    let query = PublicQuery { limit: Some(2), ..PublicQuery::default() };
+    let first = rooms.public_rooms(query.clone()).await.unwrap();
+    assert_eq!(names(&first), ["Attic", "Cellar"], "most members first");
+    assert!(first.prev_batch.is_none());
+    let second = rooms.public_rooms(PublicQuery { since: first.next_batch.clone(), ..query.clone() }).await.unwrap();
+    assert_eq!((names(&second), second.next_batch), (vec![json!("Kitchen")], None));
+    let back = rooms.public_rooms(PublicQuery { since: second.prev_batch, ..query }).await.unwrap();
+    assert_eq!(names(&back), names(&first));
+    let search = PublicQuery { search: Some("KITCH".to_owned()), ..PublicQuery::default() };
+    assert_eq!(names(&rooms.public_rooms(search).await.unwrap()), ["Kitchen"]);
+    let alias = ruma::RoomAliasId::parse("#a:home.example").unwrap();
+    rooms.set_alias(&ben, &alias, &made[1]).await.unwrap();
+    assert!(matches!(rooms.set_alias(&anna, &alias, &made[0]).await, Err(Error::Taken)));
+    assert!(is_forbidden(rooms.set_alias(&ben, &ruma::RoomAliasId::parse("#b:home.example").unwrap(), &made[0]).await));
+    assert_eq!(rooms.aliases(&anna, &made[1]).await.unwrap(), ["#a:home.example"]);
+    rooms.remove_alias(&anna, &alias, false).await.unwrap();
+    assert!(matches!(rooms.resolve_here(&alias).await, Err(Error::NotFound)));
+    let listed = rooms.list(None, 2).await.unwrap();
+    let more = rooms.list(Some(listed[1].num), 2).await.unwrap();
+    assert_eq!((listed.len(), more.len()), (2, 1));
+    assert!(listed[0].events >= 7 && listed[0].bytes > 1000 && listed[0].name.as_deref() == Some("Cellar"));
+}
+
+#[tokio::test]
+async fn an_invite_from_outside_is_kept_and_dropped() {
+    let house = house();
+    let anna = house.user("anna").await;
+    let room = RoomId::parse("!far:away.example").unwrap();
+    let stripped = b"[{}]".to_vec();
+    house.rooms.set_outside(&anna, &room, "11", Membership::Invite, stripped.clone()).await.unwrap();
+    let (user, num) = (house.user_num(&anna), house.room_num(&room));
+    let mine = member::mine(&house.read(), user, num).unwrap().unwrap();
+    assert!(mine.outside && mine.membership == Membership::Invite);
+    assert_eq!(member::stripped(&house.read(), user, num).unwrap(), Some(stripped));
+    house.rooms.drop_outside(&anna, &room).await.unwrap();
+    let mine = member::mine(&house.read(), user, num).unwrap().unwrap();
+    assert!(mine.membership == Membership::Leave && member::stripped(&house.read(), user, num).unwrap().is_none());
+}
+
+#[tokio::test]
+async fn an_event_built_before_others_came_follows_what_it_was_built_upon() {
+    let house = house();
+    let (anna, ben) = (house.user("anna").await, house.user("ben").await);
+    let room = house.public_room(&anna).await;
+    let invite = send::New::state("m.room.member", ben.as_str(), &anna, json!({ "membership": "invite" }));
+    let built = house.rooms.build_for_others(&room, invite).await.unwrap();
+    house.say(&anna, &room, "meanwhile").await;
+    house.rooms.append_built(built).await.unwrap();
+    assert_eq!(house.membership(&room, &ben), Some(Membership::Invite));
+    assert_eq!(house.row(&room).extremities.len(), 2);
+    let after = house.say(&anna, &room, "after").await;
+    assert_eq!(house.event(&after).prev_events().count(), 2);
+}
