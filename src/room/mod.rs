@@ -51,13 +51,13 @@ mod unread;
 mod viewer;
 mod visitor;
 
-pub use filter::{Events, Filter};
-pub use handshake::{Invitation, Verb};
-pub use read::{ANSWER_BYTES, PAGE_EVENTS_MAX, Paging, Reader, Related, Token, Who};
 pub use alias::Resolved;
 pub use create::{Create, Invite3pid, Preset, StateDraft};
 pub use directory::{Listing, PublicPage, PublicQuery};
+pub use filter::{Events, Filter};
+pub use handshake::{Invitation, Verb};
 pub use membership::Joining;
+pub use read::{ANSWER_BYTES, PAGE_EVENTS_MAX, Paging, Reader, Related, Token, Who};
 pub use receipt::{Marker, ReadMarkers};
 pub use send::Sending;
 pub use serve_join::{Drawn, Submitted};
