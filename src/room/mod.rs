@@ -46,6 +46,7 @@ mod share;
 mod state;
 #[cfg(test)]
 pub(crate) mod tests;
+mod sweep;
 mod typing;
 mod unread;
 mod viewer;
