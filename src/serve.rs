@@ -249,6 +249,7 @@ impl Server {
                 server_name,
                 key,
                 old_keys,
+                transactions: Default::default(),
                 well_known_server: config.federation.name.clone(),
             });
             federation::routes::routes(&mut router, &federation);

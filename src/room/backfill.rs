@@ -220,7 +220,9 @@ fn beginning(get: &Read, num: RoomNum, from: i64) -> Result<After> {
         Ok(if oldest.len() < BEGINNING { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
     })?;
     // A room just joined may have nothing in its timeline but what comes next.
-    oldest.extend(room.row.extremities.iter().filter(|_| oldest.is_empty()));
+    if oldest.is_empty() {
+        oldest.extend(&room.row.extremities);
+    }
     let mut open = After::new();
     for at in oldest {
         let row = event::row_of(get, at)?;
