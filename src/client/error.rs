@@ -5,7 +5,8 @@
 
 use crate::budget::Refused;
 use crate::http::{Answer, BadBody, StatusCode};
-use crate::{matrix, media, room, user};
+use crate::matrix::Kind;
+use crate::{media, room, user};
 
 /// A refusal to an app.
 #[derive(Debug)]
@@ -59,18 +60,31 @@ impl From<room::Error> for Error {
         Error(match failed {
             E::NotFound => Answer::not_found(failed.to_string()),
             E::Forbidden(why) => Answer::forbidden(why),
-            E::Reject(reject) if reject.kind == matrix::Kind::Auth => Answer::forbidden(reject.to_string()),
-            E::Reject(reject) => Answer::bad("M_BAD_JSON", reject.to_string()),
-            E::Bad { errcode, message } => Answer::bad(errcode, message),
-            E::Taken => Answer::new(StatusCode::CONFLICT, "M_ROOM_IN_USE", failed.to_string()),
-            E::TooLarge => Answer::too_large(failed.to_string()),
-            E::Remote(failed) => match (failed.errcode(), failed.is_refusal()) {
-                (Some("M_FORBIDDEN"), true) => Answer::forbidden(format!("The other server {failed}")),
-                (_, refused) => remote(&failed.to_string(), refused),
+            E::Reject(reject) => match reject.kind {
+                Kind::Json | Kind::Shape => Answer::bad("M_BAD_JSON", reject.to_string()),
+                Kind::TooLarge => Answer::too_large(reject.to_string()),
+                Kind::Signature | Kind::Key | Kind::Auth => Answer::forbidden(reject.to_string()),
             },
+            E::Bad { errcode, message } => Answer::bad(errcode, message),
+            E::Taken => Answer::bad("M_ROOM_IN_USE", failed.to_string()),
+            E::TooLarge => Answer::too_large(failed.to_string()),
+            E::Remote(failed) => other_server(failed.to_string(), failed.errcode(), failed.is_refusal()),
             E::Refused(refused) => refused.into(),
             E::Store(failed) => Answer::internal(failed),
         })
+    }
+}
+
+/// What another server said no to keeps its code where apps know it; its other troubles are a bad gateway.
+fn other_server(what: String, errcode: Option<&str>, refused: bool) -> Answer {
+    match errcode {
+        Some(code @ ("M_FORBIDDEN" | "M_UNABLE_TO_AUTHORISE_JOIN" | "M_UNABLE_TO_GRANT_JOIN")) => {
+            Answer::new(StatusCode::FORBIDDEN, code.to_owned(), format!("The other server {what}"))
+        }
+        Some(code @ ("M_INCOMPATIBLE_ROOM_VERSION" | "M_RESOURCE_LIMIT_EXCEEDED")) => {
+            Answer::new(StatusCode::BAD_REQUEST, code.to_owned(), format!("The other server {what}"))
+        }
+        _ => remote(&what, refused),
     }
 }
 

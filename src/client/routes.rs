@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use super::{
-    Client, about, account, account_data, device, history, keys, profile, push_rules, register, session, state, sync,
+    Client, about, account, account_data, create, device, directory, ephemeral, history, keys, membership, profile,
+    push_rules, register, send, session, state, sync,
 };
 use crate::http::{Method, Router};
 
@@ -19,6 +20,7 @@ pub fn routes(router: &mut Router, client: &Arc<Client>) {
     reading(router, client);
     end_to_end(router, client);
     personal(router, client);
+    rooms(router, client);
 }
 
 /// What this server is and can do.
@@ -114,4 +116,35 @@ fn reading(router: &mut Router, client: &Arc<Client>) {
         .r0_v3(Method::GET, "/rooms/{room_id}/members", state::members)
         .r0_v3(Method::GET, "/rooms/{room_id}/joined_members", state::joined_members)
         .r0_v3(Method::GET, "/joined_rooms", state::joined_rooms);
+}
+
+/// What people do to rooms.
+fn rooms(router: &mut Router, client: &Arc<Client>) {
+    let mut routes = router.surface(client);
+    routes
+        .r0_v3(Method::POST, "/createRoom", create::create)
+        .r0_v3(Method::GET, "/directory/room/{alias}", directory::alias)
+        .r0_v3(Method::PUT, "/directory/room/{alias}", directory::set_alias)
+        .r0_v3(Method::DELETE, "/directory/room/{alias}", directory::remove_alias)
+        .r0_v3(Method::GET, "/rooms/{room_id}/aliases", directory::aliases)
+        .r0_v3(Method::GET, "/directory/list/room/{room_id}", directory::visibility)
+        .r0_v3(Method::PUT, "/directory/list/room/{room_id}", directory::set_visibility)
+        .r0_v3(Method::GET, "/publicRooms", directory::public_rooms)
+        .r0_v3(Method::POST, "/publicRooms", directory::search_public_rooms)
+        .r0_v3(Method::POST, "/rooms/{room_id}/receipt/{receipt_type}/{event_id}", ephemeral::receipt)
+        .r0_v3(Method::POST, "/rooms/{room_id}/read_markers", ephemeral::read_markers)
+        .r0_v3(Method::PUT, "/rooms/{room_id}/typing/{user_id}", ephemeral::typing)
+        .r0_v3(Method::POST, "/join/{room_id_or_alias}", membership::join)
+        .r0_v3(Method::POST, "/knock/{room_id_or_alias}", membership::knock)
+        .r0_v3(Method::POST, "/rooms/{room_id}/join", membership::join_by_id)
+        .r0_v3(Method::POST, "/rooms/{room_id}/leave", membership::leave)
+        .r0_v3(Method::POST, "/rooms/{room_id}/forget", membership::forget)
+        .r0_v3(Method::POST, "/rooms/{room_id}/invite", membership::invite)
+        .r0_v3(Method::POST, "/rooms/{room_id}/kick", membership::kick)
+        .r0_v3(Method::POST, "/rooms/{room_id}/ban", membership::ban)
+        .r0_v3(Method::POST, "/rooms/{room_id}/unban", membership::unban)
+        .r0_v3(Method::PUT, "/rooms/{room_id}/send/{type}/{txn_id}", send::message)
+        .r0_v3(Method::PUT, "/rooms/{room_id}/state/{type}/", send::state)
+        .r0_v3(Method::PUT, "/rooms/{room_id}/state/{type}/{state_key}", send::state)
+        .r0_v3(Method::PUT, "/rooms/{room_id}/redact/{event_id}/{txn_id}", send::redact);
 }

@@ -5,7 +5,6 @@ mod commands;
 mod hall;
 mod house;
 mod tidy;
-mod join;
 
 // The load generator's own tests run here; the benchmarks include the same files.
 #[path = "../load/mod.rs"]

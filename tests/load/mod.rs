@@ -10,7 +10,7 @@
 #![allow(dead_code)]
 
 pub mod control;
-//pub mod drive;
+pub mod drive;
 pub mod event;
 pub mod hostile;
 pub mod json;

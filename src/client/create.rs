@@ -1,0 +1,80 @@
+//! POST createRoom.
+
+use std::sync::Arc;
+
+use ruma::OwnedUserId;
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use super::{Client, Error, auth};
+use crate::http::{Answer, Limit, Request, Response};
+use crate::room::{Create, Invite3pid, Preset, StateDraft};
+
+#[derive(Deserialize)]
+struct Body {
+    visibility: Option<String>,
+    preset: Option<String>,
+    room_version: Option<String>,
+    room_alias_name: Option<String>,
+    name: Option<String>,
+    topic: Option<String>,
+    #[serde(default)]
+    invite: Vec<OwnedUserId>,
+    #[serde(default)]
+    invite_3pid: Vec<Value>,
+    #[serde(default)]
+    creation_content: Map<String, Value>,
+    #[serde(default)]
+    initial_state: Vec<State>,
+    #[serde(default)]
+    power_level_content_override: Map<String, Value>,
+    #[serde(default)]
+    is_direct: bool,
+}
+
+#[derive(Deserialize)]
+struct State {
+    #[serde(rename = "type")]
+    kind: String,
+    #[serde(default)]
+    state_key: String,
+    content: Value,
+}
+
+/// POST /_matrix/client/v3/createRoom
+pub async fn create(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
+    let requester = auth::requester(&client, &request).await?;
+    request.limit_for(Limit::Join, requester.user_id.as_str())?;
+    let body: Body = request.json_or_empty().await?;
+    let room_id = client.rooms.create(&requester.user_id, wanted(body)?).await?;
+    Ok(Response::json(&json!({ "room_id": room_id })))
+}
+
+fn wanted(body: Body) -> Result<Create, Answer> {
+    let public = match body.visibility.as_deref() {
+        None | Some("private") => false,
+        Some("public") => true,
+        Some(other) => return Err(Answer::invalid_param(format!("visibility is public or private, not {other}"))),
+    };
+    let preset = match &body.preset {
+        None => None,
+        Some(name) => {
+            Some(Preset::of(name).ok_or_else(|| Answer::invalid_param(format!("There is no preset called {name}")))?)
+        }
+    };
+    let state = |state: State| StateDraft { kind: state.kind, state_key: state.state_key, content: state.content };
+    Ok(Create {
+        public,
+        preset,
+        room_version: body.room_version,
+        room_alias_name: body.room_alias_name,
+        name: body.name,
+        topic: body.topic,
+        invite: body.invite,
+        invite_3pid: body.invite_3pid.iter().map(|_| Invite3pid).collect(),
+        creation_content: body.creation_content,
+        initial_state: body.initial_state.into_iter().map(state).collect(),
+        power_level_content_override: body.power_level_content_override,
+        is_direct: body.is_direct,
+    })
+}

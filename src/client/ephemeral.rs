@@ -1,0 +1,67 @@
+//! How far people have read, and who is typing: POST receipt, POST read_markers, PUT typing.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ruma::{OwnedEventId, OwnedRoomId};
+use serde::Deserialize;
+
+use super::{Client, Error, auth};
+use crate::http::{Request, Response};
+use crate::room::{Marker, ReadMarkers};
+
+#[derive(Deserialize, Default)]
+struct ReceiptBody {
+    thread_id: Option<String>,
+}
+
+/// POST /_matrix/client/v3/rooms/{room_id}/receipt/{receipt_type}/{event_id}
+pub async fn receipt(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
+    let requester = auth::requester(&client, &request).await?;
+    let ReceiptBody { thread_id } = request.json_or_empty().await?;
+    let room_id = request.param_as::<OwnedRoomId>("room_id")?;
+    let kind = request.param("receipt_type").to_owned();
+    let marker = Marker { kind, event_id: request.param_as("event_id")?, thread: thread_id };
+    client.rooms.set_receipt(&requester.user_id, &room_id, marker).await?;
+    Ok(Response::ok())
+}
+
+#[derive(Deserialize, Default)]
+struct MarkersBody {
+    #[serde(rename = "m.fully_read")]
+    fully_read: Option<OwnedEventId>,
+    #[serde(rename = "m.read")]
+    read: Option<OwnedEventId>,
+    #[serde(rename = "m.read.private")]
+    read_private: Option<OwnedEventId>,
+}
+
+/// POST /_matrix/client/v3/rooms/{room_id}/read_markers
+pub async fn read_markers(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
+    let requester = auth::requester(&client, &request).await?;
+    let MarkersBody { fully_read, read, read_private } = request.json_or_empty().await?;
+    let room_id = request.param_as::<OwnedRoomId>("room_id")?;
+    let markers = ReadMarkers { fully_read, read, read_private };
+    client.rooms.set_read_markers(&requester.user_id, &room_id, markers).await?;
+    Ok(Response::ok())
+}
+
+#[derive(Deserialize)]
+struct TypingBody {
+    typing: bool,
+    /// Milliseconds.
+    timeout: Option<u64>,
+}
+
+/// How long somebody is taken to type when the app does not say.
+const TYPING: Duration = Duration::from_secs(30);
+
+/// PUT /_matrix/client/v3/rooms/{room_id}/typing/{user_id}
+pub async fn typing(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
+    let requester = auth::own(&client, &request).await?;
+    let body: TypingBody = request.json().await?;
+    let room_id = request.param_as::<OwnedRoomId>("room_id")?;
+    let length = body.typing.then(|| body.timeout.map_or(TYPING, Duration::from_millis));
+    client.rooms.set_typing(&requester.user_id, &room_id, length).await?;
+    Ok(Response::ok())
+}

@@ -1,0 +1,82 @@
+//! Sending: PUT send, PUT state, PUT and POST redact.
+
+use std::sync::Arc;
+
+use ruma::{OwnedEventId, OwnedRoomId};
+use serde::Deserialize;
+use serde_json::json;
+use serde_json::value::{RawValue, to_raw_value};
+
+use super::{Client, Error, Requester, auth};
+use crate::http::{Answer, Limit, Request, Response};
+use crate::room::Sending;
+
+/// PUT /_matrix/client/v3/rooms/{room_id}/send/{type}/{txn_id}
+pub async fn message(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
+    let requester = asking(&client, &request).await?;
+    let content = content(&mut request).await?;
+    let txn = Some((requester.device_id.clone(), request.param("txn_id").to_owned()));
+    let kind = request.param("type").to_owned();
+    sent(&client, &requester, &request, Sending { kind, state_key: None, content, redacts: None, txn, ts: None }).await
+}
+
+/// PUT /_matrix/client/v3/rooms/{room_id}/state/{type}[/{state_key}]
+pub async fn state(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
+    let requester = asking(&client, &request).await?;
+    let content = content(&mut request).await?;
+    let kind = request.param("type").to_owned();
+    let state_key = Some(request.param_maybe("state_key").unwrap_or("").to_owned());
+    sent(&client, &requester, &request, Sending { kind, state_key, content, redacts: None, txn: None, ts: None }).await
+}
+
+#[derive(Deserialize, Default)]
+struct Redaction {
+    reason: Option<String>,
+}
+
+/// PUT /_matrix/client/v3/rooms/{room_id}/redact/{event_id}/{txn_id}
+pub async fn redact(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
+    let requester = asking(&client, &request).await?;
+    let Redaction { reason } = request.json_or_empty().await?;
+    let target: OwnedEventId = request.param_as("event_id")?;
+    let mut content = json!({});
+    if let Some(reason) = reason {
+        content["reason"] = reason.into();
+    }
+    let content = to_raw_value(&content).map_err(Answer::internal)?;
+    let txn = request.param_maybe("txn_id").map(|txn| (requester.device_id.clone(), txn.to_owned()));
+    let sending = Sending {
+        kind: "m.room.redaction".to_owned(),
+        state_key: None,
+        content,
+        redacts: Some(target),
+        txn,
+        ts: None,
+    };
+    sent(&client, &requester, &request, sending).await
+}
+
+async fn asking(client: &Client, request: &Request) -> Result<Requester, Error> {
+    let requester = auth::requester(client, request).await?;
+    request.limit_for(Limit::Send, requester.user_id.as_str())?;
+    Ok(requester)
+}
+
+async fn content(request: &mut Request) -> Result<Box<RawValue>, Error> {
+    let content: Box<RawValue> = request.json().await?;
+    match content.get().trim_start().starts_with('{') {
+        true => Ok(content),
+        false => Err(Answer::bad("M_BAD_JSON", "The content of an event is an object").into()),
+    }
+}
+
+async fn sent(
+    client: &Client,
+    requester: &Requester,
+    request: &Request,
+    sending: Sending,
+) -> Result<Response, Error> {
+    let room_id = request.param_as::<OwnedRoomId>("room_id")?;
+    let event_id = client.rooms.send(&requester.user_id, &room_id, sending).await?;
+    Ok(Response::json(&json!({ "event_id": event_id })))
+}

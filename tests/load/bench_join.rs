@@ -1,0 +1,533 @@
+//! A very large room joined by a server under its memory cap: `cargo bench --bench join -- --help`.
+
+#[path = "mod.rs"]
+mod load;
+
+use load::control::Process;
+use load::drive::{self, EventIds, Person, Setup, Snug, Usage};
+use load::push::What;
+use load::render::Rendered;
+use load::resident::Dials;
+use load::room;
+use load::wire::percent_encode;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::thread;
+use std::time::{Duration, Instant};
+
+const USAGE: &str = "\
+Joins a very large room under a memory budget and prints what it cost.
+
+    cargo bench --bench join -- [--profile NAME] [--budget BUDGET] [--short] [--only join]
+
+NAME     xs, k1, m, s (68,000 events), hq (194,000) or xl (a million); s without it
+BUDGET   a profile of memory-budgets; pi-zero-2w without it
+--short  the join, the long reads and serving the room; without the killed join and the thousand membership changes
+--only   `join` stops after the join itself
+
+The server runs in a memory cgroup of the profile's total where the machine allows one. Ends with status 1 when a measured peak
+is above the total, or when the joined room is not the one it should be.
+";
+
+struct Arguments {
+    profile: String,
+    budget: String,
+    short: bool,
+    only_join: bool,
+}
+
+fn main() -> io::Result<()> {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    if words.first().is_some_and(|word| word == "resident") {
+        return load::control::run(&words[1..]);
+    }
+    let mut given = Arguments { profile: "s".into(), budget: "pi-zero-2w".into(), short: false, only_join: false };
+    let mut rest = words.iter();
+    while let Some(word) = rest.next() {
+        let mut value = || rest.next().cloned().ok_or_else(|| io::Error::other(format!("{word} needs a value\n\n{USAGE}")));
+        match word.as_str() {
+            "--profile" => given.profile = value()?,
+            "--budget" => given.budget = value()?,
+            "--short" => given.short = true,
+            "--only" => given.only_join = value()? == "join",
+            // Given by cargo.
+            "--bench" => {}
+            "--help" => return Ok(print!("{USAGE}")),
+            other => return Err(io::Error::other(format!("{other} is not understood\n\n{USAGE}"))),
+        }
+    }
+    let mut bench = Bench::start(given)?;
+    let result = bench.run();
+    bench.report();
+    if let Err(error) = result {
+        eprintln!("\n{error}\n\nthe server's log ends:\n{}", bench.snug.log_tail());
+        std::process::exit(1);
+    }
+    if !bench.wrong.is_empty() {
+        eprintln!("\nnot as it must be:\n  {}", bench.wrong.join("\n  "));
+        std::process::exit(1);
+    }
+    Ok(())
+}
+
+/// One line of the table.
+struct Line {
+    what: String,
+    peak: u64,
+    cpu: f64,
+    wall: f64,
+    note: String,
+}
+
+struct Bench {
+    given: Arguments,
+    setup: Setup,
+    cap: u64,
+    resident: Process,
+    snug: Snug,
+    room: String,
+    small_room: String,
+    lines: Vec<Line>,
+    wrong: Vec<String>,
+}
+
+impl Bench {
+    fn start(given: Arguments) -> io::Result<Bench> {
+        let profile = snug::budget::Profile::named(&given.budget).map_err(|error| io::Error::other(error.to_string()))?;
+        let mut resident = Process::start(&[given.profile.clone(), "k1".into()])?;
+        let room_id = |resident: &Process, number| resident.room(number)["room_id"].as_str().unwrap_or_default().to_owned();
+        let (room, small_room) = (room_id(&resident, 0), room_id(&resident, 1));
+        let setup = Setup {
+            binary: env!("CARGO_BIN_EXE_snug").into(),
+            budget: given.budget.clone(),
+            cap: Some(profile.total),
+            resident_port: resident.port,
+            log: "info".to_owned(),
+        };
+        let snug = Snug::start(&setup)?;
+        resident.meet(drive::NAME, &snug.federation_url())?;
+        println!(
+            "{}: {} events, {} MB body; budget {} ({} MiB){}",
+            given.profile,
+            resident.room(0)["events"],
+            resident.room(0)["body_bytes"].as_u64().unwrap_or(0) / 1_000_000,
+            profile.name,
+            profile.total >> 20,
+            if snug.is_capped() { ", kept by a memory cgroup" } else { ", no memory cgroup on this machine" },
+        );
+        Ok(Bench {
+            given,
+            setup,
+            cap: profile.total,
+            resident,
+            snug,
+            room,
+            small_room,
+            lines: Vec::new(),
+            wrong: Vec::new(),
+        })
+    }
+
+    fn run(&mut self) -> io::Result<()> {
+        thread::sleep(Duration::from_secs(2));
+        let idle = self.snug.usage();
+        self.line("idle after the start", idle.peak, idle.cpu, 2.0, format!("{} resident", mib(idle.resident)));
+        let mut alice = self.snug.register("alice")?;
+        self.join(&mut alice)?;
+        if self.given.only_join {
+            return Ok(());
+        }
+        self.reads(&mut alice)?;
+        self.serve()?;
+        self.crowd(&mut alice)?;
+        self.changes(&mut alice)?;
+        self.disk()?;
+        if !self.given.short {
+            self.resume()?;
+        }
+        Ok(())
+    }
+
+    fn line(&mut self, what: &str, peak: u64, cpu: f64, wall: f64, note: String) {
+        if peak > self.cap {
+            self.wrong.push(format!("{what}: {} resident, the cap is {}", mib(peak), mib(self.cap)));
+        }
+        println!("  {what:<44} {:>10} {cpu:>9.2} s {wall:>9.2} s   {note}", mib(peak));
+        self.lines.push(Line { what: what.to_owned(), peak, cpu, wall, note });
+    }
+
+    /// Runs `work` and notes what the server spent on it.
+    fn measured<T>(
+        &mut self,
+        what: &str,
+        work: impl FnOnce(&mut Self) -> io::Result<(T, String)>,
+    ) -> io::Result<(T, f64)> {
+        self.snug.reset_peak();
+        let (before, began) = (self.snug.usage(), Instant::now());
+        let (value, note) = work(self)?;
+        let after = self.snug.usage();
+        let cpu = after.cpu - before.cpu;
+        self.line(what, after.peak, cpu, began.elapsed().as_secs_f64(), note);
+        Ok((value, cpu))
+    }
+
+    /// The join itself, while two others chat.
+    fn join(&mut self, alice: &mut Person) -> io::Result<()> {
+        let chat = Chat::start(&self.snug)?;
+        let room = self.room.clone();
+        let events = self.resident.room(0)["events"].as_u64().unwrap_or(1);
+        let (_, cpu) = self.measured("the join", |_| {
+            alice.join(&room, room::RESIDENT)?.good("join")?;
+            Ok(((), String::new()))
+        })?;
+        let chatted = chat.stop()?;
+        self.line(
+            "another room meanwhile",
+            0,
+            0.0,
+            0.0,
+            format!(
+                "{} messages: send p50 {:.0} p99 {:.0} longest {:.0} ms; sync p50 {:.0} p99 {:.0} longest {:.0} ms",
+                chatted.sends.len(),
+                at(&chatted.sends, 50),
+                at(&chatted.sends, 99),
+                at(&chatted.sends, 100),
+                at(&chatted.syncs, 50),
+                at(&chatted.syncs, 99),
+                at(&chatted.syncs, 100),
+            ),
+        );
+        let signatures = signatures_alone(&self.given.profile, events)?;
+        self.line(
+            "the same signatures alone, in this process",
+            0,
+            signatures,
+            signatures,
+            format!("the join's CPU is {:.2} times that; {:.1} µs an event", cpu / signatures, cpu * 1e6 / events as f64),
+        );
+        Ok(())
+    }
+
+    /// Everything whose length the room decides.
+    fn reads(&mut self, alice: &mut Person) -> io::Result<()> {
+        let joined = self.resident.room(0)["joined"].as_u64().unwrap_or(0) + 1;
+        let room = percent_encode(&self.room);
+        for (what, path) in [
+            ("initial sync, every member", "/_matrix/client/v3/sync?timeout=0".to_owned()),
+            ("/members", format!("/_matrix/client/v3/rooms/{room}/members")),
+            ("/state", format!("/_matrix/client/v3/rooms/{room}/state")),
+            ("/joined_members", format!("/_matrix/client/v3/rooms/{room}/joined_members")),
+        ] {
+            let mut found = EventIds::default();
+            let mut names = 0u64;
+            self.measured(what, |_| {
+                let (status, bytes) = alice.stream(&path, &mut |piece| {
+                    found.take(piece);
+                    names += piece.iter().filter(|&&byte| byte == b'@').count() as u64;
+                })?;
+                if status != 200 {
+                    return Err(io::Error::other(format!("{what}: status {status}")));
+                }
+                Ok(((), format!("{} MB, {} events", bytes / 1_000_000, found.count)))
+            })?;
+            let enough = if what == "/joined_members" { names >= joined } else { found.count >= joined };
+            if !enough {
+                self.wrong.push(format!("{what} has {} events, the room {joined} members", found.count));
+            }
+        }
+        let mut first = String::new();
+        self.measured("initial sync, lazy members", |_| {
+            let answer = alice.sync(None, 0)?;
+            first = answer["next_batch"].as_str().unwrap_or_default().to_owned();
+            Ok(((), format!("{} bytes", answer.to_string().len())))
+        })?;
+        Ok(())
+    }
+
+    /// The room served to another server that joins through this one.
+    fn serve(&mut self) -> io::Result<()> {
+        let room = self.room.clone();
+        let (served, _) = self.measured("serving send_join of it to another server", |bench| {
+            let served = bench.resident.guest_join(&room, "guest", true)?;
+            let note = format!(
+                "{} MB, {} + {} events, first byte after {:.0} ms",
+                served.bytes / 1_000_000,
+                served.state,
+                served.auth_chain,
+                served.seconds_to_first_byte * 1e3
+            );
+            Ok((served, note))
+        })?;
+        let state = self.resident.room(0)["state"].as_u64().unwrap_or(0);
+        if served.bad > 0 {
+            self.wrong.push(format!("{} events served are not what their ids say", served.bad));
+        }
+        // A few are rightly gone: events whose server's key nobody has, and what rests on them.
+        if served.state * 100 < state * 97 {
+            self.wrong.push(format!("{} state events are served, the room has {state}", served.state));
+        }
+        Ok(())
+    }
+
+    /// Eight initial syncs of every member at once, and another server's join.
+    fn crowd(&mut self, alice: &mut Person) -> io::Result<()> {
+        let room = self.room.clone();
+        let people: Vec<Person> = (0..8).map(|_| alice.again(&self.snug)).collect();
+        self.measured("8 such syncs and another server's join at once", |bench| {
+            let threads: Vec<_> = people
+                .into_iter()
+                .map(|mut person| {
+                    thread::spawn(move || person.stream("/_matrix/client/v3/sync?timeout=0", &mut |_| {}))
+                })
+                .collect();
+            let served = bench.resident.guest_join(&room, "second", false)?;
+            let mut finished = 0;
+            for thread in threads {
+                let (status, _) = thread.join().map_err(|_| io::Error::other("a client failed"))??;
+                finished += usize::from(status == 200);
+            }
+            Ok(((), format!("{finished} of 8 syncs, {} MB served", served.bytes / 1_000_000)))
+        })?;
+        Ok(())
+    }
+
+    /// Membership changes from outside, in this room and in a small one.
+    fn changes(&mut self, alice: &mut Person) -> io::Result<()> {
+        let (room, small) = (self.room.clone(), self.small_room.clone());
+        alice.join(&small, room::RESIDENT)?.good("join of the small room")?;
+        let count = if self.given.short { 100 } else { 1000 };
+        let mut each = Vec::new();
+        for (what, room) in [("in a room of 1,000", small), ("in this room", room)] {
+            let resident = self.snug.usage().resident;
+            let (_, cpu) = self.measured(&format!("{count} membership changes {what}"), |bench| {
+                let pushed = bench.resident.push(&room, What::Rename, count, 1)?;
+                if let Some(refused) = pushed.refused.first() {
+                    bench.wrong.push(format!("a rename was refused: {refused}"));
+                }
+                Ok(((), format!("{:.2} ms each", pushed.seconds * 1e3 / count as f64)))
+            })?;
+            let grown = self.snug.usage().resident.saturating_sub(resident);
+            each.push(cpu * 1e3 / count as f64);
+            self.line(
+                "  of that",
+                0,
+                cpu,
+                0.0,
+                format!("{:.2} ms CPU each, resident memory grew by {}", cpu * 1e3 / count as f64, mib(grown)),
+            );
+        }
+        self.line("  large against small", 0, 0.0, 0.0, format!("{:.2} times", each[1] / each[0].max(0.001)));
+        Ok(())
+    }
+
+    /// Bytes on disk, as they lie and compacted.
+    fn disk(&mut self) -> io::Result<()> {
+        let events = self.resident.room(0)["events"].as_u64().unwrap_or(1);
+        let lying = self.snug.disk_bytes();
+        self.snug.stop()?;
+        let file = self.snug.folder.join("data/database");
+        let store = snug::store::Store::open(snug::store::StoreOptions::new(&file)).map_err(io::Error::other)?;
+        store.compact_blocking().map_err(io::Error::other)?;
+        store.close_blocking();
+        let compact = drive::database_bytes(&file);
+        self.line(
+            "on disk",
+            0,
+            0.0,
+            0.0,
+            format!(
+                "{} as it lies, {} compacted: {} bytes an event",
+                mib(lying),
+                mib(compact),
+                compact / events
+            ),
+        );
+        self.snug.run()
+    }
+
+    /// A server that is killed at nine tenths of the body, and started again.
+    fn resume(&mut self) -> io::Result<()> {
+        let digest = |person: &mut Person, room: &str| -> io::Result<(u64, u64)> {
+            let mut ids = EventIds::default();
+            let path = format!("/_matrix/client/v3/rooms/{}/members?not_membership=leave", percent_encode(room));
+            person.stream(&path, &mut |piece| ids.take(piece))?;
+            Ok((ids.count, ids.digest))
+        };
+        let room = self.room.clone();
+        // Two fresh servers: one joins in peace, one is killed.
+        let mut calm = Snug::start(&self.setup)?;
+        self.resident.meet(drive::NAME, &calm.federation_url())?;
+        let mut alice = calm.register("alice")?;
+        let before = calm.usage().cpu;
+        alice.join(&room, room::RESIDENT)?.good("a second join")?;
+        let fresh = calm.usage().cpu - before;
+        let own = alice.user_id.clone();
+        let expected = digest(&mut alice, &room)?;
+        calm.stop()?;
+        drop(calm);
+
+        let mut killed = Snug::start(&self.setup)?;
+        self.resident.meet(drive::NAME, &killed.federation_url())?;
+        // Slow enough to be hit.
+        let body = self.resident.room(0)["body_bytes"].as_u64().unwrap_or(0);
+        let slow = Dials { bytes_per_second: (body / 10).max(1_000_000), ..Dials::default() };
+        self.resident.set(&slow)?;
+        let mut alice = killed.register("alice")?;
+        let joining = {
+            let (mut person, room) = (alice.again(&killed), room.clone());
+            thread::spawn(move || person.join(&room, room::RESIDENT))
+        };
+        let began = Instant::now();
+        loop {
+            thread::sleep(Duration::from_millis(50));
+            let stats = self.resident.stats()?;
+            let (sent, total) = (stats["body_sent"].as_u64().unwrap_or(0), stats["body_total"].as_u64().unwrap_or(0));
+            if total >= body && sent * 10 >= total * 9 {
+                break;
+            }
+            if joining.is_finished() || began.elapsed() > Duration::from_secs(600) {
+                return Err(io::Error::other("the join did not come to nine tenths"));
+            }
+        }
+        killed.kill();
+        // It cannot have been answered.
+        let _ = joining.join();
+        self.resident.set(&Dials::default())?;
+        killed.run()?;
+        let began = Instant::now();
+        while !self.joined(&mut alice, &room)? {
+            if began.elapsed() > Duration::from_secs(900) {
+                return Err(io::Error::other("the join is not resumed"));
+            }
+            thread::sleep(Duration::from_millis(100));
+        }
+        let usage = killed.usage();
+        let found = digest(&mut alice, &room)?;
+        // The joining user's own event differs from one join to the next; everything else may not.
+        if found.0 != expected.0 {
+            self.wrong.push(format!("after the kill {} members, in peace {} ({own})", found.0, expected.0));
+        }
+        self.line(
+            "resumed after a kill at 90 %",
+            usage.peak,
+            usage.cpu,
+            began.elapsed().as_secs_f64(),
+            format!("{:.0} % of a fresh join's CPU ({fresh:.2} s)", usage.cpu * 100.0 / fresh),
+        );
+        Ok(())
+    }
+
+    fn joined(&self, person: &mut Person, room: &str) -> io::Result<bool> {
+        let answer = person.call("GET", "/_matrix/client/v3/joined_rooms", None)?;
+        Ok(answer["joined_rooms"].as_array().is_some_and(|rooms| rooms.iter().any(|it| it == room)))
+    }
+
+    fn report(&self) {
+        println!("\n| measure | peak resident | CPU | wall | |\n|---|---|---|---|---|");
+        for Line { what, peak, cpu, wall, note } in &self.lines {
+            let peak = if *peak == 0 { String::new() } else { mib(*peak) };
+            let seconds = |value: f64| if value == 0.0 { String::new() } else { format!("{value:.2} s") };
+            println!("| {} | {peak} | {} | {} | {note} |", what.trim(), seconds(*cpu), seconds(*wall));
+        }
+    }
+}
+
+fn mib(bytes: u64) -> String {
+    format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
+}
+
+/// A percentile of milliseconds.
+fn at(sorted: &[f64], percent: usize) -> f64 {
+    sorted.get((sorted.len() * percent / 100).min(sorted.len().saturating_sub(1))).copied().unwrap_or(0.0)
+}
+
+/// Seconds of processor time for verifying as many signatures as the room has events, one by one, over messages of their size.
+fn signatures_alone(profile: &str, events: u64) -> io::Result<f64> {
+    use ed25519_dalek::{Signer, SigningKey};
+    const SAMPLE: usize = 20_000;
+    let dials = room::Dials::named(profile).ok_or_else(|| io::Error::other("no such room"))?;
+    let rendered = Rendered::get(&load::control::cache(), &dials)?;
+    let key = SigningKey::from_bytes(&[7; 32]);
+    let public = key.verifying_key();
+    let rows = rendered.room.rows.len().min(SAMPLE) as u32;
+    let mut signed = Vec::with_capacity(rows as usize);
+    for row in 0..rows {
+        let message = rendered.event(row)?;
+        let signature = key.sign(&message);
+        signed.push((message, signature));
+    }
+    let before = Usage::of_this_process().cpu;
+    for (message, signature) in &signed {
+        public.verify_strict(message, signature).map_err(io::Error::other)?;
+    }
+    let spent = Usage::of_this_process().cpu - before;
+    Ok(spent * events as f64 / signed.len() as f64)
+}
+
+/// Two people in another room: one says something now and then, the other waits for it.
+struct Chat {
+    stop: Arc<AtomicBool>,
+    sends: thread::JoinHandle<io::Result<Vec<f64>>>,
+    syncs: thread::JoinHandle<io::Result<Vec<f64>>>,
+}
+
+struct Chatted {
+    sends: Vec<f64>,
+    syncs: Vec<f64>,
+}
+
+impl Chat {
+    fn start(snug: &Snug) -> io::Result<Chat> {
+        let (mut bob, mut carol) = (snug.register("bob")?, snug.register("carol")?);
+        let room = bob.create_room()?;
+        carol.join(&room, drive::NAME)?.good("join")?;
+        let since = carol.sync(None, 0)?["next_batch"].as_str().unwrap_or_default().to_owned();
+        let stop = Arc::new(AtomicBool::new(false));
+        let (sending, waiting) = (stop.clone(), stop.clone());
+        let sends = thread::spawn(move || -> io::Result<Vec<f64>> {
+            let mut took = Vec::new();
+            while !sending.load(Relaxed) {
+                let began = Instant::now();
+                bob.say(&room, &now_us().to_string())?;
+                took.push(began.elapsed().as_secs_f64() * 1e3);
+                thread::sleep(Duration::from_millis(40));
+            }
+            Ok(took)
+        });
+        let syncs = thread::spawn(move || wait_for_messages(&mut carol, since, &waiting));
+        Ok(Chat { stop, sends, syncs })
+    }
+
+    fn stop(self) -> io::Result<Chatted> {
+        self.stop.store(true, Relaxed);
+        let failed = || io::Error::other("a chatting client failed");
+        let mut sends = self.sends.join().map_err(|_| failed())??;
+        let mut syncs = self.syncs.join().map_err(|_| failed())??;
+        sends.sort_by(f64::total_cmp);
+        syncs.sort_by(f64::total_cmp);
+        Ok(Chatted { sends, syncs })
+    }
+}
+
+/// Milliseconds from before each message was sent until it was seen.
+fn wait_for_messages(person: &mut Person, mut since: String, stop: &AtomicBool) -> io::Result<Vec<f64>> {
+    let mut took = Vec::new();
+    while !stop.load(Relaxed) {
+        let answer = person.sync(Some(&since), 500)?;
+        let now = now_us();
+        since = answer["next_batch"].as_str().unwrap_or_default().to_owned();
+        for room in answer["rooms"]["join"].as_object().into_iter().flat_map(|rooms| rooms.values()) {
+            for event in room["timeline"]["events"].as_array().into_iter().flatten() {
+                if let Some(sent) = event["content"]["body"].as_str().and_then(|body| body.parse::<u64>().ok()) {
+                    took.push(now.saturating_sub(sent) as f64 / 1e3);
+                }
+            }
+        }
+    }
+    Ok(took)
+}
+
+fn now_us() -> u64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_micros() as u64)
+}

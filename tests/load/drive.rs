@@ -1,0 +1,400 @@
+//! A real `snug` process under test: its folder, its memory cgroup, what the kernel says of it, and people who use it.
+
+use super::control;
+use super::lab::Lab;
+use super::room::{GUEST, RESIDENT};
+use super::wire::{Answer, Client, Target, percent_encode};
+use serde_json::{Value, json};
+use std::fs;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+/// The name of the server under test; the lab's certificate covers it.
+pub const NAME: &str = "snug.load.test";
+/// How long a start may take: opening the database after a kill included.
+const START: Duration = Duration::from_secs(60);
+
+/// How to start the server.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    pub binary: PathBuf,
+    pub budget: String,
+    /// Bytes of the memory cgroup; none: no cgroup.
+    pub cap: Option<u64>,
+    /// Where the resident and its guest are found.
+    pub resident_port: u16,
+    pub log: String,
+}
+
+/// A running server and its folder.
+pub struct Snug {
+    setup: Setup,
+    pub folder: PathBuf,
+    child: Option<Child>,
+    pub client: SocketAddr,
+    pub federation: SocketAddr,
+    cgroup: Option<Cgroup>,
+}
+
+impl Snug {
+    /// Starts on a new folder under the load cache.
+    pub fn start(setup: &Setup) -> io::Result<Snug> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Relaxed);
+        let folder = control::cache().join(format!("snug-{}-{number}", std::process::id()));
+        fs::create_dir_all(&folder)?;
+        let cgroup = setup.cap.and_then(|cap| Cgroup::new(&format!("snug-load-{}-{number}", std::process::id()), cap));
+        let mut snug = Snug {
+            setup: setup.clone(),
+            folder,
+            child: None,
+            client: free_address()?,
+            federation: free_address()?,
+            cgroup,
+        };
+        snug.write_config()?;
+        snug.run()?;
+        Ok(snug)
+    }
+
+    fn write_config(&self) -> io::Result<()> {
+        let lab = Lab::get(&control::cache().join("lab"))?;
+        let found = format!("127.0.0.1:{}", self.setup.resident_port);
+        let config = format!(
+            "server_name = \"{NAME}\"\nlisten = [\"{}\"]\ndata_dir = \"data\"\nbudget = \"{}\"\nregistration = \"open\"\n\
+             rate_limits = false\nlog = \"{}\"\n\n[federation]\nlisten = [\"{}\"]\ntls_certificate = {:?}\n\
+             tls_private_key = {:?}\nextra_ca_file = {:?}\nallow_private_addresses = true\nnotaries = [\"{RESIDENT}\"]\n\n\
+             [federation.overrides]\n\"{RESIDENT}\" = \"{found}\"\n\"{GUEST}\" = \"{found}\"\n",
+            self.client,
+            self.setup.budget,
+            self.setup.log,
+            self.federation,
+            lab.certificate_file,
+            lab.key_file,
+            lab.ca_file,
+        );
+        fs::write(self.folder.join("snug.toml"), config)
+    }
+
+    /// Starts the process, also again after [`Snug::kill`] or [`Snug::stop`], and waits until it answers.
+    pub fn run(&mut self) -> io::Result<()> {
+        let config = self.folder.join("snug.toml");
+        let mut command = match &self.cgroup {
+            None => Command::new(&self.setup.binary),
+            Some(cgroup) => {
+                let mut shell = Command::new("sh");
+                shell.args(["-c", "echo $$ > \"$0\" && exec \"$@\""]);
+                shell.arg(cgroup.0.join("cgroup.procs")).arg(&self.setup.binary);
+                shell
+            }
+        };
+        let log = fs::OpenOptions::new().create(true).append(true).open(self.folder.join("log"))?;
+        command.args(["serve", "--config"]).arg(&config).stdin(Stdio::null());
+        command.stdout(log.try_clone()?).stderr(log);
+        self.child = Some(command.spawn()?);
+        let began = Instant::now();
+        while began.elapsed() < START {
+            let mut client = self.anybody();
+            if client.call("GET", "/_matrix/client/versions", &[], None).is_ok_and(|answer| answer.status == 200) {
+                return Ok(());
+            }
+            if let Some(status) = self.child.as_mut().and_then(|child| child.try_wait().ok().flatten()) {
+                return Err(io::Error::other(format!("the server ended ({status}):\n{}", self.log_tail())));
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Err(io::Error::other(format!("the server does not answer:\n{}", self.log_tail())))
+    }
+
+    /// The last lines of its log.
+    pub fn log_tail(&self) -> String {
+        let text = fs::read_to_string(self.folder.join("log")).unwrap_or_default();
+        let lines: Vec<_> = text.lines().collect();
+        lines[lines.len().saturating_sub(20)..].join("\n")
+    }
+
+    fn pid(&self) -> u32 {
+        self.child.as_ref().map_or(0, Child::id)
+    }
+
+    /// `kill -9`.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            // It may have ended by itself.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    /// SIGTERM, and waits for the end.
+    pub fn stop(&mut self) -> io::Result<()> {
+        let Some(mut child) = self.child.take() else { return Ok(()) };
+        Command::new("kill").arg(child.id().to_string()).status()?;
+        let began = Instant::now();
+        while child.try_wait()?.is_none() {
+            if began.elapsed() > Duration::from_secs(30) {
+                child.kill()?;
+                child.wait()?;
+                return Err(io::Error::other("the server does not stop"));
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    }
+
+    /// Whether the kernel keeps the process under its cap.
+    pub fn is_capped(&self) -> bool {
+        self.cgroup.is_some()
+    }
+
+    /// A connection of nobody in particular.
+    pub fn anybody(&self) -> Client {
+        Client::new(Target { address: self.client, host: NAME.to_owned(), tls: None })
+    }
+
+    /// Where the resident finds it.
+    pub fn federation_url(&self) -> String {
+        format!("https://{}", self.federation)
+    }
+
+    pub fn usage(&self) -> Usage {
+        Usage::of(self.pid())
+    }
+
+    /// Lets [`Usage::peak`] begin anew, where the kernel allows it.
+    pub fn reset_peak(&self) {
+        // An older kernel refuses; the peak is then the one since the start, which is never less.
+        let _ = fs::write(format!("/proc/{}/clear_refs", self.pid()), "5");
+    }
+
+    /// Bytes on disk that are really allocated.
+    pub fn disk_bytes(&self) -> u64 {
+        allocated(&self.folder.join("data"))
+    }
+
+    /// A new account.
+    pub fn register(&self, name: &str) -> io::Result<Person> {
+        let body = json!({"username": name, "password": "correct horse", "auth": {"type": "m.login.dummy"}});
+        let answer = self.anybody().call("POST", "/_matrix/client/v3/register", &[], Some(&body))?.good("register")?;
+        Ok(Person {
+            client: self.anybody().with_timeout(Duration::from_secs(3600)),
+            authorization: format!("Bearer {}", answer["access_token"].as_str().unwrap_or_default()),
+            user_id: answer["user_id"].as_str().unwrap_or_default().to_owned(),
+        })
+    }
+}
+
+impl Drop for Snug {
+    fn drop(&mut self) {
+        self.kill();
+        if std::env::var_os("SNUG_KEEP").is_none() {
+            let _ = fs::remove_dir_all(&self.folder);
+        }
+    }
+}
+
+fn free_address() -> io::Result<SocketAddr> {
+    TcpListener::bind("127.0.0.1:0")?.local_addr()
+}
+
+fn allocated(folder: &Path) -> u64 {
+    let entries = fs::read_dir(folder).map(|entries| entries.flatten().collect::<Vec<_>>()).unwrap_or_default();
+    let size = |entry: &fs::DirEntry| match entry.metadata() {
+        Ok(about) if about.is_dir() => allocated(&entry.path()),
+        Ok(about) => about.blocks() * 512,
+        Err(_) => 0,
+    };
+    entries.iter().map(size).sum()
+}
+
+/// Bytes on disk of a stopped server's database alone.
+pub fn database_bytes(file: &Path) -> u64 {
+    fs::metadata(file).map_or(0, |about| about.blocks() * 512)
+}
+
+/// What the kernel says of a process.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Usage {
+    /// Bytes of resident memory now, and at most so far.
+    pub resident: u64,
+    pub peak: u64,
+    /// Seconds of processor time, user and system.
+    pub cpu: f64,
+}
+
+impl Usage {
+    pub fn of_this_process() -> Usage {
+        Usage::of(std::process::id())
+    }
+
+    fn of(pid: u32) -> Usage {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let field = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+            line.split_whitespace().next()?.parse::<u64>().ok().map(|kib| kib * 1024)
+        };
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        // Behind the name, which may hold spaces: field 14 and 15 of the whole are 12 and 13 here; ticks are 10 ms.
+        let rest = stat.rsplit(')').next().unwrap_or_default();
+        let ticks: u64 = rest.split_whitespace().skip(11).take(2).filter_map(|word| word.parse::<u64>().ok()).sum();
+        Usage {
+            resident: field("VmRSS:").unwrap_or(0),
+            peak: field("VmHWM:").unwrap_or(0),
+            cpu: ticks as f64 / 100.0,
+        }
+    }
+}
+
+/// A memory cgroup with a hard limit and no swap, where this machine lets us make one.
+struct Cgroup(PathBuf);
+
+impl Cgroup {
+    fn new(name: &str, cap: u64) -> Option<Cgroup> {
+        let own = fs::read_to_string("/proc/self/cgroup").ok()?;
+        let first = own.lines().find_map(|line| {
+            let mut words = line.splitn(3, ':').skip(1);
+            words.next()?.split(',').any(|controller| controller == "memory").then(|| words.next())?
+        });
+        let v1 = Path::new("/sys/fs/cgroup/memory");
+        let places = match first {
+            Some(own) => [v1.join(own.trim_start_matches('/')), v1.to_owned()],
+            None => {
+                let own = own.lines().find_map(|line| line.strip_prefix("0::/"))?.to_owned();
+                [Path::new("/sys/fs/cgroup").join(own), "/sys/fs/cgroup".into()]
+            }
+        };
+        let limit = if first.is_some() { "memory.limit_in_bytes" } else { "memory.max" };
+        let no_swap = if first.is_some() { ("memory.swappiness", "0") } else { ("memory.swap.max", "0") };
+        places.iter().filter(|place| place.exists()).find_map(|place| {
+            let group = Cgroup(place.join(name));
+            fs::create_dir(&group.0).ok()?;
+            fs::write(group.0.join(limit), cap.to_string()).ok()?;
+            // A machine without swap has no such file; then there is nothing to forbid.
+            let _ = fs::write(group.0.join(no_swap.0), no_swap.1);
+            Some(group)
+        })
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir(&self.0);
+    }
+}
+
+/// Somebody with an account.
+pub struct Person {
+    client: Client,
+    pub authorization: String,
+    pub user_id: String,
+}
+
+impl Person {
+    /// The same person on another connection.
+    pub fn again(&self, snug: &Snug) -> Person {
+        Person {
+            client: snug.anybody().with_timeout(Duration::from_secs(3600)),
+            authorization: self.authorization.clone(),
+            user_id: self.user_id.clone(),
+        }
+    }
+
+    /// Any answer.
+    pub fn ask(&mut self, method: &str, path: &str, body: Option<&Value>) -> io::Result<Answer> {
+        let authorization = self.authorization.clone();
+        self.client.call(method, path, &[("authorization", &authorization)], body)
+    }
+
+    /// A good answer.
+    pub fn call(&mut self, method: &str, path: &str, body: Option<&Value>) -> io::Result<Value> {
+        self.ask(method, path, body)?.good(path)
+    }
+
+    /// A long answer, handed on as it comes; bytes and status.
+    pub fn stream(&mut self, path: &str, piece: &mut dyn FnMut(&[u8])) -> io::Result<(u16, u64)> {
+        let authorization = self.authorization.clone();
+        let mut bytes = 0;
+        let (status, _) =
+            self.client.stream("GET", path, &[("authorization", &authorization)], None, &mut |some| {
+                bytes += some.len() as u64;
+                piece(some);
+            })?;
+        Ok((status, bytes))
+    }
+
+    pub fn create_room(&mut self) -> io::Result<String> {
+        let answer = self.call("POST", "/_matrix/client/v3/createRoom", Some(&json!({"preset": "public_chat"})))?;
+        Ok(answer["room_id"].as_str().unwrap_or_default().to_owned())
+    }
+
+    pub fn join(&mut self, room: &str, via: &str) -> io::Result<Answer> {
+        let path = format!("/_matrix/client/v3/join/{}?via={via}", percent_encode(room));
+        self.ask("POST", &path, Some(&json!({})))
+    }
+
+    pub fn say(&mut self, room: &str, text: &str) -> io::Result<Value> {
+        let txn = control_number();
+        let path = format!("/_matrix/client/v3/rooms/{}/send/m.room.message/{txn}", percent_encode(room));
+        self.call("PUT", &path, Some(&json!({"msgtype": "m.text", "body": text})))
+    }
+
+    pub fn sync(&mut self, since: Option<&str>, timeout_ms: u64) -> io::Result<Value> {
+        let mut path = format!("/_matrix/client/v3/sync?timeout={timeout_ms}&filter={LAZY}");
+        if let Some(since) = since {
+            path += &format!("&since={}", percent_encode(since));
+        }
+        self.call("GET", &path, None)
+    }
+}
+
+/// `{"room":{"state":{"lazy_load_members":true}}}`
+const LAZY: &str = "%7B%22room%22%3A%7B%22state%22%3A%7B%22lazy_load_members%22%3Atrue%7D%7D%7D";
+
+fn control_number() -> u64 {
+    static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(1);
+    NEXT.fetch_add(1, Relaxed)
+}
+
+/// Adds up what a stream of client events holds: how many events, and a sum of their ids that does not depend on the order.
+#[derive(Default)]
+pub struct EventIds {
+    pub count: u64,
+    pub digest: u64,
+    window: Vec<u8>,
+}
+
+impl EventIds {
+    const MARK: &'static [u8] = b"\"event_id\":\"";
+
+    pub fn take(&mut self, piece: &[u8]) {
+        self.window.extend_from_slice(piece);
+        let mut from = 0;
+        while let Some(at) = memchr::memmem::find(&self.window[from..], Self::MARK) {
+            let start = from + at + Self::MARK.len();
+            let Some(length) = self.window[start..].iter().position(|&byte| byte == b'"') else {
+                from += at;
+                self.window.drain(..from);
+                return;
+            };
+            self.note(start, length);
+            from = start + length;
+        }
+        let keep = self.window.len().saturating_sub(Self::MARK.len()).max(from);
+        self.window.drain(..keep);
+    }
+
+    fn note(&mut self, start: usize, length: usize) {
+        // FNV-1a: a fingerprint for comparing two runs, nothing more.
+        let id = &self.window[start..start + length];
+        let hash = id.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, &byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        });
+        self.count += 1;
+        self.digest = self.digest.wrapping_add(hash);
+    }
+}
