@@ -11,10 +11,7 @@ use crate::http::{Answer, Limit, Request, Response, StatusCode};
 use crate::room::{PublicQuery, Rooms};
 
 /// Where an alias leads, of this server or another.
-pub async fn resolve(
-    rooms: &Rooms,
-    alias: &OwnedRoomAliasId,
-) -> Result<(OwnedRoomId, Vec<OwnedServerName>), Error> {
+pub async fn resolve(rooms: &Rooms, alias: &OwnedRoomAliasId) -> Result<(OwnedRoomId, Vec<OwnedServerName>), Error> {
     if alias.server_name() != rooms.server() {
         return Ok(rooms.resolve_remote_alias(alias).await?);
     }

@@ -45,14 +45,8 @@ pub async fn redact(client: Arc<Client>, mut request: Request) -> Result<Respons
     }
     let content = to_raw_value(&content).map_err(Answer::internal)?;
     let txn = request.param_maybe("txn_id").map(|txn| (requester.device_id.clone(), txn.to_owned()));
-    let sending = Sending {
-        kind: "m.room.redaction".to_owned(),
-        state_key: None,
-        content,
-        redacts: Some(target),
-        txn,
-        ts: None,
-    };
+    let sending =
+        Sending { kind: "m.room.redaction".to_owned(), state_key: None, content, redacts: Some(target), txn, ts: None };
     sent(&client, &requester, &request, sending).await
 }
 
@@ -70,12 +64,7 @@ async fn content(request: &mut Request) -> Result<Box<RawValue>, Error> {
     }
 }
 
-async fn sent(
-    client: &Client,
-    requester: &Requester,
-    request: &Request,
-    sending: Sending,
-) -> Result<Response, Error> {
+async fn sent(client: &Client, requester: &Requester, request: &Request, sending: Sending) -> Result<Response, Error> {
     let room_id = request.param_as::<OwnedRoomId>("room_id")?;
     let event_id = client.rooms.send(&requester.user_id, &room_id, sending).await?;
     Ok(Response::json(&json!({ "event_id": event_id })))

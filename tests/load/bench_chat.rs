@@ -31,7 +31,8 @@ fn main() -> io::Result<()> {
     };
     let snug = Snug::start(&setup)?;
     let yardstick = yardstick(&snug)?;
-    let mut people = (0..PEOPLE).map(|number| snug.register(&format!("user{number}"))).collect::<io::Result<Vec<_>>>()?;
+    let mut people =
+        (0..PEOPLE).map(|number| snug.register(&format!("user{number}"))).collect::<io::Result<Vec<_>>>()?;
     let room = people[0].create_room()?;
     for person in &mut people[1..] {
         person.join(&room, drive::NAME)?.good("join")?;

@@ -45,7 +45,8 @@ fn main() -> io::Result<()> {
     let mut given = Arguments { profile: "s".into(), budget: "pi-zero-2w".into(), short: false, only_join: false };
     let mut rest = words.iter();
     while let Some(word) = rest.next() {
-        let mut value = || rest.next().cloned().ok_or_else(|| io::Error::other(format!("{word} needs a value\n\n{USAGE}")));
+        let mut value =
+            || rest.next().cloned().ok_or_else(|| io::Error::other(format!("{word} needs a value\n\n{USAGE}")));
         match word.as_str() {
             "--profile" => given.profile = value()?,
             "--budget" => given.budget = value()?,
@@ -94,9 +95,11 @@ struct Bench {
 
 impl Bench {
     fn start(given: Arguments) -> io::Result<Bench> {
-        let profile = snug::budget::Profile::named(&given.budget).map_err(|error| io::Error::other(error.to_string()))?;
+        let profile =
+            snug::budget::Profile::named(&given.budget).map_err(|error| io::Error::other(error.to_string()))?;
         let mut resident = Process::start(&[given.profile.clone(), "k1".into()])?;
-        let room_id = |resident: &Process, number| resident.room(number)["room_id"].as_str().unwrap_or_default().to_owned();
+        let room_id =
+            |resident: &Process, number| resident.room(number)["room_id"].as_str().unwrap_or_default().to_owned();
         let (room, small_room) = (room_id(&resident, 0), room_id(&resident, 1));
         let setup = Setup {
             binary: env!("CARGO_BIN_EXE_snug").into(),
@@ -204,7 +207,11 @@ impl Bench {
             0,
             signatures,
             signatures,
-            format!("the join's CPU is {:.2} times that; {:.1} µs an event", cpu / signatures, cpu * 1e6 / events as f64),
+            format!(
+                "the join's CPU is {:.2} times that; {:.1} µs an event",
+                cpu / signatures,
+                cpu * 1e6 / events as f64
+            ),
         );
         Ok(())
     }
@@ -336,12 +343,7 @@ impl Bench {
             0,
             0.0,
             0.0,
-            format!(
-                "{} as it lies, {} compacted: {} bytes an event",
-                mib(lying),
-                mib(compact),
-                compact / events
-            ),
+            format!("{} as it lies, {} compacted: {} bytes an event", mib(lying), mib(compact), compact / events),
         );
         self.snug.run()
     }

@@ -242,11 +242,7 @@ impl Usage {
         // Behind the name, which may hold spaces: field 14 and 15 of the whole are 12 and 13 here; ticks are 10 ms.
         let rest = stat.rsplit(')').next().unwrap_or_default();
         let ticks: u64 = rest.split_whitespace().skip(11).take(2).filter_map(|word| word.parse::<u64>().ok()).sum();
-        Usage {
-            resident: field("VmRSS:").unwrap_or(0),
-            peak: field("VmHWM:").unwrap_or(0),
-            cpu: ticks as f64 / 100.0,
-        }
+        Usage { resident: field("VmRSS:").unwrap_or(0), peak: field("VmHWM:").unwrap_or(0), cpu: ticks as f64 / 100.0 }
     }
 }
 
@@ -319,11 +315,10 @@ impl Person {
     pub fn stream(&mut self, path: &str, piece: &mut dyn FnMut(&[u8])) -> io::Result<(u16, u64)> {
         let authorization = self.authorization.clone();
         let mut bytes = 0;
-        let (status, _) =
-            self.client.stream("GET", path, &[("authorization", &authorization)], None, &mut |some| {
-                bytes += some.len() as u64;
-                piece(some);
-            })?;
+        let (status, _) = self.client.stream("GET", path, &[("authorization", &authorization)], None, &mut |some| {
+            bytes += some.len() as u64;
+            piece(some);
+        })?;
         Ok((status, bytes))
     }
 
@@ -391,9 +386,9 @@ impl EventIds {
     fn note(&mut self, start: usize, length: usize) {
         // FNV-1a: a fingerprint for comparing two runs, nothing more.
         let id = &self.window[start..start + length];
-        let hash = id.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, &byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-        });
+        let hash = id
+            .iter()
+            .fold(0xcbf2_9ce4_8422_2325_u64, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
         self.count += 1;
         self.digest = self.digest.wrapping_add(hash);
     }
