@@ -24,6 +24,7 @@ mod error;
 mod history;
 mod keys;
 mod membership;
+mod media;
 mod profile;
 mod push_rules;
 mod register;

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use super::{
-    Client, about, account, account_data, create, device, directory, ephemeral, history, keys, membership, profile,
-    push_rules, register, send, session, state, sync,
+    Client, about, account, account_data, create, device, directory, ephemeral, history, keys, media, membership,
+    profile, push_rules, register, send, session, state, sync,
 };
 use crate::http::{Method, Router};
 
@@ -12,6 +12,9 @@ use crate::http::{Method, Router};
 const FIELDS: [&str; 3] = ["/_matrix/client/r0", "/_matrix/client/v3", "/_matrix/client/unstable/uk.tcpip.msc4133"];
 /// Where apps look for cross-signing.
 const CROSS_SIGNING: [&str; 3] = ["/_matrix/client/r0", "/_matrix/client/v3", "/_matrix/client/unstable"];
+
+/// Where files were before they needed a token.
+const OLD_MEDIA: [&str; 3] = ["/_matrix/media/r0", "/_matrix/media/v1", "/_matrix/media/v3"];
 
 /// Registers the whole surface.
 pub fn routes(router: &mut Router, client: &Arc<Client>) {
@@ -21,6 +24,7 @@ pub fn routes(router: &mut Router, client: &Arc<Client>) {
     end_to_end(router, client);
     personal(router, client);
     rooms(router, client);
+    files(router, client);
 }
 
 /// What this server is and can do.
@@ -147,4 +151,21 @@ fn rooms(router: &mut Router, client: &Arc<Client>) {
         .r0_v3(Method::PUT, "/rooms/{room_id}/state/{type}/", send::state)
         .r0_v3(Method::PUT, "/rooms/{room_id}/state/{type}/{state_key}", send::state)
         .r0_v3(Method::PUT, "/rooms/{room_id}/redact/{event_id}/{txn_id}", send::redact);
+}
+
+/// Files.
+fn files(router: &mut Router, client: &Arc<Client>) {
+    router
+        .surface(client)
+        .under(&OLD_MEDIA, Method::POST, "/upload", media::upload)
+        .post("/_matrix/media/v1/create", media::create)
+        .put("/_matrix/media/v3/upload/{server}/{media_id}", media::upload_to)
+        .get("/_matrix/client/v1/media/config", media::config)
+        .under(&OLD_MEDIA, Method::GET, "/config", media::config)
+        .get("/_matrix/client/v1/media/download/{server}/{media_id}", media::download)
+        .get("/_matrix/client/v1/media/download/{server}/{media_id}/{name}", media::download)
+        .under(&OLD_MEDIA, Method::GET, "/download/{server}/{media_id}", media::download_old)
+        .under(&OLD_MEDIA, Method::GET, "/download/{server}/{media_id}/{name}", media::download_old)
+        .get("/_matrix/client/v1/media/thumbnail/{server}/{media_id}", media::thumbnail)
+        .under(&OLD_MEDIA, Method::GET, "/thumbnail/{server}/{media_id}", media::thumbnail_old);
 }

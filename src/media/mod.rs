@@ -1,15 +1,40 @@
 //! Files: content-addressed on disk beside the database, streamed in and out, never held.
+//!
+//! A file is named by the SHA-256 of its bytes, so what is uploaded twice lies there once. It is whole and in its place
+//! before the database knows of it: a power cut leaves a file nobody refers to, never a row without its file. What other
+//! servers keep is passed through, not stored.
+//!
+//! Reading order: this file (what is here), `upload.rs` (in), `elsewhere.rs` (from other servers).
 
 use std::fmt;
+use std::fs::File;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
-use ruma::OwnedServerName;
+use lru::LruCache;
+use ruma::{OwnedServerName, ServerName};
+use tokio::sync::Notify;
 
-use crate::base::{Clock, Random};
-use crate::budget::{Budget, Refused};
+use crate::base::{Clock, Random, blocking};
+use crate::budget::{Budget, Grant, Refused};
 use crate::remote::{Failed, Remote};
-use crate::store::{self, Store};
+use crate::store::tables::media;
+use crate::store::{self, Store, UserNum};
+
+mod elsewhere;
+mod upload;
+
+pub use elsewhere::{Fetched, Scaled};
+pub use upload::{About, Upload};
+
+/// What one transfer holds: a piece on its way, and a little.
+const TRANSFER_BYTES: u64 = 40 << 10;
+/// Media ids given out before their files, each about 150 bytes; the least recently used goes first.
+const PROMISED_MAX: NonZeroUsize = NonZeroUsize::new(256).unwrap();
+const PROMISED_MS: u64 = 60 * 60 * 1000;
+const MEDIA_ID_CHARS: usize = 24;
 
 /// What the media are built from.
 pub struct Parts {
@@ -31,11 +56,115 @@ pub struct Media(Arc<Inner>);
 
 struct Inner {
     parts: Parts,
+    promised: Mutex<LruCache<String, Promised>>,
+    /// A promised file has arrived.
+    arrived: Notify,
+}
+
+/// A media id without its file yet.
+struct Promised {
+    to: UserNum,
+    expires_ms: u64,
+}
+
+/// A file of ours, ready to be read.
+pub struct Opened {
+    pub file: File,
+    pub bytes: u64,
+    pub content_type: Option<String>,
+    pub name: Option<String>,
+    /// The SHA-256 in hex, which names these bytes and no others.
+    pub hash: String,
+    /// Pays for the transfer.
+    pub grant: Grant,
 }
 
 impl Media {
+    /// What an interrupted upload left behind is removed.
     pub fn new(parts: Parts) -> Media {
-        Media(Arc::new(Inner { parts }))
+        let _ = std::fs::remove_dir_all(parts.folder.join(upload::INCOMING));
+        let promised = Mutex::new(LruCache::new(PROMISED_MAX));
+        Media(Arc::new(Inner { parts, promised, arrived: Notify::new() }))
+    }
+
+    pub fn is_here(&self, server: &ServerName) -> bool {
+        *server == *self.0.parts.server
+    }
+
+    pub fn upload_bytes_max(&self) -> u64 {
+        self.0.parts.upload_bytes_max
+    }
+
+    /// Opens a file of this server. One that is promised is waited for.
+    pub async fn open(&self, media_id: &str, patience: Duration) -> Result<Opened, Error> {
+        let grant = self.0.parts.budget.account("media").take(TRANSFER_BYTES).await?;
+        let clock = self.0.parts.clock.clone();
+        let deadline = clock.instant() + patience;
+        loop {
+            let arrived = self.0.arrived.notified();
+            let (media, id) = (self.clone(), media_id.to_owned());
+            match blocking(move || media.open_blocking(&id)).await? {
+                Some((file, row)) => {
+                    let media::Media { file: hash, bytes, content_type, name, .. } = row;
+                    return Ok(Opened { file, bytes, content_type, name, hash, grant });
+                }
+                None if !self.is_promised(media_id) => return Err(Error::NotFound),
+                None => {}
+            }
+            let left = deadline.saturating_sub(clock.instant());
+            if left.is_zero() || clock.timeout(left, arrived).await.is_none() {
+                return Err(Error::NotYet);
+            }
+        }
+    }
+
+    fn open_blocking(&self, media_id: &str) -> Result<Option<(File, media::Media)>, Error> {
+        let Some(row) = media::get(&self.0.parts.store.read()?, self.0.parts.server.as_str(), media_id)? else {
+            return Ok(None);
+        };
+        match File::open(self.path(&row.file)) {
+            Ok(file) => Ok(Some((file, row))),
+            Err(gone) if gone.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(failed) => Err(failed.into()),
+        }
+    }
+
+    /// Gives out a media id whose file comes later. Answers it and until when it may come, in Unix milliseconds.
+    pub fn promise(&self, to: UserNum) -> (String, u64) {
+        let expires_ms = self.0.parts.clock.now_ms() + PROMISED_MS;
+        let media_id = self.0.parts.random.token(MEDIA_ID_CHARS);
+        self.promised().put(media_id.clone(), Promised { to, expires_ms });
+        (media_id, expires_ms)
+    }
+
+    /// Whether a media id was given out to this user; `Taken` when its file is there already.
+    pub async fn check_promise(&self, media_id: &str, user: UserNum) -> Result<(), Error> {
+        let now_ms = self.0.parts.clock.now_ms();
+        let promised = self.promised().get(media_id).map(|promised| (promised.to, promised.expires_ms));
+        match promised {
+            Some((to, expires_ms)) if expires_ms > now_ms && to == user => return Ok(()),
+            Some((to, _)) if to != user => {
+                return Err(Error::Forbidden("This media id was given to somebody else".to_owned()));
+            }
+            _ => {}
+        }
+        let (media, id) = (self.clone(), media_id.to_owned());
+        let known = blocking(move || media.open_blocking(&id)).await?.is_some();
+        Err(if known { Error::Taken } else { Error::NotFound })
+    }
+
+    fn is_promised(&self, media_id: &str) -> bool {
+        let now_ms = self.0.parts.clock.now_ms();
+        self.promised().peek(media_id).is_some_and(|promised| promised.expires_ms > now_ms)
+    }
+
+    fn promised(&self) -> std::sync::MutexGuard<'_, LruCache<String, Promised>> {
+        self.0.promised.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where a file lies: `ab/abcdef…`, so that no folder gets long.
+    fn path(&self, hash: &str) -> PathBuf {
+        self.0.parts.folder.join(hash.get(..2).unwrap_or("00")).join(hash)
     }
 }
 

@@ -46,6 +46,7 @@ pub struct Body {
     remote: Remote,
     server: OwnedServerName,
     incoming: Incoming,
+    headers: http::HeaderMap,
     lease: Option<Lease>,
     pace: Pace,
     received: u64,
@@ -72,10 +73,12 @@ impl Remote {
         if length.is_some_and(|length: u64| length > pace.max_bytes) {
             return Err(Failed::TooLarge { max_bytes: pace.max_bytes });
         }
+        let (head, incoming) = response.into_parts();
         Ok(Body {
             remote: self.clone(),
             server: server.to_owned(),
-            incoming: response.into_body(),
+            incoming,
+            headers: head.headers,
             lease: Some(lease),
             pace,
             received: 0,
@@ -132,6 +135,11 @@ impl Body {
             return if enough { Ok(()) } else { Err(Failed::Timeout) };
         }
         Ok(())
+    }
+
+    /// A header of the answer, when it is text. The connection's buffer bounds them all.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).and_then(|value| value.to_str().ok())
     }
 
     /// Bytes so far.

@@ -1,0 +1,320 @@
+//! Files: POST media upload, create and PUT upload, GET download, thumbnail and config, on the new paths and the old.
+//!
+//! The old paths need no token, so they show files of this server only.
+
+use std::io::{Seek, SeekFrom};
+use std::sync::Arc;
+use std::time::Duration;
+
+use ruma::OwnedServerName;
+use serde_json::json;
+
+use super::{Client, Error, auth};
+use crate::base::blocking;
+use crate::http::{self, Answer, Limit, Request, Response, StatusCode};
+use crate::media::{About, Fetched, Opened, Scaled};
+use crate::user::UserNum;
+
+/// How long a promised file is waited for at most.
+const PATIENCE_MAX: Duration = Duration::from_secs(60);
+const PATIENCE_DEFAULT_MS: u64 = 20_000;
+
+const UNKNOWN_TYPE: &str = "application/octet-stream";
+
+/// What a browser may show in place, as the specification lists it; the rest is offered to be saved.
+const SHOWN: [&str; 26] = [
+    "text/css",
+    "text/plain",
+    "text/csv",
+    "application/json",
+    "application/ld+json",
+    "image/jpeg",
+    "image/gif",
+    "image/png",
+    "image/apng",
+    "image/webp",
+    "image/avif",
+    "video/mp4",
+    "video/webm",
+    "video/ogg",
+    "video/quicktime",
+    "audio/mp4",
+    "audio/webm",
+    "audio/aac",
+    "audio/mpeg",
+    "audio/ogg",
+    "audio/wave",
+    "audio/wav",
+    "audio/x-wav",
+    "audio/x-pn-wav",
+    "audio/flac",
+    "audio/x-flac",
+];
+
+/// POST /_matrix/media/v3/upload
+pub async fn upload(client: Arc<Client>, request: Request) -> Result<Response, Error> {
+    let requester = auth::requester(&client, &request).await?;
+    request.limit_for(Limit::Upload, requester.user_id.as_str())?;
+    let media_id = take_in(&client, request, requester.user_num, None).await?;
+    Ok(Response::json(&json!({ "content_uri": uri(&client, &media_id) })))
+}
+
+/// POST /_matrix/media/v1/create
+pub async fn create(client: Arc<Client>, request: Request) -> Result<Response, Error> {
+    let requester = auth::requester(&client, &request).await?;
+    request.limit_for(Limit::Upload, requester.user_id.as_str())?;
+    let (media_id, expires_ms) = client.media.promise(requester.user_num);
+    Ok(Response::json(&json!({ "content_uri": uri(&client, &media_id), "unused_expires_at": expires_ms })))
+}
+
+/// PUT /_matrix/media/v3/upload/{server}/{media_id}
+pub async fn upload_to(client: Arc<Client>, request: Request) -> Result<Response, Error> {
+    let requester = auth::requester(&client, &request).await?;
+    let server: OwnedServerName = request.param_as("server")?;
+    if !client.media.is_here(&server) {
+        return Err(Answer::forbidden("Files of other servers are uploaded there").into());
+    }
+    let media_id = request.param("media_id").to_owned();
+    client.media.check_promise(&media_id, requester.user_num).await?;
+    take_in(&client, request, requester.user_num, Some(media_id)).await?;
+    Ok(Response::ok())
+}
+
+async fn take_in(
+    client: &Client,
+    request: Request,
+    uploader: UserNum,
+    promised: Option<String>,
+) -> Result<String, Error> {
+    let about =
+        About { content_type: request.header("content-type").map(ToOwned::to_owned), name: request.query("filename") };
+    let mut body = request.into_stream(client.media.upload_bytes_max())?;
+    let mut upload = client.media.begin(uploader).await?;
+    while let Some(piece) = body.next().await? {
+        upload.write(piece).await?;
+    }
+    Ok(upload.finish(about, promised).await?)
+}
+
+fn uri(client: &Client, media_id: &str) -> String {
+    format!("mxc://{}/{media_id}", client.users.server())
+}
+
+/// GET /_matrix/client/v1/media/config, and its older path.
+pub async fn config(client: Arc<Client>, request: Request) -> Result<Response, Error> {
+    auth::requester(&client, &request).await?;
+    Ok(Response::json(&json!({ "m.upload.size": client.media.upload_bytes_max() })))
+}
+
+/// GET /_matrix/client/v1/media/download/{server}/{media_id} and …/{name}
+pub async fn download(client: Arc<Client>, request: Request) -> Result<Response, Error> {
+    let requester = auth::requester(&client, &request).await?;
+    let server: OwnedServerName = request.param_as("server")?;
+    if client.media.is_here(&server) {
+        return local(&client, &request).await;
+    }
+    request.limit_for(Limit::Ask, requester.user_id.as_str())?;
+    let fetched = client.media.fetch(&server, request.param("media_id"), None).await?;
+    Ok(pass_through(fetched, request.param_maybe("name")))
+}
+
+/// GET /_matrix/media/v3/download/{server}/{media_id} and …/{name}: the old path, for files of this server.
+pub async fn download_old(client: Arc<Client>, request: Request) -> Result<Response, Error> {
+    only_here(&client, &request)?;
+    local(&client, &request).await
+}
+
+/// GET /_matrix/client/v1/media/thumbnail/{server}/{media_id}: of this server's images the image itself, which the
+/// specification allows (larger than asked for); of others' what their server makes of it.
+pub async fn thumbnail(client: Arc<Client>, request: Request) -> Result<Response, Error> {
+    let requester = auth::requester(&client, &request).await?;
+    let server: OwnedServerName = request.param_as("server")?;
+    let scaled = scaled(&request)?;
+    if client.media.is_here(&server) {
+        return local_image(&client, &request).await;
+    }
+    request.limit_for(Limit::Ask, requester.user_id.as_str())?;
+    let fetched = client.media.fetch(&server, request.param("media_id"), Some(scaled)).await?;
+    Ok(pass_through(fetched, None))
+}
+
+/// GET /_matrix/media/v3/thumbnail/{server}/{media_id}
+pub async fn thumbnail_old(client: Arc<Client>, request: Request) -> Result<Response, Error> {
+    only_here(&client, &request)?;
+    scaled(&request)?;
+    local_image(&client, &request).await
+}
+
+fn only_here(client: &Client, request: &Request) -> Result<(), Answer> {
+    let server: OwnedServerName = request.param_as("server")?;
+    match client.media.is_here(&server) {
+        true => Ok(()),
+        false => Err(Answer::not_found("Other servers' files are to be had on the new paths, with a token")),
+    }
+}
+
+fn scaled(request: &Request) -> Result<Scaled, Answer> {
+    let size = |name: &str| {
+        let size: Option<u32> = request.query_as(name)?;
+        size.filter(|size| *size > 0).ok_or_else(|| Answer::missing_param(name))
+    };
+    let crop = request.query("method").is_some_and(|method| method == "crop");
+    Ok(Scaled { width: size("width")?, height: size("height")?, crop })
+}
+
+async fn local_image(client: &Client, request: &Request) -> Result<Response, Error> {
+    let opened = client.media.open(request.param("media_id"), patience(request)?).await?;
+    if !opened.content_type.as_deref().is_some_and(|kind| kind.starts_with("image/")) {
+        return Err(Answer::bad("M_UNKNOWN", "There is no smaller image of this kind of file").into());
+    }
+    send(request, opened).await
+}
+
+async fn local(client: &Client, request: &Request) -> Result<Response, Error> {
+    let opened = client.media.open(request.param("media_id"), patience(request)?).await?;
+    send(request, opened).await
+}
+
+fn patience(request: &Request) -> Result<Duration, Answer> {
+    let ms = request.query_as("timeout_ms")?.unwrap_or(PATIENCE_DEFAULT_MS);
+    Ok(Duration::from_millis(ms).min(PATIENCE_MAX))
+}
+
+/// A file of ours, or the part of it that was asked for.
+async fn send(request: &Request, opened: Opened) -> Result<Response, Error> {
+    let Opened { mut file, bytes, content_type, name, hash, grant } = opened;
+    let etag = format!("\"{hash}\"");
+    let shown = request.param_maybe("name").map(ToOwned::to_owned).or(name);
+    let described = |response: Response| {
+        described(response, content_type.as_deref(), shown.as_deref())
+            .header("etag", &etag)
+            .header("accept-ranges", "bytes")
+            // A media id means the same bytes for ever; who may see them is asked by the token.
+            .header("cache-control", "private, max-age=31536000, immutable")
+    };
+    if request.header("if-none-match").is_some_and(|known| known.split(',').any(|one| one.trim() == etag)) {
+        return Ok(described(Response::empty(StatusCode::NOT_MODIFIED)));
+    }
+    let range = match request.header("range").map(|range| part_of(range, bytes)) {
+        None | Some(Part::All) => None,
+        Some(Part::Range(from, len)) => Some((from, len)),
+        Some(Part::Beyond) => {
+            let response = Response::empty(StatusCode::RANGE_NOT_SATISFIABLE);
+            return Ok(described(response).header("content-range", &format!("bytes */{bytes}")));
+        }
+    };
+    let Some((from, len)) = range else {
+        return Ok(described(Response::of(StatusCode::OK, UNKNOWN_TYPE, http::file(grant, file, bytes))));
+    };
+    let file = blocking(move || file.seek(SeekFrom::Start(from)).map(|_| file)).await;
+    let file = file.map_err(|failed| Answer::internal(format_args!("a file of the media: {failed}")))?;
+    let response = described(Response::of(StatusCode::PARTIAL_CONTENT, UNKNOWN_TYPE, http::file(grant, file, len)));
+    Ok(response.header("content-range", &format!("bytes {from}-{}/{bytes}", from + len - 1)))
+}
+
+/// What a `Range` header asks for.
+#[derive(Debug, PartialEq)]
+enum Part {
+    /// Nothing this server understands, so everything.
+    All,
+    /// From where, and how many bytes.
+    Range(u64, u64),
+    Beyond,
+}
+
+/// One range of bytes; several at once are answered with everything, as HTTP allows.
+fn part_of(range: &str, bytes: u64) -> Part {
+    let Some((from, to)) = range.strip_prefix("bytes=").and_then(|range| range.split_once('-')) else {
+        return Part::All;
+    };
+    let (from, to) = (from.trim(), to.trim());
+    let (first, last) = match (from.parse::<u64>(), to.parse::<u64>()) {
+        (Ok(first), Ok(last)) if last >= first => (first, last),
+        (Ok(first), Err(_)) if to.is_empty() => (first, u64::MAX),
+        (Err(_), Ok(last)) if from.is_empty() => (bytes.saturating_sub(last), u64::MAX),
+        _ => return Part::All,
+    };
+    if first >= bytes {
+        return Part::Beyond;
+    }
+    Part::Range(first, last.min(bytes - 1) - first + 1)
+}
+
+/// Another server's file, a piece at a time. When it breaks off, so does the answer.
+fn pass_through(mut fetched: Fetched, name: Option<&str>) -> Response {
+    let (sender, body) = http::channel(fetched.take_grant());
+    let shown = name.map(ToOwned::to_owned).or_else(|| fetched.name.clone());
+    let response = Response::of(StatusCode::OK, UNKNOWN_TYPE, body);
+    let response = described(response, fetched.content_type.as_deref(), shown.as_deref())
+        .header("cache-control", "private, max-age=86400");
+    tokio::spawn(async move {
+        loop {
+            match fetched.next().await {
+                Ok(Some(piece)) => {
+                    if !sender.send(piece).await {
+                        return;
+                    }
+                }
+                Ok(None) => return sender.finish().await,
+                Err(failed) => return tracing::debug!("another server's file broke off: {failed}"),
+            }
+        }
+    });
+    response
+}
+
+/// What a browser may do with a file a stranger made: show harmless kinds, run nothing.
+fn described(response: Response, content_type: Option<&str>, name: Option<&str>) -> Response {
+    let content_type = content_type.unwrap_or(UNKNOWN_TYPE);
+    let essence = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    let how = if SHOWN.contains(&essence.as_str()) { "inline" } else { "attachment" };
+    let disposition = match name.filter(|name| !name.is_empty()) {
+        Some(name) => format!("{how}; filename*=utf-8''{}", encoded(name)),
+        None => how.to_owned(),
+    };
+    response
+        // A type that can be no header is left out, and the one above it stays.
+        .header("content-type", content_type)
+        .header("content-disposition", &disposition)
+        .header(
+            "content-security-policy",
+            "sandbox; default-src 'none'; script-src 'none'; plugin-types application/pdf; \
+             style-src 'unsafe-inline'; media-src 'self'; object-src 'self';",
+        )
+        .header("cross-origin-resource-policy", "cross-origin")
+        .header("x-content-type-options", "nosniff")
+}
+
+/// RFC 5987's percent-encoding.
+fn encoded(name: &str) -> String {
+    use std::fmt::Write;
+    name.bytes().fold(String::with_capacity(name.len()), |mut out, byte| {
+        let _ = match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => write!(out, "{}", byte as char),
+            _ => write!(out, "%{byte:02X}"),
+        };
+        out
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges() {
+        for (range, part) in [
+            ("bytes=0-9", Part::Range(0, 10)),
+            ("bytes=90-", Part::Range(90, 10)),
+            ("bytes=-10", Part::Range(90, 10)),
+            ("bytes=-1000", Part::Range(0, 100)),
+            ("bytes=50-1000", Part::Range(50, 50)),
+            ("bytes=100-", Part::Beyond),
+            ("bytes=9-1", Part::All),
+            ("bytes=0-1,5-6", Part::All),
+            ("lines=1-2", Part::All),
+        ] {
+            assert_eq!(part_of(range, 100), part, "{range}");
+        }
+    }
+}

@@ -1,0 +1,258 @@
+//! Files of other servers, passed through piece by piece.
+//!
+//! Server-server API, "Content Repository": the answer is `multipart/mixed`, first a JSON object, then the file. Servers
+//! from before that are asked on the old unauthenticated path.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use memchr::memmem;
+use ruma::ServerName;
+
+use super::{Error, Media, TRANSFER_BYTES};
+use crate::budget::Grant;
+use crate::remote::{self, Failed, Pace, encode};
+
+/// Passed through, not kept; still, an end.
+const BYTES_MAX: u64 = 2 << 30;
+/// Headers of both parts together.
+const HEAD_BYTES_MAX: usize = 16 << 10;
+const FIRST_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Which smaller image is wanted.
+#[derive(Debug, Clone)]
+pub struct Scaled {
+    pub width: u32,
+    pub height: u32,
+    /// Cut to the shape instead of fitted into it.
+    pub crop: bool,
+}
+
+/// A file on its way from another server.
+pub struct Fetched {
+    pub content_type: Option<String>,
+    pub name: Option<String>,
+    source: Source,
+    grant: Option<Grant>,
+}
+
+enum Source {
+    Plain(remote::Body),
+    Part(Part),
+}
+
+impl Fetched {
+    /// What pays for the transfer; to be kept as long as it goes on.
+    pub fn take_grant(&mut self) -> Option<Grant> {
+        self.grant.take()
+    }
+
+    /// The next piece; nothing at the end. A file cut off is an error, never an end.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, Failed> {
+        match &mut self.source {
+            Source::Plain(body) => body.next().await,
+            Source::Part(part) => part.next().await,
+        }
+    }
+}
+
+impl Media {
+    /// Fetches a file, or a smaller image of it, from the server that has it.
+    pub async fn fetch(&self, server: &ServerName, media_id: &str, scaled: Option<Scaled>) -> Result<Fetched, Error> {
+        let grant = self.0.parts.budget.account("media").take(TRANSFER_BYTES).await?;
+        let (what, query) = match &scaled {
+            None => ("download", "?timeout_ms=20000".to_owned()),
+            Some(Scaled { width, height, crop }) => {
+                let method = if *crop { "crop" } else { "scale" };
+                ("thumbnail", format!("?timeout_ms=20000&width={width}&height={height}&method={method}"))
+            }
+        };
+        let id = encode(media_id);
+        let target = format!("/_matrix/federation/v1/media/{what}/{id}{query}");
+        let mut fetched = match self.stream(server, &target).await {
+            Ok(body) => Part::open(body).await?,
+            Err(failed) if is_unknown_there(&failed) => {
+                let target = format!(
+                    "/_matrix/media/v3/{what}/{}/{id}{query}&allow_remote=false&allow_redirect=false",
+                    encode(server.as_str())
+                );
+                let body = self.stream(server, &target).await?;
+                let name = body.header("content-disposition").and_then(file_name);
+                let content_type = body.header("content-type").map(ToOwned::to_owned);
+                Fetched { content_type, name, source: Source::Plain(body), grant: None }
+            }
+            Err(failed) => return Err(failed.into()),
+        };
+        fetched.grant = Some(grant);
+        Ok(fetched)
+    }
+
+    async fn stream(&self, server: &ServerName, target: &str) -> Result<remote::Body, Failed> {
+        let pace = Pace { first: FIRST_TIMEOUT, ..Pace::patient(BYTES_MAX) };
+        self.0.parts.remote.stream(server, http::Method::GET, target, None, pace).await
+    }
+}
+
+/// The server does not know the path, as opposed to the file.
+fn is_unknown_there(failed: &Failed) -> bool {
+    matches!(failed, Failed::Status { status: 400 | 401 | 404 | 405 | 501, errcode, .. }
+        if errcode != "M_NOT_FOUND" && errcode != "M_NOT_YET_UPLOADED")
+}
+
+/// The second part of a `multipart/mixed` body.
+struct Part {
+    body: remote::Body,
+    buffer: Vec<u8>,
+    /// What ends the part: line break, two dashes, the boundary.
+    delimiter: Vec<u8>,
+    done: bool,
+}
+
+impl Part {
+    /// Reads up to the second part. The boundary is the first line, whatever the header calls it.
+    async fn open(mut body: remote::Body) -> Result<Fetched, Failed> {
+        let bad = |what: &str| Failed::BadAnswer(format!("the file does not come as agreed: {what}"));
+        let mut buffer = Vec::new();
+        loop {
+            let Some(piece) = body.next().await? else { return Err(bad("it ends early")) };
+            buffer.extend_from_slice(&piece);
+            match head(&buffer) {
+                Some(Head { delimiter, headers, length }) => {
+                    if headers.iter().any(|(name, _)| name == "location") {
+                        return Err(bad("it lies on a third server"));
+                    }
+                    let header =
+                        |wanted: &str| headers.iter().find(|(name, _)| name == wanted).map(|(_, value)| value.as_str());
+                    let content_type = header("content-type").map(ToOwned::to_owned);
+                    let name = header("content-disposition").and_then(file_name);
+                    buffer.drain(..length);
+                    let part = Part { body, buffer, delimiter, done: false };
+                    return Ok(Fetched { content_type, name, source: Source::Part(part), grant: None });
+                }
+                None if buffer.len() > HEAD_BYTES_MAX + piece.len() => return Err(bad("its head is too long")),
+                None => {}
+            }
+        }
+    }
+
+    async fn next(&mut self) -> Result<Option<Bytes>, Failed> {
+        while !self.done {
+            if let Some(end) = memmem::find(&self.buffer, &self.delimiter) {
+                self.done = true;
+                self.buffer.truncate(end);
+                // Read to its end, the connection can be used again.
+                while self.body.next().await?.is_some() {}
+                break;
+            }
+            // The delimiter may have begun in the last bytes.
+            let sure = self.buffer.len().saturating_sub(self.delimiter.len() - 1);
+            if sure > 0 {
+                let rest = self.buffer.split_off(sure);
+                return Ok(Some(std::mem::replace(&mut self.buffer, rest).into()));
+            }
+            match self.body.next().await? {
+                Some(piece) => self.buffer.extend_from_slice(&piece),
+                None => return Err(Failed::BadAnswer("the file broke off".to_owned())),
+            }
+        }
+        let last = std::mem::take(&mut self.buffer);
+        Ok((!last.is_empty()).then(|| last.into()))
+    }
+}
+
+/// What stands before the file.
+struct Head {
+    delimiter: Vec<u8>,
+    /// Of the second part; names in lower case.
+    headers: Vec<(String, String)>,
+    /// Bytes up to the file.
+    length: usize,
+}
+
+/// Takes the beginning of a body apart; nothing while it is not all there.
+fn head(bytes: &[u8]) -> Option<Head> {
+    let start = if bytes.starts_with(b"--") { 0 } else { memmem::find(bytes, b"\r\n--")? + 2 };
+    let line_end = start + memmem::find(&bytes[start..], b"\r\n")?;
+    let boundary = bytes[start..line_end].trim_ascii_end();
+    let delimiter = [b"\r\n", boundary].concat();
+    let second = line_end + memmem::find(&bytes[line_end..], &delimiter)? + delimiter.len();
+    // The rest of the boundary's line, then headers up to an empty line.
+    let headers_at = second + memmem::find(&bytes[second..], b"\r\n")?;
+    let end = headers_at + memmem::find(&bytes[headers_at..], b"\r\n\r\n")?;
+    let text = String::from_utf8_lossy(&bytes[headers_at..end]).into_owned();
+    let headers = text
+        .lines()
+        .filter_map(|line| line.split_once(':'))
+        .map(|(name, value)| (name.trim().to_ascii_lowercase(), value.trim().to_owned()))
+        .collect();
+    Some(Head { delimiter, headers, length: end + 4 })
+}
+
+/// The file name in a `Content-Disposition`.
+fn file_name(disposition: &str) -> Option<String> {
+    let mut plain = None;
+    for parameter in disposition.split(';').skip(1) {
+        let Some((name, value)) = parameter.split_once('=') else { continue };
+        match name.trim().to_ascii_lowercase().as_str() {
+            "filename*" => {
+                let encoded = value.trim().rsplit('\'').next()?;
+                return Some(percent_decoded(encoded)).filter(|name| !name.is_empty());
+            }
+            "filename" => plain = Some(value.trim().trim_matches('"').replace("\\\"", "\"")),
+            _ => {}
+        }
+    }
+    plain.filter(|name| !name.is_empty())
+}
+
+fn percent_decoded(text: &str) -> String {
+    let mut out = Vec::with_capacity(text.len());
+    let mut bytes = text.bytes();
+    while let Some(byte) = bytes.next() {
+        if byte != b'%' {
+            out.push(byte);
+            continue;
+        }
+        let mut rest = bytes.clone();
+        let pair = [rest.next(), rest.next()].map(|digit| digit.and_then(|digit| (digit as char).to_digit(16)));
+        match pair {
+            [Some(high), Some(low)] => {
+                out.push((high * 16 + low) as u8);
+                bytes = rest;
+            }
+            _ => out.push(byte),
+        }
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_head_of_an_answer_is_read_when_it_is_all_there() {
+        let whole = b"--abc\r\nContent-Type: application/json\r\n\r\n{}\r\n--abc\r\nContent-Type: image/png\r\n\
+            Content-Disposition: inline; filename=\"a b.png\"\r\n\r\nDATA\r\n--abc--\r\n";
+        let at = memmem::find(whole, b"DATA").unwrap();
+        for cut in 0..at {
+            assert!(head(&whole[..cut]).is_none(), "{cut}");
+        }
+        let found = head(whole).unwrap();
+        assert_eq!((found.length, &found.delimiter[..]), (at, &b"\r\n--abc"[..]));
+        assert_eq!(found.headers[0], ("content-type".to_owned(), "image/png".to_owned()));
+        assert_eq!(file_name(&found.headers[1].1).as_deref(), Some("a b.png"));
+    }
+
+    #[test]
+    fn file_names() {
+        for (disposition, name) in [
+            ("attachment; filename=x.txt", Some("x.txt")),
+            ("inline; filename*=utf-8''%C3%A4.txt; filename=a.txt", Some("ä.txt")),
+            ("inline", None),
+            ("inline; filename=\"\"", None),
+        ] {
+            assert_eq!(file_name(disposition).as_deref(), name, "{disposition}");
+        }
+    }
+}
