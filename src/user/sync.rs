@@ -147,7 +147,7 @@ impl Own {
     // ---- keys ----------------------------------------------------------------------------------------------------
 
     /// Writes the members that say how many keys the device has left.
-    pub fn write_keys(&self, pen: &Pen) -> Result<(), ChunkError> {
+    pub fn write_keys(&self, out: &mut Vec<u8>) -> Result<(), Error> {
         const USUAL: &str = "signed_curve25519";
         let device = &self.requester.device_id;
         let mut counts = key::one_time_counts(&*self.read, self.user, device)?;
@@ -155,22 +155,20 @@ impl Own {
             counts.push((USUAL.to_owned(), 0));
         }
         let unused = key::unused_fallbacks(&*self.read, self.user, device)?;
-        pen.with(|out| {
-            out.extend_from_slice(b"\"device_one_time_keys_count\":{");
-            let mut first = true;
-            for (algorithm, count) in &counts {
-                comma(out, &mut first);
-                json::write_string(out, algorithm);
-                out.extend_from_slice(format!(":{count}").as_bytes());
-            }
-            out.extend_from_slice(b"},\"device_unused_fallback_key_types\":[");
-            let mut first = true;
-            for algorithm in &unused {
-                comma(out, &mut first);
-                json::write_string(out, algorithm);
-            }
-            out.push(b']');
-        });
+        out.extend_from_slice(b"\"device_one_time_keys_count\":{");
+        let mut first = true;
+        for (algorithm, count) in &counts {
+            comma(out, &mut first);
+            json::write_string(out, algorithm);
+            out.extend_from_slice(format!(":{count}").as_bytes());
+        }
+        out.extend_from_slice(b"},\"device_unused_fallback_key_types\":[");
+        let mut first = true;
+        for algorithm in &unused {
+            comma(out, &mut first);
+            json::write_string(out, algorithm);
+        }
+        out.push(b']');
         Ok(())
     }
 

@@ -38,12 +38,12 @@ pub async fn sync(client: Arc<Client>, request: Request) -> Result<Response, Err
     let waiter = client.feed.register(query.requester.user_num);
     let deadline = client.clock.instant() + query.timeout;
     loop {
-        let (news, now) = look(&client, &query).await?;
-        if news {
+        let news = look(&client, &query).await?;
+        if news.is_none() {
             break;
         }
         if !waiter.wait(deadline).await {
-            return Ok(Response::json_bytes(StatusCode::OK, nothing(now)));
+            return Ok(Response::json_bytes(StatusCode::OK, news.unwrap_or_default()));
         }
     }
     drop((waiter, slot));
@@ -80,13 +80,18 @@ async fn filter(client: &Client, requester: &Requester, request: &Request) -> Re
     Ok(Filter::parse(&text).ok_or_else(bad)?)
 }
 
-/// Whether there is anything to tell, and up to where.
-async fn look(client: &Arc<Client>, query: &Query) -> Result<(bool, Since), Error> {
+/// Nothing when there is something to tell; what to answer when there is not.
+async fn look(client: &Arc<Client>, query: &Query) -> Result<Option<Vec<u8>>, Error> {
     let (asked, own) = open(client, query).await?;
     base::blocking(move || {
         let also = own.rooms()?;
-        let news = asked.since.is_none() || asked.full_state || own.any()? || asked.any(&also)?;
-        Ok((news, asked.now))
+        if asked.since.is_none() || asked.full_state || own.any()? || asked.any(&also)? {
+            return Ok(None);
+        }
+        let mut answer = format!("{{\"next_batch\":\"{}\",", asked.now).into_bytes();
+        own.write_keys(&mut answer)?;
+        answer.push(b'}');
+        Ok(Some(answer))
     })
     .await
 }
@@ -108,11 +113,6 @@ async fn open(client: &Arc<Client>, query: &Query) -> Result<(Asked, Own), Error
     .await
 }
 
-/// The answer when the time was up.
-fn nothing(now: Since) -> Vec<u8> {
-    format!("{{\"next_batch\":\"{now}\"}}").into_bytes()
-}
-
 async fn write(pen: Pen, asked: Asked, own: Own) -> Result<(), ChunkError> {
     pen.text(&format!("{{\"next_batch\":\"{}\",\"account_data\":{{\"events\":[", asked.now));
     let whole = asked.since.is_none() || asked.full_state;
@@ -123,7 +123,7 @@ async fn write(pen: Pen, asked: Asked, own: Own) -> Result<(), ChunkError> {
     pen.text("]},\"device_lists\":{");
     own.write_device_lists(&pen).await?;
     pen.text("},");
-    own.write_keys(&pen)?;
+    pen.with(|out| own.write_keys(out))?;
     pen.text(",\"rooms\":{");
     let also = own.rooms()?;
     for list in List::ALL {
