@@ -249,6 +249,7 @@ impl Server {
                 server_name,
                 key,
                 old_keys,
+                transactions: Default::default(),
                 well_known_server: config.federation.name.clone(),
             });
             federation::routes::routes(&mut router, &federation);
@@ -342,6 +343,8 @@ impl Server {
     fn work(&mut self) {
         let (remote, sender) = (self.remote.clone(), self.sender.clone());
         self.working.push(tokio::spawn(async move { remote.run().await }));
+        let rooms = self.rooms.clone();
+        self.working.push(tokio::spawn(async move { rooms.keep_swept().await }));
         if self.config.federation.enabled {
             self.working.push(tokio::spawn(async move { sender.run().await }));
             // Ends with the runtime; what it has stored by then is where the next start goes on.

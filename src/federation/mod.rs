@@ -17,10 +17,12 @@ use crate::user::Users;
 
 pub mod auth;
 mod error;
+mod history;
 pub mod key;
 mod membership;
 mod query;
 pub mod routes;
+pub mod send;
 mod state;
 mod user;
 
@@ -47,6 +49,8 @@ pub struct Federation {
     pub server_name: OwnedServerName,
     pub key: Arc<sign::Key>,
     pub old_keys: Vec<OldKey>,
+    /// Transactions answered already.
+    pub transactions: send::Transactions,
     /// `host:port` told at `/.well-known/matrix/server`; none: 404.
     pub well_known_server: Option<String>,
 }

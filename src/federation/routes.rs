@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Federation, key, membership, query, state, user};
+use super::{Federation, history, key, membership, query, send, state, user};
 use crate::http::Router;
 
 /// Registers the whole surface.
@@ -36,6 +36,9 @@ fn rooms(router: &mut Router, federation: &Arc<Federation>) {
         .get("/_matrix/federation/v1/state_ids/{room_id}", state::state_ids)
         .get("/_matrix/federation/v1/event_auth/{room_id}/{event_id}", state::event_auth)
         .get("/_matrix/federation/v1/event/{event_id}", state::event)
+        .put("/_matrix/federation/v1/send/{txn_id}", send::send)
+        .get("/_matrix/federation/v1/backfill/{room_id}", history::backfill)
+        .post("/_matrix/federation/v1/get_missing_events/{room_id}", history::get_missing_events)
         .get("/_matrix/federation/unstable/rooms/{room_id}/complexity", state::complexity);
 }
 

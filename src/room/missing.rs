@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use ruma::{EventId, OwnedEventId, OwnedServerName, ServerName};
+use ruma::{EventId, OwnedEventId, OwnedServerName, RoomId, ServerName};
 
 use super::append::{Append, append};
 use super::fetch::Fetch;
@@ -190,14 +190,23 @@ impl<'i, F: Fetch> Filling<'i, F> {
         open.await
     }
 
-    fn read(&self, raw: &[u8]) -> Result<Event, Reject> {
+    pub fn room_id(&self) -> &RoomId {
+        &self.room_id
+    }
+
+    /// Charges for an event until it is stored.
+    pub fn pay(&mut self, event: &Event) -> Result<()> {
+        Ok(self.grant.grow(event.weight() as u64)?)
+    }
+
+    pub fn read(&self, raw: &[u8]) -> Result<Event, Reject> {
         read_event(self.room.version, self.room.row.id.as_str(), raw)
     }
 
     // ---- events cited ------------------------------------------------------------------------------------------
 
     /// Fetches events one by one, and what they cite, and stores them as outliers.
-    async fn fetch_cited(&mut self, wanted: Vec<OwnedEventId>) -> Result<()> {
+    pub async fn fetch_cited(&mut self, wanted: Vec<OwnedEventId>) -> Result<()> {
         let mut found: HashMap<OwnedEventId, Arc<Event>> = HashMap::new();
         let mut open = wanted;
         for _ in 0..CITED_ROUNDS_MAX {
@@ -229,7 +238,7 @@ impl<'i, F: Fetch> Filling<'i, F> {
         Ok(event)
     }
 
-    async fn unknown_cited(&self, found: &HashMap<OwnedEventId, Arc<Event>>) -> Result<Vec<OwnedEventId>> {
+    pub async fn unknown_cited(&self, found: &HashMap<OwnedEventId, Arc<Event>>) -> Result<Vec<OwnedEventId>> {
         let all = found.values().flat_map(|event| event.auth_events());
         let ids: BTreeSet<OwnedEventId> = all.filter(|id| !found.contains_key(*id)).map(ToOwned::to_owned).collect();
         let unknown = self.inbox.rooms.reading(move |_, read| {
@@ -246,7 +255,7 @@ impl<'i, F: Fetch> Filling<'i, F> {
 
     /// Stores events without their place, what they cite first: numbers rise along the citations. Those that what they cite
     /// rejects are marked so.
-    async fn store_outliers(&mut self, found: HashMap<OwnedEventId, Arc<Event>>) -> Result<()> {
+    pub async fn store_outliers(&mut self, found: HashMap<OwnedEventId, Arc<Event>>) -> Result<()> {
         let events = in_order(found, |event| event.auth_events().map(ToOwned::to_owned).collect());
         let weight: u64 = events.iter().map(|event| event.weight() as u64).sum();
         let num = self.room.num;
@@ -385,7 +394,7 @@ fn keep(found: &mut HashMap<OwnedEventId, Arc<Event>>, checked: Vec<(OwnedEventI
 }
 
 /// Events so that each comes after those of them it refers to. A circle, which hashes do not allow, would be cut anywhere.
-fn in_order(
+pub(super) fn in_order(
     mut events: HashMap<OwnedEventId, Arc<Event>>,
     refers: impl Fn(&Event) -> Vec<OwnedEventId>,
 ) -> Vec<Arc<Event>> {

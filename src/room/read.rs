@@ -231,11 +231,6 @@ impl Rooms {
         let (rooms, reader, room_id) = (self.clone(), reader.clone(), room_id.to_owned());
         base::blocking(move || work(&mut Visit::open(&rooms, &reader, &room_id)?)).await
     }
-
-    /// Asks other servers for what was before our history; false when nothing came.
-    async fn backfill_for_app(&self, _room_id: &RoomId) -> bool {
-        false
-    }
 }
 
 /// A room in one snapshot, as one user sees it.

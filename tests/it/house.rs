@@ -87,6 +87,14 @@ impl House {
         House::run(settings(folder.path()), Profile::get(profile).unwrap(), Some(folder)).await
     }
 
+    /// Under a profile and with other settings.
+    pub async fn start_under_with(profile: &str, change: impl FnOnce(&mut Config)) -> House {
+        let folder = Folder::new();
+        let mut config = settings(folder.path());
+        change(&mut config);
+        House::run(config, Profile::get(profile).unwrap(), Some(folder)).await
+    }
+
     async fn run(config: Config, profile: Profile, folder: Option<Folder>) -> House {
         let budget = Budget::from_profile(profile.clone());
         let mut server = Server::build(&config, Clock::real(), Random::os(), budget).await.unwrap();

@@ -9,7 +9,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use ruma::{OwnedUserId, UserId};
+use ruma::{EventId, OwnedUserId, UserId};
 
 use crate::matrix::auth::{self, Cited, Create, JoinRule, PowerLevels};
 use crate::matrix::{Event, Reject, RoomVersion};
@@ -132,6 +132,8 @@ pub struct Claim<'a> {
     pub needs_body: bool,
     /// Places of its auth events.
     pub auth: &'a [u32],
+    /// Of a create event, whose id the creator's first join must follow.
+    pub id: Option<&'a EventId>,
 }
 
 /// Where bodies and names come from when columns do not decide: the store, through the caller.
@@ -293,8 +295,17 @@ impl<B: Bodies> Judge<B> {
         auth::check_auth_events(self.version, &event.subject(), list, self.create.is_some())?;
         auth::check(self.version, &event.subject(), &state)?;
         if claim.role == Role::Create && self.create.is_none() {
-            let create = Create::parse(self.version, &event.subject())?;
-            self.create = Some((claim.place, Arc::new(create)));
+            let mut subject = event.subject();
+            subject.id = claim.id.unwrap_or(subject.id);
+            self.set_create(claim.place, &subject)?;
+        }
+        Ok(())
+    }
+
+    /// The create event the room has, when it was judged before.
+    pub fn set_create(&mut self, place: u32, event: &auth::Subject<'_>) -> Result<(), Reject> {
+        if self.create.is_none() {
+            self.create = Some((place, Arc::new(Create::parse(self.version, event)?)));
         }
         Ok(())
     }

@@ -264,11 +264,15 @@ impl Settle {
             last = Some(one.place);
             let Some(event) = &one.event else {
                 nums.known[one.place as usize] = one.known.0;
-                self.known(&mut columns, &mut rows, &one)?;
+                self.known(&mut judge, &mut columns, &mut rows, &one)?;
                 continue;
             };
             let role = Role::of(event.kind, event.state_key.map(|(_, key)| key), event.member.is_some());
             let member = event.member.map(|(membership, target, _)| (membership, target));
+            let id = match role {
+                Role::Create => Some(OwnedEventId::try_from(event.id.text()).map_err(|_| Stop::Corrupt)?),
+                _ => None,
+            };
             let claim = Claim {
                 place: one.place,
                 body: event.body,
@@ -277,6 +281,7 @@ impl Settle {
                 member,
                 needs_body: event.needs_body,
                 auth: &auth,
+                id: id.as_deref(),
             };
             match judge.check(&columns, &claim)? {
                 Ok(()) => {
@@ -299,17 +304,26 @@ impl Settle {
     }
 
     /// An event we held before counts as what its row says.
-    fn known(&self, columns: &mut Columns, rows: &mut Rows, one: &Placed<'_>) -> Result<(), Stop> {
+    fn known(
+        &self,
+        judge: &mut Judge<FromStore>,
+        columns: &mut Columns,
+        rows: &mut Rows,
+        one: &Placed<'_>,
+    ) -> Result<(), Stop> {
         let read = self.store.read()?;
         let row = event::row_of(&read, one.known)?;
-        let state_key = match row.kind {
+        let event = match row.kind {
             Kind::CREATE | Kind::POWER_LEVELS | Kind::JOIN_RULES | Kind::THIRD_PARTY_INVITE => {
-                state::load_row(&read, self.version, &row)?.state_key().map(str::to_owned)
+                Some(state::load_row(&read, self.version, &row)?)
             }
             _ => None,
         };
-        let role = Role::of(row.kind, state_key.as_deref(), row.member.is_some());
+        let role = Role::of(row.kind, event.as_ref().and_then(|event| event.state_key()), row.member.is_some());
         let usable = !row.flags.rejected;
+        if let Some(event) = event.filter(|_| role == Role::Create && usable) {
+            judge.set_create(one.place, &event.subject())?;
+        }
         columns.set(one.place, Column { role, member: row.member, usable }, row.body);
         if let Some(key) = row.state_key.filter(|_| one.in_state && usable) {
             rows.in_state(key, one.known, row.kind, row.member)?;

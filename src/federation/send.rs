@@ -1,0 +1,236 @@
+//! `PUT /send/{txnId}`: what other servers push to us.
+//!
+//! Server-server API, "Transactions". The body is charged to `inbound_transactions` before it is read and dropped as soon as
+//! it is taken apart. Events are dealt with room by room, the rooms beside each other, so that one room's trouble holds
+//! up no other; small messages come after the events they may speak of. What was begun is finished, even when the sender
+//! hangs up: it would only send the same again.
+
+use std::collections::HashMap;
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use lru::LruCache;
+use ruma::{OwnedRoomId, OwnedServerName, ServerName};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use serde_json::{Map, Value, json};
+use tokio::task::JoinSet;
+
+use super::{Error, Federation, auth};
+use crate::base;
+use crate::budget::{Account, Grant};
+use crate::http::{Answer, BadBody, Limit, Request, Response, StatusCode};
+
+/// The specification's limits.
+const PDUS_MAX: usize = 50;
+const EDUS_MAX: usize = 100;
+/// The body, its canonical form twice while the signature is checked, and the signed text.
+const COPIES_CHECKED: u64 = 4;
+/// The body, and the events and messages taken out of it.
+const COPIES_KEPT: u64 = 2;
+/// Answers remembered, one for each server, and how long one may be.
+const REMEMBERED_MAX: usize = 128;
+const REMEMBERED_BYTES_MAX: usize = 8 * 1024;
+/// An event's refusal is told in so many letters.
+const REASON_CHARS_MAX: usize = 200;
+
+/// The last transaction of each server and its answer: a repeated one is answered from here. Bounded by count, and by the
+/// account that pays.
+pub struct Transactions(Mutex<LruCache<OwnedServerName, Answered>>);
+
+struct Answered {
+    id: String,
+    body: Vec<u8>,
+    _grant: Grant,
+}
+
+impl Default for Transactions {
+    fn default() -> Transactions {
+        Transactions(Mutex::new(LruCache::new(NonZeroUsize::new(REMEMBERED_MAX).expect("not zero"))))
+    }
+}
+
+impl Transactions {
+    fn get(&self, origin: &ServerName, id: &str) -> Option<Vec<u8>> {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.get(origin).filter(|answered| answered.id == id).map(|answered| answered.body.clone())
+    }
+
+    /// Remembers an answer if there is memory for it: without, a repeated transaction is gone through again, which changes nothing.
+    fn put(&self, account: &Account, origin: &ServerName, id: &str, body: &[u8]) {
+        if body.len() + id.len() > REMEMBERED_BYTES_MAX {
+            return;
+        }
+        let Ok(grant) = account.try_take((body.len() + id.len() + 256) as u64) else { return };
+        let answered = Answered { id: id.to_owned(), body: body.to_vec(), _grant: grant };
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).put(origin.to_owned(), answered);
+    }
+}
+
+#[derive(Deserialize)]
+struct Transaction {
+    #[serde(default)]
+    pdus: Vec<Box<RawValue>>,
+    #[serde(default)]
+    edus: Vec<Box<RawValue>>,
+}
+
+/// `PUT /send/{txnId}`
+pub async fn send(federation: Arc<Federation>, request: Request) -> Result<Response, Error> {
+    let id = request.param("txn_id").to_owned();
+    let claim = auth::claim(&federation, &request).await?;
+    request.limit_for(Limit::Federation, claim.origin.as_str())?;
+    let account = federation.budget.account("inbound_transactions");
+    let (body, mut grant) = read(request, &account).await?;
+    let origin = claim.origin.clone();
+    let us = federation.server_name.clone();
+    let transaction = base::blocking(move || {
+        claim.check(&us, &body)?;
+        // Whole lists: a transaction is bounded by its bytes, which are paid for.
+        let read: Result<Transaction, _> = serde_json::from_slice(&body);
+        read.map_err(|wrong| Answer::bad("M_BAD_JSON", format!("The body is no transaction: {wrong}")))
+    });
+    let transaction = transaction.await?;
+    grant.shrink(grant.bytes() - grant.bytes() / COPIES_CHECKED * COPIES_KEPT);
+    federation.remote.backoff().heard_from(&origin).await;
+    if let Some(body) = federation.transactions.get(&origin, &id) {
+        return Ok(Response::json_bytes(StatusCode::OK, body));
+    }
+    if transaction.pdus.len() > PDUS_MAX || transaction.edus.len() > EDUS_MAX {
+        let why = format!("A transaction has {PDUS_MAX} events and {EDUS_MAX} small messages at most");
+        return Err(Answer::bad("M_TOO_LARGE", why).into());
+    }
+    let work = tokio::spawn(async move {
+        let outcomes = take(&federation, &origin, transaction).await;
+        let body = json!({ "pdus": outcomes }).to_string().into_bytes();
+        // Given back first, so that the answer finds room in the same account.
+        drop(grant);
+        federation.transactions.put(&account, &origin, &id, &body);
+        body
+    });
+    let body = work.await.map_err(Answer::internal)?;
+    Ok(Response::json_bytes(StatusCode::OK, body))
+}
+
+/// Reads the body with memory for all its copies. A body of undeclared length pays as it comes.
+async fn read(request: Request, account: &Account) -> Result<(Vec<u8>, Grant), BadBody> {
+    let bytes_max = account.limit() / 2;
+    let price = |bytes: u64| (bytes * COPIES_CHECKED).min(account.limit());
+    let declared = request.content_length().unwrap_or(0);
+    if declared > bytes_max {
+        return Err(BadBody::TooLarge { bytes_max });
+    }
+    let mut grant = account.take(price(declared.max(4096))).await.map_err(BadBody::Refused)?;
+    let mut body = Vec::with_capacity(declared as usize);
+    let mut pieces = request.into_stream(bytes_max)?;
+    while let Some(piece) = pieces.next().await? {
+        let length = body.len() + piece.len();
+        if length > body.capacity() {
+            let capacity = (length + length / 2).min(bytes_max as usize);
+            let wanted = price(capacity as u64).saturating_sub(grant.bytes());
+            grant.grow(wanted).map_err(BadBody::Refused)?;
+            body.reserve_exact(capacity - body.len());
+        }
+        body.extend_from_slice(&piece);
+    }
+    Ok((body, grant))
+}
+
+/// Goes through a transaction. Answers for each event that has an id whether it was taken.
+async fn take(federation: &Arc<Federation>, origin: &ServerName, transaction: Transaction) -> Map<String, Value> {
+    let mut rooms: HashMap<OwnedRoomId, Vec<Box<RawValue>>> = HashMap::new();
+    for pdu in transaction.pdus {
+        #[derive(Deserialize)]
+        struct Head {
+            room_id: OwnedRoomId,
+        }
+        // An event of no room cannot be an event of ours: only create events of version 12 have none.
+        if let Ok(head) = serde_json::from_str::<Head>(pdu.get()) {
+            rooms.entry(head.room_id).or_default().push(pdu);
+        }
+    }
+    let mut taking = JoinSet::new();
+    for (room, pdus) in rooms {
+        let (federation, origin) = (federation.clone(), origin.to_owned());
+        taking.spawn(async move { federation.rooms.receive(&origin, &room, pdus).await });
+    }
+    let mut outcomes = Map::new();
+    while let Some(done) = taking.join_next().await {
+        for (id, outcome) in done.unwrap_or_default() {
+            let told = match outcome {
+                Ok(()) => json!({}),
+                Err(why) => json!({ "error": why.chars().take(REASON_CHARS_MAX).collect::<String>() }),
+            };
+            outcomes.insert(id.to_string(), told);
+        }
+    }
+    for edu in transaction.edus {
+        take_edu(federation, origin, &edu).await;
+    }
+    outcomes
+}
+
+#[derive(Deserialize)]
+struct Edu<'a> {
+    edu_type: &'a str,
+    #[serde(borrow)]
+    content: &'a RawValue,
+}
+
+/// One small message. What is wrong with it concerns nobody but the log: there is no answer to it.
+async fn take_edu(federation: &Federation, origin: &ServerName, raw: &RawValue) {
+    let Ok(edu) = serde_json::from_str::<Edu<'_>>(raw.get()) else { return };
+    let (rooms, users) = (&federation.rooms, &federation.users);
+    let taken: Result<(), String> = match edu.edu_type {
+        "m.typing" => rooms.typing_received(origin, edu.content).await.map_err(|failed| failed.to_string()),
+        "m.receipt" => rooms.receipt_received(origin, edu.content).await.map_err(|failed| failed.to_string()),
+        "m.direct_to_device" => {
+            users.to_device_received(origin, edu.content).await.map_err(|failed| failed.to_string())
+        }
+        // Who is around is not kept here.
+        _ => Ok(()),
+    };
+    if let Err(why) = taken {
+        tracing::debug!(%origin, kind = edu.edu_type, %why, "a small message is refused");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::budget::Budget;
+
+    #[test]
+    fn only_the_last_transaction_of_a_server_is_remembered() {
+        let account = Budget::for_tests().account("inbound_transactions");
+        let (one, two) = (ruma::server_name!("one.example"), ruma::server_name!("two.example"));
+        let all = Transactions::default();
+        all.put(&account, one, "a", b"{}");
+        all.put(&account, two, "a", b"{\"pdus\":{}}");
+        assert_eq!(all.get(one, "a").as_deref(), Some(&b"{}"[..]));
+        assert_eq!(all.get(one, "b"), None);
+        all.put(&account, one, "b", b"[]");
+        assert_eq!((all.get(one, "a"), all.get(one, "b").as_deref()), (None, Some(&b"[]"[..])));
+        all.put(&account, one, "c", &[b' '; REMEMBERED_BYTES_MAX]);
+        assert_eq!(all.get(one, "c"), None, "a long answer is not worth it");
+        for n in 0..2 * REMEMBERED_MAX {
+            all.put(&account, &ServerName::parse(format!("s{n}.example")).unwrap(), "x", b"{}");
+        }
+        assert_eq!(account.used(), REMEMBERED_MAX as u64 * (2 + 1 + 256));
+    }
+
+    #[tokio::test]
+    async fn a_body_is_paid_for_before_it_is_read() {
+        let account = Budget::for_tests().account("inbound_transactions");
+        let request = |bytes: usize| Request::for_tests(http::Method::PUT, "/send/1", &"x".repeat(bytes));
+        let (body, grant) = read(request(100_000), &account).await.unwrap();
+        assert!(body.len() == 100_000 && grant.bytes() >= 400_000 && account.used() == grant.bytes());
+        drop(grant);
+        let too_large = read(request(account.limit() as usize / 2 + 1), &account).await;
+        assert!(matches!(too_large, Err(BadBody::TooLarge { .. })));
+        let _all = account.try_take(account.limit()).unwrap();
+        let declared = request(10).with_header("content-length", "10");
+        let refused = tokio::time::timeout(std::time::Duration::from_secs(1), read(declared, &account)).await;
+        assert!(refused.is_err() || matches!(refused, Ok(Err(BadBody::Refused(_)))), "nothing is read without memory");
+    }
+}

@@ -1,0 +1,258 @@
+//! Events from before our own history of a room, fetched as somebody scrolls back to where it begins.
+//!
+//! Server-server API, "Backfilling and retrieving missing events". A batch from one of the room's servers is checked as what
+//! is pushed to us is, by what each event cites, and appended newest first, below everything we have. The state before such
+//! an event is the state before the one that follows it, without what that one changed: nobody is asked for whole states.
+//!
+//! Bounded: one batch from one server, a few servers tried; one at a time in each room.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use ruma::{OwnedEventId, OwnedServerName, RoomId, ServerName};
+
+use super::append::{Append, Before, Current, Here, Place, append};
+use super::fetch::{Fetch, Wire};
+use super::judge;
+use super::missing::{Filling, in_order};
+use super::receive::Inbox;
+use super::state::{known_num, load_row};
+use super::{Result, Rooms};
+use crate::matrix::Event;
+use crate::store::tables::event::{self, Kind, Root, Row};
+use crate::store::tables::{member, room, snapshot, timeline};
+use crate::store::{self, EventNum, Get, Read, RoomNum, StateKeyNum, Write};
+
+/// Events of one batch: what servers give at once.
+const BATCH_MAX: usize = 100;
+/// Events at the beginning of our history whose forerunners are looked for, and forerunners asked for at once.
+const BEGINNING: usize = 20;
+const OPEN_MAX: usize = 10;
+/// Servers asked before we give up, and looked at to choose them.
+const SERVERS_MAX: usize = 4;
+const SERVERS_LOOKED_AT: usize = 64;
+/// Events appended in one commit.
+const APPENDED_AT_ONCE: usize = 16;
+
+/// The state after each event that is to be fetched, as far as what follows it tells.
+type After = HashMap<OwnedEventId, Option<Root>>;
+
+impl Rooms {
+    /// Fetches up to `limit` events from before the beginning of our history, which lies at or before `from` in the timeline's
+    /// order. Answers how many there were; none when nobody has any.
+    pub async fn backfill(&self, room: RoomNum, from: i64, limit: usize) -> Result<usize> {
+        let inbox = Inbox { rooms: self.clone(), fetch: Wire::new(self.0.parts.remote.clone()) };
+        self.unbroken(async move { inbox.backfill(room, from, limit.min(BATCH_MAX)).await }).await
+    }
+
+    /// The same for somebody who scrolled back to the beginning. Answers whether there was more; a failure is none of theirs.
+    pub(super) async fn backfill_for_app(&self, room_id: &RoomId) -> bool {
+        let id = room_id.to_owned();
+        let num = self.reading(move |_, read| Ok(room::num(read, id.as_str())?)).await;
+        let Ok(Some(num)) = num else { return false };
+        match self.backfill(num, i64::MAX - 1, BATCH_MAX).await {
+            Ok(count) => count > 0,
+            Err(failed) => {
+                tracing::debug!(%room_id, %failed, "no older events could be had");
+                false
+            }
+        }
+    }
+}
+
+impl<F: Fetch> Inbox<F> {
+    pub(super) async fn backfill(&self, room: RoomNum, from: i64, limit: usize) -> Result<usize> {
+        let _turn = self.rooms.0.gaps.lock(room).await;
+        let (open, servers) = self
+            .rooms
+            .reading(move |rooms, read| Ok((beginning(read, room, from)?, servers(read, room, rooms.server())?)))
+            .await?;
+        if open.is_empty() {
+            return Ok(0);
+        }
+        for server in servers {
+            match self.backfill_from(&server, room, &open, limit).await {
+                Ok(0) => {}
+                Ok(count) => return Ok(count),
+                Err(failed) => tracing::debug!(%server, %failed, "no older events from there"),
+            }
+        }
+        Ok(0)
+    }
+
+    async fn backfill_from(&self, server: &ServerName, num: RoomNum, open: &After, limit: usize) -> Result<usize> {
+        let mut filling = Filling::new(self, server, num).await?;
+        let from: Vec<OwnedEventId> = open.keys().cloned().collect();
+        let raws = self.fetch.backfill(server, filling.room_id(), &from, limit).await?;
+        let events = raws.iter().filter_map(|raw| filling.read(raw.get().as_bytes()).ok()).collect();
+        drop(raws);
+        let checked = self.check(events).await;
+        let mut found: HashMap<OwnedEventId, Arc<Event>> = HashMap::new();
+        for (id, event) in checked {
+            if let Ok(event) = event {
+                filling.pay(&event)?;
+                found.insert(id, Arc::new(event));
+            }
+        }
+        // Only what leads to what we have counts.
+        let mut reached: HashMap<OwnedEventId, Arc<Event>> = HashMap::new();
+        let mut next: Vec<OwnedEventId> = from;
+        while let Some(event) = next.pop().and_then(|id| found.remove(&id)) {
+            next.extend(event.prev_events().map(ToOwned::to_owned));
+            reached.insert(event.id().to_owned(), event);
+        }
+        if reached.is_empty() {
+            return Ok(0);
+        }
+        let cited = filling.unknown_cited(&reached).await?;
+        if !cited.is_empty() {
+            filling.fetch_cited(cited).await?;
+        }
+        filling.store_outliers(reached.clone()).await?;
+        let mut ordered = in_order(reached, |event| event.prev_events().map(ToOwned::to_owned).collect());
+        ordered.reverse();
+        self.place(num, open.clone(), ordered).await
+    }
+
+    /// Appends events, newest first, below what we have.
+    async fn place(&self, room: RoomNum, mut after: After, ordered: Vec<Arc<Event>>) -> Result<usize> {
+        let mut count = 0;
+        let earlier = Arc::new(ordered);
+        for start in (0..earlier.len()).step_by(APPENDED_AT_ONCE) {
+            let _guard = self.rooms.lock(room).await;
+            let (here, events) = (self.rooms.here(), earlier.clone());
+            let placing = move |w: &mut Write<'_>| {
+                let mut count = 0;
+                for at in start..events.len().min(start + APPENDED_AT_ONCE) {
+                    count += usize::from(place_one(w, &here, room, &events[at], &events[at + 1..], &mut after)?);
+                }
+                Ok((count, after))
+            };
+            let placed = self.rooms.write(placing).await?;
+            count += placed.0;
+            after = placed.1;
+        }
+        Ok(count)
+    }
+}
+
+/// Gives one stored event its place. `older`: what comes before it, newest first.
+fn place_one(
+    w: &mut Write<'_>,
+    here: &Here,
+    room: RoomNum,
+    event: &Arc<Event>,
+    older: &[Arc<Event>],
+    after: &mut After,
+) -> Result<bool> {
+    let Some((num, row)) = judge::stored(w, event.id().as_str())? else { return Ok(false) };
+    let Some(root) = after.get(event.id()).copied().flatten() else { return Ok(false) };
+    if judge::is_placed(&row) || row.room != room {
+        return Ok(false);
+    }
+    let before = before(w, num, &row, root, event, older)?;
+    for prev in event.prev_events() {
+        after.entry(prev.to_owned()).or_insert(Some(before));
+    }
+    let new = Append {
+        flags: row.flags,
+        before: if row.kind == Kind::CREATE { Before::Unknown } else { Before::At(before) },
+        current: Current::Keep,
+        place: Place::Older,
+        ..Append::next(room, (**event).clone())
+    };
+    let done = append(w, here, new)?;
+    Ok(done.order.is_some())
+}
+
+/// The state before an event, from the one after it: what its key had earlier is told by what it cites, or by an older event
+/// of the batch. History visibility nobody tells of stays as it is, since without any the room would be open to more.
+fn before(
+    w: &mut Write<'_>,
+    num: EventNum,
+    row: &Row,
+    after: Root,
+    event: &Event,
+    older: &[Arc<Event>],
+) -> store::Result<Root> {
+    let Some(key) = row.state_key.filter(|_| row.is_state()) else { return Ok(after) };
+    if snapshot::get(w, after, key)? != Some(num) {
+        return Ok(after);
+    }
+    let earlier = match cited_under(w, row, key)? {
+        Some(earlier) => Some(earlier),
+        None => older_under(w, event, older)?,
+    };
+    if earlier.is_none() && row.kind == Kind::HISTORY_VISIBILITY {
+        return Ok(after);
+    }
+    snapshot::set(w, Some(after), &[(key, earlier)])
+}
+
+fn cited_under(get: &impl Get, row: &Row, key: StateKeyNum) -> store::Result<Option<EventNum>> {
+    for &cited in &row.auth {
+        if event::row_of(get, cited)?.state_key == Some(key) {
+            return Ok(Some(cited));
+        }
+    }
+    Ok(None)
+}
+
+fn older_under(get: &impl Get, event: &Event, older: &[Arc<Event>]) -> store::Result<Option<EventNum>> {
+    let same = |other: &&Arc<Event>| other.kind() == event.kind() && other.state_key() == event.state_key();
+    for other in older.iter().filter(same) {
+        if let Some((num, row)) = judge::stored(get, other.id().as_str())?
+            && !row.flags.rejected
+        {
+            return Ok(Some(num));
+        }
+    }
+    Ok(None)
+}
+
+/// What the oldest events of our history follow and is not here, with the state before those events.
+fn beginning(get: &Read, num: RoomNum, from: i64) -> Result<After> {
+    let room = known_num(get, num)?;
+    let mut oldest = Vec::with_capacity(BEGINNING);
+    timeline::forward(get, num, i64::MIN, from, &mut |_, event| {
+        oldest.push(event);
+        Ok(if oldest.len() < BEGINNING { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
+    })?;
+    // A room just joined may have nothing in its timeline but what comes next.
+    if oldest.is_empty() {
+        oldest.extend(&room.row.extremities);
+    }
+    let mut open = After::new();
+    for at in oldest {
+        let row = event::row_of(get, at)?;
+        for prev in load_row(get, room.version, &row)?.prev_events() {
+            let placed = judge::stored(get, prev.as_str())?.is_some_and(|(_, row)| judge::is_placed(&row));
+            if !placed && open.len() < OPEN_MAX {
+                open.entry(prev.to_owned()).or_insert(row.before);
+            }
+        }
+    }
+    Ok(open)
+}
+
+/// Who is asked: the server the room's history begins with as far as its name tells, then others in the room.
+fn servers(get: &Read, num: RoomNum, us: &ServerName) -> Result<Vec<OwnedServerName>> {
+    let room = known_num(get, num)?;
+    let mut sizes: BTreeMap<std::cmp::Reverse<u64>, BTreeSet<String>> = BTreeMap::new();
+    let mut looked = 0;
+    member::list_servers(get, num, None, &mut |server, joined| {
+        looked += 1;
+        if server != us.as_str() {
+            sizes.entry(std::cmp::Reverse(joined)).or_default().insert(server.to_owned());
+        }
+        Ok(if looked < SERVERS_LOOKED_AT { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
+    })?;
+    let home = room.row.id.split_once(':').map(|(_, server)| server.to_owned());
+    let home = home.filter(|home| sizes.values().any(|names| names.contains(home)));
+    let mut names: Vec<String> = home.into_iter().chain(sizes.into_values().flatten()).collect();
+    let mut seen = BTreeSet::new();
+    names.retain(|name| seen.insert(name.clone()));
+    names.truncate(SERVERS_MAX);
+    Ok(names.into_iter().filter_map(|name| OwnedServerName::try_from(name).ok()).collect())
+}

@@ -1,0 +1,178 @@
+//! Joining through another server, against the load generator's resident: what is in the room afterwards is what the
+//! room is made of, whatever order, doubles and faults the answer has.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use ruma::{OwnedServerName, RoomId, UserId};
+use snug::room::Joining;
+use snug::store::tables::event::{self, Kind, Membership};
+use snug::store::tables::{member, room, staging};
+use snug::store::{EventNum, Get};
+
+use crate::house::{Folder, House};
+use crate::load::event::{Hash, hash_of_id};
+use crate::load::hostile::Mode;
+use crate::load::lab::Lab;
+use crate::load::render::Rendered;
+use crate::load::resident::{Dials, Resident, lock};
+use crate::load::room::{self as made, RESIDENT};
+
+/// A resident with one room, and a server that knows where to find it.
+struct Visit {
+    resident: Resident,
+    house: House,
+    room_id: String,
+    _folder: Folder,
+}
+
+const USER: &str = "@alice:joiner.load.test";
+
+impl Visit {
+    async fn to(room: made::Dials, dials: Dials, profile: &str) -> Visit {
+        let folder = Folder::new();
+        let lab = Lab::get(folder.path()).unwrap();
+        let ca_file = lab.ca_file.clone();
+        let rendered = Rendered::get(folder.path(), &room).unwrap();
+        let room_id = rendered.room.room_id.clone();
+        let resident = Resident::start("127.0.0.1:0", lab, vec![rendered], dials).unwrap();
+        let address = resident.address;
+        let change = |config: &mut snug::config::Config| {
+            config.server_name = "joiner.load.test".try_into().unwrap();
+            config.federation.enabled = true;
+            config.federation.extra_ca_file = Some(ca_file);
+            config.federation.allow_private_addresses = true;
+            config.federation.overrides = vec![(RESIDENT.to_owned(), address.to_string())];
+            config.federation.notaries = vec![RESIDENT.try_into().unwrap()];
+        };
+        let house = House::start_under_with(profile, change).await;
+        resident.meet("joiner.load.test", &format!("http://{}", house.address())).unwrap();
+        Visit { resident, house, room_id, _folder: folder }
+    }
+
+    async fn join(&self) -> Result<(), snug::room::Error> {
+        let via: Vec<OwnedServerName> = vec![RESIDENT.try_into().unwrap()];
+        let joining = Joining { via, ..Joining::default() };
+        let (user, room) = (UserId::parse(USER).unwrap(), RoomId::parse(&self.room_id).unwrap());
+        self.house.server().rooms.join(&user, &room, joining).await
+    }
+
+    /// What the room's state must be by the generator's account: rows of the room.
+    fn expected(&self) -> HashSet<Hash> {
+        let room = &self.resident.shared.rooms[&self.room_id].rendered.room;
+        let dropped: HashSet<Hash> = room
+            .faults
+            .iter()
+            .filter(|fault| fault.expect == "dropped")
+            .filter_map(|fault| hash_of_id(&fault.event_id))
+            .collect();
+        let lost = |row: &u32| {
+            let server = room.rows[*row as usize];
+            server.user != made::NOBODY
+                && room.world.servers[room.home(server.user) as usize].reach == made::Reach::Nowhere
+        };
+        let state = room.state().into_iter().filter(|row| !lost(row));
+        state.map(|row| room.rows[row as usize].id).filter(|id| !dropped.contains(id)).collect()
+    }
+
+    fn is_clean(&self) {
+        let store = &self.house.server().store;
+        let read = store.read().unwrap();
+        assert!(staging::journals(&read).unwrap().is_empty(), "no journal is left");
+        for table in [&snug::store::schema::STAGED, &snug::store::schema::EVENT_BODY, &snug::store::schema::EVENT] {
+            let mut rows = 0;
+            read.range(table, &[], None, false, &mut |_, _| {
+                rows += 1;
+                Ok(std::ops::ControlFlow::Continue(()))
+            })
+            .unwrap();
+            assert_eq!(rows, 0, "rows of {} are left", table.name);
+        }
+    }
+
+    /// The state's event ids, from the materialised rows and from the tree, our own join left out.
+    fn check_state(&self) {
+        let read = self.house.server().store.read().unwrap();
+        let num = room::num(&read, &self.room_id).unwrap().expect("the room is known");
+        let row = room::get_of(&read, num).unwrap();
+        assert_eq!(row.status, room::Status::Resident);
+        let mut nums: Vec<EventNum> = Vec::new();
+        let mut joined = 0;
+        member::list_state(&read, num, None, Default::default(), &mut |_, _, event| {
+            nums.push(event);
+            Ok(std::ops::ControlFlow::Continue(()))
+        })
+        .unwrap();
+        let mut ids = HashSet::new();
+        for num in &nums {
+            let row = event::row_of(&read, *num).unwrap();
+            joined += u64::from(matches!(row.member, Some((Membership::Join, _))) && row.kind == Kind::MEMBER);
+            assert_eq!(event::num(&read, &row.id.text()).unwrap(), Some(*num), "an id leads to its number");
+            let body = event::body(&read, &row).unwrap();
+            if !row.flags.outlier {
+                continue; // our own join
+            }
+            let version =
+                snug::matrix::version::get(&self.resident.shared.rooms[&self.room_id].version().name()).unwrap();
+            let event = snug::matrix::Event::from_wire(version, &body).unwrap();
+            assert_eq!(event.id().as_str(), row.id.text());
+            assert!(event.is_intact() != row.flags.redacted || row.flags.redacted);
+            ids.insert(hash_of_id(&row.id.text()).unwrap());
+        }
+        let expected = self.expected();
+        let missing = expected.difference(&ids).count();
+        let more = ids.difference(&expected).count();
+        assert_eq!((missing, more), (0, 0), "of {} state events", expected.len());
+        assert_eq!(row.joined, joined);
+        assert_eq!(nums.len(), expected.len() + 1);
+        let mut page = Vec::new();
+        snug::store::tables::snapshot::page(&read, row.state.unwrap(), None, usize::MAX, &mut page).unwrap();
+        let mut tree: Vec<EventNum> = page.iter().map(|entry| entry.event).collect();
+        tree.sort_unstable();
+        nums.sort_unstable();
+        assert_eq!(tree, nums, "the tree and the present state are the same");
+    }
+}
+
+async fn joins(room: made::Dials, dials: Dials, profile: &str) {
+    let visit = Visit::to(room, dials, profile).await;
+    visit.join().await.unwrap();
+    visit.check_state();
+    assert_eq!(*lock(&visit.resident.shared.stats.complaints), Vec::<String>::new());
+    visit.house.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_small_room_of_each_version_is_joined() {
+    for version in ["10", "11", "12"] {
+        let room = made::Dials { version: version.into(), ..made::Dials::xs() };
+        joins(room, Dials::default(), "pi-zero-2w").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn faults_are_left_out_with_what_depends_on_them() {
+    joins(made::Dials::xs().with_faults(3), Dials::default(), "pi-zero-2w").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn members_that_were_left_out_are_fetched_before_the_room_is_there() {
+    joins(made::Dials::xs(), Dials { omit_members: true, ..Dials::default() }, "pi-zero-2w").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_breaks_off_is_asked_for_again() {
+    let dials = Dials { cut_at_percent: Some(60), cuts: 2, ..Dials::default() };
+    joins(made::Dials::k1(), dials, "pi-zero-2w").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_no_honest_server_sends_is_refused_and_leaves_nothing() {
+    for mode in [Mode::DeepNesting, Mode::MissingAuth, Mode::Cut, Mode::WrongType, Mode::RepeatedField] {
+        let visit = Visit::to(made::Dials::xs(), Dials { hostile: Some(mode), ..Dials::default() }, "pi-zero-2w").await;
+        let failed = tokio::time::timeout(Duration::from_secs(60), visit.join()).await.expect("it ends");
+        assert!(failed.is_err(), "{mode:?}");
+        visit.is_clean();
+        visit.house.stop().await;
+    }
+}
