@@ -2,10 +2,16 @@
 
 use std::sync::Arc;
 
-use ruma::OwnedUserId;
+use ruma::{OwnedRoomAliasId, OwnedUserId};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
 
 use super::{Error, Federation, auth};
-use crate::http::{Answer, Request, Response};
+use crate::http::{Answer, Request, Response, StatusCode};
+use crate::room::PublicQuery;
+
+/// What a page of the public list may take as it is made and written: its own bound twice, and one room more.
+const PAGE_BYTES: u64 = 512 * 1024;
 
 /// `GET /query/profile?user_id=&field=`
 pub async fn profile(federation: Arc<Federation>, mut request: Request) -> Result<Response, Error> {
@@ -21,8 +27,62 @@ pub async fn profile(federation: Arc<Federation>, mut request: Request) -> Resul
     Ok(Response::json(&profile))
 }
 
+/// `GET /query/directory?room_alias=`
+pub async fn directory(federation: Arc<Federation>, mut request: Request) -> Result<Response, Error> {
+    auth::origin(&federation, &mut request).await?;
+    let alias: OwnedRoomAliasId = request.query_as("room_alias")?.ok_or_else(|| Answer::missing_param("room_alias"))?;
+    let found = federation.rooms.resolve_here(&alias).await?;
+    Ok(Response::json(&json!({ "room_id": found.room_id, "servers": found.servers })))
+}
+
 /// `GET /query/{queryType}` for anything else.
 pub async fn unknown(federation: Arc<Federation>, mut request: Request) -> Result<Response, Error> {
     auth::origin(&federation, &mut request).await?;
     Err(Answer::not_found("There are no such queries here").into())
+}
+
+/// `GET /publicRooms`
+pub async fn public_rooms(federation: Arc<Federation>, mut request: Request) -> Result<Response, Error> {
+    auth::origin(&federation, &mut request).await?;
+    let query =
+        PublicQuery { limit: request.query_as("limit")?, since: request.query("since"), ..PublicQuery::default() };
+    page(&federation, query).await
+}
+
+/// `POST /publicRooms`
+pub async fn search_public_rooms(federation: Arc<Federation>, mut request: Request) -> Result<Response, Error> {
+    #[derive(Deserialize, Default)]
+    struct Filter {
+        generic_search_term: Option<String>,
+        room_types: Option<Vec<Option<String>>>,
+    }
+    #[derive(Deserialize)]
+    struct Asked {
+        limit: Option<usize>,
+        since: Option<String>,
+        filter: Option<Filter>,
+    }
+    let (_, asked) = auth::origin_and_json::<Asked>(&federation, &mut request).await?;
+    let filter = asked.filter.unwrap_or_default();
+    let query = PublicQuery {
+        limit: asked.limit,
+        since: asked.since,
+        search: filter.generic_search_term,
+        room_types: filter.room_types,
+    };
+    page(&federation, query).await
+}
+
+async fn page(federation: &Federation, query: PublicQuery) -> Result<Response, Error> {
+    let grant = federation.answers.take(PAGE_BYTES.min(federation.answers.limit())).await?;
+    let page = federation.rooms.public_rooms(query).await?;
+    let mut answer = Map::new();
+    answer.insert("total_room_count_estimate".into(), page.total_room_count_estimate.into());
+    for (name, token) in [("next_batch", page.next_batch), ("prev_batch", page.prev_batch)] {
+        if let Some(token) = token {
+            answer.insert(name.into(), token.into());
+        }
+    }
+    answer.insert("chunk".into(), Value::from(page.chunk));
+    Ok(Response::charged(StatusCode::OK, "application/json", Value::Object(answer).to_string().into_bytes(), grant))
 }

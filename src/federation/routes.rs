@@ -47,7 +47,10 @@ fn people(router: &mut Router, federation: &Arc<Federation>) {
     let mut routes = router.surface(federation);
     routes
         .get("/_matrix/federation/v1/query/profile", query::profile)
+        .get("/_matrix/federation/v1/query/directory", query::directory)
         .get("/_matrix/federation/v1/query/{query_type}", query::unknown)
+        .get("/_matrix/federation/v1/publicRooms", query::public_rooms)
+        .post("/_matrix/federation/v1/publicRooms", query::search_public_rooms)
         .get("/_matrix/federation/v1/user/devices/{user_id}", user::devices)
         .post("/_matrix/federation/v1/user/keys/query", user::query)
         .post("/_matrix/federation/v1/user/keys/claim", user::claim);

@@ -1,22 +1,20 @@
 //! Others coming and going: `make_join`, `make_leave`, `make_knock`, and the events that come back.
 //!
 //! Server-server API, "Joining Rooms", "Leaving Rooms", "Knocking upon a room". A template is drawn up from the room's
-//! present state; the signed event that comes back is checked wholly before it is appended, under the room's lock, and
-//! posted to everybody in the room. `serve_state.rs` writes the long answer to a join.
+//! present state; the signed event that comes back goes the way of all that other servers send (`receive.rs`) and is posted
+//! to everybody in the room. `serve_state.rs` writes the long answer to a join.
 
 use ruma::{EventId, OwnedEventId, OwnedServerName, OwnedUserId, RoomId, ServerName, UserId};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
-use super::append::Append;
 use super::handshake::Verb;
 use super::membership::let_in_by;
 use super::send::New;
 use super::serve_state::{JoinAnswer, Served};
-use super::state::{Known, View, known, known_num, load};
+use super::state::{Known, known, known_num};
 use super::visitor;
 use super::{Error, Result, Rooms};
-use crate::matrix::auth::{self, Cited};
 use crate::matrix::{Event, Reject, RoomVersion, sign};
 use crate::store::tables::event;
 use crate::store::{EventNum, Get, Read};
@@ -101,9 +99,10 @@ impl Rooms {
         .await
     }
 
-    /// Checks a membership event of another server and appends it.
+    /// Checks that a membership event is what its server was to send, and takes it in.
     async fn take_member_event(&self, submitted: Submitted, verb: Verb) -> Result<(Event, EventNum)> {
         let Submitted { origin, room: room_id, id, event: raw } = submitted;
+        let by = origin.clone();
         let event = self
             .reading(move |rooms, read| {
                 let room = visitor::enter(read, &origin, &room_id)?;
@@ -112,18 +111,8 @@ impl Rooms {
                 rooms.countersign(read, &room, event)
             })
             .await?;
-        self.check_signed(&event).await?;
-        let rooms = self.clone();
-        self.unbroken(async move {
-            let num = rooms.num_of(event.room_id()).await?;
-            let guard = rooms.lock(num).await;
-            let judged = event.clone();
-            rooms.reading(move |_, read| judge(read, &known_num(read, num)?, &judged)).await?;
-            let append = Append { outbound: true, ..Append::next(num, event.clone()) };
-            let done = rooms.append_locked(&guard, append).await?;
-            Ok((event, done.num))
-        })
-        .await
+        let accepted = self.accept(&by, event.clone()).await.map_err(refused)?;
+        Ok((event, accepted.num))
     }
 
     /// Puts our signature on a join of a restricted room that one of our users lets somebody into, when that is so.
@@ -181,39 +170,6 @@ fn check_is_asked_for(event: &Event, origin: &ServerName, room_id: &RoomId, id: 
         true => Ok(()),
         false => Err(Error::forbidden("the event's sender is of another server")),
     }
-}
-
-/// By what the event cites, then by the room's present state, which it follows.
-fn judge(read: &Read, room: &Known, event: &Event) -> Result<()> {
-    let unknown = || Error::bad("M_INVALID_PARAM", "the event follows events that are not known here");
-    for prev in event.prev_events() {
-        let num = event::num(read, prev.as_str())?.ok_or_else(unknown)?;
-        if event::row_of(read, num)?.room != room.num {
-            return Err(unknown());
-        }
-    }
-    if event.prev_events().next().is_none() {
-        return Err(unknown());
-    }
-    let mut cited = Vec::new();
-    for id in event.auth_events() {
-        let num = event::num(read, id.as_str())?.ok_or_else(unknown)?;
-        let row = event::row_of(read, num)?;
-        cited.push((load(read, room.version, num)?, row.room == room.num, row.flags.rejected));
-    }
-    let create_accepted = match room.row.create {
-        Some(create) => !event::row_of(read, create)?.flags.rejected,
-        None => false,
-    };
-    let each = cited.iter().map(|(event, same_room, rejected)| Cited {
-        kind: event.kind(),
-        state_key: event.state_key(),
-        same_room: *same_room,
-        rejected: *rejected,
-    });
-    auth::check_auth_events(room.version, &event.subject(), each, create_accepted)?;
-    let view: View<'_, Read> = room.view(read);
-    auth::check(room.version, &event.subject(), &view).map_err(refused)
 }
 
 /// The room as somebody outside is shown it, in the form servers exchange.
