@@ -15,7 +15,7 @@ use tokio::task::JoinHandle;
 
 use crate::admin::{self, Admin};
 use crate::base::{Clock, Random};
-use crate::budget::{self, Budget, Profile};
+use crate::budget::{self, Budget, Grant, Profile};
 use crate::client::{self, Client};
 use crate::config::{self, Config, FILE_NAME};
 use crate::deliver::{Sender, SenderOptions};
@@ -146,6 +146,8 @@ pub struct Server {
     federation_certificate: Option<Arc<Certificate>>,
     /// Addresses that are open, with the ports the system chose.
     open: Vec<Open>,
+    /// Pays for what the database holds by itself, as long as it is open.
+    _database: Grant,
     accepting: Vec<JoinHandle<()>>,
     working: Vec<JoinHandle<()>>,
 }
@@ -164,7 +166,7 @@ impl Server {
         let config = config.clone();
         let folder = &config.data_dir;
         make_folders(folder)?;
-        let store = open_store(folder, &budget)?;
+        let (store, _database) = open_store(folder, &budget)?;
         let key = Arc::new(signing_key(folder, &random)?);
         let old_keys = old_signing_keys(folder)?;
         let server_name = config.server_name.clone();
@@ -285,6 +287,7 @@ impl Server {
             client_certificate,
             federation_certificate,
             open: Vec::new(),
+            _database,
             accepting: Vec::new(),
             working: Vec::new(),
         })
@@ -458,13 +461,16 @@ fn make_folders(folder: &Path) -> Result<(), Failed> {
     Ok(())
 }
 
-fn open_store(folder: &Path, budget: &Budget) -> Result<Store, Failed> {
+fn open_store(folder: &Path, budget: &Budget) -> Result<(Store, Grant), Failed> {
+    let cache = budget.account("database_cache");
+    let grant = cache.try_take(cache.limit()).map_err(|refused| failed("the database's memory", refused))?;
     let path = folder.join(DATABASE);
     let mut options = StoreOptions::new(&path);
     options.cache_bytes = budget.size("redb_cache") as usize;
     options.queue_jobs = budget.size("write_queue_jobs") as usize;
     options.stack_bytes = budget.size("writer_stack") as usize;
-    Store::open(options).map_err(|error| failed(path.display(), error))
+    let store = Store::open(options).map_err(|error| failed(path.display(), error))?;
+    Ok((store, grant))
 }
 
 /// The key every event and request of this server is signed with; made at the first start.
