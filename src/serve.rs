@@ -346,8 +346,9 @@ impl Server {
     fn work(&mut self) {
         let (remote, sender) = (self.remote.clone(), self.sender.clone());
         self.working.push(tokio::spawn(async move { remote.run().await }));
+        // Ends with the runtime: a sweep goes on from anywhere.
         let rooms = self.rooms.clone();
-        self.working.push(tokio::spawn(async move { rooms.keep_swept().await }));
+        tokio::spawn(async move { rooms.keep_swept().await });
         if self.config.federation.enabled {
             self.working.push(tokio::spawn(async move { sender.run().await }));
             // Ends with the runtime; what it has stored by then is where the next start goes on.

@@ -7,6 +7,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::{Admin, PAGE_ROWS, error::Error, page};
+use crate::flow;
 use crate::http::{Answer, Request, Response};
 use crate::user::{Account, New, Standing};
 
@@ -76,7 +77,7 @@ pub async fn admin(admin: Arc<Admin>, mut request: Request) -> Result<Response, 
 /// `POST /users/{user}/deactivate`
 pub async fn deactivate(admin: Arc<Admin>, request: Request) -> Result<Response, Error> {
     let user_id = named(&admin, &request)?;
-    admin.users.close(&user_id).await?;
+    flow::deactivate(&admin.users, &admin.rooms, &user_id).await?;
     Ok(Response::json(&json!({ "user_id": user_id })))
 }
 

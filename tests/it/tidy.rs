@@ -260,9 +260,9 @@ fn part_of(path: &str) -> &str {
 
 /// Every source that ships, without its comments and tests.
 fn sources() -> Vec<Source> {
-    let shipped = files(&top().join("src")).into_iter().filter(|(path, _)| {
-        !path.ends_with("tests.rs") && !path.contains("/tests/") && !path.ends_with("oracle.rs")
-    });
+    let shipped = files(&top().join("src"))
+        .into_iter()
+        .filter(|(path, _)| !path.ends_with("tests.rs") && !path.contains("/tests/") && !path.ends_with("oracle.rs"));
     shipped.map(|(path, text)| Source { path, code: bare(&text) }).collect()
 }
 
