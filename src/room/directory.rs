@@ -1,4 +1,4 @@
-//! The public list of this server, and the list of all rooms for who runs it.
+//! The public list of this server.
 
 use std::ops::ControlFlow;
 
@@ -9,8 +9,8 @@ use super::alias::may_list;
 use super::state::{Known, known, known_num};
 use super::{Error, Result, Rooms};
 use crate::matrix::json;
-use crate::store::tables::room::{self, Status};
-use crate::store::{Get, Read, RoomNum};
+use crate::store::tables::room;
+use crate::store::{Get, Read};
 
 /// Rooms on one page.
 const PAGE_MAX: usize = 100;
@@ -43,20 +43,6 @@ pub struct PublicPage {
     pub total_room_count_estimate: u64,
 }
 
-/// A room as `snug rooms` and the admin page show it.
-#[derive(Debug, Clone)]
-pub struct Listing {
-    pub num: RoomNum,
-    pub room_id: String,
-    pub name: Option<String>,
-    pub version: String,
-    pub status: Status,
-    pub joined: u64,
-    pub events: u64,
-    /// Of the events' canonical JSON.
-    pub bytes: u64,
-}
-
 impl Rooms {
     /// A page of the public list.
     pub async fn public_rooms(&self, query: PublicQuery) -> Result<PublicPage> {
@@ -83,36 +69,6 @@ impl Rooms {
             room.row.public = public;
             room::set_public(w, num, before, public.then_some(room.row.joined))?;
             Ok(room::put(w, num, &room.row)?)
-        })
-        .await
-    }
-
-    /// All rooms we know anything about behind `after`, at most `max`, in the order they were first heard of.
-    pub async fn list(&self, after: Option<RoomNum>, max: usize) -> Result<Vec<Listing>> {
-        self.reading(move |_, read| {
-            let mut listed = Vec::new();
-            room::list_after(read, after, &mut |num, row| {
-                if listed.len() == max {
-                    return Ok(ControlFlow::Break(()));
-                }
-                listed.push(Listing {
-                    num,
-                    room_id: row.id,
-                    name: None,
-                    version: row.version,
-                    status: row.status,
-                    joined: row.joined,
-                    events: row.events,
-                    bytes: row.bytes,
-                });
-                Ok(ControlFlow::Continue(()))
-            })?;
-            for one in &mut listed {
-                if let Ok(room) = known_num(read, one.num) {
-                    one.name = text(read, &room, "m.room.name", "name")?;
-                }
-            }
-            Ok(listed)
         })
         .await
     }

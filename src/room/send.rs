@@ -146,6 +146,7 @@ impl Rooms {
     /// What a server asks of its own people beyond the authorisation rules.
     fn check_beyond_rules(&self, read: &Read, room: &Known, new: &New) -> Result<()> {
         match new.kind.as_str() {
+            "m.room.create" => Err(Error::forbidden("the room has been created")),
             "m.room.redaction" => check_redaction(read, room, new),
             "m.room.canonical_alias" if new.state_key.as_deref() == Some("") => self.check_aliases(read, room, new),
             _ => Ok(()),

@@ -514,9 +514,7 @@ async fn aliases_and_the_public_list() {
     assert_eq!(rooms.aliases(&anna, &made[1]).await.unwrap(), ["#a:home.example"]);
     rooms.remove_alias(&anna, &alias, false).await.unwrap();
     assert!(matches!(rooms.resolve_here(&alias).await, Err(Error::NotFound)));
-    let listed = rooms.list(None, 2).await.unwrap();
-    let more = rooms.list(Some(listed[1].num), 2).await.unwrap();
-    assert_eq!((listed.len(), more.len()), (2, 1));
+    let listed = rooms.overview(None, 2).await.unwrap();
     assert!(listed[0].events >= 7 && listed[0].bytes > 1000 && listed[0].name.as_deref() == Some("Cellar"));
 }
 
