@@ -19,6 +19,7 @@ pub mod auth;
 mod error;
 mod history;
 pub mod key;
+mod media;
 mod membership;
 mod query;
 pub mod routes;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Federation, history, key, membership, query, send, state, user};
+use super::{Federation, history, key, media, membership, query, send, state, user};
 use crate::http::Router;
 
 /// Registers the whole surface.
@@ -16,6 +16,7 @@ pub fn routes(router: &mut Router, federation: &Arc<Federation>) {
         .get("/_matrix/federation/v1/version", key::version);
     rooms(router, federation);
     people(router, federation);
+    files(router, federation);
 }
 
 /// Joining, leaving, inviting; states and events.
@@ -54,4 +55,12 @@ fn people(router: &mut Router, federation: &Arc<Federation>) {
         .get("/_matrix/federation/v1/user/devices/{user_id}", user::devices)
         .post("/_matrix/federation/v1/user/keys/query", user::query)
         .post("/_matrix/federation/v1/user/keys/claim", user::claim);
+}
+
+/// Files.
+fn files(router: &mut Router, federation: &Arc<Federation>) {
+    let mut routes = router.surface(federation);
+    routes
+        .get("/_matrix/federation/v1/media/download/{media_id}", media::download)
+        .get("/_matrix/federation/v1/media/thumbnail/{media_id}", media::thumbnail);
 }

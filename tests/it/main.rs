@@ -1,10 +1,13 @@
 //! The one integration binary; each module is a family of behaviour.
 
 mod crash;
+mod accounts;
 mod commands;
 mod hall;
 mod house;
 mod sync;
+mod keys;
+mod media;
 mod tidy;
 mod join;
 

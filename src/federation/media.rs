@@ -1,0 +1,84 @@
+//! Files for other servers: GET media/download and media/thumbnail.
+//!
+//! Server-server API, "Content Repository": `multipart/mixed`, first an empty JSON object, then the file.
+
+use std::fs::File;
+use std::io::Read;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Error, Federation, auth};
+use crate::base::{ChunkError, Chunks};
+use crate::http::{self, Answer, Request, Response, StatusCode};
+use crate::media::Opened;
+use crate::remote::encode;
+
+const PIECE_BYTES: u64 = 32 << 10;
+const PATIENCE_MAX: Duration = Duration::from_secs(60);
+const PATIENCE_DEFAULT_MS: u64 = 20_000;
+
+/// `GET /media/download/{media_id}`
+pub async fn download(federation: Arc<Federation>, mut request: Request) -> Result<Response, Error> {
+    auth::origin(&federation, &mut request).await?;
+    let opened = open(&federation, &request).await?;
+    Ok(answer(opened))
+}
+
+/// `GET /media/thumbnail/{media_id}`: the image itself, which may be larger than asked for.
+pub async fn thumbnail(federation: Arc<Federation>, mut request: Request) -> Result<Response, Error> {
+    auth::origin(&federation, &mut request).await?;
+    let opened = open(&federation, &request).await?;
+    if !opened.content_type.as_deref().is_some_and(|kind| kind.starts_with("image/")) {
+        return Err(Answer::bad("M_UNKNOWN", "There is no smaller image of this kind of file").into());
+    }
+    Ok(answer(opened))
+}
+
+async fn open(federation: &Federation, request: &Request) -> Result<Opened, Error> {
+    let ms = request.query_as("timeout_ms")?.unwrap_or(PATIENCE_DEFAULT_MS);
+    let patience = Duration::from_millis(ms).min(PATIENCE_MAX);
+    Ok(federation.media.open(request.param("media_id"), patience).await?)
+}
+
+fn answer(opened: Opened) -> Response {
+    // No file has its own hash in it, so that ends nothing too early.
+    let Opened { file, bytes, content_type, name, grant, hash: boundary } = opened;
+    // What an uploader said goes into a head made of lines: nothing that could end one.
+    let fit = |text: String| text.bytes().all(|byte| (b' '..=b'~').contains(&byte)).then_some(text);
+    let content_type = content_type.and_then(fit).unwrap_or_else(|| "application/octet-stream".to_owned());
+    let disposition = match name {
+        Some(name) => format!("attachment; filename*=utf-8''{}", encode(&name)),
+        None => "attachment".to_owned(),
+    };
+    let head = format!(
+        "--{boundary}\r\nContent-Type: application/json\r\n\r\n{{}}\r\n--{boundary}\r\n\
+         Content-Type: {content_type}\r\nContent-Disposition: {disposition}\r\n\r\n"
+    );
+    let pieces = Pieces { head: Some(head), file, left: bytes, tail: format!("\r\n--{boundary}--\r\n") };
+    let body = http::stream(grant, pieces);
+    Response::of(StatusCode::OK, &format!("multipart/mixed; boundary={boundary}"), body)
+}
+
+struct Pieces {
+    head: Option<String>,
+    file: File,
+    left: u64,
+    tail: String,
+}
+
+impl Chunks for Pieces {
+    fn next(&mut self, out: &mut Vec<u8>) -> Result<bool, ChunkError> {
+        if let Some(head) = self.head.take() {
+            out.extend_from_slice(head.as_bytes());
+        }
+        let now = self.left.min(PIECE_BYTES);
+        let start = out.len();
+        out.resize(start + now as usize, 0);
+        self.file.read_exact(&mut out[start..])?;
+        self.left -= now;
+        if self.left == 0 {
+            out.extend_from_slice(self.tail.as_bytes());
+        }
+        Ok(self.left > 0)
+    }
+}

@@ -1,0 +1,226 @@
+//! Accounts, sessions, devices, and what people keep here.
+
+use serde_json::{Value, json};
+
+use crate::house::{House, Person};
+
+#[tokio::test]
+async fn what_the_server_is() {
+    let house = House::start().await;
+    let versions = house.request("GET", "/_matrix/client/versions", None, Value::Null).await.ok();
+    assert!(versions["versions"].as_array().unwrap().contains(&json!("v1.11")));
+    let alice = house.register("alice").await;
+    let capabilities = house.get("/capabilities", &alice).await.ok();
+    assert_eq!(capabilities["capabilities"]["m.change_password"]["enabled"], true);
+    assert_eq!(house.get("/voip/turnServer", &alice).await.ok(), json!({}));
+    house.request("GET", "/capabilities", None, Value::Null).await.refused(401, "M_MISSING_TOKEN");
+    house.request("GET", "/capabilities", Some("nonsense"), Value::Null).await.refused(401, "M_UNKNOWN_TOKEN");
+}
+
+#[tokio::test]
+async fn registering_in_stages() {
+    let house = House::start().await;
+    let register = |body: Value| house.request("POST", "/register", None, body);
+    let asked = register(json!({ "username": "bob", "password": "secret" })).await;
+    assert_eq!(asked.status, 401);
+    let asked = asked.json();
+    assert_eq!(asked["flows"], json!([{ "stages": ["m.login.dummy"] }]));
+    let auth = json!({ "type": "m.login.dummy", "session": asked["session"] });
+    let made = register(json!({ "username": "bob", "password": "secret", "auth": auth, "device_id": "PHONE" })).await;
+    let made = made.ok();
+    assert_eq!((&made["user_id"], &made["device_id"]), (&json!("@bob:localhost"), &json!("PHONE")));
+
+    register(json!({ "username": "bob", "password": "x" })).await.refused(400, "M_USER_IN_USE");
+    register(json!({ "username": "B b", "password": "x" })).await.refused(400, "M_INVALID_USERNAME");
+    let guest = house.request("POST", "/register?kind=guest", None, json!({})).await;
+    guest.refused(403, "M_GUEST_ACCESS_FORBIDDEN");
+    let available = |name: &str| {
+        let (house, path) = (&house, format!("/register/available?username={name}"));
+        async move { house.request("GET", &path, None, Value::Null).await }
+    };
+    assert_eq!(available("carol").await.ok(), json!({ "available": true }));
+    available("bob").await.refused(400, "M_USER_IN_USE");
+}
+
+#[tokio::test]
+async fn registering_with_a_token() {
+    let house = House::start_with(|config| {
+        config.registration = snug::config::Registration::Token;
+        config.registration_tokens = vec!["friend".to_owned()];
+    })
+    .await;
+    let register = |token: &str| {
+        let auth = json!({ "type": "m.login.registration_token", "token": token });
+        house.request("POST", "/register", None, json!({ "username": "bob", "password": "p", "auth": auth }))
+    };
+    let wrong = register("foe").await;
+    assert_eq!(wrong.status, 401);
+    assert_eq!(wrong.json()["errcode"], "M_FORBIDDEN");
+    assert_eq!(register("friend").await.ok()["user_id"], "@bob:localhost");
+    let validity = |token: &str| {
+        let path = format!("/_matrix/client/v1/register/m.login.registration_token/validity?token={token}");
+        let house = &house;
+        async move { house.request("GET", &path, None, Value::Null).await }
+    };
+    assert_eq!(validity("friend").await.ok(), json!({ "valid": true }));
+    assert_eq!(validity("foe").await.ok(), json!({ "valid": false }));
+}
+
+#[tokio::test]
+async fn logging_in_and_out() {
+    let house = House::start().await;
+    let alice = house.register("alice").await;
+    let login = |user: &str, password: &str, device: &str| {
+        let body = json!({
+            "type": "m.login.password", "identifier": { "type": "m.id.user", "user": user },
+            "password": password, "device_id": device, "initial_device_display_name": "A laptop",
+        });
+        house.request("POST", "/login", None, body)
+    };
+    assert_eq!(house.request("GET", "/login", None, Value::Null).await.ok()["flows"][0]["type"], "m.login.password");
+    login("alice", "wrong", "X").await.refused(403, "M_FORBIDDEN");
+    login("nobody", "secret alice", "X").await.refused(403, "M_FORBIDDEN");
+    let first = login("alice", "secret alice", "LAPTOP").await.ok();
+    let whoami = house.request("GET", "/account/whoami", first["access_token"].as_str(), Value::Null).await.ok();
+    assert_eq!(whoami, json!({ "user_id": alice.id, "device_id": "LAPTOP", "is_guest": false }));
+
+    // The same device again: its old token ends, its name stays.
+    let second = login("@alice:localhost", "secret alice", "LAPTOP").await.ok();
+    let old = house.request("GET", "/account/whoami", first["access_token"].as_str(), Value::Null).await;
+    old.refused(401, "M_UNKNOWN_TOKEN");
+    let devices = house.get("/devices", &alice).await.ok();
+    assert_eq!(devices["devices"].as_array().unwrap().len(), 2);
+
+    let laptop = Person { token: second["access_token"].as_str().unwrap().to_owned(), ..alice.clone() };
+    house.post("/logout", &laptop, Value::Null).await.ok();
+    house.get("/account/whoami", &laptop).await.refused(401, "M_UNKNOWN_TOKEN");
+    house.get("/devices/LAPTOP", &alice).await.refused(404, "M_NOT_FOUND");
+    house.post("/logout/all", &alice, Value::Null).await.ok();
+    house.get("/account/whoami", &alice).await.refused(401, "M_UNKNOWN_TOKEN");
+}
+
+#[tokio::test]
+async fn devices_are_named_and_removed_with_the_password() {
+    let house = House::start().await;
+    let alice = house.register("alice").await;
+    let path = format!("/devices/{}", alice.device);
+    house.put(&path, &alice, json!({ "display_name": "My phone" })).await.ok();
+    assert_eq!(house.get(&path, &alice).await.ok()["display_name"], "My phone");
+    let asked = house.delete(&path, &alice).await;
+    assert_eq!(asked.status, 401);
+    let session = asked.json()["session"].clone();
+    let auth = |password: &str| {
+        let identifier = json!({ "type": "m.id.user", "user": "alice" });
+        json!({ "auth": {
+            "type": "m.login.password", "identifier": identifier, "password": password, "session": session,
+        }})
+    };
+    let wrong = house.request("DELETE", &path, Some(&alice.token), auth("wrong")).await;
+    assert_eq!((wrong.status, wrong.json()["errcode"].clone()), (401, json!("M_FORBIDDEN")));
+    house.request("DELETE", &path, Some(&alice.token), auth("secret alice")).await.ok();
+    house.get("/devices", &alice).await.refused(401, "M_UNKNOWN_TOKEN");
+}
+
+#[tokio::test]
+async fn a_new_password_ends_the_other_sessions() {
+    let house = House::start().await;
+    let alice = house.register("alice").await;
+    let body = json!({ "type": "m.login.password", "user": "alice", "password": "secret alice" });
+    let other = house.request("POST", "/login", None, body).await.ok();
+    let auth = json!({ "type": "m.login.password", "password": "secret alice", "user": "alice" });
+    house.post("/account/password", &alice, json!({ "new_password": "better", "auth": auth })).await.ok();
+    house.get("/account/whoami", &alice).await.ok();
+    let gone = house.request("GET", "/account/whoami", other["access_token"].as_str(), Value::Null).await;
+    gone.refused(401, "M_UNKNOWN_TOKEN");
+    let body = json!({ "type": "m.login.password", "user": "alice", "password": "better" });
+    house.request("POST", "/login", None, body).await.ok();
+}
+
+#[tokio::test]
+async fn a_deactivated_account_is_closed_for_good() {
+    let house = House::start().await;
+    let alice = house.register("alice").await;
+    let auth = json!({ "type": "m.login.password", "password": "secret alice", "user": "alice" });
+    house.post("/account/deactivate", &alice, json!({ "auth": auth })).await.ok();
+    house.get("/account/whoami", &alice).await.refused(401, "M_UNKNOWN_TOKEN");
+    let body = json!({ "type": "m.login.password", "user": "alice", "password": "secret alice" });
+    house.request("POST", "/login", None, body).await.refused(403, "M_USER_DEACTIVATED");
+    let body = json!({ "username": "alice", "password": "p", "auth": { "type": "m.login.dummy" } });
+    house.request("POST", "/register", None, body).await.refused(400, "M_USER_IN_USE");
+}
+
+#[tokio::test]
+async fn profiles() {
+    let house = House::start().await;
+    let (alice, bob) = (house.register("alice").await, house.register("bob").await);
+    let name = "/profile/@alice:localhost/displayname";
+    assert_eq!(house.get(name, &bob).await.ok(), json!({ "displayname": "alice" }));
+    house.put(name, &alice, json!({ "displayname": "Alice A." })).await.ok();
+    house.put(name, &bob, json!({ "displayname": "Mallory" })).await.refused(403, "M_FORBIDDEN");
+    house.put("/profile/@alice:localhost/m.tz", &alice, json!({ "m.tz": "Europe/Berlin" })).await.ok();
+    let whole = house.request("GET", "/profile/@alice:localhost", None, Value::Null).await.ok();
+    assert_eq!(whole, json!({ "displayname": "Alice A.", "m.tz": "Europe/Berlin" }));
+    house.delete("/profile/@alice:localhost/m.tz", &alice).await.ok();
+    house.get("/profile/@alice:localhost/m.tz", &bob).await.refused(404, "M_NOT_FOUND");
+    house.get("/profile/@nobody:localhost", &bob).await.refused(404, "M_NOT_FOUND");
+    house.get("/profile/nonsense", &bob).await.refused(400, "M_INVALID_PARAM");
+    let found = house.post("/user_directory/search", &bob, json!({ "search_term": "ALICE" })).await.ok();
+    assert_eq!(found["results"][0]["display_name"], "Alice A.");
+}
+
+#[tokio::test]
+async fn account_data_and_filters() {
+    let house = House::start().await;
+    let (alice, bob) = (house.register("alice").await, house.register("bob").await);
+    let path = "/user/@alice:localhost/account_data/org.example";
+    house.get(path, &alice).await.refused(404, "M_NOT_FOUND");
+    house.put(path, &alice, json!({ "a": 1 })).await.ok();
+    assert_eq!(house.get(path, &alice).await.ok(), json!({ "a": 1 }));
+    house.get(path, &bob).await.refused(403, "M_FORBIDDEN");
+    house.put(path, &alice, json!([])).await.refused(400, "M_BAD_JSON");
+    let managed = "/user/@alice:localhost/account_data/m.push_rules";
+    house.put(managed, &alice, json!({})).await.refused(405, "M_BAD_JSON");
+    assert!(house.get(managed, &alice).await.ok()["global"]["override"].is_array());
+
+    let filter = json!({ "room": { "timeline": { "limit": 5 } } });
+    let number = house.post("/user/@alice:localhost/filter", &alice, filter.clone()).await.ok()["filter_id"].clone();
+    let kept = house.get(&format!("/user/@alice:localhost/filter/{}", number.as_str().unwrap()), &alice).await;
+    assert_eq!(kept.ok(), filter);
+    house.get("/user/@alice:localhost/filter/99", &alice).await.refused(404, "M_NOT_FOUND");
+    let wrong = json!({ "room": { "timeline": { "limit": "five" } } });
+    house.post("/user/@alice:localhost/filter", &alice, wrong).await.refused(400, "M_BAD_JSON");
+}
+
+#[tokio::test]
+async fn tags() {
+    let house = House::start().await;
+    let alice = house.register("alice").await;
+    let room = house.post("/createRoom", &alice, json!({})).await.ok()["room_id"].as_str().unwrap().to_owned();
+    let path = format!("/user/@alice:localhost/rooms/{room}/tags");
+    assert_eq!(house.get(&path, &alice).await.ok(), json!({ "tags": {} }));
+    house.put(&format!("{path}/m.favourite"), &alice, json!({ "order": 0.5 })).await.ok();
+    assert_eq!(house.get(&path, &alice).await.ok(), json!({ "tags": { "m.favourite": { "order": 0.5 } } }));
+    house.delete(&format!("{path}/m.favourite"), &alice).await.ok();
+    assert_eq!(house.get(&path, &alice).await.ok(), json!({ "tags": {} }));
+}
+
+#[tokio::test]
+async fn push_rules() {
+    let house = House::start().await;
+    let alice = house.register("alice").await;
+    let all = house.get("/pushrules/", &alice).await.ok();
+    assert_eq!(all["global"]["override"][0]["rule_id"], ".m.rule.master");
+    let rule = "/pushrules/global/content/cats";
+    house.put(rule, &alice, json!({ "actions": ["notify"], "pattern": "cat*" })).await.ok();
+    let kept = house.get(rule, &alice).await.ok();
+    assert_eq!((&kept["pattern"], &kept["enabled"]), (&json!("cat*"), &json!(true)));
+    house.put(&format!("{rule}/enabled"), &alice, json!({ "enabled": false })).await.ok();
+    assert_eq!(house.get(&format!("{rule}/enabled"), &alice).await.ok(), json!({ "enabled": false }));
+    house.put(&format!("{rule}/actions"), &alice, json!({ "actions": [] })).await.ok();
+    assert_eq!(house.get(&format!("{rule}/actions"), &alice).await.ok(), json!({ "actions": [] }));
+    house.delete(rule, &alice).await.ok();
+    house.get(rule, &alice).await.refused(404, "M_NOT_FOUND");
+    house.delete("/pushrules/global/override/.m.rule.master", &alice).await.refused(400, "M_INVALID_PARAM");
+    house.put("/pushrules/global/content/dogs", &alice, json!({ "actions": [] })).await.refused(400, "M_MISSING_PARAM");
+    house.put("/pushrules/global/nonsense/x", &alice, json!({ "actions": [] })).await.refused(400, "M_INVALID_PARAM");
+}

@@ -1,0 +1,107 @@
+//! End-to-end keys and messages to devices, here and between two servers.
+
+use serde_json::{Value, json};
+
+use crate::house::{House, Pair, Person};
+
+fn device_keys(who: &Person) -> Value {
+    json!({
+        "user_id": who.id, "device_id": who.device, "algorithms": ["m.olm.v1.curve25519-aes-sha2"],
+        "keys": { format!("ed25519:{}", who.device): "abc", format!("curve25519:{}", who.device): "def" },
+        "signatures": { &who.id: { format!("ed25519:{}", who.device): "ghi" } },
+    })
+}
+
+async fn upload(house: &House, who: &Person) -> Value {
+    let body = json!({
+        "device_keys": device_keys(who),
+        "one_time_keys": { "signed_curve25519:A": { "key": "one" }, "signed_curve25519:B": { "key": "two" } },
+        "fallback_keys": { "signed_curve25519:F": { "key": "last", "fallback": true } },
+    });
+    house.post("/keys/upload", who, body).await.ok()
+}
+
+fn claim_of(who: &Person) -> Value {
+    json!({ "one_time_keys": { &who.id: { &who.device: "signed_curve25519" } } })
+}
+
+#[tokio::test]
+async fn one_time_keys_are_handed_out_once_and_then_the_fallback() {
+    let house = House::start().await;
+    let (alice, bob) = (house.register("alice").await, house.register("bob").await);
+    let counts = upload(&house, &alice).await;
+    assert_eq!(counts, json!({ "one_time_key_counts": { "signed_curve25519": 2 } }));
+    assert_eq!(upload(&house, &alice).await, counts, "the same keys again are the same keys");
+    let other = json!({ "one_time_keys": { "signed_curve25519:A": { "key": "another" } } });
+    house.post("/keys/upload", &alice, other).await.refused(400, "M_INVALID_PARAM");
+    for expected in ["signed_curve25519:A", "signed_curve25519:B", "signed_curve25519:F", "signed_curve25519:F"] {
+        let claimed = house.post("/keys/claim", &bob, claim_of(&alice)).await.ok();
+        let of_device = claimed["one_time_keys"][&alice.id][&alice.device].as_object().unwrap().clone();
+        assert_eq!(of_device.keys().collect::<Vec<_>>(), [expected]);
+    }
+    let empty = house.post("/keys/upload", &alice, json!({})).await.ok();
+    assert_eq!(empty, json!({ "one_time_key_counts": { "signed_curve25519": 0 } }));
+}
+
+#[tokio::test]
+async fn device_keys_are_of_the_device_that_uploads_them() {
+    let house = House::start().await;
+    let (alice, bob) = (house.register("alice").await, house.register("bob").await);
+    upload(&house, &alice).await;
+    house
+        .post("/keys/upload", &bob, json!({ "device_keys": device_keys(&alice) }))
+        .await
+        .refused(400, "M_INVALID_PARAM");
+    house.put(&format!("/devices/{}", alice.device), &alice, json!({ "display_name": "Phone" })).await.ok();
+    let query = json!({ "device_keys": { &alice.id: [] } });
+    let answer = house.post("/keys/query", &bob, query.clone()).await.ok();
+    let mut expected = device_keys(&alice);
+    expected["unsigned"] = json!({ "device_display_name": "Phone" });
+    assert_eq!(answer["device_keys"][&alice.id][&alice.device], expected);
+    house.post("/logout", &alice, Value::Null).await.ok();
+    let answer = house.post("/keys/query", &bob, query).await.ok();
+    assert_eq!(answer["device_keys"][&alice.id], json!({}), "a device that is gone has no keys");
+}
+
+#[tokio::test]
+async fn messages_to_devices_arrive_once() {
+    let house = House::start().await;
+    let (alice, bob) = (house.register("alice").await, house.register("bob").await);
+    let body = json!({ "messages": { &bob.id: { "*": { "hello": "bob" } } } });
+    for _ in 0..2 {
+        house.put("/sendToDevice/org.example/txn1", &alice, body.clone()).await.ok();
+    }
+    let sync = house.get("/sync?timeout=0", &bob).await.ok();
+    let expected = json!([{ "type": "org.example", "sender": alice.id, "content": { "hello": "bob" } }]);
+    assert_eq!(sync["to_device"]["events"], expected);
+    let next = sync["next_batch"].as_str().unwrap();
+    let later = house.get(&format!("/sync?timeout=0&since={next}"), &bob).await.ok();
+    assert_eq!(later.pointer("/to_device/events").map_or(0, |events| events.as_array().unwrap().len()), 0);
+}
+
+#[tokio::test]
+async fn keys_and_messages_of_another_server() {
+    let pair = Pair::start().await;
+    let (alice, bob) = (pair.one.register("alice").await, pair.two.register("bob").await);
+    upload(&pair.two, &bob).await;
+    let query = json!({ "device_keys": { &bob.id: [], "@nobody:gone.load.test": [] }, "timeout": 3000 });
+    let answer = pair.one.post("/keys/query", &alice, query).await.ok();
+    assert_eq!(answer["device_keys"][&bob.id][&bob.device]["keys"], device_keys(&bob)["keys"]);
+    assert!(answer["failures"]["gone.load.test"].is_object());
+    let claimed = pair.one.post("/keys/claim", &alice, claim_of(&bob)).await.ok();
+    assert_eq!(claimed["one_time_keys"][&bob.id][&bob.device]["signed_curve25519:A"], json!({ "key": "one" }));
+    let profile = pair.one.get(&format!("/profile/{}", bob.id), &alice).await.ok();
+    assert_eq!(profile["displayname"], "bob");
+
+    let body = json!({ "messages": { &bob.id: { &bob.device: { "over": "there" } } } });
+    pair.one.put("/sendToDevice/org.example/1", &alice, body).await.ok();
+    let mut since = String::new();
+    for _ in 0..20 {
+        let sync = pair.two.get(&format!("/sync?timeout=1000{since}"), &bob).await.ok();
+        if let Some(event) = sync.pointer("/to_device/events/0") {
+            return assert_eq!(event["content"], json!({ "over": "there" }));
+        }
+        since = format!("&since={}", sync["next_batch"].as_str().unwrap());
+    }
+    panic!("the message never arrived");
+}
