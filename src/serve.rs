@@ -415,6 +415,8 @@ fn remote(
     options.limits = remote::Limits { connections_max: connections_max(budget), per_host_max: PER_HOST_MAX };
     options.overrides = settings.overrides.clone();
     options.notaries = settings.notaries.clone();
+    options.allow_private = settings.allow_private_addresses;
+    options.enabled = settings.enabled;
     if let Some(file) = &settings.extra_ca_file {
         let pem = std::fs::read(file).map_err(|error| failed(file.display(), error))?;
         options.extra_ca_pem = Some(pem);

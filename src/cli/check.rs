@@ -16,7 +16,7 @@ use crate::budget::{Budget, human};
 use crate::config::{Config, Overrides, Registration};
 use crate::http::{Method, tls::Certificate};
 use crate::matrix::sign;
-use crate::remote::{Options, Remote, RemoteOptions};
+use crate::remote::{self, Options, Remote, RemoteOptions};
 use crate::serve;
 use crate::store::Store;
 
@@ -239,8 +239,11 @@ async fn reach(config: &Config, remote: &Remote, running: bool, report: &mut Rep
     let name = &config.server_name;
     match remote.locate(name).await {
         Ok((host, addresses)) => {
-            let addresses: Vec<_> = addresses.iter().map(ToString::to_string).collect();
-            report.good(format!("Other servers look for {name} at {} as {host}.", addresses.join(", ")));
+            let shown: Vec<_> = addresses.iter().map(ToString::to_string).collect();
+            report.good(format!("Other servers look for {name} at {} as {host}.", shown.join(", ")));
+            if addresses.iter().all(|address| remote::is_private(address.ip())) {
+                report.note("That is an address of your own network: only machines inside it can get there.");
+            }
         }
         Err(error) => {
             return report.bad(format!(

@@ -33,6 +33,7 @@ pub use self::{
     connect::Limits,
     keys::{Keys, Known},
     request::{Answer, Failed, Options, encode},
+    resolve::is_private,
     stream::{Body, Pace},
 };
 use crate::{
@@ -60,6 +61,10 @@ pub struct RemoteOptions {
     pub limits: Limits,
     /// Bounds the DNS cache and the delegations kept: about 1 KiB an entry.
     pub names_max: usize,
+    /// Whether servers at addresses of a home or company network are gone to.
+    pub allow_private: bool,
+    /// Nobody is asked when this is off.
+    pub enabled: bool,
 }
 
 impl RemoteOptions {
@@ -73,6 +78,8 @@ impl RemoteOptions {
             notaries: Vec::new(),
             limits: Limits { connections_max: 12, per_host_max: 2 },
             names_max: 256,
+            allow_private: true,
+            enabled: true,
         }
     }
 }
@@ -90,6 +97,7 @@ struct Inner {
     backoff: Backoff,
     keys: keys::Book,
     notaries: Vec<OwnedServerName>,
+    enabled: bool,
     clock: Clock,
     stopped: AtomicBool,
     stop: Notify,
@@ -108,7 +116,7 @@ impl Remote {
         let roots = connect::roots(options.extra_ca_pem.as_deref())?;
         let dialer = connect::Dialer::new(roots, account.clone(), clock.clone());
         let world = connect::World {
-            dns: resolve::Dns::new(options.names_max as u64),
+            dns: resolve::Dns::new(options.names_max as u64, options.allow_private),
             dialer: dialer.clone(),
             clock: clock.clone(),
         };
@@ -118,12 +126,14 @@ impl Remote {
             options.names_max,
             clock.clone(),
             random.clone(),
-        );
+        )
+        .allowing_private(options.allow_private);
         Ok(Remote(Arc::new(Inner {
             pool: connect::Pool::new(dialer, options.limits, clock.clone()),
             backoff: Backoff::new(store.clone(), clock.clone(), random),
             keys: keys::Book::new(&options.key, budget.account("signing_keys"), store),
             notaries: options.notaries,
+            enabled: options.enabled,
             server_name: options.server_name,
             key: options.key,
             resolver,

@@ -243,6 +243,9 @@ impl Remote {
         if self.is_me(server) {
             return Err(Failed::BadAnswer("that is this server itself".into()));
         }
+        if !self.0.enabled {
+            return Err(Failed::BadAnswer("this server speaks with no other one (federation.enabled)".into()));
+        }
         Ok(self.0.resolver.resolve(server).await?)
     }
 

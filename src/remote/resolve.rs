@@ -101,6 +101,7 @@ pub struct Resolver {
     lookup: Box<dyn Lookup>,
     overrides: HashMap<String, Override>,
     delegations: Mutex<LruCache<String, Delegation>>,
+    allow_private: bool,
     clock: Clock,
     random: Random,
 }
@@ -125,7 +126,25 @@ impl Resolver {
     ) -> Resolver {
         let overrides = overrides.iter().map(|(name, to)| (name.to_ascii_lowercase(), parse_override(to))).collect();
         let entries_max = NonZeroUsize::new(entries_max.max(16)).expect("at least 16");
-        Resolver { lookup, overrides, delegations: Mutex::new(LruCache::new(entries_max)), clock, random }
+        let delegations = Mutex::new(LruCache::new(entries_max));
+        Resolver { lookup, overrides, delegations, allow_private: true, clock, random }
+    }
+
+    /// Whether names that are addresses of a home or company network are gone to; those the operator named always are.
+    pub fn allowing_private(mut self, allowed: bool) -> Resolver {
+        self.allow_private = allowed;
+        self
+    }
+
+    fn literal(&self, server: &ServerName, named_by_operator: bool) -> Option<Result<Target, Miss>> {
+        let found = literal(server)?;
+        let private = |target: &Target| target.addresses.iter().any(|address| is_private(address.ip()));
+        match &found {
+            Ok(target) if !self.allow_private && !named_by_operator && private(target) => {
+                Some(Err(kept_out(server.host())))
+            }
+            _ => Some(found),
+        }
     }
 
     /// The steps, in the specification's order.
@@ -135,7 +154,7 @@ impl Resolver {
             Some(Override::Delegate(to)) => return self.delegated(to, true).await,
             None => {}
         }
-        if let Some(target) = literal(server) {
+        if let Some(target) = self.literal(server, false) {
             return target;
         }
         if let Some(port) = server.port() {
@@ -151,7 +170,7 @@ impl Resolver {
     async fn delegated(&self, to: &str, fixed: bool) -> Result<Target, Miss> {
         let to: &ServerName =
             to.try_into().map_err(|_| Miss::Absent(format!("delegates to {to:?}, which is not a server name")))?;
-        if let Some(target) = literal(to) {
+        if let Some(target) = self.literal(to, fixed) {
             return target;
         }
         match to.port() {
@@ -330,11 +349,13 @@ pub(super) fn max_age_ms(cache_control: &str) -> Option<u64> {
 pub struct Dns {
     current: Mutex<Option<(Arc<hickory_resolver::TokioResolver>, Option<std::time::SystemTime>)>>,
     entries_max: u64,
+    allow_private: bool,
 }
 
 impl Dns {
-    pub fn new(entries_max: u64) -> Dns {
-        Dns { current: Mutex::new(None), entries_max }
+    /// Without `allow_private`, names of machines in a home or company network have no address.
+    pub fn new(entries_max: u64, allow_private: bool) -> Dns {
+        Dns { current: Mutex::new(None), entries_max, allow_private }
     }
 
     /// A board often starts before its network does: the first client would then know no name server for ever.
@@ -370,7 +391,12 @@ impl Dns {
     pub async fn addresses(&self, host: &str) -> Result<Vec<IpAddr>, Miss> {
         let found = self.client()?.lookup_ip(complete(host)).await.map_err(|error| miss(host, &error))?;
         let found: Vec<IpAddr> = found.iter().take(ADDRESSES_MAX).collect();
-        if found.is_empty() { Err(Miss::Absent(format!("{host} has no address"))) } else { Ok(found) }
+        if found.is_empty() {
+            return Err(Miss::Absent(format!("{host} has no address")));
+        }
+        let reachable: Vec<IpAddr> =
+            found.into_iter().filter(|address| self.allow_private || !is_private(*address)).collect();
+        if reachable.is_empty() { Err(kept_out(host)) } else { Ok(reachable) }
     }
 
     pub async fn services(&self, name: &str) -> Result<Vec<Service>, Miss> {
@@ -387,6 +413,33 @@ impl Dns {
         });
         Ok(services.take(32).collect())
     }
+}
+
+/// Addresses that mean something only inside some network: asked for by a stranger, we would knock at our neighbours'.
+pub fn is_private(address: IpAddr) -> bool {
+    match address.to_canonical() {
+        IpAddr::V4(ip) => {
+            let [a, b, ..] = ip.octets();
+            ip.is_private()
+                || ip.is_loopback()
+                || ip.is_link_local()
+                || ip.is_multicast()
+                || a == 0
+                || a >= 240
+                || (a == 100 && (64..128).contains(&b))
+        }
+        IpAddr::V6(ip) => {
+            ip.is_loopback()
+                || ip.is_unspecified()
+                || ip.is_multicast()
+                || ip.is_unique_local()
+                || ip.is_unicast_link_local()
+        }
+    }
+}
+
+fn kept_out(host: &str) -> Miss {
+    Miss::Absent(format!("{host} is at a private address, which federation.allow_private_addresses does not allow"))
 }
 
 /// A name with a dot is complete; a bare one (`nas`) may be finished by the local network's search list.
@@ -499,6 +552,29 @@ mod tests {
         check("srv.example", &["192.0.2.3:1111"], "srv.example", "srv.example").await;
         check("old.example", &["192.0.2.4:3333"], "old.example", "old.example").await;
         check("plain.example", &["[2001:db8::1]:8448", "192.0.2.1:8448"], "plain.example", "plain.example").await;
+    }
+
+    #[tokio::test]
+    async fn private_addresses_are_for_those_who_allow_them() {
+        for (text, private) in [
+            ("10.1.2.3", true),
+            ("127.0.0.1", true),
+            ("100.64.0.1", true),
+            ("::ffff:192.168.1.1", true),
+            ("fe80::1", true),
+            ("fd00::1", true),
+            ("8.8.8.8", false),
+            ("2001:4860::8888", false),
+        ] {
+            assert_eq!(is_private(text.parse().unwrap()), private, "{text}");
+        }
+        let is_found = async |server: &str, allowed| {
+            let server: &ServerName = server.try_into().unwrap();
+            resolver(world()).allowing_private(allowed).resolve(server).await.is_ok()
+        };
+        assert!(!is_found("10.0.0.1:8448", false).await);
+        assert!(is_found("10.0.0.1:8448", true).await);
+        assert!(is_found("lan.example", false).await, "the operator named it");
     }
 
     #[tokio::test]
