@@ -3,16 +3,19 @@
 //! A batch of raw events goes in, a batch of checked ones comes out. A worker holds one of each and the buffers of its
 //! scan; what it cannot check for want of a key it hands back raw.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use ruma::{ServerName, UserId};
 
 use super::graph::Graph;
+use crate::budget::{Account, Grant, Refused};
 use crate::matrix::fast::{Scan, Seen, Signer};
 use crate::matrix::sign::{self, PublicKey};
 use crate::matrix::version::IdFormat;
 use crate::matrix::{RoomVersion, json};
-use crate::remote::Keys;
+use crate::remote::{Keys, Known};
 use crate::store::tables::body;
 use crate::store::tables::event::{Id, Kind, Membership};
 use crate::store::tables::staging::UserPrint;
@@ -121,13 +124,48 @@ impl CheckedBatch {
 pub struct Checker {
     pub version: &'static RoomVersion,
     pub room_id: String,
-    pub keys: Keys,
+    pub keys: KeyCache,
     pub store: Store,
     pub hash_key: [u8; 16],
     pub graph: Arc<Graph>,
     /// Events of the room may be in the database since before this join.
     pub look_in_store: bool,
     pub now_ms: u64,
+}
+
+/// The keys a join has used, so that the servers of a large room are not read again and again. On the join's memory,
+/// as many as there is room for.
+pub struct KeyCache {
+    pub keys: Keys,
+    known: RwLock<(HashMap<u64, Known>, Grant)>,
+    hasher: RandomState,
+}
+
+/// A key, decompressed, with its place in the table.
+const KEY_BYTES: u64 = 320;
+const KEYS_MAX: usize = 8192;
+
+impl KeyCache {
+    pub fn new(keys: Keys, memory: &Account) -> Result<KeyCache, Refused> {
+        let known = RwLock::new((HashMap::new(), memory.try_take(0)?));
+        Ok(KeyCache { keys, known, hasher: RandomState::new() })
+    }
+
+    fn get(&self, server: &ServerName, key_id: &str) -> Option<Known> {
+        let print = self.hasher.hash_one((server.as_str(), key_id));
+        if let Some(known) = self.known.read().unwrap_or_else(PoisonError::into_inner).0.get(&print) {
+            return Some(known.clone());
+        }
+        let known = self.keys.cached(server, key_id).unwrap_or_else(|error| {
+            tracing::warn!(%error, "a signing key could not be read");
+            None
+        })?;
+        let mut table = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        if table.0.len() < KEYS_MAX && table.1.grow(KEY_BYTES).is_ok() {
+            table.0.insert(print, known.clone());
+        }
+        Some(known)
+    }
 }
 
 enum Found {
@@ -255,11 +293,8 @@ impl Checker {
     }
 
     fn key(&self, server: &ServerName, key_id: &str, at_ts: u64) -> Option<Arc<PublicKey>> {
-        let known = self.keys.cached(server, key_id).unwrap_or_else(|error| {
-            tracing::warn!(%error, "a signing key could not be read");
-            None
-        })?;
-        known.is_valid_at(at_ts).then(|| known.key.clone())
+        let known = self.keys.get(server, key_id)?;
+        known.is_valid_at(at_ts).then_some(known.key)
     }
 
     fn print(&self, user_id: &str) -> UserPrint {

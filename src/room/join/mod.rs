@@ -63,6 +63,9 @@ const SMALL_EVENTS: u64 = 4_000;
 const NODES_MIN: u64 = 2_000;
 /// Nodes for each event, about: an id nobody sends is rare.
 const NODES_PER_EVENT_TENTHS: u64 = 11;
+/// What a node takes of the table of ids, about.
+const NODE_BYTES: u64 = 22;
+const GROWING_BYTES: u64 = 640 * 1024;
 const LOG_EVERY: Duration = Duration::from_secs(5);
 
 /// Joins under way, and what they may be.
@@ -638,8 +641,9 @@ impl<'a> Join<'a> {
         let (store, room_id, progress) = (parts.store.clone(), self.room_id.to_string(), self.progress.clone());
         let (keys, now_ms, memory) = (parts.remote.keys(), parts.clock.now_ms(), lane.memory.clone());
         let nodes = (admitted.events_expected.max(journal.events) * NODES_PER_EVENT_TENTHS / 10).max(NODES_MIN);
-        // What the pipeline needs beside the table.
-        let nodes = nodes.min(memory.limit().saturating_sub(take::fixed_bytes(lane)) / 17);
+        // Beside what the pipeline needs, and what grows with the room: a bit for each node, keys in use.
+        let left = memory.limit().saturating_sub(take::fixed_bytes(lane) + GROWING_BYTES.min(memory.limit() / 8));
+        let nodes = nodes.min(left / NODE_BYTES);
         base::blocking(move || {
             let graph = Arc::new(Graph::new(key, nodes, &memory)?);
             let read = store.read()?;
@@ -657,6 +661,7 @@ impl<'a> Join<'a> {
             } else if version.room_id_is_create_hash() {
                 stager.begin_with(&Id::parse(&room_id.replacen('!', "$", 1)))?;
             }
+            let keys = check::KeyCache::new(keys, &memory)?;
             let checker = Checker { version, room_id, keys, store, hash_key, graph, look_in_store, now_ms };
             Ok((Arc::new(checker), stager))
         })

@@ -10,6 +10,7 @@
 //!                                                  └─ state by key → tree, present state, members → servers by name
 //! ```
 
+use std::cell::RefCell;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
@@ -248,7 +249,7 @@ impl Settle {
         let _grant = self.scratch.memory.try_take(bytes)?;
         let mut columns = Columns::new(count);
         let mut nums = Nums { first, known: if any_known { vec![0; count as usize] } else { Vec::new() } };
-        let reads = FromStore { store: self.store.clone(), version: self.version };
+        let reads = FromStore { store: self.store.clone(), version: self.version, read: RefCell::default() };
         let mut judge = Judge::new(self.version, reads);
         let mut rows = Rows::new(self, room)?;
         let (mut last, mut rejected, mut sample) = (None, 0u64, None);
@@ -935,13 +936,29 @@ impl Rows {
 struct FromStore {
     store: Store,
     version: &'static RoomVersion,
+    /// A snapshot and how often it was used. Renewed now and then, so that pages written meanwhile can be used again.
+    read: RefCell<(Option<Read>, u32)>,
+}
+
+const READ_USES_MAX: u32 = 2000;
+
+impl FromStore {
+    fn with<T>(&self, f: impl FnOnce(&Read) -> store::Result<T>) -> Result<T, Stop> {
+        let mut held = self.read.borrow_mut();
+        if held.1 == 0 {
+            *held = (Some(self.store.read()?), READ_USES_MAX);
+        }
+        held.1 -= 1;
+        let read = held.0.as_ref().expect("taken above");
+        Ok(f(read)?)
+    }
 }
 
 impl Bodies for FromStore {
     type Error = Stop;
 
     fn event(&self, num: BodyNum) -> Result<Event, Stop> {
-        let stored = event::stored_body(&self.store.read()?, num)?;
+        let stored = self.with(|read| event::stored_body(read, num))?;
         let none: [&str; 0] = [];
         let bytes = body::decode(&stored, &none).ok_or(Stop::Corrupt)?;
         // Judged by its content and by the places of its auth events: neither its id nor theirs matter.
@@ -950,7 +967,7 @@ impl Bodies for FromStore {
     }
 
     fn user(&self, num: UserNum) -> Result<OwnedUserId, Stop> {
-        let id = user::id_of(&self.store.read()?, num)?;
+        let id = self.with(|read| user::id_of(read, num))?;
         UserId::parse(&id).map_err(|_| Stop::Corrupt)
     }
 }

@@ -25,7 +25,7 @@ const EVENTS_MAX: usize = 2048;
 /// Bodies and log that wait to be written.
 pub const STAGED_BYTES: u64 = 320 * 1024;
 /// User ids written lately, so that each stands in the log about once.
-const USERS_REMEMBERED: usize = 16 * 1024;
+const USERS_REMEMBERED: usize = 14 * 1024;
 
 /// The one that stores.
 pub struct Stager {
@@ -244,7 +244,7 @@ impl Stager {
 
 /// What it takes of a join's memory.
 pub fn bytes(memory: &Account) -> u64 {
-    STAGED_BYTES + users_max(memory) as u64 * 16
+    STAGED_BYTES + users_max(memory) as u64 * 11
 }
 
 fn users_max(memory: &Account) -> usize {

@@ -34,9 +34,9 @@ const QUEUE_BYTES: u64 = 320 * 1024;
 const WORKER_BYTES: u64 = 128 * 1024;
 /// The tokeniser's held item and the frame in hand.
 const WINDOW_BYTES: u64 = 128 * 1024;
-/// Servers whose keys one join asks for. The largest rooms have some ten thousand.
-const SERVERS_MAX: usize = 32 * 1024;
-const SERVER_BYTES: u64 = 12;
+/// Servers whose keys one join asks for. The largest rooms have some ten thousand; a set of so many fills its table.
+const SERVERS_MAX: usize = 14 * 1024;
+const SERVER_BYTES: u64 = 11;
 /// Names that wait to be asked for; about 100 bytes each.
 const WANTED_MAX: usize = 512;
 /// Names in one round of asking.
@@ -279,7 +279,7 @@ impl Works {
             let thread = std::thread::Builder::new().name("snug-join-store".into()).stack_size(WORKER_STACK);
             thread.spawn(move || store(&shared, done_out, stager))?
         };
-        let fetching = tokio::spawn(fetch(shared.clone(), checker.keys.clone()));
+        let fetching = tokio::spawn(fetch(shared.clone(), checker.keys.keys.clone()));
         Ok(Works { memory, raw: Some(raw), shared, workers, storing, fetching, _grant: grant })
     }
 
@@ -462,7 +462,7 @@ fn store(shared: &Shared, mut done: queue::Receiver<CheckedBatch>, mut stager: S
 async fn fetch(shared: Arc<Shared>, keys: Keys) {
     loop {
         let names = {
-            let mut wanted = shared.wanted.lock().unwrap_or_else(PoisonError::into_inner);
+            let wanted = shared.wanted.lock().unwrap_or_else(PoisonError::into_inner);
             if wanted.closed {
                 return;
             }
