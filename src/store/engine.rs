@@ -470,7 +470,7 @@ where
     T: Send + 'static,
     E: Send + 'static,
 {
-    pub(super) fn new(work: F) -> (Box<dyn Job>, oneshot::Receiver<Reply<T, E>>) {
+    pub(super) fn boxed(work: F) -> (Box<dyn Job>, oneshot::Receiver<Reply<T, E>>) {
         let (reply, done) = oneshot::channel();
         (Box::new(Typed { work: Some(work), result: None, reply }), done)
     }

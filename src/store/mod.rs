@@ -218,7 +218,7 @@ impl Store {
         T: Send + 'static,
         E: Send + 'static,
     {
-        let (job, done) = Typed::new(job);
+        let (job, done) = Typed::boxed(job);
         self.0.queue().send(Message::Job(kind, job)).await.map_err(|_| WriteError::Store(Error::Closed))?;
         done.await.unwrap_or(Err(WriteError::Store(Error::Closed)))
     }
@@ -232,7 +232,7 @@ impl Store {
         T: Send + 'static,
         E: Send + 'static,
     {
-        let (job, done) = Typed::new(job);
+        let (job, done) = Typed::boxed(job);
         self.0.queue().blocking_send(Message::Job(kind, job)).map_err(|_| WriteError::Store(Error::Closed))?;
         done.blocking_recv().unwrap_or(Err(WriteError::Store(Error::Closed)))
     }

@@ -184,7 +184,7 @@ pub fn batches(
     from: u32,
     visit: &mut dyn FnMut(u32, Batch<'_>) -> Result<ControlFlow<()>>,
 ) -> Result<()> {
-    let end = (u64::from(join.0) + 1 << 32).to_be_bytes();
+    let end = ((u64::from(join.0) + 1) << 32).to_be_bytes();
     get.range(&STAGED, &join.batch_key(from), Some(&end), false, &mut |key, value| {
         let corrupt = || Error::corrupt(&STAGED, key);
         let number = key.get(4..).and_then(|key| key.try_into().ok()).map(u32::from_be_bytes).ok_or_else(corrupt)?;
