@@ -1,7 +1,5 @@
 //! What apps keep here for their user: account data for all rooms together or for one, and room tags.
 
-use std::ops::ControlFlow;
-
 use ruma::RoomId;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
@@ -9,7 +7,7 @@ use serde_json::{Map, Value, json};
 use super::{Error, Users};
 use crate::store::tables::account_data::{self, GLOBAL};
 use crate::store::tables::{push_rule, room};
-use crate::store::{Change, Get, Position, RoomNum, UserNum};
+use crate::store::{Change, Get, UserNum};
 
 /// What one user may keep here.
 const ENTRIES_MAX: usize = 5_000;
@@ -82,43 +80,6 @@ impl Users {
             return Err(Error::TooLarge(format!("A room may have {TAGS_MAX} tags")));
         }
         self.put_account_data(user, Some(room_id), TAG, all.to_string().into_bytes()).await
-    }
-
-    /// Visits what a user's apps have set after `since`, up to and with `upto`, with the room it is for; from the
-    /// beginning, the push rules are always among it. Blocks.
-    pub fn account_data_changes(
-        &self,
-        user: UserNum,
-        since: Position,
-        upto: Position,
-        visit: &mut dyn FnMut(Option<RoomNum>, &str, &[u8]),
-    ) -> Result<(), Error> {
-        let get = self.0.parts.store.read()?;
-        if since == Position(0) && push_rule::is_default(&get, user)? {
-            visit(None, push_rule::KIND, &push_rules_json(&get, user)?);
-        }
-        account_data::changes(&get, user, since, upto, &mut |room, kind| {
-            if let Some(json) = account_data::get(&get, user, room, kind)? {
-                visit(Some(room).filter(|room| *room != GLOBAL), kind, &json);
-            }
-            Ok(ControlFlow::Continue(()))
-        })?;
-        Ok(())
-    }
-
-    /// Visits all a user's apps have set for one room, for a sync that tells of the room for the first time. Blocks.
-    pub fn room_account_data(
-        &self,
-        user: UserNum,
-        room: RoomNum,
-        visit: &mut dyn FnMut(&str, &[u8]),
-    ) -> Result<(), Error> {
-        let get = self.0.parts.store.read()?;
-        account_data::each(&get, user, room, &mut |kind, _, json| {
-            visit(kind, json);
-            Ok(ControlFlow::Continue(()))
-        })?;
-        Ok(())
     }
 
     async fn put_account_data(

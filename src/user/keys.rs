@@ -124,16 +124,6 @@ impl Users {
         .await
     }
 
-    /// How many one-time keys a device has of each algorithm. Blocks.
-    pub fn one_time_key_counts(&self, user: UserNum, device_id: &str) -> Result<BTreeMap<String, u64>, Error> {
-        counts(&self.0.parts.store.read()?, user, device_id)
-    }
-
-    /// The algorithms with a fallback key nobody has been given yet. Blocks.
-    pub fn unused_fallback_keys(&self, user: UserNum, device_id: &str) -> Result<Vec<String>, Error> {
-        Ok(key::unused_fallbacks(&self.0.parts.store.read()?, user, device_id)?)
-    }
-
     /// Whose devices or keys changed after `since`, up to and with `upto`, among those who share a room with a user, and
     /// the user too: `most` of them at most. Blocks.
     pub fn device_changes(

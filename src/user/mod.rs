@@ -42,7 +42,7 @@ pub use keys::{Answered, ChangedPage, Claims, Upload as KeyUpload, Viewer};
 pub use push_rules::NewRule;
 pub use session::{Login, Requester, Session};
 pub use sync::Own;
-pub use to_device::{Messages, Page};
+pub use to_device::Messages;
 pub use uia::{Demand, Progress, Stage};
 
 /// What the accounts are built from.

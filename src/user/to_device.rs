@@ -23,14 +23,6 @@ const DROPPED_PER_WRITE: usize = 500;
 /// User → device id or `*` → content.
 pub type Messages = BTreeMap<OwnedUserId, BTreeMap<String, Box<RawValue>>>;
 
-/// A piece of a device's queue.
-pub struct Page {
-    /// JSON objects, oldest first.
-    pub messages: Vec<Vec<u8>>,
-    /// Where to go on when there are more.
-    pub next: Option<Position>,
-}
-
 /// What a device finds in its sync.
 #[derive(Serialize)]
 struct Delivered<'a> {
@@ -94,31 +86,6 @@ impl Users {
             Ok(())
         })
         .await
-    }
-
-    /// The messages for a device after `since`, up to and with `upto`: about `bytes_max` of them, one at least. Blocks.
-    pub fn to_device(
-        &self,
-        user: UserNum,
-        device_id: &str,
-        since: Position,
-        upto: Position,
-        bytes_max: usize,
-    ) -> Result<Page, Error> {
-        let get = self.0.parts.store.read()?;
-        let mut page = Page { messages: Vec::new(), next: None };
-        let (mut bytes, mut last) = (0, since);
-        to_device::each(&get, user, device_id, since, upto, &mut |position, message| {
-            if bytes >= bytes_max {
-                page.next = Some(last);
-                return Ok(ControlFlow::Break(()));
-            }
-            bytes += message.len();
-            last = position;
-            page.messages.push(message.to_vec());
-            Ok(ControlFlow::Continue(()))
-        })?;
-        Ok(page)
     }
 
     /// A later sync token shows that a device has its messages up to here: they go.
