@@ -34,6 +34,9 @@ const GRACE: Duration = Duration::from_secs(3);
 /// Connections to one other server at once.
 const PER_HOST_MAX: usize = 2;
 
+/// File systems round times.
+const CLOCK_SLACK_MS: u64 = 5_000;
+
 /// Files and folders in the data folder.
 const DATABASE: &str = "database";
 const SCRATCH: &str = "scratch";
@@ -63,7 +66,8 @@ fn failed(what: impl fmt::Display, why: impl fmt::Display) -> Failed {
 pub fn run(config: Config, command: &str) -> Result<(), Failed> {
     log_to_stderr(&config);
     let budget = Budget::from_profile(profile(&config)?);
-    runtime(&budget)?.block_on(async {
+    let runtime = runtime(&budget)?;
+    let done = runtime.block_on(async {
         let first = first_file(&config)?;
         let mut server = Server::build(&config, Clock::real(), Random::os(), budget).await?;
         // Before the ports are open, so that nobody who saw them open can miss with a signal.
@@ -78,7 +82,10 @@ pub fn run(config: Config, command: &str) -> Result<(), Failed> {
         server.stop().await;
         tracing::info!("stopped");
         Ok(())
-    })
+    });
+    // Everything is on disk; a thread that still computes something for nobody is not waited for.
+    runtime.shutdown_timeout(GRACE);
+    done
 }
 
 fn on(kind: SignalKind) -> Result<tokio::signal::unix::Signal, Failed> {
@@ -149,6 +156,9 @@ pub struct Server {
     /// Pays for what the database holds by itself, as long as it is open.
     _database: Grant,
     accepting: Vec<JoinHandle<()>>,
+    /// Work that can be cut off anywhere: what it has stored by then is where the next start goes on.
+    endless: Vec<JoinHandle<()>>,
+    /// Work that ends when it is told to.
     working: Vec<JoinHandle<()>>,
 }
 
@@ -166,6 +176,7 @@ impl Server {
         let config = config.clone();
         let folder = &config.data_dir;
         make_folders(folder)?;
+        remember_time(folder, &clock);
         let (store, _database) = open_store(folder, &budget)?;
         let key = Arc::new(signing_key(folder, &random)?);
         let old_keys = old_signing_keys(folder)?;
@@ -289,6 +300,7 @@ impl Server {
             open: Vec::new(),
             _database,
             accepting: Vec::new(),
+            endless: Vec::new(),
             working: Vec::new(),
         })
     }
@@ -346,18 +358,15 @@ impl Server {
     fn work(&mut self) {
         let (remote, sender) = (self.remote.clone(), self.sender.clone());
         self.working.push(tokio::spawn(async move { remote.run().await }));
-        // Ends with the runtime: a sweep goes on from anywhere.
         let rooms = self.rooms.clone();
-        tokio::spawn(async move { rooms.keep_swept().await });
+        self.endless.push(tokio::spawn(async move { rooms.keep_swept().await }));
         if self.config.federation.enabled {
             self.working.push(tokio::spawn(async move { sender.run().await }));
-            // Ends with the runtime; what it has stored by then is where the next start goes on.
             let rooms = self.rooms.clone();
-            tokio::spawn(async move { rooms.resume_joins().await });
+            self.endless.push(tokio::spawn(async move { rooms.resume_joins().await }));
         }
         for certificate in [&self.client_certificate, &self.federation_certificate].into_iter().flatten() {
-            // Ends with the runtime; it holds nothing that must be finished.
-            tokio::spawn(certificate.clone().keep_current(self.clock.clone()));
+            self.endless.push(tokio::spawn(certificate.clone().keep_current(self.clock.clone())));
         }
     }
 
@@ -368,6 +377,10 @@ impl Server {
             let _ = task.await;
         }
         let _ = std::fs::remove_file(self.config.data_dir.join(SOCKET));
+        for task in self.endless {
+            task.abort();
+            let _ = task.await;
+        }
         self.sender.stop();
         self.remote.stop();
         for task in self.working {
@@ -462,6 +475,17 @@ fn make_folders(folder: &Path) -> Result<(), Failed> {
             .map_err(|error| failed(folder.display(), error))?;
     }
     Ok(())
+}
+
+/// A board without a clock battery wakes up in the past. It is at least as late as when the database was last written.
+fn remember_time(folder: &Path, clock: &Clock) {
+    let written = std::fs::metadata(folder.join(DATABASE)).and_then(|found| found.modified()).ok();
+    let Some(since) = written.and_then(|at| at.duration_since(std::time::UNIX_EPOCH).ok()) else { return };
+    let written_ms = since.as_millis() as u64;
+    if written_ms > clock.read_ms() + CLOCK_SLACK_MS {
+        tracing::warn!("the clock stands before the last time this server ran: is the date right?");
+    }
+    clock.remember_ms(written_ms);
 }
 
 fn open_store(folder: &Path, budget: &Budget) -> Result<(Store, Grant), Failed> {

@@ -58,3 +58,11 @@ async fn two_servers_find_each_other() {
     pair.one.stop().await;
     pair.two.stop().await;
 }
+
+#[tokio::test]
+async fn a_large_body_is_refused_before_it_is_read() {
+    let house = House::start_under("pi-zero-2w").await;
+    let body = vec![b' '; 600 * 1024];
+    house.send("POST", "/_matrix/client/v3/login", &[], body).await.refused(413, "M_TOO_LARGE");
+    assert_eq!(house.server().budget.account("request_bodies").used(), 0);
+}

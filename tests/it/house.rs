@@ -96,8 +96,17 @@ impl House {
     }
 
     async fn run(config: Config, profile: Profile, folder: Option<Folder>) -> House {
-        let budget = Budget::from_profile(profile.clone());
-        let mut server = Server::build(&config, Clock::real(), Random::os(), budget).await.unwrap();
+        let build = || Server::build(&config, Clock::real(), Random::os(), Budget::from_profile(profile.clone()));
+        // A thread of an earlier run may be reading the database to the end of what nobody waits for any more.
+        let mut tries = 0;
+        let mut server = loop {
+            match build().await {
+                Ok(server) => break server,
+                Err(error) => assert!(tries < 50 && error.to_string().contains("in use"), "{error}"),
+            }
+            tries += 1;
+            tokio::time::sleep(std::time::Duration::from_millis(40)).await;
+        };
         server.open().await.unwrap();
         House { server, config, profile, _folder: folder }
     }
@@ -221,7 +230,8 @@ impl Reply {
 pub struct Pair {
     pub one: House,
     pub two: House,
-    _lab: Folder,
+    /// The certificates; keep it as long as the servers.
+    pub lab: Folder,
 }
 
 impl Pair {
@@ -253,7 +263,7 @@ impl Pair {
             .await
         };
         let (one, two) = (house(0).await, house(1).await);
-        Pair { one, two, _lab: folder }
+        Pair { one, two, lab: folder }
     }
 }
 

@@ -8,6 +8,7 @@ mod house;
 mod sync;
 mod keys;
 mod media;
+mod pair;
 mod tidy;
 mod join;
 
