@@ -32,6 +32,7 @@ mod send;
 mod session;
 mod state;
 mod sync;
+mod upgrade;
 pub mod routes;
 
 pub use auth::{Requester, requester};

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{
     Client, about, account, account_data, create, device, directory, ephemeral, history, keys, media, membership,
-    profile, push_rules, register, send, session, state, sync,
+    profile, push_rules, register, send, session, state, sync, upgrade,
 };
 use crate::http::{Method, Router};
 
@@ -127,6 +127,7 @@ fn rooms(router: &mut Router, client: &Arc<Client>) {
     let mut routes = router.surface(client);
     routes
         .r0_v3(Method::POST, "/createRoom", create::create)
+        .r0_v3(Method::POST, "/rooms/{room_id}/upgrade", upgrade::upgrade)
         .r0_v3(Method::GET, "/directory/room/{alias}", directory::alias)
         .r0_v3(Method::PUT, "/directory/room/{alias}", directory::set_alias)
         .r0_v3(Method::DELETE, "/directory/room/{alias}", directory::remove_alias)

@@ -39,14 +39,20 @@ pub(super) async fn knock(
 
 /// Invites somebody of another server, which must hear of it and agree first.
 pub(super) async fn invite(rooms: &Rooms, room_id: &RoomId, new: New) -> Result<OwnedEventId> {
-    let inviter = new.sender.clone();
-    let built = rooms.build_for_others(room_id, new).await?;
-    let shown = rooms.shown_state_of(room_id, Some(&inviter)).await?;
-    let event = rooms.sign_invite(&built.event, shown).await?;
-    rooms.append_built(Built { event, ..built }).await
+    let (asking, room_id) = (rooms.clone(), room_id.to_owned());
+    // Once the other server has agreed, the room must hear of it, whether or not the app still listens.
+    rooms.unbroken(async move { asking.invite_outside(&room_id, new).await }).await
 }
 
 impl Rooms {
+    async fn invite_outside(&self, room_id: &RoomId, new: New) -> Result<OwnedEventId> {
+        let inviter = new.sender.clone();
+        let built = self.build_for_others(room_id, new).await?;
+        let shown = self.shown_state_of(room_id, Some(&inviter)).await?;
+        let event = self.sign_invite(&built.event, shown).await?;
+        self.append_built(Built { event, ..built }).await
+    }
+
     /// Notes that a user of this server was invited to, or knocks at, a room nobody here is in: `stripped` is a JSON
     /// array of what the other server tells of it. `version` is empty when it is not known.
     pub(super) async fn set_outside(

@@ -52,6 +52,7 @@ pub(crate) mod tests;
 mod sweep;
 mod typing;
 mod unread;
+mod upgrade;
 mod viewer;
 mod visitor;
 

@@ -27,9 +27,7 @@ pub(crate) struct House {
     pub store: Store,
     pub feed: Feed,
     pub clock: Clock,
-    pub budget: Budget,
     pub server: OwnedServerName,
-    pub key: Arc<sign::Key>,
 }
 
 pub(crate) fn house() -> House {
@@ -44,13 +42,13 @@ pub(crate) fn house() -> House {
         feed: feed.clone(),
         clock: clock.clone(),
         random: Random::seeded(2),
-        budget: budget.clone(),
+        budget,
         remote,
         server: server.clone(),
-        key: key.clone(),
+        key,
         scratch: std::env::temp_dir(),
     });
-    House { rooms, store, feed, clock, budget, server, key }
+    House { rooms, store, feed, clock, server }
 }
 
 impl House {
@@ -547,4 +545,44 @@ async fn an_event_built_before_others_came_follows_what_it_was_built_upon() {
     assert_eq!(house.row(&room).extremities.len(), 2);
     let after = house.say(&anna, &room, "after").await;
     assert_eq!(house.event(&after).prev_events().count(), 2);
+}
+
+#[tokio::test]
+async fn an_upgraded_room_goes_on_elsewhere() {
+    let house = house();
+    let (anna, ben, cleo) = (house.user("anna").await, house.user("ben").await, house.user("cleo").await);
+    let rooms = &house.rooms;
+    for (from, to) in [("10", "11"), ("11", "12"), ("12", "12")] {
+        house.clock.advance(Duration::from_millis(1));
+        let create = Create {
+            preset: Some(Preset::Public),
+            public: true,
+            room_version: Some(from.to_owned()),
+            room_alias_name: Some(format!("parlour{from}")),
+            topic: Some("Tea".to_owned()),
+            creation_content: json!({ "type": "org.example.kind" }).as_object().unwrap().clone(),
+            ..Create::default()
+        };
+        let old = rooms.create(&anna, create).await.unwrap();
+        house.join(&ben, &old).await.unwrap();
+        rooms.ban(&anna, &old, &cleo, Some("noise".to_owned())).await.unwrap();
+        assert!(is_forbidden(rooms.upgrade(&ben, &old, to, Vec::new()).await));
+        house.clock.advance(Duration::from_millis(1));
+        let new = rooms.upgrade(&anna, &old, to, Vec::new()).await.unwrap();
+        let created = house.state(&new, "m.room.create", "").unwrap();
+        assert_eq!((&created["predecessor"]["room_id"], &created["type"]), (&json!(old), &json!("org.example.kind")));
+        assert_eq!(house.state(&old, "m.room.tombstone", "").unwrap()["replacement_room"], new.as_str());
+        assert_eq!(house.state(&new, "m.room.topic", "").unwrap()["topic"], "Tea");
+        assert_eq!(house.membership(&new, &cleo), Some(Membership::Ban));
+        assert!(
+            is_forbidden(house.send(&ben, &old, "m.room.message", None, json!({})).await),
+            "the old room is closed"
+        );
+        let alias = ruma::RoomAliasId::parse(format!("#parlour{from}:home.example")).unwrap();
+        assert_eq!(rooms.resolve_here(&alias).await.unwrap().room_id, new);
+        assert_eq!(house.state(&new, "m.room.canonical_alias", "").unwrap()["alias"], alias.as_str());
+        assert!(rooms.is_public(&new).await.unwrap() && !rooms.is_public(&old).await.unwrap());
+        house.join(&ben, &new).await.unwrap();
+        rooms.remove_alias(&anna, &alias, false).await.unwrap();
+    }
 }

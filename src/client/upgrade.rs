@@ -1,0 +1,27 @@
+//! POST upgrade: a room goes on as one of another version.
+
+use std::sync::Arc;
+
+use ruma::{OwnedRoomId, OwnedUserId};
+use serde::Deserialize;
+use serde_json::json;
+
+use super::{Client, Error, auth};
+use crate::http::{Limit, Request, Response};
+
+#[derive(Deserialize)]
+struct Body {
+    new_version: String,
+    #[serde(default)]
+    additional_creators: Vec<OwnedUserId>,
+}
+
+/// POST /_matrix/client/v3/rooms/{room_id}/upgrade
+pub async fn upgrade(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
+    let requester = auth::requester(&client, &request).await?;
+    request.limit_for(Limit::Join, requester.user_id.as_str())?;
+    let Body { new_version, additional_creators } = request.json().await?;
+    let room_id = request.param_as::<OwnedRoomId>("room_id")?;
+    let new = client.rooms.upgrade(&requester.user_id, &room_id, &new_version, additional_creators).await?;
+    Ok(Response::json(&json!({ "replacement_room": new })))
+}
