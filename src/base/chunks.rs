@@ -130,13 +130,6 @@ impl<F: Future<Output = Result<(), ChunkError>> + Send + 'static> Chunks for Wri
     }
 }
 
-/// All of a long answer at once. Only for tests and for answers known to be short.
-pub fn whole(mut chunks: impl Chunks) -> Result<Vec<u8>, ChunkError> {
-    let mut out = Vec::new();
-    while chunks.next(&mut out)? {}
-    Ok(out)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -12,7 +12,7 @@ mod pace;
 mod random;
 
 pub use blocking::{block_on_until, blocking};
-pub use chunks::{ChunkError, Chunks, OneChunk, Pen, whole, written};
+pub use chunks::{ChunkError, Chunks, OneChunk, Pen, written};
 pub use clock::{Clock, Deadline, StopWatch};
 pub use pace::Pace;
 pub use random::Random;

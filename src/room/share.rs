@@ -634,3 +634,57 @@ fn write_receipts(read: &Read, sorted: &[(Whose, Receipt)], out: &mut Vec<u8>) -
     out.extend_from_slice(b"}}");
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::{Chunks, written};
+    use crate::room::tests::house;
+    use serde_json::{Value, json};
+
+    #[tokio::test]
+    async fn a_share_comes_in_pieces_whatever_the_room() {
+        let house = house();
+        let alice = house.user("alice").await;
+        let room = house.public_room(&alice).await;
+        for number in 0..80 {
+            let content = json!({ "note": format!("{number} {}", "long ".repeat(200)) });
+            house.send(&alice, &room, "com.example.note", Some(&number.to_string()), content).await.unwrap();
+        }
+        let reader = Reader { user: house.user_num(&alice), user_id: alice.clone(), device: "D".to_owned() };
+        let asked = house.rooms.asked(reader, None, false, Arc::default()).unwrap();
+        let news = asked.next(List::Join, None, &[]).unwrap().unwrap();
+        assert!(asked.next(List::Join, Some(news.num), &[]).unwrap().is_none());
+        let mut chunks = written(move |pen| async move {
+            pen.text("{");
+            asked.write(&pen, List::Join, &news).await?;
+            pen.text("}");
+            Ok(())
+        });
+        let (mut whole, mut pieces, mut more) = (Vec::new(), 0, true);
+        while more {
+            let mut piece = Vec::new();
+            more = chunks.next(&mut piece).unwrap();
+            assert!(piece.len() < 20 * 1024, "a piece and one event");
+            whole.extend_from_slice(&piece);
+            pieces += 1;
+        }
+        assert!(pieces > 4);
+        let share: Value = serde_json::from_slice(&whole).unwrap();
+        let count = |part: &str| share[part]["events"].as_array().unwrap().len();
+        assert_eq!(count("timeline"), TIMELINE_EVENTS);
+        assert!(count("state") >= 70);
+        assert_eq!(share["timeline"]["limited"], true);
+    }
+
+    #[test]
+    fn tokens_come_back_as_they_were() {
+        let since = Since { at: Position(7), typing: 1_700_000_000_001 };
+        assert_eq!(Since::parse(&since.to_string()), Some(since));
+        assert_eq!(Token::parse(&since.to_string()), Some(Token(7)));
+        assert_eq!(Token::parse("t-5"), Some(Token(-5)));
+        for wrong in ["", "s", "s5", "t", "tx", "x5_5", "\u{e9}5"] {
+            assert!(Since::parse(wrong).is_none() && Token::parse(wrong).is_none(), "{wrong}");
+        }
+    }
+}
