@@ -428,7 +428,8 @@ async fn history_is_as_visible_as_the_room_says() {
     let house = House::start().await;
     let (alice, bob, carol) =
         (house.register("alice").await, house.register("bob").await, house.register("carol").await);
-    for (visibility, newcomer, stranger) in [("shared", true, false), ("joined", false, false), ("world_readable", true, true)]
+    for (visibility, newcomer, stranger) in
+        [("shared", true, false), ("joined", false, false), ("world_readable", true, true)]
     {
         let content = json!({ "history_visibility": visibility });
         let state = json!([{ "type": "m.room.history_visibility", "content": content }]);
