@@ -11,14 +11,13 @@ use crate::matrix::version;
 /// Releases of the specification apps may count on.
 const VERSIONS: &[&str] = &[
     "r0.5.0", "r0.6.0", "r0.6.1", "v1.1", "v1.2", "v1.3", "v1.4", "v1.5", "v1.6", "v1.7", "v1.8", "v1.9", "v1.10",
-    "v1.11", "v1.12", "v1.13", "v1.14", "v1.15", "v1.16",
+    "v1.11", "v1.12", "v1.13", "v1.14", "v1.15",
 ];
 
 /// GET /_matrix/client/versions
 pub async fn versions(_: Arc<Client>, _: Request) -> Result<Response, Error> {
     let features = json!({
         "org.matrix.e2e_cross_signing": true,
-        "org.matrix.msc4222": true,
         "uk.tcpip.msc4133": true,
         "uk.tcpip.msc4133.stable": true,
     });

@@ -10,12 +10,10 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{Client, Error, auth};
-use crate::base::blocking;
+use crate::base::{self, ChunkError, Pen, blocking};
 use crate::http::{Answer, Limit, Request, Response, StatusCode};
-use crate::user::{Claims, CrossKeys, CrossUpload, Demand, KeyUpload, Messages, Position, Stage, Viewer};
-
-/// Users in one answer of keys/changes, about 40 bytes each.
-const CHANGED_MAX: usize = 5_000;
+use crate::room::{ANSWER_BYTES, Since};
+use crate::user::{Claims, CrossKeys, CrossUpload, Demand, KeyUpload, Messages, Own, Stage, Viewer};
 
 /// POST /_matrix/client/v3/keys/upload
 pub async fn upload(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
@@ -63,23 +61,28 @@ pub async fn claim(client: Arc<Client>, mut request: Request) -> Result<Response
     Ok(Response::json(&client.users.keys_claim(viewer, body.one_time_keys, timeout).await?))
 }
 
-/// GET /_matrix/client/v3/keys/changes
+/// GET /_matrix/client/v3/keys/changes: what the syncs between two tokens told of device lists.
 pub async fn changes(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     let requester = auth::requester(&client, &request).await?;
     let place = |name: &str| {
         let token = request.query(name).ok_or_else(|| Answer::missing_param(name))?;
-        position(&token).ok_or_else(|| Answer::invalid_param(format!("The query has no valid {name}")))
+        Since::parse(&token).ok_or_else(|| Answer::invalid_param(format!("The query has no valid {name}")))
     };
     let (from, to) = (place("from")?, place("to")?);
-    let users = client.users.clone();
-    let page = blocking(move || users.device_changes(requester.user_num, from, to, CHANGED_MAX)).await?;
-    Ok(Response::json(&json!({ "changed": page.users, "left": [] })))
+    let grant = client.budget.account("response_bodies").take(ANSWER_BYTES).await?;
+    let own = blocking(move || {
+        let read = Arc::new(client.rooms.read()?);
+        Ok::<_, Error>(client.users.own(read, &requester, Some(from.at), to.at))
+    })
+    .await?;
+    Ok(Response::stream(grant, base::written(move |pen| changed(pen, own))))
 }
 
-/// The position in a sync token.
-fn position(token: &str) -> Option<Position> {
-    let digits = token.strip_prefix('s')?;
-    digits[..digits.find('_').unwrap_or(digits.len())].parse().ok().map(Position)
+async fn changed(pen: Pen, own: Own) -> Result<(), ChunkError> {
+    pen.text("{");
+    own.write_device_lists(&pen).await?;
+    pen.text("}");
+    Ok(())
 }
 
 #[derive(Deserialize)]

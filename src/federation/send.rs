@@ -187,6 +187,9 @@ async fn take_edu(federation: &Federation, origin: &ServerName, raw: &RawValue) 
         "m.direct_to_device" => {
             users.to_device_received(origin, edu.content).await.map_err(|failed| failed.to_string())
         }
+        "m.device_list_update" | "m.signing_key_update" => {
+            users.devices_changed_elsewhere(origin, edu.content).await.map_err(|failed| failed.to_string())
+        }
         // Who is around is not kept here.
         _ => Ok(()),
     };

@@ -87,11 +87,6 @@ impl Users {
         .await
     }
 
-    /// Whether a local account of that name is in use.
-    pub async fn is_active(&self, user_id: &UserId) -> Result<bool, Error> {
-        Ok(self.account(user_id).await?.is_some_and(|account| account.standing == Standing::Active))
-    }
-
     /// At most `most` accounts after `after`, in the order they were made.
     pub async fn list(&self, after: Option<&UserId>, most: usize) -> Result<Vec<Account>, Error> {
         let after = after.map(ToOwned::to_owned);

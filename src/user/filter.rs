@@ -93,7 +93,7 @@ impl Users {
 }
 
 /// Whether a filter is one.
-pub fn check_filter(json: &[u8]) -> Result<(), Error> {
+fn check_filter(json: &[u8]) -> Result<(), Error> {
     if json.len() > FILTER_BYTES_MAX {
         return Err(Error::TooLarge(format!("A filter may have {FILTER_BYTES_MAX} bytes")));
     }

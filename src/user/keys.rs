@@ -19,7 +19,7 @@ use crate::budget::Grant;
 use crate::remote::{Failed, Options};
 use crate::store::tables::key::{self, FallbackKey, OneTimeKey, Purpose};
 use crate::store::tables::{device, user};
-use crate::store::{Change, Get, Position, UserNum};
+use crate::store::{Change, Get, UserNum};
 
 /// Of one device, all algorithms together; apps keep some fifty.
 const ONE_TIME_KEYS_MAX: usize = 1000;
@@ -52,13 +52,6 @@ pub struct Upload {
 
 /// User → device → algorithm.
 pub type Claims = BTreeMap<OwnedUserId, BTreeMap<String, String>>;
-
-/// Users whose devices changed: a piece of the list.
-pub struct ChangedPage {
-    pub users: Vec<OwnedUserId>,
-    /// Where to go on when there are more.
-    pub next: Option<Position>,
-}
 
 /// Who may see what.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -122,38 +115,6 @@ impl Users {
             counts(w, user, device_id)
         })
         .await
-    }
-
-    /// Whose devices or keys changed after `since`, up to and with `upto`, among those who share a room with a user, and
-    /// the user too: `most` of them at most. Blocks.
-    pub fn device_changes(
-        &self,
-        user: UserNum,
-        since: Position,
-        upto: Position,
-        most: usize,
-    ) -> Result<ChangedPage, Error> {
-        let get = self.0.parts.store.read()?;
-        let mut changed = Vec::new();
-        let mut more = false;
-        device::changes(&get, since, upto, &mut |other| {
-            more = changed.len() == most;
-            changed.push(other);
-            Ok(if more { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
-        })?;
-        let next = if more {
-            changed.pop();
-            changed.last().map(|last| device::last_change(&get, *last)).transpose()?.flatten()
-        } else {
-            None
-        };
-        let mut users = Vec::new();
-        for other in changed {
-            if other == user || circle::shares_room(&get, user, other)? {
-                users.push(account::id_of(&get, other)?);
-            }
-        }
-        Ok(ChangedPage { users, next })
     }
 
     /// The identity and cross-signing keys of users, of all their devices where none are named. What another server does
@@ -240,12 +201,17 @@ impl Users {
     }
 
     /// Another server says (in an `m.device_list_update` or `m.signing_key_update` unit) that one of its users has other
-    /// devices or keys. Whoever shares a room with that user will ask for them.
-    pub async fn devices_changed_elsewhere(&self, origin: &ServerName, user_id: &UserId) -> Result<(), Error> {
+    /// devices or keys. Whoever shares a room with that user will ask for them; nothing else of the unit is believed.
+    pub async fn devices_changed_elsewhere(&self, origin: &ServerName, content: &RawValue) -> Result<(), Error> {
+        #[derive(Deserialize)]
+        struct Whose {
+            user_id: OwnedUserId,
+        }
+        let Whose { user_id } =
+            serde_json::from_str(content.get()).map_err(|wrong| Error::invalid(wrong.to_string()))?;
         if user_id.server_name() != origin {
             return Err(Error::Forbidden("News of another server's user".to_owned()));
         }
-        let user_id = user_id.to_owned();
         let circle = self
             .read(move |get| match user::num(get, user_id.as_str())? {
                 Some(num) => Ok(Some((num, circle::locals_of_remote(get, num)?))),

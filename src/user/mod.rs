@@ -37,8 +37,7 @@ use crate::store::{self, Read, Store, Write, WriteError};
 pub use crate::store::{Position, UserNum};
 pub use account::{Account, New, Standing};
 pub use cross::{CrossKeys, Upload as CrossUpload};
-pub use filter::check_filter;
-pub use keys::{Answered, ChangedPage, Claims, Upload as KeyUpload, Viewer};
+pub use keys::{Answered, Claims, Upload as KeyUpload, Viewer};
 pub use push_rules::NewRule;
 pub use session::{Login, Requester, Session};
 pub use sync::Own;
@@ -169,3 +168,6 @@ impl From<Failed> for Error {
         Error::Remote(failed)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -105,3 +105,25 @@ async fn keys_and_messages_of_another_server() {
     }
     panic!("the message never arrived");
 }
+
+#[tokio::test]
+async fn new_keys_of_somebody_elsewhere_are_told_to_whom_they_share_a_room_with() {
+    let pair = Pair::start().await;
+    let (alice, bob) = (pair.one.register("alice").await, pair.two.register("bob").await);
+    let body = json!({ "preset": "public_chat", "invite": [bob.id] });
+    let room = pair.one.post("/createRoom", &alice, body).await.ok()["room_id"].as_str().unwrap().to_owned();
+    pair.two.post(&format!("/join/{room}?server_name=one.load.test"), &bob, json!({})).await.ok();
+    let mut since = pair.one.get("/sync?timeout=0", &alice).await.ok()["next_batch"].as_str().unwrap().to_owned();
+    upload(&pair.two, &bob).await;
+    for _ in 0..20 {
+        let sync = pair.one.get(&format!("/sync?timeout=1000&since={since}"), &alice).await.ok();
+        let changed = sync.pointer("/device_lists/changed").and_then(Value::as_array).cloned().unwrap_or_default();
+        if changed.contains(&json!(bob.id)) {
+            let to = sync["next_batch"].as_str().unwrap();
+            let changes = pair.one.get(&format!("/keys/changes?from={since}&to={to}"), &alice).await.ok();
+            return assert_eq!(changes["changed"], json!([bob.id]));
+        }
+        since = sync["next_batch"].as_str().unwrap().to_owned();
+    }
+    panic!("nobody was told of the new keys");
+}

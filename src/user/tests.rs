@@ -1,0 +1,205 @@
+//! What no request shows: rules about keys and sessions at the lowest floor.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ruma::{OwnedServerName, OwnedUserId};
+use serde_json::{Value, json};
+
+use super::*;
+use crate::matrix::sign::{self, Key};
+use crate::remote::RemoteOptions;
+
+struct Town {
+    users: Users,
+    clock: Clock,
+}
+
+fn town() -> Town {
+    let server: OwnedServerName = "here.test".try_into().unwrap();
+    let (clock, random, budget) = (Clock::simulated(1_000_000), Random::seeded(1), Budget::for_tests());
+    let store = Store::in_memory();
+    let options = RemoteOptions::new(server.clone(), Arc::new(Key::from_seed("1", [1; 32])));
+    let remote = Remote::new(options, clock.clone(), random.clone(), &budget, store.clone()).unwrap();
+    let feed = Feed::new(clock.clone());
+    let users = Users::new(Parts { store, feed, clock: clock.clone(), random, budget, remote, server });
+    Town { users, clock }
+}
+
+impl Town {
+    async fn person(&self, name: &str) -> Requester {
+        let new = New { localpart: name.to_owned(), ..New::default() };
+        let user_id = self.users.create(new).await.unwrap();
+        let login = Login { device_id: Some("DEVICE".to_owned()), ..Login::default() };
+        let session = self.users.login(&user_id, login).await.unwrap();
+        self.users.requester(&session.access_token, [127, 0, 0, 1].into()).await.unwrap()
+    }
+}
+
+/// A cross-signing key of a user, signed by `by` when given.
+fn cross_key(user: &Requester, usage: &str, key: &Key, by: Option<&Key>) -> Value {
+    let public = key.public().to_base64();
+    let bare = json!({
+        "user_id": user.user_id, "usage": [usage], "keys": { format!("ed25519:{public}"): public },
+    });
+    match by {
+        Some(by) => signed(bare, &user.user_id, &by.public().to_base64(), by),
+        None => bare,
+    }
+}
+
+fn signed(mut object: Value, by_id: &OwnedUserId, key_name: &str, by: &Key) -> Value {
+    let message = sign::json_message(object.to_string().as_bytes()).unwrap();
+    object["signatures"][by_id.as_str()][format!("ed25519:{key_name}")] = by.sign_base64(&message).into();
+    object
+}
+
+fn keys(value: Value) -> CrossKeys {
+    serde_json::from_value(value).unwrap()
+}
+
+async fn queried(town: &Town, viewer: &Requester, user: &Requester) -> Value {
+    let wanted = [(user.user_id.clone(), Vec::new())].into();
+    let answered = town.users.keys_query(Viewer::Local(viewer.user_num), wanted, None).await.unwrap();
+    serde_json::from_slice(&answered.into_json().0).unwrap()
+}
+
+#[tokio::test]
+async fn only_replacing_cross_signing_keys_has_to_be_proved() {
+    let town = town();
+    let alice = town.person("alice").await;
+    let (master, own, other) =
+        (Key::from_seed("1", [2; 32]), Key::from_seed("1", [3; 32]), Key::from_seed("1", [4; 32]));
+    let upload = |master: &Key| {
+        keys(json!({
+            "master_key": cross_key(&alice, "master", master, None),
+            "self_signing_key": cross_key(&alice, "self_signing", &own, Some(master)),
+        }))
+    };
+    assert_eq!(town.users.would_upload(&alice, &upload(&master)).await.unwrap(), CrossUpload::First);
+    town.users.upload_cross_keys(&alice, upload(&master)).await.unwrap();
+    assert_eq!(town.users.would_upload(&alice, &upload(&master)).await.unwrap(), CrossUpload::Same);
+    assert_eq!(town.users.would_upload(&alice, &upload(&other)).await.unwrap(), CrossUpload::Replaces);
+
+    let foreign = json!({ "self_signing_key": cross_key(&alice, "self_signing", &own, Some(&other)) });
+    let refused = town.users.upload_cross_keys(&alice, keys(foreign)).await.unwrap_err();
+    assert!(matches!(refused, Error::Bad { errcode: "M_INVALID_SIGNATURE", .. }), "{refused}");
+    let wrong_use = json!({ "master_key": cross_key(&alice, "self_signing", &other, None) });
+    assert!(town.users.upload_cross_keys(&alice, keys(wrong_use)).await.is_err());
+}
+
+#[tokio::test]
+async fn signatures_are_checked_and_shown_to_whom_they_concern() {
+    let town = town();
+    let (alice, bob, carol) = (town.person("alice").await, town.person("bob").await, town.person("carol").await);
+    let (alices, bobs, bobs_user) =
+        (Key::from_seed("1", [2; 32]), Key::from_seed("1", [3; 32]), Key::from_seed("1", [4; 32]));
+    let master = cross_key(&alice, "master", &alices, None);
+    town.users.upload_cross_keys(&alice, keys(json!({ "master_key": &master }))).await.unwrap();
+    let of_bob = json!({
+        "master_key": cross_key(&bob, "master", &bobs, None),
+        "user_signing_key": cross_key(&bob, "user_signing", &bobs_user, Some(&bobs)),
+    });
+    town.users.upload_cross_keys(&bob, keys(of_bob)).await.unwrap();
+
+    let (id, by) = (alices.public().to_base64(), bobs_user.public().to_base64());
+    let upload = async |object: Value| {
+        let signed = [(alice.user_id.clone(), [(id.clone(), object)].into())].into();
+        town.users.upload_signatures(&bob, signed).await.unwrap()
+    };
+    let good = signed(master.clone(), &bob.user_id, &by, &bobs_user);
+    let wrong = signed(master.clone(), &bob.user_id, &by, &alices);
+    assert_eq!(upload(wrong).await[alice.user_id.as_str()][&id]["errcode"], "M_INVALID_SIGNATURE");
+    assert_eq!(upload(good).await, json!({}));
+
+    let place = format!("/master_keys/{}/signatures/{}", alice.user_id, bob.user_id);
+    assert!(queried(&town, &bob, &alice).await.pointer(&place).is_some());
+    assert!(queried(&town, &carol, &alice).await.pointer(&place).is_none(), "whom one trusts is one's own affair");
+    let bobs_keys = queried(&town, &alice, &bob).await;
+    assert_eq!(bobs_keys["user_signing_keys"], json!({}), "user-signing keys are shown to their user only");
+}
+
+#[tokio::test]
+async fn a_session_of_stages_is_for_one_operation_one_user_and_a_while() {
+    let town = town();
+    let (alice, bob) = (town.person("alice").await, town.person("bob").await);
+    let stages: &[Stage] = &[Stage::Dummy, Stage::RegistrationToken];
+    let tokens = ["good".to_owned()];
+    let demand = |operation, user| Demand { operation, user, stages, tokens: &tokens };
+    let session = |progress: Progress| match progress {
+        Progress::Ask(ask) => (ask["session"].as_str().unwrap().to_owned(), ask["completed"].clone()),
+        Progress::Done => panic!("nothing has been proved"),
+    };
+    let dummy = |session: &str| json!({ "type": "m.login.dummy", "session": session });
+    let token = |session: &str| json!({ "type": "m.login.registration_token", "token": "good", "session": session });
+    let prove = async |demand: Demand<'_>, auth: Option<Value>| town.users.prove(demand, auth.as_ref()).await.unwrap();
+
+    let one = &*alice.user_id;
+    let (id, _) = session(prove(demand("x", Some(one)), None).await);
+    let (same, completed) = session(prove(demand("x", Some(one)), Some(dummy(&id))).await);
+    assert_eq!((&same, completed), (&id, json!(["m.login.dummy"])));
+    for other in [demand("y", Some(one)), demand("x", Some(&*bob.user_id)), demand("x", None)] {
+        let (new, completed) = session(prove(other, Some(token(&id))).await);
+        assert_eq!((new != id, completed), (true, json!([])));
+    }
+    assert_eq!(prove(demand("x", Some(one)), Some(token(&id))).await, Progress::Done);
+    let (new, _) = session(prove(demand("x", Some(one)), Some(token(&id))).await);
+    assert_ne!(new, id, "a session is used up");
+
+    session(prove(demand("x", Some(one)), Some(dummy(&new))).await);
+    town.clock.advance(Duration::from_secs(3600));
+    let (late, completed) = session(prove(demand("x", Some(one)), Some(token(&new))).await);
+    assert_eq!((late != new, completed), (true, json!([])));
+}
+
+#[tokio::test]
+async fn a_user_with_many_devices_loses_the_one_not_heard_of_for_longest() {
+    let town = town();
+    let alice = town.person("alice").await;
+    for n in 0..device::DEVICES_MAX {
+        town.clock.advance(Duration::from_secs(1));
+        let login = Login { device_id: Some(format!("D{n}")), ..Login::default() };
+        town.users.login(&alice.user_id, login).await.unwrap();
+    }
+    assert_eq!(town.users.devices(alice.user_num).await.unwrap().len(), device::DEVICES_MAX);
+    let gone = town.users.device(alice.user_num, "DEVICE").await.unwrap_err();
+    assert!(matches!(gone, Error::NotFound("device")));
+}
+
+#[tokio::test]
+async fn the_first_account_takes_the_code_of_the_log() {
+    let town = town();
+    let code = town.users.setup_code().await.unwrap().unwrap();
+    assert_eq!(town.users.setup_code().await.unwrap().as_deref(), Some(&*code), "it stays the same until it is used");
+    assert!(town.users.create_first("wrong", "owner", "secret").await.is_err());
+    let spaced = format!("{} {}", code[..4].to_lowercase(), &code[4..]);
+    let owner = town.users.create_first(&spaced, "owner", "secret").await.unwrap();
+    assert!(town.users.account(&owner).await.unwrap().unwrap().admin);
+    assert_eq!(town.users.setup_code().await.unwrap(), None);
+    assert!(town.users.create_first(&code, "second", "secret").await.is_err());
+    town.users.check_password(&owner, "secret").await.unwrap();
+    assert!(town.users.check_password(&owner, "Secret").await.is_err());
+}
+
+#[tokio::test]
+async fn messages_for_one_server_are_cut_into_units() {
+    let town = town();
+    let alice = town.person("alice").await;
+    let there: OwnedUserId = "@bob:there.test".try_into().unwrap();
+    let content = || serde_json::value::to_raw_value(&json!({ "x": "y".repeat(10_000) })).unwrap();
+    let devices: std::collections::BTreeMap<_, _> = (0..20).map(|n| (format!("D{n}"), content())).collect();
+    for _ in 0..2 {
+        let messages: Messages = [(there.clone(), devices.clone())].into();
+        town.users.send_to_device(&alice, "m.x", "txn", messages).await.unwrap();
+    }
+    let mut units = 0;
+    let get = town.users.0.parts.store.read().unwrap();
+    crate::store::tables::outbox::list_after(&get, Position(0), &mut |_, row| {
+        let crate::store::tables::outbox::Outbound::Edu { to, json } = row else { panic!("only units were sent") };
+        assert_eq!((to, json.len() < 64 << 10), (vec!["there.test".to_owned()], true));
+        units += 1;
+        Ok(std::ops::ControlFlow::Continue(()))
+    })
+    .unwrap();
+    assert_eq!(units, 5, "four devices a unit, and the repeated transaction sent nothing");
+}
