@@ -139,7 +139,7 @@ impl Rooms {
                 }
                 Ok(std::ops::ControlFlow::Continue(()))
             })?;
-            let id = |num| Ok(room::get_of(read, num)?.id.try_into().map_err(|_| Error::NotFound)?);
+            let id = |num| room::get_of(read, num)?.id.try_into().map_err(|_| Error::NotFound);
             joined.into_iter().map(id).collect()
         })
         .await
