@@ -367,3 +367,6 @@ fn append_ready(
     };
     Ok((append(w, here, new)?, Some(before)))
 }
+
+#[cfg(test)]
+mod tests;

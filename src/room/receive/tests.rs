@@ -1,0 +1,655 @@
+//! A house, and a server far away whose events it receives; the wire between them is a table.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use ruma::{OwnedEventId, OwnedRoomId, OwnedServerName, OwnedUserId, RoomId, UserId};
+use serde_json::value::RawValue;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::matrix::sign::{Key, PublicKey};
+use crate::matrix::{Draft, auth};
+use crate::remote::Failed;
+use crate::room::fetch::{KeyName, Pieces};
+use crate::room::state::{known, load};
+use crate::room::tests::{House, START_MS, house};
+use crate::store::tables::event::{self, Flags, Membership, Row};
+use crate::store::tables::{member, snapshot};
+
+type State = BTreeMap<(String, String), Arc<Event>>;
+
+/// What can be had from other servers.
+#[derive(Clone, Default)]
+struct Peer(Arc<Mutex<Book>>);
+
+#[derive(Default)]
+struct Book {
+    keys: HashMap<(String, String), PublicKey>,
+    events: HashMap<OwnedEventId, (Arc<Event>, State)>,
+    asked: Vec<&'static str>,
+    keeps_events: bool,
+}
+
+impl Peer {
+    fn with<T>(&self, look: impl FnOnce(&mut Book) -> T) -> T {
+        look(&mut self.0.lock().unwrap())
+    }
+
+    fn asked(&self) -> Vec<&'static str> {
+        self.with(|book| std::mem::take(&mut book.asked))
+    }
+}
+
+fn raw(event: &Event) -> Box<RawValue> {
+    RawValue::from_string(String::from_utf8(event.to_federation().to_vec()).unwrap()).unwrap()
+}
+
+fn absent() -> Failed {
+    Failed::Status { status: 404, errcode: "M_NOT_FOUND".into(), message: "no".into(), body: Vec::new() }
+}
+
+impl Fetch for Peer {
+    async fn keys(&self, _: Vec<KeyName>, _: u64) -> Result<()> {
+        Ok(())
+    }
+    fn key(&self, server: &str, key_id: &str, _: u64) -> Option<PublicKey> {
+        self.with(|book| book.keys.get(&(server.to_owned(), key_id.to_owned())).cloned())
+    }
+    async fn missing_events(
+        &self,
+        _: &ServerName,
+        _: &RoomId,
+        earliest: &[OwnedEventId],
+        latest: &[OwnedEventId],
+        limit: usize,
+    ) -> Result<Vec<Box<RawValue>>, Failed> {
+        self.with(|book| {
+            book.asked.push("missing_events");
+            if book.keeps_events {
+                return Ok(Vec::new());
+            }
+            let (mut found, mut open) = (Vec::new(), latest.to_vec());
+            let mut seen: Vec<OwnedEventId> = earliest.to_vec();
+            while found.len() < limit
+                && let Some(id) = open.pop()
+            {
+                let Some((event, _)) = book.events.get(&id) else { continue };
+                for prev in event.prev_events() {
+                    if !seen.iter().any(|id| id == prev) {
+                        seen.push(prev.to_owned());
+                        open.push(prev.to_owned());
+                        found.extend(book.events.get(prev).map(|(event, _)| raw(event)));
+                    }
+                }
+            }
+            Ok(found)
+        })
+    }
+    async fn event(&self, _: &ServerName, id: &ruma::EventId) -> Result<Box<RawValue>, Failed> {
+        self.with(|book| {
+            book.asked.push("event");
+            book.events.get(id).map(|(event, _)| raw(event)).ok_or_else(absent)
+        })
+    }
+    async fn state_ids(&self, _: &ServerName, _: &RoomId, id: &ruma::EventId, out: Pieces) -> Result<(), Failed> {
+        let ids = self.with(|book| {
+            book.asked.push("state_ids");
+            let ids = |(_, state): &(_, State)| {
+                state.values().map(|event| json!(event.id()).to_string().into_bytes()).collect::<Vec<_>>()
+            };
+            book.events.get(id).map(ids)
+        });
+        for piece in ids.ok_or_else(absent)?.chunks(3) {
+            let _ = out.send(piece.to_vec()).await;
+        }
+        Ok(())
+    }
+    async fn state(&self, _: &ServerName, _: &RoomId, id: &ruma::EventId, out: Pieces) -> Result<(), Failed> {
+        let pieces = self.with(|book| {
+            book.asked.push("state");
+            let state = book.events.get(id).map(|(_, state)| state.clone())?;
+            let mut all: BTreeMap<OwnedEventId, Arc<Event>> = BTreeMap::new();
+            let mut open: Vec<Arc<Event>> = state.into_values().collect();
+            while let Some(event) = open.pop() {
+                for cited in event.auth_events() {
+                    open.extend(book.events.get(cited).map(|(event, _)| event.clone()));
+                }
+                all.insert(event.id().to_owned(), event);
+            }
+            Some(all.into_values().map(|event| event.to_federation().to_vec()).collect::<Vec<_>>())
+        });
+        for piece in pieces.ok_or_else(absent)?.chunks(10) {
+            let _ = out.send(piece.to_vec()).await;
+        }
+        Ok(())
+    }
+    async fn backfill(
+        &self,
+        _: &ServerName,
+        _: &RoomId,
+        from: &[OwnedEventId],
+        limit: usize,
+    ) -> Result<Vec<Box<RawValue>>, Failed> {
+        self.with(|book| {
+            book.asked.push("backfill");
+            let (mut found, mut open) = (Vec::new(), from.to_vec());
+            while found.len() < limit && !open.is_empty() {
+                let id = open.remove(0);
+                let Some((event, _)) = book.events.get(&id) else { continue };
+                open.extend(event.prev_events().map(ToOwned::to_owned));
+                found.push(raw(event));
+            }
+            Ok(found)
+        })
+    }
+}
+
+/// A branch of the room's history as some server sees it.
+#[derive(Clone)]
+struct Line {
+    heads: Vec<Arc<Event>>,
+    state: State,
+}
+
+struct World {
+    house: House,
+    inbox: Inbox<Peer>,
+    peer: Peer,
+    key: Key,
+    anna: OwnedUserId,
+    bob: OwnedUserId,
+    room: OwnedRoomId,
+    ts: std::cell::Cell<u64>,
+}
+
+fn far() -> OwnedServerName {
+    "far.example".try_into().unwrap()
+}
+
+impl World {
+    /// A public room of anna's, which bob from far away has joined.
+    async fn new() -> World {
+        let house = house();
+        let anna = house.user("anna").await;
+        let room = house.public_room(&anna).await;
+        let (peer, key) = (Peer::default(), Key::from_seed("1", [9; 32]));
+        peer.with(|book| {
+            book.keys.insert(("far.example".into(), key.id().into()), key.public());
+            book.keys.insert(("home.example".into(), house.key.id().into()), house.key.public());
+        });
+        let inbox = Inbox { rooms: house.rooms.clone(), fetch: peer.clone() };
+        let bob = "@bob:far.example".try_into().unwrap();
+        let ts = std::cell::Cell::new(START_MS);
+        let world = World { house, inbox, peer, key, anna, bob, room, ts };
+        let mut line = world.line();
+        let join = world.join(&mut line, &world.bob.clone());
+        assert_eq!(world.receive(&[join]).await, [Ok(())]);
+        assert_eq!(world.house.membership(&world.room, &world.bob), Some(Membership::Join));
+        world
+    }
+
+    /// The room as the house has it now, which the far server then knows too.
+    fn line(&self) -> Line {
+        let read = self.house.read();
+        let room = known(&read, self.room.as_str()).unwrap();
+        let mut state = State::new();
+        member::list_state(&read, room.num, None, Default::default(), &mut |_, _, num| {
+            let event = Arc::new(load(&read, room.version, num)?);
+            state.insert((event.kind().to_owned(), event.state_key().unwrap().to_owned()), event);
+            Ok(std::ops::ControlFlow::Continue(()))
+        })
+        .unwrap();
+        let heads: Vec<Arc<Event>> =
+            room.row.extremities.iter().map(|num| Arc::new(load(&read, room.version, *num).unwrap())).collect();
+        self.peer.with(|book| {
+            for event in state.values().chain(&heads) {
+                book.events.entry(event.id().to_owned()).or_insert_with(|| (event.clone(), State::new()));
+            }
+        });
+        Line { heads, state }
+    }
+
+    fn make(&self, line: &mut Line, sender: &UserId, kind: &str, key: Option<&str>, content: Value) -> Arc<Event> {
+        let event = self.draft(line, sender, kind, key, content, &self.key);
+        self.peer.with(|book| book.events.insert(event.id().to_owned(), (event.clone(), line.state.clone())));
+        if let Some(key) = key {
+            line.state.insert((kind.to_owned(), key.to_owned()), event.clone());
+        }
+        line.heads = vec![event.clone()];
+        event
+    }
+
+    fn draft(
+        &self,
+        line: &Line,
+        sender: &UserId,
+        kind: &str,
+        key: Option<&str>,
+        content: Value,
+        sign: &Key,
+    ) -> Arc<Event> {
+        let version = line.heads[0].version();
+        let text = crate::matrix::json::canonical_value(&content, crate::matrix::json::Mode::Lenient).unwrap();
+        let text = String::from_utf8(text).unwrap();
+        let types = auth::auth_types_for_event(version, kind, sender, key, &text).unwrap();
+        let cited = types.iter().filter_map(|(kind, key)| line.state.get(&((*kind).to_owned(), key.to_string())));
+        self.ts.set(self.ts.get() + 1);
+        let draft = Draft {
+            kind: kind.to_owned(),
+            state_key: key.map(str::to_owned),
+            sender: sender.to_owned(),
+            room_id: Some(self.room.clone()),
+            content,
+            prev_events: line.heads.iter().map(|event| event.id().to_owned()).collect(),
+            auth_events: cited.map(|event| event.id().to_owned()).collect(),
+            depth: line.heads.iter().map(|event| event.depth()).max().unwrap() + 1,
+            origin_server_ts: self.ts.get(),
+            redacts: None,
+            opaque_id: String::new(),
+            reference_hashes: Vec::new(),
+        };
+        Arc::new(draft.build(version, &sender.server_name().to_owned(), sign).unwrap())
+    }
+
+    fn join(&self, line: &mut Line, user: &UserId) -> Arc<Event> {
+        self.make(line, user, "m.room.member", Some(user.as_str()), json!({ "membership": "join" }))
+    }
+
+    fn say(&self, line: &mut Line, text: &str) -> Arc<Event> {
+        self.make(line, &self.bob, "m.room.message", None, json!({ "msgtype": "m.text", "body": text }))
+    }
+
+    async fn receive(&self, events: &[Arc<Event>]) -> Vec<Result<(), String>> {
+        self.receive_raw(events.iter().map(|event| raw(event)).collect()).await
+    }
+
+    async fn receive_raw(&self, pdus: Vec<Box<RawValue>>) -> Vec<Result<(), String>> {
+        self.inbox.receive(&far(), &self.room, pdus).await.into_iter().map(|(_, outcome)| outcome).collect()
+    }
+
+    fn row(&self, event: &Event) -> Option<Row> {
+        judge::stored(&self.house.read(), event.id().as_str()).unwrap().map(|(_, row)| row)
+    }
+
+    fn topic(&self) -> Option<String> {
+        let topic = self.house.state(&self.room, "m.room.topic", "")?;
+        topic["topic"].as_str().map(str::to_owned)
+    }
+
+    /// The room's rows agree with its tree.
+    fn check_state(&self) {
+        let read = self.house.read();
+        let room = known(&read, self.room.as_str()).unwrap();
+        let mut entries = Vec::new();
+        assert!(snapshot::page(&read, room.row.state.unwrap(), None, 100_000, &mut entries).unwrap());
+        let mut count = 0;
+        member::list_state(&read, room.num, None, Default::default(), &mut |_, _, num| {
+            count += 1;
+            let key = event::row_of(&read, num)?.state_key.unwrap();
+            assert!(entries.iter().any(|entry| entry.key == key && entry.event == num));
+            Ok(std::ops::ControlFlow::Continue(()))
+        })
+        .unwrap();
+        assert_eq!(count, entries.len());
+        let mut joined = 0;
+        member::list(&read, room.num, Membership::Join, None, &mut |_, _| {
+            joined += 1;
+            Ok(std::ops::ControlFlow::Continue(()))
+        })
+        .unwrap();
+        assert_eq!(joined, room.row.joined);
+    }
+}
+
+#[tokio::test]
+async fn events_in_order_are_taken_a_few_to_a_commit_and_nobody_is_asked() {
+    let world = World::new().await;
+    let mut line = world.line();
+    let events: Vec<_> = (0..20).map(|n| world.say(&mut line, &format!("{n}"))).collect();
+    let before = world.house.read().position().unwrap();
+    assert!(world.receive(&events).await.iter().all(Result::is_ok));
+    assert_eq!(world.house.timeline(&world.room, 20), vec!["m.room.message"; 20]);
+    assert_eq!(world.house.row(&world.room).extremities.len(), 1);
+    assert_eq!(world.house.read().position().unwrap().0 - before.0, 20);
+    assert!(world.peer.asked().is_empty());
+    // Once more: nothing.
+    assert!(world.receive(&events).await.iter().all(Result::is_ok));
+    assert_eq!(world.house.read().position().unwrap().0 - before.0, 20);
+    // Anna goes on from there.
+    world.house.say(&world.anna, &world.room, "hello").await;
+    world.check_state();
+}
+
+#[tokio::test]
+async fn a_gap_is_filled_in_rounds() {
+    let world = World::new().await;
+    let mut line = world.line();
+    let events: Vec<_> = (0..50).map(|n| world.say(&mut line, &format!("{n}"))).collect();
+    assert_eq!(world.receive(&events[49..]).await, [Ok(())]);
+    assert_eq!(world.peer.asked(), ["missing_events"; 3]);
+    assert!(events.iter().all(|event| world.row(event).is_some_and(|row| row.order.is_some())));
+    assert_eq!(world.house.row(&world.room).extremities.len(), 1);
+    world.check_state();
+}
+
+#[tokio::test]
+async fn where_a_gap_stays_the_senders_server_says_what_the_state_was() {
+    for members in [3, 80] {
+        let world = World::new().await;
+        let mut line = world.line();
+        world.house.send(&world.anna, &world.room, "m.room.topic", Some(""), json!({ "topic": "here" })).await.unwrap();
+        for n in 0..members {
+            world.join(&mut line, <&UserId>::try_from(format!("@m{n}:far.example").as_str()).unwrap());
+        }
+        let last = world.say(&mut line, "after the gap");
+        world.peer.with(|book| book.keeps_events = true);
+        assert_eq!(world.receive(&[last.clone()]).await, [Ok(())]);
+        let row = world.row(&last).unwrap();
+        assert!(!row.flags.soft_failed && !row.flags.rejected && row.order.is_some());
+        let asked = world.peer.asked();
+        assert_eq!(asked[..2], ["missing_events", "state_ids"]);
+        assert_eq!(asked.contains(&"state"), members > 60, "{asked:?}");
+        let new = <&UserId>::try_from("@m2:far.example").unwrap();
+        assert_eq!(world.house.membership(&world.room, new), Some(Membership::Join));
+        assert_eq!(world.topic().as_deref(), Some("here"), "what happened here is not forgotten");
+        assert_eq!(world.house.row(&world.room).extremities.len(), 2);
+        assert_eq!(world.house.row(&world.room).joined, 2 + members);
+        world.check_state();
+        // The next event of ours follows both.
+        world.house.say(&world.anna, &world.room, "hello").await;
+        assert_eq!(world.house.row(&world.room).extremities.len(), 1);
+        world.check_state();
+    }
+}
+
+#[tokio::test]
+async fn what_cannot_be_had_is_refused_and_leaves_nothing() {
+    let world = World::new().await;
+    let mut line = world.line();
+    let lost = world.join(&mut line, <&UserId>::try_from("@lost:far.example").unwrap());
+    let last = world.say(&mut line, "after the gap");
+    world.peer.with(|book| {
+        book.keeps_events = true;
+        book.events.remove(lost.id());
+    });
+    assert!(world.receive(&[last.clone()]).await[0].is_err());
+    assert!(world.row(&last).is_none() && world.row(&lost).is_none());
+    // It comes in the end.
+    assert!(world.receive(&[lost, last.clone()]).await.iter().all(Result::is_ok));
+    assert!(world.row(&last).is_some());
+}
+
+#[tokio::test]
+async fn forged_events_are_refused_and_tampered_ones_redacted() {
+    let world = World::new().await;
+    let line = world.line();
+    let thief = Key::from_seed("1", [1; 32]);
+    let content = json!({ "msgtype": "m.text", "body": "send me money" });
+    let forged = world.draft(&line, &world.bob, "m.room.message", None, content.clone(), &thief);
+    assert!(world.receive(&[forged.clone()]).await[0].as_ref().unwrap_err().contains("signature"));
+    assert!(world.row(&forged).is_none());
+
+    let honest = world.draft(&line, &world.bob, "m.room.message", None, content, &world.key);
+    let mut told: Value = serde_json::from_slice(honest.to_federation()).unwrap();
+    told["content"]["body"] = "keep your money".into();
+    assert_eq!(world.receive_raw(vec![RawValue::from_string(told.to_string()).unwrap()]).await, [Ok(())]);
+    assert_eq!(world.house.event(honest.id()).content(), "{}");
+
+    // Of another room, and not an event at all.
+    told["room_id"] = "!elsewhere".into();
+    let strange = ["[]", "{}", "3", &told.to_string()].map(|text| RawValue::from_string(text.to_owned()).unwrap());
+    assert_eq!(world.receive_raw(strange.into()).await, []);
+}
+
+#[tokio::test]
+async fn what_the_rules_forbid_is_kept_as_rejected() {
+    let world = World::new().await;
+    let mut line = world.line();
+    let mut forked = line.clone();
+    let levels = json!({ "users": { world.bob.as_str(): 100 } });
+    let coup = world.make(&mut forked, &world.bob, "m.room.power_levels", Some(""), levels);
+    assert!(world.receive(&[coup.clone()]).await[0].is_err());
+    assert!(world.row(&coup).unwrap().flags.rejected);
+    assert!(world.house.row(&world.room).extremities.len() == 1 && world.row(&coup).unwrap().order.is_none());
+    // Who cites it is rejected too; who only follows it is not.
+    let news = world.make(&mut forked, &world.bob, "m.room.name", Some(""), json!({ "name": "Bob's" }));
+    assert!(world.receive(&[news.clone()]).await[0].is_err());
+    assert!(world.row(&news).unwrap().flags.rejected);
+    line.heads = vec![coup];
+    let talk = world.say(&mut line, "as if nothing had been");
+    assert_eq!(world.receive(&[talk.clone()]).await, [Ok(())]);
+    assert_eq!(world.row(&talk).unwrap().flags, Flags::default());
+    // Citing what nobody needs, and another create event.
+    let mut odd = line.clone();
+    let key = ("m.room.member".to_owned(), world.bob.to_string());
+    odd.state.insert(key, odd.state[&("m.room.join_rules".to_owned(), String::new())].clone());
+    let odd = world.say(&mut odd, "odd");
+    assert!(world.receive(&[odd]).await[0].is_err());
+    world.check_state();
+}
+
+#[tokio::test]
+async fn what_is_allowed_there_but_not_now_is_kept_and_not_shown() {
+    let world = World::new().await;
+    let mut line = world.line();
+    world.house.rooms.ban(&world.anna, &world.room, &world.bob, None).await.unwrap();
+    let late = world.say(&mut line, "I was never told");
+    assert_eq!(world.receive(&[late.clone()]).await, [Ok(())]);
+    let row = world.row(&late).unwrap();
+    assert!(row.flags.soft_failed && row.order.is_none() && row.before.is_some());
+    assert_eq!(world.house.row(&world.room).extremities.len(), 1);
+    // A name he takes on that branch does not undo the ban.
+    let name = json!({ "membership": "join", "displayname": "Bob" });
+    let name = world.make(&mut line, &world.bob, "m.room.member", Some(world.bob.as_str()), name);
+    assert_eq!(world.receive(&[name]).await, [Ok(())]);
+    assert_eq!(world.house.membership(&world.room, &world.bob), Some(Membership::Ban));
+    world.check_state();
+}
+
+#[tokio::test]
+async fn a_fork_comes_out_the_same_in_whatever_order_it_is_received() {
+    let mut seen = Vec::new();
+    for order in [[0, 1, 2, 3], [0, 2, 1, 3], [2, 0, 3, 1], [2, 3, 0, 1]] {
+        let world = World::new().await;
+        let levels = json!({ "users": { world.bob.as_str(): 50 }, "events": {} });
+        world.house.send(&world.anna, &world.room, "m.room.power_levels", Some(""), levels).await.unwrap();
+        let (mut one, carol) = (world.line(), "@carol:far.example");
+        let mut two = one.clone();
+        let topic = |text: &str| json!({ "topic": text });
+        let events = [
+            world.make(&mut one, &world.bob, "m.room.topic", Some(""), topic("one")),
+            world.join(&mut one, <&UserId>::try_from(carol).unwrap()),
+            world.make(&mut two, &world.bob, "m.room.topic", Some(""), topic("two")),
+            world.make(&mut two, &world.bob, "m.room.name", Some(""), json!({ "name": "Two" })),
+        ];
+        for at in order {
+            assert_eq!(world.receive(&[events[at].clone()]).await, [Ok(())]);
+            world.check_state();
+        }
+        let row = world.house.row(&world.room);
+        assert_eq!(row.extremities.len(), 2);
+        assert_eq!(row.joined, 3);
+        let name = world.house.state(&world.room, "m.room.name", "").unwrap();
+        assert_eq!(name["name"], "Two");
+        seen.push(world.topic());
+        // Both sides grow on, in one go.
+        let more = [world.say(&mut one, "a"), world.say(&mut two, "b"), world.say(&mut one, "c")];
+        assert!(world.receive(&more).await.iter().all(Result::is_ok));
+        assert_eq!(world.house.row(&world.room).extremities.len(), 2);
+        // An event that follows both sees what was resolved.
+        let mut both = world.line();
+        let last = world.say(&mut both, "both");
+        assert_eq!(world.receive(&[last.clone()]).await, [Ok(())]);
+        assert_eq!(world.row(&last).unwrap().before, row.state);
+        assert_eq!(world.house.row(&world.room).extremities.len(), 1);
+    }
+    // The later one of two that nothing else tells apart.
+    assert!(seen.iter().all(|topic| topic.as_deref() == Some("two")), "{seen:?}");
+}
+
+#[tokio::test]
+async fn a_denied_server_is_not_listened_to() {
+    let world = World::new().await;
+    let mut line = world.line();
+    let acl = json!({ "allow": ["*"], "deny": ["far.*"] });
+    world.house.send(&world.anna, &world.room, "m.room.server_acl", Some(""), acl).await.unwrap();
+    let event = world.say(&mut line, "let me in");
+    assert!(world.receive(&[event.clone()]).await[0].is_err());
+    assert!(world.row(&event).is_none());
+}
+
+#[tokio::test]
+async fn a_member_event_handed_in_is_told_to_everybody() {
+    let world = World::new().await;
+    let mut line = world.line();
+    world.house.say(&world.anna, &world.room, "meanwhile").await;
+    let carol: &UserId = "@carol:far.example".try_into().unwrap();
+    let join = world.join(&mut line, carol);
+    let before = world.house.outbox().len();
+    let accepted = world.inbox.accept(&far(), (*join).clone(), true).await.unwrap();
+    assert_eq!(world.row(&join).unwrap().before, accepted.before);
+    assert_eq!(world.house.outbox().len(), before + 1);
+    assert_eq!(world.house.row(&world.room).extremities.len(), 2);
+    let banned = json!({ "membership": "ban" });
+    let no = world.make(&mut line, carol, "m.room.member", Some(world.anna.as_str()), banned);
+    assert!(world.inbox.accept(&far(), (*no).clone(), true).await.is_err());
+    assert_eq!(world.house.outbox().len(), before + 1);
+    world.check_state();
+}
+
+#[tokio::test]
+async fn history_from_before_our_own_is_fetched_and_stands_below() {
+    let world = World::new().await;
+    let mut line = world.line();
+    // A gap that stays, as after a join: below it our history begins anew.
+    let said: Vec<_> = (0..30).map(|n| world.say(&mut line, &format!("{n}"))).collect();
+    let topic = world.make(&mut line, &world.bob, "m.room.message", None, json!({ "body": "x" }));
+    let joined = world.join(&mut line, <&UserId>::try_from("@carol:far.example").unwrap());
+    let last = world.say(&mut line, "last");
+    world.peer.with(|book| book.keeps_events = true);
+    assert_eq!(world.receive(&[last.clone()]).await, [Ok(())]);
+    assert!(world.row(&joined).unwrap().flags.outlier && world.row(&topic).is_none());
+    let num = world.house.room_num(&world.room);
+    let order = world.row(&last).unwrap().order.unwrap();
+    let only_last = world.house.store.clone();
+    only_last
+        .write(move |w| {
+            // As if all we had were the event we got.
+            let row = event::row_of(w, event::num(w, last.id().as_str())?.unwrap())?;
+            let mut orders = Vec::new();
+            crate::store::tables::timeline::backward(w, num, i64::MIN, order - 1, &mut |order, _| {
+                orders.push(order);
+                Ok(std::ops::ControlFlow::Continue(()))
+            })?;
+            orders.into_iter().try_for_each(|order| crate::store::tables::timeline::remove(w, num, order))?;
+            Ok::<_, crate::store::Error>(row)
+        })
+        .await
+        .unwrap();
+    assert_eq!(world.inbox.backfill(num, i64::MAX - 1, 20).await.unwrap(), 20);
+    assert_eq!(world.inbox.backfill(num, i64::MAX - 1, 100).await.unwrap(), 12);
+    assert_eq!(world.inbox.backfill(num, i64::MAX - 1, 100).await.unwrap(), 0, "it meets what is here");
+    let orders: Vec<i64> = said.iter().map(|event| world.row(event).unwrap().order.unwrap()).collect();
+    assert!(orders.is_sorted() && orders.iter().all(|order| *order < 0));
+    let joined = world.row(&joined).unwrap();
+    let before = snapshot::get(&world.house.read(), joined.before.unwrap(), joined.state_key.unwrap()).unwrap();
+    assert_eq!(before, None, "before she joined she was not in the room");
+    world.check_state();
+}
+
+/// What BIG-ROOMS asks: a change of membership costs the same in a large room as in a small one, in time and in memory.
+#[tokio::test]
+async fn a_change_in_a_large_room_costs_no_more_than_in_a_small_one() {
+    const LARGE: u32 = 40_000;
+    const CHANGES: usize = 1000;
+    let mut per_change = Vec::new();
+    for members in [1000, LARGE] {
+        let world = World::new().await;
+        world.house.clock.advance(Duration::from_secs(1));
+        crowd(&world, members).await;
+        for forked in [false, true] {
+            let mut line = world.line_of_few();
+            // On a fork each change is resolved against anna's branch.
+            if forked {
+                world.house.say(&world.anna, &world.room, "meanwhile").await;
+            }
+            let count = if forked { 100 } else { CHANGES };
+            let events: Vec<_> = (0..count)
+                .map(|n| {
+                    let user = OwnedUserId::try_from(format!("@new{forked}{}:far.example", n / 2)).unwrap();
+                    let membership = if n % 2 == 0 { "join" } else { "leave" };
+                    let content = json!({ "membership": membership });
+                    world.make(&mut line, &user, "m.room.member", Some(user.as_str()), content)
+                })
+                .collect();
+            crate::budget::meter::reset_high_water();
+            let before = crate::budget::meter::live_bytes();
+            let began = crate::base::StopWatch::start();
+            for batch in events.chunks(50) {
+                let outcomes = world.receive(batch).await;
+                assert!(outcomes.iter().all(Result::is_ok), "{outcomes:?}");
+            }
+            let took = began.elapsed() / count as u32;
+            let grown = crate::budget::meter::high_water_bytes().saturating_sub(before);
+            println!("{members} members, forked: {forked}: {took:?} a change, {} KiB at most", grown / 1024);
+            per_change.push(took);
+        }
+        assert_eq!(world.house.budget.account("state_resolution").used(), 0);
+        assert_eq!(world.house.row(&world.room).joined, u64::from(members) + 2);
+    }
+    // Wide bounds: other tests run beside this one, and it is not optimised.
+    assert!(per_change[2] < Duration::from_millis(30) && per_change[3] < Duration::from_millis(60), "{per_change:?}");
+}
+
+/// Puts members into the room without their events ever having been on a wire.
+async fn crowd(world: &World, members: u32) {
+    let version = world.line_of_few().heads[0].version();
+    let num = world.house.room_num(&world.room);
+    let line = world.line_of_few();
+    let template = world.draft(&line, &world.bob, "m.room.member", Some(world.bob.as_str()), json!({}), &world.key);
+    let text = String::from_utf8(template.to_federation().to_vec()).unwrap();
+    for start in (0..members).step_by(1000) {
+        let (here, text) = (world.house.rooms.here(), text.clone());
+        let job = move |w: &mut Write<'_>| {
+            let mut changes = Vec::new();
+            for n in start..start + 1000 {
+                let text = text
+                    .replace("bob", &format!("crowd{n}"))
+                    .replace("\"content\":{}", "\"content\":{\"membership\":\"join\"}");
+                let id = OwnedEventId::try_from(format!("$crowd{n}")).unwrap();
+                let event = Event::from_stored(version, text.into_bytes(), id).unwrap();
+                let row = crate::room::append::row_of(w, num, &event)?;
+                let row = Row { flags: Flags { outlier: true, ..Flags::default() }, ..row };
+                let (event, row) = event::insert(w, row, event.to_federation())?;
+                changes.push((row.state_key.unwrap(), Some(event)));
+            }
+            let mut room = crate::store::tables::room::get_of(w, num)?;
+            let at = w.next_position();
+            crate::room::append::set_present_state(w, &here, num, &mut room, &changes, at)?;
+            crate::store::tables::room::put(w, num, &room)?;
+            Ok(())
+        };
+        world.house.rooms.write(job).await.unwrap();
+    }
+}
+
+impl World {
+    /// As [`World::line`], with the state that events of others cite: no members but anna and bob.
+    fn line_of_few(&self) -> Line {
+        let read = self.house.read();
+        let room = known(&read, self.room.as_str()).unwrap();
+        let view = room.view(&read);
+        let kinds = ["m.room.create", "m.room.power_levels", "m.room.join_rules"].map(|kind| (kind, ""));
+        let members = [&self.anna, &self.bob].map(|user| ("m.room.member", user.as_str()));
+        let mut state = State::new();
+        for (kind, key) in kinds.into_iter().chain(members) {
+            let event = view.event(kind, key).unwrap().unwrap();
+            state.insert((kind.to_owned(), key.to_owned()), Arc::new(event));
+        }
+        let heads: Vec<Arc<Event>> =
+            room.row.extremities.iter().map(|num| Arc::new(load(&read, room.version, *num).unwrap())).collect();
+        Line { heads, state }
+    }
+}
