@@ -177,7 +177,8 @@ impl World {
         let (peer, key) = (Peer::default(), Key::from_seed("1", [9; 32]));
         peer.with(|book| {
             book.keys.insert(("far.example".into(), key.id().into()), key.public());
-            book.keys.insert(("home.example".into(), house.key.id().into()), house.key.public());
+            book.keys
+                .insert(("home.example".into(), house.rooms.0.parts.key.id().into()), house.rooms.0.parts.key.public());
         });
         let inbox = Inbox { rooms: house.rooms.clone(), fetch: peer.clone() };
         let bob = "@bob:far.example".try_into().unwrap();
@@ -596,7 +597,7 @@ async fn a_change_in_a_large_room_costs_no_more_than_in_a_small_one() {
             println!("{members} members, forked: {forked}: {took:?} a change, {} KiB at most", grown / 1024);
             per_change.push(took);
         }
-        assert_eq!(world.house.budget.account("state_resolution").used(), 0);
+        assert_eq!(world.house.rooms.0.parts.budget.account("state_resolution").used(), 0);
         assert_eq!(world.house.row(&world.room).joined, u64::from(members) + 2);
     }
     // Wide bounds: other tests run beside this one, and it is not optimised.
