@@ -407,3 +407,6 @@ impl<G: Get> Source for Events<'_, G> {
         Ok(row.is_some_and(|row| row.kind == Kind::POWER_LEVELS && row.state_key == self.levels_key))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -14,7 +14,7 @@ mod mainline;
 mod power_order;
 mod replay;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use super::Reject;
 use super::event::Event;

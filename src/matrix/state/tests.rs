@@ -1,6 +1,7 @@
 //! The vectors, and random rooms resolved by us and by ruma.
 
-use super::conflict::{StateMap, chain, resolve_states, split, subgraph};
+pub(crate) use super::conflict::StateMap;
+use super::conflict::{chain, resolve_states, split, subgraph};
 use super::*;
 use crate::matrix::oracle::{self, Pdu};
 use crate::matrix::tests::{Rng, list, str, vectors};
@@ -10,8 +11,8 @@ use std::collections::BTreeSet;
 
 /// A room's events in memory; ids are places in the list.
 #[derive(Default)]
-struct Room {
-    events: Vec<Arc<Event>>,
+pub(crate) struct Room {
+    pub events: Vec<Arc<Event>>,
     auth: Vec<Vec<u32>>,
     by_id: HashMap<OwnedEventId, u32>,
 }
@@ -83,15 +84,15 @@ fn vector_cases() {
 const USERS: [&str; 6] = ["@a:x.org", "@b:x.org", "@c:y.org", "@d:y.org", "@e:z.org", "@f:z.org"];
 
 /// A random room: a trunk, then branches that do not know of each other, each event allowed on its own branch.
-struct Grower {
-    version: &'static RoomVersion,
-    rng: Rng,
-    room: Room,
+pub(crate) struct Grower {
+    pub version: &'static RoomVersion,
+    pub rng: Rng,
+    pub room: Room,
     ts: u64,
 }
 
 impl Grower {
-    fn new(seed: u64) -> Grower {
+    pub fn new(seed: u64) -> Grower {
         let version = version::get(["2", "6", "9", "11", "12", "12"][seed as usize % 6]).unwrap();
         let mut grower = Grower { version, rng: Rng(seed), room: Room::default(), ts: 1000 };
         let mut create = json!({ "room_version": version.id, "creator": "@a:x.org" });
@@ -148,7 +149,7 @@ impl Grower {
         Some(self.room.add(event))
     }
 
-    fn step(&mut self, state: &mut StateMap<u32>) {
+    pub fn step(&mut self, state: &mut StateMap<u32>) {
         let user = |rng: &mut Rng| USERS[rng.below(USERS.len())];
         let sender = if self.rng.chance(40) { "@a:x.org" } else { user(&mut self.rng) };
         let (kind, key, content) = match self.rng.below(12) {
@@ -184,7 +185,7 @@ impl Grower {
         }
     }
 
-    fn trunk(&mut self) -> StateMap<u32> {
+    pub fn trunk(&mut self) -> StateMap<u32> {
         let mut state = StateMap::from([(("m.room.create".to_owned(), String::new()), 0)]);
         for (kind, key, content) in [
             ("m.room.member", "@a:x.org", json!({ "membership": "join" })),
@@ -206,7 +207,11 @@ impl Grower {
 }
 
 /// What ruma makes of the same states, by the definition.
-fn ruma_resolves(version: &RoomVersion, room: &Room, states: &[StateMap<u32>]) -> Result<StateMap<u32>, String> {
+pub(crate) fn ruma_resolves(
+    version: &RoomVersion,
+    room: &Room,
+    states: &[StateMap<u32>],
+) -> Result<StateMap<u32>, String> {
     use ruma::state_res::utils::event_id_set::EventIdSet;
     let rules = oracle::rules(version);
     let id = |at: &u32| room.events[*at as usize].id().to_owned();
