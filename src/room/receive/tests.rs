@@ -609,16 +609,15 @@ async fn crowd(world: &World, members: u32) {
     let version = world.line_of_few().heads[0].version();
     let num = world.house.room_num(&world.room);
     let line = world.line_of_few();
-    let template = world.draft(&line, &world.bob, "m.room.member", Some(world.bob.as_str()), json!({}), &world.key);
+    let joins = json!({ "membership": "join" });
+    let template = world.draft(&line, &world.bob, "m.room.member", Some(world.bob.as_str()), joins, &world.key);
     let text = String::from_utf8(template.to_federation().to_vec()).unwrap();
     for start in (0..members).step_by(1000) {
         let (here, text) = (world.house.rooms.here(), text.clone());
         let job = move |w: &mut Write<'_>| {
             let mut changes = Vec::new();
             for n in start..start + 1000 {
-                let text = text
-                    .replace("bob", &format!("crowd{n}"))
-                    .replace("\"content\":{}", "\"content\":{\"membership\":\"join\"}");
+                let text = text.replace("bob", &format!("crowd{n}"));
                 let id = OwnedEventId::try_from(format!("$crowd{n}")).unwrap();
                 let event = Event::from_stored(version, text.into_bytes(), id).unwrap();
                 let row = crate::room::append::row_of(w, num, &event)?;
