@@ -21,7 +21,7 @@ async fn room(house: &House, who: &Person, more: Value) -> String {
 }
 
 async fn say(house: &House, who: &Person, room: &str, text: &str) -> String {
-    let path = format!("/rooms/{}/send/m.room.message/{}", escaped(room), escaped(text));
+    let path = format!("/rooms/{}/send/m.room.message/{}", escaped(room), escaped(&format!("{text} {room}")));
     let sent = house.put(&path, who, json!({ "msgtype": "m.text", "body": text })).await.ok();
     sent["event_id"].as_str().unwrap().to_owned()
 }
@@ -80,7 +80,7 @@ async fn the_first_sync_tells_everything_and_the_next_what_is_new() {
     }
     assert_eq!(share["summary"]["m.joined_member_count"], 1);
     let message = find(&share["timeline"]["events"], "m.room.message");
-    assert_eq!(message["unsigned"]["transaction_id"], "one");
+    assert_eq!(message["unsigned"]["transaction_id"], format!("one {room}"));
     assert!(message.get("room_id").is_none());
     assert_eq!(
         find(&first["account_data"]["events"], "m.push_rules")["content"]["global"]["override"][0]["rule_id"],
