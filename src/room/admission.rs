@@ -58,7 +58,10 @@ const ASKED_ROOMS_MAX: usize = 200;
 
 impl Estimate {
     fn of_complexity(units: f64) -> Estimate {
-        let events = (units.clamp(0.0, 1e7) * STATE_PER_UNIT * EVENTS_PER_STATE) as u64;
+        Estimate::of_events((units.clamp(0.0, 1e7) * STATE_PER_UNIT * EVENTS_PER_STATE) as u64)
+    }
+
+    fn of_events(events: u64) -> Estimate {
         Estimate {
             events,
             disk_bytes: events * DISK_BYTES_PER_EVENT,
@@ -84,8 +87,11 @@ impl Rooms {
         *self.0.joins.policy.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = policy;
     }
 
-    /// An admin lets one room in whatever its size, or takes that back.
+    /// An admin lets one room in whatever its size, or takes that back, which also ends a join that is under way.
     pub async fn allow(&self, room_id: &RoomId, allowed: bool) -> Result<()> {
+        if !allowed {
+            self.0.joins.cancel(room_id);
+        }
         let (room_id, at_ms) = (room_id.to_owned(), self.0.parts.clock.now_ms());
         self.write(move |w| {
             let before = staging::allowed(w, room_id.as_str())?;
@@ -130,6 +136,12 @@ impl Rooms {
             "The room is large ({size}), and rooms of more than {LARGE_EVENTS} events wait for an admin of this server, \
              who can let it in with: snug rooms allow {room_id}"
         )))
+    }
+
+    /// The bounds of a join that was admitted before a restart.
+    pub(super) fn admit_again(&self, events_expected: u64, overridden: bool) -> Result<Admitted> {
+        let estimate = (events_expected > 0).then(|| Estimate::of_events(events_expected));
+        self.bounds(estimate, overridden)
     }
 
     /// What can be held at all; this no admin can lift.

@@ -161,7 +161,7 @@ impl Rooms {
         self.drop_outside(user, room).await
     }
 
-    async fn leave_through(
+    pub(super) async fn leave_through(
         &self,
         server: &ServerName,
         user: &UserId,

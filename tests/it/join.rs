@@ -166,6 +166,56 @@ async fn an_answer_that_breaks_off_is_asked_for_again() {
     joins(made::Dials::k1(), dials, "pi-zero-2w").await;
 }
 
+/// The server stops in the middle of the answer; started again it goes on by itself, without checking signatures twice.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_join_that_was_interrupted_goes_on_at_the_next_start() {
+    let dials = Dials { hang_at_percent: Some(70), ..Dials::default() };
+    let mut visit = Visit::to(made::Dials::k1(), dials, "pi-zero-2w").await;
+    let (user, room) = (UserId::parse(USER).unwrap(), RoomId::parse(&visit.room_id).unwrap());
+    let rooms = visit.house.server().rooms.clone();
+    let via: Vec<OwnedServerName> = vec![RESIDENT.try_into().unwrap()];
+    let asked = {
+        let room = room.clone();
+        tokio::spawn(async move { rooms.join(&user, &room, Joining { via, ..Joining::default() }).await })
+    };
+    let stored = |house: &House| {
+        let read = house.server().store.read().unwrap();
+        staging::journals(&read).unwrap().first().map_or(0, |(_, journal)| journal.events)
+    };
+    while stored(&visit.house) < 1000 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    visit.house = visit.house.restart().await;
+    assert!(asked.await.unwrap().is_err());
+    lock(&visit.resident.shared.dials).hang_at_percent = None;
+    let resumed = || {
+        let read = visit.house.server().store.read().unwrap();
+        let num = room::num(&read, room.as_str()).unwrap()?;
+        Some(room::get(&read, num).unwrap()?.status == room::Status::Resident)
+    };
+    for _ in 0..3000 {
+        if resumed() == Some(true) {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    visit.check_state();
+    assert_eq!(*lock(&visit.resident.shared.stats.complaints), Vec::<String>::new());
+    visit.house.stop().await;
+}
+
+/// An owner who wants to be asked is asked; an admin's word lets the room in.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_room_waits_for_an_admin_where_the_owner_wants_that() {
+    use snug::room::admission::Policy;
+    let visit = Visit::to(made::Dials::xs(), Dials::default(), "pi-zero-2w").await;
+    let rooms = visit.house.server().rooms.clone();
+    rooms.set_admission(Policy::Ask);
+    visit.join().await.unwrap(); // small rooms need nobody's word
+    assert!(rooms.allowed_rooms().await.unwrap().is_empty());
+    visit.house.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_no_honest_server_sends_is_refused_and_leaves_nothing() {
     for mode in [Mode::DeepNesting, Mode::MissingAuth, Mode::Cut, Mode::WrongType, Mode::RepeatedField] {

@@ -10,6 +10,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use ruma::{ServerName, UserId};
 
 use super::graph::Graph;
+use crate::base::Clock;
 use crate::budget::{Account, Grant, Refused};
 use crate::matrix::fast::{Scan, Seen, Signer};
 use crate::matrix::sign::{self, PublicKey};
@@ -130,7 +131,7 @@ pub struct Checker {
     pub graph: Arc<Graph>,
     /// Events of the room may be in the database since before this join.
     pub look_in_store: bool,
-    pub now_ms: u64,
+    pub clock: Clock,
 }
 
 /// The keys a join has used, so that the servers of a large room are not read again and again. On the join's memory,

@@ -23,6 +23,7 @@ mod stage;
 mod take;
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -46,7 +47,7 @@ use crate::budget::{Account, Grant, Refused};
 use crate::matrix::version::{self, StateRes};
 use crate::matrix::{Event, Reject, RoomVersion};
 use crate::remote::{Body, Failed, Pace, encode};
-use crate::store::tables::event::Id;
+use crate::store::tables::event::{Id, Membership};
 use crate::store::tables::room;
 use crate::store::tables::staging::{self, JoinNum, Journal, Stage};
 use crate::store::{self, Get};
@@ -54,7 +55,9 @@ use crate::store::{self, Get};
 /// Servers tried for a template.
 const SERVERS_MAX: usize = 8;
 /// Times a body is asked for before the join is given up; what came before is kept each time.
-const ATTEMPTS_MAX: u32 = 6;
+const ATTEMPTS_MAX: u32 = 20;
+/// Times in a row that nothing new came.
+const IN_VAIN_MAX: u32 = 2;
 const PAUSE: Duration = Duration::from_secs(2);
 /// The small lane's share, and from how many expected events on a room needs the large one.
 const SMALL_BYTES: u64 = 2 << 20;
@@ -66,12 +69,15 @@ const NODES_PER_EVENT_TENTHS: u64 = 11;
 /// What a node takes of the table of ids, about.
 const NODE_BYTES: u64 = 22;
 const GROWING_BYTES: u64 = 640 * 1024;
+const STOP_PATIENCE: Duration = Duration::from_secs(5);
 const LOG_EVERY: Duration = Duration::from_secs(5);
 
 /// Joins under way, and what they may be.
 pub(super) struct Joins {
     pub policy: Mutex<Policy>,
     running: Mutex<HashMap<OwnedRoomId, Arc<Running>>>,
+    /// The server is going down: joins end where they are.
+    stopping: AtomicBool,
     large: Arc<Semaphore>,
     small: Arc<Semaphore>,
 }
@@ -88,6 +94,7 @@ impl Default for Joins {
         Joins {
             policy: Mutex::default(),
             running: Mutex::default(),
+            stopping: AtomicBool::new(false),
             large: Arc::new(Semaphore::new(1)),
             small: Arc::new(Semaphore::new(1)),
         }
@@ -103,6 +110,26 @@ impl Joins {
             .collect();
         list.sort_by(|a, b| a.room_id.cmp(&b.room_id));
         list
+    }
+
+    /// Ends a join under way, at its next step. What it wrote is taken back.
+    pub fn cancel(&self, room_id: &RoomId) {
+        if let Some(one) = self.running.lock().unwrap_or_else(PoisonError::into_inner).get(room_id) {
+            one.progress.cancel();
+        }
+    }
+
+    /// Ends all joins at their next step and leaves what they wrote: the next start goes on there.
+    async fn stop(&self) {
+        self.stopping.store(true, Relaxed);
+        let mut over: Vec<_> = {
+            let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+            running.values().map(|one| (one.progress.clone(), one.over.subscribe())).collect()
+        };
+        for (progress, over) in &mut over {
+            progress.cancel();
+            let _ = over.wait_for(|over| *over).await;
+        }
     }
 
     /// Enters a join, or says which one is under way for that room.
@@ -273,6 +300,13 @@ async fn with_log<T>(join: &Join<'_>, work: impl Future<Output = T>) -> T {
 }
 
 impl Rooms {
+    /// Before the database is closed. Waits at most as long as a write takes.
+    pub async fn stop_joins(&self) {
+        if self.0.parts.clock.timeout(STOP_PATIENCE, self.0.joins.stop()).await.is_none() {
+            tracing::warn!("a join does not stop in time; it goes on at the next start");
+        }
+    }
+
     /// Goes on with joins that a crash or a stop interrupted, one after the other. `serve` spawns it once.
     pub async fn resume_joins(&self) {
         let read = self.reading(|_, read| Ok(staging::journals(read)?)).await;
@@ -354,11 +388,13 @@ impl<'a> Join<'a> {
         let event =
             version.zip(journal.event.as_ref()).map(|(version, event)| Event::from_wire(version, event.as_bytes()));
         let (Some(version), Some(Ok(event))) = (version, event) else { return self.clean_up(num).await };
-        let admitted = Admitted {
-            events_expected: journal.events_expected,
-            events_max: u64::MAX,
-            body_bytes_max: 16 << 30,
-            overridden: journal.override_size,
+        let admitted = self.rooms.admit_again(journal.events_expected, journal.override_size);
+        let admitted = match admitted {
+            Ok(admitted) => admitted,
+            Err(error) => {
+                self.clean_up(num).await?;
+                return Err(error.into());
+            }
         };
         self.go_on(num, journal, event, version, admitted).await
     }
@@ -372,17 +408,38 @@ impl<'a> Join<'a> {
         version: &'static RoomVersion,
         admitted: Admitted,
     ) -> Result<(), Stop> {
-        self.progress.events_expected.store(journal.events_expected, std::sync::atomic::Ordering::Relaxed);
+        self.progress.events_expected.store(journal.events_expected, Relaxed);
+        let residents = journal.residents.clone();
         match self.through(num, journal, event, version, admitted).await {
             Ok(()) => Ok(()),
+            Err(stop) if self.rooms.0.joins.stopping.load(Relaxed) => Err(stop),
             Err(stop) => {
                 tracing::warn!(room_id = %self.room_id, %stop, "a join failed");
                 if let Err(failed) = self.clean_up(num).await {
                     tracing::warn!(room_id = %self.room_id, %failed, "what a failed join left is removed at the next start");
                 }
+                self.leave_again(residents);
                 Err(stop)
             }
         }
+    }
+
+    /// Takes our membership back where the resident took it; the asker does not wait for that.
+    fn leave_again(&self, residents: Vec<String>) {
+        if !self.progress.accepted.load(Relaxed) {
+            return;
+        }
+        let (rooms, room_id, user) = (self.rooms.clone(), self.room_id.to_owned(), self.user.to_owned());
+        tokio::spawn(async move {
+            for resident in residents.into_iter().take(2) {
+                let Ok(server) = OwnedServerName::try_from(resident) else { continue };
+                let content = super::membership::content_of(Membership::Leave, None);
+                match rooms.leave_through(&server, &user, &room_id, content).await {
+                    Ok(()) => return,
+                    Err(error) => tracing::info!(%server, %room_id, %error, "a failed join could not be taken back"),
+                }
+            }
+        });
     }
 
     async fn through(
@@ -454,7 +511,7 @@ impl<'a> Join<'a> {
                                     .into(),
                         }));
                     }
-                    let mut content = super::membership::content_of(staging_join(), joining.reason.clone());
+                    let mut content = super::membership::content_of(Membership::Join, joining.reason.clone());
                     let mut extra = joining.content_extra.clone();
                     extra.remove("join_authorised_via_users_server");
                     extra.remove("membership");
@@ -471,8 +528,8 @@ impl<'a> Join<'a> {
                         .reading(move |_, read| super::membership::with_profile(read, &user, content))
                         .await?;
                     let event = self.rooms.sign_template(&template, content)?;
-                    let server = servers.remove(at);
-                    servers.insert(0, server);
+                    servers.remove(at);
+                    servers.insert(0, template.server);
                     return Ok((event, template.version, servers));
                 }
                 Err(failed) => {
@@ -531,7 +588,9 @@ impl<'a> Join<'a> {
         lane: &Lane,
     ) -> Result<(Journal, Event), Stop> {
         let mut want = Want::Join;
+        let mut in_vain = 0;
         loop {
+            let before = journal.events;
             let (body, resident) = self.ask(&journal, &event, want, admitted.body_bytes_max).await?;
             if let Some(at) = journal.residents.iter().position(|name| *name == resident) {
                 journal.residents.swap(0, at);
@@ -554,7 +613,8 @@ impl<'a> Join<'a> {
                     self.save(num, &journal).await?;
                     return Ok((journal, event));
                 }
-                Err(stop) if stop.is_passing() && journal.attempt < ATTEMPTS_MAX => {
+                Err(stop) if stop.is_passing() && in_vain < IN_VAIN_MAX && journal.attempt < ATTEMPTS_MAX => {
+                    in_vain = if journal.events > before { 0 } else { in_vain + 1 };
                     tracing::info!(room_id = %self.room_id, %stop, stored = journal.events, "the answer broke off; asking again");
                     self.rooms.0.parts.clock.sleep(PAUSE).await;
                 }
@@ -580,15 +640,26 @@ impl<'a> Join<'a> {
             let join = format!("/_matrix/federation/v2/send_join/{room}/{id}?omit_members=true");
             let state = format!("/_matrix/federation/v1/state/{room}?event_id={id}");
             let pace = Pace::patient(max_bytes);
-            let asked = match want {
-                Want::Join => {
-                    let content = event.to_federation().to_vec();
-                    remote.stream(&server, Method::PUT, &join, Some(content), pace).await
+            let content = event.to_federation().to_vec();
+            let asked = async {
+                match want {
+                    Want::Join => remote.stream(&server, Method::PUT, &join, Some(content), pace).await,
+                    Want::State => remote.stream(&server, Method::GET, &state, None, pace).await,
                 }
-                Want::State => remote.stream(&server, Method::GET, &state, None, pace).await,
+            };
+            let asked = self.progress.unless_cancelled(asked).await?;
+            // A resident that took our event may not want it twice; it can say the state before it all the same.
+            let asked = match asked {
+                Err(failed) if failed.is_refusal() && want == Want::Join && journal.attempt > 0 => {
+                    remote.stream(&server, Method::GET, &state, None, pace).await
+                }
+                asked => asked,
             };
             match asked {
-                Ok(body) => return Ok((body, resident.clone())),
+                Ok(body) => {
+                    self.progress.accepted.store(true, Relaxed);
+                    return Ok((body, resident.clone()));
+                }
                 Err(failed) => {
                     tracing::info!(%server, room_id = %self.room_id, %failed, "the room was not given");
                     if last.as_ref().is_none_or(|last: &Failed| !last.is_refusal()) || failed.is_refusal() {
@@ -639,7 +710,7 @@ impl<'a> Join<'a> {
         let mut key = [0; 16];
         parts.random.fill(&mut key);
         let (store, room_id, progress) = (parts.store.clone(), self.room_id.to_string(), self.progress.clone());
-        let (keys, now_ms, memory) = (parts.remote.keys(), parts.clock.now_ms(), lane.memory.clone());
+        let (keys, clock, memory) = (parts.remote.keys(), parts.clock.clone(), lane.memory.clone());
         let nodes = (admitted.events_expected.max(journal.events) * NODES_PER_EVENT_TENTHS / 10).max(NODES_MIN);
         // Beside what the pipeline needs, and what grows with the room: a bit for each node, keys in use.
         let left = memory.limit().saturating_sub(take::fixed_bytes(lane) + GROWING_BYTES.min(memory.limit() / 8));
@@ -654,6 +725,7 @@ impl<'a> Join<'a> {
             };
             drop(read);
             let fresh = journal.batches == 0;
+            progress.stored.store(journal.events, Relaxed);
             let mut stager =
                 Stager::new(store.clone(), num, journal, graph.clone(), progress, &memory, admitted.events_max)?;
             if !fresh {
@@ -662,7 +734,7 @@ impl<'a> Join<'a> {
                 stager.begin_with(&Id::parse(&room_id.replacen('!', "$", 1)))?;
             }
             let keys = check::KeyCache::new(keys, &memory)?;
-            let checker = Checker { version, room_id, keys, store, hash_key, graph, look_in_store, now_ms };
+            let checker = Checker { version, room_id, keys, store, hash_key, graph, look_in_store, clock };
             Ok((Arc::new(checker), stager))
         })
         .await
@@ -673,10 +745,6 @@ impl<'a> Join<'a> {
 enum Want {
     Join,
     State,
-}
-
-fn staging_join() -> crate::store::tables::event::Membership {
-    crate::store::tables::event::Membership::Join
 }
 
 /// Our event with the resident's signature beside ours, when it gave us that.

@@ -1,7 +1,9 @@
 //! How far a join is, for the log and for `snug rooms`.
 
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
+
+use tokio::sync::Notify;
 
 /// Counters of one join; written by whoever does the work.
 #[derive(Default)]
@@ -21,6 +23,11 @@ pub struct Progress {
     /// Of the whole answer; 0 when the resident does not say.
     pub bytes_total: AtomicU64,
     pub events_expected: AtomicU64,
+    /// An admin wants it to end.
+    cancelled: AtomicBool,
+    wake: Notify,
+    /// A resident took our event: when the join fails it is told that we leave again.
+    pub accepted: AtomicBool,
 }
 
 /// What a join does at the moment.
@@ -86,6 +93,30 @@ impl Progress {
 
     pub fn phase(&self) -> Phase {
         Phase::of(self.phase.load(Relaxed))
+    }
+
+    pub fn is_cancelled(&self) -> bool {
+        self.cancelled.load(Relaxed)
+    }
+
+    pub fn cancel(&self) {
+        self.cancelled.store(true, Relaxed);
+        self.wake.notify_waiters();
+    }
+
+    /// Waits for another server, or until the join is cancelled.
+    pub async fn unless_cancelled<T>(&self, work: impl Future<Output = T>) -> Result<T, super::Stop> {
+        let woken = self.wake.notified();
+        tokio::pin!(woken);
+        // Registered before the mark is read: a cancel in between would otherwise be slept through.
+        woken.as_mut().enable();
+        if self.is_cancelled() {
+            return Err(super::Stop::Cancelled);
+        }
+        tokio::select! {
+            done = work => Ok(done),
+            () = woken => Err(super::Stop::Cancelled),
+        }
     }
 
     pub fn add(counter: &AtomicU64, more: u64) {

@@ -172,7 +172,7 @@ impl Settle {
     fn meet(&self, sorter: Sorter) -> Result<Users, Stop> {
         let mut users = Users::new(&self.store, sorter.count(), &self.scratch)?;
         let mut sorted = sorter.finish()?;
-        let mut writes = Writes::new(&self.store);
+        let mut writes = Writes::new(self);
         let (mut batch, mut last) = (Vec::new(), [0; 16]);
         loop {
             let next = sorted.next()?.and_then(|record| record.split_first_chunk::<16>());
@@ -336,7 +336,7 @@ impl Settle {
     /// The index from ids to numbers.
     fn index(&self, ids: Sorter) -> Result<(), Stop> {
         let mut sorted = ids.finish()?;
-        let mut writes = Writes::new(&self.store);
+        let mut writes = Writes::new(self);
         loop {
             let mut batch = Vec::with_capacity(writes.size());
             while batch.len() < writes.size()
@@ -372,7 +372,7 @@ impl Settle {
             dead: None,
             journal: self.journal.clone(),
         };
-        let (mut builder, mut writes) = (snapshot::Builder::default(), Writes::new(&self.store));
+        let (mut builder, mut writes) = (snapshot::Builder::default(), Writes::new(self));
         let mut batch: Vec<InState> = Vec::new();
         loop {
             let next = match sorted.next()? {
@@ -433,7 +433,7 @@ impl Settle {
 
     fn servers(&self, servers: Sorter, room: RoomNum) -> Result<(), Stop> {
         let mut sorted = servers.finish()?;
-        let mut writes = Writes::new(&self.store);
+        let mut writes = Writes::new(self);
         let since = self.store.read()?.position()?;
         let mut batch: Vec<(String, u64)> = Vec::new();
         loop {
@@ -469,11 +469,13 @@ impl Settle {
 struct Writes {
     store: Store,
     pace: Pace,
+    progress: Arc<Progress>,
 }
 
 impl Writes {
-    fn new(store: &Store) -> Writes {
-        Writes { store: store.clone(), pace: Pace::new(WRITE_TARGET, ROWS_MIN, ROWS_MAX) }
+    fn new(settle: &Settle) -> Writes {
+        let (store, progress) = (settle.store.clone(), settle.progress.clone());
+        Writes { store, progress, pace: Pace::new(WRITE_TARGET, ROWS_MIN, ROWS_MAX) }
     }
 
     fn size(&self) -> usize {
@@ -485,6 +487,9 @@ impl Writes {
         rows: usize,
         job: impl FnOnce(&mut Write<'_>) -> store::Result<T> + Send + 'static,
     ) -> Result<T, Stop> {
+        if self.progress.is_cancelled() {
+            return Err(Stop::Cancelled);
+        }
         let watch = StopWatch::start();
         let (done, _) = self.store.write_bulk_blocking(job).map_err(store::Error::from)?;
         self.pace.report(rows, watch.elapsed());
@@ -549,8 +554,8 @@ impl Log for StagedLog<'_> {
         each(self.store, self.join, &mut |_, _, entry| match entry {
             staging::Entry::Event(event) => {
                 event.auth.read(&mut parents);
-                if create_first && event.node != 0 {
-                    parents.push(0);
+                if create_first && event.kind != Kind::CREATE {
+                    parents.push(0); // the create event's node, given before any other
                 }
                 visit(event.node, &parents)
             }
@@ -836,7 +841,7 @@ impl Rows {
         Ok(Rows {
             room,
             batch: Vec::new(),
-            writes: Writes::new(&settle.store),
+            writes: Writes::new(settle),
             ids: Sorter::new(&settle.scratch, share)?,
             state: Sorter::new(&settle.scratch, share)?,
             accepted: 0,

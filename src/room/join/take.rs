@@ -12,6 +12,7 @@ use std::collections::HashSet;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use ruma::OwnedServerName;
 use tokio::sync::Notify;
@@ -25,7 +26,7 @@ use crate::budget::spill::{self, Spill};
 use crate::budget::{Account, Grant};
 use crate::matrix::fast::Scan;
 use crate::remote::events::{Events, Item, Limits, Malformed};
-use crate::remote::{Body, Keys};
+use crate::remote::{Body, Failed, Keys};
 use crate::room::order::Scratch;
 
 /// Each of the two queues. One batch with one event of the largest size fits.
@@ -41,6 +42,8 @@ const SERVER_BYTES: u64 = 11;
 const WANTED_MAX: usize = 512;
 /// Names in one round of asking.
 const ROUND_NAMES: usize = 256;
+/// How long after the stream keys are waited for; who has not answered by then does not vouch for anything.
+const KEYS_PATIENCE: Duration = Duration::from_secs(180);
 /// White space behind the answer's end that is still read.
 const TAIL_BYTES_MAX: u64 = 16 * 1024;
 /// From so many refused events on, an answer that is mostly such is given up.
@@ -93,7 +96,7 @@ async fn receive(body: &mut Body, works: &Works, progress: &Arc<Progress>, body_
     let mut events = Events::new(Limits::events(body_bytes_max));
     let (mut said, mut batch, mut full) = (Said::default(), RawBatch::default(), Vec::new());
     let mut tail = 0;
-    while let Some(frame) = body.next().await? {
+    while let Some(frame) = progress.unless_cancelled(body.next()).await?? {
         let was_done = events.finish().is_ok();
         let mut seen = 0;
         events.feed::<Stop>(&frame, &mut |item| {
@@ -130,7 +133,8 @@ async fn receive(body: &mut Body, works: &Works, progress: &Arc<Progress>, body_
             }
         }
     }
-    events.finish()?;
+    // A body that ends too early has broken off, whether its server meant it or not: it is asked for again.
+    events.finish().map_err(|malformed| Failed::BadAnswer(malformed.to_string()))?;
     if !batch.ends.is_empty() {
         works.send(batch).await?;
     }
@@ -299,6 +303,9 @@ impl Works {
         if let Some(stop) = self.shared.trouble() {
             return Err(stop);
         }
+        if self.shared.progress.is_cancelled() {
+            return Err(Stop::Cancelled);
+        }
         let progress = &self.shared.progress;
         let (refused, stored) = (progress.refused.load(Relaxed), progress.stored.load(Relaxed));
         if refused > REFUSED_MIN && refused > 10 * stored {
@@ -348,16 +355,19 @@ impl Works {
 
     /// Rounds over the events that wait: each asks for what is still lacking. The last round drops what nobody vouches for.
     async fn finish_pending(&self) -> Result<(), Stop> {
+        let clock = &self.shared.checker.clock;
+        let until = clock.instant() + KEYS_PATIENCE;
         for round in 0.. {
             self.settle().await?;
             let Some(spill) = self.shared.pending.lock().unwrap_or_else(PoisonError::into_inner).take() else {
                 return Ok(());
             };
             self.shared.progress.enter(Phase::Keys);
-            self.all_asked().await;
+            let patience = until.saturating_sub(clock.instant());
+            self.all_asked(patience).await;
             // Every server is asked for once, and the scratch file shrinks with each round; a stranger with very many
             // servers does not get more rounds than that.
-            let last_chance = round > SERVERS_MAX / WANTED_MAX || self.is_full_of_names();
+            let last_chance = round > SERVERS_MAX / WANTED_MAX || self.is_full_of_names() || patience.is_zero();
             let mut reader = spill.into_reader()?;
             let mut frame = Vec::new();
             let mut batch = RawBatch { last_chance, ..RawBatch::default() };
@@ -386,14 +396,22 @@ impl Works {
         nothing_new
     }
 
-    async fn all_asked(&self) {
+    /// Waits until every key that is wanted was asked for, as long as that takes any sense.
+    async fn all_asked(&self, patience: Duration) {
+        let asked = self.all_asked_at_last();
+        if self.shared.checker.clock.timeout(patience, asked).await.is_none() {
+            tracing::info!(room_id = %self.shared.checker.room_id, "some signing keys take too long");
+        }
+    }
+
+    async fn all_asked_at_last(&self) {
         loop {
             let idle = self.shared.idle.notified();
             tokio::pin!(idle);
             idle.as_mut().enable();
             let busy = {
                 let wanted = self.shared.wanted.lock().unwrap_or_else(PoisonError::into_inner);
-                !wanted.names.is_empty() && !wanted.closed
+                !wanted.names.is_empty() && !wanted.closed && !self.shared.is_troubled()
             };
             if !busy {
                 return;
@@ -403,8 +421,20 @@ impl Works {
     }
 }
 
+/// Tells the others when a thread dies of a panic, so that nobody waits for what it had in hand.
+struct Mourner<'a>(&'a Shared);
+
+impl Drop for Mourner<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.stop(Stop::Corrupt);
+        }
+    }
+}
+
 /// One worker: a batch at a time until the queue is closed.
 fn work(shared: &Shared, raw: &Mutex<queue::Receiver<RawBatch>>, done: &queue::Sender<CheckedBatch>) {
+    let _mourner = Mourner(shared);
     let mut scan = Scan::new();
     loop {
         let next = raw.lock().unwrap_or_else(PoisonError::into_inner).recv_blocking();
@@ -443,6 +473,7 @@ fn work(shared: &Shared, raw: &Mutex<queue::Receiver<RawBatch>>, done: &queue::S
 
 /// The one that stores, until every worker is gone. What came after trouble is dropped; what was stored stays.
 fn store(shared: &Shared, mut done: queue::Receiver<CheckedBatch>, mut stager: Stager) -> Stager {
+    let _mourner = Mourner(shared);
     while let Some((batch, _room)) = done.recv_blocking() {
         if !shared.is_troubled() {
             let pending = if batch.pending.ends.is_empty() { Ok(()) } else { shared.put_aside(&batch.pending) };
@@ -474,7 +505,7 @@ async fn fetch(shared: Arc<Shared>, keys: Keys) {
             shared.wake_fetcher.notified().await;
             continue;
         }
-        let now_ms = shared.checker.now_ms;
+        let now_ms = shared.checker.clock.now_ms();
         if let Err(failed) = keys.fetch(&names, now_ms).await {
             shared.stop(failed.into());
             return;
