@@ -377,7 +377,7 @@ impl Server {
             let _ = task.await;
         }
         let _ = std::fs::remove_file(self.config.data_dir.join(SOCKET));
-self.rooms.stop_joins().await;
+        self.rooms.stop_joins().await;
         for task in self.endless {
             task.abort();
             let _ = task.await;
