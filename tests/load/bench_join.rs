@@ -337,6 +337,8 @@ impl Bench {
         let store = snug::store::Store::open(snug::store::StoreOptions::new(&file)).map_err(io::Error::other)?;
         store.compact_blocking().map_err(io::Error::other)?;
         store.close_blocking();
+        // The file is claimed until the last handle is gone.
+        drop(store);
         let compact = drive::database_bytes(&file);
         self.line(
             "on disk",
