@@ -74,10 +74,9 @@ impl Users {
 
     /// Keeps a user's cross-signing keys; whoever asks has been asked to prove it, where that is needed.
     pub async fn upload_cross_keys(&self, requester: &Requester, mut keys: CrossKeys) -> Result<(), Error> {
-        for key in [&mut keys.master_key, &mut keys.self_signing_key, &mut keys.user_signing_key] {
-            if let Some(key) = key {
-                keep_own_signatures(key, &requester.user_id);
-            }
+        let all = [&mut keys.master_key, &mut keys.self_signing_key, &mut keys.user_signing_key];
+        for key in all.into_iter().flatten() {
+            keep_own_signatures(key, &requester.user_id);
         }
         let (user, user_id, server) = (requester.user_num, requester.user_id.clone(), self.server().to_owned());
         self.write(move |w| {
