@@ -130,7 +130,7 @@ impl Rooms {
             Error::NotFound => not_in_room(),
             other => other,
         })?;
-        let txn = txn_of(read, &new.sender, txn)?;
+        let txn = txn_of(read, num, &new.sender, txn)?;
         if let Some(txn) = &txn
             && let Some(sent) = txn::get(read, txn)?
         {
@@ -254,10 +254,10 @@ fn check_redaction(read: &Read, room: &Known, new: &New) -> Result<()> {
     }
 }
 
-fn txn_of(read: &Read, sender: &UserId, txn: Option<(String, String)>) -> Result<Option<Txn>> {
+fn txn_of(read: &Read, room: RoomNum, sender: &UserId, txn: Option<(String, String)>) -> Result<Option<Txn>> {
     let Some((device, id)) = txn else { return Ok(None) };
     let user = user::num(read, sender.as_str())?;
-    Ok(user.map(|user| Txn { user, device, id }))
+    Ok(user.map(|user| Txn { user, room, device, id }))
 }
 
 /// The state event that says just this already, sent by the same user: sending it again changes nothing.

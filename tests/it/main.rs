@@ -3,6 +3,7 @@
 mod crash;
 mod accounts;
 mod commands;
+mod federation;
 mod hall;
 mod house;
 mod sync;

@@ -476,13 +476,19 @@ impl<'a> Join<'a> {
 
     // ---- before the stream
 
-    /// Who may know the room: whom the app names, who invited, whom the id names.
+    /// Who may know the room: whom the app names, who invited, whom the id names, who was in it when we last were.
     async fn servers(&self, joining: &Joining) -> Result<Vec<OwnedServerName>, Stop> {
         let mut servers = joining.via.clone();
         let (user, room_id) = (self.user.to_owned(), self.room_id.to_owned());
         let inviters = self.rooms.reading(move |rooms, read| rooms.outside_of(read, &user, &room_id)).await;
         servers.extend(inviters.unwrap_or_default());
         servers.extend(self.room_id.server_name().map(ToOwned::to_owned));
+        let room_id = self.room_id.to_owned();
+        let left = self.rooms.reading(move |rooms, read| match room::num(read, room_id.as_str())? {
+            Some(num) => rooms.servers_of(read, num),
+            None => Ok(Vec::new()),
+        });
+        servers.extend(left.await?);
         let mut kept: Vec<OwnedServerName> = Vec::new();
         for server in servers {
             if !self.rooms.0.parts.remote.is_me(&server) && !kept.contains(&server) && kept.len() < SERVERS_MAX {

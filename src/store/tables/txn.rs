@@ -7,7 +7,7 @@ use std::ops::ControlFlow;
 use super::pack::{Unpack, put_bytes, put_u64};
 use crate::store::schema::{TXN, TXN_EVENT};
 use crate::store::{Error, Get, Result, Write};
-use crate::store::{EventNum, UserNum};
+use crate::store::{EventNum, RoomNum, UserNum};
 
 /// How long a transaction id is remembered, in milliseconds.
 pub const KEPT_MS: u64 = 24 * 60 * 60 * 1000;
@@ -19,13 +19,16 @@ const SWEPT_PER_PUT: usize = 4;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Txn {
     pub user: UserNum,
+    /// An app may use one id again in another room: it is another request.
+    pub room: RoomNum,
     pub device: String,
     /// The client's transaction id.
     pub id: String,
 }
 
 fn txn_key(get: &impl Get, txn: &Txn) -> Result<[u8; 20]> {
-    let mut name = Vec::with_capacity(txn.device.len() + txn.id.len() + 4);
+    let mut name = Vec::with_capacity(txn.device.len() + txn.id.len() + 8);
+    name.extend_from_slice(&txn.room.to_key());
     put_bytes(&mut name, txn.device.as_bytes());
     name.extend_from_slice(txn.id.as_bytes());
     let mut out = [0; 20];
@@ -56,6 +59,7 @@ pub fn put(w: &mut Write, txn: &Txn, event: EventNum, now_ms: u64) -> Result<()>
     let mut row = Vec::with_capacity(32);
     put_u64(&mut row, now_ms + KEPT_MS);
     put_u64(&mut row, txn.user.0.into());
+    put_u64(&mut row, txn.room.0.into());
     put_bytes(&mut row, txn.device.as_bytes());
     put_bytes(&mut row, txn.id.as_bytes());
     w.put(&TXN_EVENT, &event.to_key(), &row)
@@ -64,9 +68,9 @@ pub fn put(w: &mut Write, txn: &Txn, event: EventNum, now_ms: u64) -> Result<()>
 fn unpack(row: &[u8]) -> Option<(u64, Txn)> {
     let mut unpack = Unpack::new(row);
     let expires_ms = unpack.u64()?;
-    let user = UserNum(unpack.u32()?);
+    let (user, room) = (UserNum(unpack.u32()?), RoomNum(unpack.u32()?));
     let (device, id) = (unpack.text()?.to_owned(), unpack.text()?.to_owned());
-    Some((expires_ms, Txn { user, device, id }))
+    Some((expires_ms, Txn { user, room, device, id }))
 }
 
 /// Drops a few of the oldest rows when they have expired. Event numbers rise with time, so the first rows are oldest.
