@@ -23,6 +23,8 @@ use crate::store::tables::event::{self, Kind, Root, Row};
 use crate::store::tables::{snapshot, topology};
 use crate::store::{self, EventNum, Get, StateKeyNum, Write};
 
+/// Rows of events looked at instead of a whole state: a few milliseconds.
+const RECENT_MAX: usize = 2048;
 /// What one conflicted event takes in `matrix::state` and here, its cached body left out.
 const CONFLICT_BYTES: u64 = 192;
 /// Events read most recently, of which the replay asks again and again.
@@ -174,7 +176,7 @@ pub fn resolve(get: &impl Get, of: Of, mut trees: Vec<Tree>, means: &Means, gran
     if conflicts.is_empty() {
         return Ok(first.clone());
     }
-    let others = others(get, of.version, &trees, &conflicts, grant)?;
+    let others = others(get, of, &trees, &conflicts, grant)?;
     if others.len() > means.conflicts_max {
         return Err(too_many(means.conflicts_max));
     }
@@ -245,17 +247,11 @@ fn conflicts(get: &impl Get, trees: &[Tree], most: usize) -> Result<Conflicts> {
 }
 
 /// What else takes part: the auth difference, and the conflicted subgraph where the version has it.
-fn others(
-    get: &impl Get,
-    version: &RoomVersion,
-    trees: &[Tree],
-    conflicts: &Conflicts,
-    grant: &mut Grant,
-) -> Result<Vec<EventNum>> {
+fn others(get: &impl Get, of: Of, trees: &[Tree], conflicts: &Conflicts, grant: &mut Grant) -> Result<Vec<EventNum>> {
     let conflicted: BTreeSet<EventNum> = conflicts.values().flatten().flatten().copied().collect();
     let conflicted: Vec<EventNum> = conflicted.into_iter().collect();
-    let mut others = difference(get, trees, conflicts, &conflicted, grant)?;
-    if version.state_res == StateRes::V2_1 {
+    let mut others = difference(get, of, trees, conflicts, &conflicted, grant)?;
+    if of.version.state_res == StateRes::V2_1 {
         others.extend(topology::conflicted_subgraph(get, &conflicted, grant)?);
     }
     Ok(others)
@@ -264,6 +260,7 @@ fn others(
 /// The auth difference, without the conflicted events, which take part anyway.
 fn difference(
     get: &impl Get,
+    of: Of,
     trees: &[Tree],
     conflicts: &Conflicts,
     conflicted: &[EventNum],
@@ -297,11 +294,14 @@ fn difference(
     }
     let mut found = topology::auth_difference(get, &sets, None, grant)?;
     found.retain(|event| conflicted.binary_search(event).is_err());
-    retain_unshared(get, &mut found, agreed)?;
+    retain_unshared(get, &mut found, &agreed)?;
     if found.is_empty() {
         return Ok(found);
     }
-    // Some are left that the rest of the state may rest on: only a look at all of it tells.
+    if let Some(found) = retain_uncited(get, of, &found, agreed)? {
+        return Ok(found);
+    }
+    // Some are old, and the rest of the state may rest on them: only a look at all of it tells.
     let Some(root) = trees[0].base else { return Ok(found) };
     let outside: BTreeSet<StateKeyNum> =
         conflicts.keys().copied().chain(trees[0].changes.iter().map(|change| change.0)).collect();
@@ -310,6 +310,33 @@ fn difference(
     let mut found = topology::auth_difference(get, &sets, Some(common), grant)?;
     found.retain(|event| conflicted.binary_search(event).is_err());
     Ok(found)
+}
+
+/// The events, in falling order, without those that a part of all states rests on. What rests on an event is newer, so that
+/// only what came since the oldest of them is looked at; `None` when that is too much.
+fn retain_uncited(
+    get: &impl Get,
+    of: Of,
+    events: &[EventNum],
+    agreed: impl Fn(StateKeyNum) -> store::Result<Option<EventNum>>,
+) -> store::Result<Option<Vec<EventNum>>> {
+    let Some(&lowest) = events.last() else { return Ok(Some(Vec::new())) };
+    let room = event::row_of(get, of.create)?.room;
+    let mut cited: BTreeSet<EventNum> = BTreeSet::new();
+    let (mut looked, mut recent) = (0, true);
+    event::rows_down(get, EventNum(u32::MAX - 1), &mut |num, row| {
+        looked += 1;
+        recent = looked <= RECENT_MAX;
+        if num < lowest || !recent {
+            return Ok(ControlFlow::Break(()));
+        }
+        let is_state = row.room == room && row.state_key.map_or(Ok(None), &agreed)? == Some(num);
+        if is_state || cited.contains(&num) {
+            cited.extend(row.auth.iter().filter(|auth| **auth >= lowest));
+        }
+        Ok(ControlFlow::Continue(()))
+    })?;
+    Ok(recent.then(|| events.iter().filter(|event| !cited.contains(*event)).copied().collect()))
 }
 
 /// Takes out what is itself a part of all states, and what that rests on. In falling order.
