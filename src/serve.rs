@@ -64,6 +64,7 @@ fn failed(what: impl fmt::Display, why: impl fmt::Display) -> Failed {
 
 /// Runs the server until it is told to stop by SIGINT or SIGTERM. `command` is how this program was called, for advice.
 pub fn run(config: Config, command: &str) -> Result<(), Failed> {
+    budget::meter::keep_nothing_back();
     log_to_stderr(&config);
     budget::meter::give_back_at_once();
     let budget = Budget::from_profile(profile(&config)?);
