@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use http::Method;
-use ruma::{EventId, OwnedRoomId, OwnedServerName, OwnedUserId, RoomAliasId, RoomId, ServerName, UserId};
+use ruma::{EventId, OwnedEventId, OwnedRoomId, OwnedServerName, OwnedUserId, RoomAliasId, RoomId, ServerName, UserId};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
@@ -351,6 +351,35 @@ impl Rooms {
             Some(target) if target.server_name() == self.0.parts.server => Ok(target),
             _ => Err(bad("the invite is for nobody of this server")),
         }
+    }
+
+    /// An event about a room nobody here is in: taken when it ends an invite or a knock of one of our users, from a server
+    /// that has to do with it. Nothing of it is kept but that.
+    pub(super) async fn end_outside(
+        &self,
+        origin: &ServerName,
+        room_id: &RoomId,
+        raw: Box<RawValue>,
+    ) -> Result<OwnedEventId> {
+        let (origin, id) = (origin.to_owned(), room_id.to_owned());
+        let read = self.reading(move |rooms, read| {
+            let num = room::num(read, id.as_str())?.ok_or(Error::NotFound)?;
+            let version = version::get(&room::get_of(read, num)?.version).ok_or(Error::NotFound)?;
+            let event = Event::from_wire(version, raw.get().as_bytes())?;
+            let target = event.state_key().and_then(|key| OwnedUserId::try_from(key).ok()).ok_or(Error::NotFound)?;
+            let is_end = event.kind() == "m.room.member"
+                && matches!(event.membership().as_deref(), Some("leave" | "ban"))
+                && event.room_id() == id
+                && event.sender().server_name() == origin;
+            match is_end && rooms.outside_of(read, &target, &id)?.contains(&origin) {
+                true => Ok((event, target)),
+                false => Err(Error::NotFound),
+            }
+        });
+        let (event, target) = read.await?;
+        self.check_signed(&event).await?;
+        self.drop_outside(&target, room_id).await?;
+        Ok(event.id().to_owned())
     }
 
     /// That the servers which must have signed an event have, and that its content is whole. Keys are fetched when need be.

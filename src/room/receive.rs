@@ -19,7 +19,7 @@ use super::fetch::{Fetch, Wire};
 use super::judge::{self, Judgement, Lacking, Ready};
 use super::missing::Filling;
 use super::resolve::{Means, Tree};
-use super::state::{Known, known_num};
+use super::state::{Known, known, known_num};
 use super::{Error, Result, Rooms, visitor};
 use crate::budget::Grant;
 use crate::matrix::sign::{self, Checked};
@@ -93,6 +93,11 @@ pub(super) struct How {
 
 impl<F: Fetch> Inbox<F> {
     pub async fn receive(&self, origin: &ServerName, room_id: &RoomId, pdus: Vec<Box<RawValue>>) -> Vec<Outcome> {
+        let id = room_id.to_owned();
+        let ours = self.rooms.reading(move |_, read| Ok(known(read, id.as_str())?.is_resident()));
+        if !ours.await.unwrap_or(false) {
+            return self.receive_outside(origin, room_id, pdus).await;
+        }
         let (owned, id) = (origin.to_owned(), room_id.to_owned());
         let read = self.rooms.reading(move |_, read| read_events(read, &owned, &id, pdus)).await;
         let (room, events, mut outcomes) = match read {
@@ -112,6 +117,18 @@ impl<F: Fetch> Inbox<F> {
             }
         }
         self.take(origin, room, queue, &mut outcomes).await;
+        outcomes
+    }
+
+    /// Of a room nobody here is in only the end of an invite concerns us.
+    async fn receive_outside(&self, origin: &ServerName, room_id: &RoomId, pdus: Vec<Box<RawValue>>) -> Vec<Outcome> {
+        let mut outcomes = Vec::new();
+        for raw in pdus {
+            match self.rooms.end_outside(origin, room_id, raw).await {
+                Ok(id) => outcomes.push((id, Ok(()))),
+                Err(failed) => tracing::debug!(%origin, %room_id, %failed, "an event of a room we are not in"),
+            }
+        }
         outcomes
     }
 

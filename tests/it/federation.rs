@@ -154,6 +154,23 @@ async fn an_invite_is_declined_and_a_member_is_put_out() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_invite_taken_back_is_gone_on_the_other_side_too() {
+    let pair = Pair::start().await;
+    let (one, two) = (&pair.one, &pair.two);
+    let (alice, bob) = (one.register("alice").await, two.register("bob").await);
+    let room = create(one, &alice, json!({ "preset": "private_chat", "invite": [bob.id] })).await;
+    is_invited(two, &bob, &room).await;
+    one.post(&format!("/rooms/{}/kick", q(&room)), &alice, json!({ "user_id": bob.id })).await.ok();
+    eventually("the invite is gone", async || {
+        let answer = two.get("/sync", &bob).await.ok();
+        answer["rooms"]["invite"][&room].is_null().then_some(())
+    })
+    .await;
+    pair.one.stop().await;
+    pair.two.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn profiles_and_names_are_told() {
     let pair = Pair::start().await;
     let (one, two) = (&pair.one, &pair.two);
