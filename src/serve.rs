@@ -66,7 +66,6 @@ fn failed(what: impl fmt::Display, why: impl fmt::Display) -> Failed {
 pub fn run(config: Config, command: &str) -> Result<(), Failed> {
     budget::meter::keep_nothing_back();
     log_to_stderr(&config);
-    budget::meter::give_back_at_once();
     let budget = Budget::from_profile(profile(&config)?);
     let runtime = runtime(&budget)?;
     let done = runtime.block_on(async {

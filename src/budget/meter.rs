@@ -19,18 +19,6 @@ thread_local! {
     static PENDING: Cell<isize> = const { Cell::new(0) };
 }
 
-/// Makes the allocator give freed pages back to the system at once. Left to itself it keeps them for later in every thread:
-/// after a big join that was 20 MiB that nobody used, of a budget of 48. For the start, before threads are made.
-pub fn give_back_at_once() {
-    unsafe extern "C" {
-        fn mi_option_set(option: std::ffi::c_int, value: std::ffi::c_long);
-    }
-    /// `mi_option_purge_delay` in `mimalloc.h`, in milliseconds.
-    const PURGE_DELAY: std::ffi::c_int = 15;
-    // SAFETY: sets one integer of the allocator that is linked in; it may be called at any time.
-    unsafe { mi_option_set(PURGE_DELAY, 0) }
-}
-
 /// The process's allocator: mimalloc, counted.
 pub struct Meter;
 

@@ -239,8 +239,7 @@ impl Request {
         self.charge(declared.unwrap_or(0)).await?;
         let mut whole = Vec::with_capacity(declared.unwrap_or(0) as usize);
         let (clock, started) = (self.tools.clock.clone(), self.tools.clock.instant());
-        loop {
-            let Inbound::Wire(body) = &mut self.inbound else { break };
+        while let Inbound::Wire(body) = &mut self.inbound {
             let Some(piece) = next_piece(body, &clock, started, whole.len() as u64).await? else { break };
             let len = (whole.len() + piece.len()) as u64;
             if len > bytes_max {

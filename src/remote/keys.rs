@@ -107,9 +107,7 @@ impl Book {
 impl Memory {
     /// Keeps a key; the least recently used ones make room when the account has none.
     fn put(&mut self, name: String, known: Known) {
-        if self.keys.contains(&name) || self.charge() {
-            self.keys.put(name, known);
-        } else if self.keys.pop_lru().is_some() {
+        if self.keys.contains(&name) || self.charge() || self.keys.pop_lru().is_some() {
             self.keys.put(name, known);
         }
     }
@@ -421,7 +419,7 @@ impl Keys {
         let (keys, name) = (self.clone(), server.to_owned());
         let known = base::blocking(move || {
             let read = keys.book().store.read()?;
-            Ok::<_, store::Error>(key_cache::has_valid(&read, &name, valid_at_ms.max(now))?)
+            key_cache::has_valid(&read, &name, valid_at_ms.max(now))
         });
         if known.await? {
             return Ok(());

@@ -294,7 +294,7 @@ fn difference(
     }
     let mut found = topology::auth_difference(get, &sets, None, grant)?;
     found.retain(|event| conflicted.binary_search(event).is_err());
-    retain_unshared(get, &mut found, &agreed)?;
+    retain_unshared(get, &mut found, agreed)?;
     if found.is_empty() {
         return Ok(found);
     }

@@ -306,7 +306,7 @@ impl Asked {
         });
         pen.with(|out| {
             comma(out, first);
-            write_receipts(&*self.read, &newest, out)
+            write_receipts(&self.read, &newest, out)
         })
     }
 
@@ -479,7 +479,8 @@ impl Share {
     async fn write_difference(&self, pen: &Pen, visit: &mut Visit, list: &StateList<'_>) -> Result<(), ChunkError> {
         let mut first = true;
         let mut after = None;
-        while self.known != self.end {
+        let mut more = self.known != self.end;
+        while more {
             let batch = difference(visit, self.known, self.end, after)?;
             for (key, old, new) in &batch {
                 after = Some(*key);
@@ -489,9 +490,7 @@ impl Share {
                 visit.write_state_event(pen, list, *new, &mut first)?;
                 pen.pause().await;
             }
-            if batch.len() < DIFFERENCE_BATCH {
-                break;
-            }
+            more = batch.len() == DIFFERENCE_BATCH;
         }
         if let Some(members) = list.members {
             visit.write_members_of(pen, list, members, &mut first).await?;

@@ -30,7 +30,7 @@ fn start(folder: &Path) -> Running {
         .unwrap();
     let (mut said, mut lines) = (String::new(), BufReader::new(child.stdout.take().unwrap()));
     // The last line of a first start is the command; of a later one, where it is open.
-    while !said.contains("user add NAME") && !(said.contains("is open at") && folder.join("later").exists()) {
+    while !(said.contains("user add NAME") || said.contains("is open at") && folder.join("later").exists()) {
         assert_ne!(lines.read_line(&mut said).unwrap(), 0, "the server says where it is open: {said}");
     }
     let address = said.split("http://localhost:").nth(1).unwrap();

@@ -113,7 +113,7 @@ impl Visit {
                 continue; // our own join
             }
             let version =
-                snug::matrix::version::get(&self.resident.shared.rooms[&self.room_id].version().name()).unwrap();
+                snug::matrix::version::get(self.resident.shared.rooms[&self.room_id].version().name()).unwrap();
             let event = snug::matrix::Event::from_wire(version, &body).unwrap();
             assert_eq!(event.id().as_str(), row.id.text());
             assert!(event.is_intact() != row.flags.redacted || row.flags.redacted);

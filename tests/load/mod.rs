@@ -7,7 +7,7 @@
 //! (a room as files), `wire` (blocking HTTP over TLS, both ways), `resident` (the server that is already in the room), `drive`
 //! (processes, memory cgroups, a client), and then the benchmarks.
 //! Included by path from benches, the example and the integration tests, each of which uses a part of it.
-#![allow(dead_code)]
+#![allow(dead_code, unused_imports)]
 
 pub mod control;
 pub mod drive;

@@ -311,7 +311,7 @@ impl Shared {
             ("PUT", ["_matrix", "federation", "v1", "send", _]) => self.receive(&request.json(), out),
             ("GET", ["_matrix", "federation", "v1", "event", id]) => self.single_event(id, out),
             ("GET", ["_matrix", "federation", "unstable" | "v1", "rooms", room, "complexity"]) => {
-                self.in_room(room, out, |live, out| complexity(live, out))
+                self.in_room(room, out, complexity)
             }
             ("GET", ["_matrix", "federation", "v1", "make_join", room, user]) => {
                 self.in_room(room, out, |live, out| self.make_join(live, user, request, out))

@@ -266,7 +266,7 @@ pub(super) async fn from_outside(rooms: &Rooms, user: &UserId, room_id: &RoomId,
         drop(watched);
         done.map_err(Stop::into_error)
     });
-    work.await.unwrap_or_else(|_| Err(Error::Store(store::Error::Closed)))
+    work.await.unwrap_or(Err(Error::Store(store::Error::Closed)))
 }
 
 /// Takes a join off the list however it ends.

@@ -392,8 +392,8 @@ impl Works {
     /// Nothing new was wanted since everything was asked for: what lacks a key now lacks it for good.
     fn is_full_of_names(&self) -> bool {
         let mut wanted = self.shared.wanted.lock().unwrap_or_else(PoisonError::into_inner);
-        let nothing_new = wanted.asked.len() == wanted.asked.capacity() || !std::mem::take(&mut wanted.asking);
-        nothing_new
+        let is_full = wanted.asked.len() == wanted.asked.capacity();
+        is_full || !std::mem::take(&mut wanted.asking)
     }
 
     /// Waits until every key that is wanted was asked for, as long as that takes any sense.
