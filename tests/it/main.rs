@@ -9,6 +9,7 @@ mod house;
 mod sync;
 mod keys;
 mod media;
+mod memory;
 mod pair;
 mod tidy;
 mod join;

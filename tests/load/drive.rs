@@ -223,6 +223,8 @@ pub struct Usage {
     /// Bytes of resident memory now, and at most so far.
     pub resident: u64,
     pub peak: u64,
+    /// Of the memory now: pages of the program file.
+    pub file: u64,
     /// Seconds of processor time, user and system.
     pub cpu: f64,
 }
@@ -242,7 +244,12 @@ impl Usage {
         // Behind the name, which may hold spaces: field 14 and 15 of the whole are 12 and 13 here; ticks are 10 ms.
         let rest = stat.rsplit(')').next().unwrap_or_default();
         let ticks: u64 = rest.split_whitespace().skip(11).take(2).filter_map(|word| word.parse::<u64>().ok()).sum();
-        Usage { resident: field("VmRSS:").unwrap_or(0), peak: field("VmHWM:").unwrap_or(0), cpu: ticks as f64 / 100.0 }
+        Usage {
+            resident: field("VmRSS:").unwrap_or(0),
+            peak: field("VmHWM:").unwrap_or(0),
+            file: field("RssFile:").unwrap_or(0),
+            cpu: ticks as f64 / 100.0,
+        }
     }
 }
 
