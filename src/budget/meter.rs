@@ -46,10 +46,9 @@ unsafe impl GlobalAlloc for Meter {
     }
 }
 
-/// Has the allocator give freed pages back at once instead of some milliseconds later, and commit no more than is asked
-/// for. A join frees in one thread what another took; kept back, that made 15 MiB and more, and no faster. Call it first.
+/// Has the allocator give freed pages back at once instead of some milliseconds later. A join frees in one thread what
+/// another took; kept back, that made 15 MiB and more, and no faster. Call it first.
 pub fn keep_nothing_back() {
-    const ARENA_EAGER_COMMIT: std::ffi::c_int = 4;
     const PURGE_DELAY: std::ffi::c_int = 15;
     unsafe extern "C" {
         fn mi_option_set(option: std::ffi::c_int, value: std::ffi::c_long);
@@ -57,7 +56,6 @@ pub fn keep_nothing_back() {
     // SAFETY: mimalloc's own way to set an option, at any time; the numbers are those of its `mi_option_e`, whose order
     // has stayed over its second and third versions.
     unsafe {
-        mi_option_set(ARENA_EAGER_COMMIT, 0);
         mi_option_set(PURGE_DELAY, 0);
     }
 }

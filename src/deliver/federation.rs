@@ -39,6 +39,7 @@ use crate::{
     },
 };
 
+/// And never more than half of the account, whose other half is for questions to servers: see `lagging_max`.
 const LAGGING_MAX: usize = 8192;
 /// A server's name twice, its positions, the tables' share.
 const LAG_BYTES: u64 = 192;
@@ -224,7 +225,7 @@ impl Sender {
 
     /// What lagged when the server last stopped. A database without a reader begins at the newest row.
     async fn load(&self) -> store::Result<Book> {
-        let (store, account) = (self.0.store.clone(), self.0.account.clone());
+        let (store, account, most) = (self.0.store.clone(), self.0.account.clone(), self.lagging_max());
         base::blocking(move || {
             let read = store.read()?;
             let reader = match server::reader(&read)? {
@@ -235,7 +236,7 @@ impl Sender {
             server::cursors(&read, &mut |name, cursor| {
                 let Ok(grant) = account.try_take(LAG_BYTES) else { return Ok(ControlFlow::Break(())) };
                 lagging.insert(name, Lag::saved(cursor, reader, grant));
-                Ok(if lagging.len() < LAGGING_MAX { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
+                Ok(if lagging.len() < most { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
             })?;
             Ok(Book { lagging, done: BTreeMap::new(), reader, reader_saved: reader, within: None })
         })
@@ -259,13 +260,18 @@ impl Sender {
         Ok(noted.more)
     }
 
+    /// Servers noted at once.
+    fn lagging_max(&self) -> usize {
+        LAGGING_MAX.min((self.0.account.limit() / 2 / LAG_BYTES) as usize)
+    }
+
     /// Whether there was place to note it.
     fn note(&self, book: &mut Book, name: OwnedServerName, at: Position, now_ms: u64) -> bool {
         if let Some(lag) = book.lagging.get_mut(&name) {
             lag.newest = lag.newest.max(at);
             return true;
         }
-        if book.lagging.len() >= LAGGING_MAX {
+        if book.lagging.len() >= self.lagging_max() {
             return false;
         }
         let Ok(grant) = self.0.account.try_take(LAG_BYTES) else { return false };
