@@ -48,7 +48,7 @@ unsafe impl GlobalAlloc for Meter {
 
 /// Has the allocator give freed pages back at once instead of some milliseconds later. A join frees in one thread what
 /// another took; kept back, that made 15 MiB and more, and no faster. Nor does it keep pages of each size for itself,
-/// which is 3 MiB more. Call it first.
+/// which made 3 MiB in one pair of runs and nothing in another. Call it first.
 pub fn keep_nothing_back() {
     const PURGE_DELAY: std::ffi::c_int = 15;
     const PAGE_FULL_RETAIN: std::ffi::c_int = 36;
