@@ -429,7 +429,7 @@ fn set_mine(
     member::set_mine(w, user, room, &mine)
 }
 
-fn add_local_joined(get: &impl Get, room: RoomNum, users: &mut Vec<UserNum>) -> Result<()> {
+pub(super) fn add_local_joined(get: &impl Get, room: RoomNum, users: &mut Vec<UserNum>) -> Result<()> {
     for user in local_joined(get, room)? {
         if !users.contains(&user) {
             users.push(user);

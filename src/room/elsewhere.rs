@@ -114,7 +114,8 @@ impl Rooms {
     /// Builds an event of ours under the room's lock, to be shown to another server before it is appended.
     pub(super) async fn build_for_others(&self, room_id: &RoomId, new: New) -> Result<Built> {
         let num = self.num_of(room_id).await?;
-        let _guard = self.lock(num).await;
+        let guard = self.lock(num).await;
+        self.settle_ends(&guard).await?;
         let room_id = room_id.to_owned();
         self.reading(move |rooms, read| {
             let room = known_to_member(read, &room_id)?;

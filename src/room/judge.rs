@@ -5,6 +5,8 @@
 //! upon). What comes before, an event's shape and signatures, is `receive.rs`; what is not stored is `missing.rs`.
 //!
 //! Plain reads on a snapshot, under the room's lock: a few dozen rows, whatever the room's size, unless the history forks.
+//! On a short fork the states of its ends are resolved for each event. On a long one, which may last as long as a server
+//! does not hear of us, the present state goes on from what it is, and what the ends really resolve to is found when they meet.
 
 use ruma::OwnedEventId;
 
@@ -14,14 +16,14 @@ use super::state::{Known, View};
 use super::{Error, Result};
 use crate::budget::Grant;
 use crate::matrix::auth::{self, Cited};
-use crate::matrix::{Event, Reject};
+
+use crate::matrix::{Event, Reject, state};
 use crate::store::tables::event::{self, Flags, Kind, Row};
 use crate::store::tables::snapshot;
-use crate::store::{self, EventNum, Get};
+use crate::store::{self, EventNum, Get, StateKeyNum};
 
-/// Keys of the present state that one event may change, as a multiple of the conflicts a resolution may have: what one
-/// side of a fork changed and the other did not is no conflict, but still a change to whoever comes from the other.
-const CHANGES_PER_CONFLICT: usize = 4;
+/// Events that the ends of the history may differ in and still be resolved for every event that comes: about a millisecond.
+const SHORT_FORK: usize = 32;
 
 /// What an event stands on and we do not have, or not with its place in the history.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -94,6 +96,8 @@ pub enum Judgement {
     Known(EventNum, Row),
     /// It is state on a fork, which only an event with a number can be resolved with: store it as an outlier first.
     Unnumbered,
+    /// What it follows differs in too much: its own server has to say what the state before it is.
+    Unresolved,
     Ready(Box<Ready>),
 }
 
@@ -134,15 +138,20 @@ pub fn judge(
     if !around.lacking.auth.is_empty() || (given.is_none() && !around.lacking.prev.is_empty()) {
         return Ok(Judgement::Lacking(around.lacking));
     }
-    let of = of(room)?;
-    let is_next = given.is_none() && around.follows_all(room);
+    let follows_all = around.follows_all(room);
+    let is_next = given.is_none() && follows_all && around.prev.len() == 1;
+    let is_given = given.is_some();
     let before = match given {
         Some(given) => given,
         None if is_next => Tree::stored(room.row.state),
         None => {
             let trees: store::Result<Vec<Tree>> =
                 around.prev.iter().map(|(num, row)| resolve::after(get, *num, row)).collect();
-            resolve::resolve(get, of, trees?, means, grant.as_deref_mut())?
+            match resolve::resolve(get, of(room)?, trees?, means, grant.as_deref_mut())? {
+                Some(before) => before,
+                None if follows_all => Tree::stored(room.row.state),
+                None => return Ok(Judgement::Unresolved),
+            }
         }
     };
     if let Some(reason) = rejects(get, room, event, &around.auth, &before)? {
@@ -158,7 +167,7 @@ pub fn judge(
     }
     let current = match is_next {
         true => Some(Current::Follow),
-        false => current(get, room, event, num, &around, &before, means, grant)?,
+        false => Ends { get, room, event, num, around: &around, before: &before, is_given, means }.current(grant)?,
     };
     Ok(match current {
         Some(current) => {
@@ -169,13 +178,14 @@ pub fn judge(
     })
 }
 
-/// The usual case alone: everything is here and the event follows all extremities. `None` for any other.
+/// The usual case alone: everything is here and the event follows the only extremity. `None` for any other.
 pub fn judge_next(get: &impl Get, room: &Known, event: &Event) -> Result<Option<Ready>> {
     if event.kind() == "m.room.create" || event::num(get, event.id().as_str())?.is_some() {
         return Ok(None);
     }
     let around = Around::of(get, room, event)?;
-    if !around.lacking.is_empty() || !around.follows_all(room) {
+    // Ends that meet are resolved.
+    if !around.lacking.is_empty() || !around.follows_all(room) || around.prev.len() > 1 {
         return Ok(None);
     }
     let before = Tree::stored(room.row.state);
@@ -267,39 +277,99 @@ fn verdict(checked: Result<()>) -> Result<Option<Reject>> {
     }
 }
 
-/// What becomes of the present state when the event does not simply follow it. `None`: the event needs a number.
-#[allow(clippy::too_many_arguments)] // the event and its surroundings, and what resolving may take
-fn current(
-    get: &impl Get,
-    room: &Known,
-    event: &Event,
+/// What an accepted event that does not simply follow the present state makes of it.
+struct Ends<'a, G> {
+    get: &'a G,
+    room: &'a Known,
+    event: &'a Event,
     num: Option<EventNum>,
-    around: &Around,
-    before: &Tree,
-    means: &Means,
-    grant: Option<&mut Grant>,
-) -> Result<Option<Current>> {
-    let follows = |extremity: &EventNum| around.prev.iter().any(|(num, _)| num == extremity);
-    let (mut old, mut states) = (Vec::new(), Vec::new());
-    for extremity in &room.row.extremities {
-        let tree = resolve::after(get, *extremity, &event::row_of(get, *extremity)?)?;
-        if !follows(extremity) {
-            states.push(tree.clone());
+    around: &'a Around,
+    before: &'a Tree,
+    /// Its server said what the state before it is.
+    is_given: bool,
+    means: &'a Means,
+}
+
+impl<G: Get> Ends<'_, G> {
+    /// `None`: the event needs a number.
+    fn current(&self, mut grant: Option<&mut Grant>) -> Result<Option<Current>> {
+        let (get, room) = (self.get, self.room);
+        let (mut old, mut others) = (Vec::new(), Vec::new());
+        for extremity in &room.row.extremities {
+            let tree = resolve::after(get, *extremity, &event::row_of(get, *extremity)?)?;
+            if !self.around.prev.iter().any(|(num, _)| num == extremity) {
+                others.push(tree.clone());
+            }
+            old.push(tree);
         }
-        old.push(tree);
+        let with = |own: &Tree| others.iter().chain([own]).cloned().collect::<Vec<Tree>>();
+        let key = match self.event.state_key() {
+            Some(state_key) => Some(snapshot::key(get, self.event.kind(), state_key)?),
+            None => None,
+        };
+        let mut own = self.before.clone();
+        if key.is_none() {
+            let states = with(&own);
+            if states.iter().all(|tree| old.contains(tree)) && old.iter().all(|tree| states.contains(tree)) {
+                return Ok(Some(Current::Resolved { changes: Vec::new(), wins: false }));
+            }
+        }
+        let is_ordinary = !self.is_given && !state::is_power_event(self.event);
+        let goes_on = is_ordinary && resolve::differ_in_more(get, with(&own), SHORT_FORK)?;
+        if goes_on && self.is_unopposed(key)? {
+            return Ok(Some(Current::Resolved { changes: Vec::new(), wins: key.is_some() }));
+        }
+        if let Some(key) = key {
+            let (Some(num), Some(key)) = (self.num, key) else { return Ok(None) };
+            own.set(get, key, Some(num))?;
+        }
+        if !goes_on {
+            // Should the ends differ in too much: what they came to before, and the event's side.
+            for states in [with(&own), vec![Tree::stored(room.row.state), own]] {
+                if let Some(changes) = self.changes(states, grant.as_deref_mut())? {
+                    return Ok(Some(Current::Resolved { changes, wins: false }));
+                }
+            }
+        }
+        let (Some(key), Some(num)) = (key.flatten(), self.num) else { return Ok(Some(Current::Keep)) };
+        let present = Tree::stored(room.row.state);
+        let mut next = present.clone();
+        next.set(get, key, Some(num))?;
+        let changes = self.changes(vec![present, next], grant)?.unwrap_or_default();
+        Ok(Some(Current::Resolved { changes, wins: false }))
     }
-    let mut own = before.clone();
-    if let Some(state_key) = event.state_key() {
-        let key = snapshot::key(get, event.kind(), state_key)?;
-        let (Some(num), Some(key)) = (num, key) else { return Ok(None) };
-        own.set(get, key, Some(num))?;
+
+    /// Whether what it replaces on its own side is what all sides have come to, or it is no state.
+    fn is_unopposed(&self, key: Option<Option<StateKeyNum>>) -> Result<bool> {
+        match key {
+            Some(Some(key)) => {
+                let present = Tree::stored(self.room.row.state).get(self.get, key)?;
+                Ok(self.before.get(self.get, key)? == present)
+            }
+            // No event has that key yet.
+            Some(None) | None => Ok(true),
+        }
     }
-    states.push(own);
-    if states.iter().all(|tree| old.contains(tree)) && old.iter().all(|tree| states.contains(tree)) {
-        return Ok(Some(Current::Resolved { changes: Vec::new(), wins: false }));
+
+    /// What must be changed in the present state to make it what the states resolve to.
+    fn changes(&self, states: Vec<Tree>, grant: Option<&mut Grant>) -> Result<Option<Changes>> {
+        let Some(resolved) = resolve::resolve(self.get, of(self.room)?, states, self.means, grant)? else {
+            return Ok(None);
+        };
+        Ok(resolved.changes_since(self.get, self.room.row.state, self.means.changes_max())?)
     }
-    let resolved = resolve::resolve(get, of(room)?, states, means, grant)?;
-    let changes = resolved.changes_since(get, room.row.state, means.conflicts_max * CHANGES_PER_CONFLICT)?;
-    let changes = changes.ok_or_else(|| Reject::auth("the event changes too much of the room's state at once"))?;
-    Ok(Some(Current::Resolved { changes, wins: false }))
+}
+
+type Changes = Vec<(StateKeyNum, Option<EventNum>)>;
+
+/// What the room's present state must become before an event follows all its ends: on a long fork it went on without their
+/// being resolved. Nothing when it is right, or when they differ in too much.
+pub fn settle_ends(get: &impl Get, room: &Known, means: &Means) -> Result<Changes> {
+    if room.row.extremities.len() < 2 {
+        return Ok(Vec::new());
+    }
+    let ends = room.row.extremities.iter().map(|num| resolve::after(get, *num, &event::row_of(get, *num)?));
+    let ends = ends.collect::<store::Result<Vec<Tree>>>()?;
+    let Some(resolved) = resolve::resolve(get, of(room)?, ends, means, None)? else { return Ok(Vec::new()) };
+    Ok(resolved.changes_since(get, room.row.state, means.changes_max())?.unwrap_or_default())
 }

@@ -85,6 +85,7 @@ impl<'i, F: Fetch> Filling<'i, F> {
         match self.inbox.try_settle(self.room.num, event.clone(), how.clone(), &mut grant).await? {
             Step::Done(settled) => return Ok(Some(settled)),
             Step::Hungry => return Ok(None),
+            Step::Unresolved => {}
             Step::Lacking(lacking) if lacking.prev.is_empty() => {}
             Step::Lacking(lacking) => self.close_gap(&event, lacking).await?,
         }
@@ -99,7 +100,7 @@ impl<'i, F: Fetch> Filling<'i, F> {
                 Step::Done(settled) => return Ok(settled),
                 Step::Hungry => grant = Some(self.inbox.means().wait().await?),
                 Step::Lacking(lacking) if !lacking.auth.is_empty() => self.fetch_cited(lacking.auth).await?,
-                Step::Lacking(_) => how.given = Some(self.state_before(event.id()).await?),
+                Step::Lacking(_) | Step::Unresolved => how.given = Some(self.state_before(event.id()).await?),
             }
         }
         Err(Reject::auth("what the event stands on cannot be had").into())
@@ -317,7 +318,7 @@ impl<'i, F: Fetch> Filling<'i, F> {
     /// Compares the state another server tells with our present one, id by id as it comes.
     async fn survey(&self, id: &EventId) -> Result<Survey> {
         let num = self.room.num;
-        let most = self.inbox.means().conflicts_max * 4;
+        let most = self.inbox.means().changes_max();
         let account = self.inbox.rooms.0.parts.budget.account("inbound_transactions");
         let grant = account.try_take((most * 12) as u64)?;
         let present = self.inbox.rooms.reading(move |_, read| Ok(known_num(read, num)?.row.state)).await?;

@@ -72,6 +72,8 @@ pub(super) struct Inbox<F> {
 pub(super) enum Step {
     Done(Settled),
     Lacking(Lacking),
+    /// What it follows differs in more than is resolved here.
+    Unresolved,
     /// Resolving needs memory that was not there at once.
     Hungry,
 }
@@ -198,7 +200,7 @@ impl<F: Fetch> Inbox<F> {
             match self.try_settle(room, event.clone(), how.clone(), &mut grant).await? {
                 Step::Done(settled) => return Ok(settled),
                 Step::Hungry => grant = Some(self.means().wait().await?),
-                Step::Lacking(_) => {
+                Step::Lacking(_) | Step::Unresolved => {
                     // One gap at a time: whoever comes after finds much of it filled.
                     let _turn = self.rooms.0.gaps.lock(room).await;
                     let mut filling = Filling::new(self, origin, room).await?;
@@ -234,6 +236,7 @@ impl<F: Fetch> Inbox<F> {
             let ready = match self.rooms.reading(judging).await {
                 Ok(Judgement::Ready(ready)) => ready,
                 Ok(Judgement::Lacking(lacking)) => return Ok(Step::Lacking(lacking)),
+                Ok(Judgement::Unresolved) => return Ok(Step::Unresolved),
                 Ok(Judgement::Known(num, row)) => {
                     let reason = row.flags.rejected.then(|| Reject::auth("the event was rejected before"));
                     return Ok(Step::Done(Settled { num, before: row.before, reason, rejected: row.flags.rejected }));

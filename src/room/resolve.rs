@@ -4,7 +4,10 @@
 //! ever held: the rest is found in the stored trees when a rule asks for it. The outcome is a [`Tree`]: a stored tree
 //! and the few keys that differ from it, which the write that needs it stores.
 //!
-//! Bounded by the profile's `state_conflicts_max`: histories that differ in more are refused with a reason.
+//! Bounded by the profile's `state_conflicts_max`, the events that are resolved together. States that differ in more are
+//! resolved in parts, which comes to the same unless an event of one part decides about one of another: first every key that
+//! an event which can take power away is about, then other state, then memberships. States that differ in a multiple of that
+//! are not resolved; `judge.rs` has a way on.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,8 +21,8 @@ use super::{Error, Result};
 use crate::budget::{Account, Budget, Grant};
 use crate::matrix::state::{self, Source};
 use crate::matrix::version::StateRes;
-use crate::matrix::{Event, Reject, RoomVersion};
-use crate::store::tables::event::{self, Kind, Root, Row};
+use crate::matrix::{Event, RoomVersion};
+use crate::store::tables::event::{self, Kind, Membership, Root, Row};
 use crate::store::tables::{snapshot, topology};
 use crate::store::{self, EventNum, Get, StateKeyNum, Write};
 
@@ -29,6 +32,10 @@ const RECENT_MAX: usize = 2048;
 const CONFLICT_BYTES: u64 = 192;
 /// Events read most recently, of which the replay asks again and again.
 const CACHE_BYTES: usize = 128 * 1024;
+/// Keys that states may differ in at all, as a multiple of the conflicts that are resolved together.
+const CHANGES_PER_CONFLICT: usize = 4;
+/// What one of those takes while parts are resolved: its place in the list, and in the outcome.
+const CHANGE_BYTES: u64 = 32;
 
 /// A state that need not be stored yet: a stored tree and what differs from it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -99,7 +106,12 @@ impl Tree {
                 Ok(if fits { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
             })?;
         }
-        changes.extend(self.changes.iter().copied());
+        for (key, event) in &self.changes {
+            match from.map_or(Ok(None), |root| snapshot::get(get, root, *key))? == *event {
+                true => changes.remove(key),
+                false => changes.insert(*key, *event),
+            };
+        }
         Ok((fits && changes.len() <= most).then(|| changes.into_iter().collect()))
     }
 }
@@ -124,7 +136,7 @@ pub fn after(get: &impl Get, num: EventNum, row: &Row) -> store::Result<Tree> {
 #[derive(Clone)]
 pub struct Means {
     pub account: Account,
-    /// Conflicted events of one resolution.
+    /// Conflicted events that are resolved together.
     pub conflicts_max: usize,
 }
 
@@ -134,9 +146,17 @@ impl Means {
         Means { account: budget.account("state_resolution"), conflicts_max }
     }
 
+    /// Keys that states may differ in.
+    pub fn changes_max(&self) -> usize {
+        self.conflicts_max * CHANGES_PER_CONFLICT
+    }
+
     /// What one resolution takes at most, walks of the auth graph left out, which pay as they go.
     fn bytes(&self) -> u64 {
-        (self.conflicts_max as u64 * CONFLICT_BYTES + CACHE_BYTES as u64).min(self.account.limit() / 4 * 3)
+        let (conflicts, changes) = (self.conflicts_max as u64, self.changes_max() as u64);
+        // Parts are half as large, and what they come to stands beside them.
+        let bytes = (conflicts * CONFLICT_BYTES).max(conflicts / 2 * CONFLICT_BYTES + changes * CHANGE_BYTES);
+        (bytes + CACHE_BYTES as u64).min(self.account.limit() / 4 * 3)
     }
 
     /// Waits for the memory of one resolution. Never with a lock held.
@@ -152,105 +172,245 @@ pub struct Of {
     pub create: EventNum,
 }
 
-/// Makes one state of several. Equal ones cost nothing. The memory is that of `grant`, or had at once.
+/// Makes one state of several. Equal ones cost nothing. The memory is that of `grant`, or had at once. `None` when they differ
+/// in more keys than [`Means::changes_max`], or in too much that decides about power.
 ///
 /// Plain work for a blocking thread: the conflicts, a few reads for each, and the part of the auth graph they differ in.
-pub fn resolve(get: &impl Get, of: Of, mut trees: Vec<Tree>, means: &Means, grant: Option<&mut Grant>) -> Result<Tree> {
-    let mut distinct: Vec<Tree> = Vec::with_capacity(trees.len());
-    for tree in trees.drain(..) {
-        if !distinct.contains(&tree) {
-            distinct.push(tree);
-        }
-    }
-    let trees = distinct;
+pub fn resolve(
+    get: &impl Get,
+    of: Of,
+    trees: Vec<Tree>,
+    means: &Means,
+    grant: Option<&mut Grant>,
+) -> Result<Option<Tree>> {
+    let trees = distinct(trees);
+    let Some(first) = trees.first() else { return Ok(Some(Tree::stored(None))) };
     if trees.len() == 1 {
-        return Ok(trees.into_iter().next().expect("there is one"));
+        return Ok(Some(first.clone()));
     }
-    let Some(first) = trees.first() else { return Ok(Tree::stored(None)) };
     let mut own = None;
     let grant = match grant {
         Some(grant) => grant,
         None => own.insert(means.account.try_take(means.bytes())?),
     };
-    let conflicts = conflicts(get, &trees, means.conflicts_max)?;
-    if conflicts.is_empty() {
-        return Ok(first.clone());
+    let mut parts = Parts::new(get, of, &trees, grant)?;
+    if let Some(conflicts) = conflicts(get, &trees, means.conflicts_max)? {
+        parts.is_whole = true;
+        if parts.resolve(&conflicts, means.conflicts_max)? {
+            return Ok(Some(parts.tree));
+        }
+        parts.is_whole = false;
     }
-    let others = others(get, of, &trees, &conflicts, grant)?;
-    if others.len() > means.conflicts_max {
-        return Err(too_many(means.conflicts_max));
+    let Some(listed) = list(get, &trees, means.changes_max())? else { return Ok(None) };
+    // A key has at most as many candidates as there are states.
+    let at_once = (means.conflicts_max / 2 / trees.len()).max(1);
+    for of_a_kind in listed.chunk_by(|one, other| one.0 == other.0) {
+        if of_a_kind[0].0 == Part::Power && of_a_kind.len() > at_once {
+            return Ok(None);
+        }
+        for part in of_a_kind.chunks(at_once) {
+            let conflicts = part.iter().map(|(_, key)| Ok((*key, values(get, &trees, *key)?)));
+            let conflicts = conflicts.collect::<store::Result<Conflicts>>()?;
+            if !parts.resolve(&conflicts, means.conflicts_max)? {
+                return Ok(None);
+            }
+        }
     }
-    let events = Events::new(get, of)?;
-    let unconflicted = |kind: &str, state_key: &str| -> Result<Option<EventNum>> {
-        match snapshot::key(get, kind, state_key)? {
-            Some(key) if !conflicts.contains_key(&key) => Ok(first.get(get, key)?),
+    Ok(Some(parts.tree))
+}
+
+/// Whether the states differ in more than so many events: never more work than that.
+pub fn differ_in_more(get: &impl Get, trees: Vec<Tree>, most: usize) -> Result<bool> {
+    let trees = distinct(trees);
+    Ok(trees.len() > 1 && conflicts(get, &trees, most)?.is_none())
+}
+
+fn distinct(trees: Vec<Tree>) -> Vec<Tree> {
+    let mut distinct: Vec<Tree> = Vec::with_capacity(trees.len());
+    for tree in trees {
+        if !distinct.contains(&tree) {
+            distinct.push(tree);
+        }
+    }
+    distinct
+}
+
+/// A resolution, in one part or several.
+struct Parts<'a, G> {
+    of: Of,
+    trees: &'a [Tree],
+    grant: &'a mut Grant,
+    events: Events<'a, G>,
+    /// There is one part only: what it does not hold, all states agree on.
+    is_whole: bool,
+    /// What it has come to so far, and for which keys.
+    tree: Tree,
+    decided: BTreeSet<StateKeyNum>,
+}
+
+impl<'a, G: Get> Parts<'a, G> {
+    fn new(get: &'a G, of: Of, trees: &'a [Tree], grant: &'a mut Grant) -> Result<Self> {
+        let events = Events::new(get, of)?;
+        Ok(Parts { of, trees, grant, events, is_whole: false, tree: trees[0].clone(), decided: BTreeSet::new() })
+    }
+
+    /// Resolves a part; `false` when more than `most` events take part in it.
+    fn resolve(&mut self, conflicts: &Conflicts, most: usize) -> Result<bool> {
+        if conflicts.is_empty() {
+            return Ok(true);
+        }
+        let (get, trees) = (self.events.get, self.trees);
+        let (is_whole, tree, decided) = (self.is_whole, &self.tree, &self.decided);
+        let agreed = |key: StateKeyNum| match () {
+            () if conflicts.contains_key(&key) => Ok(None),
+            () if is_whole => trees[0].get(get, key),
+            () if decided.contains(&key) => tree.get(get, key),
+            () => {
+                let values = values(get, trees, key)?;
+                Ok(values[0].filter(|_| values.iter().all(|value| *value == values[0])))
+            }
+        };
+        let others = others(get, self.of, trees, conflicts, agreed, self.grant)?;
+        if others.len() > most {
+            return Ok(false);
+        }
+        let numbered = |kind: &str, state_key: &str| snapshot::key(get, kind, state_key);
+        let unconflicted = |kind: &str, state_key: &str| match numbered(kind, state_key)? {
+            Some(key) => Ok(agreed(key)?),
+            None => Ok(None),
+        };
+        let before = |kind: &str, state_key: &str| match numbered(kind, state_key)? {
+            Some(key) if decided.contains(&key) && !conflicts.contains_key(&key) => Ok(tree.get(get, key)?),
             _ => Ok(None),
+        };
+        let candidates: Vec<Vec<EventNum>> = conflicts.values().map(|values| distinct_of(values)).collect();
+        let resolved = state::resolve(self.of.version, &self.events, unconflicted, before, &candidates, &others)?;
+        for (key, winner) in conflicts.keys().zip(resolved.winners) {
+            self.tree.set(get, *key, winner)?;
         }
-    };
-    let candidates: Vec<Vec<EventNum>> = conflicts.values().map(|values| distinct_of(values)).collect();
-    let resolved = state::resolve(of.version, &events, unconflicted, &candidates, &others)?;
-    let mut tree = first.clone();
-    for (key, winner) in conflicts.keys().zip(resolved.winners) {
-        tree.set(get, *key, winner)?;
-    }
-    for added in resolved.added {
-        if let Some(key) = event::row_of(get, added)?.state_key {
-            tree.set(get, key, Some(added))?;
+        if !is_whole {
+            self.decided.extend(conflicts.keys());
         }
+        for added in resolved.added {
+            let Some(key) = event::row_of(get, added)?.state_key else { continue };
+            let values = values(get, trees, key)?;
+            // What the states do not agree on has a part of its own.
+            if is_whole || values.iter().all(|value| *value == values[0]) {
+                self.tree.set(get, key, Some(added))?;
+            }
+        }
+        Ok(true)
     }
-    Ok(tree)
 }
 
 /// What each tree has, for each key they do not agree on.
 type Conflicts = BTreeMap<StateKeyNum, Vec<Option<EventNum>>>;
+
+fn values(get: &impl Get, trees: &[Tree], key: StateKeyNum) -> store::Result<Vec<Option<EventNum>>> {
+    trees.iter().map(|tree| tree.get(get, key)).collect()
+}
 
 fn distinct_of(values: &[Option<EventNum>]) -> Vec<EventNum> {
     let distinct: BTreeSet<EventNum> = values.iter().flatten().copied().collect();
     distinct.into_iter().collect()
 }
 
-fn too_many(most: usize) -> Error {
-    Error::Reject(Reject::auth(format!("the room's histories differ in more than {most} events")))
-}
-
-fn conflicts(get: &impl Get, trees: &[Tree], most: usize) -> Result<Conflicts> {
-    let bases: Vec<Option<Root>> = trees.iter().map(|tree| tree.base).collect();
+/// The keys the trees do not agree on; `None` when they have more than `most` events.
+fn conflicts(get: &impl Get, trees: &[Tree], most: usize) -> Result<Option<Conflicts>> {
     let mut found = Conflicts::new();
     let mut room = most;
-    let mut fits = true;
-    snapshot::conflicts(get, &bases, &mut |key, values| {
+    let fits = differences(get, trees, &mut |key, values| {
         let count = distinct_of(values).len();
-        fits = count <= room;
-        if !fits {
+        if count > room {
             return Ok(ControlFlow::Break(()));
         }
         room -= count;
         found.insert(key, values.to_vec());
         Ok(ControlFlow::Continue(()))
     })?;
+    Ok(fits.then_some(found))
+}
+
+/// Which part a key that the states do not agree on is resolved in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Part {
+    Power,
+    /// Before memberships: who has left since may have sent it.
+    Other,
+    Member,
+}
+
+/// The keys the trees do not agree on, in the order they are resolved in; `None` when there are more than `most`.
+fn list(get: &impl Get, trees: &[Tree], most: usize) -> Result<Option<Vec<(Part, StateKeyNum)>>> {
+    let mut found = Vec::new();
+    let fits = differences(get, trees, &mut |key, values| {
+        if found.len() == most {
+            return Ok(ControlFlow::Break(()));
+        }
+        let mut part = Part::Member;
+        for event in distinct_of(values) {
+            let row = event::row_of(get, event)?;
+            part = part.min(match row.kind {
+                _ if takes_power(&row) => Part::Power,
+                Kind::MEMBER => Part::Member,
+                _ => Part::Other,
+            });
+        }
+        found.push((part, key));
+        Ok(ControlFlow::Continue(()))
+    })?;
+    found.sort_unstable();
+    Ok(fits.then_some(found))
+}
+
+/// Whether an event is one the algorithm puts before all others: it can take power away from somebody.
+fn takes_power(row: &Row) -> bool {
+    match row.kind {
+        Kind::CREATE | Kind::POWER_LEVELS | Kind::JOIN_RULES => true,
+        _ => row.member.is_some_and(|(membership, target)| {
+            matches!(membership, Membership::Leave | Membership::Ban) && target != row.sender
+        }),
+    }
+}
+
+/// Goes through the keys the trees do not agree on, each once; `false` when it was broken off.
+fn differences(
+    get: &impl Get,
+    trees: &[Tree],
+    visit: &mut dyn FnMut(StateKeyNum, &[Option<EventNum>]) -> store::Result<ControlFlow<()>>,
+) -> Result<bool> {
+    let bases: Vec<Option<Root>> = trees.iter().map(|tree| tree.base).collect();
     let changed: BTreeSet<StateKeyNum> = trees.iter().flat_map(|tree| tree.changes.iter().map(|c| c.0)).collect();
-    if !fits || changed.len() > most {
-        return Err(too_many(most));
-    }
+    let mut fits = true;
+    snapshot::conflicts(get, &bases, &mut |key, values| {
+        if changed.contains(&key) {
+            return Ok(ControlFlow::Continue(()));
+        }
+        let flow = visit(key, values)?;
+        fits = flow.is_continue();
+        Ok(flow)
+    })?;
     for key in changed {
-        let values: store::Result<Vec<_>> = trees.iter().map(|tree| tree.get(get, key)).collect();
-        let values = values?;
-        match values.windows(2).any(|pair| pair[0] != pair[1]) {
-            true => found.insert(key, values),
-            false => found.remove(&key),
-        };
+        let values = values(get, trees, key)?;
+        if fits && values.windows(2).any(|pair| pair[0] != pair[1]) {
+            fits = visit(key, &values)?.is_continue();
+        }
     }
-    if found.values().map(|values| distinct_of(values).len()).sum::<usize>() > most {
-        return Err(too_many(most));
-    }
-    Ok(found)
+    Ok(fits)
 }
 
 /// What else takes part: the auth difference, and the conflicted subgraph where the version has it.
-fn others(get: &impl Get, of: Of, trees: &[Tree], conflicts: &Conflicts, grant: &mut Grant) -> Result<Vec<EventNum>> {
+fn others(
+    get: &impl Get,
+    of: Of,
+    trees: &[Tree],
+    conflicts: &Conflicts,
+    agreed: impl Fn(StateKeyNum) -> store::Result<Option<EventNum>>,
+    grant: &mut Grant,
+) -> Result<Vec<EventNum>> {
     let conflicted: BTreeSet<EventNum> = conflicts.values().flatten().flatten().copied().collect();
     let conflicted: Vec<EventNum> = conflicted.into_iter().collect();
-    let mut others = difference(get, of, trees, conflicts, &conflicted, grant)?;
+    let mut others = difference(get, of, trees, conflicts, &conflicted, agreed, grant)?;
     if of.version.state_res == StateRes::V2_1 {
         others.extend(topology::conflicted_subgraph(get, &conflicted, grant)?);
     }
@@ -264,11 +424,11 @@ fn difference(
     trees: &[Tree],
     conflicts: &Conflicts,
     conflicted: &[EventNum],
+    agreed: impl Fn(StateKeyNum) -> store::Result<Option<EventNum>>,
     grant: &mut Grant,
 ) -> Result<Vec<EventNum>> {
     let mut sets: Vec<Vec<EventNum>> =
         (0..trees.len()).map(|at| conflicts.values().filter_map(|values| values[at]).collect()).collect();
-    let agreed = |key: StateKeyNum| if conflicts.contains_key(&key) { Ok(None) } else { trees[0].get(get, key) };
     // What all states have and a conflicted event cites is put into every set: it changes no difference, and the walk
     // ends there instead of going down the history of, say, the power levels.
     let mut common = BTreeSet::new();
@@ -283,7 +443,7 @@ fn difference(
     }
     // Agreed, but not in the stored tree that stands for what is common.
     for (key, event) in &trees[0].changes {
-        if !conflicts.contains_key(key) {
+        if event.is_some() && agreed(*key)? == *event {
             common.extend(*event);
         }
     }
@@ -294,11 +454,11 @@ fn difference(
     }
     let mut found = topology::auth_difference(get, &sets, None, grant)?;
     found.retain(|event| conflicted.binary_search(event).is_err());
-    retain_unshared(get, &mut found, agreed)?;
+    retain_unshared(get, &mut found, &agreed)?;
     if found.is_empty() {
         return Ok(found);
     }
-    if let Some(found) = retain_uncited(get, of, &found, agreed)? {
+    if let Some(found) = retain_uncited(get, of, &found, &agreed)? {
         return Ok(found);
     }
     // Some are old, and the rest of the state may rest on them: only a look at all of it tells.

@@ -7,15 +7,17 @@ use ruma::{OwnedEventId, OwnedUserId, RoomId, UserId};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use super::append::{Append, Done};
+use super::append::{self, Append, Done};
+use super::judge;
 use super::lock::Guard;
+use super::resolve::Means;
 use super::state::{Known, View, known, known_num, load};
 use super::{Error, Result, Rooms};
 use crate::matrix::{Draft, Event, auth, json};
 use crate::store::tables::event::{self, Root};
 use crate::store::tables::txn::{self, Txn};
 use crate::store::tables::{room, user};
-use crate::store::{EventNum, Get, Read, RoomNum};
+use crate::store::{Change, EventNum, Get, Read, RoomNum, Write};
 
 /// The largest depth that may be written: integers end at 2⁵³ − 1.
 const DEPTH_MAX: u64 = (1 << 53) - 1;
@@ -107,6 +109,7 @@ impl Rooms {
         txn: Option<(String, String)>,
     ) -> Result<OwnedEventId> {
         let num = guard.room();
+        self.settle_ends(guard).await?;
         let step = self.reading(move |rooms, read| rooms.prepare(read, num, new, txn)).await?;
         let (built, txn) = match step {
             Step::Repeated(id) => return Ok(id),
@@ -117,6 +120,39 @@ impl Rooms {
         let done: Done = self.append_locked(guard, append).await?;
         debug_assert!(done.order.is_some(), "an event of ours is shown");
         Ok(id)
+    }
+
+    /// Makes the room's state what all ends of its history resolve to, before an event of ours follows them. On a long fork
+    /// it may have gone on without that. Nothing to do in a room that does not fork.
+    pub(super) async fn settle_ends(&self, guard: &Guard) -> Result<()> {
+        let num = guard.room();
+        let settle = move |rooms: &Rooms, read: &Read| match room::get(read, num)? {
+            Some(row) if row.extremities.len() > 1 => {
+                judge::settle_ends(read, &known_num(read, num)?, &Means::new(&rooms.0.parts.budget))
+            }
+            _ => Ok(Vec::new()),
+        };
+        let changes = match self.reading(settle).await {
+            Ok(changes) => changes,
+            // It stays as it is; what other servers make of our event does not depend on it.
+            Err(Error::Refused(_)) => return Ok(()),
+            Err(failed) => return Err(failed),
+        };
+        if changes.is_empty() {
+            return Ok(());
+        }
+        let here = self.here();
+        let set = move |w: &mut Write<'_>| {
+            let mut row = room::get_of(w, num)?;
+            let at = w.next_position();
+            let mut users = append::set_present_state(w, &here, num, &mut row, &changes, at)?;
+            append::add_local_joined(w, num, &mut users)?;
+            row.latest = at;
+            room::put(w, num, &row)?;
+            w.announce(Change { users, room: Some(num), ..Change::default() });
+            Ok(())
+        };
+        self.write(set).await
     }
 
     /// The number of a room we hold; who asks for another has no part in it.

@@ -31,10 +31,14 @@ pub(crate) struct House {
 }
 
 pub(crate) fn house() -> House {
+    house_within(Budget::for_tests())
+}
+
+pub(crate) fn house_within(budget: Budget) -> House {
     let server = OwnedServerName::try_from("home.example").unwrap();
     let key = Arc::new(sign::Key::from_seed("a_test", [7; 32]));
     let (store, clock) = (Store::in_memory(), Clock::simulated(START_MS));
-    let (feed, budget) = (Feed::new(clock.clone()), Budget::for_tests());
+    let feed = Feed::new(clock.clone());
     let options = RemoteOptions::new(server.clone(), key.clone());
     let remote = Remote::new(options, clock.clone(), Random::seeded(3), &budget, store.clone()).unwrap();
     let rooms = Rooms::new(Parts {

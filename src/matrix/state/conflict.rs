@@ -71,7 +71,7 @@ pub fn resolve_states<S: Source>(
     }
     let candidates: Vec<Vec<S::Id>> = split.conflicted.values().cloned().collect();
     let find = |kind: &str, key: &str| Ok(split.unconflicted.get(&(kind.to_owned(), key.to_owned())).copied());
-    let outcome = super::resolve(version, source, find, &candidates, &others)?;
+    let outcome = super::resolve(version, source, find, |_, _| Ok(None), &candidates, &others)?;
     let mut resolved = split.unconflicted.clone();
     let won = split.conflicted.into_keys().zip(outcome.winners).filter_map(|(key, winner)| Some((key, winner?)));
     resolved.extend(won);

@@ -63,10 +63,12 @@ pub struct Resolved<Id> {
 
 /// Resolves the conflicted keys. `conflicts`: the candidates of each key, at least one each. `others`: the rest of the full
 /// conflicted set, in any order, doubles allowed. `unconflicted`: the event all states agree on under a type and key.
+/// `decided`: where the conflicts are resolved in parts, the event an earlier part has put under a type and key.
 pub fn resolve<S: Source>(
     version: &RoomVersion,
     source: &S,
     unconflicted: impl Fn(&str, &str) -> Result<Option<S::Id>, S::Error>,
+    decided: impl Fn(&str, &str) -> Result<Option<S::Id>, S::Error>,
     conflicts: &[Vec<S::Id>],
     others: &[S::Id],
 ) -> Result<Resolved<S::Id>, S::Error> {
@@ -76,7 +78,10 @@ pub fn resolve<S: Source>(
         StateRes::V2_1 => true,
     };
     let full = full_conflicted_set(source, conflicts, others)?;
-    let start = |kind: &str, key: &str| if from_nothing { Ok(None) } else { unconflicted(kind, key) };
+    let start = |kind: &str, key: &str| match decided(kind, key)? {
+        None if !from_nothing => unconflicted(kind, key),
+        decided => Ok(decided),
+    };
     let mut replay = Replay::new(version, source, &start);
 
     let power = power_order::sort(&mut replay, &full)?;
@@ -89,14 +94,15 @@ pub fn resolve<S: Source>(
     for at in mainline::sort(source, &full, rest, levels)? {
         replay.event(full[at as usize].id)?;
     }
-    outcome(source, replay.into_set(), unconflicted, conflicts)
+    let known = |kind: &str, key: &str| Ok(decided(kind, key)?.or(unconflicted(kind, key)?));
+    outcome(source, replay.into_set(), known, conflicts)
 }
 
 /// Sorts what the replay has set into winners and additions.
 fn outcome<S: Source>(
     source: &S,
     mut set: HashMap<(Box<str>, Box<str>), S::Id>,
-    unconflicted: impl Fn(&str, &str) -> Result<Option<S::Id>, S::Error>,
+    known: impl Fn(&str, &str) -> Result<Option<S::Id>, S::Error>,
     conflicts: &[Vec<S::Id>],
 ) -> Result<Resolved<S::Id>, S::Error> {
     let mut winners = Vec::with_capacity(conflicts.len());
@@ -113,7 +119,7 @@ fn outcome<S: Source>(
     }
     let mut added = Vec::new();
     for ((kind, key), id) in set {
-        if unconflicted(&kind, &key)?.is_none() {
+        if known(&kind, &key)?.is_none() {
             added.push(id);
         }
     }
@@ -145,7 +151,7 @@ fn full_conflicted_set<S: Source>(
 }
 
 /// Events that can take power away from somebody: levels, join rules, and removing or banning another.
-fn is_power_event(event: &Event) -> bool {
+pub fn is_power_event(event: &Event) -> bool {
     match event.kind() {
         "m.room.power_levels" | "m.room.join_rules" | "m.room.create" => event.state_key() == Some(""),
         "m.room.member" => {

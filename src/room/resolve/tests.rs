@@ -32,7 +32,8 @@ fn stored(grower: &Grower) -> (Store, Vec<EventNum>) {
 fn forks_in_the_store_resolve_as_ruma_resolves_them() {
     let budget = Budget::for_tests();
     let means = Means::new(&budget);
-    for seed in 0..200 {
+    let mut in_parts = 0;
+    for seed in 0..400 {
         let mut grower = Grower::new(seed);
         let trunk = grower.trunk();
         let mut states = vec![trunk.clone(); 2 + seed as usize % 3];
@@ -64,11 +65,26 @@ fn forks_in_the_store_resolve_as_ruma_resolves_them() {
         let trees: Vec<Tree> = states.iter().enumerate().map(tree).collect();
         let read = store.read().unwrap();
         let of = Of { version: grower.version, create: nums[0] };
-        let ours = resolve(&read, of, trees, &means, None).unwrap();
+        let ours = resolve(&read, of, trees.clone(), &means, None).unwrap().unwrap();
         let expected: BTreeMap<StateKeyNum, EventNum> = entries(&store, &grower, &nums, &theirs).into_iter().collect();
         let all = states.iter().flat_map(|state| entries(&store, &grower, &nums, state)).map(|(key, _)| key);
         for key in all.chain(expected.keys().copied()) {
             assert_eq!(ours.get(&read, key).unwrap(), expected.get(&key).copied(), "seed {seed} {}", grower.version.id);
+        }
+        // In parts who has power comes to the same. The rest may differ where events of different parts decide about each
+        // other, which in rooms as small as these nearly all do; but nothing is there that no state had.
+        let few = Means { conflicts_max: 5 * trees.len(), ..means.clone() };
+        if conflicts(&read, &trees, few.conflicts_max).unwrap().is_none()
+            && let Some(parted) = resolve(&read, of, trees.clone(), &few, None).unwrap()
+        {
+            in_parts += 1;
+            for (key, values) in conflicts(&read, &trees, 1000).unwrap().unwrap() {
+                let (one, other) = (ours.get(&read, key).unwrap(), parted.get(&read, key).unwrap());
+                let kind = event::row_of(&read, distinct_of(&values)[0]).unwrap().kind;
+                let decides = [Kind::POWER_LEVELS, Kind::JOIN_RULES].contains(&kind);
+                assert!(one == other || !decides, "seed {seed}");
+                assert!(other.is_none() || values.contains(&other) || one == other, "seed {seed}");
+            }
         }
         // Stored, it is the same state.
         let changes = ours.changes_since(&read, base, 10_000).unwrap().unwrap();
@@ -79,10 +95,11 @@ fn forks_in_the_store_resolve_as_ruma_resolves_them() {
         assert!(one == other, "seed {seed}");
     }
     assert_eq!(budget.account("state_resolution").used(), 0);
+    assert!(in_parts > 10, "{in_parts}");
 }
 
 #[test]
-fn more_conflicts_than_allowed_are_refused() {
+fn more_conflicts_than_allowed_are_not_resolved() {
     let mut grower = Grower::new(5);
     let trunk = grower.trunk();
     let mut states = vec![trunk; 2];
@@ -99,8 +116,8 @@ fn more_conflicts_than_allowed_are_refused() {
         let means = Means { conflicts_max, ..Means::new(&budget) };
         resolve(&store.read().unwrap(), of, trees.clone(), &means, None)
     };
-    assert!(resolved(1000).is_ok());
-    assert!(matches!(resolved(1), Err(Error::Reject(_))));
+    assert!(resolved(1000).unwrap().is_some());
+    assert_eq!(resolved(1).unwrap(), None);
     budget.refuse_nth(1);
     assert!(matches!(resolved(1000), Err(Error::Refused(_))));
 }
