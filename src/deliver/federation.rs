@@ -4,14 +4,14 @@
 //! concerns; from then on such a server *lags*, with a position of its own, until it has everything. Servers that do not
 //! lag cost nothing, neither in memory nor on disk. A few workers at a time bring lagging servers up to date.
 //!
-//! Positions are written down every [`FLUSH`], so after a crash a server may be told again what it was told in that time;
-//! it recognises events by their ids and messages to devices by theirs.
+//! Positions (`book.rs`) are written down every [`FLUSH`], so after a crash a server may be told again what it was told in
+//! that time; it recognises events by their ids and messages to devices by theirs.
 //!
-//! Bounds: [`LAGGING_MAX`] servers at about [`LAG_BYTES`] each, on the `outbound` account; one transaction for each worker.
+//! Bounds: those of the book, on the `outbound` account; one transaction for each worker.
 
 use std::{
-    collections::{BTreeMap, HashMap},
-    ops::ControlFlow,
+    collections::BTreeMap,
+    ops::Range,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -23,37 +23,24 @@ use ruma::{OwnedServerName, ServerName};
 use sha2::{Digest, Sha256};
 use tokio::{sync::Notify, task::JoinSet};
 
+use super::book::{Book, FORGET_MS, LAG_BYTES};
 use super::unit::{self, Unit};
 use crate::{
     base::{self, Clock, Random},
     budget::{Account, Budget, Grant},
     feed::Feed,
     remote::{Failed, Options, Remote},
-    store::{
-        self, Get, Position, Read, Store,
-        tables::{
-            member,
-            outbox::{self, Outbound},
-            server::{self, Cursor},
-        },
-    },
+    store::{self, Position, Store},
 };
 
-/// And never more than half of the account, whose other half is for questions to servers: see `lagging_max`.
-const LAGGING_MAX: usize = 8192;
-/// A server's name twice, its positions, the tables' share.
-const LAG_BYTES: u64 = 192;
+/// And never more than half of the account, whose other half is for questions to servers.
+const LAGGING_MAX: u64 = 8192;
 const FLUSH: Duration = Duration::from_secs(20);
-/// Rows of the log looked at in one read.
-const DISPATCH_ROWS: usize = 128;
 /// Transactions to one server before another gets the worker.
 const TURN: usize = 8;
 const TIMEOUT: Duration = Duration::from_secs(60);
-/// A server that took nothing for so long is forgotten: its rows would keep the log for ever. When it returns it notices
-/// the gap by the next event and asks for what it missed.
-const FORGET_MS: u64 = 14 * 24 * 3_600_000;
-/// Rows dropped from the log in one write.
-const DROP_ROWS: usize = 2000;
+/// Between two looks when nothing happens.
+const PAUSE_MS_MIN: u64 = 100;
 /// When the Internet returns, lagging servers are spread over this time.
 const SPREAD_MS: u64 = 10_000;
 
@@ -64,15 +51,18 @@ pub struct SenderOptions {
     pub workers_max: usize,
     /// Of one transaction; a single event may be larger.
     pub transaction_bytes_max: usize,
+    /// Lagging servers kept in memory; more wait in the store.
+    pub lagging_max: usize,
 }
 
 impl SenderOptions {
     /// Half of the outbound connections work for the sender; the other half stays for questions.
     pub fn for_connections(connections_max: usize, budget: &Budget) -> SenderOptions {
-        let share = budget.account("outbound").limit() / 8;
+        let limit = budget.account("outbound").limit();
         SenderOptions {
             workers_max: (connections_max / 2).max(1),
-            transaction_bytes_max: share.clamp(32 * 1024, 256 * 1024) as usize,
+            transaction_bytes_max: (limit / 8).clamp(32 * 1024, 256 * 1024) as usize,
+            lagging_max: (limit / 2 / LAG_BYTES).clamp(1, LAGGING_MAX) as usize,
         }
     }
 }
@@ -92,35 +82,6 @@ struct Inner {
     stopped: AtomicBool,
     stop: Notify,
     lagging: AtomicU64,
-}
-
-/// A server that lags.
-struct Lag {
-    /// It has everything up to here.
-    from: Position,
-    /// The newest row that concerns it.
-    newest: Position,
-    since_ms: u64,
-    /// Not before then.
-    due_ms: u64,
-    busy: bool,
-    /// It failed the last time.
-    doubtful: bool,
-    /// What its row in the store says.
-    saved: Option<Cursor>,
-    _grant: Grant,
-}
-
-/// The dispatcher's own memory.
-struct Book {
-    lagging: HashMap<OwnedServerName, Lag>,
-    /// Servers that lag no more but still have a row.
-    done: BTreeMap<OwnedServerName, ()>,
-    /// The log has been looked at up to here.
-    reader: Position,
-    reader_saved: Position,
-    /// Within the row behind `reader`, servers up to this name are noted: a room of thousands is noted in bounded steps.
-    within: Option<String>,
 }
 
 struct Report {
@@ -160,7 +121,8 @@ impl Sender {
     pub async fn run(&self) {
         let mut new_rows = self.0.feed.outbound();
         let mut book = loop {
-            match self.load().await {
+            let (store, account) = (self.0.store.clone(), self.0.account.clone());
+            match Book::load(store, account, self.0.options.lagging_max).await {
                 Ok(book) => break book,
                 Err(error) => {
                     tracing::error!(%error, "the outbound log cannot be read");
@@ -175,17 +137,14 @@ impl Sender {
         let mut flush_at = self.0.clock.instant() + FLUSH;
         while !self.is_stopped() {
             new_rows.borrow_and_update();
-            let more = match self.dispatch(&mut book).await {
-                Ok(more) => more,
-                Err(error) => {
-                    tracing::error!(%error, "the outbound log cannot be read");
-                    false
-                }
-            };
+            let more = self.look(&mut book).await.unwrap_or_else(|error| {
+                tracing::error!(%error, "the outbound log cannot be read, or not be written to");
+                false
+            });
             self.start(&mut book, &mut working);
-            self.0.lagging.store(book.lagging.len() as u64, Ordering::Relaxed);
-            if self.0.clock.instant() >= flush_at {
-                self.flush(&mut book).await;
+            self.0.lagging.store(book.lagging_count() as u64, Ordering::Relaxed);
+            if self.0.clock.instant() >= flush_at || book.is_full_of_done() {
+                book.flush().await;
                 flush_at = self.0.clock.instant() + FLUSH;
             }
             let pause = if more { Duration::ZERO } else { self.pause(&book, flush_at, working.len()) };
@@ -197,15 +156,22 @@ impl Sender {
                 () = self.0.remote.backoff().back_online() => self.resume(&mut book),
                 () = self.0.clock.sleep(pause) => {}
             }
-            for server in self.0.remote.backoff().take_recovered() {
-                if let Some(lag) = book.lagging.get_mut(&server) {
-                    lag.due_ms = 0;
-                    lag.doubtful = false;
-                }
-            }
         }
         working.shutdown().await;
-        self.flush(&mut book).await;
+        book.flush().await;
+    }
+
+    /// Notes whom new rows concern and who has come back; true when there are more rows.
+    async fn look(&self, book: &mut Book) -> store::Result<bool> {
+        let now = self.0.clock.now_ms();
+        let more = book.dispatch(self.0.remote.server_name(), now).await?;
+        if book.is_between_rows() {
+            for server in self.0.remote.backoff().take_recovered() {
+                book.take_back(server).await?;
+            }
+            book.take_turns(now).await?;
+        }
+        Ok(more)
     }
 
     fn is_stopped(&self) -> bool {
@@ -219,75 +185,9 @@ impl Sender {
             return until_flush;
         }
         let now = self.0.clock.now_ms();
-        let due = book.lagging.values().filter(|lag| !lag.busy && lag.due_ms > now).map(|lag| lag.due_ms - now).min();
+        let due = book.lagging.values().filter(|lag| !lag.busy && lag.due_ms > now).map(|lag| lag.due_ms);
+        let due = due.chain(book.turn_at_ms()).map(|due| due.saturating_sub(now).max(PAUSE_MS_MIN)).min();
         due.map_or(until_flush, |due| Duration::from_millis(due).min(until_flush))
-    }
-
-    /// What lagged when the server last stopped. A database without a reader begins at the newest row.
-    async fn load(&self) -> store::Result<Book> {
-        let (store, account, most) = (self.0.store.clone(), self.0.account.clone(), self.lagging_max());
-        base::blocking(move || {
-            let read = store.read()?;
-            let reader = match server::reader(&read)? {
-                Some(reader) => reader,
-                None => Position(0),
-            };
-            let mut lagging = HashMap::new();
-            server::cursors(&read, &mut |name, cursor| {
-                let Ok(grant) = account.try_take(LAG_BYTES) else { return Ok(ControlFlow::Break(())) };
-                lagging.insert(name, Lag::saved(cursor, reader, grant));
-                Ok(if lagging.len() < most { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
-            })?;
-            Ok(Book { lagging, done: BTreeMap::new(), reader, reader_saved: reader, within: None })
-        })
-        .await
-    }
-
-    /// Looks at new rows and notes whom they concern; true when there are more. Stops where there is no place for another
-    /// lagging server, and goes on when there is.
-    async fn dispatch(&self, book: &mut Book) -> store::Result<bool> {
-        let (store, from, within) = (self.0.store.clone(), book.reader, book.within.clone());
-        let me = self.0.remote.server_name().to_owned();
-        let noted = base::blocking(move || look(&store.read()?, &me, from, within)).await?;
-        let now = self.0.clock.now_ms();
-        for (at, name) in noted.concerned {
-            if !self.note(book, name, at, now) {
-                return Ok(false);
-            }
-        }
-        book.reader = noted.reader;
-        book.within = noted.within;
-        Ok(noted.more)
-    }
-
-    /// Servers noted at once.
-    fn lagging_max(&self) -> usize {
-        LAGGING_MAX.min((self.0.account.limit() / 2 / LAG_BYTES) as usize)
-    }
-
-    /// Whether there was place to note it.
-    fn note(&self, book: &mut Book, name: OwnedServerName, at: Position, now_ms: u64) -> bool {
-        if let Some(lag) = book.lagging.get_mut(&name) {
-            lag.newest = lag.newest.max(at);
-            return true;
-        }
-        if book.lagging.len() >= self.lagging_max() {
-            return false;
-        }
-        let Ok(grant) = self.0.account.try_take(LAG_BYTES) else { return false };
-        let saved = book.done.remove(&name).map(|()| Cursor { position: Position(0), since_ms: 0 });
-        let lag = Lag {
-            from: Position(at.0.saturating_sub(1)),
-            newest: at,
-            since_ms: now_ms,
-            due_ms: 0,
-            busy: false,
-            doubtful: false,
-            saved,
-            _grant: grant,
-        };
-        book.lagging.insert(name, lag);
-        true
     }
 
     /// Gives free workers the servers that are due: those in good standing first, then those that failed, longest due first.
@@ -314,16 +214,18 @@ impl Sender {
         for (_, _, name) in due.into_iter().take(free) {
             let Some(lag) = book.lagging.get_mut(&name) else { continue };
             lag.busy = true;
-            let (sender, from, since_ms) = (self.clone(), lag.from, lag.since_ms);
-            working.spawn(async move { sender.bring_up(name, from, since_ms).await });
+            let (sender, since_ms) = (self.clone(), lag.since_ms);
+            // Not beyond what was noted: it would be told the rest twice.
+            let rows = lag.from..book.reader.max(lag.newest);
+            working.spawn(async move { sender.bring_up(name, rows, since_ms).await });
         }
     }
 
     /// The worker: transaction after transaction, until the server has everything, fails, or has had its turn.
-    async fn bring_up(&self, server: OwnedServerName, mut from: Position, since_ms: u64) -> Report {
-        let mut failed = None;
+    async fn bring_up(&self, server: OwnedServerName, rows: Range<Position>, since_ms: u64) -> Report {
+        let (mut from, mut failed) = (rows.start, None);
         for _ in 0..TURN {
-            let unit = match self.unit(&server, from, since_ms).await {
+            let unit = match self.unit(&server, from..rows.end, since_ms).await {
                 Ok(unit) => unit,
                 Err(reason) => {
                     failed = Some(reason);
@@ -345,12 +247,12 @@ impl Sender {
         Report { server, from, failed }
     }
 
-    async fn unit(&self, server: &ServerName, from: Position, since_ms: u64) -> Result<(Unit, Grant), Failed> {
+    async fn unit(&self, server: &ServerName, rows: Range<Position>, since_ms: u64) -> Result<(Unit, Grant), Failed> {
         let bytes_max = self.0.options.transaction_bytes_max;
         let grant = self.0.account.take(bytes_max as u64).await?;
         let (store, name) = (self.0.store.clone(), server.to_owned());
         let lag_ms = self.0.clock.now_ms().saturating_sub(since_ms);
-        let unit = base::blocking(move || unit::next(&store.read()?, &name, from, lag_ms, bytes_max));
+        let unit = base::blocking(move || unit::next(&store.read()?, &name, rows, lag_ms, bytes_max));
         let unit = unit.await.map_err(|error: store::Error| {
             tracing::error!(%error, %server, "the outbound log cannot be read");
             Failed::BackingOff { retry_after_ms: FLUSH.as_millis() as u64 }
@@ -381,13 +283,7 @@ impl Sender {
         }
         let server = &report.server;
         match report.failed {
-            None if lag.from >= lag.newest => {
-                if let Some(lag) = book.lagging.remove(server)
-                    && lag.saved.is_some()
-                {
-                    book.done.insert(report.server, ());
-                }
-            }
+            None if lag.from >= lag.newest => book.finish(report.server),
             None => {
                 lag.doubtful = false;
                 lag.due_ms = now;
@@ -403,8 +299,7 @@ impl Sender {
                 lag.due_ms = now + self.pause_after(&failed);
                 if now.saturating_sub(lag.since_ms) > FORGET_MS {
                     tracing::info!(%server, "took nothing for two weeks; what it missed is dropped");
-                    book.lagging.remove(server);
-                    book.done.insert(report.server, ());
+                    book.finish(report.server);
                 } else {
                     tracing::debug!(%server, %failed, "not delivered");
                 }
@@ -428,111 +323,6 @@ impl Sender {
             lag.due_ms = lag.due_ms.min(now + self.0.random.u64() % SPREAD_MS);
         }
     }
-
-    /// Writes positions down and drops the rows everybody has. One write, when there is anything to write.
-    async fn flush(&self, book: &mut Book) {
-        let mut changed: Vec<(OwnedServerName, Option<Cursor>)> =
-            std::mem::take(&mut book.done).into_keys().map(|name| (name, None)).collect();
-        for (name, lag) in &mut book.lagging {
-            let cursor = Some(Cursor { position: lag.from, since_ms: lag.since_ms });
-            if lag.saved != cursor {
-                lag.saved = cursor;
-                changed.push((name.clone(), cursor));
-            }
-        }
-        if changed.is_empty() && book.reader == book.reader_saved {
-            return;
-        }
-        let reader = book.reader;
-        let passed = book.lagging.values().map(|lag| lag.from).min().unwrap_or(reader).min(reader);
-        let written = self.0.store.write_freeing(move |write| {
-            for (name, cursor) in &changed {
-                server::set_cursor(write, name, *cursor)?;
-            }
-            server::set_reader(write, reader)?;
-            outbox::drop_up_to(write, passed, DROP_ROWS)?;
-            Ok::<_, store::Error>(())
-        });
-        match written.await {
-            Ok(_) => book.reader_saved = reader,
-            Err(error) => tracing::warn!(%error, "delivery positions could not be written down"),
-        }
-    }
-}
-
-impl Lag {
-    fn saved(cursor: Cursor, reader: Position, grant: Grant) -> Lag {
-        Lag {
-            from: cursor.position,
-            newest: reader,
-            since_ms: cursor.since_ms,
-            due_ms: 0,
-            busy: false,
-            doubtful: false,
-            saved: Some(cursor),
-            _grant: grant,
-        }
-    }
-}
-
-/// What a look at the log found.
-struct Noted {
-    concerned: Vec<(Position, OwnedServerName)>,
-    reader: Position,
-    within: Option<String>,
-    more: bool,
-}
-
-/// Servers noted in one look; what does not fit is taken up at the same row, behind the last name.
-const NOTED_MAX: usize = 1024;
-
-fn look(read: &Read, me: &ServerName, from: Position, within: Option<String>) -> store::Result<Noted> {
-    let mut noted = Noted { concerned: Vec::new(), reader: from, within, more: false };
-    let mut rows = 0;
-    outbox::list_after(read, from, &mut |at, row| {
-        if rows == DISPATCH_ROWS {
-            noted.more = true;
-            return Ok(ControlFlow::Break(()));
-        }
-        rows += 1;
-        if !note_row(read, me, at, &row, &mut noted)? {
-            noted.more = true;
-            return Ok(ControlFlow::Break(()));
-        }
-        noted.reader = at;
-        noted.within = None;
-        Ok(ControlFlow::Continue(()))
-    })?;
-    Ok(noted)
-}
-
-/// Notes the servers a row concerns; false when there was no place for all of them.
-fn note_row(get: &impl Get, me: &ServerName, at: Position, row: &Outbound, noted: &mut Noted) -> store::Result<bool> {
-    let (room, named): (_, &[String]) = match row {
-        Outbound::Event { room, also, .. } => (Some(*room), also),
-        Outbound::RoomEdu { room, .. } => (Some(*room), &[]),
-        Outbound::Edu { to, .. } => (None, to),
-    };
-    // Named servers are few, and noting one twice does no harm.
-    let named = named.iter().filter_map(|name| OwnedServerName::try_from(name.as_str()).ok());
-    noted.concerned.extend(named.filter(|name| name != me).map(|name| (at, name)));
-    let Some(room) = room else { return Ok(true) };
-    let after = noted.within.clone();
-    let mut all = true;
-    member::list_servers(get, room, after.as_deref(), &mut |name, _| {
-        if noted.concerned.len() >= NOTED_MAX {
-            all = false;
-            return Ok(ControlFlow::Break(()));
-        }
-        noted.within = Some(name.to_owned());
-        if name != me.as_str()
-            && let Ok(name) = name.try_into()
-        {
-            noted.concerned.push((at, name));
-        }
-        Ok(ControlFlow::Continue(()))
-    })?;
-    Ok(all)
 }
 
 /// The transaction's JSON and its id, which is the same for the same content: a retry is recognised.

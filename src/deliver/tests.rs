@@ -13,7 +13,7 @@ use crate::{
     base::Random,
     budget::Budget,
     feed::Feed,
-    remote::tests::{Behaviour, Lab, Us, peer, us, whole},
+    remote::tests::{Behaviour, Lab, Us, name, peer, us, whole},
     store::{
         self, Position,
         tables::{
@@ -25,14 +25,15 @@ use crate::{
 
 type Seen = Arc<Mutex<Vec<Value>>>;
 
-/// A peer that keeps the transactions it is sent, and answers with the status it is set to.
+/// A peer that keeps the transactions it is sent, one repeated only once, and answers with the status it is set to.
 async fn recorder(lab: &Lab, name: &str) -> (SocketAddr, Seen, Arc<Mutex<u16>>) {
     let (seen, status) = (Seen::default(), Arc::new(Mutex::new(200)));
     let (log, answer) = (seen.clone(), status.clone());
+    let known = Mutex::new(std::collections::HashSet::new());
     let behaviour: Behaviour = Arc::new(move |request, body| {
         assert!(request.uri().path().starts_with("/_matrix/federation/v1/send/"));
         let status = *answer.lock().unwrap();
-        if status == 200 {
+        if status == 200 && known.lock().unwrap().insert(request.uri().path().to_owned()) {
             log.lock().unwrap().push(serde_json::from_slice(&body).unwrap());
         }
         whole(status, &json!({ "pdus": {} }))
@@ -41,7 +42,11 @@ async fn recorder(lab: &Lab, name: &str) -> (SocketAddr, Seen, Arc<Mutex<u16>>) 
 }
 
 fn sender(us: &Us, feed: &Feed) -> Sender {
-    let options = SenderOptions { workers_max: 4, transaction_bytes_max: 64 * 1024 };
+    sender_with(us, feed, 1000)
+}
+
+fn sender_with(us: &Us, feed: &Feed, lagging_max: usize) -> Sender {
+    let options = SenderOptions { workers_max: 4, transaction_bytes_max: 64 * 1024, lagging_max };
     let budget = Budget::for_tests();
     let (store, remote, clock) = (us.store.clone(), us.remote.clone(), us.clock.clone());
     Sender::new(store, remote, feed.clone(), clock, Random::seeded(5), &budget, options)
@@ -79,6 +84,179 @@ async fn until(done: impl Fn() -> bool) {
         }
     };
     tokio::time::timeout(Duration::from_secs(30), waiting).await.expect("it happens");
+}
+
+/// The same while the simulated time goes on, slowly enough for requests to be answered.
+async fn in_time(us: &Us, done: impl Fn() -> bool) {
+    let waiting = async {
+        while !done() {
+            us.clock.advance(Duration::from_secs(5));
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), waiting).await.expect("it happens");
+}
+
+/// Positions of the rows that are still in the log.
+fn log_of(us: &Us) -> Vec<Position> {
+    let mut rows = Vec::new();
+    let read = us.store.read().unwrap();
+    outbox::list_after(&read, Position(0), &mut |at, _| {
+        rows.push(at);
+        Ok(std::ops::ControlFlow::Continue(()))
+    })
+    .unwrap();
+    rows
+}
+
+fn run(sender: &Sender) -> tokio::task::JoinHandle<()> {
+    let sender = sender.clone();
+    tokio::spawn(async move { sender.run().await })
+}
+
+const DEAD: [&str; 10] = [
+    "dead-0.example",
+    "dead-1.example",
+    "dead-2.example",
+    "dead-3.example",
+    "dead-4.example",
+    "dead-5.example",
+    "dead-6.example",
+    "dead-7.example",
+    "dead-8.example",
+    "dead-9.example",
+];
+
+/// Servers that answer 502 until they are told otherwise, one that is well, and us.
+struct Graveyard {
+    us: Us,
+    feed: Feed,
+    dead: Vec<(Seen, Arc<Mutex<u16>>)>,
+    well: Seen,
+}
+
+impl Graveyard {
+    async fn new() -> Graveyard {
+        let lab = Lab::new();
+        let (mut dead, mut peers) = (Vec::new(), Vec::new());
+        for name in DEAD {
+            let (at, seen, status) = recorder(&lab, name).await;
+            *status.lock().unwrap() = 502;
+            dead.push((seen, status));
+            peers.push((name, at));
+        }
+        let (at, well, _) = recorder(&lab, "well.example").await;
+        peers.push(("well.example", at));
+        let us = us(&lab, &peers, &[]);
+        let feed = Feed::new(us.clock.clone());
+        Graveyard { us, feed, dead, well }
+    }
+
+    fn wake(&self, nth: usize) {
+        *self.dead[nth].1.lock().unwrap() = 200;
+    }
+}
+
+/// Dead servers filled the table of those that lag; who began to lag later was not noted until one of them was forgotten,
+/// two weeks later.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_dead_keep_nobody_waiting_and_each_has_its_turn() {
+    let yard = Graveyard::new().await;
+    let us = &yard.us;
+    let sender = sender_with(us, &yard.feed, 3);
+    let running = run(&sender);
+    post(us, &yard.feed, &DEAD, 0..2).await;
+    until(|| sender.lagging() == 10).await;
+    post(us, &yard.feed, &["well.example"], 2..3).await;
+    in_time(us, || marks(&yard.well) == [2]).await;
+
+    // What is said later to one that has no place reaches it too, in order, and once.
+    post(us, &yard.feed, &["dead-8.example", "well.example"], 3..5).await;
+    in_time(us, || marks(&yard.well) == [2, 3, 4]).await;
+    yard.wake(8);
+    in_time(us, || marks(&yard.dead[8].0).len() >= 4).await;
+    assert_eq!(marks(&yard.dead[8].0), [0, 1, 3, 4]);
+
+    // One that speaks to us again is told without waiting for its turn.
+    yard.wake(4);
+    us.remote.backoff().flush().await;
+    us.remote.backoff().failure(&name(DEAD[4]), true, Some(3_600_000));
+    us.remote.backoff().heard_from(&name(DEAD[4])).await;
+    in_time(us, || marks(&yard.dead[4].0) == [0, 1]).await;
+
+    (0..10).for_each(|nth| yard.wake(nth));
+    in_time(us, || sender.lagging() == 0).await;
+    assert!(yard.dead.iter().enumerate().all(|(nth, (seen, _))| nth == 8 || marks(seen) == [0, 1]));
+    sender.stop();
+    running.await.unwrap();
+    assert_eq!(log_of(us), []);
+}
+
+/// Positions beyond the bound were not read at a start with a smaller one, and what they still needed was dropped.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_start_with_fewer_places_forgets_nobody() {
+    let yard = Graveyard::new().await;
+    let us = &yard.us;
+    let sender = sender_with(us, &yard.feed, 100);
+    let running = run(&sender);
+    post(us, &yard.feed, &DEAD, 0..3).await;
+    until(|| sender.lagging() == 10).await;
+    sender.stop();
+    running.await.unwrap();
+    let before = log_of(us);
+    assert_eq!(before.len(), 3);
+
+    let sender = sender_with(us, &yard.feed, 2);
+    let running = run(&sender);
+    (0..2).for_each(|nth| yard.wake(nth));
+    post(us, &yard.feed, &["well.example"], 3..6).await;
+    in_time(us, || marks(&yard.well).len() == 3 && sender.lagging() == 8).await;
+    // Those with a place have everything, and are written down; the others need the oldest rows.
+    for _ in 0..10 {
+        us.clock.advance(Duration::from_secs(25));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(log_of(us)[..3], before[..]);
+    sender.stop();
+    running.await.unwrap();
+    assert_eq!(log_of(us)[..3], before[..]);
+
+    let sender = sender_with(us, &yard.feed, 2);
+    let running = run(&sender);
+    (0..10).for_each(|nth| yard.wake(nth));
+    in_time(us, || yard.dead.iter().all(|(seen, _)| marks(seen).len() >= 3) && sender.lagging() == 0).await;
+    assert!(yard.dead.iter().all(|(seen, _)| marks(seen) == [0, 1, 2]));
+    sender.stop();
+    running.await.unwrap();
+    assert_eq!(log_of(us), []);
+}
+
+/// What waits for servers without a place is dropped after two weeks like all else.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_log_has_an_end_for_those_without_a_place_too() {
+    let yard = Graveyard::new().await;
+    let us = &yard.us;
+    let sender = sender_with(us, &yard.feed, 2);
+    let running = run(&sender);
+    post(us, &yard.feed, &DEAD, 0..3).await;
+    until(|| sender.lagging() == 10).await;
+    for _ in 0..13 * 24 {
+        us.clock.advance(Duration::from_secs(3600));
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    us.remote.backoff().flush().await;
+    assert_eq!(sender.lagging(), 10);
+    assert_eq!(log_of(us).len(), 3);
+    for _ in 0..48 {
+        us.clock.advance(Duration::from_secs(3600));
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    in_time(us, || sender.lagging() == 0).await;
+    sender.stop();
+    running.await.unwrap();
+    assert_eq!(log_of(us), []);
+    let read = us.store.read().unwrap();
+    assert!(DEAD.iter().all(|dead| server::cursor(&read, &name(dead)).unwrap().is_none()));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -3,7 +3,10 @@
 //! Bounded: at most [`PDUS_MAX`] events and [`EDUS_MAX`] small messages (the specification's limits), a given number of bytes,
 //! and [`ROWS_MAX`] rows looked at.
 
-use std::{collections::HashMap, ops::ControlFlow};
+use std::{
+    collections::HashMap,
+    ops::{ControlFlow, Range},
+};
 
 use ruma::ServerName;
 
@@ -75,18 +78,21 @@ fn is_for(get: &impl Get, server: &str, at: Position, row: &Outbound) -> store::
     }
 }
 
-/// The next unit for `server` behind `from`. `lag_ms` is for how long it has been behind.
+/// The next unit for `server` out of the rows behind `rows.start`, up to `rows.end`. `lag_ms` is for how long it has been behind.
 pub(super) fn next(
     get: &impl Get,
     server: &ServerName,
-    from: Position,
+    rows: Range<Position>,
     lag_ms: u64,
     bytes_max: usize,
 ) -> store::Result<Unit> {
-    let newest = if lag_ms > STALE_MS { newest_by_room(get, server.as_str(), from)? } else { None };
-    let mut unit = Unit { reached: from, ..Unit::default() };
+    let newest = if lag_ms > STALE_MS { newest_by_room(get, server.as_str(), rows.start)? } else { None };
+    let mut unit = Unit { reached: rows.start, ..Unit::default() };
     let mut looked = 0;
-    outbox::list_after(get, from, &mut |at, row| {
+    outbox::list_after(get, rows.start, &mut |at, row| {
+        if at > rows.end {
+            return Ok(ControlFlow::Break(()));
+        }
         looked += 1;
         if looked > ROWS_MAX {
             unit.more = true;

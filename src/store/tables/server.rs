@@ -64,17 +64,30 @@ pub fn set_cursor(write: &mut Write, server: &ServerName, cursor: Option<Cursor>
     write.put(&SERVER_CURSOR, server.as_bytes(), &row)
 }
 
-/// Every server that lags, in order of name.
+/// How far a server has come; none when it has everything.
+pub fn cursor(get: &impl Get, server: &ServerName) -> Result<Option<Cursor>> {
+    let key = server.as_bytes();
+    let Some(row) = get.get(&SERVER_CURSOR, key)? else { return Ok(None) };
+    unpack_cursor(&row).map(Some).ok_or_else(|| Error::corrupt(&SERVER_CURSOR, key))
+}
+
+fn unpack_cursor(row: &[u8]) -> Option<Cursor> {
+    let (position, since) = row.split_first_chunk::<8>()?;
+    let since: &[u8; 8] = since.try_into().ok()?;
+    Some(Cursor { position: Position(u64::from_be_bytes(*position)), since_ms: u64::from_be_bytes(*since) })
+}
+
+/// Every server that lags, in order of name, behind `after`.
 pub fn cursors(
     get: &impl Get,
+    after: Option<&ServerName>,
     visit: &mut dyn FnMut(OwnedServerName, Cursor) -> Result<ControlFlow<()>>,
 ) -> Result<()> {
-    get.range(&SERVER_CURSOR, &[0], None, false, &mut |key, row| {
+    // No name is empty, so the reader's row is before all of them.
+    let from = [after.map_or(&b""[..], |after| after.as_bytes()), &[0]].concat();
+    get.range(&SERVER_CURSOR, &from, None, false, &mut |key, row| {
         let corrupt = || Error::corrupt(&SERVER_CURSOR, key);
         let server = std::str::from_utf8(key).ok().and_then(|name| name.try_into().ok()).ok_or_else(corrupt)?;
-        let (position, since) = row.split_first_chunk::<8>().ok_or_else(corrupt)?;
-        let since: &[u8; 8] = since.try_into().map_err(|_| corrupt())?;
-        let position = Position(u64::from_be_bytes(*position));
-        visit(server, Cursor { position, since_ms: u64::from_be_bytes(*since) })
+        visit(server, unpack_cursor(row).ok_or_else(corrupt)?)
     })
 }
