@@ -202,6 +202,26 @@ impl<'t> Write<'t> {
         self.noting(put.map_err(Error::of))
     }
 
+    /// Puts rows that come in rising order of their keys. Where several fall between two rows the table has, they are laid
+    /// out in full pages; single puts there would leave every page half empty. Bounded by the list.
+    pub fn put_sorted<K: AsRef<[u8]>, V: AsRef<[u8]>>(&mut self, table: &Table, rows: &[(K, V)]) -> Result<()> {
+        debug_assert!(rows.is_sorted_by(|one, next| one.0.as_ref() < next.0.as_ref()), "rows are sorted by their keys");
+        self.writes += rows.len() as u64;
+        let open = self.table(table)?;
+        let mut open = open.borrow_mut();
+        let mut rest = rows;
+        while let Some((first, _)) = rest.first() {
+            let next = next_key(&open, first.as_ref());
+            let next = self.noting(next)?;
+            let in_gap = |(key, _): &&(K, V)| next.as_deref().is_none_or(|next| key.as_ref() < next);
+            let run = rest.iter().take_while(in_gap).count().max(1);
+            let (now, later) = rest.split_at(run);
+            self.noting(if run < RUN_ROWS_MIN { put_each(&mut open, now) } else { put_run(&mut open, now) })?;
+            rest = later;
+        }
+        Ok(())
+    }
+
     /// Removes the row if it is there; true when it was.
     pub fn remove(&mut self, table: &Table, key: &[u8]) -> Result<bool> {
         self.writes += 1;
@@ -297,6 +317,31 @@ impl<'t> Write<'t> {
     pub(super) fn current_position(&self) -> Position {
         self.position
     }
+}
+
+/// Fewer rows than this between two others are put one by one, which is quicker and costs a page at most.
+const RUN_ROWS_MIN: usize = 8;
+
+/// The first key from `from` on.
+fn next_key(table: &WriteTable<'_>, from: &[u8]) -> Result<Option<Vec<u8>>> {
+    let mut cursor = table.lower_bound(Bound::Included(from)).map_err(Error::of)?;
+    Ok(cursor.peek_next().map_err(Error::of)?.map(|(key, _)| key.value().to_vec()))
+}
+
+fn put_each<K: AsRef<[u8]>, V: AsRef<[u8]>>(table: &mut WriteTable<'_>, rows: &[(K, V)]) -> Result<()> {
+    for (key, value) in rows {
+        table.insert(key.as_ref(), value.as_ref()).map_err(Error::of)?;
+    }
+    Ok(())
+}
+
+/// Rows that all fall between two neighbours.
+fn put_run<K: AsRef<[u8]>, V: AsRef<[u8]>>(table: &mut WriteTable<'_>, rows: &[(K, V)]) -> Result<()> {
+    let mut cursor = table.lower_bound_mut(Bound::Included(rows[0].0.as_ref())).map_err(Error::of)?;
+    for (key, value) in rows {
+        cursor.insert_before(key.as_ref(), value.as_ref()).map_err(Error::of)?;
+    }
+    cursor.close().map_err(Error::of)
 }
 
 pub(super) struct Mark {

@@ -168,3 +168,31 @@ fn random_operations_match_a_plain_map() {
         assert_eq!(rows, expected);
     }
 }
+
+/// A join's rows land between those of rooms that went on meanwhile: put one by one they left each page half empty.
+#[test]
+fn sorted_rows_come_out_as_if_put_one_by_one() {
+    let store = Store::in_memory();
+    let mut model = BTreeMap::new();
+    let mut dice = 7u64;
+    let mut number = move |below: u64| {
+        dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (dice >> 33) % below
+    };
+    for round in 0..60u64 {
+        // Dense and far apart, over what is there and beside it.
+        let (first, step) = (number(5000), 1 + number(40));
+        let rows: Vec<_> = (0..number(300))
+            .map(|n| ((first + n * step).to_be_bytes().to_vec(), vec![round as u8; 1 + number(90) as usize]))
+            .collect();
+        model.extend(rows.iter().cloned());
+        store.write_blocking(move |w| w.put_sorted(&STATE_NODE, &rows)).unwrap();
+    }
+    let mut found = BTreeMap::new();
+    let mut visit = |key: &[u8], value: &[u8]| {
+        found.insert(key.to_vec(), value.to_vec());
+        Ok(ControlFlow::Continue(()))
+    };
+    store.read().unwrap().prefix(&STATE_NODE, b"", &mut visit).unwrap();
+    assert!(found == model);
+}

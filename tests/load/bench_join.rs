@@ -63,10 +63,12 @@ fn main() -> io::Result<()> {
     bench.report();
     if let Err(error) = result {
         eprintln!("\n{error}\n\nthe server's log ends:\n{}", bench.snug.log_tail());
+        drop(bench);
         std::process::exit(1);
     }
     if !bench.wrong.is_empty() {
         eprintln!("\nnot as it must be:\n  {}", bench.wrong.join("\n  "));
+        drop(bench); // and the server with it, which an exit would leave running
         std::process::exit(1);
     }
     Ok(())

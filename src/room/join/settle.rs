@@ -28,6 +28,7 @@ use crate::matrix::{Event, RoomVersion};
 use crate::room::order::{Log, Node, Order, OrderError, Scratch, Sorter, take_up_to};
 use crate::room::state;
 use crate::store::tables::event::{self, Flags, Id, Kind, Membership, Root, Row};
+use crate::store::tables::member::NewState;
 use crate::store::tables::pack::{Unpack, put_bytes, put_u64};
 use crate::store::tables::snapshot::{self, Entry};
 use crate::store::tables::staging::{self, JoinNum, Journal, Stage, UserPrint};
@@ -348,12 +349,7 @@ impl Settle {
             if batch.is_empty() {
                 return Ok(());
             }
-            writes.run(batch.len(), move |w| {
-                for (hash, num) in &batch {
-                    event::put_id_hash(w, hash, *num)?;
-                }
-                Ok(())
-            })?;
+            writes.run(batch.len(), move |w| event::put_id_hashes(w, &batch))?;
         }
     }
 
@@ -391,12 +387,9 @@ impl Settle {
                 builder = writes.run(list.len(), move |w| {
                     let entries: Vec<_> = list.iter().map(|one| Entry { key: one.key, event: one.num }).collect();
                     open.push(w, &entries)?;
-                    for one in &list {
-                        member::set_state(w, room, one.kind, one.key, Some(one.num))?;
-                        if let Some((membership, user)) = one.member {
-                            member::set(w, room, user, None, Some((membership, one.num)))?;
-                        }
-                    }
+                    let new =
+                        |one: &InState| NewState { kind: one.kind, key: one.key, event: one.num, member: one.member };
+                    member::put_new(w, room, &list.iter().map(new).collect::<Vec<_>>())?;
                     Ok(open)
                 })?;
             }
@@ -917,8 +910,8 @@ impl Rows {
                         others.push((key, *num, row.kind));
                     }
                 }
-                event::put_row(w, *num, row)?;
             }
+            event::put_rows(w, batch.iter().map(|(num, row, _, _)| (*num, row)))?;
             Ok((batch, others))
         })?;
         for (key, num, kind) in others {

@@ -387,6 +387,12 @@ pub fn put_row(w: &mut Write, num: EventNum, row: &Row) -> Result<()> {
     w.put(&EVENT, &num.to_key(), &row.encode(num))
 }
 
+/// Writes the columns of many events, in the order of their numbers.
+pub fn put_rows<'r>(w: &mut Write, sorted: impl Iterator<Item = (EventNum, &'r Row)>) -> Result<()> {
+    let rows: Vec<_> = sorted.map(|(num, row)| (num.to_key(), row.encode(num))).collect();
+    w.put_sorted(&EVENT, &rows)
+}
+
 /// Makes the id lead to the number.
 pub fn put_id(w: &mut Write, id: &str, num: EventNum) -> Result<()> {
     let hash = w.hash128(&[id.as_bytes()]);
@@ -394,8 +400,9 @@ pub fn put_id(w: &mut Write, id: &str, num: EventNum) -> Result<()> {
 }
 
 /// The same for many ids, whose hashes a large join has sorted.
-pub fn put_id_hash(w: &mut Write, hash: &[u8; 16], num: EventNum) -> Result<()> {
-    w.put(&EVENT_ID, hash, &num.to_key())
+pub fn put_id_hashes(w: &mut Write, sorted: &[([u8; 16], EventNum)]) -> Result<()> {
+    let rows: Vec<_> = sorted.iter().map(|(hash, num)| (hash, num.to_key())).collect();
+    w.put_sorted(&EVENT_ID, &rows)
 }
 
 /// Forgets a body that no row names.

@@ -37,6 +37,26 @@ pub fn set_state(w: &mut Write, room: RoomNum, kind: Kind, key: StateKeyNum, eve
     }
 }
 
+/// Entries of a state that is written from nothing, a piece after the other: key, event, and of a membership whose.
+pub struct NewState {
+    pub kind: Kind,
+    pub key: StateKeyNum,
+    pub event: EventNum,
+    pub member: Option<(Membership, UserNum)>,
+}
+
+/// Sets many keys of a room's state and the members among them. No member has a row yet. Bounded by the list.
+pub fn put_new(w: &mut Write, room: RoomNum, entries: &[NewState]) -> Result<()> {
+    let mut rows: Vec<_> = entries.iter().map(|one| (state_key(room, one.kind, one.key), one.event.to_key())).collect();
+    rows.sort_unstable();
+    w.put_sorted(&CURRENT_STATE, &rows)?;
+    let members = entries.iter().filter_map(|one| Some((one.member?, one.event)));
+    let mut rows: Vec<_> =
+        members.map(|((what, user), event)| (member_key(room, what, user), event.to_key())).collect();
+    rows.sort_unstable();
+    w.put_sorted(&MEMBER, &rows)
+}
+
 /// Where a walk over the present state stands; begin with the default.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StateCursor(Option<[u8; 5]>);

@@ -54,28 +54,26 @@ pub fn meet(w: &mut Write<'_>, users: &[([u8; 16], String)]) -> Result<Vec<Met>>
     let mut next_user = if new > 0 { w.next_numbers("user", new)? } else { 0 };
     let mut next_key = if new_keys > 0 { w.next_numbers("state_key", new_keys)? } else { 0 };
     let mut met = Vec::with_capacity(users.len());
+    let (mut nums, mut ids, mut keys) = (Vec::new(), Vec::new(), Vec::new());
     for ((hash, id), (user, key)) in users.iter().zip(known) {
-        let user = match user {
-            Some(user) => user,
-            None => {
-                let user = UserNum(next_user);
-                next_user += 1;
-                w.put(&USER_NUM, hash, &user.to_key())?;
-                w.put(&USER_ID, &user.to_key(), id.as_bytes())?;
-                user
-            }
-        };
-        let member_key = match key {
-            Some(key) => key,
-            None => {
-                let key = StateKeyNum(next_key);
-                next_key += 1;
-                w.put(&STATE_KEY, hash, &key.to_key())?;
-                key
-            }
-        };
+        let user = user.unwrap_or_else(|| {
+            let user = UserNum(next_user);
+            next_user += 1;
+            nums.push((hash, user.to_key()));
+            ids.push((user.to_key(), id));
+            user
+        });
+        let member_key = key.unwrap_or_else(|| {
+            let key = StateKeyNum(next_key);
+            next_key += 1;
+            keys.push((hash, key.to_key()));
+            key
+        });
         met.push(Met { user, member_key });
     }
+    w.put_sorted(&USER_NUM, &nums)?;
+    w.put_sorted(&USER_ID, &ids)?;
+    w.put_sorted(&STATE_KEY, &keys)?;
     Ok(met)
 }
 
