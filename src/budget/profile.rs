@@ -22,6 +22,7 @@ pub const ACCOUNTS: &[&str] = &[
     "sync_waiters",
     "ephemeral",
     "inbound_transactions",
+    "gaps",
     "outbound",
     "join",
     "state_resolution",

@@ -6,6 +6,7 @@
 use crate::budget::Refused;
 use crate::http::{Answer, BadBody, StatusCode};
 use crate::matrix::Kind;
+use crate::remote::Failed;
 use crate::{media, room, user};
 
 /// A refusal to another server.
@@ -50,8 +51,9 @@ impl From<room::Error> for Error {
             E::Bad { errcode, message } => Answer::bad(errcode, message),
             E::Taken => Answer::bad("M_ROOM_IN_USE", failed.to_string()),
             E::TooLarge => Answer::too_large(failed.to_string()),
+            E::Remote(Failed::Refused(refused)) | E::Refused(refused) => refused.into(),
             E::Remote(failed) => another_server(&failed),
-            E::Refused(refused) => refused.into(),
+            E::Store(_) if failed.is_passing() => not_now(failed),
             E::Store(failed) => Answer::internal(failed),
         })
     }
@@ -66,8 +68,9 @@ impl From<user::Error> for Error {
             E::Taken => Answer::bad("M_USER_IN_USE", failed.to_string()),
             E::Bad { errcode, message } => Answer::bad(errcode, message),
             E::TooLarge(message) => Answer::too_large(message),
+            E::Remote(Failed::Refused(refused)) | E::Refused(refused) => refused.into(),
             E::Remote(failed) => another_server(&failed),
-            E::Refused(refused) => refused.into(),
+            E::Store(_) if failed.is_passing() => not_now(failed),
             E::Store(failed) => Answer::internal(failed),
         })
     }
@@ -84,6 +87,12 @@ impl From<media::Error> for Error {
             _ => Answer::not_found(failed.to_string()),
         })
     }
+}
+
+/// The card is full or failed: whoever asks again later may be served.
+fn not_now(cause: impl std::fmt::Display) -> Answer {
+    tracing::error!("a request of another server is put off: {cause}");
+    Answer::new(StatusCode::SERVICE_UNAVAILABLE, "M_UNKNOWN", "This server cannot store anything now")
 }
 
 /// A third server failed us while we worked for the asker.

@@ -3,7 +3,8 @@
 //! Server-server API, "Transactions". The body is charged to `inbound_transactions` before it is read and dropped as soon as
 //! it is taken apart. Events are dealt with room by room, the rooms beside each other, so that one room's trouble holds
 //! up no other; small messages come after the events they may speak of. What was begun is finished, even when the sender
-//! hangs up: it would only send the same again.
+//! hangs up: it would only send the same again. Where our own memory or disk fails, the whole transaction is put off and
+//! nothing of it remembered: its sender keeps it, and what was taken of it already is taken once.
 
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
@@ -20,6 +21,7 @@ use super::{Error, Federation, auth};
 use crate::base;
 use crate::budget::{Account, Grant};
 use crate::http::{Answer, BadBody, Limit, Request, Response, StatusCode};
+use crate::{room, user};
 
 /// The specification's limits.
 const PDUS_MAX: usize = 50;
@@ -101,14 +103,14 @@ pub async fn send(federation: Arc<Federation>, request: Request) -> Result<Respo
         return Err(Answer::bad("M_TOO_LARGE", why).into());
     }
     let work = tokio::spawn(async move {
-        let outcomes = take(&federation, &origin, transaction).await;
+        let outcomes = take(&federation, &origin, transaction).await?;
         let body = json!({ "pdus": outcomes }).to_string().into_bytes();
         // Given back first, so that the answer finds room in the same account.
         drop(grant);
         federation.transactions.put(&account, &origin, &id, &body);
-        body
+        Ok::<_, Error>(body)
     });
-    let body = work.await.map_err(Answer::internal)?;
+    let body = work.await.map_err(Answer::internal)??;
     Ok(Response::json_bytes(StatusCode::OK, body))
 }
 
@@ -136,8 +138,13 @@ async fn read(request: Request, account: &Account) -> Result<(Vec<u8>, Grant), B
     Ok((body, grant))
 }
 
-/// Goes through a transaction. Answers for each event that has an id whether it was taken.
-async fn take(federation: &Arc<Federation>, origin: &ServerName, transaction: Transaction) -> Map<String, Value> {
+/// Goes through a transaction. Answers for each event that has an id whether it was taken. Fails when we could not take
+/// something that we may be able to take later.
+async fn take(
+    federation: &Arc<Federation>,
+    origin: &ServerName,
+    transaction: Transaction,
+) -> Result<Map<String, Value>, Error> {
     let mut rooms: HashMap<OwnedRoomId, Vec<Box<RawValue>>> = HashMap::new();
     for pdu in transaction.pdus {
         #[derive(Deserialize)]
@@ -154,9 +161,16 @@ async fn take(federation: &Arc<Federation>, origin: &ServerName, transaction: Tr
         let (federation, origin) = (federation.clone(), origin.to_owned());
         taking.spawn(async move { federation.rooms.receive(&origin, &room, pdus).await });
     }
-    let mut outcomes = Map::new();
+    let (mut outcomes, mut put_off) = (Map::new(), None);
     while let Some(done) = taking.join_next().await {
-        for (id, outcome) in done.unwrap_or_default() {
+        let taken = match done.map_err(Answer::internal)? {
+            Ok(taken) => taken,
+            Err(failed) => {
+                put_off = Some(failed);
+                continue;
+            }
+        };
+        for (id, outcome) in taken {
             let told = match outcome {
                 Ok(()) => json!({}),
                 Err(why) => json!({ "error": why.chars().take(REASON_CHARS_MAX).collect::<String>() }),
@@ -164,10 +178,14 @@ async fn take(federation: &Arc<Federation>, origin: &ServerName, transaction: Tr
             outcomes.insert(id.to_string(), told);
         }
     }
-    for edu in transaction.edus {
-        take_edu(federation, origin, &edu).await;
+    // Small messages come again with the events.
+    if let Some(failed) = put_off {
+        return Err(failed.into());
     }
-    outcomes
+    for edu in transaction.edus {
+        take_edu(federation, origin, &edu).await?;
+    }
+    Ok(outcomes)
 }
 
 #[derive(Deserialize)]
@@ -177,25 +195,26 @@ struct Edu<'a> {
     content: &'a RawValue,
 }
 
-/// One small message. What is wrong with it concerns nobody but the log: there is no answer to it.
-async fn take_edu(federation: &Federation, origin: &ServerName, raw: &RawValue) {
-    let Ok(edu) = serde_json::from_str::<Edu<'_>>(raw.get()) else { return };
+/// One small message. What is wrong with it concerns nobody but the log: there is no answer to it. Fails only when it may be
+/// taken later; nobody misses a notice of typing, which is true for seconds.
+async fn take_edu(federation: &Federation, origin: &ServerName, raw: &RawValue) -> Result<(), Error> {
+    let Ok(edu) = serde_json::from_str::<Edu<'_>>(raw.get()) else { return Ok(()) };
     let (rooms, users) = (&federation.rooms, &federation.users);
-    let taken: Result<(), String> = match edu.edu_type {
-        "m.typing" => rooms.typing_received(origin, edu.content).await.map_err(|failed| failed.to_string()),
-        "m.receipt" => rooms.receipt_received(origin, edu.content).await.map_err(|failed| failed.to_string()),
-        "m.direct_to_device" => {
-            users.to_device_received(origin, edu.content).await.map_err(|failed| failed.to_string())
-        }
+    let of_room = |failed: room::Error| (failed.to_string(), failed.is_passing().then(|| failed.into()));
+    let of_user = |failed: user::Error| (failed.to_string(), failed.is_passing().then(|| failed.into()));
+    let taken: Result<(), (String, Option<Error>)> = match edu.edu_type {
+        "m.typing" => rooms.typing_received(origin, edu.content).await.map_err(|failed| (failed.to_string(), None)),
+        "m.receipt" => rooms.receipt_received(origin, edu.content).await.map_err(of_room),
+        "m.direct_to_device" => users.to_device_received(origin, edu.content).await.map_err(of_user),
         "m.device_list_update" | "m.signing_key_update" => {
-            users.devices_changed_elsewhere(origin, edu.content).await.map_err(|failed| failed.to_string())
+            users.devices_changed_elsewhere(origin, edu.content).await.map_err(of_user)
         }
         // Who is around is not kept here.
         _ => Ok(()),
     };
-    if let Err(why) = taken {
-        tracing::debug!(%origin, kind = edu.edu_type, %why, "a small message is refused");
-    }
+    let Err((why, put_off)) = taken else { return Ok(()) };
+    tracing::debug!(%origin, kind = edu.edu_type, %why, "a small message is refused");
+    put_off.map_or(Ok(()), Err)
 }
 
 #[cfg(test)]

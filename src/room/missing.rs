@@ -4,8 +4,8 @@
 //! state before the event as its sender's server tells it (`state_ids`, with single events or the whole `state` for what
 //! is unknown); and for any event the ones it cites. Everything fetched passes the same checks as what is pushed to us.
 //!
-//! Every step is bounded: rounds, events, states, bytes on the `inbound_transactions` account, and the time of it all. What
-//! cannot be had within that makes the event refused. Events that were checked stay, each whole: the next attempt goes on
+//! Every step is bounded: rounds, events, states, bytes of a share of the `gaps` account that is set aside before anything is
+//! asked, and the time of it all. What cannot be had within that makes the event refused. Events that were checked stay, each whole: the next attempt goes on
 //! from there.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -21,7 +21,7 @@ use super::receive::{How, Inbox, Settled, Step, read_event};
 use super::resolve::Tree;
 use super::state::{Known, known_num};
 use super::{Error, Result};
-use crate::budget::Grant;
+use crate::budget::{Account, Grant};
 use crate::matrix::{Event, Reject};
 use crate::remote::Failed;
 use crate::store::tables::event::{self, Flags, Root};
@@ -43,6 +43,8 @@ const SINGLE_EVENTS_MAX: usize = 60;
 const UNKNOWN_MAX: usize = 4000;
 /// Everything for one event together.
 const TIME_MAX: Duration = Duration::from_secs(50);
+/// Memory of one filling; half the account where that is less, so that two rooms' gaps are filled beside each other.
+const BYTES_MAX: u64 = 4 << 20;
 /// Outliers stored in one commit.
 const OUTLIERS_AT_ONCE: usize = 16;
 /// Events of a streamed state whose signatures are checked together.
@@ -58,15 +60,21 @@ pub(super) struct Filling<'i, F> {
     until: Duration,
     cited_left: usize,
     states_left: usize,
-    /// Pays for what is held until it is stored.
+    /// The filling's own memory; what does not fit it never will, so that is no reason to be asked again.
+    own: Account,
+    /// Pays, out of that, for what is held until it is stored.
     grant: Grant,
+    _paid: Grant,
 }
 
 impl<'i, F: Fetch> Filling<'i, F> {
+    /// Waits for memory. The caller has the room's turn to fill gaps, and nobody who has memory waits for that.
     pub async fn new(inbox: &'i Inbox<F>, origin: &ServerName, num: RoomNum) -> Result<Filling<'i, F>> {
         let parts = &inbox.rooms.0.parts;
         let room = inbox.rooms.reading(move |_, read| known_num(read, num)).await?;
         let room_id = ruma::OwnedRoomId::try_from(room.row.id.as_str()).map_err(|_| Error::NotFound)?;
+        let gaps = parts.budget.account("gaps");
+        let (own, paid) = gaps.part((gaps.limit() / 2).min(BYTES_MAX)).await?;
         Ok(Filling {
             inbox,
             origin: origin.to_owned(),
@@ -75,7 +83,9 @@ impl<'i, F: Fetch> Filling<'i, F> {
             until: parts.clock.instant() + TIME_MAX,
             cited_left: CITED_MAX,
             states_left: STATES_MAX,
-            grant: parts.budget.account("inbound_transactions").try_take(0)?,
+            grant: own.try_take(0)?,
+            own,
+            _paid: paid,
         })
     }
 
@@ -154,8 +164,13 @@ impl<'i, F: Fetch> Filling<'i, F> {
             latest = found.values().filter(|event| leads(event)).map(|event| event.id().to_owned()).collect();
         }
         for event in in_order(found, |event| event.prev_events().map(ToOwned::to_owned).collect()) {
-            let id = event.id().to_owned();
-            if let Err(failed) = self.admit(event, How::default()).await {
+            let (id, weight) = (event.id().to_owned(), event.weight() as u64);
+            let admitted = self.admit(event, How::default()).await;
+            self.grant.shrink(weight);
+            if let Err(failed) = admitted {
+                if failed.is_passing() {
+                    return Err(failed);
+                }
                 tracing::debug!(origin = %self.origin, %id, %failed, "a missing event is refused");
             }
         }
@@ -197,7 +212,7 @@ impl<'i, F: Fetch> Filling<'i, F> {
 
     /// Charges for an event until it is stored.
     pub fn pay(&mut self, event: &Event) -> Result<()> {
-        Ok(self.grant.grow(event.weight() as u64)?)
+        hold(&mut self.grant, event.weight() as u64)
     }
 
     pub fn read(&self, raw: &[u8]) -> Result<Event, Reject> {
@@ -235,7 +250,7 @@ impl<'i, F: Fetch> Filling<'i, F> {
         if event.id() != id {
             return Err(Failed::BadAnswer("another event than the one asked for".into()).into());
         }
-        self.grant.grow(event.weight() as u64)?;
+        self.pay(&event)?;
         Ok(event)
     }
 
@@ -319,8 +334,8 @@ impl<'i, F: Fetch> Filling<'i, F> {
     async fn survey(&self, id: &EventId) -> Result<Survey> {
         let num = self.room.num;
         let most = self.inbox.means().changes_max();
-        let account = self.inbox.rooms.0.parts.budget.account("inbound_transactions");
-        let grant = account.try_take((most * 12) as u64)?;
+        let mut grant = self.own.try_take(0)?;
+        hold(&mut grant, (most * 12) as u64)?;
         let present = self.inbox.rooms.reading(move |_, read| Ok(known_num(read, num)?.row.state)).await?;
         let mut survey = Survey::new(num, present, most, grant);
         let (out, mut pieces) = tokio::sync::mpsc::channel(1);
@@ -370,7 +385,7 @@ impl<'i, F: Fetch> Filling<'i, F> {
                     Ok(unknown)
                 });
                 for event in unknown.await? {
-                    grant.grow(event.weight() as u64)?;
+                    hold(grant, event.weight() as u64)?;
                     batch.push(event);
                 }
                 if batch.len() >= CHECKED_AT_ONCE {
@@ -388,6 +403,11 @@ impl<'i, F: Fetch> Filling<'i, F> {
         }
         self.store_outliers(found).await
     }
+}
+
+/// Takes bytes out of the filling's own memory.
+fn hold(grant: &mut Grant, bytes: u64) -> Result<()> {
+    Ok(grant.grow(bytes).map_err(|_| Reject::auth("what it stands on and is not here needs too much memory"))?)
 }
 
 fn keep(found: &mut HashMap<OwnedEventId, Arc<Event>>, checked: Vec<(OwnedEventId, Result<Event>)>) {
@@ -444,7 +464,7 @@ impl Survey {
             if self.unknown.len() == UNKNOWN_MAX {
                 return Err(Reject::auth("too much of the state before it is unknown here").into());
             }
-            self.grant.grow(96)?;
+            hold(&mut self.grant, 96)?;
             self.unknown.push(id);
             return Ok(());
         };
@@ -466,7 +486,7 @@ impl Survey {
         let (word, bit) = ((key.0 / 64) as usize, 1u64 << (key.0 % 64));
         if word >= self.seen.len() {
             let words = (word + 1).next_power_of_two().max(1024);
-            self.grant.grow(((words - self.seen.len()) * 8) as u64)?;
+            hold(&mut self.grant, ((words - self.seen.len()) * 8) as u64)?;
             self.seen.resize(words, 0);
         }
         let seen = self.seen[word] & bit != 0;

@@ -135,6 +135,16 @@ impl Error {
     fn bad(errcode: &'static str, message: impl Into<String>) -> Error {
         Error::Bad { errcode, message: message.into() }
     }
+
+    /// Whether it is our own trouble and will pass: the same may be asked again later, and then succeed. A row that is wrong
+    /// and a job that breaks off do so the next time too.
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Error::Refused(refused) | Error::Remote(Failed::Refused(refused)) => !refused.too_large,
+            Error::Store(failed) => failed.is_passing(),
+            _ => false,
+        }
+    }
 }
 
 impl From<store::Error> for Error {

@@ -45,10 +45,16 @@ pub struct Accepted {
 
 impl Rooms {
     /// Takes events of one room that `origin` sent in a transaction. Each is dealt with by itself: one that is refused does not
-    /// keep the others out. What cannot even be read has no id and is left out of the answer.
+    /// keep the others out. What cannot even be read has no id and is left out of the answer. Fails only where
+    /// [`Error::is_passing`]: then the same events should come again, and those that were taken are known by then.
     ///
     /// Call it in a task of its own: what it began it must finish.
-    pub async fn receive(&self, origin: &ServerName, room_id: &RoomId, pdus: Vec<Box<RawValue>>) -> Vec<Outcome> {
+    pub async fn receive(
+        &self,
+        origin: &ServerName,
+        room_id: &RoomId,
+        pdus: Vec<Box<RawValue>>,
+    ) -> Result<Vec<Outcome>> {
         let inbox = Inbox { rooms: self.clone(), fetch: Wire::new(self.0.parts.remote.clone()) };
         inbox.receive(origin, room_id, pdus).await
     }
@@ -94,20 +100,28 @@ pub(super) struct How {
 }
 
 impl<F: Fetch> Inbox<F> {
-    pub async fn receive(&self, origin: &ServerName, room_id: &RoomId, pdus: Vec<Box<RawValue>>) -> Vec<Outcome> {
+    pub async fn receive(
+        &self,
+        origin: &ServerName,
+        room_id: &RoomId,
+        pdus: Vec<Box<RawValue>>,
+    ) -> Result<Vec<Outcome>> {
         let id = room_id.to_owned();
         let ours = self.rooms.reading(move |_, read| Ok(known(read, id.as_str())?.is_resident()));
-        if !ours.await.unwrap_or(false) {
-            return self.receive_outside(origin, room_id, pdus).await;
+        match ours.await {
+            Ok(true) => {}
+            Err(failed) if failed.is_passing() => return Err(failed),
+            _ => return self.receive_outside(origin, room_id, pdus).await,
         }
         let (owned, id) = (origin.to_owned(), room_id.to_owned());
         let read = self.rooms.reading(move |_, read| read_events(read, &owned, &id, pdus)).await;
         let (room, events, mut outcomes) = match read {
             Ok(read) => read,
+            Err(failed) if failed.is_passing() => return Err(failed),
             // Without the room its version is not known, and without that no event's id.
             Err(failed) => {
                 tracing::debug!(%origin, %room_id, %failed, "events refused");
-                return Vec::new();
+                return Ok(Vec::new());
             }
         };
         let checked = self.check(events).await;
@@ -115,23 +129,30 @@ impl<F: Fetch> Inbox<F> {
         for (id, checked) in checked {
             match checked {
                 Ok(event) => queue.push_back(Arc::new(event)),
+                Err(failed) if failed.is_passing() => return Err(failed),
                 Err(failed) => outcomes.push((id, Err(failed.to_string()))),
             }
         }
-        self.take(origin, room, queue, &mut outcomes).await;
-        outcomes
+        self.take(origin, room, queue, &mut outcomes).await?;
+        Ok(outcomes)
     }
 
     /// Of a room nobody here is in only the end of an invite concerns us.
-    async fn receive_outside(&self, origin: &ServerName, room_id: &RoomId, pdus: Vec<Box<RawValue>>) -> Vec<Outcome> {
+    async fn receive_outside(
+        &self,
+        origin: &ServerName,
+        room_id: &RoomId,
+        pdus: Vec<Box<RawValue>>,
+    ) -> Result<Vec<Outcome>> {
         let mut outcomes = Vec::new();
         for raw in pdus {
             match self.rooms.end_outside(origin, room_id, raw).await {
                 Ok(id) => outcomes.push((id, Ok(()))),
+                Err(failed) if failed.is_passing() => return Err(failed),
                 Err(failed) => tracing::debug!(%origin, %room_id, %failed, "an event of a room we are not in"),
             }
         }
-        outcomes
+        Ok(outcomes)
     }
 
     pub async fn accept(&self, origin: &ServerName, event: Event, outbound: bool) -> Result<Accepted> {
@@ -153,21 +174,22 @@ impl<F: Fetch> Inbox<F> {
         room: RoomNum,
         mut queue: VecDeque<Arc<Event>>,
         outcomes: &mut Vec<Outcome>,
-    ) {
+    ) -> Result<()> {
         while let Some(first) = queue.front().cloned() {
             match self.take_next(room, &mut queue, outcomes).await {
                 Ok(0) => {}
                 Ok(_) => continue,
-                Err(failed) => {
-                    tracing::warn!(%failed, "events could not be stored");
-                    outcomes.extend(queue.drain(..).map(|event| (event.id().to_owned(), Err(failed.to_string()))));
-                    return;
-                }
+                Err(failed) if failed.is_passing() => return Err(failed),
+                // What of them is at fault shows when each is taken by itself.
+                Err(failed) => tracing::warn!(%failed, "events could not be stored together"),
             }
             queue.pop_front();
-            let settled = self.settle(origin, room, first.clone(), How::default()).await;
-            outcomes.push((first.id().to_owned(), outcome(settled)));
+            match self.settle(origin, room, first.clone(), How::default()).await {
+                Err(failed) if failed.is_passing() => return Err(failed),
+                settled => outcomes.push((first.id().to_owned(), outcome(settled))),
+            }
         }
+        Ok(())
     }
 
     /// Appends as many from the front of the queue as simply follow each other. Answers how many.
@@ -201,7 +223,8 @@ impl<F: Fetch> Inbox<F> {
                 Step::Done(settled) => return Ok(settled),
                 Step::Hungry => grant = Some(self.means().wait().await?),
                 Step::Lacking(_) | Step::Unresolved => {
-                    // One gap at a time: whoever comes after finds much of it filled.
+                    // One gap at a time: whoever comes after finds much of it filled. Its memory is waited for in turn, so
+                    // that those who wait for the turn hold none.
                     let _turn = self.rooms.0.gaps.lock(room).await;
                     let mut filling = Filling::new(self, origin, room).await?;
                     if let Some(settled) = filling.settle(event.clone(), how.clone()).await? {

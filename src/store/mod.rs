@@ -296,6 +296,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether the same work may succeed later: not with a row that is wrong, nor with a job that breaks off by itself.
+    pub fn is_passing(&self) -> bool {
+        !matches!(self, Error::Corrupt { .. } | Error::Aborted)
+    }
+
     pub fn corrupt(table: &Table, key: &[u8]) -> Self {
         Error::Corrupt { table: table.name, key: key.to_vec() }
     }

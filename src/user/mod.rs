@@ -123,6 +123,15 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether it is our own trouble and will pass: the same may be asked again later, and then succeed.
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Error::Refused(refused) | Error::Remote(Failed::Refused(refused)) => !refused.too_large,
+            Error::Store(failed) => failed.is_passing(),
+            _ => false,
+        }
+    }
+
     fn bad(errcode: &'static str, message: impl Into<String>) -> Error {
         Error::Bad { errcode, message: message.into() }
     }

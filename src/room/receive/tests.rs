@@ -272,7 +272,8 @@ impl World {
     }
 
     async fn receive_raw(&self, pdus: Vec<Box<RawValue>>) -> Vec<Result<(), String>> {
-        self.inbox.receive(&far(), &self.room, pdus).await.into_iter().map(|(_, outcome)| outcome).collect()
+        let outcomes = self.inbox.receive(&far(), &self.room, pdus).await.unwrap();
+        outcomes.into_iter().map(|(_, outcome)| outcome).collect()
     }
 
     fn row(&self, event: &Event) -> Option<Row> {
@@ -338,6 +339,42 @@ async fn a_gap_is_filled_in_rounds() {
     assert!(events.iter().all(|event| world.row(event).is_some_and(|row| row.order.is_some())));
     assert_eq!(world.house.row(&world.room).extremities.len(), 1);
     world.check_state();
+}
+
+/// A full disk or a lack of memory was answered like a refusal by the rules: with 200, and the event was lost.
+#[tokio::test]
+async fn what_we_fail_at_ourselves_may_be_sent_again() {
+    let world = World::new().await;
+    let mut line = world.line();
+    let events: Vec<_> = (0..10).map(|n| world.say(&mut line, &format!("{n}"))).collect();
+    let last = || vec![raw(&events[9])];
+    let budget = world.house.rooms.0.parts.budget.clone();
+    // The first grant asked for is the memory of the gap.
+    budget.refuse_nth(1);
+    let failed = world.inbox.receive(&far(), &world.room, last()).await.unwrap_err();
+    assert!(matches!(&failed, Error::Refused(refused) if refused.account == "gaps") && failed.is_passing());
+    assert!(world.row(&events[9]).is_none());
+    assert_eq!(world.receive_raw(last()).await, [Ok(())]);
+    assert!(events.iter().all(|event| world.row(event).is_some()));
+    assert_eq!(budget.account("gaps").used(), 0);
+    // Neither does a database that cannot be written to mean that the event is a bad one.
+    let next = world.say(&mut line, "next");
+    world.house.store.close().await;
+    let failed = world.inbox.receive(&far(), &world.room, vec![raw(&next)]).await.unwrap_err();
+    assert!(matches!(failed, Error::Store(_)) && failed.is_passing());
+}
+
+/// Memory that a gap needs more of than there is for it will not be had later either.
+#[tokio::test]
+async fn an_event_that_needs_too_much_memory_is_refused_for_good() {
+    let text = include_str!("../../../memory-budgets/pi-zero-2w.toml")
+        .replace("768 KiB\"\nreason = \"events", "8 KiB\"\nreason = \"events");
+    let world = World::within(Budget::from_profile(Profile::parse("small", &text).unwrap())).await;
+    assert_eq!(world.house.rooms.0.parts.budget.account("gaps").limit(), 8 * 1024);
+    let mut line = world.line();
+    let events: Vec<_> = (0..50).map(|n| world.say(&mut line, &format!("{n}"))).collect();
+    assert!(world.receive(&events[49..]).await[0].is_err());
+    assert_eq!(world.house.rooms.0.parts.budget.account("gaps").used(), 0);
 }
 
 #[tokio::test]
