@@ -9,13 +9,13 @@ use std::sync::Arc;
 
 use ruma::{OwnedServerName, ServerName, UserId};
 
-use super::{redact, unread};
+use super::{judge, redact, unread};
 use crate::matrix::{Event, json};
 use crate::store::tables::event::{self, Flags, Id, Kind, Membership, Root, Row};
 use crate::store::tables::member::{self, Mine};
 use crate::store::tables::outbox::{self, Outbound};
 use crate::store::tables::relation::{self, Rel};
-use crate::store::tables::room::{self, EXTREMITIES_MAX, Room, Status};
+use crate::store::tables::room::{self, EXTREMITIES_MAX, HOLE_ORDERS, HOLES_MAX, Hole, Room, Status};
 use crate::store::tables::txn::{self, Txn};
 use crate::store::tables::{count, snapshot, timeline, user};
 use crate::store::{Change, EventNum, Get, Position, Result, RoomNum, StateKeyNum, UserNum, Write};
@@ -70,6 +70,8 @@ pub enum Place {
     Newest,
     /// Before everything we have: fetched by backfilling, newest first.
     Older,
+    /// In the hole with this bottom: the same.
+    InHole(i64),
     /// Outside: an outlier.
     Nowhere,
 }
@@ -141,7 +143,10 @@ pub fn append(w: &mut Write<'_>, here: &Here, new: Append) -> Result<Done> {
         return Ok(Done { num: *num, order: row.order, at: w.position()? });
     }
     let mut room = room::get_of(w, new.room)?;
-    let at = w.next_position();
+    let at = match leaves_hole(w, &room, &new)? {
+        true => open_hole(w, &mut room),
+        false => w.next_position(),
+    };
     let (num, row) = store_event(w, &mut room, &new, known, at)?;
     if let Some(order) = row.order {
         timeline::put(w, new.room, order, num)?;
@@ -163,6 +168,31 @@ pub fn append(w: &mut Write<'_>, here: &Here, new: Append) -> Result<Done> {
     room::put(w, new.room, &room)?;
     w.announce(Change { users: wake, room: Some(new.room), outbound, ..Change::default() });
     Ok(Done { num, order: row.order, at })
+}
+
+/// Whether something is missing between what we have of the room and an event: it stands on what we do not have, and
+/// deeper than that alone explains. Forks from before our time in the room are no holes.
+fn leaves_hole(get: &impl Get, room: &Room, new: &Append) -> Result<bool> {
+    if !new.is_new() || new.event.depth() <= room.depth + 1 || timeline::after(get, new.room, i64::MIN)?.is_none() {
+        return Ok(false);
+    }
+    for prev in new.event.prev_events() {
+        if !judge::stored(get, prev.as_str())?.is_some_and(|(_, row)| judge::is_placed(&row)) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Leaves orders free for what is missing; answers the position behind them.
+fn open_hole(w: &mut Write<'_>, room: &mut Room) -> Position {
+    let bottom = w.next_position().0 as i64;
+    let at = w.skip_positions(HOLE_ORDERS);
+    if room.holes.len() == HOLES_MAX {
+        room.holes.remove(0);
+    }
+    room.holes.push(Hole { bottom, next: at.0 as i64 });
+    at
 }
 
 fn stored(get: &impl Get, new: &Append) -> Result<Option<(EventNum, Row)>> {
@@ -191,6 +221,13 @@ fn store_event(
         Place::Older => {
             room.min_order = room.min_order.min(0) - 1;
             Some(room.min_order)
+        }
+        Place::InHole(bottom) => {
+            let hole = room.holes.iter_mut().find(|hole| hole.bottom == bottom && hole.next - 1 > bottom);
+            hole.map(|hole| {
+                hole.next -= 1;
+                hole.next
+            })
         }
         Place::Nowhere => None,
     };

@@ -1,8 +1,10 @@
-//! Events from before our own history of a room, fetched as somebody scrolls back to where it begins.
+//! Events from before our own history of a room, or from a time we were not there, fetched as somebody scrolls back to where
+//! they should be.
 //!
 //! Server-server API, "Backfilling and retrieving missing events". A batch from one of the room's servers is checked as what
 //! is pushed to us is, by what each event cites, and appended newest first, below everything we have. The state before such
 //! an event is the state before the one that follows it, without what that one changed: nobody is asked for whole states.
+//! In a hole it is the same, between what we have before and after it.
 //!
 //! Bounded: one batch from one server, a few servers tried; one at a time in each room.
 
@@ -38,20 +40,29 @@ const APPENDED_AT_ONCE: usize = 16;
 /// The state after each event that is to be fetched, as far as what follows it tells.
 type After = HashMap<OwnedEventId, Option<Root>>;
 
+/// What is missing of a timeline.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gap {
+    /// What came before our history of the room.
+    Beginning,
+    /// What belongs in the hole with this bottom.
+    Hole(i64),
+}
+
 impl Rooms {
-    /// Fetches up to `limit` events from before the beginning of our history, which lies at or before `from` in the timeline's
-    /// order. Answers how many there were; none when nobody has any.
-    pub async fn backfill(&self, room: RoomNum, from: i64, limit: usize) -> Result<usize> {
+    /// Fetches up to `limit` events of what is missing, those nearest to its end. Answers how many there were; none when nobody
+    /// has any.
+    pub async fn backfill(&self, room: RoomNum, gap: Gap, limit: usize) -> Result<usize> {
         let inbox = Inbox { rooms: self.clone(), fetch: Wire::new(self.0.parts.remote.clone()) };
-        self.unbroken(async move { inbox.backfill(room, from, limit.min(BATCH_MAX)).await }).await
+        self.unbroken(async move { inbox.backfill(room, gap, limit.min(BATCH_MAX)).await }).await
     }
 
-    /// The same for somebody who scrolled back to the beginning. Answers whether there was more; a failure is none of theirs.
-    pub(super) async fn backfill_for_app(&self, room_id: &RoomId) -> bool {
+    /// The same for somebody who scrolled back to there. Answers whether there was more; a failure is none of theirs.
+    pub(super) async fn backfill_for_app(&self, room_id: &RoomId, gap: Gap) -> bool {
         let id = room_id.to_owned();
         let num = self.reading(move |_, read| Ok(room::num(read, id.as_str())?)).await;
         let Ok(Some(num)) = num else { return false };
-        match self.backfill(num, i64::MAX - 1, BATCH_MAX).await {
+        match self.backfill(num, gap, BATCH_MAX).await {
             Ok(count) => count > 0,
             Err(failed) => {
                 tracing::debug!(%room_id, %failed, "no older events could be had");
@@ -62,17 +73,20 @@ impl Rooms {
 }
 
 impl<F: Fetch> Inbox<F> {
-    pub(super) async fn backfill(&self, room: RoomNum, from: i64, limit: usize) -> Result<usize> {
+    pub(super) async fn backfill(&self, room: RoomNum, gap: Gap, limit: usize) -> Result<usize> {
         let _turn = self.rooms.0.gaps.lock(room).await;
         let (open, servers) = self
             .rooms
-            .reading(move |rooms, read| Ok((beginning(read, room, from)?, servers(read, room, rooms.server())?)))
+            .reading(move |rooms, read| Ok((open_ends(read, room, gap)?, servers(read, room, rooms.server())?)))
             .await?;
         if open.is_empty() {
+            if let Gap::Hole(bottom) = gap {
+                self.close(room, bottom).await?;
+            }
             return Ok(0);
         }
         for server in servers {
-            match self.backfill_from(&server, room, &open, limit).await {
+            match self.backfill_from(&server, room, gap, &open, limit).await {
                 Ok(0) => {}
                 Ok(count) => return Ok(count),
                 Err(failed) => tracing::debug!(%server, %failed, "no older events from there"),
@@ -81,7 +95,25 @@ impl<F: Fetch> Inbox<F> {
         Ok(0)
     }
 
-    async fn backfill_from(&self, server: &ServerName, num: RoomNum, open: &After, limit: usize) -> Result<usize> {
+    /// Nothing is missing there any more.
+    async fn close(&self, num: RoomNum, bottom: i64) -> Result<()> {
+        let _guard = self.rooms.lock(num).await;
+        let job = move |w: &mut Write<'_>| {
+            let mut row = room::get_of(w, num)?;
+            row.holes.retain(|hole| hole.bottom != bottom);
+            Ok(room::put(w, num, &row)?)
+        };
+        self.rooms.write(job).await
+    }
+
+    async fn backfill_from(
+        &self,
+        server: &ServerName,
+        num: RoomNum,
+        gap: Gap,
+        open: &After,
+        limit: usize,
+    ) -> Result<usize> {
         let mut filling = Filling::new(self, server, num).await?;
         let from: Vec<OwnedEventId> = open.keys().cloned().collect();
         let raws = self.fetch.backfill(server, filling.room_id(), &from, limit).await?;
@@ -112,11 +144,11 @@ impl<F: Fetch> Inbox<F> {
         filling.store_outliers(reached.clone()).await?;
         let mut ordered = in_order(reached, |event| event.prev_events().map(ToOwned::to_owned).collect());
         ordered.reverse();
-        self.place(num, open.clone(), ordered).await
+        self.place(num, gap, open.clone(), ordered).await
     }
 
     /// Appends events, newest first, below what we have.
-    async fn place(&self, room: RoomNum, mut after: After, ordered: Vec<Arc<Event>>) -> Result<usize> {
+    async fn place(&self, room: RoomNum, gap: Gap, mut after: After, ordered: Vec<Arc<Event>>) -> Result<usize> {
         let mut count = 0;
         let earlier = Arc::new(ordered);
         for start in (0..earlier.len()).step_by(APPENDED_AT_ONCE) {
@@ -125,7 +157,7 @@ impl<F: Fetch> Inbox<F> {
             let placing = move |w: &mut Write<'_>| {
                 let mut count = 0;
                 for at in start..events.len().min(start + APPENDED_AT_ONCE) {
-                    count += usize::from(place_one(w, &here, room, &events[at], &events[at + 1..], &mut after)?);
+                    count += usize::from(place_one(w, &here, (room, gap), &events[at], &events[at + 1..], &mut after)?);
                 }
                 Ok((count, after))
             };
@@ -141,7 +173,7 @@ impl<F: Fetch> Inbox<F> {
 fn place_one(
     w: &mut Write<'_>,
     here: &Here,
-    room: RoomNum,
+    (room, gap): (RoomNum, Gap),
     event: &Arc<Event>,
     older: &[Arc<Event>],
     after: &mut After,
@@ -159,7 +191,10 @@ fn place_one(
         flags: row.flags,
         before: if row.kind == Kind::CREATE { Before::Unknown } else { Before::At(before) },
         current: Current::Keep,
-        place: Place::Older,
+        place: match gap {
+            Gap::Beginning => Place::Older,
+            Gap::Hole(bottom) => Place::InHole(bottom),
+        },
         ..Append::next(room, (**event).clone())
     };
     let done = append(w, here, new)?;
@@ -211,16 +246,28 @@ fn older_under(get: &impl Get, event: &Event, older: &[Arc<Event>]) -> store::Re
     Ok(None)
 }
 
-/// What the oldest events of our history follow and is not here, with the state before those events.
-fn beginning(get: &Read, num: RoomNum, from: i64) -> Result<After> {
+/// What the events behind a gap follow and is not here, with the state before those events.
+fn open_ends(get: &Read, num: RoomNum, gap: Gap) -> Result<After> {
     let room = known_num(get, num)?;
+    let hole = match gap {
+        Gap::Beginning => None,
+        Gap::Hole(bottom) => Some(room.row.holes.iter().find(|hole| hole.bottom == bottom)),
+    };
+    let from = match hole {
+        None => i64::MIN,
+        Some(Some(hole)) if hole.next - 1 > hole.bottom => hole.next - 1,
+        Some(_) => return Ok(After::new()),
+    };
+    // What is missing further up belongs elsewhere.
+    let next = room.row.holes.iter().find(|other| hole.flatten().is_none_or(|hole| other.bottom > hole.bottom));
+    let to = next.map_or(i64::MAX - 1, |next| next.bottom);
     let mut oldest = Vec::with_capacity(BEGINNING);
-    timeline::forward(get, num, i64::MIN, from, &mut |_, event| {
+    timeline::forward(get, num, from, to, &mut |_, event| {
         oldest.push(event);
         Ok(if oldest.len() < BEGINNING { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
     })?;
     // A room just joined may have nothing in its timeline but what comes next.
-    if oldest.is_empty() {
+    if oldest.is_empty() && hole.is_none() {
         oldest.extend(&room.row.extremities);
     }
     let mut open = After::new();

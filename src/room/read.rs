@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use ruma::{EventId, OwnedUserId, RoomId};
 
+use super::backfill::Gap;
 use super::filter::Events;
 use super::format::{self, Detail, Format};
 use super::viewer::Viewer;
@@ -102,13 +103,13 @@ impl Rooms {
         .await
     }
 
-    /// A page of the timeline. At the beginning of what is stored here the servers of the room are asked for more.
+    /// A page of the timeline. Where something is missing the servers of the room are asked for it.
     pub async fn messages(&self, reader: &Reader, room_id: &RoomId, paging: Paging) -> Result<impl Chunks> {
-        let (mut visit, mut start, mut page) = self.page(reader, room_id, &paging).await?;
-        if page.wants_older {
+        let (mut visit, mut start, mut page) = self.page(reader, room_id, &paging, None).await?;
+        if let Some(gap) = page.gap {
             drop(visit);
-            self.backfill_for_app(room_id).await;
-            (visit, start, page) = self.page(reader, room_id, &paging).await?;
+            let without = if self.backfill_for_app(room_id, gap).await { None } else { Some(gap) };
+            (visit, start, page) = self.page(reader, room_id, &paging, without).await?;
         }
         Ok(base::written(move |pen| visit.write_messages(pen, paging, start, page)))
     }
@@ -206,11 +207,17 @@ impl Rooms {
         Ok(base::written(move |pen| visit.write_related(pen, page)))
     }
 
-    async fn page(&self, reader: &Reader, room_id: &RoomId, paging: &Paging) -> Result<(Visit, Token, Page)> {
+    async fn page(
+        &self,
+        reader: &Reader,
+        room_id: &RoomId,
+        paging: &Paging,
+        without: Option<Gap>,
+    ) -> Result<(Visit, Token, Page)> {
         let (paging, mut visit) = (paging.clone(), self.visit(reader, room_id).await?);
         base::blocking(move || {
             let start = visit.start(&paging);
-            let page = visit.page(&paging, start)?;
+            let page = visit.page(&paging, start, without)?;
             Ok((visit, start, page))
         })
         .await
@@ -247,8 +254,8 @@ pub(super) struct Page {
     pub(super) events: Vec<(i64, EventNum)>,
     /// Where the next page begins; none at the end.
     pub(super) next: Option<Token>,
-    /// It reached the oldest event stored here, and the room is older.
-    wants_older: bool,
+    /// It ends where something is missing.
+    gap: Option<Gap>,
 }
 
 /// What stands around an event.
@@ -336,16 +343,34 @@ impl Visit {
         timeline::at_or_before(&*self.read, self.num, i64::MAX - 1).ok().flatten().map_or(0, |(order, _)| order)
     }
 
-    fn page(&mut self, paging: &Paging, start: Token) -> store::Result<Page> {
+    /// `without`: what is missing there cannot be had.
+    fn page(&mut self, paging: &Paging, start: Token, without: Option<Gap>) -> store::Result<Page> {
         let (from, to) = match (paging.backwards, paging.to) {
             (true, to) => (to.map_or(i64::MIN, |to| to.0), start.0),
             (false, to) => (start.0, to.map_or(i64::MAX - 1, |to| to.0)),
         };
-        let mut page = self.between(from, to, paging.backwards, paging.limit, &paging.filter)?;
-        if paging.backwards && paging.to.is_none() && page.next.is_none() && self.begins_elsewhere()? {
-            page.wants_older = true;
+        if !paging.backwards {
+            return self.between(from, to, false, paging.limit, &paging.filter);
+        }
+        let hole =
+            self.room.hole_below(to).filter(|hole| hole.next - 1 > from && without != Some(Gap::Hole(hole.bottom)));
+        if let Some(hole) = hole {
+            let mut page = self.between(hole.next - 1, to, true, paging.limit, &paging.filter)?;
+            if page.next.is_none() {
+                page.gap = Some(Gap::Hole(hole.bottom));
+                page.next = Some(Token(hole.next - 1));
+            }
+            return Ok(page);
+        }
+        let mut page = self.between(from, to, true, paging.limit, &paging.filter)?;
+        if paging.to.is_none() && page.next.is_none() && self.begins_elsewhere()? {
+            page.gap = Some(Gap::Beginning);
             let oldest = page.events.last().map_or(start.0, |(order, _)| order - 1);
             page.next = Some(Token(oldest.min(self.room.min_order.min(0) - 1)));
+        }
+        // Where nobody has more it ends, lest apps ask for ever.
+        if page.events.is_empty() && page.gap.is_some() && page.gap == without {
+            page.next = None;
         }
         Ok(page)
     }
@@ -387,7 +412,7 @@ impl Visit {
         };
         // Going forwards there may be more later on, so there is a place to go on from as long as there was anything.
         let next = next.filter(|_| more || (!backwards && !events.is_empty())).map(Token);
-        Ok(Page { events, next, wants_older: false })
+        Ok(Page { events, next, gap: None })
     }
 
     /// Whether the room has history that is not stored here.
@@ -449,7 +474,8 @@ impl Visit {
     fn around(&mut self, event_id: &str, limit: usize, filter: &Events) -> Result<Around> {
         let (num, row) = self.visible(event_id)?;
         let order = row.order.ok_or(Error::NotFound)?;
-        let before = self.between(i64::MIN, order - 1, true, limit / 2, filter)?;
+        let from = self.room.hole_below(order - 1).map_or(i64::MIN, |hole| hole.next - 1);
+        let before = self.between(from, order - 1, true, limit / 2, filter)?;
         let after = self.between(order, i64::MAX - 1, false, limit - limit / 2, filter)?;
         Ok(Around { num, order, before, after })
     }
@@ -710,7 +736,7 @@ impl Visit {
         let more = found.len() == most;
         found.truncate(related.limit);
         let last = found.last().map(|(order, _)| Token(if related.backwards { order - 1 } else { *order }));
-        Ok(Page { events: found, next: last.filter(|_| more), wants_older: false })
+        Ok(Page { events: found, next: last.filter(|_| more), gap: None })
     }
 
     async fn write_related(mut self, pen: Pen, page: Page) -> Result<(), ChunkError> {

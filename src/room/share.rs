@@ -418,13 +418,16 @@ impl Share {
     fn new(asked: &Asked, visit: &mut Visit, news: &News, is_new: bool, upto: Position) -> store::Result<Share> {
         let filter = &asked.filter.room.timeline;
         let from = if is_new { i64::MIN } else { asked.since().0 as i64 };
+        // What is missing in between is fetched by who reads back from there.
+        let hole = visit.room.hole_below(upto.0 as i64).map(|hole| hole.next - 1).filter(|hole| *hole > from);
+        let from = hole.unwrap_or(from);
         let limit = filter.limit(TIMELINE_EVENTS, TIMELINE_EVENTS_MAX);
         let mut page = match filter.wants_room(&news.id) {
             true => visit.between(from, upto.0 as i64, true, limit, filter)?,
             false => visit.between(from, from, true, limit, filter)?,
         };
         page.events.reverse();
-        let limited = page.next.is_some();
+        let limited = page.next.is_some() || hole.is_some();
         let oldest = page.events.first().map(|(order, _)| *order);
         let prev_batch = match (oldest, page.next) {
             (Some(oldest), _) => Token(oldest - 1),

@@ -253,6 +253,12 @@ impl<'t> Write<'t> {
         self.position
     }
 
+    /// Leaves `count` positions free and takes the one behind them.
+    pub fn skip_positions(&mut self, count: u64) -> Position {
+        self.position.0 += count + 1;
+        self.position
+    }
+
     /// Makes a change known once the commit is durable.
     pub fn announce(&mut self, change: Change) {
         self.changes.push(change);

@@ -7,23 +7,23 @@ use serde_json::{Value, json};
 use crate::house::{House, Pair, Person};
 
 /// Percent-encodes a path segment.
-fn q(text: &str) -> String {
+pub fn q(text: &str) -> String {
     text.bytes()
         .map(|byte| if byte.is_ascii_alphanumeric() { (byte as char).to_string() } else { format!("%{byte:02X}") })
         .collect()
 }
 
-async fn create(house: &House, who: &Person, options: Value) -> String {
+pub async fn create(house: &House, who: &Person, options: Value) -> String {
     house.post("/createRoom", who, options).await.ok()["room_id"].as_str().unwrap().to_owned()
 }
 
-async fn say(house: &House, who: &Person, room: &str, text: &str) {
+pub async fn say(house: &House, who: &Person, room: &str, text: &str) {
     let path = format!("/rooms/{}/send/m.room.message/{}", q(room), q(text));
     house.put(&path, who, json!({ "msgtype": "m.text", "body": text })).await.ok();
 }
 
 /// Looks until `found` gives something; what travels between servers takes its time.
-async fn eventually<T>(what: &str, mut found: impl AsyncFnMut() -> Option<T>) -> T {
+pub async fn eventually<T>(what: &str, mut found: impl AsyncFnMut() -> Option<T>) -> T {
     let began = Instant::now();
     loop {
         if let Some(found) = found().await {
@@ -34,32 +34,32 @@ async fn eventually<T>(what: &str, mut found: impl AsyncFnMut() -> Option<T>) ->
     }
 }
 
-async fn membership(house: &House, who: &Person, room: &str, of: &Person) -> Option<String> {
+pub async fn membership(house: &House, who: &Person, room: &str, of: &Person) -> Option<String> {
     let reply = house.get(&format!("/rooms/{}/state/m.room.member/{}", q(room), q(&of.id)), who).await;
     (reply.status == 200).then(|| reply.json()["membership"].as_str().unwrap().to_owned())
 }
 
-async fn sees_membership(house: &House, who: &Person, room: &str, of: &Person, wanted: &str) {
+pub async fn sees_membership(house: &House, who: &Person, room: &str, of: &Person, wanted: &str) {
     eventually(&format!("{} sees {} as {wanted}", who.id, of.id), async || {
         membership(house, who, room, of).await.filter(|is| is == wanted)
     })
     .await;
 }
 
-async fn texts(house: &House, who: &Person, room: &str) -> Vec<String> {
+pub async fn texts(house: &House, who: &Person, room: &str) -> Vec<String> {
     let page = house.get(&format!("/rooms/{}/messages?dir=b&limit=100", q(room)), who).await.ok();
     let events = page["chunk"].as_array().unwrap().iter().rev();
     events.filter_map(|event| event["content"]["body"].as_str().map(str::to_owned)).collect()
 }
 
-async fn sees_text(house: &House, who: &Person, room: &str, text: &str) {
+pub async fn sees_text(house: &House, who: &Person, room: &str, text: &str) {
     eventually(&format!("{} sees {text:?}", who.id), async || {
         texts(house, who, room).await.contains(&text.to_owned()).then_some(())
     })
     .await;
 }
 
-async fn is_invited(house: &House, who: &Person, room: &str) {
+pub async fn is_invited(house: &House, who: &Person, room: &str) {
     eventually(&format!("{} is invited", who.id), async || {
         let answer = house.get("/sync", who).await.ok();
         let state = answer["rooms"]["invite"][room]["invite_state"]["events"].as_array()?.clone();
@@ -70,7 +70,7 @@ async fn is_invited(house: &House, who: &Person, room: &str) {
     .await;
 }
 
-async fn same_state(one: (&House, &Person), other: (&House, &Person), room: &str) {
+pub async fn same_state(one: (&House, &Person), other: (&House, &Person), room: &str) {
     let ids = async |(house, who): (&House, &Person)| {
         let state = house.get(&format!("/rooms/{}/state", q(room)), who).await.ok();
         let mut ids: Vec<String> =

@@ -15,7 +15,8 @@ use snug::budget::{Budget, Profile};
 use snug::config::{Config, Registration};
 use snug::serve::Server;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 
 use crate::load::lab::Lab;
 
@@ -42,6 +43,20 @@ pub struct Reply {
     pub headers: hyper::HeaderMap,
     pub bytes: Vec<u8>,
     asked: String,
+}
+
+/// A server that is not running, with all that is on its disk.
+pub struct Down {
+    config: Config,
+    profile: Profile,
+    folder: Option<Folder>,
+}
+
+impl Down {
+    /// Starts it at the addresses it had.
+    pub async fn up(self) -> House {
+        House::run(self.config, self.profile, self.folder).await
+    }
 }
 
 /// Gone on drop.
@@ -121,6 +136,14 @@ impl House {
 
     pub async fn stop(self) {
         self.server.stop().await;
+    }
+
+    /// Stops it in order, for as long as the test wants.
+    pub async fn down(mut self) -> Down {
+        self.config.listen = vec![self.address()];
+        let House { server, config, profile, _folder } = self;
+        server.stop().await;
+        Down { config, profile, folder: _folder }
     }
 
     /// The parts, for what no request shows.
@@ -230,8 +253,54 @@ impl Reply {
 pub struct Pair {
     pub one: House,
     pub two: House,
+    /// What they reach each other over.
+    pub wire: Wire,
     /// The certificates; keep it as long as the servers.
     pub lab: Folder,
+}
+
+/// Two ports that lead to two servers' ports, until they are cut.
+pub struct Wire {
+    is_cut: watch::Sender<bool>,
+}
+
+impl Wire {
+    /// Opens a port for each of these; answers which.
+    async fn to(ports: [u16; 2]) -> (Wire, [u16; 2]) {
+        let wire = Wire { is_cut: watch::channel(false).0 };
+        let mut ends = [0; 2];
+        for (end, port) in ends.iter_mut().zip(ports) {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            *end = listener.local_addr().unwrap().port();
+            let is_cut = wire.is_cut.subscribe();
+            tokio::spawn(async move {
+                while let Ok((near, _)) = listener.accept().await {
+                    tokio::spawn(carry(near, port, is_cut.clone()));
+                }
+            });
+        }
+        (wire, ends)
+    }
+
+    /// Breaks what is open, and every attempt until it is mended.
+    pub fn cut(&self) {
+        self.is_cut.send_replace(true);
+    }
+
+    pub fn mend(&self) {
+        self.is_cut.send_replace(false);
+    }
+}
+
+async fn carry(mut near: TcpStream, port: u16, mut is_cut: watch::Receiver<bool>) {
+    if *is_cut.borrow_and_update() {
+        return;
+    }
+    let Ok(mut far) = TcpStream::connect(("127.0.0.1", port)).await else { return };
+    tokio::select! {
+        _ = tokio::io::copy_bidirectional(&mut near, &mut far) => {}
+        _ = is_cut.wait_for(|cut| *cut) => {}
+    }
 }
 
 impl Pair {
@@ -244,6 +313,7 @@ impl Pair {
         let folder = Folder::new();
         let lab = Lab::get(folder.path()).unwrap();
         let ports = [free_port(), free_port()];
+        let (wire, ends) = Wire::to(ports).await;
         let names = ["one.load.test", "two.load.test"];
         let change = &change;
         let house = async |nth: usize| {
@@ -257,13 +327,13 @@ impl Pair {
                 federation.tls_private_key = Some(lab.key_file.clone());
                 federation.extra_ca_file = Some(lab.ca_file.clone());
                 federation.allow_private_addresses = true;
-                federation.overrides = vec![(names[other].to_owned(), format!("127.0.0.1:{}", ports[other]))];
+                federation.overrides = vec![(names[other].to_owned(), format!("127.0.0.1:{}", ends[other]))];
                 change(config);
             })
             .await
         };
         let (one, two) = (house(0).await, house(1).await);
-        Pair { one, two, lab: folder }
+        Pair { one, two, wire, lab: folder }
     }
 }
 

@@ -9,6 +9,7 @@ mod house;
 mod sync;
 mod keys;
 mod media;
+mod neighbours;
 mod memory;
 mod pair;
 mod tidy;

@@ -54,7 +54,7 @@ async fn two_households_chat() {
     assert_eq!(members["joined"].as_object().unwrap().len(), 2, "{members}");
 
     // What is sent while the other is away is there when it comes back.
-    let Pair { one, two, lab } = pair;
+    let Pair { one, two, wire: _wire, lab } = pair;
     say(&one, &alice, &room, "before").await;
     let two = two.restart().await;
     say(&one, &alice, &room, "after").await;

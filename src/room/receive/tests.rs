@@ -13,6 +13,7 @@ use crate::budget::{Budget, Profile};
 use crate::matrix::sign::{Key, PublicKey};
 use crate::matrix::{Draft, auth};
 use crate::remote::Failed;
+use crate::room::backfill::Gap;
 use crate::room::fetch::{KeyName, Pieces};
 use crate::room::state::{known, load};
 use crate::room::tests::{House, START_MS, house_within};
@@ -591,14 +592,47 @@ async fn history_from_before_our_own_is_fetched_and_stands_below() {
         })
         .await
         .unwrap();
-    assert_eq!(world.inbox.backfill(num, i64::MAX - 1, 20).await.unwrap(), 20);
-    assert_eq!(world.inbox.backfill(num, i64::MAX - 1, 100).await.unwrap(), 12);
-    assert_eq!(world.inbox.backfill(num, i64::MAX - 1, 100).await.unwrap(), 0, "it meets what is here");
+    assert_eq!(world.inbox.backfill(num, Gap::Beginning, 20).await.unwrap(), 20);
+    assert_eq!(world.inbox.backfill(num, Gap::Beginning, 100).await.unwrap(), 12);
+    assert_eq!(world.inbox.backfill(num, Gap::Beginning, 100).await.unwrap(), 0, "it meets what is here");
     let orders: Vec<i64> = said.iter().map(|event| world.row(event).unwrap().order.unwrap()).collect();
     assert!(orders.is_sorted() && orders.iter().all(|order| *order < 0));
     let joined = world.row(&joined).unwrap();
     let before = snapshot::get(&world.house.read(), joined.before.unwrap(), joined.state_key.unwrap()).unwrap();
     assert_eq!(before, None, "before she joined she was not in the room");
+    world.check_state();
+}
+
+/// After a time in which we were not there, or too much was said to be had at once, the rest was put before everything, and
+/// scrolling back stopped short of the beginning.
+#[tokio::test]
+async fn what_is_missing_in_the_middle_is_fetched_into_its_place() {
+    let world = World::new().await;
+    let mut line = world.line();
+    let near = world.say(&mut line, "near");
+    assert_eq!(world.receive(&[near.clone()]).await, [Ok(())]);
+    assert!(world.house.row(&world.room).holes.is_empty());
+    let said: Vec<_> = (0..30).map(|n| world.say(&mut line, &format!("{n}"))).collect();
+    let joined = world.join(&mut line, <&UserId>::try_from("@carol:far.example").unwrap());
+    let last = world.say(&mut line, "last");
+    world.peer.with(|book| book.keeps_events = true);
+    assert_eq!(world.receive(&[last.clone()]).await, [Ok(())]);
+    world.house.say(&world.anna, &world.room, "after").await;
+    let holes = world.house.row(&world.room).holes;
+    let [hole] = holes[..] else { panic!("{holes:?}") };
+    let order = |event: &Event| world.row(event).unwrap().order.unwrap();
+    assert!(order(&near) < hole.bottom && hole.next == order(&last));
+
+    let num = world.house.room_num(&world.room);
+    let gap = Gap::Hole(hole.bottom);
+    assert_eq!(world.inbox.backfill(num, gap, 20).await.unwrap(), 20);
+    assert_eq!(world.house.row(&world.room).holes, [crate::store::tables::room::Hole { next: hole.next - 20, ..hole }]);
+    assert_eq!(world.inbox.backfill(num, gap, 100).await.unwrap(), 11);
+    assert_eq!(world.inbox.backfill(num, gap, 100).await.unwrap(), 0, "it meets what is here");
+    assert_eq!(world.house.row(&world.room).holes, []);
+    let mut orders = vec![order(&near)];
+    orders.extend(said.iter().chain([&joined, &last]).map(|event| order(event)));
+    assert!(orders.is_sorted() && orders[0] > 0, "{orders:?}");
     world.check_state();
 }
 

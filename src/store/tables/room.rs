@@ -26,6 +26,21 @@ impl Status {
     }
 }
 
+/// A part of the timeline that is missing and may be fetched: its events get orders from `next` down to `bottom`, both
+/// left out, the newest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hole {
+    pub bottom: i64,
+    pub next: i64,
+}
+
+/// Orders kept free for the events of one hole. Of 2^53 positions, which is what JSON has numbers for, that leaves enough
+/// for a hole every 10 ms for ten years.
+pub const HOLE_ORDERS: u64 = 1 << 18;
+
+/// Holes remembered of one room; the oldest is forgotten, and stays.
+pub const HOLES_MAX: usize = 16;
+
 /// More forward extremities are merged away by the next event sent here; see `room::append`.
 pub const EXTREMITIES_MAX: usize = 20;
 
@@ -54,9 +69,16 @@ pub struct Room {
     pub min_order: i64,
     /// The present depth: one more than this is the next event's.
     pub depth: u64,
+    /// What is missing of its timeline, oldest first; at most [`HOLES_MAX`].
+    pub holes: Vec<Hole>,
 }
 
 impl Room {
+    /// The newest hole that somebody comes to who reads back from `order`.
+    pub fn hole_below(&self, order: i64) -> Option<Hole> {
+        self.holes.iter().rev().find(|hole| hole.bottom < order).copied()
+    }
+
     fn stub(id: &str, version: &str) -> Room {
         Room {
             id: id.to_owned(),
@@ -73,6 +95,7 @@ impl Room {
             latest: Position(0),
             min_order: 0,
             depth: 0,
+            holes: Vec::new(),
         }
     }
 
@@ -91,6 +114,10 @@ impl Room {
             put_u64(&mut out, number);
         }
         put_i64(&mut out, self.min_order);
+        for hole in &self.holes {
+            put_i64(&mut out, hole.bottom);
+            put_i64(&mut out, hole.next);
+        }
         out
     }
 
@@ -103,7 +130,7 @@ impl Room {
         let count = unpack.u64()?;
         let extremities = (0..count).map(|_| unpack.u32().map(EventNum)).collect::<Option<_>>()?;
         let state = Some(Root(unpack.u32()?)).filter(|root| root.0 != 0);
-        Some(Room {
+        let mut room = Room {
             id,
             version,
             status: Status::from_code(first & 0x7f)?,
@@ -118,7 +145,12 @@ impl Room {
             latest: Position(unpack.u64()?),
             depth: unpack.u64()?,
             min_order: unpack.i64()?,
-        })
+            holes: Vec::new(),
+        };
+        while !unpack.is_empty() {
+            room.holes.push(Hole { bottom: unpack.i64()?, next: unpack.i64()? });
+        }
+        Some(room)
     }
 }
 
@@ -288,6 +320,7 @@ mod tests {
         room.min_order = -70;
         room.joined = 40_000;
         room.latest = Position(1 << 40);
+        room.holes = vec![Hole { bottom: 3, next: 70 }, Hole { bottom: 100, next: 1 << 30 }];
         assert_eq!(Room::decode(&room.encode()).as_ref(), Some(&room));
     }
 

@@ -1,7 +1,8 @@
 //! The timeline: which events of a room are shown, in which order; and the state each change led to.
 //!
 //! An event that arrives has its commit's position as its order, so "since a position" is a range. An event fetched
-//! from before our own history gets an order below everything the room has: negative, counting down.
+//! from before our own history gets an order below everything the room has: negative, counting down. Where a part is missing
+//! in the middle, orders are left free for it (`room::Hole`).
 
 use std::ops::ControlFlow;
 
