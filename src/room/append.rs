@@ -173,7 +173,9 @@ pub fn append(w: &mut Write<'_>, here: &Here, new: Append) -> Result<Done> {
 /// Whether something is missing between what we have of the room and an event: it stands on what we do not have, and
 /// deeper than that alone explains. Forks from before our time in the room are no holes.
 fn leaves_hole(get: &impl Get, room: &Room, new: &Append) -> Result<bool> {
-    if !new.is_new() || new.event.depth() <= room.depth + 1 || timeline::after(get, new.room, i64::MIN)?.is_none() {
+    // A room joined again begins without extremities.
+    let is_beyond = new.event.depth() > room.depth + 1 || room.extremities.is_empty();
+    if !new.is_new() || !is_beyond || timeline::after(get, new.room, i64::MIN)?.is_none() {
         return Ok(false);
     }
     for prev in new.event.prev_events() {

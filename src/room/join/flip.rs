@@ -53,6 +53,7 @@ impl Join<'_> {
             (row.joined, row.invited) = (joined, invited);
             row.events = row.events.max(events);
             row.bytes = row.bytes.max(bytes);
+            row.depth = row.depth.max(event.depth());
             room::put(w, room_num, &row)?;
             if let Some(root) = root {
                 timeline::put_state(w, room_num, at, root)?;
