@@ -232,6 +232,49 @@ async fn a_peer_that_falls_silent_is_given_up() {
     assert!(matches!(waiting.await.unwrap(), Err(Failed::Timeout)));
 }
 
+/// What a test sends, as it sends it.
+struct Piped(tokio::sync::mpsc::UnboundedReceiver<Bytes>);
+
+impl futures_core::Stream for Piped {
+    type Item = Result<Frame<Bytes>, Infallible>;
+    fn poll_next(
+        mut self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Self::Item>> {
+        self.0.poll_recv(cx).map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes))))
+    }
+}
+
+#[tokio::test]
+async fn a_peer_that_drips_is_given_up() {
+    let lab = Lab::new();
+    let (drip, pipe) = tokio::sync::mpsc::unbounded_channel();
+    let pipe = Mutex::new(Some(pipe));
+    let behaviour: Behaviour = Arc::new(move |_, _| {
+        Response::new(BodyExt::boxed(StreamBody::new(Piped(pipe.lock().unwrap().take().unwrap()))))
+    });
+    let address = peer(&lab, "slow.example", behaviour).await;
+    let us = us(&lab, &[("slow.example", address)], &[]);
+    let mut body =
+        us.remote.stream(&name("slow.example"), Method::GET, "/x", None, Pace::patient(1 << 30)).await.unwrap();
+    // A byte a second: never silent for long, and far too slow.
+    let mut seconds = 0;
+    let failed = loop {
+        let next = async {
+            tokio::task::yield_now().await;
+            us.clock.advance(Duration::from_secs(1));
+            seconds += 1;
+            drip.send(Bytes::from_static(b" ")).unwrap();
+        };
+        match tokio::join!(body.next(), next).0 {
+            Ok(Some(_)) => {}
+            ended => break ended,
+        }
+    };
+    assert!(matches!(failed, Err(Failed::Timeout)), "{failed:?}");
+    assert!((30..=120).contains(&seconds), "{seconds}");
+}
+
 /// What a server publishes about its keys, signed by it.
 fn published(server: &str, key: &Key, valid_until_ms: u64) -> Value {
     let old = Key::from_seed("old", [9; 32]);

@@ -79,6 +79,8 @@ pub struct Admitted {
     pub body_bytes_max: u64,
     /// An admin allowed it whatever its size.
     pub overridden: bool,
+    /// An admin's word would let more in: the bound is neither memory nor disk.
+    pub liftable: bool,
 }
 
 impl Rooms {
@@ -119,11 +121,16 @@ impl Rooms {
         let allowed = self.reading(move |_, read| Ok(staging::allowed(read, room.as_str())?)).await?;
         let overridden = allowed.is_some_and(|allowed| allowed.allowed);
         let admitted = self.bounds(estimate, overridden)?;
-        let Some(estimate) = estimate else { return Ok(admitted) };
         let policy = *self.0.joins.policy.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if overridden || policy == Policy::Allow || estimate.events < LARGE_EVENTS {
+        if overridden || policy == Policy::Allow {
             return Ok(admitted);
         }
+        // Where nobody says how large a room is, it shows.
+        let events_max = admitted.events_max.min(LARGE_EVENTS);
+        let Some(estimate) = estimate.filter(|estimate| estimate.events >= LARGE_EVENTS) else {
+            let liftable = admitted.liftable || events_max < admitted.events_max;
+            return Ok(Admitted { events_max, liftable, ..admitted });
+        };
         let size = in_words(&estimate);
         if policy == Policy::Refuse {
             return Err(too_large(format!(
@@ -131,7 +138,7 @@ impl Rooms {
                  owner can allow this one with: snug rooms allow {room_id}"
             )));
         }
-        self.note_asked(room_id, user, &estimate).await?;
+        self.note_asked(room_id, user, estimate.events).await?;
         Err(too_large(format!(
             "The room is large ({size}), and rooms of more than {LARGE_EVENTS} events wait for an admin of this server, \
              who can let it in with: snug rooms allow {room_id}"
@@ -165,8 +172,10 @@ impl Rooms {
             Some(estimate) if !overridden => (estimate.events * OUTGROWN_TIMES).max(OUTGROWN_EVENTS_MIN),
             _ => u64::MAX,
         };
+        let liftable = outgrown < events_max;
         let events_max = events_max.min(outgrown);
         Ok(Admitted {
+            liftable,
             events_expected: estimate.map_or(0, |estimate| estimate.events),
             events_max,
             // An event in a body takes some 800 bytes; twice that, and something for small rooms.
@@ -175,8 +184,13 @@ impl Rooms {
         })
     }
 
-    async fn note_asked(&self, room_id: &RoomId, user: &UserId, estimate: &Estimate) -> Result<()> {
-        let (room_id, user_id, events) = (room_id.to_owned(), user.to_string(), estimate.events);
+    /// A room that was taken for smaller has outgrown what it may be without an admin's word: it waits for that.
+    pub(super) async fn outgrown(&self, room_id: &RoomId, user: &UserId, admitted: &Admitted) -> Result<()> {
+        self.note_asked(room_id, user, admitted.events_max).await
+    }
+
+    async fn note_asked(&self, room_id: &RoomId, user: &UserId, events: u64) -> Result<()> {
+        let (room_id, user_id) = (room_id.to_owned(), user.to_string());
         let at_ms = self.0.parts.clock.now_ms();
         self.write(move |w| {
             let full = staging::list_allowed(w, ASKED_ROOMS_MAX)?.len() == ASKED_ROOMS_MAX;

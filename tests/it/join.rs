@@ -166,7 +166,8 @@ async fn an_answer_that_breaks_off_is_asked_for_again() {
     joins(made::Dials::k1(), dials, "pi-zero-2w").await;
 }
 
-/// The server stops in the middle of the answer; started again it goes on by itself, without checking signatures twice.
+/// The server stops in the middle of the answer; started again it goes on by itself, without checking signatures twice, once
+/// the resident can be reached.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_join_that_was_interrupted_goes_on_at_the_next_start() {
     let dials = Dials { hang_at_percent: Some(70), ..Dials::default() };
@@ -185,9 +186,12 @@ async fn a_join_that_was_interrupted_goes_on_at_the_next_start() {
     while stored(&visit.house) < 1000 {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+    lock(&visit.resident.shared.dials).deaf = true;
     visit.house = visit.house.restart().await;
     assert!(asked.await.unwrap().is_err());
-    lock(&visit.resident.shared.dials).hang_at_percent = None;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert!(stored(&visit.house) >= 1000, "what came is kept while nobody answers");
+    *lock(&visit.resident.shared.dials) = Dials::default();
     let resumed = || {
         let read = visit.house.server().store.read().unwrap();
         let num = room::num(&read, room.as_str()).unwrap()?;

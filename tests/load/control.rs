@@ -24,7 +24,7 @@ A Matrix server that is already in a very large room, for loading another one.
 
 NAME is xs, k1, m, s, hq or xl; VERSION 10, 11 or 12. Rooms are made once and kept in the cache folder, next to the certificate
 authority a server under test has to trust. What it listens on is printed as one line of JSON; it ends with its standard input.
-Dials: bytes_per_second, cut_at_percent, cuts, hang_at_percent, omit_members, hostile (giant-body, tiny-events, deep-nesting,
+Dials: bytes_per_second, cut_at_percent, cuts, hang_at_percent, omit_members, deaf, hostile (giant-body, tiny-events, deep-nesting,
 flood, missing-auth, drip, cut, wrong-type, endless-header, many-headers, repeated-field, silly-chunks, endless-space).
 ";
 

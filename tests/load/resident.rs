@@ -38,6 +38,8 @@ pub struct Dials {
     pub hang_at_percent: Option<u64>,
     /// Leaves members out when asked to.
     pub omit_members: bool,
+    /// Hangs up on whoever asks for a room.
+    pub deaf: bool,
     pub hostile: Option<Mode>,
 }
 
@@ -345,6 +347,9 @@ impl Shared {
         out: &mut Out,
         then: impl FnOnce(&Live, &mut Out) -> io::Result<()>,
     ) -> io::Result<()> {
+        if lock(&self.dials).deaf {
+            return Err(io::Error::other("deaf"));
+        }
         match self.rooms.get(room) {
             Some(live) => then(live, out),
             None => refuse(out, 404, "M_NOT_FOUND", "the resident is not in that room"),

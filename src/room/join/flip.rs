@@ -9,12 +9,12 @@ use crate::budget::spill::Spill;
 use crate::matrix::{Event, RoomVersion, auth};
 use crate::room::append::{self, Append};
 use crate::room::state::View;
-use crate::store::tables::event;
+use crate::store::tables::event::{self, Id};
 use crate::store::tables::member::{self, Mine};
 use crate::store::tables::room::{self, Status};
 use crate::store::tables::staging::{self, Entry, JoinNum, Journal, Stage};
 use crate::store::tables::timeline;
-use crate::store::{self, BodyNum, EventNum, RoomNum, Store};
+use crate::store::{self, BodyNum, EventNum, Get, RoomNum, Store};
 
 /// Rows taken back in one write.
 const ROWS_MAX: usize = 1000;
@@ -27,7 +27,7 @@ impl Join<'_> {
         settled: Settled,
         event: Event,
         version: &'static RoomVersion,
-    ) -> Result<(Journal, Option<Spill>), Stop> {
+    ) -> Result<(Journal, LeftOut), Stop> {
         let Settled { room: room_num, root, create, joined, invited, events, locals, dead, mut journal } = settled;
         let guard = self.rooms.lock(room_num).await;
         let mut here = self.rooms.here();
@@ -75,22 +75,16 @@ impl Join<'_> {
         let (_, changes) = self.rooms.0.parts.store.write(job).await.map_err(store::Error::from)?;
         drop(guard);
         self.rooms.0.parts.feed.publish(&changes);
-        Ok((journal, dead))
+        Ok((journal, LeftOut::Listed(dead)))
     }
 
     /// After the flip: the log goes, and the bodies of events that were left out.
-    pub(super) async fn clean_after(&self, num: JoinNum, journal: Journal, dead: Option<Spill>) -> Result<(), Stop> {
+    pub(super) async fn clean_after(&self, num: JoinNum, journal: Journal, left_out: LeftOut) -> Result<(), Stop> {
         self.progress.enter(Phase::Cleaning);
         let store = self.rooms.0.parts.store.clone();
         // The room is there: whoever asked does not wait for this.
         tokio::spawn(async move {
-            let done = base::blocking(move || {
-                if let Some(dead) = dead {
-                    remove_bodies(&store, dead)?;
-                }
-                remove_log(&store, num, journal.batches, false)?;
-                remove_journal(&store, num)
-            });
+            let done = base::blocking(move || clean(&store, num, journal.batches, left_out));
             if let Err(stop) = done.await {
                 tracing::warn!(%stop, "the log of a finished join is removed at the next start");
             }
@@ -106,12 +100,38 @@ impl Join<'_> {
     }
 }
 
+/// Bodies that were stored and that no event of the room has.
+pub(super) enum LeftOut {
+    Listed(Option<Spill>),
+    /// The list went with a crash.
+    Unknown,
+}
+
+/// What the log names of a batch's bodies is removed with it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Bodies {
+    Keep,
+    RemoveUnnamed,
+    RemoveAll,
+}
+
+fn clean(store: &Store, num: JoinNum, batches: u32, left_out: LeftOut) -> Result<(), Stop> {
+    let bodies = match left_out {
+        LeftOut::Listed(list) => {
+            list.map_or(Ok(()), |list| remove_bodies(store, list))?;
+            Bodies::Keep
+        }
+        LeftOut::Unknown => Bodies::RemoveUnnamed,
+    };
+    remove_log(store, num, batches, bodies)?;
+    remove_journal(store, num)
+}
+
 fn take_back(store: &Store, num: JoinNum) -> Result<(), Stop> {
     let Some(mut journal) = staging::journal(&store.read()?, num)? else { return Ok(()) };
     if journal.stage == Stage::Live {
         // The room is there; only the cleaning behind it failed.
-        remove_log(store, num, journal.batches, false)?;
-        return remove_journal(store, num);
+        return clean(store, num, journal.batches, LeftOut::Unknown);
     }
     journal.stage = Stage::Cancelled;
     let cancelled = journal.clone();
@@ -127,7 +147,7 @@ fn take_back(store: &Store, num: JoinNum) -> Result<(), Stop> {
     if let Some(room) = journal.room.map(RoomNum) {
         clear_room(store, room)?;
     }
-    remove_log(store, num, journal.batches, true)?;
+    remove_log(store, num, journal.batches, Bodies::RemoveAll)?;
     remove_journal(store, num)
 }
 
@@ -140,18 +160,21 @@ fn clear_room(store: &Store, room: RoomNum) -> Result<(), Stop> {
     Ok(())
 }
 
-/// Removes the log, a batch in a write, with the bodies it stored when the room was not made of them.
-fn remove_log(store: &Store, num: JoinNum, batches: u32, bodies: bool) -> Result<(), Stop> {
+/// Removes the log, a batch in a write, and bodies it stored.
+fn remove_log(store: &Store, num: JoinNum, batches: u32, bodies: Bodies) -> Result<(), Stop> {
     for number in 0..batches {
         let mut list = Vec::new();
-        if bodies {
-            staging::batches(&store.read()?, num, number, &mut |found, mut batch| {
+        if bodies != Bodies::Keep {
+            let read = store.read()?;
+            staging::batches(&read, num, number, &mut |found, mut batch| {
                 let mut body = batch.first_body;
                 while found == number
                     && let Some(entry) = batch.next().map_err(|_| staging::corrupt(num, number))?
                 {
-                    if let Entry::Event(_) = entry {
-                        list.push(body);
+                    if let Entry::Event(event) = entry {
+                        if bodies == Bodies::RemoveAll || !is_named(&read, &event.id, body)? {
+                            list.push(body);
+                        }
                         body = BodyNum(body.0 + 1);
                     }
                 }
@@ -164,6 +187,14 @@ fn remove_log(store: &Store, num: JoinNum, batches: u32, bodies: bool) -> Result
         })?;
     }
     Ok(())
+}
+
+/// Whether an event has this body.
+fn is_named(get: &impl Get, id: &Id, body: BodyNum) -> store::Result<bool> {
+    match event::num(get, &id.text())? {
+        Some(num) => Ok(event::row_of(get, num)?.body == body),
+        None => Ok(false),
+    }
 }
 
 fn remove_bodies(store: &Store, dead: Spill) -> Result<(), Stop> {

@@ -32,6 +32,7 @@ use ruma::{OwnedRoomId, OwnedServerName, OwnedUserId, RoomId, UserId};
 use tokio::sync::{Semaphore, watch};
 
 use self::check::Checker;
+use self::flip::LeftOut;
 use self::graph::Graph;
 pub use self::progress::Underway;
 use self::progress::{Phase, Progress};
@@ -58,7 +59,14 @@ const SERVERS_MAX: usize = 8;
 const ATTEMPTS_MAX: u32 = 20;
 /// Times in a row that nothing new came.
 const IN_VAIN_MAX: u32 = 2;
+/// Between two attempts; twice as long each time while no resident can be reached.
 const PAUSE: Duration = Duration::from_secs(2);
+const PAUSE_MAX: Duration = Duration::from_secs(60);
+/// How long a join that has begun waits for its residents: a network that is gone, a router that starts later than we do.
+const UNREACHED_MAX: Duration = Duration::from_secs(6 * 3600);
+/// Joins under way and in line. Each is a task and a journal row.
+const UNDERWAY_MAX: usize = 32;
+const FULL_RETRY: Duration = Duration::from_secs(60);
 /// The small lane's share, and from how many expected events on a room needs the large one.
 const SMALL_BYTES: u64 = 2 << 20;
 const SMALL_EVENTS: u64 = 4_000;
@@ -133,15 +141,18 @@ impl Joins {
     }
 
     /// Enters a join, or says which one is under way for that room.
-    fn enter(&self, room_id: &RoomId, user: &UserId, since: Duration) -> Result<Arc<Running>, watch::Receiver<bool>> {
+    fn enter(&self, room_id: &RoomId, user: &UserId, since: Duration) -> Entered {
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(other) = running.get(room_id) {
-            return Err(other.over.subscribe());
+            return Entered::Behind(other.over.subscribe());
+        }
+        if running.len() >= UNDERWAY_MAX {
+            return Entered::Full;
         }
         let over = watch::Sender::new(false);
         let one = Arc::new(Running { user: user.to_owned(), progress: Arc::default(), since, over });
         running.insert(room_id.to_owned(), one.clone());
-        Ok(one)
+        Entered::First(one)
     }
 
     fn leave(&self, room_id: &RoomId) {
@@ -150,6 +161,13 @@ impl Joins {
             over.over.send_replace(true);
         }
     }
+}
+
+enum Entered {
+    First(Arc<Running>),
+    /// Another join of the room is under way; this tells when it is over.
+    Behind(watch::Receiver<bool>),
+    Full,
 }
 
 /// A part of the account, for one join.
@@ -200,7 +218,7 @@ impl Stop {
             Stop::Lying(why) => Error::Remote(Failed::BadAnswer(why)),
             Stop::TooLarge(why) => Error::Bad {
                 errcode: "M_RESOURCE_LIMIT_EXCEEDED",
-                message: format!("The room turned out larger than this server may take: {why}. An admin can allow it."),
+                message: format!("The room turned out larger than this server takes: {why}"),
             },
             Stop::Reject(reject) => Error::Reject(reject),
             Stop::Corrupt => Error::Store(store::Error::Io("a join's own files are damaged".into())),
@@ -251,12 +269,13 @@ impl From<std::io::Error> for Stop {
 pub(super) async fn from_outside(rooms: &Rooms, user: &UserId, room_id: &RoomId, joining: Joining) -> Result<()> {
     let joins = &rooms.0.joins;
     let running = match joins.enter(room_id, user, rooms.0.parts.clock.instant()) {
-        Ok(running) => running,
-        Err(mut over) => {
+        Entered::First(running) => running,
+        Entered::Behind(mut over) => {
             // Somebody else's join of the same room: wait for it, then walk in, or try it ourselves.
             let _ = over.wait_for(|over| *over).await;
             return Box::pin(rooms.join(user, room_id, joining)).await;
         }
+        Entered::Full => return Err(full(rooms)),
     };
     let (rooms_of, user_of, room_of) = (rooms.clone(), user.to_owned(), room_id.to_owned());
     let work = tokio::spawn(async move {
@@ -267,6 +286,13 @@ pub(super) async fn from_outside(rooms: &Rooms, user: &UserId, room_id: &RoomId,
         done.map_err(Stop::into_error)
     });
     work.await.unwrap_or(Err(Error::Store(store::Error::Closed)))
+}
+
+/// There are as many joins as there may be.
+fn full(rooms: &Rooms) -> Error {
+    let account = rooms.0.parts.budget.account("join");
+    let (asked, limit, retry_after_ms) = (0, account.limit(), FULL_RETRY.as_millis() as u64);
+    Error::Refused(Refused { account: account.name().to_owned(), asked, limit, retry_after_ms, too_large: false })
 }
 
 /// Takes a join off the list however it ends.
@@ -318,7 +344,9 @@ impl Rooms {
             let (Ok(room_id), Ok(user)) = (RoomId::parse(&journal.room_id), UserId::parse(&journal.user_id)) else {
                 continue;
             };
-            let Ok(running) = self.0.joins.enter(&room_id, &user, self.0.parts.clock.instant()) else { continue };
+            let Entered::First(running) = self.0.joins.enter(&room_id, &user, self.0.parts.clock.instant()) else {
+                continue;
+            };
             tracing::info!(%room_id, stage = ?journal.stage, events = journal.events, "a join goes on");
             let watched = Watched { rooms: self, room_id: &room_id };
             let join = Join::new(self, &room_id, &user, running.progress.clone());
@@ -380,10 +408,12 @@ impl<'a> Join<'a> {
 
     async fn resume(&self, num: JoinNum, journal: Journal) -> Result<(), Stop> {
         match journal.stage {
-            Stage::Live => return self.clean_after(num, journal, None).await,
+            Stage::Live => return self.clean_after(num, journal, LeftOut::Unknown).await,
             Stage::Cancelled => return self.clean_up(num).await,
             _ => {}
         }
+        // Our event may have arrived, whatever we heard of it.
+        self.progress.accepted.store(true, Relaxed);
         let version = version::get(&journal.version);
         let event =
             version.zip(journal.event.as_ref()).map(|(version, event)| Event::from_wire(version, event.as_bytes()));
@@ -393,6 +423,7 @@ impl<'a> Join<'a> {
             Ok(admitted) => admitted,
             Err(error) => {
                 self.clean_up(num).await?;
+                self.leave_again(journal.residents);
                 return Err(error.into());
             }
         };
@@ -419,7 +450,16 @@ impl<'a> Join<'a> {
                     tracing::warn!(room_id = %self.room_id, %failed, "what a failed join left is removed at the next start");
                 }
                 self.leave_again(residents);
-                Err(stop)
+                Err(match stop {
+                    Stop::TooLarge(why) if admitted.liftable => {
+                        self.rooms.outgrown(self.room_id, self.user, &admitted).await?;
+                        Stop::TooLarge(format!(
+                            "{why} The owner of this server can let it in with: snug rooms allow {}",
+                            self.room_id
+                        ))
+                    }
+                    stop => stop,
+                })
             }
         }
     }
@@ -450,7 +490,7 @@ impl<'a> Join<'a> {
         version: &'static RoomVersion,
         admitted: Admitted,
     ) -> Result<(), Stop> {
-        let lane = self.lane(admitted.events_expected.max(journal.events)).await?;
+        let lane = self.progress.unless_cancelled(self.lane(admitted.events_expected.max(journal.events))).await??;
         let (journal, event) = match journal.stage < Stage::Ordered {
             true => self.fetch(num, journal, event, version, admitted, &lane).await?,
             false => (journal, event),
@@ -470,8 +510,8 @@ impl<'a> Join<'a> {
         };
         let settled = base::blocking(move || settle.run()).await?;
         drop(lane);
-        let (journal, dead) = self.flip(num, settled, event, version).await?;
-        self.clean_after(num, journal, dead).await
+        let (journal, left_out) = self.flip(num, settled, event, version).await?;
+        self.clean_after(num, journal, left_out).await
     }
 
     // ---- before the stream
@@ -597,7 +637,7 @@ impl<'a> Join<'a> {
         let mut in_vain = 0;
         loop {
             let before = journal.events;
-            let (body, resident) = self.ask(&journal, &event, want, admitted.body_bytes_max).await?;
+            let (body, resident) = self.ask_patiently(&journal, &event, want, admitted.body_bytes_max).await?;
             if let Some(at) = journal.residents.iter().position(|name| *name == resident) {
                 journal.residents.swap(0, at);
             }
@@ -622,7 +662,7 @@ impl<'a> Join<'a> {
                 Err(stop) if stop.is_passing() && in_vain < IN_VAIN_MAX && journal.attempt < ATTEMPTS_MAX => {
                     in_vain = if journal.events > before { 0 } else { in_vain + 1 };
                     tracing::info!(room_id = %self.room_id, %stop, stored = journal.events, "the answer broke off; asking again");
-                    self.rooms.0.parts.clock.sleep(PAUSE).await;
+                    self.progress.unless_cancelled(self.rooms.0.parts.clock.sleep(PAUSE)).await?;
                 }
                 Err(stop) => return Err(stop),
             }
@@ -633,6 +673,32 @@ impl<'a> Join<'a> {
         let journal = journal.clone();
         let job = move |w: &mut store::Write<'_>| staging::set_journal(w, num, &journal);
         self.rooms.0.parts.store.write(job).await.map(drop).map_err(|failed| store::Error::from(failed).into())
+    }
+
+    /// As [`Join::ask`]; a join that has stored something waits for its residents to be reachable.
+    async fn ask_patiently(
+        &self,
+        journal: &Journal,
+        event: &Event,
+        want: Want,
+        max_bytes: u64,
+    ) -> Result<(Body, String), Stop> {
+        let clock = &self.rooms.0.parts.clock;
+        let (since, mut pause) = (clock.instant(), PAUSE);
+        loop {
+            match self.ask(journal, event, want, max_bytes).await {
+                Err(stop)
+                    if stop.is_passing()
+                        && journal.events > 0
+                        && clock.instant().saturating_sub(since) < UNREACHED_MAX =>
+                {
+                    tracing::info!(room_id = %self.room_id, %stop, "no resident can be reached; the join waits");
+                    self.progress.unless_cancelled(clock.sleep(pause)).await?;
+                    pause = (pause * 2).min(PAUSE_MAX);
+                }
+                asked => return asked,
+            }
+        }
     }
 
     /// Asks for the room: with our event, which a resident that has it already answers again, or by the event's id.
@@ -668,6 +734,10 @@ impl<'a> Join<'a> {
                 }
                 Err(failed) => {
                     tracing::info!(%server, room_id = %self.room_id, %failed, "the room was not given");
+                    if !failed.is_refusal() {
+                        // It may have got our event, and only its answer was lost.
+                        self.progress.accepted.store(true, Relaxed);
+                    }
                     if last.as_ref().is_none_or(|last: &Failed| !last.is_refusal()) || failed.is_refusal() {
                         last = Some(failed);
                     }

@@ -114,6 +114,7 @@ impl Settle {
         if let (Some(room), Some((first, reserved))) = (self.journal.room, self.journal.event_nums)
             && reserved == count
         {
+            self.clear(RoomNum(room))?; // a crash may have come before
             return Ok((RoomNum(room), EventNum(first)));
         }
         let (join, mut journal) = (self.join, self.journal.clone());

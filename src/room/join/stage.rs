@@ -122,7 +122,7 @@ impl Stager {
             }
         }
         if self.progress.stored.load(std::sync::atomic::Ordering::Relaxed) > self.events_max {
-            return Err(Stop::TooLarge(format!("it has sent more than the {} events it may", self.events_max)));
+            return Err(Stop::TooLarge(format!("it has more than the {} events it may have.", self.events_max)));
         }
         Ok(())
     }
