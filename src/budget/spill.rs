@@ -25,6 +25,13 @@ pub struct Spill {
     frames: u64,
 }
 
+/// A spill that is complete and not read yet: without buffers.
+pub struct Spilled {
+    file: File,
+    frames: u64,
+    disk: Grant,
+}
+
 pub struct SpillReader {
     file: BufReader<File>,
     frames_left: u64,
@@ -67,11 +74,23 @@ impl Spill {
         self.frames
     }
 
+    /// Ends the writing and gives the buffer back.
+    pub fn close(self) -> Result<Spilled, SpillError> {
+        let file = self.file.into_inner().map_err(|failed| failed.into_error())?;
+        Ok(Spilled { file, frames: self.frames, disk: self.disk })
+    }
+
     /// Turns to reading, from the first frame on.
     pub fn into_reader(self) -> Result<SpillReader, SpillError> {
-        let mut file = self.file.into_inner().map_err(|failed| failed.into_error())?;
-        file.seek(SeekFrom::Start(0))?;
-        let file = BufReader::with_capacity(BUFFER_BYTES, file);
+        self.close()?.into_reader()
+    }
+}
+
+impl Spilled {
+    /// Reads from the first frame on.
+    pub fn into_reader(mut self) -> Result<SpillReader, SpillError> {
+        self.file.seek(SeekFrom::Start(0))?;
+        let file = BufReader::with_capacity(BUFFER_BYTES, self.file);
         Ok(SpillReader { file, frames_left: self.frames, _disk: self.disk })
     }
 }

@@ -9,10 +9,11 @@ use std::time::Duration;
 use http::Method;
 use ruma::{OwnedServerName, RoomId, UserId};
 
-use super::join::Underway;
+use super::join::{self, Underway, columns::COLUMN_BYTES};
 use super::{Error, Result, Rooms};
 use crate::budget::Refused;
 use crate::remote::{Options, encode};
+use crate::store::tables::room;
 use crate::store::tables::staging::{self, Allowed};
 
 /// What happens with a room that is larger than this server takes without asking.
@@ -39,8 +40,11 @@ pub struct Estimate {
 const STATE_PER_UNIT: f64 = 500.0;
 const EVENTS_PER_STATE: f64 = 2.3;
 const DISK_BYTES_PER_EVENT: u64 = 420;
-/// Of the order and the columns, per event of the join account, with what passes beside them.
-const MEMORY_BYTES_PER_EVENT: u64 = 8;
+/// What a join holds of each event at once while it is judged: its columns, and its number where the room is known already.
+const MEMORY_BYTES_PER_EVENT: u64 = COLUMN_BYTES;
+const MEMORY_BYTES_PER_EVENT_KNOWN: u64 = COLUMN_BYTES + 4;
+/// What passes beside that: rows on their way, sorters at their smallest.
+const MEMORY_BYTES_BESIDE: u64 = 768 * 1024;
 /// Events a second on the smallest board; a careful guess for people, not a limit.
 const EVENTS_PER_SECOND: u64 = 2_000;
 /// Under `ask` and `refuse`, a room is large from here on: about 9,000 members.
@@ -120,7 +124,8 @@ impl Rooms {
         let room = room_id.to_owned();
         let allowed = self.reading(move |_, read| Ok(staging::allowed(read, room.as_str())?)).await?;
         let overridden = allowed.is_some_and(|allowed| allowed.allowed);
-        let admitted = self.bounds(estimate, overridden)?;
+        let known = self.is_partly_known(room_id).await?;
+        let admitted = self.bounds(estimate, overridden, known)?;
         let policy = *self.0.joins.policy.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if overridden || policy == Policy::Allow {
             return Ok(admitted);
@@ -146,16 +151,32 @@ impl Rooms {
     }
 
     /// The bounds of a join that was admitted before a restart.
-    pub(super) fn admit_again(&self, events_expected: u64, overridden: bool) -> Result<Admitted> {
+    pub(super) async fn admit_again(
+        &self,
+        room_id: &RoomId,
+        events_expected: u64,
+        overridden: bool,
+    ) -> Result<Admitted> {
         let estimate = (events_expected > 0).then(|| Estimate::of_events(events_expected));
-        self.bounds(estimate, overridden)
+        let known = self.is_partly_known(room_id).await?;
+        self.bounds(estimate, overridden, known)
+    }
+
+    /// Whether events of the room are here from an earlier stay.
+    async fn is_partly_known(&self, room_id: &RoomId) -> Result<bool> {
+        let room = room_id.to_owned();
+        self.reading(move |_, read| match room::num(read, room.as_str())? {
+            Some(num) => Ok(room::get(read, num)?.is_some_and(|row| row.events > 0)),
+            None => Ok(false),
+        })
+        .await
     }
 
     /// What can be held at all; this no admin can lift.
-    fn bounds(&self, estimate: Option<Estimate>, overridden: bool) -> Result<Admitted> {
-        let memory = self.0.parts.budget.account("join").limit();
+    fn bounds(&self, estimate: Option<Estimate>, overridden: bool, known: bool) -> Result<Admitted> {
+        let memory = join::large_lane_bytes(&self.0.parts.budget).saturating_sub(MEMORY_BYTES_BESIDE);
         let free = self.0.parts.store.free_bytes();
-        let by_memory = memory / MEMORY_BYTES_PER_EVENT;
+        let by_memory = memory / if known { MEMORY_BYTES_PER_EVENT_KNOWN } else { MEMORY_BYTES_PER_EVENT };
         let by_disk = free / DISK_BYTES_PER_EVENT / DISK_TENTHS * 10;
         let events_max = by_memory.min(by_disk);
         if let Some(estimate) = estimate.filter(|estimate| estimate.events > events_max) {

@@ -44,7 +44,7 @@ use super::order::{OrderError, Scratch};
 use super::{Error, Joining, Result, Rooms};
 use crate::base;
 use crate::budget::spill::SpillError;
-use crate::budget::{Account, Grant, Refused};
+use crate::budget::{Account, Budget, Grant, Refused};
 use crate::matrix::version::{self, StateRes};
 use crate::matrix::{Event, Reject, RoomVersion};
 use crate::remote::{Body, Failed, Pace, encode};
@@ -168,6 +168,12 @@ enum Entered {
     /// Another join of the room is under way; this tells when it is over.
     Behind(watch::Receiver<bool>),
     Full,
+}
+
+/// The part of the `join` account that a large room has.
+pub(super) fn large_lane_bytes(budget: &Budget) -> u64 {
+    let all = budget.account("join").limit();
+    all - SMALL_BYTES.min(all / 4)
 }
 
 /// A part of the account, for one join.
@@ -418,7 +424,7 @@ impl<'a> Join<'a> {
         let event =
             version.zip(journal.event.as_ref()).map(|(version, event)| Event::from_wire(version, event.as_bytes()));
         let (Some(version), Some(Ok(event))) = (version, event) else { return self.clean_up(num).await };
-        let admitted = self.rooms.admit_again(journal.events_expected, journal.override_size);
+        let admitted = self.rooms.admit_again(self.room_id, journal.events_expected, journal.override_size).await;
         let admitted = match admitted {
             Ok(admitted) => admitted,
             Err(error) => {
@@ -595,7 +601,6 @@ impl<'a> Join<'a> {
         let joins = &self.rooms.0.joins;
         let budget = &self.rooms.0.parts.budget;
         let account = budget.account("join");
-        let small_bytes = SMALL_BYTES.min(account.limit() / 4);
         let (turn, large) = match events_expected {
             0 => tokio::select! {
                 biased;
@@ -610,7 +615,8 @@ impl<'a> Join<'a> {
             _ => (joins.large.clone().acquire_owned().await, true),
         };
         let turn = turn.map_err(|_| Stop::Cancelled)?;
-        let bytes = if large { account.limit() - small_bytes } else { small_bytes };
+        let large_bytes = large_lane_bytes(budget);
+        let bytes = if large { large_bytes } else { account.limit() - large_bytes };
         let (memory, grant) = account.part(bytes).await?;
         let workers = if large { budget.size("join_workers").clamp(1, 16) as usize } else { 1 };
         Ok(Lane { memory, workers, _grant: grant, _turn: turn })

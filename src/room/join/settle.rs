@@ -25,7 +25,7 @@ use crate::base::{Pace, StopWatch};
 use crate::budget::Grant;
 use crate::budget::spill::Spill;
 use crate::matrix::{Event, RoomVersion};
-use crate::room::order::{Log, Node, Order, OrderError, Scratch, Sorter, take_up_to};
+use crate::room::order::{Log, Node, Order, OrderError, SORTER_BYTES_MIN, Scratch, Sorter, take_up_to};
 use crate::room::state;
 use crate::store::tables::event::{self, Flags, Id, Kind, Membership, Root, Row};
 use crate::store::tables::member::NewState;
@@ -831,7 +831,8 @@ impl Rows {
     fn new(settle: &Settle, room: RoomNum) -> Result<Rows, Stop> {
         let grant = settle.scratch.memory.try_take(BATCH_ROWS_MAX as u64 * ROW_BYTES)?;
         let left = settle.scratch.memory.limit().saturating_sub(settle.scratch.memory.used());
-        let share = (left / 3).min(SORT_BYTES);
+        // Of a room as large as can be, just what two sorters take at least.
+        let share = (left / 3).clamp(SORTER_BYTES_MIN, SORT_BYTES);
         Ok(Rows {
             room,
             batch: Vec::new(),

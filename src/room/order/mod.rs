@@ -23,7 +23,7 @@ use crate::budget::{Account, Budget, Grant, Refused};
 use crate::store;
 
 pub use intern::{Intern, NODES_MAX, Node, Seen};
-pub use sort::{Sorted, Sorter, take_up_to};
+pub use sort::{BYTES_MIN as SORTER_BYTES_MIN, Sorted, Sorter, take_up_to};
 
 /// Where the order may work: memory on the `join` account, and scratch files when that is not enough.
 #[derive(Clone)]

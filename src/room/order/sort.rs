@@ -1,23 +1,28 @@
 //! Sorting more records than fit in memory: sorted runs in scratch files, merged while they are read.
 //!
 //! Records are bytes and their order is the order of bytes, so keys stand in front, big-endian. Memory is the arena
-//! that was granted, and while merging one read buffer per run.
+//! that was granted, or while merging a buffer for each run, which takes its place: where there are more runs than that
+//! is good for, as many as it is are merged to one of the next level, so that a record is read again a few times only.
 
 use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;
 
-use crate::budget::spill::{self, Spill, SpillReader};
+use crate::budget::spill::{self, Spill, SpillReader, Spilled};
 use crate::budget::{Account, Grant, Refused};
 
 use super::{OrderError, Scratch};
 
 /// What one record costs in memory beside its bytes: its place in the index.
 const INDEX_BYTES: usize = size_of::<Place>();
-/// A sorter with less than this would make more runs than it sorts.
-const BYTES_MIN: u64 = 4 * 1024;
-
 /// A record while runs are merged, about.
 const RECORD_BYTES: usize = 128;
+/// What a run takes that is being read, or written.
+const RUN_BYTES: usize = spill::BUFFER_BYTES + RECORD_BYTES;
+/// Runs merged at once.
+const MERGED_MIN: usize = 3;
+const MERGED_MAX: usize = 12;
+/// A sorter has at least what the smallest merge takes.
+pub const BYTES_MIN: u64 = ((MERGED_MIN + 1) * RUN_BYTES) as u64;
 
 /// Where a record is: its first eight bytes, which decide most comparisons, then its span in the arena.
 #[derive(Clone, Copy)]
@@ -32,8 +37,10 @@ pub struct Sorter {
     scratch: Scratch,
     arena: Vec<u8>,
     index: Vec<Place>,
+    /// Of arena and index; beside them a run is being written.
     bytes_max: usize,
-    runs: Vec<SpillReader>,
+    /// Runs by how often their records were merged; fewer than `merged_max` of each.
+    levels: Vec<Vec<Spilled>>,
     count: u64,
     grant: Grant,
 }
@@ -42,13 +49,13 @@ impl Sorter {
     /// A sorter of up to `bytes_wanted` of memory, or of what is left on the account.
     pub fn new(scratch: &Scratch, bytes_wanted: u64) -> Result<Sorter, Refused> {
         let grant = take_up_to(&scratch.memory, bytes_wanted.clamp(BYTES_MIN, u64::from(u32::MAX)), BYTES_MIN)?;
-        let bytes_max = grant.bytes() as usize;
+        let bytes_max = grant.bytes() as usize - RUN_BYTES;
         Ok(Sorter {
             scratch: scratch.clone(),
             arena: Vec::new(),
             index: Vec::new(),
             bytes_max,
-            runs: Vec::new(),
+            levels: Vec::new(),
             count: 0,
             grant,
         })
@@ -70,23 +77,35 @@ impl Sorter {
     /// The records in order. Equal records stay as many as they were.
     pub fn finish(mut self) -> Result<Sorted, OrderError> {
         self.sort();
-        if self.runs.is_empty() {
-            return Ok(Sorted { at: 0, heads: BinaryHeap::new(), spare: Vec::new(), sorter: self });
+        if self.levels.is_empty() {
+            return Ok(Sorted { at: 0, merge: None, spare: Vec::new(), sorter: self });
         }
         self.spill()?;
-        self.arena = Vec::new();
-        self.index = Vec::new();
-        // The arena made place for the read buffers; what is not needed for them goes back.
-        let buffers = self.runs.len() as u64 * (spill::BUFFER_BYTES + RECORD_BYTES) as u64;
-        self.grant.shrink(self.grant.bytes().saturating_sub(buffers));
-        let mut heads = BinaryHeap::new();
-        for run in 0..self.runs.len() {
-            let mut record = Vec::new();
-            if self.runs[run].next(&mut record)? {
-                heads.push(Reverse(Head { record, run }));
-            }
+        (self.arena, self.index) = (Vec::new(), Vec::new());
+        // Short runs first: they are read again most cheaply.
+        let mut runs: Vec<Spilled> = std::mem::take(&mut self.levels).into_iter().flatten().collect();
+        while runs.len() > self.merged_max() {
+            let rest = runs.split_off(self.merged_max());
+            let merged = self.merge(std::mem::replace(&mut runs, rest))?;
+            runs.push(merged);
         }
-        Ok(Sorted { at: 0, heads, spare: Vec::new(), sorter: self })
+        let buffers = (runs.len() * RUN_BYTES) as u64;
+        self.grant.shrink(self.grant.bytes().saturating_sub(buffers));
+        Ok(Sorted { at: 0, merge: Some(Merge::of(runs)?), spare: Vec::new(), sorter: self })
+    }
+
+    /// Runs whose buffers, and that of the run they become, fit the grant.
+    fn merged_max(&self) -> usize {
+        (self.bytes_max / RUN_BYTES).clamp(MERGED_MIN, MERGED_MAX)
+    }
+
+    fn merge(&self, runs: Vec<Spilled>) -> Result<Spilled, OrderError> {
+        let mut merged = Spill::create(&self.scratch.folder, &self.scratch.disk)?;
+        let (mut merge, mut record) = (Merge::of(runs)?, Vec::new());
+        while merge.next(&mut record)? {
+            merged.append(&record)?;
+        }
+        Ok(merged.close()?)
     }
 
     /// Capacities grow by doubling, so they are sized by hand: arena and index together never pass the grant.
@@ -120,9 +139,22 @@ impl Sorter {
         for place in &self.index {
             run.append(bytes(&self.arena, place))?;
         }
-        self.runs.push(run.into_reader()?);
+        let mut run = run.close()?;
         self.arena.clear();
         self.index.clear();
+        for level in 0.. {
+            if level == self.levels.len() {
+                self.levels.push(Vec::new());
+            }
+            self.levels[level].push(run);
+            if self.levels[level].len() < self.merged_max() {
+                break;
+            }
+            // The buffers stand where the arena stood.
+            (self.arena, self.index) = (Vec::new(), Vec::new());
+            let runs = std::mem::take(&mut self.levels[level]);
+            run = self.merge(runs)?;
+        }
         Ok(())
     }
 }
@@ -154,8 +186,14 @@ pub fn take_up_to(account: &Account, wanted: u64, least: u64) -> Result<Grant, R
 pub struct Sorted {
     sorter: Sorter,
     at: usize,
-    heads: BinaryHeap<Reverse<Head>>,
+    merge: Option<Merge>,
     spare: Vec<u8>,
+}
+
+/// Several runs read as one.
+struct Merge {
+    runs: Vec<SpillReader>,
+    heads: BinaryHeap<Reverse<Head>>,
 }
 
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
@@ -164,23 +202,42 @@ struct Head {
     run: usize,
 }
 
-impl Sorted {
-    /// The next record, or `None` after the last.
-    pub fn next(&mut self) -> Result<Option<&[u8]>, OrderError> {
-        if self.sorter.runs.is_empty() {
-            let Some(place) = self.sorter.index.get(self.at) else { return Ok(None) };
-            self.at += 1;
-            return Ok(Some(bytes(&self.sorter.arena, place)));
+impl Merge {
+    fn of(runs: Vec<Spilled>) -> Result<Merge, OrderError> {
+        let runs: Result<Vec<SpillReader>, _> = runs.into_iter().map(Spilled::into_reader).collect();
+        let mut merge = Merge { runs: runs?, heads: BinaryHeap::new() };
+        for (run, reader) in merge.runs.iter_mut().enumerate() {
+            let mut record = Vec::new();
+            if reader.next(&mut record)? {
+                merge.heads.push(Reverse(Head { record, run }));
+            }
         }
-        let Some(mut head) = self.heads.peek_mut() else { return Ok(None) };
+        Ok(merge)
+    }
+
+    /// Puts the next record into `record`; `false` after the last.
+    fn next(&mut self, record: &mut Vec<u8>) -> Result<bool, OrderError> {
+        let Some(mut head) = self.heads.peek_mut() else { return Ok(false) };
         let run = head.0.run;
-        std::mem::swap(&mut self.spare, &mut head.0.record);
-        if self.sorter.runs[run].next(&mut head.0.record)? {
+        std::mem::swap(record, &mut head.0.record);
+        if self.runs[run].next(&mut head.0.record)? {
             drop(head); // sifts down
         } else {
             std::collections::binary_heap::PeekMut::pop(head);
         }
-        Ok(Some(&self.spare))
+        Ok(true)
+    }
+}
+
+impl Sorted {
+    /// The next record, or `None` after the last.
+    pub fn next(&mut self) -> Result<Option<&[u8]>, OrderError> {
+        if let Some(merge) = &mut self.merge {
+            return Ok(merge.next(&mut self.spare)?.then_some(&*self.spare));
+        }
+        let Some(place) = self.sorter.index.get(self.at) else { return Ok(None) };
+        self.at += 1;
+        Ok(Some(bytes(&self.sorter.arena, place)))
     }
 
     /// Memory held, for tests and logs.
@@ -213,7 +270,7 @@ mod tests {
         while let Some(record) = sorted.next().unwrap() {
             list.push(record.to_vec());
         }
-        (list, !sorted.sorter.runs.is_empty())
+        (list, sorted.merge.is_some())
     }
 
     #[test]
@@ -224,10 +281,31 @@ mod tests {
             let mut want = input.clone();
             want.sort();
             assert_eq!(sorted(&scratch, 1 << 20, &input), (want.clone(), false));
-            let (got, spilled) = sorted(&scratch, 4096, &input);
+            let (got, spilled) = sorted(&scratch, 1, &input);
             assert_eq!(got, want);
-            assert_eq!(spilled, n > 500);
+            assert_eq!(spilled, n > 2000);
         }
         assert_eq!(scratch.memory.used(), 0);
+    }
+
+    /// Many more runs than can be merged at once.
+    #[test]
+    fn runs_are_merged_a_few_at_a_time() {
+        let scratch = Scratch::for_tests();
+        let input: Vec<Vec<u8>> = records(60_000).into_iter().map(|record| [record, vec![7; 40]].concat()).collect();
+        let mut sorter = Sorter::new(&scratch, 1).unwrap();
+        for record in &input {
+            sorter.push(record).unwrap();
+            assert!(sorter.levels.iter().all(|level| level.len() < MERGED_MIN));
+        }
+        assert!(sorter.levels.len() > 3, "{}", sorter.levels.len());
+        let mut sorted = sorter.finish().unwrap();
+        assert!(sorted.granted_bytes() <= BYTES_MIN && sorted.merge.as_ref().unwrap().runs.len() <= MERGED_MIN);
+        let mut want = input;
+        want.sort();
+        for record in want {
+            assert_eq!(sorted.next().unwrap(), Some(&*record));
+        }
+        assert_eq!(sorted.next().unwrap(), None);
     }
 }
