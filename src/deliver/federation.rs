@@ -86,7 +86,10 @@ struct Inner {
 
 struct Report {
     server: OwnedServerName,
+    /// It took everything up to here.
     from: Position,
+    /// What lies between `from` and here it will not take, whoever sends it.
+    left_out: Option<Position>,
     failed: Option<Failed>,
 }
 
@@ -221,38 +224,54 @@ impl Sender {
         }
     }
 
-    /// The worker: transaction after transaction, until the server has everything, fails, or has had its turn.
+    /// The worker: transaction after transaction, until the server has everything, fails, or has had its turn. What it
+    /// refuses is sent again in halves, down to the one item that is wrong: seven times at most in all, since the bound only
+    /// shrinks.
     async fn bring_up(&self, server: OwnedServerName, rows: Range<Position>, since_ms: u64) -> Report {
-        let (mut from, mut failed) = (rows.start, None);
-        for _ in 0..TURN {
-            let unit = match self.unit(&server, from..rows.end, since_ms).await {
+        let mut report = Report { server, from: rows.start, left_out: None, failed: None };
+        let (mut items_max, mut turns) = (unit::PDUS_MAX + unit::EDUS_MAX, 0);
+        while turns < TURN {
+            let unit = match self.unit(&report.server, report.from..rows.end, since_ms, items_max).await {
                 Ok(unit) => unit,
                 Err(reason) => {
-                    failed = Some(reason);
+                    report.failed = Some(reason);
                     break;
                 }
             };
-            let (reached, more) = (unit.0.reached, unit.0.more);
-            if !unit.0.is_empty()
-                && let Err(reason) = self.send(&server, unit).await
+            let (reached, more, items) = (unit.0.reached, unit.0.more, unit.0.items());
+            if items > 0
+                && let Err(reason) = self.send(&report.server, unit).await
             {
-                failed = Some(reason);
+                if is_about_content(&reason) && items > 1 {
+                    items_max = items / 2;
+                    continue;
+                }
+                self.0.remote.hold_against(&report.server, &reason);
+                report.left_out = is_about_content(&reason).then_some(reached);
+                report.failed = Some(reason);
                 break;
             }
-            from = reached;
+            report.from = reached;
+            turns += 1;
             if !more {
                 break;
             }
         }
-        Report { server, from, failed }
+        report
     }
 
-    async fn unit(&self, server: &ServerName, rows: Range<Position>, since_ms: u64) -> Result<(Unit, Grant), Failed> {
+    async fn unit(
+        &self,
+        server: &ServerName,
+        rows: Range<Position>,
+        since_ms: u64,
+        items_max: usize,
+    ) -> Result<(Unit, Grant), Failed> {
         let bytes_max = self.0.options.transaction_bytes_max;
         let grant = self.0.account.take(bytes_max as u64).await?;
         let (store, name) = (self.0.store.clone(), server.to_owned());
         let lag_ms = self.0.clock.now_ms().saturating_sub(since_ms);
-        let unit = base::blocking(move || unit::next(&store.read()?, &name, rows, lag_ms, bytes_max));
+        let unit = base::blocking(move || unit::next(&store.read()?, &name, rows, lag_ms, items_max, bytes_max));
         let unit = unit.await.map_err(|error: store::Error| {
             tracing::error!(%error, %server, "the outbound log cannot be read");
             Failed::BackingOff { retry_after_ms: FLUSH.as_millis() as u64 }
@@ -288,16 +307,18 @@ impl Sender {
                 lag.doubtful = false;
                 lag.due_ms = now;
             }
-            // It understood and refuses the transaction as such: sending it again for ever would block what follows.
-            Some(failed) if failed.is_refusal() && !matches!(failed.status(), Some(401 | 403 | 404)) => {
-                tracing::warn!(%server, %failed, "a transaction was refused and is left out");
-                lag.from = lag.newest;
-                lag.due_ms = now;
-            }
             Some(failed) => {
+                // Sending it again for ever would block what follows. One that refuses everything loses one item each time it
+                // is tried, and is tried ever more rarely.
+                if let Some(left_out) = report.left_out {
+                    tracing::warn!(%server, %failed, "one event or message was refused and is left out");
+                    lag.from = left_out;
+                }
                 lag.doubtful = true;
                 lag.due_ms = now + self.pause_after(&failed);
-                if now.saturating_sub(lag.since_ms) > FORGET_MS {
+                if lag.from >= lag.newest {
+                    book.finish(report.server);
+                } else if now.saturating_sub(lag.since_ms) > FORGET_MS {
                     tracing::info!(%server, "took nothing for two weeks; what it missed is dropped");
                     book.finish(report.server);
                 } else {
@@ -323,6 +344,11 @@ impl Sender {
             lag.due_ms = lag.due_ms.min(now + self.0.random.u64() % SPREAD_MS);
         }
     }
+}
+
+/// The peer, or what stands before it, read the transaction and refuses it for what it holds or for its length.
+fn is_about_content(failed: &Failed) -> bool {
+    matches!(failed.status(), Some(400 | 413))
 }
 
 /// The transaction's JSON and its id, which is the same for the same content: a retry is recognised.

@@ -2,7 +2,10 @@
 
 use std::{
     net::SocketAddr,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -257,6 +260,75 @@ async fn the_log_has_an_end_for_those_without_a_place_too() {
     assert_eq!(log_of(us), []);
     let read = us.store.read().unwrap();
     assert!(DEAD.iter().all(|dead| server::cursor(&read, &name(dead)).unwrap().is_none()));
+}
+
+/// A peer that takes what `judge` gives 200, by the marks in it; and how often it was asked.
+async fn judging(
+    lab: &Lab,
+    name: &str,
+    judge: impl Fn(&[u64]) -> u16 + Send + Sync + 'static,
+) -> (SocketAddr, Seen, Arc<AtomicU64>) {
+    let (seen, asked) = (Seen::default(), Arc::new(AtomicU64::new(0)));
+    let (log, count) = (seen.clone(), asked.clone());
+    let behaviour: Behaviour = Arc::new(move |_, body| {
+        count.fetch_add(1, Ordering::Relaxed);
+        let one = Seen::new(Mutex::new(vec![serde_json::from_slice(&body).unwrap()]));
+        let status = judge(&marks(&one));
+        if status == 200 {
+            log.lock().unwrap().append(&mut one.lock().unwrap());
+        }
+        whole(status, &json!({}))
+    });
+    (peer(lab, name, behaviour).await, seen, asked)
+}
+
+/// One 4xx, of the server or of a proxy before it, and everything that was noted for that server was skipped.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_what_a_server_refuses_is_left_out() {
+    let lab = Lab::new();
+    let (bad_at, bad, _) = judging(&lab, "bad.example", |marks| if marks.contains(&70) { 400 } else { 200 }).await;
+    let (short_at, short, _) = judging(&lab, "short.example", |marks| if marks.len() > 30 { 413 } else { 200 }).await;
+    let moved = Arc::new(AtomicBool::new(true));
+    let is_moved = moved.clone();
+    let judge = move |_: &[u64]| if is_moved.load(Ordering::Relaxed) { 421 } else { 200 };
+    let (moved_at, late, _) = judging(&lab, "moved.example", judge).await;
+    let us = us(&lab, &[("bad.example", bad_at), ("short.example", short_at), ("moved.example", moved_at)], &[]);
+    let feed = Feed::new(us.clock.clone());
+    let sender = sender(&us, &feed);
+    let running = run(&sender);
+    post(&us, &feed, &["bad.example", "short.example", "moved.example"], 0..150).await;
+    in_time(&us, || marks(&bad).len() == 149 && marks(&short).len() == 150).await;
+    assert_eq!(marks(&bad), (0..150).filter(|mark| *mark != 70).collect::<Vec<u64>>());
+    assert_eq!(marks(&short), (0..150).collect::<Vec<u64>>());
+    moved.store(false, Ordering::Relaxed);
+    in_time(&us, || marks(&late).len() == 150 && sender.lagging() == 0).await;
+    assert_eq!(marks(&late), (0..150).collect::<Vec<u64>>());
+    sender.stop();
+    running.await.unwrap();
+}
+
+/// A name that serves a website now answers, with 404. It was asked every second for two weeks.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_is_no_homeserver_any_more_is_asked_ever_more_rarely() {
+    let lab = Lab::new();
+    let (gone_at, _, gone) = judging(&lab, "gone.example", |_| 404).await;
+    let (picky_at, _, picky) = judging(&lab, "picky.example", |_| 400).await;
+    let us = us(&lab, &[("gone.example", gone_at), ("picky.example", picky_at)], &[]);
+    let feed = Feed::new(us.clock.clone());
+    let sender = sender(&us, &feed);
+    let running = run(&sender);
+    post(&us, &feed, &["gone.example", "picky.example"], 0..64).await;
+    for _ in 0..6 * 60 {
+        us.clock.advance(Duration::from_secs(60));
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    // 10 s, doubled until six hours are over: a dozen failures. Halving 64 items makes seven requests of one.
+    let (gone, picky) = (gone.load(Ordering::Relaxed), picky.load(Ordering::Relaxed));
+    assert!((3..=13).contains(&gone), "{gone}");
+    assert!((7..=13 * 7).contains(&picky), "{picky}");
+    assert_eq!(sender.lagging(), 2);
+    sender.stop();
+    running.await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

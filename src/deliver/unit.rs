@@ -43,7 +43,11 @@ pub(super) struct Unit {
 
 impl Unit {
     pub(super) fn is_empty(&self) -> bool {
-        self.pdu_count + self.edu_count == 0
+        self.items() == 0
+    }
+
+    pub(super) fn items(&self) -> usize {
+        self.pdu_count + self.edu_count
     }
 
     fn add_pdu(&mut self, json: &[u8]) {
@@ -78,12 +82,14 @@ fn is_for(get: &impl Get, server: &str, at: Position, row: &Outbound) -> store::
     }
 }
 
-/// The next unit for `server` out of the rows behind `rows.start`, up to `rows.end`. `lag_ms` is for how long it has been behind.
+/// The next unit for `server` out of the rows behind `rows.start`, up to `rows.end`. `lag_ms` is for how long it has been
+/// behind. At most `items_max` events and messages together.
 pub(super) fn next(
     get: &impl Get,
     server: &ServerName,
     rows: Range<Position>,
     lag_ms: u64,
+    items_max: usize,
     bytes_max: usize,
 ) -> store::Result<Unit> {
     let newest = if lag_ms > STALE_MS { newest_by_room(get, server.as_str(), rows.start)? } else { None };
@@ -100,7 +106,7 @@ pub(super) fn next(
         }
         if is_for(get, server.as_str(), at, &row)?
             && !is_superseded(&newest, at, &row)
-            && !add(get, &mut unit, &row, bytes_max)?
+            && (unit.items() >= items_max || !add(get, &mut unit, &row, bytes_max)?)
         {
             unit.more = true;
             return Ok(ControlFlow::Break(()));

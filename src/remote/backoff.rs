@@ -137,6 +137,13 @@ impl Backoff {
         std::mem::take(&mut self.0.recovered.lock().expect("no panic holds it"))
     }
 
+    /// Something answered in its place. That says our way out is open, and nothing about the server.
+    pub(super) fn answered(&self, fixed: bool) {
+        if !fixed {
+            self.sign_of_life(&mut self.book());
+        }
+    }
+
     /// It failed in a way that shows it, or its network, is there. `pause_ms`: how long it asks to be left alone.
     pub fn failure(&self, server: &ServerName, fixed: bool, pause_ms: Option<u64>) {
         let mut book = self.book();
@@ -315,6 +322,9 @@ mod tests {
         one.failure(&server, true, None);
         one.flush().await;
         let again = backoff(&store, &clock);
+        assert!(matches!(again.check(&server, true).await, Err(Failed::BackingOff { .. })));
+        // A 404 used to count as a sign of health.
+        again.answered(false);
         assert!(matches!(again.check(&server, true).await, Err(Failed::BackingOff { .. })));
         again.success(&server, true);
         again.flush().await;

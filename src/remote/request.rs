@@ -190,10 +190,19 @@ impl Remote {
                 self.0.backoff.failure(server, fixed, retry_after_ms(body));
             }
             Err(Failed::Status { status, .. }) if *status >= 500 => self.0.backoff.failure(server, fixed, None),
+            // Somebody is there, but whether it is a homeserver such an answer does not tell.
             Err(Failed::Status { .. } | Failed::BadAnswer(_) | Failed::TooLarge { .. }) => {
-                self.0.backoff.success(server, fixed);
+                self.0.backoff.answered(fixed)
             }
             Err(Failed::BackingOff { .. } | Failed::Offline { .. } | Failed::Refused(_)) => {}
+        }
+    }
+
+    /// Counts an answer against the server that asked questions forgive: for one that says no where every homeserver says
+    /// yes, or that talks nonsense. Failures that count anyway, and those of our own, are left as they are.
+    pub fn hold_against(&self, server: &ServerName, failed: &Failed) {
+        if matches!(failed, Failed::Status { .. } | Failed::BadAnswer(_) | Failed::TooLarge { .. }) {
+            self.0.backoff.failure(server, self.0.resolver.is_fixed(server), None);
         }
     }
 
