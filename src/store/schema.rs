@@ -46,6 +46,11 @@ pub const KEY_SIGNATURE: Table =
 pub const TO_DEVICE: Table = table("to_device", "user", "UserNum, device id, 0, Position → JSON message");
 pub const TO_DEVICE_COUNT: Table = table("to_device_count", "user", "UserNum, device id, 0 → u32 messages waiting");
 pub const TO_DEVICE_TXN: Table = table("to_device_txn", "user", "UserNum, device id, 0 → hash128 of recent txn ids");
+pub const TO_DEVICE_KNOWN: Table = table(
+    "to_device_known",
+    "user",
+    "\"\" → u32 noted so far; u16 place → what is in it: hash64(server, message id); that hash64 → nothing",
+);
 pub const ACCOUNT_DATA: Table = table("account_data", "user", "UserNum, RoomNum or 0, type → Position, JSON");
 pub const ACCOUNT_DATA_LOG: Table =
     table("account_data_log", "user", "UserNum, Position → RoomNum, type; the latest of each");
@@ -136,6 +141,7 @@ pub const TABLES: &[&Table] = &[
     &TO_DEVICE,
     &TO_DEVICE_COUNT,
     &TO_DEVICE_TXN,
+    &TO_DEVICE_KNOWN,
     &ACCOUNT_DATA,
     &ACCOUNT_DATA_LOG,
     &FILTER,

@@ -203,3 +203,39 @@ async fn messages_for_one_server_are_cut_into_units() {
     .unwrap();
     assert_eq!(units, 5, "four devices a unit, and the repeated transaction sent nothing");
 }
+
+/// A transaction whose answer was lost came again, and encrypted messages reached the device twice.
+#[tokio::test]
+async fn a_repeated_message_to_devices_is_delivered_once() {
+    let town = town();
+    let alice = town.person("alice").await;
+    let waiting = || {
+        let (mut found, get) = (Vec::new(), town.users.0.parts.store.read().unwrap());
+        let all = (Position(0), Position(i64::MAX as u64));
+        crate::store::tables::to_device::each(&get, alice.user_num, "DEVICE", all.0, all.1, &mut |_, message| {
+            found.push(serde_json::from_slice::<Value>(message).unwrap()["content"]["n"].as_u64().unwrap());
+            Ok(std::ops::ControlFlow::Continue(()))
+        })
+        .unwrap();
+        found
+    };
+    let receive = async |server: &str, id: Option<&str>, n: u32| {
+        let server: OwnedServerName = server.try_into().unwrap();
+        let mut content = json!({
+            "sender": format!("@bob:{server}"), "type": "m.x",
+            "messages": { alice.user_id.as_str(): { "*": { "n": n } } },
+        });
+        if let Some(id) = id {
+            content["message_id"] = id.into();
+        }
+        let raw = serde_json::value::to_raw_value(&content).unwrap();
+        town.users.to_device_received(&server, &raw).await.unwrap();
+    };
+    receive("one.test", Some("a"), 1).await;
+    receive("one.test", Some("b"), 2).await;
+    receive("one.test", Some("a"), 1).await;
+    receive("two.test", Some("a"), 3).await;
+    receive("one.test", None, 4).await;
+    receive("one.test", None, 4).await;
+    assert_eq!(waiting(), [1, 2, 3, 4, 4]);
+}

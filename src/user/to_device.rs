@@ -38,6 +38,8 @@ struct Received {
     sender: OwnedUserId,
     #[serde(rename = "type")]
     kind: String,
+    /// Required by the specification; without it nothing tells a repetition.
+    message_id: Option<String>,
     messages: Messages,
 }
 
@@ -73,14 +75,21 @@ impl Users {
         .await
     }
 
-    /// Queues what another server sends in an `m.direct_to_device` unit.
+    /// Queues what another server sends in an `m.direct_to_device` unit. One that came before, by its `message_id`, changes
+    /// nothing: servers repeat transactions whose answer they did not get.
     pub async fn to_device_received(&self, origin: &ServerName, content: &RawValue) -> Result<(), Error> {
         let received: Received =
             serde_json::from_str(content.get()).map_err(|wrong| Error::invalid(wrong.to_string()))?;
         if received.sender.server_name() != origin || received.kind.len() > TYPE_BYTES_MAX {
             return Err(Error::invalid("A message to devices in another server's name"));
         }
+        let origin = origin.to_owned();
         self.write(move |w| {
+            if let Some(id) = &received.message_id
+                && !to_device::note_received(w, origin.as_str(), id)?
+            {
+                return Ok(());
+            }
             let users = deliver(w, &received.kind, &received.sender, &received.messages)?;
             w.announce(Change { users, ..Change::default() });
             Ok(())

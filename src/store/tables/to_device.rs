@@ -3,12 +3,16 @@
 
 use std::ops::ControlFlow;
 
-use crate::store::schema::{TO_DEVICE, TO_DEVICE_COUNT, TO_DEVICE_TXN};
+use crate::store::schema::{TO_DEVICE, TO_DEVICE_COUNT, TO_DEVICE_KNOWN, TO_DEVICE_TXN};
 use crate::store::tables::device;
 use crate::store::{Error, Get, Position, Result, UserNum, Write, tables};
 
 /// How many transaction ids of one device are remembered. An app that repeats a request does so within its next few.
 const TXNS_KEPT: usize = 32;
+
+/// Messages of other servers that are recognised when they come again: of forty servers a whole transaction each. At about
+/// 40 bytes, whoever sends them.
+const KNOWN_MAX: u32 = 4096;
 
 /// Messages waiting for one device. One that has not synced for so long loses its oldest: the senders cannot wait, and
 /// a board's card is not a post office.
@@ -102,4 +106,54 @@ pub fn note_txn(w: &mut Write<'_>, user: UserNum, device_id: &str, txn: &str) ->
     seen.drain(..too_many);
     seen.extend_from_slice(&hash[..]);
     w.put(&TO_DEVICE_TXN, &row, &seen)
+}
+
+/// Remembers a message of another server by its id, in the place of the oldest; false when it came before, lately.
+pub fn note_received(w: &mut Write<'_>, server: &str, message_id: &str) -> Result<bool> {
+    let hash = &w.hash128(&[server.as_bytes(), message_id.as_bytes()])[..8];
+    if w.get(&TO_DEVICE_KNOWN, hash)?.is_some() {
+        return Ok(false);
+    }
+    let noted = match w.get(&TO_DEVICE_KNOWN, NOTED)? {
+        Some(row) => u32::from_be_bytes(row.try_into().map_err(|_| Error::corrupt(&TO_DEVICE_KNOWN, NOTED))?),
+        None => 0,
+    };
+    let place = ((noted % KNOWN_MAX) as u16).to_be_bytes();
+    if let Some(oldest) = w.get(&TO_DEVICE_KNOWN, &place)? {
+        w.remove(&TO_DEVICE_KNOWN, &oldest)?;
+    }
+    w.put(&TO_DEVICE_KNOWN, &place, hash)?;
+    w.put(&TO_DEVICE_KNOWN, hash, &[])?;
+    w.put(&TO_DEVICE_KNOWN, NOTED, &noted.wrapping_add(1).to_be_bytes())?;
+    Ok(true)
+}
+
+/// The row that counts: no place and no hash is empty.
+const NOTED: &[u8] = b"";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Store;
+
+    #[tokio::test]
+    async fn the_oldest_known_messages_are_forgotten() {
+        let store = Store::in_memory();
+        let written = store.write(|w| {
+            for n in 0..KNOWN_MAX + 5 {
+                assert!(note_received(w, "one.example", &n.to_string())?);
+            }
+            assert!(!note_received(w, "one.example", "5")?);
+            assert!(note_received(w, "one.example", "4")?, "pushed out");
+            assert!(note_received(w, "two.example", "7")?, "another server's");
+            let mut rows = 0;
+            w.range(&TO_DEVICE_KNOWN, &[], None, false, &mut |_, _| {
+                rows += 1;
+                Ok(ControlFlow::Continue(()))
+            })?;
+            assert_eq!(rows, 2 * KNOWN_MAX + 1);
+            Ok::<_, Error>(())
+        });
+        written.await.unwrap();
+    }
 }
