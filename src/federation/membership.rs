@@ -11,7 +11,7 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
 use super::{Error, Federation, auth};
-use crate::http::{Answer, Request, Response};
+use crate::http::{Answer, Limit, Request, Response};
 use crate::room::{Invitation, JoinAnswer, Submitted, Verb};
 
 /// Room versions an asker may name; each is a short word.
@@ -102,6 +102,7 @@ pub async fn invite_v2(federation: Arc<Federation>, mut request: Request) -> Res
         invite_room_state: Vec<Value>,
     }
     let (origin, asked) = auth::origin_and_json::<Asked>(&federation, &mut request).await?;
+    request.limit_for(Limit::Invite, origin.as_str())?;
     let room: OwnedRoomId = request.param_as("room_id")?;
     let id: OwnedEventId = request.param_as("event_id")?;
     let invitation =
@@ -123,6 +124,7 @@ pub async fn invite_v1(federation: Arc<Federation>, mut request: Request) -> Res
         unsigned: Unsigned,
     }
     let (origin, event) = auth::origin_and_json::<Box<RawValue>>(&federation, &mut request).await?;
+    request.limit_for(Limit::Invite, origin.as_str())?;
     let beside: Beside = serde_json::from_str(event.get())
         .map_err(|error| Answer::bad("M_BAD_JSON", format!("The event cannot be read: {error}")))?;
     let room: OwnedRoomId = request.param_as("room_id")?;

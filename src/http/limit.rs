@@ -26,7 +26,7 @@ pub enum Limit {
     Send,
     /// Joins of rooms on other servers, by user.
     Join,
-    /// Invitations, by user.
+    /// Invitations, by user, and by the server that brings them.
     Invite,
     /// Uploads, by user.
     Upload,

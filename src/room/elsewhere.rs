@@ -1,5 +1,9 @@
 //! Rooms that nobody of this server is in: asked in from outside, joined through another server.
 
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::ops::ControlFlow;
+
 use ruma::{OwnedEventId, OwnedServerName, RoomId, UserId};
 
 use super::append::Append;
@@ -7,14 +11,18 @@ use super::membership::{content_of, with_profile};
 use super::send::{Built, New, known_to_member};
 use super::state::known_num;
 use super::{Error, Joining, Result, Rooms};
-use crate::store::Change;
 use crate::store::tables::event::Membership;
 use crate::store::tables::member::{self, Mine};
 use crate::store::tables::room::{self, Status};
-use crate::store::tables::user;
+use crate::store::tables::{account_data, staging, user};
+use crate::store::{Change, Get, Position, RoomNum, UserNum, Write};
 
 /// Stripped state kept of one room at most: a name, a topic, a picture, the rules and two members fit ten times over.
 const STRIPPED_BYTES_MAX: usize = 64 * 1024;
+/// Open invites of one user. Beyond that an eighth of them is taken back: of those whose servers sent most, the oldest.
+const INVITES_MAX: usize = 200;
+/// Invites and knocks of one user that are over. Of older ones nothing stays.
+const OVER_MAX: usize = 200;
 
 pub(super) async fn join(rooms: &Rooms, user: &UserId, room_id: &RoomId, joining: Joining) -> Result<()> {
     super::join::from_outside(rooms, user, room_id, joining).await
@@ -67,6 +75,8 @@ impl Rooms {
             return Err(Error::TooLarge);
         }
         let (user, room_id, version) = (user.to_owned(), room_id.to_owned(), version.to_owned());
+        let whose = user.clone();
+        let surplus = self.reading(move |_, read| surplus(read, &whose)).await?;
         self.write(move |w| {
             if let Some(num) = room::num(w, room_id.as_str())?
                 && room::get_of(w, num)?.status == Status::Resident
@@ -74,6 +84,12 @@ impl Rooms {
                 return Err(Error::forbidden("this server is in the room"));
             }
             let user = user::intern(w, user.as_str())?;
+            for invite in surplus.invites {
+                end(w, user, invite)?;
+            }
+            for over in surplus.over {
+                forget(w, user, over)?;
+            }
             let num = room::intern(w, room_id.as_str(), &version)?;
             let old = member::mine(w, user, num)?;
             let mine = Mine {
@@ -100,13 +116,7 @@ impl Rooms {
             let (Some(user), Some(num)) = (user::num(w, user.as_str())?, room::num(w, room_id.as_str())?) else {
                 return Ok(());
             };
-            let Some(old) = member::mine(w, user, num)?.filter(|mine| mine.outside) else { return Ok(()) };
-            let since = w.next_position();
-            let mine = Mine { membership: Membership::Leave, since, before: Some(old.membership), ..old };
-            member::set_mine(w, user, num, &mine)?;
-            member::set_stripped(w, user, num, None)?;
-            w.announce(Change { users: vec![user], room: Some(num), ..Change::default() });
-            Ok(())
+            end(w, user, num)
         })
         .await
     }
@@ -137,6 +147,113 @@ impl Rooms {
         })
         .await
     }
+}
+
+/// Ends an invite or knock from outside, and tells the user.
+fn end(w: &mut Write<'_>, user: UserNum, num: RoomNum) -> Result<()> {
+    let Some(old) = member::mine(w, user, num)?.filter(|mine| mine.outside) else { return Ok(()) };
+    let since = w.next_position();
+    let mine = Mine { membership: Membership::Leave, since, before: Some(old.membership), ..old };
+    member::set_mine(w, user, num, &mine)?;
+    member::set_stripped(w, user, num, None)?;
+    w.announce(Change { users: vec![user], room: Some(num), ..Change::default() });
+    Ok(())
+}
+
+// ---- bounds ------------------------------------------------------------------------------------------------------
+
+/// What has to go before a user may have one more invite: strangers choose how many there are.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Surplus {
+    invites: Vec<RoomNum>,
+    over: Vec<RoomNum>,
+}
+
+/// One pass over the user's rooms; with too many invites one more over their stripped state, one at a time. Bounded by
+/// the rooms of one user.
+fn surplus(get: &impl Get, user_id: &UserId) -> Result<Surplus> {
+    let Some(user) = user::num(get, user_id.as_str())? else { return Ok(Surplus::default()) };
+    let (mut invites, mut over): (Vec<(Position, RoomNum)>, Vec<(Position, RoomNum)>) = Default::default();
+    member::list_mine(get, user, None, &mut |num, mine| {
+        match mine.membership {
+            Membership::Invite if mine.outside => invites.push((mine.since, num)),
+            Membership::Leave | Membership::Ban if mine.outside => over.push((mine.since, num)),
+            _ => {}
+        }
+        Ok(ControlFlow::Continue(()))
+    })?;
+    let mut surplus = Surplus::default();
+    if invites.len() >= INVITES_MAX {
+        surplus.invites = of_the_busiest(get, user, user_id, invites)?;
+    }
+    over.sort_unstable();
+    over.truncate(over.len().saturating_sub(OVER_MAX));
+    surplus.over = over.into_iter().map(|(_, num)| num).collect();
+    Ok(surplus)
+}
+
+/// An eighth of the invites.
+fn of_the_busiest(
+    get: &impl Get,
+    user: UserNum,
+    user_id: &UserId,
+    invites: Vec<(Position, RoomNum)>,
+) -> Result<Vec<RoomNum>> {
+    let mut by_server: HashMap<String, Vec<(Position, RoomNum)>> = HashMap::new();
+    for invite in invites {
+        let stripped = member::stripped(get, user, invite.1)?.unwrap_or_default();
+        by_server.entry(inviting_server(&stripped, user_id)).or_default().push(invite);
+    }
+    by_server.values_mut().for_each(|sent| sent.sort_unstable_by(|one, other| other.cmp(one)));
+    let oldest = (0..INVITES_MAX / 8).filter_map(|_| {
+        let busiest =
+            by_server.values_mut().max_by_key(|sent| (sent.len(), std::cmp::Reverse(sent.last().copied())))?;
+        busiest.pop().map(|(_, num)| num)
+    });
+    Ok(oldest.collect())
+}
+
+/// The server of whoever asked a user in, as the stripped state has it; empty when it does not say.
+fn inviting_server(stripped: &[u8], user_id: &UserId) -> String {
+    #[derive(serde::Deserialize)]
+    struct Stripped<'a> {
+        #[serde(rename = "type", borrow)]
+        kind: Cow<'a, str>,
+        #[serde(borrow)]
+        state_key: Cow<'a, str>,
+        #[serde(borrow)]
+        sender: Cow<'a, str>,
+    }
+    let stripped: Vec<Stripped<'_>> = serde_json::from_slice(stripped).unwrap_or_default();
+    let own = stripped.iter().rev().find(|event| event.kind == "m.room.member" && event.state_key == user_id.as_str());
+    own.and_then(|event| event.sender.split_once(':')).map(|(_, server)| server.to_owned()).unwrap_or_default()
+}
+
+/// Forgets an invite that is over, and with the last of them the room, unless something of it was kept on purpose.
+fn forget(w: &mut Write<'_>, user: UserNum, num: RoomNum) -> Result<()> {
+    let is_over = |mine: &Mine| mine.outside && matches!(mine.membership, Membership::Leave | Membership::Ban);
+    let mut kept = !member::mine(w, user, num)?.as_ref().is_some_and(is_over);
+    account_data::each(w, user, num, &mut |_, _, _| {
+        kept = true;
+        Ok(ControlFlow::Break(()))
+    })?;
+    if kept {
+        return Ok(());
+    }
+    member::remove_mine(w, user, num)?;
+    let Some(room) = room::get(w, num)? else { return Ok(()) };
+    let mut needed = room.status != Status::Stub
+        || room.events > 0
+        || !room::aliases(w, num, 1)?.is_empty()
+        || staging::journals(w)?.iter().any(|(_, journal)| journal.room_id == room.id);
+    member::list_local(w, num, &mut |_, _| {
+        needed = true;
+        Ok(ControlFlow::Break(()))
+    })?;
+    if !needed {
+        room::remove(w, num)?;
+    }
+    Ok(())
 }
 
 fn rejudged(read: &crate::store::Read, built: Built) -> Result<Append> {

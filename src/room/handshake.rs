@@ -11,7 +11,7 @@ use ruma::{EventId, OwnedEventId, OwnedRoomId, OwnedServerName, OwnedUserId, Roo
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
-use super::{Error, Result, Rooms};
+use super::{Error, Result, Rooms, visitor};
 use crate::base;
 use crate::budget::Grant;
 use crate::matrix::fast::{self, Signer};
@@ -314,12 +314,16 @@ impl Rooms {
         })?;
         let event = Event::from_wire(version, invitation.event.get().as_bytes())?;
         let target = self.check_invite(origin, id, &invitation, &event)?;
+        let (by, asked, of) = (origin.to_owned(), target.clone(), invitation.room.clone());
+        let is_ours = self.reading(move |_, read| {
+            visitor::check_acl(read, &by, &of)?;
+            is_ours_already(read, &asked, &of)
+        });
+        let is_ours = is_ours.await?;
         self.check_signed(&event).await?;
         let parts = &self.0.parts;
         let signed = sign::add_signature(&event, &parts.server, &parts.key)?;
         let stripped = strip(&invitation.stripped, &event);
-        let (asked, of) = (target.clone(), invitation.room.clone());
-        let is_ours = self.reading(move |_, read| is_ours_already(read, &asked, &of)).await?;
         if !is_ours {
             self.set_outside(&target, &invitation.room, version.id, Membership::Invite, stripped).await?;
         }
@@ -384,19 +388,26 @@ impl Rooms {
 
     /// That the servers which must have signed an event have, and that its content is whole. Keys are fetched when need be.
     pub(super) async fn check_signed(&self, event: &Event) -> Result<()> {
-        let at_ms = sign::key_time(event.version(), event.origin_server_ts());
-        let mut names = Vec::new();
-        for signer in event.signers()? {
-            let Ok(server) = OwnedServerName::try_from(signer.server) else { continue };
-            names.extend(signer.signatures.iter().map(|(id, _)| (server.clone(), (*id).to_owned())));
-        }
+        self.fetch_signing_keys(event).await?;
         let keys = self.0.parts.remote.keys();
-        keys.fetch(&names, at_ms).await?;
         let event = event.clone();
         match base::blocking(move || sign::check_event(&event, &keys)).await? {
             sign::Checked::Intact => Ok(()),
             sign::Checked::RedactNeeded => Err(Reject::signature("the content hash is wrong").into()),
         }
+    }
+
+    /// Asks for the keys an event is signed with, where they are not known.
+    pub(super) async fn fetch_signing_keys(&self, event: &Event) -> Result<()> {
+        let at_ms = sign::key_time(event.version(), event.origin_server_ts());
+        // A key that is to vouch for the future is not to be had.
+        let at_ms = at_ms.min(self.0.parts.clock.now_ms());
+        let mut names = Vec::new();
+        for signer in event.signers()? {
+            let Ok(server) = OwnedServerName::try_from(signer.server) else { continue };
+            names.extend(signer.signatures.iter().map(|(id, _)| (server.clone(), (*id).to_owned())));
+        }
+        Ok(self.0.parts.remote.keys().fetch(&names, at_ms).await?)
     }
 
     /// Has the invited user's server sign our invite, which makes it known there too. `room_state` is the stripped state

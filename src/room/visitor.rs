@@ -43,6 +43,14 @@ pub(super) fn enter_as_member(get: &impl Get, origin: &ServerName, room_id: &Roo
     }
 }
 
+/// Refuses a server that the ACL of a room we are in denies it. Of other rooms we know no ACL.
+pub(super) fn check_acl(get: &impl Get, origin: &ServerName, room_id: &RoomId) -> Result<()> {
+    match enter(get, origin, room_id) {
+        Ok(_) | Err(Error::NotFound) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
 /// Whether the room's present ACL lets a server take part.
 pub(super) fn acl_allows(get: &impl Get, room: &Known, server: &ServerName) -> Result<bool> {
     let acl = room.view(get).event("m.room.server_acl", "")?;
