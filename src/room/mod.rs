@@ -50,6 +50,7 @@ mod state;
 #[cfg(test)]
 pub(crate) mod tests;
 mod sweep;
+mod turn;
 mod typing;
 mod unread;
 mod upgrade;
@@ -97,7 +98,7 @@ struct Inner {
     joins: join::Joins,
     /// The filling of gaps, one at a time in each room.
     gaps: lock::Locks,
-    turns: serve_state::Turns,
+    turns: turn::Turns,
     typing: typing::Typing,
     rules: Arc<unread::Rules>,
 }
@@ -209,7 +210,7 @@ impl Rooms {
             locks: lock::Locks::default(),
             joins: join::Joins::default(),
             gaps: lock::Locks::default(),
-            turns: serve_state::Turns::default(),
+            turns: turn::Turns::default(),
             typing,
             rules,
         }))

@@ -73,10 +73,22 @@ impl Rooms {
     }
 
     /// Takes a signed join and answers with the room. Reserves what the answer needs first: an event that is in the room
-    /// while its sender was never told would leave it half joined.
+    /// while its sender was never told would leave it half joined. A join drawn up elsewhere may follow events we lack; no
+    /// turn is kept while other servers are asked for those.
     pub async fn take_join(&self, submitted: Submitted, how: JoinAnswer) -> Result<Served> {
-        let turn = self.turn().await?;
-        let (event, num) = self.take_member_event(submitted, Verb::Join).await?;
+        let origin = submitted.origin.clone();
+        let event = self.read_member_event(submitted, Verb::Join).await?;
+        self.fetch_signing_keys(&event).await?;
+        let (turn, num) = match self.has_all_behind(&event).await? {
+            true => {
+                let turn = self.turn(&origin).await?;
+                (turn, self.take_member_event(&origin, event.clone()).await?)
+            }
+            false => {
+                let num = self.take_member_event(&origin, event.clone()).await?;
+                (self.turn(&origin).await?, num)
+            }
+        };
         self.reading(move |rooms, read| {
             let row = event::row_of(read, num)?;
             let room = known_num(read, row.room)?;
@@ -86,12 +98,16 @@ impl Rooms {
     }
 
     pub async fn take_leave(&self, submitted: Submitted) -> Result<()> {
-        self.take_member_event(submitted, Verb::Leave).await.map(drop)
+        let origin = submitted.origin.clone();
+        let event = self.read_member_event(submitted, Verb::Leave).await?;
+        self.take_member_event(&origin, event).await.map(drop)
     }
 
     /// Takes a signed knock and answers what the knocking user may be shown of the room.
     pub async fn take_knock(&self, submitted: Submitted) -> Result<Vec<Value>> {
-        let (_, num) = self.take_member_event(submitted, Verb::Knock).await?;
+        let origin = submitted.origin.clone();
+        let event = self.read_member_event(submitted, Verb::Knock).await?;
+        let num = self.take_member_event(&origin, event).await?;
         self.reading(move |_, read| {
             let room = known_num(read, event::row_of(read, num)?.room)?;
             shown_state(read, &room)
@@ -99,20 +115,34 @@ impl Rooms {
         .await
     }
 
-    /// Checks that a membership event is what its server was to send, and takes it in.
-    async fn take_member_event(&self, submitted: Submitted, verb: Verb) -> Result<(Event, EventNum)> {
+    /// Checks that a membership event is what its server was to send.
+    async fn read_member_event(&self, submitted: Submitted, verb: Verb) -> Result<Event> {
         let Submitted { origin, room: room_id, id, event: raw } = submitted;
-        let by = origin.clone();
-        let event = self
-            .reading(move |rooms, read| {
-                let room = visitor::enter(read, &origin, &room_id)?;
-                let event = Event::from_wire(room.version, raw.get().as_bytes())?;
-                check_is_asked_for(&event, &origin, &room_id, &id, verb)?;
-                rooms.countersign(read, &room, event)
-            })
-            .await?;
-        let accepted = self.accept(&by, event.clone()).await.map_err(refused)?;
-        Ok((event, accepted.num))
+        self.reading(move |rooms, read| {
+            let room = visitor::enter(read, &origin, &room_id)?;
+            let event = Event::from_wire(room.version, raw.get().as_bytes())?;
+            check_is_asked_for(&event, &origin, &room_id, &id, verb)?;
+            rooms.countersign(read, &room, event)
+        })
+        .await
+    }
+
+    async fn take_member_event(&self, origin: &ServerName, event: Event) -> Result<EventNum> {
+        Ok(self.accept(origin, event).await.map_err(refused)?.num)
+    }
+
+    /// Whether everything an event cites is here, so that nobody has to be asked before it can be judged.
+    async fn has_all_behind(&self, event: &Event) -> Result<bool> {
+        let event = event.clone();
+        self.reading(move |_, read| {
+            for cited in event.prev_events().chain(event.auth_events()) {
+                if event::num(read, cited.as_str())?.is_none() {
+                    return Ok(false);
+                }
+            }
+            Ok(true)
+        })
+        .await
     }
 
     /// Puts our signature on a join of a restricted room that one of our users lets somebody into, when that is so.

@@ -6,12 +6,11 @@
 //! slow reader keeps no pages of the database: trees and events never change.
 
 use std::ops::ControlFlow;
-use std::sync::Arc;
 
 use ruma::{EventId, RoomId, ServerName};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::state::Known;
+use super::turn::{Place, Reader};
 use super::visitor;
 use super::{Error, Result, Rooms};
 use crate::base::{self, ChunkError, Chunks};
@@ -22,8 +21,6 @@ use crate::store::tables::event::{self, Kind, Membership, Root};
 use crate::store::tables::{member, snapshot};
 use crate::store::{self, EventNum, Get, Read, RoomNum, StateKeyNum};
 
-/// Answers of this kind at once; each reads the whole of a room.
-const AT_ONCE: usize = 2;
 /// How long the next asker waits for its turn before it is told to come back, in milliseconds.
 const TURN_MS: u64 = 60_000;
 /// A piece is full at this size; the event that fills it may be 64 KiB itself, and is held once more while it is read.
@@ -37,19 +34,9 @@ const SMALL_BITMAP_BYTES: u64 = 64 * 1024;
 /// Members named to a joining server for a room without a name.
 const HEROES_MAX: usize = 6;
 
-/// Takes turns with the long answers.
-#[derive(Clone)]
-pub(super) struct Turns(Arc<Semaphore>);
-
-impl Default for Turns {
-    fn default() -> Turns {
-        Turns(Arc::new(Semaphore::new(AT_ONCE)))
-    }
-}
-
 /// A turn, and the memory for it.
 pub(super) struct Turn {
-    permit: OwnedSemaphorePermit,
+    place: Place,
     grant: Grant,
     bitmap: Option<Grant>,
     bits_max: u32,
@@ -62,12 +49,12 @@ pub struct Served {
 }
 
 impl Rooms {
-    /// Waits for a turn. Nothing may be held meanwhile.
-    pub(super) async fn turn(&self) -> Result<Turn> {
+    /// Waits for a server's turn. Nothing may be held meanwhile, and whether it may ask has been looked at.
+    pub(super) async fn turn(&self, origin: &ServerName) -> Result<Turn> {
         let parts = &self.0.parts;
-        let waiting = self.0.turns.0.clone().acquire_owned();
-        let permit = parts.clock.timeout(std::time::Duration::from_millis(TURN_MS), waiting).await;
-        let Some(Ok(permit)) = permit else { return Err(busy(&parts.budget).into()) };
+        let waiting = self.0.turns.take(origin);
+        let place = parts.clock.timeout(std::time::Duration::from_millis(TURN_MS), waiting).await;
+        let place = place.ok_or_else(|| busy(&parts.budget))?;
         let rooms = self.clone();
         let bits_max = base::blocking(move || rooms.highest_event()).await?;
         let bytes = u64::from(bits_max) / 8 + 64;
@@ -76,7 +63,7 @@ impl Rooms {
             false => (0, Some(parts.budget.account("join").take(bytes).await?)),
         };
         let grant = parts.budget.account("response_bodies").take(PIECE_BYTES_MAX + small).await?;
-        Ok(Turn { permit, grant, bitmap, bits_max })
+        Ok(Turn { place, grant, bitmap, bits_max })
     }
 
     /// The highest number an event has; those of this answer are lower, or it.
@@ -98,12 +85,12 @@ impl Rooms {
         at: &EventId,
         ids_only: bool,
     ) -> Result<Served> {
-        let turn = self.turn().await?;
+        self.check_may_ask(origin, room, at).await?;
+        let turn = self.turn(origin).await?;
         let (rooms, origin, room, at) = (self.clone(), origin.to_owned(), room.to_owned(), at.to_owned());
         base::blocking(move || {
             let read = rooms.0.parts.store.read()?;
-            let held = visitor::enter_as_member(&read, &origin, &room)?;
-            let num = known_event(&read, &held, &at)?;
+            let (held, num) = asked_for(&read, &origin, &room, &at)?;
             let before = event::row_of(&read, num)?.before.ok_or(Error::NotFound)?;
             let names = if ids_only { ("pdu_ids", "auth_chain_ids") } else { ("pdus", "auth_chain") };
             let mut answer = LongAnswer::new(&rooms, &held, turn, b"{".to_vec(), names);
@@ -116,17 +103,23 @@ impl Rooms {
 
     /// `GET /event_auth`: what an event rests on.
     pub async fn serve_event_auth(&self, origin: &ServerName, room: &RoomId, of: &EventId) -> Result<Served> {
-        let turn = self.turn().await?;
+        self.check_may_ask(origin, room, of).await?;
+        let turn = self.turn(origin).await?;
         let (rooms, origin, room, of) = (self.clone(), origin.to_owned(), room.to_owned(), of.to_owned());
         base::blocking(move || {
             let read = rooms.0.parts.store.read()?;
-            let held = visitor::enter_as_member(&read, &origin, &room)?;
-            let num = known_event(&read, &held, &of)?;
+            let (held, num) = asked_for(&read, &origin, &room, &of)?;
             let mut answer = LongAnswer::new(&rooms, &held, turn, b"{".to_vec(), ("", "auth_chain"));
             answer.chain.mark_all(&event::row_of(&read, num)?.auth)?;
             Ok(answer.served())
         })
         .await
+    }
+
+    /// A stranger waits for no turn, and takes none from others.
+    async fn check_may_ask(&self, origin: &ServerName, room: &RoomId, event: &EventId) -> Result<()> {
+        let (origin, room, event) = (origin.to_owned(), room.to_owned(), event.to_owned());
+        self.reading(move |_, read| asked_for(read, &origin, &room, &event).map(drop)).await
     }
 
     /// `send_join`'s answer for the event numbered `joined`, which is in the room by now. `old_api`: version 1 of it.
@@ -175,6 +168,13 @@ fn busy(budget: &Budget) -> Refused {
         retry_after_ms: TURN_MS,
         too_large: false,
     }
+}
+
+/// The room and the event a server in the room asks about.
+fn asked_for(get: &impl Get, origin: &ServerName, room: &RoomId, event: &EventId) -> Result<(Known, EventNum)> {
+    let held = visitor::enter_as_member(get, origin, room)?;
+    let num = known_event(get, &held, event)?;
+    Ok((held, num))
 }
 
 /// An event of the room that has not been rejected.
@@ -271,7 +271,7 @@ struct LongAnswer {
     first: bool,
     grant: Option<Grant>,
     _bitmap: Option<Grant>,
-    _permit: OwnedSemaphorePermit,
+    reader: Reader,
 }
 
 impl LongAnswer {
@@ -298,7 +298,7 @@ impl LongAnswer {
             first: true,
             grant: Some(turn.grant),
             _bitmap: turn.bitmap,
-            _permit: turn.permit,
+            reader: Reader::new(turn.place, rooms.0.parts.clock.clone()),
         }
     }
 
@@ -435,14 +435,17 @@ impl LongAnswer {
 
 impl Chunks for LongAnswer {
     fn next(&mut self, out: &mut Vec<u8>) -> Result<bool, ChunkError> {
+        self.reader.asks()?;
         let read = self.rooms.0.parts.store.read()?;
-        let full_at = out.len() + PIECE_BYTES;
+        let before = out.len();
+        let full_at = before + PIECE_BYTES;
         // Three lists and two ends at most end in one piece; a list that is left unfinished has filled it.
         for _ in 0..5 {
             if out.len() < full_at && !matches!(self.step, Step::Done) {
                 self.go_on(&read, full_at, out)?;
             }
         }
+        self.reader.is_given(out.len() - before);
         Ok(!matches!(self.step, Step::Done))
     }
 }
@@ -450,6 +453,7 @@ impl Chunks for LongAnswer {
 #[cfg(test)]
 mod tests {
     use std::collections::{BTreeMap, BTreeSet};
+    use std::sync::Arc;
 
     use ruma::{OwnedRoomId, UserId};
     use serde_json::{Value, json};
@@ -599,8 +603,19 @@ mod tests {
             let rests_on: BTreeSet<String> = auth.iter().map(|num| event::id_of(&read, *num).unwrap()).collect();
             let answer = body(rooms.serve_event_auth(origin, &id, last.id()).await.unwrap());
             assert!(rests_on.is_subset(&unique(ids(version, &answer["auth_chain"]))));
+            // Two that read nothing keep nobody else from being told no.
+            let slow: [ruma::OwnedServerName; 2] = ["s1.test".try_into().unwrap(), "s2.test".try_into().unwrap()];
+            let one = rooms.serve_state(&slow[0], &id, last.id(), false).await.unwrap();
+            let _two = rooms.serve_state(&slow[1], &id, last.id(), false).await.unwrap();
             let stranger: &ServerName = "s8.test".try_into().unwrap();
             assert!(matches!(rooms.serve_state(stranger, &id, last.id(), false).await, Err(Error::Forbidden(_))));
+            let (mut chunks, mut pieces) = (one.chunks, 0);
+            while chunks.next(&mut Vec::new()).unwrap_or(false) {
+                rooms.0.parts.clock.advance(std::time::Duration::from_secs(40));
+                pieces += 1;
+            }
+            assert_eq!(pieces, 1, "400 bytes a second");
+            drop((chunks, one.grant, _two));
             assert_eq!(rooms.0.parts.budget.account("response_bodies").used(), 0, "every grant came back");
         }
     }
