@@ -25,7 +25,7 @@ use tokio_rustls::TlsConnector;
 
 use super::{
     Failed,
-    resolve::{Boxed, Dns, Lookup, Miss, Service, Target, WellKnown, max_age_ms},
+    resolve::{Boxed, Dns, Lookup, Miss, Service, Target, WellKnown, kept_ms},
 };
 use crate::{
     base::Clock,
@@ -352,7 +352,7 @@ impl World {
             let response = self.get(&uri).await?;
             match redirect(&uri, &response) {
                 Some(next) => url = next,
-                None => return read_well_known(response).await,
+                None => return read_well_known(response, self.clock.now_ms()).await,
             }
         }
         Err(Miss::Absent(format!("{url} redirects for ever")))
@@ -401,7 +401,7 @@ fn redirect(from: &http::Uri, response: &Response<Incoming>) -> Option<String> {
     })
 }
 
-async fn read_well_known(response: Response<Incoming>) -> Result<WellKnown, Miss> {
+async fn read_well_known(response: Response<Incoming>, now_ms: u64) -> Result<WellKnown, Miss> {
     #[derive(serde::Deserialize)]
     struct File {
         #[serde(rename = "m.server")]
@@ -410,8 +410,7 @@ async fn read_well_known(response: Response<Incoming>) -> Result<WellKnown, Miss
     if response.status() != 200 {
         return Err(Miss::Absent(format!("well-known answers {}", response.status())));
     }
-    let cache_control = response.headers().get("cache-control").and_then(|value| value.to_str().ok());
-    let max_age_ms = cache_control.and_then(max_age_ms);
+    let max_age_ms = kept_ms(response.headers(), now_ms);
     let body = Limited::new(response.into_body(), WELL_KNOWN_BYTES_MAX).collect().await;
     let body = body.map_err(|error| Miss::Absent(format!("well-known body: {error}")))?.to_bytes();
     let file: File =

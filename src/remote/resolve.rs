@@ -335,8 +335,24 @@ fn order_services(mut services: Vec<Service>, mut random: impl FnMut() -> u64) -
     services
 }
 
-/// The lifetime the headers of a well-known answer give: `Cache-Control: max-age`, zero for `no-store` and `no-cache`.
-pub(super) fn max_age_ms(cache_control: &str) -> Option<u64> {
+/// The lifetime the headers of a well-known answer give: that of `Cache-Control`, else what lies between `Date` (or now)
+/// and `Expires`. A date that cannot be read has passed (RFC 9111, section 5.3).
+pub(super) fn kept_ms(headers: &http::HeaderMap, now_ms: u64) -> Option<u64> {
+    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+    let date = |text: &str| {
+        let date = httpdate::parse_http_date(text.trim()).ok()?;
+        Some(date.duration_since(std::time::UNIX_EPOCH).ok()?.as_millis() as u64)
+    };
+    let by_date = || {
+        let expires = text("expires")?;
+        let sent = text("date").and_then(date).unwrap_or(now_ms);
+        Some(date(expires).map_or(0, |expires| expires.saturating_sub(sent)))
+    };
+    text("cache-control").and_then(max_age_ms).or_else(by_date)
+}
+
+/// `Cache-Control: max-age`, zero for `no-store` and `no-cache`.
+fn max_age_ms(cache_control: &str) -> Option<u64> {
     let parts = || cache_control.split(',').map(|part| part.trim().to_ascii_lowercase());
     if parts().any(|part| part == "no-store" || part == "no-cache") {
         return Some(0);
@@ -614,6 +630,18 @@ mod tests {
         assert_eq!(age("public, max-age=600"), Some(600_000));
         assert_eq!(age("no-store"), Some(0));
         assert_eq!(age("public"), None);
+        let kept = |pairs: &[(&'static str, &str)]| {
+            let headers = pairs.iter().map(|(name, value)| {
+                (http::HeaderName::from_static(name), http::HeaderValue::from_str(value).unwrap())
+            });
+            kept_ms(&headers.collect(), 784_111_777_000)
+        };
+        let expires = ("expires", "Sun, 06 Nov 1994 09:49:37 GMT");
+        assert_eq!(kept(&[expires]), Some(HOUR_MS));
+        assert_eq!(kept(&[expires, ("date", "Sun, 06 Nov 1994 09:19:37 GMT")]), Some(HOUR_MS / 2));
+        assert_eq!(kept(&[expires, ("cache-control", "max-age=60")]), Some(MINUTE_MS));
+        assert_eq!(kept(&[("expires", "0")]), Some(0));
+        assert_eq!(kept(&[]), None);
         let found = Ok(WellKnown { server: "a".into(), max_age_ms: Some(1) });
         assert_eq!(next_delegation(found, None, 0).until_ms, DELEGATION_MS_MIN);
     }
