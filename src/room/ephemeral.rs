@@ -10,12 +10,14 @@ use ruma::{OwnedEventId, OwnedRoomId, OwnedUserId, ServerName};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
+use super::receipt::Heard;
 use super::{Error, Result, Rooms, visitor};
 use crate::matrix::Reject;
+use crate::store::Get;
 use crate::store::tables::{member, user};
 
-/// How long somebody is shown as typing when their server says no more.
-const TYPING: Duration = Duration::from_secs(30);
+/// How long somebody is shown as typing when their server says no more. Others repeat it every 40 s.
+const TYPING: Duration = Duration::from_secs(60);
 /// Receipts of one message.
 const RECEIPTS_MAX: usize = 200;
 
@@ -60,29 +62,37 @@ impl Rooms {
             Ok(member::is_joined(read, room.num, num)?.then_some((room.num, num)))
         });
         let Some((room, user)) = found.await? else { return Ok(()) };
-        self.show_typing(room, user, typing.then_some(TYPING)).await.map(drop)
+        self.show_typing(room, user, typing.then_some(TYPING), false).await.map(drop)
     }
 
-    /// An `m.receipt` message.
+    /// An `m.receipt` message: one write at most, whatever is in it.
     pub async fn receipt_received(&self, origin: &ServerName, content: &RawValue) -> Result<()> {
         let receipts: Receipts = read(content)?;
-        let mut left = RECEIPTS_MAX;
-        for (room_id, mut kinds) in receipts {
-            let Some(users) = kinds.remove("m.read") else { continue };
-            let owned = origin.to_owned();
-            let entered = self.reading(move |_, read| Ok(visitor::enter(read, &owned, &room_id)?.num)).await;
-            // A room we do not share with it says nothing about the others.
-            let Ok(room) = entered else { continue };
-            for (user, receipt) in users.into_iter().filter(|(user, _)| user.server_name() == origin) {
-                let Some(event) = receipt.event_ids.first() else { continue };
-                left = match left.checked_sub(1) {
-                    Some(left) => left,
-                    None => return Ok(()),
-                };
-                let (thread, ts) = (receipt.data.thread_id, receipt.data.ts);
-                self.receipt_from_outside(room, &user, event, thread, ts).await?;
-            }
-        }
-        Ok(())
+        let origin = origin.to_owned();
+        let heard = self.reading(move |_, read| heard(read, &origin, receipts)).await?;
+        self.receipts_from_outside(heard).await
     }
+}
+
+/// The receipts a server may send: of its own users, in rooms it may speak in. A room we do not share with it says
+/// nothing about the others.
+fn heard(get: &impl Get, origin: &ServerName, receipts: Receipts) -> Result<Vec<Heard>> {
+    let mut heard = Vec::new();
+    for (room_id, mut kinds) in receipts {
+        let Some(users) = kinds.remove("m.read") else { continue };
+        let room = match visitor::enter(get, origin, &room_id) {
+            Ok(room) => room.num,
+            Err(Error::Store(failed)) => return Err(failed.into()),
+            Err(_) => continue,
+        };
+        for (user, receipt) in users.into_iter().filter(|(user, _)| user.server_name() == origin) {
+            if heard.len() == RECEIPTS_MAX {
+                return Ok(heard);
+            }
+            let Some(event) = receipt.event_ids.into_iter().next() else { continue };
+            let thread = receipt.data.thread_id.unwrap_or_default();
+            heard.push(Heard { room, user, event, thread, ts: receipt.data.ts });
+        }
+    }
+    Ok(heard)
 }

@@ -2,20 +2,23 @@
 
 use std::time::Duration;
 
-use ruma::{EventId, OwnedEventId, RoomId, UserId};
+use ruma::{EventId, OwnedEventId, OwnedUserId, RoomId, UserId};
 use serde_json::json;
 
 use super::append::{has_other_servers, local_joined};
 use super::send::{known_to_member, not_in_room};
 use super::state::Known;
+use super::typing::Passed;
 use super::{Error, Result, Rooms};
 use crate::store::tables::outbox::{self, Outbound};
 use crate::store::tables::receipt::{self, Kind, Receipt, Whose};
-use crate::store::tables::{count, event, member, user};
+use crate::store::tables::{count, event, member, room, user};
 use crate::store::{Change, EventNum, Get, Read, RoomNum, UserNum, Write};
 
 /// Longest name of a thread: an event id, or `main`.
 const THREAD_BYTES_MAX: usize = 255;
+/// Threads of a room in which one user's receipts of a kind are kept; the oldest goes.
+const THREADS_MAX: usize = 100;
 /// Somebody is shown as typing for so long at most, whatever the app asks for.
 const TYPING_MAX: Duration = Duration::from_secs(120);
 
@@ -55,36 +58,58 @@ impl Rooms {
     /// Somebody of this server is typing for the next `length`, or no more.
     pub async fn set_typing(&self, user: &UserId, room_id: &RoomId, length: Option<Duration>) -> Result<()> {
         let (asked, room) = (user.to_owned(), room_id.to_owned());
-        let (num, user_num, others) = self
-            .reading(move |rooms, read| {
-                let (room, user) = joined(read, &room, &asked)?;
-                Ok((room.num, user, has_other_servers(read, room.num, rooms.server())?))
-            })
-            .await?;
-        if !self.show_typing(num, user_num, length).await? || !others {
+        let joined = self.reading(move |_, read| joined(read, &room, &asked));
+        let (room, user) = joined.await.map(|(room, user)| (room.num, user))?;
+        if self.show_typing(room, user, length, true).await? {
+            self.tell_typing(room, vec![user], length.is_some()).await?;
+        }
+        Ok(())
+    }
+
+    /// Tells the other servers in a room whether people of this one type.
+    async fn tell_typing(&self, room: RoomNum, users: Vec<UserNum>, typing: bool) -> Result<()> {
+        let edus = self.reading(move |rooms, read| {
+            let mut edus = Vec::with_capacity(users.len());
+            if has_other_servers(read, room, rooms.server())? {
+                let room_id = room::get_of(read, room)?.id;
+                for user in users {
+                    let content = json!({ "room_id": room_id, "user_id": user::id_of(read, user)?, "typing": typing });
+                    edus.push(json!({ "edu_type": "m.typing", "content": content }).to_string().into_bytes());
+                }
+            }
+            Ok(edus)
+        });
+        let edus = edus.await?;
+        if edus.is_empty() {
             return Ok(());
         }
-        let content = json!({ "room_id": room_id, "user_id": user, "typing": length.is_some() });
-        let edu = json!({ "edu_type": "m.typing", "content": content }).to_string().into_bytes();
         self.write(move |w| {
-            post_to_room(w, num, edu)?;
+            for edu in edus {
+                post_to_room(w, room, edu)?;
+            }
             w.announce(Change { outbound: true, ..Change::default() });
             Ok(())
         })
         .await
     }
 
-    /// Shows somebody of any server as typing, or not any more, and wakes who would see it. Answers whether that is new.
-    pub(super) async fn show_typing(&self, room: RoomNum, user: UserNum, length: Option<Duration>) -> Result<bool> {
-        let set = self.0.typing.set(room, user, length.map(|length| length.min(TYPING_MAX)));
+    /// Shows somebody as typing, or not any more, and wakes who would see it. Answers whether that is new. `ours`: somebody
+    /// of this server, of whom the others hear again while it lasts, and when it ends by itself.
+    pub(super) async fn show_typing(
+        &self,
+        room: RoomNum,
+        user: UserNum,
+        length: Option<Duration>,
+        ours: bool,
+    ) -> Result<bool> {
+        let set = self.0.typing.set(room, user, length.map(|length| length.min(TYPING_MAX)), ours);
         if set.unwatched {
             let rooms = self.clone();
             // Ends when nobody types in the room any more, at the latest TYPING_MAX after the last one began.
             tokio::spawn(async move {
-                while rooms.0.typing.watch(room).await {
-                    if rooms.wake_room(room).await.is_err() {
-                        // They see it with the next thing they are told.
-                        continue;
+                while let Some(passed) = rooms.0.typing.watch(room).await {
+                    if let Err(error) = rooms.typing_passed(room, passed).await {
+                        tracing::debug!(%error, "who types could not be told");
                     }
                 }
             });
@@ -93,6 +118,18 @@ impl Rooms {
             self.wake_room(room).await?;
         }
         Ok(set.changed)
+    }
+
+    async fn typing_passed(&self, room: RoomNum, passed: Passed) -> Result<()> {
+        if passed.changed {
+            self.wake_room(room).await?;
+        }
+        for (users, typing) in [(passed.ended, false), (passed.repeat, true)] {
+            if !users.is_empty() {
+                self.tell_typing(room, users, typing).await?;
+            }
+        }
+        Ok(())
     }
 
     /// Wakes the local members of a room for something that is not stored.
@@ -108,15 +145,15 @@ impl Rooms {
         room_id: &RoomId,
         markers: Vec<(Kind, OwnedEventId, String)>,
     ) -> Result<()> {
-        if markers.iter().any(|(_, _, thread)| thread.len() > THREAD_BYTES_MAX) {
-            return Err(Error::bad("M_INVALID_PARAM", "the thread's name is too long"));
-        }
         let (user, room_id, here) = (user.to_owned(), room_id.to_owned(), self.here());
         self.write(move |w| {
             let (room, num) = joined_in(w, &room_id, &user)?;
             // Looked at before the first put.
             let mut wanted = Vec::with_capacity(markers.len());
             for (kind, event_id, thread) in markers {
+                if !is_thread(w, room.num, &thread)? {
+                    return Err(Error::bad("M_INVALID_PARAM", "there is no such thread"));
+                }
                 let event = placed(w, room.num, &event_id)?;
                 wanted.push((Whose { user: num, kind, thread }, event_id, event));
             }
@@ -145,34 +182,65 @@ impl Rooms {
         .await
     }
 
-    /// Notes that somebody of another server has read up to an event; what we do not know is passed over. The caller has
-    /// made sure that the user is of the server that says so.
-    pub(super) async fn receipt_from_outside(
-        &self,
-        room: RoomNum,
-        user_id: &UserId,
-        event_id: &EventId,
-        thread: Option<String>,
-        ts: u64,
-    ) -> Result<()> {
-        let thread = thread.unwrap_or_default();
-        if thread.len() > THREAD_BYTES_MAX {
+    /// Notes how far people of other servers have read; what we do not know is passed over. The caller has made sure that
+    /// each is of the server that says so. One write, when anything is new.
+    pub(super) async fn receipts_from_outside(&self, heard: Vec<Heard>) -> Result<()> {
+        let news = self.reading(move |_, read| {
+            let mut news = Vec::with_capacity(heard.len());
+            for heard in heard {
+                if let Some(whose) = is_news(read, &heard)? {
+                    news.push((whose, heard));
+                }
+            }
+            Ok(news)
+        });
+        let news = news.await?;
+        if news.is_empty() {
             return Ok(());
         }
-        let (user_id, event_id) = (user_id.to_owned(), event_id.to_owned());
         self.write(move |w| {
-            let Some(user) = user::num(w, user_id.as_str())? else { return Ok(()) };
-            if !member::is_joined(w, room, user)? {
-                return Ok(());
+            for (whose, heard) in news {
+                // Another server may have been quicker to say something newer.
+                if is_news(w, &heard)?.is_some() {
+                    put(w, heard.room, &whose, &heard.event, heard.ts)?;
+                }
             }
-            let whose = Whose { user, kind: Kind::Read, thread };
-            let Some(order) = order_in(w, room, event_id.as_str())? else { return Ok(()) };
-            match is_forward(w, room, &whose, order)? {
-                true => put(w, room, &whose, &event_id, ts),
-                false => Ok(()),
-            }
+            Ok(())
         })
         .await
+    }
+}
+
+/// What another server says of one of its users.
+pub(super) struct Heard {
+    pub room: RoomNum,
+    pub user: OwnedUserId,
+    pub event: OwnedEventId,
+    /// Empty for the whole room.
+    pub thread: String,
+    pub ts: u64,
+}
+
+/// Whose mark a receipt moves, if it is of a member, about an event and a thread we know, and new.
+fn is_news(get: &impl Get, heard: &Heard) -> Result<Option<Whose>> {
+    let Some(user) = user::num(get, heard.user.as_str())? else { return Ok(None) };
+    if !member::is_joined(get, heard.room, user)? || !is_thread(get, heard.room, &heard.thread)? {
+        return Ok(None);
+    }
+    let whose = Whose { user, kind: Kind::Read, thread: heard.thread.clone() };
+    let Some(order) = order_in(get, heard.room, heard.event.as_str())? else { return Ok(None) };
+    Ok(is_forward(get, heard.room, &whose, order)?.then_some(whose))
+}
+
+/// Whether a receipt may name it: no thread, `main`, or an event of the room.
+fn is_thread(get: &impl Get, room: RoomNum, thread: &str) -> Result<bool> {
+    match thread {
+        "" | "main" => Ok(true),
+        _ if thread.len() > THREAD_BYTES_MAX => Ok(false),
+        _ => match event::num(get, thread)? {
+            Some(num) => Ok(event::row_of(get, num)?.room == room),
+            None => Ok(false),
+        },
     }
 }
 
@@ -212,6 +280,9 @@ fn is_forward(get: &impl Get, room: RoomNum, whose: &Whose, order: i64) -> Resul
 fn put(w: &mut Write<'_>, room: RoomNum, whose: &Whose, event_id: &EventId, ts: u64) -> Result<()> {
     let at = w.next_position();
     receipt::put(w, room, whose, &Receipt { event_id: event_id.to_string(), ts, at })?;
+    if !whose.thread.is_empty() {
+        receipt::keep_threads(w, room, whose, THREADS_MAX)?;
+    }
     let users = match whose.kind {
         Kind::Read => local_joined(w, room)?,
         Kind::Private | Kind::FullyRead => vec![whose.user],

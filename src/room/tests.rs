@@ -484,6 +484,81 @@ async fn typing_ends_by_itself() {
     assert!(is_forbidden(house.rooms.set_typing(&house.user("cleo").await, &room, None).await));
 }
 
+/// Other servers forget who types: Synapse after a minute. They were told once, and never that it had ended by itself.
+#[tokio::test]
+async fn other_servers_hear_again_who_types_and_when_it_ends() {
+    let house = house();
+    let anna = house.user("anna").await;
+    let room = house.public_room(&anna).await;
+    let num = house.room_num(&room);
+    house.store.write(move |w| member::count_server(w, num, "away.example", 1, Position(1))).await.unwrap();
+    house.rooms.set_typing(&anna, &room, Some(Duration::from_secs(60))).await.unwrap();
+    let told = || {
+        let typing = |row: Outbound| match row {
+            Outbound::RoomEdu { json, .. } => {
+                serde_json::from_slice::<Value>(&json).unwrap()["content"]["typing"].as_bool()
+            }
+            _ => None,
+        };
+        house.outbox().into_iter().filter_map(typing).collect::<Vec<_>>()
+    };
+    assert_eq!(told(), [true]);
+    for _ in 0..400 {
+        house.clock.advance(Duration::from_secs(1));
+        tokio::time::sleep(Duration::from_millis(2)).await;
+        if told().contains(&false) {
+            break;
+        }
+    }
+    assert_eq!(told(), [true, true, true, false]);
+}
+
+/// Each receipt of a message was a commit of its own, and threads were any text, as many as somebody liked.
+#[tokio::test]
+async fn receipts_of_other_servers_are_bounded() {
+    let house = house();
+    let anna = house.user("anna").await;
+    let room = house.public_room(&anna).await;
+    let num = house.room_num(&room);
+    let bob: OwnedUserId = "@bob:away.example".try_into().unwrap();
+    let name = bob.clone();
+    let joined = house.store.write(move |w| {
+        let bob = user::intern(w, name.as_str())?;
+        member::set(w, num, bob, None, Some((event::Membership::Join, crate::store::EventNum(1))))
+    });
+    joined.await.map_err(|failed: WriteError<store::Error>| failed.into_inner()).unwrap();
+    let mut threads = Vec::new();
+    for n in 0..110 {
+        threads.push(house.say(&anna, &room, &n.to_string()).await);
+    }
+    let last = threads.last().unwrap().clone();
+    let receive = async |threads: &[&str]| {
+        for thread in threads {
+            let receipt = json!({ "data": { "ts": 1, "thread_id": thread }, "event_ids": [last] });
+            let content = json!({ room.as_str(): { "m.read": { bob.as_str(): receipt } } });
+            let raw = serde_json::value::to_raw_value(&content).unwrap();
+            house.rooms.receipt_received(bob.server_name(), &raw).await.unwrap();
+        }
+    };
+    let kept = || {
+        let mut kept = Vec::new();
+        receipt::list_newest(&house.read(), num, Position(0), Position(i64::MAX as u64), &mut |whose, _| {
+            kept.push(whose.thread);
+            Ok(std::ops::ControlFlow::Continue(()))
+        })
+        .unwrap();
+        kept
+    };
+    receive(&["any text", "$nothing", "main"]).await;
+    assert_eq!(kept(), ["main"]);
+    receive(&threads.iter().map(|id| id.as_str()).collect::<Vec<_>>()).await;
+    let kept = kept();
+    assert_eq!(kept.len(), 100);
+    assert!(kept.contains(&last.to_string()) && !kept.contains(&"main".to_owned()), "the oldest went");
+    let marker = Marker { kind: "m.read".into(), event_id: last.clone(), thread: Some("any text".into()) };
+    assert!(house.rooms.set_receipt(&anna, &room, marker).await.is_err());
+}
+
 #[tokio::test]
 async fn aliases_and_the_public_list() {
     let house = house();
@@ -534,6 +609,78 @@ async fn an_invite_from_outside_is_kept_and_dropped() {
     house.rooms.drop_outside(&anna, &room).await.unwrap();
     let mine = member::mine(&house.read(), user, num).unwrap().unwrap();
     assert!(mine.membership == Membership::Leave && member::stripped(&house.read(), user, num).unwrap().is_none());
+}
+
+/// Rooms nobody here is in were never forgotten again, and anybody may invite anybody to as many as he likes.
+#[tokio::test]
+async fn invites_from_outside_are_bounded() {
+    let house = house();
+    let anna = house.user("anna").await;
+    let invite = async |n: usize, server: &str| {
+        let room: OwnedRoomId = format!("!r{n}:{server}").try_into().unwrap();
+        let sender = format!("@bob:{server}");
+        let own = json!([{ "type": "m.room.member", "state_key": anna, "sender": sender, "content": {} }]);
+        let stripped = serde_json::to_vec(&own).unwrap();
+        house.rooms.set_outside(&anna, &room, "11", Membership::Invite, stripped).await.unwrap();
+    };
+    let known = |membership: Membership| {
+        let (read, mut rooms) = (house.read(), Vec::new());
+        member::list_mine(&read, house.user_num(&anna), None, &mut |num, mine| {
+            if mine.membership == membership {
+                rooms.push(room::get_of(&read, num)?.id);
+            }
+            Ok(std::ops::ControlFlow::Continue(()))
+        })
+        .unwrap();
+        rooms
+    };
+    for n in 0..3 {
+        invite(n, "friend.example").await;
+    }
+    for n in 0..1000 {
+        invite(n, "busy.example").await;
+    }
+    let (open, over) = (known(Membership::Invite), known(Membership::Leave));
+    assert!((150..=200).contains(&open.len()), "{}", open.len());
+    assert!(over.len() <= 225, "{}", over.len());
+    assert!((0..3).all(|n| open.contains(&format!("!r{n}:friend.example"))), "the one in a thousand stays");
+    assert!(open.contains(&"!r999:busy.example".to_owned()));
+    let mut rooms = 0;
+    room::list(&house.read(), &mut |_, _| {
+        rooms += 1;
+        Ok(std::ops::ControlFlow::Continue(()))
+    })
+    .unwrap();
+    assert_eq!(rooms, open.len() + over.len(), "nothing of a room stays behind the last invite");
+    // A room that was forgotten may be heard of again.
+    invite(0, "busy.example").await;
+    assert!(known(Membership::Invite).contains(&"!r0:busy.example".to_owned()));
+}
+
+/// The specification's list of what an ACL governs has the invites in it; they were signed all the same.
+#[tokio::test]
+async fn an_invite_of_a_denied_server_is_refused() {
+    let house = house();
+    let anna = house.user("anna").await;
+    let room = house.public_room(&anna).await;
+    let acl = json!({ "allow": ["*"], "deny": ["bad.example"], "allow_ip_literals": false });
+    house.send(&anna, &room, "m.room.server_acl", Some(""), acl).await.unwrap();
+    let denied = async |server: &str| {
+        let (server, key) = (OwnedServerName::try_from(server).unwrap(), sign::Key::from_seed("1", [9; 32]));
+        let draft = json!({
+            "type": "m.room.member", "state_key": anna, "sender": format!("@bob:{server}"), "room_id": room,
+            "content": { "membership": "invite" }, "prev_events": ["$x"], "auth_events": ["$y"], "depth": 9,
+            "origin_server_ts": START_MS,
+        });
+        let version = version::get(&house.row(&room).version).unwrap();
+        let event = crate::matrix::event::sign_new(version, draft.to_string().as_bytes(), &server, &key).unwrap();
+        let event = RawValue::from_string(String::from_utf8(event.to_federation().to_vec()).unwrap()).unwrap();
+        let invitation = Invitation { room: room.clone(), version: version.id.to_owned(), event, stripped: Vec::new() };
+        let refused = house.rooms.receive_invite(&server, None, invitation).await;
+        matches!(refused, Err(Error::Forbidden(why)) if why.contains("access control list"))
+    };
+    assert!(denied("bad.example").await);
+    assert!(!denied("good.example").await, "refused for its signature, which nobody can check here");
 }
 
 #[tokio::test]

@@ -16,6 +16,8 @@ use crate::store::{RoomNum, UserNum};
 const TYPIST_BYTES: u64 = 160;
 /// Shown of one room at most: nobody reads a longer list.
 const TYPISTS_MAX: usize = 50;
+/// Other servers forget who types after a minute or half of one; they are told again this often.
+const REPEAT: Duration = Duration::from_secs(25);
 
 #[derive(Clone)]
 pub struct Typing(Arc<Inner>);
@@ -42,7 +44,26 @@ struct Room {
 struct Typist {
     user: UserNum,
     until: Duration,
+    /// Of somebody of this server: when others were last told.
+    told: Option<Duration>,
     _grant: Grant,
+}
+
+impl Typist {
+    fn next(&self) -> Duration {
+        self.told.map_or(self.until, |told| self.until.min(told + REPEAT))
+    }
+}
+
+/// What time brought about in a room.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Passed {
+    /// People of this server whose time is up.
+    pub ended: Vec<UserNum>,
+    /// People of this server who still type: others must hear it again.
+    pub repeat: Vec<UserNum>,
+    /// Somebody's time is up, of this server or another.
+    pub changed: bool,
 }
 
 /// What came of setting somebody's typing.
@@ -73,9 +94,10 @@ impl Typing {
         Some(room.typists.iter().filter(|typist| typist.until > now).map(|typist| typist.user).collect())
     }
 
-    /// Somebody types for the next `length`, or stopped.
-    pub fn set(&self, num: RoomNum, user: UserNum, length: Option<Duration>) -> Set {
-        let until = length.map(|length| self.0.clock.instant() + length);
+    /// Somebody types for the next `length`, or stopped. `ours`: somebody of this server.
+    pub fn set(&self, num: RoomNum, user: UserNum, length: Option<Duration>, ours: bool) -> Set {
+        let now = self.0.clock.instant();
+        let until = length.map(|length| now + length);
         let grant = self.0.account.try_take(TYPIST_BYTES).ok();
         let mut book = self.book();
         let next = book.serial + 1;
@@ -92,7 +114,7 @@ impl Typing {
             }
             (None, Some(until)) => match grant {
                 Some(grant) if room.typists.len() < TYPISTS_MAX => {
-                    room.typists.push(Typist { user, until, _grant: grant });
+                    room.typists.push(Typist { user, until, told: ours.then_some(now), _grant: grant });
                     true
                 }
                 _ => false,
@@ -110,40 +132,52 @@ impl Typing {
         Set { changed, unwatched }
     }
 
-    /// Waits for the next typist whose time is up and takes them out; false when nobody types in the room any more.
-    pub async fn watch(&self, num: RoomNum) -> bool {
+    /// Waits for the next typist whose time is up and takes them out, or of whom others must hear again; none when nobody
+    /// types in the room any more.
+    pub async fn watch(&self, num: RoomNum) -> Option<Passed> {
         loop {
             let next = {
                 let mut book = self.book();
-                let Some(room) = book.rooms.get_mut(&num) else { return false };
-                match room.typists.iter().map(|typist| typist.until).min() {
-                    Some(until) => until,
+                let room = book.rooms.get_mut(&num)?;
+                match room.typists.iter().map(Typist::next).min() {
+                    Some(next) => next,
                     None => {
                         room.watched = false;
-                        return false;
+                        return None;
                     }
                 }
             };
             self.0.clock.sleep(next.saturating_sub(self.0.clock.instant())).await;
-            if self.expire(num) {
-                return true;
+            let passed = self.pass(num);
+            if passed != Passed::default() {
+                return Some(passed);
             }
         }
     }
 
-    fn expire(&self, num: RoomNum) -> bool {
-        let now = self.0.clock.instant();
+    fn pass(&self, num: RoomNum) -> Passed {
+        let (now, mut passed) = (self.0.clock.instant(), Passed::default());
         let mut book = self.book();
         let next = book.serial + 1;
-        let Some(room) = book.rooms.get_mut(&num) else { return false };
-        let before = room.typists.len();
-        room.typists.retain(|typist| typist.until > now);
-        let changed = room.typists.len() != before;
-        if changed {
+        let Some(room) = book.rooms.get_mut(&num) else { return passed };
+        room.typists.retain_mut(|typist| {
+            let types = typist.until > now;
+            passed.changed |= !types;
+            match &mut typist.told {
+                Some(told) if types && *told + REPEAT <= now => {
+                    *told = now;
+                    passed.repeat.push(typist.user);
+                }
+                Some(_) if !types => passed.ended.push(typist.user),
+                _ => {}
+            }
+            types
+        });
+        if passed.changed {
             room.serial = next;
             book.serial = next;
         }
-        changed
+        passed
     }
 
     fn book(&self) -> MutexGuard<'_, Book> {

@@ -109,6 +109,28 @@ pub fn put(w: &mut Write, room: RoomNum, whose: &Whose, receipt: &Receipt) -> Re
     w.put(&RECEIPT_LOG, &log_key(room, receipt.at), &key[4..])
 }
 
+/// Drops a user's oldest marks of the kind in threads when there are more than `most`. Bounded by that number.
+pub fn keep_threads(w: &mut Write, room: RoomNum, of: &Whose, most: usize) -> Result<()> {
+    let prefix = key(room, &Whose { thread: String::new(), ..of.clone() });
+    let (mut count, mut oldest) = (0, None);
+    w.prefix(&RECEIPT, &prefix, &mut |key, row| {
+        // The mark of the whole room is none of them.
+        if key.len() > prefix.len() {
+            let at = unpack(row).ok_or_else(|| Error::corrupt(&RECEIPT, key))?.at;
+            count += 1;
+            if oldest.as_ref().is_none_or(|(oldest, _)| at < *oldest) {
+                oldest = Some((at, key.to_vec()));
+            }
+        }
+        Ok(ControlFlow::Continue(()))
+    })?;
+    if let Some((at, key)) = oldest.filter(|_| count > most) {
+        w.remove(&RECEIPT, &key)?;
+        w.remove(&RECEIPT_LOG, &log_key(room, at))?;
+    }
+    Ok(())
+}
+
 /// Visits a room's marks set after `after` and up to `to`, newest first, until the visitor breaks. Private ones too:
 /// the caller shows them to nobody but their user.
 pub fn list_newest(
