@@ -16,7 +16,7 @@ use lru::LruCache;
 use ruma::{OwnedServerName, ServerName};
 use tokio::sync::Notify;
 
-use super::Failed;
+use super::{Failed, sweep::Due};
 use crate::{
     base::{self, Clock, Random},
     store::{
@@ -49,6 +49,7 @@ struct Inner {
     random: Random,
     back: Notify,
     recovered: Mutex<Vec<OwnedServerName>>,
+    due: Arc<Due>,
 }
 
 struct Book {
@@ -70,7 +71,7 @@ struct Internet {
 }
 
 impl Backoff {
-    pub(super) fn new(store: Store, clock: Clock, random: Random) -> Backoff {
+    pub(super) fn new(store: Store, clock: Clock, random: Random, due: Arc<Due>) -> Backoff {
         let book = Book {
             known: LruCache::new(NonZeroUsize::new(KNOWN_MAX).expect("not zero")),
             unsaved: HashMap::new(),
@@ -83,6 +84,7 @@ impl Backoff {
             random,
             back: Notify::new(),
             recovered: Mutex::default(),
+            due,
         }))
     }
 
@@ -178,6 +180,7 @@ impl Backoff {
         if unsaved.is_empty() {
             return;
         }
+        self.0.due.written(unsaved.len());
         let written = self.0.store.write(move |write| {
             for (server, standing) in &unsaved {
                 server::set_standing(write, server, *standing)?;
@@ -301,7 +304,7 @@ mod tests {
     }
 
     fn backoff(store: &Store, clock: &Clock) -> Backoff {
-        Backoff::new(store.clone(), clock.clone(), Random::seeded(1))
+        Backoff::new(store.clone(), clock.clone(), Random::seeded(1), Arc::default())
     }
 
     #[tokio::test]

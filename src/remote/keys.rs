@@ -41,6 +41,8 @@ const MANY_SERVERS: usize = 8;
 const DIRECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// One server's own answer.
 const ANSWER_BYTES_MAX: u64 = 32 * 1024;
+/// A longer one is not kept for others; its keys are.
+const ANSWER_KEPT_BYTES_MAX: usize = 4 * 1024;
 /// Keys one server may publish; more is an attack on our disk.
 const KEYS_MAX: usize = 32;
 const KEY_ID_BYTES_MAX: usize = 128;
@@ -379,12 +381,14 @@ impl Keys {
         let checked = Arc::new(checked);
         let rows = checked.clone();
         let now = self.remote.0.clock.now_ms();
+        self.remote.0.due.written(checked.len());
         let written = self.book().store.write(move |write| {
             for one in rows.iter() {
                 for (id, stored) in &one.keys {
                     key_cache::set(write, &one.server, id, stored)?;
                 }
-                key_cache::set_answer(write, &one.server, now, &one.raw)?;
+                let raw = if one.raw.len() <= ANSWER_KEPT_BYTES_MAX { &one.raw[..] } else { &[] };
+                key_cache::set_answer(write, &one.server, now, raw)?;
             }
             Ok::<_, store::Error>(())
         });
@@ -410,7 +414,7 @@ impl Keys {
 
     /// The last answer a server gave about its keys, as it signed it, and when: for notary questions of others.
     pub fn answer_of(&self, server: &ServerName) -> Result<Option<(u64, Vec<u8>)>, store::Error> {
-        key_cache::answer(&self.book().store.read()?, server)
+        Ok(key_cache::answer(&self.book().store.read()?, server)?.filter(|(_, raw)| !raw.is_empty()))
     }
 
     /// Asks a server for its keys unless that was done lately. For notary questions of others.

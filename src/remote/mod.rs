@@ -14,6 +14,7 @@ mod keys;
 mod request;
 mod resolve;
 mod stream;
+mod sweep;
 #[cfg(test)]
 pub(crate) mod tests;
 
@@ -96,6 +97,9 @@ struct Inner {
     account: Account,
     backoff: Backoff,
     keys: keys::Book,
+    store: Store,
+    /// When what is known of other servers is to be swept.
+    due: Arc<sweep::Due>,
     notaries: Vec<OwnedServerName>,
     enabled: bool,
     clock: Clock,
@@ -128,10 +132,13 @@ impl Remote {
             random.clone(),
         )
         .allowing_private(options.allow_private);
+        let due = Arc::<sweep::Due>::default();
         Ok(Remote(Arc::new(Inner {
             pool: connect::Pool::new(dialer, options.limits, clock.clone()),
-            backoff: Backoff::new(store.clone(), clock.clone(), random),
-            keys: keys::Book::new(&options.key, budget.account("signing_keys"), store),
+            backoff: Backoff::new(store.clone(), clock.clone(), random, due.clone()),
+            keys: keys::Book::new(&options.key, budget.account("signing_keys"), store.clone()),
+            store,
+            due,
             notaries: options.notaries,
             enabled: options.enabled,
             server_name: options.server_name,
@@ -173,7 +180,8 @@ impl Remote {
         *server == *self.0.server_name
     }
 
-    /// Closes idle connections and writes backoffs down, now and then, until [`Remote::stop`].
+    /// Closes idle connections, writes backoffs down and forgets servers long not seen, now and then, until
+    /// [`Remote::stop`].
     pub async fn run(&self) {
         while !self.0.stopped.load(Ordering::Acquire) {
             tokio::select! {
@@ -182,6 +190,9 @@ impl Remote {
             }
             self.0.pool.tidy();
             self.0.backoff.flush().await;
+            if !self.0.stopped.load(Ordering::Acquire) {
+                self.sweep_if_due().await;
+            }
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 
-use ruma::ServerName;
+use ruma::{OwnedServerName, ServerName};
 
 use crate::store::{
     Error, Get, Result, Write,
@@ -65,6 +65,28 @@ pub fn answer(get: &impl Get, server: &ServerName) -> Result<Option<(u64, Vec<u8
     Ok(Some((u64::from_be_bytes(*at), raw.to_vec())))
 }
 
+/// Every server whose keys were fetched and when, in unix milliseconds, in order of name, behind `after`.
+pub fn fetched(
+    get: &impl Get,
+    after: Option<&ServerName>,
+    visit: &mut dyn FnMut(OwnedServerName, u64) -> Result<ControlFlow<()>>,
+) -> Result<()> {
+    let from = after.map_or(Vec::new(), |after| [after.as_bytes(), &[0]].concat());
+    get.range(&SERVER_KEY_ANSWER, &from, None, false, &mut |key, row| {
+        let corrupt = || Error::corrupt(&SERVER_KEY_ANSWER, key);
+        let server = std::str::from_utf8(key).ok().and_then(|name| name.try_into().ok()).ok_or_else(corrupt)?;
+        let (at, _) = row.split_first_chunk::<8>().ok_or_else(corrupt)?;
+        visit(server, u64::from_be_bytes(*at))
+    })
+}
+
+/// Forgets a server's keys. What is left of very many goes the next time they are fetched and forgotten.
+pub fn remove(write: &mut Write, server: &ServerName) -> Result<()> {
+    write.remove_prefix(&SERVER_KEY, name(server, "").as_bytes(), LIST_MAX)?;
+    write.remove(&SERVER_KEY_ANSWER, server.as_bytes()).map(drop)
+}
+
+/// Writes a server's answer down; an empty one says only when it was fetched.
 pub fn set_answer(write: &mut Write, server: &ServerName, at_ms: u64, raw: &[u8]) -> Result<()> {
     write.put(&SERVER_KEY_ANSWER, server.as_bytes(), &[&at_ms.to_be_bytes()[..], raw].concat())
 }

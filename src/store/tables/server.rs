@@ -22,9 +22,13 @@ pub struct Standing {
 pub fn standing(get: &impl Get, server: &ServerName) -> Result<Option<Standing>> {
     let key = server.as_bytes();
     let Some(row) = get.get(&SERVER_STANDING, key)? else { return Ok(None) };
-    let (failures, retry_at) = row.split_first_chunk::<4>().ok_or_else(|| Error::corrupt(&SERVER_STANDING, key))?;
-    let retry_at: &[u8; 8] = retry_at.try_into().map_err(|_| Error::corrupt(&SERVER_STANDING, key))?;
-    Ok(Some(Standing { failures: u32::from_be_bytes(*failures), retry_at_ms: u64::from_be_bytes(*retry_at) }))
+    unpack_standing(&row).map(Some).ok_or_else(|| Error::corrupt(&SERVER_STANDING, key))
+}
+
+fn unpack_standing(row: &[u8]) -> Option<Standing> {
+    let (failures, retry_at) = row.split_first_chunk::<4>()?;
+    let retry_at: &[u8; 8] = retry_at.try_into().ok()?;
+    Some(Standing { failures: u32::from_be_bytes(*failures), retry_at_ms: u64::from_be_bytes(*retry_at) })
 }
 
 /// A server in good standing has no row.
@@ -34,6 +38,20 @@ pub fn set_standing(write: &mut Write, server: &ServerName, standing: Standing) 
     }
     let row = [&standing.failures.to_be_bytes()[..], &standing.retry_at_ms.to_be_bytes()[..]].concat();
     write.put(&SERVER_STANDING, server.as_bytes(), &row)
+}
+
+/// Every server that failed lately, in order of name, behind `after`.
+pub fn standings(
+    get: &impl Get,
+    after: Option<&ServerName>,
+    visit: &mut dyn FnMut(OwnedServerName, Standing) -> Result<ControlFlow<()>>,
+) -> Result<()> {
+    let from = after.map_or(Vec::new(), |after| [after.as_bytes(), &[0]].concat());
+    get.range(&SERVER_STANDING, &from, None, false, &mut |key, row| {
+        let corrupt = || Error::corrupt(&SERVER_STANDING, key);
+        let server = std::str::from_utf8(key).ok().and_then(|name| name.try_into().ok()).ok_or_else(corrupt)?;
+        visit(server, unpack_standing(row).ok_or_else(corrupt)?)
+    })
 }
 
 /// How far the outbound log has been looked at, and for each server that lags behind it, how far that one has come. A
