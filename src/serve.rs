@@ -263,6 +263,7 @@ impl Server {
                 server_name,
                 key,
                 old_keys,
+                scratch: folder.join(SCRATCH),
                 transactions: Default::default(),
                 well_known_server: config.federation.name.clone(),
             });

@@ -34,6 +34,7 @@ pub struct Spilled {
 
 pub struct SpillReader {
     file: BufReader<File>,
+    frames: u64,
     frames_left: u64,
     _disk: Grant,
 }
@@ -91,7 +92,7 @@ impl Spilled {
     pub fn into_reader(mut self) -> Result<SpillReader, SpillError> {
         self.file.seek(SeekFrom::Start(0))?;
         let file = BufReader::with_capacity(BUFFER_BYTES, self.file);
-        Ok(SpillReader { file, frames_left: self.frames, _disk: self.disk })
+        Ok(SpillReader { file, frames: self.frames, frames_left: self.frames, _disk: self.disk })
     }
 }
 
@@ -112,6 +113,13 @@ impl SpillReader {
         self.file.read_exact(frame)?;
         self.frames_left -= 1;
         Ok(true)
+    }
+
+    /// Goes back to the first frame.
+    pub fn rewind(&mut self) -> Result<(), SpillError> {
+        self.file.seek(SeekFrom::Start(0))?;
+        self.frames_left = self.frames;
+        Ok(())
     }
 
     pub fn frames_left(&self) -> u64 {
@@ -172,6 +180,8 @@ mod tests {
             assert_eq!(frame, vec![n as u8; (n % 700) as usize]);
         }
         assert!(!reader.next(&mut frame).unwrap());
+        reader.rewind().unwrap();
+        assert!(reader.next(&mut frame).unwrap() && frame.is_empty() && reader.frames_left() == 4_999);
         drop(reader);
         assert_eq!(disk.used(), 0);
     }

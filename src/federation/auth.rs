@@ -9,7 +9,13 @@ use serde::de::DeserializeOwned;
 use super::Federation;
 use crate::{
     http::{Answer, Request, percent_decode},
-    matrix::sign::{self, PublicKey, request::XMatrix},
+    matrix::{
+        Reject,
+        sign::{
+            self, PublicKey,
+            request::{InPieces, XMatrix},
+        },
+    },
 };
 
 /// Bodies of everything but transactions: an invite with its stripped state, a key query of a large household.
@@ -59,22 +65,37 @@ fn header(federation: &Federation, request: &Request) -> Result<XMatrix, Answer>
 }
 
 impl Claim {
+    #[cfg(test)]
+    pub fn for_tests(header: &str, origin: &ServerName, key: &sign::Key, method: &str, target: &str) -> Claim {
+        let (header, key) = (sign::request::parse(header).expect("a header of ours"), key.public());
+        Claim { header, origin: origin.to_owned(), key, method: method.to_owned(), target: target.to_owned() }
+    }
+
     /// Whether the claimed server signed this request with this body.
     pub fn check(&self, us: &ServerName, content: &[u8]) -> Result<(), Answer> {
         let content = (!content.is_empty()).then_some(content);
         let checked = sign::request::check(&self.header, &self.key, us, &self.method, &self.target, content);
-        let Err(reject) = checked else { return Ok(()) };
+        checked.map_err(|reject| self.refusal(reject, || self.explain(us, content)))
+    }
+
+    /// The same for a body in canonical form that passes a piece at a time.
+    pub fn in_pieces(&self, us: &ServerName) -> Result<InPieces, Reject> {
+        InPieces::new(&self.header, &self.key, us, &self.method, &self.target)
+    }
+
+    /// What is answered to a request whose signature is wrong. `explain`: the target under which it would have been right.
+    pub fn refusal(&self, reject: Reject, explain: impl FnOnce() -> Option<String>) -> Answer {
         if reject.kind == crate::matrix::Kind::Json {
-            return Err(Answer::bad("M_NOT_JSON", format!("The body is not JSON: {reject}")));
+            return Answer::bad("M_NOT_JSON", format!("The body is not JSON: {reject}"));
         }
-        match self.explain(us, content) {
+        match explain() {
             Some(signed) => tracing::warn!(
                 origin = %self.origin, received = %self.target, %signed,
                 "a reverse proxy rewrites the path of requests: it must pass it on unchanged (nginx: `proxy_pass` without a path; Apache: `nocanon`)"
             ),
             None => tracing::info!(origin = %self.origin, target = %self.target, "wrong signature on a request"),
         }
-        Err(unauthorized(format!("The signature of {} on this request is wrong", self.origin)))
+        unauthorized(format!("The signature of {} on this request is wrong", self.origin))
     }
 
     /// The target under which the signature would have been right.
@@ -148,13 +169,7 @@ mod tests {
         let them: &ServerName = "them.example".try_into().unwrap();
         let signed = "/_matrix/federation/v1/state/%21room%3Athem.example?event_id=%24x";
         let header = sign::request::sign(&key, them, us, "GET", signed, None).unwrap();
-        let claim = |target: &str| Claim {
-            header: sign::request::parse(&header).unwrap(),
-            origin: them.to_owned(),
-            key: key.public(),
-            method: "GET".into(),
-            target: target.into(),
-        };
+        let claim = |target: &str| Claim::for_tests(&header, them, &key, "GET", target);
         assert!(claim(signed).check(us, b"").is_ok());
         let rewritten = claim("/_matrix/federation/v1/state/!room:them.example?event_id=%24x");
         assert!(rewritten.check(us, b"").is_err());

@@ -3,6 +3,7 @@
 //! `auth.rs` says which server asks; then a file per endpoint family, listed in `routes.rs`; `error.rs` turns the errors of the
 //! parts below into answers.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use ruma::OwnedServerName;
@@ -19,6 +20,7 @@ pub mod auth;
 mod error;
 mod history;
 pub mod key;
+mod long;
 mod media;
 mod membership;
 mod query;
@@ -50,6 +52,8 @@ pub struct Federation {
     pub server_name: OwnedServerName,
     pub key: Arc<sign::Key>,
     pub old_keys: Vec<OldKey>,
+    /// Where bodies too long for memory are put for a moment.
+    pub scratch: PathBuf,
     /// Transactions answered already.
     pub transactions: send::Transactions,
     /// `host:port` told at `/.well-known/matrix/server`; none: 404.

@@ -17,15 +17,15 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 use tokio::task::JoinSet;
 
-use super::{Error, Federation, auth};
+use super::{Error, Federation, auth, long};
 use crate::base;
 use crate::budget::{Account, Grant};
 use crate::http::{Answer, BadBody, Limit, Request, Response, StatusCode};
 use crate::{room, user};
 
 /// The specification's limits.
-const PDUS_MAX: usize = 50;
-const EDUS_MAX: usize = 100;
+pub(super) const PDUS_MAX: usize = 50;
+pub(super) const EDUS_MAX: usize = 100;
 /// The body, its canonical form twice while the signature is checked, and the signed text.
 const COPIES_CHECKED: u64 = 4;
 /// The body, and the events and messages taken out of it.
@@ -70,11 +70,11 @@ impl Transactions {
 }
 
 #[derive(Deserialize)]
-struct Transaction {
+pub(super) struct Transaction {
     #[serde(default)]
-    pdus: Vec<Box<RawValue>>,
+    pub pdus: Vec<Box<RawValue>>,
     #[serde(default)]
-    edus: Vec<Box<RawValue>>,
+    pub edus: Vec<Box<RawValue>>,
 }
 
 /// `PUT /send/{txnId}`
@@ -83,6 +83,9 @@ pub async fn send(federation: Arc<Federation>, request: Request) -> Result<Respo
     let claim = auth::claim(&federation, &request).await?;
     request.limit_for(Limit::Federation, claim.origin.as_str())?;
     let account = federation.budget.account("inbound_transactions");
+    if long::is_long(&request, account.limit() / 2) {
+        return long::send(federation, request, claim).await;
+    }
     let (body, mut grant) = read(request, &account).await?;
     let origin = claim.origin.clone();
     let us = federation.server_name.clone();
@@ -140,7 +143,7 @@ async fn read(request: Request, account: &Account) -> Result<(Vec<u8>, Grant), B
 
 /// Goes through a transaction. Answers for each event that has an id whether it was taken. Fails when we could not take
 /// something that we may be able to take later.
-async fn take(
+pub(super) async fn take(
     federation: &Arc<Federation>,
     origin: &ServerName,
     transaction: Transaction,

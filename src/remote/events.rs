@@ -103,6 +103,11 @@ impl Events {
         self.before
     }
 
+    /// The names of the top-level members so far, in their order. Of an empty array nothing else is told.
+    pub fn keys(&self) -> &[String] {
+        &self.keys_seen
+    }
+
     /// Takes the next frame, of any size, and calls `sink` for every item that ends in it.
     pub fn feed<E: From<Malformed>>(
         &mut self,
