@@ -221,8 +221,9 @@ fn stalls(folder: &Path, events: u32) {
     };
     let mut bulks = Vec::new();
     for first in (1..=40_000u32).step_by(events as usize) {
-        let packed: Vec<_> =
-            (first..first + events).map(|num| body::encode::<String>(json(num).as_bytes(), &[])).collect();
+        let packed: Vec<_> = (first..first + events)
+            .map(|num| body::encode(json(num).as_bytes(), &body::Known::default(), false))
+            .collect();
         let start = Instant::now();
         let bulk = move |w: &mut Write<'_>| {
             for (num, packed) in (first..).zip(packed) {

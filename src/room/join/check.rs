@@ -329,12 +329,21 @@ impl Checker {
             && (json::get(content, "join_authorised_via_users_server").is_some()
                 || json::get(content, "third_party_invite").is_some());
         let auth_ids: Vec<&str> = seen.auth_events().collect();
+        // What the event's row will say.
+        let row = body::Known {
+            room_id: &self.room_id,
+            sender: &sender_id,
+            target: state_key_text.as_deref().filter(|_| member.is_some()).unwrap_or_default(),
+            depth: seen.depth(),
+            origin_server_ts: seen.origin_server_ts(),
+            auth: &auth_ids,
+        };
         let stored = if seen.intact {
-            body::encode(seen.canonical, &auth_ids)
+            body::encode(seen.canonical, &row, true)
         } else {
             let mut redacted = Vec::with_capacity(seen.canonical.len());
             seen.write_redacted(&mut redacted);
-            body::encode(&redacted, &auth_ids)
+            body::encode(&redacted, &row, false)
         };
         let body = batch.keep(&stored);
         batch.events.push(Checked {

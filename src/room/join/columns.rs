@@ -20,8 +20,9 @@ use crate::store::{BodyNum, UserNum};
 pub struct Columns {
     codes: Vec<u8>,
     targets: Vec<UserNum>,
-    /// Where the bodies of levels, rules, invites by e-mail and the create event are; everyone else's are never read.
-    bodies: HashMap<u32, BodyNum>,
+    /// Where the bodies of levels, rules, invites by e-mail and the create event are, and whose they are; everyone else's
+    /// are never read.
+    bodies: HashMap<u32, (BodyNum, UserNum)>,
 }
 
 /// Bytes of memory per event, for the account.
@@ -96,10 +97,10 @@ impl Columns {
         Columns { codes: vec![0; count], targets: vec![UserNum(0); count], bodies: HashMap::new() }
     }
 
-    pub fn set(&mut self, place: u32, mut column: Column, body: BodyNum) {
+    pub fn set(&mut self, place: u32, mut column: Column, body: BodyNum, sender: UserNum) {
         if !matches!(column.role, Role::Other | Role::Member) {
             if self.bodies.len() < BODIES_MAX {
-                self.bodies.insert(place, body);
+                self.bodies.insert(place, (body, sender));
             } else {
                 column.role = Role::Other;
             }
@@ -140,8 +141,9 @@ pub struct Claim<'a> {
 pub trait Bodies {
     type Error;
 
-    /// The event under this body number. Its `auth_events` may be missing, and then its id is any.
-    fn event(&self, body: BodyNum) -> Result<Event, Self::Error>;
+    /// The event under this body number, of this sender and, a membership, about this user. Its id, its `auth_events`, its
+    /// depth and its time are any.
+    fn event(&self, body: BodyNum, sender: UserNum, target: Option<UserNum>) -> Result<Event, Self::Error>;
     fn user(&self, num: UserNum) -> Result<OwnedUserId, Self::Error>;
 }
 
@@ -267,8 +269,8 @@ impl<B: Bodies> Judge<B> {
         if let Some(levels) = self.levels.get(place) {
             return Ok(Some(levels));
         }
-        let Some(body) = columns.bodies.get(&place) else { return Ok(None) };
-        let levels = PowerLevels::parse(self.version, self.bodies.event(*body)?.content());
+        let Some(&(body, sender)) = columns.bodies.get(&place) else { return Ok(None) };
+        let levels = PowerLevels::parse(self.version, self.bodies.event(body, sender, None)?.content());
         Ok(levels.ok().map(|levels| self.levels.put(place, levels)))
     }
 
@@ -276,15 +278,16 @@ impl<B: Bodies> Judge<B> {
         if let Some(rule) = self.rules.get(place) {
             return Ok(Some(rule));
         }
-        let Some(body) = columns.bodies.get(&place) else { return Ok(None) };
-        let rule = JoinRule::parse(self.bodies.event(*body)?.content());
+        let Some(&(body, sender)) = columns.bodies.get(&place) else { return Ok(None) };
+        let rule = JoinRule::parse(self.bodies.event(body, sender, None)?.content());
         Ok(rule.ok().map(|rule| self.rules.put(place, rule)))
     }
 
     /// The rules as they stand, over the event as it stands.
     fn check_with_body(&mut self, columns: &Columns, claim: &Claim<'_>) -> Result<(), No<B::Error>> {
         self.bodies_read += 1;
-        let event = self.bodies.event(claim.body).map_err(No::Failed)?;
+        let target = claim.member.map(|(_, target)| target);
+        let event = self.bodies.event(claim.body, claim.sender, target).map_err(No::Failed)?;
         let state = self.cited(columns, claim)?;
         let list = state.cited.iter().map(|one| Cited {
             kind: one.column.role.kind(),
@@ -322,8 +325,8 @@ impl<B: Bodies> Judge<B> {
                     state_key = Some(self.bodies.user(target).map_err(No::Failed)?.into());
                 }
                 (Role::ThirdPartyInvite, _) => {
-                    let body = columns.bodies.get(&place).copied().unwrap_or(BodyNum(0));
-                    let invite = self.bodies.event(body).map_err(No::Failed)?;
+                    let (body, sender) = columns.bodies.get(&place).copied().unwrap_or_default();
+                    let invite = self.bodies.event(body, sender, None).map_err(No::Failed)?;
                     state_key = invite.state_key().map(str::to_owned);
                     event = Some(Arc::new(invite));
                 }

@@ -251,7 +251,8 @@ impl Settle {
         let _grant = self.scratch.memory.try_take(bytes)?;
         let mut columns = Columns::new(count);
         let mut nums = Nums { first, known: if any_known { vec![0; count as usize] } else { Vec::new() } };
-        let reads = FromStore { store: self.store.clone(), version: self.version, read: RefCell::default() };
+        let (store, room_id) = (self.store.clone(), self.journal.room_id.clone());
+        let reads = FromStore { store, version: self.version, room_id, read: RefCell::default() };
         let mut judge = Judge::new(self.version, reads);
         let mut rows = Rows::new(self, room)?;
         let (mut last, mut rejected, mut sample) = (None, 0u64, None);
@@ -288,7 +289,7 @@ impl Settle {
             };
             match judge.check(&columns, &claim)? {
                 Ok(()) => {
-                    columns.set(one.place, Column { role, member, usable: true }, event.body);
+                    columns.set(one.place, Column { role, member, usable: true }, event.body, event.sender);
                     rows.push(self, &nums, one.place, event, one.in_state, &auth)?;
                 }
                 Err(reject) => {
@@ -327,7 +328,7 @@ impl Settle {
         if let Some(event) = event.filter(|_| role == Role::Create && usable) {
             judge.set_create(one.place, &event.subject())?;
         }
-        columns.set(one.place, Column { role, member: row.member, usable }, row.body);
+        columns.set(one.place, Column { role, member: row.member, usable }, row.body, row.sender);
         if let Some(key) = row.state_key.filter(|_| one.in_state && usable) {
             rows.in_state(key, one.known, row.kind, row.member)?;
         }
@@ -936,6 +937,7 @@ impl Rows {
 struct FromStore {
     store: Store,
     version: &'static RoomVersion,
+    room_id: String,
     /// A snapshot and how often it was used. Renewed now and then, so that pages written meanwhile can be used again.
     read: RefCell<(Option<Read>, u32)>,
 }
@@ -957,10 +959,16 @@ impl FromStore {
 impl Bodies for FromStore {
     type Error = Stop;
 
-    fn event(&self, num: BodyNum) -> Result<Event, Stop> {
+    fn event(&self, num: BodyNum, sender: UserNum, target: Option<UserNum>) -> Result<Event, Stop> {
         let stored = self.with(|read| event::stored_body(read, num))?;
-        let none: [&str; 0] = [];
-        let bytes = body::decode(&stored, &none).ok_or(Stop::Corrupt)?;
+        let opened = body::open(&stored).ok_or(Stop::Corrupt)?;
+        let sender = self.with(|read| user::id_of(read, sender))?;
+        let target = match target.filter(|_| opened.wants().target()) {
+            Some(target) => self.with(|read| user::id_of(read, target))?,
+            None => String::new(),
+        };
+        let known = body::Known { room_id: &self.room_id, sender: &sender, target: &target, ..body::Known::default() };
+        let bytes = opened.restore(&known).ok_or(Stop::Corrupt)?;
         // Judged by its content and by the places of its auth events: neither its id nor theirs matter.
         let id = OwnedEventId::try_from("$id").map_err(|_| Stop::Corrupt)?;
         Event::from_stored(self.version, bytes, id).map_err(|_| Stop::Corrupt)

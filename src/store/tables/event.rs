@@ -8,9 +8,10 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
 
-use super::body;
+use super::body::{self, Known, Wants};
 use super::pack::{Unpack, put_bytes, put_i64, put_u64};
 use crate::store::schema::{EVENT, EVENT_BODY, EVENT_ID, REDACTION_PENDING, STATE_KEY};
+use crate::store::tables::{room, user};
 use crate::store::{BodyNum, EventNum, RoomNum, StateKeyNum, UserNum};
 use crate::store::{Error, Get, Result, Write};
 
@@ -296,6 +297,25 @@ impl Row {
         id | if self.flags.redacted { MORE_REDACTED } else { 0 }
     }
 
+    /// The id alone, without the rest.
+    fn decode_id(row: &[u8]) -> Option<Id> {
+        let mut unpack = Unpack::new(row);
+        let first = unpack.u8()?;
+        let has = |bit| first & bit != 0;
+        let more = if has(HAS_MORE) { unpack.u8()? } else { 0 };
+        // Type; room, body and sender; state key; membership and target; depth and time.
+        unpack.u8()?;
+        for _ in 0..3 + usize::from(has(HAS_STATE_KEY)) {
+            unpack.u64()?;
+        }
+        if has(HAS_MEMBER) {
+            unpack.u8()?;
+            unpack.u64()?;
+        }
+        (unpack.u64()?, unpack.u64()?);
+        unpack_id(&mut unpack, more)
+    }
+
     /// Unpacks the row of the event numbered `num`.
     pub fn decode(num: EventNum, row: &[u8]) -> Option<Row> {
         let mut unpack = Unpack::new(row);
@@ -313,11 +333,7 @@ impl Row {
         };
         let depth = unpack.u64()?;
         let origin_server_ts = unpack.u64()?;
-        let id = match more & (MORE_ID_STANDARD | MORE_ID_NAMED) {
-            0 => Id::Hash(unpack.array()?),
-            MORE_ID_STANDARD => Id::HashStandard(unpack.array()?),
-            _ => Id::Named(unpack.text()?.to_owned()),
-        };
+        let id = unpack_id(&mut unpack, more)?;
         let before = if has(HAS_BEFORE) { Some(Root(unpack.u32()?)) } else { None };
         let order = if has(HAS_ORDER) { Some(unpack.i64()?) } else { None };
         let redacted = more & MORE_REDACTED != 0;
@@ -347,6 +363,14 @@ impl Row {
             redacted_by,
         })
     }
+}
+
+fn unpack_id(unpack: &mut Unpack<'_>, more: u8) -> Option<Id> {
+    Some(match more & (MORE_ID_STANDARD | MORE_ID_NAMED) {
+        0 => Id::Hash(unpack.array()?),
+        MORE_ID_STANDARD => Id::HashStandard(unpack.array()?),
+        _ => Id::Named(unpack.text()?.to_owned()),
+    })
 }
 
 /// Sets aside `count` event numbers and answers the first; they are never given out again, used or not.
@@ -379,7 +403,9 @@ pub fn row_of(get: &impl Get, num: EventNum) -> Result<Row> {
 
 /// The id of an event that one of our own rows mentions.
 pub fn id_of(get: &impl Get, num: EventNum) -> Result<String> {
-    Ok(row_of(get, num)?.id.text())
+    let mut id = None;
+    get.with(&EVENT, &num.to_key(), &mut |row| id = Row::decode_id(row))?;
+    id.map(|id| id.text()).ok_or_else(|| Error::corrupt(&EVENT, &num.to_key()))
 }
 
 /// Writes an event's columns. Its auth events are stored already, which their smaller numbers say.
@@ -431,12 +457,55 @@ pub fn put_body(w: &mut Write, num: BodyNum, stored: &[u8]) -> Result<()> {
 /// An event's canonical JSON, restored exactly. About 64 KiB at most.
 pub fn body(get: &impl Get, row: &Row) -> Result<Vec<u8>> {
     let corrupt = || Error::corrupt(&EVENT_BODY, &row.body.to_key());
-    let stored = get.get(&EVENT_BODY, &row.body.to_key())?.ok_or_else(corrupt)?;
-    let auth = match body::wants_auth_ids(&stored) {
-        true => ids(get, &row.auth)?,
-        false => Vec::new(),
-    };
-    body::decode(&stored, &auth).ok_or_else(corrupt)
+    let stored = stored_body(get, row.body)?;
+    let opened = body::open(&stored).ok_or_else(corrupt)?;
+    let wants = opened.wants();
+    let said = Said::of(get, row, wants)?;
+    let lacks = |wanted, text: &str| wanted && text.is_empty();
+    if lacks(wants.room_id(), &said.room_id)
+        || lacks(wants.sender(), &said.sender)
+        || lacks(wants.target(), &said.target)
+    {
+        return Err(corrupt());
+    }
+    said.with(row, |known| opened.restore(known)).ok_or_else(corrupt)
+}
+
+/// What a row says of its event, in words.
+struct Said {
+    room_id: String,
+    sender: String,
+    target: String,
+    auth: Vec<String>,
+}
+
+impl Said {
+    fn of(get: &impl Get, row: &Row, wants: Wants) -> Result<Said> {
+        let user = |wanted, num| if wanted { user::id(get, num) } else { Ok(None) };
+        let (_, target) = row.member.unwrap_or((Membership::Join, row.sender));
+        Ok(Said {
+            room_id: if wants.room_id() { room::id(get, row.room)?.unwrap_or_default() } else { String::new() },
+            sender: user(wants.sender(), row.sender)?.unwrap_or_default(),
+            target: user(wants.target() && target != row.sender, target)?.unwrap_or_default(),
+            auth: if wants.auth() { ids(get, &row.auth)? } else { Vec::new() },
+        })
+    }
+
+    fn with<T>(&self, row: &Row, work: impl FnOnce(&Known<'_>) -> T) -> T {
+        let auth: Vec<_> = self.auth.iter().map(String::as_str).collect();
+        work(&Known {
+            room_id: &self.room_id,
+            sender: &self.sender,
+            target: &self.target,
+            depth: row.depth,
+            origin_server_ts: row.origin_server_ts,
+            auth: &auth,
+        })
+    }
+}
+
+fn pack_body(get: &impl Get, row: &Row, canonical: &[u8]) -> Result<Vec<u8>> {
+    Ok(Said::of(get, row, Wants::ALL)?.with(row, |known| body::encode(canonical, known, false)))
 }
 
 /// The ids of several events. Meant for auth and extremity lists, which are short.
@@ -447,9 +516,9 @@ pub fn ids(get: &impl Get, nums: &[EventNum]) -> Result<Vec<String>> {
 /// Stores a whole event under a new number: body, row and id. The row's `body` number is given out here.
 pub fn insert(w: &mut Write, mut row: Row, canonical: &[u8]) -> Result<(EventNum, Row)> {
     assert!(row.auth.len() <= AUTH_EDGES_MAX, "the format check bounds the number of auth events");
-    let auth = ids(w, &row.auth)?;
+    let packed = pack_body(w, &row, canonical)?;
     row.body = reserve_bodies(w, 1)?;
-    put_body(w, row.body, &body::encode(canonical, &auth))?;
+    put_body(w, row.body, &packed)?;
     let num = reserve(w, 1)?;
     put_row(w, num, &row)?;
     put_id(w, &row.id.text(), num)?;
@@ -458,8 +527,8 @@ pub fn insert(w: &mut Write, mut row: Row, canonical: &[u8]) -> Result<(EventNum
 
 /// Puts another body in an event's place: what a redaction leaves of it. The old bytes are gone with the commit.
 pub fn replace_body(w: &mut Write, row: &Row, canonical: &[u8]) -> Result<()> {
-    let auth = ids(w, &row.auth)?;
-    put_body(w, row.body, &body::encode(canonical, &auth))
+    let packed = pack_body(w, row, canonical)?;
+    put_body(w, row.body, &packed)
 }
 
 /// Forgets an event wholly. Only for rooms that are being purged: nothing may refer to it any more.
@@ -571,6 +640,7 @@ mod tests {
             }
             let packed = row.encode(num);
             assert_eq!(Row::decode(num, &packed).as_ref(), Some(&row));
+            assert_eq!(Row::decode_id(&packed), Some(row.id));
         }
     }
 

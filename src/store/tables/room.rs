@@ -185,6 +185,18 @@ pub fn get(get: &impl Get, num: RoomNum) -> Result<Option<Room>> {
     Room::decode(&row).map(Some).ok_or_else(|| Error::corrupt(&ROOM, &num.to_key()))
 }
 
+/// The id behind a room's number.
+pub fn id(get: &impl Get, num: RoomNum) -> Result<Option<String>> {
+    let mut id = None;
+    let found = get.with(&ROOM, &num.to_key(), &mut |row| {
+        id = row.get(1..).and_then(|row| Unpack::new(row).text().map(str::to_owned));
+    })?;
+    if found && id.is_none() {
+        return Err(Error::corrupt(&ROOM, &num.to_key()));
+    }
+    Ok(id)
+}
+
 /// The row of a room that one of our own rows mentions.
 pub fn get_of(reads: &impl Get, num: RoomNum) -> Result<Room> {
     get(reads, num)?.ok_or_else(|| Error::corrupt(&ROOM, &num.to_key()))

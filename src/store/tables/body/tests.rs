@@ -23,6 +23,11 @@ impl Dice {
         const ALPHABET: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
         (0..chars).map(|_| char::from(ALPHABET[self.below(64)])).collect()
     }
+    fn event_id(&mut self) -> String {
+        let mut hash = [0; 32];
+        hash.fill_with(|| self.next() as u8);
+        format!("${}", URL_SAFE_NO_PAD.encode(hash))
+    }
     fn words(&mut self, most: usize) -> String {
         let count = 1 + self.below(most);
         (0..count).map(|_| self.pick(WORDS)).collect::<Vec<_>>().join(" ")
@@ -118,8 +123,33 @@ const NAMES: &[&str] = &[
     "peggy", "rupert", "sybil", "trent", "victor", "walter", "xavier", "yvonne", "zoe", "anna", "max", "lukas",
 ];
 
-/// A realistic event in canonical form, with the ids of its auth events.
-pub(crate) fn event(seed: u64) -> (Vec<u8>, Vec<String>) {
+/// A realistic event in canonical form, with what its row would say.
+pub(crate) struct Made {
+    pub whole: Vec<u8>,
+    auth: Vec<String>,
+    room_id: String,
+    sender: String,
+    depth: u64,
+    origin_server_ts: u64,
+}
+
+impl Made {
+    pub fn known<T>(&self, work: impl FnOnce(&Known<'_>) -> T) -> T {
+        let auth: Vec<_> = self.auth.iter().map(String::as_str).collect();
+        let (depth, origin_server_ts) = (self.depth, self.origin_server_ts);
+        work(&Known { room_id: &self.room_id, sender: &self.sender, target: "", depth, origin_server_ts, auth: &auth })
+    }
+
+    fn stored(&self) -> Vec<u8> {
+        self.known(|known| encode(&self.whole, known, true))
+    }
+
+    fn restored(&self, stored: &[u8]) -> Option<Vec<u8>> {
+        self.known(|known| decode(stored, known))
+    }
+}
+
+pub(crate) fn event(seed: u64) -> Made {
     let mut dice = Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
     for _ in 0..8 {
         dice.next();
@@ -127,26 +157,31 @@ pub(crate) fn event(seed: u64) -> (Vec<u8>, Vec<String>) {
     let server = dice.pick(SERVERS);
     let sender = format!("@{}{}:{server}", dice.pick(NAMES), dice.below(10_000));
     let (kind, state_key, content) = content(&mut dice, &sender, server);
-    let auth: Vec<_> = (0..2 + dice.below(3)).map(|_| format!("${}", dice.base64(43))).collect();
-    let prev = format!("${}", dice.base64(43));
-    let room = match dice.below(3) {
+    let auth: Vec<_> = (0..2 + dice.below(3)).map(|_| dice.event_id()).collect();
+    let prev = (0..1 + dice.below(6) / 5).map(|_| format!("\"{}\"", dice.event_id())).collect::<Vec<_>>().join(",");
+    let room_id = match dice.below(3) {
         0 => format!("!{}", dice.base64(43)),
         _ => format!("!{}:{}", dice.base64(18), dice.pick(SERVERS)),
     };
-    let (depth, ts) = (dice.below(200_000), 1_600_000_000_000 + dice.next() % 160_000_000_000);
-    let key =
-        format!("ed25519:{}", if dice.below(2) == 0 { "auto".to_owned() } else { format!("a_{}", dice.base64(4)) });
-    let signature = dice.base64(86);
+    let (depth, ts) = (dice.below(200_000) as u64, 1_600_000_000_000 + dice.next() % 160_000_000_000);
+    let key = match dice.below(4) {
+        0 | 1 => "ed25519:auto".to_owned(),
+        2 => format!("ed25519:{}", dice.below(10)),
+        _ => format!("ed25519:a_{}", dice.base64(4)),
+    };
+    let mut signature = [0; 64];
+    signature.fill_with(|| dice.next() as u8);
+    let signature = STANDARD_NO_PAD.encode(signature);
     let list = auth.iter().map(|id| format!("\"{id}\"")).collect::<Vec<_>>().join(",");
     let state_key = state_key.map_or(String::new(), |key| format!("\"state_key\":\"{key}\","));
     let head = format!("{{\"auth_events\":[{list}],\"content\":{content},\"depth\":{depth},");
     let tail = format!(
-        "\"origin_server_ts\":{ts},\"prev_events\":[\"{prev}\"],\"room_id\":\"{room}\",\"sender\":\"{sender}\",\
+        "\"origin_server_ts\":{ts},\"prev_events\":[{prev}],\"room_id\":\"{room_id}\",\"sender\":\"{sender}\",\
          \"signatures\":{{\"{server}\":{{\"{key}\":\"{signature}\"}}}},{state_key}\"type\":\"{kind}\"}}"
     );
-    let hashes = hashes_value(format!("{head}{tail}").as_bytes()).expect("an event has a hash");
-    let whole = format!("{head}\"hashes\":{},{tail}", String::from_utf8(hashes).expect("base64 is text"));
-    (whole.into_bytes(), auth)
+    let hash = STANDARD_NO_PAD.encode(content_hash(format!("{head}{tail}").as_bytes()));
+    let whole = format!("{head}\"hashes\":{{\"sha256\":\"{hash}\"}},{tail}").into_bytes();
+    Made { whole, auth, room_id, sender, depth, origin_server_ts: ts }
 }
 
 fn content(dice: &mut Dice, sender: &str, server: &str) -> (&'static str, Option<String>, String) {
@@ -171,13 +206,13 @@ fn content(dice: &mut Dice, sender: &str, server: &str) -> (&'static str, Option
             ("m.room.encrypted", None, content)
         }
         82..88 => {
-            let (target, key) = (dice.base64(43), dice.pick(&["👍️", "❤️", "🎉", "😄", "👀", "✅"]));
+            let (target, key) = (dice.event_id(), dice.pick(&["👍️", "❤️", "🎉", "😄", "👀", "✅"]));
             let content = format!(
-                "{{\"m.relates_to\":{{\"event_id\":\"${target}\",\"key\":\"{key}\",\"rel_type\":\"m.annotation\"}}}}"
+                "{{\"m.relates_to\":{{\"event_id\":\"{target}\",\"key\":\"{key}\",\"rel_type\":\"m.annotation\"}}}}"
             );
             ("m.reaction", None, content)
         }
-        88..90 => ("m.room.redaction", None, format!("{{\"redacts\":\"${}\"}}", dice.base64(43))),
+        88..90 => ("m.room.redaction", None, format!("{{\"redacts\":\"{}\"}}", dice.event_id())),
         90..93 => ("m.room.power_levels", Some(String::new()), power_levels(dice)),
         _ => small_state(dice, sender, server),
     }
@@ -225,20 +260,20 @@ fn message(dice: &mut Dice) -> String {
         ),
         2 => format!(
             "{{\"body\":\"> <@{}:{}> {text}\\n\\n{}\",\"m.mentions\":{{\"user_ids\":[\"@{}:{}\"]}},\"m.relates_to\":\
-             {{\"m.in_reply_to\":{{\"event_id\":\"${}\"}}}},\"msgtype\":\"m.text\"}}",
+             {{\"m.in_reply_to\":{{\"event_id\":\"{}\"}}}},\"msgtype\":\"m.text\"}}",
             dice.pick(NAMES),
             dice.pick(SERVERS),
             dice.words(12),
             dice.pick(NAMES),
             dice.pick(SERVERS),
-            dice.base64(43)
+            dice.event_id()
         ),
         3 => format!("{{\"body\":\"{text}\",\"msgtype\":\"m.notice\"}}"),
         4 => format!(
             "{{\"body\":\" * {text}\",\"m.mentions\":{{}},\"m.new_content\":{{\"body\":\"{text}\",\"m.mentions\":{{}},\
-             \"msgtype\":\"m.text\"}},\"m.relates_to\":{{\"event_id\":\"${}\",\"rel_type\":\"m.replace\"}},\
+             \"msgtype\":\"m.text\"}},\"m.relates_to\":{{\"event_id\":\"{}\",\"rel_type\":\"m.replace\"}},\
              \"msgtype\":\"m.text\"}}",
-            dice.base64(43)
+            dice.event_id()
         ),
         _ => format!("{{\"body\":\"{text}\",\"m.mentions\":{{}},\"msgtype\":\"m.text\"}}"),
     }
@@ -286,67 +321,132 @@ fn small_state(dice: &mut Dice, sender: &str, server: &str) -> (&'static str, Op
 #[test]
 fn train() {
     let Ok(path) = std::env::var("SNUG_TRAIN_DICTIONARY") else { return };
-    let sample = |seed| {
-        let (whole, auth) = event(seed);
-        leave_out(&whole, &auth).0
-    };
-    let samples: Vec<_> = (1..=4_000).map(sample).collect();
+    let samples: Vec<_> =
+        (1..=8_000).map(|seed| event(seed).known(|known| shortened(&event(seed).whole, known))).collect();
     let dictionary = zstd::dict::from_samples(&samples, 16 * 1024).expect("samples are plenty");
     std::fs::write(path, dictionary).expect("the path can be written");
+}
+
+fn shortened(whole: &[u8], known: &Known<'_>) -> Vec<u8> {
+    let mut short = Short { known, server: None, text: Vec::new(), raw: Vec::new() };
+    short.event(whole, true);
+    short.text
 }
 
 #[test]
 fn events_come_back_byte_for_byte() {
     for seed in 5_000..5_300 {
-        let (whole, auth) = event(seed);
-        let stored = encode(&whole, &auth);
-        assert!(wants_auth_ids(&stored));
-        assert_eq!(stored[0] & WITHOUT_HASHES, WITHOUT_HASHES);
-        assert_eq!(decode(&stored, &auth).as_deref(), Some(&whole[..]));
+        let made = event(seed);
+        let stored = made.stored();
+        let wants = open(&stored).unwrap().wants();
+        assert!(wants.auth() && wants.sender() && wants.room_id() && !wants.target());
+        assert_eq!(made.restored(&stored).as_deref(), Some(&made.whole[..]));
+        assert_eq!(made.known(|known| encode(&made.whole, known, false)), stored, "the hash was right");
     }
 }
 
 #[test]
-fn what_cannot_be_restored_is_kept() {
-    let (whole, auth) = event(7_001);
-    let none: [&str; 0] = [];
-    let stored = encode(&whole, &none);
-    assert!(!wants_auth_ids(&stored), "an auth event we lack keeps the event's own list");
-    assert_eq!(decode(&stored, &none).as_deref(), Some(&whole[..]));
+fn what_the_row_does_not_say_is_kept() {
+    let made = event(7_001);
+    let nothing = Known::default();
+    let stored = encode(&made.whole, &nothing, true);
+    let wants = open(&stored).unwrap().wants();
+    assert!(!wants.auth() && !wants.sender() && !wants.room_id() && !wants.target());
+    assert_eq!(decode(&stored, &nothing).as_deref(), Some(&made.whole[..]));
 
-    let text = String::from_utf8(whole.clone()).unwrap();
+    let text = String::from_utf8(made.whole.clone()).unwrap();
     let redacted = text.replacen("\"content\":{", "\"content\":{\"a\":1,", 1).replace(",}", "}").into_bytes();
-    let stored = encode(&redacted, &auth);
-    assert_eq!(stored[0] & WITHOUT_HASHES, 0, "a hash of something else is kept");
-    assert_eq!(decode(&stored, &auth).as_deref(), Some(&redacted[..]));
+    let stored = made.known(|known| encode(&redacted, known, false));
+    assert_eq!(made.restored(&stored).as_deref(), Some(&redacted[..]), "a hash of something else is kept");
 
-    for odd in
-        ["{}", "{\"a\":1}", "{\"hashes\":{\"sha256\":\"x\"}}", "{\"auth_events\":[[\"$a\",{}]],\"hashes\":{},\"z\":1}"]
+    for (from, to) in
+        [("\"depth\":", "\"depth\":1"), ("\"sender\":\"", "\"sender\":\"x"), ("\"$", "\"$$"), (":\"", ":\"\u{1}")]
     {
-        let stored = encode(odd.as_bytes(), &auth);
-        assert_eq!(decode(&stored, &auth).as_deref(), Some(odd.as_bytes()), "{odd}");
+        let other = text.replace(from, to).into_bytes();
+        let stored = made.known(|known| encode(&other, known, false));
+        assert_eq!(made.restored(&stored).as_deref(), Some(&other[..]), "{from}");
+    }
+}
+
+#[test]
+fn a_membership_of_another_names_them_by_the_row() {
+    let made = event(7_003);
+    let text = String::from_utf8(made.whole.clone()).unwrap();
+    let kicked = text.replace("\"type\":", "\"state_key\":\"@bob:example.org\",\"type\":").into_bytes();
+    made.known(|known| {
+        let known = Known { target: "@bob:example.org", ..*known };
+        let stored = encode(&kicked, &known, false);
+        assert!(open(&stored).unwrap().wants().target());
+        assert_eq!(decode(&stored, &known).as_deref(), Some(&kicked[..]));
+    });
+}
+
+#[test]
+fn odd_json_comes_back() {
+    let mut odd: Vec<Vec<u8>> = [
+        "",
+        "{",
+        "{}",
+        "[]",
+        "{\"a\":1}",
+        "{\"hashes\":{\"sha256\":\"x\"}}",
+        "{\"auth_events\":[[\"$a\",{}]],\"hashes\":{},\"z\":1}",
+        "{\"auth_events\":[],\"depth\":-1,\"depth\":7,\"signatures\":{\"a\":[\"\\\"",
+        "{\"content\":{\"a\":\"\u{3}\"}}",
+    ]
+    .map(|text| text.as_bytes().to_vec())
+    .into();
+    // The same hash twice, long runs of ids and signatures, and every cut of an event.
+    let made = event(7_004);
+    let text = String::from_utf8(made.whole.clone()).unwrap();
+    odd.push(text.replace("\"origin_server_ts\"", "\"hashes\":{\"sha256\":\"$\"},\"origin_server_ts\"").into_bytes());
+    odd.push(format!("{{\"prev_events\":[{}]}}", vec![format!("\"{}\"", made.auth[0]); 900].join(",")).into_bytes());
+    odd.push(format!("{{\"signatures\":[\"{}\",1]}}", "A".repeat(86)).into_bytes());
+    odd.push(format!("{{\"signatures\":[\"{}\",1]}}", "B".repeat(86)).into_bytes());
+    odd.extend((0..made.whole.len()).map(|cut| made.whole[..cut].to_vec()));
+    let mut dice = Dice(11);
+    odd.extend((0..300).map(|_| {
+        let mut changed = made.whole.clone();
+        let at = dice.below(changed.len());
+        changed[at] = dice.next() as u8;
+        changed
+    }));
+    for odd in odd {
+        let stored = made.known(|known| encode(&odd, known, false));
+        assert_eq!(made.restored(&stored).as_deref(), Some(&odd[..]), "{}", String::from_utf8_lossy(&odd));
     }
 }
 
 #[test]
 fn foreign_bytes_are_none_and_never_a_panic() {
-    let (whole, auth) = event(7_002);
-    let stored = encode(&whole, &auth);
+    let made = event(7_002);
+    let stored = made.stored();
     for cut in 0..stored.len() {
-        assert_ne!(decode(&stored[..cut], &auth).as_deref(), Some(&whole[..]));
+        assert_ne!(made.restored(&stored[..cut]).as_deref(), Some(&made.whole[..]));
     }
-    assert_eq!(decode::<&str>(&[0x0f, 1, 2], &[]), None);
+    let mut dice = Dice(13);
+    for _ in 0..3_000 {
+        let mut changed = stored.clone();
+        let at = dice.below(changed.len());
+        changed[at] = dice.next() as u8;
+        made.restored(&changed); // whatever it is, it ends
+    }
+    assert_eq!(decode(&[0x0f, 1, 2], &Known::default()), None);
+    // A row of nothing but words, each of which stands for much.
+    let auth = vec!["$a"; 64];
+    let bomb = [&[SHORT][..], &vec![word::AUTH; BODY_BYTES_MAX]].concat();
+    assert_eq!(decode(&bomb, &Known { auth: &auth, ..Known::default() }), None);
 }
 
 #[test]
 fn a_stored_event_is_small() {
     let (mut raw, mut stored) = (0, 0);
     for seed in 9_000..10_000 {
-        let (whole, auth) = event(seed);
-        raw += whole.len();
-        stored += encode(&whole, &auth).len();
+        let made = event(seed);
+        raw += made.whole.len();
+        stored += made.stored().len();
     }
-    // Incompressible at the least: signature 64 bytes, one previous event 32, the room and user ids' random parts.
+    // Incompressible at the least: signature 64 bytes, previous events 32 each, pictures, cipher text.
     println!("raw {} B, stored {} B an event", raw / 1_000, stored / 1_000);
-    assert!(stored / 1_000 <= 320, "{} B an event", stored / 1_000);
+    assert!(stored / 1_000 <= 230, "{} B an event", stored / 1_000);
 }
