@@ -5,15 +5,16 @@
 
 use std::cell::RefCell;
 use std::hash::Hasher;
-use std::ops::{Bound, ControlFlow};
+use std::ops::ControlFlow;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 
-use redb::{ReadTransaction, ReadableTable, TableDefinition, TableError, WriteTransaction};
+use redb::{ReadTransaction, WriteTransaction};
 use siphasher::sip128::{Hasher128, SipHasher13};
 
 use super::key::after_prefix;
 use super::schema::META;
+use super::shape::{ReadRows, WriteRows, open_to_read, open_to_write};
 use super::{Change, Error, Position, Result, Table};
 
 /// A row as key and value.
@@ -22,9 +23,8 @@ pub type Row = (Vec<u8>, Vec<u8>);
 /// Called with each row of a range; breaks when it has seen enough.
 pub type Visitor<'v> = &'v mut dyn FnMut(&[u8], &[u8]) -> Result<ControlFlow<()>>;
 
-type Definition<'n> = TableDefinition<'n, &'static [u8], &'static [u8]>;
-type ReadTable = redb::ReadOnlyTable<&'static [u8], &'static [u8]>;
-type WriteTable<'t> = redb::Table<'t, &'static [u8], &'static [u8]>;
+type ReadTable = Arc<dyn ReadRows + Send + Sync>;
+type WriteTable<'t> = Rc<RefCell<dyn WriteRows + 't>>;
 
 pub(super) const POSITION_ROW: &[u8] = b"position";
 pub(super) const HASH_KEY_ROW: &[u8] = b"hash_key";
@@ -98,37 +98,11 @@ pub fn hash128(key: &[u8; 16], parts: &[&[u8]]) -> [u8; 16] {
     hasher.finish128().as_bytes()
 }
 
-fn bounds<'b>(from: &'b [u8], to_exclusive: Option<&'b [u8]>) -> Option<(Bound<&'b [u8]>, Bound<&'b [u8]>)> {
-    match to_exclusive {
-        Some(to) if to <= from => None,
-        Some(to) => Some((Bound::Included(from), Bound::Excluded(to))),
-        None => Some((Bound::Included(from), Bound::Unbounded)),
-    }
-}
-
-fn walk(
-    table: &impl ReadableTable<&'static [u8], &'static [u8]>,
-    from: &[u8],
-    to_exclusive: Option<&[u8]>,
-    rev: bool,
-    f: Visitor,
-) -> Result<()> {
-    let Some(bounds) = bounds(from, to_exclusive) else { return Ok(()) };
-    let mut rows = table.range::<&[u8]>(bounds).map_err(Error::of)?;
-    while let Some(row) = if rev { rows.next_back() } else { rows.next() } {
-        let (key, value) = row.map_err(Error::of)?;
-        if f(key.value(), value.value())?.is_break() {
-            break;
-        }
-    }
-    Ok(())
-}
-
 /// A snapshot. `Send`, and it keeps nothing locked; but the pages it sees are not reused while it lives.
 pub struct Read {
     txn: ReadTransaction,
     /// Tables opened so far, with their roots in this snapshot.
-    tables: Mutex<Vec<(&'static str, Option<Arc<ReadTable>>)>>,
+    tables: Mutex<Vec<(&'static str, Option<ReadTable>)>>,
     hash_key: [u8; 16],
 }
 
@@ -138,16 +112,12 @@ impl Read {
     }
 
     /// The table in this snapshot; `None` when nothing was ever written to it.
-    fn table(&self, table: &Table) -> Result<Option<Arc<ReadTable>>> {
+    fn table(&self, table: &Table) -> Result<Option<ReadTable>> {
         let mut tables = self.tables.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         if let Some((_, open)) = tables.iter().find(|(name, _)| same(name, table.name)) {
             return Ok(open.clone());
         }
-        let open = match self.txn.open_table(Definition::new(table.name)) {
-            Ok(open) => Some(Arc::new(open)),
-            Err(TableError::TableDoesNotExist(_)) => None,
-            Err(failed) => return Err(Error::of(failed)),
-        };
+        let open = open_to_read(&self.txn, table)?;
         tables.push((table.name, open.clone()));
         Ok(open)
     }
@@ -155,17 +125,15 @@ impl Read {
 
 impl Get for Read {
     fn with(&self, table: &Table, key: &[u8], f: &mut dyn FnMut(&[u8])) -> Result<bool> {
-        let Some(open) = self.table(table)? else { return Ok(false) };
-        match ReadableTable::get(&*open, key).map_err(Error::of)? {
-            Some(value) => f(value.value()),
-            None => return Ok(false),
+        match self.table(table)? {
+            Some(open) => open.with(key, f),
+            None => Ok(false),
         }
-        Ok(true)
     }
 
     fn range(&self, table: &Table, from: &[u8], to_exclusive: Option<&[u8]>, rev: bool, f: Visitor) -> Result<()> {
         match self.table(table)? {
-            Some(open) => walk(&*open, from, to_exclusive, rev, f),
+            Some(open) => open.walk(from, to_exclusive, rev, f),
             None => Ok(()),
         }
     }
@@ -179,7 +147,7 @@ impl Get for Read {
 pub struct Write<'t> {
     txn: &'t WriteTransaction,
     /// Tables stay open for the whole commit: opening one for each put would cost as much as the put.
-    tables: RefCell<Vec<(&'static str, Rc<RefCell<WriteTable<'t>>>)>>,
+    tables: RefCell<Vec<(&'static str, WriteTable<'t>)>>,
     hash_key: [u8; 16],
     position: Position,
     /// Puts and removes tried so far, by all jobs of this commit.
@@ -198,8 +166,8 @@ impl<'t> Write<'t> {
     pub fn put(&mut self, table: &Table, key: &[u8], value: &[u8]) -> Result<()> {
         self.writes += 1;
         let open = self.table(table)?;
-        let put = open.borrow_mut().insert(key, value).map(|_| ());
-        self.noting(put.map_err(Error::of))
+        let put = open.borrow_mut().put(key, value);
+        self.noting(put)
     }
 
     /// Puts rows that come in rising order of their keys. Where several fall between two rows the table has, they are laid
@@ -211,12 +179,16 @@ impl<'t> Write<'t> {
         let mut open = open.borrow_mut();
         let mut rest = rows;
         while let Some((first, _)) = rest.first() {
-            let next = next_key(&open, first.as_ref());
-            let next = self.noting(next)?;
+            let next = self.noting(open.next_key(first.as_ref()))?;
             let in_gap = |(key, _): &&(K, V)| next.as_deref().is_none_or(|next| key.as_ref() < next);
             let run = rest.iter().take_while(in_gap).count().max(1);
             let (now, later) = rest.split_at(run);
-            self.noting(if run < RUN_ROWS_MIN { put_each(&mut open, now) } else { put_run(&mut open, now) })?;
+            let mut now = now.iter().map(|(key, value)| (key.as_ref(), value.as_ref()));
+            let put = match run {
+                RUN_ROWS_MIN.. => open.put_run(&mut now),
+                _ => now.try_for_each(|(key, value)| open.put(key, value)),
+            };
+            self.noting(put)?;
             rest = later;
         }
         Ok(())
@@ -226,8 +198,8 @@ impl<'t> Write<'t> {
     pub fn remove(&mut self, table: &Table, key: &[u8]) -> Result<bool> {
         self.writes += 1;
         let open = self.table(table)?;
-        let removed = open.borrow_mut().remove(key).map(|old| old.is_some());
-        self.noting(removed.map_err(Error::of))
+        let removed = open.borrow_mut().remove(key);
+        self.noting(removed)
     }
 
     /// Removes at most `rows_max` rows whose key starts with `prefix`; returns how many there were. Fewer than
@@ -267,23 +239,27 @@ impl<'t> Write<'t> {
     /// Takes `count` numbers of a counter and returns the first; counters start at 1, so 0 is never a number.
     /// Fails as corrupt when the numbers are used up.
     pub fn next_numbers(&mut self, counter: &str, count: u32) -> Result<u32> {
+        self.next_numbers_below(counter, count, u32::MAX)
+    }
+
+    /// [`Write::next_numbers`] of a counter that has fewer numbers to give.
+    pub fn next_numbers_below(&mut self, counter: &str, count: u32, end: u32) -> Result<u32> {
         let row = [b"next/", counter.as_bytes()].concat();
         let first = match self.get(&META, &row)? {
             None => 1,
             Some(value) => u32::from_be_bytes(value.try_into().map_err(|_| Error::corrupt(&META, &row))?),
         };
-        let next = first.checked_add(count).ok_or_else(|| Error::corrupt(&META, &row))?;
+        let next = first.checked_add(count).filter(|next| *next <= end).ok_or_else(|| Error::corrupt(&META, &row))?;
         self.put(&META, &row, &next.to_be_bytes())?;
         Ok(first)
     }
 
-    fn table(&self, table: &Table) -> Result<Rc<RefCell<WriteTable<'t>>>> {
+    fn table(&self, table: &Table) -> Result<WriteTable<'t>> {
         let mut tables = self.tables.borrow_mut();
         if let Some((_, open)) = tables.iter().find(|(name, _)| same(name, table.name)) {
             return Ok(open.clone());
         }
-        let open = self.noting(self.txn.open_table(Definition::new(table.name)).map_err(Error::of))?;
-        let open = Rc::new(RefCell::new(open));
+        let open = self.noting(open_to_write(self.txn, table))?;
         tables.push((table.name, open.clone()));
         Ok(open)
     }
@@ -328,28 +304,6 @@ impl<'t> Write<'t> {
 /// Fewer rows than this between two others are put one by one, which is quicker and costs a page at most.
 const RUN_ROWS_MIN: usize = 8;
 
-/// The first key from `from` on.
-fn next_key(table: &WriteTable<'_>, from: &[u8]) -> Result<Option<Vec<u8>>> {
-    let mut cursor = table.lower_bound(Bound::Included(from)).map_err(Error::of)?;
-    Ok(cursor.peek_next().map_err(Error::of)?.map(|(key, _)| key.value().to_vec()))
-}
-
-fn put_each<K: AsRef<[u8]>, V: AsRef<[u8]>>(table: &mut WriteTable<'_>, rows: &[(K, V)]) -> Result<()> {
-    for (key, value) in rows {
-        table.insert(key.as_ref(), value.as_ref()).map_err(Error::of)?;
-    }
-    Ok(())
-}
-
-/// Rows that all fall between two neighbours.
-fn put_run<K: AsRef<[u8]>, V: AsRef<[u8]>>(table: &mut WriteTable<'_>, rows: &[(K, V)]) -> Result<()> {
-    let mut cursor = table.lower_bound_mut(Bound::Included(rows[0].0.as_ref())).map_err(Error::of)?;
-    for (key, value) in rows {
-        cursor.insert_before(key.as_ref(), value.as_ref()).map_err(Error::of)?;
-    }
-    cursor.close().map_err(Error::of)
-}
-
 pub(super) struct Mark {
     writes: u64,
     pub(super) position: Position,
@@ -359,17 +313,13 @@ impl Get for Write<'_> {
     fn with(&self, table: &Table, key: &[u8], f: &mut dyn FnMut(&[u8])) -> Result<bool> {
         let open = self.table(table)?;
         let open = open.borrow();
-        match self.noting(ReadableTable::get(&*open, key).map_err(Error::of))? {
-            Some(value) => f(value.value()),
-            None => return Ok(false),
-        }
-        Ok(true)
+        self.noting(open.with(key, f))
     }
 
     fn range(&self, table: &Table, from: &[u8], to_exclusive: Option<&[u8]>, rev: bool, f: Visitor) -> Result<()> {
         let open = self.table(table)?;
         let open = open.borrow();
-        self.noting(walk(&*open, from, to_exclusive, rev, f))
+        self.noting(open.walk(from, to_exclusive, rev, f))
     }
 
     fn hash_key(&self) -> &[u8; 16] {

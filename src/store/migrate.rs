@@ -4,15 +4,17 @@ use super::schema::META;
 use super::{Error, Get, Result, Write};
 
 /// The format this program writes.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
+/// The oldest it can read: what came before was written by no released version.
+const OLDEST: u32 = 2;
 
 const FORMAT_ROW: &[u8] = b"format";
 
-/// One step for each format version; the first takes format 1 to 2. Each is one transaction with the change of the
+/// One step for each format version; the first takes the oldest to the next. Each is one transaction with the change of the
 /// version number in it, so a power cut leaves the format before or after it.
 const STEPS: &[fn(&mut Write) -> Result<()>] = &[];
 
-const _: () = assert!(STEPS.len() as u32 + 1 == FORMAT, "there is a step from every format to the next");
+const _: () = assert!(STEPS.len() as u32 + OLDEST == FORMAT, "there is a step from every format to the next");
 
 /// Takes the database one step nearer to `FORMAT`; true when it has arrived. A new database starts there. A newer
 /// format than ours is refused: opening it could lose what we do not know of.
@@ -26,8 +28,8 @@ pub(super) fn step(w: &mut Write) -> Result<bool> {
     };
     match found {
         FORMAT => Ok(true),
-        1.. if found < FORMAT => {
-            STEPS[found as usize - 1](w)?;
+        OLDEST.. if found < FORMAT => {
+            STEPS[(found - OLDEST) as usize](w)?;
             w.put(&META, FORMAT_ROW, &(found + 1).to_be_bytes())?;
             Ok(found + 1 == FORMAT)
         }

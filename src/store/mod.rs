@@ -18,6 +18,7 @@ mod key;
 mod migrate;
 mod num;
 pub mod schema;
+mod shape;
 pub mod tables;
 
 use std::path::{Path, PathBuf};
@@ -338,8 +339,11 @@ impl std::fmt::Display for Error {
             Error::Corrupt { table, key } => write!(f, "a row of {table} is corrupt: {key:02x?}"),
             Error::Damaged(what) => write!(f, "the database is damaged: {what}"),
             Error::Busy => f.write_str("the database is in use by another process"),
-            Error::Version { found, known } => {
+            Error::Version { found, known } if found > known => {
                 write!(f, "the database has format {found}, this program knows up to {known}: use a newer one")
+            }
+            Error::Version { found, .. } => {
+                write!(f, "the database has format {found}, from before the first release; it is not read any more")
             }
             Error::Aborted => f.write_str("another write of the same commit failed half-way; nothing was written"),
             Error::Closed => f.write_str("the database is closed"),

@@ -49,6 +49,29 @@ number! {
     /// A pair of event type and state key.
     StateKeyNum
 }
+/// Numbers of state keys that are users' ids have this bit, all others have not. It stands in the middle, so that both
+/// kinds are small numbers, as bitmaps like them, and lie close together, as state trees do.
+const OF_USER: u32 = 1 << 8;
+/// Neither kind has more than half of the numbers.
+pub(super) const KEYS_OF_A_KIND_MAX: u32 = 1 << 31;
+
+impl StateKeyNum {
+    /// The number of a user's membership.
+    pub const fn of_member(user: UserNum) -> StateKeyNum {
+        StateKeyNum(spread(user.0) | OF_USER)
+    }
+
+    /// The number of the `nth` state key that is no user's id.
+    pub(super) const fn of_other(nth: u32) -> StateKeyNum {
+        StateKeyNum(spread(nth))
+    }
+}
+
+/// Of a number below [`KEYS_OF_A_KIND_MAX`].
+const fn spread(number: u32) -> u32 {
+    (number & !(OF_USER - 1)) << 1 | number & (OF_USER - 1)
+}
+
 number! {
     /// Another server.
     ServerNum

@@ -3,6 +3,8 @@
 //! All tables are bytes to bytes; keys keep their order (`key.rs`). A table is written by its owner only, through the
 //! verbs of a file in `store/tables/`. What may be lost in a power cut says so here.
 
+use super::shape::Shape;
+
 /// One table. `name` is what the file knows it by and never changes; `owner` is the part that writes it.
 #[derive(Debug, Clone, Copy)]
 pub struct Table {
@@ -10,10 +12,18 @@ pub struct Table {
     pub owner: &'static str,
     /// key → value, and what is special about it
     pub doc: &'static str,
+    /// How long keys and values are, where all are alike.
+    pub shape: Shape,
 }
 
 const fn table(name: &'static str, owner: &'static str, doc: &'static str) -> Table {
-    Table { name, owner, doc }
+    Table { name, owner, doc, shape: Shape::Free }
+}
+
+impl Table {
+    const fn shaped(self, shape: Shape) -> Table {
+        Table { shape, ..self }
+    }
 }
 
 // ---- store: the engine itself
@@ -23,11 +33,12 @@ pub const META: Table = table("meta", "store", "name → value: format, hash_key
 pub const STATE_NODE: Table = table("state_node", "room", "u32 → node of a state tree (tables/snapshot.rs)");
 pub const STATE_NAME: Table = table("state_name", "room", "keyed hash64(node) → u32 in state_node");
 pub const STATE_SWEEP: Table = table("state_sweep", "room", "of a sweep of state_node: its limit; u32 → used again");
-pub const STATE_KEY: Table = table("state_key", "room", "keyed hash128(type, state key) → StateKeyNum");
+pub const STATE_KEY: Table =
+    table("state_key", "room", "keyed hash128(type, state key) → StateKeyNum; a member's follows from their UserNum");
 
 // ---- user: accounts, devices, keys, what a person keeps here (tables/{user,device,key,to_device,account_data,filter}.rs)
-pub const USER_ID: Table = table("user_id", "user", "UserNum → user id");
-pub const USER_NUM: Table = table("user_num", "user", "keyed hash128(user id) → UserNum");
+pub const USER_ID: Table = table("user_id", "user", "UserNum → user id").shaped(Shape::Key4);
+pub const USER_NUM: Table = table("user_num", "user", "keyed hash64(user id), UserNum → nothing").shaped(Shape::Key12);
 pub const USER_META: Table = table("user_meta", "user", "name → JSON: the one-time setup code");
 pub const ACCOUNT: Table = table("account", "user", "UserNum → JSON Account; local users only");
 pub const PROFILE: Table = table("profile", "user", "UserNum, field name → JSON; local users only");
@@ -74,9 +85,12 @@ pub const SERVER_KEY: Table =
 pub const SERVER_KEY_ANSWER: Table =
     table("server_key_answer", "remote", "server name → when fetched, its answer about its keys as signed");
 // ---- room: events (tables/event.rs, tables/body/)
-pub const EVENT: Table = table("event", "room", "EventNum → an event's columns; numbers are topological in a room");
-pub const EVENT_BODY: Table = table("event_body", "room", "BodyNum → encoding byte, compressed canonical JSON");
-pub const EVENT_ID: Table = table("event_id", "room", "keyed hash128(event id) → EventNum");
+pub const EVENT: Table =
+    table("event", "room", "EventNum → an event's columns; numbers are topological in a room").shaped(Shape::Key4);
+pub const EVENT_BODY: Table =
+    table("event_body", "room", "BodyNum → how it is packed, the packed event").shaped(Shape::Key4);
+pub const EVENT_ID: Table =
+    table("event_id", "room", "keyed hash48(event id), EventNum → nothing").shaped(Shape::Key10);
 pub const REDACTION_PENDING: Table =
     table("redaction_pending", "room", "keyed hash128(event id we lack) → EventNum of its redaction");
 
@@ -91,8 +105,9 @@ pub const TIMELINE: Table = table("timeline", "room", "RoomNum, order → EventN
 pub const STATE_LOG: Table = table("state_log", "room", "RoomNum, position → root of the state since then");
 
 // ---- room: members and the present state (tables/member.rs)
-pub const CURRENT_STATE: Table = table("current_state", "room", "RoomNum, type code, StateKeyNum → EventNum");
-pub const MEMBER: Table = table("member", "room", "RoomNum, membership, UserNum → EventNum");
+pub const CURRENT_STATE: Table =
+    table("current_state", "room", "RoomNum, type code, StateKeyNum → EventNum").shaped(Shape::Key9Value4);
+pub const MEMBER: Table = table("member", "room", "RoomNum, membership, UserNum → EventNum").shaped(Shape::Key9Value4);
 pub const ROOM_SERVER: Table = table("room_server", "room", "RoomNum, server name → joined users, since position");
 pub const ROOM_LOCAL: Table = table("room_local", "room", "RoomNum, local UserNum → membership");
 pub const USER_ROOM: Table = table("user_room", "room", "local UserNum, RoomNum → membership, since, forgotten");

@@ -5,11 +5,14 @@
 //! descending pass over neighbouring rows. The *body* is under an arrival number of its own, so that a join can store
 //! bodies as they stream in and number them when their order is known. The *id* leads from a keyed hash to the number.
 
+use std::ops::ControlFlow;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
 
 use super::body::{self, Known, Wants};
 use super::pack::{Unpack, put_bytes, put_i64, put_u64};
+use crate::store::num::KEYS_OF_A_KIND_MAX;
 use crate::store::schema::{EVENT, EVENT_BODY, EVENT_ID, REDACTION_PENDING, STATE_KEY};
 use crate::store::tables::{room, user};
 use crate::store::{BodyNum, EventNum, RoomNum, StateKeyNum, UserNum};
@@ -213,7 +216,10 @@ const REJECTED: u8 = 1;
 const SOFT_FAILED: u8 = 2;
 const OUTLIER: u8 = 4;
 const HAS_STATE_KEY: u8 = 8;
+/// What becomes of whom; without a state key's number, the state key is theirs.
 const HAS_MEMBER: u8 = 16;
+/// Beside the membership: the sender's own.
+const OWN: u8 = 128;
 const HAS_BEFORE: u8 = 32;
 const HAS_ORDER: u8 = 64;
 /// The byte after this one says more: the id's kind and the redaction. Most events need neither.
@@ -241,12 +247,15 @@ impl Row {
         put_u64(&mut out, self.room.0.into());
         put_u64(&mut out, self.body.0.into());
         put_u64(&mut out, self.sender.0.into());
-        if let Some(state_key) = self.state_key {
+        if let Some(state_key) = self.state_key.filter(|_| !self.is_usual_member()) {
             put_u64(&mut out, state_key.0.into());
         }
         if let Some((membership, target)) = self.member {
-            out.push(membership as u8);
-            put_u64(&mut out, target.0.into());
+            let own = target == self.sender;
+            out.push(membership as u8 | if own { OWN } else { 0 });
+            if !own {
+                put_u64(&mut out, target.0.into());
+            }
         }
         put_u64(&mut out, self.depth);
         put_u64(&mut out, self.origin_server_ts);
@@ -277,7 +286,7 @@ impl Row {
             (REJECTED, self.flags.rejected),
             (SOFT_FAILED, self.flags.soft_failed),
             (OUTLIER, self.flags.outlier),
-            (HAS_STATE_KEY, self.state_key.is_some()),
+            (HAS_STATE_KEY, self.state_key.is_some() && !self.is_usual_member()),
             (HAS_MEMBER, self.member.is_some()),
             (HAS_BEFORE, self.before.is_some()),
             (HAS_ORDER, self.order.is_some()),
@@ -286,6 +295,11 @@ impl Row {
             first |= if set { bit } else { 0 };
         }
         first
+    }
+
+    /// Whether the state key follows from whose membership it is.
+    fn is_usual_member(&self) -> bool {
+        self.member.is_some_and(|(_, target)| self.state_key == Some(StateKeyNum::of_member(target)))
     }
 
     fn more(&self) -> u8 {
@@ -308,8 +322,7 @@ impl Row {
         for _ in 0..3 + usize::from(has(HAS_STATE_KEY)) {
             unpack.u64()?;
         }
-        if has(HAS_MEMBER) {
-            unpack.u8()?;
+        if has(HAS_MEMBER) && unpack.u8()? & OWN == 0 {
             unpack.u64()?;
         }
         (unpack.u64()?, unpack.u64()?);
@@ -328,9 +341,14 @@ impl Row {
         let sender = UserNum(unpack.u32()?);
         let state_key = if has(HAS_STATE_KEY) { Some(StateKeyNum(unpack.u32()?)) } else { None };
         let member = match has(HAS_MEMBER) {
-            true => Some((Membership::from_code(unpack.u8()?)?, UserNum(unpack.u32()?))),
+            true => {
+                let code = unpack.u8()?;
+                let target = if code & OWN != 0 { sender } else { UserNum(unpack.u32()?) };
+                Some((Membership::from_code(code & !OWN)?, target))
+            }
             false => None,
         };
+        let state_key = state_key.or_else(|| member.map(|(_, target)| StateKeyNum::of_member(target)));
         let depth = unpack.u64()?;
         let origin_server_ts = unpack.u64()?;
         let id = unpack_id(&mut unpack, more)?;
@@ -386,8 +404,28 @@ pub fn reserve_bodies(w: &mut Write, count: u32) -> Result<BodyNum> {
 /// The number of an event id, when the event is stored.
 pub fn num(get: &impl Get, id: &str) -> Result<Option<EventNum>> {
     let hash = get.hash128(&[id.as_bytes()]);
-    let Some(value) = get.get(&EVENT_ID, &hash)? else { return Ok(None) };
-    EventNum::from_key(&value).map(Some).ok_or_else(|| Error::corrupt(&EVENT_ID, &hash))
+    let mut found = Vec::new();
+    get.prefix(&EVENT_ID, &hash[..ID_HASH_BYTES], &mut |key, _| {
+        found.push(EventNum::from_key(&key[ID_HASH_BYTES..]).ok_or_else(|| Error::corrupt(&EVENT_ID, key))?);
+        Ok(ControlFlow::Continue(()))
+    })?;
+    // Nearly always one. Others share its few bits of a hash nobody outside can aim at.
+    for num in found {
+        if stored_id(get, num)?.is_some_and(|stored| stored.text() == id) {
+            return Ok(Some(num));
+        }
+    }
+    Ok(None)
+}
+
+/// So much of an id's hash leads to its event: what it finds is compared with the event's row.
+const ID_HASH_BYTES: usize = 6;
+
+fn id_key(hash: &[u8; 16], num: EventNum) -> [u8; ID_HASH_BYTES + 4] {
+    let mut key = [0; ID_HASH_BYTES + 4];
+    key[..ID_HASH_BYTES].copy_from_slice(&hash[..ID_HASH_BYTES]);
+    key[ID_HASH_BYTES..].copy_from_slice(&num.to_key());
+    key
 }
 
 /// An event's columns.
@@ -403,9 +441,16 @@ pub fn row_of(get: &impl Get, num: EventNum) -> Result<Row> {
 
 /// The id of an event that one of our own rows mentions.
 pub fn id_of(get: &impl Get, num: EventNum) -> Result<String> {
+    let id = stored_id(get, num)?.ok_or_else(|| Error::corrupt(&EVENT, &num.to_key()))?;
+    Ok(id.text())
+}
+
+fn stored_id(get: &impl Get, num: EventNum) -> Result<Option<Id>> {
     let mut id = None;
-    get.with(&EVENT, &num.to_key(), &mut |row| id = Row::decode_id(row))?;
-    id.map(|id| id.text()).ok_or_else(|| Error::corrupt(&EVENT, &num.to_key()))
+    if get.with(&EVENT, &num.to_key(), &mut |row| id = Row::decode_id(row))? && id.is_none() {
+        return Err(Error::corrupt(&EVENT, &num.to_key()));
+    }
+    Ok(id)
 }
 
 /// Writes an event's columns. Its auth events are stored already, which their smaller numbers say.
@@ -422,12 +467,13 @@ pub fn put_rows<'r>(w: &mut Write, sorted: impl Iterator<Item = (EventNum, &'r R
 /// Makes the id lead to the number.
 pub fn put_id(w: &mut Write, id: &str, num: EventNum) -> Result<()> {
     let hash = w.hash128(&[id.as_bytes()]);
-    w.put(&EVENT_ID, &hash, &num.to_key())
+    w.put(&EVENT_ID, &id_key(&hash, num), &[])
 }
 
 /// The same for many ids, whose hashes a large join has sorted.
 pub fn put_id_hashes(w: &mut Write, sorted: &[([u8; 16], EventNum)]) -> Result<()> {
-    let rows: Vec<_> = sorted.iter().map(|(hash, num)| (hash, num.to_key())).collect();
+    let mut rows: Vec<_> = sorted.iter().map(|(hash, num)| (id_key(hash, *num), [])).collect();
+    rows.sort_unstable(); // those whose kept part of the hash is the same
     w.put_sorted(&EVENT_ID, &rows)
 }
 
@@ -445,7 +491,7 @@ pub fn stored_body(get: &impl Get, num: BodyNum) -> Result<Vec<u8>> {
 pub fn remove_row(w: &mut Write, num: EventNum) -> Result<()> {
     let Some(row) = row(w, num)? else { return Ok(()) };
     let hash = w.hash128(&[row.id.text().as_bytes()]);
-    w.remove(&EVENT_ID, &hash)?;
+    w.remove(&EVENT_ID, &id_key(&hash, num))?;
     w.remove(&EVENT, &num.to_key()).map(drop)
 }
 
@@ -535,36 +581,40 @@ pub fn replace_body(w: &mut Write, row: &Row, canonical: &[u8]) -> Result<()> {
 pub fn remove(w: &mut Write, num: EventNum) -> Result<()> {
     let Some(row) = row(w, num)? else { return Ok(()) };
     let hash = w.hash128(&[row.id.text().as_bytes()]);
-    w.remove(&EVENT_ID, &hash)?;
+    w.remove(&EVENT_ID, &id_key(&hash, num))?;
     w.remove(&EVENT_BODY, &row.body.to_key())?;
     w.remove(&EVENT, &num.to_key())?;
     Ok(())
 }
 
-/// The number of (type, state key), when any event ever used it.
+/// The number of (type, state key), when any event ever used it. A member's is their own number.
 pub fn state_key(get: &impl Get, kind: &str, state_key: &str) -> Result<Option<StateKeyNum>> {
-    let hash = state_key_hash(get, kind, state_key)?;
+    if is_of_user(kind, state_key) {
+        return Ok(user::num(get, state_key)?.map(StateKeyNum::of_member));
+    }
+    let hash = get.hash128(&[kind.as_bytes(), state_key.as_bytes()]);
     let Some(value) = get.get(&STATE_KEY, &hash)? else { return Ok(None) };
     StateKeyNum::from_key(&value).map(Some).ok_or_else(|| Error::corrupt(&STATE_KEY, &hash))
 }
 
 /// The number of (type, state key), given out now when it had none.
 pub fn intern_state_key(w: &mut Write, kind: &str, state_key: &str) -> Result<StateKeyNum> {
-    let hash = state_key_hash(w, kind, state_key)?;
+    if is_of_user(kind, state_key) {
+        return user::intern(w, state_key).map(StateKeyNum::of_member);
+    }
+    let hash = w.hash128(&[kind.as_bytes(), state_key.as_bytes()]);
     if let Some(value) = w.get(&STATE_KEY, &hash)? {
         return StateKeyNum::from_key(&value).ok_or_else(|| Error::corrupt(&STATE_KEY, &hash));
     }
-    let num = StateKeyNum(w.next_numbers("state_key", 1)?);
+    let nth = w.next_numbers_below("state_key", 1, KEYS_OF_A_KIND_MAX)?;
+    let num = StateKeyNum::of_other(nth);
     w.put(&STATE_KEY, &hash, &num.to_key())?;
     Ok(num)
 }
 
-/// Of a membership it is the hash of the user's id, so that a large join writes users and their state keys in one order.
-fn state_key_hash(get: &impl Get, kind: &str, state_key: &str) -> Result<[u8; 16]> {
-    Ok(match kind {
-        "m.room.member" => get.hash128(&[state_key.as_bytes()]),
-        _ => get.hash128(&[kind.as_bytes(), state_key.as_bytes()]),
-    })
+/// Whether a state key stands for a user. What is no user id is a text like those of other types.
+fn is_of_user(kind: &str, state_key: &str) -> bool {
+    kind == "m.room.member" && state_key.starts_with('@') && state_key.contains(':')
 }
 
 /// Remembers a redaction whose target is not here yet, so that the target is redacted as it arrives.
@@ -585,7 +635,7 @@ pub fn take_pending_redaction(w: &mut Write, target: &str) -> Result<Option<Even
 pub fn rows_down(
     get: &impl Get,
     from: EventNum,
-    visit: &mut dyn FnMut(EventNum, Row) -> Result<std::ops::ControlFlow<()>>,
+    visit: &mut dyn FnMut(EventNum, Row) -> Result<ControlFlow<()>>,
 ) -> Result<()> {
     let end = EventNum(from.0.saturating_add(1)).to_key();
     get.range(&EVENT, &[], Some(&end), true, &mut |key, value| {
@@ -598,6 +648,7 @@ pub fn rows_down(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::Store;
 
     fn row() -> Row {
         Row {
@@ -621,7 +672,7 @@ mod tests {
     #[test]
     fn a_row_comes_back_as_it_was() {
         let num = EventNum(100_000);
-        for change in 0..8u32 {
+        for change in 0..32u32 {
             let mut row = row();
             if change & 1 != 0 {
                 row.before = Some(Root(90_000));
@@ -631,6 +682,12 @@ mod tests {
                 row.flags = Flags { rejected: true, soft_failed: true, redacted: true, outlier: true };
                 row.redacted_by = Some(EventNum(100_001));
                 row.id = Id::Named("$abc:example.org".to_owned());
+            }
+            if change & 8 != 0 {
+                row.member = Some((Membership::Ban, UserNum(7)));
+            }
+            if change & 16 != 0 {
+                row.state_key = row.member.map(|(_, target)| StateKeyNum::of_member(target));
             }
             if change & 4 != 0 {
                 row.state_key = None;
@@ -646,7 +703,80 @@ mod tests {
 
     #[test]
     fn a_member_event_of_a_joined_room_takes_little_room() {
-        assert!(row().encode(EventNum(100_000)).len() <= 68, "{}", row().encode(EventNum(100_000)).len());
+        let mut row = row();
+        row.state_key = Some(StateKeyNum::of_member(row.sender));
+        let packed = row.encode(EventNum(100_000));
+        assert!(packed.len() <= 62, "{}", packed.len());
+        assert_eq!(Row::decode(EventNum(100_000), &packed), Some(row));
+    }
+
+    /// A few bits of a hash lead to an event: another event under the same bits is told apart by its row.
+    #[test]
+    fn an_id_is_found_among_others_of_its_hash() {
+        let store = Store::in_memory();
+        let id = |n: u8| Id::Hash([n; 32]).text();
+        let job = move |w: &mut Write<'_>| {
+            for n in 1..=3u8 {
+                let row = Row { id: Id::Hash([n; 32]), auth: Vec::new(), ..row() };
+                put_row(w, EventNum(n.into()), &row)?;
+                (1..=3).try_for_each(|other| put_id(w, &id(other), EventNum(n.into())))?;
+            }
+            for n in 1..=3u8 {
+                assert_eq!(num(w, &id(n))?, Some(EventNum(n.into())));
+            }
+            remove_row(w, EventNum(2))?;
+            assert_eq!((num(w, &id(1))?, num(w, &id(2))?), (Some(EventNum(1)), None));
+            assert_eq!(num(w, &id(4))?, None);
+            Ok::<_, Error>(())
+        };
+        store.write_blocking(job).unwrap();
+    }
+
+    #[test]
+    fn a_body_comes_back_through_its_row() {
+        let store = Store::in_memory();
+        let text = r#"{"auth_events":[],"content":{"avatar_url":"mxc://example.org/abc","membership":"ban"},"depth":90000,"hashes":{"sha256":"x"},"origin_server_ts":1700000000000,"prev_events":["$Rqnc-F-dvnEYJTyHq_iKxU2bZ1CI92-kuZq3a5lr5Zg"],"room_id":"!r:example.org","sender":"@a:example.org","signatures":{},"state_key":"@b:example.org","type":"m.room.member"}"#;
+        let job = move |w: &mut Write<'_>| {
+            let (sender, target) = (user::intern(w, "@a:example.org")?, user::intern(w, "@b:example.org")?);
+            let state_key = intern_state_key(w, "m.room.member", "@b:example.org")?;
+            assert_eq!(state_key, StateKeyNum::of_member(target));
+            let told = Row {
+                room: room::intern(w, "!r:example.org", "11")?,
+                sender,
+                member: Some((Membership::Ban, target)),
+                state_key: Some(state_key),
+                auth: Vec::new(),
+                ..row()
+            };
+            let (num, told) = insert(w, told, text.as_bytes())?;
+            assert_eq!(row_of(w, num)?, told);
+            let packed = stored_body(w, told.body)?;
+            let wants = body::open(&packed).unwrap().wants();
+            assert!(wants.room_id() && wants.sender() && wants.target() && packed.len() < 100, "{}", packed.len());
+            assert_eq!(body(w, &told)?, text.as_bytes());
+
+            // A row that says other than when the body was packed is corruption, not another event.
+            let stranger = Row { sender: UserNum(77), ..told };
+            assert!(body(w, &stranger).is_err());
+            Ok::<_, Error>(())
+        };
+        store.write_blocking(job).unwrap();
+    }
+
+    #[test]
+    fn a_member_event_of_no_user_has_a_state_key_like_others() {
+        let store = Store::in_memory();
+        let job = |w: &mut Write<'_>| {
+            for text in ["", "nobody", "@nobody"] {
+                let num = intern_state_key(w, "m.room.member", text)?;
+                assert_eq!(state_key(w, "m.room.member", text)?, Some(num));
+                assert!((1..2000).all(|user| num != StateKeyNum::of_member(UserNum(user))));
+                assert_ne!(intern_state_key(w, "m.room.name", text)?, num);
+            }
+            assert_eq!(state_key(w, "m.room.member", "@a:b")?, None);
+            Ok::<_, Error>(())
+        };
+        store.write_blocking(job).unwrap();
     }
 
     #[test]

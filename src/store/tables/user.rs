@@ -1,35 +1,69 @@
 //! Users: who has a small number, who has an account here, and what they call themselves.
 //!
 //! Every user id that is stored anywhere is interned once; a number is never given back, so rows that mention a user
-//! who left long ago still resolve. An id is found by a 128-bit hash under the database's own random key, so nobody
-//! outside can make two ids meet.
+//! who left long ago still resolve. An id is found by part of its hash under the database's own random key, and compared
+//! with what is found.
 
 use std::ops::ControlFlow;
 
 use serde::{Deserialize, Serialize};
 
-use crate::store::schema::{ACCOUNT, PROFILE, STATE_KEY, USER_ID, USER_META, USER_NUM};
+use crate::store::num::KEYS_OF_A_KIND_MAX;
+use crate::store::schema::{ACCOUNT, PROFILE, USER_ID, USER_META, USER_NUM};
 use crate::store::{Error, Get, Result, StateKeyNum, UserNum, Write, tables};
 
 /// The number of a user id, when it has one.
 pub fn num(get: &impl Get, user_id: &str) -> Result<Option<UserNum>> {
-    let hash = get.hash128(&[user_id.as_bytes()]);
-    let Some(value) = get.get(&USER_NUM, &hash)? else { return Ok(None) };
-    let num = UserNum::from_key(&value).ok_or_else(|| Error::corrupt(&USER_NUM, &hash))?;
-    debug_assert_eq!(id(get, num)?.as_deref(), Some(user_id), "a user number leads back to the id it was given for");
-    Ok(Some(num))
+    num_by_hash(get, &get.hash128(&[user_id.as_bytes()]), user_id)
 }
 
 /// The number of a user id, given out now when it had none. Bounded: at most two rows.
 pub fn intern(w: &mut Write<'_>, user_id: &str) -> Result<UserNum> {
-    if let Some(num) = num(w, user_id)? {
+    let hash = w.hash128(&[user_id.as_bytes()]);
+    if let Some(num) = num_by_hash(w, &hash, user_id)? {
         return Ok(num);
     }
-    let num = UserNum(w.next_numbers("user", 1)?);
-    let hash = w.hash128(&[user_id.as_bytes()]);
-    w.put(&USER_NUM, &hash, &num.to_key())?;
+    let num = next_nums(w, 1)?;
+    w.put(&USER_NUM, &num_key(&hash, num), &[])?;
     w.put(&USER_ID, &num.to_key(), user_id.as_bytes())?;
     Ok(num)
+}
+
+fn num_by_hash(get: &impl Get, hash: &[u8; 16], user_id: &str) -> Result<Option<UserNum>> {
+    // Nearly always one. Others share half of a hash nobody outside can aim at.
+    for num in nums_with(get, &hash[..HASH_BYTES])? {
+        let mut is_it = false;
+        if !get.with(&USER_ID, &num.to_key(), &mut |id| is_it = id == user_id.as_bytes())? {
+            return Err(Error::corrupt(&USER_ID, &num.to_key()));
+        }
+        if is_it {
+            return Ok(Some(num));
+        }
+    }
+    Ok(None)
+}
+
+/// So much of an id's hash leads to its number: what it finds is compared with the id itself.
+const HASH_BYTES: usize = 8;
+
+fn num_key(hash: &[u8; 16], num: UserNum) -> [u8; HASH_BYTES + 4] {
+    let mut key = [0; HASH_BYTES + 4];
+    key[..HASH_BYTES].copy_from_slice(&hash[..HASH_BYTES]);
+    key[HASH_BYTES..].copy_from_slice(&num.to_key());
+    key
+}
+
+fn nums_with(get: &impl Get, hash: &[u8]) -> Result<Vec<UserNum>> {
+    let mut nums = Vec::new();
+    get.prefix(&USER_NUM, hash, &mut |key, _| {
+        nums.push(UserNum::from_key(&key[HASH_BYTES..]).ok_or_else(|| Error::corrupt(&USER_NUM, key))?);
+        Ok(ControlFlow::Continue(()))
+    })?;
+    Ok(nums)
+}
+
+fn next_nums(w: &mut Write<'_>, count: u32) -> Result<UserNum> {
+    w.next_numbers_below("user", count, KEYS_OF_A_KIND_MAX).map(UserNum)
 }
 
 /// What a user met in a large join is to the database: their number, and that of their membership's state key.
@@ -40,50 +74,37 @@ pub struct Met {
 }
 
 /// Gives many users their numbers at once. The ids come in rising order of their hashes, without repetition, so that
-/// the rows of all three tables are written in the order of their keys. Bounded by the list.
+/// the rows of both tables are written in the order of their keys. Bounded by the list.
 pub fn meet(w: &mut Write<'_>, users: &[([u8; 16], String)]) -> Result<Vec<Met>> {
     let (mut known, mut new) = (Vec::with_capacity(users.len()), 0);
     for (hash, id) in users {
         debug_assert_eq!(*hash, w.hash128(&[id.as_bytes()]), "a user is met under the hash of their id");
-        let user = w.get(&USER_NUM, hash)?.as_deref().and_then(UserNum::from_key);
-        let key = w.get(&STATE_KEY, hash)?.as_deref().and_then(StateKeyNum::from_key);
+        let user = num_by_hash(w, hash, id)?;
         new += u32::from(user.is_none());
-        known.push((user, key));
+        known.push(user);
     }
-    let new_keys = known.iter().filter(|(_, key)| key.is_none()).count() as u32;
-    let mut next_user = if new > 0 { w.next_numbers("user", new)? } else { 0 };
-    let mut next_key = if new_keys > 0 { w.next_numbers("state_key", new_keys)? } else { 0 };
+    let mut next = if new > 0 { next_nums(w, new)? } else { UserNum(0) };
     let mut met = Vec::with_capacity(users.len());
-    let (mut nums, mut ids, mut keys) = (Vec::new(), Vec::new(), Vec::new());
-    for ((hash, id), (user, key)) in users.iter().zip(known) {
+    let (mut nums, mut ids) = (Vec::new(), Vec::new());
+    for ((hash, id), user) in users.iter().zip(known) {
         let user = user.unwrap_or_else(|| {
-            let user = UserNum(next_user);
-            next_user += 1;
-            nums.push((hash, user.to_key()));
+            let user = next;
+            next.0 += 1;
+            nums.push((num_key(hash, user), []));
             ids.push((user.to_key(), id));
             user
         });
-        let member_key = key.unwrap_or_else(|| {
-            let key = StateKeyNum(next_key);
-            next_key += 1;
-            keys.push((hash, key.to_key()));
-            key
-        });
-        met.push(Met { user, member_key });
+        met.push(Met { user, member_key: StateKeyNum::of_member(user) });
     }
     w.put_sorted(&USER_NUM, &nums)?;
     w.put_sorted(&USER_ID, &ids)?;
-    w.put_sorted(&STATE_KEY, &keys)?;
     Ok(met)
 }
 
 /// Who was met under a hash of which the first eight bytes are known.
 pub fn met(get: &impl Get, print: u64) -> Result<Option<Met>> {
-    let Some((hash, user)) = get.first_in_prefix(&USER_NUM, &print.to_be_bytes())? else { return Ok(None) };
-    let user = UserNum::from_key(&user).ok_or_else(|| Error::corrupt(&USER_NUM, &hash))?;
-    let Some(key) = get.get(&STATE_KEY, &hash)? else { return Ok(None) };
-    let member_key = StateKeyNum::from_key(&key).ok_or_else(|| Error::corrupt(&STATE_KEY, &hash))?;
-    Ok(Some(Met { user, member_key }))
+    let user = nums_with(get, &print.to_be_bytes())?.first().copied();
+    Ok(user.map(|user| Met { user, member_key: StateKeyNum::of_member(user) }))
 }
 
 /// The id behind a number; `None` only for a number that was never given out.
@@ -199,4 +220,31 @@ pub fn count_up_to(get: &impl Get, most: usize) -> Result<usize> {
         Ok::<_, Error>(if count >= most { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
     })?;
     Ok(count)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Store;
+
+    /// Half of a hash leads to a user: another user under the same half is told apart by the id.
+    #[test]
+    fn a_user_is_found_among_others_of_their_hash() {
+        let store = Store::in_memory();
+        let job = |w: &mut Write<'_>| {
+            let (a, b) = (intern(w, "@a:b")?, intern(w, "@b:b")?);
+            let hash = w.hash128(&[b"@b:b"]);
+            w.put(&USER_NUM, &num_key(&hash, a), &[])?;
+            assert_eq!((num(w, "@b:b")?, intern(w, "@b:b")?, num(w, "@c:b")?), (Some(b), b, None));
+            let mut met_now = vec!["@b:b".to_owned(), "@c:b".to_owned()];
+            met_now.sort_by_key(|id| w.hash128(&[id.as_bytes()]));
+            let list: Vec<_> = met_now.iter().map(|id| (w.hash128(&[id.as_bytes()]), id.clone())).collect();
+            for ((_, id), met) in list.iter().zip(meet(w, &list)?) {
+                assert_eq!(num(w, id)?, Some(met.user));
+                assert_eq!(met.member_key, StateKeyNum::of_member(met.user));
+            }
+            Ok::<_, Error>(())
+        };
+        store.write_blocking(job).unwrap();
+    }
 }
