@@ -325,7 +325,8 @@ impl Row {
         if has(HAS_MEMBER) && unpack.u8()? & OWN == 0 {
             unpack.u64()?;
         }
-        (unpack.u64()?, unpack.u64()?);
+        unpack.u64()?;
+        unpack.u64()?;
         unpack_id(&mut unpack, more)
     }
 

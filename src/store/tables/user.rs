@@ -236,7 +236,7 @@ mod tests {
             let hash = w.hash128(&[b"@b:b"]);
             w.put(&USER_NUM, &num_key(&hash, a), &[])?;
             assert_eq!((num(w, "@b:b")?, intern(w, "@b:b")?, num(w, "@c:b")?), (Some(b), b, None));
-            let mut met_now = vec!["@b:b".to_owned(), "@c:b".to_owned()];
+            let mut met_now = ["@b:b".to_owned(), "@c:b".to_owned()];
             met_now.sort_by_key(|id| w.hash128(&[id.as_bytes()]));
             let list: Vec<_> = met_now.iter().map(|id| (w.hash128(&[id.as_bytes()]), id.clone())).collect();
             for ((_, id), met) in list.iter().zip(meet(w, &list)?) {

@@ -111,7 +111,7 @@ pub fn encode(canonical: &[u8], known: &Known<'_>, intact: bool) -> Vec<u8> {
     let block = compress(&text).filter(|block| block.len() + 1 < text.len());
     let form = if block.is_some() { UNDER_DICTIONARY_1 } else { SHORT };
     let units = raw.len() / RAW_UNIT;
-    stored.push(form | units.min(RAW_MORE.into()) as u8 * (1 << RAW_SHIFT));
+    stored.push(form | (units.min(RAW_MORE.into()) as u8) << RAW_SHIFT);
     if units >= RAW_MORE.into() {
         put_u64(&mut stored, units as u64);
     }
