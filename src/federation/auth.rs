@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 
 use super::Federation;
 use crate::{
-    http::{Answer, Request, percent_decode},
+    http::{Answer, Limit, Request, percent_decode},
     matrix::{
         Reject,
         sign::{
@@ -31,8 +31,10 @@ pub struct Claim {
     target: String,
 }
 
-/// Reads the claim and finds the key.
+/// Reads the claim and finds the key. Until the claim is checked all that is known is the address it comes from, and that is
+/// what pays: anybody may write anybody's name.
 pub async fn claim(federation: &Federation, request: &Request) -> Result<Claim, Answer> {
+    request.limit(Limit::Claim)?;
     let header = header(federation, request)?;
     let origin: OwnedServerName = header.origin.as_str().try_into().map_err(|_| unauthorized("No such origin"))?;
     if federation.remote.is_me(&origin) {
@@ -109,9 +111,9 @@ impl Claim {
 /// Checks a request with a body of ordinary size; the body stays with the request.
 pub async fn origin(federation: &Federation, request: &mut Request) -> Result<OwnedServerName, Answer> {
     let claim = claim(federation, request).await?;
-    request.limit_for(crate::http::Limit::Federation, claim.origin.as_str())?;
     let content = request.bytes(CONTENT_BYTES_MAX).await?;
     claim.check(&federation.server_name, &content)?;
+    request.limit_for(Limit::Federation, claim.origin.as_str())?;
     federation.remote.backoff().heard_from(&claim.origin).await;
     Ok(claim.origin)
 }
@@ -175,5 +177,38 @@ mod tests {
         assert!(rewritten.check(us, b"").is_err());
         assert_eq!(rewritten.explain(us, None).as_deref(), Some(signed));
         assert_eq!(claim("/other").explain(us, None), None);
+    }
+
+    /// Anybody could write a server's name into requests and so use up its allowance: it was refused with 429 then.
+    #[tokio::test]
+    async fn forged_requests_cost_the_forged_server_nothing() {
+        let house = crate::room::tests::house();
+        let federation = super::super::tests::federation(&house, &crate::budget::Budget::for_tests());
+        let key = sign::Key::from_seed("1", [1; 32]);
+        let them: &ServerName = "them.example".try_into().unwrap();
+        let (id, public) = (key.id().to_owned(), key.public().to_bytes());
+        let known = house.store.write(move |w| {
+            let (key, valid_until_ms) = (public, u64::MAX / 2);
+            let stored = crate::store::tables::key_cache::Stored { key, valid_until_ms, expired: false };
+            crate::store::tables::key_cache::set(w, them, &id, &stored)
+        });
+        known.await.map_err(|failed: crate::store::WriteError<crate::store::Error>| failed.into_inner()).unwrap();
+        let target = "/_matrix/federation/v1/event/%24x";
+        let right = sign::request::sign(&key, them, &house.server, "GET", target, None).unwrap();
+        let forged = right.replacen("sig=\"", "sig=\"AAAA", 1);
+        let first = Request::for_tests(crate::http::Method::GET, target, "");
+        let limits = first.limits();
+        let ask = async |header: &str| {
+            let request = Request::for_tests(crate::http::Method::GET, target, "").with_limits(&limits);
+            origin(&federation, &mut request.with_header("authorization", header)).await
+        };
+        let mut refused = 0;
+        for _ in 0..399 {
+            let answer = ask(&forged).await.unwrap_err();
+            refused += usize::from(answer.errcode == "M_UNAUTHORIZED");
+        }
+        assert_eq!(refused, 399);
+        assert_eq!(ask(&right).await.unwrap(), them);
+        assert_eq!(ask(&forged).await.unwrap_err().errcode, "M_LIMIT_EXCEEDED", "the address has paid");
     }
 }

@@ -20,7 +20,7 @@ use super::{Error, Federation};
 use crate::base;
 use crate::budget::spill::{BUFFER_BYTES, Spill, SpillError, SpillReader};
 use crate::budget::{Account, Budget};
-use crate::http::{Answer, Request, Response, StatusCode};
+use crate::http::{Answer, Limit, Request, Response, StatusCode};
 use crate::matrix::json::{Mode, canonical, write_string};
 use crate::remote::events::{Events, Item, Limits, Malformed};
 
@@ -45,6 +45,7 @@ pub(super) fn is_long(request: &Request, bytes_max: u64) -> bool {
 pub(super) async fn send(federation: Arc<Federation>, request: Request, claim: Claim) -> Result<Response, Error> {
     let account = federation.budget.account("inbound_transactions");
     let grant = account.take(2 * BUFFER_BYTES as u64).await?;
+    let limits = request.limits();
     let body = receive(request, &federation).await?;
     drop(grant);
     let grant = account.take(WORK_BYTES).await?;
@@ -59,6 +60,7 @@ pub(super) async fn send(federation: Arc<Federation>, request: Request, claim: C
         Ok::<_, Answer>((pdus, edus))
     })
     .await?;
+    limits.take_name(Limit::Federation, origin.as_str())?;
     federation.remote.backoff().heard_from(&origin).await;
     let work = tokio::spawn(async move {
         let mut outcomes: Map<String, Value> = Map::new();
@@ -257,6 +259,7 @@ fn write_array(file: &mut SpillReader, write: &mut dyn FnMut(&[u8])) -> Result<(
 
 #[cfg(test)]
 mod tests {
+    use super::super::tests::federation;
     use super::*;
     use crate::matrix::sign::{Key, request};
     use ruma::ServerName;
@@ -330,49 +333,6 @@ mod tests {
             }
             assert_eq!((read, batches), (PDUS_MAX, PDUS_MAX / 2));
             assert!(next_batch(&mut edus).unwrap().is_none());
-        }
-    }
-
-    fn federation(house: &crate::room::tests::House, budget: &Budget) -> Federation {
-        let (server, clock) = (house.server.clone(), house.clock.clone());
-        let (random, key) = (crate::base::Random::seeded(4), Arc::new(Key::from_seed("1", [2; 32])));
-        let options = crate::remote::RemoteOptions::new(server.clone(), key.clone());
-        let (store, feed) = (house.store.clone(), house.feed.clone());
-        let remote = crate::remote::Remote::new(options, clock.clone(), random.clone(), budget, store.clone()).unwrap();
-        let users = crate::user::Users::new(crate::user::Parts {
-            store: store.clone(),
-            feed,
-            clock: clock.clone(),
-            random: random.clone(),
-            budget: budget.clone(),
-            remote: remote.clone(),
-            server: server.clone(),
-        });
-        let scratch = std::env::temp_dir();
-        let media = crate::media::Media::new(crate::media::Parts {
-            store,
-            clock: clock.clone(),
-            random,
-            budget: budget.clone(),
-            remote: remote.clone(),
-            server: server.clone(),
-            folder: scratch.join("snug-no-media"),
-            upload_bytes_max: 0,
-        });
-        Federation {
-            rooms: house.rooms.clone(),
-            users,
-            media,
-            remote,
-            clock,
-            answers: budget.account("response_bodies"),
-            budget: budget.clone(),
-            server_name: server,
-            key,
-            old_keys: Vec::new(),
-            scratch,
-            transactions: Default::default(),
-            well_known_server: None,
         }
     }
 

@@ -27,6 +27,8 @@ mod query;
 pub mod routes;
 pub mod send;
 mod state;
+#[cfg(test)]
+mod tests;
 mod user;
 
 pub use error::Error;

@@ -81,7 +81,7 @@ pub(super) struct Transaction {
 pub async fn send(federation: Arc<Federation>, request: Request) -> Result<Response, Error> {
     let id = request.param("txn_id").to_owned();
     let claim = auth::claim(&federation, &request).await?;
-    request.limit_for(Limit::Federation, claim.origin.as_str())?;
+    let limits = request.limits();
     let account = federation.budget.account("inbound_transactions");
     if long::is_long(&request, account.limit() / 2) {
         return long::send(federation, request, claim).await;
@@ -96,6 +96,7 @@ pub async fn send(federation: Arc<Federation>, request: Request) -> Result<Respo
         read.map_err(|wrong| Answer::bad("M_BAD_JSON", format!("The body is no transaction: {wrong}")))
     });
     let transaction = transaction.await?;
+    limits.take_name(Limit::Federation, origin.as_str())?;
     grant.shrink(grant.bytes() - grant.bytes() / COPIES_CHECKED * COPIES_KEPT);
     federation.remote.backoff().heard_from(&origin).await;
     if let Some(body) = federation.transactions.get(&origin, &id) {

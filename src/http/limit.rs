@@ -30,7 +30,9 @@ pub enum Limit {
     Invite,
     /// Uploads, by user.
     Upload,
-    /// Transactions from another server, by its name.
+    /// Requests in another server's name, by address, before it is known whether it made them.
+    Claim,
+    /// Requests of another server, by its name.
     Federation,
     /// What makes us ask another server, by user: directories, profiles, keys.
     Ask,
@@ -46,6 +48,7 @@ impl Limit {
             Self::Join => (0.2, 20.0),
             Self::Invite => (1.0, 100.0),
             Self::Upload => (2.0, 50.0),
+            Self::Claim => (100.0, 400.0),
             Self::Federation => (50.0, 200.0),
             Self::Ask => (10.0, 100.0),
         }

@@ -173,6 +173,11 @@ impl Request {
         self.tools.limits.take_name(limit, who)
     }
 
+    /// Everybody's allowances, for who asks for them when the request is gone.
+    pub fn limits(&self) -> Arc<Limits> {
+        self.tools.limits.clone()
+    }
+
     /// The body as JSON, at most the profile's usual size. The grant for it stays with the request.
     pub async fn json<T: DeserializeOwned>(&mut self) -> Result<T, BadBody> {
         self.json_max(self.tools.json_bytes_max).await
@@ -304,6 +309,13 @@ impl Request {
         let peer = Peer { ip: IpAddr::from([127, 0, 0, 1]), tls: false };
         let body = Inbound::Whole(Bytes::copy_from_slice(body.as_bytes()));
         Self::build(method, target.to_owned(), HeaderMap::new(), peer, body, tools)
+    }
+
+    /// Makes a request for tests one of many.
+    #[cfg(test)]
+    pub fn with_limits(mut self, limits: &Arc<Limits>) -> Self {
+        self.tools.limits = limits.clone();
+        self
     }
 
     /// Sets a header of a request for tests.

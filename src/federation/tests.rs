@@ -1,0 +1,53 @@
+//! The surface over a house without a network.
+
+use std::sync::Arc;
+
+use crate::base::Random;
+use crate::budget::Budget;
+use crate::federation::Federation;
+use crate::matrix::sign::Key;
+use crate::remote::{Remote, RemoteOptions};
+use crate::room::tests::House;
+
+pub(super) fn federation(house: &House, budget: &Budget) -> Federation {
+    let (server, clock) = (house.server.clone(), house.clock.clone());
+    let (random, key) = (Random::seeded(4), Arc::new(Key::from_seed("1", [2; 32])));
+    let options = RemoteOptions::new(server.clone(), key.clone());
+    let (store, feed) = (house.store.clone(), house.feed.clone());
+    let remote = Remote::new(options, clock.clone(), random.clone(), budget, store.clone()).unwrap();
+    let users = crate::user::Users::new(crate::user::Parts {
+        store: store.clone(),
+        feed,
+        clock: clock.clone(),
+        random: random.clone(),
+        budget: budget.clone(),
+        remote: remote.clone(),
+        server: server.clone(),
+    });
+    let scratch = std::env::temp_dir();
+    let media = crate::media::Media::new(crate::media::Parts {
+        store,
+        clock: clock.clone(),
+        random,
+        budget: budget.clone(),
+        remote: remote.clone(),
+        server: server.clone(),
+        folder: scratch.join("snug-no-media"),
+        upload_bytes_max: 0,
+    });
+    Federation {
+        rooms: house.rooms.clone(),
+        users,
+        media,
+        remote,
+        clock,
+        answers: budget.account("response_bodies"),
+        budget: budget.clone(),
+        server_name: server,
+        key,
+        old_keys: Vec::new(),
+        scratch,
+        transactions: Default::default(),
+        well_known_server: None,
+    }
+}
