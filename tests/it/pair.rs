@@ -6,9 +6,10 @@ use serde_json::{Value, json};
 
 use crate::house::{House, Pair, Person};
 
-/// Waits until somebody's answer shows what is looked for; other servers are told in the background.
+/// Waits until somebody's answer shows what is looked for; other servers are told in the background, and one that was away
+/// is asked again after ten seconds only.
 async fn until(what: &str, mut look: impl AsyncFnMut() -> bool) {
-    for _ in 0..200 {
+    for _ in 0..600 {
         if look().await {
             return;
         }

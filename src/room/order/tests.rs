@@ -109,10 +109,10 @@ fn any_arrival_order_is_put_right_in_one_reading() {
 #[test]
 fn tiny_accounts_take_more_readings_and_come_to_the_same() {
     let mut dice = Dice(4);
-    let mut events = graph(3000, &mut dice);
+    let mut events = graph(8000, &mut dice);
     shuffle(&mut events, &mut dice);
-    // The table forgets (3,000 ids would take 64 KiB), doubles are merged from disk, edges do not fit.
-    let (without, passes, forgetful) = run(&events, Some(60_000));
+    // The table forgets (8,000 ids would take 150 KB), doubles are merged from disk, edges do not fit.
+    let (without, passes, forgetful) = run(&events, Some(130_000));
     assert!(without.is_empty());
     assert!(passes > 1, "{passes}");
     assert!(forgetful);
