@@ -4,18 +4,21 @@
 //! neighbour, and the sample file is the table written out. Only `serve` and `cli` read settings; they pass values on.
 
 use std::fmt;
+use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use ruma::OwnedServerName;
 use toml::de::{DeTable, DeValue};
 
-use crate::budget::parse_bytes;
+use crate::budget::{is_path, parse_bytes};
 
 /// Where the server looks when no file is named, after `snug.toml` in the data folder.
 pub const SYSTEM_FILE: &str = "/etc/snug/snug.toml";
 /// The data folder when nothing says otherwise.
 pub const DATA_DIR: &str = "snug-data";
+/// The data folder of the system's file, the same from whichever folder a command is run.
+const SYSTEM_DATA_DIR: &str = "/var/lib/snug";
 /// The name of the config file in the data folder.
 pub const FILE_NAME: &str = "snug.toml";
 /// A config file is small; a larger one is a mistake.
@@ -40,6 +43,8 @@ pub struct Config {
     pub client: Client,
     pub federation: Federation,
     pub rooms: Rooms,
+    /// Files with secrets in them, outside the data folder.
+    pub secret_files: Vec<PathBuf>,
 }
 
 /// `[client]`: what concerns apps only.
@@ -137,16 +142,16 @@ pub const SETTINGS: &[Setting] = &[
     setting(
         "server_name",
         r#""localhost""#,
-        "The part after the colon in every user's and room's name: @alice:example.org. It can never be changed later. With the \
-         name localhost no other server can reach this one.",
-        |config, given| Ok(config.server_name = server_name(given.text()?)?),
+        "The part after the colon in every user's and room's name: @alice:example.org. It cannot be changed any more once there is \
+         an account. With the name localhost no other server can reach this one.",
+        |config, given| Ok(config.server_name = own_name(given.text()?)?),
     )
     .shown_first(),
     optional(
         "data_dir",
         r#""/var/lib/snug""#,
-        "The folder of the database, the media and the signing key. When not set: the folder this file is in, if that is where \
-         the server found it by itself, or else ./snug-data.",
+        "The folder of the database, the media and the signing key. When not set: /var/lib/snug for /etc/snug/snug.toml, the \
+         folder this file is in if that is a data folder, or else ./snug-data.",
         |config, given| Ok(config.data_dir = given.path()?),
     ),
     setting(
@@ -183,14 +188,19 @@ pub const SETTINGS: &[Setting] = &[
         "registration_tokens",
         r#"["a long random word"]"#,
         "The tokens of registration = \"token\".",
-        |config, given| Ok(config.registration_tokens.extend(tokens(given.texts()?.into_iter())?)),
+        |config, given| {
+            config.secret_files.extend(config.file.clone());
+            Ok(config.registration_tokens.extend(tokens(given.texts()?.into_iter())?))
+        },
     ),
     optional(
         "registration_tokens_file",
         r#""/etc/snug/registration-tokens""#,
         "The same in a file of their own, one on each line, so that this file has no secrets in it.",
         |config, given| {
-            let text = read(&given.path()?)?;
+            let file = given.path()?;
+            let text = read(&file)?;
+            config.secret_files.push(file);
             let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
             Ok(config.registration_tokens.extend(tokens(lines)?))
         },
@@ -200,7 +210,11 @@ pub const SETTINGS: &[Setting] = &[
         r#""pi-zero-2w""#,
         "The memory the server may use: pi-zero-2w, pi-3, pi-4-2g, pi-5, scaleway-arm, or the path of a file of your own. When not \
          set it is chosen by the machine's memory. `snug budget` shows what it means.",
-        |config, given| Ok(config.budget = Some(given.text()?.to_owned())),
+        |config, given| {
+            let text = given.text()?;
+            let path = || given.path().map(|path| path.to_string_lossy().into_owned());
+            Ok(config.budget = Some(if is_path(text) { path()? } else { text.to_owned() }))
+        },
     ),
     setting("upload_bytes_max", r#""50 MiB""#, "The largest file that can be uploaded.", |config, given| {
         Ok(config.upload_bytes_max = given.bytes()?)
@@ -226,23 +240,30 @@ pub const SETTINGS: &[Setting] = &[
         "What is logged: error, warn, info, debug or trace, also for a part alone: \"info,snug::remote=debug\".",
         |config, given| {
             let text = given.text()?;
-            text.parse::<tracing_subscriber::filter::Targets>()
-                .map_err(|_| format!("{text:?} is not error, warn, info, debug, trace or a list such as \"info,snug::remote=debug\""))?;
-            Ok(config.log = text.to_owned())
+            // A word that is no level would be taken for a part's name, and all others would be silent.
+            let known = ["error", "warn", "info", "debug", "trace", "off"];
+            let is_level = |word: &str| word.contains('=') || known.contains(&word.trim().to_ascii_lowercase().as_str());
+            match text.parse::<tracing_subscriber::filter::Targets>() {
+                Ok(_) if text.split(',').all(is_level) => Ok(config.log = text.to_owned()),
+                _ => Err(format!("{text:?} is not one of {} or a list such as \"info,snug::remote=debug\"", known.join(", "))),
+            }
         },
     ),
     optional(
         "client.tls_certificate",
-        r#""/etc/letsencrypt/live/example.org/fullchain.pem""#,
+        r#""/etc/snug/tls/fullchain.pem""#,
         "With a certificate and its key the addresses in `listen` speak HTTPS. Read again when the files change. Servers may use \
          the same port, so one port can serve everybody.",
         |config, given| Ok(config.client.tls_certificate = Some(given.path()?)),
     ),
     optional(
         "client.tls_private_key",
-        r#""/etc/letsencrypt/live/example.org/privkey.pem""#,
+        r#""/etc/snug/tls/privkey.pem""#,
         "The certificate's private key.",
-        |config, given| Ok(config.client.tls_private_key = Some(given.path()?)),
+        |config, given| {
+            config.secret_files.push(given.path()?);
+            Ok(config.client.tls_private_key = Some(given.path()?))
+        },
     ),
     setting("federation.enabled", "true", "Whether other servers are spoken with at all.", |config, given| {
         Ok(config.federation.enabled = given.flag()?)
@@ -255,16 +276,19 @@ pub const SETTINGS: &[Setting] = &[
     ),
     optional(
         "federation.tls_certificate",
-        r#""/etc/letsencrypt/live/example.org/fullchain.pem""#,
+        r#""/etc/snug/tls/fullchain.pem""#,
         "The certificate for the name other servers connect to: the server name, or the name in /.well-known/matrix/server. Read \
          again when the file changes.",
         |config, given| Ok(config.federation.tls_certificate = Some(given.path()?)),
     ),
     optional(
         "federation.tls_private_key",
-        r#""/etc/letsencrypt/live/example.org/privkey.pem""#,
+        r#""/etc/snug/tls/privkey.pem""#,
         "The certificate's private key.",
-        |config, given| Ok(config.federation.tls_private_key = Some(given.path()?)),
+        |config, given| {
+            config.secret_files.push(given.path()?);
+            Ok(config.federation.tls_private_key = Some(given.path()?))
+        },
     ),
     optional(
         "federation.name",
@@ -383,6 +407,8 @@ impl Config {
         let mut config = Config { file: Some(file.to_owned()), ..Config::default() };
         if folder.file_name().is_some_and(|name| name == DATA_DIR) || folder.join("database").exists() {
             config.data_dir = folder.clone();
+        } else if file == Path::new(SYSTEM_FILE) {
+            config.data_dir = SYSTEM_DATA_DIR.into();
         }
         let line_of =
             |at: usize| text.as_bytes()[..at.min(text.len())].iter().filter(|byte| **byte == b'\n').count() + 1;
@@ -399,10 +425,13 @@ impl Config {
             let inside = format!("{name}.");
             let at = key.span().start;
             if let Some(setting) = SETTINGS.iter().find(|setting| setting.name == name) {
-                let given = Given { value: value.get_ref(), folder };
+                let given = Given { value: value.get_ref(), folder, example: setting.example };
                 (setting.set)(self, &given).map_err(|message| (Error::of(&name, message), at))?;
             } else if let Some(table) = value.get_ref().as_table().filter(|_| is_section(&inside)) {
                 self.set_all(&inside, table, folder)?;
+            } else if is_section(&inside) {
+                let message = format!("is a section: write [{name}], and its settings below that");
+                return Err((Error::of(&name, message), at));
             } else {
                 return Err((Error::of(&name, unknown(&name)), at));
             }
@@ -415,7 +444,7 @@ impl Config {
             self.data_dir = folder.clone();
         }
         if let Some(name) = &overrides.server_name {
-            self.server_name = server_name(name).map_err(|message| Error::of("--server-name", message))?;
+            self.server_name = own_name(name).map_err(|message| Error::of("--server-name", message))?;
         }
         if let Some(budget) = &overrides.budget {
             self.budget = Some(budget.clone());
@@ -442,6 +471,9 @@ impl Config {
                 let name = format!("{section}.{there}");
                 return Err(Error::of(&name, format!("{section}.{missing} must be set too")));
             }
+        }
+        if self.listen.is_empty() {
+            return Err(Error::of("listen", "needs at least one address, or no app can connect"));
         }
         if self.registration == Registration::Token && self.registration_tokens.is_empty() {
             let message = "\"token\" needs registration_tokens or registration_tokens_file with at least one token";
@@ -490,11 +522,12 @@ impl Default for Config {
             client: Client::default(),
             federation: Federation::default(),
             rooms: Rooms::default(),
+            secret_files: Vec::new(),
         };
         for setting in SETTINGS {
             let Some(default) = setting.default else { continue };
             let value = DeValue::parse(default).expect("every default is TOML");
-            let given = Given { value: value.get_ref(), folder: Path::new("") };
+            let given = Given { value: value.get_ref(), folder: Path::new(""), example: setting.example };
             (setting.set)(&mut config, &given).expect("every default passes its own check");
         }
         config
@@ -504,20 +537,35 @@ impl Default for Config {
 /// The file that was named; or the one in the data folder, or the system's, when there is one.
 fn find(overrides: &Overrides) -> Result<Option<PathBuf>, Error> {
     if let Some(file) = &overrides.config {
-        if !file.exists() {
-            return Err(Error::new(format!("{}: there is no such file", file.display())));
-        }
-        return Ok(Some(file.clone()));
+        return match is_there(file)? {
+            true => Ok(Some(file.clone())),
+            false => Err(Error::new(format!("{}: there is no such file", file.display()))),
+        };
     }
     let folder = overrides.data_dir.clone().unwrap_or_else(|| DATA_DIR.into());
     let known = [folder.join(FILE_NAME), SYSTEM_FILE.into()];
     // A data folder that was named is a server of its own; the system's file is another one's.
     let known = if overrides.data_dir.is_some() { &known[..1] } else { &known[..] };
-    Ok(known.iter().find(|file| file.exists()).cloned())
+    for file in known {
+        if is_there(file)? {
+            return Ok(Some(file.clone()));
+        }
+    }
+    Ok(None)
+}
+
+/// Whether there is such a file. One that cannot be looked at is no missing one: with defaults in its place a command
+/// would work on another server's data.
+fn is_there(file: &Path) -> Result<bool, Error> {
+    match std::fs::metadata(file) {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(Error::new(unreadable(file, &error))),
+    }
 }
 
 fn read(file: &Path) -> Result<String, String> {
-    let wrong = |error: std::io::Error| format!("{}: {error}", file.display());
+    let wrong = |error: std::io::Error| unreadable(file, &error);
     let len = std::fs::metadata(file).map_err(wrong)?.len();
     if len > FILE_BYTES_MAX {
         return Err(format!("{}: {len} bytes are too many for this kind of file", file.display()));
@@ -525,10 +573,22 @@ fn read(file: &Path) -> Result<String, String> {
     std::fs::read_to_string(file).map_err(wrong)
 }
 
+fn unreadable(file: &Path, error: &std::io::Error) -> String {
+    let hint = match error.kind() {
+        ErrorKind::PermissionDenied => {
+            "; run the command as the user the server runs as, such as `sudo -u snug snug …`, or name a data folder of your \
+             own with --data-dir"
+        }
+        _ => "",
+    };
+    format!("{}: {error}{hint}", file.display())
+}
+
 /// A value of the file, and the folder its paths are relative to.
 struct Given<'a> {
     value: &'a DeValue<'a>,
     folder: &'a Path,
+    example: &'static str,
 }
 
 impl Given<'_> {
@@ -537,7 +597,8 @@ impl Given<'_> {
     }
 
     fn texts(&self) -> Result<Vec<&str>, String> {
-        let wrong = || "must be a list of texts in quotes, such as [\"one\", \"two\"]".to_owned();
+        let example = if self.example == "[]" { "[\"one\", \"two\"]" } else { self.example };
+        let wrong = || format!("must be a list of texts in quotes, such as {example}");
         let list = self.value.as_array().ok_or_else(wrong)?;
         list.iter().map(|value| value.get_ref().as_str().ok_or_else(wrong)).collect()
     }
@@ -575,6 +636,14 @@ impl Given<'_> {
             let names: Vec<_> = known.iter().map(|(name, _)| format!("{name:?}")).collect();
             format!("{text:?} is not one of {}", names.join(", "))
         })
+    }
+}
+
+/// Names are compared letter by letter, and other servers write this one as the DNS does.
+fn own_name(text: &str) -> Result<OwnedServerName, String> {
+    match text.contains(|c: char| c.is_ascii_uppercase()) {
+        true => Err(format!("{text:?} must be written in small letters: {:?}", text.to_ascii_lowercase())),
+        false => server_name(text),
     }
 }
 
@@ -617,12 +686,15 @@ fn is_section(prefix: &str) -> bool {
 }
 
 fn unknown(name: &str) -> String {
-    let nearest = SETTINGS.iter().min_by_key(|setting| distance(setting.name, name));
-    let nearest = nearest.map(|setting| setting.name).unwrap_or_default();
     // A setting in the wrong section is near by its last word.
     let last = name.rsplit('.').next().unwrap_or(name);
     let moved = SETTINGS.iter().find(|setting| setting.name.rsplit('.').next() == Some(last));
-    format!("there is no such setting; the nearest is {}", moved.map_or(nearest, |setting| setting.name))
+    let nearest = SETTINGS.iter().map(|setting| (distance(setting.name, name), setting)).min_by_key(|(far, _)| *far);
+    let nearest = nearest.filter(|(far, _)| *far <= name.len() / 2).map(|(_, setting)| setting);
+    match moved.or(nearest) {
+        Some(setting) => format!("there is no such setting; the nearest is {}", setting.name),
+        None => "there is no such setting; `snug sample-config` prints all there are".to_owned(),
+    }
 }
 
 /// How many letters must be changed, added or taken away to make one word of the other.
@@ -698,8 +770,23 @@ mod tests {
         );
         check(
             "listen = \"127.0.0.1:1\"",
-            "/etc/x/snug.toml:1: listen: must be a list of texts in quotes, such as [\"one\", \"two\"]",
+            "/etc/x/snug.toml:1: listen: must be a list of texts in quotes, such as [\"127.0.0.1:8008\"]",
         );
+        check(
+            "log = \"verbose\"",
+            "/etc/x/snug.toml:1: log: \"verbose\" is not one of error, warn, info, debug, trace, off or a list such as \
+             \"info,snug::remote=debug\"",
+        );
+        parse("log = \"info,snug::remote=debug\"").unwrap();
+        check(
+            "server_name = \"Example.org\"",
+            "/etc/x/snug.toml:1: server_name: \"Example.org\" must be written in small letters: \"example.org\"",
+        );
+        check(
+            "federation = true",
+            "/etc/x/snug.toml:1: federation: is a section: write [federation], and its settings below that",
+        );
+        check("listen = []", "listen: needs at least one address, or no app can connect");
         check(
             "[federation]\nenabled = 1",
             "/etc/x/snug.toml:2: federation.enabled: must be true or false, not integer",
@@ -719,6 +806,10 @@ mod tests {
         check(
             "[federation]\nserver_name = \"x\"",
             "/etc/x/snug.toml:2: federation.server_name: there is no such setting; the nearest is server_name",
+        );
+        check(
+            "port = 8008",
+            "/etc/x/snug.toml:1: port: there is no such setting; `snug sample-config` prints all there are",
         );
     }
 

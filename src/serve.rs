@@ -1,11 +1,14 @@
 //! The boot sequence, and the shutdown sequence in reverse.
 //!
 //! [`Server::build`] makes every part once, bottom to top; [`Server::open`] lets requests in and starts what works by itself;
-//! [`Server::stop`] takes it all down, top to bottom. [`run`] is that for a process of its own.
+//! [`Server::stop`] takes it all down, top to bottom. [`run`] is that for a process of its own. What lies in the data folder
+//! is in `serve/folder.rs`.
+
+mod folder;
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,9 +20,9 @@ use crate::admin::{self, Admin};
 use crate::base::{Clock, Random};
 use crate::budget::{self, Budget, Grant, Profile};
 use crate::client::{self, Client};
-use crate::config::{self, Config, FILE_NAME};
+use crate::config::{self, Config};
 use crate::deliver::{Sender, SenderOptions};
-use crate::federation::{self, Federation, OldKey};
+use crate::federation::{self, Federation};
 use crate::feed::Feed;
 use crate::http::{Door, Limits, Listener, Router, tls::Certificate};
 use crate::matrix::sign;
@@ -29,22 +32,13 @@ use crate::room::{self, Rooms, admission::Policy};
 use crate::store::{Store, StoreOptions};
 use crate::user::{self, Users};
 
+use self::folder::{DATABASE, MEDIA, SCRATCH};
+pub use self::folder::{SOCKET, check_owner, has_data, kept, known_signing_key, old_signing_keys, user_name};
+
 /// How long answers under way may take once the server is told to stop. A sync that waits is cut off; the app asks again.
 const GRACE: Duration = Duration::from_secs(3);
 /// Connections to one other server at once.
 const PER_HOST_MAX: usize = 2;
-
-/// File systems round times.
-const CLOCK_SLACK_MS: u64 = 5_000;
-
-/// Files and folders in the data folder.
-const DATABASE: &str = "database";
-const SCRATCH: &str = "scratch";
-const MEDIA: &str = "media";
-const SIGNING_KEY: &str = "signing.key";
-const OLD_SIGNING_KEYS: &str = "old-signing-keys";
-/// Where the commands find the running server.
-pub const SOCKET: &str = "admin.sock";
 
 /// Why the server cannot start: a sentence for the operator.
 #[derive(Debug)]
@@ -69,7 +63,7 @@ pub fn run(config: Config, command: &str) -> Result<(), Failed> {
     let budget = Budget::from_profile(profile(&config)?);
     let runtime = runtime(&budget)?;
     let done = runtime.block_on(async {
-        let first = first_file(&config)?;
+        let first = folder::first_file(&config)?;
         let mut server = Server::build(&config, Clock::real(), Random::os(), budget).await?;
         // Before the ports are open, so that nobody who saw them open can miss with a signal.
         let (mut interrupt, mut terminate) = (on(SignalKind::interrupt())?, on(SignalKind::terminate())?);
@@ -176,15 +170,20 @@ impl Server {
     pub async fn build(config: &Config, clock: Clock, random: Random, budget: Budget) -> Result<Server, Failed> {
         let config = config.clone();
         let folder = &config.data_dir;
-        make_folders(folder)?;
-        remember_time(folder, &clock);
+        folder::make(folder)?;
+        folder::remember_time(folder, &clock);
         let (store, _database) = open_store(folder, &budget)?;
-        let key = Arc::new(signing_key(folder, &random)?);
+        folder::empty_scratch(folder)?;
+        let key = Arc::new(folder::signing_key(folder, &random)?);
         let old_keys = old_signing_keys(folder)?;
         let server_name = config.server_name.clone();
+        let of =
+            |section: &'static str| move |error: Failed| failed(format_args!("the certificate of [{section}]"), error);
+        let pair = &config.federation;
         let federation_certificate =
-            certificate(&config.federation.tls_certificate, &config.federation.tls_private_key)?;
-        let client_certificate = certificate(&config.client.tls_certificate, &config.client.tls_private_key)?;
+            certificate(&pair.tls_certificate, &pair.tls_private_key).map_err(of("federation"))?;
+        let pair = &config.client;
+        let client_certificate = certificate(&pair.tls_certificate, &pair.tls_private_key).map_err(of("client"))?;
 
         let feed = Feed::new(clock.clone());
         let remote = remote(&config, &key, &clock, &random, &budget, &store)?;
@@ -213,6 +212,7 @@ impl Server {
             remote: remote.clone(),
             server: server_name.clone(),
         });
+        check_name(&users, &config).await?;
         let media = Media::new(media::Parts {
             store: store.clone(),
             clock: clock.clone(),
@@ -434,7 +434,8 @@ fn remote(
     options.allow_private = settings.allow_private_addresses;
     options.enabled = settings.enabled;
     if let Some(file) = &settings.extra_ca_file {
-        let pem = std::fs::read(file).map_err(|error| failed(file.display(), error))?;
+        let wrong = |error| failed(format_args!("federation.extra_ca_file: {}", file.display()), error);
+        let pem = std::fs::read(file).map_err(wrong)?;
         options.extra_ca_pem = Some(pem);
     }
     Remote::new(options, clock.clone(), random.clone(), budget, store.clone()).map_err(Failed)
@@ -459,36 +460,61 @@ async fn bind(address: SocketAddr) -> Result<Listener, Failed> {
     }
     let hint = match error.kind() {
         std::io::ErrorKind::AddrInUse => " (is another server running?)",
+        std::io::ErrorKind::AddrNotAvailable => " (this machine has no such address)",
         std::io::ErrorKind::PermissionDenied => " (ports below 1024 need the capability CAP_NET_BIND_SERVICE)",
         _ => "",
     };
     Err(failed(format_args!("cannot listen on {address}"), format_args!("{error}{hint}")))
 }
 
-/// Nobody else on the machine may read what is in there.
-fn make_folders(folder: &Path) -> Result<(), Failed> {
-    let scratch = folder.join(SCRATCH);
-    // What an earlier run left: its readers are gone.
-    let _ = std::fs::remove_dir_all(&scratch);
-    for folder in [folder, &scratch, &folder.join(MEDIA)] {
-        std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(folder)
-            .map_err(|error| failed(folder.display(), error))?;
-    }
-    Ok(())
+/// How often `compact` says that it is still at it.
+const COMPACT_SAYS: Duration = Duration::from_secs(10);
+
+/// Gives freed pages of a stopped server's database back to the file system; `say` hears how it goes. Answers the bytes of
+/// the file before and after. Cut off, it leaves the database as it was or partly smaller.
+pub fn compact(config: &Config, say: &mut dyn FnMut(&str)) -> Result<(u64, u64), Failed> {
+    let file = config.data_dir.join(DATABASE);
+    let bytes = || std::fs::metadata(&file).map(|found| found.len()).map_err(|error| failed(file.display(), error));
+    folder::check_owner(&config.data_dir)?;
+    let before = bytes()?;
+    let (store, _grant) = open_store(&config.data_dir, &Budget::from_profile(profile(config)?))?;
+    say(&format!("{} has {}; what is free in it goes back to the disk …", file.display(), budget::human(before)));
+    let (done, wait) = std::sync::mpsc::channel();
+    let worker = std::thread::spawn({
+        let store = store.clone();
+        move || {
+            let compacted = store.compact_blocking();
+            store.close_blocking();
+            let _ = done.send(compacted);
+        }
+    });
+    let compacted = loop {
+        match wait.recv_timeout(COMPACT_SAYS) {
+            Ok(compacted) => break compacted,
+            Err(std::sync::mpsc::RecvTimeoutError::Timeout) => say(&format!("… {} now", budget::human(bytes()?))),
+            Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => break Err(crate::store::Error::Closed),
+        }
+    };
+    let _ = worker.join();
+    compacted.map_err(|error| failed(file.display(), error))?;
+    Ok((before, bytes()?))
 }
 
-/// A board without a clock battery wakes up in the past. It is at least as late as when the database was last written.
-fn remember_time(folder: &Path, clock: &Clock) {
-    let written = std::fs::metadata(folder.join(DATABASE)).and_then(|found| found.modified()).ok();
-    let Some(since) = written.and_then(|at| at.duration_since(std::time::UNIX_EPOCH).ok()) else { return };
-    let written_ms = since.as_millis() as u64;
-    if written_ms > clock.read_ms() + CLOCK_SLACK_MS {
-        tracing::warn!("the clock stands before the last time this server ran: is the date right?");
+/// A server's name is part of every user's and room's name, so it stays what it was when the first account was made; there
+/// are no rooms before that.
+async fn check_name(users: &Users, config: &Config) -> Result<(), Failed> {
+    let oldest = users.list(None, 1).await.map_err(|error| failed("the accounts cannot be read", error))?;
+    let Some(account) = oldest.first() else { return Ok(()) };
+    let (was, now) = (account.user_id.server_name(), &config.server_name);
+    if was == now {
+        return Ok(());
     }
-    clock.remember_ms(written_ms);
+    let folder = config.data_dir.display();
+    Err(Failed(format!(
+        "the server name is {now}, but the data in {folder} is {was}'s: it has accounts such as {}, and a server cannot be \
+         renamed. Set server_name = \"{was}\" again, or begin a new server with an empty data folder",
+        account.user_id
+    )))
 }
 
 fn open_store(folder: &Path, budget: &Budget) -> Result<(Store, Grant), Failed> {
@@ -503,81 +529,6 @@ fn open_store(folder: &Path, budget: &Budget) -> Result<(Store, Grant), Failed> 
     Ok((store, grant))
 }
 
-/// The key every event and request of this server is signed with; made at the first start.
-fn signing_key(folder: &Path, random: &Random) -> Result<sign::Key, Failed> {
-    if let Some(key) = known_signing_key(folder)? {
-        return Ok(key);
-    }
-    let file = folder.join(SIGNING_KEY);
-    let mut seed = [0; 32];
-    random.fill(&mut seed);
-    let key = sign::Key::from_seed(&format!("a_{}", random.token(4)), seed);
-    write_secret(&file, &key.to_file()).map_err(|error| failed(file.display(), error))?;
-    Ok(key)
-}
-
-/// The signing key of a data folder, when there is one.
-pub fn known_signing_key(folder: &Path) -> Result<Option<sign::Key>, Failed> {
-    let file = folder.join(SIGNING_KEY);
-    match std::fs::read_to_string(&file) {
-        Ok(text) => sign::Key::parse(&text).map(Some).map_err(|error| failed(file.display(), error)),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(failed(file.display(), error)),
-    }
-}
-
-/// Written beside and moved, so that a power cut leaves no half of a key.
-fn write_secret(file: &Path, text: &str) -> std::io::Result<()> {
-    use std::io::Write;
-    let beside = file.with_extension("new");
-    let mut made = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
-    made.write_all(text.as_bytes())?;
-    made.sync_all()?;
-    std::fs::rename(&beside, file)
-}
-
-/// Keys this server signed with before, one on a line: `ed25519:NAME PUBLIC_KEY EXPIRED_MS`.
-pub fn old_signing_keys(folder: &Path) -> Result<Vec<OldKey>, Failed> {
-    let file = folder.join(OLD_SIGNING_KEYS);
-    let text = match std::fs::read_to_string(&file) {
-        Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(failed(file.display(), error)),
-    };
-    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty() && !line.starts_with('#'));
-    lines
-        .map(|(at, line)| {
-            old_signing_key(line).ok_or_else(|| {
-                let wrong = "a line must be `ed25519:NAME PUBLIC_KEY EXPIRED_MS`";
-                failed(format_args!("{}:{}", file.display(), at + 1), wrong)
-            })
-        })
-        .collect()
-}
-
-fn old_signing_key(line: &str) -> Option<OldKey> {
-    let mut words = line.split_whitespace();
-    let (id, public, expired_ms) = (words.next()?, words.next()?, words.next()?);
-    let public = sign::PublicKey::from_base64(public.trim_end_matches('='))?;
-    id.strip_prefix("ed25519:").filter(|name| !name.is_empty())?;
-    Some(OldKey { id: id.to_owned(), public, expired_ms: expired_ms.parse().ok()? })
-}
-
-/// At the very first start: a short config file in the data folder. Answers where it was written.
-fn first_file(config: &Config) -> Result<Option<PathBuf>, Failed> {
-    let file = config.data_dir.join(FILE_NAME);
-    if config.file.is_some() || file.exists() {
-        return Ok(None);
-    }
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(&config.data_dir)
-        .map_err(|error| failed(config.data_dir.display(), error))?;
-    write_secret(&file, &config.first_file()).map_err(|error| failed(file.display(), error))?;
-    Ok(Some(file))
-}
-
 /// What a person at the terminal wants to know.
 async fn greet(server: &Server, first: Option<&Path>, command: &str) {
     let url = public_url(server);
@@ -587,6 +538,12 @@ async fn greet(server: &Server, first: Option<&Path>, command: &str) {
     }
     match server.users.setup_code().await {
         Ok(Some(code)) => {
+            if server.config.server_name == "localhost" {
+                println!(
+                    "\nThe name localhost is for trying things out. It becomes part of every account's name and cannot be changed \
+                     after the first one:\nset server_name first if other servers shall find this one."
+                );
+            }
             println!(
                 "\nThere is no account yet. Make the first one, an administrator's, with this link, which works once:\n\n    \
                  {url}{}{code}\n\nor with this command:\n\n    {command} user add NAME --admin\n",

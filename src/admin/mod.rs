@@ -46,6 +46,7 @@ pub fn routes(router: &mut Router, admin: &Arc<Admin>) {
         .post("/users/{user}/deactivate", users::deactivate)
         .get("/rooms", rooms::list)
         .post("/rooms/{room}/allow", rooms::allow)
+        .post("/rooms/{room}/cancel", rooms::cancel)
         .get("/budget", budget::table);
 }
 

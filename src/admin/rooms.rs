@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::{Admin, PAGE_ROWS, error::Error, page};
-use crate::http::{Request, Response};
+use crate::http::{Answer, Request, Response};
 
 /// `GET /rooms?after=!room`: at most a page of rooms, the joins under way, and rooms that wait to be allowed.
 pub async fn list(admin: Arc<Admin>, request: Request) -> Result<Response, Error> {
@@ -30,4 +30,13 @@ pub async fn allow(admin: Arc<Admin>, mut request: Request) -> Result<Response, 
     let Allow { allowed } = request.json().await?;
     admin.rooms.allow(&room_id, allowed).await?;
     Ok(Response::ok())
+}
+
+/// `POST /rooms/{room}/cancel`: ends a join of this room that is under way or waits to go on.
+pub async fn cancel(admin: Arc<Admin>, request: Request) -> Result<Response, Error> {
+    let room_id: OwnedRoomId = request.param_as("room")?;
+    match admin.rooms.cancel_join(&room_id).await? {
+        true => Ok(Response::ok()),
+        false => Err(Answer::not_found(format!("no join of {room_id} is under way")).into()),
+    }
 }

@@ -20,7 +20,7 @@ use std::sync::Arc;
 
 pub use account::{Account, Grant, Refused};
 pub use choose::{Choice, choose};
-pub use profile::{AccountRow, Profile, ProfileError, WhenEmpty, human, parse_bytes};
+pub use profile::{AccountRow, Profile, ProfileError, WhenEmpty, human, is_path, parse_bytes};
 
 use account::Nth;
 

@@ -164,8 +164,7 @@ impl Profile {
 
     /// A shipped name, or the path of a file when it looks like one.
     pub fn named(name_or_path: &str) -> Result<Self, ProfileError> {
-        let is_path = name_or_path.contains('/') || name_or_path.ends_with(".toml");
-        if is_path { Self::from_file(Path::new(name_or_path)) } else { Self::get(name_or_path) }
+        if is_path(name_or_path) { Self::from_file(Path::new(name_or_path)) } else { Self::get(name_or_path) }
     }
 
     pub fn parse(name: &str, text: &str) -> Result<Self, ProfileError> {
@@ -314,6 +313,11 @@ pub fn parse_bytes(text: &str) -> Result<u64, String> {
         Ok(number) if (0.0..1e12).contains(&number) => Ok((number * unit as f64).round() as u64),
         _ => Err(format!("{text:?} is not a number of bytes such as 4096, \"64 KiB\" or \"1.5 MiB\"")),
     }
+}
+
+/// Whether a profile's name is that of a file.
+pub fn is_path(name_or_path: &str) -> bool {
+    name_or_path.contains('/') || name_or_path.ends_with(".toml")
 }
 
 /// Bytes for people: "1.50 MiB".

@@ -1,13 +1,15 @@
 //! `snug check`: looks at everything a newcomer gets wrong, and says it in plain sentences.
 
+use std::fs::Metadata;
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
-
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ruma::{OwnedServerName, ServerName};
+use ruma::OwnedServerName;
 use serde_json::Value;
 
 use super::{Local, print};
@@ -27,6 +29,8 @@ const CERTIFICATE_DAYS_MIN: u64 = 14;
 const CLOCK_MS_MIN: u64 = 1_760_000_000_000;
 const CONNECT: Duration = Duration::from_secs(3);
 const DISK_BYTES_MIN: u64 = 256 << 20;
+/// A database from here on is worth a word about its size.
+const COMPACT_BYTES: u64 = 256 << 20;
 
 /// What was found, in the order it was looked at.
 #[derive(Default)]
@@ -73,7 +77,14 @@ pub fn run(overrides: &Overrides) -> ExitCode {
 
 fn all(config: &Config, report: &mut Report) {
     settings(config, report);
+    // Before anything else in the folder is looked at: who may not ask the server may not look at its files either.
+    let running = match Local::running(config) {
+        Ok(server) => server.is_some(),
+        Err(error) => return report.bad(format!("Nothing more can be looked at: {error}.")),
+    };
+    report.note(if running { "The server is running." } else { "The server is not running." });
     data(config, report);
+    secrets(config, report);
     let now_ms = Clock::real().now_ms();
     if now_ms < CLOCK_MS_MIN {
         report.bad(format!("The clock says {}, which is wrong: set it, or let NTP do it.", date(now_ms)));
@@ -89,8 +100,6 @@ fn all(config: &Config, report: &mut Report) {
             Err(error) => report.bad(format!("The certificate of [{section}] cannot be used: {error}.")),
         }
     }
-    let running = matches!(Local::running(config), Ok(Some(_)));
-    report.note(if running { "The server is running." } else { "The server is not running." });
     ports(config, running, report);
     federation(config, running, report);
 }
@@ -115,7 +124,10 @@ fn settings(config: &Config, report: &mut Report) {
 fn data(config: &Config, report: &mut Report) {
     let folder = &config.data_dir;
     match std::fs::metadata(folder) {
-        Ok(found) if found.is_dir() => report.good(format!("The data folder is {}.", folder.display())),
+        Ok(found) if found.is_dir() => {
+            report.good(format!("The data folder is {}.", folder.display()));
+            files(folder, &found, report);
+        }
         Ok(_) => report.bad(format!("The data folder {} is no folder.", folder.display())),
         Err(error) if error.kind() == ErrorKind::NotFound => {
             report.note(format!("The data folder {} will be made at the first start.", folder.display()));
@@ -138,6 +150,58 @@ fn data(config: &Config, report: &mut Report) {
     if let Err(error) = serve::old_signing_keys(folder) {
         report.bad(format!("The old signing keys cannot be used: {error}."));
     }
+}
+
+/// Everything in the data folder belongs to its owner and is for nobody else to read.
+fn files(folder: &Path, found: &Metadata, report: &mut Report) {
+    let owner = found.uid();
+    if is_open(found, 0o077) {
+        let open = "may be looked into by other users of this machine";
+        report.bad(format!("The data folder {open} (mode {:o}): chmod go= {}", found.mode() & 0o777, folder.display()));
+    }
+    for file in serve::kept(folder) {
+        // What is missing is made.
+        let Ok(found) = std::fs::metadata(&file) else { continue };
+        if found.uid() != owner {
+            let (file_owner, owner) = (serve::user_name(found.uid()), serve::user_name(owner));
+            let (file, folder) = (file.display(), folder.display());
+            report.bad(format!(
+                "{file} belongs to {file_owner} and the data folder to {owner}, who cannot use it: sudo chown -R {owner}: {folder}"
+            ));
+        } else if found.is_file() && is_open(&found, 0o077) {
+            too_open(&file, &found, "go=", report);
+        }
+    }
+    if let Ok(database) = std::fs::metadata(&serve::kept(folder)[0])
+        && database.len() > COMPACT_BYTES
+    {
+        report.note(format!(
+            "The database takes {}. What is free in it is used again; `snug compact` gives it back to the disk.",
+            human(database.len())
+        ));
+    }
+}
+
+/// Keys and tokens elsewhere: a group may read them, such as that of the server's user.
+fn secrets(config: &Config, report: &mut Report) {
+    for file in &config.secret_files {
+        if let Ok(found) = std::fs::metadata(file)
+            && is_open(&found, 0o007)
+        {
+            too_open(file, &found, "o=", report);
+        }
+    }
+}
+
+fn is_open(found: &Metadata, bits: u32) -> bool {
+    found.mode() & bits != 0
+}
+
+fn too_open(file: &Path, found: &Metadata, mend: &str, report: &mut Report) {
+    let (mode, file) = (found.mode() & 0o777, file.display());
+    report.bad(format!(
+        "{file} has secrets in it that other users of this machine may read (mode {mode:o}): chmod {mend} {file}"
+    ));
 }
 
 fn dates(section: &str, certificate: &Certificate, now_ms: u64, report: &mut Report) {
@@ -222,15 +286,12 @@ fn federation(config: &Config, running: bool, report: &mut Report) {
     }
 }
 
-/// Another server, as far as this one can tell: it looks for our name as anybody would, or in a closed network as its
-/// settings say.
+/// Another server, as far as this one can tell: it looks for our name as anybody would.
 fn stranger(config: &Config) -> Result<Remote, String> {
     let name = OwnedServerName::try_from("check.invalid").map_err(|error| error.to_string())?;
     let mut seed = [0; 32];
     Random::os().fill(&mut seed);
     let mut options = RemoteOptions::new(name, Arc::new(sign::Key::from_seed("check", seed)));
-    options.overrides = config.federation.overrides.clone();
-    options.allow_private = config.federation.allow_private_addresses;
     if let Some(file) = &config.federation.extra_ca_file {
         options.extra_ca_pem = Some(std::fs::read(file).map_err(|error| format!("{}: {error}", file.display()))?);
     }
@@ -244,12 +305,9 @@ async fn reach(config: &Config, remote: &Remote, running: bool, report: &mut Rep
         Ok((host, addresses)) => {
             let shown: Vec<_> = addresses.iter().map(ToString::to_string).collect();
             report.good(format!("Other servers look for {name} at {} as {host}.", shown.join(", ")));
-            if config.federation.overrides.iter().any(|(known, _)| known.eq_ignore_ascii_case(name.as_str())) {
-                report.note("That is what federation.overrides says: others find it there only if theirs, or the DNS, say the same.");
-            } else if addresses.iter().all(|address| remote::is_private(address.ip())) {
+            if addresses.iter().all(|address| remote::is_private(address.ip())) {
                 report.note("That is an address of your own network: only machines inside it can get there.");
             }
-            led_to(config, &host, report);
         }
         Err(error) => {
             return report.bad(format!(
@@ -267,34 +325,9 @@ async fn reach(config: &Config, remote: &Remote, running: bool, report: &mut Rep
         Ok(said) => whose(config, &said, report),
         Err(error) => report.bad(format!(
             "This machine does not reach the server as others would: it {error}. Is port 8448, or the one in \
-             /.well-known/matrix/server, forwarded to it? Is the certificate for that name, with its whole chain, and from an \
-             authority everybody trusts, such as Let's Encrypt? (Some home routers do not let a machine reach itself from inside; \
-             then try from outside.)"
+             /.well-known/matrix/server, forwarded to it, and is the certificate for that name? (Some home routers do not let a \
+             machine reach itself from inside; then try from outside.)"
         )),
-    }
-}
-
-/// Whether the name others are led to is the one they were told, and the one our certificate is for.
-fn led_to(config: &Config, host: &str, report: &mut Report) {
-    let settings = &config.federation;
-    if let Some(told) = settings.name.as_deref().filter(|told| *told != host) {
-        report.bad(format!(
-            "federation.name is {told}, but other servers are led to {host}: https://{}/.well-known/matrix/server is not there, or \
-             says something else.",
-            config.server_name.host()
-        ));
-    }
-    let bare = <&ServerName>::try_from(host).map_or(host, |name| name.host());
-    let bare = bare.trim_start_matches('[').trim_end_matches(']');
-    // One that cannot be read was told of already.
-    match serve::certificate(&settings.tls_certificate, &settings.tls_private_key) {
-        Ok(Some(certificate)) if certificate.is_for(bare) => {
-            report.good(format!("The certificate of [federation] is for {bare}."));
-        }
-        Ok(Some(_)) => report.bad(format!(
-            "The certificate of [federation] is not for {bare}, which is the name other servers insist on."
-        )),
-        _ => {}
     }
 }
 

@@ -30,11 +30,27 @@ pub struct Local {
 }
 
 impl Local {
-    /// The running server, or the stopped one.
+    /// The running server, or the stopped one. One that never ran is not made: the command looks in the wrong folder then.
     pub fn connect(config: &Config) -> Result<Local, String> {
         if let Some(local) = Local::running(config)? {
             return Ok(local);
         }
+        if !serve::has_data(&config.data_dir).map_err(|error| error.to_string())? {
+            return Err(nobody_home(config));
+        }
+        Local::stopped(config)
+    }
+
+    /// The same; a server that never ran is made. Answers whether it was.
+    pub fn connect_or_make(config: &Config) -> Result<(Local, bool), String> {
+        if let Some(local) = Local::running(config)? {
+            return Ok((local, false));
+        }
+        let new = !serve::has_data(&config.data_dir).map_err(|error| error.to_string())?;
+        Ok((Local::stopped(config)?, new))
+    }
+
+    fn stopped(config: &Config) -> Result<Local, String> {
         let runtime = runtime()?;
         let profile = serve::profile(config).map_err(|error| error.to_string())?;
         let (server, requests) = runtime.block_on(async {
@@ -63,6 +79,11 @@ impl Local {
                 Err(format!("{}: {error}{hint}", socket.display()))
             }
         }
+    }
+
+    /// Whether the server runs for this command only.
+    pub fn is_stopped(&self) -> bool {
+        self.server.is_some()
     }
 
     pub fn get(&mut self, path: &str) -> Result<Value, String> {
@@ -111,6 +132,15 @@ impl Local {
             }
         })
     }
+}
+
+/// There is no server's data where the config says.
+pub fn nobody_home(config: &Config) -> String {
+    format!(
+        "no server has its data in {}. Name its folder with --data-dir, or its config file with --config; the first start or \
+         `snug user add` begins a new server",
+        config.data_dir.display()
+    )
 }
 
 /// One thread is enough for one command.

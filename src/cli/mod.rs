@@ -31,7 +31,6 @@ const PASSWORD_CHARS: usize = 16;
 #[command(
     name = "snug",
     version,
-    disable_help_subcommand = true,
     after_help = "Examples:
   snug                                     run the server
   snug serve --config /etc/snug/snug.toml  the same with a config file
@@ -72,10 +71,11 @@ SIGINT (Ctrl-C) and SIGTERM stop it in order.")]
     /// Accounts: add, password, list, admin, deactivate
     #[command(subcommand)]
     User(User),
-    /// Rooms, and joins under way; `rooms allow` lets one room in that the policy keeps out
+    /// Rooms, and joins under way: allow, cancel
     #[command(after_help = "Examples:
   snug rooms
-  snug rooms allow '!big:example.org'")]
+  snug rooms allow '!big:example.org'    let one room in that rooms.admission keeps out
+  snug rooms cancel '!big:example.org'   end a join that is under way")]
     Rooms {
         #[command(subcommand)]
         command: Option<RoomsCommand>,
@@ -89,6 +89,15 @@ SIGINT (Ctrl-C) and SIGTERM stop it in order.")]
     #[command(after_help = "Example:
   snug check --config /etc/snug/snug.toml")]
     Check,
+    /// Give the disk back what left rooms and finished joins freed in the database; the server must be stopped
+    #[command(after_help = "Example:
+  sudo systemctl stop snug
+  sudo -u snug snug compact --config /etc/snug/snug.toml
+  sudo systemctl start snug
+What is free in the file is used again anyway; this makes the file smaller. It takes minutes for each GiB on an SD card, and about
+25 MiB of memory for each GiB, 150 MiB at most, besides the budget's cache. Cutting it off does no harm; the next start then
+takes longer.")]
+    Compact,
     /// Print a config file with every setting
     #[command(after_help = "Example:
   snug sample-config > snug.toml")]
@@ -141,10 +150,14 @@ enum RoomsCommand {
   snug rooms allow '!big:example.org' --remove")]
     Allow {
         room: String,
-        /// Take it back; who is in the room stays
+        /// Take it back: a join under way ends, and who is in the room stays
         #[arg(long)]
         remove: bool,
     },
+    /// End a join that is under way, or that would go on at the next start, and remove what it stored
+    #[command(after_help = "Example:
+  snug rooms cancel '!big:example.org'")]
+    Cancel { room: String },
 }
 
 /// Runs the command; what goes wrong is a sentence on stderr and exit code 1.
@@ -169,10 +182,10 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let done = match arguments.command.unwrap_or(Command::Serve) {
         Command::Serve => serve(&overrides, given.first()),
         Command::User(command) => user(&overrides, command),
-        Command::Rooms { command: None } => rooms(&overrides),
-        Command::Rooms { command: Some(RoomsCommand::Allow { room, remove }) } => allow(&overrides, &room, !remove),
+        Command::Rooms { command } => rooms_command(&overrides, command),
         Command::Budget => budget(&overrides),
         Command::Check => return check::run(&overrides),
+        Command::Compact => compact(&overrides),
         Command::SampleConfig => {
             print(&Config::sample());
             Ok(())
@@ -211,38 +224,59 @@ fn user(overrides: &Overrides, command: User) -> Result<(), String> {
     let config = load(overrides)?;
     // Asked for before anything is opened: a person thinks long.
     let password = match &command {
-        User::Add { name, .. } | User::Password { name } => Some(new_password(name)?),
-        _ => None,
+        User::Add { name, .. } | User::Password { name } => new_password(name)?,
+        _ => NewPassword::default(),
     };
-    let mut local = Local::connect(&config)?;
-    let said = match command {
+    if !matches!(command, User::Add { .. }) {
+        return with_local(Local::connect(&config)?, |local| user_asked(local, command, &password));
+    }
+    let (local, new) = Local::connect_or_make(&config)?;
+    if new {
+        print(&format!(
+            "A new server was begun in {}, with the name {}.\n",
+            config.data_dir.display(),
+            config.server_name
+        ));
+    }
+    with_local(local, |local| user_asked(local, command, &password))
+}
+
+/// Prints what the server answered and takes a server down that was opened for this, also when it refused.
+fn with_local(mut local: Local, ask: impl FnOnce(&mut Local) -> Result<String, String>) -> Result<(), String> {
+    let said = ask(&mut local);
+    local.close();
+    Ok(print(&said?))
+}
+
+fn user_asked(local: &mut Local, command: User, new: &NewPassword) -> Result<String, String> {
+    Ok(match command {
         User::Add { name, admin } => {
-            let (password, made_up) = password.expect("it was asked for");
-            let made = local.post("/users", json!({ "name": name, "password": password, "admin": admin }))?;
-            format!("{} was made.{}\n", text(&made, "user_id"), told(&password, made_up))
+            let made = local.post("/users", json!({ "name": name, "password": new.password, "admin": admin }))?;
+            format!("{} was made.{}\n", text(&made, "user_id"), told(new))
         }
         User::Password { name } => {
-            let (password, made_up) = password.expect("it was asked for");
             let path = format!("/users/{}/password", encode(&name));
-            let changed = local.post(&path, json!({ "password": password }))?;
-            let told = told(&password, made_up);
-            format!("{} has a new password; its sessions have ended.{told}\n", text(&changed, "user_id"))
+            let changed = local.post(&path, json!({ "password": new.password })).map_err(about(&name))?;
+            format!("{} has a new password; its sessions have ended.{}\n", text(&changed, "user_id"), told(new))
         }
-        User::List => users(&mut local)?,
+        User::List => users(local)?,
         User::Admin { name, remove } => {
             let path = format!("/users/{}/admin", encode(&name));
-            let changed = local.post(&path, json!({ "admin": !remove }))?;
+            let changed = local.post(&path, json!({ "admin": !remove })).map_err(about(&name))?;
             let now = if remove { "is no administrator any more" } else { "is an administrator now" };
             format!("{} {now}.\n", text(&changed, "user_id"))
         }
         User::Deactivate { name } => {
-            let closed = local.post(&format!("/users/{}/deactivate", encode(&name)), json!({}))?;
+            let path = format!("/users/{}/deactivate", encode(&name));
+            let closed = local.post(&path, json!({})).map_err(about(&name))?;
             format!("{} is closed for good.\n", text(&closed, "user_id"))
         }
-    };
-    print(&said);
-    local.close();
-    Ok(())
+    })
+}
+
+fn about(name: &str) -> impl FnOnce(String) -> String {
+    let name = name.to_owned();
+    move |error| format!("{name}: {error}")
 }
 
 fn users(local: &mut Local) -> Result<String, String> {
@@ -257,8 +291,22 @@ fn users(local: &mut Local) -> Result<String, String> {
     Ok(out)
 }
 
-fn rooms(overrides: &Overrides) -> Result<(), String> {
-    let mut local = Local::connect(&load(overrides)?)?;
+fn rooms_command(overrides: &Overrides, command: Option<RoomsCommand>) -> Result<(), String> {
+    if let Some(RoomsCommand::Allow { room, .. } | RoomsCommand::Cancel { room }) = &command
+        && !room.starts_with('!')
+    {
+        return Err(format!(
+            "{room:?} is no room's id, such as '!big:example.org'; `snug rooms` lists those known here"
+        ));
+    }
+    with_local(Local::connect(&load(overrides)?)?, |local| match command {
+        None => rooms(local),
+        Some(RoomsCommand::Allow { room, remove }) => allow(local, &room, !remove),
+        Some(RoomsCommand::Cancel { room }) => cancel(local, &room),
+    })
+}
+
+fn rooms(local: &mut Local) -> Result<String, String> {
     let mut out = format!("{:<50} {:>8} {:>9} {:>11}  {}\n", "room", "members", "events", "bytes", "name");
     let (mut joins, mut asked) = (Vec::new(), Vec::new());
     local.pages("/rooms", &mut |page| {
@@ -288,19 +336,37 @@ fn rooms(overrides: &Overrides) -> Result<(), String> {
             ),
         });
     }
-    print(&out);
-    local.close();
-    Ok(())
+    Ok(out)
 }
 
-fn allow(overrides: &Overrides, room: &str, allowed: bool) -> Result<(), String> {
-    let mut local = Local::connect(&load(overrides)?)?;
+fn allow(local: &mut Local, room: &str, allowed: bool) -> Result<String, String> {
     local.post(&format!("/rooms/{}/allow", encode(room)), json!({ "allowed": allowed }))?;
-    print(&match allowed {
+    Ok(match allowed {
         true => format!("{room} may be joined, however large it is.\n"),
         false => format!("{room} may be joined only if rooms.admission lets it in.\n"),
-    });
-    local.close();
+    })
+}
+
+fn cancel(local: &mut Local, room: &str) -> Result<String, String> {
+    local.post(&format!("/rooms/{}/cancel", encode(room)), json!({}))?;
+    Ok(match local.is_stopped() {
+        true => format!("The join of {room} does not go on; what it stored is removed at the next start.\n"),
+        false => format!("The join of {room} ends at its next step, and what it stored is removed.\n"),
+    })
+}
+
+/// On a stopped server only: the pages of a running one are in use.
+fn compact(overrides: &Overrides) -> Result<(), String> {
+    let config = load(overrides)?;
+    if Local::running(&config)?.is_some() {
+        return Err("the server is running: stop it first, for example with `sudo systemctl stop snug`".to_owned());
+    }
+    if !serve::has_data(&config.data_dir).map_err(|error| error.to_string())? {
+        return Err(local::nobody_home(&config));
+    }
+    let done = serve::compact(&config, &mut |line| eprintln!("{line}"));
+    let (before, after) = done.map_err(|error| error.to_string())?;
+    print(&format!("The database took {} and takes {} now.\n", human(before), human(after)));
     Ok(())
 }
 
@@ -320,12 +386,18 @@ fn text<'a>(value: &'a Value, field: &str) -> &'a str {
     value[field].as_str().unwrap_or("?")
 }
 
-fn told(password: &str, made_up: bool) -> String {
-    if made_up { format!(" The password is {password}") } else { String::new() }
+fn told(new: &NewPassword) -> String {
+    if new.made_up { format!(" The password is {}", new.password) } else { String::new() }
 }
 
-/// A new password and whether it was made up here.
-fn new_password(name: &str) -> Result<(String, bool), String> {
+/// A password, and whether it was made up here.
+#[derive(Default)]
+struct NewPassword {
+    password: String,
+    made_up: bool,
+}
+
+fn new_password(name: &str) -> Result<NewPassword, String> {
     let password = if std::io::stdin().is_terminal() {
         let password = ask(&format!("Password for {name} (empty: one is made up): "))?;
         if !password.is_empty() && ask("The same again: ")? != password {
@@ -335,10 +407,10 @@ fn new_password(name: &str) -> Result<(String, bool), String> {
     } else {
         line()?
     };
-    match password.is_empty() {
-        true => Ok((Random::os().token(PASSWORD_CHARS), true)),
-        false => Ok((password, false)),
-    }
+    Ok(match password.is_empty() {
+        true => NewPassword { password: Random::os().token(PASSWORD_CHARS), made_up: true },
+        false => NewPassword { password, made_up: false },
+    })
 }
 
 /// One line typed without being shown.

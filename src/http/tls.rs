@@ -3,11 +3,10 @@
 //! A renewal that cannot be read keeps the certificate that works and says why in the log, once for each broken version.
 
 use crate::base::{self, Clock};
-use rustls::client::verify_server_name;
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::server::{ClientHello, ParsedCertificate, ResolvesServerCert, ServerSessionMemoryCache};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::{ClientHello, ResolvesServerCert, ServerSessionMemoryCache};
 use rustls::sign::CertifiedKey;
 use rustls::{CipherSuite, ServerConfig};
 use std::fmt;
@@ -59,14 +58,6 @@ impl Certificate {
     pub fn validity_ms(&self) -> Option<(u64, u64)> {
         let current = self.current.read().unwrap_or_else(PoisonError::into_inner).clone();
         validity_ms(current.cert.first()?)
-    }
-
-    /// Whether it is for a host: a name, or an address without brackets.
-    pub fn is_for(&self, host: &str) -> bool {
-        let current = self.current.read().unwrap_or_else(PoisonError::into_inner).clone();
-        let certificate = current.cert.first().and_then(|leaf| ParsedCertificate::try_from(leaf).ok());
-        let name = ServerName::try_from(host).ok();
-        certificate.zip(name).is_some_and(|(certificate, name)| verify_server_name(&certificate, &name).is_ok())
     }
 
     /// Looks at the files now and then, for ever; run as a task.
@@ -168,11 +159,18 @@ fn read_pair(chain_file: &Path, key_file: &Path) -> Result<CertifiedKey, Unusabl
 }
 
 fn read_small(file: &Path) -> Result<Vec<u8>, Unusable> {
-    let len = std::fs::metadata(file).map_err(|error| unusable(file, error))?.len();
+    let wrong = |error: std::io::Error| match error.kind() {
+        std::io::ErrorKind::PermissionDenied => {
+            let hint = "the user the server runs as must be able to read it (board/README.md has a hook for certbot)";
+            unusable(file, format_args!("{error}; {hint}"))
+        }
+        _ => unusable(file, error),
+    };
+    let len = std::fs::metadata(file).map_err(wrong)?.len();
     if len > PEM_BYTES_MAX {
         return Err(unusable(file, "it is too large to be a PEM file"));
     }
-    std::fs::read(file).map_err(|error| unusable(file, error))
+    std::fs::read(file).map_err(wrong)
 }
 
 fn unusable(file: &Path, why: impl fmt::Display) -> Unusable {
@@ -289,8 +287,6 @@ mod tests {
         let (from, until) = Certificate::read(&chain, &key).unwrap().validity_ms().unwrap();
         // What rcgen writes when nothing is said: from 1975 to 4096.
         assert_eq!((from, until), (157_766_400_000, 67_090_118_400_000));
-        let certificate = Certificate::read(&chain, &key).unwrap();
-        assert!(certificate.is_for("localhost") && !certificate.is_for("example.org") && !certificate.is_for("::1"));
         std::fs::remove_dir_all(folder).unwrap();
     }
 

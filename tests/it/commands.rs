@@ -2,11 +2,11 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
-use crate::house::{Folder, free_port};
-use crate::load::lab::Lab;
+use crate::house::Folder;
 
 /// A running program with a folder of its own.
 struct Running {
@@ -23,11 +23,12 @@ fn snug(folder: &Path) -> Command {
 }
 
 fn start(folder: &Path) -> Running {
-    start_with(folder, &["--listen", "127.0.0.1:0", "--budget", "pi-zero-2w"])
-}
-
-fn start_with(folder: &Path, arguments: &[&str]) -> Running {
-    let mut child = snug(folder).args(arguments).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut child = snug(folder)
+        .args(["--listen", "127.0.0.1:0", "--budget", "pi-zero-2w"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
     let (mut said, mut lines) = (String::new(), BufReader::new(child.stdout.take().unwrap()));
     // The last line of a first start is the command; of a later one, where it is open.
     while !(said.contains("user add NAME") || said.contains("is open at") && folder.join("later").exists()) {
@@ -55,7 +56,7 @@ impl Running {
     }
 }
 
-pub fn run(folder: &Path, arguments: &[&str], stdin: &str) -> Output {
+fn run(folder: &Path, arguments: &[&str], stdin: &str) -> Output {
     let mut child = snug(folder)
         .args(arguments)
         .stdin(Stdio::piped())
@@ -68,11 +69,21 @@ pub fn run(folder: &Path, arguments: &[&str], stdin: &str) -> Output {
 }
 
 #[track_caller]
-pub fn good(folder: &Path, arguments: &[&str], stdin: &str) -> String {
+fn good(folder: &Path, arguments: &[&str], stdin: &str) -> String {
     let done = run(folder, arguments, stdin);
     let (said, wrong) = (String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
     assert!(done.status.success(), "{arguments:?}: {said}{wrong}");
     said.into_owned()
+}
+
+/// What it says on stderr and stdout, when it fails.
+#[track_caller]
+fn bad(folder: &Path, arguments: &[&str], stdin: &str) -> String {
+    let done = run(folder, arguments, stdin);
+    let said = [done.stderr, done.stdout].concat();
+    let said = String::from_utf8_lossy(&said).into_owned();
+    assert_eq!(done.status.code(), Some(1), "{arguments:?}: {said}");
+    said
 }
 
 #[test]
@@ -114,7 +125,10 @@ fn the_first_minute() {
     assert!(!taken.status.success() && String::from_utf8_lossy(&taken.stderr).contains("taken"));
     assert!(good(folder, &["budget"], "").contains("resident at most"));
     good(folder, &["rooms"], "");
+    assert!(bad(folder, &["rooms", "cancel", "!no:b.example"], "").contains("no join of !no:b.example is under way"));
+    assert!(bad(folder, &["compact"], "").contains("the server is running: stop it first"));
     server.stop();
+    assert!(good(folder, &["compact"], "").contains("The database took "));
     assert!(good(folder, &["user", "add", "carol"], "\n").contains("The password is "));
     good(folder, &["user", "admin", "carol"], "");
     good(folder, &["user", "password", "carol"], "another password\n");
@@ -131,104 +145,6 @@ fn the_first_minute() {
     server.stop();
 }
 
-/// What `snug check` says of a server for others: line by line, and how many things are wrong.
-fn checked(folder: &Path) -> (String, bool) {
-    let done = run(folder, &["check", "--config", "snug.toml"], "");
-    (String::from_utf8_lossy(&done.stdout).into_owned(), done.status.success())
-}
-
-/// The settings of a server for others, in a closed network of its own.
-fn closed_network(folder: &Path, name: &str, lab: &Lab, ports: [u16; 2]) -> String {
-    let path = |path: &Path| path.display().to_string();
-    let text = format!(
-        "server_name = \"{name}\"\ndata_dir = \"{}\"\nlisten = [\"127.0.0.1:{}\"]\nbudget = \"pi-zero-2w\"\n\n[federation]\n\
-         listen = [\"127.0.0.1:{}\"]\ntls_certificate = \"{}\"\ntls_private_key = \"{}\"\nextra_ca_file = \"{}\"\n\
-         allow_private_addresses = true\noverrides = {{ \"snug.load.test\" = \"127.0.0.1:{}\", \"other.lan\" = \"127.0.0.1:{}\" }}\n",
-        path(&folder.join("data")),
-        ports[0],
-        ports[1],
-        path(&lab.certificate_file),
-        path(&lab.key_file),
-        path(&lab.ca_file),
-        ports[1],
-        ports[1],
-    );
-    std::fs::write(folder.join("snug.toml"), &text).unwrap();
-    text
-}
-
-#[test]
-fn a_check_tells_a_newcomer_what_others_will_find() {
-    let folder = Folder::new();
-    let folder = folder.path();
-    let (lab, ports) = (Lab::get(&folder.join("lab")).unwrap(), [free_port(), free_port()]);
-    let text = closed_network(folder, "snug.load.test", &lab, ports);
-    let has =
-        |said: &str, line: &str| assert!(said.lines().any(|said| said.starts_with(line)), "no {line:?} in\n{said}");
-    let (here, there) = (format!("127.0.0.1:{}", ports[0]), format!("127.0.0.1:{}", ports[1]));
-
-    // Before the first start.
-    let (said, good) = checked(folder);
-    assert!(good && said.ends_with("\nNothing is wrong.\n"), "{said}");
-    has(&said, "ok    The memory budget pi-zero-2w adds up: 48.00 MiB at most.");
-    has(&said, "ok    The certificate of [federation] is valid until ");
-    has(&said, "note  The server is not running.");
-    has(&said, &format!("ok    {here} is free."));
-    has(&said, &format!("ok    {there} is free."));
-    has(&said, &format!("ok    Other servers look for snug.load.test at {there} as snug.load.test."));
-    has(&said, "ok    The certificate of [federation] is for snug.load.test.");
-    has(&said, "note  Whether they reach it can be checked while the server runs.");
-
-    // Beside the running server.
-    let server = start_with(folder, &["serve", "--config", "snug.toml"]);
-    let (said, good) = checked(folder);
-    assert!(good, "{said}");
-    has(&said, "ok    The signing key is ed25519:");
-    has(&said, "note  The server is running.");
-    has(&said, &format!("ok    {there} is open."));
-    has(&said, "ok    It is reached as other servers would reach it, and it is this one.");
-    let wrong_port =
-        text.replace(&format!("listen = [\"{there}\"]"), &format!("listen = [\"127.0.0.1:{}\"]", free_port()));
-    std::fs::write(folder.join("snug.toml"), wrong_port).unwrap();
-    let (said, good) = checked(folder);
-    assert!(!good && said.ends_with("\nOne thing is wrong.\n"), "{said}");
-    assert!(said.contains(" does not answer: ") && said.contains("Was the config changed since the start?"), "{said}");
-    server.stop();
-
-    // A name the certificate is not for, one that cannot be found, and a port that is taken.
-    closed_network(folder, "other.lan", &lab, ports);
-    let (said, good) = checked(folder);
-    assert!(!good, "{said}");
-    has(
-        &said,
-        "BAD   The certificate of [federation] is not for other.lan, which is the name other servers insist on.",
-    );
-    closed_network(folder, "nowhere.invalid", &lab, ports);
-    let taken = std::net::TcpListener::bind(&there).unwrap();
-    let (said, good) = checked(folder);
-    assert!(!good && said.ends_with("\n2 things are wrong.\n"), "{said}");
-    has(&said, &format!("BAD   {there} is in use by another program."));
-    has(&said, "BAD   Other servers cannot find nowhere.invalid: it cannot be reached: ");
-    assert!(
-        said.contains("It needs an address in the DNS, or a file https://nowhere.invalid/.well-known/matrix/server")
-    );
-    drop(taken);
-
-    // A certificate that nobody has renewed.
-    let old = rcgen::KeyPair::generate().unwrap();
-    let mut params = rcgen::CertificateParams::new(vec!["snug.load.test".to_owned()]).unwrap();
-    (params.not_before, params.not_after) = (rcgen::date_time_ymd(2019, 1, 1), rcgen::date_time_ymd(2020, 3, 1));
-    std::fs::write(&lab.certificate_file, params.self_signed(&old).unwrap().pem()).unwrap();
-    std::fs::write(&lab.key_file, old.serialize_pem()).unwrap();
-    closed_network(folder, "snug.load.test", &lab, ports);
-    let (said, good) = checked(folder);
-    assert!(!good, "{said}");
-    has(&said, "BAD   The certificate of [federation] ended on 2020-03-01.");
-    std::fs::remove_file(&lab.key_file).unwrap();
-    let (said, _) = checked(folder);
-    has(&said, "BAD   The certificate of [federation] cannot be used: ");
-}
-
 #[test]
 fn what_is_wrong_is_said() {
     let folder = Folder::new();
@@ -241,7 +157,133 @@ fn what_is_wrong_is_said() {
     let done = run(folder, &["check", "--config", "wrong.toml"], "");
     assert_eq!(done.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&done.stdout).contains("One thing is wrong"));
+    assert!(bad(folder, &["rooms", "allow", "big"], "").contains("\"big\" is no room's id"));
+    let missing =
+        "server_name = \"localhost\"\n[federation]\ntls_certificate = \"no.pem\"\ntls_private_key = \"no.key\"\n";
+    std::fs::write(folder.join("missing.toml"), missing).unwrap();
+    let said = bad(folder, &["serve", "--config", "missing.toml", "--listen", "127.0.0.1:0"], "");
+    assert!(said.contains("snug: the certificate of [federation]: no.pem: No such file"), "{said}");
     let done = run(folder, &["serve", "--budget", "enormous"], "");
     assert!(String::from_utf8_lossy(&done.stderr).contains("known are pi-zero-2w"));
     assert!(good(folder, &["sample-config"], "").contains("# server_name = "));
+}
+
+/// A config that another user may not look at counted as missing, so a command worked on a new server of its own, and said
+/// that all went well. Here it is a link to itself, which stops root too.
+#[test]
+fn a_config_that_cannot_be_looked_at_is_not_missing() {
+    let folder = Folder::new();
+    let folder = folder.path();
+    std::fs::create_dir(folder.join("snug-data")).unwrap();
+    symlink("snug.toml", folder.join("snug-data/snug.toml")).unwrap();
+    for command in [&["user", "add", "bob"][..], &["user", "list"], &["rooms"], &["budget"], &["check"], &["serve"]] {
+        let said = bad(folder, command, "a good password\n");
+        assert!(said.contains("snug-data/snug.toml: ") && !said.contains("was made"), "{said}");
+    }
+    assert!(!folder.join("snug-data/database").exists());
+}
+
+/// A command in the wrong folder made a new server there and showed its empty lists.
+#[test]
+fn only_serve_and_user_add_begin_a_server() {
+    let folder = Folder::new();
+    let folder = folder.path();
+    for command in [&["user", "list"][..], &["user", "password", "bob"], &["rooms"], &["compact"]] {
+        let said = bad(folder, command, "a good password\n");
+        assert!(said.contains("no server has its data in snug-data"), "{said}");
+    }
+    assert!(!folder.join("snug-data").exists());
+    let said = good(folder, &["user", "add", "bob"], "a good password\n");
+    assert!(said.contains("A new server was begun in snug-data, with the name localhost."), "{said}");
+    assert!(!good(folder, &["user", "add", "eve"], "a good password\n").contains("A new server"));
+}
+
+/// The name could be changed beside old accounts: nobody could log in any more, and no room was left.
+#[test]
+fn a_server_with_accounts_keeps_its_name() {
+    let folder = Folder::new();
+    let folder = folder.path();
+    bad(folder, &["user", "add", "no good name", "--server-name", "try.example"], "a good password\n");
+    // Nothing has the name yet.
+    good(folder, &["user", "add", "alice", "--server-name", "one.example"], "a good password\n");
+    for command in [&["user", "list"][..], &["serve"]] {
+        let said = bad(folder, &[command, &["--server-name", "two.example"]].concat(), "");
+        assert!(said.contains("the server name is two.example, but the data in snug-data is one.example's"), "{said}");
+    }
+    assert!(good(folder, &["user", "list", "--server-name", "one.example"], "").contains("@alice:one.example"));
+}
+
+/// A command run as root on a stopped server left files that the server could not write afterwards.
+#[test]
+fn the_data_of_another_user_is_left_alone() {
+    let folder = Folder::new();
+    let mut theirs = folder.path().join("theirs");
+    std::fs::create_dir(&theirs).unwrap();
+    if std::os::unix::fs::chown(&theirs, Some(12_345), None).is_err() {
+        theirs = "/usr".into(); // not root: there is a folder that is somebody else's
+    }
+    for command in [&["user", "add", "bob"][..], &["user", "list"], &["serve"], &["compact"]] {
+        let said =
+            bad(folder.path(), &[command, &["--data-dir", theirs.to_str().unwrap()]].concat(), "a good password\n");
+        assert!(said.contains("it belongs to ") && said.contains("Run this as its owner: sudo -u "), "{said}");
+    }
+    assert!(std::fs::read_dir(folder.path().join("theirs")).unwrap().next().is_none());
+}
+
+/// Without leave to ask the running server, `check` took it for stopped, and its ports for another program's.
+#[test]
+fn check_stops_where_it_may_not_ask() {
+    let folder = Folder::new();
+    let folder = folder.path();
+    good(folder, &["user", "add", "alice"], "a good password\n");
+    good(folder, &["check", "--listen", "127.0.0.1:0"], "");
+    symlink("admin.sock", folder.join("snug-data/admin.sock")).unwrap();
+    let said = bad(folder, &["check", "--listen", "127.0.0.1:0"], "");
+    assert!(said.contains("Nothing more can be looked at: snug-data/admin.sock: "), "{said}");
+    assert!(said.contains("One thing is wrong.") && !said.contains("127.0.0.1"), "{said}");
+}
+
+#[test]
+fn check_says_what_others_may_read() {
+    let folder = Folder::new();
+    let folder = folder.path();
+    good(folder, &["user", "add", "alice"], "a good password\n");
+    let open = |file: &str, mode: u32| {
+        let permissions = std::fs::Permissions::from_mode(mode);
+        std::fs::set_permissions(folder.join(file), permissions).unwrap();
+    };
+    std::fs::write(folder.join("a.toml"), "data_dir = \"snug-data\"\nregistration_tokens = [\"a\"]\n").unwrap();
+    open("a.toml", 0o640);
+    let check = ["check", "--listen", "127.0.0.1:0", "--config", "a.toml"];
+    good(folder, &check, "");
+    let files = ["snug-data", "snug-data/signing.key", "snug-data/database", "a.toml"];
+    for (file, mode) in files.into_iter().zip([0o755, 0o644, 0o640, 0o644]) {
+        open(file, mode);
+    }
+    let said = bad(folder, &check, "");
+    assert!(said.contains("4 things are wrong."), "{said}");
+    for (file, mend) in files.into_iter().zip(["go=", "go=", "go=", "o="]) {
+        assert!(said.contains(&format!(": chmod {mend} {file}\n")), "{file}: {said}");
+    }
+}
+
+/// The package's script called `snug serve --print-config`, which was never there, and left an empty config.
+#[test]
+fn what_the_package_calls_is_there() {
+    let board = Path::new(env!("CARGO_MANIFEST_DIR")).join("board");
+    let mut called = 0;
+    for file in ["debian/postinst", "debian/prerm", "debian/postrm", "systemd/snug.service"] {
+        let text = std::fs::read_to_string(board.join(file)).unwrap();
+        for rest in text.split("/usr/bin/snug ").skip(1) {
+            let words =
+                rest.split_whitespace().take_while(|word| word.starts_with(|c: char| c.is_alphabetic() || c == '-'));
+            let (flags, command): (Vec<_>, Vec<_>) = words.partition(|word| word.starts_with('-'));
+            let help = good(&board, &[&command[..], &["--help"]].concat(), "");
+            for flag in flags {
+                assert!(help.contains(&format!(" {flag} ")), "{file} calls {command:?} with {flag}");
+            }
+            called += 1;
+        }
+    }
+    assert_eq!(called, 2, "the calls were found");
 }

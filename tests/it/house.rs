@@ -127,11 +127,21 @@ impl House {
     }
 
     /// Stops it in order and starts it again on what is on disk, at the same addresses.
-    pub async fn restart(mut self) -> House {
+    pub async fn restart(self) -> House {
+        self.restart_after(|_| {}).await
+    }
+
+    /// The same; while it is stopped, `meanwhile` is given its data folder.
+    pub async fn restart_after(mut self, meanwhile: impl FnOnce(&Path)) -> House {
         self.config.listen = vec![self.address()];
         let House { server, config, profile, _folder } = self;
         server.stop().await;
+        meanwhile(&config.data_dir);
         House::run(config, profile, _folder).await
+    }
+
+    pub fn data_dir(&self) -> &Path {
+        &self.config.data_dir
     }
 
     pub async fn stop(self) {
@@ -351,6 +361,6 @@ fn settings(folder: &Path) -> Config {
 }
 
 /// A port nobody listens on now; whoever takes it in between makes the test fail, not pass.
-pub fn free_port() -> u16 {
+fn free_port() -> u16 {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }

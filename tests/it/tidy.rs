@@ -117,6 +117,10 @@ fn budgets_add_up_and_everything_in_them_is_used() {
     for name in Profile::names() {
         let profile = Profile::get(name).unwrap();
         assert!(profile.sum() <= profile.total);
+        // What the kernel is told beside the unit.
+        let unit = std::fs::read_to_string(top().join(format!("board/systemd/memory/{name}.conf"))).unwrap();
+        let limit = format!("\nMemoryMax={}M\n", profile.total >> 20).replace("=1024M", "=1G");
+        assert!(unit.contains(&limit), "{name}");
     }
     let code: String = sources().iter().filter(|source| source.path != "budget/profile.rs").map(|s| &*s.code).collect();
     let profile = Profile::get("pi-zero-2w").unwrap();

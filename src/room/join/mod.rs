@@ -120,11 +120,10 @@ impl Joins {
         list
     }
 
-    /// Ends a join under way, at its next step. What it wrote is taken back.
-    pub fn cancel(&self, room_id: &RoomId) {
-        if let Some(one) = self.running.lock().unwrap_or_else(PoisonError::into_inner).get(room_id) {
-            one.progress.cancel();
-        }
+    /// Ends a join under way, at its next step. What it wrote is taken back. False when there is none.
+    pub fn cancel(&self, room_id: &RoomId) -> bool {
+        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        running.get(room_id).map(|one| one.progress.cancel()).is_some()
     }
 
     /// Ends all joins at their next step and leaves what they wrote: the next start goes on there.
@@ -171,7 +170,7 @@ enum Entered {
 }
 
 /// The part of the `join` account that a large room has.
-fn large_lane_bytes(budget: &Budget) -> u64 {
+pub(super) fn large_lane_bytes(budget: &Budget) -> u64 {
     let all = budget.account("join").limit();
     all - SMALL_BYTES.min(all / 4)
 }
@@ -181,7 +180,7 @@ pub struct Lane {
     pub memory: Account,
     pub workers: usize,
     _grant: Grant,
-    _turns: Vec<tokio::sync::OwnedSemaphorePermit>,
+    _turn: tokio::sync::OwnedSemaphorePermit,
 }
 
 /// Why a join ended before its end.
@@ -339,6 +338,27 @@ impl Rooms {
         }
     }
 
+    /// Ends the join of a room: one under way at its next step, one that waits to go on when its turn comes. What it
+    /// wrote is taken back, and the resident that let us in is told that we leave. False when there is none.
+    pub async fn cancel_join(&self, room_id: &RoomId) -> Result<bool> {
+        if self.0.joins.cancel(room_id) {
+            return Ok(true);
+        }
+        let room_id = room_id.to_owned();
+        self.write(move |w| {
+            let mut found = false;
+            for (num, mut journal) in staging::journals(w)? {
+                if journal.room_id == room_id.as_str() && journal.stage < Stage::Live {
+                    journal.stage = Stage::Cancelled;
+                    staging::set_journal(w, num, &journal)?;
+                    found = true;
+                }
+            }
+            Ok(found)
+        })
+        .await
+    }
+
     /// Goes on with joins that a crash or a stop interrupted, one after the other. `serve` spawns it once.
     pub async fn resume_joins(&self) {
         let read = self.reading(|_, read| Ok(staging::journals(read)?)).await;
@@ -353,8 +373,12 @@ impl Rooms {
             let Entered::First(running) = self.0.joins.enter(&room_id, &user, self.0.parts.clock.instant()) else {
                 continue;
             };
-            tracing::info!(%room_id, stage = ?journal.stage, events = journal.events, "a join goes on");
             let watched = Watched { rooms: self, room_id: &room_id };
+            // Read again now that it is on the list: it may have been cancelled while it waited.
+            let Ok(Some(journal)) = self.reading(move |_, read| Ok(staging::journal(read, num)?)).await else {
+                continue;
+            };
+            tracing::info!(%room_id, stage = ?journal.stage, events = journal.events, "a join goes on");
             let join = Join::new(self, &room_id, &user, running.progress.clone());
             if let Err(stop) = with_log(&join, join.resume(num, journal)).await {
                 tracing::warn!(%room_id, %stop, "the join that was interrupted did not succeed");
@@ -415,7 +439,12 @@ impl<'a> Join<'a> {
     async fn resume(&self, num: JoinNum, journal: Journal) -> Result<(), Stop> {
         match journal.stage {
             Stage::Live => return self.clean_after(num, journal, LeftOut::Unknown).await,
-            Stage::Cancelled => return self.clean_up(num).await,
+            Stage::Cancelled => {
+                self.clean_up(num).await?;
+                // A resident may have taken our event; unless somebody joined again since, that is taken back.
+                self.progress.accepted.store(!self.is_resident().await?, Relaxed);
+                return Ok(self.leave_again(journal.residents));
+            }
             _ => {}
         }
         // Our event may have arrived, whatever we heard of it.
@@ -470,6 +499,15 @@ impl<'a> Join<'a> {
         }
     }
 
+    async fn is_resident(&self) -> Result<bool> {
+        let room_id = self.room_id.to_owned();
+        let status = self.rooms.reading(move |_, read| {
+            let Some(num) = room::num(read, room_id.as_str())? else { return Ok(None) };
+            Ok(room::get(read, num)?.map(|room| room.status))
+        });
+        Ok(status.await? == Some(room::Status::Resident))
+    }
+
     /// Takes our membership back where the resident took it; the asker does not wait for that.
     fn leave_again(&self, residents: Vec<String>) {
         if !self.progress.accepted.load(Relaxed) {
@@ -501,7 +539,6 @@ impl<'a> Join<'a> {
             true => self.fetch(num, journal, event, version, admitted, &lane).await?,
             false => (journal, event),
         };
-        let lane = self.widened(lane, &journal).await?;
         let parts = &self.rooms.0.parts;
         let mut merge_key = [0; 16];
         parts.random.fill(&mut merge_key);
@@ -620,26 +657,7 @@ impl<'a> Join<'a> {
         let bytes = if large { large_bytes } else { account.limit() - large_bytes };
         let (memory, grant) = account.part(bytes).await?;
         let workers = if large { budget.size("join_workers").clamp(1, 16) as usize } else { 1 };
-        Ok(Lane { memory, workers, _grant: grant, _turns: vec![turn] })
-    }
-
-    /// A room whose order or columns need more than its lane has both lanes to itself; what is small waits meanwhile.
-    async fn widened(&self, lane: Lane, journal: &Journal) -> Result<Lane, Stop> {
-        let (joins, account) = (&self.rooms.0.joins, self.rooms.0.parts.budget.account("join"));
-        let needed = super::admission::settling_bytes(journal.nodes, journal.events);
-        if needed <= lane.memory.limit() {
-            return Ok(lane);
-        }
-        // Its own goes first: two that wait for each other's would wait for ever.
-        let workers = lane.workers;
-        drop(lane);
-        let mut turns = Vec::with_capacity(2);
-        for semaphore in [&joins.small, &joins.large] {
-            let turn = self.progress.unless_cancelled(semaphore.clone().acquire_owned()).await?;
-            turns.push(turn.map_err(|_| Stop::Cancelled)?);
-        }
-        let (memory, grant) = account.part(account.limit()).await?;
-        Ok(Lane { memory, workers, _grant: grant, _turns: turns })
+        Ok(Lane { memory, workers, _grant: grant, _turn: turn })
     }
 
     fn scratch(&self, lane: &Lane) -> Scratch {
