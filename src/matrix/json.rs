@@ -353,6 +353,8 @@ impl Pass<'_> {
         Ok(())
     }
 
+    /// What servers sign is what they send: Python's `1.0` and `1e-05` stay as they are. Only an integer written like the
+    /// specification's `1e10` becomes one.
     fn float(&mut self, text: &str) -> Result<(), Reject> {
         if self.mode == Mode::Strict {
             return Err(Reject::json("a number with fraction or exponent"));
@@ -361,12 +363,13 @@ impl Pass<'_> {
         if !number.is_finite() {
             return Err(Reject::json("number out of range"));
         }
-        let written = if number.fract() == 0.0 && number.abs() <= INTEGER_MAX as f64 {
-            (number as i64).to_string()
+        let exponent = text.split_once(['e', 'E']).map(|(_, exponent)| exponent);
+        let is_integer = exponent.is_some_and(|exponent| !exponent.starts_with(['+', '-'])) && !text.contains('.');
+        if is_integer && number.abs() <= INTEGER_MAX as f64 {
+            self.to.out.extend_from_slice((number as i64).to_string().as_bytes());
         } else {
-            serde_json::Value::from(number).to_string()
-        };
-        self.to.out.extend_from_slice(written.as_bytes());
+            self.to.out.extend_from_slice(text.as_bytes());
+        }
         Ok(())
     }
 
