@@ -1,6 +1,6 @@
 //! Taking an event's content out, as soon as both the redaction and its target are here.
 //!
-//! A redaction that came before its target waits in a row of its own. Whether it may is judged once, when the two meet,
+//! Redactions that came before their target wait in a row of their own. Whether one may is judged once, when the two meet,
 //! by the room's present state (each room version's section "Redactions").
 
 use super::Error;
@@ -16,13 +16,13 @@ pub fn settle(w: &mut Write<'_>, event: &Event, num: EventNum, row: &Row, shown:
     if row.kind == Kind::REDACTION && shown {
         strike_target(w, event, num, row)?;
     }
-    if let Some(waiting) = event::take_pending_redaction(w, event.id().as_str())? {
+    for waiting in event::take_pending_redactions(w, row.room, event.id().as_str())? {
         let redaction_row = event::row_of(w, waiting)?;
         let redaction = load_row(w, event.version(), &redaction_row)?;
         // Read again: the target may be its own row's newest state only in the store.
         let row = event::row_of(w, num)?;
-        if redaction_row.room == row.room && applies(w, row.room, event.version(), &redaction, event)? {
-            strike(w, event, num, row, waiting)?;
+        if applies(w, row.room, event.version(), &redaction, event)? {
+            return strike(w, event, num, row, waiting);
         }
     }
     Ok(())
@@ -31,7 +31,7 @@ pub fn settle(w: &mut Write<'_>, event: &Event, num: EventNum, row: &Row, shown:
 fn strike_target(w: &mut Write<'_>, redaction: &Event, num: EventNum, row: &Row) -> Result<()> {
     let Some(target_id) = redaction.redacts() else { return Ok(()) };
     let Some(target) = event::num(w, target_id.as_str())? else {
-        return event::set_pending_redaction(w, target_id.as_str(), num);
+        return event::add_pending_redaction(w, row.room, target_id.as_str(), num);
     };
     let target_row = event::row_of(w, target)?;
     if target_row.room != row.room || target_row.flags.redacted {

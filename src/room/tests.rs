@@ -388,8 +388,9 @@ async fn redactions_take_content_out_whichever_comes_first() {
 #[tokio::test]
 async fn a_redaction_waits_for_its_target() {
     let house = house();
-    let anna = house.user("anna").await;
+    let (anna, ben) = (house.user("anna").await, house.user("ben").await);
     let room = house.public_room(&anna).await;
+    house.join(&ben, &room).await.unwrap();
     let read = house.read();
     let known_room = known(&read, room.as_str()).unwrap();
     let new = |kind: &str, content: Value, redacts| send::New {
@@ -404,11 +405,19 @@ async fn a_redaction_waits_for_its_target() {
     let id = target.event.id().to_owned();
     let redaction =
         house.rooms.build(&read, &known_room, new("m.room.redaction", json!({}), Some(id.clone()))).unwrap();
+    // Somebody without the right to had theirs pushed in front of hers, which was forgotten.
+    let other = send::New { sender: ben.clone(), ..new("m.room.redaction", json!({}), Some(id.clone())) };
+    let other = house.rooms.build(&read, &known_room, other).unwrap();
+    let by = redaction.event.id().to_owned();
     let guard = house.rooms.lock(known_room.num).await;
-    house.rooms.append_locked(&guard, append::Append::next(known_room.num, redaction.event)).await.unwrap();
-    house.rooms.append_locked(&guard, append::Append::next(known_room.num, target.event)).await.unwrap();
+    for event in [redaction.event, other.event, target.event] {
+        house.rooms.append_locked(&guard, append::Append::next(known_room.num, event)).await.unwrap();
+    }
     assert_eq!(house.event(&id).content(), "{}");
-    assert_eq!(house.row(&room).extremities.len(), 2, "both follow the same event");
+    let read = house.read();
+    let row = event::row_of(&read, event::num(&read, id.as_str()).unwrap().unwrap()).unwrap();
+    assert_eq!(row.redacted_by, event::num(&read, by.as_str()).unwrap());
+    assert_eq!(house.row(&room).extremities.len(), 3, "all follow the same event");
     drop(guard);
     house.say(&anna, &room, "merge").await;
     assert_eq!(house.row(&room).extremities.len(), 1);

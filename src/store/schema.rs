@@ -92,7 +92,7 @@ pub const EVENT_BODY: Table =
 pub const EVENT_ID: Table =
     table("event_id", "room", "keyed hash48(event id), EventNum → nothing").shaped(Shape::Key10);
 pub const REDACTION_PENDING: Table =
-    table("redaction_pending", "room", "keyed hash128(event id we lack) → EventNum of its redaction");
+    table("redaction_pending", "room", "keyed hash128(RoomNum, event id we lack) → EventNums of its redactions");
 
 // ---- room: rooms and their order (tables/room.rs, tables/timeline.rs)
 pub const ROOM: Table = table("room", "room", "RoomNum → id, version, extremities, present state, counts");

@@ -618,18 +618,29 @@ fn is_of_user(kind: &str, state_key: &str) -> bool {
     kind == "m.room.member" && state_key.starts_with('@') && state_key.contains(':')
 }
 
-/// Remembers a redaction whose target is not here yet, so that the target is redacted as it arrives.
-pub fn set_pending_redaction(w: &mut Write, target: &str, redaction: EventNum) -> Result<()> {
-    let hash = w.hash128(&[target.as_bytes()]);
-    w.put(&REDACTION_PENDING, &hash, &redaction.to_key())
+/// Redactions that wait for one event.
+const PENDING_MAX: usize = 16;
+
+/// Remembers a redaction whose target is not here yet, so that the target is redacted as it arrives. Which of them may is not
+/// known before, so the first ones of the room are kept.
+pub fn add_pending_redaction(w: &mut Write, room: RoomNum, target: &str, redaction: EventNum) -> Result<()> {
+    let hash = w.hash128(&[&room.to_key(), target.as_bytes()]);
+    let mut waiting = w.get(&REDACTION_PENDING, &hash)?.unwrap_or_default();
+    let key = redaction.to_key();
+    if waiting.len() >= PENDING_MAX * key.len() {
+        return Ok(());
+    }
+    waiting.extend_from_slice(&key);
+    w.put(&REDACTION_PENDING, &hash, &waiting)
 }
 
-/// Takes the redaction that was waiting for an event.
-pub fn take_pending_redaction(w: &mut Write, target: &str) -> Result<Option<EventNum>> {
-    let hash = w.hash128(&[target.as_bytes()]);
-    let Some(value) = w.get(&REDACTION_PENDING, &hash)? else { return Ok(None) };
+/// Takes the redactions that were waiting for an event of the room, the first first.
+pub fn take_pending_redactions(w: &mut Write, room: RoomNum, target: &str) -> Result<Vec<EventNum>> {
+    let hash = w.hash128(&[&room.to_key(), target.as_bytes()]);
+    let Some(value) = w.get(&REDACTION_PENDING, &hash)? else { return Ok(Vec::new()) };
     w.remove(&REDACTION_PENDING, &hash)?;
-    EventNum::from_key(&value).map(Some).ok_or_else(|| Error::corrupt(&REDACTION_PENDING, &hash))
+    let waiting = value.chunks(EventNum(0).to_key().len()).map(EventNum::from_key);
+    waiting.collect::<Option<_>>().ok_or_else(|| Error::corrupt(&REDACTION_PENDING, &hash))
 }
 
 /// Visits the columns of the events numbered from `from` down to 1, all rooms mixed, until the visitor breaks.
