@@ -7,8 +7,9 @@
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use ruma::{OwnedServerName, ServerName, UserId};
+use ruma::{EventId, OwnedServerName, ServerName, UserId};
 
+use super::state::load_row;
 use super::{judge, redact, unread};
 use crate::matrix::{Event, json};
 use crate::store::tables::event::{self, Flags, Id, Kind, Membership, Root, Row};
@@ -296,11 +297,23 @@ fn member_of(w: &mut Write<'_>, event: &Event, target: &str) -> Result<Option<(M
     Ok(Some((membership, user::intern(w, target)?)))
 }
 
-/// The event takes the place of what it follows among the extremities.
+/// Refused events looked behind for extremities, for one event.
+const REFUSED_LOOKED_AT_MAX: usize = 64;
+
+/// The event takes the place of what it follows among the extremities: also of what stands behind events that were rejected or
+/// soft-failed, which took nobody's place.
 fn follow(w: &mut Write<'_>, room: &mut Room, event: &Event, num: EventNum) -> Result<()> {
-    for prev in event.prev_events() {
-        if let Some(prev) = event::num(w, prev.as_str())? {
-            room.extremities.retain(|extremity| *extremity != prev);
+    let mut open = nums_of(w, event.prev_events())?;
+    let mut looked_at = 0;
+    while let Some(prev) = open.pop() {
+        if let Some(at) = room.extremities.iter().position(|extremity| *extremity == prev) {
+            room.extremities.remove(at);
+            continue;
+        }
+        let row = event::row_of(w, prev)?;
+        if (row.flags.rejected || row.flags.soft_failed) && looked_at < REFUSED_LOOKED_AT_MAX {
+            looked_at += 1;
+            open.extend(nums_of(w, load_row(w, event.version(), &row)?.prev_events())?);
         }
     }
     room.extremities.push(num);
@@ -311,6 +324,10 @@ fn follow(w: &mut Write<'_>, room: &mut Room, event: &Event, num: EventNum) -> R
         room.extremities.remove(0);
     }
     Ok(())
+}
+
+fn nums_of<'a>(get: &impl Get, ids: impl Iterator<Item = &'a EventId>) -> Result<Vec<EventNum>> {
+    ids.filter_map(|id| event::num(get, id.as_str()).transpose()).collect()
 }
 
 /// Makes the event's part of the present state true. Answers the local users whose own membership changed.
