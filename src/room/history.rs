@@ -19,6 +19,8 @@ use crate::store::{EventNum, Get, Read};
 const BACKFILL_MAX: usize = 100;
 /// Events of one `get_missing_events` answer.
 const MISSING_MAX: usize = 20;
+/// Events looked at beside those: rejected ones are passed by, and a room may be full of them.
+const PASSED_BY_MAX: usize = 200;
 /// Events named in a question.
 const NAMED_MAX: usize = 50;
 /// A piece is full at this size; the event that fills it may be 64 KiB, and is held twice more while it is read.
@@ -128,12 +130,15 @@ impl Walk {
         Ok(())
     }
 
-    /// Twenty references an event at most, so the queue is bounded by the limit.
+    /// Twenty references an event at most, so the queue is bounded by the events looked at.
     fn run(mut self, get: &impl Get, room: &Known) -> Result<VecDeque<EventNum>> {
         let mut found = VecDeque::with_capacity(self.limit);
+        let mut looked_at = 0;
         while found.len() < self.limit
+            && looked_at < self.limit + PASSED_BY_MAX
             && let Some((_, num)) = self.open.pop()
         {
+            looked_at += 1;
             let row = event::row_of(get, num)?;
             let event = load_row(get, room.version, &row)?;
             self.add(get, room, event.prev_events().map(|id| id.as_str()))?;

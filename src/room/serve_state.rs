@@ -91,7 +91,12 @@ impl Rooms {
         base::blocking(move || {
             let read = rooms.0.parts.store.read()?;
             let (held, num) = asked_for(&read, &origin, &room, &at)?;
-            let before = event::row_of(&read, num)?.before.ok_or(Error::NotFound)?;
+            let row = event::row_of(&read, num)?;
+            // What was backfilled has a state worked out backwards: good enough to show, not for others to build upon.
+            if row.order.is_some_and(|order| order < 0) {
+                return Err(Error::NotFound);
+            }
+            let before = row.before.ok_or(Error::NotFound)?;
             let names = if ids_only { ("pdu_ids", "auth_chain_ids") } else { ("pdus", "auth_chain") };
             let mut answer = LongAnswer::new(&rooms, &held, turn, b"{".to_vec(), names);
             answer.ids_only = ids_only;
