@@ -11,6 +11,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ruma::{OwnedEventId, OwnedServerName, RoomId, ServerName};
 
@@ -34,6 +35,8 @@ const OPEN_MAX: usize = 10;
 /// Servers asked before we give up, and looked at to choose them.
 const SERVERS_MAX: usize = 4;
 const SERVERS_LOOKED_AT: usize = 64;
+/// Waiting for one server.
+const TIME_MAX: Duration = Duration::from_secs(50);
 /// Events appended in one commit.
 const APPENDED_AT_ONCE: usize = 16;
 
@@ -114,7 +117,8 @@ impl<F: Fetch> Inbox<F> {
         open: &After,
         limit: usize,
     ) -> Result<usize> {
-        let mut filling = Filling::new(self, server, num).await?;
+        let until = self.rooms.0.parts.clock.instant() + TIME_MAX;
+        let mut filling = Filling::new(self, server, num, until).await?;
         let from: Vec<OwnedEventId> = open.keys().cloned().collect();
         let raws = self.fetch.backfill(server, filling.room_id(), &from, limit).await?;
         let events = raws.iter().filter_map(|raw| filling.read(raw.get().as_bytes()).ok()).collect();
@@ -122,8 +126,10 @@ impl<F: Fetch> Inbox<F> {
         let checked = self.check(events).await;
         let mut found: HashMap<OwnedEventId, Arc<Event>> = HashMap::new();
         for (id, event) in checked {
-            if let Ok(event) = event {
-                filling.pay(&event)?;
+            // As many as fit: the next time goes on from there.
+            if let Ok(event) = event
+                && filling.pay(&event).is_ok()
+            {
                 found.insert(id, Arc::new(event));
             }
         }

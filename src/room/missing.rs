@@ -25,7 +25,7 @@ use crate::budget::{Account, Grant};
 use crate::matrix::{Event, Reject};
 use crate::remote::Failed;
 use crate::store::tables::event::{self, Flags, Root};
-use crate::store::tables::snapshot;
+use crate::store::tables::{member, snapshot};
 use crate::store::{self, EventNum, Get, RoomNum, StateKeyNum};
 
 /// Rounds of `get_missing_events` for one gap, and events asked for in each: what Synapse gives at most.
@@ -39,10 +39,15 @@ const CITED_ROUNDS_MAX: usize = 10;
 const STATES_MAX: usize = 3;
 /// From so many unknown events of a state on, the whole of it is fetched instead of each.
 const SINGLE_EVENTS_MAX: usize = 60;
-/// Unknown events of one state; the ids of them are about 80 bytes each.
-const UNKNOWN_MAX: usize = 4000;
-/// Everything for one event together.
+/// How often a whole state is read. What cites something that came later in the answer may not fit into memory until that
+/// came; once more, and it can be stored.
+const STATE_READS_MAX: usize = 4;
+/// Waiting for others, for one gap; and for one that a whole state is fetched for: servers think for minutes about large ones.
 const TIME_MAX: Duration = Duration::from_secs(50);
+const STATE_TIME_MAX: Duration = Duration::from_secs(240);
+/// What a server may cost us that is not in the room as far as we know: its join may be what we lack.
+const GUEST_CITED_MAX: usize = 20;
+const GUEST_TIME_MAX: Duration = Duration::from_secs(15);
 /// Memory of one filling; half the account where that is less, so that two rooms' gaps are filled beside each other.
 const BYTES_MAX: u64 = 4 << 20;
 /// Outliers stored in one commit.
@@ -56,8 +61,9 @@ pub(super) struct Filling<'i, F> {
     origin: OwnedServerName,
     room: Known,
     room_id: ruma::OwnedRoomId,
-    /// On the clock of spans.
+    /// On the clock of spans: when the gap is given up, and when at the latest whoever waits for it does.
     until: Duration,
+    share_until: Duration,
     cited_left: usize,
     states_left: usize,
     /// The filling's own memory; what does not fit it never will, so that is no reason to be asked again.
@@ -69,9 +75,18 @@ pub(super) struct Filling<'i, F> {
 
 impl<'i, F: Fetch> Filling<'i, F> {
     /// Waits for memory. The caller has the room's turn to fill gaps, and nobody who has memory waits for that.
-    pub async fn new(inbox: &'i Inbox<F>, origin: &ServerName, num: RoomNum) -> Result<Filling<'i, F>> {
+    pub async fn new(
+        inbox: &'i Inbox<F>,
+        origin: &ServerName,
+        num: RoomNum,
+        share_until: Duration,
+    ) -> Result<Filling<'i, F>> {
         let parts = &inbox.rooms.0.parts;
-        let room = inbox.rooms.reading(move |_, read| known_num(read, num)).await?;
+        let asking = origin.to_owned();
+        let (room, is_guest) = inbox
+            .rooms
+            .reading(move |_, read| Ok((known_num(read, num)?, member::server(read, num, asking.as_str())?.is_none())))
+            .await?;
         let room_id = ruma::OwnedRoomId::try_from(room.row.id.as_str()).map_err(|_| Error::NotFound)?;
         let gaps = parts.budget.account("gaps");
         let (own, paid) = gaps.part((gaps.limit() / 2).min(BYTES_MAX)).await?;
@@ -80,9 +95,10 @@ impl<'i, F: Fetch> Filling<'i, F> {
             origin: origin.to_owned(),
             room,
             room_id,
-            until: parts.clock.instant() + TIME_MAX,
-            cited_left: CITED_MAX,
-            states_left: STATES_MAX,
+            until: share_until.min(parts.clock.instant() + if is_guest { GUEST_TIME_MAX } else { TIME_MAX }),
+            share_until,
+            cited_left: if is_guest { GUEST_CITED_MAX } else { CITED_MAX },
+            states_left: if is_guest { 0 } else { STATES_MAX },
             grant: own.try_take(0)?,
             own,
             _paid: paid,
@@ -95,7 +111,7 @@ impl<'i, F: Fetch> Filling<'i, F> {
         match self.inbox.try_settle(self.room.num, event.clone(), how.clone(), &mut grant).await? {
             Step::Done(settled) => return Ok(Some(settled)),
             Step::Hungry => return Ok(None),
-            Step::Unresolved => {}
+            Step::Unresolved | Step::Unproven => {}
             Step::Lacking(lacking) if lacking.prev.is_empty() => {}
             Step::Lacking(lacking) => self.close_gap(&event, lacking).await?,
         }
@@ -111,6 +127,7 @@ impl<'i, F: Fetch> Filling<'i, F> {
                 Step::Hungry => grant = Some(self.inbox.means().wait().await?),
                 Step::Lacking(lacking) if !lacking.auth.is_empty() => self.fetch_cited(lacking.auth).await?,
                 Step::Lacking(_) | Step::Unresolved => how.given = Some(self.state_before(event.id()).await?),
+                Step::Unproven => break,
             }
         }
         Err(Reject::auth("what the event stands on cannot be had").into())
@@ -121,6 +138,17 @@ impl<'i, F: Fetch> Filling<'i, F> {
             true => Ok(()),
             false => Err(Error::Remote(Failed::Timeout)),
         }
+    }
+
+    /// Waits for another server as long as there is time. Nothing of our own is waited for in there: a write that was begun is
+    /// seen through.
+    fn in_time<T, A: Future<Output = Result<T, Failed>>>(
+        &self,
+        asking: A,
+    ) -> impl Future<Output = Result<T, Failed>> + use<T, A, F> {
+        let clock = self.inbox.rooms.0.parts.clock.clone();
+        let left = self.until.saturating_sub(clock.instant());
+        async move { clock.timeout(left, asking).await.unwrap_or(Err(Failed::Timeout)) }
     }
 
     // ---- events between ----------------------------------------------------------------------------------------
@@ -134,8 +162,8 @@ impl<'i, F: Fetch> Filling<'i, F> {
             self.check_time()?;
             let earliest = self.extremities().await?;
             let limit = GAP_EVENTS_PER_ROUND;
-            let asked = self.inbox.fetch.missing_events(&self.origin, &self.room_id, &earliest, &latest, limit).await;
-            let raws = match asked {
+            let asking = self.inbox.fetch.missing_events(&self.origin, &self.room_id, &earliest, &latest, limit);
+            let raws = match self.in_time(asking).await {
                 Ok(raws) => raws,
                 Err(failed) => {
                     tracing::debug!(origin = %self.origin, %failed, "missing events cannot be had");
@@ -221,37 +249,74 @@ impl<'i, F: Fetch> Filling<'i, F> {
 
     // ---- events cited ------------------------------------------------------------------------------------------
 
-    /// Fetches events one by one, and what they cite, and stores them as outliers.
+    /// Fetches events one by one, and what they cite, and stores them as outliers: all of them, or it fails.
     pub async fn fetch_cited(&mut self, wanted: Vec<OwnedEventId>) -> Result<()> {
+        match self.fetch_singly(wanted).await? {
+            0 => Ok(()),
+            _ => Err(Reject::auth("an event it cites cannot be had").into()),
+        }
+    }
+
+    /// Fetches events one by one, and what they cite, and stores as outliers what is whole of them. Answers how many could not be
+    /// had. Fails with a refusal when there are too many.
+    async fn fetch_singly(&mut self, wanted: Vec<OwnedEventId>) -> Result<usize> {
+        let held = self.grant.bytes();
+        let done = self.fetch_and_store(wanted).await;
+        self.grant.shrink(self.grant.bytes() - held);
+        done
+    }
+
+    async fn fetch_and_store(&mut self, wanted: Vec<OwnedEventId>) -> Result<usize> {
         let mut found: HashMap<OwnedEventId, Arc<Event>> = HashMap::new();
-        let mut open = wanted;
+        let (mut open, mut lost) = (wanted, BTreeSet::new());
         for _ in 0..CITED_ROUNDS_MAX {
-            let mut events = Vec::with_capacity(open.len());
+            let mut events = Vec::with_capacity(open.len().min(CITED_MAX));
             for id in open.drain(..) {
-                events.push(self.fetch_one(&id).await?);
+                match self.fetch_one(&id).await? {
+                    Some(event) => events.push(event),
+                    None => drop(lost.insert(id)),
+                }
             }
             for (id, event) in self.inbox.check(events).await {
-                found.insert(id, Arc::new(event?));
+                match event {
+                    Ok(event) => drop(found.insert(id, Arc::new(event))),
+                    Err(failed) if failed.is_passing() => return Err(failed),
+                    Err(failed) => {
+                        tracing::debug!(%id, %failed, "an event that others stand on cannot be vouched for");
+                        lost.insert(id);
+                    }
+                }
             }
             open = self.unknown_cited(&found).await?;
+            open.retain(|id| !lost.contains(id));
             if open.is_empty() {
-                return self.store_outliers(found).await;
+                self.store_outliers(found).await?;
+                return Ok(lost.len());
             }
         }
         Err(Reject::auth("the events it cites lead too far back").into())
     }
 
-    async fn fetch_one(&mut self, id: &EventId) -> Result<Event> {
+    /// `None` when its server does not give it out, or something else instead.
+    async fn fetch_one(&mut self, id: &EventId) -> Result<Option<Event>> {
         self.check_time()?;
         self.cited_left =
             self.cited_left.checked_sub(1).ok_or_else(|| Reject::auth("it cites too much we do not have"))?;
-        let raw = self.inbox.fetch.event(&self.origin, id).await?;
-        let event = self.read(raw.get().as_bytes())?;
-        if event.id() != id {
-            return Err(Failed::BadAnswer("another event than the one asked for".into()).into());
+        let raw = match self.in_time(self.inbox.fetch.event(&self.origin, id)).await {
+            Ok(raw) => raw,
+            Err(failed) if failed.is_refusal() || matches!(failed, Failed::BadAnswer(_) | Failed::TooLarge { .. }) => {
+                tracing::debug!(%id, origin = %self.origin, %failed, "an event that others stand on cannot be had");
+                return Ok(None);
+            }
+            Err(failed) => return Err(failed.into()),
+        };
+        match self.read(raw.get().as_bytes()) {
+            Ok(event) if event.id() == id => {
+                self.pay(&event)?;
+                Ok(Some(event))
+            }
+            _ => Ok(None),
         }
-        self.pay(&event)?;
-        Ok(event)
     }
 
     pub async fn unknown_cited(&self, found: &HashMap<OwnedEventId, Arc<Event>>) -> Result<Vec<OwnedEventId>> {
@@ -270,64 +335,78 @@ impl<'i, F: Fetch> Filling<'i, F> {
     }
 
     /// Stores events without their place, what they cite first: numbers rise along the citations. Those that what they cite
-    /// rejects are marked so.
-    pub async fn store_outliers(&mut self, found: HashMap<OwnedEventId, Arc<Event>>) -> Result<()> {
+    /// rejects are marked so. Answers those that cite what is not here.
+    pub async fn store_outliers(&mut self, found: HashMap<OwnedEventId, Arc<Event>>) -> Result<Vec<Arc<Event>>> {
         let events = in_order(found, |event| event.auth_events().map(ToOwned::to_owned).collect());
-        let weight: u64 = events.iter().map(|event| event.weight() as u64).sum();
         let num = self.room.num;
+        let mut waiting = Vec::new();
         for batch in events.chunks(OUTLIERS_AT_ONCE).map(<[_]>::to_vec) {
             let _guard = self.inbox.rooms.lock(num).await;
             let here = self.inbox.rooms.here();
             let store = move |w: &mut store::Write<'_>| {
-                for event in &batch {
+                let mut waiting = Vec::new();
+                for event in batch {
                     let room = known_num(w, num)?;
                     // A reading error of our own is the database's; a malformed reference is passed over.
-                    let Ok(around) = Around::of(w, &room, event) else { continue };
-                    if !around.lacking.auth.is_empty() || event::num(w, event.id().as_str())?.is_some() {
+                    let Ok(around) = Around::of(w, &room, &event) else { continue };
+                    if event::num(w, event.id().as_str())?.is_some() {
                         continue;
                     }
-                    let rejected = judge::rejects_by_cited(w, &room, event, &around.auth)?.is_some();
-                    let outlier = Append::outlier(num, (**event).clone());
+                    if !around.lacking.auth.is_empty() {
+                        waiting.push(event);
+                        continue;
+                    }
+                    let rejected = judge::rejects_by_cited(w, &room, &event, &around.auth)?.is_some();
+                    let outlier = Append::outlier(num, (*event).clone());
                     append(w, &here, Append { flags: Flags { rejected, ..Flags::default() }, ..outlier })?;
                 }
-                Ok(())
+                Ok(waiting)
             };
-            self.inbox.rooms.write(store).await?;
+            waiting.extend(self.inbox.rooms.write(store).await?);
         }
-        self.grant.shrink(weight);
-        Ok(())
+        Ok(waiting)
     }
 
     // ---- states ------------------------------------------------------------------------------------------------
 
-    /// The state before an event, as the server that sent it tells.
-    async fn state_before(&mut self, id: &EventId) -> Result<Tree> {
+    /// The state before an event, as the server that sent it tells. What of it cannot be had, or is vouched for by nobody that
+    /// can be asked, is left out: a server that is gone must not keep everybody else out of the room.
+    async fn state_before(&mut self, id: &EventId) -> Result<Given> {
         self.check_time()?;
         self.states_left =
             self.states_left.checked_sub(1).ok_or_else(|| Reject::auth("too many gaps in the history before it"))?;
         let mut survey = self.survey(id).await?;
         let unknown = std::mem::take(&mut survey.unknown);
         if unknown.len() > SINGLE_EVENTS_MAX {
-            self.fetch_state(id, &unknown).await?;
+            drop(survey);
+            self.fetch_state(id).await?;
+            survey = self.survey(id).await?;
         } else if !unknown.is_empty() {
-            self.fetch_cited(unknown.clone()).await?;
+            match self.fetch_singly(unknown.clone()).await {
+                // There is more to it than can be asked for singly.
+                Err(Error::Reject(_)) => self.fetch_state(id).await?,
+                fetched => drop(fetched?),
+            }
+            let look_again = move |_: &super::Rooms, read: &store::Read| {
+                unknown.into_iter().try_for_each(|id| survey.look_at(read, id))?;
+                Ok(survey)
+            };
+            survey = self.inbox.rooms.reading(look_again).await?;
+        }
+        let left_out = survey.unknown.len();
+        if left_out > 0 {
+            tracing::warn!(%id, room_id = %self.room_id, origin = %self.origin, left_out, "a state is not complete");
         }
         let create = self.room.row.create;
-        let tree = self.inbox.rooms.reading(move |_, read| {
-            for id in unknown {
-                survey.look_at(read, id)?;
-            }
-            if !survey.unknown.is_empty() {
-                return Err(Reject::auth("a part of the state before it cannot be had").into());
-            }
+        let given = self.inbox.rooms.reading(move |_, read| {
             let tree = survey.finish(read)?;
             let key = snapshot::key(read, "m.room.create", "")?.ok_or(Error::NotFound)?;
             match tree.get(read, key)? == create {
-                true => Ok(tree),
+                true => Ok(Given { tree, is_whole: left_out == 0 }),
                 false => Err(Reject::auth("the state before it has another create event").into()),
             }
         });
-        tree.await
+        given.await
     }
 
     /// Compares the state another server tells with our present one, id by id as it comes.
@@ -339,7 +418,7 @@ impl<'i, F: Fetch> Filling<'i, F> {
         let present = self.inbox.rooms.reading(move |_, read| Ok(known_num(read, num)?.row.state)).await?;
         let mut survey = Survey::new(num, present, most, grant);
         let (out, mut pieces) = tokio::sync::mpsc::channel(1);
-        let asking = self.inbox.fetch.state_ids(&self.origin, &self.room_id, id, out);
+        let asking = self.in_time(self.inbox.fetch.state_ids(&self.origin, &self.room_id, id, out));
         let taking = async move {
             while let Some(ids) = pieces.recv().await {
                 let look = move |_: &super::Rooms, read: &store::Read| {
@@ -360,58 +439,142 @@ impl<'i, F: Fetch> Filling<'i, F> {
         Ok(survey)
     }
 
-    /// Reads a whole state and keeps of it what is wanted and not stored, and what that cites.
-    async fn fetch_state(&mut self, id: &EventId, wanted: &[OwnedEventId]) -> Result<()> {
-        let wanted: BTreeSet<OwnedEventId> = wanted.iter().cloned().collect();
+    /// Stores what is unknown here of a whole state and of what it stands on.
+    async fn fetch_state(&mut self, id: &EventId) -> Result<()> {
+        let now = self.inbox.rooms.0.parts.clock.instant();
+        self.until = self.share_until.min(now + STATE_TIME_MAX);
+        for _ in 0..STATE_READS_MAX {
+            let read = self.read_state(id).await?;
+            if read.let_go == 0 || read.stored == 0 {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Goes through a whole state once. What was stored stays, should the answer break off.
+    async fn read_state(&mut self, id: &EventId) -> Result<Reading> {
         let (out, mut pieces) = tokio::sync::mpsc::channel(1);
-        let inbox = self.inbox;
-        let asking = inbox.fetch.state(&self.origin, &self.room_id, id, out);
-        let (version, room_id) = (self.room.version, self.room.row.id.clone());
-        let grant = &mut self.grant;
-        let taking = async {
-            let mut found = HashMap::new();
-            let mut batch = Vec::new();
+        let (inbox, origin, room_id) = (self.inbox, self.origin.clone(), self.room_id.clone());
+        let asking = self.in_time(inbox.fetch.state(&origin, &room_id, id, out));
+        let held = self.grant.bytes();
+        let this = &mut *self;
+        // It owns the pieces' end: the other side stops when this one does.
+        let taking = async move {
+            let mut reading = Reading { held, ..Reading::default() };
             while let Some(raws) = pieces.recv().await {
-                let room_id = room_id.clone();
-                let unknown = inbox.rooms.reading(move |_, read| {
-                    let mut unknown = Vec::new();
-                    for raw in raws {
-                        if let Ok(event) = read_event(version, &room_id, &raw)
-                            && event::num(read, event.id().as_str())?.is_none()
-                        {
-                            unknown.push(event);
-                        }
-                    }
-                    Ok(unknown)
-                });
-                for event in unknown.await? {
-                    hold(grant, event.weight() as u64)?;
-                    batch.push(event);
-                }
-                if batch.len() >= CHECKED_AT_ONCE {
-                    keep(&mut found, inbox.check(std::mem::take(&mut batch)).await);
+                for event in this.unknown_of(raws).await? {
+                    this.take_in(&mut reading, event).await?;
                 }
             }
-            keep(&mut found, inbox.check(batch).await);
-            Ok::<_, Error>(found)
+            this.put_down(&mut reading).await?;
+            Ok::<_, Error>(reading)
         };
-        let (asked, found) = tokio::join!(asking, taking);
-        let found: HashMap<OwnedEventId, Arc<Event>> = found?;
+        let (asked, taken) = tokio::join!(asking, taking);
+        self.grant.shrink(self.grant.bytes() - held);
+        let mut reading = taken?;
         asked?;
-        if wanted.iter().any(|id| !found.contains_key(id)) {
-            return Err(Reject::auth("a part of the state before it cannot be had").into());
-        }
-        self.store_outliers(found).await
+        // What nobody can vouch for never comes; what cites it is not missed.
+        reading.found.clear();
+        Ok(reading)
     }
+
+    /// Those of the events that can be read and are not here.
+    async fn unknown_of(&self, raws: Vec<Vec<u8>>) -> Result<Vec<Event>> {
+        let (version, room_id) = (self.room.version, self.room.row.id.clone());
+        let unknown = self.inbox.rooms.reading(move |_, read| {
+            let mut unknown = Vec::new();
+            for raw in raws {
+                if let Ok(event) = read_event(version, &room_id, &raw)
+                    && event::num(read, event.id().as_str())?.is_none()
+                {
+                    unknown.push(event);
+                }
+            }
+            Ok(unknown)
+        });
+        unknown.await
+    }
+
+    /// Takes one event of a state, making room for it first where there is none.
+    async fn take_in(&mut self, reading: &mut Reading, event: Event) -> Result<()> {
+        if reading.found.contains_key(event.id()) || reading.batch.iter().any(|other| other.id() == event.id()) {
+            return Ok(());
+        }
+        if self.pay(&event).is_err() {
+            self.put_down(reading).await?;
+            // Mostly what waits would fill it again at once.
+            if self.grant.bytes() - reading.held > self.own.limit() / 4 {
+                reading.let_go += reading.found.len();
+                reading.found.clear();
+                self.grant.shrink(self.grant.bytes() - reading.held);
+            }
+            if self.pay(&event).is_err() {
+                reading.let_go += 1;
+                return Ok(());
+            }
+        }
+        reading.batch.push(event);
+        match reading.batch.len() < CHECKED_AT_ONCE {
+            true => Ok(()),
+            false => self.verify(reading).await,
+        }
+    }
+
+    async fn verify(&mut self, reading: &mut Reading) -> Result<()> {
+        for (id, event) in self.inbox.check(std::mem::take(&mut reading.batch)).await {
+            match event {
+                Ok(event) => drop(reading.found.insert(id, Arc::new(event))),
+                Err(failed) if failed.is_passing() => return Err(failed),
+                Err(failed) => tracing::debug!(%id, %failed, "an event of a state cannot be vouched for"),
+            }
+        }
+        self.pay_for(reading);
+        Ok(())
+    }
+
+    /// Stores what can be stored; the rest waits for what it cites.
+    async fn put_down(&mut self, reading: &mut Reading) -> Result<()> {
+        self.verify(reading).await?;
+        let count = reading.found.len();
+        let waiting = self.store_outliers(std::mem::take(&mut reading.found)).await?;
+        reading.stored += count - waiting.len();
+        reading.found = waiting.into_iter().map(|event| (event.id().to_owned(), event)).collect();
+        self.pay_for(reading);
+        Ok(())
+    }
+
+    /// Gives back what is not held any more.
+    fn pay_for(&mut self, reading: &Reading) {
+        let found: usize = reading.found.values().map(|event| event.weight()).sum();
+        self.grant.shrink(self.grant.bytes().saturating_sub(reading.held + found as u64));
+    }
+}
+
+/// A state another server told.
+#[derive(Clone)]
+pub(super) struct Given {
+    pub tree: Tree,
+    /// Nothing of it was left out.
+    pub is_whole: bool,
+}
+
+/// One way through the answer that holds a whole state.
+#[derive(Default)]
+struct Reading {
+    /// Bytes of the filling that were in use before.
+    held: u64,
+    batch: Vec<Event>,
+    /// Checked, and not stored yet.
+    found: HashMap<OwnedEventId, Arc<Event>>,
+    stored: usize,
+    /// What found no room until what it cites came.
+    let_go: usize,
 }
 
 /// Takes bytes out of the filling's own memory.
 fn hold(grant: &mut Grant, bytes: u64) -> Result<()> {
     Ok(grant.grow(bytes).map_err(|_| Reject::auth("what it stands on and is not here needs too much memory"))?)
-}
-
-fn keep(found: &mut HashMap<OwnedEventId, Arc<Event>>, checked: Vec<(OwnedEventId, Result<Event>)>) {
-    found.extend(checked.into_iter().filter_map(|(id, event)| Some((id, Arc::new(event.ok()?)))));
 }
 
 /// Events so that each comes after those of them it refers to. A circle, which hashes do not allow, would be cut anywhere.
@@ -449,6 +612,7 @@ struct Survey {
     seen: Vec<u64>,
     changes: BTreeMap<StateKeyNum, Option<EventNum>>,
     changes_max: usize,
+    /// Those that are not here, as many as may be fetched one by one and one more.
     unknown: Vec<OwnedEventId>,
     grant: Grant,
 }
@@ -461,11 +625,11 @@ impl Survey {
 
     fn look_at(&mut self, get: &impl Get, id: OwnedEventId) -> Result<()> {
         let Some((num, row)) = judge::stored(get, id.as_str())? else {
-            if self.unknown.len() == UNKNOWN_MAX {
-                return Err(Reject::auth("too much of the state before it is unknown here").into());
+            // One more says that there are too many.
+            if self.unknown.len() <= SINGLE_EVENTS_MAX {
+                hold(&mut self.grant, 96)?;
+                self.unknown.push(id);
             }
-            hold(&mut self.grant, 96)?;
-            self.unknown.push(id);
             return Ok(());
         };
         let key = row.state_key.filter(|_| row.room == self.room);

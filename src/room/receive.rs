@@ -10,6 +10,7 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 use ruma::{OwnedEventId, OwnedServerName, RoomId, ServerName};
 use serde_json::value::RawValue;
@@ -17,13 +18,14 @@ use serde_json::value::RawValue;
 use super::append::{Append, Before, Done, Here, Place, append};
 use super::fetch::{Fetch, Wire};
 use super::judge::{self, Judgement, Lacking, Ready};
-use super::missing::Filling;
-use super::resolve::{Means, Tree};
+use super::missing::{Filling, Given};
+use super::resolve::Means;
 use super::state::{Known, known, known_num};
 use super::{Error, Result, Rooms, visitor};
 use crate::budget::Grant;
 use crate::matrix::sign::{self, Checked};
-use crate::matrix::{Event, Reject, RoomVersion};
+use crate::matrix::{Event, Reject, RoomVersion, auth};
+use crate::remote::Failed;
 use crate::store::tables::event::Root;
 use crate::store::{EventNum, Get, RoomNum, Write};
 
@@ -31,6 +33,12 @@ use crate::store::{EventNum, Get, RoomNum, Write};
 const NEXT_AT_ONCE: usize = 8;
 /// How often one event is judged anew, after what it lacked was fetched or memory was waited for.
 const TRIES_MAX: usize = 4;
+/// Waiting for other servers, for the events of one room in a transaction: what lacks something after that is refused. Its
+/// sender's next event closes the gap. And for an event that somebody waits to see accepted.
+const SHARE_TIME_MAX: Duration = Duration::from_secs(300);
+const ACCEPT_TIME_MAX: Duration = Duration::from_secs(50);
+/// Waiting for signing keys; then those that are here must do.
+const KEYS_TIME_MAX: Duration = Duration::from_secs(30);
 
 /// What became of one event.
 pub type Outcome = (OwnedEventId, Result<(), String>);
@@ -82,6 +90,8 @@ pub(super) enum Step {
     Unresolved,
     /// Resolving needs memory that was not there at once.
     Hungry,
+    /// The state before it rejects it, but is not known whole.
+    Unproven,
 }
 
 pub(super) struct Settled {
@@ -89,13 +99,15 @@ pub(super) struct Settled {
     pub before: Option<Root>,
     pub reason: Option<Reject>,
     pub rejected: bool,
+    /// It was here already.
+    pub is_known: bool,
 }
 
 /// How an event is to be taken.
 #[derive(Clone, Default)]
 pub(super) struct How {
     /// The state before it, when its own server had to say.
-    pub given: Option<Tree>,
+    pub given: Option<Given>,
     pub outbound: bool,
 }
 
@@ -160,11 +172,17 @@ impl<F: Fetch> Inbox<F> {
         let room = self.rooms.reading(move |_, read| Ok(visitor::enter(read, &owned, &id)?.num)).await?;
         let (_, event) = self.check(vec![event]).await.pop().expect("one goes in, one comes out");
         let how = How { given: None, outbound };
-        let settled = self.settle(origin, room, Arc::new(event?), how).await?;
-        match settled.reason {
-            Some(reason) => Err(reason.into()),
-            None => Ok(Accepted { num: settled.num, before: settled.before }),
+        let event = Arc::new(event?);
+        let until = self.rooms.0.parts.clock.instant() + ACCEPT_TIME_MAX;
+        let settled = self.settle(origin, room, event.clone(), how, until).await?;
+        if let Some(reason) = settled.reason {
+            return Err(reason.into());
         }
+        let num = settled.num;
+        if settled.is_known {
+            self.rooms.reading(move |_, read| holds_still(read, room, num, &event)).await?;
+        }
+        Ok(Accepted { num, before: settled.before })
     }
 
     /// Events whose shape is right, one after the other.
@@ -175,6 +193,7 @@ impl<F: Fetch> Inbox<F> {
         mut queue: VecDeque<Arc<Event>>,
         outcomes: &mut Vec<Outcome>,
     ) -> Result<()> {
+        let until = self.rooms.0.parts.clock.instant() + SHARE_TIME_MAX;
         while let Some(first) = queue.front().cloned() {
             match self.take_next(room, &mut queue, outcomes).await {
                 Ok(0) => {}
@@ -184,7 +203,7 @@ impl<F: Fetch> Inbox<F> {
                 Err(failed) => tracing::warn!(%failed, "events could not be stored together"),
             }
             queue.pop_front();
-            match self.settle(origin, room, first.clone(), How::default()).await {
+            match self.settle(origin, room, first.clone(), How::default(), until).await {
                 Err(failed) if failed.is_passing() => return Err(failed),
                 settled => outcomes.push((first.id().to_owned(), outcome(settled))),
             }
@@ -215,18 +234,29 @@ impl<F: Fetch> Inbox<F> {
         Ok(taken.len())
     }
 
-    /// One event, whatever it takes.
-    async fn settle(&self, origin: &ServerName, room: RoomNum, event: Arc<Event>, how: How) -> Result<Settled> {
+    /// One event, whatever it takes; others are waited for `until` then, on the clock of spans.
+    async fn settle(
+        &self,
+        origin: &ServerName,
+        room: RoomNum,
+        event: Arc<Event>,
+        how: How,
+        until: Duration,
+    ) -> Result<Settled> {
         let mut grant = None;
         for _ in 0..TRIES_MAX {
             match self.try_settle(room, event.clone(), how.clone(), &mut grant).await? {
                 Step::Done(settled) => return Ok(settled),
                 Step::Hungry => grant = Some(self.means().wait().await?),
+                Step::Unproven => break,
                 Step::Lacking(_) | Step::Unresolved => {
                     // One gap at a time: whoever comes after finds much of it filled. Its memory is waited for in turn, so
                     // that those who wait for the turn hold none.
-                    let _turn = self.rooms.0.gaps.lock(room).await;
-                    let mut filling = Filling::new(self, origin, room).await?;
+                    let clock = &self.rooms.0.parts.clock;
+                    let turn = self.rooms.0.gaps.lock(room);
+                    let turn = clock.timeout(until.saturating_sub(clock.instant()), turn).await;
+                    let _turn = turn.ok_or(Error::Remote(Failed::Timeout))?;
+                    let mut filling = Filling::new(self, origin, room, until).await?;
                     if let Some(settled) = filling.settle(event.clone(), how.clone()).await? {
                         return Ok(settled);
                     }
@@ -251,7 +281,8 @@ impl<F: Fetch> Inbox<F> {
         let guard = self.rooms.lock(room).await;
         // Twice when it has to get a number first.
         for _ in 0..2 {
-            let (means, given, judged, mut memory) = (self.means(), how.given.clone(), event.clone(), grant.take());
+            let given = how.given.as_ref().map(|given| given.tree.clone());
+            let (means, judged, mut memory) = (self.means(), event.clone(), grant.take());
             let judging = move |_: &Rooms, read: &_| {
                 let known = known_num(read, room)?;
                 judge::judge(read, &known, &judged, given, &means, memory.as_mut())
@@ -261,8 +292,9 @@ impl<F: Fetch> Inbox<F> {
                 Ok(Judgement::Lacking(lacking)) => return Ok(Step::Lacking(lacking)),
                 Ok(Judgement::Unresolved) => return Ok(Step::Unresolved),
                 Ok(Judgement::Known(num, row)) => {
-                    let reason = row.flags.rejected.then(|| Reject::auth("the event was rejected before"));
-                    return Ok(Step::Done(Settled { num, before: row.before, reason, rejected: row.flags.rejected }));
+                    let (rejected, is_refused) = (row.flags.rejected, row.flags.rejected || row.flags.soft_failed);
+                    let reason = is_refused.then(|| Reject::auth("the event was rejected before"));
+                    return Ok(Step::Done(Settled { num, before: row.before, reason, rejected, is_known: true }));
                 }
                 Ok(Judgement::Unnumbered) => {
                     self.rooms.append_locked(&guard, Append::outlier(room, (*event).clone())).await?;
@@ -274,9 +306,12 @@ impl<F: Fetch> Inbox<F> {
             let (here, outbound) = (self.rooms.here(), how.outbound);
             let reason = ready.reason.clone();
             let rejected = ready.flags.rejected;
+            if rejected && how.given.as_ref().is_some_and(|given| !given.is_whole) {
+                return Ok(Step::Unproven);
+            }
             let append = move |w: &mut Write<'_>| append_ready(w, &here, room, (*event).clone(), *ready, outbound);
             let (done, before) = self.rooms.write(append).await?;
-            return Ok(Step::Done(Settled { num: done.num, before, reason, rejected }));
+            return Ok(Step::Done(Settled { num: done.num, before, reason, rejected, is_known: false }));
         }
         Err(Reject::auth("the event's place cannot be found").into())
     }
@@ -295,13 +330,26 @@ impl<F: Fetch> Inbox<F> {
         }
         // A key that is to vouch for the future is not to be had.
         let at_ms = at_ms.min(self.rooms.0.parts.clock.now_ms());
-        if let Err(failed) = self.fetch.keys(names.into_iter().collect(), at_ms).await {
+        let keys = self.fetch.keys(names.into_iter().collect(), at_ms);
+        if let Some(Err(failed)) = self.rooms.0.parts.clock.timeout(KEYS_TIME_MAX, keys).await {
             return events.into_iter().map(|event| (event.id().to_owned(), Err(failed.clone()))).collect();
         }
         let fetch = self.fetch.clone();
         let one = move |event: Event| (event.id().to_owned(), check_one(&fetch, event));
         crate::base::blocking(move || events.into_iter().map(one).collect()).await
     }
+}
+
+/// That an event which was taken once is what the room's state has now, or would be taken again.
+fn holds_still(get: &impl Get, room: RoomNum, num: EventNum, event: &Event) -> Result<()> {
+    let room = known_num(get, room)?;
+    let view = room.view(get);
+    if let Some(state_key) = event.state_key()
+        && view.num(event.kind(), state_key)? == Some(num)
+    {
+        return Ok(());
+    }
+    auth::check(room.version, &event.subject(), &view)
 }
 
 fn outcome(settled: Result<Settled>) -> Result<(), String> {

@@ -32,6 +32,8 @@ struct Book {
     events: HashMap<OwnedEventId, (Arc<Event>, State)>,
     asked: Vec<&'static str>,
     keeps_events: bool,
+    /// Nothing more comes of a state.
+    stalls: bool,
 }
 
 impl Peer {
@@ -96,6 +98,9 @@ impl Fetch for Peer {
         })
     }
     async fn state_ids(&self, _: &ServerName, _: &RoomId, id: &ruma::EventId, out: Pieces) -> Result<(), Failed> {
+        if self.with(|book| book.stalls) {
+            return std::future::pending().await;
+        }
         let ids = self.with(|book| {
             book.asked.push("state_ids");
             let ids = |(_, state): &(_, State)| {
@@ -412,8 +417,9 @@ async fn where_a_gap_stays_the_senders_server_says_what_the_state_was() {
 async fn what_cannot_be_had_is_refused_and_leaves_nothing() {
     let world = World::new().await;
     let mut line = world.line();
-    let lost = world.join(&mut line, <&UserId>::try_from("@lost:far.example").unwrap());
-    let last = world.say(&mut line, "after the gap");
+    let carol: &UserId = "@carol:far.example".try_into().unwrap();
+    let lost = world.join(&mut line, carol);
+    let last = world.make(&mut line, carol, "m.room.message", None, json!({ "body": "after the gap" }));
     world.peer.with(|book| {
         book.keeps_events = true;
         book.events.remove(lost.id());
@@ -423,6 +429,124 @@ async fn what_cannot_be_had_is_refused_and_leaves_nothing() {
     // It comes in the end.
     assert!(world.receive(&[lost, last.clone()]).await.iter().all(Result::is_ok));
     assert!(world.row(&last).is_some());
+}
+
+/// One event that nobody can vouch for any more, its server being gone, made every state refused that held it: the room stood
+/// still for good.
+#[tokio::test]
+async fn what_of_a_state_cannot_be_vouched_for_is_left_out() {
+    for members in [3, 80] {
+        let world = World::new().await;
+        let mut line = world.line();
+        let gone: &UserId = "@gone:dead.example".try_into().unwrap();
+        let join = json!({ "membership": "join" });
+        let forgotten = Key::from_seed("1", [1; 32]);
+        let dead = world.draft(&line, gone, "m.room.member", Some(gone.as_str()), join, &forgotten);
+        line.state.insert(("m.room.member".to_owned(), gone.to_string()), dead.clone());
+        line.heads = vec![dead.clone()];
+        world.peer.with(|book| book.events.insert(dead.id().to_owned(), (dead.clone(), State::new())));
+        // Another that is not given out any more.
+        let lost = world.join(&mut line, <&UserId>::try_from("@lost:far.example").unwrap());
+        for n in 0..members {
+            world.join(&mut line, <&UserId>::try_from(format!("@m{n}:far.example").as_str()).unwrap());
+        }
+        let last = world.say(&mut line, "after the gap");
+        world.peer.with(|book| {
+            book.keeps_events = true;
+            book.events.remove(lost.id());
+        });
+        assert_eq!(world.receive(&[last.clone()]).await, [Ok(())]);
+        assert_eq!(world.row(&last).unwrap().flags, Flags::default());
+        assert_eq!(world.house.row(&world.room).joined, 2 + members + u64::from(members == 80));
+        assert_eq!(world.house.membership(&world.room, gone), None);
+        assert_eq!(world.house.rooms.0.parts.budget.account("gaps").used(), 0);
+        world.check_state();
+    }
+}
+
+/// What is left out must not be the reason to reject an event for good.
+#[tokio::test]
+async fn a_state_that_is_not_whole_rejects_nothing() {
+    let world = World::new().await;
+    let mut line = world.line();
+    let mut old = line.clone();
+    let again = json!({ "membership": "join", "displayname": "Bob" });
+    let lost = world.make(&mut line, &world.bob, "m.room.member", Some(world.bob.as_str()), again);
+    let between = world.say(&mut line, "between");
+    old.heads = line.heads.clone();
+    let last = world.say(&mut old, "as I was");
+    world.peer.with(|book| {
+        book.keeps_events = true;
+        book.events.insert(last.id().to_owned(), (last.clone(), line.state.clone()));
+        book.events.remove(lost.id());
+    });
+    assert!(world.receive(&[last.clone()]).await[0].is_err());
+    assert!(world.row(&last).is_none());
+    assert!(world.receive(&[lost, between, last.clone()]).await.iter().all(Result::is_ok));
+    assert_eq!(world.row(&last).unwrap().flags, Flags::default());
+}
+
+/// Sixty people who were invited came while we were away: each alone cites what had to be fetched as well, more than is fetched
+/// singly, so the room was stuck.
+#[tokio::test]
+async fn a_state_that_cites_too_much_is_fetched_whole() {
+    let small = include_str!("../../../memory-budgets/pi-zero-2w.toml")
+        .replace("state_conflicts_max = 2000", "state_conflicts_max = 200")
+        .replace("768 KiB\"\nreason = \"events", "128 KiB\"\nreason = \"events");
+    let small = Budget::from_profile(Profile::parse("small", &small).unwrap());
+    assert_eq!(small.account("gaps").limit(), 128 * 1024);
+    for (members, budget) in [(55, Budget::for_tests()), (120, small)] {
+        let world = World::within(budget).await;
+        let mut line = world.line();
+        for n in 0..members {
+            let user = OwnedUserId::try_from(format!("@m{n}:far.example")).unwrap();
+            let invite = json!({ "membership": "invite" });
+            world.make(&mut line, &world.bob, "m.room.member", Some(user.as_str()), invite);
+            world.join(&mut line, &user);
+        }
+        let last = world.say(&mut line, "after the gap");
+        world.peer.with(|book| book.keeps_events = true);
+        assert_eq!(world.receive(&[last.clone()]).await, [Ok(())]);
+        let asked = world.peer.asked();
+        assert!(asked.contains(&"state"), "{asked:?}");
+        assert_eq!(world.house.row(&world.room).joined, 2 + members);
+        let gaps = world.house.rooms.0.parts.budget.account("gaps");
+        assert_eq!(gaps.used(), 0);
+        // More than fits the memory of one gap: the answer is read more than once.
+        let reads = asked.iter().filter(|asked| **asked == "state").count();
+        assert_eq!(reads > 1, gaps.limit() <= 128 * 1024, "{reads}");
+        world.check_state();
+    }
+}
+
+/// A server could keep a room's gaps, and the transaction's memory, for hours by sending nothing more; it need not even be in
+/// the room.
+#[tokio::test]
+async fn a_server_that_stalls_is_waited_for_minutes_and_a_stranger_for_less() {
+    let world = World::new().await;
+    let mut line = world.line();
+    world.join(&mut line, <&UserId>::try_from("@carol:far.example").unwrap());
+    let last = world.say(&mut line, "after the gap");
+    world.peer.with(|book| (book.keeps_events, book.stalls) = (true, true));
+    let clock = world.house.clock.clone();
+    let began = clock.instant();
+    let (inbox, room, pdus) = (world.inbox.clone(), world.room.clone(), vec![raw(&last)]);
+    let receiving = tokio::spawn(async move { inbox.receive(&far(), &room, pdus).await.unwrap() });
+    while !receiving.is_finished() {
+        clock.advance(Duration::from_millis(500));
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert!(receiving.await.unwrap()[0].1.is_err());
+    assert!(clock.instant() - began < Duration::from_secs(300));
+    assert_eq!(world.house.rooms.0.parts.budget.account("gaps").used(), 0);
+    // Nobody has to be asked for a whole state because somebody who is not in the room says so.
+    world.peer.with(|book| book.stalls = false);
+    world.peer.asked();
+    let stranger = OwnedServerName::try_from("elsewhere.example").unwrap();
+    let outcome = world.inbox.receive(&stranger, &world.room, vec![raw(&last)]).await.unwrap();
+    assert!(outcome[0].1.is_err());
+    assert_eq!(world.peer.asked(), ["missing_events"]);
+    assert_eq!(world.receive(&[last]).await, [Ok(())]);
 }
 
 #[tokio::test]
@@ -465,6 +589,8 @@ async fn what_the_rules_forbid_is_kept_as_rejected() {
     let talk = world.say(&mut line, "as if nothing had been");
     assert_eq!(world.receive(&[talk.clone()]).await, [Ok(())]);
     assert_eq!(world.row(&talk).unwrap().flags, Flags::default());
+    // What stands behind the rejected one was an end of the history for ever.
+    assert_eq!(world.house.row(&world.room).extremities.len(), 1);
     // Citing what nobody needs, and another create event.
     let mut odd = line.clone();
     let key = ("m.room.member".to_owned(), world.bob.to_string());
@@ -563,6 +689,55 @@ async fn a_member_event_handed_in_is_told_to_everybody() {
     world.check_state();
 }
 
+/// The second time round, an event that was soft-failed passed for accepted, and its sender was let in.
+#[tokio::test]
+async fn a_member_event_handed_in_again_is_judged_by_the_present() {
+    let world = World::new().await;
+    let mut line = world.line();
+    let user = |name: &str| OwnedUserId::try_from(format!("@{name}:far.example")).unwrap();
+    let (carol, dave) = (user("carol"), user("dave"));
+    let joined = world.join(&mut line, &dave);
+    for _ in 0..2 {
+        world.inbox.accept(&far(), (*joined).clone(), true).await.unwrap();
+    }
+    world.house.rooms.ban(&world.anna, &world.room, &carol, None).await.unwrap();
+    world.house.rooms.ban(&world.anna, &world.room, &dave, None).await.unwrap();
+    let late = world.join(&mut line, &carol);
+    for _ in 0..2 {
+        assert!(world.inbox.accept(&far(), (*late).clone(), true).await.is_err());
+        assert!(world.inbox.accept(&far(), (*joined).clone(), true).await.is_err());
+    }
+    assert!(world.row(&late).unwrap().flags.soft_failed);
+}
+
+/// A room full of rejected events was walked to its beginning for one question.
+#[tokio::test]
+async fn rejected_events_are_passed_by_up_to_a_point() {
+    let world = World::new().await;
+    let mut line = world.line();
+    let mut events = Vec::new();
+    for n in 0..230 {
+        // The rules are asked about the same state each time.
+        let mut forked = line.clone();
+        let levels = json!({ "users": { world.bob.as_str(): 100 }, "n": n });
+        events.push(world.make(&mut forked, &world.bob, "m.room.power_levels", Some(""), levels));
+        line.heads = forked.heads;
+    }
+    for batch in events.chunks(50) {
+        assert!(world.receive(batch).await.iter().all(Result::is_err));
+    }
+    let found = async |from: &Arc<Event>| {
+        let from = vec![from.id().to_owned()];
+        let mut served =
+            world.house.rooms.serve_backfill(&far(), &world.room, from, 10, "{\"pdus\":[".into()).await.unwrap();
+        let mut out = Vec::new();
+        while served.chunks.next(&mut out).unwrap() {}
+        serde_json::from_slice::<Value>(&out).unwrap()["pdus"].as_array().unwrap().len()
+    };
+    assert!(found(&events[100]).await > 0);
+    assert_eq!(found(&events[229]).await, 0);
+}
+
 #[tokio::test]
 async fn history_from_before_our_own_is_fetched_and_stands_below() {
     let world = World::new().await;
@@ -577,6 +752,7 @@ async fn history_from_before_our_own_is_fetched_and_stands_below() {
     assert!(world.row(&joined).unwrap().flags.outlier && world.row(&topic).is_none());
     let num = world.house.room_num(&world.room);
     let order = world.row(&last).unwrap().order.unwrap();
+    let latest = last.clone();
     let only_last = world.house.store.clone();
     only_last
         .write(move |w| {
@@ -600,6 +776,10 @@ async fn history_from_before_our_own_is_fetched_and_stands_below() {
     let joined = world.row(&joined).unwrap();
     let before = snapshot::get(&world.house.read(), joined.before.unwrap(), joined.state_key.unwrap()).unwrap();
     assert_eq!(before, None, "before she joined she was not in the room");
+    // Worked out backwards, it is not what another server should build upon.
+    let (rooms, from) = (&world.house.rooms, far());
+    assert!(matches!(rooms.serve_state(&from, &world.room, said[5].id(), true).await, Err(Error::NotFound)));
+    assert!(rooms.serve_state(&from, &world.room, latest.id(), true).await.is_ok());
     world.check_state();
 }
 
