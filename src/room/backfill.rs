@@ -290,7 +290,7 @@ fn open_ends(get: &Read, num: RoomNum, gap: Gap) -> Result<After> {
 }
 
 /// Who is asked: the server the room's history begins with as far as its name tells, then others in the room.
-fn servers(get: &Read, num: RoomNum, us: &ServerName) -> Result<Vec<OwnedServerName>> {
+pub(super) fn servers(get: &Read, num: RoomNum, us: &ServerName) -> Result<Vec<OwnedServerName>> {
     let room = known_num(get, num)?;
     let mut sizes: BTreeMap<std::cmp::Reverse<u64>, BTreeSet<String>> = BTreeMap::new();
     let mut looked = 0;

@@ -40,8 +40,13 @@ impl Rooms {
         if !self.is_resident(room_id).await? {
             return elsewhere::join(self, user, room_id, joining).await;
         }
-        let (rooms, user, room_id) = (self.clone(), user.to_owned(), room_id.to_owned());
-        self.unbroken(async move { rooms.join_here(&user, &room_id, joining).await }).await.map(drop)
+        let (rooms, who, id, asked) = (self.clone(), user.to_owned(), room_id.to_owned(), joining.clone());
+        match self.unbroken(async move { rooms.join_here(&who, &id, asked).await }).await {
+            Err(why @ Error::Bad { errcode: "M_UNABLE_TO_AUTHORISE_JOIN" | "M_UNABLE_TO_GRANT_JOIN", .. }) => {
+                self.join_with_help(user, room_id, joining, why).await
+            }
+            joined => joined.map(drop),
+        }
     }
 
     /// Leaves a room, or declines an invite, or takes a knock back.

@@ -29,6 +29,7 @@ mod fetch;
 mod filter;
 mod format;
 mod handshake;
+mod helped;
 mod history;
 pub mod join;
 mod judge;

@@ -73,6 +73,13 @@ impl Rooms {
         let origin = origin.to_owned();
         self.unbroken(async move { inbox.accept(&origin, event, true).await }).await
     }
+
+    /// Takes an event of ours that another server let into the room: that server tells the others.
+    pub(super) async fn accept_signed(&self, by: &ServerName, event: Event) -> Result<()> {
+        let inbox = Inbox { rooms: self.clone(), fetch: Wire::new(self.0.parts.remote.clone()) };
+        let by = by.to_owned();
+        self.unbroken(async move { inbox.accept(&by, event, false).await }).await.map(drop)
+    }
 }
 
 /// The rooms, and where what is missing comes from.

@@ -172,6 +172,38 @@ async fn a_restricted_room_takes_members_of_another() {
     pair.two.stop().await;
 }
 
+/// Where nobody of the server may let others in, somebody of another server does; they were refused.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_nobody_here_may_let_in_is_let_in_elsewhere() {
+    let pair = Pair::start().await;
+    let (one, two) = (&pair.one, &pair.two);
+    let (alice, bob, carol) = (one.register("alice").await, two.register("bob").await, two.register("carol").await);
+    for version in ["8", "10", "12"] {
+        let club = create(one, &alice, json!({ "preset": "public_chat", "room_version": version })).await;
+        let allow = json!([{ "type": "m.room_membership", "room_id": club }]);
+        let rules = initial("m.room.join_rules", json!({ "join_rule": "restricted", "allow": allow }));
+        let options = json!({
+            "preset": "private_chat", "room_version": version, "initial_state": [rules],
+            "power_level_content_override": { "invite": 50 },
+        });
+        let room = create(one, &alice, options).await;
+        join(two, &bob, &club, one).await.ok();
+        join(two, &bob, &room, one).await.ok();
+        let walk_in = async || two.post(&format!("/rooms/{}/join", q(&room)), &carol, json!({})).await;
+        walk_in().await.refused(403, "M_FORBIDDEN");
+        join(two, &carol, &club, one).await.ok();
+        walk_in().await.ok();
+        sees_membership(one, &alice, &room, &carol, "join").await;
+        let own = state(two, &bob, &room, &format!("m.room.member/{}", q(&carol.id))).await;
+        assert_eq!(own["join_authorised_via_users_server"], alice.id.as_str());
+        same_state((one, &alice), (two, &carol), &room).await;
+        say(two, &carol, &room, "in").await;
+        sees_text(one, &alice, &room, "in").await;
+    }
+    pair.one.stop().await;
+    pair.two.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn who_comes_late_scrolls_back_to_the_beginning() {
     let pair = Pair::start().await;
