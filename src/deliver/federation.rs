@@ -217,17 +217,17 @@ impl Sender {
         for (_, _, name) in due.into_iter().take(free) {
             let Some(lag) = book.lagging.get_mut(&name) else { continue };
             lag.busy = true;
-            let (sender, since_ms) = (self.clone(), lag.since_ms);
+            let (sender, since_ms, doubtful) = (self.clone(), lag.since_ms, lag.doubtful);
             // Not beyond what was noted: it would be told the rest twice.
             let rows = lag.from..book.reader.max(lag.newest);
-            working.spawn(async move { sender.bring_up(name, rows, since_ms).await });
+            working.spawn(async move { sender.bring_up(name, rows, since_ms, doubtful).await });
         }
     }
 
     /// The worker: transaction after transaction, until the server has everything, fails, or has had its turn. What it
     /// refuses is sent again in halves, down to the one item that is wrong: seven times at most in all, since the bound only
-    /// shrinks.
-    async fn bring_up(&self, server: OwnedServerName, rows: Range<Position>, since_ms: u64) -> Report {
+    /// shrinks. An answer that is none is held against one that was doubtful before: the first may be a restart.
+    async fn bring_up(&self, server: OwnedServerName, rows: Range<Position>, since_ms: u64, doubtful: bool) -> Report {
         let mut report = Report { server, from: rows.start, left_out: None, failed: None };
         let (mut items_max, mut turns) = (unit::PDUS_MAX + unit::EDUS_MAX, 0);
         while turns < TURN {
@@ -246,7 +246,9 @@ impl Sender {
                     items_max = items / 2;
                     continue;
                 }
-                self.0.remote.hold_against(&report.server, &reason);
+                if doubtful {
+                    self.0.remote.hold_against(&report.server, &reason);
+                }
                 report.left_out = is_about_content(&reason).then_some(reached);
                 report.failed = Some(reason);
                 break;

@@ -98,10 +98,9 @@ async fn receive(request: Request, federation: &Federation) -> Result<Spill, Err
     let mut pieces = request.into_stream(BODY_BYTES_MAX)?;
     let mut body = Scratch::of(&federation.scratch, &federation.budget).file().map_err(Answer::from)?;
     while let Some(piece) = pieces.next().await? {
-        body = base::blocking(move || body.append(&piece).map(|()| body))
-            .await
-            .map_err(Wrong::from)
-            .map_err(Answer::from)?;
+        // A piece is as large as the connection's buffer, whatever that is.
+        let append = move || piece.chunks(BUFFER_BYTES).try_for_each(|frame| body.append(frame)).map(|()| body);
+        body = base::blocking(append).await.map_err(Wrong::from).map_err(Answer::from)?;
     }
     Ok(body)
 }
