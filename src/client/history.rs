@@ -4,6 +4,7 @@
 //! - `GET /rooms/{room_id}/messages`
 //! - `GET /rooms/{room_id}/context/{event_id}`
 //! - `GET /rooms/{room_id}/relations/{event_id}[/{rel_type}[/{event_type}]]`, under v1
+//! - `GET /rooms/{room_id}/threads`, under v1
 
 use std::sync::Arc;
 
@@ -11,8 +12,8 @@ use ruma::{OwnedEventId, OwnedRoomId};
 
 use super::{Client, Error, Requester, auth};
 use crate::base::Chunks;
-use crate::http::{Answer, Request, Response, StatusCode};
-use crate::room::{ANSWER_BYTES, Events, PAGE_EVENTS_MAX, Paging, Reader, Related, Token};
+use crate::http::{Answer, Limit, Request, Response, StatusCode};
+use crate::room::{ANSWER_BYTES, Events, PAGE_EVENTS_MAX, Paging, Reader, Related, Threads, Token};
 
 pub async fn event(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     let reader = reader(auth::requester(&client, &request).await?);
@@ -22,8 +23,9 @@ pub async fn event(client: Arc<Client>, request: Request) -> Result<Response, Er
 }
 
 pub async fn messages(client: Arc<Client>, request: Request) -> Result<Response, Error> {
-    let reader = reader(auth::requester(&client, &request).await?);
-    let room_id = room_id(&request)?;
+    let requester = auth::requester(&client, &request).await?;
+    let asking = requester.user_id.clone();
+    let (reader, room_id) = (reader(requester), room_id(&request)?);
     let filter = filter(&request)?;
     let backwards = match request.query("dir").as_deref() {
         Some("b") => true,
@@ -33,7 +35,9 @@ pub async fn messages(client: Arc<Client>, request: Request) -> Result<Response,
     };
     let limit = limit(&request, &filter, 10)?;
     let paging = Paging { from: token(&request, "from")?, to: token(&request, "to")?, backwards, limit, filter };
-    let page = client.rooms.messages(&reader, &room_id, paging).await?;
+    // Who asks too often gets what is here, and a token to go on with later.
+    let may_ask = || request.limit_for(Limit::Ask, asking.as_str()).is_ok();
+    let page = client.rooms.messages(&reader, &room_id, paging, may_ask).await?;
     stream(&client, page).await
 }
 
@@ -54,10 +58,25 @@ pub async fn relations(client: Arc<Client>, request: Request) -> Result<Response
         rel_type: request.param_maybe("rel_type").map(str::to_owned),
         kind: request.param_maybe("event_type").map(str::to_owned),
         from: token(&request, "from")?,
+        to: token(&request, "to")?,
         backwards: request.query("dir").as_deref() != Some("f"),
         limit: limit(&request, &Events::default(), 50)?,
+        recurse: request.query_as("recurse")?.unwrap_or(false),
     };
     let page = client.rooms.relations(&reader, &room_id, related).await?;
+    stream(&client, page).await
+}
+
+pub async fn threads(client: Arc<Client>, request: Request) -> Result<Response, Error> {
+    let reader = reader(auth::requester(&client, &request).await?);
+    let participated = match request.query("include").as_deref() {
+        None | Some("all") => false,
+        Some("participated") => true,
+        Some(_) => return Err(Answer::invalid_param("include is all or participated").into()),
+    };
+    let limit = limit(&request, &Events::default(), 50)?.max(1);
+    let threads = Threads { participated, from: token(&request, "from")?, limit };
+    let page = client.rooms.threads(&reader, &room_id(&request)?, threads).await?;
     stream(&client, page).await
 }
 

@@ -25,6 +25,9 @@ struct Target {
 struct JoinBody {
     reason: Option<String>,
     third_party_signed: Option<Value>,
+    /// Becomes part of the member event.
+    #[serde(flatten)]
+    rest: Map<String, Value>,
 }
 
 /// POST /_matrix/client/v3/join/{room_id_or_alias}
@@ -49,8 +52,8 @@ async fn join_room(
     via: Vec<OwnedServerName>,
 ) -> Result<Response, Error> {
     request.limit_for(Limit::Join, user.as_str())?;
-    let JoinBody { reason, third_party_signed } = request.json_or_empty().await?;
-    let joining = Joining { via, reason, third_party_signed, content_extra: Map::new() };
+    let JoinBody { reason, third_party_signed, rest } = request.json_or_empty().await?;
+    let joining = Joining { via, reason, third_party_signed, content_extra: rest };
     client.rooms.join(user, &room_id, joining).await?;
     Ok(Response::json(&json!({ "room_id": room_id })))
 }

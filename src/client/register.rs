@@ -36,7 +36,9 @@ pub async fn register(client: Arc<Client>, mut request: Request) -> Result<Respo
         return Err(Answer::new(StatusCode::FORBIDDEN, "M_GUEST_ACCESS_FORBIDDEN", message).into());
     }
     let (stages, tokens) = stages(&client.options.registration)?;
-    let body: Body = request.json_or_empty().await?;
+    let mut body: Body = request.json_or_empty().await?;
+    // Who asks for a name with capitals gets it without.
+    body.username = body.username.map(|username| username.to_lowercase());
     if let Some(username) = &body.username {
         client.users.is_free(username).await?;
     }
@@ -76,7 +78,7 @@ pub async fn available(client: Arc<Client>, request: Request) -> Result<Response
     request.limit(Limit::Register)?;
     stages(&client.options.registration)?;
     let username = request.query("username").ok_or_else(|| Answer::missing_param("username"))?;
-    client.users.is_free(&username).await?;
+    client.users.is_free(&username.to_lowercase()).await?;
     Ok(Response::json(&json!({ "available": true })))
 }
 

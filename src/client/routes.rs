@@ -111,6 +111,7 @@ fn reading(router: &mut Router, client: &Arc<Client>) {
         .r0_v3(Method::GET, "/rooms/{room_id}/event/{event_id}", history::event)
         .r0_v3(Method::GET, "/rooms/{room_id}/messages", history::messages)
         .r0_v3(Method::GET, "/rooms/{room_id}/context/{event_id}", history::context)
+        .get("/_matrix/client/v1/rooms/{room_id}/threads", history::threads)
         .get("/_matrix/client/v1/rooms/{room_id}/relations/{event_id}", history::relations)
         .get("/_matrix/client/v1/rooms/{room_id}/relations/{event_id}/{rel_type}", history::relations)
         .get("/_matrix/client/v1/rooms/{room_id}/relations/{event_id}/{rel_type}/{event_type}", history::relations)

@@ -20,11 +20,15 @@ pub fn new_user(localpart: &str, server: &ServerName) -> Result<OwnedUserId, Rej
     OwnedUserId::try_from(id).map_err(|e| Reject::shape(format!("no user id: {e}")))
 }
 
-/// What somebody types to log in: a name or a whole id, in any case.
+/// What somebody types to log in: a name or a whole id. Names of this server's people have no capitals, however typed.
 pub fn typed_user(text: &str, server: &ServerName) -> Option<OwnedUserId> {
     let text = text.trim();
     if text.starts_with('@') {
-        return OwnedUserId::try_from(text).ok();
+        let id = OwnedUserId::try_from(text).ok()?;
+        if id.server_name() != server {
+            return Some(id);
+        }
+        return OwnedUserId::try_from(format!("@{}:{server}", id.localpart().to_lowercase())).ok();
     }
     OwnedUserId::try_from(format!("@{}:{server}", text.to_lowercase())).ok()
 }
@@ -66,6 +70,7 @@ mod tests {
             assert!(new_user(wrong, server).is_err(), "{wrong}");
         }
         assert_eq!(typed_user(" Anna ", server).unwrap(), "@anna:box.example:8448");
+        assert_eq!(typed_user("@ANNA:box.example:8448", server).unwrap(), "@anna:box.example:8448");
         assert_eq!(typed_user("@Anna:x.y", server).unwrap(), "@Anna:x.y");
         assert!(
             new_alias("café", server).is_ok() && new_alias("a b", server).is_err() && new_alias("", server).is_err()

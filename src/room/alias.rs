@@ -1,8 +1,9 @@
 //! Names for rooms: aliases of this server.
 
 use ruma::{OwnedRoomId, OwnedServerName, RoomAliasId, RoomId, UserId};
+use serde_json::Value;
 
-use super::send::known_to_member;
+use super::send::{New, known_to_member};
 use super::{Error, Result, Rooms};
 use crate::store::tables::{member, room, user};
 use crate::store::{Get, RoomNum};
@@ -11,6 +12,7 @@ use crate::store::{Get, RoomNum};
 const SERVERS_MAX: usize = 50;
 /// Aliases listed of one room, and made for one.
 const ALIASES_MAX: usize = 100;
+const CANONICAL_ALIAS: &str = "m.room.canonical_alias";
 
 /// Where an alias leads.
 #[derive(Debug, Clone)]
@@ -46,17 +48,40 @@ impl Rooms {
     /// always.
     pub async fn remove_alias(&self, user: &UserId, alias: &RoomAliasId, is_admin: bool) -> Result<()> {
         self.check_ours(alias)?;
-        let (user, alias) = (user.to_owned(), alias.to_owned());
-        self.write(move |w| {
+        let (by, gone) = (user.to_owned(), alias.to_owned());
+        let room = self.write(move |w| {
+            let (user, alias) = (by, gone);
             let (room, creator) = room::alias(w, alias.as_str())?.ok_or(Error::NotFound)?;
             let own = user::num(w, user.as_str())? == Some(creator);
             if !is_admin && !own && !may_list(w, room, &user)? {
                 return Err(Error::forbidden("somebody else made that alias"));
             }
             room::remove_alias(w, alias.as_str())?;
-            Ok(())
-        })
-        .await
+            Ok(room)
+        });
+        let room = room.await?;
+        if let Err(failed) = self.unlist(room, user, alias).await {
+            // The alias is gone all the same; the room goes on naming it until somebody who may changes that.
+            tracing::debug!(%alias, %failed, "the room still names an alias that was removed");
+        }
+        Ok(())
+    }
+
+    /// Takes a removed alias out of what the room says it is called, when the user may.
+    async fn unlist(&self, num: RoomNum, user: &UserId, alias: &RoomAliasId) -> Result<()> {
+        let (asked, gone) = (user.to_owned(), alias.to_owned());
+        let left = self.reading(move |_, read| {
+            let room = super::state::known_num(read, num)?;
+            if !may_list(read, num, &asked)? {
+                return Ok(None);
+            }
+            let content = super::upgrade::content(read, &room, CANONICAL_ALIAS)?;
+            Ok(content.and_then(|content| without(content, gone.as_str())).map(|content| (room.row.id, content)))
+        });
+        let Some((room_id, content)) = left.await? else { return Ok(()) };
+        let room_id = OwnedRoomId::try_from(room_id).map_err(|_| Error::NotFound)?;
+        let (rooms, new) = (self.clone(), New::state(CANONICAL_ALIAS, "", user, content));
+        self.unbroken(async move { rooms.send_new(&room_id, new, None).await }).await.map(drop)
     }
 
     /// Where an alias of this server leads.
@@ -115,6 +140,22 @@ impl Rooms {
     }
 }
 
+/// The content of a canonical alias event without one of its aliases; nothing when it does not name it.
+fn without(mut content: Value, gone: &str) -> Option<Value> {
+    let object = content.as_object_mut()?;
+    let mut named = false;
+    if object.get("alias").and_then(Value::as_str) == Some(gone) {
+        object.remove("alias");
+        named = true;
+    }
+    if let Some(others) = object.get_mut("alt_aliases").and_then(Value::as_array_mut) {
+        let before = others.len();
+        others.retain(|other| other.as_str() != Some(gone));
+        named |= others.len() < before;
+    }
+    named.then_some(content)
+}
+
 /// Whether a user may decide under which names and in which lists a room is found: who may set its canonical alias.
 pub(super) fn may_list(get: &impl Get, num: RoomNum, user: &UserId) -> Result<bool> {
     let room = match super::state::known_num(get, num) {
@@ -124,6 +165,6 @@ pub(super) fn may_list(get: &impl Get, num: RoomNum, user: &UserId) -> Result<bo
     };
     let view = room.view(get);
     let joined = view.member(user)?.is_some_and(|(membership, _)| membership == super::Membership::Join);
-    let enough = view.with_powers(|powers| powers.user(user) >= powers.event("m.room.canonical_alias", true))?;
+    let enough = view.with_powers(|powers| powers.user(user) >= powers.event(CANONICAL_ALIAS, true))?;
     Ok(joined && enough == Some(true))
 }

@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 
 use super::append::{self, Append};
 use super::membership::{content_of, with_profile};
+use super::send::check_levels;
 use super::{Error, Result, Rooms};
 use crate::matrix::auth::{self, Lookup};
 use crate::matrix::{Draft, Event, Reject, RoomVersion, id, version};
@@ -193,6 +194,11 @@ impl Plan {
             Some(given) => given.content.clone(),
             None => self.power_levels(),
         };
+        if self.version.creators_infinite {
+            let others = self.create.creation_content.get("additional_creators").and_then(Value::as_array);
+            let others = others.into_iter().flatten().filter_map(Value::as_str);
+            check_levels(&levels, others.chain([self.creator.as_str()]))?;
+        }
         chain.add(&StateDraft::new("m.room.power_levels", levels))?;
         if let Some(alias) = &self.alias
             && self.given("m.room.canonical_alias").is_none()

@@ -44,6 +44,7 @@ pub struct Events {
     pub not_rooms: Vec<String>,
     pub contains_url: Option<bool>,
     pub lazy_load_members: bool,
+    pub unread_thread_notifications: bool,
 }
 
 impl Filter {

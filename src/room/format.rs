@@ -7,13 +7,15 @@ use std::ops::ControlFlow;
 
 use serde_json::{Map, Value};
 
+use super::ignored::Ignored;
 use crate::matrix::json;
-use crate::store::tables::event::{self, Kind, Row};
+use crate::store::tables::event::{self, Kind, Membership, Row};
 use crate::store::tables::relation::{self, Rel};
 use crate::store::tables::{snapshot, txn, user};
-use crate::store::{EventNum, Get, Result, UserNum};
+use crate::store::{EventNum, Get, Result, StateKeyNum, UserNum};
 
-/// Edits looked at for the newest by the event's own sender, and replies for whether the viewer took part in a thread.
+/// Edits looked at for the newest by the event's own sender, replies for whether the viewer took part in a thread, and
+/// references told beside an event.
 const RELATED_LOOKED_AT: usize = 64;
 /// A thread is counted no further than this.
 const THREAD_COUNT_MAX: u64 = 5_000;
@@ -31,6 +33,19 @@ pub struct Format {
     pub fields: Vec<Vec<String>>,
     /// Events as servers exchange them.
     pub federation: bool,
+    /// Somebody who left is told of nothing that came later, not even beside an event from before.
+    pub upto: Option<i64>,
+    /// Whose replies they do not want to hear of.
+    pub ignored: Ignored,
+    /// The key of their own member event, when they ever had one anywhere.
+    pub member_key: Option<StateKeyNum>,
+}
+
+impl Format {
+    /// The place of the newest event they are told of.
+    fn newest(&self) -> i64 {
+        self.upto.unwrap_or(i64::MAX)
+    }
 }
 
 /// How much is said beside the event itself.
@@ -163,6 +178,7 @@ fn write_unsigned(
     }
     if detail == Detail::Timeline {
         write_transaction(get, num, row, format, first, out)?;
+        write_membership(get, row, format, first, out)?;
         write_replaced(get, row, first, out)?;
         write_relations(get, num, row, format, first, out)?;
     }
@@ -184,6 +200,21 @@ fn write_transaction(
     {
         write_text(out, first, "transaction_id", &txn.id);
     }
+    Ok(())
+}
+
+/// What the viewer was to the room at the time of the event, as far as the state before it is known.
+fn write_membership(get: &impl Get, row: &Row, format: &Format, first: usize, out: &mut Vec<u8>) -> Result<()> {
+    let membership = match (row.member, row.before) {
+        (Some((membership, target)), _) if target == format.user => membership,
+        (_, Some(before)) => {
+            let own = format.member_key.map_or(Ok(None), |key| snapshot::get(get, before, key))?;
+            let member = own.map_or(Ok(None), |own| event::row_of(get, own).map(|row| row.member))?;
+            member.map_or(Membership::Leave, |(membership, _)| membership)
+        }
+        (_, None) => return Ok(()),
+    };
+    write_text(out, first, "membership", membership.as_str());
     Ok(())
 }
 
@@ -211,9 +242,10 @@ fn write_relations(
     if row.state_key.is_some() || row.flags.redacted {
         return Ok(());
     }
-    let edit = newest_edit(get, num, row)?;
-    let thread = thread(get, num, row, format.user)?;
-    if edit.is_none() && thread.is_none() {
+    let edit = newest_edit(get, num, row, format)?;
+    let thread = thread(get, num, row, format)?;
+    let references = references(get, num, row, format)?;
+    if edit.is_none() && thread.is_none() && references.is_empty() {
         return Ok(());
     }
     write_key(out, first, "m.relations");
@@ -231,13 +263,23 @@ fn write_relations(
         write_plain(get, &thread.latest, format, out)?;
         out.push(b'}');
     }
+    if !references.is_empty() {
+        write_key(out, first, "m.reference");
+        out.extend_from_slice(b"{\"chunk\":[");
+        for (nth, id) in references.iter().rev().enumerate() {
+            out.extend_from_slice(if nth == 0 { b"{\"event_id\":" } else { b",{\"event_id\":" });
+            json::write_string(out, id);
+            out.push(b'}');
+        }
+        out.extend_from_slice(b"]}");
+    }
     out.push(b'}');
     Ok(())
 }
 
-fn newest_edit(get: &impl Get, num: EventNum, row: &Row) -> Result<Option<Row>> {
+fn newest_edit(get: &impl Get, num: EventNum, row: &Row, format: &Format) -> Result<Option<Row>> {
     let (mut found, mut looked_at) = (None, 0);
-    relation::list_newest(get, row.room, num, Rel::REPLACE, &mut |_, edit| {
+    relation::list_newest(get, row.room, num, Rel::REPLACE, format.newest(), &mut |_, edit| {
         looked_at += 1;
         let edit = event::row_of(get, edit)?;
         if edit.sender == row.sender && edit.state_key.is_none() && !edit.flags.redacted {
@@ -252,15 +294,40 @@ fn newest_edit(get: &impl Get, num: EventNum, row: &Row) -> Result<Option<Row>> 
     Ok(found)
 }
 
+/// Ids of the newest events that refer to it, newest first.
+fn references(get: &impl Get, num: EventNum, row: &Row, format: &Format) -> Result<Vec<String>> {
+    let mut ids = Vec::new();
+    relation::list_newest(get, row.room, num, Rel::REFERENCE, format.newest(), &mut |_, event| {
+        let event = event::row_of(get, event)?;
+        if !format.ignored.contains(event.sender) {
+            ids.push(event.id.text());
+        }
+        Ok(match ids.len() < RELATED_LOOKED_AT {
+            true => ControlFlow::Continue(()),
+            false => ControlFlow::Break(()),
+        })
+    })?;
+    Ok(ids)
+}
+
+/// Whether the viewer began a thread or is among those who replied last.
+pub fn took_part(get: &impl Get, root: EventNum, row: &Row, format: &Format) -> Result<bool> {
+    Ok(row.sender == format.user || thread(get, root, row, format)?.is_some_and(|thread| thread.took_part))
+}
+
 struct Thread {
     latest: Row,
     count: u64,
     took_part: bool,
 }
 
-fn thread(get: &impl Get, num: EventNum, row: &Row, viewer: UserNum) -> Result<Option<Thread>> {
+fn thread(get: &impl Get, num: EventNum, row: &Row, format: &Format) -> Result<Option<Thread>> {
+    let viewer = format.user;
     let mut thread: Option<Thread> = None;
-    relation::list_newest(get, row.room, num, Rel::THREAD, &mut |_, reply| {
+    relation::list_newest(get, row.room, num, Rel::THREAD, format.newest(), &mut |_, reply| {
+        if !format.ignored.is_empty() && format.ignored.contains(event::row_of(get, reply)?.sender) {
+            return Ok(ControlFlow::Continue(()));
+        }
         match &mut thread {
             None => {
                 let latest = event::row_of(get, reply)?;

@@ -11,6 +11,7 @@ use ruma::{EventId, OwnedUserId, RoomId};
 use super::backfill::Gap;
 use super::filter::Events;
 use super::format::{self, Detail, Format};
+use super::ignored::Ignored;
 use super::viewer::Viewer;
 use super::{Error, Result, Rooms};
 use crate::base::{self, ChunkError, Chunks, Pen};
@@ -31,6 +32,8 @@ pub const PAGE_EVENTS_MAX: usize = 500;
 const PAGE_ROWS_MAX: usize = 2_000;
 /// Numbers read ahead of what is being written.
 const BATCH: usize = 128;
+/// How far from an event `recurse` goes.
+const RELATED_HOPS: usize = 3;
 
 /// Who reads.
 #[derive(Clone, Debug)]
@@ -86,12 +89,24 @@ pub struct Related {
     pub rel_type: Option<String>,
     pub kind: Option<String>,
     pub from: Option<Token>,
+    pub to: Option<Token>,
     pub backwards: bool,
+    pub limit: usize,
+    /// What relates to the relations too, a few hops on.
+    pub recurse: bool,
+}
+
+/// Which threads of a room.
+#[derive(Clone, Debug)]
+pub struct Threads {
+    /// Only those the reader took part in.
+    pub participated: bool,
+    pub from: Option<Token>,
     pub limit: usize,
 }
 
 impl Rooms {
-    /// One event; `NotFound` when it is not there or not theirs to see.
+    /// One event; `NotFound` when it is not there or not theirs to see, the whole room included.
     pub async fn event(&self, reader: &Reader, room_id: &RoomId, event_id: &EventId) -> Result<Vec<u8>> {
         let event_id = event_id.to_owned();
         self.visiting(reader, room_id, move |visit| {
@@ -101,12 +116,21 @@ impl Rooms {
             Ok(out)
         })
         .await
+        .map_err(|refused| if matches!(refused, Error::Forbidden(_)) { Error::NotFound } else { refused })
     }
 
-    /// A page of the timeline. Where something is missing the servers of the room are asked for it.
-    pub async fn messages(&self, reader: &Reader, room_id: &RoomId, paging: Paging) -> Result<impl Chunks> {
+    /// A page of the timeline. Where something is missing the servers of the room are asked for it, when `may_ask` allows.
+    pub async fn messages(
+        &self,
+        reader: &Reader,
+        room_id: &RoomId,
+        paging: Paging,
+        may_ask: impl FnOnce() -> bool,
+    ) -> Result<impl Chunks> {
         let (mut visit, mut start, mut page) = self.page(reader, room_id, &paging, None).await?;
-        if let Some(gap) = page.gap {
+        if let Some(gap) = page.gap
+            && may_ask()
+        {
             drop(visit);
             let without = if self.backfill_for_app(room_id, gap).await { None } else { Some(gap) };
             (visit, start, page) = self.page(reader, room_id, &paging, without).await?;
@@ -199,12 +223,24 @@ impl Rooms {
     /// The events that relate to an event.
     pub async fn relations(&self, reader: &Reader, room_id: &RoomId, related: Related) -> Result<impl Chunks> {
         let mut visit = self.visit(reader, room_id).await?;
+        let recurse = related.recurse;
         let (visit, page) = base::blocking(move || {
             let page = visit.related(&related)?;
             Ok::<_, Error>((visit, page))
         })
         .await?;
-        Ok(base::written(move |pen| visit.write_related(pen, page)))
+        Ok(base::written(move |pen| visit.write_related(pen, page, recurse)))
+    }
+
+    /// The roots of a room's threads, that with the newest reply first.
+    pub async fn threads(&self, reader: &Reader, room_id: &RoomId, threads: Threads) -> Result<impl Chunks> {
+        let mut visit = self.visit(reader, room_id).await?;
+        let (visit, page) = base::blocking(move || {
+            let page = visit.threads(&threads)?;
+            Ok::<_, Error>((visit, page))
+        })
+        .await?;
+        Ok(base::written(move |pen| visit.write_related(pen, page, false)))
     }
 
     async fn page(
@@ -288,6 +324,7 @@ impl Visit {
             user: reader.user,
             device: reader.device.clone(),
             room_id: Some(room_id.to_string()),
+            ignored: Ignored::of(&read, reader.user)?,
             ..Format::default()
         };
         let visit = Visit::new(Arc::new(read), num, reader.user_id.as_str(), format)?;
@@ -297,9 +334,10 @@ impl Visit {
         Ok(visit)
     }
 
-    pub(super) fn new(read: Arc<Read>, num: RoomNum, user_id: &str, format: Format) -> store::Result<Visit> {
+    pub(super) fn new(read: Arc<Read>, num: RoomNum, user_id: &str, mut format: Format) -> store::Result<Visit> {
         let room = room::get_of(&*read, num)?;
         let viewer = Viewer::new(&*read, num, format.user, user_id)?;
+        (format.upto, format.member_key) = (viewer.sees_upto(), viewer.member_key);
         Ok(Visit { read, num, room, viewer, format })
     }
 
@@ -311,6 +349,19 @@ impl Visit {
         match self.viewer.left_at() {
             Some(at) => Ok(timeline::state_at(&*self.read, self.num, at)?.map(|(_, root)| root)),
             None => Ok(None),
+        }
+    }
+
+    /// The state at a place in the timeline: before our own history of the room, what it was before the event that follows.
+    fn root_at(&self, order: i64) -> store::Result<Option<Root>> {
+        if let Ok(at) = u64::try_from(order)
+            && let Some((_, root)) = timeline::state_at(&*self.read, self.num, Position(at))?
+        {
+            return Ok(Some(root));
+        }
+        match timeline::after(&*self.read, self.num, order)? {
+            Some((_, next)) => Ok(event::row_of(&*self.read, next)?.before),
+            None => Ok(self.room.state),
         }
     }
 
@@ -328,10 +379,7 @@ impl Visit {
 
     /// Where a page begins: where it was asked to, or at the end of what they can see, or at the room's beginning.
     fn start(&self, paging: &Paging) -> Token {
-        let end = match self.viewer.left_at() {
-            Some(at) if self.viewer.present != History::WorldReadable => at.0 as i64,
-            _ => i64::MAX - 1,
-        };
+        let end = self.viewer.sees_upto().unwrap_or(i64::MAX - 1);
         match paging.from {
             Some(from) => from,
             None if paging.backwards => Token(self.newest().min(end)),
@@ -384,7 +432,7 @@ impl Visit {
         limit: usize,
         filter: &Events,
     ) -> store::Result<Page> {
-        let (read, viewer) = (&*self.read, &mut self.viewer);
+        let (read, viewer, ignored) = (&*self.read, &mut self.viewer, &self.format.ignored);
         let (mut events, mut last, mut looked_at, mut more) = (Vec::new(), None, 0, false);
         let mut visit = |order, num| {
             if events.len() == limit || looked_at == PAGE_ROWS_MAX {
@@ -394,7 +442,8 @@ impl Visit {
             looked_at += 1;
             last = Some(order);
             let row = event::row_of(read, num)?;
-            if viewer.sees(read, &row)? && filter.wants(read, &row)? {
+            let is_ignored = row.state_key.is_none() && ignored.contains(row.sender);
+            if !is_ignored && viewer.sees(read, &row)? && filter.wants(read, &row)? {
                 events.push((order, num));
             }
             Ok(ControlFlow::Continue(()))
@@ -416,7 +465,7 @@ impl Visit {
     }
 
     /// Whether the room has history that is not stored here.
-    fn begins_elsewhere(&self) -> store::Result<bool> {
+    pub(super) fn begins_elsewhere(&self) -> store::Result<bool> {
         match self.room.create {
             Some(create) => Ok(event::row_of(&*self.read, create)?.order.is_none()),
             None => Ok(true),
@@ -627,10 +676,7 @@ impl Visit {
             who.only.is_none_or(|only| only == membership) && who.not.is_none_or(|not| not != membership)
         };
         let root = match who.at {
-            Some(at) if self.viewer.is_joined() => {
-                let at = Position(u64::try_from(at.0).unwrap_or(0));
-                timeline::state_at(&*self.read, self.num, at)?.map(|(_, root)| root).or(self.room.state)
-            }
+            Some(at) if self.viewer.is_joined() => self.root_at(at.0)?,
             _ => self.root()?,
         };
         let mut first = true;
@@ -707,23 +753,24 @@ impl Visit {
         let only = related.rel_type.as_deref().map(Rel::of);
         let filter = Events { types: related.kind.clone().map(|kind| vec![kind]), ..Events::default() };
         // By place in the timeline over all types. Bounded: the newest (or oldest) of each kind that could be on the page.
-        let (read, viewer) = (&*self.read, &mut self.viewer);
+        let (read, viewer, ignored) = (&*self.read, &mut self.viewer, &self.format.ignored);
         let mut found: Vec<(i64, EventNum)> = Vec::new();
         let most = related.limit + 1;
-        relation::list(read, self.num, target, only, &mut |_, order, num| {
-            let beyond = match related.from {
-                Some(from) if related.backwards => order > from.0,
-                Some(from) => order <= from.0,
-                None => false,
-            };
-            if beyond {
-                return Ok(ControlFlow::Continue(()));
+        let (after, upto) = match related.backwards {
+            true => (related.to, related.from),
+            false => (related.from, related.to),
+        };
+        let within = |order| after.is_none_or(|after| order > after.0) && upto.is_none_or(|upto| order <= upto.0);
+        let hops = if related.recurse { RELATED_HOPS } else { 1 };
+        relate(read, self.num, target, (only, hops), &mut |order, num| {
+            if !within(order) {
+                return Ok(());
             }
             let row = event::row_of(read, num)?;
             let is_other = only == Some(Rel::OTHER)
                 && format::relation_type(read, &row)?.as_deref() != related.rel_type.as_deref();
-            if is_other || !viewer.sees(read, &row)? || !filter.wants(read, &row)? {
-                return Ok(ControlFlow::Continue(()));
+            if is_other || ignored.contains(row.sender) || !viewer.sees(read, &row)? || !filter.wants(read, &row)? {
+                return Ok(());
             }
             let place = match related.backwards {
                 true => found.partition_point(|(other, _)| *other > order),
@@ -731,7 +778,7 @@ impl Visit {
             };
             found.insert(place, (order, num));
             found.truncate(most);
-            Ok(ControlFlow::Continue(()))
+            Ok(())
         })?;
         let more = found.len() == most;
         found.truncate(related.limit);
@@ -739,16 +786,77 @@ impl Visit {
         Ok(Page { events: found, next: last.filter(|_| more), gap: None })
     }
 
-    async fn write_related(mut self, pen: Pen, page: Page) -> Result<(), ChunkError> {
+    /// One pass over the room's relations, in which no more is held than a page. What its reader may not see is left out of
+    /// the page, which may be short then.
+    fn threads(&mut self, threads: &Threads) -> Result<Page> {
+        let most = threads.limit + 1;
+        let mut newest: Vec<(i64, EventNum)> = Vec::new();
+        let mut keep = |(order, root): (i64, EventNum)| {
+            if threads.from.is_none_or(|from| order <= from.0) {
+                newest.insert(newest.partition_point(|(other, _)| *other > order), (order, root));
+                newest.truncate(most);
+            }
+        };
+        let seen_upto = self.viewer.sees_upto().unwrap_or(i64::MAX);
+        let mut last: Option<(i64, EventNum)> = None;
+        relation::list_of_room(&*self.read, self.num, Rel::THREAD, &mut |root, order, _| {
+            if order > seen_upto {
+                return Ok(ControlFlow::Continue(()));
+            }
+            if let Some(whole) = last.replace((order, root)).filter(|(_, other)| *other != root) {
+                keep(whole);
+            }
+            Ok(ControlFlow::Continue(()))
+        })?;
+        last.into_iter().for_each(&mut keep);
+        let more = newest.len() == most;
+        newest.truncate(threads.limit);
+        let next = newest.last().map(|(order, _)| Token(order - 1)).filter(|_| more);
+        let mut events = Vec::with_capacity(newest.len());
+        for (order, root) in newest {
+            let row = event::row_of(&*self.read, root)?;
+            let is_theirs = !threads.participated || format::took_part(&*self.read, root, &row, &self.format)?;
+            if is_theirs && !self.format.ignored.contains(row.sender) && self.viewer.sees(&*self.read, &row)? {
+                events.push((order, root));
+            }
+        }
+        Ok(Page { events, next, gap: None })
+    }
+
+    async fn write_related(mut self, pen: Pen, page: Page, recurse: bool) -> Result<(), ChunkError> {
         pen.text("{\"chunk\":[");
         self.write_events(&pen, &page.events).await?;
         pen.text("]");
         if let Some(next) = page.next {
             pen.text(&format!(",\"next_batch\":\"{next}\""));
         }
+        if recurse {
+            pen.text(&format!(",\"recursion_depth\":{RELATED_HOPS}"));
+        }
         pen.text("}");
         Ok(())
     }
+}
+
+/// Visits what relates to an event by one type or any, and as many hops on as asked for, whatever the types on the way: place
+/// and number. Every event relates to one other at most, so nothing comes twice; nothing is held but the way to it.
+fn relate(
+    read: &Read,
+    room: RoomNum,
+    target: EventNum,
+    (only, hops): (Option<Rel>, usize),
+    visit: &mut dyn FnMut(i64, EventNum) -> store::Result<()>,
+) -> store::Result<()> {
+    let direct = only.filter(|_| hops == 1);
+    relation::list(read, room, target, direct, &mut |rel, order, num| {
+        if only.is_none_or(|only| only == rel) {
+            visit(order, num)?;
+        }
+        if hops > 1 {
+            relate(read, room, num, (only, hops - 1), visit)?;
+        }
+        Ok(ControlFlow::Continue(()))
+    })
 }
 
 fn members_behind(
@@ -769,10 +877,9 @@ fn write_profile(content: &[u8], out: &mut Vec<u8>) {
     out.extend_from_slice(b":{");
     let first = out.len();
     for (ours, theirs) in [("display_name", "displayname"), ("avatar_url", "avatar_url")] {
-        if let Some(value) = json::get(content, theirs).filter(|value| value.starts_with(b"\"")) {
-            format::write_key(out, first, ours);
-            out.extend_from_slice(value);
-        }
+        // Some apps insist on both being there.
+        format::write_key(out, first, ours);
+        out.extend_from_slice(json::get(content, theirs).filter(|value| value.starts_with(b"\"")).unwrap_or(b"null"));
     }
     out.push(b'}');
 }

@@ -10,6 +10,7 @@ use super::send::{known_to_member, not_in_room};
 use super::state::Known;
 use super::typing::Passed;
 use super::{Error, Result, Rooms};
+use crate::store::tables::count::Part;
 use crate::store::tables::outbox::{self, Outbound};
 use crate::store::tables::receipt::{self, Kind, Receipt, Whose};
 use crate::store::tables::{count, event, member, room, user};
@@ -164,8 +165,10 @@ impl Rooms {
                     continue;
                 }
                 put(w, room.num, &whose, &event_id, here.now_ms)?;
-                if whose.kind != Kind::FullyRead {
-                    count::read_up_to(w, num, room.num, order)?;
+                if whose.kind != Kind::FullyRead
+                    && let Some(part) = part_of(w, &whose.thread)?
+                {
+                    count::read_up_to(w, num, room.num, order, part)?;
                 }
                 if whose.kind == Kind::Read {
                     edu = Some(receipt_edu(&room_id, &user, &whose, &event_id, here.now_ms));
@@ -268,6 +271,15 @@ fn order_in(get: &impl Get, room: RoomNum, event_id: &str) -> Result<Option<i64>
     let Some(num) = event::num(get, event_id)? else { return Ok(None) };
     let row = event::row_of(get, num)?;
     Ok(row.order.filter(|_| row.room == room))
+}
+
+/// What a receipt with this thread's name is about; nothing when there is no such thread.
+fn part_of(get: &impl Get, thread: &str) -> Result<Option<Part>> {
+    Ok(match thread {
+        "" => Some(Part::Whole),
+        "main" => Some(Part::Main),
+        root => event::num(get, root)?.map(Part::Thread),
+    })
 }
 
 /// A marker only moves forward.

@@ -166,7 +166,7 @@ impl Rooms {
             Error::NotFound => not_in_room(),
             other => other,
         })?;
-        let txn = txn_of(read, num, &new.sender, txn)?;
+        let txn = txn_of(read, num, &new, txn)?;
         if let Some(txn) = &txn
             && let Some(sent) = txn::get(read, txn)?
         {
@@ -182,7 +182,12 @@ impl Rooms {
     /// What a server asks of its own people beyond the authorisation rules.
     fn check_beyond_rules(&self, read: &Read, room: &Known, new: &New) -> Result<()> {
         match new.kind.as_str() {
-            "m.room.create" => Err(Error::forbidden("the room has been created")),
+            "m.room.create" => Err(Error::bad("M_BAD_JSON", "the room has been created")),
+            "m.room.power_levels" if room.version.creators_infinite => {
+                let creators =
+                    auth::State::create(&room.view(read))?.map(|create| create.creators.clone()).unwrap_or_default();
+                check_levels(&new.content, creators.iter().map(|creator| creator.as_str()))
+            }
             "m.room.redaction" => check_redaction(read, room, new),
             "m.room.canonical_alias" if new.state_key.as_deref() == Some("") => self.check_aliases(read, room, new),
             _ => Ok(()),
@@ -270,6 +275,15 @@ fn alias_names(content: &Value) -> impl Iterator<Item = &str> {
     content.get("alias").into_iter().chain(alternatives).filter_map(Value::as_str)
 }
 
+/// The creators of a room in which they stand above all levels are not named among them.
+pub(super) fn check_levels<'a>(levels: &Value, mut creators: impl Iterator<Item = &'a str>) -> Result<()> {
+    let users = levels.get("users").and_then(Value::as_object);
+    match users.and_then(|users| creators.find(|creator| users.contains_key(*creator))) {
+        Some(creator) => Err(Error::bad("M_BAD_JSON", format!("{creator} created the room and has no power level"))),
+        None => Ok(()),
+    }
+}
+
 /// One's own events may be redacted, and with the power to redact everyone's (client-server API, "Redactions").
 fn check_redaction(read: &Read, room: &Known, new: &New) -> Result<()> {
     let in_content = new.content.get("redacts").and_then(Value::as_str);
@@ -290,10 +304,14 @@ fn check_redaction(read: &Read, room: &Known, new: &New) -> Result<()> {
     }
 }
 
-fn txn_of(read: &Read, room: RoomNum, sender: &UserId, txn: Option<(String, String)>) -> Result<Option<Txn>> {
+fn txn_of(read: &Read, room: RoomNum, new: &New, txn: Option<(String, String)>) -> Result<Option<Txn>> {
     let Some((device, id)) = txn else { return Ok(None) };
-    let user = user::num(read, sender.as_str())?;
-    Ok(user.map(|user| Txn { user, room, device, id }))
+    let user = user::num(read, new.sender.as_str())?;
+    let what = match &new.redacts {
+        Some(target) => format!("{} {target}", new.kind),
+        None => new.kind.clone(),
+    };
+    Ok(user.map(|user| Txn { user, room, device, id, what }))
 }
 
 /// The state event that says just this already, sent by the same user: sending it again changes nothing.

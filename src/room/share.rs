@@ -4,11 +4,14 @@
 //! timeline is a range of orders, the state the difference of two trees, receipts a range of their log. Nothing is
 //! remembered between two syncs.
 
-use std::ops::ControlFlow;
+use std::collections::BTreeMap;
 use std::sync::Arc;
+
+use serde_json::Value;
 
 use super::filter::Filter;
 use super::format::{self, Format};
+use super::ignored::Ignored;
 use super::read::{Page, Reader, StateList, Token, Visit, comma, until};
 use super::{Result, Rooms};
 use crate::base::{ChunkError, Pen};
@@ -92,6 +95,7 @@ pub struct Asked {
     pub now: Since,
     pub full_state: bool,
     pub filter: Arc<Filter>,
+    ignored: Ignored,
 }
 
 /// A room of the app's user that has news.
@@ -111,7 +115,8 @@ impl Rooms {
         let now = Since { at: store::Get::position(&*read)?, typing };
         // A token from the future is one of a database that was since restored: everything is told anew.
         let since = since.filter(|since| since.at <= now.at);
-        Ok(Asked { rooms: self.clone(), read, reader, since, now, full_state, filter })
+        let ignored = Ignored::of(&*read, reader.user)?;
+        Ok(Asked { rooms: self.clone(), read, reader, since, now, full_state, filter, ignored })
     }
 }
 
@@ -150,12 +155,29 @@ impl Asked {
         let is_new = self.since.is_none() || mine.since > self.since();
         match list {
             List::Join => Ok(is_new || self.full_state || also.contains(&num) || self.room_moved(num)?),
-            List::Invite | List::Knock => Ok(is_new || self.full_state),
-            List::Leave if mine.forgotten => Ok(false),
+            List::Invite => Ok((is_new || self.full_state) && !self.is_inviter_ignored(num, mine)?),
+            List::Knock => Ok(is_new || self.full_state),
+            // The other devices of who left and forgot at once learn at least that they left.
+            List::Leave if mine.forgotten => Ok(self.since.is_some() && is_new),
             // A first sync, or one with everything, tells of rooms left long ago only when asked to.
             List::Leave if self.since.is_none() || self.full_state && !is_new => Ok(self.filter.room.include_leave),
             List::Leave => Ok(is_new),
         }
+    }
+
+    /// Nobody is told of the invites of those they ignore.
+    fn is_inviter_ignored(&self, num: RoomNum, mine: &Mine) -> store::Result<bool> {
+        if self.ignored.is_empty() {
+            return Ok(false);
+        }
+        if let Some(own) = mine.event {
+            return Ok(self.ignored.contains(event::row_of(&*self.read, own)?.sender));
+        }
+        // From outside: the member event stands last in what came with it.
+        let stripped = member::stripped(&*self.read, self.reader.user, num)?.unwrap_or_default();
+        let stripped: Vec<Value> = serde_json::from_slice(&stripped).unwrap_or_default();
+        let Some(inviter) = stripped.last().and_then(|own| own["sender"].as_str()) else { return Ok(false) };
+        Ok(user::num(&*self.read, inviter)?.is_some_and(|inviter| self.ignored.contains(inviter)))
     }
 
     fn room_moved(&self, num: RoomNum) -> store::Result<bool> {
@@ -164,9 +186,9 @@ impl Asked {
             return Ok(true);
         }
         let mut moved = false;
-        receipt::list_newest(&*self.read, num, since, self.now.at, &mut |_, _| {
-            moved = true;
-            Ok(ControlFlow::Break(()))
+        receipt::list_newest(&*self.read, num, since, self.now.at, &mut |whose, _| {
+            moved = self.is_shown(&whose) || (whose.kind == receipt::Kind::FullyRead && whose.user == self.reader.user);
+            Ok(until(moved))
         })?;
         Ok(moved)
     }
@@ -175,6 +197,13 @@ impl Asked {
     fn typing(&self, num: RoomNum, whole: bool) -> Option<Vec<UserNum>> {
         let since = if whole { 0 } else { self.since.map_or(0, |since| since.typing) };
         self.rooms.0.typing.changed(num, since).filter(|users| !whole || !users.is_empty())
+    }
+
+    /// Nobody, for an app that may still show those who typed as this server was stopped. Wakes no app: it is told beside
+    /// the next thing the room has.
+    fn typing_of_before(&self, num: RoomNum, whole: bool) -> Option<Vec<UserNum>> {
+        let since = self.since.filter(|_| !whole)?;
+        self.rooms.0.typing.may_be_stale(num, since.typing).then(Vec::new)
     }
 
     fn typing_moved(&self, num: RoomNum) -> bool {
@@ -199,6 +228,8 @@ impl Asked {
             room_id: None,
             fields: self.filter.fields(),
             federation: self.filter.is_federation(),
+            ignored: self.ignored.clone(),
+            ..Format::default()
         };
         Visit::new(self.read.clone(), news.num, self.reader.user_id.as_str(), format)
     }
@@ -209,8 +240,8 @@ impl Asked {
         let mut visit = self.visit(news)?;
         let is_new = self.since.is_none() || news.mine.since > self.since();
         let share = Share::new(self, &mut visit, news, is_new, self.now.at)?;
-        share.write_timeline(self, pen, &mut visit).await?;
-        if share.full || share.members_moved(&visit)? {
+        let members_moved = share.write_timeline(self, pen, &mut visit).await?;
+        if share.full || members_moved {
             self.write_summary(pen, &visit)?;
         }
         self.write_unread(pen, news.num)?;
@@ -240,10 +271,27 @@ impl Asked {
 
     fn write_unread(&self, pen: &Pen, num: RoomNum) -> store::Result<()> {
         let unread = count::get(&*self.read, self.reader.user, num)?;
-        pen.text(&format!(
-            ",\"unread_notifications\":{{\"highlight_count\":{},\"notification_count\":{}}}",
-            unread.highlights, unread.notifications
-        ));
+        let split = self.filter.room.timeline.unread_thread_notifications;
+        let (main, threads) = match split {
+            true => unread.by_thread(),
+            false => ((unread.notifications, unread.highlights), BTreeMap::new()),
+        };
+        pen.text(",\"unread_notifications\":");
+        pen.text(&counts(main));
+        if split {
+            pen.text(",\"unread_thread_notifications\":{");
+            let mut first = true;
+            for (root, unread) in threads {
+                let root = event::row_of(&*self.read, root)?.id.text();
+                pen.with(|out| {
+                    comma(out, &mut first);
+                    json::write_string(out, &root);
+                    out.push(b':');
+                });
+                pen.text(&counts(unread));
+            }
+            pen.text("}");
+        }
         Ok(())
     }
 
@@ -257,7 +305,7 @@ impl Asked {
             self.write_receipts(pen, news.num, if full { Position(0) } else { self.since() }, &mut first)?;
         }
         if wants("m.typing")
-            && let Some(users) = self.typing(news.num, full)
+            && let Some(users) = self.typing(news.num, full).or_else(|| self.typing_of_before(news.num, full))
         {
             let ids = users.iter().map(|user| user::id_of(&*self.read, *user)).collect::<store::Result<Vec<_>>>()?;
             pen.with(|out| {
@@ -275,16 +323,19 @@ impl Asked {
         Ok(())
     }
 
+    fn is_shown(&self, whose: &Whose) -> bool {
+        match whose.kind {
+            receipt::Kind::Read => true,
+            receipt::Kind::Private => whose.user == self.reader.user,
+            receipt::Kind::FullyRead => false,
+        }
+    }
+
     /// The newest receipts, by event: at most `RECEIPTS_MAX`, whatever the number of members.
     fn write_receipts(&self, pen: &Pen, num: RoomNum, since: Position, first: &mut bool) -> store::Result<()> {
         let mut newest: Vec<(Whose, Receipt)> = Vec::new();
         receipt::list_newest(&*self.read, num, since, self.now.at, &mut |whose, receipt| {
-            let shown = match whose.kind {
-                receipt::Kind::Read => true,
-                receipt::Kind::Private => whose.user == self.reader.user,
-                receipt::Kind::FullyRead => false,
-            };
-            if shown {
+            if self.is_shown(&whose) {
                 newest.push((whose, receipt));
             }
             Ok(until(newest.len() == RECEIPTS_MAX))
@@ -293,14 +344,12 @@ impl Asked {
             return Ok(());
         }
         newest.sort_by(|(a_whose, a), (b_whose, b)| {
-            (&a.event_id, a_whose.kind as u8, a_whose.user, b.at).cmp(&(
-                &b.event_id,
-                b_whose.kind as u8,
-                b_whose.user,
-                a.at,
-            ))
+            let a_at = a.at;
+            let a = (&a.event_id, a_whose.kind as u8, a_whose.user, !a_whose.thread.is_empty(), b.at);
+            a.cmp(&(&b.event_id, b_whose.kind as u8, b_whose.user, !b_whose.thread.is_empty(), a_at))
         });
-        // A user may have one in each thread; an event is told of each user once, with the latest.
+        // A user may have one in each thread and one in none; an event is told of each user once, with the one that says
+        // most.
         newest.dedup_by(|(whose, receipt), (kept_whose, kept)| {
             receipt.event_id == kept.event_id && whose.kind == kept_whose.kind && whose.user == kept_whose.user
         });
@@ -338,7 +387,8 @@ impl Asked {
             _ => false,
         };
         let share = Share::new(self, &mut visit, news, !was_told, upto)?;
-        share.write_timeline(self, pen, &mut visit).await
+        share.write_timeline(self, pen, &mut visit).await?;
+        Ok(())
     }
 
     /// A room they were not in when they left it: the member event that says so, if we have it.
@@ -401,6 +451,10 @@ impl Asked {
     }
 }
 
+fn counts((notifications, highlights): (u64, u64)) -> String {
+    format!("{{\"highlight_count\":{highlights},\"notification_count\":{notifications}}}")
+}
+
 /// Timeline and state of one room, as they belong together.
 struct Share {
     /// Everything is told, not only what changed.
@@ -427,12 +481,13 @@ impl Share {
             false => visit.between(from, from, true, limit, filter)?,
         };
         page.events.reverse();
-        let limited = page.next.is_some() || hole.is_some();
+        let begins_elsewhere = from == i64::MIN && visit.begins_elsewhere()?;
+        let limited = page.next.is_some() || hole.is_some() || begins_elsewhere;
         let oldest = page.events.first().map(|(order, _)| *order);
         let prev_batch = match (oldest, page.next) {
             (Some(oldest), _) => Token(oldest - 1),
             (None, Some(next)) => next,
-            (None, None) => Token(if is_new { upto.0 as i64 } else { from }),
+            (None, None) => Token(if is_new && hole.is_none() { upto.0 as i64 } else { from }),
         };
         let end = state_at(visit, upto)?;
         let start = match page.events.first() {
@@ -448,7 +503,8 @@ impl Share {
         Ok(Share { full, page, limited, prev_batch, known, start, end })
     }
 
-    async fn write_timeline(&self, asked: &Asked, pen: &Pen, visit: &mut Visit) -> Result<(), ChunkError> {
+    /// Answers whether somebody came or went since what the app knows.
+    async fn write_timeline(&self, asked: &Asked, pen: &Pen, visit: &mut Visit) -> Result<bool, ChunkError> {
         pen.text(&format!(
             "\"timeline\":{{\"limited\":{},\"prev_batch\":\"{}\",\"events\":[",
             self.limited, self.prev_batch
@@ -456,63 +512,83 @@ impl Share {
         let mut members = visit.write_events(pen, &self.page.events).await?;
         pen.text("]},\"state\":{\"events\":[");
         let filter = &asked.filter.room.state;
-        let lazy = filter.lazy_load_members;
-        if lazy && self.full {
-            members.push(asked.reader.user);
-            members.extend(heroes(visit)?.unwrap_or_default());
-            members.sort_unstable();
-            members.dedup();
-        }
-        let list = StateList {
+        let list = |members| StateList {
             root: self.end,
-            members: lazy.then_some(&members[..]),
+            members,
             filter: Some(filter),
             told: &self.page.events,
             before: self.start,
         };
-        match self.full {
-            true => visit.write_state(pen, &list).await?,
-            false => self.write_difference(pen, visit, &list).await?,
+        let mut first = true;
+        let moved = !self.full && self.write_difference(pen, visit, &list(None), &mut first).await?;
+        if filter.lazy_load_members {
+            if self.full || moved {
+                members.extend(heroes(visit)?.unwrap_or_default());
+            }
+            if self.full {
+                members.push(asked.reader.user);
+            }
+            members.sort_unstable();
+            members.dedup();
+        }
+        let members = filter.lazy_load_members.then_some(&members[..]);
+        match (self.full, members) {
+            (true, _) => visit.write_state(pen, &list(members)).await?,
+            (false, Some(members)) => {
+                let unchanged = self.unchanged(visit, members)?;
+                visit.write_members_of(pen, &list(None), &unchanged, &mut first).await?;
+            }
+            (false, None) => {}
         }
         pen.text("]}");
-        Ok(())
+        Ok(moved)
     }
 
-    /// What changed between the state the app knows and the end, except for what its timeline tells.
-    async fn write_difference(&self, pen: &Pen, visit: &mut Visit, list: &StateList<'_>) -> Result<(), ChunkError> {
-        let mut first = true;
+    /// Those users whose member event was told by no difference.
+    fn unchanged(&self, visit: &Visit, users: &[UserNum]) -> store::Result<Vec<UserNum>> {
+        let mut unchanged = Vec::with_capacity(users.len());
+        for user in users {
+            let user_id = user::id_of(&*visit.read, *user)?;
+            let Some(key) = snapshot::key(&*visit.read, "m.room.member", &user_id)? else { continue };
+            let event = |root: Option<Root>| root.map_or(Ok(None), |root| snapshot::get(&*visit.read, root, key));
+            if event(self.known)? == event(self.end)? {
+                unchanged.push(*user);
+            }
+        }
+        Ok(unchanged)
+    }
+
+    /// What changed between the state the app knows and the end, except for what its timeline tells. Member events too, for
+    /// apps that load them lazily: nothing else would tell them who came and went in a gap. Answers whether anybody did.
+    async fn write_difference(
+        &self,
+        pen: &Pen,
+        visit: &mut Visit,
+        list: &StateList<'_>,
+        first: &mut bool,
+    ) -> Result<bool, ChunkError> {
+        let mut moved = false;
         let mut after = None;
         let mut more = self.known != self.end;
         while more {
             let batch = difference(visit, self.known, self.end, after)?;
             for (key, old, new) in &batch {
                 after = Some(*key);
-                if self.is_left_out(visit, list, *old, *new)? {
+                let row = event::row_of(&*visit.read, *new)?;
+                moved |= row.kind == Kind::MEMBER;
+                if self.is_told(visit, *old, *new, &row)? {
                     continue;
                 }
-                visit.write_state_event(pen, list, *new, &mut first)?;
+                visit.write_state_event(pen, list, *new, first)?;
                 pen.pause().await;
             }
             more = batch.len() == DIFFERENCE_BATCH;
         }
-        if let Some(members) = list.members {
-            visit.write_members_of(pen, list, members, &mut first).await?;
-        }
-        Ok(())
+        Ok(moved)
     }
 
-    /// Members nobody asked about, and keys that were at the timeline's start what the app knows.
-    fn is_left_out(
-        &self,
-        visit: &Visit,
-        list: &StateList<'_>,
-        old: Option<EventNum>,
-        new: EventNum,
-    ) -> store::Result<bool> {
-        let row = event::row_of(&*visit.read, new)?;
-        if list.members.is_some() && row.kind == Kind::MEMBER {
-            return Ok(true);
-        }
+    /// Whether the timeline tells of it, and what was at the key at the timeline's start is what the app knows.
+    fn is_told(&self, visit: &Visit, old: Option<EventNum>, new: EventNum, row: &event::Row) -> store::Result<bool> {
         if !self.page.events.iter().any(|(_, told)| *told == new) {
             return Ok(false);
         }
@@ -521,19 +597,6 @@ impl Share {
             _ => None,
         };
         Ok(at_start == old)
-    }
-
-    /// Whether somebody came or went, as far as is cheap to tell.
-    fn members_moved(&self, visit: &Visit) -> store::Result<bool> {
-        if self.limited {
-            return Ok(true);
-        }
-        for (_, num) in &self.page.events {
-            if event::row_of(&*visit.read, *num)?.kind == Kind::MEMBER {
-                return Ok(true);
-            }
-        }
-        Ok(false)
     }
 }
 
@@ -584,8 +647,11 @@ fn present(read: &Read, num: RoomNum, kind: &str, state_key: &str) -> store::Res
 
 /// The members that stand for a room without a name or alias; none for a room that has one.
 fn heroes(visit: &Visit) -> store::Result<Option<Vec<UserNum>>> {
-    for kind in ["m.room.name", "m.room.canonical_alias"] {
-        if present(&visit.read, visit.num, kind, "")?.is_some() {
+    for (kind, field) in [("m.room.name", "name"), ("m.room.canonical_alias", "alias")] {
+        let Some(named) = present(&visit.read, visit.num, kind, "")? else { continue };
+        let content = format::content(&*visit.read, &event::row_of(&*visit.read, named)?)?;
+        // A name that was taken back is an event without one.
+        if json::get_text(&content, field).is_some_and(|name| !name.is_empty()) {
             return Ok(None);
         }
     }
@@ -638,55 +704,4 @@ fn write_receipts(read: &Read, sorted: &[(Whose, Receipt)], out: &mut Vec<u8>) -
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::base::{Chunks, written};
-    use crate::room::tests::house;
-    use serde_json::{Value, json};
-
-    #[tokio::test]
-    async fn a_share_comes_in_pieces_whatever_the_room() {
-        let house = house();
-        let alice = house.user("alice").await;
-        let room = house.public_room(&alice).await;
-        for number in 0..80 {
-            let content = json!({ "note": format!("{number} {}", "long ".repeat(200)) });
-            house.send(&alice, &room, "com.example.note", Some(&number.to_string()), content).await.unwrap();
-        }
-        let reader = Reader { user: house.user_num(&alice), user_id: alice.clone(), device: "D".to_owned() };
-        let asked = house.rooms.asked(reader, None, false, Arc::default()).unwrap();
-        let news = asked.next(List::Join, None, &[]).unwrap().unwrap();
-        assert!(asked.next(List::Join, Some(news.num), &[]).unwrap().is_none());
-        let mut chunks = written(move |pen| async move {
-            pen.text("{");
-            asked.write(&pen, List::Join, &news).await?;
-            pen.text("}");
-            Ok(())
-        });
-        let (mut whole, mut pieces, mut more) = (Vec::new(), 0, true);
-        while more {
-            let mut piece = Vec::new();
-            more = chunks.next(&mut piece).unwrap();
-            assert!(piece.len() < 20 * 1024, "a piece and one event");
-            whole.extend_from_slice(&piece);
-            pieces += 1;
-        }
-        assert!(pieces > 4);
-        let share: Value = serde_json::from_slice(&whole).unwrap();
-        let count = |part: &str| share[part]["events"].as_array().unwrap().len();
-        assert_eq!(count("timeline"), TIMELINE_EVENTS);
-        assert!(count("state") >= 70);
-        assert_eq!(share["timeline"]["limited"], true);
-    }
-
-    #[test]
-    fn tokens_come_back_as_they_were() {
-        let since = Since { at: Position(7), typing: 1_700_000_000_001 };
-        assert_eq!(Since::parse(&since.to_string()), Some(since));
-        assert_eq!(Token::parse(&since.to_string()), Some(Token(7)));
-        assert_eq!(Token::parse("t-5"), Some(Token(-5)));
-        for wrong in ["", "s", "s5", "t", "tx", "x5_5", "\u{e9}5"] {
-            assert!(Since::parse(wrong).is_none() && Token::parse(wrong).is_none(), "{wrong}");
-        }
-    }
-}
+pub(crate) mod tests;

@@ -29,6 +29,8 @@ struct Inner {
 }
 
 struct Book {
+    /// Who was told of something before it may have been told of people nobody here remembers.
+    started: u64,
     serial: u64,
     rooms: HashMap<RoomNum, Room>,
 }
@@ -77,7 +79,8 @@ pub struct Set {
 
 impl Typing {
     pub fn new(account: Account, clock: Clock) -> Typing {
-        let book = Mutex::new(Book { serial: clock.now_ms(), rooms: HashMap::new() });
+        let started = clock.now_ms();
+        let book = Mutex::new(Book { started, serial: started, rooms: HashMap::new() });
         Typing(Arc::new(Inner { account, clock, book }))
     }
 
@@ -92,6 +95,12 @@ impl Typing {
         let room = book.rooms.get(&room).filter(|room| room.serial > since)?;
         let now = self.0.clock.instant();
         Some(room.typists.iter().filter(|typist| typist.until > now).map(|typist| typist.user).collect())
+    }
+
+    /// Whether an app may still show people of before the last start, of whom nothing is known here any more.
+    pub fn may_be_stale(&self, room: RoomNum, since: u64) -> bool {
+        let book = self.book();
+        since < book.started && !book.rooms.contains_key(&room)
     }
 
     /// Somebody types for the next `length`, or stopped. `ours`: somebody of this server.
@@ -182,5 +191,25 @@ impl Typing {
 
     fn book(&self) -> MutexGuard<'_, Book> {
         self.0.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::budget::Budget;
+
+    #[test]
+    fn who_typed_before_a_restart_may_still_be_shown() {
+        let clock = Clock::simulated(1_000);
+        let typing = || Typing::new(Budget::for_tests().account("ephemeral"), clock.clone());
+        let before = typing();
+        before.set(RoomNum(1), UserNum(1), Some(Duration::from_secs(30)), true);
+        let told = before.serial();
+        assert!(!before.may_be_stale(RoomNum(2), told));
+        clock.advance(Duration::from_secs(5));
+        let after = typing();
+        assert!(after.may_be_stale(RoomNum(1), told) && after.changed(RoomNum(1), told).is_none());
+        assert!(!after.may_be_stale(RoomNum(1), after.serial()));
     }
 }

@@ -9,21 +9,26 @@ use ruma::UserId;
 use ruma::push::Ruleset;
 
 use super::Error;
-use super::append::{Append, Here, local_joined};
+use super::append::{Append, Here, local_joined, relation_of};
+use super::ignored;
 use super::state::{View, load};
 use crate::budget::{Account, Grant};
 use crate::matrix::auth::{Powers, State as _};
 use crate::matrix::{Event, json, push};
 use crate::store::tables::account_data::{self, GLOBAL};
+use crate::store::tables::count::Part;
 use crate::store::tables::event::Row;
+use crate::store::tables::relation::Rel;
 use crate::store::tables::room::Room;
 use crate::store::tables::{count, member, push_rule, user};
-use crate::store::{Get, Result, UserNum, Write};
+use crate::store::{EventNum, Get, Result, UserNum, Write};
 
 /// What a parsed set of rules takes: the defaults are some twenty rules of about 400 bytes each.
 const RULES_BYTES: u64 = 10 * 1024;
 /// What a byte of a user's own rules as JSON becomes, parsed.
 const BYTES_PER_JSON_BYTE: u64 = 4;
+/// How far from a thread an event may be and still belong to it, as the specification has it.
+const THREAD_HOPS_MAX: usize = 3;
 
 /// Parsed push rules of the users who were counted for last, on the account's bytes; whom it has no room for is parsed
 /// again each time.
@@ -77,25 +82,44 @@ pub fn count(w: &mut Write<'_>, here: &Here, room: &Room, new: &Append, row: &Ro
     if others.contains(&row.sender) {
         others.retain(|user| *user != row.sender);
         if row.state_key.is_none() {
-            count::read_up_to(w, row.sender, new.room, order)?;
+            let part = thread_of(w, new)?.map_or(Part::Main, Part::Thread);
+            count::read_up_to(w, row.sender, new.room, order, part)?;
         }
     }
     if others.is_empty() {
         return Ok(());
     }
+    let thread = thread_of(w, new)?;
     let flat = push::Flat::new(&new.event);
     let seen = seen_by_rules(w, room, new)?;
+    let sender = new.event.sender();
     for user in others {
+        if ignored::is_ignored(w, user, sender.as_str())? {
+            continue;
+        }
         let user_id = user::id_of(w, user)?;
         let Ok(id) = <&UserId>::try_from(user_id.as_str()) else { continue };
         let rules = here.rules.get(w, user, id)?;
         let name = display_name(w, new, user, id)?;
         let outcome = push::evaluate(&rules, &flat, &seen, id, &name);
         if outcome.notify {
-            count::add(w, user, new.room, order, outcome.highlight)?;
+            count::add(w, user, new.room, order, outcome.highlight, thread)?;
         }
     }
     Ok(())
+}
+
+/// The root of the thread an event is in: it says so itself, or what it relates to does. A few hops at most.
+fn thread_of(get: &impl Get, new: &Append) -> Result<Option<EventNum>> {
+    let mut relation = relation_of(get, new.room, &new.event)?;
+    for _ in 0..THREAD_HOPS_MAX {
+        match relation {
+            Some((Rel::THREAD, root)) => return Ok(Some(root)),
+            Some((_, target)) => relation = relation_of(get, new.room, &load(get, new.event.version(), target)?)?,
+            None => return Ok(None),
+        }
+    }
+    Ok(None)
 }
 
 /// The room as the rules see it.

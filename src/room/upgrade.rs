@@ -150,7 +150,8 @@ fn old_room(
         creation_content.remove(ours);
     }
     let mut predecessor = json!({ "room_id": room_id });
-    if let Some(last) = room.row.extremities.last() {
+    // The id of a room of such a version is that of its first event, which would then have to exist before this one.
+    if let Some(last) = room.row.extremities.last().filter(|_| !version.creators_infinite) {
         predecessor["event_id"] = id_of(read, *last)?.as_str().into();
     }
     creation_content.insert("predecessor".into(), predecessor);
@@ -174,7 +175,8 @@ fn draft(kind: &str, content: Value) -> StateDraft {
     StateDraft { kind: kind.to_owned(), state_key: String::new(), content }
 }
 
-fn content(get: &impl Get, room: &Known, kind: &str) -> Result<Option<Value>> {
+/// The content of a state event without a key.
+pub(super) fn content(get: &impl Get, room: &Known, kind: &str) -> Result<Option<Value>> {
     let event = room.view(get).event(kind, "")?;
     Ok(event.and_then(|event| serde_json::from_str(event.content()).ok()))
 }

@@ -14,7 +14,8 @@ pub struct Viewer {
     pub mine: Option<Mine>,
     /// The room's present history visibility.
     pub present: History,
-    member_key: Option<StateKeyNum>,
+    /// The key of their own member event.
+    pub member_key: Option<StateKeyNum>,
     history_key: Option<StateKeyNum>,
     at: Option<(Root, History, Membership)>,
     history_of: Option<(EventNum, History)>,
@@ -47,6 +48,11 @@ impl Viewer {
     /// When they last stopped being joined, for somebody who is not joined now.
     pub fn left_at(&self) -> Option<Position> {
         self.mine.filter(|_| !self.is_joined()).and_then(|mine| mine.left_at)
+    }
+
+    /// The place of the last event that may be theirs to see, when they left a room that not everybody may read.
+    pub fn sees_upto(&self) -> Option<i64> {
+        self.left_at().filter(|_| self.present != History::WorldReadable).map(|at| at.0 as i64)
     }
 
     /// Whether anything of the room may be theirs to see.

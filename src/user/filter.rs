@@ -12,7 +12,7 @@ use crate::store::tables::filter;
 const FILTERS_MAX: u32 = 100;
 const FILTER_BYTES_MAX: usize = 16 << 10;
 
-/// The fields of a filter that may be wrong; what a sync makes of them is its own affair.
+/// The fields of a filter that may be wrong. A sync must be able to read whatever passes here.
 #[expect(dead_code, reason = "parsed only to see whether it can be")]
 #[derive(Deserialize)]
 struct Shape {
@@ -21,11 +21,11 @@ struct Shape {
     #[serde(default)]
     event_format: Option<Format>,
     #[serde(default)]
-    presence: Option<Events>,
+    presence: Events,
     #[serde(default)]
-    account_data: Option<Events>,
+    account_data: Events,
     #[serde(default)]
-    room: Option<Room>,
+    room: Room,
 }
 
 #[derive(Deserialize)]
@@ -35,42 +35,31 @@ enum Format {
     Federation,
 }
 
-#[expect(dead_code, reason = "parsed only to see whether it can be")]
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
+#[serde(default)]
 struct Events {
-    #[serde(default)]
     limit: Option<u64>,
-    #[serde(default)]
     types: Option<Vec<String>>,
-    #[serde(default)]
-    not_types: Option<Vec<String>>,
-    #[serde(default)]
+    not_types: Vec<String>,
     senders: Option<Vec<OwnedUserId>>,
-    #[serde(default)]
-    not_senders: Option<Vec<OwnedUserId>>,
-    #[serde(default)]
+    not_senders: Vec<OwnedUserId>,
     rooms: Option<Vec<OwnedRoomId>>,
-    #[serde(default)]
-    not_rooms: Option<Vec<OwnedRoomId>>,
+    not_rooms: Vec<OwnedRoomId>,
+    contains_url: Option<bool>,
+    lazy_load_members: bool,
+    unread_thread_notifications: bool,
 }
 
-#[expect(dead_code, reason = "parsed only to see whether it can be")]
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
+#[serde(default)]
 struct Room {
-    #[serde(default)]
     rooms: Option<Vec<OwnedRoomId>>,
-    #[serde(default)]
-    not_rooms: Option<Vec<OwnedRoomId>>,
-    #[serde(default)]
-    state: Option<Events>,
-    #[serde(default)]
-    timeline: Option<Events>,
-    #[serde(default)]
-    ephemeral: Option<Events>,
-    #[serde(default)]
-    account_data: Option<Events>,
-    #[serde(default)]
-    include_leave: Option<bool>,
+    not_rooms: Vec<OwnedRoomId>,
+    state: Events,
+    timeline: Events,
+    ephemeral: Events,
+    account_data: Events,
+    include_leave: bool,
 }
 
 impl Users {

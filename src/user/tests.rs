@@ -153,6 +153,35 @@ async fn a_session_of_stages_is_for_one_operation_one_user_and_a_while() {
 }
 
 #[tokio::test]
+async fn proving_to_be_somebody_else_is_refused_outright() {
+    let town = town();
+    let (alice, bob) = (town.person("alice").await, town.person("bob").await);
+    let demand = || Demand { operation: "x", user: Some(&alice.user_id), stages: &[Stage::Password], tokens: &[] };
+    for (named, refused) in [(&bob.user_id, true), (&alice.user_id, false)] {
+        let auth = json!({ "type": "m.login.password", "password": "wrong",
+            "identifier": { "type": "m.id.user", "user": named } });
+        let proved = town.users.prove(demand(), Some(&auth)).await;
+        assert_eq!(matches!(proved, Err(Error::Forbidden(_))), refused, "{proved:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_filter_is_kept_only_when_a_sync_can_read_it() {
+    let town = town();
+    let alice = town.person("alice").await;
+    for (filter, fine) in [
+        (json!({ "room": { "timeline": { "limit": 5, "types": null } }, "event_fields": ["type"] }), true),
+        (json!({ "room": { "timeline": { "not_types": null } } }), false),
+        (json!({ "room": { "state": { "lazy_load_members": "yes" } } }), false),
+        (json!({ "room": { "account_data": null } }), false),
+        (json!({ "room": { "include_leave": null } }), false),
+    ] {
+        let content = serde_json::value::to_raw_value(&filter).unwrap();
+        assert_eq!(town.users.add_filter(alice.user_num, &content).await.is_ok(), fine, "{filter}");
+    }
+}
+
+#[tokio::test]
 async fn a_user_with_many_devices_loses_the_one_not_heard_of_for_longest() {
     let town = town();
     let alice = town.person("alice").await;
@@ -238,4 +267,37 @@ async fn a_repeated_message_to_devices_is_delivered_once() {
     receive("one.test", None, 4).await;
     receive("one.test", None, 4).await;
     assert_eq!(waiting(), [1, 2, 3, 4, 4]);
+}
+
+#[tokio::test]
+async fn a_token_from_the_future_takes_no_messages_away() {
+    // After a backup was restored, an app's newer token dropped what had not been handed out.
+    let town = town();
+    let alice = town.person("alice").await;
+    let content = serde_json::value::to_raw_value(&json!({ "secret": 1 })).unwrap();
+    let messages: Messages = [(alice.user_id.clone(), [(alice.device_id.clone(), content)].into())].into();
+    town.users.send_to_device(&alice, "m.x", "txn", messages).await.unwrap();
+    let waiting = || {
+        let get = town.users.0.parts.store.read().unwrap();
+        let mut waiting = 0;
+        crate::store::tables::to_device::each(
+            &get,
+            alice.user_num,
+            &alice.device_id,
+            Position(0),
+            Position(u64::MAX >> 1),
+            &mut |_, _| {
+                waiting += 1;
+                Ok(std::ops::ControlFlow::Continue(()))
+            },
+        )
+        .unwrap();
+        waiting
+    };
+    let arrived = async |upto| town.users.to_device_arrived(alice.user_num, &alice.device_id, upto).await.unwrap();
+    arrived(Position(1_000_000)).await;
+    assert_eq!(waiting(), 1);
+    let now = crate::store::Get::position(&town.users.0.parts.store.read().unwrap()).unwrap();
+    arrived(now).await;
+    assert_eq!(waiting(), 0);
 }

@@ -58,10 +58,10 @@ impl Users {
         let (requester, kind, txn) = (requester.clone(), kind.to_owned(), txn.to_owned());
         let (server, random) = (self.server().to_owned(), self.0.parts.random.clone());
         self.write(move |w| {
-            if to_device::txn_seen(w, requester.user_num, &requester.device_id, &txn)? {
+            if to_device::txn_seen(w, requester.user_num, &requester.device_id, &kind, &txn)? {
                 return Ok(());
             }
-            to_device::note_txn(w, requester.user_num, &requester.device_id, &txn)?;
+            to_device::note_txn(w, requester.user_num, &requester.device_id, &kind, &txn)?;
             let (here, elsewhere): (Messages, Messages) =
                 messages.into_iter().partition(|(user, _)| user.server_name() == server);
             let mut change = Change { users: deliver(w, &kind, &requester.user_id, &here)?, ..Change::default() };
@@ -97,7 +97,8 @@ impl Users {
         .await
     }
 
-    /// A later sync token shows that a device has its messages up to here: they go.
+    /// A later sync token shows that a device has its messages up to here: they go. A token of a future that this database
+    /// has not seen, since it was restored, shows nothing.
     pub async fn to_device_arrived(&self, user: UserNum, device_id: &str, upto: Position) -> Result<(), Error> {
         loop {
             let device = device_id.to_owned();
@@ -105,6 +106,9 @@ impl Users {
             let any = self
                 .read(move |get| {
                     let mut any = false;
+                    if upto > get.position()? {
+                        return Ok(any);
+                    }
                     to_device::each(get, user, &device, Position(0), upto, &mut |_, _| {
                         any = true;
                         Ok(ControlFlow::Break(()))

@@ -98,6 +98,9 @@ impl Users {
         // Without a type an app asks how far it has come, after a stage it did in a browser.
         if let Some(kind) = auth.get("type").and_then(Value::as_str) {
             let stage = demand.stages.iter().copied().find(|stage| stage.name() == kind);
+            if stage == Some(Stage::Password) && self.names_another(&demand, auth) {
+                return Err(Error::Forbidden("That is another account".to_owned()));
+            }
             let proved = match stage {
                 Some(stage) => self.prove_stage(stage, &demand, auth).await.map(|()| stage),
                 None => Err(Error::bad("M_UNRECOGNIZED", "This stage is not part of what was asked for")),
@@ -148,17 +151,18 @@ impl Users {
                 }
             }
             Stage::Password => {
-                let named = auth.pointer("/identifier/user").and_then(Value::as_str).or_else(|| text("user"));
                 let Some(user) = demand.user else { return Err(Error::NotFound("account")) };
-                let same = named.is_none_or(|named| id::typed_user(named, self.server()).as_deref() == Some(user));
                 let password =
                     text("password").ok_or_else(|| Error::bad("M_MISSING_PARAM", "The password is missing"))?;
-                match same {
-                    true => self.check_password(user, password).await,
-                    false => Err(Error::Forbidden("That is another account".to_owned())),
-                }
+                self.check_password(user, password).await
             }
         }
+    }
+
+    /// Whether the `auth` is that of somebody else than who must prove themselves.
+    fn names_another(&self, demand: &Demand<'_>, auth: &Value) -> bool {
+        let named = auth.pointer("/identifier/user").or_else(|| auth.get("user")).and_then(Value::as_str);
+        named.is_some_and(|named| id::typed_user(named, self.server()).as_deref() != demand.user)
     }
 }
 

@@ -451,3 +451,26 @@ async fn history_is_as_visible_as_the_room_says() {
         assert_eq!(told, newcomer, "{visibility}");
     }
 }
+
+#[tokio::test]
+async fn what_apps_take_for_granted() {
+    let house = House::start().await;
+    let alice = house.register("ALICE").await;
+    assert_eq!(alice.id, "@alice:localhost", "who asks for capitals gets none");
+    let body = json!({ "type": "m.login.password", "password": "secret ALICE",
+        "identifier": { "type": "m.id.user", "user": "@Alice:localhost" } });
+    house.request("POST", "/_matrix/client/v3/login", None, body).await.ok();
+    let bob = house.register("bob").await;
+    let room = room(&house, &alice, json!({})).await;
+    house
+        .post(&format!("/rooms/{}/join", escaped(&room)), &bob, json!({ "reason": "soup", "com.example": 5 }))
+        .await
+        .ok();
+    let member = format!("/rooms/{}/state/m.room.member/{}", escaped(&room), escaped(&bob.id));
+    let content = house.get(&member, &alice).await.ok();
+    assert_eq!((&content["com.example"], &content["reason"]), (&json!(5), &json!("soup")));
+    let joined = house.get(&format!("/rooms/{}/joined_members", escaped(&room)), &alice).await.ok();
+    assert_eq!(joined["joined"][&bob.id].get("avatar_url"), Some(&Value::Null), "{joined}");
+    let threads = house.get(&format!("/_matrix/client/v1/rooms/{}/threads", escaped(&room)), &bob).await.ok();
+    assert_eq!(threads, json!({ "chunk": [] }));
+}

@@ -15,6 +15,7 @@ use crate::matrix::{Draft, auth};
 use crate::remote::Failed;
 use crate::room::backfill::Gap;
 use crate::room::fetch::{KeyName, Pieces};
+use crate::room::share::tests::synced;
 use crate::room::state::{known, load};
 use crate::room::tests::{House, START_MS, house_within};
 use crate::store::tables::event::{self, Flags, Membership, Row};
@@ -411,6 +412,38 @@ async fn where_a_gap_stays_the_senders_server_says_what_the_state_was() {
         assert_eq!(world.house.row(&world.room).extremities.len(), 1);
         world.check_state();
     }
+}
+
+#[tokio::test]
+async fn a_sync_tells_of_a_gap_that_stays() {
+    // What came before and after a gap stood side by side, `limited` was false, and who had joined in it was not counted.
+    let world = World::new().await;
+    let filter = || json!({ "room": { "state": { "lazy_load_members": true } } });
+    world.house.say(&world.anna, &world.room, "before the gap").await;
+    let (first, _) = synced(&world.house, &world.anna, None, filter()).await;
+    let mut line = world.line();
+    world.join(&mut line, <&UserId>::try_from("@carol:far.example").unwrap());
+    world.say(&mut line, "in the gap");
+    let last = world.say(&mut line, "after the gap");
+    world.peer.with(|book| book.keeps_events = true);
+    assert_eq!(world.receive(&[last.clone()]).await, [Ok(())]);
+    let order = world.row(&last).unwrap().order.unwrap();
+    for since in [Some(first), None] {
+        let (_, rooms) = synced(&world.house, &world.anna, since, filter()).await;
+        let share = &rooms["join"][world.room.as_str()];
+        let told = share["timeline"]["events"].as_array().unwrap();
+        assert_eq!(told.iter().map(|event| &event["content"]["body"]).collect::<Vec<_>>(), ["after the gap"]);
+        assert_eq!(share["timeline"]["limited"], true);
+        assert_eq!(share["timeline"]["prev_batch"], format!("t{}", order - 1));
+        assert_eq!(share["summary"]["m.joined_member_count"], 3);
+        assert!(share["state"].to_string().contains("@carol:far.example"), "a change of members is told");
+    }
+    // What follows is whole again.
+    let (now, _) = synced(&world.house, &world.anna, None, filter()).await;
+    let next = world.say(&mut line, "and on");
+    assert_eq!(world.receive(&[next]).await, [Ok(())]);
+    let (_, rooms) = synced(&world.house, &world.anna, Some(now), filter()).await;
+    assert_eq!(rooms["join"][world.room.as_str()]["timeline"]["limited"], false);
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 
 use crate::store::schema::RELATION;
-use crate::store::{Error, Get, Result, Write, after_prefix};
+use crate::store::{Error, Get, Result, Write};
 use crate::store::{EventNum, RoomNum};
 
 /// A relation type as one byte. On disk: append, never renumber.
@@ -66,17 +66,35 @@ pub fn list(
     })
 }
 
-/// Visits the events related to `target` by one type, newest first.
+/// Visits one type of relation in the whole room, by target, oldest first within one: target, order, event.
+pub fn list_of_room(
+    get: &impl Get,
+    room: RoomNum,
+    only: Rel,
+    visit: &mut dyn FnMut(EventNum, i64, EventNum) -> Result<ControlFlow<()>>,
+) -> Result<()> {
+    get.prefix(&RELATION, &room.to_key(), &mut |key, value| {
+        let corrupt = || Error::corrupt(&RELATION, key);
+        if key.get(8) != Some(&only.0) {
+            return Ok(ControlFlow::Continue(()));
+        }
+        let target = key.get(4..8).and_then(EventNum::from_key).ok_or_else(corrupt)?;
+        visit(target, order_of(key).ok_or_else(corrupt)?, EventNum::from_key(value).ok_or_else(corrupt)?)
+    })
+}
+
+/// Visits the events related to `target` by one type at or before `upto`, newest first.
 pub fn list_newest(
     get: &impl Get,
     room: RoomNum,
     target: EventNum,
     only: Rel,
+    upto: i64,
     visit: &mut dyn FnMut(i64, EventNum) -> Result<ControlFlow<()>>,
 ) -> Result<()> {
     let whole = key(room, target, only, i64::MIN);
-    let end = after_prefix(&whole[..9]);
-    get.range(&RELATION, &whole[..9], end.as_deref(), true, &mut |key, value| {
+    let end = key(room, target, only, upto.saturating_add(1));
+    get.range(&RELATION, &whole[..9], Some(&end), true, &mut |key, value| {
         let corrupt = || Error::corrupt(&RELATION, key);
         let order = order_of(key).ok_or_else(corrupt)?;
         visit(order, EventNum::from_key(value).ok_or_else(corrupt)?)

@@ -90,16 +90,16 @@ pub fn remove_device(w: &mut Write<'_>, user: UserNum, device_id: &str) -> Resul
     tables::remove_all(w, &TO_DEVICE, &prefix)
 }
 
-/// Whether a device has lately sent under this transaction id.
-pub fn txn_seen(get: &impl Get, user: UserNum, device_id: &str, txn: &str) -> Result<bool> {
-    let hash = get.hash128(&[txn.as_bytes()]);
+/// Whether a device has lately sent messages of this type under this transaction id.
+pub fn txn_seen(get: &impl Get, user: UserNum, device_id: &str, kind: &str, txn: &str) -> Result<bool> {
+    let hash = get.hash128(&[kind.as_bytes(), b"\0", txn.as_bytes()]);
     let seen = get.get(&TO_DEVICE_TXN, &device::prefix(user, device_id))?.unwrap_or_default();
     Ok(seen.chunks_exact(hash.len()).any(|one| one == &hash[..]))
 }
 
 /// Remembers a transaction id, forgetting the oldest beyond the number kept.
-pub fn note_txn(w: &mut Write<'_>, user: UserNum, device_id: &str, txn: &str) -> Result<()> {
-    let hash = w.hash128(&[txn.as_bytes()]);
+pub fn note_txn(w: &mut Write<'_>, user: UserNum, device_id: &str, kind: &str, txn: &str) -> Result<()> {
+    let hash = w.hash128(&[kind.as_bytes(), b"\0", txn.as_bytes()]);
     let row = device::prefix(user, device_id);
     let mut seen = w.get(&TO_DEVICE_TXN, &row)?.unwrap_or_default();
     let too_many = (seen.len() + hash.len()).saturating_sub(TXNS_KEPT * hash.len());

@@ -24,12 +24,18 @@ pub struct Txn {
     pub device: String,
     /// The client's transaction id.
     pub id: String,
+    /// What was sent, as far as the path says it: an id used again for something else is another request.
+    pub what: String,
 }
 
 fn txn_key(get: &impl Get, txn: &Txn) -> Result<[u8; 20]> {
     let mut name = Vec::with_capacity(txn.device.len() + txn.id.len() + 8);
     name.extend_from_slice(&txn.room.to_key());
     put_bytes(&mut name, txn.device.as_bytes());
+    // Rows of an earlier day's program have none.
+    if !txn.what.is_empty() {
+        put_bytes(&mut name, txn.what.as_bytes());
+    }
     name.extend_from_slice(txn.id.as_bytes());
     let mut out = [0; 20];
     out[..4].copy_from_slice(&txn.user.to_key());
@@ -62,6 +68,7 @@ pub fn put(w: &mut Write, txn: &Txn, event: EventNum, now_ms: u64) -> Result<()>
     put_u64(&mut row, txn.room.0.into());
     put_bytes(&mut row, txn.device.as_bytes());
     put_bytes(&mut row, txn.id.as_bytes());
+    put_bytes(&mut row, txn.what.as_bytes());
     w.put(&TXN_EVENT, &event.to_key(), &row)
 }
 
@@ -70,7 +77,8 @@ fn unpack(row: &[u8]) -> Option<(u64, Txn)> {
     let expires_ms = unpack.u64()?;
     let (user, room) = (UserNum(unpack.u32()?), RoomNum(unpack.u32()?));
     let (device, id) = (unpack.text()?.to_owned(), unpack.text()?.to_owned());
-    Some((expires_ms, Txn { user, room, device, id }))
+    let what = if unpack.is_empty() { String::new() } else { unpack.text()?.to_owned() };
+    Some((expires_ms, Txn { user, room, device, id, what }))
 }
 
 /// Drops a few of the oldest rows when they have expired. Event numbers rise with time, so the first rows are oldest.

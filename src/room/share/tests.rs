@@ -1,0 +1,361 @@
+//! What a sync tells of rooms, read back as the JSON it is.
+
+use serde_json::{Value, json};
+
+use super::*;
+use crate::base::{Chunks, written};
+use crate::room::tests::{House, house};
+use crate::room::{Marker, Related, Threads};
+use crate::store::tables::account_data;
+use ruma::{OwnedEventId, OwnedRoomId, UserId};
+
+/// Everything the rooms have for somebody since a token, by list and room.
+pub(crate) async fn synced(house: &House, user: &UserId, since: Option<Since>, filter: Value) -> (Since, Value) {
+    let reader = Reader { user: house.user_num(user), user_id: user.to_owned(), device: "D".to_owned() };
+    let filter = Arc::new(Filter::parse(filter.to_string().as_bytes()).unwrap());
+    let asked = house.rooms.asked(reader, since, false, filter).unwrap();
+    let mut rooms = json!({ "join": {}, "invite": {}, "knock": {}, "leave": {} });
+    for list in List::ALL {
+        let mut after = None;
+        while let Some(news) = asked.next(list, after, &[]).unwrap() {
+            after = Some(news.num);
+            let (asked, id) = (asked.clone(), news.id.clone());
+            let share = read_back(written(move |pen| async move {
+                pen.text("{");
+                asked.write(&pen, list, &news).await?;
+                pen.text("}");
+                Ok(())
+            }));
+            rooms[list.as_str()][id] = share;
+        }
+    }
+    (asked.now, rooms)
+}
+
+fn read_back(mut chunks: impl Chunks) -> Value {
+    let (mut whole, mut more) = (Vec::new(), true);
+    while more {
+        more = chunks.next(&mut whole).unwrap();
+    }
+    serde_json::from_slice(&whole).unwrap()
+}
+
+/// Type and state key of a list's events, sorted.
+fn keys(events: &Value) -> Vec<String> {
+    let text = |event: &Value, key: &str| event[key].as_str().unwrap_or("-").to_owned();
+    let events = events["events"].as_array().unwrap().iter();
+    let mut keys: Vec<_> =
+        events.map(|event| format!("{} {}", text(event, "type"), text(event, "state_key"))).collect();
+    keys.sort();
+    keys
+}
+
+fn lazy(limit: usize) -> Value {
+    json!({ "room": { "state": { "lazy_load_members": true }, "timeline": { "limit": limit } } })
+}
+
+#[tokio::test]
+async fn lazy_apps_hear_of_who_came_and_went_in_a_gap() {
+    // Only senders' member events were told, so that an app went on encrypting for somebody who was thrown out of sight.
+    let house = house();
+    let (alice, bob, carol) = (house.user("alice").await, house.user("bob").await, house.user("carol").await);
+    let room = house.public_room(&alice).await;
+    house.join(&bob, &room).await.unwrap();
+    let (first, _) = synced(&house, &alice, None, lazy(2)).await;
+    house.join(&carol, &room).await.unwrap();
+    house.rooms.leave(&bob, &room, None).await.unwrap();
+    for number in 0..3 {
+        house.say(&alice, &room, &number.to_string()).await;
+    }
+    let (_, rooms) = synced(&house, &alice, Some(first), lazy(2)).await;
+    let share = &rooms["join"][room.as_str()];
+    assert_eq!(share["timeline"]["limited"], true);
+    let all = [&alice, &bob, &carol].map(|user| format!("m.room.member {user}"));
+    assert_eq!(keys(&share["state"]), all, "the sender and who came and went, each once");
+    assert_eq!(share["summary"]["m.joined_member_count"], 2);
+}
+
+#[tokio::test]
+async fn a_room_whose_name_was_taken_back_is_named_by_its_members() {
+    let house = house();
+    let (alice, bob) = (house.user("alice").await, house.user("bob").await);
+    let room = house.public_room(&alice).await;
+    house.send(&alice, &room, "m.room.name", Some(""), json!({ "name": "Cellar" })).await.unwrap();
+    let (first, rooms) = synced(&house, &alice, None, lazy(1)).await;
+    assert_eq!(rooms["join"][room.as_str()]["summary"].get("m.heroes"), None);
+    house.send(&alice, &room, "m.room.name", Some(""), json!({ "name": "" })).await.unwrap();
+    house.join(&bob, &room).await.unwrap();
+    for number in 0..2 {
+        house.say(&alice, &room, &number.to_string()).await;
+    }
+    let (_, rooms) = synced(&house, &alice, Some(first), lazy(1)).await;
+    let share = &rooms["join"][room.as_str()];
+    assert_eq!(share["summary"]["m.heroes"], json!([bob]));
+    assert!(keys(&share["state"]).contains(&format!("m.room.member {bob}")), "a hero's member event comes along");
+}
+
+#[tokio::test]
+async fn leaving_and_forgetting_at_once_is_told_to_other_devices() {
+    let house = house();
+    let alice = house.user("alice").await;
+    let room = house.public_room(&alice).await;
+    let (first, _) = synced(&house, &alice, None, json!({})).await;
+    house.rooms.leave(&alice, &room, None).await.unwrap();
+    house.rooms.forget(&alice, &room).await.unwrap();
+    let (after, rooms) = synced(&house, &alice, Some(first), json!({})).await;
+    assert!(rooms["leave"].get(room.as_str()).is_some(), "{rooms}");
+    for since in [Some(after), None] {
+        let (_, rooms) = synced(&house, &alice, since, json!({ "room": { "include_leave": true } })).await;
+        assert!(rooms["leave"].get(room.as_str()).is_none(), "{rooms}");
+    }
+}
+
+/// What an app keeps for its user.
+async fn keep(house: &House, user: &UserId, kind: &'static str, content: Value) {
+    let num = house.user_num(user);
+    let set = move |w: &mut store::Write<'_>| {
+        let json = content.to_string();
+        account_data::set(w, num, account_data::GLOBAL, kind, json.as_bytes()).map(drop)
+    };
+    house.store.write(set).await.unwrap();
+}
+
+#[tokio::test]
+async fn who_is_ignored_is_not_heard_but_for_the_rooms_state() {
+    let house = house();
+    let (alice, bob) = (house.user("alice").await, house.user("bob").await);
+    let room = house.public_room(&alice).await;
+    house.join(&bob, &room).await.unwrap();
+    let root = house.say(&alice, &room, "root").await;
+    let (first, _) = synced(&house, &alice, None, json!({})).await;
+    keep(&house, &alice, "m.ignored_user_list", json!({ "ignored_users": { &bob: {} } })).await;
+    house.say(&bob, &room, "hey alice").await;
+    let reply = json!({ "body": "hey", "m.relates_to": { "rel_type": "m.thread", "event_id": root } });
+    house.send(&bob, &room, "m.room.message", None, reply).await.unwrap();
+    let profile = json!({ "membership": "join", "displayname": "Bobby" });
+    house.send(&bob, &room, "m.room.member", Some(bob.as_str()), profile).await.unwrap();
+    let cellar = house.public_room(&bob).await;
+    house.rooms.invite(&bob, &cellar, &alice, None).await.unwrap();
+    let outside = OwnedRoomId::try_from("!r:far.example").unwrap();
+    let own =
+        json!({ "type": "m.room.member", "state_key": alice, "sender": bob, "content": { "membership": "invite" } });
+    let stripped = json!([own]).to_string().into_bytes();
+    house.rooms.set_outside(&alice, &outside, "11", Membership::Invite, stripped).await.unwrap();
+
+    let (_, rooms) = synced(&house, &alice, Some(first), json!({})).await;
+    let share = &rooms["join"][room.as_str()];
+    assert_eq!(keys(&share["timeline"]), [format!("m.room.member {bob}")]);
+    assert_eq!(share["unread_notifications"]["notification_count"], 0);
+    assert_eq!(rooms["invite"], json!({}));
+    let reader = Reader { user: house.user_num(&alice), user_id: alice.clone(), device: "D".to_owned() };
+    let event: Value = serde_json::from_slice(&house.rooms.event(&reader, &room, &root).await.unwrap()).unwrap();
+    assert_eq!(event["unsigned"].get("m.relations"), None);
+
+    keep(&house, &alice, "m.ignored_user_list", json!({ "ignored_users": "nobody" })).await;
+    let (_, rooms) = synced(&house, &alice, Some(first), json!({})).await;
+    assert_eq!(rooms["join"][room.as_str()]["timeline"]["events"].as_array().unwrap().len(), 3);
+    assert_eq!(rooms["invite"].as_object().unwrap().len(), 2);
+}
+
+#[tokio::test]
+async fn what_others_read_in_private_wakes_nobody_else() {
+    let house = house();
+    let (alice, bob) = (house.user("alice").await, house.user("bob").await);
+    let room = house.public_room(&alice).await;
+    house.join(&bob, &room).await.unwrap();
+    let event = house.say(&bob, &room, "hello").await;
+    let (at, _) = synced(&house, &alice, None, json!({})).await;
+    let set = async |user: &UserId, kind: &str| {
+        let marker = Marker { kind: kind.to_owned(), event_id: event.clone(), thread: None };
+        house.rooms.set_receipt(user, &room, marker).await.unwrap();
+    };
+    let has_news = async || synced(&house, &alice, Some(at), json!({})).await.1["join"] != json!({});
+    set(&bob, "m.read.private").await;
+    set(&bob, "m.fully_read").await;
+    assert!(!has_news().await);
+    set(&alice, "m.fully_read").await;
+    assert!(has_news().await);
+}
+
+#[tokio::test]
+async fn an_event_says_what_its_reader_was_to_the_room() {
+    let house = house();
+    let (alice, bob) = (house.user("alice").await, house.user("bob").await);
+    let room = house.public_room(&alice).await;
+    house.say(&alice, &room, "before").await;
+    house.join(&bob, &room).await.unwrap();
+    house.say(&alice, &room, "after").await;
+    let (_, rooms) = synced(&house, &bob, None, json!({ "room": { "timeline": { "limit": 3 } } })).await;
+    let events = rooms["join"][room.as_str()]["timeline"]["events"].as_array().unwrap();
+    let was: Vec<_> = events.iter().map(|event| event["unsigned"]["membership"].as_str().unwrap()).collect();
+    assert_eq!(was, ["leave", "join", "join"]);
+}
+
+/// A whole answer of the rooms.
+async fn answered(chunks: Result<impl Chunks>) -> Value {
+    read_back(chunks.unwrap())
+}
+
+#[tokio::test]
+async fn threads_are_counted_and_read_by_themselves() {
+    let house = house();
+    let (alice, bob) = (house.user("alice").await, house.user("bob").await);
+    let room = house.public_room(&alice).await;
+    house.join(&bob, &room).await.unwrap();
+    let relate = async |user: &UserId, rel: &str, to: &OwnedEventId, body: &str| {
+        let content = json!({ "msgtype": "m.text", "body": body, "m.relates_to": { "rel_type": rel, "event_id": to } });
+        house.send(user, &room, "m.room.message", None, content).await.unwrap()
+    };
+    let (one, two) = (house.say(&alice, &room, "one").await, house.say(&bob, &room, "two").await);
+    relate(&bob, "m.thread", &two, "in two").await;
+    let reply = relate(&bob, "m.thread", &one, "in one").await;
+    // A reference to a reply is part of the thread.
+    let reference = relate(&bob, "m.reference", &reply, "about it").await;
+
+    let reader = |user| Reader { user: house.user_num(user), user_id: user.to_owned(), device: "D".to_owned() };
+    let counts = async |split: bool| {
+        let filter = json!({ "room": { "timeline": { "unread_thread_notifications": split } } });
+        let (_, rooms) = synced(&house, &alice, None, filter).await;
+        let share = &rooms["join"][room.as_str()];
+        let count = |unread: &Value| unread["notification_count"].as_u64();
+        let threads = &share["unread_thread_notifications"];
+        let of = |root: &OwnedEventId| count(&threads[root.as_str()]);
+        (count(&share["unread_notifications"]).unwrap(), of(&one), of(&two))
+    };
+    assert_eq!(counts(false).await, (4, None, None));
+    assert_eq!(counts(true).await, (1, Some(2), Some(1)));
+    let read = async |event: &OwnedEventId, thread: Option<&str>| {
+        let thread = thread.map(str::to_owned);
+        let marker = Marker { kind: "m.read".to_owned(), event_id: event.clone(), thread };
+        house.rooms.set_receipt(&alice, &room, marker).await.unwrap();
+    };
+    read(&reference, Some(one.as_str())).await;
+    assert_eq!(counts(true).await, (1, None, Some(1)));
+    assert_eq!(counts(false).await, (2, None, None));
+    read(&reference, None).await;
+    assert_eq!(counts(true).await, (0, None, None));
+    // Of two receipts on one event the one that says more is told (MSC4102).
+    let (_, rooms) = synced(&house, &alice, None, json!({})).await;
+    let receipt = &rooms["join"][room.as_str()]["ephemeral"]["events"][0]["content"][reference.as_str()];
+    assert_eq!(receipt["m.read"][alice.as_str()].get("thread_id"), None, "{receipt}");
+
+    let related = |recurse, from| Related {
+        event_id: one.to_string(),
+        rel_type: None,
+        kind: None,
+        from,
+        to: None,
+        backwards: true,
+        limit: 1,
+        recurse,
+    };
+    let bodies = |page: &Value| {
+        let events = page["chunk"].as_array().unwrap().iter();
+        events.map(|event| event["content"]["body"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    let page = answered(house.rooms.relations(&reader(&alice), &room, related(true, None)).await).await;
+    assert_eq!((bodies(&page), &page["recursion_depth"]), (vec!["about it".to_owned()], &json!(3)));
+    let from = Token::parse(page["next_batch"].as_str().unwrap());
+    let page = answered(house.rooms.relations(&reader(&alice), &room, related(true, from)).await).await;
+    assert_eq!((bodies(&page), page.get("next_batch")), (vec!["in one".to_owned()], None));
+    let upto = Related { to: from, ..related(true, None) };
+    assert_eq!(bodies(&answered(house.rooms.relations(&reader(&alice), &room, upto).await).await), ["about it"]);
+    let page = answered(house.rooms.relations(&reader(&alice), &room, related(false, None)).await).await;
+    assert_eq!((bodies(&page), page.get("recursion_depth")), (vec!["in one".to_owned()], None));
+
+    let threads = |participated, from, limit| Threads { participated, from, limit };
+    let page = answered(house.rooms.threads(&reader(&alice), &room, threads(false, None, 1)).await).await;
+    assert_eq!(bodies(&page), ["one"], "the one with the newest reply first");
+    assert_eq!(page["chunk"][0]["unsigned"]["m.relations"]["m.thread"]["count"], 1);
+    let from = Token::parse(page["next_batch"].as_str().unwrap());
+    let page = answered(house.rooms.threads(&reader(&alice), &room, threads(false, from, 1)).await).await;
+    assert_eq!((bodies(&page), page.get("next_batch")), (vec!["two".to_owned()], None));
+    let page = answered(house.rooms.threads(&reader(&alice), &room, threads(true, None, 5)).await).await;
+    assert_eq!(bodies(&page), ["one"], "she took part in her own only");
+
+    let event: Value =
+        serde_json::from_slice(&house.rooms.event(&reader(&alice), &room, &reply).await.unwrap()).unwrap();
+    assert_eq!(event["unsigned"]["m.relations"]["m.reference"], json!({ "chunk": [{ "event_id": reference }] }));
+    let nowhere = house.public_room(&bob).await;
+    assert!(house.rooms.event(&reader(&bob), &room, &reply).await.is_ok());
+    let private = json!({ "join_rule": "invite" });
+    house.send(&bob, &nowhere, "m.room.join_rules", Some(""), private).await.unwrap();
+    let hidden = house.say(&bob, &nowhere, "hidden").await;
+    let refused = house.rooms.event(&reader(&alice), &nowhere, &hidden).await;
+    assert!(matches!(refused, Err(crate::room::Error::NotFound)), "not even that the room is there");
+}
+
+#[tokio::test]
+async fn nobody_who_left_reads_on_in_what_relates_to_older_events() {
+    // Edits and thread replies stood in `m.relations` of events from before somebody was banned, however new they were.
+    let house = house();
+    let (alice, bob) = (house.user("alice").await, house.user("bob").await);
+    let room = house.public_room(&alice).await;
+    house.join(&bob, &room).await.unwrap();
+    let root = house.say(&alice, &room, "root").await;
+    let relate = async |rel: &str, body: &str| {
+        let relates = json!({ "rel_type": rel, "event_id": root });
+        let content = json!({ "msgtype": "m.text", "body": body, "m.relates_to": relates });
+        house.send(&alice, &room, "m.room.message", None, content).await.unwrap();
+    };
+    relate("m.thread", "open reply").await;
+    house.rooms.leave(&bob, &room, None).await.unwrap();
+    relate("m.thread", "secret reply").await;
+    relate("m.replace", "secret edit").await;
+    for (user, told) in [(&alice, true), (&bob, false)] {
+        let reader = Reader { user: house.user_num(user), user_id: user.clone(), device: "D".to_owned() };
+        let event: Value = serde_json::from_slice(&house.rooms.event(&reader, &room, &root).await.unwrap()).unwrap();
+        let relations = &event["unsigned"]["m.relations"];
+        assert_eq!(relations["m.replace"].is_object(), told, "{relations}");
+        assert_eq!(relations["m.thread"]["count"], if told { 2 } else { 1 });
+        let filter = json!({ "room": { "include_leave": true } });
+        let (_, rooms) = synced(&house, user, None, filter).await;
+        assert_eq!(rooms.to_string().contains("secret"), told);
+    }
+}
+
+#[tokio::test]
+async fn a_share_comes_in_pieces_whatever_the_room() {
+    let house = house();
+    let alice = house.user("alice").await;
+    let room = house.public_room(&alice).await;
+    for number in 0..80 {
+        let content = json!({ "note": format!("{number} {}", "long ".repeat(200)) });
+        house.send(&alice, &room, "com.example.note", Some(&number.to_string()), content).await.unwrap();
+    }
+    let reader = Reader { user: house.user_num(&alice), user_id: alice.clone(), device: "D".to_owned() };
+    let asked = house.rooms.asked(reader, None, false, Arc::default()).unwrap();
+    let news = asked.next(List::Join, None, &[]).unwrap().unwrap();
+    assert!(asked.next(List::Join, Some(news.num), &[]).unwrap().is_none());
+    let mut chunks = written(move |pen| async move {
+        pen.text("{");
+        asked.write(&pen, List::Join, &news).await?;
+        pen.text("}");
+        Ok(())
+    });
+    let (mut whole, mut pieces, mut more) = (Vec::new(), 0, true);
+    while more {
+        let mut piece = Vec::new();
+        more = chunks.next(&mut piece).unwrap();
+        assert!(piece.len() < 20 * 1024, "a piece and one event");
+        whole.extend_from_slice(&piece);
+        pieces += 1;
+    }
+    assert!(pieces > 4);
+    let share: Value = serde_json::from_slice(&whole).unwrap();
+    let count = |part: &str| share[part]["events"].as_array().unwrap().len();
+    assert_eq!(count("timeline"), TIMELINE_EVENTS);
+    assert!(count("state") >= 70);
+    assert_eq!(share["timeline"]["limited"], true);
+}
+
+#[test]
+fn tokens_come_back_as_they_were() {
+    let since = Since { at: Position(7), typing: 1_700_000_000_001 };
+    assert_eq!(Since::parse(&since.to_string()), Some(since));
+    assert_eq!(Token::parse(&since.to_string()), Some(Token(7)));
+    assert_eq!(Token::parse("t-5"), Some(Token(-5)));
+    for wrong in ["", "s", "s5", "t", "tx", "x5_5", "\u{e9}5"] {
+        assert!(Since::parse(wrong).is_none() && Token::parse(wrong).is_none(), "{wrong}");
+    }
+}
