@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ruma::OwnedServerName;
+use ruma::{OwnedServerName, ServerName};
 use serde_json::Value;
 
 use super::{Local, print};
@@ -286,12 +286,15 @@ fn federation(config: &Config, running: bool, report: &mut Report) {
     }
 }
 
-/// Another server, as far as this one can tell: it looks for our name as anybody would.
+/// Another server, as far as this one can tell: it looks for our name as anybody would, or in a closed network as its
+/// settings say.
 fn stranger(config: &Config) -> Result<Remote, String> {
     let name = OwnedServerName::try_from("check.invalid").map_err(|error| error.to_string())?;
     let mut seed = [0; 32];
     Random::os().fill(&mut seed);
     let mut options = RemoteOptions::new(name, Arc::new(sign::Key::from_seed("check", seed)));
+    options.overrides = config.federation.overrides.clone();
+    options.allow_private = config.federation.allow_private_addresses;
     if let Some(file) = &config.federation.extra_ca_file {
         options.extra_ca_pem = Some(std::fs::read(file).map_err(|error| format!("{}: {error}", file.display()))?);
     }
@@ -305,9 +308,12 @@ async fn reach(config: &Config, remote: &Remote, running: bool, report: &mut Rep
         Ok((host, addresses)) => {
             let shown: Vec<_> = addresses.iter().map(ToString::to_string).collect();
             report.good(format!("Other servers look for {name} at {} as {host}.", shown.join(", ")));
-            if addresses.iter().all(|address| remote::is_private(address.ip())) {
+            if config.federation.overrides.iter().any(|(known, _)| known.eq_ignore_ascii_case(name.as_str())) {
+                report.note("That is what federation.overrides says: others find it there only if theirs, or the DNS, say the same.");
+            } else if addresses.iter().all(|address| remote::is_private(address.ip())) {
                 report.note("That is an address of your own network: only machines inside it can get there.");
             }
+            led_to(config, &host, report);
         }
         Err(error) => {
             return report.bad(format!(
@@ -325,9 +331,34 @@ async fn reach(config: &Config, remote: &Remote, running: bool, report: &mut Rep
         Ok(said) => whose(config, &said, report),
         Err(error) => report.bad(format!(
             "This machine does not reach the server as others would: it {error}. Is port 8448, or the one in \
-             /.well-known/matrix/server, forwarded to it, and is the certificate for that name? (Some home routers do not let a \
-             machine reach itself from inside; then try from outside.)"
+             /.well-known/matrix/server, forwarded to it? Is the certificate for that name, with its whole chain, and from an \
+             authority everybody trusts, such as Let's Encrypt? (Some home routers do not let a machine reach itself from inside; \
+             then try from outside.)"
         )),
+    }
+}
+
+/// Whether the name others are led to is the one they were told, and the one our certificate is for.
+fn led_to(config: &Config, host: &str, report: &mut Report) {
+    let settings = &config.federation;
+    if let Some(told) = settings.name.as_deref().filter(|told| *told != host) {
+        report.bad(format!(
+            "federation.name is {told}, but other servers are led to {host}: https://{}/.well-known/matrix/server is not there, or \
+             says something else.",
+            config.server_name.host()
+        ));
+    }
+    let bare = <&ServerName>::try_from(host).map_or(host, |name| name.host());
+    let bare = bare.trim_start_matches('[').trim_end_matches(']');
+    // One that cannot be read was told of already.
+    match serve::certificate(&settings.tls_certificate, &settings.tls_private_key) {
+        Ok(Some(certificate)) if certificate.is_for(bare) => {
+            report.good(format!("The certificate of [federation] is for {bare}."));
+        }
+        Ok(Some(_)) => report.bad(format!(
+            "The certificate of [federation] is not for {bare}, which is the name other servers insist on."
+        )),
+        _ => {}
     }
 }
 

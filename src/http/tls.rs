@@ -3,10 +3,11 @@
 //! A renewal that cannot be read keeps the certificate that works and says why in the log, once for each broken version.
 
 use crate::base::{self, Clock};
+use rustls::client::verify_server_name;
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::{ClientHello, ResolvesServerCert, ServerSessionMemoryCache};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::server::{ClientHello, ParsedCertificate, ResolvesServerCert, ServerSessionMemoryCache};
 use rustls::sign::CertifiedKey;
 use rustls::{CipherSuite, ServerConfig};
 use std::fmt;
@@ -58,6 +59,14 @@ impl Certificate {
     pub fn validity_ms(&self) -> Option<(u64, u64)> {
         let current = self.current.read().unwrap_or_else(PoisonError::into_inner).clone();
         validity_ms(current.cert.first()?)
+    }
+
+    /// Whether it is for a host: a name, or an address without brackets.
+    pub fn is_for(&self, host: &str) -> bool {
+        let current = self.current.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let certificate = current.cert.first().and_then(|leaf| ParsedCertificate::try_from(leaf).ok());
+        let name = ServerName::try_from(host).ok();
+        certificate.zip(name).is_some_and(|(certificate, name)| verify_server_name(&certificate, &name).is_ok())
     }
 
     /// Looks at the files now and then, for ever; run as a task.
@@ -287,6 +296,8 @@ mod tests {
         let (from, until) = Certificate::read(&chain, &key).unwrap().validity_ms().unwrap();
         // What rcgen writes when nothing is said: from 1975 to 4096.
         assert_eq!((from, until), (157_766_400_000, 67_090_118_400_000));
+        let certificate = Certificate::read(&chain, &key).unwrap();
+        assert!(certificate.is_for("localhost") && !certificate.is_for("example.org") && !certificate.is_for("::1"));
         std::fs::remove_dir_all(folder).unwrap();
     }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use http::Method;
 use ruma::{OwnedServerName, RoomId, UserId};
 
-use super::join::{self, Underway, columns::COLUMN_BYTES};
+use super::join::{Underway, columns::COLUMN_BYTES};
 use super::{Error, Result, Rooms};
 use crate::budget::Refused;
 use crate::remote::{Options, encode};
@@ -40,11 +40,18 @@ pub struct Estimate {
 const STATE_PER_UNIT: f64 = 500.0;
 const EVENTS_PER_STATE: f64 = 2.3;
 const DISK_BYTES_PER_EVENT: u64 = 420;
-/// What a join holds of each event at once while it is judged: its columns, and its number where the room is known already.
-const MEMORY_BYTES_PER_EVENT: u64 = COLUMN_BYTES;
+/// What a join holds of each event at once: its places in the order, which are more than one where the table of ids forgets, or
+/// its columns, and its number where the room is known already.
+const MEMORY_BYTES_PER_EVENT: u64 = 7;
 const MEMORY_BYTES_PER_EVENT_KNOWN: u64 = COLUMN_BYTES + 4;
+const MEMORY_BYTES_PER_NODE: u64 = 4;
 /// What passes beside that: rows on their way, sorters at their smallest.
 const MEMORY_BYTES_BESIDE: u64 = 768 * 1024;
+
+/// What putting a room in order and judging it takes, as far as it grows with the room.
+pub(super) fn settling_bytes(nodes: u32, events: u64) -> u64 {
+    (u64::from(nodes) * MEMORY_BYTES_PER_NODE).max(events * MEMORY_BYTES_PER_EVENT_KNOWN) + MEMORY_BYTES_BESIDE
+}
 /// Events a second on the smallest board; a careful guess for people, not a limit.
 const EVENTS_PER_SECOND: u64 = 2_000;
 /// Under `ask` and `refuse`, a room is large from here on: about 9,000 members.
@@ -174,7 +181,7 @@ impl Rooms {
 
     /// What can be held at all; this no admin can lift.
     fn bounds(&self, estimate: Option<Estimate>, overridden: bool, known: bool) -> Result<Admitted> {
-        let memory = join::large_lane_bytes(&self.0.parts.budget).saturating_sub(MEMORY_BYTES_BESIDE);
+        let memory = self.0.parts.budget.account("join").limit().saturating_sub(MEMORY_BYTES_BESIDE);
         let free = self.0.parts.store.free_bytes();
         let by_memory = memory / if known { MEMORY_BYTES_PER_EVENT_KNOWN } else { MEMORY_BYTES_PER_EVENT };
         let by_disk = free / DISK_BYTES_PER_EVENT / DISK_TENTHS * 10;

@@ -6,7 +6,8 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
-use crate::house::Folder;
+use crate::house::{Folder, free_port};
+use crate::load::lab::Lab;
 
 /// A running program with a folder of its own.
 struct Running {
@@ -23,12 +24,11 @@ fn snug(folder: &Path) -> Command {
 }
 
 fn start(folder: &Path) -> Running {
-    let mut child = snug(folder)
-        .args(["--listen", "127.0.0.1:0", "--budget", "pi-zero-2w"])
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
+    start_with(folder, &["--listen", "127.0.0.1:0", "--budget", "pi-zero-2w"])
+}
+
+fn start_with(folder: &Path, arguments: &[&str]) -> Running {
+    let mut child = snug(folder).args(arguments).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
     let (mut said, mut lines) = (String::new(), BufReader::new(child.stdout.take().unwrap()));
     // The last line of a first start is the command; of a later one, where it is open.
     while !(said.contains("user add NAME") || said.contains("is open at") && folder.join("later").exists()) {
@@ -56,7 +56,7 @@ impl Running {
     }
 }
 
-fn run(folder: &Path, arguments: &[&str], stdin: &str) -> Output {
+pub fn run(folder: &Path, arguments: &[&str], stdin: &str) -> Output {
     let mut child = snug(folder)
         .args(arguments)
         .stdin(Stdio::piped())
@@ -69,7 +69,7 @@ fn run(folder: &Path, arguments: &[&str], stdin: &str) -> Output {
 }
 
 #[track_caller]
-fn good(folder: &Path, arguments: &[&str], stdin: &str) -> String {
+pub fn good(folder: &Path, arguments: &[&str], stdin: &str) -> String {
     let done = run(folder, arguments, stdin);
     let (said, wrong) = (String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
     assert!(done.status.success(), "{arguments:?}: {said}{wrong}");
@@ -143,6 +143,104 @@ fn the_first_minute() {
     let server = start(folder);
     assert!(!server.said.contains("/_snug/first/"), "{}", server.said);
     server.stop();
+}
+
+/// What `snug check` says of a server for others: line by line, and how many things are wrong.
+fn checked(folder: &Path) -> (String, bool) {
+    let done = run(folder, &["check", "--config", "snug.toml"], "");
+    (String::from_utf8_lossy(&done.stdout).into_owned(), done.status.success())
+}
+
+/// The settings of a server for others, in a closed network of its own.
+fn closed_network(folder: &Path, name: &str, lab: &Lab, ports: [u16; 2]) -> String {
+    let path = |path: &Path| path.display().to_string();
+    let text = format!(
+        "server_name = \"{name}\"\ndata_dir = \"{}\"\nlisten = [\"127.0.0.1:{}\"]\nbudget = \"pi-zero-2w\"\n\n[federation]\n\
+         listen = [\"127.0.0.1:{}\"]\ntls_certificate = \"{}\"\ntls_private_key = \"{}\"\nextra_ca_file = \"{}\"\n\
+         allow_private_addresses = true\noverrides = {{ \"snug.load.test\" = \"127.0.0.1:{}\", \"other.lan\" = \"127.0.0.1:{}\" }}\n",
+        path(&folder.join("data")),
+        ports[0],
+        ports[1],
+        path(&lab.certificate_file),
+        path(&lab.key_file),
+        path(&lab.ca_file),
+        ports[1],
+        ports[1],
+    );
+    std::fs::write(folder.join("snug.toml"), &text).unwrap();
+    text
+}
+
+#[test]
+fn a_check_tells_a_newcomer_what_others_will_find() {
+    let folder = Folder::new();
+    let folder = folder.path();
+    let (lab, ports) = (Lab::get(&folder.join("lab")).unwrap(), [free_port(), free_port()]);
+    let text = closed_network(folder, "snug.load.test", &lab, ports);
+    let has =
+        |said: &str, line: &str| assert!(said.lines().any(|said| said.starts_with(line)), "no {line:?} in\n{said}");
+    let (here, there) = (format!("127.0.0.1:{}", ports[0]), format!("127.0.0.1:{}", ports[1]));
+
+    // Before the first start.
+    let (said, good) = checked(folder);
+    assert!(good && said.ends_with("\nNothing is wrong.\n"), "{said}");
+    has(&said, "ok    The memory budget pi-zero-2w adds up: 48.00 MiB at most.");
+    has(&said, "ok    The certificate of [federation] is valid until ");
+    has(&said, "note  The server is not running.");
+    has(&said, &format!("ok    {here} is free."));
+    has(&said, &format!("ok    {there} is free."));
+    has(&said, &format!("ok    Other servers look for snug.load.test at {there} as snug.load.test."));
+    has(&said, "ok    The certificate of [federation] is for snug.load.test.");
+    has(&said, "note  Whether they reach it can be checked while the server runs.");
+
+    // Beside the running server.
+    let server = start_with(folder, &["serve", "--config", "snug.toml"]);
+    let (said, good) = checked(folder);
+    assert!(good, "{said}");
+    has(&said, "ok    The signing key is ed25519:");
+    has(&said, "note  The server is running.");
+    has(&said, &format!("ok    {there} is open."));
+    has(&said, "ok    It is reached as other servers would reach it, and it is this one.");
+    let wrong_port =
+        text.replace(&format!("listen = [\"{there}\"]"), &format!("listen = [\"127.0.0.1:{}\"]", free_port()));
+    std::fs::write(folder.join("snug.toml"), wrong_port).unwrap();
+    let (said, good) = checked(folder);
+    assert!(!good && said.ends_with("\nOne thing is wrong.\n"), "{said}");
+    assert!(said.contains(" does not answer: ") && said.contains("Was the config changed since the start?"), "{said}");
+    server.stop();
+
+    // A name the certificate is not for, one that cannot be found, and a port that is taken.
+    closed_network(folder, "other.lan", &lab, ports);
+    let (said, good) = checked(folder);
+    assert!(!good, "{said}");
+    has(
+        &said,
+        "BAD   The certificate of [federation] is not for other.lan, which is the name other servers insist on.",
+    );
+    closed_network(folder, "nowhere.invalid", &lab, ports);
+    let taken = std::net::TcpListener::bind(&there).unwrap();
+    let (said, good) = checked(folder);
+    assert!(!good && said.ends_with("\n2 things are wrong.\n"), "{said}");
+    has(&said, &format!("BAD   {there} is in use by another program."));
+    has(&said, "BAD   Other servers cannot find nowhere.invalid: it cannot be reached: ");
+    assert!(
+        said.contains("It needs an address in the DNS, or a file https://nowhere.invalid/.well-known/matrix/server")
+    );
+    drop(taken);
+
+    // A certificate that nobody has renewed.
+    let old = rcgen::KeyPair::generate().unwrap();
+    let mut params = rcgen::CertificateParams::new(vec!["snug.load.test".to_owned()]).unwrap();
+    (params.not_before, params.not_after) = (rcgen::date_time_ymd(2019, 1, 1), rcgen::date_time_ymd(2020, 3, 1));
+    std::fs::write(&lab.certificate_file, params.self_signed(&old).unwrap().pem()).unwrap();
+    std::fs::write(&lab.key_file, old.serialize_pem()).unwrap();
+    closed_network(folder, "snug.load.test", &lab, ports);
+    let (said, good) = checked(folder);
+    assert!(!good, "{said}");
+    has(&said, "BAD   The certificate of [federation] ended on 2020-03-01.");
+    std::fs::remove_file(&lab.key_file).unwrap();
+    let (said, _) = checked(folder);
+    has(&said, "BAD   The certificate of [federation] cannot be used: ");
 }
 
 #[test]

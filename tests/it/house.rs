@@ -361,6 +361,6 @@ fn settings(folder: &Path) -> Config {
 }
 
 /// A port nobody listens on now; whoever takes it in between makes the test fail, not pass.
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }

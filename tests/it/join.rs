@@ -6,12 +6,15 @@ use std::path::Path;
 use std::time::Duration;
 
 use ruma::{OwnedServerName, RoomId, UserId};
+use serde_json::json;
+use snug::config::{Admission, Config};
 use snug::room::Joining;
 use snug::store::tables::event::{self, Kind, Membership};
 use snug::store::tables::{member, room, staging};
 use snug::store::{EventNum, Get};
 
-use crate::house::{Folder, House};
+use crate::commands::good;
+use crate::house::{Folder, House, Person, Reply};
 use crate::load::event::{Hash, hash_of_id};
 use crate::load::hostile::Mode;
 use crate::load::lab::Lab;
@@ -31,6 +34,11 @@ const USER: &str = "@alice:joiner.load.test";
 
 impl Visit {
     async fn to(room: made::Dials, dials: Dials, profile: &str) -> Visit {
+        Visit::with(room, dials, profile, |_| {}).await
+    }
+
+    /// The same with other settings.
+    async fn with(room: made::Dials, dials: Dials, profile: &str, settings: impl FnOnce(&mut Config)) -> Visit {
         let folder = Folder::new();
         let lab = Lab::get(folder.path()).unwrap();
         let ca_file = lab.ca_file.clone();
@@ -38,13 +46,14 @@ impl Visit {
         let room_id = rendered.room.room_id.clone();
         let resident = Resident::start("127.0.0.1:0", lab, vec![rendered], dials).unwrap();
         let address = resident.address;
-        let change = |config: &mut snug::config::Config| {
+        let change = |config: &mut Config| {
             config.server_name = "joiner.load.test".try_into().unwrap();
             config.federation.enabled = true;
             config.federation.extra_ca_file = Some(ca_file);
             config.federation.allow_private_addresses = true;
             config.federation.overrides = vec![(RESIDENT.to_owned(), address.to_string())];
             config.federation.notaries = vec![RESIDENT.try_into().unwrap()];
+            settings(config);
         };
         let house = House::start_under_with(profile, change).await;
         resident.meet("joiner.load.test", &format!("http://{}", house.address())).unwrap();
@@ -254,15 +263,86 @@ fn cancel(folder: &Path, room: &str) -> String {
     String::from_utf8_lossy(&[done.stdout, done.stderr].concat()).into_owned()
 }
 
-/// An owner who wants to be asked is asked; an admin's word lets the room in.
+impl Visit {
+    async fn ask(&self, who: &Person) -> Reply {
+        let path = format!("/join/{}?via={RESIDENT}", self.room_id.replace('!', "%21").replace(':', "%3A"));
+        self.house.post(&path, who, json!({})).await
+    }
+
+    /// A command beside the running server.
+    fn command(&self, words: &[&str]) -> String {
+        let data = self.house.server().config().data_dir.clone();
+        let words: Vec<&str> = [&["--data-dir", data.to_str().unwrap()], words].concat();
+        tokio::task::block_in_place(|| good(data.parent().unwrap(), &words, ""))
+    }
+}
+
+/// What `rooms.admission` says happens; an admin's word lets one room in.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_large_room_waits_for_an_admin_where_the_owner_wants_that() {
-    use snug::room::admission::Policy;
-    let visit = Visit::to(made::Dials::xs(), Dials::default(), "pi-zero-2w").await;
-    let rooms = visit.house.server().rooms.clone();
-    rooms.set_admission(Policy::Ask);
-    visit.join().await.unwrap(); // small rooms need nobody's word
-    assert!(rooms.allowed_rooms().await.unwrap().is_empty());
+async fn a_large_room_needs_an_admins_word_where_the_owner_wants_that() {
+    for policy in [Admission::Ask, Admission::Refuse] {
+        // 46,000 events, by what the resident says.
+        let dials = Dials { complexity: Some(40.0), ..Dials::default() };
+        let change = |config: &mut Config| config.rooms.admission = policy;
+        let visit = Visit::with(made::Dials::xs(), dials, "pi-zero-2w", change).await;
+        let alice = visit.house.register("alice").await;
+        for _ in 0..2 {
+            let refused = visit.ask(&alice).await.refused(400, "M_RESOURCE_LIMIT_EXCEEDED");
+            let why = refused["error"].as_str().unwrap();
+            assert!(why.contains("about 46000 events") && why.contains("20000"), "{why}");
+            assert!(why.contains(&format!("snug rooms allow {}", visit.room_id)), "{why}");
+        }
+        visit.is_clean();
+        let listed = visit.command(&["rooms"]);
+        let waits = format!("{} waits to be allowed: {} asked on ", visit.room_id, alice.id);
+        assert_eq!(listed.contains(&waits), policy == Admission::Ask, "{listed}");
+
+        // Allowed, taken back, and allowed again.
+        assert!(visit.command(&["rooms", "allow", &visit.room_id]).contains("may be joined, however large it is"));
+        assert!(visit.command(&["rooms"]).contains("may be joined whatever its size"));
+        visit.command(&["rooms", "allow", &visit.room_id, "--remove"]);
+        visit.ask(&alice).await.refused(400, "M_RESOURCE_LIMIT_EXCEEDED");
+        visit.command(&["rooms", "allow", &visit.room_id]);
+        visit.ask(&alice).await.ok();
+        visit.check_state();
+        visit.house.stop().await;
+    }
+}
+
+/// Rooms that are not large need nobody's word, and where everything is allowed large ones do not either.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_room_within_the_measure_is_joined_without_asking() {
+    for (policy, complexity) in
+        [(Admission::Ask, Some(15.0)), (Admission::Refuse, None), (Admission::Allow, Some(40.0))]
+    {
+        let change = |config: &mut Config| config.rooms.admission = policy;
+        let dials = Dials { complexity, ..Dials::default() };
+        let visit = Visit::with(made::Dials::xs(), dials, "pi-zero-2w", change).await;
+        let alice = visit.house.register("alice").await;
+        visit.ask(&alice).await.ok();
+        visit.check_state();
+        assert!(visit.house.server().rooms.allowed_rooms().await.unwrap().is_empty());
+        visit.house.stop().await;
+    }
+}
+
+/// What the memory or the disk cannot hold no admin can allow.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_room_above_the_boards_measure_is_refused_whoever_allows_it() {
+    let dials = Dials { complexity: Some(1e6), ..Dials::default() };
+    let visit = Visit::to(made::Dials::xs(), dials, "pi-zero-2w").await;
+    let alice = visit.house.register("alice").await;
+    for allowed in [false, true] {
+        if allowed {
+            visit.command(&["rooms", "allow", &visit.room_id]);
+        }
+        let refused = visit.ask(&alice).await.refused(400, "M_RESOURCE_LIMIT_EXCEEDED");
+        let why = refused["error"].as_str().unwrap();
+        assert!(why.starts_with("The room is too large for this server's ") && why.contains(" MB on disk"), "{why}");
+        visit.is_clean();
+    }
+    let joined = visit.house.get("/joined_rooms", &alice).await.ok();
+    assert_eq!(joined["joined_rooms"], json!([]));
     visit.house.stop().await;
 }
 

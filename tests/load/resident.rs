@@ -36,6 +36,8 @@ pub struct Dials {
     pub cuts: u64,
     /// Stops sending after this share and keeps the connection open.
     pub hang_at_percent: Option<u64>,
+    /// What it says of its rooms' complexity, in place of the truth.
+    pub complexity: Option<f64>,
     /// Leaves members out when asked to.
     pub omit_members: bool,
     /// Hangs up on whoever asks for a room.
@@ -313,7 +315,8 @@ impl Shared {
             ("PUT", ["_matrix", "federation", "v1", "send", _]) => self.receive(&request.json(), out),
             ("GET", ["_matrix", "federation", "v1", "event", id]) => self.single_event(id, out),
             ("GET", ["_matrix", "federation", "unstable" | "v1", "rooms", room, "complexity"]) => {
-                self.in_room(room, out, complexity)
+                let said = lock(&self.dials).complexity;
+                self.in_room(room, out, |live, out| complexity(live, said, out))
             }
             ("GET", ["_matrix", "federation", "v1", "make_join", room, user]) => {
                 self.in_room(room, out, |live, out| self.make_join(live, user, request, out))
@@ -662,9 +665,9 @@ fn refuse(out: &mut Out, status: u16, errcode: &str, error: &str) -> io::Result<
     write_json(out.get_mut(), status, &json!({"errcode": errcode, "error": error}))
 }
 
-fn complexity(live: &Live, out: &mut Out) -> io::Result<()> {
+fn complexity(live: &Live, said: Option<f64>, out: &mut Out) -> io::Result<()> {
     let entries = live.rendered.room.state().len();
-    write_json(out.get_mut(), 200, &json!({"v1": (entries as f64 / 5.0).round() / 100.0}))
+    write_json(out.get_mut(), 200, &json!({"v1": said.unwrap_or((entries as f64 / 5.0).round() / 100.0)}))
 }
 
 fn make_leave(live: &Live, user: &str, out: &mut Out) -> io::Result<()> {

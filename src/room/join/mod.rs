@@ -170,7 +170,7 @@ enum Entered {
 }
 
 /// The part of the `join` account that a large room has.
-pub(super) fn large_lane_bytes(budget: &Budget) -> u64 {
+fn large_lane_bytes(budget: &Budget) -> u64 {
     let all = budget.account("join").limit();
     all - SMALL_BYTES.min(all / 4)
 }
@@ -180,7 +180,7 @@ pub struct Lane {
     pub memory: Account,
     pub workers: usize,
     _grant: Grant,
-    _turn: tokio::sync::OwnedSemaphorePermit,
+    _turns: Vec<tokio::sync::OwnedSemaphorePermit>,
 }
 
 /// Why a join ended before its end.
@@ -539,6 +539,7 @@ impl<'a> Join<'a> {
             true => self.fetch(num, journal, event, version, admitted, &lane).await?,
             false => (journal, event),
         };
+        let lane = self.widened(lane, &journal).await?;
         let parts = &self.rooms.0.parts;
         let mut merge_key = [0; 16];
         parts.random.fill(&mut merge_key);
@@ -657,7 +658,26 @@ impl<'a> Join<'a> {
         let bytes = if large { large_bytes } else { account.limit() - large_bytes };
         let (memory, grant) = account.part(bytes).await?;
         let workers = if large { budget.size("join_workers").clamp(1, 16) as usize } else { 1 };
-        Ok(Lane { memory, workers, _grant: grant, _turn: turn })
+        Ok(Lane { memory, workers, _grant: grant, _turns: vec![turn] })
+    }
+
+    /// A room whose order or columns need more than its lane has both lanes to itself; what is small waits meanwhile.
+    async fn widened(&self, lane: Lane, journal: &Journal) -> Result<Lane, Stop> {
+        let (joins, account) = (&self.rooms.0.joins, self.rooms.0.parts.budget.account("join"));
+        let needed = super::admission::settling_bytes(journal.nodes, journal.events);
+        if needed <= lane.memory.limit() {
+            return Ok(lane);
+        }
+        // Its own goes first: two that wait for each other's would wait for ever.
+        let workers = lane.workers;
+        drop(lane);
+        let mut turns = Vec::with_capacity(2);
+        for semaphore in [&joins.small, &joins.large] {
+            let turn = self.progress.unless_cancelled(semaphore.clone().acquire_owned()).await?;
+            turns.push(turn.map_err(|_| Stop::Cancelled)?);
+        }
+        let (memory, grant) = account.part(account.limit()).await?;
+        Ok(Lane { memory, workers, _grant: grant, _turns: turns })
     }
 
     fn scratch(&self, lane: &Lane) -> Scratch {

@@ -7,7 +7,7 @@
 //! one danger: so a sweep waits between [`begin`] and the marking for longer than a procedure keeps such a tree to
 //! itself, and does not begin while a join, which keeps one for minutes, is under way.
 //!
-//! A power cut leaves a row that says a sweep is under way, which costs a look at it now and then until the next one.
+//! A power cut leaves a row that says a sweep is under way; until [`give_up`] takes it back, nodes used again are written down.
 
 use std::ops::ControlFlow;
 
@@ -52,13 +52,27 @@ pub fn made_since_last(get: &impl Get) -> Result<u32> {
     Ok(next_number(get)?.saturating_sub(done))
 }
 
+/// Nodes ever made: a sweep begun now leaves alone what comes after.
+pub fn made(get: &impl Get) -> Result<u32> {
+    next_number(get)
+}
+
+/// Whether a sweep is declared, by us or by who was here before a power cut.
+pub fn is_declared(get: &impl Get) -> Result<bool> {
+    get.has(&STATE_SWEEP, LIMIT_ROW)
+}
+
+/// Takes the declaration back. What was written down stays: those nodes are kept once more, which does no harm.
+pub fn give_up(w: &mut Write) -> Result<()> {
+    w.remove(&STATE_SWEEP, LIMIT_ROW).map(drop)
+}
+
 /// Declares a sweep: from now on, nodes that are used again are written down. Answers the number it leaves alone from;
 /// `None` while a join is under way.
 pub fn begin(w: &mut Write) -> Result<Option<u32>> {
     if w.first(&JOIN, &[], None, false)?.is_some() {
         return Ok(None);
     }
-    // What an interrupted sweep wrote down stays: its nodes are kept once more, which does no harm.
     let limit = next_number(w)?;
     w.put(&STATE_SWEEP, LIMIT_ROW, &limit.to_be_bytes())?;
     Ok(Some(limit))
