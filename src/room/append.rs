@@ -234,7 +234,8 @@ fn store_event(
         }
         Place::Nowhere => None,
     };
-    let flags = Flags { outlier: new.place == Place::Nowhere, redacted: false, ..new.flags };
+    let guessed = matches!(new.place, Place::Older | Place::InHole(_));
+    let flags = Flags { outlier: new.place == Place::Nowhere, redacted: false, guessed, ..new.flags };
     if let Some((num, mut row)) = known {
         let flags = Flags { redacted: row.flags.redacted, ..flags };
         (row.before, row.order, row.flags) = (before, order, flags);

@@ -92,8 +92,8 @@ impl Rooms {
             let read = rooms.0.parts.store.read()?;
             let (held, num) = asked_for(&read, &origin, &room, &at)?;
             let row = event::row_of(&read, num)?;
-            // What was backfilled has a state worked out backwards: good enough to show, not for others to build upon.
-            if row.order.is_some_and(|order| order < 0) {
+            // Below our history all states were worked out backwards; others need what was true.
+            if row.flags.guessed || row.order.is_some_and(|order| order < 0) {
                 return Err(Error::NotFound);
             }
             let before = row.before.ok_or(Error::NotFound)?;

@@ -810,6 +810,7 @@ async fn history_from_before_our_own_is_fetched_and_stands_below() {
     let before = snapshot::get(&world.house.read(), joined.before.unwrap(), joined.state_key.unwrap()).unwrap();
     assert_eq!(before, None, "before she joined she was not in the room");
     // Worked out backwards, it is not what another server should build upon.
+    assert!(said.iter().all(|event| world.row(event).unwrap().flags.guessed));
     let (rooms, from) = (&world.house.rooms, far());
     assert!(matches!(rooms.serve_state(&from, &world.room, said[5].id(), true).await, Err(Error::NotFound)));
     assert!(rooms.serve_state(&from, &world.room, latest.id(), true).await.is_ok());

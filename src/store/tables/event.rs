@@ -140,6 +140,8 @@ pub struct Flags {
     pub redacted: bool,
     /// Known without its place in the history: state and auth events of a join.
     pub outlier: bool,
+    /// The state before it was worked out backwards from what follows: good enough to show, not for others to build upon.
+    pub guessed: bool,
 }
 
 /// An event's id as its row keeps it.
@@ -228,6 +230,7 @@ const HAS_MORE: u8 = 128;
 const MORE_ID_STANDARD: u8 = 1;
 const MORE_ID_NAMED: u8 = 2;
 const MORE_REDACTED: u8 = 4;
+const MORE_GUESSED: u8 = 8;
 
 impl Row {
     /// Whether the event takes part in room state: it is a state event and was not rejected.
@@ -308,7 +311,8 @@ impl Row {
             Id::HashStandard(_) => MORE_ID_STANDARD,
             Id::Named(_) => MORE_ID_NAMED,
         };
-        id | if self.flags.redacted { MORE_REDACTED } else { 0 }
+        let redacted = if self.flags.redacted { MORE_REDACTED } else { 0 };
+        id | redacted | if self.flags.guessed { MORE_GUESSED } else { 0 }
     }
 
     /// The id alone, without the rest.
@@ -364,7 +368,8 @@ impl Row {
         while !unpack.is_empty() {
             auth.push(EventNum(num.0.checked_sub(unpack.u32()?)?));
         }
-        let flags = Flags { rejected: has(REJECTED), soft_failed: has(SOFT_FAILED), redacted, outlier: has(OUTLIER) };
+        let (rejected, soft_failed, outlier) = (has(REJECTED), has(SOFT_FAILED), has(OUTLIER));
+        let flags = Flags { rejected, soft_failed, redacted, outlier, guessed: more & MORE_GUESSED != 0 };
         Some(Row {
             room,
             body,
@@ -689,9 +694,16 @@ mod tests {
             if change & 1 != 0 {
                 row.before = Some(Root(90_000));
                 row.order = Some(-12);
+                row.flags.guessed = true;
             }
             if change & 2 != 0 {
-                row.flags = Flags { rejected: true, soft_failed: true, redacted: true, outlier: true };
+                row.flags = Flags {
+                    rejected: true,
+                    soft_failed: true,
+                    redacted: true,
+                    outlier: true,
+                    guessed: change & 1 != 0,
+                };
                 row.redacted_by = Some(EventNum(100_001));
                 row.id = Id::Named("$abc:example.org".to_owned());
             }
