@@ -6,6 +6,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use std::fs;
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -42,6 +43,8 @@ impl Lab {
         fs::write(&self.ca_file, authority.pem())?;
         fs::write(&self.certificate_file, certificate.pem())?;
         fs::write(&self.key_file, key.serialize_pem())?;
+        // As a key should be; `snug check` says so otherwise.
+        fs::set_permissions(&self.key_file, fs::Permissions::from_mode(0o600))?;
         Ok(())
     }
 
