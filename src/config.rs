@@ -222,7 +222,8 @@ pub const SETTINGS: &[Setting] = &[
     setting(
         "trusted_proxies",
         "[]",
-        "Addresses of reverse proxies whose X-Forwarded-For header is believed, such as [\"127.0.0.1\"].",
+        "Addresses of reverse proxies whose X-Forwarded-For header is believed, such as [\"127.0.0.1\"]; one such address may \
+         open any number of connections.",
         |config, given| {
             let address = |text: &str| text.parse().map_err(|_| format!("{text:?} is no IP address"));
             Ok(config.trusted_proxies = given.texts()?.into_iter().map(address).collect::<Result<_, _>>()?)

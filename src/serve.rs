@@ -18,7 +18,7 @@ use tokio::task::JoinHandle;
 
 use crate::admin::{self, Admin};
 use crate::base::{Clock, Random};
-use crate::budget::{self, Budget, Grant, Profile};
+use crate::budget::{self, Budget, Grant, Granted, Profile};
 use crate::client::{self, Client};
 use crate::config::{self, Config};
 use crate::deliver::{Sender, SenderOptions};
@@ -61,6 +61,9 @@ pub fn run(config: Config, command: &str) -> Result<(), Failed> {
     budget::meter::keep_nothing_back();
     log_to_stderr(&config);
     let budget = Budget::from_profile(profile(&config)?);
+    if let Some(warning) = Granted::now().warning(budget.profile()) {
+        tracing::warn!("{warning}");
+    }
     let runtime = runtime(&budget)?;
     let done = runtime.block_on(async {
         let first = folder::first_file(&config)?;
@@ -106,7 +109,8 @@ pub fn profile(config: &Config) -> Result<Profile, Failed> {
     match &config.budget {
         Some(name) => {
             let profile = Profile::named(name).map_err(|error| Failed(error.to_string()))?;
-            tracing::info!("memory budget {} ({})", profile.name, budget::human(profile.total));
+            let (total, granted) = (budget::human(profile.total), Granted::now());
+            tracing::info!("memory budget {} ({total}), as it was chosen; {granted}", profile.name);
             Ok(profile)
         }
         None => {
@@ -264,6 +268,8 @@ impl Server {
                 key,
                 old_keys,
                 scratch: folder.join(SCRATCH),
+                // Most connections to other servers are for what people here want.
+                strangers: tokio::sync::Semaphore::new((connections_max(&budget) / 4).max(1)),
                 transactions: Default::default(),
                 well_known_server: config.federation.name.clone(),
             });

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde_json::json;
 
 use super::{Admin, error::Error};
-use crate::budget::{human, meter};
+use crate::budget::{Granted, human, meter};
 use crate::http::{Request, Response};
 
 /// `GET /budget`: the account book with high-water marks, and what the kernel says.
@@ -24,7 +24,11 @@ pub async fn table(admin: Arc<Admin>, _: Request) -> Result<Response, Error> {
     );
     let lagging = admin.sender.lagging();
     let _ = writeln!(table, "servers that do not have everything yet: {lagging}");
+    let (profile, granted) = (admin.budget.profile(), Granted::now());
+    let _ = writeln!(table, "seen by the server: {granted}");
     Ok(Response::json(&json!({
         "table": table, "resident_bytes": resident.now_bytes, "resident_bytes_max": resident.high_water_bytes,
+        "profile": profile.name, "total": profile.total, "granted": granted.to_string(),
+        "warning": granted.warning(profile),
     })))
 }

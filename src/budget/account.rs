@@ -76,7 +76,7 @@ impl Account {
     pub fn try_take(&self, bytes: u64) -> Result<Grant, Refused> {
         self.check(bytes)?;
         let mut book = self.lock();
-        if !book.waiting.is_empty() || book.used + bytes > self.limit() {
+        if book.somebody_waits() || book.used + bytes > self.limit() {
             drop(book);
             return Err(self.refuse(bytes));
         }
@@ -88,10 +88,14 @@ impl Account {
     pub async fn take(&self, bytes: u64) -> Result<Grant, Refused> {
         match self.take_or_queue(bytes)? {
             Turn::Now(grant) => Ok(grant),
-            Turn::Later(turn) => match tokio::time::timeout(self.wait(), turn).await {
-                Ok(Ok(grant)) => Ok(grant),
-                _ => Err(self.refuse(bytes)),
-            },
+            Turn::Later(turn) => {
+                // Also when this future is dropped: whoever waited behind it may be next.
+                let _left = Leaving(self);
+                match tokio::time::timeout(self.wait(), turn).await {
+                    Ok(Ok(grant)) => Ok(grant),
+                    _ => Err(self.refuse(bytes)),
+                }
+            }
         }
     }
 
@@ -99,10 +103,13 @@ impl Account {
     pub fn take_blocking(&self, bytes: u64) -> Result<Grant, Refused> {
         match self.take_or_queue(bytes)? {
             Turn::Now(grant) => Ok(grant),
-            Turn::Later(turn) => match block_on_until(turn, Some(Deadline::after(self.wait()))) {
-                Some(Ok(grant)) => Ok(grant),
-                _ => Err(self.refuse(bytes)),
-            },
+            Turn::Later(turn) => {
+                let _left = Leaving(self);
+                match block_on_until(turn, Some(Deadline::after(self.wait()))) {
+                    Some(Ok(grant)) => Ok(grant),
+                    _ => Err(self.refuse(bytes)),
+                }
+            }
         }
     }
 
@@ -138,21 +145,16 @@ impl Account {
     fn take_or_queue(&self, bytes: u64) -> Result<Turn, Refused> {
         self.check(bytes)?;
         let mut book = self.lock();
-        if book.waiting.is_empty() && book.used + bytes <= self.limit() {
+        if !book.somebody_waits() && book.used + bytes <= self.limit() {
             book.used += bytes;
             return Ok(Turn::Now(self.granted(book, bytes)));
         }
-        // Whoever gave up waiting leaves the line, so that the line's length is that of those still there.
-        book.waiting.retain(|(_, turn)| !turn.is_closed());
         if book.waiting.len() >= WAITERS_MAX || self.0.row.wait_ms == 0 {
             drop(book);
             return Err(self.refuse(bytes));
         }
         let (turn, later) = oneshot::channel();
         book.waiting.push_back((bytes, turn));
-        drop(book);
-        // When everybody ahead had given up, the place in front is ours and may already fit.
-        self.serve();
         Ok(Turn::Later(later))
     }
 
@@ -188,14 +190,10 @@ impl Account {
     fn serve(&self) {
         loop {
             let mut book = self.lock();
-            let Some((bytes, _)) = book.waiting.front() else { return };
-            if book.used + bytes > self.limit() {
+            if !book.somebody_waits() || book.used + book.waiting[0].0 > self.limit() {
                 return;
             }
             let Some((bytes, turn)) = book.waiting.pop_front() else { return };
-            if turn.is_closed() {
-                continue;
-            }
             book.used += bytes;
             let grant = self.granted(book, bytes);
             let _ = turn.send(grant);
@@ -204,6 +202,23 @@ impl Account {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.0.book.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+impl State {
+    /// Whether anybody is in the line. Those who gave up leave it here: they must not hold up who came after them.
+    fn somebody_waits(&mut self) -> bool {
+        self.waiting.retain(|(_, turn)| !turn.is_closed());
+        !self.waiting.is_empty()
+    }
+}
+
+/// Somebody leaves the line, served or not; whoever is in front then may already fit.
+struct Leaving<'a>(&'a Account);
+
+impl Drop for Leaving<'_> {
+    fn drop(&mut self) {
+        self.0.serve();
     }
 }
 
@@ -345,6 +360,66 @@ mod tests {
         drop(held);
         assert_eq!(served.await.unwrap().unwrap().bytes(), 50);
         assert_eq!(account.used(), 0);
+    }
+
+    /// A line with a large request in front that has given up, and 60 of 100 bytes in use.
+    async fn with_a_dead_front(account: &Account) -> Grant {
+        let held = account.try_take(60).unwrap();
+        let gave_up = tokio::spawn({
+            let account = account.clone();
+            async move { account.take(90).await.map(|_| ()) }
+        });
+        tokio::task::yield_now().await;
+        assert_eq!(account.lock().waiting.len(), 1);
+        gave_up.abort();
+        let _ = gave_up.await;
+        held
+    }
+
+    #[tokio::test]
+    async fn who_gave_up_holds_up_nobody() {
+        let account = account(100, 60_000);
+        let mut held = with_a_dead_front(&account).await;
+        drop(account.try_take(40).unwrap());
+        let _held = with_a_dead_front(&Account::part_of(&account, 100)).await;
+        held.grow(40).unwrap();
+    }
+
+    /// The one in front goes without anything coming back: those behind it fit at once.
+    #[tokio::test]
+    async fn when_the_front_gives_up_the_next_is_served() {
+        let account = account(100, 60_000);
+        let _held = account.try_take(60).unwrap();
+        let take = |bytes| {
+            let account = account.clone();
+            tokio::spawn(async move { account.take(bytes).await.map(|grant| grant.bytes()) })
+        };
+        let large = take(90);
+        tokio::task::yield_now().await;
+        let small = take(40);
+        tokio::task::yield_now().await;
+        assert!(!small.is_finished());
+        large.abort();
+        assert!(large.await.unwrap_err().is_cancelled());
+        for _ in 0..10 {
+            tokio::task::yield_now().await;
+        }
+        assert!(small.is_finished());
+        assert_eq!(small.await.unwrap(), Ok(40));
+    }
+
+    /// The same when its time is over.
+    #[tokio::test]
+    async fn a_line_whose_front_ran_out_of_time_moves_on() {
+        let account = account(100, 1);
+        let held = account.try_take(60).unwrap();
+        assert!(account.take(90).await.is_err());
+        let (sender, later) = oneshot::channel();
+        account.lock().waiting.push_back((40, sender));
+        let late = account.clone();
+        assert!(std::thread::spawn(move || late.take_blocking(90).is_err()).join().unwrap());
+        assert_eq!(later.await.unwrap().bytes(), 40);
+        drop(held);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Which profile fits this machine, when the operator named none.
 
-use std::path::Path;
+use std::fmt;
+use std::path::{Path, PathBuf};
 
 use super::profile::{Profile, human};
 
@@ -15,27 +16,75 @@ pub struct Choice {
     pub why: String,
 }
 
-/// Picks the largest shipped profile that fits what the kernel or a control group grants.
-pub fn choose() -> Choice {
-    choose_in(Path::new("/"))
+/// What the kernel lets this process have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Granted {
+    /// Of the whole machine, in bytes.
+    board: Option<u64>,
+    /// The tightest limit of a control group, when it is less than that, and the file that says so.
+    group: Option<(u64, PathBuf)>,
 }
 
-/// The same for a file system at another root, so that tests can write their own.
-fn choose_in(root: &Path) -> Choice {
-    let board = mem_total(root);
-    let limit = group_limit(root).filter(|limit| board.is_none_or(|board| *limit < board));
-    let (fits, why): (u64, String) = match (limit, board) {
-        (Some(limit), _) => (limit, format!("its control group may use {}", human(limit))),
-        (None, Some(board)) => (board / BOARD_SHARE, format!("the machine has {} of memory", human(board))),
-        (None, None) => (0, "the system does not say how much memory there is".to_owned()),
-    };
-    let profiles = Profile::names().map(|name| Profile::get(name).expect("the shipped profiles add up"));
-    let mut profiles: Vec<_> = profiles.collect();
-    profiles.sort_by_key(|profile| profile.total);
-    let smallest = profiles.remove(0);
-    let profile = profiles.into_iter().rev().find(|profile| profile.total <= fits).unwrap_or(smallest);
-    let why = format!("memory budget {} ({}), because {why}", profile.name, human(profile.total));
-    Choice { profile, why }
+/// Picks the largest shipped profile that fits what the kernel or a control group grants.
+pub fn choose() -> Choice {
+    Granted::now().choose()
+}
+
+impl Granted {
+    pub fn now() -> Self {
+        Self::in_root(Path::new("/"))
+    }
+
+    /// The same for a file system at another root, so that tests can write their own.
+    fn in_root(root: &Path) -> Self {
+        let board = mem_total(root);
+        let group = group_limit(root).filter(|(limit, _)| board.is_none_or(|board| *limit < board));
+        Self { board, group }
+    }
+
+    fn choose(&self) -> Choice {
+        let fits = match (&self.group, self.board) {
+            (Some((limit, _)), _) => *limit,
+            (None, Some(board)) => board / BOARD_SHARE,
+            (None, None) => 0,
+        };
+        let profiles = Profile::names().map(|name| Profile::get(name).expect("the shipped profiles add up"));
+        let mut profiles: Vec<_> = profiles.collect();
+        profiles.sort_by_key(|profile| profile.total);
+        let smallest = profiles.remove(0);
+        let profile = profiles.into_iter().rev().find(|profile| profile.total <= fits).unwrap_or(smallest);
+        let why = format!("memory budget {} ({}), because {self}", profile.name, human(profile.total));
+        Choice { profile, why }
+    }
+
+    /// A sentence for the owner when the kernel would end the server before it has what its profile lets it have.
+    pub fn warning(&self, profile: &Profile) -> Option<String> {
+        let (limit, advice) = match (&self.group, self.board) {
+            (Some((limit, _)), _) => (*limit, "choose a smaller budget, or raise the limit (systemd: MemoryMax)"),
+            (None, Some(board)) => (board, "choose a smaller budget"),
+            (None, None) => return None,
+        };
+        (profile.total > limit).then(|| {
+            format!(
+                "the memory budget {} may take {}, but {self}: the kernel would end the server before that; {advice}",
+                profile.name,
+                human(profile.total)
+            )
+        })
+    }
+}
+
+/// What was seen: "its control group may use 48.00 MiB (/sys/fs/cgroup/…/memory.max)".
+impl fmt::Display for Granted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.group, self.board) {
+            (Some((limit, file)), _) => {
+                write!(f, "its control group may use {} ({})", human(*limit), file.display())
+            }
+            (None, Some(board)) => write!(f, "the machine has {} of memory", human(board)),
+            (None, None) => f.write_str("the system does not say how much memory there is"),
+        }
+    }
 }
 
 fn mem_total(root: &Path) -> Option<u64> {
@@ -44,14 +93,14 @@ fn mem_total(root: &Path) -> Option<u64> {
     line.trim().trim_end_matches("kB").trim().parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
-/// The tightest limit of our control group and those above it, of either version.
-fn group_limit(root: &Path) -> Option<u64> {
+/// The tightest limit of our control group and those above it, of either version, and where it stands.
+fn group_limit(root: &Path) -> Option<(u64, PathBuf)> {
     let groups = std::fs::read_to_string(root.join("proc/self/cgroup")).ok()?;
     groups.lines().filter_map(|line| line_limit(root, line)).min()
 }
 
 /// A line is `0::/path` for version 2 and `7:memory:/path` for version 1.
-fn line_limit(root: &Path, line: &str) -> Option<u64> {
+fn line_limit(root: &Path, line: &str) -> Option<(u64, PathBuf)> {
     let mut parts = line.splitn(3, ':').skip(1);
     let (controllers, path) = (parts.next()?, parts.next()?.trim_start_matches('/'));
     let (mount, files): (_, &[&str]) = match controllers {
@@ -64,7 +113,7 @@ fn line_limit(root: &Path, line: &str) -> Option<u64> {
     let folders = own.ancestors().take_while(|folder| folder.starts_with(&mount));
     folders
         .flat_map(|folder| files.iter().map(move |file| folder.join(file)))
-        .filter_map(|file| read_limit(&file))
+        .filter_map(|file| Some((read_limit(&file)?, file)))
         .min()
 }
 
@@ -79,15 +128,19 @@ mod tests {
     use super::*;
 
     fn system(name: &str, files: &[(&str, &str)]) -> Choice {
+        granted(name, files).choose()
+    }
+
+    fn granted(name: &str, files: &[(&str, &str)]) -> Granted {
         let root = std::env::temp_dir().join(format!("snug-choose-{}-{name}", std::process::id()));
         for (path, text) in files {
             let path = root.join(path);
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             std::fs::write(path, text).unwrap();
         }
-        let choice = choose_in(&root);
+        let granted = Granted::in_root(&root);
         let _ = std::fs::remove_dir_all(&root);
-        choice
+        granted
     }
 
     #[test]
@@ -115,6 +168,30 @@ mod tests {
         assert!(choice.why.contains("control group"), "{}", choice.why);
         let unlimited = [meminfo, ("proc/self/cgroup", "0::/a\n"), ("sys/fs/cgroup/a/memory.max", "max\n")];
         assert_eq!(system("unlimited", &unlimited).profile.name, "scaleway-arm");
+    }
+
+    #[test]
+    fn warns_of_a_budget_the_kernel_does_not_grant() {
+        let meminfo = ("proc/meminfo", "MemTotal:  8000000 kB\n");
+        let service = [
+            meminfo,
+            ("proc/self/cgroup", "0::/system.slice/snug.service\n"),
+            ("sys/fs/cgroup/system.slice/snug.service/memory.max", "50331648\n"),
+        ];
+        let (service, board) = (granted("service", &service), granted("large", &[meminfo]));
+        let (small, large) = (Profile::get("pi-zero-2w").unwrap(), Profile::get("pi-3").unwrap());
+        assert_eq!(service.warning(&small), None);
+        let said = service.warning(&large).unwrap();
+        assert!(
+            ["pi-3", "128.00 MiB", "48.00 MiB", "snug.service/memory.max", "MemoryMax"]
+                .iter()
+                .all(|word| said.contains(word)),
+            "{said}"
+        );
+        assert_eq!(board.warning(&large), None);
+        let tiny = granted("small", &[("proc/meminfo", "MemTotal:  100000 kB\n")]);
+        assert!(tiny.warning(&large).unwrap().contains("97.66 MiB"));
+        assert_eq!(granted("silent", &[]).warning(&large), None);
     }
 
     #[test]

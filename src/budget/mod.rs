@@ -19,8 +19,8 @@ pub mod spill;
 use std::sync::Arc;
 
 pub use account::{Account, Grant, Refused};
-pub use choose::{Choice, choose};
-pub use profile::{AccountRow, Profile, ProfileError, WhenEmpty, human, is_path, parse_bytes};
+pub use choose::{Choice, Granted, choose};
+pub use profile::{AccountRow, PASSWORD_HASH_BYTES, Profile, ProfileError, WhenEmpty, human, is_path, parse_bytes};
 
 use account::Nth;
 

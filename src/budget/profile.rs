@@ -14,7 +14,7 @@ use super::account::Account;
 /// `memory-budgets/`.
 pub const ACCOUNTS: &[&str] = &[
     "database_cache",
-    "event_cache",
+    "push_rules",
     "state_nodes",
     "connections",
     "request_bodies",
@@ -29,7 +29,6 @@ pub const ACCOUNTS: &[&str] = &[
     "signing_keys",
     "media",
     "password_hashing",
-    "search",
     "admin",
 ];
 
@@ -47,18 +46,19 @@ pub const SIZES: &[&str] = &[
     "blocking_stack",
     "connections_max",
     "http1_buffer",
-    "h2_stream_window",
-    "h2_connection_window",
-    "h2_streams_max",
-    "h2_send_buffer",
     "tls_buffer",
     "request_body_max",
     "outbound_connections_max",
     "join_workers",
-    "argon2_memory",
-    "argon2_passes",
     "state_conflicts_max",
 ];
+
+/// What checking one password takes of `password_hashing`: 7 MiB of Argon2's blocks and what the library keeps besides. The
+/// same under every profile, so that a data folder may move to a smaller board.
+pub const PASSWORD_HASH_BYTES: u64 = (7 << 20) + (64 << 10);
+
+/// What redb needs beside its cache while it writes.
+const REDB_BESIDE_BYTES: u64 = 5 << 20;
 
 const SHIPPED: &[(&str, &str)] = &[
     ("pi-zero-2w", include_str!("../../memory-budgets/pi-zero-2w.toml")),
@@ -187,6 +187,27 @@ impl Profile {
         self.sizes.iter().map(|(name, size)| (name.as_str(), *size))
     }
 
+    /// The account of memory of that name. An unknown name is a mistake in the program, as in [`Profile::size`].
+    fn account(&self, name: &str) -> u64 {
+        match self.accounts.iter().find(|row| row.name == name) {
+            Some(row) => row.bytes,
+            None => panic!("every account asked for is in the profiles: {name} is not one of {}", ACCOUNTS.join(", ")),
+        }
+    }
+
+    /// The most that one connection from outside may hold, in bytes, with the request that is answered on it; what bodies
+    /// and answers take besides is on accounts of their own.
+    pub fn connection_bytes(&self, tls: bool) -> u64 {
+        let (buffer, tls_buffer) = (self.size("http1_buffer"), self.size("tls_buffer"));
+        // What was read, a piece of a body before it is taken, and of the request its text twice: as it came and taken
+        // apart. hyper's buffer for heads of answers has 8 KiB; as much for the state of the tasks.
+        let plain = 4 * buffer + (16 << 10);
+        // A record on its way in (rustls may join some: `http/listen.rs` ends that at 24 KiB), the one before as plain
+        // text, what waits to be sent, and the state of TLS.
+        let secret = (24 << 10) + (16 << 10) + tls_buffer + (4 << 10);
+        if tls { plain + secret } else { plain }
+    }
+
     /// Fixed cost and all accounts of memory, in bytes.
     pub fn sum(&self) -> u64 {
         self.fixed + self.accounts.iter().map(|row| row.bytes).sum::<u64>()
@@ -207,7 +228,64 @@ impl Profile {
                 human(sum)
             ));
         }
-        Ok(())
+        self.check_pairs()
+    }
+
+    /// Sizes that spend from an account must fit it, or the account would refuse everything, or be exceeded.
+    fn check_pairs(&self) -> Result<(), String> {
+        let (connections, buffer) = (self.size("connections_max"), self.size("http1_buffer"));
+        // hyper's own least.
+        if buffer < 8 << 10 {
+            return Err(format!("http1_buffer is {}, and hyper needs 8.0 KiB at least", human(buffer)));
+        }
+        let fits = [
+            (
+                "connections_max with http1_buffer and tls_buffer",
+                connections.saturating_mul(self.connection_bytes(true)),
+                "connections",
+            ),
+            (
+                "redb_cache, and the 5 MiB redb needs beside it,",
+                self.size("redb_cache").saturating_add(REDB_BESIDE_BYTES),
+                "database_cache",
+            ),
+            ("request_body_max", self.size("request_body_max"), "request_bodies"),
+            (
+                "join_workers with 128 KiB each, and 4 MiB for what else two joins need,",
+                self.size("join_workers").saturating_mul(128 << 10).saturating_add(4 << 20),
+                "join",
+            ),
+            (
+                "state_conflicts_max with 300 bytes each, and 170 KiB for what else a resolution needs,",
+                self.size("state_conflicts_max").saturating_mul(300).saturating_add(170 << 10),
+                "state_resolution",
+            ),
+            ("one password", PASSWORD_HASH_BYTES, "password_hashing"),
+            ("one piece of a long answer", 256 << 10, "response_bodies"),
+            ("one event of 64 KiB and its copies", 512 << 10, "inbound_transactions"),
+            ("one command and a page of its answer", self.connection_bytes(false) + (32 << 10), "admin"),
+        ];
+        for (what, needed, account) in fits {
+            let there = self.account(account);
+            if needed > there {
+                let (needed, there) = (human(needed), human(there));
+                return Err(format!("{what} takes {needed}, but the account {account} has {there}"));
+            }
+        }
+        let some = [
+            "write_queue_jobs",
+            "worker_threads",
+            "blocking_threads",
+            "connections_max",
+            "request_body_max",
+            "outbound_connections_max",
+            "join_workers",
+            "state_conflicts_max",
+        ];
+        match some.iter().find(|name| self.size(name) == 0) {
+            Some(none) => Err(format!("{none} is 0, so that nothing of its kind would be done")),
+            None => Ok(()),
+        }
     }
 }
 
@@ -371,6 +449,45 @@ mod tests {
         let text = SHIPPED[0].1.replace("total = \"48 MiB\"", &format!("total = {total}"));
         let message = Profile::parse("mine", &text).unwrap_err().0;
         assert!(message.contains("1.00 MiB more than its total"), "{message}");
+    }
+
+    /// The smallest shipped profile with one line changed: what is wrong with it.
+    fn wrong(line: &str, with: &str) -> String {
+        assert!(SHIPPED[0].1.contains(line), "{line} is in the profile");
+        Profile::parse("mine", &SHIPPED[0].1.replace(line, with)).unwrap_err().0
+    }
+
+    #[test]
+    fn names_both_halves_of_a_pair_that_does_not_fit() {
+        let says = |message: String, words: [&str; 2]| {
+            assert!(words.iter().all(|word| message.contains(word)), "{words:?}: {message}");
+        };
+        says(wrong("connections_max = 23", "connections_max = 40"), ["connections_max", "account connections"]);
+        says(wrong("tls_buffer = \"8 KiB\"", "tls_buffer = \"1 MiB\""), ["tls_buffer", "account connections"]);
+        says(wrong("http1_buffer = \"8 KiB\"", "http1_buffer = \"4 KiB\""), ["http1_buffer", "8.0 KiB"]);
+        says(wrong("redb_cache = \"6 MiB\"", "redb_cache = \"7 MiB\""), ["redb_cache", "account database_cache"]);
+        says(
+            wrong("request_body_max = \"512 KiB\"", "request_body_max = \"2 MiB\""),
+            ["request_body_max", "account request_bodies"],
+        );
+        says(wrong("join_workers = 2", "join_workers = 64"), ["join_workers", "account join"]);
+        says(wrong("join_workers = 2", "join_workers = 0"), ["join_workers", "is 0"]);
+        says(
+            wrong("state_conflicts_max = 2000", "state_conflicts_max = 3000"),
+            ["state_conflicts_max", "account state_resolution"],
+        );
+        says(wrong("bytes = \"7.125 MiB\"", "bytes = \"6 MiB\""), ["one password", "account password_hashing"]);
+    }
+
+    /// Whatever a connection may hold is within what the account has for all of them.
+    #[test]
+    fn connections_pay_for_what_they_may_hold() {
+        for name in Profile::names() {
+            let profile = Profile::get(name).unwrap();
+            let (secret, plain) = (profile.connection_bytes(true), profile.connection_bytes(false));
+            assert!(profile.size("connections_max") * secret <= profile.account("connections"), "{name}");
+            assert!(plain >= 4 * profile.size("http1_buffer") && secret >= plain + (40 << 10), "{name}");
+        }
     }
 
     #[test]

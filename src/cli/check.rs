@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use super::{Local, print};
 use crate::base::{Clock, Random};
-use crate::budget::{Budget, human};
+use crate::budget::{Budget, Granted, human};
 use crate::config::{Config, Overrides, Registration};
 use crate::http::{Method, tls::Certificate};
 use crate::matrix::sign;
@@ -78,11 +78,16 @@ pub fn run(overrides: &Overrides) -> ExitCode {
 fn all(config: &Config, report: &mut Report) {
     settings(config, report);
     // Before anything else in the folder is looked at: who may not ask the server may not look at its files either.
-    let running = match Local::running(config) {
-        Ok(server) => server.is_some(),
+    let mut local = match Local::running(config) {
+        Ok(local) => local,
         Err(error) => return report.bad(format!("Nothing more can be looked at: {error}.")),
     };
+    let running = local.is_some();
     report.note(if running { "The server is running." } else { "The server is not running." });
+    match &mut local {
+        Some(local) => of_running(local, report),
+        None => granted(config, report),
+    }
     data(config, report);
     secrets(config, report);
     let now_ms = Clock::real().now_ms();
@@ -118,6 +123,29 @@ fn settings(config: &Config, report: &mut Report) {
     }
     if config.registration == Registration::Open && config.listen.iter().any(|open| !open.ip().is_loopback()) {
         report.note("Registration is open: anybody who reaches this server may make an account.");
+    }
+}
+
+/// What the kernel lets this command have, which a server started in the same way would get.
+fn granted(config: &Config, report: &mut Report) {
+    let granted = Granted::now();
+    match serve::profile(config).ok().and_then(|profile| granted.warning(&profile)) {
+        Some(warning) => report.bad(format!("Started like this command, {warning}.")),
+        None => report.note(format!("As this command sees it, {granted}.")),
+    }
+}
+
+/// What the running server says of its memory: its control group may be another than this command's.
+fn of_running(local: &mut Local, report: &mut Report) {
+    match local.get("/budget") {
+        Ok(said) => {
+            let text = |field: &str| said[field].as_str().unwrap_or("?").to_owned();
+            report.note(format!("Its memory budget is {}; as it sees it, {}.", text("profile"), text("granted")));
+            if let Some(warning) = said["warning"].as_str() {
+                report.bad(format!("As the server runs, {warning}."));
+            }
+        }
+        Err(error) => report.bad(format!("It was asked for its memory: {error}.")),
     }
 }
 

@@ -4,6 +4,7 @@
 //! database, answers on the same socket, and stops when it is done. So there is one way to do each thing.
 
 use std::io::ErrorKind;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
@@ -19,6 +20,8 @@ use crate::config::Config;
 use crate::remote::encode;
 use crate::serve::{self, SOCKET, Server};
 
+/// How long a command waits. A password takes some seconds on a small board, and may wait its turn behind others.
+const PATIENCE: Duration = Duration::from_secs(90);
 /// A page of rows is far smaller.
 const ANSWER_BYTES_MAX: usize = 4 << 20;
 
@@ -116,10 +119,14 @@ impl Local {
     }
 
     fn ask(&mut self, method: &str, path: &str, body: Bytes) -> Result<Value, String> {
+        self.ask_for(PATIENCE, method, path, body)
+    }
+
+    fn ask_for(&mut self, patience: Duration, method: &str, path: &str, body: Bytes) -> Result<Value, String> {
         let request = hyper::Request::builder().method(method).uri(path).header("host", "snug").body(Full::new(body));
         let request = request.map_err(|error| error.to_string())?;
         let requests = &mut self.requests;
-        self.runtime.block_on(async {
+        let asking = async {
             let gone = |error: hyper::Error| format!("the server does not answer: {error}");
             let answer = requests.send_request(request).await.map_err(gone)?;
             let status = answer.status();
@@ -130,6 +137,11 @@ impl Local {
                 true => Ok(value),
                 false => Err(value["error"].as_str().map_or(format!("the server answers {status}"), str::to_owned)),
             }
+        };
+        let answered = self.runtime.block_on(async { tokio::time::timeout(patience, asking).await });
+        answered.unwrap_or_else(|_| {
+            let seconds = patience.as_secs();
+            Err(format!("the server runs, but did not answer within {seconds} seconds: it is very busy, or stuck; its log may say why"))
         })
     }
 }
@@ -153,4 +165,24 @@ async fn requests(config: &Config) -> std::io::Result<SendRequest<Full<Bytes>>> 
     let (requests, connection) = handshake(TokioIo::new(stream)).await.map_err(std::io::Error::other)?;
     tokio::spawn(connection);
     Ok(requests)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A socket that takes connections and says nothing.
+    #[test]
+    fn a_server_that_is_stuck_is_said_to_be() {
+        let folder = std::env::temp_dir().join(format!("snug-stuck-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let _ = std::fs::remove_file(folder.join(SOCKET));
+        let _listener = std::os::unix::net::UnixListener::bind(folder.join(SOCKET)).unwrap();
+        let overrides = crate::config::Overrides { data_dir: Some(folder.clone()), ..Default::default() };
+        let config = Config::load(&overrides).unwrap();
+        let mut local = Local::running(&config).unwrap().unwrap();
+        let said = local.ask_for(Duration::from_millis(1), "GET", "/rooms", Bytes::new()).unwrap_err();
+        assert!(said.contains("did not answer"), "{said}");
+        let _ = std::fs::remove_dir_all(&folder);
+    }
 }

@@ -82,8 +82,8 @@ SIGINT (Ctrl-C) and SIGTERM stop it in order.")]
     },
     /// The memory budget as a table, with the high-water marks of a running server
     #[command(after_help = "Examples:
-  snug budget
-  snug budget --budget pi-zero-2w")]
+  snug budget                      of the running server, or the one it would have
+  snug budget --budget pi-zero-2w  that one, whether a server runs or not")]
     Budget,
     /// Check config, certificates, keys, ports, and how other servers reach this one; exit code 1 when something is wrong
     #[command(after_help = "Example:
@@ -372,7 +372,10 @@ fn compact(overrides: &Overrides) -> Result<(), String> {
 
 fn budget(overrides: &Overrides) -> Result<(), String> {
     let config = load(overrides)?;
-    if let Some(mut local) = Local::running(&config)? {
+    // A budget that is named is the one that is asked about.
+    if overrides.budget.is_none()
+        && let Some(mut local) = Local::running(&config)?
+    {
         let table = local.get("/budget")?;
         print(table["table"].as_str().unwrap_or_default());
         return Ok(());

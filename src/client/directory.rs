@@ -10,6 +10,9 @@ use super::{Client, Error, auth};
 use crate::http::{Answer, Limit, Request, Response, StatusCode};
 use crate::room::{PublicQuery, Rooms};
 
+/// A page of the public list while it is made: its rooms, and their text.
+const PAGE_BYTES: u64 = 512 * 1024;
+
 /// Where an alias leads, of this server or another.
 pub async fn resolve(rooms: &Rooms, alias: &OwnedRoomAliasId) -> Result<(OwnedRoomId, Vec<OwnedServerName>), Error> {
     if alias.server_name() != rooms.server() {
@@ -119,6 +122,8 @@ async fn listed(client: &Client, request: &Request, asked: Map<String, Value>) -
         let (list, grant) = client.rooms.remote_public_rooms(&server, &asked).await?;
         return Ok(Response::charged(StatusCode::OK, "application/json", list, grant));
     }
+    let answers = client.budget.account("response_bodies");
+    let grant = answers.take(PAGE_BYTES.min(answers.limit())).await?;
     let page = client.rooms.public_rooms(query(&asked)?).await?;
     let mut answer = json!({ "chunk": page.chunk, "total_room_count_estimate": page.total_room_count_estimate });
     if let Some(next) = page.next_batch {
@@ -127,7 +132,7 @@ async fn listed(client: &Client, request: &Request, asked: Map<String, Value>) -
     if let Some(prev) = page.prev_batch {
         answer["prev_batch"] = prev.into();
     }
-    Ok(Response::json(&answer))
+    Ok(Response::charged(StatusCode::OK, "application/json", answer.to_string().into_bytes(), grant))
 }
 
 fn query(asked: &Map<String, Value>) -> Result<PublicQuery, Answer> {

@@ -38,6 +38,9 @@ pub mod routes;
 pub use auth::{Requester, requester};
 pub use error::Error;
 
+/// Largest body of who has not shown a token yet, in bytes: a name, a password and what an app says of itself.
+const STRANGER_BYTES_MAX: u64 = 16 * 1024;
+
 /// Who may make an account over the API.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Registration {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Client, Error, Registration, auth, session};
+use super::{Client, Error, Registration, STRANGER_BYTES_MAX, auth, session};
 use crate::flow;
 use crate::http::{Answer, Limit, Request, Response, StatusCode};
 use crate::user::{Demand, Login, New, Stage};
@@ -36,7 +36,7 @@ pub async fn register(client: Arc<Client>, mut request: Request) -> Result<Respo
         return Err(Answer::new(StatusCode::FORBIDDEN, "M_GUEST_ACCESS_FORBIDDEN", message).into());
     }
     let (stages, tokens) = stages(&client.options.registration)?;
-    let mut body: Body = request.json_or_empty().await?;
+    let mut body: Body = request.json_or_empty_max(STRANGER_BYTES_MAX).await?;
     // Who asks for a name with capitals gets it without.
     body.username = body.username.map(|username| username.to_lowercase());
     if let Some(username) = &body.username {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Client, Error, auth};
+use super::{Client, Error, STRANGER_BYTES_MAX, auth};
 use crate::http::{Answer, Limit, Request, Response};
 use crate::matrix::id;
 use crate::user::{Login, Session};
@@ -35,7 +35,7 @@ struct LoginBody {
 /// POST /_matrix/client/v3/login
 pub async fn login(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     request.limit(Limit::Login)?;
-    let body: LoginBody = request.json().await?;
+    let body: LoginBody = request.json_max(STRANGER_BYTES_MAX).await?;
     if body.kind != "m.login.password" {
         return Err(Answer::bad("M_UNKNOWN", "This server knows m.login.password only").into());
     }

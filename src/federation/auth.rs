@@ -3,11 +3,14 @@
 //! The signature is over the request target exactly as it was received. When it is wrong, rewritings common to reverse
 //! proxies are tried, but only to say in the log what the operator must change.
 
+use std::time::Duration;
+
 use ruma::{OwnedServerName, ServerName};
 use serde::de::DeserializeOwned;
 
 use super::Federation;
 use crate::{
+    base,
     http::{Answer, Limit, Request, percent_decode},
     matrix::{
         Reject,
@@ -16,10 +19,16 @@ use crate::{
             request::{InPieces, XMatrix},
         },
     },
+    remote::Known,
 };
 
 /// Bodies of everything but transactions: an invite with its stripped state, a key query of a large household.
-pub const CONTENT_BYTES_MAX: u64 = 512 * 1024;
+pub const CONTENT_BYTES_MAX: u64 = 192 * 1024;
+/// What is made of a body while its signature is checked: its canonical form twice, and the signed text.
+const COPIES_CHECKED: u64 = 3;
+
+/// How long a stranger waits for a turn to be looked up.
+const STRANGER_TURN_MAX: Duration = Duration::from_secs(10);
 
 /// A request's claim and the key to check it with. Made before the body is read, so that a stranger without a key costs no
 /// memory.
@@ -40,11 +49,35 @@ pub async fn claim(federation: &Federation, request: &Request) -> Result<Claim, 
     if federation.remote.is_me(&origin) {
         return Err(unauthorized("A server does not ask itself"));
     }
-    let now = federation.clock.now_ms();
-    let known = federation.remote.keys().get(&origin, &header.key, now).await.map_err(Answer::internal)?;
+    let known = match known(federation, &origin, &header.key).await? {
+        Some(known) => Some(known),
+        None => fetched(federation, request, &origin, &header.key).await?,
+    };
     let known = known.ok_or_else(|| unauthorized(format!("The key {} of {origin} cannot be found", header.key)))?;
     let (method, target) = (request.method().as_str().to_owned(), request.target().to_owned());
     Ok(Claim { header, origin, key: (*known.key).clone(), method, target })
+}
+
+/// A key that is here already and may be believed now.
+async fn known(federation: &Federation, origin: &ServerName, key: &str) -> Result<Option<Known>, Answer> {
+    let (keys, origin, key) = (federation.remote.keys(), origin.to_owned(), key.to_owned());
+    let known = base::blocking(move || keys.cached(&origin, &key)).await.map_err(Answer::internal)?;
+    Ok(known.filter(|known| known.is_valid_at(federation.clock.now_ms())))
+}
+
+/// A key that must be asked for. Anybody may name any server here, so that is done for few at once, and not often for the same
+/// address.
+async fn fetched(
+    federation: &Federation,
+    request: &Request,
+    origin: &ServerName,
+    key: &str,
+) -> Result<Option<Known>, Answer> {
+    request.limit(Limit::Stranger)?;
+    let turn = federation.clock.timeout(STRANGER_TURN_MAX, federation.strangers.acquire()).await;
+    let Some(Ok(_turn)) = turn else { return Err(Answer::limit_exceeded(STRANGER_TURN_MAX.as_millis() as u64)) };
+    // Whoever had the turn before may have asked for the same one.
+    federation.remote.keys().get(origin, key, federation.clock.now_ms()).await.map_err(Answer::internal)
 }
 
 /// The one of the request's authorization headers that is meant for this server.
@@ -112,7 +145,9 @@ impl Claim {
 pub async fn origin(federation: &Federation, request: &mut Request) -> Result<OwnedServerName, Answer> {
     let claim = claim(federation, request).await?;
     let content = request.bytes(CONTENT_BYTES_MAX).await?;
+    let copies = request.pay(COPIES_CHECKED * content.len() as u64).await?;
     claim.check(&federation.server_name, &content)?;
+    drop(copies);
     request.limit_for(Limit::Federation, claim.origin.as_str())?;
     federation.remote.backoff().heard_from(&claim.origin).await;
     Ok(claim.origin)

@@ -50,6 +50,7 @@ struct Criteria {
 
 pub async fn query_one(federation: Arc<Federation>, request: Request) -> Result<Response, Answer> {
     let server: OwnedServerName = request.param_as("server")?;
+    request.limit(crate::http::Limit::Ask)?;
     let valid_at = request.query_as::<u64>("minimum_valid_until_ts")?.unwrap_or(0);
     answer(&federation, vec![(server, valid_at)]).await
 }
@@ -74,6 +75,8 @@ pub async fn query(federation: Arc<Federation>, mut request: Request) -> Result<
 /// What each server said of itself, countersigned. One answer is at most 32 KiB, and they are streamed one at a time.
 async fn answer(federation: &Arc<Federation>, wanted: Vec<(OwnedServerName, u64)>) -> Result<Response, Answer> {
     for (server, valid_at) in wanted.iter().take(FRESH_MAX) {
+        // Without a turn the answer is what is known; whoever asks has other notaries.
+        let Ok(_turn) = federation.strangers.try_acquire() else { break };
         if !federation.remote.is_me(server) {
             federation.remote.keys().refresh(server, *valid_at).await.map_err(Answer::internal)?;
         }

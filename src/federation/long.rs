@@ -350,7 +350,7 @@ mod tests {
             json!({ "edu_type": "m.direct_to_device", "content": content })
         };
         let body = json!({ "pdus": [], "edus": (0..EDUS_MAX).map(edu).collect::<Vec<_>>() }).to_string();
-        assert!(body.len() as u64 > budget.account("inbound_transactions").limit() / 2);
+        assert!(body.len() as u64 > budget.account("inbound_transactions").limit() / 4);
         let (key, target) = (Key::from_seed("1", [1; 32]), "/_matrix/federation/v1/send/1");
         let (us, them): (&ServerName, &ServerName) = (&house.server, "them.example".try_into().unwrap());
         for changed in [true, false] {
@@ -359,7 +359,7 @@ mod tests {
             let claim = Claim::for_tests(&header, them, &key, "PUT", target);
             let length = body.len().to_string();
             let asked = Request::for_tests(http::Method::PUT, target, &body).with_header("content-length", &length);
-            assert!(is_long(&asked, budget.account("inbound_transactions").limit() / 2));
+            assert!(is_long(&asked, budget.account("inbound_transactions").limit() / 4));
             let answered = send(federation.clone(), asked, claim).await;
             assert_eq!(answered.is_err(), changed);
             assert_eq!(arrived(&house, &anna), if changed { 0 } else { EDUS_MAX });

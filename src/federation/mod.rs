@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use ruma::OwnedServerName;
+use tokio::sync::Semaphore;
 
 use crate::base::Clock;
 use crate::budget::{Account, Budget};
@@ -56,6 +57,8 @@ pub struct Federation {
     pub old_keys: Vec<OldKey>,
     /// Where bodies too long for memory are put for a moment.
     pub scratch: PathBuf,
+    /// Turns to look for servers that strangers name.
+    pub strangers: Semaphore,
     /// Transactions answered already.
     pub transactions: send::Transactions,
     /// `host:port` told at `/.well-known/matrix/server`; none: 404.

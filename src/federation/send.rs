@@ -30,6 +30,8 @@ pub(super) const EDUS_MAX: usize = 100;
 const COPIES_CHECKED: u64 = 4;
 /// The body, and the events and messages taken out of it.
 const COPIES_KEPT: u64 = 2;
+/// So much of a body is paid for before its first byte.
+const AHEAD_BYTES_MAX: u64 = 32 * 1024;
 /// Answers remembered, one for each server, and how long one may be.
 const REMEMBERED_MAX: usize = 128;
 const REMEMBERED_BYTES_MAX: usize = 8 * 1024;
@@ -58,6 +60,11 @@ impl Transactions {
         all.get(origin).filter(|answered| answered.id == id).map(|answered| answered.body.clone())
     }
 
+    /// Gives the memory of all remembered answers back: taking a transaction in goes before recognising an old one.
+    fn forget(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
     /// Remembers an answer if there is memory for it: without, a repeated transaction is gone through again, which changes nothing.
     fn put(&self, account: &Account, origin: &ServerName, id: &str, body: &[u8]) {
         if body.len() + id.len() > REMEMBERED_BYTES_MAX {
@@ -83,10 +90,10 @@ pub async fn send(federation: Arc<Federation>, request: Request) -> Result<Respo
     let claim = auth::claim(&federation, &request).await?;
     let limits = request.limits();
     let account = federation.budget.account("inbound_transactions");
-    if long::is_long(&request, account.limit() / 2) {
+    if long::is_long(&request, account.limit() / COPIES_CHECKED) {
         return long::send(federation, request, claim).await;
     }
-    let (body, mut grant) = read(request, &account).await?;
+    let (body, mut grant) = read(request, &account, &federation.transactions).await?;
     let origin = claim.origin.clone();
     let us = federation.server_name.clone();
     let transaction = base::blocking(move || {
@@ -118,23 +125,35 @@ pub async fn send(federation: Arc<Federation>, request: Request) -> Result<Respo
     Ok(Response::json_bytes(StatusCode::OK, body))
 }
 
-/// Reads the body with memory for all its copies. A body of undeclared length pays as it comes.
-async fn read(request: Request, account: &Account) -> Result<(Vec<u8>, Grant), BadBody> {
-    let bytes_max = account.limit() / 2;
+/// Reads the body with memory for all its copies, which it pays for as it comes.
+async fn read(request: Request, account: &Account, remembered: &Transactions) -> Result<(Vec<u8>, Grant), BadBody> {
+    let bytes_max = account.limit() / COPIES_CHECKED;
     let price = |bytes: u64| (bytes * COPIES_CHECKED).min(account.limit());
-    let declared = request.content_length().unwrap_or(0);
-    if declared > bytes_max {
+    let most = request.content_length().unwrap_or(bytes_max);
+    if most > bytes_max {
         return Err(BadBody::TooLarge { bytes_max });
     }
-    let mut grant = account.take(price(declared.max(4096))).await.map_err(BadBody::Refused)?;
-    let mut body = Vec::with_capacity(declared as usize);
+    // The rest is had as it comes: nobody holds what they only announce.
+    let ahead = most.min(AHEAD_BYTES_MAX);
+    let first = price(ahead.max(4096));
+    let mut grant = match account.try_take(first) {
+        Ok(grant) => grant,
+        Err(_) => {
+            remembered.forget();
+            account.take(first).await.map_err(BadBody::Refused)?
+        }
+    };
+    let mut body = Vec::with_capacity(ahead as usize);
     let mut pieces = request.into_stream(bytes_max)?;
     while let Some(piece) = pieces.next().await? {
         let length = body.len() + piece.len();
         if length > body.capacity() {
-            let capacity = (length + length / 2).min(bytes_max as usize);
+            let capacity = (length + length / 2).min(most as usize).max(length);
             let wanted = price(capacity as u64).saturating_sub(grant.bytes());
-            grant.grow(wanted).map_err(BadBody::Refused)?;
+            if grant.grow(wanted).is_err() {
+                remembered.forget();
+                grant.grow(wanted).map_err(BadBody::Refused)?;
+            }
             body.reserve_exact(capacity - body.len());
         }
         body.extend_from_slice(&piece);
@@ -249,14 +268,21 @@ mod tests {
     async fn a_body_is_paid_for_before_it_is_read() {
         let account = Budget::for_tests().account("inbound_transactions");
         let request = |bytes: usize| Request::for_tests(http::Method::PUT, "/send/1", &"x".repeat(bytes));
-        let (body, grant) = read(request(100_000), &account).await.unwrap();
+        let remembered = Transactions::default();
+        let read = |request| read(request, &account, &remembered);
+        let (body, grant) = read(request(100_000)).await.unwrap();
         assert!(body.len() == 100_000 && grant.bytes() >= 400_000 && account.used() == grant.bytes());
         drop(grant);
-        let too_large = read(request(account.limit() as usize / 2 + 1), &account).await;
+        // The largest takes the whole account: what is remembered gives way.
+        remembered.put(&account, ruma::server_name!("one.example"), "a", b"{}");
+        let (_, grant) = read(request((account.limit() / COPIES_CHECKED) as usize)).await.unwrap();
+        assert_eq!(grant.bytes(), account.limit());
+        drop(grant);
+        let too_large = read(request((account.limit() / COPIES_CHECKED) as usize + 1)).await;
         assert!(matches!(too_large, Err(BadBody::TooLarge { .. })));
         let _all = account.try_take(account.limit()).unwrap();
         let declared = request(10).with_header("content-length", "10");
-        let refused = tokio::time::timeout(std::time::Duration::from_secs(1), read(declared, &account)).await;
+        let refused = tokio::time::timeout(std::time::Duration::from_secs(1), read(declared)).await;
         assert!(refused.is_err() || matches!(refused, Ok(Err(BadBody::Refused(_)))), "nothing is read without memory");
     }
 }

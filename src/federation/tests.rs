@@ -47,6 +47,7 @@ pub(super) fn federation(house: &House, budget: &Budget) -> Federation {
         key,
         old_keys: Vec::new(),
         scratch,
+        strangers: tokio::sync::Semaphore::new(1),
         transactions: Default::default(),
         well_known_server: None,
     }

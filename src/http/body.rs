@@ -112,6 +112,21 @@ impl Body {
         }
     }
 
+    /// How many bytes lie here that nobody has paid for.
+    pub(super) fn unpaid(&self) -> u64 {
+        match &self.source {
+            Source::Small { left, grant: None } => left.len() as u64,
+            _ => 0,
+        }
+    }
+
+    /// Pays for them, until the last has left.
+    pub(super) fn paid_with(&mut self, paid: Grant) {
+        if let Source::Small { grant, .. } = &mut self.source {
+            *grant = Some(Arc::new(paid));
+        }
+    }
+
     pub(super) fn as_small(&self) -> Option<&[u8]> {
         match &self.source {
             Source::Empty => Some(&[]),

@@ -36,6 +36,8 @@ pub enum Limit {
     Federation,
     /// What makes us ask another server, by user: directories, profiles, keys.
     Ask,
+    /// What makes us look for a server that is named by somebody who has shown nothing yet, by address.
+    Stranger,
 }
 
 impl Limit {
@@ -51,6 +53,7 @@ impl Limit {
             Self::Claim => (100.0, 400.0),
             Self::Federation => (50.0, 200.0),
             Self::Ask => (10.0, 100.0),
+            Self::Stranger => (0.1, 10.0),
         }
     }
 }

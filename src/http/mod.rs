@@ -9,6 +9,7 @@ mod body;
 mod error;
 mod limit;
 mod listen;
+mod places;
 mod request;
 mod response;
 mod route;

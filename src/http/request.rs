@@ -2,7 +2,7 @@
 
 use super::error::{Answer, BadBody};
 use super::limit::{Limit, Limits};
-use super::{HeaderMap, Method, header};
+use super::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use crate::base::Clock;
 use crate::budget::{Account, Grant};
 use bytes::{Buf, Bytes};
@@ -18,7 +18,20 @@ use std::time::Duration;
 /// A pause in a body longer than this ends it.
 const BODY_STALL: Duration = Duration::from_secs(30);
 /// After `BODY_STALL`, a body slower than this on average ends too: a buffer is not held for a byte a second.
-const BODY_BYTES_PER_S_MIN: u64 = 512;
+const BODY_BYTES_PER_S_MIN: u64 = 2 * 1024;
+/// Memory for so much of a body is had before the first byte is read; for the rest as it comes, so that nobody holds what
+/// they only announce.
+const BODY_AHEAD_MAX: u64 = 32 * 1024;
+/// Headers that anything here asks for; the others, up to a whole head of them, are not kept while a request waits.
+const KEPT_HEADERS: &[HeaderName] = &[
+    header::AUTHORIZATION,
+    header::CONTENT_LENGTH,
+    header::CONTENT_TYPE,
+    header::EXPECT,
+    header::HOST,
+    header::IF_NONE_MATCH,
+    header::RANGE,
+];
 /// How much of a refused body is read and thrown away, so that the peer gets to see the refusal.
 const DISCARD_BYTES_MAX: u64 = 1 << 20;
 /// How long that may take.
@@ -70,7 +83,7 @@ impl Request {
     pub(super) fn new(request: hyper::Request<Incoming>, peer: Peer, tools: Tools) -> Self {
         let (head, body) = request.into_parts();
         let target = head.uri.path_and_query().map_or("/", |target| target.as_str()).to_owned();
-        Self::build(head.method, target, head.headers, peer, Inbound::Wire(body), tools)
+        Self::build(head.method, target, kept(&head.headers), peer, Inbound::Wire(body), tools)
     }
 
     fn build(method: Method, target: String, headers: HeaderMap, peer: Peer, inbound: Inbound, tools: Tools) -> Self {
@@ -106,7 +119,7 @@ impl Request {
         &self.headers
     }
 
-    /// A header's value, when it is text.
+    /// A header's value, when it is text. Only those of `KEPT_HEADERS` are there.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name).and_then(|value| value.to_str().ok())
     }
@@ -185,10 +198,15 @@ impl Request {
 
     /// Like [`Request::json`]; an absent body counts as `{}`.
     pub async fn json_or_empty<T: DeserializeOwned>(&mut self) -> Result<T, BadBody> {
-        if self.bytes(self.tools.json_bytes_max).await?.is_empty() {
+        self.json_or_empty_max(self.tools.json_bytes_max).await
+    }
+
+    /// Like [`Request::json_or_empty`], of at most `bytes_max` bytes.
+    pub async fn json_or_empty_max<T: DeserializeOwned>(&mut self, bytes_max: u64) -> Result<T, BadBody> {
+        if self.bytes(bytes_max).await?.is_empty() {
             return parse(b"{}");
         }
-        self.json().await
+        self.json_max(bytes_max).await
     }
 
     /// The body as JSON of at most `bytes_max` bytes, for the few endpoints that take more or much less.
@@ -219,6 +237,11 @@ impl Request {
         }
     }
 
+    /// Memory for `bytes` more that are made of the body, for as long as the result is kept.
+    pub async fn pay(&self, bytes: u64) -> Result<Grant, BadBody> {
+        self.tools.bodies.take(bytes).await.map_err(BadBody::Refused)
+    }
+
     /// Hands the body over piece by piece, for uploads and the like; nothing is kept and nothing is charged, a piece is
     /// as large as the connection's buffer. `Content-Length` over `bytes_max` is refused here, a longer body on the way.
     pub fn into_stream(mut self, bytes_max: u64) -> Result<InboundStream, BadBody> {
@@ -240,9 +263,9 @@ impl Request {
         if declared.is_some_and(|len| len > bytes_max) {
             return Err(BadBody::TooLarge { bytes_max });
         }
-        // Memory for a declared length is had before the first byte is read; a chunked body pays as it grows.
-        self.charge(declared.unwrap_or(0)).await?;
-        let mut whole = Vec::with_capacity(declared.unwrap_or(0) as usize);
+        let (ahead, most) = (declared.unwrap_or(0).min(BODY_AHEAD_MAX), declared.unwrap_or(bytes_max));
+        self.charge(ahead).await?;
+        let mut whole = Vec::with_capacity(ahead as usize);
         let (clock, started) = (self.tools.clock.clone(), self.tools.clock.instant());
         while let Inbound::Wire(body) = &mut self.inbound {
             let Some(piece) = next_piece(body, &clock, started, whole.len() as u64).await? else { break };
@@ -252,7 +275,7 @@ impl Request {
             }
             // Doubling, as the vector itself grows, so that what is charged is what is allocated.
             if len > whole.capacity() as u64 {
-                let more = len.max(2 * whole.capacity() as u64).min(bytes_max) - whole.capacity() as u64;
+                let more = len.max(2 * whole.capacity() as u64).min(most) - whole.capacity() as u64;
                 self.charge(more).await?;
                 whole.reserve_exact(whole.capacity() + more as usize - whole.len());
             }
@@ -386,6 +409,19 @@ async fn next_piece(
     }
 }
 
+/// The headers that are asked for, in buffers of their own: those that came hold on to what they were read into.
+fn kept(headers: &HeaderMap) -> HeaderMap {
+    let mut kept = HeaderMap::new();
+    for name in KEPT_HEADERS {
+        for value in headers.get_all(name) {
+            if let Ok(value) = HeaderValue::from_bytes(value.as_bytes()) {
+                kept.append(name, value);
+            }
+        }
+    }
+    kept
+}
+
 fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, BadBody> {
     // Checked as a whole: the parser does not look at texts nobody asked for.
     let text = std::str::from_utf8(body).map_err(|error| BadBody::NotJson(error.to_string()))?;
@@ -477,6 +513,19 @@ mod tests {
         assert_eq!(request.json_or_empty::<Value>().await.unwrap(), serde_json::json!({}));
         let mut request = Request::for_tests(Method::POST, "/x", "0123456789");
         assert_eq!(Answer::from(request.bytes(9).await.unwrap_err()).errcode, "M_TOO_LARGE");
+    }
+
+    #[test]
+    fn headers_nobody_asks_for_are_not_kept() {
+        let mut came = HeaderMap::new();
+        for n in 0..90 {
+            came.insert(HeaderName::try_from(format!("x-{n}")).unwrap(), HeaderValue::from_static("much"));
+        }
+        came.append("authorization", HeaderValue::from_static("X-Matrix one"));
+        came.append("authorization", HeaderValue::from_static("X-Matrix two"));
+        came.insert("range", HeaderValue::from_static("bytes=0-"));
+        let kept = kept(&came);
+        assert_eq!((kept.len(), kept.get_all("authorization").iter().count()), (3, 2));
     }
 
     #[test]

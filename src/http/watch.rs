@@ -14,8 +14,13 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+/// The largest record, and what rustls reads at once besides (4 KiB).
+const UNDECIDED_MAX: usize = 24 * 1024;
+
 pub struct Watch {
     clock: Clock,
+    /// Encrypted bytes taken from the socket since the last of them made sense.
+    undecided: AtomicUsize,
     /// When the socket first would not take more, in ms + 1; zero while it does.
     write_blocked_ms: AtomicU64,
     /// Requests whose answers are not finished.
@@ -32,6 +37,7 @@ impl Watch {
         let now = millis(&clock);
         Arc::new(Self {
             clock,
+            undecided: AtomicUsize::new(0),
             write_blocked_ms: AtomicU64::new(0),
             active: AtomicUsize::new(0),
             quiet_since_ms: AtomicU64::new(now),
@@ -71,6 +77,11 @@ impl Watch {
         let tickets = self.tickets.lock().unwrap_or_else(PoisonError::into_inner);
         let oldest = tickets.first_key_value().map_or(now, |(_, since)| *since);
         Duration::from_millis(now.saturating_sub(blocked.min(oldest)))
+    }
+
+    /// What was encrypted is done with: the handshake, or a record.
+    pub fn decided(&self) {
+        self.undecided.store(0, Relaxed);
     }
 
     fn wrote<T>(&self, result: Poll<T>) -> Poll<T> {
@@ -121,7 +132,11 @@ impl<T> Watched<T> {
 
 impl<T: AsyncRead + Unpin> AsyncRead for Watched<T> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_read(cx, buf)
+        let result = Pin::new(&mut self.inner).poll_read(cx, buf);
+        if result.is_ready() {
+            self.watch.decided();
+        }
+        result
     }
 }
 
@@ -155,6 +170,57 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Watched<T> {
     }
 }
 
+/// The socket below TLS. A record has 18 KiB at most and then makes sense; rustls would join up to 64 KiB of handshake that
+/// never does, in the handshake or after it.
+pub struct Wire<T> {
+    inner: T,
+    watch: Arc<Watch>,
+}
+
+impl<T> Wire<T> {
+    pub fn new(inner: T, watch: Arc<Watch>) -> Self {
+        Self { inner, watch }
+    }
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for Wire<T> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let result = Pin::new(&mut self.inner).poll_read(cx, buf);
+        let read = buf.filled().len() - before;
+        if self.watch.undecided.fetch_add(read, Relaxed) + read > UNDECIDED_MAX {
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "encrypted bytes without an end")));
+        }
+        result
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Wire<T> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -172,6 +238,23 @@ mod tests {
         assert_eq!(watch.stalled(), Duration::from_secs(2));
         drop(second);
         assert_eq!(watch.stalled(), Duration::ZERO);
+    }
+
+    /// A peer that sends and sends, and never what can be read.
+    #[tokio::test]
+    async fn encrypted_bytes_must_come_to_something() {
+        use tokio::io::AsyncReadExt;
+        let watch = Watch::new(Clock::simulated(0));
+        let mut wire = Wire::new(tokio::io::repeat(22), watch.clone());
+        let mut buffer = [0; 4096];
+        for _ in 0..UNDECIDED_MAX / 4096 {
+            wire.read_exact(&mut buffer).await.unwrap();
+        }
+        watch.decided();
+        for _ in 0..UNDECIDED_MAX / 4096 {
+            wire.read_exact(&mut buffer).await.unwrap();
+        }
+        assert_eq!(wire.read(&mut buffer).await.unwrap_err().kind(), io::ErrorKind::InvalidData);
     }
 
     #[test]

@@ -36,6 +36,8 @@ use crate::{
 pub const CONNECTION_BYTES: u64 = 40 * 1024;
 /// Head of an answer; also the size of the frames a body comes in.
 const READ_BUFFER_BYTES: usize = 16 * 1024;
+/// Encrypted bytes that wait to be sent.
+const SEND_BUFFER_BYTES: usize = 8 * 1024;
 const CONNECT: Duration = Duration::from_secs(5);
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// Shorter than the idle timeouts common at peers (Synapse: 120 s, nginx: 75 s), so that reuse seldom meets a closed door.
@@ -74,7 +76,10 @@ impl Dialer {
         let stream = self.reach(&target.addresses).await?;
         // Small requests and their answers must not wait for Nagle's algorithm.
         stream.set_nodelay(true).ok();
-        let shake = self.tls.connect(target.tls_name.clone(), stream);
+        // Of a long body no more is encrypted than goes out soon; rustls would take 64 KiB.
+        let shake = self.tls.connect_with(target.tls_name.clone(), stream, |session| {
+            session.set_buffer_limit(Some(SEND_BUFFER_BYTES));
+        });
         let stream = match self.clock.timeout(HANDSHAKE, shake).await {
             Some(Ok(stream)) => stream,
             Some(Err(error)) => return Err(Failed::unreachable(format!("TLS with {}: {error}", target.host))),

@@ -206,7 +206,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 impl Rooms {
     pub fn new(parts: Parts) -> Rooms {
         let typing = typing::Typing::new(parts.budget.account("ephemeral"), parts.clock.clone());
-        let rules = Arc::new(unread::Rules::new(parts.budget.account("event_cache")));
+        let rules = Arc::new(unread::Rules::new(parts.budget.account("push_rules")));
         Rooms(Arc::new(Inner {
             parts,
             locks: lock::Locks::default(),

@@ -4,6 +4,7 @@ use std::ops::ControlFlow;
 
 use ruma::{OwnedUserId, UserId};
 
+use super::password::is_outdated;
 use super::{Error, Users};
 use crate::matrix::id;
 use crate::store::tables::{account_data, device, filter, key, user};
@@ -130,12 +131,33 @@ impl Users {
             })
             .await?;
         let hash = row.as_ref().and_then(|row| row.password_hash.as_deref());
-        let fits = self.is_password(password, hash).await?;
+        let fits = self.is_password(user_id, password, hash).await?;
         match row {
             Some(row) if row.standing == Standing::Deactivated => Err(Error::Deactivated),
-            Some(_) if fits => Ok(()),
+            Some(row) if fits => {
+                if let Err(failed) = self.renew_hash(user_id, password, row.password_hash).await {
+                    tracing::warn!(%user_id, %failed, "a password could not be hashed anew");
+                }
+                Ok(())
+            }
             _ => Err(Error::Forbidden("Wrong user name or password".to_owned())),
         }
+    }
+
+    /// Hashes a password that was just given at today's cost, when it was hashed at another: brought along from a larger
+    /// board it could not be checked on a smaller one.
+    async fn renew_hash(&self, user_id: &UserId, password: &str, kept: Option<String>) -> Result<(), Error> {
+        if !kept.as_deref().is_some_and(is_outdated) {
+            return Ok(());
+        }
+        let hash = self.hash_password(password).await?;
+        self.change(user_id, move |row| {
+            // Unless it was changed meanwhile.
+            if row.password_hash == kept {
+                row.password_hash = Some(hash);
+            }
+        })
+        .await
     }
 
     /// Closes an account for good: no password, no devices, no keys; the name is never given out again. Rooms are left

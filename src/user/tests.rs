@@ -10,14 +10,18 @@ use super::*;
 use crate::matrix::sign::{self, Key};
 use crate::remote::RemoteOptions;
 
-struct Town {
-    users: Users,
+pub(super) struct Town {
+    pub(super) users: Users,
     clock: Clock,
 }
 
-fn town() -> Town {
+pub(super) fn town() -> Town {
+    town_within(Budget::for_tests())
+}
+
+pub(super) fn town_within(budget: Budget) -> Town {
     let server: OwnedServerName = "here.test".try_into().unwrap();
-    let (clock, random, budget) = (Clock::simulated(1_000_000), Random::seeded(1), Budget::for_tests());
+    let (clock, random) = (Clock::simulated(1_000_000), Random::seeded(1));
     let store = Store::in_memory();
     let options = RemoteOptions::new(server.clone(), Arc::new(Key::from_seed("1", [1; 32])));
     let remote = Remote::new(options, clock.clone(), random.clone(), &budget, store.clone()).unwrap();

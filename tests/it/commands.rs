@@ -124,6 +124,8 @@ fn the_first_minute() {
     let taken = run(folder, &["user", "add", "bob"], "a good password\n");
     assert!(!taken.status.success() && String::from_utf8_lossy(&taken.stderr).contains("taken"));
     assert!(good(folder, &["budget"], "").contains("resident at most"));
+    let other = good(folder, &["budget", "--budget", "pi-5"], "");
+    assert!(other.contains("512.00 MiB") && !other.contains("resident at most"), "{other}");
     good(folder, &["rooms"], "");
     assert!(bad(folder, &["rooms", "cancel", "!no:b.example"], "").contains("no join of !no:b.example is under way"));
     assert!(bad(folder, &["compact"], "").contains("the server is running: stop it first"));

@@ -188,3 +188,25 @@ async fn profiles_and_names_are_told() {
     pair.one.stop().await;
     pair.two.stop().await;
 }
+
+/// Anybody may claim to be any server; each claim makes this one look for that server's key, so only a few are looked into.
+#[tokio::test]
+async fn strangers_are_looked_up_only_so_often() {
+    let house = House::start_with(|config| {
+        config.rate_limits = true;
+        config.federation.enabled = true;
+    })
+    .await;
+    let mut seen = Vec::new();
+    for port in 1000..1040 {
+        let claim = format!(
+            "X-Matrix origin=\"127.0.0.1:{port}\",destination=\"{}\",key=\"ed25519:a\",sig=\"{}\"",
+            house.name(),
+            "A".repeat(86)
+        );
+        let path = "/_matrix/federation/v1/event/%24x";
+        seen.push(house.send("GET", path, &[("authorization", &claim)], Vec::new()).await.status);
+    }
+    assert_eq!((seen[0], seen[39]), (401, 429), "{seen:?}");
+    assert!(seen.iter().filter(|status| **status == 401).count() < 30, "{seen:?}");
+}

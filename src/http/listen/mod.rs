@@ -1,20 +1,27 @@
 //! Sockets: a permit first, then accept.
 //!
-//! A connection's memory (its buffers, TLS included) is taken from the `connections` account before it is accepted; when
-//! none is left the kernel's backlog waits, and idle connections are asked to make room. Everything a peer can keep us
-//! waiting for has an end: handshakes, heads, bodies, answers it does not read, and idleness.
+//! A connection's memory (all it may hold, TLS and one request included) is taken from the `connections` account before it is
+//! accepted; when none is left the kernel's backlog waits, and idle connections are asked to make room. The socket of the
+//! commands has its places on the `admin` account, so that no crowd outside keeps the owner out. `places.rs` sees to it
+//! that no one address takes them all. Everything a peer can keep us waiting for has an end: handshakes, heads, bodies,
+//! answers it does not read, and idleness.
+//!
+//! HTTP/1.1 only: a request at a time is what a connection's share can promise to cover. What HTTP/2 holds for a peer has
+//! no such bound: a frame of a byte that is not read yet keeps the whole buffer it came in.
 
+use super::Answer;
 use super::body::Body;
 use super::limit::Limits;
+use super::places::{Places, Share};
 use super::request::{Peer, Request, Tools};
 use super::route::Router;
-use super::watch::{Watch, Watched};
+use super::watch::{Watch, Watched, Wire};
 use crate::base::Clock;
 use crate::budget::{Account, Budget, Grant};
 use hyper::body::Incoming;
+use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use std::convert::Infallible;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -37,6 +44,8 @@ const IDLE_PRESSED_MAX: Duration = Duration::from_secs(2);
 /// Bytes waiting this long for a peer that does not read: it is gone. A piece has 64 KiB at most, so this is a
 /// kilobyte a second.
 const UNREAD_MAX: Duration = Duration::from_secs(60);
+/// A whole answer up to this is within the connection's share.
+const ANSWER_FREE_BYTES: u64 = 8 * 1024;
 /// How often a connection is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// How often idle connections are asked to go while somebody waits for a permit.
@@ -47,18 +56,12 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 /// Sizes of one connection, from the profile.
 #[derive(Debug, Clone)]
 pub struct Sizes {
-    /// What one connection is charged, whatever it does.
-    pub connection_bytes: u64,
-    /// HTTP/1 read and write buffer, each; at least 8 KiB. A longer head is answered with 431.
-    pub http1_buffer_bytes: usize,
-    /// HTTP/2 streams a connection may have open.
-    pub http2_streams_max: u32,
-    /// HTTP/2 receive window of a stream.
-    pub http2_stream_window_bytes: u32,
-    /// HTTP/2 receive window of a connection.
-    pub http2_connection_window_bytes: u32,
-    /// What HTTP/2 may buffer of a stream's answer.
-    pub http2_send_buffer_bytes: usize,
+    /// What a connection without TLS is charged, whatever it does.
+    pub plain_bytes: u64,
+    /// What one with TLS is charged.
+    pub tls_bytes: u64,
+    /// The read buffer, at least 8 KiB. A longer head is answered with 431.
+    pub buffer_bytes: usize,
     /// TLS records may be buffered up to this.
     pub tls_buffer_bytes: usize,
     /// The usual limit for JSON bodies.
@@ -66,16 +69,12 @@ pub struct Sizes {
 }
 
 impl Sizes {
-    /// As the profile has them. A connection is charged its equal share of the `connections` account.
+    /// As the profile has them.
     pub fn of(budget: &Budget) -> Self {
-        let small = |name: &str| u32::try_from(budget.size(name)).unwrap_or(u32::MAX);
         Self {
-            connection_bytes: budget.account("connections").limit() / budget.size("connections_max").max(1),
-            http1_buffer_bytes: budget.size("http1_buffer").max(8 * 1024) as usize,
-            http2_streams_max: small("h2_streams_max"),
-            http2_stream_window_bytes: small("h2_stream_window"),
-            http2_connection_window_bytes: small("h2_connection_window"),
-            http2_send_buffer_bytes: budget.size("h2_send_buffer") as usize,
+            plain_bytes: budget.profile().connection_bytes(false),
+            tls_bytes: budget.profile().connection_bytes(true),
+            buffer_bytes: budget.size("http1_buffer").max(8 * 1024) as usize,
             tls_buffer_bytes: budget.size("tls_buffer") as usize,
             json_body_bytes_max: budget.size("request_body_max"),
         }
@@ -86,6 +85,11 @@ impl Sizes {
 pub struct Door {
     clock: Clock,
     connections: Account,
+    /// Pays for the connections of commands.
+    admin: Account,
+    /// Pays for answers that are not small.
+    answers: Account,
+    places: Arc<Places>,
     tools: Tools,
     sizes: Sizes,
     trusted_proxies: Vec<IpAddr>,
@@ -141,14 +145,17 @@ impl Listener {
 }
 
 impl Door {
-    /// Uses the accounts `connections` and `request_bodies`. `X-Forwarded-For` is believed from `trusted_proxies` only.
+    /// Uses the accounts `connections`, `admin`, `request_bodies` and `response_bodies`. `X-Forwarded-For` is believed from `trusted_proxies` only.
     pub fn new(clock: Clock, budget: &Budget, limits: Arc<Limits>, trusted_proxies: Vec<IpAddr>) -> Arc<Self> {
         let sizes = Sizes::of(budget);
         let bodies = budget.account("request_bodies");
         let tools = Tools { clock: clock.clone(), bodies, limits, json_bytes_max: sizes.json_body_bytes_max };
         Arc::new(Self {
             clock,
+            places: Places::new(budget.account("connections").limit()),
             connections: budget.account("connections"),
+            admin: budget.account("admin"),
+            answers: budget.account("response_bodies"),
             tools,
             sizes,
             trusted_proxies,
@@ -164,12 +171,12 @@ impl Door {
         let mut phase = self.phase.subscribe();
         loop {
             let accepted = async {
-                let permit = self.permit().await;
+                let permit = self.permit(&listener).await;
                 (listener.accept(&self.clock).await, permit)
             };
             tokio::select! {
                 _ = phase.wait_for(|phase| *phase != Phase::Open) => return,
-                ((stream, ip), permit) = accepted => self.spawn(stream, ip, &listener, &router, permit),
+                (accepted, permit) = accepted => self.spawn(accepted, &listener, &router, permit),
             }
         }
     }
@@ -198,11 +205,16 @@ impl Door {
     }
 
     /// Memory for one connection, however long it takes; meanwhile idle connections are asked to go.
-    async fn permit(&self) -> Grant {
+    async fn permit(&self, listener: &Listener) -> Grant {
+        let (account, bytes) = match (&listener.socket, &listener.tls) {
+            (Socket::Unix(_), _) => (&self.admin, self.sizes.plain_bytes),
+            (Socket::Tcp(_), None) => (&self.connections, self.sizes.plain_bytes),
+            (Socket::Tcp(_), Some(_)) => (&self.connections, self.sizes.tls_bytes),
+        };
         loop {
             // Before looking, so that a connection that ends in between is not missed.
             let left = self.left.notified();
-            if let Ok(grant) = self.connections.try_take(self.sizes.connection_bytes) {
+            if let Ok(grant) = account.try_take(bytes) {
                 return grant;
             }
             self.pressed.notify_waiters();
@@ -213,35 +225,71 @@ impl Door {
         }
     }
 
-    fn spawn(self: &Arc<Self>, stream: Stream, ip: IpAddr, listener: &Listener, router: &Arc<Router>, permit: Grant) {
+    fn spawn(self: &Arc<Self>, accepted: Accepted, listener: &Listener, router: &Arc<Router>, permit: Grant) {
+        let Accepted { stream, ip, here } = accepted;
+        let watch = Watch::new(self.clock.clone());
+        let place = match &stream {
+            Stream::Unix(_) => None,
+            Stream::Tcp(_) => {
+                let share = Share::of_caller(ip, here, &self.trusted_proxies);
+                let Some(place) = self.places.enter(ip, share, permit.bytes(), &watch, IDLE_PRESSED_MAX) else {
+                    tracing::debug!("{ip} has all the connections one address may have; hanging up");
+                    return;
+                };
+                Some(place)
+            }
+        };
         let (door, router, tls) = (self.clone(), router.clone(), listener.tls.clone());
         let counted = Counted::new(&door);
         tokio::spawn(async move {
             // Dropped last to first: whoever is told that a connection ended finds its memory free.
             let (_counted, _permit) = (counted, permit);
-            match (stream, tls) {
-                (Stream::Tcp(stream), None) => door.run(stream, Peer { ip, tls: false }, router).await,
-                (Stream::Tcp(stream), Some(config)) => {
-                    let limit = door.sizes.tls_buffer_bytes;
-                    let handshake = TlsAcceptor::from(config)
-                        .accept_with(stream, |connection| connection.set_buffer_limit(Some(limit)));
-                    match door.clock.timeout(HANDSHAKE_MAX, handshake).await {
-                        Some(Ok(stream)) => door.run(stream, Peer { ip, tls: true }, router).await,
-                        Some(Err(error)) => tracing::debug!("no TLS with {ip}: {error}"),
-                        None => tracing::debug!("no TLS with {ip} in time"),
-                    }
+            let wanted_back = async {
+                match &place {
+                    Some(place) => place.wanted_back().await,
+                    None => std::future::pending().await,
                 }
-                (Stream::Unix(stream), _) => door.run(stream, Peer { ip, tls: false }, router).await,
+            };
+            tokio::select! {
+                () = door.run_any(stream, ip, tls, router, watch) => {}
+                () = wanted_back => {}
             }
         });
     }
 
+    async fn run_any(
+        self: &Arc<Self>,
+        stream: Stream,
+        ip: IpAddr,
+        tls: Option<Arc<rustls::ServerConfig>>,
+        router: Arc<Router>,
+        watch: Arc<Watch>,
+    ) {
+        match (stream, tls) {
+            (Stream::Tcp(stream), None) => self.run(stream, Peer { ip, tls: false }, router, watch).await,
+            (Stream::Tcp(stream), Some(config)) => {
+                let limit = self.sizes.tls_buffer_bytes;
+                let handshake = TlsAcceptor::from(config).accept_with(Wire::new(stream, watch.clone()), |connection| {
+                    connection.set_buffer_limit(Some(limit))
+                });
+                match self.clock.timeout(HANDSHAKE_MAX, handshake).await {
+                    Some(Ok(stream)) => {
+                        watch.decided();
+                        self.run(stream, Peer { ip, tls: true }, router, watch).await;
+                    }
+                    Some(Err(error)) => tracing::debug!("no TLS with {ip}: {error}"),
+                    None => tracing::debug!("no TLS with {ip} in time"),
+                }
+            }
+            (Stream::Unix(stream), _) => self.run(stream, Peer { ip, tls: false }, router, watch).await,
+        }
+    }
+
     /// One connection from its first byte to its last.
-    async fn run<T>(self: &Arc<Self>, stream: T, peer: Peer, router: Arc<Router>)
+    async fn run<T>(self: &Arc<Self>, stream: T, peer: Peer, router: Arc<Router>, watch: Arc<Watch>)
     where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let watch = Watch::new(self.clock.clone());
         let io = TokioIo::new(Watched::new(stream, watch.clone()));
         let builder = self.builder();
         let service = service_fn({
@@ -282,28 +330,14 @@ impl Door {
         let _ = self.phase.subscribe().wait_for(|phase| *phase >= Phase::Closing).await;
     }
 
-    fn builder(&self) -> auto::Builder<TokioExecutor> {
-        let sizes = &self.sizes;
-        let mut builder = auto::Builder::new(TokioExecutor::new());
+    fn builder(&self) -> http1::Builder {
+        let mut builder = http1::Builder::new();
         builder
-            .http1()
             .timer(TokioTimer::new())
             .header_read_timeout(HEAD_MAX)
-            .max_buf_size(sizes.http1_buffer_bytes)
+            .max_buf_size(self.sizes.buffer_bytes)
             // `printf … | nc` closes its side once it has asked, and still wants the answer.
             .half_close(true);
-        builder
-            .http2()
-            .timer(TokioTimer::new())
-            .initial_stream_window_size(sizes.http2_stream_window_bytes)
-            .initial_connection_window_size(sizes.http2_connection_window_bytes)
-            .max_concurrent_streams(sizes.http2_streams_max)
-            .max_frame_size(16 * 1024)
-            .max_header_list_size(sizes.http1_buffer_bytes as u32)
-            .max_send_buf_size(sizes.http2_send_buffer_bytes)
-            .max_pending_accept_reset_streams(sizes.http2_streams_max as usize)
-            .keep_alive_interval(Some(Duration::from_secs(30)))
-            .keep_alive_timeout(Duration::from_secs(20));
         builder
     }
 
@@ -321,11 +355,32 @@ impl Door {
         // The path alone: a query may carry a token.
         let path =
             if tracing::enabled!(tracing::Level::DEBUG) { request.uri().path().to_owned() } else { String::new() };
-        let mut response = router.dispatch(Request::new(request, peer, self.tools.clone())).await.into_hyper();
+        let response = router.dispatch(Request::new(request, peer, self.tools.clone())).await.into_hyper();
+        let mut response = self.paid(response);
         let took_ms = self.clock.instant().saturating_sub(started).as_millis();
         tracing::debug!(%method, path, status = response.status().as_u16(), took_ms, "answered");
         response.body_mut().attach(watch, active);
         Ok(response)
+    }
+
+    /// An answer that was made whole may wait for a slow reader as long as any: one that is more than the connection's own
+    /// share covers is charged to `response_bodies`, and without memory there is 429 instead.
+    fn paid(&self, mut response: hyper::Response<Body>) -> hyper::Response<Body> {
+        let unpaid = response.body().unpaid();
+        if unpaid > ANSWER_FREE_BYTES {
+            match self.answers.try_take(unpaid) {
+                Ok(grant) => response.body_mut().paid_with(grant),
+                Err(refused) => {
+                    let mut refusal = Answer::limit_exceeded(refused.retry_after_ms).into_response().into_hyper();
+                    // Web apps of other origins may see it too.
+                    let cors =
+                        response.headers().iter().filter(|(name, _)| name.as_str().starts_with("access-control-"));
+                    refusal.headers_mut().extend(cors.map(|(name, value)| (name.clone(), value.clone())));
+                    return refusal;
+                }
+            }
+        }
+        response
     }
 
     /// Who asks: the last address a trusted proxy added, or the other end itself.
@@ -343,18 +398,28 @@ enum Stream {
     Unix(tokio::net::UnixStream),
 }
 
+/// A connection that has just come.
+struct Accepted {
+    stream: Stream,
+    ip: IpAddr,
+    /// Which of our addresses it reached.
+    here: Option<IpAddr>,
+}
+
 impl Listener {
     /// The next connection; errors of one attempt are waited out, since the socket itself is fine.
-    async fn accept(&self, clock: &Clock) -> (Stream, IpAddr) {
+    async fn accept(&self, clock: &Clock) -> Accepted {
         loop {
             let accepted = match &self.socket {
                 Socket::Tcp(listener) => listener.accept().await.map(|(stream, from)| {
                     let _ = stream.set_nodelay(true);
-                    (Stream::Tcp(stream), from.ip())
+                    let here = stream.local_addr().ok().map(|here| here.ip());
+                    Accepted { stream: Stream::Tcp(stream), ip: from.ip(), here }
                 }),
-                Socket::Unix(listener) => {
-                    listener.accept().await.map(|(stream, _)| (Stream::Unix(stream), IpAddr::from([127, 0, 0, 1])))
-                }
+                Socket::Unix(listener) => listener.accept().await.map(|(stream, _)| {
+                    let ip = IpAddr::from([127, 0, 0, 1]);
+                    Accepted { stream: Stream::Unix(stream), ip, here: None }
+                }),
             };
             match accepted {
                 Ok(accepted) => return accepted,

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::base::{ChunkError, Chunks};
-use crate::http::{Answer, Method, Response, StatusCode};
+use crate::http::{Answer, Response};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -161,6 +161,27 @@ async fn a_chunked_body_pays_as_it_grows_and_ends_at_the_limit() {
     assert!(answer.contains(r#"{"a":12}"#), "{answer}");
 }
 
+/// Who announces a large body and sends none of it holds next to nothing, and holds nobody up.
+#[tokio::test]
+async fn a_body_that_is_only_announced_costs_little() {
+    let server = start().await;
+    let (account, max) = (server.budget.account("request_bodies"), server.budget.size("request_body_max"));
+    let mut streams = Vec::new();
+    for _ in 0..account.limit() / max + 1 {
+        let mut stream = TcpStream::connect(server.address).await.unwrap();
+        let head = format!("POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: {max}\r\n\r\n");
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let before = account.used();
+        while account.used() == before {
+            tokio::task::yield_now().await;
+        }
+        streams.push(stream);
+    }
+    assert!(account.used() <= streams.len() as u64 * 32 * 1024, "{}", account.used());
+    let whole = format!("\"{}\"", "x".repeat(300_000));
+    assert!(server.post("/echo", "", &whole).await.starts_with("HTTP/1.1 200 "));
+}
+
 #[tokio::test]
 async fn a_burst_of_bodies_is_told_when_to_come_back() {
     let server = start().await;
@@ -201,6 +222,24 @@ async fn uploads_stream_through() {
     let server = start().await;
     let answer = server.post("/count", "", &"x".repeat(1 << 20)).await;
     assert!(answer.contains(r#"{"bytes":1048576}"#), "{answer}");
+}
+
+/// What was made whole and is not small is on account for as long as it lies there.
+#[tokio::test]
+async fn a_whole_answer_is_paid_for_or_refused() {
+    let server = start().await;
+    let account = server.budget.account("response_bodies");
+    let large = format!("\"{}\"", "x".repeat(100_000));
+    assert!(server.post("/echo", "", &large).await.starts_with("HTTP/1.1 200 "));
+    assert!(account.high_water() > 100_000);
+    server.door.close(Duration::from_secs(1)).await;
+    assert_eq!(account.used(), 0);
+
+    let server = start().await;
+    let account = server.budget.account("response_bodies");
+    let _all = account.try_take(account.limit()).unwrap();
+    assert!(server.post("/echo", "", &large).await.starts_with("HTTP/1.1 429 "));
+    assert!(server.post("/echo", "", "1").await.starts_with("HTTP/1.1 200 "));
 }
 
 #[tokio::test]
@@ -247,27 +286,57 @@ async fn connections_wait_for_their_permit() {
     assert!(asking.await.starts_with("HTTP/1.0 200"));
 }
 
-/// HTTP/2 without TLS, told by its preface; driven by hyper's own client.
+/// Somebody on one address opens all that may be opened and asks nothing; others still get in, and so does the owner.
 #[tokio::test]
-async fn http_2_with_prior_knowledge() {
+async fn one_address_does_not_take_every_place() {
     let server = start().await;
-    let stream = TcpStream::connect(server.address).await.unwrap();
-    let (mut sender, connection) =
-        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
-    tokio::spawn(connection);
-    for (method, path, status) in [
-        (Method::GET, "/_matrix/client/versions", StatusCode::OK),
-        (Method::HEAD, "/_matrix/client/versions", StatusCode::OK),
-        (Method::GET, "/nothing", StatusCode::NOT_FOUND),
-        (Method::POST, "/_matrix/client/versions", StatusCode::METHOD_NOT_ALLOWED),
-    ] {
-        let request = hyper::Request::builder()
-            .method(method.clone())
-            .uri(format!("http://{}{path}", server.address))
-            .body(http_body_util::Empty::<bytes::Bytes>::new())
-            .unwrap();
-        assert_eq!(sender.send_request(request).await.unwrap().status(), status, "{method} {path}");
+    let account = server.budget.account("connections");
+    let socket = std::env::temp_dir().join(format!("snug-door-{}.sock", std::process::id()));
+    let _ = std::fs::remove_file(&socket);
+    let listener = Listener::unix(UnixListener::bind(&socket).unwrap());
+    let mut router = Router::new();
+    router.surface(&Arc::new(Surface { budget: server.budget.clone() })).get("/hello", hello);
+    tokio::spawn(server.door.clone().serve(listener, Arc::new(router)));
+
+    let most = account.limit() / 4 * 3 / server.budget.profile().connection_bytes(false);
+    let mut held = Vec::new();
+    for _ in 0..most {
+        held.push(TcpStream::connect(server.address).await.unwrap());
     }
+    while server.door.connections_open() < most as usize {
+        tokio::task::yield_now().await;
+    }
+    let mut refused = TcpStream::connect(server.address).await.unwrap();
+    assert_eq!(refused.read_to_end(&mut Vec::new()).await.unwrap_or(0), 0, "one too many is hung up on");
+    assert_eq!(server.door.connections_open(), most as usize);
+    // The next one's is had before it comes.
+    assert!(account.used() <= (most + 1) * server.budget.profile().connection_bytes(false));
+
+    // Strangers have taken the rest; the commands have their own place.
+    let _rest = account.try_take(account.limit() - account.used()).unwrap();
+    let mut stream = tokio::net::UnixStream::connect(&socket).await.unwrap();
+    stream.write_all(b"GET /hello HTTP/1.0\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.0 200 OK"), "{answer}");
+    let _ = std::fs::remove_file(&socket);
+}
+
+/// What was idle makes place for what comes anew from the same address.
+#[tokio::test]
+async fn an_address_at_its_limit_gives_up_what_is_idle() {
+    let server = start().await;
+    let most = server.budget.account("connections").limit() / 4 * 3 / server.budget.profile().connection_bytes(false);
+    let mut held = Vec::new();
+    for _ in 0..most {
+        held.push(TcpStream::connect(server.address).await.unwrap());
+    }
+    while server.door.connections_open() < most as usize {
+        tokio::task::yield_now().await;
+    }
+    server.clock.advance(IDLE_PRESSED_MAX);
+    assert!(server.raw("GET /_matrix/client/versions HTTP/1.0\r\n\r\n").await.starts_with("HTTP/1.0 200"));
+    assert!(server.door.connections_open() < most as usize + 1);
 }
 
 #[tokio::test]
