@@ -530,6 +530,8 @@ async fn a_state_that_cites_too_much_is_fetched_whole() {
     assert_eq!(small.account("gaps").limit(), 128 * 1024);
     for (members, budget) in [(55, Budget::for_tests()), (120, small)] {
         let world = World::within(budget).await;
+        let levels = json!({ "users": { world.bob.as_str(): 50 }, "invite": 50 });
+        world.house.send(&world.anna, &world.room, "m.room.power_levels", Some(""), levels).await.unwrap();
         let mut line = world.line();
         for n in 0..members {
             let user = OwnedUserId::try_from(format!("@m{n}:far.example")).unwrap();
