@@ -107,18 +107,28 @@ struct Pass<'a> {
     to: &'a mut Canon,
 }
 
-/// Bytes that can be copied as they are inside a string.
-const PLAIN: [bool; 256] = {
-    let mut plain = [true; 256];
-    let mut i = 0;
-    while i < 0x20 {
-        plain[i] = false;
-        i += 1;
+/// Whether a byte can be copied as it is inside a string.
+fn is_plain(byte: u8) -> bool {
+    byte >= 0x20 && byte != b'"' && byte != b'\\'
+}
+
+/// How many plain bytes there are in front; eight at a time, since this is where most of a reading's time goes.
+fn plain_len(bytes: &[u8]) -> usize {
+    const fn each(byte: u8) -> u64 {
+        u64::from_ne_bytes([byte; 8])
     }
-    plain[b'"' as usize] = false;
-    plain[b'\\' as usize] = false;
-    plain
-};
+    // The high bit of each byte below `n`, and of nothing in front of the first of them.
+    let below = |eight: u64, n: u8| eight.wrapping_sub(each(n)) & !eight & each(0x80);
+    let (eights, rest) = bytes.as_chunks::<8>();
+    for (at, eight) in eights.iter().enumerate() {
+        let eight = u64::from_le_bytes(*eight);
+        let stops = below(eight, 0x20) | below(eight ^ each(b'"'), 1) | below(eight ^ each(b'\\'), 1);
+        if stops != 0 {
+            return at * 8 + stops.trailing_zeros() as usize / 8;
+        }
+    }
+    eights.len() * 8 + rest.iter().position(|byte| !is_plain(*byte)).unwrap_or(rest.len())
+}
 
 impl Pass<'_> {
     fn value(&mut self, depth: u32) -> Result<(), Reject> {
@@ -260,11 +270,11 @@ impl Pass<'_> {
         self.to.out.push(b'"');
         let mut escaped = false;
         loop {
-            let run = self.input[self.at..].iter().position(|b| !PLAIN[*b as usize]);
-            let run = run.ok_or_else(|| Reject::json("string without an end"))?;
+            let run = plain_len(&self.input[self.at..]);
+            let end = self.input.get(self.at + run).ok_or_else(|| Reject::json("string without an end"))?;
             self.to.out.extend_from_slice(&self.input[self.at..self.at + run]);
             self.at += run + 1;
-            match self.input[self.at - 1] {
+            match end {
                 b'"' => break,
                 b'\\' => escaped |= self.escape()?,
                 _ => return Err(Reject::json("control character in a string")),
@@ -435,7 +445,7 @@ fn write_char(out: &mut Vec<u8>, c: char) -> bool {
 /// Appends `text` as a JSON string, quotes included, in canonical form.
 pub fn write_string(out: &mut Vec<u8>, text: &str) {
     out.push(b'"');
-    if text.bytes().all(|b| PLAIN[b as usize]) {
+    if plain_len(text.as_bytes()) == text.len() {
         out.extend_from_slice(text.as_bytes());
     } else {
         for c in text.chars() {
@@ -594,6 +604,7 @@ fn skip_nested(text: &[u8]) -> Option<usize> {
 fn skip_string(text: &[u8]) -> Option<usize> {
     let mut at = 1;
     loop {
+        at += plain_len(text.get(at..)?);
         match text.get(at)? {
             b'"' => return Some(at + 1),
             b'\\' => at += 2,

@@ -14,6 +14,7 @@ pub mod format;
 pub mod fast;
 mod header;
 pub mod event;
+mod comb;
 pub mod sign;
 pub mod auth;
 pub mod state;

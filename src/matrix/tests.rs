@@ -529,3 +529,65 @@ fn event_signatures() {
         assert_eq!(key.sign_base64(&message), str(&case["signed"]["signatures"]["domain"], "ed25519:1"));
     }
 }
+
+/// Weak keys and torsion are where checks of many signatures usually part from checks of one, and a room with them.
+#[test]
+fn signatures_checked_together_are_judged_as_one_by_one() {
+    use super::sign::{Claims, Often};
+    use curve25519_dalek::constants::{ED25519_BASEPOINT_POINT, EIGHT_TORSION};
+    use curve25519_dalek::scalar::Scalar;
+    let key = vector_key();
+    let mut cases: Vec<(PublicKey, Vec<u8>, [u8; 64])> = Vec::new();
+    for message in [&b"one"[..], b"two", b"", &[9; 700]] {
+        let good = key.sign(message);
+        let mut not_reduced = good;
+        // s + l, which says the same and is not allowed.
+        let order_less_one = (-Scalar::ONE).to_bytes();
+        let mut carry = 1;
+        for (to, add) in not_reduced[32..].iter_mut().zip(order_less_one) {
+            carry += u16::from(*to) + u16::from(add);
+            *to = carry as u8;
+            carry >>= 8;
+        }
+        let flipped = |at: usize| {
+            let mut signature = good;
+            signature[at] ^= 1;
+            signature
+        };
+        for signature in [good, not_reduced, flipped(0), flipped(31), flipped(33), flipped(63), [0; 64], [0xff; 64]] {
+            cases.push((key.public(), message.to_vec(), signature));
+        }
+        cases.push((key.public(), b"another".to_vec(), good));
+    }
+    // Under a weak key chance decides whether a signature made of small points passes; a mixed key has such a part too.
+    let mut encodings: Vec<[u8; 32]> = EIGHT_TORSION.iter().map(|point| point.compress().to_bytes()).collect();
+    let mut odd = encodings[0]; // the identity, written with the wrong sign
+    odd[31] |= 0x80;
+    encodings.push(odd);
+    for torsion in EIGHT_TORSION {
+        for public in [torsion, torsion + ED25519_BASEPOINT_POINT] {
+            let Some(public) = PublicKey::from_bytes(public.compress().as_bytes()) else { continue };
+            for half in &encodings {
+                for turn in 0..6u8 {
+                    let mut signature = [0; 64];
+                    signature[..32].copy_from_slice(half);
+                    cases.push((public.clone(), vec![turn], signature));
+                }
+            }
+        }
+    }
+    let (mut plain, mut often) = (Claims::default(), Claims::default());
+    let (mut taken, mut good) = (Vec::new(), 0);
+    for (public, message, signature) in &cases {
+        let expected = public.verify(message, signature);
+        let took = plain.push(public, None, message, signature);
+        assert_eq!(often.push(public, Some(&Often::new(public)), message, signature), took);
+        assert!(took || !expected);
+        taken.extend(took.then_some(expected));
+        good += usize::from(expected);
+    }
+    assert_eq!((plain.len(), plain.judge(), often.judge()), (taken.len(), taken.clone(), taken));
+    assert!(good > 20, "chance lets some weak signatures pass, {good} all in all");
+    plain.truncate(1);
+    assert_eq!((plain.judge(), plain.is_empty()), (vec![true], false));
+}

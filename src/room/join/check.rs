@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use ruma::{ServerName, UserId};
@@ -13,7 +14,7 @@ use super::graph::Graph;
 use crate::base::Clock;
 use crate::budget::{Account, Grant, Refused};
 use crate::matrix::fast::{Scan, Seen, Signer};
-use crate::matrix::sign::{self, PublicKey};
+use crate::matrix::sign::{self, Claims, Often, PublicKey};
 use crate::matrix::version::IdFormat;
 use crate::matrix::{RoomVersion, json};
 use crate::remote::{Keys, Known};
@@ -37,6 +38,11 @@ pub const BATCH_BYTES: usize = 48 * 1024;
 pub const BATCH_EVENTS: usize = 64;
 
 impl RawBatch {
+    /// An empty one with room for what usually goes in.
+    pub fn roomy() -> RawBatch {
+        RawBatch { bytes: Vec::with_capacity(BATCH_BYTES + 4096), ..RawBatch::default() }
+    }
+
     pub fn push(&mut self, raw: &[u8], in_state: bool) {
         self.bytes.extend_from_slice(raw);
         self.ends.push((self.bytes.len() as u32, in_state));
@@ -134,38 +140,115 @@ pub struct Checker {
     pub clock: Clock,
 }
 
-/// The keys a join has used, so that the servers of a large room are not read again and again. On the join's memory,
-/// as many as there is room for.
+/// The keys a join has used, so that the servers of a large room are not read again and again. On a share of the join's
+/// memory taken at once, as many as fit it; the first that are used often get what makes them cheaper.
 pub struct KeyCache {
     pub keys: Keys,
-    known: RwLock<(HashMap<u64, Known>, Grant)>,
+    table: RwLock<Table>,
+    known_max: usize,
+    often_max: u64,
     hasher: RandomState,
+    _grant: Grant,
+}
+
+#[derive(Default)]
+struct Table {
+    known: HashMap<u64, InUse>,
+    often: u64,
+}
+
+struct InUse {
+    known: Known,
+    uses: AtomicU32,
+    often: Option<Arc<Often>>,
 }
 
 /// A key, decompressed, with its place in the table.
 const KEY_BYTES: u64 = 320;
-const KEYS_MAX: usize = 8192;
+/// Uses from which on a key counts as often used.
+const OFTEN: u32 = 24;
 
 impl KeyCache {
-    pub fn new(keys: Keys, memory: &Account) -> Result<KeyCache, Refused> {
-        let known = RwLock::new((HashMap::new(), memory.try_take(0)?));
-        Ok(KeyCache { keys, known, hasher: RandomState::new() })
+    /// A third of `bytes` makes keys cheaper: in a large room sixteen servers send two events of three.
+    pub fn new(keys: Keys, memory: &Account, bytes: u64) -> Result<KeyCache, Refused> {
+        let often_max = bytes / 3 / Often::BYTES;
+        let known_max = ((bytes - often_max * Often::BYTES) / KEY_BYTES) as usize;
+        let (table, hasher) = (RwLock::default(), RandomState::new());
+        Ok(KeyCache { keys, table, known_max, often_max, hasher, _grant: memory.try_take(bytes)? })
     }
 
-    fn get(&self, server: &ServerName, key_id: &str) -> Option<Known> {
+    fn get(&self, server: &ServerName, key_id: &str) -> Option<(Known, Option<Arc<Often>>)> {
         let print = self.hasher.hash_one((server.as_str(), key_id));
-        if let Some(known) = self.known.read().unwrap_or_else(PoisonError::into_inner).0.get(&print) {
-            return Some(known.clone());
+        let (found, is_often) = {
+            let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
+            let found = table.known.get(&print).map(|key| (key.known.clone(), key.often.clone(), &key.uses));
+            let is_often = found.as_ref().is_some_and(|(_, often, uses)| {
+                often.is_none() && uses.fetch_add(1, Relaxed) == OFTEN && table.often < self.often_max
+            });
+            (found.map(|(known, often, _)| (known, often)), is_often)
+        };
+        match found {
+            Some((known, _)) if is_often => {
+                let often = self.make_cheaper(print, &known);
+                Some((known, often))
+            }
+            Some(found) => Some(found),
+            None => self.look_up(print, server, key_id).map(|known| (known, None)),
         }
+    }
+
+    fn look_up(&self, print: u64, server: &ServerName, key_id: &str) -> Option<Known> {
         let known = self.keys.cached(server, key_id).unwrap_or_else(|error| {
             tracing::warn!(%error, "a signing key could not be read");
             None
         })?;
-        let mut table = self.known.write().unwrap_or_else(PoisonError::into_inner);
-        if table.0.len() < KEYS_MAX && table.1.grow(KEY_BYTES).is_ok() {
-            table.0.insert(print, known.clone());
+        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
+        if table.known.len() < self.known_max {
+            table.known.insert(print, InUse { known: known.clone(), uses: AtomicU32::new(0), often: None });
         }
         Some(known)
+    }
+
+    fn make_cheaper(&self, print: u64, known: &Known) -> Option<Arc<Often>> {
+        let often = Arc::new(Often::new(&known.key));
+        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
+        if table.often == self.often_max {
+            return None;
+        }
+        table.known.get_mut(&print)?.often = Some(often.clone());
+        table.often += 1;
+        Some(often)
+    }
+}
+
+/// Signatures that are still to be judged, with the places in [`CheckedBatch::events`] of whose they are.
+#[derive(Default)]
+struct Unproven {
+    claims: Claims,
+    events: Vec<u32>,
+}
+
+impl Unproven {
+    fn truncate(&mut self, len: usize) {
+        self.claims.truncate(len);
+        self.events.truncate(len);
+    }
+
+    /// Takes events with a wrong signature out of the batch again.
+    fn settle(self, batch: &mut CheckedBatch) {
+        let good = self.claims.judge();
+        let mut bad: Vec<u32> = self.events.iter().zip(good).filter(|(_, good)| !good).map(|(at, _)| *at).collect();
+        bad.dedup();
+        if bad.is_empty() {
+            return;
+        }
+        batch.refused += bad.len() as u64;
+        batch.sample.get_or_insert_with(|| "a wrong signature".into());
+        let mut at = 0;
+        batch.events.retain(|_| {
+            at += 1;
+            bad.binary_search(&(at - 1)).is_err()
+        });
     }
 }
 
@@ -181,9 +264,11 @@ impl Checker {
         let read = if self.look_in_store { Some(self.store.read()?) } else { None };
         let mut batch = CheckedBatch::default();
         batch.events.reserve(raw.ends.len());
+        batch.text.reserve(raw.bytes.len() / 2);
+        let mut unproven = Unproven::default();
         for (bytes, in_state) in raw.events() {
             batch.looked_at += 1;
-            match self.one(scan, bytes, in_state, read.as_ref(), &mut batch)? {
+            match self.one(scan, bytes, in_state, read.as_ref(), &mut batch, &mut unproven)? {
                 Found::Good => {}
                 Found::NoKey if !raw.last_chance => batch.pending.push(bytes, in_state),
                 Found::NoKey => batch.refused += 1,
@@ -193,6 +278,7 @@ impl Checker {
                 }
             }
         }
+        unproven.settle(&mut batch);
         Ok(batch)
     }
 
@@ -203,6 +289,7 @@ impl Checker {
         in_state: bool,
         read: Option<&store::Read>,
         batch: &mut CheckedBatch,
+        unproven: &mut Unproven,
     ) -> store::Result<Found> {
         let seen = match scan.read(self.version, raw) {
             Ok(seen) => seen,
@@ -222,9 +309,13 @@ impl Checker {
             batch.events.push(Checked::again(id, in_state, Some(num)));
             return Ok(Found::Good);
         }
-        match self.signed(&seen, batch) {
+        let before = unproven.events.len();
+        match self.signed(&seen, batch, unproven) {
             Found::Good => {}
-            other => return Ok(other),
+            other => {
+                unproven.truncate(before);
+                return Ok(other);
+            }
         }
         self.project(&seen, id, in_state, batch);
         Ok(Found::Good)
@@ -253,16 +344,17 @@ impl Checker {
         }
     }
 
-    /// The signatures of every server that must have signed.
-    fn signed(&self, seen: &Seen<'_>, batch: &mut CheckedBatch) -> Found {
+    /// The signatures of every server that must have signed. What is good but for them is yet to be judged.
+    fn signed(&self, seen: &Seen<'_>, batch: &mut CheckedBatch, unproven: &mut Unproven) -> Found {
         let signers = match seen.signers() {
             Ok(signers) => signers,
             Err(reject) => return Found::Bad(reject.to_string()),
         };
         let at_ts = sign::key_time(self.version, seen.origin_server_ts());
+        let event = batch.events.len() as u32;
         let mut result = Found::Good;
         for signer in &signers {
-            match self.by_signer(seen, signer, at_ts) {
+            match self.by_signer(seen, signer, at_ts, event, unproven) {
                 Found::Good => {}
                 Found::NoKey => {
                     let wanted = signer.signatures.iter().take(2);
@@ -275,27 +367,38 @@ impl Checker {
         result
     }
 
-    fn by_signer(&self, seen: &Seen<'_>, signer: &Signer<'_>, at_ts: u64) -> Found {
+    /// One of a server's signatures must be right. A single one, as nearly all events have, is judged with the batch.
+    fn by_signer(
+        &self,
+        seen: &Seen<'_>,
+        signer: &Signer<'_>,
+        at_ts: u64,
+        event: u32,
+        unproven: &mut Unproven,
+    ) -> Found {
         let Ok(server) = <&ServerName>::try_from(signer.server) else {
             return Found::Bad("signed by no server name".into());
         };
-        let mut known = false;
-        for (key_id, signature) in &signer.signatures {
-            let key = match self.key(server, key_id, at_ts) {
-                Some(key) => key,
-                None => continue,
+        let wrong = || Found::Bad(format!("a wrong signature by {server}"));
+        let mut usable = signer.signatures.iter().filter_map(|(key_id, signature)| {
+            let (known, often) = self.keys.get(server, key_id)?;
+            known.is_valid_at(at_ts).then_some((known.key, often, signature))
+        });
+        let Some((key, often, signature)) = usable.next() else { return Found::NoKey };
+        let Some(second) = usable.next() else {
+            return match unproven.claims.push(&key, often.as_deref(), seen.message, signature) {
+                true => {
+                    unproven.events.push(event);
+                    Found::Good
+                }
+                false => wrong(),
             };
-            known = true;
-            if key.verify(seen.message, signature) {
-                return Found::Good;
-            }
-        }
-        if known { Found::Bad(format!("a wrong signature by {server}")) } else { Found::NoKey }
-    }
-
-    fn key(&self, server: &ServerName, key_id: &str, at_ts: u64) -> Option<Arc<PublicKey>> {
-        let known = self.keys.get(server, key_id)?;
-        known.is_valid_at(at_ts).then_some(known.key)
+        };
+        let is_right = |(key, signature): (&PublicKey, _)| key.verify(seen.message, signature);
+        let is_good = is_right((&key, signature))
+            || is_right((&second.0, second.2))
+            || usable.any(|(key, _, signature)| is_right((&key, signature)));
+        if is_good { Found::Good } else { wrong() }
     }
 
     fn print(&self, user_id: &str) -> UserPrint {

@@ -18,6 +18,8 @@ use crate::store::{self, BodyNum, EventNum, Get, RoomNum, Store};
 
 /// Rows taken back in one write.
 const ROWS_MAX: usize = 1000;
+/// The log's rows in one write; a page each.
+const LOG_ROWS_MAX: u32 = 60;
 
 impl Join<'_> {
     /// One small write, and the room is there: its row, the state before our event, then the event itself.
@@ -160,31 +162,35 @@ fn clear_room(store: &Store, room: RoomNum) -> Result<(), Stop> {
     Ok(())
 }
 
-/// Removes the log, a batch in a write, and bodies it stored.
+/// Removes the log, some batches in a write, and bodies it stored.
 fn remove_log(store: &Store, num: JoinNum, batches: u32, bodies: Bodies) -> Result<(), Stop> {
-    for number in 0..batches {
-        let mut list = Vec::new();
-        if bodies != Bodies::Keep {
-            let read = store.read()?;
-            staging::batches(&read, num, number, &mut |found, mut batch| {
-                let mut body = batch.first_body;
-                while found == number
-                    && let Some(entry) = batch.next().map_err(|_| staging::corrupt(num, number))?
-                {
-                    if let Entry::Event(event) = entry {
-                        if bodies == Bodies::RemoveAll || !is_named(&read, &event.id, body)? {
-                            list.push(body);
-                        }
-                        body = BodyNum(body.0 + 1);
+    let mut from = 0;
+    while from < batches {
+        // What an earlier try removed is passed over.
+        let (mut to, mut list) = (batches, Vec::new());
+        let read = store.read()?;
+        staging::batches(&read, num, from, &mut |found, mut batch| {
+            let mut body = batch.first_body;
+            while bodies != Bodies::Keep
+                && let Some(entry) = batch.next().map_err(|_| staging::corrupt(num, found))?
+            {
+                if let Entry::Event(event) = entry {
+                    if bodies == Bodies::RemoveAll || !is_named(&read, &event.id, body)? {
+                        list.push(body);
                     }
+                    body = BodyNum(body.0 + 1);
                 }
-                Ok(ControlFlow::Break(()))
-            })?;
-        }
+            }
+            let is_enough = list.len() >= ROWS_MAX || found - from >= LOG_ROWS_MAX;
+            to = if is_enough { found + 1 } else { batches };
+            Ok(if is_enough { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+        })?;
+        drop(read);
         freeing(store, move |w| {
             list.into_iter().try_for_each(|body| event::remove_body(w, body))?;
-            staging::remove_batch(w, num, number)
+            (from..to).try_for_each(|number| staging::remove_batch(w, num, number))
         })?;
+        from = to;
     }
     Ok(())
 }

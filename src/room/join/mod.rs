@@ -76,7 +76,8 @@ const NODES_MIN: u64 = 2_000;
 const NODES_PER_EVENT_TENTHS: u64 = 11;
 /// What a node takes of the table of ids, about.
 const NODE_BYTES: u64 = 22;
-const GROWING_BYTES: u64 = 640 * 1024;
+/// Keys in use, which have two thirds of it, and what grows with the room: two bits for each node.
+const GROWING_BYTES: u64 = 768 * 1024;
 const STOP_PATIENCE: Duration = Duration::from_secs(5);
 const LOG_EVERY: Duration = Duration::from_secs(5);
 
@@ -852,8 +853,10 @@ impl<'a> Join<'a> {
         let (store, room_id, progress) = (parts.store.clone(), self.room_id.to_string(), self.progress.clone());
         let (keys, clock, memory) = (parts.remote.keys(), parts.clock.clone(), lane.memory.clone());
         let nodes = (admitted.events_expected.max(journal.events) * NODES_PER_EVENT_TENTHS / 10).max(NODES_MIN);
-        // Beside what the pipeline needs, and what grows with the room: a bit for each node, keys in use.
-        let left = memory.limit().saturating_sub(take::fixed_bytes(lane) + GROWING_BYTES.min(memory.limit() / 8));
+        // Beside what the pipeline needs, and what grows with the room.
+        let growing = GROWING_BYTES.min(memory.limit() / 7);
+        let keys_bytes = growing * 2 / 3;
+        let left = memory.limit().saturating_sub(take::fixed_bytes(lane) + growing);
         let nodes = nodes.min(left / NODE_BYTES);
         base::blocking(move || {
             let graph = Arc::new(Graph::new(key, nodes, &memory)?);
@@ -873,7 +876,7 @@ impl<'a> Join<'a> {
             } else if version.room_id_is_create_hash() {
                 stager.begin_with(&Id::parse(&room_id.replacen('!', "$", 1)))?;
             }
-            let keys = check::KeyCache::new(keys, &memory)?;
+            let keys = check::KeyCache::new(keys, &memory, keys_bytes)?;
             let checker = Checker { version, room_id, keys, store, hash_key, graph, look_in_store, clock };
             Ok((Arc::new(checker), stager))
         })

@@ -215,19 +215,19 @@ impl Stager {
         let events = ends.len();
         let mut journal = self.journal.clone();
         let (join, number) = (self.join, journal.batches);
-        journal.batches += 1;
+        journal.batches += batch.rows();
         journal.events += events as u64;
         journal.bytes += std::mem::take(&mut self.json_bytes);
         let after = journal.clone();
         let watch = StopWatch::start();
         let job = move |w: &mut store::Write<'_>| {
             let first = if ends.is_empty() { BodyNum(0) } else { event::reserve_bodies(w, ends.len() as u32)? };
-            let mut from = 0;
-            for (at, &end) in ends.iter().enumerate() {
-                event::put_body(w, BodyNum(first.0 + at as u32), &bodies[from..end as usize])?;
-                from = end as usize;
+            let starts = std::iter::once(0).chain(ends.iter().copied());
+            let each = starts.zip(&ends).map(|(start, &end)| &bodies[start as usize..end as usize]);
+            event::put_bodies(w, first, each)?;
+            for (number, row) in (number..).zip(batch.finish(first)) {
+                staging::put_batch(w, join, number, &row)?;
             }
-            staging::put_batch(w, join, number, &batch.finish(first))?;
             staging::set_journal(w, join, &journal)?;
             Ok::<_, store::Error>((bodies, ends))
         };

@@ -94,7 +94,7 @@ async fn receive(body: &mut Body, works: &Works, progress: &Arc<Progress>, body_
     progress.bytes_total.store(body.length().unwrap_or(0), Relaxed);
     let _window = works.memory.take(WINDOW_BYTES).await?;
     let mut events = Events::new(Limits::events(body_bytes_max));
-    let (mut said, mut batch, mut full) = (Said::default(), RawBatch::default(), Vec::new());
+    let (mut said, mut batch, mut full) = (Said::default(), RawBatch::roomy(), Vec::new());
     let mut tail = 0;
     while let Some(frame) = progress.unless_cancelled(body.next()).await?? {
         let was_done = events.finish().is_ok();
@@ -116,7 +116,7 @@ async fn receive(body: &mut Body, works: &Works, progress: &Arc<Progress>, body_
             }
             seen += 1;
             if batch.is_full() {
-                full.push(std::mem::take(&mut batch));
+                full.push(std::mem::replace(&mut batch, RawBatch::roomy()));
             }
             Ok(())
         })?;
@@ -370,14 +370,14 @@ impl Works {
             let last_chance = round > SERVERS_MAX / WANTED_MAX || self.is_full_of_names() || patience.is_zero();
             let mut reader = spill.into_reader()?;
             let mut frame = Vec::new();
-            let mut batch = RawBatch { last_chance, ..RawBatch::default() };
+            let mut batch = RawBatch { last_chance, ..RawBatch::roomy() };
             self.shared.progress.pending.store(reader.frames_left(), Relaxed);
             while reader.next(&mut frame)? {
                 if let Some((in_state, raw)) = frame.split_first() {
                     batch.push(raw, *in_state == 1);
                 }
                 if batch.is_full() {
-                    let next = RawBatch { last_chance, ..RawBatch::default() };
+                    let next = RawBatch { last_chance, ..RawBatch::roomy() };
                     self.send(std::mem::replace(&mut batch, next)).await?;
                     self.check_on()?;
                 }

@@ -501,6 +501,12 @@ pub fn remove_row(w: &mut Write, num: EventNum) -> Result<()> {
     w.remove(&EVENT, &num.to_key()).map(drop)
 }
 
+/// Writes bodies packed by [`body::encode`] under numbers in a row.
+pub fn put_bodies<'b>(w: &mut Write, first: BodyNum, bodies: impl Iterator<Item = &'b [u8]>) -> Result<()> {
+    let rows: Vec<_> = bodies.zip(first.0..).map(|(stored, num)| (BodyNum(num).to_key(), stored)).collect();
+    w.put_sorted(&EVENT_BODY, &rows)
+}
+
 /// Writes a body packed by [`body::encode`].
 pub fn put_body(w: &mut Write, num: BodyNum, stored: &[u8]) -> Result<()> {
     w.put(&EVENT_BODY, &num.to_key(), stored)

@@ -1,6 +1,6 @@
 //! Rooms on their way in: one journal row for each join, and what was checked so far, batch by batch.
 //!
-//! A batch is what one commit of a join stored: so many bodies under arrival numbers in a row, and a row here that says
+//! One commit of a join stores so many bodies under arrival numbers in a row, and beside them batches: rows here that say
 //! which events they are, how they hang together and what the rules need to know of them. The rows of a join, read in
 //! order, are its log: they rebuild everything the join had in memory, so a restart verifies nothing twice. Nobody but
 //! the join looks at any of it; a cancelled join's rows name all it ever wrote.
@@ -282,59 +282,86 @@ const EVENT_STATE_KEY: u8 = 32;
 /// Its id was given a node in an earlier batch, or is not the last one of this: it is written again.
 const EVENT_OWN_ID: u8 = 64;
 
-/// Packs a batch's row.
+/// Packs batches, one row after the other.
 pub struct BatchWriter {
+    attempt: u32,
+    /// Finished rows with how many events each has.
+    rows: Vec<(Vec<u8>, u32)>,
+    rows_bytes: usize,
     row: Vec<u8>,
     events: u32,
     last_id: Option<Id>,
 }
+
+/// A row as long as this takes no more entries, so that it lies in one page of the database. Larger pages come in powers
+/// of two and push many small ones out of its cache.
+const ROW_BYTES: usize = 3_500;
 
 /// First body, attempt: in front of the entries, of fixed size so that they can be set last.
 const HEAD_BYTES: usize = 8;
 
 impl BatchWriter {
     pub fn new(attempt: u32) -> BatchWriter {
-        let mut row = vec![0; HEAD_BYTES];
-        row[4..8].copy_from_slice(&attempt.to_be_bytes());
-        BatchWriter { row, events: 0, last_id: None }
+        BatchWriter { attempt, rows: Vec::new(), rows_bytes: 0, row: head(attempt), events: 0, last_id: None }
     }
 
+    /// Bytes of all rows.
     pub fn len(&self) -> usize {
-        self.row.len()
+        self.rows_bytes + self.row.len()
     }
 
     pub fn is_empty(&self) -> bool {
-        self.row.len() == HEAD_BYTES
+        self.rows.is_empty() && self.row.len() == HEAD_BYTES
     }
 
-    pub fn events(&self) -> u32 {
-        self.events
+    /// Rows that [`BatchWriter::finish`] will make.
+    pub fn rows(&self) -> u32 {
+        self.rows.len() as u32 + u32::from(self.row.len() > HEAD_BYTES)
     }
 
     pub fn node(&mut self, id: &Id) {
-        put_id(&mut self.row, id);
+        put_id(self.row(), id);
         self.last_id = Some(id.clone());
     }
 
     pub fn user(&mut self, user_id: &str) {
-        self.row.push(USER);
-        put_bytes(&mut self.row, user_id.as_bytes());
+        let row = self.row();
+        row.push(USER);
+        put_bytes(row, user_id.as_bytes());
     }
 
     pub fn in_state(&mut self, node: u32) {
-        self.row.push(IN_STATE);
-        put_u64(&mut self.row, node.into());
+        let row = self.row();
+        row.push(IN_STATE);
+        put_u64(row, node.into());
     }
 
     pub fn known(&mut self, node: u32, num: EventNum) {
-        self.row.push(KNOWN);
-        put_u64(&mut self.row, node.into());
-        put_u64(&mut self.row, num.0.into());
+        let row = self.row();
+        row.push(KNOWN);
+        put_u64(row, node.into());
+        put_u64(row, num.0.into());
+    }
+
+    /// The row in which the next entry goes.
+    fn row(&mut self) -> &mut Vec<u8> {
+        if self.row.len() >= ROW_BYTES {
+            self.end_row();
+        }
+        &mut self.row
+    }
+
+    fn end_row(&mut self) {
+        let row = std::mem::replace(&mut self.row, head(self.attempt));
+        self.rows_bytes += row.len();
+        self.rows.push((row, std::mem::take(&mut self.events)));
+        self.last_id = None;
     }
 
     /// Appends an event; `event.auth` is ignored in favour of `auth` (at most 255, which the format check is far below).
     pub fn event(&mut self, event: &Staged<'_>, auth: &[u32]) {
         let other = event.member.filter(|(_, target)| *target != event.sender);
+        self.row();
         let mut first = EVENT;
         for (bit, set) in [
             (EVENT_IN_STATE, event.in_state),
@@ -374,11 +401,25 @@ impl BatchWriter {
         self.events += 1;
     }
 
-    /// The row, once the first body's number is known.
-    pub fn finish(mut self, first_body: BodyNum) -> Vec<u8> {
-        self.row[..4].copy_from_slice(&first_body.0.to_be_bytes());
-        self.row
+    /// The rows, once the first body's number is known.
+    pub fn finish(mut self, first_body: BodyNum) -> impl Iterator<Item = Vec<u8>> {
+        if self.row.len() > HEAD_BYTES {
+            self.end_row();
+        }
+        let mut body = first_body.0;
+        self.rows.into_iter().map(move |(mut row, events)| {
+            row[..4].copy_from_slice(&body.to_be_bytes());
+            body += events;
+            row
+        })
     }
+}
+
+fn head(attempt: u32) -> Vec<u8> {
+    let mut row = Vec::with_capacity(ROW_BYTES + 256);
+    row.extend_from_slice(&[0; 4]);
+    row.extend_from_slice(&attempt.to_be_bytes());
+    row
 }
 
 fn put_id(row: &mut Vec<u8>, id: &Id) {
@@ -533,8 +574,8 @@ mod tests {
         writer.event(&name, &[2]);
         writer.in_state(1);
         writer.known(1, EventNum(500));
-        assert_eq!(writer.events(), 3);
-        let row = writer.finish(BodyNum(12));
+        assert_eq!(writer.rows(), 1);
+        let row = writer.finish(BodyNum(12)).next().unwrap();
 
         let mut batch = Batch::open(&row).unwrap();
         assert_eq!((batch.first_body, batch.attempt), (BodyNum(12), 3));
@@ -557,5 +598,54 @@ mod tests {
             let mut batch = Batch::open(&row[..cut]).unwrap();
             while let Ok(Some(_)) = batch.next() {} // ends, and never panics
         }
+    }
+
+    /// Rows of a hundred kilobytes each lay in a page of their own, and those filled the database's cache and more.
+    #[test]
+    fn rows_stay_within_a_page_and_keep_their_bodies() {
+        let event = |node| Staged {
+            node,
+            id: Id::Hash([node as u8; 32]),
+            in_state: true,
+            needs_body: false,
+            redacted: false,
+            kind: Kind::MEMBER,
+            sender: 7,
+            member: Some((Membership::Join, 7)),
+            state_key: None,
+            depth: 1,
+            origin_server_ts: 1_700_000_000_000,
+            auth: Edges { count: 0, packed: &[] },
+        };
+        let mut writer = BatchWriter::new(1);
+        for node in 0..1000 {
+            writer.node(&event(node).id);
+            writer.user("@somebody:example.org");
+            writer.event(&event(node), &[0, 1]);
+        }
+        let (bytes, count) = (writer.len(), writer.rows());
+        let rows: Vec<_> = writer.finish(BodyNum(50)).collect();
+        assert_eq!((rows.len(), rows.iter().map(Vec::len).sum::<usize>()), (count as usize, bytes));
+        let (mut nodes, mut users, mut events) = (0, 0, 0);
+        for row in &rows {
+            assert!(row.len() < 4000);
+            let mut batch = Batch::open(row).unwrap();
+            assert_eq!((batch.first_body, batch.attempt), (BodyNum(50 + events), 1));
+            while let Some(entry) = batch.next().unwrap() {
+                match entry {
+                    Entry::Node(id) => {
+                        assert_eq!(id, Id::Hash([nodes as u8; 32]));
+                        nodes += 1;
+                    }
+                    Entry::User(_) => users += 1,
+                    Entry::Event(found) => {
+                        assert_eq!((found.node, &found.id), (events, &event(events).id));
+                        events += 1;
+                    }
+                    _ => panic!("nothing else was written"),
+                }
+            }
+        }
+        assert_eq!((nodes, users, events), (1000, 1000, 1000));
     }
 }
