@@ -192,6 +192,7 @@ async fn who_nobody_here_may_let_in_is_let_in_elsewhere() {
         let walk_in = async || two.post(&format!("/rooms/{}/join", q(&room)), &carol, json!({})).await;
         walk_in().await.refused(403, "M_FORBIDDEN");
         join(two, &carol, &club, one).await.ok();
+        sees_membership(one, &alice, &club, &carol, "join").await;
         walk_in().await.ok();
         sees_membership(one, &alice, &room, &carol, "join").await;
         let own = state(two, &bob, &room, &format!("m.room.member/{}", q(&carol.id))).await;
