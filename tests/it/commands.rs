@@ -160,7 +160,7 @@ fn closed_network(folder: &Path, name: &str, lab: &Lab, ports: [u16; 2]) -> Stri
         "server_name = \"{name}\"\ndata_dir = \"{}\"\nlisten = [\"127.0.0.1:{}\"]\nbudget = \"pi-zero-2w\"\n\n[federation]\n\
          listen = [\"127.0.0.1:{}\"]\ntls_certificate = \"{}\"\ntls_private_key = \"{}\"\nextra_ca_file = \"{}\"\n\
          allow_private_addresses = true\noverrides = {{ \"snug.load.test\" = \"127.0.0.1:{}\", \"other.lan\" = \"127.0.0.1:{}\" }}\n",
-        path(&folder.join("data")),
+        path(&folder.join(name)),
         ports[0],
         ports[1],
         path(&lab.certificate_file),

@@ -272,7 +272,8 @@ impl Visit {
     /// A command beside the running server.
     fn command(&self, words: &[&str]) -> String {
         let data = self.house.server().config().data_dir.clone();
-        let words: Vec<&str> = [&["--data-dir", data.to_str().unwrap()], words].concat();
+        let server = ["--server-name", "joiner.load.test", "--data-dir", data.to_str().unwrap()];
+        let words: Vec<&str> = [&server[..], words].concat();
         tokio::task::block_in_place(|| good(data.parent().unwrap(), &words, ""))
     }
 }

@@ -850,7 +850,7 @@ async fn what_is_missing_in_the_middle_is_fetched_into_its_place() {
     orders.extend(said.iter().chain([&joined, &last]).map(|event| order(event)));
     assert!(orders.is_sorted() && orders[0] > 0, "{orders:?}");
     let guessed = |event: &Event| world.row(event).unwrap().flags.guessed;
-    assert!(said.iter().all(guessed) && !guessed(&near) && !guessed(&last));
+    assert!(said.iter().all(|event| guessed(event)) && !guessed(&near) && !guessed(&last));
     world.check_state();
 }
 
