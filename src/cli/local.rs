@@ -138,8 +138,8 @@ impl Local {
                 false => Err(value["error"].as_str().map_or(format!("the server answers {status}"), str::to_owned)),
             }
         };
-        let answered = self.runtime.block_on(async { tokio::time::timeout(patience, asking).await });
-        answered.unwrap_or_else(|_| {
+        let answered = self.runtime.block_on(async { Clock::real().timeout(patience, asking).await });
+        answered.unwrap_or_else(|| {
             let seconds = patience.as_secs();
             Err(format!("the server runs, but did not answer within {seconds} seconds: it is very busy, or stuck; its log may say why"))
         })
