@@ -83,7 +83,14 @@ impl Request {
     pub(super) fn new(request: hyper::Request<Incoming>, peer: Peer, tools: Tools) -> Self {
         let (head, body) = request.into_parts();
         let target = head.uri.path_and_query().map_or("/", |target| target.as_str()).to_owned();
-        Self::build(head.method, target, kept(&head.headers), peer, Inbound::Wire(body), tools)
+        let is_read = !matches!(head.method, Method::GET | Method::HEAD | Method::OPTIONS);
+        // Over HTTP/1 it stands in the way of the next request and is read past.
+        let inbound = if is_read || head.version < hyper::Version::HTTP_2 {
+            Inbound::Wire(body)
+        } else {
+            Inbound::Whole(Bytes::new())
+        };
+        Self::build(head.method, target, kept(&head.headers), peer, inbound, tools)
     }
 
     fn build(method: Method, target: String, headers: HeaderMap, peer: Peer, inbound: Inbound, tools: Tools) -> Self {

@@ -33,6 +33,10 @@ pub struct Certificate {
 #[derive(Debug)]
 pub struct Unusable(String);
 
+/// Names of protocols, as TLS negotiates them (RFC 7301).
+pub(super) const HTTP_2: &[u8] = b"h2";
+pub(super) const HTTP_1: &[u8] = b"http/1.1";
+
 impl Certificate {
     /// Reads both files; blocking.
     pub fn read(chain_file: &Path, key_file: &Path) -> Result<Arc<Self>, Unusable> {
@@ -40,14 +44,14 @@ impl Certificate {
         Ok(Arc::new(Self { chain_file: chain_file.to_owned(), key_file: key_file.to_owned(), current }))
     }
 
-    /// The server side of TLS with this certificate, for HTTP/1.1.
+    /// The server side of TLS with this certificate, for HTTP/2 and 1.1.
     pub fn server_config(self: &Arc<Self>) -> Result<Arc<ServerConfig>, Unusable> {
         let mut config = ServerConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()
             .map_err(|error| Unusable(error.to_string()))?
             .with_no_client_auth()
             .with_cert_resolver(self.clone());
-        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        config.alpn_protocols = vec![HTTP_2.to_vec(), HTTP_1.to_vec()];
         config.session_storage = ServerSessionMemoryCache::new(SESSIONS_MAX);
         config.send_tls13_tickets = 1;
         // Our order is the order of what this board does fast; a phone does either.

@@ -6,8 +6,9 @@
 //! that no one address takes them all. Everything a peer can keep us waiting for has an end: handshakes, heads, bodies,
 //! answers it does not read, and idleness.
 //!
-//! HTTP/1.1 only: a request at a time is what a connection's share can promise to cover. What HTTP/2 holds for a peer has
-//! no such bound: a frame of a byte that is not read yet keeps the whole buffer it came in.
+//! A share covers HTTP/1, a request at a time. HTTP/2 keeps far more for a peer (several requests, and for each byte that is
+//! not read yet a frame), so a connection that is to speak it takes [`HTTP_2_BYTES`] more, and only while that leaves a
+//! part of the account to others; else TLS offers HTTP/1.1 alone, and without TLS the caller is hung up on.
 
 use super::Answer;
 use super::body::Body;
@@ -15,13 +16,14 @@ use super::limit::Limits;
 use super::places::{Places, Share};
 use super::request::{Peer, Request, Tools};
 use super::route::Router;
+use super::tls::{HTTP_1, HTTP_2};
 use super::watch::{Watch, Watched, Wire};
 use crate::base::Clock;
 use crate::budget::{Account, Budget, Grant};
 use hyper::body::Incoming;
-use hyper::server::conn::http1;
+use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use std::convert::Infallible;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -46,6 +48,19 @@ const IDLE_PRESSED_MAX: Duration = Duration::from_secs(2);
 const UNREAD_MAX: Duration = Duration::from_secs(60);
 /// A whole answer up to this is within the connection's share.
 const ANSWER_FREE_BYTES: u64 = 8 * 1024;
+/// What HTTP/2 may hold beside a connection's share: the streams' requests and tasks, what of their answers waits to be sent,
+/// and their windows, of which a small frame keeps the buffer it came in until it is read. Bodies that nobody will read
+/// are let go at once, the others are read as they come, so that few do.
+const HTTP_2_BYTES: u64 = 384 * 1024;
+const HTTP_2_STREAMS_MAX: u32 = 8;
+/// Unread bytes of a stream, and of all streams together.
+const HTTP_2_WINDOW_BYTES: u32 = 16 * 1024;
+const HTTP_2_HEAD_BYTES: u32 = 8 * 1024;
+const HTTP_2_UNSENT_BYTES: usize = 8 * 1024;
+/// How an HTTP/2 connection without TLS begins (RFC 9113, section 3.4), as far as it tells it from any HTTP/1 method.
+const HTTP_2_PREFACE: &[u8] = b"PRI";
+/// How often a connection is looked at whose first bytes come one by one.
+const PREFACE_PAUSE: Duration = Duration::from_millis(10);
 /// How often a connection is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// How often idle connections are asked to go while somebody waits for a permit.
@@ -266,8 +281,22 @@ impl Door {
         watch: Arc<Watch>,
     ) {
         match (stream, tls) {
-            (Stream::Tcp(stream), None) => self.run(stream, Peer { ip, tls: false }, router, watch).await,
-            (Stream::Tcp(stream), Some(config)) => {
+            (Stream::Tcp(stream), None) => {
+                let protocol = match self.is_http_2(&stream, &watch).await {
+                    Some(true) => match self.http_2_share() {
+                        Some(share) => Protocol::Http2(share),
+                        None => return tracing::debug!("no memory for HTTP/2 with {ip}"),
+                    },
+                    Some(false) => Protocol::Http1,
+                    None => return,
+                };
+                self.run(stream, Peer { ip, tls: false }, router, watch, protocol).await;
+            }
+            (Stream::Tcp(stream), Some(mut config)) => {
+                let share = self.http_2_share();
+                if share.is_none() {
+                    Arc::make_mut(&mut config).alpn_protocols = vec![HTTP_1.to_vec()];
+                }
                 let limit = self.sizes.tls_buffer_bytes;
                 let handshake = TlsAcceptor::from(config).accept_with(Wire::new(stream, watch.clone()), |connection| {
                     connection.set_buffer_limit(Some(limit))
@@ -275,28 +304,93 @@ impl Door {
                 match self.clock.timeout(HANDSHAKE_MAX, handshake).await {
                     Some(Ok(stream)) => {
                         watch.decided();
-                        self.run(stream, Peer { ip, tls: true }, router, watch).await;
+                        let protocol = match share {
+                            Some(share) if stream.get_ref().1.alpn_protocol() == Some(HTTP_2) => Protocol::Http2(share),
+                            _ => Protocol::Http1,
+                        };
+                        self.run(stream, Peer { ip, tls: true }, router, watch, protocol).await;
                     }
                     Some(Err(error)) => tracing::debug!("no TLS with {ip}: {error}"),
                     None => tracing::debug!("no TLS with {ip} in time"),
                 }
             }
-            (Stream::Unix(stream), _) => self.run(stream, Peer { ip, tls: false }, router, watch).await,
+            (Stream::Unix(stream), _) => {
+                self.run(stream, Peer { ip, tls: false }, router, watch, Protocol::Http1).await;
+            }
+        }
+    }
+
+    /// What HTTP/2 takes more, if a quarter of the account is left to others then.
+    fn http_2_share(&self) -> Option<Grant> {
+        let most = self.connections.limit() / 4 * 3;
+        let fits = self.connections.used() + HTTP_2_BYTES <= most;
+        fits.then(|| self.connections.try_take(HTTP_2_BYTES).ok()).flatten()
+    }
+
+    /// Whether a connection begins as HTTP/2 does. `None`: it is over before it says.
+    async fn is_http_2(&self, stream: &tokio::net::TcpStream, watch: &Watch) -> Option<bool> {
+        let first = async {
+            let mut bytes = [0; HTTP_2_PREFACE.len()];
+            loop {
+                match stream.peek(&mut bytes).await {
+                    Ok(read) if read > 0 && read < bytes.len() && HTTP_2_PREFACE.starts_with(&bytes[..read]) => {
+                        self.clock.sleep(PREFACE_PAUSE).await;
+                    }
+                    Ok(read) => return bytes[..read] == *HTTP_2_PREFACE,
+                    Err(_) => return false,
+                }
+            }
+        };
+        let mut first = std::pin::pin!(first);
+        loop {
+            tokio::select! {
+                is_http_2 = first.as_mut() => return Some(is_http_2),
+                () = self.closing() => return None,
+                () = self.pressed.notified() => {
+                    if watch.idle().is_some_and(|idle| idle > IDLE_PRESSED_MAX) {
+                        return None;
+                    }
+                }
+                () = self.clock.sleep(LOOK_EVERY) => {
+                    if watch.idle().is_some_and(|idle| idle > HEAD_MAX) {
+                        return None;
+                    }
+                }
+            }
         }
     }
 
     /// One connection from its first byte to its last.
-    async fn run<T>(self: &Arc<Self>, stream: T, peer: Peer, router: Arc<Router>, watch: Arc<Watch>)
+    async fn run<T>(self: &Arc<Self>, stream: T, peer: Peer, router: Arc<Router>, watch: Arc<Watch>, protocol: Protocol)
     where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let io = TokioIo::new(Watched::new(stream, watch.clone()));
-        let builder = self.builder();
         let service = service_fn({
             let (door, watch) = (self.clone(), watch.clone());
             move |request| door.clone().answer(request, peer, router.clone(), watch.clone())
         });
-        let mut connection = std::pin::pin!(builder.serve_connection(io, service));
+        match protocol {
+            Protocol::Http1 => {
+                let connection = self.http_1().serve_connection(io, service);
+                self.look_after(connection, |connection| connection.graceful_shutdown(), peer, &watch).await;
+            }
+            Protocol::Http2(_share) => {
+                let connection = self.http_2().serve_connection(io, service);
+                self.look_after(connection, |connection| connection.graceful_shutdown(), peer, &watch).await;
+            }
+        }
+    }
+
+    /// Serves until either side ends it, or until nothing is to be expected of the other one any more.
+    async fn look_after<C: Future>(
+        &self,
+        connection: C,
+        shut_down: impl Fn(std::pin::Pin<&mut C>),
+        peer: Peer,
+        watch: &Watch,
+    ) {
+        let mut connection = std::pin::pin!(connection);
         let mut phase = self.phase.subscribe();
         let mut closing = false;
         loop {
@@ -305,7 +399,7 @@ impl Door {
                 _ = phase.wait_for(|phase| *phase == Phase::Cut) => return,
                 _ = self.closing(), if !closing => {
                     closing = true;
-                    connection.as_mut().graceful_shutdown();
+                    shut_down(connection.as_mut());
                 }
                 () = self.pressed.notified() => {
                     if watch.idle().is_some_and(|idle| idle > IDLE_PRESSED_MAX) {
@@ -330,7 +424,23 @@ impl Door {
         let _ = self.phase.subscribe().wait_for(|phase| *phase >= Phase::Closing).await;
     }
 
-    fn builder(&self) -> http1::Builder {
+    fn http_2(&self) -> http2::Builder<TokioExecutor> {
+        let mut builder = http2::Builder::new(TokioExecutor::new());
+        builder
+            .timer(TokioTimer::new())
+            .initial_stream_window_size(HTTP_2_WINDOW_BYTES)
+            .initial_connection_window_size(HTTP_2_WINDOW_BYTES)
+            .max_concurrent_streams(HTTP_2_STREAMS_MAX)
+            .max_frame_size(16 * 1024)
+            .max_header_list_size(HTTP_2_HEAD_BYTES)
+            .max_send_buf_size(HTTP_2_UNSENT_BYTES)
+            .max_pending_accept_reset_streams(HTTP_2_STREAMS_MAX as usize)
+            .keep_alive_interval(Some(Duration::from_secs(30)))
+            .keep_alive_timeout(Duration::from_secs(20));
+        builder
+    }
+
+    fn http_1(&self) -> http1::Builder {
         let mut builder = http1::Builder::new();
         builder
             .timer(TokioTimer::new())
@@ -391,6 +501,12 @@ impl Door {
         let forwarded = request.headers().get("x-forwarded-for").and_then(|value| value.to_str().ok());
         forwarded.and_then(|list| list.rsplit(',').next()?.trim().parse().ok()).unwrap_or(ip)
     }
+}
+
+enum Protocol {
+    Http1,
+    /// With what it may hold more.
+    Http2(#[allow(dead_code)] Grant), // held, never looked at
 }
 
 enum Stream {

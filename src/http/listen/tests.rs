@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::base::{ChunkError, Chunks};
-use crate::http::{Answer, Response};
+use crate::http::{Answer, Method, Response, StatusCode};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -284,6 +284,55 @@ async fn connections_wait_for_their_permit() {
     drop(all);
     server.clock.advance(PRESS_EVERY);
     assert!(asking.await.starts_with("HTTP/1.0 200"));
+}
+
+/// HTTP/2 without TLS, told by its preface; driven by hyper's own client.
+#[tokio::test]
+async fn http_2_with_prior_knowledge() {
+    let server = start().await;
+    let account = server.budget.account("connections");
+    let stream = TcpStream::connect(server.address).await.unwrap();
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    for (method, path, status) in [
+        (Method::GET, "/_matrix/client/versions", StatusCode::OK),
+        (Method::HEAD, "/_matrix/client/versions", StatusCode::OK),
+        (Method::GET, "/nothing", StatusCode::NOT_FOUND),
+        (Method::POST, "/_matrix/client/versions", StatusCode::METHOD_NOT_ALLOWED),
+    ] {
+        let request = hyper::Request::builder()
+            .method(method.clone())
+            .uri(format!("http://{}{path}", server.address))
+            .body(http_body_util::Empty::<bytes::Bytes>::new())
+            .unwrap();
+        assert_eq!(sender.send_request(request).await.unwrap().status(), status, "{method} {path}");
+    }
+    assert!(account.used() >= HTTP_2_BYTES + server.budget.profile().connection_bytes(false), "it pays for itself");
+
+    // Where little is left, HTTP/1 goes on alone.
+    let _most = account.try_take(account.limit() / 4 * 3 - account.used()).unwrap();
+    let mut stream = TcpStream::connect(server.address).await.unwrap();
+    stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
+    assert_eq!(stream.read_to_end(&mut Vec::new()).await.unwrap_or(0), 0);
+    // A method that begins like it, byte by byte.
+    let mut stream = TcpStream::connect(server.address).await.unwrap();
+    for piece in ["P", "R", "OPFIND / HTTP/1.0\r\n\r\n"] {
+        stream.write_all(piece.as_bytes()).await.unwrap();
+        stream.flush().await.unwrap();
+        server.clock.advance(PREFACE_PAUSE);
+        tokio::task::yield_now().await;
+    }
+    let mut answer = String::new();
+    let reading = stream.read_to_string(&mut answer);
+    let advancing = async {
+        loop {
+            server.clock.advance(PREFACE_PAUSE);
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::select! { done = reading => { done.unwrap(); } () = advancing => {} }
+    assert!(answer.starts_with("HTTP/1.0 40"), "{answer}");
 }
 
 /// Somebody on one address opens all that may be opened and asks nothing; others still get in, and so does the owner.
