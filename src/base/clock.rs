@@ -83,11 +83,17 @@ impl Clock {
     }
 
     /// Runs `work` for at most `length` on this clock; `None` when the time was up first.
-    pub async fn timeout<T>(&self, length: Duration, work: impl Future<Output = T>) -> Option<T> {
-        tokio::select! {
-            biased;
-            done = work => Some(done),
-            () = self.sleep(length) => None,
+    ///
+    /// The work is on the heap: what waits within something that waits would else be as large as both for each of them, and
+    /// a request's task, through a dozen of these, as large as a thread's stack.
+    pub fn timeout<T>(&self, length: Duration, work: impl Future<Output = T>) -> impl Future<Output = Option<T>> {
+        let work = Box::pin(work);
+        async move {
+            tokio::select! {
+                biased;
+                done = work => Some(done),
+                () = self.sleep(length) => None,
+            }
         }
     }
 

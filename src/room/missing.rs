@@ -113,7 +113,7 @@ impl<'i, F: Fetch> Filling<'i, F> {
             Step::Hungry => return Ok(None),
             Step::Unresolved | Step::Unproven => {}
             Step::Lacking(lacking) if lacking.prev.is_empty() => {}
-            Step::Lacking(lacking) => self.close_gap(&event, lacking).await?,
+            Step::Lacking(lacking) => Box::pin(self.close_gap(&event, lacking)).await?,
         }
         self.admit(event, how).await.map(Some)
     }
@@ -125,8 +125,10 @@ impl<'i, F: Fetch> Filling<'i, F> {
             match self.inbox.try_settle(self.room.num, event.clone(), how.clone(), &mut grant).await? {
                 Step::Done(settled) => return Ok(settled),
                 Step::Hungry => grant = Some(self.inbox.means().wait().await?),
-                Step::Lacking(lacking) if !lacking.auth.is_empty() => self.fetch_cited(lacking.auth).await?,
-                Step::Lacking(_) | Step::Unresolved => how.given = Some(self.state_before(event.id()).await?),
+                Step::Lacking(lacking) if !lacking.auth.is_empty() => Box::pin(self.fetch_cited(lacking.auth)).await?,
+                Step::Lacking(_) | Step::Unresolved => {
+                    how.given = Some(Box::pin(self.state_before(event.id())).await?);
+                }
                 Step::Unproven => break,
             }
         }
@@ -148,6 +150,7 @@ impl<'i, F: Fetch> Filling<'i, F> {
     ) -> impl Future<Output = Result<T, Failed>> + use<T, A, F> {
         let clock = self.inbox.rooms.0.parts.clock.clone();
         let left = self.until.saturating_sub(clock.instant());
+        let asking = Box::pin(asking);
         async move { clock.timeout(left, asking).await.unwrap_or(Err(Failed::Timeout)) }
     }
 

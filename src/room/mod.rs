@@ -267,7 +267,7 @@ impl Rooms {
 
     /// Finishes `work` even when whoever asked goes away: a lock let go between judging and writing would fork the room.
     async fn unbroken<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> T {
-        match tokio::spawn(work).await {
+        match tokio::spawn(Box::pin(work)).await {
             Ok(done) => done,
             Err(failed) if failed.is_panic() => std::panic::resume_unwind(failed.into_panic()),
             // The runtime is going down and took the work with it: nobody is left to answer.

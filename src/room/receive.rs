@@ -181,7 +181,7 @@ impl<F: Fetch> Inbox<F> {
         let how = How { given: None, outbound };
         let event = Arc::new(event?);
         let until = self.rooms.0.parts.clock.instant() + ACCEPT_TIME_MAX;
-        let settled = self.settle(origin, room, event.clone(), how, until).await?;
+        let settled = Box::pin(self.settle(origin, room, event.clone(), how, until)).await?;
         if let Some(reason) = settled.reason {
             return Err(reason.into());
         }
@@ -210,7 +210,7 @@ impl<F: Fetch> Inbox<F> {
                 Err(failed) => tracing::warn!(%failed, "events could not be stored together"),
             }
             queue.pop_front();
-            match self.settle(origin, room, first.clone(), How::default(), until).await {
+            match Box::pin(self.settle(origin, room, first.clone(), How::default(), until)).await {
                 Err(failed) if failed.is_passing() => return Err(failed),
                 settled => outcomes.push((first.id().to_owned(), outcome(settled))),
             }
@@ -263,8 +263,9 @@ impl<F: Fetch> Inbox<F> {
                     let turn = self.rooms.0.gaps.lock(room);
                     let turn = clock.timeout(until.saturating_sub(clock.instant()), turn).await;
                     let _turn = turn.ok_or(Error::Remote(Failed::Timeout))?;
-                    let mut filling = Filling::new(self, origin, room, until).await?;
-                    if let Some(settled) = filling.settle(event.clone(), how.clone()).await? {
+                    let mut filling = Box::pin(Filling::new(self, origin, room, until)).await?;
+                    // On the heap, for the few that need it: it is larger than everything else a request's task holds.
+                    if let Some(settled) = Box::pin(filling.settle(event.clone(), how.clone())).await? {
                         return Ok(settled);
                     }
                 }
