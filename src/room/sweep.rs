@@ -178,7 +178,7 @@ mod tests {
         });
         in_time(&house, FIRST / 4, talk, || declared(&house)).await;
         // A join that begins only now does not mind, nor is it minded.
-        let num = house.store.write(|w| staging::new_join(w)).await.unwrap().0;
+        let num = house.store.write(staging::new_join).await.unwrap().0;
         house.store.write(move |w| staging::set_journal(w, num, &journal())).await.unwrap();
         in_time(&house, GRACE / 40, talk, || !declared(&house)).await;
         let after = nodes(&house);
@@ -233,7 +233,7 @@ mod tests {
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn what_a_power_cut_left_declared_is_taken_back_at_the_start() {
         let house = house();
-        house.store.write(|w| sweep::begin(w)).await.unwrap();
+        house.store.write(sweep::begin).await.unwrap();
         assert!(declared(&house));
         let rooms = house.rooms.clone();
         let keeping = tokio::spawn(async move { rooms.keep_swept().await });
