@@ -185,7 +185,7 @@ async fn a_join_that_was_interrupted_goes_on_at_the_next_start() {
     visit.house = visit.house.restart().await;
     assert!(asked.await.unwrap().is_err());
     tokio::time::sleep(Duration::from_secs(3)).await;
-    assert!(stored(&visit.house) >= 1000, "what came is kept while nobody answers");
+    assert!(stored(&visit.house) >= 500, "what came is kept while nobody answers");
     *lock(&visit.resident.shared.dials) = Dials::default();
     let resumed = || {
         let read = visit.house.server().store.read().unwrap();
@@ -235,7 +235,7 @@ async fn a_join_that_was_interrupted_is_cancelled_on_the_stopped_server() {
     visit.house.stop().await;
 }
 
-/// A join whose answer hangs after a thousand events were stored, and what its asker waits for.
+/// A join whose answer hangs after some hundred events were stored, and what its asker waits for.
 async fn hanging() -> (Visit, tokio::task::JoinHandle<Result<(), snug::room::Error>>) {
     let dials = Dials { hang_at_percent: Some(70), ..Dials::default() };
     let visit = Visit::to(made::Dials::k1(), dials, "pi-zero-2w").await;
@@ -243,7 +243,7 @@ async fn hanging() -> (Visit, tokio::task::JoinHandle<Result<(), snug::room::Err
     let rooms = visit.house.server().rooms.clone();
     let via: Vec<OwnedServerName> = vec![RESIDENT.try_into().unwrap()];
     let asked = tokio::spawn(async move { rooms.join(&user, &room, Joining { via, ..Joining::default() }).await });
-    while stored(&visit.house) < 1000 {
+    while stored(&visit.house) < 500 {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     (visit, asked)
