@@ -53,6 +53,8 @@ pub struct Place {
     places: Arc<Places>,
     caller: Caller,
     id: u64,
+    /// What the caller may hold in all, in bytes.
+    limit: u64,
     leave: Arc<Notify>,
 }
 
@@ -86,7 +88,7 @@ impl Places {
         let leave = Arc::new(Notify::new());
         own.push(One { id, bytes, watch: watch.clone(), leave: leave.clone(), leaving: false });
         held.next += 1;
-        Some(Place { places: self.clone(), caller, id, leave })
+        Some(Place { places: self.clone(), caller, id, limit, leave })
     }
 
     fn lock(&self) -> MutexGuard<'_, Held> {
@@ -95,6 +97,21 @@ impl Places {
 }
 
 impl Place {
+    /// Whether the connection may be charged `bytes` more: only while half of what its caller may hold stays for others of
+    /// theirs.
+    pub fn may_hold(&self, bytes: u64) -> bool {
+        let held = self.places.lock();
+        let own = held.by_caller.get(&self.caller).map_or(&[][..], Vec::as_slice);
+        own.iter().map(|one| one.bytes).sum::<u64>() + bytes <= self.limit / 2
+    }
+
+    /// Counts `bytes` more for the connection, until it ends.
+    pub fn hold(&self, bytes: u64) {
+        let mut held = self.places.lock();
+        let own = held.by_caller.get_mut(&self.caller).into_iter().flatten();
+        own.filter(|one| one.id == self.id).for_each(|one| one.bytes += bytes);
+    }
+
     /// Ends when the place is needed for another connection of the same caller.
     pub async fn wanted_back(&self) {
         self.leave.notified().await;
@@ -169,6 +186,20 @@ mod tests {
         let _v4 = enter("203.0.113.1").unwrap();
         drop(held);
         assert!(enter("2001:db8::99").is_some());
+    }
+
+    #[test]
+    fn what_a_connection_holds_more_counts_for_its_caller() {
+        let (clock, places) = (Clock::simulated(0), Places::new(400));
+        let enter = || places.enter(ip("203.0.113.1"), Share::Quarter, 10, &Watch::new(clock.clone()), IDLE);
+        let (one, two) = (enter().unwrap(), enter().unwrap());
+        assert!(one.may_hold(30) && !one.may_hold(31));
+        one.hold(30);
+        assert!(!two.may_hold(1));
+        let rest: Vec<_> = std::iter::from_fn(enter).collect();
+        assert_eq!(rest.len(), 5, "half of the share is left for plain connections");
+        drop((one, rest));
+        assert!(two.may_hold(30));
     }
 
     #[tokio::test]

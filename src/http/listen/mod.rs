@@ -8,12 +8,13 @@
 //!
 //! A share covers HTTP/1, a request at a time. HTTP/2 keeps far more for a peer (several requests, and for each byte that is
 //! not read yet a frame), so a connection that is to speak it takes [`HTTP_2_BYTES`] more, and only while that leaves a
-//! part of the account to others; else TLS offers HTTP/1.1 alone, and without TLS the caller is hung up on.
+//! part of the account to others and half of the caller's share to their other connections; else TLS offers HTTP/1.1
+//! alone, and without TLS the caller is hung up on.
 
 use super::Answer;
 use super::body::Body;
 use super::limit::Limits;
-use super::places::{Places, Share};
+use super::places::{Place, Places, Share};
 use super::request::{Peer, Request, Tools};
 use super::route::Router;
 use super::tls::{HTTP_1, HTTP_2};
@@ -266,7 +267,7 @@ impl Door {
                 }
             };
             tokio::select! {
-                () = door.run_any(stream, ip, tls, router, watch) => {}
+                () = door.run_any(stream, ip, tls, router, watch, place.as_ref()) => {}
                 () = wanted_back => {}
             }
         });
@@ -279,12 +280,13 @@ impl Door {
         tls: Option<Arc<rustls::ServerConfig>>,
         router: Arc<Router>,
         watch: Arc<Watch>,
+        place: Option<&Place>,
     ) {
         match (stream, tls) {
             (Stream::Tcp(stream), None) => {
                 let protocol = match self.is_http_2(&stream, &watch).await {
-                    Some(true) => match self.http_2_share() {
-                        Some(share) => Protocol::Http2(share),
+                    Some(true) => match self.http_2_share(place) {
+                        Some(share) => Protocol::Http2 { _share: share },
                         None => return tracing::debug!("no memory for HTTP/2 with {ip}"),
                     },
                     Some(false) => Protocol::Http1,
@@ -293,8 +295,8 @@ impl Door {
                 self.run(stream, Peer { ip, tls: false }, router, watch, protocol).await;
             }
             (Stream::Tcp(stream), Some(mut config)) => {
-                let share = self.http_2_share();
-                if share.is_none() {
+                // Nothing is set aside for a handshake that may never end.
+                if !self.may_speak_http_2(place) {
                     Arc::make_mut(&mut config).alpn_protocols = vec![HTTP_1.to_vec()];
                 }
                 let limit = self.sizes.tls_buffer_bytes;
@@ -304,9 +306,12 @@ impl Door {
                 match self.clock.timeout(HANDSHAKE_MAX, handshake).await {
                     Some(Ok(stream)) => {
                         watch.decided();
-                        let protocol = match share {
-                            Some(share) if stream.get_ref().1.alpn_protocol() == Some(HTTP_2) => Protocol::Http2(share),
-                            _ => Protocol::Http1,
+                        let protocol = match stream.get_ref().1.alpn_protocol() == Some(HTTP_2) {
+                            true => match self.http_2_share(place) {
+                                Some(share) => Protocol::Http2 { _share: share },
+                                None => return tracing::debug!("no memory for HTTP/2 with {ip} any more"),
+                            },
+                            false => Protocol::Http1,
                         };
                         self.run(stream, Peer { ip, tls: true }, router, watch, protocol).await;
                     }
@@ -320,11 +325,18 @@ impl Door {
         }
     }
 
-    /// What HTTP/2 takes more, if a quarter of the account is left to others then.
-    fn http_2_share(&self) -> Option<Grant> {
+    /// Whether there is what HTTP/2 takes more, and a quarter of the account is left to others then.
+    fn may_speak_http_2(&self, place: Option<&Place>) -> bool {
         let most = self.connections.limit() / 4 * 3;
-        let fits = self.connections.used() + HTTP_2_BYTES <= most;
-        fits.then(|| self.connections.try_take(HTTP_2_BYTES).ok()).flatten()
+        let is_theirs = place.is_none_or(|place| place.may_hold(HTTP_2_BYTES));
+        is_theirs && self.connections.used() + HTTP_2_BYTES <= most
+    }
+
+    /// What HTTP/2 takes more.
+    fn http_2_share(&self, place: Option<&Place>) -> Option<Grant> {
+        let share = self.may_speak_http_2(place).then(|| self.connections.try_take(HTTP_2_BYTES).ok()).flatten()?;
+        place.inspect(|place| place.hold(HTTP_2_BYTES));
+        Some(share)
     }
 
     /// Whether a connection begins as HTTP/2 does. `None`: it is over before it says.
@@ -375,7 +387,7 @@ impl Door {
                 let connection = self.http_1().serve_connection(io, service);
                 self.look_after(connection, |connection| connection.graceful_shutdown(), peer, &watch).await;
             }
-            Protocol::Http2(_share) => {
+            Protocol::Http2 { _share } => {
                 let connection = self.http_2().serve_connection(io, service);
                 self.look_after(connection, |connection| connection.graceful_shutdown(), peer, &watch).await;
             }
@@ -505,8 +517,10 @@ impl Door {
 
 enum Protocol {
     Http1,
-    /// With what it may hold more.
-    Http2(#[allow(dead_code)] Grant), // held, never looked at
+    Http2 {
+        /// What it may hold more, for as long as it is served.
+        _share: Grant,
+    },
 }
 
 enum Stream {

@@ -536,9 +536,9 @@ impl<'a> Join<'a> {
         admitted: Admitted,
     ) -> Result<(), Stop> {
         let lane = self.progress.unless_cancelled(self.lane(admitted.events_expected.max(journal.events))).await??;
-        let (journal, event) = match journal.stage < Stage::Ordered {
-            true => self.fetch(num, journal, event, version, admitted, &lane).await?,
-            false => (journal, event),
+        let (journal, event, lane) = match journal.stage < Stage::Ordered {
+            true => self.fetch(num, journal, event, version, admitted, lane).await?,
+            false => (journal, event, lane),
         };
         let lane = self.widened(lane, &journal).await?;
         let parts = &self.rooms.0.parts;
@@ -689,6 +689,8 @@ impl<'a> Join<'a> {
     // ---- the stream
 
     /// Everything the resident has, stored. Answers the journal at `Ordered`, and our event as it will stand.
+    ///
+    /// A join that has stored something waits for its residents to be reachable, and keeps no lane meanwhile.
     async fn fetch(
         &self,
         num: JoinNum,
@@ -696,18 +698,34 @@ impl<'a> Join<'a> {
         mut event: Event,
         version: &'static RoomVersion,
         admitted: Admitted,
-        lane: &Lane,
-    ) -> Result<(Journal, Event), Stop> {
-        let mut want = Want::Join;
-        let mut in_vain = 0;
+        mut lane: Lane,
+    ) -> Result<(Journal, Event, Lane), Stop> {
+        let clock = &self.rooms.0.parts.clock;
+        let (mut want, mut in_vain) = (Want::Join, 0);
+        let (mut reached, mut pause) = (clock.instant(), PAUSE);
         loop {
             let before = journal.events;
-            let (body, resident) = self.ask_patiently(&journal, &event, want, admitted.body_bytes_max).await?;
+            let (body, resident) = match self.ask(&journal, &event, want, admitted.body_bytes_max).await {
+                Err(stop)
+                    if stop.is_passing()
+                        && journal.events > 0
+                        && clock.instant().saturating_sub(reached) < UNREACHED_MAX =>
+                {
+                    tracing::info!(room_id = %self.room_id, %stop, "no resident can be reached; the join waits");
+                    drop(lane);
+                    self.progress.unless_cancelled(clock.sleep(pause)).await?;
+                    pause = (pause * 2).min(PAUSE_MAX);
+                    lane = self.progress.unless_cancelled(self.lane(admitted.events_expected.max(before))).await??;
+                    continue;
+                }
+                asked => asked?,
+            };
             if let Some(at) = journal.residents.iter().position(|name| *name == resident) {
                 journal.residents.swap(0, at);
             }
-            let (said, after) = self.take(num, journal, version, body, admitted, lane).await;
+            let (said, after) = self.take(num, journal, version, body, admitted, &lane).await;
             journal = after;
+            (reached, pause) = (clock.instant(), PAUSE);
             match said {
                 Ok(said) if said.members_omitted && want == Want::Join => {
                     // Here the room could be used already; the rest follows the same way.
@@ -722,12 +740,12 @@ impl<'a> Join<'a> {
                     journal.stage = Stage::Ordered;
                     journal.event = Some(String::from_utf8_lossy(event.to_federation()).into_owned());
                     self.save(num, &journal).await?;
-                    return Ok((journal, event));
+                    return Ok((journal, event, lane));
                 }
                 Err(stop) if stop.is_passing() && in_vain < IN_VAIN_MAX && journal.attempt < ATTEMPTS_MAX => {
                     in_vain = if journal.events > before { 0 } else { in_vain + 1 };
                     tracing::info!(room_id = %self.room_id, %stop, stored = journal.events, "the answer broke off; asking again");
-                    self.progress.unless_cancelled(self.rooms.0.parts.clock.sleep(PAUSE)).await?;
+                    self.progress.unless_cancelled(clock.sleep(PAUSE)).await?;
                 }
                 Err(stop) => return Err(stop),
             }
@@ -738,32 +756,6 @@ impl<'a> Join<'a> {
         let journal = journal.clone();
         let job = move |w: &mut store::Write<'_>| staging::set_journal(w, num, &journal);
         self.rooms.0.parts.store.write(job).await.map(drop).map_err(|failed| store::Error::from(failed).into())
-    }
-
-    /// As [`Join::ask`]; a join that has stored something waits for its residents to be reachable.
-    async fn ask_patiently(
-        &self,
-        journal: &Journal,
-        event: &Event,
-        want: Want,
-        max_bytes: u64,
-    ) -> Result<(Body, String), Stop> {
-        let clock = &self.rooms.0.parts.clock;
-        let (since, mut pause) = (clock.instant(), PAUSE);
-        loop {
-            match self.ask(journal, event, want, max_bytes).await {
-                Err(stop)
-                    if stop.is_passing()
-                        && journal.events > 0
-                        && clock.instant().saturating_sub(since) < UNREACHED_MAX =>
-                {
-                    tracing::info!(room_id = %self.room_id, %stop, "no resident can be reached; the join waits");
-                    self.progress.unless_cancelled(clock.sleep(pause)).await?;
-                    pause = (pause * 2).min(PAUSE_MAX);
-                }
-                asked => return asked,
-            }
-        }
     }
 
     /// Asks for the room: with our event, which a resident that has it already answers again, or by the event's id.
