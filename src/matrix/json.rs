@@ -7,6 +7,7 @@
 use super::Reject;
 use std::borrow::Cow;
 use std::cmp::Ordering;
+use std::ops::Range;
 
 /// Objects and arrays within each other; serde_json stops at 128, Synapse's parser near 1000. Bounds our stack.
 pub const DEPTH_MAX: u32 = 100;
@@ -507,6 +508,31 @@ impl<'a> Iterator for Items<'a> {
 /// The value under `key` of a canonical object. `key` must need no escapes.
 pub fn get<'a>(object: &'a [u8], key: &str) -> Option<&'a [u8]> {
     members(object).find(|(k, _)| *k == key.as_bytes()).map(|(_, v)| v)
+}
+
+/// Where the value of a top-level member is, in an object from elsewhere: any order, but without blanks between its
+/// tokens. `key` must need no escapes. None when there is no such member or the text is not what this can tell.
+pub fn compact_member(object: &[u8], key: &str) -> Option<Range<usize>> {
+    memchr::memmem::find(object, key.as_bytes())?;
+    let (mut at, mut found) = (1, None);
+    if object.first() != Some(&b'{') {
+        return None;
+    }
+    loop {
+        let rest = object.get(at..).filter(|rest| rest.first() == Some(&b'"'))?;
+        let key_end = skip_string(rest)?;
+        let value = rest.get(key_end..)?.strip_prefix(b":").filter(|value| !value.starts_with(b" "))?;
+        let start = at + key_end + 1;
+        at = start + skip_value(value)?;
+        if &rest[1..key_end - 1] == key.as_bytes() && found.replace(start..at).is_some() {
+            return None;
+        }
+        match object.get(at)? {
+            b',' => at += 1,
+            b'}' if at + 1 == object.len() => return found,
+            _ => return None,
+        }
+    }
 }
 
 /// The value under a path of keys.

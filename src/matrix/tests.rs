@@ -101,6 +101,31 @@ fn broken_json_is_refused() {
 }
 
 #[test]
+fn a_member_is_found_in_an_object_from_elsewhere() {
+    let find = |raw: &'static str| json::compact_member(raw.as_bytes(), "unsigned").map(|range| &raw[range]);
+    assert_eq!(find(r#"{"unsigned":{"a":["}",{}]},"b":"unsigned"}"#), Some(r#"{"a":["}",{}]}"#));
+    assert_eq!(find(r#"{"b":{"unsigned":1},"unsigned":"\\"}"#), Some(r#""\\""#));
+    assert_eq!(find(r#"{"b":-1,"unsigned":null}"#), Some("null"));
+    for raw in [
+        "",
+        "[]",
+        r#"{"b":"unsigned"}"#,
+        r#"{"b":{"unsigned":1}}"#,
+        r#"{"unsigned":1,"unsigned":2}"#,
+        r#"{"unsigned": 1}"#,
+        r#"{"unsigned" :1}"#,
+        r#"{"unsigned":1,"a":2"#,
+        r#"{"unsigned":1}}"#,
+        r#"{"unsigned":"1"#,
+        r#"{"unsigned":[1}"#,
+        r#"{"unsigned"#,
+        r#"{"unsigned":"#,
+    ] {
+        assert_eq!(find(raw), None, "{raw}");
+    }
+}
+
+#[test]
 fn of_equal_keys_the_last_counts() {
     assert_eq!(canonical(r#"{"b":1,"a":2,"b":{"d":1,"d":2}}"#, Mode::Strict).unwrap(), r#"{"a":2,"b":{"d":2}}"#);
     assert_eq!(canonical(r#"{"a":1,"\u0061":2,"b":3}"#, Mode::Strict).unwrap(), r#"{"a":2,"b":3}"#);

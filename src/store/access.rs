@@ -283,7 +283,11 @@ impl<'t> Write<'t> {
 
     /// Whether anything was written since the mark.
     pub(super) fn wrote_since(&self, mark: &Mark) -> bool {
-        self.writes > mark.writes
+        self.puts_since(mark) > 0
+    }
+
+    pub(super) fn puts_since(&self, mark: &Mark) -> u64 {
+        self.writes - mark.writes
     }
 
     /// Forgets the positions and changes of a job that said no.

@@ -7,6 +7,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
+use std::time::Duration;
 
 use redb::{Database, Durability, ReadableDatabase};
 use tokio::sync::{mpsc, oneshot};
@@ -15,10 +16,13 @@ use super::access::{Get, HASH_KEY_ROW, POSITION_ROW, Read, Write};
 use super::disk::{FREE_BYTES_MIN, Guarded, Medium};
 use super::schema::META;
 use super::{Change, Changes, Error, Position, Result, StoreOptions, WriteError, migrate};
-use crate::base::Random;
+use crate::base::{Random, StopWatch};
 
 /// Jobs in one commit at most. A job is short, so a group takes a few milliseconds beside the sync itself.
 const GROUP_JOBS_MAX: usize = 64;
+
+/// A commit that is worth a line in the log: people notice.
+const SLOW: Duration = Duration::from_millis(250);
 
 /// What a job is allowed to expect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -283,6 +287,7 @@ impl Writer {
         let txn = begin(&open.db)?;
         let mut w = Write::new(&txn, shared.hash_key, self.position);
         let start = w.mark();
+        let watch = StopWatch::start();
         for ran in jobs.iter_mut() {
             ran.run(&mut w)?;
         }
@@ -295,9 +300,15 @@ impl Writer {
         if position != start.position {
             w.put(&META, POSITION_ROW, &position.to_key())?;
         }
+        let puts = w.puts_since(&start);
         drop(w);
+        let work = watch.elapsed();
         txn.commit().map_err(Error::of)?;
         self.position = position;
+        if watch.elapsed() >= SLOW {
+            let (work_ms, sync_ms) = (work.as_millis() as u64, (watch.elapsed() - work).as_millis() as u64);
+            tracing::info!(jobs = jobs.len(), puts, work_ms, sync_ms, "a commit took long; writing waits meanwhile");
+        }
         Ok(())
     }
 

@@ -306,7 +306,8 @@ impl Error {
         Error::Corrupt { table: table.name, key: key.to_vec() }
     }
 
-    fn from_io(failed: &std::io::Error) -> Self {
+    /// What the file system says, of a file of ours beside the database too.
+    pub fn from_io(failed: &std::io::Error) -> Self {
         use std::io::ErrorKind::{QuotaExceeded, StorageFull};
         match failed.kind() {
             StorageFull | QuotaExceeded => Error::Full,

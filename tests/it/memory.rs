@@ -1,15 +1,20 @@
-//! The promise itself: the real program, a room of 40,000 members, and what the kernel says of its memory.
+//! The promise itself: the real program, a room of 40,000 members, hostile residents, a full disk, and what the kernel says of
+//! its memory.
 
 use crate::load::control;
-use crate::load::drive::{EventIds, NAME, Setup, Snug};
+use crate::load::drive::{EventIds, NAME, Person, Setup, Snug, can_mount};
 use crate::load::hostile::{self, Mode};
 use crate::load::lab::Lab;
 use crate::load::render::Rendered;
 use crate::load::resident::{Dials, Resident, lock};
 use crate::load::room;
+use crate::load::wire::percent_encode;
+use serde_json::json;
 use snug::budget::Profile;
 use snug::store::tables::staging;
 use snug::store::{Store, StoreOptions};
+use std::io::{ErrorKind, Write};
+use std::time::Duration;
 
 /// Joins, reads every member and serves the room on, under the smallest budget.
 #[test]
@@ -36,10 +41,16 @@ fn forty_thousand_members_fit_the_smallest_budget() {
 }
 
 fn start(profile: &Profile, resident: &Resident) -> Snug {
+    start_on(None, profile, resident)
+}
+
+/// The same with a disk of so many bytes.
+fn start_on(disk: Option<u64>, profile: &Profile, resident: &Resident) -> Snug {
     let snug = Snug::start(&Setup {
         binary: env!("CARGO_BIN_EXE_snug").into(),
         budget: profile.name.clone(),
         cap: None,
+        disk,
         resident_port: resident.address.port(),
         log: "info".to_owned(),
     })
@@ -80,5 +91,65 @@ fn no_answer_to_a_join_breaks_the_budget() {
         snug.stop().unwrap();
         let store = Store::open(StoreOptions::new(snug.folder.join("data/database"))).unwrap();
         assert!(staging::journals(&store.read().unwrap()).unwrap().is_empty(), "{mode:?}: a journal is left");
+    }
+}
+
+/// The disk fills in the middle of a join: the join ends and takes back what it wrote, what needs no room goes on, and when
+/// there is room again so does everything.
+#[test]
+fn a_disk_that_fills_during_a_join_loses_nothing() {
+    if !can_mount() {
+        return eprintln!("skipped: this machine allows no mounts; full disks are also in crash.rs");
+    }
+    let profile = Profile::get("pi-zero-2w").unwrap();
+    let cache = control::cache();
+    let rendered = Rendered::get(&cache, &room::Dials::m()).unwrap();
+    let (room, members) = (rendered.room.room_id.clone(), rendered.joined_expected() as usize + 1);
+    let lab = Lab::get(&cache.join("lab")).unwrap();
+    let slow = Dials { bytes_per_second: 1 << 20, ..Dials::default() };
+    let resident = Resident::start("127.0.0.1:0", lab, vec![rendered], slow).unwrap();
+    let mut snug = start_on(Some(64 << 20), &profile, &resident);
+    let mut alice = snug.register("alice").unwrap();
+    let (mut carol, own) = (alice.again(&snug), alice.create_room().unwrap());
+    carol.say(&own, "before").unwrap();
+
+    let ballast = snug.data_seen().join("ballast");
+    let database = snug.data_seen().join("database");
+    let length = || std::fs::metadata(&database).map_or(0, |file| file.len());
+    let before = length();
+    let via = room.clone();
+    let joining = std::thread::spawn(move || alice.join(&via, room::RESIDENT).unwrap());
+    wait(|| length() > before + (1 << 20));
+    let mut filler = std::fs::File::create(&ballast).unwrap();
+    let failed = std::iter::repeat_with(|| filler.write_all(&[1; 4096])).find_map(Result::err).unwrap();
+    assert_eq!(failed.kind(), ErrorKind::StorageFull);
+
+    let answer = joining.join().unwrap();
+    let said = answer.json();
+    let why = (answer.status, &said["errcode"]);
+    assert_eq!(why, (507, &json!("M_RESOURCE_LIMIT_EXCEEDED")), "{said}\n{}", snug.log_tail());
+    let read = carol.sync(None, 0).unwrap();
+    assert!(read["rooms"]["join"][&own].is_object(), "what is there can be read");
+
+    drop(filler);
+    std::fs::remove_file(&ballast).unwrap();
+    *lock(&resident.shared.dials) = Dials::default();
+    wait(|| carol.say(&own, "after").is_ok());
+    wait(|| carol.join(&room, room::RESIDENT).unwrap().status == 200);
+    assert_eq!(joined(&mut carol, &room), members);
+    check_peak(&snug, &profile);
+    snug.stop().unwrap();
+}
+
+fn joined(who: &mut Person, room: &str) -> usize {
+    let path = format!("/_matrix/client/v3/rooms/{}/joined_members", percent_encode(room));
+    who.call("GET", &path, None).unwrap()["joined"].as_object().unwrap().len()
+}
+
+fn wait(mut is_so: impl FnMut() -> bool) {
+    let began = std::time::Instant::now();
+    while !is_so() {
+        assert!(began.elapsed() < Duration::from_secs(120), "it does not come");
+        std::thread::sleep(Duration::from_millis(50));
     }
 }

@@ -26,6 +26,7 @@ fn main() -> io::Result<()> {
         binary: env!("CARGO_BIN_EXE_snug").into(),
         budget,
         cap: Some(profile.total),
+        disk: None,
         resident_port: 1,
         log: "warn".to_owned(),
     };

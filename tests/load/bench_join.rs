@@ -107,6 +107,7 @@ impl Bench {
             binary: env!("CARGO_BIN_EXE_snug").into(),
             budget: given.budget.clone(),
             cap: Some(profile.total),
+            disk: None,
             resident_port: resident.port,
             log: "info".to_owned(),
         };

@@ -26,6 +26,8 @@ pub struct Setup {
     pub budget: String,
     /// Bytes of the memory cgroup; none: no cgroup.
     pub cap: Option<u64>,
+    /// Bytes of a file system of its own for its data; none: it lies in its folder. Gone when the process ends.
+    pub disk: Option<u64>,
     /// Where the resident and its guest are found.
     pub resident_port: u16,
     pub log: String,
@@ -84,9 +86,16 @@ impl Snug {
     /// Starts the process, also again after [`Snug::kill`] or [`Snug::stop`], and waits until it answers.
     pub fn run(&mut self) -> io::Result<()> {
         let config = self.folder.join("snug.toml");
-        let mut command = match &self.cgroup {
-            None => Command::new(&self.setup.binary),
-            Some(cgroup) => {
+        let mut command = match (&self.cgroup, self.setup.disk) {
+            (None, None) => Command::new(&self.setup.binary),
+            (None, Some(bytes)) => {
+                fs::create_dir_all(self.data())?;
+                let mut shell = own_mounts();
+                shell.arg(format!("mount -t tmpfs -o size={bytes} none \"$0\" && exec \"$@\""));
+                shell.arg(self.data()).arg(&self.setup.binary);
+                shell
+            }
+            (Some(cgroup), _) => {
                 let mut shell = Command::new("sh");
                 shell.args(["-c", "echo $$ > \"$0\" && exec \"$@\""]);
                 shell.arg(cgroup.0.join("cgroup.procs")).arg(&self.setup.binary);
@@ -109,6 +118,16 @@ impl Snug {
             std::thread::sleep(Duration::from_millis(20));
         }
         Err(io::Error::other(format!("the server does not answer:\n{}", self.log_tail())))
+    }
+
+    fn data(&self) -> PathBuf {
+        self.folder.join("data")
+    }
+
+    /// Its data folder as it sees it, whatever file system that is on.
+    pub fn data_seen(&self) -> PathBuf {
+        let data = fs::canonicalize(self.data()).unwrap_or_else(|_| self.data());
+        Path::new(&format!("/proc/{}/root", self.pid())).join(data.strip_prefix("/").unwrap_or(&data))
     }
 
     /// The last lines of its log.
@@ -174,7 +193,7 @@ impl Snug {
 
     /// Bytes on disk that are really allocated.
     pub fn disk_bytes(&self) -> u64 {
-        allocated(&self.folder.join("data"))
+        allocated(&self.data())
     }
 
     /// A new account.
@@ -196,6 +215,19 @@ impl Drop for Snug {
             let _ = fs::remove_dir_all(&self.folder);
         }
     }
+}
+
+/// A shell that may mount what nobody else sees; what it is to run follows.
+fn own_mounts() -> Command {
+    let mut shell = Command::new("unshare");
+    shell.args(["--user", "--map-root-user", "--mount", "sh", "-c"]);
+    shell
+}
+
+/// Whether this machine lets us give a server a file system of its own.
+pub fn can_mount() -> bool {
+    let tried = own_mounts().arg("mount -t tmpfs -o size=1m none /tmp").output();
+    tried.is_ok_and(|done| done.status.success())
 }
 
 fn free_address() -> io::Result<SocketAddr> {

@@ -10,6 +10,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use ruma::{ServerName, UserId};
 
+use super::familiar::{Familiar, wire_print};
 use super::graph::Graph;
 use crate::base::Clock;
 use crate::budget::{Account, Grant, Refused};
@@ -18,9 +19,10 @@ use crate::matrix::sign::{self, Claims, Often, PublicKey};
 use crate::matrix::version::IdFormat;
 use crate::matrix::{RoomVersion, json};
 use crate::remote::{Keys, Known};
+use crate::room::order::Node;
 use crate::store::tables::body;
 use crate::store::tables::event::{Id, Kind, Membership};
-use crate::store::tables::staging::UserPrint;
+use crate::store::tables::staging::{UserPrint, WirePrint};
 use crate::store::{self, EventNum, Store, hash128};
 
 /// Events as they came, one behind the other.
@@ -74,6 +76,8 @@ pub type Span = (u32, u32);
 pub struct CheckedBatch {
     pub text: Vec<u8>,
     pub events: Vec<Checked>,
+    /// What is stored and came again as it was, and whether it stands in the room's state.
+    pub familiar: Vec<(Node, bool)>,
     /// Raw events whose keys are not known yet, and the keys.
     pub pending: RawBatch,
     pub wanted: Vec<(String, String)>,
@@ -85,6 +89,7 @@ pub struct CheckedBatch {
 /// One event that was found good.
 pub struct Checked {
     pub id: Id,
+    pub wire: WirePrint,
     pub in_state: bool,
     /// Seen before in this join, or in the database: nothing more is known of it than its id.
     pub repeated: bool,
@@ -108,8 +113,10 @@ pub struct Checked {
 impl CheckedBatch {
     pub fn weight(&self) -> u64 {
         let wanted: usize = self.wanted.iter().map(|(server, id)| server.len() + id.len() + 48).sum();
+        let familiar = self.familiar.len() * size_of::<(Node, bool)>();
         let auth: usize = self.events.iter().map(|event| event.auth.len() * 40).sum();
-        (self.text.len() + self.events.len() * size_of::<Checked>() + auth + wanted) as u64 + self.pending.weight()
+        (self.text.len() + self.events.len() * size_of::<Checked>() + auth + wanted + familiar) as u64
+            + self.pending.weight()
     }
 
     pub fn slice(&self, span: Span) -> &[u8] {
@@ -135,6 +142,7 @@ pub struct Checker {
     pub store: Store,
     pub hash_key: [u8; 16],
     pub graph: Arc<Graph>,
+    pub familiar: Familiar,
     /// Events of the room may be in the database since before this join.
     pub look_in_store: bool,
     pub clock: Clock,
@@ -291,6 +299,11 @@ impl Checker {
         batch: &mut CheckedBatch,
         unproven: &mut Unproven,
     ) -> store::Result<Found> {
+        let wire = wire_print(&self.hash_key, raw);
+        if let Some(node) = self.familiar.find(wire)? {
+            batch.familiar.push((node, in_state));
+            return Ok(Found::Good);
+        }
         let seen = match scan.read(self.version, raw) {
             Ok(seen) => seen,
             Err(reject) => return Ok(Found::Bad(reject.to_string())),
@@ -317,7 +330,7 @@ impl Checker {
                 return Ok(other);
             }
         }
-        self.project(&seen, id, in_state, batch);
+        self.project(&seen, id, wire, in_state, batch);
         Ok(Found::Good)
     }
 
@@ -407,7 +420,7 @@ impl Checker {
     }
 
     /// What the log and the body table keep of a good event.
-    fn project(&self, seen: &Seen<'_>, id: Id, in_state: bool, batch: &mut CheckedBatch) {
+    fn project(&self, seen: &Seen<'_>, id: Id, wire: WirePrint, in_state: bool, batch: &mut CheckedBatch) {
         let kind_text = seen.kind();
         let kind = Kind::of(&kind_text);
         let sender_id = seen.sender();
@@ -451,6 +464,7 @@ impl Checker {
         let body = batch.keep(&stored);
         batch.events.push(Checked {
             id,
+            wire,
             in_state,
             repeated: false,
             known: None,
@@ -474,6 +488,7 @@ impl Checked {
     fn again(id: Id, in_state: bool, known: Option<EventNum>) -> Checked {
         Checked {
             id,
+            wire: 0,
             in_state,
             repeated: true,
             known,

@@ -11,10 +11,11 @@
 //! Memory is a lane: a part of the `join` account that one join has to itself. There is one for large rooms and a small
 //! one, so that a chat of three does not wait for a room of forty thousand.
 //!
-//! Reading order: this file, `take.rs`, `check.rs`, `stage.rs`, `graph.rs`, `settle.rs`, `columns.rs`, `flip.rs`, `progress.rs`.
+//! Reading order: this file, `take.rs`, `check.rs`, `familiar.rs`, `stage.rs`, `graph.rs`, `settle.rs`, `columns.rs`, `flip.rs`, `progress.rs`.
 
 mod check;
 pub mod columns;
+mod familiar;
 mod flip;
 mod graph;
 mod progress;
@@ -32,6 +33,7 @@ use ruma::{OwnedRoomId, OwnedServerName, OwnedUserId, RoomId, UserId};
 use tokio::sync::{Semaphore, watch};
 
 use self::check::Checker;
+use self::familiar::Familiar;
 use self::flip::LeftOut;
 use self::graph::Graph;
 pub use self::progress::Underway;
@@ -219,7 +221,9 @@ impl Stop {
             Stop::Refused(refused) | Stop::Order(OrderError::Refused(refused)) => super::admission::busy(refused),
             Stop::Spill(SpillError::Refused(refused)) => super::admission::busy(refused),
             Stop::Store(failed) | Stop::Order(OrderError::Store(failed)) => Error::Store(failed),
-            Stop::Spill(SpillError::Io(failed)) => Error::Store(store::Error::Io(failed.to_string())),
+            Stop::Spill(SpillError::Io(failed)) | Stop::Order(OrderError::Spill(SpillError::Io(failed))) => {
+                Error::Store(store::Error::from_io(&failed))
+            }
             Stop::Order(failed) => Error::Remote(Failed::BadAnswer(failed.to_string())),
             Stop::Lying(why) => Error::Remote(Failed::BadAnswer(why)),
             Stop::TooLarge(why) => Error::Bad {
@@ -848,7 +852,8 @@ impl<'a> Join<'a> {
         // Beside what the pipeline needs, and what grows with the room.
         let growing = GROWING_BYTES.min(memory.limit() / 7);
         let keys_bytes = growing * 2 / 3;
-        let left = memory.limit().saturating_sub(take::fixed_bytes(lane) + growing);
+        let familiar = if journal.batches > 0 { familiar::BYTES } else { 0 };
+        let left = memory.limit().saturating_sub(take::fixed_bytes(lane) + growing + familiar);
         let nodes = nodes.min(left / NODE_BYTES);
         base::blocking(move || {
             let graph = Arc::new(Graph::new(key, nodes, &memory)?);
@@ -859,17 +864,19 @@ impl<'a> Join<'a> {
                 None => false,
             };
             drop(read);
-            let fresh = journal.batches == 0;
+            let rows = journal.batches;
             progress.stored.store(journal.events, Relaxed);
             let mut stager =
                 Stager::new(store.clone(), num, journal, graph.clone(), progress, &memory, admitted.events_max)?;
-            if !fresh {
+            let mut familiar = Familiar::nothing();
+            if rows > 0 {
                 stager.remember()?;
+                familiar = Familiar::of(store.clone(), num, rows, &memory)?;
             } else if version.room_id_is_create_hash() {
                 stager.begin_with(&Id::parse(&room_id.replacen('!', "$", 1)))?;
             }
             let keys = check::KeyCache::new(keys, &memory, keys_bytes)?;
-            let checker = Checker { version, room_id, keys, store, hash_key, graph, look_in_store, clock };
+            let checker = Checker { version, room_id, keys, store, hash_key, graph, familiar, look_in_store, clock };
             Ok((Arc::new(checker), stager))
         })
         .await

@@ -13,7 +13,7 @@ use super::graph::Graph;
 use super::progress::Progress;
 use crate::base::{Pace, StopWatch};
 use crate::budget::{Account, Grant};
-use crate::room::order::Seen;
+use crate::room::order::{Node, Seen};
 use crate::store::tables::event::{self, Id};
 use crate::store::tables::staging::{self, BatchWriter, JoinNum, Journal, Staged, UserPrint};
 use crate::store::{self, BodyNum, Store};
@@ -114,6 +114,9 @@ impl Stager {
     /// Takes a checked batch over. Writes when enough has come together.
     pub fn take(&mut self, batch: &CheckedBatch) -> Result<(), Stop> {
         let graph = self.graph.clone();
+        graph.with(|open| {
+            batch.familiar.iter().try_for_each(|&(node, in_state)| self.log_again(open, node, in_state))
+        })?;
         for event in &batch.events {
             graph.with(|open| self.log(open, batch, event))?;
             let staged = self.bodies.len() + self.batch.len();
@@ -130,10 +133,7 @@ impl Stager {
     fn log(&mut self, open: &mut super::graph::Open<'_>, batch: &CheckedBatch, event: &Checked) -> Result<(), Stop> {
         let node = self.node(open, &event.id)?;
         if open.is_stored(node) {
-            if event.in_state && open.set_in_state(node)? {
-                self.batch.in_state(node);
-            }
-            return Ok(());
+            return self.log_again(open, node, event.in_state);
         }
         if event.in_state {
             open.set_in_state(node)?;
@@ -164,6 +164,7 @@ impl Stager {
         let staged = Staged {
             node,
             id: event.id.clone(),
+            wire: event.wire,
             in_state: event.in_state,
             needs_body: event.needs_body,
             redacted: event.redacted,
@@ -181,6 +182,14 @@ impl Stager {
         self.ends.push(self.bodies.len() as u32);
         self.json_bytes += u64::from(event.json_bytes);
         Ok(open.set_stored(node)?)
+    }
+
+    /// What is stored already may yet be in this body's state.
+    fn log_again(&mut self, open: &mut super::graph::Open<'_>, node: Node, in_state: bool) -> Result<(), Stop> {
+        if in_state && open.set_in_state(node)? {
+            self.batch.in_state(node);
+        }
+        Ok(())
     }
 
     fn node(&mut self, open: &mut super::graph::Open<'_>, id: &Id) -> Result<u32, Stop> {

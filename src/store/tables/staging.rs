@@ -202,11 +202,15 @@ pub fn corrupt(join: JoinNum, batch: u32) -> Error {
 /// Sixty-four bits of the database's keyed hash of a user id: who is who within a join, before users have numbers.
 pub type UserPrint = u64;
 
+/// Sixty-four keyed bits of what an event looked like when it came.
+pub type WirePrint = u64;
+
 /// An event as the log keeps it. Its body's number is the batch's first plus its index among the batch's events.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Staged<'a> {
     pub node: u32,
     pub id: Id,
+    pub wire: WirePrint,
     /// It stands in the room's state before our join, says this attempt's body.
     pub in_state: bool,
     /// The rules cannot be decided on these columns alone: a restricted join, a third-party invite.
@@ -380,6 +384,7 @@ impl BatchWriter {
             put_id(row, &event.id);
         }
         put_u64(row, event.node.into());
+        row.extend_from_slice(&event.wire.to_be_bytes());
         row.push(event.kind.0);
         row.extend_from_slice(&event.sender.to_be_bytes());
         if let Some((membership, _)) = event.member {
@@ -490,6 +495,7 @@ fn staged<'a>(rest: &mut Unpack<'a>, first: u8, last_id: &Option<Id>) -> Option<
     let has = |bit| first & bit != 0;
     let id = if has(EVENT_OWN_ID) { read_id(rest.u8()?, rest)? } else { last_id.clone()? };
     let node = rest.u32()?;
+    let wire = u64::from_be_bytes(rest.array()?);
     let kind = Kind(rest.u8()?);
     let sender = u64::from_be_bytes(rest.array()?);
     let member = match has(EVENT_MEMBER) {
@@ -510,6 +516,7 @@ fn staged<'a>(rest: &mut Unpack<'a>, first: u8, last_id: &Option<Id>) -> Option<
     Some(Staged {
         node,
         id,
+        wire,
         in_state: has(EVENT_IN_STATE),
         needs_body: has(EVENT_NEEDS_BODY),
         redacted: has(EVENT_REDACTED),
@@ -543,6 +550,7 @@ mod tests {
         let join = Staged {
             node: 2,
             id: Id::Hash([9; 32]),
+            wire: 8,
             in_state: true,
             needs_body: false,
             redacted: false,
@@ -606,6 +614,7 @@ mod tests {
         let event = |node| Staged {
             node,
             id: Id::Hash([node as u8; 32]),
+            wire: node.into(),
             in_state: true,
             needs_body: false,
             redacted: false,
