@@ -104,7 +104,7 @@ fn a_disk_that_fills_during_a_join_loses_nothing() {
     let profile = Profile::get("pi-zero-2w").unwrap();
     let cache = control::cache();
     let rendered = Rendered::get(&cache, &room::Dials::m()).unwrap();
-    let (room, members) = (rendered.room.room_id.clone(), rendered.joined_expected() as usize + 1);
+    let (room, members) = (rendered.room.room_id.clone(), rendered.joined_expected() + 1);
     let lab = Lab::get(&cache.join("lab")).unwrap();
     let slow = Dials { bytes_per_second: 1 << 20, ..Dials::default() };
     let resident = Resident::start("127.0.0.1:0", lab, vec![rendered], slow).unwrap();
