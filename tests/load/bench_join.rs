@@ -19,22 +19,28 @@ use std::time::{Duration, Instant};
 const USAGE: &str = "\
 Joins a very large room under a memory budget and prints what it cost.
 
-    cargo bench --bench join -- [--profile NAME] [--budget BUDGET] [--short] [--only join]
+    cargo bench --bench join -- [--profile NAME] [--budget BUDGET] [--short] [--only PART]
 
 NAME     xs, k1, m, s (68,000 events), hq (194,000) or xl (a million); s without it
 BUDGET   a profile of memory-budgets; pi-zero-2w without it
 --short  the join, the long reads and serving the room; without the killed join and the thousand membership changes
---only   `join` stops after the join itself
+--only   `join` stops after the join itself, `resume` does nothing but the killed join
 
 The server runs in a memory cgroup of the profile's total where the machine allows one. Ends with status 1 when a measured peak
 is above the total, or when the joined room is not the one it should be.
 ";
 
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Join,
+    Resume,
+}
+
 struct Arguments {
     profile: String,
     budget: String,
     short: bool,
-    only_join: bool,
+    only: Option<Part>,
 }
 
 fn main() -> io::Result<()> {
@@ -42,7 +48,7 @@ fn main() -> io::Result<()> {
     if words.first().is_some_and(|word| word == "resident") {
         return load::control::run(&words[1..]);
     }
-    let mut given = Arguments { profile: "s".into(), budget: "pi-zero-2w".into(), short: false, only_join: false };
+    let mut given = Arguments { profile: "s".into(), budget: "pi-zero-2w".into(), short: false, only: None };
     let mut rest = words.iter();
     while let Some(word) = rest.next() {
         let mut value =
@@ -51,7 +57,13 @@ fn main() -> io::Result<()> {
             "--profile" => given.profile = value()?,
             "--budget" => given.budget = value()?,
             "--short" => given.short = true,
-            "--only" => given.only_join = value()? == "join",
+            "--only" => {
+                given.only = Some(match value()?.as_str() {
+                    "join" => Part::Join,
+                    "resume" => Part::Resume,
+                    other => return Err(io::Error::other(format!("--only {other} is not known\n\n{USAGE}"))),
+                })
+            }
             // Given by cargo.
             "--bench" => {}
             "--help" => return Ok(print!("{USAGE}")),
@@ -140,8 +152,11 @@ impl Bench {
         let idle = self.snug.usage();
         self.line("idle after the start", idle.peak, idle.cpu, 2.0, format!("{} resident", mib(idle.resident)));
         let mut alice = self.snug.register("alice")?;
+        if self.given.only == Some(Part::Resume) {
+            return self.resume();
+        }
         self.join(&mut alice)?;
-        if self.given.only_join {
+        if self.given.only == Some(Part::Join) {
             return Ok(());
         }
         self.reads(&mut alice)?;
