@@ -7,11 +7,12 @@
 //!
 //! Never wait for a grant while holding a lock or an open write. A task that needs several asks for them together.
 //!
-//! Reading order: this file, `account.rs`, `profile.rs`, `choose.rs`, `queue.rs`, `spill.rs`, `meter.rs`.
+//! Reading order: this file, `account.rs`, `profile.rs`, `choose.rs`, `parsed.rs`, `queue.rs`, `spill.rs`, `meter.rs`.
 
 mod account;
 mod choose;
 pub mod meter;
+mod parsed;
 mod profile;
 pub mod queue;
 pub mod spill;
@@ -20,6 +21,7 @@ use std::sync::Arc;
 
 pub use account::{Account, Grant, Refused};
 pub use choose::{Choice, Granted, choose};
+pub use parsed::parsed_bytes_max;
 pub use profile::{AccountRow, PASSWORD_HASH_BYTES, Profile, ProfileError, WhenEmpty, human, is_path, parse_bytes};
 
 use account::Nth;

@@ -356,7 +356,7 @@ async fn reach(config: &Config, remote: &Remote, running: bool, report: &mut Rep
     let options = Options { timeout: Duration::from_secs(20), ..Options::insisting() };
     let answer = remote.request(name, Method::GET, "/_matrix/key/v2/server", None, options).await;
     match answer.and_then(|answer| answer.json::<Value>()) {
-        Ok(said) => whose(config, &said, report),
+        Ok((said, _paid)) => whose(config, &said, report),
         Err(error) => report.bad(format!(
             "This machine does not reach the server as others would: it {error}. Is port 8448, or the one in \
              /.well-known/matrix/server, forwarded to it? Is the certificate for that name, with its whole chain, and from an \

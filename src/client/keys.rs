@@ -58,7 +58,8 @@ pub async fn claim(client: Arc<Client>, mut request: Request) -> Result<Response
         request.limit_for(Limit::Ask, requester.user_id.as_str())?;
     }
     let (viewer, timeout) = (Viewer::Local(requester.user_num), body.timeout.map(Duration::from_millis));
-    Ok(Response::json(&client.users.keys_claim(viewer, body.one_time_keys, timeout).await?))
+    let (json, grant) = client.users.keys_claim(viewer, body.one_time_keys, timeout).await?.into_json();
+    Ok(Response::charged(StatusCode::OK, "application/json", json, grant))
 }
 
 /// GET /_matrix/client/v3/keys/changes: what the syncs between two tokens told of device lists.

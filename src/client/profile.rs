@@ -7,6 +7,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::{Client, Error, auth};
+use crate::budget::Grant;
 use crate::flow;
 use crate::http::{Answer, Limit, Request, Response};
 
@@ -15,13 +16,13 @@ const FOUND_MAX: usize = 50;
 
 /// GET /_matrix/client/v3/profile/{user_id}
 pub async fn get(client: Arc<Client>, request: Request) -> Result<Response, Error> {
-    let (_, profile) = profile(&client, &request).await?;
+    let (profile, _paid) = profile(&client, &request).await?;
     Ok(Response::json(&profile))
 }
 
 /// GET /_matrix/client/v3/profile/{user_id}/{field}
 pub async fn get_field(client: Arc<Client>, request: Request) -> Result<Response, Error> {
-    let (_, mut profile) = profile(&client, &request).await?;
+    let (mut profile, _paid) = profile(&client, &request).await?;
     let field = request.param("field");
     match profile.remove(field) {
         Some(value) => Ok(Response::json(&json!({ field: value }))),
@@ -31,13 +32,12 @@ pub async fn get_field(client: Arc<Client>, request: Request) -> Result<Response
     }
 }
 
-async fn profile(client: &Client, request: &Request) -> Result<(OwnedUserId, Map<String, Value>), Error> {
+async fn profile(client: &Client, request: &Request) -> Result<(Map<String, Value>, Option<Grant>), Error> {
     let user_id: OwnedUserId = request.param_as("user_id")?;
     if user_id.server_name() != client.users.server() {
         request.limit(Limit::Ask)?;
     }
-    let profile = client.users.profile(&user_id).await?;
-    Ok((user_id, profile))
+    Ok(client.users.profile(&user_id).await?)
 }
 
 /// PUT /_matrix/client/v3/profile/{user_id}/{field}

@@ -10,7 +10,6 @@
 //! Bounds: those of the book, on the `outbound` account; one transaction for each worker.
 
 use std::{
-    collections::BTreeMap,
     ops::Range,
     sync::{
         Arc,
@@ -29,6 +28,7 @@ use crate::{
     base::{self, Clock, Random},
     budget::{Account, Budget, Grant},
     feed::Feed,
+    matrix::skim,
     remote::{Failed, Options, Remote},
     store::{self, Position, Store},
 };
@@ -38,6 +38,9 @@ const LAGGING_MAX: u64 = 8192;
 const FLUSH: Duration = Duration::from_secs(20);
 /// Transactions to one server before another gets the worker.
 const TURN: usize = 8;
+/// Refusals of one transaction that are logged, and how long one may be.
+const LOGGED_MAX: usize = 50;
+const OUTCOME_BYTES_MAX: usize = 2048;
 const TIMEOUT: Duration = Duration::from_secs(60);
 /// Between two looks when nothing happens.
 const PAUSE_MS_MIN: u64 = 100;
@@ -366,17 +369,24 @@ fn transaction(origin: &ServerName, now_ms: u64, unit: &Unit) -> (Vec<u8>, Strin
     (json, id)
 }
 
-/// The peer took the transaction but not each event of it.
+/// The peer took the transaction but not each event of it. Nothing of its answer is kept.
 fn log_refusals(server: &ServerName, answer: &[u8]) {
-    #[derive(serde::Deserialize)]
-    struct Said {
-        #[serde(default)]
-        pdus: BTreeMap<String, serde_json::Value>,
-    }
-    let Ok(said) = serde_json::from_slice::<Said>(answer) else { return };
-    for (event, outcome) in said.pdus {
-        if let Some(error) = outcome.get("error") {
-            tracing::info!(%server, %event, %error, "an event was not accepted");
-        }
+    let mut left = LOGGED_MAX;
+    let read = skim::each_member(answer, &mut |name, outcomes| match name {
+        "pdus" => skim::each_member(outcomes.get().as_bytes(), &mut |event, outcome| {
+            let error: Option<String> = match outcome.get().len() <= OUTCOME_BYTES_MAX {
+                true => skim::member(outcome.get().as_bytes(), "error"),
+                false => Some("at great length".to_owned()),
+            };
+            if let Some(error) = error.filter(|_| left > 0 && event.len() <= OUTCOME_BYTES_MAX) {
+                left -= 1;
+                tracing::info!(%server, %event, %error, "an event was not accepted");
+            }
+            Ok(())
+        }),
+        _ => Ok::<_, serde_json::Error>(()),
+    });
+    if let Err(wrong) = read {
+        tracing::debug!(%server, %wrong, "what it says of a transaction is no such answer");
     }
 }

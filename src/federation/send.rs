@@ -21,6 +21,7 @@ use super::{Error, Federation, auth, long};
 use crate::base;
 use crate::budget::{Account, Grant};
 use crate::http::{Answer, BadBody, Limit, Request, Response, StatusCode};
+use crate::matrix::skim;
 use crate::{room, user};
 
 /// The specification's limits.
@@ -78,9 +79,9 @@ impl Transactions {
 
 #[derive(Deserialize)]
 pub(super) struct Transaction {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "skim::first::<{ PDUS_MAX + 1 }, _, _>")]
     pub pdus: Vec<Box<RawValue>>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "skim::first::<{ EDUS_MAX + 1 }, _, _>")]
     pub edus: Vec<Box<RawValue>>,
 }
 
@@ -98,7 +99,7 @@ pub async fn send(federation: Arc<Federation>, request: Request) -> Result<Respo
     let us = federation.server_name.clone();
     let transaction = base::blocking(move || {
         claim.check(&us, &body)?;
-        // Whole lists: a transaction is bounded by its bytes, which are paid for.
+        // Of each list one more than it may have, which tells that it is too long.
         let read: Result<Transaction, _> = serde_json::from_slice(&body);
         read.map_err(|wrong| Answer::bad("M_BAD_JSON", format!("The body is no transaction: {wrong}")))
     });

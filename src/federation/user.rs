@@ -45,7 +45,8 @@ pub async fn claim(federation: Arc<Federation>, mut request: Request) -> Result<
     let (_, mut asked) = auth::origin_and_json::<Asked>(&federation, &mut request).await?;
     asked.one_time_keys.retain(|user, _| user.server_name() == federation.server_name);
     check_count(asked.one_time_keys.len())?;
-    Ok(Response::json(&federation.users.keys_claim(Viewer::OtherServer, asked.one_time_keys, None).await?))
+    let (json, grant) = federation.users.keys_claim(Viewer::OtherServer, asked.one_time_keys, None).await?.into_json();
+    Ok(Response::charged(StatusCode::OK, "application/json", json, grant))
 }
 
 fn check_count(users: usize) -> Result<(), Answer> {

@@ -4,7 +4,7 @@ use super::error::{Answer, BadBody};
 use super::limit::{Limit, Limits};
 use super::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use crate::base::Clock;
-use crate::budget::{Account, Grant};
+use crate::budget::{Account, Grant, parsed_bytes_max};
 use bytes::{Buf, Bytes};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -36,10 +36,6 @@ const KEPT_HEADERS: &[HeaderName] = &[
 const DISCARD_BYTES_MAX: u64 = 1 << 20;
 /// How long that may take.
 const DISCARD_TIME_MAX: Duration = Duration::from_secs(2);
-/// What serde_json keeps for one object with at least one field: a B-tree leaf with room for eleven.
-const OBJECT_BYTES: u64 = 640;
-/// What it keeps for any other value, list growth included.
-const VALUE_BYTES: u64 = 64;
 
 /// Who is on the other end.
 #[derive(Debug, Clone, Copy)]
@@ -436,16 +432,6 @@ fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, BadBody> {
         serde_json::error::Category::Data => BadBody::BadJson(error.to_string()),
         _ => BadBody::NotJson(error.to_string()),
     })
-}
-
-/// An upper bound of what parsing may keep: the text once more, and a node for every value.
-fn parsed_bytes_max(body: &[u8]) -> u64 {
-    let nodes = body.iter().map(|byte| match byte {
-        b'{' => OBJECT_BYTES,
-        b',' | b'[' => VALUE_BYTES,
-        _ => 0,
-    });
-    body.len() as u64 + VALUE_BYTES + nodes.sum::<u64>()
 }
 
 /// Undoes percent-encoding; what is no valid UTF-8 becomes U+FFFD, a stray `%` stays. `plus` turns `+` into a space, as

@@ -9,6 +9,7 @@ mod reject;
 
 pub mod version;
 pub mod json;
+pub mod skim;
 pub mod redact;
 pub mod format;
 pub mod fast;

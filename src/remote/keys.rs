@@ -21,7 +21,10 @@ use super::{Failed, Options, Remote};
 use crate::{
     base,
     budget::{Account, Grant},
-    matrix::sign::{self, PublicKey},
+    matrix::{
+        sign::{self, PublicKey},
+        skim,
+    },
     store::{
         self, Store,
         tables::key_cache::{self, Stored},
@@ -33,6 +36,8 @@ const KNOWN_BYTES: u64 = 512;
 /// Servers asked of a notary at once; about 0.7 KiB each in the answer.
 const BATCH_SERVERS: usize = 128;
 const BATCH_BYTES_MAX: u64 = 512 * 1024;
+/// Of one notary's answer: it may tell several of a server.
+const ANSWERS_MAX: usize = 8 * BATCH_SERVERS;
 const BATCHES_AT_ONCE: usize = 2;
 const BATCH_TIMEOUT: Duration = Duration::from_secs(60);
 const DIRECT_AT_ONCE: usize = 4;
@@ -358,11 +363,10 @@ impl Keys {
             self.remote.request(notary, http::Method::POST, "/_matrix/key/v2/query", Some(content), options).await?;
         #[derive(Deserialize)]
         struct Said<'a> {
-            #[serde(borrow)]
+            #[serde(borrow, deserialize_with = "skim::first::<ANSWERS_MAX, _, _>")]
             server_keys: Vec<&'a RawValue>,
         }
-        let said: Said<'_> =
-            serde_json::from_slice(&answer.body).map_err(|error| Failed::BadAnswer(error.to_string()))?;
+        let said: Said<'_> = serde_json::from_slice(&answer.body).map_err(Failed::from)?;
         let mut checked = Vec::new();
         for raw in said.server_keys {
             match check_notarised(raw.get().as_bytes(), notary, voucher, now) {

@@ -17,8 +17,8 @@ use super::{
     resolve::{Miss, Target},
 };
 use crate::{
-    budget::{Grant, Refused},
-    matrix::sign,
+    budget::{Grant, Refused, parsed_bytes_max},
+    matrix::{sign, skim},
 };
 
 /// An error answer is read this far and no further.
@@ -118,6 +118,12 @@ impl From<Refused> for Failed {
     }
 }
 
+impl From<serde_json::Error> for Failed {
+    fn from(wrong: serde_json::Error) -> Failed {
+        Failed::BadAnswer(wrong.to_string())
+    }
+}
+
 impl From<Miss> for Failed {
     fn from(miss: Miss) -> Failed {
         match miss {
@@ -139,8 +145,10 @@ impl Answer {
         (self.body, self.grant)
     }
 
-    pub fn json<T: DeserializeOwned>(&self) -> Result<T, Failed> {
-        serde_json::from_slice(&self.body).map_err(|error| Failed::BadAnswer(error.to_string()))
+    /// What it says, and what pays for that. Refused when our memory does not hold what such a text may become.
+    pub fn json<T: DeserializeOwned>(mut self) -> Result<(T, Grant), Failed> {
+        self.grant.grow(parsed_bytes_max(&self.body))?;
+        Ok((serde_json::from_slice(&self.body)?, self.grant))
     }
 }
 
@@ -288,9 +296,8 @@ impl Remote {
             }
             Err(_) => Vec::new(),
         };
-        let said: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
-        let word = |name: &str| said.get(name).and_then(|word| word.as_str()).unwrap_or_default();
-        let (errcode, message) = (shorten(word("errcode"), 100), shorten(word("error"), 300));
+        let word = |name: &str| skim::member::<String>(&body, name).unwrap_or_default();
+        let (errcode, message) = (shorten(&word("errcode"), 100), shorten(&word("error"), 300));
         Failed::Status { status, errcode, message, body }
     }
 }
@@ -305,7 +312,7 @@ fn grow(bytes: &mut Vec<u8>, grant: &mut Grant, length: u64, max_bytes: u64) -> 
 }
 
 fn retry_after_ms(body: &[u8]) -> Option<u64> {
-    serde_json::from_slice::<serde_json::Value>(body).ok()?.get("retry_after_ms")?.as_u64()
+    skim::member(body, "retry_after_ms")
 }
 
 /// A peer's words, fit for a log line.

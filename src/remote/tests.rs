@@ -116,7 +116,11 @@ pub(crate) fn us(lab: &Lab, peers: &[(&str, SocketAddr)], notaries: &[&str]) -> 
 
 async fn ask(us: &Us, server: &str, max_bytes: u64) -> Result<Value, Failed> {
     let options = Options { max_bytes, ..Options::default() };
-    us.remote.request(&name(server), Method::GET, "/_matrix/x?a=b%20c", None, options).await?.json()
+    us.remote
+        .request(&name(server), Method::GET, "/_matrix/x?a=b%20c", None, options)
+        .await?
+        .json()
+        .map(|(said, _)| said)
 }
 
 #[tokio::test]
@@ -213,6 +217,16 @@ impl futures_core::Stream for Stalling {
         }
         std::task::Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(b"{\"state\":[")))))
     }
+}
+
+/// Half a megabyte of small objects becomes fifty on the heap: it is paid for first, and so it is refused.
+#[tokio::test]
+async fn an_answer_is_not_parsed_into_more_than_there_is() {
+    let lab = Lab::new();
+    let answer = json!({ "x": vec![json!({ "": 0 }); 60_000] });
+    let peer = peer(&lab, "far.example", Arc::new(move |_, _| whole(200, &answer))).await;
+    let us = us(&lab, &[("far.example", peer)], &[]);
+    assert!(matches!(ask(&us, "far.example", 512 * 1024).await, Err(Failed::Refused(_))));
 }
 
 #[tokio::test]

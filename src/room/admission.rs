@@ -12,6 +12,7 @@ use ruma::{OwnedServerName, RoomId, UserId};
 use super::join::{Underway, columns::COLUMN_BYTES};
 use super::{Error, Result, Rooms};
 use crate::budget::Refused;
+use crate::matrix::skim;
 use crate::remote::{Options, encode};
 use crate::store::tables::room;
 use crate::store::tables::staging::{self, Allowed};
@@ -237,8 +238,7 @@ impl Rooms {
         let options = Options { timeout: ASK_TIMEOUT, max_bytes: 4096, insist: true };
         for server in servers.iter().take(ASKED_MAX) {
             let answer = self.0.parts.remote.request(server, Method::GET, &target, None, options).await.ok();
-            let said: Option<serde_json::Value> = answer.and_then(|answer| answer.json().ok());
-            if let Some(units) = said.and_then(|said| said.get("v1")?.as_f64()) {
+            if let Some(units) = answer.and_then(|answer| skim::member(&answer.body, "v1")) {
                 return Some(Estimate::of_complexity(units));
             }
         }

@@ -120,19 +120,20 @@ impl<F: Fetch> Inbox<F> {
         let until = self.rooms.0.parts.clock.instant() + TIME_MAX;
         let mut filling = Filling::new(self, server, num, until).await?;
         let from: Vec<OwnedEventId> = open.keys().cloned().collect();
-        let raws = self.fetch.backfill(server, filling.room_id(), &from, limit).await?;
-        let events = raws.iter().filter_map(|raw| filling.read(raw.get().as_bytes()).ok()).collect();
-        drop(raws);
-        let checked = self.check(events).await;
-        let mut found: HashMap<OwnedEventId, Arc<Event>> = HashMap::new();
-        for (id, event) in checked {
+        let fetched = self.fetch.backfill(server, filling.room_id(), &from, limit).await?;
+        let mut events = Vec::new();
+        for raw in fetched.iter() {
+            let Ok(event) = filling.read(raw) else { continue };
             // As many as fit: the next time goes on from there.
-            if let Ok(event) = event
-                && filling.pay(&event).is_ok()
-            {
-                found.insert(id, Arc::new(event));
+            if filling.pay(&event).is_err() {
+                break;
             }
+            events.push(event);
         }
+        drop(fetched);
+        let checked = self.check(events).await;
+        let mut found: HashMap<OwnedEventId, Arc<Event>> =
+            checked.into_iter().filter_map(|(id, event)| Some((id, Arc::new(event.ok()?)))).collect();
         // Only what leads to what we have counts.
         let mut reached: HashMap<OwnedEventId, Arc<Event>> = HashMap::new();
         let mut next: Vec<OwnedEventId> = from;

@@ -2,6 +2,7 @@
 //!
 //! A trait, so that the checks are tested without a wire. Every answer is bounded in bytes, count and time.
 
+use std::ops::Range;
 use std::time::Duration;
 
 use http::Method;
@@ -12,7 +13,9 @@ use serde_json::value::RawValue;
 use tokio::sync::mpsc::Sender;
 
 use super::Result;
+use crate::budget::Grant;
 use crate::matrix::sign::{self, PublicKey};
+use crate::matrix::skim;
 use crate::remote::events::{Events, Item, Limits, Malformed};
 use crate::remote::{Failed, Options, Pace, Remote, encode};
 
@@ -35,7 +38,7 @@ pub trait Fetch: Clone + Send + Sync + 'static {
         earliest: &[OwnedEventId],
         latest: &[OwnedEventId],
         limit: usize,
-    ) -> impl Future<Output = Result<Vec<Box<RawValue>>, Failed>> + Send;
+    ) -> impl Future<Output = Result<Fetched, Failed>> + Send;
     fn event(&self, server: &ServerName, id: &EventId) -> impl Future<Output = Result<Box<RawValue>, Failed>> + Send;
     /// The ids of the state before an event, as JSON strings.
     fn state_ids(
@@ -60,9 +63,11 @@ pub trait Fetch: Clone + Send + Sync + 'static {
         room: &RoomId,
         from: &[OwnedEventId],
         limit: usize,
-    ) -> impl Future<Output = Result<Vec<Box<RawValue>>, Failed>> + Send;
+    ) -> impl Future<Output = Result<Fetched, Failed>> + Send;
 }
 
+/// Events of one answer that are looked at, whatever was asked for.
+const LIMIT_MAX: usize = 100;
 /// A handful of events.
 const EVENTS_BYTES_MAX: u64 = 1 << 20;
 /// One event with its envelope.
@@ -79,10 +84,39 @@ pub struct Wire {
     remote: Remote,
 }
 
-#[derive(Deserialize)]
-struct Pdus {
-    #[serde(alias = "events")]
-    pdus: Vec<Box<RawValue>>,
+/// Events as another server sent them, in the text of its answer, with what pays for it.
+pub struct Fetched {
+    text: Vec<u8>,
+    events: Vec<Range<usize>>,
+    _paid: Option<Grant>,
+}
+
+impl Fetched {
+    /// The first `limit` events of an answer; those behind them are not looked at.
+    fn read(text: Vec<u8>, limit: usize, paid: Option<Grant>) -> Result<Fetched, Failed> {
+        #[derive(Deserialize)]
+        struct Pdus<'a> {
+            #[serde(borrow, alias = "events", deserialize_with = "skim::first::<LIMIT_MAX, _, _>")]
+            pdus: Vec<&'a RawValue>,
+        }
+        let Pdus { pdus } = serde_json::from_slice(&text)?;
+        let place = |raw: &RawValue| {
+            let start = raw.get().as_ptr() as usize - text.as_ptr() as usize;
+            start..start + raw.get().len()
+        };
+        let events = pdus.into_iter().take(limit).map(place).collect();
+        Ok(Fetched { text, events, _paid: paid })
+    }
+
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = &[u8]> {
+        self.events.iter().map(|place| &self.text[place.clone()])
+    }
+
+    #[cfg(test)]
+    pub fn for_tests(events: &[Box<RawValue>]) -> Fetched {
+        let text = serde_json::to_vec(&json!({ "pdus": events })).expect("events are JSON");
+        Fetched::read(text, LIMIT_MAX, None).expect("that is how they are sent")
+    }
 }
 
 impl Wire {
@@ -96,10 +130,11 @@ impl Wire {
         method: Method,
         target: &str,
         content: Option<Vec<u8>>,
-        max_bytes: u64,
-    ) -> Result<Vec<Box<RawValue>>, Failed> {
+        (limit, max_bytes): (usize, u64),
+    ) -> Result<Fetched, Failed> {
         let options = Options { timeout: ASK_TIMEOUT, max_bytes, insist: false };
-        Ok(self.remote.request(server, method, target, content, options).await?.json::<Pdus>()?.pdus)
+        let (text, paid) = self.remote.request(server, method, target, content, options).await?.into_parts();
+        Fetched::read(text, limit, Some(paid))
     }
 
     /// Hands on the elements of the arrays named, a frame's worth at a time.
@@ -149,19 +184,18 @@ impl Fetch for Wire {
         earliest: &[OwnedEventId],
         latest: &[OwnedEventId],
         limit: usize,
-    ) -> Result<Vec<Box<RawValue>>, Failed> {
+    ) -> Result<Fetched, Failed> {
         let target = format!("/_matrix/federation/v1/get_missing_events/{}", encode(room.as_str()));
         let asked = json!({ "earliest_events": earliest, "latest_events": latest, "limit": limit, "min_depth": 0 });
         let content = Some(asked.to_string().into_bytes());
-        let mut events = self.pdus(server, Method::POST, &target, content, EVENTS_BYTES_MAX).await?;
-        events.truncate(limit);
-        Ok(events)
+        self.pdus(server, Method::POST, &target, content, (limit, EVENTS_BYTES_MAX)).await
     }
 
     async fn event(&self, server: &ServerName, id: &EventId) -> Result<Box<RawValue>, Failed> {
         let target = format!("/_matrix/federation/v1/event/{}", encode(id.as_str()));
-        let mut events = self.pdus(server, Method::GET, &target, None, EVENT_BYTES_MAX).await?;
-        events.pop().ok_or_else(|| Failed::BadAnswer("no event".into()))
+        let events = self.pdus(server, Method::GET, &target, None, (1, EVENT_BYTES_MAX)).await?;
+        let event = events.iter().next().ok_or_else(|| Failed::BadAnswer("no event".into()))?;
+        Ok(serde_json::from_slice(event)?)
     }
 
     async fn state_ids(&self, server: &ServerName, room: &RoomId, id: &EventId, out: Pieces) -> Result<(), Failed> {
@@ -182,14 +216,28 @@ impl Fetch for Wire {
         room: &RoomId,
         from: &[OwnedEventId],
         limit: usize,
-    ) -> Result<Vec<Box<RawValue>>, Failed> {
+    ) -> Result<Fetched, Failed> {
         let mut target = format!("/_matrix/federation/v1/backfill/{}?limit={limit}", encode(room.as_str()));
         for id in from {
             target.push_str("&v=");
             target.push_str(&encode(id.as_str()));
         }
-        let mut events = self.pdus(server, Method::GET, &target, None, EVENTS_BYTES_MAX).await?;
-        events.truncate(limit);
-        Ok(events)
+        self.pdus(server, Method::GET, &target, None, (limit, EVENTS_BYTES_MAX)).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Half a megabyte of `0,` once became ten in boxes before it was cut to the number asked for.
+    #[test]
+    fn of_an_answer_only_so_many_events_are_looked_at() {
+        let text = format!(" {{ \"origin\": [1], \"events\": [{{\"a\": 1}}, {}2] }}", "0,".repeat(200_000));
+        let read = |limit| Fetched::read(text.clone().into_bytes(), limit, None).unwrap();
+        assert_eq!(read(2).iter().collect::<Vec<_>>(), [&b"{\"a\": 1}"[..], b"0"]);
+        let most = read(usize::MAX);
+        assert!(most.iter().count() == LIMIT_MAX && most.events.capacity() <= 2 * LIMIT_MAX);
+        assert!(matches!(Fetched::read(b"[]".to_vec(), 1, None), Err(Failed::BadAnswer(_))));
     }
 }

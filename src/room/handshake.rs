@@ -4,6 +4,7 @@
 //! Server-server API, "Inviting to a room", "Leaving Rooms (Rejecting Invites)", "Knocking upon a room". Every answer is
 //! a small one with a cap and a time; nothing here waits for a server while holding a room's lock.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use http::Method;
@@ -37,6 +38,8 @@ pub struct Template {
     /// Who drew it up, and so who is sent the event.
     pub server: OwnedServerName,
     event: Map<String, Value>,
+    /// Pays for the event.
+    _paid: Grant,
 }
 
 /// A verb of the `make_`/`send_` pair.
@@ -79,21 +82,24 @@ impl Rooms {
             target = format!("{target}?{}", versions.join("&"));
         }
         let answer = self.0.parts.remote.request(server, Method::GET, &target, None, asking()).await?;
-        let said: Map<String, Value> = answer.json()?;
-        Template::read(server, said, verb, room, user).map_err(|why| Failed::BadAnswer(why.to_string()))
+        let (said, paid) = answer.json()?;
+        Template::read(server, said, paid, verb, room, user).map_err(|why| Failed::BadAnswer(why.to_string()))
     }
 
     /// Makes a template our own event: `content` is what the user says, everything else is checked already.
     pub(super) fn sign_template(&self, template: &Template, content: Map<String, Value>) -> Result<Event> {
         let parts = &self.0.parts;
-        let mut event = template.event.clone();
-        event.insert("content".into(), content.into());
-        event.insert("origin_server_ts".into(), parts.clock.now_ms().into());
+        let (content, now_ms) = (Value::from(content), Value::from(parts.clock.now_ms()));
+        let id = Value::from(format!("${}:{}", parts.random.token(18), parts.server));
+        let mut event: BTreeMap<&str, &Value> =
+            template.event.iter().map(|(key, value)| (key.as_str(), value)).collect();
+        event.insert("content", &content);
+        event.insert("origin_server_ts", &now_ms);
         if template.version.event_id_in_event() {
-            event.insert("event_id".into(), format!("${}:{}", parts.random.token(18), parts.server).into());
+            event.insert("event_id", &id);
         }
-        let raw = Value::Object(event).to_string();
-        Ok(wire::sign_new(template.version, raw.as_bytes(), &parts.server, &parts.key)?)
+        let raw = serde_json::to_vec(&event).map_err(|error| Reject::json(error.to_string()))?;
+        Ok(wire::sign_new(template.version, &raw, &parts.server, &parts.key)?)
     }
 }
 
@@ -102,6 +108,7 @@ impl Template {
     fn read(
         server: &ServerName,
         mut said: Map<String, Value>,
+        paid: Grant,
         verb: Verb,
         room: &RoomId,
         user: &UserId,
@@ -124,7 +131,7 @@ impl Template {
         }
         let keep = ["type", "room_id", "sender", "state_key", "content", "prev_events", "auth_events", "depth"];
         let event = drawn.into_iter().filter(|(key, _)| keep.contains(&key.as_str())).collect();
-        Ok(Template { version, server: server.to_owned(), event })
+        Ok(Template { version, server: server.to_owned(), event, _paid: paid })
     }
 
     /// The local part of the restricted rooms' rules: who of that server lets our user in.
@@ -204,13 +211,19 @@ impl Rooms {
     ) -> Result<(&'static str, Vec<u8>)> {
         let template = self.ask_template(server, Verb::Knock, room, user).await?;
         let event = self.sign_template(&template, content)?;
-        let answer = self.hand_over(server, Verb::Knock, &event).await?;
+        let (answer, _paid) = self.hand_over(server, Verb::Knock, &event).await?.unzip();
+        let answer = answer.unwrap_or_default();
         let state = answer.get("knock_room_state").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
         Ok((template.version.id, strip(state, &event)))
     }
 
-    /// `send_leave` or `send_knock`; both answer with little.
-    async fn hand_over(&self, server: &ServerName, verb: Verb, event: &Event) -> Result<Map<String, Value>> {
+    /// `send_leave` or `send_knock`; both answer with little. Nothing where the old version of the API took it.
+    async fn hand_over(
+        &self,
+        server: &ServerName,
+        verb: Verb,
+        event: &Event,
+    ) -> Result<Option<(Map<String, Value>, Grant)>> {
         let target = |api: &str| {
             let (room, id) = (encode(event.room_id().as_str()), encode(event.id().as_str()));
             format!("/_matrix/federation/{api}/send_{}/{room}/{id}", verb.as_str())
@@ -222,11 +235,11 @@ impl Rooms {
             Err(failed) if verb == Verb::Leave && is_unknown_path(&failed) => {
                 // Version 1 of the API answers `[200, {}]`.
                 remote.request(server, Method::PUT, &target("v1"), content(), asking()).await?;
-                return Ok(Map::new());
+                return Ok(None);
             }
             other => other?,
         };
-        Ok(answer.json()?)
+        Ok(Some(answer.json()?))
     }
 
     /// Who would want to know that a local user leaves a room we are not in: the inviter's server, then the room id's.
@@ -456,9 +469,13 @@ impl Rooms {
                 old.insert("unsigned".into(), json!({ "invite_room_state": state }));
                 let body = Value::Object(old).to_string().into_bytes();
                 let answer = remote.request(server, Method::PUT, &target("v1"), Some(body), asking()).await?;
-                Ok(answer.json::<(u16, Signed)>()?.1.event)
+                let ((_, signed), _paid) = answer.json::<(u16, Signed)>()?;
+                Ok(signed.event)
             }
-            answer => Ok(answer?.json::<Signed>()?.event),
+            answer => {
+                let (signed, _paid) = answer?.json::<Signed>()?;
+                Ok(signed.event)
+            }
         }
     }
 }
@@ -506,7 +523,7 @@ impl Rooms {
         }
         let target = format!("/_matrix/federation/v1/query/directory?room_alias={}", encode(alias.as_str()));
         let answer = self.0.parts.remote.request(alias.server_name(), Method::GET, &target, None, asking()).await;
-        let found: Found = not_found(answer)?.json()?;
+        let (found, _paid) = not_found(answer)?.json::<Found>()?;
         let servers = found.servers.into_iter().filter_map(|name| OwnedServerName::try_from(name).ok());
         let mut servers: Vec<_> = servers.take(ALIAS_SERVERS_MAX).collect();
         if servers.is_empty() {

@@ -166,27 +166,37 @@ impl<'i, F: Fetch> Filling<'i, F> {
             let earliest = self.extremities().await?;
             let limit = GAP_EVENTS_PER_ROUND;
             let asking = self.inbox.fetch.missing_events(&self.origin, &self.room_id, &earliest, &latest, limit);
-            let raws = match self.in_time(asking).await {
-                Ok(raws) => raws,
+            let fetched = match self.in_time(asking).await {
+                Ok(fetched) => fetched,
                 Err(failed) => {
                     tracing::debug!(origin = %self.origin, %failed, "missing events cannot be had");
                     break;
                 }
             };
-            let events = raws.iter().filter_map(|raw| self.read(raw.get().as_bytes()).ok()).collect();
+            // As many as fit, the newest first: those behind them could not be reached without them.
+            let (held, mut events) = (self.grant.bytes(), Vec::new());
+            for raw in fetched.iter().rev() {
+                let Ok(event) = self.read(raw) else { continue };
+                if self.grant.grow(event.weight() as u64).is_err() {
+                    break;
+                }
+                events.push(event);
+            }
+            drop(fetched);
             let mut fresh: HashMap<OwnedEventId, Event> =
                 self.inbox.check(events).await.into_iter().filter_map(|(id, event)| Some((id, event.ok()?))).collect();
             // Only what leads to the event counts; a server that sends anything else is not asked to.
             let before = found.len();
+            let mut kept = 0;
             let mut next: Vec<OwnedEventId> = open.iter().cloned().collect();
             while let Some(id) = next.pop() {
                 let Some(event) = fresh.remove(&id) else { continue };
-                if self.grant.grow(event.weight() as u64).is_err() {
-                    break;
-                }
+                kept += event.weight() as u64;
                 next.extend(event.prev_events().map(ToOwned::to_owned));
                 found.insert(id, Arc::new(event));
             }
+            drop(fresh);
+            self.grant.shrink((self.grant.bytes() - held).saturating_sub(kept));
             open = self.still_open(event, &found).await?;
             if open.is_empty() || found.len() == before {
                 break;

@@ -16,6 +16,7 @@ use tokio::task::JoinSet;
 use super::{Error, Requester, Users, account, circle};
 use crate::base::blocking;
 use crate::budget::Grant;
+use crate::matrix::skim;
 use crate::remote::{Failed, Options};
 use crate::store::tables::key::{self, FallbackKey, OneTimeKey, Purpose};
 use crate::store::tables::{device, user};
@@ -23,6 +24,8 @@ use crate::store::{Change, Get, UserNum};
 
 /// Of one device, all algorithms together; apps keep some fifty.
 const ONE_TIME_KEYS_MAX: usize = 1000;
+/// Of one device, one for each algorithm; there is one algorithm that apps use.
+pub(super) const FALLBACK_KEYS_MAX: usize = 16;
 const KEY_BYTES_MAX: usize = 4 << 10;
 const DEVICE_KEYS_BYTES_MAX: usize = 16 << 10;
 const KEY_NAME_BYTES_MAX: usize = 128;
@@ -34,10 +37,14 @@ const ASKED_AT_ONCE: usize = 4;
 /// Users asked for in one question; halved when the answer is too long.
 const USERS_PER_QUESTION: usize = 50;
 const QUESTION_TIMEOUT: Duration = Duration::from_secs(10);
-/// One-time keys handed out in one write.
-const CLAIMS_PER_WRITE: usize = 200;
-/// Parsing keeps an answer's text about once more, and writing it a third time.
-const COPIES: u64 = 3;
+/// One-time keys handed out in one write; each is paid for in full before it is taken.
+const CLAIMS_PER_WRITE: usize = 24;
+/// A key is held as it was told, and once more in the answer that is written.
+const COPIES: u64 = 2;
+/// What holds it beside its text: its place in a map, its name.
+const ENTRY_BYTES: u64 = 256;
+/// Paid for before anything is looked up.
+const ANSWER_BYTES: u64 = 16 << 10;
 
 /// What an app uploads.
 #[derive(Deserialize)]
@@ -88,6 +95,24 @@ impl Answered {
     }
 }
 
+/// The answer about one-time keys, in the shape it is sent in, with what pays for it.
+#[derive(Serialize)]
+pub struct Claimed {
+    one_time_keys: BTreeMap<OwnedUserId, BTreeMap<String, Box<RawValue>>>,
+    /// Other servers are told of none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    failures: Option<BTreeMap<OwnedServerName, Value>>,
+    #[serde(skip)]
+    grant: Grant,
+}
+
+impl Claimed {
+    /// The JSON and the grant that pays for it.
+    pub fn into_json(self) -> (Vec<u8>, Grant) {
+        (serde_json::to_vec(&self).unwrap_or_else(|_| b"{}".to_vec()), self.grant)
+    }
+}
+
 impl Users {
     /// Keeps a device's keys. Answers how many one-time keys it has of each algorithm.
     pub async fn upload_keys(&self, requester: &Requester, upload: Upload) -> Result<BTreeMap<String, u64>, Error> {
@@ -101,6 +126,7 @@ impl Users {
             for (algorithm, key) in &fresh {
                 key::add_one_time(w, user, device_id, algorithm, key)?;
             }
+            check_fallback_count(w, user, device_id, &fallback)?;
             for (algorithm, OneTimeKey { id, key }) in fallback {
                 let before = key::fallback(w, user, device_id, &algorithm)?;
                 let used = before.is_some_and(|before| before.used && before.id == id && before.key == key);
@@ -125,7 +151,7 @@ impl Users {
         wanted: BTreeMap<OwnedUserId, Vec<String>>,
         timeout: Option<Duration>,
     ) -> Result<Answered, Error> {
-        let grant = self.0.parts.budget.account("response_bodies").take(16 << 10).await?;
+        let grant = self.0.parts.budget.account("response_bodies").take(ANSWER_BYTES).await?;
         let mut answered = Answered {
             device_keys: BTreeMap::new(),
             master_keys: BTreeMap::new(),
@@ -154,22 +180,23 @@ impl Users {
     }
 
     /// Hands out a one-time key for each device named, or its fallback key.
-    pub async fn keys_claim(&self, viewer: Viewer, wanted: Claims, timeout: Option<Duration>) -> Result<Value, Error> {
+    pub async fn keys_claim(
+        &self,
+        viewer: Viewer,
+        wanted: Claims,
+        timeout: Option<Duration>,
+    ) -> Result<Claimed, Error> {
+        let grant = self.0.parts.budget.account("response_bodies").take(ANSWER_BYTES).await?;
+        let failures = (viewer != Viewer::OtherServer).then(BTreeMap::new);
+        let mut claimed = Claimed { one_time_keys: BTreeMap::new(), failures, grant };
         let server = self.server().to_owned();
         let (here, elsewhere): (Claims, Claims) =
             wanted.into_iter().partition(|(user, _)| user.server_name() == server);
-        let mut keys = Map::new();
-        let mut failures = Map::new();
-        self.claim_local(here, &mut keys).await?;
+        self.claim_local(here, &mut claimed).await?;
         if viewer != Viewer::OtherServer {
-            let timeout = timeout.unwrap_or(QUESTION_TIMEOUT);
-            self.claim_elsewhere(elsewhere, timeout, &mut keys, &mut failures).await;
+            self.claim_elsewhere(elsewhere, timeout.unwrap_or(QUESTION_TIMEOUT), &mut claimed).await;
         }
-        let mut answer = json!({ "one_time_keys": keys });
-        if viewer != Viewer::OtherServer {
-            answer["failures"] = failures.into();
-        }
-        Ok(answer)
+        Ok(claimed)
     }
 
     /// What another server is told of a local user's devices.
@@ -247,7 +274,8 @@ impl Users {
                 }
                 let users_here = self.clone();
                 asked.spawn(async move {
-                    let body = json!({ "device_keys": users.iter().cloned().collect::<BTreeMap<_, _>>() });
+                    let wanted: BTreeMap<_, _> = users.iter().map(|(user, devices)| (user, devices)).collect();
+                    let body = serde_json::to_vec(&BTreeMap::from([("device_keys", wanted)])).unwrap_or_default();
                     let path = "/_matrix/federation/v1/user/keys/query";
                     let answer = users_here.ask(&server, path, body, timeout).await;
                     (server, users, answer)
@@ -258,7 +286,7 @@ impl Users {
             match answer {
                 Ok(answer) => {
                     let asked_for: BTreeSet<_> = users.into_iter().map(|(user, _)| user).collect();
-                    if let Err(failed) = answered.add_remote(&asked_for, &answer) {
+                    if let Err(failed) = answered.add_remote(&asked_for, &answer.body) {
                         answered.failures.insert(server, failure(&failed));
                     }
                 }
@@ -298,38 +326,35 @@ impl Users {
         &self,
         server: &ServerName,
         path: &str,
-        body: Value,
+        body: Vec<u8>,
         timeout: Duration,
     ) -> Result<crate::remote::Answer, Failed> {
         let options = Options { timeout: timeout.min(Duration::from_secs(30)), ..Options::insisting() };
-        let body = body.to_string().into_bytes();
         self.0.parts.remote.request(server, http::Method::POST, path, Some(body), options).await
     }
 
-    async fn claim_local(&self, wanted: Claims, keys: &mut Map<String, Value>) -> Result<(), Error> {
-        let flat: Vec<(OwnedUserId, String, String)> = wanted
-            .into_iter()
-            .flat_map(|(user, devices)| {
-                devices.into_iter().map(move |(device, algorithm)| (user.clone(), device, algorithm))
-            })
-            .collect();
-        for part in flat.chunks(CLAIMS_PER_WRITE) {
-            let part = part.to_vec();
+    async fn claim_local(&self, wanted: Claims, claimed: &mut Claimed) -> Result<(), Error> {
+        let mut claims = wanted.into_iter().flat_map(|(user, devices)| {
+            devices.into_iter().map(move |(device, algorithm)| (user.clone(), device, algorithm))
+        });
+        loop {
+            let part: Vec<(OwnedUserId, String, String)> = claims.by_ref().take(CLAIMS_PER_WRITE).collect();
+            if part.is_empty() {
+                return Ok(());
+            }
+            // Ahead: a key that was taken and then could not be told would be lost.
+            let before = claimed.grant.bytes();
+            claimed.grant.grow(part.len() as u64 * price(KEY_BYTES_MAX + KEY_NAME_BYTES_MAX))?;
             let taken = self.write(move |w| take_keys(w, part)).await?;
+            let paid: u64 = taken.iter().map(|(_, _, key)| price(key.get().len())).sum();
+            claimed.grant.shrink((claimed.grant.bytes() - before).saturating_sub(paid));
             for (user, device_id, key) in taken {
-                insert_key(keys, user.as_str(), &device_id, key);
+                claimed.one_time_keys.entry(user).or_default().insert(device_id, key);
             }
         }
-        Ok(())
     }
 
-    async fn claim_elsewhere(
-        &self,
-        wanted: Claims,
-        timeout: Duration,
-        keys: &mut Map<String, Value>,
-        failures: &mut Map<String, Value>,
-    ) {
+    async fn claim_elsewhere(&self, wanted: Claims, timeout: Duration, claimed: &mut Claimed) {
         let mut by_server: BTreeMap<OwnedServerName, Claims> = BTreeMap::new();
         for (user, devices) in wanted {
             by_server.entry(user.server_name().to_owned()).or_default().insert(user, devices);
@@ -342,33 +367,53 @@ impl Users {
             {
                 let users = self.clone();
                 asked.spawn(async move {
-                    let body = json!({ "one_time_keys": claims });
+                    let body = serde_json::to_vec(&BTreeMap::from([("one_time_keys", &claims)])).unwrap_or_default();
                     let answer = users.ask(&server, "/_matrix/federation/v1/user/keys/claim", body, timeout).await;
                     (server, claims, answer)
                 });
             }
             let Some(done) = asked.join_next().await else { return };
             let Ok((server, claims, answer)) = done else { continue };
-            #[derive(Deserialize)]
-            struct Claimed {
-                #[serde(default)]
-                one_time_keys: BTreeMap<String, BTreeMap<String, Value>>,
-            }
-            match answer.and_then(|answer| answer.json::<Claimed>()) {
-                Ok(claimed) => {
-                    for (user, devices) in claimed.one_time_keys {
-                        let Some(asked_for) = claims.iter().find(|(name, _)| name.as_str() == user) else { continue };
-                        for (device, key) in devices.into_iter().filter(|(id, _)| asked_for.1.contains_key(id)) {
-                            insert_key(keys, &user, &device, key);
-                        }
-                    }
-                }
-                Err(failed) => {
-                    failures.insert(server.to_string(), failure(&failed));
-                }
+            let taken = answer.and_then(|answer| claimed.add_remote(&claims, &answer.body));
+            if let Err(failed) = taken {
+                claimed.failures.get_or_insert_default().insert(server, failure(&failed));
             }
         }
     }
+}
+
+impl Claimed {
+    /// Takes over what a server tells of the devices it was asked for, and of no others. What of it is not too long and fits
+    /// our memory stays, also when the rest does not.
+    fn add_remote(&mut self, asked_for: &Claims, told: &[u8]) -> Result<(), Failed> {
+        each_of(told, "one_time_keys", &mut |user, devices| {
+            let Some((user, asked)) = asked_for.iter().find(|(name, _)| name.as_str() == user) else { return Ok(()) };
+            skim::each_member(devices.get().as_bytes(), &mut |device, key| {
+                if asked.contains_key(device) && key.get().len() <= KEY_BYTES_MAX {
+                    self.grant.grow(price(key.get().len()))?;
+                    self.one_time_keys.entry(user.clone()).or_default().insert(device.to_owned(), key.to_owned());
+                }
+                Ok(())
+            })
+        })
+    }
+}
+
+/// Shows the members of one member of an object.
+fn each_of(
+    object: &[u8],
+    name: &str,
+    visit: &mut dyn FnMut(&str, &RawValue) -> Result<(), Failed>,
+) -> Result<(), Failed> {
+    skim::each_member(object, &mut |key, value| match key == name {
+        true => skim::each_member(value.get().as_bytes(), visit),
+        false => Ok(()),
+    })
+}
+
+/// What a key in an answer is charged.
+fn price(bytes: usize) -> u64 {
+    bytes as u64 * COPIES + ENTRY_BYTES
 }
 
 impl Answered {
@@ -411,22 +456,26 @@ impl Answered {
     }
 
     /// Takes over what a server says of the users it was asked for, and of no others.
-    fn add_remote(&mut self, asked_for: &BTreeSet<OwnedUserId>, answer: &crate::remote::Answer) -> Result<(), Failed> {
-        #[derive(Deserialize)]
-        struct Told {
-            #[serde(default)]
-            device_keys: BTreeMap<OwnedUserId, BTreeMap<String, Box<RawValue>>>,
-            #[serde(default)]
-            master_keys: BTreeMap<OwnedUserId, Box<RawValue>>,
-            #[serde(default)]
-            self_signing_keys: BTreeMap<OwnedUserId, Box<RawValue>>,
+    fn add_remote(&mut self, asked_for: &BTreeSet<OwnedUserId>, told: &[u8]) -> Result<(), Failed> {
+        let Answered { device_keys, master_keys, self_signing_keys, grant, .. } = self;
+        each_of(told, "device_keys", &mut |user, devices| {
+            let Some(user) = asked_for.iter().find(|asked| asked.as_str() == user) else { return Ok(()) };
+            grant.grow(ENTRY_BYTES)?;
+            let of_user = device_keys.entry(user.clone()).or_default();
+            skim::each_member(devices.get().as_bytes(), &mut |device, keys| {
+                grant.grow(price(device.len() + keys.get().len()))?;
+                of_user.insert(device.to_owned(), keys.to_owned());
+                Ok(())
+            })
+        })?;
+        for (name, kept) in [("master_keys", master_keys), ("self_signing_keys", self_signing_keys)] {
+            each_of(told, name, &mut |user, key| {
+                let Some(user) = asked_for.iter().find(|asked| asked.as_str() == user) else { return Ok(()) };
+                grant.grow(price(key.get().len()))?;
+                kept.insert(user.clone(), key.to_owned());
+                Ok(())
+            })?;
         }
-        self.grant.grow(answer.body.len() as u64 * COPIES)?;
-        let told: Told = answer.json()?;
-        let asked = |user: &OwnedUserId| asked_for.contains(user);
-        self.device_keys.extend(told.device_keys.into_iter().filter(|(user, _)| asked(user)));
-        self.master_keys.extend(told.master_keys.into_iter().filter(|(user, _)| asked(user)));
-        self.self_signing_keys.extend(told.self_signing_keys.into_iter().filter(|(user, _)| asked(user)));
         Ok(())
     }
 }
@@ -590,6 +639,25 @@ fn new_one_time(
     Ok(fresh)
 }
 
+/// Every sync lists the algorithms that a device has fallback keys of.
+fn check_fallback_count(
+    get: &impl Get,
+    user: UserNum,
+    device_id: &str,
+    uploaded: &[(String, OneTimeKey)],
+) -> Result<(), Error> {
+    let mut fresh: BTreeSet<&str> = BTreeSet::new();
+    for (algorithm, _) in uploaded {
+        if key::fallback(get, user, device_id, algorithm)?.is_none() {
+            fresh.insert(algorithm);
+        }
+    }
+    if fresh.is_empty() || key::fallback_count(get, user, device_id)? + fresh.len() <= FALLBACK_KEYS_MAX {
+        return Ok(());
+    }
+    Err(Error::TooLarge(format!("A device may have fallback keys of {FALLBACK_KEYS_MAX} algorithms")))
+}
+
 /// Signatures may differ between two uploads of one key.
 fn same_key(one: &Value, other: &Value) -> bool {
     match (one.get("key"), other.get("key")) {
@@ -602,7 +670,7 @@ fn same_key(one: &Value, other: &Value) -> bool {
 fn take_keys(
     w: &mut crate::store::Write<'_>,
     claims: Vec<(OwnedUserId, String, String)>,
-) -> Result<Vec<(OwnedUserId, String, Value)>, Error> {
+) -> Result<Vec<(OwnedUserId, String, Box<RawValue>)>, Error> {
     let mut taken = Vec::new();
     let mut wake = BTreeSet::new();
     for (user_id, device_id, algorithm) in claims {
@@ -626,20 +694,49 @@ fn take_keys(
         };
         if let Some((id, key)) = key {
             wake.insert(num);
-            taken.push((user_id, device_id, json!({ format!("{algorithm}:{id}"): key })));
+            let named = to_raw_value(&BTreeMap::from([(format!("{algorithm}:{id}"), key)]));
+            taken.push((user_id, device_id, named.map_err(|wrong| Error::invalid(wrong.to_string()))?));
         }
     }
     w.announce(Change { users: wake.into_iter().collect(), ..Change::default() });
     Ok(taken)
 }
 
-fn insert_key(keys: &mut Map<String, Value>, user: &str, device: &str, key: Value) {
-    let devices = keys.entry(user).or_insert_with(|| json!({}));
-    if let Some(devices) = devices.as_object_mut() {
-        devices.insert(device.to_owned(), key);
-    }
-}
-
 fn failure(failed: &Failed) -> Value {
     json!({ "errcode": "M_UNKNOWN", "error": format!("The server {failed}") })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::budget::Budget;
+
+    fn claimed(budget: &Budget) -> Claimed {
+        let grant = budget.account("response_bodies").try_take(ANSWER_BYTES).unwrap();
+        Claimed { one_time_keys: BTreeMap::new(), failures: Some(BTreeMap::new()), grant }
+    }
+
+    /// A key `[0,0,…]` of half a megabyte once became sixteen on the heap, and on nobody's account.
+    #[test]
+    fn of_another_servers_keys_only_those_asked_for_are_kept_and_paid_for() {
+        let budget = Budget::for_tests();
+        let mut answer = claimed(&budget);
+        let (bob, device) = ("@bob:far.test", BTreeMap::from([("D".to_owned(), "curve".to_owned())]));
+        let asked: Claims = [(bob.try_into().unwrap(), device)].into();
+        let long = format!("[{}0]", "0,".repeat(200_000));
+        let others: String = (0..10_000).map(|n| format!("\"X{n}\":0,")).collect();
+        let told = format!(
+            r#"{{"one_time_keys": {{"@eve:far.test": {{"D": 1}}, "{bob}": {{{others} "D": {long}, "D": {{"curve:A": "key"}}}}}}}}"#
+        );
+        answer.add_remote(&asked, told.as_bytes()).unwrap();
+        assert!(answer.grant.bytes() > ANSWER_BYTES && answer.grant.bytes() < ANSWER_BYTES + 1024);
+        let json = answer.into_json().0;
+        let expected = format!(r#"{{"one_time_keys":{{"{bob}":{{"D":{{"curve:A": "key"}}}}}},"failures":{{}}}}"#);
+        assert_eq!(String::from_utf8(json).unwrap(), expected);
+        let account = budget.account("response_bodies");
+        let mut answer = claimed(&budget);
+        let _rest = account.try_take(account.limit() - account.used()).unwrap();
+        let refused = answer.add_remote(&asked, told.as_bytes());
+        assert!(matches!(refused, Err(Failed::Refused(_))) && answer.one_time_keys.is_empty());
+    }
 }

@@ -6,6 +6,7 @@ use ruma::UserId;
 use serde_json::{Map, Value};
 
 use super::{Error, Users, account};
+use crate::budget::Grant;
 use crate::remote::{Options, encode};
 use crate::store::tables::user::{self, Standing};
 
@@ -15,16 +16,17 @@ const FIELD_NAME_BYTES_MAX: usize = 255;
 const PROFILE_BYTES_MAX: usize = 64 << 10;
 
 impl Users {
-    /// A user's profile, asked of their own server when that is another.
-    pub async fn profile(&self, user_id: &UserId) -> Result<Map<String, Value>, Error> {
+    /// A user's profile, asked of their own server when that is another; then with what pays for it.
+    pub async fn profile(&self, user_id: &UserId) -> Result<(Map<String, Value>, Option<Grant>), Error> {
         if user_id.server_name() == self.server() {
-            return self.local_profile(user_id).await;
+            return Ok((self.local_profile(user_id).await?, None));
         }
         let server = user_id.server_name();
         let target = format!("/_matrix/federation/v1/query/profile?user_id={}", encode(user_id.as_str()));
         let options = Options { max_bytes: PROFILE_BYTES_MAX as u64 * 2, ..Options::insisting() };
         let answer = self.0.parts.remote.request(server, http::Method::GET, &target, None, options).await?;
-        Ok(answer.json()?)
+        let (profile, paid) = answer.json()?;
+        Ok((profile, Some(paid)))
     }
 
     /// A local user's profile; `NotFound` when there is no such account.

@@ -4,6 +4,7 @@
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
+use super::keys::FALLBACK_KEYS_MAX;
 use super::{Error, Requester, Users, circle};
 use crate::base::{ChunkError, Pen};
 use crate::matrix::json;
@@ -154,7 +155,7 @@ impl Own {
         if !counts.iter().any(|(algorithm, _)| algorithm == USUAL) {
             counts.push((USUAL.to_owned(), 0));
         }
-        let unused = key::unused_fallbacks(&*self.read, self.user, device)?;
+        let unused = key::unused_fallbacks(&*self.read, self.user, device, FALLBACK_KEYS_MAX)?;
         out.extend_from_slice(b"\"device_one_time_keys_count\":{");
         let mut first = true;
         for (algorithm, count) in &counts {

@@ -185,6 +185,23 @@ async fn a_filter_is_kept_only_when_a_sync_can_read_it() {
     }
 }
 
+/// Any number of algorithms were kept, and each sync listed them all.
+#[tokio::test]
+async fn a_device_has_a_handful_of_fallback_keys() {
+    let town = town();
+    let alice = town.person("alice").await;
+    let upload = |algorithms: std::ops::Range<usize>| {
+        let keys: serde_json::Map<String, Value> =
+            algorithms.map(|n| (format!("made_up_{n}:A"), json!({ "key": "abc" }))).collect();
+        let upload = serde_json::from_value(json!({ "fallback_keys": keys })).unwrap();
+        town.users.upload_keys(&alice, upload)
+    };
+    upload(0..keys::FALLBACK_KEYS_MAX).await.unwrap();
+    upload(1..3).await.unwrap();
+    assert!(matches!(upload(15..17).await, Err(Error::TooLarge(_))));
+    assert!(matches!(upload(100..100_000 / 100).await, Err(Error::TooLarge(_))));
+}
+
 #[tokio::test]
 async fn a_user_with_many_devices_loses_the_one_not_heard_of_for_longest() {
     let town = town();

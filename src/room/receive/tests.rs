@@ -14,7 +14,7 @@ use crate::matrix::sign::{Key, PublicKey};
 use crate::matrix::{Draft, auth};
 use crate::remote::Failed;
 use crate::room::backfill::Gap;
-use crate::room::fetch::{KeyName, Pieces};
+use crate::room::fetch::{Fetched, KeyName, Pieces};
 use crate::room::share::tests::synced;
 use crate::room::state::{known, load};
 use crate::room::tests::{House, START_MS, house_within};
@@ -69,11 +69,11 @@ impl Fetch for Peer {
         earliest: &[OwnedEventId],
         latest: &[OwnedEventId],
         limit: usize,
-    ) -> Result<Vec<Box<RawValue>>, Failed> {
+    ) -> Result<Fetched, Failed> {
         self.with(|book| {
             book.asked.push("missing_events");
             if book.keeps_events {
-                return Ok(Vec::new());
+                return Ok(Fetched::for_tests(&[]));
             }
             let (mut found, mut open) = (Vec::new(), latest.to_vec());
             let mut seen: Vec<OwnedEventId> = earliest.to_vec();
@@ -89,7 +89,7 @@ impl Fetch for Peer {
                     }
                 }
             }
-            Ok(found)
+            Ok(Fetched::for_tests(&found))
         })
     }
     async fn event(&self, _: &ServerName, id: &ruma::EventId) -> Result<Box<RawValue>, Failed> {
@@ -139,7 +139,7 @@ impl Fetch for Peer {
         _: &RoomId,
         from: &[OwnedEventId],
         limit: usize,
-    ) -> Result<Vec<Box<RawValue>>, Failed> {
+    ) -> Result<Fetched, Failed> {
         self.with(|book| {
             book.asked.push("backfill");
             let (mut found, mut open) = (Vec::new(), from.to_vec());
@@ -149,7 +149,7 @@ impl Fetch for Peer {
                 open.extend(event.prev_events().map(ToOwned::to_owned));
                 found.push(raw(event));
             }
-            Ok(found)
+            Ok(Fetched::for_tests(&found))
         })
     }
 }

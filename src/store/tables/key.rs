@@ -136,18 +136,29 @@ pub fn set_fallback(
     tables::put_json(w, &FALLBACK_KEY, &fallback_row(user, device_id, algorithm), key)
 }
 
-/// The algorithms for which a device has a fallback key nobody has been given yet.
-pub fn unused_fallbacks(get: &impl Get, user: UserNum, device_id: &str) -> Result<Vec<String>> {
+/// The algorithms for which a device has a fallback key nobody has been given yet; at most `most` are looked at.
+pub fn unused_fallbacks(get: &impl Get, user: UserNum, device_id: &str, most: usize) -> Result<Vec<String>> {
     let prefix = device::prefix(user, device_id);
-    let mut algorithms = Vec::new();
+    let (mut algorithms, mut seen) = (Vec::new(), 0);
     get.prefix(&FALLBACK_KEY, &prefix, &mut |row, value| {
         let key: FallbackKey = tables::parse(&FALLBACK_KEY, row, value)?;
         if !key.used {
             algorithms.push(String::from_utf8_lossy(&row[prefix.len()..]).into_owned());
         }
-        Ok(ControlFlow::Continue(()))
+        seen += 1;
+        Ok(if seen < most { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
     })?;
     Ok(algorithms)
+}
+
+/// Of how many algorithms a device has a fallback key.
+pub fn fallback_count(get: &impl Get, user: UserNum, device_id: &str) -> Result<usize> {
+    let mut count = 0;
+    get.prefix(&FALLBACK_KEY, &device::prefix(user, device_id), &mut |_, _| {
+        count += 1;
+        Ok(ControlFlow::Continue(()))
+    })?;
+    Ok(count)
 }
 
 fn fallback_row(user: UserNum, device_id: &str, algorithm: &str) -> Vec<u8> {

@@ -1,0 +1,128 @@
+//! Reading what is wanted of somebody else's JSON and passing over the rest: nothing is kept that nobody asked for, so what
+//! a text may become in memory does not depend on what its writer filled it with.
+
+use std::fmt;
+use std::marker::PhantomData;
+
+use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_json::value::RawValue;
+
+/// Shows each member of an object, as it stands, until `visit` fails. Only the text of one key is held beside the object.
+pub fn each_member<E: From<serde_json::Error>>(
+    object: &[u8],
+    visit: &mut dyn FnMut(&str, &RawValue) -> Result<(), E>,
+) -> Result<(), E> {
+    let mut failed = None;
+    let mut text = serde_json::Deserializer::from_slice(object);
+    let read = text.deserialize_map(Each { visit, failed: &mut failed }).and_then(|()| text.end());
+    match failed {
+        Some(failed) => Err(failed),
+        None => Ok(read?),
+    }
+}
+
+/// One member of an object that may be anything; nothing where it is not there or of another shape.
+pub fn member<T: for<'t> Deserialize<'t>>(object: &[u8], name: &str) -> Option<T> {
+    let mut found = None;
+    let read = each_member(object, &mut |key, value| {
+        if key == name {
+            found = serde_json::from_str(value.get()).ok();
+        }
+        Ok::<_, serde_json::Error>(())
+    });
+    read.ok().and(found)
+}
+
+/// The first `MOST` elements of an array, for `#[serde(deserialize_with)]`; those behind them are read past.
+pub fn first<'de, const MOST: usize, D, T>(text: D) -> Result<Vec<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    text.deserialize_seq(First::<MOST, T>(PhantomData))
+}
+
+struct Each<'v, E> {
+    visit: &'v mut dyn FnMut(&str, &RawValue) -> Result<(), E>,
+    failed: &'v mut Option<E>,
+}
+
+impl<'de, E> Visitor<'de> for Each<'_, E> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        while let Some((key, value)) = map.next_entry::<String, &RawValue>()? {
+            if let Err(failed) = (self.visit)(&key, value) {
+                *self.failed = Some(failed);
+                return Err(A::Error::custom("enough was seen"));
+            }
+        }
+        Ok(())
+    }
+}
+
+struct First<const MOST: usize, T>(PhantomData<T>);
+
+impl<'de, const MOST: usize, T: Deserialize<'de>> Visitor<'de> for First<MOST, T> {
+    type Value = Vec<T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an array")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Vec<T>, A::Error> {
+        let mut kept = Vec::new();
+        while kept.len() < MOST {
+            let Some(element) = list.next_element()? else { return Ok(kept) };
+            kept.push(element);
+        }
+        while list.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(kept)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn members_are_shown_one_by_one() {
+        let mut seen = Vec::new();
+        let all = each_member(br#" { "a\n" : 1, "b": {"c": [2]} } "#, &mut |key, value| {
+            seen.push((key.to_owned(), value.get().to_owned()));
+            Ok::<_, serde_json::Error>(())
+        });
+        all.unwrap();
+        assert_eq!(seen, [("a\n".to_owned(), "1".to_owned()), ("b".to_owned(), r#"{"c": [2]}"#.to_owned())]);
+        for wrong in ["[]", "{", "{} {}", "", "7"] {
+            assert!(each_member(wrong.as_bytes(), &mut |_, _| Ok::<_, serde_json::Error>(())).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn one_member_of_anything() {
+        let body = br#"{"errcode":"M_X","error":["a"],"retry_after_ms":7}"#;
+        assert_eq!(member::<String>(body, "errcode").as_deref(), Some("M_X"));
+        assert_eq!(member::<String>(body, "error"), None);
+        assert_eq!(member::<u64>(body, "retry_after_ms"), Some(7));
+        assert_eq!(member::<u64>(b"<html>", "retry_after_ms"), None);
+    }
+
+    /// An array of half a megabyte once became ten on the heap before anybody counted its elements.
+    #[test]
+    fn a_long_array_is_not_kept() {
+        #[derive(serde::Deserialize)]
+        struct Some<'a> {
+            #[serde(borrow, deserialize_with = "first::<3, _, _>")]
+            list: Vec<&'a RawValue>,
+        }
+        let text = format!("{{\"list\":[{}0]}}", "0,".repeat(100_000));
+        let read: Some<'_> = serde_json::from_str(&text).unwrap();
+        assert!(read.list.len() == 3 && read.list.capacity() < 10);
+        assert!(serde_json::from_str::<Some<'_>>(r#"{"list":[0,0,0,0,}"#).is_err());
+    }
+}
