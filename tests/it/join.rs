@@ -227,10 +227,73 @@ async fn a_join_that_was_interrupted_is_cancelled_on_the_stopped_server() {
     };
     visit.house = visit.house.restart_after(meanwhile).await;
     assert!(asked.await.unwrap().is_err());
-    let journals = || staging::journals(&visit.house.server().store.read().unwrap()).unwrap();
-    while !journals().is_empty() {
+    while !journals(&visit.house).is_empty() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+    visit.is_clean();
+    visit.house.stop().await;
+}
+
+/// An interrupted join had its turn when the room had been joined anew by then: it cleared the room's present state and put it
+/// back to what the old join had been told.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_join_that_was_interrupted_leaves_a_room_that_is_here_as_it_is() {
+    let (mut visit, asked) = hanging().await;
+    let mut old = journals(&visit.house).remove(0).1;
+    *lock(&visit.resident.shared.dials) = Dials::default();
+    asked.await.unwrap().unwrap();
+    while !journals(&visit.house).is_empty() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    (old.batches, old.events, old.bytes, old.nodes) = (0, 0, 0, 0);
+    let write = move |w: &mut snug::store::Write<'_>| {
+        let num = staging::new_join(w)?;
+        staging::set_journal(w, num, &old)
+    };
+    visit.house.server().store.write(write).await.unwrap();
+    let row = |visit: &Visit| {
+        let read = visit.house.server().store.read().unwrap();
+        room::get_of(&read, room::num(&read, &visit.room_id).unwrap().unwrap()).unwrap()
+    };
+    let before = row(&visit);
+    visit.house = visit.house.restart().await;
+    while !journals(&visit.house).is_empty() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(row(&visit), before);
+    visit.check_state();
+    visit.house.stop().await;
+}
+
+/// Joins that were interrupted went on one after the other: one whose residents could not be reached kept all others for hours,
+/// and whoever asked for one of those meanwhile began a second join beside it.
+#[tokio::test(flavor = "multi_thread")]
+async fn joins_that_were_interrupted_do_not_wait_for_each_other() {
+    let (mut visit, asked) = hanging().await;
+    let mut other = journals(&visit.house).remove(0).1;
+    other.room_id = "!other:resident.load.test".into();
+    (other.batches, other.events) = (0, 1);
+    let write = move |w: &mut snug::store::Write<'_>| {
+        let num = staging::new_join(w)?;
+        staging::set_journal(w, num, &other)
+    };
+    visit.house.server().store.write(write).await.unwrap();
+    lock(&visit.resident.shared.dials).deaf = true;
+    visit.house = visit.house.restart().await;
+    assert!(asked.await.unwrap().is_err());
+    assert!(cancel(visit.house.data_dir(), "!other:resident.load.test").contains("ends at its next step"));
+    while journals(&visit.house).len() > 1 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(stored(&visit.house) >= 500, "the first one waits still");
+    let (rooms, user, room) =
+        (visit.house.server().rooms.clone(), UserId::parse(USER).unwrap(), RoomId::parse(&visit.room_id).unwrap());
+    let via: Vec<OwnedServerName> = vec![RESIDENT.try_into().unwrap()];
+    let again = tokio::spawn(async move { rooms.join(&user, &room, Joining { via, ..Joining::default() }).await });
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert!(!again.is_finished() && journals(&visit.house).len() == 1, "whoever asks again waits for it");
+    assert!(cancel(visit.house.data_dir(), &visit.room_id).contains("ends at its next step"));
+    assert!(again.await.unwrap().is_err());
     visit.is_clean();
     visit.house.stop().await;
 }
@@ -251,8 +314,11 @@ async fn hanging() -> (Visit, tokio::task::JoinHandle<Result<(), snug::room::Err
 
 /// Events of the join under way.
 fn stored(house: &House) -> u64 {
-    let read = house.server().store.read().unwrap();
-    staging::journals(&read).unwrap().first().map_or(0, |(_, journal)| journal.events)
+    journals(house).first().map_or(0, |(_, journal)| journal.events)
+}
+
+fn journals(house: &House) -> Vec<(staging::JoinNum, staging::Journal)> {
+    staging::journals(&house.server().store.read().unwrap()).unwrap()
 }
 
 /// What `snug rooms cancel` says.

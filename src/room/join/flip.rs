@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 
 use super::settle::Settled;
-use super::{Join, Phase, Stop};
+use super::{Error, Join, Phase, Stop};
 use crate::base;
 use crate::budget::spill::Spill;
 use crate::matrix::{Event, RoomVersion, auth};
@@ -45,6 +45,7 @@ impl Join<'_> {
         journal.stage = Stage::Live;
         let (bytes, live) = (journal.bytes, journal.clone());
         let job = move |w: &mut store::Write<'_>| {
+            check_not_here(w, room_num)?;
             let at = w.next_position();
             let mut row = room::get_of(w, room_num)?;
             row.version = live.version.clone();
@@ -72,11 +73,10 @@ impl Join<'_> {
                 member::set_mine(w, user, room_num, &mine)?;
             }
             append::append(w, &here, Append::next(room_num, event))?;
-            staging::set_journal(w, num, &live)
+            Ok(staging::set_journal(w, num, &live)?)
         };
-        let (_, changes) = self.rooms.0.parts.store.write(job).await.map_err(store::Error::from)?;
+        self.rooms.write(job).await?;
         drop(guard);
-        self.rooms.0.parts.feed.publish(&changes);
         Ok((journal, LeftOut::Listed(dead)))
     }
 
@@ -100,6 +100,18 @@ impl Join<'_> {
         let store = self.rooms.0.parts.store.clone();
         base::blocking(move || take_back(&store, num)).await
     }
+}
+
+/// A join may neither clear nor flip a room that is here: people are in it.
+pub(super) fn check_not_here(get: &impl Get, room: RoomNum) -> Result<(), Error> {
+    match is_here(get, room)? {
+        true => Err(Error::Forbidden("the room was joined otherwise meanwhile".into())),
+        false => Ok(()),
+    }
+}
+
+fn is_here(get: &impl Get, room: RoomNum) -> store::Result<bool> {
+    Ok(room::get(get, room)?.is_some_and(|row| row.status == Status::Resident))
 }
 
 /// Bodies that were stored and that no event of the room has.
@@ -131,10 +143,15 @@ fn clean(store: &Store, num: JoinNum, batches: u32, left_out: LeftOut) -> Result
 
 fn take_back(store: &Store, num: JoinNum) -> Result<(), Stop> {
     let Some(mut journal) = staging::journal(&store.read()?, num)? else { return Ok(()) };
-    if journal.stage == Stage::Live {
-        // The room is there; only the cleaning behind it failed.
+    let read = store.read()?;
+    let room = room::num(&read, &journal.room_id)?;
+    if journal.stage == Stage::Live || room.map_or(Ok(false), |room| is_here(&read, room))? {
+        // The room is there; only the cleaning behind it failed. Or another join made it so, and may have taken over rows
+        // that this one wrote: they stay.
+        drop(read);
         return clean(store, num, journal.batches, LeftOut::Unknown);
     }
+    drop(read);
     journal.stage = Stage::Cancelled;
     let cancelled = journal.clone();
     freeing(store, move |w| staging::set_journal(w, num, &cancelled))?;
@@ -155,7 +172,7 @@ fn take_back(store: &Store, num: JoinNum) -> Result<(), Stop> {
 
 /// The rows of a room that was never finished. One that was left before keeps its own row and history.
 fn clear_room(store: &Store, room: RoomNum) -> Result<(), Stop> {
-    if room::get(&store.read()?, room)?.is_some_and(|row| row.status == Status::Resident) {
+    if is_here(&store.read()?, room)? {
         return Ok(());
     }
     while freeing(store, move |w| member::clear(w, room, ROWS_MAX))? == ROWS_MAX {}

@@ -31,6 +31,7 @@ use std::time::Duration;
 use http::Method;
 use ruma::{OwnedRoomId, OwnedServerName, OwnedUserId, RoomId, UserId};
 use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
 
 use self::check::Checker;
 use self::familiar::Familiar;
@@ -291,11 +292,18 @@ pub(super) async fn from_outside(rooms: &Rooms, user: &UserId, room_id: &RoomId,
     let work = tokio::spawn(async move {
         let watched = Watched { rooms: &rooms_of, room_id: &room_of };
         let join = Join::new(&rooms_of, &room_of, &user_of, running.progress.clone());
-        let done = with_log(&join, join.begin(joining)).await;
+        // Asked only now that nobody else can make it so: another join may have ended since the caller looked.
+        let is_here = join.is_resident().await?;
+        if !is_here {
+            with_log(&join, join.begin(joining.clone())).await.map_err(Stop::into_error)?;
+        }
         drop(watched);
-        done.map_err(Stop::into_error)
+        Ok(is_here.then_some(joining))
     });
-    work.await.unwrap_or(Err(Error::Store(store::Error::Closed)))
+    match work.await.unwrap_or(Err(Error::Store(store::Error::Closed)))? {
+        Some(joining) => Box::pin(rooms.join(user, room_id, joining)).await,
+        None => Ok(()),
+    }
 }
 
 /// There are as many joins as there may be.
@@ -364,32 +372,37 @@ impl Rooms {
         .await
     }
 
-    /// Goes on with joins that a crash or a stop interrupted, one after the other. `serve` spawns it once.
+    /// Goes on with joins that a crash or a stop interrupted. `serve` spawns it once.
     pub async fn resume_joins(&self) {
         let read = self.reading(|_, read| Ok(staging::journals(read)?)).await;
         let journals = match read {
             Ok(journals) => journals,
             Err(error) => return tracing::warn!(%error, "joins that were interrupted could not be read"),
         };
+        // All are on the list before any goes on: whoever asks for one of the rooms waits for its join. Lanes put them in
+        // order; one that waits for its residents keeps none.
+        let mut going_on = JoinSet::new();
         for (num, journal) in journals {
             let (Ok(room_id), Ok(user)) = (RoomId::parse(&journal.room_id), UserId::parse(&journal.user_id)) else {
                 continue;
             };
-            let Entered::First(running) = self.0.joins.enter(&room_id, &user, self.0.parts.clock.instant()) else {
-                continue;
-            };
-            let watched = Watched { rooms: self, room_id: &room_id };
-            // Read again now that it is on the list: it may have been cancelled while it waited.
-            let Ok(Some(journal)) = self.reading(move |_, read| Ok(staging::journal(read, num)?)).await else {
-                continue;
-            };
-            tracing::info!(%room_id, stage = ?journal.stage, events = journal.events, "a join goes on");
-            let join = Join::new(self, &room_id, &user, running.progress.clone());
-            if let Err(stop) = with_log(&join, join.resume(num, journal)).await {
-                tracing::warn!(%room_id, %stop, "the join that was interrupted did not succeed");
+            if let Entered::First(running) = self.0.joins.enter(&room_id, &user, self.0.parts.clock.instant()) {
+                going_on.spawn(resume_one(self.clone(), num, room_id, running));
             }
-            drop(watched);
         }
+        while going_on.join_next().await.is_some() {}
+    }
+}
+
+async fn resume_one(rooms: Rooms, num: JoinNum, room_id: OwnedRoomId, running: Arc<Running>) {
+    let _watched = Watched { rooms: &rooms, room_id: &room_id };
+    // Read again now that it is on the list: it may have been cancelled, or another join of the room may have ended.
+    let journal = rooms.reading(move |_, read| Ok(staging::journal(read, num)?)).await;
+    let Ok(Some(journal)) = journal else { return };
+    tracing::info!(%room_id, stage = ?journal.stage, events = journal.events, "a join goes on");
+    let join = Join::new(&rooms, &room_id, &running.user, running.progress.clone());
+    if let Err(stop) = with_log(&join, join.resume(num, journal)).await {
+        tracing::warn!(%room_id, %stop, "the join that was interrupted did not succeed");
     }
 }
 
@@ -410,6 +423,7 @@ impl<'a> Join<'a> {
         let servers = self.servers(&joining).await?;
         let (event, version, servers) = self.draw_up(servers, joining).await?;
         let admitted = self.rooms.admit(self.room_id, self.user, &servers).await?;
+        self.clear_earlier().await?;
         let journal = Journal {
             room_id: self.room_id.to_string(),
             user_id: self.user.to_string(),
@@ -441,15 +455,33 @@ impl<'a> Join<'a> {
         self.go_on(num, journal, event, version, admitted).await
     }
 
+    /// What an earlier join of the room could not take back goes before a new one begins: its rows would be taken for the
+    /// room's, and its journal would go on one day.
+    async fn clear_earlier(&self) -> Result<(), Stop> {
+        let room_id = self.room_id.to_owned();
+        let journals = self.rooms.reading(move |_, read| {
+            let mut journals = staging::journals(read)?;
+            journals.retain(|(_, journal)| journal.room_id == room_id.as_str() && journal.stage < Stage::Live);
+            Ok(journals)
+        });
+        for (num, _) in journals.await? {
+            self.clean_up(num).await?;
+        }
+        Ok(())
+    }
+
     async fn resume(&self, num: JoinNum, journal: Journal) -> Result<(), Stop> {
         match journal.stage {
             Stage::Live => return self.clean_after(num, journal, LeftOut::Unknown).await,
             Stage::Cancelled => {
                 self.clean_up(num).await?;
-                // A resident may have taken our event; unless somebody joined again since, that is taken back.
-                self.progress.accepted.store(!self.is_resident().await?, Relaxed);
-                return Ok(self.leave_again(journal.residents));
+                // A resident may have taken our event.
+                self.progress.accepted.store(true, Relaxed);
+                self.leave_again(journal.residents).await;
+                return Ok(());
             }
+            // Somebody joined otherwise since.
+            _ if self.is_resident().await? => return self.clean_up(num).await,
             _ => {}
         }
         // Our event may have arrived, whatever we heard of it.
@@ -463,7 +495,7 @@ impl<'a> Join<'a> {
             Ok(admitted) => admitted,
             Err(error) => {
                 self.clean_up(num).await?;
-                self.leave_again(journal.residents);
+                self.leave_again(journal.residents).await;
                 return Err(error.into());
             }
         };
@@ -489,7 +521,7 @@ impl<'a> Join<'a> {
                 if let Err(failed) = self.clean_up(num).await {
                     tracing::warn!(room_id = %self.room_id, %failed, "what a failed join left is removed at the next start");
                 }
-                self.leave_again(residents);
+                self.leave_again(residents).await;
                 Err(match stop {
                     Stop::TooLarge(why) if admitted.liftable => {
                         self.rooms.outgrown(self.room_id, self.user, &admitted).await?;
@@ -513,9 +545,10 @@ impl<'a> Join<'a> {
         Ok(status.await? == Some(room::Status::Resident))
     }
 
-    /// Takes our membership back where the resident took it; the asker does not wait for that.
-    fn leave_again(&self, residents: Vec<String>) {
-        if !self.progress.accepted.load(Relaxed) {
+    /// Takes our membership back where the resident took it, unless the room is here otherwise; the asker does not wait for
+    /// that.
+    async fn leave_again(&self, residents: Vec<String>) {
+        if !self.progress.accepted.load(Relaxed) || self.is_resident().await.unwrap_or(true) {
             return;
         }
         let (rooms, room_id, user) = (self.rooms.clone(), self.room_id.to_owned(), self.user.to_owned());
@@ -612,9 +645,6 @@ impl<'a> Join<'a> {
                     extra.remove("join_authorised_via_users_server");
                     extra.remove("membership");
                     content.extend(extra);
-                    if let Some(signed) = joining.third_party_signed.clone() {
-                        content.insert("third_party_signed".into(), signed);
-                    }
                     if let Some(by) = template.authorised_via() {
                         content.insert("join_authorised_via_users_server".into(), by.into());
                     }
@@ -784,7 +814,8 @@ impl<'a> Join<'a> {
             // A resident that took our event may not want it twice; it can say the state before it all the same.
             let asked = match asked {
                 Err(failed) if failed.is_refusal() && want == Want::Join && journal.attempt > 0 => {
-                    remote.stream(&server, Method::GET, &state, None, pace).await
+                    let asked = remote.stream(&server, Method::GET, &state, None, pace);
+                    self.progress.unless_cancelled(asked).await?
                 }
                 asked => asked,
             };
@@ -860,8 +891,8 @@ impl<'a> Join<'a> {
             let read = store.read()?;
             let hash_key = *read.hash_key();
             let look_in_store = match room::num(&read, &room_id)? {
-                Some(num) => room::get(&read, num)?.is_some_and(|room| room.events > 0),
-                None => false,
+                Some(num) => room::get(&read, num)?.filter(|room| room.events > 0).map(|_| num),
+                None => None,
             };
             drop(read);
             let rows = journal.batches;

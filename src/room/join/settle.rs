@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use ruma::{OwnedEventId, OwnedServerName, OwnedUserId, UserId};
 
-use super::Stop;
+use super::{Error, Stop, flip};
 use super::columns::{Bodies, COLUMN_BYTES, Claim, Column, Columns, Judge, Role};
 use super::graph::{Bits, with_bytes};
 use super::progress::{Phase, Progress};
@@ -34,7 +34,9 @@ use crate::store::tables::snapshot::{self, Entry};
 use crate::store::tables::staging::{self, JoinNum, Journal, Stage, UserPrint};
 use crate::store::tables::user::{self, Met};
 use crate::store::tables::{body, member, room};
-use crate::store::{self, BodyNum, EventNum, Get, Read, RoomNum, StateKeyNum, Store, UserNum, Write, hash128};
+use crate::store::{
+    self, BodyNum, EventNum, Get, Read, RoomNum, StateKeyNum, Store, UserNum, Write, WriteError, hash128,
+};
 
 /// Sorters' share of memory: so much each, or what there is.
 const SORT_BYTES: u64 = 1 << 20;
@@ -136,8 +138,11 @@ impl Settle {
     /// What an earlier stay left of the room's present state goes, a batch at a time.
     fn clear(&self, room: RoomNum) -> Result<(), Stop> {
         loop {
-            let job = move |w: &mut Write<'_>| member::clear(w, room, ROWS_MAX / 2);
-            let (removed, _) = self.store.write_bulk_blocking(job).map_err(store::Error::from)?;
+            let job = move |w: &mut Write<'_>| {
+                flip::check_not_here(w, room)?;
+                Ok::<_, Error>(member::clear(w, room, ROWS_MAX / 2)?)
+            };
+            let (removed, _) = self.store.write_bulk_blocking(job).map_err(WriteError::into_inner)?;
             if removed < ROWS_MAX / 2 {
                 return Ok(());
             }
