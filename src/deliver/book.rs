@@ -357,10 +357,11 @@ impl Book {
         self.within.is_none()
     }
 
-    /// A server that had failed has been heard from: it is due now, wherever it waited.
-    pub(super) async fn take_back(&mut self, name: OwnedServerName) -> store::Result<()> {
+    /// A server that had failed has been heard from: it is due now, wherever it waited. It stays doubtful until it has taken
+    /// something: many that speak cannot be reached, and they would have all workers each time they do.
+    pub(super) async fn take_back(&mut self, name: OwnedServerName, now_ms: u64) -> store::Result<()> {
         if let Some(lag) = self.lagging.get_mut(&name) {
-            (lag.due_ms, lag.doubtful) = (0, false);
+            lag.due_ms = lag.due_ms.min(now_ms);
             return Ok(());
         }
         if self.aside == 0 || self.done.contains(&name) {
@@ -374,7 +375,8 @@ impl Book {
         self.put_aside(leaving, Vec::new(), &mut grants).await?;
         if let Some(grant) = grants.pop() {
             self.aside -= 1;
-            self.lagging.insert(name, Lag::stored(cursor, Standing::default(), self.reader, grant));
+            let lag = Lag::stored(cursor, Standing::default(), self.reader, grant);
+            self.lagging.insert(name, Lag { doubtful: true, due_ms: now_ms, ..lag });
         }
         Ok(())
     }

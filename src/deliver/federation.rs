@@ -173,7 +173,7 @@ impl Sender {
         let more = book.dispatch(self.0.remote.server_name(), now).await?;
         if book.is_between_rows() {
             for server in self.0.remote.backoff().take_recovered() {
-                book.take_back(server).await?;
+                book.take_back(server, now).await?;
             }
             book.take_turns(now).await?;
         }

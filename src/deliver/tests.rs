@@ -234,6 +234,28 @@ async fn a_start_with_fewer_places_forgets_nobody() {
     assert_eq!(log_of(us), []);
 }
 
+/// Servers that speak to us and cannot be reached counted as well each time they spoke, came before all that are well, and had
+/// all workers.
+#[tokio::test]
+async fn who_is_heard_from_is_tried_at_once_and_stays_doubtful_until_it_takes_something() {
+    let yard = Graveyard::new().await;
+    let us = &yard.us;
+    post(us, &yard.feed, &DEAD[..2], 0..1).await;
+    let account = Budget::for_tests().account("outbound");
+    let mut book = book::Book::load(us.store.clone(), account, 1).await.unwrap();
+    book.dispatch(us.remote.server_name(), 1000).await.unwrap();
+    let (here, aside) = match book.lagging.contains_key(&name(DEAD[0])) {
+        true => (name(DEAD[0]), name(DEAD[1])),
+        false => (name(DEAD[1]), name(DEAD[0])),
+    };
+    let lag = book.lagging.get_mut(&here).unwrap();
+    (lag.doubtful, lag.due_ms) = (true, 3_600_000);
+    book.take_back(here.clone(), 2000).await.unwrap();
+    assert_eq!((book.lagging[&here].doubtful, book.lagging[&here].due_ms), (true, 2000));
+    book.take_back(aside.clone(), 3000).await.unwrap();
+    assert_eq!((book.lagging[&aside].doubtful, book.lagging[&aside].due_ms), (true, 3000));
+}
+
 /// What waits for servers without a place is dropped after two weeks like all else.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_log_has_an_end_for_those_without_a_place_too() {
