@@ -28,7 +28,7 @@ pub async fn versions(_: Arc<Client>, _: Request) -> Result<Response, Error> {
 pub async fn capabilities(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     auth::requester(&client, &request).await?;
     let available: serde_json::Map<_, _> =
-        version::list().iter().map(|version| (version.id.to_owned(), json!("stable"))).collect();
+        version::offered().map(|version| (version.id.to_owned(), json!("stable"))).collect();
     Ok(Response::json(&json!({ "capabilities": {
         "m.change_password": { "enabled": true },
         "m.room_versions": { "default": version::DEFAULT, "available": available },

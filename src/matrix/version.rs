@@ -118,6 +118,17 @@ pub fn list() -> &'static [RoomVersion] {
     &ROWS
 }
 
+/// The versions of rooms that are made here, joined and spoken of, oldest first. Version 1 is only read: its state resolution
+/// is not there, and without that its first fork would be its end.
+pub fn offered() -> impl Iterator<Item = &'static RoomVersion> {
+    ROWS.iter().filter(|row| row.state_res != StateRes::V1)
+}
+
+/// One of those.
+pub fn get_offered(id: &str) -> Option<&'static RoomVersion> {
+    offered().find(|row| row.id == id)
+}
+
 /// The version a create event's content names; "1" when it names none.
 pub fn of_create(content: &str) -> Option<&'static RoomVersion> {
     match super::json::get(content.as_bytes(), "room_version") {

@@ -78,7 +78,7 @@ impl Rooms {
             encode(user.as_str())
         );
         if verb != Verb::Leave {
-            let versions: Vec<_> = version::list().iter().map(|version| format!("ver={}", version.id)).collect();
+            let versions: Vec<_> = version::offered().map(|version| format!("ver={}", version.id)).collect();
             target = format!("{target}?{}", versions.join("&"));
         }
         let answer = self.0.parts.remote.request(server, Method::GET, &target, None, asking()).await?;
@@ -321,8 +321,8 @@ impl Rooms {
         id: Option<&EventId>,
         invitation: Invitation,
     ) -> Result<Event> {
-        let version = version::get(&invitation.version).ok_or_else(|| {
-            let message = format!("room version {} is not known here", invitation.version);
+        let version = version::get_offered(&invitation.version).ok_or_else(|| {
+            let message = format!("rooms of version {} cannot be joined from here", invitation.version);
             Error::bad("M_INCOMPATIBLE_ROOM_VERSION", message)
         })?;
         let event = Event::from_wire(version, invitation.event.get().as_bytes())?;

@@ -4,7 +4,7 @@
 //! responsible for. For rooms we do not hold, `elsewhere.rs` knows whom to ask.
 
 use ruma::{OwnedEventId, OwnedServerName, OwnedUserId, RoomId, UserId};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use super::elsewhere;
 use super::send::{New, known_to_member, not_in_room};
@@ -29,7 +29,6 @@ pub struct Joining {
     /// Servers that may know the room, best first.
     pub via: Vec<OwnedServerName>,
     pub reason: Option<String>,
-    pub third_party_signed: Option<Value>,
     /// More for the member event's content.
     pub content_extra: Map<String, Value>,
 }
@@ -328,9 +327,6 @@ fn join_content(
     content.insert("membership".into(), "join".into());
     if let Some(reason) = joining.reason {
         content.insert("reason".into(), reason.into());
-    }
-    if let Some(signed) = joining.third_party_signed {
-        content.insert("third_party_invite".into(), json!({ "signed": signed }));
     }
     let mut content = with_profile(read, user, content)?;
     if let Some(by) = let_in_by(rooms, read, room, user)? {

@@ -135,7 +135,7 @@ impl Rooms {
         let changes = match self.reading(settle).await {
             Ok(changes) => changes,
             // It stays as it is; what other servers make of our event does not depend on it.
-            Err(Error::Refused(_)) => return Ok(()),
+            Err(Error::Refused(_) | Error::Reject(_)) => return Ok(()),
             Err(failed) => return Err(failed),
         };
         if changes.is_empty() {

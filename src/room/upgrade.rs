@@ -51,8 +51,8 @@ impl Rooms {
         new_version: &str,
         additional_creators: Vec<OwnedUserId>,
     ) -> Result<OwnedRoomId> {
-        let version = version::get(new_version).ok_or_else(|| {
-            Error::bad("M_UNSUPPORTED_ROOM_VERSION", format!("room version {new_version} is not known"))
+        let version = version::get_offered(new_version).ok_or_else(|| {
+            Error::bad("M_UNSUPPORTED_ROOM_VERSION", format!("rooms of version {new_version} are not made here"))
         })?;
         let (rooms, user, room_id) = (self.clone(), user.to_owned(), room_id.to_owned());
         self.unbroken(async move { rooms.move_room(&user, &room_id, version, additional_creators).await }).await
