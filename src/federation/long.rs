@@ -15,7 +15,7 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
 use super::auth::Claim;
-use super::send::{EDUS_MAX, PDUS_MAX, Transaction, take};
+use super::send::{EDUS_MAX, PDUS_MAX, Transaction, begin, take};
 use super::{Error, Federation};
 use crate::base;
 use crate::budget::spill::{BUFFER_BYTES, Spill, SpillError, SpillReader};
@@ -23,6 +23,7 @@ use crate::budget::{Account, Budget};
 use crate::http::{Answer, Limit, Request, Response, StatusCode};
 use crate::matrix::json::{Mode, canonical, write_string};
 use crate::remote::events::{Events, Item, Limits, Malformed};
+use crate::room;
 
 /// All events and messages at 64 KiB, and a little for what is round them.
 const BODY_BYTES_MAX: u64 = (PDUS_MAX + EDUS_MAX) as u64 * 64 * 1024 + 64 * 1024;
@@ -62,13 +63,17 @@ pub(super) async fn send(federation: Arc<Federation>, request: Request, claim: C
     .await?;
     limits.take_name(Limit::Federation, origin.as_str())?;
     federation.remote.backoff().heard_from(&origin).await;
+    let under_way = begin(&federation, &origin)?;
     let work = tokio::spawn(async move {
+        let _under_way = under_way;
+        // One bound for all batches: the memory is kept that long.
+        let until = federation.clock.instant() + room::RECEIVE_TIME_MAX;
         let mut outcomes: Map<String, Value> = Map::new();
         while let Some(batch) = next_batch(&mut pdus)? {
-            outcomes.extend(take(&federation, &origin, Transaction { pdus: batch, edus: Vec::new() }).await?);
+            outcomes.extend(take(&federation, &origin, Transaction { pdus: batch, edus: Vec::new() }, until).await?);
         }
         while let Some(batch) = next_batch(&mut edus)? {
-            take(&federation, &origin, Transaction { pdus: Vec::new(), edus: batch }).await?;
+            take(&federation, &origin, Transaction { pdus: Vec::new(), edus: batch }, until).await?;
         }
         drop(grant);
         Ok::<_, Error>(json!({ "pdus": outcomes }))

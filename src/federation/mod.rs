@@ -9,7 +9,7 @@ use std::sync::Arc;
 use ruma::OwnedServerName;
 use tokio::sync::Semaphore;
 
-use crate::base::Clock;
+use crate::base::{Clock, OneEach};
 use crate::budget::{Account, Budget};
 use crate::matrix::sign;
 use crate::media::Media;
@@ -59,6 +59,8 @@ pub struct Federation {
     pub scratch: PathBuf,
     /// Turns to look for servers that strangers name.
     pub strangers: Semaphore,
+    /// Who has a transaction under way.
+    pub senders: OneEach,
     /// Transactions answered already.
     pub transactions: send::Transactions,
     /// `host:port` told at `/.well-known/matrix/server`; none: 404.

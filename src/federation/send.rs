@@ -5,10 +5,14 @@
 //! up no other; small messages come after the events they may speak of. What was begun is finished, even when the sender
 //! hangs up: it would only send the same again. Where our own memory or disk fails, the whole transaction is put off and
 //! nothing of it remembered: its sender keeps it, and what was taken of it already is taken once.
+//!
+//! A server sends one transaction at a time. One that comes again while the first is still at work waits for that, before
+//! anything of its body is read: what a server is slow to give us when we ask back keeps nobody else's memory.
 
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use lru::LruCache;
 use ruma::{OwnedRoomId, OwnedServerName, ServerName};
@@ -18,7 +22,7 @@ use serde_json::{Map, Value, json};
 use tokio::task::JoinSet;
 
 use super::{Error, Federation, auth, long};
-use crate::base;
+use crate::base::{self, Only};
 use crate::budget::{Account, Grant};
 use crate::http::{Answer, BadBody, Limit, Request, Response, StatusCode};
 use crate::matrix::skim;
@@ -36,6 +40,9 @@ const AHEAD_BYTES_MAX: u64 = 32 * 1024;
 /// Answers remembered, one for each server, and how long one may be.
 const REMEMBERED_MAX: usize = 128;
 const REMEMBERED_BYTES_MAX: usize = 8 * 1024;
+/// Waiting for the transaction that the same server sent before: most give up on theirs after so long.
+const BEFORE_TIME_MAX: Duration = Duration::from_secs(60);
+const BEFORE_RETRY: Duration = Duration::from_secs(30);
 /// An event's refusal is told in so many letters.
 const REASON_CHARS_MAX: usize = 200;
 
@@ -91,6 +98,7 @@ pub async fn send(federation: Arc<Federation>, request: Request) -> Result<Respo
     let claim = auth::claim(&federation, &request).await?;
     let limits = request.limits();
     let account = federation.budget.account("inbound_transactions");
+    wait_for_before(&federation, &claim.origin).await?;
     if long::is_long(&request, account.limit() / COPIES_CHECKED) {
         return long::send(federation, request, claim).await;
     }
@@ -110,12 +118,15 @@ pub async fn send(federation: Arc<Federation>, request: Request) -> Result<Respo
     if let Some(body) = federation.transactions.get(&origin, &id) {
         return Ok(Response::json_bytes(StatusCode::OK, body));
     }
+    let under_way = begin(&federation, &origin)?;
     if transaction.pdus.len() > PDUS_MAX || transaction.edus.len() > EDUS_MAX {
         let why = format!("A transaction has {PDUS_MAX} events and {EDUS_MAX} small messages at most");
         return Err(Answer::bad("M_TOO_LARGE", why).into());
     }
     let work = tokio::spawn(async move {
-        let outcomes = take(&federation, &origin, transaction).await?;
+        let _under_way = under_way;
+        let until = federation.clock.instant() + room::RECEIVE_TIME_MAX;
+        let outcomes = take(&federation, &origin, transaction, until).await?;
         let body = json!({ "pdus": outcomes }).to_string().into_bytes();
         // Given back first, so that the answer finds room in the same account.
         drop(grant);
@@ -124,6 +135,21 @@ pub async fn send(federation: Arc<Federation>, request: Request) -> Result<Respo
     });
     let body = work.await.map_err(Answer::internal)??;
     Ok(Response::json_bytes(StatusCode::OK, body))
+}
+
+/// Waits until nothing of that server is under way. Who says it is that server is not known to be yet, so it takes no turn.
+async fn wait_for_before(federation: &Federation, origin: &ServerName) -> Result<(), Error> {
+    let before = federation.senders.wait(origin.as_str());
+    federation.clock.timeout(BEFORE_TIME_MAX, before).await.ok_or_else(too_soon)
+}
+
+/// The mark that a transaction of the server is under way; two that come at once are one too many.
+pub(super) fn begin(federation: &Federation, origin: &ServerName) -> Result<Only, Error> {
+    federation.senders.try_take(origin.as_str()).ok_or_else(too_soon)
+}
+
+fn too_soon() -> Error {
+    Answer::limit_exceeded(BEFORE_RETRY.as_millis() as u64).into()
 }
 
 /// Reads the body with memory for all its copies, which it pays for as it comes.
@@ -163,11 +189,12 @@ async fn read(request: Request, account: &Account, remembered: &Transactions) ->
 }
 
 /// Goes through a transaction. Answers for each event that has an id whether it was taken. Fails when we could not take
-/// something that we may be able to take later.
+/// something that we may be able to take later. Other servers are waited for `until` then, on the clock of spans.
 pub(super) async fn take(
     federation: &Arc<Federation>,
     origin: &ServerName,
     transaction: Transaction,
+    until: Duration,
 ) -> Result<Map<String, Value>, Error> {
     let mut rooms: HashMap<OwnedRoomId, Vec<Box<RawValue>>> = HashMap::new();
     for pdu in transaction.pdus {
@@ -183,7 +210,7 @@ pub(super) async fn take(
     let mut taking = JoinSet::new();
     for (room, pdus) in rooms {
         let (federation, origin) = (federation.clone(), origin.to_owned());
-        taking.spawn(async move { federation.rooms.receive(&origin, &room, pdus).await });
+        taking.spawn(async move { federation.rooms.receive(&origin, &room, pdus, until).await });
     }
     let (mut outcomes, mut put_off) = (Map::new(), None);
     while let Some(done) = taking.join_next().await {
@@ -263,6 +290,30 @@ mod tests {
             all.put(&account, &ServerName::parse(format!("s{n}.example")).unwrap(), "x", b"{}");
         }
         assert_eq!(account.used(), REMEMBERED_MAX as u64 * (2 + 1 + 256));
+    }
+
+    /// A sender that is slow to answer what we ask back had two transactions under way, and with them all the memory there is.
+    #[tokio::test]
+    async fn a_server_has_one_transaction_under_way() {
+        let budget = Budget::for_tests();
+        let house = crate::room::tests::house_within(budget.clone());
+        let federation = Arc::new(crate::federation::tests::federation(&house, &budget));
+        let (one, two) = (ruma::server_name!("one.example"), ruma::server_name!("two.example"));
+        let first = begin(&federation, one).ok().unwrap();
+        assert!(begin(&federation, one).is_err() && begin(&federation, two).is_ok());
+        let waiting = tokio::spawn({
+            let federation = federation.clone();
+            async move { wait_for_before(&federation, one).await }
+        });
+        wait_for_before(&federation, two).await.ok().unwrap();
+        while !waiting.is_finished() {
+            house.clock.advance(Duration::from_secs(5));
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let put_off = Answer::from(waiting.await.unwrap().unwrap_err());
+        assert_eq!(put_off.status, StatusCode::TOO_MANY_REQUESTS);
+        drop(first);
+        wait_for_before(&federation, one).await.ok().unwrap();
     }
 
     #[tokio::test]

@@ -48,6 +48,7 @@ pub(super) fn federation(house: &House, budget: &Budget) -> Federation {
         old_keys: Vec::new(),
         scratch,
         strangers: tokio::sync::Semaphore::new(1),
+        senders: Default::default(),
         transactions: Default::default(),
         well_known_server: None,
     }

@@ -12,6 +12,7 @@ use ruma::{EventId, OwnedServerName, ServerName, UserId};
 use super::state::load_row;
 use super::{judge, redact, unread};
 use crate::matrix::{Event, json};
+use crate::store::schema::EVENT;
 use crate::store::tables::event::{self, Flags, Id, Kind, Membership, Root, Row};
 use crate::store::tables::member::{self, Mine};
 use crate::store::tables::outbox::{self, Outbound};
@@ -19,7 +20,7 @@ use crate::store::tables::relation::{self, Rel};
 use crate::store::tables::room::{self, EXTREMITIES_MAX, HOLE_ORDERS, HOLES_MAX, Hole, Room, Status};
 use crate::store::tables::txn::{self, Txn};
 use crate::store::tables::{count, snapshot, timeline, user};
-use crate::store::{Change, EventNum, Get, Position, Result, RoomNum, StateKeyNum, UserNum, Write};
+use crate::store::{Change, Error, EventNum, Get, Position, Result, RoomNum, StateKeyNum, UserNum, Write};
 
 /// Where and when we are, for what a write depends on beside its event.
 #[derive(Clone)]
@@ -138,6 +139,12 @@ pub struct Done {
 /// Always bounded: a handful of rows, and two for each local member.
 pub fn append(w: &mut Write<'_>, here: &Here, new: Append) -> Result<Done> {
     let known = stored(w, &new)?;
+    if let Some((num, row)) = &known
+        && !judge::is_same(w, row, new.room, &new.event)?
+    {
+        // Nobody appends one: it would get the other's columns, and stand for what it does not say.
+        return Err(Error::corrupt(&EVENT, &num.to_key()));
+    }
     if let Some((num, row)) = &known
         && !(row.flags.outlier && new.place != Place::Nowhere)
     {
@@ -301,22 +308,10 @@ fn member_of(w: &mut Write<'_>, event: &Event, target: &str) -> Result<Option<(M
 /// Refused events looked behind for extremities, for one event.
 const REFUSED_LOOKED_AT_MAX: usize = 64;
 
-/// The event takes the place of what it follows among the extremities: also of what stands behind events that were rejected or
-/// soft-failed, which took nobody's place.
+/// The event takes the place of what it follows among the extremities.
 fn follow(w: &mut Write<'_>, room: &mut Room, event: &Event, num: EventNum) -> Result<()> {
-    let mut open = nums_of(w, event.prev_events())?;
-    let mut looked_at = 0;
-    while let Some(prev) = open.pop() {
-        if let Some(at) = room.extremities.iter().position(|extremity| *extremity == prev) {
-            room.extremities.remove(at);
-            continue;
-        }
-        let row = event::row_of(w, prev)?;
-        if (row.flags.rejected || row.flags.soft_failed) && looked_at < REFUSED_LOOKED_AT_MAX {
-            looked_at += 1;
-            open.extend(nums_of(w, load_row(w, event.version(), &row)?.prev_events())?);
-        }
-    }
+    let superseded = superseded(w, &room.extremities, event)?;
+    room.extremities.retain(|extremity| !superseded.contains(extremity));
     room.extremities.push(num);
     if room.extremities.len() > EXTREMITIES_MAX {
         // The oldest goes: its state was part of every resolution since it came, so only its place as a parent of our
@@ -325,6 +320,26 @@ fn follow(w: &mut Write<'_>, room: &mut Room, event: &Event, num: EventNum) -> R
         room.extremities.remove(0);
     }
     Ok(())
+}
+
+/// The extremities whose place an event takes: those it follows, also behind events that were rejected or soft-failed, which
+/// took nobody's place.
+pub fn superseded(get: &impl Get, extremities: &[EventNum], event: &Event) -> Result<Vec<EventNum>> {
+    let mut superseded = Vec::with_capacity(extremities.len());
+    let mut open = nums_of(get, event.prev_events())?;
+    let mut looked_at = 0;
+    while let Some(prev) = open.pop() {
+        if extremities.contains(&prev) {
+            superseded.push(prev);
+            continue;
+        }
+        let row = event::row_of(get, prev)?;
+        if (row.flags.rejected || row.flags.soft_failed) && looked_at < REFUSED_LOOKED_AT_MAX {
+            looked_at += 1;
+            open.extend(nums_of(get, load_row(get, event.version(), &row)?.prev_events())?);
+        }
+    }
+    Ok(superseded)
 }
 
 fn nums_of<'a>(get: &impl Get, ids: impl Iterator<Item = &'a EventId>) -> Result<Vec<EventNum>> {

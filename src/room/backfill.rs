@@ -16,13 +16,14 @@ use std::time::Duration;
 use ruma::{OwnedEventId, OwnedServerName, RoomId, ServerName};
 
 use super::append::{Append, Before, Current, Here, Place, append};
-use super::fetch::{Fetch, Wire};
+use super::fetch::{Fetch, Wire, fewer};
 use super::judge;
 use super::missing::{Filling, in_order};
 use super::receive::Inbox;
 use super::state::{known_num, load_row};
 use super::{Result, Rooms};
 use crate::matrix::Event;
+use crate::remote::Failed;
 use crate::store::tables::event::{self, Kind, Root, Row};
 use crate::store::tables::{member, room, snapshot, timeline};
 use crate::store::{self, EventNum, Get, Read, RoomNum, StateKeyNum, Write};
@@ -120,7 +121,14 @@ impl<F: Fetch> Inbox<F> {
         let until = self.rooms.0.parts.clock.instant() + TIME_MAX;
         let mut filling = Filling::new(self, server, num, until).await?;
         let from: Vec<OwnedEventId> = open.keys().cloned().collect();
-        let fetched = self.fetch.backfill(server, filling.room_id(), &from, limit).await?;
+        let mut limit = limit;
+        let fetched = loop {
+            match self.fetch.backfill(server, filling.room_id(), &from, limit).await {
+                // Large events: as many as fit into an answer.
+                Err(Failed::TooLarge { .. }) if limit > 1 => limit = fewer(limit),
+                asked => break asked?,
+            }
+        };
         let mut events = Vec::new();
         for raw in fetched.iter() {
             let Ok(event) = filling.read(raw) else { continue };
@@ -137,9 +145,11 @@ impl<F: Fetch> Inbox<F> {
         // Only what leads to what we have counts.
         let mut reached: HashMap<OwnedEventId, Arc<Event>> = HashMap::new();
         let mut next: Vec<OwnedEventId> = from;
-        while let Some(event) = next.pop().and_then(|id| found.remove(&id)) {
+        while let Some(id) = next.pop() {
+            // Below the batch, or reached from another side already: other branches go on.
+            let Some(event) = found.remove(&id) else { continue };
             next.extend(event.prev_events().map(ToOwned::to_owned));
-            reached.insert(event.id().to_owned(), event);
+            reached.insert(id, event);
         }
         if reached.is_empty() {
             return Ok(0);
@@ -187,7 +197,7 @@ fn place_one(
 ) -> Result<bool> {
     let Some((num, row)) = judge::stored(w, event.id().as_str())? else { return Ok(false) };
     let Some(root) = after.get(event.id()).copied().flatten() else { return Ok(false) };
-    if judge::is_placed(&row) || row.room != room {
+    if judge::is_placed(&row) || !judge::is_same(w, &row, room, event)? {
         return Ok(false);
     }
     let before = before(w, num, &row, root, event, older)?;

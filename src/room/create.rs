@@ -159,8 +159,9 @@ struct Plan {
 impl Plan {
     fn new(rooms: &Rooms, creator: &UserId, mut create: Create) -> Result<Plan> {
         let wanted = create.room_version.as_deref().unwrap_or(version::DEFAULT);
-        let version = version::get_offered(wanted)
-            .ok_or_else(|| Error::bad("M_UNSUPPORTED_ROOM_VERSION", format!("rooms of version {wanted} are not made here")))?;
+        let version = version::get_offered(wanted).ok_or_else(|| {
+            Error::bad("M_UNSUPPORTED_ROOM_VERSION", format!("rooms of version {wanted} are not made here"))
+        })?;
         if !create.invite_3pid.is_empty() {
             let why = "this server asks no identity server, so it cannot invite by e-mail address or number";
             return Err(Error::bad("M_THREEPID_DENIED", why));

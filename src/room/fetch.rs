@@ -78,6 +78,11 @@ const STATE_IDS_BYTES_MAX: u64 = 128 << 20;
 const STATE_BYTES_MAX: u64 = 1 << 30;
 const ASK_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// How many events to ask for where so many were more than an answer may hold.
+pub fn fewer(events: usize) -> usize {
+    (events / 4).max(1)
+}
+
 /// The real one.
 #[derive(Clone)]
 pub struct Wire {

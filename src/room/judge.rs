@@ -10,9 +10,9 @@
 
 use ruma::OwnedEventId;
 
-use super::append::Current;
+use super::append::{Current, superseded};
 use super::resolve::{self, Means, Of, Tree};
-use super::state::{Known, View};
+use super::state::{Known, View, load_row};
 use super::{Error, Result};
 use crate::budget::Grant;
 use crate::matrix::auth::{self, Cited};
@@ -20,7 +20,7 @@ use crate::matrix::auth::{self, Cited};
 use crate::matrix::{Event, Reject, state};
 use crate::store::tables::event::{self, Flags, Kind, Row};
 use crate::store::tables::snapshot;
-use crate::store::{self, EventNum, Get, StateKeyNum};
+use crate::store::{self, EventNum, Get, RoomNum, StateKeyNum};
 
 /// Events that the ends of the history may differ in and still be resolved for every event that comes: about a millisecond.
 const SHORT_FORK: usize = 32;
@@ -84,6 +84,14 @@ pub fn stored(get: &impl Get, id: &str) -> store::Result<Option<(EventNum, Row)>
     }
 }
 
+/// Whether the event stored under an event's id is that event. In versions 1 and 2 whoever sends an event says what its id is.
+pub fn is_same(get: &impl Get, row: &Row, room: RoomNum, event: &Event) -> store::Result<bool> {
+    let same_text = || -> store::Result<bool> {
+        Ok(load_row(get, event.version(), row)?.reference_hash() == event.reference_hash())
+    };
+    Ok(row.room == room && (!event.version().event_id_in_event() || same_text()?))
+}
+
 /// Whether an event is known with its place in the history.
 pub fn is_placed(row: &Row) -> bool {
     !row.flags.outlier && (row.before.is_some() || row.kind == Kind::CREATE)
@@ -127,6 +135,9 @@ pub fn judge(
 ) -> Result<Judgement> {
     let known = stored(get, event.id().as_str())?;
     let num = match known {
+        Some((_, row)) if !is_same(get, &row, room.num, event)? => {
+            return Err(Reject::shape("another event has this id").into());
+        }
         Some((num, row)) if !row.flags.outlier => return Ok(Judgement::Known(num, row)),
         Some((num, _)) => Some(num),
         None => None,
@@ -167,7 +178,7 @@ pub fn judge(
     }
     let current = match is_next {
         true => Some(Current::Follow),
-        false => Ends { get, room, event, num, around: &around, before: &before, is_given, means }.current(grant)?,
+        false => Ends { get, room, event, num, before: &before, is_given, means }.current(grant)?,
     };
     Ok(match current {
         Some(current) => {
@@ -283,7 +294,6 @@ struct Ends<'a, G> {
     room: &'a Known,
     event: &'a Event,
     num: Option<EventNum>,
-    around: &'a Around,
     before: &'a Tree,
     /// Its server said what the state before it is.
     is_given: bool,
@@ -295,9 +305,10 @@ impl<G: Get> Ends<'_, G> {
     fn current(&self, mut grant: Option<&mut Grant>) -> Result<Option<Current>> {
         let (get, room) = (self.get, self.room);
         let (mut old, mut others) = (Vec::new(), Vec::new());
+        let superseded = superseded(get, &room.row.extremities, self.event)?;
         for extremity in &room.row.extremities {
             let tree = resolve::after(get, *extremity, &event::row_of(get, *extremity)?)?;
-            if !self.around.prev.iter().any(|(num, _)| num == extremity) {
+            if !superseded.contains(extremity) {
                 others.push(tree.clone());
             }
             old.push(tree);

@@ -15,7 +15,7 @@ use std::time::Duration;
 use ruma::{EventId, OwnedEventId, OwnedServerName, RoomId, ServerName};
 
 use super::append::{Append, append};
-use super::fetch::Fetch;
+use super::fetch::{Fetch, fewer};
 use super::judge::{self, Around, Lacking};
 use super::receive::{How, Inbox, Settled, Step, read_event};
 use super::resolve::Tree;
@@ -161,12 +161,19 @@ impl<'i, F: Fetch> Filling<'i, F> {
         let mut found: HashMap<OwnedEventId, Arc<Event>> = HashMap::new();
         let mut latest = vec![event.id().to_owned()];
         let mut open: BTreeSet<OwnedEventId> = lacking.prev.into_iter().collect();
+        let mut limit = GAP_EVENTS_PER_ROUND;
         for _ in 0..GAP_ROUNDS_MAX {
             self.check_time()?;
             let earliest = self.extremities().await?;
-            let limit = GAP_EVENTS_PER_ROUND;
-            let asking = self.inbox.fetch.missing_events(&self.origin, &self.room_id, &earliest, &latest, limit);
-            let fetched = match self.in_time(asking).await {
+            let fetched = loop {
+                let asking = self.inbox.fetch.missing_events(&self.origin, &self.room_id, &earliest, &latest, limit);
+                match self.in_time(asking).await {
+                    // Large events: as many as fit into an answer.
+                    Err(Failed::TooLarge { .. }) if limit > 1 => limit = fewer(limit),
+                    asked => break asked,
+                }
+            };
+            let fetched = match fetched {
                 Ok(fetched) => fetched,
                 Err(failed) => {
                     tracing::debug!(origin = %self.origin, %failed, "missing events cannot be had");

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use ruma::{OwnedServerName, ServerName};
 
-use crate::base::{self, Clock, Random};
+use crate::base::{self, Clock, OneEach, Random};
 use crate::budget::{Budget, Refused};
 use crate::feed::Feed;
 use crate::matrix::{Reject, sign};
@@ -68,6 +68,7 @@ pub use history::Missing;
 pub use membership::Joining;
 pub use read::{ANSWER_BYTES, PAGE_EVENTS_MAX, Paging, Reader, Related, Threads, Token, Who};
 pub use receipt::{Marker, ReadMarkers};
+pub use receive::TIME_MAX as RECEIVE_TIME_MAX;
 pub use send::Sending;
 pub use serve_join::{Drawn, Submitted};
 pub use serve_state::{JoinAnswer, Served};
@@ -100,6 +101,8 @@ struct Inner {
     joins: join::Joins,
     /// The filling of gaps, one at a time in each room.
     gaps: lock::Locks,
+    /// And one at a time that a server sent us; strangers to its room all count as one.
+    gap_senders: OneEach,
     turns: turn::Turns,
     typing: typing::Typing,
     rules: Arc<unread::Rules>,
@@ -212,6 +215,7 @@ impl Rooms {
             locks: lock::Locks::default(),
             joins: join::Joins::default(),
             gaps: lock::Locks::default(),
+            gap_senders: OneEach::default(),
             turns: turn::Turns::default(),
             typing,
             rules,

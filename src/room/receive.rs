@@ -18,25 +18,30 @@ use serde_json::value::RawValue;
 use super::append::{Append, Before, Done, Here, Place, append};
 use super::fetch::{Fetch, Wire};
 use super::judge::{self, Judgement, Lacking, Ready};
+use super::lock::Guard;
 use super::missing::{Filling, Given};
 use super::resolve::Means;
 use super::state::{Known, known, known_num};
 use super::{Error, Result, Rooms, visitor};
+use crate::base::Only;
 use crate::budget::Grant;
 use crate::matrix::sign::{self, Checked};
 use crate::matrix::{Event, Reject, RoomVersion, auth};
 use crate::remote::Failed;
 use crate::store::tables::event::Root;
+use crate::store::tables::member;
 use crate::store::{EventNum, Get, RoomNum, Write};
 
 /// Events that follow each other, judged and appended in one commit: a few milliseconds of the writer's time.
 const NEXT_AT_ONCE: usize = 8;
 /// How often one event is judged anew, after what it lacked was fetched or memory was waited for.
 const TRIES_MAX: usize = 4;
-/// Waiting for other servers, for the events of one room in a transaction: what lacks something after that is refused. Its
-/// sender's next event closes the gap. And for an event that somebody waits to see accepted.
-const SHARE_TIME_MAX: Duration = Duration::from_secs(300);
+/// Waiting for other servers, and for memory to ask them, for all events of a transaction: what lacks something after that is
+/// refused. Its sender's next event closes the gap. And for an event that somebody waits to see accepted.
+pub const TIME_MAX: Duration = Duration::from_secs(300);
 const ACCEPT_TIME_MAX: Duration = Duration::from_secs(50);
+/// Between two attempts to get the memory for a gap, each of which waits a while.
+const MEMORY_PAUSE: Duration = Duration::from_secs(1);
 /// Waiting for signing keys; then those that are here must do.
 const KEYS_TIME_MAX: Duration = Duration::from_secs(30);
 
@@ -54,7 +59,8 @@ pub struct Accepted {
 impl Rooms {
     /// Takes events of one room that `origin` sent in a transaction. Each is dealt with by itself: one that is refused does not
     /// keep the others out. What cannot even be read has no id and is left out of the answer. Fails only where
-    /// [`Error::is_passing`]: then the same events should come again, and those that were taken are known by then.
+    /// [`Error::is_passing`]: then the same events should come again, and those that were taken are known by then. Others are
+    /// waited for `until` then, on the clock of spans.
     ///
     /// Call it in a task of its own: what it began it must finish.
     pub async fn receive(
@@ -62,9 +68,10 @@ impl Rooms {
         origin: &ServerName,
         room_id: &RoomId,
         pdus: Vec<Box<RawValue>>,
+        until: Duration,
     ) -> Result<Vec<Outcome>> {
         let inbox = Inbox { rooms: self.clone(), fetch: Wire::new(self.0.parts.remote.clone()) };
-        inbox.receive(origin, room_id, pdus).await
+        inbox.receive(origin, room_id, pdus, until).await
     }
 
     /// Takes one event of a room we are in: a membership event another server submits. Posted to the servers in the room.
@@ -124,6 +131,7 @@ impl<F: Fetch> Inbox<F> {
         origin: &ServerName,
         room_id: &RoomId,
         pdus: Vec<Box<RawValue>>,
+        until: Duration,
     ) -> Result<Vec<Outcome>> {
         let id = room_id.to_owned();
         let ours = self.rooms.reading(move |_, read| Ok(known(read, id.as_str())?.is_resident()));
@@ -152,7 +160,7 @@ impl<F: Fetch> Inbox<F> {
                 Err(failed) => outcomes.push((id, Err(failed.to_string()))),
             }
         }
-        self.take(origin, room, queue, &mut outcomes).await?;
+        self.take(origin, room, queue, &mut outcomes, until).await?;
         Ok(outcomes)
     }
 
@@ -199,8 +207,8 @@ impl<F: Fetch> Inbox<F> {
         room: RoomNum,
         mut queue: VecDeque<Arc<Event>>,
         outcomes: &mut Vec<Outcome>,
+        until: Duration,
     ) -> Result<()> {
-        let until = self.rooms.0.parts.clock.instant() + SHARE_TIME_MAX;
         while let Some(first) = queue.front().cloned() {
             match self.take_next(room, &mut queue, outcomes).await {
                 Ok(0) => {}
@@ -257,13 +265,11 @@ impl<F: Fetch> Inbox<F> {
                 Step::Hungry => grant = Some(self.means().wait().await?),
                 Step::Unproven => break,
                 Step::Lacking(_) | Step::Unresolved => {
-                    // One gap at a time: whoever comes after finds much of it filled. Its memory is waited for in turn, so
-                    // that those who wait for the turn hold none.
                     let clock = &self.rooms.0.parts.clock;
-                    let turn = self.rooms.0.gaps.lock(room);
-                    let turn = clock.timeout(until.saturating_sub(clock.instant()), turn).await;
-                    let _turn = turn.ok_or(Error::Remote(Failed::Timeout))?;
-                    let mut filling = Box::pin(Filling::new(self, origin, room, until)).await?;
+                    let turns = Box::pin(self.turns(origin, room));
+                    let turns = clock.timeout(until.saturating_sub(clock.instant()), turns).await;
+                    let _turns = turns.ok_or(Error::Remote(Failed::Timeout))??;
+                    let mut filling = Box::pin(self.filling(origin, room, until)).await?;
                     // On the heap, for the few that need it: it is larger than everything else a request's task holds.
                     if let Some(settled) = Box::pin(filling.settle(event.clone(), how.clone())).await? {
                         return Ok(settled);
@@ -272,6 +278,30 @@ impl<F: Fetch> Inbox<F> {
             }
         }
         Err(Reject::auth("what the event stands on cannot be had").into())
+    }
+
+    /// The turn to fill a gap. A server has one at a time, or two slow ones would keep everybody else's gaps waiting; those that
+    /// are not in the room as far as we know have one between them all. And a room's gaps are filled one after the other:
+    /// whoever comes later finds much of it filled.
+    async fn turns(&self, origin: &ServerName, room: RoomNum) -> Result<(Only, Guard)> {
+        let asking = origin.to_owned();
+        let is_member = move |_: &Rooms, read: &_| Ok(member::server(read, room, asking.as_str())?.is_some());
+        let name = if self.rooms.reading(is_member).await? { origin.as_str() } else { "" };
+        let only = self.rooms.0.gap_senders.take(name).await;
+        Ok((only, self.rooms.0.gaps.lock(room).await))
+    }
+
+    /// The memory for a gap, waited for in turn, so that those who wait for the turn hold none. Where others have all of it for
+    /// so long, this event alone is given up: its sender's next one closes the gap.
+    async fn filling(&self, origin: &ServerName, room: RoomNum, until: Duration) -> Result<Filling<'_, F>> {
+        let clock = &self.rooms.0.parts.clock;
+        loop {
+            match Filling::new(self, origin, room, until).await {
+                Err(Error::Refused(_)) if clock.instant() < until => clock.sleep(MEMORY_PAUSE).await,
+                Err(Error::Refused(_)) => return Err(Error::Remote(Failed::Timeout)),
+                made => return made,
+            }
+        }
     }
 
     pub fn means(&self) -> Means {

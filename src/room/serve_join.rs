@@ -9,6 +9,7 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
 use super::handshake::Verb;
+use super::judge;
 use super::membership::let_in_by;
 use super::send::New;
 use super::serve_state::{JoinAnswer, Served};
@@ -48,7 +49,7 @@ pub struct Submitted {
 }
 
 impl Rooms {
-    /// Draws up a membership event for a user of the asking server. `versions`: the room versions it understands.
+    /// Draws up a membership event for a user of the asking server.
     pub async fn draw_up(&self, origin: &ServerName, room_id: &RoomId, user: &UserId, verb: Verb) -> Result<Drawn> {
         let (origin, room_id, user) = (origin.to_owned(), room_id.to_owned(), user.to_owned());
         self.reading(move |rooms, read| {
@@ -131,11 +132,17 @@ impl Rooms {
         Ok(self.accept(origin, event).await.map_err(refused)?.num)
     }
 
-    /// Whether everything an event cites is here, so that nobody has to be asked before it can be judged.
+    /// Whether everything an event cites is here, and what it follows has its place, so that nobody has to be asked before it
+    /// can be judged.
     async fn has_all_behind(&self, event: &Event) -> Result<bool> {
         let event = event.clone();
         self.reading(move |_, read| {
-            for cited in event.prev_events().chain(event.auth_events()) {
+            for prev in event.prev_events() {
+                if !judge::stored(read, prev.as_str())?.is_some_and(|(_, row)| judge::is_placed(&row)) {
+                    return Ok(false);
+                }
+            }
+            for cited in event.auth_events() {
                 if event::num(read, cited.as_str())?.is_none() {
                     return Ok(false);
                 }

@@ -194,7 +194,10 @@ async fn a_room_of_every_version_can_be_made_and_spoken_in() {
     let (anna, ben) = (house.user("anna").await, house.user("ben").await);
     let old = Create { room_version: Some("1".to_owned()), ..Create::default() };
     let refused = house.rooms.create(&anna, old).await;
-    assert!(matches!(refused, Err(Error::Bad { errcode: "M_UNSUPPORTED_ROOM_VERSION", .. })), "it could not be resolved");
+    assert!(
+        matches!(refused, Err(Error::Bad { errcode: "M_UNSUPPORTED_ROOM_VERSION", .. })),
+        "it could not be resolved"
+    );
     for version in version::offered() {
         for preset in [Preset::Private, Preset::TrustedPrivate, Preset::Public] {
             house.clock.advance(Duration::from_millis(1));

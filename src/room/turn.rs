@@ -3,15 +3,14 @@
 //! Whoever reads slowly keeps others waiting, so an answer has a least pace, and a quicker one while somebody waits. Only
 //! the reader's time counts, not what we take to write a piece.
 
-use std::collections::HashSet;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use ruma::{OwnedServerName, ServerName};
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use ruma::ServerName;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::base::{ChunkError, Clock};
+use crate::base::{ChunkError, Clock, OneEach, Only};
 
 /// Answers of this kind at once; each reads the whole of a room.
 const AT_ONCE: usize = 2;
@@ -28,8 +27,7 @@ pub(super) struct Turns(Arc<Inner>);
 struct Inner {
     places: Arc<Semaphore>,
     /// Servers that have a place, or wait for one: as many as there are requests.
-    served: Mutex<HashSet<OwnedServerName>>,
-    freed: Notify,
+    served: OneEach,
     /// Servers that wait for a place because others have them.
     waiting: AtomicUsize,
 }
@@ -37,53 +35,28 @@ struct Inner {
 impl Default for Turns {
     fn default() -> Turns {
         let places = Arc::new(Semaphore::new(AT_ONCE));
-        let (served, freed, waiting) = (Mutex::default(), Notify::new(), AtomicUsize::new(0));
-        Turns(Arc::new(Inner { places, served, freed, waiting }))
+        Turns(Arc::new(Inner { places, served: OneEach::default(), waiting: AtomicUsize::new(0) }))
     }
 }
 
 /// A server's place; given up by drop.
 pub(super) struct Place {
     _permit: OwnedSemaphorePermit,
+    turns: Turns,
     only: Only,
 }
 
 impl Turns {
     /// Waits until the server's answer before this one has ended, and then for a place.
     pub async fn take(&self, server: &ServerName) -> Place {
-        let only = self.only(server).await;
+        let only = self.0.served.take(server.as_str()).await;
         let _waiting = Waiting::new(&self.0.waiting);
         let permit = self.0.places.clone().acquire_owned().await.expect("it is never closed");
-        Place { _permit: permit, only }
-    }
-
-    async fn only(&self, server: &ServerName) -> Only {
-        loop {
-            let freed = self.0.freed.notified();
-            tokio::pin!(freed);
-            freed.as_mut().enable();
-            if self.0.served.lock().unwrap_or_else(PoisonError::into_inner).insert(server.to_owned()) {
-                return Only { turns: self.clone(), server: server.to_owned() };
-            }
-            freed.await;
-        }
+        Place { _permit: permit, turns: self.clone(), only }
     }
 
     fn is_awaited(&self) -> bool {
         self.0.waiting.load(Ordering::Relaxed) > 0
-    }
-}
-
-/// The mark that a server is being served.
-struct Only {
-    turns: Turns,
-    server: OwnedServerName,
-}
-
-impl Drop for Only {
-    fn drop(&mut self) {
-        self.turns.0.served.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.server);
-        self.turns.0.freed.notify_waiters();
     }
 }
 
@@ -120,10 +93,9 @@ impl Reader {
     pub fn asks(&mut self) -> Result<(), ChunkError> {
         let Some(since) = self.handed_over.take() else { return Ok(()) };
         self.waited += self.clock.instant().saturating_sub(since);
-        let turns = &self.place.only.turns;
-        let pace = if turns.is_awaited() { PACE_AWAITED_MIN } else { PACE_MIN };
+        let pace = if self.place.turns.is_awaited() { PACE_AWAITED_MIN } else { PACE_MIN };
         if self.waited > GRACE && self.bytes < self.waited.as_secs() * pace {
-            let why = format!("{} reads less than {pace} bytes a second", self.place.only.server);
+            let why = format!("{} reads less than {pace} bytes a second", self.place.only.name());
             return Err(ChunkError::new(why));
         }
         Ok(())
@@ -137,6 +109,8 @@ impl Reader {
 
 #[cfg(test)]
 mod tests {
+    use ruma::OwnedServerName;
+
     use super::*;
 
     fn name(text: &str) -> OwnedServerName {

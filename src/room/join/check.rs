@@ -23,7 +23,7 @@ use crate::room::order::Node;
 use crate::store::tables::body;
 use crate::store::tables::event::{Id, Kind, Membership};
 use crate::store::tables::staging::{UserPrint, WirePrint};
-use crate::store::{self, EventNum, Store, hash128};
+use crate::store::{self, EventNum, RoomNum, Store, hash128};
 
 /// Events as they came, one behind the other.
 #[derive(Default)]
@@ -143,8 +143,8 @@ pub struct Checker {
     pub hash_key: [u8; 16],
     pub graph: Arc<Graph>,
     pub familiar: Familiar,
-    /// Events of the room may be in the database since before this join.
-    pub look_in_store: bool,
+    /// The room, when events of it may be in the database since before this join.
+    pub look_in_store: Option<RoomNum>,
     pub clock: Clock,
 }
 
@@ -269,7 +269,7 @@ enum Found {
 impl Checker {
     /// Checks a batch. Bounded by the batch.
     pub fn check(&self, scan: &mut Scan, raw: &RawBatch) -> store::Result<CheckedBatch> {
-        let read = if self.look_in_store { Some(self.store.read()?) } else { None };
+        let read = if self.look_in_store.is_some() { Some(self.store.read()?) } else { None };
         let mut batch = CheckedBatch::default();
         batch.events.reserve(raw.ends.len());
         batch.text.reserve(raw.bytes.len() / 2);
@@ -319,6 +319,12 @@ impl Checker {
         if let Some(read) = read
             && let Some(num) = store::tables::event::num(read, &id.text())?
         {
+            // In versions 1 and 2 an id is what its sender says; in later ones it is of one event of one room.
+            if self.version.event_id_in_event()
+                && Some(store::tables::event::row_of(read, num)?.room) != self.look_in_store
+            {
+                return Ok(Found::Bad("an id that an event of another room has".into()));
+            }
             batch.events.push(Checked::again(id, in_state, Some(num)));
             return Ok(Found::Good);
         }

@@ -16,11 +16,11 @@ use std::sync::Arc;
 
 use ruma::{OwnedEventId, OwnedServerName, OwnedUserId, UserId};
 
-use super::{Error, Stop, flip};
 use super::columns::{Bodies, COLUMN_BYTES, Claim, Column, Columns, Judge, Role};
 use super::graph::{Bits, with_bytes};
 use super::progress::{Phase, Progress};
 use super::stage::WRITE_TARGET;
+use super::{Error, Stop, flip};
 use crate::base::{Pace, StopWatch};
 use crate::budget::Grant;
 use crate::budget::spill::Spill;

@@ -18,6 +18,7 @@ use crate::room::fetch::{Fetched, KeyName, Pieces};
 use crate::room::share::tests::synced;
 use crate::room::state::{known, load};
 use crate::room::tests::{House, START_MS, house_within};
+use crate::room::{Create, Preset};
 use crate::store::tables::event::{self, Flags, Membership, Row};
 use crate::store::tables::{member, snapshot};
 
@@ -35,11 +36,20 @@ struct Book {
     keeps_events: bool,
     /// Nothing more comes of a state.
     stalls: bool,
+    /// More events than this at once are too large an answer.
+    most: Option<usize>,
 }
 
 impl Peer {
     fn with<T>(&self, look: impl FnOnce(&mut Book) -> T) -> T {
         look(&mut self.0.lock().unwrap())
+    }
+
+    fn check_size(&self, limit: usize) -> Result<(), Failed> {
+        match self.with(|book| book.most.is_some_and(|most| limit > most)) {
+            true => Err(Failed::TooLarge { max_bytes: 1 }),
+            false => Ok(()),
+        }
     }
 
     fn asked(&self) -> Vec<&'static str> {
@@ -70,6 +80,7 @@ impl Fetch for Peer {
         latest: &[OwnedEventId],
         limit: usize,
     ) -> Result<Fetched, Failed> {
+        self.check_size(limit)?;
         self.with(|book| {
             book.asked.push("missing_events");
             if book.keeps_events {
@@ -140,6 +151,7 @@ impl Fetch for Peer {
         from: &[OwnedEventId],
         limit: usize,
     ) -> Result<Fetched, Failed> {
+        self.check_size(limit)?;
         self.with(|book| {
             book.asked.push("backfill");
             let (mut found, mut open) = (Vec::new(), from.to_vec());
@@ -183,9 +195,16 @@ impl World {
     }
 
     async fn within(budget: Budget) -> World {
+        World::of(budget, None).await
+    }
+
+    async fn of(budget: Budget, version: Option<&str>) -> World {
         let house = house_within(budget);
         let anna = house.user("anna").await;
-        let room = house.public_room(&anna).await;
+        house.clock.advance(Duration::from_millis(1));
+        let room_version = version.map(str::to_owned);
+        let create = Create { preset: Some(Preset::Public), room_version, ..Create::default() };
+        let room = house.rooms.create(&anna, create).await.unwrap();
         let (peer, key) = (Peer::default(), Key::from_seed("1", [9; 32]));
         peer.with(|book| {
             book.keys.insert(("far.example".into(), key.id().into()), key.public());
@@ -243,13 +262,18 @@ impl World {
         content: Value,
         sign: &Key,
     ) -> Arc<Event> {
+        let draft = self.unsigned(line, sender, kind, key, content);
+        Arc::new(draft.build(line.heads[0].version(), &sender.server_name().to_owned(), sign).unwrap())
+    }
+
+    fn unsigned(&self, line: &Line, sender: &UserId, kind: &str, key: Option<&str>, content: Value) -> Draft {
         let version = line.heads[0].version();
         let text = crate::matrix::json::canonical_value(&content, crate::matrix::json::Mode::Lenient).unwrap();
         let text = String::from_utf8(text).unwrap();
         let types = auth::auth_types_for_event(version, kind, sender, key, &text).unwrap();
         let cited = types.iter().filter_map(|(kind, key)| line.state.get(&((*kind).to_owned(), key.to_string())));
         self.ts.set(self.ts.get() + 1);
-        let draft = Draft {
+        Draft {
             kind: kind.to_owned(),
             state_key: key.map(str::to_owned),
             sender: sender.to_owned(),
@@ -260,10 +284,9 @@ impl World {
             depth: line.heads.iter().map(|event| event.depth()).max().unwrap() + 1,
             origin_server_ts: self.ts.get(),
             redacts: None,
-            opaque_id: String::new(),
+            opaque_id: self.ts.get().to_string(),
             reference_hashes: Vec::new(),
-        };
-        Arc::new(draft.build(version, &sender.server_name().to_owned(), sign).unwrap())
+        }
     }
 
     fn join(&self, line: &mut Line, user: &UserId) -> Arc<Event> {
@@ -279,8 +302,13 @@ impl World {
     }
 
     async fn receive_raw(&self, pdus: Vec<Box<RawValue>>) -> Vec<Result<(), String>> {
-        let outcomes = self.inbox.receive(&far(), &self.room, pdus).await.unwrap();
+        let outcomes = self.inbox.receive(&far(), &self.room, pdus, self.late()).await.unwrap();
         outcomes.into_iter().map(|(_, outcome)| outcome).collect()
+    }
+
+    /// When others are waited for no longer.
+    fn late(&self) -> Duration {
+        self.house.clock.instant() + TIME_MAX
     }
 
     fn row(&self, event: &Event) -> Option<Row> {
@@ -348,27 +376,79 @@ async fn a_gap_is_filled_in_rounds() {
     world.check_state();
 }
 
-/// A full disk or a lack of memory was answered like a refusal by the rules: with 200, and the event was lost.
+/// A full disk was answered like a refusal by the rules: with 200, and the event was lost.
 #[tokio::test]
 async fn what_we_fail_at_ourselves_may_be_sent_again() {
     let world = World::new().await;
     let mut line = world.line();
-    let events: Vec<_> = (0..10).map(|n| world.say(&mut line, &format!("{n}"))).collect();
-    let last = || vec![raw(&events[9])];
-    let budget = world.house.rooms.0.parts.budget.clone();
-    // The first grant asked for is the memory of the gap.
-    budget.refuse_nth(1);
-    let failed = world.inbox.receive(&far(), &world.room, last()).await.unwrap_err();
-    assert!(matches!(&failed, Error::Refused(refused) if refused.account == "gaps") && failed.is_passing());
-    assert!(world.row(&events[9]).is_none());
-    assert_eq!(world.receive_raw(last()).await, [Ok(())]);
-    assert!(events.iter().all(|event| world.row(event).is_some()));
-    assert_eq!(budget.account("gaps").used(), 0);
-    // Neither does a database that cannot be written to mean that the event is a bad one.
+    // A database that cannot be written to does not mean that the event is a bad one.
     let next = world.say(&mut line, "next");
     world.house.store.close().await;
-    let failed = world.inbox.receive(&far(), &world.room, vec![raw(&next)]).await.unwrap_err();
+    let failed = world.inbox.receive(&far(), &world.room, vec![raw(&next)], world.late()).await.unwrap_err();
     assert!(matches!(failed, Error::Store(_)) && failed.is_passing());
+}
+
+/// Two slow servers had all the memory for gaps, and everybody else's transactions were put off, the typing and the keys in them
+/// too, for as long as they went on.
+#[tokio::test]
+async fn memory_for_a_gap_is_waited_for_and_in_the_end_one_event_goes_without() {
+    let text = include_str!("../../../memory-budgets/pi-zero-2w.toml").replace("wait_ms = 30000", "wait_ms = 20");
+    let world = World::within(Budget::from_profile(Profile::parse("small", &text).unwrap())).await;
+    let mut line = world.line();
+    let direct = world.say(&mut line.clone(), "direct");
+    let events: Vec<_> = (0..10).map(|n| world.say(&mut line, &format!("{n}"))).collect();
+    let gaps = world.house.rooms.0.parts.budget.account("gaps");
+    let (clock, began) = (world.house.clock.clone(), world.house.clock.instant());
+    let receive = |until: Duration| {
+        let (inbox, room) = (world.inbox.clone(), world.room.clone());
+        let pdus = vec![raw(&events[9]), raw(&direct)];
+        tokio::spawn(async move { inbox.receive(&far(), &room, pdus, until).await.unwrap() })
+    };
+    let all = gaps.try_take(gaps.limit()).unwrap();
+    let receiving = receive(began + TIME_MAX);
+    while !receiving.is_finished() {
+        clock.advance(Duration::from_secs(5));
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let outcomes: Vec<_> = receiving.await.unwrap().into_iter().map(|(_, outcome)| outcome.is_ok()).collect();
+    assert_eq!(outcomes, [false, true], "only the event with the gap");
+    assert!(clock.instant() >= began + TIME_MAX);
+    let receiving = receive(clock.instant() + TIME_MAX);
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    drop(all);
+    while !receiving.is_finished() {
+        clock.advance(Duration::from_millis(500));
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert!(receiving.await.unwrap().iter().all(|(_, outcome)| outcome.is_ok()));
+    assert!(events.iter().all(|event| world.row(event).is_some()));
+    assert_eq!(gaps.used(), 0);
+}
+
+/// A server that stalls in one room had both places for gaps with another.
+#[tokio::test]
+async fn a_server_fills_one_gap_at_a_time() {
+    let world = World::new().await;
+    let mut line = world.line();
+    world.join(&mut line, <&UserId>::try_from("@carol:far.example").unwrap());
+    let last = world.say(&mut line, "after the gap");
+    let senders = world.house.rooms.0.gap_senders.clone();
+    let (inbox, room, late) = (world.inbox.clone(), world.room.clone(), world.late());
+    let receive = |from: &str| {
+        let (inbox, room, pdus) = (inbox.clone(), room.clone(), vec![raw(&last)]);
+        let from = OwnedServerName::try_from(from).unwrap();
+        tokio::spawn(async move { inbox.receive(&from, &room, pdus, late).await.unwrap() })
+    };
+    // As if it were filling one in another room.
+    let turn = senders.try_take("far.example").unwrap();
+    let strangers = senders.try_take("").unwrap();
+    let waiting = [receive("far.example"), receive("elsewhere.example")];
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert!(waiting.iter().all(|one| !one.is_finished()) && world.peer.asked().is_empty());
+    drop((turn, strangers));
+    for one in waiting {
+        assert!(one.await.unwrap()[0].1.is_ok());
+    }
 }
 
 /// Memory that a gap needs more of than there is for it will not be had later either.
@@ -565,8 +645,8 @@ async fn a_server_that_stalls_is_waited_for_minutes_and_a_stranger_for_less() {
     world.peer.with(|book| (book.keeps_events, book.stalls) = (true, true));
     let clock = world.house.clock.clone();
     let began = clock.instant();
-    let (inbox, room, pdus) = (world.inbox.clone(), world.room.clone(), vec![raw(&last)]);
-    let receiving = tokio::spawn(async move { inbox.receive(&far(), &room, pdus).await.unwrap() });
+    let (inbox, room, pdus, late) = (world.inbox.clone(), world.room.clone(), vec![raw(&last)], world.late());
+    let receiving = tokio::spawn(async move { inbox.receive(&far(), &room, pdus, late).await.unwrap() });
     while !receiving.is_finished() {
         clock.advance(Duration::from_millis(500));
         tokio::time::sleep(Duration::from_millis(1)).await;
@@ -578,7 +658,7 @@ async fn a_server_that_stalls_is_waited_for_minutes_and_a_stranger_for_less() {
     world.peer.with(|book| book.stalls = false);
     world.peer.asked();
     let stranger = OwnedServerName::try_from("elsewhere.example").unwrap();
-    let outcome = world.inbox.receive(&stranger, &world.room, vec![raw(&last)]).await.unwrap();
+    let outcome = world.inbox.receive(&stranger, &world.room, vec![raw(&last)], world.late()).await.unwrap();
     assert!(outcome[0].1.is_err());
     assert_eq!(world.peer.asked(), ["missing_events"]);
     assert_eq!(world.receive(&[last]).await, [Ok(())]);
@@ -851,6 +931,110 @@ async fn what_is_missing_in_the_middle_is_fetched_into_its_place() {
     assert!(orders.is_sorted() && orders[0] > 0, "{orders:?}");
     let guessed = |event: &Event| world.row(event).unwrap().flags.guessed;
     assert!(said.iter().all(|event| guessed(event)) && !guessed(&near) && !guessed(&last));
+    world.check_state();
+}
+
+/// The walk through a batch ended where the first branch of the history left it. Whatever stood on the others was never asked
+/// for again: the events just below them were here.
+#[tokio::test]
+async fn every_branch_of_a_batch_is_placed() {
+    let world = World::new().await;
+    let mut line = world.line();
+    let near = world.say(&mut line, "near");
+    assert_eq!(world.receive(&[near]).await, [Ok(())]);
+    let base: Vec<_> = (0..10).map(|n| world.say(&mut line, &format!("{n}"))).collect();
+    let mut other = line.clone();
+    let sides = [world.say(&mut line, "left"), world.say(&mut other, "right")];
+    line.heads = sides.to_vec();
+    let merged = world.say(&mut line, "merged");
+    let last = world.say(&mut line, "last");
+    world.peer.with(|book| book.keeps_events = true);
+    assert_eq!(world.receive(&[last]).await, [Ok(())]);
+    let gap = Gap::Hole(world.house.row(&world.room).holes[0].bottom);
+    let num = world.house.room_num(&world.room);
+    // One of them is named from both sides.
+    assert_eq!(world.inbox.backfill(num, gap, 5).await.unwrap(), 4);
+    let order = |event: &Event| world.row(event).and_then(|row| row.order);
+    assert!(sides.iter().chain([&merged]).all(|event| order(event).is_some()));
+    assert_eq!(world.inbox.backfill(num, gap, 100).await.unwrap(), 9);
+    assert!(base.iter().map(|event| order(event).unwrap()).is_sorted());
+    world.check_state();
+}
+
+/// A hundred events of a kind that only twenty-five of fit into an answer could never be had, and scrolling back ended above them.
+#[tokio::test]
+async fn where_an_answer_would_be_too_large_fewer_are_asked_for() {
+    let world = World::new().await;
+    let mut line = world.line();
+    let near = world.say(&mut line, "near");
+    assert_eq!(world.receive(&[near]).await, [Ok(())]);
+    for n in 0..30 {
+        world.say(&mut line, &format!("{n}"));
+    }
+    let last = world.say(&mut line, "last");
+    world.peer.with(|book| (book.keeps_events, book.most) = (true, Some(7)));
+    assert_eq!(world.receive(&[last]).await, [Ok(())]);
+    let gap = Gap::Hole(world.house.row(&world.room).holes[0].bottom);
+    let num = world.house.room_num(&world.room);
+    assert_eq!(world.inbox.backfill(num, gap, 100).await.unwrap(), 6);
+    // The same for what stands between an event and what is here.
+    world.house.say(&world.anna, &world.room, "meanwhile").await;
+    let mut line = world.line();
+    let events: Vec<_> = (0..12).map(|n| world.say(&mut line, &format!("more {n}"))).collect();
+    world.peer.with(|book| book.keeps_events = false);
+    assert_eq!(world.receive(&events[11..]).await, [Ok(())]);
+    assert!(events.iter().all(|event| world.row(event).is_some_and(|row| row.order.is_some())));
+    world.check_state();
+}
+
+/// In versions 1 and 2 a sender says what its event's id is. An event that named the id of another, which was here as rejected,
+/// got that one's columns: a message made its sender's power levels count.
+#[tokio::test]
+async fn an_event_does_not_take_the_place_of_another_with_its_id() {
+    let world = World::of(Budget::for_tests(), Some("2")).await;
+    let line = world.line();
+    let build = |draft: Draft| Arc::new(draft.build(line.heads[0].version(), &far(), &world.key).unwrap());
+    let levels = json!({ "users": { world.bob.as_str(): 100 } });
+    let mut levels = world.unsigned(&line, &world.bob, "m.room.power_levels", Some(""), levels);
+    levels.opaque_id = "y".to_owned();
+    let levels = build(levels);
+    world.peer.with(|book| book.events.insert(levels.id().to_owned(), (levels.clone(), State::new())));
+    let mut citing = world.unsigned(&line, &world.bob, "m.room.message", None, json!({ "body": "one" }));
+    citing.auth_events.push(levels.id().to_owned());
+    assert!(world.receive(&[build(citing)]).await[0].is_err());
+    let row = world.row(&levels).unwrap();
+    assert!(row.flags.rejected && row.flags.outlier);
+    let mut taking = world.unsigned(&line, &world.bob, "m.room.message", None, json!({ "body": "two" }));
+    taking.opaque_id = "y".to_owned();
+    let taking = build(taking);
+    assert_eq!(taking.id(), levels.id());
+    let outcome = &world.receive(&[taking]).await[0];
+    assert!(outcome.as_ref().is_err_and(|why| why.contains("another event has this id")), "{outcome:?}");
+    assert_eq!(world.row(&levels).unwrap(), row);
+    assert!(world.house.state(&world.room, "m.room.power_levels", "").unwrap()["users"][world.bob.as_str()].is_null());
+    world.check_state();
+}
+
+/// The state that an event's own state replaced, with a rejected event between them, stood beside it as if they were two ends
+/// of the history, and won when its clock was ahead.
+#[tokio::test]
+async fn what_an_event_follows_behind_a_rejected_one_is_replaced() {
+    let world = World::new().await;
+    let mut line = world.line();
+    let named = |name: &str| json!({ "membership": "join", "displayname": name });
+    let bob = world.bob.clone();
+    let first = world.make(&mut line, &bob, "m.room.member", Some(bob.as_str()), named("first"));
+    assert_eq!(world.receive(&[first]).await, [Ok(())]);
+    let mut refused = line.clone();
+    let levels = json!({ "users": { bob.as_str(): 100 } });
+    let rejected = world.make(&mut refused, &bob, "m.room.power_levels", Some(""), levels);
+    assert!(world.receive(&[rejected]).await[0].is_err());
+    line.heads = refused.heads;
+    world.ts.set(START_MS - 1_000_000);
+    let second = world.make(&mut line, &bob, "m.room.member", Some(bob.as_str()), named("second"));
+    assert_eq!(world.receive(&[second]).await, [Ok(())]);
+    assert_eq!(world.house.row(&world.room).extremities.len(), 1);
+    assert_eq!(world.house.state(&world.room, "m.room.member", bob.as_str()).unwrap()["displayname"], "second");
     world.check_state();
 }
 

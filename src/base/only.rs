@@ -1,0 +1,92 @@
+//! One at a time of each name.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Notify;
+
+/// Names in use. Bounded by those who use one.
+#[derive(Clone, Default)]
+pub struct OneEach(Arc<Inner>);
+
+#[derive(Default)]
+struct Inner {
+    used: Mutex<HashSet<String>>,
+    freed: Notify,
+}
+
+/// The mark that a name is in use; given up by drop.
+pub struct Only {
+    of: OneEach,
+    name: String,
+}
+
+impl OneEach {
+    /// The name, unless somebody has it.
+    pub fn try_take(&self, name: &str) -> Option<Only> {
+        let is_free = self.names().insert(name.to_owned());
+        is_free.then(|| Only { of: self.clone(), name: name.to_owned() })
+    }
+
+    /// Waits until nobody else has the name, and takes it.
+    pub async fn take(&self, name: &str) -> Only {
+        self.until(|| self.try_take(name)).await
+    }
+
+    /// Waits until nobody has the name.
+    pub async fn wait(&self, name: &str) {
+        self.until(|| (!self.names().contains(name)).then_some(())).await
+    }
+
+    async fn until<T>(&self, look: impl Fn() -> Option<T>) -> T {
+        loop {
+            let freed = self.0.freed.notified();
+            tokio::pin!(freed);
+            // Registered before it is looked at: a name that is given up in between would otherwise be slept through.
+            freed.as_mut().enable();
+            if let Some(found) = look() {
+                return found;
+            }
+            freed.await;
+        }
+    }
+
+    fn names(&self) -> MutexGuard<'_, HashSet<String>> {
+        self.0.used.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Only {
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+impl Drop for Only {
+    fn drop(&mut self) {
+        self.of.names().remove(&self.name);
+        self.of.0.freed.notify_waiters();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_name_has_one_user_and_the_next_waits() {
+        let each = OneEach::default();
+        let one = each.try_take("one").unwrap();
+        assert!(each.try_take("one").is_none() && each.try_take("two").is_some());
+        let next = tokio::spawn({
+            let each = each.clone();
+            async move { each.take("one").await.name().to_owned() }
+        });
+        tokio::task::yield_now().await;
+        assert!(!next.is_finished());
+        drop(one);
+        assert_eq!(next.await.unwrap(), "one");
+        each.wait("one").await;
+        assert!(each.try_take("one").is_some(), "who waited has given it up again");
+    }
+}
