@@ -95,6 +95,14 @@ impl Pen {
         append(&mut self.paper())
     }
 
+    /// Writes what may be longer than a piece, over several of them.
+    pub async fn long(&self, bytes: &[u8]) {
+        for part in bytes.chunks(PAUSE_BYTES) {
+            self.pause().await;
+            self.bytes(part);
+        }
+    }
+
     /// Ends the piece when it is long enough.
     pub async fn pause(&self) {
         let mut paused = false;
@@ -133,6 +141,26 @@ impl<F: Future<Output = Result<(), ChunkError>> + Send + 'static> Chunks for Wri
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_long_goes_over_several_pieces() {
+        let all: Vec<u8> = (0..200_000_u32).map(|n| n as u8).collect();
+        let wanted = all.clone();
+        let mut chunks = written(move |pen| async move {
+            pen.text("<");
+            pen.long(&all).await;
+            pen.text(">");
+            Ok(())
+        });
+        let (mut whole, mut more) = (Vec::new(), true);
+        while more {
+            let mut piece = Vec::new();
+            more = chunks.next(&mut piece).unwrap();
+            assert!(piece.len() < 2 * PAUSE_BYTES + 2);
+            whole.append(&mut piece);
+        }
+        assert_eq!(whole, [b"<", &wanted[..], b">"].concat());
+    }
 
     #[test]
     fn a_written_answer_comes_in_pieces() {

@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::{Client, Error, auth};
 use crate::http::{Answer, Request, Response, StatusCode};
+use crate::room::Filter;
 
 /// Types that have endpoints of their own.
 const MANAGED: [&str; 2] = ["m.fully_read", "m.push_rules"];
@@ -69,6 +70,9 @@ pub async fn delete_tag(client: Arc<Client>, request: Request) -> Result<Respons
 pub async fn post_filter(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let requester = auth::own(&client, &request).await?;
     let content: Box<RawValue> = request.json().await?;
+    if Filter::parse(content.get().as_bytes()).is_none() {
+        return Err(Answer::bad("M_BAD_JSON", "This is no filter, or one with too much in its lists").into());
+    }
     let number = client.users.add_filter(requester.user_num, &content).await?;
     Ok(Response::json(&json!({ "filter_id": number.to_string() })))
 }

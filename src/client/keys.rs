@@ -73,7 +73,7 @@ pub async fn changes(client: Arc<Client>, request: Request) -> Result<Response, 
     let grant = client.budget.account("response_bodies").take(ANSWER_BYTES).await?;
     let own = blocking(move || {
         let read = Arc::new(client.rooms.read()?);
-        Ok::<_, Error>(client.users.own(read, &requester, Some(from.at), to.at))
+        Ok::<_, Error>(client.users.own(read, &requester, Some(from.at), to.at, to.at))
     })
     .await?;
     Ok(Response::stream(grant, base::written(move |pen| changed(pen, own))))
@@ -129,6 +129,7 @@ struct ToDeviceBody {
 /// PUT /_matrix/client/v3/sendToDevice/{event_type}/{txn_id}
 pub async fn send_to_device(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let requester = auth::requester(&client, &request).await?;
+    request.limit_for(Limit::Send, requester.user_id.as_str())?;
     let body: ToDeviceBody = request.json().await?;
     let (kind, txn) = (request.param("event_type"), request.param("txn_id"));
     client.users.send_to_device(&requester, kind, txn, body.messages).await?;

@@ -19,6 +19,8 @@ use tokio::sync::mpsc;
 
 /// Small bodies leave in frames of this size, so that a slow reader can be told from one that reads nothing.
 const FRAME_BYTES: usize = 32 * 1024;
+/// What the buffer of a long answer keeps between two pieces.
+const BUFFER_BYTES_MAX: usize = 64 * 1024;
 /// What a file is read in.
 const FILE_PIECE_BYTES: usize = 32 * 1024;
 
@@ -282,6 +284,8 @@ impl Slot {
 
     fn put(&self, mut buffer: Vec<u8>) {
         buffer.clear();
+        // One long piece is no reason to hold as much until the answer ends.
+        buffer.shrink_to(BUFFER_BYTES_MAX);
         let waker = {
             let mut inner = self.lock();
             inner.0 = Some(buffer);

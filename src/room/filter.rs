@@ -8,6 +8,11 @@ use crate::store::tables::event::{self, Row};
 use crate::store::tables::user;
 use crate::store::{Get, Result};
 
+/// What a filter may take once it is read: several hundred ids of people or rooms.
+const FILTER_BYTES_MAX: u64 = 32 * 1024;
+/// A text in a list, beside its letters.
+const TEXT_BYTES: u64 = 40;
+
 /// A sync filter, as an app sends or has saved it. Its length is bounded where it comes in.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
@@ -48,9 +53,20 @@ pub struct Events {
 }
 
 impl Filter {
-    /// Reads a filter; `None` when it is none.
+    /// Reads a filter; `None` when it is none, or one that takes too much memory.
     pub fn parse(json: &[u8]) -> Option<Filter> {
-        serde_json::from_slice(json).ok()
+        let filter: Filter = serde_json::from_slice(json).ok()?;
+        (filter.bytes() <= FILTER_BYTES_MAX).then_some(filter)
+    }
+
+    /// What it takes in memory, the paths of its fields included.
+    pub fn bytes(&self) -> u64 {
+        let InRoom { rooms, not_rooms, account_data, ephemeral, state, timeline, .. } = &self.room;
+        let events = [&self.account_data, account_data, ephemeral, state, timeline];
+        let lists = events.iter().flat_map(|events| events.lists()).chain([rooms.as_deref(), Some(&not_rooms[..])]);
+        let paths = self.fields();
+        let texts = lists.flatten().flatten().chain(self.event_fields.iter().flatten()).chain(paths.iter().flatten());
+        texts.map(|text| text.len() as u64 + TEXT_BYTES).sum()
     }
 
     /// The paths of `event_fields`.
@@ -71,9 +87,16 @@ impl InRoom {
 }
 
 impl Events {
-    /// Reads the filter of one list of events; `None` when it is none.
+    /// Reads the filter of one list of events; `None` when it is none, or one that takes too much memory.
     pub fn parse(json: &[u8]) -> Option<Events> {
-        serde_json::from_slice(json).ok()
+        let events: Events = serde_json::from_slice(json).ok()?;
+        let texts = events.lists().into_iter().flatten().flatten();
+        (texts.map(|text| text.len() as u64 + TEXT_BYTES).sum::<u64>() <= FILTER_BYTES_MAX).then_some(events)
+    }
+
+    fn lists(&self) -> [Option<&[String]>; 6] {
+        let Events { types, not_types, senders, not_senders, rooms, not_rooms, .. } = self;
+        [types.as_deref(), Some(not_types), senders.as_deref(), Some(not_senders), rooms.as_deref(), Some(not_rooms)]
     }
 
     pub fn wants_room(&self, room_id: &str) -> bool {
@@ -163,7 +186,14 @@ mod tests {
         assert!(!filter.room.timeline.wants_type("m.reaction"));
         assert!(filter.room.wants_room("!a:x") && !filter.room.wants_room("!no:x"));
         assert_eq!(filter.fields(), [["content", "body"]]);
+        assert_eq!(filter.bytes(), (12 + 7 + 4 + 8 + 11 + 5) + 6 * TEXT_BYTES);
         assert!(Filter::parse(br#"{"room":5}"#).is_none());
+        // Of 16 KiB a sync made 200 and held them, unpaid, for as long as it waited.
+        let types = vec!["a"; 1000];
+        let many = serde_json::json!({ "room": { "timeline": { "types": types } } }).to_string();
+        assert!(Filter::parse(many.as_bytes()).is_none());
+        assert!(Events::parse(serde_json::json!({ "types": types }).to_string().as_bytes()).is_none());
+        assert!(Filter::parse(format!(r#"{{"event_fields":["{}"]}}"#, ".".repeat(1000)).as_bytes()).is_none());
         assert_eq!(Events::default().limit(10, 100), 10);
     }
 }

@@ -1,12 +1,12 @@
 //! An event as apps see it (client-server API, "Room Event Format"), copied text by text out of its canonical JSON.
 //!
-//! No tree is built, except where a filter names the fields it wants. One event holds its own body and at most one more
+//! No tree is built. One event holds its own body and at most one more
 //! at a time (what it replaced, what redacted it, its newest edit).
 
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
-use serde_json::{Map, Value};
-
+use super::ANSWER_BYTES;
 use super::ignored::Ignored;
 use crate::matrix::json;
 use crate::store::tables::event::{self, Kind, Membership, Row};
@@ -84,11 +84,27 @@ pub fn write(
     Ok(())
 }
 
-/// Appends an event without anything beside it.
-fn write_plain(get: &impl Get, row: &Row, format: &Format, out: &mut Vec<u8>) -> Result<()> {
-    write_members(&event::body(get, row)?, row, format.room_id.as_deref(), out);
-    out.push(b'}');
+/// Appends, as a member of what is said beside an event, another one without anything beside it. One for which there is no
+/// room is left out.
+fn write_beside(
+    get: &impl Get,
+    row: &Row,
+    format: &Format,
+    (first, key): (usize, &str),
+    out: &mut Vec<u8>,
+) -> Result<()> {
+    let body = event::body(get, row)?;
+    if has_room(out, &body) {
+        write_key(out, first, key);
+        write_members(&body, row, format.room_id.as_deref(), out);
+        out.push(b'}');
+    }
     Ok(())
+}
+
+/// Whether a piece of an answer has room for what is not the event itself.
+fn has_room(out: &[u8], more: &[u8]) -> bool {
+    out.len() + more.len() <= ANSWER_BYTES as usize
 }
 
 /// Appends a state event with nothing but what a stranger may know of it.
@@ -173,8 +189,7 @@ fn write_unsigned(
         && let Some(redaction) = row.redacted_by
         && let Some(redaction) = event::row(get, redaction)?
     {
-        write_key(out, first, "redacted_because");
-        write_plain(get, &redaction, format, out)?;
+        write_beside(get, &redaction, format, (first, "redacted_because"), out)?;
     }
     if detail == Detail::Timeline {
         write_transaction(get, num, row, format, first, out)?;
@@ -223,8 +238,10 @@ fn write_replaced(get: &impl Get, row: &Row, first: usize, out: &mut Vec<u8>) ->
     let (Some(key), Some(before)) = (row.state_key, row.before) else { return Ok(()) };
     let Some(old) = snapshot::get(get, before, key)? else { return Ok(()) };
     let old = event::row_of(get, old)?;
-    write_key(out, first, "prev_content");
-    out.extend_from_slice(&content(get, &old)?);
+    let before = content(get, &old)?;
+    if has_room(out, &before) {
+        write_member(out, first, "prev_content", &before);
+    }
     write_text(out, first, "prev_sender", &user::id_of(get, old.sender)?);
     write_text(out, first, "replaces_state", &old.id.text());
     Ok(())
@@ -252,15 +269,13 @@ fn write_relations(
     out.push(b'{');
     let first = out.len();
     if let Some(edit) = edit {
-        write_key(out, first, "m.replace");
-        write_plain(get, &edit, format, out)?;
+        write_beside(get, &edit, format, (first, "m.replace"), out)?;
     }
     if let Some(thread) = thread {
         write_key(out, first, "m.thread");
         out.extend_from_slice(format!("{{\"count\":{},", thread.count).as_bytes());
-        out.extend_from_slice(format!("\"current_user_participated\":{},", thread.took_part).as_bytes());
-        out.extend_from_slice(b"\"latest_event\":");
-        write_plain(get, &thread.latest, format, out)?;
+        out.extend_from_slice(format!("\"current_user_participated\":{}", thread.took_part).as_bytes());
+        write_beside(get, &thread.latest, format, (0, "latest_event"), out)?;
         out.push(b'}');
     }
     if !references.is_empty() {
@@ -371,28 +386,45 @@ pub fn write_text(out: &mut Vec<u8>, first: usize, key: &str, text: &str) {
 
 /// The members of an object that the paths name, as a filter's `event_fields` ask.
 fn keep_fields(event: &[u8], fields: &[Vec<String>]) -> Vec<u8> {
-    let Ok(whole) = serde_json::from_slice::<Value>(event) else { return event.to_vec() };
-    let mut kept = Map::new();
-    for path in fields {
-        let found = path.iter().try_fold(&whole, |at, key| at.get(key));
-        if let Some(value) = found {
-            put_at(&mut kept, path, value);
-        }
-    }
-    Value::Object(kept).to_string().into_bytes()
+    let mut kept = Vec::new();
+    write_fields(event, &fields.iter().map(Vec::as_slice).collect::<Vec<_>>(), &mut kept);
+    kept
 }
 
-fn put_at(object: &mut Map<String, Value>, path: &[String], value: &Value) {
-    match path {
-        [] => {}
-        [key] => drop(object.insert(key.clone(), value.clone())),
-        [key, rest @ ..] => {
-            let inner = object.entry(key.clone()).or_insert_with(|| Value::Object(Map::new()));
-            if let Value::Object(inner) = inner {
-                put_at(inner, rest, value);
-            }
+/// Appends what the paths name of an object, as an object. As deep as the object is.
+fn write_fields(object: &[u8], paths: &[&[String]], out: &mut Vec<u8>) {
+    let mut wanted: BTreeMap<Vec<u8>, Vec<&[String]>> = BTreeMap::new();
+    for path in paths {
+        let Some((key, rest)) = path.split_first() else { continue };
+        // As a key stands in canonical text.
+        let mut text = Vec::new();
+        json::write_string(&mut text, key);
+        wanted.entry(text).or_default().push(rest);
+    }
+    out.push(b'{');
+    let first = out.len();
+    for (key, value) in json::members(object) {
+        let key = [b"\"", key, b"\""].concat();
+        let Some(rests) = wanted.get(&key) else { continue };
+        let (is_whole, is_object) = (rests.iter().any(|rest| rest.is_empty()), value.starts_with(b"{"));
+        if !is_whole && !is_object {
+            continue;
+        }
+        let before = out.len();
+        out.extend_from_slice(if before > first { b"," } else { b"" });
+        out.extend_from_slice(&key);
+        out.push(b':');
+        if is_whole {
+            out.extend_from_slice(value);
+            continue;
+        }
+        let inner = out.len();
+        write_fields(value, rests, out);
+        if out.len() == inner + 2 {
+            out.truncate(before);
         }
     }
+    out.push(b'}');
 }
 
 #[cfg(test)]
@@ -400,7 +432,7 @@ mod tests {
     use super::*;
     use crate::store::tables::event::{Flags, Id};
     use crate::store::{BodyNum, RoomNum};
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     fn row(kind: Kind) -> Row {
         Row {
@@ -451,9 +483,18 @@ mod tests {
 
     #[test]
     fn a_filter_keeps_the_fields_it_names() {
-        let event = json!({ "content": { "a.b": 1, "c": { "d": 2, "e": 3 } }, "type": "t", "sender": "s" });
-        let fields = ["type", r"content.a\.b", "content.c.d", "nothing.there"].map(json::dot_path);
-        let kept: Value = serde_json::from_slice(&keep_fields(event.to_string().as_bytes(), &fields)).unwrap();
-        assert_eq!(kept, json!({ "content": { "a.b": 1, "c": { "d": 2 } }, "type": "t" }));
+        let event = json!({
+            "content": { "a.b": 1, "c": { "d": 2, "e": 3 }, "f\"\u{1}": 4, "g": { "h": {} } }, "type": "t", "sender": "s",
+        });
+        let check = |fields: &[&str], kept: Value| {
+            let fields: Vec<_> = fields.iter().map(|path| json::dot_path(path)).collect();
+            let found: Value = serde_json::from_slice(&keep_fields(event.to_string().as_bytes(), &fields)).unwrap();
+            assert_eq!(found, kept);
+        };
+        let some = ["type", r"content.a\.b", "content.c.d", "nothing.there", "type.t", "content.g.x"];
+        check(&some, json!({ "content": { "a.b": 1, "c": { "d": 2 } }, "type": "t" }));
+        check(&["content.f\"\u{1}", "content.g.h"], json!({ "content": { "f\"\u{1}": 4, "g": { "h": {} } } }));
+        check(&["content", "content.c.d"], json!({ "content": event["content"] }));
+        check(&["content.g.h.i", ""], json!({}));
     }
 }

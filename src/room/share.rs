@@ -37,18 +37,26 @@ const HEROES: usize = 5;
 pub struct Since {
     pub at: Position,
     pub typing: u64,
+    /// What was told of the messages to the device: they are many at times, and not all in one answer.
+    pub messages: Position,
 }
 
 impl Since {
     pub fn parse(text: &str) -> Option<Since> {
-        let (at, typing) = text.strip_prefix('s')?.split_once('_')?;
-        Some(Since { at: Position(at.parse().ok()?), typing: typing.parse().ok()? })
+        let (at, rest) = text.strip_prefix('s')?.split_once('_')?;
+        let (typing, messages) = rest.split_once('_').unwrap_or((rest, at));
+        let (at, messages) = (Position(at.parse().ok()?), Position(messages.parse().ok()?));
+        Some(Since { at, typing: typing.parse().ok()?, messages: messages.min(at) })
     }
 }
 
 impl std::fmt::Display for Since {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "s{}_{}", self.at, self.typing)
+        write!(f, "s{}_{}", self.at, self.typing)?;
+        match self.messages < self.at {
+            true => write!(f, "_{}", self.messages),
+            false => Ok(()),
+        }
     }
 }
 
@@ -112,7 +120,8 @@ impl Rooms {
         // Typing first: what comes in between is told twice rather than never.
         let typing = self.0.typing.serial();
         let read = Arc::new(self.read()?);
-        let now = Since { at: store::Get::position(&*read)?, typing };
+        let at = store::Get::position(&*read)?;
+        let now = Since { at, typing, messages: at };
         // A token from the future is one of a database that was since restored: everything is told anew.
         let since = since.filter(|since| since.at <= now.at);
         let ignored = Ignored::of(&*read, reader.user)?;

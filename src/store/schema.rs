@@ -55,7 +55,8 @@ pub const CROSS_KEY: Table = table("cross_key", "user", "UserNum, u8 purpose →
 pub const KEY_SIGNATURE: Table =
     table("key_signature", "user", "owner UserNum, device id or key, 0, signer UserNum, key id → signature");
 pub const TO_DEVICE: Table = table("to_device", "user", "UserNum, device id, 0, Position → JSON message");
-pub const TO_DEVICE_COUNT: Table = table("to_device_count", "user", "UserNum, device id, 0 → u32 messages waiting");
+pub const TO_DEVICE_COUNT: Table =
+    table("to_device_count", "user", "UserNum, device id, 0 → u32 messages waiting, u64 bytes of them");
 pub const TO_DEVICE_TXN: Table = table("to_device_txn", "user", "UserNum, device id, 0 → hash128 of recent txn ids");
 pub const TO_DEVICE_KNOWN: Table = table(
     "to_device_known",

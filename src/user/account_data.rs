@@ -12,7 +12,7 @@ use crate::store::{Change, Get, UserNum};
 /// What one user may keep here.
 const ENTRIES_MAX: usize = 5_000;
 const BYTES_MAX: usize = 4 << 20;
-const ENTRY_BYTES_MAX: usize = 256 << 10;
+const ENTRY_BYTES_MAX: usize = 64 << 10;
 const TYPE_BYTES_MAX: usize = 255;
 const TAGS_MAX: usize = 100;
 

@@ -166,6 +166,12 @@ impl From<store::Error> for Error {
     }
 }
 
+impl From<serde_json::Error> for Error {
+    fn from(wrong: serde_json::Error) -> Error {
+        Error::invalid(wrong.to_string())
+    }
+}
+
 impl From<Refused> for Error {
     fn from(refused: Refused) -> Error {
         Error::Refused(refused)

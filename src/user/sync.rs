@@ -18,6 +18,11 @@ use crate::store::{self, EventNum, Position, Read, RoomNum, StateKeyNum, UserNum
 const BATCH: usize = 128;
 /// Changed state keys read ahead.
 const DIFFERENCE_BATCH: usize = 1_024;
+/// Messages to the device in one answer, and their bytes: what breaks off on a poor line is not begun from the start each
+/// time. At least one is told.
+const MESSAGES_MAX: usize = 100;
+const MESSAGES_BYTES_MAX: usize = 256 << 10;
+
 /// One device's own things between two positions.
 pub struct Own {
     read: Arc<Read>,
@@ -25,13 +30,22 @@ pub struct Own {
     requester: Requester,
     /// None for the first sync.
     since: Option<Position>,
+    /// The messages to the device the app has been given up to.
+    received: Position,
     now: Position,
 }
 
 impl Users {
     /// What a sync reads beside rooms.
-    pub fn own(&self, read: Arc<Read>, requester: &Requester, since: Option<Position>, now: Position) -> Own {
-        Own { read, user: requester.user_num, requester: requester.clone(), since, now }
+    pub fn own(
+        &self,
+        read: Arc<Read>,
+        requester: &Requester,
+        since: Option<Position>,
+        received: Position,
+        now: Position,
+    ) -> Own {
+        Own { read, user: requester.user_num, requester: requester.clone(), since, received, now }
     }
 }
 
@@ -46,7 +60,7 @@ impl Own {
             return Ok(true);
         }
         let (read, mut any) = (&*self.read, false);
-        to_device::each(read, self.user, &self.requester.device_id, self.since(), self.now, &mut |_, _| {
+        to_device::each(read, self.user, &self.requester.device_id, self.received, self.now, &mut |_, _| {
             any = true;
             Ok(ControlFlow::Break(()))
         })?;
@@ -91,14 +105,14 @@ impl Own {
             if !wants(&kind) {
                 continue;
             }
-            write_event(pen, &kind, &content, &mut first);
+            write_event(pen, &kind, &content, &mut first).await;
             pen.pause().await;
         }
         let rules = "m.push_rules";
         if room.is_none() && whole && wants(rules) && push_rule::is_default(&*self.read, self.user)? {
             let user_id = &self.requester.user_id;
             let content = push_rule::to_json(push_rule::get(&*self.read, self.user, user_id)?)?;
-            write_event(pen, rules, &content, &mut first);
+            write_event(pen, rules, &content, &mut first).await;
         }
         Ok(())
     }
@@ -124,22 +138,38 @@ impl Own {
 
     // ---- messages to the device ----------------------------------------------------------------------------------
 
-    /// Writes the messages that wait for the device. They stay until a later token acknowledges them.
-    pub async fn write_to_device(&self, pen: &Pen) -> Result<(), ChunkError> {
-        let (mut first, mut after) = (true, self.since());
+    /// How far the messages of one answer go: to the end, unless there are many.
+    pub fn messages_end(&self) -> Result<Position, Error> {
+        let (mut count, mut bytes, mut end) = (0, 0, self.now);
+        let mut last = None;
+        let device = &self.requester.device_id;
+        to_device::each(&*self.read, self.user, device, self.received, self.now, &mut |position, message| {
+            count += 1;
+            bytes += message.len();
+            if let Some(last) = last.filter(|_| count > MESSAGES_MAX || bytes > MESSAGES_BYTES_MAX) {
+                end = last;
+                return Ok(ControlFlow::Break(()));
+            }
+            last = Some(position);
+            Ok(ControlFlow::Continue(()))
+        })?;
+        Ok(end)
+    }
+
+    /// Writes the messages that wait for the device, up to `end`. They stay until a later token acknowledges them.
+    pub async fn write_to_device(&self, pen: &Pen, end: Position) -> Result<(), ChunkError> {
+        let (mut first, mut after) = (true, self.received);
         loop {
             // One at a time: each may have tens of kilobytes.
             let mut next = None;
             let device = &self.requester.device_id;
-            to_device::each(&*self.read, self.user, device, after, self.now, &mut |position, message| {
+            to_device::each(&*self.read, self.user, device, after, end, &mut |position, message| {
                 next = Some((position, message.to_vec()));
                 Ok(ControlFlow::Break(()))
             })?;
             let Some((position, message)) = next else { return Ok(()) };
-            pen.with(|out| {
-                comma(out, &mut first);
-                out.extend_from_slice(&message);
-            });
+            pen.with(|out| comma(out, &mut first));
+            pen.long(&message).await;
             after = position;
             pen.pause().await;
         }
@@ -380,15 +410,15 @@ impl Own {
     }
 }
 
-fn write_event(pen: &Pen, kind: &str, content: &[u8], first: &mut bool) {
+async fn write_event(pen: &Pen, kind: &str, content: &[u8], first: &mut bool) {
     pen.with(|out| {
         comma(out, first);
         out.extend_from_slice(b"{\"type\":");
         json::write_string(out, kind);
         out.extend_from_slice(b",\"content\":");
-        out.extend_from_slice(content);
-        out.push(b'}');
     });
+    pen.long(content).await;
+    pen.text("}");
 }
 
 fn comma(out: &mut Vec<u8>, first: &mut bool) {

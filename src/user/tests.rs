@@ -290,6 +290,52 @@ async fn a_repeated_message_to_devices_is_delivered_once() {
     assert_eq!(waiting(), [1, 2, 3, 4, 4]);
 }
 
+/// Half a megabyte to each of a hundred devices was one write of fifty.
+#[tokio::test]
+async fn messages_to_devices_are_short_and_so_are_their_copies() {
+    let town = town();
+    let alice = town.person("alice").await;
+    let content = |bytes: usize| serde_json::value::to_raw_value(&"x".repeat(bytes)).unwrap();
+    let to = |devices: usize, bytes| -> Messages {
+        let devices = (0..devices).map(|n| (format!("D{n}"), content(bytes)));
+        [(alice.user_id.clone(), devices.chain([("*".to_owned(), content(10))]).collect())].into()
+    };
+    let waiting = || {
+        let (mut lengths, get) = (Vec::new(), town.users.0.parts.store.read().unwrap());
+        let all = (Position(0), Position(i64::MAX as u64));
+        crate::store::tables::to_device::each(&get, alice.user_num, "DEVICE", all.0, all.1, &mut |_, message| {
+            lengths.push(message.len());
+            Ok(std::ops::ControlFlow::Continue(()))
+        })
+        .unwrap();
+        lengths.len()
+    };
+    for n in 0..40 {
+        let login = Login { device_id: Some(format!("D{n}")), ..Login::default() };
+        town.users.login(&alice.user_id, login).await.unwrap();
+    }
+    let send = async |messages| town.users.send_to_device(&alice, "m.x", "txn", messages).await;
+    assert!(matches!(send(to(1, 64 << 10)).await, Err(Error::TooLarge(_))));
+    assert!(matches!(send(to(40, 60 << 10)).await, Err(Error::TooLarge(_))));
+    assert_eq!(waiting(), 0);
+    send(to(30, 60 << 10)).await.unwrap();
+    assert_eq!(waiting(), 1);
+    // What another server sends of that is passed over, and the rest is delivered.
+    let (far, receive) = ("far.test", async |messages: Value| {
+        let content = json!({ "sender": "@bob:far.test", "type": "m.x", "messages": messages });
+        let raw = serde_json::value::to_raw_value(&content).unwrap();
+        town.users.to_device_received("far.test".try_into().unwrap(), &raw).await
+    });
+    let (long, short) = ("x".repeat(64 << 10), "x".repeat(60 << 10));
+    receive(json!({ alice.user_id.as_str(): { "DEVICE": long, "D1": 1 }, format!("@eve:{far}"): 7 })).await.unwrap();
+    receive(json!({ alice.user_id.as_str(): [] })).await.unwrap();
+    receive(json!({ alice.user_id.as_str(): { "*": short } })).await.unwrap();
+    assert!(receive(json!([])).await.is_err());
+    assert_eq!(waiting(), 1);
+    receive(json!({ alice.user_id.as_str(): { "DEVICE": short } })).await.unwrap();
+    assert_eq!(waiting(), 2);
+}
+
 #[tokio::test]
 async fn a_token_from_the_future_takes_no_messages_away() {
     // After a backup was restored, an app's newer token dropped what had not been handed out.
@@ -315,10 +361,12 @@ async fn a_token_from_the_future_takes_no_messages_away() {
         .unwrap();
         waiting
     };
-    let arrived = async |upto| town.users.to_device_arrived(alice.user_num, &alice.device_id, upto).await.unwrap();
-    arrived(Position(1_000_000)).await;
-    assert_eq!(waiting(), 1);
+    let arrived =
+        async |upto, of| town.users.to_device_arrived(alice.user_num, &alice.device_id, upto, of).await.unwrap();
     let now = crate::store::Get::position(&town.users.0.parts.store.read().unwrap()).unwrap();
-    arrived(now).await;
+    arrived(Position(1_000_000), Position(1_000_000)).await;
+    arrived(now, Position(1_000_000)).await;
+    assert_eq!(waiting(), 1);
+    arrived(now, now).await;
     assert_eq!(waiting(), 0);
 }

@@ -5,18 +5,23 @@
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
-use ruma::{OwnedServerName, OwnedUserId, ServerName};
+use ruma::{OwnedServerName, OwnedUserId, ServerName, UserId};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use super::{Error, Requester, Users, circle};
+use crate::matrix::skim;
 use crate::store::tables::{device, to_device, user};
 use crate::store::{Change, Get, Position, UserNum, Write};
 
 /// Units for another server are cut at about this size, so that one fits a transaction beside others.
 const UNIT_BYTES: usize = 48 << 10;
 const TYPE_BYTES_MAX: usize = 255;
+/// One message's content: what an event may have at most.
+const CONTENT_BYTES_MAX: usize = 64 << 10;
+/// What one request may put into queues here, copies for all of a user's devices included: it is one write.
+const COPIES_BYTES_MAX: usize = 2 << 20;
 /// Rows dropped in one write.
 const DROPPED_PER_WRITE: usize = 500;
 
@@ -40,7 +45,8 @@ struct Received {
     kind: String,
     /// Required by the specification; without it nothing tells a repetition.
     message_id: Option<String>,
-    messages: Messages,
+    /// In the shape of [`Messages`]. Nothing but bytes tells how many there are, so they are gone through one by one.
+    messages: Box<RawValue>,
 }
 
 impl Users {
@@ -55,16 +61,29 @@ impl Users {
         if kind.len() > TYPE_BYTES_MAX {
             return Err(Error::invalid("This event type is too long"));
         }
+        if messages.values().flat_map(BTreeMap::values).any(|content| content.get().len() > CONTENT_BYTES_MAX) {
+            return Err(Error::TooLarge(format!("A message to a device may have {CONTENT_BYTES_MAX} bytes")));
+        }
         let (requester, kind, txn) = (requester.clone(), kind.to_owned(), txn.to_owned());
         let (server, random) = (self.server().to_owned(), self.0.parts.random.clone());
         self.write(move |w| {
             if to_device::txn_seen(w, requester.user_num, &requester.device_id, &kind, &txn)? {
                 return Ok(());
             }
-            to_device::note_txn(w, requester.user_num, &requester.device_id, &kind, &txn)?;
             let (here, elsewhere): (Messages, Messages) =
                 messages.into_iter().partition(|(user, _)| user.server_name() == server);
-            let mut change = Change { users: deliver(w, &kind, &requester.user_id, &here)?, ..Change::default() };
+            if copies_bytes(w, &here)? > COPIES_BYTES_MAX {
+                return Err(Error::TooLarge("These are too long for so many devices".to_owned()));
+            }
+            to_device::note_txn(w, requester.user_num, &requester.device_id, &kind, &txn)?;
+            let mut post = Post::new(&kind, &requester.user_id);
+            for (user_id, devices) in &here {
+                let Some(num) = local(w, user_id.as_str())? else { continue };
+                for (device_id, content) in devices {
+                    post.put(w, num, device_id, content)?;
+                }
+            }
+            let mut change = Change { users: post.wake, ..Change::default() };
             for (server, content) in units(&kind, &requester.user_id, elsewhere, &mut || random.token(16)) {
                 circle::post_to(w, server, &json!({ "edu_type": "m.direct_to_device", "content": content }))?;
                 change.outbound = true;
@@ -80,7 +99,8 @@ impl Users {
     pub async fn to_device_received(&self, origin: &ServerName, content: &RawValue) -> Result<(), Error> {
         let received: Received =
             serde_json::from_str(content.get()).map_err(|wrong| Error::invalid(wrong.to_string()))?;
-        if received.sender.server_name() != origin || received.kind.len() > TYPE_BYTES_MAX {
+        let is_object = received.messages.get().starts_with('{');
+        if received.sender.server_name() != origin || received.kind.len() > TYPE_BYTES_MAX || !is_object {
             return Err(Error::invalid("A message to devices in another server's name"));
         }
         let origin = origin.to_owned();
@@ -90,23 +110,38 @@ impl Users {
             {
                 return Ok(());
             }
-            let users = deliver(w, &received.kind, &received.sender, &received.messages)?;
-            w.announce(Change { users, ..Change::default() });
+            let mut post = Post::new(&received.kind, &received.sender);
+            skim::each_member::<Error>(received.messages.get().as_bytes(), &mut |user_id, devices| {
+                let Some(num) = local(w, user_id)? else { return Ok(()) };
+                if !devices.get().starts_with('{') {
+                    return Ok(());
+                }
+                skim::each_member(devices.get().as_bytes(), &mut |device_id, content| {
+                    post.put(w, num, device_id, content)
+                })
+            })?;
+            w.announce(Change { users: post.wake, ..Change::default() });
             Ok(())
         })
         .await
     }
 
-    /// A later sync token shows that a device has its messages up to here: they go. A token of a future that this database
+    /// A later sync token shows that a device has its messages up to `upto`: they go. A token `of` a future that this database
     /// has not seen, since it was restored, shows nothing.
-    pub async fn to_device_arrived(&self, user: UserNum, device_id: &str, upto: Position) -> Result<(), Error> {
+    pub async fn to_device_arrived(
+        &self,
+        user: UserNum,
+        device_id: &str,
+        upto: Position,
+        of: Position,
+    ) -> Result<(), Error> {
         loop {
             let device = device_id.to_owned();
             // Mostly there is nothing; a look is cheaper than a commit.
             let any = self
                 .read(move |get| {
                     let mut any = false;
-                    if upto > get.position()? {
+                    if of > get.position()? {
                         return Ok(any);
                     }
                     to_device::each(get, user, &device, Position(0), upto, &mut |_, _| {
@@ -125,24 +160,53 @@ impl Users {
     }
 }
 
-/// Puts messages into the queues of local devices. Answers whom to wake. Users and devices there are none of are passed
-/// over.
-fn deliver(w: &mut Write<'_>, kind: &str, sender: &OwnedUserId, messages: &Messages) -> Result<Vec<UserNum>, Error> {
-    let mut wake = Vec::new();
-    for (user_id, devices) in messages {
-        let Some(num) = user::num(w, user_id.as_str())?.filter(|num| user::is_local(w, *num).unwrap_or(false)) else {
-            continue;
-        };
-        for (device_id, content) in devices {
-            let delivered = Delivered { kind, sender: sender.as_str(), content };
-            let message = serde_json::to_vec(&delivered).map_err(|wrong| Error::invalid(wrong.to_string()))?;
-            for device_id in addressed(w, num, device_id)? {
-                to_device::push(w, num, &device_id, &message)?;
-            }
-        }
-        wake.push(num);
+/// Puts messages into the queues of local devices. Devices there are none of are passed over, and so is what is too long.
+struct Post<'p> {
+    kind: &'p str,
+    sender: &'p UserId,
+    bytes_left: usize,
+    wake: Vec<UserNum>,
+}
+
+impl<'p> Post<'p> {
+    fn new(kind: &'p str, sender: &'p UserId) -> Post<'p> {
+        Post { kind, sender, bytes_left: COPIES_BYTES_MAX, wake: Vec::new() }
     }
-    Ok(wake)
+
+    fn put(&mut self, w: &mut Write<'_>, user: UserNum, device_id: &str, content: &RawValue) -> Result<(), Error> {
+        if content.get().len() > CONTENT_BYTES_MAX {
+            return Ok(());
+        }
+        let devices = addressed(w, user, device_id)?;
+        let Some(left) = self.bytes_left.checked_sub(devices.len() * content.get().len()) else { return Ok(()) };
+        self.bytes_left = left;
+        let delivered = Delivered { kind: self.kind, sender: self.sender.as_str(), content };
+        let message = serde_json::to_vec(&delivered)?;
+        for device_id in devices {
+            to_device::push(w, user, &device_id, &message)?;
+        }
+        if self.wake.last() != Some(&user) {
+            self.wake.push(user);
+        }
+        Ok(())
+    }
+}
+
+/// A user of this server; nothing for anybody else.
+fn local(get: &impl Get, user_id: &str) -> Result<Option<UserNum>, Error> {
+    Ok(user::num(get, user_id)?.filter(|num| user::is_local(get, *num).unwrap_or(false)))
+}
+
+/// What messages take in the queues of the devices they are for.
+fn copies_bytes(get: &impl Get, messages: &Messages) -> Result<usize, Error> {
+    let mut bytes = 0;
+    for (user_id, devices) in messages {
+        let Some(num) = local(get, user_id.as_str())? else { continue };
+        for (device_id, content) in devices {
+            bytes += addressed(get, num, device_id)?.len() * content.get().len();
+        }
+    }
+    Ok(bytes)
 }
 
 /// The devices an address means: all of them for `*`.

@@ -79,6 +79,32 @@ async fn messages_to_devices_arrive_once() {
     assert_eq!(later.pointer("/to_device/events").map_or(0, |events| events.as_array().unwrap().len()), 0);
 }
 
+/// A phone on a poor line never got through: all that waited was in one answer, and each try began at its beginning.
+#[tokio::test]
+async fn many_messages_to_a_device_come_a_few_at_a_time() {
+    let house = House::start().await;
+    let (alice, bob) = (house.register("alice").await, house.register("bob").await);
+    let sync = async |since: String| house.get(&format!("/sync?timeout=0{since}"), &alice).await.ok();
+    let before = sync(String::new()).await;
+    let text = "x".repeat(60_000);
+    for n in 0..7 {
+        let messages = json!({ "messages": { &alice.id: { &alice.device: { "n": n, "text": text } } } });
+        house.put(&format!("/sendToDevice/m.test/{n}"), &bob, messages).await.ok();
+    }
+    let told = |answer: &Value| -> Vec<u64> {
+        let events = answer["to_device"]["events"].as_array().into_iter().flatten();
+        events.map(|event| event["content"]["n"].as_u64().unwrap()).collect()
+    };
+    let since = |answer: &Value| format!("&since={}", answer["next_batch"].as_str().unwrap());
+    let first = sync(since(&before)).await;
+    assert_eq!(told(&first), [0, 1, 2, 3]);
+    assert_eq!(told(&sync(since(&before)).await), [0, 1, 2, 3], "it did not arrive");
+    let second = sync(since(&first)).await;
+    assert_eq!(told(&second), [4, 5, 6]);
+    let third = sync(since(&second)).await;
+    assert_eq!((told(&third), sync(String::new()).await["to_device"]["events"].clone()), (vec![], json!([])));
+}
+
 #[tokio::test]
 async fn keys_and_messages_of_another_server() {
     let pair = Pair::start().await;

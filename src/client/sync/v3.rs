@@ -31,9 +31,10 @@ pub async fn sync(client: Arc<Client>, request: Request) -> Result<Response, Err
     let query = query(&client, &request).await?;
     if let Some(since) = query.since {
         let requester = &query.requester;
-        client.users.to_device_arrived(requester.user_num, &requester.device_id, since.at).await?;
+        let (user, device) = (requester.user_num, &requester.device_id);
+        client.users.to_device_arrived(user, device, since.messages, since.at).await?;
     }
-    let slot = client.budget.account("sync_waiters").take(WAITER_BYTES).await?;
+    let slot = client.budget.account("sync_waiters").take(WAITER_BYTES + query.filter.bytes()).await?;
     // Registered before anything is read: a change that lands in between would otherwise be slept through.
     let waiter = client.feed.register(query.requester.user_num);
     let deadline = client.clock.instant() + query.timeout;
@@ -47,7 +48,7 @@ pub async fn sync(client: Arc<Client>, request: Request) -> Result<Response, Err
         }
     }
     drop((waiter, slot));
-    let grant = client.budget.account("response_bodies").take(ANSWER_BYTES).await?;
+    let grant = client.budget.account("response_bodies").take(ANSWER_BYTES + query.filter.bytes()).await?;
     let (asked, own) = open(&client, &query).await?;
     Ok(Response::stream(grant, base::written(move |pen| write(pen, asked, own))))
 }
@@ -106,20 +107,22 @@ async fn open(client: &Arc<Client>, query: &Query) -> Result<(Asked, Own), Error
     let (client, requester) = (client.clone(), query.requester.clone());
     base::blocking(move || {
         let asked = client.rooms.asked(reader, since, full_state, filter)?;
-        let since = asked.since.map(|since| since.at);
-        let own = client.users.own(asked.read.clone(), &requester, since, asked.now.at);
+        let (since, received) = asked.since.map(|since| (since.at, since.messages)).unzip();
+        let received = received.unwrap_or_default();
+        let own = client.users.own(asked.read.clone(), &requester, since, received, asked.now.at);
         Ok((asked, own))
     })
     .await
 }
 
 async fn write(pen: Pen, asked: Asked, own: Own) -> Result<(), ChunkError> {
-    pen.text(&format!("{{\"next_batch\":\"{}\",\"account_data\":{{\"events\":[", asked.now));
+    let now = Since { messages: own.messages_end()?, ..asked.now };
+    pen.text(&format!("{{\"next_batch\":\"{now}\",\"account_data\":{{\"events\":["));
     let whole = asked.since.is_none() || asked.full_state;
     let wanted = asked.filter.clone();
     own.write_account_data(&pen, None, whole, |kind| wanted.account_data.wants_type(kind), true).await?;
     pen.text("]},\"to_device\":{\"events\":[");
-    own.write_to_device(&pen).await?;
+    own.write_to_device(&pen, now.messages).await?;
     pen.text("]},\"device_lists\":{");
     own.write_device_lists(&pen).await?;
     pen.text("},");

@@ -285,6 +285,30 @@ async fn threads_are_counted_and_read_by_themselves() {
     assert!(matches!(refused, Err(crate::room::Error::NotFound)), "not even that the room is there");
 }
 
+/// An event, its edit and the last reply of its thread of 60 KiB each were one piece of 180.
+#[tokio::test]
+async fn beside_a_long_event_there_is_no_room_for_another() {
+    let house = house();
+    let alice = house.user("alice").await;
+    let room = house.public_room(&alice).await;
+    let reader = Reader { user: house.user_num(&alice), user_id: alice.clone(), device: "D".to_owned() };
+    let root = house.say(&alice, &room, &"x".repeat(60_000)).await;
+    let relate = async |rel: &str, bytes: usize| {
+        let relates = json!({ "rel_type": rel, "event_id": root });
+        let content = json!({ "msgtype": "m.text", "body": "y".repeat(bytes), "m.relates_to": relates });
+        house.send(&alice, &room, "m.room.message", None, content).await.unwrap();
+        let told = house.rooms.event(&reader, &room, &root).await.unwrap();
+        assert!(told.len() < crate::room::ANSWER_BYTES as usize + 1024);
+        serde_json::from_slice::<Value>(&told).unwrap()["unsigned"]["m.relations"].clone()
+    };
+    let relations = relate("m.replace", 30_000).await;
+    assert!(relations["m.replace"].is_object(), "{relations}");
+    let relations = relate("m.thread", 60_000).await;
+    assert!(relations["m.replace"].is_object(), "{relations}");
+    assert_eq!(relations["m.thread"], json!({ "count": 1, "current_user_participated": true }));
+    assert_eq!(relate("m.replace", 60_000).await.get("m.replace"), None);
+}
+
 #[tokio::test]
 async fn nobody_who_left_reads_on_in_what_relates_to_older_events() {
     // Edits and thread replies stood in `m.relations` of events from before somebody was banned, however new they were.
@@ -351,11 +375,16 @@ async fn a_share_comes_in_pieces_whatever_the_room() {
 
 #[test]
 fn tokens_come_back_as_they_were() {
-    let since = Since { at: Position(7), typing: 1_700_000_000_001 };
-    assert_eq!(Since::parse(&since.to_string()), Some(since));
+    let since = Since { at: Position(7), typing: 1_700_000_000_001, messages: Position(7) };
+    assert_eq!(since.to_string(), "s7_1700000000001");
+    let behind = Since { messages: Position(3), ..since };
+    for since in [since, behind] {
+        assert_eq!(Since::parse(&since.to_string()), Some(since));
+    }
+    assert_eq!(Since::parse("s7_1700000000001_9"), Some(since), "not of the future");
     assert_eq!(Token::parse(&since.to_string()), Some(Token(7)));
     assert_eq!(Token::parse("t-5"), Some(Token(-5)));
-    for wrong in ["", "s", "s5", "t", "tx", "x5_5", "\u{e9}5"] {
+    for wrong in ["", "s", "s5", "s5_5_", "s5_5_5_5", "t", "tx", "x5_5", "\u{e9}5"] {
         assert!(Since::parse(wrong).is_none() && Token::parse(wrong).is_none(), "{wrong}");
     }
 }

@@ -14,35 +14,58 @@ const TXNS_KEPT: usize = 32;
 /// 40 bytes, whoever sends them.
 const KNOWN_MAX: u32 = 4096;
 
-/// Messages waiting for one device. One that has not synced for so long loses its oldest: the senders cannot wait, and
-/// a board's card is not a post office.
+/// Messages waiting for one device, and their bytes. One that has not synced for so long loses its oldest: the senders cannot
+/// wait, and a board's card is not a post office.
 const WAITING_MAX: u32 = 20_000;
+const WAITING_BYTES_MAX: u64 = 16 << 20;
+
+/// How much waits for a device.
+#[derive(Clone, Copy, Default)]
+struct Waiting {
+    count: u32,
+    bytes: u64,
+}
+
+impl Waiting {
+    fn without(self, message: &[u8]) -> Waiting {
+        Waiting { count: self.count.saturating_sub(1), bytes: self.bytes.saturating_sub(message.len() as u64) }
+    }
+}
 
 /// Queues a message (the JSON of `type`, `sender` and `content`) and tells its position.
 pub fn push(w: &mut Write<'_>, user: UserNum, device_id: &str, message: &[u8]) -> Result<Position> {
     let position = w.next_position();
     let prefix = device::prefix(user, device_id);
-    let mut waiting = waiting(w, &prefix)?;
-    if waiting >= WAITING_MAX
-        && let Some((oldest, _)) = w.first_in_prefix(&TO_DEVICE, &prefix)?
+    let mut now = waiting(w, &prefix)?;
+    while (now.count >= WAITING_MAX || now.bytes + message.len() as u64 > WAITING_BYTES_MAX)
+        && let Some((oldest, lost)) = w.first_in_prefix(&TO_DEVICE, &prefix)?
     {
         w.remove(&TO_DEVICE, &oldest)?;
-        waiting -= 1;
+        now = now.without(&lost);
     }
     w.put(&TO_DEVICE, &[&prefix[..], &position.to_key()].concat(), message)?;
-    set_waiting(w, &prefix, waiting + 1)?;
+    let Waiting { count, bytes } = now;
+    set_waiting(w, &prefix, Waiting { count: count + 1, bytes: bytes + message.len() as u64 })?;
     Ok(position)
 }
 
-fn waiting(get: &impl Get, prefix: &[u8]) -> Result<u32> {
-    let Some(value) = get.get(&TO_DEVICE_COUNT, prefix)? else { return Ok(0) };
-    value.try_into().map(u32::from_be_bytes).map_err(|_| Error::corrupt(&TO_DEVICE_COUNT, prefix))
+fn waiting(get: &impl Get, prefix: &[u8]) -> Result<Waiting> {
+    let Some(row) = get.get(&TO_DEVICE_COUNT, prefix)? else { return Ok(Waiting::default()) };
+    let parts = row.split_first_chunk().map(|(count, bytes)| (u32::from_be_bytes(*count), bytes));
+    match parts.ok_or_else(|| Error::corrupt(&TO_DEVICE_COUNT, prefix))? {
+        // Written before bytes were counted: those are taken for none.
+        (count, []) => Ok(Waiting { count, bytes: 0 }),
+        (count, bytes) => match bytes.try_into() {
+            Ok(bytes) => Ok(Waiting { count, bytes: u64::from_be_bytes(bytes) }),
+            Err(_) => Err(Error::corrupt(&TO_DEVICE_COUNT, prefix)),
+        },
+    }
 }
 
-fn set_waiting(w: &mut Write<'_>, prefix: &[u8], count: u32) -> Result<()> {
-    match count {
+fn set_waiting(w: &mut Write<'_>, prefix: &[u8], now: Waiting) -> Result<()> {
+    match now.count {
         0 => w.remove(&TO_DEVICE_COUNT, prefix).map(drop),
-        _ => w.put(&TO_DEVICE_COUNT, prefix, &count.to_be_bytes()),
+        count => w.put(&TO_DEVICE_COUNT, prefix, &[&count.to_be_bytes()[..], &now.bytes.to_be_bytes()].concat()),
     }
 }
 
@@ -67,16 +90,17 @@ pub fn each(
 pub fn remove_up_to(w: &mut Write<'_>, user: UserNum, device_id: &str, upto: Position, most: usize) -> Result<bool> {
     let mut rows = Vec::new();
     let prefix = device::prefix(user, device_id);
+    let mut left = waiting(w, &prefix)?;
     let (from, end) = tables::after_up_to(&prefix, Position(0), upto);
-    w.range(&TO_DEVICE, &from, Some(&end), false, &mut |row, _| {
+    w.range(&TO_DEVICE, &from, Some(&end), false, &mut |row, message| {
         rows.push(row.to_vec());
+        left = left.without(message);
         Ok(if rows.len() >= most { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
     })?;
     for row in &rows {
         w.remove(&TO_DEVICE, row)?;
     }
     if !rows.is_empty() {
-        let left = waiting(w, &prefix)?.saturating_sub(rows.len() as u32);
         set_waiting(w, &prefix, left)?;
     }
     Ok(rows.len() >= most)
@@ -135,6 +159,32 @@ const NOTED: &[u8] = b"";
 mod tests {
     use super::*;
     use crate::store::Store;
+
+    /// Only their number was bounded: another server's messages of half a megabyte filled the card.
+    #[tokio::test]
+    async fn a_queue_has_so_many_bytes_and_loses_its_oldest() {
+        let store = Store::in_memory();
+        let written = store.write(|w| {
+            let (user, long) = (UserNum(1), vec![b'x'; 64 << 10]);
+            push(w, user, "D", b"first")?;
+            for _ in 0..WAITING_BYTES_MAX / long.len() as u64 + 10 {
+                push(w, user, "D", &long)?;
+            }
+            let prefix = device::prefix(user, "D");
+            let now = waiting(w, &prefix)?;
+            assert_eq!((now.bytes, u64::from(now.count)), (WAITING_BYTES_MAX, WAITING_BYTES_MAX / long.len() as u64));
+            let newest = push(w, user, "D", b"last")?;
+            remove_up_to(w, user, "D", Position(newest.0 - 1), usize::MAX)?;
+            let now = waiting(w, &prefix)?;
+            assert_eq!((now.count, now.bytes), (1, 4));
+            w.put(&TO_DEVICE_COUNT, &prefix, &7_u32.to_be_bytes())?;
+            assert_eq!(waiting(w, &prefix)?.count, 7, "as it was written once");
+            remove_up_to(w, user, "D", newest, usize::MAX)?;
+            assert_eq!(waiting(w, &prefix)?.count, 6);
+            Ok::<_, Error>(())
+        });
+        written.await.unwrap();
+    }
 
     #[tokio::test]
     async fn the_oldest_known_messages_are_forgotten() {
