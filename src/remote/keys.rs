@@ -183,6 +183,27 @@ impl Keys {
         self.fetch_servers(lacking).await
     }
 
+    /// [`Keys::fetch`] for the many servers of a room: of notaries alone, who answer in one go. What they do not have is
+    /// answered, for [`Keys::fetch_directly`]: of such servers many are gone, and each keeps one waiting.
+    pub async fn fetch_of_notaries(&self, names: &[Name], at_ms: u64) -> Result<Vec<Name>, store::Error> {
+        let (keys, wanted) = (self.clone(), names.to_vec());
+        let mut lacking = base::blocking(move || keys.lacking(wanted, at_ms)).await?;
+        self.forget_missing(&mut lacking);
+        self.ask_notaries(&mut lacking).await?;
+        Ok(lacking.into_iter().flat_map(|(server, ids)| ids.into_iter().map(move |id| (server.clone(), id))).collect())
+    }
+
+    /// Of each server itself, a few at once.
+    pub async fn fetch_directly(&self, names: Vec<Name>) -> Result<(), store::Error> {
+        let mut lacking = Lacking::new();
+        for (server, id) in names {
+            lacking.entry(server).or_default().insert(id);
+        }
+        self.ask_directly(&mut lacking).await?;
+        self.note_missing(&lacking);
+        Ok(())
+    }
+
     /// Asks for the keys of servers we have none of, before events make it urgent.
     pub async fn prefetch(&self, servers: &[OwnedServerName]) -> Result<(), store::Error> {
         let (keys, servers, now) = (self.clone(), servers.to_vec(), self.remote.0.clock.now_ms());
@@ -216,11 +237,7 @@ impl Keys {
     }
 
     async fn fetch_servers(&self, mut lacking: Lacking) -> Result<(), store::Error> {
-        let now = self.remote.0.clock.now_ms();
-        {
-            let mut missing = self.book().missing.lock().expect("no panic holds it");
-            lacking.retain(|server, _| missing.get(server).is_none_or(|missing| missing.until_ms <= now));
-        }
+        self.forget_missing(&mut lacking);
         if lacking.len() < MANY_SERVERS {
             self.ask_directly(&mut lacking).await?;
             self.ask_notaries(&mut lacking).await?;
@@ -230,6 +247,13 @@ impl Keys {
         }
         self.note_missing(&lacking);
         Ok(())
+    }
+
+    /// Leaves out the servers that nobody had keys of a short while ago.
+    fn forget_missing(&self, lacking: &mut Lacking) {
+        let now = self.remote.0.clock.now_ms();
+        let mut missing = self.book().missing.lock().expect("no panic holds it");
+        lacking.retain(|server, _| missing.get(server).is_none_or(|missing| missing.until_ms <= now));
     }
 
     fn note_missing(&self, lacking: &Lacking) {

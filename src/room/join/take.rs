@@ -10,7 +10,7 @@
 
 use std::collections::HashSet;
 use std::hash::{BuildHasher, RandomState};
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -42,6 +42,8 @@ const SERVER_BYTES: u64 = 11;
 const WANTED_MAX: usize = 512;
 /// Names in one round of asking.
 const ROUND_NAMES: usize = 256;
+/// Events that wait for keys from which on they are tried again beside the stream.
+const RETRY_FRAMES: u64 = 512;
 /// How long after the stream keys are waited for; who has not answered by then does not vouch for anything.
 const KEYS_PATIENCE: Duration = Duration::from_secs(180);
 /// White space behind the answer's end that is still read.
@@ -52,7 +54,7 @@ const WORKER_STACK: usize = 512 * 1024;
 
 /// What a pipeline takes of a lane, the table of ids aside.
 pub fn fixed_bytes(lane: &Lane) -> u64 {
-    let servers = servers_max(lane) as u64 * SERVER_BYTES + WANTED_MAX as u64 * 100;
+    let servers = servers_max(lane) as u64 * SERVER_BYTES + 2 * WANTED_MAX as u64 * 100;
     let works = WORKER_BYTES * lane.workers as u64 + 2 * spill::BUFFER_BYTES as u64 + 2 * QUEUE_BYTES;
     works + servers + WINDOW_BYTES + super::stage::bytes(&lane.memory)
 }
@@ -95,7 +97,7 @@ async fn receive(body: &mut Body, works: &Works, progress: &Arc<Progress>, body_
     let _window = works.memory.take(WINDOW_BYTES).await?;
     let mut events = Events::new(Limits::events(body_bytes_max));
     let (mut said, mut batch, mut full) = (Said::default(), RawBatch::roomy(), Vec::new());
-    let mut tail = 0;
+    let (mut tail, mut retries) = (0, Retries { round: 0, frames: RETRY_FRAMES });
     while let Some(frame) = progress.unless_cancelled(body.next()).await?? {
         let was_done = events.finish().is_ok();
         let mut seen = 0;
@@ -126,6 +128,7 @@ async fn receive(body: &mut Body, works: &Works, progress: &Arc<Progress>, body_
             works.send(batch).await?;
         }
         works.check_on()?;
+        works.retry(&mut retries).await?;
         if was_done {
             tail += frame.len() as u64;
             if tail > TAIL_BYTES_MAX {
@@ -139,6 +142,14 @@ async fn receive(body: &mut Body, works: &Works, progress: &Arc<Progress>, body_
         works.send(batch).await?;
     }
     Ok(said)
+}
+
+/// When what waits for keys is worth another try. Each time twice as much must have come together, so that events nobody
+/// vouches for are not read again and again.
+struct Retries {
+    /// The last round of asking that was made use of.
+    round: u64,
+    frames: u64,
 }
 
 /// The threads of one body, and what they share.
@@ -157,6 +168,9 @@ struct Shared {
     progress: Arc<Progress>,
     wanted: Mutex<Wanted>,
     wake_fetcher: Notify,
+    wake_direct: Notify,
+    /// How often notaries have answered.
+    rounds: AtomicU64,
     /// Signalled when nothing is wanted any more.
     pending: Mutex<Option<Spill>>,
     trouble: Mutex<Option<Stop>>,
@@ -170,7 +184,9 @@ struct Shared {
 struct Wanted {
     asked: HashSet<u64>,
     hasher: RandomState,
+    /// Of notaries, and what they do not have: of each server itself.
     names: Vec<(OwnedServerName, String)>,
+    direct: Vec<(OwnedServerName, String)>,
     asking: bool,
     closed: bool,
     _grant: Grant,
@@ -254,9 +270,10 @@ impl Works {
             asked: HashSet::with_capacity(servers_max),
             hasher: RandomState::new(),
             names: Vec::new(),
+            direct: Vec::new(),
             asking: false,
             closed: false,
-            _grant: memory.try_take(servers_max as u64 * SERVER_BYTES + WANTED_MAX as u64 * 100)?,
+            _grant: memory.try_take(servers_max as u64 * SERVER_BYTES + 2 * WANTED_MAX as u64 * 100)?,
         };
         let (raw, raw_out) = queue::channel::<RawBatch>(&memory, QUEUE_BYTES)?;
         let (done, done_out) = queue::channel::<CheckedBatch>(&memory, QUEUE_BYTES)?;
@@ -265,6 +282,8 @@ impl Works {
             progress: progress.clone(),
             wanted: Mutex::new(wanted),
             wake_fetcher: Notify::new(),
+            wake_direct: Notify::new(),
+            rounds: AtomicU64::new(0),
             pending: Mutex::new(None),
             trouble: Mutex::new(None),
             in_flight: Mutex::new(0),
@@ -283,7 +302,12 @@ impl Works {
             let thread = std::thread::Builder::new().name("snug-join-store".into()).stack_size(WORKER_STACK);
             thread.spawn(move || store(&shared, done_out, stager))?
         };
-        let fetching = tokio::spawn(fetch(shared.clone(), checker.keys.keys.clone()));
+        let fetching = {
+            let (shared, keys) = (shared.clone(), checker.keys.keys.clone());
+            tokio::spawn(
+                async move { tokio::join!(fetch_of_notaries(&shared, &keys), fetch_directly(&shared, &keys)).0 },
+            )
+        };
         Ok(Works { memory, raw: Some(raw), shared, workers, storing, fetching, _grant: grant })
     }
 
@@ -340,6 +364,7 @@ impl Works {
             wanted.closed = true;
         }
         self.shared.wake_fetcher.notify_one();
+        self.shared.wake_direct.notify_one();
         self.fetching.abort();
         let Works { workers, storing, shared, .. } = self;
         let ended = crate::base::blocking(move || {
@@ -368,23 +393,42 @@ impl Works {
             // Every server is asked for once, and the scratch file shrinks with each round; a stranger with very many
             // servers does not get more rounds than that.
             let last_chance = round > SERVERS_MAX / WANTED_MAX || self.is_full_of_names() || patience.is_zero();
-            let mut reader = spill.into_reader()?;
-            let mut frame = Vec::new();
-            let mut batch = RawBatch { last_chance, ..RawBatch::roomy() };
-            self.shared.progress.pending.store(reader.frames_left(), Relaxed);
-            while reader.next(&mut frame)? {
-                if let Some((in_state, raw)) = frame.split_first() {
-                    batch.push(raw, *in_state == 1);
-                }
-                if batch.is_full() {
-                    let next = RawBatch { last_chance, ..RawBatch::roomy() };
-                    self.send(std::mem::replace(&mut batch, next)).await?;
-                    self.check_on()?;
-                }
+            self.send_again(spill, last_chance).await?;
+        }
+        Ok(())
+    }
+
+    /// Tries what waits for keys again while the stream goes on, once there is much of it and notaries have answered: what is
+    /// stored need not come twice should the join be interrupted.
+    async fn retry(&self, retries: &mut Retries) -> Result<(), Stop> {
+        let round = self.shared.rounds.load(Relaxed);
+        if round == retries.round {
+            return Ok(());
+        }
+        let is_much = |spill: &mut Spill| spill.frames() >= retries.frames;
+        let spill = self.shared.pending.lock().unwrap_or_else(PoisonError::into_inner).take_if(is_much);
+        let Some(spill) = spill else { return Ok(()) };
+        *retries = Retries { round, frames: retries.frames * 2 };
+        self.send_again(spill, false).await
+    }
+
+    async fn send_again(&self, spill: Spill, last_chance: bool) -> Result<(), Stop> {
+        let mut reader = spill.into_reader()?;
+        let mut frame = Vec::new();
+        let mut batch = RawBatch { last_chance, ..RawBatch::roomy() };
+        self.shared.progress.pending.store(0, Relaxed);
+        while reader.next(&mut frame)? {
+            if let Some((in_state, raw)) = frame.split_first() {
+                batch.push(raw, *in_state == 1);
             }
-            if !batch.ends.is_empty() {
-                self.send(batch).await?;
+            if batch.is_full() {
+                let next = RawBatch { last_chance, ..RawBatch::roomy() };
+                self.send(std::mem::replace(&mut batch, next)).await?;
+                self.check_on()?;
             }
+        }
+        if !batch.ends.is_empty() {
+            self.send(batch).await?;
         }
         Ok(())
     }
@@ -411,7 +455,7 @@ impl Works {
             idle.as_mut().enable();
             let busy = {
                 let wanted = self.shared.wanted.lock().unwrap_or_else(PoisonError::into_inner);
-                !wanted.names.is_empty() && !wanted.closed && !self.shared.is_troubled()
+                !(wanted.names.is_empty() && wanted.direct.is_empty()) && !wanted.closed && !self.shared.is_troubled()
             };
             if !busy {
                 return;
@@ -490,14 +534,15 @@ fn store(shared: &Shared, mut done: queue::Receiver<CheckedBatch>, mut stager: S
 }
 
 /// Asks for keys on the side, some hundred at a time, while the stream goes on.
-async fn fetch(shared: Arc<Shared>, keys: Keys) {
+async fn fetch_of_notaries(shared: &Shared, keys: &Keys) {
     loop {
         let names = {
             let wanted = shared.wanted.lock().unwrap_or_else(PoisonError::into_inner);
             if wanted.closed {
                 return;
             }
-            let count = wanted.names.len().min(ROUND_NAMES);
+            // Those that must be asked for directly hold this up once there are as many as may wait.
+            let count = wanted.names.len().min(ROUND_NAMES).min(WANTED_MAX.saturating_sub(wanted.direct.len()));
             wanted.names[..count].to_vec()
         };
         if names.is_empty() {
@@ -506,14 +551,43 @@ async fn fetch(shared: Arc<Shared>, keys: Keys) {
             continue;
         }
         let now_ms = shared.checker.clock.now_ms();
-        if let Err(failed) = keys.fetch(&names, now_ms).await {
-            shared.stop(failed.into());
-            return;
-        }
-        // Only now, so that an empty list means that everything has been asked for.
+        let left = match keys.fetch_of_notaries(&names, now_ms).await {
+            Ok(left) => left,
+            Err(failed) => return shared.stop(failed.into()),
+        };
+        // Only now, so that empty lists mean that everything has been asked for.
         let mut wanted = shared.wanted.lock().unwrap_or_else(PoisonError::into_inner);
         wanted.names.drain(..names.len());
+        wanted.direct.extend(left);
         wanted.asking = true;
+        shared.rounds.fetch_add(1, Relaxed);
+        shared.wake_direct.notify_one();
+    }
+}
+
+/// Asks servers for their own keys, which takes as long as the slowest of them.
+async fn fetch_directly(shared: &Shared, keys: &Keys) {
+    loop {
+        let names = {
+            let wanted = shared.wanted.lock().unwrap_or_else(PoisonError::into_inner);
+            if wanted.closed {
+                return;
+            }
+            wanted.direct.clone()
+        };
+        if names.is_empty() {
+            shared.idle.notify_waiters();
+            shared.wake_direct.notified().await;
+            continue;
+        }
+        let count = names.len();
+        if let Err(failed) = keys.fetch_directly(names).await {
+            return shared.stop(failed.into());
+        }
+        let mut wanted = shared.wanted.lock().unwrap_or_else(PoisonError::into_inner);
+        wanted.direct.drain(..count);
+        wanted.asking = true;
+        shared.wake_fetcher.notify_one();
     }
 }
 
