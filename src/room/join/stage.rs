@@ -108,10 +108,6 @@ impl Stager {
                 }
             })
         })?;
-        tracing::info!(
-            room_id = %self.journal.room_id, stored = self.journal.events, attempt = self.journal.attempt,
-            "a join goes on from what it has stored"
-        );
         problem.map_or(Ok(()), Err)
     }
 
