@@ -455,7 +455,8 @@ impl Works {
             idle.as_mut().enable();
             let busy = {
                 let wanted = self.shared.wanted.lock().unwrap_or_else(PoisonError::into_inner);
-                !(wanted.names.is_empty() && wanted.direct.is_empty()) && !wanted.closed && !self.shared.is_troubled()
+                let is_wanted = !wanted.names.is_empty() || !wanted.direct.is_empty();
+                is_wanted && !wanted.closed && !self.shared.is_troubled()
             };
             if !busy {
                 return;
