@@ -1,4 +1,5 @@
-//! Work that blocks, kept off the threads that wait on sockets; and waiting, on threads that may block.
+//! Work that blocks, kept off the threads that wait on sockets; work that is finished whoever waits for it; and waiting, on
+//! threads that may block.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -10,6 +11,16 @@ use super::clock::Deadline;
 /// Runs `work` on the runtime's blocking pool, whose size the profile sets. A panic in it goes on in the caller.
 pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(failed) if failed.is_panic() => std::panic::resume_unwind(failed.into_panic()),
+        // The runtime is going down and took the work with it: nobody is left to answer.
+        Err(_) => std::future::pending().await,
+    }
+}
+
+/// Finishes `work` even when whoever waits for it goes away, in a task of its own. A panic in it goes on in the caller.
+pub async fn unbroken<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> T {
+    match tokio::spawn(Box::pin(work)).await {
         Ok(done) => done,
         Err(failed) if failed.is_panic() => std::panic::resume_unwind(failed.into_panic()),
         // The runtime is going down and took the work with it: nobody is left to answer.

@@ -12,7 +12,7 @@ mod only;
 mod pace;
 mod random;
 
-pub use blocking::{block_on_until, blocking};
+pub use blocking::{block_on_until, blocking, unbroken};
 pub use chunks::{ChunkError, Chunks, OneChunk, Pen, written};
 pub use clock::{Clock, Deadline, StopWatch};
 pub use only::{OneEach, Only};

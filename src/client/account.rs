@@ -6,6 +6,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{Client, Error, auth};
+use crate::base::unbroken;
 use crate::flow;
 use crate::http::{Request, Response};
 use crate::user::{Demand, Stage};
@@ -32,11 +33,15 @@ pub async fn password(client: Arc<Client>, mut request: Request) -> Result<Respo
     if let Some(asked) = auth::prove(&client, &request, demand, body.auth.as_ref()).await? {
         return Ok(asked);
     }
-    client.users.set_password(&requester.user_id, &body.new_password).await?;
-    if body.logout_devices {
-        client.users.logout_all(&requester.user_id, Some(&requester.device_id)).await?;
-    }
-    Ok(Response::ok())
+    // No session stays open to who knew the old password because an app did not wait.
+    unbroken(async move {
+        client.users.set_password(&requester.user_id, &body.new_password).await?;
+        if body.logout_devices {
+            client.users.logout_all(&requester.user_id, Some(&requester.device_id)).await?;
+        }
+        Ok(Response::ok())
+    })
+    .await
 }
 
 #[derive(Deserialize)]

@@ -10,13 +10,22 @@ use super::{Client, Error, auth};
 use crate::http::{Answer, Request, Response, StatusCode};
 use crate::room::Filter;
 
+/// Kept with the room.
+const FULLY_READ: &str = "m.fully_read";
 /// Types that have endpoints of their own.
-const MANAGED: [&str; 2] = ["m.fully_read", "m.push_rules"];
+const MANAGED: [&str; 2] = [FULLY_READ, "m.push_rules"];
 
 /// GET /_matrix/client/v3/user/{user_id}/account_data/{kind}, and the same of a room.
 pub async fn get(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     let requester = auth::own(&client, &request).await?;
     let room = room(&request)?;
+    if let Some(room) = &room
+        && request.param("kind") == FULLY_READ
+    {
+        let marker = client.rooms.fully_read(&requester.user_id, room).await?;
+        let event_id = marker.ok_or_else(|| Answer::not_found("Nothing was marked as read there"))?;
+        return Ok(Response::json(&json!({ "event_id": event_id })));
+    }
     let json = client.users.account_data(requester.user_num, room.as_deref(), request.param("kind")).await?;
     Ok(Response::json_bytes(StatusCode::OK, json))
 }

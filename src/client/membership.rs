@@ -32,6 +32,7 @@ struct JoinBody {
 /// POST /_matrix/client/v3/join/{room_id_or_alias}
 pub async fn join(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let requester = auth::requester(&client, &request).await?;
+    request.limit_for(Limit::Join, requester.user_id.as_str())?;
     let (room_id, via) = named_room(&client, &request).await?;
     join_room(&client, &mut request, &requester.user_id, room_id, via).await
 }
@@ -39,6 +40,7 @@ pub async fn join(client: Arc<Client>, mut request: Request) -> Result<Response,
 /// POST /_matrix/client/v3/rooms/{room_id}/join
 pub async fn join_by_id(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let requester = auth::requester(&client, &request).await?;
+    request.limit_for(Limit::Join, requester.user_id.as_str())?;
     let room_id = request.param_as::<OwnedRoomId>("room_id")?;
     join_room(&client, &mut request, &requester.user_id, room_id, Vec::new()).await
 }
@@ -50,7 +52,6 @@ async fn join_room(
     room_id: OwnedRoomId,
     via: Vec<OwnedServerName>,
 ) -> Result<Response, Error> {
-    request.limit_for(Limit::Join, user.as_str())?;
     let JoinBody { reason, mut rest } = request.json_or_empty().await?;
     // A promise of an identity server: no rule looks at it in a join, and this server asks none.
     rest.remove("third_party_signed");

@@ -3,7 +3,7 @@
 use ruma::UserId;
 use serde_json::Value;
 
-use crate::room::{Joining, Rooms};
+use crate::room::Rooms;
 use crate::user::{Error, Users};
 
 /// Sets (or removes) a profile field. The rooms hear of a new name or picture afterwards, one after the other, each from
@@ -17,21 +17,7 @@ pub async fn rename(
 ) -> Result<(), Error> {
     let changed = users.set_profile_field(user_id, field, value).await?;
     if changed && matches!(field, "displayname" | "avatar_url") {
-        let (rooms, user_id) = (rooms.clone(), user_id.to_owned());
-        tokio::spawn(async move { tell(&rooms, &user_id).await });
+        rooms.renew_profile(user_id);
     }
     Ok(())
-}
-
-/// Joining again says what the profile says now. Bounded by the rooms of one user, one at a time.
-async fn tell(rooms: &Rooms, user_id: &UserId) {
-    let joined = match rooms.joined_rooms(user_id).await {
-        Ok(joined) => joined,
-        Err(failed) => return tracing::warn!("the rooms of {user_id} cannot be listed: {failed}"),
-    };
-    for room_id in joined {
-        if let Err(failed) = rooms.join(user_id, &room_id, Joining::default()).await {
-            tracing::debug!("{room_id} was not told of a new name of {user_id}: {failed}");
-        }
-    }
 }

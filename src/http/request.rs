@@ -2,6 +2,7 @@
 
 use super::error::{Answer, BadBody};
 use super::limit::{Limit, Limits};
+use super::watch::Watch;
 use super::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use crate::base::Clock;
 use crate::budget::{Account, Grant, parsed_bytes_max};
@@ -65,6 +66,8 @@ pub struct Request {
     params: Vec<(String, String)>,
     inbound: Inbound,
     tools: Tools,
+    /// The connection it came on.
+    watch: Option<Arc<Watch>>,
     /// Pays for the body and what is parsed from it, until the request is dropped.
     grant: Option<Grant>,
 }
@@ -76,7 +79,7 @@ enum Inbound {
 }
 
 impl Request {
-    pub(super) fn new(request: hyper::Request<Incoming>, peer: Peer, tools: Tools) -> Self {
+    pub(super) fn new(request: hyper::Request<Incoming>, peer: Peer, tools: Tools, watch: Arc<Watch>) -> Self {
         let (head, body) = request.into_parts();
         let target = head.uri.path_and_query().map_or("/", |target| target.as_str()).to_owned();
         let is_read = !matches!(head.method, Method::GET | Method::HEAD | Method::OPTIONS);
@@ -86,13 +89,14 @@ impl Request {
         } else {
             Inbound::Whole(Bytes::new())
         };
-        Self::build(head.method, target, kept(&head.headers), peer, inbound, tools)
+        let request = Self::build(head.method, target, kept(&head.headers), peer, inbound, tools);
+        Self { watch: Some(watch), ..request }
     }
 
     fn build(method: Method, target: String, headers: HeaderMap, peer: Peer, inbound: Inbound, tools: Tools) -> Self {
         let path_len = target.find('?').unwrap_or(target.len());
         let (template, params) = (String::new(), Vec::new());
-        Self { method, target, path_len, headers, peer, template, params, inbound, tools, grant: None }
+        Self { method, target, path_len, headers, peer, template, params, inbound, tools, watch: None, grant: None }
     }
 
     pub fn method(&self) -> &Method {
@@ -179,6 +183,14 @@ impl Request {
             .transpose()
     }
 
+    /// From here on the request lasts only as long as its peer is there: for what waits long, and may end anywhere. Others are
+    /// answered even when an HTTP/1 peer has closed its side, as some versions of nc do once they have asked.
+    pub fn while_heard(&self) {
+        if let Some(watch) = &self.watch {
+            watch.show_end();
+        }
+    }
+
     /// Takes one request from the caller's allowance, by address; 429 when it is used up.
     pub fn limit(&self, limit: Limit) -> Result<(), Answer> {
         self.tools.limits.take_ip(limit, self.peer.ip)
@@ -233,6 +245,8 @@ impl Request {
                 self.inbound = Inbound::Whole(bytes.clone());
                 Ok(bytes)
             }
+            // There is no more to come.
+            Err(BadBody::Gone) => Err(BadBody::Gone),
             Err(bad) => {
                 self.discard().await;
                 Err(bad)
@@ -253,7 +267,8 @@ impl Request {
         }
         let inbound = std::mem::replace(&mut self.inbound, Inbound::Whole(Bytes::new()));
         let started = self.tools.clock.instant();
-        Ok(InboundStream { inbound: Some(inbound), clock: self.tools.clock, received: 0, bytes_max, started })
+        let (clock, watch) = (self.tools.clock, self.watch);
+        Ok(InboundStream { inbound: Some(inbound), clock, watch, received: 0, bytes_max, started })
     }
 
     /// The declared length of the body.
@@ -271,7 +286,10 @@ impl Request {
         let mut whole = Vec::with_capacity(ahead as usize);
         let (clock, started) = (self.tools.clock.clone(), self.tools.clock.instant());
         while let Inbound::Wire(body) = &mut self.inbound {
-            let Some(piece) = next_piece(body, &clock, started, whole.len() as u64).await? else { break };
+            let Some(piece) = next_piece(body, &clock, self.watch.as_deref(), started, whole.len() as u64).await?
+            else {
+                break;
+            };
             let len = (whole.len() + piece.len()) as u64;
             if len > bytes_max {
                 return Err(BadBody::TooLarge { bytes_max });
@@ -357,6 +375,7 @@ impl Request {
 pub struct InboundStream {
     inbound: Option<Inbound>,
     clock: Clock,
+    watch: Option<Arc<Watch>>,
     received: u64,
     bytes_max: u64,
     started: Duration,
@@ -372,7 +391,9 @@ impl InboundStream {
                 self.inbound = None;
                 (!bytes.is_empty()).then_some(bytes)
             }
-            Some(Inbound::Wire(body)) => next_piece(body, &self.clock, self.started, self.received).await?,
+            Some(Inbound::Wire(body)) => {
+                next_piece(body, &self.clock, self.watch.as_deref(), self.started, self.received).await?
+            }
         };
         self.received += piece.as_ref().map_or(0, |piece| piece.len() as u64);
         if self.received > self.bytes_max {
@@ -386,12 +407,23 @@ impl InboundStream {
 async fn next_piece(
     body: &mut Incoming,
     clock: &Clock,
+    watch: Option<&Watch>,
     started: Duration,
     received: u64,
 ) -> Result<Option<Bytes>, BadBody> {
+    let closed = async {
+        match watch {
+            Some(watch) => watch.closed().await,
+            None => std::future::pending().await,
+        }
+    };
+    let mut closed = std::pin::pin!(closed);
     loop {
         let frame = tokio::select! {
+            // What came before the peer closed its side lies ready.
+            biased;
             frame = body.frame() => frame,
+            () = &mut closed => return Err(BadBody::Gone),
             () = clock.sleep(BODY_STALL) => return Err(BadBody::Stalled),
         };
         let spent = clock.instant().saturating_sub(started);

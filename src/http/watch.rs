@@ -3,16 +3,21 @@
 //! One per connection. Response pieces hold a ticket from the moment they are handed to the HTTP library until their last
 //! byte has left; the socket notes when a write could not go on. The connection's own loop looks every few seconds and
 //! hangs up on a peer that reads nothing, whatever the protocol version hides.
+//!
+//! A peer that closes its side while an HTTP/1 request is answered may be gone, or be `printf … | nc`, which still wants the
+//! answer. Most answers come soon, and the HTTP library, which would drop the request, is not told before they have left. A
+//! request that waits for as long as somebody listens says so, and ends at once.
 
 use crate::base::Clock;
 use std::collections::BTreeMap;
 use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::Notify;
 
 /// The largest record, and what rustls reads at once besides (4 KiB).
 const UNDECIDED_MAX: usize = 24 * 1024;
@@ -30,6 +35,20 @@ pub struct Watch {
     /// Ticket → when it was taken, in ms. As many as the HTTP library buffers: a few for each stream.
     tickets: Mutex<BTreeMap<u64, u64>>,
     next: AtomicU64,
+    end: Mutex<End>,
+    /// Told when the peer has closed its side and the HTTP library does not know yet.
+    closed: Notify,
+}
+
+/// The end of what the peer sends.
+#[derive(Default)]
+struct End {
+    /// Whether it is kept from the HTTP library.
+    hidden: bool,
+    /// Whether it has come while it was.
+    came: bool,
+    /// The connection, which reads on when it is hidden no more.
+    reader: Option<Waker>,
 }
 
 impl Watch {
@@ -43,6 +62,8 @@ impl Watch {
             quiet_since_ms: AtomicU64::new(now),
             tickets: Mutex::default(),
             next: AtomicU64::new(0),
+            end: Mutex::default(),
+            closed: Notify::new(),
         })
     }
 
@@ -50,6 +71,55 @@ impl Watch {
     pub fn begin(self: &Arc<Self>) -> Active {
         self.active.fetch_add(1, Relaxed);
         Active(self.clone())
+    }
+
+    /// From now on a peer that closes its side gets its answer first. HTTP/1 only: with HTTP/2 it is gone.
+    pub fn hide_end(&self) {
+        self.end().hidden = true;
+    }
+
+    /// From now on a peer that has closed its side is gone.
+    pub fn show_end(&self) {
+        let mut end = self.end();
+        (end.hidden, end.came) = (false, false);
+        if let Some(reader) = end.reader.take() {
+            reader.wake();
+        }
+    }
+
+    /// Waits until the peer has closed its side without the HTTP library knowing: no byte comes any more.
+    pub async fn closed(&self) {
+        loop {
+            let closed = self.closed.notified();
+            if self.end().came {
+                return;
+            }
+            closed.await;
+        }
+    }
+
+    /// What the HTTP library may know of what was read.
+    fn told(&self, result: Poll<io::Result<()>>, is_end: bool, cx: &Context<'_>) -> Poll<io::Result<()>> {
+        let mut end = self.end();
+        if !is_end || !end.hidden {
+            return result;
+        }
+        end.reader = Some(cx.waker().clone());
+        if !std::mem::replace(&mut end.came, true) {
+            self.closed.notify_waiters();
+        }
+        Poll::Pending
+    }
+
+    /// All that was written has left.
+    fn flushed(&self) {
+        if self.active.load(Relaxed) == 0 && self.end().hidden {
+            self.show_end();
+        }
+    }
+
+    fn end(&self) -> MutexGuard<'_, End> {
+        self.end.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A piece is handed over; the ticket is dropped with its bytes.
@@ -118,7 +188,7 @@ impl Drop for Ticket {
     }
 }
 
-/// A socket that tells its watch when a write blocks.
+/// A socket that tells its watch when a write blocks, and asks it whether its end is to be told.
 pub struct Watched<T> {
     inner: T,
     watch: Arc<Watch>,
@@ -132,11 +202,17 @@ impl<T> Watched<T> {
 
 impl<T: AsyncRead + Unpin> AsyncRead for Watched<T> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let (before, room) = (buf.filled().len(), buf.remaining());
         let result = Pin::new(&mut self.inner).poll_read(cx, buf);
         if result.is_ready() {
             self.watch.decided();
         }
-        result
+        let is_end = match &result {
+            Poll::Ready(Ok(())) => room > 0 && buf.filled().len() == before,
+            Poll::Ready(Err(_)) => true,
+            Poll::Pending => false,
+        };
+        self.watch.told(result, is_end, cx)
     }
 }
 
@@ -161,7 +237,11 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Watched<T> {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let result = Pin::new(&mut self.inner).poll_flush(cx);
-        self.watch.wrote(result)
+        let result = self.watch.wrote(result);
+        if result.is_ready() {
+            self.watch.flushed();
+        }
+        result
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

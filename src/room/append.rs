@@ -169,6 +169,7 @@ pub fn append(w: &mut Write<'_>, here: &Here, new: Append) -> Result<Done> {
         room.latest = at;
     }
     redact::settle(w, &new.event, num, &row, new.is_shown())?;
+    relate_waiting(w, new.room, &new.event, num)?;
     if let Some(txn) = &new.txn {
         txn::put(w, txn, num, here.now_ms)?;
     }
@@ -522,24 +523,45 @@ pub fn local_joined(get: &impl Get, room: RoomNum) -> Result<Vec<UserNum>> {
     Ok(joined)
 }
 
-/// Remembers which event this one annotates, replaces or answers, when we have that event in the room.
+/// Remembers which event this one annotates, replaces or answers. That event may come later: what is fetched from before our
+/// time comes newest first.
 fn relate(w: &mut Write<'_>, room: RoomNum, event: &Event, order: i64, num: EventNum) -> Result<()> {
-    if let Some((rel, target)) = relation_of(w, room, event)? {
-        relation::put(w, room, target, rel, order, num)?;
+    let Some((rel, target)) = stated(event) else { return Ok(()) };
+    match event::num(w, &target)? {
+        Some(target) if is_of(w, room, target)? => relation::put(w, room, target, rel, order, num),
+        Some(_) => Ok(()),
+        None => relation::add_pending(w, room, &target, rel, num),
+    }
+}
+
+/// Relates what has been waiting for an event. What was redacted meanwhile relates to nothing.
+fn relate_waiting(w: &mut Write<'_>, room: RoomNum, event: &Event, target: EventNum) -> Result<()> {
+    for (rel, num) in relation::take_pending(w, room, event.id().as_str())? {
+        if let Some(row) = event::row(w, num)?
+            && let Some(order) = row.order.filter(|_| row.room == room && !row.flags.redacted)
+        {
+            relation::put(w, room, target, rel, order, num)?;
+        }
     }
     Ok(())
 }
 
 /// The relation an event states, when its target is stored and in the same room.
 pub fn relation_of(get: &impl Get, room: RoomNum, event: &Event) -> Result<Option<(Rel, EventNum)>> {
-    let content = event.content().as_bytes();
-    let Some(relates) = json::get(content, "m.relates_to") else { return Ok(None) };
-    let (Some(rel), Some(target)) = (json::get_text(relates, "rel_type"), json::get_text(relates, "event_id")) else {
-        return Ok(None);
-    };
+    let Some((rel, target)) = stated(event) else { return Ok(None) };
     let Some(target) = event::num(get, &target)? else { return Ok(None) };
-    let same = event::row(get, target)?.is_some_and(|row| row.room == room);
-    Ok(same.then_some((Rel::of(&rel), target)))
+    Ok(is_of(get, room, target)?.then_some((rel, target)))
+}
+
+/// How an event says it relates to another, and to which.
+fn stated(event: &Event) -> Option<(Rel, String)> {
+    let relates = json::get(event.content().as_bytes(), "m.relates_to")?;
+    let (rel, target) = (json::get_text(relates, "rel_type")?, json::get_text(relates, "event_id")?);
+    Some((Rel::of(&rel), target.into_owned()))
+}
+
+fn is_of(get: &impl Get, room: RoomNum, num: EventNum) -> Result<bool> {
+    Ok(event::row(get, num)?.is_some_and(|row| row.room == room))
 }
 
 /// One row for all servers in the room, if there are others. A user who left with this event may have been their

@@ -21,7 +21,7 @@ use super::judge;
 use super::missing::{Filling, in_order};
 use super::receive::Inbox;
 use super::state::{known_num, load_row};
-use super::{Result, Rooms};
+use super::{Error, Result, Rooms};
 use crate::matrix::Event;
 use crate::remote::Failed;
 use crate::store::tables::event::{self, Kind, Root, Row};
@@ -55,24 +55,17 @@ pub enum Gap {
 
 impl Rooms {
     /// Fetches up to `limit` events of what is missing, those nearest to its end. Answers how many there were; none when nobody
-    /// has any.
+    /// has any. An error when nobody could be asked.
     pub async fn backfill(&self, room: RoomNum, gap: Gap, limit: usize) -> Result<usize> {
         let inbox = Inbox { rooms: self.clone(), fetch: Wire::new(self.0.parts.remote.clone()) };
         self.unbroken(async move { inbox.backfill(room, gap, limit.min(BATCH_MAX)).await }).await
     }
 
-    /// The same for somebody who scrolled back to there. Answers whether there was more; a failure is none of theirs.
-    pub(super) async fn backfill_for_app(&self, room_id: &RoomId, gap: Gap) -> bool {
-        let id = room_id.to_owned();
-        let num = self.reading(move |_, read| Ok(room::num(read, id.as_str())?)).await;
-        let Ok(Some(num)) = num else { return false };
-        match self.backfill(num, gap, BATCH_MAX).await {
-            Ok(count) => count > 0,
-            Err(failed) => {
-                tracing::debug!(%room_id, %failed, "no older events could be had");
-                false
-            }
-        }
+    /// The same for somebody who scrolled back to there. Answers whether there was more.
+    pub(super) async fn backfill_for_app(&self, room_id: &RoomId, gap: Gap) -> Result<bool> {
+        let num = self.num_of(room_id).await?;
+        let count = self.backfill(num, gap, BATCH_MAX).await;
+        count.map(|count| count > 0).inspect_err(|failed| tracing::debug!(%room_id, %failed, "no older events"))
     }
 }
 
@@ -89,14 +82,25 @@ impl<F: Fetch> Inbox<F> {
             }
             return Ok(0);
         }
+        let (mut answered, mut failure) = (false, None);
         for server in servers {
             match self.backfill_from(&server, room, gap, &open, limit).await {
-                Ok(0) => {}
+                Ok(0) => answered = true,
                 Ok(count) => return Ok(count),
-                Err(failed) => tracing::debug!(%server, %failed, "no older events from there"),
+                Err(failed) => {
+                    tracing::debug!(%server, %failed, "no older events from there");
+                    match is_answer(&failed) {
+                        true => answered = true,
+                        false => failure = Some(failed),
+                    }
+                }
             }
         }
-        Ok(0)
+        // Only who was asked can say that there is no more.
+        match failure {
+            Some(failed) if !answered => Err(failed),
+            _ => Ok(0),
+        }
     }
 
     /// Nothing is missing there any more.
@@ -183,6 +187,14 @@ impl<F: Fetch> Inbox<F> {
             after = placed.1;
         }
         Ok(count)
+    }
+}
+
+/// Whether a server answered, if not with what was asked for.
+fn is_answer(failed: &Error) -> bool {
+    match failed {
+        Error::Remote(failed) => failed.is_refusal(),
+        failed => !failed.is_passing(),
     }
 }
 

@@ -88,14 +88,17 @@ impl Rooms {
         let (rooms, user) = (self.clone(), creator.to_owned());
         let away: Vec<_> = create.invite.iter().filter(|user| user.server_name() != self.server()).cloned().collect();
         let direct = create.is_direct;
-        let room_id = self.unbroken(async move { rooms.create_here(&user, create).await }).await?;
-        for target in away {
-            // The room stands; somebody who cannot be reached can be asked again from within it.
-            if let Err(failed) = self.invite_new(creator, &room_id, &target, direct).await {
-                tracing::info!(%target, %room_id, error = %failed, "could not invite into a new room");
+        self.unbroken(async move {
+            let room_id = rooms.create_here(&user, create).await?;
+            for target in away {
+                // The room stands; somebody who cannot be reached can be asked again from within it.
+                if let Err(failed) = rooms.invite_new(&user, &room_id, &target, direct).await {
+                    tracing::info!(%target, %room_id, error = %failed, "could not invite into a new room");
+                }
             }
-        }
-        Ok(room_id)
+            Ok(room_id)
+        })
+        .await
     }
 
     async fn invite_new(&self, creator: &UserId, room_id: &RoomId, target: &UserId, direct: bool) -> Result<()> {

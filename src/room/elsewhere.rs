@@ -29,7 +29,9 @@ pub(super) async fn join(rooms: &Rooms, user: &UserId, room_id: &RoomId, joining
 }
 
 pub(super) async fn leave(rooms: &Rooms, user: &UserId, room_id: &RoomId, reason: Option<String>) -> Result<()> {
-    rooms.leave_outside(user, room_id, reason.as_deref()).await
+    let (asking, user, room_id) = (rooms.clone(), user.to_owned(), room_id.to_owned());
+    // What the other server has been told must be known here too.
+    rooms.unbroken(async move { asking.leave_outside(&user, &room_id, reason.as_deref()).await }).await
 }
 
 pub(super) async fn knock(
@@ -42,7 +44,8 @@ pub(super) async fn knock(
     via.extend(room_id.server_name().filter(|server| !via.iter().any(|known| known == server)).map(ToOwned::to_owned));
     let (who, content) = (user.to_owned(), content_of(Membership::Knock, reason));
     let content = rooms.reading(move |_, read| with_profile(read, &who, content)).await?;
-    rooms.knock_outside(user, room_id, &via, content).await
+    let (asking, user, room_id) = (rooms.clone(), user.to_owned(), room_id.to_owned());
+    rooms.unbroken(async move { asking.knock_outside(&user, &room_id, &via, content).await }).await
 }
 
 /// Invites somebody of another server, which must hear of it and agree first.

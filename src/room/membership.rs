@@ -76,7 +76,7 @@ impl Rooms {
 
     /// Puts a user out, or takes their invite back.
     pub async fn kick(&self, sender: &UserId, room_id: &RoomId, target: &UserId, reason: Option<String>) -> Result<()> {
-        self.expect(room_id, target, &INSIDE, "that user is not in the room").await?;
+        self.expect(sender, room_id, target, &INSIDE, "that user is not in the room").await?;
         self.change(sender, room_id, target, Membership::Leave, content_of(Membership::Leave, reason)).await.map(drop)
     }
 
@@ -91,7 +91,7 @@ impl Rooms {
         target: &UserId,
         reason: Option<String>,
     ) -> Result<()> {
-        self.expect(room_id, target, &[Membership::Ban], "that user is not banned").await?;
+        self.expect(sender, room_id, target, &[Membership::Ban], "that user is not banned").await?;
         self.change(sender, room_id, target, Membership::Leave, content_of(Membership::Leave, reason)).await.map(drop)
     }
 
@@ -241,18 +241,23 @@ impl Rooms {
         .await
     }
 
-    /// Refuses unless the target's membership is one of these.
+    /// Refuses unless the target's membership is one of these. Who is not in the room learns nothing of who is.
     async fn expect(
         &self,
+        sender: &UserId,
         room_id: &RoomId,
         target: &UserId,
         wanted: &'static [Membership],
         otherwise: &'static str,
     ) -> Result<()> {
-        let (room_id, target) = (room_id.to_owned(), target.to_owned());
+        let (sender, room_id, target) = (sender.to_owned(), room_id.to_owned(), target.to_owned());
         self.reading(move |_, read| {
             let room = known_to_member(read, &room_id)?;
-            let membership = room.view(read).member(&target)?.map(|(membership, _)| membership);
+            let view = room.view(read);
+            if !matches!(view.member(&sender)?, Some((Membership::Join, _))) {
+                return Err(not_in_room());
+            }
+            let membership = view.member(&target)?.map(|(membership, _)| membership);
             match membership.is_some_and(|membership| wanted.contains(&membership)) {
                 true => Ok(()),
                 false => Err(Error::forbidden(otherwise)),
@@ -314,7 +319,7 @@ pub(super) fn with_profile(
 }
 
 /// The content of a join: what the app asked for, the profile, and who lets the user in where that is needed.
-fn join_content(
+pub(super) fn join_content(
     rooms: &Rooms,
     read: &Read,
     room: &Known,

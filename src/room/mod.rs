@@ -43,6 +43,7 @@ mod overview;
 mod receive;
 mod receipt;
 mod redact;
+mod renew;
 mod resolve;
 mod send;
 mod serve_join;
@@ -106,6 +107,7 @@ struct Inner {
     turns: turn::Turns,
     typing: typing::Typing,
     rules: Arc<unread::Rules>,
+    renewals: renew::Renewals,
 }
 
 /// Why something about a room was not done.
@@ -219,6 +221,7 @@ impl Rooms {
             turns: turn::Turns::default(),
             typing,
             rules,
+            renewals: renew::Renewals::default(),
         }))
     }
 
@@ -271,11 +274,6 @@ impl Rooms {
 
     /// Finishes `work` even when whoever asked goes away: a lock let go between judging and writing would fork the room.
     async fn unbroken<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> T {
-        match tokio::spawn(Box::pin(work)).await {
-            Ok(done) => done,
-            Err(failed) if failed.is_panic() => std::panic::resume_unwind(failed.into_panic()),
-            // The runtime is going down and took the work with it: nobody is left to answer.
-            Err(_) => std::future::pending().await,
-        }
+        base::unbroken(work).await
     }
 }

@@ -132,8 +132,13 @@ impl Rooms {
             && may_ask()
         {
             drop(visit);
-            let without = if self.backfill_for_app(room_id, gap).await { None } else { Some(gap) };
+            let more = self.backfill_for_app(room_id, gap).await;
+            let without = matches!(more, Ok(false)).then_some(gap);
             (visit, start, page) = self.page(reader, room_id, &paging, without).await?;
+            // An app takes an empty page for the beginning of the room, and remembers it. After an error it asks again.
+            if page.events.is_empty() && page.gap.is_some() {
+                more?;
+            }
         }
         Ok(base::written(move |pen| visit.write_messages(pen, paging, start, page)))
     }

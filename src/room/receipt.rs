@@ -56,6 +56,17 @@ impl Rooms {
         self.set_markers(user, room_id, all.collect()).await
     }
 
+    /// How far a user of this server has read for good, in a room they are in; nothing when they never said.
+    pub async fn fully_read(&self, user: &UserId, room_id: &RoomId) -> Result<Option<String>> {
+        let (user, room_id) = (user.to_owned(), room_id.to_owned());
+        self.reading(move |_, read| {
+            let (room, user) = joined(read, &room_id, &user)?;
+            let whose = Whose { user, kind: Kind::FullyRead, thread: String::new() };
+            Ok(receipt::get(read, room.num, &whose)?.map(|marker| marker.event_id))
+        })
+        .await
+    }
+
     /// Somebody of this server is typing for the next `length`, or no more.
     pub async fn set_typing(&self, user: &UserId, room_id: &RoomId, length: Option<Duration>) -> Result<()> {
         let (asked, room) = (user.to_owned(), room_id.to_owned());
@@ -152,7 +163,7 @@ impl Rooms {
             // Looked at before the first put.
             let mut wanted = Vec::with_capacity(markers.len());
             for (kind, event_id, thread) in markers {
-                if !is_thread(w, room.num, &thread)? {
+                if !is_thread(w, room.num, &thread)? && !is_older(w, &thread)? {
                     return Err(Error::bad("M_INVALID_PARAM", "there is no such thread"));
                 }
                 let event = placed(w, room.num, &event_id)?;
@@ -245,6 +256,12 @@ fn is_thread(get: &impl Get, room: RoomNum, thread: &str) -> Result<bool> {
             None => Ok(false),
         },
     }
+}
+
+/// Whether it may be a thread that began before our time in the room: an app that shows one of its answers says so when they
+/// were read.
+fn is_older(get: &impl Get, thread: &str) -> Result<bool> {
+    Ok(thread.starts_with('$') && thread.len() <= THREAD_BYTES_MAX && event::num(get, thread)?.is_none())
 }
 
 fn joined(read: &Read, room_id: &RoomId, user: &UserId) -> Result<(Known, UserNum)> {

@@ -349,6 +349,9 @@ impl Asked {
             }
             Ok(until(newest.len() == RECEIPTS_MAX))
         })?;
+        if newest.len() == RECEIPTS_MAX {
+            self.add_own(num, since, &mut newest)?;
+        }
         if newest.is_empty() {
             return Ok(());
         }
@@ -366,6 +369,21 @@ impl Asked {
             comma(out, first);
             write_receipts(&self.read, &newest, out)
         })
+    }
+
+    /// The reader's own receipts, which no number of others may crowd out: by them an app knows what is unread.
+    fn add_own(&self, num: RoomNum, since: Position, newest: &mut Vec<(Whose, Receipt)>) -> store::Result<()> {
+        for kind in [receipt::Kind::Read, receipt::Kind::Private] {
+            let own = Whose { user: self.reader.user, kind, thread: String::new() };
+            if newest.iter().all(|(told, _)| *told != own)
+                && let Some(mark) = receipt::get(&*self.read, num, &own)?
+                && mark.at > since
+                && mark.at <= self.now.at
+            {
+                newest.push((own, mark));
+            }
+        }
+        Ok(())
     }
 
     /// The read marker as the room account data it is shown as; nothing when it was told already.

@@ -578,8 +578,11 @@ async fn receipts_of_other_servers_are_bounded() {
     let kept = kept();
     assert_eq!(kept.len(), 100);
     assert!(kept.contains(&last.to_string()) && !kept.contains(&"main".to_owned()), "the oldest went");
-    let marker = Marker { kind: "m.read".into(), event_id: last.clone(), thread: Some("any text".into()) };
-    assert!(house.rooms.set_receipt(&anna, &room, marker).await.is_err());
+    let marker =
+        |thread: &str| Marker { kind: "m.read".into(), event_id: last.clone(), thread: Some(thread.to_owned()) };
+    assert!(house.rooms.set_receipt(&anna, &room, marker("any text")).await.is_err());
+    // A thread from before our time in the room is one that our people's apps show.
+    house.rooms.set_receipt(&anna, &room, marker("$older")).await.unwrap();
 }
 
 #[tokio::test]
@@ -764,4 +767,50 @@ async fn an_upgraded_room_goes_on_elsewhere() {
         let named = house.send(&anna, &new, "m.room.power_levels", Some(""), levels).await;
         assert_eq!(matches!(named, Err(Error::Bad { errcode: "M_BAD_JSON", .. })), to == "12", "{named:?}");
     }
+}
+
+/// A change of name walked through a list of rooms made before, and joined whoever had left one of them, or was put out,
+/// again.
+#[tokio::test]
+async fn a_new_name_brings_nobody_back() {
+    let house = house();
+    let (anna, ben) = (house.user("anna").await, house.user("ben").await);
+    let [stays, left, put_out] =
+        [house.public_room(&anna).await, house.public_room(&anna).await, house.public_room(&anna).await];
+    for room in [&stays, &left, &put_out] {
+        house.join(&ben, room).await.unwrap();
+    }
+    house.rooms.leave(&ben, &left, None).await.unwrap();
+    house.rooms.kick(&anna, &put_out, &ben, None).await.unwrap();
+    let num = house.user_num(&ben);
+    let named = move |w: &mut Write<'_>| user::set_profile_field(w, num, "displayname", Some(&json!("Benjamin")));
+    house.store.write(named).await.map_err(|failed: WriteError<store::Error>| failed.into_inner()).unwrap();
+    for room in [&stays, &left, &put_out] {
+        house.rooms.renew_in(&ben, room).await.unwrap();
+    }
+    assert_eq!(house.state(&stays, "m.room.member", ben.as_str()).unwrap()["displayname"], "Benjamin");
+    for room in [&left, &put_out] {
+        assert_eq!(house.membership(room, &ben), Some(Membership::Leave));
+        assert!(house.state(room, "m.room.member", ben.as_str()).unwrap().get("displayname").is_none());
+    }
+    // Of a room nobody here is in any more there is nothing to say, and nobody is asked.
+    house.rooms.leave(&anna, &stays, None).await.unwrap();
+    house.rooms.leave(&ben, &stays, None).await.unwrap();
+    house.rooms.renew_in(&ben, &stays).await.unwrap();
+    assert_eq!(house.membership(&stays, &ben), Some(Membership::Leave));
+}
+
+/// "Is ben in that room?" was answered to anybody who asked to put him out.
+#[tokio::test]
+async fn strangers_do_not_learn_who_is_in_a_room() {
+    let house = house();
+    let (anna, ben, carl) = (house.user("anna").await, house.user("ben").await, house.user("carl").await);
+    let room = house.public_room(&anna).await;
+    let why = async |done: Result<()>| done.unwrap_err().to_string();
+    let refused = why(house.rooms.kick(&carl, &room, &ben, None).await).await;
+    house.join(&ben, &room).await.unwrap();
+    assert_eq!(why(house.rooms.kick(&carl, &room, &ben, None).await).await, refused);
+    house.rooms.ban(&anna, &room, &ben, None).await.unwrap();
+    assert_eq!(why(house.rooms.unban(&carl, &room, &ben, None).await).await, refused);
+    house.rooms.unban(&anna, &room, &ben, None).await.unwrap();
 }

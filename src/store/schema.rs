@@ -118,6 +118,8 @@ pub const STRIPPED: Table =
 // ---- room: what hangs on events (tables/count.rs, relation.rs, receipt.rs, txn.rs)
 pub const UNREAD: Table = table("unread", "room", "local UserNum, RoomNum → unread counts and their places");
 pub const RELATION: Table = table("relation", "room", "RoomNum, target EventNum, relation type, order → EventNum");
+pub const RELATION_PENDING: Table =
+    table("relation_pending", "room", "keyed hash128(RoomNum, event id we lack) → relation type, EventNum of each");
 pub const RECEIPT: Table = table("receipt", "room", "RoomNum, UserNum, kind, thread → position, time, event id");
 pub const RECEIPT_LOG: Table = table("receipt_log", "room", "RoomNum, position → the receipt set then");
 pub const TXN: Table = table("txn", "room", "UserNum, hash128(device, transaction id) → EventNum; kept for a day");
@@ -187,6 +189,7 @@ pub const TABLES: &[&Table] = &[
     &STRIPPED,
     &UNREAD,
     &RELATION,
+    &RELATION_PENDING,
     &RECEIPT,
     &RECEIPT_LOG,
     &TXN,

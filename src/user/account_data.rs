@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use super::{Error, Users};
 use crate::store::tables::account_data::{self, GLOBAL};
 use crate::store::tables::{push_rule, room};
-use crate::store::{Change, Get, UserNum};
+use crate::store::{Change, Get, RoomNum, UserNum, Write};
 
 /// What one user may keep here.
 const ENTRIES_MAX: usize = 5_000;
@@ -53,8 +53,8 @@ impl Users {
     /// A user's tags of a room: `{"tags": {…}}`.
     pub async fn tags(&self, user: UserNum, room_id: &RoomId) -> Result<Value, Error> {
         match self.account_data(user, Some(room_id), TAG).await {
-            Ok(json) => Ok(serde_json::from_slice(&json).unwrap_or_else(|_| json!({ "tags": {} }))),
-            Err(Error::NotFound(_)) => Ok(json!({ "tags": {} })),
+            Ok(json) => Ok(tags_of(Some(json))),
+            Err(Error::NotFound(_)) => Ok(tags_of(None)),
             Err(failed) => Err(failed),
         }
     }
@@ -70,16 +70,22 @@ impl Users {
         if tag.is_empty() || tag.len() > TYPE_BYTES_MAX {
             return Err(Error::invalid("A tag has 1 to 255 bytes"));
         }
-        let mut all = self.tags(user, room_id).await?;
-        let Some(tags) = all["tags"].as_object_mut() else { return Err(Error::NotFound("tag")) };
-        match content {
-            Some(content) => tags.insert(tag.to_owned(), content.into()),
-            None => tags.remove(tag),
-        };
-        if tags.len() > TAGS_MAX {
-            return Err(Error::TooLarge(format!("A room may have {TAGS_MAX} tags")));
-        }
-        self.put_account_data(user, Some(room_id), TAG, all.to_string().into_bytes()).await
+        let (room_id, tag) = (room_id.to_owned(), tag.to_owned());
+        // Apps take one tag away and put another on at the same time: each is told of the other in here.
+        self.write(move |w| {
+            let room = room::num(w, room_id.as_str())?.ok_or(Error::NotFound("room"))?;
+            let mut all = tags_of(account_data::get(w, user, room, TAG)?);
+            let Some(tags) = all["tags"].as_object_mut() else { return Err(Error::NotFound("tag")) };
+            match content {
+                Some(content) => tags.insert(tag, content.into()),
+                None => tags.remove(&tag),
+            };
+            if tags.len() > TAGS_MAX {
+                return Err(Error::TooLarge(format!("A room may have {TAGS_MAX} tags")));
+            }
+            put_entry(w, user, room, TAG, all.to_string().as_bytes())
+        })
+        .await
     }
 
     async fn put_account_data(
@@ -89,30 +95,42 @@ impl Users {
         kind: &str,
         json: Vec<u8>,
     ) -> Result<(), Error> {
-        if json.len() > ENTRY_BYTES_MAX {
-            return Err(Error::TooLarge(format!("An entry may have {ENTRY_BYTES_MAX} bytes")));
-        }
         let (room_id, kind) = (room_id.map(ToOwned::to_owned), kind.to_owned());
         self.write(move |w| {
             let room = match &room_id {
                 Some(room_id) => room::num(w, room_id.as_str())?.ok_or(Error::NotFound("room"))?,
                 None => GLOBAL,
             };
-            let before = account_data::get(w, user, room, &kind)?;
-            if before.as_deref() == Some(&json[..]) {
-                return Ok(());
-            }
-            let (entries, bytes) = account_data::size(w, user)?;
-            let more = json.len().saturating_sub(before.as_ref().map_or(0, Vec::len));
-            if (before.is_none() && entries >= ENTRIES_MAX) || bytes + more > BYTES_MAX {
-                return Err(Error::TooLarge("This account keeps too much account data here".to_owned()));
-            }
-            account_data::set(w, user, room, &kind, &json)?;
-            w.announce(Change { users: vec![user], ..Change::default() });
-            Ok(())
+            put_entry(w, user, room, &kind, &json)
         })
         .await
     }
+}
+
+/// Writes one entry, when it is new and within what a user may keep here.
+fn put_entry(w: &mut Write<'_>, user: UserNum, room: RoomNum, kind: &str, json: &[u8]) -> Result<(), Error> {
+    if json.len() > ENTRY_BYTES_MAX {
+        return Err(Error::TooLarge(format!("An entry may have {ENTRY_BYTES_MAX} bytes")));
+    }
+    let before = account_data::get(w, user, room, kind)?;
+    if before.as_deref() == Some(json) {
+        return Ok(());
+    }
+    let (entries, bytes) = account_data::size(w, user)?;
+    let more = json.len().saturating_sub(before.as_ref().map_or(0, Vec::len));
+    if (before.is_none() && entries >= ENTRIES_MAX) || bytes + more > BYTES_MAX {
+        return Err(Error::TooLarge("This account keeps too much account data here".to_owned()));
+    }
+    account_data::set(w, user, room, kind, json)?;
+    w.announce(Change { users: vec![user], ..Change::default() });
+    Ok(())
+}
+
+/// What is kept of a room's tags. An app may have put anything there; what are no tags counts as none.
+fn tags_of(kept: Option<Vec<u8>>) -> Value {
+    kept.and_then(|json| serde_json::from_slice::<Value>(&json).ok())
+        .filter(|all| all["tags"].is_object())
+        .unwrap_or_else(|| json!({ "tags": {} }))
 }
 
 /// The content of `m.push_rules`, as set or the defaults.

@@ -346,7 +346,8 @@ impl Own {
                 after = Some(*key);
                 let (old, new) = (self.member(*old)?, self.member(*new)?);
                 let moved = match (old, new) {
-                    (was, Some((user, true))) if came => was.is_none_or(|(_, joined)| !joined).then_some(user),
+                    // Who was there before may have been away meanwhile, and come back with another device.
+                    (_, Some((user, true))) if came => Some(user),
                     (Some((user, true)), is) if !came => is.is_none_or(|(_, joined)| !joined).then_some(user),
                     _ => None,
                 };

@@ -204,6 +204,29 @@ async fn tags() {
     assert_eq!(house.get(&path, &alice).await.ok(), json!({ "tags": {} }));
 }
 
+/// An app that makes a room of low priority a favourite asks for both at once, and the favourite was lost.
+#[tokio::test]
+async fn two_changes_of_tags_at_once_are_both_kept() {
+    let house = House::start().await;
+    let alice = house.register("alice").await;
+    for _ in 0..10 {
+        let room = house.post("/createRoom", &alice, json!({})).await.ok()["room_id"].as_str().unwrap().to_owned();
+        let path = format!("/user/@alice:localhost/rooms/{room}/tags");
+        let (low, favourite) = (format!("{path}/m.lowpriority"), format!("{path}/m.favourite"));
+        house.put(&low, &alice, json!({})).await.ok();
+        let (put, deleted) =
+            tokio::join!(house.put(&favourite, &alice, json!({ "order": 1 })), house.delete(&low, &alice));
+        (put.ok(), deleted.ok());
+        assert_eq!(house.get(&path, &alice).await.ok(), json!({ "tags": { "m.favourite": { "order": 1 } } }));
+    }
+    // What an app put there that is no tags stands in nobody's way.
+    let room = house.post("/createRoom", &alice, json!({})).await.ok()["room_id"].as_str().unwrap().to_owned();
+    let of_room = format!("/user/@alice:localhost/rooms/{room}");
+    house.put(&format!("{of_room}/account_data/m.tag"), &alice, json!({ "tags": 1 })).await.ok();
+    house.put(&format!("{of_room}/tags/u.work"), &alice, json!({})).await.ok();
+    assert_eq!(house.get(&format!("{of_room}/tags"), &alice).await.ok(), json!({ "tags": { "u.work": {} } }));
+}
+
 #[tokio::test]
 async fn push_rules() {
     let house = House::start().await;

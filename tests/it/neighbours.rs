@@ -299,6 +299,34 @@ async fn an_invite_is_refused_even_when_nobody_can_be_told() {
     two.stop().await;
 }
 
+/// While the line was down the app of somebody who scrolled back was told that the room begins there, and remembered it.
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_to_ask_is_no_beginning_of_a_room() {
+    let Pair { one, two, wire, lab: _lab } = Pair::start().await;
+    let (alice, bob) = (one.register("alice").await, two.register("bob").await);
+    let room = create(&one, &alice, json!({ "preset": "public_chat" })).await;
+    say_all(&one, &alice, &room, 0..10).await;
+    join(&two, &bob, &room, &one).await.ok();
+    say(&two, &bob, &room, "here").await;
+    sees_text(&one, &alice, &room, "here").await;
+    wire.cut();
+    let path = format!("/rooms/{}/messages?dir=b&limit=20", q(&room));
+    let page = two.get(&path, &bob).await.ok();
+    assert_eq!(bodies(page["chunk"].as_array().unwrap()), ["here"]);
+    let end = page["end"].as_str().expect("there is more, only not now").to_owned();
+    for _ in 0..2 {
+        two.get(&format!("{path}&from={end}"), &bob).await.refused(502, "M_UNKNOWN");
+    }
+    wire.mend();
+    eventually("the line is there again", async || {
+        let page = two.get(&format!("{path}&from={end}"), &bob).await;
+        (page.status == 200).then(|| assert!(bodies(page.json()["chunk"].as_array().unwrap()).contains(&"009")))
+    })
+    .await;
+    one.stop().await;
+    two.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_redacted_is_gone_on_both_sides() {
     let pair = Pair::start().await;

@@ -303,6 +303,8 @@ async fn receipts_typing_counts_and_account_data() {
     assert_eq!(shown["content"]["user_ids"], json!([]));
 
     let own = format!("/user/{}", escaped(&alice.id));
+    let marker = format!("{own}/rooms/{}/account_data/m.fully_read", escaped(&room));
+    house.get(&marker, &alice).await.refused(404, "M_NOT_FOUND");
     house.put(&format!("{own}/account_data/com.example"), &alice, json!({ "a": 1 })).await.ok();
     let tag = format!("{own}/rooms/{}/tags/m.favourite", escaped(&room));
     house.put(&tag, &alice, json!({ "order": 0.5 })).await.ok();
@@ -312,6 +314,7 @@ async fn receipts_typing_counts_and_account_data() {
     let of_room = &data["rooms"]["join"][&room]["account_data"]["events"];
     assert_eq!(find(of_room, "m.tag")["content"]["tags"]["m.favourite"]["order"], 0.5);
     assert_eq!(find(of_room, "m.fully_read")["content"]["event_id"], event);
+    assert_eq!(house.get(&marker, &alice).await.ok(), json!({ "event_id": event }));
     let again = sync(&house, &alice, "").await;
     let of_room = &again["rooms"]["join"][&room]["account_data"]["events"];
     assert_eq!(of_room.as_array().unwrap().len(), 2);
@@ -348,6 +351,15 @@ async fn device_lists_follow_who_shares_an_encrypted_room() {
     act(&house, &bob, &room, "leave", json!({})).await;
     let left = since(&house, &alice, &joined).await;
     assert_eq!(left["device_lists"], json!({ "changed": [], "left": [bob.id] }));
+    // Who went and came back within a gap may have done so with another device.
+    for _ in 0..2 {
+        house.post(&format!("/join/{}", escaped(&room)), &bob, json!({})).await.ok();
+        let there = sync(&house, &alice, "").await;
+        act(&house, &bob, &room, "leave", json!({})).await;
+        house.post(&format!("/join/{}", escaped(&room)), &bob, json!({})).await.ok();
+        let back = since(&house, &alice, &there).await;
+        assert_eq!(back["device_lists"], json!({ "changed": [bob.id], "left": [] }));
+    }
 }
 
 #[tokio::test]

@@ -43,6 +43,7 @@ pub async fn sync(client: Arc<Client>, request: Request) -> Result<Response, Err
         if news.is_none() {
             break;
         }
+        request.while_heard();
         if !waiter.wait(deadline).await {
             return Ok(Response::json_bytes(StatusCode::OK, news.unwrap_or_default()));
         }

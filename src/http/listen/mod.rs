@@ -380,7 +380,14 @@ impl Door {
         let io = TokioIo::new(Watched::new(stream, watch.clone()));
         let service = service_fn({
             let (door, watch) = (self.clone(), watch.clone());
-            move |request| door.clone().answer(request, peer, router.clone(), watch.clone())
+            let is_http_1 = matches!(protocol, Protocol::Http1);
+            move |request| {
+                // Before the HTTP library looks for the end of what is sent.
+                if is_http_1 {
+                    watch.hide_end();
+                }
+                door.clone().answer(request, peer, router.clone(), watch.clone())
+            }
         });
         match protocol {
             Protocol::Http1 => {
@@ -454,12 +461,7 @@ impl Door {
 
     fn http_1(&self) -> http1::Builder {
         let mut builder = http1::Builder::new();
-        builder
-            .timer(TokioTimer::new())
-            .header_read_timeout(HEAD_MAX)
-            .max_buf_size(self.sizes.buffer_bytes)
-            // `printf … | nc` closes its side once it has asked, and still wants the answer.
-            .half_close(true);
+        builder.timer(TokioTimer::new()).header_read_timeout(HEAD_MAX).max_buf_size(self.sizes.buffer_bytes);
         builder
     }
 
@@ -477,7 +479,8 @@ impl Door {
         // The path alone: a query may carry a token.
         let path =
             if tracing::enabled!(tracing::Level::DEBUG) { request.uri().path().to_owned() } else { String::new() };
-        let response = router.dispatch(Request::new(request, peer, self.tools.clone())).await.into_hyper();
+        let response =
+            router.dispatch(Request::new(request, peer, self.tools.clone(), watch.clone())).await.into_hyper();
         let mut response = self.paid(response);
         let took_ms = self.clock.instant().saturating_sub(started).as_millis();
         tracing::debug!(%method, path, status = response.status().as_u16(), took_ms, "answered");

@@ -10,6 +10,8 @@ use tokio::net::TcpStream;
 
 struct Surface {
     budget: Budget,
+    /// Requests that wait.
+    waiting: Arc<AtomicUsize>,
 }
 
 /// Endless pieces, or an error after the third.
@@ -35,6 +37,20 @@ async fn echo(_: Arc<Surface>, mut request: Request) -> Result<Response, Answer>
     Ok(Response::json(&json!({"body": body, "target": request.target()})))
 }
 
+/// Waits until nobody listens any more.
+async fn wait(surface: Arc<Surface>, request: Request) -> Result<Response, Answer> {
+    struct Waiting(Arc<AtomicUsize>);
+    impl Drop for Waiting {
+        fn drop(&mut self) {
+            self.0.fetch_sub(1, SeqCst);
+        }
+    }
+    surface.waiting.fetch_add(1, SeqCst);
+    let _waiting = Waiting(surface.waiting.clone());
+    request.while_heard();
+    std::future::pending().await
+}
+
 async fn count(_: Arc<Surface>, request: Request) -> Result<Response, Answer> {
     let mut stream = request.into_stream(1 << 30)?;
     let mut bytes = 0;
@@ -54,6 +70,7 @@ struct Running {
     budget: Budget,
     clock: Clock,
     address: SocketAddr,
+    waiting: Arc<AtomicUsize>,
 }
 
 async fn start() -> Running {
@@ -68,17 +85,18 @@ async fn start_small() -> Running {
 async fn start_within(budget: Budget) -> Running {
     let clock = Clock::simulated(1_700_000_000_000);
     let door = Door::new(clock.clone(), &budget, Arc::new(Limits::new(clock.clone())), vec![]);
-    let mut router = Router::new();
+    let (mut router, waiting) = (Router::new(), Arc::new(AtomicUsize::new(0)));
     router
-        .surface(&Arc::new(Surface { budget: budget.clone() }))
+        .surface(&Arc::new(Surface { budget: budget.clone(), waiting: waiting.clone() }))
         .get("/_matrix/client/versions", hello)
         .post("/echo", echo)
         .post("/count", count)
-        .get("/long", long);
+        .get("/long", long)
+        .get("/wait", wait);
     let listener = Listener::tcp("127.0.0.1:0".parse().unwrap()).await.unwrap();
     let address = listener.address().unwrap();
     tokio::spawn(door.clone().serve(listener, Arc::new(router)));
-    Running { door, budget, clock, address }
+    Running { door, budget, clock, address, waiting }
 }
 
 impl Running {
@@ -119,6 +137,64 @@ async fn a_half_closed_connection_is_answered() {
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();
     assert!(answer.starts_with("HTTP/1.0 200 OK"), "{answer}");
+}
+
+/// With a body, and with an answer that the socket does not take at once.
+#[tokio::test]
+async fn a_half_closed_connection_is_answered_in_full() {
+    let server = start().await;
+    for (request, end) in [
+        ("POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 7\r\n\r\n{\"a\":1}", "\"target\":\"/echo\"}"),
+        ("POST /echo HTTP/1.0\r\nContent-Length: 7\r\n\r\n{\"a\":1}", "\"target\":\"/echo\"}"),
+        ("GET /long HTTP/1.1\r\nHost: x\r\n\r\n", "\r\n0\r\n\r\n"),
+    ] {
+        let mut stream = TcpStream::connect(server.address).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        stream.shutdown().await.unwrap();
+        // So that what can be sent ahead has been.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.") && answer.contains(" 200 OK"), "{request}: {answer:.200}");
+        assert!(answer.ends_with(end), "{request} was cut off");
+    }
+    server.door.close(Duration::from_secs(1)).await;
+}
+
+/// Half of a body, and nobody there to send the rest.
+#[tokio::test]
+async fn a_body_that_ends_early_is_not_waited_for() {
+    let server = start().await;
+    let mut stream = TcpStream::connect(server.address).await.unwrap();
+    stream.write_all(b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n{").await.unwrap();
+    stream.shutdown().await.unwrap();
+    let mut answer = Vec::new();
+    // The clock stands still: no time limit ends it.
+    stream.read_to_end(&mut answer).await.unwrap();
+    assert!(!answer.starts_with(b"HTTP/1.1 200"));
+    assert_eq!(server.budget.account("request_bodies").used(), 0);
+}
+
+/// Every reload of a web app left its long poll behind, with its connection's place, until that had waited to its end.
+#[tokio::test]
+async fn a_request_that_waits_ends_with_its_peer() {
+    let server = start().await;
+    let mut stream = TcpStream::connect(server.address).await.unwrap();
+    stream.write_all(b"GET /wait HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    while server.waiting.load(SeqCst) == 0 {
+        tokio::task::yield_now().await;
+    }
+    drop(stream);
+    while server.waiting.load(SeqCst) > 0 || server.door.open.load(SeqCst) > 0 {
+        tokio::task::yield_now().await;
+    }
+    // Who had closed its side before the wait began is gone too.
+    let mut stream = TcpStream::connect(server.address).await.unwrap();
+    stream.write_all(b"GET /wait HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    stream.shutdown().await.unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await.unwrap();
+    assert_eq!((server.waiting.load(SeqCst), answer.len()), (0, 0));
 }
 
 #[tokio::test]
@@ -354,7 +430,7 @@ async fn one_address_does_not_take_every_place() {
     let _ = std::fs::remove_file(&socket);
     let listener = Listener::unix(UnixListener::bind(&socket).unwrap());
     let mut router = Router::new();
-    router.surface(&Arc::new(Surface { budget: server.budget.clone() })).get("/hello", hello);
+    router.surface(&Arc::new(Surface { budget: server.budget.clone(), waiting: Arc::default() })).get("/hello", hello);
     tokio::spawn(server.door.clone().serve(listener, Arc::new(router)));
 
     let most = account.limit() / 4 * 3 / server.budget.profile().connection_bytes(false);

@@ -20,6 +20,7 @@ use crate::room::state::{known, load};
 use crate::room::tests::{House, START_MS, house_within};
 use crate::room::{Create, Preset};
 use crate::store::tables::event::{self, Flags, Membership, Row};
+use crate::store::tables::relation::{self, Rel};
 use crate::store::tables::{member, snapshot};
 
 type State = BTreeMap<(String, String), Arc<Event>>;
@@ -38,6 +39,8 @@ struct Book {
     stalls: bool,
     /// More events than this at once are too large an answer.
     most: Option<usize>,
+    /// No line leads there.
+    is_away: bool,
 }
 
 impl Peer {
@@ -154,6 +157,9 @@ impl Fetch for Peer {
         self.check_size(limit)?;
         self.with(|book| {
             book.asked.push("backfill");
+            if book.is_away {
+                return Err(Failed::Timeout);
+            }
             let (mut found, mut open) = (Vec::new(), from.to_vec());
             while found.len() < limit && !open.is_empty() {
                 let id = open.remove(0);
@@ -1036,6 +1042,47 @@ async fn what_an_event_follows_behind_a_rejected_one_is_replaced() {
     assert_eq!(world.house.row(&world.room).extremities.len(), 1);
     assert_eq!(world.house.state(&world.room, "m.room.member", bob.as_str()).unwrap()["displayname"], "second");
     world.check_state();
+}
+
+/// Answers in a thread that began before our time in the room, and edits of what was said then, were related to nothing, since
+/// what they are about came after them.
+#[tokio::test]
+async fn what_is_about_an_older_event_is_found_when_that_is_fetched() {
+    let world = World::new().await;
+    let mut line = world.line();
+    let root = world.say(&mut line, "root");
+    (0..10).for_each(|n| drop(world.say(&mut line, &format!("{n}"))));
+    let answer = |line: &mut Line, rel: &str| {
+        let content = json!({ "body": "x", "m.relates_to": { "rel_type": rel, "event_id": root.id() } });
+        world.make(line, &world.bob, "m.room.message", None, content)
+    };
+    let [first, second, edit] = ["m.thread", "m.thread", "m.replace"].map(|rel| answer(&mut line, rel));
+    world.peer.with(|book| book.keeps_events = true);
+    assert_eq!(world.receive(&[first.clone(), second.clone(), edit.clone()]).await, [Ok(()), Ok(()), Ok(())]);
+    // One of them is redacted before the root comes.
+    let redaction = json!({ "redacts": first.id() });
+    let redaction = world.make(&mut line, &world.bob, "m.room.redaction", None, redaction);
+    assert_eq!(world.receive(&[redaction]).await, [Ok(())]);
+    assert!(world.row(&first).unwrap().flags.redacted);
+
+    let holes = world.house.row(&world.room).holes;
+    let [hole] = holes[..] else { panic!("{holes:?}") };
+    let (num, gap) = (world.house.room_num(&world.room), Gap::Hole(hole.bottom));
+    world.peer.with(|book| book.is_away = true);
+    assert!(world.inbox.backfill(num, gap, 4).await.is_err(), "nobody can say that there is no more");
+    world.peer.with(|book| book.is_away = false);
+    assert_eq!(world.inbox.backfill(num, gap, 4).await.unwrap(), 4);
+    assert!(world.row(&root).is_none());
+    assert_eq!(world.inbox.backfill(num, gap, 100).await.unwrap(), 7);
+    let read = world.house.read();
+    let (root, mut related) = (event::num(&read, root.id().as_str()).unwrap().unwrap(), Vec::new());
+    relation::list(&read, num, root, None, &mut |rel, order, num| {
+        related.push((rel, order, event::id_of(&read, num)?));
+        Ok(std::ops::ControlFlow::Continue(()))
+    })
+    .unwrap();
+    let of = |rel, event: &Event| (rel, world.row(event).unwrap().order.unwrap(), event.id().to_string());
+    assert_eq!(related, [of(Rel::REPLACE, &edit), of(Rel::THREAD, &second)]);
 }
 
 /// A fork that lasts as long as the far server does not hear of us, with state of every kind on both sides.

@@ -388,3 +388,29 @@ fn tokens_come_back_as_they_were() {
         assert!(Since::parse(wrong).is_none() && Token::parse(wrong).is_none(), "{wrong}");
     }
 }
+
+/// In a room where many had read since, the reader's own receipt found no place, and no later sync told it: the room stayed bold.
+#[tokio::test]
+async fn ones_own_receipt_is_told_however_many_others_there_are() {
+    let house = house();
+    let alice = house.user("alice").await;
+    let room = house.public_room(&alice).await;
+    let event = house.say(&alice, &room, "read me").await;
+    let marker = Marker { kind: "m.read.private".to_owned(), event_id: event.clone(), thread: None };
+    house.rooms.set_receipt(&alice, &room, marker).await.unwrap();
+    let (num, id) = (house.room_num(&room), event.to_string());
+    let busy = house.store.write(move |w| {
+        for n in 0..RECEIPTS_MAX + 10 {
+            let user = user::intern(w, &format!("@{n}:far.example"))?;
+            let whose = Whose { user, kind: receipt::Kind::Read, thread: String::new() };
+            let at = w.next_position();
+            receipt::put(w, num, &whose, &Receipt { event_id: id.clone(), ts: 1, at })?;
+        }
+        Ok(())
+    });
+    busy.await.map_err(|failed: crate::store::WriteError<store::Error>| failed.into_inner()).unwrap();
+    let (_, rooms) = synced(&house, &alice, None, json!({})).await;
+    let told = &rooms["join"][room.as_str()]["ephemeral"]["events"][0]["content"][event.as_str()];
+    assert_eq!(told["m.read"].as_object().unwrap().len(), RECEIPTS_MAX);
+    assert!(told["m.read.private"][alice.as_str()].is_object(), "{told}");
+}

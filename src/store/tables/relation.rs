@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 
-use crate::store::schema::RELATION;
+use crate::store::schema::{RELATION, RELATION_PENDING};
 use crate::store::{Error, Get, Result, Write};
 use crate::store::{EventNum, RoomNum};
 
@@ -99,6 +99,32 @@ pub fn list_newest(
         let order = order_of(key).ok_or_else(corrupt)?;
         visit(order, EventNum::from_key(value).ok_or_else(corrupt)?)
     })
+}
+
+/// Relations that wait for one event: the answers of a day in a thread.
+const PENDING_MAX: usize = 256;
+/// A type and an event's number.
+const PENDING_BYTES: usize = 5;
+
+/// Remembers an event that relates to one that is not here yet. Of too many the first ones are forgotten.
+pub fn add_pending(w: &mut Write, room: RoomNum, target: &str, rel: Rel, event: EventNum) -> Result<()> {
+    let hash = w.hash128(&[&room.to_key(), target.as_bytes()]);
+    let mut waiting = w.get(&RELATION_PENDING, &hash)?.unwrap_or_default();
+    if waiting.len() >= PENDING_MAX * PENDING_BYTES {
+        waiting.drain(..PENDING_BYTES);
+    }
+    waiting.push(rel.0);
+    waiting.extend_from_slice(&event.to_key());
+    w.put(&RELATION_PENDING, &hash, &waiting)
+}
+
+/// Takes what was waiting for an event of the room.
+pub fn take_pending(w: &mut Write, room: RoomNum, target: &str) -> Result<Vec<(Rel, EventNum)>> {
+    let hash = w.hash128(&[&room.to_key(), target.as_bytes()]);
+    let Some(value) = w.get(&RELATION_PENDING, &hash)? else { return Ok(Vec::new()) };
+    w.remove(&RELATION_PENDING, &hash)?;
+    let waiting = value.chunks(PENDING_BYTES).map(|one| Some((Rel(one[0]), EventNum::from_key(&one[1..])?)));
+    waiting.collect::<Option<_>>().ok_or_else(|| Error::corrupt(&RELATION_PENDING, &hash))
 }
 
 fn order_of(key: &[u8]) -> Option<i64> {
