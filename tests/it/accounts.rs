@@ -216,7 +216,8 @@ async fn two_changes_of_tags_at_once_are_both_kept() {
         house.put(&low, &alice, json!({})).await.ok();
         let (put, deleted) =
             tokio::join!(house.put(&favourite, &alice, json!({ "order": 1 })), house.delete(&low, &alice));
-        (put.ok(), deleted.ok());
+        put.ok();
+        deleted.ok();
         assert_eq!(house.get(&path, &alice).await.ok(), json!({ "tags": { "m.favourite": { "order": 1 } } }));
     }
     // What an app put there that is no tags stands in nobody's way.
