@@ -14,7 +14,11 @@ pub async fn list(admin: Arc<Admin>, request: Request) -> Result<Response, Error
     let after = request.query_as::<OwnedRoomId>("after")?;
     let rooms = admin.rooms.overview(after.as_deref(), PAGE_ROWS).await?;
     let next = (rooms.len() == PAGE_ROWS).then(|| rooms.last().map(|room| room.room_id.clone())).flatten();
-    let joins: Vec<_> = admin.rooms.joins().iter().map(ToString::to_string).collect();
+    let mut joins: Vec<_> = admin.rooms.joins().iter().map(ToString::to_string).collect();
+    let interrupted = admin.rooms.interrupted_joins().await?.into_iter();
+    joins.extend(interrupted.map(|(room_id, events)| {
+        format!("{room_id}: interrupted with {events} events stored; goes on when the server starts")
+    }));
     let asked = admin.rooms.allowed_rooms().await?;
     let asked: Vec<_> = asked.into_iter().map(|(room_id, row)| json!({ "room_id": room_id, "asked": row })).collect();
     Ok(page(&admin, &json!({ "rooms": rooms, "joins": joins, "asked": asked, "next": next })).await?)

@@ -15,7 +15,7 @@ use crate::budget::Refused;
 use crate::matrix::skim;
 use crate::remote::{Options, encode};
 use crate::store::tables::room;
-use crate::store::tables::staging::{self, Allowed};
+use crate::store::tables::staging::{self, Allowed, Stage};
 
 /// What happens with a room that is larger than this server takes without asking.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -124,6 +124,17 @@ impl Rooms {
     /// Joins under way.
     pub fn joins(&self) -> Vec<Underway> {
         self.0.joins.list(self.0.parts.clock.instant())
+    }
+
+    /// Joins that are begun and not under way, each with the events it has stored: they go on at the next start.
+    pub async fn interrupted_joins(&self) -> Result<Vec<(String, u64)>> {
+        let under_way: Vec<String> = self.joins().into_iter().map(|join| join.room_id).collect();
+        let journals = self.reading(|_, read| Ok(staging::journals(read)?)).await?;
+        let interrupted = journals
+            .into_iter()
+            .map(|(_, journal)| journal)
+            .filter(|journal| journal.stage < Stage::Live && !under_way.contains(&journal.room_id));
+        Ok(interrupted.map(|journal| (journal.room_id, journal.events)).collect())
     }
 
     /// Whether a room may be joined, and how far.

@@ -64,7 +64,9 @@ pub fn run(folder: &Path, arguments: &[&str], stdin: &str) -> Output {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    child.stdin.take().unwrap().write_all(stdin.as_bytes()).unwrap();
+    // A command that fails early is gone before it is told anything.
+    let told = child.stdin.take().unwrap().write_all(stdin.as_bytes());
+    assert!(told.is_ok() || told.is_err_and(|failed| failed.kind() == std::io::ErrorKind::BrokenPipe));
     child.wait_with_output().unwrap()
 }
 

@@ -219,9 +219,11 @@ async fn a_join_that_was_interrupted_is_cancelled_on_the_stopped_server() {
     let (mut visit, asked) = hanging().await;
     let room = visit.room_id.clone();
     let meanwhile = |folder: &Path| loop {
+        let listed = of_rooms(folder, &[]);
         let said = cancel(folder, &room);
         // A thread of the run before may still read the database.
-        if !said.contains("in use") {
+        if !said.contains("in use") && !listed.contains("in use") {
+            assert!(listed.contains(&format!("joining {room}: interrupted with ")), "{listed}");
             break assert!(said.contains("does not go on"), "{said}");
         }
     };
@@ -323,8 +325,13 @@ fn journals(house: &House) -> Vec<(staging::JoinNum, staging::Journal)> {
 
 /// What `snug rooms cancel` says.
 fn cancel(folder: &Path, room: &str) -> String {
+    of_rooms(folder, &["cancel", room])
+}
+
+/// What `snug rooms` with these words says.
+fn of_rooms(folder: &Path, words: &[&str]) -> String {
     let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_snug"));
-    command.args(["rooms", "cancel", room, "--server-name", "joiner.load.test", "--data-dir"]).arg(folder);
+    command.arg("rooms").args(words).args(["--server-name", "joiner.load.test", "--data-dir"]).arg(folder);
     let done = command.output().unwrap();
     String::from_utf8_lossy(&[done.stdout, done.stderr].concat()).into_owned()
 }
