@@ -8,10 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::{Client, Error, auth};
 use crate::http::{Answer, Limit, Request, Response, StatusCode};
-use crate::room::{PublicQuery, Rooms};
-
-/// A page of the public list while it is made: its rooms, and their text.
-const PAGE_BYTES: u64 = 512 * 1024;
+use crate::room::{PUBLIC_PAGE_BYTES, PublicQuery, Rooms};
 
 /// Where an alias leads, of this server or another.
 pub async fn resolve(rooms: &Rooms, alias: &OwnedRoomAliasId) -> Result<(OwnedRoomId, Vec<OwnedServerName>), Error> {
@@ -92,8 +89,11 @@ pub async fn set_visibility(client: Arc<Client>, mut request: Request) -> Result
     Ok(Response::ok())
 }
 
-/// GET /_matrix/client/v3/publicRooms
+/// GET /_matrix/client/v3/publicRooms. Needs no token; whoever has none is limited by address.
 pub async fn public_rooms(client: Arc<Client>, request: Request) -> Result<Response, Error> {
+    if auth::maybe(&client, &request).await?.is_none() {
+        request.limit(Limit::Ask)?;
+    }
     let mut asked = Map::new();
     if let Some(limit) = request.query_as::<u64>("limit")? {
         asked.insert("limit".into(), limit.into());
@@ -123,16 +123,9 @@ async fn listed(client: &Client, request: &Request, asked: Map<String, Value>) -
         return Ok(Response::charged(StatusCode::OK, "application/json", list, grant));
     }
     let answers = client.budget.account("response_bodies");
-    let grant = answers.take(PAGE_BYTES.min(answers.limit())).await?;
-    let page = client.rooms.public_rooms(query(&asked)?).await?;
-    let mut answer = json!({ "chunk": page.chunk, "total_room_count_estimate": page.total_room_count_estimate });
-    if let Some(next) = page.next_batch {
-        answer["next_batch"] = next.into();
-    }
-    if let Some(prev) = page.prev_batch {
-        answer["prev_batch"] = prev.into();
-    }
-    Ok(Response::charged(StatusCode::OK, "application/json", answer.to_string().into_bytes(), grant))
+    let grant = answers.take(PUBLIC_PAGE_BYTES).await?;
+    let (page, grant) = client.rooms.public_rooms(query(&asked)?).await?.into_json(grant);
+    Ok(Response::charged(StatusCode::OK, "application/json", page, grant))
 }
 
 fn query(asked: &Map<String, Value>) -> Result<PublicQuery, Answer> {

@@ -39,11 +39,9 @@ pub async fn register(client: Arc<Client>, mut request: Request) -> Result<Respo
     let mut body: Body = request.json_or_empty_max(STRANGER_BYTES_MAX).await?;
     // Who asks for a name with capitals gets it without.
     body.username = body.username.map(|username| username.to_lowercase());
+    request.limit(if body.auth.is_some() { Limit::Register } else { Limit::Registering })?;
     if let Some(username) = &body.username {
         client.users.is_free(username).await?;
-    }
-    if body.auth.is_some() {
-        request.limit(Limit::Register)?;
     }
     let demand = Demand { operation: "register", user: None, stages, tokens };
     if let Some(asked) = auth::prove(&client, &request, demand, body.auth.as_ref()).await? {

@@ -4,14 +4,11 @@ use std::sync::Arc;
 
 use ruma::{OwnedRoomAliasId, OwnedUserId};
 use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde_json::json;
 
 use super::{Error, Federation, auth};
 use crate::http::{Answer, Request, Response, StatusCode};
-use crate::room::PublicQuery;
-
-/// What a page of the public list may take as it is made and written: its own bound twice, and one room more.
-const PAGE_BYTES: u64 = 512 * 1024;
+use crate::room::{PUBLIC_PAGE_BYTES, PublicQuery};
 
 /// `GET /query/profile?user_id=&field=`
 pub async fn profile(federation: Arc<Federation>, mut request: Request) -> Result<Response, Error> {
@@ -74,15 +71,7 @@ pub async fn search_public_rooms(federation: Arc<Federation>, mut request: Reque
 }
 
 async fn page(federation: &Federation, query: PublicQuery) -> Result<Response, Error> {
-    let grant = federation.answers.take(PAGE_BYTES.min(federation.answers.limit())).await?;
-    let page = federation.rooms.public_rooms(query).await?;
-    let mut answer = Map::new();
-    answer.insert("total_room_count_estimate".into(), page.total_room_count_estimate.into());
-    for (name, token) in [("next_batch", page.next_batch), ("prev_batch", page.prev_batch)] {
-        if let Some(token) = token {
-            answer.insert(name.into(), token.into());
-        }
-    }
-    answer.insert("chunk".into(), Value::from(page.chunk));
-    Ok(Response::charged(StatusCode::OK, "application/json", Value::Object(answer).to_string().into_bytes(), grant))
+    let grant = federation.answers.take(PUBLIC_PAGE_BYTES).await?;
+    let (page, grant) = federation.rooms.public_rooms(query).await?.into_json(grant);
+    Ok(Response::charged(StatusCode::OK, "application/json", page, grant))
 }

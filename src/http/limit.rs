@@ -22,6 +22,8 @@ pub enum Limit {
     Login,
     /// New accounts, by address.
     Register,
+    /// Asking what a new account takes, by address.
+    Registering,
     /// Events sent, by user.
     Send,
     /// Joins of rooms on other servers, by user.
@@ -46,6 +48,7 @@ impl Limit {
         match self {
             Self::Login => (0.2, 10.0),
             Self::Register => (0.1, 5.0),
+            Self::Registering => (0.5, 30.0),
             Self::Send => (50.0, 500.0),
             Self::Join => (0.2, 20.0),
             Self::Invite => (1.0, 100.0),

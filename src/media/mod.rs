@@ -97,7 +97,6 @@ impl Media {
 
     /// Opens a file of this server. One that is promised is waited for.
     pub async fn open(&self, media_id: &str, patience: Duration) -> Result<Opened, Error> {
-        let grant = self.0.parts.budget.account("media").take(TRANSFER_BYTES).await?;
         let clock = self.0.parts.clock.clone();
         let deadline = clock.instant() + patience;
         loop {
@@ -105,6 +104,8 @@ impl Media {
             let (media, id) = (self.clone(), media_id.to_owned());
             match blocking(move || media.open_blocking(&id)).await? {
                 Some((file, row)) => {
+                    // Only now: who waits for what was only promised takes nothing from those who read.
+                    let grant = self.0.parts.budget.account("media").take(TRANSFER_BYTES).await?;
                     let media::Media { file: hash, bytes, content_type, name, .. } = row;
                     return Ok(Opened { file, bytes, content_type, name, hash, grant });
                 }
@@ -233,5 +234,31 @@ impl From<std::io::Error> for Error {
             }
             _ => Error::Io(failed),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::matrix::sign::Key;
+    use crate::remote::RemoteOptions;
+
+    /// Six who waited for one file that never came held all there was for pictures on the smallest board.
+    #[tokio::test]
+    async fn waiting_for_what_was_promised_takes_nothing_from_those_who_read() {
+        let (clock, random, budget) = (Clock::simulated(1_000_000), Random::seeded(1), Budget::for_tests());
+        let (store, server) = (Store::in_memory(), OwnedServerName::try_from("here.test").unwrap());
+        let options = RemoteOptions::new(server.clone(), Arc::new(Key::from_seed("1", [1; 32])));
+        let remote = Remote::new(options, clock.clone(), random.clone(), &budget, store.clone()).unwrap();
+        let folder = std::env::temp_dir().join(format!("snug-media-{}", std::process::id()));
+        let (account, upload_bytes_max) = (budget.account("media"), 1000);
+        let parts = Parts { store, clock: clock.clone(), random, budget, remote, server, folder, upload_bytes_max };
+        let media = Media::new(parts);
+        let (id, _) = media.promise(UserNum(1));
+        let waiting = tokio::spawn(async move { media.open(&id, Duration::from_secs(60)).await.map(drop) });
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert_eq!((waiting.is_finished(), account.used()), (false, 0));
+        clock.advance(Duration::from_secs(61));
+        assert!(matches!(waiting.await.unwrap(), Err(Error::NotYet)));
     }
 }

@@ -12,7 +12,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyExt, Full};
 use hyper::{Request, Response, body::Incoming, client::conn::http1};
 use hyper_util::rt::TokioIo;
 use ruma::{OwnedServerName, ServerName};
@@ -94,7 +94,7 @@ impl Dialer {
         tokio::spawn(async move {
             let _ = connection.await;
         });
-        Ok(Connection { sender, _grant: grant })
+        Ok(Connection { sender, grant })
     }
 
     async fn reach(&self, addresses: &[SocketAddr]) -> Result<TcpStream, Failed> {
@@ -119,7 +119,7 @@ impl Dialer {
 
 struct Connection {
     sender: http1::SendRequest<Outgoing>,
-    _grant: Grant,
+    grant: Grant,
 }
 
 /// The webpki roots and, for closed networks, the certificates of a PEM file.
@@ -354,16 +354,17 @@ impl World {
     async fn fetch_well_known(&self, mut url: String) -> Result<WellKnown, Miss> {
         for _ in 0..=WELL_KNOWN_REDIRECTS_MAX {
             let uri: http::Uri = url.parse().map_err(|_| Miss::Absent(format!("{url} is not a URL")))?;
-            let response = self.get(&uri).await?;
+            let (response, connection) = self.get(&uri).await?;
             match redirect(&uri, &response) {
                 Some(next) => url = next,
-                None => return read_well_known(response, self.clock.now_ms()).await,
+                None => return read_well_known(response, connection.grant, self.clock.now_ms()).await,
             }
         }
         Err(Miss::Absent(format!("{url} redirects for ever")))
     }
 
-    async fn get(&self, uri: &http::Uri) -> Result<Response<Incoming>, Miss> {
+    /// The head of an answer, and the connection its body comes through.
+    async fn get(&self, uri: &http::Uri) -> Result<(Response<Incoming>, Connection), Miss> {
         let absent = |why: String| Miss::Absent(format!("{uri}: {why}"));
         let host = uri.host().ok_or_else(|| absent("no host".into()))?;
         if uri.scheme_str() != Some("https") {
@@ -389,8 +390,8 @@ impl World {
             .header("user-agent", super::USER_AGENT)
             .body(Outgoing::default())
             .map_err(|error| absent(error.to_string()))?;
-        // The sender may go: hyper finishes the answer it has begun.
-        connection.sender.send_request(request).await.map_err(|error| absent(error.to_string()))
+        let response = connection.sender.send_request(request).await.map_err(|error| absent(error.to_string()))?;
+        Ok((response, connection))
     }
 }
 
@@ -406,7 +407,8 @@ fn redirect(from: &http::Uri, response: &Response<Incoming>) -> Option<String> {
     })
 }
 
-async fn read_well_known(response: Response<Incoming>, now_ms: u64) -> Result<WellKnown, Miss> {
+/// `grant` pays for the connection, and grows by what is read.
+async fn read_well_known(response: Response<Incoming>, mut grant: Grant, now_ms: u64) -> Result<WellKnown, Miss> {
     #[derive(serde::Deserialize)]
     struct File {
         #[serde(rename = "m.server")]
@@ -416,9 +418,17 @@ async fn read_well_known(response: Response<Incoming>, now_ms: u64) -> Result<We
         return Err(Miss::Absent(format!("well-known answers {}", response.status())));
     }
     let max_age_ms = kept_ms(response.headers(), now_ms);
-    let body = Limited::new(response.into_body(), WELL_KNOWN_BYTES_MAX).collect().await;
-    let body = body.map_err(|error| Miss::Absent(format!("well-known body: {error}")))?.to_bytes();
-    let file: File =
-        serde_json::from_slice(&body).map_err(|error| Miss::Absent(format!("well-known body: {error}")))?;
+    let absent = |why: &dyn std::fmt::Display| Miss::Absent(format!("well-known body: {why}"));
+    let (mut frames, mut body) = (response.into_body(), Vec::new());
+    while let Some(frame) = frames.frame().await {
+        let Ok(data) = frame.map_err(|error| absent(&error))?.into_data() else { continue };
+        if body.len() + data.len() > WELL_KNOWN_BYTES_MAX {
+            return Err(absent(&"longer than a file of one name"));
+        }
+        // Twice, since the buffer grows by doubling.
+        grant.grow(2 * data.len() as u64).map_err(|refused| Miss::Silent(refused.to_string()))?;
+        body.extend_from_slice(&data);
+    }
+    let file: File = serde_json::from_slice(&body).map_err(|error| absent(&error))?;
     Ok(WellKnown { server: file.server, max_age_ms })
 }

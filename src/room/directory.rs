@@ -3,19 +3,24 @@
 use std::ops::ControlFlow;
 
 use ruma::{RoomId, UserId};
+use serde::Serialize;
+use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Map, Value};
 
 use super::alias::may_list;
 use super::state::{Known, known, known_num};
 use super::{Error, Result, Rooms};
+use crate::budget::Grant;
 use crate::matrix::json;
 use crate::store::tables::room;
 use crate::store::{Get, Read};
 
 /// Rooms on one page.
 const PAGE_MAX: usize = 100;
-/// A page ends early when it has grown to this: a topic may be as large as an event.
-const PAGE_BYTES: usize = 256 * 1024;
+/// A page ends early when it has grown to this: a name and a topic may have thousands of letters.
+const PAGE_BYTES: usize = 64 * 1024;
+/// What a page takes while it is made and written: its rooms, one room more, and their text.
+pub const PUBLIC_PAGE_BYTES: u64 = 192 * 1024;
 /// Rooms looked at for one page of a search.
 const SEARCHED_MAX: usize = 1000;
 /// The estimate of the whole list counts no further.
@@ -34,13 +39,26 @@ pub struct PublicQuery {
     pub room_types: Option<Vec<Option<String>>>,
 }
 
-/// A page of the public list: at most [`PAGE_MAX`] rooms, or [`PAGE_BYTES`] and one room more.
-#[derive(Debug, Clone, Default)]
+/// A page of the public list, in the shape it is told: at most [`PAGE_MAX`] rooms, or [`PAGE_BYTES`] and one room more.
+#[derive(Debug, Clone, Default, Serialize)]
 pub struct PublicPage {
-    pub chunk: Vec<Value>,
+    pub chunk: Vec<Box<RawValue>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub next_batch: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub prev_batch: Option<String>,
     pub total_room_count_estimate: u64,
+}
+
+impl PublicPage {
+    /// The page as JSON, and what of `grant` pays for that.
+    pub fn into_json(self, mut grant: Grant) -> (Vec<u8>, Grant) {
+        let text: usize = self.chunk.iter().map(|room| room.get().len() + 1).sum();
+        let mut json = Vec::with_capacity(text + 512);
+        serde_json::to_writer(&mut json, &self).expect("a page is JSON, and a list takes it");
+        grant.shrink(grant.bytes().saturating_sub(json.capacity() as u64));
+        (json, grant)
+    }
 }
 
 impl Rooms {
@@ -82,7 +100,7 @@ fn page(read: &Read, query: &PublicQuery) -> Result<PublicPage> {
     };
     let search = query.search.as_deref().map(str::to_lowercase).filter(|text| !text.is_empty());
     // A place is where a page begins; the page before it ends there.
-    let mut places: Vec<(Vec<u8>, Value)> = Vec::new();
+    let mut places: Vec<(Vec<u8>, Box<RawValue>)> = Vec::new();
     let (mut bytes, mut looked, mut stopped) = (0, 0, None);
     room::list_public(read, &from, backwards, &mut |place, num| {
         if places.len() == limit || bytes >= PAGE_BYTES || looked == SEARCHED_MAX {
@@ -97,8 +115,8 @@ fn page(read: &Read, query: &PublicQuery) -> Result<PublicPage> {
         };
         let shown = describe(read, &room)?;
         if is_wanted(&shown, search.as_deref(), query.room_types.as_deref()) {
-            let shown = Value::Object(shown);
-            bytes += shown.to_string().len();
+            let shown = to_raw_value(&shown).expect("a map of texts is JSON");
+            bytes += shown.get().len();
             places.push((place.to_vec(), shown));
         }
         Ok(ControlFlow::Continue(()))

@@ -62,7 +62,7 @@ mod visitor;
 
 pub use alias::Resolved;
 pub use create::{Create, Invite3pid, Preset, StateDraft};
-pub use directory::{PublicPage, PublicQuery};
+pub use directory::{PUBLIC_PAGE_BYTES, PublicPage, PublicQuery};
 pub use filter::{Events, Filter};
 pub use handshake::{Invitation, Verb};
 pub use history::Missing;

@@ -156,6 +156,27 @@ async fn a_session_of_stages_is_for_one_operation_one_user_and_a_while() {
     assert_eq!((late != new, completed), (true, json!([])));
 }
 
+/// A hundred strangers a second who begin to register left nobody the time to change a password.
+#[tokio::test]
+async fn strangers_end_no_sessions_but_strangers() {
+    let town = town();
+    let alice = town.person("alice").await;
+    let demand = |user| Demand { operation: "x", user, stages: &[Stage::Dummy], tokens: &[] };
+    let begin = async |user| match town.users.prove(demand(user), None).await.unwrap() {
+        Progress::Ask(ask) => ask["session"].as_str().unwrap().to_owned(),
+        Progress::Done => panic!("nothing has been proved"),
+    };
+    let (own, first) = (begin(Some(&*alice.user_id)).await, begin(None).await);
+    for _ in 0..256 {
+        begin(None).await;
+    }
+    let dummy = |session: &str| json!({ "type": "m.login.dummy", "session": session });
+    let prove = async |user, session: &str| town.users.prove(demand(user), Some(&dummy(session))).await.unwrap();
+    assert!(matches!(prove(None, &first).await, Progress::Ask(_)));
+    assert!(matches!(prove(None, &own).await, Progress::Ask(_)), "it is of somebody else");
+    assert_eq!(prove(Some(&*alice.user_id), &own).await, Progress::Done);
+}
+
 #[tokio::test]
 async fn proving_to_be_somebody_else_is_refused_outright() {
     let town = town();

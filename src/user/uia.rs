@@ -13,7 +13,8 @@ use serde_json::{Value, json};
 use super::{Error, Users};
 use crate::matrix::id;
 
-/// Sessions kept, each some hundred bytes; the least recently used goes first.
+/// Sessions kept of people here, and as many of strangers who register, each some hundred bytes; the least recently used goes
+/// first. Strangers push out each other only.
 const SESSIONS_MAX: NonZeroUsize = NonZeroUsize::new(256).unwrap();
 const SESSION_MS: u64 = 15 * 60 * 1000;
 const SESSION_CHARS: usize = 24;
@@ -65,17 +66,23 @@ struct Session {
     expires_ms: u64,
 }
 
-pub(super) struct Sessions(Mutex<LruCache<String, Session>>);
+pub(super) struct Sessions {
+    known: Mutex<LruCache<String, Session>>,
+    strangers: Mutex<LruCache<String, Session>>,
+}
 
 impl Default for Sessions {
     fn default() -> Sessions {
-        Sessions(Mutex::new(LruCache::new(SESSIONS_MAX)))
+        let empty = || Mutex::new(LruCache::new(SESSIONS_MAX));
+        Sessions { known: empty(), strangers: empty() }
     }
 }
 
 impl Sessions {
-    fn lock(&self) -> MutexGuard<'_, LruCache<String, Session>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The sessions among which those of whoever is asked are.
+    fn of(&self, demand: &Demand<'_>) -> MutexGuard<'_, LruCache<String, Session>> {
+        let sessions = if demand.user.is_some() { &self.known } else { &self.strangers };
+        sessions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -113,10 +120,10 @@ impl Users {
             }
         }
         if demand.stages.iter().all(|stage| completed.contains(stage)) {
-            self.0.sessions.lock().pop(&session);
+            self.0.sessions.of(&demand).pop(&session);
             return Ok(Progress::Done);
         }
-        if let Some(kept) = self.0.sessions.lock().get_mut(&session) {
+        if let Some(kept) = self.0.sessions.of(&demand).get_mut(&session) {
             kept.completed.clone_from(&completed);
         }
         Ok(Progress::Ask(ask(&demand, &session, &completed, None)))
@@ -126,14 +133,14 @@ impl Users {
         let session = self.0.parts.random.token(SESSION_CHARS);
         let (user, expires_ms) = (demand.user.map(ToOwned::to_owned), self.now_ms() + SESSION_MS);
         let new = Session { operation: demand.operation, user, completed: Vec::new(), expires_ms };
-        self.0.sessions.lock().put(session.clone(), new);
+        self.0.sessions.of(demand).put(session.clone(), new);
         session
     }
 
     /// The stages a session has completed; nothing when it is not for this.
     fn completed(&self, demand: &Demand<'_>, session: &str) -> Option<Vec<Stage>> {
         let now_ms = self.now_ms();
-        let mut sessions = self.0.sessions.lock();
+        let mut sessions = self.0.sessions.of(demand);
         let kept = sessions.get(session)?;
         let fits = kept.operation == demand.operation && kept.user.as_deref() == demand.user;
         (fits && kept.expires_ms > now_ms).then(|| kept.completed.clone())
