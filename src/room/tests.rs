@@ -600,8 +600,8 @@ async fn aliases_and_the_public_list() {
     }
     assert!(is_forbidden(rooms.set_public(&ben, &made[0], false, false).await));
     house.join(&ben, &made[1]).await.unwrap();
-    let name = |one: &Box<RawValue>| serde_json::from_str::<Value>(one.get()).unwrap()["name"].clone();
-    let names = |page: &PublicPage| page.chunk.iter().map(name).collect::<Vec<_>>();
+    let name = |one: &RawValue| serde_json::from_str::<Value>(one.get()).unwrap()["name"].clone();
+    let names = |page: &PublicPage| page.chunk.iter().map(|one| name(one)).collect::<Vec<_>>();
     let query = PublicQuery { limit: Some(2), ..PublicQuery::default() };
     let first = rooms.public_rooms(query.clone()).await.unwrap();
     assert_eq!(names(&first), ["Attic", "Cellar"], "most members first");
