@@ -18,7 +18,7 @@ use crate::store::tables::{account_data, staging, user};
 use crate::store::{Change, Get, Position, RoomNum, UserNum, Write};
 
 /// Stripped state kept of one room at most: a name, a topic, a picture, the rules and two members fit ten times over.
-const STRIPPED_BYTES_MAX: usize = 64 * 1024;
+pub(super) const STRIPPED_BYTES_MAX: usize = 64 * 1024;
 /// Open invites of one user. Beyond that an eighth of them is taken back: of those whose servers sent most, the oldest.
 const INVITES_MAX: usize = 200;
 /// Invites and knocks of one user that are over. Of older ones nothing stays.

@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use http::Method;
-use ruma::{EventId, OwnedEventId, RoomId, ServerName};
+use ruma::{EventId, OwnedEventId, OwnedServerName, RoomId, ServerName};
 use serde::Deserialize;
 use serde_json::json;
 use serde_json::value::RawValue;
@@ -15,12 +15,12 @@ use tokio::sync::mpsc::Sender;
 use super::Result;
 use crate::budget::Grant;
 use crate::matrix::sign::{self, PublicKey};
-use crate::matrix::skim;
+use crate::matrix::{Event, Reject, skim};
 use crate::remote::events::{Events, Item, Limits, Malformed};
 use crate::remote::{Failed, Options, Pace, Remote, encode};
 
 /// A server and the name of one of its keys.
-pub type KeyName = (ruma::OwnedServerName, String);
+pub type KeyName = (OwnedServerName, String);
 
 /// A long answer's elements, some at a time.
 pub type Pieces = Sender<Vec<Vec<u8>>>;
@@ -77,6 +77,17 @@ const STATE_IDS_BYTES_MAX: u64 = 128 << 20;
 /// A whole state; the largest seen in 2023 was half of this.
 const STATE_BYTES_MAX: u64 = 1 << 30;
 const ASK_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// The keys an event is signed with by those who had to sign it, and the time they must vouch for.
+pub fn signing_keys(event: &Event, now_ms: u64) -> Result<(Vec<KeyName>, u64), Reject> {
+    let mut names = Vec::new();
+    for signer in event.signers()? {
+        let Ok(server) = OwnedServerName::try_from(signer.server) else { continue };
+        names.extend(signer.signatures.iter().map(|(id, _)| (server.clone(), (*id).to_owned())));
+    }
+    // A key that is to vouch for the future is not to be had.
+    Ok((names, sign::key_time(event.version(), event.origin_server_ts()).min(now_ms)))
+}
 
 /// How many events to ask for where so many were more than an answer may hold.
 pub fn fewer(events: usize) -> usize {

@@ -12,6 +12,9 @@ use ruma::{EventId, OwnedEventId, OwnedRoomId, OwnedServerName, OwnedUserId, Roo
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
+use super::elsewhere::STRIPPED_BYTES_MAX;
+use super::fetch::signing_keys;
+use super::receive::KEYS_TIME_MAX;
 use super::{Error, Result, Rooms, visitor};
 use crate::base;
 use crate::budget::Grant;
@@ -26,9 +29,8 @@ use crate::store::tables::{member, room, user};
 const SERVERS_MAX: usize = 5;
 /// How long each may take.
 const EACH: Duration = Duration::from_secs(20);
-/// Stripped state kept with an invite or a knock: events and bytes. The specification names nine kinds.
+/// Events of stripped state kept with an invite or a knock. The specification names nine kinds.
 const STRIPPED_EVENTS_MAX: usize = 32;
-const STRIPPED_BYTES_MAX: usize = 64 * 1024;
 /// Servers of a remote alias that are remembered for the join.
 const ALIAS_SERVERS_MAX: usize = 20;
 
@@ -410,17 +412,12 @@ impl Rooms {
         }
     }
 
-    /// Asks for the keys an event is signed with, where they are not known.
+    /// Asks for the keys an event is signed with, where they are not known. After a while those that are here must do.
     pub(super) async fn fetch_signing_keys(&self, event: &Event) -> Result<()> {
-        let at_ms = sign::key_time(event.version(), event.origin_server_ts());
-        // A key that is to vouch for the future is not to be had.
-        let at_ms = at_ms.min(self.0.parts.clock.now_ms());
-        let mut names = Vec::new();
-        for signer in event.signers()? {
-            let Ok(server) = OwnedServerName::try_from(signer.server) else { continue };
-            names.extend(signer.signatures.iter().map(|(id, _)| (server.clone(), (*id).to_owned())));
-        }
-        Ok(self.0.parts.remote.keys().fetch(&names, at_ms).await?)
+        let parts = &self.0.parts;
+        let (names, at_ms) = signing_keys(event, parts.clock.now_ms())?;
+        let keys = parts.remote.keys();
+        Ok(parts.clock.timeout(KEYS_TIME_MAX, keys.fetch(&names, at_ms)).await.unwrap_or(Ok(()))?)
     }
 
     /// Has the invited user's server sign our invite, which makes it known there too. `room_state` is the stripped state
@@ -445,6 +442,7 @@ impl Rooms {
         keys.fetch(&names, at_ms).await?;
         // A handful of signatures of one event: not worth a thread.
         sign::check_signer(&signer, &event.signed_message(), at_ms, &keys)?;
+        // Ours must still be on it; that it is the same event is known.
         sign::check_event(&signed, &keys)?;
         Ok(signed)
     }

@@ -12,11 +12,11 @@ use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use ruma::{OwnedEventId, OwnedServerName, RoomId, ServerName};
+use ruma::{OwnedEventId, RoomId, ServerName};
 use serde_json::value::RawValue;
 
 use super::append::{Append, Before, Done, Here, Place, append};
-use super::fetch::{Fetch, Wire};
+use super::fetch::{Fetch, Wire, signing_keys};
 use super::judge::{self, Judgement, Lacking, Ready};
 use super::lock::Guard;
 use super::missing::{Filling, Given};
@@ -43,7 +43,7 @@ const ACCEPT_TIME_MAX: Duration = Duration::from_secs(50);
 /// Between two attempts to get the memory for a gap, each of which waits a while.
 const MEMORY_PAUSE: Duration = Duration::from_secs(1);
 /// Waiting for signing keys; then those that are here must do.
-const KEYS_TIME_MAX: Duration = Duration::from_secs(30);
+pub(super) const KEYS_TIME_MAX: Duration = Duration::from_secs(30);
 
 /// What became of one event.
 pub type Outcome = (OwnedEventId, Result<(), String>);
@@ -359,15 +359,11 @@ impl<F: Fetch> Inbox<F> {
     pub async fn check(&self, events: Vec<Event>) -> Vec<(OwnedEventId, Result<Event>)> {
         let mut names = BTreeSet::new();
         let mut at_ms = 0;
-        for event in &events {
-            at_ms = at_ms.max(sign::key_time(event.version(), event.origin_server_ts()));
-            for signer in event.signers().unwrap_or_default() {
-                let Ok(server) = OwnedServerName::try_from(signer.server) else { continue };
-                names.extend(signer.signatures.iter().map(|(id, _)| (server.clone(), (*id).to_owned())));
-            }
+        let now_ms = self.rooms.0.parts.clock.now_ms();
+        for (keys, for_ms) in events.iter().filter_map(|event| signing_keys(event, now_ms).ok()) {
+            names.extend(keys);
+            at_ms = at_ms.max(for_ms);
         }
-        // A key that is to vouch for the future is not to be had.
-        let at_ms = at_ms.min(self.rooms.0.parts.clock.now_ms());
         let keys = self.fetch.keys(names.into_iter().collect(), at_ms);
         if let Some(Err(failed)) = self.rooms.0.parts.clock.timeout(KEYS_TIME_MAX, keys).await {
             return events.into_iter().map(|event| (event.id().to_owned(), Err(failed.clone()))).collect();

@@ -20,17 +20,6 @@ use crate::matrix::{Event, Reject, RoomVersion, sign};
 use crate::store::tables::event;
 use crate::store::{EventNum, Get, Read};
 
-/// What somebody outside is shown of a room.
-const SHOWN: [&str; 8] = [
-    "m.room.create",
-    "m.room.join_rules",
-    "m.room.name",
-    "m.room.canonical_alias",
-    "m.room.avatar",
-    "m.room.topic",
-    "m.room.encryption",
-    "m.room.tombstone",
-];
 /// Of one such event; larger ones (a page of text as a topic) are left out.
 const SHOWN_BYTES_MAX: usize = 16 * 1024;
 
@@ -212,9 +201,9 @@ fn check_is_asked_for(event: &Event, origin: &ServerName, room_id: &RoomId, id: 
 /// The room as somebody outside is shown it, in the form servers exchange.
 fn shown_state(get: &impl Get, room: &Known) -> Result<Vec<Value>> {
     let view = room.view(get);
-    let mut shown = Vec::with_capacity(SHOWN.len());
-    for kind in SHOWN {
-        let Some(event) = view.event(kind, "")? else { continue };
+    let mut shown = Vec::with_capacity(visitor::SHOWN.len());
+    for kind in visitor::SHOWN {
+        let Some(event) = view.event(kind.name().unwrap_or_default(), "")? else { continue };
         if event.to_federation().len() <= SHOWN_BYTES_MAX {
             shown.extend(serde_json::from_slice::<Value>(event.to_federation()));
         }

@@ -13,7 +13,7 @@ use super::filter::Filter;
 use super::format::{self, Format};
 use super::ignored::Ignored;
 use super::read::{Page, Reader, StateList, Token, Visit, comma, until};
-use super::{Result, Rooms};
+use super::{Result, Rooms, visitor};
 use crate::base::{ChunkError, Pen};
 use crate::matrix::json;
 use crate::store::tables::event::{self, Kind, Membership, Root};
@@ -444,18 +444,8 @@ impl Asked {
 
     /// Stripped state of a room we hold: what one may know before one is inside, and the invite itself.
     fn write_own_stripped(&self, pen: &Pen, news: &News) -> store::Result<()> {
-        const KINDS: [Kind; 8] = [
-            Kind::CREATE,
-            Kind::JOIN_RULES,
-            Kind::NAME,
-            Kind::TOPIC,
-            Kind::AVATAR,
-            Kind::CANONICAL_ALIAS,
-            Kind::ENCRYPTION,
-            Kind::TOMBSTONE,
-        ];
-        let mut shown = Vec::with_capacity(KINDS.len() + 2);
-        for kind in KINDS {
+        let mut shown = Vec::with_capacity(visitor::SHOWN.len() + 2);
+        for kind in visitor::SHOWN {
             shown.extend(present(&self.read, news.num, kind.name().unwrap_or_default(), "")?);
         }
         if let Some(own) = news.mine.event {

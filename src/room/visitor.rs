@@ -13,10 +13,21 @@ use crate::matrix::Event;
 use crate::matrix::acl::Acl;
 use crate::matrix::auth::{JoinRule, Membership as Closest, State as _};
 use crate::matrix::visibility::{self, History};
-use crate::store::tables::event::{self, Membership, Row};
+use crate::store::tables::event::{self, Kind, Membership, Row};
 use crate::store::tables::{member, room, snapshot, user};
 use crate::store::{Get, RoomNum};
 
+/// What somebody outside is shown of a room.
+pub(super) const SHOWN: [Kind; 8] = [
+    Kind::CREATE,
+    Kind::JOIN_RULES,
+    Kind::NAME,
+    Kind::CANONICAL_ALIAS,
+    Kind::AVATAR,
+    Kind::TOPIC,
+    Kind::ENCRYPTION,
+    Kind::TOMBSTONE,
+];
 /// People invited to a room whose servers may ask how large it is; more are not looked at.
 const INVITED_LOOKED_AT_MAX: usize = 1000;
 /// State entries counted at once.

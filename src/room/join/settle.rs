@@ -295,7 +295,7 @@ impl Settle {
             match judge.check(&columns, &claim)? {
                 Ok(()) => {
                     columns.set(one.place, Column { role, member, usable: true }, event.body, event.sender);
-                    rows.push(self, &nums, one.place, event, one.in_state, &auth)?;
+                    rows.push(&nums, one.place, event, one.in_state, &auth)?;
                 }
                 Err(reject) => {
                     rejected += 1;
@@ -309,7 +309,7 @@ impl Settle {
             room_id = %self.journal.room_id, accepted = rows.accepted, rejected, bodies = judge.bodies_read,
             sample = sample.map(|reject| reject.to_string()), "judged"
         );
-        rows.finish(self, nums.of(create))
+        rows.finish(nums.of(create))
     }
 
     /// An event we held before counts as what its row says.
@@ -863,7 +863,6 @@ impl Rows {
 
     fn push(
         &mut self,
-        _: &Settle,
         nums: &Nums,
         place: u32,
         event: &PlacedEvent<'_>,
@@ -930,7 +929,7 @@ impl Rows {
         Ok(())
     }
 
-    fn finish(mut self, _: &Settle, create: EventNum) -> Result<Made, Stop> {
+    fn finish(mut self, create: EventNum) -> Result<Made, Stop> {
         if !self.batch.is_empty() {
             self.flush()?;
         }
