@@ -160,9 +160,13 @@ pub fn append(w: &mut Write<'_>, here: &Here, new: Append) -> Result<Done> {
         timeline::put(w, new.room, order, num)?;
         relate(w, new.room, &new.event, order, num)?;
     }
+    let is_followed = new.place != Place::Nowhere && event::take_followed(w, new.room, new.event.id().as_str())?;
+    if new.is_shown() {
+        note_followed(w, &room, &new)?;
+    }
     let mut wake = Vec::new();
     if new.is_new() {
-        follow(w, &mut room, &new.event, num)?;
+        follow(w, &mut room, &new.event, num, is_followed)?;
         wake = change_state(w, here, &mut room, &new, num, &row, at)?;
         add_local_joined(w, new.room, &mut wake)?;
         unread::count(w, here, &room, &new, &row)?;
@@ -309,10 +313,29 @@ fn member_of(w: &mut Write<'_>, event: &Event, target: &str) -> Result<Option<(M
 /// Refused events looked behind for extremities, for one event.
 const REFUSED_LOOKED_AT_MAX: usize = 64;
 
-/// The event takes the place of what it follows among the extremities.
-fn follow(w: &mut Write<'_>, room: &mut Room, event: &Event, num: EventNum) -> Result<()> {
+/// Remembers what the event follows that has no place here: when that comes, it is no end of the history.
+fn note_followed(w: &mut Write<'_>, room: &Room, new: &Append) -> Result<()> {
+    for prev in new.event.prev_events() {
+        let stored = event::num(w, prev.as_str())?;
+        let is_placed = match stored {
+            Some(num) => room.extremities.contains(&num) || judge::is_placed(&event::row_of(w, num)?),
+            None => false,
+        };
+        if !is_placed {
+            event::set_followed(w, new.room, prev.as_str())?;
+        }
+    }
+    Ok(())
+}
+
+/// The event takes the place of what it follows among the extremities; or nobody does, when others that follow it are here. A
+/// room is never left without any.
+fn follow(w: &mut Write<'_>, room: &mut Room, event: &Event, num: EventNum, is_followed: bool) -> Result<()> {
     let superseded = superseded(w, &room.extremities, event)?;
     room.extremities.retain(|extremity| !superseded.contains(extremity));
+    if is_followed && !room.extremities.is_empty() {
+        return Ok(());
+    }
     room.extremities.push(num);
     if room.extremities.len() > EXTREMITIES_MAX {
         // The oldest goes: its state was part of every resolution since it came, so only its place as a parent of our

@@ -313,6 +313,9 @@ impl<G: Get> Ends<'_, G> {
             }
             old.push(tree);
         }
+        if !others.is_empty() && event::is_followed(get, room.num, self.event.id().as_str())? {
+            return self.behind(old, others, grant).map(Some);
+        }
         let with = |own: &Tree| others.iter().chain([own]).cloned().collect::<Vec<Tree>>();
         let key = match self.event.state_key() {
             Some(state_key) => Some(snapshot::key(get, self.event.kind(), state_key)?),
@@ -348,6 +351,15 @@ impl<G: Get> Ends<'_, G> {
         next.set(get, key, Some(num))?;
         let changes = self.changes(vec![present, next], grant)?.unwrap_or_default();
         Ok(Some(Current::Resolved { changes, wins: false }))
+    }
+
+    /// What follows it is here already: it is no end of the history, and what it changed is in the states of those that are.
+    fn behind(&self, old: Vec<Tree>, others: Vec<Tree>, grant: Option<&mut Grant>) -> Result<Current> {
+        let changes = match old == others {
+            true => Vec::new(),
+            false => self.changes(others, grant)?.unwrap_or_default(),
+        };
+        Ok(Current::Resolved { changes, wins: false })
     }
 
     /// Whether what it replaces on its own side is what all sides have come to, or it is no state.

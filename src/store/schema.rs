@@ -94,6 +94,11 @@ pub const EVENT_ID: Table =
     table("event_id", "room", "keyed hash48(event id), EventNum → nothing").shaped(Shape::Key10);
 pub const REDACTION_PENDING: Table =
     table("redaction_pending", "room", "keyed hash128(RoomNum, event id we lack) → EventNums of its redactions");
+pub const FOLLOWED: Table = table(
+    "followed",
+    "room",
+    "keyed hash128(RoomNum, id of an event without its place here that others follow) → nothing",
+);
 
 // ---- room: rooms and their order (tables/room.rs, tables/timeline.rs)
 pub const ROOM: Table = table("room", "room", "RoomNum → id, version, extremities, present state, counts");
@@ -174,6 +179,7 @@ pub const TABLES: &[&Table] = &[
     &EVENT_BODY,
     &EVENT_ID,
     &REDACTION_PENDING,
+    &FOLLOWED,
     &ROOM,
     &ROOM_NUM,
     &ROOM_PUBLIC,

@@ -1085,6 +1085,40 @@ async fn what_is_about_an_older_event_is_found_when_that_is_fetched() {
     assert_eq!(related, [of(Rel::REPLACE, &edit), of(Rel::THREAD, &second)]);
 }
 
+/// An event that others follow and that could not be had came in the end, and stood beside its followers as an end of the
+/// history. What it had set was resolved with what they replaced it by.
+#[tokio::test]
+async fn an_event_that_comes_after_its_followers_is_no_end() {
+    let world = World::new().await;
+    let levels = json!({ "users": { world.bob.as_str(): 50 } });
+    world.house.send(&world.anna, &world.room, "m.room.power_levels", Some(""), levels).await.unwrap();
+    let mut line = world.line();
+    let topic = |line: &mut Line, topic: &str, ts: u64| {
+        world.ts.set(START_MS + ts);
+        world.make(line, &world.bob, "m.room.topic", Some(""), json!({ "topic": topic }))
+    };
+    let first = topic(&mut line, "first", 1000);
+    assert_eq!(world.receive(&[first]).await, [Ok(())]);
+    let missing = topic(&mut line, "missing", 3000);
+    let last = topic(&mut line, "last", 2000);
+    world.peer.with(|book| book.keeps_events = true);
+    assert_eq!(world.receive(&[last.clone()]).await, [Ok(())]);
+    assert_eq!(world.house.row(&world.room).extremities.len(), 2);
+    assert_eq!(world.topic().as_deref(), Some("last"));
+    assert_eq!(world.receive(&[missing.clone()]).await, [Ok(())]);
+    assert!(world.row(&missing).unwrap().order.is_some());
+    let num = event::num(&world.house.read(), last.id().as_str()).unwrap().unwrap();
+    assert_eq!(world.house.row(&world.room).extremities, [num]);
+    assert_eq!(world.topic().as_deref(), Some("last"));
+    world.check_state();
+    // It counts once: the next of its kind is an end as any other.
+    world.house.say(&world.anna, &world.room, "hello").await;
+    assert_eq!(world.house.row(&world.room).extremities.len(), 1);
+    assert!(
+        !event::is_followed(&world.house.read(), world.house.room_num(&world.room), missing.id().as_str()).unwrap()
+    );
+}
+
 /// A fork that lasts as long as the far server does not hear of us, with state of every kind on both sides.
 #[tokio::test]
 async fn on_a_long_fork_the_state_is_what_its_ends_resolve_to() {

@@ -13,7 +13,7 @@ use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
 use super::body::{self, Known, Wants};
 use super::pack::{Unpack, put_bytes, put_i64, put_u64};
 use crate::store::num::KEYS_OF_A_KIND_MAX;
-use crate::store::schema::{EVENT, EVENT_BODY, EVENT_ID, REDACTION_PENDING, STATE_KEY};
+use crate::store::schema::{EVENT, EVENT_BODY, EVENT_ID, FOLLOWED, REDACTION_PENDING, STATE_KEY};
 use crate::store::tables::{room, user};
 use crate::store::{BodyNum, EventNum, RoomNum, StateKeyNum, UserNum};
 use crate::store::{Error, Get, Result, Write};
@@ -652,6 +652,27 @@ pub fn take_pending_redactions(w: &mut Write, room: RoomNum, target: &str) -> Re
     w.remove(&REDACTION_PENDING, &hash)?;
     let waiting = value.chunks(EventNum(0).to_key().len()).map(EventNum::from_key);
     waiting.collect::<Option<_>>().ok_or_else(|| Error::corrupt(&REDACTION_PENDING, &hash))
+}
+
+/// Remembers that an event of the room has followers here and no place of its own yet.
+pub fn set_followed(w: &mut Write, room: RoomNum, id: &str) -> Result<()> {
+    let hash = w.hash128(&[&room.to_key(), id.as_bytes()]);
+    w.put(&FOLLOWED, &hash, &[])
+}
+
+pub fn is_followed(get: &impl Get, room: RoomNum, id: &str) -> Result<bool> {
+    let hash = get.hash128(&[&room.to_key(), id.as_bytes()]);
+    Ok(get.get(&FOLLOWED, &hash)?.is_some())
+}
+
+/// It gets its place. Answers whether it had followers.
+pub fn take_followed(w: &mut Write, room: RoomNum, id: &str) -> Result<bool> {
+    let hash = w.hash128(&[&room.to_key(), id.as_bytes()]);
+    let was_followed = w.get(&FOLLOWED, &hash)?.is_some();
+    if was_followed {
+        w.remove(&FOLLOWED, &hash)?;
+    }
+    Ok(was_followed)
 }
 
 /// Visits the columns of the events numbered from `from` down to 1, all rooms mixed, until the visitor breaks.
