@@ -14,7 +14,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 
 use crate::base::Clock;
-use crate::store::{Changes, Position, UserNum};
+use crate::store::{Changes, UserNum};
 
 /// The wake-ups of the house. Clones share one.
 #[derive(Clone)]
@@ -27,13 +27,11 @@ struct Inner {
     /// One entry per user that has a waiter, so bounded by the connections that wait.
     slots: Mutex<HashMap<UserNum, Vec<Arc<Notify>>>>,
     outbound: watch::Sender<u64>,
-    latest: watch::Sender<u64>,
 }
 
 impl Feed {
     pub fn new(clock: Clock) -> Self {
-        let (outbound, latest) = (watch::Sender::new(0), watch::Sender::new(0));
-        Self { inner: Arc::new(Inner { clock, slots: Mutex::default(), outbound, latest }) }
+        Self { inner: Arc::new(Inner { clock, slots: Mutex::default(), outbound: watch::Sender::new(0) }) }
     }
 
     /// Wakes whoever the changes concern. Call with the changes of a commit, after it.
@@ -46,7 +44,6 @@ impl Feed {
         if outbound {
             self.inner.outbound.send_modify(|count| *count += 1);
         }
-        self.inner.latest.send_modify(|latest| *latest = (*latest).max(changes.position().0));
     }
 
     /// Wakes users' waiters for something that is not stored, such as typing.
@@ -68,21 +65,6 @@ impl Feed {
     /// Tells delivery workers of new rows in the outbound log; the number only ever rises and means nothing else.
     pub fn outbound(&self) -> watch::Receiver<u64> {
         self.inner.outbound.subscribe()
-    }
-
-    /// Wakes the delivery workers for something that is not a row, such as typing.
-    pub fn wake_outbound(&self) {
-        self.inner.outbound.send_modify(|count| *count += 1);
-    }
-
-    /// The newest published position, for workers that follow everything (appservices, push).
-    pub fn everything(&self) -> watch::Receiver<u64> {
-        self.inner.latest.subscribe()
-    }
-
-    /// The newest position published since the start.
-    pub fn latest(&self) -> Position {
-        Position(*self.inner.latest.borrow())
     }
 
     /// How many waiters there are, for the metrics.

@@ -246,13 +246,7 @@ impl Server {
             clock: clock.clone(),
             random: random.clone(),
             budget: budget.clone(),
-            options: client::Options {
-                server_name: server_name.clone(),
-                registration: registration(&config),
-                public_url: config.public_url.clone(),
-                federation_name: config.federation.name.clone(),
-                upload_bytes_max: config.upload_bytes_max,
-            },
+            options: client::Options { registration: registration(&config), public_url: config.public_url.clone() },
         });
         client::routes::routes(&mut router, &client);
         if config.federation.enabled {

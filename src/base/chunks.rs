@@ -19,6 +19,13 @@ impl Chunks for Box<dyn Chunks> {
     }
 }
 
+/// Puts a comma before all but the first of a list.
+pub fn comma(out: &mut Vec<u8>, first: &mut bool) {
+    if !std::mem::take(first) {
+        out.push(b',');
+    }
+}
+
 /// Why an answer could not be finished. The status line has gone out by then: the connection is cut, so that nobody
 /// takes half an answer for a whole one, and the surface logs the cause.
 pub struct ChunkError(Box<dyn std::error::Error + Send + Sync>);

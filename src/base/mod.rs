@@ -13,7 +13,7 @@ mod pace;
 mod random;
 
 pub use blocking::{block_on_until, blocking, unbroken};
-pub use chunks::{ChunkError, Chunks, OneChunk, Pen, written};
+pub use chunks::{ChunkError, Chunks, OneChunk, Pen, comma, written};
 pub use clock::{Clock, Deadline, StopWatch};
 pub use only::{OneEach, Only};
 pub use pace::Pace;

@@ -7,7 +7,7 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
 use super::{Client, Error, auth};
-use crate::http::{Answer, Request, Response, StatusCode};
+use crate::http::{Answer, Limit, Request, Response, StatusCode};
 use crate::room::Filter;
 
 /// Kept with the room.
@@ -33,6 +33,7 @@ pub async fn get(client: Arc<Client>, request: Request) -> Result<Response, Erro
 /// PUT /_matrix/client/v3/user/{user_id}/account_data/{kind}, and the same of a room.
 pub async fn put(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let requester = auth::own(&client, &request).await?;
+    request.limit_for(Limit::Note, requester.user_id.as_str())?;
     let room = room(&request)?;
     if MANAGED.contains(&request.param("kind")) {
         let message = "This type has endpoints of its own";
@@ -61,6 +62,7 @@ pub async fn tags(client: Arc<Client>, request: Request) -> Result<Response, Err
 /// PUT /_matrix/client/v3/user/{user_id}/rooms/{room_id}/tags/{tag}
 pub async fn put_tag(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let requester = auth::own(&client, &request).await?;
+    request.limit_for(Limit::Note, requester.user_id.as_str())?;
     let room: OwnedRoomId = request.param_as("room_id")?;
     let content: Map<String, Value> = request.json_or_empty().await?;
     client.users.set_tag(requester.user_num, &room, request.param("tag"), Some(content)).await?;
@@ -70,6 +72,7 @@ pub async fn put_tag(client: Arc<Client>, mut request: Request) -> Result<Respon
 /// DELETE /_matrix/client/v3/user/{user_id}/rooms/{room_id}/tags/{tag}
 pub async fn delete_tag(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     let requester = auth::own(&client, &request).await?;
+    request.limit_for(Limit::Note, requester.user_id.as_str())?;
     let room: OwnedRoomId = request.param_as("room_id")?;
     client.users.set_tag(requester.user_num, &room, request.param("tag"), None).await?;
     Ok(Response::ok())
@@ -78,6 +81,7 @@ pub async fn delete_tag(client: Arc<Client>, request: Request) -> Result<Respons
 /// POST /_matrix/client/v3/user/{user_id}/filter
 pub async fn post_filter(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let requester = auth::own(&client, &request).await?;
+    request.limit_for(Limit::Note, requester.user_id.as_str())?;
     let content: Box<RawValue> = request.json().await?;
     if Filter::parse(content.get().as_bytes()).is_none() {
         return Err(Answer::bad("M_BAD_JSON", "This is no filter, or one with too much in its lists").into());

@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use ruma::OwnedUserId;
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::{Map, Value, json};
 
 use super::{Client, Error, auth};
 use crate::http::{Answer, Limit, Request, Response};
-use crate::room::{Create, Invite3pid, Preset, StateDraft};
+use crate::room::{Create, Preset, StateDraft};
 
 #[derive(Deserialize)]
 struct Body {
@@ -21,7 +22,7 @@ struct Body {
     #[serde(default)]
     invite: Vec<OwnedUserId>,
     #[serde(default)]
-    invite_3pid: Vec<Value>,
+    invite_3pid: Vec<IgnoredAny>,
     #[serde(default)]
     creation_content: Map<String, Value>,
     #[serde(default)]
@@ -46,11 +47,18 @@ pub async fn create(client: Arc<Client>, mut request: Request) -> Result<Respons
     let requester = auth::requester(&client, &request).await?;
     request.limit_for(Limit::Join, requester.user_id.as_str())?;
     let body: Body = request.json_or_empty().await?;
+    for _ in body.invite.iter().filter(|user| user.server_name() != client.rooms.server()) {
+        request.limit_for(Limit::Invite, requester.user_id.as_str())?;
+    }
     let room_id = client.rooms.create(&requester.user_id, wanted(body)?).await?;
     Ok(Response::json(&json!({ "room_id": room_id })))
 }
 
 fn wanted(body: Body) -> Result<Create, Answer> {
+    if !body.invite_3pid.is_empty() {
+        let message = "This server asks no identity server, so it cannot invite by e-mail address or number";
+        return Err(Answer::bad("M_THREEPID_DENIED", message));
+    }
     let public = match body.visibility.as_deref() {
         None | Some("private") => false,
         Some("public") => true,
@@ -71,7 +79,6 @@ fn wanted(body: Body) -> Result<Create, Answer> {
         name: body.name,
         topic: body.topic,
         invite: body.invite,
-        invite_3pid: body.invite_3pid.iter().map(|_| Invite3pid).collect(),
         creation_content: body.creation_content,
         initial_state: body.initial_state.into_iter().map(state).collect(),
         power_level_content_override: body.power_level_content_override,

@@ -7,7 +7,7 @@ use ruma::{OwnedEventId, OwnedRoomId};
 use serde::Deserialize;
 
 use super::{Client, Error, auth};
-use crate::http::{Request, Response};
+use crate::http::{Limit, Request, Response};
 use crate::room::{Marker, ReadMarkers};
 
 #[derive(Deserialize, Default)]
@@ -18,6 +18,7 @@ struct ReceiptBody {
 /// POST /_matrix/client/v3/rooms/{room_id}/receipt/{receipt_type}/{event_id}
 pub async fn receipt(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let requester = auth::requester(&client, &request).await?;
+    request.limit_for(Limit::Note, requester.user_id.as_str())?;
     let ReceiptBody { thread_id } = request.json_or_empty().await?;
     let room_id = request.param_as::<OwnedRoomId>("room_id")?;
     let kind = request.param("receipt_type").to_owned();
@@ -39,6 +40,7 @@ struct MarkersBody {
 /// POST /_matrix/client/v3/rooms/{room_id}/read_markers
 pub async fn read_markers(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let requester = auth::requester(&client, &request).await?;
+    request.limit_for(Limit::Note, requester.user_id.as_str())?;
     let MarkersBody { fully_read, read, read_private } = request.json_or_empty().await?;
     let room_id = request.param_as::<OwnedRoomId>("room_id")?;
     let markers = ReadMarkers { fully_read, read, read_private };
@@ -59,6 +61,7 @@ const TYPING: Duration = Duration::from_secs(30);
 /// PUT /_matrix/client/v3/rooms/{room_id}/typing/{user_id}
 pub async fn typing(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let requester = auth::own(&client, &request).await?;
+    request.limit_for(Limit::Note, requester.user_id.as_str())?;
     let body: TypingBody = request.json().await?;
     let room_id = request.param_as::<OwnedRoomId>("room_id")?;
     let length = body.typing.then(|| body.timeout.map_or(TYPING, Duration::from_millis));

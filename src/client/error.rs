@@ -3,10 +3,12 @@
 //! Handlers answer `Result<Response, client::Error>`: `?` takes every error of the parts below. The cause of what is our
 //! own fault is logged here, once.
 
+use std::fmt::Display;
+
 use crate::budget::Refused;
 use crate::http::{Answer, BadBody, StatusCode};
 use crate::matrix::Kind;
-use crate::{media, room, store, user};
+use crate::{media, room, user};
 
 /// A refusal to an app.
 #[derive(Debug)]
@@ -49,7 +51,7 @@ impl From<user::Error> for Error {
             E::TooLarge(message) => Answer::too_large(message),
             E::Remote(failed) => remote(&failed.to_string(), failed.is_refusal()),
             E::Refused(refused) => refused.into(),
-            E::Store(failed) => stored(failed),
+            E::Store(failed) => stored(&failed, failed.is_full()),
         })
     }
 }
@@ -70,7 +72,7 @@ impl From<room::Error> for Error {
             E::TooLarge => Answer::too_large(failed.to_string()),
             E::Remote(failed) => other_server(failed.to_string(), failed.errcode(), failed.is_refusal()),
             E::Refused(refused) => refused.into(),
-            E::Store(failed) => stored(failed),
+            E::Store(failed) => stored(&failed, failed.is_full()),
         })
     }
 }
@@ -100,21 +102,21 @@ impl From<media::Error> for Error {
             E::Full(_) => Answer::new(StatusCode::FORBIDDEN, "M_RESOURCE_LIMIT_EXCEEDED", failed.to_string()),
             E::Remote(failed) => remote(&failed.to_string(), failed.is_refusal()),
             E::Refused(refused) => refused.into(),
-            E::Store(failed) => stored(failed),
+            E::Store(failed) => stored(&failed, failed.is_full()),
             E::Io(_) => Answer::internal(failed),
         })
     }
 }
 
 /// A full disk is something its owner can mend, and apps show it in words; the rest is ours alone.
-fn stored(failed: store::Error) -> Answer {
-    match failed {
-        store::Error::Full => Answer::new(
+fn stored(failed: impl Display, is_full: bool) -> Answer {
+    match is_full {
+        true => Answer::new(
             StatusCode::INSUFFICIENT_STORAGE,
             "M_RESOURCE_LIMIT_EXCEEDED",
             "The server's disk is full; what is there can be read",
         ),
-        failed => Answer::internal(failed),
+        false => Answer::internal(failed),
     }
 }
 

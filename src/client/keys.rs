@@ -18,6 +18,7 @@ use crate::user::{Claims, CrossKeys, CrossUpload, Demand, KeyUpload, Messages, O
 /// POST /_matrix/client/v3/keys/upload
 pub async fn upload(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let requester = auth::requester(&client, &request).await?;
+    request.limit_for(Limit::Note, requester.user_id.as_str())?;
     let body: KeyUpload = request.json_or_empty().await?;
     let counts = client.users.upload_keys(&requester, body).await?;
     Ok(Response::json(&json!({ "one_time_key_counts": counts })))
@@ -116,6 +117,7 @@ pub async fn device_signing(client: Arc<Client>, mut request: Request) -> Result
 /// POST /_matrix/client/v3/keys/signatures/upload
 pub async fn signatures(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let requester = auth::requester(&client, &request).await?;
+    request.limit_for(Limit::Note, requester.user_id.as_str())?;
     let body: BTreeMap<OwnedUserId, BTreeMap<String, Value>> = request.json().await?;
     let failures = client.users.upload_signatures(&requester, body).await?;
     Ok(Response::json(&json!({ "failures": failures })))

@@ -3,8 +3,6 @@
 //! `routes.rs` lists every endpoint; an endpoint or a close family is a file. `auth.rs` says who asks, `error.rs` turns the
 //! errors of the parts below into answers. `sync/` is the long one.
 
-use ruma::OwnedServerName;
-
 use crate::base::{Clock, Random};
 use crate::budget::Budget;
 use crate::feed::Feed;
@@ -55,14 +53,9 @@ pub enum Registration {
 /// The settings apps are told of or feel.
 #[derive(Debug, Clone)]
 pub struct Options {
-    pub server_name: OwnedServerName,
     pub registration: Registration,
     /// `https://…` that apps are told in `/.well-known/matrix/client`; none: not told.
     pub public_url: Option<String>,
-    /// `host:port` other servers are told in `/.well-known/matrix/server`; none: not told.
-    pub federation_name: Option<String>,
-    /// Largest upload in bytes.
-    pub upload_bytes_max: u64,
 }
 
 /// What the handlers are given.

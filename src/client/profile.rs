@@ -43,7 +43,7 @@ async fn profile(client: &Client, request: &Request) -> Result<(Map<String, Valu
 /// PUT /_matrix/client/v3/profile/{user_id}/{field}
 pub async fn put_field(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let requester = auth::own(&client, &request).await?;
-    request.limit_for(Limit::Send, requester.user_id.as_str())?;
+    request.limit_for(Limit::Note, requester.user_id.as_str())?;
     let mut body: Map<String, Value> = request.json().await?;
     let field = request.param("field");
     let value = body.remove(field).ok_or_else(|| Answer::missing_param(field))?;
@@ -54,7 +54,7 @@ pub async fn put_field(client: Arc<Client>, mut request: Request) -> Result<Resp
 /// DELETE /_matrix/client/v3/profile/{user_id}/{field}
 pub async fn delete_field(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     let requester = auth::own(&client, &request).await?;
-    request.limit_for(Limit::Send, requester.user_id.as_str())?;
+    request.limit_for(Limit::Note, requester.user_id.as_str())?;
     flow::rename(&client.users, &client.rooms, &requester.user_id, request.param("field"), None).await?;
     Ok(Response::ok())
 }

@@ -1,5 +1,6 @@
 //! Sending: PUT send, PUT state, PUT and POST redact.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use ruma::{OwnedEventId, OwnedRoomId};
@@ -17,7 +18,7 @@ pub async fn message(client: Arc<Client>, mut request: Request) -> Result<Respon
     let content = content(&mut request).await?;
     let txn = Some((requester.device_id.clone(), request.param("txn_id").to_owned()));
     let kind = request.param("type").to_owned();
-    sent(&client, &requester, &request, Sending { kind, state_key: None, content, redacts: None, txn, ts: None }).await
+    sent(&client, &requester, &request, Sending { kind, state_key: None, content, redacts: None, txn }).await
 }
 
 /// PUT /_matrix/client/v3/rooms/{room_id}/state/{type}[/{state_key}]
@@ -25,8 +26,11 @@ pub async fn state(client: Arc<Client>, mut request: Request) -> Result<Response
     let requester = asking(&client, &request).await?;
     let content = content(&mut request).await?;
     let kind = request.param("type").to_owned();
+    if kind == "m.room.member" && is_invite(&content) {
+        request.limit_for(Limit::Invite, requester.user_id.as_str())?;
+    }
     let state_key = Some(request.param_maybe("state_key").unwrap_or("").to_owned());
-    sent(&client, &requester, &request, Sending { kind, state_key, content, redacts: None, txn: None, ts: None }).await
+    sent(&client, &requester, &request, Sending { kind, state_key, content, redacts: None, txn: None }).await
 }
 
 #[derive(Deserialize, Default)]
@@ -45,8 +49,7 @@ pub async fn redact(client: Arc<Client>, mut request: Request) -> Result<Respons
     }
     let content = to_raw_value(&content).map_err(Answer::internal)?;
     let txn = request.param_maybe("txn_id").map(|txn| (requester.device_id.clone(), txn.to_owned()));
-    let sending =
-        Sending { kind: "m.room.redaction".to_owned(), state_key: None, content, redacts: Some(target), txn, ts: None };
+    let sending = Sending { kind: "m.room.redaction".to_owned(), state_key: None, content, redacts: Some(target), txn };
     sent(&client, &requester, &request, sending).await
 }
 
@@ -62,6 +65,15 @@ async fn content(request: &mut Request) -> Result<Box<RawValue>, Error> {
         true => Ok(content),
         false => Err(Answer::bad("M_BAD_JSON", "The content of an event is an object").into()),
     }
+}
+
+fn is_invite(member: &RawValue) -> bool {
+    #[derive(Deserialize)]
+    struct Member<'a> {
+        #[serde(borrow)]
+        membership: Cow<'a, str>,
+    }
+    serde_json::from_str(member.get()).is_ok_and(|member: Member<'_>| member.membership == "invite")
 }
 
 async fn sent(client: &Client, requester: &Requester, request: &Request, sending: Sending) -> Result<Response, Error> {

@@ -26,6 +26,8 @@ pub enum Limit {
     Registering,
     /// Events sent, by user.
     Send,
+    /// What is kept of a user beside events, by user: receipts, typing, account data, keys. Each is a commit of its own.
+    Note,
     /// Joins of rooms on other servers, by user.
     Join,
     /// Invitations, by user, and by the server that brings them.
@@ -49,7 +51,7 @@ impl Limit {
             Self::Login => (0.2, 10.0),
             Self::Register => (0.1, 5.0),
             Self::Registering => (0.5, 30.0),
-            Self::Send => (50.0, 500.0),
+            Self::Send | Self::Note => (50.0, 500.0),
             Self::Join => (0.2, 20.0),
             Self::Invite => (1.0, 100.0),
             Self::Upload => (2.0, 50.0),

@@ -185,11 +185,6 @@ impl<S: Send + Sync + 'static> Routes<'_, S> {
         }
         self
     }
-
-    /// A small fixed page, such as the fallback pages under `/_matrix/static`.
-    pub fn page(&mut self, template: &str, page: &'static str) -> &mut Self {
-        self.get(template, move |_, _| async move { Ok::<_, Answer>(Response::html(page)) })
-    }
 }
 
 fn boxed<S, F, Fut, E>(surface: Arc<S>, handler: F) -> Handler

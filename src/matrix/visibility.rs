@@ -1,9 +1,7 @@
 //! Who may see which event (client-server API, "Room History Visibility").
 
 use super::auth::Membership;
-use super::event::Event;
 use super::json;
-use ruma::UserId;
 
 /// `m.room.history_visibility`, the most open first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -28,32 +26,8 @@ impl History {
     }
 }
 
-/// What counts for one user and one event.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct At {
-    /// In the state before the event.
-    pub history: History,
-    /// The user's, in the state before the event.
-    pub membership: Membership,
-    /// The user was joined at some time after the event, or is now.
-    pub joined_since: bool,
-}
-
-/// Whether the user may see the event.
-pub fn may_see(user: &UserId, event: &Event, at: At) -> bool {
-    let (mut history, mut membership) = (at.history, at.membership);
-    if event.is("m.room.history_visibility", "") {
-        // A change is seen by whoever may see either side of it.
-        history = history.min(History::of_content(Some(event.content())));
-    }
-    if event.is("m.room.member", user.as_str()) {
-        // One's own coming and going is seen if one was inside on either side of it.
-        membership = closer(membership, Membership::of_content(event.content()).unwrap_or(Membership::Leave));
-    }
-    allows(history, membership, at.joined_since)
-}
-
-/// The rules alone.
+/// Whether a user may see an event: what the history visibility before it was, and their membership; `joined_since`: they were
+/// joined at some time after it, or are now.
 pub fn allows(history: History, membership: Membership, joined_since: bool) -> bool {
     match history {
         History::WorldReadable => true,
@@ -88,8 +62,6 @@ pub fn closer(a: Membership, b: Membership) -> Membership {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::matrix::{oracle, version};
-    use serde_json::json;
 
     #[test]
     fn the_rules() {
@@ -113,26 +85,5 @@ mod tests {
         assert_eq!(History::of_content(None), Shared);
         assert_eq!(History::of_content(Some(r#"{"history_visibility":"joined"}"#)), Joined);
         assert_eq!(History::of_content(Some(r#"{"history_visibility":5}"#)), Shared);
-    }
-
-    #[test]
-    fn changes_are_seen_from_either_side() {
-        let version = version::get("11").unwrap();
-        let user = <&UserId>::try_from("@a:x").unwrap();
-        let event = |kind: &str, key: &str, content| {
-            let value =
-                json!({ "type": kind, "state_key": key, "sender": "@a:x", "room_id": "!r:x", "content": content });
-            oracle::event(version, "$e", &value)
-        };
-        let at = At { history: History::Joined, membership: Membership::Leave, joined_since: false };
-        let join = event("m.room.member", "@a:x", json!({ "membership": "join" }));
-        assert!(may_see(user, &join, at));
-        assert!(!may_see(<&UserId>::try_from("@b:x").unwrap(), &join, at));
-        assert!(may_see(
-            user,
-            &event("m.room.history_visibility", "", json!({ "history_visibility": "world_readable" })),
-            at
-        ));
-        assert!(!may_see(user, &event("m.room.topic", "", json!({})), at));
     }
 }

@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 use super::{Error, MEDIA_ID_CHARS, Media};
 use crate::base::blocking;
 use crate::budget::Grant;
-use crate::store::tables::media;
+use crate::store::tables::{hex, media};
 use crate::store::{UserNum, WriteError};
 
 /// The folder of files that are not whole yet.
@@ -161,14 +161,6 @@ fn settle(media: &Media, mut sink: Sink) -> Result<String, Error> {
         File::open(folder)?.sync_all()?;
     }
     Ok(hash)
-}
-
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write;
-    bytes.iter().fold(String::with_capacity(64), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }
 
 fn check_free(path: &Path) -> Result<(), Error> {

@@ -39,16 +39,11 @@ pub struct Create {
     pub name: Option<String>,
     pub topic: Option<String>,
     pub invite: Vec<OwnedUserId>,
-    pub invite_3pid: Vec<Invite3pid>,
     pub creation_content: Map<String, Value>,
     pub initial_state: Vec<StateDraft>,
     pub power_level_content_override: Map<String, Value>,
     pub is_direct: bool,
 }
-
-/// An invite by e-mail or telephone number, which needs an identity server; refused.
-#[derive(Debug, Clone)]
-pub struct Invite3pid;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Preset {
@@ -165,10 +160,6 @@ impl Plan {
         let version = version::get_offered(wanted).ok_or_else(|| {
             Error::bad("M_UNSUPPORTED_ROOM_VERSION", format!("rooms of version {wanted} are not made here"))
         })?;
-        if !create.invite_3pid.is_empty() {
-            let why = "this server asks no identity server, so it cannot invite by e-mail address or number";
-            return Err(Error::bad("M_THREEPID_DENIED", why));
-        }
         if create.invite.len() > INVITES_MAX || create.initial_state.len() > STATE_MAX {
             return Err(Error::bad(
                 "M_INVALID_PARAM",

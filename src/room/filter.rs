@@ -1,5 +1,6 @@
 //! What an app wants to be told (client-server API, "Filtering").
 
+use ruma::{RoomId, UserId};
 use serde::Deserialize;
 
 use super::format;
@@ -18,9 +19,19 @@ const TEXT_BYTES: u64 = 40;
 #[serde(default)]
 pub struct Filter {
     pub event_fields: Option<Vec<String>>,
-    pub event_format: Option<String>,
+    pub event_format: Option<Shape>,
+    /// Read to see whether it can be: there is none of it.
+    pub presence: Events,
     pub account_data: Events,
     pub room: InRoom,
+}
+
+/// How events are shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Shape {
+    Client,
+    Federation,
 }
 
 /// The part of a filter that is about rooms.
@@ -55,14 +66,19 @@ pub struct Events {
 impl Filter {
     /// Reads a filter; `None` when it is none, or one that takes too much memory.
     pub fn parse(json: &[u8]) -> Option<Filter> {
-        let filter: Filter = serde_json::from_slice(json).ok()?;
-        (filter.bytes() <= FILTER_BYTES_MAX).then_some(filter)
+        // A list would be taken for the fields in their order.
+        let filter: Filter = serde_json::from_slice(json).ok().filter(|_| json.trim_ascii_start().starts_with(b"{"))?;
+        let InRoom { rooms, not_rooms, account_data, ephemeral, state, timeline, .. } = &filter.room;
+        let events = [&filter.presence, &filter.account_data, account_data, ephemeral, state, timeline];
+        let has_ids =
+            events.iter().all(|events| events.has_ids()) && are_rooms(rooms.iter().flatten().chain(not_rooms));
+        (has_ids && filter.bytes() <= FILTER_BYTES_MAX).then_some(filter)
     }
 
     /// What it takes in memory, the paths of its fields included.
     pub fn bytes(&self) -> u64 {
         let InRoom { rooms, not_rooms, account_data, ephemeral, state, timeline, .. } = &self.room;
-        let events = [&self.account_data, account_data, ephemeral, state, timeline];
+        let events = [&self.presence, &self.account_data, account_data, ephemeral, state, timeline];
         let lists = events.iter().flat_map(|events| events.lists()).chain([rooms.as_deref(), Some(&not_rooms[..])]);
         let paths = self.fields();
         let texts = lists.flatten().flatten().chain(self.event_fields.iter().flatten()).chain(paths.iter().flatten());
@@ -75,7 +91,7 @@ impl Filter {
     }
 
     pub fn is_federation(&self) -> bool {
-        self.event_format.as_deref() == Some("federation")
+        self.event_format == Some(Shape::Federation)
     }
 }
 
@@ -91,7 +107,15 @@ impl Events {
     pub fn parse(json: &[u8]) -> Option<Events> {
         let events: Events = serde_json::from_slice(json).ok()?;
         let texts = events.lists().into_iter().flatten().flatten();
-        (texts.map(|text| text.len() as u64 + TEXT_BYTES).sum::<u64>() <= FILTER_BYTES_MAX).then_some(events)
+        let bytes: u64 = texts.map(|text| text.len() as u64 + TEXT_BYTES).sum();
+        (events.has_ids() && bytes <= FILTER_BYTES_MAX).then_some(events)
+    }
+
+    /// Whether those it names could be somebody, or a room.
+    fn has_ids(&self) -> bool {
+        let Events { senders, not_senders, rooms, not_rooms, .. } = self;
+        senders.iter().flatten().chain(not_senders).all(|id| UserId::parse(id).is_ok())
+            && are_rooms(rooms.iter().flatten().chain(not_rooms))
     }
 
     fn lists(&self) -> [Option<&[String]>; 6] {
@@ -130,6 +154,10 @@ impl Events {
     pub fn limit(&self, default: usize, most: usize) -> usize {
         self.limit.map_or(default, |limit| usize::try_from(limit).unwrap_or(most)).min(most)
     }
+}
+
+fn are_rooms<'a>(mut ids: impl Iterator<Item = &'a String>) -> bool {
+    ids.all(|id| RoomId::parse(id).is_ok())
 }
 
 fn listed(only: Option<&[String]>, not: &[String], one: &str) -> bool {
@@ -186,8 +214,25 @@ mod tests {
         assert!(!filter.room.timeline.wants_type("m.reaction"));
         assert!(filter.room.wants_room("!a:x") && !filter.room.wants_room("!no:x"));
         assert_eq!(filter.fields(), [["content", "body"]]);
-        assert_eq!(filter.bytes(), (12 + 7 + 4 + 8 + 11 + 5) + 6 * TEXT_BYTES);
-        assert!(Filter::parse(br#"{"room":5}"#).is_none());
+        assert_eq!(filter.bytes(), (1 + 12 + 7 + 4 + 8 + 11 + 5) + 7 * TEXT_BYTES);
+        for (filter, fine) in [
+            (
+                r#" {"room":{"timeline":{"limit":5,"types":null}},"event_fields":["type"],"event_format":"client"}"#,
+                true,
+            ),
+            (r#"{"room":{"timeline":{"not_types":null}}}"#, false),
+            (r#"{"room":{"state":{"lazy_load_members":"yes"}}}"#, false),
+            (r#"{"room":{"account_data":null}}"#, false),
+            (r#"{"room":{"include_leave":null}}"#, false),
+            (r#"{"room":{"rooms":["no room"]}}"#, false),
+            (r#"{"room":{"timeline":{"senders":["nobody"]}}}"#, false),
+            (r#"{"presence":"none"}"#, false),
+            (r#"{"event_format":"other"}"#, false),
+            (r#"{"room":5}"#, false),
+            ("[]", false),
+        ] {
+            assert_eq!(Filter::parse(filter.as_bytes()).is_some(), fine, "{filter}");
+        }
         // Of 16 KiB a sync made 200 and held them, unpaid, for as long as it waited.
         let types = vec!["a"; 1000];
         let many = serde_json::json!({ "room": { "timeline": { "types": types } } }).to_string();

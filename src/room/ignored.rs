@@ -2,11 +2,12 @@
 //!
 //! Kept by the app as account data; its length is bounded by what one user may keep there.
 
-use std::collections::{BTreeMap, HashSet};
+use std::borrow::Cow;
+use std::collections::HashSet;
+use std::fmt;
 use std::sync::Arc;
 
-use serde::Deserialize;
-use serde::de::IgnoredAny;
+use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 
 use crate::store::tables::account_data::{self, GLOBAL};
 use crate::store::tables::user;
@@ -14,24 +15,19 @@ use crate::store::{Get, Result, UserNum};
 
 const KIND: &str = "m.ignored_user_list";
 
-#[derive(Default, Deserialize)]
-struct Content {
-    #[serde(default)]
-    ignored_users: BTreeMap<String, IgnoredAny>,
-}
-
 /// The users one user ignores, as far as they are known here.
 #[derive(Clone, Debug, Default)]
 pub struct Ignored(Arc<HashSet<UserNum>>);
 
 impl Ignored {
     pub fn of(get: &impl Get, user: UserNum) -> Result<Ignored> {
-        let mut nums = HashSet::new();
-        for id in content(get, user)?.ignored_users.keys() {
+        let (mut nums, mut failed) = (HashSet::new(), None);
+        each(get, user, &mut |id| match user::num(get, id) {
             // An app that ignores its own user would see nothing of what it says.
-            nums.extend(user::num(get, id)?.filter(|num| *num != user));
-        }
-        Ok(Ignored(Arc::new(nums)))
+            Ok(num) => nums.extend(num.filter(|num| *num != user)),
+            Err(error) => failed = Some(error),
+        })?;
+        failed.map_or(Ok(Ignored(Arc::new(nums))), Err)
     }
 
     pub fn is_empty(&self) -> bool {
@@ -45,11 +41,69 @@ impl Ignored {
 
 /// Whether `user` ignores whoever has this id.
 pub fn is_ignored(get: &impl Get, user: UserNum, other: &str) -> Result<bool> {
-    Ok(content(get, user)?.ignored_users.contains_key(other))
+    let mut ignored = false;
+    each(get, user, &mut |id| ignored |= id == other)?;
+    Ok(ignored)
 }
 
-/// What an app wrote there may be anything; what is no such list ignores nobody.
-fn content(get: &impl Get, user: UserNum) -> Result<Content> {
-    let json = account_data::get(get, user, GLOBAL, KIND)?;
-    Ok(json.and_then(|json| serde_json::from_slice(&json).ok()).unwrap_or_default())
+/// Names whom a user ignores, one after the other. What an app wrote there may be anything; what is no such list ignores nobody.
+fn each(get: &impl Get, user: UserNum, visit: &mut dyn FnMut(&str)) -> Result<()> {
+    let Some(json) = account_data::get(get, user, GLOBAL, KIND)? else { return Ok(()) };
+    let _ = List(visit).deserialize(&mut serde_json::Deserializer::from_slice(&json));
+    Ok(())
+}
+
+/// The content, read without being kept.
+struct List<'a>(&'a mut dyn FnMut(&str));
+
+impl<'de> DeserializeSeed<'de> for List<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, content: D) -> Result<(), D::Error> {
+        content.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for List<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list of ignored users")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut content: A) -> Result<(), A::Error> {
+        while let Some(key) = content.next_key::<Cow<'de, str>>()? {
+            match &*key {
+                "ignored_users" => content.next_value_seed(Names(&mut *self.0))?,
+                _ => drop(content.next_value::<IgnoredAny>()?),
+            }
+        }
+        Ok(())
+    }
+}
+
+struct Names<'a>(&'a mut dyn FnMut(&str));
+
+impl<'de> DeserializeSeed<'de> for Names<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, names: D) -> Result<(), D::Error> {
+        names.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Names<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("users by id")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut names: A) -> Result<(), A::Error> {
+        while let Some(name) = names.next_key::<Cow<'de, str>>()? {
+            (self.0)(&name);
+            names.next_value::<IgnoredAny>()?;
+        }
+        Ok(())
+    }
 }

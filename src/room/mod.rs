@@ -61,7 +61,7 @@ mod viewer;
 mod visitor;
 
 pub use alias::Resolved;
-pub use create::{Create, Invite3pid, Preset, StateDraft};
+pub use create::{Create, Preset, StateDraft};
 pub use directory::{PUBLIC_PAGE_BYTES, PublicPage, PublicQuery};
 pub use filter::{Events, Filter};
 pub use handshake::{Invitation, Verb};

@@ -14,7 +14,7 @@ use super::format::{self, Detail, Format};
 use super::ignored::Ignored;
 use super::viewer::Viewer;
 use super::{Error, Result, Rooms};
-use crate::base::{self, ChunkError, Chunks, Pen};
+use crate::base::{self, ChunkError, Chunks, Pen, comma};
 use crate::matrix::json;
 use crate::matrix::visibility::History;
 use crate::store::tables::event::{self, Kind, Membership, Root, Row};
@@ -890,12 +890,6 @@ fn write_profile(content: &[u8], out: &mut Vec<u8>) {
 }
 
 /// A comma before all items of a list but the first.
-pub(super) fn comma(out: &mut Vec<u8>, first: &mut bool) {
-    if !std::mem::take(first) {
-        out.push(b',');
-    }
-}
-
 pub(super) fn until(enough: bool) -> ControlFlow<()> {
     if enough { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
 }

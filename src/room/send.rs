@@ -33,8 +33,6 @@ pub struct Sending {
     pub redacts: Option<OwnedEventId>,
     /// The device and its transaction id: a repeat gets the first one's answer.
     pub txn: Option<(String, String)>,
-    /// Unix milliseconds, for application services that say when.
-    pub ts: Option<u64>,
 }
 
 /// An event of ours before the room says where it goes.
@@ -45,7 +43,6 @@ pub(super) struct New {
     pub sender: OwnedUserId,
     pub content: Value,
     pub redacts: Option<OwnedEventId>,
-    pub ts: Option<u64>,
 }
 
 impl New {
@@ -56,7 +53,6 @@ impl New {
             sender: sender.to_owned(),
             content,
             redacts: None,
-            ts: None,
         }
     }
 }
@@ -79,13 +75,13 @@ impl Rooms {
         if !content.is_object() {
             return Err(Error::bad("M_BAD_JSON", "the content is no object"));
         }
-        let Sending { kind, state_key, redacts, txn, ts, .. } = sending;
+        let Sending { kind, state_key, redacts, txn, .. } = sending;
         if kind == "m.room.member"
             && let Some(target) = &state_key
         {
             return self.send_member(sender, room_id, target, content).await;
         }
-        let new = New { kind, state_key, sender: sender.to_owned(), content, redacts, ts };
+        let new = New { kind, state_key, sender: sender.to_owned(), content, redacts };
         let (rooms, room_id) = (self.clone(), room_id.to_owned());
         self.unbroken(async move { rooms.send_new(&room_id, new, txn).await }).await
     }
@@ -228,7 +224,7 @@ impl Rooms {
             prev_events: ids_of(read, &room.row.extremities)?,
             auth_events: ids_of(read, &auth_nums)?,
             depth: (room.row.depth + 1).min(DEPTH_MAX),
-            origin_server_ts: new.ts.unwrap_or_else(|| parts.clock.now_ms()),
+            origin_server_ts: parts.clock.now_ms(),
             room_id: Some(room.row.id.as_str().try_into().map_err(|_| Error::NotFound)?),
             kind: new.kind,
             state_key: new.state_key,

@@ -12,9 +12,9 @@ use serde_json::Value;
 use super::filter::Filter;
 use super::format::{self, Format};
 use super::ignored::Ignored;
-use super::read::{Page, Reader, StateList, Token, Visit, comma, until};
+use super::read::{Page, Reader, StateList, Token, Visit, until};
 use super::{Result, Rooms, visitor};
-use crate::base::{ChunkError, Pen};
+use crate::base::{ChunkError, Pen, comma};
 use crate::matrix::json;
 use crate::store::tables::event::{self, Kind, Membership, Root};
 use crate::store::tables::member::Mine;
@@ -134,7 +134,7 @@ impl Asked {
         self.since.map_or(Position(0), |since| since.at)
     }
 
-    /// The next room of a list with something to tell, behind `after`. `also` are rooms with news kept elsewhere.
+    /// The next room of a list with something to tell, behind `after`. `also` are rooms with news kept elsewhere, in order.
     pub fn next(&self, list: List, after: Option<RoomNum>, also: &[RoomNum]) -> Result<Option<News>> {
         let mut found = None;
         member::list_mine(&*self.read, self.reader.user, after, &mut |num, mine| {
@@ -163,7 +163,7 @@ impl Asked {
     fn has_news(&self, list: List, num: RoomNum, mine: &Mine, also: &[RoomNum]) -> store::Result<bool> {
         let is_new = self.since.is_none() || mine.since > self.since();
         match list {
-            List::Join => Ok(is_new || self.full_state || also.contains(&num) || self.room_moved(num)?),
+            List::Join => Ok(is_new || self.full_state || also.binary_search(&num).is_ok() || self.room_moved(num)?),
             List::Invite => Ok((is_new || self.full_state) && !self.is_inviter_ignored(num, mine)?),
             List::Knock => Ok(is_new || self.full_state),
             // The other devices of who left and forgot at once learn at least that they left.

@@ -176,7 +176,6 @@ pub(crate) fn sending(kind: &str, state_key: Option<&str>, content: Value) -> Se
         content: RawValue::from_string(content.to_string()).unwrap(),
         redacts: None,
         txn: None,
-        ts: None,
     }
 }
 
@@ -270,8 +269,6 @@ async fn what_an_app_asks_of_a_new_room_is_in_it() {
     assert_eq!(shown["canonical_alias"], "#parlour:home.example");
     let again = house.rooms.create(&anna, create).await;
     assert!(matches!(again, Err(Error::Taken)), "the alias is in use: {again:?}");
-    let wrong = Create { invite_3pid: vec![Invite3pid], ..Create::default() };
-    assert!(matches!(house.rooms.create(&anna, wrong).await, Err(Error::Bad { .. })));
 }
 
 #[tokio::test]
@@ -414,7 +411,6 @@ async fn a_redaction_waits_for_its_target() {
         sender: anna.clone(),
         content,
         redacts,
-        ts: None,
     };
     let target = house.rooms.build(&read, &known_room, new("m.room.message", json!({ "body": "x" }), None)).unwrap();
     let id = target.event.id().to_owned();

@@ -302,6 +302,11 @@ impl Error {
         !matches!(self, Error::Corrupt { .. } | Error::Aborted)
     }
 
+    /// Whether the disk is.
+    pub fn is_full(&self) -> bool {
+        matches!(self, Error::Full)
+    }
+
     pub fn corrupt(table: &Table, key: &[u8]) -> Self {
         Error::Corrupt { table: table.name, key: key.to_vec() }
     }

@@ -17,6 +17,8 @@ use crate::store::tables::{device, user};
 use crate::store::{Change, Get, UserNum};
 
 const KEY_BYTES_MAX: usize = 8 << 10;
+/// Keys of one user of another server that one user may sign: one for each time that user begins anew.
+const SIGNED_MAX: usize = 32;
 /// Signatures uploaded in one request.
 const SIGNATURES_MAX: usize = 1000;
 
@@ -130,6 +132,12 @@ impl Users {
                 }
             }
             for (owner_id, owner, key_id, signatures) in good {
+                if is_full(w, owner, by, key_id)? {
+                    let error = "Too many keys of this user have been signed";
+                    let of = failures.entry(owner_id.as_str()).or_insert_with(|| json!({}));
+                    of[key_id.as_str()] = json!({ "errcode": "M_TOO_LARGE", "error": error });
+                    continue;
+                }
                 for (signing_key, signature) in signatures {
                     key::add_signature(w, owner, key_id, &Signature { signer: by, signing_key, signature })?;
                 }
@@ -227,6 +235,14 @@ fn check_signature(
         good.extend(signature.as_str().map(|signature| (signing_key.clone(), signature.to_owned())));
     }
     if good.is_empty() { Err(Error::invalid("There is no signature by a known key")) } else { Ok((owner, good)) }
+}
+
+/// Whether there is no place for one more signed key. Of a user elsewhere nobody knows which master keys there are.
+fn is_full(get: &impl Get, owner: UserNum, by: UserNum, key_id: &str) -> Result<bool, Error> {
+    if user::is_local(get, owner)? || key::signed_by(get, owner, by)? < SIGNED_MAX {
+        return Ok(false);
+    }
+    Ok(!key::signatures(get, owner, key_id, Some(by))?.iter().any(|signature| signature.signer == by))
 }
 
 /// What a key id names: a device's keys (of oneself only), or a master key by its public key.

@@ -14,7 +14,7 @@ use super::account::{self, Standing};
 use super::device::{DEVICE_ID_BYTES_MAX, DEVICES_MAX, NAME_BYTES_MAX, forget};
 use super::{Error, Users};
 use crate::store::tables::device::{self, Device};
-use crate::store::tables::user;
+use crate::store::tables::{hex, user};
 use crate::store::{Get, UserNum};
 
 const TOKEN_CHARS: usize = 43;
@@ -191,14 +191,6 @@ pub(super) fn old_token(row: &Device) -> Option<[u8; 32]> {
         *byte = (digit(0)? * 16 + digit(1)?) as u8;
     }
     Some(hash)
-}
-
-pub(super) fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write;
-    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }
 
 /// The device not heard of for longest, when a user has as many as are kept.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::keys::FALLBACK_KEYS_MAX;
 use super::{Error, Requester, Users, circle};
-use crate::base::{ChunkError, Pen};
+use crate::base::{ChunkError, Pen, comma};
 use crate::matrix::json;
 use crate::store::tables::account_data::{self, GLOBAL};
 use crate::store::tables::event::{self, Kind, Membership, Root};
@@ -70,20 +70,22 @@ impl Own {
                 Ok(ControlFlow::Break(()))
             })?;
         }
-        Ok(any || !self.changed_devices(UserNum(0), 1)?.is_empty())
+        Ok(any || !self.changed_devices(self.since(), 1)?.0.is_empty())
     }
 
-    /// The rooms whose account data changed. Bounded by the cap on entries of one user.
+    /// The rooms whose account data changed, in order. Bounded by the cap on entries of one user.
     pub fn rooms(&self) -> Result<Vec<RoomNum>, Error> {
         let mut rooms = Vec::new();
         if self.since.is_some() {
             account_data::changes(&*self.read, self.user, self.since(), self.now, &mut |room, _| {
-                if room != GLOBAL && !rooms.contains(&room) {
+                if room != GLOBAL {
                     rooms.push(room);
                 }
                 Ok(ControlFlow::Continue(()))
             })?;
         }
+        rooms.sort_unstable();
+        rooms.dedup();
         Ok(rooms)
     }
 
@@ -120,9 +122,13 @@ impl Own {
     /// Bounded by the cap on entries of one user.
     fn account_data_kinds(&self, room: RoomNum, whole: bool) -> store::Result<Vec<String>> {
         let mut kinds = Vec::new();
-        if whole || self.since.is_none() {
-            account_data::each(&*self.read, self.user, room, &mut |kind, _, _| {
-                kinds.push(kind.to_owned());
+        let whole = whole || self.since.is_none();
+        // A room has few entries; of all rooms together there may be many changes.
+        if whole || room != GLOBAL {
+            account_data::each(&*self.read, self.user, room, &mut |kind, at, _| {
+                if whole || at > self.since() {
+                    kinds.push(kind.to_owned());
+                }
                 Ok(ControlFlow::Continue(()))
             })?;
             return Ok(kinds);
@@ -221,17 +227,14 @@ impl Own {
     }
 
     async fn write_changed(&self, pen: &Pen) -> Result<(), ChunkError> {
-        let (mut first, mut after) = (true, UserNum(0));
-        loop {
-            let batch = self.changed_devices(after, BATCH)?;
+        let (mut first, mut after) = (true, Some(self.since()));
+        while let Some(from) = after {
+            let (batch, next) = self.changed_devices(from, BATCH)?;
             for user in &batch {
                 self.write_user(pen, *user, &mut first)?;
                 pen.pause().await;
             }
-            match batch.last() {
-                Some(last) if batch.len() == BATCH => after = *last,
-                _ => break,
-            }
+            after = next;
         }
         let mut room = None;
         while let Some((num, mine)) = self.next_room(room, Membership::Join)? {
@@ -267,20 +270,21 @@ impl Own {
         Ok(())
     }
 
-    /// The next users, by number, whose devices changed and who share a room with us.
-    fn changed_devices(&self, after: UserNum, most: usize) -> Result<Vec<UserNum>, Error> {
-        // The log is by position; the batch keeps the lowest numbers, so that the next one can begin behind them.
-        let mut found: Vec<UserNum> = Vec::new();
-        device::changes(&*self.read, self.since(), self.now, &mut |user| {
-            let is_candidate = user > after && (found.len() < most || found.last().is_some_and(|last| user < *last));
-            if is_candidate && (user == self.user || self.shares_room(user)?) {
-                let place = found.partition_point(|other| *other < user);
-                found.insert(place, user);
-                found.truncate(most);
+    /// The next users whose devices changed after a position and who share a room with us; and where to go on, when there may
+    /// be more.
+    fn changed_devices(&self, after: Position, most: usize) -> Result<(Vec<UserNum>, Option<Position>), Error> {
+        let (mut found, mut next) = (Vec::new(), None);
+        device::changes(&*self.read, after, self.now, &mut |at, user| {
+            if user == self.user || self.shares_room(user)? {
+                found.push(user);
             }
-            Ok(ControlFlow::Continue(()))
+            if found.len() < most {
+                return Ok(ControlFlow::Continue(()));
+            }
+            next = Some(at);
+            Ok(ControlFlow::Break(()))
         })?;
-        Ok(found)
+        Ok((found, next))
     }
 
     fn shares_room(&self, other: UserNum) -> store::Result<bool> {
@@ -420,10 +424,4 @@ async fn write_event(pen: &Pen, kind: &str, content: &[u8], first: &mut bool) {
     });
     pen.long(content).await;
     pen.text("}");
-}
-
-fn comma(out: &mut Vec<u8>, first: &mut bool) {
-    if !std::mem::take(first) {
-        out.push(b',');
-    }
 }

@@ -123,6 +123,89 @@ async fn signatures_are_checked_and_shown_to_whom_they_concern() {
     assert_eq!(bobs_keys["user_signing_keys"], json!({}), "user-signing keys are shown to their user only");
 }
 
+/// A master key of somebody elsewhere may be made up: the rows for those that were signed stayed for ever.
+#[tokio::test]
+async fn few_keys_of_somebody_elsewhere_can_be_signed() {
+    use crate::store::tables::user;
+    let town = town();
+    let alice = town.person("alice").await;
+    let (master, own) = (Key::from_seed("1", [2; 32]), Key::from_seed("1", [3; 32]));
+    let upload = json!({
+        "master_key": cross_key(&alice, "master", &master, None),
+        "user_signing_key": cross_key(&alice, "user_signing", &own, Some(&master)),
+    });
+    town.users.upload_cross_keys(&alice, keys(upload)).await.unwrap();
+    let far: OwnedUserId = "@far:far.test".try_into().unwrap();
+    let known = far.clone();
+    town.users.write(move |w| Ok(user::intern(w, known.as_str()).map(drop)?)).await.unwrap();
+    let by = own.public().to_base64();
+    let made_up = |n: u8| {
+        let public = Key::from_seed("1", [n; 32]).public().to_base64();
+        let bare = json!({ "user_id": far, "usage": ["master"], "keys": { format!("ed25519:{public}"): public } });
+        (public, signed(bare, &alice.user_id, &by, &own))
+    };
+    let upload = async |numbers: std::ops::Range<u8>| {
+        let signed = [(far.clone(), numbers.map(made_up).collect())].into();
+        let failures = town.users.upload_signatures(&alice, signed).await.unwrap();
+        failures.get(far.as_str()).and_then(Value::as_object).map_or(0, |failed| failed.len())
+    };
+    assert_eq!(upload(10..40).await, 0);
+    assert_eq!(upload(40..50).await, 8, "there is place for two more");
+    assert_eq!(upload(10..20).await, 0, "what is signed may be signed again");
+}
+
+/// The log of device changes was walked from its beginning for every 128 users that were told.
+#[tokio::test]
+async fn all_who_changed_devices_are_told_of_once() {
+    use crate::base::Chunks;
+    use crate::store::tables::event::Membership;
+    use crate::store::tables::{device, member, room, user};
+    let town = town();
+    let alice = town.person("alice").await;
+    let who = alice.user_num;
+    let joined = town.users.write(move |w| {
+        let room = room::intern(w, "!room:here.test", "12")?;
+        let mine = member::Mine {
+            membership: Membership::Join,
+            since: Position(1),
+            event: None,
+            forgotten: false,
+            outside: false,
+            before: None,
+            left_at: None,
+        };
+        member::set_mine(w, who, room, &mine)?;
+        for n in 0..600 {
+            let far = user::intern(w, &format!("@{n}:far.test"))?;
+            // Every second one shares the room.
+            if n % 2 == 0 {
+                member::set(w, room, far, None, Some((Membership::Join, crate::store::EventNum(1))))?;
+            }
+            device::changed(w, far)?;
+        }
+        Ok(())
+    });
+    joined.await.unwrap();
+    let read = Arc::new(town.users.0.parts.store.read().unwrap());
+    let now = crate::store::Get::position(&*read).unwrap();
+    let own = town.users.own(read, &alice, Some(Position(0)), now, now);
+    assert!(own.any().unwrap());
+    let mut told = crate::base::written(move |pen| async move {
+        pen.text("{");
+        own.write_device_lists(&pen).await?;
+        pen.text("}");
+        Ok(())
+    });
+    let mut out = Vec::new();
+    while told.next(&mut out).unwrap() {}
+    let told: Value = serde_json::from_slice(&out).unwrap();
+    let mut changed: Vec<_> = told["changed"].as_array().unwrap().iter().map(|id| id.as_str().unwrap()).collect();
+    changed.sort_unstable();
+    let all = changed.len();
+    changed.dedup();
+    assert_eq!((all, changed.len(), told["left"].as_array().unwrap().len()), (300, 300, 0));
+}
+
 #[tokio::test]
 async fn a_session_of_stages_is_for_one_operation_one_user_and_a_while() {
     let town = town();
@@ -190,23 +273,6 @@ async fn proving_to_be_somebody_else_is_refused_outright() {
     }
 }
 
-#[tokio::test]
-async fn a_filter_is_kept_only_when_a_sync_can_read_it() {
-    let town = town();
-    let alice = town.person("alice").await;
-    for (filter, fine) in [
-        (json!({ "room": { "timeline": { "limit": 5, "types": null } }, "event_fields": ["type"] }), true),
-        (json!({ "room": { "timeline": { "not_types": null } } }), false),
-        (json!({ "room": { "state": { "lazy_load_members": "yes" } } }), false),
-        (json!({ "room": { "account_data": null } }), false),
-        (json!({ "room": { "include_leave": null } }), false),
-    ] {
-        let content = serde_json::value::to_raw_value(&filter).unwrap();
-        assert_eq!(town.users.add_filter(alice.user_num, &content).await.is_ok(), fine, "{filter}");
-    }
-}
-
-/// Any number of algorithms were kept, and each sync listed them all.
 #[tokio::test]
 async fn a_device_has_a_handful_of_fallback_keys() {
     let town = town();

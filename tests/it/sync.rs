@@ -472,6 +472,8 @@ async fn what_apps_take_for_granted() {
     let body = json!({ "type": "m.login.password", "password": "secret ALICE",
         "identifier": { "type": "m.id.user", "user": "@Alice:localhost" } });
     house.request("POST", "/_matrix/client/v3/login", None, body).await.ok();
+    let by_mail = json!({ "invite_3pid": [{ "medium": "email", "address": "bob@example.org" }] });
+    house.post("/createRoom", &alice, by_mail).await.refused(400, "M_THREEPID_DENIED");
     let bob = house.register("bob").await;
     let room = room(&house, &alice, json!({})).await;
     house

@@ -107,15 +107,16 @@ pub fn last_change(get: &impl Get, user: UserNum) -> Result<Option<Position>> {
     Position::from_key(&value).map(Some).ok_or_else(|| Error::corrupt(&DEVICE_CHANGE_LATEST, &user.to_key()))
 }
 
-/// Visits the users whose devices changed after `since`, up to and with `to`.
+/// Visits the users whose devices changed after `since`, up to and with `to`, each with the position of their last change.
 pub fn changes(
     get: &impl Get,
     since: Position,
     to: Position,
-    visit: &mut dyn FnMut(UserNum) -> Result<ControlFlow<()>>,
+    visit: &mut dyn FnMut(Position, UserNum) -> Result<ControlFlow<()>>,
 ) -> Result<()> {
     let (from, end) = tables::after_up_to(&[], since, to);
     get.range(&DEVICE_CHANGE, &from, Some(&end), false, &mut |key, value| {
-        visit(UserNum::from_key(value).ok_or_else(|| Error::corrupt(&DEVICE_CHANGE, key))?)
+        let corrupt = || Error::corrupt(&DEVICE_CHANGE, key);
+        visit(Position::from_key(key).ok_or_else(corrupt)?, UserNum::from_key(value).ok_or_else(corrupt)?)
     })
 }

@@ -227,6 +227,17 @@ pub fn signatures(get: &impl Get, owner: UserNum, key_id: &str, viewer: Option<U
     Ok(found)
 }
 
+/// How many of a user's keys somebody signed. Bounded by the cap this is the measure of, for each signer.
+pub fn signed_by(get: &impl Get, owner: UserNum, signer: UserNum) -> Result<usize> {
+    let mut count = 0;
+    get.prefix(&KEY_SIGNATURE, &owner.to_key(), &mut |row, _| {
+        let behind_key = row[4..].split(|byte| *byte == 0).next().map_or(row.len(), |key| 4 + key.len() + 1);
+        count += usize::from(row.get(behind_key..).is_some_and(|rest| rest.starts_with(&signer.to_key())));
+        Ok(ControlFlow::Continue(()))
+    })?;
+    Ok(count)
+}
+
 fn signed_prefix(owner: UserNum, key_id: &str) -> Vec<u8> {
     device::prefix(owner, key_id)
 }

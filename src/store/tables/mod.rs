@@ -30,6 +30,15 @@ pub mod topology;
 pub mod txn;
 pub mod user;
 
+/// A hash as rows and the names of files have it.
+pub fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
 /// A row that is a JSON value.
 fn get_json<T: DeserializeOwned>(get: &impl Get, table: &Table, key: &[u8]) -> Result<Option<T>> {
     get.get(table, key)?.map(|value| parse(table, key, &value)).transpose()
