@@ -380,17 +380,30 @@ impl Rooms {
             Err(error) => return tracing::warn!(%error, "joins that were interrupted could not be read"),
         };
         // All are on the list before any goes on: whoever asks for one of the rooms waits for its join. Lanes put them in
-        // order; one that waits for its residents keeps none.
-        let mut going_on = JoinSet::new();
-        for (num, journal) in journals {
-            let (Ok(room_id), Ok(user)) = (RoomId::parse(&journal.room_id), UserId::parse(&journal.user_id)) else {
-                continue;
-            };
-            if let Entered::First(running) = self.0.joins.enter(&room_id, &user, self.0.parts.clock.instant()) {
-                going_on.spawn(resume_one(self.clone(), num, room_id, running));
+        // order; one that waits for its residents keeps none. Where a room has two journals, the second is looked at afterwards.
+        let mut waiting = journals;
+        while !self.0.joins.stopping.load(Relaxed) {
+            let mut going_on = JoinSet::new();
+            waiting.retain(|(num, journal)| match self.enter_again(journal) {
+                Some((room_id, running)) => {
+                    going_on.spawn(resume_one(self.clone(), *num, room_id, running));
+                    false
+                }
+                None => true,
+            });
+            if going_on.is_empty() {
+                return;
             }
+            while going_on.join_next().await.is_some() {}
         }
-        while going_on.join_next().await.is_some() {}
+    }
+
+    fn enter_again(&self, journal: &Journal) -> Option<(OwnedRoomId, Arc<Running>)> {
+        let (room_id, user) = (RoomId::parse(&journal.room_id).ok()?, UserId::parse(&journal.user_id).ok()?);
+        match self.0.joins.enter(&room_id, &user, self.0.parts.clock.instant()) {
+            Entered::First(running) => Some((room_id, running)),
+            Entered::Behind(_) | Entered::Full => None,
+        }
     }
 }
 
