@@ -4,7 +4,8 @@
 //! a row give no sign of life and nobody else does either, it is our own network that is gone: then only one probe in a
 //! while goes out, nobody's standing suffers, and everything resumes by itself when anybody answers.
 //!
-//! Bounds: [`KNOWN_MAX`] servers in memory, [`UNSAVED_MAX`] changes waiting to be written (a lost one costs one early retry).
+//! Bounds: [`KNOWN_MAX`] servers in memory, [`EXCUSED_MAX`] of them twice, [`UNSAVED_MAX`] changes waiting to be written (a lost
+//! one costs one early retry).
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -34,6 +35,9 @@ const LONGEST_MS: u64 = 12 * 3_600_000;
 const SILENT_SERVERS: usize = 3;
 /// Remembered until they are taken; the others are tried when their time comes.
 const RECOVERED_MAX: usize = 64;
+/// A server that speaks to us is asked again at once so often and no more: many that speak cannot be reached.
+const EXCUSED_MS: u64 = 60_000;
+const EXCUSED_MAX: usize = 64;
 const GOOD_SERVERS: usize = 8;
 const GOOD_PROBE_MS: u64 = 5_000;
 const PROBE_MS_MIN: u64 = 15_000;
@@ -55,6 +59,8 @@ struct Inner {
 struct Book {
     known: LruCache<OwnedServerName, Standing>,
     unsaved: HashMap<OwnedServerName, Standing>,
+    /// When a server that had failed last counted as being there again because it spoke to us.
+    excused: LruCache<OwnedServerName, u64>,
     internet: Internet,
 }
 
@@ -75,6 +81,7 @@ impl Backoff {
         let book = Book {
             known: LruCache::new(NonZeroUsize::new(KNOWN_MAX).expect("not zero")),
             unsaved: HashMap::new(),
+            excused: LruCache::new(NonZeroUsize::new(EXCUSED_MAX).expect("not zero")),
             internet: Internet::default(),
         };
         Backoff(Arc::new(Inner {
@@ -122,12 +129,20 @@ impl Backoff {
         }
     }
 
-    /// A server spoke to us: it can probably be reached again. Says nothing about our own way out.
+    /// A server spoke to us: it can probably be reached again. Believed once a minute. Says nothing about our own way out.
     pub async fn heard_from(&self, server: &ServerName) {
         if self.standing(server).await.failures == 0 {
             return;
         }
-        self.book().set(server, Standing::default(), true);
+        let now = self.0.clock.now_ms();
+        {
+            let mut book = self.book();
+            if book.excused.get(server).is_some_and(|at| now < at + EXCUSED_MS) {
+                return;
+            }
+            book.excused.put(server.to_owned(), now);
+            book.set(server, Standing::default(), true);
+        }
         let mut recovered = self.0.recovered.lock().expect("no panic holds it");
         if recovered.len() < RECOVERED_MAX {
             recovered.push(server.to_owned());
@@ -332,6 +347,24 @@ mod tests {
         again.success(&server, true);
         again.flush().await;
         assert!(backoff(&store, &clock).check(&server, true).await.is_ok());
+    }
+
+    /// A server that speaks to us and cannot be reached was tried anew after each of its requests.
+    #[tokio::test]
+    async fn who_speaks_to_us_is_believed_once_a_minute() {
+        let (store, clock) = (Store::in_memory(), Clock::simulated(1_000_000));
+        let (backoff, server) = (backoff(&store, &clock), name("a.example"));
+        backoff.failure(&server, true, Some(3_600_000));
+        backoff.heard_from(&server).await;
+        assert!(backoff.check(&server, true).await.is_ok());
+        assert_eq!(backoff.take_recovered(), [server.clone()]);
+        backoff.failure(&server, true, Some(3_600_000));
+        backoff.heard_from(&server).await;
+        assert!(backoff.check(&server, true).await.is_err() && backoff.take_recovered().is_empty());
+        clock.advance(Duration::from_secs(61));
+        backoff.heard_from(&server).await;
+        assert!(backoff.check(&server, true).await.is_ok());
+        assert_eq!(backoff.take_recovered(), [server]);
     }
 
     #[tokio::test]
