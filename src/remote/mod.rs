@@ -176,6 +176,11 @@ impl Remote {
         Ok((target.host, target.addresses))
     }
 
+    /// Whether this server speaks with others at all.
+    pub fn is_enabled(&self) -> bool {
+        self.0.enabled
+    }
+
     pub fn is_me(&self, server: &ServerName) -> bool {
         *server == *self.0.server_name
     }

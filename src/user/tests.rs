@@ -20,10 +20,15 @@ pub(super) fn town() -> Town {
 }
 
 pub(super) fn town_within(budget: Budget) -> Town {
+    town_that(budget, |_| {})
+}
+
+fn town_that(budget: Budget, change: impl FnOnce(&mut RemoteOptions)) -> Town {
     let server: OwnedServerName = "here.test".try_into().unwrap();
     let (clock, random) = (Clock::simulated(1_000_000), Random::seeded(1));
     let store = Store::in_memory();
-    let options = RemoteOptions::new(server.clone(), Arc::new(Key::from_seed("1", [1; 32])));
+    let mut options = RemoteOptions::new(server.clone(), Arc::new(Key::from_seed("1", [1; 32])));
+    change(&mut options);
     let remote = Remote::new(options, clock.clone(), random.clone(), &budget, store.clone()).unwrap();
     let feed = Feed::new(clock.clone());
     let users = Users::new(Parts { store, feed, clock: clock.clone(), random, budget, remote, server });
@@ -204,6 +209,25 @@ async fn all_who_changed_devices_are_told_of_once() {
     let all = changed.len();
     changed.dedup();
     assert_eq!((all, changed.len(), told["left"].as_array().unwrap().len()), (300, 300, 0));
+}
+
+/// Messages to people elsewhere stayed in the outbox for ever on a server that speaks with no other one.
+#[tokio::test]
+async fn nothing_is_kept_for_others_where_there_are_none() {
+    use crate::store::tables::outbox;
+    for (enabled, kept) in [(true, 1), (false, 0)] {
+        let town = town_that(Budget::for_tests(), |options| options.enabled = enabled);
+        let alice = town.person("alice").await;
+        let messages = serde_json::from_value(json!({ "@far:far.test": { "*": { "secret": 1 } } })).unwrap();
+        town.users.send_to_device(&alice, "com.example", "1", messages).await.unwrap();
+        let mut rows = 0;
+        outbox::list_after(&town.users.0.parts.store.read().unwrap(), Position(0), &mut |_, _| {
+            rows += 1;
+            Ok(std::ops::ControlFlow::Continue(()))
+        })
+        .unwrap();
+        assert_eq!(rows, kept);
+    }
 }
 
 #[tokio::test]

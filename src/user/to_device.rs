@@ -66,6 +66,7 @@ impl Users {
         }
         let (requester, kind, txn) = (requester.clone(), kind.to_owned(), txn.to_owned());
         let (server, random) = (self.server().to_owned(), self.0.parts.random.clone());
+        let has_others = self.0.parts.remote.is_enabled();
         self.write(move |w| {
             if to_device::txn_seen(w, requester.user_num, &requester.device_id, &kind, &txn)? {
                 return Ok(());
@@ -84,6 +85,8 @@ impl Users {
                 }
             }
             let mut change = Change { users: post.wake, ..Change::default() };
+            // On a server that speaks with no other one nobody would ever take them.
+            let elsewhere = if has_others { elsewhere } else { Messages::new() };
             for (server, content) in units(&kind, &requester.user_id, elsewhere, &mut || random.token(16)) {
                 circle::post_to(w, server, &json!({ "edu_type": "m.direct_to_device", "content": content }))?;
                 change.outbound = true;
