@@ -55,7 +55,7 @@ pub enum Failed {
     /// Connected, but the answer did not come, or stalled.
     Timeout,
     /// It answered with an error of its own.
-    Status { status: u16, errcode: String, message: String, body: Vec<u8> },
+    Status { status: u16, errcode: String, message: String, retry_after_ms: Option<u64> },
     /// The answer is not what was asked for.
     BadAnswer(String),
     /// The answer is longer than we take.
@@ -194,8 +194,8 @@ impl Remote {
                 self.0.backoff.silence(server, fixed);
             }
             Err(Failed::Unreachable { .. } | Failed::Timeout) => self.0.backoff.failure(server, fixed, None),
-            Err(Failed::Status { status: 429, body, .. }) => {
-                self.0.backoff.failure(server, fixed, retry_after_ms(body));
+            Err(Failed::Status { status: 429, retry_after_ms, .. }) => {
+                self.0.backoff.failure(server, fixed, *retry_after_ms);
             }
             Err(Failed::Status { status, .. }) if *status >= 500 => self.0.backoff.failure(server, fixed, None),
             // Somebody is there, but whether it is a homeserver such an answer does not tell.
@@ -298,7 +298,7 @@ impl Remote {
         };
         let word = |name: &str| skim::member::<String>(&body, name).unwrap_or_default();
         let (errcode, message) = (shorten(&word("errcode"), 100), shorten(&word("error"), 300));
-        Failed::Status { status, errcode, message, body }
+        Failed::Status { status, errcode, message, retry_after_ms: skim::member(&body, "retry_after_ms") }
     }
 }
 
@@ -309,10 +309,6 @@ fn grow(bytes: &mut Vec<u8>, grant: &mut Grant, length: u64, max_bytes: u64) -> 
     grant.grow(wanted - grant.bytes())?;
     bytes.reserve_exact(wanted as usize - bytes.len());
     Ok(())
-}
-
-fn retry_after_ms(body: &[u8]) -> Option<u64> {
-    skim::member(body, "retry_after_ms")
 }
 
 /// A peer's words, fit for a log line.

@@ -216,18 +216,25 @@ fn of_the_busiest(
     Ok(oldest.collect())
 }
 
+/// An event of stripped state. What else it says somebody elsewhere chose, and it is not looked at.
+#[derive(serde::Deserialize)]
+pub(super) struct Stripped<'a> {
+    #[serde(rename = "type", borrow)]
+    pub kind: Cow<'a, str>,
+    #[serde(borrow)]
+    pub state_key: Cow<'a, str>,
+    #[serde(borrow)]
+    pub sender: Cow<'a, str>,
+}
+
+/// Stripped state as it is kept.
+pub(super) fn read_stripped(stripped: &[u8]) -> Vec<Stripped<'_>> {
+    serde_json::from_slice(stripped).unwrap_or_default()
+}
+
 /// The server of whoever asked a user in, as the stripped state has it; empty when it does not say.
 fn inviting_server(stripped: &[u8], user_id: &UserId) -> String {
-    #[derive(serde::Deserialize)]
-    struct Stripped<'a> {
-        #[serde(rename = "type", borrow)]
-        kind: Cow<'a, str>,
-        #[serde(borrow)]
-        state_key: Cow<'a, str>,
-        #[serde(borrow)]
-        sender: Cow<'a, str>,
-    }
-    let stripped: Vec<Stripped<'_>> = serde_json::from_slice(stripped).unwrap_or_default();
+    let stripped = read_stripped(stripped);
     let own = stripped.iter().rev().find(|event| event.kind == "m.room.member" && event.state_key == user_id.as_str());
     own.and_then(|event| event.sender.split_once(':')).map(|(_, server)| server.to_owned()).unwrap_or_default()
 }

@@ -12,7 +12,7 @@ use ruma::{EventId, OwnedEventId, OwnedRoomId, OwnedServerName, OwnedUserId, Roo
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
-use super::elsewhere::STRIPPED_BYTES_MAX;
+use super::elsewhere::{STRIPPED_BYTES_MAX, read_stripped};
 use super::fetch::signing_keys;
 use super::receive::KEYS_TIME_MAX;
 use super::{Error, Result, Rooms, visitor};
@@ -253,14 +253,14 @@ impl Rooms {
             return Err(Error::forbidden("the user is neither invited to the room nor waiting to be"));
         }
         let stripped = member::stripped(read, user_num, room_num)?.unwrap_or_default();
-        let stripped: Vec<Value> = serde_json::from_slice(&stripped).unwrap_or_default();
+        let stripped = read_stripped(&stripped);
         let inviters =
-            stripped.iter().filter(|event| event["type"] == "m.room.member" && event["state_key"] == user.as_str());
-        let senders = inviters.filter_map(|event| OwnedUserId::try_from(event["sender"].as_str()?).ok());
+            stripped.iter().filter(|event| event.kind == "m.room.member" && event.state_key == user.as_str());
+        let senders = inviters.filter_map(|event| OwnedUserId::try_from(&*event.sender).ok());
         let mut servers: Vec<OwnedServerName> = senders.map(|sender| sender.server_name().to_owned()).collect();
         servers.extend(room.server_name().map(ToOwned::to_owned));
         // Of a version 12 room the id says nothing; whoever else is named in the state is in the room too.
-        let others = stripped.iter().filter_map(|event| OwnedUserId::try_from(event["sender"].as_str()?).ok());
+        let others = stripped.iter().filter_map(|event| OwnedUserId::try_from(&*event.sender).ok());
         servers.extend(others.map(|sender| sender.server_name().to_owned()));
         let mut seen = Vec::new();
         servers.retain(|server| {
@@ -277,7 +277,7 @@ impl Rooms {
 /// Stripped state as it is kept: a JSON array of the events' four fields, the member event itself last. What is too much
 /// or no event is left out.
 fn strip(state: &[Value], own: &Event) -> Vec<u8> {
-    let last = serde_json::from_slice(own.to_federation()).ok().and_then(|event| strip_one(&event)).unwrap_or_default();
+    let last = strip_own(own);
     let mut left = STRIPPED_BYTES_MAX.saturating_sub(last.len() + 2);
     let mut kept = Vec::new();
     for event in state.iter().take(STRIPPED_EVENTS_MAX) {
@@ -288,6 +288,13 @@ fn strip(state: &[Value], own: &Event) -> Vec<u8> {
     }
     kept.push(last);
     format!("[{}]", kept.join(",")).into_bytes()
+}
+
+/// The member event itself, whose text is copied: it may be of any shape inside.
+fn strip_own(own: &Event) -> String {
+    let (kind, state_key, sender) = (json!(own.kind()), json!(own.state_key()), json!(own.sender()));
+    let content = own.content();
+    format!("{{\"content\":{content},\"sender\":{sender},\"state_key\":{state_key},\"type\":{kind}}}")
 }
 
 fn strip_one(event: &Value) -> Option<String> {

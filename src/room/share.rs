@@ -7,8 +7,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use serde_json::Value;
-
+use super::elsewhere::read_stripped;
 use super::filter::Filter;
 use super::format::{self, Format};
 use super::ignored::Ignored;
@@ -184,9 +183,8 @@ impl Asked {
         }
         // From outside: the member event stands last in what came with it.
         let stripped = member::stripped(&*self.read, self.reader.user, num)?.unwrap_or_default();
-        let stripped: Vec<Value> = serde_json::from_slice(&stripped).unwrap_or_default();
-        let Some(inviter) = stripped.last().and_then(|own| own["sender"].as_str()) else { return Ok(false) };
-        Ok(user::num(&*self.read, inviter)?.is_some_and(|inviter| self.ignored.contains(inviter)))
+        let Some(own) = read_stripped(&stripped).pop() else { return Ok(false) };
+        Ok(user::num(&*self.read, &own.sender)?.is_some_and(|inviter| self.ignored.contains(inviter)))
     }
 
     fn room_moved(&self, num: RoomNum) -> store::Result<bool> {

@@ -5,6 +5,7 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
 use super::{Error, Users};
+use crate::budget::parsed_bytes_max;
 use crate::store::tables::account_data::{self, GLOBAL};
 use crate::store::tables::{push_rule, room};
 use crate::store::{Change, Get, RoomNum, UserNum, Write};
@@ -13,6 +14,8 @@ use crate::store::{Change, Get, RoomNum, UserNum, Write};
 const ENTRIES_MAX: usize = 5_000;
 const BYTES_MAX: usize = 4 << 20;
 const ENTRY_BYTES_MAX: usize = 64 << 10;
+/// And what it may take when it is read.
+const PARSED_BYTES_MAX: u64 = 512 << 10;
 const TYPE_BYTES_MAX: usize = 255;
 const TAGS_MAX: usize = 100;
 
@@ -111,6 +114,9 @@ impl Users {
 fn put_entry(w: &mut Write<'_>, user: UserNum, room: RoomNum, kind: &str, json: &[u8]) -> Result<(), Error> {
     if json.len() > ENTRY_BYTES_MAX {
         return Err(Error::TooLarge(format!("An entry may have {ENTRY_BYTES_MAX} bytes")));
+    }
+    if parsed_bytes_max(json) > PARSED_BYTES_MAX {
+        return Err(Error::TooLarge("This entry has too many parts".to_owned()));
     }
     let before = account_data::get(w, user, room, kind)?;
     if before.as_deref() == Some(json) {

@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 
 use super::{Error, Requester, Users, account, circle};
 use crate::base::blocking;
-use crate::budget::Grant;
+use crate::budget::{Grant, parsed_bytes_max};
 use crate::matrix::skim;
 use crate::remote::{Failed, Options};
 use crate::store::tables::key::{self, FallbackKey, OneTimeKey, Purpose};
@@ -39,6 +39,8 @@ const USERS_PER_QUESTION: usize = 50;
 const QUESTION_TIMEOUT: Duration = Duration::from_secs(10);
 /// One-time keys handed out in one write; each is paid for in full before it is taken.
 const CLAIMS_PER_WRITE: usize = 24;
+/// A longer master key of another server's user is shown as it came, without the viewer's own signature.
+const MASTER_PARSED_BYTES_MAX: u64 = 128 << 10;
 /// A key is held as it was told, and once more in the answer that is written.
 const COPIES: u64 = 2;
 /// What holds it beside its text: its place in a map, its name.
@@ -548,6 +550,9 @@ fn signed_by_viewer(
     raw: &RawValue,
 ) -> Result<Option<Box<RawValue>>, Error> {
     let Some(owner) = user::num(get, user_id.as_str())? else { return Ok(None) };
+    if parsed_bytes_max(raw.get().as_bytes()) > MASTER_PARSED_BYTES_MAX {
+        return Ok(None);
+    }
     let Ok(mut master) = serde_json::from_str::<Value>(raw.get()) else { return Ok(None) };
     let Some(key_id) = public_key(&master).filter(|id| !id.contains('\0')).map(ToOwned::to_owned) else {
         return Ok(None);

@@ -6,7 +6,7 @@ use ruma::UserId;
 use serde_json::{Map, Value};
 
 use super::{Error, Users, account};
-use crate::budget::Grant;
+use crate::budget::{Grant, parsed_bytes_max};
 use crate::remote::{Options, encode};
 use crate::store::tables::user::{self, Standing};
 
@@ -14,6 +14,8 @@ const NAME_BYTES_MAX: usize = 1024;
 const FIELD_NAME_BYTES_MAX: usize = 255;
 /// Of a whole profile, as the specification has it.
 const PROFILE_BYTES_MAX: usize = 64 << 10;
+/// And what it may take when it is read: anybody may ask for it.
+const PARSED_BYTES_MAX: u64 = 128 << 10;
 
 impl Users {
     /// A user's profile, asked of their own server when that is another; then with what pays for it.
@@ -56,7 +58,8 @@ impl Users {
             if before == value {
                 return Ok(false);
             }
-            if Value::Object(profile).to_string().len() > PROFILE_BYTES_MAX {
+            let text = Value::Object(profile).to_string();
+            if text.len() > PROFILE_BYTES_MAX || parsed_bytes_max(text.as_bytes()) > PARSED_BYTES_MAX {
                 return Err(Error::bad("M_PROFILE_TOO_LARGE", "A profile may have 64 KiB"));
             }
             user::set_profile_field(w, num, &field, value.as_ref())?;

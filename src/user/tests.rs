@@ -313,6 +313,23 @@ async fn a_device_has_a_handful_of_fallback_keys() {
     assert!(matches!(upload(100..100_000 / 100).await, Err(Error::TooLarge(_))));
 }
 
+/// Of 64 KiB of small objects whoever asked for a profile made six megabytes.
+#[tokio::test]
+async fn what_is_kept_is_small_when_it_is_read_too() {
+    let town = town();
+    let alice = town.person("alice").await;
+    let set = async |value: Value| town.users.set_profile_field(&alice.user_id, "org.x", Some(value)).await;
+    assert!(matches!(set(json!(vec![json!({ "": 0 }); 1000])).await, Err(Error::Bad { .. })));
+    set(json!("x".repeat(60_000))).await.unwrap();
+    let keep = async |value: Value| {
+        let content = serde_json::value::to_raw_value(&value).unwrap();
+        town.users.set_account_data(alice.user_num, None, "org.x", content).await
+    };
+    assert!(matches!(keep(json!({ "x": vec![json!({ "": 0 }); 1000] })).await, Err(Error::TooLarge(_))));
+    keep(json!({ "@bob:far.test": vec!["!abcdefghijklmnopqr:far.test"; 2000] })).await.unwrap();
+    assert!(matches!(keep(json!({ "x": "x".repeat(64 << 10) })).await, Err(Error::TooLarge(_))));
+}
+
 #[tokio::test]
 async fn a_user_with_many_devices_loses_the_one_not_heard_of_for_longest() {
     let town = town();

@@ -65,7 +65,7 @@ fn raw(event: &Event) -> Box<RawValue> {
 }
 
 fn absent() -> Failed {
-    Failed::Status { status: 404, errcode: "M_NOT_FOUND".into(), message: "no".into(), body: Vec::new() }
+    Failed::Status { status: 404, errcode: "M_NOT_FOUND".into(), message: "no".into(), retry_after_ms: None }
 }
 
 impl Fetch for Peer {
