@@ -513,7 +513,6 @@ pub fn get<'a>(object: &'a [u8], key: &str) -> Option<&'a [u8]> {
 /// Where the value of a top-level member is, in an object from elsewhere: any order, but without blanks between its
 /// tokens. `key` must need no escapes. None when there is no such member or the text is not what this can tell.
 pub fn compact_member(object: &[u8], key: &str) -> Option<Range<usize>> {
-    memchr::memmem::find(object, key.as_bytes())?;
     let (mut at, mut found) = (1, None);
     if object.first() != Some(&b'{') {
         return None;
@@ -599,7 +598,7 @@ fn unescape(inner: &[u8]) -> impl Iterator<Item = u8> + '_ {
 }
 
 /// Where the value at the start of `text` ends.
-fn skip_value(text: &[u8]) -> Option<usize> {
+pub fn skip_value(text: &[u8]) -> Option<usize> {
     match text.first()? {
         b'"' => skip_string(text),
         b'{' | b'[' => skip_nested(text),

@@ -9,9 +9,10 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::Hasher;
-use std::ops::ControlFlow;
-use std::sync::{Mutex, PoisonError};
+use std::ops::{ControlFlow, Range};
+use std::sync::{LazyLock, Mutex, PoisonError};
 
+use memchr::memmem::Finder;
 use siphasher::sip::SipHasher13;
 
 use crate::budget::{Account, Grant, Refused};
@@ -31,7 +32,7 @@ pub const BYTES: u64 = (4096 * (size_of::<(WirePrint, Place)>() + 1) + 2048 * si
 /// What an event looked like, but for its top-level `unsigned`, in which servers count the seconds since they had it.
 pub fn wire_print(key: &[u8; 16], raw: &[u8]) -> WirePrint {
     let mut hasher = SipHasher13::new_with_key(key);
-    let (before, after) = match json::compact_member(raw, "unsigned") {
+    let (before, after) = match unsigned_of(raw) {
         Some(unsigned) => (&raw[..unsigned.start], &raw[unsigned.end..]),
         None => (raw, &raw[..0]),
     };
@@ -39,6 +40,20 @@ pub fn wire_print(key: &[u8; 16], raw: &[u8]) -> WirePrint {
     hasher.write(after);
     hasher.write_usize(before.len());
     hasher.finish()
+}
+
+/// Where the value of the top-level `unsigned` is. Most servers write it last, and then nothing before it is looked at: what is
+/// followed by the text's own closing brace is a member of the outermost object.
+fn unsigned_of(raw: &[u8]) -> Option<Range<usize>> {
+    const KEY: &[u8] = b"\"unsigned\":";
+    static FINDER: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(KEY));
+    let at = FINDER.find(raw)?;
+    let start = at + KEY.len();
+    let end = start + json::skip_value(&raw[start..])?;
+    if raw[..at].ends_with(b",") && &raw[end..] == b"}" {
+        return Some(start..end);
+    }
+    json::compact_member(raw, "unsigned")
 }
 
 /// Shared by the workers.
@@ -225,6 +240,13 @@ mod tests {
         assert_ne!(print, wire(r#"{"type":"a","unsigned":{"age":1},"content":{"unsigned":2}}"#));
         assert_ne!(print, wire(r#"{"type":"b","unsigned":{"age":1},"content":{"unsigned":1}}"#));
         assert_ne!(wire(r#"{"a":1}"#), wire_print(&[4; 16], br#"{"a":1}"#));
+        // Written last, as most do, and looked for in the wrong places.
+        let print = wire(r#"{"content":{"unsigned":1},"unsigned":{"age":1}}"#);
+        assert_eq!(print, wire(r#"{"content":{"unsigned":1},"unsigned":{"age":22}}"#));
+        assert_ne!(print, wire(r#"{"content":{"unsigned":2},"unsigned":{"age":1}}"#));
+        let print = wire(r#"{"a":{"b":1,"unsigned":1}}"#);
+        assert_ne!(print, wire(r#"{"a":{"b":1,"unsigned":2}}"#));
+        assert_ne!(wire(r#"{"a":1,"x\"unsigned":1}"#), wire(r#"{"a":1,"x\"unsigned":2}"#));
         // Where blanks stand between the tokens, everything counts.
         assert_ne!(wire(r#"{"unsigned": 1}"#), wire(r#"{"unsigned": 2}"#));
     }
