@@ -5,7 +5,7 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::TokioIo;
@@ -360,7 +360,13 @@ fn settings(folder: &Path) -> Config {
     config
 }
 
-/// A port nobody listens on now; whoever takes it in between makes the test fail, not pass.
+/// A port nobody listens on now, below those that connections of others come from. Whoever listens on it in between makes the
+/// test fail, not pass.
 pub fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let mut ports = std::iter::repeat_with(|| {
+        let next = NEXT.fetch_add(1, Ordering::Relaxed) + std::process::id().wrapping_mul(97);
+        10_000 + (next % 20_000) as u16
+    });
+    ports.find(|port| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok()).unwrap()
 }

@@ -309,6 +309,7 @@ async fn hanging() -> (Visit, tokio::task::JoinHandle<Result<(), snug::room::Err
     let via: Vec<OwnedServerName> = vec![RESIDENT.try_into().unwrap()];
     let asked = tokio::spawn(async move { rooms.join(&user, &room, Joining { via, ..Joining::default() }).await });
     while stored(&visit.house) < 500 {
+        assert!(!asked.is_finished(), "the join ended: {:?}", asked.await);
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     (visit, asked)

@@ -7,7 +7,7 @@ use super::wire::{Answer, Client, Target, percent_encode};
 use serde_json::{Value, json};
 use std::fs;
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -230,8 +230,11 @@ pub fn can_mount() -> bool {
     tried.is_ok_and(|done| done.status.success())
 }
 
+/// On a loopback address of this process: connections of others, which come from 127.0.0.1, cannot take the port before it is
+/// listened on.
 fn free_address() -> io::Result<SocketAddr> {
-    TcpListener::bind("127.0.0.1:0")?.local_addr()
+    let [_, high, middle, low] = std::process::id().to_be_bytes();
+    TcpListener::bind((Ipv4Addr::new(127, 64 | high & 63, middle, low), 0))?.local_addr()
 }
 
 fn allocated(folder: &Path) -> u64 {
