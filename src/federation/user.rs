@@ -20,7 +20,8 @@ pub async fn devices(federation: Arc<Federation>, mut request: Request) -> Resul
     if user.server_name() != federation.server_name {
         return Err(Answer::not_found("That user is of another server").into());
     }
-    Ok(Response::json(&federation.users.devices_for_server(&user).await?))
+    let (json, grant) = federation.users.devices_for_server(&user).await?;
+    Ok(Response::charged(StatusCode::OK, "application/json", json, grant))
 }
 
 /// `POST /user/keys/query`

@@ -297,10 +297,7 @@ pub fn sign_new(
 }
 
 /// A canonical object with a few members more, canonical again. None of them may be there already.
-pub(super) fn with_members(
-    object: &[u8],
-    more: &serde_json::Map<String, serde_json::Value>,
-) -> Result<Vec<u8>, Reject> {
+fn with_members(object: &[u8], more: &serde_json::Map<String, serde_json::Value>) -> Result<Vec<u8>, Reject> {
     let inner = object.strip_prefix(b"{").and_then(|o| o.strip_suffix(b"}"));
     let inner = inner.ok_or_else(|| Reject::shape("not a JSON object"))?;
     let mut text = vec![b'{'];

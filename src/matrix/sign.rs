@@ -3,7 +3,7 @@
 
 use super::Reject;
 use super::comb::Comb;
-use super::event::{Event, with_members};
+use super::event::Event;
 use super::fast::{BASE64, Signer};
 use super::json::{self, Mode};
 use super::reject::Kind;
@@ -257,17 +257,28 @@ pub fn json_key_ids(raw: &[u8], server: &str) -> Vec<String> {
     json::members(by).take(16).filter_map(|(id, _)| String::from_utf8(id.to_vec()).ok()).collect()
 }
 
+/// Text by text: what other servers wrote beside it may be of any shape inside.
 fn merge_signature(object: &[u8], server: &ServerName, key_id: &str, signature: &str) -> Result<Vec<u8>, Reject> {
-    let signatures = json::get(object, "signatures").unwrap_or(b"{}");
-    let mut signatures: Value = serde_json::from_slice(signatures).map_err(|e| Reject::json(e.to_string()))?;
-    let of = signatures.as_object_mut().ok_or_else(|| Reject::shape("signatures is no object"))?;
-    let ours = of.entry(server.as_str()).or_insert_with(|| Value::Object(Map::new()));
-    ours.as_object_mut()
-        .ok_or_else(|| Reject::shape("signatures is no object of objects"))?
-        .insert(key_id.to_owned(), signature.into());
-    let mut canon = json::Canon::new();
-    canon.read(object, Mode::Lenient, &["signatures"])?;
-    with_members(canon.bytes(), &Map::from_iter([("signatures".to_owned(), signatures)]))
+    let all = json::get(object, "signatures").unwrap_or(b"{}");
+    let ours = json::get(all, server.as_str()).unwrap_or(b"{}");
+    if !all.starts_with(b"{") || !ours.starts_with(b"{") {
+        return Err(Reject::shape("signatures is no object of objects"));
+    }
+    let ours = set_member(ours, key_id, format!("\"{signature}\"").as_bytes());
+    let all = set_member(all, server.as_str(), &ours);
+    json::canonical(&set_member(object, "signatures", &all), Mode::Lenient)
+}
+
+/// A canonical object with one member set; it comes last, so the result is not in canonical order.
+fn set_member(object: &[u8], key: &str, value: &[u8]) -> Vec<u8> {
+    let mut name = Vec::new();
+    json::write_string(&mut name, key);
+    let mut out = b"{".to_vec();
+    for (other, kept) in json::members(object).filter(|(other, _)| *other != &name[1..name.len() - 1]) {
+        out.extend_from_slice(&[b"\"", other, b"\":", kept, b","].concat());
+    }
+    out.extend_from_slice(&[&name, &b":"[..], value, b"}"].concat());
+    out
 }
 
 /// Room versions that check when a key was valid need the key at the event's time; `RoomVersion` decides.

@@ -537,6 +537,32 @@ fn hashes_of_lists() {
 }
 
 /// The specification's signed events lack what a real event has, so they are signed a step lower.
+/// What other servers wrote beside a signature was parsed, whatever it was.
+#[test]
+fn a_signature_is_added_to_whatever_stands_beside_it() {
+    let (one, two) = (Key::from_seed("1", [1; 32]), Key::from_seed("a\"b", [2; 32]));
+    let draft = json!({ "type": "m.x", "room_id": "!r:one", "sender": "@a:one", "content": { "b": 1 }, "depth": 1,
+        "origin_server_ts": 5, "prev_events": [], "auth_events": [] });
+    let version = version::get("11").unwrap();
+    let name = |name: &str| OwnedServerName::try_from(name).unwrap();
+    let event = super::event::sign_new(version, draft.to_string().as_bytes(), &name("one"), &one).unwrap();
+    let mut told: Value = serde_json::from_slice(event.to_federation()).unwrap();
+    told["signatures"]["zoo"] = json!({ "": [{ "a": 0 }] });
+    let event = Event::from_wire(version, told.to_string().as_bytes()).unwrap();
+    let mut expected = told;
+    for key in [&one, &two, &two] {
+        let signed = sign::add_signature(&event, &name("two"), key).unwrap();
+        let again = sign::add_signature(&signed, &name("two"), &two).unwrap();
+        let signature = |key: &Key| Value::from(key.sign_base64(&event.signed_message()));
+        expected["signatures"]["two"] = json!({ key.id(): signature(key), two.id(): signature(&two) });
+        assert_eq!(
+            std::str::from_utf8(again.to_federation()).unwrap(),
+            canonical(&expected.to_string(), Mode::Lenient).unwrap()
+        );
+        assert_eq!(again.id(), event.id());
+    }
+}
+
 #[test]
 fn event_signatures() {
     use super::{fast, redact};

@@ -28,6 +28,8 @@ const ONE_TIME_KEYS_MAX: usize = 1000;
 pub(super) const FALLBACK_KEYS_MAX: usize = 16;
 const KEY_BYTES_MAX: usize = 4 << 10;
 const DEVICE_KEYS_BYTES_MAX: usize = 16 << 10;
+/// And what they may take when they are read: a handful of objects.
+const DEVICE_KEYS_PARSED_BYTES_MAX: u64 = 64 << 10;
 const KEY_NAME_BYTES_MAX: usize = 128;
 /// The algorithm every app counts, even at none.
 const USUAL_ALGORITHM: &str = "signed_curve25519";
@@ -201,30 +203,39 @@ impl Users {
         Ok(claimed)
     }
 
-    /// What another server is told of a local user's devices.
-    pub async fn devices_for_server(&self, user_id: &UserId) -> Result<Value, Error> {
+    /// What another server is told of a local user's devices: JSON, with what pays for it.
+    pub async fn devices_for_server(&self, user_id: &UserId) -> Result<(Vec<u8>, Grant), Error> {
+        #[derive(Serialize)]
+        struct Shown<'a> {
+            device_id: &'a str,
+            keys: Value,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            device_display_name: Option<String>,
+        }
+        let mut grant = self.0.parts.budget.account("response_bodies").take(ANSWER_BYTES).await?;
         let user_id = user_id.to_owned();
         self.read(move |get| {
             let num = account::local(get, &user_id)?;
-            let mut ids = device::ids(get, num)?;
-            let mut devices = Vec::new();
-            for id in ids.drain(..) {
-                if let Some(keys) = device_keys(get, num, &user_id, &id, None)? {
-                    let mut shown = json!({ "device_id": id, "keys": keys });
-                    if let Some(name) = device::get(get, num, &id)?.and_then(|row| row.display_name) {
-                        shown["device_display_name"] = name.into();
-                    }
-                    devices.push(shown);
-                }
-            }
             let stream_id = device::last_change(get, num)?.map_or(0, |at| at.0);
-            let mut answer = json!({ "user_id": user_id, "stream_id": stream_id, "devices": devices });
+            let mut out = format!("{{\"user_id\":{},\"stream_id\":{stream_id}", json!(user_id)).into_bytes();
             for (name, purpose) in [("master_key", Purpose::Master), ("self_signing_key", Purpose::SelfSigning)] {
                 if let Some(found) = cross_key(get, num, &user_id, purpose, None)? {
-                    answer[name] = found;
+                    out.extend_from_slice(format!(",\"{name}\":{found}").as_bytes());
                 }
             }
-            Ok(answer)
+            out.extend_from_slice(b",\"devices\":[");
+            let mut first = true;
+            for id in device::ids(get, num)? {
+                let Some(keys) = device_keys(get, num, &user_id, &id, None)? else { continue };
+                let device_display_name = device::get(get, num, &id)?.and_then(|row| row.display_name);
+                let shown = serde_json::to_vec(&Shown { device_id: &id, keys, device_display_name })?;
+                // The list grows by doubling.
+                grant.grow(shown.len() as u64 * COPIES)?;
+                out.extend_from_slice(if std::mem::take(&mut first) { b"" } else { b"," });
+                out.extend_from_slice(&shown);
+            }
+            out.extend_from_slice(b"]}");
+            Ok((out, grant))
         })
         .await
     }
@@ -581,7 +592,8 @@ fn checked_device_keys(requester: &Requester, mut keys: Value) -> Result<Value, 
         return Err(Error::invalid("These are not the keys of this device"));
     }
     keep_own_signatures(&mut keys, &requester.user_id);
-    if keys.to_string().len() > DEVICE_KEYS_BYTES_MAX {
+    let text = keys.to_string();
+    if text.len() > DEVICE_KEYS_BYTES_MAX || parsed_bytes_max(text.as_bytes()) > DEVICE_KEYS_PARSED_BYTES_MAX {
         return Err(Error::TooLarge(format!("The keys of a device may have {DEVICE_KEYS_BYTES_MAX} bytes")));
     }
     Ok(keys)
