@@ -4,7 +4,8 @@
 //! that log into places in a topological order, reading it front to back, never keeping more of it than the `join`
 //! account pays for. Per node four bytes, always. An event whose parents all have their place takes the next one in
 //! passing, which is nearly all of them in the order servers send. The others wait as edges in memory, twelve bytes
-//! each; where those do not fit either, the log is read again, and each reading places more.
+//! each; those that do not fit go to a scratch file with the parents they lack, which is read instead of the log the next
+//! time. Each reading places more and leaves a shorter file.
 //!
 //! Events in a cycle, or over a reference nobody sent, never get a place: they cannot be accepted.
 //!
@@ -18,7 +19,7 @@ use std::path::PathBuf;
 use siphasher::sip128::{Hasher128, SipHasher13};
 use std::hash::Hasher;
 
-use crate::budget::spill::SpillError;
+use crate::budget::spill::{self, Spill, SpillError, SpillReader};
 use crate::budget::{Account, Budget, Grant, Refused};
 use crate::store;
 
@@ -73,8 +74,8 @@ pub enum Fate {
     Stuck,
 }
 
-/// Readings of the log before giving up. A log in sending order takes one; a shuffled one takes about half its
-/// longest chain of parents, and only as long as its edges do not fit in memory.
+/// Readings before giving up. A log in sending order takes one; a shuffled one takes about half its longest chain of
+/// parents, and only as long as its edges do not fit in memory.
 const PASSES_MAX: usize = 1000;
 /// An edge that waits: parent, child, and the child's place in the queue once it is free.
 const EDGE_BYTES: u64 = 12;
@@ -108,10 +109,14 @@ impl Order {
         if let Some(key) = forgetful {
             order.merge_doubles(log, key, scratch)?;
         }
-        while order.pass(log, &scratch.memory)? == Pass::Unfinished {
+        let _buffers = scratch.memory.try_take(2 * spill::BUFFER_BYTES as u64)?;
+        let mut late = order.pass(scratch, &mut |visit| log.events(visit))?;
+        while let Some(file) = late {
             if order.passes == PASSES_MAX {
                 return Err(OrderError::TooTangled);
             }
+            let mut file = file.into_reader()?;
+            late = order.pass(scratch, &mut |visit| read_late(&mut file, visit))?;
         }
         Ok(order)
     }
@@ -121,7 +126,7 @@ impl Order {
         self.count
     }
 
-    /// How often the log was read.
+    /// How often the log, or what was left of it, was read.
     pub fn passes(&self) -> usize {
         self.passes
     }
@@ -154,43 +159,73 @@ impl Order {
         self.slots.iter().enumerate().filter(|(_, slot)| **slot == 0).map(|(node, _)| node as Node)
     }
 
-    /// Reads the log once: places what can be placed, and what waits for it as far as memory reaches.
-    fn pass(&mut self, log: &mut impl Log, memory: &Account) -> Result<Pass, OrderError> {
+    /// Reads once: places what can be placed, and what waits for it as far as memory reaches. Answers what is to be read the
+    /// next time; none when everything has found its place that can.
+    fn pass(&mut self, scratch: &Scratch, events: &mut Events<'_>) -> Result<Option<Spill>, OrderError> {
         let count_before = self.count;
         self.passes += 1;
-        let mut edges = Edges::new(memory)?;
-        log.events(&mut |node, parents| {
-            self.look_at(node, parents, &mut edges);
-            Ok(())
+        let mut edges = Edges::new(&scratch.memory)?;
+        let mut late: Option<Spill> = None;
+        events(&mut |node, parents| {
+            if self.look_at(node, parents, &mut edges) {
+                return Ok(());
+            }
+            if late.is_none() {
+                late = Some(Spill::create(&scratch.folder, &scratch.disk)?);
+            }
+            self.put_off(node, parents, late.as_mut().expect("made above"))
         })?;
         self.release(&mut edges);
-        match (edges.all_fit, self.count > count_before) {
-            (true, _) => Ok(Pass::Finished),
-            (false, false) => Err(OrderError::TooTangled),
-            (false, true) => {
-                self.forget_waiting();
-                Ok(Pass::Unfinished)
+        let Some(mut late) = late else { return Ok(None) };
+        if self.count == count_before {
+            return Ok(None); // whatever lacked nothing would have found its place
+        }
+        edges.list.sort_unstable_by_key(|&(parent, child)| (child, parent));
+        let mut parents = Vec::new();
+        for family in edges.list.chunk_by(|one, next| one.1 == next.1) {
+            let child = family[0].1;
+            if self.slots[child as usize] & TAGS == WAITING {
+                parents.clear();
+                parents.extend(family.iter().map(|edge| edge.0));
+                self.put_off(child, &parents, &mut late)?;
             }
         }
+        self.forget_waiting();
+        Ok(Some(late))
     }
 
-    fn look_at(&mut self, node: Node, parents: &[Node], edges: &mut Edges) {
+    /// False when it has to be looked at once more.
+    fn look_at(&mut self, node: Node, parents: &[Node], edges: &mut Edges) -> bool {
         let node = self.canonical(node);
         if self.slots[node as usize] != 0 {
-            return; // placed by an earlier reading, or the second copy of one event
+            return true; // placed by an earlier reading, or the second copy of one event
         }
-        let mut waiting = 0;
+        let (mut waiting, before) = (0, edges.list.len());
         for parent in parents.iter().map(|parent| self.canonical(*parent)) {
-            if self.slots[parent as usize] & TAGS != PLACED {
-                edges.push(parent, node);
-                waiting += 1;
+            if self.slots[parent as usize] & TAGS == PLACED {
+                continue;
             }
+            if !edges.push(parent, node) {
+                edges.list.truncate(before);
+                self.slots[node as usize] = WAITING;
+                return false;
+            }
+            waiting += 1;
         }
         if waiting == 0 {
             self.put_next(node);
         } else {
             self.slots[node as usize] = WAITING | waiting;
         }
+        true
+    }
+
+    /// Writes down an event and which of its parents it waits for.
+    fn put_off(&self, node: Node, parents: &[Node], late: &mut Spill) -> Result<(), OrderError> {
+        let is_lacking = |parent: &Node| self.slots[*parent as usize] & TAGS != PLACED;
+        let lacking = parents.iter().map(|parent| self.canonical(*parent)).filter(is_lacking);
+        let frame: Vec<u8> = std::iter::once(node).chain(lacking).flat_map(u32::to_le_bytes).collect();
+        Ok(late.append(&frame)?)
     }
 
     fn put_next(&mut self, node: Node) {
@@ -270,31 +305,45 @@ impl Order {
     }
 }
 
-#[derive(PartialEq, Eq)]
-enum Pass {
-    Finished,
-    Unfinished,
+/// Shows each event to its visitor, with its parents.
+type Events<'a> = dyn FnMut(&mut dyn FnMut(Node, &[Node]) -> Result<(), OrderError>) -> Result<(), OrderError> + 'a;
+
+fn read_late(
+    file: &mut SpillReader,
+    visit: &mut dyn FnMut(Node, &[Node]) -> Result<(), OrderError>,
+) -> Result<(), OrderError> {
+    let (mut frame, mut nodes) = (Vec::new(), Vec::new());
+    while file.next(&mut frame)? {
+        nodes.clear();
+        nodes.extend(frame.as_chunks::<4>().0.iter().map(|node| Node::from_le_bytes(*node)));
+        if let Some((node, parents)) = nodes.split_first() {
+            visit(*node, parents)?;
+        }
+    }
+    Ok(())
 }
 
 /// Edges whose parent has no place yet, as many as the account pays for.
 struct Edges {
     list: Vec<(Node, Node)>,
-    all_fit: bool,
+    may_grow: bool,
     grant: Grant,
 }
 
 impl Edges {
     fn new(memory: &Account) -> Result<Edges, Refused> {
         let grant = memory.try_take(EDGES_MIN as u64 * EDGE_BYTES)?;
-        Ok(Edges { list: Vec::with_capacity(EDGES_MIN), all_fit: true, grant })
+        Ok(Edges { list: Vec::with_capacity(EDGES_MIN), may_grow: true, grant })
     }
 
-    fn push(&mut self, parent: Node, child: Node) {
-        if self.list.len() == self.list.capacity() && !(self.all_fit && self.grow()) {
-            self.all_fit = false;
-            return;
+    /// False when there is no room for it.
+    fn push(&mut self, parent: Node, child: Node) -> bool {
+        if self.list.len() == self.list.capacity() && !(self.may_grow && self.grow()) {
+            self.may_grow = false;
+            return false;
         }
         self.list.push((parent, child));
+        true
     }
 
     /// Half as large again; old and new are on account while they are both there.
