@@ -15,6 +15,7 @@ use super::ignored::Ignored;
 use super::viewer::Viewer;
 use super::{Error, Result, Rooms};
 use crate::base::{self, ChunkError, Chunks, Pen, comma};
+use crate::budget::Refused;
 use crate::matrix::json;
 use crate::matrix::visibility::History;
 use crate::store::tables::event::{self, Kind, Membership, Root, Row};
@@ -128,13 +129,17 @@ impl Rooms {
         may_ask: impl FnOnce() -> bool,
     ) -> Result<impl Chunks> {
         let (mut visit, mut start, mut page) = self.page(reader, room_id, &paging, None).await?;
-        if let Some(gap) = page.gap
-            && may_ask()
-        {
-            drop(visit);
-            let more = self.backfill_for_app(room_id, gap).await;
-            let without = matches!(more, Ok(false)).then_some(gap);
-            (visit, start, page) = self.page(reader, room_id, &paging, without).await?;
+        if let Some(gap) = page.gap {
+            let more = match may_ask() {
+                true => {
+                    drop(visit);
+                    let more = self.backfill_for_app(room_id, gap).await;
+                    let without = matches!(more, Ok(false)).then_some(gap);
+                    (visit, start, page) = self.page(reader, room_id, &paging, without).await?;
+                    more
+                }
+                false => Err(ask_later()),
+            };
             // An app takes an empty page for the beginning of the room, and remembers it. After an error it asks again.
             if page.events.is_empty() && page.gap.is_some() {
                 more?;
@@ -876,6 +881,12 @@ fn members_behind(
         Ok(until(batch.len() == BATCH))
     })?;
     Ok(batch)
+}
+
+/// Somebody asks for more history than other servers are asked for on their behalf.
+fn ask_later() -> Error {
+    let account = "questions to other servers".to_owned();
+    Error::Refused(Refused { account, asked: 0, limit: 0, retry_after_ms: 1_000, too_large: false })
 }
 
 fn write_profile(content: &[u8], out: &mut Vec<u8>) {

@@ -13,7 +13,7 @@ use super::{Error, Result, Rooms};
 use crate::store::tables::count::Part;
 use crate::store::tables::outbox::{self, Outbound};
 use crate::store::tables::receipt::{self, Kind, Receipt, Whose};
-use crate::store::tables::{count, event, member, room, user};
+use crate::store::tables::{count, event, member, relation, room, user};
 use crate::store::{Change, EventNum, Get, Read, RoomNum, UserNum, Write};
 
 /// Longest name of a thread: an event id, or `main`.
@@ -163,7 +163,7 @@ impl Rooms {
             // Looked at before the first put.
             let mut wanted = Vec::with_capacity(markers.len());
             for (kind, event_id, thread) in markers {
-                if !is_thread(w, room.num, &thread)? && !is_older(w, &thread)? {
+                if !is_thread(w, room.num, &thread)? && !is_older(w, room.num, &thread)? {
                     return Err(Error::bad("M_INVALID_PARAM", "there is no such thread"));
                 }
                 let event = placed(w, room.num, &event_id)?;
@@ -258,10 +258,10 @@ fn is_thread(get: &impl Get, room: RoomNum, thread: &str) -> Result<bool> {
     }
 }
 
-/// Whether it may be a thread that began before our time in the room: an app that shows one of its answers says so when they
-/// were read.
-fn is_older(get: &impl Get, thread: &str) -> Result<bool> {
-    Ok(thread.starts_with('$') && thread.len() <= THREAD_BYTES_MAX && event::num(get, thread)?.is_none())
+/// Whether it is a thread that began before our time in the room: an app that shows one of its answers says so when they were
+/// read.
+fn is_older(get: &impl Get, room: RoomNum, thread: &str) -> Result<bool> {
+    Ok(thread.len() <= THREAD_BYTES_MAX && relation::is_awaited(get, room, thread)?)
 }
 
 fn joined(read: &Read, room_id: &RoomId, user: &UserId) -> Result<(Known, UserNum)> {

@@ -579,6 +579,9 @@ async fn receipts_of_other_servers_are_bounded() {
         |thread: &str| Marker { kind: "m.read".into(), event_id: last.clone(), thread: Some(thread.to_owned()) };
     assert!(house.rooms.set_receipt(&anna, &room, marker("any text")).await.is_err());
     // A thread from before our time in the room is one that our people's apps show.
+    assert!(house.rooms.set_receipt(&anna, &room, marker("$older")).await.is_err(), "nobody spoke of it");
+    let answer = json!({ "body": "a", "m.relates_to": { "rel_type": "m.thread", "event_id": "$older" } });
+    house.send(&anna, &room, "m.room.message", None, answer).await.unwrap();
     house.rooms.set_receipt(&anna, &room, marker("$older")).await.unwrap();
 }
 

@@ -14,7 +14,7 @@ use crate::store::{Change, Get, RoomNum, UserNum, Write};
 const ENTRIES_MAX: usize = 5_000;
 const BYTES_MAX: usize = 4 << 20;
 const ENTRY_BYTES_MAX: usize = 64 << 10;
-/// And what it may take when it is read.
+/// What tags may take when they are read. The rest is kept and told as text.
 const PARSED_BYTES_MAX: u64 = 512 << 10;
 const TYPE_BYTES_MAX: usize = 255;
 const TAGS_MAX: usize = 100;
@@ -115,7 +115,7 @@ fn put_entry(w: &mut Write<'_>, user: UserNum, room: RoomNum, kind: &str, json: 
     if json.len() > ENTRY_BYTES_MAX {
         return Err(Error::TooLarge(format!("An entry may have {ENTRY_BYTES_MAX} bytes")));
     }
-    if parsed_bytes_max(json) > PARSED_BYTES_MAX {
+    if kind == TAG && parsed_bytes_max(json) > PARSED_BYTES_MAX {
         return Err(Error::TooLarge("This entry has too many parts".to_owned()));
     }
     let before = account_data::get(w, user, room, kind)?;

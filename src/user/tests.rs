@@ -321,13 +321,15 @@ async fn what_is_kept_is_small_when_it_is_read_too() {
     let set = async |value: Value| town.users.set_profile_field(&alice.user_id, "org.x", Some(value)).await;
     assert!(matches!(set(json!(vec![json!({ "": 0 }); 1000])).await, Err(Error::Bad { .. })));
     set(json!("x".repeat(60_000))).await.unwrap();
-    let keep = async |value: Value| {
+    let keep = async |kind: &str, value: Value| {
         let content = serde_json::value::to_raw_value(&value).unwrap();
-        town.users.set_account_data(alice.user_num, None, "org.x", content).await
+        town.users.set_account_data(alice.user_num, None, kind, content).await
     };
-    assert!(matches!(keep(json!({ "x": vec![json!({ "": 0 }); 1000] })).await, Err(Error::TooLarge(_))));
-    keep(json!({ "@bob:far.test": vec!["!abcdefghijklmnopqr:far.test"; 2000] })).await.unwrap();
-    assert!(matches!(keep(json!({ "x": "x".repeat(64 << 10) })).await, Err(Error::TooLarge(_))));
+    let many = json!({ "x": vec![json!({ "": 0 }); 1000] });
+    assert!(matches!(keep("m.tag", many.clone()).await, Err(Error::TooLarge(_))));
+    keep("org.x", many).await.unwrap();
+    keep("m.direct", json!({ "@bob:far.test": vec!["!abcdefghijklmnopqr:far.test"; 2000] })).await.unwrap();
+    assert!(matches!(keep("org.x", json!({ "x": "x".repeat(64 << 10) })).await, Err(Error::TooLarge(_))));
 }
 
 #[tokio::test]

@@ -22,7 +22,7 @@ use crate::remote::{Keys, Known};
 use crate::room::order::Node;
 use crate::store::tables::body;
 use crate::store::tables::event::{Id, Kind, Membership};
-use crate::store::tables::staging::{UserPrint, WirePrint};
+use crate::store::tables::staging::{UserPrint, WIRE_LATE, WirePrint};
 use crate::store::{self, EventNum, RoomNum, Store, hash128};
 
 /// Events as they came, one behind the other.
@@ -31,6 +31,8 @@ pub struct RawBatch {
     pub bytes: Vec<u8>,
     /// Where each ends, and whether it stands in the room's state.
     pub ends: Vec<(u32, bool)>,
+    /// They waited for their keys: not in the stream's order.
+    pub is_late: bool,
     /// Their keys have been asked for already: what still lacks one is dropped.
     pub last_chance: bool,
 }
@@ -276,7 +278,7 @@ impl Checker {
         let mut unproven = Unproven::default();
         for (bytes, in_state) in raw.events() {
             batch.looked_at += 1;
-            match self.one(scan, bytes, in_state, read.as_ref(), &mut batch, &mut unproven)? {
+            match self.one(scan, (bytes, in_state, raw.is_late), read.as_ref(), &mut batch, &mut unproven)? {
                 Found::Good => {}
                 Found::NoKey if !raw.last_chance => batch.pending.push(bytes, in_state),
                 Found::NoKey => batch.refused += 1,
@@ -293,13 +295,12 @@ impl Checker {
     fn one(
         &self,
         scan: &mut Scan,
-        raw: &[u8],
-        in_state: bool,
+        (raw, in_state, is_late): (&[u8], bool, bool),
         read: Option<&store::Read>,
         batch: &mut CheckedBatch,
         unproven: &mut Unproven,
     ) -> store::Result<Found> {
-        let wire = wire_print(&self.hash_key, raw);
+        let wire = if is_late { WIRE_LATE } else { wire_print(&self.hash_key, raw) };
         if let Some(node) = self.familiar.find(wire)? {
             batch.familiar.push((node, in_state));
             return Ok(Found::Good);

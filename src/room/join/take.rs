@@ -44,6 +44,8 @@ const WANTED_MAX: usize = 512;
 const ROUND_NAMES: usize = 256;
 /// Events that wait for keys from which on they are tried again beside the stream.
 const RETRY_FRAMES: u64 = 512;
+/// Of servers asked directly in one go: each may keep the others of it waiting.
+const DIRECT_NAMES: usize = 32;
 /// How long after the stream keys are waited for; who has not answered by then does not vouch for anything.
 const KEYS_PATIENCE: Duration = Duration::from_secs(180);
 /// White space behind the answer's end that is still read.
@@ -415,14 +417,14 @@ impl Works {
     async fn send_again(&self, spill: Spill, last_chance: bool) -> Result<(), Stop> {
         let mut reader = spill.into_reader()?;
         let mut frame = Vec::new();
-        let mut batch = RawBatch { last_chance, ..RawBatch::roomy() };
+        let mut batch = RawBatch { is_late: true, last_chance, ..RawBatch::roomy() };
         self.shared.progress.pending.store(0, Relaxed);
         while reader.next(&mut frame)? {
             if let Some((in_state, raw)) = frame.split_first() {
                 batch.push(raw, *in_state == 1);
             }
             if batch.is_full() {
-                let next = RawBatch { last_chance, ..RawBatch::roomy() };
+                let next = RawBatch { is_late: true, last_chance, ..RawBatch::roomy() };
                 self.send(std::mem::replace(&mut batch, next)).await?;
                 self.check_on()?;
             }
@@ -574,7 +576,7 @@ async fn fetch_directly(shared: &Shared, keys: &Keys) {
             if wanted.closed {
                 return;
             }
-            wanted.direct.clone()
+            wanted.direct[..wanted.direct.len().min(DIRECT_NAMES)].to_vec()
         };
         if names.is_empty() {
             shared.idle.notify_waiters();

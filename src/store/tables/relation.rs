@@ -118,6 +118,12 @@ pub fn add_pending(w: &mut Write, room: RoomNum, target: &str, rel: Rel, event: 
     w.put(&RELATION_PENDING, &hash, &waiting)
 }
 
+/// Whether something waits for this event.
+pub fn is_awaited(get: &impl Get, room: RoomNum, target: &str) -> Result<bool> {
+    let hash = get.hash128(&[&room.to_key(), target.as_bytes()]);
+    Ok(get.get(&RELATION_PENDING, &hash)?.is_some())
+}
+
 /// Takes what was waiting for an event of the room.
 pub fn take_pending(w: &mut Write, room: RoomNum, target: &str) -> Result<Vec<(Rel, EventNum)>> {
     let hash = w.hash128(&[&room.to_key(), target.as_bytes()]);

@@ -204,6 +204,8 @@ pub type UserPrint = u64;
 
 /// Sixty-four keyed bits of what an event looked like when it came.
 pub type WirePrint = u64;
+/// For an event that waited for its key: the log has it later than the stream, and who compares the two passes it by.
+pub const WIRE_LATE: WirePrint = 0;
 
 /// An event as the log keeps it. Its body's number is the batch's first plus its index among the batch's events.
 #[derive(Clone, Debug, PartialEq, Eq)]
