@@ -282,13 +282,20 @@ impl<F: Fetch> Inbox<F> {
 
     /// The turn to fill a gap. A server has one at a time, or two slow ones would keep everybody else's gaps waiting; those that
     /// are not in the room as far as we know have one between them all. And a room's gaps are filled one after the other:
-    /// whoever comes later finds much of it filled.
+    /// whoever comes later finds much of it filled. Neither is kept while the other is waited for: a server that waits for a
+    /// busy room goes on in its other rooms, and a room goes on while a busy server is waited for.
     async fn turns(&self, origin: &ServerName, room: RoomNum) -> Result<(Only, Guard)> {
         let asking = origin.to_owned();
         let is_member = move |_: &Rooms, read: &_| Ok(member::server(read, room, asking.as_str())?.is_some());
         let name = if self.rooms.reading(is_member).await? { origin.as_str() } else { "" };
-        let only = self.rooms.0.gap_senders.take(name).await;
-        Ok((only, self.rooms.0.gaps.lock(room).await))
+        loop {
+            let turn = self.rooms.0.gaps.lock(room).await;
+            if let Some(only) = self.rooms.0.gap_senders.try_take(name) {
+                return Ok((only, turn));
+            }
+            drop(turn);
+            self.rooms.0.gap_senders.wait(name).await;
+        }
     }
 
     /// The memory for a gap, waited for in turn, so that those who wait for the turn hold none. Where others have all of it for

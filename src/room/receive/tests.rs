@@ -457,6 +457,34 @@ async fn a_server_fills_one_gap_at_a_time() {
     }
 }
 
+/// A server that waited for a room where somebody else stalls had no gap filled in any other room, and a room waited with it.
+#[tokio::test]
+async fn whoever_waits_for_one_turn_keeps_no_other() {
+    let world = World::new().await;
+    let mut line = world.line();
+    world.join(&mut line, <&UserId>::try_from("@carol:far.example").unwrap());
+    let last = world.say(&mut line, "after the gap");
+    let (rooms, num) = (world.house.rooms.clone(), world.house.rooms.num_of(&world.room).await.unwrap());
+    let (senders, gaps) = (&rooms.0.gap_senders, &rooms.0.gaps);
+    let stalling = gaps.lock(num).await;
+    let waiting = tokio::spawn({
+        let (inbox, room, pdus, late) = (world.inbox.clone(), world.room.clone(), vec![raw(&last)], world.late());
+        async move { inbox.receive(&far(), &room, pdus, late).await.unwrap() }
+    });
+    let pause = || tokio::time::sleep(Duration::from_millis(50));
+    pause().await;
+    assert!(!waiting.is_finished() && world.peer.asked().is_empty());
+    // As if one of its gaps in another room were filled now.
+    let elsewhere = senders.try_take("far.example").expect("it waits for the room alone");
+    drop(stalling);
+    pause().await;
+    assert!(!waiting.is_finished());
+    let others = tokio::time::timeout(Duration::from_secs(5), gaps.lock(num)).await;
+    drop(others.expect("gaps of others in this room go on"));
+    drop(elsewhere);
+    assert!(waiting.await.unwrap()[0].1.is_ok());
+}
+
 /// Memory that a gap needs more of than there is for it will not be had later either.
 #[tokio::test]
 async fn an_event_that_needs_too_much_memory_is_refused_for_good() {
