@@ -56,6 +56,8 @@ async fn join_room(
     // A promise of an identity server: no rule looks at it in a join, and this server asks none.
     rest.remove("third_party_signed");
     let joining = Joining { via, reason, content_extra: rest };
+    // A large room of others takes up to an hour, and is joined whether or not somebody still listens.
+    request.while_heard();
     client.rooms.join(user, &room_id, joining).await?;
     Ok(Response::json(&json!({ "room_id": room_id })))
 }

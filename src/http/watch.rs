@@ -5,8 +5,8 @@
 //! hangs up on a peer that reads nothing, whatever the protocol version hides.
 //!
 //! A peer that closes its side while an HTTP/1 request is answered may be gone, or be `printf … | nc`, which still wants the
-//! answer. Most answers come soon, and the HTTP library, which would drop the request, is not told before they have left. A
-//! request that waits for as long as somebody listens says so, and ends at once.
+//! answer. Most answers come soon, and the HTTP library, which would drop the request, is not told before they have left, or
+//! nothing has been sent for too long. A request that waits for as long as somebody listens says so, and ends at once.
 
 use crate::base::Clock;
 use std::collections::BTreeMap;
@@ -47,6 +47,8 @@ struct End {
     hidden: bool,
     /// Whether it has come while it was.
     came: bool,
+    /// Since when the peer, which has closed its side, has been sent nothing, in ms.
+    silent_since_ms: u64,
     /// The connection, which reads on when it is hidden no more.
     reader: Option<Waker>,
 }
@@ -87,6 +89,13 @@ impl Watch {
         }
     }
 
+    /// How long a peer that has closed its side without the HTTP library knowing has waited for anything to be sent.
+    pub fn closed_for(&self) -> Duration {
+        let end = self.end();
+        let silent = if end.came { millis(&self.clock).saturating_sub(end.silent_since_ms) } else { 0 };
+        Duration::from_millis(silent)
+    }
+
     /// Waits until the peer has closed its side without the HTTP library knowing: no byte comes any more.
     pub async fn closed(&self) {
         loop {
@@ -106,6 +115,7 @@ impl Watch {
         }
         end.reader = Some(cx.waker().clone());
         if !std::mem::replace(&mut end.came, true) {
+            end.silent_since_ms = millis(&self.clock);
             self.closed.notify_waiters();
         }
         Poll::Pending
@@ -126,6 +136,7 @@ impl Watch {
     pub fn ticket(self: &Arc<Self>) -> Ticket {
         let id = self.next.fetch_add(1, Relaxed);
         let now = millis(&self.clock);
+        self.end().silent_since_ms = now;
         self.tickets.lock().unwrap_or_else(PoisonError::into_inner).insert(id, now);
         Ticket { watch: self.clone(), id }
     }

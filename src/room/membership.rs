@@ -42,7 +42,9 @@ impl Rooms {
         let (rooms, who, id, asked) = (self.clone(), user.to_owned(), room_id.to_owned(), joining.clone());
         match self.unbroken(async move { rooms.join_here(&who, &id, asked).await }).await {
             Err(why @ Error::Bad { errcode: "M_UNABLE_TO_AUTHORISE_JOIN" | "M_UNABLE_TO_GRANT_JOIN", .. }) => {
-                self.join_with_help(user, room_id, joining, why).await
+                // What the other server has been told must be known here too.
+                let (rooms, who, id) = (self.clone(), user.to_owned(), room_id.to_owned());
+                self.unbroken(async move { rooms.join_with_help(&who, &id, joining, why).await }).await
             }
             joined => joined.map(drop),
         }

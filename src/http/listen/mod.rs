@@ -47,6 +47,8 @@ const IDLE_PRESSED_MAX: Duration = Duration::from_secs(2);
 /// Bytes waiting this long for a peer that does not read: it is gone. A piece has 64 KiB at most, so this is a
 /// kilobyte a second.
 const UNREAD_MAX: Duration = Duration::from_secs(60);
+/// A peer that has closed its side and is sent nothing for so long is gone too, whatever it asked.
+const CLOSED_MAX: Duration = Duration::from_secs(60);
 /// A whole answer up to this is within the connection's share.
 const ANSWER_FREE_BYTES: u64 = 8 * 1024;
 /// What HTTP/2 may hold beside a connection's share: the streams' requests and tasks, what of their answers waits to be sent,
@@ -413,27 +415,27 @@ impl Door {
         let mut phase = self.phase.subscribe();
         let mut closing = false;
         loop {
-            tokio::select! {
+            let idle_max = tokio::select! {
                 _ = connection.as_mut() => return,
                 _ = phase.wait_for(|phase| *phase == Phase::Cut) => return,
                 _ = self.closing(), if !closing => {
                     closing = true;
                     shut_down(connection.as_mut());
+                    continue;
                 }
-                () = self.pressed.notified() => {
-                    if watch.idle().is_some_and(|idle| idle > IDLE_PRESSED_MAX) {
-                        return;
-                    }
-                }
-                () = self.clock.sleep(LOOK_EVERY) => {
-                    if watch.stalled() > UNREAD_MAX {
-                        tracing::debug!("{} reads nothing, hanging up", peer.ip);
-                        return;
-                    }
-                    if watch.idle().is_some_and(|idle| idle > IDLE_MAX) {
-                        return;
-                    }
-                }
+                // More often than the other, whose sleep then never ends.
+                () = self.pressed.notified() => IDLE_PRESSED_MAX,
+                () = self.clock.sleep(LOOK_EVERY) => IDLE_MAX,
+            };
+            if watch.stalled() > UNREAD_MAX {
+                tracing::debug!("{} reads nothing, hanging up", peer.ip);
+                return;
+            }
+            if watch.idle().is_some_and(|idle| idle > idle_max) {
+                return;
+            }
+            if watch.closed_for() > CLOSED_MAX {
+                watch.show_end();
             }
         }
     }

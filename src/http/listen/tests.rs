@@ -37,7 +37,7 @@ async fn echo(_: Arc<Surface>, mut request: Request) -> Result<Response, Answer>
     Ok(Response::json(&json!({"body": body, "target": request.target()})))
 }
 
-/// Waits until nobody listens any more.
+/// Waits without an end, and unless `?whatever` until nobody listens any more.
 async fn wait(surface: Arc<Surface>, request: Request) -> Result<Response, Answer> {
     struct Waiting(Arc<AtomicUsize>);
     impl Drop for Waiting {
@@ -47,7 +47,9 @@ async fn wait(surface: Arc<Surface>, request: Request) -> Result<Response, Answe
     }
     surface.waiting.fetch_add(1, SeqCst);
     let _waiting = Waiting(surface.waiting.clone());
-    request.while_heard();
+    if request.query("whatever").is_none() {
+        request.while_heard();
+    }
     std::future::pending().await
 }
 
@@ -195,6 +197,40 @@ async fn a_request_that_waits_ends_with_its_peer() {
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).await.unwrap();
     assert_eq!((server.waiting.load(SeqCst), answer.len()), (0, 0));
+}
+
+/// Five joins of a large room that an app had given up were all the connections its address may have, for up to an hour.
+#[tokio::test]
+async fn nobody_is_answered_long_after_they_closed_their_side() {
+    // Also while others wait for a place, and ask who is idle again and again.
+    for is_pressed in [false, true] {
+        let server = start().await;
+        let mut stream = TcpStream::connect(server.address).await.unwrap();
+        stream.write_all(b"GET /wait?whatever HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+        let pass = async |length: Duration| {
+            let mut left = length;
+            while let Some(rest) = left.checked_sub(PRESS_EVERY) {
+                left = rest;
+                server.clock.advance(PRESS_EVERY);
+                if is_pressed {
+                    server.door.pressed.notify_waiters();
+                }
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        while server.waiting.load(SeqCst) == 0 {
+            tokio::task::yield_now().await;
+        }
+        // Whoever stays is served on.
+        pass(CLOSED_MAX * 2).await;
+        stream.shutdown().await.unwrap();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        pass(CLOSED_MAX).await;
+        assert_eq!(server.waiting.load(SeqCst), 1);
+        pass(LOOK_EVERY * 2).await;
+        assert_eq!(server.waiting.load(SeqCst), 0);
+        assert_eq!(stream.read_to_end(&mut Vec::new()).await.unwrap_or(0), 0);
+    }
 }
 
 #[tokio::test]
