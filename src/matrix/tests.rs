@@ -536,7 +536,6 @@ fn hashes_of_lists() {
     }
 }
 
-/// The specification's signed events lack what a real event has, so they are signed a step lower.
 /// What other servers wrote beside a signature was parsed, whatever it was.
 #[test]
 fn a_signature_is_added_to_whatever_stands_beside_it() {
@@ -563,6 +562,7 @@ fn a_signature_is_added_to_whatever_stands_beside_it() {
     }
 }
 
+/// The specification's signed events lack what a real event has, so they are signed a step lower.
 #[test]
 fn event_signatures() {
     use super::{fast, redact};

@@ -4,7 +4,7 @@
 //! a row give no sign of life and nobody else does either, it is our own network that is gone: then only one probe in a
 //! while goes out, nobody's standing suffers, and everything resumes by itself when anybody answers.
 //!
-//! Bounds: [`KNOWN_MAX`] servers in memory, [`EXCUSED_MAX`] of them twice, [`UNSAVED_MAX`] changes waiting to be written (a lost
+//! Bounds: [`KNOWN_MAX`] servers in memory, [`UNSAVED_MAX`] changes waiting to be written (a lost
 //! one costs one early retry).
 
 use std::{
@@ -37,7 +37,6 @@ const SILENT_SERVERS: usize = 3;
 const RECOVERED_MAX: usize = 64;
 /// A server that speaks to us is asked again at once so often and no more: many that speak cannot be reached.
 const EXCUSED_MS: u64 = 60_000;
-const EXCUSED_MAX: usize = 64;
 const GOOD_SERVERS: usize = 8;
 const GOOD_PROBE_MS: u64 = 5_000;
 const PROBE_MS_MIN: u64 = 15_000;
@@ -57,11 +56,16 @@ struct Inner {
 }
 
 struct Book {
-    known: LruCache<OwnedServerName, Standing>,
+    known: LruCache<OwnedServerName, Known>,
     unsaved: HashMap<OwnedServerName, Standing>,
-    /// When a server that had failed last counted as being there again because it spoke to us.
-    excused: LruCache<OwnedServerName, u64>,
     internet: Internet,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Known {
+    standing: Standing,
+    /// When it last counted as being there again because it spoke to us, in unix milliseconds.
+    excused_ms: Option<u64>,
 }
 
 #[derive(Default)]
@@ -81,7 +85,6 @@ impl Backoff {
         let book = Book {
             known: LruCache::new(NonZeroUsize::new(KNOWN_MAX).expect("not zero")),
             unsaved: HashMap::new(),
-            excused: LruCache::new(NonZeroUsize::new(EXCUSED_MAX).expect("not zero")),
             internet: Internet::default(),
         };
         Backoff(Arc::new(Inner {
@@ -123,7 +126,7 @@ impl Backoff {
             self.sign_of_life(&mut book);
             book.internet.note_good(server);
         }
-        let known = book.known.get(server).copied();
+        let known = book.known.get(server).map(|known| known.standing);
         if known.is_none_or(|standing| standing.failures > 0) {
             book.set(server, Standing::default(), known != Some(Standing::default()));
         }
@@ -137,11 +140,11 @@ impl Backoff {
         let now = self.0.clock.now_ms();
         {
             let mut book = self.book();
-            if book.excused.get(server).is_some_and(|at| now < at + EXCUSED_MS) {
+            let excused = book.known.get(server).and_then(|known| known.excused_ms);
+            if excused.is_some_and(|at| now < at + EXCUSED_MS) {
                 return;
             }
-            book.excused.put(server.to_owned(), now);
-            book.set(server, Standing::default(), true);
+            book.set(server, Standing::default(), true).excused_ms = Some(now);
         }
         let mut recovered = self.0.recovered.lock().expect("no panic holds it");
         if recovered.len() < RECOVERED_MAX {
@@ -212,8 +215,8 @@ impl Backoff {
     }
 
     async fn standing(&self, server: &ServerName) -> Standing {
-        if let Some(standing) = self.book().known.get(server) {
-            return *standing;
+        if let Some(known) = self.book().known.get(server) {
+            return known.standing;
         }
         let (store, name) = (self.0.store.clone(), server.to_owned());
         let stored = base::blocking(move || server::standing(&store.read()?, &name)).await;
@@ -224,14 +227,15 @@ impl Backoff {
         let mut book = self.book();
         // Somebody may have learnt better meanwhile.
         let unsaved = book.unsaved.get(server).copied();
-        let standing = book.known.get(server).copied().or(unsaved).or(stored).unwrap_or_default();
-        book.known.put(server.to_owned(), standing);
+        let known = book.known.get(server).map(|known| known.standing);
+        let standing = known.or(unsaved).or(stored).unwrap_or_default();
+        book.set(server, standing, false);
         standing
     }
 
     fn worsen(&self, book: &mut Book, server: &ServerName, pause_ms: Option<u64>) {
         let now = self.0.clock.now_ms();
-        let before = book.known.get(server).copied().unwrap_or_default();
+        let before = book.known.get(server).map(|known| known.standing).unwrap_or_default();
         // Requests in flight together fail together: that is one failure.
         if before.retry_at_ms > now {
             return;
@@ -251,11 +255,13 @@ impl Backoff {
 }
 
 impl Book {
-    fn set(&mut self, server: &ServerName, standing: Standing, save: bool) {
-        self.known.put(server.to_owned(), standing);
+    fn set(&mut self, server: &ServerName, standing: Standing, save: bool) -> &mut Known {
         if save && (self.unsaved.len() < UNSAVED_MAX || self.unsaved.contains_key(server)) {
             self.unsaved.insert(server.to_owned(), standing);
         }
+        let known = self.known.get_or_insert_mut(server.to_owned(), Known::default);
+        known.standing = standing;
+        known
     }
 }
 
@@ -361,6 +367,17 @@ mod tests {
         backoff.failure(&server, true, Some(3_600_000));
         backoff.heard_from(&server).await;
         assert!(backoff.check(&server, true).await.is_err() && backoff.take_recovered().is_empty());
+        // Of many such servers none makes us forget another.
+        let others: Vec<_> = (0..200).map(|n| name(&format!("b{n}.example"))).collect();
+        for other in others.iter().chain(&others) {
+            backoff.failure(other, true, Some(3_600_000));
+            backoff.heard_from(other).await;
+        }
+        backoff.heard_from(&server).await;
+        for one in others.iter().chain([&server]) {
+            assert!(backoff.check(one, true).await.is_err());
+        }
+        backoff.take_recovered();
         clock.advance(Duration::from_secs(61));
         backoff.heard_from(&server).await;
         assert!(backoff.check(&server, true).await.is_ok());

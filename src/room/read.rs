@@ -900,7 +900,6 @@ fn write_profile(content: &[u8], out: &mut Vec<u8>) {
     out.push(b'}');
 }
 
-/// A comma before all items of a list but the first.
 pub(super) fn until(enough: bool) -> ControlFlow<()> {
     if enough { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
 }

@@ -58,7 +58,9 @@ impl Rooms {
         let (rooms, user) = (self.clone(), user.to_owned());
         tokio::spawn(async move {
             loop {
-                rooms.renew_everywhere(&user).await;
+                let (round, who) = (rooms.clone(), user.clone());
+                // By itself: a round that panics ends no other.
+                let _ = tokio::spawn(async move { round.renew_everywhere(&who).await }).await;
                 if !rooms.0.renewals.again(&user) {
                     return;
                 }
