@@ -37,8 +37,8 @@ pub use self::folder::{SOCKET, check_owner, has_data, kept, known_signing_key, o
 
 /// How long answers under way may take once the server is told to stop. A sync that waits is cut off; the app asks again.
 const GRACE: Duration = Duration::from_secs(3);
-/// Connections to one other server at once.
-const PER_HOST_MAX: usize = 2;
+/// Connections to one other server at once: one for each lane of joins, and one for all else.
+const PER_HOST_MAX: usize = 3;
 
 /// Why the server cannot start: a sentence for the operator.
 #[derive(Debug)]

@@ -177,6 +177,8 @@ struct Inner {
 /// Present while a server has a connection in use or idle.
 struct Host {
     turns: Arc<Semaphore>,
+    /// Of those, for answers that may go on for an hour; the rest is for what is asked meanwhile.
+    long: Arc<Semaphore>,
     idle: Vec<Idle>,
 }
 
@@ -193,8 +195,14 @@ pub struct Lease {
     connection: Option<Connection>,
     /// Declared after the connection: the place is free once the connection is gone.
     permit: Option<OwnedSemaphorePermit>,
-    _turn: OwnedSemaphorePermit,
+    _turns: Turns,
     reused: bool,
+}
+
+/// Turns at one server.
+struct Turns {
+    _any: OwnedSemaphorePermit,
+    _long: Option<OwnedSemaphorePermit>,
 }
 
 impl Pool {
@@ -209,19 +217,19 @@ impl Pool {
     }
 
     /// A connection to a server: an idle one, or a new one to `target()`. Waits for a turn when the server or the pool has
-    /// all it may have.
-    pub async fn lease<F>(&self, server: &ServerName, fresh: bool, target: F) -> Result<Lease, Failed>
+    /// all it may have; those for `long` answers leave one of a server's free.
+    pub async fn lease<F>(&self, server: &ServerName, fresh: bool, long: bool, target: F) -> Result<Lease, Failed>
     where
         F: Future<Output = Result<Target, Failed>>,
     {
-        let turn = self.turns(server).acquire_owned().await.expect("never closed");
+        let turns = self.turns(server, long).await;
         if !fresh && let Some(idle) = self.take_idle(server) {
-            return Ok(self.leased(server, idle.connection, idle.permit, turn, true));
+            return Ok(self.leased(server, idle.connection, idle.permit, turns, true));
         }
         let permit = self.permit().await;
         let target = target.await?;
         let connection = self.0.dialer.dial(&target, self.charge().await?).await?;
-        Ok(self.leased(server, connection, permit, turn, false))
+        Ok(self.leased(server, connection, permit, turns, false))
     }
 
     fn leased(
@@ -229,17 +237,28 @@ impl Pool {
         server: &ServerName,
         connection: Connection,
         permit: OwnedSemaphorePermit,
-        turn: OwnedSemaphorePermit,
+        turns: Turns,
         reused: bool,
     ) -> Lease {
         let (connection, permit) = (Some(connection), Some(permit));
-        Lease { pool: self.clone(), server: server.to_owned(), connection, permit, _turn: turn, reused }
+        Lease { pool: self.clone(), server: server.to_owned(), connection, permit, _turns: turns, reused }
     }
 
-    fn turns(&self, server: &ServerName) -> Arc<Semaphore> {
-        let mut hosts = self.0.hosts.lock().expect("no panic holds it");
-        let fresh = || Host { turns: Arc::new(Semaphore::new(self.0.per_host_max)), idle: Vec::new() };
-        hosts.entry(server.to_owned()).or_insert_with(fresh).turns.clone()
+    async fn turns(&self, server: &ServerName, long: bool) -> Turns {
+        let (all, long_ones) = {
+            let mut hosts = self.0.hosts.lock().expect("no panic holds it");
+            let host = hosts.entry(server.to_owned()).or_insert_with(|| Host {
+                turns: Arc::new(Semaphore::new(self.0.per_host_max)),
+                long: Arc::new(Semaphore::new((self.0.per_host_max - 1).max(1))),
+                idle: Vec::new(),
+            });
+            (host.turns.clone(), long.then(|| host.long.clone()))
+        };
+        let _long = match long_ones {
+            Some(long) => Some(long.acquire_owned().await.expect("never closed")),
+            None => None,
+        };
+        Turns { _any: all.acquire_owned().await.expect("never closed"), _long }
     }
 
     /// A place in the pool; when all are taken, the oldest idle connection makes room.

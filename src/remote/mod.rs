@@ -77,7 +77,7 @@ impl RemoteOptions {
             overrides: Vec::new(),
             extra_ca_pem: None,
             notaries: Vec::new(),
-            limits: Limits { connections_max: 12, per_host_max: 2 },
+            limits: Limits { connections_max: 12, per_host_max: 3 },
             names_max: 256,
             allow_private: true,
             enabled: true,

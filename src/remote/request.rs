@@ -165,7 +165,7 @@ impl Remote {
     ) -> Result<Answer, Failed> {
         self.gate(server, options.insist).await?;
         let exchange = async {
-            let (lease, response) = self.exchange(server, &method, target, content).await?;
+            let (lease, response) = self.exchange(server, &method, target, content, false).await?;
             let answer = self.read_small(response.into_body(), options.max_bytes).await?;
             lease.give_back();
             Ok(answer)
@@ -222,6 +222,7 @@ impl Remote {
         method: &Method,
         target: &str,
         content: Option<Vec<u8>>,
+        long: bool,
     ) -> Result<(Lease, Response<Incoming>), Failed> {
         let content = content.map(Bytes::from);
         // Kept while the request may have to be sent again.
@@ -240,7 +241,7 @@ impl Remote {
                 let _ = host.set(found.host.clone());
                 Ok(found)
             };
-            let mut lease = self.0.pool.lease(server, fresh, find).await?;
+            let mut lease = self.0.pool.lease(server, fresh, long, find).await?;
             // A reused connection goes where the resolver said then; only the header's value is asked again (from the cache).
             let host = match host.into_inner() {
                 Some(host) => host,

@@ -65,7 +65,7 @@ impl Remote {
         content: Option<Vec<u8>>,
         pace: Pace,
     ) -> Result<Body, Failed> {
-        let exchange = self.exchange(server, &method, target, content);
+        let exchange = self.exchange(server, &method, target, content, true);
         let outcome = self.0.clock.timeout(pace.first, exchange).await.unwrap_or(Err(Failed::Timeout));
         self.judge(server, &outcome);
         let (lease, response) = outcome?;

@@ -246,6 +246,28 @@ async fn a_peer_that_falls_silent_is_given_up() {
     assert!(matches!(waiting.await.unwrap(), Err(Failed::Timeout)));
 }
 
+/// Two joins through one server once had all the connections there may be to it, and its keys and messages waited for their end.
+#[tokio::test]
+async fn long_answers_leave_a_connection_for_what_is_asked_meanwhile() {
+    let lab = Lab::new();
+    let behaviour: Behaviour = Arc::new(|request, _| match request.uri().path() {
+        "/long" => Response::new(BodyExt::boxed(StreamBody::new(Stalling(false)))),
+        _ => whole(200, &json!({})),
+    });
+    let address = peer(&lab, "far.example", behaviour).await;
+    let us = us(&lab, &[("far.example", address)], &[]);
+    let stream = || {
+        let remote = us.remote.clone();
+        async move { remote.stream(&name("far.example"), Method::GET, "/long", None, Pace::patient(1 << 30)).await }
+    };
+    let (first, _second) = (stream().await.unwrap(), stream().await.unwrap());
+    let third = tokio::spawn(stream());
+    ask(&us, "far.example", 1000).await.unwrap();
+    assert!(!third.is_finished());
+    drop(first);
+    third.await.unwrap().unwrap();
+}
+
 /// What a test sends, as it sends it.
 struct Piped(tokio::sync::mpsc::UnboundedReceiver<Bytes>);
 
