@@ -44,8 +44,6 @@ const WANTED_MAX: usize = 512;
 const ROUND_NAMES: usize = 256;
 /// Events that wait for keys from which on they are tried again beside the stream.
 const RETRY_FRAMES: u64 = 512;
-/// Of servers asked directly in one go: each may keep the others of it waiting.
-const DIRECT_NAMES: usize = 32;
 /// How long after the stream keys are waited for; who has not answered by then does not vouch for anything.
 const KEYS_PATIENCE: Duration = Duration::from_secs(180);
 /// White space behind the answer's end that is still read.
@@ -171,7 +169,7 @@ struct Shared {
     wanted: Mutex<Wanted>,
     wake_fetcher: Notify,
     wake_direct: Notify,
-    /// How often notaries have answered.
+    /// How often somebody has answered.
     rounds: AtomicU64,
     /// Signalled when nothing is wanted any more.
     pending: Mutex<Option<Spill>>,
@@ -189,6 +187,8 @@ struct Wanted {
     /// Of notaries, and what they do not have: of each server itself.
     names: Vec<(OwnedServerName, String)>,
     direct: Vec<(OwnedServerName, String)>,
+    /// Servers that are being asked themselves.
+    asked_directly: usize,
     asking: bool,
     closed: bool,
     _grant: Grant,
@@ -273,6 +273,7 @@ impl Works {
             hasher: RandomState::new(),
             names: Vec::new(),
             direct: Vec::new(),
+            asked_directly: 0,
             asking: false,
             closed: false,
             _grant: memory.try_take(servers_max as u64 * SERVER_BYTES + 2 * WANTED_MAX as u64 * 100)?,
@@ -306,9 +307,11 @@ impl Works {
         };
         let fetching = {
             let (shared, keys) = (shared.clone(), checker.keys.keys.clone());
-            tokio::spawn(
-                async move { tokio::join!(fetch_of_notaries(&shared, &keys), fetch_directly(&shared, &keys)).0 },
-            )
+            tokio::spawn(async move {
+                // Four at once, each on its own: one that keeps us waiting holds up only what comes behind it.
+                let direct = || fetch_directly(&shared, &keys);
+                tokio::join!(fetch_of_notaries(&shared, &keys), direct(), direct(), direct(), direct());
+            })
         };
         Ok(Works { memory, raw: Some(raw), shared, workers, storing, fetching, _grant: grant })
     }
@@ -366,7 +369,7 @@ impl Works {
             wanted.closed = true;
         }
         self.shared.wake_fetcher.notify_one();
-        self.shared.wake_direct.notify_one();
+        self.shared.wake_direct.notify_waiters();
         self.fetching.abort();
         let Works { workers, storing, shared, .. } = self;
         let ended = crate::base::blocking(move || {
@@ -457,7 +460,7 @@ impl Works {
             idle.as_mut().enable();
             let busy = {
                 let wanted = self.shared.wanted.lock().unwrap_or_else(PoisonError::into_inner);
-                let is_wanted = !wanted.names.is_empty() || !wanted.direct.is_empty();
+                let is_wanted = !wanted.names.is_empty() || !wanted.direct.is_empty() || wanted.asked_directly > 0;
                 is_wanted && !wanted.closed && !self.shared.is_troubled()
             };
             if !busy {
@@ -564,32 +567,37 @@ async fn fetch_of_notaries(shared: &Shared, keys: &Keys) {
         wanted.direct.extend(left);
         wanted.asking = true;
         shared.rounds.fetch_add(1, Relaxed);
-        shared.wake_direct.notify_one();
+        shared.wake_direct.notify_waiters();
     }
 }
 
-/// Asks servers for their own keys, which takes as long as the slowest of them.
+/// Asks servers for their own keys, one after the other.
 async fn fetch_directly(shared: &Shared, keys: &Keys) {
     loop {
-        let names = {
-            let wanted = shared.wanted.lock().unwrap_or_else(PoisonError::into_inner);
+        let woken = shared.wake_direct.notified();
+        tokio::pin!(woken);
+        woken.as_mut().enable();
+        let name = {
+            let mut wanted = shared.wanted.lock().unwrap_or_else(PoisonError::into_inner);
             if wanted.closed {
                 return;
             }
-            wanted.direct[..wanted.direct.len().min(DIRECT_NAMES)].to_vec()
+            let name = wanted.direct.pop();
+            wanted.asked_directly += usize::from(name.is_some());
+            name
         };
-        if names.is_empty() {
+        let Some(name) = name else {
             shared.idle.notify_waiters();
-            shared.wake_direct.notified().await;
+            woken.await;
             continue;
-        }
-        let count = names.len();
-        if let Err(failed) = keys.fetch_directly(names).await {
+        };
+        if let Err(failed) = keys.fetch_directly(vec![name]).await {
             return shared.stop(failed.into());
         }
         let mut wanted = shared.wanted.lock().unwrap_or_else(PoisonError::into_inner);
-        wanted.direct.drain(..count);
+        wanted.asked_directly -= 1;
         wanted.asking = true;
+        shared.rounds.fetch_add(1, Relaxed);
         shared.wake_fetcher.notify_one();
     }
 }
