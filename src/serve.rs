@@ -58,7 +58,7 @@ fn failed(what: impl fmt::Display, why: impl fmt::Display) -> Failed {
 
 /// Runs the server until it is told to stop by SIGINT or SIGTERM. `command` is how this program was called, for advice.
 pub fn run(config: Config, command: &str) -> Result<(), Failed> {
-    budget::meter::keep_nothing_back();
+    budget::meter::no_huge_pages();
     log_to_stderr(&config);
     let budget = Budget::from_profile(profile(&config)?);
     if let Some(warning) = Granted::now().warning(budget.profile()) {

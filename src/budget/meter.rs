@@ -7,7 +7,7 @@ use std::alloc::{GlobalAlloc, Layout};
 use std::cell::Cell;
 use std::sync::atomic::{AtomicIsize, Ordering};
 
-use mimalloc::MiMalloc;
+use super::heap::Heap;
 
 const BATCH_BYTES: isize = 4096;
 
@@ -19,48 +19,39 @@ thread_local! {
     static PENDING: Cell<isize> = const { Cell::new(0) };
 }
 
-/// The process's allocator: mimalloc, counted.
+static HEAP: Heap = Heap::new();
+
+/// The process's allocator: the heap of `heap.rs`, counted.
 pub struct Meter;
 
-// SAFETY: every call is handed on unchanged to mimalloc, which upholds the contract; counting touches no memory
+// SAFETY: every call is handed on unchanged to the heap, which upholds the contract; counting touches no memory
 // that was allocated.
 unsafe impl GlobalAlloc for Meter {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count(layout.size() as isize);
-        unsafe { MiMalloc.alloc(layout) }
+        HEAP.alloc(layout)
     }
 
     unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
         count(-(layout.size() as isize));
-        unsafe { MiMalloc.dealloc(at, layout) }
+        unsafe { HEAP.dealloc(at, layout) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         count(layout.size() as isize);
-        unsafe { MiMalloc.alloc_zeroed(layout) }
+        HEAP.alloc_zeroed(layout)
     }
 
     unsafe fn realloc(&self, at: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         count(size as isize - layout.size() as isize);
-        unsafe { MiMalloc.realloc(at, layout, size) }
+        unsafe { HEAP.realloc(at, layout, size) }
     }
 }
 
-/// Has the allocator give freed pages back at once instead of some milliseconds later. A join frees in one thread what
-/// another took; kept back, that made 15 MiB and more, and no faster. Nor does it keep pages of each size for itself,
-/// which made 3 MiB in one pair of runs and nothing in another. Call it first.
-pub fn keep_nothing_back() {
-    const PURGE_DELAY: std::ffi::c_int = 15;
-    const PAGE_FULL_RETAIN: std::ffi::c_int = 36;
-    unsafe extern "C" {
-        fn mi_option_set(option: std::ffi::c_int, value: std::ffi::c_long);
-    }
-    // SAFETY: mimalloc's own way to set an option, at any time; the numbers are those of `mi_option_e` in its third version,
-    // and a number it does not know is ignored.
-    unsafe {
-        mi_option_set(PURGE_DELAY, 0);
-        mi_option_set(PAGE_FULL_RETAIN, 0);
-    }
+/// Has the kernel make no huge pages of ours: one byte in use would keep two MiB. Call it first.
+pub fn no_huge_pages() {
+    // A kernel without huge pages refuses, and needs no telling.
+    let _ = rustix::thread::disable_transparent_huge_pages(true);
 }
 
 fn count(bytes: isize) {

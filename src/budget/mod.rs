@@ -11,6 +11,7 @@
 
 mod account;
 mod choose;
+mod heap;
 pub mod meter;
 mod parsed;
 mod profile;

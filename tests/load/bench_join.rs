@@ -9,6 +9,7 @@ use load::push::What;
 use load::render::Rendered;
 use load::resident::Dials;
 use load::room;
+use load::together::{self, Amount, Heavy};
 use load::wire::percent_encode;
 use std::io;
 use std::sync::Arc;
@@ -24,7 +25,8 @@ Joins a very large room under a memory budget and prints what it cost.
 NAME     xs, k1, m, s (68,000 events), hq (194,000) or xl (a million); s without it
 BUDGET   a profile of memory-budgets; pi-zero-2w without it
 --short  the join, the long reads and serving the room; without the killed join and the thousand membership changes
---only   `join` stops after the join itself, `resume` does nothing but the killed join
+--only   `join` stops after the join itself, `resume` does nothing but the killed join, `together` nothing but a join
+         beside log-ins, first syncs, uploads and another server's large events
 
 The server runs in a memory cgroup of the profile's total where the machine allows one. Ends with status 1 when a measured peak
 is above the total, or when the joined room is not the one it should be.
@@ -34,6 +36,7 @@ is above the total, or when the joined room is not the one it should be.
 enum Part {
     Join,
     Resume,
+    Together,
 }
 
 struct Arguments {
@@ -61,6 +64,7 @@ fn main() -> io::Result<()> {
                 given.only = Some(match value()?.as_str() {
                     "join" => Part::Join,
                     "resume" => Part::Resume,
+                    "together" => Part::Together,
                     other => return Err(io::Error::other(format!("--only {other} is not known\n\n{USAGE}"))),
                 })
             }
@@ -155,6 +159,9 @@ impl Bench {
         if self.given.only == Some(Part::Resume) {
             return self.resume();
         }
+        if self.given.only == Some(Part::Together) {
+            return self.together();
+        }
         self.join(&mut alice)?;
         if self.given.only == Some(Part::Join) {
             return Ok(());
@@ -164,6 +171,7 @@ impl Bench {
         self.crowd(&mut alice)?;
         self.changes(&mut alice)?;
         self.disk()?;
+        self.together()?;
         if !self.given.short {
             self.resume()?;
         }
@@ -369,6 +377,41 @@ impl Bench {
             format!("{} as it lies, {} compacted: {} bytes an event", mib(lying), mib(compact), compact / events),
         );
         self.snug.run()
+    }
+
+    /// The same join on a server of its own, while everything else goes on.
+    fn together(&mut self) -> io::Result<()> {
+        let (room, small) = (self.room.clone(), self.small_room.clone());
+        let snug = Snug::start(&self.setup)?;
+        self.resident.meet(drive::NAME, &snug.federation_url())?;
+        let amount = Amount::large();
+        let heavy = Heavy::new(&snug, &amount)?;
+        snug.register("inside")?.join(&small, room::RESIDENT)?.good("join of the small room")?;
+        snug.reset_peak();
+        let before = snug.usage();
+        let resident = &mut self.resident;
+        let push = || resident.push(&small, What::LargeMessage, 50, 50).map(drop);
+        let outcome = together::run(&snug, &heavy, &room, &amount, push)?;
+        let usage = snug.usage();
+        let (p99, longest) = (at(&outcome.messages, 99), at(&outcome.messages, 100));
+        let note = format!(
+            "the join {:.1} s; {} messages of others: p99 {p99:.0} longest {longest:.0} ms; now {} anonymous, {} of files",
+            outcome.join_seconds,
+            outcome.messages.len(),
+            mib(usage.resident - usage.file),
+            mib(usage.file),
+        );
+        self.line("a join and everything else at once", usage.peak, usage.cpu - before.cpu, outcome.join_seconds, note);
+        println!("    answers: {:?}", outcome.answers);
+        if outcome.joined != 200 {
+            self.wrong.push(format!("beside everything else the join answered {}", outcome.joined));
+        }
+        if outcome.messages_failed > 0 {
+            self.wrong.push(format!("{} messages were not sent beside everything else", outcome.messages_failed));
+        }
+        self.wrong.extend(outcome.faults());
+        self.resident.meet(drive::NAME, &self.snug.federation_url())?;
+        Ok(())
     }
 
     /// A server that is killed at nine tenths of the body, and started again.

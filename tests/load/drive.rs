@@ -60,6 +60,9 @@ impl Snug {
             cgroup,
         };
         snug.write_config()?;
+        if snug.cgroup.is_some() {
+            snug.setup.binary = untouched(&snug.setup.binary, &snug.folder)?;
+        }
         snug.run()?;
         Ok(snug)
     }
@@ -215,6 +218,17 @@ impl Drop for Snug {
             let _ = fs::remove_dir_all(&self.folder);
         }
     }
+}
+
+/// A copy of the program whose pages are in no memory, so that the group of whoever runs it pays for its text.
+fn untouched(binary: &Path, folder: &Path) -> io::Result<PathBuf> {
+    let copy = folder.join("snug");
+    fs::copy(binary, &copy)?;
+    let file = fs::File::open(&copy)?;
+    // Only what is on disk can be dropped.
+    file.sync_all()?;
+    rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed)?;
+    Ok(copy)
 }
 
 /// A shell that may mount what nobody else sees; what it is to run follows.

@@ -20,4 +20,5 @@ pub mod random;
 pub mod render;
 pub mod resident;
 pub mod room;
+pub mod together;
 pub mod wire;

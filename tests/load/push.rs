@@ -19,6 +19,8 @@ pub enum What {
     /// Users on the resident leave.
     Leave,
     Message,
+    /// Messages of 30 KB and more, which do not compress.
+    LargeMessage,
 }
 
 /// What became of a push.
@@ -91,6 +93,11 @@ impl Shared {
             What::Leave => {
                 let content = map([("membership", "leave".into())]);
                 live.make(key, "m.room.member", &user, Some(&user), content, auth(false))
+            }
+            What::LargeMessage => {
+                let body = super::random::Stream::new(2, "large", number).token(31_000, false);
+                let content = map([("msgtype", "m.text".into()), ("body", body.into())]);
+                live.make(key, "m.room.message", &user, None, content, auth(false))
             }
             What::Message => {
                 let content = map([("msgtype", "m.text".into()), ("body", word("message", number).into())]);
