@@ -361,6 +361,8 @@ impl Server {
     fn work(&mut self) {
         let (remote, sender) = (self.remote.clone(), self.sender.clone());
         self.working.push(tokio::spawn(async move { remote.run().await }));
+        let text_bytes = self.budget.profile().fixed("text");
+        self.endless.push(tokio::spawn(budget::meter::keep_text_within(self.clock.clone(), text_bytes)));
         let rooms = self.rooms.clone();
         self.endless.push(tokio::spawn(async move { rooms.keep_swept().await }));
         if self.config.federation.enabled {

@@ -23,17 +23,29 @@ pub struct Account(Arc<Ledger>);
 
 struct Ledger {
     row: AccountRow,
-    book: Mutex<State>,
+    /// One book for several accounts where a profile has one within another.
+    book: Arc<Book>,
     high_water: AtomicU64,
     refusals: AtomicU64,
     nth: Arc<Nth>,
+}
+
+struct Book {
+    bytes: u64,
+    state: Mutex<State>,
 }
 
 #[derive(Default)]
 struct State {
     used: u64,
     /// First come, first served, so that a large request is not starved by small ones.
-    waiting: VecDeque<(u64, oneshot::Sender<Grant>)>,
+    waiting: VecDeque<Waiter>,
+}
+
+struct Waiter {
+    account: Account,
+    bytes: u64,
+    turn: oneshot::Sender<Grant>,
 }
 
 /// Bytes that belong to whoever holds this. They return to the account on drop.
@@ -56,7 +68,13 @@ pub struct Refused {
 
 impl Account {
     pub(super) fn new(row: AccountRow, nth: Arc<Nth>) -> Self {
-        let book = Mutex::new(State::default());
+        let book = Arc::new(Book { bytes: row.bytes, state: Mutex::default() });
+        Account(Arc::new(Ledger { row, book, high_water: AtomicU64::new(0), refusals: AtomicU64::new(0), nth }))
+    }
+
+    /// An account whose bytes are drawn from another's.
+    pub(super) fn within(outer: &Account, row: AccountRow) -> Self {
+        let (book, nth) = (outer.0.book.clone(), outer.0.nth.clone());
         Account(Arc::new(Ledger { row, book, high_water: AtomicU64::new(0), refusals: AtomicU64::new(0), nth }))
     }
 
@@ -76,7 +94,7 @@ impl Account {
     pub fn try_take(&self, bytes: u64) -> Result<Grant, Refused> {
         self.check(bytes)?;
         let mut book = self.lock();
-        if book.somebody_waits() || book.used + bytes > self.limit() {
+        if book.somebody_waits() || book.used + bytes > self.0.book.bytes {
             drop(book);
             return Err(self.refuse(bytes));
         }
@@ -145,7 +163,7 @@ impl Account {
     fn take_or_queue(&self, bytes: u64) -> Result<Turn, Refused> {
         self.check(bytes)?;
         let mut book = self.lock();
-        if !book.somebody_waits() && book.used + bytes <= self.limit() {
+        if !book.somebody_waits() && book.used + bytes <= self.0.book.bytes {
             book.used += bytes;
             return Ok(Turn::Now(self.granted(book, bytes)));
         }
@@ -154,7 +172,7 @@ impl Account {
             return Err(self.refuse(bytes));
         }
         let (turn, later) = oneshot::channel();
-        book.waiting.push_back((bytes, turn));
+        book.waiting.push_back(Waiter { account: self.clone(), bytes, turn });
         Ok(Turn::Later(later))
     }
 
@@ -190,25 +208,25 @@ impl Account {
     fn serve(&self) {
         loop {
             let mut book = self.lock();
-            if !book.somebody_waits() || book.used + book.waiting[0].0 > self.limit() {
+            if !book.somebody_waits() || book.used + book.waiting[0].bytes > self.0.book.bytes {
                 return;
             }
-            let Some((bytes, turn)) = book.waiting.pop_front() else { return };
+            let Some(Waiter { account, bytes, turn }) = book.waiting.pop_front() else { return };
             book.used += bytes;
-            let grant = self.granted(book, bytes);
+            let grant = account.granted(book, bytes);
             let _ = turn.send(grant);
         }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.book.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.0.book.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }
 
 impl State {
     /// Whether anybody is in the line. Those who gave up leave it here: they must not hold up who came after them.
     fn somebody_waits(&mut self) -> bool {
-        self.waiting.retain(|(_, turn)| !turn.is_closed());
+        self.waiting.retain(|waiter| !waiter.turn.is_closed());
         !self.waiting.is_empty()
     }
 }
@@ -324,7 +342,8 @@ mod tests {
 
     fn account(bytes: u64, wait_ms: u64) -> Account {
         let when_empty = WhenEmpty::Wait;
-        let row = AccountRow { name: "test".into(), bytes, reason: String::new(), when_empty, wait_ms };
+        let (name, reason) = ("test".into(), String::new());
+        let row = AccountRow { name, bytes, within: None, reason, when_empty, wait_ms };
         Account::new(row, Arc::default())
     }
 
@@ -415,11 +434,33 @@ mod tests {
         let held = account.try_take(60).unwrap();
         assert!(account.take(90).await.is_err());
         let (sender, later) = oneshot::channel();
-        account.lock().waiting.push_back((40, sender));
+        account.lock().waiting.push_back(Waiter { account: account.clone(), bytes: 40, turn: sender });
         let late = account.clone();
         assert!(std::thread::spawn(move || late.take_blocking(90).is_err()).join().unwrap());
         assert_eq!(later.await.unwrap().bytes(), 40);
         drop(held);
+    }
+
+    /// Two that are never large at once have one book: whoever comes second waits for the first.
+    #[tokio::test]
+    async fn an_account_within_another_draws_from_it() {
+        let outer = account(100, 60_000);
+        let row = AccountRow { name: "inner".into(), bytes: 80, ..outer.row().clone() };
+        let inner = Account::within(&outer, row);
+        let held = outer.try_take(60).unwrap();
+        assert!(inner.try_take(50).is_err());
+        assert!(inner.try_take(81).unwrap_err().too_large);
+        let waiting = tokio::spawn({
+            let inner = inner.clone();
+            async move { inner.take(50).await }
+        });
+        tokio::task::yield_now().await;
+        assert!(outer.try_take(10).is_err(), "a line is a line");
+        drop(held);
+        let grant = waiting.await.unwrap().unwrap();
+        assert_eq!((grant.account().name(), outer.used(), inner.used()), ("inner", 50, 50));
+        drop(grant);
+        assert_eq!(outer.used(), 0);
     }
 
     #[test]

@@ -5,9 +5,11 @@
 
 use std::alloc::{GlobalAlloc, Layout};
 use std::cell::Cell;
-use std::sync::atomic::{AtomicIsize, Ordering};
+use std::sync::atomic::{AtomicIsize, AtomicU64, Ordering};
+use std::time::Duration;
 
 use super::heap::Heap;
+use crate::base::Clock;
 
 const BATCH_BYTES: isize = 4096;
 
@@ -106,6 +108,89 @@ pub fn resident() -> Resident {
     std::fs::read_to_string("/proc/self/status").map(|text| parse_status(&text)).unwrap_or_default()
 }
 
+/// A measure now and at most.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Measured {
+    pub now_bytes: u64,
+    /// At most in any sample so far.
+    pub high_water_bytes: u64,
+}
+
+static TEXT: [AtomicU64; 2] = [AtomicU64::new(0), AtomicU64::new(0)];
+static BESIDE: [AtomicU64; 2] = [AtomicU64::new(0), AtomicU64::new(0)];
+
+/// Resident pages of the program's file and of its libraries, in the samples that [`keep_text_within`] takes.
+pub fn text() -> Measured {
+    measured(&TEXT)
+}
+
+/// What is resident and neither a file's nor allocated: stacks, and the slack of the heap.
+pub fn beside() -> Measured {
+    measured(&BESIDE)
+}
+
+fn measured([now, high]: &[AtomicU64; 2]) -> Measured {
+    Measured { now_bytes: now.load(Ordering::Relaxed), high_water_bytes: high.load(Ordering::Relaxed) }
+}
+
+fn note([now, high]: &[AtomicU64; 2], bytes: u64) {
+    now.store(bytes, Ordering::Relaxed);
+    high.fetch_max(bytes, Ordering::Relaxed);
+}
+
+/// How often the process is looked at. Text that is run for the first time comes in much more slowly than this.
+const SAMPLE_EVERY: Duration = Duration::from_millis(250);
+
+/// Measures what no account pays, and gives text back when more of it is resident than `text_bytes`: what is not run again
+/// stays out, and what is comes back from the kernel's cache. Never ends.
+pub async fn keep_text_within(clock: Clock, text_bytes: u64) {
+    let program = program_text();
+    loop {
+        if let Some((file, anonymous)) = sample() {
+            note(&TEXT, file);
+            note(&BESIDE, anonymous.saturating_sub(live_bytes()));
+            if file > text_bytes {
+                give_back(&program);
+            }
+        }
+        clock.sleep(SAMPLE_EVERY).await;
+    }
+}
+
+/// Resident bytes of files and of none.
+fn sample() -> Option<(u64, u64)> {
+    let text = std::fs::read_to_string("/proc/self/statm").ok()?;
+    let mut pages = text.split_whitespace().skip(1).map(|word| word.parse::<u64>().ok());
+    let (resident, files) = (pages.next()??, pages.next()??);
+    let page = rustix::param::page_size() as u64;
+    Some((files * page, resident.saturating_sub(files) * page))
+}
+
+/// Where the code of the program and of its libraries lies. Never written to, so that dropping a page loses nothing.
+fn program_text() -> Vec<std::ops::Range<usize>> {
+    std::fs::read_to_string("/proc/self/maps").map(|maps| parse_maps(&maps)).unwrap_or_default()
+}
+
+fn parse_maps(maps: &str) -> Vec<std::ops::Range<usize>> {
+    let line = |line: &str| {
+        let mut words = line.split_whitespace();
+        let (range, rights) = (words.next()?, words.next()?);
+        words.nth(3).filter(|file| file.starts_with('/') && rights == "r-xp")?;
+        let (start, end) = range.split_once('-')?;
+        Some(usize::from_str_radix(start, 16).ok()?..usize::from_str_radix(end, 16).ok()?)
+    };
+    maps.lines().filter_map(line).collect()
+}
+
+fn give_back(text: &[std::ops::Range<usize>]) {
+    for range in text {
+        let start = std::ptr::with_exposed_provenance_mut(range.start);
+        // SAFETY: a private mapping of a file that nobody writes to; a page that is needed again is the file's again. Where it
+        // fails the pages stay.
+        let _ = unsafe { rustix::mm::madvise(start, range.len(), rustix::mm::Advice::LinuxDontNeed) };
+    }
+}
+
 fn parse_status(text: &str) -> Resident {
     let kib = |name: &str| {
         let line = text.lines().find_map(|line| line.strip_prefix(name))?;
@@ -129,6 +214,20 @@ mod tests {
         drop(block);
         let resident = resident();
         assert!(resident.high_water_bytes >= resident.now_bytes && resident.now_bytes > 0);
+    }
+
+    #[test]
+    fn only_code_is_given_back() {
+        let maps = "55e0-55f0 r--p 00000000 fe:00 12 /usr/bin/snug\n55f0-5600 r-xp 00010000 fe:00 12 /usr/bin/snug\n\
+                    5600-5610 rw-p 00020000 fe:00 12 /usr/bin/snug\n7000-7010 r-xp 00000000 00:00 0 [vdso]\n\
+                    7f00-7f10 r-xp 00001000 fe:00 34 /usr/lib/libc.so.6\n";
+        assert_eq!(parse_maps(maps), [0x55f0..0x5600, 0x7f00..0x7f10]);
+        let text = program_text();
+        let here = only_code_is_given_back as fn() as usize;
+        assert!(text.iter().any(|range| range.contains(&here)));
+        let (before, _) = sample().unwrap();
+        give_back(&text);
+        assert!(before > 0 && sample().is_some(), "the code goes on");
     }
 
     #[test]

@@ -23,7 +23,7 @@ use std::sync::Arc;
 pub use account::{Account, Grant, Refused};
 pub use choose::{Choice, Granted, choose};
 pub use parsed::parsed_bytes_max;
-pub use profile::{AccountRow, PASSWORD_HASH_BYTES, Profile, ProfileError, WhenEmpty, human, is_path, parse_bytes};
+pub use profile::{AccountRow, FixedRow, PASSWORD_HASH_BYTES, Profile, ProfileError, WhenEmpty, human, is_path, parse_bytes};
 
 use account::Nth;
 
@@ -40,8 +40,13 @@ struct Book {
 impl Budget {
     pub fn from_profile(profile: Profile) -> Self {
         let nth = Arc::new(Nth::default());
-        let accounts = profile.accounts.iter().chain(&profile.disk);
-        let accounts = accounts.map(|row| Account::new(row.clone(), nth.clone())).collect();
+        let rows = || profile.accounts.iter().chain(&profile.disk);
+        let outer = rows().filter(|row| row.within.is_none()).map(|row| Account::new(row.clone(), nth.clone()));
+        let mut accounts: Vec<Account> = outer.collect();
+        for row in rows() {
+            let outer = accounts.iter().find(|outer| Some(outer.name()) == row.within.as_deref());
+            accounts.extend(outer.map(|outer| Account::within(outer, row.clone())).into_iter().collect::<Vec<_>>());
+        }
         Budget(Arc::new(Book { profile, accounts, nth }))
     }
 

@@ -9,6 +9,7 @@ use std::path::Path;
 use serde::Deserialize;
 
 use super::account::Account;
+use super::meter;
 
 /// Every account of memory. A profile has each of them and no other; a new one is added here and to each file of
 /// `memory-budgets/`.
@@ -31,6 +32,9 @@ pub const ACCOUNTS: &[&str] = &[
     "password_hashing",
     "admin",
 ];
+
+/// What the process costs besides what is on accounts. A profile has each of them and no other.
+pub const FIXED: &[&str] = &["text", "stacks", "slack"];
 
 /// Accounts of scratch disk; they do not count towards the memory.
 pub const DISK_ACCOUNTS: &[&str] = &["spill_disk"];
@@ -76,18 +80,27 @@ pub struct Profile {
     pub board: String,
     /// The cap on the resident memory of the whole process, in bytes.
     pub total: u64,
-    /// What the process costs before anything is asked of it: binary, runtime, allocator slack. Measured.
-    pub fixed: u64,
-    pub fixed_reason: String,
+    /// What no account pays, in the order of [`FIXED`]. Measured, and held by a test for every profile.
+    pub fixed: Vec<FixedRow>,
     pub accounts: Vec<AccountRow>,
     pub disk: Vec<AccountRow>,
     sizes: BTreeMap<String, u64>,
 }
 
 #[derive(Debug, Clone)]
-pub struct AccountRow {
+pub struct FixedRow {
     pub name: String,
     pub bytes: u64,
+    pub reason: String,
+}
+
+#[derive(Debug, Clone)]
+pub struct AccountRow {
+    pub name: String,
+    /// The most that may be in use at once.
+    pub bytes: u64,
+    /// The account that these bytes are drawn from, where they have none of their own: the two never use theirs at once.
+    pub within: Option<String>,
     pub reason: String,
     pub when_empty: WhenEmpty,
     /// How long an asker waits before it is refused; also what a refused one is told to wait.
@@ -208,18 +221,26 @@ impl Profile {
         if tls { plain + secret } else { plain }
     }
 
+    /// One of [`FIXED`], in bytes.
+    pub fn fixed(&self, name: &str) -> u64 {
+        self.fixed.iter().filter(|row| row.name == name).map(|row| row.bytes).sum()
+    }
+
     /// Fixed cost and all accounts of memory, in bytes.
     pub fn sum(&self) -> u64 {
-        self.fixed + self.accounts.iter().map(|row| row.bytes).sum::<u64>()
+        let accounts = self.accounts.iter().filter(|row| row.within.is_none());
+        self.fixed.iter().map(|row| row.bytes).chain(accounts.map(|row| row.bytes)).sum()
     }
 
     fn check(&self) -> Result<(), String> {
         same_names("account", self.accounts.iter().map(|row| row.name.as_str()), ACCOUNTS)?;
+        same_names("fixed cost", self.fixed.iter().map(|row| row.name.as_str()), FIXED)?;
         same_names("disk account", self.disk.iter().map(|row| row.name.as_str()), DISK_ACCOUNTS)?;
         same_names("size", self.sizes.keys().map(String::as_str), SIZES)?;
         if let Some(silent) = self.accounts.iter().chain(&self.disk).find(|row| row.reason.is_empty()) {
             return Err(format!("account {} gives no reason", silent.name));
         }
+        self.accounts.iter().chain(&self.disk).try_for_each(|row| self.check_within(row))?;
         let sum = self.sum();
         if sum > self.total {
             let (total, over) = (human(self.total), human(sum - self.total));
@@ -229,6 +250,17 @@ impl Profile {
             ));
         }
         self.check_pairs()
+    }
+
+    fn check_within(&self, row: &AccountRow) -> Result<(), String> {
+        let (name, Some(within)) = (&row.name, &row.within) else { return Ok(()) };
+        match self.accounts.iter().find(|other| other.name == *within && other.within.is_none()) {
+            Some(outer) if outer.bytes >= row.bytes => Ok(()),
+            Some(outer) => {
+                Err(format!("account {name} has {}, and {within} only {}", human(row.bytes), human(outer.bytes)))
+            }
+            None => Err(format!("account {name} is within {within:?}, which is no account with bytes of its own")),
+        }
     }
 
     /// Sizes that spend from an account must fit it, or the account would refuse everything, or be exceeded.
@@ -306,7 +338,7 @@ fn same_names<'a>(what: &str, found: impl Iterator<Item = &'a str>, wanted: &[&s
 struct Raw {
     board: String,
     total: Bytes,
-    fixed: RawFixed,
+    fixed: BTreeMap<String, RawFixed>,
     accounts: BTreeMap<String, RawAccount>,
     disk: BTreeMap<String, RawAccount>,
     sizes: BTreeMap<String, Bytes>,
@@ -327,6 +359,7 @@ struct RawAccount {
     when_empty: WhenEmpty,
     #[serde(default)]
     wait_ms: u64,
+    within: Option<String>,
 }
 
 impl Raw {
@@ -336,12 +369,14 @@ impl Raw {
             rows.sort_by_key(|row| order.iter().position(|known| *known == row.name));
             rows
         };
+        let row = |(name, raw): (String, RawFixed)| FixedRow { name, bytes: raw.bytes.0, reason: raw.reason };
+        let mut fixed: Vec<_> = self.fixed.into_iter().map(row).collect();
+        fixed.sort_by_key(|row| FIXED.iter().position(|known| *known == row.name));
         Profile {
             name: name.to_owned(),
             board: self.board,
             total: self.total.0,
-            fixed: self.fixed.bytes.0,
-            fixed_reason: self.fixed.reason,
+            fixed,
             accounts: rows(self.accounts, ACCOUNTS),
             disk: rows(self.disk, DISK_ACCOUNTS),
             sizes: self.sizes.into_iter().map(|(name, size)| (name, size.0)).collect(),
@@ -351,8 +386,8 @@ impl Raw {
 
 impl RawAccount {
     fn into_row(self, name: String) -> AccountRow {
-        let RawAccount { bytes, reason, when_empty, wait_ms } = self;
-        AccountRow { name, bytes: bytes.0, reason, when_empty, wait_ms }
+        let RawAccount { bytes, reason, when_empty, wait_ms, within } = self;
+        AccountRow { name, bytes: bytes.0, within, reason, when_empty, wait_ms }
     }
 }
 
@@ -420,10 +455,22 @@ pub fn table(profile: &Profile, running: Option<&[Account]>) -> String {
         let _ = writeln!(out, "{name:<22} {bytes:>11} {now:>11} {high:>11} {refused:>8}  {empty:<18} {reason}");
     };
     line(["account", "bytes", "in use", "high water", "refused", "when empty", "reason"]);
-    line(["(fixed)", &human(profile.fixed), "", "", "", "", &profile.fixed_reason]);
+    for row in &profile.fixed {
+        let (now, high) = match (running, row.name.as_str()) {
+            (Some(_), "text") => (human(meter::text().now_bytes), human(meter::text().high_water_bytes)),
+            // The kernel does not tell stacks from the heap's pages.
+            (Some(_), "slack") => (human(meter::beside().now_bytes), human(meter::beside().high_water_bytes)),
+            _ => ("-".into(), "-".into()),
+        };
+        line([&format!("({})", row.name), &human(row.bytes), &now, &high, "", "", &row.reason]);
+    }
     for row in profile.accounts.iter().chain(&profile.disk) {
         let (now, high, refused) = used(&row.name).unwrap_or_else(|| ("-".into(), "-".into(), "-".into()));
-        line([&row.name, &human(row.bytes), &now, &high, &refused, &row.when_empty.to_string(), &row.reason]);
+        let reason = match &row.within {
+            Some(outer) => format!("{}; out of {outer}", row.reason),
+            None => row.reason.clone(),
+        };
+        line([&row.name, &human(row.bytes), &now, &high, &refused, &row.when_empty.to_string(), &reason]);
     }
     line(["(left over)", &human(profile.total - profile.sum()), "", "", "", "", ""]);
     line(["total", &human(profile.total), "", "", "", "", "scratch disk is not counted"]);

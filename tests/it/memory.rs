@@ -63,7 +63,7 @@ fn check_peak(snug: &Snug, profile: &Profile) {
     let usage = snug.usage();
     // The pages of the program file itself are what an unoptimised build has more of; they stand in the profile as fixed.
     let (peak, most) = match cfg!(debug_assertions) {
-        true => (usage.peak - usage.file, profile.total - profile.fixed),
+        true => (usage.peak - usage.file, profile.total - profile.fixed("text")),
         false => (usage.peak, profile.total),
     };
     assert!(peak <= most, "{peak} bytes resident at most, the profile allows {most}");
