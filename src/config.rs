@@ -208,7 +208,7 @@ pub const SETTINGS: &[Setting] = &[
     optional(
         "budget",
         r#""pi-zero-2w""#,
-        "The memory the server may use: pi-zero-2w, pi-3, pi-4-2g, pi-5, scaleway-arm, or the path of a file of your own. When not \
+        "The memory the server may use: router-32, pi-zero-2w, pi-3, pi-4-2g, pi-5, scaleway-arm, or the path of a file of your own. When not \
          set it is chosen by the machine's memory. `snug budget` shows what it means.",
         |config, given| {
             let text = given.text()?;

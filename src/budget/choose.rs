@@ -150,7 +150,7 @@ mod tests {
         let choice = system("pi3", &[("proc/meminfo", "MemTotal:     930000 kB\n")]);
         assert_eq!(choice.profile.name, "pi-3");
         let choice = system("tiny", &[("proc/meminfo", "MemTotal:     120000 kB\n")]);
-        assert_eq!(choice.profile.name, "pi-zero-2w");
+        assert_eq!(choice.profile.name, "router-32");
     }
 
     #[test]

@@ -381,7 +381,8 @@ impl Heap {
     }
 
     /// Bytes in mappings of their own, whole pages.
-    pub fn mapped_bytes(&self) -> usize {
+    #[cfg(test)]
+    fn mapped_bytes(&self) -> usize {
         self.mapped.load(Ordering::Relaxed)
     }
 }

@@ -23,7 +23,9 @@ use std::sync::Arc;
 pub use account::{Account, Grant, Refused};
 pub use choose::{Choice, Granted, choose};
 pub use parsed::parsed_bytes_max;
-pub use profile::{AccountRow, FixedRow, PASSWORD_HASH_BYTES, Profile, ProfileError, WhenEmpty, human, is_path, parse_bytes};
+pub use profile::{
+    AccountRow, FixedRow, PASSWORD_HASH_BYTES, Profile, ProfileError, WhenEmpty, human, is_path, parse_bytes,
+};
 
 use account::Nth;
 

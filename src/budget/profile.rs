@@ -65,6 +65,7 @@ pub const PASSWORD_HASH_BYTES: u64 = (7 << 20) + (64 << 10);
 const REDB_BESIDE_BYTES: u64 = 5 << 20;
 
 const SHIPPED: &[(&str, &str)] = &[
+    ("router-32", include_str!("../../memory-budgets/router-32.toml")),
     ("pi-zero-2w", include_str!("../../memory-budgets/pi-zero-2w.toml")),
     ("pi-3", include_str!("../../memory-budgets/pi-3.toml")),
     ("pi-4-2g", include_str!("../../memory-budgets/pi-4-2g.toml")),
@@ -481,6 +482,8 @@ pub fn table(profile: &Profile, running: Option<&[Account]>) -> String {
 mod tests {
     use super::*;
 
+    const PI_ZERO: &str = include_str!("../../memory-budgets/pi-zero-2w.toml");
+
     #[test]
     fn shipped_profiles_add_up() {
         for name in Profile::names() {
@@ -492,16 +495,16 @@ mod tests {
 
     #[test]
     fn says_by_how_much_a_profile_does_not_fit() {
-        let total = Profile::parse("shipped", SHIPPED[0].1).unwrap().sum() - (1 << 20);
-        let text = SHIPPED[0].1.replace("total = \"48 MiB\"", &format!("total = {total}"));
+        let total = Profile::parse("shipped", PI_ZERO).unwrap().sum() - (1 << 20);
+        let text = PI_ZERO.replace("total = \"48 MiB\"", &format!("total = {total}"));
         let message = Profile::parse("mine", &text).unwrap_err().0;
         assert!(message.contains("1.00 MiB more than its total"), "{message}");
     }
 
     /// The smallest shipped profile with one line changed: what is wrong with it.
     fn wrong(line: &str, with: &str) -> String {
-        assert!(SHIPPED[0].1.contains(line), "{line} is in the profile");
-        Profile::parse("mine", &SHIPPED[0].1.replace(line, with)).unwrap_err().0
+        assert!(PI_ZERO.contains(line), "{line} is in the profile");
+        Profile::parse("mine", &PI_ZERO.replace(line, with)).unwrap_err().0
     }
 
     #[test]
@@ -526,6 +529,23 @@ mod tests {
         says(wrong("bytes = \"7.125 MiB\"", "bytes = \"6 MiB\""), ["one password", "account password_hashing"]);
     }
 
+    #[test]
+    fn an_account_may_draw_from_another() {
+        let small = Profile::get("router-32").unwrap();
+        let outer = small.accounts.iter().find(|row| row.name == "password_hashing").unwrap().within.clone();
+        assert_eq!(outer.as_deref(), Some("join"));
+        let within = |what: &str| {
+            let hashing = "[accounts.password_hashing]\n";
+            let text = PI_ZERO.replace(hashing, &format!("{hashing}within = {what:?}\n"));
+            Profile::parse("mine", &text).map(|profile| profile.sum()).map_err(|error| error.0)
+        };
+        let whole = Profile::get("pi-zero-2w").unwrap().sum();
+        assert_eq!(within("join").unwrap(), whole - (7 << 20) - (128 << 10));
+        assert!(within("admin").unwrap_err().contains("admin only 128.0 KiB"));
+        assert!(within("joy").unwrap_err().contains("\"joy\", which is no account"));
+        assert!(within("password_hashing").unwrap_err().contains("no account"));
+    }
+
     /// Whatever a connection may hold is within what the account has for all of them.
     #[test]
     fn connections_pay_for_what_they_may_hold() {
@@ -539,9 +559,9 @@ mod tests {
 
     #[test]
     fn names_what_is_unknown() {
-        let text = SHIPPED[0].1.replace("[accounts.join]", "[accounts.jion]");
+        let text = PI_ZERO.replace("[accounts.join]", "[accounts.jion]");
         assert!(Profile::parse("mine", &text).unwrap_err().0.contains("account \"jion\" is unknown"));
-        let text = SHIPPED[0].1.replace("redb_cache", "rdb_cache");
+        let text = PI_ZERO.replace("redb_cache", "rdb_cache");
         assert!(Profile::parse("mine", &text).unwrap_err().0.contains("rdb_cache"));
         assert!(Profile::get("pi-9").unwrap_err().0.contains("pi-zero-2w"));
     }

@@ -266,7 +266,7 @@ fn what_is_wrong_is_said() {
     let said = bad(folder, &["serve", "--config", "missing.toml", "--listen", "127.0.0.1:0"], "");
     assert!(said.contains("snug: the certificate of [federation]: no.pem: No such file"), "{said}");
     let done = run(folder, &["serve", "--budget", "enormous"], "");
-    assert!(String::from_utf8_lossy(&done.stderr).contains("known are pi-zero-2w"));
+    assert!(String::from_utf8_lossy(&done.stderr).contains("known are router-32"));
     assert!(good(folder, &["sample-config"], "").contains("# server_name = "));
 }
 

@@ -5,9 +5,11 @@ use crate::load::control;
 use crate::load::drive::{EventIds, NAME, Person, Setup, Snug, can_mount};
 use crate::load::hostile::{self, Mode};
 use crate::load::lab::Lab;
+use crate::load::push::What;
 use crate::load::render::Rendered;
 use crate::load::resident::{Dials, Resident, lock};
 use crate::load::room;
+use crate::load::together::{self, Amount, Heavy};
 use crate::load::wire::percent_encode;
 use serde_json::json;
 use snug::budget::Profile;
@@ -67,6 +69,48 @@ fn check_peak(snug: &Snug, profile: &Profile) {
         false => (usage.peak, profile.total),
     };
     assert!(peak <= most, "{peak} bytes resident at most, the profile allows {most}");
+}
+
+/// A join while people log in, sync for the first time, page, upload and poll, and another server sends large events: under every
+/// profile the process stays within its total, and what no account pays stays within what the profile says it is.
+#[test]
+fn everything_at_once_fits_every_budget() {
+    let cache = control::cache();
+    for name in Profile::names() {
+        let profile = Profile::get(name).unwrap();
+        let rendered = [room::Dials::m(), room::Dials::xs()].map(|dials| Rendered::get(&cache, &dials).unwrap());
+        let [large, small] = [0, 1].map(|at| rendered[at].room.room_id.clone());
+        let lab = Lab::get(&cache.join("lab")).unwrap();
+        let resident = Resident::start("127.0.0.1:0", lab, rendered.into(), Dials::default()).unwrap();
+        let snug = start(&profile, &resident);
+        let amount = Amount::small();
+        let heavy = Heavy::new(&snug, &amount).unwrap();
+        assert_eq!(snug.register("inside").unwrap().join(&small, room::RESIDENT).unwrap().status, 200);
+        let push = || resident.shared.push(&small, What::LargeMessage, 20, 20).map(drop);
+        let outcome = together::run(&snug, &heavy, &large, &amount, push).unwrap();
+        println!("{name}: {:?} {outcome:?}", snug.usage());
+        assert_eq!((outcome.joined, outcome.messages_failed), (200, 0), "{name}\n{}", snug.log_tail());
+        assert_eq!(outcome.faults(), [""; 0], "{name}\n{}", snug.log_tail());
+        check_peak(&snug, &profile);
+        check_fixed(&snug, &profile);
+    }
+}
+
+/// What the server says that no account pays, in a build like those that are shipped.
+fn check_fixed(snug: &Snug, profile: &Profile) {
+    let said = snug.budget().unwrap();
+    println!("{}", said["table"].as_str().unwrap());
+    let of = |name: &str| said[name].as_u64().unwrap();
+    let beside = profile.fixed("stacks") + profile.fixed("slack");
+    assert!(of("beside_bytes_max") <= beside, "{}: {} bytes of {beside}", profile.name, of("beside_bytes_max"));
+    // Text is checked where it is as small as what is shipped; a quarter of a second's worth may come in above.
+    let text = profile.fixed("text") + profile.fixed("text") / 8;
+    assert!(
+        cfg!(debug_assertions) || of("text_bytes_max") <= text,
+        "{}: {} of {text}",
+        profile.name,
+        of("text_bytes_max")
+    );
 }
 
 /// Whatever a resident answers, the join ends, the memory holds, and nothing is left. (A byte a second, which takes minutes to be

@@ -6,7 +6,7 @@ use super::room::{GUEST, RESIDENT};
 use super::wire::{Answer, Client, Target, percent_encode};
 use serde_json::{Value, json};
 use std::fs;
-use std::io;
+use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -186,6 +186,16 @@ impl Snug {
 
     pub fn usage(&self) -> Usage {
         Usage::of(self.pid())
+    }
+
+    /// What it says of its memory, over the socket of the commands.
+    pub fn budget(&self) -> io::Result<Value> {
+        let mut socket = std::os::unix::net::UnixStream::connect(self.data().join(snug::serve::SOCKET))?;
+        socket.write_all(b"GET /budget HTTP/1.1\r\nhost: local\r\nconnection: close\r\n\r\n")?;
+        let mut answer = Vec::new();
+        socket.read_to_end(&mut answer)?;
+        let body = memchr::memmem::find(&answer, b"\r\n\r\n").map_or(&[][..], |at| &answer[at + 4..]);
+        Ok(serde_json::from_slice(body)?)
     }
 
     /// Lets [`Usage::peak`] begin anew, where the kernel allows it.

@@ -70,7 +70,9 @@ impl Outcome {
     pub fn faults(&self) -> Vec<String> {
         let bad = |status: u16| status == 0 || status == 500 || status == 502;
         let each = self.answers.iter().flat_map(|(what, statuses)| statuses.iter().map(move |it| (what, it)));
-        each.filter(|(_, it)| bad(*it.0)).map(|(what, (status, count))| format!("{what}: {status}, {count} times")).collect()
+        each.filter(|(_, it)| bad(*it.0))
+            .map(|(what, (status, count))| format!("{what}: {status}, {count} times"))
+            .collect()
     }
 }
 
