@@ -7,7 +7,7 @@
 use std::{
     collections::HashMap,
     future::Future,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     num::NonZeroUsize,
     pin::Pin,
     sync::{Arc, Mutex},
@@ -431,26 +431,58 @@ impl Dns {
     }
 }
 
-/// Addresses that mean something only inside some network: asked for by a stranger, we would knock at our neighbours'.
+/// Addresses that mean something only inside some network, or nothing at all: asked for by a stranger, we would knock at our
+/// neighbours'. An IPv6 address that a translator or a tunnel turns into one of IPv4 is as private as that one.
 pub fn is_private(address: IpAddr) -> bool {
-    match address.to_canonical() {
-        IpAddr::V4(ip) => {
-            let [a, b, ..] = ip.octets();
-            ip.is_private()
-                || ip.is_loopback()
-                || ip.is_link_local()
-                || ip.is_multicast()
-                || a == 0
-                || a >= 240
-                || (a == 100 && (64..128).contains(&b))
+    match address {
+        IpAddr::V4(ip) => is_private_v4(ip),
+        IpAddr::V6(ip) => is_private_v6(ip),
+    }
+}
+
+/// What IANA's registry of special IPv4 addresses does not call globally reachable, and multicast.
+fn is_private_v4(ip: Ipv4Addr) -> bool {
+    match ip.octets() {
+        // "This" network; private use; loopback; link-local.
+        [0 | 10 | 127, ..] | [169, 254, ..] | [172, 16..=31, ..] | [192, 168, ..] => true,
+        // Behind a provider's translator; protocol assignments; the relays of 6to4; benchmarks.
+        [100, 64..=127, ..] | [192, 0, 0, _] | [192, 88, 99, _] | [198, 18 | 19, ..] => true,
+        // Documentation.
+        [192, 0, 2, _] | [198, 51, 100, _] | [203, 0, 113, _] => true,
+        // Multicast, reserved, broadcast.
+        [224..=255, ..] => true,
+        _ => false,
+    }
+}
+
+/// The same for IPv6.
+fn is_private_v6(ip: Ipv6Addr) -> bool {
+    let high_and_low = |high: u16, low: u16| is_private_v4(Ipv4Addr::from(u32::from(high) << 16 | u32::from(low)));
+    match ip.segments() {
+        // IPv4-compatible with `::` and `::1`, which are 0.0.0.0 and 0.0.0.1; IPv4-mapped; IPv4-translated.
+        [0, 0, 0, 0, 0, 0, high, low] | [0, 0, 0, 0, 0, 0xffff, high, low] | [0, 0, 0, 0, 0xffff, 0, high, low] => {
+            high_and_low(high, low)
         }
-        IpAddr::V6(ip) => {
-            ip.is_loopback()
-                || ip.is_unspecified()
-                || ip.is_multicast()
-                || ip.is_unique_local()
-                || ip.is_unicast_link_local()
+        // NAT64 under the well-known prefix; that of some network alone, wherever the IPv4 address stands in it.
+        [0x64, 0xff9b, 0, 0, 0, 0, high, low] => high_and_low(high, low),
+        [0x64, 0xff9b, ..] => true,
+        // 6to4.
+        [0x2002, high, low, ..] => high_and_low(high, low),
+        // Teredo: its server, and the client with all bits turned over.
+        [0x2001, 0, server_high, server_low, _, _, high, low] => {
+            high_and_low(server_high, server_low) || high_and_low(!high, !low)
         }
+        // ISATAP, in whatever network.
+        [_, _, _, _, 0 | 0x200, 0x5efe, high, low] if high_and_low(high, low) => true,
+        // Protocol assignments; documentation, old and new; discarded; segment routing.
+        [0x2001, 1..=0x1ff, ..]
+        | [0x2001, 0xdb8, ..]
+        | [0x3fff, 0..=0xfff, ..]
+        | [0x100, 0, 0, _, ..]
+        | [0x5f00, ..] => true,
+        // Unique local; link-local; site-local; multicast.
+        [0xfc00..=0xfdff | 0xfe80..=0xfeff | 0xff00..=0xffff, ..] => true,
+        _ => false,
     }
 }
 
@@ -570,26 +602,47 @@ mod tests {
         check("plain.example", &["[2001:db8::1]:8448", "192.0.2.1:8448"], "plain.example", "plain.example").await;
     }
 
+    /// Behind a NAT64 or a 6to4 router `64:ff9b::a00:1` was a way to the neighbour 10.0.0.1.
+    #[test]
+    fn what_leads_into_a_network_is_private() {
+        let private = [
+            "0.0.0.0 0.1.2.3 10.1.2.3 100.64.0.1 100.127.255.255 127.0.0.1 169.254.1.1 172.16.0.1 172.31.255.255",
+            "192.0.0.1 192.0.2.1 192.88.99.1 192.168.1.1 198.18.0.1 198.19.255.255 198.51.100.1 203.0.113.1",
+            "224.0.0.1 239.255.255.255 240.0.0.1 255.255.255.255",
+            ":: ::1 ::10.0.0.1 ::ffff:192.168.1.1 ::ffff:0:10.0.0.1 ::ffff:127.0.0.1 64:ff9b::10.0.0.1 64:ff9b::7f00:1",
+            "64:ff9b:1::8.8.8.8 64:ff9b:1:2:3:4:5:6 64:ff9b:0:1::8.8.8.8 2002:a00:1::1 2002:7f00:1:: 2002:c0a8:101::1",
+            "2001:0:a00:1::f7f7:f7f7 2001:0:808:808::f5ff:fffe 2001:2::1 2001:10::1 2001:20::1 2001:db8::1 3fff::1",
+            "100::1 5f00::1 fc00::1 fd00::1 fe80::1 febf::1 fec0::1 feff::1 ff02::1 2a00::5efe:10.0.0.1",
+            "2a00::200:5efe:192.168.1.1",
+        ];
+        let public = [
+            "1.1.1.1 8.8.8.8 100.63.0.1 100.128.0.1 172.15.0.1 172.32.0.1 192.0.1.1 192.167.1.1 198.17.0.1 198.20.0.1",
+            "223.255.255.255 2001:4860::8888 ::ffff:8.8.8.8 64:ff9b::8.8.8.8 2002:808:808::1 2001:0:808:808::f7f7:f7f7",
+            "2001:200::1 2a00::1 2a00::5efe:8.8.8.8 2606:4700::1111 3ffe::1",
+        ];
+        for (texts, wanted) in [(&private[..], true), (&public[..], false)] {
+            for text in texts.iter().flat_map(|texts| texts.split(' ')) {
+                assert_eq!(is_private(ip(text)), wanted, "{text}");
+            }
+        }
+    }
+
     #[tokio::test]
     async fn private_addresses_are_for_those_who_allow_them() {
-        for (text, private) in [
-            ("10.1.2.3", true),
-            ("127.0.0.1", true),
-            ("100.64.0.1", true),
-            ("::ffff:192.168.1.1", true),
-            ("fe80::1", true),
-            ("fd00::1", true),
-            ("8.8.8.8", false),
-            ("2001:4860::8888", false),
-        ] {
-            assert_eq!(is_private(text.parse().unwrap()), private, "{text}");
-        }
         let is_found = async |server: &str, allowed| {
             let server: &ServerName = server.try_into().unwrap();
             resolver(world()).allowing_private(allowed).resolve(server).await.is_ok()
         };
         assert!(!is_found("10.0.0.1:8448", false).await);
         assert!(is_found("10.0.0.1:8448", true).await);
+        for server in ["[64:ff9b::a00:1]:8448", "[2002:a00:1::1]", "[::ffff:10.0.0.1]"] {
+            assert!(!is_found(server, false).await && is_found(server, true).await, "{server}");
+        }
+        // A delegation to such an address, too.
+        let mut world = world();
+        world.well_known.insert("sly.example", delegate("[64:ff9b::a00:1]:8448"));
+        let sly: &ServerName = "sly.example".try_into().unwrap();
+        assert!(resolver(world).allowing_private(false).resolve(sly).await.is_err());
         assert!(is_found("lan.example", false).await, "the operator named it");
     }
 
