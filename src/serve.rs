@@ -33,7 +33,10 @@ use crate::store::{Store, StoreOptions};
 use crate::user::{self, Users};
 
 use self::folder::{DATABASE, MEDIA, SCRATCH};
-pub use self::folder::{SOCKET, check_owner, has_data, kept, known_signing_key, old_signing_keys, user_name};
+pub use self::folder::{
+    SOCKET, check_database, check_owner, has_data, has_database, kept, known_signing_key, old_signing_keys, open_files,
+    user_name,
+};
 
 /// How long answers under way may take once the server is told to stop. A sync that waits is cut off; the app asks again.
 const GRACE: Duration = Duration::from_secs(3);
@@ -64,6 +67,7 @@ pub fn run(config: Config, command: &str) -> Result<(), Failed> {
     if let Some(warning) = Granted::now().warning(budget.profile()) {
         tracing::warn!("{warning}");
     }
+    open_files(&config).iter().for_each(|open| tracing::warn!("{open}"));
     let runtime = runtime(&budget)?;
     let done = runtime.block_on(async {
         let first = folder::first_file(&config)?;
@@ -175,10 +179,13 @@ impl Server {
         let config = config.clone();
         let folder = &config.data_dir;
         folder::make(folder)?;
+        check_database(folder)?;
         folder::remember_time(folder, &clock);
         let (store, _database) = open_store(folder, &budget)?;
         folder::empty_scratch(folder)?;
-        let key = Arc::new(folder::signing_key(folder, &random)?);
+        let accounts = store.read().and_then(|read| crate::store::tables::user::count_up_to(&read, 1));
+        let accounts = accounts.map_err(|error| failed("the accounts cannot be read", error))? > 0;
+        let key = Arc::new(folder::signing_key(folder, accounts, &random)?);
         let old_keys = old_signing_keys(folder)?;
         let server_name = config.server_name.clone();
         let of =
@@ -501,6 +508,25 @@ pub fn compact(config: &Config, say: &mut dyn FnMut(&str)) -> Result<(u64, u64),
     let _ = worker.join();
     compacted.map_err(|error| failed(file.display(), error))?;
     Ok((before, bytes()?))
+}
+
+/// Makes a new signing key for a stopped server, on purpose. Answers its id.
+pub fn new_signing_key(config: &Config) -> Result<String, Failed> {
+    let folder = &config.data_dir;
+    check_owner(folder)?;
+    // Held meanwhile, so that no server starts with the old key.
+    let (store, _grant) = open_store(folder, &Budget::from_profile(profile(config)?))?;
+    let made = folder::new_signing_key(folder, &Clock::real(), &Random::os());
+    store.close_blocking();
+    Ok(made?.id().to_owned())
+}
+
+/// Begins an empty database for a server that has lost its own, on purpose.
+pub fn new_database(config: &Config) -> Result<(), Failed> {
+    check_owner(&config.data_dir)?;
+    let (store, _grant) = open_store(&config.data_dir, &Budget::from_profile(profile(config)?))?;
+    store.close_blocking();
+    Ok(())
 }
 
 /// A server's name is part of every user's and room's name, so it stays what it was when the first account was made; there

@@ -89,7 +89,7 @@ fn all(config: &Config, report: &mut Report) {
         None => granted(config, report),
     }
     data(config, report);
-    secrets(config, report);
+    serve::open_files(config).iter().for_each(|open| report.bad(open));
     let now_ms = Clock::real().now_ms();
     if now_ms < CLOCK_MS_MIN {
         report.bad(format!("The clock says {}, which is wrong: set it, or let NTP do it.", date(now_ms)));
@@ -170,8 +170,16 @@ fn data(config: &Config, report: &mut Report) {
             false => report.good(format!("{} are free on its disk.", human(bytes))),
         }
     }
+    if let Err(error) = serve::check_database(folder) {
+        report.bad(format!("The database cannot be used: {error}."));
+    }
     match serve::known_signing_key(folder) {
         Ok(Some(key)) => report.good(format!("The signing key is {}.", key.id())),
+        Ok(None) if serve::has_database(folder).is_ok_and(|has| has) => {
+            report.bad(
+                "The signing key is missing: put it back from a backup, or make a new one with `snug new signing-key`.",
+            );
+        }
         Ok(None) => report.note("The signing key will be made at the first start."),
         Err(error) => report.bad(format!("The signing key cannot be used: {error}.")),
     }
@@ -196,8 +204,6 @@ fn files(folder: &Path, found: &Metadata, report: &mut Report) {
             report.bad(format!(
                 "{file} belongs to {file_owner} and the data folder to {owner}, who cannot use it: sudo chown -R {owner}: {folder}"
             ));
-        } else if found.is_file() && is_open(&found, 0o077) {
-            too_open(&file, &found, "go=", report);
         }
     }
     if let Ok(database) = std::fs::metadata(&serve::kept(folder)[0])
@@ -210,26 +216,8 @@ fn files(folder: &Path, found: &Metadata, report: &mut Report) {
     }
 }
 
-/// Keys and tokens elsewhere: a group may read them, such as that of the server's user.
-fn secrets(config: &Config, report: &mut Report) {
-    for file in &config.secret_files {
-        if let Ok(found) = std::fs::metadata(file)
-            && is_open(&found, 0o007)
-        {
-            too_open(file, &found, "o=", report);
-        }
-    }
-}
-
 fn is_open(found: &Metadata, bits: u32) -> bool {
     found.mode() & bits != 0
-}
-
-fn too_open(file: &Path, found: &Metadata, mend: &str, report: &mut Report) {
-    let (mode, file) = (found.mode() & 0o777, file.display());
-    report.bad(format!(
-        "{file} has secrets in it that other users of this machine may read (mode {mode:o}): chmod {mend} {file}"
-    ));
 }
 
 fn dates(section: &str, certificate: &Certificate, now_ms: u64, report: &mut Report) {

@@ -98,6 +98,9 @@ What is free in the file is used again anyway; this makes the file smaller. It t
 25 MiB of memory for each GiB, 150 MiB at most, besides the budget's cache. Cutting it off does no harm; the next start then
 takes longer.")]
     Compact,
+    /// Make anew what a server must not lose: its signing key, or its database; the server must be stopped
+    #[command(subcommand)]
+    New(New),
     /// Print a config file with every setting
     #[command(after_help = "Example:
   snug sample-config > snug.toml")]
@@ -140,6 +143,24 @@ An empty password makes one up and prints it.")]
     #[command(after_help = "Example:
   snug user deactivate alice")]
     Deactivate { name: String },
+}
+
+#[derive(Subcommand)]
+enum New {
+    /// A new signing key, where the old one is lost or a stranger has seen it
+    #[command(after_help = "Example:
+  sudo systemctl stop snug
+  sudo -u snug snug new signing-key --config /etc/snug/snug.toml
+  sudo systemctl start snug
+A key that is still there becomes an old one: what it signed stays good. Where it is lost, servers that never saw it cannot check
+what this one sent before, so a backup of signing.key is better.")]
+    SigningKey,
+    /// An empty database beside the signing key, where the old one is lost
+    #[command(after_help = "Example:
+  snug new database --data-dir /var/lib/snug
+The server begins again with its name and its key, without accounts and rooms. Files people uploaded stay in the folder `media`, and
+nothing refers to them any more. A backup of the database is better. One that is there is left alone.")]
+    Database,
 }
 
 #[derive(Subcommand)]
@@ -186,6 +207,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Budget => budget(&overrides),
         Command::Check => return check::run(&overrides),
         Command::Compact => compact(&overrides),
+        Command::New(what) => new(&overrides, what),
         Command::SampleConfig => {
             print(&Config::sample());
             Ok(())
@@ -355,18 +377,48 @@ fn cancel(local: &mut Local, room: &str) -> Result<String, String> {
     })
 }
 
+/// The config, where no server runs.
+fn stopped(overrides: &Overrides) -> Result<Config, String> {
+    let config = load(overrides)?;
+    match Local::running(&config)? {
+        None => Ok(config),
+        Some(_) => Err("the server is running: stop it first, for example with `sudo systemctl stop snug`".to_owned()),
+    }
+}
+
 /// On a stopped server only: the pages of a running one are in use.
 fn compact(overrides: &Overrides) -> Result<(), String> {
-    let config = load(overrides)?;
-    if Local::running(&config)?.is_some() {
-        return Err("the server is running: stop it first, for example with `sudo systemctl stop snug`".to_owned());
-    }
+    let config = stopped(overrides)?;
     if !serve::has_data(&config.data_dir).map_err(|error| error.to_string())? {
         return Err(local::nobody_home(&config));
     }
     let done = serve::compact(&config, &mut |line| eprintln!("{line}"));
     let (before, after) = done.map_err(|error| error.to_string())?;
     print(&format!("The database took {} and takes {} now.\n", human(before), human(after)));
+    Ok(())
+}
+
+/// On a stopped server only: a running one has read its key, and has its database open.
+fn new(overrides: &Overrides, what: New) -> Result<(), String> {
+    let config = stopped(overrides)?;
+    let folder = &config.data_dir;
+    let said = |error: serve::Failed| error.to_string();
+    serve::check_owner(folder).map_err(said)?;
+    let is_gone = serve::check_database(folder).is_err();
+    match (what, serve::has_database(folder).map_err(said)?) {
+        (New::SigningKey, true) => {
+            let id = serve::new_signing_key(&config).map_err(said)?;
+            print(&format!("The signing key is {id} now.\n"));
+        }
+        (New::Database, true) => return Err(format!("{} has its database", folder.display())),
+        (New::Database, false) if is_gone => {
+            serve::new_database(&config).map_err(said)?;
+            let folder = folder.display();
+            print(&format!("{folder} has an empty database now; `snug user add NAME --admin` makes an account.\n"));
+        }
+        // The first start makes both.
+        (_, false) => return Err(local::nobody_home(&config)),
+    }
     Ok(())
 }
 

@@ -3,8 +3,8 @@
 //! Everything in it belongs to one user and is nobody else's to read. A command that another user runs, root included, is
 //! refused: what it made would be out of the server's reach.
 
-use std::fs::{DirBuilder, OpenOptions};
-use std::io::{ErrorKind, Write};
+use std::fs::{DirBuilder, File, Metadata, OpenOptions};
+use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -19,6 +19,7 @@ pub(super) const SCRATCH: &str = "scratch";
 pub(super) const MEDIA: &str = "media";
 const SIGNING_KEY: &str = "signing.key";
 const OLD_SIGNING_KEYS: &str = "old-signing-keys";
+const RESERVE: &str = "database.reserve";
 /// Where the commands find the running server.
 pub const SOCKET: &str = "admin.sock";
 
@@ -38,7 +39,66 @@ pub fn has_data(folder: &Path) -> Result<bool, Failed> {
 
 /// What a server keeps there besides its socket, whether it is there or not.
 pub fn kept(folder: &Path) -> [PathBuf; 5] {
-    [DATABASE, "database.reserve", SIGNING_KEY, MEDIA, SCRATCH].map(|name| folder.join(name))
+    [DATABASE, RESERVE, SIGNING_KEY, MEDIA, SCRATCH].map(|name| folder.join(name))
+}
+
+/// Refuses to begin a database beside a key and what a database spoke of: all accounts and rooms would be gone, and nobody
+/// told. The key is made after the database, so a first start that is cut short leaves no such thing.
+pub fn check_database(folder: &Path) -> Result<(), Failed> {
+    let (database, key) = (folder.join(DATABASE), folder.join(SIGNING_KEY));
+    let has_key = key.try_exists().map_err(|error| failed(key.display(), error))?;
+    if has_database(folder)? || !has_key || !was_used(folder)? {
+        return Ok(());
+    }
+    let why = "it is missing or empty, and beside it are a signing key and files that a database spoke of. Put it back from a \
+         backup. Where there is none, `snug new database` begins without accounts and rooms";
+    Err(failed(database.display(), why))
+}
+
+/// The signing key is missing, where other servers know this one by it.
+pub(super) fn key_missing(folder: &Path) -> Failed {
+    let why = "it is missing, and there are accounts. Other servers know this one by that key: put it back from a backup. Where \
+         there is none, `snug new signing-key` makes a new one";
+    failed(folder.join(SIGNING_KEY).display(), why)
+}
+
+/// Whether there is a database with anything in it. The store begins one again whose making was cut short: all zeros.
+pub fn has_database(folder: &Path) -> Result<bool, Failed> {
+    let database = folder.join(DATABASE);
+    let mut mark = Vec::new();
+    let read = match File::open(&database) {
+        Ok(file) => file.take(9).read_to_end(&mut mark),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(0),
+        Err(error) => Err(error),
+    };
+    read.map_err(|error| failed(database.display(), error))?;
+    Ok(mark.iter().any(|byte| *byte != 0))
+}
+
+/// Whether a server has worked here: people uploaded files, or its database had its reserve, which comes after its making.
+fn was_used(folder: &Path) -> Result<bool, Failed> {
+    let (reserve, media) = (folder.join(RESERVE), folder.join(MEDIA));
+    let files = match std::fs::read_dir(&media) {
+        Ok(mut files) => files.next().is_some(),
+        Err(error) if error.kind() == ErrorKind::NotFound => false,
+        Err(error) => return Err(failed(media.display(), error)),
+    };
+    Ok(files || reserve.try_exists().map_err(|error| failed(reserve.display(), error))?)
+}
+
+/// What people see of files that others may read: those of the data folder are for its owner alone, those elsewhere may be
+/// for a group, such as that of the server's user.
+pub fn open_files(config: &Config) -> Vec<String> {
+    let inside = kept(&config.data_dir).into_iter().map(|file| (file, 0o077, "go="));
+    let outside = config.secret_files.iter().map(|file| (file.clone(), 0o007, "o="));
+    let open = |(file, bits, mend): (PathBuf, u32, &str)| {
+        let found = std::fs::metadata(&file).ok().filter(Metadata::is_file)?;
+        let (mode, file) = (found.mode() & 0o777, file.display());
+        (mode & bits != 0).then(|| {
+            format!("{file} has secrets in it that other users of this machine may read (mode {mode:o}): chmod {mend} {file}")
+        })
+    };
+    inside.chain(outside).filter_map(open).collect()
 }
 
 /// Refuses to work in a folder of another user. One that is not there yet is nobody's.
@@ -92,8 +152,18 @@ pub(super) fn empty_scratch(folder: &Path) -> Result<(), Failed> {
 }
 
 fn make_private(folder: &Path) -> Result<(), Failed> {
-    let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
-    made.map_err(|error| failed(format_args!("the folder {} cannot be made", folder.display()), error))
+    let wrong = |error| failed(format_args!("the folder {} cannot be made", folder.display()), error);
+    if folder.try_exists().map_err(wrong)? {
+        return Ok(());
+    }
+    DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(wrong)?;
+    sync_folder_of(folder).map_err(wrong)
+}
+
+/// Makes what was done to a name last.
+fn sync_folder_of(file: &Path) -> std::io::Result<()> {
+    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(folder)?.sync_all()
 }
 
 /// A board without a clock battery wakes up in the past. It is at least as late as when the database was last written.
@@ -107,17 +177,40 @@ pub(super) fn remember_time(folder: &Path, clock: &Clock) {
     clock.remember_ms(written_ms);
 }
 
-/// The key every event and request of this server is signed with; made at the first start.
-pub(super) fn signing_key(folder: &Path, random: &Random) -> Result<sign::Key, Failed> {
-    if let Some(key) = known_signing_key(folder)? {
-        return Ok(key);
+/// The key every event and request of this server is signed with; made at the first start, before there are `accounts`.
+pub(super) fn signing_key(folder: &Path, accounts: bool, random: &Random) -> Result<sign::Key, Failed> {
+    match known_signing_key(folder)? {
+        Some(key) => Ok(key),
+        None if accounts => Err(key_missing(folder)),
+        None => make_signing_key(folder, random),
     }
+}
+
+fn make_signing_key(folder: &Path, random: &Random) -> Result<sign::Key, Failed> {
     let file = folder.join(SIGNING_KEY);
     let mut seed = [0; 32];
     random.fill(&mut seed);
     let key = sign::Key::from_seed(&format!("a_{}", random.token(4)), seed);
     write_secret(&file, &key.to_file()).map_err(|error| failed(file.display(), error))?;
     Ok(key)
+}
+
+/// Makes a new signing key on purpose. One that is there becomes an old one first, whose signatures stay good, so a power cut
+/// in between does no harm. The caller holds the database.
+pub(super) fn new_signing_key(folder: &Path, clock: &Clock, random: &Random) -> Result<sign::Key, Failed> {
+    if let Some(old) = known_signing_key(folder)? {
+        let file = folder.join(OLD_SIGNING_KEYS);
+        let wrong = |error: std::io::Error| failed(file.display(), error);
+        old_signing_keys(folder)?;
+        let known = match std::fs::read_to_string(&file) {
+            Err(error) if error.kind() == ErrorKind::NotFound => String::new(),
+            known => known.map_err(wrong)?,
+        };
+        let known = if known.is_empty() || known.ends_with('\n') { known } else { known + "\n" };
+        let line = format!("{} {} {}\n", old.id(), old.public().to_base64(), clock.now_ms());
+        write_secret(&file, &(known + &line)).map_err(wrong)?;
+    }
+    make_signing_key(folder, random)
 }
 
 /// The signing key of a data folder, when there is one.
@@ -130,8 +223,17 @@ pub fn known_signing_key(folder: &Path) -> Result<Option<sign::Key>, Failed> {
     }
 }
 
-/// Written beside and moved, so that a power cut leaves no half of a key.
+/// Written beside and moved, so that a power cut leaves no half of a key; and the folder is synced, so that what was said to be
+/// there stays there.
 fn write_secret(file: &Path, text: &str) -> std::io::Result<()> {
+    write_synced(file, text, &mut sync_folder_of)
+}
+
+fn write_synced(
+    file: &Path,
+    text: &str,
+    sync_folder_of: &mut dyn FnMut(&Path) -> std::io::Result<()>,
+) -> std::io::Result<()> {
     let beside = file.with_extension("new");
     // What a power cut left of an earlier try may have another mode.
     match std::fs::remove_file(&beside) {
@@ -141,7 +243,8 @@ fn write_secret(file: &Path, text: &str) -> std::io::Result<()> {
     let mut made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside)?;
     made.write_all(text.as_bytes())?;
     made.sync_all()?;
-    std::fs::rename(&beside, file)
+    std::fs::rename(&beside, file)?;
+    sync_folder_of(file)
 }
 
 /// Keys this server signed with before, one on a line: `ed25519:NAME PUBLIC_KEY EXPIRED_MS`.
@@ -192,5 +295,93 @@ mod tests {
     fn users_have_names() {
         let users = "root:x:0:0:root:/root:/bin/bash\nbroken\nsnug:x:997:997::/var/lib/snug:/usr/sbin/nologin\n";
         assert_eq!((user_in(users, 997), user_in(users, 0), user_in(users, 5)), (Some("snug"), Some("root"), None));
+    }
+
+    struct Folder(PathBuf);
+
+    impl Folder {
+        fn new(name: &str) -> Folder {
+            let folder = std::env::temp_dir().join(format!("snug-folder-{}-{name}", std::process::id()));
+            std::fs::create_dir_all(&folder).unwrap();
+            Folder(folder)
+        }
+    }
+
+    impl Drop for Folder {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir_all(&self.0);
+        }
+    }
+
+    /// The name of a new key was not synced: after a power cut the next start made another one, and nobody believed this server.
+    #[test]
+    fn a_secret_is_its_owners_and_is_synced_with_its_folder() {
+        let folder = Folder::new("secret");
+        let file = folder.0.join("signing.key");
+        let mut synced = Vec::new();
+        let mut sync = |at: &Path| {
+            synced.push((at.to_owned(), std::fs::read_to_string(at)?, std::fs::metadata(at)?.mode() & 0o777));
+            sync_folder_of(at)
+        };
+        write_synced(&file, "one", &mut sync).unwrap();
+        write_synced(&file, "two", &mut sync).unwrap();
+        assert_eq!(synced, [(file.clone(), "one".to_owned(), 0o600), (file.clone(), "two".to_owned(), 0o600)]);
+        assert_eq!(std::fs::read_dir(&folder.0).unwrap().count(), 1, "nothing lies beside it");
+        let refused = |_: &Path| Err(ErrorKind::Other.into());
+        assert!(write_synced(&file, "three", &mut { refused }).is_err());
+    }
+
+    /// A missing database was made anew beside the key and everybody's files.
+    #[test]
+    fn a_database_that_is_gone_is_missed() {
+        let folder = Folder::new("gone");
+        let at = |name: &str| folder.0.join(name);
+        let write = |name: &str, text: &[u8]| std::fs::write(at(name), text).unwrap();
+        let said = || check_database(&folder.0).err().map(|wrong| wrong.to_string()).unwrap_or_default();
+        assert_eq!(said(), "", "a new server");
+        std::fs::create_dir(at(MEDIA)).unwrap();
+        for empty in [None, Some(&b""[..]), Some(&[0; 4096])] {
+            let _ = std::fs::remove_file(at(SIGNING_KEY));
+            let _ = std::fs::remove_file(at(DATABASE));
+            if let Some(empty) = empty {
+                write(DATABASE, empty);
+            }
+            assert_eq!(said(), "", "its making was cut short");
+            write(SIGNING_KEY, b"key");
+            assert_eq!(said(), "", "a key somebody brought along");
+            for used in [RESERVE, "media/ab"] {
+                write(used, b"");
+                assert!(said().contains("database: it is missing or empty, and beside it"), "{used}: {}", said());
+                assert!(said().contains("snug new database"), "{}", said());
+                std::fs::remove_file(at(used)).unwrap();
+            }
+        }
+        write(DATABASE, b"redb and more");
+        write(RESERVE, b"");
+        assert_eq!(said(), "", "it is whole");
+    }
+
+    /// A missing key was made anew beside accounts and rooms, and other servers did not believe this one any more.
+    #[test]
+    fn a_key_that_is_gone_is_missed() {
+        let folder = Folder::new("key");
+        let said = signing_key(&folder.0, true, &Random::seeded(1)).err().unwrap().to_string();
+        assert!(said.contains("signing.key: it is missing") && said.contains("snug new signing-key"), "{said}");
+        let made = signing_key(&folder.0, false, &Random::seeded(1)).unwrap();
+        assert_eq!(signing_key(&folder.0, true, &Random::seeded(2)).unwrap().id(), made.id());
+    }
+
+    #[test]
+    fn a_key_that_is_replaced_stays_known() {
+        let folder = Folder::new("replaced");
+        let (clock, random) = (Clock::simulated(1_000), Random::seeded(1));
+        let first = signing_key(&folder.0, false, &random).unwrap();
+        std::fs::write(folder.0.join(OLD_SIGNING_KEYS), "# mine").unwrap();
+        let second = new_signing_key(&folder.0, &clock, &random).unwrap();
+        assert_eq!(known_signing_key(&folder.0).unwrap().unwrap().id(), second.id());
+        let old = old_signing_keys(&folder.0).unwrap();
+        let [old] = &old[..] else { panic!("{old:?}") };
+        assert_eq!((&*old.id, old.public.to_bytes(), old.expired_ms), (first.id(), first.public().to_bytes(), 1_000));
+        assert_ne!(first.id(), second.id());
     }
 }

@@ -389,3 +389,53 @@ fn what_the_package_calls_is_there() {
     }
     assert_eq!(called, 2, "the calls were found");
 }
+
+/// A start with the key gone made another one, and no other server believed this one; with the database gone it began a new
+/// server, and said nothing.
+#[test]
+fn what_a_server_has_lost_is_made_anew_only_on_purpose() {
+    let folder = Folder::new();
+    let folder = folder.path();
+    let data = folder.join("snug-data");
+    for command in ["signing-key", "database"] {
+        assert!(bad(folder, &["new", command], "").contains("no server has its data in snug-data"));
+        assert!(!data.exists());
+    }
+    good(folder, &["user", "add", "alice"], "a good password\n");
+    let key = std::fs::read_to_string(data.join("signing.key")).unwrap();
+    std::fs::remove_file(data.join("signing.key")).unwrap();
+    for command in [&["serve"][..], &["user", "list"], &["check", "--listen", "127.0.0.1:0"]] {
+        let said = bad(folder, command, "");
+        assert!(said.contains("missing") && said.contains("`snug new signing-key`"), "{said}");
+    }
+    assert!(!data.join("signing.key").exists());
+    assert!(good(folder, &["new", "signing-key"], "").contains("The signing key is ed25519:a_"));
+    assert_ne!(std::fs::read_to_string(data.join("signing.key")).unwrap(), key);
+    assert!(good(folder, &["user", "list"], "").contains("@alice:localhost"));
+    // One that is there is retired.
+    good(folder, &["new", "signing-key"], "");
+    assert_eq!(std::fs::read_to_string(data.join("old-signing-keys")).unwrap().lines().count(), 1);
+    good(folder, &["check", "--listen", "127.0.0.1:0"], "");
+
+    assert!(bad(folder, &["new", "database"], "").contains("snug-data has its database"));
+    std::fs::remove_file(data.join("database")).unwrap();
+    for command in [&["serve"][..], &["user", "add", "bob"], &["check", "--listen", "127.0.0.1:0"]] {
+        let said = bad(folder, command, "a good password\n");
+        assert!(said.contains("database: it is missing or empty") && said.contains("`snug new database`"), "{said}");
+    }
+    assert!(!data.join("database").exists());
+    assert!(good(folder, &["new", "database"], "").contains("has an empty database now"));
+    assert!(good(folder, &["user", "add", "bob"], "a good password\n").contains("@bob:localhost was made"));
+
+    // What others may read is said at the start.
+    let open = std::fs::Permissions::from_mode(0o644);
+    std::fs::set_permissions(data.join("signing.key"), open).unwrap();
+    std::fs::write(folder.join("later"), "").unwrap();
+    let mut child =
+        snug(folder).args(["--listen", "127.0.0.1:0"]).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let lines = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
+    let said: Vec<String> = lines.take_while(|line| !line.contains("listening for apps")).collect();
+    assert!(said.iter().any(|line| line.contains("(mode 644): chmod go= snug-data/signing.key")), "{said:?}");
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
