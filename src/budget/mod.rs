@@ -7,9 +7,11 @@
 //!
 //! Never wait for a grant while holding a lock or an open write. A task that needs several asks for them together.
 //!
-//! Reading order: this file, `account.rs`, `profile.rs`, `choose.rs`, `parsed.rs`, `queue.rs`, `spill.rs`, `meter.rs`.
+//! Reading order: this file, `account.rs`, `profile.rs`, `choose.rs`, `parsed.rs`, `queue.rs`, `spill.rs`,
+//! `card.rs`, `meter.rs`.
 
 mod account;
+mod card;
 mod choose;
 mod heap;
 pub mod meter;
@@ -21,6 +23,7 @@ pub mod spill;
 use std::sync::Arc;
 
 pub use account::{Account, Grant, Refused};
+pub use card::Card;
 pub use choose::{Choice, Granted, choose};
 pub use parsed::parsed_bytes_max;
 pub use profile::{

@@ -1,13 +1,14 @@
 //! A scratch file: append frames, read them back in order; gone on drop, or with the process.
 //!
 //! The file has no name once it is open, so a crash leaves nothing to sweep. Its length is charged to an account of
-//! disk in steps; its two buffers are `BUFFER_BYTES` each and belong to whoever owns the spill.
+//! disk in steps, as long as the household's share of the card stays free; its two buffers are `BUFFER_BYTES` each and belong to whoever owns the spill.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
 use super::account::{Account, Grant, Refused};
+use super::card::Card;
 
 /// Charge this to the account of the work that spills, once while writing and once while reading.
 pub const BUFFER_BYTES: usize = 16 << 10;
@@ -50,6 +51,7 @@ impl Spill {
     pub fn create(folder: &Path, disk: &Account) -> Result<Self, SpillError> {
         let grant = disk.try_take(STEP_BYTES)?;
         let file = BufWriter::with_capacity(BUFFER_BYTES, nameless(folder)?);
+        check_spare(file.get_ref())?;
         Ok(Spill { file, disk: grant, bytes: 0, frames: 0 })
     }
 
@@ -58,6 +60,7 @@ impl Spill {
         assert!(frame.len() <= FRAME_BYTES_MAX, "a frame is at most {FRAME_BYTES_MAX} bytes");
         let after = self.bytes + 4 + frame.len() as u64;
         if after > self.disk.bytes() {
+            check_spare(self.file.get_ref())?;
             self.disk.grow((after - self.disk.bytes()).max(STEP_BYTES))?;
         }
         self.file.write_all(&(frame.len() as u32).to_le_bytes())?;
@@ -124,6 +127,14 @@ impl SpillReader {
 
     pub fn frames_left(&self) -> u64 {
         self.frames_left
+    }
+}
+
+/// What is spilled came from others, so it leaves the household its share. A file system that does not say is tried.
+fn check_spare(file: &File) -> io::Result<()> {
+    match Card::under(file) {
+        Ok(card) if card.spare_bytes() < STEP_BYTES => Err(io::ErrorKind::StorageFull.into()),
+        _ => Ok(()),
     }
 }
 

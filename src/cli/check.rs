@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use super::{Local, print};
 use crate::base::{Clock, Random};
-use crate::budget::{Budget, Granted, human};
+use crate::budget::{Budget, Card, Granted, human};
 use crate::config::{Config, Overrides, Registration};
 use crate::http::{Method, tls::Certificate};
 use crate::matrix::sign;
@@ -28,7 +28,6 @@ const CERTIFICATE_DAYS_MIN: u64 = 14;
 /// The day this was written: a clock before it is wrong.
 const CLOCK_MS_MIN: u64 = 1_760_000_000_000;
 const CONNECT: Duration = Duration::from_secs(3);
-const DISK_BYTES_MIN: u64 = 256 << 20;
 /// A database from here on is worth a word about its size.
 const COMPACT_BYTES: u64 = 256 << 20;
 
@@ -163,11 +162,14 @@ fn data(config: &Config, report: &mut Report) {
         }
         Err(error) => report.bad(format!("The data folder {}: {error}.", folder.display())),
     }
-    if let Ok(free) = rustix::fs::statvfs(folder) {
-        let bytes = free.f_bavail.saturating_mul(free.f_frsize);
-        match bytes < DISK_BYTES_MIN {
-            true => report.bad(format!("Only {} are free on the disk of the data folder.", human(bytes))),
-            false => report.good(format!("{} are free on its disk.", human(bytes))),
+    if let Ok(card) = Card::at(folder) {
+        let (free, kept) = (human(card.free_bytes), human(card.household_bytes()));
+        match card.spare_bytes() {
+            0 => report.bad(format!(
+                "Only {free} are free on the disk of the data folder: with {kept} or less nothing more is taken from other servers, and \
+                 no files."
+            )),
+            _ => report.good(format!("{free} are free on its disk.")),
         }
     }
     if let Err(error) = serve::check_database(folder) {

@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 
 use super::{Error, MEDIA_ID_CHARS, Media};
 use crate::base::blocking;
-use crate::budget::Grant;
+use crate::budget::{Card, Grant};
 use crate::store::tables::{hex, media};
 use crate::store::{UserNum, WriteError};
 
@@ -17,8 +17,6 @@ use crate::store::{UserNum, WriteError};
 pub(super) const INCOMING: &str = "incoming";
 /// Pieces are gathered to this size before they are written.
 const BUFFER_BYTES: usize = 32 << 10;
-/// Uploads leave this much of the disk to the database.
-const FREE_BYTES_MIN: u64 = 256 << 20;
 /// How often the free disk is looked at while a file grows.
 const LOOK_EVERY_BYTES: u64 = 8 << 20;
 const TEXT_BYTES_MAX: usize = 255;
@@ -164,9 +162,8 @@ fn settle(media: &Media, mut sink: Sink) -> Result<String, Error> {
 }
 
 fn check_free(path: &Path) -> Result<(), Error> {
-    let disk = rustix::fs::statvfs(path).map_err(std::io::Error::from)?;
-    match disk.f_bavail.saturating_mul(disk.f_frsize) >= FREE_BYTES_MIN {
-        true => Ok(()),
-        false => Err(Error::Full("The server's disk is nearly full; it takes no more files".to_owned())),
+    match Card::at(path)?.spare_bytes() {
+        1.. => Ok(()),
+        0 => Err(Error::Full("The server's disk is nearly full; it takes no more files".to_owned())),
     }
 }

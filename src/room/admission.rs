@@ -139,6 +139,7 @@ impl Rooms {
 
     /// Whether a room may be joined, and how far.
     pub(super) async fn admit(&self, room_id: &RoomId, user: &UserId, servers: &[OwnedServerName]) -> Result<Admitted> {
+        self.0.parts.store.check_spare()?;
         let estimate = self.estimate(room_id, servers).await;
         let room = room_id.to_owned();
         let allowed = self.reading(move |_, read| Ok(staging::allowed(read, room.as_str())?)).await?;
@@ -194,14 +195,16 @@ impl Rooms {
     /// What can be held at all; this no admin can lift.
     fn bounds(&self, estimate: Option<Estimate>, overridden: bool, known: bool) -> Result<Admitted> {
         let memory = self.0.parts.budget.account("join").limit().saturating_sub(MEMORY_BYTES_BESIDE);
-        let free = self.0.parts.store.free_bytes();
+        let free = self.0.parts.store.spare_bytes();
         let by_memory = memory / if known { MEMORY_BYTES_PER_EVENT_KNOWN } else { MEMORY_BYTES_PER_EVENT };
         let by_disk = free / DISK_BYTES_PER_EVENT / DISK_TENTHS * 10;
         let events_max = by_memory.min(by_disk);
         if let Some(estimate) = estimate.filter(|estimate| estimate.events > events_max) {
             let (size, megabytes) = (in_words(&estimate), free / 1_000_000);
             return Err(too_large(match by_disk < by_memory {
-                true => format!("The room is too large for this server's disk ({size}; {megabytes} MB are free)."),
+                true => format!(
+                    "The room is too large for this server's disk ({size}; {megabytes} MB are free beside the share of the people here)."
+                ),
                 false => format!(
                     "The room is too large for this server's memory budget ({size}; it can take {by_memory} events). A \
                      larger budget lifts that."

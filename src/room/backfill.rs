@@ -63,6 +63,8 @@ impl Rooms {
 
     /// The same for somebody who scrolled back to there. Answers whether there was more.
     pub(super) async fn backfill_for_app(&self, room_id: &RoomId, gap: Gap) -> Result<bool> {
+        // What is missing can be had later; what people here write goes on.
+        self.0.parts.store.check_spare()?;
         let num = self.num_of(room_id).await?;
         let count = self.backfill(num, gap, BATCH_MAX).await;
         count.map(|count| count > 0).inspect_err(|failed| tracing::debug!(%room_id, %failed, "no older events"))

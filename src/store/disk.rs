@@ -8,10 +8,12 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use redb::StorageBackend;
 use redb::backends::InMemoryBackend;
+
+use crate::budget::{Card, human};
 
 /// What is kept free for the worst moment.
 pub const RESERVE_BYTES: u64 = 16 << 20;
@@ -26,6 +28,11 @@ pub trait Medium: Send + Sync + 'static {
 
     /// Bytes a file could still grow by.
     fn free_bytes(&self) -> io::Result<u64>;
+
+    /// Bytes of the whole card, free or not.
+    fn total_bytes(&self) -> io::Result<u64> {
+        Ok(u64::MAX)
+    }
 
     /// Frees the reserve; nothing happens when it is gone already.
     fn give_up_reserve(&self) {}
@@ -46,12 +53,18 @@ pub struct FileMedium {
 impl FileMedium {
     /// Claims the file; `WouldBlock` when another process has it.
     pub fn claim(path: &Path) -> io::Result<Self> {
+        let is_new = !path.try_exists()?;
         let lock = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
         lock.try_lock().map_err(|failed| match failed {
             std::fs::TryLockError::WouldBlock => io::Error::from(io::ErrorKind::WouldBlock),
             std::fs::TryLockError::Error(failed) => failed,
         })?;
-        Ok(FileMedium { path: path.to_owned(), _lock: lock })
+        let medium = FileMedium { path: path.to_owned(), _lock: lock };
+        if is_new {
+            // A database whose name is lost in a power cut is lost with all that was synced into it.
+            File::open(medium.folder())?.sync_all()?;
+        }
+        Ok(medium)
     }
 
     fn folder(&self) -> &Path {
@@ -70,8 +83,11 @@ impl Medium for FileMedium {
     }
 
     fn free_bytes(&self) -> io::Result<u64> {
-        let stat = rustix::fs::statvfs(self.folder())?;
-        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+        Ok(Card::at(self.folder())?.free_bytes)
+    }
+
+    fn total_bytes(&self) -> io::Result<u64> {
+        Ok(Card::at(self.folder())?.total_bytes)
     }
 
     fn give_up_reserve(&self) {
@@ -132,17 +148,61 @@ impl StorageBackend for FileDisk {
     }
 }
 
-/// A database in memory, for tests; it survives being opened again.
+/// Whether there is room on the card for what others send, and what of that was said.
 #[derive(Default)]
-pub struct MemoryMedium(Arc<InMemoryBackend>);
+pub(super) struct Spare(AtomicBool);
+
+impl Spare {
+    /// Once there is none, an eighth more than the household's share must be free before there is some again. A card that does
+    /// not say how full it is is tried.
+    pub(super) fn bytes(&self, medium: &dyn Medium) -> u64 {
+        let card = Card {
+            total_bytes: medium.total_bytes().unwrap_or(u64::MAX),
+            free_bytes: medium.free_bytes().unwrap_or(u64::MAX),
+        };
+        let (spare, kept) = (card.spare_bytes(), card.household_bytes());
+        let was_short = self.0.load(Ordering::Relaxed);
+        let is_short = spare <= if was_short { kept / 8 } else { 0 };
+        if is_short != was_short && self.0.swap(is_short, Ordering::Relaxed) == was_short {
+            match is_short {
+                true => tracing::warn!(
+                    "only {} are free on the disk: that is for the people here, and what other servers send is put off",
+                    human(card.free_bytes)
+                ),
+                false => tracing::info!("there is room on the disk again for what other servers send"),
+            }
+        }
+        if is_short { 0 } else { spare }
+    }
+}
+
+/// A database in memory, for tests; it survives being opened again.
+#[derive(Clone)]
+pub struct MemoryMedium {
+    disk: Arc<InMemoryBackend>,
+    free_bytes: Arc<AtomicU64>,
+}
+
+impl Default for MemoryMedium {
+    fn default() -> Self {
+        MemoryMedium { disk: Arc::default(), free_bytes: Arc::new(AtomicU64::new(u64::MAX)) }
+    }
+}
+
+impl MemoryMedium {
+    /// Says from now on that so much is free of it.
+    pub fn set_free_bytes(&self, bytes: u64) {
+        self.free_bytes.store(bytes, Ordering::Relaxed);
+    }
+}
 
 impl Medium for MemoryMedium {
     fn open(&self) -> io::Result<Box<dyn StorageBackend>> {
-        Ok(Box::new(Shared(self.0.clone())))
+        Ok(Box::new(Shared(self.disk.clone())))
     }
 
     fn free_bytes(&self) -> io::Result<u64> {
-        Ok(u64::MAX)
+        Ok(self.free_bytes.load(Ordering::Relaxed))
     }
 }
 

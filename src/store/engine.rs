@@ -13,7 +13,7 @@ use redb::{Database, Durability, ReadableDatabase};
 use tokio::sync::{mpsc, oneshot};
 
 use super::access::{Get, HASH_KEY_ROW, POSITION_ROW, Read, Write};
-use super::disk::{FREE_BYTES_MIN, Guarded, Medium};
+use super::disk::{FREE_BYTES_MIN, Guarded, Medium, Spare};
 use super::schema::META;
 use super::{Change, Changes, Error, Position, Result, StoreOptions, WriteError, migrate};
 use crate::base::{Random, StopWatch};
@@ -65,6 +65,7 @@ struct Shared {
     hash_key: [u8; 16],
     status: Mutex<Status>,
     reopened: AtomicU64,
+    spare: Spare,
 }
 
 struct Open {
@@ -86,6 +87,7 @@ impl Engine {
             hash_key,
             status: Mutex::new(Status::Working),
             reopened: AtomicU64::new(0),
+            spare: Spare::default(),
         });
         let (queue, jobs) = mpsc::channel(options.queue_jobs.max(1));
         let writer = Writer { shared: shared.clone(), jobs, position, next: None, seen_reopened: 0 };
@@ -117,6 +119,10 @@ impl Engine {
 
     pub(super) fn free_bytes(&self) -> u64 {
         self.shared.free_bytes()
+    }
+
+    pub(super) fn spare_bytes(&self) -> u64 {
+        self.shared.spare.bytes(&*self.shared.medium)
     }
 
     pub(super) fn reopened(&self) -> u64 {

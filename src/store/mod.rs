@@ -87,9 +87,14 @@ impl Store {
 
     /// A database in memory with a fixed hash key, for tests.
     pub fn in_memory() -> Self {
+        Self::on_memory(MemoryMedium::default())
+    }
+
+    /// The same on a card whose fullness the test says.
+    pub fn on_memory(medium: MemoryMedium) -> Self {
         let mut options = StoreOptions::new("");
         options.random = Random::seeded(1);
-        Self::open_on(Arc::new(MemoryMedium::default()), options).expect("memory does not fail")
+        Self::open_on(Arc::new(medium), options).expect("memory does not fail")
     }
 
     /// A snapshot of everything committed so far. It keeps the pages it sees from being reused: do not hold one longer
@@ -111,7 +116,7 @@ impl Store {
     }
 
     /// Runs `job` in a commit of its own, after those already waiting: for staged batches, so that a batch and other
-    /// rooms' writes do not lengthen each other.
+    /// rooms' writes do not lengthen each other. `Full` where nothing is left for what others send, which batches are of.
     pub async fn write_bulk<T, E>(
         &self,
         job: impl FnOnce(&mut Write) -> Result<T, E> + Send + 'static,
@@ -120,6 +125,7 @@ impl Store {
         T: Send + 'static,
         E: Send + 'static,
     {
+        self.check_spare().map_err(WriteError::Store)?;
         self.send(Kind::Bulk, job).await
     }
 
@@ -156,6 +162,7 @@ impl Store {
         T: Send + 'static,
         E: Send + 'static,
     {
+        self.check_spare().map_err(WriteError::Store)?;
         self.send_blocking(Kind::Bulk, job)
     }
 
@@ -179,6 +186,16 @@ impl Store {
     /// Bytes the file system still has for it.
     pub fn free_bytes(&self) -> u64 {
         self.0.free_bytes()
+    }
+
+    /// Bytes that others may still take of it: the rest is for the household.
+    pub fn spare_bytes(&self) -> u64 {
+        self.0.spare_bytes()
+    }
+
+    /// `Full` where nothing is left for what others send.
+    pub fn check_spare(&self) -> Result<()> {
+        if self.spare_bytes() == 0 { Err(Error::Full) } else { Ok(()) }
     }
 
     /// How often the database had to be opened again since the start.

@@ -196,3 +196,21 @@ fn sorted_rows_come_out_as_if_put_one_by_one() {
     store.read().unwrap().prefix(&STATE_NODE, b"", &mut visit).unwrap();
     assert!(found == model);
 }
+
+/// What others sent filled the card to its last bytes, and then nobody here could write.
+#[tokio::test]
+async fn what_others_send_stops_before_what_is_written_here() {
+    let card = MemoryMedium::default();
+    let store = Store::on_memory(card.clone());
+    store.write_bulk(put("a", "1")).await.unwrap();
+    for (free, spare) in [(300 << 20, 44 << 20), (256 << 20, 0), (280 << 20, 0), (9 << 20, 0), (300 << 20, 44 << 20)] {
+        card.set_free_bytes(free);
+        assert_eq!(store.spare_bytes(), spare, "{free}");
+        let bulk = store.write_bulk(put("b", "1")).await.map(drop);
+        assert_eq!(bulk, if spare > 0 { Ok(()) } else { Err(WriteError::Store(Error::Full)) });
+        assert_eq!(store.check_spare().is_ok(), spare > 0);
+        store.write(put("c", "1")).await.unwrap();
+    }
+    card.set_free_bytes(FREE_BYTES_MIN - 1);
+    assert_eq!(store.write(put("d", "1")).await.map(drop), Err(WriteError::Store(Error::Full)));
+}
