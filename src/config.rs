@@ -21,6 +21,8 @@ pub const DATA_DIR: &str = "snug-data";
 const SYSTEM_DATA_DIR: &str = "/var/lib/snug";
 /// The name of the config file in the data folder.
 pub const FILE_NAME: &str = "snug.toml";
+/// One transaction of large events is 3 MiB; with less than this an hour's would hardly be one.
+const HOURLY_BYTES_MIN: u64 = 1 << 20;
 /// A config file is small; a larger one is a mistake.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
@@ -66,6 +68,7 @@ pub struct Federation {
     pub allow_private_addresses: bool,
     pub notaries: Vec<OwnedServerName>,
     pub overrides: Vec<(String, String)>,
+    pub hourly_bytes_max: u64,
 }
 
 /// `[rooms]`: which rooms of other servers may come here.
@@ -326,6 +329,16 @@ pub const SETTINGS: &[Setting] = &[
         r#"{ "friend.lan" = "192.168.1.20:8448" }"#,
         "Where single servers are found, for closed networks without DNS: an address, or another name.",
         |config, given| Ok(config.federation.overrides = given.pairs()?),
+    ),
+    setting(
+        "federation.hourly_bytes_max",
+        r#""128 MiB""#,
+        "What one other server may make this one store within an hour, in all its rooms together; a room may grow by twice that. \
+         A very busy room of 40,000 people takes about 20 MiB. Who sends more is asked to come again later.",
+        |config, given| match given.bytes()? {
+            HOURLY_BYTES_MIN.. => Ok(config.federation.hourly_bytes_max = given.bytes()?),
+            _ => Err("must be \"1 MiB\" or more: less is no room's traffic".to_owned()),
+        },
     ),
     setting(
         "rooms.admission",

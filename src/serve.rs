@@ -214,6 +214,7 @@ impl Server {
             config::Admission::Ask => Policy::Ask,
             config::Admission::Refuse => Policy::Refuse,
         });
+        rooms.set_hourly_bytes_max(config.federation.hourly_bytes_max);
         let users = Users::new(user::Parts {
             store: store.clone(),
             feed: feed.clone(),

@@ -95,6 +95,13 @@ fn not_now(cause: impl std::fmt::Display) -> Answer {
     Answer::new(StatusCode::SERVICE_UNAVAILABLE, "M_UNKNOWN", "This server cannot store anything now")
 }
 
+/// What is free of the disk is for the people here: whoever asks again later may be served. The store says so in the log,
+/// once.
+pub(super) fn disk_is_short() -> Error {
+    let why = "This server's disk is nearly full; try again later";
+    Answer::new(StatusCode::SERVICE_UNAVAILABLE, "M_RESOURCE_LIMIT_EXCEEDED", why).into()
+}
+
 /// A third server failed us while we worked for the asker.
 fn another_server(failed: &impl std::fmt::Display) -> Answer {
     Answer::new(StatusCode::BAD_GATEWAY, "M_UNKNOWN", format!("Another server {failed}"))

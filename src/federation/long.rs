@@ -15,6 +15,7 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
 use super::auth::Claim;
+use super::error::disk_is_short;
 use super::send::{EDUS_MAX, PDUS_MAX, Transaction, begin, take};
 use super::{Error, Federation};
 use crate::base;
@@ -48,6 +49,7 @@ pub(super) async fn send(federation: Arc<Federation>, request: Request, claim: C
     let grant = account.take(2 * BUFFER_BYTES as u64).await?;
     let limits = request.limits();
     let body = receive(request, &federation).await?;
+    let bytes = body.bytes();
     drop(grant);
     let grant = account.take(WORK_BYTES).await?;
     let (origin, federation_too) = (claim.origin.clone(), federation.clone());
@@ -64,6 +66,7 @@ pub(super) async fn send(federation: Arc<Federation>, request: Request, claim: C
     limits.take_name(Limit::Federation, origin.as_str())?;
     federation.remote.backoff().heard_from(&origin).await;
     let under_way = begin(&federation, &origin)?;
+    federation.rooms.charge_intake(&origin, bytes);
     let work = tokio::spawn(async move {
         let _under_way = under_way;
         // One bound for all batches: the memory is kept that long.
@@ -149,6 +152,9 @@ impl From<Wrong> for Answer {
             }
             Wrong::Content(answer) => answer,
             Wrong::Scratch(SpillError::Refused(refused)) => refused.into(),
+            Wrong::Scratch(SpillError::Io(failed)) if failed.kind() == std::io::ErrorKind::StorageFull => {
+                disk_is_short().into()
+            }
             Wrong::Scratch(failed) => Answer::internal(failed),
         }
     }

@@ -5,12 +5,12 @@
 
 use std::sync::Arc;
 
-use ruma::{OwnedEventId, OwnedRoomId, OwnedUserId};
+use ruma::{OwnedEventId, OwnedRoomId, OwnedUserId, ServerName};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
-use super::{Error, Federation, auth};
+use super::{Error, Federation, auth, send};
 use crate::http::{Answer, Limit, Request, Response};
 use crate::room::{Invitation, JoinAnswer, Submitted, Verb};
 
@@ -89,7 +89,16 @@ pub async fn send_knock(federation: Arc<Federation>, mut request: Request) -> Re
 
 async fn submitted(federation: &Federation, request: &mut Request) -> Result<Submitted, Error> {
     let (origin, event) = auth::origin_and_json::<Box<RawValue>>(federation, request).await?;
+    charge(federation, request, &origin).await?;
     Ok(Submitted { origin, room: request.param_as("room_id")?, id: request.param_as("event_id")?, event })
+}
+
+/// What comes one by one fills the disk as what comes in transactions does.
+async fn charge(federation: &Federation, request: &mut Request, origin: &ServerName) -> Result<(), Error> {
+    send::check_intake(federation, origin)?;
+    let body = request.bytes(auth::CONTENT_BYTES_MAX).await?;
+    federation.rooms.charge_intake(origin, body.len() as u64);
+    Ok(())
 }
 
 /// `PUT /v2/invite/{roomId}/{eventId}`
@@ -103,6 +112,7 @@ pub async fn invite_v2(federation: Arc<Federation>, mut request: Request) -> Res
     }
     let (origin, asked) = auth::origin_and_json::<Asked>(&federation, &mut request).await?;
     request.limit_for(Limit::Invite, origin.as_str())?;
+    charge(&federation, &mut request, &origin).await?;
     let room: OwnedRoomId = request.param_as("room_id")?;
     let id: OwnedEventId = request.param_as("event_id")?;
     let invitation =
@@ -125,6 +135,7 @@ pub async fn invite_v1(federation: Arc<Federation>, mut request: Request) -> Res
     }
     let (origin, event) = auth::origin_and_json::<Box<RawValue>>(&federation, &mut request).await?;
     request.limit_for(Limit::Invite, origin.as_str())?;
+    charge(&federation, &mut request, &origin).await?;
     let beside: Beside = serde_json::from_str(event.get())
         .map_err(|error| Answer::bad("M_BAD_JSON", format!("The event cannot be read: {error}")))?;
     let room: OwnedRoomId = request.param_as("room_id")?;

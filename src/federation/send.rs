@@ -21,6 +21,7 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 use tokio::task::JoinSet;
 
+use super::error::disk_is_short;
 use super::{Error, Federation, auth, long};
 use crate::base::{self, Only};
 use crate::budget::{Account, Grant};
@@ -98,6 +99,8 @@ pub async fn send(federation: Arc<Federation>, request: Request) -> Result<Respo
     let claim = auth::claim(&federation, &request).await?;
     let limits = request.limits();
     let account = federation.budget.account("inbound_transactions");
+    // Whoever writes another's name here learns whether that one is put off, and no more.
+    check_intake(&federation, &claim.origin)?;
     wait_for_before(&federation, &claim.origin).await?;
     if long::is_long(&request, account.limit() / COPIES_CHECKED) {
         return long::send(federation, request, claim).await;
@@ -105,6 +108,7 @@ pub async fn send(federation: Arc<Federation>, request: Request) -> Result<Respo
     let (body, mut grant) = read(request, &account, &federation.transactions).await?;
     let origin = claim.origin.clone();
     let us = federation.server_name.clone();
+    let bytes = body.len() as u64;
     let transaction = base::blocking(move || {
         claim.check(&us, &body)?;
         // Of each list one more than it may have, which tells that it is too long.
@@ -119,6 +123,7 @@ pub async fn send(federation: Arc<Federation>, request: Request) -> Result<Respo
         return Ok(Response::json_bytes(StatusCode::OK, body));
     }
     let under_way = begin(&federation, &origin)?;
+    federation.rooms.charge_intake(&origin, bytes);
     if transaction.pdus.len() > PDUS_MAX || transaction.edus.len() > EDUS_MAX {
         let why = format!("A transaction has {PDUS_MAX} events and {EDUS_MAX} small messages at most");
         return Err(Answer::bad("M_TOO_LARGE", why).into());
@@ -146,6 +151,16 @@ async fn wait_for_before(federation: &Federation, origin: &ServerName) -> Result
 /// The mark that a transaction of the server is under way; two that come at once are one too many.
 pub(super) fn begin(federation: &Federation, origin: &ServerName) -> Result<Only, Error> {
     federation.senders.try_take(origin.as_str()).ok_or_else(too_soon)
+}
+
+/// Whether the server may make us store more now: it has its share of an hour left, and the disk is not the household's
+/// alone. If not it is told to come again, and keeps what it has for us.
+pub(super) fn check_intake(federation: &Federation, origin: &ServerName) -> Result<(), Error> {
+    federation.rooms.check_intake(origin).map_err(|failed| match failed {
+        room::Error::Refused(refused) => refused.into(),
+        // Said in the log when it began.
+        _ => disk_is_short(),
+    })
 }
 
 fn too_soon() -> Error {
@@ -270,8 +285,13 @@ async fn take_edu(federation: &Federation, origin: &ServerName, raw: &RawValue) 
 
 #[cfg(test)]
 mod tests {
+    use ruma::OwnedUserId;
+
     use super::*;
     use crate::budget::Budget;
+    use crate::matrix::sign::{Key, request};
+    use crate::store::tables::key_cache;
+    use crate::store::{self, MemoryMedium, Store, WriteError};
 
     #[test]
     fn only_the_last_transaction_of_a_server_is_remembered() {
@@ -314,6 +334,79 @@ mod tests {
         assert_eq!(put_off.status, StatusCode::TOO_MANY_REQUESTS);
         drop(first);
         wait_for_before(&federation, one).await.ok().unwrap();
+    }
+
+    /// A house, somebody in it, and a server whose key is known.
+    async fn with_server(card: MemoryMedium) -> (crate::room::tests::House, Arc<Federation>, OwnedUserId) {
+        let budget = Budget::for_tests();
+        let house = crate::room::tests::house_on(budget.clone(), Store::on_memory(card));
+        let federation = Arc::new(crate::federation::tests::federation(&house, &budget));
+        let new = user::New { localpart: "anna".to_owned(), ..Default::default() };
+        let anna = federation.users.create(new).await.unwrap();
+        let login = user::Login { device_id: Some("DEVICE".to_owned()), ..Default::default() };
+        federation.users.login(&anna, login).await.unwrap();
+        for server in ["one.example", "two.example"] {
+            let (key, server) = (Key::from_seed("1", [1; 32]), ServerName::parse(server).unwrap());
+            let stored =
+                key_cache::Stored { key: key.public().to_bytes(), valid_until_ms: u64::MAX / 2, expired: false };
+            let known = house.store.write(move |w| key_cache::set(w, &server, key.id(), &stored)).await;
+            known.map_err(|failed: WriteError<store::Error>| failed.into_inner()).unwrap();
+        }
+        (house, federation, anna)
+    }
+
+    /// Sends a transaction of one message for anna's device, of about so many bytes.
+    async fn sent(federation: &Arc<Federation>, from: &str, id: usize, bytes: usize) -> Answer {
+        let messages = json!({ "@anna:home.example": { "DEVICE": { "text": "z".repeat(bytes) } } });
+        let content = json!({
+            "sender": format!("@bob:{from}"), "type": "m.x", "message_id": id.to_string(), "messages": messages
+        });
+        let body = json!({ "edus": [{ "edu_type": "m.direct_to_device", "content": content }] }).to_string();
+        let (key, target) = (Key::from_seed("1", [1; 32]), format!("/_matrix/federation/v1/send/{id}"));
+        let from = ServerName::parse(from).unwrap();
+        let us = &federation.server_name;
+        let header = request::sign(&key, &from, us, "PUT", &target, Some(body.as_bytes())).unwrap();
+        let asked = Request::for_tests(http::Method::PUT, &target, &body).with_header("authorization", &header);
+        match send(federation.clone(), asked.with_param("txn_id", &id.to_string())).await {
+            Ok(_) => Answer::new(StatusCode::OK, "", ""),
+            Err(refused) => refused.into(),
+        }
+    }
+
+    /// A server in one room filled the card, and then nobody here could write.
+    #[tokio::test]
+    async fn what_others_send_is_put_off_while_the_disk_is_short() {
+        let card = MemoryMedium::default();
+        let (house, federation, anna) = with_server(card.clone()).await;
+        let room = house.public_room(&anna).await;
+        assert_eq!(sent(&federation, "one.example", 1, 100).await.status, StatusCode::OK);
+        card.set_free_bytes(200 << 20);
+        let refused = sent(&federation, "one.example", 2, 100).await;
+        assert_eq!((refused.status, &*refused.errcode), (StatusCode::SERVICE_UNAVAILABLE, "M_RESOURCE_LIMIT_EXCEEDED"));
+        house.say(&anna, &room, "the people here go on").await;
+        card.set_free_bytes(400 << 20);
+        assert_eq!(sent(&federation, "one.example", 2, 100).await.status, StatusCode::OK, "nothing was lost");
+    }
+
+    /// It wrote 9 MB in each second, for ever.
+    #[tokio::test]
+    async fn a_server_beyond_its_hour_is_asked_to_come_again() {
+        let (house, federation, _) = with_server(MemoryMedium::default()).await;
+        house.rooms.set_hourly_bytes_max(100_000);
+        let mut taken = 0;
+        let refused = loop {
+            let answer = sent(&federation, "one.example", taken, 30_000).await;
+            match answer.status {
+                StatusCode::OK => taken += 1,
+                _ => break answer,
+            }
+        };
+        assert_eq!((taken, refused.status, &*refused.errcode), (4, StatusCode::TOO_MANY_REQUESTS, "M_LIMIT_EXCEEDED"));
+        assert_eq!(sent(&federation, "two.example", 1, 30_000).await.status, StatusCode::OK);
+        let retry_ms = refused.extra["retry_after_ms"].as_u64().unwrap();
+        assert!((60_000..3_600_000).contains(&retry_ms), "{retry_ms}");
+        house.clock.advance(Duration::from_millis(retry_ms));
+        assert_eq!(sent(&federation, "one.example", taken, 30_000).await.status, StatusCode::OK, "nothing was lost");
     }
 
     #[tokio::test]

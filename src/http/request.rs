@@ -362,6 +362,12 @@ impl Request {
         self
     }
 
+    /// Sets a path parameter of a request for tests.
+    pub fn with_param(mut self, name: &str, value: &str) -> Self {
+        self.params.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
     /// Sets a header of a request for tests.
     pub fn with_header(mut self, name: &'static str, value: &str) -> Self {
         if let Ok(value) = value.parse() {

@@ -142,6 +142,18 @@ impl<'i, F: Fetch> Filling<'i, F> {
         }
     }
 
+    /// Whether more of the room may be stored for this server's sake. Asked before each part that has a bound of its own, which
+    /// is then seen through: what is fetched and given up would only be fetched again.
+    fn check_intake(&self) -> Result<()> {
+        self.inbox.rooms.check_fetching(&self.origin, self.room.num)
+    }
+
+    /// Counts an event that is to be stored.
+    fn charge(&self, event: &Event) {
+        let (room, bytes) = ((self.room.num, self.room_id.as_str()), event.to_federation().len() as u64);
+        self.inbox.rooms.charge_fetched(&self.origin, room, bytes);
+    }
+
     /// Waits for another server as long as there is time. Nothing of our own is waited for in there: a write that was begun is
     /// seen through.
     fn in_time<T, A: Future<Output = Result<T, Failed>>>(
@@ -162,6 +174,7 @@ impl<'i, F: Fetch> Filling<'i, F> {
         let mut latest = vec![event.id().to_owned()];
         let mut open: BTreeSet<OwnedEventId> = lacking.prev.into_iter().collect();
         let mut limit = GAP_EVENTS_PER_ROUND;
+        self.check_intake()?;
         for _ in 0..GAP_ROUNDS_MAX {
             self.check_time()?;
             let earliest = self.extremities().await?;
@@ -199,6 +212,7 @@ impl<'i, F: Fetch> Filling<'i, F> {
             while let Some(id) = next.pop() {
                 let Some(event) = fresh.remove(&id) else { continue };
                 kept += event.weight() as u64;
+                self.charge(&event);
                 next.extend(event.prev_events().map(ToOwned::to_owned));
                 found.insert(id, Arc::new(event));
             }
@@ -333,6 +347,7 @@ impl<'i, F: Fetch> Filling<'i, F> {
         match self.read(raw.get().as_bytes()) {
             Ok(event) if event.id() == id => {
                 self.pay(&event)?;
+                self.charge(&event);
                 Ok(Some(event))
             }
             _ => Ok(None),
@@ -393,6 +408,7 @@ impl<'i, F: Fetch> Filling<'i, F> {
     /// can be asked, is left out: a server that is gone must not keep everybody else out of the room.
     async fn state_before(&mut self, id: &EventId) -> Result<Given> {
         self.check_time()?;
+        self.check_intake()?;
         self.states_left =
             self.states_left.checked_sub(1).ok_or_else(|| Reject::auth("too many gaps in the history before it"))?;
         let mut survey = self.survey(id).await?;
@@ -483,6 +499,10 @@ impl<'i, F: Fetch> Filling<'i, F> {
         let taking = async move {
             let mut reading = Reading { held, ..Reading::default() };
             while let Some(raws) = pieces.recv().await {
+                if let Err(full) = this.check_intake() {
+                    this.put_down(&mut reading).await?;
+                    return Err(full);
+                }
                 for event in this.unknown_of(raws).await? {
                     this.take_in(&mut reading, event).await?;
                 }
@@ -534,6 +554,7 @@ impl<'i, F: Fetch> Filling<'i, F> {
                 return Ok(());
             }
         }
+        self.charge(&event);
         reading.batch.push(event);
         match reading.batch.len() < CHECKED_AT_ONCE {
             true => Ok(()),

@@ -32,6 +32,7 @@ mod handshake;
 mod helped;
 mod history;
 mod ignored;
+mod intake;
 pub mod join;
 mod judge;
 mod lock;
@@ -108,6 +109,7 @@ struct Inner {
     typing: typing::Typing,
     rules: Arc<unread::Rules>,
     renewals: renew::Renewals,
+    intake: intake::Intake,
 }
 
 /// Why something about a room was not done.
@@ -212,6 +214,7 @@ impl Rooms {
     pub fn new(parts: Parts) -> Rooms {
         let typing = typing::Typing::new(parts.budget.account("ephemeral"), parts.clock.clone());
         let rules = Arc::new(unread::Rules::new(parts.budget.account("push_rules")));
+        let intake = intake::Intake::new(parts.clock.clone());
         Rooms(Arc::new(Inner {
             parts,
             locks: lock::Locks::default(),
@@ -222,6 +225,7 @@ impl Rooms {
             typing,
             rules,
             renewals: renew::Renewals::default(),
+            intake,
         }))
     }
 

@@ -151,6 +151,11 @@ impl<F: Fetch> Inbox<F> {
                 return Ok(Vec::new());
             }
         };
+        let bytes = events.iter().map(|event| event.to_federation().len() as u64).sum();
+        if let Err(why) = self.rooms.charge_room(room, room_id.as_str(), bytes) {
+            outcomes.extend(events.iter().map(|event| (event.id().to_owned(), Err(why.to_owned()))));
+            return Ok(outcomes);
+        }
         let checked = self.check(events).await;
         let mut queue = VecDeque::with_capacity(checked.len());
         for (id, checked) in checked {

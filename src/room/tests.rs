@@ -35,9 +35,13 @@ pub(crate) fn house() -> House {
 }
 
 pub(crate) fn house_within(budget: Budget) -> House {
+    house_on(budget, Store::in_memory())
+}
+
+pub(crate) fn house_on(budget: Budget, store: Store) -> House {
     let server = OwnedServerName::try_from("home.example").unwrap();
     let key = Arc::new(sign::Key::from_seed("a_test", [7; 32]));
-    let (store, clock) = (Store::in_memory(), Clock::simulated(START_MS));
+    let clock = Clock::simulated(START_MS);
     let feed = Feed::new(clock.clone());
     let options = RemoteOptions::new(server.clone(), key.clone());
     let remote = Remote::new(options, clock.clone(), Random::seeded(3), &budget, store.clone()).unwrap();

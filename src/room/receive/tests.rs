@@ -1332,3 +1332,46 @@ impl World {
         Line { heads, state }
     }
 }
+
+/// One server wrote as much as the line carried. What is over a room's share of an hour is left out, and nothing of it is lost:
+/// it is a gap like any other.
+#[tokio::test]
+async fn what_is_too_much_for_a_room_at_once_is_fetched_later() {
+    let world = World::new().await;
+    let mut line = world.line();
+    // A room may have twice that.
+    world.house.rooms.set_hourly_bytes_max(5_000);
+    let events: Vec<_> = (0..40).map(|n| world.say(&mut line, &format!("{n} {}", "x".repeat(200)))).collect();
+    let taken = world.receive(&events[..20]).await;
+    assert_eq!(taken, vec![Ok(()); 20]);
+    let (one, more) = (world.receive(&events[20..21]).await, world.receive(&events[20..30]).await);
+    for refused in one.iter().chain(&more) {
+        assert!(refused.as_ref().unwrap_err().contains("it is fetched later"), "{refused:?}");
+    }
+    let known = world.receive(&events[..20]).await;
+    assert_eq!(known, vec![Ok(()); 20], "what is here already is as it was");
+    // People here write on.
+    world.house.say(&world.anna, &world.room, "unmoved").await;
+    world.house.clock.advance(Duration::from_secs(3600));
+    world.house.rooms.set_hourly_bytes_max(1 << 20);
+    world.house.clock.advance(Duration::from_secs(3600));
+    assert_eq!(world.receive(&events[39..]).await, [Ok(())]);
+    assert!(events.iter().all(|event| world.row(event).is_some_and(|row| row.order.is_some())));
+}
+
+/// An event that leads to much else made a server's every byte ours to store.
+#[tokio::test]
+async fn what_is_fetched_from_a_server_counts_as_sent() {
+    let world = World::new().await;
+    let mut line = world.line();
+    let events: Vec<_> = (0..100).map(|n| world.say(&mut line, &format!("{n} {}", "x".repeat(200)))).collect();
+    // As many bytes as thirty of them have; a room may have twice that.
+    world.house.rooms.set_hourly_bytes_max(30 * events[50].to_federation().len() as u64);
+    assert!(world.house.rooms.check_intake(&far()).is_ok());
+    assert_eq!(world.receive(&events[40..41]).await, [Ok(())]);
+    assert!(world.house.rooms.check_intake(&far()).is_err(), "it is put off");
+    assert!(world.house.rooms.check_intake("calm.example".try_into().unwrap()).is_ok());
+    let gap = vec![raw(&events[99])];
+    let put_off = world.inbox.receive(&far(), &world.room, gap, world.late()).await.unwrap_err();
+    assert!(matches!(&put_off, Error::Refused(refused) if refused.retry_after_ms > 0) && put_off.is_passing());
+}
