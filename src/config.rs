@@ -39,6 +39,8 @@ pub struct Config {
     pub registration_tokens: Vec<String>,
     pub public_url: Option<String>,
     pub upload_bytes_max: u64,
+    /// None: a share of the disk.
+    pub account_upload_bytes_max: Option<u64>,
     pub trusted_proxies: Vec<IpAddr>,
     pub rate_limits: bool,
     pub log: String,
@@ -222,6 +224,13 @@ pub const SETTINGS: &[Setting] = &[
     setting("upload_bytes_max", r#""50 MiB""#, "The largest file that can be uploaded.", |config, given| {
         Ok(config.upload_bytes_max = given.bytes()?)
     }),
+    optional(
+        "account_upload_bytes_max",
+        r#""5 GiB""#,
+        "What the files of one account may take in all, an administrator's too; who has used it up cannot upload any more. When \
+         not set: a tenth of the disk. `snug user list` shows what everybody has.",
+        |config, given| Ok(config.account_upload_bytes_max = Some(given.bytes()?)),
+    ),
     setting(
         "trusted_proxies",
         "[]",
@@ -530,6 +539,7 @@ impl Default for Config {
             registration_tokens: Vec::new(),
             public_url: None,
             upload_bytes_max: 0,
+            account_upload_bytes_max: None,
             trusted_proxies: Vec::new(),
             rate_limits: true,
             log: String::new(),

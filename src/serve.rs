@@ -234,6 +234,7 @@ impl Server {
             server: server_name.clone(),
             folder: folder.join(MEDIA),
             upload_bytes_max: config.upload_bytes_max,
+            account_bytes_max: config.account_upload_bytes_max,
         });
         let sender = Sender::new(
             store.clone(),

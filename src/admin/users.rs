@@ -16,18 +16,19 @@ pub async fn list(admin: Arc<Admin>, request: Request) -> Result<Response, Error
     let after = request.query_as::<OwnedUserId>("after")?;
     let found = admin.users.list(after.as_deref(), PAGE_ROWS).await?;
     let next = (found.len() == PAGE_ROWS).then(|| found.last().map(|account| account.user_id.clone())).flatten();
-    let users: Vec<_> = found.iter().map(shown).collect();
+    let uploaded = admin.users.uploaded_by(found.iter().map(|account| account.user_id.clone()).collect()).await?;
+    let users: Vec<_> = found.iter().zip(uploaded).map(|(account, bytes)| shown(account, bytes)).collect();
     Ok(page(&admin, &json!({ "users": users, "next": next })).await?)
 }
 
-fn shown(account: &Account) -> serde_json::Value {
+fn shown(account: &Account, uploaded_bytes: u64) -> serde_json::Value {
     let standing = match account.standing {
         Standing::Active => "active",
         Standing::Deactivated => "deactivated",
     };
     json!({
         "user_id": account.user_id, "created_ms": account.created_ms, "standing": standing, "admin": account.admin,
-        "password": account.has_password,
+        "password": account.has_password, "uploaded_bytes": uploaded_bytes,
     })
 }
 

@@ -126,7 +126,7 @@ An empty password makes one up and prints it.")]
     #[command(after_help = "Example:
   snug user password alice")]
     Password { name: String },
-    /// All accounts
+    /// All accounts, and what the files take that each has uploaded
     #[command(after_help = "Example:
   snug user list")]
     List,
@@ -302,12 +302,14 @@ fn about(name: &str) -> impl FnOnce(String) -> String {
 }
 
 fn users(local: &mut Local) -> Result<String, String> {
-    let mut out = format!("{:<40} {:<12} {:<14} {}\n", "user", "standing", "", "made");
+    let mut out = format!("{:<40} {:<12} {:<14} {:>10}  {}\n", "user", "standing", "", "files", "made");
     local.pages("/users", &mut |page| {
         for user in page["users"].as_array().into_iter().flatten() {
             let admin = if user["admin"] == true { "administrator" } else { "" };
             let made = check::date(user["created_ms"].as_u64().unwrap_or(0));
-            out.push_str(&format!("{:<40} {:<12} {admin:<14} {made}\n", text(user, "user_id"), text(user, "standing")));
+            let files = human(user["uploaded_bytes"].as_u64().unwrap_or(0));
+            let (id, standing) = (text(user, "user_id"), text(user, "standing"));
+            out.push_str(&format!("{id:<40} {standing:<12} {admin:<14} {files:>10}  {made}\n"));
         }
     })?;
     Ok(out)

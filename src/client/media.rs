@@ -88,8 +88,9 @@ async fn take_in(
 ) -> Result<String, Error> {
     let about =
         About { content_type: request.header("content-type").map(ToOwned::to_owned), name: request.query("filename") };
+    let announced = request.content_length();
     let mut body = request.into_stream(client.media.upload_bytes_max())?;
-    let mut upload = client.media.begin(uploader).await?;
+    let mut upload = client.media.begin(uploader, announced).await?;
     while let Some(piece) = body.next().await? {
         upload.write(piece).await?;
     }

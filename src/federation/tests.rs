@@ -34,6 +34,7 @@ pub(super) fn federation(house: &House, budget: &Budget) -> Federation {
         server: server.clone(),
         folder: scratch.join("snug-no-media"),
         upload_bytes_max: 0,
+        account_bytes_max: None,
     });
     Federation {
         rooms: house.rooms.clone(),

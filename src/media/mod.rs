@@ -4,7 +4,7 @@
 //! before the database knows of it: a power cut leaves a file nobody refers to, never a row without its file. What other
 //! servers keep is passed through, not stored.
 //!
-//! Reading order: this file (what is here), `upload.rs` (in), `elsewhere.rs` (from other servers).
+//! Reading order: this file (what is here), `upload.rs` (in), `share.rs` (how much), `elsewhere.rs` (from other servers).
 
 use std::fmt;
 use std::fs::File;
@@ -18,13 +18,16 @@ use ruma::{OwnedServerName, ServerName};
 use tokio::sync::Notify;
 
 use crate::base::{Clock, Random, blocking};
-use crate::budget::{Budget, Grant, Refused};
+use crate::budget::{Budget, Card, Grant, Refused};
 use crate::remote::{Failed, Remote};
 use crate::store::tables::media;
 use crate::store::{self, Store, UserNum};
 
 mod elsewhere;
+mod share;
 mod upload;
+
+use share::Shares;
 
 pub use elsewhere::{Fetched, Scaled};
 pub use upload::{About, Upload};
@@ -35,6 +38,8 @@ const TRANSFER_BYTES: u64 = 40 << 10;
 const PROMISED_MAX: NonZeroUsize = NonZeroUsize::new(256).unwrap();
 const PROMISED_MS: u64 = 60 * 60 * 1000;
 const MEDIA_ID_CHARS: usize = 24;
+/// Of the card's so many parts an account may fill one, where the owner says nothing else.
+const CARD_PART: u64 = 10;
 
 /// What the media are built from.
 pub struct Parts {
@@ -48,6 +53,8 @@ pub struct Parts {
     pub folder: PathBuf,
     /// Largest upload in bytes.
     pub upload_bytes_max: u64,
+    /// What one account may keep here; none: a share of the card the files lie on.
+    pub account_bytes_max: Option<u64>,
 }
 
 /// The files. Cheap to clone.
@@ -57,6 +64,7 @@ pub struct Media(Arc<Inner>);
 struct Inner {
     parts: Parts,
     promised: Mutex<LruCache<String, Promised>>,
+    shares: Shares,
     /// A promised file has arrived.
     arrived: Notify,
 }
@@ -84,7 +92,10 @@ impl Media {
     pub fn new(parts: Parts) -> Media {
         let _ = std::fs::remove_dir_all(parts.folder.join(upload::INCOMING));
         let promised = Mutex::new(LruCache::new(PROMISED_MAX));
-        Media(Arc::new(Inner { parts, promised, arrived: Notify::new() }))
+        // Each of a family of five can keep a tenth, and half of the card is left.
+        let share = || Card::at(&parts.folder).map_or(u64::MAX, |card| card.total_bytes / CARD_PART);
+        let shares = Shares::new(parts.account_bytes_max.unwrap_or_else(share));
+        Media(Arc::new(Inner { parts, promised, shares, arrived: Notify::new() }))
     }
 
     pub fn is_here(&self, server: &ServerName) -> bool {
@@ -252,7 +263,18 @@ mod tests {
         let remote = Remote::new(options, clock.clone(), random.clone(), &budget, store.clone()).unwrap();
         let folder = std::env::temp_dir().join(format!("snug-media-{}", std::process::id()));
         let (account, upload_bytes_max) = (budget.account("media"), 1000);
-        let parts = Parts { store, clock: clock.clone(), random, budget, remote, server, folder, upload_bytes_max };
+        let (clock_too, account_bytes_max) = (clock.clone(), None);
+        let parts = Parts {
+            store,
+            clock: clock_too,
+            random,
+            budget,
+            remote,
+            server,
+            folder,
+            upload_bytes_max,
+            account_bytes_max,
+        };
         let media = Media::new(parts);
         let (id, _) = media.promise(UserNum(1));
         let waiting = tokio::spawn(async move { media.open(&id, Duration::from_secs(60)).await.map(drop) });

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
 
+use super::share::Part;
 use super::{Error, MEDIA_ID_CHARS, Media};
 use crate::base::blocking;
 use crate::budget::{Card, Grant};
@@ -36,6 +37,7 @@ pub struct Upload {
     /// Away while a blocking job has it.
     sink: Option<Sink>,
     bytes: u64,
+    share: Part,
     _grant: Grant,
 }
 
@@ -54,20 +56,25 @@ impl Drop for Sink {
 }
 
 impl Media {
-    /// Begins a file of a local user.
-    pub async fn begin(&self, uploader: UserNum) -> Result<Upload, Error> {
+    /// Begins a file of a local user, of as many bytes as are announced, if they are. Refused where the user's share has no room
+    /// for it.
+    pub async fn begin(&self, uploader: UserNum, announced: Option<u64>) -> Result<Upload, Error> {
         let grant = self.0.parts.budget.account("media").take(BUFFER_BYTES as u64 + (8 << 10)).await?;
         let (folder, name) = (self.0.parts.folder.join(INCOMING), self.0.parts.random.token(MEDIA_ID_CHARS));
-        let sink = blocking(move || {
+        let media = self.clone();
+        let (sink, share) = blocking(move || {
+            let used = || media::used_by(&media.0.parts.store.read()?, uploader);
+            let share = media.0.shares.begin(uploader, used)?;
+            share.check(announced.unwrap_or(1))?;
             fs::create_dir_all(&folder)?;
             check_free(&folder)?;
             let path = folder.join(name);
             let file = File::create_new(&path)?;
-            Ok::<_, Error>(Sink { file, path, hasher: Sha256::new(), looked_at: 0 })
+            Ok::<_, Error>((Sink { file, path, hasher: Sha256::new(), looked_at: 0 }, share))
         })
         .await?;
         let buffer = Vec::with_capacity(BUFFER_BYTES);
-        Ok(Upload { media: self.clone(), uploader, buffer, sink: Some(sink), bytes: 0, _grant: grant })
+        Ok(Upload { media: self.clone(), uploader, buffer, sink: Some(sink), bytes: 0, share, _grant: grant })
     }
 }
 
@@ -79,6 +86,7 @@ impl Upload {
         if self.bytes > bytes_max {
             return Err(Error::TooLarge { bytes_max });
         }
+        self.share.add(piece.len() as u64)?;
         let mut rest = &piece[..];
         while !rest.is_empty() {
             let (now, later) = rest.split_at(rest.len().min(BUFFER_BYTES - self.buffer.len()));
@@ -119,6 +127,7 @@ impl Upload {
             Ok(media::put(w, server.as_str(), &id, &row)?)
         });
         written.await.map_err(WriteError::into_inner)?;
+        self.share.arrived();
         if promised.is_some() {
             media.promised().pop(&media_id);
             media.0.arrived.notify_waiters();

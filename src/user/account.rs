@@ -7,7 +7,7 @@ use ruma::{OwnedUserId, UserId};
 use super::password::is_outdated;
 use super::{Error, Users};
 use crate::matrix::id;
-use crate::store::tables::{account_data, device, filter, key, user};
+use crate::store::tables::{account_data, device, filter, key, media, user};
 use crate::store::{Get, UserNum};
 
 pub use crate::store::tables::user::Standing;
@@ -84,6 +84,18 @@ impl Users {
         self.read(move |get| {
             let Some(num) = user::num(get, user_id.as_str())? else { return Ok(None) };
             Ok(user::account(get, num)?.map(|row| Account::new(user_id, row)))
+        })
+        .await
+    }
+
+    /// Bytes of files each of some accounts has uploaded.
+    pub async fn uploaded_by(&self, accounts: Vec<OwnedUserId>) -> Result<Vec<u64>, Error> {
+        self.read(move |get| {
+            let one = |id: OwnedUserId| match user::num(get, id.as_str())? {
+                Some(num) => media::used_by(get, num),
+                None => Ok(0),
+            };
+            Ok(accounts.into_iter().map(one).collect::<crate::store::Result<_>>()?)
         })
         .await
     }

@@ -61,6 +61,30 @@ async fn too_large_a_file_is_refused() {
     house.send("POST", "/_matrix/media/v3/upload", &headers, vec![0; 1000]).await.ok();
 }
 
+/// One account could fill the disk up to where nobody could upload any more.
+#[tokio::test]
+async fn an_account_has_a_share_for_its_files() {
+    let house = House::start_with(|config| config.account_upload_bytes_max = Some(1500)).await;
+    let (alice, bob) = (house.register("alice").await, house.register("bob").await);
+    let send = async |house: &House, who: &Person, bytes: usize| {
+        let bearer = format!("Bearer {}", who.token);
+        house.send("POST", "/_matrix/media/v3/upload", &[("authorization", &bearer)], vec![0; bytes]).await
+    };
+    send(&house, &alice, 1000).await.ok();
+    let refused = send(&house, &alice, 501).await.refused(403, "M_RESOURCE_LIMIT_EXCEEDED");
+    assert!(refused["error"].as_str().unwrap().contains("1.5 KiB an account may keep"), "{refused}");
+    send(&house, &bob, 1500).await.ok();
+    // It is counted in the database.
+    let house = house.restart().await;
+    send(&house, &alice, 501).await.refused(403, "M_RESOURCE_LIMIT_EXCEEDED");
+    send(&house, &alice, 500).await.ok();
+    send(&house, &alice, 1).await.refused(403, "M_RESOURCE_LIMIT_EXCEEDED");
+    let incoming = std::fs::read_dir(house.data_dir().join("media/incoming")).unwrap().count();
+    assert_eq!(incoming, 0, "what was refused leaves nothing");
+    let names = [alice.id, bob.id].map(|id| id.parse().unwrap());
+    assert_eq!(house.server().users.uploaded_by(names.to_vec()).await.unwrap(), [1500, 1500]);
+}
+
 #[tokio::test]
 async fn a_promised_file_is_waited_for() {
     let house = House::start().await;

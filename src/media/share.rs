@@ -1,0 +1,144 @@
+//! How many bytes of files one account may keep.
+//!
+//! What was uploaded is counted in the database, in the commit that makes a file known. What is on its way is counted here, so
+//! that uploads beside each other stay within the share together. Bounded by the uploads under way.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::Error;
+use crate::budget::human;
+use crate::store::UserNum;
+
+#[derive(Clone)]
+pub(super) struct Shares(Arc<Inner>);
+
+struct Inner {
+    bytes_max: u64,
+    coming: Mutex<HashMap<UserNum, Coming>>,
+}
+
+/// Of one user, from the first of some uploads beside each other to the end of the last.
+#[derive(Default)]
+struct Coming {
+    uploads: u32,
+    /// Bytes of those under way and of those that have arrived since the first began.
+    bytes: u64,
+    /// Of those that have arrived.
+    arrived: u64,
+}
+
+/// What one upload adds.
+pub(super) struct Part {
+    shares: Shares,
+    user: UserNum,
+    /// What the user had by the database when it began, and what of the uploads beside it was surely in that.
+    used: u64,
+    arrived_before: u64,
+    bytes: u64,
+    has_arrived: bool,
+}
+
+impl Shares {
+    pub(super) fn new(bytes_max: u64) -> Shares {
+        Shares(Arc::new(Inner { bytes_max, coming: Mutex::default() }))
+    }
+
+    /// Begins an upload. `used` tells what the user has by the database; it is asked after the upload is entered, so what
+    /// arrives in between counts twice rather than not at all.
+    pub(super) fn begin<E>(&self, user: UserNum, used: impl FnOnce() -> Result<u64, E>) -> Result<Part, E> {
+        let arrived_before = {
+            let mut all = self.lock();
+            let coming = all.entry(user).or_default();
+            coming.uploads += 1;
+            coming.arrived
+        };
+        let mut part = Part { shares: self.clone(), user, used: 0, arrived_before, bytes: 0, has_arrived: false };
+        part.used = used()?;
+        Ok(part)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<UserNum, Coming>> {
+        self.0.coming.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Part {
+    /// Whether the share has room for so many more.
+    pub(super) fn check(&self, bytes: u64) -> Result<(), Error> {
+        let coming = self.shares.lock().get(&self.user).map_or(0, |coming| coming.bytes);
+        self.check_sum(coming.saturating_add(bytes))
+    }
+
+    /// Adds bytes that came.
+    pub(super) fn add(&mut self, bytes: u64) -> Result<(), Error> {
+        let mut all = self.shares.lock();
+        let coming = all.entry(self.user).or_default();
+        self.check_sum(coming.bytes.saturating_add(bytes))?;
+        coming.bytes += bytes;
+        self.bytes += bytes;
+        Ok(())
+    }
+
+    /// It is in the database now.
+    pub(super) fn arrived(mut self) {
+        self.has_arrived = true;
+    }
+
+    fn check_sum(&self, coming: u64) -> Result<(), Error> {
+        let bytes_max = self.shares.0.bytes_max;
+        match self.used.saturating_add(coming - self.arrived_before) > bytes_max {
+            true => Err(Error::Full(format!(
+                "Your files would take more than the {} an account may keep on this server; its owner can allow more",
+                human(bytes_max)
+            ))),
+            false => Ok(()),
+        }
+    }
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        let mut all = self.shares.lock();
+        let Some(coming) = all.get_mut(&self.user) else { return };
+        coming.uploads -= 1;
+        match self.has_arrived {
+            true => coming.arrived += self.bytes,
+            false => coming.bytes -= self.bytes,
+        }
+        if coming.uploads == 0 {
+            all.remove(&self.user);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn uploads_beside_each_other_stay_within_the_share_together() {
+        let shares = Shares::new(100);
+        let begin = |used: u64| shares.begin(UserNum(1), || Ok::<_, Error>(used)).unwrap();
+        let (mut one, mut two) = (begin(20), begin(20));
+        one.add(50).unwrap();
+        two.add(30).unwrap();
+        assert!(two.add(1).is_err() && one.check(1).is_err());
+        assert!(shares.begin(UserNum(2), || Ok::<_, Error>(0)).unwrap().add(100).is_ok(), "another one's");
+        // One arrives: who began before does not know it from the database, who comes later does.
+        one.arrived();
+        assert!(two.add(1).is_err());
+        let mut later = begin(70);
+        assert!(later.add(1).is_err());
+        drop(two);
+        later.add(30).unwrap();
+        assert!(later.add(1).is_err());
+        drop(later);
+        assert!(shares.lock().is_empty());
+        let mut three = begin(70);
+        three.add(30).unwrap();
+        drop(three);
+        assert!(begin(70).add(30).is_ok(), "what did not arrive takes nothing");
+        assert!(shares.begin(UserNum(1), || Err::<u64, _>(())).is_err() && shares.lock().is_empty());
+    }
+}
