@@ -51,8 +51,11 @@ struct Bucket {
 impl Bucket {
     fn leak(&mut self, now_ms: u64) {
         let leaked = self.bytes_max as f64 / HOUR_MS as f64 * now_ms.saturating_sub(self.at_ms) as f64;
-        self.bytes = self.bytes.saturating_sub(leaked as u64);
-        self.at_ms = now_ms;
+        // What is less than a byte waits for the next time.
+        if leaked >= 1.0 {
+            self.bytes = self.bytes.saturating_sub(leaked as u64);
+            self.at_ms = now_ms;
+        }
         self.is_said &= self.bytes > self.bytes_max / 2;
     }
 
@@ -131,6 +134,7 @@ impl Intake {
         }
         let new = Bucket { bytes: 0, at_ms: now_ms, bytes_max, is_said: false };
         let bucket = buckets.entry(key).or_insert(new);
+        bucket.bytes_max = bytes_max;
         bucket.leak(now_ms);
         bucket.bytes = bucket.bytes.saturating_add(bytes);
         let is_news = bucket.is_full() && !bucket.is_said;
