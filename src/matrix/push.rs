@@ -5,11 +5,13 @@
 
 use super::auth::{INFINITE, Powers};
 use super::event::Event;
+use super::json;
 use ruma::power_levels::NotificationPowerLevels;
 use ruma::push::{Action, FlattenedJson, PushConditionPowerLevelsCtx, PushConditionRoomCtx, Ruleset};
 use ruma::room_version_rules::{AuthorizationRules, RoomPowerLevelsRules};
 use ruma::serde::Raw;
 use ruma::{Int, OwnedRoomId, OwnedUserId, UInt, UserId};
+use serde_json::value::RawValue;
 use std::collections::BTreeMap;
 use std::pin::pin;
 use std::task::{Context, Poll, Waker};
@@ -19,6 +21,13 @@ pub fn default_rules(user: &UserId) -> Ruleset {
     Ruleset::server_default(user)
 }
 
+/// Keys in the path of a member that a rule can name. Flattening recurses this far.
+const PATH_KEYS_MAX: usize = 50;
+/// Members and items that are flattened, and how long their paths are together. Each has its whole path: one long key round
+/// thousands of members, all within 64 KiB, would be a hundred megabytes.
+const MEMBERS_MAX: usize = 4000;
+const PATHS_BYTES_MAX: usize = 128 * 1024;
+
 /// An event made ready for matching.
 pub struct Flat {
     flat: FlattenedJson,
@@ -27,9 +36,69 @@ pub struct Flat {
 
 impl Flat {
     pub fn new(event: &Event) -> Flat {
-        let text = String::from_utf8_lossy(event.to_federation()).into_owned();
-        let raw = Raw::<()>::from_json_string(text).expect("an event's canonical bytes are JSON");
+        let text = String::from_utf8(Matchable::text(event.to_federation())).unwrap_or_default();
+        let raw = Raw::<()>::from_json_string(text).unwrap_or_else(|_| Raw::from_json(RawValue::NULL.to_owned()));
         Flat { flat: FlattenedJson::from_raw(&raw), sender: event.sender().to_owned() }
+    }
+}
+
+/// What of an event rules can match, within the bounds above: its author chose how deep and how wide it is, and what
+/// flattens it takes all there is and panics where it cannot.
+struct Matchable {
+    out: Vec<u8>,
+    members_left: usize,
+    paths_left: usize,
+}
+
+impl Matchable {
+    /// `event`: canonical JSON. What most rules ask for comes first, so that it has its place whatever else is there.
+    fn text(event: &[u8]) -> Vec<u8> {
+        let out = Vec::with_capacity(event.len());
+        let mut matchable = Matchable { out, members_left: MEMBERS_MAX, paths_left: PATHS_BYTES_MAX };
+        let rank = |key: &[u8]| match key {
+            b"type" | b"sender" | b"room_id" | b"state_key" => 0,
+            b"content" => 1,
+            _ => 2,
+        };
+        let of = |wanted| json::members(event).filter(move |(key, _)| rank(key) == wanted);
+        matchable.object(&mut of(0).chain(of(1)).chain(of(2)), 1, 0);
+        matchable.out
+    }
+
+    /// `keys`: of a path to one of the members; `path`: the length of the one to the object.
+    fn object<'a>(&mut self, members: &mut dyn Iterator<Item = (&'a [u8], &'a [u8])>, keys: usize, path: usize) {
+        self.out.push(b'{');
+        let first = self.out.len();
+        for (key, value) in members {
+            let path = path + key.len() + 1;
+            if keys > PATH_KEYS_MAX || self.members_left == 0 || path > self.paths_left {
+                continue;
+            }
+            self.members_left -= 1;
+            self.paths_left -= path;
+            self.out.extend_from_slice(if self.out.len() > first { b",\"" } else { b"\"" });
+            self.out.extend_from_slice(key);
+            self.out.extend_from_slice(b"\":");
+            match value.first() {
+                Some(b'{') => self.object(&mut json::members(value), keys + 1, path),
+                Some(b'[') => self.array(value),
+                _ => self.out.extend_from_slice(value),
+            }
+        }
+        self.out.push(b'}');
+    }
+
+    /// Rules look for a text or number in an array, and for nothing else.
+    fn array(&mut self, array: &[u8]) {
+        self.out.push(b'[');
+        let first = self.out.len();
+        for item in json::items(array).filter(|item| !matches!(item.first(), Some(b'{' | b'['))) {
+            let Some(left) = self.members_left.checked_sub(1) else { break };
+            self.members_left = left;
+            self.out.extend_from_slice(if self.out.len() > first { b"," } else { b"" });
+            self.out.extend_from_slice(item);
+        }
+        self.out.push(b']');
     }
 }
 
@@ -147,6 +216,32 @@ mod tests {
         assert_eq!(ask(5, "m.reaction", json!({})), Outcome::default());
         assert_eq!(ask(5, "m.room.member", json!({ "membership": "join" })), Outcome::default());
         assert_eq!(ask(5, "m.room.encrypted", json!({ "algorithm": "x" })), plain);
+    }
+
+    /// Matching once parsed whatever depth an event had, with a panic beyond 128 levels; and one long key round thousands of
+    /// members became a hundred megabytes.
+    #[test]
+    fn what_is_matched_of_an_odd_event_is_bounded() {
+        let mention = r#""m.mentions":{"user_ids":["@b:x",["deep"],{"a":0}]}"#;
+        let deep = format!("{}1{}", r#"{"a":"#.repeat(790), "}".repeat(790));
+        let wide: String = (0..5000).map(|n| format!("\"{n}\":0,")).collect();
+        let long = format!("{{\"{}\":{{{wide}\"z\":0}}}}", "k".repeat(20_000));
+        for odd in [deep, long] {
+            let content = format!(r#"{{"body":"x",{mention},"odd":{odd}}}"#);
+            let event = format!(
+                r#"{{"content":{content},"room_id":"!r","sender":"@a:x","type":"m.room.message","unknown":{odd}}}"#
+            );
+            let text = Matchable::text(event.as_bytes());
+            let read: Value = serde_json::from_slice(&text).unwrap();
+            assert_eq!(read["content"]["m.mentions"]["user_ids"], json!(["@b:x"]));
+            let version = version::get("12").unwrap();
+            let event = Event::from_stored(version, event.into_bytes(), "$e".try_into().unwrap()).unwrap();
+            let user = <&UserId>::try_from("@b:x").unwrap();
+            let outcome = evaluate(&default_rules(user), &Flat::new(&event), &Room::new(&event, 5, None), user, "Bea");
+            assert!(outcome.notify && outcome.highlight);
+        }
+        let long = format!("{{\"content\":{{\"{}\":{{{wide}\"z\":0}}}}}}", "k".repeat(20_000));
+        assert!(Matchable::text(long.as_bytes()).len() < 20_200, "six paths of that length are all there is room for");
     }
 
     #[test]
