@@ -9,10 +9,19 @@ use std::borrow::Cow;
 use std::cmp::Ordering;
 use std::ops::Range;
 
-/// Objects and arrays within each other; serde_json stops at 128, Synapse's parser near 1000. Bounds our stack.
-pub const DEPTH_MAX: u32 = 100;
+/// Objects and arrays within each other, of any text that is read here. Each level costs a bit, and an object twelve bytes
+/// more: nothing recurses.
+pub const DEPTH_MAX: u32 = 10_000;
+/// The same of one event, or of whatever else is handed to apps beside others: eight hundred levels in a member of the
+/// content. Synapse takes about as many: Python's parser ends at a thousand, less what is on the stack already. What it
+/// could not read must not be passed on to it from here, among other events.
+pub const EVENT_DEPTH_MAX: u32 = 802;
 
 const INTEGER_MAX: i64 = (1 << 53) - 1;
+/// Sorting an object copies all that is in it, once for each level above that is out of order too. So much is copied for any
+/// text: more than the largest event takes with all its levels out of order. Of a long text, so many times its length.
+const MOVED_BYTES_MAX: u64 = 64 << 20;
+const MOVED_TIMES_MAX: u64 = 32;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
@@ -45,12 +54,76 @@ impl Slot {
     }
 }
 
-/// The writer, with buffers that are used again and again. Holds at most the input's size twice.
+/// The writer, with buffers that are used again and again. Holds at most the input's size twice, and some bytes for each
+/// member of an object that is open.
 #[derive(Default)]
 pub struct Canon {
     out: Vec<u8>,
     slots: Vec<Slot>,
     scratch: Vec<u8>,
+    levels: Levels,
+    /// The objects round the innermost one.
+    open: Vec<Open>,
+}
+
+/// What is open: a bit for each level, set for an object, the innermost in the lowest place. At most [`DEPTH_MAX`] of them.
+#[derive(Default)]
+struct Levels {
+    bits: u64,
+    /// The levels outside of those, 64 together.
+    outer: Vec<u64>,
+    depth: u32,
+    /// The most there have been at once.
+    deepest: u32,
+}
+
+impl Levels {
+    fn clear(&mut self) {
+        self.outer.clear();
+        (self.bits, self.depth, self.deepest) = (0, 0, 0);
+    }
+
+    fn push(&mut self, is_object: bool) -> Result<(), Reject> {
+        if self.depth % 64 == 0 && self.depth > 0 {
+            self.outer.push(self.bits);
+        }
+        self.bits = self.bits << 1 | u64::from(is_object);
+        self.depth += 1;
+        self.deepest = self.deepest.max(self.depth);
+        if self.depth > DEPTH_MAX { Err(Reject::json("JSON nested too deeply")) } else { Ok(()) }
+    }
+
+    fn pop(&mut self) {
+        self.depth -= 1;
+        self.bits >>= 1;
+        if self.depth % 64 == 0 {
+            self.bits = self.outer.pop().unwrap_or_default();
+        }
+    }
+
+    /// Whether the innermost is an object; nothing where nothing is open.
+    fn innermost(&self) -> Option<bool> {
+        (self.depth > 0).then_some(self.bits & 1 == 1)
+    }
+}
+
+/// An object that is being written.
+#[derive(Clone, Copy, Default)]
+struct Open {
+    /// Where its members begin among [`Canon::slots`].
+    base: u32,
+    /// Where its text begins, behind the brace.
+    begin: u32,
+    /// Its keys came in order so far.
+    sorted: bool,
+}
+
+/// A member that is read and left out.
+struct Dropped {
+    /// Where the text ended before it.
+    before: usize,
+    mode: Mode,
+    deepest: u32,
 }
 
 impl Canon {
@@ -63,14 +136,22 @@ impl Canon {
         let text = std::str::from_utf8(raw).map_err(|_| Reject::json("not UTF-8"))?;
         self.out.clear();
         self.slots.clear();
+        self.levels.clear();
+        self.open.clear();
         if raw.len() > u32::MAX as usize / 8 {
             return Err(Reject::too_large("JSON text too large"));
         }
         self.out.reserve(raw.len());
-        let mut pass = Pass { input: text.as_bytes(), at: 0, mode, drop, to: self };
-        pass.value(0)?;
-        pass.blanks();
-        if pass.at != pass.input.len() { Err(Reject::json("text after the JSON value")) } else { Ok(()) }
+        let moves_left = MOVED_BYTES_MAX.max(raw.len() as u64 * MOVED_TIMES_MAX);
+        let (object, dropped) = (Open::default(), None);
+        let mut pass = Pass { input: text.as_bytes(), at: 0, mode, drop, object, dropped, moves_left, to: self };
+        pass.value()?;
+        if pass.token().is_some() { Err(Reject::json("text after the JSON value")) } else { Ok(()) }
+    }
+
+    /// Objects and arrays within each other in what was read last, members that were left out aside.
+    pub fn depth(&self) -> u32 {
+        self.levels.deepest
     }
 
     /// The canonical text of what was read last.
@@ -95,6 +176,13 @@ pub fn canonical(raw: &[u8], mode: Mode) -> Result<Vec<u8>, Reject> {
     Ok(canon.out)
 }
 
+/// The same for what apps are shown beside others: no deeper than an event.
+pub fn canonical_shown(raw: &[u8], mode: Mode) -> Result<Vec<u8>, Reject> {
+    let mut canon = Canon::new();
+    canon.read(raw, mode, &[])?;
+    if canon.depth() > EVENT_DEPTH_MAX { Err(Reject::json("JSON nested too deeply")) } else { Ok(canon.out) }
+}
+
 /// Canonical form of a value of our own making or already parsed.
 pub fn canonical_value(value: &serde_json::Value, mode: Mode) -> Result<Vec<u8>, Reject> {
     canonical(value.to_string().as_bytes(), mode)
@@ -105,6 +193,11 @@ struct Pass<'a> {
     at: usize,
     mode: Mode,
     drop: &'a [&'a str],
+    /// The innermost object.
+    object: Open,
+    dropped: Option<Dropped>,
+    /// Bytes that may still be copied for the sake of order.
+    moves_left: u64,
     to: &'a mut Canon,
 }
 
@@ -132,12 +225,36 @@ fn plain_len(bytes: &[u8]) -> usize {
 }
 
 impl Pass<'_> {
-    fn value(&mut self, depth: u32) -> Result<(), Reject> {
-        self.blanks();
+    /// A value, with whatever is in it.
+    fn value(&mut self) -> Result<(), Reject> {
+        // Whether the innermost that is open is an object.
+        let mut inside = None;
+        loop {
+            match self.token() {
+                Some(b'"') => drop(self.string()?),
+                Some(b'{') if self.open_object()? => {
+                    inside = Some(true);
+                    continue;
+                }
+                Some(b'[') if self.open_array()? => {
+                    inside = Some(false);
+                    continue;
+                }
+                Some(b'{' | b'[') => {}
+                _ => self.scalar()?,
+            }
+            loop {
+                let Some(in_object) = inside else { return Ok(()) };
+                if self.go_on(in_object)? {
+                    break;
+                }
+                inside = self.to.levels.innermost();
+            }
+        }
+    }
+
+    fn scalar(&mut self) -> Result<(), Reject> {
         match self.peek() {
-            Some(b'"') => self.string().map(|_| ()),
-            Some(b'{') => self.object(depth),
-            Some(b'[') => self.array(depth),
             Some(b'-' | b'0'..=b'9') => self.number(),
             Some(b't') => self.word(b"true"),
             Some(b'f') => self.word(b"false"),
@@ -146,77 +263,135 @@ impl Pass<'_> {
         }
     }
 
-    fn object(&mut self, depth: u32) -> Result<(), Reject> {
-        if depth >= DEPTH_MAX {
-            return Err(Reject::json("JSON nested too deeply"));
+    /// Behind a value in an object or array: to the next one, which is answered, or out of what ends here.
+    #[inline(always)]
+    fn go_on(&mut self, in_object: bool) -> Result<bool, Reject> {
+        if in_object {
+            self.end_member();
         }
+        match self.token() {
+            Some(b',') => {
+                self.at += 1;
+                if in_object {
+                    self.key()?;
+                } else {
+                    self.to.out.push(b',');
+                }
+                Ok(true)
+            }
+            Some(b'}') if in_object => self.close_object().map(|()| false),
+            Some(b']') if !in_object => {
+                self.close_array();
+                Ok(false)
+            }
+            _ if in_object => Err(Reject::json("expected , or } in an object")),
+            _ => Err(Reject::json("expected , or ] in an array")),
+        }
+    }
+
+    /// Answers whether there is a value in it: the first member's.
+    #[inline(always)]
+    fn open_object(&mut self) -> Result<bool, Reject> {
+        self.to.levels.push(true)?;
         self.at += 1;
         self.to.out.push(b'{');
-        let (base, begin) = (self.to.slots.len(), self.to.out.len());
-        let mut sorted = true;
-        let mut any = false;
-        loop {
-            self.blanks();
-            match self.peek() {
-                Some(b'}') if !any => break,
-                Some(b'"') => {}
-                _ => return Err(Reject::json("expected a key")),
-            }
-            any = true;
-            self.member(depth, base)?;
-            if self.to.slots.len() > base + 1 && sorted {
-                let last = self.to.slots.len() - 1;
-                sorted = compare(&self.to.out, &self.to.slots[last - 1], &self.to.slots[last]) == Ordering::Less;
-            }
-            self.blanks();
-            match self.peek() {
-                Some(b',') => self.at += 1,
-                Some(b'}') => break,
-                _ => return Err(Reject::json("expected , or } in an object")),
-            }
+        self.to.open.push(self.object);
+        self.object = Open { base: self.to.slots.len() as u32, begin: self.to.out.len() as u32, sorted: true };
+        if self.token() == Some(b'}') {
+            self.close_object()?;
+            return Ok(false);
         }
+        self.key()?;
+        Ok(true)
+    }
+
+    #[inline(always)]
+    fn close_object(&mut self) -> Result<(), Reject> {
+        let Open { base, begin, sorted } = self.object;
         self.at += 1;
         if !sorted {
-            self.sort(base, begin);
+            self.sort(base as usize, begin as usize)?;
         }
         self.to.out.push(b'}');
-        if depth > 0 {
-            self.to.slots.truncate(base);
+        self.to.levels.pop();
+        self.object = self.to.open.pop().unwrap_or_default();
+        if self.to.levels.depth > 0 {
+            self.to.slots.truncate(base as usize);
         }
         Ok(())
     }
 
-    fn member(&mut self, depth: u32, base: usize) -> Result<(), Reject> {
-        let before = self.to.out.len();
+    /// Answers whether there is a value in it.
+    fn open_array(&mut self) -> Result<bool, Reject> {
+        self.to.levels.push(false)?;
+        self.at += 1;
+        self.to.out.push(b'[');
+        if self.token() == Some(b']') {
+            self.close_array();
+            return Ok(false);
+        }
+        Ok(true)
+    }
+
+    fn close_array(&mut self) {
+        self.at += 1;
+        self.to.out.push(b']');
+        self.to.levels.pop();
+    }
+
+    /// The key of a member and the colon; the member ends in [`Pass::end_member`].
+    #[inline(always)]
+    fn key(&mut self) -> Result<(), Reject> {
+        if self.token() != Some(b'"') {
+            return Err(Reject::json("expected a key"));
+        }
+        let (base, before) = (self.object.base as usize, self.to.out.len());
         if self.to.slots.len() > base {
             self.to.out.push(b',');
         }
         let start = self.to.out.len();
         let key_escaped = self.string()?;
         let key_end = self.to.out.len() - 1;
-        self.blanks();
-        if self.peek() != Some(b':') {
+        if self.token() != Some(b':') {
             return Err(Reject::json("expected : after a key"));
         }
         self.at += 1;
         self.to.out.push(b':');
-        if depth == 0 && self.drop.iter().any(|d| d.as_bytes() == &self.to.out[start + 1..key_end]) {
+        if self.to.levels.depth == 1 && self.drop.iter().any(|d| d.as_bytes() == &self.to.out[start + 1..key_end]) {
             let mode = std::mem::replace(&mut self.mode, Mode::Lenient);
-            self.value(depth + 1)?;
-            self.mode = mode;
-            self.to.out.truncate(before);
+            self.dropped = Some(Dropped { before, mode, deepest: self.to.levels.deepest });
             return Ok(());
         }
-        self.value(depth + 1)?;
-        let end = self.to.out.len() as u32;
-        self.to.slots.push(Slot { start: start as u32, key_end: key_end as u32, end, key_escaped });
+        self.to.slots.push(Slot { start: start as u32, key_end: key_end as u32, end: 0, key_escaped });
+        if self.object.sorted
+            && let [.., last, new] = &self.to.slots[base..]
+        {
+            self.object.sorted = compare(&self.to.out, last, new) == Ordering::Less;
+        }
         Ok(())
+    }
+
+    fn end_member(&mut self) {
+        if self.to.levels.depth == 1
+            && let Some(dropped) = self.dropped.take()
+        {
+            self.mode = dropped.mode;
+            self.to.levels.deepest = dropped.deepest;
+            self.to.out.truncate(dropped.before);
+            return;
+        }
+        let end = self.to.out.len() as u32;
+        if let Some(slot) = self.to.slots.last_mut() {
+            slot.end = end;
+        }
     }
 
     /// Puts the members of one object, written from `begin` on, in order; of members with the same key the last stays, as
     /// every usual parser has it.
-    fn sort(&mut self, base: usize, begin: usize) {
-        let Canon { out, slots, scratch } = &mut *self.to;
+    fn sort(&mut self, base: usize, begin: usize) -> Result<(), Reject> {
+        let Canon { out, slots, scratch, .. } = &mut *self.to;
+        let moves_left = self.moves_left.checked_sub((out.len() - begin) as u64);
+        self.moves_left = moves_left.ok_or_else(|| Reject::json("keys out of order on too many levels"))?;
         slots[base..].sort_by(|a, b| compare(out, a, b)); // stable: equal keys stay in their order
         scratch.clear();
         let mut kept = base;
@@ -237,36 +412,23 @@ impl Pass<'_> {
         slots.truncate(kept);
         out.truncate(begin);
         out.extend_from_slice(scratch);
-    }
-
-    fn array(&mut self, depth: u32) -> Result<(), Reject> {
-        if depth >= DEPTH_MAX {
-            return Err(Reject::json("JSON nested too deeply"));
-        }
-        self.at += 1;
-        self.to.out.push(b'[');
-        self.blanks();
-        if self.peek() == Some(b']') {
-            self.at += 1;
-            self.to.out.push(b']');
-            return Ok(());
-        }
-        loop {
-            self.value(depth + 1)?;
-            self.blanks();
-            let sign = self.peek();
-            self.at += 1;
-            match sign {
-                Some(b',') => self.to.out.push(b','),
-                Some(b']') => break self.to.out.push(b']'),
-                _ => return Err(Reject::json("expected , or ] in an array")),
-            }
-        }
         Ok(())
     }
 
     /// Copies a string; true if the copy holds escapes.
     fn string(&mut self) -> Result<bool, Reject> {
+        let inside = self.at + 1;
+        let run = plain_len(&self.input[inside..]);
+        let end = inside + run;
+        if self.input.get(end) == Some(&b'"') {
+            self.to.out.extend_from_slice(&self.input[self.at..=end]);
+            self.at = end + 1;
+            return Ok(false);
+        }
+        self.odd_string()
+    }
+
+    fn odd_string(&mut self) -> Result<bool, Reject> {
         self.at += 1;
         self.to.out.push(b'"');
         let mut escaped = false;
@@ -399,8 +561,13 @@ impl Pass<'_> {
         Ok(())
     }
 
-    fn blanks(&mut self) {
-        while let Some(b' ' | b'\n' | b'\r' | b'\t') = self.peek() {
+    /// The next byte that is not blank.
+    fn token(&mut self) -> Option<u8> {
+        loop {
+            let byte = *self.input.get(self.at)?;
+            if byte > b' ' || !matches!(byte, b' ' | b'\n' | b'\r' | b'\t') {
+                return Some(byte);
+            }
             self.at += 1;
         }
     }
@@ -623,6 +790,28 @@ fn skip_nested(text: &[u8]) -> Option<usize> {
             return Some(at);
         }
     }
+}
+
+/// Whether there are more than `most` objects and arrays within each other in a JSON text.
+pub fn is_deeper_than(text: &[u8], most: u32) -> bool {
+    let (mut depth, mut at) = (0u32, 0);
+    while let Some(byte) = text.get(at) {
+        match byte {
+            b'"' => {
+                let Some(length) = skip_string(&text[at..]) else { return false };
+                at += length;
+                continue;
+            }
+            b'{' | b'[' => depth += 1,
+            b'}' | b']' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        if depth > most {
+            return true;
+        }
+        at += 1;
+    }
+    false
 }
 
 /// Past the closing quote of the string at the start of `text`.

@@ -66,7 +66,7 @@ fn floats_stay_as_their_server_wrote_them() {
 
 #[test]
 fn broken_json_is_refused() {
-    let deep = "[".repeat(101) + &"]".repeat(101);
+    let deep = "[".repeat(10_001) + &"]".repeat(10_001);
     for raw in [
         "",
         "{",
@@ -209,6 +209,172 @@ impl Rng {
     pub fn chance(&mut self, percent: u64) -> bool {
         self.u64() % 100 < percent
     }
+}
+
+/// A value by the slow way: a tree, written twice by recursion.
+enum Tree {
+    Scalar(usize),
+    List(Vec<Tree>),
+    Map(Vec<(usize, Tree)>),
+}
+
+/// As somebody may write it, and in canonical form.
+const SCALARS: [(&str, &str); 7] = [
+    ("null", "null"),
+    ("-0", "0"),
+    ("17", "17"),
+    ("\"\"", "\"\""),
+    ("\"\\u00fc\\/]}\"", "\"ü/]}\""),
+    ("\"\\u000a,\\\"\"", "\"\\n,\\\"\""),
+    (" true ", "true"),
+];
+/// As somebody may write it, and without escapes.
+const KEYS: [(&str, &str); 8] = [
+    ("b", "b"),
+    ("\\u0061", "a"),
+    ("a", "a"),
+    ("", ""),
+    ("\\n", "\n"),
+    ("ü", "ü"),
+    ("\\ud83d\\ude00", "😀"),
+    ("{[", "{["),
+];
+
+impl Tree {
+    /// With one branch at least `levels` deep.
+    fn grow(rng: &mut Rng, levels: usize) -> Tree {
+        let mut tree = Tree::Scalar(rng.below(SCALARS.len()));
+        for _ in 0..levels {
+            let mut all: Vec<Tree> = (0..rng.below(3)).map(|_| Tree::grow(rng, 0)).collect();
+            all.insert(rng.below(all.len() + 1), tree);
+            tree = match rng.chance(60) {
+                true => Tree::Map(all.into_iter().map(|value| (rng.below(KEYS.len()), value)).collect()),
+                false => Tree::List(all),
+            };
+        }
+        tree
+    }
+
+    fn write(&self, out: &mut String) {
+        match self {
+            Tree::Scalar(which) => out.push_str(SCALARS[*which].0),
+            Tree::List(items) => join(out, "[]", items.iter(), |item, out| item.write(out)),
+            Tree::Map(members) => join(out, "{}", members.iter(), |(key, value), out| {
+                out.push_str(&format!("\n\"{}\" :", KEYS[*key].0));
+                value.write(out);
+            }),
+        }
+    }
+
+    fn canonical(&self, out: &mut String) {
+        match self {
+            Tree::Scalar(which) => out.push_str(SCALARS[*which].1),
+            Tree::List(items) => join(out, "[]", items.iter(), |item, out| item.canonical(out)),
+            Tree::Map(members) => {
+                let sorted: std::collections::BTreeMap<_, _> =
+                    members.iter().map(|(key, value)| (KEYS[*key].1, value)).collect();
+                join(out, "{}", sorted.into_iter(), |(key, value), out| {
+                    out.push_str(&serde_json::to_string(key).unwrap());
+                    out.push(':');
+                    value.canonical(out);
+                });
+            }
+        }
+    }
+}
+
+fn join<T>(out: &mut String, brackets: &str, all: impl Iterator<Item = T>, mut write: impl FnMut(T, &mut String)) {
+    out.push_str(&brackets[..1]);
+    for (nth, one) in all.enumerate() {
+        out.push_str(if nth > 0 { "," } else { "" });
+        write(one, out);
+    }
+    out.push_str(&brackets[1..]);
+}
+
+/// On a thread with a stack of so many bytes.
+fn on_stack<T: Send + 'static>(bytes: usize, run: impl FnOnce() -> T + Send + 'static) -> T {
+    std::thread::Builder::new().stack_size(bytes).spawn(run).unwrap().join().unwrap()
+}
+
+#[test]
+fn deep_values_are_as_a_recursive_model_has_them() {
+    on_stack(64 << 20, || {
+        let mut rng = Rng(5);
+        for round in 0..600 {
+            let levels = if round % 20 == 0 { 200 + rng.below(600) } else { rng.below(12) };
+            let tree = Tree::grow(&mut rng, levels);
+            let (mut raw, mut expected) = (String::new(), String::new());
+            tree.write(&mut raw);
+            tree.canonical(&mut expected);
+            assert_eq!(canonical(&raw, Mode::Strict).unwrap(), expected, "{raw}");
+            let mut canon = json::Canon::new();
+            canon.read(raw.as_bytes(), Mode::Strict, &[]).unwrap();
+            assert!(canon.depth() as usize >= levels);
+            assert!(!json::is_deeper_than(raw.as_bytes(), canon.depth()));
+            assert!(levels == 0 || json::is_deeper_than(raw.as_bytes(), canon.depth() - 1));
+            // What was read before leaves nothing behind.
+            assert!(canon.read(&raw.as_bytes()[..raw.len() / 2], Mode::Strict, &[]).is_err() || levels == 0);
+            canon.read(raw.as_bytes(), Mode::Strict, &[]).unwrap();
+            assert_eq!(canon.bytes(), expected.as_bytes());
+        }
+    });
+}
+
+/// A text nested so often: objects and arrays by turns, keys out of order.
+fn nested(levels: usize) -> String {
+    let (open, close) = (r#"{"b":["#.repeat(levels / 2), r#"],"a":0}"#.repeat(levels / 2));
+    format!("{open}{}1{}{close}", "[".repeat(levels % 2), "]".repeat(levels % 2))
+}
+
+#[test]
+fn depth_is_no_matter_of_the_stack() {
+    on_stack(64 << 10, || {
+        let deepest = r#"{"a":0,"b":["#.repeat(5000) + "1" + &"]}".repeat(5000);
+        assert_eq!(canonical(&deepest, Mode::Lenient).unwrap(), deepest);
+        assert_eq!(canonical(&nested(1_000), Mode::Lenient).unwrap().len(), nested(1_000).len());
+        assert!(canonical(&nested(10_001), Mode::Lenient).unwrap_err().to_string().contains("too deeply"));
+        assert_eq!(json::members(deepest.as_bytes()).count(), 2);
+        assert!(json::is_deeper_than(deepest.as_bytes(), 9_999) && !json::is_deeper_than(deepest.as_bytes(), 10_000));
+    });
+}
+
+/// A member event nested 120 deep kept everybody out of its room, and its transaction from being taken.
+#[test]
+fn an_event_is_taken_as_deep_as_elsewhere() {
+    let event = |levels: usize, unsigned: usize| {
+        format!(
+            r#"{{"auth_events":[],"content":{{"membership":"join","x":{}}},"depth":1,"hashes":{{}},"origin_server_ts":1,
+            "prev_events":[],"room_id":"!r:x","sender":"@a:x","signatures":{{}},"state_key":"@a:x","type":"m.room.member",
+            "unsigned":{}}}"#,
+            nested(levels),
+            nested(unsigned)
+        )
+    };
+    on_stack(256 << 10, move || {
+        let version = version::get("11").unwrap();
+        for levels in [120, 700, 800] {
+            let read = super::Event::from_wire(version, event(levels, 5_000).as_bytes()).unwrap();
+            assert!(read.content().len() > 5 * levels && !read.is_intact());
+            assert_eq!(read.redacted().content(), r#"{"membership":"join"}"#);
+            assert_eq!(read.redacted().reference_hash(), read.reference_hash());
+            assert_eq!(read.membership().as_deref(), Some("join"));
+            super::push::Flat::new(&read);
+        }
+        for levels in [801, 2_000, 3_000] {
+            let refused = super::Event::from_wire(version, event(levels, 1).as_bytes()).unwrap_err();
+            assert!(refused.to_string().contains("802 levels"), "{refused}");
+        }
+    });
+}
+
+/// Each level out of order copies all that is in it once more: a hundred kilobytes would be gigabytes.
+#[test]
+fn what_sorting_costs_is_bounded() {
+    let text = format!("{}\"{}\"{}", r#"{"b":"#.repeat(9_000), "x".repeat(200_000), r#","a":0}"#.repeat(9_000));
+    assert!(canonical(&text, Mode::Lenient).unwrap_err().to_string().contains("out of order"));
+    let largest = format!("{}\"{}\"{}", r#"{"b":"#.repeat(800), "x".repeat(56_000), r#","a":0}"#.repeat(800));
+    assert!(canonical(&largest, Mode::Lenient).is_ok());
 }
 
 #[test]
