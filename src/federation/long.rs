@@ -30,7 +30,6 @@ use crate::room;
 const BODY_BYTES_MAX: u64 = (PDUS_MAX + EDUS_MAX) as u64 * 64 * 1024 + 64 * 1024;
 /// One event or message as written. Canonical events end at 64 KiB.
 const ITEM_BYTES_MAX: usize = 128 * 1024;
-const DEPTH_MAX: u16 = 100;
 /// Everything else at the top: `origin`, `origin_server_ts`, what experiments add.
 const REST_BYTES_MAX: usize = 16 * 1024;
 /// A batch is full at this size; one more item may lie beyond it.
@@ -181,7 +180,7 @@ impl Parts {
     fn read(body: Spill, scratch: &Scratch<'_>) -> Result<Parts, Wrong> {
         let (pdus, edus, rest) = (scratch.file()?, scratch.file()?, BTreeMap::new());
         let mut parts = Parts { pdus, edus, rest, rest_bytes: 0, names: Vec::new() };
-        let limits = Limits { body_bytes_max: BODY_BYTES_MAX, item_bytes_max: ITEM_BYTES_MAX, depth_max: DEPTH_MAX };
+        let limits = Limits { body_bytes_max: BODY_BYTES_MAX, item_bytes_max: ITEM_BYTES_MAX };
         let (mut events, mut body, mut frame) = (Events::new(limits), body.into_reader()?, Vec::new());
         while body.next(&mut frame)? {
             events.feed::<Wrong>(&frame, &mut |item| parts.add(item))?;
@@ -193,7 +192,10 @@ impl Parts {
     }
 
     fn add(&mut self, item: Item<'_>) -> Result<(), Wrong> {
-        let (Item::Element { raw, .. } | Item::Value { raw, .. }) = item;
+        let (Item::Element { raw, .. } | Item::Value { raw, .. }) = item else {
+            // It is signed with the rest, and not to be checked without it.
+            return Err(Wrong::Content(Answer::too_large("One event or message is too large")));
+        };
         let text = canonical(raw, Mode::Lenient)
             .map_err(|reject| Wrong::Content(Answer::bad("M_NOT_JSON", format!("The body is not JSON: {reject}"))))?;
         match item {
@@ -206,7 +208,7 @@ impl Parts {
             Item::Value { key: "pdus" | "edus", .. } => {
                 return Err(Wrong::Content(Answer::bad("M_BAD_JSON", "Events and messages come in arrays")));
             }
-            Item::Element { array: name, .. } | Item::Value { key: name, .. } => {
+            Item::Element { array: name, .. } | Item::Value { key: name, .. } | Item::TooLarge { key: name } => {
                 self.rest_bytes += text.len() + name.len() + size_of::<Rest>();
                 if self.rest_bytes > REST_BYTES_MAX {
                     return Err(Wrong::Content(Answer::too_large("There is too much beside the events")));

@@ -2,8 +2,11 @@
 //!
 //! `send_join`, `/state` and a notary's answer have one shape: an object whose long members are arrays. The
 //! tokeniser knows exactly that much JSON. It finds where values end and leaves what is inside them to whoever takes
-//! them: an element may still be malformed, but it is never larger, deeper or more than the limits say. Memory is one
-//! element (only when it straddles two frames) and the names of the top-level keys.
+//! them: an element may still be malformed, but it is never larger than the limits say. What is larger is passed over, and
+//! those beside it are not: nobody may spoil an answer with one item in it. Memory is one element (only when it straddles
+//! two frames) and the names of the top-level keys.
+
+use std::ops::Range;
 
 use memchr::memchr2;
 
@@ -14,17 +17,20 @@ pub struct Limits {
     pub body_bytes_max: u64,
     /// One element or one top-level value. Canonical events end at 65,536 bytes; escapes and `unsigned` make the wire form longer.
     pub item_bytes_max: usize,
-    /// Nesting inside one item. Events hold a few levels; a parser further down recurses this far.
-    pub depth_max: u16,
 }
 
 impl Limits {
     /// The limits for events, with a cap on the whole body.
     pub fn events(body_bytes_max: u64) -> Limits {
-        Limits { body_bytes_max, item_bytes_max: 256 * 1024, depth_max: 100 }
+        Limits { body_bytes_max, item_bytes_max: 256 * 1024 }
     }
 }
 
+/// Objects and arrays within each other. They are counted, so that this bounds no memory: it ends what is no answer at all.
+/// How deep one event may be is said where it is read.
+const DEPTH_MAX: u32 = 10_000;
+/// What is too large is passed over up to here. One value that is larger yet is no part of any room.
+const PASSED_BYTES_MAX: usize = 16 << 20;
 /// Top-level keys at most. The specification names seven; the rest is room for experiments.
 const KEYS_MAX: usize = 64;
 /// One top-level key, in bytes as written.
@@ -37,6 +43,8 @@ pub enum Item<'a> {
     Element { array: &'a str, raw: &'a [u8] },
     /// A top-level value that is not an array: `event`, `members_omitted`, `origin`.
     Value { key: &'a str, raw: &'a [u8] },
+    /// An element of the array `key`, or the value under it, that is larger than one may be.
+    TooLarge { key: &'a str },
 }
 
 /// Why the body cannot be what was asked for, and after how many bytes.
@@ -63,6 +71,8 @@ pub struct Events {
     scan: Scan,
     /// The beginning of an item whose end is in a later frame.
     held: Vec<u8>,
+    /// Of the item so far. Once it is larger than one may be, nothing of it is held.
+    item_bytes: usize,
     key: String,
     keys_seen: Vec<String>,
 }
@@ -93,6 +103,7 @@ impl Events {
             step: Step::Open,
             scan: Scan::default(),
             held: Vec::new(),
+            item_bytes: 0,
             key: String::new(),
             keys_seen: Vec::new(),
         }
@@ -159,6 +170,7 @@ impl Events {
         self.step = step;
         self.scan = Scan::default();
         self.held.clear();
+        self.item_bytes = 0;
         at
     }
 
@@ -169,14 +181,26 @@ impl Events {
         at: usize,
         sink: &mut impl FnMut(Item<'_>) -> Result<(), E>,
     ) -> Result<usize, E> {
-        let bytes_max = if self.step == Step::InKey { KEY_BYTES_MAX } else { self.limits.item_bytes_max };
-        let found = self.scan.end(&frame[at..], self.limits.depth_max).map_err(|why| self.malformed(at, why))?;
+        let found = self.scan.end(&frame[at..]).map_err(|why| self.malformed(at, why))?;
         let end = at + found.unwrap_or(frame.len() - at);
-        if self.held.len() + (end - at) > bytes_max {
-            return Err(self.malformed(at, "one item is larger than allowed").into());
+        self.item_bytes += end - at;
+        match self.step {
+            Step::InKey if self.item_bytes > KEY_BYTES_MAX => {
+                return Err(self.malformed(at, "a key is longer than allowed").into());
+            }
+            _ if self.item_bytes > PASSED_BYTES_MAX => {
+                return Err(self.malformed(at, "one item is larger than a room").into());
+            }
+            _ => {}
+        }
+        if self.is_too_large() {
+            // Its memory too: what comes behind it is small again.
+            self.held = Vec::new();
         }
         if found.is_none() {
-            self.held.extend_from_slice(&frame[at..]);
+            if !self.is_too_large() {
+                self.held.extend_from_slice(&frame[at..]);
+            }
             return Ok(end);
         }
         if self.held.is_empty() {
@@ -192,26 +216,28 @@ impl Events {
         Ok(end)
     }
 
+    fn is_too_large(&self) -> bool {
+        self.item_bytes > self.limits.item_bytes_max
+    }
+
     fn complete<E: From<Malformed>>(
         &mut self,
         raw: &[u8],
         at: usize,
         sink: &mut impl FnMut(Item<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
-        match self.step {
-            Step::InKey => {
-                self.learn_key(raw, at)?;
-                self.step = Step::Colon;
-            }
-            Step::InElement => {
-                sink(Item::Element { array: &self.key, raw })?;
-                self.step = Step::AfterElement;
-            }
-            _ => {
-                sink(Item::Value { key: &self.key, raw })?;
-                self.step = Step::AfterValue;
-            }
+        if self.step == Step::InKey {
+            self.learn_key(raw, at)?;
+            self.step = Step::Colon;
+            return Ok(());
         }
+        let is_element = self.step == Step::InElement;
+        sink(match is_element {
+            _ if self.is_too_large() => Item::TooLarge { key: &self.key },
+            true => Item::Element { array: &self.key, raw },
+            false => Item::Value { key: &self.key, raw },
+        })?;
+        self.step = if is_element { Step::AfterElement } else { Step::AfterValue };
         Ok(())
     }
 
@@ -238,6 +264,25 @@ fn starts_value(byte: u8) -> bool {
     matches!(byte, b'{' | b'[' | b'"' | b'-' | b'0'..=b'9' | b't' | b'f' | b'n')
 }
 
+/// Where the elements of the arrays named stand in an answer that is here as a whole; the first `most` of them.
+pub fn places(text: &[u8], arrays: &[&str], most: usize) -> Result<Vec<Range<usize>>, Malformed> {
+    let mut found = Vec::new();
+    let mut events = Events::new(Limits::events(text.len() as u64));
+    events.feed::<Malformed>(text, &mut |item| {
+        if let Item::Element { array, raw } = item
+            && arrays.contains(&array)
+            && found.len() < most
+        {
+            // Of a body in one piece an item is a part of just that.
+            let start = raw.as_ptr() as usize - text.as_ptr() as usize;
+            found.push(start..start + raw.len());
+        }
+        Ok(())
+    })?;
+    events.finish()?;
+    Ok(found)
+}
+
 /// Finds the end of one value, over as many frames as it takes.
 #[derive(Default)]
 struct Scan {
@@ -245,12 +290,12 @@ struct Scan {
     scalar: bool,
     in_string: bool,
     escaped: bool,
-    depth: u16,
+    depth: u32,
 }
 
 impl Scan {
     /// The length of the value's remainder in `bytes`, or `None` when it goes on in the next frame.
-    fn end(&mut self, bytes: &[u8], depth_max: u16) -> Result<Option<usize>, &'static str> {
+    fn end(&mut self, bytes: &[u8]) -> Result<Option<usize>, &'static str> {
         if !self.started {
             self.started = true;
             self.scalar = !matches!(bytes[0], b'{' | b'[' | b'"');
@@ -271,8 +316,8 @@ impl Scan {
                     b'}' | b']' => self.depth = self.depth.checked_sub(1).ok_or("its brackets do not match")?,
                     _ => continue,
                 }
-                if self.depth > depth_max {
-                    return Err("one item is nested too deeply");
+                if self.depth > DEPTH_MAX {
+                    return Err("it is nested too deeply");
                 }
             }
             if self.depth == 0 && !self.in_string {
@@ -318,6 +363,7 @@ mod tests {
                 seen.push(match item {
                     Item::Element { array, raw } => (array.to_owned(), true, raw.to_vec()),
                     Item::Value { key, raw } => (key.to_owned(), false, raw.to_vec()),
+                    Item::TooLarge { key } => (key.to_owned(), true, b"too large".to_vec()),
                 });
                 Ok(())
             })?;
@@ -426,14 +472,50 @@ mod tests {
 
     #[test]
     fn limits_hold() {
-        let limits = Limits { body_bytes_max: 1000, item_bytes_max: 50, depth_max: 5 };
+        let limits = Limits { body_bytes_max: 1000, item_bytes_max: 50 };
         let why = |body: &[u8]| run(&body.chunks(7).collect::<Vec<_>>(), limits).unwrap_err().why;
-        assert_eq!(why(br#"{"a":[[[[[[[1]]]]]]]}"#), "one item is nested too deeply");
-        assert_eq!(why(format!("{{\"a\":[\"{}\"]}}", "x".repeat(60)).as_bytes()), "one item is larger than allowed");
         assert_eq!(why(format!("{{\"a\":[{}1]}}", "1,".repeat(600)).as_bytes()), "it is larger than allowed");
         assert_eq!(why(br#"{"a":1,"\u0061":2}"#), "a key is there twice");
-        assert_eq!(why(format!("{{\"{}\":1}}", "k".repeat(300)).as_bytes()), "one item is larger than allowed");
+        assert_eq!(why(format!("{{\"{}\":1}}", "k".repeat(300)).as_bytes()), "a key is longer than allowed");
         let many: String = (0..70).map(|n| format!("\"{n}\":1,")).collect();
         assert_eq!(why(format!("{{{many}\"z\":1}}").as_bytes()), "it has too many keys");
+    }
+
+    /// A member event nested 120 deep, or one item of a megabyte, once made an answer of 40,000 events unusable.
+    #[test]
+    fn an_odd_item_leaves_those_beside_it_alone() {
+        let nested = |levels: usize| format!("{}1{}", "[".repeat(levels), "]".repeat(levels));
+        let long = format!("\"{}\"", "x".repeat(300 * 1024));
+        let body = |levels| format!(r#"{{"a":[1,{},{long},2],"b":{long},"c":3}}"#, nested(levels));
+        let want = |deep: &str| -> Seen {
+            let seen = [("a", true, "1"), ("a", true, deep), ("a", true, "too large"), ("a", true, "2")];
+            let all = seen.into_iter().chain([("b", true, "too large"), ("c", false, "3")]);
+            all.map(|(key, is_element, raw)| (key.to_owned(), is_element, raw.as_bytes().to_vec())).collect()
+        };
+        let limits = Limits::events(1 << 30);
+        for levels in [120, 700, DEPTH_MAX as usize] {
+            let body = body(levels);
+            for size in [1000, 77 * 1024, body.len()] {
+                let frames: Vec<_> = body.as_bytes().chunks(size).collect();
+                assert!(run(&frames, limits).unwrap() == want(&nested(levels)), "{levels} levels in frames of {size}");
+            }
+        }
+        let malformed = run(&[body(DEPTH_MAX as usize + 1).as_bytes()], limits).unwrap_err();
+        assert_eq!(malformed.why, "it is nested too deeply");
+        let endless = format!("{{\"a\":[\"{}", "x".repeat(PASSED_BYTES_MAX));
+        let frames: Vec<_> = endless.as_bytes().chunks(64 * 1024).collect();
+        assert_eq!(run(&frames, limits).unwrap_err().why, "one item is larger than a room");
+    }
+
+    #[test]
+    fn the_places_of_elements() {
+        let text = br#" {"events": [ {"a": 1} , 7,"x"], "other":[3], "pdus":[4, 5]}"#;
+        let found = |most| -> Vec<&str> {
+            let places = places(text, &["events", "pdus"], most).unwrap();
+            places.into_iter().map(|place| std::str::from_utf8(&text[place]).unwrap()).collect()
+        };
+        assert_eq!(found(9), ["{\"a\": 1}", "7", "\"x\"", "4", "5"]);
+        assert_eq!(found(2), ["{\"a\": 1}", "7"]);
+        assert!(places(b"[]", &["pdus"], 1).is_err() && places(b"{\"pdus\":[1", &["pdus"], 1).is_err());
     }
 }

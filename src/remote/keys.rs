@@ -15,16 +15,12 @@ use std::{
 use lru::LruCache;
 use ruma::{OwnedServerName, ServerName};
 use serde::Deserialize;
-use serde_json::value::RawValue;
 
-use super::{Failed, Options, Remote};
+use super::{Failed, Options, Remote, events};
 use crate::{
     base,
     budget::{Account, Grant},
-    matrix::{
-        sign::{self, PublicKey},
-        skim,
-    },
+    matrix::sign::{self, PublicKey},
     store::{
         self, Store,
         tables::key_cache::{self, Stored},
@@ -385,15 +381,11 @@ impl Keys {
         let content = notary_query(batch, now);
         let answer =
             self.remote.request(notary, http::Method::POST, "/_matrix/key/v2/query", Some(content), options).await?;
-        #[derive(Deserialize)]
-        struct Said<'a> {
-            #[serde(borrow, deserialize_with = "skim::first::<ANSWERS_MAX, _, _>")]
-            server_keys: Vec<&'a RawValue>,
-        }
-        let said: Said<'_> = serde_json::from_slice(&answer.body).map_err(Failed::from)?;
+        let said = events::places(&answer.body, &["server_keys"], ANSWERS_MAX);
+        let said = said.map_err(|malformed| Failed::BadAnswer(malformed.to_string()))?;
         let mut checked = Vec::new();
-        for raw in said.server_keys {
-            match check_notarised(raw.get().as_bytes(), notary, voucher, now) {
+        for place in said {
+            match check_notarised(&answer.body[place], notary, voucher, now) {
                 Ok(one) if batch.iter().any(|(server, _)| *server == one.server) => checked.push(one),
                 Ok(one) => tracing::debug!(%notary, server = %one.server, "keys nobody asked for"),
                 Err(why) => tracing::debug!(%notary, %why, "unusable keys from a notary"),

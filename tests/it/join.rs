@@ -165,6 +165,13 @@ async fn faults_are_left_out_with_what_depends_on_them() {
     joins(made::Dials::xs().with_faults(3), Dials::default(), "pi-zero-2w").await;
 }
 
+/// One member who nested their own event 120 deep kept everybody of this server out of the room.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_nested_deep_keeps_nobody_out() {
+    let room = made::Dials { nested: vec![120, 700, 900], ..made::Dials::xs() };
+    joins(room, Dials::default(), "pi-zero-2w").await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn members_that_were_left_out_are_fetched_before_the_room_is_there() {
     joins(made::Dials::xs(), Dials { omit_members: true, ..Dials::default() }, "pi-zero-2w").await;

@@ -44,6 +44,9 @@ pub struct Dials {
     pub duplicates: f64,
     /// How many of each kind of event that a correct server must not take at face value.
     pub faults: u32,
+    /// How deep the member events of so many more people are nested. Beyond 800 levels nobody takes one.
+    #[serde(default)]
+    pub nested: Vec<u32>,
 }
 
 /// In which order a body lists its events.
@@ -75,6 +78,7 @@ impl Dials {
             order: Order::Shuffled,
             duplicates: 0.01,
             faults: 0,
+            nested: Vec::new(),
         }
     }
 
@@ -463,6 +467,7 @@ pub fn play(dials: &Dials, out: &mut dyn FnMut(Job)) -> Room {
         history.act(action);
     }
     history.add_faults();
+    history.add_nested();
     history.chat();
     history.finish()
 }
@@ -638,7 +643,7 @@ impl History<'_> {
             create: 0,
             power: None,
             join_rules: None,
-            members: vec![NOBODY; (dials.users() + 8 * dials.faults) as usize],
+            members: vec![NOBODY; (dials.users() + 8 * dials.faults) as usize + dials.nested.len()],
             other_state: HashMap::new(),
             door: Door::Public,
             powered: 0,
@@ -887,6 +892,20 @@ impl History<'_> {
             self.extremities.clone_from(&before);
             self.member(Kind::Join, big, big, |content| content.set("org.example.padding", "x".repeat(65_000)));
             self.fault(big, "too large", "dropped");
+            self.extremities = before;
+            self.fork_at = None;
+        }
+    }
+
+    fn add_nested(&mut self) {
+        let first = self.dials.users() + 8 * self.dials.faults;
+        for (user, levels) in (first..).zip(self.dials.nested.clone()) {
+            let before = self.extremities.clone();
+            let nested = (0..levels).fold(Json::Int(1), |inner, _| map([("a", inner)]));
+            self.member(Kind::Join, user, user, |content| content.set("org.example.nested", nested));
+            if levels > 800 {
+                self.fault(user, "nested too deeply", "dropped");
+            }
             self.extremities = before;
             self.fork_at = None;
         }

@@ -100,12 +100,13 @@ async fn receive(body: &mut Body, works: &Works, progress: &Arc<Progress>, body_
     let (mut tail, mut retries) = (0, Retries { round: 0, frames: RETRY_FRAMES });
     while let Some(frame) = progress.unless_cancelled(body.next()).await?? {
         let was_done = events.finish().is_ok();
-        let mut seen = 0;
+        let (mut seen, mut refused) = (0, 0);
         events.feed::<Stop>(&frame, &mut |item| {
             match item {
                 Item::Element { array: "state" | "pdus", raw } => batch.push(raw, true),
                 Item::Element { array: "auth_chain", raw } => batch.push(raw, false),
-                Item::Element { .. } => return Ok(()),
+                Item::TooLarge { key: "state" | "pdus" | "auth_chain" } => refused += 1,
+                Item::Element { .. } | Item::TooLarge { .. } => return Ok(()),
                 Item::Value { key: "event", raw } => {
                     said.event = Some(raw.to_vec());
                     return Ok(());
@@ -123,6 +124,7 @@ async fn receive(body: &mut Body, works: &Works, progress: &Arc<Progress>, body_
             Ok(())
         })?;
         Progress::add(&progress.seen, seen);
+        Progress::add(&progress.refused, refused);
         progress.bytes.store(events.bytes(), Relaxed);
         for batch in full.drain(..) {
             works.send(batch).await?;
