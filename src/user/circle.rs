@@ -192,8 +192,8 @@ pub(super) fn post(w: &mut Write<'_>, server: &ServerName, user: UserNum, edu: &
 }
 
 /// Posts a unit for one other server.
-pub(super) fn post_to(w: &mut Write<'_>, server: OwnedServerName, edu: &Value) -> Result<Position, Error> {
+pub(super) fn post_to(w: &mut Write<'_>, server: OwnedServerName, edu: Vec<u8>) -> Result<Position, Error> {
     let at = w.next_position();
-    outbox::post(w, at, &Outbound::Edu { to: vec![server.to_string()], json: edu.to_string().into_bytes() })?;
+    outbox::post(w, at, &Outbound::Edu { to: vec![server.to_string()], json: edu })?;
     Ok(at)
 }

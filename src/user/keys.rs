@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 use super::{Error, Requester, Users, account, circle};
 use crate::base::blocking;
 use crate::budget::{Grant, parsed_bytes_max};
-use crate::matrix::skim;
+use crate::matrix::{json, skim};
 use crate::remote::{Failed, Options};
 use crate::store::tables::key::{self, FallbackKey, OneTimeKey, Purpose};
 use crate::store::tables::{device, user};
@@ -401,8 +401,8 @@ impl Claimed {
     fn add_remote(&mut self, asked_for: &Claims, told: &[u8]) -> Result<(), Failed> {
         each_of(told, "one_time_keys", &mut |user, devices| {
             let Some((user, asked)) = asked_for.iter().find(|(name, _)| name.as_str() == user) else { return Ok(()) };
-            skim::each_member(devices.get().as_bytes(), &mut |device, key| {
-                if asked.contains_key(device) && key.get().len() <= KEY_BYTES_MAX {
+            each_in(devices, &mut |device, key| {
+                if asked.contains_key(device) && key.get().len() <= KEY_BYTES_MAX && !is_too_deep(key) {
                     self.grant.grow(price(key.get().len()))?;
                     self.one_time_keys.entry(user.clone()).or_default().insert(device.to_owned(), key.to_owned());
                 }
@@ -419,9 +419,23 @@ fn each_of(
     visit: &mut dyn FnMut(&str, &RawValue) -> Result<(), Failed>,
 ) -> Result<(), Failed> {
     skim::each_member(object, &mut |key, value| match key == name {
-        true => skim::each_member(value.get().as_bytes(), visit),
+        true => each_in(value, visit),
         false => Ok(()),
     })
+}
+
+/// Shows the members of what a server tells of one user, or of all. What is no object tells of nobody, and what is told
+/// beside it is taken.
+fn each_in(object: &RawValue, visit: &mut dyn FnMut(&str, &RawValue) -> Result<(), Failed>) -> Result<(), Failed> {
+    match skim::each_member(object.get().as_bytes(), visit) {
+        Err(Failed::BadAnswer(_)) => Ok(()),
+        told => told,
+    }
+}
+
+/// Apps get a key beside others, in one answer.
+fn is_too_deep(key: &RawValue) -> bool {
+    json::is_deeper_than(key.get().as_bytes(), json::EVENT_DEPTH_MAX)
 }
 
 /// What a key in an answer is charged.
@@ -475,7 +489,10 @@ impl Answered {
             let Some(user) = asked_for.iter().find(|asked| asked.as_str() == user) else { return Ok(()) };
             grant.grow(ENTRY_BYTES)?;
             let of_user = device_keys.entry(user.clone()).or_default();
-            skim::each_member(devices.get().as_bytes(), &mut |device, keys| {
+            each_in(devices, &mut |device, keys| {
+                if is_too_deep(keys) {
+                    return Ok(());
+                }
                 grant.grow(price(device.len() + keys.get().len()))?;
                 of_user.insert(device.to_owned(), keys.to_owned());
                 Ok(())
@@ -483,7 +500,8 @@ impl Answered {
         })?;
         for (name, kept) in [("master_keys", master_keys), ("self_signing_keys", self_signing_keys)] {
             each_of(told, name, &mut |user, key| {
-                let Some(user) = asked_for.iter().find(|asked| asked.as_str() == user) else { return Ok(()) };
+                let asked = asked_for.iter().find(|asked| asked.as_str() == user && !is_too_deep(key));
+                let Some(user) = asked else { return Ok(()) };
                 grant.grow(price(key.get().len()))?;
                 kept.insert(user.clone(), key.to_owned());
                 Ok(())
@@ -731,6 +749,23 @@ mod tests {
     fn claimed(budget: &Budget) -> Claimed {
         let grant = budget.account("response_bodies").try_take(ANSWER_BYTES).unwrap();
         Claimed { one_time_keys: BTreeMap::new(), failures: Some(BTreeMap::new()), grant }
+    }
+
+    /// One user's keys of another shape, or nested without end, once lost those of everybody on that server.
+    #[test]
+    fn odd_keys_of_one_user_leave_those_of_others_alone() {
+        let budget = Budget::for_tests();
+        let mut answer = claimed(&budget);
+        let users = ["@a:far.test", "@b:far.test", "@c:far.test", "@d:far.test"];
+        let device = || BTreeMap::from([("D".to_owned(), "curve".to_owned())]);
+        let asked: Claims = users.iter().map(|user| ((*user).try_into().unwrap(), device())).collect();
+        let deep = format!("{}{}", "[".repeat(2000), "]".repeat(2000));
+        let told = format!(
+            r#"{{"one_time_keys":{{"@a:far.test":[],"@b:far.test":{{"D":{deep}}},"@c:far.test":{{"\ud800":1}},"@d:far.test":{{"D":1}}}}}}"#
+        );
+        answer.add_remote(&asked, told.as_bytes()).unwrap();
+        let json = answer.into_json().0;
+        assert_eq!(String::from_utf8(json).unwrap(), r#"{"one_time_keys":{"@d:far.test":{"D":1}},"failures":{}}"#);
     }
 
     /// A key `[0,0,…]` of half a megabyte once became sixteen on the heap, and on nobody's account.

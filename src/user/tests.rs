@@ -384,6 +384,31 @@ async fn messages_for_one_server_are_cut_into_units() {
     assert_eq!(units, 5, "four devices a unit, and the repeated transaction sent nothing");
 }
 
+/// An app's message nested 200 deep for somebody elsewhere was a panic in the writer.
+#[tokio::test]
+async fn a_message_for_another_server_is_as_deep_as_its_app_likes() {
+    let town = town();
+    let alice = town.person("alice").await;
+    let nested = |levels: usize| format!("{}1{}", r#"{"a":"#.repeat(levels), "}".repeat(levels));
+    let send = async |txn: &str, levels: usize| {
+        let content = serde_json::value::RawValue::from_string(nested(levels)).unwrap();
+        let devices = std::collections::BTreeMap::from([("D".to_owned(), content)]);
+        let messages: Messages = [("@bob:there.test".try_into().unwrap(), devices)].into();
+        town.users.send_to_device(&alice, "m.x", txn, messages).await
+    };
+    send("a", 200).await.unwrap();
+    send("b", 800).await.unwrap();
+    assert!(send("c", 2_000).await.is_err());
+    let (mut sent, get) = (Vec::new(), town.users.0.parts.store.read().unwrap());
+    crate::store::tables::outbox::list_after(&get, Position(0), &mut |_, row| {
+        let crate::store::tables::outbox::Outbound::Edu { json, .. } = row else { panic!("only units were sent") };
+        sent.push(String::from_utf8(json).unwrap());
+        Ok(std::ops::ControlFlow::Continue(()))
+    })
+    .unwrap();
+    assert!(sent.len() == 2 && sent[0].contains(&nested(200)) && sent[1].contains(&nested(800)));
+}
+
 /// A transaction whose answer was lost came again, and encrypted messages reached the device twice.
 #[tokio::test]
 async fn a_repeated_message_to_devices_is_delivered_once() {

@@ -8,10 +8,9 @@ use std::ops::ControlFlow;
 use ruma::{OwnedServerName, OwnedUserId, ServerName, UserId};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
-use serde_json::{Value, json};
 
 use super::{Error, Requester, Users, circle};
-use crate::matrix::skim;
+use crate::matrix::{json, skim};
 use crate::store::tables::{device, to_device, user};
 use crate::store::{Change, Get, Position, UserNum, Write};
 
@@ -20,6 +19,8 @@ const UNIT_BYTES: usize = 48 << 10;
 const TYPE_BYTES_MAX: usize = 255;
 /// One message's content: what an event may have at most.
 const CONTENT_BYTES_MAX: usize = 64 << 10;
+/// Of one message's content, objects and arrays within each other: apps get it beside others, in one answer.
+const CONTENT_DEPTH_MAX: u32 = json::EVENT_DEPTH_MAX;
 /// What one request may put into queues here, copies for all of a user's devices included: it is one write.
 const COPIES_BYTES_MAX: usize = 2 << 20;
 /// Rows dropped in one write.
@@ -35,6 +36,22 @@ struct Delivered<'a> {
     kind: &'a str,
     sender: &'a str,
     content: &'a RawValue,
+}
+
+/// What another server is sent.
+#[derive(Serialize)]
+struct Unit<'a> {
+    edu_type: &'a str,
+    content: Posted<'a>,
+}
+
+#[derive(Serialize)]
+struct Posted<'a> {
+    sender: &'a UserId,
+    #[serde(rename = "type")]
+    kind: &'a str,
+    message_id: String,
+    messages: Messages,
 }
 
 /// What another server sends.
@@ -64,6 +81,9 @@ impl Users {
         if messages.values().flat_map(BTreeMap::values).any(|content| content.get().len() > CONTENT_BYTES_MAX) {
             return Err(Error::TooLarge(format!("A message to a device may have {CONTENT_BYTES_MAX} bytes")));
         }
+        if messages.values().flat_map(BTreeMap::values).any(|content| is_too_deep(content)) {
+            return Err(Error::invalid("A message to a device is nested too deeply"));
+        }
         let (requester, kind, txn) = (requester.clone(), kind.to_owned(), txn.to_owned());
         let (server, random) = (self.server().to_owned(), self.0.parts.random.clone());
         let has_others = self.0.parts.remote.is_enabled();
@@ -88,7 +108,8 @@ impl Users {
             // On a server that speaks with no other one nobody would ever take them.
             let elsewhere = if has_others { elsewhere } else { Messages::new() };
             for (server, content) in units(&kind, &requester.user_id, elsewhere, &mut || random.token(16)) {
-                circle::post_to(w, server, &json!({ "edu_type": "m.direct_to_device", "content": content }))?;
+                let unit = serde_json::to_vec(&Unit { edu_type: "m.direct_to_device", content })?;
+                circle::post_to(w, server, unit)?;
                 change.outbound = true;
             }
             w.announce(change);
@@ -177,7 +198,7 @@ impl<'p> Post<'p> {
     }
 
     fn put(&mut self, w: &mut Write<'_>, user: UserNum, device_id: &str, content: &RawValue) -> Result<(), Error> {
-        if content.get().len() > CONTENT_BYTES_MAX {
+        if content.get().len() > CONTENT_BYTES_MAX || is_too_deep(content) {
             return Ok(());
         }
         let devices = addressed(w, user, device_id)?;
@@ -193,6 +214,10 @@ impl<'p> Post<'p> {
         }
         Ok(())
     }
+}
+
+fn is_too_deep(content: &RawValue) -> bool {
+    json::is_deeper_than(content.get().as_bytes(), CONTENT_DEPTH_MAX)
 }
 
 /// A user of this server; nothing for anybody else.
@@ -222,12 +247,12 @@ fn addressed(get: &impl Get, user: UserNum, device_id: &str) -> Result<Vec<Strin
 }
 
 /// Messages for other servers' users as contents of `m.direct_to_device`, several for a server with much to get.
-fn units(
-    kind: &str,
-    sender: &OwnedUserId,
+fn units<'a>(
+    kind: &'a str,
+    sender: &'a UserId,
     messages: Messages,
     message_id: &mut dyn FnMut() -> String,
-) -> Vec<(OwnedServerName, Value)> {
+) -> Vec<(OwnedServerName, Posted<'a>)> {
     let mut servers: BTreeMap<OwnedServerName, Vec<(Messages, usize)>> = BTreeMap::new();
     for (user, devices) in messages {
         let units = servers.entry(user.server_name().to_owned()).or_default();
@@ -244,9 +269,6 @@ fn units(
     let contents =
         servers.into_iter().flat_map(|(server, units)| units.into_iter().map(move |unit| (server.clone(), unit)));
     contents
-        .map(|(server, (messages, _))| {
-            let content = json!({ "sender": sender, "type": kind, "message_id": message_id(), "messages": messages });
-            (server, content)
-        })
+        .map(|(server, (messages, _))| (server, Posted { sender, kind, message_id: message_id(), messages }))
         .collect()
 }
