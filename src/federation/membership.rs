@@ -6,13 +6,14 @@
 use std::sync::Arc;
 
 use ruma::{OwnedEventId, OwnedRoomId, OwnedUserId, ServerName};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
 use serde_json::value::RawValue;
-use serde_json::{Map, Value, json};
 
 use super::{Error, Federation, auth, send};
 use crate::http::{Answer, Limit, Request, Response};
-use crate::room::{Invitation, JoinAnswer, Submitted, Verb};
+use crate::matrix::{Event, skim};
+use crate::room::{Invitation, JoinAnswer, STRIPPED_EVENTS_MAX, Submitted, Verb};
 
 /// Room versions an asker may name; each is a short word.
 const VERSIONS_MAX: usize = 100;
@@ -83,8 +84,12 @@ pub async fn send_leave_v1(federation: Arc<Federation>, mut request: Request) ->
 /// `PUT /send_knock/{roomId}/{eventId}`
 pub async fn send_knock(federation: Arc<Federation>, mut request: Request) -> Result<Response, Error> {
     let submitted = submitted(&federation, &mut request).await?;
-    let shown = federation.rooms.take_knock(submitted).await?;
-    Ok(Response::json(&json!({ "knock_room_state": shown })))
+    #[derive(Serialize)]
+    struct Answered {
+        knock_room_state: Vec<Box<RawValue>>,
+    }
+    let knock_room_state = federation.rooms.take_knock(submitted).await?;
+    Ok(Response::json(&Answered { knock_room_state }))
 }
 
 async fn submitted(federation: &Federation, request: &mut Request) -> Result<Submitted, Error> {
@@ -107,8 +112,8 @@ pub async fn invite_v2(federation: Arc<Federation>, mut request: Request) -> Res
     struct Asked {
         room_version: String,
         event: Box<RawValue>,
-        #[serde(default)]
-        invite_room_state: Vec<Value>,
+        #[serde(default, deserialize_with = "skim::first::<STRIPPED_EVENTS_MAX, _, _>")]
+        invite_room_state: Vec<Box<RawValue>>,
     }
     let (origin, asked) = auth::origin_and_json::<Asked>(&federation, &mut request).await?;
     request.limit_for(Limit::Invite, origin.as_str())?;
@@ -118,15 +123,15 @@ pub async fn invite_v2(federation: Arc<Federation>, mut request: Request) -> Res
     let invitation =
         Invitation { room, version: asked.room_version, event: asked.event, stripped: asked.invite_room_state };
     let signed = federation.rooms.receive_invite(&origin, Some(&id), invitation).await?;
-    Ok(Response::json(&json!({ "event": raw(signed.to_federation())? })))
+    Ok(Response::json(&SignedInvite::of(&signed)?))
 }
 
 /// `PUT /v1/invite/{roomId}/{eventId}`: rooms of versions 1 and 2, whose events name their own ids.
 pub async fn invite_v1(federation: Arc<Federation>, mut request: Request) -> Result<Response, Error> {
     #[derive(Deserialize, Default)]
     struct Unsigned {
-        #[serde(default)]
-        invite_room_state: Vec<Value>,
+        #[serde(default, deserialize_with = "skim::first::<STRIPPED_EVENTS_MAX, _, _>")]
+        invite_room_state: Vec<Box<RawValue>>,
     }
     #[derive(Deserialize)]
     struct Beside {
@@ -142,15 +147,18 @@ pub async fn invite_v1(federation: Arc<Federation>, mut request: Request) -> Res
     let id: OwnedEventId = request.param_as("event_id")?;
     let invitation = Invitation { room, version: "1".to_owned(), event, stripped: beside.unsigned.invite_room_state };
     let signed = federation.rooms.receive_invite(&origin, Some(&id), invitation).await?;
-    let answer = Map::from_iter([("event".to_owned(), raw_value(signed.to_federation())?)]);
-    Ok(Response::json(&json!([200, answer])))
+    Ok(Response::json(&(200, SignedInvite::of(&signed)?)))
 }
 
-/// An event as part of an answer, byte for byte.
-fn raw(event: &[u8]) -> Result<&RawValue, Error> {
-    serde_json::from_slice(event).map_err(|error| Answer::internal(error).into())
+/// An invite as it goes back, byte for byte.
+#[derive(Serialize)]
+struct SignedInvite<'a> {
+    event: &'a RawValue,
 }
 
-fn raw_value(event: &[u8]) -> Result<Value, Error> {
-    serde_json::from_slice(event).map_err(|error| Answer::internal(error).into())
+impl SignedInvite<'_> {
+    fn of(event: &Event) -> Result<SignedInvite<'_>, Error> {
+        let event = serde_json::from_slice(event.to_federation()).map_err(Answer::internal)?;
+        Ok(SignedInvite { event })
+    }
 }

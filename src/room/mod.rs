@@ -65,7 +65,7 @@ pub use alias::Resolved;
 pub use create::{Create, Preset, StateDraft};
 pub use directory::{PUBLIC_PAGE_BYTES, PublicPage, PublicQuery};
 pub use filter::{Events, Filter};
-pub use handshake::{Invitation, Verb};
+pub use handshake::{Invitation, STRIPPED_EVENTS_MAX, Verb};
 pub use history::Missing;
 pub use membership::Joining;
 pub use read::{ANSWER_BYTES, PAGE_EVENTS_MAX, Paging, Reader, Related, Threads, Token, Who};

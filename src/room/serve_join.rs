@@ -94,7 +94,7 @@ impl Rooms {
     }
 
     /// Takes a signed knock and answers what the knocking user may be shown of the room.
-    pub async fn take_knock(&self, submitted: Submitted) -> Result<Vec<Value>> {
+    pub async fn take_knock(&self, submitted: Submitted) -> Result<Vec<Box<RawValue>>> {
         let origin = submitted.origin.clone();
         let event = self.read_member_event(submitted, Verb::Knock).await?;
         let num = self.take_member_event(&origin, event).await?;
@@ -154,7 +154,11 @@ impl Rooms {
     }
 
     /// What is told of a room of ours to somebody whom `inviter` asks in.
-    pub(super) async fn shown_state_of(&self, room_id: &RoomId, inviter: Option<&UserId>) -> Result<Vec<Value>> {
+    pub(super) async fn shown_state_of(
+        &self,
+        room_id: &RoomId,
+        inviter: Option<&UserId>,
+    ) -> Result<Vec<Box<RawValue>>> {
         let (room_id, inviter) = (room_id.to_owned(), inviter.map(ToOwned::to_owned));
         self.reading(move |_, read| {
             let room = known(read, room_id.as_str())?;
@@ -162,7 +166,7 @@ impl Rooms {
             if let Some(inviter) = inviter
                 && let Some(event) = room.view(read).event("m.room.member", inviter.as_str())?
             {
-                shown.extend(serde_json::from_slice::<Value>(event.to_federation()));
+                shown.extend(serde_json::from_slice::<Box<RawValue>>(event.to_federation()));
             }
             Ok(shown)
         })
@@ -199,13 +203,13 @@ fn check_is_asked_for(event: &Event, origin: &ServerName, room_id: &RoomId, id: 
 }
 
 /// The room as somebody outside is shown it, in the form servers exchange.
-fn shown_state(get: &impl Get, room: &Known) -> Result<Vec<Value>> {
+fn shown_state(get: &impl Get, room: &Known) -> Result<Vec<Box<RawValue>>> {
     let view = room.view(get);
     let mut shown = Vec::with_capacity(visitor::SHOWN.len());
     for kind in visitor::SHOWN {
         let Some(event) = view.event(kind.name().unwrap_or_default(), "")? else { continue };
         if event.to_federation().len() <= SHOWN_BYTES_MAX {
-            shown.extend(serde_json::from_slice::<Value>(event.to_federation()));
+            shown.extend(serde_json::from_slice::<Box<RawValue>>(event.to_federation()));
         }
     }
     Ok(shown)
