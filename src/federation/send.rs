@@ -213,13 +213,9 @@ pub(super) async fn take(
 ) -> Result<Map<String, Value>, Error> {
     let mut rooms: HashMap<OwnedRoomId, Vec<Box<RawValue>>> = HashMap::new();
     for pdu in transaction.pdus {
-        #[derive(Deserialize)]
-        struct Head {
-            room_id: OwnedRoomId,
-        }
         // An event of no room cannot be an event of ours: only create events of version 12 have none.
-        if let Ok(head) = serde_json::from_str::<Head>(pdu.get()) {
-            rooms.entry(head.room_id).or_default().push(pdu);
+        if let Some(room_id) = skim::member::<OwnedRoomId>(pdu.get().as_bytes(), "room_id") {
+            rooms.entry(room_id).or_default().push(pdu);
         }
     }
     let mut taking = JoinSet::new();
@@ -407,6 +403,51 @@ mod tests {
         assert!((60_000..3_600_000).contains(&retry_ms), "{retry_ms}");
         house.clock.advance(Duration::from_millis(retry_ms));
         assert_eq!(sent(&federation, "one.example", taken, 30_000).await.status, StatusCode::OK, "nothing was lost");
+    }
+
+    /// One message of another shape, or nested without end, and those beside it arrive.
+    #[tokio::test]
+    async fn an_odd_message_leaves_those_beside_it_alone() {
+        let budget = Budget::for_tests();
+        let house = crate::room::tests::house_within(budget.clone());
+        let federation = Arc::new(crate::federation::tests::federation(&house, &budget));
+        let new = user::New { localpart: "anna".to_owned(), ..Default::default() };
+        let anna = federation.users.create(new).await.unwrap();
+        let login = user::Login { device_id: Some("DEVICE".to_owned()), ..Default::default() };
+        federation.users.login(&anna, login).await.unwrap();
+        let nested = |levels: usize| format!("{}1{}", "[".repeat(levels), "]".repeat(levels));
+        let to_device = |devices: &str| {
+            let content = format!(
+                r#"{{"sender":"@bob:them.example","type":"m.x","messages":{{"@nobody":7,"{anna}":{{{devices}}},"{anna}x":[]}}}}"#
+            );
+            format!(r#"{{"edu_type":"m.direct_to_device","content":{content}}}"#)
+        };
+        let odd = format!(r#""DEVICE":{{"n":{}}},"OTHER":7"#, nested(900));
+        let edus = [
+            "[]".to_owned(),
+            nested(9_000),
+            r#"{"edu_type":7,"content":{}}"#.to_owned(),
+            r#"{"edu_type":"m.direct_to_device","content":[]}"#.to_owned(),
+            to_device(&odd),
+            r#"{"edu_type":"m.receipt","content":{"!r:x":7,"what":{},"!s:x":{"m.read":{"@bob:them.example":7}}}}"#
+                .to_owned(),
+            to_device(&format!(r#""DEVICE":{{"n":{}}}"#, nested(700))),
+            to_device(r#""DEVICE":{"n":1}"#),
+        ];
+        let body = format!(r#"{{"pdus":[7,{{"room_id":"!r:x"}},{}],"edus":[{}]}}"#, nested(9_000), edus.join(","));
+        let transaction: Transaction = serde_json::from_str(&body).unwrap();
+        let them = ruma::server_name!("them.example");
+        let until = federation.clock.instant() + room::RECEIVE_TIME_MAX;
+        assert!(take(&federation, them, transaction, until).await.ok().unwrap().is_empty());
+        let mut arrived = Vec::new();
+        let all = (crate::store::Position(0), crate::store::Position(i64::MAX as u64));
+        let (read, num) = (house.read(), house.user_num(&anna));
+        crate::store::tables::to_device::each(&read, num, "DEVICE", all.0, all.1, &mut |_, message| {
+            arrived.push(message.len());
+            Ok(std::ops::ControlFlow::Continue(()))
+        })
+        .unwrap();
+        assert!(arrived.len() == 2 && arrived[0] > 1_400 && arrived[1] < 100, "{arrived:?}");
     }
 
     #[tokio::test]

@@ -162,7 +162,8 @@ impl<F: Fetch> Inbox<F> {
         }
         let cited = filling.unknown_cited(&reached).await?;
         if !cited.is_empty() {
-            filling.fetch_cited(cited).await?;
+            // What cites an event that cannot be had stays out by itself, with what comes before it.
+            filling.fetch_singly(cited).await?;
         }
         filling.store_outliers(reached.clone()).await?;
         let mut ordered = in_order(reached, |event| event.prev_events().map(ToOwned::to_owned).collect());

@@ -12,7 +12,7 @@ use serde_json::value::RawValue;
 
 use super::receipt::Heard;
 use super::{Error, Result, Rooms, visitor};
-use crate::matrix::Reject;
+use crate::matrix::{Reject, skim};
 use crate::store::Get;
 use crate::store::tables::{member, user};
 
@@ -41,8 +41,8 @@ struct Data {
     thread_id: Option<String>,
 }
 
-/// Room → kind → user → receipt; other kinds than `m.read` do not travel.
-type Receipts = BTreeMap<OwnedRoomId, BTreeMap<String, BTreeMap<OwnedUserId, Receipt>>>;
+/// Room → user → receipt.
+type Receipts = BTreeMap<OwnedRoomId, BTreeMap<OwnedUserId, Receipt>>;
 
 fn read<'a, T: Deserialize<'a>>(content: &'a RawValue) -> Result<T> {
     Ok(serde_json::from_str(content.get()).map_err(|wrong| Reject::shape(wrong.to_string()))?)
@@ -67,25 +67,46 @@ impl Rooms {
 
     /// An `m.receipt` message: one write at most, whatever is in it.
     pub async fn receipt_received(&self, origin: &ServerName, content: &RawValue) -> Result<()> {
-        let receipts: Receipts = read(content)?;
+        let receipts = receipts(content, origin).map_err(|wrong| Reject::shape(wrong.to_string()))?;
         let origin = origin.to_owned();
         let heard = self.reading(move |_, read| heard(read, &origin, receipts)).await?;
         self.receipts_from_outside(heard).await
     }
 }
 
+/// The receipts of a message, room → kind → user → receipt as it stands there, of the server's own users; other kinds than
+/// `m.read` do not travel. A receipt of another shape is passed over, and so is what is no room or user.
+fn receipts(content: &RawValue, origin: &ServerName) -> Result<Receipts, serde_json::Error> {
+    let mut receipts = Receipts::new();
+    skim::each_member(content.get().as_bytes(), &mut |room_id, kinds| {
+        let Ok(room_id) = OwnedRoomId::try_from(room_id) else { return Ok(()) };
+        let kinds = kinds.get().as_bytes();
+        let Some(users) = skim::member::<Box<RawValue>>(kinds, "m.read") else { return Ok(()) };
+        let mut each = |user: &str, receipt: &RawValue| {
+            let user = OwnedUserId::try_from(user).ok().filter(|user| user.server_name() == origin);
+            if let Some((user, receipt)) = user.zip(serde_json::from_str(receipt.get()).ok()) {
+                receipts.entry(room_id.clone()).or_default().insert(user, receipt);
+            }
+            Ok::<_, serde_json::Error>(())
+        };
+        // Of what is no object nothing is told.
+        let _ = skim::each_member(users.get().as_bytes(), &mut each);
+        Ok(())
+    })?;
+    Ok(receipts)
+}
+
 /// The receipts a server may send: of its own users, in rooms it may speak in. A room we do not share with it says
 /// nothing about the others.
 fn heard(get: &impl Get, origin: &ServerName, receipts: Receipts) -> Result<Vec<Heard>> {
     let mut heard = Vec::new();
-    for (room_id, mut kinds) in receipts {
-        let Some(users) = kinds.remove("m.read") else { continue };
+    for (room_id, users) in receipts {
         let room = match visitor::enter(get, origin, &room_id) {
             Ok(room) => room.num,
             Err(Error::Store(failed)) => return Err(failed.into()),
             Err(_) => continue,
         };
-        for (user, receipt) in users.into_iter().filter(|(user, _)| user.server_name() == origin) {
+        for (user, receipt) in users {
             if heard.len() == RECEIPTS_MAX {
                 return Ok(heard);
             }

@@ -19,6 +19,8 @@ use crate::store::{EventNum, Get, Result, StateKeyNum, UserNum};
 const RELATED_LOOKED_AT: usize = 64;
 /// A thread is counted no further than this.
 const THREAD_COUNT_MAX: u64 = 5_000;
+/// Keys in one path of a filter's `event_fields`; a longer path names nothing.
+const FIELD_KEYS_MAX: usize = 50;
 
 /// For whom, and in which shape.
 #[derive(Clone, Debug, Default)]
@@ -387,11 +389,12 @@ pub fn write_text(out: &mut Vec<u8>, first: usize, key: &str, text: &str) {
 /// The members of an object that the paths name, as a filter's `event_fields` ask.
 fn keep_fields(event: &[u8], fields: &[Vec<String>]) -> Vec<u8> {
     let mut kept = Vec::new();
-    write_fields(event, &fields.iter().map(Vec::as_slice).collect::<Vec<_>>(), &mut kept);
+    let paths: Vec<_> = fields.iter().map(Vec::as_slice).filter(|path| path.len() <= FIELD_KEYS_MAX).collect();
+    write_fields(event, &paths, &mut kept);
     kept
 }
 
-/// Appends what the paths name of an object, as an object. As deep as the object is.
+/// Appends what the paths name of an object, as an object. Recurses as far as the longest of them.
 fn write_fields(object: &[u8], paths: &[&[String]], out: &mut Vec<u8>) {
     let mut wanted: BTreeMap<Vec<u8>, Vec<&[String]>> = BTreeMap::new();
     for path in paths {
@@ -430,6 +433,16 @@ fn write_fields(object: &[u8], paths: &[&[String]], out: &mut Vec<u8>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A filter's path went as deep into an event as both their authors liked, on the stack.
+    #[test]
+    fn a_long_path_names_nothing() {
+        let event = format!("{}1{}", r#"{"a":"#.repeat(800), "}".repeat(800));
+        let path = |keys| vec![vec!["a".to_owned(); keys], vec!["b".to_owned()]];
+        let kept = keep_fields(event.as_bytes(), &path(FIELD_KEYS_MAX));
+        assert_eq!(String::from_utf8(kept).unwrap(), event);
+        assert_eq!(keep_fields(event.as_bytes(), &path(FIELD_KEYS_MAX + 1)), b"{}");
+    }
     use crate::store::tables::event::{Flags, Id};
     use crate::store::{BodyNum, RoomNum};
     use serde_json::{Value, json};

@@ -720,6 +720,41 @@ async fn forged_events_are_refused_and_tampered_ones_redacted() {
     assert_eq!(world.receive_raw(strange.into()).await, []);
 }
 
+/// A transaction with one event that was nested 120 deep was refused with all the others in it.
+#[tokio::test]
+async fn an_odd_event_leaves_those_beside_it_alone() {
+    let world = World::new().await;
+    let mut line = world.line();
+    let nested =
+        |levels| (0..levels).fold(json!(1), |inner, _| Value::Object([("a".to_owned(), inner)].into_iter().collect()));
+    let first = world.say(&mut line, "first");
+    let deep = json!({ "body": "deep", "x": nested(700) });
+    let deep = world.make(&mut line, &world.bob, "m.room.message", None, deep);
+    let member = json!({ "membership": "join", "displayname": "Bob", "x": nested(120) });
+    let member = world.make(&mut line, &world.bob, "m.room.member", Some(world.bob.as_str()), member);
+    let last = world.say(&mut line, "last");
+    let honest = String::from_utf8(last.to_federation().to_vec()).unwrap();
+    let odd = |body: &str| {
+        let text = honest.replace("\"last\"", body);
+        assert_ne!(text, honest);
+        RawValue::from_string(text).unwrap()
+    };
+    let too_deep = format!("{}1{}", "[".repeat(2_000), "]".repeat(2_000));
+    let too_large = format!("\"{}\"", "x".repeat(70_000));
+    let mut pdus = vec![odd(&too_deep), raw(&first), odd("1.5"), raw(&deep), odd(&too_large), odd("\"\\ud800\"")];
+    pdus.extend([raw(&member), RawValue::from_string("[[]]".to_owned()).unwrap(), raw(&last)]);
+    assert_eq!(world.receive_raw(pdus).await, vec![Ok(()); 4]);
+    for event in [&first, &deep, &member, &last] {
+        assert_eq!(world.house.event(event.id()).to_federation(), event.to_federation());
+        let told = world.house.rooms.event_for(&far(), event.id()).await.unwrap();
+        assert_eq!(told, event.to_federation());
+    }
+    world.check_state();
+    // It is somebody's state as any other, and goes as any other.
+    world.house.rooms.ban(&world.anna, &world.room, &world.bob, None).await.unwrap();
+    world.check_state();
+}
+
 #[tokio::test]
 async fn what_the_rules_forbid_is_kept_as_rejected() {
     let world = World::new().await;
