@@ -1,9 +1,10 @@
-//! The ground everything stands on: time, randomness, work that may block, one at a time of each name, and long answers in pieces.
+//! The ground everything stands on: time, randomness, work that may block, one at a time of each name, bounded tables that
+//! others fill, and long answers in pieces.
 //!
 //! Owns the only calls to the system's clocks, to its randomness and to the runtime's blocking pool, so that tests
 //! can hand in their own. Names no other part.
 //!
-//! Reading order: `clock.rs`, `random.rs`, `pace.rs`, `blocking.rs`, `only.rs`, `chunks.rs`.
+//! Reading order: `clock.rs`, `random.rs`, `pace.rs`, `blocking.rs`, `only.rs`, `shares.rs`, `chunks.rs`.
 
 mod blocking;
 mod chunks;
@@ -11,6 +12,7 @@ mod clock;
 mod only;
 mod pace;
 mod random;
+pub mod shares;
 
 pub use blocking::{block_on_until, blocking, unbroken};
 pub use chunks::{ChunkError, Chunks, OneChunk, Pen, comma, written};
@@ -18,3 +20,4 @@ pub use clock::{Clock, Deadline, StopWatch};
 pub use only::{OneEach, Only};
 pub use pace::Pace;
 pub use random::Random;
+pub use shares::{Owner, Shares};
