@@ -1,19 +1,19 @@
 //! How often one caller may ask.
 //!
-//! Token buckets in a bounded table: the least recently seen caller is forgotten first, which at worst gives it a full
-//! bucket again. Size limits live with the bodies, in `request.rs`.
+//! Token buckets in a bounded table: of whichever stranger has most of them the least recently used is forgotten first, which
+//! at worst gives it a full bucket again; those of accounts stand apart. Size limits live with the bodies, in `request.rs`.
 
 use super::Answer;
-use crate::base::Clock;
-use lru::LruCache;
+use crate::base::shares::{neighbourhood, network};
+use crate::base::{Clock, Owner, Shares};
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
 use std::net::IpAddr;
-use std::num::NonZeroUsize;
 use std::sync::{Mutex, PoisonError};
 
-/// Callers remembered, each about 60 bytes.
-const CALLERS_MAX: NonZeroUsize = NonZeroUsize::new(2048).unwrap();
+/// Buckets of accounts and of everybody else, each about 60 bytes.
+const ACCOUNTS_MAX: usize = 512;
+const STRANGERS_MAX: usize = 1280;
 
 /// What is being asked for; each kind has a bucket of its own for every caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -68,7 +68,7 @@ pub struct Limits {
     clock: Clock,
     hasher: RandomState,
     /// Nothing when the owner switched limits off.
-    buckets: Option<Mutex<LruCache<u64, Bucket>>>,
+    buckets: Option<Mutex<Shares<u64, Bucket>>>,
 }
 
 struct Bucket {
@@ -78,7 +78,8 @@ struct Bucket {
 
 impl Limits {
     pub fn new(clock: Clock) -> Self {
-        Self { clock, hasher: RandomState::new(), buckets: Some(Mutex::new(LruCache::new(CALLERS_MAX))) }
+        let buckets = Some(Mutex::new(Shares::new(ACCOUNTS_MAX, STRANGERS_MAX)));
+        Self { clock, hasher: RandomState::new(), buckets }
     }
 
     /// Lets everything pass.
@@ -92,20 +93,26 @@ impl Limits {
             IpAddr::V4(v4) => u64::from(v4.to_bits()),
             IpAddr::V6(v6) => (v6.to_bits() >> 64) as u64,
         };
-        self.take(limit, self.hasher.hash_one((limit, who)))
+        self.take(limit, Owner::Stranger(self.hasher.hash_one(network(ip))), self.hasher.hash_one((limit, who)))
     }
 
     pub fn take_name(&self, limit: Limit, who: &str) -> Result<(), Answer> {
-        self.take(limit, self.hasher.hash_one((limit, who)))
+        let owner = match limit {
+            // Whoever tries to log in names whom they like.
+            Limit::Login => Owner::Stranger(self.hasher.hash_one(who)),
+            _ if who.starts_with('@') => Owner::Known(self.hasher.hash_one(who)),
+            _ => Owner::Stranger(self.hasher.hash_one(neighbourhood(who))),
+        };
+        self.take(limit, owner, self.hasher.hash_one((limit, who)))
     }
 
     /// Callers are told apart by a keyed hash; a collision makes two share a bucket and nothing worse.
-    fn take(&self, limit: Limit, caller: u64) -> Result<(), Answer> {
+    fn take(&self, limit: Limit, owner: Owner<u64>, caller: u64) -> Result<(), Answer> {
         let Some(buckets) = &self.buckets else { return Ok(()) };
         let (per_s, burst) = limit.rate();
         let now = self.clock.instant().as_millis() as u64;
         let mut buckets = buckets.lock().unwrap_or_else(PoisonError::into_inner);
-        let bucket = buckets.get_or_insert_mut(caller, || Bucket { tokens: burst, at_ms: now });
+        let bucket = buckets.get_or_put(owner, caller, || Bucket { tokens: burst, at_ms: now });
         let earned = now.saturating_sub(bucket.at_ms) as f64 / 1000.0 * per_s;
         bucket.tokens = (bucket.tokens + earned).min(burst);
         bucket.at_ms = now;
@@ -136,6 +143,29 @@ mod tests {
         clock.advance(Duration::from_secs(5));
         limits.take_name(Limit::Login, "@a:b").unwrap();
         limits.take_name(Limit::Login, "@a:b").unwrap_err();
+    }
+
+    /// Whoever had a network of addresses made everybody's buckets full again, and their own, by asking from 2,048 of them.
+    #[test]
+    fn addresses_without_number_push_out_their_own() {
+        let limits = Limits::new(Clock::simulated(0));
+        let (other, first) = ("203.0.113.7".parse().unwrap(), "2001:db8:9::1".parse().unwrap());
+        for _ in 0..5 {
+            limits.take_ip(Limit::Register, other).unwrap();
+            limits.take_ip(Limit::Register, first).unwrap();
+        }
+        for _ in 0..500 {
+            limits.take_name(Limit::Send, "@anna:here").unwrap();
+        }
+        for n in 0..5000 {
+            limits.take_ip(Limit::Claim, format!("2001:db8:9:{n:x}::1").parse().unwrap()).unwrap();
+            limits.take_name(Limit::Federation, &format!("s{n}.evil.example")).unwrap();
+        }
+        assert!(limits.take_ip(Limit::Register, other).is_err());
+        assert!(limits.take_name(Limit::Send, "@anna:here").is_err());
+        assert!(limits.take_ip(Limit::Register, first).is_ok(), "its own was forgotten");
+        let kept = limits.buckets.as_ref().map(|all| all.lock().unwrap().len());
+        assert!(kept.is_some_and(|kept| kept <= ACCOUNTS_MAX + STRANGERS_MAX), "{kept:?}");
     }
 
     #[test]
