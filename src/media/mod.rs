@@ -8,34 +8,32 @@
 
 use std::fmt;
 use std::fs::File;
-use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use lru::LruCache;
 use ruma::{OwnedServerName, ServerName};
 use tokio::sync::Notify;
 
-use crate::base::{Clock, Random, blocking};
+use crate::base::{Clock, Owner, Random, Shares, blocking};
 use crate::budget::{Budget, Card, Grant, Refused};
 use crate::remote::{Failed, Remote};
 use crate::store::tables::media;
 use crate::store::{self, Store, UserNum};
 
 mod elsewhere;
-mod share;
+mod quota;
 mod upload;
 
-use share::Shares;
+use quota::Quotas;
 
 pub use elsewhere::{Fetched, Scaled};
 pub use upload::{About, Upload};
 
 /// What one transfer holds: a piece on its way, and a little.
 const TRANSFER_BYTES: u64 = 40 << 10;
-/// Media ids given out before their files, each about 150 bytes; the least recently used goes first.
-const PROMISED_MAX: NonZeroUsize = NonZeroUsize::new(256).unwrap();
+/// Media ids given out before their files, each about 150 bytes; of whoever was given most the oldest go first.
+const PROMISED_MAX: usize = 256;
 const PROMISED_MS: u64 = 60 * 60 * 1000;
 const MEDIA_ID_CHARS: usize = 24;
 /// Of the card's so many parts an account may fill one, where the owner says nothing else.
@@ -63,8 +61,8 @@ pub struct Media(Arc<Inner>);
 
 struct Inner {
     parts: Parts,
-    promised: Mutex<LruCache<String, Promised>>,
-    shares: Shares,
+    promised: Mutex<Shares<String, Promised>>,
+    quotas: Quotas,
     /// A promised file has arrived.
     arrived: Notify,
 }
@@ -91,11 +89,11 @@ impl Media {
     /// What an interrupted upload left behind is removed.
     pub fn new(parts: Parts) -> Media {
         let _ = std::fs::remove_dir_all(parts.folder.join(upload::INCOMING));
-        let promised = Mutex::new(LruCache::new(PROMISED_MAX));
+        let promised = Mutex::new(Shares::new(PROMISED_MAX, 0));
         // Each of a family of five can keep a tenth, and half of the card is left.
         let share = || Card::at(&parts.folder).map_or(u64::MAX, |card| card.total_bytes / CARD_PART);
-        let shares = Shares::new(parts.account_bytes_max.unwrap_or_else(share));
-        Media(Arc::new(Inner { parts, promised, shares, arrived: Notify::new() }))
+        let quotas = Quotas::new(parts.account_bytes_max.unwrap_or_else(share));
+        Media(Arc::new(Inner { parts, promised, quotas, arrived: Notify::new() }))
     }
 
     pub fn is_here(&self, server: &ServerName) -> bool {
@@ -143,9 +141,12 @@ impl Media {
 
     /// Gives out a media id whose file comes later. Answers it and until when it may come, in Unix milliseconds.
     pub fn promise(&self, to: UserNum) -> (String, u64) {
-        let expires_ms = self.0.parts.clock.now_ms() + PROMISED_MS;
+        let now_ms = self.0.parts.clock.now_ms();
+        let expires_ms = now_ms + PROMISED_MS;
         let media_id = self.0.parts.random.token(MEDIA_ID_CHARS);
-        self.promised().put(media_id.clone(), Promised { to, expires_ms });
+        let mut all = self.promised();
+        all.retain(|_, promised| promised.expires_ms > now_ms);
+        all.put(Owner::Known(to), media_id.clone(), Promised { to, expires_ms });
         (media_id, expires_ms)
     }
 
@@ -170,7 +171,7 @@ impl Media {
         self.promised().peek(media_id).is_some_and(|promised| promised.expires_ms > now_ms)
     }
 
-    fn promised(&self) -> std::sync::MutexGuard<'_, LruCache<String, Promised>> {
+    fn promised(&self) -> std::sync::MutexGuard<'_, Shares<String, Promised>> {
         self.0.promised.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -254,19 +255,16 @@ mod tests {
     use crate::matrix::sign::Key;
     use crate::remote::RemoteOptions;
 
-    /// Six who waited for one file that never came held all there was for pictures on the smallest board.
-    #[tokio::test]
-    async fn waiting_for_what_was_promised_takes_nothing_from_those_who_read() {
-        let (clock, random, budget) = (Clock::simulated(1_000_000), Random::seeded(1), Budget::for_tests());
+    fn media(clock: &Clock, budget: &Budget) -> Media {
+        let (clock, random, budget) = (clock.clone(), Random::seeded(1), budget.clone());
         let (store, server) = (Store::in_memory(), OwnedServerName::try_from("here.test").unwrap());
         let options = RemoteOptions::new(server.clone(), Arc::new(Key::from_seed("1", [1; 32])));
         let remote = Remote::new(options, clock.clone(), random.clone(), &budget, store.clone()).unwrap();
         let folder = std::env::temp_dir().join(format!("snug-media-{}", std::process::id()));
-        let (account, upload_bytes_max) = (budget.account("media"), 1000);
-        let (clock_too, account_bytes_max) = (clock.clone(), None);
-        let parts = Parts {
+        let (upload_bytes_max, account_bytes_max) = (1000, None);
+        Media::new(Parts {
             store,
-            clock: clock_too,
+            clock,
             random,
             budget,
             remote,
@@ -274,8 +272,31 @@ mod tests {
             folder,
             upload_bytes_max,
             account_bytes_max,
-        };
-        let media = Media::new(parts);
+        })
+    }
+
+    /// 256 ids were for everybody: one who asked for so many ended the uploads of all others.
+    #[tokio::test]
+    async fn who_asks_for_many_ids_loses_their_own() {
+        let clock = Clock::simulated(1_000_000);
+        let media = media(&clock, &Budget::for_tests());
+        let (friends, first) = (media.promise(UserNum(1)).0, media.promise(UserNum(2)).0);
+        for _ in 0..1000 {
+            media.promise(UserNum(2));
+        }
+        assert!(media.check_promise(&friends, UserNum(1)).await.is_ok());
+        assert!(media.check_promise(&first, UserNum(2)).await.is_err());
+        assert!(media.promised().len() <= PROMISED_MAX);
+        clock.advance(Duration::from_millis(PROMISED_MS));
+        media.promise(UserNum(2));
+        assert_eq!(media.promised().len(), 1, "what is over goes first");
+    }
+
+    /// Six who waited for one file that never came held all there was for pictures on the smallest board.
+    #[tokio::test]
+    async fn waiting_for_what_was_promised_takes_nothing_from_those_who_read() {
+        let (clock, budget) = (Clock::simulated(1_000_000), Budget::for_tests());
+        let (account, media) = (budget.account("media"), media(&clock, &budget));
         let (id, _) = media.promise(UserNum(1));
         let waiting = tokio::spawn(async move { media.open(&id, Duration::from_secs(60)).await.map(drop) });
         tokio::time::sleep(Duration::from_millis(50)).await;

@@ -64,7 +64,7 @@ impl Media {
         let media = self.clone();
         let (sink, share) = blocking(move || {
             let used = || media::used_by(&media.0.parts.store.read()?, uploader);
-            let share = media.0.shares.begin(uploader, used)?;
+            let share = media.0.quotas.begin(uploader, used)?;
             share.check(announced.unwrap_or(1))?;
             fs::create_dir_all(&folder)?;
             check_free(&folder)?;
@@ -129,7 +129,7 @@ impl Upload {
         written.await.map_err(WriteError::into_inner)?;
         self.share.arrived();
         if promised.is_some() {
-            media.promised().pop(&media_id);
+            media.promised().remove(&media_id);
             media.0.arrived.notify_waiters();
         }
         Ok(media_id)

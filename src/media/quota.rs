@@ -11,7 +11,7 @@ use crate::budget::human;
 use crate::store::UserNum;
 
 #[derive(Clone)]
-pub(super) struct Shares(Arc<Inner>);
+pub(super) struct Quotas(Arc<Inner>);
 
 struct Inner {
     bytes_max: u64,
@@ -30,7 +30,7 @@ struct Coming {
 
 /// What one upload adds.
 pub(super) struct Part {
-    shares: Shares,
+    quotas: Quotas,
     user: UserNum,
     /// What the user had by the database when it began, and what of the uploads beside it was surely in that.
     used: u64,
@@ -39,9 +39,9 @@ pub(super) struct Part {
     has_arrived: bool,
 }
 
-impl Shares {
-    pub(super) fn new(bytes_max: u64) -> Shares {
-        Shares(Arc::new(Inner { bytes_max, coming: Mutex::default() }))
+impl Quotas {
+    pub(super) fn new(bytes_max: u64) -> Quotas {
+        Quotas(Arc::new(Inner { bytes_max, coming: Mutex::default() }))
     }
 
     /// Begins an upload. `used` tells what the user has by the database; it is asked after the upload is entered, so what
@@ -53,7 +53,7 @@ impl Shares {
             coming.uploads += 1;
             coming.arrived
         };
-        let mut part = Part { shares: self.clone(), user, used: 0, arrived_before, bytes: 0, has_arrived: false };
+        let mut part = Part { quotas: self.clone(), user, used: 0, arrived_before, bytes: 0, has_arrived: false };
         part.used = used()?;
         Ok(part)
     }
@@ -66,13 +66,13 @@ impl Shares {
 impl Part {
     /// Whether the share has room for so many more.
     pub(super) fn check(&self, bytes: u64) -> Result<(), Error> {
-        let coming = self.shares.lock().get(&self.user).map_or(0, |coming| coming.bytes);
+        let coming = self.quotas.lock().get(&self.user).map_or(0, |coming| coming.bytes);
         self.check_sum(coming.saturating_add(bytes))
     }
 
     /// Adds bytes that came.
     pub(super) fn add(&mut self, bytes: u64) -> Result<(), Error> {
-        let mut all = self.shares.lock();
+        let mut all = self.quotas.lock();
         let coming = all.entry(self.user).or_default();
         self.check_sum(coming.bytes.saturating_add(bytes))?;
         coming.bytes += bytes;
@@ -86,7 +86,7 @@ impl Part {
     }
 
     fn check_sum(&self, coming: u64) -> Result<(), Error> {
-        let bytes_max = self.shares.0.bytes_max;
+        let bytes_max = self.quotas.0.bytes_max;
         match self.used.saturating_add(coming - self.arrived_before) > bytes_max {
             true => Err(Error::Full(format!(
                 "Your files would take more than the {} an account may keep on this server; its owner can allow more",
@@ -99,7 +99,7 @@ impl Part {
 
 impl Drop for Part {
     fn drop(&mut self) {
-        let mut all = self.shares.lock();
+        let mut all = self.quotas.lock();
         let Some(coming) = all.get_mut(&self.user) else { return };
         coming.uploads -= 1;
         match self.has_arrived {
@@ -118,13 +118,13 @@ mod tests {
 
     #[test]
     fn uploads_beside_each_other_stay_within_the_share_together() {
-        let shares = Shares::new(100);
-        let begin = |used: u64| shares.begin(UserNum(1), || Ok::<_, Error>(used)).unwrap();
+        let quotas = Quotas::new(100);
+        let begin = |used: u64| quotas.begin(UserNum(1), || Ok::<_, Error>(used)).unwrap();
         let (mut one, mut two) = (begin(20), begin(20));
         one.add(50).unwrap();
         two.add(30).unwrap();
         assert!(two.add(1).is_err() && one.check(1).is_err());
-        assert!(shares.begin(UserNum(2), || Ok::<_, Error>(0)).unwrap().add(100).is_ok(), "another one's");
+        assert!(quotas.begin(UserNum(2), || Ok::<_, Error>(0)).unwrap().add(100).is_ok(), "another one's");
         // One arrives: who began before does not know it from the database, who comes later does.
         one.arrived();
         assert!(two.add(1).is_err());
@@ -134,11 +134,11 @@ mod tests {
         later.add(30).unwrap();
         assert!(later.add(1).is_err());
         drop(later);
-        assert!(shares.lock().is_empty());
+        assert!(quotas.lock().is_empty());
         let mut three = begin(70);
         three.add(30).unwrap();
         drop(three);
         assert!(begin(70).add(30).is_ok(), "what did not arrive takes nothing");
-        assert!(shares.begin(UserNum(1), || Err::<u64, _>(())).is_err() && shares.lock().is_empty());
+        assert!(quotas.begin(UserNum(1), || Err::<u64, _>(())).is_err() && quotas.lock().is_empty());
     }
 }
