@@ -39,7 +39,7 @@ pub async fn prove(
     {
         request.limit_for(Limit::Login, user.as_str())?;
     }
-    match client.users.prove(demand, auth).await? {
+    match client.users.prove(demand, request.peer().ip, auth).await? {
         Progress::Done => Ok(None),
         Progress::Ask(what) => Ok(Some(Response::json_with(StatusCode::UNAUTHORIZED, &what))),
     }

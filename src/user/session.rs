@@ -3,16 +3,15 @@
 //! A token is random; only its SHA-256 is kept. A device has one at a time.
 
 use std::net::IpAddr;
-use std::num::NonZeroUsize;
 use std::sync::{Mutex, PoisonError};
 
-use lru::LruCache;
 use ruma::{OwnedUserId, UserId};
 use sha2::{Digest, Sha256};
 
 use super::account::{self, Standing};
 use super::device::{DEVICE_ID_BYTES_MAX, DEVICES_MAX, NAME_BYTES_MAX, forget};
 use super::{Error, Users};
+use crate::base::{Owner, Shares};
 use crate::store::tables::device::{self, Device};
 use crate::store::tables::{hex, user};
 use crate::store::{Get, UserNum};
@@ -21,8 +20,8 @@ const TOKEN_CHARS: usize = 43;
 const DEVICE_ID_CHARS: usize = 10;
 /// How old a device's last-seen may be before it is written anew: a write is a sync of the card.
 const SEEN_MS: u64 = 10 * 60 * 1000;
-/// Devices whose last-seen is known to be fresh, about 100 bytes each.
-const SEEN_MAX: NonZeroUsize = NonZeroUsize::new(256).unwrap();
+/// Devices whose last-seen is known to be fresh, about 100 bytes each; whoever has most of them loses their own.
+const SEEN_MAX: usize = 256;
 
 /// Whom a request speaks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,11 +51,11 @@ pub struct Session {
 }
 
 /// When devices were last written down as seen.
-pub(super) struct Seen(Mutex<LruCache<(UserNum, String), u64>>);
+pub(super) struct Seen(Mutex<Shares<(UserNum, String), u64>>);
 
 impl Default for Seen {
     fn default() -> Seen {
-        Seen(Mutex::new(LruCache::new(SEEN_MAX)))
+        Seen(Mutex::new(Shares::new(SEEN_MAX, 0)))
     }
 }
 
@@ -145,10 +144,11 @@ impl Users {
         let key = (requester.user_num, requester.device_id.clone());
         {
             let mut seen = self.0.seen.0.lock().unwrap_or_else(PoisonError::into_inner);
-            match seen.put(key, now_ms) {
+            match seen.put(Owner::Known(requester.user_num), key, now_ms) {
                 Some(last) if now_ms.saturating_sub(last) < SEEN_MS => {
                     // Put back: the interval counts from the note, not from the last request.
-                    seen.put((requester.user_num, requester.device_id.clone()), last);
+                    let key = (requester.user_num, requester.device_id.clone());
+                    seen.put(Owner::Known(requester.user_num), key, last);
                     return;
                 }
                 _ => {}

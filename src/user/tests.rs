@@ -10,6 +10,8 @@ use super::*;
 use crate::matrix::sign::{self, Key};
 use crate::remote::RemoteOptions;
 
+const HOME: [u8; 4] = [127, 0, 0, 1];
+
 pub(super) struct Town {
     pub(super) users: Users,
     clock: Clock,
@@ -243,7 +245,9 @@ async fn a_session_of_stages_is_for_one_operation_one_user_and_a_while() {
     };
     let dummy = |session: &str| json!({ "type": "m.login.dummy", "session": session });
     let token = |session: &str| json!({ "type": "m.login.registration_token", "token": "good", "session": session });
-    let prove = async |demand: Demand<'_>, auth: Option<Value>| town.users.prove(demand, auth.as_ref()).await.unwrap();
+    let prove = async |demand: Demand<'_>, auth: Option<Value>| {
+        town.users.prove(demand, HOME.into(), auth.as_ref()).await.unwrap()
+    };
 
     let one = &*alice.user_id;
     let (id, _) = session(prove(demand("x", Some(one)), None).await);
@@ -263,25 +267,32 @@ async fn a_session_of_stages_is_for_one_operation_one_user_and_a_while() {
     assert_eq!((late != new, completed), (true, json!([])));
 }
 
-/// A hundred strangers a second who begin to register left nobody the time to change a password.
+/// A hundred strangers a second who begin to register left nobody the time to change a password, and no other stranger the time
+/// to register.
 #[tokio::test]
-async fn strangers_end_no_sessions_but_strangers() {
+async fn strangers_end_no_sessions_but_their_own() {
     let town = town();
-    let alice = town.person("alice").await;
+    let (alice, bob) = (town.person("alice").await, town.person("bob").await);
     let demand = |user| Demand { operation: "x", user, stages: &[Stage::Dummy], tokens: &[] };
-    let begin = async |user| match town.users.prove(demand(user), None).await.unwrap() {
+    let begin = async |user, from: [u8; 4]| match town.users.prove(demand(user), from.into(), None).await.unwrap() {
         Progress::Ask(ask) => ask["session"].as_str().unwrap().to_owned(),
         Progress::Done => panic!("nothing has been proved"),
     };
-    let (own, first) = (begin(Some(&*alice.user_id)).await, begin(None).await);
-    for _ in 0..256 {
-        begin(None).await;
+    let (bobs, own) = (begin(Some(&*bob.user_id), HOME).await, begin(Some(&*alice.user_id), HOME).await);
+    let (first, other) = (begin(None, [192, 0, 2, 1]).await, begin(None, [203, 0, 113, 1]).await);
+    for n in 0..=255 {
+        begin(None, [192, 0, 2, n]).await;
+        begin(Some(&*bob.user_id), HOME).await;
     }
     let dummy = |session: &str| json!({ "type": "m.login.dummy", "session": session });
-    let prove = async |user, session: &str| town.users.prove(demand(user), Some(&dummy(session))).await.unwrap();
+    let prove =
+        async |user, session: &str| town.users.prove(demand(user), HOME.into(), Some(&dummy(session))).await.unwrap();
     assert!(matches!(prove(None, &first).await, Progress::Ask(_)));
+    assert_eq!(prove(None, &other).await, Progress::Done);
+    assert!(matches!(prove(Some(&*bob.user_id), &bobs).await, Progress::Ask(_)));
     assert!(matches!(prove(None, &own).await, Progress::Ask(_)), "it is of somebody else");
     assert_eq!(prove(Some(&*alice.user_id), &own).await, Progress::Done);
+    assert!(town.users.0.sessions.lock().len() <= 512);
 }
 
 #[tokio::test]
@@ -292,7 +303,7 @@ async fn proving_to_be_somebody_else_is_refused_outright() {
     for (named, refused) in [(&bob.user_id, true), (&alice.user_id, false)] {
         let auth = json!({ "type": "m.login.password", "password": "wrong",
             "identifier": { "type": "m.id.user", "user": named } });
-        let proved = town.users.prove(demand(), Some(&auth)).await;
+        let proved = town.users.prove(demand(), HOME.into(), Some(&auth)).await;
         assert_eq!(matches!(proved, Err(Error::Forbidden(_))), refused, "{proved:?}");
     }
 }

@@ -3,19 +3,20 @@
 //! Client-server API, "User-Interactive Authentication API". Sessions are in memory, few, and short-lived: whoever
 //! loses one begins again.
 
-use std::num::NonZeroUsize;
+use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use lru::LruCache;
 use ruma::{OwnedUserId, UserId};
 use serde_json::{Value, json};
 
 use super::{Error, Users};
+use crate::base::shares::network;
+use crate::base::{Owner, Shares};
 use crate::matrix::id;
 
-/// Sessions kept of people here, and as many of strangers who register, each some hundred bytes; the least recently used goes
-/// first. Strangers push out each other only.
-const SESSIONS_MAX: NonZeroUsize = NonZeroUsize::new(256).unwrap();
+/// Sessions kept of people here, and as many of strangers who register, each some hundred bytes. Strangers push out each other
+/// only: whoever began most of them from one network. So do people here.
+const SESSIONS_MAX: usize = 256;
 const SESSION_MS: u64 = 15 * 60 * 1000;
 const SESSION_CHARS: usize = 24;
 
@@ -59,46 +60,41 @@ pub enum Progress {
     Ask(Value),
 }
 
-struct Session {
+pub(super) struct Session {
     operation: &'static str,
     user: Option<OwnedUserId>,
     completed: Vec<Stage>,
     expires_ms: u64,
 }
 
-pub(super) struct Sessions {
-    known: Mutex<LruCache<String, Session>>,
-    strangers: Mutex<LruCache<String, Session>>,
-}
+pub(super) struct Sessions(Mutex<Shares<String, Session>>);
 
 impl Default for Sessions {
     fn default() -> Sessions {
-        let empty = || Mutex::new(LruCache::new(SESSIONS_MAX));
-        Sessions { known: empty(), strangers: empty() }
+        Sessions(Mutex::new(Shares::new(SESSIONS_MAX, SESSIONS_MAX)))
     }
 }
 
 impl Sessions {
-    /// The sessions among which those of whoever is asked are.
-    fn of(&self, demand: &Demand<'_>) -> MutexGuard<'_, LruCache<String, Session>> {
-        let sessions = if demand.user.is_some() { &self.known } else { &self.strangers };
-        sessions.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn lock(&self) -> MutexGuard<'_, Shares<String, Session>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Users {
-    /// Looks at the `auth` of a request. A session without any is begun; one whose stages are complete is used up.
-    pub async fn prove(&self, demand: Demand<'_>, auth: Option<&Value>) -> Result<Progress, Error> {
+    /// Looks at the `auth` of a request that comes `from` an address. A session without any is begun; one whose stages are
+    /// complete is used up.
+    pub async fn prove(&self, demand: Demand<'_>, from: IpAddr, auth: Option<&Value>) -> Result<Progress, Error> {
         let Some(auth) = auth.filter(|auth| !auth.is_null()) else {
-            let session = self.begin(&demand);
+            let session = self.begin(&demand, from);
             return Ok(Progress::Ask(ask(&demand, &session, &[], None)));
         };
         let session = match auth.get("session").and_then(Value::as_str) {
             Some(session) => session.to_owned(),
-            None => self.begin(&demand),
+            None => self.begin(&demand, from),
         };
         let Some(mut completed) = self.completed(&demand, &session) else {
-            let session = self.begin(&demand);
+            let session = self.begin(&demand, from);
             let failed = Error::Forbidden("This session has ended; here is a new one".to_owned());
             return Ok(Progress::Ask(ask(&demand, &session, &[], Some(&failed))));
         };
@@ -120,27 +116,32 @@ impl Users {
             }
         }
         if demand.stages.iter().all(|stage| completed.contains(stage)) {
-            self.0.sessions.of(&demand).pop(&session);
+            self.0.sessions.lock().remove(&session);
             return Ok(Progress::Done);
         }
-        if let Some(kept) = self.0.sessions.of(&demand).get_mut(&session) {
+        if let Some(kept) = self.0.sessions.lock().get(&session) {
             kept.completed.clone_from(&completed);
         }
         Ok(Progress::Ask(ask(&demand, &session, &completed, None)))
     }
 
-    fn begin(&self, demand: &Demand<'_>) -> String {
+    fn begin(&self, demand: &Demand<'_>, from: IpAddr) -> String {
         let session = self.0.parts.random.token(SESSION_CHARS);
-        let (user, expires_ms) = (demand.user.map(ToOwned::to_owned), self.now_ms() + SESSION_MS);
+        let (user, now_ms) = (demand.user.map(ToOwned::to_owned), self.now_ms());
+        let expires_ms = now_ms + SESSION_MS;
+        let owner =
+            user.as_ref().map_or(Owner::Stranger(network(from).to_string()), |user| Owner::Known(user.to_string()));
         let new = Session { operation: demand.operation, user, completed: Vec::new(), expires_ms };
-        self.0.sessions.of(demand).put(session.clone(), new);
+        let mut sessions = self.0.sessions.lock();
+        sessions.retain(|_, session| session.expires_ms > now_ms);
+        sessions.put(owner, session.clone(), new);
         session
     }
 
     /// The stages a session has completed; nothing when it is not for this.
     fn completed(&self, demand: &Demand<'_>, session: &str) -> Option<Vec<Stage>> {
         let now_ms = self.now_ms();
-        let mut sessions = self.0.sessions.of(demand);
+        let mut sessions = self.0.sessions.lock();
         let kept = sessions.get(session)?;
         let fits = kept.operation == demand.operation && kept.user.as_deref() == demand.user;
         (fits && kept.expires_ms > now_ms).then(|| kept.completed.clone())
