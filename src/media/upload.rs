@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
 
-use super::share::Part;
+use super::quota::Part;
 use super::{Error, MEDIA_ID_CHARS, Media};
 use crate::base::blocking;
 use crate::budget::{Card, Grant};

@@ -4,30 +4,28 @@
 //! a row give no sign of life and nobody else does either, it is our own network that is gone: then only one probe in a
 //! while goes out, nobody's standing suffers, and everything resumes by itself when anybody answers.
 //!
-//! Bounds: [`KNOWN_MAX`] servers in memory, [`UNSAVED_MAX`] changes waiting to be written (a lost
-//! one costs one early retry).
+//! Bounds: [`KNOWN_MAX`] servers in memory, [`UNSAVED_MAX`] changes waiting to be written (a lost one costs one early retry),
+//! each of servers known here and as many of strangers.
 
 use std::{
-    collections::{HashMap, VecDeque},
-    num::NonZeroUsize,
+    collections::VecDeque,
     sync::{Arc, Mutex, MutexGuard},
 };
 
-use lru::LruCache;
 use ruma::{OwnedServerName, ServerName};
 use tokio::sync::Notify;
 
-use super::{Failed, sweep::Due};
+use super::{Failed, circle::Circle, sweep::Due};
 use crate::{
-    base::{self, Clock, Random},
+    base::{self, Clock, Owner, Random, Shares},
     store::{
         Store,
         tables::server::{self, Standing},
     },
 };
 
-const KNOWN_MAX: usize = 1024;
-const UNSAVED_MAX: usize = 1024;
+const KNOWN_MAX: usize = 512;
+const UNSAVED_MAX: usize = 512;
 /// The first pause; short, since most failures are restarts.
 const FIRST_MS: u64 = 10_000;
 const LONGEST_MS: u64 = 12 * 3_600_000;
@@ -51,13 +49,14 @@ struct Inner {
     clock: Clock,
     random: Random,
     back: Notify,
-    recovered: Mutex<Vec<OwnedServerName>>,
+    recovered: Mutex<Shares<OwnedServerName, ()>>,
     due: Arc<Due>,
+    circle: Arc<Circle>,
 }
 
 struct Book {
-    known: LruCache<OwnedServerName, Known>,
-    unsaved: HashMap<OwnedServerName, Standing>,
+    known: Shares<OwnedServerName, Known>,
+    unsaved: Shares<OwnedServerName, Standing>,
     internet: Internet,
 }
 
@@ -75,16 +74,17 @@ struct Internet {
     gone: bool,
     probe_at_ms: u64,
     probe_pause_ms: u64,
-    /// Servers that answered lately; at most [`GOOD_SERVERS`]. They are the best probes, so they have a turn of their own.
-    good: VecDeque<OwnedServerName>,
+    /// Servers that answered lately, and whether they are known here; at most [`GOOD_SERVERS`]. They are the best probes, so they
+    /// have a turn of their own.
+    good: VecDeque<(OwnedServerName, bool)>,
     good_probe_at_ms: u64,
 }
 
 impl Backoff {
-    pub(super) fn new(store: Store, clock: Clock, random: Random, due: Arc<Due>) -> Backoff {
+    pub(super) fn new(store: Store, clock: Clock, random: Random, due: Arc<Due>, circle: Arc<Circle>) -> Backoff {
         let book = Book {
-            known: LruCache::new(NonZeroUsize::new(KNOWN_MAX).expect("not zero")),
-            unsaved: HashMap::new(),
+            known: Shares::new(KNOWN_MAX, KNOWN_MAX),
+            unsaved: Shares::new(UNSAVED_MAX, UNSAVED_MAX),
             internet: Internet::default(),
         };
         Backoff(Arc::new(Inner {
@@ -93,8 +93,9 @@ impl Backoff {
             clock,
             random,
             back: Notify::new(),
-            recovered: Mutex::default(),
+            recovered: Mutex::new(Shares::new(RECOVERED_MAX, RECOVERED_MAX)),
             due,
+            circle,
         }))
     }
 
@@ -124,11 +125,11 @@ impl Backoff {
         let mut book = self.book();
         if !fixed {
             self.sign_of_life(&mut book);
-            book.internet.note_good(server);
+            book.internet.note_good(server, matches!(self.0.circle.remembered(server), Owner::Known(_)));
         }
         let known = book.known.get(server).map(|known| known.standing);
         if known.is_none_or(|standing| standing.failures > 0) {
-            book.set(server, Standing::default(), known != Some(Standing::default()));
+            book.set(self.0.circle.remembered(server), server, Standing::default(), known != Some(Standing::default()));
         }
     }
 
@@ -144,17 +145,17 @@ impl Backoff {
             if excused.is_some_and(|at| now < at + EXCUSED_MS) {
                 return;
             }
-            book.set(server, Standing::default(), true).excused_ms = Some(now);
+            let owner = self.0.circle.remembered(server);
+            book.set(owner, server, Standing::default(), true).excused_ms = Some(now);
         }
         let mut recovered = self.0.recovered.lock().expect("no panic holds it");
-        if recovered.len() < RECOVERED_MAX {
-            recovered.push(server.to_owned());
-        }
+        recovered.put(self.0.circle.remembered(server), server.to_owned(), ());
     }
 
     /// The servers that failed and have been heard from since this was last called. For who has something waiting for them.
     pub fn take_recovered(&self) -> Vec<OwnedServerName> {
-        std::mem::take(&mut self.0.recovered.lock().expect("no panic holds it"))
+        let recovered = self.0.recovered.lock().expect("no panic holds it").drain();
+        recovered.into_iter().map(|(server, ())| server).collect()
     }
 
     /// Something answered in its place. That says our way out is open, and nothing about the server.
@@ -194,7 +195,7 @@ impl Backoff {
 
     /// Writes down what changed, one short write for all of it. Called now and then, and at the end.
     pub async fn flush(&self) {
-        let unsaved = std::mem::take(&mut self.book().unsaved);
+        let unsaved = self.book().unsaved.drain();
         if unsaved.is_empty() {
             return;
         }
@@ -218,18 +219,22 @@ impl Backoff {
         if let Some(known) = self.book().known.get(server) {
             return known.standing;
         }
-        let (store, name) = (self.0.store.clone(), server.to_owned());
-        let stored = base::blocking(move || server::standing(&store.read()?, &name)).await;
+        let (store, circle, name) = (self.0.store.clone(), self.0.circle.clone(), server.to_owned());
+        let stored = base::blocking(move || {
+            circle.look(&name)?;
+            server::standing(&store.read()?, &name)
+        })
+        .await;
         let stored = stored.unwrap_or_else(|error: crate::store::Error| {
             tracing::warn!(%error, "a server's standing could not be read");
             None
         });
         let mut book = self.book();
         // Somebody may have learnt better meanwhile.
-        let unsaved = book.unsaved.get(server).copied();
+        let unsaved = book.unsaved.peek(server).copied();
         let known = book.known.get(server).map(|known| known.standing);
         let standing = known.or(unsaved).or(stored).unwrap_or_default();
-        book.set(server, standing, false);
+        book.set(self.0.circle.remembered(server), server, standing, false);
         standing
     }
 
@@ -242,7 +247,8 @@ impl Backoff {
         }
         let failures = before.failures.saturating_add(1);
         let pause = pause_ms.unwrap_or(0).min(LONGEST_MS).max(pause_ms_after(failures, self.0.random.u64()));
-        book.set(server, Standing { failures, retry_at_ms: now + pause }, true);
+        let standing = Standing { failures, retry_at_ms: now + pause };
+        book.set(self.0.circle.remembered(server), server, standing, true);
     }
 
     fn sign_of_life(&self, book: &mut Book) {
@@ -255,32 +261,38 @@ impl Backoff {
 }
 
 impl Book {
-    fn set(&mut self, server: &ServerName, standing: Standing, save: bool) -> &mut Known {
-        if save && (self.unsaved.len() < UNSAVED_MAX || self.unsaved.contains_key(server)) {
-            self.unsaved.insert(server.to_owned(), standing);
+    fn set(&mut self, owner: Owner<String>, server: &ServerName, standing: Standing, save: bool) -> &mut Known {
+        if save {
+            self.unsaved.put(owner.clone(), server.to_owned(), standing);
         }
-        let known = self.known.get_or_insert_mut(server.to_owned(), Known::default);
+        let known = self.known.get_or_put(owner, server.to_owned(), Known::default);
         known.standing = standing;
         known
     }
 }
 
 impl Internet {
-    fn note_good(&mut self, server: &ServerName) {
-        if self.good.iter().any(|good| good == server) {
+    /// Strangers take the places of strangers only: who names servers to us says which of them answer, and for how long.
+    fn note_good(&mut self, server: &ServerName, is_known: bool) {
+        if let Some((_, known)) = self.good.iter_mut().find(|(good, _)| good == server) {
+            *known = is_known;
             return;
         }
         if self.good.len() == GOOD_SERVERS {
-            self.good.pop_front();
+            let stranger = self.good.iter().position(|(_, known)| !known);
+            match stranger.or(is_known.then_some(0)) {
+                Some(oldest) => drop(self.good.remove(oldest)),
+                None => return,
+            }
         }
-        self.good.push_back(server.to_owned());
+        self.good.push_back((server.to_owned(), is_known));
     }
 
     fn may_ask(&mut self, server: &ServerName, now_ms: u64) -> bool {
         if !self.gone {
             return true;
         }
-        if now_ms >= self.good_probe_at_ms && self.good.iter().any(|good| good == server) {
+        if now_ms >= self.good_probe_at_ms && self.good.iter().any(|(good, _)| good == server) {
             self.good_probe_at_ms = now_ms + GOOD_PROBE_MS;
             return true;
         }
@@ -319,13 +331,15 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::remote::tests::share_room;
 
     fn name(text: &str) -> OwnedServerName {
         text.try_into().unwrap()
     }
 
     fn backoff(store: &Store, clock: &Clock) -> Backoff {
-        Backoff::new(store.clone(), clock.clone(), Random::seeded(1), Arc::default())
+        let circle = Arc::new(Circle::new(store.clone(), clock.clone()));
+        Backoff::new(store.clone(), clock.clone(), Random::seeded(1), Arc::default(), circle)
     }
 
     #[tokio::test]
@@ -382,6 +396,33 @@ mod tests {
         backoff.heard_from(&server).await;
         assert!(backoff.check(&server, true).await.is_ok());
         assert_eq!(backoff.take_recovered(), [server]);
+    }
+
+    /// Strangers who fail and speak again filled the list of those who are back, and a friend's messages waited for hours.
+    #[tokio::test]
+    async fn strangers_push_out_nobody_known_here() {
+        let (store, clock) = (Store::in_memory(), Clock::simulated(1_000_000));
+        let (backoff, friend) = (backoff(&store, &clock), name("friend.example"));
+        share_room(&store, "friend.example").await;
+        backoff.standing(&friend).await;
+        backoff.failure(&friend, true, Some(3_600_000));
+        backoff.heard_from(&friend).await;
+        for n in 0..1000 {
+            let stranger = name(&format!("s{n}.evil.example"));
+            backoff.standing(&stranger).await;
+            backoff.failure(&stranger, true, Some(3_600_000));
+            backoff.heard_from(&stranger).await;
+        }
+        // Nor from among those that are asked first whether the Internet is back.
+        backoff.success(&friend, false);
+        (0..100).for_each(|n| backoff.success(&name(&format!("s{n}.evil.example")), false));
+        let back = backoff.take_recovered();
+        assert!(back.contains(&friend) && back.contains(&name("s999.evil.example")) && back.len() <= 2 * RECOVERED_MAX);
+        assert!(!back.contains(&name("s0.evil.example")));
+        let book = backoff.book();
+        assert!(book.internet.good.iter().any(|(good, _)| *good == friend));
+        assert!(book.known.contains(&friend) && book.unsaved.contains(&friend));
+        assert!(book.known.len() <= 2 * KNOWN_MAX && book.unsaved.len() <= 2 * UNSAVED_MAX);
     }
 
     #[tokio::test]

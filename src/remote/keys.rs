@@ -7,7 +7,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    num::NonZeroUsize,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -18,7 +17,7 @@ use serde::Deserialize;
 
 use super::{Failed, Options, Remote, events};
 use crate::{
-    base,
+    base::{self, Shares},
     budget::{Account, Grant},
     matrix::sign::{self, PublicKey},
     store::{
@@ -52,7 +51,9 @@ const VALID_MS_MAX: u64 = 7 * 24 * 3_600_000;
 /// A server whose key nobody had is not looked for again for so long, doubling up to the second figure.
 const MISSING_MS_MIN: u64 = 60_000;
 const MISSING_MS_MAX: u64 = 3_600_000;
-const MISSING_MAX: usize = 4096;
+/// Of those known here, and of strangers: a join asks for thousands before the room is known.
+const MISSING_KNOWN_MAX: usize = 1024;
+const MISSING_STRANGERS_MAX: usize = 3072;
 
 /// A key and when it may be believed.
 #[derive(Debug, Clone)]
@@ -78,7 +79,7 @@ pub(super) struct Book {
     own_id: String,
     own: Known,
     memory: Mutex<Memory>,
-    missing: Mutex<LruCache<OwnedServerName, Missing>>,
+    missing: Mutex<Shares<OwnedServerName, Missing>>,
     store: Store,
 }
 
@@ -101,7 +102,7 @@ impl Book {
             own_id: own.id().to_owned(),
             own: own_key,
             memory: Mutex::new(Memory { keys: LruCache::unbounded(), account, grant: None }),
-            missing: Mutex::new(LruCache::new(NonZeroUsize::new(MISSING_MAX).expect("not zero"))),
+            missing: Mutex::new(Shares::new(MISSING_KNOWN_MAX, MISSING_STRANGERS_MAX)),
             store,
         }
     }
@@ -260,9 +261,13 @@ impl Keys {
         let now = self.remote.0.clock.now_ms();
         let mut missing = self.book().missing.lock().expect("no panic holds it");
         for server in lacking.keys() {
-            let times = missing.get(server).map_or(0, |missing| missing.times);
+            let times = missing.peek(server).map_or(0, |missing| missing.times);
             let pause = (MISSING_MS_MIN << times.min(10)).min(MISSING_MS_MAX);
-            missing.put(server.clone(), Missing { times: times + 1, until_ms: now + pause });
+            missing.put(
+                self.remote.0.circle.remembered(server),
+                server.clone(),
+                Missing { times: times + 1, until_ms: now + pause },
+            );
         }
     }
 
@@ -417,7 +422,7 @@ impl Keys {
             for (id, stored) in &one.keys {
                 self.remember(key_cache::name(&one.server, id), *stored);
             }
-            self.book().missing.lock().expect("no panic holds it").pop(&one.server);
+            self.book().missing.lock().expect("no panic holds it").remove(&one.server);
         }
         Ok(())
     }

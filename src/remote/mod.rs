@@ -5,9 +5,10 @@
 //! `outbound` account, and a time.
 //!
 //! Read `request.rs` first (a signed question with a small answer), then `stream.rs` (a large one), `connect.rs`,
-//! `resolve.rs`, `backoff.rs`, `keys.rs`. `events.rs` cuts a large answer into events.
+//! `resolve.rs`, `backoff.rs`, `keys.rs`, `circle.rs`. `events.rs` cuts a large answer into events.
 
 mod backoff;
+mod circle;
 mod connect;
 pub mod events;
 mod keys;
@@ -96,6 +97,7 @@ struct Inner {
     pool: connect::Pool,
     account: Account,
     backoff: Backoff,
+    circle: Arc<circle::Circle>,
     keys: keys::Book,
     store: Store,
     /// When what is known of other servers is to be swept.
@@ -133,9 +135,11 @@ impl Remote {
         )
         .allowing_private(options.allow_private);
         let due = Arc::<sweep::Due>::default();
+        let circle = Arc::new(circle::Circle::new(store.clone(), clock.clone()));
         Ok(Remote(Arc::new(Inner {
             pool: connect::Pool::new(dialer, options.limits, clock.clone()),
-            backoff: Backoff::new(store.clone(), clock.clone(), random, due.clone()),
+            backoff: Backoff::new(store.clone(), clock.clone(), random, due.clone(), circle.clone()),
+            circle,
             keys: keys::Book::new(&options.key, budget.account("signing_keys"), store.clone()),
             store,
             due,
@@ -172,7 +176,7 @@ impl Remote {
 
     /// Where a server is reached, by the specification's steps: the host its certificate must be for, and its addresses.
     pub async fn locate(&self, server: &ServerName) -> Result<(String, Vec<std::net::SocketAddr>), Failed> {
-        let target = self.0.resolver.resolve(server).await?;
+        let target = self.0.resolver.resolve(server, self.owner_of(server).await).await?;
         Ok((target.host, target.addresses))
     }
 

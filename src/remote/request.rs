@@ -264,7 +264,7 @@ impl Remote {
         if !self.0.enabled {
             return Err(Failed::BadAnswer("this server speaks with no other one (federation.enabled)".into()));
         }
-        Ok(self.0.resolver.resolve(server).await?)
+        Ok(self.0.resolver.resolve(server, self.owner_of(server).await).await?)
     }
 
     /// The body so far is on account, and so is the next frame before it is kept.

@@ -8,17 +8,15 @@ use std::{
     collections::HashMap,
     future::Future,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    num::NonZeroUsize,
     pin::Pin,
     sync::{Arc, Mutex},
     time::Duration,
 };
 
-use lru::LruCache;
 use ruma::ServerName;
 use rustls::pki_types;
 
-use crate::base::{Clock, Random};
+use crate::base::{Clock, Owner, Random, Shares};
 
 /// The port of a server that names none.
 pub const DEFAULT_PORT: u16 = 8448;
@@ -100,7 +98,7 @@ enum Override {
 pub struct Resolver {
     lookup: Box<dyn Lookup>,
     overrides: HashMap<String, Override>,
-    delegations: Mutex<LruCache<String, Delegation>>,
+    delegations: Mutex<Shares<String, Delegation>>,
     allow_private: bool,
     clock: Clock,
     random: Random,
@@ -116,7 +114,7 @@ struct Delegation {
 
 impl Resolver {
     /// `overrides` are `(server name, "1.2.3.4:8448" or a delegated server name)`; `entries_max` bounds the delegations kept,
-    /// about 200 bytes each.
+    /// about 200 bytes each: half of them of servers known here, half of strangers.
     pub fn new(
         lookup: Box<dyn Lookup>,
         overrides: &[(String, String)],
@@ -125,8 +123,8 @@ impl Resolver {
         random: Random,
     ) -> Resolver {
         let overrides = overrides.iter().map(|(name, to)| (name.to_ascii_lowercase(), parse_override(to))).collect();
-        let entries_max = NonZeroUsize::new(entries_max.max(16)).expect("at least 16");
-        let delegations = Mutex::new(LruCache::new(entries_max));
+        let half = entries_max.max(16) / 2;
+        let delegations = Mutex::new(Shares::new(half, half));
         Resolver { lookup, overrides, delegations, allow_private: true, clock, random }
     }
 
@@ -147,8 +145,8 @@ impl Resolver {
         }
     }
 
-    /// The steps, in the specification's order.
-    pub async fn resolve(&self, server: &ServerName) -> Result<Target, Miss> {
+    /// The steps, in the specification's order. What is found out is remembered on the share of `owner`.
+    pub async fn resolve(&self, server: &ServerName, owner: Owner<String>) -> Result<Target, Miss> {
         match self.overrides.get(&server.as_str().to_ascii_lowercase()) {
             Some(Override::Address(address)) => return fixed(server, *address),
             Some(Override::Delegate(to)) => return self.delegated(to, true).await,
@@ -160,7 +158,7 @@ impl Resolver {
         if let Some(port) = server.port() {
             return self.named(server.host(), port, server.as_str(), false).await;
         }
-        match self.delegation(server.host()).await? {
+        match self.delegation(server.host(), owner).await? {
             Some(to) => self.delegated(&to, false).await,
             None => self.by_service(server.host(), false).await,
         }
@@ -220,16 +218,16 @@ impl Resolver {
     }
 
     /// The cached delegation of a host, asked for anew when it is too old. A silence never forgets what was known.
-    async fn delegation(&self, host: &str) -> Result<Option<String>, Miss> {
+    async fn delegation(&self, host: &str, owner: Owner<String>) -> Result<Option<String>, Miss> {
         let now = self.clock.now_ms();
-        let known = self.delegations.lock().expect("no panic holds it").get(host).cloned();
+        let known = self.delegations.lock().expect("no panic holds it").get(host).map(|known| known.clone());
         if let Some(known) = known.as_ref().filter(|known| known.until_ms > now) {
             return Ok(known.server.clone());
         }
         let answer = self.lookup.well_known(host).await;
         let fresh = next_delegation(answer, known, now);
         let server = fresh.server.clone();
-        self.delegations.lock().expect("no panic holds it").put(host.to_owned(), fresh);
+        self.delegations.lock().expect("no panic holds it").put(owner, host.to_owned(), fresh);
         Ok(server)
     }
 
@@ -244,7 +242,7 @@ impl Resolver {
     /// Its address stopped answering: the delegation is asked for again soon, and kept if that finds nothing.
     pub fn forget_later(&self, server: &ServerName) {
         let now = self.clock.now_ms();
-        if let Some(known) = self.delegations.lock().expect("no panic holds it").get_mut(server.host()) {
+        if let Some(known) = self.delegations.lock().expect("no panic holds it").get(server.host()) {
             known.until_ms = known.until_ms.min(now + SILENT_MS);
         }
     }
@@ -569,6 +567,10 @@ mod tests {
         world
     }
 
+    fn stranger() -> Owner<String> {
+        Owner::Stranger(String::new())
+    }
+
     fn resolver(world: World) -> Resolver {
         let overrides = [
             ("lan.example".to_owned(), "10.0.0.5:9999".to_owned()),
@@ -579,7 +581,8 @@ mod tests {
 
     async fn check(server: &str, addresses: &[&str], tls: &str, host: &str) {
         let server: &ServerName = server.try_into().unwrap();
-        let found = resolver(world()).resolve(server).await.unwrap_or_else(|miss| panic!("{server}: {miss:?}"));
+        let found =
+            resolver(world()).resolve(server, stranger()).await.unwrap_or_else(|miss| panic!("{server}: {miss:?}"));
         let expected: Vec<SocketAddr> = addresses.iter().map(|address| address.parse().unwrap()).collect();
         assert_eq!(found.addresses, expected, "{server}");
         assert_eq!(found.tls_name.to_str(), tls, "{server}");
@@ -631,7 +634,7 @@ mod tests {
     async fn private_addresses_are_for_those_who_allow_them() {
         let is_found = async |server: &str, allowed| {
             let server: &ServerName = server.try_into().unwrap();
-            resolver(world()).allowing_private(allowed).resolve(server).await.is_ok()
+            resolver(world()).allowing_private(allowed).resolve(server, stranger()).await.is_ok()
         };
         assert!(!is_found("10.0.0.1:8448", false).await);
         assert!(is_found("10.0.0.1:8448", true).await);
@@ -658,10 +661,31 @@ mod tests {
         let asked = world.asked.clone();
         let resolver = resolver(world);
         for _ in 0..3 {
-            resolver.resolve("wk-port.example".try_into().unwrap()).await.unwrap();
+            resolver.resolve("wk-port.example".try_into().unwrap(), stranger()).await.unwrap();
         }
         assert_eq!(asked.lock().unwrap().iter().filter(|ask| ask.starts_with("WK")).count(), 1);
-        assert!(matches!(resolver.resolve("wk-bad.example".try_into().unwrap()).await, Err(Miss::Absent(_))));
+        assert!(matches!(
+            resolver.resolve("wk-bad.example".try_into().unwrap(), stranger()).await,
+            Err(Miss::Absent(_))
+        ));
+    }
+
+    /// Names that strangers made up pushed out where a friend's server is, which was asked for again, and not found while its
+    /// website was down.
+    #[tokio::test]
+    async fn strangers_push_out_no_delegation_of_a_server_known_here() {
+        let world = world();
+        let asked = world.asked.clone();
+        let resolver = resolver(world);
+        let known = || Owner::Known("wk-port.example".to_owned());
+        resolver.resolve("wk-port.example".try_into().unwrap(), known()).await.unwrap();
+        for n in 0..100 {
+            let name = format!("s{n}.evil.example");
+            let _ = resolver.resolve((&*name).try_into().unwrap(), Owner::Stranger("evil.example".to_owned())).await;
+        }
+        resolver.resolve("wk-port.example".try_into().unwrap(), known()).await.unwrap();
+        assert_eq!(asked.lock().unwrap().iter().filter(|ask| *ask == "WK wk-port.example").count(), 1);
+        assert!(resolver.delegations.lock().unwrap().len() <= 16);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! Whoever names a server to us makes us look for it, and what was found, or that nothing was, is written down. Beyond
 //! [`KEYS_MAX`] and [`STANDINGS_MAX`] servers the oldest go: keys are asked for again when they are needed, and a server
-//! that failed months ago deserves a new try.
+//! that failed months ago deserves a new try. The keys of servers in our rooms stay, however many names strangers make up.
 //!
 //! A sweep is two passes over a table, [`ROWS_A_STEP`] rows at a time. It remembers how many rows are how many days old.
 
@@ -18,7 +18,7 @@ use crate::{
     store::{
         self, Read, Write, WriteError,
         tables::{
-            key_cache,
+            key_cache, member,
             server::{self, Standing},
         },
     },
@@ -158,6 +158,9 @@ impl Remote {
         loop {
             let (mut found, last) = self.step(table, after, now_ms).await?;
             found.retain(|(_, days)| !keep.has_place_for(*days));
+            if table == Table::Keys {
+                found = self.without_known(found).await?;
+            }
             removed += found.len() as u64;
             if !found.is_empty() {
                 let written = self
@@ -171,6 +174,26 @@ impl Remote {
                 return Ok(removed);
             }
         }
+    }
+
+    /// Leaves out the servers that people here share a room with.
+    async fn without_known(
+        &self,
+        mut found: Vec<(OwnedServerName, usize)>,
+    ) -> store::Result<Vec<(OwnedServerName, usize)>> {
+        let store = self.0.store.clone();
+        base::blocking(move || {
+            let (read, mut failed) = (store.read()?, None);
+            found.retain(|(name, _)| match member::shares_room(&read, name.as_str()) {
+                Ok(is_known) => !is_known,
+                Err(error) => {
+                    failed = Some(error);
+                    false
+                }
+            });
+            failed.map_or(Ok(found), Err)
+        })
+        .await
     }
 
     /// Some servers behind `after` with their ages, and the last of them when there may be more.
@@ -200,7 +223,7 @@ impl Remote {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::remote::tests::{Lab, name, us};
+    use crate::remote::tests::{Lab, name, share_room, us};
 
     #[test]
     fn the_youngest_are_kept() {
@@ -215,6 +238,8 @@ mod tests {
     #[tokio::test]
     async fn what_is_known_of_servers_is_bounded() {
         let us = us(&Lab::new(), &[], &[]);
+        // One of the oldest, and known here.
+        share_room(&us.store, "s1199.example").await;
         let now = us.clock.now_ms();
         let written = us.store.write(move |write| {
             let stored = key_cache::Stored { key: [1; 32], valid_until_ms: now, expired: false };
@@ -239,18 +264,19 @@ mod tests {
             }
         };
         assert_eq!(sweep(Table::Keys, 5000, DAYS_MAX + 1).await, 0);
-        assert_eq!(sweep(Table::Keys, 950, DAYS_MAX + 1).await, 250);
+        assert_eq!(sweep(Table::Keys, 950, DAYS_MAX + 1).await, 249);
         assert_eq!(sweep(Table::Standings, 5000, 10).await, 200, "older than ten days");
         let read = us.store.read().unwrap();
         let known = |n: usize| key_cache::get(&read, &name(&format!("s{n}.example")), "ed25519:a").unwrap().is_some();
-        assert!((0..900).all(known) && !(1000..1200).any(known));
+        assert!((0..900).all(known) && !(1000..1199).any(known));
+        assert!(known(1199), "the keys of a server in our rooms stay");
         let mut left = 0;
         key_cache::fetched(&read, None, &mut |_, _| {
             left += 1;
             Ok(ControlFlow::Continue(()))
         })
         .unwrap();
-        assert_eq!(left, 950);
+        assert_eq!(left, 951);
         assert!(server::standing(&read, &name("s1.example")).unwrap().is_some());
         assert!(server::standing(&read, &name("s1100.example")).unwrap().is_none());
     }

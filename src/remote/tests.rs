@@ -114,6 +114,30 @@ pub(crate) fn us(lab: &Lab, peers: &[(&str, SocketAddr)], notaries: &[&str]) -> 
     Us { remote, clock, store }
 }
 
+/// Has somebody here and somebody of another server in one room.
+pub(crate) async fn share_room(store: &Store, server: &str) {
+    use crate::store::tables::{event::Membership, member, room, user};
+    use crate::store::{self, Position};
+    let server = server.to_owned();
+    let written = store.write(move |w| {
+        let num = room::intern(w, &format!("!{server}"), "11")?;
+        let user = user::intern(w, "@anna:us.example")?;
+        let mine = member::Mine {
+            membership: Membership::Join,
+            since: Position(1),
+            event: None,
+            forgotten: false,
+            outside: false,
+            before: None,
+            left_at: None,
+        };
+        member::set_mine(w, user, num, &mine)?;
+        member::put_server(w, num, &server, 1, Position(1))?;
+        Ok::<_, store::Error>(())
+    });
+    written.await.unwrap();
+}
+
 async fn ask(us: &Us, server: &str, max_bytes: u64) -> Result<Value, Failed> {
     let options = Options { max_bytes, ..Options::default() };
     us.remote

@@ -222,6 +222,20 @@ pub fn list_servers(
     })
 }
 
+/// Whether people of a server are in a room together with people of this one. Bounded by the rooms people here are in.
+pub fn shares_room(get: &impl Get, name: &str) -> Result<bool> {
+    let (mut shares, mut last) = (false, None);
+    get.range(&ROOM_LOCAL, &[], None, false, &mut |key, value| {
+        let room = RoomNum::from_key(key).ok_or_else(|| Error::corrupt(&ROOM_LOCAL, key))?;
+        if value.first() == Some(&(Membership::Join as u8)) && last != Some(room) {
+            last = Some(room);
+            shares = get.has(&ROOM_SERVER, &server_key(room, name))?;
+        }
+        Ok(if shares { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+    })?;
+    Ok(shares)
+}
+
 /// Removes at most `rows_max` rows of a room's present state, members and servers; fewer means that none are left.
 /// For a room that is made anew, or was never finished.
 pub fn clear(w: &mut Write, room: RoomNum, rows_max: usize) -> Result<usize> {
