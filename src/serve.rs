@@ -273,6 +273,7 @@ impl Server {
                 scratch: folder.join(SCRATCH),
                 // Most connections to other servers are for what people here want.
                 strangers: tokio::sync::Semaphore::new((connections_max(&budget) / 4).max(1)),
+                postage: federation::postage::Postage::new(clock.clone(), config.rate_limits),
                 senders: Default::default(),
                 transactions: Default::default(),
                 well_known_server: config.federation.name.clone(),

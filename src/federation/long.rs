@@ -357,6 +357,16 @@ mod tests {
         let anna = federation.users.create(new).await.unwrap();
         let login = crate::user::Login { device_id: Some("DEVICE".to_owned()), ..Default::default() };
         federation.users.login(&anna, login).await.unwrap();
+        // Of a stranger not so much would be kept.
+        let room = house.public_room(&anna).await;
+        let num = house.room_num(&room);
+        let shared = house.store.write(move |w| {
+            use crate::store::tables::{event::Membership, member, user};
+            let bob = user::intern(w, "@bob:them.example")?;
+            member::set(w, num, bob, None, Some((Membership::Join, crate::store::EventNum(1))))?;
+            member::put_server(w, num, "them.example", 1, crate::store::Position(1))
+        });
+        shared.await.unwrap();
         let edu = |n: usize| {
             let messages = json!({ anna.as_str(): { "*": { "n": n, "text": "z".repeat(60_000) } } });
             let content = json!({ "sender": "@bob:them.example", "type": "m.x", "message_id": n.to_string(), "messages": messages });

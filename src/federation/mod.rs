@@ -24,6 +24,7 @@ pub mod key;
 mod long;
 mod media;
 mod membership;
+pub mod postage;
 mod query;
 pub mod routes;
 pub mod send;
@@ -59,6 +60,8 @@ pub struct Federation {
     pub scratch: PathBuf,
     /// Turns to look for servers that strangers name.
     pub strangers: Semaphore,
+    /// What small messages may carry.
+    pub postage: postage::Postage,
     /// Who has a transaction under way.
     pub senders: OneEach,
     /// Transactions answered already.

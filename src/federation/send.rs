@@ -10,11 +10,9 @@
 //! anything of its body is read: what a server is slow to give us when we ask back keeps nobody else's memory.
 
 use std::collections::HashMap;
-use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use lru::LruCache;
 use ruma::{OwnedRoomId, OwnedServerName, ServerName};
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -23,7 +21,7 @@ use tokio::task::JoinSet;
 
 use super::error::disk_is_short;
 use super::{Error, Federation, auth, long};
-use crate::base::{self, Only};
+use crate::base::{self, Only, Owner, Shares};
 use crate::budget::{Account, Grant};
 use crate::http::{Answer, BadBody, Limit, Request, Response, StatusCode};
 use crate::matrix::skim;
@@ -38,8 +36,9 @@ const COPIES_CHECKED: u64 = 4;
 const COPIES_KEPT: u64 = 2;
 /// So much of a body is paid for before its first byte.
 const AHEAD_BYTES_MAX: u64 = 32 * 1024;
-/// Answers remembered, one for each server, and how long one may be.
-const REMEMBERED_MAX: usize = 128;
+/// Answers remembered, one for each server, of those known here and of strangers; and how long one may be.
+const REMEMBERED_MAX: usize = 96;
+const REMEMBERED_STRANGERS_MAX: usize = 32;
 const REMEMBERED_BYTES_MAX: usize = 8 * 1024;
 /// Waiting for the transaction that the same server sent before: most give up on theirs after so long.
 const BEFORE_TIME_MAX: Duration = Duration::from_secs(60);
@@ -49,7 +48,7 @@ const REASON_CHARS_MAX: usize = 200;
 
 /// The last transaction of each server and its answer: a repeated one is answered from here. Bounded by count, and by the
 /// account that pays.
-pub struct Transactions(Mutex<LruCache<OwnedServerName, Answered>>);
+pub struct Transactions(Mutex<Shares<OwnedServerName, Answered>>);
 
 struct Answered {
     id: String,
@@ -59,7 +58,7 @@ struct Answered {
 
 impl Default for Transactions {
     fn default() -> Transactions {
-        Transactions(Mutex::new(LruCache::new(NonZeroUsize::new(REMEMBERED_MAX).expect("not zero"))))
+        Transactions(Mutex::new(Shares::new(REMEMBERED_MAX, REMEMBERED_STRANGERS_MAX)))
     }
 }
 
@@ -75,13 +74,13 @@ impl Transactions {
     }
 
     /// Remembers an answer if there is memory for it: without, a repeated transaction is gone through again, which changes nothing.
-    fn put(&self, account: &Account, origin: &ServerName, id: &str, body: &[u8]) {
+    fn put(&self, account: &Account, owner: Owner<String>, origin: &ServerName, id: &str, body: &[u8]) {
         if body.len() + id.len() > REMEMBERED_BYTES_MAX {
             return;
         }
         let Ok(grant) = account.try_take((body.len() + id.len() + 256) as u64) else { return };
         let answered = Answered { id: id.to_owned(), body: body.to_vec(), _grant: grant };
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).put(origin.to_owned(), answered);
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).put(owner, origin.to_owned(), answered);
     }
 }
 
@@ -135,7 +134,8 @@ pub async fn send(federation: Arc<Federation>, request: Request) -> Result<Respo
         let body = json!({ "pdus": outcomes }).to_string().into_bytes();
         // Given back first, so that the answer finds room in the same account.
         drop(grant);
-        federation.transactions.put(&account, &origin, &id, &body);
+        let owner = federation.remote.owner_of(&origin).await;
+        federation.transactions.put(&account, owner, &origin, &id, &body);
         Ok::<_, Error>(body)
     });
     let body = work.await.map_err(Answer::internal)??;
@@ -244,8 +244,15 @@ pub(super) async fn take(
     if let Some(failed) = put_off {
         return Err(failed.into());
     }
+    if transaction.edus.is_empty() {
+        return Ok(outcomes);
+    }
+    let owner = federation.remote.owner_of(origin).await;
     for edu in transaction.edus {
-        take_edu(federation, origin, &edu).await?;
+        if federation.postage.may_bring(origin, &owner) {
+            let brought = take_edu(federation, origin, &edu).await?;
+            federation.postage.charge(&owner, brought.max(edu.get().len()));
+        }
     }
     Ok(outcomes)
 }
@@ -257,26 +264,32 @@ struct Edu<'a> {
     content: &'a RawValue,
 }
 
-/// One small message. What is wrong with it concerns nobody but the log: there is no answer to it. Fails only when it may be
+/// One small message; answers what it put into queues here, in bytes. What is wrong with it concerns nobody but the log: there is no answer to it. Fails only when it may be
 /// taken later; nobody misses a notice of typing, which is true for seconds.
-async fn take_edu(federation: &Federation, origin: &ServerName, raw: &RawValue) -> Result<(), Error> {
-    let Ok(edu) = serde_json::from_str::<Edu<'_>>(raw.get()) else { return Ok(()) };
+async fn take_edu(federation: &Federation, origin: &ServerName, raw: &RawValue) -> Result<usize, Error> {
+    let Ok(edu) = serde_json::from_str::<Edu<'_>>(raw.get()) else { return Ok(0) };
     let (rooms, users) = (&federation.rooms, &federation.users);
     let of_room = |failed: room::Error| (failed.to_string(), failed.is_passing().then(|| failed.into()));
     let of_user = |failed: user::Error| (failed.to_string(), failed.is_passing().then(|| failed.into()));
-    let taken: Result<(), (String, Option<Error>)> = match edu.edu_type {
-        "m.typing" => rooms.typing_received(origin, edu.content).await.map_err(|failed| (failed.to_string(), None)),
-        "m.receipt" => rooms.receipt_received(origin, edu.content).await.map_err(of_room),
+    let none = |()| 0;
+    let taken: Result<usize, (String, Option<Error>)> = match edu.edu_type {
+        "m.typing" => {
+            rooms.typing_received(origin, edu.content).await.map(none).map_err(|failed| (failed.to_string(), None))
+        }
+        "m.receipt" => rooms.receipt_received(origin, edu.content).await.map(none).map_err(of_room),
         "m.direct_to_device" => users.to_device_received(origin, edu.content).await.map_err(of_user),
         "m.device_list_update" | "m.signing_key_update" => {
-            users.devices_changed_elsewhere(origin, edu.content).await.map_err(of_user)
+            users.devices_changed_elsewhere(origin, edu.content).await.map(none).map_err(of_user)
         }
         // Who is around is not kept here.
-        _ => Ok(()),
+        _ => Ok(0),
     };
-    let Err((why, put_off)) = taken else { return Ok(()) };
+    let (why, put_off) = match taken {
+        Ok(brought) => return Ok(brought),
+        Err(refused) => refused,
+    };
     tracing::debug!(%origin, kind = edu.edu_type, %why, "a small message is refused");
-    put_off.map_or(Ok(()), Err)
+    put_off.map_or(Ok(0), Err)
 }
 
 #[cfg(test)]
@@ -294,18 +307,28 @@ mod tests {
         let account = Budget::for_tests().account("inbound_transactions");
         let (one, two) = (ruma::server_name!("one.example"), ruma::server_name!("two.example"));
         let all = Transactions::default();
-        all.put(&account, one, "a", b"{}");
-        all.put(&account, two, "a", b"{\"pdus\":{}}");
+        let known = |server: &ServerName| Owner::Known(server.to_string());
+        all.put(&account, known(one), one, "a", b"{}");
+        all.put(&account, known(two), two, "a", b"{\"pdus\":{}}");
         assert_eq!(all.get(one, "a").as_deref(), Some(&b"{}"[..]));
         assert_eq!(all.get(one, "b"), None);
-        all.put(&account, one, "b", b"[]");
+        all.put(&account, known(one), one, "b", b"[]");
         assert_eq!((all.get(one, "a"), all.get(one, "b").as_deref()), (None, Some(&b"[]"[..])));
-        all.put(&account, one, "c", &[b' '; REMEMBERED_BYTES_MAX]);
+        all.put(&account, known(one), one, "c", &[b' '; REMEMBERED_BYTES_MAX]);
         assert_eq!(all.get(one, "c"), None, "a long answer is not worth it");
+        // Strangers without number push out each other.
         for n in 0..2 * REMEMBERED_MAX {
-            all.put(&account, &ServerName::parse(format!("s{n}.example")).unwrap(), "x", b"{}");
+            let name = format!("s{n}.example");
+            all.put(&account, Owner::Stranger(name.clone()), &ServerName::parse(name).unwrap(), "x", b"{}");
         }
-        assert_eq!(account.used(), REMEMBERED_MAX as u64 * (2 + 1 + 256));
+        assert!(all.get(one, "b").is_some());
+        assert!(account.used() <= (REMEMBERED_STRANGERS_MAX as u64 + 2) * (2 + 1 + 256) + 20);
+        for n in 0..2 * REMEMBERED_MAX {
+            let name = ServerName::parse(format!("k{n}.example")).unwrap();
+            all.put(&account, known(&name), &name, "x", b"{}");
+        }
+        let most = (REMEMBERED_MAX + REMEMBERED_STRANGERS_MAX) as u64;
+        assert!(account.used() <= most * (2 + 1 + 256));
     }
 
     /// A sender that is slow to answer what we ask back had two transactions under way, and with them all the memory there is.
@@ -460,7 +483,8 @@ mod tests {
         assert!(body.len() == 100_000 && grant.bytes() >= 400_000 && account.used() == grant.bytes());
         drop(grant);
         // The largest takes the whole account: what is remembered gives way.
-        remembered.put(&account, ruma::server_name!("one.example"), "a", b"{}");
+        let one = ruma::server_name!("one.example");
+        remembered.put(&account, Owner::Known(one.to_string()), one, "a", b"{}");
         let (_, grant) = read(request((account.limit() / COPIES_CHECKED) as usize)).await.unwrap();
         assert_eq!(grant.bytes(), account.limit());
         drop(grant);
@@ -470,5 +494,46 @@ mod tests {
         let declared = request(10).with_header("content-length", "10");
         let refused = tokio::time::timeout(std::time::Duration::from_secs(1), read(declared)).await;
         assert!(refused.is_err() || matches!(refused, Ok(Err(BadBody::Refused(_)))), "nothing is read without memory");
+    }
+
+    /// A server sharing no room sent a hundred long messages to devices in each transaction, fifty transactions a second.
+    #[tokio::test]
+    async fn a_stranger_sends_so_much_and_a_friend_is_heard_all_the_while() {
+        use crate::store::{Position, tables::to_device};
+        let budget = Budget::for_tests();
+        let house = crate::room::tests::house_within(budget.clone());
+        let federation = Arc::new(crate::federation::tests::federation(&house, &budget));
+        let new = user::New { localpart: "anna".to_owned(), ..Default::default() };
+        let anna = federation.users.create(new).await.unwrap();
+        let login = user::Login { device_id: Some("DEVICE".to_owned()), ..Default::default() };
+        federation.users.login(&anna, login).await.unwrap();
+        let send = async |server: &str, bytes: usize| {
+            let messages = json!({ anna.as_str(): { "*": { "from": server, "text": "z".repeat(bytes) } } });
+            let content = json!({ "sender": format!("@x:{server}"), "type": "m.x", "messages": messages });
+            let edu = json!({ "edu_type": "m.direct_to_device", "content": content });
+            let edus = vec![serde_json::value::to_raw_value(&edu).unwrap()];
+            let origin = ServerName::parse(server).unwrap();
+            let transaction = Transaction { pdus: Vec::new(), edus };
+            assert!(take(&federation, &origin, transaction, Duration::MAX).await.is_ok());
+        };
+        let waiting = |server: &str| {
+            let (mut count, ends) = (0, (Position(0), Position(i64::MAX as u64)));
+            to_device::each(&house.read(), house.user_num(&anna), "DEVICE", ends.0, ends.1, &mut |_, message| {
+                count += usize::from(String::from_utf8_lossy(message).contains(&format!("{server}\"")));
+                Ok(std::ops::ControlFlow::Continue(()))
+            })
+            .unwrap();
+            count
+        };
+        send("friend.example", 100).await;
+        for n in 0..60 {
+            send(&format!("s{n}.evil.example"), 60_000).await;
+        }
+        send("friend.example", 100).await;
+        let taken: usize = (0..60).map(|n| waiting(&format!("s{n}.evil.example"))).sum();
+        assert_eq!((waiting("friend.example"), taken), (2, 17), "a million bytes of one neighbourhood");
+        house.clock.advance(Duration::from_secs(60));
+        send("s1.evil.example", 100).await;
+        assert_eq!(waiting("s1.evil.example"), 2);
     }
 }

@@ -41,6 +41,7 @@ pub(super) fn federation(house: &House, budget: &Budget) -> Federation {
         users,
         media,
         remote,
+        postage: crate::federation::postage::Postage::new(clock.clone(), true),
         clock,
         answers: budget.account("response_bodies"),
         budget: budget.clone(),

@@ -56,12 +56,19 @@ pub const KEY_SIGNATURE: Table =
     table("key_signature", "user", "owner UserNum, device id or key, 0, signer UserNum, key id → signature");
 pub const TO_DEVICE: Table = table("to_device", "user", "UserNum, device id, 0, Position → JSON message");
 pub const TO_DEVICE_COUNT: Table =
-    table("to_device_count", "user", "UserNum, device id, 0 → u32 messages waiting, u64 bytes of them");
+    table("to_device_count", "user", "UserNum, device id, 0 → counts of a queue from before to_device_share was kept");
+pub const TO_DEVICE_SHARE: Table =
+    table("to_device_share", "user", "UserNum, device id, 0 → what waits from each circle of senders: three u64");
+pub const TO_DEVICE_FROM: Table = table(
+    "to_device_from",
+    "user",
+    "UserNum, device id, 0, u8 circle, Position → of that message: hash32 of who and of whom there, u32 what it weighs",
+);
 pub const TO_DEVICE_TXN: Table = table("to_device_txn", "user", "UserNum, device id, 0 → hash128 of recent txn ids");
 pub const TO_DEVICE_KNOWN: Table = table(
     "to_device_known",
     "user",
-    "\"\" → u32 noted so far; u16 place → what is in it: hash64(server, message id); that hash64 → nothing",
+    "u8 whether known here, hash64(server) → Position when last noted, hash64 of its last message ids",
 );
 pub const ACCOUNT_DATA: Table = table("account_data", "user", "UserNum, RoomNum or 0, type → Position, JSON");
 pub const ACCOUNT_DATA_LOG: Table =
@@ -163,6 +170,8 @@ pub const TABLES: &[&Table] = &[
     &KEY_SIGNATURE,
     &TO_DEVICE,
     &TO_DEVICE_COUNT,
+    &TO_DEVICE_SHARE,
+    &TO_DEVICE_FROM,
     &TO_DEVICE_TXN,
     &TO_DEVICE_KNOWN,
     &ACCOUNT_DATA,

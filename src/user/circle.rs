@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use super::{Error, Users, account};
 use crate::store::tables::event::Membership;
 use crate::store::tables::outbox::{self, Outbound};
+use crate::store::tables::to_device::Circle;
 use crate::store::tables::{device, key, member, room, user};
 use crate::store::{Change, Get, Position, RoomNum, UserNum, Write};
 
@@ -90,6 +91,24 @@ pub(super) fn shares_room(get: &impl Get, user: UserNum, other: UserNum) -> Resu
         Ok(if shares { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
     })?;
     Ok(shares)
+}
+
+/// How near a user of another server is to a local user. Bounded by the rooms of that one.
+pub(super) fn of_sender(
+    get: &impl Get,
+    user: UserNum,
+    server: &ServerName,
+    sender: Option<UserNum>,
+) -> Result<Circle, Error> {
+    let mut circle = Circle::Stranger;
+    member::list_mine(get, user, None, &mut |room, mine| {
+        if mine.membership == Membership::Join && member::server(get, room, server.as_str())?.is_some() {
+            let is_there = sender.map_or(Ok(false), |sender| member::is_joined(get, room, sender))?;
+            circle = if is_there { Circle::Near } else { Circle::Acquainted };
+        }
+        Ok(if circle == Circle::Near { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+    })?;
+    Ok(circle)
 }
 
 /// Notes that a device has new keys or a new name, and tells whoever shares a room.

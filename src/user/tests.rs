@@ -456,6 +456,68 @@ async fn a_repeated_message_to_devices_is_delivered_once() {
     assert_eq!(waiting(), [1, 2, 3, 4, 4]);
 }
 
+/// Whoever sent most emptied a sleeping device's queue, whoever they were: the keys that people in the same room had sent were
+/// gone.
+#[tokio::test]
+async fn what_friends_sent_to_a_sleeping_device_stays() {
+    use crate::store::tables::event::Membership;
+    use crate::store::tables::{member, room, to_device, user};
+    let town = town();
+    let (alice, bob) = (town.person("alice").await, town.person("bob").await);
+    let who = alice.user_num;
+    let joined = town.users.write(move |w| {
+        let room = room::intern(w, "!room:here.test", "12")?;
+        let mine = member::Mine {
+            membership: Membership::Join,
+            since: Position(1),
+            event: None,
+            forgotten: false,
+            outside: false,
+            before: None,
+            left_at: None,
+        };
+        member::set_mine(w, who, room, &mine)?;
+        let friend = user::intern(w, "@friend:big.test")?;
+        member::set(w, room, friend, None, Some((Membership::Join, crate::store::EventNum(1))))?;
+        Ok(member::put_server(w, room, "big.test", 1, Position(1))?)
+    });
+    joined.await.unwrap();
+    let receive = async |sender: &str, n: usize, bytes: usize| {
+        let server: OwnedServerName = sender.split_once(':').unwrap().1.try_into().unwrap();
+        let messages = json!({ alice.user_id.as_str(): { "DEVICE": { "n": n, "text": "x".repeat(bytes) } } });
+        let id = format!("{n} of {sender}");
+        let content = json!({ "sender": sender, "type": "m.x", "message_id": id, "messages": messages });
+        let raw = serde_json::value::to_raw_value(&content).unwrap();
+        town.users.to_device_received(&server, &raw).await.unwrap();
+    };
+    let text = serde_json::value::to_raw_value(&json!({ "n": 0 })).unwrap();
+    let messages: Messages = [(alice.user_id.clone(), [("DEVICE".to_owned(), text)].into())].into();
+    town.users.send_to_device(&bob, "m.x", "1", messages).await.unwrap();
+    for sender in ["@friend:big.test", "@beside:big.test", "@once:far.test", "@eve:a.evil.test"] {
+        receive(sender, 0, 10).await;
+    }
+    for n in 1..300 {
+        receive("@eve:a.evil.test", n, 60_000).await;
+        receive(&format!("@eve{n}:b{n}.evil.test"), n, 60_000).await;
+        receive("@spam:big.test", n, 60_000).await;
+    }
+    let (mut left, mut bytes) = (Vec::new(), 0);
+    let get = town.users.0.parts.store.read().unwrap();
+    to_device::each(&get, who, "DEVICE", Position(0), Position(i64::MAX as u64), &mut |_, message| {
+        bytes += message.len();
+        let one: Value = serde_json::from_slice(message).unwrap();
+        left.push((one["sender"].as_str().unwrap().to_owned(), one["content"]["n"].as_u64().unwrap()));
+        Ok(std::ops::ControlFlow::Continue(()))
+    })
+    .unwrap();
+    let has = |sender: &str, n| left.contains(&(sender.to_owned(), n));
+    for sender in [bob.user_id.as_str(), "@friend:big.test", "@beside:big.test", "@once:far.test"] {
+        assert!(has(sender, 0), "{sender}");
+    }
+    assert!(has("@spam:big.test", 299) && !has("@spam:big.test", 1) && !has("@eve:a.evil.test", 0));
+    assert!(bytes <= 4 << 20, "two shares of an eighth: {bytes}");
+}
+
 /// Half a megabyte to each of a hundred devices was one write of fifty.
 #[tokio::test]
 async fn messages_to_devices_are_short_and_so_are_their_copies() {

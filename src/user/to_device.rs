@@ -2,7 +2,7 @@
 //!
 //! Client-server API, "Send-to-Device messaging"; server-server API, `m.direct_to_device`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::ControlFlow;
 
 use ruma::{OwnedServerName, OwnedUserId, ServerName, UserId};
@@ -10,8 +10,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::{Error, Requester, Users, circle};
+use crate::base::shares::neighbourhood;
 use crate::matrix::{json, skim};
-use crate::store::tables::{device, to_device, user};
+use crate::store::tables::to_device::{self, Circle, Sender};
+use crate::store::tables::{device, user};
 use crate::store::{Change, Get, Position, UserNum, Write};
 
 /// Units for another server are cut at about this size, so that one fits a transaction beside others.
@@ -98,10 +100,11 @@ impl Users {
             }
             to_device::note_txn(w, requester.user_num, &requester.device_id, &kind, &txn)?;
             let mut post = Post::new(&kind, &requester.user_id);
+            let from = Sender::new(w, Circle::Near, requester.user_id.as_str(), "");
             for (user_id, devices) in &here {
                 let Some(num) = local(w, user_id.as_str())? else { continue };
                 for (device_id, content) in devices {
-                    post.put(w, num, device_id, content)?;
+                    post.put(w, num, &from, device_id, content)?;
                 }
             }
             let mut change = Change { users: post.wake, ..Change::default() };
@@ -118,9 +121,9 @@ impl Users {
         .await
     }
 
-    /// Queues what another server sends in an `m.direct_to_device` unit. One that came before, by its `message_id`, changes
-    /// nothing: servers repeat transactions whose answer they did not get.
-    pub async fn to_device_received(&self, origin: &ServerName, content: &RawValue) -> Result<(), Error> {
+    /// Queues what another server sends in an `m.direct_to_device` unit, and answers how many bytes that took. One that came
+    /// before, by its `message_id`, changes nothing: servers repeat transactions whose answer they did not get.
+    pub async fn to_device_received(&self, origin: &ServerName, content: &RawValue) -> Result<usize, Error> {
         let received: Received =
             serde_json::from_str(content.get()).map_err(|wrong| Error::invalid(wrong.to_string()))?;
         let is_object = received.messages.get().starts_with('{');
@@ -128,24 +131,41 @@ impl Users {
             return Err(Error::invalid("A message to devices in another server's name"));
         }
         let origin = origin.to_owned();
+        // Looked at before the write, which is to be short.
+        let (received, circles) = self
+            .read(move |get| {
+                let circles = circles(get, &received)?;
+                Ok((received, circles))
+            })
+            .await?;
+        if circles.is_empty() {
+            return Ok(0);
+        }
         self.write(move |w| {
+            let nearest = circles.values().min().copied().unwrap_or(Circle::Stranger);
+            let strangers = neighbourhood(origin.as_str());
+            let stranger = (nearest == Circle::Stranger).then_some(&*strangers);
             if let Some(id) = &received.message_id
-                && !to_device::note_received(w, origin.as_str(), id)?
+                && !to_device::note_received(w, origin.as_str(), stranger, id)?
             {
-                return Ok(());
+                return Ok(0);
             }
             let mut post = Post::new(&received.kind, &received.sender);
             skim::each_member::<Error>(received.messages.get().as_bytes(), &mut |user_id, devices| {
                 let Some(num) = local(w, user_id)? else { return Ok(()) };
+                let Some(circle) = circles.get(&num).copied() else { return Ok(()) };
                 if !devices.get().starts_with('{') {
                     return Ok(());
                 }
+                let owner = if circle == Circle::Stranger { &*strangers } else { origin.as_str() };
+                let from = Sender::new(w, circle, owner, received.sender.as_str());
                 skim::each_member(devices.get().as_bytes(), &mut |device_id, content| {
-                    post.put(w, num, device_id, content)
+                    post.put(w, num, &from, device_id, content)
                 })
             })?;
+            let bytes = COPIES_BYTES_MAX - post.bytes_left;
             w.announce(Change { users: post.wake, ..Change::default() });
-            Ok(())
+            Ok(bytes)
         })
         .await
     }
@@ -197,7 +217,14 @@ impl<'p> Post<'p> {
         Post { kind, sender, bytes_left: COPIES_BYTES_MAX, wake: Vec::new() }
     }
 
-    fn put(&mut self, w: &mut Write<'_>, user: UserNum, device_id: &str, content: &RawValue) -> Result<(), Error> {
+    fn put(
+        &mut self,
+        w: &mut Write<'_>,
+        user: UserNum,
+        from: &Sender,
+        device_id: &str,
+        content: &RawValue,
+    ) -> Result<(), Error> {
         if content.get().len() > CONTENT_BYTES_MAX || is_too_deep(content) {
             return Ok(());
         }
@@ -207,7 +234,7 @@ impl<'p> Post<'p> {
         let delivered = Delivered { kind: self.kind, sender: self.sender.as_str(), content };
         let message = serde_json::to_vec(&delivered)?;
         for device_id in devices {
-            to_device::push(w, user, &device_id, &message)?;
+            to_device::push(w, user, &device_id, from, &message)?;
         }
         if self.wake.last() != Some(&user) {
             self.wake.push(user);
@@ -218,6 +245,21 @@ impl<'p> Post<'p> {
 
 fn is_too_deep(content: &RawValue) -> bool {
     json::is_deeper_than(content.get().as_bytes(), CONTENT_DEPTH_MAX)
+}
+
+/// The users here that a message is for, and how near its sender is to each. Bounded by the people of this server.
+fn circles(get: &impl Get, received: &Received) -> Result<HashMap<UserNum, Circle>, Error> {
+    let (server, sender) = (received.sender.server_name(), user::num(get, received.sender.as_str())?);
+    let mut circles = HashMap::new();
+    skim::each_member::<Error>(received.messages.get().as_bytes(), &mut |user_id, _| {
+        if let Some(num) = local(get, user_id)?
+            && !circles.contains_key(&num)
+        {
+            circles.insert(num, circle::of_sender(get, num, server, sender)?);
+        }
+        Ok(())
+    })?;
+    Ok(circles)
 }
 
 /// A user of this server; nothing for anybody else.
