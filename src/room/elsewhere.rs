@@ -4,13 +4,14 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 
-use ruma::{OwnedEventId, OwnedServerName, RoomId, UserId};
+use ruma::{OwnedEventId, OwnedServerName, OwnedUserId, RoomId, UserId};
 
 use super::append::Append;
 use super::membership::{content_of, with_profile};
 use super::send::{Built, New, known_to_member};
 use super::state::known_num;
 use super::{Error, Joining, Result, Rooms};
+use crate::base::shares::{Held, neighbourhood, of_the_busiest};
 use crate::store::tables::event::Membership;
 use crate::store::tables::member::{self, Mine};
 use crate::store::tables::room::{self, Status};
@@ -19,8 +20,10 @@ use crate::store::{Change, Get, Position, RoomNum, UserNum, Write};
 
 /// Stripped state kept of one room at most: a name, a topic, a picture, the rules and two members fit ten times over.
 pub(super) const STRIPPED_BYTES_MAX: usize = 64 * 1024;
-/// Open invites of one user. Beyond that an eighth of them is taken back: of those whose servers sent most, the oldest.
-const INVITES_MAX: usize = 200;
+/// Open invites of one user from servers in rooms with people here, and from strangers. Beyond that an eighth of them is taken
+/// back: of those whose servers sent most, the oldest.
+const INVITES_KNOWN_MAX: usize = 50;
+const INVITES_STRANGERS_MAX: usize = 150;
 /// Invites and knocks of one user that are over. Of older ones nothing stays.
 const OVER_MAX: usize = 200;
 
@@ -65,7 +68,8 @@ impl Rooms {
     }
 
     /// Notes that a user of this server was invited to, or knocks at, a room nobody here is in: `stripped` is a JSON
-    /// array of what the other server tells of it. `version` is empty when it is not known.
+    /// array of what the other server tells of it. `version` is empty when it is not known. An invite that is open already
+    /// is replaced by none of another server: who knows a room's id could put their own in the place of a friend's.
     pub(super) async fn set_outside(
         &self,
         user: &UserId,
@@ -78,15 +82,27 @@ impl Rooms {
             return Err(Error::TooLarge);
         }
         let (user, room_id, version) = (user.to_owned(), room_id.to_owned(), version.to_owned());
-        let whose = user.clone();
-        let surplus = self.reading(move |_, read| surplus(read, &whose)).await?;
+        let (whose, is_invite) = (user.clone(), membership == Membership::Invite);
+        let by = if is_invite { inviting_server(&stripped, &user) } else { String::new() };
+        let inviting = by.clone();
+        let surplus = self.reading(move |_, read| surplus(read, &whose, is_invite.then_some(&*inviting))).await?;
         self.write(move |w| {
             if let Some(num) = room::num(w, room_id.as_str())?
                 && room::get_of(w, num)?.status == Status::Resident
             {
                 return Err(Error::forbidden("this server is in the room"));
             }
-            let user = user::intern(w, user.as_str())?;
+            let user_id = user;
+            let user = user::intern(w, user_id.as_str())?;
+            if is_invite
+                && let Some(num) = room::num(w, room_id.as_str())?
+                && member::mine(w, user, num)?.is_some_and(|old| old.outside && old.membership == Membership::Invite)
+            {
+                let before = inviting_server(&member::stripped(w, user, num)?.unwrap_or_default(), &user_id);
+                if !before.is_empty() && before != by {
+                    return Ok(());
+                }
+            }
             for invite in surplus.invites {
                 end(w, user, invite)?;
             }
@@ -112,14 +128,22 @@ impl Rooms {
         .await
     }
 
-    /// An invite or knock from outside is over: declined, taken back, or refused.
-    pub(super) async fn drop_outside(&self, user: &UserId, room_id: &RoomId) -> Result<()> {
-        let (user, room_id) = (user.to_owned(), room_id.to_owned());
+    /// An invite or knock from outside is over: declined, taken back, or refused. `inviter`: an invite only if it is theirs.
+    pub(super) async fn drop_outside(
+        &self,
+        user: &UserId,
+        room_id: &RoomId,
+        inviter: Option<OwnedUserId>,
+    ) -> Result<()> {
+        let (user_id, room_id) = (user.to_owned(), room_id.to_owned());
         self.write(move |w| {
-            let (Some(user), Some(num)) = (user::num(w, user.as_str())?, room::num(w, room_id.as_str())?) else {
+            let (Some(user), Some(num)) = (user::num(w, user_id.as_str())?, room::num(w, room_id.as_str())?) else {
                 return Ok(());
             };
-            end(w, user, num)
+            match inviter {
+                Some(inviter) if !may_end(w, user, num, &user_id, &inviter)? => Ok(()),
+                _ => end(w, user, num),
+            }
         })
         .await
     }
@@ -152,6 +176,16 @@ impl Rooms {
     }
 }
 
+/// Whether somebody elsewhere may end what a user here has to do with a room: an invite ends only who sent it. Of a knock the
+/// caller has looked at the servers that have to do with the room.
+pub(super) fn may_end(get: &impl Get, user: UserNum, room: RoomNum, user_id: &UserId, by: &UserId) -> Result<bool> {
+    if member::mine(get, user, room)?.is_none_or(|mine| mine.membership != Membership::Invite) {
+        return Ok(true);
+    }
+    let stripped = member::stripped(get, user, room)?.unwrap_or_default();
+    Ok(inviter(&stripped, user_id).is_some_and(|inviter| inviter == by.as_str()))
+}
+
 /// Ends an invite or knock from outside, and tells the user.
 fn end(w: &mut Write<'_>, user: UserNum, num: RoomNum) -> Result<()> {
     let Some(old) = member::mine(w, user, num)?.filter(|mine| mine.outside) else { return Ok(()) };
@@ -172,9 +206,9 @@ struct Surplus {
     over: Vec<RoomNum>,
 }
 
-/// One pass over the user's rooms; with too many invites one more over their stripped state, one at a time. Bounded by
-/// the rooms of one user.
-fn surplus(get: &impl Get, user_id: &UserId) -> Result<Surplus> {
+/// One pass over the user's rooms; with many invites one more over their stripped state, one at a time. `inviting`: the server
+/// of one invite more. Bounded by the rooms of one user.
+fn surplus(get: &impl Get, user_id: &UserId, inviting: Option<&str>) -> Result<Surplus> {
     let Some(user) = user::num(get, user_id.as_str())? else { return Ok(Surplus::default()) };
     let (mut invites, mut over): (Vec<(Position, RoomNum)>, Vec<(Position, RoomNum)>) = Default::default();
     member::list_mine(get, user, None, &mut |num, mine| {
@@ -186,8 +220,10 @@ fn surplus(get: &impl Get, user_id: &UserId) -> Result<Surplus> {
         Ok(ControlFlow::Continue(()))
     })?;
     let mut surplus = Surplus::default();
-    if invites.len() >= INVITES_MAX {
-        surplus.invites = of_the_busiest(get, user, user_id, invites)?;
+    if let Some(inviting) = inviting
+        && invites.len() >= INVITES_KNOWN_MAX.min(INVITES_STRANGERS_MAX)
+    {
+        surplus.invites = invites_too_many(get, user, user_id, inviting, invites)?;
     }
     over.sort_unstable();
     over.truncate(over.len().saturating_sub(OVER_MAX));
@@ -195,25 +231,42 @@ fn surplus(get: &impl Get, user_id: &UserId) -> Result<Surplus> {
     Ok(surplus)
 }
 
-/// An eighth of the invites.
-fn of_the_busiest(
+/// An eighth of the share of a server's invites, when it is full: those known here have one, strangers have one.
+fn invites_too_many(
     get: &impl Get,
     user: UserNum,
     user_id: &UserId,
+    inviting: &str,
     invites: Vec<(Position, RoomNum)>,
 ) -> Result<Vec<RoomNum>> {
-    let mut by_server: HashMap<String, Vec<(Position, RoomNum)>> = HashMap::new();
-    for invite in invites {
-        let stripped = member::stripped(get, user, invite.1)?.unwrap_or_default();
-        by_server.entry(inviting_server(&stripped, user_id)).or_default().push(invite);
+    let mut known: HashMap<String, bool> = HashMap::new();
+    let mut is_known = |server: &str| match known.get(server) {
+        Some(known) => Ok(*known),
+        None => {
+            let found = member::shares_room(get, server)?;
+            known.insert(server.to_owned(), found);
+            Ok::<_, Error>(found)
+        }
+    };
+    let side = is_known(inviting)?;
+    let held = |server: &str, age, key| {
+        let [a, b, c, d, ..] = match side {
+            true => get.hash128(&[server.as_bytes()]),
+            false => get.hash128(&[neighbourhood(server).as_bytes()]),
+        };
+        Held { owner: u32::from_be_bytes([a, b, c, d]), within: 0, age, weight: 1, key }
+    };
+    // The one that comes counts already, and is the last to go.
+    let mut all = vec![held(inviting, u64::MAX, None)];
+    for (since, num) in invites {
+        let server = inviting_server(&member::stripped(get, user, num)?.unwrap_or_default(), user_id);
+        if is_known(&server)? == side {
+            all.push(held(&server, since.0, Some(num)));
+        }
     }
-    by_server.values_mut().for_each(|sent| sent.sort_unstable_by(|one, other| other.cmp(one)));
-    let oldest = (0..INVITES_MAX / 8).filter_map(|_| {
-        let busiest =
-            by_server.values_mut().max_by_key(|sent| (sent.len(), std::cmp::Reverse(sent.last().copied())))?;
-        busiest.pop().map(|(_, num)| num)
-    });
-    Ok(oldest.collect())
+    let most = if side { INVITES_KNOWN_MAX } else { INVITES_STRANGERS_MAX };
+    let surplus = if all.len() > most { most / 8 } else { 0 };
+    Ok(of_the_busiest(all, surplus as u64).into_iter().flatten().collect())
 }
 
 /// An event of stripped state. What else it says somebody elsewhere chose, and it is not looked at.
@@ -232,11 +285,17 @@ pub(super) fn read_stripped(stripped: &[u8]) -> Vec<Stripped<'_>> {
     serde_json::from_slice(stripped).unwrap_or_default()
 }
 
-/// The server of whoever asked a user in, as the stripped state has it; empty when it does not say.
-fn inviting_server(stripped: &[u8], user_id: &UserId) -> String {
+/// Whoever asked a user in, as the stripped state has it.
+fn inviter(stripped: &[u8], user_id: &UserId) -> Option<String> {
     let stripped = read_stripped(stripped);
     let own = stripped.iter().rev().find(|event| event.kind == "m.room.member" && event.state_key == user_id.as_str());
-    own.and_then(|event| event.sender.split_once(':')).map(|(_, server)| server.to_owned()).unwrap_or_default()
+    own.map(|event| event.sender.clone().into_owned())
+}
+
+/// The server of that; empty when the state does not say.
+fn inviting_server(stripped: &[u8], user_id: &UserId) -> String {
+    let inviter = inviter(stripped, user_id);
+    inviter.and_then(|id| Some(id.split_once(':')?.1.to_owned())).unwrap_or_default()
 }
 
 /// Forgets an invite that is over, and with the last of them the room, unless something of it was kept on purpose.

@@ -13,7 +13,7 @@ use ruma::{EventId, OwnedEventId, OwnedRoomId, OwnedServerName, OwnedUserId, Roo
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
-use super::elsewhere::{STRIPPED_BYTES_MAX, read_stripped};
+use super::elsewhere::{STRIPPED_BYTES_MAX, may_end, read_stripped};
 use super::fetch::signing_keys;
 use super::receive::KEYS_TIME_MAX;
 use super::{Error, Result, Rooms, visitor};
@@ -168,7 +168,7 @@ impl Rooms {
                 }
             }
         }
-        self.drop_outside(user, room).await
+        self.drop_outside(user, room, None).await
     }
 
     pub(super) async fn leave_through(
@@ -395,8 +395,8 @@ impl Rooms {
         }
     }
 
-    /// An event about a room nobody here is in: taken when it ends an invite or a knock of one of our users, from a server
-    /// that has to do with it. Nothing of it is kept but that.
+    /// An event about a room nobody here is in: taken when it ends an invite of one of our users, by whoever sent that, or a
+    /// knock, by a server that has to do with it. Nothing of it is kept but that.
     pub(super) async fn end_outside(
         &self,
         origin: &ServerName,
@@ -413,14 +413,18 @@ impl Rooms {
                 && matches!(event.membership().as_deref(), Some("leave" | "ban"))
                 && event.room_id() == id
                 && event.sender().server_name() == origin;
-            match is_end && rooms.outside_of(read, &target, &id)?.contains(&origin) {
+            let user = user::num(read, target.as_str())?.ok_or(Error::NotFound)?;
+            match is_end
+                && rooms.outside_of(read, &target, &id)?.contains(&origin)
+                && may_end(read, user, num, &target, event.sender())?
+            {
                 true => Ok((event, target)),
                 false => Err(Error::NotFound),
             }
         });
         let (event, target) = read.await?;
         self.check_signed(&event).await?;
-        self.drop_outside(&target, room_id).await?;
+        self.drop_outside(&target, room_id, Some(event.sender().to_owned())).await?;
         Ok(event.id().to_owned())
     }
 
