@@ -55,14 +55,14 @@ impl Rooms {
         if user_id.server_name() != origin {
             return Err(Error::forbidden("a server speaks for its own users alone"));
         }
-        let origin = origin.to_owned();
+        let by = origin.to_owned();
         let found = self.reading(move |_, read| {
-            let room = visitor::enter(read, &origin, &room_id)?;
+            let room = visitor::enter(read, &by, &room_id)?;
             let num = user::num(read, user_id.as_str())?.ok_or(Error::NotFound)?;
             Ok(member::is_joined(read, room.num, num)?.then_some((room.num, num)))
         });
         let Some((room, user)) = found.await? else { return Ok(()) };
-        self.show_typing(room, user, typing.then_some(TYPING), false).await.map(drop)
+        self.show_typing(room, user, typing.then_some(TYPING), Some(origin)).await.map(drop)
     }
 
     /// An `m.receipt` message: one write at most, whatever is in it.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ruma::{EventId, OwnedEventId, OwnedUserId, RoomId, UserId};
+use ruma::{EventId, OwnedEventId, OwnedUserId, RoomId, ServerName, UserId};
 use serde_json::json;
 
 use super::append::{has_other_servers, local_joined};
@@ -72,7 +72,7 @@ impl Rooms {
         let (asked, room) = (user.to_owned(), room_id.to_owned());
         let joined = self.reading(move |_, read| joined(read, &room, &asked));
         let (room, user) = joined.await.map(|(room, user)| (room.num, user))?;
-        if self.show_typing(room, user, length, true).await? {
+        if self.show_typing(room, user, length, None).await? {
             self.tell_typing(room, vec![user], length.is_some()).await?;
         }
         Ok(())
@@ -105,16 +105,17 @@ impl Rooms {
         .await
     }
 
-    /// Shows somebody as typing, or not any more, and wakes who would see it. Answers whether that is new. `ours`: somebody
-    /// of this server, of whom the others hear again while it lasts, and when it ends by itself.
+    /// Shows somebody as typing, or not any more, and wakes who would see it. Answers whether that is new. `server`: the
+    /// other server they are of; of somebody of this one the others hear again while it lasts, and when it ends by itself.
     pub(super) async fn show_typing(
         &self,
         room: RoomNum,
         user: UserNum,
         length: Option<Duration>,
-        ours: bool,
+        server: Option<&ServerName>,
     ) -> Result<bool> {
-        let set = self.0.typing.set(room, user, length.map(|length| length.min(TYPING_MAX)), ours);
+        let set =
+            self.0.typing.set(room, user, length.map(|length| length.min(TYPING_MAX)), server.map(ServerName::as_str));
         if set.unwatched {
             let rooms = self.clone();
             // Ends when nobody types in the room any more, at the latest TYPING_MAX after the last one began.

@@ -1,20 +1,24 @@
 //! Who is typing: never stored, forgotten after a while.
 //!
-//! Who types is on the `ephemeral` account; when that is empty the next one to type is not shown. Beside that stays a
+//! Who types is on the `ephemeral` account. People here have places of their own; where those of others are all taken, in a room
+//! or on the account, whichever server has most of them loses one. Beside that stays a
 //! serial of about 60 bytes for each room of ours in which somebody ever typed, so that apps hear of the end of it. Serial numbers only rise,
 //! over restarts too, since they begin at the time of the start; a sync token holds the one it has seen.
 
 use std::collections::HashMap;
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::base::Clock;
+use crate::base::shares::{Held, of_the_busiest};
 use crate::budget::{Account, Grant};
 use crate::store::{RoomNum, UserNum};
 
 /// One who types: an entry, its share of the room's, and the tables' slack.
 const TYPIST_BYTES: u64 = 160;
-/// Shown of one room at most: nobody reads a longer list.
+/// Shown of one room at most, of people here and of others: nobody reads a longer list.
 const TYPISTS_MAX: usize = 50;
 /// Other servers forget who types after a minute or half of one; they are told again this often.
 const REPEAT: Duration = Duration::from_secs(25);
@@ -25,6 +29,7 @@ pub struct Typing(Arc<Inner>);
 struct Inner {
     account: Account,
     clock: Clock,
+    hasher: RandomState,
     book: Mutex<Book>,
 }
 
@@ -46,9 +51,11 @@ struct Room {
 struct Typist {
     user: UserNum,
     until: Duration,
+    /// A hash of the other server they are of; none for somebody of this one.
+    server: Option<u32>,
     /// Of somebody of this server: when others were last told.
     told: Option<Duration>,
-    _grant: Grant,
+    grant: Grant,
 }
 
 impl Typist {
@@ -81,7 +88,7 @@ impl Typing {
     pub fn new(account: Account, clock: Clock) -> Typing {
         let started = clock.now_ms();
         let book = Mutex::new(Book { started, serial: started, rooms: HashMap::new() });
-        Typing(Arc::new(Inner { account, clock, book }))
+        Typing(Arc::new(Inner { account, clock, hasher: RandomState::new(), book }))
     }
 
     /// The newest change's number.
@@ -103,12 +110,14 @@ impl Typing {
         since < book.started && !book.rooms.contains_key(&room)
     }
 
-    /// Somebody types for the next `length`, or stopped. `ours`: somebody of this server.
-    pub fn set(&self, num: RoomNum, user: UserNum, length: Option<Duration>, ours: bool) -> Set {
+    /// Somebody types for the next `length`, or stopped. `server`: the other server they are of, none for this one.
+    pub fn set(&self, num: RoomNum, user: UserNum, length: Option<Duration>, server: Option<&str>) -> Set {
         let now = self.0.clock.instant();
         let until = length.map(|length| now + length);
-        let grant = self.0.account.try_take(TYPIST_BYTES).ok();
+        let server = server.map(|name| self.0.hasher.hash_one(name) as u32);
         let mut book = self.book();
+        let is_new = until.is_some() && !book.types(num, user);
+        let grant = if is_new { self.place(&mut book, num, server) } else { None };
         let next = book.serial + 1;
         let room = book.rooms.entry(num).or_default();
         let at = room.typists.iter().position(|typist| typist.user == user);
@@ -122,11 +131,12 @@ impl Typing {
                 true
             }
             (None, Some(until)) => match grant {
-                Some(grant) if room.typists.len() < TYPISTS_MAX => {
-                    room.typists.push(Typist { user, until, told: ours.then_some(now), _grant: grant });
+                Some(grant) => {
+                    let told = server.is_none().then_some(now);
+                    room.typists.push(Typist { user, until, server, told, grant });
                     true
                 }
-                _ => false,
+                None => false,
             },
             (None, None) => false,
         };
@@ -139,6 +149,20 @@ impl Typing {
             book.serial = next;
         }
         Set { changed, unwatched }
+    }
+
+    /// A place in a room for one more. Where there is none, another server's typist gives theirs up.
+    fn place(&self, book: &mut Book, room: RoomNum, server: Option<u32>) -> Option<Grant> {
+        let of_same_kind = |typist: &&Typist| typist.server.is_some() == server.is_some();
+        let in_room = book.rooms.get(&room).map_or(0, |room| room.typists.iter().filter(of_same_kind).count());
+        match (in_room >= TYPISTS_MAX, server) {
+            (false, _) => match self.0.account.try_take(TYPIST_BYTES) {
+                Ok(grant) => Some(grant),
+                Err(_) => book.give_up(None, server),
+            },
+            (true, Some(_)) => book.give_up(Some(room), server),
+            (true, None) => None,
+        }
     }
 
     /// Waits for the next typist whose time is up and takes them out, or of whom others must hear again; none when nobody
@@ -194,6 +218,29 @@ impl Typing {
     }
 }
 
+impl Book {
+    fn types(&self, room: RoomNum, user: UserNum) -> bool {
+        self.rooms.get(&room).is_some_and(|room| room.typists.iter().any(|typist| typist.user == user))
+    }
+
+    /// Takes out whoever would stop first of the server that has most typists, in one room or in all. A newcomer of that many
+    /// counts already; nothing when they would have to go themselves.
+    fn give_up(&mut self, only: Option<RoomNum>, newcomer: Option<u32>) -> Option<Grant> {
+        let held = |owner, age, key| Held { owner, within: 0, age, weight: 1, key };
+        let mut all: Vec<_> = newcomer.map(|owner| held(owner, u64::MAX, None)).into_iter().collect();
+        for (num, room) in self.rooms.iter().filter(|(num, _)| only.is_none_or(|only| only == **num)) {
+            let others = room.typists.iter().filter_map(|typist| Some((typist.server?, typist)));
+            all.extend(others.map(|(owner, one)| held(owner, one.until.as_millis() as u64, Some((*num, one.user)))));
+        }
+        let (num, user) = of_the_busiest(all, 1).pop()??;
+        self.serial += 1;
+        let room = self.rooms.get_mut(&num)?;
+        room.serial = self.serial;
+        let at = room.typists.iter().position(|typist| typist.user == user)?;
+        Some(room.typists.remove(at).grant)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -204,12 +251,38 @@ mod tests {
         let clock = Clock::simulated(1_000);
         let typing = || Typing::new(Budget::for_tests().account("ephemeral"), clock.clone());
         let before = typing();
-        before.set(RoomNum(1), UserNum(1), Some(Duration::from_secs(30)), true);
+        before.set(RoomNum(1), UserNum(1), Some(Duration::from_secs(30)), None);
         let told = before.serial();
         assert!(!before.may_be_stale(RoomNum(2), told));
         clock.advance(Duration::from_secs(5));
         let after = typing();
         assert!(after.may_be_stale(RoomNum(1), told) && after.changed(RoomNum(1), told).is_none());
         assert!(!after.may_be_stale(RoomNum(1), after.serial()));
+    }
+
+    /// Fifty people of one server who typed all the time were all that was shown of a room.
+    #[test]
+    fn a_server_with_many_typists_pushes_out_its_own() {
+        let (budget, clock) = (Budget::for_tests(), Clock::simulated(1_000));
+        let (account, typing) = (budget.account("ephemeral"), Typing::new(budget.account("ephemeral"), clock.clone()));
+        let long = Some(Duration::from_secs(30));
+        let shown = |room| typing.changed(RoomNum(room), 0).unwrap_or_default();
+        assert!(typing.set(RoomNum(1), UserNum(1), long, Some("friend.example")).changed);
+        assert!(typing.set(RoomNum(1), UserNum(2), long, None).changed);
+        for n in 100..300 {
+            clock.advance(Duration::from_millis(1));
+            assert!(typing.set(RoomNum(1), UserNum(n), long, Some("busy.example")).changed);
+        }
+        let now = shown(1);
+        assert!(now.contains(&UserNum(1)) && now.contains(&UserNum(2)) && now.contains(&UserNum(299)));
+        assert_eq!((now.contains(&UserNum(100)), now.len()), (false, TYPISTS_MAX + 1));
+        // The account too is nobody's alone.
+        for n in 0..(account.limit() / TYPIST_BYTES) as u32 + 200 {
+            typing.set(RoomNum(2 + n / 50), UserNum(1000 + n), long, Some("busy.example"));
+        }
+        assert!(account.used() <= account.limit());
+        assert!(typing.set(RoomNum(9999), UserNum(3), long, None).changed);
+        assert!(typing.set(RoomNum(9999), UserNum(4), long, Some("friend.example")).changed);
+        assert!(shown(1).contains(&UserNum(1)) && shown(1).contains(&UserNum(2)));
     }
 }
