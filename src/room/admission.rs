@@ -11,9 +11,11 @@ use ruma::{OwnedServerName, RoomId, UserId};
 
 use super::join::{Underway, columns::COLUMN_BYTES};
 use super::{Error, Result, Rooms};
+use crate::base::shares::{Held, of_the_busiest};
 use crate::budget::Refused;
 use crate::matrix::skim;
 use crate::remote::{Options, encode};
+use crate::store::Get;
 use crate::store::tables::room;
 use crate::store::tables::staging::{self, Allowed, Stage};
 
@@ -236,12 +238,16 @@ impl Rooms {
         let (room_id, user_id) = (room_id.to_owned(), user.to_string());
         let at_ms = self.0.parts.clock.now_ms();
         self.write(move |w| {
-            let full = staging::list_allowed(w, ASKED_ROOMS_MAX)?.len() == ASKED_ROOMS_MAX;
-            if staging::allowed(w, room_id.as_str())?.is_none() && !full {
-                let asked = Allowed { allowed: false, user_id, events, at_ms };
-                staging::set_allowed(w, room_id.as_str(), Some(&asked))?;
+            if staging::allowed(w, room_id.as_str())?.is_some() {
+                return Ok(());
             }
-            Ok(())
+            let listed = staging::list_allowed(w, ASKED_ROOMS_MAX)?;
+            if listed.len() == ASKED_ROOMS_MAX {
+                let Some(room) = asked_by_the_busiest(w, listed, &user_id) else { return Ok(()) };
+                staging::set_allowed(w, &room, None)?;
+            }
+            let asked = Allowed { allowed: false, user_id, events, at_ms };
+            Ok(staging::set_allowed(w, room_id.as_str(), Some(&asked))?)
         })
         .await
     }
@@ -258,6 +264,19 @@ impl Rooms {
         }
         None
     }
+}
+
+/// The room to forget for one that `user_id` asks for: the oldest that whoever asked for most asked for. What an admin allowed
+/// stays.
+fn asked_by_the_busiest(get: &impl Get, listed: Vec<(String, Allowed)>, user_id: &str) -> Option<String> {
+    let held = |user_id: &str, age, key| {
+        let [a, b, c, d, ..] = get.hash128(&[user_id.as_bytes()]);
+        Held { owner: u32::from_be_bytes([a, b, c, d]), within: 0, age, weight: 1, key }
+    };
+    let asked = listed.into_iter().filter(|(_, asked)| !asked.allowed);
+    let mut all: Vec<_> = asked.map(|(room, asked)| held(&asked.user_id, asked.at_ms, Some(room))).collect();
+    all.push(held(user_id, u64::MAX, None));
+    of_the_busiest(all, 1).pop()?
 }
 
 fn in_words(estimate: &Estimate) -> String {
@@ -285,5 +304,23 @@ mod tests {
         assert!((75_000_000..90_000_000).contains(&estimate.disk_bytes));
         assert_eq!(Estimate::of_complexity(-1.0).events, 0);
         assert!(Estimate::of_complexity(f64::INFINITY).events > 1_000_000);
+    }
+
+    /// Two hundred rooms that one person asked for were all that an admin was ever shown.
+    #[test]
+    fn who_asked_for_most_is_forgotten_first() {
+        let get = crate::store::Store::in_memory().read().unwrap();
+        let asked = |allowed, user_id: &str, at_ms| Allowed { allowed, user_id: user_id.to_owned(), events: 0, at_ms };
+        let listed = [
+            asked(true, "@busy:h", 0),
+            asked(false, "@once:h", 1),
+            asked(false, "@busy:h", 2),
+            asked(false, "@busy:h", 3),
+        ];
+        let listed: Vec<_> = listed.into_iter().enumerate().map(|(n, asked)| (format!("!{n}:x"), asked)).collect();
+        for by in ["@busy:h", "@new:h"] {
+            assert_eq!(asked_by_the_busiest(&get, listed.clone(), by).as_deref(), Some("!2:x"), "{by}");
+        }
+        assert_eq!(asked_by_the_busiest(&get, listed[..1].to_vec(), "@new:h"), None, "all are allowed");
     }
 }
