@@ -12,6 +12,7 @@ use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
 
 use super::body::{self, Known, Wants};
 use super::pack::{Unpack, put_bytes, put_i64, put_u64};
+use crate::base::shares::{Held, of_the_busiest};
 use crate::store::num::KEYS_OF_A_KIND_MAX;
 use crate::store::schema::{EVENT, EVENT_BODY, EVENT_ID, FOLLOWED, REDACTION_PENDING, STATE_KEY};
 use crate::store::tables::{room, user};
@@ -633,16 +634,42 @@ fn is_of_user(kind: &str, state_key: &str) -> bool {
 const PENDING_MAX: usize = 16;
 
 /// Remembers a redaction whose target is not here yet, so that the target is redacted as it arrives. Which of them may is not
-/// known before, so the first ones of the room are kept.
+/// known before: of too many the first goes that came from whichever server sent most.
 pub fn add_pending_redaction(w: &mut Write, room: RoomNum, target: &str, redaction: EventNum) -> Result<()> {
     let hash = w.hash128(&[&room.to_key(), target.as_bytes()]);
     let mut waiting = w.get(&REDACTION_PENDING, &hash)?.unwrap_or_default();
     let key = redaction.to_key();
     if waiting.len() >= PENDING_MAX * key.len() {
-        return Ok(());
+        let events = waiting.chunks_exact(key.len()).filter_map(EventNum::from_key).collect();
+        let gone = of_the_busiest_server(w, events, redaction, 1)?;
+        let kept = waiting.chunks_exact(key.len());
+        let kept = kept.filter(|one| EventNum::from_key(one).is_none_or(|num| !gone.contains(&num)));
+        waiting = kept.flatten().copied().collect();
     }
     waiting.extend_from_slice(&key);
     w.put(&REDACTION_PENDING, &hash, &waiting)
+}
+
+/// Which of a few events to forget for one more: `count` times the first of those whose senders' server has most. The new one
+/// counts already and stays.
+pub(super) fn of_the_busiest_server(
+    get: &impl Get,
+    events: Vec<EventNum>,
+    new: EventNum,
+    count: usize,
+) -> Result<Vec<EventNum>> {
+    let mut all = Vec::with_capacity(events.len() + 1);
+    for (age, num) in events.iter().copied().chain([new]).enumerate() {
+        let sender = match row(get, num)? {
+            Some(row) => user::id(get, row.sender)?.unwrap_or_default(),
+            None => String::new(),
+        };
+        let server = sender.split_once(':').map_or("", |(_, server)| server);
+        let [a, b, c, d, ..] = get.hash128(&[server.as_bytes()]);
+        let age = if age < events.len() { age as u64 } else { u64::MAX };
+        all.push(Held { owner: u32::from_be_bytes([a, b, c, d]), within: 0, age, weight: 1, key: num });
+    }
+    Ok(of_the_busiest(all, count as u64))
 }
 
 /// Takes the redactions that were waiting for an event of the room, the first first.
@@ -711,6 +738,33 @@ mod tests {
             order: None,
             redacted_by: None,
         }
+    }
+
+    /// Who knew the id of a message before it came kept everybody else's redactions of it from being remembered, and pushed out
+    /// what others had answered to it.
+    #[test]
+    fn what_waits_for_an_event_is_no_ones_alone() {
+        use crate::store::tables::relation::{self, Rel};
+        let job = |w: &mut Write<'_>| {
+            let (friend, evil) = (user::intern(w, "@f:friend.example")?, user::intern(w, "@e:evil.example")?);
+            let room = RoomNum(3);
+            for n in 1..=400 {
+                let sender = if n == 1 || n == 300 { friend } else { evil };
+                put_row(w, EventNum(n), &Row { sender, auth: Vec::new(), ..row() })?;
+            }
+            for n in 1..=400 {
+                add_pending_redaction(w, room, "$x", EventNum(n))?;
+                relation::add_pending(w, room, "$x", Rel::OTHER, EventNum(n))?;
+            }
+            let redactions = take_pending_redactions(w, room, "$x")?;
+            let related: Vec<_> = relation::take_pending(w, room, "$x")?.into_iter().map(|(_, num)| num).collect();
+            for (kept, most) in [(redactions, PENDING_MAX), (related, 256)] {
+                let has = |n| kept.contains(&EventNum(n));
+                assert!(has(1) && has(300) && has(400) && !has(2) && kept.len() <= most, "{kept:?}");
+            }
+            Ok::<_, Error>(())
+        };
+        Store::in_memory().write_blocking(job).unwrap();
     }
 
     #[test]

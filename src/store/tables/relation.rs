@@ -3,6 +3,7 @@
 use std::ops::ControlFlow;
 
 use crate::store::schema::{RELATION, RELATION_PENDING};
+use crate::store::tables::event;
 use crate::store::{Error, Get, Result, Write};
 use crate::store::{EventNum, RoomNum};
 
@@ -106,12 +107,17 @@ const PENDING_MAX: usize = 256;
 /// A type and an event's number.
 const PENDING_BYTES: usize = 5;
 
-/// Remembers an event that relates to one that is not here yet. Of too many the first ones are forgotten.
+/// Remembers an event that relates to one that is not here yet. Of too many a sixteenth is forgotten: of those whose servers sent
+/// most, the first.
 pub fn add_pending(w: &mut Write, room: RoomNum, target: &str, rel: Rel, event: EventNum) -> Result<()> {
     let hash = w.hash128(&[&room.to_key(), target.as_bytes()]);
     let mut waiting = w.get(&RELATION_PENDING, &hash)?.unwrap_or_default();
     if waiting.len() >= PENDING_MAX * PENDING_BYTES {
-        waiting.drain(..PENDING_BYTES);
+        let events = waiting.chunks_exact(PENDING_BYTES).filter_map(|one| EventNum::from_key(&one[1..])).collect();
+        let gone = event::of_the_busiest_server(w, events, event, PENDING_MAX / 16)?;
+        let (kept, _) = waiting.as_chunks::<PENDING_BYTES>();
+        let kept = kept.iter().filter(|one| EventNum::from_key(&one[1..]).is_none_or(|num| !gone.contains(&num)));
+        waiting = kept.flatten().copied().collect();
     }
     waiting.push(rel.0);
     waiting.extend_from_slice(&event.to_key());
