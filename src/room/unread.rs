@@ -41,7 +41,7 @@ struct Parsed {
     /// Of the JSON they were parsed from; none for the defaults.
     hash: Option<[u8; 16]>,
     rules: Arc<Ruleset>,
-    _grant: Grant,
+    grant: Grant,
 }
 
 impl Rules {
@@ -62,12 +62,26 @@ impl Rules {
         let bytes = RULES_BYTES + BYTES_PER_JSON_BYTE * json.map_or(0, |json| json.len() as u64);
         let mut parsed = self.lock();
         parsed.remove(&user);
-        match self.account.try_take(bytes) {
-            Ok(grant) => drop(parsed.insert(user, Parsed { hash, rules: rules.clone(), _grant: grant })),
-            // Others are kept by now; all are parsed again as they are needed.
-            Err(_) => parsed.clear(),
+        if let Some(grant) = self.make_room(&mut parsed, bytes) {
+            parsed.insert(user, Parsed { hash, rules: rules.clone(), grant });
         }
         Ok(rules)
+    }
+
+    /// Memory for one more, for which those go that take as much or more, the largest first: nobody with endless rules has
+    /// everybody else's parsed again and again.
+    fn make_room(&self, parsed: &mut HashMap<UserNum, Parsed>, bytes: u64) -> Option<Grant> {
+        loop {
+            if let Ok(grant) = self.account.try_take(bytes) {
+                return Some(grant);
+            }
+            let (user, largest) = parsed.iter().max_by_key(|(_, one)| one.grant.bytes())?;
+            let user = *user;
+            if largest.grant.bytes() < bytes {
+                return None;
+            }
+            parsed.remove(&user);
+        }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<UserNum, Parsed>> {
@@ -154,4 +168,32 @@ fn display_name(get: &impl Get, new: &Append, user: UserNum, user_id: &UserId) -
 
 fn name_in(member: &Event) -> Option<String> {
     member.content_text("displayname").map(|name| name.into_owned()).filter(|name| !name.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::budget::Budget;
+
+    /// One set of rules that found no place threw out everybody's.
+    #[test]
+    fn large_rules_push_out_no_smaller_ones() {
+        let account = Budget::for_tests().account("ephemeral");
+        let rules = Rules::new(account.clone());
+        let put = |user: u32, bytes: u64| {
+            let mut parsed = rules.lock();
+            let grant = rules.make_room(&mut parsed, bytes);
+            let kept = grant.is_some();
+            let empty = Arc::new(Ruleset::default());
+            grant.map(|grant| parsed.insert(UserNum(user), Parsed { hash: None, rules: empty, grant }));
+            kept
+        };
+        let quarter = account.limit() / 4;
+        assert!(put(1, quarter) && put(2, quarter) && put(3, quarter * 2));
+        assert!(!put(4, quarter * 3));
+        assert!(put(5, quarter));
+        let mut kept: Vec<_> = rules.lock().keys().map(|user| user.0).collect();
+        kept.sort_unstable();
+        assert_eq!(kept, [1, 2, 5]);
+    }
 }
