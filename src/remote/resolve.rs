@@ -645,7 +645,7 @@ mod tests {
         let mut world = world();
         world.well_known.insert("sly.example", delegate("[64:ff9b::a00:1]:8448"));
         let sly: &ServerName = "sly.example".try_into().unwrap();
-        assert!(resolver(world).allowing_private(false).resolve(sly).await.is_err());
+        assert!(resolver(world).allowing_private(false).resolve(sly, stranger()).await.is_err());
         assert!(is_found("lan.example", false).await, "the operator named it");
     }
 
