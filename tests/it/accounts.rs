@@ -247,4 +247,15 @@ async fn push_rules() {
     house.delete("/pushrules/global/override/.m.rule.master", &alice).await.refused(400, "M_INVALID_PARAM");
     house.put("/pushrules/global/content/dogs", &alice, json!({ "actions": [] })).await.refused(400, "M_MISSING_PARAM");
     house.put("/pushrules/global/nonsense/x", &alice, json!({ "actions": [] })).await.refused(400, "M_INVALID_PARAM");
+    // Both ended the server once: a rule beside itself, and the first put behind the last.
+    let cats = json!({ "actions": [], "pattern": "cat*" });
+    house.put("/pushrules/global/content/x?after=x", &alice, cats.clone()).await.refused(400, "M_INVALID_PARAM");
+    for id in ["b", "a"] {
+        house.put(&format!("/pushrules/global/content/{id}"), &alice, cats.clone()).await.ok();
+    }
+    house.put("/pushrules/global/content/a?after=b", &alice, cats.clone()).await.ok();
+    house.put("/pushrules/global/content/a?before=y", &alice, cats).await.refused(404, "M_NOT_FOUND");
+    let kept = house.get("/pushrules/", &alice).await.ok();
+    let ids: Vec<_> = kept["global"]["content"].as_array().unwrap().iter().map(|rule| &rule["rule_id"]).collect();
+    assert_eq!(ids, ["b", "a"]);
 }
