@@ -7,12 +7,12 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread::Thread;
 
 use super::clock::Deadline;
+use super::panics::{caught, caught_in};
 
 /// Runs `work` on the runtime's blocking pool, whose size the profile sets. A panic in it goes on in the caller.
 pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(done) => done,
-        Err(failed) if failed.is_panic() => std::panic::resume_unwind(failed.into_panic()),
+    match tokio::task::spawn_blocking(move || caught(work)).await {
+        Ok(done) => done.unwrap_or_else(|panicked| panicked.go_on()),
         // The runtime is going down and took the work with it: nobody is left to answer.
         Err(_) => std::future::pending().await,
     }
@@ -20,9 +20,8 @@ pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'stat
 
 /// Finishes `work` even when whoever waits for it goes away, in a task of its own. A panic in it goes on in the caller.
 pub async fn unbroken<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> T {
-    match tokio::spawn(Box::pin(work)).await {
-        Ok(done) => done,
-        Err(failed) if failed.is_panic() => std::panic::resume_unwind(failed.into_panic()),
+    match tokio::spawn(caught_in(Box::pin(work))).await {
+        Ok(done) => done.unwrap_or_else(|panicked| panicked.go_on()),
         // The runtime is going down and took the work with it: nobody is left to answer.
         Err(_) => std::future::pending().await,
     }

@@ -1,16 +1,17 @@
-//! The ground everything stands on: time, randomness, work that may block, one at a time of each name, bounded tables that
-//! others fill, and long answers in pieces.
+//! The ground everything stands on: time, randomness, work that may block, panics that end where they are caught, one at a time of
+//! each name, bounded tables that others fill, and long answers in pieces.
 //!
 //! Owns the only calls to the system's clocks, to its randomness and to the runtime's blocking pool, so that tests
 //! can hand in their own. Names no other part.
 //!
-//! Reading order: `clock.rs`, `random.rs`, `pace.rs`, `blocking.rs`, `only.rs`, `shares.rs`, `chunks.rs`.
+//! Reading order: `clock.rs`, `random.rs`, `pace.rs`, `blocking.rs`, `panics.rs`, `only.rs`, `shares.rs`, `chunks.rs`.
 
 mod blocking;
 mod chunks;
 mod clock;
 mod only;
 mod pace;
+mod panics;
 mod random;
 pub mod shares;
 
@@ -19,5 +20,6 @@ pub use chunks::{ChunkError, Chunks, OneChunk, Pen, comma, written};
 pub use clock::{Clock, Deadline, StopWatch};
 pub use only::{OneEach, Only};
 pub use pace::Pace;
+pub use panics::{Panicked, caught, caught_in, kept_going, log_panics, unwind};
 pub use random::Random;
 pub use shares::{Owner, Shares};

@@ -223,7 +223,18 @@ impl Sender {
             let (sender, since_ms, doubtful) = (self.clone(), lag.since_ms, lag.doubtful);
             // Not beyond what was noted: it would be told the rest twice.
             let rows = lag.from..book.reader.max(lag.newest);
-            working.spawn(async move { sender.bring_up(name, rows, since_ms, doubtful).await });
+            working.spawn(async move {
+                let (server, from) = (name.clone(), rows.start);
+                let report =
+                    base::caught_in(Box::pin(async move { sender.bring_up(name, rows, since_ms, doubtful).await }));
+                // Its server would else be taken for one that is being served, for ever.
+                report.await.unwrap_or_else(|panicked| {
+                    let reason = panicked.say();
+                    tracing::error!(%server, "sending to a server panicked: {reason}");
+                    let failed = Some(Failed::BadAnswer(format!("a panic: {reason}")));
+                    Report { server, from, left_out: None, failed }
+                })
+            });
         }
     }
 

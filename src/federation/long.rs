@@ -66,7 +66,7 @@ pub(super) async fn send(federation: Arc<Federation>, request: Request, claim: C
     federation.remote.backoff().heard_from(&origin).await;
     let under_way = begin(&federation, &origin)?;
     federation.rooms.charge_intake(&origin, bytes);
-    let work = tokio::spawn(async move {
+    let work = base::unbroken(async move {
         let _under_way = under_way;
         // One bound for all batches: the memory is kept that long.
         let until = federation.clock.instant() + room::RECEIVE_TIME_MAX;
@@ -80,7 +80,7 @@ pub(super) async fn send(federation: Arc<Federation>, request: Request, claim: C
         drop(grant);
         Ok::<_, Error>(json!({ "pdus": outcomes }))
     });
-    let said = work.await.map_err(Answer::internal)??;
+    let said = work.await?;
     Ok(Response::json_with(StatusCode::OK, &said))
 }
 

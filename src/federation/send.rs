@@ -127,7 +127,7 @@ pub async fn send(federation: Arc<Federation>, request: Request) -> Result<Respo
         let why = format!("A transaction has {PDUS_MAX} events and {EDUS_MAX} small messages at most");
         return Err(Answer::bad("M_TOO_LARGE", why).into());
     }
-    let work = tokio::spawn(async move {
+    let work = base::unbroken(async move {
         let _under_way = under_way;
         let until = federation.clock.instant() + room::RECEIVE_TIME_MAX;
         let outcomes = take(&federation, &origin, transaction, until).await?;
@@ -138,7 +138,7 @@ pub async fn send(federation: Arc<Federation>, request: Request) -> Result<Respo
         federation.transactions.put(&account, owner, &origin, &id, &body);
         Ok::<_, Error>(body)
     });
-    let body = work.await.map_err(Answer::internal)??;
+    let body = work.await?;
     Ok(Response::json_bytes(StatusCode::OK, body))
 }
 
@@ -221,7 +221,14 @@ pub(super) async fn take(
     let mut taking = JoinSet::new();
     for (room, pdus) in rooms {
         let (federation, origin) = (federation.clone(), origin.to_owned());
-        taking.spawn(async move { federation.rooms.receive(&origin, &room, pdus, until).await });
+        taking.spawn(async move {
+            let receiving = base::caught_in(Box::pin(federation.rooms.receive(&origin, &room, pdus, until))).await;
+            receiving.unwrap_or_else(|panicked| {
+                // Asked for again as missing ones. Refused, the whole transaction would come again, and panic again.
+                tracing::error!(%origin, room_id = %room, "taking a server's events panicked: {}", panicked.say());
+                Ok(Default::default())
+            })
+        });
     }
     let (mut outcomes, mut put_off) = (Map::new(), None);
     while let Some(done) = taking.join_next().await {
@@ -249,10 +256,15 @@ pub(super) async fn take(
     }
     let owner = federation.remote.owner_of(origin).await;
     for edu in transaction.edus {
-        if federation.postage.may_bring(origin, &owner) {
-            let brought = take_edu(federation, origin, &edu).await?;
-            federation.postage.charge(&owner, brought.max(edu.get().len()));
+        if !federation.postage.may_bring(origin, &owner) {
+            continue;
         }
+        let taken = base::caught_in(Box::pin(take_edu(federation, origin, &edu))).await;
+        let brought = taken.unwrap_or_else(|panicked| {
+            tracing::error!(%origin, "taking a small message panicked: {}", panicked.say());
+            Ok(0)
+        })?;
+        federation.postage.charge(&owner, brought.max(edu.get().len()));
     }
     Ok(outcomes)
 }

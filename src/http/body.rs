@@ -227,7 +227,9 @@ impl Made {
                         return Poll::Pending;
                     };
                     self.step = Step::Working(Box::pin(base::blocking(move || {
-                        let result = chunks.next(&mut buffer);
+                        // Its own answer ends, and nothing else that goes over the connection.
+                        let result = base::caught(|| chunks.next(&mut buffer))
+                            .unwrap_or_else(|panicked| Err(ChunkError::new(format!("a panic: {}", panicked.say()))));
                         Worked { chunks, buffer, result }
                     })));
                 }
@@ -416,6 +418,21 @@ mod tests {
         let account = Budget::for_tests().account("response_bodies");
         let body = stream(account.try_take(1000).unwrap(), Countdown(2, true));
         assert!(collect(body).await.is_err());
+        assert_eq!(account.used(), 0);
+    }
+
+    /// A piece that panicked took the connection's task along, with all that HTTP/2 carried beside it.
+    #[tokio::test]
+    async fn a_panic_breaks_the_body_and_no_more() {
+        struct Breaks;
+        impl Chunks for Breaks {
+            fn next(&mut self, _: &mut Vec<u8>) -> Result<bool, ChunkError> {
+                panic!("on purpose")
+            }
+        }
+        let account = Budget::for_tests().account("response_bodies");
+        let broken = collect(stream(account.try_take(1000).unwrap(), Breaks)).await.unwrap_err();
+        assert!(broken.to_string().contains("on purpose"), "{broken}");
         assert_eq!(account.used(), 0);
     }
 

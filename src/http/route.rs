@@ -4,6 +4,7 @@
 //! changes; a look-up is one walk down a prefix tree.
 
 use super::{Answer, Method, Request, Response, StatusCode};
+use crate::base;
 use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -50,14 +51,19 @@ impl Router {
         Routes { router: self, surface: surface.clone() }
     }
 
-    /// Answers one request: the handler's response, or 404 or 405 `M_UNRECOGNIZED`.
+    /// Answers one request: the handler's response, or 404 or 405 `M_UNRECOGNIZED`. A handler that panics ends its own
+    /// request only, as 500.
     pub async fn dispatch(&self, mut request: Request) -> Response {
         let cors = wants_cors(request.path());
         let method = request.method().clone();
         let response = match self.find(&method, request.path()) {
             Found::Route(route, values) => {
                 request.set_route(&route.template, &route.params, values);
-                (route.handler)(request).await
+                let answered = base::caught_in((route.handler)(request)).await;
+                answered.unwrap_or_else(|panicked| {
+                    let (what, template) = (panicked.say(), &route.template);
+                    Answer::internal(format_args!("{method} {template} panicked: {what}")).into_response()
+                })
             }
             Found::Nothing if method == Method::OPTIONS && cors => Response::empty(StatusCode::NO_CONTENT),
             Found::OtherMethod if method == Method::OPTIONS && cors => Response::empty(StatusCode::NO_CONTENT),
@@ -281,6 +287,30 @@ mod tests {
         check(Method::PATCH, "/_matrix/client/v3/rooms/!a/state/m.x/k", 405, "").await;
         check(Method::OPTIONS, "/_matrix/client/v3/nothing", 204, "").await;
         check(Method::OPTIONS, "/_matrix/federation/v1/version", 405, "").await;
+    }
+
+    /// One request that panicked ended the whole server: the release build aborted.
+    #[tokio::test]
+    async fn a_handler_that_panics_is_a_500_and_the_next_request_is_answered() {
+        async fn breaks(_: Arc<Nothing>, request: Request) -> Result<Response, Answer> {
+            match request.param("how") {
+                "here" => panic!("on purpose"),
+                "job" => Ok(base::blocking(|| panic!("on purpose")).await),
+                _ => Ok(base::unbroken(async { panic!("on purpose") }).await),
+            }
+        }
+        let mut router = router();
+        router.surface(&Arc::new(Nothing)).get("/_matrix/client/v3/break/{how}", breaks);
+        for how in ["here", "job", "task"] {
+            let request = Request::for_tests(Method::GET, &format!("/_matrix/client/v3/break/{how}"), "");
+            let response = router.dispatch(request).await;
+            assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
+            assert!(response.headers().contains_key("access-control-allow-origin"));
+            let body: serde_json::Value = serde_json::from_slice(response.body_bytes().unwrap()).unwrap();
+            assert_eq!(body, serde_json::json!({ "errcode": "M_UNKNOWN", "error": "Internal server error" }));
+        }
+        let request = Request::for_tests(Method::GET, "/_matrix/federation/v1/version", "");
+        assert_eq!(router.dispatch(request).await.status(), StatusCode::OK);
     }
 
     #[tokio::test]

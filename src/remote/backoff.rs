@@ -9,7 +9,7 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use ruma::{OwnedServerName, ServerName};
@@ -148,13 +148,13 @@ impl Backoff {
             let owner = self.0.circle.remembered(server);
             book.set(owner, server, Standing::default(), true).excused_ms = Some(now);
         }
-        let mut recovered = self.0.recovered.lock().expect("no panic holds it");
+        let mut recovered = self.0.recovered.lock().unwrap_or_else(PoisonError::into_inner);
         recovered.put(self.0.circle.remembered(server), server.to_owned(), ());
     }
 
     /// The servers that failed and have been heard from since this was last called. For who has something waiting for them.
     pub fn take_recovered(&self) -> Vec<OwnedServerName> {
-        let recovered = self.0.recovered.lock().expect("no panic holds it").drain();
+        let recovered = self.0.recovered.lock().unwrap_or_else(PoisonError::into_inner).drain();
         recovered.into_iter().map(|(server, ())| server).collect()
     }
 
@@ -212,7 +212,7 @@ impl Backoff {
     }
 
     fn book(&self) -> MutexGuard<'_, Book> {
-        self.0.book.lock().expect("no panic holds it")
+        self.0.book.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn standing(&self, server: &ServerName) -> Standing {

@@ -7,7 +7,7 @@
 use std::{
     collections::HashMap,
     net::SocketAddr,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -246,7 +246,7 @@ impl Pool {
 
     async fn turns(&self, server: &ServerName, long: bool) -> Turns {
         let (all, long_ones) = {
-            let mut hosts = self.0.hosts.lock().expect("no panic holds it");
+            let mut hosts = self.0.hosts.lock().unwrap_or_else(PoisonError::into_inner);
             let host = hosts.entry(server.to_owned()).or_insert_with(|| Host {
                 turns: Arc::new(Semaphore::new(self.0.per_host_max)),
                 long: Arc::new(Semaphore::new((self.0.per_host_max - 1).max(1))),
@@ -282,14 +282,14 @@ impl Pool {
 
     fn take_idle(&self, server: &ServerName) -> Option<Idle> {
         let now = self.0.clock.instant();
-        let mut hosts = self.0.hosts.lock().expect("no panic holds it");
+        let mut hosts = self.0.hosts.lock().unwrap_or_else(PoisonError::into_inner);
         let idle = &mut hosts.get_mut(server)?.idle;
         idle.retain(|idle| idle.usable(now));
         idle.pop()
     }
 
     fn close_oldest_idle(&self) {
-        let mut hosts = self.0.hosts.lock().expect("no panic holds it");
+        let mut hosts = self.0.hosts.lock().unwrap_or_else(PoisonError::into_inner);
         let oldest = hosts.values_mut().filter(|host| !host.idle.is_empty()).min_by_key(|host| host.idle[0].since);
         if let Some(host) = oldest {
             host.idle.remove(0);
@@ -300,7 +300,7 @@ impl Pool {
     pub fn tidy(&self) {
         let now = self.0.clock.instant();
         let per_host_max = self.0.per_host_max;
-        self.0.hosts.lock().expect("no panic holds it").retain(|_, host| {
+        self.0.hosts.lock().unwrap_or_else(PoisonError::into_inner).retain(|_, host| {
             host.idle.retain(|idle| idle.usable(now));
             // A clone outside means somebody is about to ask for a turn.
             let unused = host.turns.available_permits() == per_host_max && Arc::strong_count(&host.turns) == 1;
@@ -335,7 +335,7 @@ impl Lease {
             return;
         }
         let since = self.pool.0.clock.instant();
-        let mut hosts = self.pool.0.hosts.lock().expect("no panic holds it");
+        let mut hosts = self.pool.0.hosts.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(host) = hosts.get_mut(&self.server) {
             host.idle.push(Idle { connection, permit, since });
         }

@@ -7,7 +7,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -148,7 +148,7 @@ impl Keys {
             return Ok((key_id == self.book().own_id).then(|| self.book().own.clone()));
         }
         let name = key_cache::name(server, key_id);
-        if let Some(known) = self.book().memory.lock().expect("no panic holds it").keys.get(&name) {
+        if let Some(known) = self.book().memory.lock().unwrap_or_else(PoisonError::into_inner).keys.get(&name) {
             return Ok(Some(known.clone()));
         }
         let Some(stored) = key_cache::get(&self.book().store.read()?, server, key_id)? else { return Ok(None) };
@@ -158,7 +158,7 @@ impl Keys {
     fn remember(&self, name: String, stored: Stored) -> Option<Known> {
         let key = PublicKey::from_bytes(&stored.key)?;
         let known = Known { key: Arc::new(key), valid_until_ms: stored.valid_until_ms, expired: stored.expired };
-        self.book().memory.lock().expect("no panic holds it").put(name, known.clone());
+        self.book().memory.lock().unwrap_or_else(PoisonError::into_inner).put(name, known.clone());
         Some(known)
     }
 
@@ -249,7 +249,7 @@ impl Keys {
     /// Leaves out the servers that nobody had keys of a short while ago.
     fn forget_missing(&self, lacking: &mut Lacking) {
         let now = self.remote.0.clock.now_ms();
-        let mut missing = self.book().missing.lock().expect("no panic holds it");
+        let mut missing = self.book().missing.lock().unwrap_or_else(PoisonError::into_inner);
         lacking.retain(|server, _| missing.get(server).is_none_or(|missing| missing.until_ms <= now));
     }
 
@@ -259,7 +259,7 @@ impl Keys {
             return;
         }
         let now = self.remote.0.clock.now_ms();
-        let mut missing = self.book().missing.lock().expect("no panic holds it");
+        let mut missing = self.book().missing.lock().unwrap_or_else(PoisonError::into_inner);
         for server in lacking.keys() {
             let times = missing.peek(server).map_or(0, |missing| missing.times);
             let pause = (MISSING_MS_MIN << times.min(10)).min(MISSING_MS_MAX);
@@ -422,7 +422,7 @@ impl Keys {
             for (id, stored) in &one.keys {
                 self.remember(key_cache::name(&one.server, id), *stored);
             }
-            self.book().missing.lock().expect("no panic holds it").remove(&one.server);
+            self.book().missing.lock().unwrap_or_else(PoisonError::into_inner).remove(&one.server);
         }
         Ok(())
     }
@@ -454,7 +454,8 @@ impl Keys {
             return Ok(());
         }
         let mut lacking = Lacking::from([(server.to_owned(), BTreeSet::new())]);
-        let missing = self.book().missing.lock().expect("no panic holds it").get(server).copied().unwrap_or_default();
+        let missing =
+            self.book().missing.lock().unwrap_or_else(PoisonError::into_inner).get(server).copied().unwrap_or_default();
         if missing.until_ms <= now {
             self.ask_directly(&mut lacking).await?;
             self.note_missing(&lacking);

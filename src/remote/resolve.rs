@@ -9,7 +9,7 @@ use std::{
     future::Future,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     pin::Pin,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -220,14 +220,14 @@ impl Resolver {
     /// The cached delegation of a host, asked for anew when it is too old. A silence never forgets what was known.
     async fn delegation(&self, host: &str, owner: Owner<String>) -> Result<Option<String>, Miss> {
         let now = self.clock.now_ms();
-        let known = self.delegations.lock().expect("no panic holds it").get(host).map(|known| known.clone());
+        let known = self.delegations.lock().unwrap_or_else(PoisonError::into_inner).get(host).map(|known| known.clone());
         if let Some(known) = known.as_ref().filter(|known| known.until_ms > now) {
             return Ok(known.server.clone());
         }
         let answer = self.lookup.well_known(host).await;
         let fresh = next_delegation(answer, known, now);
         let server = fresh.server.clone();
-        self.delegations.lock().expect("no panic holds it").put(owner, host.to_owned(), fresh);
+        self.delegations.lock().unwrap_or_else(PoisonError::into_inner).put(owner, host.to_owned(), fresh);
         Ok(server)
     }
 
@@ -242,7 +242,7 @@ impl Resolver {
     /// Its address stopped answering: the delegation is asked for again soon, and kept if that finds nothing.
     pub fn forget_later(&self, server: &ServerName) {
         let now = self.clock.now_ms();
-        if let Some(known) = self.delegations.lock().expect("no panic holds it").get(server.host()) {
+        if let Some(known) = self.delegations.lock().unwrap_or_else(PoisonError::into_inner).get(server.host()) {
             known.until_ms = known.until_ms.min(now + SILENT_MS);
         }
     }
@@ -375,7 +375,7 @@ impl Dns {
     /// A board often starts before its network does: the first client would then know no name server for ever.
     fn client(&self) -> Result<Arc<hickory_resolver::TokioResolver>, Miss> {
         let changed = std::fs::metadata("/etc/resolv.conf").and_then(|meta| meta.modified()).ok();
-        let mut current = self.current.lock().expect("no panic holds it");
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((client, seen)) = current.as_ref()
             && *seen == changed
         {

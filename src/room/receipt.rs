@@ -10,6 +10,7 @@ use super::send::{known_to_member, not_in_room};
 use super::state::Known;
 use super::typing::Passed;
 use super::{Error, Result, Rooms};
+use crate::base;
 use crate::store::tables::count::Part;
 use crate::store::tables::outbox::{self, Outbound};
 use crate::store::tables::receipt::{self, Kind, Receipt, Whose};
@@ -121,7 +122,9 @@ impl Rooms {
             // Ends when nobody types in the room any more, at the latest TYPING_MAX after the last one began.
             tokio::spawn(async move {
                 while let Some(passed) = rooms.0.typing.watch(room).await {
-                    if let Err(error) = rooms.typing_passed(room, passed).await {
+                    // A panic is said and ends no more than this: the room is watched by nobody else.
+                    let told = base::caught_in(Box::pin(rooms.typing_passed(room, passed))).await;
+                    if let Ok(Err(error)) = told {
                         tracing::debug!(%error, "who types could not be told");
                     }
                 }

@@ -54,6 +54,23 @@ const HOMES: &[(&str, &[&str], &str)] = &[
     ("#[should_panic", &[], "assert what happens today"),
 ];
 
+/// What the tests prove of panics holds for what ships only when that unwinds too.
+#[test]
+fn what_ships_unwinds_as_the_tests_do() {
+    let aborts = |manifest: &str| {
+        let manifest: toml::Table = manifest.parse().unwrap();
+        let profiles = manifest.get("profile").and_then(toml::Value::as_table);
+        profiles
+            .into_iter()
+            .flatten()
+            .any(|(_, profile)| profile.get("panic").is_some_and(|how| how.as_str() != Some("unwind")))
+    };
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
+    assert!(!aborts(&std::fs::read_to_string(folder.join("Cargo.toml")).unwrap()));
+    assert!(!std::fs::read_to_string(folder.join(".ci/run")).unwrap().contains("panic_abort"));
+    assert!(aborts("[profile.release]\npanic = \"abort\"\n"));
+}
+
 /// A source file, without comments and tests.
 struct Source {
     /// Below `src/`.

@@ -19,7 +19,7 @@ use super::request::{Peer, Request, Tools};
 use super::route::Router;
 use super::tls::{HTTP_1, HTTP_2};
 use super::watch::{Watch, Watched, Wire};
-use crate::base::Clock;
+use crate::base::{Clock, kept_going};
 use crate::budget::{Account, Budget, Grant};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
@@ -187,15 +187,18 @@ impl Door {
     /// Accepts on one socket until the door closes; run as a task.
     pub async fn serve(self: Arc<Self>, listener: Listener, router: Arc<Router>) {
         let mut phase = self.phase.subscribe();
+        let accepting = || self.accept_all(&listener, &router);
+        tokio::select! {
+            _ = phase.wait_for(|phase| *phase != Phase::Open) => {}
+            () = kept_going("accepting connections", &self.clock, std::future::pending(), accepting) => {}
+        }
+    }
+
+    async fn accept_all(self: &Arc<Self>, listener: &Listener, router: &Arc<Router>) {
         loop {
-            let accepted = async {
-                let permit = self.permit(&listener).await;
-                (listener.accept(&self.clock).await, permit)
-            };
-            tokio::select! {
-                _ = phase.wait_for(|phase| *phase != Phase::Open) => return,
-                (accepted, permit) = accepted => self.spawn(accepted, &listener, &router, permit),
-            }
+            let permit = self.permit(listener).await;
+            let accepted = listener.accept(&self.clock).await;
+            self.spawn(accepted, listener, router, permit);
         }
     }
 

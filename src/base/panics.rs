@@ -1,0 +1,233 @@
+//! Panics that are caught: what one did is given up, and the rest goes on.
+//!
+//! A panic is said once in the log: by whoever caught it and knows what was asked, else when it is dropped unsaid. One that
+//! nobody catches (a task or thread of its own) is said by the hook.
+
+use std::any::Any;
+use std::cell::{Cell, RefCell};
+use std::fmt;
+use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind, resume_unwind};
+use std::pin::Pin;
+use std::task::Poll;
+use std::time::Duration;
+
+use super::Clock;
+
+/// Of a panic's message: it may hold what a stranger sent.
+const MESSAGE_CHARS_MAX: usize = 300;
+/// Before a worker that panicked is begun again; twice as long each time.
+const PAUSE_MIN: Duration = Duration::from_secs(1);
+const PAUSE_MAX: Duration = Duration::from_secs(300);
+/// A worker that went on for so long was well: its next panic counts as the first.
+const WELL_AFTER: Duration = Duration::from_secs(900);
+
+thread_local! {
+    /// How many on this thread's stack catch panics.
+    static CATCHING: Cell<u32> = const { Cell::new(0) };
+    /// Where the last panic on this thread was, until it is caught.
+    static PLACE: RefCell<Option<String>> = const { RefCell::new(None) };
+}
+
+/// A panic that was caught. What it may have left half done is the catcher's to know.
+pub struct Panicked {
+    what: String,
+    said: bool,
+}
+
+impl Panicked {
+    fn of(payload: Box<dyn Any + Send>) -> Panicked {
+        let place = PLACE.take();
+        // It was caught before, and goes on to somebody who knows more.
+        let payload = match payload.downcast::<Panicked>() {
+            Ok(known) => return *known,
+            Err(payload) => payload,
+        };
+        let mut what = message(&*payload);
+        if let Some(place) = place {
+            what = format!("{what}, at {place}");
+        }
+        Panicked { what, said: false }
+    }
+
+    /// Its message and place, for a line in the log or an error that ends there.
+    pub fn say(mut self) -> String {
+        self.said = true;
+        std::mem::take(&mut self.what)
+    }
+
+    /// Lets it go on to the next who catches.
+    pub fn go_on(self) -> ! {
+        resume_unwind(Box::new(self))
+    }
+}
+
+impl fmt::Debug for Panicked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Panicked({})", self.what)
+    }
+}
+
+impl Drop for Panicked {
+    fn drop(&mut self) {
+        if !self.said {
+            tracing::error!("a panic: {}", self.what);
+        }
+    }
+}
+
+/// Ends what is under way with a panic that no hook sees; for code whose callers are another library's.
+pub fn unwind(what: String) -> ! {
+    Panicked { what, said: false }.go_on()
+}
+
+/// Runs `work`; a panic in it ends here.
+pub fn caught<T>(work: impl FnOnce() -> T) -> Result<T, Panicked> {
+    CATCHING.set(CATCHING.get() + 1);
+    let done = catch_unwind(AssertUnwindSafe(work));
+    CATCHING.set(CATCHING.get() - 1);
+    done.map_err(Panicked::of)
+}
+
+/// The same for a future; it is not polled again after a panic.
+pub async fn caught_in<F: Future + ?Sized>(mut work: Pin<Box<F>>) -> Result<F::Output, Panicked> {
+    std::future::poll_fn(|cx| match caught(|| work.as_mut().poll(cx)) {
+        Ok(Poll::Pending) => Poll::Pending,
+        Ok(Poll::Ready(done)) => Poll::Ready(Ok(done)),
+        Err(panicked) => Poll::Ready(Err(panicked)),
+    })
+    .await
+}
+
+/// Runs a worker that goes on by itself until it ends by itself. When it panics, that is said with its name, and it is begun
+/// again after a pause that grows each time. `stopped` ends such a pause, and no worker is begun after it.
+pub async fn kept_going<F>(name: &str, clock: &Clock, stopped: impl Future<Output = ()>, mut work: impl FnMut() -> F)
+where
+    F: Future<Output = ()>,
+{
+    let (mut stopped, mut pause) = (std::pin::pin!(stopped), PAUSE_MIN);
+    loop {
+        let begun = clock.instant();
+        let Err(panicked) = caught_in(Box::pin(work())).await else { return };
+        if clock.instant().saturating_sub(begun) >= WELL_AFTER {
+            pause = PAUSE_MIN;
+        }
+        tracing::error!(pause_s = pause.as_secs(), "{name} panicked and is begun again: {}", panicked.say());
+        tokio::select! {
+            () = &mut stopped => return,
+            () = clock.sleep(pause) => {}
+        }
+        pause = (pause * 2).min(PAUSE_MAX);
+    }
+}
+
+/// Has panics said in the log in one line each, with thread and place; as usual where there is no log. For the process, once.
+pub fn log_panics() {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        let place = place(info);
+        if CATCHING.try_with(|catching| catching.get() > 0).unwrap_or(false) {
+            let _ = PLACE.try_with(|last| last.replace(Some(place)));
+            return;
+        }
+        if !tracing::enabled!(tracing::Level::ERROR) {
+            return usual(info);
+        }
+        let thread = std::thread::current();
+        let what = message(info.payload());
+        tracing::error!("a panic in thread {}: {what}, at {place}", thread.name().unwrap_or("without a name"));
+    }));
+}
+
+fn place(info: &PanicHookInfo<'_>) -> String {
+    info.location().map_or_else(|| "a place unknown".to_owned(), ToString::to_string)
+}
+
+/// A panic's message as one bounded line.
+fn message(payload: &(dyn Any + Send)) -> String {
+    let text = match (payload.downcast_ref::<&str>(), payload.downcast_ref::<String>()) {
+        (Some(text), _) => text,
+        (_, Some(text)) => text.as_str(),
+        _ => "no message",
+    };
+    text.chars().take(MESSAGE_CHARS_MAX).map(|char| if char.is_control() { ' ' } else { char }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::{blocking, unbroken};
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    #[test]
+    fn a_panic_ends_where_it_is_caught() {
+        assert_eq!(caught(|| 7).unwrap(), 7);
+        let panicked = caught(|| -> u32 { panic!("on\n{}", "purpose") }).unwrap_err();
+        assert!(panicked.say().starts_with("on purpose"));
+        let through = caught(|| caught(|| unwind("a page".to_owned())).unwrap_err().go_on()).unwrap_err();
+        assert_eq!(through.say(), "a page");
+        assert_eq!(
+            caught(|| panic!("{}", "x".repeat(5000))).unwrap_err().say().chars().filter(|c| *c == 'x').count(),
+            300
+        );
+    }
+
+    #[tokio::test]
+    async fn work_elsewhere_that_panics_does_so_in_whoever_waits_and_nowhere_else() {
+        let job = caught_in(Box::pin(blocking(|| -> u32 { panic!("job") }))).await;
+        assert!(job.unwrap_err().say().starts_with("job"));
+        let task: Result<(), _> = caught_in(Box::pin(unbroken(async { panic!("task") }))).await;
+        assert!(task.unwrap_err().say().starts_with("task"));
+        // The pool's threads are all there.
+        assert_eq!(blocking(|| 7).await, 7);
+    }
+
+    /// A worker that panicked used to take the server with it, or, in tests, to be missing from then on.
+    #[tokio::test]
+    async fn a_worker_is_begun_again_after_growing_pauses_until_it_is_well() {
+        let clock = Clock::simulated(0);
+        let (runs, clock_of) = (Arc::new(AtomicU32::new(0)), clock.clone());
+        let worker = tokio::spawn({
+            let runs = runs.clone();
+            async move {
+                let work = || {
+                    let (run, clock) = (runs.fetch_add(1, Ordering::SeqCst) + 1, clock_of.clone());
+                    async move {
+                        match run {
+                            1..=3 => panic!("run {run}"),
+                            4 => {
+                                clock.sleep(WELL_AFTER).await;
+                                panic!("run 4, after a long time")
+                            }
+                            _ => {}
+                        }
+                    }
+                };
+                kept_going("the test's worker", &clock_of, std::future::pending(), work).await;
+            }
+        });
+        let waits = [PAUSE_MIN, PAUSE_MIN * 2, PAUSE_MIN * 4, WELL_AFTER, PAUSE_MIN];
+        for (before, wait) in [(1, waits[0]), (2, waits[1]), (3, waits[2]), (4, waits[3]), (4, waits[4])] {
+            settle().await;
+            assert_eq!(runs.load(Ordering::SeqCst), before);
+            clock.advance(wait - Duration::from_millis(1));
+            settle().await;
+            assert_eq!(runs.load(Ordering::SeqCst), before);
+            clock.advance(Duration::from_millis(1));
+        }
+        worker.await.unwrap();
+        assert_eq!(runs.load(Ordering::SeqCst), 5);
+    }
+
+    #[tokio::test]
+    async fn nothing_is_begun_again_once_all_stops() {
+        let clock = Clock::simulated(0);
+        kept_going("the test's worker", &clock, std::future::ready(()), || async { panic!("once") }).await;
+    }
+
+    async fn settle() {
+        for _ in 0..20 {
+            tokio::task::yield_now().await;
+        }
+    }
+}
