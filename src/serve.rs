@@ -14,10 +14,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::admin::{self, Admin};
-use crate::base::{Clock, Random};
+use crate::base::{self, Clock, Random};
 use crate::budget::{self, Budget, Grant, Granted, Profile};
 use crate::client::{self, Client};
 use crate::config::{self, Config};
@@ -29,7 +30,7 @@ use crate::matrix::sign;
 use crate::media::{self, Media};
 use crate::remote::{self, Remote, RemoteOptions};
 use crate::room::{self, Rooms, admission::Policy};
-use crate::store::{Store, StoreOptions};
+use crate::store::{self, Store, StoreOptions, Survey, TableFound};
 use crate::user::{self, Users};
 
 use self::folder::{DATABASE, MEDIA, SCRATCH};
@@ -159,6 +160,8 @@ pub struct Server {
     /// Pays for what the database holds by itself, as long as it is open.
     _database: Grant,
     accepting: Vec<JoinHandle<()>>,
+    /// Set when no worker is to be begun again.
+    stopping: watch::Sender<bool>,
     /// Work that can be cut off anywhere: what it has stored by then is where the next start goes on.
     endless: Vec<JoinHandle<()>>,
     /// Work that ends when it is told to.
@@ -313,6 +316,7 @@ impl Server {
             open: Vec::new(),
             _database,
             accepting: Vec::new(),
+            stopping: watch::Sender::new(false),
             endless: Vec::new(),
             working: Vec::new(),
         })
@@ -369,20 +373,51 @@ impl Server {
 
     /// What goes on without being asked.
     fn work(&mut self) {
-        let (remote, sender) = (self.remote.clone(), self.sender.clone());
-        self.working.push(tokio::spawn(async move { remote.run().await }));
-        let text_bytes = self.budget.profile().fixed("text");
-        self.endless.push(tokio::spawn(budget::meter::keep_text_within(self.clock.clone(), text_bytes)));
+        let (clock, text_bytes) = (self.clock.clone(), self.budget.profile().fixed("text"));
+        let work = move || budget::meter::keep_text_within(clock.clone(), text_bytes);
+        self.endless.push(self.worker("measuring memory", work));
+        let remote = self.remote.clone();
+        self.working.push(self.worker("keeping order among other servers", move || {
+            let remote = remote.clone();
+            async move { remote.run().await }
+        }));
         let rooms = self.rooms.clone();
-        self.endless.push(tokio::spawn(async move { rooms.keep_swept().await }));
+        self.endless.push(self.worker("sweeping states", move || {
+            let rooms = rooms.clone();
+            async move { rooms.keep_swept().await }
+        }));
         if self.config.federation.enabled {
-            self.working.push(tokio::spawn(async move { sender.run().await }));
+            let sender = self.sender.clone();
+            self.working.push(self.worker("sending to other servers", move || {
+                let sender = sender.clone();
+                async move { sender.run().await }
+            }));
             let rooms = self.rooms.clone();
-            self.endless.push(tokio::spawn(async move { rooms.resume_joins().await }));
+            self.endless.push(self.worker("going on with joins", move || {
+                let rooms = rooms.clone();
+                async move { rooms.resume_joins().await }
+            }));
         }
         for certificate in [&self.client_certificate, &self.federation_certificate].into_iter().flatten() {
-            self.endless.push(tokio::spawn(certificate.clone().keep_current(self.clock.clone())));
+            let (certificate, clock) = (certificate.clone(), self.clock.clone());
+            let work = move || certificate.clone().keep_current(clock.clone());
+            self.endless.push(self.worker("reading certificates again", work));
         }
+    }
+
+    /// A task that goes on when its work panics.
+    fn worker<F: Future<Output = ()> + Send + 'static>(
+        &self,
+        name: &'static str,
+        work: impl FnMut() -> F + Send + 'static,
+    ) -> JoinHandle<()> {
+        let (clock, mut stopping) = (self.clock.clone(), self.stopping.subscribe());
+        tokio::spawn(async move {
+            let stopped = async move {
+                let _ = stopping.wait_for(|stopping| *stopping).await;
+            };
+            base::kept_going(name, &clock, stopped, work).await
+        })
     }
 
     /// Takes everything down in reverse. Afterwards all that was answered is on disk.
@@ -397,6 +432,7 @@ impl Server {
             task.abort();
             let _ = task.await;
         }
+        self.stopping.send_replace(true);
         self.sender.stop();
         self.remote.stop();
         for task in self.working {
@@ -505,7 +541,7 @@ pub fn compact(config: &Config, say: &mut dyn FnMut(&str)) -> Result<(u64, u64),
         match wait.recv_timeout(COMPACT_SAYS) {
             Ok(compacted) => break compacted,
             Err(std::sync::mpsc::RecvTimeoutError::Timeout) => say(&format!("… {} now", budget::human(bytes()?))),
-            Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => break Err(crate::store::Error::Closed),
+            Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => break Err(store::Error::Closed),
         }
     };
     let _ = worker.join();
@@ -535,7 +571,17 @@ pub fn new_database(config: &Config) -> Result<(), Failed> {
 /// A server's name is part of every user's and room's name, so it stays what it was when the first account was made; there
 /// are no rooms before that.
 async fn check_name(users: &Users, config: &Config) -> Result<(), Failed> {
-    let oldest = users.list(None, 1).await.map_err(|error| failed("the accounts cannot be read", error))?;
+    let oldest = match users.list(None, 1).await {
+        Ok(oldest) => oldest,
+        // A damaged page is no reason to keep the rest from people.
+        Err(error) => {
+            tracing::error!(
+                "the accounts cannot be read, nor whether {} is still their server: {error}",
+                config.server_name
+            );
+            return Ok(());
+        }
+    };
     let Some(account) = oldest.first() else { return Ok(()) };
     let (was, now) = (account.user_id.server_name(), &config.server_name);
     if was == now {
@@ -553,12 +599,35 @@ fn open_store(folder: &Path, budget: &Budget) -> Result<(Store, Grant), Failed> 
     let cache = budget.account("database_cache");
     let grant = cache.try_take(cache.limit()).map_err(|refused| failed("the database's memory", refused))?;
     let path = folder.join(DATABASE);
-    let mut options = StoreOptions::new(&path);
+    let store = Store::open(store_options(&path, budget)).map_err(|error| unopened(&path, error))?;
+    Ok((store, grant))
+}
+
+fn store_options(path: &Path, budget: &Budget) -> StoreOptions {
+    let mut options = StoreOptions::new(path);
     options.cache_bytes = budget.size("redb_cache") as usize;
     options.queue_jobs = budget.size("write_queue_jobs") as usize;
     options.stack_bytes = budget.size("writer_stack") as usize;
-    let store = Store::open(options).map_err(|error| failed(path.display(), error))?;
-    Ok((store, grant))
+    options
+}
+
+/// Reads everything in the database of a stopped server; `say` hears of each table. Changes nothing in the file.
+pub fn survey(config: &Config, say: &mut dyn FnMut(&TableFound)) -> Result<Survey, Failed> {
+    let path = config.data_dir.join(DATABASE);
+    folder::check_owner(&config.data_dir)?;
+    let options = store_options(&path, &Budget::from_profile(profile(config)?));
+    Store::survey(options, say).map_err(|error| failed(path.display(), error))
+}
+
+/// Why the database does not open, and what can be done when it is damaged.
+fn unopened(path: &Path, error: store::Error) -> Failed {
+    let advice = match error {
+        store::Error::Damaged(_) | store::Error::Corrupt { .. } => {
+            ". Put a backup of the data folder in its place, or see with `snug check --database` what can still be read"
+        }
+        _ => "",
+    };
+    failed(path.display(), format_args!("{error}{advice}"))
 }
 
 /// What a person at the terminal wants to know.

@@ -12,7 +12,7 @@ use std::time::Duration;
 use ruma::{OwnedServerName, ServerName};
 use serde_json::Value;
 
-use super::{Local, print};
+use super::{Local, local, print};
 use crate::base::{Clock, Random};
 use crate::budget::{Budget, Card, Granted, human};
 use crate::config::{Config, Overrides, Registration};
@@ -20,7 +20,7 @@ use crate::http::{Method, tls::Certificate};
 use crate::matrix::sign;
 use crate::remote::{self, Options, Remote, RemoteOptions};
 use crate::serve;
-use crate::store::Store;
+use crate::store::{Store, Survey, TableFound};
 
 const DAY_MS: u64 = 86_400_000;
 /// Renewals happen a month before the end; one that is this late has failed.
@@ -72,6 +72,70 @@ pub fn run(overrides: &Overrides) -> ExitCode {
     };
     print(&(report.lines + &sum));
     if report.bad == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Reads everything in the database and prints what is lost; exit code 1 when something is.
+pub fn database(overrides: &Overrides) -> ExitCode {
+    let mut report = Report::default();
+    match Config::load(overrides) {
+        Ok(config) => whole(&config, &mut report),
+        Err(error) => report.bad(format!("The config: {error}")),
+    }
+    let sum = match report.bad {
+        0 => "\nNothing is wrong.\n",
+        _ => {
+            "\nA backup of the whole data folder is the way back. Until then the server goes on with what can be read; what \
+             cannot, fails when it is asked for.\n"
+        }
+    };
+    print(&(report.lines + sum));
+    if report.bad == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn whole(config: &Config, report: &mut Report) {
+    match Local::running(config) {
+        Ok(None) => {}
+        Ok(Some(_)) => {
+            return report.bad("The server is running: stop it first, for example with `sudo systemctl stop snug`.");
+        }
+        Err(error) => return report.bad(format!("Nothing can be looked at: {error}.")),
+    }
+    match serve::has_data(&config.data_dir) {
+        Ok(true) => {}
+        Ok(false) => return report.bad(local::nobody_home(config)),
+        Err(error) => return report.bad(error.to_string()),
+    }
+    match serve::survey(config, &mut |table| of_table(table, report)) {
+        Ok(survey) => of_sums(&survey, report),
+        Err(error) => report.bad(format!("The database cannot be read at all: {error}.")),
+    }
+}
+
+fn of_table(found: &TableFound, report: &mut Report) {
+    let (name, rows) = (found.table.name, found.rows);
+    let Some(why) = &found.why else {
+        // A table that nothing was ever written to says nothing.
+        return if rows > 0 {
+            report.good(format!("{name}: {rows} rows."))
+        };
+    };
+    let lost = found.told.map_or("some".to_owned(), |told| told.saturating_sub(rows).to_string());
+    let mut text = format!("{name}: {lost} rows cannot be read, {rows} can; {} ({why}).", found.table.doc);
+    if !found.concerned.is_empty() {
+        let names: Vec<&str> = found.concerned.iter().map(String::as_str).collect();
+        text.push_str(&format!(" Concerned, at most: {}.", names.join(", ")));
+    }
+    report.bad(text);
+}
+
+fn of_sums(survey: &Survey, report: &mut Report) {
+    let Err(error) = &survey.sums else { return };
+    if survey.tables.iter().all(TableFound::is_whole) {
+        report.bad(format!(
+            "Every row can be read, but a page is not what was written: some row is wrong, or what is free is taken for used \
+             ({error})."
+        ));
+    }
 }
 
 fn all(config: &Config, report: &mut Report) {

@@ -14,7 +14,7 @@ use clap::{Parser, Subcommand};
 use serde_json::{Value, json};
 
 use self::local::Local;
-use crate::base::Random;
+use crate::base::{self, Random};
 use crate::budget::{Budget, human};
 use crate::config::{Config, Overrides};
 use crate::remote::encode;
@@ -86,9 +86,14 @@ SIGINT (Ctrl-C) and SIGTERM stop it in order.")]
   snug budget --budget pi-zero-2w  that one, whether a server runs or not")]
     Budget,
     /// Check config, certificates, keys, ports, and how other servers reach this one; exit code 1 when something is wrong
-    #[command(after_help = "Example:
-  snug check --config /etc/snug/snug.toml")]
-    Check,
+    #[command(after_help = "Examples:
+  snug check --config /etc/snug/snug.toml
+  sudo -u snug snug check --database --config /etc/snug/snug.toml   everything in the database, of a stopped server")]
+    Check {
+        /// Read everything in the database instead, and say what of it is lost; the server must be stopped, nothing is changed
+        #[arg(long)]
+        database: bool,
+    },
     /// Give the disk back what left rooms and finished joins freed in the database; the server must be stopped
     #[command(after_help = "Example:
   sudo systemctl stop snug
@@ -183,6 +188,7 @@ enum RoomsCommand {
 
 /// Runs the command; what goes wrong is a sentence on stderr and exit code 1.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    base::log_panics();
     let given: Vec<OsString> = arguments.into_iter().collect();
     let arguments = match Arguments::try_parse_from(&given) {
         Ok(arguments) => arguments,
@@ -205,7 +211,8 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::User(command) => user(&overrides, command),
         Command::Rooms { command } => rooms_command(&overrides, command),
         Command::Budget => budget(&overrides),
-        Command::Check => return check::run(&overrides),
+        Command::Check { database: false } => return check::run(&overrides),
+        Command::Check { database: true } => return check::database(&overrides),
         Command::Compact => compact(&overrides),
         Command::New(what) => new(&overrides, what),
         Command::SampleConfig => {

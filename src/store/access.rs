@@ -3,7 +3,7 @@
 //! `Get` is what `Read` (a snapshot) and `Write` (a job, which sees its own writes) have in common, so that a verb that
 //! only looks is written once.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::hash::Hasher;
 use std::ops::ControlFlow;
 use std::rc::Rc;
@@ -14,8 +14,9 @@ use siphasher::sip128::{Hasher128, SipHasher13};
 
 use super::key::after_prefix;
 use super::schema::META;
-use super::shape::{ReadRows, WriteRows, open_to_read, open_to_write};
+use super::shape::{SurveyRows, WriteRows, open_to_read, open_to_write};
 use super::{Change, Error, Position, Result, Table};
+use crate::base;
 
 /// A row as key and value.
 pub type Row = (Vec<u8>, Vec<u8>);
@@ -23,7 +24,7 @@ pub type Row = (Vec<u8>, Vec<u8>);
 /// Called with each row of a range; breaks when it has seen enough.
 pub type Visitor<'v> = &'v mut dyn FnMut(&[u8], &[u8]) -> Result<ControlFlow<()>>;
 
-type ReadTable = Arc<dyn ReadRows + Send + Sync>;
+pub(super) type ReadTable = Arc<dyn SurveyRows + Send + Sync>;
 type WriteTable<'t> = Rc<RefCell<dyn WriteRows + 't>>;
 
 pub(super) const POSITION_ROW: &[u8] = b"position";
@@ -112,7 +113,7 @@ impl Read {
     }
 
     /// The table in this snapshot; `None` when nothing was ever written to it.
-    fn table(&self, table: &Table) -> Result<Option<ReadTable>> {
+    pub(super) fn table(&self, table: &Table) -> Result<Option<ReadTable>> {
         let mut tables = self.tables.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         if let Some((_, open)) = tables.iter().find(|(name, _)| same(name, table.name)) {
             return Ok(open.clone());
@@ -155,19 +156,34 @@ pub struct Write<'t> {
     changes: Vec<Change>,
     /// The database's own failure, if one was met: a job may have wrapped it in an error of its own.
     failure: RefCell<Option<Error>>,
+    /// A change failed half-way: the transaction can only be given up.
+    is_broken: Cell<bool>,
+    /// What the present job overwrote, when it shares its commit with others.
+    undo: Option<Undo>,
 }
 
 impl<'t> Write<'t> {
     pub(super) fn new(txn: &'t WriteTransaction, hash_key: [u8; 16], position: Position) -> Self {
         let tables = RefCell::new(Vec::with_capacity(16));
-        Write { txn, tables, hash_key, position, writes: 0, changes: Vec::new(), failure: RefCell::new(None) }
+        Write {
+            txn,
+            tables,
+            hash_key,
+            position,
+            writes: 0,
+            changes: Vec::new(),
+            failure: RefCell::new(None),
+            is_broken: Cell::new(false),
+            undo: None,
+        }
     }
 
     pub fn put(&mut self, table: &Table, key: &[u8], value: &[u8]) -> Result<()> {
         self.writes += 1;
-        let open = self.table(table)?;
-        let put = open.borrow_mut().put(key, value);
-        self.noting(put)
+        let (at, open) = self.table(table)?;
+        let undo = &mut self.undo;
+        let put = open.borrow_mut().put(key, value, &mut |old| note(undo, at, key, old));
+        self.changing(put)
     }
 
     /// Puts rows that come in rising order of their keys. Where several fall between two rows the table has, they are laid
@@ -175,7 +191,7 @@ impl<'t> Write<'t> {
     pub fn put_sorted<K: AsRef<[u8]>, V: AsRef<[u8]>>(&mut self, table: &Table, rows: &[(K, V)]) -> Result<()> {
         debug_assert!(rows.is_sorted_by(|one, next| one.0.as_ref() < next.0.as_ref()), "rows are sorted by their keys");
         self.writes += rows.len() as u64;
-        let open = self.table(table)?;
+        let (at, open) = self.table(table)?;
         let mut open = open.borrow_mut();
         let mut rest = rows;
         while let Some((first, _)) = rest.first() {
@@ -183,12 +199,16 @@ impl<'t> Write<'t> {
             let in_gap = |(key, _): &&(K, V)| next.as_deref().is_none_or(|next| key.as_ref() < next);
             let run = rest.iter().take_while(in_gap).count().max(1);
             let (now, later) = rest.split_at(run);
-            let mut now = now.iter().map(|(key, value)| (key.as_ref(), value.as_ref()));
+            let mut pairs = now.iter().map(|(key, value)| (key.as_ref(), value.as_ref()));
+            let undo = &mut self.undo;
             let put = match run {
-                RUN_ROWS_MIN.. => open.put_run(&mut now),
-                _ => now.try_for_each(|(key, value)| open.put(key, value)),
+                RUN_ROWS_MIN.. => {
+                    now.iter().for_each(|(key, _)| note(undo, at, key.as_ref(), None));
+                    open.put_run(&mut pairs)
+                }
+                _ => pairs.try_for_each(|(key, value)| open.put(key, value, &mut |old| note(undo, at, key, old))),
             };
-            self.noting(put)?;
+            self.changing(put)?;
             rest = later;
         }
         Ok(())
@@ -197,9 +217,10 @@ impl<'t> Write<'t> {
     /// Removes the row if it is there; true when it was.
     pub fn remove(&mut self, table: &Table, key: &[u8]) -> Result<bool> {
         self.writes += 1;
-        let open = self.table(table)?;
-        let removed = open.borrow_mut().remove(key);
-        self.noting(removed)
+        let (at, open) = self.table(table)?;
+        let undo = &mut self.undo;
+        let removed = open.borrow_mut().remove(key, &mut |old| note(undo, at, key, Some(old)));
+        self.changing(removed)
     }
 
     /// Removes at most `rows_max` rows whose key starts with `prefix`; returns how many there were. Fewer than
@@ -254,14 +275,23 @@ impl<'t> Write<'t> {
         Ok(first)
     }
 
-    fn table(&self, table: &Table) -> Result<WriteTable<'t>> {
+    /// The table and its place in the list.
+    fn table(&self, table: &Table) -> Result<(usize, WriteTable<'t>)> {
         let mut tables = self.tables.borrow_mut();
-        if let Some((_, open)) = tables.iter().find(|(name, _)| same(name, table.name)) {
-            return Ok(open.clone());
+        if let Some(at) = tables.iter().position(|(name, _)| same(name, table.name)) {
+            return Ok((at, tables[at].1.clone()));
         }
-        let open = self.noting(open_to_write(self.txn, table))?;
+        let open = self.changing(open_to_write(self.txn, table))?;
         tables.push((table.name, open.clone()));
-        Ok(open)
+        Ok((tables.len() - 1, open))
+    }
+
+    /// What came of a change. One that failed may have been half done.
+    fn changing<T>(&self, result: Result<T>) -> Result<T> {
+        if result.is_err() {
+            self.is_broken.set(true);
+        }
+        self.noting(result)
     }
 
     /// Remembers a failure of the database.
@@ -276,9 +306,38 @@ impl<'t> Write<'t> {
         self.failure.take()
     }
 
-    /// Where a job starts, so that it can be seen whether it wrote and undone what is not in the transaction.
-    pub(super) fn mark(&self) -> Mark {
+    /// Whether the transaction can only be given up.
+    pub(super) fn is_broken(&self) -> bool {
+        self.is_broken.get()
+    }
+
+    /// Several jobs will share the commit: what each overwrites is kept until the next begins.
+    pub(super) fn keep_undo(&mut self) {
+        self.undo = Some(Undo::default());
+    }
+
+    /// Where a job starts, so that it can be seen whether it wrote and be taken back.
+    pub(super) fn mark(&mut self) -> Mark {
+        self.undo.as_mut().map(Undo::clear);
+        self.failure.take();
         Mark { writes: self.writes, position: self.position }
+    }
+
+    /// Takes back every row the present job changed, and leaves those of the jobs before it. False when not all it
+    /// overwrote was kept.
+    pub(super) fn take_back(&mut self) -> Result<bool> {
+        let Some(undo) = self.undo.take().filter(|undo| !undo.is_too_much) else { return Ok(false) };
+        let tables: Vec<_> = self.tables.borrow().iter().map(|(_, open)| open.clone()).collect();
+        for (at, key, old) in undo.latest_first() {
+            let mut open = tables[at].borrow_mut();
+            let done = match old {
+                Some(old) => open.put(key, old, &mut |_| ()),
+                None => open.remove(key, &mut |_| ()).map(|_| ()),
+            };
+            self.changing(done)?;
+        }
+        self.undo = Some(undo);
+        Ok(true)
     }
 
     /// Whether anything was written since the mark.
@@ -305,6 +364,66 @@ impl<'t> Write<'t> {
     }
 }
 
+impl Drop for Write<'_> {
+    fn drop(&mut self) {
+        for table in self.tables.get_mut().drain(..) {
+            // Each by itself: after a panic of redb's all of these may panic, and two at once would end the process.
+            let _ = base::caught(|| drop(table)).map_err(|panicked| panicked.say());
+        }
+    }
+}
+
+/// Of what one job overwrote, kept until the next begins. A usual job has some kilobytes; one with more takes its commit
+/// along when it fails half-way.
+const UNDO_BYTES_MAX: usize = 128 << 10;
+/// What is noted of a row beside its bytes.
+const UNDO_ROW_BYTES: usize = 16;
+
+/// What a job overwrote, in order.
+#[derive(Default)]
+struct Undo {
+    /// Place of the table, bytes of the key, and of what was there.
+    rows: Vec<(u16, u32, Option<u32>)>,
+    bytes: Vec<u8>,
+    is_too_much: bool,
+}
+
+impl Undo {
+    fn clear(&mut self) {
+        self.rows.clear();
+        self.bytes.clear();
+        self.is_too_much = false;
+    }
+
+    fn note(&mut self, at: usize, key: &[u8], old: Option<&[u8]>) {
+        let more = key.len() + old.map_or(0, <[u8]>::len);
+        let kept = self.bytes.len() + self.rows.len() * UNDO_ROW_BYTES;
+        if self.is_too_much || kept + more + UNDO_ROW_BYTES > UNDO_BYTES_MAX {
+            self.is_too_much = true;
+            return;
+        }
+        self.rows.push((at as u16, key.len() as u32, old.map(|old| old.len() as u32)));
+        self.bytes.extend_from_slice(key);
+        self.bytes.extend_from_slice(old.unwrap_or_default());
+    }
+
+    fn latest_first(&self) -> impl Iterator<Item = (usize, &[u8], Option<&[u8]>)> {
+        let mut rest = &self.bytes[..];
+        self.rows.iter().rev().map(move |&(at, key, old)| {
+            let (before, row) = rest.split_at(rest.len() - key as usize - old.unwrap_or(0) as usize);
+            rest = before;
+            let (key, was) = row.split_at(key as usize);
+            (usize::from(at), key, old.map(|_| was))
+        })
+    }
+}
+
+fn note(undo: &mut Option<Undo>, at: usize, key: &[u8], old: Option<&[u8]>) {
+    if let Some(undo) = undo {
+        undo.note(at, key, old);
+    }
+}
+
 /// Fewer rows than this between two others are put one by one, which is quicker and costs a page at most.
 const RUN_ROWS_MIN: usize = 8;
 
@@ -315,13 +434,13 @@ pub(super) struct Mark {
 
 impl Get for Write<'_> {
     fn with(&self, table: &Table, key: &[u8], f: &mut dyn FnMut(&[u8])) -> Result<bool> {
-        let open = self.table(table)?;
+        let (_, open) = self.table(table)?;
         let open = open.borrow();
         self.noting(open.with(key, f))
     }
 
     fn range(&self, table: &Table, from: &[u8], to_exclusive: Option<&[u8]>, rev: bool, f: Visitor) -> Result<()> {
-        let open = self.table(table)?;
+        let (_, open) = self.table(table)?;
         let open = open.borrow();
         self.noting(open.walk(from, to_exclusive, rev, f))
     }

@@ -3,16 +3,18 @@
 //! Also the reserve: a file of real blocks that is given up first when the disk is full, so that the database can be
 //! opened again and rows can be freed.
 
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use redb::StorageBackend;
 use redb::backends::InMemoryBackend;
 
+use super::{Error, Result, guard};
 use crate::budget::{Card, human};
 
 /// What is kept free for the worst moment.
@@ -148,6 +150,123 @@ impl StorageBackend for FileDisk {
     }
 }
 
+/// A file that is only looked at: what is written to it stays in memory, and is gone with it.
+pub(super) struct LookMedium(FileMedium);
+
+impl LookMedium {
+    /// Claims a file that is there.
+    pub(super) fn claim(path: &Path) -> Result<Self> {
+        std::fs::metadata(path).map_err(|failed| Error::from_io(&failed))?;
+        FileMedium::claim(path).map(LookMedium).map_err(|failed| match failed.kind() {
+            io::ErrorKind::WouldBlock => Error::Busy,
+            _ => Error::from_io(&failed),
+        })
+    }
+}
+
+impl Medium for LookMedium {
+    fn open(&self) -> io::Result<Box<dyn StorageBackend>> {
+        let file = File::open(&self.0.path)?;
+        let length = file.metadata()?.len();
+        Ok(Box::new(Look { file, inner: Mutex::new(Looked { length, on_card: length, blocks: BTreeMap::new() }) }))
+    }
+
+    fn free_bytes(&self) -> io::Result<u64> {
+        Ok(u64::MAX)
+    }
+}
+
+const BLOCK: usize = 4096;
+/// Opening writes a header and which pages are in use: some blocks for each GiB.
+const LOOK_BLOCKS_MAX: usize = 4096;
+
+#[derive(Debug)]
+struct Look {
+    file: File,
+    inner: Mutex<Looked>,
+}
+
+#[derive(Debug)]
+struct Looked {
+    length: u64,
+    /// Bytes of the file that still count; what was cut off and grown again is zeros.
+    on_card: u64,
+    blocks: BTreeMap<u64, Box<[u8; BLOCK]>>,
+}
+
+impl Look {
+    fn lock(&self) -> MutexGuard<'_, Looked> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What lies in the file, and zeros beyond it.
+    fn from_card(&self, offset: u64, out: &mut [u8], on_card: u64) -> io::Result<()> {
+        let there = on_card.saturating_sub(offset).min(out.len() as u64) as usize;
+        let (there, beyond) = out.split_at_mut(there);
+        beyond.fill(0);
+        self.file.read_exact_at(there, offset)
+    }
+}
+
+impl StorageBackend for Look {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.lock().length)
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        let inner = self.lock();
+        let end = offset + out.len() as u64;
+        if end > inner.length {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        self.from_card(offset, out, inner.on_card)?;
+        for (at, block) in inner.blocks.range(offset / BLOCK as u64..end.div_ceil(BLOCK as u64)) {
+            let begin = at * BLOCK as u64;
+            let (from, to) = (offset.max(begin), end.min(begin + BLOCK as u64));
+            let written = &block[(from - begin) as usize..(to - begin) as usize];
+            out[(from - offset) as usize..(to - offset) as usize].copy_from_slice(written);
+        }
+        Ok(())
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        let mut inner = self.lock();
+        inner.length = len;
+        inner.on_card = inner.on_card.min(len);
+        inner.blocks.split_off(&len.div_ceil(BLOCK as u64));
+        Ok(())
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        let mut inner = self.lock();
+        let (end, on_card) = (offset + data.len() as u64, inner.on_card);
+        for at in offset / BLOCK as u64..end.div_ceil(BLOCK as u64) {
+            let begin = at * BLOCK as u64;
+            if !inner.blocks.contains_key(&at) {
+                if inner.blocks.len() >= LOOK_BLOCKS_MAX {
+                    return Err(io::ErrorKind::StorageFull.into());
+                }
+                let mut block = Box::new([0; BLOCK]);
+                self.from_card(begin, &mut block[..], on_card)?;
+                inner.blocks.insert(at, block);
+            }
+            let (from, to) = (offset.max(begin), end.min(begin + BLOCK as u64));
+            if let Some(block) = inner.blocks.get_mut(&at) {
+                block[(from - begin) as usize..(to - begin) as usize]
+                    .copy_from_slice(&data[(from - offset) as usize..(to - offset) as usize]);
+            }
+        }
+        inner.length = inner.length.max(end);
+        Ok(())
+    }
+}
+
+/// A database in memory, for tests; it survives being opened again.
+
 /// Whether there is room on the card for what others send, and what of that was said.
 #[derive(Default)]
 pub(super) struct Spare(AtomicBool);
@@ -254,7 +373,7 @@ impl StorageBackend for Guarded {
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        self.check()?.read(offset, out)
+        guard::read_from_card(self.check()?.read(offset, out))
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {

@@ -2,9 +2,9 @@
 //! failed or was full.
 //!
 //! What a power cut leaves at each step: before the commit's last sync, the database of the commit before; after it,
-//! the new one. The jobs of a group share their fate.
+//! the new one. The jobs of a group share the commit's fate. A job that fails or panics half-way is taken back alone, row by
+//! row; only when the transaction itself breaks, those that ran in it fail together, and the others run in another one.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
@@ -15,11 +15,14 @@ use tokio::sync::{mpsc, oneshot};
 use super::access::{Get, HASH_KEY_ROW, POSITION_ROW, Read, Write};
 use super::disk::{FREE_BYTES_MIN, Guarded, Medium, Spare};
 use super::schema::META;
-use super::{Change, Changes, Error, Position, Result, StoreOptions, WriteError, migrate};
-use crate::base::{Random, StopWatch};
+use super::{Change, Changes, Error, Position, Result, StoreOptions, WriteError, guard, migrate};
+use crate::base::{self, Random, StopWatch};
 
 /// Jobs in one commit at most. A job is short, so a group takes a few milliseconds beside the sync itself.
 const GROUP_JOBS_MAX: usize = 64;
+
+/// After a transaction broke on a damaged page, so many commits have one job each: who needs that page harms nobody else.
+const ALONE_COMMITS: u32 = 1024;
 
 /// A commit that is worth a line in the log: people notice.
 const SLOW: Duration = Duration::from_millis(250);
@@ -68,8 +71,8 @@ struct Shared {
     spare: Spare,
 }
 
-struct Open {
-    db: Database,
+pub(super) struct Open {
+    pub(super) db: Database,
     /// Set when another database takes this one's place.
     retired: Arc<AtomicBool>,
 }
@@ -77,7 +80,14 @@ struct Open {
 impl Engine {
     pub(super) fn start(medium: Arc<dyn Medium>, options: &StoreOptions) -> Result<Self> {
         let open = open(&*medium, options.cache_bytes)?;
-        let (hash_key, position) = prepare(&open.db, &options.random)?;
+        let prepared = guard::whole("its first rows cannot be read", || prepare(&open.db, &options.random));
+        let (hash_key, position) = match prepared {
+            Ok(prepared) => prepared,
+            Err(failed) => {
+                shut(open);
+                return Err(failed);
+            }
+        };
         // A disk too full for the reserve can still be read; the first write says that it is full.
         let _ = medium.take_reserve();
         let shared = Arc::new(Shared {
@@ -90,7 +100,7 @@ impl Engine {
             spare: Spare::default(),
         });
         let (queue, jobs) = mpsc::channel(options.queue_jobs.max(1));
-        let writer = Writer { shared: shared.clone(), jobs, position, next: None, seen_reopened: 0 };
+        let writer = Writer { shared: shared.clone(), jobs, position, next: None, seen_reopened: 0, alone: 0 };
         std::thread::Builder::new()
             .name("snug-writer".into())
             .stack_size(options.stack_bytes)
@@ -108,7 +118,10 @@ impl Engine {
             self.shared.reopen()?;
         }
         match &*self.shared.open.read().unwrap_or_else(|poisoned| poisoned.into_inner()) {
-            Some(open) => Ok(Read::new(open.db.begin_read().map_err(Error::of)?, self.shared.hash_key)),
+            Some(open) => {
+                let txn = guard::whole("a snapshot cannot be taken", || open.db.begin_read().map_err(Error::of))?;
+                Ok(Read::new(txn, self.shared.hash_key))
+            }
             None => Err(Error::Closed),
         }
     }
@@ -130,13 +143,26 @@ impl Engine {
     }
 }
 
-fn open(medium: &dyn Medium, cache_bytes: usize) -> Result<Open> {
+pub(super) fn open(medium: &dyn Medium, cache_bytes: usize) -> Result<Open> {
     let retired = Arc::new(AtomicBool::new(false));
     let disk = medium.open().map_err(|failed| Error::from_io(&failed))?;
     forget_unfinished(&*disk).map_err(|failed| Error::from_io(&failed))?;
     let guarded = Guarded { disk, retired: retired.clone() };
-    let db = Database::builder().set_cache_size(cache_bytes).create_with_backend(guarded).map_err(Error::of)?;
+    let db = guard::whole("it cannot be opened", || {
+        Database::builder().set_cache_size(cache_bytes).create_with_backend(guarded).map_err(Error::of)
+    })?;
     Ok(Open { db, retired })
+}
+
+/// Closes a database; what a damaged one says to that changes nothing.
+fn shut(open: Open) {
+    let shut = guard::whole("it cannot be closed", || {
+        drop(open);
+        Ok(())
+    });
+    if let Err(failed) = shut {
+        tracing::debug!(error = %failed, "closing the database");
+    }
 }
 
 /// Bytes redb's header takes; all that there is before a new database has its first mark.
@@ -220,6 +246,8 @@ struct Writer {
     next: Option<Message>,
     /// How many openings `position` takes account of.
     seen_reopened: u64,
+    /// Commits to come that have one job each.
+    alone: u32,
 }
 
 type Group = Vec<(Kind, Box<dyn Job>)>;
@@ -228,25 +256,33 @@ impl Writer {
     /// Ends when the store is closed or every handle is gone.
     fn run(mut self) {
         while let Some(message) = self.next.take().or_else(|| self.jobs.blocking_recv()) {
-            match message {
-                Message::Job(Kind::Bulk, job) => self.commit(vec![(Kind::Bulk, job)]),
-                Message::Job(kind, job) => {
-                    let group = self.gather(kind, job);
-                    self.commit(group);
-                }
-                Message::Compact(reply) => {
-                    let _ = reply.send(self.compact());
-                }
-                Message::Close(reply) => {
-                    self.close();
-                    // The claim on the file goes with the last handle; whoever waited may open it again at once.
-                    drop(self);
-                    let _ = reply.send(());
-                    return;
-                }
+            if let Message::Close(reply) = message {
+                self.close();
+                // The claim on the file goes with the last handle; whoever waited may open it again at once.
+                drop(self);
+                let _ = reply.send(());
+                return;
+            }
+            if let Err(panicked) = base::caught(|| self.take(message)) {
+                tracing::error!("the writer panicked and goes on: {}", panicked.say());
+                self.shared.recover(&Error::Io("the writer panicked".to_owned()));
             }
         }
         self.close();
+    }
+
+    fn take(&mut self, message: Message) {
+        match message {
+            Message::Job(Kind::Bulk, job) => self.commit(vec![(Kind::Bulk, job)]),
+            Message::Job(kind, job) => {
+                let group = self.gather(kind, job);
+                self.commit(group);
+            }
+            Message::Compact(reply) => {
+                let _ = reply.send(self.compact());
+            }
+            Message::Close(_) => unreachable!("the loop above ends with it"),
+        }
     }
 
     /// Everything that is waiting already and may share a commit. A message of another kind goes after the group; who
@@ -263,53 +299,78 @@ impl Writer {
         group
     }
 
-    fn commit(&mut self, group: Group) {
-        let group = match self.shared.admit(group) {
-            Ok(group) if !group.is_empty() => group,
-            _ => return,
-        };
-        let mut jobs: Vec<_> = group.into_iter().map(|(_, job)| Ran { job, changes: Vec::new() }).collect();
-        if self.shared.reopened.load(Ordering::Relaxed) != self.seen_reopened {
-            self.catch_up();
-        }
-        let done = self.try_commit(&mut jobs);
-        if let Err(failed) = &done {
-            tracing::error!(error = %failed, jobs = jobs.len(), "a commit failed");
-            if failed.needs_reopening() {
-                self.shared.recover(failed);
+    /// Commits a group. When its transaction breaks, those that ran in it are told so, and the others go into another one.
+    fn commit(&mut self, mut group: Group) {
+        loop {
+            group = match self.shared.admit(group) {
+                Ok(group) if !group.is_empty() => group,
+                _ => return,
+            };
+            if self.shared.reopened.load(Ordering::Relaxed) != self.seen_reopened {
+                self.catch_up();
+            }
+            let later = if self.alone > 0 { group.split_off(1) } else { Vec::new() };
+            self.alone = self.alone.saturating_sub(1);
+            let mut jobs: Vec<_> = group.into_iter().map(Ran::new).collect();
+            let done = self.try_commit(&mut jobs);
+            let ran = done.as_ref().err().map_or(jobs.len(), |broken| broken.ran.min(jobs.len()));
+            group = jobs.split_off(ran).into_iter().map(|not_run| (not_run.kind, not_run.job)).chain(later).collect();
+            if let Err(broken) = &done {
+                self.mend(broken, jobs.len());
+            }
+            let (position, done) = (self.position, done.map_err(|broken| broken.failed));
+            for ran in jobs {
+                let own = ran.failed.map_or_else(|| done.clone(), Err);
+                ran.job.finish(own.map(|()| Changes { list: ran.changes, position }));
             }
         }
-        let position = self.position;
-        for ran in jobs {
-            ran.job.finish(done.clone().map(|()| Changes { list: ran.changes, position }));
+    }
+
+    /// After a transaction broke.
+    fn mend(&mut self, broken: &Broken, jobs: usize) {
+        tracing::error!(error = %broken.failed, jobs, "a commit failed");
+        if matches!(broken.failed, Error::Damaged(_)) {
+            self.alone = ALONE_COMMITS;
+        }
+        if broken.reopen {
+            self.shared.recover(&broken.failed);
         }
     }
 
     /// Runs the jobs and commits. `self.position` moves only when the commit is durable.
-    fn try_commit(&mut self, jobs: &mut [Ran]) -> Result<()> {
+    fn try_commit(&mut self, jobs: &mut [Ran]) -> Result<(), Broken> {
+        let all = |failed: Error| Broken { ran: usize::MAX, reopen: failed != Error::Closed, failed };
         let shared = self.shared.clone();
         let open = shared.open.read().unwrap_or_else(|poisoned| poisoned.into_inner());
-        let Some(open) = &*open else { return Err(Error::Closed) };
-        let txn = begin(&open.db)?;
+        let Some(open) = &*open else { return Err(all(Error::Closed)) };
+        let txn = guard::whole("a transaction cannot be begun", || begin(&open.db)).map_err(all)?;
         let mut w = Write::new(&txn, shared.hash_key, self.position);
+        if jobs.len() > 1 {
+            w.keep_undo();
+        }
         let start = w.mark();
         let watch = StopWatch::start();
-        for ran in jobs.iter_mut() {
-            ran.run(&mut w)?;
+        for (before, ran) in jobs.iter_mut().enumerate() {
+            if let Err(failed) = ran.run(&mut w) {
+                drop(w);
+                let reopen = abort(txn).is_err() || failed.needs_reopening();
+                return Err(Broken { ran: before + 1, reopen, failed });
+            }
         }
         if !w.wrote_since(&start) {
             drop(w);
-            txn.abort().map_err(Error::of)?;
-            return Ok(());
+            return abort(txn).map_err(all);
         }
         let position = w.current_position();
-        if position != start.position {
-            w.put(&META, POSITION_ROW, &position.to_key())?;
-        }
+        let noted = if position != start.position { w.put(&META, POSITION_ROW, &position.to_key()) } else { Ok(()) };
         let puts = w.puts_since(&start);
         drop(w);
+        if let Err(failed) = noted {
+            let _ = abort(txn);
+            return Err(all(failed));
+        }
         let work = watch.elapsed();
-        txn.commit().map_err(Error::of)?;
+        guard::whole("the commit cannot be made", || txn.commit().map_err(Error::of)).map_err(all)?;
         self.position = position;
         if watch.elapsed() >= SLOW {
             let (work_ms, sync_ms) = (work.as_millis() as u64, (watch.elapsed() - work).as_millis() as u64);
@@ -323,50 +384,90 @@ impl Writer {
     fn catch_up(&mut self) {
         self.seen_reopened = self.shared.reopened.load(Ordering::Relaxed);
         let open = self.shared.open.read().unwrap_or_else(|poisoned| poisoned.into_inner());
-        let stored = open.as_ref().and_then(|open| in_transaction(&open.db, |w| stored_position(w)).ok());
+        let look = |open: &Open| guard::whole("no position", || in_transaction(&open.db, |w| stored_position(w))).ok();
+        let stored = open.as_ref().and_then(look);
         self.position = self.position.max(stored.unwrap_or_default());
     }
 
     fn compact(&mut self) -> Result<bool> {
-        let mut open = self.shared.open.write().unwrap_or_else(|poisoned| poisoned.into_inner());
-        let Some(open) = &mut *open else { return Err(Error::Closed) };
-        match open.db.compact() {
-            Ok(_) => Ok(true),
-            Err(redb::CompactionError::TransactionInProgress) => Ok(false),
-            Err(failed) => Err(Error::of(failed)),
-        }
+        let done = {
+            let mut open = self.shared.open.write().unwrap_or_else(|poisoned| poisoned.into_inner());
+            let Some(open) = &mut *open else { return Err(Error::Closed) };
+            guard::whole("it cannot be compacted", || match open.db.compact() {
+                Ok(_) => Ok(true),
+                Err(redb::CompactionError::TransactionInProgress) => Ok(false),
+                Err(failed) => Err(Error::of(failed)),
+            })
+        };
+        done.inspect_err(|failed| self.shared.recover(failed))
     }
 
     fn close(&mut self) {
         *self.shared.lock_status() = Status::Closed;
-        *self.shared.open.write().unwrap_or_else(|poisoned| poisoned.into_inner()) = None;
+        let open = self.shared.open.write().unwrap_or_else(|poisoned| poisoned.into_inner()).take();
+        open.map(shut);
         // Whoever queued in the meantime is told so by the drop of their job.
         self.jobs.close();
     }
 }
 
+fn abort(txn: redb::WriteTransaction) -> Result<()> {
+    guard::whole("a transaction cannot be given up", || txn.abort().map_err(Error::of))
+}
+
+/// A transaction that came to nothing.
+struct Broken {
+    /// The jobs that ran in it; those behind them may have another.
+    ran: usize,
+    failed: Error,
+    /// The database cannot be gone on with.
+    reopen: bool,
+}
+
 /// A job and what it announced.
 struct Ran {
+    kind: Kind,
     job: Box<dyn Job>,
     changes: Vec<Change>,
+    /// Why it alone came to nothing, where it does not know.
+    failed: Option<Error>,
 }
 
 impl Ran {
-    /// Runs the job. Fails, for the whole group, when it broke the rule to check before it writes.
+    fn new((kind, job): (Kind, Box<dyn Job>)) -> Ran {
+        Ran { kind, job, changes: Vec::new(), failed: None }
+    }
+
+    /// Runs the job; one that says no, fails or panics leaves nothing behind. Fails when the transaction broke, or when what
+    /// the job wrote cannot be taken back alone.
     fn run(&mut self, w: &mut Write) -> Result<()> {
         let mark = w.mark();
-        let outcome = catch_unwind(AssertUnwindSafe(|| self.job.run(w))).unwrap_or(Outcome::Panicked);
-        match outcome {
-            Outcome::Done => self.changes = w.take_changes(),
-            Outcome::Refused if w.wrote_since(&mark) => {
-                tracing::error!("a write job failed after its first put; its commit is given up");
+        let outcome = base::caught(|| self.job.run(w)).unwrap_or_else(|panicked| Outcome::Panicked(panicked.say()));
+        let failed = match outcome {
+            Outcome::Done if !w.is_broken() => {
+                self.changes = w.take_changes();
+                return Ok(());
+            }
+            Outcome::Failed(failed) => Some(failed),
+            Outcome::Panicked(what) => {
+                tracing::error!("a write job panicked and is given up: {what}");
+                self.failed = Some(Error::Panicked(what));
+                w.take_failure()
+            }
+            Outcome::Done | Outcome::Refused => w.take_failure(),
+        };
+        match failed {
+            Some(failed) if w.is_broken() || failed.needs_reopening() => return Err(failed),
+            None if w.is_broken() => return Err(Error::Aborted),
+            _ => {}
+        }
+        if w.wrote_since(&mark) {
+            tracing::error!("a write job ended after its first put; what it wrote is taken back");
+            if !w.take_back()? {
                 return Err(Error::Aborted);
             }
-            // A put that failed has an error of the database itself, which the whole commit shares.
-            Outcome::Failed(failed) if w.wrote_since(&mark) || failed.needs_reopening() => return Err(failed),
-            Outcome::Panicked => return Err(Error::Aborted),
-            Outcome::Refused | Outcome::Failed(_) => w.back_to(&mark),
         }
+        w.back_to(&mark);
         Ok(())
     }
 }
@@ -441,6 +542,7 @@ impl Shared {
         }
         if let Some(old) = place.take() {
             old.retired.store(true, Ordering::Release);
+            shut(old);
         }
         *place = Some(open(&*self.medium, self.cache_bytes)?);
         self.reopened.fetch_add(1, Ordering::Relaxed);
@@ -469,7 +571,8 @@ pub(super) enum Outcome {
     Refused,
     /// The database failed under it.
     Failed(Error),
-    Panicked,
+    /// What the panic said.
+    Panicked(String),
 }
 
 type Reply<T, E> = std::result::Result<(T, Changes), WriteError<E>>;

@@ -8,17 +8,20 @@
 //! A job checks before it writes: an `Err` from a job must come before its first put. Keep writes short, since there
 //! is one writer; large changes are staged in `write_bulk` batches and flipped by one small write.
 //!
-//! Reading order: this file, `schema.rs`, `key.rs`, `num.rs`, `access.rs` (reading and writing rows), `engine.rs` (the
-//! writer, and opening again after a failure), `disk.rs`, `migrate.rs`, then `tables/`.
+//! Reading order: this file, `schema.rs`, `key.rs`, `num.rs`, `access.rs` (reading and writing rows), `guard.rs` (pages that
+//! cannot be read), `engine.rs` (the writer, and opening again after a failure), `disk.rs`, `migrate.rs`, `survey.rs`, then
+//! `tables/`.
 
 mod access;
 mod disk;
 mod engine;
+mod guard;
 mod key;
 mod migrate;
 mod num;
 pub mod schema;
 mod shape;
+mod survey;
 pub mod tables;
 
 use std::path::{Path, PathBuf};
@@ -35,6 +38,7 @@ pub use redb::StorageBackend as Disk;
 
 pub use num::{BodyNum, EventNum, Position, RoomNum, ServerNum, StateKeyNum, UserNum};
 pub use schema::Table;
+pub use survey::{Gap, Survey, TableFound};
 
 use crate::base::Random;
 use engine::{Engine, Kind, Message, Typed};
@@ -301,7 +305,7 @@ pub enum Error {
     Full,
     /// Our own data is wrong.
     Corrupt { table: &'static str, key: Vec<u8> },
-    /// redb says its own structure is wrong.
+    /// A page cannot be read, or redb says that its own structure is wrong.
     Damaged(String),
     /// Another process has the file.
     Busy,
@@ -309,14 +313,16 @@ pub enum Error {
     Version { found: u32, known: u32 },
     /// A job in the same group broke the rule to check before it writes; none of the group was written.
     Aborted,
+    /// What was asked for ended in a panic, which said this, and is given up.
+    Panicked(String),
     /// The server is shutting down.
     Closed,
 }
 
 impl Error {
-    /// Whether the same work may succeed later: not with a row that is wrong, nor with a job that breaks off by itself.
+    /// Whether the same work may succeed later: not with a row or page that is wrong, nor with a job that breaks off by itself.
     pub fn is_passing(&self) -> bool {
-        !matches!(self, Error::Corrupt { .. } | Error::Aborted)
+        !matches!(self, Error::Corrupt { .. } | Error::Damaged(_) | Error::Aborted | Error::Panicked(_))
     }
 
     /// Whether the disk is.
@@ -369,6 +375,7 @@ impl std::fmt::Display for Error {
                 write!(f, "the database has format {found}, from before the first release; it is not read any more")
             }
             Error::Aborted => f.write_str("another write of the same commit failed half-way; nothing was written"),
+            Error::Panicked(what) => write!(f, "it ended in a panic: {what}"),
             Error::Closed => f.write_str("the database is closed"),
         }
     }

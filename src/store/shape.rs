@@ -10,10 +10,13 @@ use std::ops::Bound;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use redb::{Key, ReadTransaction, ReadableTable, TableDefinition, TableError, TypeName, Value, WriteTransaction};
+use redb::{
+    Key, ReadTransaction, ReadableTable, ReadableTableMetadata, TableDefinition, TableError, TypeName, Value,
+    WriteTransaction,
+};
 
 use super::access::Visitor;
-use super::{Error, Result, Table};
+use super::{Result, Table, guard};
 
 /// Lengths of a table's keys and values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,10 +84,22 @@ pub(super) trait ReadRows {
     fn walk(&self, from: &[u8], to_exclusive: Option<&[u8]>, rev: bool, f: Visitor) -> Result<()>;
 }
 
+/// A table in a snapshot, page by page: what lies behind a damaged one is found all the same.
+pub(super) trait SurveyRows: ReadRows {
+    /// How many rows the table says it has.
+    fn count(&self) -> Result<u64>;
+    /// Calls `f` with each row from `from` on, and looks at no page beyond where it is.
+    fn onward(&self, from: &[u8], f: Visitor) -> Result<()>;
+    /// The same backwards from below `to_exclusive`, or from the end.
+    fn backward(&self, to_exclusive: Option<&[u8]>, f: Visitor) -> Result<()>;
+}
+
 /// A table in a write.
 pub(super) trait WriteRows: ReadRows {
-    fn put(&mut self, key: &[u8], value: &[u8]) -> Result<()>;
-    fn remove(&mut self, key: &[u8]) -> Result<bool>;
+    /// Tells `old` what was there.
+    fn put(&mut self, key: &[u8], value: &[u8], old: &mut dyn FnMut(Option<&[u8]>)) -> Result<()>;
+    /// Tells `old` what was there; nothing when nothing was.
+    fn remove(&mut self, key: &[u8], old: &mut dyn FnMut(&[u8])) -> Result<bool>;
     /// The first key from `from` on.
     fn next_key(&self, from: &[u8]) -> Result<Option<Vec<u8>>>;
     /// Puts rows in rising order that all fall between two neighbours.
@@ -92,7 +107,7 @@ pub(super) trait WriteRows: ReadRows {
 }
 
 /// `None` when nothing was ever written to the table.
-pub(super) fn open_to_read(txn: &ReadTransaction, table: &Table) -> Result<Option<Arc<dyn ReadRows + Send + Sync>>> {
+pub(super) fn open_to_read(txn: &ReadTransaction, table: &Table) -> Result<Option<Arc<dyn SurveyRows + Send + Sync>>> {
     match table.shape {
         Shape::Free => to_read::<Any, Any>(txn, table),
         Shape::Key4 => to_read::<Exactly<4>, Any>(txn, table),
@@ -115,38 +130,56 @@ pub(super) fn open_to_write<'t>(txn: &'t WriteTransaction, table: &Table) -> Res
 fn to_read<K: Key + Bytes, V: Bytes>(
     txn: &ReadTransaction,
     table: &Table,
-) -> Result<Option<Arc<dyn ReadRows + Send + Sync>>> {
-    match txn.open_table(TableDefinition::<K, V>::new(table.name)) {
-        Ok(open) => Ok(Some(Arc::new(Snapshot(open)))),
+) -> Result<Option<Arc<dyn SurveyRows + Send + Sync>>> {
+    let name = table.name;
+    guard::reading(name, || match txn.open_table(TableDefinition::<K, V>::new(name)) {
+        Ok(open) => Ok(Some(Arc::new(Snapshot { name, open }) as Arc<dyn SurveyRows + Send + Sync>)),
         Err(TableError::TableDoesNotExist(_)) => Ok(None),
-        Err(failed) => Err(Error::of(failed)),
-    }
+        Err(failed) => Err(failed),
+    })
 }
 
 fn to_write<'t, K: Key + Bytes, V: Bytes>(
     txn: &'t WriteTransaction,
     table: &Table,
 ) -> Result<Rc<RefCell<dyn WriteRows + 't>>> {
-    let open = txn.open_table(TableDefinition::<K, V>::new(table.name)).map_err(Error::of)?;
-    Ok(Rc::new(RefCell::new(open)))
+    let name = table.name;
+    let open = guard::calling(name, || txn.open_table(TableDefinition::<K, V>::new(name)))?;
+    Ok(Rc::new(RefCell::new(Changing { name, open })))
 }
 
-/// A table to read from, apart from one to write to.
-struct Snapshot<K: Key + 'static, V: Value + 'static>(redb::ReadOnlyTable<K, V>);
+/// A table to read from.
+struct Snapshot<K: Key + 'static, V: Value + 'static> {
+    name: &'static str,
+    open: redb::ReadOnlyTable<K, V>,
+}
+
+/// A table to write to.
+struct Changing<'t, K: Key + 'static, V: Value + 'static> {
+    name: &'static str,
+    open: redb::Table<'t, K, V>,
+}
+
+// What a visitor does is not redb's: only the calls themselves are guarded, for each row.
 
 fn with<K: Key + Bytes, V: Bytes>(
+    name: &str,
     table: &impl ReadableTable<K, V>,
     key: &[u8],
     f: &mut dyn FnMut(&[u8]),
 ) -> Result<bool> {
-    match table.get(key).map_err(Error::of)? {
-        Some(value) => f(value.value()),
-        None => return Ok(false),
-    }
+    let Some(found) = guard::reading(name, || table.get(key))? else { return Ok(false) };
+    f(seen(name, || found.value())?);
     Ok(true)
 }
 
+/// What a row's bytes are, which lie where its page says.
+fn seen<T>(name: &str, look: impl FnOnce() -> T) -> Result<T> {
+    guard::calling(name, || Ok::<_, redb::StorageError>(look()))
+}
+
 fn walk<K: Key + Bytes, V: Bytes>(
+    name: &str,
     table: &impl ReadableTable<K, V>,
     from: &[u8],
     to_exclusive: Option<&[u8]>,
@@ -158,10 +191,13 @@ fn walk<K: Key + Bytes, V: Bytes>(
         Some(to) => (Bound::Included(from), Bound::Excluded(to)),
         None => (Bound::Included(from), Bound::Unbounded),
     };
-    let mut rows = table.range::<&[u8]>(bounds).map_err(Error::of)?;
-    while let Some(row) = if rev { rows.next_back() } else { rows.next() } {
-        let (key, value) = row.map_err(Error::of)?;
-        if f(key.value(), value.value())?.is_break() {
+    let mut rows = guard::reading(name, || table.range::<&[u8]>(bounds))?;
+    while let Some((key, value)) = guard::reading(name, || {
+        let row = if rev { rows.next_back() } else { rows.next() };
+        row.transpose()
+    })? {
+        let (key, value) = seen(name, || (key.value(), value.value()))?;
+        if f(key, value)?.is_break() {
             break;
         }
     }
@@ -170,47 +206,90 @@ fn walk<K: Key + Bytes, V: Bytes>(
 
 impl<K: Key + Bytes, V: Bytes> ReadRows for Snapshot<K, V> {
     fn with(&self, key: &[u8], f: &mut dyn FnMut(&[u8])) -> Result<bool> {
-        with(&self.0, key, f)
+        with(self.name, &self.open, key, f)
     }
 
     fn walk(&self, from: &[u8], to_exclusive: Option<&[u8]>, rev: bool, f: Visitor) -> Result<()> {
-        walk(&self.0, from, to_exclusive, rev, f)
+        walk(self.name, &self.open, from, to_exclusive, rev, f)
     }
 }
 
-impl<K: Key + Bytes, V: Bytes> ReadRows for redb::Table<'_, K, V> {
+impl<K: Key + Bytes, V: Bytes> SurveyRows for Snapshot<K, V> {
+    fn count(&self) -> Result<u64> {
+        guard::reading(self.name, || self.open.len())
+    }
+
+    fn onward(&self, from: &[u8], f: Visitor) -> Result<()> {
+        let mut cursor = guard::reading(self.name, || self.open.lower_bound(Bound::Included(from)))?;
+        while let Some((key, value)) = guard::reading(self.name, || cursor.next())? {
+            let (key, value) = seen(self.name, || (key.value(), value.value()))?;
+            if f(key, value)?.is_break() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn backward(&self, to_exclusive: Option<&[u8]>, f: Visitor) -> Result<()> {
+        let bound = to_exclusive.map_or(Bound::Unbounded, Bound::Excluded);
+        let mut cursor = guard::reading(self.name, || self.open.upper_bound(bound))?;
+        while let Some((key, value)) = guard::reading(self.name, || cursor.prev())? {
+            let (key, value) = seen(self.name, || (key.value(), value.value()))?;
+            if f(key, value)?.is_break() {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<K: Key + Bytes, V: Bytes> ReadRows for Changing<'_, K, V> {
     fn with(&self, key: &[u8], f: &mut dyn FnMut(&[u8])) -> Result<bool> {
-        with(self, key, f)
+        with(self.name, &self.open, key, f)
     }
 
     fn walk(&self, from: &[u8], to_exclusive: Option<&[u8]>, rev: bool, f: Visitor) -> Result<()> {
-        walk(self, from, to_exclusive, rev, f)
+        walk(self.name, &self.open, from, to_exclusive, rev, f)
     }
 }
 
-impl<K: Key + Bytes, V: Bytes> WriteRows for redb::Table<'_, K, V> {
-    fn put(&mut self, key: &[u8], value: &[u8]) -> Result<()> {
+impl<K: Key + Bytes, V: Bytes> WriteRows for Changing<'_, K, V> {
+    fn put(&mut self, key: &[u8], value: &[u8], old: &mut dyn FnMut(Option<&[u8]>)) -> Result<()> {
         check::<K, V>(key, value);
-        self.insert(key, value).map(|_| ()).map_err(Error::of)
+        guard::calling(self.name, || {
+            let was = self.open.insert(key, value)?;
+            old(was.as_ref().map(|was| was.value()));
+            Ok::<_, redb::StorageError>(())
+        })
     }
 
-    fn remove(&mut self, key: &[u8]) -> Result<bool> {
-        redb::Table::remove(self, key).map(|old| old.is_some()).map_err(Error::of)
+    fn remove(&mut self, key: &[u8], old: &mut dyn FnMut(&[u8])) -> Result<bool> {
+        guard::calling(self.name, || {
+            let was = self.open.remove(key)?;
+            was.as_ref().inspect(|was| old(was.value()));
+            Ok::<_, redb::StorageError>(was.is_some())
+        })
     }
 
     fn next_key(&self, from: &[u8]) -> Result<Option<Vec<u8>>> {
-        let mut cursor = self.lower_bound(Bound::Included(from)).map_err(Error::of)?;
-        Ok(cursor.peek_next().map_err(Error::of)?.map(|(key, _)| key.value().to_vec()))
+        guard::reading(self.name, || {
+            let mut cursor = self.open.lower_bound(Bound::Included(from))?;
+            Ok::<_, redb::StorageError>(cursor.peek_next()?.map(|(key, _)| key.value().to_vec()))
+        })
     }
 
     fn put_run<'r>(&mut self, rows: &mut dyn Iterator<Item = (&'r [u8], &'r [u8])>) -> Result<()> {
         let Some(first) = rows.next() else { return Ok(()) };
-        let mut cursor = self.lower_bound_mut(Bound::Included(first.0)).map_err(Error::of)?;
-        for (key, value) in std::iter::once(first).chain(rows) {
-            check::<K, V>(key, value);
-            cursor.insert_before(key, value).map_err(Error::of)?;
-        }
-        cursor.close().map_err(Error::of)
+        let mut cursor = guard::calling(self.name, || self.open.lower_bound_mut(Bound::Included(first.0)))?;
+        let put = guard::calling(self.name, || {
+            std::iter::once(first).chain(rows).try_for_each(|(key, value)| {
+                check::<K, V>(key, value);
+                cursor.insert_before(key, value)
+            })
+        });
+        // Closed or dropped by itself: its drop goes on with what a panic left half done.
+        let closed = guard::calling(self.name, || cursor.close());
+        put.and(closed)
     }
 }
 

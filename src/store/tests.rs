@@ -6,6 +6,8 @@ use std::ops::ControlFlow;
 use super::schema::{META, STATE_NODE};
 use super::*;
 
+mod damage;
+
 fn put(key: &'static str, value: &'static str) -> impl FnOnce(&mut Write) -> Result<()> + Send {
     move |w| w.put(&STATE_NODE, key.as_bytes(), value.as_bytes())
 }
@@ -61,7 +63,7 @@ async fn a_job_that_says_no_leaves_its_group_alone() {
 }
 
 #[tokio::test]
-async fn a_job_that_fails_half_way_takes_its_commit_with_it() {
+async fn a_job_that_fails_half_way_leaves_nothing_behind() {
     let store = Store::in_memory();
     let failed = store
         .write(|w| {
@@ -72,7 +74,7 @@ async fn a_job_that_fails_half_way_takes_its_commit_with_it() {
     assert_eq!(failed, Err(WriteError::Job(Error::Closed)));
     assert_eq!(store.read().unwrap().get(&STATE_NODE, b"half").unwrap(), None);
     let panicked = store.write(|_| -> Result<()> { panic!("on purpose") }).await;
-    assert_eq!(panicked, Err(WriteError::Store(Error::Aborted)));
+    assert!(matches!(panicked, Err(WriteError::Store(Error::Panicked(what))) if what.contains("on purpose")));
     store.write(put("b", "2")).await.unwrap();
 }
 
@@ -213,4 +215,168 @@ async fn what_others_send_stops_before_what_is_written_here() {
     }
     card.set_free_bytes(FREE_BYTES_MIN - 1);
     assert_eq!(store.write(put("d", "1")).await.map(drop), Err(WriteError::Store(Error::Full)));
+}
+
+/// Jobs that share one commit: they queue while another holds the writer up.
+fn together(
+    store: &Store,
+    jobs: Vec<Box<dyn FnOnce(&mut Write) -> Result<u32> + Send>>,
+) -> Vec<Result<(u32, Changes), WriteError<Error>>> {
+    let (go, wait) = std::sync::mpsc::channel::<()>();
+    let (begun, has_begun) = std::sync::mpsc::channel::<()>();
+    let writes = std::thread::scope(|scope| {
+        let held = scope.spawn(move || {
+            store.write_blocking(move |_| {
+                drop(begun);
+                let _ = wait.recv();
+                Ok::<_, Error>(())
+            })
+        });
+        let _ = has_begun.recv();
+        let mut writes = Vec::new();
+        for job in jobs {
+            // Each is in the queue before the next, so that they run in this order.
+            let before = store.0.queue().capacity();
+            writes.push(scope.spawn(move || store.write_blocking(job)));
+            while store.0.queue().capacity() == before {
+                std::thread::yield_now();
+            }
+        }
+        drop(go);
+        held.join().unwrap().unwrap();
+        writes.into_iter().map(|write| write.join().unwrap()).collect::<Vec<_>>()
+    });
+    writes
+}
+
+/// A write job that panicked ended the server, and under test it took along whatever shared its commit: who found such a job
+/// could make other people's messages fail.
+#[test]
+fn a_job_that_panics_is_given_up_alone_with_all_it_wrote() {
+    let store = Store::in_memory();
+    store
+        .write_blocking(|w| ["k", "gone"].iter().try_for_each(|key| w.put(&STATE_NODE, key.as_bytes(), b"0")))
+        .unwrap();
+    let done = together(
+        &store,
+        vec![
+            Box::new(|w| {
+                w.next_position();
+                w.put(&STATE_NODE, b"k", b"a").map(|()| 1)
+            }),
+            Box::new(|w| {
+                w.next_position();
+                w.announce(Change::default());
+                w.put(&STATE_NODE, b"k", b"b1")?;
+                w.put(&STATE_NODE, b"k", b"b2")?;
+                w.remove(&STATE_NODE, b"gone")?;
+                w.next_numbers("event", 5)?;
+                let rows: Vec<_> = (0..20u32).map(|n| (n.to_be_bytes(), [1; 40])).collect();
+                w.put_sorted(&STATE_NODE, &rows)?;
+                panic!("on purpose")
+            }),
+            Box::new(|_| panic!("before anything")),
+            Box::new(|w| {
+                assert_eq!(w.get(&STATE_NODE, b"k")?, Some(b"a".to_vec()));
+                assert_eq!(w.next_position(), Position(2));
+                w.next_numbers("event", 1)
+            }),
+        ],
+    );
+    assert_eq!(done[0].as_ref().unwrap().0, 1);
+    for (at, said) in [(1, "on purpose"), (2, "before anything")] {
+        let Err(WriteError::Store(Error::Panicked(what))) = &done[at] else { panic!("{:?}", done[at]) };
+        assert!(what.contains(said), "{what}");
+    }
+    let (first, changes) = done[3].as_ref().unwrap();
+    assert_eq!((*first, changes.position(), changes.list().len()), (1, Position(2), 0));
+    let read = store.read().unwrap();
+    assert_eq!(read.get(&STATE_NODE, b"gone").unwrap(), Some(b"0".to_vec()));
+    assert_eq!(read.get(&STATE_NODE, &3u32.to_be_bytes()).unwrap(), None);
+    assert_eq!(store.reopened(), 0);
+}
+
+/// One that wrote more than is kept of it takes along those before it in the commit, and no others.
+#[test]
+fn a_large_job_that_panics_takes_its_transaction_and_not_those_behind_it() {
+    let store = Store::in_memory();
+    let done = together(
+        &store,
+        vec![
+            Box::new(|w| w.put(&STATE_NODE, b"a", b"").map(|()| 1)),
+            Box::new(|w| {
+                (0..200u32).try_for_each(|n| w.put(&STATE_NODE, &n.to_be_bytes(), &[0; 1000]))?;
+                (0..200u32).try_for_each(|n| w.put(&STATE_NODE, &n.to_be_bytes(), &[1; 1000]))?;
+                panic!("on purpose")
+            }),
+            Box::new(|w| w.put(&STATE_NODE, b"c", b"").map(|()| 3)),
+        ],
+    );
+    assert_eq!(done[0], Err(WriteError::Store(Error::Aborted)));
+    assert!(matches!(done[1], Err(WriteError::Store(Error::Panicked(_)))));
+    assert_eq!(done[2].as_ref().unwrap().0, 3);
+    let read = store.read().unwrap();
+    let has = |key: &[u8]| read.has(&STATE_NODE, key).unwrap();
+    assert!(has(b"c") && !has(b"a") && !has(&7u32.to_be_bytes()));
+}
+
+#[test]
+fn groups_with_jobs_that_fail_anywhere_match_a_plain_map() {
+    let random = Random::seeded(7);
+    let store = Store::in_memory();
+    let mut model = BTreeMap::new();
+    for round in 0..120u32 {
+        let mut wanted = Vec::new();
+        let mut jobs: Vec<Box<dyn FnOnce(&mut Write) -> Result<u32> + Send>> = Vec::new();
+        for number in 0..1 + random.below(8) as u32 {
+            let ops: Vec<_> = (0..random.below(12))
+                .map(|_| ((random.below(60) as u32).to_be_bytes(), random.below(4), random.u64().to_be_bytes()))
+                .collect();
+            let end = random.below(4);
+            let mut tried = model.clone();
+            for (key, op, value) in &ops {
+                match op {
+                    0 => drop(tried.remove(key)),
+                    1 => tried.extend((0..10u8).map(|n| ([key[3], 1, 1, n], *value))),
+                    _ => drop(tried.insert(*key, *value)),
+                }
+            }
+            if end > 1 {
+                model = tried;
+            }
+            wanted.push(end);
+            jobs.push(Box::new(move |w| {
+                for (key, op, value) in &ops {
+                    match op {
+                        0 => drop(w.remove(&STATE_NODE, key)?),
+                        1 => {
+                            let rows: Vec<_> = (0..10u8).map(|n| ([key[3], 1, 1, n], *value)).collect();
+                            w.put_sorted(&STATE_NODE, &rows)?;
+                        }
+                        _ => w.put(&STATE_NODE, key, value)?,
+                    }
+                }
+                match end {
+                    0 => panic!("on purpose"),
+                    1 => Err(Error::Closed),
+                    _ => Ok(number),
+                }
+            }));
+        }
+        for (number, (done, end)) in together(&store, jobs).into_iter().zip(wanted).enumerate() {
+            match end {
+                0 => assert!(matches!(done, Err(WriteError::Store(Error::Panicked(_)))), "{done:?}"),
+                1 => assert_eq!(done, Err(WriteError::Job(Error::Closed))),
+                _ => assert_eq!(done.unwrap().0, number as u32),
+            }
+        }
+        let mut rows = BTreeMap::new();
+        let mut visit = |key: &[u8], value: &[u8]| {
+            rows.insert(<[u8; 4]>::try_from(key).unwrap(), <[u8; 8]>::try_from(value).unwrap());
+            Ok(ControlFlow::Continue(()))
+        };
+        store.read().unwrap().prefix(&STATE_NODE, b"", &mut visit).unwrap();
+        assert!(rows == model, "round {round}");
+    }
+    assert_eq!(store.reopened(), 0);
 }

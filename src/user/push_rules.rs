@@ -330,8 +330,12 @@ mod tests {
             assert_eq!(place, usize::from(rules.override_.len() > 1));
         }
         let mut rules = Ruleset::server_default(user);
-        insert(&mut rules, NewPushRule::Sender(NewSimplePushRule::new(user.to_owned(), Vec::new())), &Beside::default())
-            .unwrap();
+        insert(
+            &mut rules,
+            NewPushRule::Sender(NewSimplePushRule::new(user.to_owned(), Vec::new())),
+            &Beside::default(),
+        )
+        .unwrap();
         let room = room_id!("!r:x").to_owned();
         insert(&mut rules, NewPushRule::Room(NewSimplePushRule::new(room, Vec::new())), &Beside::default()).unwrap();
         let all = Beside { after: Some(".m.rule.master"), before: None };

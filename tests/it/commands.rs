@@ -316,6 +316,57 @@ fn a_server_with_accounts_keeps_its_name() {
 }
 
 /// A command run as root on a stopped server left files that the server could not write afterwards.
+/// A file whose pages were lost said so with a panic's message, or the server died when somebody asked.
+#[test]
+fn a_damaged_database_is_said_in_sentences_and_what_can_be_read_is_counted() {
+    const PAGE: usize = 4096;
+    let folder = Folder::new();
+    let data = folder.path().join("snug-data");
+    for name in ["alice", "bob"] {
+        good(folder.path(), &["user", "add", name], "correct horse battery\n");
+    }
+    let whole = good(folder.path(), &["check", "--database"], "");
+    assert!(whole.contains("ok    account: 2 rows") && whole.contains("Nothing is wrong"), "{whole}");
+    let file = data.join("snug.db");
+    let bytes = std::fs::read(&file).unwrap();
+    // All pages with account rows, also those that are free by now.
+    let mut hurt = bytes.clone();
+    for (at, page) in bytes.chunks(PAGE).enumerate() {
+        if page.windows(12).any(|window| window == b"created_ms\":") && page[0] == 1 {
+            hurt[at * PAGE + 4..(at + 1) * PAGE].fill(0xff);
+        }
+    }
+    assert!(hurt != bytes);
+    std::fs::write(&file, &hurt).unwrap();
+    let said = bad(folder.path(), &["check", "--database"], "");
+    assert!(said.contains("BAD   account: 2 rows cannot be read, 0 can"), "{said}");
+    assert!(said.contains("A backup of the whole data folder") && !said.contains("panicked"), "{said}");
+    assert_eq!(std::fs::read(&file).unwrap(), hurt, "a look changes nothing");
+    // What needs the page fails, and nothing else does.
+    std::fs::write(folder.path().join("later"), "").unwrap();
+    let running = start(folder.path());
+    let login = r#"{"type":"m.login.password","identifier":{"type":"m.id.user","user":"alice"},"password":"x"}"#;
+    let length = login.len();
+    let head = "HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n";
+    for _ in 0..2 {
+        let answer =
+            running.ask(&format!("POST /_matrix/client/v3/login {head}content-length: {length}\r\n\r\n{login}"));
+        assert!(answer.starts_with("HTTP/1.1 500") && answer.contains("M_UNKNOWN"), "{answer}");
+        let answer = running.ask(&format!("GET /_matrix/client/versions {head}\r\n"));
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    }
+    running.stop();
+    // Nothing at all can be read without the root of it all.
+    let mut lost = bytes.clone();
+    lost[16..512].fill(0xff);
+    std::fs::write(&file, &lost).unwrap();
+    let said = bad(folder.path(), &["serve", "--listen", "127.0.0.1:0"], "");
+    assert!(said.contains("snug.db") && said.contains("check --database") && said.contains("backup"), "{said}");
+    assert!(!said.contains("panicked") && !said.contains("RUST_BACKTRACE"), "{said}");
+    let said = bad(folder.path(), &["check", "--database"], "");
+    assert!(said.contains("cannot be read at all"), "{said}");
+}
+
 #[test]
 fn the_data_of_another_user_is_left_alone() {
     let folder = Folder::new();

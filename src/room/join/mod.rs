@@ -205,6 +205,8 @@ pub enum Stop {
     TooManyNodes,
     Cancelled,
     Room(Error),
+    /// One of its threads or tasks did; what it said.
+    Panicked(String),
 }
 
 impl Stop {
@@ -236,6 +238,7 @@ impl Stop {
             Stop::TooManyNodes => Error::Remote(Failed::BadAnswer("more events than can be counted".into())),
             Stop::Cancelled => Error::Forbidden("the join was cancelled".into()),
             Stop::Room(error) => error,
+            Stop::Panicked(what) => Error::Store(store::Error::Panicked(what)),
         }
     }
 }
@@ -254,6 +257,7 @@ impl std::fmt::Display for Stop {
             Stop::TooManyNodes => f.write_str("there are more events than can be counted"),
             Stop::Cancelled => f.write_str("it was cancelled"),
             Stop::Room(error) => error.fmt(f),
+            Stop::Panicked(what) => write!(f, "it panicked: {what}"),
         }
     }
 }
@@ -289,7 +293,7 @@ pub(super) async fn from_outside(rooms: &Rooms, user: &UserId, room_id: &RoomId,
         Entered::Full => return Err(full(rooms)),
     };
     let (rooms_of, user_of, room_of) = (rooms.clone(), user.to_owned(), room_id.to_owned());
-    let work = tokio::spawn(async move {
+    let work = base::unbroken(async move {
         let watched = Watched { rooms: &rooms_of, room_id: &room_of };
         let join = Join::new(&rooms_of, &room_of, &user_of, running.progress.clone());
         // Asked only now that nobody else can make it so: another join may have ended since the caller looked.
@@ -298,9 +302,9 @@ pub(super) async fn from_outside(rooms: &Rooms, user: &UserId, room_id: &RoomId,
             with_log(&join, join.begin(joining.clone())).await.map_err(Stop::into_error)?;
         }
         drop(watched);
-        Ok(is_here.then_some(joining))
+        Ok::<_, Error>(is_here.then_some(joining))
     });
-    match work.await.unwrap_or(Err(Error::Store(store::Error::Closed)))? {
+    match work.await? {
         Some(joining) => Box::pin(rooms.join(user, room_id, joining)).await,
         None => Ok(()),
     }
@@ -526,7 +530,8 @@ impl<'a> Join<'a> {
     ) -> Result<(), Stop> {
         self.progress.events_expected.store(journal.events_expected, Relaxed);
         let residents = journal.residents.clone();
-        match self.through(num, journal, event, version, admitted).await {
+        let through = base::caught_in(Box::pin(self.through(num, journal, event, version, admitted))).await;
+        match through.unwrap_or_else(|panicked| Err(Stop::Panicked(panicked.say()))) {
             Ok(()) => Ok(()),
             Err(stop) if self.rooms.0.joins.stopping.load(Relaxed) => Err(stop),
             Err(stop) => {

@@ -16,11 +16,13 @@ use std::time::Duration;
 
 use ruma::OwnedServerName;
 use tokio::sync::Notify;
+use tokio::task::JoinSet;
 
 use super::check::{CheckedBatch, Checker, RawBatch};
 use super::progress::{Phase, Progress};
 use super::stage::Stager;
 use super::{Lane, Stop};
+use crate::base::{blocking, caught_in};
 use crate::budget::queue::{self, NotSent};
 use crate::budget::spill::{self, Spill};
 use crate::budget::{Account, Grant};
@@ -85,7 +87,8 @@ pub async fn take(
         Ok(works) => works,
         Err(stop) => return (Err(stop), None),
     };
-    let taken = receive(body, &works, progress, body_bytes_max).await;
+    let taken = caught_in(Box::pin(receive(body, &works, progress, body_bytes_max))).await;
+    let taken = taken.unwrap_or_else(|panicked| Err(Stop::Panicked(panicked.say())));
     let (finished, stager) = works.finish(taken.is_ok()).await;
     (taken.and_then(|said| finished.map(|()| said)), stager)
 }
@@ -161,7 +164,8 @@ struct Works {
     shared: Arc<Shared>,
     workers: Vec<std::thread::JoinHandle<()>>,
     storing: std::thread::JoinHandle<Stager>,
-    fetching: tokio::task::JoinHandle<()>,
+    /// Ended with the rest, however that ends.
+    fetching: JoinSet<()>,
     _grant: Grant,
 }
 
@@ -307,14 +311,18 @@ impl Works {
             let thread = std::thread::Builder::new().name("snug-join-store".into()).stack_size(WORKER_STACK);
             thread.spawn(move || store(&shared, done_out, stager))?
         };
-        let fetching = {
-            let (shared, keys) = (shared.clone(), checker.keys.keys.clone());
-            tokio::spawn(async move {
+        let mut fetching = JoinSet::new();
+        let (shared_of, keys) = (shared.clone(), checker.keys.keys.clone());
+        fetching.spawn(async move {
+            let asking = caught_in(Box::pin(async {
                 // Four at once, each on its own: one that keeps us waiting holds up only what comes behind it.
-                let direct = || fetch_directly(&shared, &keys);
-                tokio::join!(fetch_of_notaries(&shared, &keys), direct(), direct(), direct(), direct());
-            })
-        };
+                let direct = || fetch_directly(&shared_of, &keys);
+                tokio::join!(fetch_of_notaries(&shared_of, &keys), direct(), direct(), direct(), direct());
+            }));
+            if let Err(panicked) = asking.await {
+                shared_of.stop(Stop::Panicked(panicked.say()));
+            }
+        });
         Ok(Works { memory, raw: Some(raw), shared, workers, storing, fetching, _grant: grant })
     }
 
@@ -372,9 +380,9 @@ impl Works {
         }
         self.shared.wake_fetcher.notify_one();
         self.shared.wake_direct.notify_waiters();
-        self.fetching.abort();
+        self.fetching.abort_all();
         let Works { workers, storing, shared, .. } = self;
-        let ended = crate::base::blocking(move || {
+        let ended = blocking(move || {
             for worker in workers {
                 let _ = worker.join();
             }
@@ -479,7 +487,7 @@ struct Mourner<'a>(&'a Shared);
 impl Drop for Mourner<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.0.stop(Stop::Corrupt);
+            self.0.stop(Stop::Panicked("one of its threads".to_owned()));
         }
     }
 }
