@@ -139,7 +139,10 @@ pub fn log_panics() {
 }
 
 fn place(info: &PanicHookInfo<'_>) -> String {
-    info.location().map_or_else(|| "a place unknown".to_owned(), ToString::to_string)
+    let Some(place) = info.location() else { return "a place unknown".to_owned() };
+    // Of a dependency its own folder is enough: where it lay when this was built tells nobody anything.
+    let file = place.file().split_once("/registry/src/").and_then(|(_, rest)| rest.split_once('/'));
+    format!("{}:{}", file.map_or(place.file(), |(_, file)| file), place.line())
 }
 
 /// A panic's message as one bounded line.

@@ -81,13 +81,7 @@ pub fn database(overrides: &Overrides) -> ExitCode {
         Ok(config) => whole(&config, &mut report),
         Err(error) => report.bad(format!("The config: {error}")),
     }
-    let sum = match report.bad {
-        0 => "\nNothing is wrong.\n",
-        _ => {
-            "\nA backup of the whole data folder is the way back. Until then the server goes on with what can be read; what \
-             cannot, fails when it is asked for.\n"
-        }
-    };
+    let sum = if report.bad == 0 { "\nNothing is wrong.\n" } else { "" };
     print(&(report.lines + sum));
     if report.bad == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
@@ -107,7 +101,9 @@ fn whole(config: &Config, report: &mut Report) {
     }
     match serve::survey(config, &mut |table| of_table(table, report)) {
         Ok(survey) => of_sums(&survey, report),
-        Err(error) => report.bad(format!("The database cannot be read at all: {error}.")),
+        Err(error) => report.bad(format!(
+            "The database cannot be read at all: {error}. A backup of the whole data folder is the way back."
+        )),
     }
 }
 
@@ -129,12 +125,19 @@ fn of_table(found: &TableFound, report: &mut Report) {
 }
 
 fn of_sums(survey: &Survey, report: &mut Report) {
-    let Err(error) = &survey.sums else { return };
-    if survey.tables.iter().all(TableFound::is_whole) {
+    if let Err(error) = &survey.sums
+        && survey.tables.iter().all(TableFound::is_whole)
+    {
         report.bad(format!(
             "Every row can be read, but a page is not what was written: some row is wrong, or what is free is taken for used \
              ({error})."
         ));
+    }
+    if !survey.is_whole() {
+        report.note(
+            "A backup of the whole data folder is the way back. Until then the server goes on with what can be read; what \
+             cannot, fails when it is asked for.",
+        );
     }
 }
 

@@ -327,7 +327,7 @@ fn a_damaged_database_is_said_in_sentences_and_what_can_be_read_is_counted() {
     }
     let whole = good(folder.path(), &["check", "--database"], "");
     assert!(whole.contains("ok    account: 2 rows") && whole.contains("Nothing is wrong"), "{whole}");
-    let file = data.join("snug.db");
+    let file = data.join("database");
     let bytes = std::fs::read(&file).unwrap();
     // All pages with account rows, also those that are free by now.
     let mut hurt = bytes.clone();
@@ -361,7 +361,10 @@ fn a_damaged_database_is_said_in_sentences_and_what_can_be_read_is_counted() {
     lost[16..512].fill(0xff);
     std::fs::write(&file, &lost).unwrap();
     let said = bad(folder.path(), &["serve", "--listen", "127.0.0.1:0"], "");
-    assert!(said.contains("snug.db") && said.contains("check --database") && said.contains("backup"), "{said}");
+    assert!(
+        said.contains("snug-data/database") && said.contains("check --database") && said.contains("backup"),
+        "{said}"
+    );
     assert!(!said.contains("panicked") && !said.contains("RUST_BACKTRACE"), "{said}");
     let said = bad(folder.path(), &["check", "--database"], "");
     assert!(said.contains("cannot be read at all"), "{said}");
