@@ -200,7 +200,7 @@ impl Look {
     }
 
     /// What lies in the file, and zeros beyond it.
-    fn from_card(&self, offset: u64, out: &mut [u8], on_card: u64) -> io::Result<()> {
+    fn read_card(&self, offset: u64, out: &mut [u8], on_card: u64) -> io::Result<()> {
         let there = on_card.saturating_sub(offset).min(out.len() as u64) as usize;
         let (there, beyond) = out.split_at_mut(there);
         beyond.fill(0);
@@ -219,7 +219,7 @@ impl StorageBackend for Look {
         if end > inner.length {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        self.from_card(offset, out, inner.on_card)?;
+        self.read_card(offset, out, inner.on_card)?;
         for (at, block) in inner.blocks.range(offset / BLOCK as u64..end.div_ceil(BLOCK as u64)) {
             let begin = at * BLOCK as u64;
             let (from, to) = (offset.max(begin), end.min(begin + BLOCK as u64));
@@ -251,7 +251,7 @@ impl StorageBackend for Look {
                     return Err(io::ErrorKind::StorageFull.into());
                 }
                 let mut block = Box::new([0; BLOCK]);
-                self.from_card(begin, &mut block[..], on_card)?;
+                self.read_card(begin, &mut block[..], on_card)?;
                 inner.blocks.insert(at, block);
             }
             let (from, to) = (offset.max(begin), end.min(begin + BLOCK as u64));

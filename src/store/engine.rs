@@ -405,7 +405,9 @@ impl Writer {
     fn close(&mut self) {
         *self.shared.lock_status() = Status::Closed;
         let open = self.shared.open.write().unwrap_or_else(|poisoned| poisoned.into_inner()).take();
-        open.map(shut);
+        if let Some(open) = open {
+            shut(open);
+        }
         // Whoever queued in the meantime is told so by the drop of their job.
         self.jobs.close();
     }

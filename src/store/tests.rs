@@ -224,7 +224,7 @@ fn together(
 ) -> Vec<Result<(u32, Changes), WriteError<Error>>> {
     let (go, wait) = std::sync::mpsc::channel::<()>();
     let (begun, has_begun) = std::sync::mpsc::channel::<()>();
-    let writes = std::thread::scope(|scope| {
+    std::thread::scope(|scope| {
         let held = scope.spawn(move || {
             store.write_blocking(move |_| {
                 drop(begun);
@@ -244,9 +244,8 @@ fn together(
         }
         drop(go);
         held.join().unwrap().unwrap();
-        writes.into_iter().map(|write| write.join().unwrap()).collect::<Vec<_>>()
-    });
-    writes
+        writes.into_iter().map(|write| write.join().unwrap()).collect()
+    })
 }
 
 /// A write job that panicked ended the server, and under test it took along whatever shared its commit: who found such a job
