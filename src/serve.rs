@@ -274,8 +274,7 @@ impl Server {
                 key,
                 old_keys,
                 scratch: folder.join(SCRATCH),
-                // Most connections to other servers are for what people here want.
-                strangers: tokio::sync::Semaphore::new((connections_max(&budget) / 4).max(1)),
+                lookups: federation::Lookups::new(clock.clone(), connections_max(&budget)),
                 postage: federation::postage::Postage::new(clock.clone(), config.rate_limits),
                 senders: Default::default(),
                 transactions: Default::default(),

@@ -3,12 +3,11 @@
 //! The signature is over the request target exactly as it was received. When it is wrong, rewritings common to reverse
 //! proxies are tried, but only to say in the log what the operator must change.
 
-use std::time::Duration;
-
 use ruma::{OwnedServerName, ServerName};
 use serde::de::DeserializeOwned;
 
 use super::Federation;
+use super::lookup::{Missed, Standing, TURN_MAX};
 use crate::{
     base,
     http::{Answer, Limit, Request, percent_decode},
@@ -27,15 +26,14 @@ pub const CONTENT_BYTES_MAX: u64 = 192 * 1024;
 /// What is made of a body while its signature is checked: its canonical form twice, and the signed text.
 const COPIES_CHECKED: u64 = 3;
 
-/// How long a stranger waits for a turn to be looked up.
-const STRANGER_TURN_MAX: Duration = Duration::from_secs(10);
-
 /// A request's claim and the key to check it with. Made before the body is read, so that a stranger without a key costs no
 /// memory.
 pub struct Claim {
     header: XMatrix,
     pub origin: OwnedServerName,
     key: PublicKey,
+    /// Up to when the key vouches for the server, in unix milliseconds.
+    valid_until_ms: u64,
     method: String,
     target: String,
 }
@@ -55,7 +53,8 @@ pub async fn claim(federation: &Federation, request: &Request) -> Result<Claim, 
     };
     let known = known.ok_or_else(|| unauthorized(format!("The key {} of {origin} cannot be found", header.key)))?;
     let (method, target) = (request.method().as_str().to_owned(), request.target().to_owned());
-    Ok(Claim { header, origin, key: (*known.key).clone(), method, target })
+    let (key, valid_until_ms) = ((*known.key).clone(), known.valid_until_ms);
+    Ok(Claim { header, origin, key, valid_until_ms, method, target })
 }
 
 /// A key that is here already and may be believed now.
@@ -74,10 +73,46 @@ async fn fetched(
     key: &str,
 ) -> Result<Option<Known>, Answer> {
     request.limit(Limit::Stranger)?;
-    let turn = federation.clock.timeout(STRANGER_TURN_MAX, federation.strangers.acquire()).await;
-    let Some(Ok(_turn)) = turn else { return Err(Answer::limit_exceeded(STRANGER_TURN_MAX.as_millis() as u64)) };
+    let (standing, keys) = (standing(federation, origin).await?, federation.remote.keys());
     // Whoever had the turn before may have asked for the same one.
-    federation.remote.keys().get(origin, key, federation.clock.now_ms()).await.map_err(Answer::internal)
+    let asking = keys.get(origin, key, federation.clock.now_ms());
+    match federation.lookups.run(standing, request.peer().ip, origin, TURN_MAX, asking).await {
+        Ok(found) => found.map_err(Answer::internal),
+        Err(Missed::NoTurn) => Err(Answer::limit_exceeded(TURN_MAX.as_millis() as u64)),
+        Err(Missed::Silent) => {
+            keys.give_up(origin);
+            Ok(None)
+        }
+    }
+}
+
+/// What is known of a server whose key is to be looked for.
+pub async fn standing(federation: &Federation, server: &ServerName) -> Result<Standing, Answer> {
+    let (rooms, keys, server) = (federation.rooms.clone(), federation.remote.keys(), server.to_owned());
+    base::blocking(move || {
+        if rooms.is_with(&server).map_err(Answer::internal)? {
+            return Ok(Standing::InOurRooms);
+        }
+        let is_known = keys.were_known(&server).map_err(Answer::internal)?;
+        Ok(if is_known { Standing::SeenBefore } else { Standing::Stranger })
+    })
+    .await
+}
+
+/// A server has spoken, and its signature was right. Its key is asked for anew before it runs out, if the server is in one of our
+/// rooms, so that it need not wait in a line for that.
+pub async fn heard_from(federation: &Federation, origin: &ServerName, valid_until_ms: u64) {
+    federation.remote.backoff().heard_from(origin).await;
+    let keys = federation.remote.keys();
+    if !keys.is_renewal_due(origin, valid_until_ms) {
+        return;
+    }
+    let (rooms, server) = (federation.rooms.clone(), origin.to_owned());
+    match base::blocking(move || rooms.is_with(&server)).await {
+        Ok(true) => keys.renew_soon(origin),
+        Ok(false) => {}
+        Err(failed) => tracing::warn!(%origin, %failed, "whether a server is in our rooms could not be read"),
+    }
 }
 
 /// The one of the request's authorization headers that is meant for this server.
@@ -103,7 +138,13 @@ impl Claim {
     #[cfg(test)]
     pub fn for_tests(header: &str, origin: &ServerName, key: &sign::Key, method: &str, target: &str) -> Claim {
         let (header, key) = (sign::request::parse(header).expect("a header of ours"), key.public());
-        Claim { header, origin: origin.to_owned(), key, method: method.to_owned(), target: target.to_owned() }
+        let (method, target) = (method.to_owned(), target.to_owned());
+        Claim { header, origin: origin.to_owned(), key, valid_until_ms: u64::MAX, method, target }
+    }
+
+    /// Up to when the key vouches for the server, in unix milliseconds.
+    pub fn valid_until_ms(&self) -> u64 {
+        self.valid_until_ms
     }
 
     /// Whether the claimed server signed this request with this body.
@@ -149,7 +190,7 @@ pub async fn origin(federation: &Federation, request: &mut Request) -> Result<Ow
     claim.check(&federation.server_name, &content)?;
     drop(copies);
     request.limit_for(Limit::Federation, claim.origin.as_str())?;
-    federation.remote.backoff().heard_from(&claim.origin).await;
+    heard_from(federation, &claim.origin, claim.valid_until_ms).await;
     Ok(claim.origin)
 }
 

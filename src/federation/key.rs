@@ -3,13 +3,13 @@
 //! `GET /_matrix/key/v2/server`, `GET /_matrix/key/v2/query/{server}`, `POST /_matrix/key/v2/query`. Not signed requests: anyone may
 //! ask, also before they know us.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 
 use ruma::OwnedServerName;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::Federation;
+use super::{Federation, auth, lookup::Missed};
 use crate::{
     base,
     http::{Answer, Request, Response},
@@ -22,6 +22,8 @@ const VALID_MS: u64 = 24 * 3_600_000;
 const SERVERS_MAX: usize = 256;
 /// Of those, how many we ask on the asker's behalf; the others are answered from what we have.
 const FRESH_MAX: usize = 16;
+/// …and how long that takes at most.
+const FRESH_TIME_MAX: Duration = Duration::from_secs(8);
 
 pub async fn server(federation: Arc<Federation>, _: Request) -> Result<Response, Answer> {
     Ok(Response::json(&own(&federation)?))
@@ -52,7 +54,7 @@ pub async fn query_one(federation: Arc<Federation>, request: Request) -> Result<
     let server: OwnedServerName = request.param_as("server")?;
     request.limit(crate::http::Limit::Ask)?;
     let valid_at = request.query_as::<u64>("minimum_valid_until_ts")?.unwrap_or(0);
-    answer(&federation, vec![(server, valid_at)]).await
+    answer(&federation, request.peer().ip, vec![(server, valid_at)]).await
 }
 
 pub async fn query(federation: Arc<Federation>, mut request: Request) -> Result<Response, Answer> {
@@ -69,18 +71,18 @@ pub async fn query(federation: Arc<Federation>, mut request: Request) -> Result<
         let valid_at = keys.values().filter_map(|criteria| criteria.minimum_valid_until_ts).max();
         (server, valid_at.unwrap_or(0))
     });
-    answer(&federation, wanted.collect()).await
+    answer(&federation, request.peer().ip, wanted.collect()).await
 }
 
 /// What each server said of itself, countersigned. One answer is at most 32 KiB, and they are streamed one at a time.
-async fn answer(federation: &Arc<Federation>, wanted: Vec<(OwnedServerName, u64)>) -> Result<Response, Answer> {
-    for (server, valid_at) in wanted.iter().take(FRESH_MAX) {
-        // Without a turn the answer is what is known; whoever asks has other notaries.
-        let Ok(_turn) = federation.strangers.try_acquire() else { break };
-        if !federation.remote.is_me(server) {
-            federation.remote.keys().refresh(server, *valid_at).await.map_err(Answer::internal)?;
-        }
-    }
+async fn answer(
+    federation: &Arc<Federation>,
+    caller: IpAddr,
+    wanted: Vec<(OwnedServerName, u64)>,
+) -> Result<Response, Answer> {
+    // What was not asked in time is answered from what is known; whoever asks has other notaries.
+    let asking = federation.clock.timeout(FRESH_TIME_MAX, refresh(federation, caller, &wanted)).await;
+    asking.unwrap_or(Ok(()))?;
     let federation_too = federation.clone();
     let mut grant = federation.answers.take(64 * 1024).await?;
     let answers = base::blocking(move || {
@@ -96,6 +98,21 @@ async fn answer(federation: &Arc<Federation>, wanted: Vec<(OwnedServerName, u64)
     let (answers, grant) = answers.await?;
     let body = format!("{{\"server_keys\":[{}]}}", answers.join(","));
     Ok(Response::charged(crate::http::StatusCode::OK, "application/json", body.into_bytes(), grant))
+}
+
+/// Asks servers for their keys that nobody has asked lately, as far as there are turns. Anybody makes us do this.
+async fn refresh(federation: &Federation, caller: IpAddr, wanted: &[(OwnedServerName, u64)]) -> Result<(), Answer> {
+    let keys = federation.remote.keys();
+    for (server, valid_at) in wanted.iter().take(FRESH_MAX).filter(|(server, _)| !federation.remote.is_me(server)) {
+        let standing = auth::standing(federation, server).await?;
+        let asking = keys.refresh(server, *valid_at);
+        match federation.lookups.run(standing, caller, server, Duration::ZERO, asking).await {
+            Ok(asked) => asked.map_err(Answer::internal)?,
+            Err(Missed::NoTurn) => return Ok(()),
+            Err(Missed::Silent) => keys.give_up(server),
+        }
+    }
+    Ok(())
 }
 
 /// A server's own words with our signature beside its own, as text: nothing in it may change by being parsed.

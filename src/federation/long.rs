@@ -14,7 +14,7 @@ use std::sync::Arc;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
-use super::auth::Claim;
+use super::auth::{self, Claim};
 use super::error::disk_is_short;
 use super::send::{EDUS_MAX, PDUS_MAX, Transaction, begin, take};
 use super::{Error, Federation};
@@ -51,7 +51,7 @@ pub(super) async fn send(federation: Arc<Federation>, request: Request, claim: C
     let bytes = body.bytes();
     drop(grant);
     let grant = account.take(WORK_BYTES).await?;
-    let (origin, federation_too) = (claim.origin.clone(), federation.clone());
+    let (origin, valid_until_ms, federation_too) = (claim.origin.clone(), claim.valid_until_ms(), federation.clone());
     let (mut pdus, mut edus) = base::blocking(move || {
         let scratch = Scratch::of(&federation_too.scratch, &federation_too.budget);
         let parts = Parts::read(body, &scratch).map_err(Answer::from)?;
@@ -63,7 +63,7 @@ pub(super) async fn send(federation: Arc<Federation>, request: Request, claim: C
     })
     .await?;
     limits.take_name(Limit::Federation, origin.as_str())?;
-    federation.remote.backoff().heard_from(&origin).await;
+    auth::heard_from(&federation, &origin, valid_until_ms).await;
     let under_way = begin(&federation, &origin)?;
     federation.rooms.charge_intake(&origin, bytes);
     let work = base::unbroken(async move {

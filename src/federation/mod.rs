@@ -1,13 +1,12 @@
 //! What other servers call: the server-server API.
 //!
-//! `auth.rs` says which server asks; then a file per endpoint family, listed in `routes.rs`; `error.rs` turns the errors of the
+//! `auth.rs` says which server asks (`lookup.rs`: in which line it stands when its key is not here); then a file per endpoint family, listed in `routes.rs`; `error.rs` turns the errors of the
 //! parts below into answers.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use ruma::OwnedServerName;
-use tokio::sync::Semaphore;
 
 use crate::base::{Clock, OneEach};
 use crate::budget::{Account, Budget};
@@ -22,6 +21,7 @@ mod error;
 mod history;
 pub mod key;
 mod long;
+mod lookup;
 mod media;
 mod membership;
 pub mod postage;
@@ -34,6 +34,7 @@ mod tests;
 mod user;
 
 pub use error::Error;
+pub use lookup::Lookups;
 
 /// A key this server signed with before.
 #[derive(Debug, Clone)]
@@ -58,8 +59,8 @@ pub struct Federation {
     pub old_keys: Vec<OldKey>,
     /// Where bodies too long for memory are put for a moment.
     pub scratch: PathBuf,
-    /// Turns to look for servers that strangers name.
-    pub strangers: Semaphore,
+    /// Turns to look for servers that callers name.
+    pub lookups: Lookups,
     /// What small messages may carry.
     pub postage: postage::Postage,
     /// Who has a transaction under way.

@@ -105,7 +105,7 @@ pub async fn send(federation: Arc<Federation>, request: Request) -> Result<Respo
         return long::send(federation, request, claim).await;
     }
     let (body, mut grant) = read(request, &account, &federation.transactions).await?;
-    let origin = claim.origin.clone();
+    let (origin, valid_until_ms) = (claim.origin.clone(), claim.valid_until_ms());
     let us = federation.server_name.clone();
     let bytes = body.len() as u64;
     let transaction = base::blocking(move || {
@@ -117,7 +117,7 @@ pub async fn send(federation: Arc<Federation>, request: Request) -> Result<Respo
     let transaction = transaction.await?;
     limits.take_name(Limit::Federation, origin.as_str())?;
     grant.shrink(grant.bytes() - grant.bytes() / COPIES_CHECKED * COPIES_KEPT);
-    federation.remote.backoff().heard_from(&origin).await;
+    auth::heard_from(&federation, &origin, valid_until_ms).await;
     if let Some(body) = federation.transactions.get(&origin, &id) {
         return Ok(Response::json_bytes(StatusCode::OK, body));
     }

@@ -49,7 +49,7 @@ pub(super) fn federation(house: &House, budget: &Budget) -> Federation {
         key,
         old_keys: Vec::new(),
         scratch,
-        strangers: tokio::sync::Semaphore::new(1),
+        lookups: crate::federation::Lookups::new(house.clock.clone(), 8),
         senders: Default::default(),
         transactions: Default::default(),
         well_known_server: None,

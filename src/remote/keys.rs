@@ -3,10 +3,13 @@
 //! A key is looked for in memory (decompressed, on the `signing_keys` account), in the store, at its server, at the
 //! notaries. Few servers are asked themselves first; many are asked of the notaries first, in batches, since half of a large
 //! room's servers are gone. Every answer must carry the signature of the server it speaks of, and a notary's also its own.
-//! What nobody has is not asked for again for a while.
+//! What nobody has is not asked for again for a while. Keys of servers that speak to us are asked for anew before they run out
+//! ([`Keys::renew_soon`]).
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque, hash_map::RandomState},
+    hash::BuildHasher,
+    num::NonZeroUsize,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -54,6 +57,14 @@ const MISSING_MS_MAX: u64 = 3_600_000;
 /// Of those known here, and of strangers: a join asks for thousands before the room is known.
 const MISSING_KNOWN_MAX: usize = 1024;
 const MISSING_STRANGERS_MAX: usize = 3072;
+/// A key that is in use is asked for anew when it is believed for so long at most…
+const RENEW_MS: u64 = 6 * 3_600_000;
+/// …but not again so soon: some say of their keys that they are good for minutes.
+const RENEW_PAUSE_MS: u64 = 10 * 60_000;
+/// Servers of which it is known when that was last looked at, and servers waiting for it.
+const RENEWED_MAX: usize = 512;
+const RENEWALS_MAX: usize = 64;
+const RENEWALS_AT_ONCE: usize = 2;
 
 /// A key and when it may be believed.
 #[derive(Debug, Clone)]
@@ -79,8 +90,19 @@ pub(super) struct Book {
     own_id: String,
     own: Known,
     memory: Mutex<Memory>,
-    missing: Mutex<Shares<OwnedServerName, Missing>>,
+    /// Of a server, and under no id when it gave no answer at all: what it was asked for is one key of several.
+    missing: Mutex<Shares<u64, Missing>>,
+    /// Names of others' choosing are kept as keyed hashes; of two that collide one waits with the other.
+    hasher: RandomState,
+    renewals: Mutex<Renewals>,
     store: Store,
+}
+
+/// Keys that run out soon.
+struct Renewals {
+    /// When each server's were last looked at, in unix milliseconds.
+    looked_at: LruCache<u64, u64>,
+    waiting: VecDeque<OwnedServerName>,
 }
 
 struct Memory {
@@ -103,8 +125,17 @@ impl Book {
             own: own_key,
             memory: Mutex::new(Memory { keys: LruCache::unbounded(), account, grant: None }),
             missing: Mutex::new(Shares::new(MISSING_KNOWN_MAX, MISSING_STRANGERS_MAX)),
+            hasher: RandomState::new(),
+            renewals: Mutex::new(Renewals {
+                looked_at: LruCache::new(NonZeroUsize::new(RENEWED_MAX).expect("not zero")),
+                waiting: VecDeque::new(),
+            }),
             store,
         }
+    }
+
+    fn mark(&self, server: &ServerName, id: &str) -> u64 {
+        self.hasher.hash_one((server, id))
     }
 }
 
@@ -196,8 +227,8 @@ impl Keys {
         for (server, id) in names {
             lacking.entry(server).or_default().insert(id);
         }
-        self.ask_directly(&mut lacking).await?;
-        self.note_missing(&lacking);
+        let answered = self.ask_directly(&mut lacking, DIRECT_AT_ONCE).await?;
+        self.note_missing(&lacking, &answered);
         Ok(())
     }
 
@@ -235,56 +266,121 @@ impl Keys {
 
     async fn fetch_servers(&self, mut lacking: Lacking) -> Result<(), store::Error> {
         self.forget_missing(&mut lacking);
-        if lacking.len() < MANY_SERVERS {
-            self.ask_directly(&mut lacking).await?;
+        let answered = if lacking.len() < MANY_SERVERS {
+            let answered = self.ask_directly(&mut lacking, DIRECT_AT_ONCE).await?;
             self.ask_notaries(&mut lacking).await?;
+            answered
         } else {
             self.ask_notaries(&mut lacking).await?;
-            self.ask_directly(&mut lacking).await?;
-        }
-        self.note_missing(&lacking);
+            self.ask_directly(&mut lacking, DIRECT_AT_ONCE).await?
+        };
+        self.note_missing(&lacking, &answered);
         Ok(())
     }
 
-    /// Leaves out the servers that nobody had keys of a short while ago.
+    /// Leaves out the servers that nobody had keys of a short while ago, and keys that a server had not.
     fn forget_missing(&self, lacking: &mut Lacking) {
         let now = self.remote.0.clock.now_ms();
         let mut missing = self.book().missing.lock().unwrap_or_else(PoisonError::into_inner);
-        lacking.retain(|server, _| missing.get(server).is_none_or(|missing| missing.until_ms <= now));
+        let mut is_missing = |server: &ServerName, id: &str| {
+            missing.get(&self.book().mark(server, id)).is_some_and(|missing: &Missing| missing.until_ms > now)
+        };
+        lacking.retain(|server, ids| {
+            if is_missing(server, "") {
+                return false;
+            }
+            let any = ids.is_empty();
+            ids.retain(|id| !is_missing(server, id));
+            any || !ids.is_empty()
+        });
     }
 
-    fn note_missing(&self, lacking: &Lacking) {
+    /// Who names a key that its server has not must not keep that server's own from being asked for: of those that `answered`,
+    /// only these keys are missing.
+    fn note_missing(&self, lacking: &Lacking, answered: &BTreeSet<OwnedServerName>) {
         // While the Internet is gone nobody's key is missing; it just cannot be had.
         if self.remote.0.backoff.is_offline() {
             return;
         }
         let now = self.remote.0.clock.now_ms();
         let mut missing = self.book().missing.lock().unwrap_or_else(PoisonError::into_inner);
-        for server in lacking.keys() {
-            let times = missing.peek(server).map_or(0, |missing| missing.times);
-            let pause = (MISSING_MS_MIN << times.min(10)).min(MISSING_MS_MAX);
-            missing.put(
-                self.remote.0.circle.remembered(server),
-                server.clone(),
-                Missing { times: times + 1, until_ms: now + pause },
-            );
+        for (server, ids) in lacking {
+            let owner = self.remote.0.circle.remembered(server);
+            let ids = if answered.contains(server) { ids.clone() } else { BTreeSet::from([String::new()]) };
+            for id in ids {
+                let name = self.book().mark(server, &id);
+                let times = missing.peek(&name).map_or(0, |missing| missing.times);
+                let pause = (MISSING_MS_MIN << times.min(10)).min(MISSING_MS_MAX);
+                missing.put(owner.clone(), name, Missing { times: times + 1, until_ms: now + pause });
+            }
         }
     }
 
-    /// Each server itself, a few at once.
-    async fn ask_directly(&self, lacking: &mut Lacking) -> Result<(), store::Error> {
+    /// A server was asked and kept silent for longer than somebody would wait: it is not asked again for a while.
+    pub fn give_up(&self, server: &ServerName) {
+        self.note_missing(&Lacking::from([(server.to_owned(), BTreeSet::new())]), &BTreeSet::new());
+    }
+
+    /// Whether any key of a server was ever known, valid or not. Plain code for blocking threads.
+    pub fn were_known(&self, server: &ServerName) -> Result<bool, store::Error> {
+        Ok(!key_cache::list(&self.book().store.read()?, server)?.is_empty())
+    }
+
+    /// Whether a key that is valid until then is to be asked for anew; says so of a server once in a while.
+    pub fn is_renewal_due(&self, server: &ServerName, valid_until_ms: u64) -> bool {
+        let now = self.remote.0.clock.now_ms();
+        if valid_until_ms > now + RENEW_MS {
+            return false;
+        }
+        let mut renewals = self.book().renewals.lock().expect("no panic holds it");
+        let mark = self.book().mark(server, "");
+        let last = renewals.looked_at.get(&mark).copied();
+        if last.is_some_and(|last| now < last + RENEW_PAUSE_MS) {
+            return false;
+        }
+        renewals.looked_at.put(mark, now);
+        true
+    }
+
+    /// A server's keys are asked for anew in the background, while the old ones are still good. Nobody waits for it.
+    pub fn renew_soon(&self, server: &ServerName) {
+        let mut renewals = self.book().renewals.lock().expect("no panic holds it");
+        if renewals.waiting.len() < RENEWALS_MAX && !renewals.waiting.iter().any(|waiting| waiting == server) {
+            renewals.waiting.push_back(server.to_owned());
+        }
+    }
+
+    /// Asks for what [`Keys::renew_soon`] was told of, a few at a time. Called now and then; bounded by [`RENEWALS_MAX`].
+    pub(super) async fn renew(&self) {
+        let waiting = std::mem::take(&mut self.book().renewals.lock().expect("no panic holds it").waiting);
+        let mut lacking: Lacking = waiting.into_iter().map(|server| (server, BTreeSet::new())).collect();
+        // Who does not answer now is asked again when its key is needed.
+        if let Err(error) = self.ask_directly(&mut lacking, RENEWALS_AT_ONCE).await {
+            tracing::warn!(%error, "signing keys could not be renewed");
+        }
+    }
+
+    /// Each server itself, a few at once. Answers which of them answered.
+    async fn ask_directly(
+        &self,
+        lacking: &mut Lacking,
+        at_once: usize,
+    ) -> Result<BTreeSet<OwnedServerName>, store::Error> {
         let mut servers: Vec<OwnedServerName> = lacking.keys().cloned().collect();
-        let mut asking = tokio::task::JoinSet::new();
+        let (mut asking, mut answered) = (tokio::task::JoinSet::new(), BTreeSet::new());
         loop {
-            while asking.len() < DIRECT_AT_ONCE
+            while asking.len() < at_once
                 && let Some(server) = servers.pop()
             {
                 let keys = self.clone();
                 asking.spawn(async move { (keys.ask_one(&server).await, server) });
             }
-            let Some(done) = asking.join_next().await else { return Ok(()) };
+            let Some(done) = asking.join_next().await else { return Ok(answered) };
             match done {
-                Ok((Ok(found), server)) => self.settle(lacking, &server, &found),
+                Ok((Ok(found), server)) => {
+                    self.settle(lacking, &server, &found);
+                    answered.insert(server);
+                }
                 Ok((Err(Trouble::Store(error)), _)) => return Err(error),
                 Ok((Err(Trouble::Failed(why)), server)) => tracing::debug!(%server, %why, "no signing keys"),
                 Err(_) => {}
@@ -422,7 +518,10 @@ impl Keys {
             for (id, stored) in &one.keys {
                 self.remember(key_cache::name(&one.server, id), *stored);
             }
-            self.book().missing.lock().unwrap_or_else(PoisonError::into_inner).remove(&one.server);
+            let mut missing = self.book().missing.lock().unwrap_or_else(PoisonError::into_inner);
+            for id in std::iter::once(String::new()).chain(one.ids()) {
+                missing.remove(&self.book().mark(&one.server, &id));
+            }
         }
         Ok(())
     }
@@ -454,12 +553,9 @@ impl Keys {
             return Ok(());
         }
         let mut lacking = Lacking::from([(server.to_owned(), BTreeSet::new())]);
-        let missing =
-            self.book().missing.lock().unwrap_or_else(PoisonError::into_inner).get(server).copied().unwrap_or_default();
-        if missing.until_ms <= now {
-            self.ask_directly(&mut lacking).await?;
-            self.note_missing(&lacking);
-        }
+        self.forget_missing(&mut lacking);
+        let answered = self.ask_directly(&mut lacking, DIRECT_AT_ONCE).await?;
+        self.note_missing(&lacking, &answered);
         Ok(())
     }
 }

@@ -189,7 +189,7 @@ impl Remote {
         *server == *self.0.server_name
     }
 
-    /// Closes idle connections, writes backoffs down and forgets servers long not seen, now and then, until
+    /// Closes idle connections, writes backoffs down, renews keys that are in use and forgets servers long not seen, now and then, until
     /// [`Remote::stop`].
     pub async fn run(&self) {
         while !self.0.stopped.load(Ordering::Acquire) {
@@ -199,6 +199,11 @@ impl Remote {
             }
             self.0.pool.tidy();
             self.0.backoff.flush().await;
+            let keys = self.keys();
+            tokio::select! {
+                () = keys.renew() => {}
+                () = self.0.stop.notified() => {}
+            }
             if !self.0.stopped.load(Ordering::Acquire) {
                 self.sweep_if_due().await;
             }

@@ -375,6 +375,62 @@ async fn keys_come_from_their_server_and_are_kept() {
     assert!(keys.cached(&name("us.example"), "ed25519:k").unwrap().is_some(), "our own");
 }
 
+/// Who wrote a made-up key's name on a request kept the server's own keys from being asked for, for up to an hour.
+#[tokio::test]
+async fn a_key_that_does_not_exist_keeps_no_other_from_being_found() {
+    let lab = Lab::new();
+    let (begin, day) = (1_700_000_000_000, 24 * 3_600_000);
+    let asked = Arc::new(Mutex::new(0));
+    let count = asked.clone();
+    let behaviour: Behaviour = Arc::new(move |_, _| {
+        *count.lock().unwrap() += 1;
+        whole(200, &published("peer.example", &key("peer.example"), begin + *count.lock().unwrap() * day))
+    });
+    let address = peer(&lab, "peer.example", behaviour).await;
+    let us = us(&lab, &[("peer.example", address)], &[]);
+    let (keys, server) = (us.remote.keys(), name("peer.example"));
+    assert!(keys.get(&server, "ed25519:k", begin).await.unwrap().is_some());
+    us.clock.advance(Duration::from_millis(day - 1000));
+    assert!(keys.get(&server, "ed25519:made_up", us.clock.now_ms()).await.unwrap().is_none());
+    us.clock.advance(Duration::from_secs(2));
+    assert!(keys.get(&server, "ed25519:k", us.clock.now_ms()).await.unwrap().is_some());
+    // One that says nothing at all is left alone.
+    keys.give_up(&server);
+    us.clock.advance(Duration::from_secs(30));
+    let before = *asked.lock().unwrap();
+    assert!(keys.get(&server, "ed25519:k", begin + 3 * day).await.unwrap().is_none());
+    assert_eq!(*asked.lock().unwrap(), before);
+}
+
+/// A server's key ran out while it spoke to us every minute, and its next request stood in a line with strangers'.
+#[tokio::test]
+async fn keys_in_use_are_renewed_before_they_run_out() {
+    let lab = Lab::new();
+    let (begin, day) = (1_700_000_000_000, 24 * 3_600_000);
+    let asked = Arc::new(Mutex::new(0));
+    let count = asked.clone();
+    let behaviour: Behaviour = Arc::new(move |_, _| {
+        *count.lock().unwrap() += 1;
+        whole(200, &published("peer.example", &key("peer.example"), begin + *count.lock().unwrap() * day))
+    });
+    let address = peer(&lab, "peer.example", behaviour).await;
+    let us = us(&lab, &[("peer.example", address)], &[]);
+    let (keys, server) = (us.remote.keys(), name("peer.example"));
+    let valid_until = keys.get(&server, "ed25519:k", begin).await.unwrap().unwrap().valid_until_ms;
+    assert!(!keys.is_renewal_due(&server, valid_until));
+    us.clock.advance(Duration::from_secs(19 * 3600));
+    assert!(keys.is_renewal_due(&server, valid_until) && !keys.is_renewal_due(&server, valid_until), "said once");
+    keys.renew_soon(&server);
+    keys.renew_soon(&server);
+    keys.renew().await;
+    assert_eq!(*asked.lock().unwrap(), 2);
+    assert_eq!(keys.cached(&server, "ed25519:k").unwrap().unwrap().valid_until_ms, begin + 2 * day);
+    us.clock.advance(Duration::from_secs(3600));
+    assert!(keys.is_renewal_due(&server, valid_until), "it is looked at again later");
+    // Names are bounded.
+    (0..1000).for_each(|n| keys.renew_soon(&name(&format!("s{n}.example"))));
+}
+
 #[tokio::test]
 async fn a_notary_vouches_for_servers_that_are_gone() {
     let lab = Lab::new();

@@ -5,6 +5,7 @@
 //! state as the rules read it; `receive.rs` for what other servers send; `join/` and `order/` for the big join. Reading is
 //! `read.rs` (pages, cursors) and `share.rs` (a room's share of a sync).
 
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -15,7 +16,7 @@ use crate::budget::{Budget, Refused};
 use crate::feed::Feed;
 use crate::matrix::{Reject, sign};
 use crate::remote::{Failed, Remote};
-use crate::store::{self, Read, Store, Write, WriteError};
+use crate::store::{self, Read, Store, Write, WriteError, tables};
 
 pub mod admission;
 mod alias;
@@ -237,6 +238,17 @@ impl Rooms {
     /// A snapshot, for what reads rooms. Keep it no longer than an answer takes.
     pub fn read(&self) -> Result<Read> {
         Ok(self.0.parts.store.read()?)
+    }
+
+    /// Whether a server has people in one of our rooms. One row for each room.
+    pub fn is_with(&self, server: &ServerName) -> Result<bool> {
+        let read = self.read()?;
+        let mut found = false;
+        tables::room::list(&read, &mut |num, _| {
+            found = tables::member::server(&read, num, server.as_str())?.is_some();
+            Ok(if found { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+        })?;
+        Ok(found)
     }
 
     /// Waits for a room's turn. Never wait for a grant or another server with the guard in hand.

@@ -210,3 +210,48 @@ async fn strangers_are_looked_up_only_so_often() {
     assert_eq!((seen[0], seen[39]), (401, 429), "{seen:?}");
     assert!(seen.iter().filter(|status| **status == 401).count() < 30, "{seen:?}");
 }
+
+/// Two addresses that named silent servers kept every server whose key was not here waiting for ten seconds at a time.
+#[tokio::test]
+async fn who_names_silent_servers_holds_nobody_up() {
+    for profile in ["pi-zero-2w", "pi-3"] {
+        let house = House::start_under_with(profile, |config| {
+            config.rate_limits = true;
+            config.federation.enabled = true;
+            config.federation.allow_private_addresses = true;
+            config.trusted_proxies = vec![[127, 0, 0, 1].into()];
+        })
+        .await;
+        // They accept, and say nothing.
+        let mut silent = Vec::new();
+        for _ in 0..house.server().budget.size("outbound_connections_max") / 4 {
+            silent.push(tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap());
+        }
+        let house = std::sync::Arc::new(house);
+        let ask = |from: String, port: u16| {
+            let house = house.clone();
+            async move {
+                let claim = format!(
+                    "X-Matrix origin=\"127.0.0.1:{port}\",destination=\"{}\",key=\"ed25519:a\",sig=\"{}\"",
+                    house.name(),
+                    "A".repeat(86)
+                );
+                let headers = [("authorization", claim.as_str()), ("x-forwarded-for", from.as_str())];
+                house.send("GET", "/_matrix/federation/v1/event/%24x", &headers, Vec::new()).await.status
+            }
+        };
+        let mut crowd = Vec::new();
+        for (n, listener) in silent.iter().enumerate() {
+            crowd.push(tokio::spawn(ask(format!("203.0.{n}.1"), listener.local_addr().unwrap().port())));
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+        let begun = std::time::Instant::now();
+        let status = ask("198.51.100.1".to_owned(), crate::house::free_port()).await;
+        let took = begun.elapsed();
+        assert_eq!(status, 401, "it was looked for, and is not there");
+        assert!(took < std::time::Duration::from_secs(4), "{took:?}");
+        for asking in crowd {
+            assert_eq!(asking.await.unwrap(), 401);
+        }
+    }
+}
