@@ -234,8 +234,9 @@ pub const SETTINGS: &[Setting] = &[
     setting(
         "trusted_proxies",
         "[]",
-        "Addresses of reverse proxies whose X-Forwarded-For header is believed, such as [\"127.0.0.1\"]; one such address may \
-         open any number of connections.",
+        "Addresses of reverse proxies whose X-Forwarded-For header is believed, such as [\"127.0.0.1\"]: the last address in the last \
+         such header, which is the one the proxy added. Forwarded is not read: a proxy that writes one of the two passes on the \
+         other as the caller wrote it. One such proxy may open any number of connections.",
         |config, given| {
             let address = |text: &str| text.parse().map_err(|_| format!("{text:?} is no IP address"));
             Ok(config.trusted_proxies = given.texts()?.into_iter().map(address).collect::<Result<_, _>>()?)

@@ -11,7 +11,6 @@
 //! part of the account to others and half of the caller's share to their other connections; else TLS offers HTTP/1.1
 //! alone, and without TLS the caller is hung up on.
 
-use super::Answer;
 use super::body::Body;
 use super::limit::Limits;
 use super::places::{Place, Places, Share};
@@ -19,6 +18,7 @@ use super::request::{Peer, Request, Tools};
 use super::route::Router;
 use super::tls::{HTTP_1, HTTP_2};
 use super::watch::{Watch, Watched, Wire};
+use super::{Answer, HeaderMap};
 use crate::base::{Clock, kept_going};
 use crate::budget::{Account, Budget, Grant};
 use hyper::body::Incoming;
@@ -518,9 +518,18 @@ impl Door {
         if !self.trusted_proxies.contains(&ip.to_canonical()) {
             return ip;
         }
-        let forwarded = request.headers().get("x-forwarded-for").and_then(|value| value.to_str().ok());
-        forwarded.and_then(|list| list.rsplit(',').next()?.trim().parse().ok()).unwrap_or(ip)
+        forwarded_for(request.headers()).unwrap_or(ip)
     }
+}
+
+/// The last address of the last `X-Forwarded-For` line: what comes before it the caller may have written. A proxy that adds a line
+/// of its own leaves the caller's above it.
+fn forwarded_for(headers: &HeaderMap) -> Option<IpAddr> {
+    let last = headers.get_all("x-forwarded-for").into_iter().next_back()?.to_str().ok()?;
+    let last = last.rsplit(',').next()?.trim();
+    // Some add the port, and brackets around an IPv6 address.
+    let bare = last.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(last);
+    bare.parse().ok().or_else(|| last.parse().ok().map(|address: SocketAddr| address.ip()))
 }
 
 enum Protocol {

@@ -510,6 +510,34 @@ async fn an_address_at_its_limit_gives_up_what_is_idle() {
     assert!(server.door.connections_open() < most as usize + 1);
 }
 
+/// Behind a proxy that adds a line of its own the caller chose the address it was counted under.
+#[test]
+fn the_last_address_of_the_last_line_counts() {
+    let of = |lines: &[&str]| {
+        let mut headers = HeaderMap::new();
+        for line in lines {
+            headers.append("x-forwarded-for", line.parse().unwrap());
+        }
+        forwarded_for(&headers).map(|ip| ip.to_string())
+    };
+    for (lines, expected) in [
+        (&["203.0.113.1"][..], Some("203.0.113.1")),
+        (&["1.1.1.1, 203.0.113.1"], Some("203.0.113.1")),
+        (&["1.1.1.1", "203.0.113.1"], Some("203.0.113.1")),
+        (&["1.1.1.1, 2.2.2.2", "3.3.3.3,203.0.113.1"], Some("203.0.113.1")),
+        (&["1.1.1.1", "2001:db8::1"], Some("2001:db8::1")),
+        (&["[2001:db8::1]"], Some("2001:db8::1")),
+        (&["[2001:db8::1]:4711"], Some("2001:db8::1")),
+        (&["203.0.113.1:80"], Some("203.0.113.1")),
+        (&["1.1.1.1", "unknown"], None),
+        (&["1.1.1.1", ""], None),
+        (&["1.1.1.1,"], None),
+        (&[], None),
+    ] {
+        assert_eq!(of(lines).as_deref(), expected, "{lines:?}");
+    }
+}
+
 #[tokio::test]
 async fn closing_lets_answers_finish_and_refuses_new_connections() {
     let server = start().await;
