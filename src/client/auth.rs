@@ -14,7 +14,9 @@ pub async fn requester(client: &Client, request: &Request) -> Result<Requester, 
     let Some(token) = request.access_token() else {
         return Err(Answer::unauthorized("M_MISSING_TOKEN", "An access token is needed for this"));
     };
-    client.users.requester(&token, request.peer().ip).await.map_err(|failed| Error::from(failed).into())
+    let requester = client.users.requester(&token, request.peer().ip).await.map_err(Error::from)?;
+    request.note_guest(requester.user_id.as_str());
+    Ok(requester)
 }
 
 /// The requester of an endpoint that takes the user in its path: 403 when that is somebody else.

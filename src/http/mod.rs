@@ -3,10 +3,12 @@
 //! It owns connections, requests, responses and their memory. It knows no endpoint, no user and no room: surfaces
 //! register handlers in a [`Router`] and get [`Request`]s whose bodies are charged before they are read. Read `route.rs`
 //! first (what a surface does), then `request.rs`, `response.rs`, `error.rs`; `body.rs` has both directions of streaming;
-//! `listen.rs` the sockets and timeouts; `limit.rs` and `tls.rs` stand alone.
+//! `listen.rs` the sockets and timeouts, `places.rs` (with `guests.rs` and `watch.rs`) who may hold a connection; `limit.rs` and
+//! `tls.rs` stand alone.
 
 mod body;
 mod error;
+mod guests;
 mod limit;
 mod listen;
 mod places;

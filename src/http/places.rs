@@ -1,94 +1,196 @@
-//! Who holds how many of the places for connections.
+//! Who holds how many of the places for connections, and who gives way when somebody comes and there are too few.
 //!
-//! One address may not take all of them: a stranger gets a quarter, the household (addresses of the board's own networks) three
-//! quarters, a proxy the owner trusts as many as there are. Whoever is at the limit gets a new place only for an idle one
-//! of their own. Bounded by the connections themselves.
+//! Callers are told apart by what is known of them ([`Standing`]): the household (addresses of the board's own networks), guests
+//! (addresses that lately showed a good token), strangers. Strangers may hold half of all places, and with the guests three
+//! quarters: the rest is the household's. One address, one network of a provider, and requests that wait for something new
+//! have their bounds within that ([`Standing::share`] and those beside it).
+//!
+//! Whoever comes to a bound gets the place of another within it: first of what is idle or hardly moves, then of who is less
+//! known, then of who holds most ([`Held::choose`]). Nobody gives way to somebody less known. A proxy the owner trusts has as
+//! many places as there are, and each counts for who is answered on it. Bounded by the connections themselves.
 
-use super::watch::Watch;
-use std::collections::HashMap;
+use super::guests::Guests;
+use super::watch::{Doing, Watch};
+use crate::base::Clock;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::Notify;
 
+/// A connection on which nothing is asked for so long gives way to any other: a handshake and a head take a few round
+/// trips. With the time between two looks of who waits (`listen/mod.rs`) it is less than two seconds.
+const FRESH: Duration = Duration::from_millis(1500);
+/// A request that is answered for so long may give way to who holds less.
+const LONG: Duration = Duration::from_secs(5);
+/// Strangers and guests each keep this part of all places, in eighths, whatever those better known need.
+const LEFT_TO_LESS_KNOWN: u64 = 1;
+/// Requests that wait for something new hold so much of all places at most, in eighths: all, and those of outside.
+const WAITING_MAX: u64 = 6;
+const WAITING_OUTSIDE_MAX: u64 = 4;
+
 /// The places, counted in the bytes their connections are charged.
 pub struct Places {
     total_bytes: u64,
     held: Mutex<Held>,
+    guests: Guests,
 }
 
 #[derive(Default)]
 struct Held {
-    by_caller: HashMap<Caller, Vec<One>>,
+    all: BTreeMap<u64, One>,
     next: u64,
 }
 
-/// One connection of a caller.
+/// One connection.
 struct One {
-    id: u64,
+    who: Who,
+    /// The caller that is answered on a proxy's connection now.
+    lent: Option<Who>,
     bytes: u64,
     watch: Arc<Watch>,
     leave: Arc<Notify>,
-    /// Told to go, so that another of the same caller's could come.
+    /// Told to go, so that another could come.
     leaving: bool,
+}
+
+/// A caller and what it may hold.
+#[derive(Debug, Clone, Copy)]
+struct Who {
+    caller: Caller,
+    standing: Standing,
+    is_proxy: bool,
 }
 
 /// An address; of IPv6 its /64, which is what one customer gets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Caller {
+pub(super) enum Caller {
     V4(u32),
     V6(u64),
 }
 
-/// How much of all places one caller may hold.
+/// What is known of a caller, from little to much.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+enum Standing {
+    Stranger,
+    /// Lately showed a good token.
+    Guest,
+    /// In one of the board's own networks.
+    Household,
+}
+
+type Group = (Standing, Caller);
+
+/// Where a connection comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Share {
-    Quarter,
-    ThreeQuarters,
-    All,
+pub enum Origin {
+    Outside,
+    Household,
+    /// A proxy the owner trusts.
+    Proxy,
 }
 
 /// A place, until it is dropped.
 pub struct Place {
     places: Arc<Places>,
-    caller: Caller,
     id: u64,
-    /// What the caller may hold in all, in bytes.
-    limit: u64,
     leave: Arc<Notify>,
 }
 
 impl Places {
-    pub fn new(total_bytes: u64) -> Arc<Self> {
-        Arc::new(Self { total_bytes, held: Mutex::default() })
+    pub fn new(clock: Clock, total_bytes: u64) -> Arc<Self> {
+        Arc::new(Self { total_bytes, held: Mutex::default(), guests: Guests::new(clock) })
     }
 
-    /// A place for one more connection of `ip`, charged `bytes`. At its limit, the caller's connection that has been idle
-    /// longest, and for `idle_min` at least, is told to go; without one there is no place.
-    pub fn enter(
-        self: &Arc<Self>,
-        ip: IpAddr,
-        share: Share,
-        bytes: u64,
-        watch: &Arc<Watch>,
-        idle_min: Duration,
-    ) -> Option<Place> {
-        let caller = Caller::of(ip);
-        let limit = share.of(self.total_bytes).max(bytes);
+    /// A place for one more connection of `ip`, charged `bytes`. At a bound it is had when another connection can be told to go.
+    pub fn enter(self: &Arc<Self>, ip: IpAddr, origin: Origin, bytes: u64, watch: &Arc<Watch>) -> Option<Place> {
+        let who = self.who(ip, origin);
         let mut held = self.lock();
-        let id = held.next;
-        let own = held.by_caller.entry(caller).or_default();
-        let used: u64 = own.iter().filter(|one| !one.leaving).map(|one| one.bytes).sum();
-        if used + bytes > limit {
-            let idle = own.iter_mut().filter(|one| !one.leaving && one.watch.idle() >= Some(idle_min));
-            let longest = idle.max_by_key(|one| one.watch.idle())?;
-            longest.leaving = true;
-            longest.leave.notify_one();
+        if !held.admit(who, bytes, self.total_bytes) {
+            return None;
         }
-        let leave = Arc::new(Notify::new());
-        own.push(One { id, bytes, watch: watch.clone(), leave: leave.clone(), leaving: false });
+        let (id, leave) = (held.next, Arc::new(Notify::new()));
+        let one = One { who, lent: None, bytes, watch: watch.clone(), leave: leave.clone(), leaving: false };
+        held.all.insert(id, one);
         held.next += 1;
-        Some(Place { places: self.clone(), caller, id, limit, leave })
+        Some(Place { places: self.clone(), id, leave })
+    }
+
+    /// The connection of `watch`, a proxy's, answers a request of `ip` now. Whether that one may hold one more.
+    pub fn lend(&self, watch: &Watch, ip: IpAddr, origin: Origin) -> bool {
+        let who = self.who(ip, origin);
+        let mut held = self.lock();
+        let Some(one) = watch.seat().and_then(|id| held.all.get_mut(&id)) else { return true };
+        // Not counted while it is decided.
+        one.lent = None;
+        let bytes = std::mem::take(&mut one.bytes);
+        let may = held.admit(who, bytes, self.total_bytes);
+        if let Some(one) = watch.seat().and_then(|id| held.all.get_mut(&id)) {
+            (one.bytes, one.lent) = (bytes, may.then_some(who));
+        }
+        may
+    }
+
+    /// Somebody waits for `bytes` while all is taken: tells connections to go that give way to anybody, one at a time.
+    pub fn press(&self, bytes: u64) {
+        let mut held = self.lock();
+        let leaving: u64 = held.all.values().filter(|one| one.leaving).map(|one| one.bytes).sum();
+        if leaving < bytes {
+            held.dismiss(self.total_bytes, None, |_| true);
+        }
+    }
+
+    /// The request of `watch` waits for something new from here on. When too many do, the one that has waited longest, of who
+    /// has most of them, is answered. Not before it has waited a little: who is answered asks again at once.
+    pub fn waits(&self, watch: &Watch) {
+        watch.wait();
+        let mut held = self.lock();
+        for (most, best) in [(WAITING_OUTSIDE_MAX, Standing::Guest), (WAITING_MAX, Standing::Household)] {
+            let waits = |one: &One| one.who().standing <= best && matches!(one.watch.doing(), Doing::Waits(_));
+            if held.used(waits) <= eighths(self.total_bytes, most) {
+                continue;
+            }
+            let groups = held.groups(waits);
+            let has_waited = |one: &One| waits(one) && one.watch.doing().measure() >= FRESH.as_millis() as u64;
+            let waiting = held.all.iter().filter(|(_, one)| !one.leaving && has_waited(one));
+            let longest = waiting.max_by_key(|(_, one)| {
+                let who = one.who();
+                (Reverse(who.standing), groups.get(&who.group()), one.watch.doing().measure())
+            });
+            let longest = longest.map(|(id, _)| *id);
+            longest.into_iter().for_each(|id| held.tell(id));
+        }
+    }
+
+    /// A good token of `user` was shown at `ip`.
+    pub fn note_guest(&self, ip: IpAddr, user: &str) {
+        if !self.guests.note(ip, user) {
+            return;
+        }
+        let caller = Caller::of(ip);
+        for one in self.lock().all.values_mut() {
+            for who in [Some(&mut one.who), one.lent.as_mut()].into_iter().flatten() {
+                if who.caller == caller {
+                    who.standing = who.standing.max(Standing::Guest);
+                }
+            }
+        }
+    }
+
+    /// Whether `user` was seen at `ip` lately.
+    pub fn is_guest(&self, ip: IpAddr, user: &str) -> bool {
+        self.guests.is_of(ip, user)
+    }
+
+    fn who(&self, ip: IpAddr, origin: Origin) -> Who {
+        let caller = Caller::of(ip);
+        let standing = match origin {
+            Origin::Household | Origin::Proxy => Standing::Household,
+            Origin::Outside if self.guests.has(caller) => Standing::Guest,
+            Origin::Outside => Standing::Stranger,
+        };
+        Who { caller, standing, is_proxy: origin == Origin::Proxy }
     }
 
     fn lock(&self) -> MutexGuard<'_, Held> {
@@ -96,23 +198,129 @@ impl Places {
     }
 }
 
+impl Held {
+    /// Whether `who` may hold `bytes` more, after others have been told to go when need be. The narrowest bound is looked at
+    /// first: who gives way there gives way in the wider ones too.
+    fn admit(&mut self, who: Who, bytes: u64, total: u64) -> bool {
+        if who.is_proxy {
+            return true;
+        }
+        let most = |part: u64| eighths(total, part).max(bytes);
+        let is_same = |one: &One| !one.who().is_proxy && one.who().caller == who.caller;
+        let is_near = |one: &One| !one.who().is_proxy && one.who().group() == who.group();
+        let is_no_better = |one: &One| one.who().standing <= who.standing;
+        self.make_room(who, bytes, total, most(who.standing.share()), is_same)
+            && self.make_room(who, bytes, total, most(who.standing.network_share()), is_near)
+            && self.make_room(who, bytes, total, most(who.standing.share_of_all()), is_no_better)
+    }
+
+    /// Whether those of a kind hold `limit` at most with `bytes` more, after some of them have been told to go when need be.
+    fn make_room(&mut self, who: Who, bytes: u64, total: u64, limit: u64, of: impl Fn(&One) -> bool) -> bool {
+        // Each round ends one connection.
+        while self.used(&of) + bytes > limit {
+            if !self.dismiss(total, Some((who, bytes)), &of) {
+                return false;
+            }
+        }
+        true
+    }
+
+    fn used(&self, of: impl Fn(&One) -> bool) -> u64 {
+        self.all.values().filter(|one| !one.leaving && of(one)).map(|one| one.bytes).sum()
+    }
+
+    /// What each group of callers holds of a kind.
+    fn groups(&self, of: impl Fn(&One) -> bool) -> HashMap<Group, u64> {
+        let mut groups = HashMap::new();
+        for one in self.all.values().filter(|one| !one.leaving && of(one)) {
+            *groups.entry(one.who().group()).or_default() += one.bytes;
+        }
+        groups
+    }
+
+    /// Tells one connection to go, if there is one that gives way.
+    fn dismiss(&mut self, total: u64, new: Option<(Who, u64)>, of: impl Fn(&One) -> bool) -> bool {
+        let chosen = self.choose(total, new, of);
+        chosen.into_iter().for_each(|id| self.tell(id));
+        chosen.is_some()
+    }
+
+    /// The connection that gives way first to a newcomer, of whom nothing is known when none is given.
+    fn choose(&self, total: u64, new: Option<(Who, u64)>, of: impl Fn(&One) -> bool) -> Option<u64> {
+        let may_spare =
+            |standing| self.used(|one: &One| one.who().standing == standing) > eighths(total, LEFT_TO_LESS_KNOWN);
+        let spared = [may_spare(Standing::Stranger), may_spare(Standing::Guest)];
+        let groups = self.groups(|_| true);
+        let held_by = |who: Who| groups.get(&who.group()).copied().unwrap_or(0);
+        let theirs = new.map_or(0, |(who, bytes)| held_by(who) + bytes);
+        let candidates = self.all.iter().filter(|(_, one)| !one.leaving && of(one)).filter_map(|(id, one)| {
+            let (who, doing) = (one.who(), one.watch.doing());
+            if new.is_some_and(|(new, _)| who.standing > new.standing) {
+                return None;
+            }
+            let is_less_known = new.is_some_and(|(new, _)| who.standing < new.standing);
+            let is_own = new.is_some_and(|(new, _)| who.caller == new.caller);
+            let gives_way = doing.lingers(FRESH)
+                || is_less_known && spared.get(who.standing as usize) == Some(&true)
+                || doing.lasts(LONG) && held_by(who) > theirs
+                || doing.lasts(LONG) && is_own && matches!(doing, Doing::Waits(_));
+            let order = (doing.lingers(FRESH), Reverse(who.standing), doing.rank(), held_by(who), doing.measure());
+            gives_way.then_some((*id, order))
+        });
+        candidates.max_by_key(|(_, order)| *order).map(|(id, _)| id)
+    }
+
+    fn tell(&mut self, id: u64) {
+        if let Some(one) = self.all.get_mut(&id) {
+            one.leaving = true;
+            one.leave.notify_one();
+        }
+    }
+}
+
+impl Who {
+    /// Whom it has a bound in common with.
+    fn group(self) -> Group {
+        (self.standing, self.caller.network())
+    }
+}
+
+impl One {
+    /// Who it counts for.
+    fn who(&self) -> Who {
+        self.lent.filter(|_| self.watch.idle().is_none()).unwrap_or(self.who)
+    }
+}
+
 impl Place {
     /// Whether the connection may be charged `bytes` more: only while half of what its caller may hold stays for others of
-    /// theirs.
+    /// theirs, and nobody has to go for it.
     pub fn may_hold(&self, bytes: u64) -> bool {
-        let held = self.places.lock();
-        let own = held.by_caller.get(&self.caller).map_or(&[][..], Vec::as_slice);
-        own.iter().map(|one| one.bytes).sum::<u64>() + bytes <= self.limit / 2
+        let (held, total) = (self.places.lock(), self.places.total_bytes);
+        let Some(one) = held.all.get(&self.id) else { return false };
+        let who = one.who;
+        if who.is_proxy {
+            return true;
+        }
+        let own: u64 = held.all.values().filter(|one| one.who.caller == who.caller).map(|one| one.bytes).sum();
+        let all = held.used(|one| one.who().standing <= who.standing);
+        own + bytes <= eighths(total, who.standing.share()) / 2
+            && all + bytes <= eighths(total, who.standing.share_of_all())
     }
 
     /// Counts `bytes` more for the connection, until it ends.
     pub fn hold(&self, bytes: u64) {
-        let mut held = self.places.lock();
-        let own = held.by_caller.get_mut(&self.caller).into_iter().flatten();
-        own.filter(|one| one.id == self.id).for_each(|one| one.bytes += bytes);
+        if let Some(one) = self.places.lock().all.get_mut(&self.id) {
+            one.bytes += bytes;
+        }
     }
 
-    /// Ends when the place is needed for another connection of the same caller.
+    /// Notes on the watch which place it has, for [`Places::lend`].
+    pub fn mark(&self, watch: &Watch) {
+        watch.sit(self.id);
+    }
+
+    /// Ends when the place is needed for another connection.
     pub async fn wanted_back(&self) {
         self.leave.notified().await;
     }
@@ -120,78 +328,315 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let mut held = self.places.lock();
-        if let Some(own) = held.by_caller.get_mut(&self.caller) {
-            own.retain(|one| one.id != self.id);
-            if own.is_empty() {
-                held.by_caller.remove(&self.caller);
-            }
-        }
+        self.places.lock().all.remove(&self.id);
     }
 }
 
 impl Caller {
-    fn of(ip: IpAddr) -> Self {
+    pub(super) fn of(ip: IpAddr) -> Self {
         match ip.to_canonical() {
             IpAddr::V4(v4) => Self::V4(v4.to_bits()),
             IpAddr::V6(v6) => Self::V6((v6.to_bits() >> 64) as u64),
         }
     }
+
+    /// What a provider gives out together: a /24, of IPv6 a /48.
+    fn network(self) -> Self {
+        match self {
+            Self::V4(address) => Self::V4(address & !0xff),
+            Self::V6(network) => Self::V6(network & !0xffff),
+        }
+    }
 }
 
-impl Share {
-    /// Of a caller that reached us at our address `here`.
-    pub fn of_caller(ip: IpAddr, here: Option<IpAddr>, trusted_proxies: &[IpAddr]) -> Self {
-        let ip = ip.to_canonical();
-        let own_network = match ip {
-            IpAddr::V4(v4) => v4.is_loopback() || v4.is_private() || v4.is_link_local(),
-            IpAddr::V6(v6) => v6.is_loopback() || v6.is_unique_local() || v6.is_unicast_link_local(),
-        };
-        if trusted_proxies.contains(&ip) {
-            Self::All
-        } else if own_network || here.is_some_and(|here| Caller::of(here) == Caller::of(ip)) {
-            Self::ThreeQuarters
-        } else {
-            Self::Quarter
+/// In eighths of all places. Of the smallest profile's 23 an eighth is nearly three.
+impl Standing {
+    /// What one address may hold.
+    fn share(self) -> u64 {
+        match self {
+            Self::Stranger => 2,
+            Self::Guest => 4,
+            Self::Household => 6,
         }
     }
 
-    fn of(self, total: u64) -> u64 {
+    /// What the addresses of one provider's network may hold together: more than one of them, so that a neighbour finds some.
+    fn network_share(self) -> u64 {
         match self {
-            Self::Quarter => total / 4,
-            Self::ThreeQuarters => total / 4 * 3,
-            Self::All => u64::MAX,
+            Self::Stranger => 3,
+            Self::Guest => 4,
+            Self::Household => 8,
         }
+    }
+
+    /// What all of this standing and those less known may hold together. What the household cannot lose is also what listeners
+    /// have in hand for who comes next.
+    fn share_of_all(self) -> u64 {
+        match self {
+            Self::Stranger => 4,
+            Self::Guest => 6,
+            Self::Household => 8,
+        }
+    }
+}
+
+impl Origin {
+    /// Of a caller that reached us at our address `here`. A public IPv4 network may be a hoster's, with strangers in it: of
+    /// those only our own address counts.
+    pub fn of(ip: IpAddr, here: Option<IpAddr>, trusted_proxies: &[IpAddr]) -> Self {
+        let ip = ip.to_canonical();
+        if trusted_proxies.contains(&ip) {
+            Self::Proxy
+        } else if is_own_network(ip) || here.is_some_and(|here| Caller::of(here) == Caller::of(ip)) {
+            Self::Household
+        } else {
+            Self::Outside
+        }
+    }
+}
+
+fn eighths(total: u64, part: u64) -> u64 {
+    total * part / 8
+}
+
+fn is_own_network(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(v4) => v4.is_loopback() || v4.is_private() || v4.is_link_local(),
+        IpAddr::V6(v6) => v6.is_loopback() || v6.is_unique_local() || v6.is_unicast_link_local(),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::Clock;
-
-    const IDLE: Duration = Duration::from_secs(2);
+    use crate::budget::{Budget, Profile};
 
     fn ip(text: &str) -> IpAddr {
         text.parse().unwrap()
     }
 
+    /// Addresses of as many networks.
+    fn far(n: usize) -> String {
+        format!("203.{}.{}.7", n / 250, n % 250)
+    }
+
+    /// Places of a profile, each as large as a connection with TLS.
+    struct Hall {
+        clock: Clock,
+        places: Arc<Places>,
+        bytes: u64,
+        /// As many as there are.
+        all: usize,
+    }
+
+    struct Guest {
+        place: Place,
+        watch: Arc<Watch>,
+    }
+
+    impl Hall {
+        fn of(profile: &str) -> Hall {
+            let budget = Budget::from_profile(Profile::get(profile).unwrap());
+            let (total, bytes) = (budget.account("connections").limit(), budget.profile().connection_bytes(true));
+            let clock = Clock::simulated(0);
+            Hall { places: Places::new(clock.clone(), total), clock, bytes, all: (total / bytes) as usize }
+        }
+
+        fn each(test: impl Fn(&Hall)) {
+            ["pi-zero-2w", "pi-3", "scaleway-arm"].into_iter().for_each(|profile| test(&Hall::of(profile)));
+        }
+
+        fn enter(&self, from: &str, origin: Origin) -> Option<Guest> {
+            let watch = Watch::new(self.clock.clone());
+            let place = self.places.enter(ip(from), origin, self.bytes, &watch)?;
+            place.mark(&watch);
+            Some(Guest { place, watch })
+        }
+
+        fn outside(&self, from: &str) -> Option<Guest> {
+            self.enter(from, Origin::Outside)
+        }
+
+        /// As many as get in.
+        fn fill(&self, from: impl Fn(usize) -> String, origin: Origin) -> Vec<Guest> {
+            (0..2 * self.all).filter_map(|n| self.enter(&from(n), origin)).collect()
+        }
+
+        fn pass(&self, ms: u64) {
+            self.clock.advance(Duration::from_millis(ms));
+        }
+    }
+
+    impl Guest {
+        fn is_leaving(&self) -> bool {
+            self.place.places.lock().all[&self.place.id].leaving
+        }
+    }
+
+    fn leaving(guests: &[Guest]) -> usize {
+        guests.iter().filter(|guest| guest.is_leaving()).count()
+    }
+
+    /// Four addresses took all places.
     #[test]
-    fn one_address_leaves_most_places_to_others() {
-        let (clock, places) = (Clock::simulated(0), Places::new(160));
-        let enter = |from: &str| places.enter(ip(from), Share::Quarter, 10, &Watch::new(clock.clone()), IDLE);
-        let held: Vec<_> = (0..4).map(|n| enter(&format!("2001:db8::{n}")).unwrap()).collect();
-        assert!(enter("2001:db8::99").is_none(), "a network of one customer is one caller");
-        let _other = enter("2001:db8:0:1::1").unwrap();
-        let _v4 = enter("203.0.113.1").unwrap();
+    fn strangers_leave_half_to_who_is_known() {
+        Hall::each(|hall| {
+            let held = hall.fill(far, Origin::Outside);
+            assert!(held.len() <= hall.all / 2 && held.len() + 2 > hall.all / 2, "{} of {}", held.len(), hall.all);
+            hall.places.note_guest(ip("198.51.100.1"), "@a:b");
+            let guests = hall.fill(|_| "198.51.100.1".to_owned(), Origin::Outside);
+            assert!(guests.len() + 2 > hall.all / 2, "one address of a guest has as much as all strangers");
+            let enter = |n: usize| hall.enter(&format!("192.168.1.{}", n % 250), Origin::Household).unwrap();
+            let family: Vec<_> = (0..hall.all / 4).map(enter).collect();
+            assert!(leaving(&guests) == 0 && leaving(&family) == 0);
+        });
+    }
+
+    #[test]
+    fn one_address_and_one_providers_network_leave_some_to_others() {
+        Hall::each(|hall| {
+            let one = hall.fill(|_| "203.0.113.1".to_owned(), Origin::Outside);
+            assert_eq!(one.len(), hall.all / 4, "an address");
+            let near = hall.fill(|n| format!("203.0.113.{}", 2 + n % 250), Origin::Outside);
+            let most = hall.all * 3 / 8;
+            assert!((most - 1..=most).contains(&(one.len() + near.len())), "its network");
+            drop((one, near));
+            let v6 = hall.fill(|n| format!("2001:db8:1:{n:x}::1"), Origin::Outside);
+            assert!((most - 1..=most).contains(&v6.len()), "a /48 with a /64 for each");
+            assert!(hall.outside("2001:db8:2::1").is_some());
+        });
+    }
+
+    #[test]
+    fn who_is_known_takes_a_strangers_place() {
+        Hall::each(|hall| {
+            let strangers = hall.fill(far, Origin::Outside);
+            let working: Vec<_> = strangers.iter().map(|one| one.watch.begin()).collect();
+            for n in 0..4 {
+                hall.places.note_guest(ip(&format!("198.51.{n}.1")), "@a:b");
+            }
+            let guests = hall.fill(|n| format!("198.51.{}.1", n % 4), Origin::Outside);
+            assert!(guests.len() + 2 > hall.all * 3 / 4 - hall.all / 8, "{} of {}", guests.len(), hall.all);
+            let left = strangers.len() - leaving(&strangers);
+            assert!(left > 0 && left <= hall.all / 8 + 1, "strangers keep some: {left}");
+            drop(working);
+        });
+    }
+
+    /// Idle connections and heads that come byte by byte kept others waiting for as long as they liked.
+    #[test]
+    fn idle_ones_give_way_within_two_seconds() {
+        Hall::each(|hall| {
+            let idle = hall.fill(far, Origin::Outside);
+            assert!(hall.outside("198.51.100.1").is_none(), "all have just come");
+            hall.pass(1500);
+            let _new = hall.outside("198.51.100.1").unwrap();
+            assert_eq!(leaving(&idle), 1);
+            // The first that is worked at stays.
+            let busy = idle.iter().find(|one| !one.is_leaving()).unwrap();
+            let _active = busy.watch.begin();
+            let more: Vec<_> = (0..hall.all).filter_map(|n| hall.outside(&far(2 * hall.all + n))).collect();
+            assert!(!more.is_empty() && !busy.is_leaving());
+        });
+    }
+
+    /// A stranger that reads a byte a second, or sends so, is worth less than one that waits outside.
+    #[test]
+    fn the_slowest_gives_way() {
+        Hall::each(|hall| {
+            let readers = hall.fill(far, Origin::Outside);
+            let held: Vec<_> = readers.iter().map(|one| (one.watch.begin(), one.watch.ticket())).collect();
+            for _ in 0..30 {
+                for (n, one) in readers.iter().enumerate() {
+                    one.watch.moved(if n == 1 { 1 } else { 500 });
+                }
+                hall.pass(100);
+            }
+            let _new = hall.outside("198.51.100.1").unwrap();
+            assert!(readers[1].is_leaving() && leaving(&readers) == 1);
+            drop(held);
+        });
+    }
+
+    #[test]
+    fn fast_ones_give_way_to_who_has_less() {
+        let hall = Hall::of("pi-zero-2w");
+        let readers = hall.fill(|n| format!("203.0.{}.7", n % 3), Origin::Outside);
+        let held: Vec<_> = readers.iter().map(|one| (one.watch.begin(), one.watch.ticket())).collect();
+        let pass = || {
+            for _ in 0..60 {
+                readers.iter().for_each(|one| one.watch.moved(5000));
+                hall.pass(100);
+            }
+        };
+        assert!(hall.outside("198.51.100.1").is_none());
+        pass();
+        let _first = hall.outside("198.51.100.1").unwrap();
+        assert_eq!(leaving(&readers), 1);
+        assert!(hall.outside("203.0.1.8").is_none(), "that network has its part");
         drop(held);
-        assert!(enter("2001:db8::99").is_some());
+    }
+
+    /// Apps on an open server are anybody's.
+    #[test]
+    fn requests_that_wait_leave_places_to_others() {
+        Hall::each(|hall| {
+            let polls: Vec<_> = (0..hall.all * 3 / 4)
+                .filter_map(|n| {
+                    let from = far(n);
+                    hall.places.note_guest(ip(&from), &format!("@u{n}:b"));
+                    let guest = hall.outside(&from)?;
+                    let active = guest.watch.begin();
+                    hall.places.waits(&guest.watch);
+                    hall.pass(1500);
+                    Some((guest, active))
+                })
+                .collect();
+            let waiting = polls.iter().filter(|(guest, _)| !guest.is_leaving()).count();
+            assert!(waiting <= hall.all / 2 + 1, "{waiting} of {}", hall.all);
+            hall.places.note_guest(ip("198.51.100.1"), "@a:b");
+            let held: Vec<_> = (0..3).map(|_| hall.outside("198.51.100.1").unwrap()).collect();
+            assert_eq!(leaving(&held), 0);
+        });
+    }
+
+    #[test]
+    fn who_is_at_the_bound_gives_up_what_is_theirs() {
+        let hall = Hall::of("pi-zero-2w");
+        let from = "203.0.113.1";
+        let (working, idle) = (hall.outside(from).unwrap(), hall.outside(from).unwrap());
+        let polls: Vec<_> = (0..3).map(|_| hall.outside(from).unwrap()).collect();
+        let _active: Vec<_> = polls.iter().chain([&working]).map(|one| one.watch.begin()).collect();
+        polls.iter().for_each(|one| hall.places.waits(&one.watch));
+        assert!(hall.outside(from).is_none(), "nothing has been idle for long");
+        hall.pass(1500);
+        let _new = hall.outside(from).unwrap();
+        assert!(idle.is_leaving());
+        hall.pass(3500);
+        let _busy = _new.watch.begin();
+        let _newer = hall.outside(from).unwrap();
+        assert_eq!((leaving(&polls), working.is_leaving()), (1, false), "what waited longest is told to come again");
+    }
+
+    /// A listener that has no memory for the next connection cannot know whose it is.
+    #[test]
+    fn one_after_the_other_goes_while_somebody_waits() {
+        let hall = Hall::of("pi-zero-2w");
+        let family: Vec<_> = (0..8).map(|_| hall.enter("192.168.1.2", Origin::Household).unwrap()).collect();
+        let strangers = hall.fill(far, Origin::Outside);
+        hall.places.press(hall.bytes);
+        assert_eq!(leaving(&strangers), 0, "all have just come");
+        hall.pass(1500);
+        hall.places.press(hall.bytes);
+        hall.places.press(hall.bytes);
+        assert_eq!((leaving(&strangers), leaving(&family)), (1, 0));
     }
 
     #[test]
     fn what_a_connection_holds_more_counts_for_its_caller() {
-        let (clock, places) = (Clock::simulated(0), Places::new(400));
-        let enter = || places.enter(ip("203.0.113.1"), Share::Quarter, 10, &Watch::new(clock.clone()), IDLE);
+        let (clock, total) = (Clock::simulated(0), 400);
+        let places = Places::new(clock.clone(), total);
+        let enter = || places.enter(ip("203.0.113.1"), Origin::Outside, 10, &Watch::new(clock.clone()));
         let (one, two) = (enter().unwrap(), enter().unwrap());
         assert!(one.may_hold(30) && !one.may_hold(31));
         one.hold(30);
@@ -202,34 +647,40 @@ mod tests {
         assert!(two.may_hold(30));
     }
 
-    #[tokio::test]
-    async fn who_is_at_the_limit_gives_up_what_is_idle() {
-        let (clock, places) = (Clock::simulated(0), Places::new(80));
-        let from = ip("203.0.113.1");
-        let enter = |watch: &Arc<Watch>| places.enter(from, Share::Quarter, 10, watch, IDLE);
-        let new = || enter(&Watch::new(clock.clone()));
-        let working = Watch::new(clock.clone());
-        let (busy, idle) = (enter(&working).unwrap(), new().unwrap());
-        let _active = working.begin();
-        assert!(new().is_none(), "nothing has been idle for long");
-        clock.advance(IDLE);
-        let _third = new().unwrap();
-        idle.wanted_back().await;
-        assert!(new().is_none(), "the third has just come");
-        drop((busy, idle));
-        assert_eq!(places.lock().by_caller.values().map(Vec::len).sum::<usize>(), 1);
+    /// Behind a proxy everybody has the same address.
+    #[test]
+    fn a_proxys_connection_counts_for_who_is_answered() {
+        Hall::each(|hall| {
+            let proxied: Vec<_> = (0..hall.all).map(|_| hall.enter("127.0.0.1", Origin::Proxy).unwrap()).collect();
+            let lend = |one: &Guest, from: &str| hall.places.lend(&one.watch, ip(from), Origin::Outside);
+            let active: Vec<_> = proxied.iter().map(|one| one.watch.begin()).collect();
+            let served = proxied.iter().filter(|one| lend(one, "203.0.113.1")).count();
+            assert_eq!(served, hall.all / 4);
+            drop(active);
+            let _active: Vec<_> = proxied.iter().map(|one| one.watch.begin()).collect();
+            assert!(lend(&proxied[0], "203.0.113.1"), "what was answered counts no more");
+            assert_eq!(leaving(&proxied), 0);
+        });
     }
 
     #[test]
-    fn the_household_has_more_than_strangers() {
+    fn a_place_is_given_back() {
+        let hall = Hall::of("pi-zero-2w");
+        let held = hall.fill(far, Origin::Outside);
+        drop(held);
+        assert!(hall.places.lock().all.is_empty() && hall.outside("203.0.113.1").is_some());
+    }
+
+    #[test]
+    fn the_household_is_told_from_strangers() {
         let (here, proxy) = (Some(ip("2001:db8::5")), [ip("192.168.1.9")]);
-        let share = |from: &str| Share::of_caller(ip(from), here, &proxy);
+        let origin = |from: &str| Origin::of(ip(from), here, &proxy);
         for own in ["127.0.0.1", "192.168.1.7", "::ffff:10.0.0.1", "fe80::1", "fd00::1", "::1", "2001:db8::77"] {
-            assert_eq!(share(own), Share::ThreeQuarters, "{own}");
+            assert_eq!(origin(own), Origin::Household, "{own}");
         }
         for stranger in ["203.0.113.1", "2001:db8:0:1::1", "::ffff:203.0.113.1"] {
-            assert_eq!(share(stranger), Share::Quarter, "{stranger}");
+            assert_eq!(origin(stranger), Origin::Outside, "{stranger}");
         }
-        assert_eq!(share("192.168.1.9"), Share::All);
+        assert_eq!(origin("192.168.1.9"), Origin::Proxy);
     }
 }

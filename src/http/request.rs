@@ -2,6 +2,7 @@
 
 use super::error::{Answer, BadBody};
 use super::limit::{Limit, Limits};
+use super::places::Places;
 use super::watch::Watch;
 use super::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use crate::base::Clock;
@@ -53,6 +54,7 @@ pub(super) struct Tools {
     pub clock: Clock,
     pub bodies: Account,
     pub limits: Arc<Limits>,
+    pub places: Arc<Places>,
     pub json_bytes_max: u64,
 }
 
@@ -188,7 +190,21 @@ impl Request {
     pub fn while_heard(&self) {
         if let Some(watch) = &self.watch {
             watch.show_end();
+            self.tools.places.waits(watch);
         }
+    }
+
+    /// Waits until the place of this request's connection is needed for another: who waits for news should answer then.
+    pub async fn hurried(&self) {
+        match &self.watch {
+            Some(watch) => watch.hurried().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// The request has shown a good token of `user`: its address is no stranger's from now on.
+    pub fn note_guest(&self, user: &str) {
+        self.tools.places.note_guest(self.peer.ip, user);
     }
 
     /// Takes one request from the caller's allowance, by address; 429 when it is used up.
@@ -346,6 +362,7 @@ impl Request {
         let clock = Clock::simulated(1_700_000_000_000);
         let tools = Tools {
             limits: Arc::new(Limits::new(clock.clone())),
+            places: Places::new(clock.clone(), 1 << 20),
             clock,
             bodies: crate::budget::Budget::for_tests().account("request_bodies"),
             json_bytes_max: 1 << 20,
@@ -424,6 +441,7 @@ async fn next_piece(
         }
     };
     let mut closed = std::pin::pin!(closed);
+    let _reading = watch.map(Watch::read);
     loop {
         let frame = tokio::select! {
             // What came before the peer closed its side lies ready.

@@ -74,6 +74,12 @@ impl Router {
         if cors { with_cors(response) } else { response }
     }
 
+    /// A refusal of a request for `path` that no handler sees; web apps of other origins may see it.
+    pub(super) fn refuse(&self, path: &str, answer: Answer) -> Response {
+        let response = answer.into_response();
+        if wants_cors(path) { with_cors(response) } else { response }
+    }
+
     /// Every registered template with its method, for tests and tools.
     pub fn list(&self) -> impl Iterator<Item = (&Method, &str)> {
         self.paths.iter().flat_map(|path| path.methods.iter().map(|(method, route)| (method, route.template.as_str())))

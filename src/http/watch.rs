@@ -4,6 +4,9 @@
 //! byte has left; the socket notes when a write could not go on. The connection's own loop looks every few seconds and
 //! hangs up on a peer that reads nothing, whatever the protocol version hides.
 //!
+//! Whoever needs the connection's place asks what it is doing: nothing, waiting for news, or taking and giving bytes, and how
+//! fast ([`Doing`]).
+//!
 //! A peer that closes its side while an HTTP/1 request is answered may be gone, or be `printf … | nc`, which still wants the
 //! answer. Most answers come soon, and the HTTP library, which would drop the request, is not told before they have left, or
 //! nothing has been sent for too long. A request that waits for as long as somebody listens says so, and ends at once.
@@ -12,7 +15,10 @@ use crate::base::Clock;
 use std::collections::BTreeMap;
 use std::io;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{
+    AtomicBool, AtomicU64, AtomicUsize,
+    Ordering::{Relaxed, SeqCst},
+};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -22,6 +28,11 @@ use tokio::sync::Notify;
 /// The largest record, and what rustls reads at once besides (4 KiB).
 const UNDECIDED_MAX: usize = 24 * 1024;
 
+/// The pace of a peer is measured over so long.
+const PACE_WINDOW: Duration = Duration::from_secs(2);
+/// A peer that takes or sends less while others wait for its place loses it.
+const SLOW_BYTES_PER_S: u64 = 8 * 1024;
+
 pub struct Watch {
     clock: Clock,
     /// Encrypted bytes taken from the socket since the last of them made sense.
@@ -30,6 +41,18 @@ pub struct Watch {
     write_blocked_ms: AtomicU64,
     /// Requests whose answers are not finished.
     active: AtomicUsize,
+    /// When the first of them began, in ms.
+    busy_since_ms: AtomicU64,
+    /// Whether the last of them waits for something new.
+    waiting: AtomicBool,
+    /// Bodies of which the next piece is waited for.
+    reading: AtomicUsize,
+    pace: Mutex<Pace>,
+    /// The connection's number among the places and one more; zero for none.
+    seat: AtomicU64,
+    /// Whether what waits is to be answered now.
+    hurried: AtomicBool,
+    hurry: Notify,
     /// When the last of them finished, or the connection began, in ms.
     quiet_since_ms: AtomicU64,
     /// Ticket → when it was taken, in ms. As many as the HTTP library buffers: a few for each stream.
@@ -38,6 +61,96 @@ pub struct Watch {
     end: Mutex<End>,
     /// Told when the peer has closed its side and the HTTP library does not know yet.
     closed: Notify,
+}
+
+/// What a connection is doing, and for how long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Doing {
+    /// Nothing is asked, or not all of a head has come.
+    Idle(Duration),
+    /// Its peer takes or sends what it should, at so few bytes a second.
+    Slow(u64),
+    /// Its peer takes or sends what it should.
+    Moves(Duration),
+    /// It waits for something new to tell.
+    Waits(Duration),
+    /// The request is worked at.
+    Works(Duration),
+}
+
+impl Doing {
+    /// Whether little is lost by ending it: idle for that long, or hardly moving.
+    pub fn lingers(self, least: Duration) -> bool {
+        match self {
+            Self::Idle(since) => since >= least,
+            Self::Slow(_) => true,
+            _ => false,
+        }
+    }
+
+    /// Whether its peer has been served for that long, and may come again.
+    pub fn lasts(self, least: Duration) -> bool {
+        matches!(self, Self::Moves(since) | Self::Waits(since) if since >= least)
+    }
+
+    /// The more, the less is lost by ending it.
+    pub fn rank(self) -> u8 {
+        match self {
+            Self::Idle(_) => 4,
+            Self::Slow(_) => 3,
+            Self::Waits(_) => 2,
+            Self::Moves(_) => 1,
+            Self::Works(_) => 0,
+        }
+    }
+
+    /// Tells those of one rank apart: the longer, or the slower, the more.
+    pub fn measure(self) -> u64 {
+        match self {
+            Self::Slow(per_s) => u64::MAX - per_s,
+            Self::Idle(since) | Self::Moves(since) | Self::Waits(since) | Self::Works(since) => {
+                since.as_millis() as u64
+            }
+        }
+    }
+}
+
+/// How fast the peer takes and sends bytes, in windows of [`PACE_WINDOW`].
+#[derive(Default)]
+struct Pace {
+    since_ms: u64,
+    bytes: u64,
+    /// When bytes last moved or something was last expected, in ms.
+    at_ms: u64,
+    /// Of the window before.
+    per_s: Option<u64>,
+}
+
+impl Pace {
+    /// From now on something is expected of the peer, of whom nothing was.
+    fn expect(&mut self, now_ms: u64) {
+        if now_ms.saturating_sub(self.at_ms) >= PACE_WINDOW.as_millis() as u64 {
+            *self = Self { since_ms: now_ms, ..Self::default() };
+        }
+        self.at_ms = now_ms;
+    }
+
+    fn moved(&mut self, bytes: u64, now_ms: u64) {
+        if now_ms.saturating_sub(self.since_ms) >= PACE_WINDOW.as_millis() as u64 {
+            *self = Self { per_s: self.per_s(now_ms), since_ms: now_ms, bytes: 0, at_ms: now_ms };
+        }
+        self.bytes += bytes;
+        self.at_ms = now_ms;
+    }
+
+    /// Nothing before a first window is over.
+    fn per_s(&self, now_ms: u64) -> Option<u64> {
+        if now_ms.saturating_sub(self.at_ms) >= PACE_WINDOW.as_millis() as u64 {
+            return Some(0);
+        }
+        let length = now_ms.saturating_sub(self.since_ms);
+        if length >= PACE_WINDOW.as_millis() as u64 { Some(self.bytes * 1000 / length) } else { self.per_s }
+    }
 }
 
 /// The end of what the peer sends.
@@ -61,6 +174,13 @@ impl Watch {
             undecided: AtomicUsize::new(0),
             write_blocked_ms: AtomicU64::new(0),
             active: AtomicUsize::new(0),
+            busy_since_ms: AtomicU64::new(now),
+            waiting: AtomicBool::new(false),
+            reading: AtomicUsize::new(0),
+            pace: Mutex::default(),
+            seat: AtomicU64::new(0),
+            hurried: AtomicBool::new(false),
+            hurry: Notify::new(),
             quiet_since_ms: AtomicU64::new(now),
             tickets: Mutex::default(),
             next: AtomicU64::new(0),
@@ -71,8 +191,83 @@ impl Watch {
 
     /// A request begins; it ends when the result is dropped.
     pub fn begin(self: &Arc<Self>) -> Active {
-        self.active.fetch_add(1, Relaxed);
+        if self.active.fetch_add(1, Relaxed) == 0 {
+            self.busy_since_ms.store(millis(&self.clock), Relaxed);
+        }
+        self.waiting.store(false, Relaxed);
         Active(self.clone())
+    }
+
+    /// The request waits for something new from here on.
+    pub fn wait(&self) {
+        self.waiting.store(true, Relaxed);
+    }
+
+    /// The next piece of a body is waited for, until the result is dropped.
+    pub fn read(&self) -> Reading<'_> {
+        if self.reading.fetch_add(1, Relaxed) == 0 {
+            self.expect();
+        }
+        Reading(self)
+    }
+
+    /// What the connection is doing now.
+    pub fn doing(&self) -> Doing {
+        if let Some(idle) = self.idle() {
+            return Doing::Idle(idle);
+        }
+        let now = millis(&self.clock);
+        let since = Duration::from_millis(now.saturating_sub(self.busy_since_ms.load(Relaxed)));
+        let is_up_to_peer = self.reading.load(Relaxed) > 0
+            || self.write_blocked_ms.load(Relaxed) > 0
+            || !self.tickets.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
+        match self.pace().per_s(now) {
+            Some(per_s) if is_up_to_peer && per_s < SLOW_BYTES_PER_S => Doing::Slow(per_s),
+            _ if is_up_to_peer => Doing::Moves(since),
+            _ if self.waiting.load(Relaxed) => Doing::Waits(since),
+            _ => Doing::Works(since),
+        }
+    }
+
+    /// Notes the connection's number among the places.
+    pub fn sit(&self, seat: u64) {
+        self.seat.store(seat + 1, Relaxed);
+    }
+
+    pub fn seat(&self) -> Option<u64> {
+        self.seat.load(Relaxed).checked_sub(1)
+    }
+
+    /// The place is needed: what waits is to be answered now.
+    pub fn hurry(&self) {
+        self.hurried.store(true, SeqCst);
+        self.hurry.notify_waiters();
+    }
+
+    /// Waits until the connection's place is needed.
+    pub async fn hurried(&self) {
+        loop {
+            let mut hurry = std::pin::pin!(self.hurry.notified());
+            hurry.as_mut().enable();
+            if self.hurried.load(SeqCst) {
+                return;
+            }
+            hurry.await;
+        }
+    }
+
+    fn expect(&self) {
+        self.pace().expect(millis(&self.clock));
+    }
+
+    pub(super) fn moved(&self, bytes: usize) {
+        if bytes > 0 {
+            self.pace().moved(bytes as u64, millis(&self.clock));
+        }
+    }
+
+    fn pace(&self) -> MutexGuard<'_, Pace> {
+        self.pace.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// From now on a peer that closes its side gets its answer first. HTTP/1 only: with HTTP/2 it is gone.
@@ -137,7 +332,12 @@ impl Watch {
         let id = self.next.fetch_add(1, Relaxed);
         let now = millis(&self.clock);
         self.end().silent_since_ms = now;
-        self.tickets.lock().unwrap_or_else(PoisonError::into_inner).insert(id, now);
+        let mut tickets = self.tickets.lock().unwrap_or_else(PoisonError::into_inner);
+        if tickets.is_empty() {
+            self.expect();
+        }
+        tickets.insert(id, now);
+        drop(tickets);
         Ticket { watch: self.clone(), id }
     }
 
@@ -165,6 +365,13 @@ impl Watch {
         self.undecided.store(0, Relaxed);
     }
 
+    fn wrote_some(&self, result: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(Ok(bytes)) = &result {
+            self.moved(*bytes);
+        }
+        self.wrote(result)
+    }
+
     fn wrote<T>(&self, result: Poll<T>) -> Poll<T> {
         if result.is_ready() {
             self.write_blocked_ms.store(0, Relaxed);
@@ -185,6 +392,15 @@ impl Drop for Active {
     fn drop(&mut self) {
         self.0.quiet_since_ms.store(millis(&self.0.clock), Relaxed);
         self.0.active.fetch_sub(1, Relaxed);
+    }
+}
+
+/// A piece of a body that is waited for.
+pub struct Reading<'a>(&'a Watch);
+
+impl Drop for Reading<'_> {
+    fn drop(&mut self) {
+        self.0.reading.fetch_sub(1, Relaxed);
     }
 }
 
@@ -218,6 +434,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Watched<T> {
         if result.is_ready() {
             self.watch.decided();
         }
+        self.watch.moved(buf.filled().len() - before);
         let is_end = match &result {
             Poll::Ready(Ok(())) => room > 0 && buf.filled().len() == before,
             Poll::Ready(Err(_)) => true,
@@ -230,7 +447,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Watched<T> {
 impl<T: AsyncWrite + Unpin> AsyncWrite for Watched<T> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let result = Pin::new(&mut self.inner).poll_write(cx, buf);
-        self.watch.wrote(result)
+        self.watch.wrote_some(result)
     }
 
     fn poll_write_vectored(
@@ -239,7 +456,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Watched<T> {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let result = Pin::new(&mut self.inner).poll_write_vectored(cx, bufs);
-        self.watch.wrote(result)
+        self.watch.wrote_some(result)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -358,5 +575,38 @@ mod tests {
         drop(active);
         clock.advance(Duration::from_secs(1));
         assert_eq!(watch.idle(), Some(Duration::from_secs(1)));
+    }
+
+    #[test]
+    fn what_is_done_and_how_fast() {
+        let clock = Clock::simulated(0);
+        let (watch, second) = (Watch::new(clock.clone()), Duration::from_secs(1));
+        clock.advance(second);
+        assert_eq!(watch.doing(), Doing::Idle(second));
+        let active = watch.begin();
+        clock.advance(10 * second);
+        assert_eq!(watch.doing(), Doing::Works(10 * second));
+        watch.wait();
+        assert_eq!(watch.doing(), Doing::Waits(10 * second));
+        // Its peer has as long as any, however long the work took.
+        let ticket = watch.ticket();
+        assert_eq!(watch.doing(), Doing::Moves(10 * second));
+        for _ in 0..4 {
+            watch.moved(100);
+            clock.advance(second);
+        }
+        assert_eq!(watch.doing(), Doing::Slow(100));
+        assert!(watch.doing().lingers(second) && Doing::Slow(5).measure() > Doing::Slow(6).measure());
+        for _ in 0..4 {
+            watch.moved(100_000);
+            clock.advance(second);
+        }
+        assert!(matches!(watch.doing(), Doing::Moves(_)));
+        drop(ticket);
+        let reading = watch.read();
+        clock.advance(3 * second);
+        assert!(matches!(watch.doing(), Doing::Slow(_)), "a body of which nothing comes");
+        drop((reading, active));
+        assert_eq!(watch.doing(), Doing::Idle(Duration::ZERO));
     }
 }

@@ -44,7 +44,12 @@ pub async fn sync(client: Arc<Client>, request: Request) -> Result<Response, Err
             break;
         }
         request.while_heard();
-        if !waiter.wait(deadline).await {
+        let came = tokio::select! {
+            came = waiter.wait(deadline) => came,
+            // Others need the place: nothing new so far.
+            () = request.hurried() => false,
+        };
+        if !came {
             return Ok(Response::json_bytes(StatusCode::OK, news.unwrap_or_default()));
         }
     }

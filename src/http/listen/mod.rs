@@ -1,10 +1,10 @@
 //! Sockets: a permit first, then accept.
 //!
 //! A connection's memory (all it may hold, TLS and one request included) is taken from the `connections` account before it is
-//! accepted; when none is left the kernel's backlog waits, and idle connections are asked to make room. The socket of the
-//! commands has its places on the `admin` account, so that no crowd outside keeps the owner out. `places.rs` sees to it
-//! that no one address takes them all. Everything a peer can keep us waiting for has an end: handshakes, heads, bodies,
-//! answers it does not read, and idleness.
+//! accepted; when none is left the kernel's backlog waits, and a connection that is of least use is told to go. The socket of
+//! the commands has its places on the `admin` account, so that no crowd outside keeps the owner out. `places.rs` sees to it
+//! that no one takes them all, and says who gives way. Everything a peer can keep us waiting for has an end: handshakes,
+//! heads, bodies, answers it does not read, and idleness.
 //!
 //! A share covers HTTP/1, a request at a time. HTTP/2 keeps far more for a peer (several requests, and for each byte that is
 //! not read yet a frame), so a connection that is to speak it takes [`HTTP_2_BYTES`] more, and only while that leaves a
@@ -13,7 +13,7 @@
 
 use super::body::Body;
 use super::limit::Limits;
-use super::places::{Place, Places, Share};
+use super::places::{Origin, Place, Places};
 use super::request::{Peer, Request, Tools};
 use super::route::Router;
 use super::tls::{HTTP_1, HTTP_2};
@@ -42,8 +42,6 @@ const HANDSHAKE_MAX: Duration = Duration::from_secs(15);
 const HEAD_MAX: Duration = Duration::from_secs(60);
 /// A connection nothing is asked on is closed after this.
 const IDLE_MAX: Duration = Duration::from_secs(90);
-/// …and after this when others wait for its place.
-const IDLE_PRESSED_MAX: Duration = Duration::from_secs(2);
 /// Bytes waiting this long for a peer that does not read: it is gone. A piece has 64 KiB at most, so this is a
 /// kilobyte a second.
 const UNREAD_MAX: Duration = Duration::from_secs(60);
@@ -66,8 +64,12 @@ const HTTP_2_PREFACE: &[u8] = b"PRI";
 const PREFACE_PAUSE: Duration = Duration::from_millis(10);
 /// How often a connection is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
-/// How often idle connections are asked to go while somebody waits for a permit.
-const PRESS_EVERY: Duration = Duration::from_millis(500);
+/// How often a connection is told to go while somebody waits for a permit.
+const PRESS_EVERY: Duration = Duration::from_millis(250);
+/// A request has so long to be answered once its connection has been told to go.
+const LEAVE_MAX: Duration = Duration::from_millis(500);
+/// A request of a caller who has no place left comes again after this.
+const NO_PLACE_RETRY_MS: u64 = 2000;
 /// After `accept` fails (no file descriptors left, mostly).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
@@ -108,10 +110,13 @@ pub struct Door {
     /// Pays for answers that are not small.
     answers: Account,
     places: Arc<Places>,
+    /// Those of commands.
+    admin_places: Arc<Places>,
     tools: Tools,
     sizes: Sizes,
     trusted_proxies: Vec<IpAddr>,
-    pressed: Notify,
+    /// Where a caller at an address comes from that reached us at the other one; tests have strangers on loopback.
+    origin: fn(IpAddr, Option<IpAddr>, &[IpAddr]) -> Origin,
     phase: watch::Sender<Phase>,
     open: AtomicUsize,
     /// Told whenever a connection has ended.
@@ -167,17 +172,21 @@ impl Door {
     pub fn new(clock: Clock, budget: &Budget, limits: Arc<Limits>, trusted_proxies: Vec<IpAddr>) -> Arc<Self> {
         let sizes = Sizes::of(budget);
         let bodies = budget.account("request_bodies");
-        let tools = Tools { clock: clock.clone(), bodies, limits, json_bytes_max: sizes.json_body_bytes_max };
+        let places = Places::new(clock.clone(), budget.account("connections").limit());
+        let admin_places = Places::new(clock.clone(), budget.account("admin").limit());
+        let json_bytes_max = sizes.json_body_bytes_max;
+        let tools = Tools { clock: clock.clone(), bodies, limits, places: places.clone(), json_bytes_max };
         Arc::new(Self {
             clock,
-            places: Places::new(budget.account("connections").limit()),
+            places,
+            admin_places,
             connections: budget.account("connections"),
             admin: budget.account("admin"),
             answers: budget.account("response_bodies"),
             tools,
             sizes,
             trusted_proxies,
-            pressed: Notify::new(),
+            origin: Origin::of,
             phase: watch::Sender::new(Phase::Open),
             open: AtomicUsize::new(0),
             left: Notify::new(),
@@ -225,12 +234,12 @@ impl Door {
         }
     }
 
-    /// Memory for one connection, however long it takes; meanwhile idle connections are asked to go.
+    /// Memory for one connection, however long it takes; meanwhile one after the other is told to go.
     async fn permit(&self, listener: &Listener) -> Grant {
-        let (account, bytes) = match (&listener.socket, &listener.tls) {
-            (Socket::Unix(_), _) => (&self.admin, self.sizes.plain_bytes),
-            (Socket::Tcp(_), None) => (&self.connections, self.sizes.plain_bytes),
-            (Socket::Tcp(_), Some(_)) => (&self.connections, self.sizes.tls_bytes),
+        let (account, places, bytes) = match (&listener.socket, &listener.tls) {
+            (Socket::Unix(_), _) => (&self.admin, &self.admin_places, self.sizes.plain_bytes),
+            (Socket::Tcp(_), None) => (&self.connections, &self.places, self.sizes.plain_bytes),
+            (Socket::Tcp(_), Some(_)) => (&self.connections, &self.places, self.sizes.tls_bytes),
         };
         loop {
             // Before looking, so that a connection that ends in between is not missed.
@@ -238,7 +247,7 @@ impl Door {
             if let Ok(grant) = account.try_take(bytes) {
                 return grant;
             }
-            self.pressed.notify_waiters();
+            places.press(bytes);
             tokio::select! {
                 () = left => {}
                 () = self.clock.sleep(PRESS_EVERY) => {}
@@ -249,31 +258,30 @@ impl Door {
     fn spawn(self: &Arc<Self>, accepted: Accepted, listener: &Listener, router: &Arc<Router>, permit: Grant) {
         let Accepted { stream, ip, here } = accepted;
         let watch = Watch::new(self.clock.clone());
-        let place = match &stream {
-            Stream::Unix(_) => None,
-            Stream::Tcp(_) => {
-                let share = Share::of_caller(ip, here, &self.trusted_proxies);
-                let Some(place) = self.places.enter(ip, share, permit.bytes(), &watch, IDLE_PRESSED_MAX) else {
-                    tracing::debug!("{ip} has all the connections one address may have; hanging up");
-                    return;
-                };
-                Some(place)
-            }
+        let (places, origin) = match &stream {
+            Stream::Unix(_) => (&self.admin_places, Origin::Proxy),
+            Stream::Tcp(_) => (&self.places, (self.origin)(ip, here, &self.trusted_proxies)),
         };
+        let Some(place) = places.enter(ip, origin, permit.bytes(), &watch) else {
+            return tracing::debug!("{ip} has all the connections it may have, and none gives way; hanging up");
+        };
+        if matches!(stream, Stream::Tcp(_)) {
+            place.mark(&watch);
+        }
         let (door, router, tls) = (self.clone(), router.clone(), listener.tls.clone());
         let counted = Counted::new(&door);
         tokio::spawn(async move {
             // Dropped last to first: whoever is told that a connection ended finds its memory free.
-            let (_counted, _permit) = (counted, permit);
-            let wanted_back = async {
-                match &place {
-                    Some(place) => place.wanted_back().await,
-                    None => std::future::pending().await,
-                }
-            };
+            let (_counted, _permit, place) = (counted, permit, place);
+            let mut served = std::pin::pin!(door.run_any(stream, ip, tls, router, watch.clone(), &place));
             tokio::select! {
-                () = door.run_any(stream, ip, tls, router, watch, place.as_ref()) => {}
-                () = wanted_back => {}
+                () = &mut served => return,
+                () = place.wanted_back() => {}
+            }
+            // An app that waited for news gets an answer rather than a broken connection, and so does who is nearly done.
+            if !watch.doing().lingers(Duration::ZERO) {
+                watch.hurry();
+                door.clock.timeout(LEAVE_MAX, served).await;
             }
         });
     }
@@ -285,7 +293,7 @@ impl Door {
         tls: Option<Arc<rustls::ServerConfig>>,
         router: Arc<Router>,
         watch: Arc<Watch>,
-        place: Option<&Place>,
+        place: &Place,
     ) {
         match (stream, tls) {
             (Stream::Tcp(stream), None) => {
@@ -331,16 +339,15 @@ impl Door {
     }
 
     /// Whether there is what HTTP/2 takes more, and a quarter of the account is left to others then.
-    fn may_speak_http_2(&self, place: Option<&Place>) -> bool {
+    fn may_speak_http_2(&self, place: &Place) -> bool {
         let most = self.connections.limit() / 4 * 3;
-        let is_theirs = place.is_none_or(|place| place.may_hold(HTTP_2_BYTES));
-        is_theirs && self.connections.used() + HTTP_2_BYTES <= most
+        place.may_hold(HTTP_2_BYTES) && self.connections.used() + HTTP_2_BYTES <= most
     }
 
     /// What HTTP/2 takes more.
-    fn http_2_share(&self, place: Option<&Place>) -> Option<Grant> {
+    fn http_2_share(&self, place: &Place) -> Option<Grant> {
         let share = self.may_speak_http_2(place).then(|| self.connections.try_take(HTTP_2_BYTES).ok()).flatten()?;
-        place.inspect(|place| place.hold(HTTP_2_BYTES));
+        place.hold(HTTP_2_BYTES);
         Some(share)
     }
 
@@ -363,11 +370,6 @@ impl Door {
             tokio::select! {
                 is_http_2 = first.as_mut() => return Some(is_http_2),
                 () = self.closing() => return None,
-                () = self.pressed.notified() => {
-                    if watch.idle().is_some_and(|idle| idle > IDLE_PRESSED_MAX) {
-                        return None;
-                    }
-                }
                 () = self.clock.sleep(LOOK_EVERY) => {
                     if watch.idle().is_some_and(|idle| idle > HEAD_MAX) {
                         return None;
@@ -418,7 +420,7 @@ impl Door {
         let mut phase = self.phase.subscribe();
         let mut closing = false;
         loop {
-            let idle_max = tokio::select! {
+            tokio::select! {
                 _ = connection.as_mut() => return,
                 _ = phase.wait_for(|phase| *phase == Phase::Cut) => return,
                 _ = self.closing(), if !closing => {
@@ -426,15 +428,18 @@ impl Door {
                     shut_down(connection.as_mut());
                     continue;
                 }
-                // More often than the other, whose sleep then never ends.
-                () = self.pressed.notified() => IDLE_PRESSED_MAX,
-                () = self.clock.sleep(LOOK_EVERY) => IDLE_MAX,
-            };
+                () = watch.hurried(), if !closing => {
+                    closing = true;
+                    shut_down(connection.as_mut());
+                    continue;
+                }
+                () = self.clock.sleep(LOOK_EVERY) => {}
+            }
             if watch.stalled() > UNREAD_MAX {
                 tracing::debug!("{} reads nothing, hanging up", peer.ip);
                 return;
             }
-            if watch.idle().is_some_and(|idle| idle > idle_max) {
+            if watch.idle().is_some_and(|idle| idle > IDLE_MAX) {
                 return;
             }
             if watch.closed_for() > CLOSED_MAX {
@@ -479,13 +484,19 @@ impl Door {
     ) -> Result<hyper::Response<Body>, Infallible> {
         let active = watch.begin();
         let started = self.clock.instant();
-        let peer = Peer { ip: self.caller(&request, peer.ip), ..peer };
+        let from = peer.ip;
+        let peer = Peer { ip: self.caller(&request, from), ..peer };
         let method = request.method().clone();
         // The path alone: a query may carry a token.
         let path =
             if tracing::enabled!(tracing::Level::DEBUG) { request.uri().path().to_owned() } else { String::new() };
-        let response =
-            router.dispatch(Request::new(request, peer, self.tools.clone(), watch.clone())).await.into_hyper();
+        let has_place =
+            peer.ip == from || self.places.lend(&watch, peer.ip, (self.origin)(peer.ip, None, &self.trusted_proxies));
+        let response = match has_place {
+            true => router.dispatch(Request::new(request, peer, self.tools.clone(), watch.clone())).await,
+            false => router.refuse(request.uri().path(), Answer::limit_exceeded(NO_PLACE_RETRY_MS)),
+        };
+        let response = response.into_hyper();
         let mut response = self.paid(response);
         let took_ms = self.clock.instant().saturating_sub(started).as_millis();
         tracing::debug!(%method, path, status = response.status().as_u16(), took_ms, "answered");

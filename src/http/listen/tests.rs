@@ -50,6 +50,11 @@ async fn wait(surface: Arc<Surface>, request: Request) -> Result<Response, Answe
     if request.query("whatever").is_none() {
         request.while_heard();
     }
+    if request.query("news").is_some() {
+        request.note_guest("@guest:here");
+        request.hurried().await;
+        return Ok(Response::json(&json!({"news": "none"})));
+    }
     std::future::pending().await
 }
 
@@ -86,7 +91,13 @@ async fn start_small() -> Running {
 
 async fn start_within(budget: Budget) -> Running {
     let clock = Clock::simulated(1_700_000_000_000);
-    let door = Door::new(clock.clone(), &budget, Arc::new(Limits::new(clock.clone())), vec![]);
+    let mut door = Door::new(clock.clone(), &budget, Arc::new(Limits::new(clock.clone())), vec![]);
+    // One loopback address is the household's; the others are strangers in networks of their own.
+    let origin = |ip: IpAddr, _: Option<IpAddr>, _: &[IpAddr]| match ip == IpAddr::from([127, 0, 0, 1]) {
+        true => Origin::Household,
+        false => Origin::Outside,
+    };
+    Arc::get_mut(&mut door).expect("nobody has it yet").origin = origin;
     let (mut router, waiting) = (Router::new(), Arc::new(AtomicUsize::new(0)));
     router
         .surface(&Arc::new(Surface { budget: budget.clone(), waiting: waiting.clone() }))
@@ -202,7 +213,7 @@ async fn a_request_that_waits_ends_with_its_peer() {
 /// Five joins of a large room that an app had given up were all the connections its address may have, for up to an hour.
 #[tokio::test]
 async fn nobody_is_answered_long_after_they_closed_their_side() {
-    // Also while others wait for a place, and ask who is idle again and again.
+    // Also while others wait for a place, and one after the other is told to go.
     for is_pressed in [false, true] {
         let server = start().await;
         let mut stream = TcpStream::connect(server.address).await.unwrap();
@@ -213,7 +224,7 @@ async fn nobody_is_answered_long_after_they_closed_their_side() {
                 left = rest;
                 server.clock.advance(PRESS_EVERY);
                 if is_pressed {
-                    server.door.pressed.notify_waiters();
+                    server.door.places.press(1);
                 }
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
@@ -505,9 +516,130 @@ async fn an_address_at_its_limit_gives_up_what_is_idle() {
     while server.door.connections_open() < most as usize {
         tokio::task::yield_now().await;
     }
-    server.clock.advance(IDLE_PRESSED_MAX);
+    server.clock.advance(Duration::from_millis(1500));
     assert!(server.raw("GET /_matrix/client/versions HTTP/1.0\r\n\r\n").await.starts_with("HTTP/1.0 200"));
     assert!(server.door.connections_open() < most as usize + 1);
+}
+
+impl Running {
+    /// A connection from an address on loopback.
+    async fn from(&self, ip: [u8; 4]) -> TcpStream {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind((IpAddr::from(ip), 0).into()).unwrap();
+        socket.connect(self.address).await.unwrap()
+    }
+
+    /// Asks something short, and how long on this server's clock an answer takes.
+    async fn ask_from(&self, ip: [u8; 4]) -> (String, Duration) {
+        let (asked, mut answer) = (self.clock.instant(), String::new());
+        let asking = async {
+            let mut stream = self.from(ip).await;
+            stream.write_all(b"GET /_matrix/client/versions HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await?;
+            stream.read_to_string(&mut answer).await
+        };
+        tokio::select! { done = asking => { let _ = done; } () = self.go_on() => {} }
+        (answer, self.clock.instant().saturating_sub(asked))
+    }
+
+    /// Lets time pass, ten times as fast as it does.
+    async fn go_on(&self) {
+        loop {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            self.clock.advance(Duration::from_millis(50));
+        }
+    }
+
+    async fn pass(&self, length: Duration) {
+        let until = self.clock.instant() + length;
+        tokio::select! {
+            () = self.go_on() => {}
+            () = async { while self.clock.instant() < until { tokio::time::sleep(Duration::from_millis(5)).await; } } => {}
+        }
+    }
+}
+
+const HOME: [u8; 4] = [127, 0, 0, 1];
+const STRANGER: [u8; 4] = [127, 99, 0, 1];
+
+/// Connections from as many networks as it takes to have all that strangers may hold, each beginning with some bytes.
+async fn crowd(server: &Running, bytes: &[u8]) -> Vec<TcpStream> {
+    let most = server.budget.account("connections").limit() / server.budget.profile().connection_bytes(false);
+    let mut held = Vec::new();
+    for n in 0..most {
+        let mut stream = server.from([127, 1 + (n % 64) as u8, 0, 1]).await;
+        let _ = stream.write_all(bytes).await;
+        held.push(stream);
+    }
+    held
+}
+
+async fn of_small_and_larger(test: impl AsyncFn(Running)) {
+    for profile in ["pi-zero-2w", "pi-3"] {
+        test(start_within(Budget::from_profile(Profile::get(profile).unwrap())).await).await;
+    }
+}
+
+/// Honest apps waited 14 to 44 seconds beside idle connections and slow heads; those of the household 29 beside four addresses
+/// that read slowly.
+#[tokio::test]
+async fn nobody_waits_beside_those_who_do_nothing() {
+    for begin in [&b""[..], b"GET /_matrix/cl", b"GET /long HTTP/1.1\r\nHost: x\r\n\r\n"] {
+        of_small_and_larger(async |server| {
+            let crowd = crowd(&server, begin).await;
+            let (answer, took) = server.ask_from(HOME).await;
+            assert!(answer.starts_with("HTTP/1.1 200"), "{begin:?}: {answer}");
+            assert!(took <= Duration::from_secs(2), "{took:?}");
+            server.pass(Duration::from_secs(3)).await;
+            // They go on as they did.
+            let (answer, took) = server.ask_from(STRANGER).await;
+            assert!(answer.starts_with("HTTP/1.1 200"), "{:?}: {answer}", String::from_utf8_lossy(begin));
+            assert!(took <= Duration::from_secs(2), "{took:?}");
+            drop(crowd);
+        })
+        .await;
+    }
+}
+
+/// Also bodies that do not come.
+#[tokio::test]
+async fn nobody_waits_beside_those_who_send_slowly() {
+    of_small_and_larger(async |server| {
+        let crowd = crowd(&server, b"POST /count HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\nab").await;
+        server.pass(Duration::from_secs(3)).await;
+        for who in [HOME, STRANGER] {
+            let (answer, took) = server.ask_from(who).await;
+            assert!(answer.starts_with("HTTP/1.1 200") && took <= Duration::from_secs(2), "{took:?} {answer}");
+        }
+        drop(crowd);
+    })
+    .await;
+}
+
+/// Strangers with an account on an open server took every place with requests that wait; theirs are answered early.
+#[tokio::test]
+async fn long_polls_of_others_leave_places() {
+    of_small_and_larger(async |server| {
+        let mut polls = Vec::new();
+        for _ in 0..2 {
+            polls.extend(crowd(&server, b"GET /wait?news HTTP/1.1\r\nHost: x\r\n\r\n").await);
+            server.pass(Duration::from_secs(2)).await;
+        }
+        for who in [HOME, STRANGER] {
+            let (answer, took) = server.ask_from(who).await;
+            assert!(answer.starts_with("HTTP/1.1 200") && took <= Duration::from_secs(2), "{took:?} {answer}");
+        }
+        let mut answered = 0;
+        for stream in &mut polls {
+            let mut answer = vec![0; 1024];
+            if let Ok(read) = stream.try_read(&mut answer)
+                && read > 0
+            {
+                answered += usize::from(String::from_utf8_lossy(&answer[..read]).contains("none"));
+            }
+        }
+        assert!(answered > 0, "who has to go is answered");
+    })
+    .await;
 }
 
 /// Behind a proxy that adds a line of its own the caller chose the address it was counted under.
