@@ -30,7 +30,7 @@ pub async fn password(client: Arc<Client>, mut request: Request) -> Result<Respo
     let body: PasswordBody = request.json().await?;
     let demand =
         Demand { operation: "password", user: Some(&requester.user_id), stages: &[Stage::Password], tokens: &[] };
-    if let Some(asked) = auth::prove(&client, &request, demand, body.auth.as_ref()).await? {
+    if let Some(asked) = auth::prove(&client, &request, Some(&requester), demand, body.auth.as_ref()).await? {
         return Ok(asked);
     }
     // No session stays open to who knew the old password because an app did not wait.
@@ -56,7 +56,7 @@ pub async fn deactivate(client: Arc<Client>, mut request: Request) -> Result<Res
     let body: DeactivateBody = request.json_or_empty().await?;
     let demand =
         Demand { operation: "deactivate", user: Some(&requester.user_id), stages: &[Stage::Password], tokens: &[] };
-    if let Some(asked) = auth::prove(&client, &request, demand, body.auth.as_ref()).await? {
+    if let Some(asked) = auth::prove(&client, &request, Some(&requester), demand, body.auth.as_ref()).await? {
         return Ok(asked);
     }
     flow::deactivate(&client.users, &client.rooms, &requester.user_id).await?;

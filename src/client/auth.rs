@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::http::{Answer, Limit, Request, Response, StatusCode};
+use crate::http::{Answer, Request, Response, StatusCode};
 use crate::user::{self, Demand, Progress};
 
 pub use crate::user::Requester;
@@ -28,22 +28,30 @@ pub async fn own(client: &Client, request: &Request) -> Result<Requester, Answer
     Ok(requester)
 }
 
-/// Has somebody prove who they are: nothing when it is done, else what to answer.
+/// Has somebody prove who they are: nothing when it is done, else what to answer. `requester`: whose session asks; nobody's
+/// when an account is made.
 pub async fn prove(
     client: &Client,
     request: &Request,
+    requester: Option<&Requester>,
     demand: Demand<'_>,
     auth: Option<&Value>,
 ) -> Result<Option<Response>, Error> {
-    // A password may be tried here as well as at login, and no more often.
-    if let Some(user) = demand.user
-        && auth.is_some()
+    let is_password = auth.is_some_and(|auth| auth.get("password").is_some());
+    let counted = match requester.filter(|_| is_password) {
+        // A stranger who guesses at the login must not keep somebody from ending a stolen session.
+        Some(requester) => Some(request.try_password(requester.user_id.as_str(), &requester.device_id)?),
+        None => None,
+    };
+    let progress = client.users.prove(demand, request.peer().ip, auth).await;
+    if let Some(counted) = counted
+        && !matches!(progress, Ok(Progress::Wrong(_)))
     {
-        request.limit_for(Limit::Login, user.as_str())?;
+        counted.forgive();
     }
-    match client.users.prove(demand, request.peer().ip, auth).await? {
+    match progress? {
         Progress::Done => Ok(None),
-        Progress::Ask(what) => Ok(Some(Response::json_with(StatusCode::UNAUTHORIZED, &what))),
+        Progress::Ask(what) | Progress::Wrong(what) => Ok(Some(Response::json_with(StatusCode::UNAUTHORIZED, &what))),
     }
 }
 

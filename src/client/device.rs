@@ -74,7 +74,7 @@ async fn remove(
 ) -> Result<Response, Error> {
     let demand =
         Demand { operation: "delete_devices", user: Some(&requester.user_id), stages: &[Stage::Password], tokens: &[] };
-    if let Some(asked) = auth::prove(client, request, demand, body.auth.as_ref()).await? {
+    if let Some(asked) = auth::prove(client, request, Some(requester), demand, body.auth.as_ref()).await? {
         return Ok(asked);
     }
     client.users.remove_devices(requester.user_num, &requester.user_id, body.devices).await?;

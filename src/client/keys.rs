@@ -105,7 +105,7 @@ pub async fn device_signing(client: Arc<Client>, mut request: Request) -> Result
         CrossUpload::Replaces => {
             let operation = "device_signing";
             let demand = Demand { operation, user: Some(&requester.user_id), stages: &[Stage::Password], tokens: &[] };
-            if let Some(asked) = auth::prove(&client, &request, demand, body.auth.as_ref()).await? {
+            if let Some(asked) = auth::prove(&client, &request, Some(&requester), demand, body.auth.as_ref()).await? {
                 return Ok(asked);
             }
         }

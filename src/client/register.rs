@@ -44,7 +44,7 @@ pub async fn register(client: Arc<Client>, mut request: Request) -> Result<Respo
         client.users.is_free(username).await?;
     }
     let demand = Demand { operation: "register", user: None, stages, tokens };
-    if let Some(asked) = auth::prove(&client, &request, demand, body.auth.as_ref()).await? {
+    if let Some(asked) = auth::prove(&client, &request, None, demand, body.auth.as_ref()).await? {
         return Ok(asked);
     }
     let password = body.password.ok_or_else(|| Answer::missing_param("password"))?;

@@ -6,9 +6,9 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{Client, Error, STRANGER_BYTES_MAX, auth};
-use crate::http::{Answer, Limit, Request, Response};
+use crate::http::{Answer, Request, Response};
 use crate::matrix::id;
-use crate::user::{Login, Session};
+use crate::user::{self, Login, Session};
 
 /// GET /_matrix/client/v3/login
 pub async fn flows(_: Arc<Client>, _: Request) -> Result<Response, Error> {
@@ -34,7 +34,6 @@ struct LoginBody {
 
 /// POST /_matrix/client/v3/login
 pub async fn login(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
-    request.limit(Limit::Login)?;
     let body: LoginBody = request.json_max(STRANGER_BYTES_MAX).await?;
     if body.kind != "m.login.password" {
         return Err(Answer::bad("M_UNKNOWN", "This server knows m.login.password only").into());
@@ -43,11 +42,18 @@ pub async fn login(client: Arc<Client>, mut request: Request) -> Result<Response
     let password = body.password.as_deref().ok_or_else(|| Answer::missing_param("password"))?;
     let wrong = || Answer::forbidden("Wrong user name or password");
     let user_id = id::typed_user(typed, client.users.server()).ok_or_else(wrong)?;
-    request.limit_for(Limit::Login, user_id.as_str())?;
     if user_id.server_name() != client.users.server() {
         return Err(wrong().into());
     }
-    client.users.check_password(&user_id, password).await?;
+    let counted = request.try_login(user_id.as_str())?;
+    match client.users.check_password(&user_id, password).await {
+        Err(failed @ user::Error::Forbidden(_)) => return Err(failed.into()),
+        checked => {
+            counted.forgive();
+            checked?;
+        }
+    }
+    request.note_guest(user_id.as_str());
     let login = Login {
         device_id: body.device_id,
         display_name: body.initial_device_display_name,

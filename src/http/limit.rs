@@ -9,7 +9,7 @@ use crate::base::{Clock, Owner, Shares};
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
 use std::net::IpAddr;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Buckets of accounts and of everybody else, each about 60 bytes.
 const ACCOUNTS_MAX: usize = 512;
@@ -18,8 +18,10 @@ const STRANGERS_MAX: usize = 1280;
 /// What is being asked for; each kind has a bucket of its own for every caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Limit {
-    /// Password and token logins, by address and by user.
+    /// Passwords that were wrong: by address, by user, by an address where the user was lately, and by session.
     Login,
+    /// Tries at passwords, right or wrong, counted as those: each is a hash.
+    Password,
     /// New accounts, by address.
     Register,
     /// Asking what a new account takes, by address.
@@ -49,6 +51,7 @@ impl Limit {
     fn rate(self) -> (f64, f64) {
         match self {
             Self::Login => (0.2, 10.0),
+            Self::Password => (1.0, 60.0),
             Self::Register => (0.1, 5.0),
             Self::Registering => (0.5, 30.0),
             Self::Send | Self::Note => (50.0, 500.0),
@@ -76,6 +79,27 @@ struct Bucket {
     at_ms: u64,
 }
 
+/// Who asks, as a keyed hash: a collision makes two share a bucket and nothing worse.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Caller {
+    owner: Owner<u64>,
+    who: u64,
+}
+
+/// A try at a password, counted as a wrong one until it is forgiven.
+#[must_use]
+pub struct Try {
+    limits: Arc<Limits>,
+    keys: Vec<u64>,
+}
+
+impl Try {
+    /// It was right, or was not looked at.
+    pub fn forgive(self) {
+        self.keys.iter().for_each(|key| self.limits.give_back(Limit::Login, *key));
+    }
+}
+
 impl Limits {
     pub fn new(clock: Clock) -> Self {
         let buckets = Some(Mutex::new(Shares::new(ACCOUNTS_MAX, STRANGERS_MAX)));
@@ -89,30 +113,80 @@ impl Limits {
 
     /// By address; an IPv6 caller is its /64, which is what one customer gets.
     pub fn take_ip(&self, limit: Limit, ip: IpAddr) -> Result<(), Answer> {
+        self.take(limit, self.address(ip))
+    }
+
+    pub fn take_name(&self, limit: Limit, who: &str) -> Result<(), Answer> {
+        let caller = match limit {
+            // Whoever tries to log in names whom they like.
+            Limit::Login | Limit::Password => self.stranger(who),
+            _ if who.starts_with('@') => self.known(who),
+            _ => Caller { owner: Owner::Stranger(self.hasher.hash_one(neighbourhood(who))), who: self.hasher.hash_one(who) },
+        };
+        self.take(limit, caller)
+    }
+
+    /// Counts a try at a password for each of these as a wrong one, to be forgiven when it was right: those under way count too,
+    /// or very many could be tried at once.
+    pub(super) fn attempt(self: &Arc<Self>, callers: &[Caller]) -> Result<Try, Answer> {
+        let mut attempt = Try { limits: self.clone(), keys: Vec::new() };
+        for caller in callers {
+            let taken = self.take(Limit::Login, *caller);
+            if let Err(refused) = taken.and_then(|()| {
+                attempt.keys.push(self.key(Limit::Login, *caller));
+                self.take(Limit::Password, *caller)
+            }) {
+                attempt.forgive();
+                return Err(refused);
+            }
+        }
+        Ok(attempt)
+    }
+
+    pub(super) fn address(&self, ip: IpAddr) -> Caller {
         let who = match ip.to_canonical() {
             IpAddr::V4(v4) => u64::from(v4.to_bits()),
             IpAddr::V6(v6) => (v6.to_bits() >> 64) as u64,
         };
-        self.take(limit, Owner::Stranger(self.hasher.hash_one(network(ip))), self.hasher.hash_one((limit, who)))
+        Caller { owner: Owner::Stranger(self.hasher.hash_one(network(ip))), who: self.hasher.hash_one(who) }
     }
 
-    pub fn take_name(&self, limit: Limit, who: &str) -> Result<(), Answer> {
-        let owner = match limit {
-            // Whoever tries to log in names whom they like.
-            Limit::Login => Owner::Stranger(self.hasher.hash_one(who)),
-            _ if who.starts_with('@') => Owner::Known(self.hasher.hash_one(who)),
-            _ => Owner::Stranger(self.hasher.hash_one(neighbourhood(who))),
-        };
-        self.take(limit, owner, self.hasher.hash_one((limit, who)))
+    /// A name that anybody may give.
+    pub(super) fn stranger(&self, who: &str) -> Caller {
+        let who = self.hasher.hash_one(who);
+        Caller { owner: Owner::Stranger(who), who }
     }
 
-    /// Callers are told apart by a keyed hash; a collision makes two share a bucket and nothing worse.
-    fn take(&self, limit: Limit, owner: Owner<u64>, caller: u64) -> Result<(), Answer> {
+    /// The name of somebody who has shown a token.
+    pub(super) fn known(&self, who: &str) -> Caller {
+        let who = self.hasher.hash_one(who);
+        Caller { owner: Owner::Known(who), who }
+    }
+
+    /// A user at an address that lately showed a token of theirs.
+    pub(super) fn pair(&self, ip: IpAddr, who: &str) -> Caller {
+        let who = self.hasher.hash_one((self.address(ip).who, who));
+        Caller { owner: Owner::Known(who), who }
+    }
+
+    fn key(&self, limit: Limit, caller: Caller) -> u64 {
+        self.hasher.hash_one((limit, caller.who))
+    }
+
+    fn give_back(&self, limit: Limit, key: u64) {
+        let Some(buckets) = &self.buckets else { return };
+        let mut buckets = buckets.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(bucket) = buckets.get(&key) {
+            bucket.tokens = (bucket.tokens + 1.0).min(limit.rate().1);
+        }
+    }
+
+    fn take(&self, limit: Limit, caller: Caller) -> Result<(), Answer> {
         let Some(buckets) = &self.buckets else { return Ok(()) };
         let (per_s, burst) = limit.rate();
         let now = self.clock.instant().as_millis() as u64;
         let mut buckets = buckets.lock().unwrap_or_else(PoisonError::into_inner);
-        let bucket = buckets.get_or_put(owner, caller, || Bucket { tokens: burst, at_ms: now });
+        let bucket = buckets.get_or_put(caller.owner, self.key(limit, caller), || Bucket { tokens: burst, at_ms: now });
         let earned = now.saturating_sub(bucket.at_ms) as f64 / 1000.0 * per_s;
         bucket.tokens = (bucket.tokens + earned).min(burst);
         bucket.at_ms = now;
@@ -166,6 +240,33 @@ mod tests {
         assert!(limits.take_ip(Limit::Register, first).is_ok(), "its own was forgotten");
         let kept = limits.buckets.as_ref().map(|all| all.lock().unwrap().len());
         assert!(kept.is_some_and(|kept| kept <= ACCOUNTS_MAX + STRANGERS_MAX), "{kept:?}");
+    }
+
+    /// Ten strangers' wrong passwords, and nobody could log in.
+    #[test]
+    fn what_was_right_does_not_count() {
+        let clock = Clock::simulated(0);
+        let limits = Arc::new(Limits::new(clock.clone()));
+        let (ip, name) = (limits.address([1, 2, 3, 4].into()), limits.stranger("@a:b"));
+        for _ in 0..50 {
+            limits.attempt(&[ip, name]).unwrap().forgive();
+        }
+        let under_way: Vec<_> = (0..10).map(|_| limits.attempt(&[ip, name]).unwrap()).collect();
+        assert!(limits.attempt(&[name]).is_err(), "those under way count");
+        drop(under_way);
+        let other = limits.address([1, 2, 3, 5].into());
+        assert!((0..20).all(|_| limits.attempt(&[other, name]).is_err()));
+        // Nothing was kept of what was refused for the name.
+        assert!((0..10).all(|_| limits.attempt(&[other]).is_ok()));
+        assert!(limits.attempt(&[other]).is_err());
+    }
+
+    #[test]
+    fn right_ones_are_hashes_too() {
+        let limits = Arc::new(Limits::new(Clock::simulated(0)));
+        let who = limits.stranger("@a:b");
+        let right = |_| limits.attempt(&[who]).map(Try::forgive).is_ok();
+        assert!((0..60).all(right) && !right(0));
     }
 
     #[test]

@@ -20,7 +20,7 @@ mod watch;
 
 pub use body::{Body, BodySender, channel, file, stream};
 pub use error::{Answer, BadBody};
-pub use limit::{Limit, Limits};
+pub use limit::{Limit, Limits, Try};
 pub use listen::{Door, Listener, Sizes};
 pub use request::{Peer, Request, percent_decode};
 pub use response::Response;

@@ -1,7 +1,7 @@
 //! What a handler is given: the head as received, and a body that is charged before it is read.
 
 use super::error::{Answer, BadBody};
-use super::limit::{Limit, Limits};
+use super::limit::{Limit, Limits, Try};
 use super::places::Places;
 use super::watch::Watch;
 use super::{HeaderMap, HeaderName, HeaderValue, Method, header};
@@ -205,6 +205,22 @@ impl Request {
     /// The request has shown a good token of `user`: its address is no stranger's from now on.
     pub fn note_guest(&self, user: &str) {
         self.tools.places.note_guest(self.peer.ip, user);
+    }
+
+    /// A try at the password of `user` by who has shown nothing yet. Only those count for long that turn out wrong: by address, and
+    /// for the user from all addresses together. Where the user was lately counts apart, whoever else is there.
+    pub fn try_login(&self, user: &str) -> Result<Try, Answer> {
+        let (limits, ip) = (&self.tools.limits, self.peer.ip);
+        if self.tools.places.is_guest(ip, user) {
+            return limits.attempt(&[limits.pair(ip, user)]);
+        }
+        limits.attempt(&[limits.address(ip), limits.stranger(user)])
+    }
+
+    /// A try at the password of `user` by who has a session of theirs on `device`: it counts for that session alone.
+    pub fn try_password(&self, user: &str, device: &str) -> Result<Try, Answer> {
+        let limits = &self.tools.limits;
+        limits.attempt(&[limits.known(&format!("{user} {device}"))])
     }
 
     /// Takes one request from the caller's allowance, by address; 429 when it is used up.

@@ -240,7 +240,9 @@ async fn a_session_of_stages_is_for_one_operation_one_user_and_a_while() {
     let tokens = ["good".to_owned()];
     let demand = |operation, user| Demand { operation, user, stages, tokens: &tokens };
     let session = |progress: Progress| match progress {
-        Progress::Ask(ask) => (ask["session"].as_str().unwrap().to_owned(), ask["completed"].clone()),
+        Progress::Ask(ask) | Progress::Wrong(ask) => {
+            (ask["session"].as_str().unwrap().to_owned(), ask["completed"].clone())
+        }
         Progress::Done => panic!("nothing has been proved"),
     };
     let dummy = |session: &str| json!({ "type": "m.login.dummy", "session": session });
@@ -276,7 +278,7 @@ async fn strangers_end_no_sessions_but_their_own() {
     let demand = |user| Demand { operation: "x", user, stages: &[Stage::Dummy], tokens: &[] };
     let begin = async |user, from: [u8; 4]| match town.users.prove(demand(user), from.into(), None).await.unwrap() {
         Progress::Ask(ask) => ask["session"].as_str().unwrap().to_owned(),
-        Progress::Done => panic!("nothing has been proved"),
+        Progress::Done | Progress::Wrong(_) => panic!("nothing has been proved"),
     };
     let (bobs, own) = (begin(Some(&*bob.user_id), HOME).await, begin(Some(&*alice.user_id), HOME).await);
     let (first, other) = (begin(None, [192, 0, 2, 1]).await, begin(None, [203, 0, 113, 1]).await);

@@ -58,6 +58,8 @@ pub enum Progress {
     Done,
     /// What to answer with 401.
     Ask(Value),
+    /// The same, after a proof that was none.
+    Wrong(Value),
 }
 
 pub(super) struct Session {
@@ -112,7 +114,7 @@ impl Users {
                 Ok(stage) if !completed.contains(&stage) => completed.push(stage),
                 Ok(_) => {}
                 Err(failed @ (Error::Refused(_) | Error::Store(_))) => return Err(failed),
-                Err(failed) => return Ok(Progress::Ask(ask(&demand, &session, &completed, Some(&failed)))),
+                Err(failed) => return Ok(Progress::Wrong(ask(&demand, &session, &completed, Some(&failed)))),
             }
         }
         if demand.stages.iter().all(|stage| completed.contains(stage)) {

@@ -259,3 +259,89 @@ async fn push_rules() {
     let ids: Vec<_> = kept["global"]["content"].as_array().unwrap().iter().map(|rule| &rule["rule_id"]).collect();
     assert_eq!(ids, ["b", "a"]);
 }
+
+/// A house behind a proxy that adds the caller's address, and limits.
+async fn behind_a_proxy(profile: &str) -> House {
+    House::start_under_with(profile, |config| {
+        config.rate_limits = true;
+        config.trusted_proxies = vec![[127, 0, 0, 1].into()];
+    })
+    .await
+}
+
+async fn log_in(house: &House, from: &str, name: &str, password: &str) -> u16 {
+    let body = json!({ "type": "m.login.password", "password": password,
+        "identifier": { "type": "m.id.user", "user": name } });
+    let headers = [("x-forwarded-for", from)];
+    house.send("POST", "/login", &headers, body.to_string().into_bytes()).await.status
+}
+
+async fn asks(house: &House, from: &str, who: &Person, method: &str, path: &str, body: Value) -> u16 {
+    let token = format!("Bearer {}", who.token);
+    let headers = [("x-forwarded-for", from), ("authorization", token.as_str())];
+    let body = if body.is_null() { Vec::new() } else { body.to_string().into_bytes() };
+    house.send(method, path, &headers, body).await.status
+}
+
+/// Ten wrong passwords of a stranger, and the person could neither log in nor change the password nor end a stolen device's
+/// session.
+#[tokio::test]
+async fn wrong_passwords_of_strangers_lock_nobody_out() {
+    for profile in ["pi-zero-2w", "pi-3"] {
+        let house = behind_a_proxy(profile).await;
+        let alice = house.register("alice").await;
+        let (home, away) = ("198.51.100.7", "192.0.2.1");
+        assert_eq!(asks(&house, home, &alice, "GET", "/account/whoami", Value::Null).await, 200);
+        let mut guesses = Vec::new();
+        for n in 0..14 {
+            guesses.push(log_in(&house, &format!("203.0.{n}.9"), "alice", "a guess").await);
+        }
+        assert_eq!((guesses[0], guesses[9], guesses[13]), (403, 403, 429), "from however many addresses: {guesses:?}");
+        assert_eq!(log_in(&house, away, "alice", "secret alice").await, 429, "where she never was");
+        assert_eq!(log_in(&house, home, "alice", "secret alice").await, 200);
+        let auth = |password: &str| {
+            json!({ "type": "m.login.password", "password": password,
+            "identifier": { "type": "m.id.user", "user": "alice" } })
+        };
+        // Her session, wherever she is.
+        let gone = json!({ "devices": ["STOLEN"], "auth": auth("secret alice") });
+        assert_eq!(asks(&house, away, &alice, "POST", "/delete_devices", gone).await, 200);
+        let new = json!({ "new_password": "another one", "logout_devices": false, "auth": auth("secret alice") });
+        assert_eq!(asks(&house, away, &alice, "POST", "/account/password", new).await, 200);
+        // A session that guesses is stopped too.
+        let mut guesses = Vec::new();
+        for _ in 0..12 {
+            let new = json!({ "new_password": "x", "auth": auth("a guess") });
+            guesses.push(asks(&house, home, &alice, "POST", "/account/password", new).await);
+        }
+        assert_eq!((guesses[0], guesses[11]), (401, 429), "{guesses:?}");
+        assert_eq!(log_in(&house, home, "alice", "another one").await, 200, "the log-in counts apart");
+        house.stop().await;
+    }
+}
+
+/// The right password used up the tries as a wrong one did.
+#[tokio::test]
+async fn right_passwords_do_not_count() {
+    let house = behind_a_proxy("pi-3").await;
+    house.register("alice").await;
+    for n in 0..15 {
+        assert_eq!(log_in(&house, "203.0.113.9", "alice", "secret alice").await, 200, "{n}");
+    }
+}
+
+/// Behind a proxy that adds a line of its own the caller chose the address it was counted under.
+#[tokio::test]
+async fn the_proxys_line_counts() {
+    let house = behind_a_proxy("pi-3").await;
+    house.register("alice").await;
+    let mut seen = Vec::new();
+    for n in 0..14 {
+        let body = json!({ "type": "m.login.password", "password": "a guess",
+            "identifier": { "type": "m.id.user", "user": format!("nobody{n}") } });
+        let made_up = format!("203.0.{n}.9");
+        let headers = [("x-forwarded-for", made_up.as_str()), ("x-forwarded-for", "198.51.100.1")];
+        seen.push(house.send("POST", "/login", &headers, body.to_string().into_bytes()).await.status);
+    }
+    assert_eq!((seen[0], seen[13]), (403, 429), "{seen:?}");
+}
