@@ -263,6 +263,8 @@ impl Held {
             let gives_way = doing.lingers(FRESH)
                 || is_less_known && spared.get(who.standing as usize) == Some(&true)
                 || doing.lasts(LONG) && held_by(who) > theirs
+                // Very many that have just come leave a place to the first of another network.
+                || new.is_some() && matches!(doing, Doing::Idle(_)) && held_by(who) > theirs
                 || doing.lasts(LONG) && is_own && matches!(doing, Doing::Waits(_));
             let order = (doing.lingers(FRESH), Reverse(who.standing), doing.rank(), held_by(who), doing.measure());
             gives_way.then_some((*id, order))
@@ -537,6 +539,17 @@ mod tests {
             let _active = busy.watch.begin();
             let more: Vec<_> = (0..hall.all).filter_map(|n| hall.outside(&far(2 * hall.all + n))).collect();
             assert!(!more.is_empty() && !busy.is_leaving());
+        });
+    }
+
+    #[test]
+    fn a_flood_of_new_ones_leaves_a_place_to_who_has_none() {
+        Hall::each(|hall| {
+            for round in 0..5 {
+                let flood = hall.fill(|n| far(n % 3), Origin::Outside);
+                let _new = hall.outside(&far(1000 + round)).unwrap();
+                assert_eq!(leaving(&flood), 1);
+            }
         });
     }
 
