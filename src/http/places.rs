@@ -6,7 +6,8 @@
 //! have their bounds within that ([`Standing::share`] and those beside it).
 //!
 //! Whoever comes to a bound gets the place of another within it: first of what is idle or hardly moves, then of who is less
-//! known, then of who holds most ([`Held::choose`]). Nobody gives way to somebody less known. A proxy the owner trusts has as
+//! known, then of who holds most ([`Held::choose`]). Nobody gives way to somebody less known, but for the little that is left to
+//! those. A proxy the owner trusts has as
 //! many places as there are, and each counts for who is answered on it. Bounded by the connections themselves.
 
 use super::guests::Guests;
@@ -208,10 +209,16 @@ impl Held {
         let most = |part: u64| eighths(total, part).max(bytes);
         let is_same = |one: &One| !one.who().is_proxy && one.who().caller == who.caller;
         let is_near = |one: &One| !one.who().is_proxy && one.who().group() == who.group();
-        let is_no_better = |one: &One| one.who().standing <= who.standing;
+        let is_alike = |one: &One| one.who().standing == who.standing;
+        // Whoever comes is also one of all that are known no better than the guests, or than the household.
+        let mut wider = Standing::ALL.into_iter().filter(|best| *best >= who.standing);
         self.make_room(who, bytes, total, most(who.standing.share()), is_same)
             && self.make_room(who, bytes, total, most(who.standing.network_share()), is_near)
-            && self.make_room(who, bytes, total, most(who.standing.share_of_all()), is_no_better)
+            && self.make_room(who, bytes, total, most(who.standing.share_alone()), is_alike)
+            && wider.all(|best| {
+                let is_no_better = |one: &One| one.who().standing <= best;
+                self.make_room(who, bytes, total, most(best.share_of_all()), is_no_better)
+            })
     }
 
     /// Whether those of a kind hold `limit` at most with `bytes` more, after some of them have been told to go when need be.
@@ -252,15 +259,22 @@ impl Held {
         let spared = [may_spare(Standing::Stranger), may_spare(Standing::Guest)];
         let groups = self.groups(|_| true);
         let held_by = |who: Who| groups.get(&who.group()).copied().unwrap_or(0);
+        let least = eighths(total, LEFT_TO_LESS_KNOWN);
+        let is_due =
+            new.is_some_and(|(who, bytes)| self.used(|one| one.who().standing == who.standing) + bytes <= least);
         let theirs = new.map_or(0, |(who, bytes)| held_by(who) + bytes);
         let candidates = self.all.iter().filter(|(_, one)| !one.leaving && of(one)).filter_map(|(id, one)| {
             let (who, doing) = (one.who(), one.watch.doing());
-            if new.is_some_and(|(new, _)| who.standing > new.standing) {
+            let is_better_known = new.is_some_and(|(new, _)| who.standing > new.standing);
+            // Who showed a token once it was in may have filled what is left to strangers.
+            let may_spare = is_due && who.standing == Standing::Guest && doing.waits_for(FRESH);
+            if is_better_known && !may_spare {
                 return None;
             }
             let is_less_known = new.is_some_and(|(new, _)| who.standing < new.standing);
             let is_own = new.is_some_and(|(new, _)| who.caller == new.caller);
-            let gives_way = doing.lingers(FRESH)
+            let gives_way = is_better_known
+                || doing.lingers(FRESH)
                 || is_less_known && spared.get(who.standing as usize) == Some(&true)
                 || doing.lasts(LONG) && held_by(who) > theirs
                 // Very many that have just come leave a place to the first of another network.
@@ -353,6 +367,8 @@ impl Caller {
 
 /// In eighths of all places. Of the smallest profile's 23 an eighth is nearly three.
 impl Standing {
+    const ALL: [Self; 3] = [Self::Stranger, Self::Guest, Self::Household];
+
     /// What one address may hold.
     fn share(self) -> u64 {
         match self {
@@ -367,6 +383,15 @@ impl Standing {
         match self {
             Self::Stranger => 3,
             Self::Guest => 4,
+            Self::Household => 8,
+        }
+    }
+
+    /// What all of this standing may hold together: guests leave some of their part to strangers.
+    fn share_alone(self) -> u64 {
+        match self {
+            Self::Stranger => 4,
+            Self::Guest => 5,
             Self::Household => 8,
         }
     }
@@ -491,6 +516,36 @@ mod tests {
             let enter = |n: usize| hall.enter(&format!("192.168.1.{}", n % 250), Origin::Household).unwrap();
             let family: Vec<_> = (0..hall.all / 4).map(enter).collect();
             assert!(leaving(&guests) == 0 && leaving(&family) == 0);
+        });
+    }
+
+    /// Beside guests strangers took the household's part too, and what came next waited for seconds.
+    #[test]
+    fn strangers_and_guests_leave_a_quarter_whoever_comes_last() {
+        Hall::each(|hall| {
+            (0..8).for_each(|n| hall.places.note_guest(ip(&far(n)), "@a:b"));
+            let guests = hall.fill(|n| far(n % 8), Origin::Outside);
+            assert!(guests.len() <= hall.all * 5 / 8);
+            let strangers = hall.fill(|n| far(100 + n), Origin::Outside);
+            assert!(guests.len() + strangers.len() <= hall.all * 3 / 4);
+            assert!(strangers.len() + 1 >= hall.all / 8 && leaving(&guests) == 0, "{}", strangers.len());
+        });
+    }
+
+    #[test]
+    fn who_becomes_a_guest_inside_leaves_what_is_strangers() {
+        Hall::each(|hall| {
+            let mut polls = Vec::new();
+            for n in 0..2 * hall.all {
+                let Some(guest) = hall.outside(&far(n)) else { continue };
+                hall.places.note_guest(ip(&far(n)), &format!("@u{n}:b"));
+                let active = guest.watch.begin();
+                hall.places.waits(&guest.watch);
+                polls.push((guest, active));
+            }
+            hall.pass(2000);
+            assert!(hall.outside("198.51.100.1").is_some());
+            assert_eq!(polls.iter().filter(|(guest, _)| guest.is_leaving()).count(), 1);
         });
     }
 

@@ -88,6 +88,11 @@ impl Doing {
         }
     }
 
+    /// Whether it lingers, or waits for news that it may ask for again.
+    pub fn waits_for(self, least: Duration) -> bool {
+        self.lingers(least) || matches!(self, Self::Waits(since) if since >= least)
+    }
+
     /// Whether its peer has been served for that long, and may come again.
     pub fn lasts(self, least: Duration) -> bool {
         matches!(self, Self::Moves(since) | Self::Waits(since) if since >= least)
