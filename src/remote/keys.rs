@@ -283,7 +283,7 @@ impl Keys {
         let now = self.remote.0.clock.now_ms();
         let mut missing = self.book().missing.lock().unwrap_or_else(PoisonError::into_inner);
         let mut is_missing = |server: &ServerName, id: &str| {
-            missing.get(&self.book().mark(server, id)).is_some_and(|missing: &Missing| missing.until_ms > now)
+            missing.get(&self.book().mark(server, id)).is_some_and(|missing| missing.until_ms > now)
         };
         lacking.retain(|server, ids| {
             if is_missing(server, "") {
