@@ -170,6 +170,55 @@ fn every_setting_is_in_the_sample() {
     assert!(missing(&canary).contains(&"registration"));
 }
 
+#[path = "../fuzz/table.rs"]
+mod fuzzed;
+
+/// The fuzzer sends requests to every endpoint, and knows what each holds.
+#[tokio::test]
+async fn every_endpoint_is_fuzzed() {
+    let house = crate::house::House::start().await;
+    let shape = |method: &str, template: &str| {
+        let bare = template.strip_suffix('/').unwrap_or(template);
+        let parts = bare.split('/').map(|part| if part.starts_with('{') { "{}" } else { part });
+        format!("{method} {}", parts.collect::<Vec<_>>().join("/"))
+    };
+    let served = house.server().router().list();
+    let served: BTreeSet<String> = served.map(|(method, template)| shape(method.as_str(), template)).collect();
+    let known = |table: &[fuzzed::Endpoint]| -> BTreeSet<String> {
+        let all = table.iter().flat_map(|endpoint| endpoint.templates().map(|path| shape(endpoint.method, &path)));
+        all.collect()
+    };
+    let forgotten = |table: &[fuzzed::Endpoint]| served.difference(&known(table)).cloned().collect::<Vec<_>>();
+    assert_eq!(forgotten(fuzzed::TABLE), [""; 0], "these are not in tests/fuzz/table.rs");
+    assert_eq!(known(fuzzed::TABLE).difference(&served).collect::<Vec<_>>(), [""; 0], "these are not served");
+    assert!(!forgotten(&fuzzed::TABLE[1..]).is_empty());
+    fine(fuzzed::TABLE.iter().flat_map(wrong_samples));
+    let others = fuzzed::contents().iter().chain(fuzzed::state_contents("")).chain(fuzzed::EDUS);
+    fine(others.filter_map(|sample| wrong_sample("contents", sample)));
+    assert!(wrong_sample("canary", "{]").is_some());
+    house.stop().await;
+}
+
+fn wrong_samples(endpoint: &fuzzed::Endpoint) -> Vec<String> {
+    let mut wrong = Vec::new();
+    if let fuzzed::Holds::Json(samples) = endpoint.body {
+        wrong.extend(samples.iter().filter_map(|sample| wrong_sample(endpoint.path, sample)));
+    }
+    if fuzzed::pairs(endpoint.query).count() != endpoint.query.split_terminator('&').count() || endpoint.weight == 0 {
+        wrong.push(format!("{}: its query or its weight is no use", endpoint.path));
+    }
+    let of_servers = endpoint.templates().all(|path| path.starts_with("/_matrix/federation/"));
+    if (endpoint.who == fuzzed::Who::Server) != of_servers && endpoint.who != fuzzed::Who::Anybody {
+        wrong.push(format!("{}: asked by {:?}", endpoint.path, endpoint.who));
+    }
+    wrong
+}
+
+fn wrong_sample(path: &str, sample: &str) -> Option<String> {
+    let error = serde_json::from_str::<serde_json::Value>(sample).err()?;
+    Some(format!("{path}: {sample}: {error}"))
+}
+
 fn wrong_names(source: &Source) -> Vec<String> {
     let part = part_of(&source.path);
     if TOP.contains(&part) {

@@ -6,7 +6,7 @@ use super::room::{GUEST, RESIDENT};
 use super::wire::{Answer, Client, Target, percent_encode};
 use serde_json::{Value, json};
 use std::fs;
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -138,6 +138,23 @@ impl Snug {
         let text = fs::read_to_string(self.folder.join("log")).unwrap_or_default();
         let lines: Vec<_> = text.lines().collect();
         lines[lines.len().saturating_sub(20)..].join("\n")
+    }
+
+    /// How the process ended, when it did so by itself.
+    pub fn ended(&mut self) -> Option<String> {
+        let status = self.child.as_mut()?.try_wait().ok()??;
+        Some(status.to_string())
+    }
+
+    /// What its log says from a place on; the place is moved to the end.
+    pub fn log_since(&self, from: &mut u64) -> String {
+        let mut new = Vec::new();
+        let read = fs::File::open(self.folder.join("log")).and_then(|mut log| {
+            log.seek(SeekFrom::Start(*from))?;
+            log.read_to_end(&mut new)
+        });
+        *from += read.unwrap_or(0) as u64;
+        String::from_utf8_lossy(&new).into_owned()
     }
 
     fn pid(&self) -> u32 {

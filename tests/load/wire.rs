@@ -242,6 +242,28 @@ impl Answer {
     }
 }
 
+/// The answer to a request that was written by hand, and whether the connection can be used again. `bodiless`: what was asked
+/// has none, whatever the head says.
+pub fn read_answer(pipe: &mut impl BufRead, bodiless: bool, bytes_max: usize) -> io::Result<(Answer, bool)> {
+    let (status, headers) = loop {
+        let (first, headers) = read_head(pipe)?.ok_or_else(|| bad("the connection was closed"))?;
+        let status = first.split(' ').nth(1).and_then(|code| code.parse().ok()).ok_or_else(|| bad("no status"))?;
+        if status != 100 {
+            break (status, headers);
+        }
+    };
+    let mut body = Vec::new();
+    let bodiless = bodiless || status == 204 || status == 304;
+    let mut reader = if bodiless { BodyReader::Done } else { BodyReader::new(&headers, true)? };
+    while reader.read_some(pipe, &mut |piece| body.extend_from_slice(piece))? {
+        if body.len() > bytes_max {
+            return Err(bad("the answer is too long"));
+        }
+    }
+    let close = header(&headers, "connection").is_some_and(|value| value.eq_ignore_ascii_case("close"));
+    Ok((Answer { status, headers, body }, !close && !matches!(reader, BodyReader::UntilClose)))
+}
+
 impl Client {
     pub fn new(target: Target) -> Client {
         Client { target, timeout: Duration::from_secs(60), pipe: None }

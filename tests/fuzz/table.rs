@@ -1,0 +1,373 @@
+//! Every endpoint of the server with what an honest request holds; `tests/it/tidy.rs` compares it with the server's own routes.
+//!
+//! `<name>` in a body stands for a value of that kind (`known.rs`), `<<name>>` for a bare number or word. A query is a list of
+//! `parameter=kind`. Parameters of paths are named as in the server's templates, and their names are kinds too.
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Who {
+    Anybody,
+    User,
+    Server,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Holds {
+    Nothing,
+    /// JSON, one of these.
+    Json(&'static [&'static str]),
+    /// An event of another server, signed: its membership, or nothing for any.
+    Event(&'static str),
+    /// An event within the envelope of `PUT /v2/invite`.
+    Invite,
+    /// A transaction of events and EDUs.
+    Transaction,
+    Bytes,
+}
+
+pub struct Endpoint {
+    pub method: &'static str,
+    pub prefixes: &'static [&'static str],
+    pub path: &'static str,
+    pub who: Who,
+    pub query: &'static str,
+    pub body: Holds,
+    /// How often, in comparison with the others.
+    pub weight: usize,
+}
+
+impl Endpoint {
+    pub fn templates(&self) -> impl Iterator<Item = String> + '_ {
+        self.prefixes.iter().map(|prefix| format!("{prefix}{}", self.path))
+    }
+
+    const fn weighs(self, weight: usize) -> Endpoint {
+        Endpoint { weight, ..self }
+    }
+
+    const fn asks(self, query: &'static str) -> Endpoint {
+        Endpoint { query, ..self }
+    }
+
+    const fn of(self, who: Who) -> Endpoint {
+        Endpoint { who, ..self }
+    }
+}
+
+const BARE: &[&str] = &[""];
+const V1: &[&str] = &["/_matrix/client/v1"];
+const V3: &[&str] = &["/_matrix/client/r0", "/_matrix/client/v3"];
+const FIELDS: &[&str] = &["/_matrix/client/r0", "/_matrix/client/v3", "/_matrix/client/unstable/uk.tcpip.msc4133"];
+const SIGNING: &[&str] = &["/_matrix/client/r0", "/_matrix/client/v3", "/_matrix/client/unstable"];
+const MEDIA: &[&str] = &["/_matrix/media/r0", "/_matrix/media/v1", "/_matrix/media/v3"];
+const FED: &[&str] = &["/_matrix/federation/v1"];
+const FED2: &[&str] = &["/_matrix/federation/v2"];
+
+use Holds::{Bytes, Event, Invite, Json, Nothing, Transaction};
+use Who::{Anybody, Server, User};
+
+const fn get(prefixes: &'static [&'static str], path: &'static str) -> Endpoint {
+    Endpoint { method: "GET", prefixes, path, who: User, query: "", body: Nothing, weight: 2 }
+}
+
+const fn delete(prefixes: &'static [&'static str], path: &'static str, body: Holds) -> Endpoint {
+    Endpoint { method: "DELETE", body, ..get(prefixes, path) }
+}
+
+const fn post(prefixes: &'static [&'static str], path: &'static str, body: Holds) -> Endpoint {
+    Endpoint { method: "POST", body, ..get(prefixes, path) }
+}
+
+const fn put(prefixes: &'static [&'static str], path: &'static str, body: Holds) -> Endpoint {
+    Endpoint { method: "PUT", body, ..get(prefixes, path) }
+}
+
+const EMPTY: Holds = Json(&["{}"]);
+const REASON: Holds = Json(&[r#"{"reason":"<text>"}"#]);
+const TARGET: Holds = Json(&[r#"{"user_id":"<user_id>","reason":"<text>"}"#]);
+const AUTH: &str =
+    r#"{"auth":{"type":"m.login.password","identifier":{"type":"m.id.user","user":"<me>"},"password":"<password>","session":"<session>"}}"#;
+const PROFILE: Holds = Json(&[
+    r#"{"displayname":"<text>"}"#,
+    r#"{"avatar_url":"<mxc>"}"#,
+    r#"{"m.tz":"Europe/Berlin"}"#,
+    r#"{"m.status":{"text":"<text>"}}"#,
+]);
+const PAGE: &str = "limit=number&since=page&server=server";
+const SEARCH: Holds =
+    Json(&[r#"{"limit":"<<number>>","since":"<page>","filter":{"generic_search_term":"<text>","room_types":[null,"m.space"]}}"#]);
+const EDITED: &str = "from=page&to=page&limit=number&dir=dir&recurse=bool";
+const PICTURE: &str = "width=number&height=number&method=method&animated=bool&timeout_ms=wait&allow_remote=bool&allow_redirect=bool";
+const CONTENT: Holds = Json(&[
+    r#"{"msgtype":"m.text","body":"<text>"}"#,
+    r#"{"msgtype":"m.text","body":"* <text>","m.new_content":{"msgtype":"m.text","body":"<text>"},"m.relates_to":{"rel_type":"m.replace","event_id":"<event_id>"}}"#,
+    r#"{"m.relates_to":{"rel_type":"m.annotation","event_id":"<event_id>","key":"<text>"}}"#,
+    r#"{"msgtype":"m.text","body":"<text>","m.relates_to":{"rel_type":"m.thread","event_id":"<event_id>","is_falling_back":true,"m.in_reply_to":{"event_id":"<event_id>"}},"m.mentions":{"user_ids":["<user_id>"],"room":true}}"#,
+    r#"{"msgtype":"m.image","body":"a","url":"<mxc>","info":{"w":"<<number>>","h":"<<number>>","size":"<<number>>"}}"#,
+    r#"{"algorithm":"m.megolm.v1.aes-sha2","ciphertext":"<base64>","device_id":"<device_id>","sender_key":"<base64>","session_id":"<base64>"}"#,
+    r#"{"redacts":"<event_id>","reason":"<text>"}"#,
+]);
+const STATE: Holds = Json(&[
+    r#"{"membership":"<membership>","displayname":"<text>","avatar_url":"<mxc>","reason":"<text>","is_direct":true}"#,
+    r#"{"membership":"join","join_authorised_via_users_server":"<user_id>"}"#,
+    r#"{"membership":"invite","third_party_invite":{"display_name":"<text>","signed":{"mxid":"<user_id>","token":"<text>","signatures":{"<server>":{"ed25519:0":"<base64>"}}}}}"#,
+    r#"{"users":{"<me>":100,"<user_id>":"<<number>>"},"users_default":"<<number>>","events":{"m.room.name":"<<number>>"},"events_default":0,"state_default":50,"ban":50,"kick":50,"redact":50,"invite":0,"notifications":{"room":50}}"#,
+    r#"{"join_rule":"<join_rule>","allow":[{"type":"m.room_membership","room_id":"<room_id>"}]}"#,
+    r#"{"history_visibility":"<visibility>"}"#,
+    r#"{"guest_access":"can_join"}"#,
+    r#"{"name":"<text>","topic":"<text>","url":"<mxc>"}"#,
+    r#"{"alias":"<alias>","alt_aliases":["<alias>"]}"#,
+    r#"{"pinned":["<event_id>","<event_id>"]}"#,
+    r#"{"algorithm":"m.megolm.v1.aes-sha2","rotation_period_ms":"<<number>>"}"#,
+    r#"{"allow":["*"],"deny":["evil.example"],"allow_ip_literals":true}"#,
+    r#"{"body":"<text>","replacement_room":"<room_id>"}"#,
+    r#"{"via":["<server>"],"order":"<text>","suggested":true}"#,
+    r#"{"creator":"<me>","room_version":"11","type":"m.space","predecessor":{"room_id":"<room_id>","event_id":"<event_id>"},"m.federate":true}"#,
+    r#"{"public_key":"<base64>","display_name":"<text>","public_keys":[{"public_key":"<base64>","key_validity_url":"https://a.example"}]}"#,
+]);
+const CREATE: Holds = Json(&[
+    r#"{"preset":"public_chat","name":"<text>","topic":"<text>","room_version":"<version>"}"#,
+    r#"{"preset":"private_chat","invite":["<user_id>"],"is_direct":true,"initial_state":[{"type":"<state_type>","state_key":"","content":{"name":"<text>"}}]}"#,
+    r#"{"visibility":"public","room_alias_name":"<localpart>","creation_content":{"m.federate":true,"type":"m.space","additional_creators":["<user_id>"]},"power_level_content_override":{"users":{"<me>":100},"events":{"m.room.name":"<<number>>"}},"room_version":"<version>"}"#,
+]);
+const KEYS: Holds = Json(&[
+    r#"{"device_keys":{"user_id":"<me>","device_id":"<device_id>","algorithms":["m.olm.v1.curve25519-aes-sha2"],"keys":{"curve25519:<device_id>":"<base64>","ed25519:<device_id>":"<base64>"},"signatures":{"<me>":{"ed25519:<device_id>":"<signature>"}}}}"#,
+    r#"{"one_time_keys":{"signed_curve25519:<key_id>":{"key":"<base64>","signatures":{"<me>":{"ed25519:<device_id>":"<signature>"}}},"curve25519:<key_id>":"<base64>"},"fallback_keys":{"signed_curve25519:<key_id>":{"key":"<base64>","fallback":true,"signatures":{"<me>":{"ed25519:<device_id>":"<signature>"}}}}}"#,
+]);
+const QUERY_KEYS: Holds = Json(&[
+    r#"{"device_keys":{"<user_id>":[],"<me>":["<device_id>"],"<their_user>":[]},"timeout":"<<wait>>"}"#,
+    r#"{"device_keys":{"<user_id>":["<device_id>","<device_id>"]}}"#,
+]);
+const CLAIM_KEYS: Holds = Json(&[
+    r#"{"one_time_keys":{"<user_id>":{"<device_id>":"signed_curve25519"},"<their_user>":{"<device_id>":"signed_curve25519"}},"timeout":"<<wait>>"}"#,
+]);
+const CROSS: Holds = Json(&[
+    r#"{"master_key":{"user_id":"<me>","usage":["master"],"keys":{"ed25519:<base64>":"<base64>"}},"self_signing_key":{"user_id":"<me>","usage":["self_signing"],"keys":{"ed25519:<base64>":"<base64>"},"signatures":{"<me>":{"ed25519:<base64>":"<signature>"}}},"user_signing_key":{"user_id":"<me>","usage":["user_signing"],"keys":{"ed25519:<base64>":"<base64>"},"signatures":{"<me>":{"ed25519:<base64>":"<signature>"}}}}"#,
+]);
+const SIGNATURES: Holds = Json(&[
+    r#"{"<user_id>":{"<base64>":{"user_id":"<user_id>","usage":["master"],"keys":{"ed25519:<base64>":"<base64>"},"signatures":{"<me>":{"ed25519:<base64>":"<signature>"}}},"<device_id>":{"user_id":"<user_id>","device_id":"<device_id>","algorithms":["a"],"keys":{"ed25519:<device_id>":"<base64>"},"signatures":{"<me>":{"ed25519:<base64>":"<signature>"}}}}}"#,
+]);
+const TO_DEVICE: Holds = Json(&[r#"{"messages":{"<user_id>":{"<device_id>":{"body":"<text>"},"*":{"body":"<text>"}},"<their_user>":{"*":{"a":1}}}}"#]);
+const FILTER: Holds = Json(&[
+    r#"{"room":{"timeline":{"limit":"<<number>>","types":["m.room.*"],"not_types":["*.member"],"senders":["<user_id>"],"not_senders":["<user_id>"],"rooms":["<room_id>"],"contains_url":true,"unread_thread_notifications":true},"state":{"lazy_load_members":true,"include_redundant_members":true,"types":["*"]},"ephemeral":{"not_types":["m.receipt"]},"account_data":{"types":[]},"include_leave":true,"rooms":["<room_id>"],"not_rooms":["<room_id>"]},"presence":{"types":[]},"account_data":{"limit":"<<number>>"},"event_fields":["type","content.body","sender","content.a\\.b"],"event_format":"federation"}"#,
+    r#"{"room":{"state":{"lazy_load_members":true}}}"#,
+]);
+const RULE: Holds = Json(&[
+    r#"{"actions":["notify",{"set_tweak":"sound","value":"default"},{"set_tweak":"highlight"}],"pattern":"<text>"}"#,
+    r#"{"actions":["dont_notify"],"conditions":[{"kind":"event_match","key":"content.body","pattern":"*<text>?*"},{"kind":"room_member_count","is":"<count>"},{"kind":"contains_display_name"},{"kind":"sender_notification_permission","key":"room"},{"kind":"event_property_is","key":"content.m\\.relates_to.rel_type","value":"m.thread"},{"kind":"event_property_contains","key":"content.m\\.mentions.user_ids","value":"<me>"}]}"#,
+    r#"{"actions":[]}"#,
+]);
+const LOGIN: Holds = Json(&[
+    r#"{"type":"m.login.password","identifier":{"type":"m.id.user","user":"<me>"},"password":"<password>","device_id":"<device_id>","initial_device_display_name":"<text>"}"#,
+    r#"{"type":"m.login.password","user":"<localpart>","password":"<text>"}"#,
+    r#"{"type":"m.login.token","token":"<text>"}"#,
+]);
+const REGISTER: Holds = Json(&[
+    r#"{"username":"<localpart>","password":"<password>","auth":{"type":"m.login.dummy","session":"<session>"},"device_id":"<device_id>","inhibit_login":true}"#,
+    r#"{"username":"<localpart>","password":"<password>"}"#,
+]);
+const ACCOUNT_DATA: Holds = Json(&[
+    r#"{"<user_id>":["<room_id>"]}"#,
+    r#"{"ignored_users":{"<user_id>":{},"<their_user>":{}}}"#,
+    r#"{"event_id":"<event_id>"}"#,
+    r#"{"a":"<text>"}"#,
+]);
+
+/// Every endpoint.
+pub const TABLE: &[Endpoint] = &[
+    // What this server is.
+    get(BARE, "/_matrix/client/versions").of(Anybody),
+    get(BARE, "/.well-known/matrix/client").of(Anybody),
+    get(V3, "/capabilities"),
+    get(V3, "/voip/turnServer"),
+    get(BARE, "/_snug/first/{code}").of(Anybody),
+    post(BARE, "/_snug/first/{code}", Bytes).of(Anybody),
+    // Accounts.
+    get(V3, "/login").of(Anybody),
+    post(V3, "/login", LOGIN).of(Anybody),
+    post(V3, "/logout", Nothing).weighs(1),
+    post(V3, "/logout/all", Nothing).weighs(1),
+    get(V3, "/account/whoami"),
+    post(V3, "/register", REGISTER).of(Anybody).asks("kind=register_kind"),
+    get(V3, "/register/available").of(Anybody).asks("username=localpart"),
+    get(V1, "/register/m.login.registration_token/validity").of(Anybody).asks("token=text"),
+    post(V3, "/account/password", Json(&[r#"{"new_password":"<password>","logout_devices":false}"#, AUTH])),
+    post(V3, "/account/deactivate", Json(&["{}", AUTH])).weighs(1),
+    get(V3, "/account/3pid"),
+    get(V3, "/devices"),
+    get(V3, "/devices/{device_id}"),
+    put(V3, "/devices/{device_id}", Json(&[r#"{"display_name":"<text>"}"#])),
+    delete(V3, "/devices/{device_id}", Json(&["{}", AUTH])),
+    post(V3, "/delete_devices", Json(&[r#"{"devices":["<device_id>","<device_id>"]}"#, AUTH])),
+    get(V3, "/profile/{user_id}").of(Anybody),
+    get(FIELDS, "/profile/{user_id}/{field}").of(Anybody),
+    put(FIELDS, "/profile/{user_id}/{field}", PROFILE),
+    delete(FIELDS, "/profile/{user_id}/{field}", Nothing),
+    post(V3, "/user_directory/search", Json(&[r#"{"search_term":"<text>","limit":"<<number>>"}"#])),
+    // End-to-end keys.
+    post(V3, "/keys/upload", KEYS),
+    post(V3, "/keys/upload/{device_id}", KEYS),
+    post(V3, "/keys/query", QUERY_KEYS),
+    post(V3, "/keys/claim", CLAIM_KEYS),
+    get(V3, "/keys/changes").asks("from=sync&to=sync"),
+    post(SIGNING, "/keys/device_signing/upload", CROSS),
+    post(SIGNING, "/keys/signatures/upload", SIGNATURES),
+    put(V3, "/sendToDevice/{event_type}/{txn_id}", TO_DEVICE).weighs(4),
+    // Account data, filters, push rules.
+    get(V3, "/user/{user_id}/account_data/{kind}"),
+    put(V3, "/user/{user_id}/account_data/{kind}", ACCOUNT_DATA).weighs(4),
+    get(V3, "/user/{user_id}/rooms/{room_id}/account_data/{kind}"),
+    put(V3, "/user/{user_id}/rooms/{room_id}/account_data/{kind}", ACCOUNT_DATA),
+    get(V3, "/user/{user_id}/rooms/{room_id}/tags"),
+    put(V3, "/user/{user_id}/rooms/{room_id}/tags/{tag}", Json(&[r#"{"order":"<<fraction>>"}"#])),
+    delete(V3, "/user/{user_id}/rooms/{room_id}/tags/{tag}", Nothing),
+    post(V3, "/user/{user_id}/filter", FILTER).weighs(4),
+    get(V3, "/user/{user_id}/filter/{filter_id}"),
+    get(V3, "/pushrules/"),
+    get(V3, "/pushrules/global/"),
+    get(V3, "/pushrules/global/{rule_kind}/{rule_id}"),
+    put(V3, "/pushrules/global/{rule_kind}/{rule_id}", RULE).asks("after=rule_id&before=rule_id").weighs(6),
+    delete(V3, "/pushrules/global/{rule_kind}/{rule_id}", Nothing),
+    get(V3, "/pushrules/global/{rule_kind}/{rule_id}/enabled"),
+    put(V3, "/pushrules/global/{rule_kind}/{rule_id}/enabled", Json(&[r#"{"enabled":"<<bool>>"}"#])),
+    get(V3, "/pushrules/global/{rule_kind}/{rule_id}/actions"),
+    put(V3, "/pushrules/global/{rule_kind}/{rule_id}/actions", RULE),
+    get(V3, "/pushers"),
+    // Reading.
+    get(V3, "/sync").asks("since=sync&timeout=wait&filter=filter&full_state=bool&set_presence=presence&use_state_after=bool").weighs(16),
+    get(V3, "/rooms/{room_id}/event/{event_id}").weighs(4),
+    get(V3, "/rooms/{room_id}/messages").asks("from=page&to=page&dir=dir&limit=number&filter=filter_text").weighs(8),
+    get(V3, "/rooms/{room_id}/context/{event_id}").asks("limit=number&filter=filter_text").weighs(4),
+    get(V1, "/rooms/{room_id}/threads").asks("from=page&limit=number&include=include"),
+    get(V1, "/rooms/{room_id}/relations/{event_id}").asks(EDITED),
+    get(V1, "/rooms/{room_id}/relations/{event_id}/{rel_type}").asks(EDITED),
+    get(V1, "/rooms/{room_id}/relations/{event_id}/{rel_type}/{event_type}").asks(EDITED),
+    get(V3, "/rooms/{room_id}/state"),
+    get(V3, "/rooms/{room_id}/state/{event_type}/").asks("format=format"),
+    get(V3, "/rooms/{room_id}/state/{event_type}/{state_key}").asks("format=format"),
+    get(V3, "/rooms/{room_id}/members").asks("at=page&membership=membership&not_membership=membership"),
+    get(V3, "/rooms/{room_id}/joined_members"),
+    get(V3, "/joined_rooms"),
+    // Rooms.
+    post(V3, "/createRoom", CREATE),
+    post(V3, "/rooms/{room_id}/upgrade", Json(&[r#"{"new_version":"<version>"}"#])).weighs(1),
+    get(V3, "/directory/room/{alias}").of(Anybody),
+    put(V3, "/directory/room/{alias}", Json(&[r#"{"room_id":"<room_id>"}"#])),
+    delete(V3, "/directory/room/{alias}", Nothing),
+    get(V3, "/rooms/{room_id}/aliases"),
+    get(V3, "/directory/list/room/{room_id}").of(Anybody),
+    put(V3, "/directory/list/room/{room_id}", Json(&[r#"{"visibility":"public"}"#])),
+    get(V3, "/publicRooms").of(Anybody).asks(PAGE),
+    post(V3, "/publicRooms", SEARCH).asks("server=server"),
+    post(V3, "/rooms/{room_id}/receipt/{receipt_type}/{event_id}", Json(&["{}", r#"{"thread_id":"main"}"#, r#"{"thread_id":"<event_id>"}"#])),
+    post(V3, "/rooms/{room_id}/read_markers", Json(&[r#"{"m.fully_read":"<event_id>","m.read":"<event_id>","m.read.private":"<event_id>"}"#])),
+    put(V3, "/rooms/{room_id}/typing/{user_id}", Json(&[r#"{"typing":"<<bool>>","timeout":"<<number>>"}"#])),
+    post(V3, "/join/{room_id_or_alias}", REASON).asks("via=server&server_name=server").weighs(6),
+    post(V3, "/knock/{room_id_or_alias}", REASON).asks("via=server&server_name=server"),
+    post(V3, "/rooms/{room_id}/join", REASON).weighs(4),
+    post(V3, "/rooms/{room_id}/leave", REASON),
+    post(V3, "/rooms/{room_id}/forget", EMPTY),
+    post(V3, "/rooms/{room_id}/invite", TARGET).weighs(4),
+    post(V3, "/rooms/{room_id}/kick", TARGET),
+    post(V3, "/rooms/{room_id}/ban", TARGET),
+    post(V3, "/rooms/{room_id}/unban", TARGET),
+    put(V3, "/rooms/{room_id}/send/{event_type}/{txn_id}", CONTENT).weighs(16),
+    put(V3, "/rooms/{room_id}/state/{state_type}/", STATE).weighs(6),
+    put(V3, "/rooms/{room_id}/state/{state_type}/{state_key}", STATE).weighs(8),
+    put(V3, "/rooms/{room_id}/redact/{event_id}/{txn_id}", REASON),
+    // Files.
+    post(MEDIA, "/upload", Bytes).asks("filename=name"),
+    post(BARE, "/_matrix/media/v1/create", EMPTY),
+    put(BARE, "/_matrix/media/v3/upload/{server}/{media_id}", Bytes).asks("filename=name"),
+    get(BARE, "/_matrix/client/v1/media/config"),
+    get(MEDIA, "/config"),
+    get(BARE, "/_matrix/client/v1/media/download/{server}/{media_id}").asks("timeout_ms=wait"),
+    get(BARE, "/_matrix/client/v1/media/download/{server}/{media_id}/{name}").asks("timeout_ms=wait"),
+    get(MEDIA, "/download/{server}/{media_id}").of(Anybody).asks("timeout_ms=wait&allow_remote=bool&allow_redirect=bool"),
+    get(MEDIA, "/download/{server}/{media_id}/{name}").of(Anybody).asks("timeout_ms=wait"),
+    get(BARE, "/_matrix/client/v1/media/thumbnail/{server}/{media_id}").asks(PICTURE),
+    get(MEDIA, "/thumbnail/{server}/{media_id}").of(Anybody).asks(PICTURE),
+    // Servers: what this server is.
+    get(BARE, "/_matrix/key/v2/server").of(Anybody),
+    get(BARE, "/_matrix/key/v2/query/{server}").of(Anybody).asks("minimum_valid_until_ts=ts"),
+    post(BARE, "/_matrix/key/v2/query", Json(&[r#"{"server_keys":{"<server>":{"<server_key>":{"minimum_valid_until_ts":"<<ts>>"}},"<server>":{}}}"#]))
+        .of(Anybody),
+    get(BARE, "/.well-known/matrix/server").of(Anybody),
+    get(FED, "/version").of(Anybody),
+    // Servers: joining, leaving, inviting.
+    get(FED, "/make_join/{room_id}/{their_user}").of(Server).asks("ver=version&ver=version&ver=version"),
+    put(FED, "/send_join/{room_id}/{event_id}", Event("join")).of(Server),
+    put(FED2, "/send_join/{room_id}/{event_id}", Event("join")).of(Server).asks("omit_members=bool").weighs(6),
+    get(FED, "/make_leave/{room_id}/{their_user}").of(Server),
+    put(FED, "/send_leave/{room_id}/{event_id}", Event("leave")).of(Server),
+    put(FED2, "/send_leave/{room_id}/{event_id}", Event("leave")).of(Server),
+    get(FED, "/make_knock/{room_id}/{their_user}").of(Server).asks("ver=version&ver=version"),
+    put(FED, "/send_knock/{room_id}/{event_id}", Event("knock")).of(Server),
+    put(FED, "/invite/{room_id}/{event_id}", Event("invite")).of(Server),
+    put(FED2, "/invite/{room_id}/{event_id}", Invite).of(Server).weighs(6),
+    // Servers: states and events.
+    get(FED, "/state/{room_id}").of(Server).asks("event_id=event_id"),
+    get(FED, "/state_ids/{room_id}").of(Server).asks("event_id=event_id"),
+    get(FED, "/event_auth/{room_id}/{event_id}").of(Server),
+    get(FED, "/event/{event_id}").of(Server),
+    put(FED, "/send/{txn_id}", Transaction).of(Server).weighs(60),
+    get(FED, "/backfill/{room_id}").of(Server).asks("v=event_id&v=event_id&limit=number"),
+    post(FED, "/get_missing_events/{room_id}", Json(&[r#"{"earliest_events":["<event_id>"],"latest_events":["<event_id>","<event_id>"],"limit":"<<number>>","min_depth":"<<number>>"}"#]))
+        .of(Server)
+        .weighs(4),
+    get(BARE, "/_matrix/federation/unstable/rooms/{room_id}/complexity").of(Server),
+    // Servers: people and files.
+    get(FED, "/query/profile").of(Server).asks("user_id=user_id&field=field"),
+    get(FED, "/query/directory").of(Server).asks("room_alias=alias"),
+    get(FED, "/query/{query_type}").of(Server).asks("user_id=user_id"),
+    get(FED, "/publicRooms").of(Server).asks("limit=number&since=page&include_all_networks=bool&third_party_instance_id=text"),
+    post(FED, "/publicRooms", SEARCH).of(Server),
+    get(FED, "/user/devices/{user_id}").of(Server),
+    post(FED, "/user/keys/query", Json(&[r#"{"device_keys":{"<user_id>":[],"<me>":["<device_id>"]}}"#])).of(Server),
+    post(FED, "/user/keys/claim", Json(&[r#"{"one_time_keys":{"<user_id>":{"<device_id>":"signed_curve25519"}}}"#])).of(Server),
+    get(FED, "/media/download/{media_id}").of(Server).asks("timeout_ms=wait"),
+    get(FED, "/media/thumbnail/{media_id}").of(Server).asks(PICTURE),
+];
+
+/// EDUs of every kind, and what they hold.
+pub const EDUS: &[&str] = &[
+    r#"{"edu_type":"m.typing","content":{"room_id":"<room_id>","user_id":"<their_user>","typing":true}}"#,
+    r#"{"edu_type":"m.receipt","content":{"<room_id>":{"m.read":{"<their_user>":{"event_ids":["<event_id>"],"data":{"ts":"<<ts>>","thread_id":"main"}}}}}}"#,
+    r#"{"edu_type":"m.presence","content":{"push":[{"user_id":"<their_user>","presence":"online","last_active_ago":"<<number>>","currently_active":true,"status_msg":"<text>"}]}}"#,
+    r#"{"edu_type":"m.device_list_update","content":{"user_id":"<their_user>","device_id":"<device_id>","device_display_name":"<text>","stream_id":"<<number>>","prev_id":["<<number>>"],"deleted":false,"keys":{"user_id":"<their_user>","device_id":"<device_id>","algorithms":["m.olm.v1.curve25519-aes-sha2"],"keys":{"curve25519:<device_id>":"<base64>","ed25519:<device_id>":"<base64>"},"signatures":{"<their_user>":{"ed25519:<device_id>":"<signature>"}}}}}"#,
+    r#"{"edu_type":"m.device_list_update","content":{"user_id":"<their_user>","device_id":"<device_id>","stream_id":"<<number>>","prev_id":[],"deleted":true}}"#,
+    r#"{"edu_type":"m.direct_to_device","content":{"sender":"<their_user>","type":"<event_type>","message_id":"<txn_id>","messages":{"<user_id>":{"*":{"a":"<text>"},"<device_id>":{"b":1}},"<me>":{"*":{"a":"<text>"}}}}}"#,
+    r#"{"edu_type":"m.signing_key_update","content":{"user_id":"<their_user>","master_key":{"user_id":"<their_user>","usage":["master"],"keys":{"ed25519:<base64>":"<base64>"}},"self_signing_key":{"user_id":"<their_user>","usage":["self_signing"],"keys":{"ed25519:<base64>":"<base64>"},"signatures":{"<their_user>":{"ed25519:<base64>":"<signature>"}}}}}"#,
+    r#"{"edu_type":"org.example.unknown","content":{"a":1}}"#,
+];
+
+/// Contents of ordinary events.
+pub fn contents() -> &'static [&'static str] {
+    if let Json(list) = CONTENT { list } else { &[] }
+}
+
+/// The contents that fit a type of state events, or all.
+pub fn state_contents(kind: &str) -> &'static [&'static str] {
+    let Json(all) = STATE else { return &[] };
+    match kind {
+        "m.room.member" => &all[..3],
+        "m.room.power_levels" => &all[3..4],
+        "m.room.join_rules" => &all[4..5],
+        "m.room.history_visibility" => &all[5..6],
+        "m.room.guest_access" => &all[6..7],
+        "m.room.name" | "m.room.topic" | "m.room.avatar" => &all[7..8],
+        "m.room.canonical_alias" => &all[8..9],
+        "m.room.pinned_events" => &all[9..10],
+        "m.room.encryption" => &all[10..11],
+        "m.room.server_acl" => &all[11..12],
+        "m.room.tombstone" => &all[12..13],
+        "m.space.child" | "m.space.parent" => &all[13..14],
+        "m.room.create" => &all[14..15],
+        "m.room.third_party_invite" => &all[15..16],
+        _ => all,
+    }
+}
+
+/// The pairs of a query.
+pub fn pairs(query: &str) -> impl Iterator<Item = (&str, &str)> {
+    query.split('&').filter_map(|pair| pair.split_once('='))
+}
