@@ -60,7 +60,8 @@ pub struct Caller {
     /// Where servers are listened to, over TLS.
     federation: SocketAddr,
     tls: Option<Arc<ClientConfig>>,
-    pipe: Option<BufReader<Box<dyn Pipe>>>,
+    /// The connection, and the socket below it.
+    pipe: Option<(BufReader<Box<dyn Pipe>>, TcpStream)>,
     diary: Arc<Mutex<Diary>>,
     sent: u64,
     /// Whether the account is gone.
@@ -225,10 +226,11 @@ impl Caller {
     }
 
     fn attempt(&mut self, built: &Built, patience: Duration) -> io::Result<Answer> {
-        let mut pipe = match self.pipe.take() {
-            Some(pipe) => pipe,
-            None => self.connect(patience)?,
+        let (mut pipe, socket) = match self.pipe.take() {
+            Some(kept) => kept,
+            None => self.connect()?,
         };
+        socket.set_read_timeout(Some(patience))?;
         // The answer may be there before all is written.
         let written = pipe.get_mut().write_all(&built.bytes).and_then(|()| pipe.get_mut().flush());
         let answer = read_answer(&mut pipe, built.bodiless, ANSWER_BYTES_MAX);
@@ -237,18 +239,17 @@ impl Caller {
             (Err(_), Err(error)) | (Err(error), Ok(())) => return Err(error),
         };
         if reusable && !built.broken && self.random.chance(0.98) {
-            self.pipe = Some(pipe);
+            self.pipe = Some((pipe, socket));
         }
         Ok(answer)
     }
 
-    /// The time a connection is read with is that of its first request, but never less than all have.
-    fn connect(&self, patience: Duration) -> io::Result<BufReader<Box<dyn Pipe>>> {
+    fn connect(&self) -> io::Result<(BufReader<Box<dyn Pipe>>, TcpStream)> {
         let address = if self.tls.is_some() { self.federation } else { self.target.address };
         let socket = TcpStream::connect_timeout(&address, Duration::from_secs(10))?;
         socket.set_nodelay(true)?;
-        socket.set_read_timeout(Some(patience))?;
         socket.set_write_timeout(Some(Duration::from_secs(20)))?;
+        let below = socket.try_clone()?;
         let pipe: Box<dyn Pipe> = match &self.tls {
             None => Box::new(socket),
             Some(config) => {
@@ -257,7 +258,7 @@ impl Caller {
                 Box::new(StreamOwned::new(tls, socket))
             }
         };
-        Ok(BufReader::with_capacity(16 << 10, pipe))
+        Ok((BufReader::with_capacity(16 << 10, pipe), below))
     }
 
     // ---- what honest callers do first ----
@@ -272,6 +273,7 @@ impl Caller {
         self.known.token = answer["access_token"].as_str().unwrap_or_default().to_owned();
         self.known.note("device_id", answer["device_id"].as_str().unwrap_or_default());
         let me = self.known.me.clone();
+        self.known.own_key = self.peers.key(&me).public();
         self.known.note("user_id", &me);
         for rule in ["x", "y", ".m.rule.master"] {
             self.known.note("rule_id", rule);
@@ -286,6 +288,7 @@ impl Caller {
         let created = self.own("POST", "/_matrix/client/v3/createRoom", Some(&body))?.good("createRoom")?;
         let room = created["room_id"].as_str().unwrap_or_default().to_owned();
         self.known.note("room_id", &room);
+        self.known.note("home", &room);
         let txn = self.random.token(8, true);
         let path = format!("/_matrix/client/v3/rooms/{}/send/m.room.message/{txn}", percent_encode(&room));
         let said = self.own("PUT", &path, Some(&json!({"msgtype": "m.text", "body": "hello"})))?;
@@ -296,7 +299,9 @@ impl Caller {
         self.known.note("room_id", &theirs.id);
         // May fail: what the peer answers is not always in order.
         let path = format!("/_matrix/client/v3/join/{}?via={}", percent_encode(&theirs.id), percent_encode(&host));
-        let _ = self.own("POST", &path, Some(&json!({})));
+        if self.own("POST", &path, Some(&json!({}))).is_ok_and(|answer| answer.status == 200) {
+            self.known.note("home", &theirs.id);
+        }
         Ok(())
     }
 

@@ -18,6 +18,8 @@ pub struct Known {
     room: Option<String>,
     pub me: String,
     pub token: String,
+    /// The public key with which everything of this caller's devices is signed.
+    pub own_key: String,
     /// The server this caller speaks for, and those it has heard of.
     pub origin: String,
     servers: Vec<String>,
@@ -32,6 +34,7 @@ impl Known {
             room: None,
             me: String::new(),
             token: String::new(),
+            own_key: String::new(),
             origin: origin.to_owned(),
             servers,
         }
@@ -55,7 +58,7 @@ impl Known {
 
     /// Forgets what a new account has nothing to do with.
     pub fn begin_anew(&mut self) {
-        for kind in ["sync", "filter_id", "device_id", "rule_id"] {
+        for kind in ["sync", "filter_id", "device_id", "rule_id", "home"] {
             self.pools.remove(kind);
         }
     }
@@ -124,6 +127,12 @@ impl Known {
         Some(random.pick(pool).clone())
     }
 
+    /// The server in the present room's id, where there is one.
+    fn room_server(&self) -> String {
+        let server = self.room.as_deref().and_then(|room| room.split_once(':')).map(|(_, server)| server);
+        server.unwrap_or(&self.origin).to_owned()
+    }
+
     /// An honest value of a kind.
     pub fn value(&mut self, kind: &str, random: &mut Stream) -> String {
         let one = |list: &[&str], random: &mut Stream| (*random.pick(list)).to_owned();
@@ -135,10 +144,11 @@ impl Known {
                 1 => self.value("their_user", random),
                 _ => self.me.clone(),
             },
-            "their_user" => format!("@p{}:{}", random.below(3), self.origin),
+            "their_user" => format!("@p{}:{}", random.below(5), self.origin),
             "room_id" => {
                 if self.room.is_none() || random.chance(0.2) {
-                    let room = self.pooled("room_id", random).unwrap_or_else(|| "!nowhere:load.test".to_owned());
+                    let pool = if random.chance(0.6) { "home" } else { "room_id" };
+                    let room = self.pooled(pool, random).unwrap_or_else(|| "!nowhere:load.test".to_owned());
                     self.room.get_or_insert_with(|| room.clone());
                     return room;
                 }
@@ -181,10 +191,11 @@ impl Known {
                 ],
                 random,
             ),
-            "server" => match random.below(4) {
-                0 => drive::NAME.to_owned(),
-                1 | 2 => random.pick(&self.servers).clone(),
-                _ => self.origin.clone(),
+            "server" => match random.below(6) {
+                0..=2 => drive::NAME.to_owned(),
+                3 => random.pick(&self.servers).clone(),
+                4 => self.origin.clone(),
+                _ => self.room_server(),
             },
             "event_type" => one(
                 &["m.room.message", "m.room.encrypted", "m.reaction", "m.room.member", "m.room_key", "org.example.a", "m.room.redaction", "m.room.name"],
@@ -223,6 +234,7 @@ impl Known {
             "query_type" => one(&["profile", "directory", "other"], random),
             "name" => one(&["a.png", "b", "c.html"], random),
             "server_key" => one(&["ed25519:1", "ed25519:a", "ed25519:auto"], random),
+            "own_key" => self.own_key.clone(),
             "key_id" => random.token(6, false),
             "base64" => random.token(43, false),
             "signature" => random.token(86, false),

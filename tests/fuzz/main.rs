@@ -181,7 +181,7 @@ fn run(given: &Arguments) -> io::Result<Vec<String>> {
     let peak = snug.usage().peak;
     report(given, &diaries, &elsewhere, peak);
     if !faults.is_empty() {
-        faults.push(last_requests(&diaries, faults.iter().any(|fault| fault.starts_with("the server ended"))));
+        faults.push(last_requests(&diaries, faults.iter().any(|fault| fault.starts_with("the server "))));
         faults.push(format!("the server's log ends:\n{}", snug.log_tail()));
         return Ok(faults);
     }
@@ -212,7 +212,10 @@ fn watch(
             return vec![format!("the server ended by itself: {status}")];
         }
         if let Some(line) = snug.log_since(&mut read).lines().find(|line| line.contains("panicked at")) {
-            return vec![format!("the server panicked: {line}")];
+            let fault = format!("the server panicked: {line}");
+            // Those whose request it was learn of it, and the log is written to its end.
+            thread::sleep(Duration::from_millis(500));
+            return vec![fault];
         }
         let faults: Vec<String> = diaries.iter().filter_map(|diary| lock(diary).fault.clone()).collect();
         if !faults.is_empty() {

@@ -71,6 +71,14 @@ impl Peers {
         (!rooms.is_empty()).then(|| random.pick(&rooms).clone())
     }
 
+    /// A room in which a server has somebody.
+    pub fn room_of(&self, server: &str, random: &mut Stream) -> Option<Room> {
+        let person = format!("@p0:{server}");
+        let rooms = lock(&self.rooms);
+        let own: Vec<&Room> = rooms.iter().filter(|room| room.state("m.room.member", &person).is_some()).collect();
+        (!own.is_empty()).then(|| (*random.pick(&own)).clone())
+    }
+
     pub fn put(&self, room: Room) {
         let mut rooms = lock(&self.rooms);
         rooms.retain(|known| known.id != room.id);
@@ -303,6 +311,32 @@ fn redacted(event: &Tree, version: u8) -> Tree {
     let content = event.get("content").cloned().unwrap_or(Tree::map([]));
     bare.set("content", redacted_content(&kind, &content, version));
     bare
+}
+
+/// Puts a signature where `SIGN` stands, over the object that holds it.
+pub fn sign_marks(tree: &mut Tree, key: &Key) {
+    let signature = key.sign(&tree.without(&["signatures", "unsigned"]).canonical());
+    match tree {
+        Tree::Raw(_) => {}
+        Tree::List(list) => list.iter_mut().for_each(|item| sign_marks(item, key)),
+        Tree::Map(pairs) => {
+            for (name, value) in pairs {
+                match name.as_slice() {
+                    b"\"signatures\"" => replace_marks(value, &signature),
+                    _ => sign_marks(value, key),
+                }
+            }
+        }
+    }
+}
+
+fn replace_marks(tree: &mut Tree, signature: &str) {
+    match tree {
+        Tree::Raw(raw) if raw == b"\"SIGN\"" => *raw = super::odd::quoted(signature),
+        Tree::Raw(_) => {}
+        Tree::List(list) => list.iter_mut().for_each(|item| replace_marks(item, signature)),
+        Tree::Map(pairs) => pairs.iter_mut().for_each(|(_, value)| replace_marks(value, signature)),
+    }
 }
 
 fn redacted_content(kind: &str, content: &Tree, version: u8) -> Tree {

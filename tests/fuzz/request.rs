@@ -7,7 +7,7 @@ use super::load::random::Stream;
 use super::load::resident::now_ms;
 use super::load::wire::percent_encode;
 use super::odd::{self, Tree};
-use super::peers::{Draft, Peers, Room, seal};
+use super::peers::{Draft, Peers, Room, seal, sign_marks};
 use super::table::{self, EDUS, Endpoint, Holds, Who};
 use serde_json::Value;
 
@@ -56,7 +56,7 @@ struct Oddness {
 impl Oddness {
     fn pick(endpoint: &Endpoint, random: &mut Stream) -> Oddness {
         let mut odd = Oddness::default();
-        if random.chance(0.25) {
+        if random.chance(0.4) {
             return odd;
         }
         let with_body = endpoint.body != Holds::Nothing;
@@ -114,7 +114,8 @@ impl Maker<'_> {
             bytes: Vec::new(),
             honest: odd.is_none(),
             broken: false,
-            waits: target.contains("timeout") || body.as_ref().is_some_and(|body| body.get("timeout").is_some()),
+            waits: target.contains("timeout")
+                || target.contains("/media/") || body.as_ref().is_some_and(|body| body.get("timeout").is_some()),
             bodiless: method == "HEAD",
             room: self.known.room().map(str::to_owned),
             events,
@@ -125,7 +126,8 @@ impl Maker<'_> {
 
     /// A request of another server is about a room it is in.
     fn pick_room(&mut self) {
-        if let Some(room) = self.peers.any_room(self.random) {
+        let own = if self.random.chance(0.8) { self.peers.room_of(&self.known.origin, self.random) } else { None };
+        if let Some(room) = own.or_else(|| self.peers.any_room(self.random)) {
             let events: Vec<String> = room.newest(5).into_iter().map(|(id, _)| id).collect();
             self.known.begin_in(&room.id, &events);
             self.known.note_event(&room.id, &room.any_event(self.random));
@@ -218,7 +220,12 @@ impl Maker<'_> {
         let text = *self.random.pick(samples);
         let value: Value = serde_json::from_str(text).unwrap_or_else(|error| panic!("a sample is JSON: {text}: {error}"));
         let (known, random) = (&mut *self.known, &mut *self.random);
-        Tree::filled(&value, &mut |kind| known.value(kind, random))
+        let mut tree = Tree::filled(&value, &mut |kind| known.value(kind, random));
+        if text.contains("SIGN") {
+            let key = self.peers.key(&self.known.me);
+            sign_marks(&mut tree, &key);
+        }
+        tree
     }
 
     // ---- events ----

@@ -1,7 +1,7 @@
 //! Every endpoint of the server with what an honest request holds; `tests/it/tidy.rs` compares it with the server's own routes.
 //!
-//! `<name>` in a body stands for a value of that kind (`known.rs`), `<<name>>` for a bare number or word. A query is a list of
-//! `parameter=kind`. Parameters of paths are named as in the server's templates, and their names are kinds too.
+//! `<name>` in a body stands for a value of that kind (`known.rs`), `<<name>>` for a bare number or word, `SIGN` for a signature of
+//! the caller's key over the object it is in. A query is a list of `parameter=kind`. Parameters of paths are named as in the server's templates, and their names are kinds too.
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Who {
@@ -86,11 +86,11 @@ const REASON: Holds = Json(&[r#"{"reason":"<text>"}"#]);
 const TARGET: Holds = Json(&[r#"{"user_id":"<user_id>","reason":"<text>"}"#]);
 const AUTH: &str =
     r#"{"auth":{"type":"m.login.password","identifier":{"type":"m.id.user","user":"<me>"},"password":"<password>","session":"<session>"}}"#;
+const PASSWORD_CHANGE: &str = r#"{"new_password":"<password>","logout_devices":false,"auth":{"type":"m.login.password","identifier":{"type":"m.id.user","user":"<me>"},"password":"<password>","session":"<session>"}}"#;
+const DEVICES_END: &str = r#"{"devices":["A","<device_id>"],"auth":{"type":"m.login.password","identifier":{"type":"m.id.user","user":"<me>"},"password":"<password>","session":"<session>"}}"#;
 const PROFILE: Holds = Json(&[
-    r#"{"displayname":"<text>"}"#,
+    r#"{"displayname":"<text>","avatar_url":"<mxc>","m.tz":"Europe/Berlin","org.example.field":{"a":1},"m.status":{"text":"<text>"}}"#,
     r#"{"avatar_url":"<mxc>"}"#,
-    r#"{"m.tz":"Europe/Berlin"}"#,
-    r#"{"m.status":{"text":"<text>"}}"#,
 ]);
 const PAGE: &str = "limit=number&since=page&server=server";
 const SEARCH: Holds =
@@ -130,8 +130,8 @@ const CREATE: Holds = Json(&[
     r#"{"visibility":"public","room_alias_name":"<localpart>","creation_content":{"m.federate":true,"type":"m.space","additional_creators":["<user_id>"]},"power_level_content_override":{"users":{"<me>":100},"events":{"m.room.name":"<<number>>"}},"room_version":"<version>"}"#,
 ]);
 const KEYS: Holds = Json(&[
-    r#"{"device_keys":{"user_id":"<me>","device_id":"<device_id>","algorithms":["m.olm.v1.curve25519-aes-sha2"],"keys":{"curve25519:<device_id>":"<base64>","ed25519:<device_id>":"<base64>"},"signatures":{"<me>":{"ed25519:<device_id>":"<signature>"}}}}"#,
-    r#"{"one_time_keys":{"signed_curve25519:<key_id>":{"key":"<base64>","signatures":{"<me>":{"ed25519:<device_id>":"<signature>"}}},"curve25519:<key_id>":"<base64>"},"fallback_keys":{"signed_curve25519:<key_id>":{"key":"<base64>","fallback":true,"signatures":{"<me>":{"ed25519:<device_id>":"<signature>"}}}}}"#,
+    r#"{"device_keys":{"user_id":"<me>","device_id":"<device_id>","algorithms":["m.olm.v1.curve25519-aes-sha2"],"keys":{"curve25519:<device_id>":"<base64>","ed25519:<device_id>":"<own_key>"},"signatures":{"<me>":{"ed25519:<device_id>":"SIGN"}}}}"#,
+    r#"{"one_time_keys":{"signed_curve25519:<key_id>":{"key":"<base64>","signatures":{"<me>":{"ed25519:<device_id>":"SIGN"}}},"curve25519:<key_id>":"<base64>"},"fallback_keys":{"signed_curve25519:<key_id>":{"key":"<base64>","fallback":true,"signatures":{"<me>":{"ed25519:<device_id>":"SIGN"}}}}}"#,
 ]);
 const QUERY_KEYS: Holds = Json(&[
     r#"{"device_keys":{"<user_id>":[],"<me>":["<device_id>"],"<their_user>":[]},"timeout":"<<wait>>"}"#,
@@ -141,10 +141,10 @@ const CLAIM_KEYS: Holds = Json(&[
     r#"{"one_time_keys":{"<user_id>":{"<device_id>":"signed_curve25519"},"<their_user>":{"<device_id>":"signed_curve25519"}},"timeout":"<<wait>>"}"#,
 ]);
 const CROSS: Holds = Json(&[
-    r#"{"master_key":{"user_id":"<me>","usage":["master"],"keys":{"ed25519:<base64>":"<base64>"}},"self_signing_key":{"user_id":"<me>","usage":["self_signing"],"keys":{"ed25519:<base64>":"<base64>"},"signatures":{"<me>":{"ed25519:<base64>":"<signature>"}}},"user_signing_key":{"user_id":"<me>","usage":["user_signing"],"keys":{"ed25519:<base64>":"<base64>"},"signatures":{"<me>":{"ed25519:<base64>":"<signature>"}}}}"#,
+    r#"{"master_key":{"user_id":"<me>","usage":["master"],"keys":{"ed25519:<own_key>":"<own_key>"}},"self_signing_key":{"user_id":"<me>","usage":["self_signing"],"keys":{"ed25519:<own_key>":"<own_key>"},"signatures":{"<me>":{"ed25519:<own_key>":"SIGN"}}},"user_signing_key":{"user_id":"<me>","usage":["user_signing"],"keys":{"ed25519:<own_key>":"<own_key>"},"signatures":{"<me>":{"ed25519:<own_key>":"SIGN"}}}}"#,
 ]);
 const SIGNATURES: Holds = Json(&[
-    r#"{"<user_id>":{"<base64>":{"user_id":"<user_id>","usage":["master"],"keys":{"ed25519:<base64>":"<base64>"},"signatures":{"<me>":{"ed25519:<base64>":"<signature>"}}},"<device_id>":{"user_id":"<user_id>","device_id":"<device_id>","algorithms":["a"],"keys":{"ed25519:<device_id>":"<base64>"},"signatures":{"<me>":{"ed25519:<base64>":"<signature>"}}}}}"#,
+    r#"{"<user_id>":{"<own_key>":{"user_id":"<user_id>","usage":["master"],"keys":{"ed25519:<own_key>":"<own_key>"},"signatures":{"<me>":{"ed25519:<own_key>":"SIGN"}}},"<device_id>":{"user_id":"<user_id>","device_id":"<device_id>","algorithms":["a"],"keys":{"ed25519:<device_id>":"<own_key>"},"signatures":{"<me>":{"ed25519:<own_key>":"SIGN"}}}}}"#,
 ]);
 const TO_DEVICE: Holds = Json(&[r#"{"messages":{"<user_id>":{"<device_id>":{"body":"<text>"},"*":{"body":"<text>"}},"<their_user>":{"*":{"a":1}}}}"#]);
 const FILTER: Holds = Json(&[
@@ -190,14 +190,14 @@ pub const TABLE: &[Endpoint] = &[
     post(V3, "/register", REGISTER).of(Anybody).asks("kind=register_kind"),
     get(V3, "/register/available").of(Anybody).asks("username=localpart"),
     get(V1, "/register/m.login.registration_token/validity").of(Anybody).asks("token=text"),
-    post(V3, "/account/password", Json(&[r#"{"new_password":"<password>","logout_devices":false}"#, AUTH])),
+    post(V3, "/account/password", Json(&[r#"{"new_password":"<password>","logout_devices":false}"#, PASSWORD_CHANGE])),
     post(V3, "/account/deactivate", Json(&["{}", AUTH])).weighs(1),
     get(V3, "/account/3pid"),
     get(V3, "/devices"),
     get(V3, "/devices/{device_id}"),
     put(V3, "/devices/{device_id}", Json(&[r#"{"display_name":"<text>"}"#])),
     delete(V3, "/devices/{device_id}", Json(&["{}", AUTH])),
-    post(V3, "/delete_devices", Json(&[r#"{"devices":["<device_id>","<device_id>"]}"#, AUTH])),
+    post(V3, "/delete_devices", Json(&[r#"{"devices":["<device_id>","<device_id>"]}"#, DEVICES_END])),
     get(V3, "/profile/{user_id}").of(Anybody),
     get(FIELDS, "/profile/{user_id}/{field}").of(Anybody),
     put(FIELDS, "/profile/{user_id}/{field}", PROFILE),
@@ -333,10 +333,10 @@ pub const EDUS: &[&str] = &[
     r#"{"edu_type":"m.typing","content":{"room_id":"<room_id>","user_id":"<their_user>","typing":true}}"#,
     r#"{"edu_type":"m.receipt","content":{"<room_id>":{"m.read":{"<their_user>":{"event_ids":["<event_id>"],"data":{"ts":"<<ts>>","thread_id":"main"}}}}}}"#,
     r#"{"edu_type":"m.presence","content":{"push":[{"user_id":"<their_user>","presence":"online","last_active_ago":"<<number>>","currently_active":true,"status_msg":"<text>"}]}}"#,
-    r#"{"edu_type":"m.device_list_update","content":{"user_id":"<their_user>","device_id":"<device_id>","device_display_name":"<text>","stream_id":"<<number>>","prev_id":["<<number>>"],"deleted":false,"keys":{"user_id":"<their_user>","device_id":"<device_id>","algorithms":["m.olm.v1.curve25519-aes-sha2"],"keys":{"curve25519:<device_id>":"<base64>","ed25519:<device_id>":"<base64>"},"signatures":{"<their_user>":{"ed25519:<device_id>":"<signature>"}}}}}"#,
+    r#"{"edu_type":"m.device_list_update","content":{"user_id":"<their_user>","device_id":"<device_id>","device_display_name":"<text>","stream_id":"<<number>>","prev_id":["<<number>>"],"deleted":false,"keys":{"user_id":"<their_user>","device_id":"<device_id>","algorithms":["m.olm.v1.curve25519-aes-sha2"],"keys":{"curve25519:<device_id>":"<base64>","ed25519:<device_id>":"<base64>"},"signatures":{"<their_user>":{"ed25519:<device_id>":"SIGN"}}}}}"#,
     r#"{"edu_type":"m.device_list_update","content":{"user_id":"<their_user>","device_id":"<device_id>","stream_id":"<<number>>","prev_id":[],"deleted":true}}"#,
     r#"{"edu_type":"m.direct_to_device","content":{"sender":"<their_user>","type":"<event_type>","message_id":"<txn_id>","messages":{"<user_id>":{"*":{"a":"<text>"},"<device_id>":{"b":1}},"<me>":{"*":{"a":"<text>"}}}}}"#,
-    r#"{"edu_type":"m.signing_key_update","content":{"user_id":"<their_user>","master_key":{"user_id":"<their_user>","usage":["master"],"keys":{"ed25519:<base64>":"<base64>"}},"self_signing_key":{"user_id":"<their_user>","usage":["self_signing"],"keys":{"ed25519:<base64>":"<base64>"},"signatures":{"<their_user>":{"ed25519:<base64>":"<signature>"}}}}}"#,
+    r#"{"edu_type":"m.signing_key_update","content":{"user_id":"<their_user>","master_key":{"user_id":"<their_user>","usage":["master"],"keys":{"ed25519:<base64>":"<base64>"}},"self_signing_key":{"user_id":"<their_user>","usage":["self_signing"],"keys":{"ed25519:<base64>":"<base64>"},"signatures":{"<their_user>":{"ed25519:<base64>":"SIGN"}}}}}"#,
     r#"{"edu_type":"org.example.unknown","content":{"a":1}}"#,
 ];
 
