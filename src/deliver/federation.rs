@@ -362,9 +362,10 @@ impl Sender {
     }
 }
 
-/// The peer, or what stands before it, read the transaction and refuses it for what it holds or for its length.
+/// The peer, or what stands before it, read the transaction and refuses it for what it holds or for its length; or it cannot
+/// even be signed.
 fn is_about_content(failed: &Failed) -> bool {
-    matches!(failed.status(), Some(400 | 413))
+    matches!(failed.status(), Some(400 | 413)) || matches!(failed, Failed::Unsendable(_))
 }
 
 /// The transaction's JSON and its id, which is the same for the same content: a retry is recognised.

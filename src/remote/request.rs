@@ -58,6 +58,8 @@ pub enum Failed {
     Status { status: u16, errcode: String, message: String, retry_after_ms: Option<u64> },
     /// The answer is not what was asked for.
     BadAnswer(String),
+    /// What was to be sent has no canonical form, which a signature covers; the server was not asked.
+    Unsendable(String),
     /// The answer is longer than we take.
     TooLarge { max_bytes: u64 },
     /// It failed lately; not asked.
@@ -100,6 +102,7 @@ impl fmt::Display for Failed {
             Failed::Timeout => write!(f, "does not answer in time"),
             Failed::Status { status, errcode, message, .. } => write!(f, "answers {status} {errcode}: {message}"),
             Failed::BadAnswer(why) => write!(f, "answers something else than was asked: {why}"),
+            Failed::Unsendable(why) => write!(f, "cannot be asked that: {why}"),
             Failed::TooLarge { max_bytes } => write!(f, "answers with more than {max_bytes} bytes"),
             Failed::BackingOff { retry_after_ms } => {
                 write!(f, "failed lately; asked again in {} s", retry_after_ms / 1000)
@@ -202,7 +205,7 @@ impl Remote {
             Err(Failed::Status { .. } | Failed::BadAnswer(_) | Failed::TooLarge { .. }) => {
                 self.0.backoff.answered(fixed)
             }
-            Err(Failed::BackingOff { .. } | Failed::Offline { .. } | Failed::Refused(_)) => {}
+            Err(Failed::BackingOff { .. } | Failed::Offline { .. } | Failed::Refused(_) | Failed::Unsendable(_)) => {}
         }
     }
 
@@ -232,7 +235,7 @@ impl Remote {
         };
         let authorization =
             sign::request::sign(&self.0.key, &self.0.server_name, server, method.as_str(), target, content.as_deref())
-                .map_err(|reject| Failed::BadAnswer(format!("our own request cannot be signed: {reject}")))?;
+                .map_err(|reject| Failed::Unsendable(reject.to_string()))?;
         let mut fresh = false;
         loop {
             let host = std::sync::OnceLock::new();

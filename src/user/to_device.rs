@@ -11,7 +11,8 @@ use serde_json::value::RawValue;
 
 use super::{Error, Requester, Users, circle};
 use crate::base::shares::neighbourhood;
-use crate::matrix::{json, skim};
+use crate::matrix::json::{self, Mode};
+use crate::matrix::skim;
 use crate::store::tables::to_device::{self, Circle, Sender};
 use crate::store::tables::{device, user};
 use crate::store::{Change, Get, Position, UserNum, Write};
@@ -85,6 +86,11 @@ impl Users {
         }
         if messages.values().flat_map(BTreeMap::values).any(|content| is_too_deep(content)) {
             return Err(Error::invalid("A message to a device is nested too deeply"));
+        }
+        // What has no canonical form cannot be signed for another server, and readers of a sync may trip over it.
+        for content in messages.values().flat_map(BTreeMap::values) {
+            json::canonical(content.get().as_bytes(), Mode::Lenient)
+                .map_err(|reject| Error::Bad { errcode: "M_BAD_JSON", message: reject.to_string() })?;
         }
         let (requester, kind, txn) = (requester.clone(), kind.to_owned(), txn.to_owned());
         let (server, random) = (self.server().to_owned(), self.0.parts.random.clone());
