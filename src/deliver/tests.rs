@@ -329,6 +329,33 @@ async fn only_what_a_server_refuses_is_left_out() {
     running.await.unwrap();
 }
 
+/// A device's key nested 100 deep was not refused by anybody and could not be signed: everything behind it waited for two weeks.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_cannot_be_signed_holds_nothing_up() {
+    let lab = Lab::new();
+    let (at, seen, asked) = judging(&lab, "peer.example", |_| 200).await;
+    let us = us(&lab, &[("peer.example", at)], &[]);
+    let feed = Feed::new(us.clock.clone());
+    let sender = sender(&us, &feed);
+    post(&us, &feed, &["peer.example"], 0..10).await;
+    let deep = format!("{}{}", "[".repeat(20_000), "]".repeat(20_000));
+    for odd in [deep.as_str(), "\"\\ud800\"", "1e999"] {
+        let json = format!("{{\"edu_type\":\"m.test\",\"content\":{odd}}}").into_bytes();
+        let post = move |write: &mut store::Write| {
+            let row = Outbound::Edu { to: vec!["peer.example".to_owned()], json };
+            outbox::post(write, write.next_position(), &row)
+        };
+        us.store.write(post).await.unwrap();
+    }
+    post(&us, &feed, &["peer.example"], 10..20).await;
+    let running = run(&sender);
+    in_time(&us, || marks(&seen).len() == 20 && sender.lagging() == 0).await;
+    assert_eq!(marks(&seen), (0..20).collect::<Vec<u64>>());
+    assert!(asked.load(Ordering::Relaxed) < 20, "what cannot be signed is not sent");
+    sender.stop();
+    running.await.unwrap();
+}
+
 /// A name that serves a website now answers, with 404. It was asked every second for two weeks.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_is_no_homeserver_any_more_is_asked_ever_more_rarely() {

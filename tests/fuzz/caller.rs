@@ -5,8 +5,8 @@ use super::load::drive::{self, Snug};
 use super::load::random::Stream;
 use super::load::resident::lock;
 use super::load::wire::{Answer, Client, Pipe, Target, percent_encode, read_answer};
-use super::peers::{Draft, Peers, Room, seal};
 use super::odd::Tree;
+use super::peers::{Draft, Peers, Room, seal};
 use super::request::{Built, Maker};
 use super::table::{Endpoint, Who};
 use rustls::pki_types::ServerName;
@@ -190,8 +190,7 @@ impl Caller {
 
     /// A request that got no answer.
     fn judge_nothing(&self, built: &Built, error: &io::Error) -> Option<String> {
-        let late = matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut);
-        match (built.broken, late) {
+        match (built.broken, is_late(error)) {
             (true, _) => None,
             (false, true) => Some(format!("no answer within {} s", PATIENCE.as_secs())),
             // A body that is too long is refused before it has come, and the rest of it meets a closed door.
@@ -204,25 +203,42 @@ impl Caller {
 
     fn exchange(&mut self, built: &Built) -> Got {
         let patience = if built.broken || built.waits { GLANCE } else { PATIENCE };
-        let mut tries = 0;
+        let mut failures = 0;
         loop {
             let kept = self.pipe.is_some();
-            let answer = self.attempt(built, patience);
-            match answer {
+            let error = match self.attempt(built, patience) {
                 Ok(answer) => return Got::Answer(answer),
-                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) && built.waits => {
-                    return Got::Silence;
-                }
-                // A kept connection may have been closed meanwhile; a new one has no such excuse, unless all places are taken.
-                Err(error) if tries < 3 && (kept || error.kind() == io::ErrorKind::ConnectionRefused) && !built.broken => {
-                    tries += 1;
-                    if !kept {
-                        thread::sleep(Duration::from_millis(100));
-                    }
-                }
-                Err(error) => return Got::Nothing(error),
+                Err(error) if is_late(&error) && built.waits => return Got::Silence,
+                Err(error) if is_late(&error) || built.broken => return Got::Nothing(error),
+                Err(error) => error,
+            };
+            // A kept connection may have been closed meanwhile. A new one has no such excuse, unless all places are taken by
+            // those that were hung up on.
+            failures += u32::from(!kept);
+            if failures == 3 || !kept && !self.has_place() {
+                return Got::Nothing(error);
             }
         }
+    }
+
+    /// Waits until somebody who asks for something simple is heard.
+    fn has_place(&self) -> bool {
+        let began = Instant::now();
+        let probe = || -> io::Result<(Answer, bool)> {
+            let (mut pipe, socket) = self.connect()?;
+            socket.set_read_timeout(Some(Duration::from_secs(10)))?;
+            let head = format!("GET /_matrix/client/versions HTTP/1.1\r\nhost: {}\r\n\r\n", drive::NAME);
+            pipe.get_mut().write_all(head.as_bytes())?;
+            pipe.get_mut().flush()?;
+            read_answer(&mut pipe, false, ANSWER_BYTES_MAX)
+        };
+        while began.elapsed() < PATIENCE {
+            if probe().is_ok() {
+                return true;
+            }
+            thread::sleep(Duration::from_millis(300));
+        }
+        false
     }
 
     fn attempt(&mut self, built: &Built, patience: Duration) -> io::Result<Answer> {
@@ -294,6 +310,10 @@ impl Caller {
         let said = self.own("PUT", &path, Some(&json!({"msgtype": "m.text", "body": "hello"})))?;
         self.known.learn(&said.json(), Some(&room));
         self.join_here(&room, version.parse().unwrap_or(11))?;
+        if self.random.chance(0.3) && version != "6" {
+            let path = format!("/_matrix/client/v3/rooms/{}/state/m.room.join_rules/", percent_encode(&room));
+            self.own("PUT", &path, Some(&json!({"join_rule": "knock"})))?;
+        }
         let host = self.random.pick(&self.peers.names).clone();
         let theirs = self.peers.found_room(&host, &mut self.random);
         self.known.note("room_id", &theirs.id);
@@ -310,7 +330,11 @@ impl Caller {
         let key = self.peers.key(&self.known.origin);
         let user = format!("@p0:{}", self.known.origin);
         let mut client = self.plain();
-        let path = format!("/_matrix/federation/v1/make_join/{}/{}?ver={version}", percent_encode(room), percent_encode(&user));
+        let path = format!(
+            "/_matrix/federation/v1/make_join/{}/{}?ver={version}",
+            percent_encode(room),
+            percent_encode(&user)
+        );
         let template = client.signed(&key, "GET", &path, None)?.good("make_join")?;
         let mut event = Tree::of(&template["event"]);
         event.set("origin_server_ts", Tree::number(super::load::resident::now_ms()));
@@ -345,13 +369,18 @@ impl Caller {
     }
 }
 
+fn is_late(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
+}
+
 /// What is wrong with an answer.
 fn judge(endpoint: &Endpoint, built: &Built, answer: &Answer) -> Option<String> {
     // 501, 502 and 504 are said of other servers, 503 and 507 of a full disk.
     if answer.status >= 500 && ![501, 502, 503, 504, 507].contains(&answer.status) {
         return Some(format!("status {}", answer.status));
     }
-    let other_text = endpoint.path.contains("/media/") || endpoint.path.contains("_snug") || endpoint.path.contains("load/");
+    let other_text =
+        endpoint.path.contains("/media/") || endpoint.path.contains("_snug") || endpoint.path.contains("load/");
     if built.bodiless || (other_text && answer.status < 300) || answer.status == 204 {
         return None;
     }
@@ -359,9 +388,10 @@ fn judge(endpoint: &Endpoint, built: &Built, answer: &Answer) -> Option<String> 
     if answer.body.is_empty() && (built.broken || answer.status >= 400 && !built.honest) {
         return None;
     }
-    let is_json = answer.headers.iter().any(|(name, value)| {
-        name.eq_ignore_ascii_case("content-type") && value.starts_with("application/json")
-    });
+    let is_json = answer
+        .headers
+        .iter()
+        .any(|(name, value)| name.eq_ignore_ascii_case("content-type") && value.starts_with("application/json"));
     if !is_json && endpoint.path.contains("_snug") {
         return None;
     }

@@ -90,7 +90,10 @@ impl Elsewhere {
         }
         match random.below(12) {
             0 => reply.status = *random.pick(&[204, 301, 400, 401, 403, 404, 429, 500, 502, 999]),
-            1 => reply.content_type = *random.pick(&["text/html", "", "application/json; charset=latin1", "multipart/mixed"]),
+            1 => {
+                reply.content_type =
+                    *random.pick(&["text/html", "", "application/json; charset=latin1", "multipart/mixed"])
+            }
             _ => {}
         }
         write(out, &reply, Some(random))

@@ -163,7 +163,9 @@ impl Known {
                     _ => self.pooled("event_id", random).unwrap_or_else(|| format!("${}", random.token(43, false))),
                 }
             }
-            "alias" => self.pooled("alias", random).unwrap_or_else(|| format!("#{}:{}", random.token(3, true), drive::NAME)),
+            "alias" => {
+                self.pooled("alias", random).unwrap_or_else(|| format!("#{}:{}", random.token(3, true), drive::NAME))
+            }
             "device_id" => self.pooled("device_id", random).unwrap_or_else(|| "DEVICE".to_owned()),
             "sync" => self.pooled("sync", random).unwrap_or_default(),
             "page" => self.pooled("page", random).unwrap_or_default(),
@@ -198,7 +200,16 @@ impl Known {
                 _ => self.room_server(),
             },
             "event_type" => one(
-                &["m.room.message", "m.room.encrypted", "m.reaction", "m.room.member", "m.room_key", "org.example.a", "m.room.redaction", "m.room.name"],
+                &[
+                    "m.room.message",
+                    "m.room.encrypted",
+                    "m.reaction",
+                    "m.room.member",
+                    "m.room_key",
+                    "org.example.a",
+                    "m.room.redaction",
+                    "m.room.name",
+                ],
                 random,
             ),
             "state_type" => one(STATE_TYPES, random),
@@ -210,7 +221,18 @@ impl Known {
             },
             "txn_id" => random.below(500).to_string(),
             "tag" => one(&["m.favourite", "u.work", "m.lowpriority"], random),
-            "kind" => one(&["m.direct", "m.ignored_user_list", "m.fully_read", "m.push_rules", "m.tag", "org.example.data", "m.marked_unread"], random),
+            "kind" => one(
+                &[
+                    "m.direct",
+                    "m.ignored_user_list",
+                    "m.fully_read",
+                    "m.push_rules",
+                    "m.tag",
+                    "org.example.data",
+                    "m.marked_unread",
+                ],
+                random,
+            ),
             "rule_kind" => one(&["content", "override", "underride", "room", "sender"], random),
             "field" => one(&["displayname", "avatar_url", "m.tz", "org.example.field", "m.status"], random),
             "receipt_type" => one(&["m.read", "m.read.private", "m.fully_read"], random),

@@ -217,10 +217,14 @@ impl Room {
             wanted.push(("m.room.create", ""));
         }
         if draft.kind == "m.room.member" {
-            wanted.push(("m.room.join_rules", ""));
+            let membership = draft.content.get("membership").and_then(plain_text).unwrap_or_default();
+            if ["join", "invite", "knock"].contains(&membership.as_str()) {
+                wanted.push(("m.room.join_rules", ""));
+            }
             wanted.extend(draft.state_key.as_deref().map(|user| ("m.room.member", user)));
         }
-        let mut ids: Vec<String> = wanted.into_iter().filter_map(|(kind, key)| self.state(kind, key).cloned()).collect();
+        let mut ids: Vec<String> =
+            wanted.into_iter().filter_map(|(kind, key)| self.state(kind, key).cloned()).collect();
         ids.sort();
         ids.dedup();
         ids
@@ -301,7 +305,16 @@ pub fn event_id(event: &Tree, version: u8) -> String {
 /// What is hashed for an event's id and signed: the redacted form without signatures (room versions 3 and later).
 fn redacted(event: &Tree, version: u8) -> Tree {
     let mut keep = vec![
-        "auth_events", "content", "depth", "hashes", "origin_server_ts", "prev_events", "room_id", "sender", "state_key", "type",
+        "auth_events",
+        "content",
+        "depth",
+        "hashes",
+        "origin_server_ts",
+        "prev_events",
+        "room_id",
+        "sender",
+        "state_key",
+        "type",
     ];
     if version < 11 {
         keep.extend(["membership", "origin", "prev_state"]);

@@ -13,10 +13,56 @@ use serde_json::Value;
 
 /// Parts of paths and queries as they are sent.
 const ODD_PARTS: &[&str] = &[
-    "", ".", "..", "%2E%2E", "%2F", "%00", "%", "%zz", "%ff", "%F0%9F%98%80", "%C0%80", "+", "*", "%7Bx%7D", "a%2Fb", "%21", "%24", "%40", "%23",
-    "%40a%3Ab", "%21a%3Ab", "%23a%3Ab", "%24a", "-1", "0", "1", "18446744073709551616", "9223372036854775807", "4294967296", "1.5", "1e9",
-    "null", "true", "NaN", "_", "s", "s_0", "0_0", "%20", "%0A", "a%3A99999", "%5B%3A%3A1%5D", "127.0.0.1", "%7B%7D", "%5B%5D", "%7B", "%22%22",
-    "%7B%22room%22%3A%5B%5D%7D", "%7B%22limit%22%3A-1%7D", "%7B%22room%22%3A%7B%22timeline%22%3A%7B%22limit%22%3A1e99%7D%7D%7D",
+    "",
+    ".",
+    "..",
+    "%2E%2E",
+    "%2F",
+    "%00",
+    "%",
+    "%zz",
+    "%ff",
+    "%F0%9F%98%80",
+    "%C0%80",
+    "+",
+    "*",
+    "%7Bx%7D",
+    "a%2Fb",
+    "%21",
+    "%24",
+    "%40",
+    "%23",
+    "%40a%3Ab",
+    "%21a%3Ab",
+    "%23a%3Ab",
+    "%24a",
+    "-1",
+    "0",
+    "1",
+    "18446744073709551616",
+    "9223372036854775807",
+    "4294967296",
+    "1.5",
+    "1e9",
+    "null",
+    "true",
+    "NaN",
+    "_",
+    "s",
+    "s_0",
+    "0_0",
+    "%20",
+    "%0A",
+    "a%3A99999",
+    "%5B%3A%3A1%5D",
+    "127.0.0.1",
+    "%7B%7D",
+    "%5B%5D",
+    "%7B",
+    "%22%22",
+    "%7B%22room%22%3A%5B%5D%7D",
+    "%7B%22limit%22%3A-1%7D",
+    "%7B%22room%22%3A%7B%22timeline%22%3A%7B%22limit%22%3A1e99%7D%7D%7D",
 ];
 
 pub struct Built {
@@ -97,7 +143,8 @@ impl Maker<'_> {
             body = Some(self.json(endpoint, samples, &near, odd.body));
         }
         let method = match odd.method {
-            true => (*self.random.pick(&["HEAD", "OPTIONS", "PATCH", "GET", "POST", "PUT", "DELETE", "put", "TRACE"])).to_owned(),
+            true => (*self.random.pick(&["HEAD", "OPTIONS", "PATCH", "GET", "POST", "PUT", "DELETE", "put", "TRACE"]))
+                .to_owned(),
             false => endpoint.method.to_owned(),
         };
         let mut bytes = body.as_ref().map(Tree::bytes);
@@ -115,7 +162,8 @@ impl Maker<'_> {
             honest: odd.is_none(),
             broken: false,
             waits: target.contains("timeout")
-                || target.contains("/media/") || body.as_ref().is_some_and(|body| body.get("timeout").is_some()),
+                || target.contains("/media/")
+                || body.as_ref().is_some_and(|body| body.get("timeout").is_some()),
             bodiless: method == "HEAD",
             room: self.known.room().map(str::to_owned),
             events,
@@ -150,7 +198,9 @@ impl Maker<'_> {
             near.push(value);
         }
         for _ in 0..odd {
-            let named: Vec<usize> = (0..parts.len()).filter(|&at| template.split('/').nth(at + 1).is_some_and(|part| part.starts_with('{'))).collect();
+            let named: Vec<usize> = (0..parts.len())
+                .filter(|&at| template.split('/').nth(at + 1).is_some_and(|part| part.starts_with('{')))
+                .collect();
             let at = match named.is_empty() || self.random.chance(0.05) {
                 true => self.random.below(parts.len()),
                 false => *self.random.pick(&named),
@@ -188,7 +238,9 @@ impl Maker<'_> {
                 0 => pairs.retain(|(known, _)| known != name),
                 1 => pairs.extend_from_within(..),
                 2 => pairs.push((self.odd_part(name, near), "1".to_owned())),
-                3 if !near.is_empty() => pairs.push((name.to_owned(), percent_encode(self.random.pick::<String>(near)))),
+                3 if !near.is_empty() => {
+                    pairs.push((name.to_owned(), percent_encode(self.random.pick::<String>(near))))
+                }
                 _ => {
                     let value = percent_encode(&self.known.value(kind, self.random));
                     let value = self.odd_part(&value, near);
@@ -218,7 +270,8 @@ impl Maker<'_> {
 
     fn sample(&mut self, samples: &[&str]) -> Tree {
         let text = *self.random.pick(samples);
-        let value: Value = serde_json::from_str(text).unwrap_or_else(|error| panic!("a sample is JSON: {text}: {error}"));
+        let value: Value =
+            serde_json::from_str(text).unwrap_or_else(|error| panic!("a sample is JSON: {text}: {error}"));
         let (known, random) = (&mut *self.known, &mut *self.random);
         let mut tree = Tree::filled(&value, &mut |kind| known.value(kind, random));
         if text.contains("SIGN") {
@@ -375,7 +428,8 @@ impl Maker<'_> {
                 0 => event.set("prev_events", self.event_list(room)),
                 1 => event.set("auth_events", self.event_list(room)),
                 2 => {
-                    let depth = *self.random.pick(&["0", "-1", "9223372036854775807", "9007199254740991", "1", "1e3", "\"5\""]);
+                    let depth =
+                        *self.random.pick(&["0", "-1", "9223372036854775807", "9007199254740991", "1", "1e3", "\"5\""]);
                     event.set("depth", Tree::Raw(depth.as_bytes().to_vec()));
                 }
                 3 | 4 => {
@@ -406,7 +460,13 @@ impl Maker<'_> {
 
     // ---- heads ----
 
-    fn authorization(&mut self, endpoint: &Endpoint, method: &str, target: &str, body: Option<&Tree>) -> Option<String> {
+    fn authorization(
+        &mut self,
+        endpoint: &Endpoint,
+        method: &str,
+        target: &str,
+        body: Option<&Tree>,
+    ) -> Option<String> {
         match endpoint.who {
             Who::Anybody => None,
             Who::User => Some(format!("Bearer {}", self.known.token)),
@@ -465,7 +525,9 @@ impl Maker<'_> {
                     *value = odd::tweak_text(value, self.random).replace(['\r', '\n', '\0'], "");
                 }
             }
-            5 => *target += &format!("{}access_token={}", if target.contains('?') { '&' } else { '?' }, self.known.token),
+            5 => {
+                *target += &format!("{}access_token={}", if target.contains('?') { '&' } else { '?' }, self.known.token)
+            }
             6 => add("content-type", "text/plain; charset=utf-16"),
             7 => add("x-forwarded-for", *self.random.pick(&["::1, a, ,", "1.2.3.4", "999.1.1.1", "unknown", ""])),
             8 => add("cookie", &"a".repeat(*self.random.pick(&[100, 9000, 70_000]))),
@@ -494,7 +556,10 @@ impl Maker<'_> {
                     2 => add("transfer-encoding", *self.random.pick(&["gzip", "chunked, chunked", "chunked"])),
                     3 => add("a b", "c\u{0}\u{1}\u{e9}"),
                     4 => add("connection", "close"),
-                    5 => target.insert_str(self.random.below(2), *self.random.pick(&["\u{e9}", "#", "http://a", "\t", "*", "//", "\\"])),
+                    5 => target.insert_str(
+                        self.random.below(2),
+                        *self.random.pick(&["\u{e9}", "#", "http://a", "\t", "*", "//", "\\"]),
+                    ),
                     _ => {
                         head.retain(|(name, _)| name != "content-length");
                         add_length(head, body.as_ref().map_or(7, |body| body.len() + 7));
@@ -533,10 +598,5 @@ pub fn x_matrix(key: &Key, method: &str, target: &str, body: Option<&Tree>) -> S
         request.set("content", body.clone());
     }
     let signature = key.sign(&request.canonical());
-    format!(
-        "X-Matrix origin=\"{}\",destination=\"{}\",key=\"{}\",sig=\"{signature}\"",
-        key.server,
-        drive::NAME,
-        key.id
-    )
+    format!("X-Matrix origin=\"{}\",destination=\"{}\",key=\"{}\",sig=\"{signature}\"", key.server, drive::NAME, key.id)
 }

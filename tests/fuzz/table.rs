@@ -83,9 +83,9 @@ const fn put(prefixes: &'static [&'static str], path: &'static str, body: Holds)
 
 const EMPTY: Holds = Json(&["{}"]);
 const REASON: Holds = Json(&[r#"{"reason":"<text>"}"#]);
-const TARGET: Holds = Json(&[r#"{"user_id":"<user_id>","reason":"<text>"}"#]);
-const AUTH: &str =
-    r#"{"auth":{"type":"m.login.password","identifier":{"type":"m.id.user","user":"<me>"},"password":"<password>","session":"<session>"}}"#;
+const TARGET: Holds =
+    Json(&[r#"{"user_id":"<user_id>","reason":"<text>"}"#, r#"{"user_id":"<their_user>","reason":"<text>"}"#]);
+const AUTH: &str = r#"{"auth":{"type":"m.login.password","identifier":{"type":"m.id.user","user":"<me>"},"password":"<password>","session":"<session>"}}"#;
 const PASSWORD_CHANGE: &str = r#"{"new_password":"<password>","logout_devices":false,"auth":{"type":"m.login.password","identifier":{"type":"m.id.user","user":"<me>"},"password":"<password>","session":"<session>"}}"#;
 const DEVICES_END: &str = r#"{"devices":["A","<device_id>"],"auth":{"type":"m.login.password","identifier":{"type":"m.id.user","user":"<me>"},"password":"<password>","session":"<session>"}}"#;
 const PROFILE: Holds = Json(&[
@@ -93,10 +93,12 @@ const PROFILE: Holds = Json(&[
     r#"{"avatar_url":"<mxc>"}"#,
 ]);
 const PAGE: &str = "limit=number&since=page&server=server";
-const SEARCH: Holds =
-    Json(&[r#"{"limit":"<<number>>","since":"<page>","filter":{"generic_search_term":"<text>","room_types":[null,"m.space"]}}"#]);
+const SEARCH: Holds = Json(&[
+    r#"{"limit":"<<number>>","since":"<page>","filter":{"generic_search_term":"<text>","room_types":[null,"m.space"]}}"#,
+]);
 const EDITED: &str = "from=page&to=page&limit=number&dir=dir&recurse=bool";
-const PICTURE: &str = "width=number&height=number&method=method&animated=bool&timeout_ms=wait&allow_remote=bool&allow_redirect=bool";
+const PICTURE: &str =
+    "width=number&height=number&method=method&animated=bool&timeout_ms=wait&allow_remote=bool&allow_redirect=bool";
 const CONTENT: Holds = Json(&[
     r#"{"msgtype":"m.text","body":"<text>"}"#,
     r#"{"msgtype":"m.text","body":"* <text>","m.new_content":{"msgtype":"m.text","body":"<text>"},"m.relates_to":{"rel_type":"m.replace","event_id":"<event_id>"}}"#,
@@ -146,7 +148,9 @@ const CROSS: Holds = Json(&[
 const SIGNATURES: Holds = Json(&[
     r#"{"<user_id>":{"<own_key>":{"user_id":"<user_id>","usage":["master"],"keys":{"ed25519:<own_key>":"<own_key>"},"signatures":{"<me>":{"ed25519:<own_key>":"SIGN"}}},"<device_id>":{"user_id":"<user_id>","device_id":"<device_id>","algorithms":["a"],"keys":{"ed25519:<device_id>":"<own_key>"},"signatures":{"<me>":{"ed25519:<own_key>":"SIGN"}}}}}"#,
 ]);
-const TO_DEVICE: Holds = Json(&[r#"{"messages":{"<user_id>":{"<device_id>":{"body":"<text>"},"*":{"body":"<text>"}},"<their_user>":{"*":{"a":1}}}}"#]);
+const TO_DEVICE: Holds = Json(&[
+    r#"{"messages":{"<user_id>":{"<device_id>":{"body":"<text>"},"*":{"body":"<text>"}},"<their_user>":{"*":{"a":1}}}}"#,
+]);
 const FILTER: Holds = Json(&[
     r#"{"room":{"timeline":{"limit":"<<number>>","types":["m.room.*"],"not_types":["*.member"],"senders":["<user_id>"],"not_senders":["<user_id>"],"rooms":["<room_id>"],"contains_url":true,"unread_thread_notifications":true},"state":{"lazy_load_members":true,"include_redundant_members":true,"types":["*"]},"ephemeral":{"not_types":["m.receipt"]},"account_data":{"types":[]},"include_leave":true,"rooms":["<room_id>"],"not_rooms":["<room_id>"]},"presence":{"types":[]},"account_data":{"limit":"<<number>>"},"event_fields":["type","content.body","sender","content.a\\.b"],"event_format":"federation"}"#,
     r#"{"room":{"state":{"lazy_load_members":true}}}"#,
