@@ -342,8 +342,8 @@ async fn what_cannot_be_signed_holds_nothing_up() {
     for odd in [deep.as_str(), "\"\\ud800\"", "1e999"] {
         let json = format!("{{\"edu_type\":\"m.test\",\"content\":{odd}}}").into_bytes();
         let post = move |write: &mut store::Write| {
-            let row = Outbound::Edu { to: vec!["peer.example".to_owned()], json };
-            outbox::post(write, write.next_position(), &row)
+            let at = write.next_position();
+            outbox::post(write, at, &Outbound::Edu { to: vec!["peer.example".to_owned()], json })
         };
         us.store.write(post).await.unwrap();
     }
