@@ -139,7 +139,10 @@ impl Elsewhere {
             ["_matrix", "media", ..] => {
                 Reply { status: 200, content_type: "image/png", body: Body::Bytes(b"\x89PNG abc".to_vec()) }
             }
-            ["_matrix", "federation", _, "send", _] => json(Tree::map([("pdus", Tree::map([]))])),
+            ["_matrix", "federation", _, "send", _] => {
+                self.take(request);
+                json(Tree::map([("pdus", Tree::map([]))]))
+            }
             ["_matrix", "federation", _, "event", id] => match self.peers.event(id) {
                 Some(event) => pdus([event]),
                 None => none(),
@@ -153,6 +156,17 @@ impl Elsewhere {
                 None => none(),
             },
             _ => refused(404, "M_UNRECOGNIZED"),
+        }
+    }
+
+    /// Events made by the server under test belong to what the peers know of their rooms.
+    fn take(&self, request: &Request) {
+        for event in request.json()["pdus"].as_array().into_iter().flatten() {
+            let room = event["room_id"].as_str().and_then(|room| self.peers.room(room));
+            if let Some(room) = room {
+                let event = Tree::of(event);
+                self.peers.took(&room.id, &peers::event_id(&event, room.version), event);
+            }
         }
     }
 

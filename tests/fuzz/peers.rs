@@ -164,6 +164,9 @@ impl Room {
     }
 
     pub fn take(&mut self, id: &str, event: Tree) {
+        if self.events.iter().any(|(known, _)| known == id) {
+            return;
+        }
         let text = |key: &str| event.get(key).and_then(plain_text);
         if let (Some(kind), Some(state_key)) = (text("type"), text("state_key")) {
             self.state.insert((kind, state_key), id.to_owned());
