@@ -24,6 +24,8 @@ use std::time::{Duration, Instant};
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How long something is waited for that need not come.
 const GLANCE: Duration = Duration::from_millis(700);
+/// How long a request is sent again on one new connection after the other.
+const PLACES_RETURN: Duration = Duration::from_secs(100);
 /// Requests of a connection that are kept for the report.
 const RECENT_MAX: usize = 12;
 /// Requests after which there is a new room, and after which there is a new account.
@@ -203,7 +205,7 @@ impl Caller {
 
     fn exchange(&mut self, built: &Built) -> Got {
         let patience = if built.broken || built.waits { GLANCE } else { PATIENCE };
-        let mut failures = 0;
+        let began = Instant::now();
         loop {
             let kept = self.pipe.is_some();
             let error = match self.attempt(built, patience) {
@@ -212,10 +214,9 @@ impl Caller {
                 Err(error) if is_late(&error) || built.broken => return Got::Nothing(error),
                 Err(error) => error,
             };
-            // A kept connection may have been closed meanwhile. A new one has no such excuse, unless all places are taken by
-            // those that were hung up on.
-            failures += u32::from(!kept);
-            if failures == 3 || !kept && !self.has_place() {
+            // A kept connection may have been closed meanwhile. A new one has no such excuse, unless places are taken by
+            // those that were hung up on, which the server may believe in for a minute and a half.
+            if !kept && (began.elapsed() > PLACES_RETURN || !self.has_place()) {
                 return Got::Nothing(error);
             }
         }
@@ -232,11 +233,11 @@ impl Caller {
             pipe.get_mut().flush()?;
             read_answer(&mut pipe, false, ANSWER_BYTES_MAX)
         };
-        while began.elapsed() < PATIENCE {
+        while began.elapsed() < PLACES_RETURN {
+            thread::sleep(Duration::from_millis(300));
             if probe().is_ok() {
                 return true;
             }
-            thread::sleep(Duration::from_millis(300));
         }
         false
     }
