@@ -529,7 +529,9 @@ impl Maker<'_> {
                 *target += &format!("{}access_token={}", if target.contains('?') { '&' } else { '?' }, self.known.token)
             }
             6 => add("content-type", "text/plain; charset=utf-16"),
-            7 => add("x-forwarded-for", *self.random.pick(&["::1, a, ,", "1.2.3.4", "999.1.1.1", "unknown", ""])),
+            7 => {
+                add("x-forwarded-for", self.random.pick::<&str>(&["::1, a, ,", "1.2.3.4", "999.1.1.1", "unknown", ""]))
+            }
             8 => add("cookie", &"a".repeat(*self.random.pick(&[100, 9000, 70_000]))),
             9 => (0..*self.random.pick(&[10, 99, 101, 300])).for_each(|n| add(&format!("x-{n}"), "1")),
             10 => add("expect", "100-continue"),
@@ -552,13 +554,16 @@ impl Maker<'_> {
                 built.broken = true;
                 match self.random.below(7) {
                     0 => *version = *self.random.pick(&["HTTP/9.9", "", "HTTP/1.1 x", "http/1.1"]),
-                    1 => add("content-length", *self.random.pick(&["5", "-1", "abc", "18446744073709551616", "1, 1"])),
-                    2 => add("transfer-encoding", *self.random.pick(&["gzip", "chunked, chunked", "chunked"])),
+                    1 => add(
+                        "content-length",
+                        self.random.pick::<&str>(&["5", "-1", "abc", "18446744073709551616", "1, 1"]),
+                    ),
+                    2 => add("transfer-encoding", self.random.pick::<&str>(&["gzip", "chunked, chunked", "chunked"])),
                     3 => add("a b", "c\u{0}\u{1}\u{e9}"),
                     4 => add("connection", "close"),
                     5 => target.insert_str(
                         self.random.below(2),
-                        *self.random.pick(&["\u{e9}", "#", "http://a", "\t", "*", "//", "\\"]),
+                        self.random.pick::<&str>(&["\u{e9}", "#", "http://a", "\t", "*", "//", "\\"]),
                     ),
                     _ => {
                         head.retain(|(name, _)| name != "content-length");
