@@ -2,14 +2,15 @@
 
 use super::load::lab::Lab;
 use super::load::random::Stream;
-use super::load::resident::now_ms;
+use super::load::resident::{lock, now_ms};
 use super::load::wire::{Pipe, Request, read_request};
 use super::odd::{self, Tree};
 use super::peers::{self, Draft, Peers, Room};
+use std::collections::BTreeMap;
 use std::io::{self, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
@@ -21,6 +22,8 @@ pub struct Elsewhere {
     seed: u64,
     /// Questions so far; each answer has randomness of its own.
     pub asked: AtomicU64,
+    /// How often, by what was asked.
+    pub questions: Mutex<BTreeMap<String, u64>>,
 }
 
 struct Reply {
@@ -37,7 +40,7 @@ enum Body {
 impl Elsewhere {
     pub fn new(peers: Arc<Peers>) -> Arc<Elsewhere> {
         let seed = peers.seed;
-        Arc::new(Elsewhere { peers, seed, asked: AtomicU64::new(0) })
+        Arc::new(Elsewhere { peers, seed, asked: AtomicU64::new(0), questions: Mutex::default() })
     }
 
     /// Answers on a listener until the process ends; one blocking thread for each connection.
@@ -71,6 +74,8 @@ impl Elsewhere {
         let good = self.peers.names.iter().position(|known| *known == name).is_none_or(|at| at < GOOD_NAMES);
         let path = request.segments();
         let path: Vec<&str> = path.iter().map(String::as_str).collect();
+        let question = format!("{} /{}", request.method, path.get(..path.len().min(5)).unwrap_or_default().join("/"));
+        *lock(&self.questions).entry(shorten(&question)).or_default() += 1;
         let mut reply = self.right(&name, &path, request, random);
         // Without their keys nothing else of theirs would be looked at.
         let keys = path.get(1) == Some(&"key");
@@ -298,6 +303,12 @@ impl Elsewhere {
             _ => json(Tree::list([Tree::number(200), answer])),
         }
     }
+}
+
+/// Without the ids in it.
+fn shorten(question: &str) -> String {
+    let is_id = |part: &&str| part.starts_with(['!', '@', '$', '#']) || part.len() > 22;
+    question.split('/').filter(|part| !is_id(part)).collect::<Vec<_>>().join("/")
 }
 
 fn devices(user: &str) -> Tree {

@@ -163,6 +163,7 @@ impl Known {
                     _ => self.pooled("event_id", random).unwrap_or_else(|| format!("${}", random.token(43, false))),
                 }
             }
+            "alias" if random.chance(0.2) => format!("#{}:{}", random.token(3, true), random.pick(&self.servers)),
             "alias" => {
                 self.pooled("alias", random).unwrap_or_else(|| format!("#{}:{}", random.token(3, true), drive::NAME))
             }

@@ -258,6 +258,8 @@ fn report(given: &Arguments, diaries: &[Arc<Mutex<Diary>>], elsewhere: &Elsewher
     println!("answers by status: {}", statuses.join(", "));
     if given.list {
         endpoints.iter().for_each(|(name, (asked, well))| println!("{asked:>7} {well:>7}  {name}"));
+        println!("asked of other servers:");
+        lock(&elsewhere.questions).iter().for_each(|(question, count)| println!("{count:>7}  {question}"));
     }
 }
 

@@ -85,9 +85,10 @@ const EMPTY: Holds = Json(&["{}"]);
 const REASON: Holds = Json(&[r#"{"reason":"<text>"}"#]);
 const TARGET: Holds =
     Json(&[r#"{"user_id":"<user_id>","reason":"<text>"}"#, r#"{"user_id":"<their_user>","reason":"<text>"}"#]);
-const AUTH: &str = r#"{"auth":{"type":"m.login.password","identifier":{"type":"m.id.user","user":"<me>"},"password":"<password>","session":"<session>"}}"#;
-const PASSWORD_CHANGE: &str = r#"{"new_password":"<password>","logout_devices":false,"auth":{"type":"m.login.password","identifier":{"type":"m.id.user","user":"<me>"},"password":"<password>","session":"<session>"}}"#;
-const DEVICES_END: &str = r#"{"devices":["A","<device_id>"],"auth":{"type":"m.login.password","identifier":{"type":"m.id.user","user":"<me>"},"password":"<password>","session":"<session>"}}"#;
+const AUTH: &str =
+    r#"{"auth":{"type":"m.login.password","identifier":{"type":"m.id.user","user":"<me>"},"password":"<password>"}}"#;
+const PASSWORD_CHANGE: &str = r#"{"new_password":"<password>","logout_devices":false,"auth":{"type":"m.login.password","identifier":{"type":"m.id.user","user":"<me>"},"password":"<password>"}}"#;
+const DEVICES_END: &str = r#"{"devices":["A","<device_id>"],"auth":{"type":"m.login.password","identifier":{"type":"m.id.user","user":"<me>"},"password":"<password>"}}"#;
 const PROFILE: Holds = Json(&[
     r#"{"displayname":"<text>","avatar_url":"<mxc>","m.tz":"Europe/Berlin","org.example.field":{"a":1},"m.status":{"text":"<text>"}}"#,
     r#"{"avatar_url":"<mxc>"}"#,
@@ -166,7 +167,8 @@ const LOGIN: Holds = Json(&[
     r#"{"type":"m.login.token","token":"<text>"}"#,
 ]);
 const REGISTER: Holds = Json(&[
-    r#"{"username":"<localpart>","password":"<password>","auth":{"type":"m.login.dummy","session":"<session>"},"device_id":"<device_id>","inhibit_login":true}"#,
+    r#"{"username":"<localpart>","password":"<password>","auth":{"type":"m.login.dummy"},"device_id":"<device_id>","inhibit_login":true}"#,
+    r#"{"username":"<localpart>","password":"<password>","auth":{"type":"m.login.dummy","session":"<session>"}}"#,
     r#"{"username":"<localpart>","password":"<password>"}"#,
 ]);
 const ACCOUNT_DATA: Holds = Json(&[
@@ -195,7 +197,7 @@ pub const TABLE: &[Endpoint] = &[
     get(V3, "/register/available").of(Anybody).asks("username=localpart"),
     get(V1, "/register/m.login.registration_token/validity").of(Anybody).asks("token=text"),
     post(V3, "/account/password", Json(&[r#"{"new_password":"<password>","logout_devices":false}"#, PASSWORD_CHANGE])),
-    post(V3, "/account/deactivate", Json(&["{}", AUTH])).weighs(1),
+    post(V3, "/account/deactivate", Json(&["{}", r#"{"auth":{"session":"<session>"}}"#, AUTH])).weighs(1),
     get(V3, "/account/3pid"),
     get(V3, "/devices"),
     get(V3, "/devices/{device_id}"),
