@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use snug::budget::Budget;
+use snug::budget::{Budget, meter};
 use snug::store::schema::{STATE_NAME, STATE_NODE};
 use snug::store::tables::event::{self, Flags, Id, Kind, Membership, Root, Row};
 use snug::store::tables::{body, snapshot, topology};
@@ -26,6 +26,9 @@ fn main() {
     }
     let folder = std::env::var_os("SNUG_BENCH_DIR").map_or(std::env::temp_dir(), PathBuf::from).join("snug-bench");
     std::fs::create_dir_all(&folder).expect("a folder to write to");
+    for cache_mib in [1, 4, 16] {
+        memory(&folder, cache_mib << 20);
+    }
     trees(&folder);
     walks(&folder);
     for events in [500, 2000, 4000] {
@@ -71,6 +74,47 @@ fn timed<T>(what: &str, work: impl FnOnce() -> T) -> T {
 
 fn length(folder: &Path, name: &str) -> u64 {
     std::fs::metadata(folder.join(name)).map_or(0, |file| file.len())
+}
+
+/// What is allocated at most beside the cache: small commits at random places, bulk rows and reads, with a snapshot held open.
+fn memory(folder: &Path, cache_bytes: usize) {
+    let path = folder.join("memory");
+    let _ = std::fs::remove_file(&path);
+    let mut options = StoreOptions::new(path);
+    options.cache_bytes = cache_bytes;
+    let before = meter::live_bytes();
+    let store = Store::open(options).expect("a new database");
+    let mut place = 1u64;
+    let mut next = move || {
+        place = place.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        place >> 20
+    };
+    let held = store.read().unwrap();
+    meter::reset_high_water();
+    for round in 0..200u64 {
+        let keys: Vec<u64> = (0..500).map(|_| next()).collect();
+        let bulk =
+            move |w: &mut Write<'_>| keys.iter().try_for_each(|key| w.put(&STATE_NODE, &key.to_be_bytes(), &[7; 300]));
+        store.write_bulk_blocking(bulk).expect("there is room on the disk");
+        for _ in 0..5 {
+            let key = next();
+            write(&store, move |w| w.put(&STATE_NODE, &key.to_be_bytes(), &[1; 100]));
+        }
+        let (read, mut rows) = (store.read().unwrap(), 0);
+        let mut visit = |_: &[u8], _: &[u8]| {
+            rows += 1;
+            Ok(if rows < 2000 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
+        };
+        read.range(&STATE_NODE, &next().to_be_bytes(), None, false, &mut visit).unwrap();
+        drop((round, read));
+    }
+    drop(held);
+    let beside = meter::high_water_bytes() as i64 - before as i64 - cache_bytes as i64;
+    println!(
+        "memory with a cache of {} MiB: {:.2} MiB beside it at most",
+        cache_bytes >> 20,
+        beside as f64 / 1048576.0
+    );
 }
 
 fn trees(folder: &Path) {

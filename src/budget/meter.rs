@@ -141,14 +141,21 @@ fn note([now, high]: &[AtomicU64; 2], bytes: u64) {
 /// How often the process is looked at. Text that is run for the first time comes in much more slowly than this.
 const SAMPLE_EVERY: Duration = Duration::from_millis(250);
 
+/// A sample counts when less than this was allocated or freed meanwhile.
+const STEADY_BYTES: u64 = 128 << 10;
+
 /// Measures what no account pays, and gives text back when more of it is resident than `text_bytes`: what is not run again
 /// stays out, and what is comes back from the kernel's cache. Never ends.
 pub async fn keep_text_within(clock: Clock, text_bytes: u64) {
     let program = program_text();
     loop {
+        // What came or went while the kernel was asked would be taken for slack, or would hide it.
+        let before = live_bytes();
         if let Some((file, anonymous)) = sample() {
             note(&TEXT, file);
-            note(&BESIDE, anonymous.saturating_sub(live_bytes()));
+            if before.abs_diff(live_bytes()) < STEADY_BYTES {
+                note(&BESIDE, anonymous.saturating_sub(before));
+            }
             if file > text_bytes {
                 give_back(&program);
             }

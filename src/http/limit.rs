@@ -121,7 +121,10 @@ impl Limits {
             // Whoever tries to log in names whom they like.
             Limit::Login | Limit::Password => self.stranger(who),
             _ if who.starts_with('@') => self.known(who),
-            _ => Caller { owner: Owner::Stranger(self.hasher.hash_one(neighbourhood(who))), who: self.hasher.hash_one(who) },
+            _ => Caller {
+                owner: Owner::Stranger(self.hasher.hash_one(neighbourhood(who))),
+                who: self.hasher.hash_one(who),
+            },
         };
         self.take(limit, caller)
     }

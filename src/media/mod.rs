@@ -262,17 +262,7 @@ mod tests {
         let remote = Remote::new(options, clock.clone(), random.clone(), &budget, store.clone()).unwrap();
         let folder = std::env::temp_dir().join(format!("snug-media-{}", std::process::id()));
         let (upload_bytes_max, account_bytes_max) = (1000, None);
-        Media::new(Parts {
-            store,
-            clock,
-            random,
-            budget,
-            remote,
-            server,
-            folder,
-            upload_bytes_max,
-            account_bytes_max,
-        })
+        Media::new(Parts { store, clock, random, budget, remote, server, folder, upload_bytes_max, account_bytes_max })
     }
 
     /// 256 ids were for everybody: one who asked for so many ended the uploads of all others.

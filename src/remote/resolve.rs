@@ -220,7 +220,8 @@ impl Resolver {
     /// The cached delegation of a host, asked for anew when it is too old. A silence never forgets what was known.
     async fn delegation(&self, host: &str, owner: Owner<String>) -> Result<Option<String>, Miss> {
         let now = self.clock.now_ms();
-        let known = self.delegations.lock().unwrap_or_else(PoisonError::into_inner).get(host).map(|known| known.clone());
+        let known =
+            self.delegations.lock().unwrap_or_else(PoisonError::into_inner).get(host).map(|known| known.clone());
         if let Some(known) = known.as_ref().filter(|known| known.until_ms > now) {
             return Ok(known.server.clone());
         }

@@ -421,7 +421,9 @@ async fn a_message_for_another_server_is_as_deep_as_its_app_likes() {
     .unwrap();
     assert!(sent.len() == 2 && sent[0].contains(&nested(200)) && sent[1].contains(&nested(800)));
     // What cannot be signed held up everything for that server.
-    let odd = |text: &str| serde_json::from_str::<Messages>(&format!(r#"{{"@bob:there.test":{{"D":{{"a":{text}}}}}}}"#)).unwrap();
+    let odd = |text: &str| {
+        serde_json::from_str::<Messages>(&format!(r#"{{"@bob:there.test":{{"D":{{"a":{text}}}}}}}"#)).unwrap()
+    };
     let refused = town.users.send_to_device(&alice, "m.x", "d", odd(r#""\ud800""#)).await;
     assert!(matches!(refused, Err(Error::Bad { errcode: "M_BAD_JSON", .. })), "{refused:?}");
     town.users.send_to_device(&alice, "m.x", "e", odd("1.5")).await.unwrap();

@@ -96,21 +96,13 @@ fn everything_at_once_fits_every_budget() {
     }
 }
 
-/// What the server says that no account pays, in a build like those that are shipped.
+/// Stacks and slack, as the server measured them. Text is checked where it is as small as what is shipped: by the bench of the same.
 fn check_fixed(snug: &Snug, profile: &Profile) {
     let said = snug.budget().unwrap();
     println!("{}", said["table"].as_str().unwrap());
     let of = |name: &str| said[name].as_u64().unwrap();
     let beside = profile.fixed("stacks") + profile.fixed("slack");
     assert!(of("beside_bytes_max") <= beside, "{}: {} bytes of {beside}", profile.name, of("beside_bytes_max"));
-    // Text is checked where it is as small as what is shipped; a quarter of a second's worth may come in above.
-    let text = profile.fixed("text") + profile.fixed("text") / 8;
-    assert!(
-        cfg!(debug_assertions) || of("text_bytes_max") <= text,
-        "{}: {} of {text}",
-        profile.name,
-        of("text_bytes_max")
-    );
 }
 
 /// Whatever a resident answers, the join ends, the memory holds, and nothing is left. (A byte a second, which takes minutes to be

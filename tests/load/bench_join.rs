@@ -403,6 +403,7 @@ impl Bench {
         );
         self.line("a join and everything else at once", usage.peak, usage.cpu - before.cpu, outcome.join_seconds, note);
         println!("    answers: {:?}", outcome.answers);
+        self.check_fixed(&snug)?;
         if outcome.joined != 200 {
             self.wrong.push(format!("beside everything else the join answered {}", outcome.joined));
         }
@@ -411,6 +412,23 @@ impl Bench {
         }
         self.wrong.extend(outcome.faults());
         self.resident.meet(drive::NAME, &self.snug.federation_url())?;
+        Ok(())
+    }
+
+    /// What the profile says that no account pays, against what the server measured.
+    fn check_fixed(&mut self, snug: &Snug) -> io::Result<()> {
+        let said = snug.budget()?;
+        let profile = snug::budget::Profile::named(&self.given.budget).map_err(io::Error::other)?;
+        let beside = profile.fixed("stacks") + profile.fixed("slack");
+        for (what, name, most) in
+            [("text", "text_bytes_max", profile.fixed("text")), ("stacks and slack", "beside_bytes_max", beside)]
+        {
+            let measured = said[name].as_u64().unwrap_or(u64::MAX);
+            println!("    {what}: {} of {}", mib(measured), mib(most));
+            if measured > most {
+                self.wrong.push(format!("{what}: {}, the profile says {}", mib(measured), mib(most)));
+            }
+        }
         Ok(())
     }
 
