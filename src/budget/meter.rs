@@ -35,8 +35,9 @@ unsafe impl GlobalAlloc for Meter {
     }
 
     unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        // Behind it: what the kernel is still taking back is not gone yet.
+        unsafe { HEAP.dealloc(at, layout) };
         count(-(layout.size() as isize));
-        unsafe { HEAP.dealloc(at, layout) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
@@ -45,8 +46,9 @@ unsafe impl GlobalAlloc for Meter {
     }
 
     unsafe fn realloc(&self, at: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        let moved = unsafe { HEAP.realloc(at, layout, size) };
         count(size as isize - layout.size() as isize);
-        unsafe { HEAP.realloc(at, layout, size) }
+        moved
     }
 }
 

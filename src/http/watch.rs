@@ -37,6 +37,8 @@ pub struct Watch {
     clock: Clock,
     /// Encrypted bytes taken from the socket since the last of them made sense.
     undecided: AtomicUsize,
+    /// There were as many of them as there may be, and whoever reads was told to look at what there is.
+    told_enough: AtomicBool,
     /// When the socket first would not take more, in ms + 1; zero while it does.
     write_blocked_ms: AtomicU64,
     /// Requests whose answers are not finished.
@@ -177,6 +179,7 @@ impl Watch {
         Arc::new(Self {
             clock,
             undecided: AtomicUsize::new(0),
+            told_enough: AtomicBool::new(false),
             write_blocked_ms: AtomicU64::new(0),
             active: AtomicUsize::new(0),
             busy_since_ms: AtomicU64::new(now),
@@ -368,6 +371,7 @@ impl Watch {
     /// What was encrypted is done with: the handshake, or a record.
     pub fn decided(&self) {
         self.undecided.store(0, Relaxed);
+        self.told_enough.store(false, Relaxed);
     }
 
     fn wrote_some(&self, result: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
@@ -498,12 +502,23 @@ impl<T> Wire<T> {
 
 impl<T: AsyncRead + Unpin> AsyncRead for Wire<T> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        let result = Pin::new(&mut self.inner).poll_read(cx, buf);
-        let read = buf.filled().len() - before;
-        if self.watch.undecided.fetch_add(read, Relaxed) + read > UNDECIDED_MAX {
-            return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "encrypted bytes without an end")));
+        let left = UNDECIDED_MAX.saturating_sub(self.watch.undecided.load(Relaxed));
+        if left == 0 {
+            // One read for plain text may take many records, and only its end says that they made sense. As if nothing more
+            // had come, it ends here with what it has; one that comes again has nothing.
+            if self.watch.told_enough.swap(true, Relaxed) {
+                return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "encrypted bytes without an end")));
+            }
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
         }
+        let mut part = buf.take(left);
+        let result = Pin::new(&mut self.inner).poll_read(cx, &mut part);
+        let read = part.filled().len();
+        // SAFETY: the part is the buffer's own, and so many bytes of it are filled.
+        unsafe { buf.assume_init(read) };
+        buf.advance(read);
+        self.watch.undecided.fetch_add(read, Relaxed);
         result
     }
 }
@@ -568,6 +583,37 @@ mod tests {
             wire.read_exact(&mut buffer).await.unwrap();
         }
         assert_eq!(wire.read(&mut buffer).await.unwrap_err().kind(), io::ErrorKind::InvalidData);
+    }
+
+    /// Where one read had room for more than a record, as under the larger budgets, whoever sent a long body was cut off.
+    #[tokio::test]
+    async fn one_read_may_take_many_records() {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let (server, client) = crate::http::tls::tests::pair();
+        let (near, far) = tokio::io::duplex(1 << 20);
+        let watch = Watch::new(Clock::simulated(0));
+        let sending = tokio::spawn(async move {
+            let name = "localhost".try_into().unwrap();
+            let mut stream = tokio_rustls::TlsConnector::from(client).connect(name, far).await.unwrap();
+            stream.write_all(&[1; 300_000]).await.unwrap();
+            for _ in 0..5_000 {
+                stream.write_all(&[2]).await.unwrap();
+            }
+            stream.flush().await.unwrap();
+            stream.shutdown().await.unwrap();
+        });
+        let stream = tokio_rustls::TlsAcceptor::from(server).accept(Wire::new(near, watch.clone())).await.unwrap();
+        watch.decided();
+        let mut stream = Watched::new(stream, watch);
+        let (mut buffer, mut got) = (vec![0; 64 << 10], 0);
+        loop {
+            match stream.read(&mut buffer).await.unwrap() {
+                0 => break,
+                read => got += read,
+            }
+        }
+        sending.await.unwrap();
+        assert_eq!(got, 305_000);
     }
 
     #[test]

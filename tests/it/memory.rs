@@ -83,7 +83,7 @@ fn everything_at_once_fits_every_budget() {
         let lab = Lab::get(&cache.join("lab")).unwrap();
         let resident = Resident::start("127.0.0.1:0", lab, rendered.into(), Dials::default()).unwrap();
         let snug = start(&profile, &resident);
-        let amount = Amount::small();
+        let amount = Amount::small().within(&profile);
         let heavy = Heavy::new(&snug, &amount).unwrap();
         assert_eq!(snug.register("inside").unwrap().join(&small, room::RESIDENT).unwrap().status, 200);
         let push = || resident.shared.push(&small, What::LargeMessage, 20, 20).map(drop);

@@ -384,7 +384,8 @@ impl Bench {
         let (room, small) = (self.room.clone(), self.small_room.clone());
         let snug = Snug::start(&self.setup)?;
         self.resident.meet(drive::NAME, &snug.federation_url())?;
-        let amount = Amount::large();
+        let profile = snug::budget::Profile::named(&self.given.budget).map_err(io::Error::other)?;
+        let amount = Amount::large().within(&profile);
         let heavy = Heavy::new(&snug, &amount)?;
         snug.register("inside")?.join(&small, room::RESIDENT)?.good("join of the small room")?;
         snug.reset_peak();

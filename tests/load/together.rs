@@ -44,7 +44,12 @@ impl Amount {
 
     /// For one that is built without optimisation: the same kinds, fewer of each.
     pub fn small() -> Amount {
-        Amount { account_data: 20, to_device: 40, rooms: 20, messages: 40, at_once: 2, ..Amount::large() }
+        Amount { account_data: 20, to_device: 40, rooms: 20, messages: 40, ..Amount::large() }
+    }
+
+    /// The smallest board has no places for so many.
+    pub fn within(self, profile: &snug::budget::Profile) -> Amount {
+        Amount { at_once: (profile.size("connections_max") / 7).clamp(1, self.at_once), ..self }
     }
 }
 
@@ -179,7 +184,12 @@ pub fn run(
         }
         scope.spawn(|| {
             while !stop.load(Relaxed) {
-                note("transactions", if push().is_ok() { 200 } else { 0 });
+                let pushed = push();
+                note("transactions", if pushed.is_ok() { 200 } else { 0 });
+                if let Err(error) = pushed {
+                    eprintln!("a transaction: {error}");
+                    thread::sleep(Duration::from_millis(100));
+                }
             }
         });
         let chatting = scope.spawn(|| {
