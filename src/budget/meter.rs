@@ -140,13 +140,15 @@ fn note([now, high]: &[AtomicU64; 2], bytes: u64) {
     high.fetch_max(bytes, Ordering::Relaxed);
 }
 
-/// How often the process is looked at. Text that is run for the first time comes in much more slowly than this.
+/// How often the process is looked at.
 const SAMPLE_EVERY: Duration = Duration::from_millis(250);
 
+/// What may come in between two looks; text goes back when no more than this is left of its share.
+const TEXT_BETWEEN_BYTES: u64 = 3 << 19;
 /// A sample counts when less than this was allocated or freed meanwhile.
 const STEADY_BYTES: u64 = 128 << 10;
 
-/// Measures what no account pays, and gives text back when more of it is resident than `text_bytes`: what is not run again
+/// Measures what no account pays, and gives text back before more of it is resident than `text_bytes`: what is not run again
 /// stays out, and what is comes back from the kernel's cache. Never ends.
 pub async fn keep_text_within(clock: Clock, text_bytes: u64) {
     let program = program_text();
@@ -158,7 +160,7 @@ pub async fn keep_text_within(clock: Clock, text_bytes: u64) {
             if before.abs_diff(live_bytes()) < STEADY_BYTES {
                 note(&BESIDE, anonymous.saturating_sub(before));
             }
-            if file > text_bytes {
+            if file + TEXT_BETWEEN_BYTES > text_bytes {
                 give_back(&program);
             }
         }

@@ -277,7 +277,7 @@ pub(super) mod tests {
     pub fn pair() -> (Arc<rustls::ServerConfig>, Arc<rustls::ClientConfig>) {
         let folder = scratch("pair");
         let (chain, key) = write_pair(&folder);
-        let certificate = Arc::new(Certificate::read(&chain, &key).unwrap());
+        let certificate = Certificate::read(&chain, &key).unwrap();
         std::fs::remove_dir_all(folder).unwrap();
         let mut roots = rustls::RootCertStore::empty();
         roots.add(leaf(&certificate).into()).unwrap();
