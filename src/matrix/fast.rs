@@ -64,7 +64,7 @@ impl Scan {
     /// Reads one event's JSON. Bounded by `raw`, which the caller has bounded.
     pub fn read(&mut self, version: &'static RoomVersion, raw: &[u8]) -> Result<Seen<'_>, Reject> {
         self.canon.read(raw, version.json_mode(), &["unsigned"])?;
-        if self.canon.depth() > json::EVENT_DEPTH_MAX {
+        if self.canon.deepest() > json::EVENT_DEPTH_MAX {
             return Err(Reject::json(format!("event nested deeper than {} levels", json::EVENT_DEPTH_MAX)));
         }
         if self.canon.bytes().first() != Some(&b'{') {

@@ -84,7 +84,7 @@ impl Levels {
     }
 
     fn push(&mut self, is_object: bool) -> Result<(), Reject> {
-        if self.depth % 64 == 0 && self.depth > 0 {
+        if self.depth > 0 && self.depth.is_multiple_of(64) {
             self.outer.push(self.bits);
         }
         self.bits = self.bits << 1 | u64::from(is_object);
@@ -96,7 +96,7 @@ impl Levels {
     fn pop(&mut self) {
         self.depth -= 1;
         self.bits >>= 1;
-        if self.depth % 64 == 0 {
+        if self.depth.is_multiple_of(64) {
             self.bits = self.outer.pop().unwrap_or_default();
         }
     }
@@ -150,7 +150,7 @@ impl Canon {
     }
 
     /// Objects and arrays within each other in what was read last, members that were left out aside.
-    pub fn depth(&self) -> u32 {
+    pub fn deepest(&self) -> u32 {
         self.levels.deepest
     }
 
@@ -180,7 +180,7 @@ pub fn canonical(raw: &[u8], mode: Mode) -> Result<Vec<u8>, Reject> {
 pub fn canonical_shown(raw: &[u8], mode: Mode) -> Result<Vec<u8>, Reject> {
     let mut canon = Canon::new();
     canon.read(raw, mode, &[])?;
-    if canon.depth() > EVENT_DEPTH_MAX { Err(Reject::json("JSON nested too deeply")) } else { Ok(canon.out) }
+    if canon.deepest() > EVENT_DEPTH_MAX { Err(Reject::json("JSON nested too deeply")) } else { Ok(canon.out) }
 }
 
 /// Canonical form of a value of our own making or already parsed.

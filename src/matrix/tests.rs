@@ -310,9 +310,9 @@ fn deep_values_are_as_a_recursive_model_has_them() {
             assert_eq!(canonical(&raw, Mode::Strict).unwrap(), expected, "{raw}");
             let mut canon = json::Canon::new();
             canon.read(raw.as_bytes(), Mode::Strict, &[]).unwrap();
-            assert!(canon.depth() as usize >= levels);
-            assert!(!json::is_deeper_than(raw.as_bytes(), canon.depth()));
-            assert!(levels == 0 || json::is_deeper_than(raw.as_bytes(), canon.depth() - 1));
+            assert!(canon.deepest() as usize >= levels);
+            assert!(!json::is_deeper_than(raw.as_bytes(), canon.deepest()));
+            assert!(levels == 0 || json::is_deeper_than(raw.as_bytes(), canon.deepest() - 1));
             // What was read before leaves nothing behind.
             assert!(canon.read(&raw.as_bytes()[..raw.len() / 2], Mode::Strict, &[]).is_err() || levels == 0);
             canon.read(raw.as_bytes(), Mode::Strict, &[]).unwrap();

@@ -265,8 +265,6 @@ impl StorageBackend for Look {
     }
 }
 
-/// A database in memory, for tests; it survives being opened again.
-
 /// Whether there is room on the card for what others send, and what of that was said.
 #[derive(Default)]
 pub(super) struct Spare(AtomicBool);
