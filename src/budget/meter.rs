@@ -144,7 +144,7 @@ fn note([now, high]: &[AtomicU64; 2], bytes: u64) {
 const SAMPLE_EVERY: Duration = Duration::from_millis(250);
 
 /// What may come in between two looks; text goes back when no more than this is left of its share.
-const TEXT_BETWEEN_BYTES: u64 = 3 << 19;
+const TEXT_BETWEEN_BYTES: u64 = 5 << 19;
 /// A sample counts when less than this was allocated or freed meanwhile.
 const STEADY_BYTES: u64 = 128 << 10;
 
