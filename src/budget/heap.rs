@@ -7,7 +7,7 @@
 //!
 //! ```text
 //! 1 to 16 KiB    a slab of 64 KiB: header with a bit for each block, then blocks of one size; the lowest free one is taken
-//! more           a mapping of its own, gone when it is freed
+//! more           a mapping of its own, gone when it is freed but for the last few small ones
 //! ```
 //!
 //! A deallocation says its size (`Layout`), so that nothing is noted beside a block. Headers lie in their slab. Slabs come
@@ -30,9 +30,12 @@ const SLABS_PER_CHUNK: usize = CHUNK_BYTES / SLAB_BYTES;
 const CHUNKS_MAX: usize = 1024;
 /// Every block is aligned to this.
 const ALIGN: usize = 16;
-/// Empty pages of one size that stay: a block taken and freed by turns at the edge of a page would else cost two system
-/// calls each time.
+/// Empty pages of one size that stay, beside those of one block: a block taken and freed by turns at the edge of a page would
+/// else cost two system calls each time.
 const EMPTY_BYTES_MAX: usize = 16 << 10;
+/// Mappings that were freed last stay for whoever wants one of the same size: so many, of so many bytes at most.
+const KEPT_MAX: usize = 4;
+const KEPT_BYTES_MAX: usize = 64 << 10;
 
 /// Steps of 16 bytes up to 128, then eight for each doubling: at most an eighth of a block is unused.
 const STEPPED: usize = 64;
@@ -137,8 +140,10 @@ struct Chunks {
 pub struct Heap {
     classes: [Mutex<Class>; CLASSES],
     chunks: Mutex<Chunks>,
-    /// Bytes in mappings of their own.
+    /// Bytes in mappings of their own that are in use.
     mapped: AtomicUsize,
+    /// Mappings not in use: address and bytes.
+    kept: Mutex<[(usize, usize); KEPT_MAX]>,
     page_bytes: AtomicUsize,
 }
 
@@ -152,6 +157,7 @@ impl Heap {
             classes: [const { Mutex::new(Class { first: null_mut(), empty_bytes: 0 }) }; CLASSES],
             chunks: Mutex::new(Chunks { bases: [0; CHUNKS_MAX], free: [0; CHUNKS_MAX], count: 0 }),
             mapped: AtomicUsize::new(0),
+            kept: Mutex::new([(0, 0); KEPT_MAX]),
             page_bytes: AtomicUsize::new(0),
         }
     }
@@ -160,13 +166,18 @@ impl Heap {
     pub fn alloc(&self, layout: Layout) -> *mut u8 {
         match placed(layout) {
             Some(class) => self.take(class),
-            None => self.map(layout),
+            None => self.map(layout).0,
         }
     }
 
     pub fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        let Some(class) = placed(layout) else { return self.map(layout) };
-        let block = self.take(class);
+        let block = match placed(layout) {
+            Some(class) => self.take(class),
+            None => match self.map(layout) {
+                (block, true) => return block,
+                (block, false) => block,
+            },
+        };
         if !block.is_null() {
             // SAFETY: the block has as many bytes at least.
             unsafe { block.write_bytes(0, layout.size()) };
@@ -279,7 +290,7 @@ impl Heap {
                 }
             }
         }
-        if list.empty_bytes > EMPTY_BYTES_MAX {
+        if list.empty_bytes > EMPTY_BYTES_MAX + shape.bytes {
             // SAFETY: as above; nothing is in these pages.
             unsafe {
                 let pages = std::mem::take(&mut (*slab).empty_pages);
@@ -341,24 +352,47 @@ impl Heap {
         }
     }
 
-    fn map(&self, layout: Layout) -> *mut u8 {
+    /// A mapping, and whether it is all zero.
+    fn map(&self, layout: Layout) -> (*mut u8, bool) {
         let page = self.page_bytes();
-        let Some(bytes) = layout.size().checked_next_multiple_of(page) else { return null_mut() };
-        let Some(block) = map_aligned(bytes, layout.align(), page) else { return null_mut() };
+        let Some(bytes) = layout.size().checked_next_multiple_of(page) else { return (null_mut(), true) };
+        if let Some(block) = self.kept_mapping(bytes, layout.align()) {
+            self.mapped.fetch_add(bytes, Ordering::Relaxed);
+            return (block, false);
+        }
+        let Some(block) = map_aligned(bytes, layout.align(), page) else { return (null_mut(), true) };
         self.mapped.fetch_add(bytes, Ordering::Relaxed);
-        block.as_ptr()
+        (block.as_ptr(), true)
+    }
+
+    fn kept_mapping(&self, bytes: usize, align: usize) -> Option<*mut u8> {
+        if bytes > KEPT_BYTES_MAX {
+            return None;
+        }
+        let mut kept = lock(&self.kept);
+        let one = kept.iter_mut().find(|(at, length)| *length == bytes && at.is_multiple_of(align))?;
+        Some(std::ptr::with_exposed_provenance_mut(std::mem::take(one).0))
     }
 
     unsafe fn unmap(&self, block: *mut u8, bytes: usize) {
         let bytes = bytes.next_multiple_of(self.page_bytes());
-        // SAFETY: the caller's. It fails only where the kernel would have to note one more mapping than it can; the pages go
-        // back all the same then.
-        unsafe {
-            if munmap(block.cast(), bytes).is_err() {
-                give_back(block, bytes);
-            }
-        }
         self.mapped.fetch_sub(bytes, Ordering::Relaxed);
+        if bytes <= KEPT_BYTES_MAX {
+            let mut kept = lock(&self.kept);
+            if let Some(place) = kept.iter_mut().find(|(_, length)| *length == 0) {
+                *place = (block.expose_provenance(), bytes);
+                return;
+            }
+            // What is not wanted gives way, so that sizes of an hour ago do not stay for ever.
+            kept.rotate_left(1);
+            let (old, old_bytes) = std::mem::replace(&mut kept[KEPT_MAX - 1], (block.expose_provenance(), bytes));
+            drop(kept);
+            // SAFETY: a mapping of ours that nobody has.
+            unsafe { drop_mapping(std::ptr::with_exposed_provenance_mut(old), old_bytes) };
+            return;
+        }
+        // SAFETY: the caller's.
+        unsafe { drop_mapping(block, bytes) };
     }
 
     unsafe fn remap(&self, block: *mut u8, old: usize, new: usize) -> *mut u8 {
@@ -463,6 +497,17 @@ fn runs(mut bits: u32) -> impl Iterator<Item = (usize, usize)> {
 unsafe fn give_back(start: *mut u8, bytes: usize) {
     // SAFETY: the caller's: nothing is in these pages. Where it fails they stay, which only costs memory.
     let _ = unsafe { madvise(start.cast(), bytes, Advice::LinuxDontNeed) };
+}
+
+/// Gives a mapping up. It fails only where the kernel would have to note one more mapping than it can; the pages go back all the
+/// same then.
+unsafe fn drop_mapping(start: *mut u8, bytes: usize) {
+    // SAFETY: the caller's: nobody uses it any more.
+    unsafe {
+        if munmap(start.cast(), bytes).is_err() {
+            give_back(start, bytes);
+        }
+    }
 }
 
 /// A mapping of whole pages, aligned.
@@ -658,7 +703,7 @@ mod tests {
     fn what_is_freed_goes_back_to_the_kernel() {
         let heap = Heap::new();
         let random = Random::seeded(7);
-        let most = |live: usize| live + live / 4 + CLASSES * (EMPTY_BYTES_MAX + (4 << 10));
+        let most = |live: usize| live + live / 4 + CLASSES * (EMPTY_BYTES_MAX + (8 << 10));
         let sizes = [24, 100, 250, 700, 1_500, 4_112, 9_000];
         let mut held = Vec::new();
         let mut live = 0;
