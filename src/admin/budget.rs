@@ -29,6 +29,7 @@ pub async fn table(admin: Arc<Admin>, _: Request) -> Result<Response, Error> {
     Ok(Response::json(&json!({
         "table": table, "resident_bytes": resident.now_bytes, "resident_bytes_max": resident.high_water_bytes,
         "text_bytes_max": meter::text().high_water_bytes, "beside_bytes_max": meter::beside().high_water_bytes,
+        "anonymous_bytes_max": meter::anonymous().high_water_bytes,
         "profile": profile.name, "total": profile.total, "granted": granted.to_string(),
         "warning": granted.warning(profile),
     })))

@@ -119,11 +119,17 @@ pub struct Measured {
 }
 
 static TEXT: [AtomicU64; 2] = [AtomicU64::new(0), AtomicU64::new(0)];
+static ANONYMOUS: [AtomicU64; 2] = [AtomicU64::new(0), AtomicU64::new(0)];
 static BESIDE: [AtomicU64; 2] = [AtomicU64::new(0), AtomicU64::new(0)];
 
 /// Resident pages of the program's file and of its libraries, in the samples that [`keep_text_within`] takes.
 pub fn text() -> Measured {
     measured(&TEXT)
+}
+
+/// What is resident and no file's.
+pub fn anonymous() -> Measured {
+    measured(&ANONYMOUS)
 }
 
 /// What is resident and neither a file's nor allocated: stacks, and the slack of the heap.
@@ -157,6 +163,7 @@ pub async fn keep_text_within(clock: Clock, text_bytes: u64) {
         let before = live_bytes();
         if let Some((file, anonymous)) = sample() {
             note(&TEXT, file);
+            note(&ANONYMOUS, anonymous);
             if before.abs_diff(live_bytes()) < STEADY_BYTES {
                 note(&BESIDE, anonymous.saturating_sub(before));
             }

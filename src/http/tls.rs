@@ -252,7 +252,7 @@ fn time_ms(tag: u8, text: &[u8]) -> Option<u64> {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+mod tests {
     use super::*;
 
     fn write_pair(folder: &Path) -> (PathBuf, PathBuf) {
@@ -271,20 +271,6 @@ pub(super) mod tests {
 
     fn leaf(certificate: &Certificate) -> Vec<u8> {
         certificate.current.read().unwrap().cert[0].to_vec()
-    }
-
-    /// Both ends of a connection to localhost.
-    pub fn pair() -> (Arc<rustls::ServerConfig>, Arc<rustls::ClientConfig>) {
-        let folder = scratch("pair");
-        let (chain, key) = write_pair(&folder);
-        let certificate = Certificate::read(&chain, &key).unwrap();
-        std::fs::remove_dir_all(folder).unwrap();
-        let mut roots = rustls::RootCertStore::empty();
-        roots.add(leaf(&certificate).into()).unwrap();
-        let client = rustls::ClientConfig::builder_with_provider(rustls::crypto::ring::default_provider().into());
-        let client = client.with_safe_default_protocol_versions().unwrap();
-        let client = client.with_root_certificates(roots).with_no_client_auth();
-        (certificate.server_config().unwrap(), Arc::new(client))
     }
 
     #[test]
