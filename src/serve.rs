@@ -7,6 +7,7 @@
 mod folder;
 
 use std::fmt;
+use std::io::Write as _;
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -132,6 +133,8 @@ fn log_to_stderr(config: &Config) {
     let filter: Targets = config.log.parse().expect("the config checked it");
     let lines =
         tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
+    // It would be said on the same stderr, which is gone, and panic.
+    let lines = lines.log_internal_errors(false);
     // A second server in one process (tests) logs to the first one's log.
     let _ = tracing_subscriber::registry().with(filter).with(lines).try_init();
 }
@@ -630,30 +633,36 @@ fn unopened(path: &Path, error: store::Error) -> Failed {
     failed(path.display(), format_args!("{error}{advice}"))
 }
 
-/// What a person at the terminal wants to know.
+/// What a person at the terminal wants to know. The terminal may be a pipe that nobody reads any more; the server runs all the same.
 async fn greet(server: &Server, first: Option<&Path>, command: &str) {
+    let text = greeting(server, first, command).await;
+    let _ = std::io::stdout().write_all(text.as_bytes());
+}
+
+async fn greeting(server: &Server, first: Option<&Path>, command: &str) -> String {
     let url = public_url(server);
-    println!("Snug is open at {url} as {}", server.config.server_name);
+    let mut text = format!("Snug is open at {url} as {}\n", server.config.server_name);
     if let Some(file) = first {
-        println!("Settings: {}", file.display());
+        text += &format!("Settings: {}\n", file.display());
     }
     match server.users.setup_code().await {
         Ok(Some(code)) => {
             if server.config.server_name == "localhost" {
-                println!(
+                text.push_str(
                     "\nThe name localhost is for trying things out. It becomes part of every account's name and cannot be changed \
-                     after the first one:\nset server_name first if other servers shall find this one."
+                     after the first one:\nset server_name first if other servers shall find this one.\n",
                 );
             }
-            println!(
+            text += &format!(
                 "\nThere is no account yet. Make the first one, an administrator's, with this link, which works once:\n\n    \
-                 {url}{}{code}\n\nor with this command:\n\n    {command} user add NAME --admin\n",
+                 {url}{}{code}\n\nor with this command:\n\n    {command} user add NAME --admin\n\n",
                 admin::FIRST_PATH
             );
         }
         Ok(None) => {}
         Err(error) => tracing::error!("the accounts cannot be read: {error}"),
     }
+    text
 }
 
 /// Where a browser on this machine, or anywhere when that is known, reaches the server.

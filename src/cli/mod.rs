@@ -223,7 +223,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(message) => {
-            eprintln!("snug: {message}");
+            tell(&format!("snug: {message}\n"));
             ExitCode::FAILURE
         }
     }
@@ -236,6 +236,11 @@ fn load(overrides: &Overrides) -> Result<Config, String> {
 /// To stdout; a reader that went away (`| head`) is no error.
 fn print(text: &str) {
     let _ = std::io::stdout().write_all(text.as_bytes());
+}
+
+/// To stderr, which may be closed too.
+fn tell(text: &str) {
+    let _ = std::io::stderr().write_all(text.as_bytes());
 }
 
 fn serve(overrides: &Overrides, program: Option<&OsString>) -> Result<(), String> {
@@ -401,7 +406,7 @@ fn compact(overrides: &Overrides) -> Result<(), String> {
     if !serve::has_data(&config.data_dir).map_err(|error| error.to_string())? {
         return Err(local::nobody_home(&config));
     }
-    let done = serve::compact(&config, &mut |line| eprintln!("{line}"));
+    let done = serve::compact(&config, &mut |line| tell(&format!("{line}\n")));
     let (before, after) = done.map_err(|error| error.to_string())?;
     print(&format!("The database took {} and takes {} now.\n", human(before), human(after)));
     Ok(())
@@ -480,7 +485,7 @@ fn new_password(name: &str) -> Result<NewPassword, String> {
 /// One line typed without being shown.
 fn ask(question: &str) -> Result<String, String> {
     use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
-    eprint!("{question}");
+    tell(question);
     let stdin = std::io::stdin();
     let shown = tcgetattr(&stdin).map_err(|error| error.to_string())?;
     let mut hidden = shown.clone();
@@ -488,7 +493,7 @@ fn ask(question: &str) -> Result<String, String> {
     tcsetattr(&stdin, OptionalActions::Flush, &hidden).map_err(|error| error.to_string())?;
     let typed = line();
     let _ = tcsetattr(&stdin, OptionalActions::Flush, &shown);
-    eprintln!();
+    tell("\n");
     typed
 }
 

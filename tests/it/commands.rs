@@ -28,7 +28,8 @@ fn start(folder: &Path) -> Running {
 }
 
 fn start_with(folder: &Path, arguments: &[&str]) -> Running {
-    let mut child = snug(folder).args(arguments).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let log = std::fs::File::create(folder.join("log")).unwrap();
+    let mut child = snug(folder).args(arguments).stdout(Stdio::piped()).stderr(log).spawn().unwrap();
     let (mut said, mut lines) = (String::new(), BufReader::new(child.stdout.take().unwrap()));
     // The last line of a first start is the command; of a later one, where it is open.
     while !(said.contains("user add NAME") || said.contains("is open at") && folder.join("later").exists()) {
@@ -315,6 +316,26 @@ fn a_server_with_accounts_keeps_its_name() {
     assert!(good(folder, &["user", "list", "--server-name", "one.example"], "").contains("@alice:one.example"));
 }
 
+/// `snug serve 2>&1 | head -1` ended the server with the next line that it had to say.
+#[test]
+fn a_server_outlives_whoever_reads_what_it_says() {
+    let folder = Folder::new();
+    let mut child = snug(folder.path())
+        .args(["serve", "--listen", "127.0.0.1:0", "--budget", "pi-zero-2w"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut said).unwrap();
+    drop(child.stderr.take());
+    let port = said.split("http://localhost:").nth(1).unwrap().split(' ').next().unwrap().to_owned();
+    let running = Running { child, address: format!("127.0.0.1:{port}"), said };
+    let answer = running.ask("GET /_matrix/client/versions HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    running.stop();
+}
+
 /// A command run as root on a stopped server left files that the server could not write afterwards.
 /// A file whose pages were lost said so with a panic's message, or the server died when somebody asked.
 #[test]
@@ -351,7 +372,8 @@ fn a_damaged_database_is_said_in_sentences_and_what_can_be_read_is_counted() {
     for _ in 0..2 {
         let answer =
             running.ask(&format!("POST /_matrix/client/v3/login {head}content-length: {length}\r\n\r\n{login}"));
-        assert!(answer.starts_with("HTTP/1.1 500") && answer.contains("M_UNKNOWN"), "{answer}");
+        let log = std::fs::read_to_string(folder.path().join("log")).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 500") && answer.contains("M_UNKNOWN"), "{answer}\n{log}");
         let answer = running.ask(&format!("GET /_matrix/client/versions {head}\r\n"));
         assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     }

@@ -207,7 +207,7 @@ impl Snug {
 
     /// What it says of its memory, over the socket of the commands.
     pub fn budget(&self) -> io::Result<Value> {
-        let mut socket = std::os::unix::net::UnixStream::connect(self.data().join(snug::serve::SOCKET))?;
+        let mut socket = std::os::unix::net::UnixStream::connect(self.data_seen().join(snug::serve::SOCKET))?;
         socket.write_all(b"GET /budget HTTP/1.1\r\nhost: local\r\nconnection: close\r\n\r\n")?;
         let mut answer = Vec::new();
         socket.read_to_end(&mut answer)?;

@@ -361,19 +361,21 @@ impl Rooms {
         if self.0.joins.cancel(room_id) {
             return Ok(true);
         }
-        let room_id = room_id.to_owned();
-        self.write(move |w| {
+        let of = room_id.to_owned();
+        let found = self.write(move |w| {
             let mut found = false;
             for (num, mut journal) in staging::journals(w)? {
-                if journal.room_id == room_id.as_str() && journal.stage < Stage::Live {
+                if journal.room_id == of.as_str() && journal.stage < Stage::Live {
                     journal.stage = Stage::Cancelled;
                     staging::set_journal(w, num, &journal)?;
                     found = true;
                 }
             }
             Ok(found)
-        })
-        .await
+        });
+        let found = found.await?;
+        // A join that has gone on meanwhile may have read its journal before it was marked.
+        Ok(self.0.joins.cancel(room_id) || found)
     }
 
     /// Goes on with joins that a crash or a stop interrupted. `serve` spawns it once.
