@@ -6,7 +6,7 @@
 
 mod budget;
 mod error;
-mod first;
+mod first_account;
 mod rooms;
 mod users;
 
@@ -20,7 +20,7 @@ use crate::http::{Answer, Response, Router, StatusCode};
 use crate::room::Rooms;
 use crate::user::Users;
 
-pub use first::FIRST_PATH;
+pub use first_account::FIRST_PATH;
 
 /// Rows of one answer; the asker comes back for more.
 const PAGE_ROWS: usize = 100;
@@ -53,7 +53,7 @@ pub fn routes(router: &mut Router, admin: &Arc<Admin>) {
 /// The page of the first account, for the ordinary ports.
 pub fn first_routes(router: &mut Router, admin: &Arc<Admin>) {
     let template = format!("{FIRST_PATH}{{code}}");
-    router.surface(admin).get(&template, first::show).post(&template, first::make);
+    router.surface(admin).get(&template, first_account::show).post(&template, first_account::make);
 }
 
 /// A page of rows, paid for until it is sent.

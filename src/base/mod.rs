@@ -9,7 +9,7 @@
 mod blocking;
 mod chunks;
 mod clock;
-mod only;
+mod keyed_lock;
 mod pace;
 mod panics;
 mod random;
@@ -18,7 +18,7 @@ pub mod shares;
 pub use blocking::{block_on_until, blocking, unbroken};
 pub use chunks::{ChunkError, Chunks, OneChunk, Pen, comma, written};
 pub use clock::{Clock, Deadline, StopWatch};
-pub use only::{OneEach, Only};
+pub use keyed_lock::{OneEach, Only};
 pub use pace::Pace;
 pub use panics::{Panicked, caught, caught_in, kept_going, log_panics, unwind};
 pub use random::Random;
