@@ -12,7 +12,7 @@ use std::time::Duration;
 use ruma::{OwnedServerName, ServerName};
 use serde_json::Value;
 
-use super::{Local, local, print};
+use super::{Local, admin_socket, print};
 use crate::base::{Clock, Random};
 use crate::budget::{Budget, Card, Granted, human};
 use crate::config::{Config, Overrides, Registration};
@@ -96,7 +96,7 @@ fn whole(config: &Config, report: &mut Report) {
     }
     match serve::has_data(&config.data_dir) {
         Ok(true) => {}
-        Ok(false) => return report.bad(local::nobody_home(config)),
+        Ok(false) => return report.bad(admin_socket::nobody_home(config)),
         Err(error) => return report.bad(error.to_string()),
     }
     match serve::survey(config, &mut |table| of_table(table, report)) {

@@ -3,7 +3,7 @@
 //! The commands about users and rooms speak with the server through its socket (`local.rs`), whether it runs or not.
 
 mod check;
-mod local;
+mod admin_socket;
 
 use std::ffi::OsString;
 use std::io::{BufRead, IsTerminal, Write};
@@ -13,12 +13,12 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use serde_json::{Value, json};
 
-use self::local::Local;
 use crate::base::{self, Random};
 use crate::budget::{Budget, human};
 use crate::config::{Config, Overrides};
 use crate::remote::encode;
 use crate::serve;
+use admin_socket::Local;
 
 /// A made-up password: about 95 bits.
 const PASSWORD_CHARS: usize = 16;
@@ -404,7 +404,7 @@ fn stopped(overrides: &Overrides) -> Result<Config, String> {
 fn compact(overrides: &Overrides) -> Result<(), String> {
     let config = stopped(overrides)?;
     if !serve::has_data(&config.data_dir).map_err(|error| error.to_string())? {
-        return Err(local::nobody_home(&config));
+        return Err(admin_socket::nobody_home(&config));
     }
     let done = serve::compact(&config, &mut |line| tell(&format!("{line}\n")));
     let (before, after) = done.map_err(|error| error.to_string())?;
@@ -431,7 +431,7 @@ fn new(overrides: &Overrides, what: New) -> Result<(), String> {
             print(&format!("{folder} has an empty database now; `snug user add NAME --admin` makes an account.\n"));
         }
         // The first start makes both.
-        (_, false) => return Err(local::nobody_home(&config)),
+        (_, false) => return Err(admin_socket::nobody_home(&config)),
     }
     Ok(())
 }

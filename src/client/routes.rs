@@ -2,10 +2,9 @@
 
 use std::sync::Arc;
 
-use super::{
-    Client, about, account, account_data, create, device, directory, ephemeral, history, keys, media, membership,
-    profile, push_rules, register, send, session, state, sync, upgrade,
-};
+use super::account::{self, account_data, device, profile, push_rules, register, session};
+use super::room::{create, directory, membership, receipt, send, state, timeline, upgrade};
+use super::{Client, keys, media, server, sync};
 use crate::http::{Method, Router};
 
 /// Where apps look for single profile fields; the last is from before they were in a release.
@@ -31,10 +30,10 @@ pub fn routes(router: &mut Router, client: &Arc<Client>) {
 fn abouts(router: &mut Router, client: &Arc<Client>) {
     router
         .surface(client)
-        .get("/_matrix/client/versions", about::versions)
-        .get("/.well-known/matrix/client", about::well_known_client)
-        .r0_v3(Method::GET, "/capabilities", about::capabilities)
-        .r0_v3(Method::GET, "/voip/turnServer", about::turn_server);
+        .get("/_matrix/client/versions", server::versions)
+        .get("/.well-known/matrix/client", server::well_known_client)
+        .r0_v3(Method::GET, "/capabilities", server::capabilities)
+        .r0_v3(Method::GET, "/voip/turnServer", server::turn_server);
 }
 
 /// Accounts, sessions, devices, profiles.
@@ -108,13 +107,13 @@ fn reading(router: &mut Router, client: &Arc<Client>) {
     router
         .surface(client)
         .r0_v3(Method::GET, "/sync", sync::v3::sync)
-        .r0_v3(Method::GET, "/rooms/{room_id}/event/{event_id}", history::event)
-        .r0_v3(Method::GET, "/rooms/{room_id}/messages", history::messages)
-        .r0_v3(Method::GET, "/rooms/{room_id}/context/{event_id}", history::context)
-        .get("/_matrix/client/v1/rooms/{room_id}/threads", history::threads)
-        .get("/_matrix/client/v1/rooms/{room_id}/relations/{event_id}", history::relations)
-        .get("/_matrix/client/v1/rooms/{room_id}/relations/{event_id}/{rel_type}", history::relations)
-        .get("/_matrix/client/v1/rooms/{room_id}/relations/{event_id}/{rel_type}/{event_type}", history::relations)
+        .r0_v3(Method::GET, "/rooms/{room_id}/event/{event_id}", timeline::event)
+        .r0_v3(Method::GET, "/rooms/{room_id}/messages", timeline::messages)
+        .r0_v3(Method::GET, "/rooms/{room_id}/context/{event_id}", timeline::context)
+        .get("/_matrix/client/v1/rooms/{room_id}/threads", timeline::threads)
+        .get("/_matrix/client/v1/rooms/{room_id}/relations/{event_id}", timeline::relations)
+        .get("/_matrix/client/v1/rooms/{room_id}/relations/{event_id}/{rel_type}", timeline::relations)
+        .get("/_matrix/client/v1/rooms/{room_id}/relations/{event_id}/{rel_type}/{event_type}", timeline::relations)
         .r0_v3(Method::GET, "/rooms/{room_id}/state", state::state)
         .r0_v3(Method::GET, "/rooms/{room_id}/state/{event_type}/", state::state_event)
         .r0_v3(Method::GET, "/rooms/{room_id}/state/{event_type}/{state_key}", state::state_event)
@@ -137,9 +136,9 @@ fn rooms(router: &mut Router, client: &Arc<Client>) {
         .r0_v3(Method::PUT, "/directory/list/room/{room_id}", directory::set_visibility)
         .r0_v3(Method::GET, "/publicRooms", directory::public_rooms)
         .r0_v3(Method::POST, "/publicRooms", directory::search_public_rooms)
-        .r0_v3(Method::POST, "/rooms/{room_id}/receipt/{receipt_type}/{event_id}", ephemeral::receipt)
-        .r0_v3(Method::POST, "/rooms/{room_id}/read_markers", ephemeral::read_markers)
-        .r0_v3(Method::PUT, "/rooms/{room_id}/typing/{user_id}", ephemeral::typing)
+        .r0_v3(Method::POST, "/rooms/{room_id}/receipt/{receipt_type}/{event_id}", receipt::receipt)
+        .r0_v3(Method::POST, "/rooms/{room_id}/read_markers", receipt::read_markers)
+        .r0_v3(Method::PUT, "/rooms/{room_id}/typing/{user_id}", receipt::typing)
         .r0_v3(Method::POST, "/join/{room_id_or_alias}", membership::join)
         .r0_v3(Method::POST, "/knock/{room_id_or_alias}", membership::knock)
         .r0_v3(Method::POST, "/rooms/{room_id}/join", membership::join_by_id)

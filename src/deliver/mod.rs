@@ -7,9 +7,7 @@
 //! and decides who is next. `federation.rs` is the one for servers, `book.rs` knows who lags and where, `unit.rs` makes a transaction from
 //! the log.
 
-mod book;
 mod federation;
-mod unit;
 #[cfg(test)]
 mod tests;
 

@@ -12,7 +12,8 @@ use serde_json::value::RawValue;
 
 use super::{Error, Federation, auth, send};
 use crate::http::{Answer, Limit, Request, Response};
-use crate::matrix::{Event, skim};
+use crate::matrix::Event;
+use crate::matrix::json::partial;
 use crate::room::{Invitation, JoinAnswer, STRIPPED_EVENTS_MAX, Submitted, Verb};
 
 /// Room versions an asker may name; each is a short word.
@@ -112,7 +113,7 @@ pub async fn invite_v2(federation: Arc<Federation>, mut request: Request) -> Res
     struct Asked {
         room_version: String,
         event: Box<RawValue>,
-        #[serde(default, deserialize_with = "skim::first::<STRIPPED_EVENTS_MAX, _, _>")]
+        #[serde(default, deserialize_with = "partial::first::<STRIPPED_EVENTS_MAX, _, _>")]
         invite_room_state: Vec<Box<RawValue>>,
     }
     let (origin, asked) = auth::origin_and_json::<Asked>(&federation, &mut request).await?;
@@ -130,7 +131,7 @@ pub async fn invite_v2(federation: Arc<Federation>, mut request: Request) -> Res
 pub async fn invite_v1(federation: Arc<Federation>, mut request: Request) -> Result<Response, Error> {
     #[derive(Deserialize, Default)]
     struct Unsigned {
-        #[serde(default, deserialize_with = "skim::first::<STRIPPED_EVENTS_MAX, _, _>")]
+        #[serde(default, deserialize_with = "partial::first::<STRIPPED_EVENTS_MAX, _, _>")]
         invite_room_state: Vec<Box<RawValue>>,
     }
     #[derive(Deserialize)]

@@ -20,7 +20,6 @@ pub mod auth;
 mod error;
 mod history;
 pub mod key;
-mod long;
 mod lookup;
 mod media;
 mod membership;

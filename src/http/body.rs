@@ -5,7 +5,7 @@
 //! reader slows its own answer alone. An error on the way closes the connection (or resets the stream), so that a cut-off
 //! answer never looks complete.
 
-use super::watch::{Active, Ticket, Watch};
+use super::peer_watch::{Active, Ticket, Watch};
 use crate::base::{self, ChunkError, Chunks};
 use crate::budget::Grant;
 use bytes::Bytes;

@@ -11,12 +11,12 @@ mod error;
 mod guests;
 mod limit;
 mod listen;
-mod places;
+mod connection_limits;
 mod request;
 mod response;
 mod route;
 pub mod tls;
-mod watch;
+mod peer_watch;
 
 pub use body::{Body, BodySender, channel, file, stream};
 pub use error::{Answer, BadBody};

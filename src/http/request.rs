@@ -1,9 +1,9 @@
 //! What a handler is given: the head as received, and a body that is charged before it is read.
 
+use super::connection_limits::Places;
 use super::error::{Answer, BadBody};
 use super::limit::{Limit, Limits, Try};
-use super::places::Places;
-use super::watch::Watch;
+use super::peer_watch::Watch;
 use super::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use crate::base::Clock;
 use crate::budget::{Account, Grant, parsed_bytes_max};

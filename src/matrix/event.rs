@@ -1,9 +1,9 @@
 //! An event as the rest of the house holds it: its canonical bytes once, and a small header into them.
 
-use super::fast::{self, Scan, counter, text_of, utf8};
 use super::header::{Header, references};
 use super::json;
 use super::redact::{self, Signatures};
+use super::scan::{self, Scan, counter, text_of, utf8};
 use super::sign::Key;
 use super::version::RoomVersion;
 use super::{Reject, format};
@@ -152,8 +152,8 @@ impl Event {
 
     /// The content hash matches; if not, only [`Event::redacted`] may be used.
     pub fn is_intact(&self) -> bool {
-        let claimed = self.header.hashes.of(&self.bytes).and_then(fast::claimed_hash);
-        claimed == Some(fast::content_hash(json::members(&self.bytes), &mut Vec::new()))
+        let claimed = self.header.hashes.of(&self.bytes).and_then(scan::claimed_hash);
+        claimed == Some(scan::content_hash(json::members(&self.bytes), &mut Vec::new()))
     }
     /// What survives of the event. The id stays, since it is the hash of just that.
     pub fn redacted(&self) -> Event {
@@ -172,8 +172,8 @@ impl Event {
         sha2::Sha256::digest(self.signed_message()).into()
     }
     /// The servers that must have signed, with their signatures.
-    pub fn signers(&self) -> Result<Vec<fast::Signer<'_>>, Reject> {
-        fast::signers(self.version, &self.bytes, &self.header)
+    pub fn signers(&self) -> Result<Vec<scan::Signer<'_>>, Reject> {
+        scan::signers(self.version, &self.bytes, &self.header)
     }
 }
 
@@ -264,7 +264,7 @@ impl Draft {
             }
             let hash = self.reference_hashes.iter().find(|(of, _)| of == id);
             let hash =
-                hash.map_or(serde_json::json!({}), |(_, h)| serde_json::json!({ "sha256": fast::BASE64.encode(h) }));
+                hash.map_or(serde_json::json!({}), |(_, h)| serde_json::json!({ "sha256": scan::BASE64.encode(h) }));
             serde_json::json!([id.as_str(), hash])
         };
         ids.iter().map(one).collect()
@@ -281,9 +281,9 @@ pub fn sign_new(
 ) -> Result<Event, Reject> {
     let mut canon = json::Canon::new();
     canon.read(raw, version.json_mode(), &["unsigned", "hashes", "signatures"])?;
-    let hash = fast::content_hash(canon.members(), &mut Vec::new());
+    let hash = scan::content_hash(canon.members(), &mut Vec::new());
     let mut signed = serde_json::Map::new();
-    signed.insert("hashes".into(), serde_json::json!({ "sha256": fast::BASE64.encode(hash) }));
+    signed.insert("hashes".into(), serde_json::json!({ "sha256": scan::BASE64.encode(hash) }));
     let bytes = with_members(canon.bytes(), &signed)?;
     if bytes.len() > format::EVENT_BYTES_MAX {
         return Err(Reject::too_large("event larger than 65536 bytes"));

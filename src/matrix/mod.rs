@@ -9,10 +9,9 @@ mod reject;
 
 pub mod version;
 pub mod json;
-pub mod skim;
 pub mod redact;
 pub mod format;
-pub mod fast;
+pub mod scan;
 mod header;
 pub mod event;
 mod comb;

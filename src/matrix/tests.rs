@@ -1,8 +1,8 @@
 //! The protocol vectors, and our bytes against ruma's.
 
 use super::event::Event;
-use super::fast::BASE64;
 use super::json::{self, Mode};
+use super::scan::BASE64;
 use super::sign::{self, Checked, Key, PublicKey};
 use super::version;
 use base64::Engine;
@@ -731,12 +731,12 @@ fn a_signature_is_added_to_whatever_stands_beside_it() {
 /// The specification's signed events lack what a real event has, so they are signed a step lower.
 #[test]
 fn event_signatures() {
-    use super::{fast, redact};
+    use super::{redact, scan};
     let (key, version) = (vector_key(), version::get("1").unwrap());
     for case in list(&vectors()["signing"], "events") {
         let mut canon = json::Canon::new();
         canon.read(case["input"].to_string().as_bytes(), Mode::Strict, &["unsigned"]).unwrap();
-        let hash = BASE64.encode(fast::content_hash(canon.members(), &mut Vec::new()));
+        let hash = BASE64.encode(scan::content_hash(canon.members(), &mut Vec::new()));
         assert_eq!(hash, str(&case["signed"]["hashes"], "sha256"));
         let mut event = case["input"].clone();
         event["hashes"] = json!({ "sha256": hash });

@@ -21,13 +21,13 @@ use crate::remote::{Failed, Remote};
 use crate::store::tables::media;
 use crate::store::{self, Store, UserNum};
 
-mod elsewhere;
+mod remote;
 mod quota;
 mod upload;
 
 use quota::Quotas;
 
-pub use elsewhere::{Fetched, Scaled};
+pub use remote::{Fetched, Scaled};
 pub use upload::{About, Upload};
 
 /// What one transfer holds: a piece on its way, and a little.

@@ -15,7 +15,9 @@ use std::{
 use ruma::{OwnedServerName, ServerName};
 use tokio::sync::Notify;
 
-use super::{Failed, circle::Circle, sweep::Due};
+use super::Failed;
+use super::circle::Circle;
+use super::eviction::Due;
 use crate::{
     base::{self, Clock, Owner, Random, Shares},
     store::{

@@ -18,7 +18,7 @@ use lru::LruCache;
 use ruma::{OwnedServerName, ServerName};
 use serde::Deserialize;
 
-use super::{Failed, Options, Remote, events};
+use super::{Failed, Options, Remote, json_stream};
 use crate::{
     base::{self, Shares},
     budget::{Account, Grant},
@@ -482,7 +482,7 @@ impl Keys {
         let content = notary_query(batch, now);
         let answer =
             self.remote.request(notary, http::Method::POST, "/_matrix/key/v2/query", Some(content), options).await?;
-        let said = events::places(&answer.body, &["server_keys"], ANSWERS_MAX);
+        let said = json_stream::places(&answer.body, &["server_keys"], ANSWERS_MAX);
         let said = said.map_err(|malformed| Failed::BadAnswer(malformed.to_string()))?;
         let mut checked = Vec::new();
         for place in said {

@@ -10,12 +10,12 @@
 mod backoff;
 mod circle;
 mod connect;
-pub mod events;
+pub mod json_stream;
 mod keys;
 mod request;
 mod resolve;
 mod stream;
-mod sweep;
+mod eviction;
 #[cfg(test)]
 pub(crate) mod tests;
 
@@ -101,7 +101,7 @@ struct Inner {
     keys: keys::Book,
     store: Store,
     /// When what is known of other servers is to be swept.
-    due: Arc<sweep::Due>,
+    due: Arc<eviction::Due>,
     notaries: Vec<OwnedServerName>,
     enabled: bool,
     clock: Clock,
@@ -134,7 +134,7 @@ impl Remote {
             random.clone(),
         )
         .allowing_private(options.allow_private);
-        let due = Arc::<sweep::Due>::default();
+        let due = Arc::<eviction::Due>::default();
         let circle = Arc::new(circle::Circle::new(store.clone(), clock.clone()));
         Ok(Remote(Arc::new(Inner {
             pool: connect::Pool::new(dialer, options.limits, clock.clone()),

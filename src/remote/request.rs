@@ -16,10 +16,9 @@ use super::{
     connect::{Lease, Outgoing},
     resolve::{Miss, Target},
 };
-use crate::{
-    budget::{Grant, Refused, parsed_bytes_max},
-    matrix::{sign, skim},
-};
+use crate::budget::{Grant, Refused, parsed_bytes_max};
+use crate::matrix::json::partial;
+use crate::matrix::sign;
 
 /// An error answer is read this far and no further.
 const ERROR_BYTES_MAX: u64 = 16 * 1024;
@@ -300,9 +299,9 @@ impl Remote {
             }
             Err(_) => Vec::new(),
         };
-        let word = |name: &str| skim::member::<String>(&body, name).unwrap_or_default();
+        let word = |name: &str| partial::member::<String>(&body, name).unwrap_or_default();
         let (errcode, message) = (shorten(&word("errcode"), 100), shorten(&word("error"), 300));
-        Failed::Status { status, errcode, message, retry_after_ms: skim::member(&body, "retry_after_ms") }
+        Failed::Status { status, errcode, message, retry_after_ms: partial::member(&body, "retry_after_ms") }
     }
 }
 

@@ -13,7 +13,7 @@ use super::join::{Underway, columns::COLUMN_BYTES};
 use super::{Error, Result, Rooms};
 use crate::base::shares::{Held, of_the_busiest};
 use crate::budget::Refused;
-use crate::matrix::skim;
+use crate::matrix::json::partial;
 use crate::remote::{Options, encode};
 use crate::store::Get;
 use crate::store::tables::room;
@@ -258,7 +258,7 @@ impl Rooms {
         let options = Options { timeout: ASK_TIMEOUT, max_bytes: 4096, insist: true };
         for server in servers.iter().take(ASKED_MAX) {
             let answer = self.0.parts.remote.request(server, Method::GET, &target, None, options).await.ok();
-            if let Some(units) = answer.and_then(|answer| skim::member(&answer.body, "v1")) {
+            if let Some(units) = answer.and_then(|answer| partial::member(&answer.body, "v1")) {
                 return Some(Estimate::of_complexity(units));
             }
         }

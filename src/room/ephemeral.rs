@@ -12,7 +12,8 @@ use serde_json::value::RawValue;
 
 use super::receipt::Heard;
 use super::{Error, Result, Rooms, visitor};
-use crate::matrix::{Reject, skim};
+use crate::matrix::Reject;
+use crate::matrix::json::partial;
 use crate::store::Get;
 use crate::store::tables::{member, user};
 
@@ -78,10 +79,10 @@ impl Rooms {
 /// `m.read` do not travel. A receipt of another shape is passed over, and so is what is no room or user.
 fn receipts(content: &RawValue, origin: &ServerName) -> Result<Receipts, serde_json::Error> {
     let mut receipts = Receipts::new();
-    skim::each_member(content.get().as_bytes(), &mut |room_id, kinds| {
+    partial::each_member(content.get().as_bytes(), &mut |room_id, kinds| {
         let Ok(room_id) = OwnedRoomId::try_from(room_id) else { return Ok(()) };
         let kinds = kinds.get().as_bytes();
-        let Some(users) = skim::member::<Box<RawValue>>(kinds, "m.read") else { return Ok(()) };
+        let Some(users) = partial::member::<Box<RawValue>>(kinds, "m.read") else { return Ok(()) };
         let mut each = |user: &str, receipt: &RawValue| {
             let user = OwnedUserId::try_from(user).ok().filter(|user| user.server_name() == origin);
             if let Some((user, receipt)) = user.zip(serde_json::from_str(receipt.get()).ok()) {
@@ -90,7 +91,7 @@ fn receipts(content: &RawValue, origin: &ServerName) -> Result<Receipts, serde_j
             Ok::<_, serde_json::Error>(())
         };
         // Of what is no object nothing is told.
-        let _ = skim::each_member(users.get().as_bytes(), &mut each);
+        let _ = partial::each_member(users.get().as_bytes(), &mut each);
         Ok(())
     })?;
     Ok(receipts)

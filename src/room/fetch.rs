@@ -15,7 +15,7 @@ use super::Result;
 use crate::budget::Grant;
 use crate::matrix::sign::{self, PublicKey};
 use crate::matrix::{Event, Reject};
-use crate::remote::events::{self, Events, Item, Limits, Malformed};
+use crate::remote::json_stream::{self, Events, Item, Limits, Malformed};
 use crate::remote::{Failed, Options, Pace, Remote, encode};
 
 /// A server and the name of one of its keys.
@@ -110,7 +110,7 @@ impl Fetched {
     /// The first `limit` events of an answer; those behind them are not looked at.
     fn read(text: Vec<u8>, limit: usize, paid: Option<Grant>) -> Result<Fetched, Failed> {
         // Taken apart without a look at what is inside: one event that cannot be read is passed over by whoever reads it.
-        let events = events::places(&text, &["pdus", "events"], limit.min(LIMIT_MAX));
+        let events = json_stream::places(&text, &["pdus", "events"], limit.min(LIMIT_MAX));
         let events = events.map_err(|malformed| Failed::BadAnswer(malformed.to_string()))?;
         Ok(Fetched { text, events, _paid: paid })
     }

@@ -19,8 +19,9 @@ use super::receive::KEYS_TIME_MAX;
 use super::{Error, Result, Rooms, visitor};
 use crate::base;
 use crate::budget::Grant;
-use crate::matrix::fast::{self, Signer};
-use crate::matrix::{Event, Reject, RoomVersion, event as wire, json as text, sign, skim, version};
+use crate::matrix::json::partial;
+use crate::matrix::scan::{self, Signer};
+use crate::matrix::{Event, Reject, RoomVersion, event as wire, json as text, sign, version};
 use crate::remote::{Failed, Options, encode};
 use crate::store::Read;
 use crate::store::tables::event::Membership;
@@ -216,7 +217,7 @@ impl Rooms {
         let event = self.sign_template(&template, content)?;
         #[derive(serde::Deserialize, Default)]
         struct Shown {
-            #[serde(default, deserialize_with = "skim::first::<STRIPPED_EVENTS_MAX, _, _>")]
+            #[serde(default, deserialize_with = "partial::first::<STRIPPED_EVENTS_MAX, _, _>")]
             knock_room_state: Vec<Box<RawValue>>,
         }
         let (answer, _paid) = self.hand_over(server, Verb::Knock, &event).await?.unzip();
@@ -514,8 +515,8 @@ impl Rooms {
 fn signature_of(event: &Event, server: &ServerName) -> Result<Vec<(String, [u8; 64])>> {
     use base64::Engine;
     let by = text::get_path(event.to_federation(), &["signatures", server.as_str()]).unwrap_or(b"{}");
-    let each = text::members(by).take(fast::SIGNATURES_TRIED_MAX).filter_map(|(id, signature)| {
-        let signature = fast::BASE64.decode(&*text::text(signature)?).ok()?.try_into().ok()?;
+    let each = text::members(by).take(scan::SIGNATURES_TRIED_MAX).filter_map(|(id, signature)| {
+        let signature = scan::BASE64.decode(&*text::text(signature)?).ok()?.try_into().ok()?;
         Some((String::from_utf8(id.to_vec()).ok()?, signature))
     });
     let found: Vec<_> = each.collect();

@@ -16,7 +16,7 @@ use super::state::{Known, known};
 use super::{Error, Joining, Result, Rooms, backfill};
 use crate::matrix::auth::Named;
 use crate::matrix::{Event, Reject, json as text};
-use crate::remote::events::{Events, Item, Limits, Malformed};
+use crate::remote::json_stream::{Events, Item, Limits, Malformed};
 use crate::remote::{Failed, Pace, encode};
 use crate::store::Read;
 use crate::store::tables::event::Membership;

@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 use super::{Error, Requester, Users, account, circle};
 use crate::base::blocking;
 use crate::budget::{Grant, parsed_bytes_max};
-use crate::matrix::{json, skim};
+use crate::matrix::json::{self, partial};
 use crate::remote::{Failed, Options};
 use crate::store::tables::key::{self, FallbackKey, OneTimeKey, Purpose};
 use crate::store::tables::{device, user};
@@ -418,7 +418,7 @@ fn each_of(
     name: &str,
     visit: &mut dyn FnMut(&str, &RawValue) -> Result<(), Failed>,
 ) -> Result<(), Failed> {
-    skim::each_member(object, &mut |key, value| match key == name {
+    partial::each_member(object, &mut |key, value| match key == name {
         true => each_in(value, visit),
         false => Ok(()),
     })
@@ -427,7 +427,7 @@ fn each_of(
 /// Shows the members of what a server tells of one user, or of all. What is no object tells of nobody, and what is told
 /// beside it is taken.
 fn each_in(object: &RawValue, visit: &mut dyn FnMut(&str, &RawValue) -> Result<(), Failed>) -> Result<(), Failed> {
-    match skim::each_member(object.get().as_bytes(), visit) {
+    match partial::each_member(object.get().as_bytes(), visit) {
         Err(Failed::BadAnswer(_)) => Ok(()),
         told => told,
     }

@@ -11,8 +11,8 @@ use serde_json::value::RawValue;
 
 use super::{Error, Requester, Users, circle};
 use crate::base::shares::neighbourhood;
+use crate::matrix::json::partial;
 use crate::matrix::json::{self, Mode};
-use crate::matrix::skim;
 use crate::store::tables::to_device::{self, Circle, Sender};
 use crate::store::tables::{device, user};
 use crate::store::{Change, Get, Position, UserNum, Write};
@@ -157,7 +157,7 @@ impl Users {
                 return Ok(0);
             }
             let mut post = Post::new(&received.kind, &received.sender);
-            skim::each_member::<Error>(received.messages.get().as_bytes(), &mut |user_id, devices| {
+            partial::each_member::<Error>(received.messages.get().as_bytes(), &mut |user_id, devices| {
                 let Some(num) = local(w, user_id)? else { return Ok(()) };
                 let Some(circle) = circles.get(&num).copied() else { return Ok(()) };
                 if !devices.get().starts_with('{') {
@@ -165,7 +165,7 @@ impl Users {
                 }
                 let owner = if circle == Circle::Stranger { &*strangers } else { origin.as_str() };
                 let from = Sender::new(w, circle, owner, received.sender.as_str());
-                skim::each_member(devices.get().as_bytes(), &mut |device_id, content| {
+                partial::each_member(devices.get().as_bytes(), &mut |device_id, content| {
                     post.put(w, num, &from, device_id, content)
                 })
             })?;
@@ -257,7 +257,7 @@ fn is_too_deep(content: &RawValue) -> bool {
 fn circles(get: &impl Get, received: &Received) -> Result<HashMap<UserNum, Circle>, Error> {
     let (server, sender) = (received.sender.server_name(), user::num(get, received.sender.as_str())?);
     let mut circles = HashMap::new();
-    skim::each_member::<Error>(received.messages.get().as_bytes(), &mut |user_id, _| {
+    partial::each_member::<Error>(received.messages.get().as_bytes(), &mut |user_id, _| {
         if let Some(num) = local(get, user_id)?
             && !circles.contains_key(&num)
         {

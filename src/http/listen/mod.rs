@@ -12,12 +12,12 @@
 //! alone, and without TLS the caller is hung up on.
 
 use super::body::Body;
+use super::connection_limits::{Origin, Place, Places};
 use super::limit::Limits;
-use super::places::{Origin, Place, Places};
+use super::peer_watch::{Watch, Watched, Wire};
 use super::request::{Peer, Request, Tools};
 use super::route::Router;
 use super::tls::{HTTP_1, HTTP_2};
-use super::watch::{Watch, Watched, Wire};
 use super::{Answer, HeaderMap};
 use crate::base::{Clock, kept_going};
 use crate::budget::{Account, Budget, Grant};

@@ -1,8 +1,8 @@
 //! The rule "If type is m.room.member".
 
 use super::{Create, Named, Powers, State, Subject, content_text, need};
-use crate::matrix::fast::{BASE64, BASE64_URL};
 use crate::matrix::json;
+use crate::matrix::scan::{BASE64, BASE64_URL};
 use crate::matrix::sign::{self, PublicKey};
 use crate::matrix::version::RoomVersion;
 use crate::matrix::{Event, Reject};

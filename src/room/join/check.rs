@@ -14,7 +14,7 @@ use super::familiar::{Familiar, wire_print};
 use super::graph::Graph;
 use crate::base::Clock;
 use crate::budget::{Account, Grant, Refused};
-use crate::matrix::fast::{Scan, Seen, Signer};
+use crate::matrix::scan::{Scan, Seen, Signer};
 use crate::matrix::sign::{self, Claims, Often, PublicKey};
 use crate::matrix::version::IdFormat;
 use crate::matrix::{RoomVersion, json};

@@ -26,8 +26,8 @@ use crate::base::{blocking, caught_in};
 use crate::budget::queue::{self, NotSent};
 use crate::budget::spill::{self, Spill};
 use crate::budget::{Account, Grant};
-use crate::matrix::fast::Scan;
-use crate::remote::events::{Events, Item, Limits, Malformed};
+use crate::matrix::scan::Scan;
+use crate::remote::json_stream::{Events, Item, Limits, Malformed};
 use crate::remote::{Body, Failed, Keys};
 use crate::room::order::Scratch;
 

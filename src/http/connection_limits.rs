@@ -11,7 +11,7 @@
 //! many places as there are, and each counts for who is answered on it. Bounded by the connections themselves.
 
 use super::guests::Guests;
-use super::watch::{Doing, Watch};
+use super::peer_watch::{Doing, Watch};
 use crate::base::Clock;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};

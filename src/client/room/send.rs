@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde_json::json;
 use serde_json::value::{RawValue, to_raw_value};
 
-use super::{Client, Error, Requester, auth};
+use crate::client::{Client, Error, Requester, auth};
 use crate::http::{Answer, Limit, Request, Response};
 use crate::room::Sending;
 

@@ -6,7 +6,7 @@ use ruma::OwnedRoomId;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
-use super::{Client, Error, auth};
+use crate::client::{Client, Error, auth};
 use crate::http::{Answer, Limit, Request, Response, StatusCode};
 use crate::room::Filter;
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Client, Error, STRANGER_BYTES_MAX, auth};
+use crate::client::{Client, Error, STRANGER_BYTES_MAX, auth};
 use crate::http::{Answer, Request, Response};
 use crate::matrix::id;
 use crate::user::{self, Login, Session};

@@ -6,7 +6,7 @@ use ruma::push::Action;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{Client, Error, auth};
+use crate::client::{Client, Error, auth};
 use crate::http::{Request, Response};
 use crate::user::NewRule;
 

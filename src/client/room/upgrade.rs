@@ -6,7 +6,7 @@ use ruma::{OwnedRoomId, OwnedUserId};
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{Client, Error, auth};
+use crate::client::{Client, Error, auth};
 use crate::http::{Limit, Request, Response};
 
 #[derive(Deserialize)]

@@ -28,14 +28,14 @@ use crate::{
 };
 
 /// A server's name twice, its positions, the tables' share.
-pub(super) const LAG_BYTES: u64 = 192;
+pub(in crate::deliver) const LAG_BYTES: u64 = 192;
 /// Rows of the log looked at in one read, and names of servers found in them, doubles included.
 const DISPATCH_ROWS: usize = 128;
 const SEEN_MAX: usize = 8192;
 /// Servers noted in one look; what does not fit is taken up at the same row, behind the last name.
 const NOTED_MAX: usize = 1024;
 /// Servers that lag no more are written down before there are so many.
-pub(super) const DONE_MAX: usize = 1024;
+pub(in crate::deliver) const DONE_MAX: usize = 1024;
 /// Rows dropped from the log in one write.
 const DROP_ROWS: usize = 2000;
 /// Those aside are read so many at a time, and this often in one turn at most.
@@ -47,10 +47,10 @@ const TURN_PAUSE_MS: u64 = 20_000;
 const TURN_NEXT_MS: u64 = 500;
 /// A server that took nothing for so long is forgotten: its rows would keep the log for ever. When it returns it notices
 /// the gap by the next event and asks for what it missed.
-pub(super) const FORGET_MS: u64 = 14 * 24 * 3_600_000;
+pub(in crate::deliver) const FORGET_MS: u64 = 14 * 24 * 3_600_000;
 
 /// A server that lags.
-pub(super) struct Lag {
+pub(in crate::deliver) struct Lag {
     /// It has everything up to here.
     pub from: Position,
     /// The newest row that concerns it.
@@ -67,7 +67,7 @@ pub(super) struct Lag {
 }
 
 /// The dispatcher's own memory.
-pub(super) struct Book {
+pub(in crate::deliver) struct Book {
     store: Store,
     account: Account,
     places: usize,
@@ -110,7 +110,7 @@ impl Lag {
 impl Book {
     /// What lagged when the server last stopped: all of it aside at first. A database without a reader begins with the
     /// oldest row.
-    pub(super) async fn load(store: Store, account: Account, places: usize) -> store::Result<Book> {
+    pub(in crate::deliver) async fn load(store: Store, account: Account, places: usize) -> store::Result<Book> {
         let from = store.clone();
         let (reader, aside) = base::blocking(move || {
             let read = from.read()?;
@@ -139,22 +139,22 @@ impl Book {
     }
 
     /// Servers that do not have everything yet.
-    pub(super) fn lagging_count(&self) -> usize {
+    pub(in crate::deliver) fn lagging_count(&self) -> usize {
         self.lagging.len() + self.aside
     }
 
     /// When those aside have their next turn.
-    pub(super) fn turn_at_ms(&self) -> Option<u64> {
+    pub(in crate::deliver) fn turn_at_ms(&self) -> Option<u64> {
         (self.aside > 0).then_some(self.turn_at_ms)
     }
 
     /// Whether writing positions down cannot wait.
-    pub(super) fn is_full_of_done(&self) -> bool {
+    pub(in crate::deliver) fn is_full_of_done(&self) -> bool {
         self.done.len() >= DONE_MAX
     }
 
     /// It lags no more, or is given up.
-    pub(super) fn finish(&mut self, server: OwnedServerName) {
+    pub(in crate::deliver) fn finish(&mut self, server: OwnedServerName) {
         if self.lagging.remove(&server).is_some_and(|lag| lag.saved.is_some()) {
             self.done.insert(server);
         }
@@ -166,7 +166,7 @@ impl Book {
 impl Book {
     /// Looks at new rows and notes whom they concern; true when there are more. Bounded steps; whoever finds no place is
     /// written down.
-    pub(super) async fn dispatch(&mut self, me: &ServerName, now_ms: u64) -> store::Result<bool> {
+    pub(in crate::deliver) async fn dispatch(&mut self, me: &ServerName, now_ms: u64) -> store::Result<bool> {
         let (store, from, within, me) = (self.store.clone(), self.reader, self.within.clone(), me.to_owned());
         let noted = base::blocking(move || look(&store.read()?, &me, from, within)).await?;
         let mut fresh = Concerned::new();
@@ -288,7 +288,7 @@ type Waiting = (OwnedServerName, Cursor, Standing);
 impl Book {
     /// Takes in some of those aside, in turn. Who is to be left alone for longer anyway is taken only while there is ample
     /// room. When there is little, an eighth of the table is cleared of those that have failed for longest.
-    pub(super) async fn take_turns(&mut self, now_ms: u64) -> store::Result<()> {
+    pub(in crate::deliver) async fn take_turns(&mut self, now_ms: u64) -> store::Result<()> {
         // In the middle of a row nobody could say whether it was noted for who comes in now.
         if self.aside == 0 || now_ms < self.turn_at_ms || self.within.is_some() || self.done.len() > DONE_MAX {
             return Ok(());
@@ -353,13 +353,13 @@ impl Book {
     }
 
     /// Whether [`Book::take_back`] can be asked now.
-    pub(super) fn is_between_rows(&self) -> bool {
+    pub(in crate::deliver) fn is_between_rows(&self) -> bool {
         self.within.is_none()
     }
 
     /// A server that had failed has been heard from: it is due now, wherever it waited. It stays doubtful until it has taken
     /// something: many that speak cannot be reached, and they would have all workers each time they do.
-    pub(super) async fn take_back(&mut self, name: OwnedServerName, now_ms: u64) -> store::Result<()> {
+    pub(in crate::deliver) async fn take_back(&mut self, name: OwnedServerName, now_ms: u64) -> store::Result<()> {
         if let Some(lag) = self.lagging.get_mut(&name) {
             lag.due_ms = lag.due_ms.min(now_ms);
             return Ok(());
@@ -387,7 +387,7 @@ impl Book {
 impl Book {
     /// Writes positions down and drops the rows everybody has, those aside included. One write, when there is anything to
     /// write.
-    pub(super) async fn flush(&mut self) {
+    pub(in crate::deliver) async fn flush(&mut self) {
         let changed = self.lagging.iter().filter(|(_, lag)| lag.saved != Some(lag.cursor()));
         let changed: Vec<_> = changed.map(|(name, lag)| (name.clone(), lag.cursor())).collect();
         if self.done.is_empty() && changed.is_empty() && self.reader == self.reader_saved && !self.undropped {

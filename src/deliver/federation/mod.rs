@@ -22,16 +22,17 @@ use ruma::{OwnedServerName, ServerName};
 use sha2::{Digest, Sha256};
 use tokio::{sync::Notify, task::JoinSet};
 
-use super::book::{Book, FORGET_MS, LAG_BYTES};
-use super::unit::{self, Unit};
-use crate::{
-    base::{self, Clock, Random},
-    budget::{Account, Budget, Grant},
-    feed::Feed,
-    matrix::skim,
-    remote::{Failed, Options, Remote},
-    store::{self, Position, Store},
-};
+use crate::base::{self, Clock, Random};
+use crate::budget::{Account, Budget, Grant};
+use crate::feed::Feed;
+use crate::matrix::json::partial;
+use crate::remote::{Failed, Options, Remote};
+use crate::store::{self, Position, Store};
+use destinations::{Book, FORGET_MS, LAG_BYTES};
+use transaction::Unit;
+
+pub mod destinations;
+pub mod transaction;
 
 /// And never more than half of the account, whose other half is for questions to servers.
 const LAGGING_MAX: u64 = 8192;
@@ -243,7 +244,7 @@ impl Sender {
     /// shrinks. An answer that is none is held against one that was doubtful before: the first may be a restart.
     async fn bring_up(&self, server: OwnedServerName, rows: Range<Position>, since_ms: u64, doubtful: bool) -> Report {
         let mut report = Report { server, from: rows.start, left_out: None, failed: None };
-        let (mut items_max, mut turns) = (unit::PDUS_MAX + unit::EDUS_MAX, 0);
+        let (mut items_max, mut turns) = (transaction::PDUS_MAX + transaction::EDUS_MAX, 0);
         while turns < TURN {
             let unit = match self.unit(&report.server, report.from..rows.end, since_ms, items_max).await {
                 Ok(unit) => unit,
@@ -287,7 +288,7 @@ impl Sender {
         let grant = self.0.account.take(bytes_max as u64).await?;
         let (store, name) = (self.0.store.clone(), server.to_owned());
         let lag_ms = self.0.clock.now_ms().saturating_sub(since_ms);
-        let unit = base::blocking(move || unit::next(&store.read()?, &name, rows, lag_ms, items_max, bytes_max));
+        let unit = base::blocking(move || transaction::next(&store.read()?, &name, rows, lag_ms, items_max, bytes_max));
         let unit = unit.await.map_err(|error: store::Error| {
             tracing::error!(%error, %server, "the outbound log cannot be read");
             Failed::BackingOff { retry_after_ms: FLUSH.as_millis() as u64 }
@@ -384,10 +385,10 @@ fn transaction(origin: &ServerName, now_ms: u64, unit: &Unit) -> (Vec<u8>, Strin
 /// The peer took the transaction but not each event of it. Nothing of its answer is kept.
 fn log_refusals(server: &ServerName, answer: &[u8]) {
     let mut left = LOGGED_MAX;
-    let read = skim::each_member(answer, &mut |name, outcomes| match name {
-        "pdus" => skim::each_member(outcomes.get().as_bytes(), &mut |event, outcome| {
+    let read = partial::each_member(answer, &mut |name, outcomes| match name {
+        "pdus" => partial::each_member(outcomes.get().as_bytes(), &mut |event, outcome| {
             let error: Option<String> = match outcome.get().len() <= OUTCOME_BYTES_MAX {
-                true => skim::member(outcome.get().as_bytes(), "error"),
+                true => partial::member(outcome.get().as_bytes(), "error"),
                 false => Some("at great length".to_owned()),
             };
             if let Some(error) = error.filter(|_| left > 0 && event.len() <= OUTCOME_BYTES_MAX) {

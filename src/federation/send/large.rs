@@ -14,16 +14,16 @@ use std::sync::Arc;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
-use super::auth::{self, Claim};
-use super::error::disk_is_short;
-use super::send::{EDUS_MAX, PDUS_MAX, Transaction, begin, take};
-use super::{Error, Federation};
+use super::{EDUS_MAX, PDUS_MAX, Transaction, begin, take};
 use crate::base;
 use crate::budget::spill::{BUFFER_BYTES, Spill, SpillError, SpillReader};
 use crate::budget::{Account, Budget};
+use crate::federation::auth::{self, Claim};
+use crate::federation::error::disk_is_short;
+use crate::federation::{Error, Federation};
 use crate::http::{Answer, Limit, Request, Response, StatusCode};
 use crate::matrix::json::{Mode, canonical, write_string};
-use crate::remote::events::{Events, Item, Limits, Malformed};
+use crate::remote::json_stream::{Events, Item, Limits, Malformed};
 use crate::room;
 
 /// All events and messages at 64 KiB, and a little for what is round them.
@@ -38,12 +38,16 @@ const BATCH_BYTES: usize = 64 * 1024;
 const WORK_BYTES: u64 = 4 * ITEM_BYTES_MAX as u64 + 6 * BUFFER_BYTES as u64;
 
 /// Whether a body of this length is for here: beyond what is taken in memory, and not beyond all bounds.
-pub(super) fn is_long(request: &Request, bytes_max: u64) -> bool {
+pub(in crate::federation) fn is_long(request: &Request, bytes_max: u64) -> bool {
     request.content_length().is_some_and(|length| length > bytes_max && length <= BODY_BYTES_MAX)
 }
 
 /// Takes such a transaction in. Repeated ones are gone through again, which changes nothing.
-pub(super) async fn send(federation: Arc<Federation>, request: Request, claim: Claim) -> Result<Response, Error> {
+pub(in crate::federation) async fn send(
+    federation: Arc<Federation>,
+    request: Request,
+    claim: Claim,
+) -> Result<Response, Error> {
     let account = federation.budget.account("inbound_transactions");
     let grant = account.take(2 * BUFFER_BYTES as u64).await?;
     let limits = request.limits();
@@ -271,8 +275,8 @@ fn write_array(file: &mut SpillReader, write: &mut dyn FnMut(&[u8])) -> Result<(
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::federation;
     use super::*;
+    use crate::federation::tests::federation;
     use crate::matrix::sign::{Key, request};
     use ruma::ServerName;
 

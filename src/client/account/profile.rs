@@ -6,8 +6,8 @@ use ruma::OwnedUserId;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::{Client, Error, auth};
 use crate::budget::Grant;
+use crate::client::{Client, Error, auth};
 use crate::flow;
 use crate::http::{Answer, Limit, Request, Response};
 

@@ -9,6 +9,8 @@ use std::borrow::Cow;
 use std::cmp::Ordering;
 use std::ops::Range;
 
+pub mod partial;
+
 /// Objects and arrays within each other, of any text that is read here. Each level costs a bit, and an object twelve bytes
 /// more: nothing recurses.
 pub const DEPTH_MAX: u32 = 10_000;

@@ -20,12 +20,14 @@ use serde_json::{Map, Value, json};
 use tokio::task::JoinSet;
 
 use super::error::disk_is_short;
-use super::{Error, Federation, auth, long};
+use super::{Error, Federation, auth};
 use crate::base::{self, Only, Owner, Shares};
 use crate::budget::{Account, Grant};
 use crate::http::{Answer, BadBody, Limit, Request, Response, StatusCode};
-use crate::matrix::skim;
+use crate::matrix::json::partial;
 use crate::{room, user};
+
+pub mod large;
 
 /// The specification's limits.
 pub(super) const PDUS_MAX: usize = 50;
@@ -86,9 +88,9 @@ impl Transactions {
 
 #[derive(Deserialize)]
 pub(super) struct Transaction {
-    #[serde(default, deserialize_with = "skim::first::<{ PDUS_MAX + 1 }, _, _>")]
+    #[serde(default, deserialize_with = "partial::first::<{ PDUS_MAX + 1 }, _, _>")]
     pub pdus: Vec<Box<RawValue>>,
-    #[serde(default, deserialize_with = "skim::first::<{ EDUS_MAX + 1 }, _, _>")]
+    #[serde(default, deserialize_with = "partial::first::<{ EDUS_MAX + 1 }, _, _>")]
     pub edus: Vec<Box<RawValue>>,
 }
 
@@ -101,8 +103,8 @@ pub async fn send(federation: Arc<Federation>, request: Request) -> Result<Respo
     // Whoever writes another's name here learns whether that one is put off, and no more.
     check_intake(&federation, &claim.origin)?;
     wait_for_before(&federation, &claim.origin).await?;
-    if long::is_long(&request, account.limit() / COPIES_CHECKED) {
-        return long::send(federation, request, claim).await;
+    if large::is_long(&request, account.limit() / COPIES_CHECKED) {
+        return large::send(federation, request, claim).await;
     }
     let (body, mut grant) = read(request, &account, &federation.transactions).await?;
     let (origin, valid_until_ms) = (claim.origin.clone(), claim.valid_until_ms());
@@ -214,7 +216,7 @@ pub(super) async fn take(
     let mut rooms: HashMap<OwnedRoomId, Vec<Box<RawValue>>> = HashMap::new();
     for pdu in transaction.pdus {
         // An event of no room cannot be an event of ours: only create events of version 12 have none.
-        if let Some(room_id) = skim::member::<OwnedRoomId>(pdu.get().as_bytes(), "room_id") {
+        if let Some(room_id) = partial::member::<OwnedRoomId>(pdu.get().as_bytes(), "room_id") {
             rooms.entry(room_id).or_default().push(pdu);
         }
     }

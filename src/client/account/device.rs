@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Client, Error, Requester, auth};
+use crate::client::{Client, Error, Requester, auth};
 use crate::http::{Request, Response};
 use crate::user::{Demand, Stage};
 

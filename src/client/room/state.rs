@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use serde_json::json;
 
-use super::history::{reader, room_id, stream, token};
-use super::{Client, Error, auth};
+use super::timeline::{reader, room_id, stream, token};
+use crate::client::{Client, Error, auth};
 use crate::http::{Answer, Request, Response, StatusCode};
 use crate::room::{Membership, Who};
 

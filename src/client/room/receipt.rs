@@ -6,7 +6,7 @@ use std::time::Duration;
 use ruma::{OwnedEventId, OwnedRoomId};
 use serde::Deserialize;
 
-use super::{Client, Error, auth};
+use crate::client::{Client, Error, auth};
 use crate::http::{Limit, Request, Response};
 use crate::room::{Marker, ReadMarkers};
 

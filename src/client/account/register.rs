@@ -5,7 +5,8 @@ use std::sync::Arc;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Client, Error, Registration, STRANGER_BYTES_MAX, auth, session};
+use super::session;
+use crate::client::{Client, Error, Registration, STRANGER_BYTES_MAX, auth};
 use crate::flow;
 use crate::http::{Answer, Limit, Request, Response, StatusCode};
 use crate::user::{Demand, Login, New, Stage};

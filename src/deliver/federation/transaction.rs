@@ -18,8 +18,8 @@ use crate::store::{
     },
 };
 
-pub(super) const PDUS_MAX: usize = 50;
-pub(super) const EDUS_MAX: usize = 100;
+pub(in crate::deliver) const PDUS_MAX: usize = 50;
+pub(in crate::deliver) const EDUS_MAX: usize = 100;
 const ROWS_MAX: usize = 4096;
 /// A server that has missed more events than one transaction holds, for longer than this, is told only the newest event of
 /// each room; it asks for what lies between, if it cares.
@@ -29,7 +29,7 @@ const ROOMS_MAX: usize = 512;
 
 /// One transaction's content.
 #[derive(Debug, Default)]
-pub(super) struct Unit {
+pub(in crate::deliver) struct Unit {
     /// JSON objects, separated by commas.
     pub pdus: Vec<u8>,
     pub edus: Vec<u8>,
@@ -42,11 +42,11 @@ pub(super) struct Unit {
 }
 
 impl Unit {
-    pub(super) fn is_empty(&self) -> bool {
+    pub(in crate::deliver) fn is_empty(&self) -> bool {
         self.items() == 0
     }
 
-    pub(super) fn items(&self) -> usize {
+    pub(in crate::deliver) fn items(&self) -> usize {
         self.pdu_count + self.edu_count
     }
 
@@ -84,7 +84,7 @@ fn is_for(get: &impl Get, server: &str, at: Position, row: &Outbound) -> store::
 
 /// The next unit for `server` out of the rows behind `rows.start`, up to `rows.end`. `lag_ms` is for how long it has been
 /// behind. At most `items_max` events and messages together.
-pub(super) fn next(
+pub(in crate::deliver) fn next(
     get: &impl Get,
     server: &ServerName,
     rows: Range<Position>,

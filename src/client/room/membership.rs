@@ -6,7 +6,8 @@ use ruma::{OwnedRoomAliasId, OwnedRoomId, OwnedServerName, OwnedUserId, UserId};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::{Client, Error, auth, directory};
+use super::directory;
+use crate::client::{Client, Error, auth};
 use crate::http::{Answer, Limit, Request, Response};
 use crate::room::Joining;
 

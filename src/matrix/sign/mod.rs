@@ -4,9 +4,9 @@
 use super::Reject;
 use super::comb::Comb;
 use super::event::Event;
-use super::fast::{BASE64, Signer};
 use super::json::{self, Mode};
 use super::reject::Kind;
+use super::scan::{BASE64, Signer};
 use super::version::RoomVersion;
 use base64::Engine;
 use curve25519_dalek::edwards::EdwardsPoint;

@@ -6,7 +6,7 @@ use ruma::{OwnedRoomAliasId, OwnedRoomId, OwnedServerName};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::{Client, Error, auth};
+use crate::client::{Client, Error, auth};
 use crate::http::{Answer, Limit, Request, Response, StatusCode};
 use crate::room::{PUBLIC_PAGE_BYTES, PublicQuery, Rooms};
 

@@ -11,6 +11,13 @@ use crate::flow;
 use crate::http::{Request, Response};
 use crate::user::{Demand, Stage};
 
+pub mod account_data;
+pub mod device;
+pub mod profile;
+pub mod push_rules;
+pub mod register;
+pub mod session;
+
 #[derive(Deserialize)]
 struct PasswordBody {
     new_password: String,

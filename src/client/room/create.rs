@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::{Map, Value, json};
 
-use super::{Client, Error, auth};
+use crate::client::{Client, Error, auth};
 use crate::http::{Answer, Limit, Request, Response};
 use crate::room::{Create, Preset, StateDraft};
 

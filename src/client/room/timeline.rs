@@ -10,8 +10,8 @@ use std::sync::Arc;
 
 use ruma::{OwnedEventId, OwnedRoomId};
 
-use super::{Client, Error, Requester, auth};
 use crate::base::Chunks;
+use crate::client::{Client, Error, Requester, auth};
 use crate::http::{Answer, Limit, Request, Response, StatusCode};
 use crate::room::{ANSWER_BYTES, Events, PAGE_EVENTS_MAX, Paging, Reader, Related, Threads, Token};
 
@@ -85,16 +85,16 @@ pub async fn threads(client: Arc<Client>, request: Request) -> Result<Response, 
 }
 
 /// Sends a long answer under a grant.
-pub(super) async fn stream(client: &Client, chunks: impl Chunks) -> Result<Response, Error> {
+pub(in crate::client) async fn stream(client: &Client, chunks: impl Chunks) -> Result<Response, Error> {
     let grant = client.budget.account("response_bodies").take(ANSWER_BYTES).await?;
     Ok(Response::stream(grant, chunks))
 }
 
-pub(super) fn reader(requester: Requester) -> Reader {
+pub(in crate::client) fn reader(requester: Requester) -> Reader {
     Reader { user: requester.user_num, user_id: requester.user_id, device: requester.device_id }
 }
 
-pub(super) fn room_id(request: &Request) -> Result<OwnedRoomId, Answer> {
+pub(in crate::client) fn room_id(request: &Request) -> Result<OwnedRoomId, Answer> {
     request.param_as("room_id")
 }
 
@@ -103,7 +103,7 @@ fn event_id(request: &Request) -> Result<OwnedEventId, Answer> {
 }
 
 /// A pagination token in the query; an empty one is none.
-pub(super) fn token(request: &Request, name: &str) -> Result<Option<Token>, Answer> {
+pub(in crate::client) fn token(request: &Request, name: &str) -> Result<Option<Token>, Answer> {
     let Some(text) = request.query(name).filter(|text| !text.is_empty()) else { return Ok(None) };
     Token::parse(&text).map(Some).ok_or_else(|| Answer::invalid_param(format!("{name} is no token of this server")))
 }

@@ -1,0 +1,10 @@
+//! What apps ask about rooms: a file for each family of endpoints.
+
+pub mod create;
+pub mod directory;
+pub mod membership;
+pub mod receipt;
+pub mod send;
+pub mod state;
+pub mod timeline;
+pub mod upgrade;
