@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 
 use snug::budget::{Budget, meter};
 use snug::store::schema::{STATE_NAME, STATE_NODE};
-use snug::store::tables::event::{self, Flags, Id, Kind, Membership, Root, Row};
-use snug::store::tables::{body, snapshot, topology};
+use snug::store::tables::room::event::{self, Flags, Id, Kind, Membership, Root, Row};
+use snug::store::tables::room::{auth_graph, body, state_tree};
 use snug::store::{BodyNum, EventNum, Get, RoomNum, StateKeyNum, Store, StoreOptions, UserNum, Write};
 
 const KEYS: u32 = 85_000;
@@ -123,10 +123,11 @@ fn trees(folder: &Path) {
     // State events are a part of all, in an order of their own.
     let event = |key: u32| EventNum(key.wrapping_mul(2_654_435_761) % EVENTS + 1);
     let root = timed("built in batches of 4096", || {
-        let mut builder = snapshot::Builder::default();
+        let mut builder = state_tree::Builder::default();
         for first in (1..=KEYS).step_by(4096) {
             let keys = first..(first + 4096).min(KEYS + 1);
-            let batch: Vec<_> = keys.map(|key| snapshot::Entry { key: StateKeyNum(key), event: event(key) }).collect();
+            let batch: Vec<_> =
+                keys.map(|key| state_tree::Entry { key: StateKeyNum(key), event: event(key) }).collect();
             builder = write(&store, move |w| {
                 builder.push(w, &batch)?;
                 Ok(builder)
@@ -150,13 +151,13 @@ fn trees(folder: &Path) {
             differ += 1;
             Ok(ControlFlow::Continue(()))
         };
-        snapshot::diff(&read, Some(root), Some(later), &mut visit).unwrap();
+        state_tree::diff(&read, Some(root), Some(later), &mut visit).unwrap();
     });
     timed("read in pages of 512", || {
         let (mut page, mut after) = (Vec::new(), None);
         loop {
             page.clear();
-            let ended = snapshot::page(&read, later, after, 512, &mut page).unwrap();
+            let ended = state_tree::page(&read, later, after, 512, &mut page).unwrap();
             after = page.last().map(|entry| entry.key);
             if ended {
                 break;
@@ -164,7 +165,7 @@ fn trees(folder: &Path) {
         }
     });
     timed("10000 lookups", || {
-        (0..10_000).for_each(|n| assert!(snapshot::get(&read, later, StateKeyNum(n * 8 + 1)).is_ok()));
+        (0..10_000).for_each(|n| assert!(state_tree::get(&read, later, StateKeyNum(n * 8 + 1)).is_ok()));
     });
     drop(read);
     store.compact_blocking().unwrap();
@@ -176,7 +177,7 @@ fn later_changes(store: &Store, mut root: Root, count: u32) -> Root {
     let start = Instant::now();
     for n in 0..count {
         let key = StateKeyNum(n.wrapping_mul(2_246_822_519) % KEYS + 1);
-        root = write(store, move |w| snapshot::set(w, Some(root), &[(key, Some(EventNum(EVENTS + n)))]));
+        root = write(store, move |w| state_tree::set(w, Some(root), &[(key, Some(EventNum(EVENTS + n)))]));
     }
     println!("one later change: {:.2} ms with its commit", start.elapsed().as_secs_f64() * 1e3 / f64::from(count));
     root
@@ -220,17 +221,17 @@ fn walks(folder: &Path) {
     let account = Budget::for_tests().account("state_resolution");
     let grant = || account.try_take(0).unwrap();
     timed("auth chain of the last 85000", || {
-        let mut chain = topology::auth_chain(&read, &[], grant()).unwrap();
+        let mut chain = auth_graph::auth_chain(&read, &[], grant()).unwrap();
         (EVENTS - KEYS..=EVENTS).for_each(|num| chain.add(&read, EventNum(num)).unwrap());
         while chain.next(&read).unwrap().is_some() {}
     });
     let sets: Vec<Vec<_>> =
         (0..8).map(|set| (0..500).map(|n| EventNum(EVENTS - set * 7919 - n * 13)).collect()).collect();
     timed("auth difference of 8 sets of 500", || {
-        topology::auth_difference(&read, &sets, None, &mut grant()).unwrap();
+        auth_graph::auth_difference(&read, &sets, None, &mut grant()).unwrap();
     });
     timed("subgraph of 4000 conflicted", || {
-        topology::conflicted_subgraph(&read, &sets.concat(), &mut grant()).unwrap();
+        auth_graph::conflicted_subgraph(&read, &sets.concat(), &mut grant()).unwrap();
     });
     println!("most held: {} bytes", account.high_water());
     drop(read);

@@ -13,19 +13,13 @@ use serde_json::{Value, json};
 
 use super::federation::destinations;
 use super::*;
-use crate::{
-    base::Random,
-    budget::Budget,
-    feed::Feed,
-    remote::tests::{Behaviour, Lab, Us, name, peer, us, whole},
-    store::{
-        self, Position,
-        tables::{
-            outbox::{self, Outbound},
-            server,
-        },
-    },
-};
+use crate::base::Random;
+use crate::budget::Budget;
+use crate::feed::Feed;
+use crate::remote::tests::{Behaviour, Lab, Us, name, peer, us, whole};
+use crate::store::tables::server;
+use crate::store::tables::server::outbox::{self, Outbound};
+use crate::store::{self, Position};
 
 type Seen = Arc<Mutex<Vec<Value>>>;
 

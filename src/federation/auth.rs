@@ -265,8 +265,8 @@ mod tests {
         let (id, public) = (key.id().to_owned(), key.public().to_bytes());
         let known = house.store.write(move |w| {
             let (key, valid_until_ms) = (public, u64::MAX / 2);
-            let stored = crate::store::tables::key_cache::Stored { key, valid_until_ms, expired: false };
-            crate::store::tables::key_cache::set(w, them, &id, &stored)
+            let stored = crate::store::tables::server::signing_key::Stored { key, valid_until_ms, expired: false };
+            crate::store::tables::server::signing_key::set(w, them, &id, &stored)
         });
         known.await.map_err(|failed: crate::store::WriteError<crate::store::Error>| failed.into_inner()).unwrap();
         let target = "/_matrix/federation/v1/event/%24x";

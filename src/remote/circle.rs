@@ -11,7 +11,8 @@ use ruma::ServerName;
 use super::Remote;
 use crate::base::shares::neighbourhood;
 use crate::base::{Clock, Owner, Shares, blocking};
-use crate::store::{self, Store, tables::member};
+use crate::store::tables::room::member;
+use crate::store::{self, Store};
 
 /// Servers of which it is remembered, about 60 bytes each.
 const KNOWN_MAX: usize = 512;

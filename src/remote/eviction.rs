@@ -13,16 +13,10 @@ use std::time::Duration;
 use ruma::OwnedServerName;
 
 use super::Remote;
-use crate::{
-    base,
-    store::{
-        self, Read, Write, WriteError,
-        tables::{
-            key_cache, member,
-            server::{self, Standing},
-        },
-    },
-};
+use crate::base;
+use crate::store::tables::room::member;
+use crate::store::tables::server::{self, Standing, signing_key};
+use crate::store::{self, Read, Write, WriteError};
 
 /// Servers whose keys are kept. The largest rooms have people of some thousands; each is about 1 KiB, 20 KiB at worst.
 const KEYS_MAX: u64 = 16 * 1024;
@@ -81,7 +75,7 @@ impl Table {
         let days = |at_ms: u64| (now_ms.saturating_sub(at_ms) / DAY_MS).min(DAYS_MAX as u64) as usize;
         let after = after.map(|name| &**name);
         match self {
-            Table::Keys => key_cache::fetched(read, after, &mut |name, at_ms| Ok(visit(name, days(at_ms)))),
+            Table::Keys => signing_key::fetched(read, after, &mut |name, at_ms| Ok(visit(name, days(at_ms)))),
             Table::Standings => {
                 server::standings(read, after, &mut |name, standing| Ok(visit(name, days(standing.retry_at_ms))))
             }
@@ -90,7 +84,7 @@ impl Table {
 
     fn remove(self, write: &mut Write, name: &OwnedServerName) -> store::Result<()> {
         match self {
-            Table::Keys => key_cache::remove(write, name),
+            Table::Keys => signing_key::remove(write, name),
             Table::Standings => server::set_standing(write, name, Standing::default()),
         }
     }
@@ -224,6 +218,7 @@ impl Remote {
 mod tests {
     use super::*;
     use crate::remote::tests::{Lab, name, share_room, us};
+    use crate::store::tables::server::signing_key;
 
     #[test]
     fn the_youngest_are_kept() {
@@ -242,12 +237,12 @@ mod tests {
         share_room(&us.store, "s1199.example").await;
         let now = us.clock.now_ms();
         let written = us.store.write(move |write| {
-            let stored = key_cache::Stored { key: [1; 32], valid_until_ms: now, expired: false };
+            let stored = signing_key::Stored { key: [1; 32], valid_until_ms: now, expired: false };
             for n in 0..1200 {
                 // The older the name.
                 let (server, at) = (name(&format!("s{n}.example")), now - n * DAY_MS / 100);
-                key_cache::set(write, &server, "ed25519:a", &stored)?;
-                key_cache::set_answer(write, &server, at, b"{}")?;
+                signing_key::set(write, &server, "ed25519:a", &stored)?;
+                signing_key::set_answer(write, &server, at, b"{}")?;
                 server::set_standing(write, &server, Standing { failures: 3, retry_at_ms: at })?;
             }
             Ok::<_, store::Error>(())
@@ -267,11 +262,11 @@ mod tests {
         assert_eq!(sweep(Table::Keys, 950, DAYS_MAX + 1).await, 249);
         assert_eq!(sweep(Table::Standings, 5000, 10).await, 200, "older than ten days");
         let read = us.store.read().unwrap();
-        let known = |n: usize| key_cache::get(&read, &name(&format!("s{n}.example")), "ed25519:a").unwrap().is_some();
+        let known = |n: usize| signing_key::get(&read, &name(&format!("s{n}.example")), "ed25519:a").unwrap().is_some();
         assert!((0..900).all(known) && !(1000..1199).any(known));
         assert!(known(1199), "the keys of a server in our rooms stay");
         let mut left = 0;
-        key_cache::fetched(&read, None, &mut |_, _| {
+        signing_key::fetched(&read, None, &mut |_, _| {
             left += 1;
             Ok(ControlFlow::Continue(()))
         })

@@ -19,15 +19,11 @@ use ruma::{OwnedServerName, ServerName};
 use serde::Deserialize;
 
 use super::{Failed, Options, Remote, json_stream};
-use crate::{
-    base::{self, Shares},
-    budget::{Account, Grant},
-    matrix::sign::{self, PublicKey},
-    store::{
-        self, Store,
-        tables::key_cache::{self, Stored},
-    },
-};
+use crate::base::{self, Shares};
+use crate::budget::{Account, Grant};
+use crate::matrix::sign::{self, PublicKey};
+use crate::store::tables::server::signing_key::{self, Stored};
+use crate::store::{self, Store};
 
 /// One remembered key: the decompressed point (about 200 bytes), its names, the table's share.
 const KNOWN_BYTES: u64 = 512;
@@ -178,11 +174,11 @@ impl Keys {
         if self.remote.is_me(server) {
             return Ok((key_id == self.book().own_id).then(|| self.book().own.clone()));
         }
-        let name = key_cache::name(server, key_id);
+        let name = signing_key::name(server, key_id);
         if let Some(known) = self.book().memory.lock().unwrap_or_else(PoisonError::into_inner).keys.get(&name) {
             return Ok(Some(known.clone()));
         }
-        let Some(stored) = key_cache::get(&self.book().store.read()?, server, key_id)? else { return Ok(None) };
+        let Some(stored) = signing_key::get(&self.book().store.read()?, server, key_id)? else { return Ok(None) };
         Ok(self.remember(name, stored))
     }
 
@@ -239,7 +235,7 @@ impl Keys {
             let read = keys.book().store.read()?;
             let mut lacking = BTreeMap::new();
             for server in servers {
-                if !keys.remote.is_me(&server) && !key_cache::has_valid(&read, &server, now)? {
+                if !keys.remote.is_me(&server) && !signing_key::has_valid(&read, &server, now)? {
                     lacking.insert(server, BTreeSet::new());
                 }
             }
@@ -323,7 +319,7 @@ impl Keys {
 
     /// Whether any key of a server was ever known, valid or not. Plain code for blocking threads.
     pub fn were_known(&self, server: &ServerName) -> Result<bool, store::Error> {
-        Ok(!key_cache::list(&self.book().store.read()?, server)?.is_empty())
+        Ok(!signing_key::list(&self.book().store.read()?, server)?.is_empty())
     }
 
     /// Whether a key that is valid until then is to be asked for anew; says so of a server once in a while.
@@ -454,10 +450,10 @@ impl Keys {
         let read = || {
             let (keys, notary) = (self.clone(), notary.clone());
             base::blocking(move || {
-                let stored = key_cache::list(&keys.book().store.read()?, &notary)?;
+                let stored = signing_key::list(&keys.book().store.read()?, &notary)?;
                 let valid = stored.into_iter().filter(|(_, stored)| !stored.expired && stored.valid_until_ms >= now);
                 let remembered = valid.filter_map(|(id, stored)| {
-                    let known = keys.remember(key_cache::name(&notary, &id), stored)?;
+                    let known = keys.remember(signing_key::name(&notary, &id), stored)?;
                     Some((id, known))
                 });
                 Ok::<_, store::Error>(remembered.collect::<HashMap<_, _>>())
@@ -506,17 +502,17 @@ impl Keys {
         let written = self.book().store.write(move |write| {
             for one in rows.iter() {
                 for (id, stored) in &one.keys {
-                    key_cache::set(write, &one.server, id, stored)?;
+                    signing_key::set(write, &one.server, id, stored)?;
                 }
                 let raw = if one.raw.len() <= ANSWER_KEPT_BYTES_MAX { &one.raw[..] } else { &[] };
-                key_cache::set_answer(write, &one.server, now, raw)?;
+                signing_key::set_answer(write, &one.server, now, raw)?;
             }
             Ok::<_, store::Error>(())
         });
         written.await.map_err(store::Error::from)?;
         for one in checked.iter() {
             for (id, stored) in &one.keys {
-                self.remember(key_cache::name(&one.server, id), *stored);
+                self.remember(signing_key::name(&one.server, id), *stored);
             }
             let mut missing = self.book().missing.lock().unwrap_or_else(PoisonError::into_inner);
             for id in std::iter::once(String::new()).chain(one.ids()) {
@@ -538,7 +534,7 @@ impl Keys {
 
     /// The last answer a server gave about its keys, as it signed it, and when: for notary questions of others.
     pub fn answer_of(&self, server: &ServerName) -> Result<Option<(u64, Vec<u8>)>, store::Error> {
-        Ok(key_cache::answer(&self.book().store.read()?, server)?.filter(|(_, raw)| !raw.is_empty()))
+        Ok(signing_key::answer(&self.book().store.read()?, server)?.filter(|(_, raw)| !raw.is_empty()))
     }
 
     /// Asks a server for its keys unless that was done lately. For notary questions of others.
@@ -547,7 +543,7 @@ impl Keys {
         let (keys, name) = (self.clone(), server.to_owned());
         let known = base::blocking(move || {
             let read = keys.book().store.read()?;
-            key_cache::has_valid(&read, &name, valid_at_ms.max(now))
+            signing_key::has_valid(&read, &name, valid_at_ms.max(now))
         });
         if known.await? {
             return Ok(());

@@ -116,7 +116,9 @@ pub(crate) fn us(lab: &Lab, peers: &[(&str, SocketAddr)], notaries: &[&str]) -> 
 
 /// Has somebody here and somebody of another server in one room.
 pub(crate) async fn share_room(store: &Store, server: &str) {
-    use crate::store::tables::{event::Membership, member, room, user};
+    use crate::store::tables::room::event::Membership;
+    use crate::store::tables::room::{self, member};
+    use crate::store::tables::user;
     use crate::store::{self, Position};
     let server = server.to_owned();
     let written = store.write(move |w| {

@@ -17,7 +17,7 @@ use crate::matrix::json::partial;
 use crate::remote::{Options, encode};
 use crate::store::Get;
 use crate::store::tables::room;
-use crate::store::tables::staging::{self, Allowed, Stage};
+use crate::store::tables::room::staged::{self, Allowed, Stage};
 
 /// What happens with a room that is larger than this server takes without asking.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -110,17 +110,17 @@ impl Rooms {
         }
         let (room_id, at_ms) = (room_id.to_owned(), self.0.parts.clock.now_ms());
         self.write(move |w| {
-            let before = staging::allowed(w, room_id.as_str())?;
+            let before = staged::allowed(w, room_id.as_str())?;
             let new = Allowed { allowed: true, user_id: String::new(), events: 0, at_ms };
             let new = Allowed { allowed: true, ..before.unwrap_or(new) };
-            Ok(staging::set_allowed(w, room_id.as_str(), allowed.then_some(&new))?)
+            Ok(staged::set_allowed(w, room_id.as_str(), allowed.then_some(&new))?)
         })
         .await
     }
 
     /// Rooms an admin allowed whatever their size, and rooms that wait for that.
     pub async fn allowed_rooms(&self) -> Result<Vec<(String, Allowed)>> {
-        self.reading(|_, read| Ok(staging::list_allowed(read, ASKED_ROOMS_MAX)?)).await
+        self.reading(|_, read| Ok(staged::list_allowed(read, ASKED_ROOMS_MAX)?)).await
     }
 
     /// Joins under way.
@@ -131,7 +131,7 @@ impl Rooms {
     /// Joins that are begun and not under way, each with the events it has stored: they go on at the next start.
     pub async fn interrupted_joins(&self) -> Result<Vec<(String, u64)>> {
         let under_way: Vec<String> = self.joins().into_iter().map(|join| join.room_id).collect();
-        let journals = self.reading(|_, read| Ok(staging::journals(read)?)).await?;
+        let journals = self.reading(|_, read| Ok(staged::journals(read)?)).await?;
         let interrupted = journals
             .into_iter()
             .map(|(_, journal)| journal)
@@ -144,7 +144,7 @@ impl Rooms {
         self.0.parts.store.check_spare()?;
         let estimate = self.estimate(room_id, servers).await;
         let room = room_id.to_owned();
-        let allowed = self.reading(move |_, read| Ok(staging::allowed(read, room.as_str())?)).await?;
+        let allowed = self.reading(move |_, read| Ok(staged::allowed(read, room.as_str())?)).await?;
         let overridden = allowed.is_some_and(|allowed| allowed.allowed);
         let known = self.is_partly_known(room_id).await?;
         let admitted = self.bounds(estimate, overridden, known)?;
@@ -238,16 +238,16 @@ impl Rooms {
         let (room_id, user_id) = (room_id.to_owned(), user.to_string());
         let at_ms = self.0.parts.clock.now_ms();
         self.write(move |w| {
-            if staging::allowed(w, room_id.as_str())?.is_some() {
+            if staged::allowed(w, room_id.as_str())?.is_some() {
                 return Ok(());
             }
-            let listed = staging::list_allowed(w, ASKED_ROOMS_MAX)?;
+            let listed = staged::list_allowed(w, ASKED_ROOMS_MAX)?;
             if listed.len() == ASKED_ROOMS_MAX {
                 let Some(room) = asked_by_the_busiest(w, listed, &user_id) else { return Ok(()) };
-                staging::set_allowed(w, &room, None)?;
+                staged::set_allowed(w, &room, None)?;
             }
             let asked = Allowed { allowed: false, user_id, events, at_ms };
-            Ok(staging::set_allowed(w, room_id.as_str(), Some(&asked))?)
+            Ok(staged::set_allowed(w, room_id.as_str(), Some(&asked))?)
         })
         .await
     }

@@ -5,7 +5,8 @@ use serde_json::Value;
 
 use super::send::{New, known_to_member};
 use super::{Error, Result, Rooms};
-use crate::store::tables::{member, room, user};
+use crate::store::tables::room::{self, member};
+use crate::store::tables::user;
 use crate::store::{Get, RoomNum};
 
 /// Servers told with an alias, at most: enough to join through when some are down.

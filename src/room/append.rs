@@ -13,13 +13,14 @@ use super::state::load_row;
 use super::{judge, redact, unread};
 use crate::matrix::{Event, json};
 use crate::store::schema::EVENT;
-use crate::store::tables::event::{self, Flags, Id, Kind, Membership, Root, Row};
-use crate::store::tables::member::{self, Mine};
-use crate::store::tables::outbox::{self, Outbound};
-use crate::store::tables::relation::{self, Rel};
+use crate::store::tables::room::event::{self, Flags, Id, Kind, Membership, Root, Row};
+use crate::store::tables::room::member::{self, Mine};
+use crate::store::tables::room::relation::{self, Rel};
+use crate::store::tables::room::txn::{self, Txn};
 use crate::store::tables::room::{self, EXTREMITIES_MAX, HOLE_ORDERS, HOLES_MAX, Hole, Room, Status};
-use crate::store::tables::txn::{self, Txn};
-use crate::store::tables::{count, snapshot, timeline, user};
+use crate::store::tables::room::{state_tree, timeline};
+use crate::store::tables::server::outbox::{self, Outbound};
+use crate::store::tables::user;
 use crate::store::{Change, Error, EventNum, Get, Position, Result, RoomNum, StateKeyNum, UserNum, Write};
 
 /// Where and when we are, for what a write depends on beside its event.
@@ -273,7 +274,7 @@ fn store_event(
 pub fn row_of(w: &mut Write<'_>, room: RoomNum, event: &Event) -> Result<Row> {
     let kind = Kind::of(event.kind());
     let state_key = match event.state_key() {
-        Some(state_key) => Some(snapshot::intern_key(w, event.kind(), state_key)?),
+        Some(state_key) => Some(state_tree::intern_key(w, event.kind(), state_key)?),
         None => None,
     };
     let member = match event.state_key() {
@@ -406,7 +407,7 @@ pub fn set_present_state(
     let mut touched = Vec::new();
     for &(key, after) in changes {
         let before = match room.state {
-            Some(root) => snapshot::get(w, root, key)?,
+            Some(root) => state_tree::get(w, root, key)?,
             None => None,
         };
         if before == after {
@@ -418,7 +419,7 @@ pub fn set_present_state(
     if effective.is_empty() {
         return Ok(touched);
     }
-    let root = snapshot::set(w, room.state, &effective)?;
+    let root = state_tree::set(w, room.state, &effective)?;
     room.state = Some(root);
     timeline::put_state(w, num, at, root)?;
     room::set_public(w, num, listed, room.public.then_some(room.joined))?;
@@ -520,7 +521,7 @@ fn set_mine(
     };
     member::set_stripped(w, user, room, None)?;
     if membership != Membership::Join {
-        count::clear(w, user, room)?;
+        crate::store::tables::room::unread::clear(w, user, room)?;
     }
     member::set_mine(w, user, room, &mine)
 }

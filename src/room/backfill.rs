@@ -24,8 +24,8 @@ use super::state::{known_num, load_row};
 use super::{Error, Result, Rooms};
 use crate::matrix::Event;
 use crate::remote::Failed;
-use crate::store::tables::event::{self, Kind, Root, Row};
-use crate::store::tables::{member, room, snapshot, timeline};
+use crate::store::tables::room::event::{self, Kind, Root, Row};
+use crate::store::tables::room::{self, member, state_tree, timeline};
 use crate::store::{self, EventNum, Get, Read, RoomNum, StateKeyNum, Write};
 
 /// Events of one batch: what servers give at once.
@@ -244,7 +244,7 @@ fn before(
     older: &[Arc<Event>],
 ) -> store::Result<Root> {
     let Some(key) = row.state_key.filter(|_| row.is_state()) else { return Ok(after) };
-    if snapshot::get(w, after, key)? != Some(num) {
+    if state_tree::get(w, after, key)? != Some(num) {
         return Ok(after);
     }
     let earlier = match cited_under(w, row, key)? {
@@ -254,7 +254,7 @@ fn before(
     if earlier.is_none() && row.kind == Kind::HISTORY_VISIBILITY {
         return Ok(after);
     }
-    snapshot::set(w, Some(after), &[(key, earlier)])
+    state_tree::set(w, Some(after), &[(key, earlier)])
 }
 
 fn cited_under(get: &impl Get, row: &Row, key: StateKeyNum) -> store::Result<Option<EventNum>> {

@@ -15,7 +15,7 @@ use super::{Error, Result, Rooms};
 use crate::matrix::auth::{self, Lookup};
 use crate::matrix::{Draft, Event, Reject, RoomVersion, id, version};
 use crate::store::Read;
-use crate::store::tables::event::Membership;
+use crate::store::tables::room::event::Membership;
 use crate::store::tables::{room, user};
 
 /// People asked in with the creation, at most: each is an event of the one write.

@@ -12,10 +12,11 @@ use super::send::{Built, New, known_to_member};
 use super::state::known_num;
 use super::{Error, Joining, Result, Rooms};
 use crate::base::shares::{Held, neighbourhood, of_the_busiest};
-use crate::store::tables::event::Membership;
-use crate::store::tables::member::{self, Mine};
+use crate::store::tables::room::event::Membership;
+use crate::store::tables::room::member::{self, Mine};
+use crate::store::tables::room::staged;
 use crate::store::tables::room::{self, Status};
-use crate::store::tables::{account_data, staging, user};
+use crate::store::tables::user::{self, account_data};
 use crate::store::{Change, Get, Position, RoomNum, UserNum, Write};
 
 /// Stripped state kept of one room at most: a name, a topic, a picture, the rules and two members fit ten times over.
@@ -314,7 +315,7 @@ fn forget(w: &mut Write<'_>, user: UserNum, num: RoomNum) -> Result<()> {
     let mut needed = room.status != Status::Stub
         || room.events > 0
         || !room::aliases(w, num, 1)?.is_empty()
-        || staging::journals(w)?.iter().any(|(_, journal)| journal.room_id == room.id);
+        || staged::journals(w)?.iter().any(|(_, journal)| journal.room_id == room.id);
     member::list_local(w, num, &mut |_, _| {
         needed = true;
         Ok(ControlFlow::Break(()))

@@ -15,7 +15,8 @@ use super::{Error, Result, Rooms, visitor};
 use crate::matrix::Reject;
 use crate::matrix::json::partial;
 use crate::store::Get;
-use crate::store::tables::{member, user};
+use crate::store::tables::room::member;
+use crate::store::tables::user;
 
 /// How long somebody is shown as typing when their server says no more. Others repeat it every 40 s.
 const TYPING: Duration = Duration::from_secs(60);

@@ -5,7 +5,7 @@ use serde::Deserialize;
 
 use super::format;
 use crate::matrix::json;
-use crate::store::tables::event::{self, Row};
+use crate::store::tables::room::event::{self, Row};
 use crate::store::tables::user;
 use crate::store::{Get, Result};
 

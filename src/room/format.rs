@@ -9,9 +9,10 @@ use std::ops::ControlFlow;
 use super::ANSWER_BYTES;
 use super::ignored::Ignored;
 use crate::matrix::json;
-use crate::store::tables::event::{self, Kind, Membership, Row};
-use crate::store::tables::relation::{self, Rel};
-use crate::store::tables::{snapshot, txn, user};
+use crate::store::tables::room::event::{self, Kind, Membership, Row};
+use crate::store::tables::room::relation::{self, Rel};
+use crate::store::tables::room::{state_tree, txn};
+use crate::store::tables::user;
 use crate::store::{EventNum, Get, Result, StateKeyNum, UserNum};
 
 /// Edits looked at for the newest by the event's own sender, replies for whether the viewer took part in a thread, and
@@ -225,7 +226,7 @@ fn write_membership(get: &impl Get, row: &Row, format: &Format, first: usize, ou
     let membership = match (row.member, row.before) {
         (Some((membership, target)), _) if target == format.user => membership,
         (_, Some(before)) => {
-            let own = format.member_key.map_or(Ok(None), |key| snapshot::get(get, before, key))?;
+            let own = format.member_key.map_or(Ok(None), |key| state_tree::get(get, before, key))?;
             let member = own.map_or(Ok(None), |own| event::row_of(get, own).map(|row| row.member))?;
             member.map_or(Membership::Leave, |(membership, _)| membership)
         }
@@ -238,7 +239,7 @@ fn write_membership(get: &impl Get, row: &Row, format: &Format, first: usize, ou
 /// What the state was for the event's key before it.
 fn write_replaced(get: &impl Get, row: &Row, first: usize, out: &mut Vec<u8>) -> Result<()> {
     let (Some(key), Some(before)) = (row.state_key, row.before) else { return Ok(()) };
-    let Some(old) = snapshot::get(get, before, key)? else { return Ok(()) };
+    let Some(old) = state_tree::get(get, before, key)? else { return Ok(()) };
     let old = event::row_of(get, old)?;
     let before = content(get, &old)?;
     if has_room(out, &before) {
@@ -443,7 +444,7 @@ mod tests {
         assert_eq!(String::from_utf8(kept).unwrap(), event);
         assert_eq!(keep_fields(event.as_bytes(), &path(FIELD_KEYS_MAX + 1)), b"{}");
     }
-    use crate::store::tables::event::{Flags, Id};
+    use crate::store::tables::room::event::{Flags, Id};
     use crate::store::{BodyNum, RoomNum};
     use serde_json::{Value, json};
 

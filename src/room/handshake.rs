@@ -24,8 +24,9 @@ use crate::matrix::scan::{self, Signer};
 use crate::matrix::{Event, Reject, RoomVersion, event as wire, json as text, sign, version};
 use crate::remote::{Failed, Options, encode};
 use crate::store::Read;
-use crate::store::tables::event::Membership;
-use crate::store::tables::{member, room, user};
+use crate::store::tables::room::event::Membership;
+use crate::store::tables::room::{self, member};
+use crate::store::tables::user;
 
 /// Servers asked for one thing at most, one after the other.
 const SERVERS_MAX: usize = 5;

@@ -19,8 +19,9 @@ use crate::matrix::{Event, Reject, json as text};
 use crate::remote::json_stream::{Events, Item, Limits, Malformed};
 use crate::remote::{Failed, Pace, encode};
 use crate::store::Read;
-use crate::store::tables::event::Membership;
-use crate::store::tables::{member, user};
+use crate::store::tables::room::event::Membership;
+use crate::store::tables::room::member;
+use crate::store::tables::user;
 
 /// Servers asked, one after the other.
 const SERVERS_MAX: usize = 5;

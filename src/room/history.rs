@@ -12,7 +12,7 @@ use super::serve_state::Served;
 use super::state::{Known, load_row};
 use super::{Result, Rooms, visitor};
 use crate::base::{ChunkError, Chunks};
-use crate::store::tables::event;
+use crate::store::tables::room::event;
 use crate::store::{EventNum, Get, Read};
 
 /// Events of one `backfill` answer.

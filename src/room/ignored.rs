@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 
-use crate::store::tables::account_data::{self, GLOBAL};
 use crate::store::tables::user;
+use crate::store::tables::user::account_data::{self, GLOBAL};
 use crate::store::{Get, Result, UserNum};
 
 const KIND: &str = "m.ignored_user_list";

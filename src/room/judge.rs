@@ -18,8 +18,8 @@ use crate::budget::Grant;
 use crate::matrix::auth::{self, Cited};
 
 use crate::matrix::{Event, Reject, state};
-use crate::store::tables::event::{self, Flags, Kind, Row};
-use crate::store::tables::snapshot;
+use crate::store::tables::room::event::{self, Flags, Kind, Row};
+use crate::store::tables::room::state_tree;
 use crate::store::{self, EventNum, Get, RoomNum, StateKeyNum};
 
 /// Events that the ends of the history may differ in and still be resolved for every event that comes: about a millisecond.
@@ -263,7 +263,7 @@ fn check_list(
     for (kind, key) in
         auth::auth_types_for_event(room.version, subject.kind, subject.sender, subject.state_key, subject.content)?
     {
-        if let Some(num) = snapshot::key(get, kind, &key)? {
+        if let Some(num) = state_tree::key(get, kind, &key)? {
             expected.push((num, kind, key));
         }
     }
@@ -318,7 +318,7 @@ impl<G: Get> Ends<'_, G> {
         }
         let with = |own: &Tree| others.iter().chain([own]).cloned().collect::<Vec<Tree>>();
         let key = match self.event.state_key() {
-            Some(state_key) => Some(snapshot::key(get, self.event.kind(), state_key)?),
+            Some(state_key) => Some(state_tree::key(get, self.event.kind(), state_key)?),
             None => None,
         };
         let mut own = self.before.clone();

@@ -12,9 +12,10 @@ use super::state::{Known, known};
 use super::{Error, Result, Rooms};
 use crate::matrix::auth::{JoinRule, Named, State as _};
 use crate::matrix::json as text;
-use crate::store::tables::event::Membership;
 use crate::store::tables::room;
-use crate::store::tables::{member, user};
+use crate::store::tables::room::event::Membership;
+use crate::store::tables::room::member;
+use crate::store::tables::user;
 use crate::store::{Change, Get, Read, UserNum};
 
 /// Rooms that a restricted room lets people in from, looked at for one join at most.

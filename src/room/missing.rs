@@ -24,8 +24,8 @@ use super::{Error, Result};
 use crate::budget::{Account, Grant};
 use crate::matrix::{Event, Reject};
 use crate::remote::Failed;
-use crate::store::tables::event::{self, Flags, Root};
-use crate::store::tables::{member, snapshot};
+use crate::store::tables::room::event::{self, Flags, Root};
+use crate::store::tables::room::{member, state_tree};
 use crate::store::{self, EventNum, Get, RoomNum, StateKeyNum};
 
 /// Rounds of `get_missing_events` for one gap, and events asked for in each: what Synapse gives at most.
@@ -436,7 +436,7 @@ impl<'i, F: Fetch> Filling<'i, F> {
         let create = self.room.row.create;
         let given = self.inbox.rooms.reading(move |_, read| {
             let tree = survey.finish(read)?;
-            let key = snapshot::key(read, "m.room.create", "")?.ok_or(Error::NotFound)?;
+            let key = state_tree::key(read, "m.room.create", "")?.ok_or(Error::NotFound)?;
             match tree.get(read, key)? == create {
                 true => Ok(Given { tree, is_whole: left_out == 0 }),
                 false => Err(Reject::auth("the state before it has another create event").into()),
@@ -681,7 +681,7 @@ impl Survey {
         if self.was_seen(key)? {
             return Err(Reject::auth("the state before it has two events for one key").into());
         }
-        if self.present.map_or(Ok(None), |root| snapshot::get(get, root, key))? != Some(num) {
+        if self.present.map_or(Ok(None), |root| state_tree::get(get, root, key))? != Some(num) {
             self.change(key, Some(num))?;
         }
         Ok(())
@@ -713,7 +713,7 @@ impl Survey {
         while !ended {
             page.clear();
             let Some(root) = self.present else { break };
-            ended = snapshot::page(get, root, after, 512, &mut page)?;
+            ended = state_tree::page(get, root, after, 512, &mut page)?;
             after = page.last().map(|entry| entry.key).or(after);
             for entry in &page {
                 if !self.was_seen(entry.key)? {

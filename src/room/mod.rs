@@ -77,7 +77,7 @@ pub use serve_join::{Drawn, Submitted};
 pub use serve_state::{JoinAnswer, Served};
 pub use share::{Asked, List, News, Since};
 
-pub use crate::store::tables::event::Membership;
+pub use crate::store::tables::room::event::Membership;
 pub use crate::store::{EventNum, Position, RoomNum};
 
 /// What the rooms are built from.
@@ -245,7 +245,7 @@ impl Rooms {
         let read = self.read()?;
         let mut found = false;
         tables::room::list(&read, &mut |num, _| {
-            found = tables::member::server(&read, num, server.as_str())?.is_some();
+            found = tables::room::member::server(&read, num, server.as_str())?.is_some();
             Ok(if found { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
         })?;
         Ok(found)

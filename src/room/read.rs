@@ -18,11 +18,12 @@ use crate::base::{self, ChunkError, Chunks, Pen, comma};
 use crate::budget::Refused;
 use crate::matrix::json;
 use crate::matrix::visibility::History;
-use crate::store::tables::event::{self, Kind, Membership, Root, Row};
-use crate::store::tables::member::StateCursor;
-use crate::store::tables::relation::{self, Rel};
 use crate::store::tables::room::Room;
-use crate::store::tables::{member, room, snapshot, timeline, user};
+use crate::store::tables::room::event::{self, Kind, Membership, Root, Row};
+use crate::store::tables::room::member::StateCursor;
+use crate::store::tables::room::relation::{self, Rel};
+use crate::store::tables::room::{self, member, state_tree, timeline};
+use crate::store::tables::user;
 use crate::store::{self, EventNum, Position, Read, RoomNum, UserNum};
 
 /// What an answer being written should be granted: a piece, the event that goes beyond it, and the cursor.
@@ -191,9 +192,9 @@ impl Rooms {
     ) -> Result<Vec<u8>> {
         let (kind, state_key) = (kind.to_owned(), state_key.to_owned());
         self.visiting(reader, room_id, move |visit| {
-            let key = snapshot::key(&*visit.read, &kind, &state_key)?.ok_or(Error::NotFound)?;
+            let key = state_tree::key(&*visit.read, &kind, &state_key)?.ok_or(Error::NotFound)?;
             let root = visit.root()?.ok_or(Error::NotFound)?;
-            let num = snapshot::get(&*visit.read, root, key)?.ok_or(Error::NotFound)?;
+            let num = state_tree::get(&*visit.read, root, key)?.ok_or(Error::NotFound)?;
             let row = event::row_of(&*visit.read, num)?;
             if !whole {
                 return Ok(format::content(&*visit.read, &row)?);
@@ -615,7 +616,7 @@ impl Visit {
         let (mut after, mut batch) = (None, Vec::with_capacity(BATCH));
         loop {
             batch.clear();
-            let end = snapshot::page(&*self.read, root, after, BATCH, &mut batch)?;
+            let end = state_tree::page(&*self.read, root, after, BATCH, &mut batch)?;
             for entry in &batch {
                 after = Some(entry.key);
                 if list.members.is_some() && event::row_of(&*self.read, entry.event)?.kind == Kind::MEMBER {
@@ -641,8 +642,8 @@ impl Visit {
         let Some(root) = list.root else { return Ok(()) };
         for user in users {
             let user_id = user::id_of(&*self.read, *user)?;
-            let Some(key) = snapshot::key(&*self.read, "m.room.member", &user_id)? else { continue };
-            if let Some(num) = snapshot::get(&*self.read, root, key)? {
+            let Some(key) = state_tree::key(&*self.read, "m.room.member", &user_id)? else { continue };
+            if let Some(num) = state_tree::get(&*self.read, root, key)? {
                 self.write_state_event(pen, list, num, first)?;
                 pen.pause().await;
             }
@@ -662,7 +663,7 @@ impl Visit {
         let mut row = event::row_of(&*self.read, num)?;
         if list.told.iter().any(|(_, told)| *told == num) {
             let (Some(before), Some(key)) = (list.before, row.state_key) else { return Ok(()) };
-            let Some(old) = snapshot::get(&*self.read, before, key)? else { return Ok(()) };
+            let Some(old) = state_tree::get(&*self.read, before, key)? else { return Ok(()) };
             if list.told.iter().any(|(_, told)| *told == old) {
                 return Ok(());
             }
@@ -700,7 +701,7 @@ impl Visit {
         let (mut after, mut batch) = (None, Vec::with_capacity(BATCH));
         loop {
             batch.clear();
-            let end = snapshot::page(&*self.read, root, after, BATCH, &mut batch)?;
+            let end = state_tree::page(&*self.read, root, after, BATCH, &mut batch)?;
             for entry in &batch {
                 after = Some(entry.key);
                 let row = event::row_of(&*self.read, entry.event)?;

@@ -11,10 +11,11 @@ use super::state::Known;
 use super::typing::Passed;
 use super::{Error, Result, Rooms};
 use crate::base;
-use crate::store::tables::count::Part;
-use crate::store::tables::outbox::{self, Outbound};
-use crate::store::tables::receipt::{self, Kind, Receipt, Whose};
-use crate::store::tables::{count, event, member, relation, room, user};
+use crate::store::tables::room::receipt::{self, Kind, Receipt, Whose};
+use crate::store::tables::room::unread::Part;
+use crate::store::tables::room::{self, event, member, relation, unread};
+use crate::store::tables::server::outbox::{self, Outbound};
+use crate::store::tables::user;
 use crate::store::{Change, EventNum, Get, Read, RoomNum, UserNum, Write};
 
 /// Longest name of a thread: an event id, or `main`.
@@ -183,7 +184,7 @@ impl Rooms {
                 if whose.kind != Kind::FullyRead
                     && let Some(part) = part_of(w, &whose.thread)?
                 {
-                    count::read_up_to(w, num, room.num, order, part)?;
+                    unread::read_up_to(w, num, room.num, order, part)?;
                 }
                 if whose.kind == Kind::Read {
                     edu = Some(receipt_edu(&room_id, &user, &whose, &event_id, here.now_ms));

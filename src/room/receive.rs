@@ -28,8 +28,8 @@ use crate::budget::Grant;
 use crate::matrix::sign::{self, Checked};
 use crate::matrix::{Event, Reject, RoomVersion, auth};
 use crate::remote::Failed;
-use crate::store::tables::event::Root;
-use crate::store::tables::member;
+use crate::store::tables::room::event::Root;
+use crate::store::tables::room::member;
 use crate::store::{EventNum, Get, RoomNum, Write};
 
 /// Events that follow each other, judged and appended in one commit: a few milliseconds of the writer's time.

@@ -7,8 +7,8 @@ use super::Error;
 use super::append::relation_of;
 use super::state::{View, load_row};
 use crate::matrix::{Event, RoomVersion, auth};
-use crate::store::tables::event::{self, Kind, Row};
-use crate::store::tables::relation;
+use crate::store::tables::room::event::{self, Kind, Row};
+use crate::store::tables::room::relation;
 use crate::store::{EventNum, Get, Result, RoomNum, Write};
 
 /// Settles what an event that was just stored means for redactions: it may be one, or have been waited for.

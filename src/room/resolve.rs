@@ -22,8 +22,8 @@ use crate::budget::{Account, Budget, Grant};
 use crate::matrix::state::{self, Source};
 use crate::matrix::version::StateRes;
 use crate::matrix::{Event, RoomVersion};
-use crate::store::tables::event::{self, Kind, Membership, Root, Row};
-use crate::store::tables::{snapshot, topology};
+use crate::store::tables::room::event::{self, Kind, Membership, Root, Row};
+use crate::store::tables::room::{auth_graph, state_tree};
 use crate::store::{self, EventNum, Get, StateKeyNum, Write};
 
 /// Rows of events looked at instead of a whole state: a few milliseconds.
@@ -65,13 +65,13 @@ impl Tree {
     pub fn get(&self, get: &impl Get, key: StateKeyNum) -> store::Result<Option<EventNum>> {
         match self.changes.binary_search_by_key(&key, |change| change.0) {
             Ok(at) => Ok(self.changes[at].1),
-            Err(_) => self.base.map_or(Ok(None), |root| snapshot::get(get, root, key)),
+            Err(_) => self.base.map_or(Ok(None), |root| state_tree::get(get, root, key)),
         }
     }
 
     /// Puts an event in force for a key, or none.
     pub fn set(&mut self, get: &impl Get, key: StateKeyNum, event: Option<EventNum>) -> store::Result<()> {
-        let base = self.base.map_or(Ok(None), |root| snapshot::get(get, root, key))?;
+        let base = self.base.map_or(Ok(None), |root| state_tree::get(get, root, key))?;
         let place = self.changes.binary_search_by_key(&key, |change| change.0);
         match (place, base == event) {
             (Ok(at), true) => drop(self.changes.remove(at)),
@@ -86,7 +86,7 @@ impl Tree {
     pub fn write(&self, w: &mut Write<'_>) -> store::Result<Root> {
         match self.base {
             Some(root) if self.changes.is_empty() => Ok(root),
-            base => snapshot::set(w, base, &self.changes),
+            base => state_tree::set(w, base, &self.changes),
         }
     }
 
@@ -100,14 +100,14 @@ impl Tree {
         let mut changes = BTreeMap::new();
         let mut fits = true;
         if from != self.base {
-            snapshot::diff(get, from, self.base, &mut |key, _, after| {
+            state_tree::diff(get, from, self.base, &mut |key, _, after| {
                 fits = changes.len() < most;
                 changes.insert(key, after);
                 Ok(if fits { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
             })?;
         }
         for (key, event) in &self.changes {
-            match from.map_or(Ok(None), |root| snapshot::get(get, root, *key))? == *event {
+            match from.map_or(Ok(None), |root| state_tree::get(get, root, *key))? == *event {
                 true => changes.remove(key),
                 false => changes.insert(*key, *event),
             };
@@ -274,7 +274,7 @@ impl<'a, G: Get> Parts<'a, G> {
         if others.len() > most {
             return Ok(false);
         }
-        let numbered = |kind: &str, state_key: &str| snapshot::key(get, kind, state_key);
+        let numbered = |kind: &str, state_key: &str| state_tree::key(get, kind, state_key);
         let unconflicted = |kind: &str, state_key: &str| match numbered(kind, state_key)? {
             Some(key) => Ok(agreed(key)?),
             None => Ok(None),
@@ -382,7 +382,7 @@ fn differences(
     let bases: Vec<Option<Root>> = trees.iter().map(|tree| tree.base).collect();
     let changed: BTreeSet<StateKeyNum> = trees.iter().flat_map(|tree| tree.changes.iter().map(|c| c.0)).collect();
     let mut fits = true;
-    snapshot::conflicts(get, &bases, &mut |key, values| {
+    state_tree::conflicts(get, &bases, &mut |key, values| {
         if changed.contains(&key) {
             return Ok(ControlFlow::Continue(()));
         }
@@ -412,7 +412,7 @@ fn others(
     let conflicted: Vec<EventNum> = conflicted.into_iter().collect();
     let mut others = difference(get, of, trees, conflicts, &conflicted, agreed, grant)?;
     if of.version.state_res == StateRes::V2_1 {
-        others.extend(topology::conflicted_subgraph(get, &conflicted, grant)?);
+        others.extend(auth_graph::conflicted_subgraph(get, &conflicted, grant)?);
     }
     Ok(others)
 }
@@ -452,7 +452,7 @@ fn difference(
         set.sort_unstable();
         set.dedup();
     }
-    let mut found = topology::auth_difference(get, &sets, None, grant)?;
+    let mut found = auth_graph::auth_difference(get, &sets, None, grant)?;
     found.retain(|event| conflicted.binary_search(event).is_err());
     retain_unshared(get, &mut found, &agreed)?;
     if found.is_empty() {
@@ -466,8 +466,8 @@ fn difference(
     let outside: BTreeSet<StateKeyNum> =
         conflicts.keys().copied().chain(trees[0].changes.iter().map(|change| change.0)).collect();
     let outside: Vec<StateKeyNum> = outside.into_iter().collect();
-    let common = topology::Common { root, conflicted: &outside };
-    let mut found = topology::auth_difference(get, &sets, Some(common), grant)?;
+    let common = auth_graph::Common { root, conflicted: &outside };
+    let mut found = auth_graph::auth_difference(get, &sets, Some(common), grant)?;
     found.retain(|event| conflicted.binary_search(event).is_err());
     Ok(found)
 }
@@ -520,11 +520,11 @@ fn retain_unshared(
     Ok(())
 }
 
-impl From<topology::Failed> for Error {
-    fn from(failed: topology::Failed) -> Error {
+impl From<auth_graph::Failed> for Error {
+    fn from(failed: auth_graph::Failed) -> Error {
         match failed {
-            topology::Failed::Store(failed) => Error::Store(failed),
-            topology::Failed::Refused(refused) => Error::Refused(refused),
+            auth_graph::Failed::Store(failed) => Error::Store(failed),
+            auth_graph::Failed::Refused(refused) => Error::Refused(refused),
         }
     }
 }
@@ -545,7 +545,7 @@ struct Cache {
 impl<'g, G: Get> Events<'g, G> {
     fn new(get: &'g G, of: Of) -> Result<Self> {
         let cache = RefCell::new(Cache { events: LruCache::unbounded(), bytes: 0 });
-        Ok(Events { get, of, levels_key: snapshot::key(get, "m.room.power_levels", "")?, cache })
+        Ok(Events { get, of, levels_key: state_tree::key(get, "m.room.power_levels", "")?, cache })
     }
 }
 

@@ -14,8 +14,8 @@ use super::resolve::Means;
 use super::state::{Known, View, known, known_num, load};
 use super::{Error, Result, Rooms};
 use crate::matrix::{Draft, Event, auth, json};
-use crate::store::tables::event::{self, Root};
-use crate::store::tables::txn::{self, Txn};
+use crate::store::tables::room::event::{self, Root};
+use crate::store::tables::room::txn::{self, Txn};
 use crate::store::tables::{room, user};
 use crate::store::{Change, EventNum, Get, Read, RoomNum, Write};
 

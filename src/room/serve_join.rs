@@ -17,7 +17,7 @@ use super::state::{Known, known, known_num};
 use super::visitor;
 use super::{Error, Result, Rooms};
 use crate::matrix::{Event, Reject, RoomVersion, sign};
-use crate::store::tables::event;
+use crate::store::tables::room::event;
 use crate::store::{EventNum, Get, Read};
 
 /// Of one such event; larger ones (a page of text as a topic) are left out.

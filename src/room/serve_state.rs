@@ -17,8 +17,8 @@ use crate::base::{self, ChunkError, Chunks};
 use crate::budget::{Budget, Grant, Refused};
 use crate::matrix::Event;
 use crate::matrix::json::write_string;
-use crate::store::tables::event::{self, Kind, Membership, Root};
-use crate::store::tables::{member, snapshot};
+use crate::store::tables::room::event::{self, Kind, Membership, Root};
+use crate::store::tables::room::{member, state_tree};
 use crate::store::{self, EventNum, Get, Read, RoomNum, StateKeyNum};
 
 /// How long the next asker waits for its turn before it is told to come back, in milliseconds.
@@ -193,8 +193,8 @@ fn known_event(get: &impl Get, held: &Known, id: &EventId) -> Result<EventNum> {
 fn members_kept(get: &impl Get, held: &Known, state: Root, joined: &Event) -> Result<Vec<EventNum>> {
     let mut kept = Vec::new();
     let mut keep = |kind: &str, key: &str| -> Result<bool> {
-        let Some(key) = snapshot::key(get, kind, key)? else { return Ok(false) };
-        let found = snapshot::get(get, state, key)?;
+        let Some(key) = state_tree::key(get, kind, key)? else { return Ok(false) };
+        let found = state_tree::get(get, state, key)?;
         kept.extend(found);
         Ok(found.is_some())
     };
@@ -393,7 +393,7 @@ impl LongAnswer {
         let mut entries = Vec::with_capacity(PAGE);
         for _ in 0..LOOKED_AT_MAX / PAGE {
             entries.clear();
-            let ended = snapshot::page(read, root, after, PAGE, &mut entries)?;
+            let ended = state_tree::page(read, root, after, PAGE, &mut entries)?;
             for entry in &entries {
                 if out.len() >= full_at {
                     self.step = Step::State(after);
@@ -457,6 +457,7 @@ impl Chunks for LongAnswer {
 
 #[cfg(test)]
 mod tests {
+    use crate::store::tables::room::{event, member, state_tree};
     use std::collections::{BTreeMap, BTreeSet};
     use std::sync::Arc;
 
@@ -566,7 +567,7 @@ mod tests {
     ) -> (BTreeSet<String>, BTreeSet<String>) {
         let read = rooms.read().unwrap();
         let mut entries = Vec::new();
-        assert!(snapshot::page(&read, root, None, usize::MAX, &mut entries).unwrap());
+        assert!(state_tree::page(&read, root, None, usize::MAX, &mut entries).unwrap());
         let state: BTreeMap<EventNum, String> =
             entries.iter().map(|e| (e.event, event::id_of(&read, e.event).unwrap())).collect();
         let mut open: Vec<EventNum> = state.keys().copied().collect();
@@ -690,12 +691,12 @@ mod tests {
         let (server, id, public) = (server.to_owned(), key.id().to_owned(), key.public().to_bytes());
         rooms
             .write(move |w| {
-                let stored = crate::store::tables::key_cache::Stored {
+                let stored = crate::store::tables::server::signing_key::Stored {
                     key: public,
                     valid_until_ms: u64::MAX / 2,
                     expired: false,
                 };
-                Ok(crate::store::tables::key_cache::set(w, &server, &id, &stored)?)
+                Ok(crate::store::tables::server::signing_key::set(w, &server, &id, &stored)?)
             })
             .await
             .unwrap();

@@ -15,10 +15,11 @@ use super::read::{Page, Reader, StateList, Token, Visit, until};
 use super::{Result, Rooms, visitor};
 use crate::base::{ChunkError, Pen, comma};
 use crate::matrix::json;
-use crate::store::tables::event::{self, Kind, Membership, Root};
-use crate::store::tables::member::Mine;
-use crate::store::tables::receipt::{self, Receipt, Whose};
-use crate::store::tables::{count, member, room, snapshot, timeline, user};
+use crate::store::tables::room::event::{self, Kind, Membership, Root};
+use crate::store::tables::room::member::Mine;
+use crate::store::tables::room::receipt::{self, Receipt, Whose};
+use crate::store::tables::room::{self, member, state_tree, timeline, unread};
+use crate::store::tables::user;
 use crate::store::{self, EventNum, Position, Read, RoomNum, StateKeyNum, UserNum};
 
 /// Timeline events of one room when the filter asks for no number, and the most it may ask for.
@@ -277,7 +278,7 @@ impl Asked {
     }
 
     fn write_unread(&self, pen: &Pen, num: RoomNum) -> store::Result<()> {
-        let unread = count::get(&*self.read, self.reader.user, num)?;
+        let unread = unread::get(&*self.read, self.reader.user, num)?;
         let split = self.filter.room.timeline.unread_thread_notifications;
         let (main, threads) = match split {
             true => unread.by_thread(),
@@ -564,8 +565,8 @@ impl Share {
         let mut unchanged = Vec::with_capacity(users.len());
         for user in users {
             let user_id = user::id_of(&*visit.read, *user)?;
-            let Some(key) = snapshot::key(&*visit.read, "m.room.member", &user_id)? else { continue };
-            let event = |root: Option<Root>| root.map_or(Ok(None), |root| snapshot::get(&*visit.read, root, key));
+            let Some(key) = state_tree::key(&*visit.read, "m.room.member", &user_id)? else { continue };
+            let event = |root: Option<Root>| root.map_or(Ok(None), |root| state_tree::get(&*visit.read, root, key));
             if event(self.known)? == event(self.end)? {
                 unchanged.push(*user);
             }
@@ -608,7 +609,7 @@ impl Share {
             return Ok(false);
         }
         let at_start = match (self.start, row.state_key) {
-            (Some(start), Some(key)) => snapshot::get(&*visit.read, start, key)?,
+            (Some(start), Some(key)) => state_tree::get(&*visit.read, start, key)?,
             _ => None,
         };
         Ok(at_start == old)
@@ -623,7 +624,7 @@ fn difference(
     after: Option<StateKeyNum>,
 ) -> store::Result<Vec<(StateKeyNum, Option<EventNum>, EventNum)>> {
     let mut batch = Vec::new();
-    snapshot::diff(&*visit.read, known, end, &mut |key, old, new| {
+    state_tree::diff(&*visit.read, known, end, &mut |key, old, new| {
         if after.is_none_or(|after| key > after)
             && let Some(new) = new
         {
@@ -644,17 +645,18 @@ fn state_at(visit: &Visit, at: Position) -> store::Result<Option<Root>> {
 
 /// Whether somebody was joined as of a position.
 fn was_joined(visit: &Visit, user_id: &str, at: Position) -> store::Result<bool> {
-    let (Some(root), Some(key)) = (state_at(visit, at)?, snapshot::key(&*visit.read, "m.room.member", user_id)?) else {
+    let (Some(root), Some(key)) = (state_at(visit, at)?, state_tree::key(&*visit.read, "m.room.member", user_id)?)
+    else {
         return Ok(false);
     };
-    let Some(event) = snapshot::get(&*visit.read, root, key)? else { return Ok(false) };
+    let Some(event) = state_tree::get(&*visit.read, root, key)? else { return Ok(false) };
     let member = event::row_of(&*visit.read, event)?.member;
     Ok(member.is_some_and(|(membership, _)| membership == Membership::Join))
 }
 
 /// The event that is a room's state now for a type and key.
 fn present(read: &Read, num: RoomNum, kind: &str, state_key: &str) -> store::Result<Option<EventNum>> {
-    match snapshot::key(read, kind, state_key)? {
+    match state_tree::key(read, kind, state_key)? {
         Some(key) => member::state(read, num, Kind::of(kind), key),
         None => Ok(None),
     }

@@ -10,9 +10,10 @@ use super::{Error, Result};
 use crate::matrix::auth::{self, JoinRule, PowerLevels};
 use crate::matrix::{Event, RoomVersion, json, version};
 use crate::store::schema::EVENT_BODY;
-use crate::store::tables::event::{self, Kind, Membership, Root, Row};
+use crate::store::tables::room::event::{self, Kind, Membership, Root, Row};
 use crate::store::tables::room::{self, Room, Status};
-use crate::store::tables::{member, snapshot, user};
+use crate::store::tables::room::{member, state_tree};
+use crate::store::tables::user;
 use crate::store::{self, EventNum, Get, RoomNum};
 
 /// A room we hold the history of, as one snapshot has it.
@@ -106,7 +107,7 @@ impl<'g, G: Get> View<'g, G> {
 
     /// The state event of a type and key.
     pub fn num(&self, kind: &str, state_key: &str) -> store::Result<Option<EventNum>> {
-        let Some(key) = snapshot::key(self.get, kind, state_key)? else { return Ok(None) };
+        let Some(key) = state_tree::key(self.get, kind, state_key)? else { return Ok(None) };
         match &self.at {
             At::Present => member::state(self.get, self.room, Kind::of(kind), key),
             At::Tree(tree) => tree.get(self.get, key),

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::{Error, Result, Rooms};
 use crate::base;
 use crate::budget::Grant;
-use crate::store::tables::snapshot::sweep::{self, Sweep};
+use crate::store::tables::room::state_tree::sweep::{self, Sweep};
 
 /// A board that is switched off every night must come to it too.
 const FIRST: Duration = Duration::from_secs(3600);
@@ -114,8 +114,8 @@ mod tests {
     use super::*;
     use crate::room::tests::{House, house};
     use crate::store::schema::STATE_NODE;
-    use crate::store::tables::snapshot;
-    use crate::store::tables::staging::{self, Journal, Stage};
+    use crate::store::tables::room::staged::{self, Journal, Stage};
+    use crate::store::tables::room::state_tree;
     use crate::store::{EventNum, Get, StateKeyNum, Write};
 
     fn nodes(house: &House) -> usize {
@@ -133,7 +133,7 @@ mod tests {
         let job = move |w: &mut Write<'_>| {
             let mut root = None;
             for key in 0..8_000 {
-                root = Some(snapshot::set(w, root, &[(StateKeyNum(key), Some(EventNum(of + key)))])?);
+                root = Some(state_tree::set(w, root, &[(StateKeyNum(key), Some(EventNum(of + key)))])?);
             }
             Ok::<_, crate::store::Error>(())
         };
@@ -178,8 +178,8 @@ mod tests {
         });
         in_time(&house, FIRST / 4, talk, || declared(&house)).await;
         // A join that begins only now does not mind, nor is it minded.
-        let num = house.store.write(staging::new_join).await.unwrap().0;
-        house.store.write(move |w| staging::set_journal(w, num, &journal())).await.unwrap();
+        let num = house.store.write(staged::new_join).await.unwrap().0;
+        house.store.write(move |w| staged::set_journal(w, num, &journal())).await.unwrap();
         in_time(&house, GRACE / 40, talk, || !declared(&house)).await;
         let after = nodes(&house);
         assert!(after < before + 4_000, "{before}, {littered}, then {after}");
@@ -191,7 +191,7 @@ mod tests {
         litter(&house, 20_000).await;
         in_time(&house, EVERY / 2, async |_| {}, || house.clock.instant() > 2 * EVERY).await;
         assert!(nodes(&house) > littered - before && !declared(&house));
-        house.store.write(move |w| staging::remove_journal(w, num)).await.unwrap();
+        house.store.write(move |w| staged::remove_journal(w, num)).await.unwrap();
         in_time(&house, EVERY / 8, async |_| {}, || declared(&house)).await;
         in_time(&house, GRACE / 40, async |_| {}, || !declared(&house)).await;
         assert!(nodes(&house) < after + 4_000);
@@ -201,7 +201,7 @@ mod tests {
     fn snapshot_is_whole(house: &House, room: &ruma::RoomId) {
         let mut page = Vec::new();
         let root = house.row(room).state.unwrap();
-        assert!(snapshot::page(&house.read(), root, None, usize::MAX, &mut page).unwrap());
+        assert!(state_tree::page(&house.read(), root, None, usize::MAX, &mut page).unwrap());
         assert!(page.len() >= 5, "{}", page.len());
     }
 

@@ -13,10 +13,10 @@ use crate::base::{Clock, Random};
 use crate::matrix::{Event, version};
 use crate::remote::{Remote, RemoteOptions};
 use crate::store::UserNum;
-use crate::store::tables::event;
-use crate::store::tables::outbox::{self, Outbound};
+use crate::store::tables::room::event;
+use crate::store::tables::room::{self, member, receipt, timeline, unread};
+use crate::store::tables::server::outbox::{self, Outbound};
 use crate::store::tables::user::{self, Account, Standing};
-use crate::store::tables::{count, member, receipt, room, timeline};
 
 /// When the simulated clock begins.
 pub(crate) const START_MS: u64 = 1_700_000_000_000;
@@ -157,7 +157,7 @@ impl House {
     }
 
     pub fn unread(&self, room: &RoomId, user: &UserId) -> (u64, u64) {
-        let unread = count::get(&self.read(), self.user_num(user), self.room_num(room)).unwrap();
+        let unread = unread::get(&self.read(), self.user_num(user), self.room_num(room)).unwrap();
         (unread.notifications, unread.highlights)
     }
 

@@ -15,12 +15,13 @@ use super::state::{View, load};
 use crate::budget::{Account, Grant};
 use crate::matrix::auth::{Powers, State as _};
 use crate::matrix::{Event, json, push};
-use crate::store::tables::account_data::{self, GLOBAL};
-use crate::store::tables::count::Part;
-use crate::store::tables::event::Row;
-use crate::store::tables::relation::Rel;
 use crate::store::tables::room::Room;
-use crate::store::tables::{count, member, push_rule, user};
+use crate::store::tables::room::event::Row;
+use crate::store::tables::room::relation::Rel;
+use crate::store::tables::room::unread::Part;
+use crate::store::tables::room::{member, unread};
+use crate::store::tables::user::account_data::{self, GLOBAL};
+use crate::store::tables::user::{self, push_rule};
 use crate::store::{EventNum, Get, Result, UserNum, Write};
 
 /// What a parsed set of rules takes: the defaults are some twenty rules of about 400 bytes each.
@@ -97,7 +98,7 @@ pub fn count(w: &mut Write<'_>, here: &Here, room: &Room, new: &Append, row: &Ro
         others.retain(|user| *user != row.sender);
         if row.state_key.is_none() {
             let part = thread_of(w, new)?.map_or(Part::Main, Part::Thread);
-            count::read_up_to(w, row.sender, new.room, order, part)?;
+            unread::read_up_to(w, row.sender, new.room, order, part)?;
         }
     }
     if others.is_empty() {
@@ -117,7 +118,7 @@ pub fn count(w: &mut Write<'_>, here: &Here, room: &Room, new: &Append, row: &Ro
         let name = display_name(w, new, user, id)?;
         let outcome = push::evaluate(&rules, &flat, &seen, id, &name);
         if outcome.notify {
-            count::add(w, user, new.room, order, outcome.highlight, thread)?;
+            unread::add(w, user, new.room, order, outcome.highlight, thread)?;
         }
     }
     Ok(())

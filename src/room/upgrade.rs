@@ -11,7 +11,8 @@ use super::state::Known;
 use super::{Create, Error, Membership, Result, Rooms, StateDraft};
 use crate::matrix::auth::{Named, State as _};
 use crate::matrix::{RoomVersion, version};
-use crate::store::tables::{member, room, user};
+use crate::store::tables::room::{self, member};
+use crate::store::tables::user;
 use crate::store::{Get, Read};
 
 /// State that goes along, all with an empty key. Levels, the create event and the alias have ways of their own.

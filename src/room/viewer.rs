@@ -3,9 +3,9 @@
 use super::format;
 use crate::matrix::json;
 use crate::matrix::visibility::{self, History};
-use crate::store::tables::event::{self, Kind, Membership, Root, Row};
-use crate::store::tables::member::{self, Mine};
-use crate::store::tables::snapshot;
+use crate::store::tables::room::event::{self, Kind, Membership, Root, Row};
+use crate::store::tables::room::member::{self, Mine};
+use crate::store::tables::room::state_tree;
 use crate::store::{EventNum, Get, Position, Result, RoomNum, StateKeyNum, UserNum};
 
 /// A user's eyes for a room. Remembers the state it looked at last, since neighbouring events share theirs.
@@ -23,12 +23,12 @@ pub struct Viewer {
 
 impl Viewer {
     pub fn new(get: &impl Get, room: RoomNum, user: UserNum, user_id: &str) -> Result<Viewer> {
-        let history_key = snapshot::key(get, "m.room.history_visibility", "")?;
+        let history_key = state_tree::key(get, "m.room.history_visibility", "")?;
         let mut viewer = Viewer {
             user,
             mine: member::mine(get, user, room)?,
             present: History::Shared,
-            member_key: snapshot::key(get, "m.room.member", user_id)?,
+            member_key: state_tree::key(get, "m.room.member", user_id)?,
             history_key,
             at: None,
             history_of: None,
@@ -94,7 +94,7 @@ impl Viewer {
             return Ok((history, membership));
         }
         let event = |key: Option<StateKeyNum>| match key {
-            Some(key) => snapshot::get(get, root, key),
+            Some(key) => state_tree::get(get, root, key),
             None => Ok(None),
         };
         let (history, own) = (event(self.history_key)?, event(self.member_key)?);

@@ -13,8 +13,9 @@ use crate::matrix::Event;
 use crate::matrix::acl::Acl;
 use crate::matrix::auth::{JoinRule, Membership as Closest, State as _};
 use crate::matrix::visibility::{self, History};
-use crate::store::tables::event::{self, Kind, Membership, Row};
-use crate::store::tables::{member, room, snapshot, user};
+use crate::store::tables::room::event::{self, Kind, Membership, Row};
+use crate::store::tables::room::{self, member, state_tree};
+use crate::store::tables::user;
 use crate::store::{Get, RoomNum};
 
 /// What somebody outside is shown of a room.
@@ -147,7 +148,7 @@ impl Rooms {
             let (mut count, mut after, mut page) = (0, None, Vec::with_capacity(PAGE));
             loop {
                 page.clear();
-                let ended = snapshot::page(read, root, after, PAGE, &mut page)?;
+                let ended = state_tree::page(read, root, after, PAGE, &mut page)?;
                 count += page.len() as u64;
                 after = page.last().map(|entry| entry.key).or(after);
                 if ended {

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 use redb::{ReadTransaction, WriteTransaction};
 use siphasher::sip128::{Hasher128, SipHasher13};
 
-use super::key::after_prefix;
+use super::key_encoding::after_prefix;
 use super::schema::META;
 use super::shape::{SurveyRows, WriteRows, open_to_read, open_to_write};
 use super::{Change, Error, Position, Result, Table};

@@ -14,9 +14,9 @@
 
 mod access;
 mod disk;
-mod engine;
+mod writer;
 mod guard;
-mod key;
+mod key_encoding;
 mod migrate;
 mod num;
 pub mod schema;
@@ -31,17 +31,17 @@ use tokio::sync::oneshot;
 
 pub use access::{Get, Read, Write, hash128};
 pub use disk::{FREE_BYTES_MIN, FileMedium, Medium, MemoryMedium, RESERVE_BYTES};
-pub use engine::Status;
-pub use key::{Key, Parts, after_prefix};
+pub use key_encoding::{Key, Parts, after_prefix};
 /// What a [`Medium`] opens.
 pub use redb::StorageBackend as Disk;
+pub use writer::Status;
 
 pub use num::{BodyNum, EventNum, Position, RoomNum, ServerNum, StateKeyNum, UserNum};
 pub use schema::Table;
 pub use survey::{Gap, Survey, TableFound};
 
 use crate::base::Random;
-use engine::{Engine, Kind, Message, Typed};
+use writer::{Engine, Kind, Message, Typed};
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -419,3 +419,4 @@ impl<E: std::fmt::Debug + std::fmt::Display> std::error::Error for WriteError<E>
 
 #[cfg(test)]
 mod tests;
+pub mod row_encoding;

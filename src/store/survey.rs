@@ -9,9 +9,9 @@ use std::sync::Arc;
 
 use super::access::{Get, Read, ReadTable};
 use super::disk::{LookMedium, Medium};
-use super::engine;
 use super::schema::{EVENT, ROOM, TABLES, TIMELINE, USER_ID};
 use super::tables::{room, user};
+use super::writer;
 use super::{Error, EventNum, Result, RoomNum, Store, StoreOptions, Table, UserNum, guard};
 
 /// Gaps of one table that are gone around; behind the last of them nothing more is looked at.
@@ -82,7 +82,7 @@ impl Store {
         say: &mut dyn FnMut(&TableFound),
     ) -> Result<Survey> {
         let sums = guard::whole("a page is not what was written", || {
-            let mut open = engine::open(&*medium, options.cache_bytes)?;
+            let mut open = writer::open(&*medium, options.cache_bytes)?;
             open.db.check_integrity().map(|_| ()).map_err(Error::of)
         });
         let store = Store::open_on(medium, options)?;

@@ -8,19 +8,8 @@
 //! rooms with whom, `directory.rs` finds people.
 
 mod account;
-mod account_data;
-mod circle;
-mod cross;
+mod sharing;
 mod device;
-mod directory;
-mod filter;
-mod keys;
-mod password;
-mod profile;
-mod push_rules;
-mod session;
-mod to_device;
-mod uia;
 mod sync;
 
 use std::fmt;
@@ -35,14 +24,14 @@ use crate::remote::{Failed, Remote};
 use crate::store::{self, Read, Store, Write, WriteError};
 
 pub use crate::store::{Position, UserNum};
+pub use account::session::{Login, Requester, Session};
+pub use account::uia::{Demand, Progress, Stage};
 pub use account::{Account, New, Standing};
-pub use cross::{CrossKeys, Upload as CrossUpload};
-pub use keys::{Answered, Claims, Upload as KeyUpload, Viewer};
-pub use push_rules::NewRule;
-pub use session::{Login, Requester, Session};
+pub use device::cross_signing::{CrossKeys, Upload as CrossUpload};
+pub use device::keys::{Answered, Claims, Upload as KeyUpload, Viewer};
+pub use device::to_device::Messages;
+pub use settings::push_rules::NewRule;
 pub use sync::Own;
-pub use to_device::Messages;
-pub use uia::{Demand, Progress, Stage};
 
 /// What the accounts are built from.
 pub struct Parts {
@@ -61,13 +50,17 @@ pub struct Users(Arc<Inner>);
 
 struct Inner {
     parts: Parts,
-    seen: session::Seen,
-    sessions: uia::Sessions,
+    seen: account::session::Seen,
+    sessions: account::uia::Sessions,
 }
 
 impl Users {
     pub fn new(parts: Parts) -> Users {
-        Users(Arc::new(Inner { parts, seen: session::Seen::default(), sessions: uia::Sessions::default() }))
+        Users(Arc::new(Inner {
+            parts,
+            seen: account::session::Seen::default(),
+            sessions: account::uia::Sessions::default(),
+        }))
     }
 
     pub fn server(&self) -> &ServerName {
@@ -186,3 +179,4 @@ impl From<Failed> for Error {
 
 #[cfg(test)]
 mod tests;
+mod settings;

@@ -4,14 +4,15 @@
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use super::keys::FALLBACK_KEYS_MAX;
-use super::{Error, Requester, Users, circle};
+use super::device::keys::FALLBACK_KEYS_MAX;
+use super::{Error, Requester, Users, sharing};
 use crate::base::{ChunkError, Pen, comma};
 use crate::matrix::json;
-use crate::store::tables::account_data::{self, GLOBAL};
-use crate::store::tables::event::{self, Kind, Membership, Root};
-use crate::store::tables::member::{self, Mine};
-use crate::store::tables::{device, key, push_rule, room, snapshot, timeline, to_device, user};
+use crate::store::tables::room::event::{self, Kind, Membership, Root};
+use crate::store::tables::room::member::{self, Mine};
+use crate::store::tables::room::{self, state_tree, timeline};
+use crate::store::tables::user::account_data::{self, GLOBAL};
+use crate::store::tables::user::{self, device, e2ee_key, push_rule, to_device};
 use crate::store::{self, EventNum, Position, Read, RoomNum, StateKeyNum, UserNum};
 
 /// Rows read ahead of what is being written.
@@ -187,11 +188,11 @@ impl Own {
     pub fn write_keys(&self, out: &mut Vec<u8>) -> Result<(), Error> {
         const USUAL: &str = "signed_curve25519";
         let device = &self.requester.device_id;
-        let mut counts = key::one_time_counts(&*self.read, self.user, device)?;
+        let mut counts = e2ee_key::one_time_counts(&*self.read, self.user, device)?;
         if !counts.iter().any(|(algorithm, _)| algorithm == USUAL) {
             counts.push((USUAL.to_owned(), 0));
         }
-        let unused = key::unused_fallbacks(&*self.read, self.user, device, FALLBACK_KEYS_MAX)?;
+        let unused = e2ee_key::unused_fallbacks(&*self.read, self.user, device, FALLBACK_KEYS_MAX)?;
         out.extend_from_slice(b"\"device_one_time_keys_count\":{");
         let mut first = true;
         for (algorithm, count) in &counts {
@@ -288,7 +289,7 @@ impl Own {
     }
 
     fn shares_room(&self, other: UserNum) -> store::Result<bool> {
-        circle::shares_room(&*self.read, self.user, other).map_err(|failed| match failed {
+        sharing::shares_room(&*self.read, self.user, other).map_err(|failed| match failed {
             Error::Store(failed) => failed,
             _ => store::Error::Closed,
         })
@@ -308,7 +309,7 @@ impl Own {
 
     /// Since when a room has been encrypted; none for one that is not.
     fn encryption(&self, num: RoomNum) -> store::Result<Option<Position>> {
-        let Some(key) = snapshot::key(&*self.read, "m.room.encryption", "")? else { return Ok(None) };
+        let Some(key) = state_tree::key(&*self.read, "m.room.encryption", "")? else { return Ok(None) };
         let Some(event) = member::state(&*self.read, num, Kind::ENCRYPTION, key)? else { return Ok(None) };
         let order = event::row_of(&*self.read, event)?.order;
         Ok(Some(Position(order.and_then(|order| u64::try_from(order).ok()).unwrap_or(0))))
@@ -378,7 +379,7 @@ impl Own {
         if before == now {
             return Ok(batch);
         }
-        snapshot::diff(&*self.read, before, now, &mut |key, old, new| {
+        state_tree::diff(&*self.read, before, now, &mut |key, old, new| {
             if after.is_none_or(|after| key > after) {
                 batch.push((key, old, new));
             }

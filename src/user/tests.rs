@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::matrix::sign::{self, Key};
 use crate::remote::RemoteOptions;
+use crate::user::device::keys;
 
 const HOME: [u8; 4] = [127, 0, 0, 1];
 
@@ -165,8 +166,9 @@ async fn few_keys_of_somebody_elsewhere_can_be_signed() {
 #[tokio::test]
 async fn all_who_changed_devices_are_told_of_once() {
     use crate::base::Chunks;
-    use crate::store::tables::event::Membership;
-    use crate::store::tables::{device, member, room, user};
+    use crate::store::tables::room::event::Membership;
+    use crate::store::tables::room::{self, member};
+    use crate::store::tables::user::{self, device};
     let town = town();
     let alice = town.person("alice").await;
     let who = alice.user_num;
@@ -216,7 +218,7 @@ async fn all_who_changed_devices_are_told_of_once() {
 /// Messages to people elsewhere stayed in the outbox for ever on a server that speaks with no other one.
 #[tokio::test]
 async fn nothing_is_kept_for_others_where_there_are_none() {
-    use crate::store::tables::outbox;
+    use crate::store::tables::server::outbox;
     for (enabled, kept) in [(true, 1), (false, 0)] {
         let town = town_that(Budget::for_tests(), |options| options.enabled = enabled);
         let alice = town.person("alice").await;
@@ -387,8 +389,10 @@ async fn messages_for_one_server_are_cut_into_units() {
     }
     let mut units = 0;
     let get = town.users.0.parts.store.read().unwrap();
-    crate::store::tables::outbox::list_after(&get, Position(0), &mut |_, row| {
-        let crate::store::tables::outbox::Outbound::Edu { to, json } = row else { panic!("only units were sent") };
+    crate::store::tables::server::outbox::list_after(&get, Position(0), &mut |_, row| {
+        let crate::store::tables::server::outbox::Outbound::Edu { to, json } = row else {
+            panic!("only units were sent")
+        };
         assert_eq!((to, json.len() < 64 << 10), (vec!["there.test".to_owned()], true));
         units += 1;
         Ok(std::ops::ControlFlow::Continue(()))
@@ -413,8 +417,10 @@ async fn a_message_for_another_server_is_as_deep_as_its_app_likes() {
     send("b", 800).await.unwrap();
     assert!(send("c", 2_000).await.is_err());
     let (mut sent, get) = (Vec::new(), town.users.0.parts.store.read().unwrap());
-    crate::store::tables::outbox::list_after(&get, Position(0), &mut |_, row| {
-        let crate::store::tables::outbox::Outbound::Edu { json, .. } = row else { panic!("only units were sent") };
+    crate::store::tables::server::outbox::list_after(&get, Position(0), &mut |_, row| {
+        let crate::store::tables::server::outbox::Outbound::Edu { json, .. } = row else {
+            panic!("only units were sent")
+        };
         sent.push(String::from_utf8(json).unwrap());
         Ok(std::ops::ControlFlow::Continue(()))
     })
@@ -437,7 +443,7 @@ async fn a_repeated_message_to_devices_is_delivered_once() {
     let waiting = || {
         let (mut found, get) = (Vec::new(), town.users.0.parts.store.read().unwrap());
         let all = (Position(0), Position(i64::MAX as u64));
-        crate::store::tables::to_device::each(&get, alice.user_num, "DEVICE", all.0, all.1, &mut |_, message| {
+        crate::store::tables::user::to_device::each(&get, alice.user_num, "DEVICE", all.0, all.1, &mut |_, message| {
             found.push(serde_json::from_slice::<Value>(message).unwrap()["content"]["n"].as_u64().unwrap());
             Ok(std::ops::ControlFlow::Continue(()))
         })
@@ -469,8 +475,9 @@ async fn a_repeated_message_to_devices_is_delivered_once() {
 /// gone.
 #[tokio::test]
 async fn what_friends_sent_to_a_sleeping_device_stays() {
-    use crate::store::tables::event::Membership;
-    use crate::store::tables::{member, room, to_device, user};
+    use crate::store::tables::room::event::Membership;
+    use crate::store::tables::room::{self, member};
+    use crate::store::tables::user::{self, to_device};
     let town = town();
     let (alice, bob) = (town.person("alice").await, town.person("bob").await);
     let who = alice.user_num;
@@ -540,7 +547,7 @@ async fn messages_to_devices_are_short_and_so_are_their_copies() {
     let waiting = || {
         let (mut lengths, get) = (Vec::new(), town.users.0.parts.store.read().unwrap());
         let all = (Position(0), Position(i64::MAX as u64));
-        crate::store::tables::to_device::each(&get, alice.user_num, "DEVICE", all.0, all.1, &mut |_, message| {
+        crate::store::tables::user::to_device::each(&get, alice.user_num, "DEVICE", all.0, all.1, &mut |_, message| {
             lengths.push(message.len());
             Ok(std::ops::ControlFlow::Continue(()))
         })
@@ -584,7 +591,7 @@ async fn a_token_from_the_future_takes_no_messages_away() {
     let waiting = || {
         let get = town.users.0.parts.store.read().unwrap();
         let mut waiting = 0;
-        crate::store::tables::to_device::each(
+        crate::store::tables::user::to_device::each(
             &get,
             alice.user_num,
             &alice.device_id,

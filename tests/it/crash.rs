@@ -10,8 +10,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use snug::base::Random;
 use snug::store::schema::{META, OUTBOX, TABLES};
-use snug::store::tables::event::{self, Flags, Id, Kind, Membership, Row};
-use snug::store::tables::{member, room, snapshot, timeline};
+use snug::store::tables::room::event::{self, Flags, Id, Kind, Membership, Row};
+use snug::store::tables::room::{self, member, state_tree, timeline};
 use snug::store::{
     BodyNum, Disk, Error, EventNum, Get, Medium, RoomNum, Status, Store, StoreOptions, UserNum, Write, WriteError,
 };
@@ -213,7 +213,7 @@ fn step(store: &Store, step: u32) -> Result<(), WriteError<Error>> {
 
 fn write_step(w: &mut Write, step: u32) -> Result<(), Error> {
     let num = room::intern(w, "!a:example.org", "11")?;
-    let key = snapshot::intern_key(w, "m.room.member", &format!("@u{}:example.org", step % 5))?;
+    let key = state_tree::intern_key(w, "m.room.member", &format!("@u{}:example.org", step % 5))?;
     let at = w.next_position();
     let row = Row {
         room: num,
@@ -234,7 +234,7 @@ fn write_step(w: &mut Write, step: u32) -> Result<(), Error> {
     let canonical = format!(r#"{{"content":{{"membership":"join","text":"{}"}}}}"#, "x".repeat(step as usize * 900));
     let (event, _) = event::insert(w, row, canonical.as_bytes())?;
     let mut known = room::get_of(w, num)?;
-    let root = snapshot::set(w, known.state, &[(key, Some(event))])?;
+    let root = state_tree::set(w, known.state, &[(key, Some(event))])?;
     timeline::put(w, num, at.0 as i64, event)?;
     timeline::put_state(w, num, at, root)?;
     member::set_state(w, num, Kind::MEMBER, key, Some(event))?;
@@ -394,6 +394,6 @@ fn the_script_makes_what_it_says() {
     let read = store.read().unwrap();
     let known = room::get_of(&read, RoomNum(1)).unwrap();
     let mut entries = Vec::new();
-    assert!(snapshot::page(&read, known.state.unwrap(), None, 100, &mut entries).unwrap());
+    assert!(state_tree::page(&read, known.state.unwrap(), None, 100, &mut entries).unwrap());
     assert_eq!((entries.len(), known.events), (5, u64::from(STEPS)));
 }

@@ -9,8 +9,8 @@ use ruma::{OwnedServerName, RoomId, UserId};
 use serde_json::json;
 use snug::config::{Admission, Config};
 use snug::room::Joining;
-use snug::store::tables::event::{self, Kind, Membership};
-use snug::store::tables::{member, room, staging};
+use snug::store::tables::room::event::{self, Kind, Membership};
+use snug::store::tables::room::{self, member, staged};
 use snug::store::{EventNum, Get};
 
 use crate::commands::good;
@@ -88,7 +88,7 @@ impl Visit {
     fn is_clean(&self) {
         let store = &self.house.server().store;
         let read = store.read().unwrap();
-        assert!(staging::journals(&read).unwrap().is_empty(), "no journal is left");
+        assert!(staged::journals(&read).unwrap().is_empty(), "no journal is left");
         for table in [&snug::store::schema::STAGED, &snug::store::schema::EVENT_BODY, &snug::store::schema::EVENT] {
             let mut rows = 0;
             read.range(table, &[], None, false, &mut |_, _| {
@@ -136,7 +136,7 @@ impl Visit {
         assert_eq!(row.joined, joined);
         assert_eq!(nums.len(), expected.len() + 1);
         let mut page = Vec::new();
-        snug::store::tables::snapshot::page(&read, row.state.unwrap(), None, usize::MAX, &mut page).unwrap();
+        snug::store::tables::room::state_tree::page(&read, row.state.unwrap(), None, usize::MAX, &mut page).unwrap();
         let mut tree: Vec<EventNum> = page.iter().map(|entry| entry.event).collect();
         tree.sort_unstable();
         nums.sort_unstable();
@@ -256,8 +256,8 @@ async fn a_join_that_was_interrupted_leaves_a_room_that_is_here_as_it_is() {
     }
     (old.batches, old.events, old.bytes, old.nodes) = (0, 0, 0, 0);
     let write = move |w: &mut snug::store::Write<'_>| {
-        let num = staging::new_join(w)?;
-        staging::set_journal(w, num, &old)
+        let num = staged::new_join(w)?;
+        staged::set_journal(w, num, &old)
     };
     visit.house.server().store.write(write).await.unwrap();
     let row = |visit: &Visit| {
@@ -283,8 +283,8 @@ async fn joins_that_were_interrupted_do_not_wait_for_each_other() {
     other.room_id = "!other:resident.load.test".into();
     (other.batches, other.events) = (0, 1);
     let write = move |w: &mut snug::store::Write<'_>| {
-        let num = staging::new_join(w)?;
-        staging::set_journal(w, num, &other)
+        let num = staged::new_join(w)?;
+        staged::set_journal(w, num, &other)
     };
     visit.house.server().store.write(write).await.unwrap();
     lock(&visit.resident.shared.dials).deaf = true;
@@ -327,8 +327,8 @@ fn stored(house: &House) -> u64 {
     journals(house).first().map_or(0, |(_, journal)| journal.events)
 }
 
-fn journals(house: &House) -> Vec<(staging::JoinNum, staging::Journal)> {
-    staging::journals(&house.server().store.read().unwrap()).unwrap()
+fn journals(house: &House) -> Vec<(staged::JoinNum, staged::Journal)> {
+    staged::journals(&house.server().store.read().unwrap()).unwrap()
 }
 
 /// What `snug rooms cancel` says.

@@ -14,18 +14,12 @@ use std::{
 
 use ruma::{OwnedServerName, ServerName};
 
-use crate::{
-    base,
-    budget::{Account, Grant},
-    store::{
-        self, Get, Position, Read, Store,
-        tables::{
-            member,
-            outbox::{self, Outbound},
-            server::{self, Cursor, Standing},
-        },
-    },
-};
+use crate::base;
+use crate::budget::{Account, Grant};
+use crate::store::tables::room::member;
+use crate::store::tables::server::outbox::{self, Outbound};
+use crate::store::tables::server::{self, Cursor, Standing};
+use crate::store::{self, Get, Position, Read, Store};
 
 /// A server's name twice, its positions, the tables' share.
 pub(in crate::deliver) const LAG_BYTES: u64 = 192;

@@ -10,13 +10,9 @@ use std::{
 
 use ruma::ServerName;
 
-use crate::store::{
-    self, EventNum, Get, Position, RoomNum,
-    tables::{
-        event, member,
-        outbox::{self, Outbound},
-    },
-};
+use crate::store::tables::room::{event, member};
+use crate::store::tables::server::outbox::{self, Outbound};
+use crate::store::{self, EventNum, Get, Position, RoomNum};
 
 pub(in crate::deliver) const PDUS_MAX: usize = 50;
 pub(in crate::deliver) const EDUS_MAX: usize = 100;

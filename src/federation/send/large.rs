@@ -365,7 +365,9 @@ mod tests {
         let room = house.public_room(&anna).await;
         let num = house.room_num(&room);
         let shared = house.store.write(move |w| {
-            use crate::store::tables::{event::Membership, member, user};
+            use crate::store::tables::room::event::Membership;
+            use crate::store::tables::room::member;
+            use crate::store::tables::user;
             let bob = user::intern(w, "@bob:them.example")?;
             member::set(w, num, bob, None, Some((Membership::Join, crate::store::EventNum(1))))?;
             member::put_server(w, num, "them.example", 1, crate::store::Position(1))
@@ -395,7 +397,8 @@ mod tests {
     }
 
     fn arrived(house: &crate::room::tests::House, user: &ruma::UserId) -> usize {
-        use crate::store::{Position, tables::to_device};
+        use crate::store::Position;
+        use crate::store::tables::user::to_device;
         let mut arrived = 0;
         let ends = (Position(0), Position(i64::MAX as u64));
         to_device::each(&house.read(), house.user_num(user), "DEVICE", ends.0, ends.1, &mut |_, _| {

@@ -313,7 +313,7 @@ mod tests {
     use super::*;
     use crate::budget::Budget;
     use crate::matrix::sign::{Key, request};
-    use crate::store::tables::key_cache;
+    use crate::store::tables::server::signing_key;
     use crate::store::{self, MemoryMedium, Store, WriteError};
 
     #[test]
@@ -381,8 +381,8 @@ mod tests {
         for server in ["one.example", "two.example"] {
             let (key, server) = (Key::from_seed("1", [1; 32]), ServerName::parse(server).unwrap());
             let stored =
-                key_cache::Stored { key: key.public().to_bytes(), valid_until_ms: u64::MAX / 2, expired: false };
-            let known = house.store.write(move |w| key_cache::set(w, &server, key.id(), &stored)).await;
+                signing_key::Stored { key: key.public().to_bytes(), valid_until_ms: u64::MAX / 2, expired: false };
+            let known = house.store.write(move |w| signing_key::set(w, &server, key.id(), &stored)).await;
             known.map_err(|failed: WriteError<store::Error>| failed.into_inner()).unwrap();
         }
         (house, federation, anna)
@@ -479,7 +479,7 @@ mod tests {
         let mut arrived = Vec::new();
         let all = (crate::store::Position(0), crate::store::Position(i64::MAX as u64));
         let (read, num) = (house.read(), house.user_num(&anna));
-        crate::store::tables::to_device::each(&read, num, "DEVICE", all.0, all.1, &mut |_, message| {
+        crate::store::tables::user::to_device::each(&read, num, "DEVICE", all.0, all.1, &mut |_, message| {
             arrived.push(message.len());
             Ok(std::ops::ControlFlow::Continue(()))
         })
@@ -513,7 +513,8 @@ mod tests {
     /// A server sharing no room sent a hundred long messages to devices in each transaction, fifty transactions a second.
     #[tokio::test]
     async fn a_stranger_sends_so_much_and_a_friend_is_heard_all_the_while() {
-        use crate::store::{Position, tables::to_device};
+        use crate::store::Position;
+        use crate::store::tables::user::to_device;
         let budget = Budget::for_tests();
         let house = crate::room::tests::house_within(budget.clone());
         let federation = Arc::new(crate::federation::tests::federation(&house, &budget));

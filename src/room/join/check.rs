@@ -20,9 +20,9 @@ use crate::matrix::version::IdFormat;
 use crate::matrix::{RoomVersion, json};
 use crate::remote::{Keys, Known};
 use crate::room::order::Node;
-use crate::store::tables::body;
-use crate::store::tables::event::{Id, Kind, Membership};
-use crate::store::tables::staging::{UserPrint, WIRE_LATE, WirePrint};
+use crate::store::tables::room::body;
+use crate::store::tables::room::event::{Id, Kind, Membership};
+use crate::store::tables::room::staged::{UserPrint, WIRE_LATE, WirePrint};
 use crate::store::{self, EventNum, RoomNum, Store, hash128};
 
 /// Events as they came, one behind the other.
@@ -318,11 +318,11 @@ impl Checker {
             return Ok(Found::Good);
         }
         if let Some(read) = read
-            && let Some(num) = store::tables::event::num(read, &id.text())?
+            && let Some(num) = store::tables::room::event::num(read, &id.text())?
         {
             // In versions 1 and 2 an id is what its sender says; in later ones it is of one event of one room.
             if self.version.event_id_in_event()
-                && Some(store::tables::event::row_of(read, num)?.room) != self.look_in_store
+                && Some(store::tables::room::event::row_of(read, num)?.room) != self.look_in_store
             {
                 return Ok(Found::Bad("an id that an event of another room has".into()));
             }

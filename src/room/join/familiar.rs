@@ -18,7 +18,7 @@ use siphasher::sip::SipHasher13;
 use crate::budget::{Account, Grant, Refused};
 use crate::matrix::json;
 use crate::room::order::Node;
-use crate::store::tables::staging::{self, Entry, JoinNum, WIRE_LATE, WirePrint};
+use crate::store::tables::room::staged::{self, Entry, JoinNum, WIRE_LATE, WirePrint};
 use crate::store::{self, Store};
 
 /// Events behind the last that was found: the workers do not finish in the stream's order.
@@ -118,12 +118,12 @@ impl Window {
         }
         let read = self.store.read()?;
         let (join, from, rows) = (self.join, self.row, self.rows);
-        staging::batches(&read, join, from, &mut |row, mut batch| {
+        staged::batches(&read, join, from, &mut |row, mut batch| {
             let is_far_enough = self.first + self.prints.len() as u64 >= number + AHEAD;
             if is_far_enough || row >= rows {
                 return Ok(ControlFlow::Break(()));
             }
-            while let Some(entry) = batch.next().map_err(|_| staging::corrupt(join, row))? {
+            while let Some(entry) = batch.next().map_err(|_| staged::corrupt(join, row))? {
                 if let Entry::Event(event) = entry
                     && event.wire != WIRE_LATE
                 {
@@ -158,8 +158,9 @@ mod tests {
     use super::*;
     use crate::budget::Budget;
     use crate::store::BodyNum;
-    use crate::store::tables::event::{Id, Kind};
-    use crate::store::tables::staging::{BatchWriter, Edges, Staged};
+    use crate::store::tables::room::event::{Id, Kind};
+    use crate::store::tables::room::staged;
+    use crate::store::tables::room::staged::{BatchWriter, Edges, Staged};
 
     const KEY: [u8; 16] = [3; 16];
 
@@ -186,7 +187,7 @@ mod tests {
         }
         let (store, join, rows) = (Store::in_memory(), JoinNum(5), log.rows());
         let write = move |w: &mut store::Write<'_>| {
-            (0..).zip(log.finish(BodyNum(0))).try_for_each(|(number, row)| staging::put_batch(w, join, number, &row))
+            (0..).zip(log.finish(BodyNum(0))).try_for_each(|(number, row)| staged::put_batch(w, join, number, &row))
         };
         store.write_blocking(write).unwrap();
         let memory = Budget::for_tests().account("join");

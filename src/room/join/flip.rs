@@ -9,11 +9,11 @@ use crate::budget::spill::Spill;
 use crate::matrix::{Event, RoomVersion, auth};
 use crate::room::append::{self, Append};
 use crate::room::state::View;
-use crate::store::tables::event::{self, Id};
-use crate::store::tables::member::{self, Mine};
+use crate::store::tables::room::event::{self, Id};
+use crate::store::tables::room::member::{self, Mine};
+use crate::store::tables::room::staged::{self, Entry, JoinNum, Journal, Stage};
+use crate::store::tables::room::timeline;
 use crate::store::tables::room::{self, Status};
-use crate::store::tables::staging::{self, Entry, JoinNum, Journal, Stage};
-use crate::store::tables::timeline;
 use crate::store::{self, BodyNum, EventNum, Get, RoomNum, Store};
 
 /// Rows taken back in one write.
@@ -73,7 +73,7 @@ impl Join<'_> {
                 member::set_mine(w, user, room_num, &mine)?;
             }
             append::append(w, &here, Append::next(room_num, event))?;
-            Ok(staging::set_journal(w, num, &live)?)
+            Ok(staged::set_journal(w, num, &live)?)
         };
         self.rooms.write(job).await?;
         drop(guard);
@@ -142,7 +142,7 @@ fn clean(store: &Store, num: JoinNum, batches: u32, left_out: LeftOut) -> Result
 }
 
 fn take_back(store: &Store, num: JoinNum) -> Result<(), Stop> {
-    let Some(mut journal) = staging::journal(&store.read()?, num)? else { return Ok(()) };
+    let Some(mut journal) = staged::journal(&store.read()?, num)? else { return Ok(()) };
     let read = store.read()?;
     let room = room::num(&read, &journal.room_id)?;
     if journal.stage == Stage::Live || room.map_or(Ok(false), |room| is_here(&read, room))? {
@@ -154,7 +154,7 @@ fn take_back(store: &Store, num: JoinNum) -> Result<(), Stop> {
     drop(read);
     journal.stage = Stage::Cancelled;
     let cancelled = journal.clone();
-    freeing(store, move |w| staging::set_journal(w, num, &cancelled))?;
+    freeing(store, move |w| staged::set_journal(w, num, &cancelled))?;
     if let Some((first, count)) = journal.event_nums {
         let mut at = first;
         while at < first + count {
@@ -186,10 +186,10 @@ fn remove_log(store: &Store, num: JoinNum, batches: u32, bodies: Bodies) -> Resu
         // What an earlier try removed is passed over.
         let (mut to, mut list) = (batches, Vec::new());
         let read = store.read()?;
-        staging::batches(&read, num, from, &mut |found, mut batch| {
+        staged::batches(&read, num, from, &mut |found, mut batch| {
             let mut body = batch.first_body;
             while bodies != Bodies::Keep
-                && let Some(entry) = batch.next().map_err(|_| staging::corrupt(num, found))?
+                && let Some(entry) = batch.next().map_err(|_| staged::corrupt(num, found))?
             {
                 if let Entry::Event(event) = entry {
                     if bodies == Bodies::RemoveAll || !is_named(&read, &event.id, body)? {
@@ -205,7 +205,7 @@ fn remove_log(store: &Store, num: JoinNum, batches: u32, bodies: Bodies) -> Resu
         drop(read);
         freeing(store, move |w| {
             list.into_iter().try_for_each(|body| event::remove_body(w, body))?;
-            (from..to).try_for_each(|number| staging::remove_batch(w, num, number))
+            (from..to).try_for_each(|number| staged::remove_batch(w, num, number))
         })?;
         from = to;
     }
@@ -239,7 +239,7 @@ fn remove_bodies(store: &Store, dead: Spill) -> Result<(), Stop> {
 }
 
 fn remove_journal(store: &Store, num: JoinNum) -> Result<(), Stop> {
-    freeing(store, move |w| staging::remove_journal(w, num))
+    freeing(store, move |w| staged::remove_journal(w, num))
 }
 
 fn freeing<T: Send + 'static>(

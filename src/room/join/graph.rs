@@ -4,7 +4,7 @@ use std::sync::{PoisonError, RwLock};
 
 use crate::budget::{Account, Grant, Refused};
 use crate::room::order::{Intern, Node, Seen};
-use crate::store::tables::event::Id;
+use crate::store::tables::room::event::Id;
 
 /// Shared by the workers, who ask, and the one thread that stores, which writes.
 pub struct Graph(RwLock<Inner>);

@@ -27,13 +27,13 @@ use crate::budget::spill::Spill;
 use crate::matrix::{Event, RoomVersion};
 use crate::room::order::{Log, Node, Order, OrderError, SORTER_BYTES_MIN, Scratch, Sorter, take_up_to};
 use crate::room::state;
-use crate::store::tables::event::{self, Flags, Id, Kind, Membership, Root, Row};
-use crate::store::tables::member::NewState;
-use crate::store::tables::pack::{Unpack, put_bytes, put_u64};
-use crate::store::tables::snapshot::{self, Entry};
-use crate::store::tables::staging::{self, JoinNum, Journal, Stage, UserPrint};
+use crate::store::row_encoding::{Unpack, put_bytes, put_u64};
+use crate::store::tables::room::event::{self, Flags, Id, Kind, Membership, Root, Row};
+use crate::store::tables::room::member::NewState;
+use crate::store::tables::room::staged::{self, JoinNum, Journal, Stage, UserPrint};
+use crate::store::tables::room::state_tree::{self, Entry};
+use crate::store::tables::room::{self, body, member};
 use crate::store::tables::user::{self, Met};
-use crate::store::tables::{body, member, room};
 use crate::store::{
     self, BodyNum, EventNum, Get, Read, RoomNum, StateKeyNum, Store, UserNum, Write, WriteError, hash128,
 };
@@ -126,7 +126,7 @@ impl Settle {
             journal.room = Some(room.0);
             journal.event_nums = Some((first.0, count));
             journal.stage = Stage::Indexed;
-            staging::set_journal(w, join, &journal)?;
+            staged::set_journal(w, join, &journal)?;
             Ok::<_, store::Error>((room, first, journal))
         };
         let ((room, first, journal), _) = self.store.write_blocking(job).map_err(store::Error::from)?;
@@ -158,16 +158,16 @@ impl Settle {
         let attempt = self.journal.attempt;
         each(&self.store, self.join, &mut |of, _, entry| {
             match entry {
-                staging::Entry::User(id) => {
+                staged::Entry::User(id) => {
                     record.clear();
                     record.extend_from_slice(&hash128(&hash_key, &[id.as_bytes()]));
                     record.extend_from_slice(id.as_bytes());
                     sorter.push(&record)?;
                 }
-                staging::Entry::Event(event) if event.in_state && of == attempt => {
+                staged::Entry::Event(event) if event.in_state && of == attempt => {
                     in_state.set(order.canonical(event.node))?;
                 }
-                staging::Entry::InState(node) if of == attempt => in_state.set(order.canonical(node))?,
+                staged::Entry::InState(node) if of == attempt => in_state.set(order.canonical(node))?,
                 _ => {}
             }
             Ok::<_, Stop>(())
@@ -219,14 +219,14 @@ impl Settle {
         let (mut record, mut nodes, mut any_known) = (Vec::new(), Vec::new(), false);
         each(&self.store, self.join, &mut |_, body, entry| {
             match entry {
-                staging::Entry::Event(event) => {
+                staged::Entry::Event(event) => {
                     let Some(place) = order.place(event.node) else { return dead.push(body) };
                     event.auth.read(&mut nodes);
                     let is_in_state = in_state.get(order.canonical(event.node));
                     pack(&mut record, place, body, &event, is_in_state, users, order, &nodes)?;
                     sorter.push(&record)?;
                 }
-                staging::Entry::Known { node, num } => {
+                staged::Entry::Known { node, num } => {
                     let Some(place) = order.place(node) else { return Ok(()) };
                     any_known = true;
                     record.clear();
@@ -375,7 +375,7 @@ impl Settle {
             dead: None,
             journal: self.journal.clone(),
         };
-        let (mut builder, mut writes) = (snapshot::Builder::default(), Writes::new(self));
+        let (mut builder, mut writes) = (state_tree::Builder::default(), Writes::new(self));
         let mut batch: Vec<InState> = Vec::new();
         loop {
             let next = match sorted.next()? {
@@ -523,14 +523,14 @@ impl Dead {
 fn each<E: From<store::Error>>(
     store: &Store,
     join: JoinNum,
-    visit: &mut dyn FnMut(u32, BodyNum, staging::Entry<'_>) -> Result<(), E>,
+    visit: &mut dyn FnMut(u32, BodyNum, staged::Entry<'_>) -> Result<(), E>,
 ) -> Result<(), E> {
     let read = store.read()?;
     let mut problem = None;
-    staging::batches(&read, join, 0, &mut |number, mut batch| {
+    staged::batches(&read, join, 0, &mut |number, mut batch| {
         let mut body = batch.first_body;
-        while let Some(entry) = batch.next().map_err(|_| staging::corrupt(join, number))? {
-            let is_event = matches!(entry, staging::Entry::Event(_));
+        while let Some(entry) = batch.next().map_err(|_| staged::corrupt(join, number))? {
+            let is_event = matches!(entry, staged::Entry::Event(_));
             if let Err(failed) = visit(batch.attempt, body, entry) {
                 problem = Some(failed);
                 return Ok(ControlFlow::Break(()));
@@ -552,14 +552,14 @@ impl Log for StagedLog<'_> {
     fn events(&mut self, visit: &mut dyn FnMut(Node, &[Node]) -> Result<(), OrderError>) -> Result<(), OrderError> {
         let (mut parents, create_first) = (Vec::new(), self.create_first);
         each(self.store, self.join, &mut |_, _, entry| match entry {
-            staging::Entry::Event(event) => {
+            staged::Entry::Event(event) => {
                 event.auth.read(&mut parents);
                 if create_first && event.kind != Kind::CREATE {
                     parents.push(0); // the create event's node, given before any other
                 }
                 visit(event.node, &parents)
             }
-            staging::Entry::Known { node, .. } => visit(node, &[]),
+            staged::Entry::Known { node, .. } => visit(node, &[]),
             _ => Ok(()),
         })
     }
@@ -567,7 +567,7 @@ impl Log for StagedLog<'_> {
     fn ids(&mut self, visit: &mut dyn FnMut(Node, &[u8]) -> Result<(), OrderError>) -> Result<(), OrderError> {
         let mut node = 0;
         each(self.store, self.join, &mut |_, _, entry| {
-            if let staging::Entry::Node(id) = entry {
+            if let staged::Entry::Node(id) = entry {
                 with_bytes(&id, |bytes| visit(node, bytes))?;
                 node += 1;
             }
@@ -677,7 +677,7 @@ fn pack(
     out: &mut Vec<u8>,
     place: u32,
     body: BodyNum,
-    event: &staging::Staged<'_>,
+    event: &staged::Staged<'_>,
     in_state: bool,
     users: &Users,
     order: &Order,
@@ -911,7 +911,7 @@ impl Rows {
             let mut others = Vec::new();
             for (num, row, other, in_state) in &mut batch {
                 if let Some((kind, key)) = other {
-                    let key = snapshot::intern_key(w, kind, key)?;
+                    let key = state_tree::intern_key(w, kind, key)?;
                     row.state_key = Some(key);
                     if *in_state {
                         others.push((key, *num, row.kind));

@@ -14,8 +14,8 @@ use super::progress::Progress;
 use crate::base::{Pace, StopWatch};
 use crate::budget::{Account, Grant};
 use crate::room::order::{Node, Seen};
-use crate::store::tables::event::{self, Id};
-use crate::store::tables::staging::{self, BatchWriter, JoinNum, Journal, Staged, UserPrint};
+use crate::store::tables::room::event::{self, Id};
+use crate::store::tables::room::staged::{self, BatchWriter, JoinNum, Journal, Staged, UserPrint};
 use crate::store::{self, BodyNum, Store};
 
 /// How long a staged write may hold the writer, about.
@@ -87,15 +87,15 @@ impl Stager {
         let read = self.store.read()?;
         let (graph, join) = (self.graph.clone(), self.join);
         let mut problem = None;
-        staging::batches(&read, join, 0, &mut |number, mut batch| {
-            let corrupt = |_| staging::corrupt(join, number);
+        staged::batches(&read, join, 0, &mut |number, mut batch| {
+            let corrupt = |_| staged::corrupt(join, number);
             let done: Result<(), Stop> = graph.with(|open| {
                 while let Some(entry) = batch.next().map_err(corrupt)? {
                     match entry {
-                        staging::Entry::Node(id) => drop(open.again(&id).ok_or(Stop::TooManyNodes)?),
-                        staging::Entry::Event(event) => open.set_stored(event.node)?,
-                        staging::Entry::Known { node, .. } => open.set_stored(node)?,
-                        staging::Entry::User(_) | staging::Entry::InState(_) => {}
+                        staged::Entry::Node(id) => drop(open.again(&id).ok_or(Stop::TooManyNodes)?),
+                        staged::Entry::Event(event) => open.set_stored(event.node)?,
+                        staged::Entry::Known { node, .. } => open.set_stored(node)?,
+                        staged::Entry::User(_) | staged::Entry::InState(_) => {}
                     }
                 }
                 Ok(())
@@ -174,7 +174,7 @@ impl Stager {
             state_key: event.state_key.map(|(kind, key)| (batch.str(kind), batch.str(key))),
             depth: event.depth,
             origin_server_ts: event.origin_server_ts,
-            auth: staging::Edges::default(),
+            auth: staged::Edges::default(),
         };
         self.batch.event(&staged, &auth);
         self.auth = auth;
@@ -235,9 +235,9 @@ impl Stager {
             let each = starts.zip(&ends).map(|(start, &end)| &bodies[start as usize..end as usize]);
             event::put_bodies(w, first, each)?;
             for (number, row) in (number..).zip(batch.finish(first)) {
-                staging::put_batch(w, join, number, &row)?;
+                staged::put_batch(w, join, number, &row)?;
             }
-            staging::set_journal(w, join, &journal)?;
+            staged::set_journal(w, join, &journal)?;
             Ok::<_, store::Error>((bodies, ends))
         };
         let ((mut bodies, mut ends), _) = self.store.write_bulk_blocking(job).map_err(store::Error::from)?;

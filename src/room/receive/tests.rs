@@ -19,9 +19,9 @@ use crate::room::share::tests::synced;
 use crate::room::state::{known, load};
 use crate::room::tests::{House, START_MS, house_within};
 use crate::room::{Create, Preset};
-use crate::store::tables::event::{self, Flags, Membership, Row};
-use crate::store::tables::relation::{self, Rel};
-use crate::store::tables::{member, snapshot};
+use crate::store::tables::room::event::{self, Flags, Membership, Row};
+use crate::store::tables::room::relation::{self, Rel};
+use crate::store::tables::room::{member, state_tree};
 
 type State = BTreeMap<(String, String), Arc<Event>>;
 
@@ -331,7 +331,7 @@ impl World {
         let read = self.house.read();
         let room = known(&read, self.room.as_str()).unwrap();
         let mut entries = Vec::new();
-        assert!(snapshot::page(&read, room.row.state.unwrap(), None, 100_000, &mut entries).unwrap());
+        assert!(state_tree::page(&read, room.row.state.unwrap(), None, 100_000, &mut entries).unwrap());
         let mut count = 0;
         member::list_state(&read, room.num, None, Default::default(), &mut |_, _, num| {
             count += 1;
@@ -943,11 +943,11 @@ async fn history_from_before_our_own_is_fetched_and_stands_below() {
             // As if all we had were the event we got.
             let row = event::row_of(w, event::num(w, last.id().as_str())?.unwrap())?;
             let mut orders = Vec::new();
-            crate::store::tables::timeline::backward(w, num, i64::MIN, order - 1, &mut |order, _| {
+            crate::store::tables::room::timeline::backward(w, num, i64::MIN, order - 1, &mut |order, _| {
                 orders.push(order);
                 Ok(std::ops::ControlFlow::Continue(()))
             })?;
-            orders.into_iter().try_for_each(|order| crate::store::tables::timeline::remove(w, num, order))?;
+            orders.into_iter().try_for_each(|order| crate::store::tables::room::timeline::remove(w, num, order))?;
             Ok::<_, crate::store::Error>(row)
         })
         .await
@@ -958,7 +958,7 @@ async fn history_from_before_our_own_is_fetched_and_stands_below() {
     let orders: Vec<i64> = said.iter().map(|event| world.row(event).unwrap().order.unwrap()).collect();
     assert!(orders.is_sorted() && orders.iter().all(|order| *order < 0));
     let joined = world.row(&joined).unwrap();
-    let before = snapshot::get(&world.house.read(), joined.before.unwrap(), joined.state_key.unwrap()).unwrap();
+    let before = state_tree::get(&world.house.read(), joined.before.unwrap(), joined.state_key.unwrap()).unwrap();
     assert_eq!(before, None, "before she joined she was not in the room");
     // Worked out backwards, it is not what another server should build upon.
     assert!(said.iter().all(|event| world.row(event).unwrap().flags.guessed));

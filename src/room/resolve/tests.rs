@@ -3,13 +3,14 @@
 use super::*;
 use crate::matrix::state::tests::{Grower, StateMap, ruma_resolves};
 use crate::room::append::row_of;
+use crate::store::tables::room::{event, state_tree};
 use crate::store::{RoomNum, Store};
 
 fn entries(store: &Store, grower: &Grower, nums: &[EventNum], state: &StateMap<u32>) -> Vec<(StateKeyNum, EventNum)> {
     let read = store.read().unwrap();
     let entry = |at: &u32| {
         let event = &grower.room.events[*at as usize];
-        let key = snapshot::key(&read, event.kind(), event.state_key().unwrap()).unwrap().unwrap();
+        let key = state_tree::key(&read, event.kind(), event.state_key().unwrap()).unwrap().unwrap();
         (key, nums[*at as usize])
     };
     state.values().map(entry).collect()
@@ -47,7 +48,7 @@ fn forks_in_the_store_resolve_as_ruma_resolves_them() {
         let root = |state: &StateMap<u32>| {
             let changes: Vec<_> =
                 entries(&store, &grower, &nums, state).into_iter().map(|(key, event)| (key, Some(event))).collect();
-            Some(store.write_blocking(move |w| snapshot::set(w, None, &changes)).unwrap().0)
+            Some(store.write_blocking(move |w| state_tree::set(w, None, &changes)).unwrap().0)
         };
         let base = root(&trunk);
         // Stored whole, or as what differs from the trunk: the outcome must not depend on it.
@@ -89,7 +90,7 @@ fn forks_in_the_store_resolve_as_ruma_resolves_them() {
         // Stored, it is the same state.
         let changes = ours.changes_since(&read, base, 10_000).unwrap().unwrap();
         let (one, other) = store
-            .write_blocking(move |w| Ok::<_, store::Error>((ours.write(w)?, snapshot::set(w, base, &changes)?)))
+            .write_blocking(move |w| Ok::<_, store::Error>((ours.write(w)?, state_tree::set(w, base, &changes)?)))
             .unwrap()
             .0;
         assert!(one == other, "seed {seed}");

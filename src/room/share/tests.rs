@@ -6,7 +6,8 @@ use super::*;
 use crate::base::{Chunks, written};
 use crate::room::tests::{House, house};
 use crate::room::{Marker, Related, Threads};
-use crate::store::tables::account_data;
+use crate::store::tables::room::receipt;
+use crate::store::tables::user::account_data;
 use ruma::{OwnedEventId, OwnedRoomId, UserId};
 
 /// Everything the rooms have for somebody since a token, by list and room.

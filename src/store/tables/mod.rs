@@ -5,29 +5,9 @@ use serde::de::DeserializeOwned;
 
 use super::{Error, Get, Position, Result, Table, Write};
 
-pub mod account_data;
-pub mod body;
-pub mod count;
-pub mod device;
-pub mod event;
-pub mod filter;
-pub mod key;
-pub mod key_cache;
 pub mod media;
-pub mod member;
-pub mod outbox;
-pub mod pack;
-pub mod push_rule;
-pub mod receipt;
-pub mod relation;
 pub mod room;
 pub mod server;
-pub mod snapshot;
-pub mod staging;
-pub mod timeline;
-pub mod to_device;
-pub mod topology;
-pub mod txn;
 pub mod user;
 
 /// A hash as rows and the names of files have it.

@@ -1,0 +1,909 @@
+//! Events: an id's small number, the columns the rules read, and the body.
+//!
+//! An event is three rows. The *row* holds the columns, under the event's number; numbers are topological within a
+//! room (an event's auth events have smaller ones, asserted at insertion), so auth chains and differences are one
+//! descending pass over neighbouring rows. The *body* is under an arrival number of its own, so that a join can store
+//! bodies as they stream in and number them when their order is known. The *id* leads from a keyed hash to the number.
+
+use std::ops::ControlFlow;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
+
+use super::body::{self, Known, Wants};
+use crate::base::shares::{Held, of_the_busiest};
+use crate::store::num::KEYS_OF_A_KIND_MAX;
+use crate::store::row_encoding::{Unpack, put_bytes, put_i64, put_u64};
+use crate::store::schema::{EVENT, EVENT_BODY, EVENT_ID, FOLLOWED, REDACTION_PENDING, STATE_KEY};
+use crate::store::tables::{room, user};
+use crate::store::{BodyNum, EventNum, RoomNum, StateKeyNum, UserNum};
+use crate::store::{Error, Get, Result, Write};
+
+/// A state tree (`snapshot.rs`): the number of its top node. Trees of equal content have equal numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+pub struct Root(pub(in crate::store) u32);
+
+/// More auth events than this are no event: the specification's authorisation rules need at most five kinds, and
+/// `matrix::format` refuses longer lists before they get here.
+pub const AUTH_EDGES_MAX: usize = 64;
+
+/// An event type as one byte: the common ones have a code, all others share [`Kind::OTHER`].
+///
+/// Codes are on disk: append, never renumber.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Kind(pub u8);
+
+impl Kind {
+    pub const OTHER: Kind = Kind(0);
+    pub const CREATE: Kind = Kind(1);
+    pub const MEMBER: Kind = Kind(2);
+    pub const POWER_LEVELS: Kind = Kind(3);
+    pub const JOIN_RULES: Kind = Kind(4);
+    pub const HISTORY_VISIBILITY: Kind = Kind(5);
+    pub const NAME: Kind = Kind(6);
+    pub const TOPIC: Kind = Kind(7);
+    pub const AVATAR: Kind = Kind(8);
+    pub const CANONICAL_ALIAS: Kind = Kind(9);
+    pub const GUEST_ACCESS: Kind = Kind(10);
+    pub const ENCRYPTION: Kind = Kind(11);
+    pub const TOMBSTONE: Kind = Kind(12);
+    pub const SERVER_ACL: Kind = Kind(13);
+    pub const THIRD_PARTY_INVITE: Kind = Kind(14);
+    pub const PINNED_EVENTS: Kind = Kind(15);
+    pub const ALIASES: Kind = Kind(16);
+    pub const SPACE_CHILD: Kind = Kind(17);
+    pub const SPACE_PARENT: Kind = Kind(18);
+    pub const MESSAGE: Kind = Kind(32);
+    pub const ENCRYPTED: Kind = Kind(33);
+    pub const REACTION: Kind = Kind(34);
+    pub const REDACTION: Kind = Kind(35);
+    pub const STICKER: Kind = Kind(36);
+
+    /// The code of an event type.
+    pub fn of(kind: &str) -> Kind {
+        NAMES.iter().find(|(_, name)| *name == kind).map_or(Kind::OTHER, |(kind, _)| *kind)
+    }
+
+    /// The event type of a code; `None` for [`Kind::OTHER`], whose type stands in the body.
+    pub fn name(self) -> Option<&'static str> {
+        NAMES.iter().find(|(kind, _)| *kind == self).map(|(_, name)| *name)
+    }
+}
+
+const NAMES: [(Kind, &str); 23] = [
+    (Kind::MEMBER, "m.room.member"),
+    (Kind::MESSAGE, "m.room.message"),
+    (Kind::ENCRYPTED, "m.room.encrypted"),
+    (Kind::REACTION, "m.reaction"),
+    (Kind::REDACTION, "m.room.redaction"),
+    (Kind::CREATE, "m.room.create"),
+    (Kind::POWER_LEVELS, "m.room.power_levels"),
+    (Kind::JOIN_RULES, "m.room.join_rules"),
+    (Kind::HISTORY_VISIBILITY, "m.room.history_visibility"),
+    (Kind::NAME, "m.room.name"),
+    (Kind::TOPIC, "m.room.topic"),
+    (Kind::AVATAR, "m.room.avatar"),
+    (Kind::CANONICAL_ALIAS, "m.room.canonical_alias"),
+    (Kind::GUEST_ACCESS, "m.room.guest_access"),
+    (Kind::ENCRYPTION, "m.room.encryption"),
+    (Kind::TOMBSTONE, "m.room.tombstone"),
+    (Kind::SERVER_ACL, "m.room.server_acl"),
+    (Kind::THIRD_PARTY_INVITE, "m.room.third_party_invite"),
+    (Kind::PINNED_EVENTS, "m.room.pinned_events"),
+    (Kind::ALIASES, "m.room.aliases"),
+    (Kind::SPACE_CHILD, "m.space.child"),
+    (Kind::SPACE_PARENT, "m.space.parent"),
+    (Kind::STICKER, "m.sticker"),
+];
+
+/// A membership, as the member table and event rows spell it. On disk: never renumber.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum Membership {
+    Join = 1,
+    Invite = 2,
+    Knock = 3,
+    Leave = 4,
+    Ban = 5,
+}
+
+impl Membership {
+    pub const ALL: [Membership; 5] =
+        [Membership::Join, Membership::Invite, Membership::Knock, Membership::Leave, Membership::Ban];
+
+    pub fn of(text: &str) -> Option<Membership> {
+        Membership::ALL.into_iter().find(|membership| membership.as_str() == text)
+    }
+
+    pub fn from_code(code: u8) -> Option<Membership> {
+        Membership::ALL.into_iter().find(|membership| *membership as u8 == code)
+    }
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Membership::Join => "join",
+            Membership::Invite => "invite",
+            Membership::Knock => "knock",
+            Membership::Leave => "leave",
+            Membership::Ban => "ban",
+        }
+    }
+}
+
+/// What is known about an event beside its content.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Flags {
+    /// Failed the authorisation rules by its auth events or by the state before it: never in any state, never shown.
+    pub rejected: bool,
+    /// Allowed where it stands in the history, but not by the room's present state: kept, not shown, not built upon.
+    pub soft_failed: bool,
+    /// Its content was taken out by a redaction.
+    pub redacted: bool,
+    /// Known without its place in the history: state and auth events of a join.
+    pub outlier: bool,
+    /// The state before it was worked out backwards from what follows: good enough to show, not for others to build upon.
+    pub guessed: bool,
+}
+
+/// An event's id as its row keeps it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Id {
+    /// Room versions 4 and later: `$` and the URL-safe base64 of the reference hash.
+    Hash([u8; 32]),
+    /// Room version 3: the same with the standard alphabet.
+    HashStandard([u8; 32]),
+    /// Room versions 1 and 2: a name its server chose, kept in the row.
+    Named(String),
+}
+
+impl Id {
+    /// Reads an id. Anything that does not come back exactly is kept as text, so no id is ever changed by storing it.
+    pub fn parse(id: &str) -> Id {
+        if let Some(text) = id.strip_prefix('$')
+            && text.len() == 43
+        {
+            if let Some(hash) = URL_SAFE_NO_PAD.decode(text).ok().and_then(|hash| hash.try_into().ok()) {
+                return Id::Hash(hash);
+            }
+            if let Some(hash) = STANDARD_NO_PAD.decode(text).ok().and_then(|hash| hash.try_into().ok()) {
+                return Id::HashStandard(hash);
+            }
+        }
+        Id::Named(id.to_owned())
+    }
+
+    /// The id as other servers and apps spell it.
+    pub fn text(&self) -> String {
+        match self {
+            Id::Hash(hash) => with_dollar(URL_SAFE_NO_PAD.encode(hash)),
+            Id::HashStandard(hash) => with_dollar(STANDARD_NO_PAD.encode(hash)),
+            Id::Named(id) => id.clone(),
+        }
+    }
+}
+
+fn with_dollar(text: String) -> String {
+    let mut id = String::with_capacity(text.len() + 1);
+    id.push('$');
+    id.push_str(&text);
+    id
+}
+
+/// An event's columns.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Row {
+    pub room: RoomNum,
+    pub body: BodyNum,
+    pub id: Id,
+    pub kind: Kind,
+    /// The number of (type, state key) when this is a state event.
+    pub state_key: Option<StateKeyNum>,
+    pub sender: UserNum,
+    /// For member events: what becomes of whom.
+    pub member: Option<(Membership, UserNum)>,
+    pub flags: Flags,
+    pub depth: u64,
+    /// What the sending server's clock said, Unix milliseconds; a peer's claim, never used for ordering what we show.
+    pub origin_server_ts: u64,
+    /// The auth events in the event's own order. Each is smaller than the event's number.
+    pub auth: Vec<EventNum>,
+    /// The state before the event, for events with a place in the history.
+    pub before: Option<Root>,
+    /// Its place in the room's timeline, when it is shown there.
+    pub order: Option<i64>,
+    /// The redaction that took its content out.
+    pub redacted_by: Option<EventNum>,
+}
+
+const REJECTED: u8 = 1;
+const SOFT_FAILED: u8 = 2;
+const OUTLIER: u8 = 4;
+const HAS_STATE_KEY: u8 = 8;
+/// What becomes of whom; without a state key's number, the state key is theirs.
+const HAS_MEMBER: u8 = 16;
+/// Beside the membership: the sender's own.
+const OWN: u8 = 128;
+const HAS_BEFORE: u8 = 32;
+const HAS_ORDER: u8 = 64;
+/// The byte after this one says more: the id's kind and the redaction. Most events need neither.
+const HAS_MORE: u8 = 128;
+
+const MORE_ID_STANDARD: u8 = 1;
+const MORE_ID_NAMED: u8 = 2;
+const MORE_REDACTED: u8 = 4;
+const MORE_GUESSED: u8 = 8;
+
+impl Row {
+    /// Whether the event takes part in room state: it is a state event and was not rejected.
+    pub fn is_state(&self) -> bool {
+        self.state_key.is_some() && !self.flags.rejected
+    }
+
+    /// Packs the row for the event numbered `num`.
+    pub fn encode(&self, num: EventNum) -> Vec<u8> {
+        let mut out = Vec::with_capacity(80);
+        let more = self.more();
+        out.push(self.first(more));
+        if more != 0 {
+            out.push(more);
+        }
+        out.push(self.kind.0);
+        put_u64(&mut out, self.room.0.into());
+        put_u64(&mut out, self.body.0.into());
+        put_u64(&mut out, self.sender.0.into());
+        if let Some(state_key) = self.state_key.filter(|_| !self.is_usual_member()) {
+            put_u64(&mut out, state_key.0.into());
+        }
+        if let Some((membership, target)) = self.member {
+            let own = target == self.sender;
+            out.push(membership as u8 | if own { OWN } else { 0 });
+            if !own {
+                put_u64(&mut out, target.0.into());
+            }
+        }
+        put_u64(&mut out, self.depth);
+        put_u64(&mut out, self.origin_server_ts);
+        match &self.id {
+            Id::Hash(hash) | Id::HashStandard(hash) => out.extend_from_slice(hash),
+            Id::Named(id) => put_bytes(&mut out, id.as_bytes()),
+        }
+        if let Some(before) = &self.before {
+            put_u64(&mut out, before.0.into());
+        }
+        if let Some(order) = self.order {
+            put_i64(&mut out, order);
+        }
+        if self.flags.redacted {
+            put_u64(&mut out, self.redacted_by.map_or(0, |num| u64::from(num.0) + 1));
+        }
+        // Last, and without a count: the edges run to the row's end.
+        for &auth in &self.auth {
+            assert!(auth < num, "an event's auth events have smaller numbers than the event");
+            put_u64(&mut out, u64::from(num.0 - auth.0));
+        }
+        out
+    }
+
+    fn first(&self, more: u8) -> u8 {
+        let mut first = 0;
+        for (bit, set) in [
+            (REJECTED, self.flags.rejected),
+            (SOFT_FAILED, self.flags.soft_failed),
+            (OUTLIER, self.flags.outlier),
+            (HAS_STATE_KEY, self.state_key.is_some() && !self.is_usual_member()),
+            (HAS_MEMBER, self.member.is_some()),
+            (HAS_BEFORE, self.before.is_some()),
+            (HAS_ORDER, self.order.is_some()),
+            (HAS_MORE, more != 0),
+        ] {
+            first |= if set { bit } else { 0 };
+        }
+        first
+    }
+
+    /// Whether the state key follows from whose membership it is.
+    fn is_usual_member(&self) -> bool {
+        self.member.is_some_and(|(_, target)| self.state_key == Some(StateKeyNum::of_member(target)))
+    }
+
+    fn more(&self) -> u8 {
+        let id = match self.id {
+            Id::Hash(_) => 0,
+            Id::HashStandard(_) => MORE_ID_STANDARD,
+            Id::Named(_) => MORE_ID_NAMED,
+        };
+        let redacted = if self.flags.redacted { MORE_REDACTED } else { 0 };
+        id | redacted | if self.flags.guessed { MORE_GUESSED } else { 0 }
+    }
+
+    /// The id alone, without the rest.
+    fn decode_id(row: &[u8]) -> Option<Id> {
+        let mut unpack = Unpack::new(row);
+        let first = unpack.u8()?;
+        let has = |bit| first & bit != 0;
+        let more = if has(HAS_MORE) { unpack.u8()? } else { 0 };
+        // Type; room, body and sender; state key; membership and target; depth and time.
+        unpack.u8()?;
+        for _ in 0..3 + usize::from(has(HAS_STATE_KEY)) {
+            unpack.u64()?;
+        }
+        if has(HAS_MEMBER) && unpack.u8()? & OWN == 0 {
+            unpack.u64()?;
+        }
+        unpack.u64()?;
+        unpack.u64()?;
+        unpack_id(&mut unpack, more)
+    }
+
+    /// Unpacks the row of the event numbered `num`.
+    pub fn decode(num: EventNum, row: &[u8]) -> Option<Row> {
+        let mut unpack = Unpack::new(row);
+        let first = unpack.u8()?;
+        let has = |bit| first & bit != 0;
+        let more = if has(HAS_MORE) { unpack.u8()? } else { 0 };
+        let kind = Kind(unpack.u8()?);
+        let room = RoomNum(unpack.u32()?);
+        let body = BodyNum(unpack.u32()?);
+        let sender = UserNum(unpack.u32()?);
+        let state_key = if has(HAS_STATE_KEY) { Some(StateKeyNum(unpack.u32()?)) } else { None };
+        let member = match has(HAS_MEMBER) {
+            true => {
+                let code = unpack.u8()?;
+                let target = if code & OWN != 0 { sender } else { UserNum(unpack.u32()?) };
+                Some((Membership::from_code(code & !OWN)?, target))
+            }
+            false => None,
+        };
+        let state_key = state_key.or_else(|| member.map(|(_, target)| StateKeyNum::of_member(target)));
+        let depth = unpack.u64()?;
+        let origin_server_ts = unpack.u64()?;
+        let id = unpack_id(&mut unpack, more)?;
+        let before = if has(HAS_BEFORE) { Some(Root(unpack.u32()?)) } else { None };
+        let order = if has(HAS_ORDER) { Some(unpack.i64()?) } else { None };
+        let redacted = more & MORE_REDACTED != 0;
+        let redacted_by = match redacted {
+            true => unpack.u32()?.checked_sub(1).map(EventNum),
+            false => None,
+        };
+        let mut auth = Vec::new();
+        while !unpack.is_empty() {
+            auth.push(EventNum(num.0.checked_sub(unpack.u32()?)?));
+        }
+        let (rejected, soft_failed, outlier) = (has(REJECTED), has(SOFT_FAILED), has(OUTLIER));
+        let flags = Flags { rejected, soft_failed, redacted, outlier, guessed: more & MORE_GUESSED != 0 };
+        Some(Row {
+            room,
+            body,
+            id,
+            kind,
+            state_key,
+            sender,
+            member,
+            flags,
+            depth,
+            origin_server_ts,
+            auth,
+            before,
+            order,
+            redacted_by,
+        })
+    }
+}
+
+fn unpack_id(unpack: &mut Unpack<'_>, more: u8) -> Option<Id> {
+    Some(match more & (MORE_ID_STANDARD | MORE_ID_NAMED) {
+        0 => Id::Hash(unpack.array()?),
+        MORE_ID_STANDARD => Id::HashStandard(unpack.array()?),
+        _ => Id::Named(unpack.text()?.to_owned()),
+    })
+}
+
+/// Sets aside `count` event numbers and answers the first; they are never given out again, used or not.
+pub fn reserve(w: &mut Write, count: u32) -> Result<EventNum> {
+    w.next_numbers("event", count).map(EventNum)
+}
+
+/// Sets aside `count` body numbers and answers the first.
+pub fn reserve_bodies(w: &mut Write, count: u32) -> Result<BodyNum> {
+    w.next_numbers("body", count).map(BodyNum)
+}
+
+/// The number of an event id, when the event is stored.
+pub fn num(get: &impl Get, id: &str) -> Result<Option<EventNum>> {
+    let hash = get.hash128(&[id.as_bytes()]);
+    let mut found = Vec::new();
+    get.prefix(&EVENT_ID, &hash[..ID_HASH_BYTES], &mut |key, _| {
+        found.push(EventNum::from_key(&key[ID_HASH_BYTES..]).ok_or_else(|| Error::corrupt(&EVENT_ID, key))?);
+        Ok(ControlFlow::Continue(()))
+    })?;
+    // Nearly always one. Others share its few bits of a hash nobody outside can aim at.
+    for num in found {
+        if stored_id(get, num)?.is_some_and(|stored| stored.text() == id) {
+            return Ok(Some(num));
+        }
+    }
+    Ok(None)
+}
+
+/// So much of an id's hash leads to its event: what it finds is compared with the event's row.
+const ID_HASH_BYTES: usize = 6;
+
+fn id_key(hash: &[u8; 16], num: EventNum) -> [u8; ID_HASH_BYTES + 4] {
+    let mut key = [0; ID_HASH_BYTES + 4];
+    key[..ID_HASH_BYTES].copy_from_slice(&hash[..ID_HASH_BYTES]);
+    key[ID_HASH_BYTES..].copy_from_slice(&num.to_key());
+    key
+}
+
+/// An event's columns.
+pub fn row(get: &impl Get, num: EventNum) -> Result<Option<Row>> {
+    let Some(row) = get.get(&EVENT, &num.to_key())? else { return Ok(None) };
+    Row::decode(num, &row).map(Some).ok_or_else(|| Error::corrupt(&EVENT, &num.to_key()))
+}
+
+/// The columns of an event that one of our own rows mentions.
+pub fn row_of(get: &impl Get, num: EventNum) -> Result<Row> {
+    row(get, num)?.ok_or_else(|| Error::corrupt(&EVENT, &num.to_key()))
+}
+
+/// The id of an event that one of our own rows mentions.
+pub fn id_of(get: &impl Get, num: EventNum) -> Result<String> {
+    let id = stored_id(get, num)?.ok_or_else(|| Error::corrupt(&EVENT, &num.to_key()))?;
+    Ok(id.text())
+}
+
+fn stored_id(get: &impl Get, num: EventNum) -> Result<Option<Id>> {
+    let mut id = None;
+    if get.with(&EVENT, &num.to_key(), &mut |row| id = Row::decode_id(row))? && id.is_none() {
+        return Err(Error::corrupt(&EVENT, &num.to_key()));
+    }
+    Ok(id)
+}
+
+/// Writes an event's columns. Its auth events are stored already, which their smaller numbers say.
+pub fn put_row(w: &mut Write, num: EventNum, row: &Row) -> Result<()> {
+    w.put(&EVENT, &num.to_key(), &row.encode(num))
+}
+
+/// Writes the columns of many events, in the order of their numbers.
+pub fn put_rows<'r>(w: &mut Write, sorted: impl Iterator<Item = (EventNum, &'r Row)>) -> Result<()> {
+    let rows: Vec<_> = sorted.map(|(num, row)| (num.to_key(), row.encode(num))).collect();
+    w.put_sorted(&EVENT, &rows)
+}
+
+/// Makes the id lead to the number.
+pub fn put_id(w: &mut Write, id: &str, num: EventNum) -> Result<()> {
+    let hash = w.hash128(&[id.as_bytes()]);
+    w.put(&EVENT_ID, &id_key(&hash, num), &[])
+}
+
+/// The same for many ids, whose hashes a large join has sorted.
+pub fn put_id_hashes(w: &mut Write, sorted: &[([u8; 16], EventNum)]) -> Result<()> {
+    let mut rows: Vec<_> = sorted.iter().map(|(hash, num)| (id_key(hash, *num), [])).collect();
+    rows.sort_unstable(); // those whose kept part of the hash is the same
+    w.put_sorted(&EVENT_ID, &rows)
+}
+
+/// Forgets a body that no row names.
+pub fn remove_body(w: &mut Write, num: BodyNum) -> Result<()> {
+    w.remove(&EVENT_BODY, &num.to_key()).map(drop)
+}
+
+/// A body as it is stored.
+pub fn stored_body(get: &impl Get, num: BodyNum) -> Result<Vec<u8>> {
+    get.get(&EVENT_BODY, &num.to_key())?.ok_or_else(|| Error::corrupt(&EVENT_BODY, &num.to_key()))
+}
+
+/// Forgets an event's row and id, and leaves its body: what is taken back of a join that did not end well.
+pub fn remove_row(w: &mut Write, num: EventNum) -> Result<()> {
+    let Some(row) = row(w, num)? else { return Ok(()) };
+    let hash = w.hash128(&[row.id.text().as_bytes()]);
+    w.remove(&EVENT_ID, &id_key(&hash, num))?;
+    w.remove(&EVENT, &num.to_key()).map(drop)
+}
+
+/// Writes bodies packed by [`body::encode`] under numbers in a row.
+pub fn put_bodies<'b>(w: &mut Write, first: BodyNum, bodies: impl Iterator<Item = &'b [u8]>) -> Result<()> {
+    let rows: Vec<_> = bodies.zip(first.0..).map(|(stored, num)| (BodyNum(num).to_key(), stored)).collect();
+    w.put_sorted(&EVENT_BODY, &rows)
+}
+
+/// Writes a body packed by [`body::encode`].
+pub fn put_body(w: &mut Write, num: BodyNum, stored: &[u8]) -> Result<()> {
+    w.put(&EVENT_BODY, &num.to_key(), stored)
+}
+
+/// An event's canonical JSON, restored exactly. About 64 KiB at most.
+pub fn body(get: &impl Get, row: &Row) -> Result<Vec<u8>> {
+    let corrupt = || Error::corrupt(&EVENT_BODY, &row.body.to_key());
+    let stored = stored_body(get, row.body)?;
+    let opened = body::open(&stored).ok_or_else(corrupt)?;
+    let wants = opened.wants();
+    let said = Said::of(get, row, wants)?;
+    let lacks = |wanted, text: &str| wanted && text.is_empty();
+    if lacks(wants.room_id(), &said.room_id)
+        || lacks(wants.sender(), &said.sender)
+        || lacks(wants.target(), &said.target)
+    {
+        return Err(corrupt());
+    }
+    said.with(row, |known| opened.restore(known)).ok_or_else(corrupt)
+}
+
+/// What a row says of its event, in words.
+struct Said {
+    room_id: String,
+    sender: String,
+    target: String,
+    auth: Vec<String>,
+}
+
+impl Said {
+    fn of(get: &impl Get, row: &Row, wants: Wants) -> Result<Said> {
+        let user = |wanted, num| if wanted { user::id(get, num) } else { Ok(None) };
+        let (_, target) = row.member.unwrap_or((Membership::Join, row.sender));
+        Ok(Said {
+            room_id: if wants.room_id() { room::id(get, row.room)?.unwrap_or_default() } else { String::new() },
+            sender: user(wants.sender(), row.sender)?.unwrap_or_default(),
+            target: user(wants.target() && target != row.sender, target)?.unwrap_or_default(),
+            auth: if wants.auth() { ids(get, &row.auth)? } else { Vec::new() },
+        })
+    }
+
+    fn with<T>(&self, row: &Row, work: impl FnOnce(&Known<'_>) -> T) -> T {
+        let auth: Vec<_> = self.auth.iter().map(String::as_str).collect();
+        work(&Known {
+            room_id: &self.room_id,
+            sender: &self.sender,
+            target: &self.target,
+            depth: row.depth,
+            origin_server_ts: row.origin_server_ts,
+            auth: &auth,
+        })
+    }
+}
+
+fn pack_body(get: &impl Get, row: &Row, canonical: &[u8]) -> Result<Vec<u8>> {
+    Ok(Said::of(get, row, Wants::ALL)?.with(row, |known| body::encode(canonical, known, false)))
+}
+
+/// The ids of several events. Meant for auth and extremity lists, which are short.
+pub fn ids(get: &impl Get, nums: &[EventNum]) -> Result<Vec<String>> {
+    nums.iter().map(|&num| id_of(get, num)).collect()
+}
+
+/// Stores a whole event under a new number: body, row and id. The row's `body` number is given out here.
+pub fn insert(w: &mut Write, mut row: Row, canonical: &[u8]) -> Result<(EventNum, Row)> {
+    assert!(row.auth.len() <= AUTH_EDGES_MAX, "the format check bounds the number of auth events");
+    let packed = pack_body(w, &row, canonical)?;
+    row.body = reserve_bodies(w, 1)?;
+    put_body(w, row.body, &packed)?;
+    let num = reserve(w, 1)?;
+    put_row(w, num, &row)?;
+    put_id(w, &row.id.text(), num)?;
+    Ok((num, row))
+}
+
+/// Puts another body in an event's place: what a redaction leaves of it. The old bytes are gone with the commit.
+pub fn replace_body(w: &mut Write, row: &Row, canonical: &[u8]) -> Result<()> {
+    let packed = pack_body(w, row, canonical)?;
+    put_body(w, row.body, &packed)
+}
+
+/// Forgets an event wholly. Only for rooms that are being purged: nothing may refer to it any more.
+pub fn remove(w: &mut Write, num: EventNum) -> Result<()> {
+    let Some(row) = row(w, num)? else { return Ok(()) };
+    let hash = w.hash128(&[row.id.text().as_bytes()]);
+    w.remove(&EVENT_ID, &id_key(&hash, num))?;
+    w.remove(&EVENT_BODY, &row.body.to_key())?;
+    w.remove(&EVENT, &num.to_key())?;
+    Ok(())
+}
+
+/// The number of (type, state key), when any event ever used it. A member's is their own number.
+pub fn state_key(get: &impl Get, kind: &str, state_key: &str) -> Result<Option<StateKeyNum>> {
+    if is_of_user(kind, state_key) {
+        return Ok(user::num(get, state_key)?.map(StateKeyNum::of_member));
+    }
+    let hash = get.hash128(&[kind.as_bytes(), state_key.as_bytes()]);
+    let Some(value) = get.get(&STATE_KEY, &hash)? else { return Ok(None) };
+    StateKeyNum::from_key(&value).map(Some).ok_or_else(|| Error::corrupt(&STATE_KEY, &hash))
+}
+
+/// The number of (type, state key), given out now when it had none.
+pub fn intern_state_key(w: &mut Write, kind: &str, state_key: &str) -> Result<StateKeyNum> {
+    if is_of_user(kind, state_key) {
+        return user::intern(w, state_key).map(StateKeyNum::of_member);
+    }
+    let hash = w.hash128(&[kind.as_bytes(), state_key.as_bytes()]);
+    if let Some(value) = w.get(&STATE_KEY, &hash)? {
+        return StateKeyNum::from_key(&value).ok_or_else(|| Error::corrupt(&STATE_KEY, &hash));
+    }
+    let nth = w.next_numbers_below("state_key", 1, KEYS_OF_A_KIND_MAX)?;
+    let num = StateKeyNum::of_other(nth);
+    w.put(&STATE_KEY, &hash, &num.to_key())?;
+    Ok(num)
+}
+
+/// Whether a state key stands for a user. What is no user id is a text like those of other types.
+fn is_of_user(kind: &str, state_key: &str) -> bool {
+    kind == "m.room.member" && state_key.starts_with('@') && state_key.contains(':')
+}
+
+/// Redactions that wait for one event.
+const PENDING_MAX: usize = 16;
+
+/// Remembers a redaction whose target is not here yet, so that the target is redacted as it arrives. Which of them may is not
+/// known before: of too many the first goes that came from whichever server sent most.
+pub fn add_pending_redaction(w: &mut Write, room: RoomNum, target: &str, redaction: EventNum) -> Result<()> {
+    let hash = w.hash128(&[&room.to_key(), target.as_bytes()]);
+    let mut waiting = w.get(&REDACTION_PENDING, &hash)?.unwrap_or_default();
+    let key = redaction.to_key();
+    if waiting.len() >= PENDING_MAX * key.len() {
+        let events = waiting.chunks_exact(key.len()).filter_map(EventNum::from_key).collect();
+        let gone = of_the_busiest_server(w, events, redaction, 1)?;
+        let kept = waiting.chunks_exact(key.len());
+        let kept = kept.filter(|one| EventNum::from_key(one).is_none_or(|num| !gone.contains(&num)));
+        waiting = kept.flatten().copied().collect();
+    }
+    waiting.extend_from_slice(&key);
+    w.put(&REDACTION_PENDING, &hash, &waiting)
+}
+
+/// Which of a few events to forget for one more: `count` times the first of those whose senders' server has most. The new one
+/// counts already and stays.
+pub(in crate::store::tables) fn of_the_busiest_server(
+    get: &impl Get,
+    events: Vec<EventNum>,
+    new: EventNum,
+    count: usize,
+) -> Result<Vec<EventNum>> {
+    let mut all = Vec::with_capacity(events.len() + 1);
+    for (age, num) in events.iter().copied().chain([new]).enumerate() {
+        let sender = match row(get, num)? {
+            Some(row) => user::id(get, row.sender)?.unwrap_or_default(),
+            None => String::new(),
+        };
+        let server = sender.split_once(':').map_or("", |(_, server)| server);
+        let [a, b, c, d, ..] = get.hash128(&[server.as_bytes()]);
+        let age = if age < events.len() { age as u64 } else { u64::MAX };
+        all.push(Held { owner: u32::from_be_bytes([a, b, c, d]), within: 0, age, weight: 1, key: num });
+    }
+    Ok(of_the_busiest(all, count as u64))
+}
+
+/// Takes the redactions that were waiting for an event of the room, the first first.
+pub fn take_pending_redactions(w: &mut Write, room: RoomNum, target: &str) -> Result<Vec<EventNum>> {
+    let hash = w.hash128(&[&room.to_key(), target.as_bytes()]);
+    let Some(value) = w.get(&REDACTION_PENDING, &hash)? else { return Ok(Vec::new()) };
+    w.remove(&REDACTION_PENDING, &hash)?;
+    let waiting = value.chunks(EventNum(0).to_key().len()).map(EventNum::from_key);
+    waiting.collect::<Option<_>>().ok_or_else(|| Error::corrupt(&REDACTION_PENDING, &hash))
+}
+
+/// Remembers that an event of the room has followers here and no place of its own yet.
+pub fn set_followed(w: &mut Write, room: RoomNum, id: &str) -> Result<()> {
+    let hash = w.hash128(&[&room.to_key(), id.as_bytes()]);
+    w.put(&FOLLOWED, &hash, &[])
+}
+
+pub fn is_followed(get: &impl Get, room: RoomNum, id: &str) -> Result<bool> {
+    let hash = get.hash128(&[&room.to_key(), id.as_bytes()]);
+    Ok(get.get(&FOLLOWED, &hash)?.is_some())
+}
+
+/// It gets its place. Answers whether it had followers.
+pub fn take_followed(w: &mut Write, room: RoomNum, id: &str) -> Result<bool> {
+    let hash = w.hash128(&[&room.to_key(), id.as_bytes()]);
+    let was_followed = w.get(&FOLLOWED, &hash)?.is_some();
+    if was_followed {
+        w.remove(&FOLLOWED, &hash)?;
+    }
+    Ok(was_followed)
+}
+
+/// Visits the columns of the events numbered from `from` down to 1, all rooms mixed, until the visitor breaks.
+pub fn rows_down(
+    get: &impl Get,
+    from: EventNum,
+    visit: &mut dyn FnMut(EventNum, Row) -> Result<ControlFlow<()>>,
+) -> Result<()> {
+    let end = EventNum(from.0.saturating_add(1)).to_key();
+    get.range(&EVENT, &[], Some(&end), true, &mut |key, value| {
+        let corrupt = || Error::corrupt(&EVENT, key);
+        let num = EventNum::from_key(key).ok_or_else(corrupt)?;
+        visit(num, Row::decode(num, value).ok_or_else(corrupt)?)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Store;
+    use crate::store::tables::room::body;
+
+    fn row() -> Row {
+        Row {
+            room: RoomNum(3),
+            body: BodyNum(70_000),
+            id: Id::Hash([7; 32]),
+            kind: Kind::MEMBER,
+            state_key: Some(StateKeyNum(40_000)),
+            sender: UserNum(39_000),
+            member: Some((Membership::Join, UserNum(39_000))),
+            flags: Flags::default(),
+            depth: 90_000,
+            origin_server_ts: 1_700_000_000_000,
+            auth: vec![EventNum(1), EventNum(80_000), EventNum(5)],
+            before: None,
+            order: None,
+            redacted_by: None,
+        }
+    }
+
+    /// Who knew the id of a message before it came kept everybody else's redactions of it from being remembered, and pushed out
+    /// what others had answered to it.
+    #[test]
+    fn what_waits_for_an_event_is_no_ones_alone() {
+        use crate::store::tables::room::relation::{self, Rel};
+        let job = |w: &mut Write<'_>| {
+            let (friend, evil) = (user::intern(w, "@f:friend.example")?, user::intern(w, "@e:evil.example")?);
+            let room = RoomNum(3);
+            for n in 1..=400 {
+                let sender = if n == 1 || n == 300 { friend } else { evil };
+                put_row(w, EventNum(n), &Row { sender, auth: Vec::new(), ..row() })?;
+            }
+            for n in 1..=400 {
+                add_pending_redaction(w, room, "$x", EventNum(n))?;
+                relation::add_pending(w, room, "$x", Rel::OTHER, EventNum(n))?;
+            }
+            let redactions = take_pending_redactions(w, room, "$x")?;
+            let related: Vec<_> = relation::take_pending(w, room, "$x")?.into_iter().map(|(_, num)| num).collect();
+            for (kept, most) in [(redactions, PENDING_MAX), (related, 256)] {
+                let has = |n| kept.contains(&EventNum(n));
+                assert!(has(1) && has(300) && has(400) && !has(2) && kept.len() <= most, "{kept:?}");
+            }
+            Ok::<_, Error>(())
+        };
+        Store::in_memory().write_blocking(job).unwrap();
+    }
+
+    #[test]
+    fn a_row_comes_back_as_it_was() {
+        let num = EventNum(100_000);
+        for change in 0..32u32 {
+            let mut row = row();
+            if change & 1 != 0 {
+                row.before = Some(Root(90_000));
+                row.order = Some(-12);
+                row.flags.guessed = true;
+            }
+            if change & 2 != 0 {
+                row.flags = Flags {
+                    rejected: true,
+                    soft_failed: true,
+                    redacted: true,
+                    outlier: true,
+                    guessed: change & 1 != 0,
+                };
+                row.redacted_by = Some(EventNum(100_001));
+                row.id = Id::Named("$abc:example.org".to_owned());
+            }
+            if change & 8 != 0 {
+                row.member = Some((Membership::Ban, UserNum(7)));
+            }
+            if change & 16 != 0 {
+                row.state_key = row.member.map(|(_, target)| StateKeyNum::of_member(target));
+            }
+            if change & 4 != 0 {
+                row.state_key = None;
+                row.member = None;
+                row.auth.clear();
+                row.kind = Kind::OTHER;
+            }
+            let packed = row.encode(num);
+            assert_eq!(Row::decode(num, &packed).as_ref(), Some(&row));
+            assert_eq!(Row::decode_id(&packed), Some(row.id));
+        }
+    }
+
+    #[test]
+    fn a_member_event_of_a_joined_room_takes_little_room() {
+        let mut row = row();
+        row.state_key = Some(StateKeyNum::of_member(row.sender));
+        let packed = row.encode(EventNum(100_000));
+        assert!(packed.len() <= 62, "{}", packed.len());
+        assert_eq!(Row::decode(EventNum(100_000), &packed), Some(row));
+    }
+
+    /// A few bits of a hash lead to an event: another event under the same bits is told apart by its row.
+    #[test]
+    fn an_id_is_found_among_others_of_its_hash() {
+        let store = Store::in_memory();
+        let id = |n: u8| Id::Hash([n; 32]).text();
+        let job = move |w: &mut Write<'_>| {
+            for n in 1..=3u8 {
+                let row = Row { id: Id::Hash([n; 32]), auth: Vec::new(), ..row() };
+                put_row(w, EventNum(n.into()), &row)?;
+                (1..=3).try_for_each(|other| put_id(w, &id(other), EventNum(n.into())))?;
+            }
+            for n in 1..=3u8 {
+                assert_eq!(num(w, &id(n))?, Some(EventNum(n.into())));
+            }
+            remove_row(w, EventNum(2))?;
+            assert_eq!((num(w, &id(1))?, num(w, &id(2))?), (Some(EventNum(1)), None));
+            assert_eq!(num(w, &id(4))?, None);
+            Ok::<_, Error>(())
+        };
+        store.write_blocking(job).unwrap();
+    }
+
+    #[test]
+    fn a_body_comes_back_through_its_row() {
+        let store = Store::in_memory();
+        let text = r#"{"auth_events":[],"content":{"avatar_url":"mxc://example.org/abc","membership":"ban"},"depth":90000,"hashes":{"sha256":"x"},"origin_server_ts":1700000000000,"prev_events":["$Rqnc-F-dvnEYJTyHq_iKxU2bZ1CI92-kuZq3a5lr5Zg"],"room_id":"!r:example.org","sender":"@a:example.org","signatures":{},"state_key":"@b:example.org","type":"m.room.member"}"#;
+        let job = move |w: &mut Write<'_>| {
+            let (sender, target) = (user::intern(w, "@a:example.org")?, user::intern(w, "@b:example.org")?);
+            let state_key = intern_state_key(w, "m.room.member", "@b:example.org")?;
+            assert_eq!(state_key, StateKeyNum::of_member(target));
+            let told = Row {
+                room: room::intern(w, "!r:example.org", "11")?,
+                sender,
+                member: Some((Membership::Ban, target)),
+                state_key: Some(state_key),
+                auth: Vec::new(),
+                ..row()
+            };
+            let (num, told) = insert(w, told, text.as_bytes())?;
+            assert_eq!(row_of(w, num)?, told);
+            let packed = stored_body(w, told.body)?;
+            let wants = body::open(&packed).unwrap().wants();
+            assert!(wants.room_id() && wants.sender() && wants.target() && packed.len() < 100, "{}", packed.len());
+            assert_eq!(body(w, &told)?, text.as_bytes());
+
+            // A row that says other than when the body was packed is corruption, not another event.
+            let stranger = Row { sender: UserNum(77), ..told };
+            assert!(body(w, &stranger).is_err());
+            Ok::<_, Error>(())
+        };
+        store.write_blocking(job).unwrap();
+    }
+
+    #[test]
+    fn a_member_event_of_no_user_has_a_state_key_like_others() {
+        let store = Store::in_memory();
+        let job = |w: &mut Write<'_>| {
+            for text in ["", "nobody", "@nobody"] {
+                let num = intern_state_key(w, "m.room.member", text)?;
+                assert_eq!(state_key(w, "m.room.member", text)?, Some(num));
+                assert!((1..2000).all(|user| num != StateKeyNum::of_member(UserNum(user))));
+                assert_ne!(intern_state_key(w, "m.room.name", text)?, num);
+            }
+            assert_eq!(state_key(w, "m.room.member", "@a:b")?, None);
+            Ok::<_, Error>(())
+        };
+        store.write_blocking(job).unwrap();
+    }
+
+    #[test]
+    fn ids_come_back_exactly() {
+        for id in [
+            "$acR1l0raoZnm60CBwAVgqbZqoO/mYU81xysh1u7XcJk",
+            "$Rqnc-F-dvnEYJTyHq_iKxU2bZ1CI92-kuZq3a5lr5Zg",
+            "$143273582443PhrSn:example.org",
+            "$notbase64notbase64notbase64notbase64notbas!",
+        ] {
+            assert_eq!(Id::parse(id).text(), id);
+        }
+    }
+
+    #[test]
+    fn every_code_has_one_name() {
+        for (kind, name) in NAMES {
+            assert_eq!(Kind::of(name), kind);
+            assert_eq!(kind.name(), Some(name));
+        }
+        assert_eq!(Kind::of("com.example"), Kind::OTHER);
+        assert_eq!(Kind::OTHER.name(), None);
+    }
+}

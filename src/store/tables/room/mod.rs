@@ -1,0 +1,356 @@
+//! Rooms: their numbers, the one row that changes with every event, their aliases and the public list.
+
+use std::ops::ControlFlow;
+
+use crate::store::row_encoding::{Unpack, put_bytes, put_i64, put_u64};
+use crate::store::schema::{ALIAS, ROOM, ROOM_ALIAS, ROOM_NUM, ROOM_PUBLIC};
+use crate::store::{Error, Get, Result, Write};
+use crate::store::{EventNum, Position, RoomNum, UserNum};
+use event::Root;
+
+pub mod auth_graph;
+pub mod body;
+pub mod event;
+pub mod member;
+pub mod receipt;
+pub mod relation;
+pub mod staged;
+pub mod state_tree;
+pub mod timeline;
+pub mod txn;
+pub mod unread;
+
+/// What this server is to a room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Status {
+    /// Known by name only: an invite or a knock from outside, an alias, a join that is under way.
+    Stub = 0,
+    /// A local user is joined, or all of it happened here; we hold its state and follow it.
+    Resident = 1,
+    /// Nobody here is joined any more; what we hold is history.
+    Left = 2,
+}
+
+impl Status {
+    fn from_code(code: u8) -> Option<Status> {
+        [Status::Stub, Status::Resident, Status::Left].into_iter().find(|status| *status as u8 == code)
+    }
+}
+
+/// A part of the timeline that is missing and may be fetched: its events get orders from `next` down to `bottom`, both
+/// left out, the newest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hole {
+    pub bottom: i64,
+    pub next: i64,
+}
+
+/// Orders kept free for the events of one hole. Of 2^53 positions, which is what JSON has numbers for, that leaves enough
+/// for a hole every 10 ms for ten years.
+pub const HOLE_ORDERS: u64 = 1 << 18;
+
+/// Holes remembered of one room; the oldest is forgotten, and stays.
+pub const HOLES_MAX: usize = 16;
+
+/// More forward extremities are merged away by the next event sent here; see `room::append`.
+pub const EXTREMITIES_MAX: usize = 20;
+
+/// A room's row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Room {
+    pub id: String,
+    /// Empty while we do not know it (a stub made from an alias or an old invite).
+    pub version: String,
+    pub status: Status,
+    /// In the public room list of this server.
+    pub public: bool,
+    pub create: Option<EventNum>,
+    /// The events nothing refers to yet; at most [`EXTREMITIES_MAX`].
+    pub extremities: Vec<EventNum>,
+    /// The present state's tree.
+    pub state: Option<Root>,
+    pub joined: u64,
+    pub invited: u64,
+    /// Events stored and the bytes of their canonical JSON; what the complexity answer and `snug rooms` tell.
+    pub events: u64,
+    pub bytes: u64,
+    /// When something in the room's timeline or state last changed.
+    pub latest: Position,
+    /// The lowest order in its timeline: the next event from before our history goes below it.
+    pub min_order: i64,
+    /// The present depth: one more than this is the next event's.
+    pub depth: u64,
+    /// What is missing of its timeline, oldest first; at most [`HOLES_MAX`].
+    pub holes: Vec<Hole>,
+}
+
+impl Room {
+    /// The newest hole that somebody comes to who reads back from `order`.
+    pub fn hole_below(&self, order: i64) -> Option<Hole> {
+        self.holes.iter().rev().find(|hole| hole.bottom < order).copied()
+    }
+
+    fn stub(id: &str, version: &str) -> Room {
+        Room {
+            id: id.to_owned(),
+            version: version.to_owned(),
+            status: Status::Stub,
+            public: false,
+            create: None,
+            extremities: Vec::new(),
+            state: None,
+            joined: 0,
+            invited: 0,
+            events: 0,
+            bytes: 0,
+            latest: Position(0),
+            min_order: 0,
+            depth: 0,
+            holes: Vec::new(),
+        }
+    }
+
+    fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(160);
+        out.push(self.status as u8 | if self.public { 0x80 } else { 0 });
+        put_bytes(&mut out, self.id.as_bytes());
+        put_bytes(&mut out, self.version.as_bytes());
+        put_u64(&mut out, self.create.map_or(0, |num| num.0.into()));
+        put_u64(&mut out, self.extremities.len() as u64);
+        for extremity in &self.extremities {
+            put_u64(&mut out, extremity.0.into());
+        }
+        put_u64(&mut out, self.state.map_or(0, |root| root.0.into()));
+        for number in [self.joined, self.invited, self.events, self.bytes, self.latest.0, self.depth] {
+            put_u64(&mut out, number);
+        }
+        put_i64(&mut out, self.min_order);
+        for hole in &self.holes {
+            put_i64(&mut out, hole.bottom);
+            put_i64(&mut out, hole.next);
+        }
+        out
+    }
+
+    fn decode(row: &[u8]) -> Option<Room> {
+        let mut unpack = Unpack::new(row);
+        let first = unpack.u8()?;
+        let id = unpack.text()?.to_owned();
+        let version = unpack.text()?.to_owned();
+        let create = Some(EventNum(unpack.u32()?)).filter(|num| num.0 != 0);
+        let count = unpack.u64()?;
+        let extremities = (0..count).map(|_| unpack.u32().map(EventNum)).collect::<Option<_>>()?;
+        let state = Some(Root(unpack.u32()?)).filter(|root| root.0 != 0);
+        let mut room = Room {
+            id,
+            version,
+            status: Status::from_code(first & 0x7f)?,
+            public: first & 0x80 != 0,
+            create,
+            extremities,
+            state,
+            joined: unpack.u64()?,
+            invited: unpack.u64()?,
+            events: unpack.u64()?,
+            bytes: unpack.u64()?,
+            latest: Position(unpack.u64()?),
+            depth: unpack.u64()?,
+            min_order: unpack.i64()?,
+            holes: Vec::new(),
+        };
+        while !unpack.is_empty() {
+            room.holes.push(Hole { bottom: unpack.i64()?, next: unpack.i64()? });
+        }
+        Some(room)
+    }
+}
+
+/// The state a packed row names.
+pub(super) fn state_of_row(row: &[u8]) -> Option<Option<Root>> {
+    Room::decode(row).map(|room| room.state)
+}
+
+/// The number of a room id, when it has one.
+pub fn num(get: &impl Get, room_id: &str) -> Result<Option<RoomNum>> {
+    let hash = get.hash128(&[room_id.as_bytes()]);
+    let Some(value) = get.get(&ROOM_NUM, &hash)? else { return Ok(None) };
+    RoomNum::from_key(&value).map(Some).ok_or_else(|| Error::corrupt(&ROOM_NUM, &hash))
+}
+
+/// The number of a room id, given out now when it had none: the room is then a [`Status::Stub`] of that version
+/// (empty when unknown). A known room's row is not touched.
+pub fn intern(w: &mut Write, room_id: &str, version: &str) -> Result<RoomNum> {
+    if let Some(num) = num(w, room_id)? {
+        return Ok(num);
+    }
+    let num = RoomNum(w.next_numbers("room", 1)?);
+    let hash = w.hash128(&[room_id.as_bytes()]);
+    w.put(&ROOM_NUM, &hash, &num.to_key())?;
+    put(w, num, &Room::stub(room_id, version))?;
+    Ok(num)
+}
+
+/// A room's row.
+pub fn get(get: &impl Get, num: RoomNum) -> Result<Option<Room>> {
+    let Some(row) = get.get(&ROOM, &num.to_key())? else { return Ok(None) };
+    Room::decode(&row).map(Some).ok_or_else(|| Error::corrupt(&ROOM, &num.to_key()))
+}
+
+/// The id behind a room's number.
+pub fn id(get: &impl Get, num: RoomNum) -> Result<Option<String>> {
+    let mut id = None;
+    let found = get.with(&ROOM, &num.to_key(), &mut |row| {
+        id = row.get(1..).and_then(|row| Unpack::new(row).text().map(str::to_owned));
+    })?;
+    if found && id.is_none() {
+        return Err(Error::corrupt(&ROOM, &num.to_key()));
+    }
+    Ok(id)
+}
+
+/// The row of a room that one of our own rows mentions.
+pub fn get_of(reads: &impl Get, num: RoomNum) -> Result<Room> {
+    get(reads, num)?.ok_or_else(|| Error::corrupt(&ROOM, &num.to_key()))
+}
+
+/// Replaces a room's row.
+pub fn put(w: &mut Write, num: RoomNum, room: &Room) -> Result<()> {
+    w.put(&ROOM, &num.to_key(), &room.encode())
+}
+
+/// Forgets a room's name and row. What refers to it must be gone already.
+pub fn remove(w: &mut Write, num: RoomNum) -> Result<()> {
+    let Some(room) = get(w, num)? else { return Ok(()) };
+    let hash = w.hash128(&[room.id.as_bytes()]);
+    w.remove(&ROOM_NUM, &hash)?;
+    w.remove(&ROOM, &num.to_key())?;
+    Ok(())
+}
+
+/// Visits all rooms we know anything about, stubs included, in the order they were first heard of.
+pub fn list(reads: &impl Get, visit: &mut dyn FnMut(RoomNum, Room) -> Result<ControlFlow<()>>) -> Result<()> {
+    list_after(reads, None, visit)
+}
+
+/// As [`list`], beginning behind `after`.
+pub fn list_after(
+    reads: &impl Get,
+    after: Option<RoomNum>,
+    visit: &mut dyn FnMut(RoomNum, Room) -> Result<ControlFlow<()>>,
+) -> Result<()> {
+    let from = RoomNum(after.map_or(0, |num| num.0.saturating_add(1))).to_key();
+    reads.range(&ROOM, &from, None, false, &mut |key, value| {
+        let corrupt = || Error::corrupt(&ROOM, key);
+        visit(RoomNum::from_key(key).ok_or_else(corrupt)?, Room::decode(value).ok_or_else(corrupt)?)
+    })
+}
+
+/// A public room's place in the list: most members first, then the older room.
+pub fn public_key(joined: u64, num: RoomNum) -> [u8; 8] {
+    let mut key = [0; 8];
+    let joined = u32::try_from(joined).unwrap_or(u32::MAX);
+    key[..4].copy_from_slice(&(!joined).to_be_bytes());
+    key[4..].copy_from_slice(&num.to_key());
+    key
+}
+
+/// Puts a room into the public list, moves it there, or takes it out: from what the list said (`before`) to what it
+/// should say (`after`), both as joined members, `None` for not listed.
+pub fn set_public(w: &mut Write, num: RoomNum, before: Option<u64>, after: Option<u64>) -> Result<()> {
+    if before == after {
+        return Ok(());
+    }
+    if let Some(joined) = before {
+        w.remove(&ROOM_PUBLIC, &public_key(joined, num))?;
+    }
+    if let Some(joined) = after {
+        w.put(&ROOM_PUBLIC, &public_key(joined, num), &[])?;
+    }
+    Ok(())
+}
+
+/// Visits the public list from a place in it (a key of [`public_key`]; empty for the start), in either direction. The
+/// place itself is included forwards and excluded backwards.
+pub fn list_public(
+    reads: &impl Get,
+    from: &[u8],
+    backwards: bool,
+    visit: &mut dyn FnMut(&[u8], RoomNum) -> Result<ControlFlow<()>>,
+) -> Result<()> {
+    let (start, end): (&[u8], Option<&[u8]>) = if backwards { (&[], Some(from)) } else { (from, None) };
+    reads.range(&ROOM_PUBLIC, start, end, backwards, &mut |key, _| {
+        let num = key.get(4..).and_then(RoomNum::from_key).ok_or_else(|| Error::corrupt(&ROOM_PUBLIC, key))?;
+        visit(key, num)
+    })
+}
+
+/// Where an alias of this server points, and who made it.
+pub fn alias(reads: &impl Get, alias: &str) -> Result<Option<(RoomNum, UserNum)>> {
+    let Some(value) = reads.get(&ALIAS, alias.as_bytes())? else { return Ok(None) };
+    let mut unpack = Unpack::new(&value);
+    let both = unpack.u32().zip(unpack.u32()).ok_or_else(|| Error::corrupt(&ALIAS, alias.as_bytes()))?;
+    Ok(Some((RoomNum(both.0), UserNum(both.1))))
+}
+
+/// Points an alias of this server at a room.
+pub fn put_alias(w: &mut Write, alias: &str, room: RoomNum, creator: UserNum) -> Result<()> {
+    let mut row = Vec::new();
+    put_u64(&mut row, room.0.into());
+    put_u64(&mut row, creator.0.into());
+    w.put(&ALIAS, alias.as_bytes(), &row)?;
+    w.put(&ROOM_ALIAS, &room_alias_key(room, alias), &[])
+}
+
+/// Takes an alias away. Answers whether it was there.
+pub fn remove_alias(w: &mut Write, name: &str) -> Result<bool> {
+    let Some((room, _)) = alias(w, name)? else { return Ok(false) };
+    w.remove(&ALIAS, name.as_bytes())?;
+    w.remove(&ROOM_ALIAS, &room_alias_key(room, name))?;
+    Ok(true)
+}
+
+/// A room's aliases on this server, in order of name; at most `most`.
+pub fn aliases(reads: &impl Get, room: RoomNum, most: usize) -> Result<Vec<String>> {
+    let mut aliases = Vec::new();
+    reads.prefix(&ROOM_ALIAS, &room.to_key(), &mut |key, _| {
+        if aliases.len() == most {
+            return Ok(ControlFlow::Break(()));
+        }
+        let alias = std::str::from_utf8(&key[4..]).map_err(|_| Error::corrupt(&ROOM_ALIAS, key))?;
+        aliases.push(alias.to_owned());
+        Ok(ControlFlow::Continue(()))
+    })?;
+    Ok(aliases)
+}
+
+fn room_alias_key(room: RoomNum, alias: &str) -> Vec<u8> {
+    [&room.to_key()[..], alias.as_bytes()].concat()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_comes_back_as_it_was() {
+        let mut room = Room::stub("!a:example.org", "11");
+        assert_eq!(Room::decode(&room.encode()).as_ref(), Some(&room));
+        room.status = Status::Resident;
+        room.public = true;
+        room.create = Some(EventNum(9));
+        room.extremities = vec![EventNum(10), EventNum(70_000)];
+        room.state = Some(Root(300_000));
+        room.min_order = -70;
+        room.joined = 40_000;
+        room.latest = Position(1 << 40);
+        room.holes = vec![Hole { bottom: 3, next: 70 }, Hole { bottom: 100, next: 1 << 30 }];
+        assert_eq!(Room::decode(&room.encode()).as_ref(), Some(&room));
+    }
+
+    #[test]
+    fn the_public_list_has_large_rooms_first() {
+        assert!(public_key(40_000, RoomNum(9)) < public_key(3, RoomNum(1)));
+        assert!(public_key(3, RoomNum(1)) < public_key(3, RoomNum(2)));
+    }
+}

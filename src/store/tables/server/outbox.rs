@@ -1,0 +1,137 @@
+//! The outbound log: what other servers must hear of, once each, however many servers that is.
+//!
+//! A destination is a cursor into this log (`deliver` keeps those). Who gets a row is worked out by the delivery
+//! worker from the servers in its room, so a message to a room of 5,000 servers is one row here. Anyone may post;
+//! only `deliver` takes rows away, once every cursor has passed them.
+
+use std::ops::ControlFlow;
+
+use crate::store::row_encoding::{Unpack, put_bytes, put_u64};
+use crate::store::schema::OUTBOX;
+use crate::store::{Error, Get, Result, Write};
+use crate::store::{EventNum, Position, RoomNum};
+
+/// One row of the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outbound {
+    /// An event of ours: to every server in the room, and to those named beside it, which left by it (a kick must
+    /// still reach the kicked) or are being invited.
+    Event { room: RoomNum, event: EventNum, also: Vec<String> },
+    /// An ephemeral unit to every server in a room. `json` is the whole EDU, `edu_type` and `content`.
+    RoomEdu { room: RoomNum, json: Vec<u8> },
+    /// A unit to the named servers.
+    Edu { to: Vec<String>, json: Vec<u8> },
+}
+
+const EVENT: u8 = 0;
+const ROOM_EDU: u8 = 1;
+const EDU: u8 = 2;
+
+impl Outbound {
+    fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(16);
+        match self {
+            Outbound::Event { room, event, also } => {
+                out.push(EVENT);
+                put_u64(&mut out, room.0.into());
+                put_u64(&mut out, event.0.into());
+                put_names(&mut out, also);
+            }
+            Outbound::RoomEdu { room, json } => {
+                out.push(ROOM_EDU);
+                put_u64(&mut out, room.0.into());
+                put_bytes(&mut out, json);
+            }
+            Outbound::Edu { to, json } => {
+                out.push(EDU);
+                put_names(&mut out, to);
+                put_bytes(&mut out, json);
+            }
+        }
+        out
+    }
+
+    fn decode(row: &[u8]) -> Option<Outbound> {
+        let mut unpack = Unpack::new(row);
+        Some(match unpack.u8()? {
+            EVENT => Outbound::Event {
+                room: RoomNum(unpack.u32()?),
+                event: EventNum(unpack.u32()?),
+                also: names(&mut unpack)?,
+            },
+            ROOM_EDU => Outbound::RoomEdu { room: RoomNum(unpack.u32()?), json: unpack.bytes()?.to_vec() },
+            EDU => Outbound::Edu { to: names(&mut unpack)?, json: unpack.bytes()?.to_vec() },
+            _ => return None,
+        })
+    }
+}
+
+fn put_names(out: &mut Vec<u8>, names: &[String]) {
+    put_u64(out, names.len() as u64);
+    for name in names {
+        put_bytes(out, name.as_bytes());
+    }
+}
+
+fn names(unpack: &mut Unpack<'_>) -> Option<Vec<String>> {
+    let count = unpack.u64()?;
+    (0..count).map(|_| unpack.text().map(str::to_owned)).collect()
+}
+
+/// Posts a row at a position taken from this write.
+pub fn post(w: &mut Write, at: Position, row: &Outbound) -> Result<()> {
+    w.put(&OUTBOX, &at.to_key(), &row.encode())
+}
+
+/// Visits the log behind a position, oldest first, until the visitor breaks.
+pub fn list_after(
+    get: &impl Get,
+    after: Position,
+    visit: &mut dyn FnMut(Position, Outbound) -> Result<ControlFlow<()>>,
+) -> Result<()> {
+    let from = Position(after.0.saturating_add(1)).to_key();
+    get.range(&OUTBOX, &from, None, false, &mut |key, value| {
+        let corrupt = || Error::corrupt(&OUTBOX, key);
+        visit(Position::from_key(key).ok_or_else(corrupt)?, Outbound::decode(value).ok_or_else(corrupt)?)
+    })
+}
+
+/// The newest row's position; a destination first heard of begins behind it.
+pub fn newest(get: &impl Get) -> Result<Option<Position>> {
+    let mut newest = None;
+    get.range(&OUTBOX, &[], None, true, &mut |key, _| {
+        newest = Some(Position::from_key(key).ok_or_else(|| Error::corrupt(&OUTBOX, key))?);
+        Ok(ControlFlow::Break(()))
+    })?;
+    Ok(newest)
+}
+
+/// Drops at most `most` rows at or before a position that every cursor has passed. Answers how many went.
+pub fn drop_up_to(w: &mut Write, up_to: Position, most: usize) -> Result<usize> {
+    let mut passed = Vec::new();
+    let end = Position(up_to.0.saturating_add(1)).to_key();
+    w.range(&OUTBOX, &[], Some(&end), false, &mut |key, _| {
+        passed.push(key.to_vec());
+        Ok(if passed.len() < most { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
+    })?;
+    for key in &passed {
+        w.remove(&OUTBOX, key)?;
+    }
+    Ok(passed.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_come_back_as_they_were() {
+        for row in [
+            Outbound::Event { room: RoomNum(1), event: EventNum(2), also: vec!["example.org".to_owned()] },
+            Outbound::RoomEdu { room: RoomNum(9), json: b"{}".to_vec() },
+            Outbound::Edu { to: vec!["a".to_owned(), "b:8448".to_owned()], json: b"{\"a\":1}".to_vec() },
+        ] {
+            assert_eq!(Outbound::decode(&row.encode()), Some(row));
+        }
+    }
+}

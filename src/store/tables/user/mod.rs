@@ -1,0 +1,257 @@
+//! Users: who has a small number, who has an account here, and what they call themselves.
+//!
+//! Every user id that is stored anywhere is interned once; a number is never given back, so rows that mention a user
+//! who left long ago still resolve. An id is found by part of its hash under the database's own random key, and compared
+//! with what is found.
+
+use std::ops::ControlFlow;
+
+use serde::{Deserialize, Serialize};
+
+use crate::store::num::KEYS_OF_A_KIND_MAX;
+use crate::store::schema::{ACCOUNT, PROFILE, USER_ID, USER_META, USER_NUM};
+use crate::store::{Error, Get, Result, StateKeyNum, UserNum, Write, tables};
+
+pub mod account_data;
+pub mod device;
+pub mod e2ee_key;
+pub mod filter;
+pub mod push_rule;
+pub mod to_device;
+
+/// The number of a user id, when it has one.
+pub fn num(get: &impl Get, user_id: &str) -> Result<Option<UserNum>> {
+    num_by_hash(get, &get.hash128(&[user_id.as_bytes()]), user_id)
+}
+
+/// The number of a user id, given out now when it had none. Bounded: at most two rows.
+pub fn intern(w: &mut Write<'_>, user_id: &str) -> Result<UserNum> {
+    let hash = w.hash128(&[user_id.as_bytes()]);
+    if let Some(num) = num_by_hash(w, &hash, user_id)? {
+        return Ok(num);
+    }
+    let num = next_nums(w, 1)?;
+    w.put(&USER_NUM, &num_key(&hash, num), &[])?;
+    w.put(&USER_ID, &num.to_key(), user_id.as_bytes())?;
+    Ok(num)
+}
+
+fn num_by_hash(get: &impl Get, hash: &[u8; 16], user_id: &str) -> Result<Option<UserNum>> {
+    // Nearly always one. Others share half of a hash nobody outside can aim at.
+    for num in nums_with(get, &hash[..HASH_BYTES])? {
+        let mut is_it = false;
+        if !get.with(&USER_ID, &num.to_key(), &mut |id| is_it = id == user_id.as_bytes())? {
+            return Err(Error::corrupt(&USER_ID, &num.to_key()));
+        }
+        if is_it {
+            return Ok(Some(num));
+        }
+    }
+    Ok(None)
+}
+
+/// So much of an id's hash leads to its number: what it finds is compared with the id itself.
+const HASH_BYTES: usize = 8;
+
+fn num_key(hash: &[u8; 16], num: UserNum) -> [u8; HASH_BYTES + 4] {
+    let mut key = [0; HASH_BYTES + 4];
+    key[..HASH_BYTES].copy_from_slice(&hash[..HASH_BYTES]);
+    key[HASH_BYTES..].copy_from_slice(&num.to_key());
+    key
+}
+
+fn nums_with(get: &impl Get, hash: &[u8]) -> Result<Vec<UserNum>> {
+    let mut nums = Vec::new();
+    get.prefix(&USER_NUM, hash, &mut |key, _| {
+        nums.push(UserNum::from_key(&key[HASH_BYTES..]).ok_or_else(|| Error::corrupt(&USER_NUM, key))?);
+        Ok(ControlFlow::Continue(()))
+    })?;
+    Ok(nums)
+}
+
+fn next_nums(w: &mut Write<'_>, count: u32) -> Result<UserNum> {
+    w.next_numbers_below("user", count, KEYS_OF_A_KIND_MAX).map(UserNum)
+}
+
+/// What a user met in a large join is to the database: their number, and that of their membership's state key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Met {
+    pub user: UserNum,
+    pub member_key: StateKeyNum,
+}
+
+/// Gives many users their numbers at once. The ids come in rising order of their hashes, without repetition, so that
+/// the rows of both tables are written in the order of their keys. Bounded by the list.
+pub fn meet(w: &mut Write<'_>, users: &[([u8; 16], String)]) -> Result<Vec<Met>> {
+    let (mut known, mut new) = (Vec::with_capacity(users.len()), 0);
+    for (hash, id) in users {
+        debug_assert_eq!(*hash, w.hash128(&[id.as_bytes()]), "a user is met under the hash of their id");
+        let user = num_by_hash(w, hash, id)?;
+        new += u32::from(user.is_none());
+        known.push(user);
+    }
+    let mut next = if new > 0 { next_nums(w, new)? } else { UserNum(0) };
+    let mut met = Vec::with_capacity(users.len());
+    let (mut nums, mut ids) = (Vec::new(), Vec::new());
+    for ((hash, id), user) in users.iter().zip(known) {
+        let user = user.unwrap_or_else(|| {
+            let user = next;
+            next.0 += 1;
+            nums.push((num_key(hash, user), []));
+            ids.push((user.to_key(), id));
+            user
+        });
+        met.push(Met { user, member_key: StateKeyNum::of_member(user) });
+    }
+    w.put_sorted(&USER_NUM, &nums)?;
+    w.put_sorted(&USER_ID, &ids)?;
+    Ok(met)
+}
+
+/// Who was met under a hash of which the first eight bytes are known.
+pub fn met(get: &impl Get, print: u64) -> Result<Option<Met>> {
+    let user = nums_with(get, &print.to_be_bytes())?.first().copied();
+    Ok(user.map(|user| Met { user, member_key: StateKeyNum::of_member(user) }))
+}
+
+/// The id behind a number; `None` only for a number that was never given out.
+pub fn id(get: &impl Get, num: UserNum) -> Result<Option<String>> {
+    let Some(bytes) = get.get(&USER_ID, &num.to_key())? else { return Ok(None) };
+    String::from_utf8(bytes).map(Some).map_err(|_| Error::corrupt(&USER_ID, &num.to_key()))
+}
+
+/// The id behind a number that one of our own rows mentions.
+pub fn id_of(get: &impl Get, num: UserNum) -> Result<String> {
+    id(get, num)?.ok_or_else(|| Error::corrupt(&USER_ID, &num.to_key()))
+}
+
+/// In what standing an account is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Standing {
+    Active,
+    /// Closed for good; the name is never given out again.
+    Deactivated,
+}
+
+/// A local account's row.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Account {
+    pub created_ms: u64,
+    pub standing: Standing,
+    #[serde(default)]
+    pub admin: bool,
+    /// The password's argon2id hash as a PHC string; without one nobody can log in by password.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub password_hash: Option<String>,
+}
+
+/// The account of a local user.
+pub fn account(get: &impl Get, user: UserNum) -> Result<Option<Account>> {
+    tables::get_json(get, &ACCOUNT, &user.to_key())
+}
+
+pub fn set_account(w: &mut Write<'_>, user: UserNum, account: &Account) -> Result<()> {
+    tables::put_json(w, &ACCOUNT, &user.to_key(), account)
+}
+
+/// Whether the user has an account here, in whatever standing.
+pub fn is_local(get: &impl Get, user: UserNum) -> Result<bool> {
+    get.has(&ACCOUNT, &user.to_key())
+}
+
+/// Visits the accounts after `after`, in the order they were interned, until `visit` breaks.
+pub fn accounts_after(
+    get: &impl Get,
+    after: Option<UserNum>,
+    visit: &mut dyn FnMut(UserNum, Account) -> Result<ControlFlow<()>>,
+) -> Result<()> {
+    let from = after.map_or(0, |num| num.0.saturating_add(1)).to_be_bytes();
+    get.range(&ACCOUNT, &from, None, false, &mut |key, value| {
+        let num = UserNum::from_key(key).ok_or_else(|| Error::corrupt(&ACCOUNT, key))?;
+        visit(num, tables::parse(&ACCOUNT, key, value)?)
+    })
+}
+
+/// One field of a local user's profile (`displayname`, `avatar_url`, or any other name) as JSON.
+pub fn profile_field(get: &impl Get, user: UserNum, field: &str) -> Result<Option<serde_json::Value>> {
+    tables::get_json(get, &PROFILE, &profile_key(user, field))
+}
+
+/// All fields of a local user's profile. Bounded by what `user::profile` lets in.
+pub fn profile(get: &impl Get, user: UserNum) -> Result<serde_json::Map<String, serde_json::Value>> {
+    let mut fields = serde_json::Map::new();
+    get.prefix(&PROFILE, &user.to_key(), &mut |key, value| {
+        let name = std::str::from_utf8(&key[4..]).map_err(|_| Error::corrupt(&PROFILE, key))?;
+        fields.insert(name.to_owned(), tables::parse(&PROFILE, key, value)?);
+        Ok(ControlFlow::Continue(()))
+    })?;
+    Ok(fields)
+}
+
+/// Sets a profile field, or removes it.
+pub fn set_profile_field(
+    w: &mut Write<'_>,
+    user: UserNum,
+    field: &str,
+    value: Option<&serde_json::Value>,
+) -> Result<()> {
+    let key = profile_key(user, field);
+    match value {
+        Some(value) => tables::put_json(w, &PROFILE, &key, value),
+        None => w.remove(&PROFILE, &key).map(drop),
+    }
+}
+
+fn profile_key(user: UserNum, field: &str) -> Vec<u8> {
+    [&user.to_key()[..], field.as_bytes()].concat()
+}
+
+/// A fact about all accounts together, such as the one-time setup code.
+pub fn meta<T: serde::de::DeserializeOwned>(get: &impl Get, name: &str) -> Result<Option<T>> {
+    tables::get_json(get, &USER_META, name.as_bytes())
+}
+
+pub fn set_meta<T: Serialize>(w: &mut Write<'_>, name: &str, value: Option<&T>) -> Result<()> {
+    match value {
+        Some(value) => tables::put_json(w, &USER_META, name.as_bytes(), value),
+        None => w.remove(&USER_META, name.as_bytes()).map(drop),
+    }
+}
+
+/// How many accounts there are, counting no further than `most`.
+pub fn count_up_to(get: &impl Get, most: usize) -> Result<usize> {
+    let mut count = 0;
+    get.range(&ACCOUNT, &[], None, false, &mut |_, _| {
+        count += 1;
+        Ok::<_, Error>(if count >= most { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+    })?;
+    Ok(count)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Store;
+
+    /// Half of a hash leads to a user: another user under the same half is told apart by the id.
+    #[test]
+    fn a_user_is_found_among_others_of_their_hash() {
+        let store = Store::in_memory();
+        let job = |w: &mut Write<'_>| {
+            let (a, b) = (intern(w, "@a:b")?, intern(w, "@b:b")?);
+            let hash = w.hash128(&[b"@b:b"]);
+            w.put(&USER_NUM, &num_key(&hash, a), &[])?;
+            assert_eq!((num(w, "@b:b")?, intern(w, "@b:b")?, num(w, "@c:b")?), (Some(b), b, None));
+            let mut met_now = ["@b:b".to_owned(), "@c:b".to_owned()];
+            met_now.sort_by_key(|id| w.hash128(&[id.as_bytes()]));
+            let list: Vec<_> = met_now.iter().map(|id| (w.hash128(&[id.as_bytes()]), id.clone())).collect();
+            for ((_, id), met) in list.iter().zip(meet(w, &list)?) {
+                assert_eq!(num(w, id)?, Some(met.user));
+                assert_eq!(met.member_key, StateKeyNum::of_member(met.user));
+            }
+            Ok::<_, Error>(())
+        };
+        store.write_blocking(job).unwrap();
+    }
+}

@@ -1,0 +1,285 @@
+//! Accounts: made, looked at, closed.
+
+use std::ops::ControlFlow;
+
+use ruma::{OwnedUserId, UserId};
+
+use super::{Error, Users};
+use crate::matrix::id;
+use crate::store::tables::media;
+use crate::store::tables::user::{self, account_data, device, e2ee_key, filter};
+use crate::store::{Get, UserNum};
+use password::is_outdated;
+
+pub use crate::store::tables::user::Standing;
+
+pub mod directory;
+pub mod password;
+pub mod profile;
+pub mod session;
+pub mod uia;
+
+/// The row of the code the first-run page asks for.
+const SETUP_CODE: &str = "setup_code";
+/// More than 80 bits, and short enough to type from a log line.
+const SETUP_CODE_CHARS: usize = 16;
+
+/// A new account.
+#[derive(Debug, Clone, Default)]
+pub struct New {
+    /// What stands between `@` and the colon.
+    pub localpart: String,
+    /// Without one nobody can log in by password.
+    pub password: Option<String>,
+    pub admin: bool,
+}
+
+/// An account as others may see it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Account {
+    pub user_id: OwnedUserId,
+    pub created_ms: u64,
+    pub standing: Standing,
+    pub admin: bool,
+    pub has_password: bool,
+}
+
+impl Account {
+    fn new(user_id: OwnedUserId, row: user::Account) -> Account {
+        let has_password = row.password_hash.is_some();
+        Account { user_id, created_ms: row.created_ms, standing: row.standing, admin: row.admin, has_password }
+    }
+}
+
+impl Users {
+    /// The id a new account would have; `M_INVALID_USERNAME` when it may not.
+    pub fn new_id(&self, localpart: &str) -> Result<OwnedUserId, Error> {
+        id::new_user(localpart, self.server()).map_err(|wrong| Error::bad("M_INVALID_USERNAME", wrong.to_string()))
+    }
+
+    /// Whether a new account may have this name: `Taken` when somebody has or had it.
+    pub async fn is_free(&self, localpart: &str) -> Result<(), Error> {
+        let user_id = self.new_id(localpart)?;
+        self.read(move |get| check_free(get, &user_id)).await
+    }
+
+    /// Makes an account.
+    pub async fn create(&self, new: New) -> Result<OwnedUserId, Error> {
+        let user_id = self.new_id(&new.localpart)?;
+        // Looked up before hashing as well: a hash is dear.
+        self.is_free(&new.localpart).await?;
+        let password_hash = match &new.password {
+            Some(password) => Some(self.hash_password(password).await?),
+            None => None,
+        };
+        let row =
+            user::Account { created_ms: self.now_ms(), standing: Standing::Active, admin: new.admin, password_hash };
+        self.write(move |w| {
+            check_free(w, &user_id)?;
+            let num = user::intern(w, user_id.as_str())?;
+            user::set_account(w, num, &row)?;
+            let name = serde_json::Value::from(user_id.localpart());
+            user::set_profile_field(w, num, "displayname", Some(&name))?;
+            Ok(user_id)
+        })
+        .await
+    }
+
+    /// A local account; nothing when there is none of that name.
+    pub async fn account(&self, user_id: &UserId) -> Result<Option<Account>, Error> {
+        let user_id = user_id.to_owned();
+        self.read(move |get| {
+            let Some(num) = user::num(get, user_id.as_str())? else { return Ok(None) };
+            Ok(user::account(get, num)?.map(|row| Account::new(user_id, row)))
+        })
+        .await
+    }
+
+    /// Bytes of files each of some accounts has uploaded.
+    pub async fn uploaded_by(&self, accounts: Vec<OwnedUserId>) -> Result<Vec<u64>, Error> {
+        self.read(move |get| {
+            let one = |id: OwnedUserId| match user::num(get, id.as_str())? {
+                Some(num) => media::used_by(get, num),
+                None => Ok(0),
+            };
+            Ok(accounts.into_iter().map(one).collect::<crate::store::Result<_>>()?)
+        })
+        .await
+    }
+
+    /// At most `most` accounts after `after`, in the order they were made.
+    pub async fn list(&self, after: Option<&UserId>, most: usize) -> Result<Vec<Account>, Error> {
+        let after = after.map(ToOwned::to_owned);
+        self.read(move |get| {
+            let after = match after {
+                Some(after) => user::num(get, after.as_str())?,
+                None => None,
+            };
+            let mut rows = Vec::new();
+            user::accounts_after(get, after, &mut |num, row| {
+                rows.push((num, row));
+                Ok(if rows.len() < most { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
+            })?;
+            rows.into_iter().map(|(num, row)| Ok(Account::new(id_of(get, num)?, row))).collect()
+        })
+        .await
+    }
+
+    /// How many accounts there are, counting no further than `most`.
+    pub async fn count_up_to(&self, most: usize) -> Result<usize, Error> {
+        self.read(move |get| Ok(user::count_up_to(get, most)?)).await
+    }
+
+    /// Gives an account a new password.
+    pub async fn set_password(&self, user_id: &UserId, password: &str) -> Result<(), Error> {
+        let hash = self.hash_password(password).await?;
+        self.change(user_id, move |row| row.password_hash = Some(hash)).await
+    }
+
+    pub async fn set_admin(&self, user_id: &UserId, admin: bool) -> Result<(), Error> {
+        self.change(user_id, move |row| row.admin = admin).await
+    }
+
+    /// `Forbidden` unless this is the account's password.
+    pub async fn check_password(&self, user_id: &UserId, password: &str) -> Result<(), Error> {
+        let name = user_id.to_owned();
+        let row = self
+            .read(move |get| match user::num(get, name.as_str())? {
+                Some(num) => Ok(user::account(get, num)?),
+                None => Ok(None),
+            })
+            .await?;
+        let hash = row.as_ref().and_then(|row| row.password_hash.as_deref());
+        let fits = self.is_password(user_id, password, hash).await?;
+        match row {
+            Some(row) if row.standing == Standing::Deactivated => Err(Error::Deactivated),
+            Some(row) if fits => {
+                if let Err(failed) = self.renew_hash(user_id, password, row.password_hash).await {
+                    tracing::warn!(%user_id, %failed, "a password could not be hashed anew");
+                }
+                Ok(())
+            }
+            _ => Err(Error::Forbidden("Wrong user name or password".to_owned())),
+        }
+    }
+
+    /// Hashes a password that was just given at today's cost, when it was hashed at another: brought along from a larger
+    /// board it could not be checked on a smaller one.
+    async fn renew_hash(&self, user_id: &UserId, password: &str, kept: Option<String>) -> Result<(), Error> {
+        if !kept.as_deref().is_some_and(is_outdated) {
+            return Ok(());
+        }
+        let hash = self.hash_password(password).await?;
+        self.change(user_id, move |row| {
+            // Unless it was changed meanwhile.
+            if row.password_hash == kept {
+                row.password_hash = Some(hash);
+            }
+        })
+        .await
+    }
+
+    /// Closes an account for good: no password, no devices, no keys; the name is never given out again. Rooms are left
+    /// by `flow::deactivate` beforehand.
+    pub async fn close(&self, user_id: &UserId) -> Result<(), Error> {
+        let user_id = user_id.to_owned();
+        let server = self.server().to_owned();
+        self.write(move |w| {
+            let num = local(w, &user_id)?;
+            let mut row = user::account(w, num)?.ok_or(Error::NotFound("account"))?;
+            row.standing = Standing::Deactivated;
+            row.password_hash = None;
+            row.admin = false;
+            user::set_account(w, num, &row)?;
+            for device_id in device::ids(w, num)? {
+                super::device::forget(w, num, &device_id)?;
+                super::sharing::device_gone(w, &server, num, &user_id, &device_id)?;
+            }
+            e2ee_key::remove_cross(w, num)?;
+            account_data::remove_user(w, num)?;
+            filter::remove_user(w, num)?;
+            for field in user::profile(w, num)?.keys() {
+                user::set_profile_field(w, num, field, None)?;
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// The code the first-run page asks for, made when there is none yet; nothing once there is an account.
+    pub async fn setup_code(&self) -> Result<Option<String>, Error> {
+        let fresh = self.0.parts.random.token(SETUP_CODE_CHARS).to_uppercase();
+        self.write(move |w| {
+            if user::count_up_to(w, 1)? > 0 {
+                return Ok(None);
+            }
+            if let Some(code) = user::meta::<String>(w, SETUP_CODE)? {
+                return Ok(Some(code));
+            }
+            user::set_meta(w, SETUP_CODE, Some(&fresh))?;
+            Ok(Some(fresh))
+        })
+        .await
+    }
+
+    /// Makes the first account, an administrator's, for who knows the setup code; the code is gone with it.
+    pub async fn create_first(&self, code: &str, localpart: &str, password: &str) -> Result<OwnedUserId, Error> {
+        let typed: String = code.chars().filter(char::is_ascii_alphanumeric).collect::<String>().to_uppercase();
+        let wrong = || Error::Forbidden("This setup code is not the one in the server's log".to_owned());
+        let user_id = self.new_id(localpart)?;
+        let known = self.read(|get| Ok(user::meta::<String>(get, SETUP_CODE)?)).await?;
+        if known.as_deref() != Some(typed.as_str()) {
+            return Err(wrong());
+        }
+        let hash = self.hash_password(password).await?;
+        let created_ms = self.now_ms();
+        self.write(move |w| {
+            if user::meta::<String>(w, SETUP_CODE)?.as_deref() != Some(typed.as_str()) || user::count_up_to(w, 1)? > 0 {
+                return Err(wrong());
+            }
+            let num = user::intern(w, user_id.as_str())?;
+            let row = user::Account { created_ms, standing: Standing::Active, admin: true, password_hash: Some(hash) };
+            user::set_account(w, num, &row)?;
+            user::set_profile_field(w, num, "displayname", Some(&user_id.localpart().into()))?;
+            user::set_meta::<String>(w, SETUP_CODE, None)?;
+            Ok(user_id)
+        })
+        .await
+    }
+
+    async fn change(
+        &self,
+        user_id: &UserId,
+        change: impl FnOnce(&mut user::Account) + Send + 'static,
+    ) -> Result<(), Error> {
+        let user_id = user_id.to_owned();
+        self.write(move |w| {
+            let num = local(w, &user_id)?;
+            let mut row = user::account(w, num)?.ok_or(Error::NotFound("account"))?;
+            if row.standing == Standing::Deactivated {
+                return Err(Error::Deactivated);
+            }
+            change(&mut row);
+            Ok(user::set_account(w, num, &row)?)
+        })
+        .await
+    }
+}
+
+/// The number of a local account.
+pub(super) fn local(get: &impl Get, user_id: &UserId) -> Result<UserNum, Error> {
+    let num = user::num(get, user_id.as_str())?.ok_or(Error::NotFound("account"))?;
+    if user::is_local(get, num)? { Ok(num) } else { Err(Error::NotFound("account")) }
+}
+
+/// The id behind a number that one of our own rows mentions.
+pub(super) fn id_of(get: &impl Get, num: UserNum) -> Result<OwnedUserId, Error> {
+    let id = user::id_of(get, num)?;
+    OwnedUserId::try_from(id)
+        .map_err(|_| crate::store::Error::corrupt(&crate::store::schema::USER_ID, &num.to_key()).into())
+}
+
+fn check_free(get: &impl Get, user_id: &UserId) -> Result<(), Error> {
+    let Some(num) = user::num(get, user_id.as_str())? else { return Ok(()) };
+    if user::is_local(get, num)? { Err(Error::Taken) } else { Ok(()) }
+}

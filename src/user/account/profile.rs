@@ -1,0 +1,88 @@
+//! Profiles: what people call themselves.
+//!
+//! A new name is written here; telling the rooms is `flow::rename`'s.
+
+use ruma::UserId;
+use serde_json::{Map, Value};
+
+use crate::budget::{Grant, parsed_bytes_max};
+use crate::remote::{Options, encode};
+use crate::store::tables::user::{self, Standing};
+use crate::user::account;
+use crate::user::{Error, Users};
+
+const NAME_BYTES_MAX: usize = 1024;
+const FIELD_NAME_BYTES_MAX: usize = 255;
+/// Of a whole profile, as the specification has it.
+const PROFILE_BYTES_MAX: usize = 64 << 10;
+/// And what it may take when it is read: anybody may ask for it.
+const PARSED_BYTES_MAX: u64 = 128 << 10;
+
+impl Users {
+    /// A user's profile, asked of their own server when that is another; then with what pays for it.
+    pub async fn profile(&self, user_id: &UserId) -> Result<(Map<String, Value>, Option<Grant>), Error> {
+        if user_id.server_name() == self.server() {
+            return Ok((self.local_profile(user_id).await?, None));
+        }
+        let server = user_id.server_name();
+        let target = format!("/_matrix/federation/v1/query/profile?user_id={}", encode(user_id.as_str()));
+        let options = Options { max_bytes: PROFILE_BYTES_MAX as u64 * 2, ..Options::insisting() };
+        let answer = self.0.parts.remote.request(server, http::Method::GET, &target, None, options).await?;
+        let (profile, paid) = answer.json()?;
+        Ok((profile, Some(paid)))
+    }
+
+    /// A local user's profile; `NotFound` when there is no such account.
+    pub async fn local_profile(&self, user_id: &UserId) -> Result<Map<String, Value>, Error> {
+        let user_id = user_id.to_owned();
+        self.read(move |get| {
+            let num = account::local(get, &user_id).map_err(|_| Error::NotFound("user"))?;
+            if user::account(get, num)?.is_none_or(|row| row.standing == Standing::Deactivated) {
+                return Err(Error::NotFound("user"));
+            }
+            Ok(user::profile(get, num)?)
+        })
+        .await
+    }
+
+    /// Sets or removes one field. Answers whether that changed anything.
+    pub async fn set_profile_field(&self, user_id: &UserId, field: &str, value: Option<Value>) -> Result<bool, Error> {
+        let value = checked(field, value)?;
+        let (user_id, field) = (user_id.to_owned(), field.to_owned());
+        self.write(move |w| {
+            let num = account::local(w, &user_id)?;
+            let mut profile = user::profile(w, num)?;
+            let before = match &value {
+                Some(value) => profile.insert(field.clone(), value.clone()),
+                None => profile.remove(&field),
+            };
+            if before == value {
+                return Ok(false);
+            }
+            let text = Value::Object(profile).to_string();
+            if text.len() > PROFILE_BYTES_MAX || parsed_bytes_max(text.as_bytes()) > PARSED_BYTES_MAX {
+                return Err(Error::bad("M_PROFILE_TOO_LARGE", "A profile may have 64 KiB"));
+            }
+            user::set_profile_field(w, num, &field, value.as_ref())?;
+            Ok(true)
+        })
+        .await
+    }
+}
+
+/// The value to keep: nothing for a name or picture that is null or empty.
+fn checked(field: &str, value: Option<Value>) -> Result<Option<Value>, Error> {
+    if field.is_empty() || field.len() > FIELD_NAME_BYTES_MAX || field.contains('\0') {
+        return Err(Error::bad("M_KEY_TOO_LARGE", "The name of a profile field has 1 to 255 bytes"));
+    }
+    if !matches!(field, "displayname" | "avatar_url") {
+        return Ok(value);
+    }
+    match value {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) if text.is_empty() => Ok(None),
+        Some(Value::String(text)) if text.len() <= NAME_BYTES_MAX => Ok(Some(text.into())),
+        Some(Value::String(_)) => Err(Error::invalid(format!("A {field} has at most {NAME_BYTES_MAX} bytes"))),
+        Some(_) => Err(Error::bad("M_BAD_JSON", format!("A {field} is a text"))),
+    }
+}

@@ -1,0 +1,208 @@
+//! Who asks: access tokens, logging in and out.
+//!
+//! A token is random; only its SHA-256 is kept. A device has one at a time.
+
+use std::net::IpAddr;
+use std::sync::{Mutex, PoisonError};
+
+use ruma::{OwnedUserId, UserId};
+use sha2::{Digest, Sha256};
+
+use super::Standing;
+use crate::base::{Owner, Shares};
+use crate::store::tables::user::device::{self, Device};
+use crate::store::tables::{hex, user};
+use crate::store::{Get, UserNum};
+use crate::user::account;
+use crate::user::device::{DEVICE_ID_BYTES_MAX, DEVICES_MAX, NAME_BYTES_MAX, forget};
+use crate::user::{Error, Users};
+
+const TOKEN_CHARS: usize = 43;
+const DEVICE_ID_CHARS: usize = 10;
+/// How old a device's last-seen may be before it is written anew: a write is a sync of the card.
+const SEEN_MS: u64 = 10 * 60 * 1000;
+/// Devices whose last-seen is known to be fresh, about 100 bytes each; whoever has most of them loses their own.
+const SEEN_MAX: usize = 256;
+
+/// Whom a request speaks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Requester {
+    pub user_id: OwnedUserId,
+    pub user_num: UserNum,
+    pub device_id: String,
+    pub is_admin: bool,
+}
+
+/// What a login asks for.
+#[derive(Debug, Clone, Default)]
+pub struct Login {
+    /// An app that logs in again names its device; its old token ends.
+    pub device_id: Option<String>,
+    /// The name of a device that is new.
+    pub display_name: Option<String>,
+    pub ip: Option<IpAddr>,
+}
+
+/// What a login gives.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Session {
+    pub user_id: OwnedUserId,
+    pub device_id: String,
+    pub access_token: String,
+}
+
+/// When devices were last written down as seen.
+pub(in crate::user) struct Seen(Mutex<Shares<(UserNum, String), u64>>);
+
+impl Default for Seen {
+    fn default() -> Seen {
+        Seen(Mutex::new(Shares::new(SEEN_MAX, 0)))
+    }
+}
+
+impl Users {
+    /// Whom a token speaks for; `UnknownToken` when for nobody.
+    pub async fn requester(&self, token: &str, ip: IpAddr) -> Result<Requester, Error> {
+        let hash = token_hash(token);
+        let requester = self
+            .read(move |get| {
+                let Some((user_num, device_id)) = device::token(get, &hash)? else { return Err(Error::UnknownToken) };
+                let row = user::account(get, user_num)?.ok_or(Error::UnknownToken)?;
+                if row.standing == Standing::Deactivated {
+                    return Err(Error::UnknownToken);
+                }
+                Ok(Requester { user_id: account::id_of(get, user_num)?, user_num, device_id, is_admin: row.admin })
+            })
+            .await?;
+        self.note_seen(&requester, ip);
+        Ok(requester)
+    }
+
+    /// Begins a session on a device, which is made when it is new. The caller knows who it is.
+    pub async fn login(&self, user_id: &UserId, login: Login) -> Result<Session, Error> {
+        let device_id = login.device_id.unwrap_or_else(|| self.0.parts.random.token(DEVICE_ID_CHARS).to_uppercase());
+        if device_id.is_empty() || device_id.len() > DEVICE_ID_BYTES_MAX || device_id.contains('\0') {
+            return Err(Error::invalid("This device id is empty, too long, or has a zero byte"));
+        }
+        if login.display_name.as_ref().is_some_and(|name| name.len() > NAME_BYTES_MAX) {
+            return Err(Error::TooLarge("The device name is too long".to_owned()));
+        }
+        let access_token = format!("snug_{}", self.0.parts.random.token(TOKEN_CHARS));
+        let hash = token_hash(&access_token);
+        let session = Session { user_id: user_id.to_owned(), device_id, access_token };
+        let (name, ip, now_ms) = (login.display_name, login.ip.map(|ip| ip.to_string()), self.now_ms());
+        let (server, given) = (self.server().to_owned(), session.clone());
+        self.write(move |w| {
+            let num = account::local(w, &given.user_id)?;
+            if user::account(w, num)?.is_none_or(|row| row.standing == Standing::Deactivated) {
+                return Err(Error::Deactivated);
+            }
+            let old = device::get(w, num, &given.device_id)?;
+            if old.is_none()
+                && let Some(oldest) = oldest_beyond_cap(w, num)?
+            {
+                forget(w, num, &oldest)?;
+                crate::user::sharing::device_gone(w, &server, num, &given.user_id, &oldest)?;
+            }
+            if let Some(token) = old.as_ref().and_then(old_token) {
+                device::remove_token(w, &token)?;
+            }
+            let mut row = old.unwrap_or(Device { display_name: name, created_ms: now_ms, ..Device::default() });
+            row.seen_ms = now_ms;
+            row.seen_ip = ip.or(row.seen_ip);
+            row.token_hash = Some(hex(&hash));
+            device::put(w, num, &given.device_id, &row)?;
+            device::put_token(w, &hash, num, &given.device_id)?;
+            Ok(())
+        })
+        .await?;
+        Ok(session)
+    }
+
+    /// Ends one session: its device goes, with its keys and what waited for it.
+    pub async fn logout(&self, requester: &Requester) -> Result<(), Error> {
+        self.remove_devices(requester.user_num, &requester.user_id, vec![requester.device_id.clone()]).await
+    }
+
+    /// Ends every session of a user, except one when it is named.
+    pub async fn logout_all(&self, user_id: &UserId, except: Option<&str>) -> Result<(), Error> {
+        let (user, except) = (user_id.to_owned(), except.map(ToOwned::to_owned));
+        let (num, ids) = self
+            .read(move |get| {
+                let num = account::local(get, &user)?;
+                let mut ids = device::ids(get, num)?;
+                ids.retain(|id| Some(id) != except.as_ref());
+                Ok((num, ids))
+            })
+            .await?;
+        self.remove_devices(num, user_id, ids).await
+    }
+
+    /// Writes down that a device was heard of, when the last such note is old. Nobody waits for it, and a power cut may
+    /// lose it.
+    fn note_seen(&self, requester: &Requester, ip: IpAddr) {
+        let now_ms = self.now_ms();
+        let key = (requester.user_num, requester.device_id.clone());
+        {
+            let mut seen = self.0.seen.0.lock().unwrap_or_else(PoisonError::into_inner);
+            match seen.put(Owner::Known(requester.user_num), key, now_ms) {
+                Some(last) if now_ms.saturating_sub(last) < SEEN_MS => {
+                    // Put back: the interval counts from the note, not from the last request.
+                    let key = (requester.user_num, requester.device_id.clone());
+                    seen.put(Owner::Known(requester.user_num), key, last);
+                    return;
+                }
+                _ => {}
+            }
+        }
+        let (users, num, device_id) = (self.clone(), requester.user_num, requester.device_id.clone());
+        tokio::spawn(async move {
+            let noted = users
+                .write(move |w| {
+                    let Some(mut row) = device::get(w, num, &device_id)? else { return Ok(()) };
+                    let ip = Some(ip.to_string());
+                    if now_ms.saturating_sub(row.seen_ms) < SEEN_MS && row.seen_ip == ip {
+                        return Ok(());
+                    }
+                    row.seen_ms = now_ms;
+                    row.seen_ip = ip;
+                    Ok(device::put(w, num, &device_id, &row)?)
+                })
+                .await;
+            if let Err(failed) = noted {
+                tracing::debug!("when a device was last seen could not be written: {failed}");
+            }
+        });
+    }
+}
+
+pub(in crate::user) fn token_hash(token: &str) -> [u8; 32] {
+    Sha256::digest(token.as_bytes()).into()
+}
+
+/// The hash of the token a device has.
+pub(in crate::user) fn old_token(row: &Device) -> Option<[u8; 32]> {
+    let text = row.token_hash.as_deref()?.as_bytes();
+    let mut hash = [0; 32];
+    if text.len() != 64 {
+        return None;
+    }
+    for (byte, pair) in hash.iter_mut().zip(text.chunks_exact(2)) {
+        let digit = |at: usize| (pair[at] as char).to_digit(16);
+        *byte = (digit(0)? * 16 + digit(1)?) as u8;
+    }
+    Some(hash)
+}
+
+/// The device not heard of for longest, when a user has as many as are kept.
+fn oldest_beyond_cap(get: &impl Get, user: UserNum) -> Result<Option<String>, Error> {
+    let (mut count, mut oldest) = (0, None::<(u64, String)>);
+    device::each(get, user, &mut |id, row| {
+        count += 1;
+        if oldest.as_ref().is_none_or(|(seen_ms, _)| row.seen_ms < *seen_ms) {
+            oldest = Some((row.seen_ms, id.to_owned()));
+        }
+        Ok(std::ops::ControlFlow::Continue(()))
+    })?;
+    Ok(if count >= DEVICES_MAX { oldest.map(|(_, id)| id) } else { None })
+}

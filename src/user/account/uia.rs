@@ -1,0 +1,196 @@
+//! User-interactive authentication: proving again who one is, in stages.
+//!
+//! Client-server API, "User-Interactive Authentication API". Sessions are in memory, few, and short-lived: whoever
+//! loses one begins again.
+
+use std::net::IpAddr;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use ruma::{OwnedUserId, UserId};
+use serde_json::{Value, json};
+
+use crate::base::shares::network;
+use crate::base::{Owner, Shares};
+use crate::matrix::id;
+use crate::user::{Error, Users};
+
+/// Sessions kept of people here, and as many of strangers who register, each some hundred bytes. Strangers push out each other
+/// only: whoever began most of them from one network. So do people here.
+const SESSIONS_MAX: usize = 256;
+const SESSION_MS: u64 = 15 * 60 * 1000;
+const SESSION_CHARS: usize = 24;
+
+/// One thing to prove.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// Nothing; the session itself is the proof.
+    Dummy,
+    /// The password of the account that asks.
+    Password,
+    /// A token the owner gave out.
+    RegistrationToken,
+}
+
+impl Stage {
+    fn name(self) -> &'static str {
+        match self {
+            Stage::Dummy => "m.login.dummy",
+            Stage::Password => "m.login.password",
+            Stage::RegistrationToken => "m.login.registration_token",
+        }
+    }
+}
+
+/// What is asked for before an operation.
+pub struct Demand<'a> {
+    /// A session proves one operation only.
+    pub operation: &'static str,
+    /// Who asks; nobody yet when registering.
+    pub user: Option<&'a UserId>,
+    pub stages: &'static [Stage],
+    /// The registration tokens that are good.
+    pub tokens: &'a [String],
+}
+
+/// How far it has come.
+#[derive(Debug, PartialEq)]
+pub enum Progress {
+    Done,
+    /// What to answer with 401.
+    Ask(Value),
+    /// The same, after a proof that was none.
+    Wrong(Value),
+}
+
+pub(in crate::user) struct Session {
+    operation: &'static str,
+    user: Option<OwnedUserId>,
+    completed: Vec<Stage>,
+    expires_ms: u64,
+}
+
+pub(in crate::user) struct Sessions(Mutex<Shares<String, Session>>);
+
+impl Default for Sessions {
+    fn default() -> Sessions {
+        Sessions(Mutex::new(Shares::new(SESSIONS_MAX, SESSIONS_MAX)))
+    }
+}
+
+impl Sessions {
+    pub(in crate::user) fn lock(&self) -> MutexGuard<'_, Shares<String, Session>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Users {
+    /// Looks at the `auth` of a request that comes `from` an address. A session without any is begun; one whose stages are
+    /// complete is used up.
+    pub async fn prove(&self, demand: Demand<'_>, from: IpAddr, auth: Option<&Value>) -> Result<Progress, Error> {
+        let Some(auth) = auth.filter(|auth| !auth.is_null()) else {
+            let session = self.begin(&demand, from);
+            return Ok(Progress::Ask(ask(&demand, &session, &[], None)));
+        };
+        let session = match auth.get("session").and_then(Value::as_str) {
+            Some(session) => session.to_owned(),
+            None => self.begin(&demand, from),
+        };
+        let Some(mut completed) = self.completed(&demand, &session) else {
+            let session = self.begin(&demand, from);
+            let failed = Error::Forbidden("This session has ended; here is a new one".to_owned());
+            return Ok(Progress::Ask(ask(&demand, &session, &[], Some(&failed))));
+        };
+        // Without a type an app asks how far it has come, after a stage it did in a browser.
+        if let Some(kind) = auth.get("type").and_then(Value::as_str) {
+            let stage = demand.stages.iter().copied().find(|stage| stage.name() == kind);
+            if stage == Some(Stage::Password) && self.names_another(&demand, auth) {
+                return Err(Error::Forbidden("That is another account".to_owned()));
+            }
+            let proved = match stage {
+                Some(stage) => self.prove_stage(stage, &demand, auth).await.map(|()| stage),
+                None => Err(Error::bad("M_UNRECOGNIZED", "This stage is not part of what was asked for")),
+            };
+            match proved {
+                Ok(stage) if !completed.contains(&stage) => completed.push(stage),
+                Ok(_) => {}
+                Err(failed @ (Error::Refused(_) | Error::Store(_))) => return Err(failed),
+                Err(failed) => return Ok(Progress::Wrong(ask(&demand, &session, &completed, Some(&failed)))),
+            }
+        }
+        if demand.stages.iter().all(|stage| completed.contains(stage)) {
+            self.0.sessions.lock().remove(&session);
+            return Ok(Progress::Done);
+        }
+        if let Some(kept) = self.0.sessions.lock().get(&session) {
+            kept.completed.clone_from(&completed);
+        }
+        Ok(Progress::Ask(ask(&demand, &session, &completed, None)))
+    }
+
+    fn begin(&self, demand: &Demand<'_>, from: IpAddr) -> String {
+        let session = self.0.parts.random.token(SESSION_CHARS);
+        let (user, now_ms) = (demand.user.map(ToOwned::to_owned), self.now_ms());
+        let expires_ms = now_ms + SESSION_MS;
+        let owner =
+            user.as_ref().map_or(Owner::Stranger(network(from).to_string()), |user| Owner::Known(user.to_string()));
+        let new = Session { operation: demand.operation, user, completed: Vec::new(), expires_ms };
+        let mut sessions = self.0.sessions.lock();
+        sessions.retain(|_, session| session.expires_ms > now_ms);
+        sessions.put(owner, session.clone(), new);
+        session
+    }
+
+    /// The stages a session has completed; nothing when it is not for this.
+    fn completed(&self, demand: &Demand<'_>, session: &str) -> Option<Vec<Stage>> {
+        let now_ms = self.now_ms();
+        let mut sessions = self.0.sessions.lock();
+        let kept = sessions.get(session)?;
+        let fits = kept.operation == demand.operation && kept.user.as_deref() == demand.user;
+        (fits && kept.expires_ms > now_ms).then(|| kept.completed.clone())
+    }
+
+    async fn prove_stage(&self, stage: Stage, demand: &Demand<'_>, auth: &Value) -> Result<(), Error> {
+        let text = |name: &str| auth.get(name).and_then(Value::as_str);
+        match stage {
+            Stage::Dummy => Ok(()),
+            Stage::RegistrationToken => {
+                let token = text("token").ok_or_else(|| Error::bad("M_MISSING_PARAM", "The token is missing"))?;
+                match demand.tokens.iter().any(|known| known == token) {
+                    true => Ok(()),
+                    false => Err(Error::Forbidden("This registration token is not valid".to_owned())),
+                }
+            }
+            Stage::Password => {
+                let Some(user) = demand.user else { return Err(Error::NotFound("account")) };
+                let password =
+                    text("password").ok_or_else(|| Error::bad("M_MISSING_PARAM", "The password is missing"))?;
+                self.check_password(user, password).await
+            }
+        }
+    }
+
+    /// Whether the `auth` is that of somebody else than who must prove themselves.
+    fn names_another(&self, demand: &Demand<'_>, auth: &Value) -> bool {
+        let named = auth.pointer("/identifier/user").or_else(|| auth.get("user")).and_then(Value::as_str);
+        named.is_some_and(|named| id::typed_user(named, self.server()).as_deref() != demand.user)
+    }
+}
+
+fn ask(demand: &Demand<'_>, session: &str, completed: &[Stage], failed: Option<&Error>) -> Value {
+    let names = |stages: &[Stage]| stages.iter().map(|stage| stage.name()).collect::<Vec<_>>();
+    let mut ask = json!({
+        "session": session,
+        "flows": [{ "stages": names(demand.stages) }],
+        "params": {},
+        "completed": names(completed),
+    });
+    if let Some(failed) = failed {
+        let errcode = match failed {
+            Error::Bad { errcode, .. } => errcode,
+            _ => "M_FORBIDDEN",
+        };
+        ask["errcode"] = errcode.into();
+        ask["error"] = failed.to_string().into();
+    }
+    ask
+}

@@ -1,0 +1,106 @@
+//! A user's devices: listed, renamed, removed.
+
+use std::ops::ControlFlow;
+
+use ruma::UserId;
+use serde_json::{Value, json};
+
+use super::account::session;
+use super::{Error, Users, sharing};
+use crate::store::tables::user::device::{self, Device};
+use crate::store::tables::user::{self as table, e2ee_key};
+use crate::store::{UserNum, Write};
+
+pub mod cross_signing;
+pub mod keys;
+pub mod to_device;
+
+/// Devices of one user; a further one takes the place of the one not heard of for longest.
+pub(super) const DEVICES_MAX: usize = 100;
+pub(super) const DEVICE_ID_BYTES_MAX: usize = 255;
+pub(super) const NAME_BYTES_MAX: usize = 255;
+
+impl Users {
+    /// A user's devices as the API shows them. Bounded by the cap on devices of one user.
+    pub async fn devices(&self, user: UserNum) -> Result<Vec<Value>, Error> {
+        self.read(move |get| {
+            let mut list = Vec::new();
+            device::each(get, user, &mut |id, row| {
+                list.push(shown(id, &row));
+                Ok(ControlFlow::Continue(()))
+            })?;
+            Ok(list)
+        })
+        .await
+    }
+
+    pub async fn device(&self, user: UserNum, device_id: &str) -> Result<Value, Error> {
+        let device_id = check_id(device_id)?;
+        self.read(move |get| {
+            let row = device::get(get, user, &device_id)?.ok_or(Error::NotFound("device"))?;
+            Ok(shown(&device_id, &row))
+        })
+        .await
+    }
+
+    /// Gives a device a name, or takes it away.
+    pub async fn name_device(
+        &self,
+        user: UserNum,
+        user_id: &UserId,
+        device_id: &str,
+        name: Option<String>,
+    ) -> Result<(), Error> {
+        if name.as_ref().is_some_and(|name| name.len() > NAME_BYTES_MAX) {
+            return Err(Error::TooLarge("The device name is too long".to_owned()));
+        }
+        let (device_id, user_id, server) = (check_id(device_id)?, user_id.to_owned(), self.server().to_owned());
+        self.write(move |w| {
+            let mut row = device::get(w, user, &device_id)?.ok_or(Error::NotFound("device"))?;
+            row.display_name = name;
+            device::put(w, user, &device_id, &row)?;
+            sharing::device_changed(w, &server, user, &user_id, &device_id)
+        })
+        .await
+    }
+
+    /// Removes devices with their tokens, keys and messages. Ids of none are passed over.
+    pub async fn remove_devices(&self, user: UserNum, user_id: &UserId, ids: Vec<String>) -> Result<(), Error> {
+        let (user_id, server) = (user_id.to_owned(), self.server().to_owned());
+        self.write(move |w| {
+            for id in ids.iter().filter(|id| !id.contains('\0')) {
+                if device::get(w, user, id)?.is_some() {
+                    forget(w, user, id)?;
+                    sharing::device_gone(w, &server, user, &user_id, id)?;
+                }
+            }
+            Ok(())
+        })
+        .await
+    }
+}
+
+/// Takes away a device and everything that is its own. Nobody is told.
+pub(super) fn forget(w: &mut Write<'_>, user: UserNum, device_id: &str) -> Result<(), Error> {
+    if let Some(hash) = device::get(w, user, device_id)?.as_ref().and_then(session::old_token) {
+        device::remove_token(w, &hash)?;
+    }
+    e2ee_key::remove_device(w, user, device_id)?;
+    table::to_device::remove_device(w, user, device_id)?;
+    Ok(device::remove(w, user, device_id)?)
+}
+
+fn check_id(device_id: &str) -> Result<String, Error> {
+    if device_id.contains('\0') { Err(Error::NotFound("device")) } else { Ok(device_id.to_owned()) }
+}
+
+fn shown(id: &str, row: &Device) -> Value {
+    let mut shown = json!({ "device_id": id, "last_seen_ts": row.seen_ms });
+    if let Some(name) = &row.display_name {
+        shown["display_name"] = name.as_str().into();
+    }
+    if let Some(ip) = &row.seen_ip {
+        shown["last_seen_ip"] = ip.as_str().into();
+    }
+    shown
+}

@@ -1,0 +1,322 @@
+//! Messages to single devices: sent, received from other servers, handed to syncs.
+//!
+//! Client-server API, "Send-to-Device messaging"; server-server API, `m.direct_to_device`.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ops::ControlFlow;
+
+use ruma::{OwnedServerName, OwnedUserId, ServerName, UserId};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use crate::base::shares::neighbourhood;
+use crate::matrix::json::partial;
+use crate::matrix::json::{self, Mode};
+use crate::store::tables::user::to_device::{self, Circle, Sender};
+use crate::store::tables::user::{self, device};
+use crate::store::{Change, Get, Position, UserNum, Write};
+use crate::user::{Error, Requester, Users, sharing};
+
+/// Units for another server are cut at about this size, so that one fits a transaction beside others.
+const UNIT_BYTES: usize = 48 << 10;
+const TYPE_BYTES_MAX: usize = 255;
+/// One message's content: what an event may have at most.
+const CONTENT_BYTES_MAX: usize = 64 << 10;
+/// Of one message's content, objects and arrays within each other: apps get it beside others, in one answer.
+const CONTENT_DEPTH_MAX: u32 = json::EVENT_DEPTH_MAX;
+/// What one request may put into queues here, copies for all of a user's devices included: it is one write.
+const COPIES_BYTES_MAX: usize = 2 << 20;
+/// Rows dropped in one write.
+const DROPPED_PER_WRITE: usize = 500;
+
+/// User → device id or `*` → content.
+pub type Messages = BTreeMap<OwnedUserId, BTreeMap<String, Box<RawValue>>>;
+
+/// What a device finds in its sync.
+#[derive(Serialize)]
+struct Delivered<'a> {
+    #[serde(rename = "type")]
+    kind: &'a str,
+    sender: &'a str,
+    content: &'a RawValue,
+}
+
+/// What another server is sent.
+#[derive(Serialize)]
+struct Unit<'a> {
+    edu_type: &'a str,
+    content: Posted<'a>,
+}
+
+#[derive(Serialize)]
+struct Posted<'a> {
+    sender: &'a UserId,
+    #[serde(rename = "type")]
+    kind: &'a str,
+    message_id: String,
+    messages: Messages,
+}
+
+/// What another server sends.
+#[derive(Deserialize)]
+struct Received {
+    sender: OwnedUserId,
+    #[serde(rename = "type")]
+    kind: String,
+    /// Required by the specification; without it nothing tells a repetition.
+    message_id: Option<String>,
+    /// In the shape of [`Messages`]. Nothing but bytes tells how many there are, so they are gone through one by one.
+    messages: Box<RawValue>,
+}
+
+impl Users {
+    /// Queues messages, or passes them to the servers of their users. A transaction id seen before changes nothing.
+    pub async fn send_to_device(
+        &self,
+        requester: &Requester,
+        kind: &str,
+        txn: &str,
+        messages: Messages,
+    ) -> Result<(), Error> {
+        if kind.len() > TYPE_BYTES_MAX {
+            return Err(Error::invalid("This event type is too long"));
+        }
+        if messages.values().flat_map(BTreeMap::values).any(|content| content.get().len() > CONTENT_BYTES_MAX) {
+            return Err(Error::TooLarge(format!("A message to a device may have {CONTENT_BYTES_MAX} bytes")));
+        }
+        if messages.values().flat_map(BTreeMap::values).any(|content| is_too_deep(content)) {
+            return Err(Error::invalid("A message to a device is nested too deeply"));
+        }
+        // What has no canonical form cannot be signed for another server, and readers of a sync may trip over it.
+        for content in messages.values().flat_map(BTreeMap::values) {
+            json::canonical(content.get().as_bytes(), Mode::Lenient)
+                .map_err(|reject| Error::Bad { errcode: "M_BAD_JSON", message: reject.to_string() })?;
+        }
+        let (requester, kind, txn) = (requester.clone(), kind.to_owned(), txn.to_owned());
+        let (server, random) = (self.server().to_owned(), self.0.parts.random.clone());
+        let has_others = self.0.parts.remote.is_enabled();
+        self.write(move |w| {
+            if to_device::txn_seen(w, requester.user_num, &requester.device_id, &kind, &txn)? {
+                return Ok(());
+            }
+            let (here, elsewhere): (Messages, Messages) =
+                messages.into_iter().partition(|(user, _)| user.server_name() == server);
+            if copies_bytes(w, &here)? > COPIES_BYTES_MAX {
+                return Err(Error::TooLarge("These are too long for so many devices".to_owned()));
+            }
+            to_device::note_txn(w, requester.user_num, &requester.device_id, &kind, &txn)?;
+            let mut post = Post::new(&kind, &requester.user_id);
+            let from = Sender::new(w, Circle::Near, requester.user_id.as_str(), "");
+            for (user_id, devices) in &here {
+                let Some(num) = local(w, user_id.as_str())? else { continue };
+                for (device_id, content) in devices {
+                    post.put(w, num, &from, device_id, content)?;
+                }
+            }
+            let mut change = Change { users: post.wake, ..Change::default() };
+            // On a server that speaks with no other one nobody would ever take them.
+            let elsewhere = if has_others { elsewhere } else { Messages::new() };
+            for (server, content) in units(&kind, &requester.user_id, elsewhere, &mut || random.token(16)) {
+                let unit = serde_json::to_vec(&Unit { edu_type: "m.direct_to_device", content })?;
+                sharing::post_to(w, server, unit)?;
+                change.outbound = true;
+            }
+            w.announce(change);
+            Ok(())
+        })
+        .await
+    }
+
+    /// Queues what another server sends in an `m.direct_to_device` unit, and answers how many bytes that took. One that came
+    /// before, by its `message_id`, changes nothing: servers repeat transactions whose answer they did not get.
+    pub async fn to_device_received(&self, origin: &ServerName, content: &RawValue) -> Result<usize, Error> {
+        let received: Received =
+            serde_json::from_str(content.get()).map_err(|wrong| Error::invalid(wrong.to_string()))?;
+        let is_object = received.messages.get().starts_with('{');
+        if received.sender.server_name() != origin || received.kind.len() > TYPE_BYTES_MAX || !is_object {
+            return Err(Error::invalid("A message to devices in another server's name"));
+        }
+        let origin = origin.to_owned();
+        // Looked at before the write, which is to be short.
+        let (received, circles) = self
+            .read(move |get| {
+                let circles = circles(get, &received)?;
+                Ok((received, circles))
+            })
+            .await?;
+        if circles.is_empty() {
+            return Ok(0);
+        }
+        self.write(move |w| {
+            let nearest = circles.values().min().copied().unwrap_or(Circle::Stranger);
+            let strangers = neighbourhood(origin.as_str());
+            let stranger = (nearest == Circle::Stranger).then_some(&*strangers);
+            if let Some(id) = &received.message_id
+                && !to_device::note_received(w, origin.as_str(), stranger, id)?
+            {
+                return Ok(0);
+            }
+            let mut post = Post::new(&received.kind, &received.sender);
+            partial::each_member::<Error>(received.messages.get().as_bytes(), &mut |user_id, devices| {
+                let Some(num) = local(w, user_id)? else { return Ok(()) };
+                let Some(circle) = circles.get(&num).copied() else { return Ok(()) };
+                if !devices.get().starts_with('{') {
+                    return Ok(());
+                }
+                let owner = if circle == Circle::Stranger { &*strangers } else { origin.as_str() };
+                let from = Sender::new(w, circle, owner, received.sender.as_str());
+                partial::each_member(devices.get().as_bytes(), &mut |device_id, content| {
+                    post.put(w, num, &from, device_id, content)
+                })
+            })?;
+            let bytes = COPIES_BYTES_MAX - post.bytes_left;
+            w.announce(Change { users: post.wake, ..Change::default() });
+            Ok(bytes)
+        })
+        .await
+    }
+
+    /// A later sync token shows that a device has its messages up to `upto`: they go. A token `of` a future that this database
+    /// has not seen, since it was restored, shows nothing.
+    pub async fn to_device_arrived(
+        &self,
+        user: UserNum,
+        device_id: &str,
+        upto: Position,
+        of: Position,
+    ) -> Result<(), Error> {
+        loop {
+            let device = device_id.to_owned();
+            // Mostly there is nothing; a look is cheaper than a commit.
+            let any = self
+                .read(move |get| {
+                    let mut any = false;
+                    if of > get.position()? {
+                        return Ok(any);
+                    }
+                    to_device::each(get, user, &device, Position(0), upto, &mut |_, _| {
+                        any = true;
+                        Ok(ControlFlow::Break(()))
+                    })?;
+                    Ok(any)
+                })
+                .await?;
+            if !any {
+                return Ok(());
+            }
+            let device = device_id.to_owned();
+            self.write(move |w| Ok(to_device::remove_up_to(w, user, &device, upto, DROPPED_PER_WRITE)?)).await?;
+        }
+    }
+}
+
+/// Puts messages into the queues of local devices. Devices there are none of are passed over, and so is what is too long.
+struct Post<'p> {
+    kind: &'p str,
+    sender: &'p UserId,
+    bytes_left: usize,
+    wake: Vec<UserNum>,
+}
+
+impl<'p> Post<'p> {
+    fn new(kind: &'p str, sender: &'p UserId) -> Post<'p> {
+        Post { kind, sender, bytes_left: COPIES_BYTES_MAX, wake: Vec::new() }
+    }
+
+    fn put(
+        &mut self,
+        w: &mut Write<'_>,
+        user: UserNum,
+        from: &Sender,
+        device_id: &str,
+        content: &RawValue,
+    ) -> Result<(), Error> {
+        if content.get().len() > CONTENT_BYTES_MAX || is_too_deep(content) {
+            return Ok(());
+        }
+        let devices = addressed(w, user, device_id)?;
+        let Some(left) = self.bytes_left.checked_sub(devices.len() * content.get().len()) else { return Ok(()) };
+        self.bytes_left = left;
+        let delivered = Delivered { kind: self.kind, sender: self.sender.as_str(), content };
+        let message = serde_json::to_vec(&delivered)?;
+        for device_id in devices {
+            to_device::push(w, user, &device_id, from, &message)?;
+        }
+        if self.wake.last() != Some(&user) {
+            self.wake.push(user);
+        }
+        Ok(())
+    }
+}
+
+fn is_too_deep(content: &RawValue) -> bool {
+    json::is_deeper_than(content.get().as_bytes(), CONTENT_DEPTH_MAX)
+}
+
+/// The users here that a message is for, and how near its sender is to each. Bounded by the people of this server.
+fn circles(get: &impl Get, received: &Received) -> Result<HashMap<UserNum, Circle>, Error> {
+    let (server, sender) = (received.sender.server_name(), user::num(get, received.sender.as_str())?);
+    let mut circles = HashMap::new();
+    partial::each_member::<Error>(received.messages.get().as_bytes(), &mut |user_id, _| {
+        if let Some(num) = local(get, user_id)?
+            && !circles.contains_key(&num)
+        {
+            circles.insert(num, sharing::of_sender(get, num, server, sender)?);
+        }
+        Ok(())
+    })?;
+    Ok(circles)
+}
+
+/// A user of this server; nothing for anybody else.
+fn local(get: &impl Get, user_id: &str) -> Result<Option<UserNum>, Error> {
+    Ok(user::num(get, user_id)?.filter(|num| user::is_local(get, *num).unwrap_or(false)))
+}
+
+/// What messages take in the queues of the devices they are for.
+fn copies_bytes(get: &impl Get, messages: &Messages) -> Result<usize, Error> {
+    let mut bytes = 0;
+    for (user_id, devices) in messages {
+        let Some(num) = local(get, user_id.as_str())? else { continue };
+        for (device_id, content) in devices {
+            bytes += addressed(get, num, device_id)?.len() * content.get().len();
+        }
+    }
+    Ok(bytes)
+}
+
+/// The devices an address means: all of them for `*`.
+fn addressed(get: &impl Get, user: UserNum, device_id: &str) -> Result<Vec<String>, Error> {
+    if device_id == "*" {
+        return Ok(device::ids(get, user)?);
+    }
+    let known = !device_id.contains('\0') && device::get(get, user, device_id)?.is_some();
+    Ok(known.then(|| device_id.to_owned()).into_iter().collect())
+}
+
+/// Messages for other servers' users as contents of `m.direct_to_device`, several for a server with much to get.
+fn units<'a>(
+    kind: &'a str,
+    sender: &'a UserId,
+    messages: Messages,
+    message_id: &mut dyn FnMut() -> String,
+) -> Vec<(OwnedServerName, Posted<'a>)> {
+    let mut servers: BTreeMap<OwnedServerName, Vec<(Messages, usize)>> = BTreeMap::new();
+    for (user, devices) in messages {
+        let units = servers.entry(user.server_name().to_owned()).or_default();
+        for (device_id, content) in devices {
+            let bytes = device_id.len() + content.get().len();
+            if units.last().is_none_or(|(_, full)| full + bytes > UNIT_BYTES) {
+                units.push((Messages::new(), 0));
+            }
+            let Some((unit, full)) = units.last_mut() else { continue };
+            unit.entry(user.clone()).or_default().insert(device_id, content);
+            *full += bytes;
+        }
+    }
+    let contents =
+        servers.into_iter().flat_map(|(server, units)| units.into_iter().map(move |unit| (server.clone(), unit)));
+    contents
+        .map(|(server, (messages, _))| (server, Posted { sender, kind, message_id: message_id(), messages }))
+        .collect()
+}

@@ -1,0 +1,147 @@
+//! What apps keep here for their user: account data for all rooms together or for one, and room tags.
+
+use ruma::RoomId;
+use serde_json::value::RawValue;
+use serde_json::{Map, Value, json};
+
+use crate::budget::parsed_bytes_max;
+use crate::store::tables::room;
+use crate::store::tables::user::account_data::{self, GLOBAL};
+use crate::store::tables::user::push_rule;
+use crate::store::{Change, Get, RoomNum, UserNum, Write};
+use crate::user::{Error, Users};
+
+/// What one user may keep here.
+const ENTRIES_MAX: usize = 5_000;
+const BYTES_MAX: usize = 4 << 20;
+const ENTRY_BYTES_MAX: usize = 64 << 10;
+/// What tags may take when they are read. The rest is kept and told as text.
+const PARSED_BYTES_MAX: u64 = 512 << 10;
+const TYPE_BYTES_MAX: usize = 255;
+const TAGS_MAX: usize = 100;
+
+const TAG: &str = "m.tag";
+
+impl Users {
+    /// One entry; `NotFound` when it was never set.
+    pub async fn account_data(&self, user: UserNum, room_id: Option<&RoomId>, kind: &str) -> Result<Vec<u8>, Error> {
+        let (room_id, kind) = (room_id.map(ToOwned::to_owned), kind.to_owned());
+        self.read(move |get| {
+            let room = match &room_id {
+                Some(room_id) => room::num(get, room_id.as_str())?.ok_or(Error::NotFound("account data"))?,
+                None => GLOBAL,
+            };
+            if room == GLOBAL && kind == push_rule::KIND {
+                return push_rules_json(get, user);
+            }
+            account_data::get(get, user, room, &kind)?.ok_or(Error::NotFound("account data"))
+        })
+        .await
+    }
+
+    /// Sets one entry. Types with endpoints of their own are refused.
+    pub async fn set_account_data(
+        &self,
+        user: UserNum,
+        room_id: Option<&RoomId>,
+        kind: &str,
+        content: Box<RawValue>,
+    ) -> Result<(), Error> {
+        let json = content.get().as_bytes().to_vec();
+        if kind.is_empty() || kind.len() > TYPE_BYTES_MAX || !json.starts_with(b"{") {
+            return Err(Error::bad("M_BAD_JSON", "Account data is a JSON object under a type of at most 255 bytes"));
+        }
+        self.put_account_data(user, room_id, kind, json).await
+    }
+
+    /// A user's tags of a room: `{"tags": {…}}`.
+    pub async fn tags(&self, user: UserNum, room_id: &RoomId) -> Result<Value, Error> {
+        match self.account_data(user, Some(room_id), TAG).await {
+            Ok(json) => Ok(tags_of(Some(json))),
+            Err(Error::NotFound(_)) => Ok(tags_of(None)),
+            Err(failed) => Err(failed),
+        }
+    }
+
+    /// Puts a tag on a room, or takes it away.
+    pub async fn set_tag(
+        &self,
+        user: UserNum,
+        room_id: &RoomId,
+        tag: &str,
+        content: Option<Map<String, Value>>,
+    ) -> Result<(), Error> {
+        if tag.is_empty() || tag.len() > TYPE_BYTES_MAX {
+            return Err(Error::invalid("A tag has 1 to 255 bytes"));
+        }
+        let (room_id, tag) = (room_id.to_owned(), tag.to_owned());
+        // Apps take one tag away and put another on at the same time: each is told of the other in here.
+        self.write(move |w| {
+            let room = room::num(w, room_id.as_str())?.ok_or(Error::NotFound("room"))?;
+            let mut all = tags_of(account_data::get(w, user, room, TAG)?);
+            let Some(tags) = all["tags"].as_object_mut() else { return Err(Error::NotFound("tag")) };
+            match content {
+                Some(content) => tags.insert(tag, content.into()),
+                None => tags.remove(&tag),
+            };
+            if tags.len() > TAGS_MAX {
+                return Err(Error::TooLarge(format!("A room may have {TAGS_MAX} tags")));
+            }
+            put_entry(w, user, room, TAG, all.to_string().as_bytes())
+        })
+        .await
+    }
+
+    async fn put_account_data(
+        &self,
+        user: UserNum,
+        room_id: Option<&RoomId>,
+        kind: &str,
+        json: Vec<u8>,
+    ) -> Result<(), Error> {
+        let (room_id, kind) = (room_id.map(ToOwned::to_owned), kind.to_owned());
+        self.write(move |w| {
+            let room = match &room_id {
+                Some(room_id) => room::num(w, room_id.as_str())?.ok_or(Error::NotFound("room"))?,
+                None => GLOBAL,
+            };
+            put_entry(w, user, room, &kind, &json)
+        })
+        .await
+    }
+}
+
+/// Writes one entry, when it is new and within what a user may keep here.
+fn put_entry(w: &mut Write<'_>, user: UserNum, room: RoomNum, kind: &str, json: &[u8]) -> Result<(), Error> {
+    if json.len() > ENTRY_BYTES_MAX {
+        return Err(Error::TooLarge(format!("An entry may have {ENTRY_BYTES_MAX} bytes")));
+    }
+    if kind == TAG && parsed_bytes_max(json) > PARSED_BYTES_MAX {
+        return Err(Error::TooLarge("This entry has too many parts".to_owned()));
+    }
+    let before = account_data::get(w, user, room, kind)?;
+    if before.as_deref() == Some(json) {
+        return Ok(());
+    }
+    let (entries, bytes) = account_data::size(w, user)?;
+    let more = json.len().saturating_sub(before.as_ref().map_or(0, Vec::len));
+    if (before.is_none() && entries >= ENTRIES_MAX) || bytes + more > BYTES_MAX {
+        return Err(Error::TooLarge("This account keeps too much account data here".to_owned()));
+    }
+    account_data::set(w, user, room, kind, json)?;
+    w.announce(Change { users: vec![user], ..Change::default() });
+    Ok(())
+}
+
+/// What is kept of a room's tags. An app may have put anything there; what are no tags counts as none.
+fn tags_of(kept: Option<Vec<u8>>) -> Value {
+    kept.and_then(|json| serde_json::from_slice::<Value>(&json).ok())
+        .filter(|all| all["tags"].is_object())
+        .unwrap_or_else(|| json!({ "tags": {} }))
+}
+
+/// The content of `m.push_rules`, as set or the defaults.
+fn push_rules_json(get: &impl Get, user: UserNum) -> Result<Vec<u8>, Error> {
+    let user_id = crate::user::account::id_of(get, user)?;
+    Ok(push_rule::to_json(push_rule::get(get, user, &user_id)?)?)
+}

@@ -1,0 +1,32 @@
+//! Saved sync filters: texts, which the surface has read before.
+
+use serde_json::value::RawValue;
+
+use crate::store::UserNum;
+use crate::store::tables::user::filter;
+use crate::user::{Error, Users};
+
+/// Filters one user keeps; the oldest goes when there are more.
+const FILTERS_MAX: u32 = 100;
+const FILTER_BYTES_MAX: usize = 16 << 10;
+
+impl Users {
+    /// Keeps a filter and tells its number; one that is kept already has the number it had.
+    pub async fn add_filter(&self, user: UserNum, content: &RawValue) -> Result<u32, Error> {
+        let json = content.get().as_bytes().to_vec();
+        if json.len() > FILTER_BYTES_MAX {
+            return Err(Error::TooLarge(format!("A filter may have {FILTER_BYTES_MAX} bytes")));
+        }
+        self.write(move |w| match filter::find(w, user, &json)? {
+            Some(number) => Ok(number),
+            None => Ok(filter::add(w, user, &json, FILTERS_MAX)?),
+        })
+        .await
+    }
+
+    /// The JSON of a kept filter.
+    pub async fn filter(&self, user: UserNum, number: &str) -> Result<Vec<u8>, Error> {
+        let number: u32 = number.parse().map_err(|_| Error::NotFound("filter"))?;
+        self.read(move |get| filter::get(get, user, number)?.ok_or(Error::NotFound("filter"))).await
+    }
+}

@@ -1,0 +1,387 @@
+//! Push rules: the specification's defaults, and what a user made of them.
+//!
+//! The rules and their matching are ruma's; here they are put in order, kept and bounded.
+
+use ruma::push::{
+    Action, ConditionalPushRule, InsertPushRuleError, NewConditionalPushRule, NewPatternedPushRule, NewPushRule,
+    NewSimplePushRule, PatternedPushRule, PushCondition, RemovePushRuleError, RuleKind, RuleNotFoundError, Ruleset,
+    SimplePushRule,
+};
+use ruma::{OwnedRoomId, OwnedUserId};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::store::tables::user::push_rule;
+use crate::store::{Change, UserNum};
+use crate::user::{Error, Requester, Users, account};
+
+/// Rules of one user, defaults included: each is tried for every event of their rooms.
+const RULES_MAX: usize = 500;
+/// Of all of them together as JSON.
+const RULES_BYTES_MAX: usize = 128 << 10;
+
+/// A rule as an app writes it.
+#[derive(Deserialize)]
+pub struct NewRule {
+    #[serde(default)]
+    actions: Vec<Action>,
+    #[serde(default)]
+    conditions: Vec<PushCondition>,
+    #[serde(default)]
+    pattern: Option<String>,
+}
+
+impl Users {
+    /// All rules that hold for a user: `{"override": […], …}`.
+    pub async fn push_rules(&self, user: UserNum) -> Result<Value, Error> {
+        let rules = self.ruleset(user).await?;
+        serde_json::to_value(rules).map_err(|wrong| Error::invalid(wrong.to_string()))
+    }
+
+    /// One rule.
+    pub async fn push_rule(&self, user: UserNum, kind: &str, rule_id: &str) -> Result<Value, Error> {
+        let kind = checked_kind(kind)?;
+        let rules = self.push_rules(user).await?;
+        let of_kind = rules.get(kind.as_str()).and_then(Value::as_array);
+        let rule = of_kind.and_then(|rules| rules.iter().find(|rule| rule["rule_id"] == rule_id));
+        rule.cloned().ok_or(Error::NotFound("push rule"))
+    }
+
+    /// Makes or replaces a rule of the user's own.
+    pub async fn set_push_rule(
+        &self,
+        requester: &Requester,
+        kind: &str,
+        rule_id: &str,
+        rule: NewRule,
+        after: Option<String>,
+        before: Option<String>,
+    ) -> Result<(), Error> {
+        let rule = new_rule(&checked_kind(kind)?, rule_id, rule)?;
+        self.change_rules(requester, move |rules| {
+            insert(rules, rule, &Beside { after: after.as_deref(), before: before.as_deref() })
+        })
+        .await
+    }
+
+    pub async fn remove_push_rule(&self, requester: &Requester, kind: &str, rule_id: &str) -> Result<(), Error> {
+        let (kind, rule_id) = (checked_kind(kind)?, rule_id.to_owned());
+        self.change_rules(requester, move |rules| {
+            rules.remove(kind, &rule_id).map_err(|wrong| match wrong {
+                RemovePushRuleError::NotFound => Error::NotFound("push rule"),
+                wrong => Error::invalid(wrong.to_string()),
+            })
+        })
+        .await
+    }
+
+    pub async fn enable_push_rule(
+        &self,
+        requester: &Requester,
+        kind: &str,
+        rule_id: &str,
+        enabled: bool,
+    ) -> Result<(), Error> {
+        let (kind, rule_id) = (checked_kind(kind)?, rule_id.to_owned());
+        self.change_rules(requester, move |rules| rules.set_enabled(kind, &rule_id, enabled).map_err(no_rule)).await
+    }
+
+    pub async fn set_push_actions(
+        &self,
+        requester: &Requester,
+        kind: &str,
+        rule_id: &str,
+        actions: Vec<Action>,
+    ) -> Result<(), Error> {
+        let (kind, rule_id) = (checked_kind(kind)?, rule_id.to_owned());
+        self.change_rules(requester, move |rules| rules.set_actions(kind, &rule_id, actions).map_err(no_rule)).await
+    }
+
+    async fn ruleset(&self, user: UserNum) -> Result<Ruleset, Error> {
+        self.read(move |get| {
+            let user_id = account::id_of(get, user)?;
+            Ok(push_rule::get(get, user, &user_id)?)
+        })
+        .await
+    }
+
+    async fn change_rules(
+        &self,
+        requester: &Requester,
+        change: impl FnOnce(&mut Ruleset) -> Result<(), Error> + Send + 'static,
+    ) -> Result<(), Error> {
+        let (user, user_id) = (requester.user_num, requester.user_id.clone());
+        self.write(move |w| {
+            let mut rules = push_rule::get(w, user, &user_id)?;
+            change(&mut rules)?;
+            if rules.iter().count() > RULES_MAX || json!(rules).to_string().len() > RULES_BYTES_MAX {
+                return Err(Error::TooLarge(format!("One user may have {RULES_MAX} push rules")));
+            }
+            push_rule::set(w, user, rules)?;
+            w.announce(Change { users: vec![user], ..Change::default() });
+            Ok(())
+        })
+        .await
+    }
+}
+
+/// Where a rule goes: behind one of the user's own, in front of one, or between two.
+#[derive(Clone, Copy, Default)]
+struct Beside<'a> {
+    after: Option<&'a str>,
+    before: Option<&'a str>,
+}
+
+/// Puts a user's rule among those of its kind. A new one that is put beside none comes first, an old one stays where it is.
+/// After an error the rules are not to be kept.
+fn insert(rules: &mut Ruleset, rule: NewPushRule, beside: &Beside<'_>) -> Result<(), Error> {
+    check_ids(rule.rule_id(), beside).map_err(|wrong| Error::invalid(wrong.to_string()))?;
+    match rule {
+        NewPushRule::Override(rule) => {
+            // The one that turns everything off stays in front of all others.
+            let first = usize::from(rules.override_.first().is_some_and(|rule| rule.default));
+            let list = std::mem::take(&mut rules.override_).into_iter().collect();
+            rules.override_ = put(list, ConditionalPushRule::from(rule), first, beside)?.into_iter().collect();
+        }
+        NewPushRule::Underride(rule) => {
+            let list = std::mem::take(&mut rules.underride).into_iter().collect();
+            rules.underride = put(list, ConditionalPushRule::from(rule), 0, beside)?.into_iter().collect();
+        }
+        NewPushRule::Content(rule) => {
+            let list = std::mem::take(&mut rules.content).into_iter().collect();
+            rules.content = put(list, PatternedPushRule::from(rule), 0, beside)?.into_iter().collect();
+        }
+        NewPushRule::Room(rule) => {
+            let list = std::mem::take(&mut rules.room).into_iter().collect();
+            rules.room = put(list, SimplePushRule::from(rule), 0, beside)?.into_iter().collect();
+        }
+        NewPushRule::Sender(rule) => {
+            let list = std::mem::take(&mut rules.sender).into_iter().collect();
+            rules.sender = put(list, SimplePushRule::from(rule), 0, beside)?.into_iter().collect();
+        }
+        _ => return Err(Error::invalid("There is no such kind of push rules")),
+    }
+    Ok(())
+}
+
+fn check_ids(rule_id: &str, beside: &Beside<'_>) -> Result<(), InsertPushRuleError> {
+    if rule_id.starts_with('.') {
+        return Err(InsertPushRuleError::ServerDefaultRuleId);
+    }
+    if rule_id.contains(['/', '\\']) {
+        return Err(InsertPushRuleError::InvalidRuleId);
+    }
+    if [beside.after, beside.before].into_iter().flatten().any(|other| other.starts_with('.')) {
+        return Err(InsertPushRuleError::RelativeToServerDefaultRule);
+    }
+    Ok(())
+}
+
+/// The list with the rule in it. Its position is one among the others: it is taken out first, if it was there.
+fn put<T: Ordered>(mut list: Vec<T>, mut rule: T, first: usize, beside: &Beside<'_>) -> Result<Vec<T>, Error> {
+    if [beside.after, beside.before].contains(&Some(rule.id())) {
+        return Err(Error::invalid("A rule cannot be put beside itself"));
+    }
+    let was = list.iter().position(|other| other.id() == rule.id());
+    if let Some(was) = was {
+        rule.set_enabled(list.remove(was).is_enabled());
+    }
+    let place_of = |id: &str| {
+        let place = list.iter().position(|other| other.id() == id);
+        place.ok_or(Error::NotFound("push rule to put it beside"))
+    };
+    let after = beside.after.map(place_of).transpose()?;
+    let before = beside.before.map(place_of).transpose()?;
+    let place = match (after, before) {
+        (Some(after), Some(before)) if before <= after => {
+            return Err(Error::invalid(InsertPushRuleError::BeforeHigherThanAfter.to_string()));
+        }
+        (_, Some(before)) => before,
+        (Some(after), None) => after + 1,
+        (None, None) => was.unwrap_or(first.min(list.len())),
+    };
+    list.insert(place, rule);
+    Ok(list)
+}
+
+/// What putting rules in order asks of them, whatever their kind.
+trait Ordered {
+    fn id(&self) -> &str;
+    fn is_enabled(&self) -> bool;
+    fn set_enabled(&mut self, enabled: bool);
+}
+
+impl Ordered for ConditionalPushRule {
+    fn id(&self) -> &str {
+        &self.rule_id
+    }
+
+    fn is_enabled(&self) -> bool {
+        self.enabled
+    }
+
+    fn set_enabled(&mut self, enabled: bool) {
+        self.enabled = enabled;
+    }
+}
+
+impl Ordered for PatternedPushRule {
+    fn id(&self) -> &str {
+        &self.rule_id
+    }
+
+    fn is_enabled(&self) -> bool {
+        self.enabled
+    }
+
+    fn set_enabled(&mut self, enabled: bool) {
+        self.enabled = enabled;
+    }
+}
+
+impl<T: AsRef<str>> Ordered for SimplePushRule<T> {
+    fn id(&self) -> &str {
+        self.rule_id.as_ref()
+    }
+
+    fn is_enabled(&self) -> bool {
+        self.enabled
+    }
+
+    fn set_enabled(&mut self, enabled: bool) {
+        self.enabled = enabled;
+    }
+}
+
+fn no_rule(_: RuleNotFoundError) -> Error {
+    Error::NotFound("push rule")
+}
+
+fn checked_kind(kind: &str) -> Result<RuleKind, Error> {
+    match RuleKind::from(kind) {
+        known @ (RuleKind::Override | RuleKind::Underride | RuleKind::Sender | RuleKind::Room | RuleKind::Content) => {
+            Ok(known)
+        }
+        _ => Err(Error::invalid("There is no such kind of push rules")),
+    }
+}
+
+fn new_rule(kind: &RuleKind, rule_id: &str, rule: NewRule) -> Result<NewPushRule, Error> {
+    let id = rule_id.to_owned();
+    let wrong = |what: &str| Error::invalid(format!("The id of such a rule is a {what} id"));
+    Ok(match kind {
+        RuleKind::Override => NewPushRule::Override(NewConditionalPushRule::new(id, rule.conditions, rule.actions)),
+        RuleKind::Underride => NewPushRule::Underride(NewConditionalPushRule::new(id, rule.conditions, rule.actions)),
+        RuleKind::Sender => {
+            let user = OwnedUserId::try_from(id).map_err(|_| wrong("user"))?;
+            NewPushRule::Sender(NewSimplePushRule::new(user, rule.actions))
+        }
+        RuleKind::Room => {
+            let room = OwnedRoomId::try_from(id).map_err(|_| wrong("room"))?;
+            NewPushRule::Room(NewSimplePushRule::new(room, rule.actions))
+        }
+        _ => {
+            let pattern = rule.pattern.ok_or_else(|| Error::bad("M_MISSING_PARAM", "A content rule has a pattern"))?;
+            NewPushRule::Content(NewPatternedPushRule::new(id, pattern, rule.actions))
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::Random;
+    use ruma::{room_id, user_id};
+
+    fn content(id: &str) -> NewPushRule {
+        NewPushRule::Content(NewPatternedPushRule::new(id.to_owned(), id.to_owned(), Vec::new()))
+    }
+
+    fn ids(rules: &Ruleset) -> Vec<String> {
+        rules.content.iter().map(|rule| rule.rule_id.clone()).collect()
+    }
+
+    /// An app put its first rule behind its last one, and the server was gone: the place was counted with the rule still
+    /// in the list, so it lay behind the end. A rule beside itself did the same.
+    #[test]
+    fn the_first_rule_goes_behind_the_last_and_none_beside_itself() {
+        let mut rules = Ruleset::new();
+        for id in ["c", "b", "a"] {
+            insert(&mut rules, content(id), &Beside::default()).unwrap();
+        }
+        assert_eq!(ids(&rules), ["a", "b", "c"]);
+        insert(&mut rules, content("a"), &Beside { after: Some("c"), before: None }).unwrap();
+        assert_eq!(ids(&rules), ["b", "c", "a"]);
+        for (after, before) in [(Some("x"), None), (None, Some("x")), (Some("a"), Some("x"))] {
+            let wrong = insert(&mut rules.clone(), content("x"), &Beside { after, before });
+            assert!(matches!(wrong, Err(Error::Bad { .. })), "{wrong:?}");
+        }
+        let unknown = insert(&mut rules.clone(), content("a"), &Beside { after: Some("y"), before: None });
+        assert!(matches!(unknown, Err(Error::NotFound(_))));
+    }
+
+    #[test]
+    fn no_rule_comes_before_the_one_that_turns_all_off() {
+        let user = user_id!("@a:x");
+        let new = || NewPushRule::Override(NewConditionalPushRule::new("mine".to_owned(), Vec::new(), Vec::new()));
+        for mut rules in [Ruleset::server_default(user), Ruleset::new()] {
+            insert(&mut rules, new(), &Beside::default()).unwrap();
+            let place = rules.override_.iter().position(|rule| rule.rule_id == "mine").unwrap();
+            assert_eq!(place, usize::from(rules.override_.len() > 1));
+        }
+        let mut rules = Ruleset::server_default(user);
+        insert(
+            &mut rules,
+            NewPushRule::Sender(NewSimplePushRule::new(user.to_owned(), Vec::new())),
+            &Beside::default(),
+        )
+        .unwrap();
+        let room = room_id!("!r:x").to_owned();
+        insert(&mut rules, NewPushRule::Room(NewSimplePushRule::new(room, Vec::new())), &Beside::default()).unwrap();
+        let all = Beside { after: Some(".m.rule.master"), before: None };
+        assert!(matches!(insert(&mut rules, new(), &all), Err(Error::Bad { .. })));
+    }
+
+    /// Against the plainest list there is: names, and the sentence of the specification for each parameter.
+    #[test]
+    fn any_order_of_moves_is_what_a_plain_list_makes_of_it() {
+        let random = Random::seeded(11);
+        let names = ["a", "b", "c", "d", "e", "f"];
+        let pick = |random: &Random| names[random.below(names.len() as u64) as usize];
+        let (mut rules, mut model): (Ruleset, Vec<&str>) = (Ruleset::new(), Vec::new());
+        for _ in 0..20_000 {
+            let name = pick(&random);
+            if random.below(8) == 0 {
+                assert_eq!(rules.remove(RuleKind::Content, name).is_ok(), model.contains(&name));
+                model.retain(|other| *other != name);
+                continue;
+            }
+            let beside = |random: &Random| (random.below(2) == 0).then(|| pick(random));
+            let (after, before) = (beside(&random), beside(&random));
+            let wanted = moved(&model, name, after, before);
+            let mut tried = rules.clone();
+            let put = insert(&mut tried, content(name), &Beside { after, before });
+            assert_eq!(put.is_ok(), wanted.is_some(), "{model:?} {name} {after:?} {before:?}");
+            if let Some(wanted) = wanted {
+                (rules, model) = (tried, wanted);
+            }
+            assert_eq!(ids(&rules), model);
+        }
+    }
+
+    fn moved<'a>(model: &[&'a str], name: &'a str, after: Option<&str>, before: Option<&str>) -> Option<Vec<&'a str>> {
+        let mut others: Vec<&str> = model.iter().copied().filter(|other| *other != name).collect();
+        let place = match (after, before) {
+            (None, None) => model.iter().position(|other| *other == name).unwrap_or(0),
+            (Some(after), None) => others.iter().position(|other| *other == after)? + 1,
+            (None, Some(before)) => others.iter().position(|other| *other == before)?,
+            (Some(after), Some(before)) => {
+                let after = others.iter().position(|other| *other == after)?;
+                let before = others.iter().position(|other| *other == before)?;
+                (after < before).then_some(before)?
+            }
+        };
+        others.insert(place, name);
+        Some(others)
+    }
+}
