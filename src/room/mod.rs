@@ -18,64 +18,38 @@ use crate::matrix::{Reject, sign};
 use crate::remote::{Failed, Remote};
 use crate::store::{self, Read, Store, Write, WriteError, tables};
 
-pub mod admission;
-mod alias;
 mod append;
-mod backfill;
 mod create;
 mod directory;
-mod elsewhere;
 mod ephemeral;
-mod fetch;
-mod filter;
-mod format;
 mod handshake;
-mod helped;
-mod history;
 mod ignored;
-mod intake;
 pub mod join;
-mod judge;
 mod lock;
 mod membership;
-mod missing;
-pub mod order;
 mod read;
-mod overview;
+mod operator;
 mod receive;
-mod receipt;
-mod redact;
-mod renew;
-mod resolve;
 mod send;
-mod serve_join;
-mod serve_state;
-mod share;
 mod state;
 #[cfg(test)]
 pub(crate) mod tests;
-mod sweep;
-mod turn;
-mod typing;
-mod unread;
-mod upgrade;
-mod viewer;
-mod visitor;
+mod serve;
 
-pub use alias::Resolved;
 pub use create::{Create, Preset, StateDraft};
+pub use directory::alias::Resolved;
 pub use directory::{PUBLIC_PAGE_BYTES, PublicPage, PublicQuery};
-pub use filter::{Events, Filter};
+pub use ephemeral::receipt::{Marker, ReadMarkers};
 pub use handshake::{Invitation, STRIPPED_EVENTS_MAX, Verb};
-pub use history::Missing;
 pub use membership::Joining;
+pub use read::filter::{Events, Filter};
+pub use read::sync::{Asked, List, News, Since};
 pub use read::{ANSWER_BYTES, PAGE_EVENTS_MAX, Paging, Reader, Related, Threads, Token, Who};
-pub use receipt::{Marker, ReadMarkers};
 pub use receive::TIME_MAX as RECEIVE_TIME_MAX;
 pub use send::Sending;
-pub use serve_join::{Drawn, Submitted};
-pub use serve_state::{JoinAnswer, Served};
-pub use share::{Asked, List, News, Since};
+pub use serve::history::Missing;
+pub use serve::membership::{Drawn, Submitted};
+pub use serve::state::{JoinAnswer, Served};
 
 pub use crate::store::tables::room::event::Membership;
 pub use crate::store::{EventNum, Position, RoomNum};
@@ -106,11 +80,11 @@ struct Inner {
     gaps: lock::Locks,
     /// And one at a time that a server sent us; strangers to its room all count as one.
     gap_senders: OneEach,
-    turns: turn::Turns,
-    typing: typing::Typing,
-    rules: Arc<unread::Rules>,
-    renewals: renew::Renewals,
-    intake: intake::Intake,
+    turns: serve::slots::Turns,
+    typing: ephemeral::typing::Typing,
+    rules: Arc<append::unread::Rules>,
+    renewals: membership::profile::Renewals,
+    intake: receive::intake::Intake,
 }
 
 /// Why something about a room was not done.
@@ -213,19 +187,19 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Rooms {
     pub fn new(parts: Parts) -> Rooms {
-        let typing = typing::Typing::new(parts.budget.account("ephemeral"), parts.clock.clone());
-        let rules = Arc::new(unread::Rules::new(parts.budget.account("push_rules")));
-        let intake = intake::Intake::new(parts.clock.clone());
+        let typing = ephemeral::typing::Typing::new(parts.budget.account("ephemeral"), parts.clock.clone());
+        let rules = Arc::new(append::unread::Rules::new(parts.budget.account("push_rules")));
+        let intake = receive::intake::Intake::new(parts.clock.clone());
         Rooms(Arc::new(Inner {
             parts,
             locks: lock::Locks::default(),
             joins: join::Joins::default(),
             gaps: lock::Locks::default(),
             gap_senders: OneEach::default(),
-            turns: turn::Turns::default(),
+            turns: serve::slots::Turns::default(),
             typing,
             rules,
-            renewals: renew::Renewals::default(),
+            renewals: membership::profile::Renewals::default(),
             intake,
         }))
     }

@@ -30,7 +30,8 @@ use crate::http::{Door, Limits, Listener, Router, tls::Certificate};
 use crate::matrix::sign;
 use crate::media::{self, Media};
 use crate::remote::{self, Remote, RemoteOptions};
-use crate::room::{self, Rooms, admission::Policy};
+use crate::room::join::admission::Policy;
+use crate::room::{self, Rooms};
 use crate::store::{self, Store, StoreOptions, Survey, TableFound};
 use crate::user::{self, Users};
 

@@ -10,8 +10,9 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use ruma::{ServerName, UserId};
 
-use super::familiar::{Familiar, wire_print};
 use super::graph::Graph;
+use super::order::Node;
+use super::resume::{Familiar, wire_print};
 use crate::base::Clock;
 use crate::budget::{Account, Grant, Refused};
 use crate::matrix::scan::{Scan, Seen, Signer};
@@ -19,7 +20,6 @@ use crate::matrix::sign::{self, Claims, Often, PublicKey};
 use crate::matrix::version::IdFormat;
 use crate::matrix::{RoomVersion, json};
 use crate::remote::{Keys, Known};
-use crate::room::order::Node;
 use crate::store::tables::room::body;
 use crate::store::tables::room::event::{Id, Kind, Membership};
 use crate::store::tables::room::staged::{UserPrint, WIRE_LATE, WirePrint};

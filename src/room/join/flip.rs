@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 
-use super::settle::Settled;
+use super::build::Settled;
 use super::{Error, Join, Phase, Stop};
 use crate::base;
 use crate::budget::spill::Spill;

@@ -2,8 +2,8 @@
 
 use std::sync::{PoisonError, RwLock};
 
+use super::order::{Intern, Node, Seen};
 use crate::budget::{Account, Grant, Refused};
-use crate::room::order::{Intern, Node, Seen};
 use crate::store::tables::room::event::Id;
 
 /// Shared by the workers, who ask, and the one thread that stores, which writes.

@@ -14,14 +14,15 @@
 //! Reading order: this file, `take.rs`, `check.rs`, `familiar.rs`, `stage.rs`, `graph.rs`, `settle.rs`, `columns.rs`, `flip.rs`, `progress.rs`.
 
 mod check;
-pub mod columns;
-mod familiar;
+mod resume;
 mod flip;
 mod graph;
 mod progress;
-mod settle;
+mod build;
 mod stage;
-mod take;
+mod stream;
+pub mod admission;
+pub mod order;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -34,16 +35,12 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
 use self::check::Checker;
-use self::familiar::Familiar;
 use self::flip::LeftOut;
 use self::graph::Graph;
 pub use self::progress::Underway;
 use self::progress::{Phase, Progress};
-use self::settle::Settle;
 use self::stage::Stager;
-use super::admission::{Admitted, Policy};
 use super::handshake::Verb;
-use super::order::{OrderError, Scratch};
 use super::{Error, Joining, Result, Rooms};
 use crate::base;
 use crate::budget::spill::SpillError;
@@ -55,6 +52,10 @@ use crate::store::tables::room;
 use crate::store::tables::room::event::{Id, Membership};
 use crate::store::tables::room::staged::{self, JoinNum, Journal, Stage};
 use crate::store::{self, Get};
+use admission::{Admitted, Policy};
+use build::Settle;
+use order::{OrderError, Scratch};
+use resume::Familiar;
 
 /// Servers tried for a template.
 const SERVERS_MAX: usize = 8;
@@ -221,8 +222,8 @@ impl Stop {
     fn into_error(self) -> Error {
         match self {
             Stop::Remote(failed) => Error::Remote(failed),
-            Stop::Refused(refused) | Stop::Order(OrderError::Refused(refused)) => super::admission::busy(refused),
-            Stop::Spill(SpillError::Refused(refused)) => super::admission::busy(refused),
+            Stop::Refused(refused) | Stop::Order(OrderError::Refused(refused)) => admission::busy(refused),
+            Stop::Spill(SpillError::Refused(refused)) => admission::busy(refused),
             Stop::Store(failed) | Stop::Order(OrderError::Store(failed)) => Error::Store(failed),
             Stop::Spill(SpillError::Io(failed)) | Stop::Order(OrderError::Spill(SpillError::Io(failed))) => {
                 Error::Store(store::Error::from_io(&failed))
@@ -719,7 +720,7 @@ impl<'a> Join<'a> {
     /// A room whose order or columns need more than its lane has both lanes to itself; what is small waits meanwhile.
     async fn widened(&self, lane: Lane, journal: &Journal) -> Result<Lane, Stop> {
         let (joins, account) = (&self.rooms.0.joins, self.rooms.0.parts.budget.account("join"));
-        let needed = super::admission::settling_bytes(journal.nodes, journal.events);
+        let needed = admission::settling_bytes(journal.nodes, journal.events);
         if needed <= lane.memory.limit() {
             return Ok(lane);
         }
@@ -868,7 +869,7 @@ impl<'a> Join<'a> {
         mut body: Body,
         admitted: Admitted,
         lane: &Lane,
-    ) -> (Result<take::Said, Stop>, Journal) {
+    ) -> (Result<stream::Said, Stop>, Journal) {
         journal.attempt += 1;
         journal.stage = journal.stage.max(Stage::Streaming);
         let before = journal.clone();
@@ -878,7 +879,7 @@ impl<'a> Join<'a> {
         };
         let graph = checker.graph.clone();
         let scratch = self.scratch(lane);
-        let taken = take::take(&mut body, checker, stager, lane, &scratch, &self.progress, admitted.body_bytes_max);
+        let taken = stream::take(&mut body, checker, stager, lane, &scratch, &self.progress, admitted.body_bytes_max);
         let (said, stager) = taken.await;
         let mut journal = stager.map_or(before, |stager| stager.journal.clone());
         journal.nodes = graph.nodes();
@@ -903,8 +904,8 @@ impl<'a> Join<'a> {
         // Beside what the pipeline needs, and what grows with the room.
         let growing = GROWING_BYTES.min(memory.limit() / 7);
         let keys_bytes = growing * 2 / 3;
-        let familiar = if journal.batches > 0 { familiar::BYTES } else { 0 };
-        let left = memory.limit().saturating_sub(take::fixed_bytes(lane) + growing + familiar);
+        let familiar = if journal.batches > 0 { resume::BYTES } else { 0 };
+        let left = memory.limit().saturating_sub(stream::fixed_bytes(lane) + growing + familiar);
         let nodes = nodes.min(left / NODE_BYTES);
         base::blocking(move || {
             let graph = Arc::new(Graph::new(key, nodes, &memory)?);

@@ -8,14 +8,15 @@ use ruma::{OwnedEventId, OwnedRoomId, OwnedServerName, OwnedUserId, RoomId, User
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
+use super::authorize;
+use super::backfill::Gap;
+use super::fetch::{Fetched, KeyName, Pieces};
 use super::*;
 use crate::budget::{Budget, Profile};
 use crate::matrix::sign::{Key, PublicKey};
 use crate::matrix::{Draft, auth};
 use crate::remote::Failed;
-use crate::room::backfill::Gap;
-use crate::room::fetch::{Fetched, KeyName, Pieces};
-use crate::room::share::tests::synced;
+use crate::room::read::sync::tests::synced;
 use crate::room::state::{known, load};
 use crate::room::tests::{House, START_MS, house_within};
 use crate::room::{Create, Preset};
@@ -318,7 +319,7 @@ impl World {
     }
 
     fn row(&self, event: &Event) -> Option<Row> {
-        judge::stored(&self.house.read(), event.id().as_str()).unwrap().map(|(_, row)| row)
+        authorize::stored(&self.house.read(), event.id().as_str()).unwrap().map(|(_, row)| row)
     }
 
     fn topic(&self) -> Option<String> {
@@ -1212,7 +1213,7 @@ async fn on_a_long_fork_the_state_is_what_its_ends_resolve_to() {
         let read = world.house.read();
         let room = known(&read, world.room.as_str()).unwrap();
         assert_eq!(room.row.extremities.len(), 2);
-        assert_eq!(judge::settle_ends(&read, &room, &world.inbox.means()).unwrap(), [], "event {n}");
+        assert_eq!(authorize::settle_ends(&read, &room, &world.inbox.means()).unwrap(), [], "event {n}");
         most = most.max(room.row.joined);
     }
     assert!(most > 20, "{most}");

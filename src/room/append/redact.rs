@@ -1,0 +1,75 @@
+//! Taking an event's content out, as soon as both the redaction and its target are here.
+//!
+//! Redactions that came before their target wait in a row of their own. Whether one may is judged once, when the two meet,
+//! by the room's present state (each room version's section "Redactions").
+
+use super::relation_of;
+use crate::matrix::{Event, RoomVersion, auth};
+use crate::room::Error;
+use crate::room::state::{View, load_row};
+use crate::store::tables::room::event::{self, Kind, Row};
+use crate::store::tables::room::relation;
+use crate::store::{EventNum, Get, Result, RoomNum, Write};
+
+/// Settles what an event that was just stored means for redactions: it may be one, or have been waited for.
+pub fn settle(w: &mut Write<'_>, event: &Event, num: EventNum, row: &Row, shown: bool) -> Result<()> {
+    if row.kind == Kind::REDACTION && shown {
+        strike_target(w, event, num, row)?;
+    }
+    for waiting in event::take_pending_redactions(w, row.room, event.id().as_str())? {
+        let redaction_row = event::row_of(w, waiting)?;
+        let redaction = load_row(w, event.version(), &redaction_row)?;
+        // Read again: the target may be its own row's newest state only in the store.
+        let row = event::row_of(w, num)?;
+        if applies(w, row.room, event.version(), &redaction, event)? {
+            return strike(w, event, num, row, waiting);
+        }
+    }
+    Ok(())
+}
+
+fn strike_target(w: &mut Write<'_>, redaction: &Event, num: EventNum, row: &Row) -> Result<()> {
+    let Some(target_id) = redaction.redacts() else { return Ok(()) };
+    let Some(target) = event::num(w, target_id.as_str())? else {
+        return event::add_pending_redaction(w, row.room, target_id.as_str(), num);
+    };
+    let target_row = event::row_of(w, target)?;
+    if target_row.room != row.room || target_row.flags.redacted {
+        return Ok(());
+    }
+    let event = load_row(w, redaction.version(), &target_row)?;
+    if applies(w, row.room, redaction.version(), redaction, &event)? {
+        strike(w, &event, target, target_row, num)?;
+    }
+    Ok(())
+}
+
+/// Whether the redaction takes effect, by the room's present state.
+fn applies(
+    get: &impl Get,
+    room: RoomNum,
+    version: &'static RoomVersion,
+    redaction: &Event,
+    target: &Event,
+) -> Result<bool> {
+    let view = View::present(get, room, version);
+    match view.with_powers(|powers| auth::redaction_applies(version, redaction, target, powers)) {
+        Ok(applies) => Ok(applies.unwrap_or(false)),
+        Err(Error::Store(failed)) => Err(failed),
+        // Levels nobody can read give nobody power.
+        Err(_) => Ok(false),
+    }
+}
+
+/// Replaces the body by what a redaction leaves. Always bounded: two rows and a relation.
+fn strike(w: &mut Write<'_>, event: &Event, num: EventNum, mut row: Row, by: EventNum) -> Result<()> {
+    if let Some(order) = row.order
+        && let Some((rel, target)) = relation_of(w, row.room, event)?
+    {
+        relation::remove(w, row.room, target, rel, order)?;
+    }
+    event::replace_body(w, &row, event.redacted().to_federation())?;
+    row.flags.redacted = true;
+    row.redacted_by = Some(by);
+    event::put_row(w, num, &row)
+}

@@ -1,0 +1,200 @@
+//! Counting what is unread: each local member's push rules, asked once as an event comes in.
+//!
+//! Bounded by the local members of the room, each some microseconds and a row or two; by nothing a remote decides.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use ruma::UserId;
+use ruma::push::Ruleset;
+
+use super::{Append, Here, local_joined, relation_of};
+use crate::budget::{Account, Grant};
+use crate::matrix::auth::{Powers, State as _};
+use crate::matrix::{Event, json, push};
+use crate::room::Error;
+use crate::room::ignored;
+use crate::room::state::{View, load};
+use crate::store::tables::room::Room;
+use crate::store::tables::room::event::Row;
+use crate::store::tables::room::relation::Rel;
+use crate::store::tables::room::unread::Part;
+use crate::store::tables::room::{member, unread};
+use crate::store::tables::user::account_data::{self, GLOBAL};
+use crate::store::tables::user::{self, push_rule};
+use crate::store::{EventNum, Get, Result, UserNum, Write};
+
+/// What a parsed set of rules takes: the defaults are some twenty rules of about 400 bytes each.
+const RULES_BYTES: u64 = 10 * 1024;
+/// What a byte of a user's own rules as JSON becomes, parsed.
+const BYTES_PER_JSON_BYTE: u64 = 4;
+/// How far from a thread an event may be and still belong to it, as the specification has it.
+const THREAD_HOPS_MAX: usize = 3;
+
+/// Parsed push rules of the users who were counted for last, on the account's bytes; whom it has no room for is parsed
+/// again each time.
+pub struct Rules {
+    account: Account,
+    parsed: Mutex<HashMap<UserNum, Parsed>>,
+}
+
+struct Parsed {
+    /// Of the JSON they were parsed from; none for the defaults.
+    hash: Option<[u8; 16]>,
+    rules: Arc<Ruleset>,
+    grant: Grant,
+}
+
+impl Rules {
+    pub fn new(account: Account) -> Rules {
+        Rules { account, parsed: Mutex::default() }
+    }
+
+    /// The rules that hold for a user now.
+    fn get(&self, get: &impl Get, user: UserNum, user_id: &UserId) -> Result<Arc<Ruleset>> {
+        let json = account_data::get(get, user, GLOBAL, push_rule::KIND)?;
+        let hash = json.as_ref().map(|json| get.hash128(&[json]));
+        if let Some(parsed) = self.lock().get(&user)
+            && parsed.hash == hash
+        {
+            return Ok(parsed.rules.clone());
+        }
+        let rules = Arc::new(push_rule::get(get, user, user_id)?);
+        let bytes = RULES_BYTES + BYTES_PER_JSON_BYTE * json.map_or(0, |json| json.len() as u64);
+        let mut parsed = self.lock();
+        parsed.remove(&user);
+        if let Some(grant) = self.make_room(&mut parsed, bytes) {
+            parsed.insert(user, Parsed { hash, rules: rules.clone(), grant });
+        }
+        Ok(rules)
+    }
+
+    /// Memory for one more, for which those go that take as much or more, the largest first: nobody with endless rules has
+    /// everybody else's parsed again and again.
+    fn make_room(&self, parsed: &mut HashMap<UserNum, Parsed>, bytes: u64) -> Option<Grant> {
+        loop {
+            if let Ok(grant) = self.account.try_take(bytes) {
+                return Some(grant);
+            }
+            let (user, largest) = parsed.iter().max_by_key(|(_, one)| one.grant.bytes())?;
+            let user = *user;
+            if largest.grant.bytes() < bytes {
+                return None;
+            }
+            parsed.remove(&user);
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<UserNum, Parsed>> {
+        self.parsed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Counts an event that was just shown for each local member it notifies. Who sent it has read up to it.
+pub fn count(w: &mut Write<'_>, here: &Here, room: &Room, new: &Append, row: &Row) -> Result<()> {
+    let Some(order) = row.order else { return Ok(()) };
+    let mut others = local_joined(w, new.room)?;
+    if others.contains(&row.sender) {
+        others.retain(|user| *user != row.sender);
+        if row.state_key.is_none() {
+            let part = thread_of(w, new)?.map_or(Part::Main, Part::Thread);
+            unread::read_up_to(w, row.sender, new.room, order, part)?;
+        }
+    }
+    if others.is_empty() {
+        return Ok(());
+    }
+    let thread = thread_of(w, new)?;
+    let flat = push::Flat::new(&new.event);
+    let seen = seen_by_rules(w, room, new)?;
+    let sender = new.event.sender();
+    for user in others {
+        if ignored::is_ignored(w, user, sender.as_str())? {
+            continue;
+        }
+        let user_id = user::id_of(w, user)?;
+        let Ok(id) = <&UserId>::try_from(user_id.as_str()) else { continue };
+        let rules = here.rules.get(w, user, id)?;
+        let name = display_name(w, new, user, id)?;
+        let outcome = push::evaluate(&rules, &flat, &seen, id, &name);
+        if outcome.notify {
+            unread::add(w, user, new.room, order, outcome.highlight, thread)?;
+        }
+    }
+    Ok(())
+}
+
+/// The root of the thread an event is in: it says so itself, or what it relates to does. A few hops at most.
+fn thread_of(get: &impl Get, new: &Append) -> Result<Option<EventNum>> {
+    let mut relation = relation_of(get, new.room, &new.event)?;
+    for _ in 0..THREAD_HOPS_MAX {
+        match relation {
+            Some((Rel::THREAD, root)) => return Ok(Some(root)),
+            Some((_, target)) => relation = relation_of(get, new.room, &load(get, new.event.version(), target)?)?,
+            None => return Ok(None),
+        }
+    }
+    Ok(None)
+}
+
+/// The room as the rules see it.
+fn seen_by_rules(get: &impl Get, room: &Room, new: &Append) -> Result<push::Room> {
+    let version = new.event.version();
+    let view = View::present(get, new.room, version);
+    let (create, levels) = (readable(view.create())?, readable(view.power_levels())?);
+    let powers = create.as_ref().map(|create| Powers::new(version, create, levels.as_deref()));
+    Ok(push::Room::new(&new.event, room.joined, powers.as_ref()))
+}
+
+/// State that cannot be read counts as not there.
+fn readable<T>(state: Result<Option<T>, Error>) -> Result<Option<T>> {
+    match state {
+        Ok(found) => Ok(found),
+        Err(Error::Store(failed)) => Err(failed),
+        Err(_) => Ok(None),
+    }
+}
+
+/// A member's name in the room. Looked up only when there is a text it could stand in.
+fn display_name(get: &impl Get, new: &Append, user: UserNum, user_id: &UserId) -> Result<String> {
+    let has_text = json::get(new.event.content().as_bytes(), "body").is_some();
+    let own = || user_id.localpart().to_owned();
+    if !has_text {
+        return Ok(own());
+    }
+    let Some(member) = member::mine(get, user, new.room)?.and_then(|mine| mine.event) else { return Ok(own()) };
+    let event = load(get, new.event.version(), member)?;
+    Ok(name_in(&event).unwrap_or_else(own))
+}
+
+fn name_in(member: &Event) -> Option<String> {
+    member.content_text("displayname").map(|name| name.into_owned()).filter(|name| !name.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::budget::Budget;
+
+    /// One set of rules that found no place threw out everybody's.
+    #[test]
+    fn large_rules_push_out_no_smaller_ones() {
+        let account = Budget::for_tests().account("ephemeral");
+        let rules = Rules::new(account.clone());
+        let put = |user: u32, bytes: u64| {
+            let mut parsed = rules.lock();
+            let grant = rules.make_room(&mut parsed, bytes);
+            let kept = grant.is_some();
+            let empty = Arc::new(Ruleset::default());
+            grant.map(|grant| parsed.insert(UserNum(user), Parsed { hash: None, rules: empty, grant }));
+            kept
+        };
+        let quarter = account.limit() / 4;
+        assert!(put(1, quarter) && put(2, quarter) && put(3, quarter * 2));
+        assert!(!put(4, quarter * 3));
+        assert!(put(5, quarter));
+        let mut kept: Vec<_> = rules.lock().keys().map(|user| user.0).collect();
+        kept.sort_unstable();
+        assert_eq!(kept, [1, 2, 5]);
+    }
+}

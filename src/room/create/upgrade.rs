@@ -1,0 +1,262 @@
+//! Moving a room to another version (client-server API, "Room Upgrades").
+//!
+//! The new room is made whole first, then the old one is closed with a tombstone that leads to it. A power cut between
+//! leaves a new room nobody was told of, and the upgrade can be asked for again.
+
+use ruma::{OwnedRoomId, OwnedUserId, RoomId, UserId};
+use serde_json::{Map, Value, json};
+
+use crate::matrix::auth::{Named, State as _};
+use crate::matrix::{RoomVersion, version};
+use crate::room::send::{New, id_of, known_to_member, not_in_room};
+use crate::room::state::Known;
+use crate::room::{Create, Error, Membership, Result, Rooms, StateDraft};
+use crate::store::tables::room::{self, member};
+use crate::store::tables::user;
+use crate::store::{Get, Read};
+
+/// State that goes along, all with an empty key. Levels, the create event and the alias have ways of their own.
+const CARRIED: [&str; 9] = [
+    "m.room.server_acl",
+    "m.room.encryption",
+    "m.room.name",
+    "m.room.avatar",
+    "m.room.topic",
+    "m.room.guest_access",
+    "m.room.history_visibility",
+    "m.room.join_rules",
+    "m.room.pinned_events",
+];
+/// Bans that go along, at most: each is an event.
+const BANS_MAX: usize = 200;
+const ALIASES_MAX: usize = 100;
+
+/// The old room, as far as the new one needs it.
+struct Old {
+    create: Create,
+    /// What the levels are to be in the end; none when the new room has them from the start.
+    levels: Option<Value>,
+    canonical_alias: Option<Value>,
+    public: bool,
+    bans: Vec<(OwnedUserId, Option<String>)>,
+    /// The old room's levels with nobody but moderators speaking.
+    closed: Value,
+}
+
+impl Rooms {
+    /// Replaces a room by one of another version. Whoever asks must be allowed to close the old room.
+    pub async fn upgrade(
+        &self,
+        user: &UserId,
+        room_id: &RoomId,
+        new_version: &str,
+        additional_creators: Vec<OwnedUserId>,
+    ) -> Result<OwnedRoomId> {
+        let version = version::get_offered(new_version).ok_or_else(|| {
+            Error::bad("M_UNSUPPORTED_ROOM_VERSION", format!("rooms of version {new_version} are not made here"))
+        })?;
+        let (rooms, user, room_id) = (self.clone(), user.to_owned(), room_id.to_owned());
+        self.unbroken(async move { rooms.move_room(&user, &room_id, version, additional_creators).await }).await
+    }
+
+    async fn move_room(
+        &self,
+        user: &UserId,
+        room_id: &RoomId,
+        version: &'static RoomVersion,
+        creators: Vec<OwnedUserId>,
+    ) -> Result<OwnedRoomId> {
+        let (asked, from) = (user.to_owned(), room_id.to_owned());
+        let old = self.reading(move |_, read| old_room(read, &from, &asked, version, creators)).await?;
+        let new = self.create(user, old.create).await?;
+        let content = json!({ "body": "This room has been replaced", "replacement_room": new });
+        self.send_new(room_id, New::state("m.room.tombstone", "", user, content), None).await?;
+        self.move_names(user, room_id, &new).await?;
+        // From here on nothing is worth failing for: the rooms lead to each other.
+        let mut rest = Vec::new();
+        if let Some(alias) = old.canonical_alias {
+            rest.push((room_id, New::state("m.room.canonical_alias", "", user, json!({}))));
+            rest.push((&*new, New::state("m.room.canonical_alias", "", user, alias)));
+        }
+        for (target, reason) in old.bans {
+            let mut content = json!({ "membership": "ban" });
+            if let Some(reason) = reason {
+                content["reason"] = reason.into();
+            }
+            rest.push((&*new, New::state("m.room.member", target.as_str(), user, content)));
+        }
+        rest.extend(old.levels.map(|levels| (&*new, New::state("m.room.power_levels", "", user, levels))));
+        rest.push((room_id, New::state("m.room.power_levels", "", user, old.closed)));
+        for (room, event) in rest {
+            let kind = event.kind.clone();
+            if let Err(failed) = self.send_new(room, event, None).await {
+                tracing::info!(%room, kind, error = %failed, "a part of a room did not move with it");
+            }
+        }
+        if old.public {
+            self.set_public(user, &new, true, true).await?;
+            self.set_public(user, room_id, false, true).await?;
+        }
+        Ok(new)
+    }
+
+    /// The aliases of this server lead to the new room from now on.
+    async fn move_names(&self, user: &UserId, from: &RoomId, to: &RoomId) -> Result<()> {
+        let (user, from, to) = (user.to_owned(), from.to_owned(), to.to_owned());
+        self.write(move |w| {
+            let (Some(from), Some(to)) = (room::num(w, from.as_str())?, room::num(w, to.as_str())?) else {
+                return Err(Error::NotFound);
+            };
+            let user = user::num(w, user.as_str())?.ok_or_else(not_in_room)?;
+            for alias in room::aliases(w, from, ALIASES_MAX)? {
+                let creator = room::alias(w, &alias)?.map_or(user, |(_, creator)| creator);
+                room::remove_alias(w, &alias)?;
+                room::put_alias(w, &alias, to, creator)?;
+            }
+            Ok(())
+        })
+        .await
+    }
+}
+
+fn old_room(
+    read: &Read,
+    room_id: &RoomId,
+    user: &UserId,
+    version: &'static RoomVersion,
+    creators: Vec<OwnedUserId>,
+) -> Result<Old> {
+    let room = known_to_member(read, room_id)?;
+    let view = room.view(read);
+    let joined = view.member(user)?.is_some_and(|(membership, _)| membership == Membership::Join);
+    if !joined {
+        return Err(not_in_room());
+    }
+    let may = view.with_powers(|powers| powers.user(user) >= powers.event("m.room.tombstone", true))?;
+    if may != Some(true) {
+        return Err(Error::forbidden("the user may not close the room"));
+    }
+    let levels = content(read, &room, "m.room.power_levels")?.unwrap_or_else(|| json!({}));
+    let wanted = levels_for(read, &room, levels.clone(), version, user, &creators)?;
+    let (first, later) = first_levels(wanted, version, user);
+    let mut initial_state = vec![draft("m.room.power_levels", first)];
+    for kind in CARRIED {
+        initial_state.extend(content(read, &room, kind)?.map(|content| draft(kind, content)));
+    }
+    let mut creation_content = match content(read, &room, "m.room.create")? {
+        Some(Value::Object(content)) => content,
+        _ => Map::new(),
+    };
+    for ours in ["creator", "room_version", "additional_creators", "predecessor"] {
+        creation_content.remove(ours);
+    }
+    let mut predecessor = json!({ "room_id": room_id });
+    // The id of a room of such a version is that of its first event, which would then have to exist before this one.
+    if let Some(last) = room.row.extremities.last().filter(|_| !version.creators_infinite) {
+        predecessor["event_id"] = id_of(read, *last)?.as_str().into();
+    }
+    creation_content.insert("predecessor".into(), predecessor);
+    if version.creators_infinite && !creators.is_empty() {
+        creation_content.insert("additional_creators".into(), json!(creators));
+    }
+    let create =
+        Create { room_version: Some(version.id.to_owned()), initial_state, creation_content, ..Create::default() };
+    Ok(Old {
+        create,
+        levels: later,
+        canonical_alias: content(read, &room, "m.room.canonical_alias")?
+            .filter(|content| content.get("alias").is_some()),
+        public: room.row.public,
+        bans: bans(read, &room)?,
+        closed: closed(levels),
+    })
+}
+
+fn draft(kind: &str, content: Value) -> StateDraft {
+    StateDraft { kind: kind.to_owned(), state_key: String::new(), content }
+}
+
+/// The content of a state event without a key.
+pub(in crate::room) fn content(get: &impl Get, room: &Known, kind: &str) -> Result<Option<Value>> {
+    let event = room.view(get).event(kind, "")?;
+    Ok(event.and_then(|event| serde_json::from_str(event.content()).ok()))
+}
+
+/// The old room's levels as the new version lets them be: creators who stand above all are not named, and creators who
+/// stood above all and do so no more are.
+fn levels_for(
+    read: &Read,
+    room: &Known,
+    mut levels: Value,
+    version: &RoomVersion,
+    user: &UserId,
+    creators: &[OwnedUserId],
+) -> Result<Value> {
+    if !levels.is_object() {
+        levels = json!({});
+    }
+    if !levels["users"].is_object() {
+        levels["users"] = json!({});
+    }
+    let old_creators = room.view(read).create()?.map(|create| create.creators.clone()).unwrap_or_default();
+    let Some(users) = levels["users"].as_object_mut() else { return Ok(levels) };
+    if version.creators_infinite {
+        users.remove(user.as_str());
+        creators.iter().for_each(|creator| drop(users.remove(creator.as_str())));
+    }
+    if room.version.creators_infinite {
+        for creator in &old_creators {
+            let is_one_still = version.creators_infinite && (creator == user || creators.contains(creator));
+            if !is_one_still {
+                users.insert(creator.to_string(), 100.into());
+            }
+        }
+    }
+    Ok(levels)
+}
+
+/// Whoever upgrades needs power to set the new room up; what they had not before they give back at the end.
+fn first_levels(levels: Value, version: &RoomVersion, user: &UserId) -> (Value, Option<Value>) {
+    let number = |value: &Value| value.as_i64().unwrap_or(0);
+    let own = levels["users"].get(user.as_str()).or(levels.get("users_default")).map_or(0, number);
+    let needed = levels.get("events").and_then(Value::as_object);
+    let needed = needed.into_iter().flat_map(|events| events.values().map(number)).max().unwrap_or(0).max(100);
+    if version.creators_infinite || own >= needed {
+        return (levels, None);
+    }
+    let mut first = levels.clone();
+    first["users"][user.as_str()] = needed.into();
+    (first, Some(levels))
+}
+
+/// Only moderators speak and ask people in from now on.
+fn closed(mut levels: Value) -> Value {
+    if !levels.is_object() {
+        levels = json!({});
+    }
+    let level =
+        |levels: &Value, named: Named| levels.get(named.key()).and_then(Value::as_i64).unwrap_or(named.default());
+    let quiet = (level(&levels, Named::UsersDefault) + 1).max(50);
+    for named in [Named::EventsDefault, Named::Invite] {
+        levels[named.key()] = level(&levels, named).max(quiet).into();
+    }
+    levels
+}
+
+fn bans(read: &Read, room: &Known) -> Result<Vec<(OwnedUserId, Option<String>)>> {
+    let mut banned = Vec::new();
+    member::list(read, room.num, Membership::Ban, None, &mut |user, event| {
+        banned.push((user, event));
+        Ok(match banned.len() < BANS_MAX {
+            true => std::ops::ControlFlow::Continue(()),
+            false => std::ops::ControlFlow::Break(()),
+        })
+    })?;
+    let mut out = Vec::with_capacity(banned.len());
+    for (num, event) in banned {
+        let Ok(id) = OwnedUserId::try_from(user::id_of(read, num)?) else { continue };
+        let event = crate::room::state::load(read, room.version, event)?;
+        out.push((id, event.content_text("reason").map(|reason| reason.into_owned())));
+    }
+    Ok(out)
+}

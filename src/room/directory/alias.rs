@@ -1,0 +1,171 @@
+//! Names for rooms: aliases of this server.
+
+use ruma::{OwnedRoomId, OwnedServerName, RoomAliasId, RoomId, UserId};
+use serde_json::Value;
+
+use crate::room::send::{New, known_to_member};
+use crate::room::{Error, Result, Rooms};
+use crate::store::tables::room::{self, member};
+use crate::store::tables::user;
+use crate::store::{Get, RoomNum};
+
+/// Servers told with an alias, at most: enough to join through when some are down.
+const SERVERS_MAX: usize = 50;
+/// Aliases listed of one room, and made for one.
+const ALIASES_MAX: usize = 100;
+const CANONICAL_ALIAS: &str = "m.room.canonical_alias";
+
+/// Where an alias leads.
+#[derive(Debug, Clone)]
+pub struct Resolved {
+    pub room_id: OwnedRoomId,
+    /// Servers that are in the room, this one first if it is.
+    pub servers: Vec<OwnedServerName>,
+}
+
+impl Rooms {
+    /// Points a new alias of this server at a room the user is in.
+    pub async fn set_alias(&self, user: &UserId, alias: &RoomAliasId, room_id: &RoomId) -> Result<()> {
+        self.check_ours(alias)?;
+        let (user_id, alias, room_id) = (user.to_owned(), alias.to_owned(), room_id.to_owned());
+        self.write(move |w| {
+            let room = known_to_member(w, &room_id)?;
+            let Some(user) = user::num(w, user_id.as_str())? else { return Err(crate::room::send::not_in_room()) };
+            if !member::is_joined(w, room.num, user)? {
+                return Err(crate::room::send::not_in_room());
+            }
+            if room::alias(w, alias.as_str())?.is_some() {
+                return Err(Error::Taken);
+            }
+            if room::aliases(w, room.num, ALIASES_MAX)?.len() == ALIASES_MAX {
+                return Err(Error::forbidden("the room has too many aliases"));
+            }
+            Ok(room::put_alias(w, alias.as_str(), room.num, user)?)
+        })
+        .await
+    }
+
+    /// Takes an alias away: whoever made it may, and whoever may change the room's own name for itself; `is_admin` may
+    /// always.
+    pub async fn remove_alias(&self, user: &UserId, alias: &RoomAliasId, is_admin: bool) -> Result<()> {
+        self.check_ours(alias)?;
+        let (by, gone) = (user.to_owned(), alias.to_owned());
+        let room = self.write(move |w| {
+            let (user, alias) = (by, gone);
+            let (room, creator) = room::alias(w, alias.as_str())?.ok_or(Error::NotFound)?;
+            let own = user::num(w, user.as_str())? == Some(creator);
+            if !is_admin && !own && !may_list(w, room, &user)? {
+                return Err(Error::forbidden("somebody else made that alias"));
+            }
+            room::remove_alias(w, alias.as_str())?;
+            Ok(room)
+        });
+        let room = room.await?;
+        if let Err(failed) = self.unlist(room, user, alias).await {
+            // The alias is gone all the same; the room goes on naming it until somebody who may changes that.
+            tracing::debug!(%alias, %failed, "the room still names an alias that was removed");
+        }
+        Ok(())
+    }
+
+    /// Takes a removed alias out of what the room says it is called, when the user may.
+    async fn unlist(&self, num: RoomNum, user: &UserId, alias: &RoomAliasId) -> Result<()> {
+        let (asked, gone) = (user.to_owned(), alias.to_owned());
+        let left = self.reading(move |_, read| {
+            let room = crate::room::state::known_num(read, num)?;
+            if !may_list(read, num, &asked)? {
+                return Ok(None);
+            }
+            let content = crate::room::create::upgrade::content(read, &room, CANONICAL_ALIAS)?;
+            Ok(content.and_then(|content| without(content, gone.as_str())).map(|content| (room.row.id, content)))
+        });
+        let Some((room_id, content)) = left.await? else { return Ok(()) };
+        let room_id = OwnedRoomId::try_from(room_id).map_err(|_| Error::NotFound)?;
+        let (rooms, new) = (self.clone(), New::state(CANONICAL_ALIAS, "", user, content));
+        self.unbroken(async move { rooms.send_new(&room_id, new, None).await }).await.map(drop)
+    }
+
+    /// Where an alias of this server leads.
+    pub async fn resolve_here(&self, alias: &RoomAliasId) -> Result<Resolved> {
+        self.check_ours(alias).map_err(|_| Error::NotFound)?;
+        let alias = alias.to_owned();
+        self.reading(move |rooms, read| {
+            let (num, _) = room::alias(read, alias.as_str())?.ok_or(Error::NotFound)?;
+            let row = room::get_of(read, num)?;
+            let room_id = OwnedRoomId::try_from(row.id).map_err(|_| Error::NotFound)?;
+            Ok(Resolved { room_id, servers: rooms.servers_of(read, num)? })
+        })
+        .await
+    }
+
+    /// The aliases of this server that lead to a room, for somebody who may know them.
+    pub async fn aliases(&self, user: &UserId, room_id: &RoomId) -> Result<Vec<String>> {
+        let (user, room_id) = (user.to_owned(), room_id.to_owned());
+        self.reading(move |_, read| {
+            let room = known_to_member(read, &room_id)?;
+            let view = room.view(read);
+            let joined = view.member(&user)?.is_some_and(|(membership, _)| membership == crate::room::Membership::Join);
+            let open =
+                view.text("m.room.history_visibility", "history_visibility")?.as_deref() == Some("world_readable");
+            match joined || open {
+                true => Ok(room::aliases(read, room.num, ALIASES_MAX)?),
+                false => Err(crate::room::send::not_in_room()),
+            }
+        })
+        .await
+    }
+
+    /// Some servers that are in a room, this one first if it is.
+    pub(in crate::room) fn servers_of(&self, get: &impl Get, num: RoomNum) -> Result<Vec<OwnedServerName>> {
+        let mut servers = Vec::new();
+        if member::server(get, num, self.server().as_str())?.is_some() {
+            servers.push(self.server().to_owned());
+        }
+        member::list_servers(get, num, None, &mut |name, _| {
+            if name != self.server().as_str() {
+                servers.extend(OwnedServerName::try_from(name));
+            }
+            Ok(match servers.len() < SERVERS_MAX {
+                true => std::ops::ControlFlow::Continue(()),
+                false => std::ops::ControlFlow::Break(()),
+            })
+        })?;
+        Ok(servers)
+    }
+
+    fn check_ours(&self, alias: &RoomAliasId) -> Result<()> {
+        match alias.server_name() == self.server() {
+            true => Ok(()),
+            false => Err(Error::bad("M_INVALID_PARAM", "that alias is of another server")),
+        }
+    }
+}
+
+/// The content of a canonical alias event without one of its aliases; nothing when it does not name it.
+fn without(mut content: Value, gone: &str) -> Option<Value> {
+    let object = content.as_object_mut()?;
+    let mut named = false;
+    if object.get("alias").and_then(Value::as_str) == Some(gone) {
+        object.remove("alias");
+        named = true;
+    }
+    if let Some(others) = object.get_mut("alt_aliases").and_then(Value::as_array_mut) {
+        let before = others.len();
+        others.retain(|other| other.as_str() != Some(gone));
+        named |= others.len() < before;
+    }
+    named.then_some(content)
+}
+
+/// Whether a user may decide under which names and in which lists a room is found: who may set its canonical alias.
+pub(in crate::room) fn may_list(get: &impl Get, num: RoomNum, user: &UserId) -> Result<bool> {
+    let room = match crate::room::state::known_num(get, num) {
+        Ok(room) => room,
+        Err(Error::NotFound) => return Ok(false),
+        Err(failed) => return Err(failed),
+    };
+    let view = room.view(get);
+    let joined = view.member(user)?.is_some_and(|(membership, _)| membership == crate::room::Membership::Join);
+    let enough = view.with_powers(|powers| powers.user(user) >= powers.event(CANONICAL_ALIAS, true))?;
+    Ok(joined && enough == Some(true))
+}

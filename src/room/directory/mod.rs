@@ -1,0 +1,211 @@
+//! The public list of this server.
+
+use std::ops::ControlFlow;
+
+use ruma::{RoomId, UserId};
+use serde::Serialize;
+use serde_json::value::{RawValue, to_raw_value};
+use serde_json::{Map, Value};
+
+use super::state::{Known, known, known_num};
+use super::{Error, Result, Rooms};
+use crate::budget::Grant;
+use crate::matrix::json;
+use crate::store::tables::room;
+use crate::store::{Get, Read};
+use alias::may_list;
+
+pub mod alias;
+
+/// Rooms on one page.
+const PAGE_MAX: usize = 100;
+/// A page ends early when it has grown to this: a name and a topic may have thousands of letters.
+const PAGE_BYTES: usize = 64 * 1024;
+/// What a page takes while it is made and written: its rooms, one room more, and their text.
+pub const PUBLIC_PAGE_BYTES: u64 = 192 * 1024;
+/// Rooms looked at for one page of a search.
+const SEARCHED_MAX: usize = 1000;
+/// The estimate of the whole list counts no further.
+const COUNTED_MAX: usize = 10_000;
+/// Longest text of a room shown in lists.
+const TEXT_CHARS_MAX: usize = 2000;
+
+/// Which part of the public list.
+#[derive(Debug, Clone, Default)]
+pub struct PublicQuery {
+    pub limit: Option<usize>,
+    pub since: Option<String>,
+    /// Found in the name, the topic or the alias, in any case.
+    pub search: Option<String>,
+    /// Only rooms of these types; `None` in it stands for rooms without one.
+    pub room_types: Option<Vec<Option<String>>>,
+}
+
+/// A page of the public list, in the shape it is told: at most [`PAGE_MAX`] rooms, or [`PAGE_BYTES`] and one room more.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct PublicPage {
+    pub chunk: Vec<Box<RawValue>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub next_batch: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prev_batch: Option<String>,
+    pub total_room_count_estimate: u64,
+}
+
+impl PublicPage {
+    /// The page as JSON, and what of `grant` pays for that.
+    pub fn into_json(self, mut grant: Grant) -> (Vec<u8>, Grant) {
+        let text: usize = self.chunk.iter().map(|room| room.get().len() + 1).sum();
+        let mut json = Vec::with_capacity(text + 512);
+        serde_json::to_writer(&mut json, &self).expect("a page is JSON, and a list takes it");
+        grant.shrink(grant.bytes().saturating_sub(json.capacity() as u64));
+        (json, grant)
+    }
+}
+
+impl Rooms {
+    /// A page of the public list.
+    pub async fn public_rooms(&self, query: PublicQuery) -> Result<PublicPage> {
+        self.reading(move |_, read| page(read, &query)).await
+    }
+
+    /// Whether a room stands in the public list.
+    pub async fn is_public(&self, room_id: &RoomId) -> Result<bool> {
+        let room_id = room_id.to_owned();
+        self.reading(move |_, read| Ok(known(read, room_id.as_str())?.row.public)).await
+    }
+
+    /// Puts a room into the public list or takes it out; for whoever may set the room's canonical alias, and admins.
+    pub async fn set_public(&self, user: &UserId, room_id: &RoomId, public: bool, is_admin: bool) -> Result<()> {
+        let num = self.num_of(room_id).await.map_err(|_| Error::NotFound)?;
+        let _guard = self.lock(num).await;
+        let user = user.to_owned();
+        self.write(move |w| {
+            let mut room = known_num(w, num)?;
+            if !is_admin && !may_list(w, num, &user)? {
+                return Err(Error::forbidden("the user may not list the room"));
+            }
+            let before = room.row.public.then_some(room.row.joined);
+            room.row.public = public;
+            room::set_public(w, num, before, public.then_some(room.row.joined))?;
+            Ok(room::put(w, num, &room.row)?)
+        })
+        .await
+    }
+}
+
+fn page(read: &Read, query: &PublicQuery) -> Result<PublicPage> {
+    let limit = query.limit.unwrap_or(PAGE_MAX).clamp(1, PAGE_MAX);
+    let (from, backwards) = match &query.since {
+        None => (Vec::new(), false),
+        Some(token) => place_of(token).ok_or_else(|| Error::bad("M_INVALID_PARAM", "the token is none of ours"))?,
+    };
+    let search = query.search.as_deref().map(str::to_lowercase).filter(|text| !text.is_empty());
+    // A place is where a page begins; the page before it ends there.
+    let mut places: Vec<(Vec<u8>, Box<RawValue>)> = Vec::new();
+    let (mut bytes, mut looked, mut stopped) = (0, 0, None);
+    room::list_public(read, &from, backwards, &mut |place, num| {
+        if places.len() == limit || bytes >= PAGE_BYTES || looked == SEARCHED_MAX {
+            stopped = Some(place.to_vec());
+            return Ok(ControlFlow::Break(()));
+        }
+        looked += 1;
+        let room = match known_num(read, num) {
+            Ok(room) => room,
+            Err(Error::Store(failed)) => return Err(failed),
+            Err(_) => return Ok(ControlFlow::Continue(())),
+        };
+        let shown = describe(read, &room)?;
+        if is_wanted(&shown, search.as_deref(), query.room_types.as_deref()) {
+            let shown = to_raw_value(&shown).expect("a map of texts is JSON");
+            bytes += shown.get().len();
+            places.push((place.to_vec(), shown));
+        }
+        Ok(ControlFlow::Continue(()))
+    })?;
+    let (next, prev) = match backwards {
+        false => {
+            let first = places.first().map(|(place, _)| place.clone()).unwrap_or(from.clone());
+            (stopped.map(|place| token(&place, false)), (!from.is_empty()).then(|| token(&first, true)))
+        }
+        true => {
+            places.reverse();
+            let first = places.first().map(|(place, _)| place.clone()).unwrap_or_default();
+            (Some(token(&from, false)), stopped.map(|_| token(&first, true)))
+        }
+    };
+    Ok(PublicPage {
+        chunk: places.into_iter().map(|(_, shown)| shown).collect(),
+        next_batch: next,
+        prev_batch: prev,
+        total_room_count_estimate: estimate(read)?,
+    })
+}
+
+fn estimate(read: &Read) -> Result<u64> {
+    let mut count = 0;
+    room::list_public(read, &[], false, &mut |_, _| {
+        count += 1;
+        Ok(if count < COUNTED_MAX { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
+    })?;
+    Ok(count as u64)
+}
+
+/// `n` or `p` and the place in hex.
+fn token(place: &[u8], backwards: bool) -> String {
+    let mut token = String::from(if backwards { "p" } else { "n" });
+    place.iter().for_each(|byte| token.push_str(&format!("{byte:02x}")));
+    token
+}
+
+fn place_of(token: &str) -> Option<(Vec<u8>, bool)> {
+    let backwards = match token.as_bytes().first()? {
+        b'p' => true,
+        b'n' => false,
+        _ => return None,
+    };
+    let hex = token.get(1..).filter(|hex| hex.len() == 16 && hex.is_ascii())?;
+    let byte = |at: usize| u8::from_str_radix(&hex[at..at + 2], 16).ok();
+    Some(((0..hex.len()).step_by(2).map(byte).collect::<Option<_>>()?, backwards))
+}
+
+fn is_wanted(shown: &Map<String, Value>, search: Option<&str>, types: Option<&[Option<String>]>) -> bool {
+    let text = |key: &str| shown.get(key).and_then(Value::as_str);
+    let found = search.is_none_or(|wanted| {
+        ["name", "topic", "canonical_alias"]
+            .iter()
+            .any(|key| text(key).is_some_and(|t| t.to_lowercase().contains(wanted)))
+    });
+    found && types.is_none_or(|types| types.iter().any(|wanted| wanted.as_deref() == text("room_type")))
+}
+
+/// A room as public lists, hierarchies and previews show it. A handful of lookups.
+pub(super) fn describe(get: &impl Get, room: &Known) -> crate::store::Result<Map<String, Value>> {
+    let mut shown = Map::new();
+    shown.insert("room_id".into(), room.row.id.as_str().into());
+    shown.insert("num_joined_members".into(), room.row.joined.into());
+    for (key, kind, field) in [
+        ("name", "m.room.name", "name"),
+        ("topic", "m.room.topic", "topic"),
+        ("canonical_alias", "m.room.canonical_alias", "alias"),
+        ("avatar_url", "m.room.avatar", "url"),
+        ("join_rule", "m.room.join_rules", "join_rule"),
+        ("room_type", "m.room.create", "type"),
+    ] {
+        if let Some(text) = text(get, room, kind, field)? {
+            shown.insert(key.into(), text.into());
+        }
+    }
+    let history = text(get, room, "m.room.history_visibility", "history_visibility")?;
+    let guests = text(get, room, "m.room.guest_access", "guest_access")?;
+    shown.insert("world_readable".into(), (history.as_deref() == Some("world_readable")).into());
+    shown.insert("guest_can_join".into(), (guests.as_deref() == Some("can_join")).into());
+    Ok(shown)
+}
+
+/// A non-empty text out of the room's state.
+fn text(get: &impl Get, room: &Known, kind: &str, field: &str) -> crate::store::Result<Option<String>> {
+    let Some(event) = room.view(get).event(kind, "")? else { return Ok(None) };
+    let text = json::get_text(event.content().as_bytes(), field);
+    Ok(text.filter(|text| !text.is_empty()).map(|text| text.chars().take(TEXT_CHARS_MAX).collect()))
+}

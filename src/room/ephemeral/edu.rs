@@ -1,0 +1,122 @@
+//! Small messages of other servers about our rooms: who is typing, how far people have read.
+//!
+//! Server-server API, "Typing Notifications", "Receipts". A server speaks for its own users alone, and only in rooms whose
+//! access control list lets it.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use ruma::{OwnedEventId, OwnedRoomId, OwnedUserId, ServerName};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use super::receipt::Heard;
+use crate::matrix::Reject;
+use crate::matrix::json::partial;
+use crate::room::state::server_access;
+use crate::room::{Error, Result, Rooms};
+use crate::store::Get;
+use crate::store::tables::room::member;
+use crate::store::tables::user;
+
+/// How long somebody is shown as typing when their server says no more. Others repeat it every 40 s.
+const TYPING: Duration = Duration::from_secs(60);
+/// Receipts of one message.
+const RECEIPTS_MAX: usize = 200;
+
+#[derive(Deserialize)]
+struct Typing {
+    room_id: OwnedRoomId,
+    user_id: OwnedUserId,
+    typing: bool,
+}
+
+#[derive(Deserialize)]
+struct Receipt {
+    data: Data,
+    event_ids: Vec<OwnedEventId>,
+}
+
+#[derive(Deserialize)]
+struct Data {
+    #[serde(default)]
+    ts: u64,
+    thread_id: Option<String>,
+}
+
+/// Room → user → receipt.
+type Receipts = BTreeMap<OwnedRoomId, BTreeMap<OwnedUserId, Receipt>>;
+
+fn read<'a, T: Deserialize<'a>>(content: &'a RawValue) -> Result<T> {
+    Ok(serde_json::from_str(content.get()).map_err(|wrong| Reject::shape(wrong.to_string()))?)
+}
+
+impl Rooms {
+    /// An `m.typing` message.
+    pub async fn typing_received(&self, origin: &ServerName, content: &RawValue) -> Result<()> {
+        let Typing { room_id, user_id, typing } = read(content)?;
+        if user_id.server_name() != origin {
+            return Err(Error::forbidden("a server speaks for its own users alone"));
+        }
+        let by = origin.to_owned();
+        let found = self.reading(move |_, read| {
+            let room = server_access::enter(read, &by, &room_id)?;
+            let num = user::num(read, user_id.as_str())?.ok_or(Error::NotFound)?;
+            Ok(member::is_joined(read, room.num, num)?.then_some((room.num, num)))
+        });
+        let Some((room, user)) = found.await? else { return Ok(()) };
+        self.show_typing(room, user, typing.then_some(TYPING), Some(origin)).await.map(drop)
+    }
+
+    /// An `m.receipt` message: one write at most, whatever is in it.
+    pub async fn receipt_received(&self, origin: &ServerName, content: &RawValue) -> Result<()> {
+        let receipts = receipts(content, origin).map_err(|wrong| Reject::shape(wrong.to_string()))?;
+        let origin = origin.to_owned();
+        let heard = self.reading(move |_, read| heard(read, &origin, receipts)).await?;
+        self.receipts_from_outside(heard).await
+    }
+}
+
+/// The receipts of a message, room → kind → user → receipt as it stands there, of the server's own users; other kinds than
+/// `m.read` do not travel. A receipt of another shape is passed over, and so is what is no room or user.
+fn receipts(content: &RawValue, origin: &ServerName) -> Result<Receipts, serde_json::Error> {
+    let mut receipts = Receipts::new();
+    partial::each_member(content.get().as_bytes(), &mut |room_id, kinds| {
+        let Ok(room_id) = OwnedRoomId::try_from(room_id) else { return Ok(()) };
+        let kinds = kinds.get().as_bytes();
+        let Some(users) = partial::member::<Box<RawValue>>(kinds, "m.read") else { return Ok(()) };
+        let mut each = |user: &str, receipt: &RawValue| {
+            let user = OwnedUserId::try_from(user).ok().filter(|user| user.server_name() == origin);
+            if let Some((user, receipt)) = user.zip(serde_json::from_str(receipt.get()).ok()) {
+                receipts.entry(room_id.clone()).or_default().insert(user, receipt);
+            }
+            Ok::<_, serde_json::Error>(())
+        };
+        // Of what is no object nothing is told.
+        let _ = partial::each_member(users.get().as_bytes(), &mut each);
+        Ok(())
+    })?;
+    Ok(receipts)
+}
+
+/// The receipts a server may send: of its own users, in rooms it may speak in. A room we do not share with it says
+/// nothing about the others.
+fn heard(get: &impl Get, origin: &ServerName, receipts: Receipts) -> Result<Vec<Heard>> {
+    let mut heard = Vec::new();
+    for (room_id, users) in receipts {
+        let room = match server_access::enter(get, origin, &room_id) {
+            Ok(room) => room.num,
+            Err(Error::Store(failed)) => return Err(failed.into()),
+            Err(_) => continue,
+        };
+        for (user, receipt) in users {
+            if heard.len() == RECEIPTS_MAX {
+                return Ok(heard);
+            }
+            let Some(event) = receipt.event_ids.into_iter().next() else { continue };
+            let thread = receipt.data.thread_id.unwrap_or_default();
+            heard.push(Heard { room, user, event, thread, ts: receipt.data.ts });
+        }
+    }
+    Ok(heard)
+}

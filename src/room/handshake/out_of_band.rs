@@ -1,0 +1,350 @@
+//! Rooms that nobody of this server is in: asked in from outside, joined through another server.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::ops::ControlFlow;
+
+use ruma::{OwnedEventId, OwnedServerName, OwnedUserId, RoomId, UserId};
+
+use crate::base::shares::{Held, neighbourhood, of_the_busiest};
+use crate::room::append::Append;
+use crate::room::membership::{content_of, with_profile};
+use crate::room::send::{Built, New, known_to_member};
+use crate::room::state::known_num;
+use crate::room::{Error, Joining, Result, Rooms};
+use crate::store::tables::room::event::Membership;
+use crate::store::tables::room::member::{self, Mine};
+use crate::store::tables::room::staged;
+use crate::store::tables::room::{self, Status};
+use crate::store::tables::user::{self, account_data};
+use crate::store::{Change, Get, Position, RoomNum, UserNum, Write};
+
+/// Stripped state kept of one room at most: a name, a topic, a picture, the rules and two members fit ten times over.
+pub(in crate::room) const STRIPPED_BYTES_MAX: usize = 64 * 1024;
+/// Open invites of one user from servers in rooms with people here, and from strangers. Beyond that an eighth of them is taken
+/// back: of those whose servers sent most, the oldest.
+const INVITES_KNOWN_MAX: usize = 50;
+const INVITES_STRANGERS_MAX: usize = 150;
+/// Invites and knocks of one user that are over. Of older ones nothing stays.
+const OVER_MAX: usize = 200;
+
+pub(in crate::room) async fn join(rooms: &Rooms, user: &UserId, room_id: &RoomId, joining: Joining) -> Result<()> {
+    crate::room::join::from_outside(rooms, user, room_id, joining).await
+}
+
+pub(in crate::room) async fn leave(
+    rooms: &Rooms,
+    user: &UserId,
+    room_id: &RoomId,
+    reason: Option<String>,
+) -> Result<()> {
+    let (asking, user, room_id) = (rooms.clone(), user.to_owned(), room_id.to_owned());
+    // What the other server has been told must be known here too.
+    rooms.unbroken(async move { asking.leave_outside(&user, &room_id, reason.as_deref()).await }).await
+}
+
+pub(in crate::room) async fn knock(
+    rooms: &Rooms,
+    user: &UserId,
+    room_id: &RoomId,
+    mut via: Vec<OwnedServerName>,
+    reason: Option<String>,
+) -> Result<()> {
+    via.extend(room_id.server_name().filter(|server| !via.iter().any(|known| known == server)).map(ToOwned::to_owned));
+    let (who, content) = (user.to_owned(), content_of(Membership::Knock, reason));
+    let content = rooms.reading(move |_, read| with_profile(read, &who, content)).await?;
+    let (asking, user, room_id) = (rooms.clone(), user.to_owned(), room_id.to_owned());
+    rooms.unbroken(async move { asking.knock_outside(&user, &room_id, &via, content).await }).await
+}
+
+/// Invites somebody of another server, which must hear of it and agree first.
+pub(in crate::room) async fn invite(rooms: &Rooms, room_id: &RoomId, new: New) -> Result<OwnedEventId> {
+    let (asking, room_id) = (rooms.clone(), room_id.to_owned());
+    // Once the other server has agreed, the room must hear of it, whether or not the app still listens.
+    rooms.unbroken(async move { asking.invite_outside(&room_id, new).await }).await
+}
+
+impl Rooms {
+    async fn invite_outside(&self, room_id: &RoomId, new: New) -> Result<OwnedEventId> {
+        let inviter = new.sender.clone();
+        let built = self.build_for_others(room_id, new).await?;
+        let shown = self.shown_state_of(room_id, Some(&inviter)).await?;
+        let event = self.sign_invite(&built.event, shown).await?;
+        self.append_built(Built { event, ..built }).await
+    }
+
+    /// Notes that a user of this server was invited to, or knocks at, a room nobody here is in: `stripped` is a JSON
+    /// array of what the other server tells of it. `version` is empty when it is not known. An invite that is open already
+    /// is replaced by none of another server: who knows a room's id could put their own in the place of a friend's.
+    pub(in crate::room) async fn set_outside(
+        &self,
+        user: &UserId,
+        room_id: &RoomId,
+        version: &str,
+        membership: Membership,
+        stripped: Vec<u8>,
+    ) -> Result<()> {
+        if stripped.len() > STRIPPED_BYTES_MAX {
+            return Err(Error::TooLarge);
+        }
+        let (user, room_id, version) = (user.to_owned(), room_id.to_owned(), version.to_owned());
+        let (whose, is_invite) = (user.clone(), membership == Membership::Invite);
+        let by = if is_invite { inviting_server(&stripped, &user) } else { String::new() };
+        let inviting = by.clone();
+        let surplus = self.reading(move |_, read| surplus(read, &whose, is_invite.then_some(&*inviting))).await?;
+        self.write(move |w| {
+            if let Some(num) = room::num(w, room_id.as_str())?
+                && room::get_of(w, num)?.status == Status::Resident
+            {
+                return Err(Error::forbidden("this server is in the room"));
+            }
+            let user_id = user;
+            let user = user::intern(w, user_id.as_str())?;
+            if is_invite
+                && let Some(num) = room::num(w, room_id.as_str())?
+                && member::mine(w, user, num)?.is_some_and(|old| old.outside && old.membership == Membership::Invite)
+            {
+                let before = inviting_server(&member::stripped(w, user, num)?.unwrap_or_default(), &user_id);
+                if !before.is_empty() && before != by {
+                    return Ok(());
+                }
+            }
+            for invite in surplus.invites {
+                end(w, user, invite)?;
+            }
+            for over in surplus.over {
+                forget(w, user, over)?;
+            }
+            let num = room::intern(w, room_id.as_str(), &version)?;
+            let old = member::mine(w, user, num)?;
+            let mine = Mine {
+                membership,
+                since: w.next_position(),
+                event: None,
+                forgotten: false,
+                outside: true,
+                before: old.map(|old| old.membership),
+                left_at: old.and_then(|old| old.left_at),
+            };
+            member::set_mine(w, user, num, &mine)?;
+            member::set_stripped(w, user, num, Some(&stripped))?;
+            w.announce(Change { users: vec![user], room: Some(num), ..Change::default() });
+            Ok(())
+        })
+        .await
+    }
+
+    /// An invite or knock from outside is over: declined, taken back, or refused. `inviter`: an invite only if it is theirs.
+    pub(in crate::room) async fn drop_outside(
+        &self,
+        user: &UserId,
+        room_id: &RoomId,
+        inviter: Option<OwnedUserId>,
+    ) -> Result<()> {
+        let (user_id, room_id) = (user.to_owned(), room_id.to_owned());
+        self.write(move |w| {
+            let (Some(user), Some(num)) = (user::num(w, user_id.as_str())?, room::num(w, room_id.as_str())?) else {
+                return Ok(());
+            };
+            match inviter {
+                Some(inviter) if !may_end(w, user, num, &user_id, &inviter)? => Ok(()),
+                _ => end(w, user, num),
+            }
+        })
+        .await
+    }
+
+    /// Builds an event of ours under the room's lock, to be shown to another server before it is appended.
+    pub(in crate::room) async fn build_for_others(&self, room_id: &RoomId, new: New) -> Result<Built> {
+        let num = self.num_of(room_id).await?;
+        let guard = self.lock(num).await;
+        self.settle_ends(&guard).await?;
+        let room_id = room_id.to_owned();
+        self.reading(move |rooms, read| {
+            let room = known_to_member(read, &room_id)?;
+            rooms.build(read, &room, new)
+        })
+        .await
+    }
+
+    /// Appends an event of [`Rooms::build_for_others`], perhaps signed by the other server too. The room may have gone on
+    /// meanwhile: then the event is judged again by its present state, and follows what it was built upon.
+    pub(in crate::room) async fn append_built(&self, built: Built) -> Result<OwnedEventId> {
+        let rooms = self.clone();
+        self.unbroken(async move {
+            let guard = rooms.lock(built.room).await;
+            let id = built.event.id().to_owned();
+            let append = rooms.reading(move |_, read| rejudged(read, built)).await?;
+            rooms.append_locked(&guard, append).await?;
+            Ok(id)
+        })
+        .await
+    }
+}
+
+/// Whether somebody elsewhere may end what a user here has to do with a room: an invite ends only who sent it. Of a knock the
+/// caller has looked at the servers that have to do with the room.
+pub(in crate::room) fn may_end(
+    get: &impl Get,
+    user: UserNum,
+    room: RoomNum,
+    user_id: &UserId,
+    by: &UserId,
+) -> Result<bool> {
+    if member::mine(get, user, room)?.is_none_or(|mine| mine.membership != Membership::Invite) {
+        return Ok(true);
+    }
+    let stripped = member::stripped(get, user, room)?.unwrap_or_default();
+    Ok(inviter(&stripped, user_id).is_some_and(|inviter| inviter == by.as_str()))
+}
+
+/// Ends an invite or knock from outside, and tells the user.
+fn end(w: &mut Write<'_>, user: UserNum, num: RoomNum) -> Result<()> {
+    let Some(old) = member::mine(w, user, num)?.filter(|mine| mine.outside) else { return Ok(()) };
+    let since = w.next_position();
+    let mine = Mine { membership: Membership::Leave, since, before: Some(old.membership), ..old };
+    member::set_mine(w, user, num, &mine)?;
+    member::set_stripped(w, user, num, None)?;
+    w.announce(Change { users: vec![user], room: Some(num), ..Change::default() });
+    Ok(())
+}
+
+// ---- bounds ------------------------------------------------------------------------------------------------------
+
+/// What has to go before a user may have one more invite: strangers choose how many there are.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Surplus {
+    invites: Vec<RoomNum>,
+    over: Vec<RoomNum>,
+}
+
+/// One pass over the user's rooms; with many invites one more over their stripped state, one at a time. `inviting`: the server
+/// of one invite more. Bounded by the rooms of one user.
+fn surplus(get: &impl Get, user_id: &UserId, inviting: Option<&str>) -> Result<Surplus> {
+    let Some(user) = user::num(get, user_id.as_str())? else { return Ok(Surplus::default()) };
+    let (mut invites, mut over): (Vec<(Position, RoomNum)>, Vec<(Position, RoomNum)>) = Default::default();
+    member::list_mine(get, user, None, &mut |num, mine| {
+        match mine.membership {
+            Membership::Invite if mine.outside => invites.push((mine.since, num)),
+            Membership::Leave | Membership::Ban if mine.outside => over.push((mine.since, num)),
+            _ => {}
+        }
+        Ok(ControlFlow::Continue(()))
+    })?;
+    let mut surplus = Surplus::default();
+    if let Some(inviting) = inviting
+        && invites.len() >= INVITES_KNOWN_MAX.min(INVITES_STRANGERS_MAX)
+    {
+        surplus.invites = invites_too_many(get, user, user_id, inviting, invites)?;
+    }
+    over.sort_unstable();
+    over.truncate(over.len().saturating_sub(OVER_MAX));
+    surplus.over = over.into_iter().map(|(_, num)| num).collect();
+    Ok(surplus)
+}
+
+/// An eighth of the share of a server's invites, when it is full: those known here have one, strangers have one.
+fn invites_too_many(
+    get: &impl Get,
+    user: UserNum,
+    user_id: &UserId,
+    inviting: &str,
+    invites: Vec<(Position, RoomNum)>,
+) -> Result<Vec<RoomNum>> {
+    let mut known: HashMap<String, bool> = HashMap::new();
+    let mut is_known = |server: &str| match known.get(server) {
+        Some(known) => Ok(*known),
+        None => {
+            let found = member::shares_room(get, server)?;
+            known.insert(server.to_owned(), found);
+            Ok::<_, Error>(found)
+        }
+    };
+    let side = is_known(inviting)?;
+    let held = |server: &str, age, key| {
+        let [a, b, c, d, ..] = match side {
+            true => get.hash128(&[server.as_bytes()]),
+            false => get.hash128(&[neighbourhood(server).as_bytes()]),
+        };
+        Held { owner: u32::from_be_bytes([a, b, c, d]), within: 0, age, weight: 1, key }
+    };
+    // The one that comes counts already, and is the last to go.
+    let mut all = vec![held(inviting, u64::MAX, None)];
+    for (since, num) in invites {
+        let server = inviting_server(&member::stripped(get, user, num)?.unwrap_or_default(), user_id);
+        if is_known(&server)? == side {
+            all.push(held(&server, since.0, Some(num)));
+        }
+    }
+    let most = if side { INVITES_KNOWN_MAX } else { INVITES_STRANGERS_MAX };
+    let surplus = if all.len() > most { most / 8 } else { 0 };
+    Ok(of_the_busiest(all, surplus as u64).into_iter().flatten().collect())
+}
+
+/// An event of stripped state. What else it says somebody elsewhere chose, and it is not looked at.
+#[derive(serde::Deserialize)]
+pub(in crate::room) struct Stripped<'a> {
+    #[serde(rename = "type", borrow)]
+    pub kind: Cow<'a, str>,
+    #[serde(borrow)]
+    pub state_key: Cow<'a, str>,
+    #[serde(borrow)]
+    pub sender: Cow<'a, str>,
+}
+
+/// Stripped state as it is kept.
+pub(in crate::room) fn read_stripped(stripped: &[u8]) -> Vec<Stripped<'_>> {
+    serde_json::from_slice(stripped).unwrap_or_default()
+}
+
+/// Whoever asked a user in, as the stripped state has it.
+fn inviter(stripped: &[u8], user_id: &UserId) -> Option<String> {
+    let stripped = read_stripped(stripped);
+    let own = stripped.iter().rev().find(|event| event.kind == "m.room.member" && event.state_key == user_id.as_str());
+    own.map(|event| event.sender.clone().into_owned())
+}
+
+/// The server of that; empty when the state does not say.
+fn inviting_server(stripped: &[u8], user_id: &UserId) -> String {
+    let inviter = inviter(stripped, user_id);
+    inviter.and_then(|id| Some(id.split_once(':')?.1.to_owned())).unwrap_or_default()
+}
+
+/// Forgets an invite that is over, and with the last of them the room, unless something of it was kept on purpose.
+fn forget(w: &mut Write<'_>, user: UserNum, num: RoomNum) -> Result<()> {
+    let is_over = |mine: &Mine| mine.outside && matches!(mine.membership, Membership::Leave | Membership::Ban);
+    let mut kept = !member::mine(w, user, num)?.as_ref().is_some_and(is_over);
+    account_data::each(w, user, num, &mut |_, _, _| {
+        kept = true;
+        Ok(ControlFlow::Break(()))
+    })?;
+    if kept {
+        return Ok(());
+    }
+    member::remove_mine(w, user, num)?;
+    let Some(room) = room::get(w, num)? else { return Ok(()) };
+    let mut needed = room.status != Status::Stub
+        || room.events > 0
+        || !room::aliases(w, num, 1)?.is_empty()
+        || staged::journals(w)?.iter().any(|(_, journal)| journal.room_id == room.id);
+    member::list_local(w, num, &mut |_, _| {
+        needed = true;
+        Ok(ControlFlow::Break(()))
+    })?;
+    if !needed {
+        room::remove(w, num)?;
+    }
+    Ok(())
+}
+
+fn rejudged(read: &crate::store::Read, built: Built) -> Result<Append> {
+    use crate::room::append::{Before, Current};
+    let room = known_num(read, built.room)?;
+    let append = Append { outbound: true, ..Append::next(built.room, built.event) };
+    if room.row.extremities == built.extremities {
+        return Ok(append);
+    }
+    crate::matrix::auth::check(room.version, &append.event.subject(), &room.view(read))?;
+    let before = built.before.map_or(Before::Present, Before::At);
+    Ok(Append { before, current: Current::Resolved { changes: Vec::new(), wins: true }, ..append })
+}

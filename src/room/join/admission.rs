@@ -1,0 +1,332 @@
+//! Which rooms of other servers may come here: an estimate before a join, and the owner's word on it.
+//!
+//! The estimate comes from a resident's complexity endpoint where it has one: entries of the present state / 500. What
+//! else a join brings is in proportion: some 2.3 events for each entry, some 420 bytes on disk for each event until it is
+//! compacted (`BIG-ROOMS`, measured). A room that outgrows its estimate by far is stopped.
+
+use std::time::Duration;
+
+use http::Method;
+use ruma::{OwnedServerName, RoomId, UserId};
+
+use super::Underway;
+use super::build::authorize::COLUMN_BYTES;
+use crate::base::shares::{Held, of_the_busiest};
+use crate::budget::Refused;
+use crate::matrix::json::partial;
+use crate::remote::{Options, encode};
+use crate::room::{Error, Result, Rooms};
+use crate::store::Get;
+use crate::store::tables::room;
+use crate::store::tables::room::staged::{self, Allowed, Stage};
+
+/// What happens with a room that is larger than this server takes without asking.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Policy {
+    /// Any room that fits the memory budget's scratch space and the disk.
+    #[default]
+    Allow,
+    /// Large rooms wait until an admin allows them.
+    Ask,
+    /// Large rooms are refused.
+    Refuse,
+}
+
+/// What a join will bring, as far as can be told beforehand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Estimate {
+    pub events: u64,
+    pub disk_bytes: u64,
+    pub minutes: u64,
+}
+
+/// Entries of the state for one unit of complexity.
+const STATE_PER_UNIT: f64 = 500.0;
+const EVENTS_PER_STATE: f64 = 2.3;
+const DISK_BYTES_PER_EVENT: u64 = 420;
+/// What a join holds of each event at once: its places in the order, which are more than one where the table of ids forgets, or
+/// its columns, and its number where the room is known already.
+const MEMORY_BYTES_PER_EVENT: u64 = 7;
+const MEMORY_BYTES_PER_EVENT_KNOWN: u64 = COLUMN_BYTES + 4;
+const MEMORY_BYTES_PER_NODE: u64 = 4;
+/// What passes beside that: rows on their way, sorters at their smallest.
+const MEMORY_BYTES_BESIDE: u64 = 768 * 1024;
+
+/// What putting a room in order and judging it takes, as far as it grows with the room.
+pub(in crate::room) fn settling_bytes(nodes: u32, events: u64) -> u64 {
+    (u64::from(nodes) * MEMORY_BYTES_PER_NODE).max(events * MEMORY_BYTES_PER_EVENT_KNOWN) + MEMORY_BYTES_BESIDE
+}
+/// Events a second on the smallest board; a careful guess for people, not a limit.
+const EVENTS_PER_SECOND: u64 = 2_000;
+/// Under `ask` and `refuse`, a room is large from here on: about 9,000 members.
+const LARGE_EVENTS: u64 = 20_000;
+/// Free disk a join leaves alone, times the estimate, in tenths.
+const DISK_TENTHS: u64 = 15;
+/// A join may bring so many times its estimate, and never less than this.
+const OUTGROWN_TIMES: u64 = 4;
+const OUTGROWN_EVENTS_MIN: u64 = 50_000;
+/// Servers asked how large the room is.
+const ASKED_MAX: usize = 2;
+const ASK_TIMEOUT: Duration = Duration::from_secs(5);
+/// Rooms kept as asked for, so that strangers' ids cannot fill a table.
+const ASKED_ROOMS_MAX: usize = 200;
+
+impl Estimate {
+    fn of_complexity(units: f64) -> Estimate {
+        Estimate::of_events((units.clamp(0.0, 1e7) * STATE_PER_UNIT * EVENTS_PER_STATE) as u64)
+    }
+
+    fn of_events(events: u64) -> Estimate {
+        Estimate {
+            events,
+            disk_bytes: events * DISK_BYTES_PER_EVENT,
+            minutes: (events / EVENTS_PER_SECOND).div_ceil(60),
+        }
+    }
+}
+
+/// What a join may become before it is stopped.
+#[derive(Clone, Copy, Debug)]
+pub struct Admitted {
+    /// 0 when nobody says.
+    pub events_expected: u64,
+    pub events_max: u64,
+    pub body_bytes_max: u64,
+    /// An admin allowed it whatever its size.
+    pub overridden: bool,
+    /// An admin's word would let more in: the bound is neither memory nor disk.
+    pub liftable: bool,
+}
+
+impl Rooms {
+    /// Sets the owner's policy. `serve` does so once.
+    pub fn set_admission(&self, policy: Policy) {
+        *self.0.joins.policy.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = policy;
+    }
+
+    /// An admin lets one room in whatever its size, or takes that back, which also ends a join that is under way.
+    pub async fn allow(&self, room_id: &RoomId, allowed: bool) -> Result<()> {
+        if !allowed {
+            self.0.joins.cancel(room_id);
+        }
+        let (room_id, at_ms) = (room_id.to_owned(), self.0.parts.clock.now_ms());
+        self.write(move |w| {
+            let before = staged::allowed(w, room_id.as_str())?;
+            let new = Allowed { allowed: true, user_id: String::new(), events: 0, at_ms };
+            let new = Allowed { allowed: true, ..before.unwrap_or(new) };
+            Ok(staged::set_allowed(w, room_id.as_str(), allowed.then_some(&new))?)
+        })
+        .await
+    }
+
+    /// Rooms an admin allowed whatever their size, and rooms that wait for that.
+    pub async fn allowed_rooms(&self) -> Result<Vec<(String, Allowed)>> {
+        self.reading(|_, read| Ok(staged::list_allowed(read, ASKED_ROOMS_MAX)?)).await
+    }
+
+    /// Joins under way.
+    pub fn joins(&self) -> Vec<Underway> {
+        self.0.joins.list(self.0.parts.clock.instant())
+    }
+
+    /// Joins that are begun and not under way, each with the events it has stored: they go on at the next start.
+    pub async fn interrupted_joins(&self) -> Result<Vec<(String, u64)>> {
+        let under_way: Vec<String> = self.joins().into_iter().map(|join| join.room_id).collect();
+        let journals = self.reading(|_, read| Ok(staged::journals(read)?)).await?;
+        let interrupted = journals
+            .into_iter()
+            .map(|(_, journal)| journal)
+            .filter(|journal| journal.stage < Stage::Live && !under_way.contains(&journal.room_id));
+        Ok(interrupted.map(|journal| (journal.room_id, journal.events)).collect())
+    }
+
+    /// Whether a room may be joined, and how far.
+    pub(in crate::room) async fn admit(
+        &self,
+        room_id: &RoomId,
+        user: &UserId,
+        servers: &[OwnedServerName],
+    ) -> Result<Admitted> {
+        self.0.parts.store.check_spare()?;
+        let estimate = self.estimate(room_id, servers).await;
+        let room = room_id.to_owned();
+        let allowed = self.reading(move |_, read| Ok(staged::allowed(read, room.as_str())?)).await?;
+        let overridden = allowed.is_some_and(|allowed| allowed.allowed);
+        let known = self.is_partly_known(room_id).await?;
+        let admitted = self.bounds(estimate, overridden, known)?;
+        let policy = *self.0.joins.policy.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if overridden || policy == Policy::Allow {
+            return Ok(admitted);
+        }
+        // Where nobody says how large a room is, it shows.
+        let events_max = admitted.events_max.min(LARGE_EVENTS);
+        let Some(estimate) = estimate.filter(|estimate| estimate.events >= LARGE_EVENTS) else {
+            let liftable = admitted.liftable || events_max < admitted.events_max;
+            return Ok(Admitted { events_max, liftable, ..admitted });
+        };
+        let size = in_words(&estimate);
+        if policy == Policy::Refuse {
+            return Err(too_large(format!(
+                "The room is too large for this server ({size}); it takes rooms of up to {LARGE_EVENTS} events. Its \
+                 owner can allow this one with: snug rooms allow {room_id}"
+            )));
+        }
+        self.note_asked(room_id, user, estimate.events).await?;
+        Err(too_large(format!(
+            "The room is large ({size}), and rooms of more than {LARGE_EVENTS} events wait for an admin of this server, \
+             who can let it in with: snug rooms allow {room_id}"
+        )))
+    }
+
+    /// The bounds of a join that was admitted before a restart.
+    pub(in crate::room) async fn admit_again(
+        &self,
+        room_id: &RoomId,
+        events_expected: u64,
+        overridden: bool,
+    ) -> Result<Admitted> {
+        let estimate = (events_expected > 0).then(|| Estimate::of_events(events_expected));
+        let known = self.is_partly_known(room_id).await?;
+        self.bounds(estimate, overridden, known)
+    }
+
+    /// Whether events of the room are here from an earlier stay.
+    async fn is_partly_known(&self, room_id: &RoomId) -> Result<bool> {
+        let room = room_id.to_owned();
+        self.reading(move |_, read| match room::num(read, room.as_str())? {
+            Some(num) => Ok(room::get(read, num)?.is_some_and(|row| row.events > 0)),
+            None => Ok(false),
+        })
+        .await
+    }
+
+    /// What can be held at all; this no admin can lift.
+    fn bounds(&self, estimate: Option<Estimate>, overridden: bool, known: bool) -> Result<Admitted> {
+        let memory = self.0.parts.budget.account("join").limit().saturating_sub(MEMORY_BYTES_BESIDE);
+        let free = self.0.parts.store.spare_bytes();
+        let by_memory = memory / if known { MEMORY_BYTES_PER_EVENT_KNOWN } else { MEMORY_BYTES_PER_EVENT };
+        let by_disk = free / DISK_BYTES_PER_EVENT / DISK_TENTHS * 10;
+        let events_max = by_memory.min(by_disk);
+        if let Some(estimate) = estimate.filter(|estimate| estimate.events > events_max) {
+            let (size, megabytes) = (in_words(&estimate), free / 1_000_000);
+            return Err(too_large(match by_disk < by_memory {
+                true => format!(
+                    "The room is too large for this server's disk ({size}; {megabytes} MB are free beside the share of the people here)."
+                ),
+                false => format!(
+                    "The room is too large for this server's memory budget ({size}; it can take {by_memory} events). A \
+                     larger budget lifts that."
+                ),
+            }));
+        }
+        let outgrown = match estimate {
+            Some(estimate) if !overridden => (estimate.events * OUTGROWN_TIMES).max(OUTGROWN_EVENTS_MIN),
+            _ => u64::MAX,
+        };
+        let liftable = outgrown < events_max;
+        let events_max = events_max.min(outgrown);
+        Ok(Admitted {
+            liftable,
+            events_expected: estimate.map_or(0, |estimate| estimate.events),
+            events_max,
+            // An event in a body takes some 800 bytes; twice that, and something for small rooms.
+            body_bytes_max: events_max.saturating_mul(1600).saturating_add(16 << 20),
+            overridden,
+        })
+    }
+
+    /// A room that was taken for smaller has outgrown what it may be without an admin's word: it waits for that.
+    pub(in crate::room) async fn outgrown(&self, room_id: &RoomId, user: &UserId, admitted: &Admitted) -> Result<()> {
+        self.note_asked(room_id, user, admitted.events_max).await
+    }
+
+    async fn note_asked(&self, room_id: &RoomId, user: &UserId, events: u64) -> Result<()> {
+        let (room_id, user_id) = (room_id.to_owned(), user.to_string());
+        let at_ms = self.0.parts.clock.now_ms();
+        self.write(move |w| {
+            if staged::allowed(w, room_id.as_str())?.is_some() {
+                return Ok(());
+            }
+            let listed = staged::list_allowed(w, ASKED_ROOMS_MAX)?;
+            if listed.len() == ASKED_ROOMS_MAX {
+                let Some(room) = asked_by_the_busiest(w, listed, &user_id) else { return Ok(()) };
+                staged::set_allowed(w, &room, None)?;
+            }
+            let asked = Allowed { allowed: false, user_id, events, at_ms };
+            Ok(staged::set_allowed(w, room_id.as_str(), Some(&asked))?)
+        })
+        .await
+    }
+
+    /// What the residents say; `None` when none of them does.
+    async fn estimate(&self, room_id: &RoomId, servers: &[OwnedServerName]) -> Option<Estimate> {
+        let target = format!("/_matrix/federation/unstable/rooms/{}/complexity", encode(room_id.as_str()));
+        let options = Options { timeout: ASK_TIMEOUT, max_bytes: 4096, insist: true };
+        for server in servers.iter().take(ASKED_MAX) {
+            let answer = self.0.parts.remote.request(server, Method::GET, &target, None, options).await.ok();
+            if let Some(units) = answer.and_then(|answer| partial::member(&answer.body, "v1")) {
+                return Some(Estimate::of_complexity(units));
+            }
+        }
+        None
+    }
+}
+
+/// The room to forget for one that `user_id` asks for: the oldest that whoever asked for most asked for. What an admin allowed
+/// stays.
+fn asked_by_the_busiest(get: &impl Get, listed: Vec<(String, Allowed)>, user_id: &str) -> Option<String> {
+    let held = |user_id: &str, age, key| {
+        let [a, b, c, d, ..] = get.hash128(&[user_id.as_bytes()]);
+        Held { owner: u32::from_be_bytes([a, b, c, d]), within: 0, age, weight: 1, key }
+    };
+    let asked = listed.into_iter().filter(|(_, asked)| !asked.allowed);
+    let mut all: Vec<_> = asked.map(|(room, asked)| held(&asked.user_id, asked.at_ms, Some(room))).collect();
+    all.push(held(user_id, u64::MAX, None));
+    of_the_busiest(all, 1).pop()?
+}
+
+fn in_words(estimate: &Estimate) -> String {
+    let Estimate { events, disk_bytes, minutes } = estimate;
+    format!("about {events} events, {} MB on disk, {minutes} min", disk_bytes.div_ceil(1_000_000))
+}
+
+fn too_large(message: String) -> Error {
+    Error::Bad { errcode: "M_RESOURCE_LIMIT_EXCEEDED", message }
+}
+
+/// No memory for a join just now.
+pub(in crate::room) fn busy(refused: Refused) -> Error {
+    Error::Refused(refused)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_estimate_of_the_largest_rooms_is_about_what_they_are() {
+        let estimate = Estimate::of_complexity(170.0);
+        assert!((190_000..200_000).contains(&estimate.events), "{estimate:?}");
+        assert!((75_000_000..90_000_000).contains(&estimate.disk_bytes));
+        assert_eq!(Estimate::of_complexity(-1.0).events, 0);
+        assert!(Estimate::of_complexity(f64::INFINITY).events > 1_000_000);
+    }
+
+    /// Two hundred rooms that one person asked for were all that an admin was ever shown.
+    #[test]
+    fn who_asked_for_most_is_forgotten_first() {
+        let get = crate::store::Store::in_memory().read().unwrap();
+        let asked = |allowed, user_id: &str, at_ms| Allowed { allowed, user_id: user_id.to_owned(), events: 0, at_ms };
+        let listed = [
+            asked(true, "@busy:h", 0),
+            asked(false, "@once:h", 1),
+            asked(false, "@busy:h", 2),
+            asked(false, "@busy:h", 3),
+        ];
+        let listed: Vec<_> = listed.into_iter().enumerate().map(|(n, asked)| (format!("!{n}:x"), asked)).collect();
+        for by in ["@busy:h", "@new:h"] {
+            assert_eq!(asked_by_the_busiest(&get, listed.clone(), by).as_deref(), Some("!2:x"), "{by}");
+        }
+        assert_eq!(asked_by_the_busiest(&get, listed[..1].to_vec(), "@new:h"), None, "all are allowed");
+    }
+}

@@ -1,0 +1,419 @@
+//! Coming, going, and being asked in or put out.
+//!
+//! For rooms we hold, a membership is a state event like others, sent through `send.rs` with the content the server is
+//! responsible for. For rooms we do not hold, `elsewhere.rs` knows whom to ask.
+
+use ruma::{OwnedEventId, OwnedServerName, OwnedUserId, RoomId, UserId};
+use serde_json::{Map, Value};
+
+use super::handshake::out_of_band;
+use super::send::{New, known_to_member, not_in_room};
+use super::state::{Known, known};
+use super::{Error, Result, Rooms};
+use crate::matrix::auth::{JoinRule, Named, State as _};
+use crate::matrix::json as text;
+use crate::store::tables::room;
+use crate::store::tables::room::event::Membership;
+use crate::store::tables::room::member;
+use crate::store::tables::user;
+use crate::store::{Change, Get, Read, UserNum};
+
+pub mod profile;
+pub mod restricted;
+
+/// Rooms that a restricted room lets people in from, looked at for one join at most.
+const ALLOW_MAX: usize = 100;
+
+/// Whoever can be put out.
+const INSIDE: [Membership; 3] = [Membership::Join, Membership::Invite, Membership::Knock];
+
+/// How somebody joins.
+#[derive(Debug, Clone, Default)]
+pub struct Joining {
+    /// Servers that may know the room, best first.
+    pub via: Vec<OwnedServerName>,
+    pub reason: Option<String>,
+    /// More for the member event's content.
+    pub content_extra: Map<String, Value>,
+}
+
+impl Rooms {
+    /// Joins a room; through another server when nobody here is in it. Returns when the room can be used.
+    pub async fn join(&self, user: &UserId, room_id: &RoomId, joining: Joining) -> Result<()> {
+        if !self.is_resident(room_id).await? {
+            return out_of_band::join(self, user, room_id, joining).await;
+        }
+        let (rooms, who, id, asked) = (self.clone(), user.to_owned(), room_id.to_owned(), joining.clone());
+        match self.unbroken(async move { rooms.join_here(&who, &id, asked).await }).await {
+            Err(why @ Error::Bad { errcode: "M_UNABLE_TO_AUTHORISE_JOIN" | "M_UNABLE_TO_GRANT_JOIN", .. }) => {
+                // What the other server has been told must be known here too.
+                let (rooms, who, id) = (self.clone(), user.to_owned(), room_id.to_owned());
+                self.unbroken(async move { rooms.join_with_help(&who, &id, joining, why).await }).await
+            }
+            joined => joined.map(drop),
+        }
+    }
+
+    /// Leaves a room, or declines an invite, or takes a knock back.
+    pub async fn leave(&self, user: &UserId, room_id: &RoomId, reason: Option<String>) -> Result<()> {
+        let (asked, room) = (user.to_owned(), room_id.to_owned());
+        let place = self.reading(move |_, read| place_of(read, &asked, &room)).await?;
+        match place {
+            Place::Gone => Ok(()),
+            Place::Nowhere => Err(not_in_room()),
+            Place::Outside => out_of_band::leave(self, user, room_id, reason).await,
+            Place::Here => self
+                .change(user, room_id, user, Membership::Leave, content_of(Membership::Leave, reason))
+                .await
+                .map(drop),
+        }
+    }
+
+    /// Asks a user in.
+    pub async fn invite(
+        &self,
+        sender: &UserId,
+        room_id: &RoomId,
+        target: &UserId,
+        reason: Option<String>,
+    ) -> Result<()> {
+        self.invite_with(sender, room_id, target, content_of(Membership::Invite, reason)).await.map(drop)
+    }
+
+    /// Puts a user out, or takes their invite back.
+    pub async fn kick(&self, sender: &UserId, room_id: &RoomId, target: &UserId, reason: Option<String>) -> Result<()> {
+        self.expect(sender, room_id, target, &INSIDE, "that user is not in the room").await?;
+        self.change(sender, room_id, target, Membership::Leave, content_of(Membership::Leave, reason)).await.map(drop)
+    }
+
+    pub async fn ban(&self, sender: &UserId, room_id: &RoomId, target: &UserId, reason: Option<String>) -> Result<()> {
+        self.change(sender, room_id, target, Membership::Ban, content_of(Membership::Ban, reason)).await.map(drop)
+    }
+
+    pub async fn unban(
+        &self,
+        sender: &UserId,
+        room_id: &RoomId,
+        target: &UserId,
+        reason: Option<String>,
+    ) -> Result<()> {
+        self.expect(sender, room_id, target, &[Membership::Ban], "that user is not banned").await?;
+        self.change(sender, room_id, target, Membership::Leave, content_of(Membership::Leave, reason)).await.map(drop)
+    }
+
+    /// Asks to be let in.
+    pub async fn knock(
+        &self,
+        user: &UserId,
+        room_id: &RoomId,
+        via: Vec<OwnedServerName>,
+        reason: Option<String>,
+    ) -> Result<()> {
+        if !self.is_resident(room_id).await? {
+            return out_of_band::knock(self, user, room_id, via, reason).await;
+        }
+        let content = content_of(Membership::Knock, reason);
+        self.change(user, room_id, user, Membership::Knock, content).await.map(drop)
+    }
+
+    /// Takes a room that was left out of the user's sight for good.
+    pub async fn forget(&self, user: &UserId, room_id: &RoomId) -> Result<()> {
+        let (user, room_id) = (user.to_owned(), room_id.to_owned());
+        self.write(move |w| {
+            let (Some(user), Some(room)) = (user::num(w, user.as_str())?, room::num(w, room_id.as_str())?) else {
+                return Err(Error::NotFound);
+            };
+            let mut mine = member::mine(w, user, room)?.ok_or(Error::NotFound)?;
+            if !matches!(mine.membership, Membership::Leave | Membership::Ban) {
+                return Err(Error::bad("M_UNKNOWN", "a room is forgotten after leaving it"));
+            }
+            if !mine.forgotten {
+                mine.forgotten = true;
+                member::set_mine(w, user, room, &mine)?;
+                w.announce(Change { users: vec![user], room: Some(room), ..Change::default() });
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// The rooms a user of this server is joined to. Bounded by the rooms one user is in.
+    pub async fn joined_rooms(&self, user: &UserId) -> Result<Vec<ruma::OwnedRoomId>> {
+        let user = user.to_owned();
+        self.reading(move |_, read| {
+            let Some(user) = user::num(read, user.as_str())? else { return Ok(Vec::new()) };
+            let mut joined = Vec::new();
+            member::list_mine(read, user, None, &mut |num, mine| {
+                if mine.membership == Membership::Join {
+                    joined.push(num);
+                }
+                Ok(std::ops::ControlFlow::Continue(()))
+            })?;
+            let id = |num| room::get_of(read, num)?.id.try_into().map_err(|_| Error::NotFound);
+            joined.into_iter().map(id).collect()
+        })
+        .await
+    }
+
+    /// A membership event an app sent as state: the same ways as above, with its own content.
+    pub(super) async fn send_member(
+        &self,
+        sender: &UserId,
+        room_id: &RoomId,
+        target: &str,
+        content: Value,
+    ) -> Result<OwnedEventId> {
+        let bad = |why| Error::bad("M_BAD_JSON", why);
+        let target = OwnedUserId::try_from(target).map_err(|_| bad("the state key is no user id"))?;
+        let membership = content.get("membership").and_then(Value::as_str).and_then(Membership::of);
+        let membership = membership.ok_or_else(|| bad("a member event says what membership it is"))?;
+        let Value::Object(content) = content else { return Err(bad("the content is no object")) };
+        match membership {
+            Membership::Join if sender == target => {
+                let joining = Joining { content_extra: content, ..Joining::default() };
+                let (rooms, room_id) = (self.clone(), room_id.to_owned());
+                self.unbroken(async move { rooms.join_here(&target, &room_id, joining).await }).await
+            }
+            Membership::Invite => self.invite_with(sender, room_id, &target, content).await,
+            _ => self.change(sender, room_id, &target, membership, content).await,
+        }
+    }
+
+    async fn is_resident(&self, room_id: &RoomId) -> Result<bool> {
+        let room_id = room_id.to_owned();
+        self.reading(move |_, read| match known(read, room_id.as_str()) {
+            Ok(room) => Ok(room.is_resident()),
+            Err(Error::NotFound) => Ok(false),
+            Err(failed) => Err(failed),
+        })
+        .await
+    }
+
+    /// Joins a room that somebody here is in already.
+    async fn join_here(&self, user: &UserId, room_id: &RoomId, joining: Joining) -> Result<OwnedEventId> {
+        let num = self.num_of(room_id).await?;
+        let guard = self.lock(num).await;
+        let (asked, room_id, again) = (user.to_owned(), room_id.to_owned(), joining.clone());
+        let made = self
+            .reading(move |rooms, read| {
+                let room = known_to_member(read, &room_id)?;
+                join_content(rooms, read, &room, &asked, again)
+            })
+            .await;
+        match made {
+            Ok(content) => {
+                let new = New::state("m.room.member", user.as_str(), user, Value::Object(content));
+                self.send_locked(&guard, new, None).await
+            }
+            Err(failed) => Err(failed),
+        }
+    }
+
+    pub(super) async fn invite_with(
+        &self,
+        sender: &UserId,
+        room_id: &RoomId,
+        target: &UserId,
+        content: Map<String, Value>,
+    ) -> Result<OwnedEventId> {
+        if target.server_name() == self.server() {
+            return self.change(sender, room_id, target, Membership::Invite, content).await;
+        }
+        let new = New::state("m.room.member", target.as_str(), sender, Value::Object(content));
+        out_of_band::invite(self, room_id, new).await
+    }
+
+    /// Sends a membership event for `target` into a room we hold.
+    pub(super) async fn change(
+        &self,
+        sender: &UserId,
+        room_id: &RoomId,
+        target: &UserId,
+        membership: Membership,
+        mut content: Map<String, Value>,
+    ) -> Result<OwnedEventId> {
+        content.insert("membership".into(), membership.as_str().into());
+        let (rooms, room_id) = (self.clone(), room_id.to_owned());
+        let (sender, target) = (sender.to_owned(), target.to_owned());
+        let shows_profile = matches!(membership, Membership::Invite | Membership::Knock);
+        self.unbroken(async move {
+            if shows_profile {
+                let (who, asked) = (target.clone(), content);
+                content = rooms.reading(move |_, read| with_profile(read, &who, asked)).await?;
+            }
+            let new = New::state("m.room.member", target.as_str(), &sender, Value::Object(content));
+            rooms.send_new(&room_id, new, None).await
+        })
+        .await
+    }
+
+    /// Refuses unless the target's membership is one of these. Who is not in the room learns nothing of who is.
+    async fn expect(
+        &self,
+        sender: &UserId,
+        room_id: &RoomId,
+        target: &UserId,
+        wanted: &'static [Membership],
+        otherwise: &'static str,
+    ) -> Result<()> {
+        let (sender, room_id, target) = (sender.to_owned(), room_id.to_owned(), target.to_owned());
+        self.reading(move |_, read| {
+            let room = known_to_member(read, &room_id)?;
+            let view = room.view(read);
+            if !matches!(view.member(&sender)?, Some((Membership::Join, _))) {
+                return Err(not_in_room());
+            }
+            let membership = view.member(&target)?.map(|(membership, _)| membership);
+            match membership.is_some_and(|membership| wanted.contains(&membership)) {
+                true => Ok(()),
+                false => Err(Error::forbidden(otherwise)),
+            }
+        })
+        .await
+    }
+}
+
+/// Where a user stands who wants to leave.
+enum Place {
+    /// In a room we hold.
+    Here,
+    /// Invited or knocking where nobody of this server is.
+    Outside,
+    /// Left already.
+    Gone,
+    Nowhere,
+}
+
+fn place_of(read: &Read, user: &UserId, room_id: &RoomId) -> Result<Place> {
+    let (Some(user), Some(room)) = (user::num(read, user.as_str())?, room::num(read, room_id.as_str())?) else {
+        return Ok(Place::Nowhere);
+    };
+    let Some(mine) = member::mine(read, user, room)? else { return Ok(Place::Nowhere) };
+    Ok(match mine.membership {
+        Membership::Leave => Place::Gone,
+        Membership::Ban => Place::Nowhere,
+        _ if mine.outside => Place::Outside,
+        _ => Place::Here,
+    })
+}
+
+pub(super) fn content_of(membership: Membership, reason: Option<String>) -> Map<String, Value> {
+    let mut content = Map::new();
+    content.insert("membership".into(), membership.as_str().into());
+    if let Some(reason) = reason {
+        content.insert("reason".into(), reason.into());
+    }
+    content
+}
+
+/// Adds the name and picture of a user of this server, unless the content says others.
+pub(super) fn with_profile(
+    get: &impl Get,
+    user_id: &UserId,
+    mut content: Map<String, Value>,
+) -> Result<Map<String, Value>> {
+    let Some(num) = user::num(get, user_id.as_str())? else { return Ok(content) };
+    for field in ["displayname", "avatar_url"] {
+        if !content.contains_key(field)
+            && let Some(value) = user::profile_field(get, num, field)?
+            && !value.is_null()
+        {
+            content.insert(field.into(), value);
+        }
+    }
+    Ok(content)
+}
+
+/// The content of a join: what the app asked for, the profile, and who lets the user in where that is needed.
+pub(super) fn join_content(
+    rooms: &Rooms,
+    read: &Read,
+    room: &Known,
+    user: &UserId,
+    joining: Joining,
+) -> Result<Map<String, Value>> {
+    let mut content = joining.content_extra;
+    // Only servers say this, of people they let in themselves.
+    content.remove("join_authorised_via_users_server");
+    content.insert("membership".into(), "join".into());
+    if let Some(reason) = joining.reason {
+        content.insert("reason".into(), reason.into());
+    }
+    let mut content = with_profile(read, user, content)?;
+    if let Some(by) = let_in_by(rooms, read, room, user)? {
+        content.insert("join_authorised_via_users_server".into(), by.as_str().into());
+    }
+    Ok(content)
+}
+
+/// Who of this server lets a user into a restricted room; nobody where nobody needs to.
+pub(super) fn let_in_by(rooms: &Rooms, read: &Read, room: &Known, user: &UserId) -> Result<Option<OwnedUserId>> {
+    let view = room.view(read);
+    let rule = view.join_rule()?;
+    let restricted = (rule == Some(JoinRule::Restricted) && room.version.restricted)
+        || (rule == Some(JoinRule::KnockRestricted) && room.version.knock_restricted);
+    let inside = view
+        .member(user)?
+        .is_some_and(|(membership, _)| matches!(membership, Membership::Join | Membership::Invite | Membership::Ban));
+    if !restricted || inside {
+        return Ok(None);
+    }
+    match meets_condition(read, room, user)? {
+        Some(true) => {}
+        Some(false) => {
+            return Err(Error::forbidden("the user is in none of the rooms that this room lets people in from"));
+        }
+        None => {
+            let why = "this server is not in all the rooms that this room lets people in from";
+            return Err(Error::bad("M_UNABLE_TO_AUTHORISE_JOIN", why));
+        }
+    }
+    match rooms.who_may_invite(read, room)? {
+        Some(by) => Ok(Some(by)),
+        None => Err(Error::bad("M_UNABLE_TO_GRANT_JOIN", "nobody of this server may let people into the room")),
+    }
+}
+
+/// Whether a user is in one of the rooms that the join rules of a restricted room name; `None` when it is not in those we
+/// know, and there are others.
+pub(super) fn meets_condition(read: &impl Get, room: &Known, user: &UserId) -> Result<Option<bool>> {
+    let Some(rules) = room.view(read).event("m.room.join_rules", "")? else { return Ok(Some(false)) };
+    let user = user::num(read, user.as_str())?;
+    let allow = text::get(rules.content().as_bytes(), "allow").filter(|list| list.first() == Some(&b'['));
+    let mut known_all = true;
+    for condition in text::items(allow.unwrap_or(b"[]")).take(ALLOW_MAX).filter(|one| one.first() == Some(&b'{')) {
+        if text::get_text(condition, "type").as_deref() != Some("m.room_membership") {
+            continue;
+        }
+        let Some(room_id) = text::get_text(condition, "room_id") else { continue };
+        // Of a room nobody here is in any more we know no present members.
+        let other = match room::num(read, &room_id)? {
+            Some(other) if room::get_of(read, other)?.status == room::Status::Resident => other,
+            _ => {
+                known_all = false;
+                continue;
+            }
+        };
+        if let Some(user) = user
+            && member::is_joined(read, other, user)?
+        {
+            return Ok(Some(true));
+        }
+    }
+    Ok(known_all.then_some(false))
+}
+
+impl Rooms {
+    /// A joined user of this server who may invite. Bounded by the people of this server.
+    pub(super) fn who_may_invite(&self, read: &impl Get, room: &Known) -> Result<Option<OwnedUserId>> {
+        let local: Vec<UserNum> = super::append::local_joined(read, room.num)?;
+        let mut ids = Vec::with_capacity(local.len());
+        for num in local {
+            ids.extend(OwnedUserId::try_from(user::id_of(read, num)?));
+        }
+        let found = room
+            .view(read)
+            .with_powers(|powers| ids.into_iter().find(|id| powers.user(id) >= powers.named(Named::Invite)))?;
+        Ok(found.flatten())
+    }
+}

@@ -1,0 +1,108 @@
+//! A new name or picture of somebody here, said in the rooms they are in.
+//!
+//! One room after the other, each judged under its own lock by who is in it at that moment: whoever left meanwhile, or was put
+//! out, stays out.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::{Mutex, PoisonError};
+
+use ruma::{OwnedUserId, RoomId, UserId};
+use serde_json::Value;
+
+use super::join_content;
+use crate::room::send::{New, known_to_member};
+use crate::room::{Joining, Membership, Result, Rooms};
+
+/// Whose rooms are being told, and whether they changed something again since. Bounded by the people of this server.
+#[derive(Default)]
+pub(in crate::room) struct Renewals(Mutex<HashMap<OwnedUserId, bool>>);
+
+impl Renewals {
+    /// Whether nobody is at it yet; who is goes through the rooms once more.
+    fn begin(&self, user: &UserId) -> bool {
+        match self.lock().entry(user.to_owned()) {
+            Entry::Occupied(mut again) => {
+                again.insert(true);
+                false
+            }
+            Entry::Vacant(free) => {
+                free.insert(false);
+                true
+            }
+        }
+    }
+
+    /// Whether there is another round to go; if not it is over.
+    fn again(&self, user: &UserId) -> bool {
+        let mut users = self.lock();
+        let again = users.get_mut(user).is_some_and(std::mem::take);
+        if !again {
+            users.remove(user);
+        }
+        again
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<OwnedUserId, bool>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Rooms {
+    /// Tells all rooms of a user what their profile says, each as it is when its turn comes. Returns at once; one task for
+    /// each user.
+    pub fn renew_profile(&self, user: &UserId) {
+        if !self.0.renewals.begin(user) {
+            return;
+        }
+        let (rooms, user) = (self.clone(), user.to_owned());
+        tokio::spawn(async move {
+            loop {
+                let (round, who) = (rooms.clone(), user.clone());
+                // By itself: a round that panics ends no other.
+                let _ = tokio::spawn(async move { round.renew_everywhere(&who).await }).await;
+                if !rooms.0.renewals.again(&user) {
+                    return;
+                }
+            }
+        });
+    }
+
+    async fn renew_everywhere(&self, user: &UserId) {
+        let joined = match self.joined_rooms(user).await {
+            Ok(joined) => joined,
+            Err(failed) => return tracing::warn!("the rooms of {user} cannot be listed: {failed}"),
+        };
+        for room_id in joined {
+            if let Err(failed) = self.renew_in(user, &room_id).await {
+                tracing::debug!("{room_id} was not told of a new name of {user}: {failed}");
+            }
+        }
+    }
+
+    /// Says a member's present name and picture in a room; nothing when they are not in it.
+    pub(in crate::room) async fn renew_in(&self, user: &UserId, room_id: &RoomId) -> Result<()> {
+        let (rooms, user, room_id) = (self.clone(), user.to_owned(), room_id.to_owned());
+        self.unbroken(async move {
+            let guard = rooms.lock(rooms.num_of(&room_id).await?).await;
+            let who = user.clone();
+            let content = rooms
+                .reading(move |rooms, read| {
+                    let room = known_to_member(read, &room_id)?;
+                    match room.view(read).member(&who)? {
+                        Some((Membership::Join, _)) => {
+                            join_content(rooms, read, &room, &who, Joining::default()).map(Some)
+                        }
+                        _ => Ok(None),
+                    }
+                })
+                .await?;
+            if let Some(content) = content {
+                let new = New::state("m.room.member", user.as_str(), &user, Value::Object(content));
+                rooms.send_locked(&guard, new, None).await?;
+            }
+            Ok(())
+        })
+        .await
+    }
+}

@@ -1,0 +1,155 @@
+//! Joining a restricted room that people of this server are in, when none of them may let others in: somebody of another
+//! server does.
+//!
+//! Server-server API, "Restricted rooms". The answer of `send_join` is read only as far as our event with the other server's
+//! signature; the room itself is here already. Bounded: a few servers, one window of an answer, and the time of it all.
+
+use std::time::Duration;
+
+use http::Method;
+use ruma::{OwnedServerName, OwnedUserId, RoomId, ServerName, UserId};
+use serde_json::{Map, Value};
+
+use super::{content_of, with_profile};
+use crate::matrix::auth::Named;
+use crate::matrix::{Event, Reject, json as text};
+use crate::remote::json_stream::{Events, Item, Limits, Malformed};
+use crate::remote::{Failed, Pace, encode};
+use crate::room::handshake::{Template, Verb};
+use crate::room::receive::backfill;
+use crate::room::state::{Known, known};
+use crate::room::{Error, Joining, Result, Rooms};
+use crate::store::Read;
+use crate::store::tables::room::event::Membership;
+use crate::store::tables::room::member;
+use crate::store::tables::user;
+
+/// Servers asked, one after the other.
+const SERVERS_MAX: usize = 5;
+/// People named in the power levels that are looked at.
+const NAMED_MAX: usize = 500;
+/// Each server has so long, with its whole answer: a person is waiting.
+const PATIENCE: Duration = Duration::from_secs(90);
+/// The answer holds the room, which we do not keep.
+const BODY_BYTES_MAX: u64 = 256 << 20;
+/// The largest item of it, and a frame.
+const WINDOW_BYTES: u64 = (256 + 64) * 1024;
+
+impl Rooms {
+    /// Joins with the help of a server that may let the user in. `why`: what kept us from it; answered when nobody can.
+    pub(in crate::room) async fn join_with_help(
+        &self,
+        user: &UserId,
+        room_id: &RoomId,
+        joining: Joining,
+        why: Error,
+    ) -> Result<()> {
+        let (id, via) = (room_id.to_owned(), joining.via.clone());
+        let servers = self.reading(move |rooms, read| helpers(rooms, read, &known(read, id.as_str())?, via)).await?;
+        let mut last = why;
+        for server in servers {
+            match self.join_through(&server, user, room_id, &joining).await {
+                Ok(()) => return Ok(()),
+                Err(error) => {
+                    tracing::info!(%server, %room_id, %error, "the server did not let {user} in");
+                    if matches!(&error, Error::Remote(failed) if failed.is_refusal()) {
+                        last = error;
+                    }
+                }
+            }
+        }
+        Err(last)
+    }
+
+    async fn join_through(
+        &self,
+        server: &ServerName,
+        user: &UserId,
+        room_id: &RoomId,
+        joining: &Joining,
+    ) -> Result<()> {
+        let template = self.ask_template(server, Verb::Join, room_id, user).await?;
+        let (who, content) = (user.to_owned(), content(&template, joining));
+        let content = self.reading(move |_, read| with_profile(read, &who, content)).await?;
+        let event = self.sign_template(&template, content)?;
+        let signing = self.have_signed(server, &template, &event);
+        let signed = self.0.parts.clock.timeout(PATIENCE, signing).await.unwrap_or(Err(Failed::Timeout.into()))?;
+        self.accept_signed(server, signed).await
+    }
+
+    /// Hands our event in; answers it with the other server's signature.
+    async fn have_signed(&self, server: &ServerName, template: &Template, event: &Event) -> Result<Event> {
+        let (room, id) = (encode(event.room_id().as_str()), encode(event.id().as_str()));
+        let target = format!("/_matrix/federation/v2/send_join/{room}/{id}?omit_members=true");
+        let _window = self.0.parts.budget.account("outbound").take(WINDOW_BYTES).await?;
+        let (content, pace) = (Some(event.to_federation().to_vec()), Pace::patient(BODY_BYTES_MAX));
+        let mut body = self.0.parts.remote.stream(server, Method::PUT, &target, content, pace).await?;
+        let mut events = Events::new(Limits::events(BODY_BYTES_MAX));
+        let mut signed = None;
+        while signed.is_none()
+            && let Some(frame) = body.next().await?
+        {
+            let found = events.feed::<Malformed>(&frame, &mut |item| {
+                if let Item::Value { key: "event", raw } = item {
+                    signed = Some(raw.to_vec());
+                }
+                Ok(())
+            });
+            found.map_err(|malformed| Failed::BadAnswer(malformed.to_string()))?;
+        }
+        let signed = signed.ok_or_else(|| Failed::BadAnswer("the event did not come back".to_owned()))?;
+        let signed = Event::from_wire(template.version, &signed)?;
+        match signed.id() == event.id() && signed.is_intact() {
+            true => Ok(signed),
+            false => Err(Reject::shape("the event came back as another one").into()),
+        }
+    }
+}
+
+/// What the user says, and who lets them in.
+fn content(template: &Template, joining: &Joining) -> Map<String, Value> {
+    let mut content = joining.content_extra.clone();
+    content.extend(content_of(Membership::Join, joining.reason.clone()));
+    content.remove("join_authorised_via_users_server");
+    if let Some(by) = template.authorised_via() {
+        content.insert("join_authorised_via_users_server".into(), by.into());
+    }
+    content
+}
+
+/// Servers to ask, best first: those the user names, those of people who may invite, then large ones.
+fn helpers(rooms: &Rooms, read: &Read, room: &Known, via: Vec<OwnedServerName>) -> Result<Vec<OwnedServerName>> {
+    let mut servers = via;
+    servers.extend(of_those_who_may_invite(read, room)?);
+    servers.extend(backfill::servers(read, room.num, rooms.server())?);
+    let mut seen = std::collections::HashSet::new();
+    servers.retain(|server| server != rooms.server() && seen.insert(server.clone()));
+    servers.truncate(SERVERS_MAX);
+    Ok(servers)
+}
+
+fn of_those_who_may_invite(read: &Read, room: &Known) -> Result<Vec<OwnedServerName>> {
+    let view = room.view(read);
+    let mut people: Vec<OwnedUserId> = Vec::new();
+    people.extend(view.event("m.room.create", "")?.map(|create| create.sender().to_owned()));
+    if let Some(levels) = view.event("m.room.power_levels", "")? {
+        let users = text::get(levels.content().as_bytes(), "users").filter(|users| users.first() == Some(&b'{'));
+        let named = text::members(users.unwrap_or(b"{}")).take(NAMED_MAX);
+        people.extend(named.filter_map(|(id, _)| OwnedUserId::try_from(std::str::from_utf8(id).ok()?).ok()));
+    }
+    let may = view.with_powers(|powers| {
+        people.retain(|id| powers.user(id) >= powers.named(Named::Invite));
+    })?;
+    if may.is_none() {
+        return Ok(Vec::new());
+    }
+    let mut servers = Vec::new();
+    for id in people {
+        if let Some(num) = user::num(read, id.as_str())?
+            && member::is_joined(read, room.num, num)?
+        {
+            servers.push(id.server_name().to_owned());
+        }
+    }
+    Ok(servers)
+}

@@ -1,0 +1,514 @@
+//! An event as apps see it (client-server API, "Room Event Format"), copied text by text out of its canonical JSON.
+//!
+//! No tree is built. One event holds its own body and at most one more
+//! at a time (what it replaced, what redacted it, its newest edit).
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+
+use crate::matrix::json;
+use crate::room::ANSWER_BYTES;
+use crate::room::ignored::Ignored;
+use crate::store::tables::room::event::{self, Kind, Membership, Row};
+use crate::store::tables::room::relation::{self, Rel};
+use crate::store::tables::room::{state_tree, txn};
+use crate::store::tables::user;
+use crate::store::{EventNum, Get, Result, StateKeyNum, UserNum};
+
+/// Edits looked at for the newest by the event's own sender, replies for whether the viewer took part in a thread, and
+/// references told beside an event.
+const RELATED_LOOKED_AT: usize = 64;
+/// A thread is counted no further than this.
+const THREAD_COUNT_MAX: u64 = 5_000;
+/// Keys in one path of a filter's `event_fields`; a longer path names nothing.
+const FIELD_KEYS_MAX: usize = 50;
+
+/// For whom, and in which shape.
+#[derive(Clone, Debug, Default)]
+pub struct Format {
+    pub now_ms: u64,
+    /// Who asks: their device gets its transaction id back.
+    pub user: UserNum,
+    pub device: String,
+    /// Given, it is written into each event; a sync leaves it out, since it stands above the events.
+    pub room_id: Option<String>,
+    /// The paths a filter asks for; empty for whole events.
+    pub fields: Vec<Vec<String>>,
+    /// Events as servers exchange them.
+    pub federation: bool,
+    /// Somebody who left is told of nothing that came later, not even beside an event from before.
+    pub upto: Option<i64>,
+    /// Whose replies they do not want to hear of.
+    pub ignored: Ignored,
+    /// The key of their own member event, when they ever had one anywhere.
+    pub member_key: Option<StateKeyNum>,
+}
+
+impl Format {
+    /// The place of the newest event they are told of.
+    fn newest(&self) -> i64 {
+        self.upto.unwrap_or(i64::MAX)
+    }
+}
+
+/// How much is said beside the event itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Detail {
+    /// In a timeline: what it replaced, what relates to it, the transaction it came with.
+    Timeline,
+    /// In a list of state, which may be long.
+    State,
+}
+
+/// Appends an event in the shape asked for.
+pub fn write(
+    get: &impl Get,
+    num: EventNum,
+    row: &Row,
+    format: &Format,
+    detail: Detail,
+    out: &mut Vec<u8>,
+) -> Result<()> {
+    let body = event::body(get, row)?;
+    if format.federation {
+        out.extend_from_slice(&body);
+        return Ok(());
+    }
+    let start = out.len();
+    write_members(&body, row, format.room_id.as_deref(), out);
+    drop(body);
+    write_unsigned(get, num, row, format, detail, out)?;
+    out.push(b'}');
+    if !format.fields.is_empty() {
+        let kept = keep_fields(&out[start..], &format.fields);
+        out.truncate(start);
+        out.extend_from_slice(&kept);
+    }
+    Ok(())
+}
+
+/// Appends, as a member of what is said beside an event, another one without anything beside it. One for which there is no
+/// room is left out.
+fn write_beside(
+    get: &impl Get,
+    row: &Row,
+    format: &Format,
+    (first, key): (usize, &str),
+    out: &mut Vec<u8>,
+) -> Result<()> {
+    let body = event::body(get, row)?;
+    if has_room(out, &body) {
+        write_key(out, first, key);
+        write_members(&body, row, format.room_id.as_deref(), out);
+        out.push(b'}');
+    }
+    Ok(())
+}
+
+/// Whether a piece of an answer has room for what is not the event itself.
+fn has_room(out: &[u8], more: &[u8]) -> bool {
+    out.len() + more.len() <= ANSWER_BYTES as usize
+}
+
+/// Appends a state event with nothing but what a stranger may know of it.
+pub fn write_stripped(get: &impl Get, row: &Row, out: &mut Vec<u8>) -> Result<()> {
+    let body = event::body(get, row)?;
+    out.push(b'{');
+    let first = out.len();
+    for key in ["content", "sender", "state_key", "type"] {
+        if let Some(value) = json::get(&body, key) {
+            write_member(out, first, key, value);
+        }
+    }
+    out.push(b'}');
+    Ok(())
+}
+
+/// The content of an event, an object.
+pub fn content(get: &impl Get, row: &Row) -> Result<Vec<u8>> {
+    let body = event::body(get, row)?;
+    Ok(json::get(&body, "content").unwrap_or(b"{}").to_vec())
+}
+
+/// The type of an event, whose code may only say "other".
+pub fn kind(get: &impl Get, row: &Row) -> Result<String> {
+    match row.kind.name() {
+        Some(name) => Ok(name.to_owned()),
+        None => Ok(json::get_text(&event::body(get, row)?, "type").unwrap_or_default().into_owned()),
+    }
+}
+
+/// The `rel_type` of an event's relation.
+pub fn relation_type(get: &impl Get, row: &Row) -> Result<Option<String>> {
+    let body = event::body(get, row)?;
+    let found = json::get_path(&body, &["content", "m.relates_to", "rel_type"]).and_then(json::text);
+    Ok(found.map(|text| text.into_owned()))
+}
+
+/// Everything but `unsigned` and the closing brace.
+fn write_members(body: &[u8], row: &Row, room_id: Option<&str>, out: &mut Vec<u8>) {
+    out.push(b'{');
+    let first = out.len();
+    // Old and new room versions keep the target of a redaction in different places; apps are told in both.
+    let redacts = (row.kind == Kind::REDACTION)
+        .then(|| json::get(body, "redacts").or_else(|| json::get_path(body, &["content", "redacts"])))
+        .flatten();
+    for key in ["content", "origin_server_ts", "sender", "state_key", "type"] {
+        match json::get(body, key) {
+            Some(content) if key == "content" && redacts.is_some() && json::get(content, "redacts").is_none() => {
+                write_member(out, first, key, b"{");
+                out.extend_from_slice(b"\"redacts\":");
+                out.extend_from_slice(redacts.unwrap_or(b"null"));
+                let rest = content.strip_prefix(b"{").unwrap_or(b"}");
+                out.extend_from_slice(if rest.starts_with(b"}") { b"" } else { b"," });
+                out.extend_from_slice(rest);
+            }
+            Some(value) => write_member(out, first, key, value),
+            None => {}
+        }
+    }
+    if let Some(redacts) = redacts {
+        write_member(out, first, "redacts", redacts);
+    }
+    write_text(out, first, "event_id", &row.id.text());
+    if let Some(room_id) = room_id {
+        write_text(out, first, "room_id", room_id);
+    }
+}
+
+fn write_unsigned(
+    get: &impl Get,
+    num: EventNum,
+    row: &Row,
+    format: &Format,
+    detail: Detail,
+    out: &mut Vec<u8>,
+) -> Result<()> {
+    out.extend_from_slice(b",\"unsigned\":{");
+    let first = out.len();
+    let age = format.now_ms.saturating_sub(row.origin_server_ts);
+    write_member(out, first, "age", age.to_string().as_bytes());
+    if row.flags.redacted
+        && let Some(redaction) = row.redacted_by
+        && let Some(redaction) = event::row(get, redaction)?
+    {
+        write_beside(get, &redaction, format, (first, "redacted_because"), out)?;
+    }
+    if detail == Detail::Timeline {
+        write_transaction(get, num, row, format, first, out)?;
+        write_membership(get, row, format, first, out)?;
+        write_replaced(get, row, first, out)?;
+        write_relations(get, num, row, format, first, out)?;
+    }
+    out.push(b'}');
+    Ok(())
+}
+
+fn write_transaction(
+    get: &impl Get,
+    num: EventNum,
+    row: &Row,
+    format: &Format,
+    first: usize,
+    out: &mut Vec<u8>,
+) -> Result<()> {
+    if row.sender == format.user
+        && let Some(txn) = txn::of_event(get, num)?
+        && txn.device == format.device
+    {
+        write_text(out, first, "transaction_id", &txn.id);
+    }
+    Ok(())
+}
+
+/// What the viewer was to the room at the time of the event, as far as the state before it is known.
+fn write_membership(get: &impl Get, row: &Row, format: &Format, first: usize, out: &mut Vec<u8>) -> Result<()> {
+    let membership = match (row.member, row.before) {
+        (Some((membership, target)), _) if target == format.user => membership,
+        (_, Some(before)) => {
+            let own = format.member_key.map_or(Ok(None), |key| state_tree::get(get, before, key))?;
+            let member = own.map_or(Ok(None), |own| event::row_of(get, own).map(|row| row.member))?;
+            member.map_or(Membership::Leave, |(membership, _)| membership)
+        }
+        (_, None) => return Ok(()),
+    };
+    write_text(out, first, "membership", membership.as_str());
+    Ok(())
+}
+
+/// What the state was for the event's key before it.
+fn write_replaced(get: &impl Get, row: &Row, first: usize, out: &mut Vec<u8>) -> Result<()> {
+    let (Some(key), Some(before)) = (row.state_key, row.before) else { return Ok(()) };
+    let Some(old) = state_tree::get(get, before, key)? else { return Ok(()) };
+    let old = event::row_of(get, old)?;
+    let before = content(get, &old)?;
+    if has_room(out, &before) {
+        write_member(out, first, "prev_content", &before);
+    }
+    write_text(out, first, "prev_sender", &user::id_of(get, old.sender)?);
+    write_text(out, first, "replaces_state", &old.id.text());
+    Ok(())
+}
+
+/// The newest edit, and a thread in short.
+fn write_relations(
+    get: &impl Get,
+    num: EventNum,
+    row: &Row,
+    format: &Format,
+    first: usize,
+    out: &mut Vec<u8>,
+) -> Result<()> {
+    if row.state_key.is_some() || row.flags.redacted {
+        return Ok(());
+    }
+    let edit = newest_edit(get, num, row, format)?;
+    let thread = thread(get, num, row, format)?;
+    let references = references(get, num, row, format)?;
+    if edit.is_none() && thread.is_none() && references.is_empty() {
+        return Ok(());
+    }
+    write_key(out, first, "m.relations");
+    out.push(b'{');
+    let first = out.len();
+    if let Some(edit) = edit {
+        write_beside(get, &edit, format, (first, "m.replace"), out)?;
+    }
+    if let Some(thread) = thread {
+        write_key(out, first, "m.thread");
+        out.extend_from_slice(format!("{{\"count\":{},", thread.count).as_bytes());
+        out.extend_from_slice(format!("\"current_user_participated\":{}", thread.took_part).as_bytes());
+        write_beside(get, &thread.latest, format, (0, "latest_event"), out)?;
+        out.push(b'}');
+    }
+    if !references.is_empty() {
+        write_key(out, first, "m.reference");
+        out.extend_from_slice(b"{\"chunk\":[");
+        for (nth, id) in references.iter().rev().enumerate() {
+            out.extend_from_slice(if nth == 0 { b"{\"event_id\":" } else { b",{\"event_id\":" });
+            json::write_string(out, id);
+            out.push(b'}');
+        }
+        out.extend_from_slice(b"]}");
+    }
+    out.push(b'}');
+    Ok(())
+}
+
+fn newest_edit(get: &impl Get, num: EventNum, row: &Row, format: &Format) -> Result<Option<Row>> {
+    let (mut found, mut looked_at) = (None, 0);
+    relation::list_newest(get, row.room, num, Rel::REPLACE, format.newest(), &mut |_, edit| {
+        looked_at += 1;
+        let edit = event::row_of(get, edit)?;
+        if edit.sender == row.sender && edit.state_key.is_none() && !edit.flags.redacted {
+            found = Some(edit);
+        }
+        Ok(if found.is_some() || looked_at == RELATED_LOOKED_AT {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        })
+    })?;
+    Ok(found)
+}
+
+/// Ids of the newest events that refer to it, newest first.
+fn references(get: &impl Get, num: EventNum, row: &Row, format: &Format) -> Result<Vec<String>> {
+    let mut ids = Vec::new();
+    relation::list_newest(get, row.room, num, Rel::REFERENCE, format.newest(), &mut |_, event| {
+        let event = event::row_of(get, event)?;
+        if !format.ignored.contains(event.sender) {
+            ids.push(event.id.text());
+        }
+        Ok(match ids.len() < RELATED_LOOKED_AT {
+            true => ControlFlow::Continue(()),
+            false => ControlFlow::Break(()),
+        })
+    })?;
+    Ok(ids)
+}
+
+/// Whether the viewer began a thread or is among those who replied last.
+pub fn took_part(get: &impl Get, root: EventNum, row: &Row, format: &Format) -> Result<bool> {
+    Ok(row.sender == format.user || thread(get, root, row, format)?.is_some_and(|thread| thread.took_part))
+}
+
+struct Thread {
+    latest: Row,
+    count: u64,
+    took_part: bool,
+}
+
+fn thread(get: &impl Get, num: EventNum, row: &Row, format: &Format) -> Result<Option<Thread>> {
+    let viewer = format.user;
+    let mut thread: Option<Thread> = None;
+    relation::list_newest(get, row.room, num, Rel::THREAD, format.newest(), &mut |_, reply| {
+        if !format.ignored.is_empty() && format.ignored.contains(event::row_of(get, reply)?.sender) {
+            return Ok(ControlFlow::Continue(()));
+        }
+        match &mut thread {
+            None => {
+                let latest = event::row_of(get, reply)?;
+                let took_part = row.sender == viewer || latest.sender == viewer;
+                thread = Some(Thread { latest, count: 1, took_part });
+            }
+            Some(thread) => {
+                if !thread.took_part && thread.count < RELATED_LOOKED_AT as u64 {
+                    thread.took_part = event::row_of(get, reply)?.sender == viewer;
+                }
+                thread.count += 1;
+                if thread.count == THREAD_COUNT_MAX {
+                    return Ok(ControlFlow::Break(()));
+                }
+            }
+        }
+        Ok(ControlFlow::Continue(()))
+    })?;
+    Ok(thread)
+}
+
+/// Appends `"key":`, behind a comma when it is not the object's first; `first` is where the object's first member stands.
+pub fn write_key(out: &mut Vec<u8>, first: usize, key: &str) {
+    if out.len() > first {
+        out.push(b',');
+    }
+    json::write_string(out, key);
+    out.push(b':');
+}
+
+fn write_member(out: &mut Vec<u8>, first: usize, key: &str, value: &[u8]) {
+    write_key(out, first, key);
+    out.extend_from_slice(value);
+}
+
+/// Appends a member that is a string.
+pub fn write_text(out: &mut Vec<u8>, first: usize, key: &str, text: &str) {
+    write_key(out, first, key);
+    json::write_string(out, text);
+}
+
+/// The members of an object that the paths name, as a filter's `event_fields` ask.
+fn keep_fields(event: &[u8], fields: &[Vec<String>]) -> Vec<u8> {
+    let mut kept = Vec::new();
+    let paths: Vec<_> = fields.iter().map(Vec::as_slice).filter(|path| path.len() <= FIELD_KEYS_MAX).collect();
+    write_fields(event, &paths, &mut kept);
+    kept
+}
+
+/// Appends what the paths name of an object, as an object. Recurses as far as the longest of them.
+fn write_fields(object: &[u8], paths: &[&[String]], out: &mut Vec<u8>) {
+    let mut wanted: BTreeMap<Vec<u8>, Vec<&[String]>> = BTreeMap::new();
+    for path in paths {
+        let Some((key, rest)) = path.split_first() else { continue };
+        // As a key stands in canonical text.
+        let mut text = Vec::new();
+        json::write_string(&mut text, key);
+        wanted.entry(text).or_default().push(rest);
+    }
+    out.push(b'{');
+    let first = out.len();
+    for (key, value) in json::members(object) {
+        let key = [b"\"", key, b"\""].concat();
+        let Some(rests) = wanted.get(&key) else { continue };
+        let (is_whole, is_object) = (rests.iter().any(|rest| rest.is_empty()), value.starts_with(b"{"));
+        if !is_whole && !is_object {
+            continue;
+        }
+        let before = out.len();
+        out.extend_from_slice(if before > first { b"," } else { b"" });
+        out.extend_from_slice(&key);
+        out.push(b':');
+        if is_whole {
+            out.extend_from_slice(value);
+            continue;
+        }
+        let inner = out.len();
+        write_fields(value, rests, out);
+        if out.len() == inner + 2 {
+            out.truncate(before);
+        }
+    }
+    out.push(b'}');
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A filter's path went as deep into an event as both their authors liked, on the stack.
+    #[test]
+    fn a_long_path_names_nothing() {
+        let event = format!("{}1{}", r#"{"a":"#.repeat(800), "}".repeat(800));
+        let path = |keys| vec![vec!["a".to_owned(); keys], vec!["b".to_owned()]];
+        let kept = keep_fields(event.as_bytes(), &path(FIELD_KEYS_MAX));
+        assert_eq!(String::from_utf8(kept).unwrap(), event);
+        assert_eq!(keep_fields(event.as_bytes(), &path(FIELD_KEYS_MAX + 1)), b"{}");
+    }
+    use crate::store::tables::room::event::{Flags, Id};
+    use crate::store::{BodyNum, RoomNum};
+    use serde_json::{Value, json};
+
+    fn row(kind: Kind) -> Row {
+        Row {
+            room: RoomNum(1),
+            body: BodyNum(1),
+            id: Id::parse("$e"),
+            kind,
+            state_key: None,
+            sender: UserNum(1),
+            member: None,
+            flags: Flags::default(),
+            depth: 1,
+            origin_server_ts: 5,
+            auth: vec![],
+            before: None,
+            order: None,
+            redacted_by: None,
+        }
+    }
+
+    fn check(kind: Kind, body: Value, shown: Value) {
+        let mut out = Vec::new();
+        write_members(body.to_string().as_bytes(), &row(kind), Some("!r:x"), &mut out);
+        out.push(b'}');
+        assert_eq!(serde_json::from_slice::<Value>(&out).unwrap(), shown);
+    }
+
+    #[test]
+    fn apps_see_what_concerns_them() {
+        check(
+            Kind::MESSAGE,
+            json!({ "auth_events": [], "content": { "body": "\"q\"" }, "depth": 3, "hashes": {}, "origin_server_ts": 5,
+                "prev_events": [], "room_id": "!r:x", "sender": "@a:x", "signatures": {}, "type": "m.room.message" }),
+            json!({ "content": { "body": "\"q\"" }, "event_id": "$e", "origin_server_ts": 5, "room_id": "!r:x",
+                "sender": "@a:x", "type": "m.room.message" }),
+        );
+    }
+
+    #[test]
+    fn a_redaction_names_its_target_in_both_places() {
+        let shown = json!({ "content": { "reason": "r", "redacts": "$t" }, "redacts": "$t", "event_id": "$e",
+            "room_id": "!r:x", "type": "m.room.redaction" });
+        let old = json!({ "content": { "reason": "r" }, "redacts": "$t", "type": "m.room.redaction" });
+        let new = json!({ "content": { "reason": "r", "redacts": "$t" }, "type": "m.room.redaction" });
+        check(Kind::REDACTION, old, shown.clone());
+        check(Kind::REDACTION, new, shown);
+    }
+
+    #[test]
+    fn a_filter_keeps_the_fields_it_names() {
+        let event = json!({
+            "content": { "a.b": 1, "c": { "d": 2, "e": 3 }, "f\"\u{1}": 4, "g": { "h": {} } }, "type": "t", "sender": "s",
+        });
+        let check = |fields: &[&str], kept: Value| {
+            let fields: Vec<_> = fields.iter().map(|path| json::dot_path(path)).collect();
+            let found: Value = serde_json::from_slice(&keep_fields(event.to_string().as_bytes(), &fields)).unwrap();
+            assert_eq!(found, kept);
+        };
+        let some = ["type", r"content.a\.b", "content.c.d", "nothing.there", "type.t", "content.g.x"];
+        check(&some, json!({ "content": { "a.b": 1, "c": { "d": 2 } }, "type": "t" }));
+        check(&["content.f\"\u{1}", "content.g.h"], json!({ "content": { "f\"\u{1}": 4, "g": { "h": {} } } }));
+        check(&["content", "content.c.d"], json!({ "content": event["content"] }));
+        check(&["content.g.h.i", ""], json!({}));
+    }
+}

@@ -1,0 +1,244 @@
+//! What an app wants to be told (client-server API, "Filtering").
+
+use ruma::{RoomId, UserId};
+use serde::Deserialize;
+
+use super::event_json;
+use crate::matrix::json;
+use crate::store::tables::room::event::{self, Row};
+use crate::store::tables::user;
+use crate::store::{Get, Result};
+
+/// What a filter may take once it is read: several hundred ids of people or rooms.
+const FILTER_BYTES_MAX: u64 = 32 * 1024;
+/// A text in a list, beside its letters.
+const TEXT_BYTES: u64 = 40;
+
+/// A sync filter, as an app sends or has saved it. Its length is bounded where it comes in.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Filter {
+    pub event_fields: Option<Vec<String>>,
+    pub event_format: Option<Shape>,
+    /// Read to see whether it can be: there is none of it.
+    pub presence: Events,
+    pub account_data: Events,
+    pub room: InRoom,
+}
+
+/// How events are shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Shape {
+    Client,
+    Federation,
+}
+
+/// The part of a filter that is about rooms.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct InRoom {
+    pub rooms: Option<Vec<String>>,
+    pub not_rooms: Vec<String>,
+    pub include_leave: bool,
+    pub account_data: Events,
+    pub ephemeral: Events,
+    pub state: Events,
+    pub timeline: Events,
+}
+
+/// Which events. What is not asked is let through.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Events {
+    pub limit: Option<u64>,
+    pub types: Option<Vec<String>>,
+    pub not_types: Vec<String>,
+    pub senders: Option<Vec<String>>,
+    pub not_senders: Vec<String>,
+    pub rooms: Option<Vec<String>>,
+    pub not_rooms: Vec<String>,
+    pub contains_url: Option<bool>,
+    pub lazy_load_members: bool,
+    pub unread_thread_notifications: bool,
+}
+
+impl Filter {
+    /// Reads a filter; `None` when it is none, or one that takes too much memory.
+    pub fn parse(json: &[u8]) -> Option<Filter> {
+        // A list would be taken for the fields in their order.
+        let filter: Filter = serde_json::from_slice(json).ok().filter(|_| json.trim_ascii_start().starts_with(b"{"))?;
+        let InRoom { rooms, not_rooms, account_data, ephemeral, state, timeline, .. } = &filter.room;
+        let events = [&filter.presence, &filter.account_data, account_data, ephemeral, state, timeline];
+        let has_ids =
+            events.iter().all(|events| events.has_ids()) && are_rooms(rooms.iter().flatten().chain(not_rooms));
+        (has_ids && filter.bytes() <= FILTER_BYTES_MAX).then_some(filter)
+    }
+
+    /// What it takes in memory, the paths of its fields included.
+    pub fn bytes(&self) -> u64 {
+        let InRoom { rooms, not_rooms, account_data, ephemeral, state, timeline, .. } = &self.room;
+        let events = [&self.presence, &self.account_data, account_data, ephemeral, state, timeline];
+        let lists = events.iter().flat_map(|events| events.lists()).chain([rooms.as_deref(), Some(&not_rooms[..])]);
+        let paths = self.fields();
+        let texts = lists.flatten().flatten().chain(self.event_fields.iter().flatten()).chain(paths.iter().flatten());
+        texts.map(|text| text.len() as u64 + TEXT_BYTES).sum()
+    }
+
+    /// The paths of `event_fields`.
+    pub fn fields(&self) -> Vec<Vec<String>> {
+        self.event_fields.iter().flatten().map(|path| json::dot_path(path)).collect()
+    }
+
+    pub fn is_federation(&self) -> bool {
+        self.event_format == Some(Shape::Federation)
+    }
+}
+
+impl InRoom {
+    /// Whether anything of the room is wanted.
+    pub fn wants_room(&self, room_id: &str) -> bool {
+        listed(self.rooms.as_deref(), &self.not_rooms, room_id)
+    }
+}
+
+impl Events {
+    /// Reads the filter of one list of events; `None` when it is none, or one that takes too much memory.
+    pub fn parse(json: &[u8]) -> Option<Events> {
+        let events: Events = serde_json::from_slice(json).ok()?;
+        let texts = events.lists().into_iter().flatten().flatten();
+        let bytes: u64 = texts.map(|text| text.len() as u64 + TEXT_BYTES).sum();
+        (events.has_ids() && bytes <= FILTER_BYTES_MAX).then_some(events)
+    }
+
+    /// Whether those it names could be somebody, or a room.
+    fn has_ids(&self) -> bool {
+        let Events { senders, not_senders, rooms, not_rooms, .. } = self;
+        senders.iter().flatten().chain(not_senders).all(|id| UserId::parse(id).is_ok())
+            && are_rooms(rooms.iter().flatten().chain(not_rooms))
+    }
+
+    fn lists(&self) -> [Option<&[String]>; 6] {
+        let Events { types, not_types, senders, not_senders, rooms, not_rooms, .. } = self;
+        [types.as_deref(), Some(not_types), senders.as_deref(), Some(not_senders), rooms.as_deref(), Some(not_rooms)]
+    }
+
+    pub fn wants_room(&self, room_id: &str) -> bool {
+        listed(self.rooms.as_deref(), &self.not_rooms, room_id)
+    }
+
+    pub fn wants_type(&self, kind: &str) -> bool {
+        let is = |pattern: &String| matches(pattern, kind);
+        !self.not_types.iter().any(is) && self.types.as_ref().is_none_or(|types| types.iter().any(is))
+    }
+
+    /// Whether an event is wanted. Reads no more of it than the filter asks about.
+    pub fn wants(&self, get: &impl Get, row: &Row) -> Result<bool> {
+        if (self.types.is_some() || !self.not_types.is_empty()) && !self.wants_type(&event_json::kind(get, row)?) {
+            return Ok(false);
+        }
+        if (self.senders.is_some() || !self.not_senders.is_empty())
+            && !listed(self.senders.as_deref(), &self.not_senders, &user::id_of(get, row.sender)?)
+        {
+            return Ok(false);
+        }
+        if let Some(wanted) = self.contains_url {
+            let body = event::body(get, row)?;
+            let has = json::get_path(&body, &["content", "url"]).and_then(json::text).is_some();
+            return Ok(has == wanted);
+        }
+        Ok(true)
+    }
+
+    /// The number of events asked for, within bounds.
+    pub fn limit(&self, default: usize, most: usize) -> usize {
+        self.limit.map_or(default, |limit| usize::try_from(limit).unwrap_or(most)).min(most)
+    }
+}
+
+fn are_rooms<'a>(mut ids: impl Iterator<Item = &'a String>) -> bool {
+    ids.all(|id| RoomId::parse(id).is_ok())
+}
+
+fn listed(only: Option<&[String]>, not: &[String], one: &str) -> bool {
+    !not.iter().any(|other| other == one) && only.is_none_or(|only| only.iter().any(|other| other == one))
+}
+
+/// Whether a text fits a pattern, in which `*` stands for anything.
+fn matches(pattern: &str, text: &str) -> bool {
+    let mut parts = pattern.split('*');
+    let first = parts.next().unwrap_or("");
+    let Some(mut rest) = text.strip_prefix(first) else { return false };
+    let mut last = None;
+    for part in parts {
+        if let Some(between) = last.replace(part) {
+            let Some((_, after)) = rest.split_once(between) else { return false };
+            rest = after;
+        }
+    }
+    last.map_or(rest.is_empty(), |last| rest.ends_with(last))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns() {
+        for (pattern, text, fits) in [
+            ("m.room.message", "m.room.message", true),
+            ("m.room.message", "m.room.messages", false),
+            ("m.room.*", "m.room.name", true),
+            ("*", "", true),
+            ("*.name", "m.room.name", true),
+            ("m.*.na*", "m.room.name", true),
+            ("m.*.x*", "m.room.name", false),
+            ("a*a", "a", false),
+            ("**", "anything", true),
+        ] {
+            assert_eq!(matches(pattern, text), fits, "{pattern} {text}");
+        }
+    }
+
+    #[test]
+    fn filters_as_apps_send_them() {
+        let filter = Filter::parse(
+            br#"{"event_fields":["content.body"],"presence":{"not_types":["*"]},"room":{"timeline":{"limit":20,
+            "unread_thread_notifications":true,"types":["m.room.*"],"not_types":["m.room.name"]},
+            "state":{"lazy_load_members":true},"include_leave":true,"not_rooms":["!no:x"]}}"#,
+        )
+        .unwrap();
+        assert!(filter.room.state.lazy_load_members && filter.room.include_leave);
+        assert_eq!(filter.room.timeline.limit(10, 100), 20);
+        assert!(filter.room.timeline.wants_type("m.room.topic") && !filter.room.timeline.wants_type("m.room.name"));
+        assert!(!filter.room.timeline.wants_type("m.reaction"));
+        assert!(filter.room.wants_room("!a:x") && !filter.room.wants_room("!no:x"));
+        assert_eq!(filter.fields(), [["content", "body"]]);
+        assert_eq!(filter.bytes(), (1 + 12 + 7 + 4 + 8 + 11 + 5) + 7 * TEXT_BYTES);
+        for (filter, fine) in [
+            (
+                r#" {"room":{"timeline":{"limit":5,"types":null}},"event_fields":["type"],"event_format":"client"}"#,
+                true,
+            ),
+            (r#"{"room":{"timeline":{"not_types":null}}}"#, false),
+            (r#"{"room":{"state":{"lazy_load_members":"yes"}}}"#, false),
+            (r#"{"room":{"account_data":null}}"#, false),
+            (r#"{"room":{"include_leave":null}}"#, false),
+            (r#"{"room":{"rooms":["no room"]}}"#, false),
+            (r#"{"room":{"timeline":{"senders":["nobody"]}}}"#, false),
+            (r#"{"presence":"none"}"#, false),
+            (r#"{"event_format":"other"}"#, false),
+            (r#"{"room":5}"#, false),
+            ("[]", false),
+        ] {
+            assert_eq!(Filter::parse(filter.as_bytes()).is_some(), fine, "{filter}");
+        }
+        // Of 16 KiB a sync made 200 and held them, unpaid, for as long as it waited.
+        let types = vec!["a"; 1000];
+        let many = serde_json::json!({ "room": { "timeline": { "types": types } } }).to_string();
+        assert!(Filter::parse(many.as_bytes()).is_none());
+        assert!(Events::parse(serde_json::json!({ "types": types }).to_string().as_bytes()).is_none());
+        assert!(Filter::parse(format!(r#"{{"event_fields":["{}"]}}"#, ".".repeat(1000)).as_bytes()).is_none());
+        assert_eq!(Events::default().limit(10, 100), 10);
+    }
+}

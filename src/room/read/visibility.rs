@@ -1,0 +1,123 @@
+//! What one user may see of one room (client-server API, "Room History Visibility").
+
+use super::event_json;
+use crate::matrix::json;
+use crate::matrix::visibility::{self, History};
+use crate::store::tables::room::event::{self, Kind, Membership, Root, Row};
+use crate::store::tables::room::member::{self, Mine};
+use crate::store::tables::room::state_tree;
+use crate::store::{EventNum, Get, Position, Result, RoomNum, StateKeyNum, UserNum};
+
+/// A user's eyes for a room. Remembers the state it looked at last, since neighbouring events share theirs.
+pub struct Viewer {
+    pub user: UserNum,
+    pub mine: Option<Mine>,
+    /// The room's present history visibility.
+    pub present: History,
+    /// The key of their own member event.
+    pub member_key: Option<StateKeyNum>,
+    history_key: Option<StateKeyNum>,
+    at: Option<(Root, History, Membership)>,
+    history_of: Option<(EventNum, History)>,
+}
+
+impl Viewer {
+    pub fn new(get: &impl Get, room: RoomNum, user: UserNum, user_id: &str) -> Result<Viewer> {
+        let history_key = state_tree::key(get, "m.room.history_visibility", "")?;
+        let mut viewer = Viewer {
+            user,
+            mine: member::mine(get, user, room)?,
+            present: History::Shared,
+            member_key: state_tree::key(get, "m.room.member", user_id)?,
+            history_key,
+            at: None,
+            history_of: None,
+        };
+        let present = match history_key {
+            Some(key) => member::state(get, room, Kind::HISTORY_VISIBILITY, key)?,
+            None => None,
+        };
+        viewer.present = viewer.history(get, present)?;
+        Ok(viewer)
+    }
+
+    pub fn is_joined(&self) -> bool {
+        self.mine.is_some_and(|mine| mine.membership == Membership::Join)
+    }
+
+    /// When they last stopped being joined, for somebody who is not joined now.
+    pub fn left_at(&self) -> Option<Position> {
+        self.mine.filter(|_| !self.is_joined()).and_then(|mine| mine.left_at)
+    }
+
+    /// The place of the last event that may be theirs to see, when they left a room that not everybody may read.
+    pub fn sees_upto(&self) -> Option<i64> {
+        self.left_at().filter(|_| self.present != History::WorldReadable).map(|at| at.0 as i64)
+    }
+
+    /// Whether anything of the room may be theirs to see.
+    pub fn may_enter(&self) -> bool {
+        let forgotten = self.mine.is_some_and(|mine| mine.forgotten);
+        self.is_joined() || (self.left_at().is_some() && !forgotten) || self.present == History::WorldReadable
+    }
+
+    /// Whether an event is theirs to see.
+    pub fn sees(&mut self, get: &impl Get, row: &Row) -> Result<bool> {
+        if row.flags.rejected || row.flags.soft_failed {
+            return Ok(false);
+        }
+        if row.member.is_some_and(|(_, target)| target == self.user) {
+            // One's own coming and going; otherwise nobody would see their invite being taken back.
+            return Ok(true);
+        }
+        let Some(order) = row.order else {
+            // Known without its place in the history: state that everybody joined is given.
+            return Ok(self.is_joined() && row.state_key.is_some());
+        };
+        let joined_since = self.is_joined() || self.left_at().is_some_and(|at| at.0 as i64 >= order);
+        let (mut history, membership) = match row.before {
+            Some(root) => self.state_at(get, root)?,
+            // From before our own history, where we were never told the state: by the room's present rule.
+            None => (self.present, Membership::Leave),
+        };
+        if row.kind == Kind::HISTORY_VISIBILITY {
+            // A change is seen by whoever may see either side of it.
+            history = history.min(History::of_content(std::str::from_utf8(&event_json::content(get, row)?).ok()));
+        }
+        Ok(visibility::allows(history, crate::room::state::as_rule(membership), joined_since))
+    }
+
+    fn state_at(&mut self, get: &impl Get, root: Root) -> Result<(History, Membership)> {
+        if let Some((at, history, membership)) = self.at
+            && at == root
+        {
+            return Ok((history, membership));
+        }
+        let event = |key: Option<StateKeyNum>| match key {
+            Some(key) => state_tree::get(get, root, key),
+            None => Ok(None),
+        };
+        let (history, own) = (event(self.history_key)?, event(self.member_key)?);
+        let history = self.history(get, history)?;
+        let membership = match own {
+            Some(own) => event::row_of(get, own)?.member.map_or(Membership::Leave, |(membership, _)| membership),
+            None => Membership::Leave,
+        };
+        self.at = Some((root, history, membership));
+        Ok((history, membership))
+    }
+
+    fn history(&mut self, get: &impl Get, event: Option<EventNum>) -> Result<History> {
+        let Some(event) = event else { return Ok(History::Shared) };
+        if let Some((known, history)) = self.history_of
+            && known == event
+        {
+            return Ok(history);
+        }
+        let body = event::body(get, &event::row_of(get, event)?)?;
+        let content = json::get(&body, "content").and_then(|content| std::str::from_utf8(content).ok());
+        let history = History::of_content(content);
+        self.history_of = Some((event, history));
+        Ok(history)
+    }
+}

@@ -1,0 +1,398 @@
+//! Whether an event of another server may stand where it says it stands, and what the room is after it.
+//!
+//! Server-server API, "Checks performed on receipt of a PDU", from the fourth on: by the events it cites, by the state
+//! before it (either failing rejects it), by the room's present state (failing that, it is kept but not shown or built
+//! upon). What comes before, an event's shape and signatures, is `receive.rs`; what is not stored is `missing.rs`.
+//!
+//! Plain reads on a snapshot, under the room's lock: a few dozen rows, whatever the room's size, unless the history forks.
+//! On a short fork the states of its ends are resolved for each event. On a long one, which may last as long as a server
+//! does not hear of us, the present state goes on from what it is, and what the ends really resolve to is found when they meet.
+
+use ruma::OwnedEventId;
+
+use crate::budget::Grant;
+use crate::matrix::auth::{self, Cited};
+use crate::room::append::{Current, superseded};
+use crate::room::state::resolve::{self, Means, Of, Tree};
+use crate::room::state::{Known, View, load_row};
+use crate::room::{Error, Result};
+
+use crate::matrix::{Event, Reject, state};
+use crate::store::tables::room::event::{self, Flags, Kind, Row};
+use crate::store::tables::room::state_tree;
+use crate::store::{self, EventNum, Get, RoomNum, StateKeyNum};
+
+/// Events that the ends of the history may differ in and still be resolved for every event that comes: about a millisecond.
+const SHORT_FORK: usize = 32;
+
+/// What an event stands on and we do not have, or not with its place in the history.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Lacking {
+    pub prev: Vec<OwnedEventId>,
+    pub auth: Vec<OwnedEventId>,
+}
+
+impl Lacking {
+    pub fn is_empty(&self) -> bool {
+        self.prev.is_empty() && self.auth.is_empty()
+    }
+}
+
+/// What an event stands on and we have.
+pub struct Around {
+    pub prev: Vec<(EventNum, Row)>,
+    pub auth: Vec<(EventNum, Row)>,
+    pub lacking: Lacking,
+}
+
+impl Around {
+    pub fn of(get: &impl Get, room: &Known, event: &Event) -> Result<Around> {
+        let mut around = Around { prev: Vec::new(), auth: Vec::new(), lacking: Lacking::default() };
+        for id in event.prev_events() {
+            match stored(get, id.as_str())? {
+                Some((_, row)) if row.room != room.num => {
+                    return Err(Reject::shape("a previous event is of another room").into());
+                }
+                Some((num, row)) if is_placed(&row) => around.prev.push((num, row)),
+                _ => around.lacking.prev.push(id.to_owned()),
+            }
+        }
+        for id in event.auth_events() {
+            match stored(get, id.as_str())? {
+                Some(found) => around.auth.push(found),
+                None => around.lacking.auth.push(id.to_owned()),
+            }
+        }
+        Ok(around)
+    }
+
+    /// Whether the event follows all extremities and nothing else: then the state before it is the present one.
+    fn follows_all(&self, room: &Known) -> bool {
+        let extremities = &room.row.extremities;
+        !extremities.is_empty()
+            && self.lacking.prev.is_empty()
+            && self.prev.iter().all(|(num, _)| extremities.contains(num))
+            && extremities.iter().all(|extremity| self.prev.iter().any(|(num, _)| num == extremity))
+    }
+}
+
+/// An event's number and columns.
+pub fn stored(get: &impl Get, id: &str) -> store::Result<Option<(EventNum, Row)>> {
+    match event::num(get, id)? {
+        Some(num) => Ok(Some((num, event::row_of(get, num)?))),
+        None => Ok(None),
+    }
+}
+
+/// Whether the event stored under an event's id is that event. In versions 1 and 2 whoever sends an event says what its id is.
+pub fn is_same(get: &impl Get, row: &Row, room: RoomNum, event: &Event) -> store::Result<bool> {
+    let same_text = || -> store::Result<bool> {
+        Ok(load_row(get, event.version(), row)?.reference_hash() == event.reference_hash())
+    };
+    Ok(row.room == room && (!event.version().event_id_in_event() || same_text()?))
+}
+
+/// Whether an event is known with its place in the history.
+pub fn is_placed(row: &Row) -> bool {
+    !row.flags.outlier && (row.before.is_some() || row.kind == Kind::CREATE)
+}
+
+/// The outcome.
+pub enum Judgement {
+    Lacking(Lacking),
+    /// It is here already.
+    Known(EventNum, Row),
+    /// It is state on a fork, which only an event with a number can be resolved with: store it as an outlier first.
+    Unnumbered,
+    /// What it follows differs in too much: its own server has to say what the state before it is.
+    Unresolved,
+    Ready(Box<Ready>),
+}
+
+/// How an event is to be appended.
+pub struct Ready {
+    pub before: Tree,
+    pub current: Current,
+    pub flags: Flags,
+    /// Why it was rejected or soft-failed.
+    pub reason: Option<Reject>,
+}
+
+impl Ready {
+    fn refused(before: Tree, flags: Flags, reason: Reject) -> Ready {
+        Ready { before, current: Current::Keep, flags, reason: Some(reason) }
+    }
+}
+
+/// Judges an event. `given`: the state before it, when its own server had to say.
+pub fn judge(
+    get: &impl Get,
+    room: &Known,
+    event: &Event,
+    given: Option<Tree>,
+    means: &Means,
+    mut grant: Option<&mut Grant>,
+) -> Result<Judgement> {
+    let known = stored(get, event.id().as_str())?;
+    let num = match known {
+        Some((_, row)) if !is_same(get, &row, room.num, event)? => {
+            return Err(Reject::shape("another event has this id").into());
+        }
+        Some((num, row)) if !row.flags.outlier => return Ok(Judgement::Known(num, row)),
+        Some((num, _)) => Some(num),
+        None => None,
+    };
+    if event.kind() == "m.room.create" && num != room.row.create {
+        return Err(Reject::auth("the room has another create event").into());
+    }
+    let around = Around::of(get, room, event)?;
+    if !around.lacking.auth.is_empty() || (given.is_none() && !around.lacking.prev.is_empty()) {
+        return Ok(Judgement::Lacking(around.lacking));
+    }
+    let follows_all = around.follows_all(room);
+    let is_next = given.is_none() && follows_all && around.prev.len() == 1;
+    let is_given = given.is_some();
+    let before = match given {
+        Some(given) => given,
+        None if is_next => Tree::stored(room.row.state),
+        None => {
+            let trees: store::Result<Vec<Tree>> =
+                around.prev.iter().map(|(num, row)| resolve::after(get, *num, row)).collect();
+            match resolve::resolve(get, of(room)?, trees?, means, grant.as_deref_mut())? {
+                Some(before) => before,
+                None if follows_all => Tree::stored(room.row.state),
+                None => return Ok(Judgement::Unresolved),
+            }
+        }
+    };
+    if let Some(reason) = rejects(get, room, event, &around.auth, &before)? {
+        let flags = Flags { rejected: true, ..Flags::default() };
+        return Ok(Judgement::Ready(Box::new(Ready::refused(before, flags, reason))));
+    }
+    if before != Tree::stored(room.row.state) {
+        let present = auth::check(room.version, &event.subject(), &room.view(get));
+        if let Some(reason) = verdict(present)? {
+            let flags = Flags { soft_failed: true, ..Flags::default() };
+            return Ok(Judgement::Ready(Box::new(Ready::refused(before, flags, reason))));
+        }
+    }
+    let current = match is_next {
+        true => Some(Current::Follow),
+        false => Ends { get, room, event, num, before: &before, is_given, means }.current(grant)?,
+    };
+    Ok(match current {
+        Some(current) => {
+            let flags = Flags::default();
+            Judgement::Ready(Box::new(Ready { before, current, flags, reason: None }))
+        }
+        None => Judgement::Unnumbered,
+    })
+}
+
+/// The usual case alone: everything is here and the event follows the only extremity. `None` for any other.
+pub fn judge_next(get: &impl Get, room: &Known, event: &Event) -> Result<Option<Ready>> {
+    if event.kind() == "m.room.create" || event::num(get, event.id().as_str())?.is_some() {
+        return Ok(None);
+    }
+    let around = Around::of(get, room, event)?;
+    // Ends that meet are resolved.
+    if !around.lacking.is_empty() || !around.follows_all(room) || around.prev.len() > 1 {
+        return Ok(None);
+    }
+    let before = Tree::stored(room.row.state);
+    Ok(Some(match rejects(get, room, event, &around.auth, &before)? {
+        Some(reason) => Ready::refused(before, Flags { rejected: true, ..Flags::default() }, reason),
+        None => Ready { before, current: Current::Follow, flags: Flags::default(), reason: None },
+    }))
+}
+
+/// The room as resolving needs it.
+pub fn of(room: &Known) -> Result<Of> {
+    let create = room.row.create.ok_or(Error::NotFound)?;
+    Ok(Of { version: room.version, create })
+}
+
+/// Why the event is rejected: by what it cites, or by the state before it.
+fn rejects(
+    get: &impl Get,
+    room: &Known,
+    event: &Event,
+    cited: &[(EventNum, Row)],
+    before: &Tree,
+) -> Result<Option<Reject>> {
+    if let Some(reason) = rejects_by_cited(get, room, event, cited)? {
+        return Ok(Some(reason));
+    }
+    let view = View::overlaid(get, room.num, room.version, before.clone());
+    verdict(auth::check(room.version, &event.subject(), &view))
+}
+
+/// Why what the event cites rejects it.
+pub fn rejects_by_cited(
+    get: &impl Get,
+    room: &Known,
+    event: &Event,
+    cited: &[(EventNum, Row)],
+) -> Result<Option<Reject>> {
+    let create = match room.row.create {
+        Some(create) => Some((create, event::row_of(get, create)?)),
+        None => None,
+    };
+    let create_accepted = create.as_ref().is_some_and(|(_, row)| !row.flags.rejected);
+    if let Some(reason) = verdict(check_list(get, room, event, cited, create_accepted))? {
+        return Ok(Some(reason));
+    }
+    let entries = cited.iter().filter_map(|(num, row)| Some((row.state_key?, *num)));
+    // Version 12 does not cite the create event; the room's id does.
+    let implied = create.filter(|_| room.version.room_id_is_create_hash());
+    let implied = implied.and_then(|(num, row)| Some((row.state_key?, num)));
+    let view = View::overlaid(get, room.num, room.version, Tree::of(entries.chain(implied)));
+    verdict(auth::check(room.version, &event.subject(), &view))
+}
+
+/// The rules about the list itself. The text of a state key is not kept, so each is told by its number.
+fn check_list(
+    get: &impl Get,
+    room: &Known,
+    event: &Event,
+    cited: &[(EventNum, Row)],
+    create_accepted: bool,
+) -> Result<()> {
+    let subject = event.subject();
+    let mut expected = Vec::with_capacity(6);
+    for (kind, key) in
+        auth::auth_types_for_event(room.version, subject.kind, subject.sender, subject.state_key, subject.content)?
+    {
+        if let Some(num) = state_tree::key(get, kind, &key)? {
+            expected.push((num, kind, key));
+        }
+    }
+    let each = cited.iter().map(|(_, row)| {
+        let found = row.state_key.and_then(|key| expected.iter().find(|(num, ..)| *num == key));
+        Cited {
+            kind: found.map_or("of that kind", |(_, kind, _)| *kind),
+            state_key: found.map(|(.., key)| &**key).or(row.state_key.map(|_| "")),
+            same_room: row.room == room.num,
+            rejected: row.flags.rejected,
+        }
+    });
+    Ok(auth::check_auth_events(room.version, &subject, each, create_accepted)?)
+}
+
+/// A no of the rules is an outcome; anything else is a failure.
+fn verdict(checked: Result<()>) -> Result<Option<Reject>> {
+    match checked {
+        Ok(()) => Ok(None),
+        Err(Error::Reject(reject)) => Ok(Some(reject)),
+        Err(failed) => Err(failed),
+    }
+}
+
+/// What an accepted event that does not simply follow the present state makes of it.
+struct Ends<'a, G> {
+    get: &'a G,
+    room: &'a Known,
+    event: &'a Event,
+    num: Option<EventNum>,
+    before: &'a Tree,
+    /// Its server said what the state before it is.
+    is_given: bool,
+    means: &'a Means,
+}
+
+impl<G: Get> Ends<'_, G> {
+    /// `None`: the event needs a number.
+    fn current(&self, mut grant: Option<&mut Grant>) -> Result<Option<Current>> {
+        let (get, room) = (self.get, self.room);
+        let (mut old, mut others) = (Vec::new(), Vec::new());
+        let superseded = superseded(get, &room.row.extremities, self.event)?;
+        for extremity in &room.row.extremities {
+            let tree = resolve::after(get, *extremity, &event::row_of(get, *extremity)?)?;
+            if !superseded.contains(extremity) {
+                others.push(tree.clone());
+            }
+            old.push(tree);
+        }
+        if !others.is_empty() && event::is_followed(get, room.num, self.event.id().as_str())? {
+            return self.behind(old, others, grant).map(Some);
+        }
+        let with = |own: &Tree| others.iter().chain([own]).cloned().collect::<Vec<Tree>>();
+        let key = match self.event.state_key() {
+            Some(state_key) => Some(state_tree::key(get, self.event.kind(), state_key)?),
+            None => None,
+        };
+        let mut own = self.before.clone();
+        if key.is_none() {
+            let states = with(&own);
+            if states.iter().all(|tree| old.contains(tree)) && old.iter().all(|tree| states.contains(tree)) {
+                return Ok(Some(Current::Resolved { changes: Vec::new(), wins: false }));
+            }
+        }
+        let is_ordinary = !self.is_given && !state::is_power_event(self.event);
+        let goes_on = is_ordinary && resolve::differ_in_more(get, with(&own), SHORT_FORK)?;
+        if goes_on && self.is_unopposed(key)? {
+            return Ok(Some(Current::Resolved { changes: Vec::new(), wins: key.is_some() }));
+        }
+        if let Some(key) = key {
+            let (Some(num), Some(key)) = (self.num, key) else { return Ok(None) };
+            own.set(get, key, Some(num))?;
+        }
+        if !goes_on {
+            // Should the ends differ in too much: what they came to before, and the event's side.
+            for states in [with(&own), vec![Tree::stored(room.row.state), own]] {
+                if let Some(changes) = self.changes(states, grant.as_deref_mut())? {
+                    return Ok(Some(Current::Resolved { changes, wins: false }));
+                }
+            }
+        }
+        let (Some(key), Some(num)) = (key.flatten(), self.num) else { return Ok(Some(Current::Keep)) };
+        let present = Tree::stored(room.row.state);
+        let mut next = present.clone();
+        next.set(get, key, Some(num))?;
+        let changes = self.changes(vec![present, next], grant)?.unwrap_or_default();
+        Ok(Some(Current::Resolved { changes, wins: false }))
+    }
+
+    /// What follows it is here already: it is no end of the history, and what it changed is in the states of those that are.
+    fn behind(&self, old: Vec<Tree>, others: Vec<Tree>, grant: Option<&mut Grant>) -> Result<Current> {
+        let changes = match old == others {
+            true => Vec::new(),
+            false => self.changes(others, grant)?.unwrap_or_default(),
+        };
+        Ok(Current::Resolved { changes, wins: false })
+    }
+
+    /// Whether what it replaces on its own side is what all sides have come to, or it is no state.
+    fn is_unopposed(&self, key: Option<Option<StateKeyNum>>) -> Result<bool> {
+        match key {
+            Some(Some(key)) => {
+                let present = Tree::stored(self.room.row.state).get(self.get, key)?;
+                Ok(self.before.get(self.get, key)? == present)
+            }
+            // No event has that key yet.
+            Some(None) | None => Ok(true),
+        }
+    }
+
+    /// What must be changed in the present state to make it what the states resolve to.
+    fn changes(&self, states: Vec<Tree>, grant: Option<&mut Grant>) -> Result<Option<Changes>> {
+        let Some(resolved) = resolve::resolve(self.get, of(self.room)?, states, self.means, grant)? else {
+            return Ok(None);
+        };
+        Ok(resolved.changes_since(self.get, self.room.row.state, self.means.changes_max())?)
+    }
+}
+
+type Changes = Vec<(StateKeyNum, Option<EventNum>)>;
+
+/// What the room's present state must become before an event follows all its ends: on a long fork it went on without their
+/// being resolved. Nothing when it is right, or when they differ in too much.
+pub fn settle_ends(get: &impl Get, room: &Known, means: &Means) -> Result<Changes> {
+    if room.row.extremities.len() < 2 {
+        return Ok(Vec::new());
+    }
+    let ends = room.row.extremities.iter().map(|num| resolve::after(get, *num, &event::row_of(get, *num)?));
+    let ends = ends.collect::<store::Result<Vec<Tree>>>()?;
+    let Some(resolved) = resolve::resolve(get, of(room)?, ends, means, None)? else { return Ok(Vec::new()) };
+    Ok(resolved.changes_since(get, room.row.state, means.changes_max())?.unwrap_or_default())
+}

@@ -1,0 +1,726 @@
+//! What an event stands on and we do not have.
+//!
+//! First the events between it and what we have, in a few rounds of `get_missing_events`; then, where a gap stays, the
+//! state before the event as its sender's server tells it (`state_ids`, with single events or the whole `state` for what
+//! is unknown); and for any event the ones it cites. Everything fetched passes the same checks as what is pushed to us.
+//!
+//! Every step is bounded: rounds, events, states, bytes of a share of the `gaps` account that is set aside before anything is
+//! asked, and the time of it all. What cannot be had within that makes the event refused. Events that were checked stay, each whole: the next attempt goes on
+//! from there.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use ruma::{EventId, OwnedEventId, OwnedServerName, RoomId, ServerName};
+
+use super::authorize::{self, Around, Lacking};
+use super::fetch::{Fetch, fewer};
+use super::{How, Inbox, Settled, Step, read_event};
+use crate::budget::{Account, Grant};
+use crate::matrix::{Event, Reject};
+use crate::remote::Failed;
+use crate::room::append::{Append, append};
+use crate::room::state::resolve::Tree;
+use crate::room::state::{Known, known_num};
+use crate::room::{Error, Result};
+use crate::store::tables::room::event::{self, Flags, Root};
+use crate::store::tables::room::{member, state_tree};
+use crate::store::{self, EventNum, Get, RoomNum, StateKeyNum};
+
+/// Rounds of `get_missing_events` for one gap, and events asked for in each: what Synapse gives at most.
+const GAP_ROUNDS_MAX: usize = 6;
+const GAP_EVENTS_PER_ROUND: usize = 20;
+/// Events fetched one by one because others cite them or they are part of a state, for one event that was sent to us; and
+/// how far below.
+const CITED_MAX: usize = 100;
+const CITED_ROUNDS_MAX: usize = 10;
+/// States fetched for one gap.
+const STATES_MAX: usize = 3;
+/// From so many unknown events of a state on, the whole of it is fetched instead of each.
+const SINGLE_EVENTS_MAX: usize = 60;
+/// How often a whole state is read. What cites something that came later in the answer may not fit into memory until that
+/// came; once more, and it can be stored.
+const STATE_READS_MAX: usize = 4;
+/// Waiting for others, for one gap; and for one that a whole state is fetched for: servers think for minutes about large ones.
+const TIME_MAX: Duration = Duration::from_secs(50);
+const STATE_TIME_MAX: Duration = Duration::from_secs(240);
+/// What a server may cost us that is not in the room as far as we know: its join may be what we lack.
+const GUEST_CITED_MAX: usize = 20;
+const GUEST_TIME_MAX: Duration = Duration::from_secs(15);
+/// Memory of one filling; half the account where that is less, so that two rooms' gaps are filled beside each other.
+const BYTES_MAX: u64 = 4 << 20;
+/// Outliers stored in one commit.
+const OUTLIERS_AT_ONCE: usize = 16;
+/// Events of a streamed state whose signatures are checked together.
+const CHECKED_AT_ONCE: usize = 32;
+
+/// The filling of one gap.
+pub(in crate::room) struct Filling<'i, F> {
+    inbox: &'i Inbox<F>,
+    origin: OwnedServerName,
+    room: Known,
+    room_id: ruma::OwnedRoomId,
+    /// On the clock of spans: when the gap is given up, and when at the latest whoever waits for it does.
+    until: Duration,
+    share_until: Duration,
+    cited_left: usize,
+    states_left: usize,
+    /// The filling's own memory; what does not fit it never will, so that is no reason to be asked again.
+    own: Account,
+    /// Pays, out of that, for what is held until it is stored.
+    grant: Grant,
+    _paid: Grant,
+}
+
+impl<'i, F: Fetch> Filling<'i, F> {
+    /// Waits for memory. The caller has the room's turn to fill gaps, and nobody who has memory waits for that.
+    pub async fn new(
+        inbox: &'i Inbox<F>,
+        origin: &ServerName,
+        num: RoomNum,
+        share_until: Duration,
+    ) -> Result<Filling<'i, F>> {
+        let parts = &inbox.rooms.0.parts;
+        let asking = origin.to_owned();
+        let (room, is_guest) = inbox
+            .rooms
+            .reading(move |_, read| Ok((known_num(read, num)?, member::server(read, num, asking.as_str())?.is_none())))
+            .await?;
+        let room_id = ruma::OwnedRoomId::try_from(room.row.id.as_str()).map_err(|_| Error::NotFound)?;
+        let gaps = parts.budget.account("gaps");
+        let (own, paid) = gaps.part((gaps.limit() / 2).min(BYTES_MAX)).await?;
+        Ok(Filling {
+            inbox,
+            origin: origin.to_owned(),
+            room,
+            room_id,
+            until: share_until.min(parts.clock.instant() + if is_guest { GUEST_TIME_MAX } else { TIME_MAX }),
+            share_until,
+            cited_left: if is_guest { GUEST_CITED_MAX } else { CITED_MAX },
+            states_left: if is_guest { 0 } else { STATES_MAX },
+            grant: own.try_take(0)?,
+            own,
+            _paid: paid,
+        })
+    }
+
+    /// Fetches what an event lacks and appends it. `None` when it has to be judged again.
+    pub async fn settle(&mut self, event: Arc<Event>, how: How) -> Result<Option<Settled>> {
+        let mut grant = None;
+        match self.inbox.try_settle(self.room.num, event.clone(), how.clone(), &mut grant).await? {
+            Step::Done(settled) => return Ok(Some(settled)),
+            Step::Hungry => return Ok(None),
+            Step::Unresolved | Step::Unproven => {}
+            Step::Lacking(lacking) if lacking.prev.is_empty() => {}
+            Step::Lacking(lacking) => Box::pin(self.close_gap(&event, lacking)).await?,
+        }
+        self.admit(event, how).await.map(Some)
+    }
+
+    /// One event, with whatever single events or states it lacks.
+    async fn admit(&mut self, event: Arc<Event>, mut how: How) -> Result<Settled> {
+        let mut grant = None;
+        for _ in 0..4 {
+            match self.inbox.try_settle(self.room.num, event.clone(), how.clone(), &mut grant).await? {
+                Step::Done(settled) => return Ok(settled),
+                Step::Hungry => grant = Some(self.inbox.means().wait().await?),
+                Step::Lacking(lacking) if !lacking.auth.is_empty() => Box::pin(self.fetch_cited(lacking.auth)).await?,
+                Step::Lacking(_) | Step::Unresolved => {
+                    how.given = Some(Box::pin(self.state_before(event.id())).await?);
+                }
+                Step::Unproven => break,
+            }
+        }
+        Err(Reject::auth("what the event stands on cannot be had").into())
+    }
+
+    fn check_time(&self) -> Result<()> {
+        match self.inbox.rooms.0.parts.clock.instant() < self.until {
+            true => Ok(()),
+            false => Err(Error::Remote(Failed::Timeout)),
+        }
+    }
+
+    /// Whether more of the room may be stored for this server's sake. Asked before each part that has a bound of its own, which
+    /// is then seen through: what is fetched and given up would only be fetched again.
+    fn check_intake(&self) -> Result<()> {
+        self.inbox.rooms.check_fetching(&self.origin, self.room.num)
+    }
+
+    /// Counts an event that is to be stored.
+    fn charge(&self, event: &Event) {
+        let (room, bytes) = ((self.room.num, self.room_id.as_str()), event.to_federation().len() as u64);
+        self.inbox.rooms.charge_fetched(&self.origin, room, bytes);
+    }
+
+    /// Waits for another server as long as there is time. Nothing of our own is waited for in there: a write that was begun is
+    /// seen through.
+    fn in_time<T, A: Future<Output = Result<T, Failed>>>(
+        &self,
+        asking: A,
+    ) -> impl Future<Output = Result<T, Failed>> + use<T, A, F> {
+        let clock = self.inbox.rooms.0.parts.clock.clone();
+        let left = self.until.saturating_sub(clock.instant());
+        let asking = Box::pin(asking);
+        async move { clock.timeout(left, asking).await.unwrap_or(Err(Failed::Timeout)) }
+    }
+
+    // ---- events between ----------------------------------------------------------------------------------------
+
+    /// Fetches and appends what lies between an event and what we have, as far as its server gives it.
+    async fn close_gap(&mut self, event: &Event, lacking: Lacking) -> Result<()> {
+        let mut found: HashMap<OwnedEventId, Arc<Event>> = HashMap::new();
+        let mut latest = vec![event.id().to_owned()];
+        let mut open: BTreeSet<OwnedEventId> = lacking.prev.into_iter().collect();
+        let mut limit = GAP_EVENTS_PER_ROUND;
+        self.check_intake()?;
+        for _ in 0..GAP_ROUNDS_MAX {
+            self.check_time()?;
+            let earliest = self.extremities().await?;
+            let fetched = loop {
+                let asking = self.inbox.fetch.missing_events(&self.origin, &self.room_id, &earliest, &latest, limit);
+                match self.in_time(asking).await {
+                    // Large events: as many as fit into an answer.
+                    Err(Failed::TooLarge { .. }) if limit > 1 => limit = fewer(limit),
+                    asked => break asked,
+                }
+            };
+            let fetched = match fetched {
+                Ok(fetched) => fetched,
+                Err(failed) => {
+                    tracing::debug!(origin = %self.origin, %failed, "missing events cannot be had");
+                    break;
+                }
+            };
+            // As many as fit, the newest first: those behind them could not be reached without them.
+            let (held, mut events) = (self.grant.bytes(), Vec::new());
+            for raw in fetched.iter().rev() {
+                let Ok(event) = self.read(raw) else { continue };
+                if self.grant.grow(event.weight() as u64).is_err() {
+                    break;
+                }
+                events.push(event);
+            }
+            drop(fetched);
+            let mut fresh: HashMap<OwnedEventId, Event> =
+                self.inbox.check(events).await.into_iter().filter_map(|(id, event)| Some((id, event.ok()?))).collect();
+            // Only what leads to the event counts; a server that sends anything else is not asked to.
+            let before = found.len();
+            let mut kept = 0;
+            let mut next: Vec<OwnedEventId> = open.iter().cloned().collect();
+            while let Some(id) = next.pop() {
+                let Some(event) = fresh.remove(&id) else { continue };
+                kept += event.weight() as u64;
+                self.charge(&event);
+                next.extend(event.prev_events().map(ToOwned::to_owned));
+                found.insert(id, Arc::new(event));
+            }
+            drop(fresh);
+            self.grant.shrink((self.grant.bytes() - held).saturating_sub(kept));
+            open = self.still_open(event, &found).await?;
+            if open.is_empty() || found.len() == before {
+                break;
+            }
+            let leads = |event: &Event| event.prev_events().any(|prev| open.contains(prev));
+            latest = found.values().filter(|event| leads(event)).map(|event| event.id().to_owned()).collect();
+        }
+        for event in in_order(found, |event| event.prev_events().map(ToOwned::to_owned).collect()) {
+            let (id, weight) = (event.id().to_owned(), event.weight() as u64);
+            let admitted = self.admit(event, How::default()).await;
+            self.grant.shrink(weight);
+            if let Err(failed) = admitted {
+                if failed.is_passing() {
+                    return Err(failed);
+                }
+                tracing::debug!(origin = %self.origin, %id, %failed, "a missing event is refused");
+            }
+        }
+        Ok(())
+    }
+
+    async fn extremities(&self) -> Result<Vec<OwnedEventId>> {
+        let num = self.room.num;
+        let ids = self.inbox.rooms.reading(move |_, read| {
+            let room = known_num(read, num)?;
+            Ok(event::ids(read, &room.row.extremities)?)
+        });
+        Ok(ids.await?.into_iter().filter_map(|id| OwnedEventId::try_from(id).ok()).collect())
+    }
+
+    /// What the event and those found follow, and is neither among them nor stored with its place.
+    async fn still_open(
+        &self,
+        event: &Event,
+        found: &HashMap<OwnedEventId, Arc<Event>>,
+    ) -> Result<BTreeSet<OwnedEventId>> {
+        let all = found.values().flat_map(|event| event.prev_events()).chain(event.prev_events());
+        let ids: BTreeSet<OwnedEventId> = all.filter(|id| !found.contains_key(*id)).map(ToOwned::to_owned).collect();
+        let open = self.inbox.rooms.reading(move |_, read| {
+            let mut open = BTreeSet::new();
+            for id in ids {
+                if !authorize::stored(read, id.as_str())?.is_some_and(|(_, row)| authorize::is_placed(&row)) {
+                    open.insert(id);
+                }
+            }
+            Ok(open)
+        });
+        open.await
+    }
+
+    pub fn room_id(&self) -> &RoomId {
+        &self.room_id
+    }
+
+    /// Charges for an event until it is stored.
+    pub fn pay(&mut self, event: &Event) -> Result<()> {
+        hold(&mut self.grant, event.weight() as u64)
+    }
+
+    pub fn read(&self, raw: &[u8]) -> Result<Event, Reject> {
+        read_event(self.room.version, self.room.row.id.as_str(), raw)
+    }
+
+    // ---- events cited ------------------------------------------------------------------------------------------
+
+    /// Fetches events one by one, and what they cite, and stores them as outliers: all of them, or it fails.
+    pub async fn fetch_cited(&mut self, wanted: Vec<OwnedEventId>) -> Result<()> {
+        match self.fetch_singly(wanted).await? {
+            0 => Ok(()),
+            _ => Err(Reject::auth("an event it cites cannot be had").into()),
+        }
+    }
+
+    /// Fetches events one by one, and what they cite, and stores as outliers what is whole of them. Answers how many could not be
+    /// had. Fails with a refusal when there are too many.
+    pub async fn fetch_singly(&mut self, wanted: Vec<OwnedEventId>) -> Result<usize> {
+        let held = self.grant.bytes();
+        let done = self.fetch_and_store(wanted).await;
+        self.grant.shrink(self.grant.bytes() - held);
+        done
+    }
+
+    async fn fetch_and_store(&mut self, wanted: Vec<OwnedEventId>) -> Result<usize> {
+        let mut found: HashMap<OwnedEventId, Arc<Event>> = HashMap::new();
+        let (mut open, mut lost) = (wanted, BTreeSet::new());
+        for _ in 0..CITED_ROUNDS_MAX {
+            let mut events = Vec::with_capacity(open.len().min(CITED_MAX));
+            for id in open.drain(..) {
+                match self.fetch_one(&id).await? {
+                    Some(event) => events.push(event),
+                    None => drop(lost.insert(id)),
+                }
+            }
+            for (id, event) in self.inbox.check(events).await {
+                match event {
+                    Ok(event) => drop(found.insert(id, Arc::new(event))),
+                    Err(failed) if failed.is_passing() => return Err(failed),
+                    Err(failed) => {
+                        tracing::debug!(%id, %failed, "an event that others stand on cannot be vouched for");
+                        lost.insert(id);
+                    }
+                }
+            }
+            open = self.unknown_cited(&found).await?;
+            open.retain(|id| !lost.contains(id));
+            if open.is_empty() {
+                self.store_outliers(found).await?;
+                return Ok(lost.len());
+            }
+        }
+        Err(Reject::auth("the events it cites lead too far back").into())
+    }
+
+    /// `None` when its server does not give it out, or something else instead.
+    async fn fetch_one(&mut self, id: &EventId) -> Result<Option<Event>> {
+        self.check_time()?;
+        self.cited_left =
+            self.cited_left.checked_sub(1).ok_or_else(|| Reject::auth("it cites too much we do not have"))?;
+        let raw = match self.in_time(self.inbox.fetch.event(&self.origin, id)).await {
+            Ok(raw) => raw,
+            Err(failed) if failed.is_refusal() || matches!(failed, Failed::BadAnswer(_) | Failed::TooLarge { .. }) => {
+                tracing::debug!(%id, origin = %self.origin, %failed, "an event that others stand on cannot be had");
+                return Ok(None);
+            }
+            Err(failed) => return Err(failed.into()),
+        };
+        match self.read(raw.get().as_bytes()) {
+            Ok(event) if event.id() == id => {
+                self.pay(&event)?;
+                self.charge(&event);
+                Ok(Some(event))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    pub async fn unknown_cited(&self, found: &HashMap<OwnedEventId, Arc<Event>>) -> Result<Vec<OwnedEventId>> {
+        let all = found.values().flat_map(|event| event.auth_events());
+        let ids: BTreeSet<OwnedEventId> = all.filter(|id| !found.contains_key(*id)).map(ToOwned::to_owned).collect();
+        let unknown = self.inbox.rooms.reading(move |_, read| {
+            let mut unknown = Vec::new();
+            for id in ids {
+                if event::num(read, id.as_str())?.is_none() {
+                    unknown.push(id);
+                }
+            }
+            Ok(unknown)
+        });
+        unknown.await
+    }
+
+    /// Stores events without their place, what they cite first: numbers rise along the citations. Those that what they cite
+    /// rejects are marked so. Answers those that cite what is not here.
+    pub async fn store_outliers(&mut self, found: HashMap<OwnedEventId, Arc<Event>>) -> Result<Vec<Arc<Event>>> {
+        let events = in_order(found, |event| event.auth_events().map(ToOwned::to_owned).collect());
+        let num = self.room.num;
+        let mut waiting = Vec::new();
+        for batch in events.chunks(OUTLIERS_AT_ONCE).map(<[_]>::to_vec) {
+            let _guard = self.inbox.rooms.lock(num).await;
+            let here = self.inbox.rooms.here();
+            let store = move |w: &mut store::Write<'_>| {
+                let mut waiting = Vec::new();
+                for event in batch {
+                    let room = known_num(w, num)?;
+                    // A reading error of our own is the database's; a malformed reference is passed over.
+                    let Ok(around) = Around::of(w, &room, &event) else { continue };
+                    if event::num(w, event.id().as_str())?.is_some() {
+                        continue;
+                    }
+                    if !around.lacking.auth.is_empty() {
+                        waiting.push(event);
+                        continue;
+                    }
+                    let rejected = authorize::rejects_by_cited(w, &room, &event, &around.auth)?.is_some();
+                    let outlier = Append::outlier(num, (*event).clone());
+                    append(w, &here, Append { flags: Flags { rejected, ..Flags::default() }, ..outlier })?;
+                }
+                Ok(waiting)
+            };
+            waiting.extend(self.inbox.rooms.write(store).await?);
+        }
+        Ok(waiting)
+    }
+
+    // ---- states ------------------------------------------------------------------------------------------------
+
+    /// The state before an event, as the server that sent it tells. What of it cannot be had, or is vouched for by nobody that
+    /// can be asked, is left out: a server that is gone must not keep everybody else out of the room.
+    async fn state_before(&mut self, id: &EventId) -> Result<Given> {
+        self.check_time()?;
+        self.check_intake()?;
+        self.states_left =
+            self.states_left.checked_sub(1).ok_or_else(|| Reject::auth("too many gaps in the history before it"))?;
+        let mut survey = self.survey(id).await?;
+        let unknown = std::mem::take(&mut survey.unknown);
+        if unknown.len() > SINGLE_EVENTS_MAX {
+            drop(survey);
+            self.fetch_state(id).await?;
+            survey = self.survey(id).await?;
+        } else if !unknown.is_empty() {
+            match self.fetch_singly(unknown.clone()).await {
+                // There is more to it than can be asked for singly.
+                Err(Error::Reject(_)) => self.fetch_state(id).await?,
+                fetched => drop(fetched?),
+            }
+            let look_again = move |_: &crate::room::Rooms, read: &store::Read| {
+                unknown.into_iter().try_for_each(|id| survey.look_at(read, id))?;
+                Ok(survey)
+            };
+            survey = self.inbox.rooms.reading(look_again).await?;
+        }
+        let left_out = survey.unknown.len();
+        if left_out > 0 {
+            tracing::warn!(%id, room_id = %self.room_id, origin = %self.origin, left_out, "a state is not complete");
+        }
+        let create = self.room.row.create;
+        let given = self.inbox.rooms.reading(move |_, read| {
+            let tree = survey.finish(read)?;
+            let key = state_tree::key(read, "m.room.create", "")?.ok_or(Error::NotFound)?;
+            match tree.get(read, key)? == create {
+                true => Ok(Given { tree, is_whole: left_out == 0 }),
+                false => Err(Reject::auth("the state before it has another create event").into()),
+            }
+        });
+        given.await
+    }
+
+    /// Compares the state another server tells with our present one, id by id as it comes.
+    async fn survey(&self, id: &EventId) -> Result<Survey> {
+        let num = self.room.num;
+        let most = self.inbox.means().changes_max();
+        let mut grant = self.own.try_take(0)?;
+        hold(&mut grant, (most * 12) as u64)?;
+        let present = self.inbox.rooms.reading(move |_, read| Ok(known_num(read, num)?.row.state)).await?;
+        let mut survey = Survey::new(num, present, most, grant);
+        let (out, mut pieces) = tokio::sync::mpsc::channel(1);
+        let asking = self.in_time(self.inbox.fetch.state_ids(&self.origin, &self.room_id, id, out));
+        let taking = async move {
+            while let Some(ids) = pieces.recv().await {
+                let look = move |_: &crate::room::Rooms, read: &store::Read| {
+                    for raw in ids {
+                        // What is no event id names no event.
+                        let Ok(id) = serde_json::from_slice(&raw) else { continue };
+                        survey.look_at(read, id)?;
+                    }
+                    Ok(survey)
+                };
+                survey = self.inbox.rooms.reading(look).await?;
+            }
+            Ok::<_, Error>(survey)
+        };
+        let (asked, survey) = tokio::join!(asking, taking);
+        let survey = survey?;
+        asked?;
+        Ok(survey)
+    }
+
+    /// Stores what is unknown here of a whole state and of what it stands on.
+    async fn fetch_state(&mut self, id: &EventId) -> Result<()> {
+        let now = self.inbox.rooms.0.parts.clock.instant();
+        self.until = self.share_until.min(now + STATE_TIME_MAX);
+        for _ in 0..STATE_READS_MAX {
+            let read = self.read_state(id).await?;
+            if read.let_go == 0 || read.stored == 0 {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Goes through a whole state once. What was stored stays, should the answer break off.
+    async fn read_state(&mut self, id: &EventId) -> Result<Reading> {
+        let (out, mut pieces) = tokio::sync::mpsc::channel(1);
+        let (inbox, origin, room_id) = (self.inbox, self.origin.clone(), self.room_id.clone());
+        let asking = self.in_time(inbox.fetch.state(&origin, &room_id, id, out));
+        let held = self.grant.bytes();
+        let this = &mut *self;
+        // It owns the pieces' end: the other side stops when this one does.
+        let taking = async move {
+            let mut reading = Reading { held, ..Reading::default() };
+            while let Some(raws) = pieces.recv().await {
+                if let Err(full) = this.check_intake() {
+                    this.put_down(&mut reading).await?;
+                    return Err(full);
+                }
+                for event in this.unknown_of(raws).await? {
+                    this.take_in(&mut reading, event).await?;
+                }
+            }
+            this.put_down(&mut reading).await?;
+            Ok::<_, Error>(reading)
+        };
+        let (asked, taken) = tokio::join!(asking, taking);
+        self.grant.shrink(self.grant.bytes() - held);
+        let mut reading = taken?;
+        asked?;
+        // What nobody can vouch for never comes; what cites it is not missed.
+        reading.found.clear();
+        Ok(reading)
+    }
+
+    /// Those of the events that can be read and are not here.
+    async fn unknown_of(&self, raws: Vec<Vec<u8>>) -> Result<Vec<Event>> {
+        let (version, room_id) = (self.room.version, self.room.row.id.clone());
+        let unknown = self.inbox.rooms.reading(move |_, read| {
+            let mut unknown = Vec::new();
+            for raw in raws {
+                if let Ok(event) = read_event(version, &room_id, &raw)
+                    && event::num(read, event.id().as_str())?.is_none()
+                {
+                    unknown.push(event);
+                }
+            }
+            Ok(unknown)
+        });
+        unknown.await
+    }
+
+    /// Takes one event of a state, making room for it first where there is none.
+    async fn take_in(&mut self, reading: &mut Reading, event: Event) -> Result<()> {
+        if reading.found.contains_key(event.id()) || reading.batch.iter().any(|other| other.id() == event.id()) {
+            return Ok(());
+        }
+        if self.pay(&event).is_err() {
+            self.put_down(reading).await?;
+            // Mostly what waits would fill it again at once.
+            if self.grant.bytes() - reading.held > self.own.limit() / 4 {
+                reading.let_go += reading.found.len();
+                reading.found.clear();
+                self.grant.shrink(self.grant.bytes() - reading.held);
+            }
+            if self.pay(&event).is_err() {
+                reading.let_go += 1;
+                return Ok(());
+            }
+        }
+        self.charge(&event);
+        reading.batch.push(event);
+        match reading.batch.len() < CHECKED_AT_ONCE {
+            true => Ok(()),
+            false => self.verify(reading).await,
+        }
+    }
+
+    async fn verify(&mut self, reading: &mut Reading) -> Result<()> {
+        for (id, event) in self.inbox.check(std::mem::take(&mut reading.batch)).await {
+            match event {
+                Ok(event) => drop(reading.found.insert(id, Arc::new(event))),
+                Err(failed) if failed.is_passing() => return Err(failed),
+                Err(failed) => tracing::debug!(%id, %failed, "an event of a state cannot be vouched for"),
+            }
+        }
+        self.pay_for(reading);
+        Ok(())
+    }
+
+    /// Stores what can be stored; the rest waits for what it cites.
+    async fn put_down(&mut self, reading: &mut Reading) -> Result<()> {
+        self.verify(reading).await?;
+        let count = reading.found.len();
+        let waiting = self.store_outliers(std::mem::take(&mut reading.found)).await?;
+        reading.stored += count - waiting.len();
+        reading.found = waiting.into_iter().map(|event| (event.id().to_owned(), event)).collect();
+        self.pay_for(reading);
+        Ok(())
+    }
+
+    /// Gives back what is not held any more.
+    fn pay_for(&mut self, reading: &Reading) {
+        let found: usize = reading.found.values().map(|event| event.weight()).sum();
+        self.grant.shrink(self.grant.bytes().saturating_sub(reading.held + found as u64));
+    }
+}
+
+/// A state another server told.
+#[derive(Clone)]
+pub(in crate::room) struct Given {
+    pub tree: Tree,
+    /// Nothing of it was left out.
+    pub is_whole: bool,
+}
+
+/// One way through the answer that holds a whole state.
+#[derive(Default)]
+struct Reading {
+    /// Bytes of the filling that were in use before.
+    held: u64,
+    batch: Vec<Event>,
+    /// Checked, and not stored yet.
+    found: HashMap<OwnedEventId, Arc<Event>>,
+    stored: usize,
+    /// What found no room until what it cites came.
+    let_go: usize,
+}
+
+/// Takes bytes out of the filling's own memory.
+fn hold(grant: &mut Grant, bytes: u64) -> Result<()> {
+    Ok(grant.grow(bytes).map_err(|_| Reject::auth("what it stands on and is not here needs too much memory"))?)
+}
+
+/// Events so that each comes after those of them it refers to. A circle, which hashes do not allow, would be cut anywhere.
+pub(in crate::room) fn in_order(
+    mut events: HashMap<OwnedEventId, Arc<Event>>,
+    refers: impl Fn(&Event) -> Vec<OwnedEventId>,
+) -> Vec<Arc<Event>> {
+    let mut ordered = Vec::with_capacity(events.len());
+    let mut starts: Vec<OwnedEventId> = events.keys().cloned().collect();
+    starts.sort_unstable();
+    for start in starts {
+        // A stack of our own: a chain may be as long as there are events.
+        let mut stack: Vec<(Arc<Event>, Vec<OwnedEventId>)> = Vec::new();
+        let mut enter = events.remove(&start);
+        loop {
+            if let Some(event) = enter.take() {
+                let below = refers(&event);
+                stack.push((event, below));
+            }
+            let Some((_, below)) = stack.last_mut() else { break };
+            match below.pop() {
+                Some(id) => enter = events.remove(&id),
+                None => ordered.extend(stack.pop().map(|(event, _)| event)),
+            }
+        }
+    }
+    ordered
+}
+
+/// Another server's idea of a state beside our present one.
+struct Survey {
+    room: RoomNum,
+    present: Option<Root>,
+    /// A bit for each state key it has.
+    seen: Vec<u64>,
+    changes: BTreeMap<StateKeyNum, Option<EventNum>>,
+    changes_max: usize,
+    /// Those that are not here, as many as may be fetched one by one and one more.
+    unknown: Vec<OwnedEventId>,
+    grant: Grant,
+}
+
+impl Survey {
+    fn new(room: RoomNum, present: Option<Root>, changes_max: usize, grant: Grant) -> Survey {
+        let (seen, changes, unknown) = (Vec::new(), BTreeMap::new(), Vec::new());
+        Survey { room, present, seen, changes, changes_max, unknown, grant }
+    }
+
+    fn look_at(&mut self, get: &impl Get, id: OwnedEventId) -> Result<()> {
+        let Some((num, row)) = authorize::stored(get, id.as_str())? else {
+            // One more says that there are too many.
+            if self.unknown.len() <= SINGLE_EVENTS_MAX {
+                hold(&mut self.grant, 96)?;
+                self.unknown.push(id);
+            }
+            return Ok(());
+        };
+        let key = row.state_key.filter(|_| row.room == self.room);
+        let key = key.ok_or_else(|| Reject::auth("the state before it holds what is no state of the room"))?;
+        if row.flags.rejected {
+            return Ok(());
+        }
+        if self.was_seen(key)? {
+            return Err(Reject::auth("the state before it has two events for one key").into());
+        }
+        if self.present.map_or(Ok(None), |root| state_tree::get(get, root, key))? != Some(num) {
+            self.change(key, Some(num))?;
+        }
+        Ok(())
+    }
+
+    fn was_seen(&mut self, key: StateKeyNum) -> Result<bool> {
+        let (word, bit) = ((key.0 / 64) as usize, 1u64 << (key.0 % 64));
+        if word >= self.seen.len() {
+            let words = (word + 1).next_power_of_two().max(1024);
+            hold(&mut self.grant, ((words - self.seen.len()) * 8) as u64)?;
+            self.seen.resize(words, 0);
+        }
+        let seen = self.seen[word] & bit != 0;
+        self.seen[word] |= bit;
+        Ok(seen)
+    }
+
+    fn change(&mut self, key: StateKeyNum, event: Option<EventNum>) -> Result<()> {
+        if self.changes.len() == self.changes_max {
+            return Err(Reject::auth("the state before it is too different from the present one").into());
+        }
+        self.changes.insert(key, event);
+        Ok(())
+    }
+
+    /// What it has not is not in the state.
+    fn finish(mut self, get: &impl Get) -> Result<Tree> {
+        let (mut page, mut after, mut ended) = (Vec::with_capacity(512), None, self.present.is_none());
+        while !ended {
+            page.clear();
+            let Some(root) = self.present else { break };
+            ended = state_tree::page(get, root, after, 512, &mut page)?;
+            after = page.last().map(|entry| entry.key).or(after);
+            for entry in &page {
+                if !self.was_seen(entry.key)? {
+                    self.change(entry.key, None)?;
+                }
+            }
+        }
+        Ok(Tree::over(self.present, self.changes))
+    }
+}

@@ -1,0 +1,515 @@
+//! What other servers send.
+//!
+//! Server-server API, "Checks performed on receipt of a PDU", in its order. Shape, access control list, signatures and
+//! hash are checked here, without any lock; `judge.rs` does the rest under the room's lock. Events that follow the
+//! present one, the usual case, are judged and appended several to a commit. What an event stands on and we do not have
+//! is fetched by `missing.rs`, with no lock held: one gap at a time in each room, so that a slow server holds up the
+//! filling of gaps in that room and nothing else.
+//!
+//! Bounded: a transaction's events are in memory, charged by whoever read it; what is fetched besides pays for itself.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use ruma::{OwnedEventId, RoomId, ServerName};
+use serde_json::value::RawValue;
+
+use super::append::{Append, Before, Done, Here, Place, append};
+use super::lock::Guard;
+use super::state::resolve::Means;
+use super::state::server_access;
+use super::state::{Known, known, known_num};
+use super::{Error, Result, Rooms};
+use crate::base::Only;
+use crate::budget::Grant;
+use crate::matrix::sign::{self, Checked};
+use crate::matrix::{Event, Reject, RoomVersion, auth};
+use crate::remote::Failed;
+use crate::store::tables::room::event::Root;
+use crate::store::tables::room::member;
+use crate::store::{EventNum, Get, RoomNum, Write};
+use authorize::{Judgement, Lacking, Ready};
+use fetch::{Fetch, Wire, signing_keys};
+use gap::{Filling, Given};
+
+/// Events that follow each other, judged and appended in one commit: a few milliseconds of the writer's time.
+const NEXT_AT_ONCE: usize = 8;
+/// How often one event is judged anew, after what it lacked was fetched or memory was waited for.
+const TRIES_MAX: usize = 4;
+/// Waiting for other servers, and for memory to ask them, for all events of a transaction: what lacks something after that is
+/// refused. Its sender's next event closes the gap. And for an event that somebody waits to see accepted.
+pub const TIME_MAX: Duration = Duration::from_secs(300);
+const ACCEPT_TIME_MAX: Duration = Duration::from_secs(50);
+/// Between two attempts to get the memory for a gap, each of which waits a while.
+const MEMORY_PAUSE: Duration = Duration::from_secs(1);
+/// Waiting for signing keys; then those that are here must do.
+pub(super) const KEYS_TIME_MAX: Duration = Duration::from_secs(30);
+
+/// What became of one event.
+pub type Outcome = (OwnedEventId, Result<(), String>);
+
+/// An event that is in.
+#[derive(Debug, Clone)]
+pub struct Accepted {
+    pub num: EventNum,
+    /// The state before it; none for an event that was known already as an outlier.
+    pub before: Option<Root>,
+}
+
+impl Rooms {
+    /// Takes events of one room that `origin` sent in a transaction. Each is dealt with by itself: one that is refused does not
+    /// keep the others out. What cannot even be read has no id and is left out of the answer. Fails only where
+    /// [`Error::is_passing`]: then the same events should come again, and those that were taken are known by then. Others are
+    /// waited for `until` then, on the clock of spans.
+    ///
+    /// Call it in a task of its own: what it began it must finish.
+    pub async fn receive(
+        &self,
+        origin: &ServerName,
+        room_id: &RoomId,
+        pdus: Vec<Box<RawValue>>,
+        until: Duration,
+    ) -> Result<Vec<Outcome>> {
+        let inbox = Inbox { rooms: self.clone(), fetch: Wire::new(self.0.parts.remote.clone()) };
+        inbox.receive(origin, room_id, pdus, until).await
+    }
+
+    /// Takes one event of a room we are in: a membership event another server submits. Posted to the servers in the room.
+    pub async fn accept(&self, origin: &ServerName, event: Event) -> Result<Accepted> {
+        let inbox = Inbox { rooms: self.clone(), fetch: Wire::new(self.0.parts.remote.clone()) };
+        let origin = origin.to_owned();
+        self.unbroken(async move { inbox.accept(&origin, event, true).await }).await
+    }
+
+    /// Takes an event of ours that another server let into the room: that server tells the others.
+    pub(super) async fn accept_signed(&self, by: &ServerName, event: Event) -> Result<()> {
+        let inbox = Inbox { rooms: self.clone(), fetch: Wire::new(self.0.parts.remote.clone()) };
+        let by = by.to_owned();
+        self.unbroken(async move { inbox.accept(&by, event, false).await }).await.map(drop)
+    }
+}
+
+/// The rooms, and where what is missing comes from.
+#[derive(Clone)]
+pub(super) struct Inbox<F> {
+    pub rooms: Rooms,
+    pub fetch: F,
+}
+
+/// What one try led to.
+pub(super) enum Step {
+    Done(Settled),
+    Lacking(Lacking),
+    /// What it follows differs in more than is resolved here.
+    Unresolved,
+    /// Resolving needs memory that was not there at once.
+    Hungry,
+    /// The state before it rejects it, but is not known whole.
+    Unproven,
+}
+
+pub(super) struct Settled {
+    pub num: EventNum,
+    pub before: Option<Root>,
+    pub reason: Option<Reject>,
+    pub rejected: bool,
+    /// It was here already.
+    pub is_known: bool,
+}
+
+/// How an event is to be taken.
+#[derive(Clone, Default)]
+pub(super) struct How {
+    /// The state before it, when its own server had to say.
+    pub given: Option<Given>,
+    pub outbound: bool,
+}
+
+impl<F: Fetch> Inbox<F> {
+    pub async fn receive(
+        &self,
+        origin: &ServerName,
+        room_id: &RoomId,
+        pdus: Vec<Box<RawValue>>,
+        until: Duration,
+    ) -> Result<Vec<Outcome>> {
+        let id = room_id.to_owned();
+        let ours = self.rooms.reading(move |_, read| Ok(known(read, id.as_str())?.is_resident()));
+        match ours.await {
+            Ok(true) => {}
+            Err(failed) if failed.is_passing() => return Err(failed),
+            _ => return self.receive_outside(origin, room_id, pdus).await,
+        }
+        let (owned, id) = (origin.to_owned(), room_id.to_owned());
+        let read = self.rooms.reading(move |_, read| read_events(read, &owned, &id, pdus)).await;
+        let (room, events, mut outcomes) = match read {
+            Ok(read) => read,
+            Err(failed) if failed.is_passing() => return Err(failed),
+            // Without the room its version is not known, and without that no event's id.
+            Err(failed) => {
+                tracing::debug!(%origin, %room_id, %failed, "events refused");
+                return Ok(Vec::new());
+            }
+        };
+        let bytes = events.iter().map(|event| event.to_federation().len() as u64).sum();
+        if let Err(why) = self.rooms.charge_room(room, room_id.as_str(), bytes) {
+            outcomes.extend(events.iter().map(|event| (event.id().to_owned(), Err(why.to_owned()))));
+            return Ok(outcomes);
+        }
+        let checked = self.check(events).await;
+        let mut queue = VecDeque::with_capacity(checked.len());
+        for (id, checked) in checked {
+            match checked {
+                Ok(event) => queue.push_back(Arc::new(event)),
+                Err(failed) if failed.is_passing() => return Err(failed),
+                Err(failed) => outcomes.push((id, Err(failed.to_string()))),
+            }
+        }
+        self.take(origin, room, queue, &mut outcomes, until).await?;
+        Ok(outcomes)
+    }
+
+    /// Of a room nobody here is in only the end of an invite concerns us.
+    async fn receive_outside(
+        &self,
+        origin: &ServerName,
+        room_id: &RoomId,
+        pdus: Vec<Box<RawValue>>,
+    ) -> Result<Vec<Outcome>> {
+        let mut outcomes = Vec::new();
+        for raw in pdus {
+            match self.rooms.end_outside(origin, room_id, raw).await {
+                Ok(id) => outcomes.push((id, Ok(()))),
+                Err(failed) if failed.is_passing() => return Err(failed),
+                Err(failed) => tracing::debug!(%origin, %room_id, %failed, "an event of a room we are not in"),
+            }
+        }
+        Ok(outcomes)
+    }
+
+    pub async fn accept(&self, origin: &ServerName, event: Event, outbound: bool) -> Result<Accepted> {
+        let (owned, id) = (origin.to_owned(), event.room_id().to_owned());
+        let room = self.rooms.reading(move |_, read| Ok(server_access::enter(read, &owned, &id)?.num)).await?;
+        let (_, event) = self.check(vec![event]).await.pop().expect("one goes in, one comes out");
+        let how = How { given: None, outbound };
+        let event = Arc::new(event?);
+        let until = self.rooms.0.parts.clock.instant() + ACCEPT_TIME_MAX;
+        let settled = Box::pin(self.settle(origin, room, event.clone(), how, until)).await?;
+        if let Some(reason) = settled.reason {
+            return Err(reason.into());
+        }
+        let num = settled.num;
+        if settled.is_known {
+            self.rooms.reading(move |_, read| holds_still(read, room, num, &event)).await?;
+        }
+        Ok(Accepted { num, before: settled.before })
+    }
+
+    /// Events whose shape is right, one after the other.
+    async fn take(
+        &self,
+        origin: &ServerName,
+        room: RoomNum,
+        mut queue: VecDeque<Arc<Event>>,
+        outcomes: &mut Vec<Outcome>,
+        until: Duration,
+    ) -> Result<()> {
+        while let Some(first) = queue.front().cloned() {
+            match self.take_next(room, &mut queue, outcomes).await {
+                Ok(0) => {}
+                Ok(_) => continue,
+                Err(failed) if failed.is_passing() => return Err(failed),
+                // What of them is at fault shows when each is taken by itself.
+                Err(failed) => tracing::warn!(%failed, "events could not be stored together"),
+            }
+            queue.pop_front();
+            match Box::pin(self.settle(origin, room, first.clone(), How::default(), until)).await {
+                Err(failed) if failed.is_passing() => return Err(failed),
+                settled => outcomes.push((first.id().to_owned(), outcome(settled))),
+            }
+        }
+        Ok(())
+    }
+
+    /// Appends as many from the front of the queue as simply follow each other. Answers how many.
+    async fn take_next(
+        &self,
+        room: RoomNum,
+        queue: &mut VecDeque<Arc<Event>>,
+        outcomes: &mut Vec<Outcome>,
+    ) -> Result<usize> {
+        let _guard = self.rooms.lock(room).await;
+        let batch: Vec<Arc<Event>> = queue.iter().take(NEXT_AT_ONCE).cloned().collect();
+        let first = batch[0].clone();
+        let is_next = move |_: &Rooms, read: &_| is_next(read, room, &first);
+        if !self.rooms.reading(is_next).await? {
+            return Ok(0);
+        }
+        let here = self.rooms.here();
+        let taken = self.rooms.write(move |w| append_next(w, &here, room, &batch)).await?;
+        for reason in &taken {
+            let event = queue.pop_front().expect("no more are taken than there are");
+            outcomes.push((event.id().to_owned(), reason.clone().map_or(Ok(()), |reason| Err(reason.to_string()))));
+        }
+        Ok(taken.len())
+    }
+
+    /// One event, whatever it takes; others are waited for `until` then, on the clock of spans.
+    async fn settle(
+        &self,
+        origin: &ServerName,
+        room: RoomNum,
+        event: Arc<Event>,
+        how: How,
+        until: Duration,
+    ) -> Result<Settled> {
+        let mut grant = None;
+        for _ in 0..TRIES_MAX {
+            match self.try_settle(room, event.clone(), how.clone(), &mut grant).await? {
+                Step::Done(settled) => return Ok(settled),
+                Step::Hungry => grant = Some(self.means().wait().await?),
+                Step::Unproven => break,
+                Step::Lacking(_) | Step::Unresolved => {
+                    let clock = &self.rooms.0.parts.clock;
+                    let turns = Box::pin(self.turns(origin, room));
+                    let turns = clock.timeout(until.saturating_sub(clock.instant()), turns).await;
+                    let _turns = turns.ok_or(Error::Remote(Failed::Timeout))??;
+                    let mut filling = Box::pin(self.filling(origin, room, until)).await?;
+                    // On the heap, for the few that need it: it is larger than everything else a request's task holds.
+                    if let Some(settled) = Box::pin(filling.settle(event.clone(), how.clone())).await? {
+                        return Ok(settled);
+                    }
+                }
+            }
+        }
+        Err(Reject::auth("what the event stands on cannot be had").into())
+    }
+
+    /// The turn to fill a gap. A server has one at a time, or two slow ones would keep everybody else's gaps waiting; those that
+    /// are not in the room as far as we know have one between them all. And a room's gaps are filled one after the other:
+    /// whoever comes later finds much of it filled. Neither is kept while the other is waited for: a server that waits for a
+    /// busy room goes on in its other rooms, and a room goes on while a busy server is waited for.
+    async fn turns(&self, origin: &ServerName, room: RoomNum) -> Result<(Only, Guard)> {
+        let asking = origin.to_owned();
+        let is_member = move |_: &Rooms, read: &_| Ok(member::server(read, room, asking.as_str())?.is_some());
+        let name = if self.rooms.reading(is_member).await? { origin.as_str() } else { "" };
+        loop {
+            let turn = self.rooms.0.gaps.lock(room).await;
+            if let Some(only) = self.rooms.0.gap_senders.try_take(name) {
+                return Ok((only, turn));
+            }
+            drop(turn);
+            self.rooms.0.gap_senders.wait(name).await;
+        }
+    }
+
+    /// The memory for a gap, waited for in turn, so that those who wait for the turn hold none. Where others have all of it for
+    /// so long, this event alone is given up: its sender's next one closes the gap.
+    async fn filling(&self, origin: &ServerName, room: RoomNum, until: Duration) -> Result<Filling<'_, F>> {
+        let clock = &self.rooms.0.parts.clock;
+        loop {
+            match Filling::new(self, origin, room, until).await {
+                Err(Error::Refused(_)) if clock.instant() < until => clock.sleep(MEMORY_PAUSE).await,
+                Err(Error::Refused(_)) => return Err(Error::Remote(Failed::Timeout)),
+                made => return made,
+            }
+        }
+    }
+
+    pub fn means(&self) -> Means {
+        Means::new(&self.rooms.0.parts.budget)
+    }
+
+    /// Judges an event and appends it, if all it stands on is here. The memory is given back unless it is to be used again.
+    pub async fn try_settle(
+        &self,
+        room: RoomNum,
+        event: Arc<Event>,
+        how: How,
+        grant: &mut Option<Grant>,
+    ) -> Result<Step> {
+        let guard = self.rooms.lock(room).await;
+        // Twice when it has to get a number first.
+        for _ in 0..2 {
+            let given = how.given.as_ref().map(|given| given.tree.clone());
+            let (means, judged, mut memory) = (self.means(), event.clone(), grant.take());
+            let judging = move |_: &Rooms, read: &_| {
+                let known = known_num(read, room)?;
+                authorize::judge(read, &known, &judged, given, &means, memory.as_mut())
+            };
+            let ready = match self.rooms.reading(judging).await {
+                Ok(Judgement::Ready(ready)) => ready,
+                Ok(Judgement::Lacking(lacking)) => return Ok(Step::Lacking(lacking)),
+                Ok(Judgement::Unresolved) => return Ok(Step::Unresolved),
+                Ok(Judgement::Known(num, row)) => {
+                    let (rejected, is_refused) = (row.flags.rejected, row.flags.rejected || row.flags.soft_failed);
+                    let reason = is_refused.then(|| Reject::auth("the event was rejected before"));
+                    return Ok(Step::Done(Settled { num, before: row.before, reason, rejected, is_known: true }));
+                }
+                Ok(Judgement::Unnumbered) => {
+                    self.rooms.append_locked(&guard, Append::outlier(room, (*event).clone())).await?;
+                    continue;
+                }
+                Err(Error::Refused(refused)) if !refused.too_large => return Ok(Step::Hungry),
+                Err(failed) => return Err(failed),
+            };
+            let (here, outbound) = (self.rooms.here(), how.outbound);
+            let reason = ready.reason.clone();
+            let rejected = ready.flags.rejected;
+            if rejected && how.given.as_ref().is_some_and(|given| !given.is_whole) {
+                return Ok(Step::Unproven);
+            }
+            let append = move |w: &mut Write<'_>| append_ready(w, &here, room, (*event).clone(), *ready, outbound);
+            let (done, before) = self.rooms.write(append).await?;
+            return Ok(Step::Done(Settled { num: done.num, before, reason, rejected, is_known: false }));
+        }
+        Err(Reject::auth("the event's place cannot be found").into())
+    }
+
+    /// Checks signatures and content hashes; the keys of all are fetched together. An event whose content was tampered with
+    /// is kept as a redaction would leave it.
+    pub async fn check(&self, events: Vec<Event>) -> Vec<(OwnedEventId, Result<Event>)> {
+        let mut names = BTreeSet::new();
+        let mut at_ms = 0;
+        let now_ms = self.rooms.0.parts.clock.now_ms();
+        for (keys, for_ms) in events.iter().filter_map(|event| signing_keys(event, now_ms).ok()) {
+            names.extend(keys);
+            at_ms = at_ms.max(for_ms);
+        }
+        let keys = self.fetch.keys(names.into_iter().collect(), at_ms);
+        if let Some(Err(failed)) = self.rooms.0.parts.clock.timeout(KEYS_TIME_MAX, keys).await {
+            return events.into_iter().map(|event| (event.id().to_owned(), Err(failed.clone()))).collect();
+        }
+        let fetch = self.fetch.clone();
+        let one = move |event: Event| (event.id().to_owned(), check_one(&fetch, event));
+        crate::base::blocking(move || events.into_iter().map(one).collect()).await
+    }
+}
+
+/// That an event which was taken once is what the room's state has now, or would be taken again.
+fn holds_still(get: &impl Get, room: RoomNum, num: EventNum, event: &Event) -> Result<()> {
+    let room = known_num(get, room)?;
+    let view = room.view(get);
+    if let Some(state_key) = event.state_key()
+        && view.num(event.kind(), state_key)? == Some(num)
+    {
+        return Ok(());
+    }
+    auth::check(room.version, &event.subject(), &view)
+}
+
+fn outcome(settled: Result<Settled>) -> Result<(), String> {
+    match settled {
+        Ok(Settled { rejected: true, reason: Some(reason), .. }) => Err(reason.to_string()),
+        // Soft-failed events are kept: the sender did nothing wrong that it could know of.
+        Ok(_) => Ok(()),
+        Err(failed) => Err(failed.to_string()),
+    }
+}
+
+fn check_one<F: Fetch>(fetch: &F, event: Event) -> Result<Event> {
+    let keys = |server: &str, key_id: &str, at_ms: u64| fetch.key(server, key_id, at_ms);
+    match sign::check_event(&event, &keys)? {
+        Checked::Intact => Ok(event),
+        Checked::RedactNeeded => Ok(event.redacted()),
+    }
+}
+
+/// Reads an event as one of a room.
+pub(super) fn read_event(version: &'static RoomVersion, room_id: &str, raw: &[u8]) -> Result<Event, Reject> {
+    let event = Event::from_wire(version, raw)?;
+    match event.room_id() == room_id {
+        true => Ok(event),
+        false => Err(Reject::shape("the event is of another room")),
+    }
+}
+
+type Read = (RoomNum, Vec<Event>, Vec<Outcome>);
+
+/// Reads a transaction's events of one room and leaves out those we have.
+fn read_events(get: &impl Get, origin: &ServerName, room_id: &RoomId, pdus: Vec<Box<RawValue>>) -> Result<Read> {
+    let room = super::state::known(get, room_id.as_str())?;
+    if !room.is_resident() {
+        return Err(Error::NotFound);
+    }
+    let allowed = server_access::acl_allows(get, &room, origin)?;
+    let (mut events, mut outcomes) = (Vec::with_capacity(pdus.len()), Vec::with_capacity(pdus.len()));
+    for raw in pdus {
+        let event = match read_event(room.version, room_id.as_str(), raw.get().as_bytes()) {
+            Ok(event) => event,
+            Err(reject) => {
+                tracing::debug!(%origin, %room_id, %reject, "an event cannot be read");
+                continue;
+            }
+        };
+        let sender = event.sender().server_name();
+        let denied = match allowed {
+            false => Some(origin),
+            true if sender != origin && !server_access::acl_allows(get, &room, sender)? => Some(sender),
+            true => None,
+        };
+        let id = event.id().to_owned();
+        match (denied, authorize::stored(get, id.as_str())?) {
+            (Some(server), _) => {
+                outcomes.push((id, Err(format!("{server} is denied this room by its access control list"))))
+            }
+            (None, Some((_, row))) if !row.flags.outlier => outcomes.push((id, Ok(()))),
+            (None, _) => events.push(event),
+        }
+    }
+    Ok((room.num, events, outcomes))
+}
+
+fn is_next(get: &impl Get, room: RoomNum, event: &Event) -> Result<bool> {
+    match authorize::judge_next(get, &known_num(get, room)?, event) {
+        Ok(ready) => Ok(ready.is_some()),
+        // It is dealt with by itself, where its own error concerns nobody else.
+        Err(Error::Reject(_)) => Ok(false),
+        Err(failed) => Err(failed),
+    }
+}
+
+/// Appends events while they simply follow each other; answers for each why it was rejected, if it was.
+fn append_next(w: &mut Write<'_>, here: &Here, room: RoomNum, events: &[Arc<Event>]) -> Result<Vec<Option<Reject>>> {
+    let mut taken = Vec::with_capacity(events.len());
+    for event in events {
+        let known: Known = known_num(w, room)?;
+        let Ok(Some(ready)) = authorize::judge_next(w, &known, event) else { break };
+        let reason = ready.reason.clone();
+        append_ready(w, here, room, (**event).clone(), ready, false)?;
+        taken.push(reason);
+    }
+    Ok(taken)
+}
+
+/// Stores the state before the event where it is not stored yet, and the event. One commit.
+fn append_ready(
+    w: &mut Write<'_>,
+    here: &Here,
+    room: RoomNum,
+    event: Event,
+    ready: Ready,
+    outbound: bool,
+) -> Result<(Done, Option<Root>)> {
+    let before = ready.before.write(w)?;
+    let new = Append {
+        room,
+        event,
+        outbound: outbound && ready.reason.is_none(),
+        flags: ready.flags,
+        before: Before::At(before),
+        current: ready.current,
+        place: Place::Newest,
+        txn: None,
+    };
+    Ok((append(w, here, new)?, Some(before)))
+}
+
+#[cfg(test)]
+mod tests;
+pub mod authorize;
+pub mod backfill;
+pub mod fetch;
+pub mod gap;
+pub mod intake;

@@ -1,0 +1,337 @@
+//! Events that people here send: built on the room's present state, judged, signed, appended.
+//!
+//! One reading job and one write, whatever the room's size. The room's lock is held over both, and nothing remote is
+//! waited for meanwhile.
+
+use ruma::{OwnedEventId, OwnedUserId, RoomId, UserId};
+use serde_json::Value;
+use serde_json::value::RawValue;
+
+use super::append::{self, Append, Done};
+use super::lock::Guard;
+use super::receive::authorize;
+use super::state::resolve::Means;
+use super::state::{Known, View, known, known_num, load};
+use super::{Error, Result, Rooms};
+use crate::matrix::{Draft, Event, auth, json};
+use crate::store::tables::room::event::{self, Root};
+use crate::store::tables::room::txn::{self, Txn};
+use crate::store::tables::{room, user};
+use crate::store::{Change, EventNum, Get, Read, RoomNum, Write};
+
+/// The largest depth that may be written: integers end at 2⁵³ − 1.
+const DEPTH_MAX: u64 = (1 << 53) - 1;
+
+/// What an app sends into a room.
+#[derive(Debug, Clone)]
+pub struct Sending {
+    pub kind: String,
+    /// Given for state.
+    pub state_key: Option<String>,
+    pub content: Box<RawValue>,
+    /// The event a redaction is for.
+    pub redacts: Option<OwnedEventId>,
+    /// The device and its transaction id: a repeat gets the first one's answer.
+    pub txn: Option<(String, String)>,
+}
+
+/// An event of ours before the room says where it goes.
+#[derive(Debug, Clone)]
+pub(super) struct New {
+    pub kind: String,
+    pub state_key: Option<String>,
+    pub sender: OwnedUserId,
+    pub content: Value,
+    pub redacts: Option<OwnedEventId>,
+}
+
+impl New {
+    pub fn state(kind: &str, state_key: &str, sender: &UserId, content: Value) -> New {
+        New {
+            kind: kind.to_owned(),
+            state_key: Some(state_key.to_owned()),
+            sender: sender.to_owned(),
+            content,
+            redacts: None,
+        }
+    }
+}
+
+/// A signed event of ours and what it was built upon.
+#[derive(Debug, Clone)]
+pub(super) struct Built {
+    pub event: Event,
+    pub room: RoomNum,
+    /// The room's state and extremities it follows: while they are the same, it follows everything.
+    pub before: Option<Root>,
+    pub extremities: Vec<EventNum>,
+}
+
+impl Rooms {
+    /// Sends an event. Membership events go the way of [`Rooms::join`] and its like.
+    pub async fn send(&self, sender: &UserId, room_id: &RoomId, sending: Sending) -> Result<OwnedEventId> {
+        let content: Value = serde_json::from_str(sending.content.get())
+            .map_err(|failed| Error::bad("M_BAD_JSON", format!("the content is no JSON: {failed}")))?;
+        if !content.is_object() {
+            return Err(Error::bad("M_BAD_JSON", "the content is no object"));
+        }
+        let Sending { kind, state_key, redacts, txn, .. } = sending;
+        if kind == "m.room.member"
+            && let Some(target) = &state_key
+        {
+            return self.send_member(sender, room_id, target, content).await;
+        }
+        let new = New { kind, state_key, sender: sender.to_owned(), content, redacts };
+        let (rooms, room_id) = (self.clone(), room_id.to_owned());
+        self.unbroken(async move { rooms.send_new(&room_id, new, txn).await }).await
+    }
+
+    /// Sends an event of whatever type, within [`Rooms::unbroken`].
+    pub(super) async fn send_new(
+        &self,
+        room_id: &RoomId,
+        new: New,
+        txn: Option<(String, String)>,
+    ) -> Result<OwnedEventId> {
+        let num = self.num_of(room_id).await?;
+        let guard = self.lock(num).await;
+        self.send_locked(&guard, new, txn).await
+    }
+
+    pub(super) async fn send_locked(
+        &self,
+        guard: &Guard,
+        new: New,
+        txn: Option<(String, String)>,
+    ) -> Result<OwnedEventId> {
+        let num = guard.room();
+        self.settle_ends(guard).await?;
+        let step = self.reading(move |rooms, read| rooms.prepare(read, num, new, txn)).await?;
+        let (built, txn) = match step {
+            Step::Repeated(id) => return Ok(id),
+            Step::Built(built, txn) => (built, txn),
+        };
+        let id = built.event.id().to_owned();
+        let append = Append { txn, outbound: true, ..Append::next(num, built.event) };
+        let done: Done = self.append_locked(guard, append).await?;
+        debug_assert!(done.order.is_some(), "an event of ours is shown");
+        Ok(id)
+    }
+
+    /// Makes the room's state what all ends of its history resolve to, before an event of ours follows them. On a long fork
+    /// it may have gone on without that. Nothing to do in a room that does not fork.
+    pub(super) async fn settle_ends(&self, guard: &Guard) -> Result<()> {
+        let num = guard.room();
+        let settle = move |rooms: &Rooms, read: &Read| match room::get(read, num)? {
+            Some(row) if row.extremities.len() > 1 => {
+                authorize::settle_ends(read, &known_num(read, num)?, &Means::new(&rooms.0.parts.budget))
+            }
+            _ => Ok(Vec::new()),
+        };
+        let changes = match self.reading(settle).await {
+            Ok(changes) => changes,
+            // It stays as it is; what other servers make of our event does not depend on it.
+            Err(Error::Refused(_) | Error::Reject(_)) => return Ok(()),
+            Err(failed) => return Err(failed),
+        };
+        if changes.is_empty() {
+            return Ok(());
+        }
+        let here = self.here();
+        let set = move |w: &mut Write<'_>| {
+            let mut row = room::get_of(w, num)?;
+            let at = w.next_position();
+            let mut users = append::set_present_state(w, &here, num, &mut row, &changes, at)?;
+            append::add_local_joined(w, num, &mut users)?;
+            row.latest = at;
+            room::put(w, num, &row)?;
+            w.announce(Change { users, room: Some(num), ..Change::default() });
+            Ok(())
+        };
+        self.write(set).await
+    }
+
+    /// The number of a room we hold; who asks for another has no part in it.
+    pub(super) async fn num_of(&self, room_id: &RoomId) -> Result<RoomNum> {
+        let room_id = room_id.to_owned();
+        self.reading(move |_, read| room::num(read, room_id.as_str())?.ok_or_else(not_in_room)).await
+    }
+
+    fn prepare(&self, read: &Read, num: RoomNum, new: New, txn: Option<(String, String)>) -> Result<Step> {
+        let room = known_num(read, num).map_err(|failed| match failed {
+            Error::NotFound => not_in_room(),
+            other => other,
+        })?;
+        let txn = txn_of(read, num, &new, txn)?;
+        if let Some(txn) = &txn
+            && let Some(sent) = txn::get(read, txn)?
+        {
+            return Ok(Step::Repeated(id_of(read, sent)?));
+        }
+        if let Some(same) = unchanged(read, &room, &new)? {
+            return Ok(Step::Repeated(same));
+        }
+        self.check_beyond_rules(read, &room, &new)?;
+        Ok(Step::Built(Box::new(self.build(read, &room, new)?), txn))
+    }
+
+    /// What a server asks of its own people beyond the authorisation rules.
+    fn check_beyond_rules(&self, read: &Read, room: &Known, new: &New) -> Result<()> {
+        match new.kind.as_str() {
+            "m.room.create" => Err(Error::bad("M_BAD_JSON", "the room has been created")),
+            "m.room.power_levels" if room.version.creators_infinite => {
+                let creators =
+                    auth::State::create(&room.view(read))?.map(|create| create.creators.clone()).unwrap_or_default();
+                check_levels(&new.content, creators.iter().map(|creator| creator.as_str()))
+            }
+            "m.room.redaction" => check_redaction(read, room, new),
+            "m.room.canonical_alias" if new.state_key.as_deref() == Some("") => self.check_aliases(read, room, new),
+            _ => Ok(()),
+        }
+    }
+
+    /// Builds, signs and judges an event that follows everything the room has. Plain work: a few lookups, a hash, a
+    /// signature.
+    pub(super) fn build(&self, read: &impl Get, room: &Known, new: New) -> Result<Built> {
+        let parts = &self.0.parts;
+        let view = room.view(read);
+        let draft = self.draft(read, room, new, &view)?;
+        let event = draft.build(room.version, &parts.server, &parts.key)?;
+        auth::check(room.version, &event.subject(), &view)?;
+        let (before, extremities) = (room.row.state, room.row.extremities.clone());
+        Ok(Built { event, room: room.num, before, extremities })
+    }
+
+    /// An event without hashes and signatures: what [`Rooms::build`] signs, and what we hand out as a template.
+    pub(super) fn draft<G: Get>(&self, read: &G, room: &Known, new: New, view: &View<'_, G>) -> Result<Draft> {
+        let parts = &self.0.parts;
+        let content = json::canonical_value(&new.content, room.version.json_mode())?;
+        let content_text = std::str::from_utf8(&content).unwrap_or("{}");
+        let cited =
+            auth::auth_types_for_event(room.version, &new.kind, &new.sender, new.state_key.as_deref(), content_text)?;
+        let mut auth_nums = Vec::with_capacity(cited.len());
+        for (kind, key) in &cited {
+            auth_nums.extend(view.num(kind, key)?);
+        }
+        let mut reference_hashes = Vec::new();
+        if room.version.event_id_in_event() {
+            for num in auth_nums.iter().chain(&room.row.extremities) {
+                let event = load(read, room.version, *num)?;
+                reference_hashes.push((event.id().to_owned(), event.reference_hash()));
+            }
+        }
+        Ok(Draft {
+            prev_events: ids_of(read, &room.row.extremities)?,
+            auth_events: ids_of(read, &auth_nums)?,
+            depth: (room.row.depth + 1).min(DEPTH_MAX),
+            origin_server_ts: parts.clock.now_ms(),
+            room_id: Some(room.row.id.as_str().try_into().map_err(|_| Error::NotFound)?),
+            kind: new.kind,
+            state_key: new.state_key,
+            sender: new.sender,
+            content: new.content,
+            redacts: new.redacts,
+            opaque_id: parts.random.token(18),
+            reference_hashes,
+        })
+    }
+
+    /// An alias of ours that a room calls its own must lead to it.
+    fn check_aliases(&self, read: &Read, room: &Known, new: &New) -> Result<()> {
+        let old = room.view(read).event("m.room.canonical_alias", "")?;
+        let old: Value = old.and_then(|event| serde_json::from_str(event.content()).ok()).unwrap_or_default();
+        let had: Vec<_> = alias_names(&old).collect();
+        for name in alias_names(&new.content).filter(|name| !had.contains(name)) {
+            let bad = |why: &str| Error::bad("M_BAD_ALIAS", format!("{name} {why}"));
+            let id = <&ruma::RoomAliasId>::try_from(name)
+                .map_err(|_| Error::bad("M_INVALID_PARAM", format!("{name} is no room alias")))?;
+            if id.server_name() == self.server() {
+                match room::alias(read, name)? {
+                    Some((leads_to, _)) if leads_to == room.num => {}
+                    _ => return Err(bad("does not lead to this room")),
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+enum Step {
+    /// The same was done before.
+    Repeated(OwnedEventId),
+    Built(Box<Built>, Option<Txn>),
+}
+
+pub(super) fn not_in_room() -> Error {
+    Error::forbidden("the user is not in the room")
+}
+
+fn alias_names(content: &Value) -> impl Iterator<Item = &str> {
+    let alternatives = content.get("alt_aliases").and_then(Value::as_array).into_iter().flatten();
+    content.get("alias").into_iter().chain(alternatives).filter_map(Value::as_str)
+}
+
+/// The creators of a room in which they stand above all levels are not named among them.
+pub(super) fn check_levels<'a>(levels: &Value, mut creators: impl Iterator<Item = &'a str>) -> Result<()> {
+    let users = levels.get("users").and_then(Value::as_object);
+    match users.and_then(|users| creators.find(|creator| users.contains_key(*creator))) {
+        Some(creator) => Err(Error::bad("M_BAD_JSON", format!("{creator} created the room and has no power level"))),
+        None => Ok(()),
+    }
+}
+
+/// One's own events may be redacted, and with the power to redact everyone's (client-server API, "Redactions").
+fn check_redaction(read: &Read, room: &Known, new: &New) -> Result<()> {
+    let in_content = new.content.get("redacts").and_then(Value::as_str);
+    let target =
+        new.redacts.as_ref().map(|id| id.as_str()).or(in_content.filter(|_| room.version.redacts_in_content()));
+    let Some(target) = target else { return Ok(()) };
+    let target = event::num(read, target)?.ok_or(Error::NotFound)?;
+    let row = event::row_of(read, target)?;
+    if row.room != room.num {
+        return Err(Error::bad("M_INVALID_PARAM", "that event is of another room"));
+    }
+    let powerful =
+        room.view(read).with_powers(|powers| powers.user(&new.sender) >= powers.named(auth::Named::Redact))?;
+    let own = user::num(read, new.sender.as_str())? == Some(row.sender);
+    match own || powerful == Some(true) {
+        true => Ok(()),
+        false => Err(Error::forbidden("the sender may not redact that event")),
+    }
+}
+
+fn txn_of(read: &Read, room: RoomNum, new: &New, txn: Option<(String, String)>) -> Result<Option<Txn>> {
+    let Some((device, id)) = txn else { return Ok(None) };
+    let user = user::num(read, new.sender.as_str())?;
+    let what = match &new.redacts {
+        Some(target) => format!("{} {target}", new.kind),
+        None => new.kind.clone(),
+    };
+    Ok(user.map(|user| Txn { user, room, device, id, what }))
+}
+
+/// The state event that says just this already, sent by the same user: sending it again changes nothing.
+fn unchanged(read: &Read, room: &Known, new: &New) -> Result<Option<OwnedEventId>> {
+    let Some(state_key) = &new.state_key else { return Ok(None) };
+    let Some(event) = room.view(read).event(&new.kind, state_key)? else { return Ok(None) };
+    let content = json::canonical_value(&new.content, room.version.json_mode())?;
+    let same = event.sender() == new.sender && event.content().as_bytes() == content;
+    Ok(same.then(|| event.id().to_owned()))
+}
+
+pub(super) fn id_of(get: &impl Get, num: EventNum) -> Result<OwnedEventId> {
+    let corrupt = || crate::store::Error::corrupt(&crate::store::schema::EVENT, &num.to_key());
+    Ok(OwnedEventId::try_from(event::id_of(get, num)?).map_err(|_| corrupt())?)
+}
+
+fn ids_of(get: &impl Get, nums: &[EventNum]) -> Result<Vec<OwnedEventId>> {
+    nums.iter().map(|num| id_of(get, *num)).collect()
+}
+
+/// A room somebody here may act in; one we do not hold is one they are not in.
+pub(super) fn known_to_member(get: &impl Get, room_id: &RoomId) -> Result<Known> {
+    known(get, room_id.as_str()).map_err(|failed| match failed {
+        Error::NotFound => not_in_room(),
+        other => other,
+    })
+}

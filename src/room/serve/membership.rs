@@ -1,0 +1,216 @@
+//! Others coming and going: `make_join`, `make_leave`, `make_knock`, and the events that come back.
+//!
+//! Server-server API, "Joining Rooms", "Leaving Rooms", "Knocking upon a room". A template is drawn up from the room's
+//! present state; the signed event that comes back goes the way of all that other servers send (`receive.rs`) and is posted
+//! to everybody in the room. `serve_state.rs` writes the long answer to a join.
+
+use ruma::{EventId, OwnedEventId, OwnedServerName, OwnedUserId, RoomId, ServerName, UserId};
+use serde_json::value::RawValue;
+use serde_json::{Map, Value};
+
+use super::state::{JoinAnswer, Served};
+use crate::matrix::{Event, Reject, RoomVersion, sign};
+use crate::room::handshake::Verb;
+use crate::room::membership::let_in_by;
+use crate::room::receive::authorize;
+use crate::room::send::New;
+use crate::room::state::server_access;
+use crate::room::state::{Known, known, known_num};
+use crate::room::{Error, Result, Rooms};
+use crate::store::tables::room::event;
+use crate::store::{EventNum, Get, Read};
+
+/// Of one such event; larger ones (a page of text as a topic) are left out.
+const SHOWN_BYTES_MAX: usize = 16 * 1024;
+
+/// A template as we hand it out.
+pub struct Drawn {
+    pub version: &'static RoomVersion,
+    pub event: Value,
+}
+
+/// A membership event another server sent us, and where it says it belongs.
+pub struct Submitted {
+    pub origin: OwnedServerName,
+    pub room: ruma::OwnedRoomId,
+    pub id: OwnedEventId,
+    pub event: Box<RawValue>,
+}
+
+impl Rooms {
+    /// Draws up a membership event for a user of the asking server.
+    pub async fn draw_up(&self, origin: &ServerName, room_id: &RoomId, user: &UserId, verb: Verb) -> Result<Drawn> {
+        let (origin, room_id, user) = (origin.to_owned(), room_id.to_owned(), user.to_owned());
+        self.reading(move |rooms, read| {
+            if user.server_name() != origin {
+                return Err(Error::forbidden("the user is of another server"));
+            }
+            let room = server_access::enter(read, &origin, &room_id)?;
+            let mut content = Map::new();
+            content.insert("membership".into(), verb.as_str().into());
+            if verb == Verb::Join
+                && let Some(by) = let_in_by(rooms, read, &room, &user)?
+            {
+                content.insert("join_authorised_via_users_server".into(), by.as_str().into());
+            }
+            let new = New::state("m.room.member", user.as_str(), &user, Value::Object(content));
+            // Judged as if it were ours; what is handed out has no signature.
+            rooms.build(read, &room, new.clone()).map_err(refused)?;
+            let draft = rooms.draft(read, &room, new, &room.view(read))?;
+            Ok(Drawn { version: room.version, event: draft.template(room.version) })
+        })
+        .await
+    }
+
+    /// Takes a signed join and answers with the room. Reserves what the answer needs first: an event that is in the room
+    /// while its sender was never told would leave it half joined. A join drawn up elsewhere may follow events we lack; no
+    /// turn is kept while other servers are asked for those.
+    pub async fn take_join(&self, submitted: Submitted, how: JoinAnswer) -> Result<Served> {
+        let origin = submitted.origin.clone();
+        let event = self.read_member_event(submitted, Verb::Join).await?;
+        self.fetch_signing_keys(&event).await?;
+        let (turn, num) = match self.has_all_behind(&event).await? {
+            true => {
+                let turn = self.turn(&origin).await?;
+                (turn, self.take_member_event(&origin, event.clone()).await?)
+            }
+            false => {
+                let num = self.take_member_event(&origin, event.clone()).await?;
+                (self.turn(&origin).await?, num)
+            }
+        };
+        self.reading(move |rooms, read| {
+            let row = event::row_of(read, num)?;
+            let room = known_num(read, row.room)?;
+            rooms.answer_join(read, &room, turn, (num, &event), how)
+        })
+        .await
+    }
+
+    pub async fn take_leave(&self, submitted: Submitted) -> Result<()> {
+        let origin = submitted.origin.clone();
+        let event = self.read_member_event(submitted, Verb::Leave).await?;
+        self.take_member_event(&origin, event).await.map(drop)
+    }
+
+    /// Takes a signed knock and answers what the knocking user may be shown of the room.
+    pub async fn take_knock(&self, submitted: Submitted) -> Result<Vec<Box<RawValue>>> {
+        let origin = submitted.origin.clone();
+        let event = self.read_member_event(submitted, Verb::Knock).await?;
+        let num = self.take_member_event(&origin, event).await?;
+        self.reading(move |_, read| {
+            let room = known_num(read, event::row_of(read, num)?.room)?;
+            shown_state(read, &room)
+        })
+        .await
+    }
+
+    /// Checks that a membership event is what its server was to send.
+    async fn read_member_event(&self, submitted: Submitted, verb: Verb) -> Result<Event> {
+        let Submitted { origin, room: room_id, id, event: raw } = submitted;
+        self.reading(move |rooms, read| {
+            let room = server_access::enter(read, &origin, &room_id)?;
+            let event = Event::from_wire(room.version, raw.get().as_bytes())?;
+            check_is_asked_for(&event, &origin, &room_id, &id, verb)?;
+            rooms.countersign(read, &room, event)
+        })
+        .await
+    }
+
+    async fn take_member_event(&self, origin: &ServerName, event: Event) -> Result<EventNum> {
+        Ok(self.accept(origin, event).await.map_err(refused)?.num)
+    }
+
+    /// Whether everything an event cites is here, and what it follows has its place, so that nobody has to be asked before it
+    /// can be judged.
+    async fn has_all_behind(&self, event: &Event) -> Result<bool> {
+        let event = event.clone();
+        self.reading(move |_, read| {
+            for prev in event.prev_events() {
+                if !authorize::stored(read, prev.as_str())?.is_some_and(|(_, row)| authorize::is_placed(&row)) {
+                    return Ok(false);
+                }
+            }
+            for cited in event.auth_events() {
+                if event::num(read, cited.as_str())?.is_none() {
+                    return Ok(false);
+                }
+            }
+            Ok(true)
+        })
+        .await
+    }
+
+    /// Puts our signature on a join of a restricted room that one of our users lets somebody into, when that is so.
+    fn countersign(&self, read: &Read, room: &Known, event: Event) -> Result<Event> {
+        let Some(by) = event.content_text("join_authorised_via_users_server") else { return Ok(event) };
+        let by = OwnedUserId::try_from(&*by).map_err(|_| Reject::shape("no user id lets the user in"))?;
+        if !room.version.restricted || by.server_name() != self.server() {
+            return Ok(event);
+        }
+        // Whoever is inside or invited needs nobody's word; for others the conditions are looked at again.
+        let_in_by(self, read, room, event.sender())?;
+        Ok(sign::add_signature(&event, &self.0.parts.server, &self.0.parts.key)?)
+    }
+
+    /// What is told of a room of ours to somebody whom `inviter` asks in.
+    pub(in crate::room) async fn shown_state_of(
+        &self,
+        room_id: &RoomId,
+        inviter: Option<&UserId>,
+    ) -> Result<Vec<Box<RawValue>>> {
+        let (room_id, inviter) = (room_id.to_owned(), inviter.map(ToOwned::to_owned));
+        self.reading(move |_, read| {
+            let room = known(read, room_id.as_str())?;
+            let mut shown = shown_state(read, &room)?;
+            if let Some(inviter) = inviter
+                && let Some(event) = room.view(read).event("m.room.member", inviter.as_str())?
+            {
+                shown.extend(serde_json::from_slice::<Box<RawValue>>(event.to_federation()));
+            }
+            Ok(shown)
+        })
+        .await
+    }
+}
+
+/// The rules' no is a plain "you may not" to whoever asks for a template.
+fn refused(error: Error) -> Error {
+    match error {
+        Error::Reject(reject) => Error::Forbidden(reject.to_string()),
+        other => other,
+    }
+}
+
+fn check_is_asked_for(event: &Event, origin: &ServerName, room_id: &RoomId, id: &EventId, verb: Verb) -> Result<()> {
+    let bad = |why: &str| Err(Error::bad("M_INVALID_PARAM", why));
+    if event.id() != id {
+        return bad("the event's id is not the one in the path");
+    }
+    if event.room_id() != room_id {
+        return bad("the event is of another room");
+    }
+    if event.kind() != "m.room.member" || event.membership().as_deref() != Some(verb.as_str()) {
+        return bad("the event is no such change of membership");
+    }
+    if event.state_key() != Some(event.sender().as_str()) {
+        return bad("the event is for somebody else than its sender");
+    }
+    match event.sender().server_name() == origin {
+        true => Ok(()),
+        false => Err(Error::forbidden("the event's sender is of another server")),
+    }
+}
+
+/// The room as somebody outside is shown it, in the form servers exchange.
+fn shown_state(get: &impl Get, room: &Known) -> Result<Vec<Box<RawValue>>> {
+    let view = room.view(get);
+    let mut shown = Vec::with_capacity(server_access::SHOWN.len());
+    for kind in server_access::SHOWN {
+        let Some(event) = view.event(kind.name().unwrap_or_default(), "")? else { continue };
+        if event.to_federation().len() <= SHOWN_BYTES_MAX {
+            shown.extend(serde_json::from_slice::<Box<RawValue>>(event.to_federation()));
+        }
+    }
+    Ok(shown)
+}

@@ -1,0 +1,161 @@
+//! Turns for long answers to other servers: [`AT_ONCE`] of them, and one for each server.
+//!
+//! Whoever reads slowly keeps others waiting, so an answer has a least pace, and a quicker one while somebody waits. Only
+//! the reader's time counts, not what we take to write a piece.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use ruma::ServerName;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::base::{ChunkError, Clock, OneEach, Only};
+
+/// Answers of this kind at once; each reads the whole of a room.
+const AT_ONCE: usize = 2;
+/// A reader may be slower than any pace for so long.
+const GRACE: Duration = Duration::from_secs(30);
+/// Bytes in a second, on average over the whole answer. The state of the largest rooms is 150 MB: five hours, or an hour
+/// and a quarter while others wait.
+const PACE_MIN: u64 = 8 * 1024;
+const PACE_AWAITED_MIN: u64 = 32 * 1024;
+
+#[derive(Clone)]
+pub(in crate::room) struct Turns(Arc<Inner>);
+
+struct Inner {
+    places: Arc<Semaphore>,
+    /// Servers that have a place, or wait for one: as many as there are requests.
+    served: OneEach,
+    /// Servers that wait for a place because others have them.
+    waiting: AtomicUsize,
+}
+
+impl Default for Turns {
+    fn default() -> Turns {
+        let places = Arc::new(Semaphore::new(AT_ONCE));
+        Turns(Arc::new(Inner { places, served: OneEach::default(), waiting: AtomicUsize::new(0) }))
+    }
+}
+
+/// A server's place; given up by drop.
+pub(in crate::room) struct Place {
+    _permit: OwnedSemaphorePermit,
+    turns: Turns,
+    only: Only,
+}
+
+impl Turns {
+    /// Waits until the server's answer before this one has ended, and then for a place.
+    pub async fn take(&self, server: &ServerName) -> Place {
+        let only = self.0.served.take(server.as_str()).await;
+        let _waiting = Waiting::new(&self.0.waiting);
+        let permit = self.0.places.clone().acquire_owned().await.expect("it is never closed");
+        Place { _permit: permit, turns: self.clone(), only }
+    }
+
+    fn is_awaited(&self) -> bool {
+        self.0.waiting.load(Ordering::Relaxed) > 0
+    }
+}
+
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl Waiting<'_> {
+    fn new(count: &AtomicUsize) -> Waiting<'_> {
+        count.fetch_add(1, Ordering::Relaxed);
+        Waiting(count)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Watches how fast an answer is read, and keeps its place meanwhile.
+pub(in crate::room) struct Reader {
+    place: Place,
+    clock: Clock,
+    handed_over: Option<Duration>,
+    waited: Duration,
+    bytes: u64,
+}
+
+impl Reader {
+    pub fn new(place: Place, clock: Clock) -> Reader {
+        Reader { place, clock, handed_over: None, waited: Duration::ZERO, bytes: 0 }
+    }
+
+    /// The reader asks for the next piece; an error when it took too long over those before.
+    pub fn asks(&mut self) -> Result<(), ChunkError> {
+        let Some(since) = self.handed_over.take() else { return Ok(()) };
+        self.waited += self.clock.instant().saturating_sub(since);
+        let pace = if self.place.turns.is_awaited() { PACE_AWAITED_MIN } else { PACE_MIN };
+        if self.waited > GRACE && self.bytes < self.waited.as_secs() * pace {
+            let why = format!("{} reads less than {pace} bytes a second", self.place.only.name());
+            return Err(ChunkError::new(why));
+        }
+        Ok(())
+    }
+
+    pub fn is_given(&mut self, bytes: usize) {
+        self.bytes += bytes as u64;
+        self.handed_over = Some(self.clock.instant());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ruma::OwnedServerName;
+
+    use super::*;
+
+    fn name(text: &str) -> OwnedServerName {
+        text.try_into().unwrap()
+    }
+
+    async fn waits<T>(turn: impl Future<Output = T>) -> bool {
+        tokio::time::timeout(Duration::from_millis(20), turn).await.is_err()
+    }
+
+    #[tokio::test]
+    async fn one_server_has_one_turn() {
+        let turns = Turns::default();
+        let one = turns.take(&name("one.example")).await;
+        assert!(waits(turns.take(&name("one.example"))).await);
+        let two = turns.take(&name("two.example")).await;
+        assert!(waits(turns.take(&name("three.example"))).await);
+        assert!(!turns.is_awaited(), "nobody waits any more");
+        drop(one);
+        let _three = turns.take(&name("three.example")).await;
+        drop(two);
+        let _one = turns.take(&name("one.example")).await;
+        assert!(waits(turns.take(&name("two.example"))).await);
+    }
+
+    #[tokio::test]
+    async fn slow_readers_lose_their_place_sooner_while_others_wait() {
+        let (turns, clock) = (Turns::default(), Clock::simulated(0));
+        let mut reader = Reader::new(turns.take(&name("one.example")).await, clock.clone());
+        let read = |reader: &mut Reader, seconds: u64| {
+            reader.is_given(16 * 1024);
+            clock.advance(Duration::from_secs(seconds));
+            reader.asks().is_ok()
+        };
+        assert!(reader.asks().is_ok());
+        assert!((0..100).all(|_| read(&mut reader, 1)));
+        let _two = turns.take(&name("two.example")).await;
+        let waiting = name("three.example");
+        let three = turns.take(&waiting);
+        tokio::pin!(three);
+        assert!(waits(three.as_mut()).await);
+        assert!(!read(&mut reader, 1), "16 KiB a second is too slow now");
+        drop(reader);
+        three.await;
+        let mut slow = Reader::new(turns.take(&name("one.example")).await, clock.clone());
+        assert!(read(&mut slow, 16) && !read(&mut slow, 16), "a KiB a second always is");
+    }
+}

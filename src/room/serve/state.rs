@@ -1,0 +1,704 @@
+//! A room's state and the events it rests on, for another server: `send_join`'s answer, `state`, `state_ids`, `event_auth`.
+//!
+//! Two cursors written straight to the body: one over the state's tree, then one over the auth chain, which is one pass
+//! down the event numbers with a bit for each (an event's auth events have smaller numbers than the event). What is held
+//! is one piece of the answer and that bitmap, whatever the room. Each piece reads from a snapshot of its own, so that a
+//! slow reader keeps no pages of the database: trees and events never change.
+
+use std::ops::ControlFlow;
+
+use ruma::{EventId, RoomId, ServerName};
+
+use super::slots::{Place, Reader};
+use crate::base::{self, ChunkError, Chunks};
+use crate::budget::{Budget, Grant, Refused};
+use crate::matrix::Event;
+use crate::matrix::json::write_string;
+use crate::room::state::Known;
+use crate::room::state::server_access;
+use crate::room::{Error, Result, Rooms};
+use crate::store::tables::room::event::{self, Kind, Membership, Root};
+use crate::store::tables::room::{member, state_tree};
+use crate::store::{self, EventNum, Get, Read, RoomNum, StateKeyNum};
+
+/// How long the next asker waits for its turn before it is told to come back, in milliseconds.
+const TURN_MS: u64 = 60_000;
+/// A piece is full at this size; the event that fills it may be 64 KiB itself, and is held once more while it is read.
+const PIECE_BYTES: usize = 16 * 1024;
+const PIECE_BYTES_MAX: u64 = 16 * 1024 + 3 * 64 * 1024;
+/// State entries read at once, and looked at for one piece.
+const PAGE: usize = 128;
+const LOOKED_AT_MAX: usize = 2048;
+/// A bitmap larger than this is the `join` account's to pay: it is a room of its size that is being handed over.
+const SMALL_BITMAP_BYTES: u64 = 64 * 1024;
+/// Members named to a joining server for a room without a name.
+const HEROES_MAX: usize = 6;
+
+/// A turn, and the memory for it.
+pub(in crate::room) struct Turn {
+    place: Place,
+    grant: Grant,
+    bitmap: Option<Grant>,
+    bits_max: u32,
+}
+
+/// A long answer and what pays for it.
+pub struct Served {
+    pub grant: Grant,
+    pub chunks: Box<dyn Chunks>,
+}
+
+impl Rooms {
+    /// Waits for a server's turn. Nothing may be held meanwhile, and whether it may ask has been looked at.
+    pub(in crate::room) async fn turn(&self, origin: &ServerName) -> Result<Turn> {
+        let parts = &self.0.parts;
+        let waiting = self.0.turns.take(origin);
+        let place = parts.clock.timeout(std::time::Duration::from_millis(TURN_MS), waiting).await;
+        let place = place.ok_or_else(|| busy(&parts.budget))?;
+        let rooms = self.clone();
+        let bits_max = base::blocking(move || rooms.highest_event()).await?;
+        let bytes = u64::from(bits_max) / 8 + 64;
+        let (small, bitmap) = match bytes <= SMALL_BITMAP_BYTES {
+            true => (bytes, None),
+            false => (0, Some(parts.budget.account("join").take(bytes).await?)),
+        };
+        let grant = parts.budget.account("response_bodies").take(PIECE_BYTES_MAX + small).await?;
+        Ok(Turn { place, grant, bitmap, bits_max })
+    }
+
+    /// The highest number an event has; those of this answer are lower, or it.
+    fn highest_event(&self) -> store::Result<u32> {
+        let mut highest = 0;
+        event::rows_down(&self.0.parts.store.read()?, EventNum(u32::MAX - 1), &mut |num, _| {
+            highest = num.0;
+            Ok(ControlFlow::Break(()))
+        })?;
+        // Room for what is appended before the answer begins: the joining event itself.
+        Ok(highest.saturating_add(64))
+    }
+
+    /// `GET /state` and `/state_ids`: the state before an event, and the events it rests on.
+    pub async fn serve_state(
+        &self,
+        origin: &ServerName,
+        room: &RoomId,
+        at: &EventId,
+        ids_only: bool,
+    ) -> Result<Served> {
+        self.check_may_ask(origin, room, at).await?;
+        let turn = self.turn(origin).await?;
+        let (rooms, origin, room, at) = (self.clone(), origin.to_owned(), room.to_owned(), at.to_owned());
+        base::blocking(move || {
+            let read = rooms.0.parts.store.read()?;
+            let (held, num) = asked_for(&read, &origin, &room, &at)?;
+            let row = event::row_of(&read, num)?;
+            // Below our history all states were worked out backwards; others need what was true.
+            if row.flags.guessed || row.order.is_some_and(|order| order < 0) {
+                return Err(Error::NotFound);
+            }
+            let before = row.before.ok_or(Error::NotFound)?;
+            let names = if ids_only { ("pdu_ids", "auth_chain_ids") } else { ("pdus", "auth_chain") };
+            let mut answer = LongAnswer::new(&rooms, &held, turn, b"{".to_vec(), names);
+            answer.ids_only = ids_only;
+            answer.state = Some(before);
+            Ok(answer.served())
+        })
+        .await
+    }
+
+    /// `GET /event_auth`: what an event rests on.
+    pub async fn serve_event_auth(&self, origin: &ServerName, room: &RoomId, of: &EventId) -> Result<Served> {
+        self.check_may_ask(origin, room, of).await?;
+        let turn = self.turn(origin).await?;
+        let (rooms, origin, room, of) = (self.clone(), origin.to_owned(), room.to_owned(), of.to_owned());
+        base::blocking(move || {
+            let read = rooms.0.parts.store.read()?;
+            let (held, num) = asked_for(&read, &origin, &room, &of)?;
+            let mut answer = LongAnswer::new(&rooms, &held, turn, b"{".to_vec(), ("", "auth_chain"));
+            answer.chain.mark_all(&event::row_of(&read, num)?.auth)?;
+            Ok(answer.served())
+        })
+        .await
+    }
+
+    /// A stranger waits for no turn, and takes none from others.
+    async fn check_may_ask(&self, origin: &ServerName, room: &RoomId, event: &EventId) -> Result<()> {
+        let (origin, room, event) = (origin.to_owned(), room.to_owned(), event.to_owned());
+        self.reading(move |_, read| asked_for(read, &origin, &room, &event).map(drop)).await
+    }
+
+    /// `send_join`'s answer for the event numbered `joined`, which is in the room by now. `old_api`: version 1 of it.
+    pub(in crate::room) fn answer_join(
+        &self,
+        get: &impl Get,
+        held: &Known,
+        turn: Turn,
+        (joined, event): (EventNum, &Event),
+        how: JoinAnswer,
+    ) -> Result<Served> {
+        let row = event::row_of(get, joined)?;
+        let before = row.before.ok_or(Error::NotFound)?;
+        let mut head = if how.old_api { b"[200,{".to_vec() } else { b"{".to_vec() };
+        head.extend_from_slice(b"\"event\":");
+        head.extend_from_slice(event.to_federation());
+        head.extend_from_slice(b",\"origin\":");
+        write_string(&mut head, self.0.parts.server.as_str());
+        head.extend_from_slice(format!(",\"members_omitted\":{},", how.omit_members).as_bytes());
+        let mut answer = LongAnswer::new(self, held, turn, head, ("state", "auth_chain"));
+        if how.old_api {
+            answer.tail = b"}]";
+        }
+        answer.chain.mark_all(&row.auth)?;
+        answer.state = Some(before);
+        if how.omit_members {
+            answer.servers = true;
+            answer.members_kept = Some(members_kept(get, held, before, event)?);
+        }
+        Ok(answer.served())
+    }
+}
+
+/// What a joining server asked for.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct JoinAnswer {
+    pub omit_members: bool,
+    pub old_api: bool,
+}
+
+fn busy(budget: &Budget) -> Refused {
+    Refused {
+        account: "response_bodies".to_owned(),
+        asked: PIECE_BYTES_MAX,
+        limit: budget.account("response_bodies").limit(),
+        retry_after_ms: TURN_MS,
+        too_large: false,
+    }
+}
+
+/// The room and the event a server in the room asks about.
+fn asked_for(get: &impl Get, origin: &ServerName, room: &RoomId, event: &EventId) -> Result<(Known, EventNum)> {
+    let held = server_access::enter_as_member(get, origin, room)?;
+    let num = known_event(get, &held, event)?;
+    Ok((held, num))
+}
+
+/// An event of the room that has not been rejected.
+fn known_event(get: &impl Get, held: &Known, id: &EventId) -> Result<EventNum> {
+    let num = event::num(get, id.as_str())?.ok_or(Error::NotFound)?;
+    let row = event::row_of(get, num)?;
+    if row.room != held.num || row.flags.rejected { Err(Error::NotFound) } else { Ok(num) }
+}
+
+/// Whose member events a server gets that asked for none: its own user's, and enough to name a nameless room by.
+fn members_kept(get: &impl Get, held: &Known, state: Root, joined: &Event) -> Result<Vec<EventNum>> {
+    let mut kept = Vec::new();
+    let mut keep = |kind: &str, key: &str| -> Result<bool> {
+        let Some(key) = state_tree::key(get, kind, key)? else { return Ok(false) };
+        let found = state_tree::get(get, state, key)?;
+        kept.extend(found);
+        Ok(found.is_some())
+    };
+    let named = keep("m.room.name", "")? | keep("m.room.canonical_alias", "")?;
+    keep("m.room.member", joined.sender().as_str())?;
+    if !named {
+        for membership in [Membership::Join, Membership::Invite, Membership::Leave] {
+            member::list(get, held.num, membership, None, &mut |_, event| {
+                kept.push(event);
+                Ok(if kept.len() > HEROES_MAX { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+            })?;
+        }
+    }
+    Ok(kept)
+}
+
+/// Which event numbers are still to come, highest first.
+struct Chain {
+    bits: Vec<u64>,
+    /// Everything at or above this word has been handed out.
+    word: usize,
+}
+
+impl Chain {
+    fn new(bits_max: u32) -> Chain {
+        let words = bits_max as usize / 64 + 1;
+        Chain { bits: vec![0; words], word: words }
+    }
+
+    fn mark(&mut self, num: EventNum) -> store::Result<()> {
+        let (word, bit) = (num.0 as usize / 64, num.0 % 64);
+        let corrupt = || store::Error::corrupt(&store::schema::EVENT, &num.0.to_be_bytes());
+        *self.bits.get_mut(word).ok_or_else(corrupt)? |= 1 << bit;
+        Ok(())
+    }
+
+    fn mark_all(&mut self, nums: &[EventNum]) -> store::Result<()> {
+        nums.iter().try_for_each(|num| self.mark(*num))
+    }
+
+    fn next(&mut self) -> Option<EventNum> {
+        while self.word > 0 {
+            let bits = &mut self.bits[self.word - 1];
+            if *bits != 0 {
+                let bit = 63 - bits.leading_zeros();
+                *bits &= !(1 << bit);
+                return Some(EventNum((self.word as u32 - 1) * 64 + bit));
+            }
+            self.word -= 1;
+        }
+        None
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Head,
+    Servers(Option<String>),
+    State(Option<StateKeyNum>),
+    Chain,
+    Done,
+}
+
+/// The answer under way.
+struct LongAnswer {
+    rooms: Rooms,
+    room: RoomNum,
+    step: Step,
+    head: Vec<u8>,
+    tail: &'static [u8],
+    names: (&'static str, &'static str),
+    ids_only: bool,
+    servers: bool,
+    state: Option<Root>,
+    /// With members left out: those that are not.
+    members_kept: Option<Vec<EventNum>>,
+    chain: Chain,
+    /// The next element of the list needs no comma before it.
+    first: bool,
+    grant: Option<Grant>,
+    _bitmap: Option<Grant>,
+    reader: Reader,
+}
+
+impl LongAnswer {
+    fn new(rooms: &Rooms, held: &Known, turn: Turn, head: Vec<u8>, names: (&'static str, &'static str)) -> LongAnswer {
+        let mut chain = Chain::new(turn.bits_max);
+        // Version 12 events do not cite the create event: their room's id does.
+        if held.version.room_id_is_create_hash()
+            && let Some(create) = held.row.create
+        {
+            chain.mark(create).ok();
+        }
+        LongAnswer {
+            rooms: rooms.clone(),
+            room: held.num,
+            step: Step::Head,
+            head,
+            tail: b"}",
+            names,
+            ids_only: false,
+            servers: false,
+            state: None,
+            members_kept: None,
+            chain,
+            first: true,
+            grant: Some(turn.grant),
+            _bitmap: turn.bitmap,
+            reader: Reader::new(turn.place, rooms.0.parts.clock.clone()),
+        }
+    }
+
+    fn served(mut self) -> Served {
+        let grant = self.grant.take().expect("a new answer has its grant");
+        Served { grant, chunks: Box::new(self) }
+    }
+
+    fn open(&mut self, name: &str, out: &mut Vec<u8>) {
+        write_string(out, name);
+        out.extend_from_slice(b":[");
+        self.first = true;
+    }
+
+    fn comma(&mut self, out: &mut Vec<u8>) {
+        if !std::mem::take(&mut self.first) {
+            out.push(b',');
+        }
+    }
+
+    fn emit(&mut self, read: &Read, row: &event::Row, out: &mut Vec<u8>) -> store::Result<()> {
+        self.comma(out);
+        match self.ids_only {
+            true => write_string(out, &row.id.text()),
+            false => out.extend_from_slice(&event::body(read, row)?),
+        }
+        Ok(())
+    }
+
+    /// One list's share of a piece, or the step to the next list.
+    fn go_on(&mut self, read: &Read, full_at: usize, out: &mut Vec<u8>) -> store::Result<()> {
+        match self.step.clone() {
+            Step::Head => {
+                out.append(&mut self.head);
+                self.step = match (self.servers, self.state) {
+                    (true, _) => {
+                        self.open("servers_in_room", out);
+                        Step::Servers(None)
+                    }
+                    (false, Some(_)) => {
+                        self.open(self.names.0, out);
+                        Step::State(None)
+                    }
+                    (false, None) => {
+                        self.open(self.names.1, out);
+                        Step::Chain
+                    }
+                };
+            }
+            Step::Servers(after) => self.servers(read, after, full_at, out)?,
+            Step::State(after) => self.state(read, after, full_at, out)?,
+            Step::Chain => self.chain(read, full_at, out)?,
+            Step::Done => {}
+        }
+        Ok(())
+    }
+
+    fn servers(&mut self, read: &Read, after: Option<String>, full_at: usize, out: &mut Vec<u8>) -> store::Result<()> {
+        let mut last = None;
+        member::list_servers(read, self.room, after.as_deref(), &mut |server, _| {
+            if out.len() >= full_at {
+                return Ok(ControlFlow::Break(()));
+            }
+            self.comma(out);
+            write_string(out, server);
+            last = Some(server.to_owned());
+            Ok(ControlFlow::Continue(()))
+        })?;
+        if out.len() < full_at {
+            out.extend_from_slice(b"],");
+            self.open(self.names.0, out);
+            self.step = Step::State(None);
+        } else {
+            self.step = Step::Servers(last.or(after));
+        }
+        Ok(())
+    }
+
+    fn state(
+        &mut self,
+        read: &Read,
+        mut after: Option<StateKeyNum>,
+        full_at: usize,
+        out: &mut Vec<u8>,
+    ) -> store::Result<()> {
+        let Some(root) = self.state else { return Ok(()) };
+        let mut entries = Vec::with_capacity(PAGE);
+        for _ in 0..LOOKED_AT_MAX / PAGE {
+            entries.clear();
+            let ended = state_tree::page(read, root, after, PAGE, &mut entries)?;
+            for entry in &entries {
+                if out.len() >= full_at {
+                    self.step = Step::State(after);
+                    return Ok(());
+                }
+                after = Some(entry.key);
+                self.state_entry(read, entry.event, out)?;
+            }
+            if ended {
+                out.extend_from_slice(b"],");
+                self.open(self.names.1, out);
+                self.step = Step::Chain;
+                return Ok(());
+            }
+        }
+        self.step = Step::State(after);
+        Ok(())
+    }
+
+    fn state_entry(&mut self, read: &Read, num: EventNum, out: &mut Vec<u8>) -> store::Result<()> {
+        let row = event::row_of(read, num)?;
+        if row.kind == Kind::MEMBER && self.members_kept.as_ref().is_some_and(|kept| !kept.contains(&num)) {
+            return Ok(());
+        }
+        self.chain.mark_all(&row.auth)?;
+        self.emit(read, &row, out)
+    }
+
+    fn chain(&mut self, read: &Read, full_at: usize, out: &mut Vec<u8>) -> store::Result<()> {
+        while out.len() < full_at {
+            let Some(num) = self.chain.next() else {
+                out.push(b']');
+                out.extend_from_slice(self.tail);
+                self.step = Step::Done;
+                return Ok(());
+            };
+            let row = event::row_of(read, num)?;
+            self.chain.mark_all(&row.auth)?;
+            self.emit(read, &row, out)?;
+        }
+        Ok(())
+    }
+}
+
+impl Chunks for LongAnswer {
+    fn next(&mut self, out: &mut Vec<u8>) -> Result<bool, ChunkError> {
+        self.reader.asks()?;
+        let read = self.rooms.0.parts.store.read()?;
+        let before = out.len();
+        let full_at = before + PIECE_BYTES;
+        // Three lists and two ends at most end in one piece; a list that is left unfinished has filled it.
+        for _ in 0..5 {
+            if out.len() < full_at && !matches!(self.step, Step::Done) {
+                self.go_on(&read, full_at, out)?;
+            }
+        }
+        self.reader.is_given(out.len() - before);
+        Ok(!matches!(self.step, Step::Done))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::store::tables::room::{event, member, state_tree};
+    use std::collections::{BTreeMap, BTreeSet};
+    use std::sync::Arc;
+
+    use ruma::{OwnedRoomId, UserId};
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::base::{Clock, Random};
+    use crate::feed::Feed;
+    use crate::matrix::{Draft, sign, version};
+    use crate::remote::{Remote, RemoteOptions};
+    use crate::room::append::Append;
+    use crate::room::send::New;
+    use crate::room::serve::membership::Submitted;
+    use crate::room::{Parts, Verb};
+    use crate::store::Store;
+    use crate::store::tables::room;
+
+    fn rooms() -> Rooms {
+        let (clock, random, store) = (Clock::simulated(1_700_000_000_000), Random::seeded(1), Store::in_memory());
+        let key = Arc::new(sign::Key::from_seed("1", [1; 32]));
+        let (server, budget): (ruma::OwnedServerName, _) = ("us.test".try_into().unwrap(), Budget::for_tests());
+        let options = RemoteOptions::new(server.clone(), key.clone());
+        let remote = Remote::new(options, clock.clone(), random.clone(), &budget, store.clone()).unwrap();
+        let (feed, scratch) = (Feed::new(clock.clone()), std::env::temp_dir());
+        Rooms::new(Parts { store, feed, clock, random, budget, remote, server, key, scratch })
+    }
+
+    async fn add(rooms: &Rooms, num: RoomNum, kind: &str, key: &str, sender: &str, content: Value) -> Event {
+        let new = New::state(kind, key, <&UserId>::try_from(sender).unwrap(), content);
+        let guard = rooms.lock(num).await;
+        let room = crate::room::state::known_num(&rooms.read().unwrap(), num).unwrap();
+        let built = rooms.build(&rooms.read().unwrap(), &room, new).unwrap();
+        rooms.append_locked(&guard, Append::next(num, built.event.clone())).await.unwrap();
+        built.event
+    }
+
+    /// A public room with `members` people of seven other servers.
+    async fn grown(rooms: &Rooms, version: &str, members: usize) -> (OwnedRoomId, RoomNum) {
+        let version = version::get(version).unwrap();
+        let admin = "@admin:us.test";
+        let draft = Draft {
+            kind: "m.room.create".into(),
+            state_key: Some(String::new()),
+            sender: admin.try_into().unwrap(),
+            room_id: (!version.room_id_is_create_hash()).then(|| "!old:us.test".try_into().unwrap()),
+            content: json!({ "room_version": version.id, "creator": admin }),
+            prev_events: vec![],
+            auth_events: vec![],
+            depth: 1,
+            origin_server_ts: 1,
+            redacts: None,
+            opaque_id: "create".into(),
+            reference_hashes: vec![],
+        };
+        let create = draft.build(version, &rooms.0.parts.server, &rooms.0.parts.key).unwrap();
+        let (id, text) = (create.room_id().to_owned(), create.room_id().to_string());
+        let num = rooms.write(move |w| Ok(room::intern(w, &text, version.id)?)).await.unwrap();
+        let guard = rooms.lock(num).await;
+        rooms.append_locked(&guard, Append::next(num, create)).await.unwrap();
+        drop(guard);
+        add(rooms, num, "m.room.member", admin, admin, json!({ "membership": "join" })).await;
+        let levels = match version.creators_infinite {
+            true => json!({}),
+            false => json!({ admin: 100 }),
+        };
+        add(rooms, num, "m.room.power_levels", "", admin, json!({ "users": levels })).await;
+        add(rooms, num, "m.room.join_rules", "", admin, json!({ "join_rule": "public" })).await;
+        for n in 0..members {
+            let user = format!("@u{n}:s{}.test", n % 7);
+            add(rooms, num, "m.room.member", &user, &user, json!({ "membership": "join" })).await;
+        }
+        (id, num)
+    }
+
+    /// The body as it would go out; no piece is larger than what is paid for.
+    fn body(served: Served) -> Value {
+        let (mut whole, mut chunks, mut more) = (Vec::new(), served.chunks, true);
+        while more {
+            let mut piece = Vec::new();
+            more = chunks.next(&mut piece).unwrap();
+            assert!(piece.len() as u64 <= PIECE_BYTES_MAX / 2, "{}", piece.len());
+            whole.extend_from_slice(&piece);
+        }
+        serde_json::from_slice(&whole).unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&whole)))
+    }
+
+    fn ids(version: &str, list: &Value) -> Vec<String> {
+        let version = version::get(version).unwrap();
+        let id = |event: &Value| Event::from_wire(version, event.to_string().as_bytes()).unwrap().id().to_string();
+        list.as_array().unwrap().iter().map(id).collect()
+    }
+
+    fn unique(list: Vec<String>) -> BTreeSet<String> {
+        let count = list.len();
+        let set: BTreeSet<String> = list.into_iter().collect();
+        assert_eq!(set.len(), count, "every event is there once");
+        set
+    }
+
+    /// What the state and its auth chain are by the definition, from the rows.
+    fn by_definition(
+        rooms: &Rooms,
+        num: RoomNum,
+        root: Root,
+        more: &[EventNum],
+    ) -> (BTreeSet<String>, BTreeSet<String>) {
+        let read = rooms.read().unwrap();
+        let mut entries = Vec::new();
+        assert!(state_tree::page(&read, root, None, usize::MAX, &mut entries).unwrap());
+        let state: BTreeMap<EventNum, String> =
+            entries.iter().map(|e| (e.event, event::id_of(&read, e.event).unwrap())).collect();
+        let mut open: Vec<EventNum> = state.keys().copied().collect();
+        let mut chain: BTreeSet<EventNum> = more.iter().copied().collect();
+        open.extend(more);
+        while let Some(next) = open.pop() {
+            for auth in event::row_of(&read, next).unwrap().auth {
+                if chain.insert(auth) {
+                    open.push(auth);
+                }
+            }
+        }
+        let held = crate::room::state::known_num(&read, num).unwrap();
+        if held.version.room_id_is_create_hash() {
+            chain.extend(held.row.create);
+        }
+        (state.into_values().collect(), chain.iter().map(|num| event::id_of(&read, *num).unwrap()).collect())
+    }
+
+    #[tokio::test]
+    async fn a_state_is_handed_over_whole_and_once() {
+        for version in ["6", "12"] {
+            let rooms = rooms();
+            let (id, num) = grown(&rooms, version, 150).await;
+            let last = add(&rooms, num, "m.room.topic", "", "@admin:us.test", json!({ "topic": "t" })).await;
+            let origin: &ServerName = "s3.test".try_into().unwrap();
+            let read = rooms.read().unwrap();
+            let at = event::num(&read, last.id().as_str()).unwrap().unwrap();
+            let root = event::row_of(&read, at).unwrap().before.unwrap();
+            let (state, chain) = by_definition(&rooms, num, root, &[]);
+            let answer = body(rooms.serve_state(origin, &id, last.id(), false).await.unwrap());
+            assert_eq!(unique(ids(version, &answer["pdus"])), state);
+            assert_eq!(unique(ids(version, &answer["auth_chain"])), chain);
+            let answer = body(rooms.serve_state(origin, &id, last.id(), true).await.unwrap());
+            let strings = |list: &Value| serde_json::from_value::<Vec<String>>(list.clone()).unwrap();
+            assert_eq!(unique(strings(&answer["pdu_ids"])), state);
+            assert_eq!(unique(strings(&answer["auth_chain_ids"])), chain);
+            let auth = event::row_of(&read, at).unwrap().auth;
+            let rests_on: BTreeSet<String> = auth.iter().map(|num| event::id_of(&read, *num).unwrap()).collect();
+            let answer = body(rooms.serve_event_auth(origin, &id, last.id()).await.unwrap());
+            assert!(rests_on.is_subset(&unique(ids(version, &answer["auth_chain"]))));
+            // Two that read nothing keep nobody else from being told no.
+            let slow: [ruma::OwnedServerName; 2] = ["s1.test".try_into().unwrap(), "s2.test".try_into().unwrap()];
+            let one = rooms.serve_state(&slow[0], &id, last.id(), false).await.unwrap();
+            let _two = rooms.serve_state(&slow[1], &id, last.id(), false).await.unwrap();
+            let stranger: &ServerName = "s8.test".try_into().unwrap();
+            assert!(matches!(rooms.serve_state(stranger, &id, last.id(), false).await, Err(Error::Forbidden(_))));
+            let (mut chunks, mut pieces) = (one.chunks, 0);
+            while chunks.next(&mut Vec::new()).unwrap_or(false) {
+                rooms.0.parts.clock.advance(std::time::Duration::from_secs(40));
+                pieces += 1;
+            }
+            assert_eq!(pieces, 1, "400 bytes a second");
+            drop((chunks, one.grant, _two));
+            assert_eq!(rooms.0.parts.budget.account("response_bodies").used(), 0, "every grant came back");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_join_is_drawn_up_taken_and_answered() {
+        for version in ["5", "9", "12"] {
+            let rooms = rooms();
+            let (id, num) = grown(&rooms, version, 100).await;
+            let (origin, user) = ("new.test".try_into().unwrap(), "@eve:new.test".try_into().unwrap());
+            let (origin, user): (ruma::OwnedServerName, ruma::OwnedUserId) = (origin, user);
+            let drawn = rooms.draw_up(&origin, &id, &user, Verb::Join).await.unwrap();
+            assert_eq!(drawn.version.id, version);
+            let key = sign::Key::from_seed("2", [2; 32]);
+            let text = drawn.event.to_string();
+            let event = crate::matrix::event::sign_new(drawn.version, text.as_bytes(), &origin, &key).unwrap();
+            let wire = || serde_json::from_slice(event.to_federation()).unwrap();
+            let submitted =
+                || Submitted { origin: origin.clone(), room: id.clone(), id: event.id().to_owned(), event: wire() };
+            // Nobody knows the key yet.
+            let how = JoinAnswer { omit_members: false, old_api: false };
+            assert!(rooms.take_join(submitted(), how).await.is_err());
+            know(&rooms, &origin, &key).await;
+            let answer = body(rooms.take_join(submitted(), how).await.unwrap());
+            let at = event::num(&rooms.read().unwrap(), event.id().as_str()).unwrap().unwrap();
+            let row = event::row_of(&rooms.read().unwrap(), at).unwrap();
+            let (state, chain) = by_definition(&rooms, num, row.before.unwrap(), &row.auth);
+            assert_eq!(unique(ids(version, &answer["state"])), state);
+            assert_eq!(unique(ids(version, &answer["auth_chain"])), chain);
+            assert_eq!(answer["members_omitted"], false);
+            assert_eq!(answer["origin"], "us.test");
+            assert_eq!(ids(version, &json!([answer["event"]])), [event.id().to_string()]);
+            // Asked again (the answer was lost): the same event, now without the members.
+            let how = JoinAnswer { omit_members: true, old_api: false };
+            let answer = body(rooms.take_join(submitted(), how).await.unwrap());
+            let members = answer["state"].as_array().unwrap().iter().filter(|e| e["type"] == "m.room.member").count();
+            assert!(members > 0 && members <= HEROES_MAX + 1, "a nameless room's heroes, not {members}");
+            assert!(unique(ids(version, &answer["state"])).is_subset(&state));
+            assert!(unique(ids(version, &answer["auth_chain"])).is_subset(&chain));
+            assert!(answer["servers_in_room"].as_array().unwrap().contains(&json!("s6.test")));
+            let how = JoinAnswer { omit_members: false, old_api: true };
+            assert_eq!(body(rooms.take_join(submitted(), how).await.unwrap())[0], 200);
+            assert!(member::server(&rooms.read().unwrap(), num, "new.test").unwrap().is_some());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_banned_server_and_a_banned_user_get_nothing() {
+        let rooms = rooms();
+        let (id, num) = grown(&rooms, "10", 3).await;
+        let admin = "@admin:us.test";
+        add(&rooms, num, "m.room.server_acl", "", admin, json!({ "allow": ["*"], "deny": ["evil.*"] })).await;
+        add(&rooms, num, "m.room.member", "@eve:new.test", admin, json!({ "membership": "ban" })).await;
+        let draw = async |server: &str, user: &str| {
+            let (server, user) = (server.try_into().unwrap(), user.try_into().unwrap());
+            let (server, user): (ruma::OwnedServerName, ruma::OwnedUserId) = (server, user);
+            rooms.draw_up(&server, &id, &user, Verb::Join).await.map(drop)
+        };
+        assert!(matches!(draw("evil.test", "@a:evil.test").await, Err(Error::Forbidden(_))));
+        assert!(matches!(draw("new.test", "@eve:new.test").await, Err(Error::Forbidden(_))));
+        assert!(matches!(draw("new.test", "@adam:other.test").await, Err(Error::Forbidden(_))));
+        draw("new.test", "@adam:new.test").await.unwrap();
+    }
+
+    /// Puts another server's key where the joins look for it.
+    async fn know(rooms: &Rooms, server: &ServerName, key: &sign::Key) {
+        let (server, id, public) = (server.to_owned(), key.id().to_owned(), key.public().to_bytes());
+        rooms
+            .write(move |w| {
+                let stored = crate::store::tables::server::signing_key::Stored {
+                    key: public,
+                    valid_until_ms: u64::MAX / 2,
+                    expired: false,
+                };
+                Ok(crate::store::tables::server::signing_key::set(w, &server, &id, &stored)?)
+            })
+            .await
+            .unwrap();
+    }
+}

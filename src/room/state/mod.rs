@@ -1,0 +1,187 @@
+//! A room's state as the authorisation rules read it, and events out of the store.
+
+use std::cell::OnceCell;
+use std::sync::Arc;
+
+use ruma::{OwnedEventId, UserId};
+
+use super::{Error, Result};
+use crate::matrix::auth::{self, JoinRule, PowerLevels};
+use crate::matrix::{Event, RoomVersion, json, version};
+use crate::store::schema::EVENT_BODY;
+use crate::store::tables::room::event::{self, Kind, Membership, Root, Row};
+use crate::store::tables::room::{self, Room, Status};
+use crate::store::tables::room::{member, state_tree};
+use crate::store::tables::user;
+use crate::store::{self, EventNum, Get, RoomNum};
+use resolve::Tree;
+
+pub mod resolve;
+pub mod server_access;
+pub mod sweep;
+
+/// A room we hold the history of, as one snapshot has it.
+#[derive(Clone, Debug)]
+pub struct Known {
+    pub num: RoomNum,
+    pub row: Room,
+    pub version: &'static RoomVersion,
+}
+
+impl Known {
+    /// Somebody of this server is joined, so we follow it.
+    pub fn is_resident(&self) -> bool {
+        self.row.status == Status::Resident
+    }
+
+    /// Its state now.
+    pub fn view<'g, G: Get>(&self, get: &'g G) -> View<'g, G> {
+        View::present(get, self.num, self.version)
+    }
+}
+
+/// A room by its id; `NotFound` for one known by name only.
+pub fn known(get: &impl Get, room_id: &str) -> Result<Known> {
+    let num = room::num(get, room_id)?.ok_or(Error::NotFound)?;
+    known_num(get, num)
+}
+
+/// A room by its number.
+pub fn known_num(get: &impl Get, num: RoomNum) -> Result<Known> {
+    let row = room::get(get, num)?.ok_or(Error::NotFound)?;
+    match version::get(&row.version) {
+        Some(version) if row.state.is_some() => Ok(Known { num, row, version }),
+        _ => Err(Error::NotFound),
+    }
+}
+
+/// An event out of the store.
+pub fn load(get: &impl Get, version: &'static RoomVersion, num: EventNum) -> store::Result<Event> {
+    load_row(get, version, &event::row_of(get, num)?)
+}
+
+/// An event whose columns are at hand.
+pub fn load_row(get: &impl Get, version: &'static RoomVersion, row: &Row) -> store::Result<Event> {
+    let corrupt = || store::Error::corrupt(&EVENT_BODY, &row.body.to_key());
+    let id = OwnedEventId::try_from(row.id.text()).map_err(|_| corrupt())?;
+    Event::from_stored(version, event::body(get, row)?, id).map_err(|_| corrupt())
+}
+
+/// The rules' word for a stored membership.
+pub fn as_rule(membership: Membership) -> auth::Membership {
+    match membership {
+        Membership::Join => auth::Membership::Join,
+        Membership::Invite => auth::Membership::Invite,
+        Membership::Knock => auth::Membership::Knock,
+        Membership::Leave => auth::Membership::Leave,
+        Membership::Ban => auth::Membership::Ban,
+    }
+}
+
+enum At {
+    Present,
+    Tree(Tree),
+}
+
+/// A room's state, now or at a point of its history: a handful of lookups, each a row or two, whatever the room's size.
+pub struct View<'g, G> {
+    get: &'g G,
+    room: RoomNum,
+    version: &'static RoomVersion,
+    at: At,
+    create: OnceCell<Option<Arc<auth::Create>>>,
+    levels: OnceCell<Option<Arc<PowerLevels>>>,
+}
+
+impl<'g, G: Get> View<'g, G> {
+    /// The room's state now.
+    pub fn present(get: &'g G, room: RoomNum, version: &'static RoomVersion) -> View<'g, G> {
+        View { get, room, version, at: At::Present, create: OnceCell::new(), levels: OnceCell::new() }
+    }
+
+    /// The state a tree holds; none at all without one.
+    pub fn tree(get: &'g G, room: RoomNum, version: &'static RoomVersion, root: Option<Root>) -> View<'g, G> {
+        View::overlaid(get, room, version, Tree::stored(root))
+    }
+
+    /// The state of a tree that need not be stored.
+    pub fn overlaid(get: &'g G, room: RoomNum, version: &'static RoomVersion, tree: Tree) -> View<'g, G> {
+        View { at: At::Tree(tree), ..View::present(get, room, version) }
+    }
+
+    /// The state event of a type and key.
+    pub fn num(&self, kind: &str, state_key: &str) -> store::Result<Option<EventNum>> {
+        let Some(key) = state_tree::key(self.get, kind, state_key)? else { return Ok(None) };
+        match &self.at {
+            At::Present => member::state(self.get, self.room, Kind::of(kind), key),
+            At::Tree(tree) => tree.get(self.get, key),
+        }
+    }
+
+    pub fn event(&self, kind: &str, state_key: &str) -> store::Result<Option<Event>> {
+        self.num(kind, state_key)?.map(|num| load(self.get, self.version, num)).transpose()
+    }
+
+    /// A string in the content of a state event with an empty key.
+    pub fn text(&self, kind: &str, field: &str) -> store::Result<Option<String>> {
+        let Some(event) = self.event(kind, "")? else { return Ok(None) };
+        Ok(json::get_text(event.content().as_bytes(), field).map(|text| text.into_owned()))
+    }
+
+    /// A user's membership and its event.
+    pub fn member(&self, user_id: &UserId) -> store::Result<Option<(Membership, EventNum)>> {
+        match &self.at {
+            At::Present => match user::num(self.get, user_id.as_str())? {
+                Some(user) => member::get(self.get, self.room, user),
+                None => Ok(None),
+            },
+            At::Tree(_) => {
+                let Some(num) = self.num("m.room.member", user_id.as_str())? else { return Ok(None) };
+                let row = event::row_of(self.get, num)?;
+                Ok(row.member.map(|(membership, _)| (membership, num)))
+            }
+        }
+    }
+
+    /// Who may do what, for `ask`. `None` when the room's state cannot be read, which the rules then refuse.
+    pub fn with_powers<T>(&self, ask: impl FnOnce(&auth::Powers<'_>) -> T) -> Result<Option<T>> {
+        use auth::State as _;
+        let (Some(create), levels) = (self.create()?, self.power_levels()?) else { return Ok(None) };
+        Ok(Some(ask(&auth::Powers::new(self.version, &create, levels.as_deref()))))
+    }
+}
+
+impl<G: Get> auth::State for View<'_, G> {
+    type Error = Error;
+
+    fn create(&self) -> Result<Option<Arc<auth::Create>>> {
+        if let Some(create) = self.create.get() {
+            return Ok(create.clone());
+        }
+        let event = self.event("m.room.create", "")?;
+        let create = event.map(|event| auth::Create::parse(self.version, &event.subject())).transpose()?.map(Arc::new);
+        Ok(self.create.get_or_init(|| create).clone())
+    }
+
+    fn power_levels(&self) -> Result<Option<Arc<PowerLevels>>> {
+        if let Some(levels) = self.levels.get() {
+            return Ok(levels.clone());
+        }
+        let event = self.event("m.room.power_levels", "")?;
+        let levels = event.map(|event| PowerLevels::parse(self.version, event.content())).transpose()?.map(Arc::new);
+        Ok(self.levels.get_or_init(|| levels).clone())
+    }
+
+    fn join_rule(&self) -> Result<Option<JoinRule>> {
+        let event = self.event("m.room.join_rules", "")?;
+        Ok(event.map(|event| JoinRule::parse(event.content())).transpose()?)
+    }
+
+    fn membership(&self, user: &UserId) -> Result<auth::Membership> {
+        Ok(self.member(user)?.map_or(auth::Membership::Leave, |(membership, _)| as_rule(membership)))
+    }
+
+    fn third_party_invite(&self, token: &str) -> Result<Option<Arc<Event>>> {
+        Ok(self.event("m.room.third_party_invite", token)?.map(Arc::new))
+    }
+}

@@ -1,0 +1,243 @@
+//! Freeing state nodes that nothing names any more: what cancelled joins and purged rooms leave.
+//!
+//! The rules of a sweep are the store's (`store/tables/snapshot/sweep.rs`). Here is its pace: small steps with pauses, so
+//! that nobody waits for one of its writes, and a day between two. One that fails takes its declaration back.
+
+use std::time::Duration;
+
+use crate::base;
+use crate::budget::Grant;
+use crate::room::{Error, Result, Rooms};
+use crate::store::tables::room::state_tree::sweep::{self, Sweep};
+
+/// A board that is switched off every night must come to it too.
+const FIRST: Duration = Duration::from_secs(3600);
+const EVERY: Duration = Duration::from_secs(24 * 3600);
+
+/// Longer than anything but a join keeps a state to itself that no row names yet.
+const GRACE: Duration = Duration::from_secs(15 * 60);
+
+/// Fewer new nodes than this are not worth a look at every row: 1.5 MB or so, if all of them were to go.
+const NODES_MIN: u32 = 20_000;
+
+/// Rows looked at in a step, a few milliseconds on a small board. The snapshot is held over all steps, so the pauses
+/// between these are short.
+const ROWS_A_STEP: usize = 2000;
+const NODES_A_STEP: usize = 500;
+const PAUSE: Duration = Duration::from_millis(20);
+
+impl Rooms {
+    /// Sweeps now and then, as long as the server runs.
+    pub async fn keep_swept(&self) {
+        self.give_up().await;
+        let mut pause = FIRST;
+        loop {
+            self.0.parts.clock.sleep(pause).await;
+            pause = EVERY;
+            match self.sweep_if_worthwhile().await {
+                Ok(Some(freed)) => tracing::info!(freed, "state nodes nobody used were freed"),
+                Ok(None) => {}
+                Err(failed) => tracing::warn!(%failed, "sweeping states was given up until tomorrow"),
+            }
+        }
+    }
+
+    async fn sweep_if_worthwhile(&self) -> Result<Option<u64>> {
+        let made = self.reading(|_, read| Ok(sweep::made_since_last(read)?)).await?;
+        if made < NODES_MIN { Ok(None) } else { self.sweep().await }
+    }
+
+    /// One sweep; answers how many nodes it freed, or none when a join is in its way.
+    pub async fn sweep(&self) -> Result<Option<u64>> {
+        let made = self.reading(|_, read| Ok(sweep::made(read)?)).await?;
+        let grant = self.0.parts.budget.account("state_nodes").take(sweep::bytes_needed(made)).await?;
+        let Some(limit) = self.freeing(|w| Ok(sweep::begin(w)?)).await? else { return Ok(None) };
+        let swept = self.mark_and_free(limit, grant).await;
+        if swept.is_err() {
+            self.give_up().await;
+        }
+        swept.map(Some)
+    }
+
+    async fn mark_and_free(&self, limit: u32, grant: Grant) -> Result<u64> {
+        let parts = &self.0.parts;
+        parts.clock.sleep(GRACE).await;
+        let mut sweep = Sweep::over(parts.store.read()?, limit, grant)?;
+        let mut ended = false;
+        while !ended {
+            (sweep, ended) = base::blocking(move || {
+                let ended = sweep.mark(ROWS_A_STEP)?;
+                Ok::<_, Error>((sweep, ended))
+            })
+            .await?;
+            parts.clock.sleep(PAUSE).await;
+        }
+        ended = false;
+        while !ended {
+            (sweep, ended) = self
+                .freeing(move |w| {
+                    let ended = sweep.free(w, NODES_A_STEP)?;
+                    Ok((sweep, ended))
+                })
+                .await?;
+            parts.clock.sleep(PAUSE).await;
+        }
+        Ok(sweep.freed())
+    }
+
+    /// Takes back what a sweep that failed, or that a power cut ended, declared.
+    async fn give_up(&self) {
+        let given_up = async {
+            match self.reading(|_, read| Ok(sweep::is_declared(read)?)).await? {
+                true => self.freeing(|w| Ok(sweep::give_up(w)?)).await,
+                false => Ok(()),
+            }
+        };
+        if let Err(failed) = given_up.await {
+            tracing::warn!(%failed, "a sweep of states stays declared");
+        }
+    }
+
+    /// A write that is let through when the disk is full.
+    async fn freeing<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&mut crate::store::Write<'_>) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        Ok(self.0.parts.store.write_freeing(job).await?.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::room::tests::{House, house};
+    use crate::store::schema::STATE_NODE;
+    use crate::store::tables::room::staged::{self, Journal, Stage};
+    use crate::store::tables::room::state_tree;
+    use crate::store::{EventNum, Get, StateKeyNum, Write};
+
+    fn nodes(house: &House) -> usize {
+        let mut count = 0;
+        let counting = &mut |_: &[u8], _: &[u8]| {
+            count += 1;
+            Ok(std::ops::ControlFlow::Continue(()))
+        };
+        house.read().range(&STATE_NODE, &[], None, false, counting).unwrap();
+        count
+    }
+
+    /// As a cancelled join leaves them: trees that no row names.
+    async fn litter(house: &House, of: u32) {
+        let job = move |w: &mut Write<'_>| {
+            let mut root = None;
+            for key in 0..8_000 {
+                root = Some(state_tree::set(w, root, &[(StateKeyNum(key), Some(EventNum(of + key)))])?);
+            }
+            Ok::<_, crate::store::Error>(())
+        };
+        house.store.write(job).await.unwrap();
+    }
+
+    /// The time goes on until `done`, with people talking and changing the state meanwhile.
+    async fn in_time(house: &House, step: Duration, mut meanwhile: impl AsyncFnMut(u32), done: impl Fn() -> bool) {
+        for turn in 0..5_000 {
+            if done() {
+                return;
+            }
+            house.clock.advance(step);
+            meanwhile(turn).await;
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        panic!("it never came to that");
+    }
+
+    fn declared(house: &House) -> bool {
+        sweep::is_declared(&house.read()).unwrap()
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn what_no_row_names_is_gone_within_hours_and_nothing_else() {
+        let house = house();
+        let anna = house.user("anna").await;
+        let room = house.public_room(&anna).await;
+        let talk = async |turn: u32| {
+            house.say(&anna, &room, "on we talk").await;
+            let topic = json!({ "topic": turn % 7 });
+            house.send(&anna, &room, "m.room.topic", Some(""), topic).await.unwrap();
+        };
+        talk(3).await;
+        let before = nodes(&house);
+        litter(&house, 10).await;
+        let littered = nodes(&house);
+        assert!(littered > before + NODES_MIN as usize, "{littered}");
+        let keeping = tokio::spawn({
+            let rooms = house.rooms.clone();
+            async move { rooms.keep_swept().await }
+        });
+        in_time(&house, FIRST / 4, talk, || declared(&house)).await;
+        // A join that begins only now does not mind, nor is it minded.
+        let num = house.store.write(staged::new_join).await.unwrap().0;
+        house.store.write(move |w| staged::set_journal(w, num, &journal())).await.unwrap();
+        in_time(&house, GRACE / 40, talk, || !declared(&house)).await;
+        let after = nodes(&house);
+        assert!(after < before + 4_000, "{before}, {littered}, then {after}");
+        assert!(house.state(&room, "m.room.topic", "").is_some());
+        house.say(&anna, &room, "still here").await;
+        snapshot_is_whole(&house, &room);
+
+        // While a join is under way none begins; the next day one does.
+        litter(&house, 20_000).await;
+        in_time(&house, EVERY / 2, async |_| {}, || house.clock.instant() > 2 * EVERY).await;
+        assert!(nodes(&house) > littered - before && !declared(&house));
+        house.store.write(move |w| staged::remove_journal(w, num)).await.unwrap();
+        in_time(&house, EVERY / 8, async |_| {}, || declared(&house)).await;
+        in_time(&house, GRACE / 40, async |_| {}, || !declared(&house)).await;
+        assert!(nodes(&house) < after + 4_000);
+        keeping.abort();
+    }
+
+    fn snapshot_is_whole(house: &House, room: &ruma::RoomId) {
+        let mut page = Vec::new();
+        let root = house.row(room).state.unwrap();
+        assert!(state_tree::page(&house.read(), root, None, usize::MAX, &mut page).unwrap());
+        assert!(page.len() >= 5, "{}", page.len());
+    }
+
+    fn journal() -> Journal {
+        Journal {
+            room_id: "!far:example.org".into(),
+            user_id: "@anna:home.example".into(),
+            version: "11".into(),
+            stage: Stage::Asked,
+            begun_ms: 0,
+            residents: Vec::new(),
+            content: Default::default(),
+            event: None,
+            event_id: None,
+            attempt: 0,
+            batches: 0,
+            events: 0,
+            bytes: 0,
+            nodes: 0,
+            forgetful: false,
+            events_expected: 0,
+            override_size: false,
+            room: None,
+            event_nums: None,
+        }
+    }
+
+    /// A power cut in the middle left nodes used again to be written down for ever.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn what_a_power_cut_left_declared_is_taken_back_at_the_start() {
+        let house = house();
+        house.store.write(sweep::begin).await.unwrap();
+        assert!(declared(&house));
+        let rooms = house.rooms.clone();
+        let keeping = tokio::spawn(async move { rooms.keep_swept().await });
+        in_time(&house, Duration::from_secs(1), async |_| {}, || !declared(&house)).await;
+        keeping.abort();
+    }
+}
