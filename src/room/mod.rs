@@ -12,11 +12,11 @@ use std::sync::Arc;
 use ruma::{OwnedServerName, ServerName};
 
 use crate::base::{self, Clock, OneEach, Random};
-use crate::budget::{Budget, Refused};
+use crate::budget::Budget;
 use crate::feed::Feed;
-use crate::matrix::{Reject, sign};
-use crate::remote::{Failed, Remote};
-use crate::store::{self, Read, Store, Write, WriteError, tables};
+use crate::matrix::sign;
+use crate::remote::Remote;
+use crate::store::{Read, Store, Write, tables};
 
 mod append;
 mod create;
@@ -35,6 +35,7 @@ mod state;
 #[cfg(test)]
 pub(crate) mod tests;
 mod serve;
+pub mod error;
 
 pub use create::{Create, Preset, StateDraft};
 pub use directory::alias::Resolved;
@@ -53,6 +54,7 @@ pub use serve::state::{JoinAnswer, Served};
 
 pub use crate::store::tables::room::event::Membership;
 pub use crate::store::{EventNum, Position, RoomNum};
+pub use error::{Error, Result};
 
 /// What the rooms are built from.
 pub struct Parts {
@@ -86,104 +88,6 @@ struct Inner {
     renewals: membership::profile::Renewals,
     intake: receive::intake::Intake,
 }
-
-/// Why something about a room was not done.
-#[derive(Debug, Clone)]
-pub enum Error {
-    /// The room, event, alias or user is not there, or whoever asks may not know of it.
-    NotFound,
-    /// Not allowed, and why.
-    Forbidden(String),
-    /// What the protocol's rules say no to.
-    Reject(Reject),
-    /// Asked for in a way that makes no sense; the code is the specification's.
-    Bad {
-        errcode: &'static str,
-        message: String,
-    },
-    /// The name is in use.
-    Taken,
-    /// Larger than an event may be.
-    TooLarge,
-    /// Another server failed us.
-    Remote(Failed),
-    /// No memory for it now.
-    Refused(Refused),
-    Store(store::Error),
-}
-
-impl Error {
-    fn forbidden(why: impl Into<String>) -> Error {
-        Error::Forbidden(why.into())
-    }
-
-    fn bad(errcode: &'static str, message: impl Into<String>) -> Error {
-        Error::Bad { errcode, message: message.into() }
-    }
-
-    /// Whether it is our own trouble and will pass: the same may be asked again later, and then succeed. A row that is wrong
-    /// and a job that breaks off do so the next time too.
-    pub fn is_passing(&self) -> bool {
-        match self {
-            Error::Refused(refused) | Error::Remote(Failed::Refused(refused)) => !refused.too_large,
-            Error::Store(failed) => failed.is_passing(),
-            _ => false,
-        }
-    }
-}
-
-impl From<store::Error> for Error {
-    fn from(failed: store::Error) -> Error {
-        Error::Store(failed)
-    }
-}
-
-impl From<WriteError<Error>> for Error {
-    fn from(failed: WriteError<Error>) -> Error {
-        failed.into_inner()
-    }
-}
-
-impl From<Reject> for Error {
-    fn from(reject: Reject) -> Error {
-        match reject.kind {
-            crate::matrix::Kind::TooLarge => Error::TooLarge,
-            _ => Error::Reject(reject),
-        }
-    }
-}
-
-impl From<Failed> for Error {
-    fn from(failed: Failed) -> Error {
-        Error::Remote(failed)
-    }
-}
-
-impl From<Refused> for Error {
-    fn from(refused: Refused) -> Error {
-        Error::Refused(refused)
-    }
-}
-
-impl std::fmt::Display for Error {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Error::NotFound => f.write_str("there is no such thing, or it is not yours to see"),
-            Error::Forbidden(why) => f.write_str(why),
-            Error::Reject(reject) => reject.fmt(f),
-            Error::Bad { message, .. } => f.write_str(message),
-            Error::Taken => f.write_str("that name is in use"),
-            Error::TooLarge => f.write_str("larger than an event may be"),
-            Error::Remote(failed) => write!(f, "another server: {failed:?}"),
-            Error::Refused(refused) => write!(f, "no memory for it now: {}", refused.account),
-            Error::Store(failed) => failed.fmt(f),
-        }
-    }
-}
-
-impl std::error::Error for Error {}
-
-pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Rooms {
     pub fn new(parts: Parts) -> Rooms {

@@ -5,7 +5,8 @@ use std::ops::ControlFlow;
 use ruma::RoomId;
 use serde::Serialize;
 
-use super::{Result, Rooms, state};
+use super::error::Result;
+use super::{Rooms, state};
 use crate::base::blocking;
 use crate::store::RoomNum;
 use crate::store::tables::room::{self, Room, Status};

@@ -7,16 +7,17 @@ use ruma::{OwnedEventId, OwnedRoomId, OwnedServerName, OwnedUserId, RoomId, User
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
-use super::state::{known, load};
+use super::state::event::load;
+use super::state::known;
 use super::*;
 use crate::base::{Clock, Random};
 use crate::matrix::{Event, version};
 use crate::remote::{Remote, RemoteOptions};
-use crate::store::UserNum;
 use crate::store::tables::room::event;
 use crate::store::tables::room::{self, member, receipt, timeline, unread};
 use crate::store::tables::server::outbox::{self, Outbound};
 use crate::store::tables::user::{self, Account, Standing};
+use crate::store::{self, UserNum, WriteError};
 
 /// When the simulated clock begins.
 pub(crate) const START_MS: u64 = 1_700_000_000_000;

@@ -60,7 +60,7 @@ impl Visit {
         Visit { resident, house, room_id, _folder: folder }
     }
 
-    async fn join(&self) -> Result<(), snug::room::Error> {
+    async fn join(&self) -> Result<(), snug::room::error::Error> {
         let via: Vec<OwnedServerName> = vec![RESIDENT.try_into().unwrap()];
         let joining = Joining { via, ..Joining::default() };
         let (user, room) = (UserId::parse(USER).unwrap(), RoomId::parse(&self.room_id).unwrap());
@@ -308,7 +308,7 @@ async fn joins_that_were_interrupted_do_not_wait_for_each_other() {
 }
 
 /// A join whose answer hangs after some hundred events were stored, and what its asker waits for.
-async fn hanging() -> (Visit, tokio::task::JoinHandle<Result<(), snug::room::Error>>) {
+async fn hanging() -> (Visit, tokio::task::JoinHandle<Result<(), snug::room::error::Error>>) {
     let dials = Dials { hang_at_percent: Some(70), ..Dials::default() };
     let visit = Visit::to(made::Dials::k1(), dials, "pi-zero-2w").await;
     let (user, room) = (UserId::parse(USER).unwrap(), RoomId::parse(&visit.room_id).unwrap());

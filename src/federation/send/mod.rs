@@ -159,7 +159,7 @@ pub(super) fn begin(federation: &Federation, origin: &ServerName) -> Result<Only
 /// alone. If not it is told to come again, and keeps what it has for us.
 pub(super) fn check_intake(federation: &Federation, origin: &ServerName) -> Result<(), Error> {
     federation.rooms.check_intake(origin).map_err(|failed| match failed {
-        room::Error::Refused(refused) => refused.into(),
+        room::error::Error::Refused(refused) => refused.into(),
         // Said in the log when it began.
         _ => disk_is_short(),
     })
@@ -283,7 +283,7 @@ struct Edu<'a> {
 async fn take_edu(federation: &Federation, origin: &ServerName, raw: &RawValue) -> Result<usize, Error> {
     let Ok(edu) = serde_json::from_str::<Edu<'_>>(raw.get()) else { return Ok(0) };
     let (rooms, users) = (&federation.rooms, &federation.users);
-    let of_room = |failed: room::Error| (failed.to_string(), failed.is_passing().then(|| failed.into()));
+    let of_room = |failed: room::error::Error| (failed.to_string(), failed.is_passing().then(|| failed.into()));
     let of_user = |failed: user::Error| (failed.to_string(), failed.is_passing().then(|| failed.into()));
     let none = |()| 0;
     let taken: Result<usize, (String, Option<Error>)> = match edu.edu_type {

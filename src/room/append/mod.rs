@@ -7,10 +7,10 @@
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use ruma::{EventId, OwnedServerName, ServerName, UserId};
+use ruma::{OwnedServerName, ServerName, UserId};
 
-use super::receive::authorize;
-use super::state::load_row;
+use super::state;
+use super::state::fork::{Current, superseded};
 use crate::matrix::{Event, json};
 use crate::store::schema::EVENT;
 use crate::store::tables::room::event::{self, Flags, Id, Kind, Membership, Root, Row};
@@ -56,17 +56,6 @@ pub enum Before {
     At(Root),
     /// Not known: outliers.
     Unknown,
-}
-
-/// What the event does to the room's present state.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Current {
-    /// The present state is the state after the event: it follows all extremities.
-    Follow,
-    /// Resolution decided: these keys change, and, when `wins`, the event itself is the state for its key.
-    Resolved { changes: Vec<(StateKeyNum, Option<EventNum>)>, wins: bool },
-    /// Nothing: outliers, rejected and soft-failed events, events from before our history.
-    Keep,
 }
 
 /// Where the event stands in the timeline.
@@ -144,7 +133,7 @@ pub struct Done {
 pub fn append(w: &mut Write<'_>, here: &Here, new: Append) -> Result<Done> {
     let known = stored(w, &new)?;
     if let Some((num, row)) = &known
-        && !authorize::is_same(w, row, new.room, &new.event)?
+        && !state::event::is_same(w, row, new.room, &new.event)?
     {
         // Nobody appends one: it would get the other's columns, and stand for what it does not say.
         return Err(Error::corrupt(&EVENT, &num.to_key()));
@@ -196,7 +185,7 @@ fn leaves_hole(get: &impl Get, room: &Room, new: &Append) -> Result<bool> {
         return Ok(false);
     }
     for prev in new.event.prev_events() {
-        if !authorize::stored(get, prev.as_str())?.is_some_and(|(_, row)| authorize::is_placed(&row)) {
+        if !state::event::stored(get, prev.as_str())?.is_some_and(|(_, row)| state::event::is_placed(&row)) {
             return Ok(true);
         }
     }
@@ -314,15 +303,12 @@ fn member_of(w: &mut Write<'_>, event: &Event, target: &str) -> Result<Option<(M
     Ok(Some((membership, user::intern(w, target)?)))
 }
 
-/// Refused events looked behind for extremities, for one event.
-const REFUSED_LOOKED_AT_MAX: usize = 64;
-
 /// Remembers what the event follows that has no place here: when that comes, it is no end of the history.
 fn note_followed(w: &mut Write<'_>, room: &Room, new: &Append) -> Result<()> {
     for prev in new.event.prev_events() {
         let stored = event::num(w, prev.as_str())?;
         let is_placed = match stored {
-            Some(num) => room.extremities.contains(&num) || authorize::is_placed(&event::row_of(w, num)?),
+            Some(num) => room.extremities.contains(&num) || state::event::is_placed(&event::row_of(w, num)?),
             None => false,
         };
         if !is_placed {
@@ -348,30 +334,6 @@ fn follow(w: &mut Write<'_>, room: &mut Room, event: &Event, num: EventNum, is_f
         room.extremities.remove(0);
     }
     Ok(())
-}
-
-/// The extremities whose place an event takes: those it follows, also behind events that were rejected or soft-failed, which
-/// took nobody's place.
-pub fn superseded(get: &impl Get, extremities: &[EventNum], event: &Event) -> Result<Vec<EventNum>> {
-    let mut superseded = Vec::with_capacity(extremities.len());
-    let mut open = nums_of(get, event.prev_events())?;
-    let mut looked_at = 0;
-    while let Some(prev) = open.pop() {
-        if extremities.contains(&prev) {
-            superseded.push(prev);
-            continue;
-        }
-        let row = event::row_of(get, prev)?;
-        if (row.flags.rejected || row.flags.soft_failed) && looked_at < REFUSED_LOOKED_AT_MAX {
-            looked_at += 1;
-            open.extend(nums_of(get, load_row(get, event.version(), &row)?.prev_events())?);
-        }
-    }
-    Ok(superseded)
-}
-
-fn nums_of<'a>(get: &impl Get, ids: impl Iterator<Item = &'a EventId>) -> Result<Vec<EventNum>> {
-    ids.filter_map(|id| event::num(get, id.as_str()).transpose()).collect()
 }
 
 /// Makes the event's part of the present state true. Answers the local users whose own membership changed.

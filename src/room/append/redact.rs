@@ -5,8 +5,9 @@
 
 use super::relation_of;
 use crate::matrix::{Event, RoomVersion, auth};
-use crate::room::Error;
-use crate::room::state::{View, load_row};
+use crate::room::error::Error;
+use crate::room::state::View;
+use crate::room::state::event::load_row;
 use crate::store::tables::room::event::{self, Kind, Row};
 use crate::store::tables::room::relation;
 use crate::store::{EventNum, Get, Result, RoomNum, Write};

@@ -8,9 +8,13 @@ use serde_json::{Map, Value, json};
 
 use crate::matrix::auth::{Named, State as _};
 use crate::matrix::{RoomVersion, version};
-use crate::room::send::{New, id_of, known_to_member, not_in_room};
+use crate::room::error::{Error, Result};
+use crate::room::send::New;
 use crate::room::state::Known;
-use crate::room::{Create, Error, Membership, Result, Rooms, StateDraft};
+use crate::room::state::event::content;
+use crate::room::state::event::id_of;
+use crate::room::state::{known_to_member, not_in_room};
+use crate::room::{Create, Membership, Rooms, StateDraft};
 use crate::store::tables::room::{self, member};
 use crate::store::tables::user;
 use crate::store::{Get, Read};
@@ -176,12 +180,6 @@ fn draft(kind: &str, content: Value) -> StateDraft {
     StateDraft { kind: kind.to_owned(), state_key: String::new(), content }
 }
 
-/// The content of a state event without a key.
-pub(in crate::room) fn content(get: &impl Get, room: &Known, kind: &str) -> Result<Option<Value>> {
-    let event = room.view(get).event(kind, "")?;
-    Ok(event.and_then(|event| serde_json::from_str(event.content()).ok()))
-}
-
 /// The old room's levels as the new version lets them be: creators who stand above all are not named, and creators who
 /// stood above all and do so no more are.
 fn levels_for(
@@ -255,7 +253,7 @@ fn bans(read: &Read, room: &Known) -> Result<Vec<(OwnedUserId, Option<String>)>>
     let mut out = Vec::with_capacity(banned.len());
     for (num, event) in banned {
         let Ok(id) = OwnedUserId::try_from(user::id_of(read, num)?) else { continue };
-        let event = crate::room::state::load(read, room.version, event)?;
+        let event = crate::room::state::event::load(read, room.version, event)?;
         out.push((id, event.content_text("reason").map(|reason| reason.into_owned())));
     }
     Ok(out)

@@ -3,14 +3,14 @@
 use ruma::{OwnedRoomId, OwnedServerName, RoomAliasId, RoomId, UserId};
 use serde_json::Value;
 
-use crate::room::send::{New, known_to_member};
-use crate::room::{Error, Result, Rooms};
+use crate::room::Rooms;
+use crate::room::error::{Error, Result};
+use crate::room::send::New;
+use crate::room::state::known_to_member;
 use crate::store::tables::room::{self, member};
 use crate::store::tables::user;
 use crate::store::{Get, RoomNum};
 
-/// Servers told with an alias, at most: enough to join through when some are down.
-const SERVERS_MAX: usize = 50;
 /// Aliases listed of one room, and made for one.
 const ALIASES_MAX: usize = 100;
 const CANONICAL_ALIAS: &str = "m.room.canonical_alias";
@@ -30,9 +30,9 @@ impl Rooms {
         let (user_id, alias, room_id) = (user.to_owned(), alias.to_owned(), room_id.to_owned());
         self.write(move |w| {
             let room = known_to_member(w, &room_id)?;
-            let Some(user) = user::num(w, user_id.as_str())? else { return Err(crate::room::send::not_in_room()) };
+            let Some(user) = user::num(w, user_id.as_str())? else { return Err(crate::room::state::not_in_room()) };
             if !member::is_joined(w, room.num, user)? {
-                return Err(crate::room::send::not_in_room());
+                return Err(crate::room::state::not_in_room());
             }
             if room::alias(w, alias.as_str())?.is_some() {
                 return Err(Error::Taken);
@@ -76,7 +76,7 @@ impl Rooms {
             if !may_list(read, num, &asked)? {
                 return Ok(None);
             }
-            let content = crate::room::create::upgrade::content(read, &room, CANONICAL_ALIAS)?;
+            let content = crate::room::state::event::content(read, &room, CANONICAL_ALIAS)?;
             Ok(content.and_then(|content| without(content, gone.as_str())).map(|content| (room.row.id, content)))
         });
         let Some((room_id, content)) = left.await? else { return Ok(()) };
@@ -109,28 +109,10 @@ impl Rooms {
                 view.text("m.room.history_visibility", "history_visibility")?.as_deref() == Some("world_readable");
             match joined || open {
                 true => Ok(room::aliases(read, room.num, ALIASES_MAX)?),
-                false => Err(crate::room::send::not_in_room()),
+                false => Err(crate::room::state::not_in_room()),
             }
         })
         .await
-    }
-
-    /// Some servers that are in a room, this one first if it is.
-    pub(in crate::room) fn servers_of(&self, get: &impl Get, num: RoomNum) -> Result<Vec<OwnedServerName>> {
-        let mut servers = Vec::new();
-        if member::server(get, num, self.server().as_str())?.is_some() {
-            servers.push(self.server().to_owned());
-        }
-        member::list_servers(get, num, None, &mut |name, _| {
-            if name != self.server().as_str() {
-                servers.extend(OwnedServerName::try_from(name));
-            }
-            Ok(match servers.len() < SERVERS_MAX {
-                true => std::ops::ControlFlow::Continue(()),
-                false => std::ops::ControlFlow::Break(()),
-            })
-        })?;
-        Ok(servers)
     }
 
     fn check_ours(&self, alias: &RoomAliasId) -> Result<()> {

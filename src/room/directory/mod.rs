@@ -7,8 +7,9 @@ use serde::Serialize;
 use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Map, Value};
 
+use super::Rooms;
+use super::error::{Error, Result};
 use super::state::{Known, known, known_num};
-use super::{Error, Result, Rooms};
 use crate::budget::Grant;
 use crate::matrix::json;
 use crate::store::tables::room;

@@ -7,10 +7,11 @@ use serde_json::json;
 
 use super::typing::Passed;
 use crate::base;
+use crate::room::Rooms;
 use crate::room::append::{has_other_servers, local_joined};
-use crate::room::send::{known_to_member, not_in_room};
+use crate::room::error::{Error, Result};
 use crate::room::state::Known;
-use crate::room::{Error, Result, Rooms};
+use crate::room::state::{known_to_member, not_in_room};
 use crate::store::tables::room::receipt::{self, Kind, Receipt, Whose};
 use crate::store::tables::room::unread::Part;
 use crate::store::tables::room::{self, event, member, relation, unread};

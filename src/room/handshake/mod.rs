@@ -4,7 +4,6 @@
 //! Server-server API, "Inviting to a room", "Leaving Rooms (Rejecting Invites)", "Knocking upon a room". Every answer is
 //! a small one with a cap and a time; nothing here waits for a server while holding a room's lock.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -13,10 +12,12 @@ use ruma::{EventId, OwnedEventId, OwnedRoomId, OwnedServerName, OwnedUserId, Roo
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
+use super::Rooms;
+use super::error::{Error, Result};
 use super::receive::KEYS_TIME_MAX;
 use super::receive::fetch::signing_keys;
 use super::state::server_access;
-use super::{Error, Result, Rooms};
+use super::state::stripped::strip;
 use crate::base;
 use crate::budget::Grant;
 use crate::matrix::json::partial;
@@ -25,9 +26,9 @@ use crate::matrix::{Event, Reject, RoomVersion, event as wire, json as text, sig
 use crate::remote::{Failed, Options, encode};
 use crate::store::Read;
 use crate::store::tables::room::event::Membership;
-use crate::store::tables::room::{self, member};
+use crate::store::tables::room::{self};
 use crate::store::tables::user;
-use out_of_band::{STRIPPED_BYTES_MAX, may_end, read_stripped};
+use out_of_band::may_end;
 
 pub mod out_of_band;
 
@@ -249,81 +250,6 @@ impl Rooms {
         };
         Ok(Some(answer.into_parts()))
     }
-
-    /// Who would want to know that a local user leaves a room we are not in: the inviter's server, then the room id's.
-    pub(super) fn outside_of(&self, read: &Read, user: &UserId, room: &RoomId) -> Result<Vec<OwnedServerName>> {
-        let nums = user::num(read, user.as_str())?.zip(room::num(read, room.as_str())?);
-        let (user_num, room_num) = nums.ok_or(Error::NotFound)?;
-        let mine = member::mine(read, user_num, room_num)?.ok_or(Error::NotFound)?;
-        if !matches!(mine.membership, Membership::Invite | Membership::Knock) {
-            return Err(Error::forbidden("the user is neither invited to the room nor waiting to be"));
-        }
-        let stripped = member::stripped(read, user_num, room_num)?.unwrap_or_default();
-        let stripped = read_stripped(&stripped);
-        let inviters =
-            stripped.iter().filter(|event| event.kind == "m.room.member" && event.state_key == user.as_str());
-        let senders = inviters.filter_map(|event| OwnedUserId::try_from(&*event.sender).ok());
-        let mut servers: Vec<OwnedServerName> = senders.map(|sender| sender.server_name().to_owned()).collect();
-        servers.extend(room.server_name().map(ToOwned::to_owned));
-        // Of a version 12 room the id says nothing; whoever else is named in the state is in the room too.
-        let others = stripped.iter().filter_map(|event| OwnedUserId::try_from(&*event.sender).ok());
-        servers.extend(others.map(|sender| sender.server_name().to_owned()));
-        let mut seen = Vec::new();
-        servers.retain(|server| {
-            !self.0.parts.remote.is_me(server) && !seen.contains(server) && {
-                seen.push(server.clone());
-                true
-            }
-        });
-        servers.truncate(SERVERS_MAX);
-        Ok(servers)
-    }
-}
-
-/// Stripped state as it is kept: a JSON array of the events' four fields, the member event itself last. What is too much
-/// or no event is left out.
-fn strip(state: &[Box<RawValue>], own: &Event) -> Vec<u8> {
-    let last = strip_own(own);
-    let mut left = STRIPPED_BYTES_MAX.saturating_sub(last.len() + 2);
-    let mut kept = Vec::new();
-    for event in state.iter().take(STRIPPED_EVENTS_MAX) {
-        let Some(stripped) = strip_one(event, own).filter(|stripped| stripped.len() < left) else { continue };
-        left -= stripped.len() + 1;
-        kept.push(stripped);
-    }
-    kept.push(last);
-    format!("[{}]", kept.join(",")).into_bytes()
-}
-
-/// The member event itself, whose text is copied: it may be of any shape inside.
-fn strip_own(own: &Event) -> String {
-    let (kind, state_key, sender) = (json!(own.kind()), json!(own.state_key()), json!(own.sender()));
-    let content = own.content();
-    format!("{{\"content\":{content},\"sender\":{sender},\"state_key\":{state_key},\"type\":{kind}}}")
-}
-
-/// Nothing for what is no event, for one that apps could not read, and for the member event `own`.
-fn strip_one(event: &RawValue, own: &Event) -> Option<String> {
-    #[derive(serde::Deserialize)]
-    struct Given<'a> {
-        #[serde(rename = "type", borrow)]
-        kind: Cow<'a, str>,
-        #[serde(borrow)]
-        state_key: Cow<'a, str>,
-        #[serde(borrow)]
-        sender: Cow<'a, str>,
-        #[serde(borrow)]
-        content: &'a RawValue,
-    }
-    let Given { kind, state_key, sender, content } = serde_json::from_str(event.get()).ok()?;
-    <&UserId>::try_from(&*sender).ok()?;
-    if kind == "m.room.member" && Some(&*state_key) == own.state_key() {
-        return None;
-    }
-    let content = text::canonical_shown(content.get().as_bytes(), text::Mode::Lenient).ok()?;
-    let content = String::from_utf8(content).ok().filter(|content| content.starts_with('{'))?;
-    let (kind, state_key, sender) = (json!(kind), json!(state_key), json!(sender));
-    Some(format!("{{\"content\":{content},\"sender\":{sender},\"state_key\":{state_key},\"type\":{kind}}}"))
 }
 
 fn is_unknown_path(failed: &Failed) -> bool {

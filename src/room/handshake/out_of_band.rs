@@ -1,6 +1,5 @@
 //! Rooms that nobody of this server is in: asked in from outside, joined through another server.
 
-use std::borrow::Cow;
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 
@@ -8,10 +7,13 @@ use ruma::{OwnedEventId, OwnedServerName, OwnedUserId, RoomId, UserId};
 
 use crate::base::shares::{Held, neighbourhood, of_the_busiest};
 use crate::room::append::Append;
+use crate::room::error::{Error, Result};
 use crate::room::membership::{content_of, with_profile};
-use crate::room::send::{Built, New, known_to_member};
+use crate::room::send::{Built, New};
 use crate::room::state::known_num;
-use crate::room::{Error, Joining, Result, Rooms};
+use crate::room::state::known_to_member;
+use crate::room::state::stripped::{STRIPPED_BYTES_MAX, inviting_server, read_stripped};
+use crate::room::{Joining, Rooms};
 use crate::store::tables::room::event::Membership;
 use crate::store::tables::room::member::{self, Mine};
 use crate::store::tables::room::staged;
@@ -19,8 +21,6 @@ use crate::store::tables::room::{self, Status};
 use crate::store::tables::user::{self, account_data};
 use crate::store::{Change, Get, Position, RoomNum, UserNum, Write};
 
-/// Stripped state kept of one room at most: a name, a topic, a picture, the rules and two members fit ten times over.
-pub(in crate::room) const STRIPPED_BYTES_MAX: usize = 64 * 1024;
 /// Open invites of one user from servers in rooms with people here, and from strangers. Beyond that an eighth of them is taken
 /// back: of those whose servers sent most, the oldest.
 const INVITES_KNOWN_MAX: usize = 50;
@@ -281,33 +281,11 @@ fn invites_too_many(
     Ok(of_the_busiest(all, surplus as u64).into_iter().flatten().collect())
 }
 
-/// An event of stripped state. What else it says somebody elsewhere chose, and it is not looked at.
-#[derive(serde::Deserialize)]
-pub(in crate::room) struct Stripped<'a> {
-    #[serde(rename = "type", borrow)]
-    pub kind: Cow<'a, str>,
-    #[serde(borrow)]
-    pub state_key: Cow<'a, str>,
-    #[serde(borrow)]
-    pub sender: Cow<'a, str>,
-}
-
-/// Stripped state as it is kept.
-pub(in crate::room) fn read_stripped(stripped: &[u8]) -> Vec<Stripped<'_>> {
-    serde_json::from_slice(stripped).unwrap_or_default()
-}
-
 /// Whoever asked a user in, as the stripped state has it.
-fn inviter(stripped: &[u8], user_id: &UserId) -> Option<String> {
+pub fn inviter(stripped: &[u8], user_id: &UserId) -> Option<String> {
     let stripped = read_stripped(stripped);
     let own = stripped.iter().rev().find(|event| event.kind == "m.room.member" && event.state_key == user_id.as_str());
     own.map(|event| event.sender.clone().into_owned())
-}
-
-/// The server of that; empty when the state does not say.
-fn inviting_server(stripped: &[u8], user_id: &UserId) -> String {
-    let inviter = inviter(stripped, user_id);
-    inviter.and_then(|id| Some(id.split_once(':')?.1.to_owned())).unwrap_or_default()
 }
 
 /// Forgets an invite that is over, and with the last of them the room, unless something of it was kept on purpose.
@@ -338,7 +316,8 @@ fn forget(w: &mut Write<'_>, user: UserNum, num: RoomNum) -> Result<()> {
 }
 
 fn rejudged(read: &crate::store::Read, built: Built) -> Result<Append> {
-    use crate::room::append::{Before, Current};
+    use crate::room::append::Before;
+    use crate::room::state::fork::Current;
     let room = known_num(read, built.room)?;
     let append = Append { outbound: true, ..Append::next(built.room, built.event) };
     if room.row.extremities == built.extremities {

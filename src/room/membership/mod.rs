@@ -6,23 +6,22 @@
 use ruma::{OwnedEventId, OwnedServerName, OwnedUserId, RoomId, UserId};
 use serde_json::{Map, Value};
 
+use super::Rooms;
+use super::error::{Error, Result};
 use super::handshake::out_of_band;
-use super::send::{New, known_to_member, not_in_room};
+use super::send::New;
+use super::state::join_conditions::let_in_by;
 use super::state::{Known, known};
-use super::{Error, Result, Rooms};
-use crate::matrix::auth::{JoinRule, Named, State as _};
-use crate::matrix::json as text;
+use super::state::{known_to_member, not_in_room};
+use crate::matrix::auth::State as _;
 use crate::store::tables::room;
 use crate::store::tables::room::event::Membership;
 use crate::store::tables::room::member;
 use crate::store::tables::user;
-use crate::store::{Change, Get, Read, UserNum};
+use crate::store::{Change, Get, Read};
 
 pub mod profile;
 pub mod restricted;
-
-/// Rooms that a restricted room lets people in from, looked at for one join at most.
-const ALLOW_MAX: usize = 100;
 
 /// Whoever can be put out.
 const INSIDE: [Membership; 3] = [Membership::Join, Membership::Invite, Membership::Knock];
@@ -344,76 +343,4 @@ pub(super) fn join_content(
         content.insert("join_authorised_via_users_server".into(), by.as_str().into());
     }
     Ok(content)
-}
-
-/// Who of this server lets a user into a restricted room; nobody where nobody needs to.
-pub(super) fn let_in_by(rooms: &Rooms, read: &Read, room: &Known, user: &UserId) -> Result<Option<OwnedUserId>> {
-    let view = room.view(read);
-    let rule = view.join_rule()?;
-    let restricted = (rule == Some(JoinRule::Restricted) && room.version.restricted)
-        || (rule == Some(JoinRule::KnockRestricted) && room.version.knock_restricted);
-    let inside = view
-        .member(user)?
-        .is_some_and(|(membership, _)| matches!(membership, Membership::Join | Membership::Invite | Membership::Ban));
-    if !restricted || inside {
-        return Ok(None);
-    }
-    match meets_condition(read, room, user)? {
-        Some(true) => {}
-        Some(false) => {
-            return Err(Error::forbidden("the user is in none of the rooms that this room lets people in from"));
-        }
-        None => {
-            let why = "this server is not in all the rooms that this room lets people in from";
-            return Err(Error::bad("M_UNABLE_TO_AUTHORISE_JOIN", why));
-        }
-    }
-    match rooms.who_may_invite(read, room)? {
-        Some(by) => Ok(Some(by)),
-        None => Err(Error::bad("M_UNABLE_TO_GRANT_JOIN", "nobody of this server may let people into the room")),
-    }
-}
-
-/// Whether a user is in one of the rooms that the join rules of a restricted room name; `None` when it is not in those we
-/// know, and there are others.
-pub(super) fn meets_condition(read: &impl Get, room: &Known, user: &UserId) -> Result<Option<bool>> {
-    let Some(rules) = room.view(read).event("m.room.join_rules", "")? else { return Ok(Some(false)) };
-    let user = user::num(read, user.as_str())?;
-    let allow = text::get(rules.content().as_bytes(), "allow").filter(|list| list.first() == Some(&b'['));
-    let mut known_all = true;
-    for condition in text::items(allow.unwrap_or(b"[]")).take(ALLOW_MAX).filter(|one| one.first() == Some(&b'{')) {
-        if text::get_text(condition, "type").as_deref() != Some("m.room_membership") {
-            continue;
-        }
-        let Some(room_id) = text::get_text(condition, "room_id") else { continue };
-        // Of a room nobody here is in any more we know no present members.
-        let other = match room::num(read, &room_id)? {
-            Some(other) if room::get_of(read, other)?.status == room::Status::Resident => other,
-            _ => {
-                known_all = false;
-                continue;
-            }
-        };
-        if let Some(user) = user
-            && member::is_joined(read, other, user)?
-        {
-            return Ok(Some(true));
-        }
-    }
-    Ok(known_all.then_some(false))
-}
-
-impl Rooms {
-    /// A joined user of this server who may invite. Bounded by the people of this server.
-    pub(super) fn who_may_invite(&self, read: &impl Get, room: &Known) -> Result<Option<OwnedUserId>> {
-        let local: Vec<UserNum> = super::append::local_joined(read, room.num)?;
-        let mut ids = Vec::with_capacity(local.len());
-        for num in local {
-            ids.extend(OwnedUserId::try_from(user::id_of(read, num)?));
-        }
-        let found = room
-            .view(read)
-            .with_powers(|powers| ids.into_iter().find(|id| powers.user(id) >= powers.named(Named::Invite)))?;
-        Ok(found.flatten())
-    }
 }

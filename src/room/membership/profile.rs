@@ -11,8 +11,10 @@ use ruma::{OwnedUserId, RoomId, UserId};
 use serde_json::Value;
 
 use super::join_content;
-use crate::room::send::{New, known_to_member};
-use crate::room::{Joining, Membership, Result, Rooms};
+use crate::room::error::Result;
+use crate::room::send::New;
+use crate::room::state::known_to_member;
+use crate::room::{Joining, Membership, Rooms};
 
 /// Whose rooms are being told, and whether they changed something again since. Bounded by the people of this server.
 #[derive(Default)]

@@ -15,10 +15,11 @@ use crate::matrix::auth::Named;
 use crate::matrix::{Event, Reject, json as text};
 use crate::remote::json_stream::{Events, Item, Limits, Malformed};
 use crate::remote::{Failed, Pace, encode};
+use crate::room::error::{Error, Result};
 use crate::room::handshake::{Template, Verb};
-use crate::room::receive::backfill;
+use crate::room::state::servers;
 use crate::room::state::{Known, known};
-use crate::room::{Error, Joining, Result, Rooms};
+use crate::room::{Joining, Rooms};
 use crate::store::Read;
 use crate::store::tables::room::event::Membership;
 use crate::store::tables::room::member;
@@ -121,7 +122,7 @@ fn content(template: &Template, joining: &Joining) -> Map<String, Value> {
 fn helpers(rooms: &Rooms, read: &Read, room: &Known, via: Vec<OwnedServerName>) -> Result<Vec<OwnedServerName>> {
     let mut servers = via;
     servers.extend(of_those_who_may_invite(read, room)?);
-    servers.extend(backfill::servers(read, room.num, rooms.server())?);
+    servers.extend(servers::servers(read, room.num, rooms.server())?);
     let mut seen = std::collections::HashSet::new();
     servers.retain(|server| server != rooms.server() && seen.insert(server.clone()));
     servers.truncate(SERVERS_MAX);

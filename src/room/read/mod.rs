@@ -8,9 +8,10 @@ use std::sync::Arc;
 
 use ruma::{EventId, OwnedUserId, RoomId};
 
+use super::Rooms;
+use super::error::{Error, Result};
 use super::ignored::Ignored;
 use super::receive::backfill::Gap;
-use super::{Error, Result, Rooms};
 use crate::base::{self, ChunkError, Chunks, Pen, comma};
 use crate::budget::Refused;
 use crate::matrix::json;

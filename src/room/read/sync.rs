@@ -12,10 +12,11 @@ use super::filter::Filter;
 use super::{Page, Reader, StateList, Token, Visit, until};
 use crate::base::{ChunkError, Pen, comma};
 use crate::matrix::json;
-use crate::room::handshake::out_of_band::read_stripped;
+use crate::room::Rooms;
+use crate::room::error::Result;
 use crate::room::ignored::Ignored;
-use crate::room::state::server_access;
-use crate::room::{Result, Rooms};
+use crate::room::state::stripped;
+use crate::room::state::stripped::read_stripped;
 use crate::store::tables::room::event::{self, Kind, Membership, Root};
 use crate::store::tables::room::member::Mine;
 use crate::store::tables::room::receipt::{self, Receipt, Whose};
@@ -444,8 +445,8 @@ impl Asked {
 
     /// Stripped state of a room we hold: what one may know before one is inside, and the invite itself.
     fn write_own_stripped(&self, pen: &Pen, news: &News) -> store::Result<()> {
-        let mut shown = Vec::with_capacity(server_access::SHOWN.len() + 2);
-        for kind in server_access::SHOWN {
+        let mut shown = Vec::with_capacity(stripped::SHOWN.len() + 2);
+        for kind in stripped::SHOWN {
             shown.extend(present(&self.read, news.num, kind.name().unwrap_or_default(), "")?);
         }
         if let Some(own) = news.mine.event {

@@ -12,18 +12,19 @@ use ruma::OwnedEventId;
 
 use crate::budget::Grant;
 use crate::matrix::auth::{self, Cited};
-use crate::room::append::{Current, superseded};
-use crate::room::state::resolve::{self, Means, Of, Tree};
-use crate::room::state::{Known, View, load_row};
-use crate::room::{Error, Result};
+use crate::room::error::{Error, Result};
+use crate::room::state::fork::Current;
+use crate::room::state::resolve::{self, Means};
+use crate::room::state::tree::Tree;
+use crate::room::state::{Known, View};
 
-use crate::matrix::{Event, Reject, state};
-use crate::store::tables::room::event::{self, Flags, Kind, Row};
+use crate::matrix::{Event, Reject};
+use crate::room::state::event::{is_placed, is_same, stored};
+use crate::room::state::fork::{Ends, of};
+use crate::room::state::tree;
+use crate::store::tables::room::event::{self, Flags, Row};
 use crate::store::tables::room::state_tree;
-use crate::store::{self, EventNum, Get, RoomNum, StateKeyNum};
-
-/// Events that the ends of the history may differ in and still be resolved for every event that comes: about a millisecond.
-const SHORT_FORK: usize = 32;
+use crate::store::{self, EventNum, Get};
 
 /// What an event stands on and we do not have, or not with its place in the history.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -74,27 +75,6 @@ impl Around {
             && self.prev.iter().all(|(num, _)| extremities.contains(num))
             && extremities.iter().all(|extremity| self.prev.iter().any(|(num, _)| num == extremity))
     }
-}
-
-/// An event's number and columns.
-pub fn stored(get: &impl Get, id: &str) -> store::Result<Option<(EventNum, Row)>> {
-    match event::num(get, id)? {
-        Some(num) => Ok(Some((num, event::row_of(get, num)?))),
-        None => Ok(None),
-    }
-}
-
-/// Whether the event stored under an event's id is that event. In versions 1 and 2 whoever sends an event says what its id is.
-pub fn is_same(get: &impl Get, row: &Row, room: RoomNum, event: &Event) -> store::Result<bool> {
-    let same_text = || -> store::Result<bool> {
-        Ok(load_row(get, event.version(), row)?.reference_hash() == event.reference_hash())
-    };
-    Ok(row.room == room && (!event.version().event_id_in_event() || same_text()?))
-}
-
-/// Whether an event is known with its place in the history.
-pub fn is_placed(row: &Row) -> bool {
-    !row.flags.outlier && (row.before.is_some() || row.kind == Kind::CREATE)
 }
 
 /// The outcome.
@@ -157,7 +137,7 @@ pub fn judge(
         None if is_next => Tree::stored(room.row.state),
         None => {
             let trees: store::Result<Vec<Tree>> =
-                around.prev.iter().map(|(num, row)| resolve::after(get, *num, row)).collect();
+                around.prev.iter().map(|(num, row)| tree::after(get, *num, row)).collect();
             match resolve::resolve(get, of(room)?, trees?, means, grant.as_deref_mut())? {
                 Some(before) => before,
                 None if follows_all => Tree::stored(room.row.state),
@@ -204,12 +184,6 @@ pub fn judge_next(get: &impl Get, room: &Known, event: &Event) -> Result<Option<
         Some(reason) => Ready::refused(before, Flags { rejected: true, ..Flags::default() }, reason),
         None => Ready { before, current: Current::Follow, flags: Flags::default(), reason: None },
     }))
-}
-
-/// The room as resolving needs it.
-pub fn of(room: &Known) -> Result<Of> {
-    let create = room.row.create.ok_or(Error::NotFound)?;
-    Ok(Of { version: room.version, create })
 }
 
 /// Why the event is rejected: by what it cites, or by the state before it.
@@ -286,113 +260,4 @@ fn verdict(checked: Result<()>) -> Result<Option<Reject>> {
         Err(Error::Reject(reject)) => Ok(Some(reject)),
         Err(failed) => Err(failed),
     }
-}
-
-/// What an accepted event that does not simply follow the present state makes of it.
-struct Ends<'a, G> {
-    get: &'a G,
-    room: &'a Known,
-    event: &'a Event,
-    num: Option<EventNum>,
-    before: &'a Tree,
-    /// Its server said what the state before it is.
-    is_given: bool,
-    means: &'a Means,
-}
-
-impl<G: Get> Ends<'_, G> {
-    /// `None`: the event needs a number.
-    fn current(&self, mut grant: Option<&mut Grant>) -> Result<Option<Current>> {
-        let (get, room) = (self.get, self.room);
-        let (mut old, mut others) = (Vec::new(), Vec::new());
-        let superseded = superseded(get, &room.row.extremities, self.event)?;
-        for extremity in &room.row.extremities {
-            let tree = resolve::after(get, *extremity, &event::row_of(get, *extremity)?)?;
-            if !superseded.contains(extremity) {
-                others.push(tree.clone());
-            }
-            old.push(tree);
-        }
-        if !others.is_empty() && event::is_followed(get, room.num, self.event.id().as_str())? {
-            return self.behind(old, others, grant).map(Some);
-        }
-        let with = |own: &Tree| others.iter().chain([own]).cloned().collect::<Vec<Tree>>();
-        let key = match self.event.state_key() {
-            Some(state_key) => Some(state_tree::key(get, self.event.kind(), state_key)?),
-            None => None,
-        };
-        let mut own = self.before.clone();
-        if key.is_none() {
-            let states = with(&own);
-            if states.iter().all(|tree| old.contains(tree)) && old.iter().all(|tree| states.contains(tree)) {
-                return Ok(Some(Current::Resolved { changes: Vec::new(), wins: false }));
-            }
-        }
-        let is_ordinary = !self.is_given && !state::is_power_event(self.event);
-        let goes_on = is_ordinary && resolve::differ_in_more(get, with(&own), SHORT_FORK)?;
-        if goes_on && self.is_unopposed(key)? {
-            return Ok(Some(Current::Resolved { changes: Vec::new(), wins: key.is_some() }));
-        }
-        if let Some(key) = key {
-            let (Some(num), Some(key)) = (self.num, key) else { return Ok(None) };
-            own.set(get, key, Some(num))?;
-        }
-        if !goes_on {
-            // Should the ends differ in too much: what they came to before, and the event's side.
-            for states in [with(&own), vec![Tree::stored(room.row.state), own]] {
-                if let Some(changes) = self.changes(states, grant.as_deref_mut())? {
-                    return Ok(Some(Current::Resolved { changes, wins: false }));
-                }
-            }
-        }
-        let (Some(key), Some(num)) = (key.flatten(), self.num) else { return Ok(Some(Current::Keep)) };
-        let present = Tree::stored(room.row.state);
-        let mut next = present.clone();
-        next.set(get, key, Some(num))?;
-        let changes = self.changes(vec![present, next], grant)?.unwrap_or_default();
-        Ok(Some(Current::Resolved { changes, wins: false }))
-    }
-
-    /// What follows it is here already: it is no end of the history, and what it changed is in the states of those that are.
-    fn behind(&self, old: Vec<Tree>, others: Vec<Tree>, grant: Option<&mut Grant>) -> Result<Current> {
-        let changes = match old == others {
-            true => Vec::new(),
-            false => self.changes(others, grant)?.unwrap_or_default(),
-        };
-        Ok(Current::Resolved { changes, wins: false })
-    }
-
-    /// Whether what it replaces on its own side is what all sides have come to, or it is no state.
-    fn is_unopposed(&self, key: Option<Option<StateKeyNum>>) -> Result<bool> {
-        match key {
-            Some(Some(key)) => {
-                let present = Tree::stored(self.room.row.state).get(self.get, key)?;
-                Ok(self.before.get(self.get, key)? == present)
-            }
-            // No event has that key yet.
-            Some(None) | None => Ok(true),
-        }
-    }
-
-    /// What must be changed in the present state to make it what the states resolve to.
-    fn changes(&self, states: Vec<Tree>, grant: Option<&mut Grant>) -> Result<Option<Changes>> {
-        let Some(resolved) = resolve::resolve(self.get, of(self.room)?, states, self.means, grant)? else {
-            return Ok(None);
-        };
-        Ok(resolved.changes_since(self.get, self.room.row.state, self.means.changes_max())?)
-    }
-}
-
-type Changes = Vec<(StateKeyNum, Option<EventNum>)>;
-
-/// What the room's present state must become before an event follows all its ends: on a long fork it went on without their
-/// being resolved. Nothing when it is right, or when they differ in too much.
-pub fn settle_ends(get: &impl Get, room: &Known, means: &Means) -> Result<Changes> {
-    if room.row.extremities.len() < 2 {
-        return Ok(Vec::new());
-    }
-    let ends = room.row.extremities.iter().map(|num| resolve::after(get, *num, &event::row_of(get, *num)?));
-    let ends = ends.collect::<store::Result<Vec<Tree>>>()?;
-    let Some(resolved) = resolve::resolve(get, of(room)?, ends, means, None)? else { return Ok(Vec::new()) };
-    Ok(resolved.changes_since(get, room.row.state, means.changes_max())?.unwrap_or_default())
 }

@@ -8,24 +8,28 @@
 //!
 //! Bounded: one batch from one server, a few servers tried; one at a time in each room.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ruma::{OwnedEventId, OwnedServerName, RoomId, ServerName};
+use ruma::{OwnedEventId, RoomId, ServerName};
 
 use super::Inbox;
-use super::authorize;
 use super::fetch::{Fetch, Wire, fewer};
 use super::gap::{Filling, in_order};
 use crate::matrix::Event;
 use crate::remote::Failed;
-use crate::room::append::{Append, Before, Current, Here, Place, append};
-use crate::room::state::{known_num, load_row};
-use crate::room::{Error, Result, Rooms};
+use crate::room::Rooms;
+use crate::room::append::{Append, Before, Here, Place, append};
+use crate::room::error::{Error, Result};
+use crate::room::state;
+use crate::room::state::event::load_row;
+use crate::room::state::fork::Current;
+use crate::room::state::known_num;
+use crate::room::state::servers::servers;
 use crate::store::tables::room::event::{self, Kind, Root, Row};
-use crate::store::tables::room::{self, member, state_tree, timeline};
+use crate::store::tables::room::{self, state_tree, timeline};
 use crate::store::{self, EventNum, Get, Read, RoomNum, StateKeyNum, Write};
 
 /// Events of one batch: what servers give at once.
@@ -33,9 +37,7 @@ const BATCH_MAX: usize = 100;
 /// Events at the beginning of our history whose forerunners are looked for, and forerunners asked for at once.
 const BEGINNING: usize = 20;
 const OPEN_MAX: usize = 10;
-/// Servers asked before we give up, and looked at to choose them.
-const SERVERS_MAX: usize = 4;
-const SERVERS_LOOKED_AT: usize = 64;
+
 /// Waiting for one server.
 const TIME_MAX: Duration = Duration::from_secs(50);
 /// Events appended in one commit.
@@ -210,9 +212,9 @@ fn place_one(
     older: &[Arc<Event>],
     after: &mut After,
 ) -> Result<bool> {
-    let Some((num, row)) = authorize::stored(w, event.id().as_str())? else { return Ok(false) };
+    let Some((num, row)) = state::event::stored(w, event.id().as_str())? else { return Ok(false) };
     let Some(root) = after.get(event.id()).copied().flatten() else { return Ok(false) };
-    if authorize::is_placed(&row) || !authorize::is_same(w, &row, room, event)? {
+    if state::event::is_placed(&row) || !state::event::is_same(w, &row, room, event)? {
         return Ok(false);
     }
     let before = before(w, num, &row, root, event, older)?;
@@ -269,7 +271,7 @@ fn cited_under(get: &impl Get, row: &Row, key: StateKeyNum) -> store::Result<Opt
 fn older_under(get: &impl Get, event: &Event, older: &[Arc<Event>]) -> store::Result<Option<EventNum>> {
     let same = |other: &&Arc<Event>| other.kind() == event.kind() && other.state_key() == event.state_key();
     for other in older.iter().filter(same) {
-        if let Some((num, row)) = authorize::stored(get, other.id().as_str())?
+        if let Some((num, row)) = state::event::stored(get, other.id().as_str())?
             && !row.flags.rejected
         {
             return Ok(Some(num));
@@ -306,32 +308,12 @@ fn open_ends(get: &Read, num: RoomNum, gap: Gap) -> Result<After> {
     for at in oldest {
         let row = event::row_of(get, at)?;
         for prev in load_row(get, room.version, &row)?.prev_events() {
-            let placed = authorize::stored(get, prev.as_str())?.is_some_and(|(_, row)| authorize::is_placed(&row));
+            let placed =
+                state::event::stored(get, prev.as_str())?.is_some_and(|(_, row)| state::event::is_placed(&row));
             if !placed && open.len() < OPEN_MAX {
                 open.entry(prev.to_owned()).or_insert(row.before);
             }
         }
     }
     Ok(open)
-}
-
-/// Who is asked: the server the room's history begins with as far as its name tells, then others in the room.
-pub(in crate::room) fn servers(get: &Read, num: RoomNum, us: &ServerName) -> Result<Vec<OwnedServerName>> {
-    let room = known_num(get, num)?;
-    let mut sizes: BTreeMap<std::cmp::Reverse<u64>, BTreeSet<String>> = BTreeMap::new();
-    let mut looked = 0;
-    member::list_servers(get, num, None, &mut |server, joined| {
-        looked += 1;
-        if server != us.as_str() {
-            sizes.entry(std::cmp::Reverse(joined)).or_default().insert(server.to_owned());
-        }
-        Ok(if looked < SERVERS_LOOKED_AT { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
-    })?;
-    let home = room.row.id.split_once(':').map(|(_, server)| server.to_owned());
-    let home = home.filter(|home| sizes.values().any(|names| names.contains(home)));
-    let mut names: Vec<String> = home.into_iter().chain(sizes.into_values().flatten()).collect();
-    let mut seen = BTreeSet::new();
-    names.retain(|name| seen.insert(name.clone()));
-    names.truncate(SERVERS_MAX);
-    Ok(names.into_iter().filter_map(|name| OwnedServerName::try_from(name).ok()).collect())
 }

@@ -16,7 +16,7 @@ use crate::matrix::sign::{self, PublicKey};
 use crate::matrix::{Event, Reject};
 use crate::remote::json_stream::{self, Events, Item, Limits, Malformed};
 use crate::remote::{Failed, Options, Pace, Remote, encode};
-use crate::room::Result;
+use crate::room::error::Result;
 
 /// A server and the name of one of its keys.
 pub type KeyName = (OwnedServerName, String);

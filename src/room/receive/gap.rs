@@ -21,9 +21,10 @@ use crate::budget::{Account, Grant};
 use crate::matrix::{Event, Reject};
 use crate::remote::Failed;
 use crate::room::append::{Append, append};
-use crate::room::state::resolve::Tree;
+use crate::room::error::{Error, Result};
+use crate::room::state;
+use crate::room::state::tree::Tree;
 use crate::room::state::{Known, known_num};
-use crate::room::{Error, Result};
 use crate::store::tables::room::event::{self, Flags, Root};
 use crate::store::tables::room::{member, state_tree};
 use crate::store::{self, EventNum, Get, RoomNum, StateKeyNum};
@@ -259,7 +260,7 @@ impl<'i, F: Fetch> Filling<'i, F> {
         let open = self.inbox.rooms.reading(move |_, read| {
             let mut open = BTreeSet::new();
             for id in ids {
-                if !authorize::stored(read, id.as_str())?.is_some_and(|(_, row)| authorize::is_placed(&row)) {
+                if !state::event::stored(read, id.as_str())?.is_some_and(|(_, row)| state::event::is_placed(&row)) {
                     open.insert(id);
                 }
             }
@@ -665,7 +666,7 @@ impl Survey {
     }
 
     fn look_at(&mut self, get: &impl Get, id: OwnedEventId) -> Result<()> {
-        let Some((num, row)) = authorize::stored(get, id.as_str())? else {
+        let Some((num, row)) = state::event::stored(get, id.as_str())? else {
             // One more says that there are too many.
             if self.unknown.len() <= SINGLE_EVENTS_MAX {
                 hold(&mut self.grant, 96)?;

@@ -20,7 +20,8 @@ use ruma::ServerName;
 use crate::base::Clock;
 use crate::budget::{Refused, human};
 use crate::matrix::Reject;
-use crate::room::{Error, Result, Rooms};
+use crate::room::Rooms;
+use crate::room::error::{Error, Result};
 use crate::store::RoomNum;
 
 const BUCKETS_MAX: usize = 1024;

@@ -15,12 +15,14 @@ use std::time::Duration;
 use ruma::{OwnedEventId, RoomId, ServerName};
 use serde_json::value::RawValue;
 
+use super::Rooms;
 use super::append::{Append, Before, Done, Here, Place, append};
+use super::error::{Error, Result};
 use super::lock::Guard;
+use super::state::event;
 use super::state::resolve::Means;
 use super::state::server_access;
 use super::state::{Known, known, known_num};
-use super::{Error, Result, Rooms};
 use crate::base::Only;
 use crate::budget::Grant;
 use crate::matrix::sign::{self, Checked};
@@ -450,7 +452,7 @@ fn read_events(get: &impl Get, origin: &ServerName, room_id: &RoomId, pdus: Vec<
             true => None,
         };
         let id = event.id().to_owned();
-        match (denied, authorize::stored(get, id.as_str())?) {
+        match (denied, event::stored(get, id.as_str())?) {
             (Some(server), _) => {
                 outcomes.push((id, Err(format!("{server} is denied this room by its access control list"))))
             }

@@ -8,7 +8,6 @@ use ruma::{OwnedEventId, OwnedRoomId, OwnedServerName, OwnedUserId, RoomId, User
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
-use super::authorize;
 use super::backfill::Gap;
 use super::fetch::{Fetched, KeyName, Pieces};
 use super::*;
@@ -17,7 +16,9 @@ use crate::matrix::sign::{Key, PublicKey};
 use crate::matrix::{Draft, auth};
 use crate::remote::Failed;
 use crate::room::read::sync::tests::synced;
-use crate::room::state::{known, load};
+use crate::room::state::event::load;
+use crate::room::state::known;
+use crate::room::state::{self, fork};
 use crate::room::tests::{House, START_MS, house_within};
 use crate::room::{Create, Preset};
 use crate::store::tables::room::event::{self, Flags, Membership, Row};
@@ -319,7 +320,7 @@ impl World {
     }
 
     fn row(&self, event: &Event) -> Option<Row> {
-        authorize::stored(&self.house.read(), event.id().as_str()).unwrap().map(|(_, row)| row)
+        state::event::stored(&self.house.read(), event.id().as_str()).unwrap().map(|(_, row)| row)
     }
 
     fn topic(&self) -> Option<String> {
@@ -1213,7 +1214,7 @@ async fn on_a_long_fork_the_state_is_what_its_ends_resolve_to() {
         let read = world.house.read();
         let room = known(&read, world.room.as_str()).unwrap();
         assert_eq!(room.row.extremities.len(), 2);
-        assert_eq!(authorize::settle_ends(&read, &room, &world.inbox.means()).unwrap(), [], "event {n}");
+        assert_eq!(fork::settle_ends(&read, &room, &world.inbox.means()).unwrap(), [], "event {n}");
         most = most.max(room.row.joined);
     }
     assert!(most > 20, "{most}");

@@ -7,12 +7,15 @@ use ruma::{OwnedEventId, OwnedUserId, RoomId, UserId};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
+use super::Rooms;
 use super::append::{self, Append, Done};
+use super::error::{Error, Result};
 use super::lock::Guard;
-use super::receive::authorize;
+use super::state::event::load;
+use super::state::event::{id_of, ids_of};
 use super::state::resolve::Means;
-use super::state::{Known, View, known, known_num, load};
-use super::{Error, Result, Rooms};
+use super::state::{Known, View, known_num};
+use super::state::{fork, not_in_room};
 use crate::matrix::{Draft, Event, auth, json};
 use crate::store::tables::room::event::{self, Root};
 use crate::store::tables::room::txn::{self, Txn};
@@ -124,7 +127,7 @@ impl Rooms {
         let num = guard.room();
         let settle = move |rooms: &Rooms, read: &Read| match room::get(read, num)? {
             Some(row) if row.extremities.len() > 1 => {
-                authorize::settle_ends(read, &known_num(read, num)?, &Means::new(&rooms.0.parts.budget))
+                fork::settle_ends(read, &known_num(read, num)?, &Means::new(&rooms.0.parts.budget))
             }
             _ => Ok(Vec::new()),
         };
@@ -149,12 +152,6 @@ impl Rooms {
             Ok(())
         };
         self.write(set).await
-    }
-
-    /// The number of a room we hold; who asks for another has no part in it.
-    pub(super) async fn num_of(&self, room_id: &RoomId) -> Result<RoomNum> {
-        let room_id = room_id.to_owned();
-        self.reading(move |_, read| room::num(read, room_id.as_str())?.ok_or_else(not_in_room)).await
     }
 
     fn prepare(&self, read: &Read, num: RoomNum, new: New, txn: Option<(String, String)>) -> Result<Step> {
@@ -262,10 +259,6 @@ enum Step {
     Built(Box<Built>, Option<Txn>),
 }
 
-pub(super) fn not_in_room() -> Error {
-    Error::forbidden("the user is not in the room")
-}
-
 fn alias_names(content: &Value) -> impl Iterator<Item = &str> {
     let alternatives = content.get("alt_aliases").and_then(Value::as_array).into_iter().flatten();
     content.get("alias").into_iter().chain(alternatives).filter_map(Value::as_str)
@@ -317,21 +310,4 @@ fn unchanged(read: &Read, room: &Known, new: &New) -> Result<Option<OwnedEventId
     let content = json::canonical_value(&new.content, room.version.json_mode())?;
     let same = event.sender() == new.sender && event.content().as_bytes() == content;
     Ok(same.then(|| event.id().to_owned()))
-}
-
-pub(super) fn id_of(get: &impl Get, num: EventNum) -> Result<OwnedEventId> {
-    let corrupt = || crate::store::Error::corrupt(&crate::store::schema::EVENT, &num.to_key());
-    Ok(OwnedEventId::try_from(event::id_of(get, num)?).map_err(|_| corrupt())?)
-}
-
-fn ids_of(get: &impl Get, nums: &[EventNum]) -> Result<Vec<OwnedEventId>> {
-    nums.iter().map(|num| id_of(get, *num)).collect()
-}
-
-/// A room somebody here may act in; one we do not hold is one they are not in.
-pub(super) fn known_to_member(get: &impl Get, room_id: &RoomId) -> Result<Known> {
-    known(get, room_id.as_str()).map_err(|failed| match failed {
-        Error::NotFound => not_in_room(),
-        other => other,
-    })
 }

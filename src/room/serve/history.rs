@@ -9,10 +9,12 @@ use ruma::{OwnedEventId, RoomId, ServerName};
 
 use super::state::Served;
 use crate::base::{ChunkError, Chunks};
-use crate::room::receive::authorize;
+use crate::room::Rooms;
+use crate::room::error::Result;
+use crate::room::state;
+use crate::room::state::Known;
+use crate::room::state::event::load_row;
 use crate::room::state::server_access;
-use crate::room::state::{Known, load_row};
-use crate::room::{Result, Rooms};
 use crate::store::tables::room::event;
 use crate::store::{EventNum, Get, Read};
 
@@ -69,7 +71,7 @@ impl Rooms {
                 walk.seen.extend(event::num(read, id.as_str())?);
             }
             for id in asked.latest.iter().take(NAMED_MAX) {
-                if let Some((num, row)) = authorize::stored(read, id.as_str())?
+                if let Some((num, row)) = state::event::stored(read, id.as_str())?
                     && row.room == room.num
                     && walk.seen.insert(num)
                 {
@@ -119,9 +121,9 @@ impl Walk {
 
     fn add<'a>(&mut self, get: &impl Get, room: &Known, ids: impl Iterator<Item = &'a str>) -> Result<()> {
         for id in ids {
-            if let Some((num, row)) = authorize::stored(get, id)?
+            if let Some((num, row)) = state::event::stored(get, id)?
                 && row.room == room.num
-                && authorize::is_placed(&row)
+                && state::event::is_placed(&row)
                 && row.depth >= self.min_depth
                 && self.seen.insert(num)
             {

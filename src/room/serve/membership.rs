@@ -10,18 +10,17 @@ use serde_json::{Map, Value};
 
 use super::state::{JoinAnswer, Served};
 use crate::matrix::{Event, Reject, RoomVersion, sign};
+use crate::room::Rooms;
+use crate::room::error::{Error, Result};
 use crate::room::handshake::Verb;
-use crate::room::membership::let_in_by;
-use crate::room::receive::authorize;
 use crate::room::send::New;
+use crate::room::state;
+use crate::room::state::join_conditions::let_in_by;
 use crate::room::state::server_access;
-use crate::room::state::{Known, known, known_num};
-use crate::room::{Error, Result, Rooms};
+use crate::room::state::stripped::shown_state;
+use crate::room::state::{Known, known_num};
 use crate::store::tables::room::event;
 use crate::store::{EventNum, Get, Read};
-
-/// Of one such event; larger ones (a page of text as a topic) are left out.
-const SHOWN_BYTES_MAX: usize = 16 * 1024;
 
 /// A template as we hand it out.
 pub struct Drawn {
@@ -127,7 +126,7 @@ impl Rooms {
         let event = event.clone();
         self.reading(move |_, read| {
             for prev in event.prev_events() {
-                if !authorize::stored(read, prev.as_str())?.is_some_and(|(_, row)| authorize::is_placed(&row)) {
+                if !state::event::stored(read, prev.as_str())?.is_some_and(|(_, row)| state::event::is_placed(&row)) {
                     return Ok(false);
                 }
             }
@@ -151,26 +150,6 @@ impl Rooms {
         // Whoever is inside or invited needs nobody's word; for others the conditions are looked at again.
         let_in_by(self, read, room, event.sender())?;
         Ok(sign::add_signature(&event, &self.0.parts.server, &self.0.parts.key)?)
-    }
-
-    /// What is told of a room of ours to somebody whom `inviter` asks in.
-    pub(in crate::room) async fn shown_state_of(
-        &self,
-        room_id: &RoomId,
-        inviter: Option<&UserId>,
-    ) -> Result<Vec<Box<RawValue>>> {
-        let (room_id, inviter) = (room_id.to_owned(), inviter.map(ToOwned::to_owned));
-        self.reading(move |_, read| {
-            let room = known(read, room_id.as_str())?;
-            let mut shown = shown_state(read, &room)?;
-            if let Some(inviter) = inviter
-                && let Some(event) = room.view(read).event("m.room.member", inviter.as_str())?
-            {
-                shown.extend(serde_json::from_slice::<Box<RawValue>>(event.to_federation()));
-            }
-            Ok(shown)
-        })
-        .await
     }
 }
 
@@ -200,17 +179,4 @@ fn check_is_asked_for(event: &Event, origin: &ServerName, room_id: &RoomId, id: 
         true => Ok(()),
         false => Err(Error::forbidden("the event's sender is of another server")),
     }
-}
-
-/// The room as somebody outside is shown it, in the form servers exchange.
-fn shown_state(get: &impl Get, room: &Known) -> Result<Vec<Box<RawValue>>> {
-    let view = room.view(get);
-    let mut shown = Vec::with_capacity(server_access::SHOWN.len());
-    for kind in server_access::SHOWN {
-        let Some(event) = view.event(kind.name().unwrap_or_default(), "")? else { continue };
-        if event.to_federation().len() <= SHOWN_BYTES_MAX {
-            shown.extend(serde_json::from_slice::<Box<RawValue>>(event.to_federation()));
-        }
-    }
-    Ok(shown)
 }

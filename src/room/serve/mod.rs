@@ -4,3 +4,4 @@ pub mod history;
 pub mod membership;
 pub mod slots;
 pub mod state;
+pub mod event;

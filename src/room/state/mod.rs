@@ -3,22 +3,28 @@
 use std::cell::OnceCell;
 use std::sync::Arc;
 
-use ruma::{OwnedEventId, UserId};
+use ruma::{RoomId, UserId};
 
-use super::{Error, Result};
+use self::event::load;
+use super::Rooms;
+use super::error::{Error, Result};
 use crate::matrix::auth::{self, JoinRule, PowerLevels};
 use crate::matrix::{Event, RoomVersion, json, version};
-use crate::store::schema::EVENT_BODY;
-use crate::store::tables::room::event::{self, Kind, Membership, Root, Row};
-use crate::store::tables::room::{self, Room, Status};
-use crate::store::tables::room::{member, state_tree};
+use crate::store::tables::room::event::{Kind, Membership, Root};
+use crate::store::tables::room::{self, Room, Status, member, state_tree};
 use crate::store::tables::user;
 use crate::store::{self, EventNum, Get, RoomNum};
-use resolve::Tree;
+use tree::Tree;
 
 pub mod resolve;
 pub mod server_access;
 pub mod sweep;
+pub mod event;
+pub mod fork;
+pub mod join_conditions;
+pub mod servers;
+pub mod stripped;
+pub mod tree;
 
 /// A room we hold the history of, as one snapshot has it.
 #[derive(Clone, Debug)]
@@ -53,18 +59,6 @@ pub fn known_num(get: &impl Get, num: RoomNum) -> Result<Known> {
         Some(version) if row.state.is_some() => Ok(Known { num, row, version }),
         _ => Err(Error::NotFound),
     }
-}
-
-/// An event out of the store.
-pub fn load(get: &impl Get, version: &'static RoomVersion, num: EventNum) -> store::Result<Event> {
-    load_row(get, version, &event::row_of(get, num)?)
-}
-
-/// An event whose columns are at hand.
-pub fn load_row(get: &impl Get, version: &'static RoomVersion, row: &Row) -> store::Result<Event> {
-    let corrupt = || store::Error::corrupt(&EVENT_BODY, &row.body.to_key());
-    let id = OwnedEventId::try_from(row.id.text()).map_err(|_| corrupt())?;
-    Event::from_stored(version, event::body(get, row)?, id).map_err(|_| corrupt())
 }
 
 /// The rules' word for a stored membership.
@@ -137,7 +131,7 @@ impl<'g, G: Get> View<'g, G> {
             },
             At::Tree(_) => {
                 let Some(num) = self.num("m.room.member", user_id.as_str())? else { return Ok(None) };
-                let row = event::row_of(self.get, num)?;
+                let row = room::event::row_of(self.get, num)?;
                 Ok(row.member.map(|(membership, _)| (membership, num)))
             }
         }
@@ -184,4 +178,24 @@ impl<G: Get> auth::State for View<'_, G> {
     fn third_party_invite(&self, token: &str) -> Result<Option<Arc<Event>>> {
         Ok(self.event("m.room.third_party_invite", token)?.map(Arc::new))
     }
+}
+
+impl Rooms {
+    /// The number of a room we hold; who asks for another has no part in it.
+    pub(super) async fn num_of(&self, room_id: &RoomId) -> Result<RoomNum> {
+        let room_id = room_id.to_owned();
+        self.reading(move |_, read| room::num(read, room_id.as_str())?.ok_or_else(not_in_room)).await
+    }
+}
+
+pub(super) fn not_in_room() -> Error {
+    Error::forbidden("the user is not in the room")
+}
+
+/// A room somebody here may act in; one we do not hold is one they are not in.
+pub(super) fn known_to_member(get: &impl Get, room_id: &RoomId) -> Result<Known> {
+    known(get, room_id.as_str()).map_err(|failed| match failed {
+        Error::NotFound => not_in_room(),
+        other => other,
+    })
 }

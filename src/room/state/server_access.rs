@@ -5,34 +5,21 @@
 
 use std::ops::ControlFlow;
 
-use ruma::{EventId, RoomId, ServerName};
+use ruma::{RoomId, ServerName};
 
-use super::{Known, View, known, load_row};
+use super::{Known, View, known};
 use crate::matrix::Event;
 use crate::matrix::acl::Acl;
-use crate::matrix::auth::{JoinRule, Membership as Closest, State as _};
+use crate::matrix::auth::Membership as Closest;
 use crate::matrix::visibility::{self, History};
-use crate::room::{Error, Result, Rooms};
-use crate::store::tables::room::event::{self, Kind, Membership, Row};
-use crate::store::tables::room::{self, member, state_tree};
+use crate::room::error::{Error, Result};
+use crate::store::tables::room::event::{Membership, Row};
+use crate::store::tables::room::member;
 use crate::store::tables::user;
 use crate::store::{Get, RoomNum};
 
-/// What somebody outside is shown of a room.
-pub(in crate::room) const SHOWN: [Kind; 8] = [
-    Kind::CREATE,
-    Kind::JOIN_RULES,
-    Kind::NAME,
-    Kind::CANONICAL_ALIAS,
-    Kind::AVATAR,
-    Kind::TOPIC,
-    Kind::ENCRYPTION,
-    Kind::TOMBSTONE,
-];
 /// People invited to a room whose servers may ask how large it is; more are not looked at.
 const INVITED_LOOKED_AT_MAX: usize = 1000;
-/// State entries counted at once.
-const PAGE: usize = 512;
 
 /// A room we are in whose ACL lets the server take part.
 pub(in crate::room) fn enter(get: &impl Get, origin: &ServerName, room_id: &RoomId) -> Result<Known> {
@@ -99,63 +86,4 @@ pub(in crate::room) fn is_expected(get: &impl Get, room: RoomNum, origin: &Serve
         }
     }
     Ok(false)
-}
-
-impl Rooms {
-    /// The version of a room that a server may ask about.
-    pub async fn version_for(&self, origin: &ServerName, room_id: &RoomId) -> Result<&'static str> {
-        let (origin, room_id) = (origin.to_owned(), room_id.to_owned());
-        self.reading(move |_, read| Ok(enter(read, &origin, &room_id)?.version.id)).await
-    }
-
-    /// One event for a server in its room: canonical JSON, in full or as a redaction would leave it.
-    pub async fn event_for(&self, origin: &ServerName, id: &EventId) -> Result<Vec<u8>> {
-        let (origin, id) = (origin.to_owned(), id.to_owned());
-        self.reading(move |_, read| {
-            let num = event::num(read, id.as_str())?.ok_or(Error::NotFound)?;
-            let row = event::row_of(read, num)?;
-            let room_id = room::get_of(read, row.room)?.id;
-            let room_id = <&RoomId>::try_from(room_id.as_str()).map_err(|_| Error::NotFound)?;
-            // Whoever is not in the room does not learn that we know the event.
-            let room = enter_as_member(read, &origin, room_id).map_err(|_| Error::NotFound)?;
-            if row.flags.rejected {
-                return Err(Error::NotFound);
-            }
-            let event = load_row(read, room.version, &row)?;
-            match may_have(read, &room, &row, &origin)? {
-                true => Ok(event.into_bytes()),
-                false => Ok(event.redacted().into_bytes()),
-            }
-        })
-        .await
-    }
-
-    /// How many state events a room has, for a server that may be about to join it. One pass over the state's tree, a page
-    /// at a time.
-    pub async fn state_events_for(&self, origin: &ServerName, room_id: &RoomId) -> Result<u64> {
-        let (origin, room_id) = (origin.to_owned(), room_id.to_owned());
-        self.reading(move |_, read| {
-            let room = enter(read, &origin, &room_id)?;
-            let rule = room.view(read).join_rule()?;
-            let open = matches!(
-                rule,
-                Some(JoinRule::Public | JoinRule::Knock | JoinRule::Restricted | JoinRule::KnockRestricted)
-            );
-            if !open && !is_expected(read, room.num, &origin)? {
-                return Err(Error::NotFound);
-            }
-            let Some(root) = room.row.state else { return Ok(0) };
-            let (mut count, mut after, mut page) = (0, None, Vec::with_capacity(PAGE));
-            loop {
-                page.clear();
-                let ended = state_tree::page(read, root, after, PAGE, &mut page)?;
-                count += page.len() as u64;
-                after = page.last().map(|entry| entry.key).or(after);
-                if ended {
-                    return Ok(count);
-                }
-            }
-        })
-        .await
-    }
 }

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use crate::base;
 use crate::budget::Grant;
-use crate::room::{Error, Result, Rooms};
+use crate::room::Rooms;
+use crate::room::error::{Error, Result};
 use crate::store::tables::room::state_tree::sweep::{self, Sweep};
 
 /// A board that is switched off every night must come to it too.

@@ -326,7 +326,7 @@ impl Settle {
         let row = event::row_of(&read, one.known)?;
         let event = match row.kind {
             Kind::CREATE | Kind::POWER_LEVELS | Kind::JOIN_RULES | Kind::THIRD_PARTY_INVITE => {
-                Some(state::load_row(&read, self.version, &row)?)
+                Some(state::event::load_row(&read, self.version, &row)?)
             }
             _ => None,
         };

@@ -283,7 +283,7 @@ async fn threads_are_counted_and_read_by_themselves() {
     house.send(&bob, &nowhere, "m.room.join_rules", Some(""), private).await.unwrap();
     let hidden = house.say(&bob, &nowhere, "hidden").await;
     let refused = house.rooms.event(&reader(&alice), &nowhere, &hidden).await;
-    assert!(matches!(refused, Err(crate::room::Error::NotFound)), "not even that the room is there");
+    assert!(matches!(refused, Err(crate::room::error::Error::NotFound)), "not even that the room is there");
 }
 
 /// An event, its edit and the last reply of its thread of 60 KiB each were one piece of 180.
