@@ -41,16 +41,18 @@ pub use create::{Create, Preset, StateDraft};
 pub use directory::alias::Resolved;
 pub use directory::{PUBLIC_PAGE_BYTES, PublicPage, PublicQuery};
 pub use ephemeral::receipt::{Marker, ReadMarkers};
-pub use handshake::{Invitation, STRIPPED_EVENTS_MAX, Verb};
-pub use membership::Joining;
+pub use handshake::invite::Invitation;
+pub use handshake::{STRIPPED_EVENTS_MAX, Verb};
 pub use read::filter::{Events, Filter};
 pub use read::sync::{Asked, List, News, Since};
 pub use read::{ANSWER_BYTES, PAGE_EVENTS_MAX, Paging, Reader, Related, Threads, Token, Who};
 pub use receive::TIME_MAX as RECEIVE_TIME_MAX;
 pub use send::Sending;
+pub use send::member::Joining;
 pub use serve::history::Missing;
+pub use serve::long_answer::Served;
 pub use serve::membership::{Drawn, Submitted};
-pub use serve::state::{JoinAnswer, Served};
+pub use serve::state::JoinAnswer;
 
 pub use crate::store::tables::room::event::Membership;
 pub use crate::store::{EventNum, Position, RoomNum};
@@ -84,7 +86,7 @@ struct Inner {
     gap_senders: OneEach,
     turns: serve::slots::Turns,
     typing: ephemeral::typing::Typing,
-    rules: Arc<append::unread::Rules>,
+    rules: Arc<append::rules_cache::Rules>,
     renewals: membership::profile::Renewals,
     intake: receive::intake::Intake,
 }
@@ -92,7 +94,7 @@ struct Inner {
 impl Rooms {
     pub fn new(parts: Parts) -> Rooms {
         let typing = ephemeral::typing::Typing::new(parts.budget.account("ephemeral"), parts.clock.clone());
-        let rules = Arc::new(append::unread::Rules::new(parts.budget.account("push_rules")));
+        let rules = Arc::new(append::rules_cache::Rules::new(parts.budget.account("push_rules")));
         let intake = receive::intake::Intake::new(parts.clock.clone());
         Rooms(Arc::new(Inner {
             parts,
@@ -135,13 +137,21 @@ impl Rooms {
     }
 
     /// Where and when we are.
-    fn here(&self) -> append::Here {
+    fn here(&self) -> append::new_event::Here {
         let parts = &self.0.parts;
-        append::Here { server: parts.server.clone(), now_ms: parts.clock.now_ms(), rules: self.0.rules.clone() }
+        append::new_event::Here {
+            server: parts.server.clone(),
+            now_ms: parts.clock.now_ms(),
+            rules: self.0.rules.clone(),
+        }
     }
 
     /// Appends a judged event and tells whoever follows the room.
-    async fn append_locked(&self, guard: &lock::Guard, new: append::Append) -> Result<append::Done> {
+    async fn append_locked(
+        &self,
+        guard: &lock::Guard,
+        new: append::new_event::Append,
+    ) -> Result<append::new_event::Done> {
         debug_assert_eq!(guard.room(), new.room, "the lock held is the one of the room that changes");
         let here = self.here();
         self.write(move |w| Ok(append::append(w, &here, new)?)).await

@@ -6,9 +6,12 @@ use ruma::RoomId;
 use serde::Serialize;
 
 use super::error::Result;
+use super::join::Underway;
+use super::join::admission::{ASKED_ROOMS_MAX, Policy};
 use super::{Rooms, state};
 use crate::base::blocking;
 use crate::store::RoomNum;
+use crate::store::tables::room::staged::{self, Allowed, Stage};
 use crate::store::tables::room::{self, Room, Status};
 
 /// A room in the operator's list.
@@ -53,5 +56,73 @@ impl Rooms {
             found.into_iter().map(overview).collect()
         })
         .await
+    }
+}
+
+impl Rooms {
+    /// Sets the owner's policy. `serve` does so once.
+    pub fn set_admission(&self, policy: Policy) {
+        *self.0.joins.policy.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = policy;
+    }
+
+    /// An admin lets one room in whatever its size, or takes that back, which also ends a join that is under way.
+    pub async fn allow(&self, room_id: &RoomId, allowed: bool) -> Result<()> {
+        if !allowed {
+            self.0.joins.cancel(room_id);
+        }
+        let (room_id, at_ms) = (room_id.to_owned(), self.0.parts.clock.now_ms());
+        self.write(move |w| {
+            let before = staged::allowed(w, room_id.as_str())?;
+            let new = Allowed { allowed: true, user_id: String::new(), events: 0, at_ms };
+            let new = Allowed { allowed: true, ..before.unwrap_or(new) };
+            Ok(staged::set_allowed(w, room_id.as_str(), allowed.then_some(&new))?)
+        })
+        .await
+    }
+
+    /// Rooms an admin allowed whatever their size, and rooms that wait for that.
+    pub async fn allowed_rooms(&self) -> Result<Vec<(String, Allowed)>> {
+        self.reading(|_, read| Ok(staged::list_allowed(read, ASKED_ROOMS_MAX)?)).await
+    }
+
+    /// Joins under way.
+    pub fn joins(&self) -> Vec<Underway> {
+        self.0.joins.list(self.0.parts.clock.instant())
+    }
+
+    /// Joins that are begun and not under way, each with the events it has stored: they go on at the next start.
+    pub async fn interrupted_joins(&self) -> Result<Vec<(String, u64)>> {
+        let under_way: Vec<String> = self.joins().into_iter().map(|join| join.room_id).collect();
+        let journals = self.reading(|_, read| Ok(staged::journals(read)?)).await?;
+        let interrupted = journals
+            .into_iter()
+            .map(|(_, journal)| journal)
+            .filter(|journal| journal.stage < Stage::Live && !under_way.contains(&journal.room_id));
+        Ok(interrupted.map(|journal| (journal.room_id, journal.events)).collect())
+    }
+}
+
+impl Rooms {
+    /// Ends the join of a room: one under way at its next step, one that waits to go on when its turn comes. What it
+    /// wrote is taken back, and the resident that let us in is told that we leave. False when there is none.
+    pub async fn cancel_join(&self, room_id: &RoomId) -> Result<bool> {
+        if self.0.joins.cancel(room_id) {
+            return Ok(true);
+        }
+        let of = room_id.to_owned();
+        let found = self.write(move |w| {
+            let mut found = false;
+            for (num, mut journal) in staged::journals(w)? {
+                if journal.room_id == of.as_str() && journal.stage < Stage::Live {
+                    journal.stage = Stage::Cancelled;
+                    staged::set_journal(w, num, &journal)?;
+                    found = true;
+                }
+            }
+            Ok(found)
+        });
+        let found = found.await?;
+        // A join that has gone on meanwhile may have read its journal before it was marked.
+        Ok(self.0.joins.cancel(room_id) || found)
     }
 }

@@ -427,7 +427,7 @@ async fn a_redaction_waits_for_its_target() {
     let by = redaction.event.id().to_owned();
     let guard = house.rooms.lock(known_room.num).await;
     for event in [redaction.event, other.event, target.event] {
-        house.rooms.append_locked(&guard, append::Append::next(known_room.num, event)).await.unwrap();
+        house.rooms.append_locked(&guard, append::new_event::Append::next(known_room.num, event)).await.unwrap();
     }
     assert_eq!(house.event(&id).content(), "{}");
     let read = house.read();

@@ -3,7 +3,7 @@
 //! Redactions that came before their target wait in a row of their own. Whether one may is judged once, when the two meet,
 //! by the room's present state (each room version's section "Redactions").
 
-use super::relation_of;
+use super::relations::relation_of;
 use crate::matrix::{Event, RoomVersion, auth};
 use crate::room::error::Error;
 use crate::room::state::View;

@@ -9,10 +9,11 @@ use ruma::{OwnedEventId, OwnedRoomId, OwnedUserId, RoomId, UserId};
 use serde_json::{Map, Value, json};
 
 use super::Rooms;
-use super::append::{self, Append};
+use super::append;
+use super::append::new_event::Append;
 use super::error::{Error, Result};
-use super::membership::{content_of, with_profile};
-use super::send::check_levels;
+use super::send::checks::check_levels;
+use super::send::member::{content_of, with_profile};
 use crate::matrix::auth::{self, Lookup};
 use crate::matrix::{Draft, Event, Reject, RoomVersion, id, version};
 use crate::store::Read;

@@ -17,6 +17,7 @@ use crate::store::{Get, Read};
 use alias::may_list;
 
 pub mod alias;
+pub mod remote;
 
 /// Rooms on one page.
 const PAGE_MAX: usize = 100;

@@ -8,29 +8,21 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use http::Method;
-use ruma::{EventId, OwnedEventId, OwnedRoomId, OwnedServerName, OwnedUserId, RoomAliasId, RoomId, ServerName, UserId};
+use ruma::{OwnedServerName, RoomId, ServerName, UserId};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
 use super::Rooms;
 use super::error::{Error, Result};
-use super::receive::KEYS_TIME_MAX;
-use super::receive::fetch::signing_keys;
-use super::state::server_access;
 use super::state::stripped::strip;
-use crate::base;
 use crate::budget::Grant;
 use crate::matrix::json::partial;
-use crate::matrix::scan::{self, Signer};
-use crate::matrix::{Event, Reject, RoomVersion, event as wire, json as text, sign, version};
+use crate::matrix::{Event, Reject, RoomVersion, event as wire, version};
 use crate::remote::{Failed, Options, encode};
-use crate::store::Read;
 use crate::store::tables::room::event::Membership;
-use crate::store::tables::room::{self};
-use crate::store::tables::user;
-use out_of_band::may_end;
 
 pub mod out_of_band;
+pub mod invite;
 
 /// Servers asked for one thing at most, one after the other.
 const SERVERS_MAX: usize = 5;
@@ -38,8 +30,6 @@ const SERVERS_MAX: usize = 5;
 const EACH: Duration = Duration::from_secs(20);
 /// Events of stripped state kept with an invite or a knock. The specification names nine kinds.
 pub const STRIPPED_EVENTS_MAX: usize = 32;
-/// Servers of a remote alias that are remembered for the join.
-const ALIAS_SERVERS_MAX: usize = 20;
 
 /// A membership event somebody else's server drew up for one of our users.
 pub struct Template {
@@ -150,7 +140,7 @@ impl Template {
 }
 
 /// A person is waiting, but not for ever.
-fn asking() -> Options {
+pub fn asking() -> Options {
     Options { timeout: EACH, max_bytes: 256 * 1024, insist: true }
 }
 
@@ -258,267 +248,9 @@ fn is_unknown_path(failed: &Failed) -> bool {
 
 // ---- invites -----------------------------------------------------------------------------------------------------
 
-/// An invite another server brings, as its request says it.
-pub struct Invitation {
-    pub room: OwnedRoomId,
-    pub version: String,
-    pub event: Box<RawValue>,
-    pub stripped: Vec<Box<RawValue>>,
-}
-
-impl Rooms {
-    /// Takes an invite of a local user from another server. Answers the event with our signature beside theirs.
-    ///
-    /// For a room that people of this server are in, the invite becomes part of the room when it arrives there; here it is
-    /// only signed.
-    pub async fn receive_invite(
-        &self,
-        origin: &ServerName,
-        id: Option<&EventId>,
-        invitation: Invitation,
-    ) -> Result<Event> {
-        let version = version::get_offered(&invitation.version).ok_or_else(|| {
-            let message = format!("rooms of version {} cannot be joined from here", invitation.version);
-            Error::bad("M_INCOMPATIBLE_ROOM_VERSION", message)
-        })?;
-        let event = Event::from_wire(version, invitation.event.get().as_bytes())?;
-        let target = self.check_invite(origin, id, &invitation, &event)?;
-        let (by, asked, of) = (origin.to_owned(), target.clone(), invitation.room.clone());
-        let is_ours = self.reading(move |_, read| {
-            server_access::check_acl(read, &by, &of)?;
-            is_ours_already(read, &asked, &of)
-        });
-        let is_ours = is_ours.await?;
-        self.check_signed(&event).await?;
-        let parts = &self.0.parts;
-        let signed = sign::add_signature(&event, &parts.server, &parts.key)?;
-        let stripped = strip(&invitation.stripped, &event);
-        if !is_ours {
-            self.set_outside(&target, &invitation.room, version.id, Membership::Invite, stripped).await?;
-        }
-        Ok(signed)
-    }
-
-    fn check_invite(
-        &self,
-        origin: &ServerName,
-        id: Option<&EventId>,
-        invitation: &Invitation,
-        event: &Event,
-    ) -> Result<OwnedUserId> {
-        let bad = |message: &str| Error::bad("M_INVALID_PARAM", message);
-        if id.is_some_and(|id| id != event.id()) {
-            return Err(bad("the event's id is not the one in the path"));
-        }
-        if event.room_id() != invitation.room {
-            return Err(bad("the event is of another room"));
-        }
-        if event.kind() != "m.room.member" || event.membership().as_deref() != Some("invite") {
-            return Err(bad("the event is no invite"));
-        }
-        if event.sender().server_name() != origin {
-            return Err(Error::forbidden("the invite's sender is of another server"));
-        }
-        let target = event.state_key().and_then(|key| OwnedUserId::try_from(key).ok());
-        match target {
-            Some(target) if target.server_name() == self.0.parts.server => Ok(target),
-            _ => Err(bad("the invite is for nobody of this server")),
-        }
-    }
-
-    /// An event about a room nobody here is in: taken when it ends an invite of one of our users, by whoever sent that, or a
-    /// knock, by a server that has to do with it. Nothing of it is kept but that.
-    pub(super) async fn end_outside(
-        &self,
-        origin: &ServerName,
-        room_id: &RoomId,
-        raw: Box<RawValue>,
-    ) -> Result<OwnedEventId> {
-        let (origin, id) = (origin.to_owned(), room_id.to_owned());
-        let read = self.reading(move |rooms, read| {
-            let num = room::num(read, id.as_str())?.ok_or(Error::NotFound)?;
-            let version = version::get(&room::get_of(read, num)?.version).ok_or(Error::NotFound)?;
-            let event = Event::from_wire(version, raw.get().as_bytes())?;
-            let target = event.state_key().and_then(|key| OwnedUserId::try_from(key).ok()).ok_or(Error::NotFound)?;
-            let is_end = event.kind() == "m.room.member"
-                && matches!(event.membership().as_deref(), Some("leave" | "ban"))
-                && event.room_id() == id
-                && event.sender().server_name() == origin;
-            let user = user::num(read, target.as_str())?.ok_or(Error::NotFound)?;
-            match is_end
-                && rooms.outside_of(read, &target, &id)?.contains(&origin)
-                && may_end(read, user, num, &target, event.sender())?
-            {
-                true => Ok((event, target)),
-                false => Err(Error::NotFound),
-            }
-        });
-        let (event, target) = read.await?;
-        self.check_signed(&event).await?;
-        self.drop_outside(&target, room_id, Some(event.sender().to_owned())).await?;
-        Ok(event.id().to_owned())
-    }
-
-    /// That the servers which must have signed an event have, and that its content is whole. Keys are fetched when need be.
-    pub(super) async fn check_signed(&self, event: &Event) -> Result<()> {
-        self.fetch_signing_keys(event).await?;
-        let keys = self.0.parts.remote.keys();
-        let event = event.clone();
-        match base::blocking(move || sign::check_event(&event, &keys)).await? {
-            sign::Checked::Intact => Ok(()),
-            sign::Checked::RedactNeeded => Err(Reject::signature("the content hash is wrong").into()),
-        }
-    }
-
-    /// Asks for the keys an event is signed with, where they are not known. After a while those that are here must do.
-    pub(super) async fn fetch_signing_keys(&self, event: &Event) -> Result<()> {
-        let parts = &self.0.parts;
-        let (names, at_ms) = signing_keys(event, parts.clock.now_ms())?;
-        let keys = parts.remote.keys();
-        Ok(parts.clock.timeout(KEYS_TIME_MAX, keys.fetch(&names, at_ms)).await.unwrap_or(Ok(()))?)
-    }
-
-    /// Has the invited user's server sign our invite, which makes it known there too. `room_state` is the stripped state
-    /// the invited user is shown.
-    ///
-    /// Never call it with the room's lock held: the other server takes its time.
-    pub(super) async fn sign_invite(&self, event: &Event, room_state: Vec<Box<RawValue>>) -> Result<Event> {
-        let target = event.state_key().and_then(|key| OwnedUserId::try_from(key).ok());
-        let target = target.ok_or_else(|| Reject::shape("the invited user's id is no user id"))?;
-        let server = target.server_name();
-        let signed = self.ask_signature(server, event, room_state).await?;
-        let signed = Event::from_wire(event.version(), signed.get().as_bytes())?;
-        if signed.id() != event.id() || !signed.is_intact() {
-            return Err(Error::Remote(Failed::BadAnswer("the invite came back as another event".to_owned())));
-        }
-        let theirs = signature_of(&signed, server)?;
-        let signer =
-            Signer { server: server.as_str(), signatures: theirs.iter().map(|(id, s)| (id.as_str(), *s)).collect() };
-        let at_ms = sign::key_time(event.version(), event.origin_server_ts());
-        let names: Vec<_> = theirs.iter().map(|(id, _)| (server.to_owned(), id.clone())).collect();
-        let keys = self.0.parts.remote.keys();
-        keys.fetch(&names, at_ms).await?;
-        // A handful of signatures of one event: not worth a thread.
-        sign::check_signer(&signer, &event.signed_message(), at_ms, &keys)?;
-        // Ours must still be on it; that it is the same event is known.
-        sign::check_event(&signed, &keys)?;
-        Ok(signed)
-    }
-
-    async fn ask_signature(
-        &self,
-        server: &ServerName,
-        event: &Event,
-        room_state: Vec<Box<RawValue>>,
-    ) -> Result<Box<RawValue>> {
-        #[derive(serde::Deserialize)]
-        struct Signed {
-            event: Box<RawValue>,
-        }
-        let target = |api: &str| {
-            let (room, id) = (encode(event.room_id().as_str()), encode(event.id().as_str()));
-            format!("/_matrix/federation/{api}/invite/{room}/{id}")
-        };
-        let raw = std::str::from_utf8(event.to_federation()).map_err(|_| Reject::json("not text"))?;
-        let state: Vec<&str> = room_state.iter().map(|event| event.get()).collect();
-        let (version, state) = (json!(event.version().id), format!("[{}]", state.join(",")));
-        let body = format!("{{\"event\":{raw},\"room_version\":{version},\"invite_room_state\":{state}}}");
-        let remote = &self.0.parts.remote;
-        let answer = remote.request(server, Method::PUT, &target("v2"), Some(body.into_bytes()), asking()).await;
-        match answer {
-            Err(failed) if event.version().event_id_in_event() && is_unknown_path(&failed) => {
-                let inner = raw.strip_suffix('}').ok_or_else(|| Reject::json("not an object"))?;
-                let body = format!("{inner},\"unsigned\":{{\"invite_room_state\":{state}}}}}").into_bytes();
-                let answer = remote.request(server, Method::PUT, &target("v1"), Some(body), asking()).await?;
-                let ((_, signed), _paid) = answer.json::<(u16, Signed)>()?;
-                Ok(signed.event)
-            }
-            answer => {
-                let (signed, _paid) = answer?.json::<Signed>()?;
-                Ok(signed.event)
-            }
-        }
-    }
-}
-
-/// One server's signatures on an event.
-fn signature_of(event: &Event, server: &ServerName) -> Result<Vec<(String, [u8; 64])>> {
-    use base64::Engine;
-    let by = text::get_path(event.to_federation(), &["signatures", server.as_str()]).unwrap_or(b"{}");
-    let each = text::members(by).take(scan::SIGNATURES_TRIED_MAX).filter_map(|(id, signature)| {
-        let signature = scan::BASE64.decode(&*text::text(signature)?).ok()?.try_into().ok()?;
-        Some((String::from_utf8(id.to_vec()).ok()?, signature))
-    });
-    let found: Vec<_> = each.collect();
-    match found.is_empty() {
-        true => Err(Error::Remote(Failed::BadAnswer(format!("{server} did not sign the invite")))),
-        false => Ok(found),
-    }
-}
-
-/// Whether people of this server are in the room. Refuses an invite of nobody here.
-fn is_ours_already(read: &Read, target: &UserId, room_id: &RoomId) -> Result<bool> {
-    let account = match user::num(read, target.as_str())? {
-        Some(num) => user::account(read, num)?,
-        None => None,
-    };
-    if account.is_none_or(|account| account.standing != user::Standing::Active) {
-        return Err(Error::NotFound);
-    }
-    match room::num(read, room_id.as_str())? {
-        Some(num) => Ok(room::get_of(read, num)?.status == room::Status::Resident),
-        None => Ok(false),
-    }
-}
+impl Rooms {}
 
 // ---- names and lists of other servers ----------------------------------------------------------------------------
-
-impl Rooms {
-    /// Where an alias of another server leads, and which servers are in that room.
-    pub async fn resolve_remote_alias(&self, alias: &RoomAliasId) -> Result<(OwnedRoomId, Vec<OwnedServerName>)> {
-        #[derive(serde::Deserialize)]
-        struct Found {
-            room_id: OwnedRoomId,
-            #[serde(default)]
-            servers: Vec<String>,
-        }
-        let target = format!("/_matrix/federation/v1/query/directory?room_alias={}", encode(alias.as_str()));
-        let answer = self.0.parts.remote.request(alias.server_name(), Method::GET, &target, None, asking()).await;
-        let (found, _paid) = not_found(answer)?.json::<Found>()?;
-        let servers = found.servers.into_iter().filter_map(|name| OwnedServerName::try_from(name).ok());
-        let mut servers: Vec<_> = servers.take(ALIAS_SERVERS_MAX).collect();
-        if servers.is_empty() {
-            servers.push(alias.server_name().to_owned());
-        }
-        Ok((found.room_id, servers))
-    }
-
-    /// A page of another server's public rooms as it answers it: one JSON object, with what pays for it. `asked` is the
-    /// body of the `POST`.
-    pub async fn remote_public_rooms(
-        &self,
-        server: &ServerName,
-        asked: &Map<String, Value>,
-    ) -> Result<(Vec<u8>, Grant)> {
-        let body = serde_json::to_vec(asked).map_err(|error| Reject::json(error.to_string()))?;
-        let target = "/_matrix/federation/v1/publicRooms";
-        let options = Options { max_bytes: 512 * 1024, ..asking() };
-        let answer = self.0.parts.remote.request(server, Method::POST, target, Some(body), options).await?;
-        let (body, grant) = answer.into_parts();
-        match serde_json::from_slice::<serde::de::IgnoredAny>(&body) {
-            Ok(_) if body.first() == Some(&b'{') => Ok((body, grant)),
-            _ => Err(Error::Remote(Failed::BadAnswer("the list of rooms is no JSON object".to_owned()))),
-        }
-    }
-}
-
-/// A peer's 404 is our own "not there".
-fn not_found<T>(answer: Result<T, Failed>) -> Result<T> {
-    answer.map_err(|failed| match failed.status() {
-        Some(404) => Error::NotFound,
-        _ => Error::Remote(failed),
-    })
-}
 
 #[cfg(test)]
 mod tests {

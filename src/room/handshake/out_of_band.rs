@@ -3,17 +3,12 @@
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 
-use ruma::{OwnedEventId, OwnedServerName, OwnedUserId, RoomId, UserId};
+use ruma::{OwnedUserId, RoomId, UserId};
 
 use crate::base::shares::{Held, neighbourhood, of_the_busiest};
-use crate::room::append::Append;
+use crate::room::Rooms;
 use crate::room::error::{Error, Result};
-use crate::room::membership::{content_of, with_profile};
-use crate::room::send::{Built, New};
-use crate::room::state::known_num;
-use crate::room::state::known_to_member;
 use crate::room::state::stripped::{STRIPPED_BYTES_MAX, inviting_server, read_stripped};
-use crate::room::{Joining, Rooms};
 use crate::store::tables::room::event::Membership;
 use crate::store::tables::room::member::{self, Mine};
 use crate::store::tables::room::staged;
@@ -28,51 +23,7 @@ const INVITES_STRANGERS_MAX: usize = 150;
 /// Invites and knocks of one user that are over. Of older ones nothing stays.
 const OVER_MAX: usize = 200;
 
-pub(in crate::room) async fn join(rooms: &Rooms, user: &UserId, room_id: &RoomId, joining: Joining) -> Result<()> {
-    crate::room::join::from_outside(rooms, user, room_id, joining).await
-}
-
-pub(in crate::room) async fn leave(
-    rooms: &Rooms,
-    user: &UserId,
-    room_id: &RoomId,
-    reason: Option<String>,
-) -> Result<()> {
-    let (asking, user, room_id) = (rooms.clone(), user.to_owned(), room_id.to_owned());
-    // What the other server has been told must be known here too.
-    rooms.unbroken(async move { asking.leave_outside(&user, &room_id, reason.as_deref()).await }).await
-}
-
-pub(in crate::room) async fn knock(
-    rooms: &Rooms,
-    user: &UserId,
-    room_id: &RoomId,
-    mut via: Vec<OwnedServerName>,
-    reason: Option<String>,
-) -> Result<()> {
-    via.extend(room_id.server_name().filter(|server| !via.iter().any(|known| known == server)).map(ToOwned::to_owned));
-    let (who, content) = (user.to_owned(), content_of(Membership::Knock, reason));
-    let content = rooms.reading(move |_, read| with_profile(read, &who, content)).await?;
-    let (asking, user, room_id) = (rooms.clone(), user.to_owned(), room_id.to_owned());
-    rooms.unbroken(async move { asking.knock_outside(&user, &room_id, &via, content).await }).await
-}
-
-/// Invites somebody of another server, which must hear of it and agree first.
-pub(in crate::room) async fn invite(rooms: &Rooms, room_id: &RoomId, new: New) -> Result<OwnedEventId> {
-    let (asking, room_id) = (rooms.clone(), room_id.to_owned());
-    // Once the other server has agreed, the room must hear of it, whether or not the app still listens.
-    rooms.unbroken(async move { asking.invite_outside(&room_id, new).await }).await
-}
-
 impl Rooms {
-    async fn invite_outside(&self, room_id: &RoomId, new: New) -> Result<OwnedEventId> {
-        let inviter = new.sender.clone();
-        let built = self.build_for_others(room_id, new).await?;
-        let shown = self.shown_state_of(room_id, Some(&inviter)).await?;
-        let event = self.sign_invite(&built.event, shown).await?;
-        self.append_built(Built { event, ..built }).await
-    }
-
     /// Notes that a user of this server was invited to, or knocks at, a room nobody here is in: `stripped` is a JSON
     /// array of what the other server tells of it. `version` is empty when it is not known. An invite that is open already
     /// is replaced by none of another server: who knows a room's id could put their own in the place of a friend's.
@@ -150,33 +101,6 @@ impl Rooms {
                 Some(inviter) if !may_end(w, user, num, &user_id, &inviter)? => Ok(()),
                 _ => end(w, user, num),
             }
-        })
-        .await
-    }
-
-    /// Builds an event of ours under the room's lock, to be shown to another server before it is appended.
-    pub(in crate::room) async fn build_for_others(&self, room_id: &RoomId, new: New) -> Result<Built> {
-        let num = self.num_of(room_id).await?;
-        let guard = self.lock(num).await;
-        self.settle_ends(&guard).await?;
-        let room_id = room_id.to_owned();
-        self.reading(move |rooms, read| {
-            let room = known_to_member(read, &room_id)?;
-            rooms.build(read, &room, new)
-        })
-        .await
-    }
-
-    /// Appends an event of [`Rooms::build_for_others`], perhaps signed by the other server too. The room may have gone on
-    /// meanwhile: then the event is judged again by its present state, and follows what it was built upon.
-    pub(in crate::room) async fn append_built(&self, built: Built) -> Result<OwnedEventId> {
-        let rooms = self.clone();
-        self.unbroken(async move {
-            let guard = rooms.lock(built.room).await;
-            let id = built.event.id().to_owned();
-            let append = rooms.reading(move |_, read| rejudged(read, built)).await?;
-            rooms.append_locked(&guard, append).await?;
-            Ok(id)
         })
         .await
     }
@@ -313,17 +237,4 @@ fn forget(w: &mut Write<'_>, user: UserNum, num: RoomNum) -> Result<()> {
         room::remove(w, num)?;
     }
     Ok(())
-}
-
-fn rejudged(read: &crate::store::Read, built: Built) -> Result<Append> {
-    use crate::room::append::Before;
-    use crate::room::state::fork::Current;
-    let room = known_num(read, built.room)?;
-    let append = Append { outbound: true, ..Append::next(built.room, built.event) };
-    if room.row.extremities == built.extremities {
-        return Ok(append);
-    }
-    crate::matrix::auth::check(room.version, &append.event.subject(), &room.view(read))?;
-    let before = built.before.map_or(Before::Present, Before::At);
-    Ok(Append { before, current: Current::Resolved { changes: Vec::new(), wins: true }, ..append })
 }

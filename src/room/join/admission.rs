@@ -9,7 +9,6 @@ use std::time::Duration;
 use http::Method;
 use ruma::{OwnedServerName, RoomId, UserId};
 
-use super::Underway;
 use super::build::authorize::COLUMN_BYTES;
 use crate::base::shares::{Held, of_the_busiest};
 use crate::budget::Refused;
@@ -19,7 +18,7 @@ use crate::room::Rooms;
 use crate::room::error::{Error, Result};
 use crate::store::Get;
 use crate::store::tables::room;
-use crate::store::tables::room::staged::{self, Allowed, Stage};
+use crate::store::tables::room::staged::{self, Allowed};
 
 /// What happens with a room that is larger than this server takes without asking.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -70,7 +69,7 @@ const OUTGROWN_EVENTS_MIN: u64 = 50_000;
 const ASKED_MAX: usize = 2;
 const ASK_TIMEOUT: Duration = Duration::from_secs(5);
 /// Rooms kept as asked for, so that strangers' ids cannot fill a table.
-const ASKED_ROOMS_MAX: usize = 200;
+pub const ASKED_ROOMS_MAX: usize = 200;
 
 impl Estimate {
     fn of_complexity(units: f64) -> Estimate {
@@ -100,47 +99,6 @@ pub struct Admitted {
 }
 
 impl Rooms {
-    /// Sets the owner's policy. `serve` does so once.
-    pub fn set_admission(&self, policy: Policy) {
-        *self.0.joins.policy.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = policy;
-    }
-
-    /// An admin lets one room in whatever its size, or takes that back, which also ends a join that is under way.
-    pub async fn allow(&self, room_id: &RoomId, allowed: bool) -> Result<()> {
-        if !allowed {
-            self.0.joins.cancel(room_id);
-        }
-        let (room_id, at_ms) = (room_id.to_owned(), self.0.parts.clock.now_ms());
-        self.write(move |w| {
-            let before = staged::allowed(w, room_id.as_str())?;
-            let new = Allowed { allowed: true, user_id: String::new(), events: 0, at_ms };
-            let new = Allowed { allowed: true, ..before.unwrap_or(new) };
-            Ok(staged::set_allowed(w, room_id.as_str(), allowed.then_some(&new))?)
-        })
-        .await
-    }
-
-    /// Rooms an admin allowed whatever their size, and rooms that wait for that.
-    pub async fn allowed_rooms(&self) -> Result<Vec<(String, Allowed)>> {
-        self.reading(|_, read| Ok(staged::list_allowed(read, ASKED_ROOMS_MAX)?)).await
-    }
-
-    /// Joins under way.
-    pub fn joins(&self) -> Vec<Underway> {
-        self.0.joins.list(self.0.parts.clock.instant())
-    }
-
-    /// Joins that are begun and not under way, each with the events it has stored: they go on at the next start.
-    pub async fn interrupted_joins(&self) -> Result<Vec<(String, u64)>> {
-        let under_way: Vec<String> = self.joins().into_iter().map(|join| join.room_id).collect();
-        let journals = self.reading(|_, read| Ok(staged::journals(read)?)).await?;
-        let interrupted = journals
-            .into_iter()
-            .map(|(_, journal)| journal)
-            .filter(|journal| journal.stage < Stage::Live && !under_way.contains(&journal.room_id));
-        Ok(interrupted.map(|journal| (journal.room_id, journal.events)).collect())
-    }
-
     /// Whether a room may be joined, and how far.
     pub(in crate::room) async fn admit(
         &self,

@@ -19,7 +19,7 @@ mod flip;
 mod graph;
 mod progress;
 mod build;
-mod stage;
+pub mod stage;
 mod stream;
 pub mod admission;
 pub mod order;
@@ -357,29 +357,6 @@ impl Rooms {
         }
     }
 
-    /// Ends the join of a room: one under way at its next step, one that waits to go on when its turn comes. What it
-    /// wrote is taken back, and the resident that let us in is told that we leave. False when there is none.
-    pub async fn cancel_join(&self, room_id: &RoomId) -> Result<bool> {
-        if self.0.joins.cancel(room_id) {
-            return Ok(true);
-        }
-        let of = room_id.to_owned();
-        let found = self.write(move |w| {
-            let mut found = false;
-            for (num, mut journal) in staged::journals(w)? {
-                if journal.room_id == of.as_str() && journal.stage < Stage::Live {
-                    journal.stage = Stage::Cancelled;
-                    staged::set_journal(w, num, &journal)?;
-                    found = true;
-                }
-            }
-            Ok(found)
-        });
-        let found = found.await?;
-        // A join that has gone on meanwhile may have read its journal before it was marked.
-        Ok(self.0.joins.cancel(room_id) || found)
-    }
-
     /// Goes on with joins that a crash or a stop interrupted. `serve` spawns it once.
     pub async fn resume_joins(&self) {
         let read = self.reading(|_, read| Ok(staged::journals(read)?)).await;
@@ -577,7 +554,7 @@ impl<'a> Join<'a> {
         tokio::spawn(async move {
             for resident in residents.into_iter().take(2) {
                 let Ok(server) = OwnedServerName::try_from(resident) else { continue };
-                let content = super::membership::content_of(Membership::Leave, None);
+                let content = super::send::member::content_of(Membership::Leave, None);
                 match rooms.leave_through(&server, &user, &room_id, content).await {
                     Ok(()) => return,
                     Err(error) => tracing::info!(%server, %room_id, %error, "a failed join could not be taken back"),
@@ -662,7 +639,7 @@ impl<'a> Join<'a> {
                                     .into(),
                         }));
                     }
-                    let mut content = super::membership::content_of(Membership::Join, joining.reason.clone());
+                    let mut content = super::send::member::content_of(Membership::Join, joining.reason.clone());
                     let mut extra = joining.content_extra.clone();
                     extra.remove("join_authorised_via_users_server");
                     extra.remove("membership");
@@ -673,7 +650,7 @@ impl<'a> Join<'a> {
                     let user = self.user.to_owned();
                     let content = self
                         .rooms
-                        .reading(move |_, read| super::membership::with_profile(read, &user, content))
+                        .reading(move |_, read| super::send::member::with_profile(read, &user, content))
                         .await?;
                     let event = self.rooms.sign_template(&template, content)?;
                     servers.remove(at);

@@ -8,15 +8,13 @@ use serde_json::{Map, Value};
 
 use super::Rooms;
 use super::error::{Error, Result};
-use super::handshake::out_of_band;
 use super::send::New;
-use super::state::join_conditions::let_in_by;
-use super::state::{Known, known};
-use super::state::{known_to_member, not_in_room};
+use super::send::member::{content_of, join_content, with_profile};
+use super::state::{known, known_to_member, not_in_room};
 use crate::matrix::auth::State as _;
-use crate::store::tables::room;
+use crate::room::Joining;
 use crate::store::tables::room::event::Membership;
-use crate::store::tables::room::member;
+use crate::store::tables::room::{self, member};
 use crate::store::tables::user;
 use crate::store::{Change, Get, Read};
 
@@ -26,21 +24,11 @@ pub mod restricted;
 /// Whoever can be put out.
 const INSIDE: [Membership; 3] = [Membership::Join, Membership::Invite, Membership::Knock];
 
-/// How somebody joins.
-#[derive(Debug, Clone, Default)]
-pub struct Joining {
-    /// Servers that may know the room, best first.
-    pub via: Vec<OwnedServerName>,
-    pub reason: Option<String>,
-    /// More for the member event's content.
-    pub content_extra: Map<String, Value>,
-}
-
 impl Rooms {
     /// Joins a room; through another server when nobody here is in it. Returns when the room can be used.
     pub async fn join(&self, user: &UserId, room_id: &RoomId, joining: Joining) -> Result<()> {
         if !self.is_resident(room_id).await? {
-            return out_of_band::join(self, user, room_id, joining).await;
+            return join(self, user, room_id, joining).await;
         }
         let (rooms, who, id, asked) = (self.clone(), user.to_owned(), room_id.to_owned(), joining.clone());
         match self.unbroken(async move { rooms.join_here(&who, &id, asked).await }).await {
@@ -60,7 +48,7 @@ impl Rooms {
         match place {
             Place::Gone => Ok(()),
             Place::Nowhere => Err(not_in_room()),
-            Place::Outside => out_of_band::leave(self, user, room_id, reason).await,
+            Place::Outside => leave(self, user, room_id, reason).await,
             Place::Here => self
                 .change(user, room_id, user, Membership::Leave, content_of(Membership::Leave, reason))
                 .await
@@ -109,7 +97,7 @@ impl Rooms {
         reason: Option<String>,
     ) -> Result<()> {
         if !self.is_resident(room_id).await? {
-            return out_of_band::knock(self, user, room_id, via, reason).await;
+            return knock(self, user, room_id, via, reason).await;
         }
         let content = content_of(Membership::Knock, reason);
         self.change(user, room_id, user, Membership::Knock, content).await.map(drop)
@@ -219,7 +207,7 @@ impl Rooms {
             return self.change(sender, room_id, target, Membership::Invite, content).await;
         }
         let new = New::state("m.room.member", target.as_str(), sender, Value::Object(content));
-        out_of_band::invite(self, room_id, new).await
+        invite(self, room_id, new).await
     }
 
     /// Sends a membership event for `target` into a room we hold.
@@ -296,51 +284,38 @@ fn place_of(read: &Read, user: &UserId, room_id: &RoomId) -> Result<Place> {
     })
 }
 
-pub(super) fn content_of(membership: Membership, reason: Option<String>) -> Map<String, Value> {
-    let mut content = Map::new();
-    content.insert("membership".into(), membership.as_str().into());
-    if let Some(reason) = reason {
-        content.insert("reason".into(), reason.into());
-    }
-    content
+pub(in crate::room) async fn join(rooms: &Rooms, user: &UserId, room_id: &RoomId, joining: Joining) -> Result<()> {
+    crate::room::join::from_outside(rooms, user, room_id, joining).await
 }
 
-/// Adds the name and picture of a user of this server, unless the content says others.
-pub(super) fn with_profile(
-    get: &impl Get,
-    user_id: &UserId,
-    mut content: Map<String, Value>,
-) -> Result<Map<String, Value>> {
-    let Some(num) = user::num(get, user_id.as_str())? else { return Ok(content) };
-    for field in ["displayname", "avatar_url"] {
-        if !content.contains_key(field)
-            && let Some(value) = user::profile_field(get, num, field)?
-            && !value.is_null()
-        {
-            content.insert(field.into(), value);
-        }
-    }
-    Ok(content)
-}
-
-/// The content of a join: what the app asked for, the profile, and who lets the user in where that is needed.
-pub(super) fn join_content(
+pub(in crate::room) async fn leave(
     rooms: &Rooms,
-    read: &Read,
-    room: &Known,
     user: &UserId,
-    joining: Joining,
-) -> Result<Map<String, Value>> {
-    let mut content = joining.content_extra;
-    // Only servers say this, of people they let in themselves.
-    content.remove("join_authorised_via_users_server");
-    content.insert("membership".into(), "join".into());
-    if let Some(reason) = joining.reason {
-        content.insert("reason".into(), reason.into());
-    }
-    let mut content = with_profile(read, user, content)?;
-    if let Some(by) = let_in_by(rooms, read, room, user)? {
-        content.insert("join_authorised_via_users_server".into(), by.as_str().into());
-    }
-    Ok(content)
+    room_id: &RoomId,
+    reason: Option<String>,
+) -> Result<()> {
+    let (asking, user, room_id) = (rooms.clone(), user.to_owned(), room_id.to_owned());
+    // What the other server has been told must be known here too.
+    rooms.unbroken(async move { asking.leave_outside(&user, &room_id, reason.as_deref()).await }).await
+}
+
+pub(in crate::room) async fn knock(
+    rooms: &Rooms,
+    user: &UserId,
+    room_id: &RoomId,
+    mut via: Vec<OwnedServerName>,
+    reason: Option<String>,
+) -> Result<()> {
+    via.extend(room_id.server_name().filter(|server| !via.iter().any(|known| known == server)).map(ToOwned::to_owned));
+    let (who, content) = (user.to_owned(), content_of(Membership::Knock, reason));
+    let content = rooms.reading(move |_, read| with_profile(read, &who, content)).await?;
+    let (asking, user, room_id) = (rooms.clone(), user.to_owned(), room_id.to_owned());
+    rooms.unbroken(async move { asking.knock_outside(&user, &room_id, &via, content).await }).await
+}
+
+/// Invites somebody of another server, which must hear of it and agree first.
+pub(in crate::room) async fn invite(rooms: &Rooms, room_id: &RoomId, new: New) -> Result<OwnedEventId> {
+    let (asking, room_id) = (rooms.clone(), room_id.to_owned());
+    // Once the other server has agreed, the room must hear of it, whether or not the app still listens.
+    rooms.unbroken(async move { asking.invite_outside(&room_id, new).await }).await
 }

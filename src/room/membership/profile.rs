@@ -10,9 +10,9 @@ use std::sync::{Mutex, PoisonError};
 use ruma::{OwnedUserId, RoomId, UserId};
 use serde_json::Value;
 
-use super::join_content;
 use crate::room::error::Result;
 use crate::room::send::New;
+use crate::room::send::member::join_content;
 use crate::room::state::known_to_member;
 use crate::room::{Joining, Membership, Rooms};
 

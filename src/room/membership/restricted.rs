@@ -10,13 +10,13 @@ use http::Method;
 use ruma::{OwnedServerName, OwnedUserId, RoomId, ServerName, UserId};
 use serde_json::{Map, Value};
 
-use super::{content_of, with_profile};
 use crate::matrix::auth::Named;
 use crate::matrix::{Event, Reject, json as text};
 use crate::remote::json_stream::{Events, Item, Limits, Malformed};
 use crate::remote::{Failed, Pace, encode};
 use crate::room::error::{Error, Result};
 use crate::room::handshake::{Template, Verb};
+use crate::room::send::member::{content_of, with_profile};
 use crate::room::state::servers;
 use crate::room::state::{Known, known};
 use crate::room::{Joining, Rooms};

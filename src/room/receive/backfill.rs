@@ -15,13 +15,14 @@ use std::time::Duration;
 
 use ruma::{OwnedEventId, RoomId, ServerName};
 
-use super::Inbox;
 use super::fetch::{Fetch, Wire, fewer};
 use super::gap::{Filling, in_order};
+use super::inbox::Inbox;
 use crate::matrix::Event;
 use crate::remote::Failed;
 use crate::room::Rooms;
-use crate::room::append::{Append, Before, Here, Place, append};
+use crate::room::append::append;
+use crate::room::append::new_event::{Append, Before, Here, Place};
 use crate::room::error::{Error, Result};
 use crate::room::state;
 use crate::room::state::event::load_row;

@@ -16,11 +16,13 @@ use ruma::{EventId, OwnedEventId, OwnedServerName, RoomId, ServerName};
 
 use super::authorize::{self, Around, Lacking};
 use super::fetch::{Fetch, fewer};
-use super::{How, Inbox, Settled, Step, read_event};
+use super::inbox::Given;
+use super::inbox::{How, Inbox, Settled, Step, read_event};
 use crate::budget::{Account, Grant};
 use crate::matrix::{Event, Reject};
 use crate::remote::Failed;
-use crate::room::append::{Append, append};
+use crate::room::append::append;
+use crate::room::append::new_event::Append;
 use crate::room::error::{Error, Result};
 use crate::room::state;
 use crate::room::state::tree::Tree;
@@ -591,14 +593,6 @@ impl<'i, F: Fetch> Filling<'i, F> {
         let found: usize = reading.found.values().map(|event| event.weight()).sum();
         self.grant.shrink(self.grant.bytes().saturating_sub(reading.held + found as u64));
     }
-}
-
-/// A state another server told.
-#[derive(Clone)]
-pub(in crate::room) struct Given {
-    pub tree: Tree,
-    /// Nothing of it was left out.
-    pub is_whole: bool,
 }
 
 /// One way through the answer that holds a whole state.

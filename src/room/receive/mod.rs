@@ -8,7 +8,7 @@
 //!
 //! Bounded: a transaction's events are in memory, charged by whoever read it; what is fetched besides pays for itself.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,24 +16,21 @@ use ruma::{OwnedEventId, RoomId, ServerName};
 use serde_json::value::RawValue;
 
 use super::Rooms;
-use super::append::{Append, Before, Done, Here, Place, append};
+use super::append::new_event::Here;
 use super::error::{Error, Result};
 use super::lock::Guard;
 use super::state::event;
-use super::state::resolve::Means;
 use super::state::server_access;
 use super::state::{Known, known, known_num};
 use crate::base::Only;
-use crate::budget::Grant;
-use crate::matrix::sign::{self, Checked};
-use crate::matrix::{Event, Reject, RoomVersion, auth};
+use crate::matrix::{Event, Reject, auth};
 use crate::remote::Failed;
 use crate::store::tables::room::event::Root;
 use crate::store::tables::room::member;
 use crate::store::{EventNum, Get, RoomNum, Write};
-use authorize::{Judgement, Lacking, Ready};
-use fetch::{Fetch, Wire, signing_keys};
-use gap::{Filling, Given};
+use fetch::{Fetch, Wire};
+use gap::Filling;
+use inbox::{How, Inbox, Settled, Step, append_ready, read_event};
 
 /// Events that follow each other, judged and appended in one commit: a few milliseconds of the writer's time.
 const NEXT_AT_ONCE: usize = 8;
@@ -90,42 +87,6 @@ impl Rooms {
         let by = by.to_owned();
         self.unbroken(async move { inbox.accept(&by, event, false).await }).await.map(drop)
     }
-}
-
-/// The rooms, and where what is missing comes from.
-#[derive(Clone)]
-pub(super) struct Inbox<F> {
-    pub rooms: Rooms,
-    pub fetch: F,
-}
-
-/// What one try led to.
-pub(super) enum Step {
-    Done(Settled),
-    Lacking(Lacking),
-    /// What it follows differs in more than is resolved here.
-    Unresolved,
-    /// Resolving needs memory that was not there at once.
-    Hungry,
-    /// The state before it rejects it, but is not known whole.
-    Unproven,
-}
-
-pub(super) struct Settled {
-    pub num: EventNum,
-    pub before: Option<Root>,
-    pub reason: Option<Reject>,
-    pub rejected: bool,
-    /// It was here already.
-    pub is_known: bool,
-}
-
-/// How an event is to be taken.
-#[derive(Clone, Default)]
-pub(super) struct How {
-    /// The state before it, when its own server had to say.
-    pub given: Option<Given>,
-    pub outbound: bool,
 }
 
 impl<F: Fetch> Inbox<F> {
@@ -318,75 +279,6 @@ impl<F: Fetch> Inbox<F> {
             }
         }
     }
-
-    pub fn means(&self) -> Means {
-        Means::new(&self.rooms.0.parts.budget)
-    }
-
-    /// Judges an event and appends it, if all it stands on is here. The memory is given back unless it is to be used again.
-    pub async fn try_settle(
-        &self,
-        room: RoomNum,
-        event: Arc<Event>,
-        how: How,
-        grant: &mut Option<Grant>,
-    ) -> Result<Step> {
-        let guard = self.rooms.lock(room).await;
-        // Twice when it has to get a number first.
-        for _ in 0..2 {
-            let given = how.given.as_ref().map(|given| given.tree.clone());
-            let (means, judged, mut memory) = (self.means(), event.clone(), grant.take());
-            let judging = move |_: &Rooms, read: &_| {
-                let known = known_num(read, room)?;
-                authorize::judge(read, &known, &judged, given, &means, memory.as_mut())
-            };
-            let ready = match self.rooms.reading(judging).await {
-                Ok(Judgement::Ready(ready)) => ready,
-                Ok(Judgement::Lacking(lacking)) => return Ok(Step::Lacking(lacking)),
-                Ok(Judgement::Unresolved) => return Ok(Step::Unresolved),
-                Ok(Judgement::Known(num, row)) => {
-                    let (rejected, is_refused) = (row.flags.rejected, row.flags.rejected || row.flags.soft_failed);
-                    let reason = is_refused.then(|| Reject::auth("the event was rejected before"));
-                    return Ok(Step::Done(Settled { num, before: row.before, reason, rejected, is_known: true }));
-                }
-                Ok(Judgement::Unnumbered) => {
-                    self.rooms.append_locked(&guard, Append::outlier(room, (*event).clone())).await?;
-                    continue;
-                }
-                Err(Error::Refused(refused)) if !refused.too_large => return Ok(Step::Hungry),
-                Err(failed) => return Err(failed),
-            };
-            let (here, outbound) = (self.rooms.here(), how.outbound);
-            let reason = ready.reason.clone();
-            let rejected = ready.flags.rejected;
-            if rejected && how.given.as_ref().is_some_and(|given| !given.is_whole) {
-                return Ok(Step::Unproven);
-            }
-            let append = move |w: &mut Write<'_>| append_ready(w, &here, room, (*event).clone(), *ready, outbound);
-            let (done, before) = self.rooms.write(append).await?;
-            return Ok(Step::Done(Settled { num: done.num, before, reason, rejected, is_known: false }));
-        }
-        Err(Reject::auth("the event's place cannot be found").into())
-    }
-
-    /// Checks signatures and content hashes; the keys of all are fetched together. An event whose content was tampered with
-    /// is kept as a redaction would leave it.
-    pub async fn check(&self, events: Vec<Event>) -> Vec<(OwnedEventId, Result<Event>)> {
-        let mut names = BTreeSet::new();
-        let mut at_ms = 0;
-        let now_ms = self.rooms.0.parts.clock.now_ms();
-        for (keys, for_ms) in events.iter().filter_map(|event| signing_keys(event, now_ms).ok()) {
-            names.extend(keys);
-            at_ms = at_ms.max(for_ms);
-        }
-        let keys = self.fetch.keys(names.into_iter().collect(), at_ms);
-        if let Some(Err(failed)) = self.rooms.0.parts.clock.timeout(KEYS_TIME_MAX, keys).await {
-            return events.into_iter().map(|event| (event.id().to_owned(), Err(failed.clone()))).collect();
-        }
-        let fetch = self.fetch.clone();
-        let one = move |event: Event| (event.id().to_owned(), check_one(&fetch, event));
-        crate::base::blocking(move || events.into_iter().map(one).collect()).await
-    }
 }
 
 /// That an event which was taken once is what the room's state has now, or would be taken again.
@@ -407,23 +299,6 @@ fn outcome(settled: Result<Settled>) -> Result<(), String> {
         // Soft-failed events are kept: the sender did nothing wrong that it could know of.
         Ok(_) => Ok(()),
         Err(failed) => Err(failed.to_string()),
-    }
-}
-
-fn check_one<F: Fetch>(fetch: &F, event: Event) -> Result<Event> {
-    let keys = |server: &str, key_id: &str, at_ms: u64| fetch.key(server, key_id, at_ms);
-    match sign::check_event(&event, &keys)? {
-        Checked::Intact => Ok(event),
-        Checked::RedactNeeded => Ok(event.redacted()),
-    }
-}
-
-/// Reads an event as one of a room.
-pub(super) fn read_event(version: &'static RoomVersion, room_id: &str, raw: &[u8]) -> Result<Event, Reject> {
-    let event = Event::from_wire(version, raw)?;
-    match event.room_id() == room_id {
-        true => Ok(event),
-        false => Err(Reject::shape("the event is of another room")),
     }
 }
 
@@ -485,29 +360,6 @@ fn append_next(w: &mut Write<'_>, here: &Here, room: RoomNum, events: &[Arc<Even
     Ok(taken)
 }
 
-/// Stores the state before the event where it is not stored yet, and the event. One commit.
-fn append_ready(
-    w: &mut Write<'_>,
-    here: &Here,
-    room: RoomNum,
-    event: Event,
-    ready: Ready,
-    outbound: bool,
-) -> Result<(Done, Option<Root>)> {
-    let before = ready.before.write(w)?;
-    let new = Append {
-        room,
-        event,
-        outbound: outbound && ready.reason.is_none(),
-        flags: ready.flags,
-        before: Before::At(before),
-        current: ready.current,
-        place: Place::Newest,
-        txn: None,
-    };
-    Ok((append(w, here, new)?, Some(before)))
-}
-
 #[cfg(test)]
 mod tests;
 pub mod authorize;
@@ -515,3 +367,4 @@ pub mod backfill;
 pub mod fetch;
 pub mod gap;
 pub mod intake;
+pub mod inbox;

@@ -1343,7 +1343,7 @@ async fn crowd(world: &World, members: u32) {
             }
             let mut room = crate::store::tables::room::get_of(w, num)?;
             let at = w.next_position();
-            crate::room::append::set_present_state(w, &here, num, &mut room, &changes, at)?;
+            crate::room::append::current_state::set_present_state(w, &here, num, &mut room, &changes, at)?;
             crate::store::tables::room::put(w, num, &room)?;
             Ok(())
         };

@@ -7,7 +7,7 @@ use std::collections::{BTreeSet, BinaryHeap, VecDeque};
 
 use ruma::{OwnedEventId, RoomId, ServerName};
 
-use super::state::Served;
+use super::long_answer::Served;
 use crate::base::{ChunkError, Chunks};
 use crate::room::Rooms;
 use crate::room::error::Result;

@@ -8,7 +8,8 @@ use ruma::{EventId, OwnedEventId, OwnedServerName, OwnedUserId, RoomId, ServerNa
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
-use super::state::{JoinAnswer, Served};
+use super::long_answer::Served;
+use super::state::JoinAnswer;
 use crate::matrix::{Event, Reject, RoomVersion, sign};
 use crate::room::Rooms;
 use crate::room::error::{Error, Result};

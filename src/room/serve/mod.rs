@@ -5,3 +5,4 @@ pub mod membership;
 pub mod slots;
 pub mod state;
 pub mod event;
+pub mod long_answer;

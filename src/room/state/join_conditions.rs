@@ -75,7 +75,7 @@ pub(super) fn meets_condition(read: &impl Get, room: &Known, user: &UserId) -> R
 impl Rooms {
     /// A joined user of this server who may invite. Bounded by the people of this server.
     pub(super) fn who_may_invite(&self, read: &impl Get, room: &Known) -> Result<Option<OwnedUserId>> {
-        let local: Vec<UserNum> = crate::room::append::local_joined(read, room.num)?;
+        let local: Vec<UserNum> = crate::room::append::current_state::local_joined(read, room.num)?;
         let mut ids = Vec::with_capacity(local.len());
         for num in local {
             ids.extend(OwnedUserId::try_from(user::id_of(read, num)?));

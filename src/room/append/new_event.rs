@@ -1,0 +1,112 @@
+//! What is appended: an event, where it goes, and what becomes of it.
+
+use std::sync::Arc;
+
+use ruma::OwnedServerName;
+
+use super::rules_cache;
+use crate::matrix::Event;
+use crate::room::state::fork::Current;
+use crate::store::tables::room::event::{Flags, Root};
+use crate::store::tables::room::txn::Txn;
+use crate::store::{EventNum, Position, RoomNum};
+
+/// Where and when we are, for what a write depends on beside its event.
+#[derive(Clone)]
+pub struct Here {
+    /// This server: its users are the local ones.
+    pub server: OwnedServerName,
+    pub now_ms: u64,
+    /// Its people's push rules.
+    pub rules: Arc<rules_cache::Rules>,
+}
+
+impl Here {
+    pub fn is_local(&self, user_id: &str) -> bool {
+        server_of(user_id) == self.server.as_str()
+    }
+}
+
+/// The server a user id belongs to: what stands behind the first colon.
+pub fn server_of(user_id: &str) -> &str {
+    user_id.split_once(':').map_or("", |(_, server)| server)
+}
+
+/// The state before the event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Before {
+    /// What the room's state is when the write runs: for events that follow all extremities.
+    Present,
+    /// A tree that exists already: for events that came in elsewhere in the history.
+    At(Root),
+    /// Not known: outliers.
+    Unknown,
+}
+
+/// Where the event stands in the timeline.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// At its end.
+    Newest,
+    /// Before everything we have: fetched by backfilling, newest first.
+    Older,
+    /// In the hole with this bottom: the same.
+    InHole(i64),
+    /// Outside: an outlier.
+    Nowhere,
+}
+
+/// A checked event on its way in.
+#[derive(Clone, Debug)]
+pub struct Append {
+    pub room: RoomNum,
+    pub event: Event,
+    /// `rejected` and `soft_failed` as judged. `outlier` follows from the place, `redacted` from what is stored.
+    pub flags: Flags,
+    pub before: Before,
+    pub current: Current,
+    pub place: Place,
+    /// The device's transaction, for events sent here by an app.
+    pub txn: Option<Txn>,
+    /// Post it to other servers: for our own events.
+    pub outbound: bool,
+}
+
+impl Append {
+    /// An accepted event that follows all extremities, as ours do.
+    pub fn next(room: RoomNum, event: Event) -> Append {
+        Append {
+            room,
+            event,
+            flags: Flags::default(),
+            before: Before::Present,
+            current: Current::Follow,
+            place: Place::Newest,
+            txn: None,
+            outbound: false,
+        }
+    }
+
+    /// An event known without its place in the history: state and auth events of a join, late auth events.
+    pub fn outlier(room: RoomNum, event: Event) -> Append {
+        Append { before: Before::Unknown, current: Current::Keep, place: Place::Nowhere, ..Append::next(room, event) }
+    }
+
+    pub fn is_shown(&self) -> bool {
+        !self.flags.rejected && !self.flags.soft_failed && self.place != Place::Nowhere
+    }
+
+    /// Whether it takes part in what the room is from now on.
+    pub fn is_new(&self) -> bool {
+        self.is_shown() && self.place == Place::Newest
+    }
+}
+
+/// An event that is in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Done {
+    pub num: EventNum,
+    /// Its place in the timeline, when it is shown.
+    pub order: Option<i64>,
+    pub at: Position,
+}

@@ -1,0 +1,43 @@
+//! The outbound log: what other servers are to be sent.
+
+use std::ops::ControlFlow;
+
+use ruma::ServerName;
+
+use super::new_event::{Append, Here, server_of};
+use crate::store::tables::room::event::{Membership, Row};
+use crate::store::tables::room::member;
+use crate::store::tables::server::outbox::{self, Outbound};
+use crate::store::tables::user;
+use crate::store::{EventNum, Get, Position, Result, RoomNum, Write};
+
+/// One row for all servers in the room, if there are others. A user who left with this event may have been their
+/// server's last one here: that server hears of it too. Answers whether there was anybody to tell.
+pub fn post(w: &mut Write<'_>, here: &Here, new: &Append, num: EventNum, row: &Row, at: Position) -> Result<bool> {
+    let mut also = Vec::new();
+    if let Some((membership, target)) = row.member
+        && matches!(membership, Membership::Leave | Membership::Ban)
+    {
+        let target = user::id_of(w, target)?;
+        let server = server_of(&target);
+        let is_name = <&ServerName>::try_from(server).is_ok();
+        if is_name && !here.is_local(&target) && member::server(w, new.room, server)?.is_none() {
+            also.push(server.to_owned());
+        }
+    }
+    if also.is_empty() && !has_other_servers(w, new.room, &here.server)? {
+        return Ok(false);
+    }
+    outbox::post(w, at, &Outbound::Event { room: new.room, event: num, also })?;
+    Ok(true)
+}
+
+/// Whether servers other than this one have joined users. Two rows at most.
+pub fn has_other_servers(get: &impl Get, room: RoomNum, here: &ServerName) -> Result<bool> {
+    let mut others = false;
+    member::list_servers(get, room, None, &mut |server, _| {
+        others = server != here.as_str();
+        Ok(if others { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+    })?;
+    Ok(others)
+}

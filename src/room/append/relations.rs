@@ -1,0 +1,47 @@
+//! Relations between events, also to those that come later.
+
+use crate::matrix::{Event, json};
+use crate::store::tables::room::event;
+use crate::store::tables::room::relation::{self, Rel};
+use crate::store::{EventNum, Get, Result, RoomNum, Write};
+
+/// Remembers which event this one annotates, replaces or answers. That event may come later: what is fetched from before our
+/// time comes newest first.
+pub fn relate(w: &mut Write<'_>, room: RoomNum, event: &Event, order: i64, num: EventNum) -> Result<()> {
+    let Some((rel, target)) = stated(event) else { return Ok(()) };
+    match event::num(w, &target)? {
+        Some(target) if is_of(w, room, target)? => relation::put(w, room, target, rel, order, num),
+        Some(_) => Ok(()),
+        None => relation::add_pending(w, room, &target, rel, num),
+    }
+}
+
+/// Relates what has been waiting for an event. What was redacted meanwhile relates to nothing.
+pub fn relate_waiting(w: &mut Write<'_>, room: RoomNum, event: &Event, target: EventNum) -> Result<()> {
+    for (rel, num) in relation::take_pending(w, room, event.id().as_str())? {
+        if let Some(row) = event::row(w, num)?
+            && let Some(order) = row.order.filter(|_| row.room == room && !row.flags.redacted)
+        {
+            relation::put(w, room, target, rel, order, num)?;
+        }
+    }
+    Ok(())
+}
+
+/// The relation an event states, when its target is stored and in the same room.
+pub fn relation_of(get: &impl Get, room: RoomNum, event: &Event) -> Result<Option<(Rel, EventNum)>> {
+    let Some((rel, target)) = stated(event) else { return Ok(None) };
+    let Some(target) = event::num(get, &target)? else { return Ok(None) };
+    Ok(is_of(get, room, target)?.then_some((rel, target)))
+}
+
+/// How an event says it relates to another, and to which.
+fn stated(event: &Event) -> Option<(Rel, String)> {
+    let relates = json::get(event.content().as_bytes(), "m.relates_to")?;
+    let (rel, target) = (json::get_text(relates, "rel_type")?, json::get_text(relates, "event_id")?);
+    Some((Rel::of(&rel), target.into_owned()))
+}
+
+fn is_of(get: &impl Get, room: RoomNum, num: EventNum) -> Result<bool> {
+    Ok(event::row(get, num)?.is_some_and(|row| row.room == room))
+}

@@ -1,0 +1,67 @@
+//! The content of member events.
+
+use ruma::{OwnedServerName, UserId};
+use serde_json::{Map, Value};
+
+use crate::room::Rooms;
+use crate::room::error::Result;
+use crate::room::state::Known;
+use crate::room::state::join_conditions::let_in_by;
+use crate::store::tables::room::event::Membership;
+use crate::store::tables::user;
+use crate::store::{Get, Read};
+
+/// How somebody joins.
+#[derive(Debug, Clone, Default)]
+pub struct Joining {
+    /// Servers that may know the room, best first.
+    pub via: Vec<OwnedServerName>,
+    pub reason: Option<String>,
+    /// More for the member event's content.
+    pub content_extra: Map<String, Value>,
+}
+
+pub fn content_of(membership: Membership, reason: Option<String>) -> Map<String, Value> {
+    let mut content = Map::new();
+    content.insert("membership".into(), membership.as_str().into());
+    if let Some(reason) = reason {
+        content.insert("reason".into(), reason.into());
+    }
+    content
+}
+
+/// Adds the name and picture of a user of this server, unless the content says others.
+pub fn with_profile(get: &impl Get, user_id: &UserId, mut content: Map<String, Value>) -> Result<Map<String, Value>> {
+    let Some(num) = user::num(get, user_id.as_str())? else { return Ok(content) };
+    for field in ["displayname", "avatar_url"] {
+        if !content.contains_key(field)
+            && let Some(value) = user::profile_field(get, num, field)?
+            && !value.is_null()
+        {
+            content.insert(field.into(), value);
+        }
+    }
+    Ok(content)
+}
+
+/// The content of a join: what the app asked for, the profile, and who lets the user in where that is needed.
+pub fn join_content(
+    rooms: &Rooms,
+    read: &Read,
+    room: &Known,
+    user: &UserId,
+    joining: Joining,
+) -> Result<Map<String, Value>> {
+    let mut content = joining.content_extra;
+    // Only servers say this, of people they let in themselves.
+    content.remove("join_authorised_via_users_server");
+    content.insert("membership".into(), "join".into());
+    if let Some(reason) = joining.reason {
+        content.insert("reason".into(), reason.into());
+    }
+    let mut content = with_profile(read, user, content)?;
+    if let Some(by) = let_in_by(rooms, read, room, user)? {
+        content.insert("join_authorised_via_users_server".into(), by.as_str().into());
+    }
+    Ok(content)
+}

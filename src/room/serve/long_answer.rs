@@ -1,0 +1,323 @@
+//! Answers as long as a room's state, written a piece at a time.
+
+use std::ops::ControlFlow;
+
+use super::slots::{Place, Reader};
+use super::state::HEROES_MAX;
+use crate::base::{ChunkError, Chunks};
+use crate::budget::Grant;
+use crate::matrix::Event;
+use crate::matrix::json::write_string;
+use crate::room::Rooms;
+use crate::room::error::Result;
+use crate::room::state::Known;
+use crate::store::tables::room::event::{self, Kind, Membership, Root};
+use crate::store::tables::room::{member, state_tree};
+use crate::store::{self, EventNum, Get, Read, RoomNum, StateKeyNum};
+
+/// A piece is full at this size; the event that fills it may be 64 KiB itself, and is held once more while it is read.
+const PIECE_BYTES: usize = 16 * 1024;
+
+/// State entries read at once, and looked at for one piece.
+const PAGE: usize = 128;
+
+const LOOKED_AT_MAX: usize = 2048;
+
+/// A turn, and the memory for it.
+pub(in crate::room) struct Turn {
+    pub place: Place,
+    pub grant: Grant,
+    pub bitmap: Option<Grant>,
+    pub bits_max: u32,
+}
+
+/// A long answer and what pays for it.
+pub struct Served {
+    pub grant: Grant,
+    pub chunks: Box<dyn Chunks>,
+}
+
+impl Rooms {
+    /// The highest number an event has; those of this answer are lower, or it.
+    pub fn highest_event(&self) -> store::Result<u32> {
+        let mut highest = 0;
+        event::rows_down(&self.0.parts.store.read()?, EventNum(u32::MAX - 1), &mut |num, _| {
+            highest = num.0;
+            Ok(ControlFlow::Break(()))
+        })?;
+        // Room for what is appended before the answer begins: the joining event itself.
+        Ok(highest.saturating_add(64))
+    }
+}
+
+/// Whose member events a server gets that asked for none: its own user's, and enough to name a nameless room by.
+pub fn members_kept(get: &impl Get, held: &Known, state: Root, joined: &Event) -> Result<Vec<EventNum>> {
+    let mut kept = Vec::new();
+    let mut keep = |kind: &str, key: &str| -> Result<bool> {
+        let Some(key) = state_tree::key(get, kind, key)? else { return Ok(false) };
+        let found = state_tree::get(get, state, key)?;
+        kept.extend(found);
+        Ok(found.is_some())
+    };
+    let named = keep("m.room.name", "")? | keep("m.room.canonical_alias", "")?;
+    keep("m.room.member", joined.sender().as_str())?;
+    if !named {
+        for membership in [Membership::Join, Membership::Invite, Membership::Leave] {
+            member::list(get, held.num, membership, None, &mut |_, event| {
+                kept.push(event);
+                Ok(if kept.len() > HEROES_MAX { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+            })?;
+        }
+    }
+    Ok(kept)
+}
+
+/// Which event numbers are still to come, highest first.
+pub struct Chain {
+    bits: Vec<u64>,
+    /// Everything at or above this word has been handed out.
+    word: usize,
+}
+
+impl Chain {
+    fn new(bits_max: u32) -> Chain {
+        let words = bits_max as usize / 64 + 1;
+        Chain { bits: vec![0; words], word: words }
+    }
+
+    fn mark(&mut self, num: EventNum) -> store::Result<()> {
+        let (word, bit) = (num.0 as usize / 64, num.0 % 64);
+        let corrupt = || store::Error::corrupt(&store::schema::EVENT, &num.0.to_be_bytes());
+        *self.bits.get_mut(word).ok_or_else(corrupt)? |= 1 << bit;
+        Ok(())
+    }
+
+    pub fn mark_all(&mut self, nums: &[EventNum]) -> store::Result<()> {
+        nums.iter().try_for_each(|num| self.mark(*num))
+    }
+
+    fn next(&mut self) -> Option<EventNum> {
+        while self.word > 0 {
+            let bits = &mut self.bits[self.word - 1];
+            if *bits != 0 {
+                let bit = 63 - bits.leading_zeros();
+                *bits &= !(1 << bit);
+                return Some(EventNum((self.word as u32 - 1) * 64 + bit));
+            }
+            self.word -= 1;
+        }
+        None
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Head,
+    Servers(Option<String>),
+    State(Option<StateKeyNum>),
+    Chain,
+    Done,
+}
+
+/// The answer under way.
+pub struct LongAnswer {
+    rooms: Rooms,
+    room: RoomNum,
+    step: Step,
+    head: Vec<u8>,
+    pub tail: &'static [u8],
+    names: (&'static str, &'static str),
+    pub ids_only: bool,
+    pub servers: bool,
+    pub state: Option<Root>,
+    /// With members left out: those that are not.
+    pub members_kept: Option<Vec<EventNum>>,
+    pub chain: Chain,
+    /// The next element of the list needs no comma before it.
+    first: bool,
+    grant: Option<Grant>,
+    _bitmap: Option<Grant>,
+    reader: Reader,
+}
+
+impl LongAnswer {
+    pub fn new(
+        rooms: &Rooms,
+        held: &Known,
+        turn: Turn,
+        head: Vec<u8>,
+        names: (&'static str, &'static str),
+    ) -> LongAnswer {
+        let mut chain = Chain::new(turn.bits_max);
+        // Version 12 events do not cite the create event: their room's id does.
+        if held.version.room_id_is_create_hash()
+            && let Some(create) = held.row.create
+        {
+            chain.mark(create).ok();
+        }
+        LongAnswer {
+            rooms: rooms.clone(),
+            room: held.num,
+            step: Step::Head,
+            head,
+            tail: b"}",
+            names,
+            ids_only: false,
+            servers: false,
+            state: None,
+            members_kept: None,
+            chain,
+            first: true,
+            grant: Some(turn.grant),
+            _bitmap: turn.bitmap,
+            reader: Reader::new(turn.place, rooms.0.parts.clock.clone()),
+        }
+    }
+
+    pub fn served(mut self) -> Served {
+        let grant = self.grant.take().expect("a new answer has its grant");
+        Served { grant, chunks: Box::new(self) }
+    }
+
+    fn open(&mut self, name: &str, out: &mut Vec<u8>) {
+        write_string(out, name);
+        out.extend_from_slice(b":[");
+        self.first = true;
+    }
+
+    fn comma(&mut self, out: &mut Vec<u8>) {
+        if !std::mem::take(&mut self.first) {
+            out.push(b',');
+        }
+    }
+
+    fn emit(&mut self, read: &Read, row: &event::Row, out: &mut Vec<u8>) -> store::Result<()> {
+        self.comma(out);
+        match self.ids_only {
+            true => write_string(out, &row.id.text()),
+            false => out.extend_from_slice(&event::body(read, row)?),
+        }
+        Ok(())
+    }
+
+    /// One list's share of a piece, or the step to the next list.
+    fn go_on(&mut self, read: &Read, full_at: usize, out: &mut Vec<u8>) -> store::Result<()> {
+        match self.step.clone() {
+            Step::Head => {
+                out.append(&mut self.head);
+                self.step = match (self.servers, self.state) {
+                    (true, _) => {
+                        self.open("servers_in_room", out);
+                        Step::Servers(None)
+                    }
+                    (false, Some(_)) => {
+                        self.open(self.names.0, out);
+                        Step::State(None)
+                    }
+                    (false, None) => {
+                        self.open(self.names.1, out);
+                        Step::Chain
+                    }
+                };
+            }
+            Step::Servers(after) => self.servers(read, after, full_at, out)?,
+            Step::State(after) => self.state(read, after, full_at, out)?,
+            Step::Chain => self.chain(read, full_at, out)?,
+            Step::Done => {}
+        }
+        Ok(())
+    }
+
+    fn servers(&mut self, read: &Read, after: Option<String>, full_at: usize, out: &mut Vec<u8>) -> store::Result<()> {
+        let mut last = None;
+        member::list_servers(read, self.room, after.as_deref(), &mut |server, _| {
+            if out.len() >= full_at {
+                return Ok(ControlFlow::Break(()));
+            }
+            self.comma(out);
+            write_string(out, server);
+            last = Some(server.to_owned());
+            Ok(ControlFlow::Continue(()))
+        })?;
+        if out.len() < full_at {
+            out.extend_from_slice(b"],");
+            self.open(self.names.0, out);
+            self.step = Step::State(None);
+        } else {
+            self.step = Step::Servers(last.or(after));
+        }
+        Ok(())
+    }
+
+    fn state(
+        &mut self,
+        read: &Read,
+        mut after: Option<StateKeyNum>,
+        full_at: usize,
+        out: &mut Vec<u8>,
+    ) -> store::Result<()> {
+        let Some(root) = self.state else { return Ok(()) };
+        let mut entries = Vec::with_capacity(PAGE);
+        for _ in 0..LOOKED_AT_MAX / PAGE {
+            entries.clear();
+            let ended = state_tree::page(read, root, after, PAGE, &mut entries)?;
+            for entry in &entries {
+                if out.len() >= full_at {
+                    self.step = Step::State(after);
+                    return Ok(());
+                }
+                after = Some(entry.key);
+                self.state_entry(read, entry.event, out)?;
+            }
+            if ended {
+                out.extend_from_slice(b"],");
+                self.open(self.names.1, out);
+                self.step = Step::Chain;
+                return Ok(());
+            }
+        }
+        self.step = Step::State(after);
+        Ok(())
+    }
+
+    fn state_entry(&mut self, read: &Read, num: EventNum, out: &mut Vec<u8>) -> store::Result<()> {
+        let row = event::row_of(read, num)?;
+        if row.kind == Kind::MEMBER && self.members_kept.as_ref().is_some_and(|kept| !kept.contains(&num)) {
+            return Ok(());
+        }
+        self.chain.mark_all(&row.auth)?;
+        self.emit(read, &row, out)
+    }
+
+    fn chain(&mut self, read: &Read, full_at: usize, out: &mut Vec<u8>) -> store::Result<()> {
+        while out.len() < full_at {
+            let Some(num) = self.chain.next() else {
+                out.push(b']');
+                out.extend_from_slice(self.tail);
+                self.step = Step::Done;
+                return Ok(());
+            };
+            let row = event::row_of(read, num)?;
+            self.chain.mark_all(&row.auth)?;
+            self.emit(read, &row, out)?;
+        }
+        Ok(())
+    }
+}
+
+impl Chunks for LongAnswer {
+    fn next(&mut self, out: &mut Vec<u8>) -> Result<bool, ChunkError> {
+        self.reader.asks()?;
+        let read = self.rooms.0.parts.store.read()?;
+        let before = out.len();
+        let full_at = before + PIECE_BYTES;
+        // Three lists and two ends at most end in one piece; a list that is left unfinished has filled it.
+        for _ in 0..5 {
+            if out.len() < full_at && !matches!(self.step, Step::Done) {
+                self.go_on(&read, full_at, out)?;
+            }
+        }
+        self.reader.is_given(out.len() - before);
+        Ok(!matches!(self.step, Step::Done))
+    }
+}
