@@ -37,15 +37,21 @@ pub(crate) mod tests;
 mod serve;
 pub mod error;
 
-pub use create::{Create, Preset, StateDraft};
+pub use create::plan::Preset;
+pub use create::{Create, StateDraft};
 pub use directory::alias::Resolved;
 pub use directory::{PUBLIC_PAGE_BYTES, PublicPage, PublicQuery};
 pub use ephemeral::receipt::{Marker, ReadMarkers};
 pub use handshake::invite::Invitation;
 pub use handshake::{STRIPPED_EVENTS_MAX, Verb};
 pub use read::filter::{Events, Filter};
-pub use read::sync::{Asked, List, News, Since};
-pub use read::{ANSWER_BYTES, PAGE_EVENTS_MAX, Paging, Reader, Related, Threads, Token, Who};
+pub use read::relations::{Related, Threads};
+pub use read::state::Who;
+pub use read::sync::{Asked, List, News};
+pub use read::timeline::Paging;
+pub use read::token::Since;
+pub use read::token::Token;
+pub use read::{ANSWER_BYTES, PAGE_EVENTS_MAX, Reader};
 pub use receive::TIME_MAX as RECEIVE_TIME_MAX;
 pub use send::Sending;
 pub use send::member::Joining;
@@ -79,7 +85,7 @@ pub struct Rooms(Arc<Inner>);
 struct Inner {
     parts: Parts,
     locks: lock::Locks,
-    joins: join::Joins,
+    joins: join::list::Joins,
     /// The filling of gaps, one at a time in each room.
     gaps: lock::Locks,
     /// And one at a time that a server sent us; strangers to its room all count as one.
@@ -99,7 +105,7 @@ impl Rooms {
         Rooms(Arc::new(Inner {
             parts,
             locks: lock::Locks::default(),
-            joins: join::Joins::default(),
+            joins: join::list::Joins::default(),
             gaps: lock::Locks::default(),
             gap_senders: OneEach::default(),
             turns: serve::slots::Turns::default(),

@@ -6,26 +6,22 @@
 use std::sync::Arc;
 
 use ruma::{OwnedEventId, OwnedRoomId, OwnedUserId, RoomId, UserId};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use super::Rooms;
 use super::append;
 use super::append::new_event::Append;
 use super::error::{Error, Result};
-use super::send::checks::check_levels;
-use super::send::member::{content_of, with_profile};
+use super::send::member::content_of;
 use crate::matrix::auth::{self, Lookup};
-use crate::matrix::{Draft, Event, Reject, RoomVersion, id, version};
-use crate::store::Read;
+use crate::matrix::{Draft, Event, Reject, RoomVersion};
 use crate::store::tables::room::event::Membership;
 use crate::store::tables::{room, user};
+use plan::{Plan, Preset};
 
 pub mod upgrade;
+pub mod plan;
 
-/// People asked in with the creation, at most: each is an event of the one write.
-const INVITES_MAX: usize = 100;
-/// State set with the creation, at most.
-const STATE_MAX: usize = 200;
 /// Two rooms of version 12 with the same creator, content and time would be one; then the next millisecond is tried.
 const TRIES_MAX: u64 = 5;
 
@@ -47,25 +43,6 @@ pub struct Create {
     pub initial_state: Vec<StateDraft>,
     pub power_level_content_override: Map<String, Value>,
     pub is_direct: bool,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Preset {
-    Private,
-    /// Everybody invited may do what the creator may.
-    TrustedPrivate,
-    Public,
-}
-
-impl Preset {
-    pub fn of(name: &str) -> Option<Preset> {
-        match name {
-            "private_chat" => Some(Preset::Private),
-            "trusted_private_chat" => Some(Preset::TrustedPrivate),
-            "public_chat" => Some(Preset::Public),
-            _ => None,
-        }
-    }
 }
 
 /// A state event to be.
@@ -145,172 +122,6 @@ impl Rooms {
             }
         }
         Err(Error::Taken)
-    }
-}
-
-/// What was asked for, checked.
-#[derive(Clone)]
-struct Plan {
-    version: &'static RoomVersion,
-    creator: OwnedUserId,
-    preset: Preset,
-    alias: Option<String>,
-    create: Create,
-}
-
-impl Plan {
-    fn new(rooms: &Rooms, creator: &UserId, mut create: Create) -> Result<Plan> {
-        let wanted = create.room_version.as_deref().unwrap_or(version::DEFAULT);
-        let version = version::get_offered(wanted).ok_or_else(|| {
-            Error::bad("M_UNSUPPORTED_ROOM_VERSION", format!("rooms of version {wanted} are not made here"))
-        })?;
-        if create.invite.len() > INVITES_MAX || create.initial_state.len() > STATE_MAX {
-            return Err(Error::bad(
-                "M_INVALID_PARAM",
-                "too many invites or too much state at once; send the rest later",
-            ));
-        }
-        let mut seen = std::collections::HashSet::new();
-        create.invite.retain(|user| *user != creator && seen.insert(user.clone()));
-        let alias = match &create.room_alias_name {
-            Some(name) => {
-                let alias = id::new_alias(name, rooms.server());
-                Some(alias.map_err(|reject| Error::bad("M_INVALID_PARAM", reject.to_string()))?.to_string())
-            }
-            None => None,
-        };
-        let preset = create.preset.unwrap_or(if create.public { Preset::Public } else { Preset::Private });
-        Ok(Plan { version, creator: creator.to_owned(), preset, alias, create })
-    }
-
-    /// All first events, in their order. `later_ms` is added to the time.
-    fn build(self, rooms: &Rooms, read: &Read, later_ms: u64) -> Result<Vec<Event>> {
-        let mut chain = Chain::new(rooms, self.version, self.creator.clone(), later_ms);
-        chain.add(&StateDraft::new("m.room.create", self.create_content()))?;
-        let join = with_profile(read, &self.creator, content_of(Membership::Join, None))?;
-        chain.add_member(&self.creator, join)?;
-        let levels = match self.given("m.room.power_levels") {
-            Some(given) => given.content.clone(),
-            None => self.power_levels(),
-        };
-        if self.version.creators_infinite {
-            let others = self.create.creation_content.get("additional_creators").and_then(Value::as_array);
-            let others = others.into_iter().flatten().filter_map(Value::as_str);
-            check_levels(&levels, others.chain([self.creator.as_str()]))?;
-        }
-        chain.add(&StateDraft::new("m.room.power_levels", levels))?;
-        if let Some(alias) = &self.alias
-            && self.given("m.room.canonical_alias").is_none()
-        {
-            chain.add(&StateDraft::new("m.room.canonical_alias", json!({ "alias": alias })))?;
-        }
-        for draft in self.preset_state() {
-            if self.given(&draft.kind).is_none() {
-                chain.add(&draft)?;
-            }
-        }
-        for draft in &self.create.initial_state {
-            let done =
-                matches!(draft.kind.as_str(), "m.room.create" | "m.room.power_levels") && draft.state_key.is_empty();
-            if draft.kind == "m.room.member" {
-                return Err(Error::bad("M_INVALID_ROOM_STATE", "memberships cannot be initial state; invite people"));
-            }
-            if !done {
-                chain.add(draft)?;
-            }
-        }
-        if let Some(name) = &self.create.name {
-            chain.add(&StateDraft::new("m.room.name", json!({ "name": name })))?;
-        }
-        if let Some(topic) = &self.create.topic {
-            let content = json!({ "topic": topic, "m.topic": { "m.text": [{ "body": topic }] } });
-            chain.add(&StateDraft::new("m.room.topic", content))?;
-        }
-        for target in self.create.invite.iter().filter(|user| user.server_name() == rooms.server()) {
-            let content = with_profile(read, target, invite_content(self.create.is_direct))?;
-            chain.add_member(target, content)?;
-        }
-        Ok(chain.events)
-    }
-
-    /// What the app gave for a state event with an empty key that we would make ourselves.
-    fn given(&self, kind: &str) -> Option<&StateDraft> {
-        self.create.initial_state.iter().find(|draft| draft.kind == kind && draft.state_key.is_empty())
-    }
-
-    fn create_content(&self) -> Value {
-        let mut content = self.create.creation_content.clone();
-        content.remove("creator");
-        if !self.version.creator_is_sender {
-            content.insert("creator".into(), self.creator.as_str().into());
-        }
-        if self.version.creators_infinite && self.preset == Preset::TrustedPrivate {
-            let mut more: Vec<Value> = match content.remove("additional_creators") {
-                Some(Value::Array(given)) => given,
-                _ => Vec::new(),
-            };
-            for user in &self.create.invite {
-                if !more.iter().any(|given| given == user.as_str()) {
-                    more.push(user.as_str().into());
-                }
-            }
-            if !more.is_empty() {
-                content.insert("additional_creators".into(), more.into());
-            }
-        }
-        content.insert("room_version".into(), self.version.id.into());
-        Value::Object(content)
-    }
-
-    /// The usual levels, with what the app wants otherwise in their place.
-    fn power_levels(&self) -> Value {
-        let mut users = Map::new();
-        // Creators of a version 12 room stand above all levels and may not be named among them.
-        if !self.version.creators_infinite {
-            users.insert(self.creator.to_string(), 100.into());
-            if self.preset == Preset::TrustedPrivate {
-                users.extend(self.create.invite.iter().map(|user| (user.to_string(), 100.into())));
-            }
-        }
-        let replaces_rooms = if self.version.creators_infinite { 150 } else { 100 };
-        let levels = json!({
-            "users": users,
-            "users_default": 0,
-            "events": {
-                "m.room.name": 50,
-                "m.room.avatar": 50,
-                "m.room.canonical_alias": 50,
-                "m.room.power_levels": 100,
-                "m.room.history_visibility": 100,
-                "m.room.encryption": 100,
-                "m.room.server_acl": 100,
-                "m.room.tombstone": replaces_rooms,
-            },
-            "events_default": 0,
-            "state_default": 50,
-            "ban": 50,
-            "kick": 50,
-            "redact": 50,
-            "invite": if self.preset == Preset::Public { 50 } else { 0 },
-            "historical": 100,
-        });
-        let Value::Object(mut levels) = levels else { return levels };
-        for (key, value) in &self.create.power_level_content_override {
-            levels.insert(key.clone(), value.clone());
-        }
-        Value::Object(levels)
-    }
-
-    fn preset_state(&self) -> Vec<StateDraft> {
-        let (join_rule, guests) = match self.preset {
-            Preset::Private | Preset::TrustedPrivate => ("invite", "can_join"),
-            Preset::Public => ("public", "forbidden"),
-        };
-        vec![
-            StateDraft::new("m.room.join_rules", json!({ "join_rule": join_rule })),
-            StateDraft::new("m.room.history_visibility", json!({ "history_visibility": "shared" })),
-            StateDraft::new("m.room.guest_access", json!({ "guest_access": guests })),
-        ]
     }
 }
 

@@ -3,138 +3,23 @@
 //! A batch of raw events goes in, a batch of checked ones comes out. A worker holds one of each and the buffers of its
 //! scan; what it cannot check for want of a key it hands back raw.
 
-use std::collections::HashMap;
-use std::hash::{BuildHasher, RandomState};
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 
 use ruma::{ServerName, UserId};
 
+use super::batch::{Checked, CheckedBatch, RawBatch};
 use super::graph::Graph;
-use super::order::Node;
+use super::key_cache::KeyCache;
 use super::resume::{Familiar, wire_print};
 use crate::base::Clock;
-use crate::budget::{Account, Grant, Refused};
 use crate::matrix::scan::{Scan, Seen, Signer};
-use crate::matrix::sign::{self, Claims, Often, PublicKey};
+use crate::matrix::sign::{self, Claims, PublicKey};
 use crate::matrix::version::IdFormat;
 use crate::matrix::{RoomVersion, json};
-use crate::remote::{Keys, Known};
 use crate::store::tables::room::body;
 use crate::store::tables::room::event::{Id, Kind, Membership};
 use crate::store::tables::room::staged::{UserPrint, WIRE_LATE, WirePrint};
-use crate::store::{self, EventNum, RoomNum, Store, hash128};
-
-/// Events as they came, one behind the other.
-#[derive(Default)]
-pub struct RawBatch {
-    pub bytes: Vec<u8>,
-    /// Where each ends, and whether it stands in the room's state.
-    pub ends: Vec<(u32, bool)>,
-    /// They waited for their keys: not in the stream's order.
-    pub is_late: bool,
-    /// Their keys have been asked for already: what still lacks one is dropped.
-    pub last_chance: bool,
-}
-
-/// About how many bytes and events make a batch. One event of the largest size may stand on top.
-pub const BATCH_BYTES: usize = 48 * 1024;
-pub const BATCH_EVENTS: usize = 64;
-
-impl RawBatch {
-    /// An empty one with room for what usually goes in.
-    pub fn roomy() -> RawBatch {
-        RawBatch { bytes: Vec::with_capacity(BATCH_BYTES + 4096), ..RawBatch::default() }
-    }
-
-    pub fn push(&mut self, raw: &[u8], in_state: bool) {
-        self.bytes.extend_from_slice(raw);
-        self.ends.push((self.bytes.len() as u32, in_state));
-    }
-
-    pub fn is_full(&self) -> bool {
-        self.bytes.len() >= BATCH_BYTES || self.ends.len() >= BATCH_EVENTS
-    }
-
-    pub fn weight(&self) -> u64 {
-        (self.bytes.len() + self.ends.len() * 8) as u64
-    }
-
-    fn events(&self) -> impl Iterator<Item = (&[u8], bool)> {
-        let mut from = 0;
-        self.ends.iter().map(move |&(end, in_state)| {
-            let raw = &self.bytes[from..end as usize];
-            from = end as usize;
-            (raw, in_state)
-        })
-    }
-}
-
-/// A stretch of [`CheckedBatch::text`].
-pub type Span = (u32, u32);
-
-/// What came of a batch. All text is in one piece of memory.
-#[derive(Default)]
-pub struct CheckedBatch {
-    pub text: Vec<u8>,
-    pub events: Vec<Checked>,
-    /// What is stored and came again as it was, and whether it stands in the room's state.
-    pub familiar: Vec<(Node, bool)>,
-    /// Raw events whose keys are not known yet, and the keys.
-    pub pending: RawBatch,
-    pub wanted: Vec<(String, String)>,
-    pub refused: u64,
-    pub looked_at: u64,
-    pub sample: Option<String>,
-}
-
-/// One event that was found good.
-pub struct Checked {
-    pub id: Id,
-    pub wire: WirePrint,
-    pub in_state: bool,
-    /// Seen before in this join, or in the database: nothing more is known of it than its id.
-    pub repeated: bool,
-    pub known: Option<EventNum>,
-    pub needs_body: bool,
-    pub redacted: bool,
-    pub kind: Kind,
-    pub sender: (UserPrint, Span),
-    pub member: Option<(Membership, UserPrint, Span)>,
-    /// Type and state key of state events that are not memberships.
-    pub state_key: Option<(Span, Span)>,
-    pub depth: u64,
-    pub origin_server_ts: u64,
-    pub auth: Vec<Id>,
-    /// As the body table keeps it.
-    pub body: Span,
-    /// Length of its canonical JSON.
-    pub json_bytes: u32,
-}
-
-impl CheckedBatch {
-    pub fn weight(&self) -> u64 {
-        let wanted: usize = self.wanted.iter().map(|(server, id)| server.len() + id.len() + 48).sum();
-        let familiar = self.familiar.len() * size_of::<(Node, bool)>();
-        let auth: usize = self.events.iter().map(|event| event.auth.len() * 40).sum();
-        (self.text.len() + self.events.len() * size_of::<Checked>() + auth + wanted + familiar) as u64
-            + self.pending.weight()
-    }
-
-    pub fn slice(&self, span: Span) -> &[u8] {
-        &self.text[span.0 as usize..span.1 as usize]
-    }
-
-    pub fn str(&self, span: Span) -> &str {
-        std::str::from_utf8(self.slice(span)).expect("spans of text are of whole strings")
-    }
-
-    fn keep(&mut self, bytes: &[u8]) -> Span {
-        let start = self.text.len() as u32;
-        self.text.extend_from_slice(bytes);
-        (start, self.text.len() as u32)
-    }
-}
+use crate::store::{self, RoomNum, Store, hash128};
 
 /// What every worker of a join knows.
 pub struct Checker {
@@ -148,87 +33,6 @@ pub struct Checker {
     /// The room, when events of it may be in the database since before this join.
     pub look_in_store: Option<RoomNum>,
     pub clock: Clock,
-}
-
-/// The keys a join has used, so that the servers of a large room are not read again and again. On a share of the join's
-/// memory taken at once, as many as fit it; the first that are used often get what makes them cheaper.
-pub struct KeyCache {
-    pub keys: Keys,
-    table: RwLock<Table>,
-    known_max: usize,
-    often_max: u64,
-    hasher: RandomState,
-    _grant: Grant,
-}
-
-#[derive(Default)]
-struct Table {
-    known: HashMap<u64, InUse>,
-    often: u64,
-}
-
-struct InUse {
-    known: Known,
-    uses: AtomicU32,
-    often: Option<Arc<Often>>,
-}
-
-/// A key, decompressed, with its place in the table.
-const KEY_BYTES: u64 = 320;
-/// Uses from which on a key counts as often used.
-const OFTEN: u32 = 24;
-
-impl KeyCache {
-    /// A third of `bytes` makes keys cheaper: in a large room sixteen servers send two events of three.
-    pub fn new(keys: Keys, memory: &Account, bytes: u64) -> Result<KeyCache, Refused> {
-        let often_max = bytes / 3 / Often::BYTES;
-        let known_max = ((bytes - often_max * Often::BYTES) / KEY_BYTES) as usize;
-        let (table, hasher) = (RwLock::default(), RandomState::new());
-        Ok(KeyCache { keys, table, known_max, often_max, hasher, _grant: memory.try_take(bytes)? })
-    }
-
-    fn get(&self, server: &ServerName, key_id: &str) -> Option<(Known, Option<Arc<Often>>)> {
-        let print = self.hasher.hash_one((server.as_str(), key_id));
-        let (found, is_often) = {
-            let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
-            let found = table.known.get(&print).map(|key| (key.known.clone(), key.often.clone(), &key.uses));
-            let is_often = found.as_ref().is_some_and(|(_, often, uses)| {
-                often.is_none() && uses.fetch_add(1, Relaxed) == OFTEN && table.often < self.often_max
-            });
-            (found.map(|(known, often, _)| (known, often)), is_often)
-        };
-        match found {
-            Some((known, _)) if is_often => {
-                let often = self.make_cheaper(print, &known);
-                Some((known, often))
-            }
-            Some(found) => Some(found),
-            None => self.look_up(print, server, key_id).map(|known| (known, None)),
-        }
-    }
-
-    fn look_up(&self, print: u64, server: &ServerName, key_id: &str) -> Option<Known> {
-        let known = self.keys.cached(server, key_id).unwrap_or_else(|error| {
-            tracing::warn!(%error, "a signing key could not be read");
-            None
-        })?;
-        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
-        if table.known.len() < self.known_max {
-            table.known.insert(print, InUse { known: known.clone(), uses: AtomicU32::new(0), often: None });
-        }
-        Some(known)
-    }
-
-    fn make_cheaper(&self, print: u64, known: &Known) -> Option<Arc<Often>> {
-        let often = Arc::new(Often::new(&known.key));
-        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
-        if table.often == self.often_max {
-            return None;
-        }
-        table.known.get_mut(&print)?.often = Some(often.clone());
-        table.often += 1;
-        Some(often)
-    }
 }
 
 /// Signatures that are still to be judged, with the places in [`CheckedBatch::events`] of whose they are.
@@ -488,28 +292,5 @@ impl Checker {
             body,
             json_bytes: seen.canonical.len() as u32,
         });
-    }
-}
-
-impl Checked {
-    fn again(id: Id, in_state: bool, known: Option<EventNum>) -> Checked {
-        Checked {
-            id,
-            wire: 0,
-            in_state,
-            repeated: true,
-            known,
-            needs_body: false,
-            redacted: false,
-            kind: Kind::OTHER,
-            sender: (0, (0, 0)),
-            member: None,
-            state_key: None,
-            depth: 0,
-            origin_server_ts: 0,
-            auth: Vec::new(),
-            body: (0, 0),
-            json_bytes: 0,
-        }
     }
 }

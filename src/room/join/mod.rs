@@ -23,43 +23,46 @@ pub mod stage;
 mod stream;
 pub mod admission;
 pub mod order;
+pub mod ask;
+pub mod batch;
+pub mod cleanup;
+pub mod error;
+pub mod key_cache;
+pub mod lane;
+pub mod list;
 
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use http::Method;
-use ruma::{OwnedRoomId, OwnedServerName, OwnedUserId, RoomId, UserId};
-use tokio::sync::{Semaphore, watch};
+use ruma::{OwnedRoomId, OwnedServerName, RoomId, UserId};
 use tokio::task::JoinSet;
 
 use self::check::Checker;
-use self::flip::LeftOut;
 use self::graph::Graph;
 pub use self::progress::Underway;
 use self::progress::{Phase, Progress};
 use self::stage::Stager;
 use super::error::{Error, Result};
-use super::handshake::Verb;
 use super::{Joining, Rooms};
 use crate::base;
-use crate::budget::spill::SpillError;
-use crate::budget::{Account, Budget, Grant, Refused};
-use crate::matrix::version::{self, StateRes};
-use crate::matrix::{Event, Reject, RoomVersion};
-use crate::remote::{Body, Failed, Pace, encode};
+use crate::budget::Refused;
+use crate::matrix::version::{self};
+use crate::matrix::{Event, RoomVersion};
+use crate::remote::Body;
 use crate::store::tables::room;
 use crate::store::tables::room::event::{Id, Membership};
 use crate::store::tables::room::staged::{self, JoinNum, Journal, Stage};
 use crate::store::{self, Get};
-use admission::{Admitted, Policy};
+use admission::Admitted;
+use ask::{Want, countersigned};
 use build::Settle;
-use order::{OrderError, Scratch};
+use cleanup::LeftOut;
+use error::Stop;
+use lane::Lane;
+use list::{Entered, Running, Watched};
 use resume::Familiar;
 
-/// Servers tried for a template.
-const SERVERS_MAX: usize = 8;
 /// Times a body is asked for before the join is given up; what came before is kept each time.
 const ATTEMPTS_MAX: u32 = 20;
 /// Times in a row that nothing new came.
@@ -69,12 +72,9 @@ const PAUSE: Duration = Duration::from_secs(2);
 const PAUSE_MAX: Duration = Duration::from_secs(60);
 /// How long a join that has begun waits for its residents: a network that is gone, a router that starts later than we do.
 const UNREACHED_MAX: Duration = Duration::from_secs(6 * 3600);
-/// Joins under way and in line. Each is a task and a journal row.
-const UNDERWAY_MAX: usize = 32;
+
 const FULL_RETRY: Duration = Duration::from_secs(60);
-/// The small lane's share, and from how many expected events on a room needs the large one.
-const SMALL_BYTES: u64 = 2 << 20;
-const SMALL_EVENTS: u64 = 4_000;
+
 /// Nodes the table is made for at first when nobody says how large the room is.
 const NODES_MIN: u64 = 2_000;
 /// Nodes for each event, about: an id nobody sends is rare.
@@ -85,202 +85,6 @@ const NODE_BYTES: u64 = 22;
 const GROWING_BYTES: u64 = 768 * 1024;
 const STOP_PATIENCE: Duration = Duration::from_secs(5);
 const LOG_EVERY: Duration = Duration::from_secs(5);
-
-/// Joins under way, and what they may be.
-pub(super) struct Joins {
-    pub policy: Mutex<Policy>,
-    running: Mutex<HashMap<OwnedRoomId, Arc<Running>>>,
-    /// The server is going down: joins end where they are.
-    stopping: AtomicBool,
-    large: Arc<Semaphore>,
-    small: Arc<Semaphore>,
-}
-
-struct Running {
-    user: OwnedUserId,
-    progress: Arc<Progress>,
-    since: Duration,
-    over: watch::Sender<bool>,
-}
-
-impl Default for Joins {
-    fn default() -> Self {
-        Joins {
-            policy: Mutex::default(),
-            running: Mutex::default(),
-            stopping: AtomicBool::new(false),
-            large: Arc::new(Semaphore::new(1)),
-            small: Arc::new(Semaphore::new(1)),
-        }
-    }
-}
-
-impl Joins {
-    pub fn list(&self, now: Duration) -> Vec<Underway> {
-        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut list: Vec<_> = running
-            .iter()
-            .map(|(room, one)| one.progress.underway(room.as_str(), one.user.as_str(), now.saturating_sub(one.since)))
-            .collect();
-        list.sort_by(|a, b| a.room_id.cmp(&b.room_id));
-        list
-    }
-
-    /// Ends a join under way, at its next step. What it wrote is taken back. False when there is none.
-    pub fn cancel(&self, room_id: &RoomId) -> bool {
-        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        running.get(room_id).map(|one| one.progress.cancel()).is_some()
-    }
-
-    /// Ends all joins at their next step and leaves what they wrote: the next start goes on there.
-    async fn stop(&self) {
-        self.stopping.store(true, Relaxed);
-        let mut over: Vec<_> = {
-            let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-            running.values().map(|one| (one.progress.clone(), one.over.subscribe())).collect()
-        };
-        for (progress, over) in &mut over {
-            progress.cancel();
-            let _ = over.wait_for(|over| *over).await;
-        }
-    }
-
-    /// Enters a join, or says which one is under way for that room.
-    fn enter(&self, room_id: &RoomId, user: &UserId, since: Duration) -> Entered {
-        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(other) = running.get(room_id) {
-            return Entered::Behind(other.over.subscribe());
-        }
-        if running.len() >= UNDERWAY_MAX {
-            return Entered::Full;
-        }
-        let over = watch::Sender::new(false);
-        let one = Arc::new(Running { user: user.to_owned(), progress: Arc::default(), since, over });
-        running.insert(room_id.to_owned(), one.clone());
-        Entered::First(one)
-    }
-
-    fn leave(&self, room_id: &RoomId) {
-        let over = self.running.lock().unwrap_or_else(PoisonError::into_inner).remove(room_id);
-        if let Some(over) = over {
-            over.over.send_replace(true);
-        }
-    }
-}
-
-enum Entered {
-    First(Arc<Running>),
-    /// Another join of the room is under way; this tells when it is over.
-    Behind(watch::Receiver<bool>),
-    Full,
-}
-
-/// The part of the `join` account that a large room has.
-fn large_lane_bytes(budget: &Budget) -> u64 {
-    let all = budget.account("join").limit();
-    all - SMALL_BYTES.min(all / 4)
-}
-
-/// A part of the account, for one join.
-pub struct Lane {
-    pub memory: Account,
-    pub workers: usize,
-    _grant: Grant,
-    _turns: Vec<tokio::sync::OwnedSemaphorePermit>,
-}
-
-/// Why a join ended before its end.
-#[derive(Debug)]
-pub enum Stop {
-    Remote(Failed),
-    Refused(Refused),
-    Store(store::Error),
-    Spill(SpillError),
-    Order(OrderError),
-    /// The resident's answer cannot be what it should.
-    Lying(String),
-    /// The room is more than was foreseen.
-    TooLarge(String),
-    Reject(Reject),
-    /// Our own files are wrong.
-    Corrupt,
-    TooManyNodes,
-    Cancelled,
-    Room(Error),
-    /// One of its threads or tasks did; what it said.
-    Panicked(String),
-}
-
-impl Stop {
-    /// Whether asking again may help.
-    fn is_passing(&self) -> bool {
-        match self {
-            Stop::Remote(failed) => !failed.is_refusal() && !matches!(failed, Failed::TooLarge { .. }),
-            _ => false,
-        }
-    }
-
-    fn into_error(self) -> Error {
-        match self {
-            Stop::Remote(failed) => Error::Remote(failed),
-            Stop::Refused(refused) | Stop::Order(OrderError::Refused(refused)) => admission::busy(refused),
-            Stop::Spill(SpillError::Refused(refused)) => admission::busy(refused),
-            Stop::Store(failed) | Stop::Order(OrderError::Store(failed)) => Error::Store(failed),
-            Stop::Spill(SpillError::Io(failed)) | Stop::Order(OrderError::Spill(SpillError::Io(failed))) => {
-                Error::Store(store::Error::from_io(&failed))
-            }
-            Stop::Order(failed) => Error::Remote(Failed::BadAnswer(failed.to_string())),
-            Stop::Lying(why) => Error::Remote(Failed::BadAnswer(why)),
-            Stop::TooLarge(why) => Error::Bad {
-                errcode: "M_RESOURCE_LIMIT_EXCEEDED",
-                message: format!("The room turned out larger than this server takes: {why}"),
-            },
-            Stop::Reject(reject) => Error::Reject(reject),
-            Stop::Corrupt => Error::Store(store::Error::Io("a join's own files are damaged".into())),
-            Stop::TooManyNodes => Error::Remote(Failed::BadAnswer("more events than can be counted".into())),
-            Stop::Cancelled => Error::Forbidden("the join was cancelled".into()),
-            Stop::Room(error) => error,
-            Stop::Panicked(what) => Error::Store(store::Error::Panicked(what)),
-        }
-    }
-}
-
-impl std::fmt::Display for Stop {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Stop::Remote(failed) => failed.fmt(f),
-            Stop::Refused(refused) => refused.fmt(f),
-            Stop::Store(failed) => failed.fmt(f),
-            Stop::Spill(failed) => failed.fmt(f),
-            Stop::Order(failed) => failed.fmt(f),
-            Stop::Lying(why) | Stop::TooLarge(why) => f.write_str(why),
-            Stop::Reject(reject) => reject.fmt(f),
-            Stop::Corrupt => f.write_str("a scratch file is damaged"),
-            Stop::TooManyNodes => f.write_str("there are more events than can be counted"),
-            Stop::Cancelled => f.write_str("it was cancelled"),
-            Stop::Room(error) => error.fmt(f),
-            Stop::Panicked(what) => write!(f, "it panicked: {what}"),
-        }
-    }
-}
-
-macro_rules! stop_from {
-    ($($from:ty => $variant:ident),*) => {$(
-        impl From<$from> for Stop {
-            fn from(failed: $from) -> Stop {
-                Stop::$variant(failed)
-            }
-        }
-    )*};
-}
-stop_from!(Failed => Remote, Refused => Refused, store::Error => Store, SpillError => Spill, OrderError => Order,
-    Reject => Reject, Error => Room);
-
-impl From<std::io::Error> for Stop {
-    fn from(failed: std::io::Error) -> Stop {
-        Stop::Spill(SpillError::Io(failed))
-    }
-}
 
 /// Joins `user` to a room nobody here is in. Returns when the room is there; goes on when the asker goes away.
 pub(super) async fn from_outside(rooms: &Rooms, user: &UserId, room_id: &RoomId, joining: Joining) -> Result<()> {
@@ -317,18 +121,6 @@ fn full(rooms: &Rooms) -> Error {
     let account = rooms.0.parts.budget.account("join");
     let (asked, limit, retry_after_ms) = (0, account.limit(), FULL_RETRY.as_millis() as u64);
     Error::Refused(Refused { account: account.name().to_owned(), asked, limit, retry_after_ms, too_large: false })
-}
-
-/// Takes a join off the list however it ends.
-struct Watched<'a> {
-    rooms: &'a Rooms,
-    room_id: &'a RoomId,
-}
-
-impl Drop for Watched<'_> {
-    fn drop(&mut self) {
-        self.rooms.0.joins.leave(self.room_id);
-    }
 }
 
 /// Says every few seconds how far a join is.
@@ -598,127 +390,6 @@ impl<'a> Join<'a> {
 
     // ---- before the stream
 
-    /// Who may know the room: whom the app names, who invited, whom the id names, who was in it when we last were.
-    async fn servers(&self, joining: &Joining) -> Result<Vec<OwnedServerName>, Stop> {
-        let mut servers = joining.via.clone();
-        let (user, room_id) = (self.user.to_owned(), self.room_id.to_owned());
-        let inviters = self.rooms.reading(move |rooms, read| rooms.outside_of(read, &user, &room_id)).await;
-        servers.extend(inviters.unwrap_or_default());
-        servers.extend(self.room_id.server_name().map(ToOwned::to_owned));
-        let room_id = self.room_id.to_owned();
-        let left = self.rooms.reading(move |rooms, read| match room::num(read, room_id.as_str())? {
-            Some(num) => rooms.servers_of(read, num),
-            None => Ok(Vec::new()),
-        });
-        servers.extend(left.await?);
-        let mut kept: Vec<OwnedServerName> = Vec::new();
-        for server in servers {
-            if !self.rooms.0.parts.remote.is_me(&server) && !kept.contains(&server) && kept.len() < SERVERS_MAX {
-                kept.push(server);
-            }
-        }
-        if kept.is_empty() { Err(Stop::Room(Error::NotFound)) } else { Ok(kept) }
-    }
-
-    /// Our signed event, and the servers with the one that drew it up in front.
-    async fn draw_up(
-        &self,
-        mut servers: Vec<OwnedServerName>,
-        joining: Joining,
-    ) -> Result<(Event, &'static RoomVersion, Vec<OwnedServerName>), Stop> {
-        let mut last = None;
-        for at in 0..servers.len() {
-            match self.rooms.ask_template(&servers[at], Verb::Join, self.room_id, self.user).await {
-                Ok(template) => {
-                    if template.version.state_res == StateRes::V1 {
-                        return Err(Stop::Room(Error::Bad {
-                            errcode: "M_UNSUPPORTED_ROOM_VERSION",
-                            message:
-                                "Rooms of version 1 resolve their state by an algorithm this server does not have \
-                                      yet, so it cannot join them."
-                                    .into(),
-                        }));
-                    }
-                    let mut content = super::send::member::content_of(Membership::Join, joining.reason.clone());
-                    let mut extra = joining.content_extra.clone();
-                    extra.remove("join_authorised_via_users_server");
-                    extra.remove("membership");
-                    content.extend(extra);
-                    if let Some(by) = template.authorised_via() {
-                        content.insert("join_authorised_via_users_server".into(), by.into());
-                    }
-                    let user = self.user.to_owned();
-                    let content = self
-                        .rooms
-                        .reading(move |_, read| super::send::member::with_profile(read, &user, content))
-                        .await?;
-                    let event = self.rooms.sign_template(&template, content)?;
-                    servers.remove(at);
-                    servers.insert(0, template.server);
-                    return Ok((event, template.version, servers));
-                }
-                Err(failed) => {
-                    tracing::info!(server = %servers[at], room_id = %self.room_id, %failed, "no template for a join");
-                    // What a server says about the room is worth more than that another cannot be reached.
-                    if last.as_ref().is_none_or(|last: &Failed| !last.is_refusal()) || failed.is_refusal() {
-                        last = Some(failed);
-                    }
-                }
-            }
-        }
-        Err(last.map_or(Stop::Room(Error::NotFound), Stop::Remote))
-    }
-
-    /// A lane: the small one for small rooms, whichever is free first when nobody knows, the large one otherwise.
-    async fn lane(&self, events_expected: u64) -> Result<Lane, Stop> {
-        let joins = &self.rooms.0.joins;
-        let budget = &self.rooms.0.parts.budget;
-        let account = budget.account("join");
-        let (turn, large) = match events_expected {
-            0 => tokio::select! {
-                biased;
-                turn = joins.large.clone().acquire_owned() => (turn, true),
-                turn = joins.small.clone().acquire_owned() => (turn, false),
-            },
-            1..SMALL_EVENTS => tokio::select! {
-                biased;
-                turn = joins.small.clone().acquire_owned() => (turn, false),
-                turn = joins.large.clone().acquire_owned() => (turn, true),
-            },
-            _ => (joins.large.clone().acquire_owned().await, true),
-        };
-        let turn = turn.map_err(|_| Stop::Cancelled)?;
-        let large_bytes = large_lane_bytes(budget);
-        let bytes = if large { large_bytes } else { account.limit() - large_bytes };
-        let (memory, grant) = account.part(bytes).await?;
-        let workers = if large { budget.size("join_workers").clamp(1, 16) as usize } else { 1 };
-        Ok(Lane { memory, workers, _grant: grant, _turns: vec![turn] })
-    }
-
-    /// A room whose order or columns need more than its lane has both lanes to itself; what is small waits meanwhile.
-    async fn widened(&self, lane: Lane, journal: &Journal) -> Result<Lane, Stop> {
-        let (joins, account) = (&self.rooms.0.joins, self.rooms.0.parts.budget.account("join"));
-        let needed = admission::settling_bytes(journal.nodes, journal.events);
-        if needed <= lane.memory.limit() {
-            return Ok(lane);
-        }
-        // Its own goes first: two that wait for each other's would wait for ever.
-        let workers = lane.workers;
-        drop(lane);
-        let mut turns = Vec::with_capacity(2);
-        for semaphore in [&joins.small, &joins.large] {
-            let turn = self.progress.unless_cancelled(semaphore.clone().acquire_owned()).await?;
-            turns.push(turn.map_err(|_| Stop::Cancelled)?);
-        }
-        let (memory, grant) = account.part(account.limit()).await?;
-        Ok(Lane { memory, workers, _grant: grant, _turns: turns })
-    }
-
-    fn scratch(&self, lane: &Lane) -> Scratch {
-        let parts = &self.rooms.0.parts;
-        Scratch { memory: lane.memory.clone(), ..Scratch::new(&parts.budget, parts.scratch.clone()) }
-    }
-
     // ---- the stream
 
     /// Everything the resident has, stored. Answers the journal at `Ordered`, and our event as it will stand.
@@ -791,53 +462,6 @@ impl<'a> Join<'a> {
         self.rooms.0.parts.store.write(job).await.map(drop).map_err(|failed| store::Error::from(failed).into())
     }
 
-    /// Asks for the room: with our event, which a resident that has it already answers again, or by the event's id.
-    async fn ask(&self, journal: &Journal, event: &Event, want: Want, max_bytes: u64) -> Result<(Body, String), Stop> {
-        self.progress.enter(Phase::Asking);
-        let (room, id) = (encode(self.room_id.as_str()), encode(event.id().as_str()));
-        let remote = &self.rooms.0.parts.remote;
-        let mut last = None;
-        for resident in &journal.residents {
-            let Ok(server) = OwnedServerName::try_from(resident.as_str()) else { continue };
-            let join = format!("/_matrix/federation/v2/send_join/{room}/{id}?omit_members=true");
-            let state = format!("/_matrix/federation/v1/state/{room}?event_id={id}");
-            let pace = Pace::patient(max_bytes);
-            let content = event.to_federation().to_vec();
-            let asked = async {
-                match want {
-                    Want::Join => remote.stream(&server, Method::PUT, &join, Some(content), pace).await,
-                    Want::State => remote.stream(&server, Method::GET, &state, None, pace).await,
-                }
-            };
-            let asked = self.progress.unless_cancelled(asked).await?;
-            // A resident that took our event may not want it twice; it can say the state before it all the same.
-            let asked = match asked {
-                Err(failed) if failed.is_refusal() && want == Want::Join && journal.attempt > 0 => {
-                    let asked = remote.stream(&server, Method::GET, &state, None, pace);
-                    self.progress.unless_cancelled(asked).await?
-                }
-                asked => asked,
-            };
-            match asked {
-                Ok(body) => {
-                    self.progress.accepted.store(true, Relaxed);
-                    return Ok((body, resident.clone()));
-                }
-                Err(failed) => {
-                    tracing::info!(%server, room_id = %self.room_id, %failed, "the room was not given");
-                    if !failed.is_refusal() {
-                        // It may have got our event, and only its answer was lost.
-                        self.progress.accepted.store(true, Relaxed);
-                    }
-                    if last.as_ref().is_none_or(|last: &Failed| !last.is_refusal()) || failed.is_refusal() {
-                        last = Some(failed);
-                    }
-                }
-            }
-        }
-        Err(last.map_or(Stop::Room(Error::NotFound), Stop::Remote))
-    }
-
     /// Receives one body. The journal comes back as it stands then, whatever happened.
     async fn take(
         &self,
@@ -905,25 +529,10 @@ impl<'a> Join<'a> {
             } else if version.room_id_is_create_hash() {
                 stager.begin_with(&Id::parse(&room_id.replacen('!', "$", 1)))?;
             }
-            let keys = check::KeyCache::new(keys, &memory, keys_bytes)?;
+            let keys = key_cache::KeyCache::new(keys, &memory, keys_bytes)?;
             let checker = Checker { version, room_id, keys, store, hash_key, graph, familiar, look_in_store, clock };
             Ok((Arc::new(checker), stager))
         })
         .await
-    }
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Want {
-    Join,
-    State,
-}
-
-/// Our event with the resident's signature beside ours, when it gave us that.
-fn countersigned(version: &'static RoomVersion, said: Option<&[u8]>, event: Event) -> Event {
-    let theirs = said.and_then(|raw| Event::from_wire(version, raw).ok());
-    match theirs {
-        Some(theirs) if theirs.id() == event.id() && theirs.is_intact() => theirs,
-        _ => event,
     }
 }

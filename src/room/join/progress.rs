@@ -105,17 +105,17 @@ impl Progress {
     }
 
     /// Waits for another server, or until the join is cancelled.
-    pub async fn unless_cancelled<T>(&self, work: impl Future<Output = T>) -> Result<T, super::Stop> {
+    pub async fn unless_cancelled<T>(&self, work: impl Future<Output = T>) -> Result<T, super::error::Stop> {
         let woken = self.wake.notified();
         tokio::pin!(woken);
         // Registered before the mark is read: a cancel in between would otherwise be slept through.
         woken.as_mut().enable();
         if self.is_cancelled() {
-            return Err(super::Stop::Cancelled);
+            return Err(super::error::Stop::Cancelled);
         }
         tokio::select! {
             done = work => Ok(done),
-            () = woken => Err(super::Stop::Cancelled),
+            () = woken => Err(super::error::Stop::Cancelled),
         }
     }
 

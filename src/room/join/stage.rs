@@ -7,8 +7,8 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::Stop;
-use super::check::{Checked, CheckedBatch};
+use super::batch::{Checked, CheckedBatch};
+use super::error::Stop;
 use super::graph::Graph;
 use super::order::{Node, Seen};
 use super::progress::Progress;

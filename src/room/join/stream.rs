@@ -18,11 +18,13 @@ use ruma::OwnedServerName;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
-use super::check::{CheckedBatch, Checker, RawBatch};
+use super::batch::{CheckedBatch, RawBatch};
+use super::check::Checker;
+use super::error::Stop;
+use super::lane::Lane;
 use super::order::Scratch;
 use super::progress::{Phase, Progress};
 use super::stage::Stager;
-use super::{Lane, Stop};
 use crate::base::{blocking, caught_in};
 use crate::budget::queue::{self, NotSent};
 use crate::budget::spill::{self, Spill};

@@ -9,7 +9,11 @@ use std::sync::Arc;
 
 use super::event_json::{self, Format};
 use super::filter::Filter;
-use super::{Page, Reader, StateList, Token, Visit, until};
+use super::state::StateList;
+use super::timeline::Page;
+use super::token::Since;
+use super::token::Token;
+use super::{Reader, Visit, until};
 use crate::base::{ChunkError, Pen, comma};
 use crate::matrix::json;
 use crate::room::Rooms;
@@ -33,34 +37,6 @@ const RECEIPTS_MAX: usize = 256;
 const DIFFERENCE_BATCH: usize = 1_024;
 /// Members that stand for a room without a name.
 const HEROES: usize = 5;
-
-/// A sync token: the position everything was told up to, and how much typing had been.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Since {
-    pub at: Position,
-    pub typing: u64,
-    /// What was told of the messages to the device: they are many at times, and not all in one answer.
-    pub messages: Position,
-}
-
-impl Since {
-    pub fn parse(text: &str) -> Option<Since> {
-        let (at, rest) = text.strip_prefix('s')?.split_once('_')?;
-        let (typing, messages) = rest.split_once('_').unwrap_or((rest, at));
-        let (at, messages) = (Position(at.parse().ok()?), Position(messages.parse().ok()?));
-        Some(Since { at, typing: typing.parse().ok()?, messages: messages.min(at) })
-    }
-}
-
-impl std::fmt::Display for Since {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "s{}_{}", self.at, self.typing)?;
-        match self.messages < self.at {
-            true => write!(f, "_{}", self.messages),
-            false => Ok(()),
-        }
-    }
-}
 
 /// The four lists of rooms in a sync.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -11,39 +11,41 @@
 //! ```
 
 use std::cell::RefCell;
-use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use ruma::{OwnedEventId, OwnedServerName, OwnedUserId, UserId};
+use ruma::{OwnedEventId, OwnedServerName};
 
-use super::graph::{Bits, with_bytes};
-use super::order::{Log, Node, Order, OrderError, SORTER_BYTES_MIN, Scratch, Sorter, take_up_to};
+use super::Error;
+use super::cleanup;
+use super::error::Stop;
+use super::graph::Bits;
+use super::order::{Log, Order, Scratch, Sorter};
 use super::progress::{Phase, Progress};
-use super::stage::WRITE_TARGET;
-use super::{Error, Stop, flip};
-use crate::base::{Pace, StopWatch};
-use crate::budget::Grant;
+use crate::base::StopWatch;
 use crate::budget::spill::Spill;
-use crate::matrix::{Event, RoomVersion};
+use crate::matrix::RoomVersion;
 use crate::room::state;
-use crate::store::row_encoding::{Unpack, put_bytes, put_u64};
-use crate::store::tables::room::event::{self, Flags, Id, Kind, Membership, Root, Row};
+use crate::store::row_encoding::put_u64;
+use crate::store::tables::room::event::{self, Kind, Membership, Root};
 use crate::store::tables::room::member::NewState;
-use crate::store::tables::room::staged::{self, JoinNum, Journal, Stage, UserPrint};
+use crate::store::tables::room::staged::{self, JoinNum, Journal, Stage};
 use crate::store::tables::room::state_tree::{self, Entry};
-use crate::store::tables::room::{self, body, member};
-use crate::store::tables::user::{self, Met};
-use crate::store::{
-    self, BodyNum, EventNum, Get, Read, RoomNum, StateKeyNum, Store, UserNum, Write, WriteError, hash128,
-};
+use crate::store::tables::room::{self, member};
+use crate::store::tables::user::{self};
+use crate::store::{self, EventNum, Get, RoomNum, Store, UserNum, Write, WriteError, hash128};
 use authorize::{Bodies, COLUMN_BYTES, Claim, Column, Columns, Judge, Role};
+use lookup::{FromStore, Users};
+use record::{InState, Made, Nums, Placed, pack};
+use rows::{Dead, Rows, StagedLog, Writes, each};
 
 pub mod authorize;
+pub mod lookup;
+pub mod record;
+pub mod rows;
 
 /// Sorters' share of memory: so much each, or what there is.
 const SORT_BYTES: u64 = 1 << 20;
-/// Rows of one write.
-const ROWS_MIN: usize = 64;
+
 const ROWS_MAX: usize = 4096;
 /// Local users of a room that are told of it at the flip. They have accounts here.
 const LOCALS_MAX: usize = 10_000;
@@ -141,7 +143,7 @@ impl Settle {
     fn clear(&self, room: RoomNum) -> Result<(), Stop> {
         loop {
             let job = move |w: &mut Write<'_>| {
-                flip::check_not_here(w, room)?;
+                cleanup::check_not_here(w, room)?;
                 Ok::<_, Error>(member::clear(w, room, ROWS_MAX / 2)?)
             };
             let (removed, _) = self.store.write_bulk_blocking(job).map_err(WriteError::into_inner)?;
@@ -467,521 +469,12 @@ impl Settle {
     }
 }
 
-/// Short writes one after the other, sized by how long the last one took.
-struct Writes {
-    store: Store,
-    pace: Pace,
-    progress: Arc<Progress>,
-}
-
-impl Writes {
-    fn new(settle: &Settle) -> Writes {
-        let (store, progress) = (settle.store.clone(), settle.progress.clone());
-        Writes { store, progress, pace: Pace::new(WRITE_TARGET, ROWS_MIN, ROWS_MAX) }
-    }
-
-    fn size(&self) -> usize {
-        self.pace.size()
-    }
-
-    fn run<T: Send + 'static>(
-        &mut self,
-        rows: usize,
-        job: impl FnOnce(&mut Write<'_>) -> store::Result<T> + Send + 'static,
-    ) -> Result<T, Stop> {
-        if self.progress.is_cancelled() {
-            return Err(Stop::Cancelled);
-        }
-        let watch = StopWatch::start();
-        let (done, _) = self.store.write_bulk_blocking(job).map_err(store::Error::from)?;
-        self.pace.report(rows, watch.elapsed());
-        Ok(done)
-    }
-}
-
-/// Bodies that no row will name, to be removed after the flip.
-struct Dead {
-    scratch: Scratch,
-    spill: Option<Spill>,
-}
-
-impl Dead {
-    fn new(scratch: &Scratch) -> Dead {
-        Dead { scratch: scratch.clone(), spill: None }
-    }
-
-    fn push(&mut self, body: BodyNum) -> Result<(), Stop> {
-        if self.spill.is_none() {
-            self.spill = Some(Spill::create(&self.scratch.folder, &self.scratch.disk)?);
-        }
-        let spill = self.spill.as_mut().expect("made above");
-        Ok(spill.append(&body.to_key())?)
-    }
-}
-
 // ---------------------------------------------------------------------------------------------------------- the log
 
-/// Visits the entries of a join's log with their attempt; events come with their body's number.
-fn each<E: From<store::Error>>(
-    store: &Store,
-    join: JoinNum,
-    visit: &mut dyn FnMut(u32, BodyNum, staged::Entry<'_>) -> Result<(), E>,
-) -> Result<(), E> {
-    let read = store.read()?;
-    let mut problem = None;
-    staged::batches(&read, join, 0, &mut |number, mut batch| {
-        let mut body = batch.first_body;
-        while let Some(entry) = batch.next().map_err(|_| staged::corrupt(join, number))? {
-            let is_event = matches!(entry, staged::Entry::Event(_));
-            if let Err(failed) = visit(batch.attempt, body, entry) {
-                problem = Some(failed);
-                return Ok(ControlFlow::Break(()));
-            }
-            body.0 += u32::from(is_event);
-        }
-        Ok(ControlFlow::Continue(()))
-    })?;
-    problem.map_or(Ok(()), Err)
-}
-
-struct StagedLog<'a> {
-    store: &'a Store,
-    join: JoinNum,
-    create_first: bool,
-}
-
-impl Log for StagedLog<'_> {
-    fn events(&mut self, visit: &mut dyn FnMut(Node, &[Node]) -> Result<(), OrderError>) -> Result<(), OrderError> {
-        let (mut parents, create_first) = (Vec::new(), self.create_first);
-        each(self.store, self.join, &mut |_, _, entry| match entry {
-            staged::Entry::Event(event) => {
-                event.auth.read(&mut parents);
-                if create_first && event.kind != Kind::CREATE {
-                    parents.push(0); // the create event's node, given before any other
-                }
-                visit(event.node, &parents)
-            }
-            staged::Entry::Known { node, .. } => visit(node, &[]),
-            _ => Ok(()),
-        })
-    }
-
-    fn ids(&mut self, visit: &mut dyn FnMut(Node, &[u8]) -> Result<(), OrderError>) -> Result<(), OrderError> {
-        let mut node = 0;
-        each(self.store, self.join, &mut |_, _, entry| {
-            if let staged::Entry::Node(id) = entry {
-                with_bytes(&id, |bytes| visit(node, bytes))?;
-                node += 1;
-            }
-            Ok(())
-        })
-    }
-}
-
 // ------------------------------------------------------------------------------------------------------------ users
-
-/// Numbers by print. Whom it has no room for is looked up in the store.
-struct Users {
-    slots: Vec<Slot>,
-    used: usize,
-    store: Store,
-    read: std::cell::OnceCell<Read>,
-    _grant: Grant,
-}
-
-#[derive(Clone, Copy, Default)]
-struct Slot {
-    print: [u32; 2],
-    user: u32,
-    key: u32,
-}
-
-impl Users {
-    fn new(store: &Store, users: u64, scratch: &Scratch) -> Result<Users, Stop> {
-        let wanted = (users + users / 4 + 16) * size_of::<Slot>() as u64;
-        // The sorters that come next need theirs.
-        let left = scratch.memory.limit().saturating_sub(scratch.memory.used()).saturating_sub(SORT_BYTES);
-        let grant = take_up_to(&scratch.memory, wanted.min(left), 4096)?;
-        let slots = vec![Slot::default(); grant.bytes() as usize / size_of::<Slot>()];
-        Ok(Users { slots, used: 0, store: store.clone(), read: Default::default(), _grant: grant })
-    }
-
-    fn put(&mut self, print: UserPrint, met: Met) {
-        if self.used * 10 >= self.slots.len() * 9 {
-            return;
-        }
-        let parts = [print as u32, (print >> 32) as u32];
-        let mut at = self.home(print);
-        while self.slots[at].user != 0 {
-            if self.slots[at].print == parts {
-                return;
-            }
-            at = (at + 1) % self.slots.len();
-        }
-        self.slots[at] = Slot { print: parts, user: met.user.0, key: met.member_key.0 };
-        self.used += 1;
-    }
-
-    fn home(&self, print: UserPrint) -> usize {
-        ((print as u32 as u64 * self.slots.len() as u64) >> 32) as usize
-    }
-
-    fn get(&self, print: UserPrint) -> Result<Met, Stop> {
-        let parts = [print as u32, (print >> 32) as u32];
-        let mut at = self.home(print);
-        while self.slots[at].user != 0 {
-            let slot = self.slots[at];
-            if slot.print == parts {
-                return Ok(Met { user: UserNum(slot.user), member_key: StateKeyNum(slot.key) });
-            }
-            at = (at + 1) % self.slots.len();
-        }
-        if self.read.get().is_none() {
-            let _ = self.read.set(self.store.read()?);
-        }
-        let read = self.read.get().expect("set above");
-        user::met(read, print)?.ok_or(Stop::Corrupt)
-    }
-}
 
 // ---------------------------------------------------------------------------------------------------------- records
 
 const IN_STATE: u8 = 1;
-const NEEDS_BODY: u8 = 2;
-const REDACTED: u8 = 4;
-const MEMBER: u8 = 8;
-const STATE_KEY: u8 = 16;
+
 const KNOWN: u8 = 32;
-
-/// An event between the log and its row.
-struct Placed<'a> {
-    place: u32,
-    in_state: bool,
-    known: EventNum,
-    event: Option<PlacedEvent<'a>>,
-}
-
-struct PlacedEvent<'a> {
-    body: BodyNum,
-    needs_body: bool,
-    redacted: bool,
-    kind: Kind,
-    sender: UserNum,
-    member: Option<(Membership, UserNum, StateKeyNum)>,
-    state_key: Option<(&'a str, &'a str)>,
-    id: Id,
-    depth: u64,
-    origin_server_ts: u64,
-}
-
-#[allow(clippy::too_many_arguments)] // one line of a file; a struct would be named once and taken apart once
-fn pack(
-    out: &mut Vec<u8>,
-    place: u32,
-    body: BodyNum,
-    event: &staged::Staged<'_>,
-    in_state: bool,
-    users: &Users,
-    order: &Order,
-    auth: &[Node],
-) -> Result<(), Stop> {
-    out.clear();
-    out.extend_from_slice(&place.to_be_bytes());
-    let mut bits = 0;
-    for (bit, set) in [
-        (IN_STATE, in_state),
-        (NEEDS_BODY, event.needs_body),
-        (REDACTED, event.redacted),
-        (MEMBER, event.member.is_some()),
-        (STATE_KEY, event.state_key.is_some()),
-    ] {
-        bits |= if set { bit } else { 0 };
-    }
-    out.push(bits);
-    put_u64(out, body.0.into());
-    out.push(event.kind.0);
-    let sender = users.get(event.sender)?;
-    put_u64(out, sender.user.0.into());
-    if let Some((membership, print)) = event.member {
-        let target = if print == event.sender { sender } else { users.get(print)? };
-        out.push(membership as u8);
-        put_u64(out, target.user.0.into());
-        put_u64(out, target.member_key.0.into());
-    }
-    if let Some((kind, key)) = event.state_key {
-        put_bytes(out, kind.as_bytes());
-        put_bytes(out, key.as_bytes());
-    }
-    put_u64(out, event.depth);
-    put_u64(out, event.origin_server_ts);
-    out.push(match event.id {
-        Id::Hash(_) => 0,
-        Id::HashStandard(_) => 1,
-        Id::Named(_) => 2,
-    });
-    match &event.id {
-        Id::Hash(hash) | Id::HashStandard(hash) => out.extend_from_slice(hash),
-        Id::Named(name) => put_bytes(out, name.as_bytes()),
-    }
-    for &node in auth {
-        // An event is placed after all its parents.
-        put_u64(out, order.place(node).ok_or(Stop::Corrupt)?.into());
-    }
-    Ok(())
-}
-
-impl<'a> Placed<'a> {
-    fn unpack(record: &'a [u8], auth: &mut Vec<u32>) -> Option<Placed<'a>> {
-        auth.clear();
-        let mut rest = Unpack::new(record);
-        let place = u32::from_be_bytes(rest.array()?);
-        let bits = rest.u8()?;
-        let has = |bit| bits & bit != 0;
-        let in_state = has(IN_STATE);
-        if has(KNOWN) {
-            return Some(Placed { place, in_state, known: EventNum(rest.u32()?), event: None });
-        }
-        let body = BodyNum(rest.u32()?);
-        let kind = Kind(rest.u8()?);
-        let sender = UserNum(rest.u32()?);
-        let member = match has(MEMBER) {
-            true => Some((Membership::from_code(rest.u8()?)?, UserNum(rest.u32()?), StateKeyNum(rest.u32()?))),
-            false => None,
-        };
-        let state_key = if has(STATE_KEY) { Some((rest.text()?, rest.text()?)) } else { None };
-        let (depth, origin_server_ts) = (rest.u64()?, rest.u64()?);
-        let id = match rest.u8()? {
-            0 => Id::Hash(rest.array()?),
-            1 => Id::HashStandard(rest.array()?),
-            _ => Id::Named(rest.text()?.to_owned()),
-        };
-        while !rest.is_empty() {
-            auth.push(rest.u32()?);
-        }
-        let (needs_body, redacted) = (has(NEEDS_BODY), has(REDACTED));
-        let event =
-            PlacedEvent { body, needs_body, redacted, kind, sender, member, state_key, id, depth, origin_server_ts };
-        Some(Placed { place, in_state, known: EventNum(0), event: Some(event) })
-    }
-}
-
-/// Which number a place has: reserved in a row, but for events we held before.
-struct Nums {
-    first: EventNum,
-    known: Vec<u32>,
-}
-
-impl Nums {
-    fn of(&self, place: u32) -> EventNum {
-        match self.known.get(place as usize) {
-            Some(&num) if num != 0 => EventNum(num),
-            _ => EventNum(self.first.0 + place),
-        }
-    }
-}
-
-/// An entry of the state on its way to the tree.
-#[derive(Clone, Copy)]
-struct InState {
-    key: StateKeyNum,
-    num: EventNum,
-    kind: Kind,
-    member: Option<(Membership, UserNum)>,
-}
-
-impl InState {
-    fn pack(&self) -> [u8; 14] {
-        let mut out = [0; 14];
-        out[..4].copy_from_slice(&self.key.to_key());
-        out[4..8].copy_from_slice(&self.num.to_key());
-        out[8] = self.kind.0;
-        if let Some((membership, user)) = self.member {
-            out[9] = membership as u8;
-            out[10..].copy_from_slice(&user.to_key());
-        }
-        out
-    }
-
-    fn unpack(record: &[u8]) -> Option<InState> {
-        let member = match record.get(9)? {
-            0 => None,
-            code => Some((Membership::from_code(*code)?, UserNum::from_key(record.get(10..)?)?)),
-        };
-        let key = StateKeyNum::from_key(record)?;
-        Some(InState { key, num: EventNum::from_key(record.get(4..)?)?, kind: Kind(record[8]), member })
-    }
-}
-
-/// What judging made beside the rows.
-struct Made {
-    ids: Sorter,
-    state: Sorter,
-    create: EventNum,
-    accepted: u64,
-}
-
-/// Rows on their way into the store.
-struct Rows {
-    room: RoomNum,
-    batch: Vec<(EventNum, Row, Option<(String, String)>, bool)>,
-    writes: Writes,
-    ids: Sorter,
-    state: Sorter,
-    accepted: u64,
-    hash_key: [u8; 16],
-    _grant: Grant,
-}
-
-const ROW_BYTES: u64 = 300;
-const BATCH_ROWS_MAX: usize = 1024;
-
-impl Rows {
-    fn new(settle: &Settle, room: RoomNum) -> Result<Rows, Stop> {
-        let grant = settle.scratch.memory.try_take(BATCH_ROWS_MAX as u64 * ROW_BYTES)?;
-        let left = settle.scratch.memory.limit().saturating_sub(settle.scratch.memory.used());
-        // Of a room as large as can be, just what two sorters take at least.
-        let share = (left / 3).clamp(SORTER_BYTES_MIN, SORT_BYTES);
-        Ok(Rows {
-            room,
-            batch: Vec::new(),
-            writes: Writes::new(settle),
-            ids: Sorter::new(&settle.scratch, share)?,
-            state: Sorter::new(&settle.scratch, share)?,
-            accepted: 0,
-            hash_key: *settle.store.read()?.hash_key(),
-            _grant: grant,
-        })
-    }
-
-    fn in_state(
-        &mut self,
-        key: StateKeyNum,
-        num: EventNum,
-        kind: Kind,
-        member: Option<(Membership, UserNum)>,
-    ) -> Result<(), Stop> {
-        Ok(self.state.push(&InState { key, num, kind, member }.pack())?)
-    }
-
-    fn push(
-        &mut self,
-        nums: &Nums,
-        place: u32,
-        event: &PlacedEvent<'_>,
-        in_state: bool,
-        auth: &[u32],
-    ) -> Result<(), Stop> {
-        let num = nums.of(place);
-        let member = event.member.map(|(membership, target, _)| (membership, target));
-        if let Some((_, _, key)) = event.member
-            && in_state
-        {
-            self.in_state(key, num, event.kind, member)?;
-        }
-        let mut record = [0; 20];
-        record[..16].copy_from_slice(&hash128(&self.hash_key, &[event.id.text().as_bytes()]));
-        record[16..].copy_from_slice(&num.to_key());
-        self.ids.push(&record)?;
-        let row = Row {
-            room: self.room,
-            body: event.body,
-            id: event.id.clone(),
-            kind: event.kind,
-            state_key: event.member.map(|(_, _, key)| key),
-            sender: event.sender,
-            member,
-            flags: Flags { outlier: true, redacted: event.redacted, ..Flags::default() },
-            depth: event.depth,
-            origin_server_ts: event.origin_server_ts,
-            auth: auth.iter().map(|&place| nums.of(place)).collect(),
-            before: None,
-            order: None,
-            redacted_by: None,
-        };
-        let other = event.state_key.map(|(kind, key)| (kind.to_owned(), key.to_owned()));
-        self.batch.push((num, row, other, in_state));
-        self.accepted += 1;
-        if self.batch.len() >= self.writes.size().min(BATCH_ROWS_MAX) {
-            self.flush()?;
-        }
-        Ok(())
-    }
-
-    fn flush(&mut self) -> Result<(), Stop> {
-        let mut batch = std::mem::take(&mut self.batch);
-        let (mut batch, others) = self.writes.run(batch.len(), move |w| {
-            let mut others = Vec::new();
-            for (num, row, other, in_state) in &mut batch {
-                if let Some((kind, key)) = other {
-                    let key = state_tree::intern_key(w, kind, key)?;
-                    row.state_key = Some(key);
-                    if *in_state {
-                        others.push((key, *num, row.kind));
-                    }
-                }
-            }
-            event::put_rows(w, batch.iter().map(|(num, row, _, _)| (*num, row)))?;
-            Ok((batch, others))
-        })?;
-        for (key, num, kind) in others {
-            self.in_state(key, num, kind, None)?;
-        }
-        batch.clear();
-        self.batch = batch;
-        Ok(())
-    }
-
-    fn finish(mut self, create: EventNum) -> Result<Made, Stop> {
-        if !self.batch.is_empty() {
-            self.flush()?;
-        }
-        Ok(Made { ids: self.ids, state: self.state, create, accepted: self.accepted })
-    }
-}
-
-/// Bodies and names out of the store.
-struct FromStore {
-    store: Store,
-    version: &'static RoomVersion,
-    room_id: String,
-    /// A snapshot and how often it was used. Renewed now and then, so that pages written meanwhile can be used again.
-    read: RefCell<(Option<Read>, u32)>,
-}
-
-const READ_USES_MAX: u32 = 2000;
-
-impl FromStore {
-    fn with<T>(&self, f: impl FnOnce(&Read) -> store::Result<T>) -> Result<T, Stop> {
-        let mut held = self.read.borrow_mut();
-        if held.1 == 0 {
-            *held = (Some(self.store.read()?), READ_USES_MAX);
-        }
-        held.1 -= 1;
-        let read = held.0.as_ref().expect("taken above");
-        Ok(f(read)?)
-    }
-}
-
-impl Bodies for FromStore {
-    type Error = Stop;
-
-    fn event(&self, num: BodyNum, sender: UserNum, target: Option<UserNum>) -> Result<Event, Stop> {
-        let stored = self.with(|read| event::stored_body(read, num))?;
-        let opened = body::open(&stored).ok_or(Stop::Corrupt)?;
-        let sender = self.with(|read| user::id_of(read, sender))?;
-        let target = match target.filter(|_| opened.wants().target()) {
-            Some(target) => self.with(|read| user::id_of(read, target))?,
-            None => String::new(),
-        };
-        let known = body::Known { room_id: &self.room_id, sender: &sender, target: &target, ..body::Known::default() };
-        let bytes = opened.restore(&known).ok_or(Stop::Corrupt)?;
-        // Judged by its content and by the places of its auth events: neither its id nor theirs matter.
-        let id = OwnedEventId::try_from("$id").map_err(|_| Stop::Corrupt)?;
-        Event::from_stored(self.version, bytes, id).map_err(|_| Stop::Corrupt)
-    }
-
-    fn user(&self, num: UserNum) -> Result<OwnedUserId, Stop> {
-        let id = self.with(|read| user::id_of(read, num))?;
-        UserId::parse(&id).map_err(|_| Stop::Corrupt)
-    }
-}

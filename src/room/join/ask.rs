@@ -1,0 +1,163 @@
+//! Asking residents: who may know the room, the event to be signed, the state.
+
+use std::sync::atomic::Ordering::Relaxed;
+
+use http::Method;
+use ruma::OwnedServerName;
+
+use super::Join;
+use super::error::Stop;
+use super::progress::Phase;
+use crate::matrix::version::StateRes;
+use crate::matrix::{Event, RoomVersion};
+use crate::remote::{Body, Failed, Pace, encode};
+use crate::room::Joining;
+use crate::room::error::{Error, Result};
+use crate::room::handshake::Verb;
+use crate::store::tables::room;
+use crate::store::tables::room::event::Membership;
+use crate::store::tables::room::staged::Journal;
+
+/// Servers tried for a template.
+const SERVERS_MAX: usize = 8;
+
+impl<'a> Join<'a> {
+    /// Who may know the room: whom the app names, who invited, whom the id names, who was in it when we last were.
+    pub async fn servers(&self, joining: &Joining) -> Result<Vec<OwnedServerName>, Stop> {
+        let mut servers = joining.via.clone();
+        let (user, room_id) = (self.user.to_owned(), self.room_id.to_owned());
+        let inviters = self.rooms.reading(move |rooms, read| rooms.outside_of(read, &user, &room_id)).await;
+        servers.extend(inviters.unwrap_or_default());
+        servers.extend(self.room_id.server_name().map(ToOwned::to_owned));
+        let room_id = self.room_id.to_owned();
+        let left = self.rooms.reading(move |rooms, read| match room::num(read, room_id.as_str())? {
+            Some(num) => rooms.servers_of(read, num),
+            None => Ok(Vec::new()),
+        });
+        servers.extend(left.await?);
+        let mut kept: Vec<OwnedServerName> = Vec::new();
+        for server in servers {
+            if !self.rooms.0.parts.remote.is_me(&server) && !kept.contains(&server) && kept.len() < SERVERS_MAX {
+                kept.push(server);
+            }
+        }
+        if kept.is_empty() { Err(Stop::Room(Error::NotFound)) } else { Ok(kept) }
+    }
+
+    /// Our signed event, and the servers with the one that drew it up in front.
+    pub async fn draw_up(
+        &self,
+        mut servers: Vec<OwnedServerName>,
+        joining: Joining,
+    ) -> Result<(Event, &'static RoomVersion, Vec<OwnedServerName>), Stop> {
+        let mut last = None;
+        for at in 0..servers.len() {
+            match self.rooms.ask_template(&servers[at], Verb::Join, self.room_id, self.user).await {
+                Ok(template) => {
+                    if template.version.state_res == StateRes::V1 {
+                        return Err(Stop::Room(Error::Bad {
+                            errcode: "M_UNSUPPORTED_ROOM_VERSION",
+                            message:
+                                "Rooms of version 1 resolve their state by an algorithm this server does not have \
+                                      yet, so it cannot join them."
+                                    .into(),
+                        }));
+                    }
+                    let mut content = crate::room::send::member::content_of(Membership::Join, joining.reason.clone());
+                    let mut extra = joining.content_extra.clone();
+                    extra.remove("join_authorised_via_users_server");
+                    extra.remove("membership");
+                    content.extend(extra);
+                    if let Some(by) = template.authorised_via() {
+                        content.insert("join_authorised_via_users_server".into(), by.into());
+                    }
+                    let user = self.user.to_owned();
+                    let content = self
+                        .rooms
+                        .reading(move |_, read| crate::room::send::member::with_profile(read, &user, content))
+                        .await?;
+                    let event = self.rooms.sign_template(&template, content)?;
+                    servers.remove(at);
+                    servers.insert(0, template.server);
+                    return Ok((event, template.version, servers));
+                }
+                Err(failed) => {
+                    tracing::info!(server = %servers[at], room_id = %self.room_id, %failed, "no template for a join");
+                    // What a server says about the room is worth more than that another cannot be reached.
+                    if last.as_ref().is_none_or(|last: &Failed| !last.is_refusal()) || failed.is_refusal() {
+                        last = Some(failed);
+                    }
+                }
+            }
+        }
+        Err(last.map_or(Stop::Room(Error::NotFound), Stop::Remote))
+    }
+
+    /// Asks for the room: with our event, which a resident that has it already answers again, or by the event's id.
+    pub async fn ask(
+        &self,
+        journal: &Journal,
+        event: &Event,
+        want: Want,
+        max_bytes: u64,
+    ) -> Result<(Body, String), Stop> {
+        self.progress.enter(Phase::Asking);
+        let (room, id) = (encode(self.room_id.as_str()), encode(event.id().as_str()));
+        let remote = &self.rooms.0.parts.remote;
+        let mut last = None;
+        for resident in &journal.residents {
+            let Ok(server) = OwnedServerName::try_from(resident.as_str()) else { continue };
+            let join = format!("/_matrix/federation/v2/send_join/{room}/{id}?omit_members=true");
+            let state = format!("/_matrix/federation/v1/state/{room}?event_id={id}");
+            let pace = Pace::patient(max_bytes);
+            let content = event.to_federation().to_vec();
+            let asked = async {
+                match want {
+                    Want::Join => remote.stream(&server, Method::PUT, &join, Some(content), pace).await,
+                    Want::State => remote.stream(&server, Method::GET, &state, None, pace).await,
+                }
+            };
+            let asked = self.progress.unless_cancelled(asked).await?;
+            // A resident that took our event may not want it twice; it can say the state before it all the same.
+            let asked = match asked {
+                Err(failed) if failed.is_refusal() && want == Want::Join && journal.attempt > 0 => {
+                    let asked = remote.stream(&server, Method::GET, &state, None, pace);
+                    self.progress.unless_cancelled(asked).await?
+                }
+                asked => asked,
+            };
+            match asked {
+                Ok(body) => {
+                    self.progress.accepted.store(true, Relaxed);
+                    return Ok((body, resident.clone()));
+                }
+                Err(failed) => {
+                    tracing::info!(%server, room_id = %self.room_id, %failed, "the room was not given");
+                    if !failed.is_refusal() {
+                        // It may have got our event, and only its answer was lost.
+                        self.progress.accepted.store(true, Relaxed);
+                    }
+                    if last.as_ref().is_none_or(|last: &Failed| !last.is_refusal()) || failed.is_refusal() {
+                        last = Some(failed);
+                    }
+                }
+            }
+        }
+        Err(last.map_or(Stop::Room(Error::NotFound), Stop::Remote))
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Want {
+    Join,
+    State,
+}
+
+/// Our event with the resident's signature beside ours, when it gave us that.
+pub fn countersigned(version: &'static RoomVersion, said: Option<&[u8]>, event: Event) -> Event {
+    let theirs = said.and_then(|raw| Event::from_wire(version, raw).ok());
+    match theirs {
+        Some(theirs) if theirs.id() == event.id() && theirs.is_intact() => theirs,
+        _ => event,
+    }
+}

@@ -1,0 +1,188 @@
+//! What a join that ended leaves behind, removed.
+
+use std::ops::ControlFlow;
+
+use super::error::Stop;
+use super::{Error, Join, Phase};
+use crate::base;
+use crate::budget::spill::Spill;
+use crate::store::tables::room::event::{self, Id};
+use crate::store::tables::room::staged::{self, Entry, JoinNum, Journal, Stage};
+use crate::store::tables::room::{self, Status, member};
+use crate::store::{self, BodyNum, EventNum, Get, RoomNum, Store};
+
+/// Rows taken back in one write.
+const ROWS_MAX: usize = 1000;
+
+/// The log's rows in one write; a page each.
+const LOG_ROWS_MAX: u32 = 60;
+
+impl Join<'_> {
+    /// After the flip: the log goes, and the bodies of events that were left out.
+    pub(super) async fn clean_after(&self, num: JoinNum, journal: Journal, left_out: LeftOut) -> Result<(), Stop> {
+        self.progress.enter(Phase::Cleaning);
+        let store = self.rooms.0.parts.store.clone();
+        // The room is there: whoever asked does not wait for this.
+        tokio::spawn(async move {
+            let done = base::blocking(move || clean(&store, num, journal.batches, left_out));
+            if let Err(stop) = done.await {
+                tracing::warn!(%stop, "the log of a finished join is removed at the next start");
+            }
+        });
+        Ok(())
+    }
+
+    /// Takes back everything a join wrote. Again from the beginning after a crash.
+    pub(super) async fn clean_up(&self, num: JoinNum) -> Result<(), Stop> {
+        self.progress.enter(Phase::Cleaning);
+        let store = self.rooms.0.parts.store.clone();
+        base::blocking(move || take_back(&store, num)).await
+    }
+}
+
+/// A join may neither clear nor flip a room that is here: people are in it.
+pub(super) fn check_not_here(get: &impl Get, room: RoomNum) -> Result<(), Error> {
+    match is_here(get, room)? {
+        true => Err(Error::Forbidden("the room was joined otherwise meanwhile".into())),
+        false => Ok(()),
+    }
+}
+
+fn is_here(get: &impl Get, room: RoomNum) -> store::Result<bool> {
+    Ok(room::get(get, room)?.is_some_and(|row| row.status == Status::Resident))
+}
+
+/// Bodies that were stored and that no event of the room has.
+pub(super) enum LeftOut {
+    Listed(Option<Spill>),
+    /// The list went with a crash.
+    Unknown,
+}
+
+/// What the log names of a batch's bodies is removed with it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Bodies {
+    Keep,
+    RemoveUnnamed,
+    RemoveAll,
+}
+
+fn clean(store: &Store, num: JoinNum, batches: u32, left_out: LeftOut) -> Result<(), Stop> {
+    let bodies = match left_out {
+        LeftOut::Listed(list) => {
+            list.map_or(Ok(()), |list| remove_bodies(store, list))?;
+            Bodies::Keep
+        }
+        LeftOut::Unknown => Bodies::RemoveUnnamed,
+    };
+    remove_log(store, num, batches, bodies)?;
+    remove_journal(store, num)
+}
+
+fn take_back(store: &Store, num: JoinNum) -> Result<(), Stop> {
+    let Some(mut journal) = staged::journal(&store.read()?, num)? else { return Ok(()) };
+    let read = store.read()?;
+    let room = room::num(&read, &journal.room_id)?;
+    if journal.stage == Stage::Live || room.map_or(Ok(false), |room| is_here(&read, room))? {
+        // The room is there; only the cleaning behind it failed. Or another join made it so, and may have taken over rows
+        // that this one wrote: they stay.
+        drop(read);
+        return clean(store, num, journal.batches, LeftOut::Unknown);
+    }
+    drop(read);
+    journal.stage = Stage::Cancelled;
+    let cancelled = journal.clone();
+    freeing(store, move |w| staged::set_journal(w, num, &cancelled))?;
+    if let Some((first, count)) = journal.event_nums {
+        let mut at = first;
+        while at < first + count {
+            let end = (at + ROWS_MAX as u32).min(first + count);
+            freeing(store, move |w| (at..end).try_for_each(|num| event::remove_row(w, EventNum(num))))?;
+            at = end;
+        }
+    }
+    if let Some(room) = journal.room.map(RoomNum) {
+        clear_room(store, room)?;
+    }
+    remove_log(store, num, journal.batches, Bodies::RemoveAll)?;
+    remove_journal(store, num)
+}
+
+/// The rows of a room that was never finished. One that was left before keeps its own row and history.
+fn clear_room(store: &Store, room: RoomNum) -> Result<(), Stop> {
+    if is_here(&store.read()?, room)? {
+        return Ok(());
+    }
+    while freeing(store, move |w| member::clear(w, room, ROWS_MAX))? == ROWS_MAX {}
+    Ok(())
+}
+
+/// Removes the log, some batches in a write, and bodies it stored.
+fn remove_log(store: &Store, num: JoinNum, batches: u32, bodies: Bodies) -> Result<(), Stop> {
+    let mut from = 0;
+    while from < batches {
+        // What an earlier try removed is passed over.
+        let (mut to, mut list) = (batches, Vec::new());
+        let read = store.read()?;
+        staged::batches(&read, num, from, &mut |found, mut batch| {
+            let mut body = batch.first_body;
+            while bodies != Bodies::Keep
+                && let Some(entry) = batch.next().map_err(|_| staged::corrupt(num, found))?
+            {
+                if let Entry::Event(event) = entry {
+                    if bodies == Bodies::RemoveAll || !is_named(&read, &event.id, body)? {
+                        list.push(body);
+                    }
+                    body = BodyNum(body.0 + 1);
+                }
+            }
+            let is_enough = list.len() >= ROWS_MAX || found - from >= LOG_ROWS_MAX;
+            to = if is_enough { found + 1 } else { batches };
+            Ok(if is_enough { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+        })?;
+        drop(read);
+        freeing(store, move |w| {
+            list.into_iter().try_for_each(|body| event::remove_body(w, body))?;
+            (from..to).try_for_each(|number| staged::remove_batch(w, num, number))
+        })?;
+        from = to;
+    }
+    Ok(())
+}
+
+/// Whether an event has this body.
+fn is_named(get: &impl Get, id: &Id, body: BodyNum) -> store::Result<bool> {
+    match event::num(get, &id.text())? {
+        Some(num) => Ok(event::row_of(get, num)?.body == body),
+        None => Ok(false),
+    }
+}
+
+fn remove_bodies(store: &Store, dead: Spill) -> Result<(), Stop> {
+    let mut reader = dead.into_reader()?;
+    let (mut frame, mut list) = (Vec::new(), Vec::new());
+    loop {
+        let more = reader.next(&mut frame)?;
+        if more {
+            list.extend(BodyNum::from_key(&frame));
+        }
+        if list.len() >= ROWS_MAX || !more {
+            let batch = std::mem::take(&mut list);
+            freeing(store, move |w| batch.into_iter().try_for_each(|body| event::remove_body(w, body)))?;
+        }
+        if !more {
+            return Ok(());
+        }
+    }
+}
+
+fn remove_journal(store: &Store, num: JoinNum) -> Result<(), Stop> {
+    freeing(store, move |w| staged::remove_journal(w, num))
+}
+
+fn freeing<T: Send + 'static>(
+    store: &Store,
+    job: impl FnOnce(&mut store::Write<'_>) -> store::Result<T> + Send + 'static,
+) -> Result<T, Stop> {
+    Ok(store.write_freeing_blocking(job).map_err(store::Error::from)?.0)
+}

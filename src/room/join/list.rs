@@ -1,0 +1,119 @@
+//! The joins under way.
+
+use std::collections::HashMap;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use ruma::{OwnedRoomId, OwnedUserId, RoomId, UserId};
+use tokio::sync::{Semaphore, watch};
+
+use super::admission::Policy;
+use super::progress::{Progress, Underway};
+use crate::room::Rooms;
+use crate::store::Get;
+
+/// Joins under way and in line. Each is a task and a journal row.
+const UNDERWAY_MAX: usize = 32;
+
+/// Joins under way, and what they may be.
+pub struct Joins {
+    pub policy: Mutex<Policy>,
+    running: Mutex<HashMap<OwnedRoomId, Arc<Running>>>,
+    /// The server is going down: joins end where they are.
+    pub stopping: AtomicBool,
+    pub large: Arc<Semaphore>,
+    pub small: Arc<Semaphore>,
+}
+
+pub struct Running {
+    pub user: OwnedUserId,
+    pub progress: Arc<Progress>,
+    since: Duration,
+    over: watch::Sender<bool>,
+}
+
+impl Default for Joins {
+    fn default() -> Self {
+        Joins {
+            policy: Mutex::default(),
+            running: Mutex::default(),
+            stopping: AtomicBool::new(false),
+            large: Arc::new(Semaphore::new(1)),
+            small: Arc::new(Semaphore::new(1)),
+        }
+    }
+}
+
+impl Joins {
+    pub fn list(&self, now: Duration) -> Vec<Underway> {
+        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut list: Vec<_> = running
+            .iter()
+            .map(|(room, one)| one.progress.underway(room.as_str(), one.user.as_str(), now.saturating_sub(one.since)))
+            .collect();
+        list.sort_by(|a, b| a.room_id.cmp(&b.room_id));
+        list
+    }
+
+    /// Ends a join under way, at its next step. What it wrote is taken back. False when there is none.
+    pub fn cancel(&self, room_id: &RoomId) -> bool {
+        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        running.get(room_id).map(|one| one.progress.cancel()).is_some()
+    }
+
+    /// Ends all joins at their next step and leaves what they wrote: the next start goes on there.
+    pub async fn stop(&self) {
+        self.stopping.store(true, Relaxed);
+        let mut over: Vec<_> = {
+            let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+            running.values().map(|one| (one.progress.clone(), one.over.subscribe())).collect()
+        };
+        for (progress, over) in &mut over {
+            progress.cancel();
+            let _ = over.wait_for(|over| *over).await;
+        }
+    }
+
+    /// Enters a join, or says which one is under way for that room.
+    pub fn enter(&self, room_id: &RoomId, user: &UserId, since: Duration) -> Entered {
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(other) = running.get(room_id) {
+            return Entered::Behind(other.over.subscribe());
+        }
+        if running.len() >= UNDERWAY_MAX {
+            return Entered::Full;
+        }
+        let over = watch::Sender::new(false);
+        let one = Arc::new(Running { user: user.to_owned(), progress: Arc::default(), since, over });
+        running.insert(room_id.to_owned(), one.clone());
+        Entered::First(one)
+    }
+
+    fn leave(&self, room_id: &RoomId) {
+        let over = self.running.lock().unwrap_or_else(PoisonError::into_inner).remove(room_id);
+        if let Some(over) = over {
+            over.over.send_replace(true);
+        }
+    }
+}
+
+pub enum Entered {
+    First(Arc<Running>),
+    /// Another join of the room is under way; this tells when it is over.
+    Behind(watch::Receiver<bool>),
+    Full,
+}
+
+/// Takes a join off the list however it ends.
+pub struct Watched<'a> {
+    pub rooms: &'a Rooms,
+    pub room_id: &'a RoomId,
+}
+
+impl Drop for Watched<'_> {
+    fn drop(&mut self) {
+        self.rooms.0.joins.leave(self.room_id);
+    }
+}

@@ -1,0 +1,52 @@
+//! Places in a room's history and in the stream of news, as apps are given them.
+
+use crate::store::Position;
+
+/// A place between two events of a timeline, as apps are given it: `t` and the order of the event before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Token(pub i64);
+
+impl Token {
+    /// Also reads the token of a sync, which stands for the end of the timeline then.
+    pub fn parse(text: &str) -> Option<Token> {
+        match text.split_at_checked(1)? {
+            ("t", order) => order.parse().ok().map(Token),
+            ("s", _) => Since::parse(text).map(|since| Token(since.at.0 as i64)),
+            _ => None,
+        }
+    }
+}
+
+impl std::fmt::Display for Token {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "t{}", self.0)
+    }
+}
+
+/// A sync token: the position everything was told up to, and how much typing had been.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Since {
+    pub at: Position,
+    pub typing: u64,
+    /// What was told of the messages to the device: they are many at times, and not all in one answer.
+    pub messages: Position,
+}
+
+impl Since {
+    pub fn parse(text: &str) -> Option<Since> {
+        let (at, rest) = text.strip_prefix('s')?.split_once('_')?;
+        let (typing, messages) = rest.split_once('_').unwrap_or((rest, at));
+        let (at, messages) = (Position(at.parse().ok()?), Position(messages.parse().ok()?));
+        Some(Since { at, typing: typing.parse().ok()?, messages: messages.min(at) })
+    }
+}
+
+impl std::fmt::Display for Since {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "s{}_{}", self.at, self.typing)?;
+        match self.messages < self.at {
+            true => write!(f, "_{}", self.messages),
+            false => Ok(()),
+        }
+    }
+}
