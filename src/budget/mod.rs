@@ -23,12 +23,11 @@ pub mod spill;
 use std::sync::Arc;
 
 pub use account::{Account, Grant, Refused};
+pub use account::{AccountRow, WhenEmpty};
 pub use card::Card;
 pub use choose::{Choice, Granted, choose};
 pub use parsed::parsed_bytes_max;
-pub use profile::{
-    AccountRow, FixedRow, PASSWORD_HASH_BYTES, Profile, ProfileError, WhenEmpty, human, is_path, parse_bytes,
-};
+pub use profile::{FixedRow, PASSWORD_HASH_BYTES, Profile, ProfileError, human, is_path, parse_bytes};
 
 use account::Nth;
 

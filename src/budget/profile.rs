@@ -9,6 +9,7 @@ use std::path::Path;
 use serde::Deserialize;
 
 use super::account::Account;
+use super::account::{AccountRow, WhenEmpty};
 use super::meter;
 
 /// Every account of memory. A profile has each of them and no other; a new one is added here and to each file of
@@ -93,52 +94,6 @@ pub struct FixedRow {
     pub name: String,
     pub bytes: u64,
     pub reason: String,
-}
-
-#[derive(Debug, Clone)]
-pub struct AccountRow {
-    pub name: String,
-    /// The most that may be in use at once.
-    pub bytes: u64,
-    /// The account that these bytes are drawn from, where they have none of their own: the two never use theirs at once.
-    pub within: Option<String>,
-    pub reason: String,
-    pub when_empty: WhenEmpty,
-    /// How long an asker waits before it is refused; also what a refused one is told to wait.
-    pub wait_ms: u64,
-}
-
-/// What happens to who asks an empty account.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum WhenEmpty {
-    /// Waits its turn, and is refused after `wait_ms`.
-    Wait,
-    /// HTTP 429 `M_LIMIT_EXCEEDED` with `retry_after_ms`.
-    #[serde(rename = "refuse_429")]
-    Refuse429,
-    /// HTTP 413 `M_TOO_LARGE`.
-    #[serde(rename = "refuse_413")]
-    Refuse413,
-    /// The connection is closed.
-    Close,
-    /// The job is put off and tried again later.
-    Postpone,
-    /// The oldest entries of the cache make room.
-    DropCache,
-}
-
-impl fmt::Display for WhenEmpty {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            WhenEmpty::Wait => "waits",
-            WhenEmpty::Refuse429 => "429, try later",
-            WhenEmpty::Refuse413 => "413, too large",
-            WhenEmpty::Close => "connection closed",
-            WhenEmpty::Postpone => "postponed",
-            WhenEmpty::DropCache => "cache shrinks",
-        })
-    }
 }
 
 /// Why a profile cannot be used; a sentence for the operator.

@@ -165,7 +165,7 @@ fn all(config: &Config, report: &mut Report) {
         ("federation", &config.federation.tls_certificate, &config.federation.tls_private_key),
     ];
     for (section, chain, key) in certificates {
-        match serve::certificate(chain, key) {
+        match serve::ports::certificate(chain, key) {
             Ok(None) => {}
             Ok(Some(certificate)) => dates(section, &certificate, now_ms, report),
             Err(error) => report.bad(format!("The certificate of [{section}] cannot be used: {error}.")),
@@ -436,7 +436,7 @@ fn led_to(config: &Config, host: &str, report: &mut Report) {
     let bare = <&ServerName>::try_from(host).map_or(host, |name| name.host());
     let bare = bare.trim_start_matches('[').trim_end_matches(']');
     // One that cannot be read was told of already.
-    match serve::certificate(&settings.tls_certificate, &settings.tls_private_key) {
+    match serve::ports::certificate(&settings.tls_certificate, &settings.tls_private_key) {
         Ok(Some(certificate)) if certificate.is_for(bare) => {
             report.good(format!("The certificate of [federation] is for {bare}."));
         }

@@ -11,6 +11,7 @@ use serde_json::json;
 
 use super::{Client, Error, auth};
 use crate::base::blocking;
+use crate::http::file::{Part, described, part_of};
 use crate::http::{self, Answer, Limit, Request, Response, StatusCode};
 use crate::media::{About, Fetched, Opened, Scaled};
 use crate::user::UserNum;
@@ -19,37 +20,7 @@ use crate::user::UserNum;
 const PATIENCE_MAX: Duration = Duration::from_secs(60);
 const PATIENCE_DEFAULT_MS: u64 = 20_000;
 
-const UNKNOWN_TYPE: &str = "application/octet-stream";
-
-/// What a browser may show in place, as the specification lists it; the rest is offered to be saved.
-const SHOWN: [&str; 26] = [
-    "text/css",
-    "text/plain",
-    "text/csv",
-    "application/json",
-    "application/ld+json",
-    "image/jpeg",
-    "image/gif",
-    "image/png",
-    "image/apng",
-    "image/webp",
-    "image/avif",
-    "video/mp4",
-    "video/webm",
-    "video/ogg",
-    "video/quicktime",
-    "audio/mp4",
-    "audio/webm",
-    "audio/aac",
-    "audio/mpeg",
-    "audio/ogg",
-    "audio/wave",
-    "audio/wav",
-    "audio/x-wav",
-    "audio/x-pn-wav",
-    "audio/flac",
-    "audio/x-flac",
-];
+pub const UNKNOWN_TYPE: &str = "application/octet-stream";
 
 /// POST /_matrix/media/v3/upload
 pub async fn upload(client: Arc<Client>, request: Request) -> Result<Response, Error> {
@@ -213,34 +184,6 @@ async fn send(request: &Request, opened: Opened) -> Result<Response, Error> {
     Ok(response.header("content-range", &format!("bytes {from}-{}/{bytes}", from + len - 1)))
 }
 
-/// What a `Range` header asks for.
-#[derive(Debug, PartialEq)]
-enum Part {
-    /// Nothing this server understands, so everything.
-    All,
-    /// From where, and how many bytes.
-    Range(u64, u64),
-    Beyond,
-}
-
-/// One range of bytes; several at once are answered with everything, as HTTP allows.
-fn part_of(range: &str, bytes: u64) -> Part {
-    let Some((from, to)) = range.strip_prefix("bytes=").and_then(|range| range.split_once('-')) else {
-        return Part::All;
-    };
-    let (from, to) = (from.trim(), to.trim());
-    let (first, last) = match (from.parse::<u64>(), to.parse::<u64>()) {
-        (Ok(first), Ok(last)) if last >= first => (first, last),
-        (Ok(first), Err(_)) if to.is_empty() => (first, u64::MAX),
-        (Err(_), Ok(last)) if from.is_empty() => (bytes.saturating_sub(last), u64::MAX),
-        _ => return Part::All,
-    };
-    if first >= bytes {
-        return Part::Beyond;
-    }
-    Part::Range(first, last.min(bytes - 1) - first + 1)
-}
-
 /// Another server's file, a piece at a time. When it breaks off, so does the answer.
 fn pass_through(mut fetched: Fetched, name: Option<&str>) -> Response {
     let (sender, body) = http::channel(fetched.take_grant());
@@ -262,40 +205,6 @@ fn pass_through(mut fetched: Fetched, name: Option<&str>) -> Response {
         }
     });
     response
-}
-
-/// What a browser may do with a file a stranger made: show harmless kinds, run nothing.
-fn described(response: Response, content_type: Option<&str>, name: Option<&str>) -> Response {
-    let content_type = content_type.unwrap_or(UNKNOWN_TYPE);
-    let essence = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-    let how = if SHOWN.contains(&essence.as_str()) { "inline" } else { "attachment" };
-    let disposition = match name.filter(|name| !name.is_empty()) {
-        Some(name) => format!("{how}; filename*=utf-8''{}", encoded(name)),
-        None => how.to_owned(),
-    };
-    response
-        // A type that can be no header is left out, and the one above it stays.
-        .header("content-type", content_type)
-        .header("content-disposition", &disposition)
-        .header(
-            "content-security-policy",
-            "sandbox; default-src 'none'; script-src 'none'; plugin-types application/pdf; \
-             style-src 'unsafe-inline'; media-src 'self'; object-src 'self';",
-        )
-        .header("cross-origin-resource-policy", "cross-origin")
-        .header("x-content-type-options", "nosniff")
-}
-
-/// RFC 5987's percent-encoding.
-fn encoded(name: &str) -> String {
-    use std::fmt::Write;
-    name.bytes().fold(String::with_capacity(name.len()), |mut out, byte| {
-        let _ = match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => write!(out, "{}", byte as char),
-            _ => write!(out, "%{byte:02X}"),
-        };
-        out
-    })
 }
 
 #[cfg(test)]

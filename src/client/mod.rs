@@ -15,7 +15,7 @@ mod account;
 mod auth;
 mod error;
 mod keys;
-mod media;
+pub mod media;
 mod sync;
 pub mod routes;
 mod room;

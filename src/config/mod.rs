@@ -4,14 +4,20 @@
 //! neighbour, and the sample file is the table written out. Only `serve` and `cli` read settings; they pass values on.
 
 use std::fmt;
-use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use ruma::OwnedServerName;
 use toml::de::{DeTable, DeValue};
 
-use crate::budget::{is_path, parse_bytes};
+use crate::budget::is_path;
+use file::{find, is_section, read, unknown};
+use given::Given;
+use setting::{Setting, address, addresses, optional, own_name, server_name, setting, tokens, url, write_settings};
+
+mod file;
+mod given;
+mod setting;
 
 /// Where the server looks when no file is named, after `snug.toml` in the data folder.
 pub const SYSTEM_FILE: &str = "/etc/snug/snug.toml";
@@ -23,8 +29,6 @@ const SYSTEM_DATA_DIR: &str = "/var/lib/snug";
 pub const FILE_NAME: &str = "snug.toml";
 /// One transaction of large events is 3 MiB; with less than this an hour's would hardly be one.
 const HOURLY_BYTES_MIN: u64 = 1 << 20;
-/// A config file is small; a larger one is a mistake.
-const FILE_BYTES_MAX: u64 = 1 << 20;
 
 /// The settings as the parts take them.
 #[derive(Debug, Clone)]
@@ -97,49 +101,6 @@ pub enum Admission {
     Ask,
     /// Large rooms are refused.
     Refuse,
-}
-
-/// One setting.
-pub struct Setting {
-    /// With its section: `federation.listen`.
-    pub name: &'static str,
-    /// As it would stand in the file.
-    pub default: Option<&'static str>,
-    /// A value to show where there is no default.
-    pub example: &'static str,
-    /// What it does, for the sample file.
-    pub doc: &'static str,
-    /// Whether the short file of the first start shows it.
-    first: bool,
-    set: fn(&mut Config, &Given<'_>) -> Result<(), String>,
-}
-
-/// A setting without a default.
-const fn optional(
-    name: &'static str,
-    example: &'static str,
-    doc: &'static str,
-    set: fn(&mut Config, &Given<'_>) -> Result<(), String>,
-) -> Setting {
-    Setting { name, default: None, example, doc, first: false, set }
-}
-
-/// A setting with a default.
-const fn setting(
-    name: &'static str,
-    default: &'static str,
-    doc: &'static str,
-    set: fn(&mut Config, &Given<'_>) -> Result<(), String>,
-) -> Setting {
-    Setting { name, default: Some(default), example: default, doc, first: false, set }
-}
-
-impl Setting {
-    /// Also shown in the file of the first start.
-    const fn shown_first(mut self) -> Setting {
-        self.first = true;
-        self
-    }
 }
 
 /// All settings, in the order of the sample file. A section's settings stand together.
@@ -559,222 +520,9 @@ impl Default for Config {
     }
 }
 
-/// The file that was named; or the one in the data folder, or the system's, when there is one.
-fn find(overrides: &Overrides) -> Result<Option<PathBuf>, Error> {
-    if let Some(file) = &overrides.config {
-        return match is_there(file)? {
-            true => Ok(Some(file.clone())),
-            false => Err(Error::new(format!("{}: there is no such file", file.display()))),
-        };
-    }
-    let folder = overrides.data_dir.clone().unwrap_or_else(|| DATA_DIR.into());
-    let known = [folder.join(FILE_NAME), SYSTEM_FILE.into()];
-    // A data folder that was named is a server of its own; the system's file is another one's.
-    let known = if overrides.data_dir.is_some() { &known[..1] } else { &known[..] };
-    for file in known {
-        if is_there(file)? {
-            return Ok(Some(file.clone()));
-        }
-    }
-    Ok(None)
-}
-
-/// Whether there is such a file. One that cannot be looked at is no missing one: with defaults in its place a command
-/// would work on another server's data.
-fn is_there(file: &Path) -> Result<bool, Error> {
-    match std::fs::metadata(file) {
-        Ok(_) => Ok(true),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(Error::new(unreadable(file, &error))),
-    }
-}
-
-fn read(file: &Path) -> Result<String, String> {
-    let wrong = |error: std::io::Error| unreadable(file, &error);
-    let len = std::fs::metadata(file).map_err(wrong)?.len();
-    if len > FILE_BYTES_MAX {
-        return Err(format!("{}: {len} bytes are too many for this kind of file", file.display()));
-    }
-    std::fs::read_to_string(file).map_err(wrong)
-}
-
-fn unreadable(file: &Path, error: &std::io::Error) -> String {
-    let hint = match error.kind() {
-        ErrorKind::PermissionDenied => {
-            "; run the command as the user the server runs as, such as `sudo -u snug snug …`, or name a data folder of your \
-             own with --data-dir"
-        }
-        _ => "",
-    };
-    format!("{}: {error}{hint}", file.display())
-}
-
-/// A value of the file, and the folder its paths are relative to.
-struct Given<'a> {
-    value: &'a DeValue<'a>,
-    folder: &'a Path,
-    example: &'static str,
-}
-
-impl Given<'_> {
-    fn text(&self) -> Result<&str, String> {
-        self.value.as_str().ok_or_else(|| format!("must be text in quotes, not {}", self.value.type_str()))
-    }
-
-    fn texts(&self) -> Result<Vec<&str>, String> {
-        let example = if self.example == "[]" { "[\"one\", \"two\"]" } else { self.example };
-        let wrong = || format!("must be a list of texts in quotes, such as {example}");
-        let list = self.value.as_array().ok_or_else(wrong)?;
-        list.iter().map(|value| value.get_ref().as_str().ok_or_else(wrong)).collect()
-    }
-
-    fn pairs(&self) -> Result<Vec<(String, String)>, String> {
-        let wrong = || "must be a table of texts, such as { \"a.example\" = \"10.0.0.1:8448\" }".to_owned();
-        let table = self.value.as_table().ok_or_else(wrong)?;
-        let pair = |value: &DeValue<'_>| value.as_str().map(str::to_owned).ok_or_else(wrong);
-        table.iter().map(|(key, value)| Ok((key.get_ref().to_string(), pair(value.get_ref())?))).collect()
-    }
-
-    fn flag(&self) -> Result<bool, String> {
-        self.value.as_bool().ok_or_else(|| format!("must be true or false, not {}", self.value.type_str()))
-    }
-
-    fn bytes(&self) -> Result<u64, String> {
-        match self.value {
-            DeValue::Integer(number) => parse_bytes(number.as_str()),
-            DeValue::String(text) => parse_bytes(text),
-            other => Err(format!("must be a number of bytes such as 4096 or \"50 MiB\", not {}", other.type_str())),
-        }
-    }
-
-    fn path(&self) -> Result<PathBuf, String> {
-        match self.text()? {
-            "" => Err("must not be empty".to_owned()),
-            text => Ok(self.folder.join(text)),
-        }
-    }
-
-    fn one_of<T: Copy>(&self, known: &[(&str, T)]) -> Result<T, String> {
-        let text = self.text()?;
-        let found = known.iter().find(|(name, _)| *name == text).map(|(_, value)| *value);
-        found.ok_or_else(|| {
-            let names: Vec<_> = known.iter().map(|(name, _)| format!("{name:?}")).collect();
-            format!("{text:?} is not one of {}", names.join(", "))
-        })
-    }
-}
-
-/// Names are compared letter by letter, and other servers write this one as the DNS does.
-fn own_name(text: &str) -> Result<OwnedServerName, String> {
-    match text.contains(|c: char| c.is_ascii_uppercase()) {
-        true => Err(format!("{text:?} must be written in small letters: {:?}", text.to_ascii_lowercase())),
-        false => server_name(text),
-    }
-}
-
-fn server_name(text: &str) -> Result<OwnedServerName, String> {
-    text.try_into()
-        .map_err(|_| format!("{text:?} is no server name; allowed are names such as example.org or example.org:8448"))
-}
-
-fn addresses(given: &Given<'_>) -> Result<Vec<SocketAddr>, String> {
-    given.texts()?.into_iter().map(address).collect()
-}
-
-fn address(text: &str) -> Result<SocketAddr, String> {
-    text.parse().map_err(|_| {
-        format!("{text:?} is no address with a port; allowed are \"127.0.0.1:8008\", \"0.0.0.0:8008\", \"[::]:8008\" and the like")
-    })
-}
-
-fn url(text: &str) -> Result<String, String> {
-    let host = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
-    match host {
-        Some(host) if !host.is_empty() && !host.contains(char::is_whitespace) => {
-            Ok(text.trim_end_matches('/').to_owned())
-        }
-        _ => Err(format!("{text:?} is no address such as \"https://matrix.example.org\"")),
-    }
-}
-
-/// The characters are those the specification allows in a registration token.
-fn tokens<'a>(found: impl Iterator<Item = &'a str>) -> Result<Vec<String>, String> {
-    let fits = |token: &str| {
-        (1..=64).contains(&token.len()) && token.bytes().all(|b| b.is_ascii_alphanumeric() || b"._~-".contains(&b))
-    };
-    let wrong = "a token has 1 to 64 letters, digits, and any of . _ ~ -";
-    found.map(|token| if fits(token) { Ok(token.to_owned()) } else { Err(wrong.to_owned()) }).collect()
-}
-
-fn is_section(prefix: &str) -> bool {
-    SETTINGS.iter().any(|setting| setting.name.starts_with(prefix))
-}
-
-fn unknown(name: &str) -> String {
-    // A setting in the wrong section is near by its last word.
-    let last = name.rsplit('.').next().unwrap_or(name);
-    let moved = SETTINGS.iter().find(|setting| setting.name.rsplit('.').next() == Some(last));
-    let nearest = SETTINGS.iter().map(|setting| (distance(setting.name, name), setting)).min_by_key(|(far, _)| *far);
-    let nearest = nearest.filter(|(far, _)| *far <= name.len() / 2).map(|(_, setting)| setting);
-    match moved.or(nearest) {
-        Some(setting) => format!("there is no such setting; the nearest is {}", setting.name),
-        None => "there is no such setting; `snug sample-config` prints all there are".to_owned(),
-    }
-}
-
-/// How many letters must be changed, added or taken away to make one word of the other.
-fn distance(one: &str, other: &str) -> usize {
-    let other: Vec<char> = other.chars().take(100).collect();
-    let mut row: Vec<usize> = (0..=other.len()).collect();
-    for (i, a) in one.chars().enumerate() {
-        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
-        for (j, b) in other.iter().enumerate() {
-            let changed = diagonal + usize::from(a != *b);
-            diagonal = row[j + 1];
-            row[j + 1] = changed.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[other.len()]
-}
-
-/// Writes settings with their words; `chosen` gives the value of those that are set.
-fn write_settings(out: &mut String, shown: impl Fn(&Setting) -> bool, chosen: impl Fn(&Setting) -> Option<String>) {
-    let mut section = "";
-    for setting in SETTINGS.iter().filter(|setting| shown(setting)) {
-        let (of, name) = setting.name.rsplit_once('.').unwrap_or(("", setting.name));
-        if of != section {
-            section = of;
-            out.push_str(&format!("\n[{section}]\n"));
-        }
-        out.push('\n');
-        for line in wrapped(setting.doc, 100) {
-            out.push_str(&format!("# {line}\n"));
-        }
-        match chosen(setting) {
-            Some(value) => out.push_str(&format!("{name} = {value}\n")),
-            None => out.push_str(&format!("# {name} = {}\n", setting.example)),
-        }
-    }
-}
-
-fn wrapped(text: &str, width: usize) -> Vec<String> {
-    let mut lines = vec![String::new()];
-    for word in text.split_whitespace() {
-        let line = lines.last_mut().expect("there is always a line");
-        if line.is_empty() {
-            line.push_str(word);
-        } else if line.len() + 1 + word.len() <= width {
-            line.push(' ');
-            line.push_str(word);
-        } else {
-            lines.push(word.to_owned());
-        }
-    }
-    lines
-}
-
 #[cfg(test)]
 mod tests {
+    use super::file::distance;
     use super::*;
 
     fn parse(text: &str) -> Result<Config, String> {

@@ -65,7 +65,7 @@ pub struct Federation {
     /// Who has a transaction under way.
     pub senders: OneEach,
     /// Transactions answered already.
-    pub transactions: send::Transactions,
+    pub transactions: send::transaction::Transactions,
     /// `host:port` told at `/.well-known/matrix/server`; none: 404.
     pub well_known_server: Option<String>,
 }

@@ -17,11 +17,13 @@ mod response;
 mod route;
 pub mod tls;
 mod peer_watch;
+pub mod file;
 
 pub use body::{Body, BodySender, channel, file, stream};
 pub use error::{Answer, BadBody};
 pub use limit::{Limit, Limits, Try};
-pub use listen::{Door, Listener, Sizes};
+pub use listen::socket::Listener;
+pub use listen::{Door, Sizes};
 pub use request::{Peer, Request, percent_decode};
 pub use response::Response;
 pub use route::{CLIENT_R0_V3, Router, Routes};

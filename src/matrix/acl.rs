@@ -16,10 +16,10 @@ impl Acl {
     pub fn parse(content: &str) -> Acl {
         let content = content.as_bytes();
         let globs = |key: &str| -> Vec<Box<str>> {
-            let entries = json::items(json::get(content, key).unwrap_or(b"[]"));
-            entries.filter_map(json::text).map(|glob| glob.to_ascii_lowercase().into_boxed_str()).collect()
+            let entries = json::read::items(json::read::get(content, key).unwrap_or(b"[]"));
+            entries.filter_map(json::read::text).map(|glob| glob.to_ascii_lowercase().into_boxed_str()).collect()
         };
-        let allow_ip_literals = json::get(content, "allow_ip_literals") != Some(b"false");
+        let allow_ip_literals = json::read::get(content, "allow_ip_literals") != Some(b"false");
         Acl { allow: globs("allow"), deny: globs("deny"), allow_ip_literals }
     }
 

@@ -57,7 +57,7 @@ fn check_references(v: &RoomVersion, bytes: &[u8], list: Span, name: &str, max: 
     let wrong = || Reject::shape(format!("{name} is no list of event ids"));
     let list = list.of(bytes).filter(|l| l.first() == Some(&b'[')).ok_or_else(wrong)?;
     let mut count = 0;
-    for item in json::items(list) {
+    for item in json::read::items(list) {
         count += 1;
         if (item.first() == Some(&b'[')) != v.event_id_in_event() {
             return Err(wrong());
@@ -71,7 +71,7 @@ fn check_references(v: &RoomVersion, bytes: &[u8], list: Span, name: &str, max: 
 }
 
 fn check_counter(bytes: &[u8], span: Span, name: &str) -> Result<(), Reject> {
-    match span.of(bytes).and_then(json::integer) {
+    match span.of(bytes).and_then(json::read::integer) {
         Some(n) if n >= 0 => Ok(()),
         _ => Err(Reject::shape(format!("{name} is no integer from 0 up"))),
     }
@@ -87,7 +87,8 @@ fn check_objects(bytes: &[u8], header: &Header) -> Result<(), Reject> {
 }
 
 fn required_text<'a>(bytes: &'a [u8], span: Span, name: &str) -> Result<Cow<'a, str>, Reject> {
-    let text = span.of(bytes).and_then(json::text).ok_or_else(|| Reject::shape(format!("{name} is no string")))?;
+    let text =
+        span.of(bytes).and_then(json::read::text).ok_or_else(|| Reject::shape(format!("{name} is no string")))?;
     if text.len() > ID_BYTES_MAX {
         return Err(Reject::too_large(format!("{name} longer than 255 bytes")));
     }

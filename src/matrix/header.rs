@@ -41,7 +41,7 @@ impl Header {
     pub fn scan(bytes: &[u8]) -> Header {
         let mut header = Header::default();
         let base = bytes.as_ptr() as usize;
-        for (key, value) in json::members(bytes) {
+        for (key, value) in json::read::members(bytes) {
             let start = (value.as_ptr() as usize - base) as u32;
             header.note(key, (start, start + value.len() as u32));
         }
@@ -72,11 +72,11 @@ impl Header {
 /// The ids in a `prev_events` or `auth_events` list, whether plain or (room versions 1, 2) as pairs. Items of another shape
 /// are skipped; the format check has refused them.
 pub(super) fn references(list: &[u8]) -> impl Iterator<Item = &str> + Clone {
-    json::items(list).filter_map(reference)
+    json::read::items(list).filter_map(reference)
 }
 
 pub(super) fn reference(item: &[u8]) -> Option<&str> {
-    let id = if item.first() == Some(&b'[') { json::items(item).next()? } else { item };
+    let id = if item.first() == Some(&b'[') { json::read::items(item).next()? } else { item };
     let inner = id.strip_prefix(b"\"")?.strip_suffix(b"\"")?;
     // No id we could ever look up holds a quote, a backslash or a control character.
     if inner.contains(&b'\\') { None } else { std::str::from_utf8(inner).ok() }

@@ -23,7 +23,8 @@ pub mod push;
 pub mod acl;
 pub mod id;
 
-pub use event::{Draft, Event};
+pub use draft::Draft;
+pub use event::Event;
 pub use reject::{Kind, Reject};
 pub use version::RoomVersion;
 
@@ -31,3 +32,4 @@ pub use version::RoomVersion;
 mod oracle;
 #[cfg(test)]
 mod tests;
+pub mod draft;

@@ -60,7 +60,7 @@ impl Matchable {
             b"content" => 1,
             _ => 2,
         };
-        let of = |wanted| json::members(event).filter(move |(key, _)| rank(key) == wanted);
+        let of = |wanted| json::read::members(event).filter(move |(key, _)| rank(key) == wanted);
         matchable.object(&mut of(0).chain(of(1)).chain(of(2)), 1, 0);
         matchable.out
     }
@@ -80,7 +80,7 @@ impl Matchable {
             self.out.extend_from_slice(key);
             self.out.extend_from_slice(b"\":");
             match value.first() {
-                Some(b'{') => self.object(&mut json::members(value), keys + 1, path),
+                Some(b'{') => self.object(&mut json::read::members(value), keys + 1, path),
                 Some(b'[') => self.array(value),
                 _ => self.out.extend_from_slice(value),
             }
@@ -92,7 +92,7 @@ impl Matchable {
     fn array(&mut self, array: &[u8]) {
         self.out.push(b'[');
         let first = self.out.len();
-        for item in json::items(array).filter(|item| !matches!(item.first(), Some(b'{' | b'['))) {
+        for item in json::read::items(array).filter(|item| !matches!(item.first(), Some(b'{' | b'['))) {
             let Some(left) = self.members_left.checked_sub(1) else { break };
             self.members_left = left;
             self.out.extend_from_slice(if self.out.len() > first { b"," } else { b"" });

@@ -40,7 +40,7 @@ pub fn write_content(version: &RoomVersion, kind: &str, content: &[u8], out: &mu
     out.push(b'{');
     let first = out.len();
     if has_kept_content(kind) {
-        for (key, value) in json::members(content) {
+        for (key, value) in json::read::members(content) {
             if keeps_content(version, kind, key) {
                 begin_member(out, first, key);
                 out.extend_from_slice(value);
@@ -59,7 +59,7 @@ pub fn write_content(version: &RoomVersion, kind: &str, content: &[u8], out: &mu
 /// A third-party invite keeps only `signed`.
 fn write_signed_only(invite: &[u8], out: &mut Vec<u8>) {
     out.push(b'{');
-    if let Some(signed) = json::get(invite, "signed") {
+    if let Some(signed) = json::read::get(invite, "signed") {
         out.extend_from_slice(b"\"signed\":");
         out.extend_from_slice(signed);
     }

@@ -98,14 +98,14 @@ impl<'a> Seen<'a> {
         text_of(self.header.kind.of(self.canonical))
     }
     pub fn state_key(&self) -> Option<Cow<'a, str>> {
-        self.header.state_key.of(self.canonical).and_then(json::text)
+        self.header.state_key.of(self.canonical).and_then(json::read::text)
     }
     pub fn sender(&self) -> Cow<'a, str> {
         text_of(self.header.sender.of(self.canonical))
     }
     /// None in the create event of a version 12 room.
     pub fn room_id(&self) -> Option<Cow<'a, str>> {
-        self.header.room_id.of(self.canonical).and_then(json::text)
+        self.header.room_id.of(self.canonical).and_then(json::read::text)
     }
     /// Canonical JSON text.
     pub fn content(&self) -> &'a str {
@@ -113,7 +113,7 @@ impl<'a> Seen<'a> {
     }
     /// `content.membership`.
     pub fn membership(&self) -> Option<Cow<'a, str>> {
-        json::get_text(self.content().as_bytes(), "membership")
+        json::read::get_text(self.content().as_bytes(), "membership")
     }
     pub fn auth_events(&self) -> impl Iterator<Item = &'a str> + Clone + use<'a> {
         references(self.header.auth_events.of(self.canonical).unwrap_or(b"[]"))
@@ -136,7 +136,7 @@ impl<'a> Seen<'a> {
 
     /// The redacted form with signatures, kept instead of an event whose content hash is wrong.
     pub fn write_redacted(&self, out: &mut Vec<u8>) {
-        redact::write(self.version, &self.kind(), json::members(self.canonical), Signatures::Keep, out);
+        redact::write(self.version, &self.kind(), json::read::members(self.canonical), Signatures::Keep, out);
     }
 }
 
@@ -173,7 +173,7 @@ pub(super) fn content_hash<'a>(members: impl Iterator<Item = (&'a [u8], &'a [u8]
 }
 
 pub(super) fn claimed_hash(hashes: &[u8]) -> Option<[u8; 32]> {
-    decode(json::get(hashes, "sha256")?)
+    decode(json::read::get(hashes, "sha256")?)
 }
 
 /// A canonical string of base64 that holds exactly `N` bytes, `N` at most 64.
@@ -198,9 +198,9 @@ pub(super) fn signers<'a>(
         if found.iter().any(|s| s.server == server) {
             return Ok(());
         }
-        let by_key =
-            json::get(signatures, server).ok_or_else(|| Reject::signature(format!("event not signed by {server}")))?;
-        let usable = json::members(by_key).filter(|(id, _)| id.starts_with(b"ed25519:"));
+        let by_key = json::read::get(signatures, server)
+            .ok_or_else(|| Reject::signature(format!("event not signed by {server}")))?;
+        let usable = json::read::members(by_key).filter(|(id, _)| id.starts_with(b"ed25519:"));
         let usable = usable.filter_map(|(id, value)| Some((std::str::from_utf8(id).ok()?, decode(value)?)));
         let signatures: Vec<_> = usable.take(SIGNATURES_TRIED_MAX).collect();
         if signatures.is_empty() {
@@ -223,8 +223,8 @@ fn required_servers<'a>(
     let member = header.kind.of(canonical) == Some(b"\"m.room.member\"");
     let content = header.content.of(canonical).unwrap_or(b"{}");
     let third_party = member
-        && json::get(content, "membership") == Some(b"\"invite\"")
-        && json::get(content, "third_party_invite").is_some_and(|v| v.first() == Some(&b'{'));
+        && json::read::get(content, "membership") == Some(b"\"invite\"")
+        && json::read::get(content, "third_party_invite").is_some_and(|v| v.first() == Some(&b'{'));
     if !third_party {
         need(server_part(header.sender.of(canonical).unwrap_or_default(), "sender")?)?;
     }
@@ -233,7 +233,7 @@ fn required_servers<'a>(
     }
     if version.restricted
         && member
-        && let Some(user) = json::get(content, "join_authorised_via_users_server")
+        && let Some(user) = json::read::get(content, "join_authorised_via_users_server")
     {
         need(server_part(user, "join_authorised_via_users_server")?)?;
     }
@@ -250,11 +250,11 @@ fn server_part<'a>(value: &'a [u8], name: &str) -> Result<&'a str, Reject> {
 }
 
 pub(super) fn text_of(value: Option<&[u8]>) -> Cow<'_, str> {
-    value.and_then(json::text).unwrap_or(Cow::Borrowed(""))
+    value.and_then(json::read::text).unwrap_or(Cow::Borrowed(""))
 }
 
 pub(super) fn counter(value: Option<&[u8]>) -> u64 {
-    value.and_then(json::integer).map_or(0, |n| n.max(0) as u64)
+    value.and_then(json::read::integer).map_or(0, |n| n.max(0) as u64)
 }
 
 /// Canonical bytes were checked as a whole; every member of them is UTF-8 too.

@@ -3,7 +3,8 @@
 use super::event::Event;
 use super::json::{self, Mode};
 use super::scan::BASE64;
-use super::sign::{self, Checked, Key, PublicKey};
+use super::sign::event::Checked;
+use super::sign::{self, Key, PublicKey};
 use super::version;
 use base64::Engine;
 use ruma::{CanonicalJsonObject, OwnedServerName};
@@ -102,7 +103,7 @@ fn broken_json_is_refused() {
 
 #[test]
 fn a_member_is_found_in_an_object_from_elsewhere() {
-    let find = |raw: &'static str| json::compact_member(raw.as_bytes(), "unsigned").map(|range| &raw[range]);
+    let find = |raw: &'static str| json::read::compact_member(raw.as_bytes(), "unsigned").map(|range| &raw[range]);
     assert_eq!(find(r#"{"unsigned":{"a":["}",{}]},"b":"unsigned"}"#), Some(r#"{"a":["}",{}]}"#));
     assert_eq!(find(r#"{"b":{"unsigned":1},"unsigned":"\\"}"#), Some(r#""\\""#));
     assert_eq!(find(r#"{"b":-1,"unsigned":null}"#), Some("null"));
@@ -432,7 +433,7 @@ fn event_ids_hashes_and_redactions() {
         let redacted: Value = serde_json::from_str(event.redacted().content()).unwrap();
         assert_eq!(redacted, case["redacted_content"]);
         // The event lets someone in by @b:domain, which is the sender's server too, so one signature is all it needs.
-        assert_eq!(sign::check_event(&event, &keys), Ok(Checked::Intact), "version {version}");
+        assert_eq!(sign::event::check_event(&event, &keys), Ok(Checked::Intact), "version {version}");
     }
     let create = &vectors["v12_create"];
     let event = Event::from_wire(version::get("12").unwrap(), create["pdu"].to_string().as_bytes()).unwrap();
@@ -585,7 +586,7 @@ fn wire_event(rng: &mut Rng, version: &'static version::RoomVersion, key: &Key) 
         draft["event_id"] = "$e:domain".into();
     }
     let event =
-        super::event::sign_new(version, draft.to_string().as_bytes(), &"domain".try_into().unwrap(), key).unwrap();
+        super::draft::sign_new(version, draft.to_string().as_bytes(), &"domain".try_into().unwrap(), key).unwrap();
     let mut members: Vec<(&str, &str)> = event.members().collect();
     members.push(("unsigned", "{\"age\": 1.5}"));
     members.sort_by_key(|_| rng.u64());
@@ -613,7 +614,7 @@ fn events_are_read_as_ruma_reads_them() {
         let rules = super::oracle::rules(version);
         assert_eq!(event.to_federation(), serde_json::to_vec(&theirs).unwrap(), "canonical");
         let verified = ruma::signatures::verify_event(&public, &theirs, &rules);
-        match sign::check_event(&event, &keys) {
+        match sign::event::check_event(&event, &keys) {
             Ok(Checked::Intact) => assert!(matches!(verified, Ok(ruma::signatures::Verified::All)), "{verified:?}"),
             Ok(Checked::RedactNeeded) => assert!(matches!(verified, Ok(ruma::signatures::Verified::Signatures))),
             Err(_) => assert!(verified.is_err(), "{raw}"),
@@ -635,16 +636,16 @@ fn a_changed_event_is_redacted_or_refused() {
     let raw = wire_event(&mut rng, version, &key);
     let changed = raw.replacen("\"depth\"", "\"extra\":1,\"depth\"", 1);
     let event = Event::from_wire(version, changed.as_bytes()).unwrap();
-    assert_eq!(sign::check_event(&event, &keys), Ok(Checked::RedactNeeded));
+    assert_eq!(sign::event::check_event(&event, &keys), Ok(Checked::RedactNeeded));
     assert_eq!(event.redacted().get("extra"), None);
     let changed = raw.replacen("\"sender\" : \"@a:domain\"", "\"sender\":\"@b:domain\"", 1);
     let event = Event::from_wire(version, changed.as_bytes()).unwrap();
-    assert_eq!(sign::check_event(&event, &keys).unwrap_err().kind, super::Kind::Signature);
+    assert_eq!(sign::event::check_event(&event, &keys).unwrap_err().kind, super::Kind::Signature);
     let none = |_: &str, _: &str, _: u64| None;
-    assert_eq!(sign::check_event(&event, &none).unwrap_err().kind, super::Kind::Key);
+    assert_eq!(sign::event::check_event(&event, &none).unwrap_err().kind, super::Kind::Key);
     let unsigned = raw.replacen("\"domain\":{\"ed25519:1\"", "\"else\":{\"ed25519:1\"", 1);
     let event = Event::from_wire(version, unsigned.as_bytes()).unwrap();
-    assert_eq!(sign::check_event(&event, &keys).unwrap_err().kind, super::Kind::Signature);
+    assert_eq!(sign::event::check_event(&event, &keys).unwrap_err().kind, super::Kind::Signature);
     let _ = PublicKey::from_base64("");
 }
 
@@ -688,7 +689,7 @@ fn shapes_that_are_refused() {
 #[test]
 fn dot_paths() {
     for case in list(&vectors()["dot_paths"], "cases") {
-        assert_eq!(json!(json::dot_path(str(case, "path"))), case["keys"]);
+        assert_eq!(json!(json::read::dot_path(str(case, "path"))), case["keys"]);
     }
 }
 
@@ -710,14 +711,14 @@ fn a_signature_is_added_to_whatever_stands_beside_it() {
         "origin_server_ts": 5, "prev_events": [], "auth_events": [] });
     let version = version::get("11").unwrap();
     let name = |name: &str| OwnedServerName::try_from(name).unwrap();
-    let event = super::event::sign_new(version, draft.to_string().as_bytes(), &name("one"), &one).unwrap();
+    let event = super::draft::sign_new(version, draft.to_string().as_bytes(), &name("one"), &one).unwrap();
     let mut told: Value = serde_json::from_slice(event.to_federation()).unwrap();
     told["signatures"]["zoo"] = json!({ "": [{ "a": 0 }] });
     let event = Event::from_wire(version, told.to_string().as_bytes()).unwrap();
     let mut expected = told;
     for key in [&one, &two, &two] {
-        let signed = sign::add_signature(&event, &name("two"), key).unwrap();
-        let again = sign::add_signature(&signed, &name("two"), &two).unwrap();
+        let signed = sign::event::add_signature(&event, &name("two"), key).unwrap();
+        let again = sign::event::add_signature(&signed, &name("two"), &two).unwrap();
         let signature = |key: &Key| Value::from(key.sign_base64(&event.signed_message()));
         expected["signatures"]["two"] = json!({ key.id(): signature(key), two.id(): signature(&two) });
         assert_eq!(

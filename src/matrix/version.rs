@@ -131,9 +131,9 @@ pub fn get_offered(id: &str) -> Option<&'static RoomVersion> {
 
 /// The version a create event's content names; "1" when it names none.
 pub fn of_create(content: &str) -> Option<&'static RoomVersion> {
-    match super::json::get(content.as_bytes(), "room_version") {
+    match super::json::read::get(content.as_bytes(), "room_version") {
         None => get("1"),
-        Some(raw) => get(&super::json::text(raw)?),
+        Some(raw) => get(&super::json::read::text(raw)?),
     }
 }
 

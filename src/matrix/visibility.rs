@@ -16,7 +16,7 @@ pub enum History {
 impl History {
     /// From the event's content; a room without the event, or with one nobody understands, is shared.
     pub fn of_content(content: Option<&str>) -> History {
-        let text = content.and_then(|c| json::get_text(c.as_bytes(), "history_visibility"));
+        let text = content.and_then(|c| json::read::get_text(c.as_bytes(), "history_visibility"));
         match text.as_deref() {
             Some("world_readable") => History::WorldReadable,
             Some("invited") => History::Invited,

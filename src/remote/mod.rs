@@ -18,6 +18,9 @@ mod stream;
 mod eviction;
 #[cfg(test)]
 pub(crate) mod tests;
+mod dns;
+mod lookup;
+mod well_known;
 
 use std::{
     sync::{
@@ -30,20 +33,18 @@ use std::{
 use ruma::{OwnedServerName, ServerName};
 use tokio::sync::Notify;
 
-pub use self::{
-    backoff::Backoff,
-    connect::Limits,
-    keys::{Keys, Known},
-    request::{Answer, Failed, Options, encode},
-    resolve::is_private,
-    stream::{Body, Pace},
-};
+pub use self::backoff::Backoff;
+pub use self::connect::Limits;
+pub use self::keys::{Keys, Known};
+pub use self::request::{Answer, Failed, Options, encode};
+pub use self::stream::{Body, Pace};
 use crate::{
     base::{Clock, Random},
     budget::{Account, Budget},
     matrix::sign,
     store::Store,
 };
+pub use dns::is_private;
 
 /// How Snug names itself to other servers.
 pub const USER_AGENT: &str = concat!("Snug/", env!("CARGO_PKG_VERSION"));
@@ -121,8 +122,8 @@ impl Remote {
         let account = budget.account("outbound");
         let roots = connect::roots(options.extra_ca_pem.as_deref())?;
         let dialer = connect::Dialer::new(roots, account.clone(), clock.clone());
-        let world = connect::World {
-            dns: resolve::Dns::new(options.names_max as u64, options.allow_private),
+        let world = well_known::World {
+            dns: dns::Dns::new(options.names_max as u64, options.allow_private),
             dialer: dialer.clone(),
             clock: clock.clone(),
         };

@@ -11,11 +11,10 @@ use hyper::body::Incoming;
 use ruma::ServerName;
 use serde::de::DeserializeOwned;
 
-use super::{
-    Remote, USER_AGENT,
-    connect::{Lease, Outgoing},
-    resolve::{Miss, Target},
-};
+use super::connect::{Lease, Outgoing};
+use super::lookup::Miss;
+use super::resolve::Target;
+use super::{Remote, USER_AGENT};
 use crate::budget::{Grant, Refused, parsed_bytes_max};
 use crate::matrix::json::partial;
 use crate::matrix::sign;

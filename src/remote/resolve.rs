@@ -6,22 +6,21 @@
 
 use std::{
     collections::HashMap,
-    future::Future,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    net::{IpAddr, SocketAddr},
+    sync::{Mutex, PoisonError},
 };
 
 use ruma::ServerName;
 use rustls::pki_types;
 
+use super::dns::{is_private, kept_out};
+use super::lookup::{Lookup, Miss, Service, WellKnown};
 use crate::base::{Clock, Owner, Random, Shares};
 
 /// The port of a server that names none.
 pub const DEFAULT_PORT: u16 = 8448;
 /// Addresses worth trying for one server: four services of two addresses each.
-const ADDRESSES_MAX: usize = 8;
+pub const ADDRESSES_MAX: usize = 8;
 const SERVICES_MAX: usize = 4;
 
 const MINUTE_MS: u64 = 60_000;
@@ -34,45 +33,6 @@ const DELEGATION_MS_DEFAULT: u64 = 24 * HOUR_MS;
 const ABSENT_MS: u64 = HOUR_MS;
 /// A silence may be ours (no Internet just now), so it is believed for a short time only.
 const SILENT_MS: u64 = 5 * MINUTE_MS;
-
-pub type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
-
-/// What the steps ask of the world.
-pub trait Lookup: Send + Sync + 'static {
-    /// IPv6 and IPv4 addresses of a host.
-    fn addresses<'a>(&'a self, host: &'a str) -> Boxed<'a, Result<Vec<IpAddr>, Miss>>;
-    /// The SRV records under a name such as `_matrix-fed._tcp.example.org`.
-    fn services<'a>(&'a self, name: &'a str) -> Boxed<'a, Result<Vec<Service>, Miss>>;
-    /// `https://HOST/.well-known/matrix/server`.
-    fn well_known<'a>(&'a self, host: &'a str) -> Boxed<'a, Result<WellKnown, Miss>>;
-}
-
-/// Why a lookup gave nothing.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Miss {
-    /// Somebody answered, and the answer is that there is nothing (or nothing usable).
-    Absent(String),
-    /// Nobody answered. Says nothing about the server: the Internet may be gone.
-    Silent(String),
-}
-
-/// One SRV record.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Service {
-    pub priority: u16,
-    pub weight: u16,
-    pub host: String,
-    pub port: u16,
-}
-
-/// A well-known answer as it came.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct WellKnown {
-    /// The value of `m.server`.
-    pub server: String,
-    /// What the answer's headers say about keeping it.
-    pub max_age_ms: Option<u64>,
-}
 
 /// Where to connect, and as whom to address it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -299,7 +259,7 @@ fn literal(server: &ServerName) -> Option<Result<Target, Miss>> {
     Some(target(vec![address], server.host(), server.as_str().to_owned(), true))
 }
 
-fn target(mut addresses: Vec<SocketAddr>, tls_host: &str, host: String, fixed: bool) -> Result<Target, Miss> {
+pub fn target(mut addresses: Vec<SocketAddr>, tls_host: &str, host: String, fixed: bool) -> Result<Target, Miss> {
     addresses.truncate(ADDRESSES_MAX);
     if addresses.is_empty() {
         return Err(Miss::Absent(format!("{tls_host} has no address")));
@@ -351,7 +311,7 @@ pub(super) fn kept_ms(headers: &http::HeaderMap, now_ms: u64) -> Option<u64> {
 }
 
 /// `Cache-Control: max-age`, zero for `no-store` and `no-cache`.
-fn max_age_ms(cache_control: &str) -> Option<u64> {
+pub fn max_age_ms(cache_control: &str) -> Option<u64> {
     let parts = || cache_control.split(',').map(|part| part.trim().to_ascii_lowercase());
     if parts().any(|part| part == "no-store" || part == "no-cache") {
         return Some(0);
@@ -360,151 +320,11 @@ fn max_age_ms(cache_control: &str) -> Option<u64> {
     Some(seconds.saturating_mul(1000))
 }
 
-/// The real world: one DNS client with a bounded cache, rebuilt when `/etc/resolv.conf` changes.
-pub struct Dns {
-    current: Mutex<Option<(Arc<hickory_resolver::TokioResolver>, Option<std::time::SystemTime>)>>,
-    entries_max: u64,
-    allow_private: bool,
-}
-
-impl Dns {
-    /// Without `allow_private`, names of machines in a home or company network have no address.
-    pub fn new(entries_max: u64, allow_private: bool) -> Dns {
-        Dns { current: Mutex::new(None), entries_max, allow_private }
-    }
-
-    /// A board often starts before its network does: the first client would then know no name server for ever.
-    fn client(&self) -> Result<Arc<hickory_resolver::TokioResolver>, Miss> {
-        let changed = std::fs::metadata("/etc/resolv.conf").and_then(|meta| meta.modified()).ok();
-        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((client, seen)) = current.as_ref()
-            && *seen == changed
-        {
-            return Ok(client.clone());
-        }
-        let client = Arc::new(self.build().map_err(|error| Miss::Silent(format!("no DNS: {error}")))?);
-        *current = Some((client.clone(), changed));
-        Ok(client)
-    }
-
-    fn build(&self) -> Result<hickory_resolver::TokioResolver, hickory_resolver::net::NetError> {
-        use hickory_resolver::config::LookupIpStrategy;
-        let mut builder = hickory_resolver::TokioResolver::builder_tokio()?;
-        let options = builder.options_mut();
-        options.cache_size = self.entries_max;
-        options.ip_strategy = LookupIpStrategy::Ipv4AndIpv6;
-        options.timeout = Duration::from_secs(3);
-        options.attempts = 2;
-        // Small routers suffer from lookup storms: a name is asked for at most once a minute, whatever its TTL says.
-        options.positive_min_ttl = Some(Duration::from_secs(60));
-        options.positive_max_ttl = Some(Duration::from_secs(24 * 3600));
-        options.negative_min_ttl = Some(Duration::from_secs(60));
-        options.negative_max_ttl = Some(Duration::from_secs(600));
-        builder.build()
-    }
-
-    pub async fn addresses(&self, host: &str) -> Result<Vec<IpAddr>, Miss> {
-        let found = self.client()?.lookup_ip(complete(host)).await.map_err(|error| miss(host, &error))?;
-        let found: Vec<IpAddr> = found.iter().take(ADDRESSES_MAX).collect();
-        if found.is_empty() {
-            return Err(Miss::Absent(format!("{host} has no address")));
-        }
-        let reachable: Vec<IpAddr> =
-            found.into_iter().filter(|address| self.allow_private || !is_private(*address)).collect();
-        if reachable.is_empty() { Err(kept_out(host)) } else { Ok(reachable) }
-    }
-
-    pub async fn services(&self, name: &str) -> Result<Vec<Service>, Miss> {
-        use hickory_resolver::proto::rr::{RData, RecordType};
-        let found = self.client()?.lookup(complete(name), RecordType::SRV).await.map_err(|error| miss(name, &error))?;
-        let services = found.answers().iter().filter_map(|record| match &record.data {
-            RData::SRV(srv) => Some(Service {
-                priority: srv.priority,
-                weight: srv.weight,
-                host: srv.target.to_utf8().trim_end_matches('.').to_owned(),
-                port: srv.port,
-            }),
-            _ => None,
-        });
-        Ok(services.take(32).collect())
-    }
-}
-
-/// Addresses that mean something only inside some network, or nothing at all: asked for by a stranger, we would knock at our
-/// neighbours'. An IPv6 address that a translator or a tunnel turns into one of IPv4 is as private as that one.
-pub fn is_private(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(ip) => is_private_v4(ip),
-        IpAddr::V6(ip) => is_private_v6(ip),
-    }
-}
-
-/// What IANA's registry of special IPv4 addresses does not call globally reachable, and multicast.
-fn is_private_v4(ip: Ipv4Addr) -> bool {
-    match ip.octets() {
-        // "This" network; private use; loopback; link-local.
-        [0 | 10 | 127, ..] | [169, 254, ..] | [172, 16..=31, ..] | [192, 168, ..] => true,
-        // Behind a provider's translator; protocol assignments; the relays of 6to4; benchmarks.
-        [100, 64..=127, ..] | [192, 0, 0, _] | [192, 88, 99, _] | [198, 18 | 19, ..] => true,
-        // Documentation.
-        [192, 0, 2, _] | [198, 51, 100, _] | [203, 0, 113, _] => true,
-        // Multicast, reserved, broadcast.
-        [224..=255, ..] => true,
-        _ => false,
-    }
-}
-
-/// The same for IPv6.
-fn is_private_v6(ip: Ipv6Addr) -> bool {
-    let high_and_low = |high: u16, low: u16| is_private_v4(Ipv4Addr::from(u32::from(high) << 16 | u32::from(low)));
-    match ip.segments() {
-        // IPv4-compatible with `::` and `::1`, which are 0.0.0.0 and 0.0.0.1; IPv4-mapped; IPv4-translated.
-        [0, 0, 0, 0, 0, 0, high, low] | [0, 0, 0, 0, 0, 0xffff, high, low] | [0, 0, 0, 0, 0xffff, 0, high, low] => {
-            high_and_low(high, low)
-        }
-        // NAT64 under the well-known prefix; that of some network alone, wherever the IPv4 address stands in it.
-        [0x64, 0xff9b, 0, 0, 0, 0, high, low] => high_and_low(high, low),
-        [0x64, 0xff9b, ..] => true,
-        // 6to4.
-        [0x2002, high, low, ..] => high_and_low(high, low),
-        // Teredo: its server, and the client with all bits turned over.
-        [0x2001, 0, server_high, server_low, _, _, high, low] => {
-            high_and_low(server_high, server_low) || high_and_low(!high, !low)
-        }
-        // ISATAP, in whatever network.
-        [_, _, _, _, 0 | 0x200, 0x5efe, high, low] if high_and_low(high, low) => true,
-        // Protocol assignments; documentation, old and new; discarded; segment routing.
-        [0x2001, 1..=0x1ff, ..]
-        | [0x2001, 0xdb8, ..]
-        | [0x3fff, 0..=0xfff, ..]
-        | [0x100, 0, 0, _, ..]
-        | [0x5f00, ..] => true,
-        // Unique local; link-local; site-local; multicast.
-        [0xfc00..=0xfdff | 0xfe80..=0xfeff | 0xff00..=0xffff, ..] => true,
-        _ => false,
-    }
-}
-
-fn kept_out(host: &str) -> Miss {
-    Miss::Absent(format!("{host} is at a private address, which federation.allow_private_addresses does not allow"))
-}
-
-/// A name with a dot is complete; a bare one (`nas`) may be finished by the local network's search list.
-fn complete(host: &str) -> String {
-    if host.contains('.') && !host.ends_with('.') { format!("{host}.") } else { host.to_owned() }
-}
-
-fn miss(name: &str, error: &hickory_resolver::net::NetError) -> Miss {
-    if error.is_no_records_found() {
-        Miss::Absent(format!("DNS knows no {name}"))
-    } else {
-        Miss::Silent(format!("DNS gave no answer for {name}: {error}"))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::remote::lookup::Boxed;
+    use std::sync::Arc;
 
     /// A small made-up Internet.
     #[derive(Default)]

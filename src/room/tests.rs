@@ -723,7 +723,7 @@ async fn an_invite_is_its_senders() {
             "origin_server_ts": START_MS,
         });
         let version = version::get("11").unwrap();
-        let event = crate::matrix::event::sign_new(version, draft.to_string().as_bytes(), &server, &key).unwrap();
+        let event = crate::matrix::draft::sign_new(version, draft.to_string().as_bytes(), &server, &key).unwrap();
         let event = RawValue::from_string(String::from_utf8(event.to_federation().to_vec()).unwrap()).unwrap();
         house.rooms.end_outside(&server, &room, event).await
     };
@@ -796,7 +796,7 @@ async fn an_invite_of_a_denied_server_is_refused() {
             "origin_server_ts": START_MS,
         });
         let version = version::get(&house.row(&room).version).unwrap();
-        let event = crate::matrix::event::sign_new(version, draft.to_string().as_bytes(), &server, &key).unwrap();
+        let event = crate::matrix::draft::sign_new(version, draft.to_string().as_bytes(), &server, &key).unwrap();
         let event = RawValue::from_string(String::from_utf8(event.to_federation().to_vec()).unwrap()).unwrap();
         let invitation = Invitation { room: room.clone(), version: version.id.to_owned(), event, stripped: Vec::new() };
         let refused = house.rooms.receive_invite(&server, None, invitation).await;

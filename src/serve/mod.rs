@@ -5,12 +5,14 @@
 //! is in `serve/folder.rs`.
 
 mod folder;
+pub mod compact;
+mod greet;
+pub mod ports;
 
 use std::fmt;
-use std::io::Write as _;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -40,6 +42,8 @@ pub use self::folder::{
     SOCKET, check_database, check_owner, has_data, has_database, kept, known_signing_key, old_signing_keys, open_files,
     user_name,
 };
+use greet::greet;
+use ports::{bind, certificate};
 
 /// How long answers under way may take once the server is told to stop. A sync that waits is cut off; the app asks again.
 const GRACE: Duration = Duration::from_secs(3);
@@ -494,65 +498,6 @@ fn remote(
     Remote::new(options, clock.clone(), random.clone(), budget, store.clone()).map_err(Failed)
 }
 
-pub fn certificate(chain: &Option<PathBuf>, key: &Option<PathBuf>) -> Result<Option<Arc<Certificate>>, Failed> {
-    let (Some(chain), Some(key)) = (chain, key) else { return Ok(None) };
-    Certificate::read(chain, key).map(Some).map_err(|error| Failed(error.to_string()))
-}
-
-/// Binds an address. `[::]` becomes `0.0.0.0` on a machine without IPv6.
-async fn bind(address: SocketAddr) -> Result<Listener, Failed> {
-    let error = match Listener::tcp(address).await {
-        Ok(listener) => return Ok(listener),
-        Err(error) => error,
-    };
-    if address.ip() == IpAddr::from([0u16; 8]) && error.kind() != std::io::ErrorKind::AddrInUse {
-        let plain = SocketAddr::new(IpAddr::from([0; 4]), address.port());
-        if let Ok(listener) = Listener::tcp(plain).await {
-            return Ok(listener);
-        }
-    }
-    let hint = match error.kind() {
-        std::io::ErrorKind::AddrInUse => " (is another server running?)",
-        std::io::ErrorKind::AddrNotAvailable => " (this machine has no such address)",
-        std::io::ErrorKind::PermissionDenied => " (ports below 1024 need the capability CAP_NET_BIND_SERVICE)",
-        _ => "",
-    };
-    Err(failed(format_args!("cannot listen on {address}"), format_args!("{error}{hint}")))
-}
-
-/// How often `compact` says that it is still at it.
-const COMPACT_SAYS: Duration = Duration::from_secs(10);
-
-/// Gives freed pages of a stopped server's database back to the file system; `say` hears how it goes. Answers the bytes of
-/// the file before and after. Cut off, it leaves the database as it was or partly smaller.
-pub fn compact(config: &Config, say: &mut dyn FnMut(&str)) -> Result<(u64, u64), Failed> {
-    let file = config.data_dir.join(DATABASE);
-    let bytes = || std::fs::metadata(&file).map(|found| found.len()).map_err(|error| failed(file.display(), error));
-    folder::check_owner(&config.data_dir)?;
-    let before = bytes()?;
-    let (store, _grant) = open_store(&config.data_dir, &Budget::from_profile(profile(config)?))?;
-    say(&format!("{} has {}; what is free in it goes back to the disk …", file.display(), budget::human(before)));
-    let (done, wait) = std::sync::mpsc::channel();
-    let worker = std::thread::spawn({
-        let store = store.clone();
-        move || {
-            let compacted = store.compact_blocking();
-            store.close_blocking();
-            let _ = done.send(compacted);
-        }
-    });
-    let compacted = loop {
-        match wait.recv_timeout(COMPACT_SAYS) {
-            Ok(compacted) => break compacted,
-            Err(std::sync::mpsc::RecvTimeoutError::Timeout) => say(&format!("… {} now", budget::human(bytes()?))),
-            Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => break Err(store::Error::Closed),
-        }
-    };
-    let _ = worker.join();
-    compacted.map_err(|error| failed(file.display(), error))?;
-    Ok((before, bytes()?))
-}
-
 /// Makes a new signing key for a stopped server, on purpose. Answers its id.
 pub fn new_signing_key(config: &Config) -> Result<String, Failed> {
     let folder = &config.data_dir;
@@ -632,48 +577,4 @@ fn unopened(path: &Path, error: store::Error) -> Failed {
         _ => "",
     };
     failed(path.display(), format_args!("{error}{advice}"))
-}
-
-/// What a person at the terminal wants to know. The terminal may be a pipe that nobody reads any more; the server runs all the same.
-async fn greet(server: &Server, first: Option<&Path>, command: &str) {
-    let text = greeting(server, first, command).await;
-    let _ = std::io::stdout().write_all(text.as_bytes());
-}
-
-async fn greeting(server: &Server, first: Option<&Path>, command: &str) -> String {
-    let url = public_url(server);
-    let mut text = format!("Snug is open at {url} as {}\n", server.config.server_name);
-    if let Some(file) = first {
-        text += &format!("Settings: {}\n", file.display());
-    }
-    match server.users.setup_code().await {
-        Ok(Some(code)) => {
-            if server.config.server_name == "localhost" {
-                text.push_str(
-                    "\nThe name localhost is for trying things out. It becomes part of every account's name and cannot be changed \
-                     after the first one:\nset server_name first if other servers shall find this one.\n",
-                );
-            }
-            text += &format!(
-                "\nThere is no account yet. Make the first one, an administrator's, with this link, which works once:\n\n    \
-                 {url}{}{code}\n\nor with this command:\n\n    {command} user add NAME --admin\n\n",
-                admin::FIRST_PATH
-            );
-        }
-        Ok(None) => {}
-        Err(error) => tracing::error!("the accounts cannot be read: {error}"),
-    }
-    text
-}
-
-/// Where a browser on this machine, or anywhere when that is known, reaches the server.
-fn public_url(server: &Server) -> String {
-    if let Some(url) = &server.config.public_url {
-        return url.clone();
-    }
-    let Some(open) = server.open.iter().find(|open| !open.federation) else { return "no address".to_owned() };
-    let scheme = if open.tls { "https" } else { "http" };
-    let ip = open.address.ip();
-    let host = if ip.is_loopback() || ip.is_unspecified() { "localhost".to_owned() } else { ip.to_string() };
-    format!("{scheme}://{host}:{}", open.address.port())
 }

@@ -14,15 +14,10 @@ use siphasher::sip128::{Hasher128, SipHasher13};
 
 use super::key_encoding::after_prefix;
 use super::schema::META;
+use super::shape::{Row, Visitor};
 use super::shape::{SurveyRows, WriteRows, open_to_read, open_to_write};
 use super::{Change, Error, Position, Result, Table};
 use crate::base;
-
-/// A row as key and value.
-pub type Row = (Vec<u8>, Vec<u8>);
-
-/// Called with each row of a range; breaks when it has seen enough.
-pub type Visitor<'v> = &'v mut dyn FnMut(&[u8], &[u8]) -> Result<ControlFlow<()>>;
 
 pub(super) type ReadTable = Arc<dyn SurveyRows + Send + Sync>;
 type WriteTable<'t> = Rc<RefCell<dyn WriteRows + 't>>;

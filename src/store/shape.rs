@@ -6,7 +6,8 @@
 
 use std::cell::RefCell;
 use std::cmp::Ordering;
-use std::ops::Bound;
+use std::hash::Hasher;
+use std::ops::{Bound, ControlFlow};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -15,7 +16,6 @@ use redb::{
     WriteTransaction,
 };
 
-use super::access::Visitor;
 use super::{Result, Table, guard};
 
 /// Lengths of a table's keys and values.
@@ -298,3 +298,9 @@ fn check<K: Key, V: Value>(key: &[u8], value: &[u8]) {
     let fits = |width: Option<usize>, bytes: &[u8]| width.is_none_or(|width| width == bytes.len());
     assert!(fits(K::fixed_width(), key) && fits(V::fixed_width(), value), "a row has its table's lengths");
 }
+
+/// A row as key and value.
+pub type Row = (Vec<u8>, Vec<u8>);
+
+/// Called with each row of a range; breaks when it has seen enough.
+pub type Visitor<'v> = &'v mut dyn FnMut(&[u8], &[u8]) -> Result<ControlFlow<()>>;

@@ -14,7 +14,8 @@ use std::sync::Arc;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
-use super::{EDUS_MAX, PDUS_MAX, Transaction, begin, take};
+use super::transaction::{Transaction, begin, take};
+use super::{EDUS_MAX, PDUS_MAX};
 use crate::base;
 use crate::budget::spill::{BUFFER_BYTES, Spill, SpillError, SpillReader};
 use crate::budget::{Account, Budget};

@@ -9,25 +9,23 @@
 //! A server sends one transaction at a time. One that comes again while the first is still at work waits for that, before
 //! anything of its body is read: what a server is slow to give us when we ask back keeps nobody else's memory.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-use ruma::{OwnedRoomId, OwnedServerName, ServerName};
-use serde::Deserialize;
-use serde_json::value::RawValue;
-use serde_json::{Map, Value, json};
-use tokio::task::JoinSet;
+use ruma::ServerName;
+use serde_json::json;
 
 use super::error::disk_is_short;
 use super::{Error, Federation, auth};
-use crate::base::{self, Only, Owner, Shares};
+use crate::base::{self};
 use crate::budget::{Account, Grant};
 use crate::http::{Answer, BadBody, Limit, Request, Response, StatusCode};
-use crate::matrix::json::partial;
-use crate::{room, user};
+use crate::room;
+use transaction::{Transaction, Transactions, begin, take, too_soon};
 
 pub mod large;
+pub mod edu;
+pub mod transaction;
 
 /// The specification's limits.
 pub(super) const PDUS_MAX: usize = 50;
@@ -44,55 +42,6 @@ const REMEMBERED_STRANGERS_MAX: usize = 32;
 const REMEMBERED_BYTES_MAX: usize = 8 * 1024;
 /// Waiting for the transaction that the same server sent before: most give up on theirs after so long.
 const BEFORE_TIME_MAX: Duration = Duration::from_secs(60);
-const BEFORE_RETRY: Duration = Duration::from_secs(30);
-/// An event's refusal is told in so many letters.
-const REASON_CHARS_MAX: usize = 200;
-
-/// The last transaction of each server and its answer: a repeated one is answered from here. Bounded by count, and by the
-/// account that pays.
-pub struct Transactions(Mutex<Shares<OwnedServerName, Answered>>);
-
-struct Answered {
-    id: String,
-    body: Vec<u8>,
-    _grant: Grant,
-}
-
-impl Default for Transactions {
-    fn default() -> Transactions {
-        Transactions(Mutex::new(Shares::new(REMEMBERED_MAX, REMEMBERED_STRANGERS_MAX)))
-    }
-}
-
-impl Transactions {
-    fn get(&self, origin: &ServerName, id: &str) -> Option<Vec<u8>> {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        all.get(origin).filter(|answered| answered.id == id).map(|answered| answered.body.clone())
-    }
-
-    /// Gives the memory of all remembered answers back: taking a transaction in goes before recognising an old one.
-    fn forget(&self) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
-    }
-
-    /// Remembers an answer if there is memory for it: without, a repeated transaction is gone through again, which changes nothing.
-    fn put(&self, account: &Account, owner: Owner<String>, origin: &ServerName, id: &str, body: &[u8]) {
-        if body.len() + id.len() > REMEMBERED_BYTES_MAX {
-            return;
-        }
-        let Ok(grant) = account.try_take((body.len() + id.len() + 256) as u64) else { return };
-        let answered = Answered { id: id.to_owned(), body: body.to_vec(), _grant: grant };
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).put(owner, origin.to_owned(), answered);
-    }
-}
-
-#[derive(Deserialize)]
-pub(super) struct Transaction {
-    #[serde(default, deserialize_with = "partial::first::<{ PDUS_MAX + 1 }, _, _>")]
-    pub pdus: Vec<Box<RawValue>>,
-    #[serde(default, deserialize_with = "partial::first::<{ EDUS_MAX + 1 }, _, _>")]
-    pub edus: Vec<Box<RawValue>>,
-}
 
 /// `PUT /send/{txnId}`
 pub async fn send(federation: Arc<Federation>, request: Request) -> Result<Response, Error> {
@@ -150,11 +99,6 @@ async fn wait_for_before(federation: &Federation, origin: &ServerName) -> Result
     federation.clock.timeout(BEFORE_TIME_MAX, before).await.ok_or_else(too_soon)
 }
 
-/// The mark that a transaction of the server is under way; two that come at once are one too many.
-pub(super) fn begin(federation: &Federation, origin: &ServerName) -> Result<Only, Error> {
-    federation.senders.try_take(origin.as_str()).ok_or_else(too_soon)
-}
-
 /// Whether the server may make us store more now: it has its share of an hour left, and the disk is not the household's
 /// alone. If not it is told to come again, and keeps what it has for us.
 pub(super) fn check_intake(federation: &Federation, origin: &ServerName) -> Result<(), Error> {
@@ -163,10 +107,6 @@ pub(super) fn check_intake(federation: &Federation, origin: &ServerName) -> Resu
         // Said in the log when it began.
         _ => disk_is_short(),
     })
-}
-
-fn too_soon() -> Error {
-    Answer::limit_exceeded(BEFORE_RETRY.as_millis() as u64).into()
 }
 
 /// Reads the body with memory for all its copies, which it pays for as it comes.
@@ -205,116 +145,17 @@ async fn read(request: Request, account: &Account, remembered: &Transactions) ->
     Ok((body, grant))
 }
 
-/// Goes through a transaction. Answers for each event that has an id whether it was taken. Fails when we could not take
-/// something that we may be able to take later. Other servers are waited for `until` then, on the clock of spans.
-pub(super) async fn take(
-    federation: &Arc<Federation>,
-    origin: &ServerName,
-    transaction: Transaction,
-    until: Duration,
-) -> Result<Map<String, Value>, Error> {
-    let mut rooms: HashMap<OwnedRoomId, Vec<Box<RawValue>>> = HashMap::new();
-    for pdu in transaction.pdus {
-        // An event of no room cannot be an event of ours: only create events of version 12 have none.
-        if let Some(room_id) = partial::member::<OwnedRoomId>(pdu.get().as_bytes(), "room_id") {
-            rooms.entry(room_id).or_default().push(pdu);
-        }
-    }
-    let mut taking = JoinSet::new();
-    for (room, pdus) in rooms {
-        let (federation, origin) = (federation.clone(), origin.to_owned());
-        taking.spawn(async move {
-            let receiving = base::caught_in(Box::pin(federation.rooms.receive(&origin, &room, pdus, until))).await;
-            receiving.unwrap_or_else(|panicked| {
-                // Asked for again as missing ones. Refused, the whole transaction would come again, and panic again.
-                tracing::error!(%origin, room_id = %room, "taking a server's events panicked: {}", panicked.say());
-                Ok(Default::default())
-            })
-        });
-    }
-    let (mut outcomes, mut put_off) = (Map::new(), None);
-    while let Some(done) = taking.join_next().await {
-        let taken = match done.map_err(Answer::internal)? {
-            Ok(taken) => taken,
-            Err(failed) => {
-                put_off = Some(failed);
-                continue;
-            }
-        };
-        for (id, outcome) in taken {
-            let told = match outcome {
-                Ok(()) => json!({}),
-                Err(why) => json!({ "error": why.chars().take(REASON_CHARS_MAX).collect::<String>() }),
-            };
-            outcomes.insert(id.to_string(), told);
-        }
-    }
-    // Small messages come again with the events.
-    if let Some(failed) = put_off {
-        return Err(failed.into());
-    }
-    if transaction.edus.is_empty() {
-        return Ok(outcomes);
-    }
-    let owner = federation.remote.owner_of(origin).await;
-    for edu in transaction.edus {
-        if !federation.postage.may_bring(origin, &owner) {
-            continue;
-        }
-        let taken = base::caught_in(Box::pin(take_edu(federation, origin, &edu))).await;
-        let brought = taken.unwrap_or_else(|panicked| {
-            tracing::error!(%origin, "taking a small message panicked: {}", panicked.say());
-            Ok(0)
-        })?;
-        federation.postage.charge(&owner, brought.max(edu.get().len()));
-    }
-    Ok(outcomes)
-}
-
-#[derive(Deserialize)]
-struct Edu<'a> {
-    edu_type: &'a str,
-    #[serde(borrow)]
-    content: &'a RawValue,
-}
-
-/// One small message; answers what it put into queues here, in bytes. What is wrong with it concerns nobody but the log: there is no answer to it. Fails only when it may be
-/// taken later; nobody misses a notice of typing, which is true for seconds.
-async fn take_edu(federation: &Federation, origin: &ServerName, raw: &RawValue) -> Result<usize, Error> {
-    let Ok(edu) = serde_json::from_str::<Edu<'_>>(raw.get()) else { return Ok(0) };
-    let (rooms, users) = (&federation.rooms, &federation.users);
-    let of_room = |failed: room::error::Error| (failed.to_string(), failed.is_passing().then(|| failed.into()));
-    let of_user = |failed: user::Error| (failed.to_string(), failed.is_passing().then(|| failed.into()));
-    let none = |()| 0;
-    let taken: Result<usize, (String, Option<Error>)> = match edu.edu_type {
-        "m.typing" => {
-            rooms.typing_received(origin, edu.content).await.map(none).map_err(|failed| (failed.to_string(), None))
-        }
-        "m.receipt" => rooms.receipt_received(origin, edu.content).await.map(none).map_err(of_room),
-        "m.direct_to_device" => users.to_device_received(origin, edu.content).await.map_err(of_user),
-        "m.device_list_update" | "m.signing_key_update" => {
-            users.devices_changed_elsewhere(origin, edu.content).await.map(none).map_err(of_user)
-        }
-        // Who is around is not kept here.
-        _ => Ok(0),
-    };
-    let (why, put_off) = match taken {
-        Ok(brought) => return Ok(brought),
-        Err(refused) => refused,
-    };
-    tracing::debug!(%origin, kind = edu.edu_type, %why, "a small message is refused");
-    put_off.map_or(Ok(0), Err)
-}
-
 #[cfg(test)]
 mod tests {
     use ruma::OwnedUserId;
 
     use super::*;
+    use crate::base::Owner;
     use crate::budget::Budget;
     use crate::matrix::sign::{Key, request};
     use crate::store::tables::server::signing_key;
     use crate::store::{self, MemoryMedium, Store, WriteError};
+    use crate::user;
 
     #[test]
     fn only_the_last_transaction_of_a_server_is_remembered() {

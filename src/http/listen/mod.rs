@@ -25,14 +25,13 @@ use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use socket::{Accepted, Listener, Protocol, Socket, Stream};
 use std::convert::Infallible;
-use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{Notify, watch};
 use tokio_rustls::TlsAcceptor;
 
@@ -70,8 +69,6 @@ const PRESS_EVERY: Duration = Duration::from_millis(250);
 const LEAVE_MAX: Duration = Duration::from_millis(500);
 /// A request of a caller who has no place left comes again after this.
 const NO_PLACE_RETRY_MS: u64 = 2000;
-/// After `accept` fails (no file descriptors left, mostly).
-const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
 /// Sizes of one connection, from the profile.
 #[derive(Debug, Clone)]
@@ -130,41 +127,6 @@ enum Phase {
     Closing,
     /// Hang up.
     Cut,
-}
-
-/// A bound socket.
-pub struct Listener {
-    socket: Socket,
-    tls: Option<Arc<rustls::ServerConfig>>,
-}
-
-enum Socket {
-    Tcp(TcpListener),
-    Unix(UnixListener),
-}
-
-impl Listener {
-    pub async fn tcp(address: SocketAddr) -> io::Result<Self> {
-        Ok(Self { socket: Socket::Tcp(TcpListener::bind(address).await?), tls: None })
-    }
-
-    /// A socket in the file system; who may open the file may speak.
-    pub fn unix(socket: UnixListener) -> Self {
-        Self { socket: Socket::Unix(socket), tls: None }
-    }
-
-    pub fn with_tls(mut self, config: Arc<rustls::ServerConfig>) -> Self {
-        self.tls = Some(config);
-        self
-    }
-
-    /// The address bound, with the port the system chose for port 0.
-    pub fn address(&self) -> Option<SocketAddr> {
-        match &self.socket {
-            Socket::Tcp(listener) => listener.local_addr().ok(),
-            Socket::Unix(_) => None,
-        }
-    }
 }
 
 impl Door {
@@ -543,53 +505,6 @@ fn forwarded_for(headers: &HeaderMap) -> Option<IpAddr> {
     bare.parse().ok().or_else(|| last.parse().ok().map(|address: SocketAddr| address.ip()))
 }
 
-enum Protocol {
-    Http1,
-    Http2 {
-        /// What it may hold more, for as long as it is served.
-        _share: Grant,
-    },
-}
-
-enum Stream {
-    Tcp(tokio::net::TcpStream),
-    Unix(tokio::net::UnixStream),
-}
-
-/// A connection that has just come.
-struct Accepted {
-    stream: Stream,
-    ip: IpAddr,
-    /// Which of our addresses it reached.
-    here: Option<IpAddr>,
-}
-
-impl Listener {
-    /// The next connection; errors of one attempt are waited out, since the socket itself is fine.
-    async fn accept(&self, clock: &Clock) -> Accepted {
-        loop {
-            let accepted = match &self.socket {
-                Socket::Tcp(listener) => listener.accept().await.map(|(stream, from)| {
-                    let _ = stream.set_nodelay(true);
-                    let here = stream.local_addr().ok().map(|here| here.ip());
-                    Accepted { stream: Stream::Tcp(stream), ip: from.ip(), here }
-                }),
-                Socket::Unix(listener) => listener.accept().await.map(|(stream, _)| {
-                    let ip = IpAddr::from([127, 0, 0, 1]);
-                    Accepted { stream: Stream::Unix(stream), ip, here: None }
-                }),
-            };
-            match accepted {
-                Ok(accepted) => return accepted,
-                Err(error) => {
-                    tracing::warn!("could not accept a connection: {error}");
-                    clock.sleep(ACCEPT_PAUSE).await;
-                }
-            }
-        }
-    }
-}
-
 /// A connection among those open.
 struct Counted(Arc<Door>);
 
@@ -609,3 +524,4 @@ impl Drop for Counted {
 
 #[cfg(test)]
 mod tests;
+pub mod socket;

@@ -7,6 +7,7 @@ use crate::http::{Answer, Method, Response, StatusCode};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::net::UnixListener;
 
 struct Surface {
     budget: Budget,

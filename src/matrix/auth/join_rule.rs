@@ -18,7 +18,7 @@ pub struct Create {
 
 impl Create {
     pub fn parse(version: &RoomVersion, event: &Subject<'_>) -> Result<Create, Reject> {
-        let federate = match json::get(event.content.as_bytes(), "m.federate") {
+        let federate = match json::read::get(event.content.as_bytes(), "m.federate") {
             None | Some(b"null" | b"true") => true,
             Some(b"false") => false,
             Some(_) => return Err(Reject::auth("m.federate is no boolean")),
@@ -46,13 +46,13 @@ impl Create {
 
 fn additional_creators(version: &RoomVersion, content: &str) -> Result<Vec<OwnedUserId>, Reject> {
     let wrong = || Reject::auth("additional_creators is no list of user ids");
-    match json::get(content.as_bytes(), "additional_creators") {
+    match json::read::get(content.as_bytes(), "additional_creators") {
         Some(list) if version.creators_infinite => {
             if list.first() != Some(&b'[') {
                 return Err(wrong());
             }
-            let user = |item| json::text(item).and_then(|id| OwnedUserId::try_from(&*id).ok()).ok_or_else(wrong);
-            json::items(list).map(user).collect()
+            let user = |item| json::read::text(item).and_then(|id| OwnedUserId::try_from(&*id).ok()).ok_or_else(wrong);
+            json::read::items(list).map(user).collect()
         }
         _ => Ok(Vec::new()),
     }
@@ -68,7 +68,7 @@ pub(super) fn check_create(version: &RoomVersion, event: &Subject<'_>) -> Result
     }
     need(version::of_create(event.content).is_some(), "the create event names an unknown room version")?;
     if !version.creator_is_sender {
-        let creator = json::get(event.content.as_bytes(), "creator");
+        let creator = json::read::get(event.content.as_bytes(), "creator");
         need(creator.is_some_and(|c| c != b"null"), "the create event names no creator")?;
     }
     additional_creators(version, event.content).map(drop)

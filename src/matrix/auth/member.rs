@@ -50,7 +50,7 @@ impl Membership {
     }
     /// Of a canonical `m.room.member` content.
     pub fn of_content(content: &str) -> Option<Membership> {
-        json::get_text(content.as_bytes(), "membership").and_then(|m| Membership::parse(&m))
+        json::read::get_text(content.as_bytes(), "membership").and_then(|m| Membership::parse(&m))
     }
 }
 
@@ -169,10 +169,12 @@ fn check_knock<S: State>(version: &RoomVersion, change: &Change<'_>, state: &S) 
 /// An invite that proves itself: signed by a key that a third-party invite in the room names.
 fn check_third_party<S: State>(change: &Change<'_>, invite: &[u8], state: &S) -> Result<(), S::Error> {
     need(state.membership(change.target)? != Membership::Ban, "the invited user is banned")?;
-    let signed = json::get(invite, "signed").filter(|s| s.first() == Some(&b'{'));
+    let signed = json::read::get(invite, "signed").filter(|s| s.first() == Some(&b'{'));
     let signed = signed.ok_or_else(|| Reject::auth("the third-party invite is not signed"))?;
-    let token = json::get_text(signed, "token").ok_or_else(|| Reject::auth("the third-party invite has no token"))?;
-    let user = json::get_text(signed, "mxid").ok_or_else(|| Reject::auth("the third-party invite names nobody"))?;
+    let token =
+        json::read::get_text(signed, "token").ok_or_else(|| Reject::auth("the third-party invite has no token"))?;
+    let user =
+        json::read::get_text(signed, "mxid").ok_or_else(|| Reject::auth("the third-party invite names nobody"))?;
     need(user == change.target.as_str(), "the third-party invite names somebody else")?;
     let promise = state.third_party_invite(&token)?;
     let promise = promise.ok_or_else(|| Reject::auth("no third-party invite with that token"))?;
@@ -183,10 +185,10 @@ fn check_third_party<S: State>(change: &Change<'_>, invite: &[u8], state: &S) ->
 /// `public_key` and `public_keys[].public_key`.
 fn public_keys(promise: &Event) -> Vec<PublicKey> {
     let content = promise.content().as_bytes();
-    let several = json::get(content, "public_keys").unwrap_or(b"[]");
-    let several = json::items(several).filter_map(|item| json::get(item, "public_key"));
-    let texts = json::get(content, "public_key").into_iter().chain(several).take(THIRD_PARTY_TRIES_MAX);
-    texts.filter_map(json::text).filter_map(|text| public_key(&text)).collect()
+    let several = json::read::get(content, "public_keys").unwrap_or(b"[]");
+    let several = json::read::items(several).filter_map(|item| json::read::get(item, "public_key"));
+    let texts = json::read::get(content, "public_key").into_iter().chain(several).take(THIRD_PARTY_TRIES_MAX);
+    texts.filter_map(json::read::text).filter_map(|text| public_key(&text)).collect()
 }
 
 fn public_key(text: &str) -> Option<PublicKey> {
@@ -196,15 +198,15 @@ fn public_key(text: &str) -> Option<PublicKey> {
 
 fn is_signed_by_any(signed: &[u8], keys: &[PublicKey]) -> bool {
     let Ok(message) = sign::json_message(signed) else { return false };
-    let signatures = json::get(signed, "signatures").unwrap_or(b"{}");
-    let all = json::members(signatures).flat_map(|(_, by_key)| json::members(by_key));
+    let signatures = json::read::get(signed, "signatures").unwrap_or(b"{}");
+    let all = json::read::members(signatures).flat_map(|(_, by_key)| json::read::members(by_key));
     let ed25519 = all.filter(|(id, _)| id.starts_with(b"ed25519:")).take(THIRD_PARTY_TRIES_MAX);
-    let bytes = ed25519.filter_map(|(_, value)| BASE64.decode(&*json::text(value)?).ok()?.try_into().ok());
+    let bytes = ed25519.filter_map(|(_, value)| BASE64.decode(&*json::read::text(value)?).ok()?.try_into().ok());
     bytes.into_iter().any(|signature: [u8; 64]| keys.iter().any(|key| key.verify(&message, &signature)))
 }
 
 fn third_party_invite(content: &str) -> Option<&[u8]> {
-    json::get(content.as_bytes(), "third_party_invite").filter(|v| *v != b"null")
+    json::read::get(content.as_bytes(), "third_party_invite").filter(|v| *v != b"null")
 }
 
 fn authorising_user(content: &str) -> Result<Option<OwnedUserId>, Reject> {
@@ -235,7 +237,7 @@ pub(super) fn add_auth_types<'a>(
     if text == "invite"
         && let Some(invite) = third_party_invite(content)
     {
-        let token = json::get_path(invite, &["signed", "token"]).and_then(json::text);
+        let token = json::read::get_path(invite, &["signed", "token"]).and_then(json::read::text);
         add("m.room.third_party_invite", token.ok_or_else(|| Reject::auth("the third-party invite has no token"))?);
     }
     if text == "join"

@@ -239,8 +239,8 @@ fn need(holds: bool, otherwise: &'static str) -> Result<(), Reject> {
 
 /// A string in canonical content; an error if something else stands there.
 fn content_text<'a>(content: &'a str, key: &'static str) -> Result<Option<Cow<'a, str>>, Reject> {
-    match json::get(content.as_bytes(), key) {
+    match json::read::get(content.as_bytes(), key) {
         None | Some(b"null") => Ok(None),
-        Some(value) => json::text(value).map(Some).ok_or_else(|| Reject::auth(format!("{key} is no string"))),
+        Some(value) => json::read::text(value).map(Some).ok_or_else(|| Reject::auth(format!("{key} is no string"))),
     }
 }

@@ -72,7 +72,7 @@ impl PowerLevels {
     /// version 10, no string of one), a user id that is none.
     pub fn parse(version: &RoomVersion, content: &str) -> Result<PowerLevels, Reject> {
         let mut levels = PowerLevels::default();
-        for (key, value) in json::members(content.as_bytes()) {
+        for (key, value) in json::read::members(content.as_bytes()) {
             match key {
                 b"events" => levels.events = parse_list(version, value, "events")?,
                 b"notifications" => levels.notifications = parse_list(version, value, "notifications")?,
@@ -210,17 +210,17 @@ fn parse_list(version: &RoomVersion, value: &[u8], name: &str) -> Result<Levels,
     }
     let entry = |(key, value): (&[u8], &[u8])| {
         let quoted = [b"\"", key, b"\""].concat();
-        let key = json::text(&quoted).ok_or_else(|| Reject::auth("malformed key"))?;
+        let key = json::read::text(&quoted).ok_or_else(|| Reject::auth("malformed key"))?;
         Ok((Box::from(&*key), parse_level(version, value, &key)?))
     };
     // Canonical order is the order of the unescaped keys, so the list comes sorted.
-    json::members(value).map(entry).collect()
+    json::read::members(value).map(entry).collect()
 }
 
 fn parse_level(version: &RoomVersion, value: &[u8], name: &str) -> Result<i64, Reject> {
     let level = match value.first() {
-        Some(b'"') if !version.integer_levels => json::text(value).and_then(|text| level_in_text(&text)),
-        Some(b'-' | b'0'..=b'9') => json::integer(value).or_else(|| truncated(version, value)),
+        Some(b'"') if !version.integer_levels => json::read::text(value).and_then(|text| level_in_text(&text)),
+        Some(b'-' | b'0'..=b'9') => json::read::integer(value).or_else(|| truncated(version, value)),
         _ => None,
     };
     let reachable = level.filter(|l| l.unsigned_abs() < 1 << 53);

@@ -37,8 +37,8 @@ pub fn relation_of(get: &impl Get, room: RoomNum, event: &Event) -> Result<Optio
 
 /// How an event says it relates to another, and to which.
 fn stated(event: &Event) -> Option<(Rel, String)> {
-    let relates = json::get(event.content().as_bytes(), "m.relates_to")?;
-    let (rel, target) = (json::get_text(relates, "rel_type")?, json::get_text(relates, "event_id")?);
+    let relates = json::read::get(event.content().as_bytes(), "m.relates_to")?;
+    let (rel, target) = (json::read::get_text(relates, "rel_type")?, json::read::get_text(relates, "event_id")?);
     Some((Rel::of(&rel), target.into_owned()))
 }
 

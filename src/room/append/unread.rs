@@ -91,7 +91,7 @@ fn readable<T>(state: Result<Option<T>, Error>) -> Result<Option<T>> {
 
 /// A member's name in the room. Looked up only when there is a text it could stand in.
 fn display_name(get: &impl Get, new: &Append, user: UserNum, user_id: &UserId) -> Result<String> {
-    let has_text = json::get(new.event.content().as_bytes(), "body").is_some();
+    let has_text = json::read::get(new.event.content().as_bytes(), "body").is_some();
     let own = || user_id.localpart().to_owned();
     if !has_text {
         return Ok(own());

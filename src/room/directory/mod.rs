@@ -208,6 +208,6 @@ pub(super) fn describe(get: &impl Get, room: &Known) -> crate::store::Result<Map
 /// A non-empty text out of the room's state.
 fn text(get: &impl Get, room: &Known, kind: &str, field: &str) -> crate::store::Result<Option<String>> {
     let Some(event) = room.view(get).event(kind, "")? else { return Ok(None) };
-    let text = json::get_text(event.content().as_bytes(), field);
+    let text = json::read::get_text(event.content().as_bytes(), field);
     Ok(text.filter(|text| !text.is_empty()).map(|text| text.chars().take(TEXT_CHARS_MAX).collect()))
 }

@@ -54,7 +54,7 @@ impl Rooms {
         let is_ours = is_ours.await?;
         self.check_signed(&event).await?;
         let parts = &self.0.parts;
-        let signed = sign::add_signature(&event, &parts.server, &parts.key)?;
+        let signed = sign::event::add_signature(&event, &parts.server, &parts.key)?;
         let stripped = strip(&invitation.stripped, &event);
         if !is_ours {
             self.set_outside(&target, &invitation.room, version.id, Membership::Invite, stripped).await?;
@@ -133,14 +133,14 @@ impl Rooms {
         let theirs = signature_of(&signed, server)?;
         let signer =
             Signer { server: server.as_str(), signatures: theirs.iter().map(|(id, s)| (id.as_str(), *s)).collect() };
-        let at_ms = sign::key_time(event.version(), event.origin_server_ts());
+        let at_ms = sign::event::key_time(event.version(), event.origin_server_ts());
         let names: Vec<_> = theirs.iter().map(|(id, _)| (server.to_owned(), id.clone())).collect();
         let keys = self.0.parts.remote.keys();
         keys.fetch(&names, at_ms).await?;
         // A handful of signatures of one event: not worth a thread.
-        sign::check_signer(&signer, &event.signed_message(), at_ms, &keys)?;
+        sign::event::check_signer(&signer, &event.signed_message(), at_ms, &keys)?;
         // Ours must still be on it; that it is the same event is known.
-        sign::check_event(&signed, &keys)?;
+        sign::event::check_event(&signed, &keys)?;
         Ok(signed)
     }
 
@@ -183,9 +183,9 @@ impl Rooms {
 /// One server's signatures on an event.
 fn signature_of(event: &Event, server: &ServerName) -> Result<Vec<(String, [u8; 64])>> {
     use base64::Engine;
-    let by = text::get_path(event.to_federation(), &["signatures", server.as_str()]).unwrap_or(b"{}");
-    let each = text::members(by).take(scan::SIGNATURES_TRIED_MAX).filter_map(|(id, signature)| {
-        let signature = scan::BASE64.decode(&*text::text(signature)?).ok()?.try_into().ok()?;
+    let by = text::read::get_path(event.to_federation(), &["signatures", server.as_str()]).unwrap_or(b"{}");
+    let each = text::read::members(by).take(scan::SIGNATURES_TRIED_MAX).filter_map(|(id, signature)| {
+        let signature = scan::BASE64.decode(&*text::read::text(signature)?).ok()?.try_into().ok()?;
         Some((String::from_utf8(id.to_vec()).ok()?, signature))
     });
     let found: Vec<_> = each.collect();

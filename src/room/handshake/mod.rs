@@ -16,8 +16,9 @@ use super::Rooms;
 use super::error::{Error, Result};
 use super::state::stripped::strip;
 use crate::budget::Grant;
+use crate::matrix::draft;
 use crate::matrix::json::partial;
-use crate::matrix::{Event, Reject, RoomVersion, event as wire, version};
+use crate::matrix::{Event, Reject, RoomVersion, version};
 use crate::remote::{Failed, Options, encode};
 use crate::store::tables::room::event::Membership;
 
@@ -98,7 +99,7 @@ impl Rooms {
             event.insert("event_id", &id);
         }
         let raw = serde_json::to_vec(&event).map_err(|error| Reject::json(error.to_string()))?;
-        Ok(wire::sign_new(template.version, &raw, &parts.server, &parts.key)?)
+        Ok(draft::sign_new(template.version, &raw, &parts.server, &parts.key)?)
     }
 }
 

@@ -174,7 +174,7 @@ impl Checker {
             Ok(signers) => signers,
             Err(reject) => return Found::Bad(reject.to_string()),
         };
-        let at_ts = sign::key_time(self.version, seen.origin_server_ts());
+        let at_ts = sign::event::key_time(self.version, seen.origin_server_ts());
         let event = batch.events.len() as u32;
         let mut result = Found::Good;
         for signer in &signers {
@@ -253,8 +253,8 @@ impl Checker {
             _ => None,
         };
         let needs_body = member.is_some()
-            && (json::get(content, "join_authorised_via_users_server").is_some()
-                || json::get(content, "third_party_invite").is_some());
+            && (json::read::get(content, "join_authorised_via_users_server").is_some()
+                || json::read::get(content, "third_party_invite").is_some());
         let auth_ids: Vec<&str> = seen.auth_events().collect();
         // What the event's row will say.
         let row = body::Known {

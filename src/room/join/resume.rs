@@ -49,11 +49,11 @@ fn unsigned_of(raw: &[u8]) -> Option<Range<usize>> {
     static FINDER: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(KEY));
     let at = FINDER.find(raw)?;
     let start = at + KEY.len();
-    let end = start + json::skip_value(&raw[start..])?;
+    let end = start + json::read::skip_value(&raw[start..])?;
     if raw[..at].ends_with(b",") && &raw[end..] == b"}" {
         return Some(start..end);
     }
-    json::compact_member(raw, "unsigned")
+    json::read::compact_member(raw, "unsigned")
 }
 
 /// Shared by the workers.

@@ -134,8 +134,8 @@ fn of_those_who_may_invite(read: &Read, room: &Known) -> Result<Vec<OwnedServerN
     let mut people: Vec<OwnedUserId> = Vec::new();
     people.extend(view.event("m.room.create", "")?.map(|create| create.sender().to_owned()));
     if let Some(levels) = view.event("m.room.power_levels", "")? {
-        let users = text::get(levels.content().as_bytes(), "users").filter(|users| users.first() == Some(&b'{'));
-        let named = text::members(users.unwrap_or(b"{}")).take(NAMED_MAX);
+        let users = text::read::get(levels.content().as_bytes(), "users").filter(|users| users.first() == Some(&b'{'));
+        let named = text::read::members(users.unwrap_or(b"{}")).take(NAMED_MAX);
         people.extend(named.filter_map(|(id, _)| OwnedUserId::try_from(std::str::from_utf8(id).ok()?).ok()));
     }
     let may = view.with_powers(|powers| {

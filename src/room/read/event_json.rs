@@ -116,7 +116,7 @@ pub fn write_stripped(get: &impl Get, row: &Row, out: &mut Vec<u8>) -> Result<()
     out.push(b'{');
     let first = out.len();
     for key in ["content", "sender", "state_key", "type"] {
-        if let Some(value) = json::get(&body, key) {
+        if let Some(value) = json::read::get(&body, key) {
             write_member(out, first, key, value);
         }
     }
@@ -127,21 +127,21 @@ pub fn write_stripped(get: &impl Get, row: &Row, out: &mut Vec<u8>) -> Result<()
 /// The content of an event, an object.
 pub fn content(get: &impl Get, row: &Row) -> Result<Vec<u8>> {
     let body = event::body(get, row)?;
-    Ok(json::get(&body, "content").unwrap_or(b"{}").to_vec())
+    Ok(json::read::get(&body, "content").unwrap_or(b"{}").to_vec())
 }
 
 /// The type of an event, whose code may only say "other".
 pub fn kind(get: &impl Get, row: &Row) -> Result<String> {
     match row.kind.name() {
         Some(name) => Ok(name.to_owned()),
-        None => Ok(json::get_text(&event::body(get, row)?, "type").unwrap_or_default().into_owned()),
+        None => Ok(json::read::get_text(&event::body(get, row)?, "type").unwrap_or_default().into_owned()),
     }
 }
 
 /// The `rel_type` of an event's relation.
 pub fn relation_type(get: &impl Get, row: &Row) -> Result<Option<String>> {
     let body = event::body(get, row)?;
-    let found = json::get_path(&body, &["content", "m.relates_to", "rel_type"]).and_then(json::text);
+    let found = json::read::get_path(&body, &["content", "m.relates_to", "rel_type"]).and_then(json::read::text);
     Ok(found.map(|text| text.into_owned()))
 }
 
@@ -151,11 +151,11 @@ fn write_members(body: &[u8], row: &Row, room_id: Option<&str>, out: &mut Vec<u8
     let first = out.len();
     // Old and new room versions keep the target of a redaction in different places; apps are told in both.
     let redacts = (row.kind == Kind::REDACTION)
-        .then(|| json::get(body, "redacts").or_else(|| json::get_path(body, &["content", "redacts"])))
+        .then(|| json::read::get(body, "redacts").or_else(|| json::read::get_path(body, &["content", "redacts"])))
         .flatten();
     for key in ["content", "origin_server_ts", "sender", "state_key", "type"] {
-        match json::get(body, key) {
-            Some(content) if key == "content" && redacts.is_some() && json::get(content, "redacts").is_none() => {
+        match json::read::get(body, key) {
+            Some(content) if key == "content" && redacts.is_some() && json::read::get(content, "redacts").is_none() => {
                 write_member(out, first, key, b"{");
                 out.extend_from_slice(b"\"redacts\":");
                 out.extend_from_slice(redacts.unwrap_or(b"null"));
@@ -407,7 +407,7 @@ fn write_fields(object: &[u8], paths: &[&[String]], out: &mut Vec<u8>) {
     }
     out.push(b'{');
     let first = out.len();
-    for (key, value) in json::members(object) {
+    for (key, value) in json::read::members(object) {
         let key = [b"\"", key, b"\""].concat();
         let Some(rests) = wanted.get(&key) else { continue };
         let (is_whole, is_object) = (rests.iter().any(|rest| rest.is_empty()), value.starts_with(b"{"));
@@ -501,7 +501,7 @@ mod tests {
             "content": { "a.b": 1, "c": { "d": 2, "e": 3 }, "f\"\u{1}": 4, "g": { "h": {} } }, "type": "t", "sender": "s",
         });
         let check = |fields: &[&str], kept: Value| {
-            let fields: Vec<_> = fields.iter().map(|path| json::dot_path(path)).collect();
+            let fields: Vec<_> = fields.iter().map(|path| json::read::dot_path(path)).collect();
             let found: Value = serde_json::from_slice(&keep_fields(event.to_string().as_bytes(), &fields)).unwrap();
             assert_eq!(found, kept);
         };

@@ -87,7 +87,7 @@ impl Filter {
 
     /// The paths of `event_fields`.
     pub fn fields(&self) -> Vec<Vec<String>> {
-        self.event_fields.iter().flatten().map(|path| json::dot_path(path)).collect()
+        self.event_fields.iter().flatten().map(|path| json::read::dot_path(path)).collect()
     }
 
     pub fn is_federation(&self) -> bool {
@@ -144,7 +144,7 @@ impl Events {
         }
         if let Some(wanted) = self.contains_url {
             let body = event::body(get, row)?;
-            let has = json::get_path(&body, &["content", "url"]).and_then(json::text).is_some();
+            let has = json::read::get_path(&body, &["content", "url"]).and_then(json::read::text).is_some();
             return Ok(has == wanted);
         }
         Ok(true)

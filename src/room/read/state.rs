@@ -319,7 +319,9 @@ fn write_profile(content: &[u8], out: &mut Vec<u8>) {
     for (ours, theirs) in [("display_name", "displayname"), ("avatar_url", "avatar_url")] {
         // Some apps insist on both being there.
         write_key(out, first, ours);
-        out.extend_from_slice(json::get(content, theirs).filter(|value| value.starts_with(b"\"")).unwrap_or(b"null"));
+        out.extend_from_slice(
+            json::read::get(content, theirs).filter(|value| value.starts_with(b"\"")).unwrap_or(b"null"),
+        );
     }
     out.push(b'}');
 }

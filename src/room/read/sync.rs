@@ -646,7 +646,7 @@ fn heroes(visit: &Visit) -> store::Result<Option<Vec<UserNum>>> {
         let Some(named) = present(&visit.read, visit.num, kind, "")? else { continue };
         let content = event_json::content(&*visit.read, &event::row_of(&*visit.read, named)?)?;
         // A name that was taken back is an event without one.
-        if json::get_text(&content, field).is_some_and(|name| !name.is_empty()) {
+        if json::read::get_text(&content, field).is_some_and(|name| !name.is_empty()) {
             return Ok(None);
         }
     }

@@ -88,7 +88,7 @@ pub fn signing_keys(event: &Event, now_ms: u64) -> Result<(Vec<KeyName>, u64), R
         names.extend(signer.signatures.iter().map(|(id, _)| (server.clone(), (*id).to_owned())));
     }
     // A key that is to vouch for the future is not to be had.
-    Ok((names, sign::key_time(event.version(), event.origin_server_ts()).min(now_ms)))
+    Ok((names, sign::event::key_time(event.version(), event.origin_server_ts()).min(now_ms)))
 }
 
 /// How many events to ask for where so many were more than an answer may hold.
@@ -270,9 +270,9 @@ impl Rooms {
         self.fetch_signing_keys(event).await?;
         let keys = self.0.parts.remote.keys();
         let event = event.clone();
-        match base::blocking(move || sign::check_event(&event, &keys)).await? {
-            sign::Checked::Intact => Ok(()),
-            sign::Checked::RedactNeeded => Err(Reject::signature("the content hash is wrong").into()),
+        match base::blocking(move || sign::event::check_event(&event, &keys)).await? {
+            sign::event::Checked::Intact => Ok(()),
+            sign::event::Checked::RedactNeeded => Err(Reject::signature("the content hash is wrong").into()),
         }
     }
 

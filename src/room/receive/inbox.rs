@@ -9,7 +9,8 @@ use super::KEYS_TIME_MAX;
 use super::authorize::{Judgement, Lacking, Ready, judge};
 use super::fetch::{Fetch, signing_keys};
 use crate::budget::Grant;
-use crate::matrix::sign::{self, Checked};
+use crate::matrix::sign;
+use crate::matrix::sign::event::Checked;
 use crate::matrix::{Event, Reject, RoomVersion};
 use crate::room::Rooms;
 use crate::room::append::append;
@@ -23,13 +24,13 @@ use crate::store::{EventNum, RoomNum, Write};
 
 /// The rooms, and where what is missing comes from.
 #[derive(Clone)]
-pub(super) struct Inbox<F> {
+pub struct Inbox<F> {
     pub rooms: Rooms,
     pub fetch: F,
 }
 
 /// What one try led to.
-pub(super) enum Step {
+pub enum Step {
     Done(Settled),
     Lacking(Lacking),
     /// What it follows differs in more than is resolved here.
@@ -40,7 +41,7 @@ pub(super) enum Step {
     Unproven,
 }
 
-pub(super) struct Settled {
+pub struct Settled {
     pub num: EventNum,
     pub before: Option<Root>,
     pub reason: Option<Reject>,
@@ -51,7 +52,7 @@ pub(super) struct Settled {
 
 /// How an event is to be taken.
 #[derive(Clone, Default)]
-pub(super) struct How {
+pub struct How {
     /// The state before it, when its own server had to say.
     pub given: Option<Given>,
     pub outbound: bool,
@@ -130,7 +131,7 @@ impl<F: Fetch> Inbox<F> {
 
 fn check_one<F: Fetch>(fetch: &F, event: Event) -> Result<Event> {
     let keys = |server: &str, key_id: &str, at_ms: u64| fetch.key(server, key_id, at_ms);
-    match sign::check_event(&event, &keys)? {
+    match sign::event::check_event(&event, &keys)? {
         Checked::Intact => Ok(event),
         Checked::RedactNeeded => Ok(event.redacted()),
     }

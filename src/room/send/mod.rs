@@ -45,7 +45,7 @@ pub struct Sending {
 
 /// An event of ours before the room says where it goes.
 #[derive(Debug, Clone)]
-pub(super) struct New {
+pub struct New {
     pub kind: String,
     pub state_key: Option<String>,
     pub sender: OwnedUserId,

@@ -150,7 +150,7 @@ impl Rooms {
         }
         // Whoever is inside or invited needs nobody's word; for others the conditions are looked at again.
         let_in_by(self, read, room, event.sender())?;
-        Ok(sign::add_signature(&event, &self.0.parts.server, &self.0.parts.key)?)
+        Ok(sign::event::add_signature(&event, &self.0.parts.server, &self.0.parts.key)?)
     }
 }
 

@@ -311,7 +311,7 @@ mod tests {
             assert_eq!(drawn.version.id, version);
             let key = sign::Key::from_seed("2", [2; 32]);
             let text = drawn.event.to_string();
-            let event = crate::matrix::event::sign_new(drawn.version, text.as_bytes(), &origin, &key).unwrap();
+            let event = crate::matrix::draft::sign_new(drawn.version, text.as_bytes(), &origin, &key).unwrap();
             let wire = || serde_json::from_slice(event.to_federation()).unwrap();
             let submitted =
                 || Submitted { origin: origin.clone(), room: id.clone(), id: event.id().to_owned(), event: wire() };

@@ -48,13 +48,14 @@ pub fn let_in_by(rooms: &Rooms, read: &Read, room: &Known, user: &UserId) -> Res
 pub(super) fn meets_condition(read: &impl Get, room: &Known, user: &UserId) -> Result<Option<bool>> {
     let Some(rules) = room.view(read).event("m.room.join_rules", "")? else { return Ok(Some(false)) };
     let user = user::num(read, user.as_str())?;
-    let allow = text::get(rules.content().as_bytes(), "allow").filter(|list| list.first() == Some(&b'['));
+    let allow = text::read::get(rules.content().as_bytes(), "allow").filter(|list| list.first() == Some(&b'['));
     let mut known_all = true;
-    for condition in text::items(allow.unwrap_or(b"[]")).take(ALLOW_MAX).filter(|one| one.first() == Some(&b'{')) {
-        if text::get_text(condition, "type").as_deref() != Some("m.room_membership") {
+    for condition in text::read::items(allow.unwrap_or(b"[]")).take(ALLOW_MAX).filter(|one| one.first() == Some(&b'{'))
+    {
+        if text::read::get_text(condition, "type").as_deref() != Some("m.room_membership") {
             continue;
         }
-        let Some(room_id) = text::get_text(condition, "room_id") else { continue };
+        let Some(room_id) = text::read::get_text(condition, "room_id") else { continue };
         // Of a room nobody here is in any more we know no present members.
         let other = match room::num(read, &room_id)? {
             Some(other) if room::get_of(read, other)?.status == room::Status::Resident => other,

@@ -119,7 +119,7 @@ impl<'g, G: Get> View<'g, G> {
     /// A string in the content of a state event with an empty key.
     pub fn text(&self, kind: &str, field: &str) -> store::Result<Option<String>> {
         let Some(event) = self.event(kind, "")? else { return Ok(None) };
-        Ok(json::get_text(event.content().as_bytes(), field).map(|text| text.into_owned()))
+        Ok(json::read::get_text(event.content().as_bytes(), field).map(|text| text.into_owned()))
     }
 
     /// A user's membership and its event.

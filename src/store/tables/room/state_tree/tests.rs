@@ -153,7 +153,7 @@ impl Get for Counting {
         from: &[u8],
         to: Option<&[u8]>,
         rev: bool,
-        f: crate::store::access::Visitor,
+        f: crate::store::shape::Visitor,
     ) -> Result<()> {
         self.0.range(table, from, to, rev, f)
     }

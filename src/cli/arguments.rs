@@ -1,0 +1,168 @@
+//! The commands and their arguments, as `--help` shows them.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+
+/// A Matrix homeserver that never outgrows the memory it was given.
+///
+/// Without a command it runs the server. With nothing configured its data goes to ./snug-data and it listens on
+/// http://localhost:8008.
+#[derive(Parser)]
+#[command(
+    name = "snug",
+    version,
+    after_help = "Examples:
+  snug                                     run the server
+  snug serve --config /etc/snug/snug.toml  the same with a config file
+  snug user add alice --admin              make an account
+  snug rooms                               rooms, and joins under way
+  snug check                               what is wrong, and what would stop federation"
+)]
+pub struct Arguments {
+    /// The config file [default: snug.toml in the data folder, or /etc/snug/snug.toml]
+    #[arg(long, value_name = "FILE", global = true)]
+    pub config: Option<PathBuf>,
+    /// The folder of the database, the media and the signing key [default: ./snug-data]
+    #[arg(long, value_name = "FOLDER", global = true)]
+    pub data_dir: Option<PathBuf>,
+    /// Address and port for apps; may be given several times
+    #[arg(long, value_name = "ADDRESS", global = true)]
+    pub listen: Vec<String>,
+    /// The memory the server may use: a name such as pi-zero-2w, or a file
+    #[arg(long, value_name = "PROFILE", global = true)]
+    pub budget: Option<String>,
+    /// The part after the colon in users' names
+    #[arg(long, value_name = "NAME", global = true)]
+    pub server_name: Option<String>,
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Run the server (also without a command)
+    #[command(after_help = "Examples:
+  snug serve
+  snug serve --config /etc/snug/snug.toml
+  snug serve --data-dir /var/lib/snug --listen 0.0.0.0:8008 --budget pi-zero-2w
+
+SIGINT (Ctrl-C) and SIGTERM stop it in order.")]
+    Serve,
+    /// Accounts: add, password, list, admin, deactivate
+    #[command(subcommand)]
+    User(User),
+    /// Rooms, and joins under way: allow, cancel
+    #[command(after_help = "Examples:
+  snug rooms
+  snug rooms allow '!big:example.org'    let one room in that rooms.admission keeps out
+  snug rooms cancel '!big:example.org'   end a join that is under way")]
+    Rooms {
+        #[command(subcommand)]
+        command: Option<RoomsCommand>,
+    },
+    /// The memory budget as a table, with the high-water marks of a running server
+    #[command(after_help = "Examples:
+  snug budget                      of the running server, or the one it would have
+  snug budget --budget pi-zero-2w  that one, whether a server runs or not")]
+    Budget,
+    /// Check config, certificates, keys, ports, and how other servers reach this one; exit code 1 when something is wrong
+    #[command(after_help = "Examples:
+  snug check --config /etc/snug/snug.toml
+  sudo -u snug snug check --database --config /etc/snug/snug.toml   everything in the database, of a stopped server")]
+    Check {
+        /// Read everything in the database instead, and say what of it is lost; the server must be stopped, nothing is changed
+        #[arg(long)]
+        database: bool,
+    },
+    /// Give the disk back what left rooms and finished joins freed in the database; the server must be stopped
+    #[command(after_help = "Example:
+  sudo systemctl stop snug
+  sudo -u snug snug compact --config /etc/snug/snug.toml
+  sudo systemctl start snug
+What is free in the file is used again anyway; this makes the file smaller. It takes minutes for each GiB on an SD card, and about
+25 MiB of memory for each GiB, 150 MiB at most, besides the budget's cache. Cutting it off does no harm; the next start then
+takes longer.")]
+    Compact,
+    /// Make anew what a server must not lose: its signing key, or its database; the server must be stopped
+    #[command(subcommand)]
+    New(New),
+    /// Print a config file with every setting
+    #[command(after_help = "Example:
+  snug sample-config > snug.toml")]
+    SampleConfig,
+}
+
+#[derive(Subcommand)]
+pub enum User {
+    /// Make an account; the password is asked for, or read from standard input
+    #[command(after_help = "Examples:
+  snug user add alice
+  snug user add alice --admin
+  echo 'correct horse battery' | snug user add alice
+An empty password makes one up and prints it.")]
+    Add {
+        /// alice, or @alice:example.org
+        name: String,
+        /// May administer the server
+        #[arg(long)]
+        admin: bool,
+    },
+    /// Give an account a new password; its sessions end
+    #[command(after_help = "Example:
+  snug user password alice")]
+    Password { name: String },
+    /// All accounts, and what the files take that each has uploaded
+    #[command(after_help = "Example:
+  snug user list")]
+    List,
+    /// Make an account an administrator's, or with --remove an ordinary one
+    #[command(after_help = "Examples:
+  snug user admin alice
+  snug user admin alice --remove")]
+    Admin {
+        name: String,
+        #[arg(long)]
+        remove: bool,
+    },
+    /// Close an account for good: it leaves its rooms, and nobody gets the name again
+    #[command(after_help = "Example:
+  snug user deactivate alice")]
+    Deactivate { name: String },
+}
+
+#[derive(Subcommand)]
+pub enum New {
+    /// A new signing key, where the old one is lost or a stranger has seen it
+    #[command(after_help = "Example:
+  sudo systemctl stop snug
+  sudo -u snug snug new signing-key --config /etc/snug/snug.toml
+  sudo systemctl start snug
+A key that is still there becomes an old one: what it signed stays good. Where it is lost, servers that never saw it cannot check
+what this one sent before, so a backup of signing.key is better.")]
+    SigningKey,
+    /// An empty database beside the signing key, where the old one is lost
+    #[command(after_help = "Example:
+  snug new database --data-dir /var/lib/snug
+The server begins again with its name and its key, without accounts and rooms. Files people uploaded stay in the folder `media`, and
+nothing refers to them any more. A backup of the database is better. One that is there is left alone.")]
+    Database,
+}
+
+#[derive(Subcommand)]
+pub enum RoomsCommand {
+    /// Let one room in, whatever rooms.admission says
+    #[command(after_help = "Example:
+  snug rooms allow '!big:example.org'
+  snug rooms allow '!big:example.org' --remove")]
+    Allow {
+        room: String,
+        /// Take it back: a join under way ends, and who is in the room stays
+        #[arg(long)]
+        remove: bool,
+    },
+    /// End a join that is under way, or that would go on at the next start, and remove what it stored
+    #[command(after_help = "Example:
+  snug rooms cancel '!big:example.org'")]
+    Cancel { room: String },
+}

@@ -1,0 +1,90 @@
+//! Finding and reading the config file.
+
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use super::{DATA_DIR, Error, FILE_NAME, Overrides, SETTINGS, SYSTEM_FILE};
+
+/// A config file is small; a larger one is a mistake.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// The file that was named; or the one in the data folder, or the system's, when there is one.
+pub fn find(overrides: &Overrides) -> Result<Option<PathBuf>, Error> {
+    if let Some(file) = &overrides.config {
+        return match is_there(file)? {
+            true => Ok(Some(file.clone())),
+            false => Err(Error::new(format!("{}: there is no such file", file.display()))),
+        };
+    }
+    let folder = overrides.data_dir.clone().unwrap_or_else(|| DATA_DIR.into());
+    let known = [folder.join(FILE_NAME), SYSTEM_FILE.into()];
+    // A data folder that was named is a server of its own; the system's file is another one's.
+    let known = if overrides.data_dir.is_some() { &known[..1] } else { &known[..] };
+    for file in known {
+        if is_there(file)? {
+            return Ok(Some(file.clone()));
+        }
+    }
+    Ok(None)
+}
+
+/// Whether there is such a file. One that cannot be looked at is no missing one: with defaults in its place a command
+/// would work on another server's data.
+fn is_there(file: &Path) -> Result<bool, Error> {
+    match std::fs::metadata(file) {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(Error::new(unreadable(file, &error))),
+    }
+}
+
+pub fn read(file: &Path) -> Result<String, String> {
+    let wrong = |error: std::io::Error| unreadable(file, &error);
+    let len = std::fs::metadata(file).map_err(wrong)?.len();
+    if len > FILE_BYTES_MAX {
+        return Err(format!("{}: {len} bytes are too many for this kind of file", file.display()));
+    }
+    std::fs::read_to_string(file).map_err(wrong)
+}
+
+fn unreadable(file: &Path, error: &std::io::Error) -> String {
+    let hint = match error.kind() {
+        ErrorKind::PermissionDenied => {
+            "; run the command as the user the server runs as, such as `sudo -u snug snug …`, or name a data folder of your \
+             own with --data-dir"
+        }
+        _ => "",
+    };
+    format!("{}: {error}{hint}", file.display())
+}
+
+pub fn is_section(prefix: &str) -> bool {
+    SETTINGS.iter().any(|setting| setting.name.starts_with(prefix))
+}
+
+pub fn unknown(name: &str) -> String {
+    // A setting in the wrong section is near by its last word.
+    let last = name.rsplit('.').next().unwrap_or(name);
+    let moved = SETTINGS.iter().find(|setting| setting.name.rsplit('.').next() == Some(last));
+    let nearest = SETTINGS.iter().map(|setting| (distance(setting.name, name), setting)).min_by_key(|(far, _)| *far);
+    let nearest = nearest.filter(|(far, _)| *far <= name.len() / 2).map(|(_, setting)| setting);
+    match moved.or(nearest) {
+        Some(setting) => format!("there is no such setting; the nearest is {}", setting.name),
+        None => "there is no such setting; `snug sample-config` prints all there are".to_owned(),
+    }
+}
+
+/// How many letters must be changed, added or taken away to make one word of the other.
+pub fn distance(one: &str, other: &str) -> usize {
+    let other: Vec<char> = other.chars().take(100).collect();
+    let mut row: Vec<usize> = (0..=other.len()).collect();
+    for (i, a) in one.chars().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
+        for (j, b) in other.iter().enumerate() {
+            let changed = diagonal + usize::from(a != *b);
+            diagonal = row[j + 1];
+            row[j + 1] = changed.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[other.len()]
+}

@@ -1,0 +1,62 @@
+//! One value of a setting, wherever it was given.
+
+use std::path::{Path, PathBuf};
+
+use toml::de::DeValue;
+
+use crate::budget::parse_bytes;
+
+/// A value of the file, and the folder its paths are relative to.
+pub struct Given<'a> {
+    pub value: &'a DeValue<'a>,
+    pub folder: &'a Path,
+    pub example: &'static str,
+}
+
+impl Given<'_> {
+    pub fn text(&self) -> Result<&str, String> {
+        self.value.as_str().ok_or_else(|| format!("must be text in quotes, not {}", self.value.type_str()))
+    }
+
+    pub fn texts(&self) -> Result<Vec<&str>, String> {
+        let example = if self.example == "[]" { "[\"one\", \"two\"]" } else { self.example };
+        let wrong = || format!("must be a list of texts in quotes, such as {example}");
+        let list = self.value.as_array().ok_or_else(wrong)?;
+        list.iter().map(|value| value.get_ref().as_str().ok_or_else(wrong)).collect()
+    }
+
+    pub fn pairs(&self) -> Result<Vec<(String, String)>, String> {
+        let wrong = || "must be a table of texts, such as { \"a.example\" = \"10.0.0.1:8448\" }".to_owned();
+        let table = self.value.as_table().ok_or_else(wrong)?;
+        let pair = |value: &DeValue<'_>| value.as_str().map(str::to_owned).ok_or_else(wrong);
+        table.iter().map(|(key, value)| Ok((key.get_ref().to_string(), pair(value.get_ref())?))).collect()
+    }
+
+    pub fn flag(&self) -> Result<bool, String> {
+        self.value.as_bool().ok_or_else(|| format!("must be true or false, not {}", self.value.type_str()))
+    }
+
+    pub fn bytes(&self) -> Result<u64, String> {
+        match self.value {
+            DeValue::Integer(number) => parse_bytes(number.as_str()),
+            DeValue::String(text) => parse_bytes(text),
+            other => Err(format!("must be a number of bytes such as 4096 or \"50 MiB\", not {}", other.type_str())),
+        }
+    }
+
+    pub fn path(&self) -> Result<PathBuf, String> {
+        match self.text()? {
+            "" => Err("must not be empty".to_owned()),
+            text => Ok(self.folder.join(text)),
+        }
+    }
+
+    pub fn one_of<T: Copy>(&self, known: &[(&str, T)]) -> Result<T, String> {
+        let text = self.text()?;
+        let found = known.iter().find(|(name, _)| *name == text).map(|(_, value)| *value);
+        found.ok_or_else(|| {
+            let names: Vec<_> = known.iter().map(|(name, _)| format!("{name:?}")).collect();
+            format!("{text:?} is not one of {}", names.join(", "))
+        })
+    }
+}

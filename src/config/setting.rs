@@ -1,0 +1,129 @@
+//! The table of settings, from which the sample is written and a file is read.
+
+use std::net::SocketAddr;
+
+use ruma::OwnedServerName;
+
+use super::given::Given;
+use super::{Config, SETTINGS};
+
+/// One setting.
+pub struct Setting {
+    /// With its section: `federation.listen`.
+    pub name: &'static str,
+    /// As it would stand in the file.
+    pub default: Option<&'static str>,
+    /// A value to show where there is no default.
+    pub example: &'static str,
+    /// What it does, for the sample file.
+    pub doc: &'static str,
+    /// Whether the short file of the first start shows it.
+    pub first: bool,
+    pub set: fn(&mut Config, &Given<'_>) -> Result<(), String>,
+}
+
+/// A setting without a default.
+pub const fn optional(
+    name: &'static str,
+    example: &'static str,
+    doc: &'static str,
+    set: fn(&mut Config, &Given<'_>) -> Result<(), String>,
+) -> Setting {
+    Setting { name, default: None, example, doc, first: false, set }
+}
+
+/// A setting with a default.
+pub const fn setting(
+    name: &'static str,
+    default: &'static str,
+    doc: &'static str,
+    set: fn(&mut Config, &Given<'_>) -> Result<(), String>,
+) -> Setting {
+    Setting { name, default: Some(default), example: default, doc, first: false, set }
+}
+
+impl Setting {
+    /// Also shown in the file of the first start.
+    pub const fn shown_first(mut self) -> Setting {
+        self.first = true;
+        self
+    }
+}
+
+/// Names are compared letter by letter, and other servers write this one as the DNS does.
+pub fn own_name(text: &str) -> Result<OwnedServerName, String> {
+    match text.contains(|c: char| c.is_ascii_uppercase()) {
+        true => Err(format!("{text:?} must be written in small letters: {:?}", text.to_ascii_lowercase())),
+        false => server_name(text),
+    }
+}
+
+pub fn server_name(text: &str) -> Result<OwnedServerName, String> {
+    text.try_into()
+        .map_err(|_| format!("{text:?} is no server name; allowed are names such as example.org or example.org:8448"))
+}
+
+pub fn addresses(given: &Given<'_>) -> Result<Vec<SocketAddr>, String> {
+    given.texts()?.into_iter().map(address).collect()
+}
+
+pub fn address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| {
+        format!("{text:?} is no address with a port; allowed are \"127.0.0.1:8008\", \"0.0.0.0:8008\", \"[::]:8008\" and the like")
+    })
+}
+
+pub fn url(text: &str) -> Result<String, String> {
+    let host = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
+    match host {
+        Some(host) if !host.is_empty() && !host.contains(char::is_whitespace) => {
+            Ok(text.trim_end_matches('/').to_owned())
+        }
+        _ => Err(format!("{text:?} is no address such as \"https://matrix.example.org\"")),
+    }
+}
+
+/// The characters are those the specification allows in a registration token.
+pub fn tokens<'a>(found: impl Iterator<Item = &'a str>) -> Result<Vec<String>, String> {
+    let fits = |token: &str| {
+        (1..=64).contains(&token.len()) && token.bytes().all(|b| b.is_ascii_alphanumeric() || b"._~-".contains(&b))
+    };
+    let wrong = "a token has 1 to 64 letters, digits, and any of . _ ~ -";
+    found.map(|token| if fits(token) { Ok(token.to_owned()) } else { Err(wrong.to_owned()) }).collect()
+}
+
+/// Writes settings with their words; `chosen` gives the value of those that are set.
+pub fn write_settings(out: &mut String, shown: impl Fn(&Setting) -> bool, chosen: impl Fn(&Setting) -> Option<String>) {
+    let mut section = "";
+    for setting in SETTINGS.iter().filter(|setting| shown(setting)) {
+        let (of, name) = setting.name.rsplit_once('.').unwrap_or(("", setting.name));
+        if of != section {
+            section = of;
+            out.push_str(&format!("\n[{section}]\n"));
+        }
+        out.push('\n');
+        for line in wrapped(setting.doc, 100) {
+            out.push_str(&format!("# {line}\n"));
+        }
+        match chosen(setting) {
+            Some(value) => out.push_str(&format!("{name} = {value}\n")),
+            None => out.push_str(&format!("# {name} = {}\n", setting.example)),
+        }
+    }
+}
+
+fn wrapped(text: &str, width: usize) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    for word in text.split_whitespace() {
+        let line = lines.last_mut().expect("there is always a line");
+        if line.is_empty() {
+            line.push_str(word);
+        } else if line.len() + 1 + word.len() <= width {
+            line.push(' ');
+            line.push_str(word);
+        } else {
+            lines.push(word.to_owned());
+        }
+    }
+    lines
+}

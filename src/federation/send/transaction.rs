@@ -1,0 +1,146 @@
+//! A transaction while it is being read: its events and EDUs, and what was answered to those that come again.
+
+use super::{EDUS_MAX, PDUS_MAX};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use ruma::{OwnedRoomId, OwnedServerName, ServerName};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use serde_json::{Map, Value, json};
+use tokio::task::JoinSet;
+
+use super::edu::take_edu;
+use super::{REMEMBERED_BYTES_MAX, REMEMBERED_MAX, REMEMBERED_STRANGERS_MAX};
+use crate::base::{self, Only, Owner, Shares};
+use crate::budget::{Account, Grant};
+use crate::federation::{Error, Federation};
+use crate::http::Answer;
+use crate::matrix::json::partial;
+
+const BEFORE_RETRY: Duration = Duration::from_secs(30);
+
+/// An event's refusal is told in so many letters.
+const REASON_CHARS_MAX: usize = 200;
+
+/// The last transaction of each server and its answer: a repeated one is answered from here. Bounded by count, and by the
+/// account that pays.
+pub struct Transactions(Mutex<Shares<OwnedServerName, Answered>>);
+
+struct Answered {
+    id: String,
+    body: Vec<u8>,
+    _grant: Grant,
+}
+
+impl Default for Transactions {
+    fn default() -> Transactions {
+        Transactions(Mutex::new(Shares::new(REMEMBERED_MAX, REMEMBERED_STRANGERS_MAX)))
+    }
+}
+
+impl Transactions {
+    pub fn get(&self, origin: &ServerName, id: &str) -> Option<Vec<u8>> {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.get(origin).filter(|answered| answered.id == id).map(|answered| answered.body.clone())
+    }
+
+    /// Gives the memory of all remembered answers back: taking a transaction in goes before recognising an old one.
+    pub fn forget(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    /// Remembers an answer if there is memory for it: without, a repeated transaction is gone through again, which changes nothing.
+    pub fn put(&self, account: &Account, owner: Owner<String>, origin: &ServerName, id: &str, body: &[u8]) {
+        if body.len() + id.len() > REMEMBERED_BYTES_MAX {
+            return;
+        }
+        let Ok(grant) = account.try_take((body.len() + id.len() + 256) as u64) else { return };
+        let answered = Answered { id: id.to_owned(), body: body.to_vec(), _grant: grant };
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).put(owner, origin.to_owned(), answered);
+    }
+}
+
+#[derive(Deserialize)]
+pub(super) struct Transaction {
+    #[serde(default, deserialize_with = "partial::first::<{ PDUS_MAX + 1 }, _, _>")]
+    pub pdus: Vec<Box<RawValue>>,
+    #[serde(default, deserialize_with = "partial::first::<{ EDUS_MAX + 1 }, _, _>")]
+    pub edus: Vec<Box<RawValue>>,
+}
+
+/// The mark that a transaction of the server is under way; two that come at once are one too many.
+pub(super) fn begin(federation: &Federation, origin: &ServerName) -> Result<Only, Error> {
+    federation.senders.try_take(origin.as_str()).ok_or_else(too_soon)
+}
+
+pub fn too_soon() -> Error {
+    Answer::limit_exceeded(BEFORE_RETRY.as_millis() as u64).into()
+}
+
+/// Goes through a transaction. Answers for each event that has an id whether it was taken. Fails when we could not take
+/// something that we may be able to take later. Other servers are waited for `until` then, on the clock of spans.
+pub(super) async fn take(
+    federation: &Arc<Federation>,
+    origin: &ServerName,
+    transaction: Transaction,
+    until: Duration,
+) -> Result<Map<String, Value>, Error> {
+    let mut rooms: HashMap<OwnedRoomId, Vec<Box<RawValue>>> = HashMap::new();
+    for pdu in transaction.pdus {
+        // An event of no room cannot be an event of ours: only create events of version 12 have none.
+        if let Some(room_id) = partial::member::<OwnedRoomId>(pdu.get().as_bytes(), "room_id") {
+            rooms.entry(room_id).or_default().push(pdu);
+        }
+    }
+    let mut taking = JoinSet::new();
+    for (room, pdus) in rooms {
+        let (federation, origin) = (federation.clone(), origin.to_owned());
+        taking.spawn(async move {
+            let receiving = base::caught_in(Box::pin(federation.rooms.receive(&origin, &room, pdus, until))).await;
+            receiving.unwrap_or_else(|panicked| {
+                // Asked for again as missing ones. Refused, the whole transaction would come again, and panic again.
+                tracing::error!(%origin, room_id = %room, "taking a server's events panicked: {}", panicked.say());
+                Ok(Default::default())
+            })
+        });
+    }
+    let (mut outcomes, mut put_off) = (Map::new(), None);
+    while let Some(done) = taking.join_next().await {
+        let taken = match done.map_err(Answer::internal)? {
+            Ok(taken) => taken,
+            Err(failed) => {
+                put_off = Some(failed);
+                continue;
+            }
+        };
+        for (id, outcome) in taken {
+            let told = match outcome {
+                Ok(()) => json!({}),
+                Err(why) => json!({ "error": why.chars().take(REASON_CHARS_MAX).collect::<String>() }),
+            };
+            outcomes.insert(id.to_string(), told);
+        }
+    }
+    // Small messages come again with the events.
+    if let Some(failed) = put_off {
+        return Err(failed.into());
+    }
+    if transaction.edus.is_empty() {
+        return Ok(outcomes);
+    }
+    let owner = federation.remote.owner_of(origin).await;
+    for edu in transaction.edus {
+        if !federation.postage.may_bring(origin, &owner) {
+            continue;
+        }
+        let taken = base::caught_in(Box::pin(take_edu(federation, origin, &edu))).await;
+        let brought = taken.unwrap_or_else(|panicked| {
+            tracing::error!(%origin, "taking a small message panicked: {}", panicked.say());
+            Ok(0)
+        })?;
+        federation.postage.charge(&owner, brought.max(edu.get().len()));
+    }
+    Ok(outcomes)
+}

@@ -1,0 +1,150 @@
+//! Names looked up, and addresses that nobody may be led to.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use super::lookup::{Miss, Service};
+use super::resolve::ADDRESSES_MAX;
+
+/// The real world: one DNS client with a bounded cache, rebuilt when `/etc/resolv.conf` changes.
+pub struct Dns {
+    current: Mutex<Option<(Arc<hickory_resolver::TokioResolver>, Option<std::time::SystemTime>)>>,
+    entries_max: u64,
+    allow_private: bool,
+}
+
+impl Dns {
+    /// Without `allow_private`, names of machines in a home or company network have no address.
+    pub fn new(entries_max: u64, allow_private: bool) -> Dns {
+        Dns { current: Mutex::new(None), entries_max, allow_private }
+    }
+
+    /// A board often starts before its network does: the first client would then know no name server for ever.
+    fn client(&self) -> Result<Arc<hickory_resolver::TokioResolver>, Miss> {
+        let changed = std::fs::metadata("/etc/resolv.conf").and_then(|meta| meta.modified()).ok();
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((client, seen)) = current.as_ref()
+            && *seen == changed
+        {
+            return Ok(client.clone());
+        }
+        let client = Arc::new(self.build().map_err(|error| Miss::Silent(format!("no DNS: {error}")))?);
+        *current = Some((client.clone(), changed));
+        Ok(client)
+    }
+
+    fn build(&self) -> Result<hickory_resolver::TokioResolver, hickory_resolver::net::NetError> {
+        use hickory_resolver::config::LookupIpStrategy;
+        let mut builder = hickory_resolver::TokioResolver::builder_tokio()?;
+        let options = builder.options_mut();
+        options.cache_size = self.entries_max;
+        options.ip_strategy = LookupIpStrategy::Ipv4AndIpv6;
+        options.timeout = Duration::from_secs(3);
+        options.attempts = 2;
+        // Small routers suffer from lookup storms: a name is asked for at most once a minute, whatever its TTL says.
+        options.positive_min_ttl = Some(Duration::from_secs(60));
+        options.positive_max_ttl = Some(Duration::from_secs(24 * 3600));
+        options.negative_min_ttl = Some(Duration::from_secs(60));
+        options.negative_max_ttl = Some(Duration::from_secs(600));
+        builder.build()
+    }
+
+    pub async fn addresses(&self, host: &str) -> Result<Vec<IpAddr>, Miss> {
+        let found = self.client()?.lookup_ip(complete(host)).await.map_err(|error| miss(host, &error))?;
+        let found: Vec<IpAddr> = found.iter().take(ADDRESSES_MAX).collect();
+        if found.is_empty() {
+            return Err(Miss::Absent(format!("{host} has no address")));
+        }
+        let reachable: Vec<IpAddr> =
+            found.into_iter().filter(|address| self.allow_private || !is_private(*address)).collect();
+        if reachable.is_empty() { Err(kept_out(host)) } else { Ok(reachable) }
+    }
+
+    pub async fn services(&self, name: &str) -> Result<Vec<Service>, Miss> {
+        use hickory_resolver::proto::rr::{RData, RecordType};
+        let found = self.client()?.lookup(complete(name), RecordType::SRV).await.map_err(|error| miss(name, &error))?;
+        let services = found.answers().iter().filter_map(|record| match &record.data {
+            RData::SRV(srv) => Some(Service {
+                priority: srv.priority,
+                weight: srv.weight,
+                host: srv.target.to_utf8().trim_end_matches('.').to_owned(),
+                port: srv.port,
+            }),
+            _ => None,
+        });
+        Ok(services.take(32).collect())
+    }
+}
+
+/// Addresses that mean something only inside some network, or nothing at all: asked for by a stranger, we would knock at our
+/// neighbours'. An IPv6 address that a translator or a tunnel turns into one of IPv4 is as private as that one.
+pub fn is_private(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(ip) => is_private_v4(ip),
+        IpAddr::V6(ip) => is_private_v6(ip),
+    }
+}
+
+/// What IANA's registry of special IPv4 addresses does not call globally reachable, and multicast.
+fn is_private_v4(ip: Ipv4Addr) -> bool {
+    match ip.octets() {
+        // "This" network; private use; loopback; link-local.
+        [0 | 10 | 127, ..] | [169, 254, ..] | [172, 16..=31, ..] | [192, 168, ..] => true,
+        // Behind a provider's translator; protocol assignments; the relays of 6to4; benchmarks.
+        [100, 64..=127, ..] | [192, 0, 0, _] | [192, 88, 99, _] | [198, 18 | 19, ..] => true,
+        // Documentation.
+        [192, 0, 2, _] | [198, 51, 100, _] | [203, 0, 113, _] => true,
+        // Multicast, reserved, broadcast.
+        [224..=255, ..] => true,
+        _ => false,
+    }
+}
+
+/// The same for IPv6.
+fn is_private_v6(ip: Ipv6Addr) -> bool {
+    let high_and_low = |high: u16, low: u16| is_private_v4(Ipv4Addr::from(u32::from(high) << 16 | u32::from(low)));
+    match ip.segments() {
+        // IPv4-compatible with `::` and `::1`, which are 0.0.0.0 and 0.0.0.1; IPv4-mapped; IPv4-translated.
+        [0, 0, 0, 0, 0, 0, high, low] | [0, 0, 0, 0, 0, 0xffff, high, low] | [0, 0, 0, 0, 0xffff, 0, high, low] => {
+            high_and_low(high, low)
+        }
+        // NAT64 under the well-known prefix; that of some network alone, wherever the IPv4 address stands in it.
+        [0x64, 0xff9b, 0, 0, 0, 0, high, low] => high_and_low(high, low),
+        [0x64, 0xff9b, ..] => true,
+        // 6to4.
+        [0x2002, high, low, ..] => high_and_low(high, low),
+        // Teredo: its server, and the client with all bits turned over.
+        [0x2001, 0, server_high, server_low, _, _, high, low] => {
+            high_and_low(server_high, server_low) || high_and_low(!high, !low)
+        }
+        // ISATAP, in whatever network.
+        [_, _, _, _, 0 | 0x200, 0x5efe, high, low] if high_and_low(high, low) => true,
+        // Protocol assignments; documentation, old and new; discarded; segment routing.
+        [0x2001, 1..=0x1ff, ..]
+        | [0x2001, 0xdb8, ..]
+        | [0x3fff, 0..=0xfff, ..]
+        | [0x100, 0, 0, _, ..]
+        | [0x5f00, ..] => true,
+        // Unique local; link-local; site-local; multicast.
+        [0xfc00..=0xfdff | 0xfe80..=0xfeff | 0xff00..=0xffff, ..] => true,
+        _ => false,
+    }
+}
+
+pub fn kept_out(host: &str) -> Miss {
+    Miss::Absent(format!("{host} is at a private address, which federation.allow_private_addresses does not allow"))
+}
+
+/// A name with a dot is complete; a bare one (`nas`) may be finished by the local network's search list.
+fn complete(host: &str) -> String {
+    if host.contains('.') && !host.ends_with('.') { format!("{host}.") } else { host.to_owned() }
+}
+
+pub fn miss(name: &str, error: &hickory_resolver::net::NetError) -> Miss {
+    if error.is_no_records_found() {
+        Miss::Absent(format!("DNS knows no {name}"))
+    } else {
+        Miss::Silent(format!("DNS gave no answer for {name}: {error}"))
+    }
+}

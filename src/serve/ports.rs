@@ -1,0 +1,35 @@
+//! Ports that are listened on, and their certificates.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::{Failed, failed};
+use crate::http::Listener;
+use crate::http::tls::Certificate;
+
+pub fn certificate(chain: &Option<PathBuf>, key: &Option<PathBuf>) -> Result<Option<Arc<Certificate>>, Failed> {
+    let (Some(chain), Some(key)) = (chain, key) else { return Ok(None) };
+    Certificate::read(chain, key).map(Some).map_err(|error| Failed(error.to_string()))
+}
+
+/// Binds an address. `[::]` becomes `0.0.0.0` on a machine without IPv6.
+pub async fn bind(address: SocketAddr) -> Result<Listener, Failed> {
+    let error = match Listener::tcp(address).await {
+        Ok(listener) => return Ok(listener),
+        Err(error) => error,
+    };
+    if address.ip() == IpAddr::from([0u16; 8]) && error.kind() != std::io::ErrorKind::AddrInUse {
+        let plain = SocketAddr::new(IpAddr::from([0; 4]), address.port());
+        if let Ok(listener) = Listener::tcp(plain).await {
+            return Ok(listener);
+        }
+    }
+    let hint = match error.kind() {
+        std::io::ErrorKind::AddrInUse => " (is another server running?)",
+        std::io::ErrorKind::AddrNotAvailable => " (this machine has no such address)",
+        std::io::ErrorKind::PermissionDenied => " (ports below 1024 need the capability CAP_NET_BIND_SERVICE)",
+        _ => "",
+    };
+    Err(failed(format_args!("cannot listen on {address}"), format_args!("{error}{hint}")))
+}
