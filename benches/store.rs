@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 
 use snug::budget::{Budget, meter};
 use snug::store::schema::{STATE_NAME, STATE_NODE};
-use snug::store::tables::room::event::{self, Flags, Id, Kind, Membership, Root, Row};
+use snug::store::tables::room::event;
+use snug::store::tables::room::event_row::{Flags, Id, Kind, Membership, Root, Row};
 use snug::store::tables::room::{auth_graph, body, state_tree};
 use snug::store::{BodyNum, EventNum, Get, RoomNum, StateKeyNum, Store, StoreOptions, UserNum, Write};
 

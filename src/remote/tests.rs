@@ -18,6 +18,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::*;
 use crate::matrix::sign::Key;
+use crate::store::tables::room::user_room;
 
 /// A made-up certificate authority.
 pub(crate) struct Lab {
@@ -116,7 +117,7 @@ pub(crate) fn us(lab: &Lab, peers: &[(&str, SocketAddr)], notaries: &[&str]) -> 
 
 /// Has somebody here and somebody of another server in one room.
 pub(crate) async fn share_room(store: &Store, server: &str) {
-    use crate::store::tables::room::event::Membership;
+    use crate::store::tables::room::event_row::Membership;
     use crate::store::tables::room::{self, member};
     use crate::store::tables::user;
     use crate::store::{self, Position};
@@ -124,7 +125,7 @@ pub(crate) async fn share_room(store: &Store, server: &str) {
     let written = store.write(move |w| {
         let num = room::intern(w, &format!("!{server}"), "11")?;
         let user = user::intern(w, "@anna:us.example")?;
-        let mine = member::Mine {
+        let mine = user_room::Mine {
             membership: Membership::Join,
             since: Position(1),
             event: None,
@@ -133,7 +134,7 @@ pub(crate) async fn share_room(store: &Store, server: &str) {
             before: None,
             left_at: None,
         };
-        member::set_mine(w, user, num, &mine)?;
+        user_room::set_mine(w, user, num, &mine)?;
         member::put_server(w, num, &server, 1, Position(1))?;
         Ok::<_, store::Error>(())
     });

@@ -60,7 +60,7 @@ pub use serve::long_answer::Served;
 pub use serve::membership::{Drawn, Submitted};
 pub use serve::state::JoinAnswer;
 
-pub use crate::store::tables::room::event::Membership;
+pub use crate::store::tables::room::event_row::Membership;
 pub use crate::store::{EventNum, Position, RoomNum};
 pub use error::{Error, Result};
 

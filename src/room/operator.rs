@@ -11,7 +11,8 @@ use super::join::admission::{ASKED_ROOMS_MAX, Policy};
 use super::{Rooms, state};
 use crate::base::blocking;
 use crate::store::RoomNum;
-use crate::store::tables::room::staged::{self, Allowed, Stage};
+use crate::store::tables::room::join;
+use crate::store::tables::room::join::{Allowed, Stage};
 use crate::store::tables::room::{self, Room, Status};
 
 /// A room in the operator's list.
@@ -72,17 +73,17 @@ impl Rooms {
         }
         let (room_id, at_ms) = (room_id.to_owned(), self.0.parts.clock.now_ms());
         self.write(move |w| {
-            let before = staged::allowed(w, room_id.as_str())?;
+            let before = join::allowed(w, room_id.as_str())?;
             let new = Allowed { allowed: true, user_id: String::new(), events: 0, at_ms };
             let new = Allowed { allowed: true, ..before.unwrap_or(new) };
-            Ok(staged::set_allowed(w, room_id.as_str(), allowed.then_some(&new))?)
+            Ok(join::set_allowed(w, room_id.as_str(), allowed.then_some(&new))?)
         })
         .await
     }
 
     /// Rooms an admin allowed whatever their size, and rooms that wait for that.
     pub async fn allowed_rooms(&self) -> Result<Vec<(String, Allowed)>> {
-        self.reading(|_, read| Ok(staged::list_allowed(read, ASKED_ROOMS_MAX)?)).await
+        self.reading(|_, read| Ok(join::list_allowed(read, ASKED_ROOMS_MAX)?)).await
     }
 
     /// Joins under way.
@@ -93,7 +94,7 @@ impl Rooms {
     /// Joins that are begun and not under way, each with the events it has stored: they go on at the next start.
     pub async fn interrupted_joins(&self) -> Result<Vec<(String, u64)>> {
         let under_way: Vec<String> = self.joins().into_iter().map(|join| join.room_id).collect();
-        let journals = self.reading(|_, read| Ok(staged::journals(read)?)).await?;
+        let journals = self.reading(|_, read| Ok(join::journals(read)?)).await?;
         let interrupted = journals
             .into_iter()
             .map(|(_, journal)| journal)
@@ -112,10 +113,10 @@ impl Rooms {
         let of = room_id.to_owned();
         let found = self.write(move |w| {
             let mut found = false;
-            for (num, mut journal) in staged::journals(w)? {
+            for (num, mut journal) in join::journals(w)? {
                 if journal.room_id == of.as_str() && journal.stage < Stage::Live {
                     journal.stage = Stage::Cancelled;
-                    staged::set_journal(w, num, &journal)?;
+                    join::set_journal(w, num, &journal)?;
                     found = true;
                 }
             }

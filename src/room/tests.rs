@@ -15,6 +15,7 @@ use crate::matrix::{Event, version};
 use crate::remote::{Remote, RemoteOptions};
 use crate::store::tables::room::event;
 use crate::store::tables::room::{self, member, receipt, timeline, unread};
+use crate::store::tables::room::{event_row, user_room};
 use crate::store::tables::server::outbox::{self, Outbound};
 use crate::store::tables::user::{self, Account, Standing};
 use crate::store::{self, UserNum, WriteError};
@@ -348,7 +349,7 @@ async fn coming_and_going() {
     rooms.leave(&anna, &room, None).await.unwrap();
     assert_eq!(house.row(&room).status, crate::store::tables::room::Status::Left);
     rooms.forget(&anna, &room).await.unwrap();
-    let mine = member::mine(&house.read(), house.user_num(&anna), house.room_num(&room)).unwrap().unwrap();
+    let mine = user_room::mine(&house.read(), house.user_num(&anna), house.room_num(&room)).unwrap().unwrap();
     assert!(mine.forgotten && mine.left_at.is_some() && mine.before == Some(Membership::Join));
 }
 
@@ -549,7 +550,7 @@ async fn receipts_of_other_servers_are_bounded() {
     let name = bob.clone();
     let joined = house.store.write(move |w| {
         let bob = user::intern(w, name.as_str())?;
-        member::set(w, num, bob, None, Some((event::Membership::Join, crate::store::EventNum(1))))
+        member::set(w, num, bob, None, Some((event_row::Membership::Join, crate::store::EventNum(1))))
     });
     joined.await.map_err(|failed: WriteError<store::Error>| failed.into_inner()).unwrap();
     let mut threads = Vec::new();
@@ -635,12 +636,12 @@ async fn an_invite_from_outside_is_kept_and_dropped() {
     let stripped = b"[{}]".to_vec();
     house.rooms.set_outside(&anna, &room, "11", Membership::Invite, stripped.clone()).await.unwrap();
     let (user, num) = (house.user_num(&anna), house.room_num(&room));
-    let mine = member::mine(&house.read(), user, num).unwrap().unwrap();
+    let mine = user_room::mine(&house.read(), user, num).unwrap().unwrap();
     assert!(mine.outside && mine.membership == Membership::Invite);
-    assert_eq!(member::stripped(&house.read(), user, num).unwrap(), Some(stripped));
+    assert_eq!(user_room::stripped(&house.read(), user, num).unwrap(), Some(stripped));
     house.rooms.drop_outside(&anna, &room, None).await.unwrap();
-    let mine = member::mine(&house.read(), user, num).unwrap().unwrap();
-    assert!(mine.membership == Membership::Leave && member::stripped(&house.read(), user, num).unwrap().is_none());
+    let mine = user_room::mine(&house.read(), user, num).unwrap().unwrap();
+    assert!(mine.membership == Membership::Leave && user_room::stripped(&house.read(), user, num).unwrap().is_none());
 }
 
 /// Rooms nobody here is in were never forgotten again, and anybody may invite anybody to as many as he likes.
@@ -657,7 +658,7 @@ async fn invites_from_outside_are_bounded() {
     };
     let known = |membership: Membership| {
         let (read, mut rooms) = (house.read(), Vec::new());
-        member::list_mine(&read, house.user_num(&anna), None, &mut |num, mine| {
+        user_room::list_mine(&read, house.user_num(&anna), None, &mut |num, mine| {
             if mine.membership == membership {
                 rooms.push(room::get_of(&read, num)?.id);
             }
@@ -705,7 +706,7 @@ async fn an_invite_is_its_senders() {
     };
     let shown = || {
         let (user, num) = (house.user_num(&anna), house.room_num(&room));
-        let stripped = member::stripped(&house.read(), user, num).unwrap()?;
+        let stripped = user_room::stripped(&house.read(), user, num).unwrap()?;
         Some(serde_json::from_slice::<Value>(&stripped).unwrap()[0]["content"]["name"].as_str().unwrap().to_owned())
     };
     invite("@bob:friend.example", "first").await;
@@ -768,7 +769,7 @@ async fn strangers_push_out_no_invite_of_a_server_known_here() {
     }
     let mut open = Vec::new();
     let read = house.read();
-    member::list_mine(&read, house.user_num(&anna), None, &mut |num, mine| {
+    user_room::list_mine(&read, house.user_num(&anna), None, &mut |num, mine| {
         if mine.membership == Membership::Invite {
             open.push(room::get_of(&read, num)?.id);
         }

@@ -28,7 +28,9 @@ pub use account::session::{Login, Requester, Session};
 pub use account::uia::{Demand, Progress, Stage};
 pub use account::{Account, New, Standing};
 pub use device::cross_signing::{CrossKeys, Upload as CrossUpload};
-pub use device::keys::{Answered, Claims, Upload as KeyUpload, Viewer};
+pub use device::key_claim::Claims;
+pub use device::key_query::{Answered, Viewer};
+pub use device::keys::Upload as KeyUpload;
 pub use device::to_device::Messages;
 pub use settings::push_rules::NewRule;
 pub use sync::Own;
@@ -180,3 +182,4 @@ impl From<Failed> for Error {
 #[cfg(test)]
 mod tests;
 mod settings;
+mod lookup;

@@ -8,9 +8,12 @@ use super::device::keys::FALLBACK_KEYS_MAX;
 use super::{Error, Requester, Users, sharing};
 use crate::base::{ChunkError, Pen, comma};
 use crate::matrix::json;
-use crate::store::tables::room::event::{self, Kind, Membership, Root};
-use crate::store::tables::room::member::{self, Mine};
+use crate::store::tables::room::event;
+use crate::store::tables::room::event_row::{Kind, Membership, Root};
+use crate::store::tables::room::member;
+use crate::store::tables::room::user_room::Mine;
 use crate::store::tables::room::{self, state_tree, timeline};
+use crate::store::tables::room::{current_state, user_room};
 use crate::store::tables::user::account_data::{self, GLOBAL};
 use crate::store::tables::user::{self, device, e2ee_key, push_rule, to_device};
 use crate::store::{self, EventNum, Position, Read, RoomNum, StateKeyNum, UserNum};
@@ -297,7 +300,7 @@ impl Own {
 
     fn next_room(&self, after: Option<RoomNum>, membership: Membership) -> store::Result<Option<(RoomNum, Mine)>> {
         let mut found = None;
-        member::list_mine(&*self.read, self.user, after, &mut |num, mine| {
+        user_room::list_mine(&*self.read, self.user, after, &mut |num, mine| {
             if mine.membership == membership {
                 found = Some((num, mine));
                 return Ok(ControlFlow::Break(()));
@@ -310,7 +313,7 @@ impl Own {
     /// Since when a room has been encrypted; none for one that is not.
     fn encryption(&self, num: RoomNum) -> store::Result<Option<Position>> {
         let Some(key) = state_tree::key(&*self.read, "m.room.encryption", "")? else { return Ok(None) };
-        let Some(event) = member::state(&*self.read, num, Kind::ENCRYPTION, key)? else { return Ok(None) };
+        let Some(event) = current_state::state(&*self.read, num, Kind::ENCRYPTION, key)? else { return Ok(None) };
         let order = event::row_of(&*self.read, event)?.order;
         Ok(Some(Position(order.and_then(|order| u64::try_from(order).ok()).unwrap_or(0))))
     }

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::matrix::sign::{self, Key};
 use crate::remote::RemoteOptions;
+use crate::store::tables::room::user_room;
 use crate::user::device::keys;
 
 const HOME: [u8; 4] = [127, 0, 0, 1];
@@ -166,7 +167,7 @@ async fn few_keys_of_somebody_elsewhere_can_be_signed() {
 #[tokio::test]
 async fn all_who_changed_devices_are_told_of_once() {
     use crate::base::Chunks;
-    use crate::store::tables::room::event::Membership;
+    use crate::store::tables::room::event_row::Membership;
     use crate::store::tables::room::{self, member};
     use crate::store::tables::user::{self, device};
     let town = town();
@@ -174,7 +175,7 @@ async fn all_who_changed_devices_are_told_of_once() {
     let who = alice.user_num;
     let joined = town.users.write(move |w| {
         let room = room::intern(w, "!room:here.test", "12")?;
-        let mine = member::Mine {
+        let mine = user_room::Mine {
             membership: Membership::Join,
             since: Position(1),
             event: None,
@@ -183,7 +184,7 @@ async fn all_who_changed_devices_are_told_of_once() {
             before: None,
             left_at: None,
         };
-        member::set_mine(w, who, room, &mine)?;
+        user_room::set_mine(w, who, room, &mine)?;
         for n in 0..600 {
             let far = user::intern(w, &format!("@{n}:far.test"))?;
             // Every second one shares the room.
@@ -475,7 +476,7 @@ async fn a_repeated_message_to_devices_is_delivered_once() {
 /// gone.
 #[tokio::test]
 async fn what_friends_sent_to_a_sleeping_device_stays() {
-    use crate::store::tables::room::event::Membership;
+    use crate::store::tables::room::event_row::Membership;
     use crate::store::tables::room::{self, member};
     use crate::store::tables::user::{self, to_device};
     let town = town();
@@ -483,7 +484,7 @@ async fn what_friends_sent_to_a_sleeping_device_stays() {
     let who = alice.user_num;
     let joined = town.users.write(move |w| {
         let room = room::intern(w, "!room:here.test", "12")?;
-        let mine = member::Mine {
+        let mine = user_room::Mine {
             membership: Membership::Join,
             since: Position(1),
             event: None,
@@ -492,7 +493,7 @@ async fn what_friends_sent_to_a_sleeping_device_stays() {
             before: None,
             left_at: None,
         };
-        member::set_mine(w, who, room, &mine)?;
+        user_room::set_mine(w, who, room, &mine)?;
         let friend = user::intern(w, "@friend:big.test")?;
         member::set(w, room, friend, None, Some((Membership::Join, crate::store::EventNum(1))))?;
         Ok(member::put_server(w, room, "big.test", 1, Position(1))?)

@@ -10,8 +10,10 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use snug::base::Random;
 use snug::store::schema::{META, OUTBOX, TABLES};
-use snug::store::tables::room::event::{self, Flags, Id, Kind, Membership, Row};
-use snug::store::tables::room::{self, member, state_tree, timeline};
+use snug::store::tables::room::current_state;
+use snug::store::tables::room::event;
+use snug::store::tables::room::event_row::{Flags, Id, Kind, Membership, Row};
+use snug::store::tables::room::{self, state_tree, timeline};
 use snug::store::{
     BodyNum, Disk, Error, EventNum, Get, Medium, RoomNum, Status, Store, StoreOptions, UserNum, Write, WriteError,
 };
@@ -237,7 +239,7 @@ fn write_step(w: &mut Write, step: u32) -> Result<(), Error> {
     let root = state_tree::set(w, known.state, &[(key, Some(event))])?;
     timeline::put(w, num, at.0 as i64, event)?;
     timeline::put_state(w, num, at, root)?;
-    member::set_state(w, num, Kind::MEMBER, key, Some(event))?;
+    current_state::set_state(w, num, Kind::MEMBER, key, Some(event))?;
     known.state = Some(root);
     known.extremities = vec![event];
     known.events += 1;

@@ -9,8 +9,9 @@ use ruma::{OwnedServerName, RoomId, UserId};
 use serde_json::json;
 use snug::config::{Admission, Config};
 use snug::room::Joining;
-use snug::store::tables::room::event::{self, Kind, Membership};
-use snug::store::tables::room::{self, member, staged};
+use snug::store::tables::room::event;
+use snug::store::tables::room::event_row::{Kind, Membership};
+use snug::store::tables::room::{self};
 use snug::store::{EventNum, Get};
 
 use crate::commands::good;
@@ -21,6 +22,7 @@ use crate::load::lab::Lab;
 use crate::load::render::Rendered;
 use crate::load::resident::{Dials, Resident, lock};
 use crate::load::room::{self as made, RESIDENT};
+use snug::store::tables::room::{current_state, join};
 
 /// A resident with one room, and a server that knows where to find it.
 struct Visit {
@@ -88,7 +90,7 @@ impl Visit {
     fn is_clean(&self) {
         let store = &self.house.server().store;
         let read = store.read().unwrap();
-        assert!(staged::journals(&read).unwrap().is_empty(), "no journal is left");
+        assert!(join::journals(&read).unwrap().is_empty(), "no journal is left");
         for table in [&snug::store::schema::STAGED, &snug::store::schema::EVENT_BODY, &snug::store::schema::EVENT] {
             let mut rows = 0;
             read.range(table, &[], None, false, &mut |_, _| {
@@ -108,7 +110,7 @@ impl Visit {
         assert_eq!(row.status, room::Status::Resident);
         let mut nums: Vec<EventNum> = Vec::new();
         let mut joined = 0;
-        member::list_state(&read, num, None, Default::default(), &mut |_, _, event| {
+        current_state::list_state(&read, num, None, Default::default(), &mut |_, _, event| {
             nums.push(event);
             Ok(std::ops::ControlFlow::Continue(()))
         })
@@ -256,8 +258,8 @@ async fn a_join_that_was_interrupted_leaves_a_room_that_is_here_as_it_is() {
     }
     (old.batches, old.events, old.bytes, old.nodes) = (0, 0, 0, 0);
     let write = move |w: &mut snug::store::Write<'_>| {
-        let num = staged::new_join(w)?;
-        staged::set_journal(w, num, &old)
+        let num = join::new_join(w)?;
+        join::set_journal(w, num, &old)
     };
     visit.house.server().store.write(write).await.unwrap();
     let row = |visit: &Visit| {
@@ -283,8 +285,8 @@ async fn joins_that_were_interrupted_do_not_wait_for_each_other() {
     other.room_id = "!other:resident.load.test".into();
     (other.batches, other.events) = (0, 1);
     let write = move |w: &mut snug::store::Write<'_>| {
-        let num = staged::new_join(w)?;
-        staged::set_journal(w, num, &other)
+        let num = join::new_join(w)?;
+        join::set_journal(w, num, &other)
     };
     visit.house.server().store.write(write).await.unwrap();
     lock(&visit.resident.shared.dials).deaf = true;
@@ -327,8 +329,8 @@ fn stored(house: &House) -> u64 {
     journals(house).first().map_or(0, |(_, journal)| journal.events)
 }
 
-fn journals(house: &House) -> Vec<(staged::JoinNum, staged::Journal)> {
-    staged::journals(&house.server().store.read().unwrap()).unwrap()
+fn journals(house: &House) -> Vec<(join::JoinNum, join::Journal)> {
+    join::journals(&house.server().store.read().unwrap()).unwrap()
 }
 
 /// What `snug rooms cancel` says.

@@ -13,7 +13,7 @@ use crate::load::together::{self, Amount, Heavy};
 use crate::load::wire::percent_encode;
 use serde_json::json;
 use snug::budget::Profile;
-use snug::store::tables::room::staged;
+use snug::store::tables::room::join;
 use snug::store::{Store, StoreOptions};
 use std::io::{ErrorKind, Write};
 use std::time::Duration;
@@ -130,7 +130,7 @@ fn no_answer_to_a_join_breaks_the_budget() {
         check_peak(&snug, &profile);
         snug.stop().unwrap();
         let store = Store::open(StoreOptions::new(snug.folder.join("data/database"))).unwrap();
-        assert!(staged::journals(&store.read().unwrap()).unwrap().is_empty(), "{mode:?}: a journal is left");
+        assert!(join::journals(&store.read().unwrap()).unwrap().is_empty(), "{mode:?}: a journal is left");
     }
 }
 

@@ -366,7 +366,7 @@ mod tests {
         let room = house.public_room(&anna).await;
         let num = house.room_num(&room);
         let shared = house.store.write(move |w| {
-            use crate::store::tables::room::event::Membership;
+            use crate::store::tables::room::event_row::Membership;
             use crate::store::tables::room::member;
             use crate::store::tables::user;
             let bob = user::intern(w, "@bob:them.example")?;

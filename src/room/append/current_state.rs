@@ -4,9 +4,12 @@ use std::ops::ControlFlow;
 
 use super::new_event::{Append, Here, server_of};
 use crate::room::state::fork::Current;
-use crate::store::tables::room::event::{self, Kind, Membership, Row};
-use crate::store::tables::room::member::{self, Mine};
+use crate::store::tables::room::event;
+use crate::store::tables::room::event_row::{Kind, Membership, Row};
+use crate::store::tables::room::member;
+use crate::store::tables::room::user_room::Mine;
 use crate::store::tables::room::{self, Room, Status, state_tree, timeline};
+use crate::store::tables::room::{current_state, user_room};
 use crate::store::tables::user;
 use crate::store::{EventNum, Get, Position, Result, RoomNum, StateKeyNum, UserNum, Write};
 
@@ -61,7 +64,7 @@ pub fn set_present_state(
     let root = state_tree::set(w, room.state, &effective)?;
     room.state = Some(root);
     timeline::put_state(w, num, at, root)?;
-    room::set_public(w, num, listed, room.public.then_some(room.joined))?;
+    room::directory::set_public(w, num, listed, room.public.then_some(room.joined))?;
     Ok(touched)
 }
 
@@ -83,7 +86,7 @@ fn set_key(
     let Some(kind) = after.as_ref().map(|(_, row)| row.kind).or(before.as_ref().map(|row| row.kind)) else {
         return Ok(None);
     };
-    member::set_state(w, num, kind, key, after.as_ref().map(|(event, _)| *event))?;
+    current_state::set_state(w, num, kind, key, after.as_ref().map(|(event, _)| *event))?;
     if kind != Kind::MEMBER {
         return Ok(None);
     }
@@ -138,9 +141,9 @@ fn set_mine(
     after: Option<(Membership, EventNum)>,
     at: Position,
 ) -> Result<()> {
-    let old = member::mine(w, user, room)?;
+    let old = user_room::mine(w, user, room)?;
     let Some((membership, event)) = after else {
-        return member::remove_mine(w, user, room);
+        return user_room::remove_mine(w, user, room);
     };
     let was_joined = before == Some(Membership::Join);
     let stays = before == Some(membership);
@@ -158,11 +161,11 @@ fn set_mine(
         before: if stays { old.and_then(|old| old.before) } else { before },
         left_at,
     };
-    member::set_stripped(w, user, room, None)?;
+    user_room::set_stripped(w, user, room, None)?;
     if membership != Membership::Join {
         crate::store::tables::room::unread::clear(w, user, room)?;
     }
-    member::set_mine(w, user, room, &mine)
+    user_room::set_mine(w, user, room, &mine)
 }
 
 pub fn add_local_joined(get: &impl Get, room: RoomNum, users: &mut Vec<UserNum>) -> Result<()> {

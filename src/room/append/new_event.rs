@@ -7,7 +7,7 @@ use ruma::OwnedServerName;
 use super::rules_cache;
 use crate::matrix::Event;
 use crate::room::state::fork::Current;
-use crate::store::tables::room::event::{Flags, Root};
+use crate::store::tables::room::event_row::{Flags, Root};
 use crate::store::tables::room::txn::Txn;
 use crate::store::{EventNum, Position, RoomNum};
 

@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use ruma::ServerName;
 
 use super::new_event::{Append, Here, server_of};
-use crate::store::tables::room::event::{Membership, Row};
+use crate::store::tables::room::event_row::{Membership, Row};
 use crate::store::tables::room::member;
 use crate::store::tables::server::outbox::{self, Outbound};
 use crate::store::tables::user;

@@ -8,7 +8,8 @@ use crate::matrix::{Event, RoomVersion, auth};
 use crate::room::error::Error;
 use crate::room::state::View;
 use crate::room::state::event::load_row;
-use crate::store::tables::room::event::{self, Kind, Row};
+use crate::store::tables::room::event;
+use crate::store::tables::room::event_row::{Kind, Row};
 use crate::store::tables::room::relation;
 use crate::store::{EventNum, Get, Result, RoomNum, Write};
 

@@ -14,10 +14,11 @@ use crate::room::ignored;
 use crate::room::state::View;
 use crate::room::state::event::load;
 use crate::store::tables::room::Room;
-use crate::store::tables::room::event::Row;
+use crate::store::tables::room::event_row::Row;
 use crate::store::tables::room::relation::Rel;
+use crate::store::tables::room::unread;
 use crate::store::tables::room::unread::Part;
-use crate::store::tables::room::{member, unread};
+use crate::store::tables::room::user_room;
 use crate::store::tables::user::{self};
 use crate::store::{EventNum, Get, Result, UserNum, Write};
 
@@ -96,7 +97,7 @@ fn display_name(get: &impl Get, new: &Append, user: UserNum, user_id: &UserId) -
     if !has_text {
         return Ok(own());
     }
-    let Some(member) = member::mine(get, user, new.room)?.and_then(|mine| mine.event) else { return Ok(own()) };
+    let Some(member) = user_room::mine(get, user, new.room)?.and_then(|mine| mine.event) else { return Ok(own()) };
     let event = load(get, new.event.version(), member)?;
     Ok(name_in(&event).unwrap_or_else(own))
 }

@@ -15,7 +15,7 @@ use super::error::{Error, Result};
 use super::send::member::content_of;
 use crate::matrix::auth::{self, Lookup};
 use crate::matrix::{Draft, Event, Reject, RoomVersion};
-use crate::store::tables::room::event::Membership;
+use crate::store::tables::room::event_row::Membership;
 use crate::store::tables::{room, user};
 use plan::{Plan, Preset};
 
@@ -96,14 +96,14 @@ impl Rooms {
                         return Ok(false);
                     }
                     if let Some(alias) = &alias
-                        && room::alias(w, alias)?.is_some()
+                        && room::directory::alias(w, alias)?.is_some()
                     {
                         return Err(Error::Taken);
                     }
                     let num = room::intern(w, id.as_str(), version.id)?;
                     if let Some(alias) = &alias {
                         let creator = user::intern(w, creator.as_str())?;
-                        room::put_alias(w, alias, num, creator)?;
+                        room::directory::put_alias(w, alias, num, creator)?;
                     }
                     for event in events {
                         append::append(w, &here, Append { outbound: true, ..Append::next(num, event) })?;
@@ -111,7 +111,7 @@ impl Rooms {
                     if public {
                         let mut row = room::get_of(w, num)?;
                         row.public = true;
-                        room::set_public(w, num, None, Some(row.joined))?;
+                        room::directory::set_public(w, num, None, Some(row.joined))?;
                         room::put(w, num, &row)?;
                     }
                     Ok(true)

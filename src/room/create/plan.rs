@@ -10,7 +10,7 @@ use crate::room::error::{Error, Result};
 use crate::room::send::checks::check_levels;
 use crate::room::send::member::{content_of, with_profile};
 use crate::store::Read;
-use crate::store::tables::room::event::Membership;
+use crate::store::tables::room::event_row::Membership;
 
 /// People asked in with the creation, at most: each is an event of the one write.
 const INVITES_MAX: usize = 100;

@@ -112,10 +112,10 @@ impl Rooms {
                 return Err(Error::NotFound);
             };
             let user = user::num(w, user.as_str())?.ok_or_else(not_in_room)?;
-            for alias in room::aliases(w, from, ALIASES_MAX)? {
-                let creator = room::alias(w, &alias)?.map_or(user, |(_, creator)| creator);
-                room::remove_alias(w, &alias)?;
-                room::put_alias(w, &alias, to, creator)?;
+            for alias in room::directory::aliases(w, from, ALIASES_MAX)? {
+                let creator = room::directory::alias(w, &alias)?.map_or(user, |(_, creator)| creator);
+                room::directory::remove_alias(w, &alias)?;
+                room::directory::put_alias(w, &alias, to, creator)?;
             }
             Ok(())
         })

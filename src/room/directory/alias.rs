@@ -34,13 +34,13 @@ impl Rooms {
             if !member::is_joined(w, room.num, user)? {
                 return Err(crate::room::state::not_in_room());
             }
-            if room::alias(w, alias.as_str())?.is_some() {
+            if room::directory::alias(w, alias.as_str())?.is_some() {
                 return Err(Error::Taken);
             }
-            if room::aliases(w, room.num, ALIASES_MAX)?.len() == ALIASES_MAX {
+            if room::directory::aliases(w, room.num, ALIASES_MAX)?.len() == ALIASES_MAX {
                 return Err(Error::forbidden("the room has too many aliases"));
             }
-            Ok(room::put_alias(w, alias.as_str(), room.num, user)?)
+            Ok(room::directory::put_alias(w, alias.as_str(), room.num, user)?)
         })
         .await
     }
@@ -52,12 +52,12 @@ impl Rooms {
         let (by, gone) = (user.to_owned(), alias.to_owned());
         let room = self.write(move |w| {
             let (user, alias) = (by, gone);
-            let (room, creator) = room::alias(w, alias.as_str())?.ok_or(Error::NotFound)?;
+            let (room, creator) = room::directory::alias(w, alias.as_str())?.ok_or(Error::NotFound)?;
             let own = user::num(w, user.as_str())? == Some(creator);
             if !is_admin && !own && !may_list(w, room, &user)? {
                 return Err(Error::forbidden("somebody else made that alias"));
             }
-            room::remove_alias(w, alias.as_str())?;
+            room::directory::remove_alias(w, alias.as_str())?;
             Ok(room)
         });
         let room = room.await?;
@@ -90,7 +90,7 @@ impl Rooms {
         self.check_ours(alias).map_err(|_| Error::NotFound)?;
         let alias = alias.to_owned();
         self.reading(move |rooms, read| {
-            let (num, _) = room::alias(read, alias.as_str())?.ok_or(Error::NotFound)?;
+            let (num, _) = room::directory::alias(read, alias.as_str())?.ok_or(Error::NotFound)?;
             let row = room::get_of(read, num)?;
             let room_id = OwnedRoomId::try_from(row.id).map_err(|_| Error::NotFound)?;
             Ok(Resolved { room_id, servers: rooms.servers_of(read, num)? })
@@ -108,7 +108,7 @@ impl Rooms {
             let open =
                 view.text("m.room.history_visibility", "history_visibility")?.as_deref() == Some("world_readable");
             match joined || open {
-                true => Ok(room::aliases(read, room.num, ALIASES_MAX)?),
+                true => Ok(room::directory::aliases(read, room.num, ALIASES_MAX)?),
                 false => Err(crate::room::state::not_in_room()),
             }
         })

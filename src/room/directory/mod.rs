@@ -89,7 +89,7 @@ impl Rooms {
             }
             let before = room.row.public.then_some(room.row.joined);
             room.row.public = public;
-            room::set_public(w, num, before, public.then_some(room.row.joined))?;
+            room::directory::set_public(w, num, before, public.then_some(room.row.joined))?;
             Ok(room::put(w, num, &room.row)?)
         })
         .await
@@ -106,7 +106,7 @@ fn page(read: &Read, query: &PublicQuery) -> Result<PublicPage> {
     // A place is where a page begins; the page before it ends there.
     let mut places: Vec<(Vec<u8>, Box<RawValue>)> = Vec::new();
     let (mut bytes, mut looked, mut stopped) = (0, 0, None);
-    room::list_public(read, &from, backwards, &mut |place, num| {
+    room::directory::list_public(read, &from, backwards, &mut |place, num| {
         if places.len() == limit || bytes >= PAGE_BYTES || looked == SEARCHED_MAX {
             stopped = Some(place.to_vec());
             return Ok(ControlFlow::Break(()));
@@ -146,7 +146,7 @@ fn page(read: &Read, query: &PublicQuery) -> Result<PublicPage> {
 
 fn estimate(read: &Read) -> Result<u64> {
     let mut count = 0;
-    room::list_public(read, &[], false, &mut |_, _| {
+    room::directory::list_public(read, &[], false, &mut |_, _| {
         count += 1;
         Ok(if count < COUNTED_MAX { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
     })?;

@@ -20,7 +20,7 @@ use crate::matrix::draft;
 use crate::matrix::json::partial;
 use crate::matrix::{Event, Reject, RoomVersion, version};
 use crate::remote::{Failed, Options, encode};
-use crate::store::tables::room::event::Membership;
+use crate::store::tables::room::event_row::Membership;
 
 pub mod out_of_band;
 pub mod invite;

@@ -9,10 +9,11 @@ use crate::base::shares::{Held, neighbourhood, of_the_busiest};
 use crate::room::Rooms;
 use crate::room::error::{Error, Result};
 use crate::room::state::stripped::{STRIPPED_BYTES_MAX, inviting_server, read_stripped};
-use crate::store::tables::room::event::Membership;
-use crate::store::tables::room::member::{self, Mine};
-use crate::store::tables::room::staged;
+use crate::store::tables::room::event_row::Membership;
+use crate::store::tables::room::member;
+use crate::store::tables::room::user_room::Mine;
 use crate::store::tables::room::{self, Status};
+use crate::store::tables::room::{join, user_room};
 use crate::store::tables::user::{self, account_data};
 use crate::store::{Change, Get, Position, RoomNum, UserNum, Write};
 
@@ -53,9 +54,9 @@ impl Rooms {
             let user = user::intern(w, user_id.as_str())?;
             if is_invite
                 && let Some(num) = room::num(w, room_id.as_str())?
-                && member::mine(w, user, num)?.is_some_and(|old| old.outside && old.membership == Membership::Invite)
+                && user_room::mine(w, user, num)?.is_some_and(|old| old.outside && old.membership == Membership::Invite)
             {
-                let before = inviting_server(&member::stripped(w, user, num)?.unwrap_or_default(), &user_id);
+                let before = inviting_server(&user_room::stripped(w, user, num)?.unwrap_or_default(), &user_id);
                 if !before.is_empty() && before != by {
                     return Ok(());
                 }
@@ -67,7 +68,7 @@ impl Rooms {
                 forget(w, user, over)?;
             }
             let num = room::intern(w, room_id.as_str(), &version)?;
-            let old = member::mine(w, user, num)?;
+            let old = user_room::mine(w, user, num)?;
             let mine = Mine {
                 membership,
                 since: w.next_position(),
@@ -77,8 +78,8 @@ impl Rooms {
                 before: old.map(|old| old.membership),
                 left_at: old.and_then(|old| old.left_at),
             };
-            member::set_mine(w, user, num, &mine)?;
-            member::set_stripped(w, user, num, Some(&stripped))?;
+            user_room::set_mine(w, user, num, &mine)?;
+            user_room::set_stripped(w, user, num, Some(&stripped))?;
             w.announce(Change { users: vec![user], room: Some(num), ..Change::default() });
             Ok(())
         })
@@ -115,20 +116,20 @@ pub(in crate::room) fn may_end(
     user_id: &UserId,
     by: &UserId,
 ) -> Result<bool> {
-    if member::mine(get, user, room)?.is_none_or(|mine| mine.membership != Membership::Invite) {
+    if user_room::mine(get, user, room)?.is_none_or(|mine| mine.membership != Membership::Invite) {
         return Ok(true);
     }
-    let stripped = member::stripped(get, user, room)?.unwrap_or_default();
+    let stripped = user_room::stripped(get, user, room)?.unwrap_or_default();
     Ok(inviter(&stripped, user_id).is_some_and(|inviter| inviter == by.as_str()))
 }
 
 /// Ends an invite or knock from outside, and tells the user.
 fn end(w: &mut Write<'_>, user: UserNum, num: RoomNum) -> Result<()> {
-    let Some(old) = member::mine(w, user, num)?.filter(|mine| mine.outside) else { return Ok(()) };
+    let Some(old) = user_room::mine(w, user, num)?.filter(|mine| mine.outside) else { return Ok(()) };
     let since = w.next_position();
     let mine = Mine { membership: Membership::Leave, since, before: Some(old.membership), ..old };
-    member::set_mine(w, user, num, &mine)?;
-    member::set_stripped(w, user, num, None)?;
+    user_room::set_mine(w, user, num, &mine)?;
+    user_room::set_stripped(w, user, num, None)?;
     w.announce(Change { users: vec![user], room: Some(num), ..Change::default() });
     Ok(())
 }
@@ -147,7 +148,7 @@ struct Surplus {
 fn surplus(get: &impl Get, user_id: &UserId, inviting: Option<&str>) -> Result<Surplus> {
     let Some(user) = user::num(get, user_id.as_str())? else { return Ok(Surplus::default()) };
     let (mut invites, mut over): (Vec<(Position, RoomNum)>, Vec<(Position, RoomNum)>) = Default::default();
-    member::list_mine(get, user, None, &mut |num, mine| {
+    user_room::list_mine(get, user, None, &mut |num, mine| {
         match mine.membership {
             Membership::Invite if mine.outside => invites.push((mine.since, num)),
             Membership::Leave | Membership::Ban if mine.outside => over.push((mine.since, num)),
@@ -195,7 +196,7 @@ fn invites_too_many(
     // The one that comes counts already, and is the last to go.
     let mut all = vec![held(inviting, u64::MAX, None)];
     for (since, num) in invites {
-        let server = inviting_server(&member::stripped(get, user, num)?.unwrap_or_default(), user_id);
+        let server = inviting_server(&user_room::stripped(get, user, num)?.unwrap_or_default(), user_id);
         if is_known(&server)? == side {
             all.push(held(&server, since.0, Some(num)));
         }
@@ -215,7 +216,7 @@ pub fn inviter(stripped: &[u8], user_id: &UserId) -> Option<String> {
 /// Forgets an invite that is over, and with the last of them the room, unless something of it was kept on purpose.
 fn forget(w: &mut Write<'_>, user: UserNum, num: RoomNum) -> Result<()> {
     let is_over = |mine: &Mine| mine.outside && matches!(mine.membership, Membership::Leave | Membership::Ban);
-    let mut kept = !member::mine(w, user, num)?.as_ref().is_some_and(is_over);
+    let mut kept = !user_room::mine(w, user, num)?.as_ref().is_some_and(is_over);
     account_data::each(w, user, num, &mut |_, _, _| {
         kept = true;
         Ok(ControlFlow::Break(()))
@@ -223,12 +224,12 @@ fn forget(w: &mut Write<'_>, user: UserNum, num: RoomNum) -> Result<()> {
     if kept {
         return Ok(());
     }
-    member::remove_mine(w, user, num)?;
+    user_room::remove_mine(w, user, num)?;
     let Some(room) = room::get(w, num)? else { return Ok(()) };
     let mut needed = room.status != Status::Stub
         || room.events > 0
-        || !room::aliases(w, num, 1)?.is_empty()
-        || staged::journals(w)?.iter().any(|(_, journal)| journal.room_id == room.id);
+        || !room::directory::aliases(w, num, 1)?.is_empty()
+        || join::journals(w)?.iter().any(|(_, journal)| journal.room_id == room.id);
     member::list_local(w, num, &mut |_, _| {
         needed = true;
         Ok(ControlFlow::Break(()))

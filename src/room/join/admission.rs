@@ -18,7 +18,8 @@ use crate::room::Rooms;
 use crate::room::error::{Error, Result};
 use crate::store::Get;
 use crate::store::tables::room;
-use crate::store::tables::room::staged::{self, Allowed};
+use crate::store::tables::room::join;
+use crate::store::tables::room::join::Allowed;
 
 /// What happens with a room that is larger than this server takes without asking.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -109,7 +110,7 @@ impl Rooms {
         self.0.parts.store.check_spare()?;
         let estimate = self.estimate(room_id, servers).await;
         let room = room_id.to_owned();
-        let allowed = self.reading(move |_, read| Ok(staged::allowed(read, room.as_str())?)).await?;
+        let allowed = self.reading(move |_, read| Ok(join::allowed(read, room.as_str())?)).await?;
         let overridden = allowed.is_some_and(|allowed| allowed.allowed);
         let known = self.is_partly_known(room_id).await?;
         let admitted = self.bounds(estimate, overridden, known)?;
@@ -203,16 +204,16 @@ impl Rooms {
         let (room_id, user_id) = (room_id.to_owned(), user.to_string());
         let at_ms = self.0.parts.clock.now_ms();
         self.write(move |w| {
-            if staged::allowed(w, room_id.as_str())?.is_some() {
+            if join::allowed(w, room_id.as_str())?.is_some() {
                 return Ok(());
             }
-            let listed = staged::list_allowed(w, ASKED_ROOMS_MAX)?;
+            let listed = join::list_allowed(w, ASKED_ROOMS_MAX)?;
             if listed.len() == ASKED_ROOMS_MAX {
                 let Some(room) = asked_by_the_busiest(w, listed, &user_id) else { return Ok(()) };
-                staged::set_allowed(w, &room, None)?;
+                join::set_allowed(w, &room, None)?;
             }
             let asked = Allowed { allowed: false, user_id, events, at_ms };
-            Ok(staged::set_allowed(w, room_id.as_str(), Some(&asked))?)
+            Ok(join::set_allowed(w, room_id.as_str(), Some(&asked))?)
         })
         .await
     }

@@ -15,8 +15,8 @@ use crate::room::Joining;
 use crate::room::error::{Error, Result};
 use crate::room::handshake::Verb;
 use crate::store::tables::room;
-use crate::store::tables::room::event::Membership;
-use crate::store::tables::room::staged::Journal;
+use crate::store::tables::room::event_row::Membership;
+use crate::store::tables::room::join::Journal;
 
 /// Servers tried for a template.
 const SERVERS_MAX: usize = 8;

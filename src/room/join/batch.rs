@@ -2,7 +2,7 @@
 
 use super::order::Node;
 use crate::store::EventNum;
-use crate::store::tables::room::event::{Id, Kind, Membership};
+use crate::store::tables::room::event_row::{Id, Kind, Membership};
 use crate::store::tables::room::staged::{UserPrint, WirePrint};
 
 /// Events as they came, one behind the other.

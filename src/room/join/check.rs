@@ -17,7 +17,7 @@ use crate::matrix::sign::{self, Claims, PublicKey};
 use crate::matrix::version::IdFormat;
 use crate::matrix::{RoomVersion, json};
 use crate::store::tables::room::body;
-use crate::store::tables::room::event::{Id, Kind, Membership};
+use crate::store::tables::room::event_row::{Id, Kind, Membership};
 use crate::store::tables::room::staged::{UserPrint, WIRE_LATE, WirePrint};
 use crate::store::{self, RoomNum, Store, hash128};
 

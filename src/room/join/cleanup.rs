@@ -6,8 +6,11 @@ use super::error::Stop;
 use super::{Error, Join, Phase};
 use crate::base;
 use crate::budget::spill::Spill;
-use crate::store::tables::room::event::{self, Id};
-use crate::store::tables::room::staged::{self, Entry, JoinNum, Journal, Stage};
+use crate::store::tables::room::event;
+use crate::store::tables::room::event_row::Id;
+use crate::store::tables::room::join;
+use crate::store::tables::room::join::{JoinNum, Journal, Stage};
+use crate::store::tables::room::staged::{self, Entry};
 use crate::store::tables::room::{self, Status, member};
 use crate::store::{self, BodyNum, EventNum, Get, RoomNum, Store};
 
@@ -80,7 +83,7 @@ fn clean(store: &Store, num: JoinNum, batches: u32, left_out: LeftOut) -> Result
 }
 
 fn take_back(store: &Store, num: JoinNum) -> Result<(), Stop> {
-    let Some(mut journal) = staged::journal(&store.read()?, num)? else { return Ok(()) };
+    let Some(mut journal) = join::journal(&store.read()?, num)? else { return Ok(()) };
     let read = store.read()?;
     let room = room::num(&read, &journal.room_id)?;
     if journal.stage == Stage::Live || room.map_or(Ok(false), |room| is_here(&read, room))? {
@@ -92,7 +95,7 @@ fn take_back(store: &Store, num: JoinNum) -> Result<(), Stop> {
     drop(read);
     journal.stage = Stage::Cancelled;
     let cancelled = journal.clone();
-    freeing(store, move |w| staged::set_journal(w, num, &cancelled))?;
+    freeing(store, move |w| join::set_journal(w, num, &cancelled))?;
     if let Some((first, count)) = journal.event_nums {
         let mut at = first;
         while at < first + count {
@@ -177,7 +180,7 @@ fn remove_bodies(store: &Store, dead: Spill) -> Result<(), Stop> {
 }
 
 fn remove_journal(store: &Store, num: JoinNum) -> Result<(), Stop> {
-    freeing(store, move |w| staged::remove_journal(w, num))
+    freeing(store, move |w| join::remove_journal(w, num))
 }
 
 fn freeing<T: Send + 'static>(

@@ -8,10 +8,11 @@ use crate::matrix::{Event, RoomVersion, auth};
 use crate::room::append;
 use crate::room::append::new_event::Append;
 use crate::room::state::View;
-use crate::store::tables::room::member::{self, Mine};
-use crate::store::tables::room::staged::{self, JoinNum, Journal, Stage};
+use crate::store::tables::room::join::{JoinNum, Journal, Stage};
 use crate::store::tables::room::timeline;
+use crate::store::tables::room::user_room::Mine;
 use crate::store::tables::room::{self, Status};
+use crate::store::tables::room::{join, user_room};
 use crate::store::{self};
 
 impl Join<'_> {
@@ -55,7 +56,7 @@ impl Join<'_> {
                 timeline::put_state(w, room_num, at, root)?;
             }
             for (user, membership, num) in locals {
-                let before = member::mine(w, user, room_num)?.filter(|mine| !mine.outside);
+                let before = user_room::mine(w, user, room_num)?.filter(|mine| !mine.outside);
                 if before.as_ref().is_some_and(|mine| mine.membership == membership) {
                     continue;
                 }
@@ -63,10 +64,10 @@ impl Join<'_> {
                 let before = before.map(|mine| mine.membership);
                 let forgotten = false;
                 let mine = Mine { membership, since: at, event: Some(num), forgotten, outside: false, before, left_at };
-                member::set_mine(w, user, room_num, &mine)?;
+                user_room::set_mine(w, user, room_num, &mine)?;
             }
             append::append(w, &here, Append::next(room_num, event))?;
-            Ok(staged::set_journal(w, num, &live)?)
+            Ok(join::set_journal(w, num, &live)?)
         };
         self.rooms.write(job).await?;
         drop(guard);

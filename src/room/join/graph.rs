@@ -4,7 +4,7 @@ use std::sync::{PoisonError, RwLock};
 
 use super::order::{Intern, Node, Seen};
 use crate::budget::{Account, Grant, Refused};
-use crate::store::tables::room::event::Id;
+use crate::store::tables::room::event_row::Id;
 
 /// Shared by the workers, who ask, and the one thread that stores, which writes.
 pub struct Graph(RwLock<Inner>);

@@ -6,7 +6,7 @@ use super::error::Stop;
 use super::order::Scratch;
 use crate::budget::{Account, Budget, Grant};
 use crate::room::error::Result;
-use crate::store::tables::room::staged::Journal;
+use crate::store::tables::room::join::Journal;
 
 /// The small lane's share, and from how many expected events on a room needs the large one.
 const SMALL_BYTES: u64 = 2 << 20;

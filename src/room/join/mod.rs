@@ -51,8 +51,9 @@ use crate::matrix::version::{self};
 use crate::matrix::{Event, RoomVersion};
 use crate::remote::Body;
 use crate::store::tables::room;
-use crate::store::tables::room::event::{Id, Membership};
-use crate::store::tables::room::staged::{self, JoinNum, Journal, Stage};
+use crate::store::tables::room::event_row::{Id, Membership};
+use crate::store::tables::room::join;
+use crate::store::tables::room::join::{JoinNum, Journal, Stage};
 use crate::store::{self, Get};
 use admission::Admitted;
 use ask::{Want, countersigned};
@@ -151,7 +152,7 @@ impl Rooms {
 
     /// Goes on with joins that a crash or a stop interrupted. `serve` spawns it once.
     pub async fn resume_joins(&self) {
-        let read = self.reading(|_, read| Ok(staged::journals(read)?)).await;
+        let read = self.reading(|_, read| Ok(join::journals(read)?)).await;
         let journals = match read {
             Ok(journals) => journals,
             Err(error) => return tracing::warn!(%error, "joins that were interrupted could not be read"),
@@ -187,7 +188,7 @@ impl Rooms {
 async fn resume_one(rooms: Rooms, num: JoinNum, room_id: OwnedRoomId, running: Arc<Running>) {
     let _watched = Watched { rooms: &rooms, room_id: &room_id };
     // Read again now that it is on the list: it may have been cancelled, or another join of the room may have ended.
-    let journal = rooms.reading(move |_, read| Ok(staged::journal(read, num)?)).await;
+    let journal = rooms.reading(move |_, read| Ok(join::journal(read, num)?)).await;
     let Ok(Some(journal)) = journal else { return };
     tracing::info!(%room_id, stage = ?journal.stage, events = journal.events, "a join goes on");
     let join = Join::new(&rooms, &room_id, &running.user, running.progress.clone());
@@ -237,8 +238,8 @@ impl<'a> Join<'a> {
         };
         let first = journal.clone();
         let job = move |w: &mut store::Write<'_>| {
-            let num = staged::new_join(w)?;
-            staged::set_journal(w, num, &first)?;
+            let num = join::new_join(w)?;
+            join::set_journal(w, num, &first)?;
             Ok::<_, store::Error>(num)
         };
         let (num, _) = self.rooms.0.parts.store.write(job).await.map_err(store::Error::from)?;
@@ -250,7 +251,7 @@ impl<'a> Join<'a> {
     async fn clear_earlier(&self) -> Result<(), Stop> {
         let room_id = self.room_id.to_owned();
         let journals = self.rooms.reading(move |_, read| {
-            let mut journals = staged::journals(read)?;
+            let mut journals = join::journals(read)?;
             journals.retain(|(_, journal)| journal.room_id == room_id.as_str() && journal.stage < Stage::Live);
             Ok(journals)
         });
@@ -458,7 +459,7 @@ impl<'a> Join<'a> {
 
     async fn save(&self, num: JoinNum, journal: &Journal) -> Result<(), Stop> {
         let journal = journal.clone();
-        let job = move |w: &mut store::Write<'_>| staged::set_journal(w, num, &journal);
+        let job = move |w: &mut store::Write<'_>| join::set_journal(w, num, &journal);
         self.rooms.0.parts.store.write(job).await.map(drop).map_err(|failed| store::Error::from(failed).into())
     }
 

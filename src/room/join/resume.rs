@@ -18,7 +18,8 @@ use siphasher::sip::SipHasher13;
 use super::order::Node;
 use crate::budget::{Account, Grant, Refused};
 use crate::matrix::json;
-use crate::store::tables::room::staged::{self, Entry, JoinNum, WIRE_LATE, WirePrint};
+use crate::store::tables::room::join::JoinNum;
+use crate::store::tables::room::staged::{self, Entry, WIRE_LATE, WirePrint};
 use crate::store::{self, Store};
 
 /// Events behind the last that was found: the workers do not finish in the stream's order.
@@ -158,7 +159,7 @@ mod tests {
     use super::*;
     use crate::budget::Budget;
     use crate::store::BodyNum;
-    use crate::store::tables::room::event::{Id, Kind};
+    use crate::store::tables::room::event_row::{Id, Kind};
     use crate::store::tables::room::staged;
     use crate::store::tables::room::staged::{BatchWriter, Edges, Staged};
 

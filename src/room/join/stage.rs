@@ -14,8 +14,11 @@ use super::order::{Node, Seen};
 use super::progress::Progress;
 use crate::base::{Pace, StopWatch};
 use crate::budget::{Account, Grant};
-use crate::store::tables::room::event::{self, Id};
-use crate::store::tables::room::staged::{self, BatchWriter, JoinNum, Journal, Staged, UserPrint};
+use crate::store::tables::room::event;
+use crate::store::tables::room::event_row::Id;
+use crate::store::tables::room::join;
+use crate::store::tables::room::join::{JoinNum, Journal};
+use crate::store::tables::room::staged::{self, BatchWriter, Staged, UserPrint};
 use crate::store::{self, BodyNum, Store};
 
 /// How long a staged write may hold the writer, about.
@@ -237,7 +240,7 @@ impl Stager {
             for (number, row) in (number..).zip(batch.finish(first)) {
                 staged::put_batch(w, join, number, &row)?;
             }
-            staged::set_journal(w, join, &journal)?;
+            join::set_journal(w, join, &journal)?;
             Ok::<_, store::Error>((bodies, ends))
         };
         let ((mut bodies, mut ends), _) = self.store.write_bulk_blocking(job).map_err(store::Error::from)?;

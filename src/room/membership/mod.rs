@@ -13,8 +13,9 @@ use super::send::member::{content_of, join_content, with_profile};
 use super::state::{known, known_to_member, not_in_room};
 use crate::matrix::auth::State as _;
 use crate::room::Joining;
-use crate::store::tables::room::event::Membership;
-use crate::store::tables::room::{self, member};
+use crate::store::tables::room::event_row::Membership;
+use crate::store::tables::room::user_room;
+use crate::store::tables::room::{self};
 use crate::store::tables::user;
 use crate::store::{Change, Get, Read};
 
@@ -110,13 +111,13 @@ impl Rooms {
             let (Some(user), Some(room)) = (user::num(w, user.as_str())?, room::num(w, room_id.as_str())?) else {
                 return Err(Error::NotFound);
             };
-            let mut mine = member::mine(w, user, room)?.ok_or(Error::NotFound)?;
+            let mut mine = user_room::mine(w, user, room)?.ok_or(Error::NotFound)?;
             if !matches!(mine.membership, Membership::Leave | Membership::Ban) {
                 return Err(Error::bad("M_UNKNOWN", "a room is forgotten after leaving it"));
             }
             if !mine.forgotten {
                 mine.forgotten = true;
-                member::set_mine(w, user, room, &mine)?;
+                user_room::set_mine(w, user, room, &mine)?;
                 w.announce(Change { users: vec![user], room: Some(room), ..Change::default() });
             }
             Ok(())
@@ -130,7 +131,7 @@ impl Rooms {
         self.reading(move |_, read| {
             let Some(user) = user::num(read, user.as_str())? else { return Ok(Vec::new()) };
             let mut joined = Vec::new();
-            member::list_mine(read, user, None, &mut |num, mine| {
+            user_room::list_mine(read, user, None, &mut |num, mine| {
                 if mine.membership == Membership::Join {
                     joined.push(num);
                 }
@@ -275,7 +276,7 @@ fn place_of(read: &Read, user: &UserId, room_id: &RoomId) -> Result<Place> {
     let (Some(user), Some(room)) = (user::num(read, user.as_str())?, room::num(read, room_id.as_str())?) else {
         return Ok(Place::Nowhere);
     };
-    let Some(mine) = member::mine(read, user, room)? else { return Ok(Place::Nowhere) };
+    let Some(mine) = user_room::mine(read, user, room)? else { return Ok(Place::Nowhere) };
     Ok(match mine.membership {
         Membership::Leave => Place::Gone,
         Membership::Ban => Place::Nowhere,

@@ -21,7 +21,7 @@ use crate::room::state::servers;
 use crate::room::state::{Known, known};
 use crate::room::{Joining, Rooms};
 use crate::store::Read;
-use crate::store::tables::room::event::Membership;
+use crate::store::tables::room::event_row::Membership;
 use crate::store::tables::room::member;
 use crate::store::tables::user;
 

@@ -9,7 +9,8 @@ use std::ops::ControlFlow;
 use crate::matrix::json;
 use crate::room::ANSWER_BYTES;
 use crate::room::ignored::Ignored;
-use crate::store::tables::room::event::{self, Kind, Membership, Row};
+use crate::store::tables::room::event;
+use crate::store::tables::room::event_row::{Kind, Membership, Row};
 use crate::store::tables::room::relation::{self, Rel};
 use crate::store::tables::room::{state_tree, txn};
 use crate::store::tables::user;
@@ -444,7 +445,7 @@ mod tests {
         assert_eq!(String::from_utf8(kept).unwrap(), event);
         assert_eq!(keep_fields(event.as_bytes(), &path(FIELD_KEYS_MAX + 1)), b"{}");
     }
-    use crate::store::tables::room::event::{Flags, Id};
+    use crate::store::tables::room::event_row::{Flags, Id};
     use crate::store::{BodyNum, RoomNum};
     use serde_json::{Value, json};
 

@@ -5,7 +5,8 @@ use serde::Deserialize;
 
 use super::event_json;
 use crate::matrix::json;
-use crate::store::tables::room::event::{self, Row};
+use crate::store::tables::room::event;
+use crate::store::tables::room::event_row::Row;
 use crate::store::tables::user;
 use crate::store::{Get, Result};
 

@@ -12,8 +12,11 @@ use crate::base::{self, ChunkError, Chunks, Pen, comma};
 use crate::matrix::json;
 use crate::room::Rooms;
 use crate::room::error::{Error, Result};
-use crate::store::tables::room::event::{self, Kind, Membership, Root};
-use crate::store::tables::room::member::{self, StateCursor};
+use crate::store::tables::room::current_state;
+use crate::store::tables::room::current_state::StateCursor;
+use crate::store::tables::room::event;
+use crate::store::tables::room::event_row::{Kind, Membership, Root};
+use crate::store::tables::room::member;
 use crate::store::tables::room::state_tree;
 use crate::store::tables::user;
 use crate::store::{self, EventNum, Read, RoomNum, UserNum};
@@ -127,7 +130,7 @@ impl Visit {
         loop {
             let mut batch = Vec::with_capacity(BATCH);
             let mut skip = false;
-            member::list_state(&*self.read, self.num, None, after, &mut |cursor, kind, num| {
+            current_state::list_state(&*self.read, self.num, None, after, &mut |cursor, kind, num| {
                 if kind == Kind::MEMBER && list.members.is_some() {
                     skip = true;
                     return Ok(ControlFlow::Break(()));

@@ -21,10 +21,12 @@ use crate::room::error::Result;
 use crate::room::ignored::Ignored;
 use crate::room::state::stripped;
 use crate::room::state::stripped::read_stripped;
-use crate::store::tables::room::event::{self, Kind, Membership, Root};
-use crate::store::tables::room::member::Mine;
+use crate::store::tables::room::event;
+use crate::store::tables::room::event_row::{Kind, Membership, Root};
 use crate::store::tables::room::receipt::{self, Receipt, Whose};
+use crate::store::tables::room::user_room::Mine;
 use crate::store::tables::room::{self, member, state_tree, timeline, unread};
+use crate::store::tables::room::{current_state, event_row, user_room};
 use crate::store::tables::user;
 use crate::store::{self, EventNum, Position, Read, RoomNum, StateKeyNum, UserNum};
 
@@ -115,7 +117,7 @@ impl Asked {
     /// The next room of a list with something to tell, behind `after`. `also` are rooms with news kept elsewhere, in order.
     pub fn next(&self, list: List, after: Option<RoomNum>, also: &[RoomNum]) -> Result<Option<News>> {
         let mut found = None;
-        member::list_mine(&*self.read, self.reader.user, after, &mut |num, mine| {
+        user_room::list_mine(&*self.read, self.reader.user, after, &mut |num, mine| {
             if List::of(mine.membership) == list && self.has_news(list, num, &mine, also)? {
                 let id = room::get_of(&*self.read, num)?.id;
                 if self.filter.room.wants_room(&id) {
@@ -130,7 +132,7 @@ impl Asked {
     /// Whether any room has something to tell.
     pub fn any(&self, also: &[RoomNum]) -> Result<bool> {
         let mut any = false;
-        member::list_mine(&*self.read, self.reader.user, None, &mut |num, mine| {
+        user_room::list_mine(&*self.read, self.reader.user, None, &mut |num, mine| {
             any = self.has_news(List::of(mine.membership), num, &mine, also)?
                 && self.filter.room.wants_room(&room::get_of(&*self.read, num)?.id);
             Ok(until(any))
@@ -161,7 +163,7 @@ impl Asked {
             return Ok(self.ignored.contains(event::row_of(&*self.read, own)?.sender));
         }
         // From outside: the member event stands last in what came with it.
-        let stripped = member::stripped(&*self.read, self.reader.user, num)?.unwrap_or_default();
+        let stripped = user_room::stripped(&*self.read, self.reader.user, num)?.unwrap_or_default();
         let Some(own) = read_stripped(&stripped).pop() else { return Ok(false) };
         Ok(user::num(&*self.read, &own.sender)?.is_some_and(|inviter| self.ignored.contains(inviter)))
     }
@@ -411,7 +413,7 @@ impl Asked {
 
     fn write_stripped(&self, pen: &Pen, news: &News, name: &str) -> Result<(), ChunkError> {
         pen.text(&format!("\"{name}\":{{\"events\":"));
-        match member::stripped(&*self.read, self.reader.user, news.num)? {
+        match user_room::stripped(&*self.read, self.reader.user, news.num)? {
             Some(stripped) => pen.bytes(&stripped),
             None => self.write_own_stripped(pen, news)?,
         }
@@ -582,7 +584,13 @@ impl Share {
     }
 
     /// Whether the timeline tells of it, and what was at the key at the timeline's start is what the app knows.
-    fn is_told(&self, visit: &Visit, old: Option<EventNum>, new: EventNum, row: &event::Row) -> store::Result<bool> {
+    fn is_told(
+        &self,
+        visit: &Visit,
+        old: Option<EventNum>,
+        new: EventNum,
+        row: &event_row::Row,
+    ) -> store::Result<bool> {
         if !self.page.events.iter().any(|(_, told)| *told == new) {
             return Ok(false);
         }
@@ -635,7 +643,7 @@ fn was_joined(visit: &Visit, user_id: &str, at: Position) -> store::Result<bool>
 /// The event that is a room's state now for a type and key.
 fn present(read: &Read, num: RoomNum, kind: &str, state_key: &str) -> store::Result<Option<EventNum>> {
     match state_tree::key(read, kind, state_key)? {
-        Some(key) => member::state(read, num, Kind::of(kind), key),
+        Some(key) => current_state::state(read, num, Kind::of(kind), key),
         None => Ok(None),
     }
 }

@@ -3,9 +3,11 @@
 use super::event_json;
 use crate::matrix::json;
 use crate::matrix::visibility::{self, History};
-use crate::store::tables::room::event::{self, Kind, Membership, Root, Row};
-use crate::store::tables::room::member::{self, Mine};
+use crate::store::tables::room::event;
+use crate::store::tables::room::event_row::{Kind, Membership, Root, Row};
 use crate::store::tables::room::state_tree;
+use crate::store::tables::room::user_room::Mine;
+use crate::store::tables::room::{current_state, user_room};
 use crate::store::{EventNum, Get, Position, Result, RoomNum, StateKeyNum, UserNum};
 
 /// A user's eyes for a room. Remembers the state it looked at last, since neighbouring events share theirs.
@@ -26,7 +28,7 @@ impl Viewer {
         let history_key = state_tree::key(get, "m.room.history_visibility", "")?;
         let mut viewer = Viewer {
             user,
-            mine: member::mine(get, user, room)?,
+            mine: user_room::mine(get, user, room)?,
             present: History::Shared,
             member_key: state_tree::key(get, "m.room.member", user_id)?,
             history_key,
@@ -34,7 +36,7 @@ impl Viewer {
             history_of: None,
         };
         let present = match history_key {
-            Some(key) => member::state(get, room, Kind::HISTORY_VISIBILITY, key)?,
+            Some(key) => current_state::state(get, room, Kind::HISTORY_VISIBILITY, key)?,
             None => None,
         };
         viewer.present = viewer.history(get, present)?;

@@ -22,7 +22,8 @@ use crate::matrix::{Event, Reject};
 use crate::room::state::event::{is_placed, is_same, stored};
 use crate::room::state::fork::{Ends, of};
 use crate::room::state::tree;
-use crate::store::tables::room::event::{self, Flags, Row};
+use crate::store::tables::room::event;
+use crate::store::tables::room::event_row::{Flags, Row};
 use crate::store::tables::room::state_tree;
 use crate::store::{self, EventNum, Get};
 

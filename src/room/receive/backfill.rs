@@ -29,7 +29,8 @@ use crate::room::state::event::load_row;
 use crate::room::state::fork::Current;
 use crate::room::state::known_num;
 use crate::room::state::servers::servers;
-use crate::store::tables::room::event::{self, Kind, Root, Row};
+use crate::store::tables::room::event;
+use crate::store::tables::room::event_row::{Kind, Root, Row};
 use crate::store::tables::room::{self, state_tree, timeline};
 use crate::store::{self, EventNum, Get, Read, RoomNum, StateKeyNum, Write};
 

@@ -27,7 +27,8 @@ use crate::room::error::{Error, Result};
 use crate::room::state;
 use crate::room::state::tree::Tree;
 use crate::room::state::{Known, known_num};
-use crate::store::tables::room::event::{self, Flags, Root};
+use crate::store::tables::room::event;
+use crate::store::tables::room::event_row::{Flags, Root};
 use crate::store::tables::room::{member, state_tree};
 use crate::store::{self, EventNum, Get, RoomNum, StateKeyNum};
 

@@ -19,7 +19,7 @@ use crate::room::error::{Error, Result};
 use crate::room::state::known_num;
 use crate::room::state::resolve::Means;
 use crate::room::state::tree::Tree;
-use crate::store::tables::room::event::Root;
+use crate::store::tables::room::event_row::Root;
 use crate::store::{EventNum, RoomNum, Write};
 
 /// The rooms, and where what is missing comes from.

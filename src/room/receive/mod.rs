@@ -25,7 +25,7 @@ use super::state::{Known, known, known_num};
 use crate::base::Only;
 use crate::matrix::{Event, Reject, auth};
 use crate::remote::Failed;
-use crate::store::tables::room::event::Root;
+use crate::store::tables::room::event_row::Root;
 use crate::store::tables::room::member;
 use crate::store::{EventNum, Get, RoomNum, Write};
 use fetch::{Fetch, Wire};

@@ -21,7 +21,9 @@ use crate::room::state::known;
 use crate::room::state::{self, fork};
 use crate::room::tests::{House, START_MS, house_within};
 use crate::room::{Create, Preset};
-use crate::store::tables::room::event::{self, Flags, Membership, Row};
+use crate::store::tables::room::current_state;
+use crate::store::tables::room::event;
+use crate::store::tables::room::event_row::{Flags, Membership, Row};
 use crate::store::tables::room::relation::{self, Rel};
 use crate::store::tables::room::{member, state_tree};
 
@@ -235,7 +237,7 @@ impl World {
         let read = self.house.read();
         let room = known(&read, self.room.as_str()).unwrap();
         let mut state = State::new();
-        member::list_state(&read, room.num, None, Default::default(), &mut |_, _, num| {
+        current_state::list_state(&read, room.num, None, Default::default(), &mut |_, _, num| {
             let event = Arc::new(load(&read, room.version, num)?);
             state.insert((event.kind().to_owned(), event.state_key().unwrap().to_owned()), event);
             Ok(std::ops::ControlFlow::Continue(()))
@@ -335,7 +337,7 @@ impl World {
         let mut entries = Vec::new();
         assert!(state_tree::page(&read, room.row.state.unwrap(), None, 100_000, &mut entries).unwrap());
         let mut count = 0;
-        member::list_state(&read, room.num, None, Default::default(), &mut |_, _, num| {
+        current_state::list_state(&read, room.num, None, Default::default(), &mut |_, _, num| {
             count += 1;
             let key = event::row_of(&read, num)?.state_key.unwrap();
             assert!(entries.iter().any(|entry| entry.key == key && entry.event == num));

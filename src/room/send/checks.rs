@@ -38,7 +38,7 @@ impl Rooms {
             let id = <&ruma::RoomAliasId>::try_from(name)
                 .map_err(|_| Error::bad("M_INVALID_PARAM", format!("{name} is no room alias")))?;
             if id.server_name() == self.server() {
-                match room::alias(read, name)? {
+                match room::directory::alias(read, name)? {
                     Some((leads_to, _)) if leads_to == room.num => {}
                     _ => return Err(bad("does not lead to this room")),
                 }

@@ -7,7 +7,7 @@ use crate::room::Rooms;
 use crate::room::error::Result;
 use crate::room::state::Known;
 use crate::room::state::join_conditions::let_in_by;
-use crate::store::tables::room::event::Membership;
+use crate::store::tables::room::event_row::Membership;
 use crate::store::tables::user;
 use crate::store::{Get, Read};
 

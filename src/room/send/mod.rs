@@ -18,7 +18,7 @@ use super::state::resolve::Means;
 use super::state::{Known, View, known_num};
 use super::state::{fork, not_in_room};
 use crate::matrix::{Draft, Event, auth, json};
-use crate::store::tables::room::event::Root;
+use crate::store::tables::room::event_row::Root;
 use crate::store::tables::room::txn::{self, Txn};
 use crate::store::tables::{room, user};
 use crate::store::{Change, EventNum, Get, Read, RoomNum, Write};

@@ -11,7 +11,9 @@ use crate::matrix::json::write_string;
 use crate::room::Rooms;
 use crate::room::error::Result;
 use crate::room::state::Known;
-use crate::store::tables::room::event::{self, Kind, Membership, Root};
+use crate::store::tables::room::event;
+use crate::store::tables::room::event_row;
+use crate::store::tables::room::event_row::{Kind, Membership, Root};
 use crate::store::tables::room::{member, state_tree};
 use crate::store::{self, EventNum, Get, Read, RoomNum, StateKeyNum};
 
@@ -191,7 +193,7 @@ impl LongAnswer {
         }
     }
 
-    fn emit(&mut self, read: &Read, row: &event::Row, out: &mut Vec<u8>) -> store::Result<()> {
+    fn emit(&mut self, read: &Read, row: &event_row::Row, out: &mut Vec<u8>) -> store::Result<()> {
         self.comma(out);
         match self.ids_only {
             true => write_string(out, &row.id.text()),

@@ -148,7 +148,7 @@ mod tests {
     use crate::store::RoomNum;
     use crate::store::Store;
     use crate::store::tables::room;
-    use crate::store::tables::room::event::Root;
+    use crate::store::tables::room::event_row::Root;
 
     fn rooms() -> Rooms {
         let (clock, random, store) = (Clock::simulated(1_700_000_000_000), Random::seeded(1), Store::in_memory());

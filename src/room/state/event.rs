@@ -7,7 +7,8 @@ use crate::matrix::{Event, RoomVersion};
 use crate::room::error::Result;
 use crate::room::state::Known;
 use crate::store::schema::EVENT_BODY;
-use crate::store::tables::room::event::{self, Kind, Row};
+use crate::store::tables::room::event;
+use crate::store::tables::room::event_row::{Kind, Row};
 use crate::store::{self, EventNum, Get, RoomNum};
 
 /// An event's number and columns.

@@ -7,7 +7,7 @@ use crate::matrix::auth::{JoinRule, Named, State as _};
 use crate::matrix::json as text;
 use crate::room::Rooms;
 use crate::room::error::{Error, Result};
-use crate::store::tables::room::event::Membership;
+use crate::store::tables::room::event_row::Membership;
 use crate::store::tables::room::{self, member};
 use crate::store::tables::user;
 use crate::store::{Get, Read, UserNum};

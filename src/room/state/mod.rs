@@ -10,7 +10,8 @@ use super::Rooms;
 use super::error::{Error, Result};
 use crate::matrix::auth::{self, JoinRule, PowerLevels};
 use crate::matrix::{Event, RoomVersion, json, version};
-use crate::store::tables::room::event::{Kind, Membership, Root};
+use crate::store::tables::room::current_state;
+use crate::store::tables::room::event_row::{Kind, Membership, Root};
 use crate::store::tables::room::{self, Room, Status, member, state_tree};
 use crate::store::tables::user;
 use crate::store::{self, EventNum, Get, RoomNum};
@@ -107,7 +108,7 @@ impl<'g, G: Get> View<'g, G> {
     pub fn num(&self, kind: &str, state_key: &str) -> store::Result<Option<EventNum>> {
         let Some(key) = state_tree::key(self.get, kind, state_key)? else { return Ok(None) };
         match &self.at {
-            At::Present => member::state(self.get, self.room, Kind::of(kind), key),
+            At::Present => current_state::state(self.get, self.room, Kind::of(kind), key),
             At::Tree(tree) => tree.get(self.get, key),
         }
     }

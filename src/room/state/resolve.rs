@@ -23,7 +23,8 @@ use crate::matrix::state::{self, Source};
 use crate::matrix::version::StateRes;
 use crate::matrix::{Event, RoomVersion};
 use crate::room::error::{Error, Result};
-use crate::store::tables::room::event::{self, Kind, Membership, Root, Row};
+use crate::store::tables::room::event;
+use crate::store::tables::room::event_row::{Kind, Membership, Root, Row};
 use crate::store::tables::room::{auth_graph, state_tree};
 use crate::store::{self, EventNum, Get, StateKeyNum};
 

@@ -13,7 +13,7 @@ use crate::matrix::acl::Acl;
 use crate::matrix::auth::Membership as Closest;
 use crate::matrix::visibility::{self, History};
 use crate::room::error::{Error, Result};
-use crate::store::tables::room::event::{Membership, Row};
+use crate::store::tables::room::event_row::{Membership, Row};
 use crate::store::tables::room::member;
 use crate::store::tables::user;
 use crate::store::{Get, RoomNum};

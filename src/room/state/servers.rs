@@ -9,7 +9,8 @@ use super::stripped::read_stripped;
 use crate::room::Rooms;
 use crate::room::error::{Error, Result};
 use crate::room::state::known_num;
-use crate::store::tables::room::event::Membership;
+use crate::store::tables::room::event_row::Membership;
+use crate::store::tables::room::user_room;
 use crate::store::tables::room::{self, member};
 use crate::store::tables::user;
 use crate::store::{Get, Read, RoomNum};
@@ -45,11 +46,11 @@ impl Rooms {
     pub fn outside_of(&self, read: &Read, user: &UserId, room: &RoomId) -> Result<Vec<OwnedServerName>> {
         let nums = user::num(read, user.as_str())?.zip(room::num(read, room.as_str())?);
         let (user_num, room_num) = nums.ok_or(Error::NotFound)?;
-        let mine = member::mine(read, user_num, room_num)?.ok_or(Error::NotFound)?;
+        let mine = user_room::mine(read, user_num, room_num)?.ok_or(Error::NotFound)?;
         if !matches!(mine.membership, Membership::Invite | Membership::Knock) {
             return Err(Error::forbidden("the user is neither invited to the room nor waiting to be"));
         }
-        let stripped = member::stripped(read, user_num, room_num)?.unwrap_or_default();
+        let stripped = user_room::stripped(read, user_num, room_num)?.unwrap_or_default();
         let stripped = read_stripped(&stripped);
         let inviters =
             stripped.iter().filter(|event| event.kind == "m.room.member" && event.state_key == user.as_str());

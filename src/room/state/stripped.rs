@@ -13,7 +13,7 @@ use crate::room::handshake::STRIPPED_EVENTS_MAX;
 use crate::room::handshake::out_of_band::inviter;
 use crate::room::state::{Known, known};
 use crate::store::Get;
-use crate::store::tables::room::event::Kind;
+use crate::store::tables::room::event_row::Kind;
 
 /// Stripped state kept of one room at most: a name, a topic, a picture, the rules and two members fit ten times over.
 pub(in crate::room) const STRIPPED_BYTES_MAX: usize = 64 * 1024;

@@ -110,12 +110,14 @@ impl Rooms {
 
 #[cfg(test)]
 mod tests {
+    use crate::store::tables::room::join;
     use serde_json::json;
 
     use super::*;
     use crate::room::tests::{House, house};
     use crate::store::schema::STATE_NODE;
-    use crate::store::tables::room::staged::{self, Journal, Stage};
+    use crate::store::tables::room::join::{Journal, Stage};
+
     use crate::store::tables::room::state_tree;
     use crate::store::{EventNum, Get, StateKeyNum, Write};
 
@@ -179,8 +181,8 @@ mod tests {
         });
         in_time(&house, FIRST / 4, talk, || declared(&house)).await;
         // A join that begins only now does not mind, nor is it minded.
-        let num = house.store.write(staged::new_join).await.unwrap().0;
-        house.store.write(move |w| staged::set_journal(w, num, &journal())).await.unwrap();
+        let num = house.store.write(join::new_join).await.unwrap().0;
+        house.store.write(move |w| join::set_journal(w, num, &journal())).await.unwrap();
         in_time(&house, GRACE / 40, talk, || !declared(&house)).await;
         let after = nodes(&house);
         assert!(after < before + 4_000, "{before}, {littered}, then {after}");
@@ -192,7 +194,7 @@ mod tests {
         litter(&house, 20_000).await;
         in_time(&house, EVERY / 2, async |_| {}, || house.clock.instant() > 2 * EVERY).await;
         assert!(nodes(&house) > littered - before && !declared(&house));
-        house.store.write(move |w| staged::remove_journal(w, num)).await.unwrap();
+        house.store.write(move |w| join::remove_journal(w, num)).await.unwrap();
         in_time(&house, EVERY / 8, async |_| {}, || declared(&house)).await;
         in_time(&house, GRACE / 40, async |_| {}, || !declared(&house)).await;
         assert!(nodes(&house) < after + 4_000);

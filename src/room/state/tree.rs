@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
-use crate::store::tables::room::event::{Root, Row};
+use crate::store::tables::room::event_row::{Root, Row};
 use crate::store::tables::room::state_tree;
 use crate::store::{self, EventNum, Get, StateKeyNum, Write};
 

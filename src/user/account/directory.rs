@@ -5,11 +5,11 @@ use std::ops::ControlFlow;
 
 use serde_json::{Map, Value};
 
-use crate::store::tables::room::event::Membership;
+use crate::store::tables::room::event_row::Membership;
 use crate::store::tables::room::member;
 use crate::store::tables::user::{self, Standing};
 use crate::store::{Get, UserNum};
-use crate::user::account;
+use crate::user::lookup;
 use crate::user::{Error, Users, sharing};
 
 /// Members of shared rooms looked at in one search: a tenth of a second on a small board.
@@ -83,7 +83,7 @@ impl Found {
         if !self.seen.insert(num) {
             return Ok(true);
         }
-        let id = account::id_of(get, num)?;
+        let id = lookup::id_of(get, num)?;
         let name = profile.get("displayname").and_then(Value::as_str);
         let fits = id.as_str().to_lowercase().contains(&self.term)
             || name.is_some_and(|name| name.to_lowercase().contains(&self.term));

@@ -6,11 +6,12 @@ use ruma::{OwnedUserId, UserId};
 
 use super::{Error, Users};
 use crate::matrix::id;
+use crate::store::Get;
 use crate::store::tables::media;
 use crate::store::tables::user::{self, account_data, device, e2ee_key, filter};
-use crate::store::{Get, UserNum};
 use password::is_outdated;
 
+use super::lookup::{id_of, local};
 pub use crate::store::tables::user::Standing;
 
 pub mod directory;
@@ -193,7 +194,7 @@ impl Users {
             user::set_account(w, num, &row)?;
             for device_id in device::ids(w, num)? {
                 super::device::forget(w, num, &device_id)?;
-                super::sharing::device_gone(w, &server, num, &user_id, &device_id)?;
+                super::device::announce::device_gone(w, &server, num, &user_id, &device_id)?;
             }
             e2ee_key::remove_cross(w, num)?;
             account_data::remove_user(w, num)?;
@@ -264,19 +265,6 @@ impl Users {
         })
         .await
     }
-}
-
-/// The number of a local account.
-pub(super) fn local(get: &impl Get, user_id: &UserId) -> Result<UserNum, Error> {
-    let num = user::num(get, user_id.as_str())?.ok_or(Error::NotFound("account"))?;
-    if user::is_local(get, num)? { Ok(num) } else { Err(Error::NotFound("account")) }
-}
-
-/// The id behind a number that one of our own rows mentions.
-pub(super) fn id_of(get: &impl Get, num: UserNum) -> Result<OwnedUserId, Error> {
-    let id = user::id_of(get, num)?;
-    OwnedUserId::try_from(id)
-        .map_err(|_| crate::store::Error::corrupt(&crate::store::schema::USER_ID, &num.to_key()).into())
 }
 
 fn check_free(get: &impl Get, user_id: &UserId) -> Result<(), Error> {

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use crate::budget::{Grant, parsed_bytes_max};
 use crate::remote::{Options, encode};
 use crate::store::tables::user::{self, Standing};
-use crate::user::account;
+use crate::user::lookup;
 use crate::user::{Error, Users};
 
 const NAME_BYTES_MAX: usize = 1024;
@@ -36,7 +36,7 @@ impl Users {
     pub async fn local_profile(&self, user_id: &UserId) -> Result<Map<String, Value>, Error> {
         let user_id = user_id.to_owned();
         self.read(move |get| {
-            let num = account::local(get, &user_id).map_err(|_| Error::NotFound("user"))?;
+            let num = lookup::local(get, &user_id).map_err(|_| Error::NotFound("user"))?;
             if user::account(get, num)?.is_none_or(|row| row.standing == Standing::Deactivated) {
                 return Err(Error::NotFound("user"));
             }
@@ -50,7 +50,7 @@ impl Users {
         let value = checked(field, value)?;
         let (user_id, field) = (user_id.to_owned(), field.to_owned());
         self.write(move |w| {
-            let num = account::local(w, &user_id)?;
+            let num = lookup::local(w, &user_id)?;
             let mut profile = user::profile(w, num)?;
             let before = match &value {
                 Some(value) => profile.insert(field.clone(), value.clone()),

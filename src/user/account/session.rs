@@ -13,8 +13,9 @@ use crate::base::{Owner, Shares};
 use crate::store::tables::user::device::{self, Device};
 use crate::store::tables::{hex, user};
 use crate::store::{Get, UserNum};
-use crate::user::account;
+use crate::user::device::old_token;
 use crate::user::device::{DEVICE_ID_BYTES_MAX, DEVICES_MAX, NAME_BYTES_MAX, forget};
+use crate::user::lookup;
 use crate::user::{Error, Users};
 
 const TOKEN_CHARS: usize = 43;
@@ -71,7 +72,7 @@ impl Users {
                 if row.standing == Standing::Deactivated {
                     return Err(Error::UnknownToken);
                 }
-                Ok(Requester { user_id: account::id_of(get, user_num)?, user_num, device_id, is_admin: row.admin })
+                Ok(Requester { user_id: lookup::id_of(get, user_num)?, user_num, device_id, is_admin: row.admin })
             })
             .await?;
         self.note_seen(&requester, ip);
@@ -93,7 +94,7 @@ impl Users {
         let (name, ip, now_ms) = (login.display_name, login.ip.map(|ip| ip.to_string()), self.now_ms());
         let (server, given) = (self.server().to_owned(), session.clone());
         self.write(move |w| {
-            let num = account::local(w, &given.user_id)?;
+            let num = lookup::local(w, &given.user_id)?;
             if user::account(w, num)?.is_none_or(|row| row.standing == Standing::Deactivated) {
                 return Err(Error::Deactivated);
             }
@@ -102,7 +103,7 @@ impl Users {
                 && let Some(oldest) = oldest_beyond_cap(w, num)?
             {
                 forget(w, num, &oldest)?;
-                crate::user::sharing::device_gone(w, &server, num, &given.user_id, &oldest)?;
+                crate::user::device::announce::device_gone(w, &server, num, &given.user_id, &oldest)?;
             }
             if let Some(token) = old.as_ref().and_then(old_token) {
                 device::remove_token(w, &token)?;
@@ -129,7 +130,7 @@ impl Users {
         let (user, except) = (user_id.to_owned(), except.map(ToOwned::to_owned));
         let (num, ids) = self
             .read(move |get| {
-                let num = account::local(get, &user)?;
+                let num = lookup::local(get, &user)?;
                 let mut ids = device::ids(get, num)?;
                 ids.retain(|id| Some(id) != except.as_ref());
                 Ok((num, ids))
@@ -178,20 +179,6 @@ impl Users {
 
 pub(in crate::user) fn token_hash(token: &str) -> [u8; 32] {
     Sha256::digest(token.as_bytes()).into()
-}
-
-/// The hash of the token a device has.
-pub(in crate::user) fn old_token(row: &Device) -> Option<[u8; 32]> {
-    let text = row.token_hash.as_deref()?.as_bytes();
-    let mut hash = [0; 32];
-    if text.len() != 64 {
-        return None;
-    }
-    for (byte, pair) in hash.iter_mut().zip(text.chunks_exact(2)) {
-        let digit = |at: usize| (pair[at] as char).to_digit(16);
-        *byte = (digit(0)? * 16 + digit(1)?) as u8;
-    }
-    Some(hash)
 }
 
 /// The device not heard of for longest, when a user has as many as are kept.

@@ -9,12 +9,14 @@ use ruma::{OwnedUserId, UserId};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::keys::{keep_own_signatures, public_key};
+use super::announce;
+use super::key_query::public_key;
+use super::keys::keep_own_signatures;
 use crate::matrix::sign::{self, PublicKey};
 use crate::store::tables::user::e2ee_key::{self, Purpose, Signature};
 use crate::store::tables::user::{self, device};
 use crate::store::{Change, Get, UserNum};
-use crate::user::{Error, Requester, Users, sharing};
+use crate::user::{Error, Requester, Users};
 
 const KEY_BYTES_MAX: usize = 8 << 10;
 /// Keys of one user of another server that one user may sign: one for each time that user begins anew.
@@ -95,7 +97,7 @@ impl Users {
             for (purpose, key) in uploaded {
                 e2ee_key::set_cross(w, user, purpose, key)?;
             }
-            sharing::cross_keys_changed(w, &server, user, &user_id)
+            announce::cross_keys_changed(w, &server, user, &user_id)
         })
         .await
     }
@@ -143,9 +145,9 @@ impl Users {
                 }
                 match owner == by {
                     true if device::get(w, by, key_id)?.is_some() => {
-                        sharing::device_changed(w, &server, by, owner_id, key_id)?;
+                        announce::device_changed(w, &server, by, owner_id, key_id)?;
                     }
-                    true => sharing::cross_keys_changed(w, &server, by, owner_id)?,
+                    true => announce::cross_keys_changed(w, &server, by, owner_id)?,
                     // Only the signer sees it, on all their devices.
                     false => {
                         device::changed(w, owner)?;

@@ -4,16 +4,20 @@ use std::ops::ControlFlow;
 
 use ruma::UserId;
 use serde_json::{Value, json};
+use sha2::Digest;
 
-use super::account::session;
-use super::{Error, Users, sharing};
+use super::{Error, Users};
+use crate::store::tables::user as table;
 use crate::store::tables::user::device::{self, Device};
-use crate::store::tables::user::{self as table, e2ee_key};
+use crate::store::tables::user::e2ee_key;
 use crate::store::{UserNum, Write};
 
 pub mod cross_signing;
 pub mod keys;
 pub mod to_device;
+pub mod announce;
+pub mod key_claim;
+pub mod key_query;
 
 /// Devices of one user; a further one takes the place of the one not heard of for longest.
 pub(super) const DEVICES_MAX: usize = 100;
@@ -59,7 +63,7 @@ impl Users {
             let mut row = device::get(w, user, &device_id)?.ok_or(Error::NotFound("device"))?;
             row.display_name = name;
             device::put(w, user, &device_id, &row)?;
-            sharing::device_changed(w, &server, user, &user_id, &device_id)
+            announce::device_changed(w, &server, user, &user_id, &device_id)
         })
         .await
     }
@@ -71,7 +75,7 @@ impl Users {
             for id in ids.iter().filter(|id| !id.contains('\0')) {
                 if device::get(w, user, id)?.is_some() {
                     forget(w, user, id)?;
-                    sharing::device_gone(w, &server, user, &user_id, id)?;
+                    announce::device_gone(w, &server, user, &user_id, id)?;
                 }
             }
             Ok(())
@@ -82,7 +86,7 @@ impl Users {
 
 /// Takes away a device and everything that is its own. Nobody is told.
 pub(super) fn forget(w: &mut Write<'_>, user: UserNum, device_id: &str) -> Result<(), Error> {
-    if let Some(hash) = device::get(w, user, device_id)?.as_ref().and_then(session::old_token) {
+    if let Some(hash) = device::get(w, user, device_id)?.as_ref().and_then(old_token) {
         device::remove_token(w, &hash)?;
     }
     e2ee_key::remove_device(w, user, device_id)?;
@@ -103,4 +107,18 @@ fn shown(id: &str, row: &Device) -> Value {
         shown["last_seen_ip"] = ip.as_str().into();
     }
     shown
+}
+
+/// The hash of the token a device has.
+pub(in crate::user) fn old_token(row: &Device) -> Option<[u8; 32]> {
+    let text = row.token_hash.as_deref()?.as_bytes();
+    let mut hash = [0; 32];
+    if text.len() != 64 {
+        return None;
+    }
+    for (byte, pair) in hash.iter_mut().zip(text.chunks_exact(2)) {
+        let digit = |at: usize| (pair[at] as char).to_digit(16);
+        *byte = (digit(0)? * 16 + digit(1)?) as u8;
+    }
+    Some(hash)
 }

@@ -9,6 +9,7 @@ use ruma::{OwnedServerName, OwnedUserId, ServerName, UserId};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
+use super::announce;
 use crate::base::shares::neighbourhood;
 use crate::matrix::json::partial;
 use crate::matrix::json::{self, Mode};
@@ -118,7 +119,7 @@ impl Users {
             let elsewhere = if has_others { elsewhere } else { Messages::new() };
             for (server, content) in units(&kind, &requester.user_id, elsewhere, &mut || random.token(16)) {
                 let unit = serde_json::to_vec(&Unit { edu_type: "m.direct_to_device", content })?;
-                sharing::post_to(w, server, unit)?;
+                announce::post_to(w, server, unit)?;
                 change.outbound = true;
             }
             w.announce(change);

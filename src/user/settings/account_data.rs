@@ -142,6 +142,6 @@ fn tags_of(kept: Option<Vec<u8>>) -> Value {
 
 /// The content of `m.push_rules`, as set or the defaults.
 fn push_rules_json(get: &impl Get, user: UserNum) -> Result<Vec<u8>, Error> {
-    let user_id = crate::user::account::id_of(get, user)?;
+    let user_id = crate::user::lookup::id_of(get, user)?;
     Ok(push_rule::to_json(push_rule::get(get, user, &user_id)?)?)
 }

@@ -13,7 +13,8 @@ use serde_json::{Value, json};
 
 use crate::store::tables::user::push_rule;
 use crate::store::{Change, UserNum};
-use crate::user::{Error, Requester, Users, account};
+use crate::user::lookup;
+use crate::user::{Error, Requester, Users};
 
 /// Rules of one user, defaults included: each is tried for every event of their rooms.
 const RULES_MAX: usize = 500;
@@ -99,7 +100,7 @@ impl Users {
 
     async fn ruleset(&self, user: UserNum) -> Result<Ruleset, Error> {
         self.read(move |get| {
-            let user_id = account::id_of(get, user)?;
+            let user_id = lookup::id_of(get, user)?;
             Ok(push_rule::get(get, user, &user_id)?)
         })
         .await

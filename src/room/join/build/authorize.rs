@@ -13,7 +13,7 @@ use ruma::{EventId, OwnedUserId, UserId};
 
 use crate::matrix::auth::{self, Cited, Create, JoinRule, PowerLevels};
 use crate::matrix::{Event, Reject, RoomVersion};
-use crate::store::tables::room::event::{Kind, Membership};
+use crate::store::tables::room::event_row::{Kind, Membership};
 use crate::store::{BodyNum, UserNum};
 
 /// What the rules need of an auth event beside its body, in five bytes per event.

@@ -26,11 +26,14 @@ use crate::budget::spill::Spill;
 use crate::matrix::RoomVersion;
 use crate::room::state;
 use crate::store::row_encoding::put_u64;
-use crate::store::tables::room::event::{self, Kind, Membership, Root};
-use crate::store::tables::room::member::NewState;
-use crate::store::tables::room::staged::{self, JoinNum, Journal, Stage};
+use crate::store::tables::room::current_state::NewState;
+use crate::store::tables::room::event;
+use crate::store::tables::room::event_row::{Kind, Membership, Root};
+use crate::store::tables::room::join::{JoinNum, Journal, Stage};
+use crate::store::tables::room::staged;
 use crate::store::tables::room::state_tree::{self, Entry};
 use crate::store::tables::room::{self, member};
+use crate::store::tables::room::{current_state, join};
 use crate::store::tables::user::{self};
 use crate::store::{self, EventNum, Get, RoomNum, Store, UserNum, Write, WriteError, hash128};
 use authorize::{Bodies, COLUMN_BYTES, Claim, Column, Columns, Judge, Role};
@@ -130,7 +133,7 @@ impl Settle {
             journal.room = Some(room.0);
             journal.event_nums = Some((first.0, count));
             journal.stage = Stage::Indexed;
-            staged::set_journal(w, join, &journal)?;
+            join::set_journal(w, join, &journal)?;
             Ok::<_, store::Error>((room, first, journal))
         };
         let ((room, first, journal), _) = self.store.write_blocking(job).map_err(store::Error::from)?;
@@ -400,7 +403,7 @@ impl Settle {
                     open.push(w, &entries)?;
                     let new =
                         |one: &InState| NewState { kind: one.kind, key: one.key, event: one.num, member: one.member };
-                    member::put_new(w, room, &list.iter().map(new).collect::<Vec<_>>())?;
+                    current_state::put_new(w, room, &list.iter().map(new).collect::<Vec<_>>())?;
                     Ok(open)
                 })?;
             }

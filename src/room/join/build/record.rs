@@ -6,7 +6,7 @@ use super::{IN_STATE, KNOWN};
 use crate::room::join::error::Stop;
 use crate::room::join::order::{Node, Order, Sorter};
 use crate::store::row_encoding::{Unpack, put_bytes, put_u64};
-use crate::store::tables::room::event::{Id, Kind, Membership};
+use crate::store::tables::room::event_row::{Id, Kind, Membership};
 use crate::store::tables::room::staged;
 use crate::store::{BodyNum, EventNum, Get, StateKeyNum, UserNum};
 

@@ -13,8 +13,10 @@ use crate::room::join::graph::with_bytes;
 use crate::room::join::order::{Log, Node, OrderError, SORTER_BYTES_MIN, Scratch, Sorter};
 use crate::room::join::progress::Progress;
 use crate::room::join::stage::WRITE_TARGET;
-use crate::store::tables::room::event::{self, Flags, Kind, Membership, Row};
-use crate::store::tables::room::staged::{self, JoinNum};
+use crate::store::tables::room::event;
+use crate::store::tables::room::event_row::{Flags, Kind, Membership, Row};
+use crate::store::tables::room::join::JoinNum;
+use crate::store::tables::room::staged;
 use crate::store::tables::room::state_tree::{self};
 use crate::store::{self, BodyNum, EventNum, Get, RoomNum, StateKeyNum, Store, UserNum, Write, hash128};
 

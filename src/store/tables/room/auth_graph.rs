@@ -7,7 +7,8 @@
 
 use std::collections::BTreeMap;
 
-use super::event::{self, Root};
+use super::event;
+use super::event_row::Root;
 use super::state_tree;
 use crate::budget::{Grant, Refused};
 use crate::store::{Error, EventNum, Get, StateKeyNum};
@@ -320,7 +321,7 @@ mod tests {
     use super::*;
     use crate::base::Random;
     use crate::budget::Budget;
-    use crate::store::tables::room::event::{Flags, Id, Kind, Row};
+    use crate::store::tables::room::event_row::{Flags, Id, Kind, Row};
     use crate::store::{BodyNum, Read, RoomNum, Store, UserNum};
 
     /// Edges of a random graph by number; the first event is 1 and rests on nothing.

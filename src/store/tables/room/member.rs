@@ -2,109 +2,17 @@
 
 use std::ops::ControlFlow;
 
-use super::event::{Kind, Membership};
+use super::event_row::Membership;
 use crate::store::row_encoding::{Unpack, put_u64};
-use crate::store::schema::{CURRENT_STATE, MEMBER, ROOM_LOCAL, ROOM_SERVER, STRIPPED, USER_ROOM};
+use crate::store::schema::{CURRENT_STATE, MEMBER, ROOM_LOCAL, ROOM_SERVER};
 use crate::store::{Error, Get, Result, Write, after_prefix};
-use crate::store::{EventNum, Position, RoomNum, StateKeyNum, UserNum};
+use crate::store::{EventNum, Position, RoomNum, UserNum};
 
 // ---- the present state -------------------------------------------------------------------------------------------
 
-fn state_key(room: RoomNum, kind: Kind, key: StateKeyNum) -> [u8; 9] {
-    let mut out = [0; 9];
-    out[..4].copy_from_slice(&room.to_key());
-    out[4] = kind.0;
-    out[5..].copy_from_slice(&key.to_key());
-    out
-}
-
-/// The event that is the room's state for a key now.
-pub fn state(get: &impl Get, room: RoomNum, kind: Kind, key: StateKeyNum) -> Result<Option<EventNum>> {
-    let row = state_key(room, kind, key);
-    let Some(value) = get.get(&CURRENT_STATE, &row)? else { return Ok(None) };
-    EventNum::from_key(&value).map(Some).ok_or_else(|| Error::corrupt(&CURRENT_STATE, &row))
-}
-
-/// Sets or removes a key of the room's state now.
-pub fn set_state(w: &mut Write, room: RoomNum, kind: Kind, key: StateKeyNum, event: Option<EventNum>) -> Result<()> {
-    let row = state_key(room, kind, key);
-    match event {
-        Some(event) => w.put(&CURRENT_STATE, &row, &event.to_key()),
-        None => {
-            w.remove(&CURRENT_STATE, &row)?;
-            Ok(())
-        }
-    }
-}
-
-/// Entries of a state that is written from nothing, a piece after the other: key, event, and of a membership whose.
-pub struct NewState {
-    pub kind: Kind,
-    pub key: StateKeyNum,
-    pub event: EventNum,
-    pub member: Option<(Membership, UserNum)>,
-}
-
-/// Sets many keys of a room's state and the members among them. No member has a row yet. Bounded by the list.
-pub fn put_new(w: &mut Write, room: RoomNum, entries: &[NewState]) -> Result<()> {
-    let mut rows: Vec<_> = entries.iter().map(|one| (state_key(room, one.kind, one.key), one.event.to_key())).collect();
-    rows.sort_unstable();
-    w.put_sorted(&CURRENT_STATE, &rows)?;
-    let members = entries.iter().filter_map(|one| Some((one.member?, one.event)));
-    let mut rows: Vec<_> =
-        members.map(|((what, user), event)| (member_key(room, what, user), event.to_key())).collect();
-    rows.sort_unstable();
-    w.put_sorted(&MEMBER, &rows)
-}
-
-/// Where a walk over the present state stands; begin with the default.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct StateCursor(Option<[u8; 5]>);
-
-impl StateCursor {
-    /// Behind all rows of a type.
-    pub fn behind(kind: Kind) -> StateCursor {
-        StateCursor(Some([kind.0, 0xff, 0xff, 0xff, 0xff]))
-    }
-
-    /// The key it stands on; none at the start.
-    pub fn key(self) -> Option<StateKeyNum> {
-        self.0.and_then(|place| StateKeyNum::from_key(&place[1..]))
-    }
-}
-
-/// Visits the room's state now behind `after`, ordered by type code; `only` bounds it to one type. Breaks when the
-/// visitor does; the cursor in the visitor is where to go on.
-pub fn list_state(
-    get: &impl Get,
-    room: RoomNum,
-    only: Option<Kind>,
-    after: StateCursor,
-    visit: &mut dyn FnMut(StateCursor, Kind, EventNum) -> Result<ControlFlow<()>>,
-) -> Result<()> {
-    let mut from = room.to_key().to_vec();
-    match (after.0, only) {
-        (Some(place), _) => {
-            from.extend_from_slice(&place);
-            from.push(0);
-        }
-        (None, Some(kind)) => from.push(kind.0),
-        (None, None) => {}
-    }
-    let end = match only {
-        Some(kind) => after_prefix(&[&room.to_key()[..], &[kind.0]].concat()),
-        None => after_prefix(&room.to_key()),
-    };
-    get.range(&CURRENT_STATE, &from, end.as_deref(), false, &mut |key, value| {
-        let corrupt = || Error::corrupt(&CURRENT_STATE, key);
-        let place: [u8; 5] = key.get(4..9).and_then(|place| place.try_into().ok()).ok_or_else(corrupt)?;
-        visit(StateCursor(Some(place)), Kind(place[0]), EventNum::from_key(value).ok_or_else(corrupt)?)
-    })
-}
-
 // ---- members -----------------------------------------------------------------------------------------------------
 
-fn member_key(room: RoomNum, membership: Membership, user: UserNum) -> [u8; 9] {
+pub fn member_key(room: RoomNum, membership: Membership, user: UserNum) -> [u8; 9] {
     let mut out = [0; 9];
     out[..4].copy_from_slice(&room.to_key());
     out[4] = membership as u8;
@@ -248,91 +156,6 @@ pub fn clear(w: &mut Write, room: RoomNum, rows_max: usize) -> Result<usize> {
 
 // ---- local users' own rooms --------------------------------------------------------------------------------------
 
-/// What a local user is to a room, seen from the user.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Mine {
-    pub membership: Membership,
-    /// When it became so: a sync from before this position has to tell.
-    pub since: Position,
-    /// The member event; none for an invite or knock we only hold a stripped copy of.
-    pub event: Option<EventNum>,
-    /// The user asked not to see the room any more (only for rooms left or banned from).
-    pub forgotten: bool,
-    /// Known only from outside: the invite or knock stands in the stripped table, we hold no state of the room.
-    pub outside: bool,
-    /// The membership before this one; what a sync of a left room may still show depends on it.
-    pub before: Option<Membership>,
-    /// When they last stopped being joined; how far back into the room they may still see.
-    pub left_at: Option<Position>,
-}
-
-impl Mine {
-    fn encode(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(12);
-        out.push(self.membership as u8);
-        out.push(u8::from(self.forgotten) | u8::from(self.outside) << 1);
-        out.push(self.before.map_or(0, |before| before as u8));
-        put_u64(&mut out, self.since.0);
-        put_u64(&mut out, self.event.map_or(0, |event| event.0.into()));
-        put_u64(&mut out, self.left_at.map_or(0, |at| at.0));
-        out
-    }
-
-    fn decode(row: &[u8]) -> Option<Mine> {
-        let mut unpack = Unpack::new(row);
-        let membership = Membership::from_code(unpack.u8()?)?;
-        let flags = unpack.u8()?;
-        let before = Membership::from_code(unpack.u8()?);
-        let since = Position(unpack.u64()?);
-        let event = Some(EventNum(unpack.u32()?)).filter(|num| num.0 != 0);
-        let left_at = Some(Position(unpack.u64()?)).filter(|at| at.0 != 0);
-        Some(Mine { membership, since, event, forgotten: flags & 1 != 0, outside: flags & 2 != 0, before, left_at })
-    }
-}
-
-fn pair(first: [u8; 4], second: [u8; 4]) -> [u8; 8] {
-    let mut key = [0; 8];
-    key[..4].copy_from_slice(&first);
-    key[4..].copy_from_slice(&second);
-    key
-}
-
-/// What a local user is to a room.
-pub fn mine(get: &impl Get, user: UserNum, room: RoomNum) -> Result<Option<Mine>> {
-    let key = pair(user.to_key(), room.to_key());
-    let Some(value) = get.get(&USER_ROOM, &key)? else { return Ok(None) };
-    Mine::decode(&value).map(Some).ok_or_else(|| Error::corrupt(&USER_ROOM, &key))
-}
-
-/// Sets what a local user is to a room, on both sides.
-pub fn set_mine(w: &mut Write, user: UserNum, room: RoomNum, mine: &Mine) -> Result<()> {
-    w.put(&USER_ROOM, &pair(user.to_key(), room.to_key()), &mine.encode())?;
-    w.put(&ROOM_LOCAL, &pair(room.to_key(), user.to_key()), &[mine.membership as u8])
-}
-
-/// Forgets that a local user ever had to do with a room; a purge does, and an invite from outside that is gone.
-pub fn remove_mine(w: &mut Write, user: UserNum, room: RoomNum) -> Result<()> {
-    w.remove(&USER_ROOM, &pair(user.to_key(), room.to_key()))?;
-    w.remove(&ROOM_LOCAL, &pair(room.to_key(), user.to_key()))?;
-    w.remove(&STRIPPED, &pair(user.to_key(), room.to_key()))?;
-    Ok(())
-}
-
-/// Visits a local user's rooms behind `after`, whatever the membership, forgotten ones included.
-pub fn list_mine(
-    get: &impl Get,
-    user: UserNum,
-    after: Option<RoomNum>,
-    visit: &mut dyn FnMut(RoomNum, Mine) -> Result<ControlFlow<()>>,
-) -> Result<()> {
-    let from = pair(user.to_key(), RoomNum(after.map_or(0, |room| room.0.saturating_add(1))).to_key());
-    get.range(&USER_ROOM, &from, after_prefix(&user.to_key()).as_deref(), false, &mut |key, value| {
-        let corrupt = || Error::corrupt(&USER_ROOM, key);
-        let room = key.get(4..).and_then(RoomNum::from_key).ok_or_else(corrupt)?;
-        visit(room, Mine::decode(value).ok_or_else(corrupt)?)
-    })
-}
-
 /// Visits a room's local users, whatever the membership. Bounded by the people of this server, never by the room.
 pub fn list_local(
     get: &impl Get,
@@ -347,26 +170,10 @@ pub fn list_local(
     })
 }
 
-/// The stripped state that came with an invite or knock from outside: a JSON array.
-pub fn stripped(get: &impl Get, user: UserNum, room: RoomNum) -> Result<Option<Vec<u8>>> {
-    get.get(&STRIPPED, &pair(user.to_key(), room.to_key()))
-}
-
-/// Keeps the stripped state of an invite or knock from outside, or drops it.
-pub fn set_stripped(w: &mut Write, user: UserNum, room: RoomNum, json: Option<&[u8]>) -> Result<()> {
-    let key = pair(user.to_key(), room.to_key());
-    match json {
-        Some(json) => w.put(&STRIPPED, &key, json),
-        None => {
-            w.remove(&STRIPPED, &key)?;
-            Ok(())
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::tables::room::user_room::Mine;
 
     #[test]
     fn a_row_comes_back_as_it_was() {

@@ -6,7 +6,7 @@
 
 use std::ops::ControlFlow;
 
-use super::event::Root;
+use super::event_row::Root;
 use crate::store::schema::{STATE_LOG, TIMELINE};
 use crate::store::{Error, Get, Result, Write};
 use crate::store::{EventNum, Position, RoomNum};

@@ -17,7 +17,8 @@ pub mod sweep;
 use std::ops::ControlFlow;
 use std::rc::Rc;
 
-use super::event::{self, Root};
+use super::event;
+use super::event_row::Root;
 use crate::store::row_encoding::{Unpack, put_i64, put_u64};
 use crate::store::schema::{STATE_NAME, STATE_NODE};
 use crate::store::{Error, EventNum, Get, Result, StateKeyNum, Write};

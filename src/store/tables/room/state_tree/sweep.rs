@@ -15,7 +15,8 @@ use super::{Node, load, name, num_of};
 use crate::budget::{Grant, Refused};
 use crate::store::schema::{EVENT, JOIN, META, ROOM, STATE_LOG, STATE_NAME, STATE_NODE, STATE_SWEEP, Table};
 use crate::store::tables::room;
-use crate::store::tables::room::event::{self, Root};
+use crate::store::tables::room::event_row;
+use crate::store::tables::room::event_row::Root;
 use crate::store::{Error, EventNum, Get, Read, Result, RoomNum, Write};
 
 // Longer than the numbers beside them.
@@ -216,7 +217,7 @@ fn root_of(table: &Table, key: &[u8], value: &[u8]) -> Result<Option<Root>> {
         }
         name if name == EVENT.name => {
             let num = EventNum::from_key(key).ok_or_else(corrupt)?;
-            Ok(event::Row::decode(num, value).ok_or_else(corrupt)?.before)
+            Ok(event_row::Row::decode(num, value).ok_or_else(corrupt)?.before)
         }
         _ => num_of(value).map(|num| Some(Root(num))).ok_or_else(corrupt),
     }

@@ -1,0 +1,110 @@
+//! What each person here has of each room.
+
+use std::ops::ControlFlow;
+
+use super::event_row::Membership;
+use crate::store::row_encoding::{Unpack, put_u64};
+use crate::store::schema::{ROOM_LOCAL, STRIPPED, USER_ROOM};
+use crate::store::{Error, EventNum, Get, Position, Result, RoomNum, UserNum, Write, after_prefix};
+
+/// What a local user is to a room, seen from the user.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mine {
+    pub membership: Membership,
+    /// When it became so: a sync from before this position has to tell.
+    pub since: Position,
+    /// The member event; none for an invite or knock we only hold a stripped copy of.
+    pub event: Option<EventNum>,
+    /// The user asked not to see the room any more (only for rooms left or banned from).
+    pub forgotten: bool,
+    /// Known only from outside: the invite or knock stands in the stripped table, we hold no state of the room.
+    pub outside: bool,
+    /// The membership before this one; what a sync of a left room may still show depends on it.
+    pub before: Option<Membership>,
+    /// When they last stopped being joined; how far back into the room they may still see.
+    pub left_at: Option<Position>,
+}
+
+impl Mine {
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(12);
+        out.push(self.membership as u8);
+        out.push(u8::from(self.forgotten) | u8::from(self.outside) << 1);
+        out.push(self.before.map_or(0, |before| before as u8));
+        put_u64(&mut out, self.since.0);
+        put_u64(&mut out, self.event.map_or(0, |event| event.0.into()));
+        put_u64(&mut out, self.left_at.map_or(0, |at| at.0));
+        out
+    }
+
+    pub fn decode(row: &[u8]) -> Option<Mine> {
+        let mut unpack = Unpack::new(row);
+        let membership = Membership::from_code(unpack.u8()?)?;
+        let flags = unpack.u8()?;
+        let before = Membership::from_code(unpack.u8()?);
+        let since = Position(unpack.u64()?);
+        let event = Some(EventNum(unpack.u32()?)).filter(|num| num.0 != 0);
+        let left_at = Some(Position(unpack.u64()?)).filter(|at| at.0 != 0);
+        Some(Mine { membership, since, event, forgotten: flags & 1 != 0, outside: flags & 2 != 0, before, left_at })
+    }
+}
+
+fn pair(first: [u8; 4], second: [u8; 4]) -> [u8; 8] {
+    let mut key = [0; 8];
+    key[..4].copy_from_slice(&first);
+    key[4..].copy_from_slice(&second);
+    key
+}
+
+/// What a local user is to a room.
+pub fn mine(get: &impl Get, user: UserNum, room: RoomNum) -> Result<Option<Mine>> {
+    let key = pair(user.to_key(), room.to_key());
+    let Some(value) = get.get(&USER_ROOM, &key)? else { return Ok(None) };
+    Mine::decode(&value).map(Some).ok_or_else(|| Error::corrupt(&USER_ROOM, &key))
+}
+
+/// Sets what a local user is to a room, on both sides.
+pub fn set_mine(w: &mut Write, user: UserNum, room: RoomNum, mine: &Mine) -> Result<()> {
+    w.put(&USER_ROOM, &pair(user.to_key(), room.to_key()), &mine.encode())?;
+    w.put(&ROOM_LOCAL, &pair(room.to_key(), user.to_key()), &[mine.membership as u8])
+}
+
+/// Forgets that a local user ever had to do with a room; a purge does, and an invite from outside that is gone.
+pub fn remove_mine(w: &mut Write, user: UserNum, room: RoomNum) -> Result<()> {
+    w.remove(&USER_ROOM, &pair(user.to_key(), room.to_key()))?;
+    w.remove(&ROOM_LOCAL, &pair(room.to_key(), user.to_key()))?;
+    w.remove(&STRIPPED, &pair(user.to_key(), room.to_key()))?;
+    Ok(())
+}
+
+/// Visits a local user's rooms behind `after`, whatever the membership, forgotten ones included.
+pub fn list_mine(
+    get: &impl Get,
+    user: UserNum,
+    after: Option<RoomNum>,
+    visit: &mut dyn FnMut(RoomNum, Mine) -> Result<ControlFlow<()>>,
+) -> Result<()> {
+    let from = pair(user.to_key(), RoomNum(after.map_or(0, |room| room.0.saturating_add(1))).to_key());
+    get.range(&USER_ROOM, &from, after_prefix(&user.to_key()).as_deref(), false, &mut |key, value| {
+        let corrupt = || Error::corrupt(&USER_ROOM, key);
+        let room = key.get(4..).and_then(RoomNum::from_key).ok_or_else(corrupt)?;
+        visit(room, Mine::decode(value).ok_or_else(corrupt)?)
+    })
+}
+
+/// The stripped state that came with an invite or knock from outside: a JSON array.
+pub fn stripped(get: &impl Get, user: UserNum, room: RoomNum) -> Result<Option<Vec<u8>>> {
+    get.get(&STRIPPED, &pair(user.to_key(), room.to_key()))
+}
+
+/// Keeps the stripped state of an invite or knock from outside, or drops it.
+pub fn set_stripped(w: &mut Write, user: UserNum, room: RoomNum, json: Option<&[u8]>) -> Result<()> {
+    let key = pair(user.to_key(), room.to_key());
+    match json {
+        Some(json) => w.put(&STRIPPED, &key, json),
+        None => {
+            w.remove(&STRIPPED, &key)?;
+            Ok(())
+        }
+    }
+}
