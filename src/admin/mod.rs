@@ -2,7 +2,7 @@
 //!
 //! The commands speak HTTP with JSON over a socket in the data folder; who may open that file may do everything. The page
 //! of the first account is on the ordinary ports and asks for the code that stands in the log.
-//! Read `users.rs`, `rooms.rs`, `budget.rs`, then `first.rs`.
+//! Read `users.rs`, `rooms.rs`, `budget.rs`, then `first_account.rs`.
 
 mod budget;
 mod error;

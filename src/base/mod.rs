@@ -4,7 +4,7 @@
 //! Owns the only calls to the system's clocks, to its randomness and to the runtime's blocking pool, so that tests
 //! can hand in their own. Names no other part.
 //!
-//! Reading order: `clock.rs`, `random.rs`, `pace.rs`, `blocking.rs`, `panics.rs`, `only.rs`, `shares.rs`, `chunks.rs`.
+//! Reading order: `clock.rs`, `random.rs`, `pace.rs`, `blocking.rs`, `panics.rs`, `keyed_lock.rs`, `shares.rs`, `chunks.rs`.
 
 mod blocking;
 mod chunks;

@@ -1,7 +1,7 @@
 //! One account and the grants drawn from it.
 
 use std::collections::VecDeque;
-use std::fmt::{self, Write as _};
+use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -338,6 +338,52 @@ impl Nth {
     }
 }
 
+#[derive(Debug, Clone)]
+pub struct AccountRow {
+    pub name: String,
+    /// The most that may be in use at once.
+    pub bytes: u64,
+    /// The account that these bytes are drawn from, where they have none of their own: the two never use theirs at once.
+    pub within: Option<String>,
+    pub reason: String,
+    pub when_empty: WhenEmpty,
+    /// How long an asker waits before it is refused; also what a refused one is told to wait.
+    pub wait_ms: u64,
+}
+
+/// What happens to who asks an empty account.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WhenEmpty {
+    /// Waits its turn, and is refused after `wait_ms`.
+    Wait,
+    /// HTTP 429 `M_LIMIT_EXCEEDED` with `retry_after_ms`.
+    #[serde(rename = "refuse_429")]
+    Refuse429,
+    /// HTTP 413 `M_TOO_LARGE`.
+    #[serde(rename = "refuse_413")]
+    Refuse413,
+    /// The connection is closed.
+    Close,
+    /// The job is put off and tried again later.
+    Postpone,
+    /// The oldest entries of the cache make room.
+    DropCache,
+}
+
+impl fmt::Display for WhenEmpty {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            WhenEmpty::Wait => "waits",
+            WhenEmpty::Refuse429 => "429, try later",
+            WhenEmpty::Refuse413 => "413, too large",
+            WhenEmpty::Close => "connection closed",
+            WhenEmpty::Postpone => "postponed",
+            WhenEmpty::DropCache => "cache shrinks",
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -476,51 +522,5 @@ mod tests {
         });
         drop(held);
         assert_eq!(thread.join().unwrap(), Ok(5));
-    }
-}
-
-#[derive(Debug, Clone)]
-pub struct AccountRow {
-    pub name: String,
-    /// The most that may be in use at once.
-    pub bytes: u64,
-    /// The account that these bytes are drawn from, where they have none of their own: the two never use theirs at once.
-    pub within: Option<String>,
-    pub reason: String,
-    pub when_empty: WhenEmpty,
-    /// How long an asker waits before it is refused; also what a refused one is told to wait.
-    pub wait_ms: u64,
-}
-
-/// What happens to who asks an empty account.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum WhenEmpty {
-    /// Waits its turn, and is refused after `wait_ms`.
-    Wait,
-    /// HTTP 429 `M_LIMIT_EXCEEDED` with `retry_after_ms`.
-    #[serde(rename = "refuse_429")]
-    Refuse429,
-    /// HTTP 413 `M_TOO_LARGE`.
-    #[serde(rename = "refuse_413")]
-    Refuse413,
-    /// The connection is closed.
-    Close,
-    /// The job is put off and tried again later.
-    Postpone,
-    /// The oldest entries of the cache make room.
-    DropCache,
-}
-
-impl fmt::Display for WhenEmpty {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            WhenEmpty::Wait => "waits",
-            WhenEmpty::Refuse429 => "429, try later",
-            WhenEmpty::Refuse413 => "413, too large",
-            WhenEmpty::Close => "connection closed",
-            WhenEmpty::Postpone => "postponed",
-            WhenEmpty::DropCache => "cache shrinks",
-        })
     }
 }

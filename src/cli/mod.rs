@@ -1,6 +1,6 @@
 //! The command line: one function for each command.
 //!
-//! The commands about users and rooms speak with the server through its socket (`local.rs`), whether it runs or not.
+//! The commands about users and rooms speak with the server through its socket (`admin_socket.rs`), whether it runs or not.
 
 mod check;
 mod admin_socket;

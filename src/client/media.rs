@@ -11,6 +11,7 @@ use serde_json::json;
 
 use super::{Client, Error, auth};
 use crate::base::blocking;
+use crate::http::file::UNKNOWN_TYPE;
 use crate::http::file::{Part, described, part_of};
 use crate::http::{self, Answer, Limit, Request, Response, StatusCode};
 use crate::media::{About, Fetched, Opened, Scaled};
@@ -19,8 +20,6 @@ use crate::user::UserNum;
 /// How long a promised file is waited for at most.
 const PATIENCE_MAX: Duration = Duration::from_secs(60);
 const PATIENCE_DEFAULT_MS: u64 = 20_000;
-
-pub const UNKNOWN_TYPE: &str = "application/octet-stream";
 
 /// POST /_matrix/media/v3/upload
 pub async fn upload(client: Arc<Client>, request: Request) -> Result<Response, Error> {

@@ -4,8 +4,8 @@
 //! the log by the write that made it true.
 //!
 //! One worker shape: take what is due for one destination, try, and report; the dispatcher keeps the destinations that lag
-//! and decides who is next. `federation.rs` is the one for servers, `book.rs` knows who lags and where, `unit.rs` makes a transaction from
-//! the log.
+//! and decides who is next. `federation/` is the one for servers: `destinations.rs` knows who lags and where, `transaction.rs`
+//! makes a transaction from the log.
 
 mod federation;
 #[cfg(test)]

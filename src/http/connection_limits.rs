@@ -10,6 +10,7 @@
 //! those. A proxy the owner trusts has as
 //! many places as there are, and each counts for who is answered on it. Bounded by the connections themselves.
 
+use super::caller::Caller;
 use super::guests::Guests;
 use super::peer_watch::{Doing, Watch};
 use crate::base::Clock;
@@ -62,13 +63,6 @@ struct Who {
     caller: Caller,
     standing: Standing,
     is_proxy: bool,
-}
-
-/// An address; of IPv6 its /64, which is what one customer gets.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum Caller {
-    V4(u32),
-    V6(u64),
 }
 
 /// What is known of a caller, from little to much.
@@ -345,23 +339,6 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         self.places.lock().all.remove(&self.id);
-    }
-}
-
-impl Caller {
-    pub(super) fn of(ip: IpAddr) -> Self {
-        match ip.to_canonical() {
-            IpAddr::V4(v4) => Self::V4(v4.to_bits()),
-            IpAddr::V6(v6) => Self::V6((v6.to_bits() >> 64) as u64),
-        }
-    }
-
-    /// What a provider gives out together: a /24, of IPv6 a /48.
-    fn network(self) -> Self {
-        match self {
-            Self::V4(address) => Self::V4(address & !0xff),
-            Self::V6(network) => Self::V6(network & !0xffff),
-        }
     }
 }
 

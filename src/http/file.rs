@@ -1,6 +1,5 @@
 //! A file as an answer: its name, its type, and the part of it that was asked for.
 
-use crate::client::media::UNKNOWN_TYPE;
 use crate::http::Response;
 
 /// What a browser may show in place, as the specification lists it; the rest is offered to be saved.
@@ -94,3 +93,5 @@ fn encoded(name: &str) -> String {
         out
     })
 }
+
+pub const UNKNOWN_TYPE: &str = "application/octet-stream";

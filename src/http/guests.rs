@@ -4,7 +4,7 @@
 //! not count against who is there (`limit.rs`). Bounded: [`SEEN_MAX`] pairs of an address and a user, and of one user
 //! [`OF_USER_MAX`], the one longest not seen going first, so that nobody pushes out others with addresses of their own.
 
-use super::connection_limits::Caller;
+use super::caller::Caller;
 use crate::base::Clock;
 use lru::LruCache;
 use std::collections::hash_map::RandomState;

@@ -3,8 +3,8 @@
 //! It owns connections, requests, responses and their memory. It knows no endpoint, no user and no room: surfaces
 //! register handlers in a [`Router`] and get [`Request`]s whose bodies are charged before they are read. Read `route.rs`
 //! first (what a surface does), then `request.rs`, `response.rs`, `error.rs`; `body.rs` has both directions of streaming;
-//! `listen.rs` the sockets and timeouts, `places.rs` (with `guests.rs` and `watch.rs`) who may hold a connection; `limit.rs` and
-//! `tls.rs` stand alone.
+//! `listen/` the sockets and timeouts, `connection_limits.rs` (with `caller.rs`, `guests.rs` and `peer_watch.rs`) who may hold a
+//! connection; `file.rs` answers with a file; `limit.rs` and `tls.rs` stand alone.
 
 mod body;
 mod error;
@@ -18,6 +18,7 @@ mod route;
 pub mod tls;
 mod peer_watch;
 pub mod file;
+mod caller;
 
 pub use body::{Body, BodySender, channel, file, stream};
 pub use error::{Answer, BadBody};

@@ -2,7 +2,7 @@
 //!
 //! What the Matrix specification says about one event, one room's rules, one signature: no input or output, no clock, no
 //! lock, no knowledge of any other part. Read `version` (what differs between room versions, as data), then `json` (bytes),
-//! `fast` (one event from another server, once through), `event` (an event as the rest of the house holds it), `sign`,
+//! `scan` (one event from another server, once through), `event` (an event as the rest of the house holds it), `sign`,
 //! then `auth`, `state` and the small ones.
 
 mod reject;

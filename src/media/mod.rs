@@ -4,7 +4,7 @@
 //! before the database knows of it: a power cut leaves a file nobody refers to, never a row without its file. What other
 //! servers keep is passed through, not stored.
 //!
-//! Reading order: this file (what is here), `upload.rs` (in), `quota.rs` (how much), `elsewhere.rs` (from other servers).
+//! Reading order: this file (what is here), `upload.rs` (in), `quota.rs` (how much), `remote.rs` (from other servers).
 
 use std::fmt;
 use std::fs::File;

@@ -12,7 +12,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full};
+use http_body_util::Full;
 use hyper::{Request, Response, body::Incoming, client::conn::http1};
 use hyper_util::rt::TokioIo;
 use ruma::{OwnedServerName, ServerName};
@@ -24,7 +24,6 @@ use tokio::{
 use tokio_rustls::TlsConnector;
 
 use super::Failed;
-use super::lookup::Lookup;
 use super::resolve::Target;
 use crate::{
     base::Clock,

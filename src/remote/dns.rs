@@ -5,7 +5,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::lookup::{Miss, Service};
-use super::resolve::ADDRESSES_MAX;
 
 /// The real world: one DNS client with a bounded cache, rebuilt when `/etc/resolv.conf` changes.
 pub struct Dns {
@@ -148,3 +147,6 @@ pub fn miss(name: &str, error: &hickory_resolver::net::NetError) -> Miss {
         Miss::Silent(format!("DNS gave no answer for {name}: {error}"))
     }
 }
+
+/// Addresses worth trying for one server: four services of two addresses each.
+pub const ADDRESSES_MAX: usize = 8;

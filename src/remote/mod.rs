@@ -5,7 +5,7 @@
 //! `outbound` account, and a time.
 //!
 //! Read `request.rs` first (a signed question with a small answer), then `stream.rs` (a large one), `connect.rs`,
-//! `resolve.rs`, `backoff.rs`, `keys.rs`, `circle.rs`. `events.rs` cuts a large answer into events.
+//! `resolve.rs` (with `lookup.rs`, `dns.rs`, `well_known.rs`), `backoff.rs`, `keys.rs`, `circle.rs`. `json_stream.rs` cuts a large answer into events.
 
 mod backoff;
 mod circle;

@@ -13,14 +13,14 @@ use std::{
 use ruma::ServerName;
 use rustls::pki_types;
 
+use super::dns::ADDRESSES_MAX;
 use super::dns::{is_private, kept_out};
 use super::lookup::{Lookup, Miss, Service, WellKnown};
 use crate::base::{Clock, Owner, Random, Shares};
 
 /// The port of a server that names none.
 pub const DEFAULT_PORT: u16 = 8448;
-/// Addresses worth trying for one server: four services of two addresses each.
-pub const ADDRESSES_MAX: usize = 8;
+
 const SERVICES_MAX: usize = 4;
 
 const MINUTE_MS: u64 = 60_000;

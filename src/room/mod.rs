@@ -1,9 +1,17 @@
 //! Everything that changes or reads a room.
 //!
-//! `append.rs` is the one door in; nothing but it (and the flip of a big join) makes an event part of a room. Read `mod.rs` for
-//! what one can ask, then `send.rs` → `append.rs`, `membership.rs` and `create.rs` for what people here do; `state.rs` for the
-//! state as the rules read it; `receive.rs` for what other servers send; `join/` and `order/` for the big join. Reading is
-//! `read.rs` (pages, cursors) and `share.rs` (a room's share of a sync).
+//! Sub-rooms, lowest floor first; `tests/it/floors.rs` holds them:
+//!
+//! - `error.rs`, `lock.rs`, `ignored.rs`: the ground;
+//! - `state/`: what a room is, read only: state as the rules read it, forks resolved, which servers may ask, what outsiders are shown;
+//! - `append/`: the one door in. Nothing but it (and the flip of a big join) makes an event part of a room;
+//! - `receive/`: what other servers send, and the gaps before it; `send/`: what people here send; `ephemeral/`: typing and receipts;
+//! - `handshake/`: `make_*` and `send_*` with another server, invites, memberships of rooms we are not in; `directory/`: aliases and lists;
+//! - `read/`: what apps are shown; `serve/`: what other servers ask of us; `join/`: the big join;
+//! - `membership/`: which of these ways a join, leave, invite, kick, ban or knock takes; `create/`: new rooms and upgrades;
+//! - `operator.rs`: what the operator sees and allows.
+//!
+//! [`Rooms`] here is what the rest of the server asks; nothing below names it but for the type.
 
 use std::ops::ControlFlow;
 use std::path::PathBuf;
@@ -42,8 +50,8 @@ pub use create::{Create, StateDraft};
 pub use directory::alias::Resolved;
 pub use directory::{PUBLIC_PAGE_BYTES, PublicPage, PublicQuery};
 pub use ephemeral::receipt::{Marker, ReadMarkers};
+pub use handshake::Verb;
 pub use handshake::invite::Invitation;
-pub use handshake::{STRIPPED_EVENTS_MAX, Verb};
 pub use read::filter::{Events, Filter};
 pub use read::relations::{Related, Threads};
 pub use read::state::Who;
@@ -59,6 +67,7 @@ pub use serve::history::Missing;
 pub use serve::long_answer::Served;
 pub use serve::membership::{Drawn, Submitted};
 pub use serve::state::JoinAnswer;
+pub use state::stripped::STRIPPED_EVENTS_MAX;
 
 pub use crate::store::tables::room::event_row::Membership;
 pub use crate::store::{EventNum, Position, RoomNum};

@@ -8,8 +8,8 @@
 //! A job checks before it writes: an `Err` from a job must come before its first put. Keep writes short, since there
 //! is one writer; large changes are staged in `write_bulk` batches and flipped by one small write.
 //!
-//! Reading order: this file, `schema.rs`, `key.rs`, `num.rs`, `access.rs` (reading and writing rows), `guard.rs` (pages that
-//! cannot be read), `engine.rs` (the writer, and opening again after a failure), `disk.rs`, `migrate.rs`, `survey.rs`, then
+//! Reading order: this file, `schema.rs`, `key_encoding.rs`, `row_encoding.rs`, `num.rs`, `access.rs` (reading and writing rows), `guard.rs` (pages that
+//! cannot be read), `writer.rs` (the writer, and opening again after a failure), `disk.rs`, `migrate.rs`, `survey.rs`, then
 //! `tables/`.
 
 mod access;

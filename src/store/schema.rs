@@ -1,6 +1,6 @@
 //! The catalogue: every table, its key and value, and the part that owns it.
 //!
-//! All tables are bytes to bytes; keys keep their order (`key.rs`). A table is written by its owner only, through the
+//! All tables are bytes to bytes; keys keep their order (`key_encoding.rs`). A table is written by its owner only, through the
 //! verbs of a file in `store/tables/`. What may be lost in a power cut says so here.
 
 use super::shape::Shape;

@@ -6,7 +6,6 @@
 
 use std::cell::RefCell;
 use std::cmp::Ordering;
-use std::hash::Hasher;
 use std::ops::{Bound, ControlFlow};
 use std::rc::Rc;
 use std::sync::Arc;

@@ -3,9 +3,9 @@
 //! Owns every row that belongs to a person rather than to a room. Never reads or writes an event: what a new name means
 //! in a room is for `flow`. Whom a change concerns is read from the memberships in the store.
 //!
-//! Reading order: `account.rs` (and `password.rs`), `session.rs`, `device.rs`, `uia.rs`; then what hangs on them:
-//! `profile.rs`, `account_data.rs`, `filter.rs`, `push_rules.rs`, `keys.rs`, `to_device.rs`; `circle.rs` says who shares
-//! rooms with whom, `directory.rs` finds people.
+//! Lowest floor first: `lookup.rs` (people by name), `sharing.rs` (who shares rooms with whom), `settings/` (account data,
+//! filters, push rules), `device/` (devices, keys, messages to them), `account/` (passwords, sessions, profiles, finding people),
+//! `sync.rs`.
 
 mod account;
 mod sharing;

@@ -4,6 +4,7 @@ mod crash;
 mod accounts;
 mod commands;
 mod federation;
+mod floors;
 mod hall;
 mod house;
 mod sync;

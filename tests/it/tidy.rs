@@ -73,10 +73,10 @@ fn what_ships_unwinds_as_the_tests_do() {
 }
 
 /// A source file, without comments and tests.
-struct Source {
+pub struct Source {
     /// Below `src/`.
-    path: String,
-    code: String,
+    pub path: String,
+    pub code: String,
 }
 
 #[test]
@@ -316,7 +316,7 @@ fn forgotten(root: &Path, entries: &[&str]) -> Vec<String> {
 }
 
 #[track_caller]
-fn fine(wrong: impl IntoIterator<Item = String>) {
+pub fn fine(wrong: impl IntoIterator<Item = String>) {
     let wrong: Vec<_> = wrong.into_iter().collect();
     assert!(wrong.is_empty(), "{}\n", wrong.join("\n"));
 }
@@ -330,7 +330,7 @@ fn part_of(path: &str) -> &str {
 }
 
 /// Every source that ships, without its comments and tests.
-fn sources() -> Vec<Source> {
+pub fn sources() -> Vec<Source> {
     let shipped = files(&top().join("src"))
         .into_iter()
         .filter(|(path, _)| !path.ends_with("tests.rs") && !path.contains("/tests/") && !path.ends_with("oracle.rs"));

@@ -1,4 +1,4 @@
-//! One's own account: POST account/password, POST account/deactivate, GET account/3pid.
+//! One's own account, a file for each family of endpoints; here POST account/password, POST account/deactivate, GET account/3pid.
 
 use std::sync::Arc;
 

@@ -1,8 +1,6 @@
 //! Signatures of events ("Signing Events").
 
-use ed25519_dalek::Verifier as _;
 use ruma::ServerName;
-use sha2::Digest;
 
 use super::{Key, Keys};
 use crate::matrix::Reject;

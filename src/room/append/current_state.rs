@@ -1,9 +1,8 @@
 //! The present state of a room, and what follows from it: who is in, and what each person has of it.
 
-use std::ops::ControlFlow;
-
 use super::new_event::{Append, Here, server_of};
 use crate::room::state::fork::Current;
+use crate::room::state::join_conditions::local_joined;
 use crate::store::tables::room::event;
 use crate::store::tables::room::event_row::{Kind, Membership, Row};
 use crate::store::tables::room::member;
@@ -175,16 +174,4 @@ pub fn add_local_joined(get: &impl Get, room: RoomNum, users: &mut Vec<UserNum>)
         }
     }
     Ok(())
-}
-
-/// The joined users of this server. Bounded by its accounts.
-pub fn local_joined(get: &impl Get, room: RoomNum) -> Result<Vec<UserNum>> {
-    let mut joined = Vec::new();
-    member::list_local(get, room, &mut |user, membership| {
-        if membership == Membership::Join {
-            joined.push(user);
-        }
-        Ok(ControlFlow::Continue(()))
-    })?;
-    Ok(joined)
 }

@@ -4,7 +4,6 @@
 
 use ruma::UserId;
 
-use super::current_state::local_joined;
 use super::new_event::{Append, Here};
 use super::relations::relation_of;
 use crate::matrix::auth::{Powers, State as _};
@@ -13,6 +12,7 @@ use crate::room::error::Error;
 use crate::room::ignored;
 use crate::room::state::View;
 use crate::room::state::event::load;
+use crate::room::state::join_conditions::local_joined;
 use crate::store::tables::room::Room;
 use crate::store::tables::room::event_row::Row;
 use crate::store::tables::room::relation::Rel;

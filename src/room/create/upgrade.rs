@@ -15,9 +15,9 @@ use crate::room::state::event::content;
 use crate::room::state::event::id_of;
 use crate::room::state::{known_to_member, not_in_room};
 use crate::room::{Create, Membership, Rooms, StateDraft};
+use crate::store::Read;
 use crate::store::tables::room::{self, member};
 use crate::store::tables::user;
-use crate::store::{Get, Read};
 
 /// State that goes along, all with an empty key. Levels, the create event and the alias have ways of their own.
 const CARRIED: [&str; 9] = [

@@ -16,10 +16,10 @@ use crate::room::error::{Error, Result};
 use crate::room::send::{Built, New};
 use crate::room::state::stripped::strip;
 use crate::room::state::{known_num, known_to_member, server_access};
+use crate::store::Read;
 use crate::store::tables::room::event_row::Membership;
 use crate::store::tables::room::{self};
 use crate::store::tables::user;
-use crate::store::{Get, Read};
 
 /// An invite another server brings, as its request says it.
 pub struct Invitation {

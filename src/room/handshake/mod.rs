@@ -14,7 +14,7 @@ use serde_json::{Map, Value, json};
 
 use super::Rooms;
 use super::error::{Error, Result};
-use super::state::stripped::strip;
+use super::state::stripped::{STRIPPED_EVENTS_MAX, strip};
 use crate::budget::Grant;
 use crate::matrix::draft;
 use crate::matrix::json::partial;
@@ -29,8 +29,6 @@ pub mod invite;
 const SERVERS_MAX: usize = 5;
 /// How long each may take.
 const EACH: Duration = Duration::from_secs(20);
-/// Events of stripped state kept with an invite or a knock. The specification names nine kinds.
-pub const STRIPPED_EVENTS_MAX: usize = 32;
 
 /// A membership event somebody else's server drew up for one of our users.
 pub struct Template {

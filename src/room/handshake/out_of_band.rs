@@ -8,7 +8,8 @@ use ruma::{OwnedUserId, RoomId, UserId};
 use crate::base::shares::{Held, neighbourhood, of_the_busiest};
 use crate::room::Rooms;
 use crate::room::error::{Error, Result};
-use crate::room::state::stripped::{STRIPPED_BYTES_MAX, inviting_server, read_stripped};
+use crate::room::state::stripped::inviter;
+use crate::room::state::stripped::{STRIPPED_BYTES_MAX, inviting_server};
 use crate::store::tables::room::event_row::Membership;
 use crate::store::tables::room::member;
 use crate::store::tables::room::user_room::Mine;
@@ -204,13 +205,6 @@ fn invites_too_many(
     let most = if side { INVITES_KNOWN_MAX } else { INVITES_STRANGERS_MAX };
     let surplus = if all.len() > most { most / 8 } else { 0 };
     Ok(of_the_busiest(all, surplus as u64).into_iter().flatten().collect())
-}
-
-/// Whoever asked a user in, as the stripped state has it.
-pub fn inviter(stripped: &[u8], user_id: &UserId) -> Option<String> {
-    let stripped = read_stripped(stripped);
-    let own = stripped.iter().rev().find(|event| event.kind == "m.room.member" && event.state_key == user_id.as_str());
-    own.map(|event| event.sender.clone().into_owned())
 }
 
 /// Forgets an invite that is over, and with the last of them the room, unless something of it was kept on purpose.

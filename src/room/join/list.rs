@@ -12,7 +12,6 @@ use tokio::sync::{Semaphore, watch};
 use super::admission::Policy;
 use super::progress::{Progress, Underway};
 use crate::room::Rooms;
-use crate::store::Get;
 
 /// Joins under way and in line. Each is a task and a journal row.
 const UNDERWAY_MAX: usize = 32;

@@ -1,7 +1,7 @@
 //! Joining a room through another server: three members or forty thousand, the same machine.
 //!
 //! ```text
-//! template → sign → admission → send_join ⇒ take (tokeniser, workers, stage) → settle (order, judge, rows, state) → FLIP
+//! template → sign → admission → send_join ⇒ stream (tokeniser, workers, stage) → build (order, judge, rows, state) → FLIP
 //! ```
 //!
 //! Everything that takes long is stored as it is made, in short writes under a journal row that says how far the join is;
@@ -11,7 +11,8 @@
 //! Memory is a lane: a part of the `join` account that one join has to itself. There is one for large rooms and a small
 //! one, so that a chat of three does not wait for a room of forty thousand.
 //!
-//! Reading order: this file, `take.rs`, `check.rs`, `familiar.rs`, `stage.rs`, `graph.rs`, `settle.rs`, `columns.rs`, `flip.rs`, `progress.rs`.
+//! Reading order: this file, `ask.rs`, `stream.rs` (with `batch.rs`), `check.rs` (with `key_cache.rs`), `resume.rs`, `stage.rs`,
+//! `graph.rs`, `order/`, `build/`, `flip.rs`, `cleanup.rs`; `list.rs`, `lane.rs`, `progress.rs`, `admission.rs` stand alone.
 
 mod check;
 mod resume;

@@ -1,7 +1,7 @@
 //! Coming, going, and being asked in or put out.
 //!
-//! For rooms we hold, a membership is a state event like others, sent through `send.rs` with the content the server is
-//! responsible for. For rooms we do not hold, `elsewhere.rs` knows whom to ask.
+//! For rooms we hold, a membership is a state event like others, sent through `send/` with the content the server is
+//! responsible for. For rooms we do not hold, `handshake/` knows whom to ask.
 
 use ruma::{OwnedEventId, OwnedServerName, OwnedUserId, RoomId, UserId};
 use serde_json::{Map, Value};
@@ -11,13 +11,12 @@ use super::error::{Error, Result};
 use super::send::New;
 use super::send::member::{content_of, join_content, with_profile};
 use super::state::{known, known_to_member, not_in_room};
-use crate::matrix::auth::State as _;
 use crate::room::Joining;
 use crate::store::tables::room::event_row::Membership;
 use crate::store::tables::room::user_room;
 use crate::store::tables::room::{self};
 use crate::store::tables::user;
-use crate::store::{Change, Get, Read};
+use crate::store::{Change, Read};
 
 pub mod profile;
 pub mod restricted;

@@ -2,7 +2,7 @@
 //!
 //! Server-server API, "Checks performed on receipt of a PDU", from the fourth on: by the events it cites, by the state
 //! before it (either failing rejects it), by the room's present state (failing that, it is kept but not shown or built
-//! upon). What comes before, an event's shape and signatures, is `receive.rs`; what is not stored is `missing.rs`.
+//! upon). What comes before, an event's shape and signatures, is `inbox.rs`; what is not stored is `gap.rs`.
 //!
 //! Plain reads on a snapshot, under the room's lock: a few dozen rows, whatever the room's size, unless the history forks.
 //! On a short fork the states of its ends are resolved for each event. On a long one, which may last as long as a server

@@ -237,6 +237,27 @@ impl Fetch for Wire {
     }
 }
 
+impl Rooms {
+    /// That the servers which must have signed an event have, and that its content is whole. Keys are fetched when need be.
+    pub async fn check_signed(&self, event: &Event) -> Result<()> {
+        self.fetch_signing_keys(event).await?;
+        let keys = self.0.parts.remote.keys();
+        let event = event.clone();
+        match base::blocking(move || sign::event::check_event(&event, &keys)).await? {
+            sign::event::Checked::Intact => Ok(()),
+            sign::event::Checked::RedactNeeded => Err(Reject::signature("the content hash is wrong").into()),
+        }
+    }
+
+    /// Asks for the keys an event is signed with, where they are not known. After a while those that are here must do.
+    pub async fn fetch_signing_keys(&self, event: &Event) -> Result<()> {
+        let parts = &self.0.parts;
+        let (names, at_ms) = signing_keys(event, parts.clock.now_ms())?;
+        let keys = parts.remote.keys();
+        Ok(parts.clock.timeout(KEYS_TIME_MAX, keys.fetch(&names, at_ms)).await.unwrap_or(Ok(()))?)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -261,26 +282,5 @@ mod tests {
         let read = Fetched::read(text, 10, None).unwrap();
         let all: Vec<_> = read.iter().collect();
         assert_eq!((all.len(), all[0], all[4]), (5, &b"{\"a\":1}"[..], &b"{\"d\":1}"[..]));
-    }
-}
-
-impl Rooms {
-    /// That the servers which must have signed an event have, and that its content is whole. Keys are fetched when need be.
-    pub async fn check_signed(&self, event: &Event) -> Result<()> {
-        self.fetch_signing_keys(event).await?;
-        let keys = self.0.parts.remote.keys();
-        let event = event.clone();
-        match base::blocking(move || sign::event::check_event(&event, &keys)).await? {
-            sign::event::Checked::Intact => Ok(()),
-            sign::event::Checked::RedactNeeded => Err(Reject::signature("the content hash is wrong").into()),
-        }
-    }
-
-    /// Asks for the keys an event is signed with, where they are not known. After a while those that are here must do.
-    pub async fn fetch_signing_keys(&self, event: &Event) -> Result<()> {
-        let parts = &self.0.parts;
-        let (names, at_ms) = signing_keys(event, parts.clock.now_ms())?;
-        let keys = parts.remote.keys();
-        Ok(parts.clock.timeout(KEYS_TIME_MAX, keys.fetch(&names, at_ms)).await.unwrap_or(Ok(()))?)
     }
 }

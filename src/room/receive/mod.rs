@@ -1,9 +1,9 @@
 //! What other servers send.
 //!
 //! Server-server API, "Checks performed on receipt of a PDU", in its order. Shape, access control list, signatures and
-//! hash are checked here, without any lock; `judge.rs` does the rest under the room's lock. Events that follow the
+//! hash are checked here, without any lock; `authorize.rs` does the rest under the room's lock. Events that follow the
 //! present one, the usual case, are judged and appended several to a commit. What an event stands on and we do not have
-//! is fetched by `missing.rs`, with no lock held: one gap at a time in each room, so that a slow server holds up the
+//! is fetched by `gap.rs`, with no lock held: one gap at a time in each room, so that a slow server holds up the
 //! filling of gaps in that room and nothing else.
 //!
 //! Bounded: a transaction's events are in memory, charged by whoever read it; what is fetched besides pays for itself.

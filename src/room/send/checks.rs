@@ -8,9 +8,9 @@ use crate::matrix::{auth, json};
 use crate::room::Rooms;
 use crate::room::error::{Error, Result};
 use crate::room::state::Known;
+use crate::store::Read;
 use crate::store::tables::room::{self, event};
 use crate::store::tables::user;
-use crate::store::{Get, Read};
 
 impl Rooms {
     /// What a server asks of its own people beyond the authorisation rules.

@@ -2,8 +2,7 @@
 
 use std::ops::ControlFlow;
 
-use super::slots::{Place, Reader};
-use super::state::HEROES_MAX;
+use super::slots::{Reader, Turn};
 use crate::base::{ChunkError, Chunks};
 use crate::budget::Grant;
 use crate::matrix::Event;
@@ -11,10 +10,8 @@ use crate::matrix::json::write_string;
 use crate::room::Rooms;
 use crate::room::error::Result;
 use crate::room::state::Known;
-use crate::store::tables::room::event;
-use crate::store::tables::room::event_row;
-use crate::store::tables::room::event_row::{Kind, Membership, Root};
-use crate::store::tables::room::{member, state_tree};
+use crate::store::tables::room::event_row::{self, Kind, Membership, Root};
+use crate::store::tables::room::{event, member, state_tree};
 use crate::store::{self, EventNum, Get, Read, RoomNum, StateKeyNum};
 
 /// A piece is full at this size; the event that fills it may be 64 KiB itself, and is held once more while it is read.
@@ -24,14 +21,6 @@ const PIECE_BYTES: usize = 16 * 1024;
 const PAGE: usize = 128;
 
 const LOOKED_AT_MAX: usize = 2048;
-
-/// A turn, and the memory for it.
-pub(in crate::room) struct Turn {
-    pub place: Place,
-    pub grant: Grant,
-    pub bitmap: Option<Grant>,
-    pub bits_max: u32,
-}
 
 /// A long answer and what pays for it.
 pub struct Served {
@@ -323,3 +312,6 @@ impl Chunks for LongAnswer {
         Ok(!matches!(self.step, Step::Done))
     }
 }
+
+/// Members named to a joining server for a room without a name.
+pub const HEROES_MAX: usize = 6;

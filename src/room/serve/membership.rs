@@ -1,8 +1,8 @@
 //! Others coming and going: `make_join`, `make_leave`, `make_knock`, and the events that come back.
 //!
 //! Server-server API, "Joining Rooms", "Leaving Rooms", "Knocking upon a room". A template is drawn up from the room's
-//! present state; the signed event that comes back goes the way of all that other servers send (`receive.rs`) and is posted
-//! to everybody in the room. `serve_state.rs` writes the long answer to a join.
+//! present state; the signed event that comes back goes the way of all that other servers send (`receive/`) and is posted
+//! to everybody in the room. `state.rs` writes the long answer to a join.
 
 use ruma::{EventId, OwnedEventId, OwnedServerName, OwnedUserId, RoomId, ServerName, UserId};
 use serde_json::value::RawValue;
@@ -21,7 +21,7 @@ use crate::room::state::server_access;
 use crate::room::state::stripped::shown_state;
 use crate::room::state::{Known, known_num};
 use crate::store::tables::room::event;
-use crate::store::{EventNum, Get, Read};
+use crate::store::{EventNum, Read};
 
 /// A template as we hand it out.
 pub struct Drawn {

@@ -10,10 +10,8 @@ use std::time::Duration;
 use ruma::ServerName;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::long_answer::Turn;
-use super::state::PIECE_BYTES_MAX;
 use crate::base::{self, ChunkError, Clock, OneEach, Only};
-use crate::budget::{Budget, Refused};
+use crate::budget::{Budget, Grant, Refused};
 use crate::room::Rooms;
 use crate::room::error::Result;
 
@@ -112,6 +110,51 @@ impl Reader {
     }
 }
 
+/// How long the next asker waits for its turn before it is told to come back, in milliseconds.
+const TURN_MS: u64 = 60_000;
+
+/// A bitmap larger than this is the `join` account's to pay: it is a room of its size that is being handed over.
+const SMALL_BITMAP_BYTES: u64 = 64 * 1024;
+
+impl Rooms {
+    /// Waits for a server's turn. Nothing may be held meanwhile, and whether it may ask has been looked at.
+    pub(in crate::room) async fn turn(&self, origin: &ServerName) -> Result<Turn> {
+        let parts = &self.0.parts;
+        let waiting = self.0.turns.take(origin);
+        let place = parts.clock.timeout(std::time::Duration::from_millis(TURN_MS), waiting).await;
+        let place = place.ok_or_else(|| busy(&parts.budget))?;
+        let rooms = self.clone();
+        let bits_max = base::blocking(move || rooms.highest_event()).await?;
+        let bytes = u64::from(bits_max) / 8 + 64;
+        let (small, bitmap) = match bytes <= SMALL_BITMAP_BYTES {
+            true => (bytes, None),
+            false => (0, Some(parts.budget.account("join").take(bytes).await?)),
+        };
+        let grant = parts.budget.account("response_bodies").take(PIECE_BYTES_MAX + small).await?;
+        Ok(Turn { place, grant, bitmap, bits_max })
+    }
+}
+
+fn busy(budget: &Budget) -> Refused {
+    Refused {
+        account: "response_bodies".to_owned(),
+        asked: PIECE_BYTES_MAX,
+        limit: budget.account("response_bodies").limit(),
+        retry_after_ms: TURN_MS,
+        too_large: false,
+    }
+}
+
+pub const PIECE_BYTES_MAX: u64 = 16 * 1024 + 3 * 64 * 1024;
+
+/// A turn, and the memory for it.
+pub(in crate::room) struct Turn {
+    pub place: Place,
+    pub grant: Grant,
+    pub bitmap: Option<Grant>,
+    pub bits_max: u32,
+}
+
 #[cfg(test)]
 mod tests {
     use ruma::OwnedServerName;
@@ -162,40 +205,5 @@ mod tests {
         three.await;
         let mut slow = Reader::new(turns.take(&name("one.example")).await, clock.clone());
         assert!(read(&mut slow, 16) && !read(&mut slow, 16), "a KiB a second always is");
-    }
-}
-
-/// How long the next asker waits for its turn before it is told to come back, in milliseconds.
-const TURN_MS: u64 = 60_000;
-
-/// A bitmap larger than this is the `join` account's to pay: it is a room of its size that is being handed over.
-const SMALL_BITMAP_BYTES: u64 = 64 * 1024;
-
-impl Rooms {
-    /// Waits for a server's turn. Nothing may be held meanwhile, and whether it may ask has been looked at.
-    pub(in crate::room) async fn turn(&self, origin: &ServerName) -> Result<Turn> {
-        let parts = &self.0.parts;
-        let waiting = self.0.turns.take(origin);
-        let place = parts.clock.timeout(std::time::Duration::from_millis(TURN_MS), waiting).await;
-        let place = place.ok_or_else(|| busy(&parts.budget))?;
-        let rooms = self.clone();
-        let bits_max = base::blocking(move || rooms.highest_event()).await?;
-        let bytes = u64::from(bits_max) / 8 + 64;
-        let (small, bitmap) = match bytes <= SMALL_BITMAP_BYTES {
-            true => (bytes, None),
-            false => (0, Some(parts.budget.account("join").take(bytes).await?)),
-        };
-        let grant = parts.budget.account("response_bodies").take(PIECE_BYTES_MAX + small).await?;
-        Ok(Turn { place, grant, bitmap, bits_max })
-    }
-}
-
-fn busy(budget: &Budget) -> Refused {
-    Refused {
-        account: "response_bodies".to_owned(),
-        asked: PIECE_BYTES_MAX,
-        limit: budget.account("response_bodies").limit(),
-        retry_after_ms: TURN_MS,
-        too_large: false,
     }
 }

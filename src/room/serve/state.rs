@@ -7,7 +7,8 @@
 
 use ruma::{EventId, RoomId, ServerName};
 
-use super::long_answer::{LongAnswer, Served, Turn, members_kept};
+use super::long_answer::{LongAnswer, Served, members_kept};
+use super::slots::Turn;
 use crate::base::{self};
 use crate::matrix::Event;
 use crate::matrix::json::write_string;
@@ -17,11 +18,6 @@ use crate::room::state::Known;
 use crate::room::state::server_access;
 use crate::store::tables::room::event::{self};
 use crate::store::{EventNum, Get};
-
-pub const PIECE_BYTES_MAX: u64 = 16 * 1024 + 3 * 64 * 1024;
-
-/// Members named to a joining server for a room without a name.
-pub const HEROES_MAX: usize = 6;
 
 impl Rooms {
     /// `GET /state` and `/state_ids`: the state before an event, and the events it rests on.
@@ -128,6 +124,8 @@ fn known_event(get: &impl Get, held: &Known, id: &EventId) -> Result<EventNum> {
 
 #[cfg(test)]
 mod tests {
+    use crate::room::serve::long_answer::HEROES_MAX;
+    use crate::room::serve::slots::PIECE_BYTES_MAX;
     use crate::store::tables::room::{event, member, state_tree};
     use std::collections::{BTreeMap, BTreeSet};
     use std::sync::Arc;

@@ -1,5 +1,7 @@
 //! Whom restricted join rules let in, and who here may vouch for it ("Restricted rooms").
 
+use std::ops::ControlFlow;
+
 use ruma::{OwnedUserId, UserId};
 
 use super::Known;
@@ -10,7 +12,7 @@ use crate::room::error::{Error, Result};
 use crate::store::tables::room::event_row::Membership;
 use crate::store::tables::room::{self, member};
 use crate::store::tables::user;
-use crate::store::{Get, Read, UserNum};
+use crate::store::{Get, Read, RoomNum, UserNum};
 
 /// Rooms that a restricted room lets people in from, looked at for one join at most.
 const ALLOW_MAX: usize = 100;
@@ -76,7 +78,7 @@ pub(super) fn meets_condition(read: &impl Get, room: &Known, user: &UserId) -> R
 impl Rooms {
     /// A joined user of this server who may invite. Bounded by the people of this server.
     pub(super) fn who_may_invite(&self, read: &impl Get, room: &Known) -> Result<Option<OwnedUserId>> {
-        let local: Vec<UserNum> = crate::room::append::current_state::local_joined(read, room.num)?;
+        let local: Vec<UserNum> = local_joined(read, room.num)?;
         let mut ids = Vec::with_capacity(local.len());
         for num in local {
             ids.extend(OwnedUserId::try_from(user::id_of(read, num)?));
@@ -86,4 +88,16 @@ impl Rooms {
             .with_powers(|powers| ids.into_iter().find(|id| powers.user(id) >= powers.named(Named::Invite)))?;
         Ok(found.flatten())
     }
+}
+
+/// The joined users of this server. Bounded by its accounts.
+pub fn local_joined(get: &impl Get, room: RoomNum) -> crate::store::Result<Vec<UserNum>> {
+    let mut joined = Vec::new();
+    member::list_local(get, room, &mut |user, membership| {
+        if membership == Membership::Join {
+            joined.push(user);
+        }
+        Ok(ControlFlow::Continue(()))
+    })?;
+    Ok(joined)
 }

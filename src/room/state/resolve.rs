@@ -7,7 +7,7 @@
 //! Bounded by the profile's `state_conflicts_max`, the events that are resolved together. States that differ in more are
 //! resolved in parts, which comes to the same unless an event of one part decides about one of another: first every key that
 //! an event which can take power away is about, then other state, then memberships. States that differ in a multiple of that
-//! are not resolved; `judge.rs` has a way on.
+//! are not resolved; `receive/authorize.rs` has a way on.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};

@@ -9,8 +9,6 @@ use serde_json::value::RawValue;
 use crate::matrix::{Event, json as text};
 use crate::room::Rooms;
 use crate::room::error::Result;
-use crate::room::handshake::STRIPPED_EVENTS_MAX;
-use crate::room::handshake::out_of_band::inviter;
 use crate::room::state::{Known, known};
 use crate::store::Get;
 use crate::store::tables::room::event_row::Kind;
@@ -135,3 +133,13 @@ pub(in crate::room) const SHOWN: [Kind; 8] = [
     Kind::ENCRYPTION,
     Kind::TOMBSTONE,
 ];
+
+/// Events of stripped state kept with an invite or a knock. The specification names nine kinds.
+pub const STRIPPED_EVENTS_MAX: usize = 32;
+
+/// Whoever asked a user in, as the stripped state has it.
+pub fn inviter(stripped: &[u8], user_id: &UserId) -> Option<String> {
+    let stripped = read_stripped(stripped);
+    let own = stripped.iter().rev().find(|event| event.kind == "m.room.member" && event.state_key == user_id.as_str());
+    own.map(|event| event.sender.clone().into_owned())
+}

@@ -1,6 +1,6 @@
 //! Freeing state nodes that nothing names any more: what cancelled joins and purged rooms leave.
 //!
-//! The rules of a sweep are the store's (`store/tables/snapshot/sweep.rs`). Here is its pace: small steps with pauses, so
+//! The rules of a sweep are the store's (`store/tables/room/state_tree/sweep.rs`). Here is its pace: small steps with pauses, so
 //! that nobody waits for one of its writes, and a day between two. One that fails takes its declaration back.
 
 use std::time::Duration;

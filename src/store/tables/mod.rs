@@ -1,4 +1,5 @@
-//! Typed rows and their few verbs, a file for each noun; free functions over `&impl Get` and `&mut Write`.
+//! Typed rows and their few verbs, a folder for each owner and a file for each noun; free functions over `&impl Get` and
+//! `&mut Write`. Rooms may name users; `tests/it/floors.rs` holds that.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;

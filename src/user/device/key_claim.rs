@@ -9,14 +9,13 @@ use serde_json::Value;
 use serde_json::value::{RawValue, to_raw_value};
 use tokio::task::JoinSet;
 
+use super::key_query::{ANSWER_BYTES, ASKED_AT_ONCE, QUESTION_TIMEOUT, each_in, is_too_deep};
 use super::key_query::{Viewer, each_of, failure, price};
-use super::keys::{
-    ANSWER_BYTES, ASKED_AT_ONCE, KEY_BYTES_MAX, KEY_NAME_BYTES_MAX, QUESTION_TIMEOUT, each_in, is_too_deep,
-};
+use super::keys::{KEY_BYTES_MAX, KEY_NAME_BYTES_MAX};
 use crate::budget::Grant;
 use crate::remote::Failed;
+use crate::store::Change;
 use crate::store::tables::user::e2ee_key::{self, OneTimeKey};
-use crate::store::{Change, Get};
 use crate::user::{Error, Users, lookup};
 
 /// One-time keys handed out in one write; each is paid for in full before it is taken.

@@ -10,7 +10,6 @@ use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
-use super::keys::{ANSWER_BYTES, ASKED_AT_ONCE, QUESTION_TIMEOUT, each_in, is_too_deep};
 use crate::base::blocking;
 use crate::budget::{Grant, parsed_bytes_max};
 use crate::matrix::json::partial;
@@ -421,4 +420,26 @@ fn signed_by_viewer(
 
 pub fn failure(failed: &Failed) -> Value {
     json!({ "errcode": "M_UNKNOWN", "error": format!("The server {failed}") })
+}
+
+/// Other servers asked at once for one request.
+pub const ASKED_AT_ONCE: usize = 4;
+
+pub const QUESTION_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Paid for before anything is looked up.
+pub const ANSWER_BYTES: u64 = 16 << 10;
+
+/// Shows the members of what a server tells of one user, or of all. What is no object tells of nobody, and what is told
+/// beside it is taken.
+pub fn each_in(object: &RawValue, visit: &mut dyn FnMut(&str, &RawValue) -> Result<(), Failed>) -> Result<(), Failed> {
+    match partial::each_member(object.get().as_bytes(), visit) {
+        Err(Failed::BadAnswer(_)) => Ok(()),
+        told => told,
+    }
+}
+
+/// Apps get a key beside others, in one answer.
+pub fn is_too_deep(key: &RawValue) -> bool {
+    crate::matrix::json::is_deeper_than(key.get().as_bytes(), crate::matrix::json::EVENT_DEPTH_MAX)
 }

@@ -5,17 +5,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
-use std::time::Duration;
 
 use ruma::UserId;
 use serde::Deserialize;
-use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
 use super::announce;
 use crate::budget::parsed_bytes_max;
-use crate::matrix::json::{self, partial};
-use crate::remote::Failed;
 use crate::store::tables::user::e2ee_key::{self, FallbackKey, OneTimeKey};
 use crate::store::{Get, UserNum};
 use crate::user::{Error, Requester, Users};
@@ -31,14 +27,6 @@ const DEVICE_KEYS_PARSED_BYTES_MAX: u64 = 64 << 10;
 pub const KEY_NAME_BYTES_MAX: usize = 128;
 /// The algorithm every app counts, even at none.
 const USUAL_ALGORITHM: &str = "signed_curve25519";
-
-/// Other servers asked at once for one request.
-pub const ASKED_AT_ONCE: usize = 4;
-
-pub const QUESTION_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Paid for before anything is looked up.
-pub const ANSWER_BYTES: u64 = 16 << 10;
 
 /// What an app uploads.
 #[derive(Deserialize)]
@@ -80,20 +68,6 @@ impl Users {
         })
         .await
     }
-}
-
-/// Shows the members of what a server tells of one user, or of all. What is no object tells of nobody, and what is told
-/// beside it is taken.
-pub fn each_in(object: &RawValue, visit: &mut dyn FnMut(&str, &RawValue) -> Result<(), Failed>) -> Result<(), Failed> {
-    match partial::each_member(object.get().as_bytes(), visit) {
-        Err(Failed::BadAnswer(_)) => Ok(()),
-        told => told,
-    }
-}
-
-/// Apps get a key beside others, in one answer.
-pub fn is_too_deep(key: &RawValue) -> bool {
-    json::is_deeper_than(key.get().as_bytes(), json::EVENT_DEPTH_MAX)
 }
 
 fn counts(get: &impl Get, user: UserNum, device_id: &str) -> Result<BTreeMap<String, u64>, Error> {
@@ -204,7 +178,9 @@ fn same_key(one: &Value, other: &Value) -> bool {
 mod tests {
     use super::*;
     use crate::budget::Budget;
+    use crate::remote::Failed;
     use crate::user::device::key_claim::{Claimed, Claims};
+    use crate::user::device::key_query::ANSWER_BYTES;
 
     fn claimed(budget: &Budget) -> Claimed {
         let grant = budget.account("response_bodies").try_take(ANSWER_BYTES).unwrap();

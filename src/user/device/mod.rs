@@ -4,7 +4,6 @@ use std::ops::ControlFlow;
 
 use ruma::UserId;
 use serde_json::{Value, json};
-use sha2::Digest;
 
 use super::{Error, Users};
 use crate::store::tables::user as table;

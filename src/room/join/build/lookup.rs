@@ -13,7 +13,7 @@ use crate::room::join::order::{Scratch, take_up_to};
 use crate::store::tables::room::staged::UserPrint;
 use crate::store::tables::room::{body, event};
 use crate::store::tables::user::{self, Met};
-use crate::store::{self, BodyNum, Get, Read, StateKeyNum, Store, UserNum};
+use crate::store::{self, BodyNum, Read, StateKeyNum, Store, UserNum};
 
 /// Numbers by print. Whom it has no room for is looked up in the store.
 pub struct Users {

@@ -1,6 +1,5 @@
 //! An event in the file that is sorted into the room's order.
 
-use super::authorize::Bodies;
 use super::lookup::Users;
 use super::{IN_STATE, KNOWN};
 use crate::room::join::error::Stop;
@@ -8,7 +7,7 @@ use crate::room::join::order::{Node, Order, Sorter};
 use crate::store::row_encoding::{Unpack, put_bytes, put_u64};
 use crate::store::tables::room::event_row::{Id, Kind, Membership};
 use crate::store::tables::room::staged;
-use crate::store::{BodyNum, EventNum, Get, StateKeyNum, UserNum};
+use crate::store::{BodyNum, EventNum, StateKeyNum, UserNum};
 
 const NEEDS_BODY: u8 = 2;
 

@@ -7,10 +7,8 @@
 
 use std::ops::ControlFlow;
 
-use base64::Engine as _;
-
 use super::body::{self, Known, Wants};
-use super::event_row::{Id, Kind, Membership, Row};
+use super::event_row::{Id, Membership, Row};
 use crate::base::shares::{Held, of_the_busiest};
 use crate::store::num::KEYS_OF_A_KIND_MAX;
 use crate::store::schema::{EVENT, EVENT_BODY, EVENT_ID, FOLLOWED, REDACTION_PENDING, STATE_KEY};
@@ -21,32 +19,6 @@ use crate::store::{Error, Get, Result, Write};
 /// More auth events than this are no event: the specification's authorisation rules need at most five kinds, and
 /// `matrix::format` refuses longer lists before they get here.
 pub const AUTH_EDGES_MAX: usize = 64;
-
-pub const NAMES: [(Kind, &str); 23] = [
-    (Kind::MEMBER, "m.room.member"),
-    (Kind::MESSAGE, "m.room.message"),
-    (Kind::ENCRYPTED, "m.room.encrypted"),
-    (Kind::REACTION, "m.reaction"),
-    (Kind::REDACTION, "m.room.redaction"),
-    (Kind::CREATE, "m.room.create"),
-    (Kind::POWER_LEVELS, "m.room.power_levels"),
-    (Kind::JOIN_RULES, "m.room.join_rules"),
-    (Kind::HISTORY_VISIBILITY, "m.room.history_visibility"),
-    (Kind::NAME, "m.room.name"),
-    (Kind::TOPIC, "m.room.topic"),
-    (Kind::AVATAR, "m.room.avatar"),
-    (Kind::CANONICAL_ALIAS, "m.room.canonical_alias"),
-    (Kind::GUEST_ACCESS, "m.room.guest_access"),
-    (Kind::ENCRYPTION, "m.room.encryption"),
-    (Kind::TOMBSTONE, "m.room.tombstone"),
-    (Kind::SERVER_ACL, "m.room.server_acl"),
-    (Kind::THIRD_PARTY_INVITE, "m.room.third_party_invite"),
-    (Kind::PINNED_EVENTS, "m.room.pinned_events"),
-    (Kind::ALIASES, "m.room.aliases"),
-    (Kind::SPACE_CHILD, "m.space.child"),
-    (Kind::SPACE_PARENT, "m.space.parent"),
-    (Kind::STICKER, "m.sticker"),
-];
 
 /// Sets aside `count` event numbers and answers the first; they are never given out again, used or not.
 pub fn reserve(w: &mut Write, count: u32) -> Result<EventNum> {
@@ -372,6 +344,8 @@ mod tests {
     use crate::store::Store;
     use crate::store::UserNum;
     use crate::store::tables::room::body;
+    use crate::store::tables::room::event_row::Kind;
+    use crate::store::tables::room::event_row::NAMES;
     use crate::store::tables::room::event_row::{Flags, Root};
 
     fn row() -> Row {

@@ -3,11 +3,10 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
 
-use super::event::NAMES;
 use crate::store::row_encoding::{Unpack, put_bytes, put_i64, put_u64};
-use crate::store::{BodyNum, EventNum, Get, RoomNum, StateKeyNum, UserNum};
+use crate::store::{BodyNum, EventNum, RoomNum, StateKeyNum, UserNum};
 
-/// A state tree (`snapshot.rs`): the number of its top node. Trees of equal content have equal numbers.
+/// A state tree (`state_tree/`): the number of its top node. Trees of equal content have equal numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 pub struct Root(pub(in crate::store) u32);
 
@@ -366,3 +365,29 @@ fn unpack_id(unpack: &mut Unpack<'_>, more: u8) -> Option<Id> {
         _ => Id::Named(unpack.text()?.to_owned()),
     })
 }
+
+pub const NAMES: [(Kind, &str); 23] = [
+    (Kind::MEMBER, "m.room.member"),
+    (Kind::MESSAGE, "m.room.message"),
+    (Kind::ENCRYPTED, "m.room.encrypted"),
+    (Kind::REACTION, "m.reaction"),
+    (Kind::REDACTION, "m.room.redaction"),
+    (Kind::CREATE, "m.room.create"),
+    (Kind::POWER_LEVELS, "m.room.power_levels"),
+    (Kind::JOIN_RULES, "m.room.join_rules"),
+    (Kind::HISTORY_VISIBILITY, "m.room.history_visibility"),
+    (Kind::NAME, "m.room.name"),
+    (Kind::TOPIC, "m.room.topic"),
+    (Kind::AVATAR, "m.room.avatar"),
+    (Kind::CANONICAL_ALIAS, "m.room.canonical_alias"),
+    (Kind::GUEST_ACCESS, "m.room.guest_access"),
+    (Kind::ENCRYPTION, "m.room.encryption"),
+    (Kind::TOMBSTONE, "m.room.tombstone"),
+    (Kind::SERVER_ACL, "m.room.server_acl"),
+    (Kind::THIRD_PARTY_INVITE, "m.room.third_party_invite"),
+    (Kind::PINNED_EVENTS, "m.room.pinned_events"),
+    (Kind::ALIASES, "m.room.aliases"),
+    (Kind::SPACE_CHILD, "m.space.child"),
+    (Kind::SPACE_PARENT, "m.space.parent"),
+    (Kind::STICKER, "m.sticker"),
+];
