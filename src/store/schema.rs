@@ -29,14 +29,14 @@ impl Table {
 // ---- store: the engine itself
 pub const META: Table = table("meta", "store", "name → value: format, hash_key, position, counters (next/NAME)");
 
-// ---- room: state trees and the numbers of state keys (tables/snapshot.rs)
-pub const STATE_NODE: Table = table("state_node", "room", "u32 → node of a state tree (tables/snapshot.rs)");
+// ---- room: state trees and the numbers of state keys (tables/room/state_tree)
+pub const STATE_NODE: Table = table("state_node", "room", "u32 → node of a state tree (tables/room/state_tree)");
 pub const STATE_NAME: Table = table("state_name", "room", "keyed hash64(node) → u32 in state_node");
 pub const STATE_SWEEP: Table = table("state_sweep", "room", "of a sweep of state_node: its limit; u32 → used again");
 pub const STATE_KEY: Table =
     table("state_key", "room", "keyed hash128(type, state key) → StateKeyNum; a member's follows from their UserNum");
 
-// ---- user: accounts, devices, keys, what a person keeps here (tables/{user,device,key,to_device,account_data,filter}.rs)
+// ---- user: accounts, devices, keys, what a person keeps here (tables/user)
 pub const USER_ID: Table = table("user_id", "user", "UserNum → user id").shaped(Shape::Key4);
 pub const USER_NUM: Table = table("user_num", "user", "keyed hash64(user id), UserNum → nothing").shaped(Shape::Key12);
 pub const USER_META: Table = table("user_meta", "user", "name → JSON: the one-time setup code");
@@ -225,5 +225,11 @@ mod tests {
         names.sort_unstable();
         names.dedup();
         assert_eq!(names.len(), TABLES.len());
+    }
+
+    #[test]
+    fn every_table_is_listed() {
+        let made = include_str!("schema.rs").lines().filter(|line| line.starts_with("pub const") && line.contains(": Table ="));
+        assert_eq!(made.count(), TABLES.len());
     }
 }
