@@ -1,20 +1,20 @@
 //! What goes wrong below, as a sentence for the operator. The code matters to nobody: the command line prints the sentence.
 
-use crate::http::{Answer, BadBody, StatusCode};
+use crate::http::{BadBody, ErrorResponse, StatusCode};
 use crate::{room, user};
 
 /// A command that could not be carried out.
 #[derive(Debug)]
-pub struct Error(Answer);
+pub struct Error(ErrorResponse);
 
-impl From<Error> for Answer {
-    fn from(error: Error) -> Answer {
+impl From<Error> for ErrorResponse {
+    fn from(error: Error) -> ErrorResponse {
         error.0
     }
 }
 
-impl From<Answer> for Error {
-    fn from(answer: Answer) -> Error {
+impl From<ErrorResponse> for Error {
+    fn from(answer: ErrorResponse) -> Error {
         Error(answer)
     }
 }
@@ -28,9 +28,9 @@ impl From<BadBody> for Error {
 impl From<user::Error> for Error {
     fn from(failed: user::Error) -> Error {
         Error(match failed {
-            user::Error::NotFound(_) => Answer::not_found(failed.to_string()),
+            user::Error::NotFound(_) => ErrorResponse::not_found(failed.to_string()),
             user::Error::Refused(refused) => refused.into(),
-            other => Answer::bad("M_UNKNOWN", other.to_string()),
+            other => ErrorResponse::bad("M_UNKNOWN", other.to_string()),
         })
     }
 }
@@ -38,9 +38,9 @@ impl From<user::Error> for Error {
 impl From<room::error::Error> for Error {
     fn from(failed: room::error::Error) -> Error {
         Error(match failed {
-            room::error::Error::NotFound => Answer::not_found("there is no such room"),
+            room::error::Error::NotFound => ErrorResponse::not_found("there is no such room"),
             room::error::Error::Refused(refused) => refused.into(),
-            other => Answer::new(StatusCode::BAD_REQUEST, "M_UNKNOWN", other.to_string()),
+            other => ErrorResponse::new(StatusCode::BAD_REQUEST, "M_UNKNOWN", other.to_string()),
         })
     }
 }

@@ -16,7 +16,7 @@ use serde::Serialize;
 
 use crate::budget::Budget;
 use crate::deliver::Sender;
-use crate::http::{Answer, Response, Router, StatusCode};
+use crate::http::{ErrorResponse, Response, Router, StatusCode};
 use crate::room::Rooms;
 use crate::user::Users;
 
@@ -57,8 +57,8 @@ pub fn first_routes(router: &mut Router, admin: &Arc<Admin>) {
 }
 
 /// A page of rows, paid for until it is sent.
-async fn page(admin: &Admin, value: &impl Serialize) -> Result<Response, Answer> {
+async fn page(admin: &Admin, value: &impl Serialize) -> Result<Response, ErrorResponse> {
     let grant = admin.budget.account("admin").take(PAGE_BYTES).await?;
-    let text = serde_json::to_vec(value).map_err(Answer::internal)?;
+    let text = serde_json::to_vec(value).map_err(ErrorResponse::internal)?;
     Ok(Response::charged(StatusCode::OK, "application/json", text, grant))
 }

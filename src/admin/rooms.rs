@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::{Admin, PAGE_ROWS, error::Error, page};
-use crate::http::{Answer, Request, Response};
+use crate::http::{ErrorResponse, Request, Response};
 
 /// `GET /rooms?after=!room`: at most a page of rooms, the joins under way, and rooms that wait to be allowed.
 pub async fn list(admin: Arc<Admin>, request: Request) -> Result<Response, Error> {
@@ -41,6 +41,6 @@ pub async fn cancel(admin: Arc<Admin>, request: Request) -> Result<Response, Err
     let room_id: OwnedRoomId = request.param_as("room")?;
     match admin.rooms.cancel_join(&room_id).await? {
         true => Ok(Response::ok()),
-        false => Err(Answer::not_found(format!("no join of {room_id} is under way")).into()),
+        false => Err(ErrorResponse::not_found(format!("no join of {room_id} is under way")).into()),
     }
 }

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::{Admin, PAGE_ROWS, error::Error, page};
 use crate::flow;
-use crate::http::{Answer, Request, Response};
+use crate::http::{ErrorResponse, Request, Response};
 use crate::user::{Account, New, Standing};
 
 /// `GET /users?after=@name:server`: at most a page of accounts; `next` is there when more may follow.
@@ -87,7 +87,7 @@ fn named(admin: &Admin, request: &Request) -> Result<OwnedUserId, Error> {
     let name = request.param("user");
     let localpart = localpart(admin, name)?;
     UserId::parse(format!("@{localpart}:{}", admin.users.server()))
-        .map_err(|_| Answer::invalid_param(format!("{name:?} is no user name")).into())
+        .map_err(|_| ErrorResponse::invalid_param(format!("{name:?} is no user name")).into())
 }
 
 fn localpart(admin: &Admin, name: &str) -> Result<String, Error> {
@@ -97,7 +97,7 @@ fn localpart(admin: &Admin, name: &str) -> Result<String, Error> {
         Some((localpart, server)) if server == admin.users.server().as_str() => Ok(localpart.to_owned()),
         Some((_, server)) => {
             let message = format!("{name} is a user of {server}; this server is {}", admin.users.server());
-            Err(Answer::invalid_param(message).into())
+            Err(ErrorResponse::invalid_param(message).into())
         }
     }
 }

@@ -71,13 +71,13 @@ impl Chunks for OneChunk {
 
 /// A long answer from code that writes from top to bottom and pauses where it is told to.
 ///
-/// `write` gets a [`Pen`] and calls [`Pen::pause`] after every item; nothing else may be awaited in it, since nobody would
+/// `write` gets a [`ChunkWriter`] and calls [`ChunkWriter::pause`] after every item; nothing else may be awaited in it, since nobody would
 /// wake it. What it holds between two pauses is what the answer holds.
-pub fn written<F>(write: impl FnOnce(Pen) -> F) -> impl Chunks
+pub fn written<F>(write: impl FnOnce(ChunkWriter) -> F) -> impl Chunks
 where
     F: Future<Output = Result<(), ChunkError>> + Send + 'static,
 {
-    let pen = Pen::default();
+    let pen = ChunkWriter::default();
     Written { work: Box::pin(write(pen.clone())), pen }
 }
 
@@ -86,9 +86,9 @@ const PAUSE_BYTES: usize = 16 * 1024;
 
 /// What [`written`] writes with.
 #[derive(Clone, Default)]
-pub struct Pen(Arc<Mutex<Vec<u8>>>);
+pub struct ChunkWriter(Arc<Mutex<Vec<u8>>>);
 
-impl Pen {
+impl ChunkWriter {
     pub fn text(&self, text: &str) {
         self.paper().extend_from_slice(text.as_bytes());
     }
@@ -130,7 +130,7 @@ impl Pen {
 
 struct Written<F> {
     work: Pin<Box<F>>,
-    pen: Pen,
+    pen: ChunkWriter,
 }
 
 impl<F: Future<Output = Result<(), ChunkError>> + Send + 'static> Chunks for Written<F> {

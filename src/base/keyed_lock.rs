@@ -7,7 +7,7 @@ use tokio::sync::Notify;
 
 /// Names in use. Bounded by those who use one.
 #[derive(Clone, Default)]
-pub struct OneEach(Arc<Inner>);
+pub struct KeyedLock(Arc<Inner>);
 
 #[derive(Default)]
 struct Inner {
@@ -16,20 +16,20 @@ struct Inner {
 }
 
 /// The mark that a name is in use; given up by drop.
-pub struct Only {
-    of: OneEach,
+pub struct KeyedGuard {
+    of: KeyedLock,
     name: String,
 }
 
-impl OneEach {
+impl KeyedLock {
     /// The name, unless somebody has it.
-    pub fn try_take(&self, name: &str) -> Option<Only> {
+    pub fn try_take(&self, name: &str) -> Option<KeyedGuard> {
         let is_free = self.names().insert(name.to_owned());
-        is_free.then(|| Only { of: self.clone(), name: name.to_owned() })
+        is_free.then(|| KeyedGuard { of: self.clone(), name: name.to_owned() })
     }
 
     /// Waits until nobody else has the name, and takes it.
-    pub async fn take(&self, name: &str) -> Only {
+    pub async fn take(&self, name: &str) -> KeyedGuard {
         self.until(|| self.try_take(name)).await
     }
 
@@ -56,13 +56,13 @@ impl OneEach {
     }
 }
 
-impl Only {
+impl KeyedGuard {
     pub fn name(&self) -> &str {
         &self.name
     }
 }
 
-impl Drop for Only {
+impl Drop for KeyedGuard {
     fn drop(&mut self) {
         self.of.names().remove(&self.name);
         self.of.0.freed.notify_waiters();
@@ -75,7 +75,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_name_has_one_user_and_the_next_waits() {
-        let each = OneEach::default();
+        let each = KeyedLock::default();
         let one = each.try_take("one").unwrap();
         assert!(each.try_take("one").is_none() && each.try_take("two").is_some());
         let next = tokio::spawn({

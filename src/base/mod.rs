@@ -16,10 +16,10 @@ mod random;
 pub mod shares;
 
 pub use blocking::{block_on_until, blocking, unbroken};
-pub use chunks::{ChunkError, Chunks, OneChunk, Pen, comma, written};
+pub use chunks::{ChunkError, ChunkWriter, Chunks, OneChunk, comma, written};
 pub use clock::{Clock, Deadline, StopWatch};
-pub use keyed_lock::{OneEach, Only};
-pub use pace::Pace;
+pub use keyed_lock::{KeyedGuard, KeyedLock};
+pub use pace::BatchSize;
 pub use panics::{Panicked, caught, caught_in, kept_going, log_panics, unwind};
 pub use random::Random;
 pub use shares::{Owner, Shares};

@@ -5,17 +5,17 @@ use std::time::Duration;
 /// Sizes the next batch so that it takes about `target`, from how long the last one took. Always between `min` and
 /// `max`, and never more than doubled or less than halved at once, so that one odd measurement does no harm.
 #[derive(Debug, Clone)]
-pub struct Pace {
+pub struct BatchSize {
     target: Duration,
     min: usize,
     max: usize,
     size: usize,
 }
 
-impl Pace {
+impl BatchSize {
     pub fn new(target: Duration, min: usize, max: usize) -> Self {
         let min = min.max(1);
-        Pace { target, min, max: max.max(min), size: min }
+        BatchSize { target, min, max: max.max(min), size: min }
     }
 
     /// How many units the next batch should have.
@@ -40,7 +40,7 @@ mod tests {
 
     #[test]
     fn grows_and_shrinks_within_bounds() {
-        let mut pace = Pace::new(Duration::from_millis(10), 8, 1000);
+        let mut pace = BatchSize::new(Duration::from_millis(10), 8, 1000);
         for _ in 0..20 {
             pace.report(pace.size(), Duration::from_micros(20) * pace.size() as u32);
         }

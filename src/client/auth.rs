@@ -2,17 +2,17 @@
 
 use serde_json::Value;
 
-use crate::http::{Answer, Request, Response, StatusCode};
-use crate::user::{self, Demand, Progress};
+use crate::http::{ErrorResponse, Request, Response, StatusCode};
+use crate::user::{self, Progress, UiaRequest};
 
 pub use crate::user::Requester;
 
 use super::{Client, Error};
 
 /// Whom a request speaks for: 401 `M_MISSING_TOKEN` or `M_UNKNOWN_TOKEN` otherwise.
-pub async fn requester(client: &Client, request: &Request) -> Result<Requester, Answer> {
+pub async fn requester(client: &Client, request: &Request) -> Result<Requester, ErrorResponse> {
     let Some(token) = request.access_token() else {
-        return Err(Answer::unauthorized("M_MISSING_TOKEN", "An access token is needed for this"));
+        return Err(ErrorResponse::unauthorized("M_MISSING_TOKEN", "An access token is needed for this"));
     };
     let requester = client.users.requester(&token, request.peer().ip).await.map_err(Error::from)?;
     request.note_guest(requester.user_id.as_str());
@@ -20,10 +20,10 @@ pub async fn requester(client: &Client, request: &Request) -> Result<Requester, 
 }
 
 /// The requester of an endpoint that takes the user in its path: 403 when that is somebody else.
-pub async fn own(client: &Client, request: &Request) -> Result<Requester, Answer> {
+pub async fn own(client: &Client, request: &Request) -> Result<Requester, ErrorResponse> {
     let requester = requester(client, request).await?;
     if request.param("user_id") != requester.user_id.as_str() {
-        return Err(Answer::forbidden("This belongs to another user"));
+        return Err(ErrorResponse::forbidden("This belongs to another user"));
     }
     Ok(requester)
 }
@@ -34,7 +34,7 @@ pub async fn prove(
     client: &Client,
     request: &Request,
     requester: Option<&Requester>,
-    demand: Demand<'_>,
+    demand: UiaRequest<'_>,
     auth: Option<&Value>,
 ) -> Result<Option<Response>, Error> {
     let is_password = auth.is_some_and(|auth| auth.get("password").is_some());
@@ -56,7 +56,7 @@ pub async fn prove(
 }
 
 /// The requester when there is a token, nobody when there is none.
-pub async fn maybe(client: &Client, request: &Request) -> Result<Option<Requester>, Answer> {
+pub async fn maybe(client: &Client, request: &Request) -> Result<Option<Requester>, ErrorResponse> {
     match request.access_token() {
         Some(_) => requester(client, request).await.map(Some),
         None => Ok(None),
@@ -64,6 +64,6 @@ pub async fn maybe(client: &Client, request: &Request) -> Result<Option<Requeste
 }
 
 /// The answer to a token that speaks for nobody.
-pub fn unknown_token() -> Answer {
-    Answer::unauthorized("M_UNKNOWN_TOKEN", user::Error::UnknownToken.to_string()).with("soft_logout", false)
+pub fn unknown_token() -> ErrorResponse {
+    ErrorResponse::unauthorized("M_UNKNOWN_TOKEN", user::Error::UnknownToken.to_string()).with("soft_logout", false)
 }

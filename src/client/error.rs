@@ -6,22 +6,22 @@
 use std::fmt::Display;
 
 use crate::budget::Refused;
-use crate::http::{Answer, BadBody, StatusCode};
+use crate::http::{BadBody, ErrorResponse, StatusCode};
 use crate::matrix::Kind;
 use crate::{media, room, user};
 
 /// A refusal to an app.
 #[derive(Debug)]
-pub struct Error(Answer);
+pub struct Error(ErrorResponse);
 
-impl From<Error> for Answer {
-    fn from(error: Error) -> Answer {
+impl From<Error> for ErrorResponse {
+    fn from(error: Error) -> ErrorResponse {
         error.0
     }
 }
 
-impl From<Answer> for Error {
-    fn from(answer: Answer) -> Error {
+impl From<ErrorResponse> for Error {
+    fn from(answer: ErrorResponse) -> Error {
         Error(answer)
     }
 }
@@ -42,13 +42,13 @@ impl From<user::Error> for Error {
     fn from(failed: user::Error) -> Error {
         use user::Error as E;
         Error(match failed {
-            E::NotFound(_) => Answer::not_found(failed.to_string()),
-            E::Forbidden(why) => Answer::forbidden(why),
+            E::NotFound(_) => ErrorResponse::not_found(failed.to_string()),
+            E::Forbidden(why) => ErrorResponse::forbidden(why),
             E::UnknownToken => super::auth::unknown_token(),
-            E::Deactivated => Answer::new(StatusCode::FORBIDDEN, "M_USER_DEACTIVATED", failed.to_string()),
-            E::Taken => Answer::bad("M_USER_IN_USE", failed.to_string()),
-            E::Bad { errcode, message } => Answer::bad(errcode, message),
-            E::TooLarge(message) => Answer::too_large(message),
+            E::Deactivated => ErrorResponse::new(StatusCode::FORBIDDEN, "M_USER_DEACTIVATED", failed.to_string()),
+            E::Taken => ErrorResponse::bad("M_USER_IN_USE", failed.to_string()),
+            E::Bad { errcode, message } => ErrorResponse::bad(errcode, message),
+            E::TooLarge(message) => ErrorResponse::too_large(message),
             E::Remote(failed) => remote(&failed.to_string(), failed.is_refusal()),
             E::Refused(refused) => refused.into(),
             E::Store(failed) => stored(&failed, failed.is_full()),
@@ -60,16 +60,16 @@ impl From<room::error::Error> for Error {
     fn from(failed: room::error::Error) -> Error {
         use crate::room::error::Error as E;
         Error(match failed {
-            E::NotFound => Answer::not_found(failed.to_string()),
-            E::Forbidden(why) => Answer::forbidden(why),
+            E::NotFound => ErrorResponse::not_found(failed.to_string()),
+            E::Forbidden(why) => ErrorResponse::forbidden(why),
             E::Reject(reject) => match reject.kind {
-                Kind::Json | Kind::Shape => Answer::bad("M_BAD_JSON", reject.to_string()),
-                Kind::TooLarge => Answer::too_large(reject.to_string()),
-                Kind::Signature | Kind::Key | Kind::Auth => Answer::forbidden(reject.to_string()),
+                Kind::Json | Kind::Shape => ErrorResponse::bad("M_BAD_JSON", reject.to_string()),
+                Kind::TooLarge => ErrorResponse::too_large(reject.to_string()),
+                Kind::Signature | Kind::Key | Kind::Auth => ErrorResponse::forbidden(reject.to_string()),
             },
-            E::Bad { errcode, message } => Answer::bad(errcode, message),
-            E::Taken => Answer::bad("M_ROOM_IN_USE", failed.to_string()),
-            E::TooLarge => Answer::too_large(failed.to_string()),
+            E::Bad { errcode, message } => ErrorResponse::bad(errcode, message),
+            E::Taken => ErrorResponse::bad("M_ROOM_IN_USE", failed.to_string()),
+            E::TooLarge => ErrorResponse::too_large(failed.to_string()),
             E::Remote(failed) => other_server(failed.to_string(), failed.errcode(), failed.is_refusal()),
             E::Refused(refused) => refused.into(),
             E::Store(failed) => stored(&failed, failed.is_full()),
@@ -78,13 +78,13 @@ impl From<room::error::Error> for Error {
 }
 
 /// What another server said no to keeps its code where apps know it; its other troubles are a bad gateway.
-fn other_server(what: String, errcode: Option<&str>, refused: bool) -> Answer {
+fn other_server(what: String, errcode: Option<&str>, refused: bool) -> ErrorResponse {
     match errcode {
         Some(code @ ("M_FORBIDDEN" | "M_UNABLE_TO_AUTHORISE_JOIN" | "M_UNABLE_TO_GRANT_JOIN")) => {
-            Answer::new(StatusCode::FORBIDDEN, code.to_owned(), format!("The other server {what}"))
+            ErrorResponse::new(StatusCode::FORBIDDEN, code.to_owned(), format!("The other server {what}"))
         }
         Some(code @ ("M_INCOMPATIBLE_ROOM_VERSION" | "M_RESOURCE_LIMIT_EXCEEDED")) => {
-            Answer::new(StatusCode::BAD_REQUEST, code.to_owned(), format!("The other server {what}"))
+            ErrorResponse::new(StatusCode::BAD_REQUEST, code.to_owned(), format!("The other server {what}"))
         }
         _ => remote(&what, refused),
     }
@@ -94,37 +94,37 @@ impl From<media::Error> for Error {
     fn from(failed: media::Error) -> Error {
         use media::Error as E;
         Error(match failed {
-            E::NotFound => Answer::not_found(failed.to_string()),
-            E::NotYet => Answer::new(StatusCode::GATEWAY_TIMEOUT, "M_NOT_YET_UPLOADED", failed.to_string()),
-            E::Forbidden(why) => Answer::forbidden(why),
-            E::Taken => Answer::new(StatusCode::CONFLICT, "M_CANNOT_OVERWRITE_MEDIA", failed.to_string()),
-            E::TooLarge { .. } => Answer::too_large(failed.to_string()),
-            E::Full(_) => Answer::new(StatusCode::FORBIDDEN, "M_RESOURCE_LIMIT_EXCEEDED", failed.to_string()),
+            E::NotFound => ErrorResponse::not_found(failed.to_string()),
+            E::NotYet => ErrorResponse::new(StatusCode::GATEWAY_TIMEOUT, "M_NOT_YET_UPLOADED", failed.to_string()),
+            E::Forbidden(why) => ErrorResponse::forbidden(why),
+            E::Taken => ErrorResponse::new(StatusCode::CONFLICT, "M_CANNOT_OVERWRITE_MEDIA", failed.to_string()),
+            E::TooLarge { .. } => ErrorResponse::too_large(failed.to_string()),
+            E::Full(_) => ErrorResponse::new(StatusCode::FORBIDDEN, "M_RESOURCE_LIMIT_EXCEEDED", failed.to_string()),
             E::Remote(failed) => remote(&failed.to_string(), failed.is_refusal()),
             E::Refused(refused) => refused.into(),
             E::Store(failed) => stored(&failed, failed.is_full()),
-            E::Io(_) => Answer::internal(failed),
+            E::Io(_) => ErrorResponse::internal(failed),
         })
     }
 }
 
 /// A full disk is something its owner can mend, and apps show it in words; the rest is ours alone.
-fn stored(failed: impl Display, is_full: bool) -> Answer {
+fn stored(failed: impl Display, is_full: bool) -> ErrorResponse {
     match is_full {
-        true => Answer::new(
+        true => ErrorResponse::new(
             StatusCode::INSUFFICIENT_STORAGE,
             "M_RESOURCE_LIMIT_EXCEEDED",
             "The server's disk is full; what is there can be read",
         ),
-        false => Answer::internal(failed),
+        false => ErrorResponse::internal(failed),
     }
 }
 
 /// Another server gave no usable answer: what it refused is not there for us, the rest is its trouble.
-fn remote(what: &str, refused: bool) -> Answer {
+fn remote(what: &str, refused: bool) -> ErrorResponse {
     let message = format!("The other server {what}");
     match refused {
-        true => Answer::not_found(message),
-        false => Answer::new(StatusCode::BAD_GATEWAY, "M_UNKNOWN", message),
+        true => ErrorResponse::not_found(message),
+        false => ErrorResponse::new(StatusCode::BAD_GATEWAY, "M_UNKNOWN", message),
     }
 }

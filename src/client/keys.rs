@@ -10,10 +10,10 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{Client, Error, auth};
-use crate::base::{self, ChunkError, Pen, blocking};
-use crate::http::{Answer, Limit, Request, Response, StatusCode};
-use crate::room::{ANSWER_BYTES, Since};
-use crate::user::{Claims, CrossKeys, CrossUpload, Demand, KeyUpload, Messages, Own, Stage, Viewer};
+use crate::base::{self, ChunkError, ChunkWriter, blocking};
+use crate::http::{ErrorResponse, Limit, Request, Response, StatusCode};
+use crate::room::{ANSWER_BYTES, SyncToken};
+use crate::user::{Claims, CrossKeys, CrossUpload, KeyUpload, Messages, Stage, UiaRequest, UserSync, Viewer};
 
 /// POST /_matrix/client/v3/keys/upload
 pub async fn upload(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
@@ -67,8 +67,8 @@ pub async fn claim(client: Arc<Client>, mut request: Request) -> Result<Response
 pub async fn changes(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     let requester = auth::requester(&client, &request).await?;
     let place = |name: &str| {
-        let token = request.query(name).ok_or_else(|| Answer::missing_param(name))?;
-        Since::parse(&token).ok_or_else(|| Answer::invalid_param(format!("The query has no valid {name}")))
+        let token = request.query(name).ok_or_else(|| ErrorResponse::missing_param(name))?;
+        SyncToken::parse(&token).ok_or_else(|| ErrorResponse::invalid_param(format!("The query has no valid {name}")))
     };
     let (from, to) = (place("from")?, place("to")?);
     let grant = client.budget.account("response_bodies").take(ANSWER_BYTES).await?;
@@ -80,7 +80,7 @@ pub async fn changes(client: Arc<Client>, request: Request) -> Result<Response, 
     Ok(Response::stream(grant, base::written(move |pen| changed(pen, own))))
 }
 
-async fn changed(pen: Pen, own: Own) -> Result<(), ChunkError> {
+async fn changed(pen: ChunkWriter, own: UserSync) -> Result<(), ChunkError> {
     pen.text("{");
     own.write_device_lists(&pen).await?;
     pen.text("}");
@@ -104,7 +104,8 @@ pub async fn device_signing(client: Arc<Client>, mut request: Request) -> Result
         CrossUpload::First => {}
         CrossUpload::Replaces => {
             let operation = "device_signing";
-            let demand = Demand { operation, user: Some(&requester.user_id), stages: &[Stage::Password], tokens: &[] };
+            let demand =
+                UiaRequest { operation, user: Some(&requester.user_id), stages: &[Stage::Password], tokens: &[] };
             if let Some(asked) = auth::prove(&client, &request, Some(&requester), demand, body.auth.as_ref()).await? {
                 return Ok(asked);
             }

@@ -13,7 +13,7 @@ use super::{Client, Error, auth};
 use crate::base::blocking;
 use crate::http::file::UNKNOWN_TYPE;
 use crate::http::file::{Part, described, part_of};
-use crate::http::{self, Answer, Limit, Request, Response, StatusCode};
+use crate::http::{self, ErrorResponse, Limit, Request, Response, StatusCode};
 use crate::media::{About, Fetched, Opened, Scaled};
 use crate::user::UserNum;
 
@@ -42,7 +42,7 @@ pub async fn upload_to(client: Arc<Client>, request: Request) -> Result<Response
     let requester = auth::requester(&client, &request).await?;
     let server: OwnedServerName = request.param_as("server")?;
     if !client.media.is_here(&server) {
-        return Err(Answer::forbidden("Files of other servers are uploaded there").into());
+        return Err(ErrorResponse::forbidden("Files of other servers are uploaded there").into());
     }
     let media_id = request.param("media_id").to_owned();
     client.media.check_promise(&media_id, requester.user_num).await?;
@@ -116,18 +116,18 @@ pub async fn thumbnail_old(client: Arc<Client>, request: Request) -> Result<Resp
     local_image(&client, &request).await
 }
 
-fn only_here(client: &Client, request: &Request) -> Result<(), Answer> {
+fn only_here(client: &Client, request: &Request) -> Result<(), ErrorResponse> {
     let server: OwnedServerName = request.param_as("server")?;
     match client.media.is_here(&server) {
         true => Ok(()),
-        false => Err(Answer::not_found("Other servers' files are to be had on the new paths, with a token")),
+        false => Err(ErrorResponse::not_found("Other servers' files are to be had on the new paths, with a token")),
     }
 }
 
-fn scaled(request: &Request) -> Result<Scaled, Answer> {
+fn scaled(request: &Request) -> Result<Scaled, ErrorResponse> {
     let size = |name: &str| {
         let size: Option<u32> = request.query_as(name)?;
-        size.filter(|size| *size > 0).ok_or_else(|| Answer::missing_param(name))
+        size.filter(|size| *size > 0).ok_or_else(|| ErrorResponse::missing_param(name))
     };
     let crop = request.query("method").is_some_and(|method| method == "crop");
     Ok(Scaled { width: size("width")?, height: size("height")?, crop })
@@ -136,7 +136,7 @@ fn scaled(request: &Request) -> Result<Scaled, Answer> {
 async fn local_image(client: &Client, request: &Request) -> Result<Response, Error> {
     let opened = client.media.open(request.param("media_id"), patience(request)?).await?;
     if !opened.content_type.as_deref().is_some_and(|kind| kind.starts_with("image/")) {
-        return Err(Answer::bad("M_UNKNOWN", "There is no smaller image of this kind of file").into());
+        return Err(ErrorResponse::bad("M_UNKNOWN", "There is no smaller image of this kind of file").into());
     }
     send(request, opened).await
 }
@@ -146,7 +146,7 @@ async fn local(client: &Client, request: &Request) -> Result<Response, Error> {
     send(request, opened).await
 }
 
-fn patience(request: &Request) -> Result<Duration, Answer> {
+fn patience(request: &Request) -> Result<Duration, ErrorResponse> {
     let ms = request.query_as("timeout_ms")?.unwrap_or(PATIENCE_DEFAULT_MS);
     Ok(Duration::from_millis(ms).min(PATIENCE_MAX))
 }
@@ -178,7 +178,7 @@ async fn send(request: &Request, opened: Opened) -> Result<Response, Error> {
         return Ok(described(Response::of(StatusCode::OK, UNKNOWN_TYPE, http::file(grant, file, bytes))));
     };
     let file = blocking(move || file.seek(SeekFrom::Start(from)).map(|_| file)).await;
-    let file = file.map_err(|failed| Answer::internal(format_args!("a file of the media: {failed}")))?;
+    let file = file.map_err(|failed| ErrorResponse::internal(format_args!("a file of the media: {failed}")))?;
     let response = described(Response::of(StatusCode::PARTIAL_CONTENT, UNKNOWN_TYPE, http::file(grant, file, len)));
     Ok(response.header("content-range", &format!("bytes {from}-{}/{bytes}", from + len - 1)))
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde_json::json;
 
 use super::{Client, Error, auth};
-use crate::http::{Answer, Request, Response};
+use crate::http::{ErrorResponse, Request, Response};
 use crate::matrix::version;
 
 /// Releases of the specification apps may count on.
@@ -44,7 +44,7 @@ pub async fn capabilities(client: Arc<Client>, request: Request) -> Result<Respo
 pub async fn well_known_client(client: Arc<Client>, _: Request) -> Result<Response, Error> {
     match &client.options.public_url {
         Some(url) => Ok(Response::json(&json!({ "m.homeserver": { "base_url": url } }))),
-        None => Err(Answer::not_found("This server does not say where apps find it").into()),
+        None => Err(ErrorResponse::not_found("This server does not say where apps find it").into()),
     }
 }
 

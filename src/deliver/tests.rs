@@ -237,7 +237,7 @@ async fn who_is_heard_from_is_tried_at_once_and_stays_doubtful_until_it_takes_so
     let us = &yard.us;
     post(us, &yard.feed, &DEAD[..2], 0..1).await;
     let account = Budget::for_tests().account("outbound");
-    let mut book = destinations::Book::load(us.store.clone(), account, 1).await.unwrap();
+    let mut book = destinations::Destinations::load(us.store.clone(), account, 1).await.unwrap();
     book.dispatch(us.remote.server_name(), 1000).await.unwrap();
     let (here, aside) = match book.lagging.contains_key(&name(DEAD[0])) {
         true => (name(DEAD[0]), name(DEAD[1])),

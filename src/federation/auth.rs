@@ -10,7 +10,7 @@ use super::Federation;
 use super::lookup::{Missed, Standing, TURN_MAX};
 use crate::{
     base,
-    http::{Answer, Limit, Request, percent_decode},
+    http::{ErrorResponse, Limit, Request, percent_decode},
     matrix::{
         Reject,
         sign::{
@@ -40,7 +40,7 @@ pub struct Claim {
 
 /// Reads the claim and finds the key. Until the claim is checked all that is known is the address it comes from, and that is
 /// what pays: anybody may write anybody's name.
-pub async fn claim(federation: &Federation, request: &Request) -> Result<Claim, Answer> {
+pub async fn claim(federation: &Federation, request: &Request) -> Result<Claim, ErrorResponse> {
     request.limit(Limit::Claim)?;
     let header = header(federation, request)?;
     let origin: OwnedServerName = header.origin.as_str().try_into().map_err(|_| unauthorized("No such origin"))?;
@@ -58,9 +58,9 @@ pub async fn claim(federation: &Federation, request: &Request) -> Result<Claim, 
 }
 
 /// A key that is here already and may be believed now.
-async fn known(federation: &Federation, origin: &ServerName, key: &str) -> Result<Option<Known>, Answer> {
+async fn known(federation: &Federation, origin: &ServerName, key: &str) -> Result<Option<Known>, ErrorResponse> {
     let (keys, origin, key) = (federation.remote.keys(), origin.to_owned(), key.to_owned());
-    let known = base::blocking(move || keys.cached(&origin, &key)).await.map_err(Answer::internal)?;
+    let known = base::blocking(move || keys.cached(&origin, &key)).await.map_err(ErrorResponse::internal)?;
     Ok(known.filter(|known| known.is_valid_at(federation.clock.now_ms())))
 }
 
@@ -71,14 +71,14 @@ async fn fetched(
     request: &Request,
     origin: &ServerName,
     key: &str,
-) -> Result<Option<Known>, Answer> {
+) -> Result<Option<Known>, ErrorResponse> {
     request.limit(Limit::Stranger)?;
     let (standing, keys) = (standing(federation, origin).await?, federation.remote.keys());
     // Whoever had the turn before may have asked for the same one.
     let asking = keys.get(origin, key, federation.clock.now_ms());
     match federation.lookups.run(standing, request.peer().ip, origin, TURN_MAX, asking).await {
-        Ok(found) => found.map_err(Answer::internal),
-        Err(Missed::NoTurn) => Err(Answer::limit_exceeded(TURN_MAX.as_millis() as u64)),
+        Ok(found) => found.map_err(ErrorResponse::internal),
+        Err(Missed::NoTurn) => Err(ErrorResponse::limit_exceeded(TURN_MAX.as_millis() as u64)),
         Err(Missed::Silent) => {
             keys.give_up(origin);
             Ok(None)
@@ -87,13 +87,13 @@ async fn fetched(
 }
 
 /// What is known of a server whose key is to be looked for.
-pub async fn standing(federation: &Federation, server: &ServerName) -> Result<Standing, Answer> {
+pub async fn standing(federation: &Federation, server: &ServerName) -> Result<Standing, ErrorResponse> {
     let (rooms, keys, server) = (federation.rooms.clone(), federation.remote.keys(), server.to_owned());
     base::blocking(move || {
-        if rooms.is_with(&server).map_err(Answer::internal)? {
+        if rooms.is_with(&server).map_err(ErrorResponse::internal)? {
             return Ok(Standing::InOurRooms);
         }
-        let is_known = keys.were_known(&server).map_err(Answer::internal)?;
+        let is_known = keys.were_known(&server).map_err(ErrorResponse::internal)?;
         Ok(if is_known { Standing::SeenBefore } else { Standing::Stranger })
     })
     .await
@@ -116,7 +116,7 @@ pub async fn heard_from(federation: &Federation, origin: &ServerName, valid_unti
 }
 
 /// The one of the request's authorization headers that is meant for this server.
-fn header(federation: &Federation, request: &Request) -> Result<XMatrix, Answer> {
+fn header(federation: &Federation, request: &Request) -> Result<XMatrix, ErrorResponse> {
     let mut why = "Missing X-Matrix authorization".to_owned();
     for value in request.headers().get_all("authorization") {
         let parsed = value.to_str().map_err(|_| "not text".to_owned());
@@ -148,7 +148,7 @@ impl Claim {
     }
 
     /// Whether the claimed server signed this request with this body.
-    pub fn check(&self, us: &ServerName, content: &[u8]) -> Result<(), Answer> {
+    pub fn check(&self, us: &ServerName, content: &[u8]) -> Result<(), ErrorResponse> {
         let content = (!content.is_empty()).then_some(content);
         let checked = sign::request::check(&self.header, &self.key, us, &self.method, &self.target, content);
         checked.map_err(|reject| self.refusal(reject, || self.explain(us, content)))
@@ -160,9 +160,9 @@ impl Claim {
     }
 
     /// What is answered to a request whose signature is wrong. `explain`: the target under which it would have been right.
-    pub fn refusal(&self, reject: Reject, explain: impl FnOnce() -> Option<String>) -> Answer {
+    pub fn refusal(&self, reject: Reject, explain: impl FnOnce() -> Option<String>) -> ErrorResponse {
         if reject.kind == crate::matrix::Kind::Json {
-            return Answer::bad("M_NOT_JSON", format!("The body is not JSON: {reject}"));
+            return ErrorResponse::bad("M_NOT_JSON", format!("The body is not JSON: {reject}"));
         }
         match explain() {
             Some(signed) => tracing::warn!(
@@ -183,7 +183,7 @@ impl Claim {
 }
 
 /// Checks a request with a body of ordinary size; the body stays with the request.
-pub async fn origin(federation: &Federation, request: &mut Request) -> Result<OwnedServerName, Answer> {
+pub async fn origin(federation: &Federation, request: &mut Request) -> Result<OwnedServerName, ErrorResponse> {
     let claim = claim(federation, request).await?;
     let content = request.bytes(CONTENT_BYTES_MAX).await?;
     let copies = request.pay(COPIES_CHECKED * content.len() as u64).await?;
@@ -198,13 +198,13 @@ pub async fn origin(federation: &Federation, request: &mut Request) -> Result<Ow
 pub async fn origin_and_json<T: DeserializeOwned>(
     federation: &Federation,
     request: &mut Request,
-) -> Result<(OwnedServerName, T), Answer> {
+) -> Result<(OwnedServerName, T), ErrorResponse> {
     let origin = origin(federation, request).await?;
     Ok((origin, request.json_max(CONTENT_BYTES_MAX).await?))
 }
 
-fn unauthorized(why: impl Into<String>) -> Answer {
-    Answer::unauthorized("M_UNAUTHORIZED", why)
+fn unauthorized(why: impl Into<String>) -> ErrorResponse {
+    ErrorResponse::unauthorized("M_UNAUTHORIZED", why)
 }
 
 /// What a proxy may have made of another target: decoded, encoded anew, or encoded twice.

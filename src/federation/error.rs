@@ -4,23 +4,23 @@
 //! our own fault is logged here, once.
 
 use crate::budget::Refused;
-use crate::http::{Answer, BadBody, StatusCode};
+use crate::http::{BadBody, ErrorResponse, StatusCode};
 use crate::matrix::Kind;
 use crate::remote::Failed;
 use crate::{media, room, user};
 
 /// A refusal to another server.
 #[derive(Debug)]
-pub struct Error(Answer);
+pub struct Error(ErrorResponse);
 
-impl From<Error> for Answer {
-    fn from(error: Error) -> Answer {
+impl From<Error> for ErrorResponse {
+    fn from(error: Error) -> ErrorResponse {
         error.0
     }
 }
 
-impl From<Answer> for Error {
-    fn from(answer: Answer) -> Error {
+impl From<ErrorResponse> for Error {
+    fn from(answer: ErrorResponse) -> Error {
         Error(answer)
     }
 }
@@ -41,20 +41,20 @@ impl From<room::error::Error> for Error {
     fn from(failed: room::error::Error) -> Error {
         use crate::room::error::Error as E;
         Error(match failed {
-            E::NotFound => Answer::not_found("This server does not know of it, or may not tell"),
-            E::Forbidden(why) => Answer::forbidden(why),
+            E::NotFound => ErrorResponse::not_found("This server does not know of it, or may not tell"),
+            E::Forbidden(why) => ErrorResponse::forbidden(why),
             E::Reject(reject) => match reject.kind {
-                Kind::Auth | Kind::Signature | Kind::Key => Answer::forbidden(reject.to_string()),
-                Kind::TooLarge => Answer::too_large(reject.to_string()),
-                Kind::Json | Kind::Shape => Answer::bad("M_BAD_JSON", reject.to_string()),
+                Kind::Auth | Kind::Signature | Kind::Key => ErrorResponse::forbidden(reject.to_string()),
+                Kind::TooLarge => ErrorResponse::too_large(reject.to_string()),
+                Kind::Json | Kind::Shape => ErrorResponse::bad("M_BAD_JSON", reject.to_string()),
             },
-            E::Bad { errcode, message } => Answer::bad(errcode, message),
-            E::Taken => Answer::bad("M_ROOM_IN_USE", failed.to_string()),
-            E::TooLarge => Answer::too_large(failed.to_string()),
+            E::Bad { errcode, message } => ErrorResponse::bad(errcode, message),
+            E::Taken => ErrorResponse::bad("M_ROOM_IN_USE", failed.to_string()),
+            E::TooLarge => ErrorResponse::too_large(failed.to_string()),
             E::Remote(Failed::Refused(refused)) | E::Refused(refused) => refused.into(),
             E::Remote(failed) => another_server(&failed),
             E::Store(_) if failed.is_passing() => not_now(failed),
-            E::Store(failed) => Answer::internal(failed),
+            E::Store(failed) => ErrorResponse::internal(failed),
         })
     }
 }
@@ -63,15 +63,15 @@ impl From<user::Error> for Error {
     fn from(failed: user::Error) -> Error {
         use user::Error as E;
         Error(match failed {
-            E::NotFound(_) | E::Deactivated | E::UnknownToken => Answer::not_found(failed.to_string()),
-            E::Forbidden(why) => Answer::forbidden(why),
-            E::Taken => Answer::bad("M_USER_IN_USE", failed.to_string()),
-            E::Bad { errcode, message } => Answer::bad(errcode, message),
-            E::TooLarge(message) => Answer::too_large(message),
+            E::NotFound(_) | E::Deactivated | E::UnknownToken => ErrorResponse::not_found(failed.to_string()),
+            E::Forbidden(why) => ErrorResponse::forbidden(why),
+            E::Taken => ErrorResponse::bad("M_USER_IN_USE", failed.to_string()),
+            E::Bad { errcode, message } => ErrorResponse::bad(errcode, message),
+            E::TooLarge(message) => ErrorResponse::too_large(message),
             E::Remote(Failed::Refused(refused)) | E::Refused(refused) => refused.into(),
             E::Remote(failed) => another_server(&failed),
             E::Store(_) if failed.is_passing() => not_now(failed),
-            E::Store(failed) => Answer::internal(failed),
+            E::Store(failed) => ErrorResponse::internal(failed),
         })
     }
 }
@@ -81,28 +81,28 @@ impl From<media::Error> for Error {
         use media::Error as E;
         Error(match failed {
             E::Refused(refused) => refused.into(),
-            E::TooLarge { .. } => Answer::too_large(failed.to_string()),
-            E::NotYet => Answer::new(StatusCode::GATEWAY_TIMEOUT, "M_NOT_YET_UPLOADED", failed.to_string()),
-            E::Io(_) | E::Store(_) => Answer::internal(failed),
-            _ => Answer::not_found(failed.to_string()),
+            E::TooLarge { .. } => ErrorResponse::too_large(failed.to_string()),
+            E::NotYet => ErrorResponse::new(StatusCode::GATEWAY_TIMEOUT, "M_NOT_YET_UPLOADED", failed.to_string()),
+            E::Io(_) | E::Store(_) => ErrorResponse::internal(failed),
+            _ => ErrorResponse::not_found(failed.to_string()),
         })
     }
 }
 
 /// The card is full or failed: whoever asks again later may be served.
-fn not_now(cause: impl std::fmt::Display) -> Answer {
+fn not_now(cause: impl std::fmt::Display) -> ErrorResponse {
     tracing::error!("a request of another server is put off: {cause}");
-    Answer::new(StatusCode::SERVICE_UNAVAILABLE, "M_UNKNOWN", "This server cannot store anything now")
+    ErrorResponse::new(StatusCode::SERVICE_UNAVAILABLE, "M_UNKNOWN", "This server cannot store anything now")
 }
 
 /// What is free of the disk is for the people here: whoever asks again later may be served. The store says so in the log,
 /// once.
 pub(super) fn disk_is_short() -> Error {
     let why = "This server's disk is nearly full; try again later";
-    Answer::new(StatusCode::SERVICE_UNAVAILABLE, "M_RESOURCE_LIMIT_EXCEEDED", why).into()
+    ErrorResponse::new(StatusCode::SERVICE_UNAVAILABLE, "M_RESOURCE_LIMIT_EXCEEDED", why).into()
 }
 
 /// A third server failed us while we worked for the asker.
-fn another_server(failed: &impl std::fmt::Display) -> Answer {
-    Answer::new(StatusCode::BAD_GATEWAY, "M_UNKNOWN", format!("Another server {failed}"))
+fn another_server(failed: &impl std::fmt::Display) -> ErrorResponse {
+    ErrorResponse::new(StatusCode::BAD_GATEWAY, "M_UNKNOWN", format!("Another server {failed}"))
 }

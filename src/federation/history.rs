@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::{Error, Federation, auth};
-use crate::http::{Answer, Request, Response};
+use crate::http::{ErrorResponse, Request, Response};
 use crate::room::Missing;
 
 /// What the specification gives a server that names no limit.
@@ -17,10 +17,10 @@ const MISSING_DEFAULT: usize = 10;
 pub async fn backfill(federation: Arc<Federation>, mut request: Request) -> Result<Response, Error> {
     let origin = auth::origin(&federation, &mut request).await?;
     let room: OwnedRoomId = request.param_as("room_id")?;
-    let limit: usize = request.query_as("limit")?.ok_or_else(|| Answer::missing_param("limit"))?;
+    let limit: usize = request.query_as("limit")?.ok_or_else(|| ErrorResponse::missing_param("limit"))?;
     let from: Vec<OwnedEventId> = request.query_all("v").filter_map(|id| id.try_into().ok()).collect();
     if from.is_empty() {
-        return Err(Answer::missing_param("v").into());
+        return Err(ErrorResponse::missing_param("v").into());
     }
     let mut head =
         json!({ "origin": federation.server_name, "origin_server_ts": federation.clock.now_ms() }).to_string();

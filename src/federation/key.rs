@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 use super::{Federation, auth, lookup::Missed};
 use crate::{
     base,
-    http::{Answer, Request, Response},
+    http::{ErrorResponse, Request, Response},
     matrix::sign,
 };
 
@@ -25,12 +25,12 @@ const FRESH_MAX: usize = 16;
 /// …and how long that takes at most.
 const FRESH_TIME_MAX: Duration = Duration::from_secs(8);
 
-pub async fn server(federation: Arc<Federation>, _: Request) -> Result<Response, Answer> {
+pub async fn server(federation: Arc<Federation>, _: Request) -> Result<Response, ErrorResponse> {
     Ok(Response::json(&own(&federation)?))
 }
 
 /// What this server says about its own keys.
-fn own(federation: &Federation) -> Result<Map<String, Value>, Answer> {
+fn own(federation: &Federation) -> Result<Map<String, Value>, ErrorResponse> {
     let old: Map<String, Value> = federation
         .old_keys
         .iter()
@@ -41,7 +41,7 @@ fn own(federation: &Federation) -> Result<Map<String, Value>, Answer> {
     said.insert("valid_until_ts".into(), (federation.clock.now_ms() + VALID_MS).into());
     said.insert("verify_keys".into(), json!({ federation.key.id(): { "key": federation.key.public().to_base64() } }));
     said.insert("old_verify_keys".into(), old.into());
-    sign::sign_json(&mut said, &federation.server_name, &federation.key).map_err(Answer::internal)?;
+    sign::sign_json(&mut said, &federation.server_name, &federation.key).map_err(ErrorResponse::internal)?;
     Ok(said)
 }
 
@@ -50,14 +50,14 @@ struct Criteria {
     minimum_valid_until_ts: Option<u64>,
 }
 
-pub async fn query_one(federation: Arc<Federation>, request: Request) -> Result<Response, Answer> {
+pub async fn query_one(federation: Arc<Federation>, request: Request) -> Result<Response, ErrorResponse> {
     let server: OwnedServerName = request.param_as("server")?;
     request.limit(crate::http::Limit::Ask)?;
     let valid_at = request.query_as::<u64>("minimum_valid_until_ts")?.unwrap_or(0);
     answer(&federation, request.peer().ip, vec![(server, valid_at)]).await
 }
 
-pub async fn query(federation: Arc<Federation>, mut request: Request) -> Result<Response, Answer> {
+pub async fn query(federation: Arc<Federation>, mut request: Request) -> Result<Response, ErrorResponse> {
     #[derive(Deserialize)]
     struct Asked {
         server_keys: BTreeMap<OwnedServerName, BTreeMap<String, Criteria>>,
@@ -65,7 +65,7 @@ pub async fn query(federation: Arc<Federation>, mut request: Request) -> Result<
     request.limit(crate::http::Limit::Ask)?;
     let asked: Asked = request.json().await?;
     if asked.server_keys.len() > SERVERS_MAX {
-        return Err(Answer::bad("M_TOO_LARGE", format!("At most {SERVERS_MAX} servers at once")));
+        return Err(ErrorResponse::bad("M_TOO_LARGE", format!("At most {SERVERS_MAX} servers at once")));
     }
     let wanted = asked.server_keys.into_iter().map(|(server, keys)| {
         let valid_at = keys.values().filter_map(|criteria| criteria.minimum_valid_until_ts).max();
@@ -79,7 +79,7 @@ async fn answer(
     federation: &Arc<Federation>,
     caller: IpAddr,
     wanted: Vec<(OwnedServerName, u64)>,
-) -> Result<Response, Answer> {
+) -> Result<Response, ErrorResponse> {
     // What was not asked in time is answered from what is known; whoever asks has other notaries.
     let asking = federation.clock.timeout(FRESH_TIME_MAX, refresh(federation, caller, &wanted)).await;
     asking.unwrap_or(Ok(()))?;
@@ -93,7 +93,7 @@ async fn answer(
                 answers.push(answer);
             }
         }
-        Ok::<_, Answer>((answers, grant))
+        Ok::<_, ErrorResponse>((answers, grant))
     });
     let (answers, grant) = answers.await?;
     let body = format!("{{\"server_keys\":[{}]}}", answers.join(","));
@@ -101,13 +101,17 @@ async fn answer(
 }
 
 /// Asks servers for their keys that nobody has asked lately, as far as there are turns. Anybody makes us do this.
-async fn refresh(federation: &Federation, caller: IpAddr, wanted: &[(OwnedServerName, u64)]) -> Result<(), Answer> {
+async fn refresh(
+    federation: &Federation,
+    caller: IpAddr,
+    wanted: &[(OwnedServerName, u64)],
+) -> Result<(), ErrorResponse> {
     let keys = federation.remote.keys();
     for (server, valid_at) in wanted.iter().take(FRESH_MAX).filter(|(server, _)| !federation.remote.is_me(server)) {
         let standing = auth::standing(federation, server).await?;
         let asking = keys.refresh(server, *valid_at);
         match federation.lookups.run(standing, caller, server, Duration::ZERO, asking).await {
-            Ok(asked) => asked.map_err(Answer::internal)?,
+            Ok(asked) => asked.map_err(ErrorResponse::internal)?,
             Err(Missed::NoTurn) => return Ok(()),
             Err(Missed::Silent) => keys.give_up(server),
         }
@@ -116,25 +120,27 @@ async fn refresh(federation: &Federation, caller: IpAddr, wanted: &[(OwnedServer
 }
 
 /// A server's own words with our signature beside its own, as text: nothing in it may change by being parsed.
-fn countersigned(federation: &Federation, server: &OwnedServerName) -> Result<Option<String>, Answer> {
+fn countersigned(federation: &Federation, server: &OwnedServerName) -> Result<Option<String>, ErrorResponse> {
     if federation.remote.is_me(server) {
         return Ok(Some(Value::Object(own(federation)?).to_string()));
     }
-    let Some((_, raw)) = federation.remote.keys().answer_of(server).map_err(Answer::internal)? else { return Ok(None) };
+    let Some((_, raw)) = federation.remote.keys().answer_of(server).map_err(ErrorResponse::internal)? else {
+        return Ok(None);
+    };
     let Ok(Value::Object(mut said)) = serde_json::from_slice(&raw) else { return Ok(None) };
-    sign::sign_json(&mut said, &federation.server_name, &federation.key).map_err(Answer::internal)?;
+    sign::sign_json(&mut said, &federation.server_name, &federation.key).map_err(ErrorResponse::internal)?;
     Ok(Some(Value::Object(said).to_string()))
 }
 
 /// `GET /.well-known/matrix/server`, for a server that is reached at its own name.
-pub async fn well_known(federation: Arc<Federation>, _: Request) -> Result<Response, Answer> {
+pub async fn well_known(federation: Arc<Federation>, _: Request) -> Result<Response, ErrorResponse> {
     match &federation.well_known_server {
         Some(server) => Ok(Response::json(&json!({ "m.server": server }))),
-        None => Err(Answer::not_found("This server does not delegate")),
+        None => Err(ErrorResponse::not_found("This server does not delegate")),
     }
 }
 
 /// `GET /_matrix/federation/v1/version`
-pub async fn version(_: Arc<Federation>, _: Request) -> Result<Response, Answer> {
+pub async fn version(_: Arc<Federation>, _: Request) -> Result<Response, ErrorResponse> {
     Ok(Response::json(&json!({ "server": { "name": "Snug", "version": env!("CARGO_PKG_VERSION") } })))
 }

@@ -13,7 +13,7 @@ use std::time::Duration;
 use ruma::ServerName;
 use tokio::sync::{Notify, Semaphore};
 
-use crate::base::{Clock, OneEach, Only};
+use crate::base::{Clock, KeyedGuard, KeyedLock};
 
 /// How long a caller waits for its turn.
 pub const TURN_MAX: Duration = Duration::from_secs(5);
@@ -50,8 +50,8 @@ pub struct Lookups {
 
 struct Line {
     turns: Semaphore,
-    callers: OneEach,
-    names: OneEach,
+    callers: KeyedLock,
+    names: KeyedLock,
     waiting: AtomicUsize,
     /// Told when somebody begins to wait.
     more: Notify,
@@ -100,8 +100,8 @@ impl Lookups {
 
 /// A turn, given up by drop.
 struct Turn<'a> {
-    _caller: Only,
-    _name: Only,
+    _caller: KeyedGuard,
+    _name: KeyedGuard,
     _turn: tokio::sync::SemaphorePermit<'a>,
 }
 
@@ -109,8 +109,8 @@ impl Line {
     fn new(turns: usize) -> Line {
         Line {
             turns: Semaphore::new(turns),
-            callers: OneEach::default(),
-            names: OneEach::default(),
+            callers: KeyedLock::default(),
+            names: KeyedLock::default(),
             waiting: AtomicUsize::new(0),
             more: Notify::new(),
         }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::{Error, Federation, auth};
 use crate::base::{ChunkError, Chunks};
-use crate::http::{self, Answer, Request, Response, StatusCode};
+use crate::http::{self, ErrorResponse, Request, Response, StatusCode};
 use crate::media::Opened;
 use crate::remote::encode;
 
@@ -29,7 +29,7 @@ pub async fn thumbnail(federation: Arc<Federation>, mut request: Request) -> Res
     auth::origin(&federation, &mut request).await?;
     let opened = open(&federation, &request).await?;
     if !opened.content_type.as_deref().is_some_and(|kind| kind.starts_with("image/")) {
-        return Err(Answer::bad("M_UNKNOWN", "There is no smaller image of this kind of file").into());
+        return Err(ErrorResponse::bad("M_UNKNOWN", "There is no smaller image of this kind of file").into());
     }
     Ok(answer(opened))
 }

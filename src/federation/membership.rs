@@ -11,7 +11,7 @@ use serde_json::json;
 use serde_json::value::RawValue;
 
 use super::{Error, Federation, auth, send};
-use crate::http::{Answer, Limit, Request, Response};
+use crate::http::{ErrorResponse, Limit, Request, Response};
 use crate::matrix::Event;
 use crate::matrix::json::partial;
 use crate::room::{Invitation, JoinAnswer, STRIPPED_EVENTS_MAX, Submitted, Verb};
@@ -45,7 +45,7 @@ async fn make(federation: &Federation, mut request: Request, verb: Verb) -> Resu
     let known = federation.rooms.version_for(&origin, &room).await?;
     if verb != Verb::Leave && !versions.iter().any(|version| version == known) {
         let why = format!("The room has version {known}, which the asking server does not name");
-        return Err(Answer::bad("M_INCOMPATIBLE_ROOM_VERSION", why).with("room_version", known).into());
+        return Err(ErrorResponse::bad("M_INCOMPATIBLE_ROOM_VERSION", why).with("room_version", known).into());
     }
     let drawn = federation.rooms.draw_up(&origin, &room, &user, verb).await?;
     Ok(Response::json(&json!({ "room_version": drawn.version.id, "event": drawn.event })))
@@ -143,7 +143,7 @@ pub async fn invite_v1(federation: Arc<Federation>, mut request: Request) -> Res
     request.limit_for(Limit::Invite, origin.as_str())?;
     charge(&federation, &mut request, &origin).await?;
     let beside: Beside = serde_json::from_str(event.get())
-        .map_err(|error| Answer::bad("M_BAD_JSON", format!("The event cannot be read: {error}")))?;
+        .map_err(|error| ErrorResponse::bad("M_BAD_JSON", format!("The event cannot be read: {error}")))?;
     let room: OwnedRoomId = request.param_as("room_id")?;
     let id: OwnedEventId = request.param_as("event_id")?;
     let invitation = Invitation { room, version: "1".to_owned(), event, stripped: beside.unsigned.invite_room_state };
@@ -159,7 +159,7 @@ struct SignedInvite<'a> {
 
 impl SignedInvite<'_> {
     fn of(event: &Event) -> Result<SignedInvite<'_>, Error> {
-        let event = serde_json::from_slice(event.to_federation()).map_err(Answer::internal)?;
+        let event = serde_json::from_slice(event.to_federation()).map_err(ErrorResponse::internal)?;
         Ok(SignedInvite { event })
     }
 }

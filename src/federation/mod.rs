@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use ruma::OwnedServerName;
 
-use crate::base::{Clock, OneEach};
+use crate::base::{Clock, KeyedLock};
 use crate::budget::{Account, Budget};
 use crate::matrix::sign;
 use crate::media::Media;
@@ -63,7 +63,7 @@ pub struct Federation {
     /// What small messages may carry.
     pub postage: postage::Postage,
     /// Who has a transaction under way.
-    pub senders: OneEach,
+    pub senders: KeyedLock,
     /// Transactions answered already.
     pub transactions: send::transaction::Transactions,
     /// `host:port` told at `/.well-known/matrix/server`; none: 404.

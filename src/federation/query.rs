@@ -7,15 +7,15 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::{Error, Federation, auth};
-use crate::http::{Answer, Request, Response, StatusCode};
+use crate::http::{ErrorResponse, Request, Response, StatusCode};
 use crate::room::{PUBLIC_PAGE_BYTES, PublicQuery};
 
 /// `GET /query/profile?user_id=&field=`
 pub async fn profile(federation: Arc<Federation>, mut request: Request) -> Result<Response, Error> {
     auth::origin(&federation, &mut request).await?;
-    let user: OwnedUserId = request.query_as("user_id")?.ok_or_else(|| Answer::missing_param("user_id"))?;
+    let user: OwnedUserId = request.query_as("user_id")?.ok_or_else(|| ErrorResponse::missing_param("user_id"))?;
     if user.server_name() != federation.server_name {
-        return Err(Answer::invalid_param("That user is of another server").into());
+        return Err(ErrorResponse::invalid_param("That user is of another server").into());
     }
     let mut profile = federation.users.local_profile(&user).await?;
     if let Some(field) = request.query("field") {
@@ -27,7 +27,8 @@ pub async fn profile(federation: Arc<Federation>, mut request: Request) -> Resul
 /// `GET /query/directory?room_alias=`
 pub async fn directory(federation: Arc<Federation>, mut request: Request) -> Result<Response, Error> {
     auth::origin(&federation, &mut request).await?;
-    let alias: OwnedRoomAliasId = request.query_as("room_alias")?.ok_or_else(|| Answer::missing_param("room_alias"))?;
+    let alias: OwnedRoomAliasId =
+        request.query_as("room_alias")?.ok_or_else(|| ErrorResponse::missing_param("room_alias"))?;
     let found = federation.rooms.resolve_here(&alias).await?;
     Ok(Response::json(&json!({ "room_id": found.room_id, "servers": found.servers })))
 }
@@ -35,7 +36,7 @@ pub async fn directory(federation: Arc<Federation>, mut request: Request) -> Res
 /// `GET /query/{queryType}` for anything else.
 pub async fn unknown(federation: Arc<Federation>, mut request: Request) -> Result<Response, Error> {
     auth::origin(&federation, &mut request).await?;
-    Err(Answer::not_found("There are no such queries here").into())
+    Err(ErrorResponse::not_found("There are no such queries here").into())
 }
 
 /// `GET /publicRooms`

@@ -6,7 +6,7 @@ use ruma::{OwnedEventId, OwnedRoomId};
 use serde_json::json;
 
 use super::{Error, Federation, auth};
-use crate::http::{Answer, Request, Response, StatusCode};
+use crate::http::{ErrorResponse, Request, Response, StatusCode};
 
 /// `GET /state/{roomId}?event_id=`
 pub async fn state(federation: Arc<Federation>, request: Request) -> Result<Response, Error> {
@@ -21,7 +21,7 @@ pub async fn state_ids(federation: Arc<Federation>, request: Request) -> Result<
 async fn before(federation: &Federation, mut request: Request, ids_only: bool) -> Result<Response, Error> {
     let origin = auth::origin(federation, &mut request).await?;
     let room: OwnedRoomId = request.param_as("room_id")?;
-    let at: OwnedEventId = request.query_as("event_id")?.ok_or_else(|| Answer::missing_param("event_id"))?;
+    let at: OwnedEventId = request.query_as("event_id")?.ok_or_else(|| ErrorResponse::missing_param("event_id"))?;
     let served = federation.rooms.serve_state(&origin, &room, &at, ids_only).await?;
     Ok(Response::stream(served.grant, served.chunks))
 }

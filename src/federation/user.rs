@@ -7,7 +7,7 @@ use ruma::OwnedUserId;
 use serde::Deserialize;
 
 use super::{Error, Federation, auth};
-use crate::http::{Answer, Request, Response, StatusCode};
+use crate::http::{ErrorResponse, Request, Response, StatusCode};
 use crate::user::{Claims, Viewer};
 
 /// Users in one question; each may have many devices.
@@ -18,7 +18,7 @@ pub async fn devices(federation: Arc<Federation>, mut request: Request) -> Resul
     auth::origin(&federation, &mut request).await?;
     let user: OwnedUserId = request.param_as("user_id")?;
     if user.server_name() != federation.server_name {
-        return Err(Answer::not_found("That user is of another server").into());
+        return Err(ErrorResponse::not_found("That user is of another server").into());
     }
     let (json, grant) = federation.users.devices_for_server(&user).await?;
     Ok(Response::charged(StatusCode::OK, "application/json", json, grant))
@@ -50,9 +50,9 @@ pub async fn claim(federation: Arc<Federation>, mut request: Request) -> Result<
     Ok(Response::charged(StatusCode::OK, "application/json", json, grant))
 }
 
-fn check_count(users: usize) -> Result<(), Answer> {
+fn check_count(users: usize) -> Result<(), ErrorResponse> {
     match users <= USERS_MAX {
         true => Ok(()),
-        false => Err(Answer::bad("M_TOO_LARGE", format!("At most {USERS_MAX} users at once"))),
+        false => Err(ErrorResponse::bad("M_TOO_LARGE", format!("At most {USERS_MAX} users at once"))),
     }
 }

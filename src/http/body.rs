@@ -5,7 +5,7 @@
 //! reader slows its own answer alone. An error on the way closes the connection (or resets the stream), so that a cut-off
 //! answer never looks complete.
 
-use super::peer_watch::{Active, Ticket, Watch};
+use super::peer_watch::{Active, PeerWatch, Ticket};
 use crate::base::{self, ChunkError, Chunks};
 use crate::budget::Grant;
 use bytes::Bytes;
@@ -27,7 +27,7 @@ const FILE_PIECE_BYTES: usize = 32 * 1024;
 /// The body of a response.
 pub struct Body {
     source: Source,
-    watch: Option<Arc<Watch>>,
+    watch: Option<Arc<PeerWatch>>,
     /// The request this answers; it ends with its body.
     _active: Option<Active>,
 }
@@ -100,7 +100,7 @@ impl Body {
     }
 
     /// Ties the body to its connection and its request.
-    pub(super) fn attach(&mut self, watch: Arc<Watch>, active: Active) {
+    pub(super) fn attach(&mut self, watch: Arc<PeerWatch>, active: Active) {
         self.watch = Some(watch);
         self._active = Some(active);
     }

@@ -12,7 +12,7 @@
 
 use super::caller::Caller;
 use super::guests::Guests;
-use super::peer_watch::{Doing, Watch};
+use super::peer_watch::{Doing, PeerWatch};
 use crate::base::Clock;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
@@ -51,7 +51,7 @@ struct One {
     /// The caller that is answered on a proxy's connection now.
     lent: Option<Who>,
     bytes: u64,
-    watch: Arc<Watch>,
+    watch: Arc<PeerWatch>,
     leave: Arc<Notify>,
     /// Told to go, so that another could come.
     leaving: bool,
@@ -99,7 +99,7 @@ impl Places {
     }
 
     /// A place for one more connection of `ip`, charged `bytes`. At a bound it is had when another connection can be told to go.
-    pub fn enter(self: &Arc<Self>, ip: IpAddr, origin: Origin, bytes: u64, watch: &Arc<Watch>) -> Option<Place> {
+    pub fn enter(self: &Arc<Self>, ip: IpAddr, origin: Origin, bytes: u64, watch: &Arc<PeerWatch>) -> Option<Place> {
         let who = self.who(ip, origin);
         let mut held = self.lock();
         if !held.admit(who, bytes, self.total_bytes) {
@@ -113,7 +113,7 @@ impl Places {
     }
 
     /// The connection of `watch`, a proxy's, answers a request of `ip` now. Whether that one may hold one more.
-    pub fn lend(&self, watch: &Watch, ip: IpAddr, origin: Origin) -> bool {
+    pub fn lend(&self, watch: &PeerWatch, ip: IpAddr, origin: Origin) -> bool {
         let who = self.who(ip, origin);
         let mut held = self.lock();
         let Some(one) = watch.seat().and_then(|id| held.all.get_mut(&id)) else { return true };
@@ -138,7 +138,7 @@ impl Places {
 
     /// The request of `watch` waits for something new from here on. When too many do, the one that has waited longest, of who
     /// has most of them, is answered. Not before it has waited a little: who is answered asks again at once.
-    pub fn waits(&self, watch: &Watch) {
+    pub fn waits(&self, watch: &PeerWatch) {
         watch.wait();
         let mut held = self.lock();
         for (most, best) in [(WAITING_OUTSIDE_MAX, Standing::Guest), (WAITING_MAX, Standing::Household)] {
@@ -326,7 +326,7 @@ impl Place {
     }
 
     /// Notes on the watch which place it has, for [`Places::lend`].
-    pub fn mark(&self, watch: &Watch) {
+    pub fn mark(&self, watch: &PeerWatch) {
         watch.sit(self.id);
     }
 
@@ -435,7 +435,7 @@ mod tests {
 
     struct Guest {
         place: Place,
-        watch: Arc<Watch>,
+        watch: Arc<PeerWatch>,
     }
 
     impl Hall {
@@ -451,7 +451,7 @@ mod tests {
         }
 
         fn enter(&self, from: &str, origin: Origin) -> Option<Guest> {
-            let watch = Watch::new(self.clock.clone());
+            let watch = PeerWatch::new(self.clock.clone());
             let place = self.places.enter(ip(from), origin, self.bytes, &watch)?;
             place.mark(&watch);
             Some(Guest { place, watch })
@@ -681,7 +681,7 @@ mod tests {
     fn what_a_connection_holds_more_counts_for_its_caller() {
         let (clock, total) = (Clock::simulated(0), 400);
         let places = Places::new(clock.clone(), total);
-        let enter = || places.enter(ip("203.0.113.1"), Origin::Outside, 10, &Watch::new(clock.clone()));
+        let enter = || places.enter(ip("203.0.113.1"), Origin::Outside, 10, &PeerWatch::new(clock.clone()));
         let (one, two) = (enter().unwrap(), enter().unwrap());
         assert!(one.may_hold(30) && !one.may_hold(31));
         one.hold(30);

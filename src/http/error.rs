@@ -10,14 +10,14 @@ use std::fmt::Display;
 ///
 /// Each surface's `error.rs` turns the errors of the parts it calls into one of these.
 #[derive(Debug, Clone)]
-pub struct Answer {
+pub struct ErrorResponse {
     pub status: StatusCode,
     pub errcode: Cow<'static, str>,
     pub message: String,
     pub extra: Map<String, Value>,
 }
 
-impl Answer {
+impl ErrorResponse {
     pub fn new(status: StatusCode, errcode: impl Into<Cow<'static, str>>, message: impl Into<String>) -> Self {
         Self { status, errcode: errcode.into(), message: message.into(), extra: Map::new() }
     }
@@ -92,7 +92,7 @@ impl Answer {
     }
 }
 
-impl From<Refused> for Answer {
+impl From<Refused> for ErrorResponse {
     fn from(refused: Refused) -> Self {
         if refused.too_large {
             return Self::too_large("This request needs more memory than this server has set aside for it");
@@ -119,7 +119,7 @@ pub enum BadBody {
     Gone,
 }
 
-impl From<BadBody> for Answer {
+impl From<BadBody> for ErrorResponse {
     fn from(bad: BadBody) -> Self {
         match bad {
             BadBody::TooLarge { bytes_max } => Self::too_large(format!("The body may have {bytes_max} bytes at most")),
@@ -153,7 +153,7 @@ mod tests {
 
     #[test]
     fn a_limit_answer_carries_its_time_twice() {
-        let response = Answer::limit_exceeded(1500).into_response();
+        let response = ErrorResponse::limit_exceeded(1500).into_response();
         assert_eq!(response.status(), StatusCode::TOO_MANY_REQUESTS);
         assert_eq!(response.headers().get("retry-after").unwrap(), "2");
         let body: Value = serde_json::from_slice(response.body_bytes().unwrap()).unwrap();

@@ -3,7 +3,7 @@
 //! Token buckets in a bounded table: of whichever stranger has most of them the least recently used is forgotten first, which
 //! at worst gives it a full bucket again; those of accounts stand apart. Size limits live with the bodies, in `request.rs`.
 
-use super::Answer;
+use super::ErrorResponse;
 use crate::base::shares::{neighbourhood, network};
 use crate::base::{Clock, Owner, Shares};
 use std::collections::hash_map::RandomState;
@@ -112,11 +112,11 @@ impl Limits {
     }
 
     /// By address; an IPv6 caller is its /64, which is what one customer gets.
-    pub fn take_ip(&self, limit: Limit, ip: IpAddr) -> Result<(), Answer> {
+    pub fn take_ip(&self, limit: Limit, ip: IpAddr) -> Result<(), ErrorResponse> {
         self.take(limit, self.address(ip))
     }
 
-    pub fn take_name(&self, limit: Limit, who: &str) -> Result<(), Answer> {
+    pub fn take_name(&self, limit: Limit, who: &str) -> Result<(), ErrorResponse> {
         let caller = match limit {
             // Whoever tries to log in names whom they like.
             Limit::Login | Limit::Password => self.stranger(who),
@@ -131,7 +131,7 @@ impl Limits {
 
     /// Counts a try at a password for each of these as a wrong one, to be forgiven when it was right: those under way count too,
     /// or very many could be tried at once.
-    pub(super) fn attempt(self: &Arc<Self>, callers: &[Caller]) -> Result<Try, Answer> {
+    pub(super) fn attempt(self: &Arc<Self>, callers: &[Caller]) -> Result<Try, ErrorResponse> {
         let mut attempt = Try { limits: self.clone(), keys: Vec::new() };
         for caller in callers {
             let taken = self.take(Limit::Login, *caller);
@@ -184,7 +184,7 @@ impl Limits {
         }
     }
 
-    fn take(&self, limit: Limit, caller: Caller) -> Result<(), Answer> {
+    fn take(&self, limit: Limit, caller: Caller) -> Result<(), ErrorResponse> {
         let Some(buckets) = &self.buckets else { return Ok(()) };
         let (per_s, burst) = limit.rate();
         let now = self.clock.instant().as_millis() as u64;
@@ -197,7 +197,7 @@ impl Limits {
             bucket.tokens -= 1.0;
             return Ok(());
         }
-        Err(Answer::limit_exceeded(((1.0 - bucket.tokens) / per_s * 1000.0).ceil() as u64))
+        Err(ErrorResponse::limit_exceeded(((1.0 - bucket.tokens) / per_s * 1000.0).ceil() as u64))
     }
 }
 

@@ -21,10 +21,10 @@ pub mod file;
 mod caller;
 
 pub use body::{Body, BodySender, channel, file, stream};
-pub use error::{Answer, BadBody};
+pub use error::{BadBody, ErrorResponse};
 pub use limit::{Limit, Limits, Try};
 pub use listen::socket::Listener;
-pub use listen::{Door, Sizes};
+pub use listen::{HttpServer, Sizes};
 pub use request::{Peer, Request, percent_decode};
 pub use response::Response;
 pub use route::{CLIENT_R0_V3, Router, Routes};

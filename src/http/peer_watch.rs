@@ -33,7 +33,7 @@ const PACE_WINDOW: Duration = Duration::from_secs(2);
 /// A peer that takes or sends less while others wait for its place loses it.
 const SLOW_BYTES_PER_S: u64 = 8 * 1024;
 
-pub struct Watch {
+pub struct PeerWatch {
     clock: Clock,
     /// Encrypted bytes taken from the socket since the last of them made sense.
     undecided: AtomicUsize,
@@ -173,7 +173,7 @@ struct End {
     reader: Option<Waker>,
 }
 
-impl Watch {
+impl PeerWatch {
     pub fn new(clock: Clock) -> Arc<Self> {
         let now = millis(&clock);
         Arc::new(Self {
@@ -284,7 +284,7 @@ impl Watch {
     }
 
     /// From now on a peer that has closed its side is gone.
-    pub fn show_end(&self) {
+    pub fn report_eof(&self) {
         let mut end = self.end();
         (end.hidden, end.came) = (false, false);
         if let Some(reader) = end.reader.take() {
@@ -327,7 +327,7 @@ impl Watch {
     /// All that was written has left.
     fn flushed(&self) {
         if self.active.load(Relaxed) == 0 && self.end().hidden {
-            self.show_end();
+            self.report_eof();
         }
     }
 
@@ -395,7 +395,7 @@ fn millis(clock: &Clock) -> u64 {
     clock.instant().as_millis() as u64
 }
 
-pub struct Active(Arc<Watch>);
+pub struct Active(Arc<PeerWatch>);
 
 impl Drop for Active {
     fn drop(&mut self) {
@@ -405,7 +405,7 @@ impl Drop for Active {
 }
 
 /// A piece of a body that is waited for.
-pub struct Reading<'a>(&'a Watch);
+pub struct Reading<'a>(&'a PeerWatch);
 
 impl Drop for Reading<'_> {
     fn drop(&mut self) {
@@ -414,7 +414,7 @@ impl Drop for Reading<'_> {
 }
 
 pub struct Ticket {
-    watch: Arc<Watch>,
+    watch: Arc<PeerWatch>,
     id: u64,
 }
 
@@ -427,11 +427,11 @@ impl Drop for Ticket {
 /// A socket that tells its watch when a write blocks, and asks it whether its end is to be told.
 pub struct Watched<T> {
     inner: T,
-    watch: Arc<Watch>,
+    watch: Arc<PeerWatch>,
 }
 
 impl<T> Watched<T> {
-    pub fn new(inner: T, watch: Arc<Watch>) -> Self {
+    pub fn new(inner: T, watch: Arc<PeerWatch>) -> Self {
         Self { inner, watch }
     }
 }
@@ -491,11 +491,11 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Watched<T> {
 /// never does, in the handshake or after it.
 pub struct Wire<T> {
     inner: T,
-    watch: Arc<Watch>,
+    watch: Arc<PeerWatch>,
 }
 
 impl<T> Wire<T> {
-    pub fn new(inner: T, watch: Arc<Watch>) -> Self {
+    pub fn new(inner: T, watch: Arc<PeerWatch>) -> Self {
         Self { inner, watch }
     }
 }
@@ -556,7 +556,7 @@ mod tests {
     #[test]
     fn the_oldest_wait_counts() {
         let clock = Clock::simulated(0);
-        let watch = Watch::new(clock.clone());
+        let watch = PeerWatch::new(clock.clone());
         let first = watch.ticket();
         clock.advance(Duration::from_secs(3));
         let second = watch.ticket();
@@ -572,7 +572,7 @@ mod tests {
     #[tokio::test]
     async fn encrypted_bytes_must_come_to_something() {
         use tokio::io::AsyncReadExt;
-        let watch = Watch::new(Clock::simulated(0));
+        let watch = PeerWatch::new(Clock::simulated(0));
         let mut wire = Wire::new(tokio::io::repeat(22), watch.clone());
         let mut buffer = [0; 4096];
         for _ in 0..UNDECIDED_MAX / 4096 {
@@ -607,7 +607,7 @@ mod tests {
         use tokio::io::{AsyncReadExt, AsyncWriteExt};
         let (server, client) = both_ends();
         let (near, far) = tokio::io::duplex(1 << 20);
-        let watch = Watch::new(Clock::simulated(0));
+        let watch = PeerWatch::new(Clock::simulated(0));
         let sending = tokio::spawn(async move {
             let name = "localhost".try_into().unwrap();
             let mut stream = tokio_rustls::TlsConnector::from(client).connect(name, far).await.unwrap();
@@ -635,7 +635,7 @@ mod tests {
     #[test]
     fn idle_only_between_requests() {
         let clock = Clock::simulated(0);
-        let watch = Watch::new(clock.clone());
+        let watch = PeerWatch::new(clock.clone());
         let active = watch.begin();
         clock.advance(Duration::from_secs(3));
         assert_eq!(watch.idle(), None);
@@ -647,7 +647,7 @@ mod tests {
     #[test]
     fn what_is_done_and_how_fast() {
         let clock = Clock::simulated(0);
-        let (watch, second) = (Watch::new(clock.clone()), Duration::from_secs(1));
+        let (watch, second) = (PeerWatch::new(clock.clone()), Duration::from_secs(1));
         clock.advance(second);
         assert_eq!(watch.doing(), Doing::Idle(second));
         let active = watch.begin();

@@ -1,9 +1,9 @@
 //! What a handler is given: the head as received, and a body that is charged before it is read.
 
 use super::connection_limits::Places;
-use super::error::{Answer, BadBody};
+use super::error::{BadBody, ErrorResponse};
 use super::limit::{Limit, Limits, Try};
-use super::peer_watch::Watch;
+use super::peer_watch::PeerWatch;
 use super::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use crate::base::Clock;
 use crate::budget::{Account, Grant, parsed_bytes_max};
@@ -69,7 +69,7 @@ pub struct Request {
     inbound: Inbound,
     tools: Tools,
     /// The connection it came on.
-    watch: Option<Arc<Watch>>,
+    watch: Option<Arc<PeerWatch>>,
     /// Pays for the body and what is parsed from it, until the request is dropped.
     grant: Option<Grant>,
 }
@@ -81,7 +81,7 @@ enum Inbound {
 }
 
 impl Request {
-    pub(super) fn new(request: hyper::Request<Incoming>, peer: Peer, tools: Tools, watch: Arc<Watch>) -> Self {
+    pub(super) fn new(request: hyper::Request<Incoming>, peer: Peer, tools: Tools, watch: Arc<PeerWatch>) -> Self {
         let (head, body) = request.into_parts();
         let target = head.uri.path_and_query().map_or("/", |target| target.as_str()).to_owned();
         let is_read = !matches!(head.method, Method::GET | Method::HEAD | Method::OPTIONS);
@@ -156,8 +156,8 @@ impl Request {
     }
 
     /// A path parameter as an identifier or number; 400 `M_INVALID_PARAM` when it is none.
-    pub fn param_as<T: FromStr>(&self, name: &str) -> Result<T, Answer> {
-        self.param(name).parse().map_err(|_| Answer::invalid_param(format!("The path has no valid {name}")))
+    pub fn param_as<T: FromStr>(&self, name: &str) -> Result<T, ErrorResponse> {
+        self.param(name).parse().map_err(|_| ErrorResponse::invalid_param(format!("The path has no valid {name}")))
     }
 
     pub fn raw_query(&self) -> Option<&str> {
@@ -179,17 +179,19 @@ impl Request {
     }
 
     /// A query parameter as a number, a bool or an identifier; 400 `M_INVALID_PARAM` when it is there but none.
-    pub fn query_as<T: FromStr>(&self, name: &str) -> Result<Option<T>, Answer> {
+    pub fn query_as<T: FromStr>(&self, name: &str) -> Result<Option<T>, ErrorResponse> {
         self.query(name)
-            .map(|value| value.parse().map_err(|_| Answer::invalid_param(format!("The query has no valid {name}"))))
+            .map(|value| {
+                value.parse().map_err(|_| ErrorResponse::invalid_param(format!("The query has no valid {name}")))
+            })
             .transpose()
     }
 
     /// From here on the request lasts only as long as its peer is there: for what waits long, and may end anywhere. Others are
     /// answered even when an HTTP/1 peer has closed its side, as some versions of nc do once they have asked.
-    pub fn while_heard(&self) {
+    pub fn cancel_when_peer_leaves(&self) {
         if let Some(watch) = &self.watch {
-            watch.show_end();
+            watch.report_eof();
             self.tools.places.waits(watch);
         }
     }
@@ -209,7 +211,7 @@ impl Request {
 
     /// A try at the password of `user` by who has shown nothing yet. Only those count for long that turn out wrong: by address, and
     /// for the user from all addresses together. Where the user was lately counts apart, whoever else is there.
-    pub fn try_login(&self, user: &str) -> Result<Try, Answer> {
+    pub fn try_login(&self, user: &str) -> Result<Try, ErrorResponse> {
         let (limits, ip) = (&self.tools.limits, self.peer.ip);
         if self.tools.places.is_guest(ip, user) {
             return limits.attempt(&[limits.pair(ip, user)]);
@@ -218,18 +220,18 @@ impl Request {
     }
 
     /// A try at the password of `user` by who has a session of theirs on `device`: it counts for that session alone.
-    pub fn try_password(&self, user: &str, device: &str) -> Result<Try, Answer> {
+    pub fn try_password(&self, user: &str, device: &str) -> Result<Try, ErrorResponse> {
         let limits = &self.tools.limits;
         limits.attempt(&[limits.known(&format!("{user} {device}"))])
     }
 
     /// Takes one request from the caller's allowance, by address; 429 when it is used up.
-    pub fn limit(&self, limit: Limit) -> Result<(), Answer> {
+    pub fn limit(&self, limit: Limit) -> Result<(), ErrorResponse> {
         self.tools.limits.take_ip(limit, self.peer.ip)
     }
 
     /// Takes one request from the allowance of a user, a room or whatever else `who` names.
-    pub fn limit_for(&self, limit: Limit, who: &str) -> Result<(), Answer> {
+    pub fn limit_for(&self, limit: Limit, who: &str) -> Result<(), ErrorResponse> {
         self.tools.limits.take_name(limit, who)
     }
 
@@ -414,7 +416,7 @@ impl Request {
 pub struct InboundStream {
     inbound: Option<Inbound>,
     clock: Clock,
-    watch: Option<Arc<Watch>>,
+    watch: Option<Arc<PeerWatch>>,
     received: u64,
     bytes_max: u64,
     started: Duration,
@@ -446,7 +448,7 @@ impl InboundStream {
 async fn next_piece(
     body: &mut Incoming,
     clock: &Clock,
-    watch: Option<&Watch>,
+    watch: Option<&PeerWatch>,
     started: Duration,
     received: u64,
 ) -> Result<Option<Bytes>, BadBody> {
@@ -457,7 +459,7 @@ async fn next_piece(
         }
     };
     let mut closed = std::pin::pin!(closed);
-    let _reading = watch.map(Watch::read);
+    let _reading = watch.map(PeerWatch::read);
     loop {
         let frame = tokio::select! {
             // What came before the peer closed its side lies ready.
@@ -562,7 +564,7 @@ mod tests {
             let mut request = Request::for_tests(Method::POST, "/x", body);
             match request.json::<std::collections::BTreeMap<String, u32>>().await {
                 Ok(_) => "ok".to_owned(),
-                Err(bad) => Answer::from(bad).errcode.into_owned(),
+                Err(bad) => ErrorResponse::from(bad).errcode.into_owned(),
             }
         }
         assert_eq!(code(r#"{"a":1}"#).await, "ok");
@@ -570,14 +572,16 @@ mod tests {
         assert_eq!(code("").await, "M_NOT_JSON");
         // Not even in a text nobody asks for.
         assert_eq!(
-            parse::<serde::de::IgnoredAny>(b"{\"x\":\"\xff\"}").map_err(|bad| Answer::from(bad).errcode).unwrap_err(),
+            parse::<serde::de::IgnoredAny>(b"{\"x\":\"\xff\"}")
+                .map_err(|bad| ErrorResponse::from(bad).errcode)
+                .unwrap_err(),
             "M_NOT_JSON"
         );
         assert_eq!(code(r#"{"a":"b"}"#).await, "M_BAD_JSON");
         let mut request = Request::for_tests(Method::POST, "/x", "");
         assert_eq!(request.json_or_empty::<Value>().await.unwrap(), serde_json::json!({}));
         let mut request = Request::for_tests(Method::POST, "/x", "0123456789");
-        assert_eq!(Answer::from(request.bytes(9).await.unwrap_err()).errcode, "M_TOO_LARGE");
+        assert_eq!(ErrorResponse::from(request.bytes(9).await.unwrap_err()).errcode, "M_TOO_LARGE");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! Surfaces register handlers under a method and a template with `{param}`s. The table is built once at start and never
 //! changes; a look-up is one walk down a prefix tree.
 
-use super::{Answer, Method, Request, Response, StatusCode};
+use super::{ErrorResponse, Method, Request, Response, StatusCode};
 use crate::base;
 use std::collections::HashMap;
 use std::pin::Pin;
@@ -62,20 +62,20 @@ impl Router {
                 let answered = base::caught_in((route.handler)(request)).await;
                 answered.unwrap_or_else(|panicked| {
                     let (what, template) = (panicked.say(), &route.template);
-                    Answer::internal(format_args!("{method} {template} panicked: {what}")).into_response()
+                    ErrorResponse::internal(format_args!("{method} {template} panicked: {what}")).into_response()
                 })
             }
             Found::Nothing if method == Method::OPTIONS && cors => Response::empty(StatusCode::NO_CONTENT),
             Found::OtherMethod if method == Method::OPTIONS && cors => Response::empty(StatusCode::NO_CONTENT),
-            Found::OtherMethod => Answer::wrong_method().into_response(),
-            Found::Nothing => Answer::unrecognized().into_response(),
+            Found::OtherMethod => ErrorResponse::wrong_method().into_response(),
+            Found::Nothing => ErrorResponse::unrecognized().into_response(),
         };
         let response = if method == Method::HEAD { response.into_head() } else { response };
         if cors { with_cors(response) } else { response }
     }
 
     /// A refusal of a request for `path` that no handler sees; web apps of other origins may see it.
-    pub(super) fn refuse(&self, path: &str, answer: Answer) -> Response {
+    pub(super) fn refuse(&self, path: &str, answer: ErrorResponse) -> Response {
         let response = answer.into_response();
         if wants_cors(path) { with_cors(response) } else { response }
     }
@@ -125,12 +125,12 @@ enum Found<'a> {
 impl<S: Send + Sync + 'static> Routes<'_, S> {
     /// Registers a handler. A template that ends in `/` is also answered without it.
     ///
-    /// Handlers are `async fn(Arc<S>, Request) -> Result<Response, E>`, where the surface's `E` becomes an [`Answer`].
+    /// Handlers are `async fn(Arc<S>, Request) -> Result<Response, E>`, where the surface's `E` becomes an [`ErrorResponse`].
     pub fn add<F, Fut, E>(&mut self, method: Method, template: &str, handler: F) -> &mut Self
     where
         F: Fn(Arc<S>, Request) -> Fut + Send + Sync + Clone + 'static,
         Fut: Future<Output = Result<Response, E>> + Send + 'static,
-        E: Into<Answer> + 'static,
+        E: Into<ErrorResponse> + 'static,
     {
         if let Some(bare) = template.strip_suffix('/').filter(|bare| !bare.is_empty()) {
             self.router.insert(method.clone(), bare, boxed(self.surface.clone(), handler.clone()));
@@ -143,7 +143,7 @@ impl<S: Send + Sync + 'static> Routes<'_, S> {
     where
         F: Fn(Arc<S>, Request) -> Fut + Send + Sync + Clone + 'static,
         Fut: Future<Output = Result<Response, E>> + Send + 'static,
-        E: Into<Answer> + 'static,
+        E: Into<ErrorResponse> + 'static,
     {
         self.add(Method::GET, template, handler)
     }
@@ -152,7 +152,7 @@ impl<S: Send + Sync + 'static> Routes<'_, S> {
     where
         F: Fn(Arc<S>, Request) -> Fut + Send + Sync + Clone + 'static,
         Fut: Future<Output = Result<Response, E>> + Send + 'static,
-        E: Into<Answer> + 'static,
+        E: Into<ErrorResponse> + 'static,
     {
         self.add(Method::PUT, template, handler)
     }
@@ -161,7 +161,7 @@ impl<S: Send + Sync + 'static> Routes<'_, S> {
     where
         F: Fn(Arc<S>, Request) -> Fut + Send + Sync + Clone + 'static,
         Fut: Future<Output = Result<Response, E>> + Send + 'static,
-        E: Into<Answer> + 'static,
+        E: Into<ErrorResponse> + 'static,
     {
         self.add(Method::POST, template, handler)
     }
@@ -170,7 +170,7 @@ impl<S: Send + Sync + 'static> Routes<'_, S> {
     where
         F: Fn(Arc<S>, Request) -> Fut + Send + Sync + Clone + 'static,
         Fut: Future<Output = Result<Response, E>> + Send + 'static,
-        E: Into<Answer> + 'static,
+        E: Into<ErrorResponse> + 'static,
     {
         self.add(Method::DELETE, template, handler)
     }
@@ -180,7 +180,7 @@ impl<S: Send + Sync + 'static> Routes<'_, S> {
     where
         F: Fn(Arc<S>, Request) -> Fut + Send + Sync + Clone + 'static,
         Fut: Future<Output = Result<Response, E>> + Send + 'static,
-        E: Into<Answer> + 'static,
+        E: Into<ErrorResponse> + 'static,
     {
         self.under(&CLIENT_R0_V3, method, rest, handler)
     }
@@ -190,7 +190,7 @@ impl<S: Send + Sync + 'static> Routes<'_, S> {
     where
         F: Fn(Arc<S>, Request) -> Fut + Send + Sync + Clone + 'static,
         Fut: Future<Output = Result<Response, E>> + Send + 'static,
-        E: Into<Answer> + 'static,
+        E: Into<ErrorResponse> + 'static,
     {
         for prefix in prefixes {
             self.add(method.clone(), &format!("{prefix}{rest}"), handler.clone());
@@ -204,7 +204,7 @@ where
     S: Send + Sync + 'static,
     F: Fn(Arc<S>, Request) -> Fut + Send + Sync + 'static,
     Fut: Future<Output = Result<Response, E>> + Send + 'static,
-    E: Into<Answer> + 'static,
+    E: Into<ErrorResponse> + 'static,
 {
     Box::new(move |request| {
         let answered = handler(surface.clone(), request);
@@ -251,7 +251,7 @@ mod tests {
 
     struct Nothing;
 
-    async fn echo(_: Arc<Nothing>, request: Request) -> Result<Response, Answer> {
+    async fn echo(_: Arc<Nothing>, request: Request) -> Result<Response, ErrorResponse> {
         let all: Vec<String> = ["room", "kind", "key", "rest"]
             .iter()
             .filter_map(|name| request.param_maybe(name).map(|value| format!("{name}={value}")))
@@ -298,7 +298,7 @@ mod tests {
     /// One request that panicked ended the whole server: the release build aborted.
     #[tokio::test]
     async fn a_handler_that_panics_is_a_500_and_the_next_request_is_answered() {
-        async fn breaks(_: Arc<Nothing>, request: Request) -> Result<Response, Answer> {
+        async fn breaks(_: Arc<Nothing>, request: Request) -> Result<Response, ErrorResponse> {
             match request.param("how") {
                 "here" => panic!("on purpose"),
                 "job" => Ok(base::blocking(|| panic!("on purpose")).await),

@@ -4,7 +4,7 @@ use super::Reject;
 use super::header::{Header, references};
 use super::json;
 use super::redact::{self, Signatures};
-use super::scan::{self, Scan, counter, text_of, utf8};
+use super::scan::{self, EventScanner, counter, text_of, utf8};
 use super::version::RoomVersion;
 use ruma::{EventId, OwnedEventId, OwnedRoomId, OwnedUserId, RoomId, UserId};
 use std::borrow::Cow;
@@ -28,11 +28,11 @@ impl Event {
     /// works out the id. The content hash ([`Event::is_intact`]) and the signatures are the caller's next steps
     /// ([`super::sign::check_event`]).
     pub fn from_wire(version: &'static RoomVersion, raw: &[u8]) -> Result<Event, Reject> {
-        Event::read(&mut Scan::new(), version, raw)
+        Event::read(&mut EventScanner::new(), version, raw)
     }
 
     /// The same with buffers used before.
-    pub fn read(scan: &mut Scan, version: &'static RoomVersion, raw: &[u8]) -> Result<Event, Reject> {
+    pub fn read(scan: &mut EventScanner, version: &'static RoomVersion, raw: &[u8]) -> Result<Event, Reject> {
         let seen = scan.read(version, raw)?;
         Event::from_stored(version, seen.canonical.to_vec(), seen.event_id())
     }

@@ -1,7 +1,7 @@
 //! One event from another server, once through: canonical form, shape, content hash, redacted form, event id, and who must
 //! have signed.
 //!
-//! [`Scan`] owns the buffers; [`Seen`] borrows from it until the next event. This is the join's inner loop (a few
+//! [`EventScanner`] owns the buffers; [`ScannedEvent`] borrows from it until the next event. This is the join's inner loop (a few
 //! microseconds an event beside the signature) and the one implementation: [`super::Event::from_wire`] is made of it.
 
 use super::header::{Header, references};
@@ -28,15 +28,15 @@ pub const BASE64_URL: GeneralPurpose = GeneralPurpose::new(&base64::alphabet::UR
 
 /// Buffers for reading events one after the other. Holds about four times the largest event it saw.
 #[derive(Default)]
-pub struct Scan {
+pub struct EventScanner {
     canon: Canon,
     message: Vec<u8>,
     hashed: Vec<u8>,
     header: Header,
 }
 
-/// One event, borrowed from its [`Scan`]. Its shape has been checked; its signatures have not.
-pub struct Seen<'a> {
+/// One event, borrowed from its [`EventScanner`]. Its shape has been checked; its signatures have not.
+pub struct ScannedEvent<'a> {
     version: &'static RoomVersion,
     header: &'a Header,
     /// Without `unsigned`; this is what is stored.
@@ -56,13 +56,13 @@ pub struct Signer<'a> {
     pub signatures: Vec<(&'a str, [u8; 64])>,
 }
 
-impl Scan {
-    pub fn new() -> Scan {
-        Scan::default()
+impl EventScanner {
+    pub fn new() -> EventScanner {
+        EventScanner::default()
     }
 
     /// Reads one event's JSON. Bounded by `raw`, which the caller has bounded.
-    pub fn read(&mut self, version: &'static RoomVersion, raw: &[u8]) -> Result<Seen<'_>, Reject> {
+    pub fn read(&mut self, version: &'static RoomVersion, raw: &[u8]) -> Result<ScannedEvent<'_>, Reject> {
         self.canon.read(raw, version.json_mode(), &["unsigned"])?;
         if self.canon.deepest() > json::EVENT_DEPTH_MAX {
             return Err(Reject::json(format!("event nested deeper than {} levels", json::EVENT_DEPTH_MAX)));
@@ -83,11 +83,11 @@ impl Scan {
         let intact = claimed_hash(claimed) == Some(content_hash(self.canon.members(), &mut self.hashed));
         let reference_hash = Sha256::digest(&self.message).into();
         let (header, canonical, message) = (&self.header, self.canon.bytes(), &self.message[..]);
-        Ok(Seen { version, header, canonical, message, intact, reference_hash })
+        Ok(ScannedEvent { version, header, canonical, message, intact, reference_hash })
     }
 }
 
-impl<'a> Seen<'a> {
+impl<'a> ScannedEvent<'a> {
     pub fn version(&self) -> &'static RoomVersion {
         self.version
     }

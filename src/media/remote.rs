@@ -11,7 +11,7 @@ use ruma::ServerName;
 
 use super::{Error, Media, TRANSFER_BYTES};
 use crate::budget::Grant;
-use crate::remote::{self, Failed, Pace, encode};
+use crate::remote::{self, Failed, StreamLimits, encode};
 
 /// Passed through, not kept; still, an end.
 const BYTES_MAX: u64 = 2 << 30;
@@ -88,7 +88,7 @@ impl Media {
     }
 
     async fn stream(&self, server: &ServerName, target: &str) -> Result<remote::Body, Failed> {
-        let pace = Pace { first: FIRST_TIMEOUT, ..Pace::patient(BYTES_MAX) };
+        let pace = StreamLimits { first: FIRST_TIMEOUT, ..StreamLimits::patient(BYTES_MAX) };
         self.0.parts.remote.stream(server, http::Method::GET, target, None, pace).await
     }
 }

@@ -37,7 +37,7 @@ pub use self::backoff::Backoff;
 pub use self::connect::Limits;
 pub use self::keys::{Keys, Known};
 pub use self::request::{Answer, Failed, Options, encode};
-pub use self::stream::{Body, Pace};
+pub use self::stream::{Body, StreamLimits};
 use crate::{
     base::{Clock, Random},
     budget::{Account, Budget},

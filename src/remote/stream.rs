@@ -16,7 +16,7 @@ use super::{Failed, Remote, connect::Lease};
 
 /// How slow a peer may be.
 #[derive(Debug, Clone, Copy)]
-pub struct Pace {
+pub struct StreamLimits {
     /// Until the head of the answer: a resident may think for minutes about a large room.
     pub first: Duration,
     /// Between two frames.
@@ -28,10 +28,10 @@ pub struct Pace {
     pub max_bytes: u64,
 }
 
-impl Pace {
+impl StreamLimits {
     /// Ten minutes to begin (Synapse takes 90 s and more for the largest rooms), a minute of silence, 1 KiB/s on average.
-    pub fn patient(max_bytes: u64) -> Pace {
-        Pace {
+    pub fn patient(max_bytes: u64) -> StreamLimits {
+        StreamLimits {
             first: Duration::from_secs(600),
             stall: Duration::from_secs(60),
             bytes_min: 60 * 1024,
@@ -48,7 +48,7 @@ pub struct Body {
     incoming: Incoming,
     headers: http::HeaderMap,
     lease: Option<Lease>,
-    pace: Pace,
+    pace: StreamLimits,
     received: u64,
     length: Option<u64>,
     waited: Duration,
@@ -63,7 +63,7 @@ impl Remote {
         method: Method,
         target: &str,
         content: Option<Vec<u8>>,
-        pace: Pace,
+        pace: StreamLimits,
     ) -> Result<Body, Failed> {
         let exchange = self.exchange(server, &method, target, content, true);
         let outcome = self.0.clock.timeout(pace.first, exchange).await.unwrap_or(Err(Failed::Timeout));

@@ -204,7 +204,7 @@ async fn errors_carry_their_code_and_large_answers_are_refused() {
         other => panic!("{other:?}"),
     }
     assert!(matches!(ask(&us, "endless.example", 100_000).await, Err(Failed::TooLarge { max_bytes: 100_000 })));
-    let pace = Pace::patient(1_000_000);
+    let pace = StreamLimits::patient(1_000_000);
     let mut body = us.remote.stream(&name("endless.example"), Method::GET, "/x", None, pace).await.unwrap();
     let failed = loop {
         match body.next().await {
@@ -263,7 +263,7 @@ async fn a_peer_that_falls_silent_is_given_up() {
     let address = peer(&lab, "slow.example", behaviour).await;
     let us = us(&lab, &[("slow.example", address)], &[]);
     let mut body =
-        us.remote.stream(&name("slow.example"), Method::GET, "/x", None, Pace::patient(1 << 30)).await.unwrap();
+        us.remote.stream(&name("slow.example"), Method::GET, "/x", None, StreamLimits::patient(1 << 30)).await.unwrap();
     assert!(body.next().await.unwrap().is_some());
     let waiting = tokio::spawn(async move { body.next().await });
     while !waiting.is_finished() {
@@ -285,7 +285,7 @@ async fn long_answers_leave_a_connection_for_what_is_asked_meanwhile() {
     let us = us(&lab, &[("far.example", address)], &[]);
     let stream = || {
         let remote = us.remote.clone();
-        async move { remote.stream(&name("far.example"), Method::GET, "/long", None, Pace::patient(1 << 30)).await }
+        async move { remote.stream(&name("far.example"), Method::GET, "/long", None, StreamLimits::patient(1 << 30)).await }
     };
     let (first, _second) = (stream().await.unwrap(), stream().await.unwrap());
     let third = tokio::spawn(stream());
@@ -319,7 +319,7 @@ async fn a_peer_that_drips_is_given_up() {
     let address = peer(&lab, "slow.example", behaviour).await;
     let us = us(&lab, &[("slow.example", address)], &[]);
     let mut body =
-        us.remote.stream(&name("slow.example"), Method::GET, "/x", None, Pace::patient(1 << 30)).await.unwrap();
+        us.remote.stream(&name("slow.example"), Method::GET, "/x", None, StreamLimits::patient(1 << 30)).await.unwrap();
     // A byte a second: never silent for long, and far too slow.
     let mut seconds = 0;
     let failed = loop {

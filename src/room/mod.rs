@@ -19,7 +19,7 @@ use std::sync::Arc;
 
 use ruma::{OwnedServerName, ServerName};
 
-use crate::base::{self, Clock, OneEach, Random};
+use crate::base::{self, Clock, KeyedLock, Random};
 use crate::budget::Budget;
 use crate::feed::Feed;
 use crate::matrix::sign;
@@ -54,10 +54,10 @@ pub use handshake::Verb;
 pub use handshake::invite::Invitation;
 pub use read::filter::{Events, Filter};
 pub use read::relations::{Related, Threads};
-pub use read::state::Who;
-pub use read::sync::{Asked, List, News};
+pub use read::state::MemberQuery;
+pub use read::sync::{ChangedRoom, SyncSection, SyncView};
 pub use read::timeline::Paging;
-pub use read::token::Since;
+pub use read::token::SyncToken;
 pub use read::token::Token;
 pub use read::{ANSWER_BYTES, PAGE_EVENTS_MAX, Reader};
 pub use receive::TIME_MAX as RECEIVE_TIME_MAX;
@@ -98,8 +98,8 @@ struct Inner {
     /// The filling of gaps, one at a time in each room.
     gaps: lock::Locks,
     /// And one at a time that a server sent us; strangers to its room all count as one.
-    gap_senders: OneEach,
-    turns: serve::slots::Turns,
+    gap_senders: KeyedLock,
+    turns: serve::slots::Slots,
     typing: ephemeral::typing::Typing,
     rules: Arc<append::rules_cache::Rules>,
     renewals: membership::profile::Renewals,
@@ -116,8 +116,8 @@ impl Rooms {
             locks: lock::Locks::default(),
             joins: join::list::Joins::default(),
             gaps: lock::Locks::default(),
-            gap_senders: OneEach::default(),
-            turns: serve::slots::Turns::default(),
+            gap_senders: KeyedLock::default(),
+            turns: serve::slots::Slots::default(),
             typing,
             rules,
             renewals: membership::profile::Renewals::default(),

@@ -6,7 +6,7 @@ use ruma::RoomId;
 use serde::Serialize;
 
 use super::error::Result;
-use super::join::Underway;
+use super::join::JoinStatus;
 use super::join::admission::{ASKED_ROOMS_MAX, Policy};
 use super::{Rooms, state};
 use crate::base::blocking;
@@ -87,7 +87,7 @@ impl Rooms {
     }
 
     /// Joins under way.
-    pub fn joins(&self) -> Vec<Underway> {
+    pub fn joins(&self) -> Vec<JoinStatus> {
         self.0.joins.list(self.0.parts.clock.instant())
     }
 

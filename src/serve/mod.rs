@@ -28,7 +28,7 @@ use crate::config::{self, Config};
 use crate::deliver::{Sender, SenderOptions};
 use crate::federation::{self, Federation};
 use crate::feed::Feed;
-use crate::http::{Door, Limits, Listener, Router, tls::Certificate};
+use crate::http::{HttpServer, Limits, Listener, Router, tls::Certificate};
 use crate::matrix::sign;
 use crate::media::{self, Media};
 use crate::remote::{self, Remote, RemoteOptions};
@@ -160,7 +160,7 @@ pub struct Server {
     router: Arc<Router>,
     /// The commands', behind the socket in the data folder.
     local: Arc<Router>,
-    door: Arc<Door>,
+    door: Arc<HttpServer>,
     client_certificate: Option<Arc<Certificate>>,
     federation_certificate: Option<Arc<Certificate>>,
     /// Addresses that are open, with the ports the system chose.
@@ -303,7 +303,7 @@ impl Server {
         admin::routes(&mut local, &admin);
 
         let limits = if config.rate_limits { Limits::new(clock.clone()) } else { Limits::off(clock.clone()) };
-        let door = Door::new(clock.clone(), &budget, Arc::new(limits), config.trusted_proxies.clone());
+        let door = HttpServer::new(clock.clone(), &budget, Arc::new(limits), config.trusted_proxies.clone());
         Ok(Server {
             clock,
             random,

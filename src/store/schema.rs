@@ -229,7 +229,9 @@ mod tests {
 
     #[test]
     fn every_table_is_listed() {
-        let made = include_str!("schema.rs").lines().filter(|line| line.starts_with("pub const") && line.contains(": Table ="));
+        let made = include_str!("schema.rs")
+            .lines()
+            .filter(|line| line.starts_with("pub const") && line.contains(": Table ="));
         assert_eq!(made.count(), TABLES.len());
     }
 }

@@ -25,7 +25,7 @@ use crate::store::{self, Read, Store, Write, WriteError};
 
 pub use crate::store::{Position, UserNum};
 pub use account::session::{Login, Requester, Session};
-pub use account::uia::{Demand, Progress, Stage};
+pub use account::uia::{Progress, Stage, UiaRequest};
 pub use account::{Account, New, Standing};
 pub use device::cross_signing::{CrossKeys, Upload as CrossUpload};
 pub use device::key_claim::Claims;
@@ -33,7 +33,7 @@ pub use device::key_query::{Answered, Viewer};
 pub use device::keys::Upload as KeyUpload;
 pub use device::to_device::Messages;
 pub use settings::push_rules::NewRule;
-pub use sync::Own;
+pub use sync::UserSync;
 
 /// What the accounts are built from.
 pub struct Parts {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::device::keys::FALLBACK_KEYS_MAX;
 use super::{Error, Requester, Users, sharing};
-use crate::base::{ChunkError, Pen, comma};
+use crate::base::{ChunkError, ChunkWriter, comma};
 use crate::matrix::json;
 use crate::store::tables::room::event;
 use crate::store::tables::room::event_row::{Kind, Membership, Root};
@@ -28,7 +28,7 @@ const MESSAGES_MAX: usize = 100;
 const MESSAGES_BYTES_MAX: usize = 256 << 10;
 
 /// One device's own things between two positions.
-pub struct Own {
+pub struct UserSync {
     read: Arc<Read>,
     user: UserNum,
     requester: Requester,
@@ -48,12 +48,12 @@ impl Users {
         since: Option<Position>,
         received: Position,
         now: Position,
-    ) -> Own {
-        Own { read, user: requester.user_num, requester: requester.clone(), since, received, now }
+    ) -> UserSync {
+        UserSync { read, user: requester.user_num, requester: requester.clone(), since, received, now }
     }
 }
 
-impl Own {
+impl UserSync {
     fn since(&self) -> Position {
         self.since.unwrap_or_default()
     }
@@ -99,7 +99,7 @@ impl Own {
     /// a comma before them unless they are the list's first.
     pub async fn write_account_data(
         &self,
-        pen: &Pen,
+        pen: &ChunkWriter,
         room: Option<RoomNum>,
         whole: bool,
         wants: impl Fn(&str) -> bool,
@@ -167,7 +167,7 @@ impl Own {
     }
 
     /// Writes the messages that wait for the device, up to `end`. They stay until a later token acknowledges them.
-    pub async fn write_to_device(&self, pen: &Pen, end: Position) -> Result<(), ChunkError> {
+    pub async fn write_to_device(&self, pen: &ChunkWriter, end: Position) -> Result<(), ChunkError> {
         let (mut first, mut after) = (true, self.received);
         loop {
             // One at a time: each may have tens of kilobytes.
@@ -217,7 +217,7 @@ impl Own {
 
     /// Writes `changed` and `left` of `device_lists`: users whose keys changed, or who came to share an encrypted room,
     /// or who share none any more. One may be named twice, which does no harm.
-    pub async fn write_device_lists(&self, pen: &Pen) -> Result<(), ChunkError> {
+    pub async fn write_device_lists(&self, pen: &ChunkWriter) -> Result<(), ChunkError> {
         pen.text("\"changed\":[");
         if self.since.is_some() {
             self.write_changed(pen).await?;
@@ -230,7 +230,7 @@ impl Own {
         Ok(())
     }
 
-    async fn write_changed(&self, pen: &Pen) -> Result<(), ChunkError> {
+    async fn write_changed(&self, pen: &ChunkWriter) -> Result<(), ChunkError> {
         let (mut first, mut after) = (true, Some(self.since()));
         while let Some(from) = after {
             let (batch, next) = self.changed_devices(from, BATCH)?;
@@ -253,7 +253,7 @@ impl Own {
         Ok(())
     }
 
-    async fn write_gone(&self, pen: &Pen) -> Result<(), ChunkError> {
+    async fn write_gone(&self, pen: &ChunkWriter) -> Result<(), ChunkError> {
         let mut first = true;
         let mut room = None;
         while let Some((num, _)) = self.next_room(room, Membership::Join)? {
@@ -319,7 +319,13 @@ impl Own {
     }
 
     /// Everybody joined to a room; or those of them with whom no encrypted room is shared any more.
-    async fn write_members(&self, pen: &Pen, num: RoomNum, first: &mut bool, gone: bool) -> Result<(), ChunkError> {
+    async fn write_members(
+        &self,
+        pen: &ChunkWriter,
+        num: RoomNum,
+        first: &mut bool,
+        gone: bool,
+    ) -> Result<(), ChunkError> {
         let mut after = None;
         loop {
             let mut batch = Vec::with_capacity(BATCH);
@@ -341,7 +347,13 @@ impl Own {
     }
 
     /// Who came to a room since then, or who went and is nowhere else with us.
-    async fn write_moved(&self, pen: &Pen, num: RoomNum, first: &mut bool, came: bool) -> Result<(), ChunkError> {
+    async fn write_moved(
+        &self,
+        pen: &ChunkWriter,
+        num: RoomNum,
+        first: &mut bool,
+        came: bool,
+    ) -> Result<(), ChunkError> {
         let row = room::get_of(&*self.read, num)?;
         if row.latest <= self.since() {
             return Ok(());
@@ -409,7 +421,7 @@ impl Own {
         Ok(false)
     }
 
-    fn write_user(&self, pen: &Pen, user: UserNum, first: &mut bool) -> store::Result<()> {
+    fn write_user(&self, pen: &ChunkWriter, user: UserNum, first: &mut bool) -> store::Result<()> {
         let user_id = user::id_of(&*self.read, user)?;
         pen.with(|out| {
             comma(out, first);
@@ -419,7 +431,7 @@ impl Own {
     }
 }
 
-async fn write_event(pen: &Pen, kind: &str, content: &[u8], first: &mut bool) {
+async fn write_event(pen: &ChunkWriter, kind: &str, content: &[u8], first: &mut bool) {
     pen.with(|out| {
         comma(out, first);
         out.extend_from_slice(b"{\"type\":");

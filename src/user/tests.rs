@@ -241,7 +241,7 @@ async fn a_session_of_stages_is_for_one_operation_one_user_and_a_while() {
     let (alice, bob) = (town.person("alice").await, town.person("bob").await);
     let stages: &[Stage] = &[Stage::Dummy, Stage::RegistrationToken];
     let tokens = ["good".to_owned()];
-    let demand = |operation, user| Demand { operation, user, stages, tokens: &tokens };
+    let demand = |operation, user| UiaRequest { operation, user, stages, tokens: &tokens };
     let session = |progress: Progress| match progress {
         Progress::Ask(ask) | Progress::Wrong(ask) => {
             (ask["session"].as_str().unwrap().to_owned(), ask["completed"].clone())
@@ -250,7 +250,7 @@ async fn a_session_of_stages_is_for_one_operation_one_user_and_a_while() {
     };
     let dummy = |session: &str| json!({ "type": "m.login.dummy", "session": session });
     let token = |session: &str| json!({ "type": "m.login.registration_token", "token": "good", "session": session });
-    let prove = async |demand: Demand<'_>, auth: Option<Value>| {
+    let prove = async |demand: UiaRequest<'_>, auth: Option<Value>| {
         town.users.prove(demand, HOME.into(), auth.as_ref()).await.unwrap()
     };
 
@@ -278,7 +278,7 @@ async fn a_session_of_stages_is_for_one_operation_one_user_and_a_while() {
 async fn strangers_end_no_sessions_but_their_own() {
     let town = town();
     let (alice, bob) = (town.person("alice").await, town.person("bob").await);
-    let demand = |user| Demand { operation: "x", user, stages: &[Stage::Dummy], tokens: &[] };
+    let demand = |user| UiaRequest { operation: "x", user, stages: &[Stage::Dummy], tokens: &[] };
     let begin = async |user, from: [u8; 4]| match town.users.prove(demand(user), from.into(), None).await.unwrap() {
         Progress::Ask(ask) => ask["session"].as_str().unwrap().to_owned(),
         Progress::Done | Progress::Wrong(_) => panic!("nothing has been proved"),
@@ -304,7 +304,7 @@ async fn strangers_end_no_sessions_but_their_own() {
 async fn proving_to_be_somebody_else_is_refused_outright() {
     let town = town();
     let (alice, bob) = (town.person("alice").await, town.person("bob").await);
-    let demand = || Demand { operation: "x", user: Some(&alice.user_id), stages: &[Stage::Password], tokens: &[] };
+    let demand = || UiaRequest { operation: "x", user: Some(&alice.user_id), stages: &[Stage::Password], tokens: &[] };
     for (named, refused) in [(&bob.user_id, true), (&alice.user_id, false)] {
         let auth = json!({ "type": "m.login.password", "password": "wrong",
             "identifier": { "type": "m.id.user", "user": named } });

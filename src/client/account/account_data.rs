@@ -7,7 +7,7 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
 use crate::client::{Client, Error, auth};
-use crate::http::{Answer, Limit, Request, Response, StatusCode};
+use crate::http::{ErrorResponse, Limit, Request, Response, StatusCode};
 use crate::room::Filter;
 
 /// Kept with the room.
@@ -23,7 +23,7 @@ pub async fn get(client: Arc<Client>, request: Request) -> Result<Response, Erro
         && request.param("kind") == FULLY_READ
     {
         let marker = client.rooms.fully_read(&requester.user_id, room).await?;
-        let event_id = marker.ok_or_else(|| Answer::not_found("Nothing was marked as read there"))?;
+        let event_id = marker.ok_or_else(|| ErrorResponse::not_found("Nothing was marked as read there"))?;
         return Ok(Response::json(&json!({ "event_id": event_id })));
     }
     let json = client.users.account_data(requester.user_num, room.as_deref(), request.param("kind")).await?;
@@ -37,7 +37,7 @@ pub async fn put(client: Arc<Client>, mut request: Request) -> Result<Response, 
     let room = room(&request)?;
     if MANAGED.contains(&request.param("kind")) {
         let message = "This type has endpoints of its own";
-        return Err(Answer::new(StatusCode::METHOD_NOT_ALLOWED, "M_BAD_JSON", message).into());
+        return Err(ErrorResponse::new(StatusCode::METHOD_NOT_ALLOWED, "M_BAD_JSON", message).into());
     }
     let content: Box<RawValue> = request.json().await?;
     client.users.set_account_data(requester.user_num, room.as_deref(), request.param("kind"), content).await?;
@@ -45,7 +45,7 @@ pub async fn put(client: Arc<Client>, mut request: Request) -> Result<Response, 
 }
 
 /// The room, for the templates that have one.
-fn room(request: &Request) -> Result<Option<OwnedRoomId>, Answer> {
+fn room(request: &Request) -> Result<Option<OwnedRoomId>, ErrorResponse> {
     match request.param_maybe("room_id") {
         Some(_) => request.param_as("room_id").map(Some),
         None => Ok(None),
@@ -84,7 +84,7 @@ pub async fn post_filter(client: Arc<Client>, mut request: Request) -> Result<Re
     request.limit_for(Limit::Note, requester.user_id.as_str())?;
     let content: Box<RawValue> = request.json().await?;
     if Filter::parse(content.get().as_bytes()).is_none() {
-        return Err(Answer::bad("M_BAD_JSON", "This is no filter, or one with too much in its lists").into());
+        return Err(ErrorResponse::bad("M_BAD_JSON", "This is no filter, or one with too much in its lists").into());
     }
     let number = client.users.add_filter(requester.user_num, &content).await?;
     Ok(Response::json(&json!({ "filter_id": number.to_string() })))

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::client::{Client, Error, Requester, auth};
 use crate::http::{Request, Response};
-use crate::user::{Demand, Stage};
+use crate::user::{Stage, UiaRequest};
 
 /// GET /_matrix/client/v3/devices
 pub async fn list(client: Arc<Client>, request: Request) -> Result<Response, Error> {
@@ -72,8 +72,12 @@ async fn remove(
     requester: &Requester,
     body: DeleteBody,
 ) -> Result<Response, Error> {
-    let demand =
-        Demand { operation: "delete_devices", user: Some(&requester.user_id), stages: &[Stage::Password], tokens: &[] };
+    let demand = UiaRequest {
+        operation: "delete_devices",
+        user: Some(&requester.user_id),
+        stages: &[Stage::Password],
+        tokens: &[],
+    };
     if let Some(asked) = auth::prove(client, request, Some(requester), demand, body.auth.as_ref()).await? {
         return Ok(asked);
     }

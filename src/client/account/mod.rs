@@ -9,7 +9,7 @@ use super::{Client, Error, auth};
 use crate::base::unbroken;
 use crate::flow;
 use crate::http::{Request, Response};
-use crate::user::{Demand, Stage};
+use crate::user::{Stage, UiaRequest};
 
 pub mod account_data;
 pub mod device;
@@ -36,7 +36,7 @@ pub async fn password(client: Arc<Client>, mut request: Request) -> Result<Respo
     let requester = auth::requester(&client, &request).await?;
     let body: PasswordBody = request.json().await?;
     let demand =
-        Demand { operation: "password", user: Some(&requester.user_id), stages: &[Stage::Password], tokens: &[] };
+        UiaRequest { operation: "password", user: Some(&requester.user_id), stages: &[Stage::Password], tokens: &[] };
     if let Some(asked) = auth::prove(&client, &request, Some(&requester), demand, body.auth.as_ref()).await? {
         return Ok(asked);
     }
@@ -62,7 +62,7 @@ pub async fn deactivate(client: Arc<Client>, mut request: Request) -> Result<Res
     let requester = auth::requester(&client, &request).await?;
     let body: DeactivateBody = request.json_or_empty().await?;
     let demand =
-        Demand { operation: "deactivate", user: Some(&requester.user_id), stages: &[Stage::Password], tokens: &[] };
+        UiaRequest { operation: "deactivate", user: Some(&requester.user_id), stages: &[Stage::Password], tokens: &[] };
     if let Some(asked) = auth::prove(&client, &request, Some(&requester), demand, body.auth.as_ref()).await? {
         return Ok(asked);
     }

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use crate::budget::Grant;
 use crate::client::{Client, Error, auth};
 use crate::flow;
-use crate::http::{Answer, Limit, Request, Response};
+use crate::http::{ErrorResponse, Limit, Request, Response};
 
 /// Results of one search.
 const FOUND_MAX: usize = 50;
@@ -28,7 +28,7 @@ pub async fn get_field(client: Arc<Client>, request: Request) -> Result<Response
         Some(value) => Ok(Response::json(&json!({ field: value }))),
         // Apps older than other fields take an absent name for a user without one, and 404 for no user.
         None if matches!(field, "displayname" | "avatar_url") => Ok(Response::ok()),
-        None => Err(Answer::not_found("The profile has no such field").into()),
+        None => Err(ErrorResponse::not_found("The profile has no such field").into()),
     }
 }
 
@@ -46,7 +46,7 @@ pub async fn put_field(client: Arc<Client>, mut request: Request) -> Result<Resp
     request.limit_for(Limit::Note, requester.user_id.as_str())?;
     let mut body: Map<String, Value> = request.json().await?;
     let field = request.param("field");
-    let value = body.remove(field).ok_or_else(|| Answer::missing_param(field))?;
+    let value = body.remove(field).ok_or_else(|| ErrorResponse::missing_param(field))?;
     flow::rename(&client.users, &client.rooms, &requester.user_id, field, Some(value)).await?;
     Ok(Response::ok())
 }

@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 use super::session;
 use crate::client::{Client, Error, Registration, STRANGER_BYTES_MAX, auth};
 use crate::flow;
-use crate::http::{Answer, Limit, Request, Response, StatusCode};
-use crate::user::{Demand, Login, New, Stage};
+use crate::http::{ErrorResponse, Limit, Request, Response, StatusCode};
+use crate::user::{Login, New, Stage, UiaRequest};
 
 /// Names the server makes up for who asks for none.
 const MADE_UP_CHARS: usize = 12;
@@ -34,7 +34,7 @@ struct Body {
 pub async fn register(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     if request.query("kind").is_some_and(|kind| kind != "user") {
         let message = "This server has no guests";
-        return Err(Answer::new(StatusCode::FORBIDDEN, "M_GUEST_ACCESS_FORBIDDEN", message).into());
+        return Err(ErrorResponse::new(StatusCode::FORBIDDEN, "M_GUEST_ACCESS_FORBIDDEN", message).into());
     }
     let (stages, tokens) = stages(&client.options.registration)?;
     let mut body: Body = request.json_or_empty_max(STRANGER_BYTES_MAX).await?;
@@ -44,11 +44,11 @@ pub async fn register(client: Arc<Client>, mut request: Request) -> Result<Respo
     if let Some(username) = &body.username {
         client.users.is_free(username).await?;
     }
-    let demand = Demand { operation: "register", user: None, stages, tokens };
+    let demand = UiaRequest { operation: "register", user: None, stages, tokens };
     if let Some(asked) = auth::prove(&client, &request, None, demand, body.auth.as_ref()).await? {
         return Ok(asked);
     }
-    let password = body.password.ok_or_else(|| Answer::missing_param("password"))?;
+    let password = body.password.ok_or_else(|| ErrorResponse::missing_param("password"))?;
     let localpart = body.username.unwrap_or_else(|| client.random.token(MADE_UP_CHARS).to_lowercase());
     let new = New { localpart, password: Some(password), admin: false };
     let login = (!body.inhibit_login).then(|| Login {
@@ -64,11 +64,11 @@ pub async fn register(client: Arc<Client>, mut request: Request) -> Result<Respo
 }
 
 /// What a new account takes.
-fn stages(registration: &Registration) -> Result<(&'static [Stage], &[String]), Answer> {
+fn stages(registration: &Registration) -> Result<(&'static [Stage], &[String]), ErrorResponse> {
     match registration {
         Registration::Open => Ok((&[Stage::Dummy], &[])),
         Registration::Token(tokens) => Ok((&[Stage::RegistrationToken], tokens)),
-        Registration::Closed => Err(Answer::forbidden("Accounts on this server are made by its owner")),
+        Registration::Closed => Err(ErrorResponse::forbidden("Accounts on this server are made by its owner")),
     }
 }
 
@@ -76,7 +76,7 @@ fn stages(registration: &Registration) -> Result<(&'static [Stage], &[String]), 
 pub async fn available(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     request.limit(Limit::Register)?;
     stages(&client.options.registration)?;
-    let username = request.query("username").ok_or_else(|| Answer::missing_param("username"))?;
+    let username = request.query("username").ok_or_else(|| ErrorResponse::missing_param("username"))?;
     client.users.is_free(&username.to_lowercase()).await?;
     Ok(Response::json(&json!({ "available": true })))
 }
@@ -84,7 +84,7 @@ pub async fn available(client: Arc<Client>, request: Request) -> Result<Response
 /// GET /_matrix/client/v1/register/m.login.registration_token/validity
 pub async fn token_validity(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     request.limit(Limit::Register)?;
-    let token = request.query("token").ok_or_else(|| Answer::missing_param("token"))?;
+    let token = request.query("token").ok_or_else(|| ErrorResponse::missing_param("token"))?;
     let valid = match &client.options.registration {
         Registration::Token(tokens) => tokens.contains(&token),
         _ => false,

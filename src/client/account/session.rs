@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::client::{Client, Error, STRANGER_BYTES_MAX, auth};
-use crate::http::{Answer, Request, Response};
+use crate::http::{ErrorResponse, Request, Response};
 use crate::matrix::id;
 use crate::user::{self, Login, Session};
 
@@ -36,11 +36,11 @@ struct LoginBody {
 pub async fn login(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let body: LoginBody = request.json_max(STRANGER_BYTES_MAX).await?;
     if body.kind != "m.login.password" {
-        return Err(Answer::bad("M_UNKNOWN", "This server knows m.login.password only").into());
+        return Err(ErrorResponse::bad("M_UNKNOWN", "This server knows m.login.password only").into());
     }
     let typed = typed_name(body.identifier.as_ref(), body.user.as_deref())?;
-    let password = body.password.as_deref().ok_or_else(|| Answer::missing_param("password"))?;
-    let wrong = || Answer::forbidden("Wrong user name or password");
+    let password = body.password.as_deref().ok_or_else(|| ErrorResponse::missing_param("password"))?;
+    let wrong = || ErrorResponse::forbidden("Wrong user name or password");
     let user_id = id::typed_user(typed, client.users.server()).ok_or_else(wrong)?;
     if user_id.server_name() != client.users.server() {
         return Err(wrong().into());
@@ -78,15 +78,15 @@ pub fn answer(client: &Client, session: &Session) -> Value {
 }
 
 /// The name in an `m.id.user` identifier, or in the older `user`.
-pub fn typed_name<'a>(identifier: Option<&'a Value>, user: Option<&'a str>) -> Result<&'a str, Answer> {
+pub fn typed_name<'a>(identifier: Option<&'a Value>, user: Option<&'a str>) -> Result<&'a str, ErrorResponse> {
     let Some(identifier) = identifier else {
-        return user.ok_or_else(|| Answer::missing_param("identifier"));
+        return user.ok_or_else(|| ErrorResponse::missing_param("identifier"));
     };
     match identifier.get("type").and_then(Value::as_str) {
         Some("m.id.user") => identifier.get("user").and_then(Value::as_str),
-        _ => return Err(Answer::bad("M_UNKNOWN", "This server knows identifiers of type m.id.user only")),
+        _ => return Err(ErrorResponse::bad("M_UNKNOWN", "This server knows identifiers of type m.id.user only")),
     }
-    .ok_or_else(|| Answer::missing_param("user"))
+    .ok_or_else(|| ErrorResponse::missing_param("user"))
 }
 
 /// POST /_matrix/client/v3/logout

@@ -8,7 +8,7 @@ use serde::de::IgnoredAny;
 use serde_json::{Map, Value, json};
 
 use crate::client::{Client, Error, auth};
-use crate::http::{Answer, Limit, Request, Response};
+use crate::http::{ErrorResponse, Limit, Request, Response};
 use crate::room::{Create, Preset, StateDraft};
 
 #[derive(Deserialize)]
@@ -54,21 +54,24 @@ pub async fn create(client: Arc<Client>, mut request: Request) -> Result<Respons
     Ok(Response::json(&json!({ "room_id": room_id })))
 }
 
-fn wanted(body: Body) -> Result<Create, Answer> {
+fn wanted(body: Body) -> Result<Create, ErrorResponse> {
     if !body.invite_3pid.is_empty() {
         let message = "This server asks no identity server, so it cannot invite by e-mail address or number";
-        return Err(Answer::bad("M_THREEPID_DENIED", message));
+        return Err(ErrorResponse::bad("M_THREEPID_DENIED", message));
     }
     let public = match body.visibility.as_deref() {
         None | Some("private") => false,
         Some("public") => true,
-        Some(other) => return Err(Answer::invalid_param(format!("visibility is public or private, not {other}"))),
+        Some(other) => {
+            return Err(ErrorResponse::invalid_param(format!("visibility is public or private, not {other}")));
+        }
     };
     let preset = match &body.preset {
         None => None,
-        Some(name) => {
-            Some(Preset::of(name).ok_or_else(|| Answer::invalid_param(format!("There is no preset called {name}")))?)
-        }
+        Some(name) => Some(
+            Preset::of(name)
+                .ok_or_else(|| ErrorResponse::invalid_param(format!("There is no preset called {name}")))?,
+        ),
     };
     let state = |state: State| StateDraft { kind: state.kind, state_key: state.state_key, content: state.content };
     Ok(Create {

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::client::{Client, Error, auth};
-use crate::http::{Answer, Limit, Request, Response, StatusCode};
+use crate::http::{ErrorResponse, Limit, Request, Response, StatusCode};
 use crate::room::{PUBLIC_PAGE_BYTES, PublicQuery, Rooms};
 
 /// Where an alias leads, of this server or another.
@@ -40,9 +40,11 @@ pub async fn set_alias(client: Arc<Client>, mut request: Request) -> Result<Resp
     let alias: OwnedRoomAliasId = request.param_as("alias")?;
     let Target { room_id } = request.json().await?;
     client.rooms.set_alias(&requester.user_id, &alias, &room_id).await.map_err(|failed| match failed {
-        crate::room::error::Error::Taken => {
-            Error::from(Answer::new(StatusCode::CONFLICT, "M_UNKNOWN", format!("{alias} leads somewhere already")))
-        }
+        crate::room::error::Error::Taken => Error::from(ErrorResponse::new(
+            StatusCode::CONFLICT,
+            "M_UNKNOWN",
+            format!("{alias} leads somewhere already"),
+        )),
         other => other.into(),
     })?;
     Ok(Response::ok())
@@ -82,7 +84,7 @@ pub async fn set_visibility(client: Arc<Client>, mut request: Request) -> Result
     let public = match visibility.as_deref() {
         None | Some("public") => true,
         Some("private") => false,
-        Some(_) => return Err(Answer::invalid_param("visibility is public or private").into()),
+        Some(_) => return Err(ErrorResponse::invalid_param("visibility is public or private").into()),
     };
     let room_id = request.param_as::<OwnedRoomId>("room_id")?;
     client.rooms.set_public(&requester.user_id, &room_id, public, requester.is_admin).await?;
@@ -128,7 +130,7 @@ async fn listed(client: &Client, request: &Request, asked: Map<String, Value>) -
     Ok(Response::charged(StatusCode::OK, "application/json", page, grant))
 }
 
-fn query(asked: &Map<String, Value>) -> Result<PublicQuery, Answer> {
+fn query(asked: &Map<String, Value>) -> Result<PublicQuery, ErrorResponse> {
     #[derive(Deserialize, Default)]
     struct Filter {
         generic_search_term: Option<String>,
@@ -141,7 +143,7 @@ fn query(asked: &Map<String, Value>) -> Result<PublicQuery, Answer> {
         filter: Option<Filter>,
     }
     let asked = serde_json::from_value(Value::Object(asked.clone()));
-    let Asked { limit, since, filter } = asked.map_err(|error| Answer::bad("M_BAD_JSON", error.to_string()))?;
+    let Asked { limit, since, filter } = asked.map_err(|error| ErrorResponse::bad("M_BAD_JSON", error.to_string()))?;
     let Filter { generic_search_term, room_types } = filter.unwrap_or_default();
     Ok(PublicQuery { limit, since, search: generic_search_term, room_types })
 }

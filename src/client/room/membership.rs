@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::directory;
 use crate::client::{Client, Error, auth};
-use crate::http::{Answer, Limit, Request, Response};
+use crate::http::{ErrorResponse, Limit, Request, Response};
 use crate::room::Joining;
 
 #[derive(Deserialize, Default)]
@@ -58,7 +58,7 @@ async fn join_room(
     rest.remove("third_party_signed");
     let joining = Joining { via, reason, content_extra: rest };
     // A large room of others takes up to an hour, and is joined whether or not somebody still listens.
-    request.while_heard();
+    request.cancel_when_peer_leaves();
     client.rooms.join(user, &room_id, joining).await?;
     Ok(Response::json(&json!({ "room_id": room_id })))
 }
@@ -67,7 +67,7 @@ async fn join_room(
 async fn named_room(client: &Client, request: &Request) -> Result<(OwnedRoomId, Vec<OwnedServerName>), Error> {
     let mut via: Vec<OwnedServerName> = Vec::new();
     for name in request.query_all("via").chain(request.query_all("server_name")) {
-        let server = name.try_into().map_err(|_| Answer::invalid_param("via is a list of server names"))?;
+        let server = name.try_into().map_err(|_| ErrorResponse::invalid_param("via is a list of server names"))?;
         if !via.contains(&server) {
             via.push(server);
         }
@@ -119,7 +119,7 @@ pub async fn invite(client: Arc<Client>, mut request: Request) -> Result<Respons
     let room_id = request.param_as::<OwnedRoomId>("room_id")?;
     let body: Map<String, Value> = request.json().await?;
     if !body.contains_key("user_id") && body.contains_key("medium") {
-        return Err(Answer::bad(
+        return Err(ErrorResponse::bad(
             "M_THREEPID_DENIED",
             "This server cannot invite an address; invite the person's Matrix ID",
         )
@@ -130,11 +130,11 @@ pub async fn invite(client: Arc<Client>, mut request: Request) -> Result<Respons
     Ok(Response::ok())
 }
 
-fn target(body: Map<String, Value>) -> Result<Target, Answer> {
+fn target(body: Map<String, Value>) -> Result<Target, ErrorResponse> {
     if !body.contains_key("user_id") {
-        return Err(Answer::missing_param("user_id"));
+        return Err(ErrorResponse::missing_param("user_id"));
     }
-    serde_json::from_value(Value::Object(body)).map_err(|error| Answer::bad("M_BAD_JSON", error.to_string()))
+    serde_json::from_value(Value::Object(body)).map_err(|error| ErrorResponse::bad("M_BAD_JSON", error.to_string()))
 }
 
 /// What `kick`, `ban` and `unban` are asked with.

@@ -9,7 +9,7 @@ use serde_json::json;
 use serde_json::value::{RawValue, to_raw_value};
 
 use crate::client::{Client, Error, Requester, auth};
-use crate::http::{Answer, Limit, Request, Response};
+use crate::http::{ErrorResponse, Limit, Request, Response};
 use crate::room::Sending;
 
 /// PUT /_matrix/client/v3/rooms/{room_id}/send/{type}/{txn_id}
@@ -47,7 +47,7 @@ pub async fn redact(client: Arc<Client>, mut request: Request) -> Result<Respons
     if let Some(reason) = reason {
         content["reason"] = reason.into();
     }
-    let content = to_raw_value(&content).map_err(Answer::internal)?;
+    let content = to_raw_value(&content).map_err(ErrorResponse::internal)?;
     let txn = request.param_maybe("txn_id").map(|txn| (requester.device_id.clone(), txn.to_owned()));
     let sending = Sending { kind: "m.room.redaction".to_owned(), state_key: None, content, redacts: Some(target), txn };
     sent(&client, &requester, &request, sending).await
@@ -63,7 +63,7 @@ async fn content(request: &mut Request) -> Result<Box<RawValue>, Error> {
     let content: Box<RawValue> = request.json().await?;
     match content.get().trim_start().starts_with('{') {
         true => Ok(content),
-        false => Err(Answer::bad("M_BAD_JSON", "The content of an event is an object").into()),
+        false => Err(ErrorResponse::bad("M_BAD_JSON", "The content of an event is an object").into()),
     }
 }
 

@@ -9,8 +9,8 @@ use serde_json::json;
 
 use super::timeline::{reader, room_id, stream, token};
 use crate::client::{Client, Error, auth};
-use crate::http::{Answer, Request, Response, StatusCode};
-use crate::room::{Membership, Who};
+use crate::http::{ErrorResponse, Request, Response, StatusCode};
+use crate::room::{MemberQuery, Membership};
 
 pub async fn state(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     let reader = reader(auth::requester(&client, &request).await?);
@@ -28,7 +28,7 @@ pub async fn state_event(client: Arc<Client>, request: Request) -> Result<Respon
 
 pub async fn members(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     let reader = reader(auth::requester(&client, &request).await?);
-    let who = Who {
+    let who = MemberQuery {
         at: token(&request, "at")?,
         only: membership(&request, "membership")?,
         not: membership(&request, "not_membership")?,
@@ -49,7 +49,7 @@ pub async fn joined_rooms(client: Arc<Client>, request: Request) -> Result<Respo
     Ok(Response::json(&json!({ "joined_rooms": rooms })))
 }
 
-fn membership(request: &Request, name: &str) -> Result<Option<Membership>, Answer> {
+fn membership(request: &Request, name: &str) -> Result<Option<Membership>, ErrorResponse> {
     let Some(text) = request.query(name).filter(|text| !text.is_empty()) else { return Ok(None) };
-    Membership::of(&text).map(Some).ok_or_else(|| Answer::invalid_param(format!("{name} is no membership")))
+    Membership::of(&text).map(Some).ok_or_else(|| ErrorResponse::invalid_param(format!("{name} is no membership")))
 }

@@ -12,7 +12,7 @@ use ruma::{OwnedEventId, OwnedRoomId};
 
 use crate::base::Chunks;
 use crate::client::{Client, Error, Requester, auth};
-use crate::http::{Answer, Limit, Request, Response, StatusCode};
+use crate::http::{ErrorResponse, Limit, Request, Response, StatusCode};
 use crate::room::{ANSWER_BYTES, Events, PAGE_EVENTS_MAX, Paging, Reader, Related, Threads, Token};
 
 pub async fn event(client: Arc<Client>, request: Request) -> Result<Response, Error> {
@@ -30,15 +30,15 @@ pub async fn messages(client: Arc<Client>, request: Request) -> Result<Response,
     let backwards = match request.query("dir").as_deref() {
         Some("b") => true,
         Some("f") => false,
-        Some(_) => return Err(Answer::invalid_param("dir is b or f").into()),
-        None => return Err(Answer::missing_param("dir").into()),
+        Some(_) => return Err(ErrorResponse::invalid_param("dir is b or f").into()),
+        None => return Err(ErrorResponse::missing_param("dir").into()),
     };
     let limit = limit(&request, &filter, 10)?;
     let paging = Paging { from: token(&request, "from")?, to: token(&request, "to")?, backwards, limit, filter };
     // Who asks too often gets what is here, and a token to go on with later.
     let may_ask = || {
         // Other servers may take minutes.
-        request.while_heard();
+        request.cancel_when_peer_leaves();
         request.limit_for(Limit::Ask, asking.as_str()).is_ok()
     };
     let page = client.rooms.messages(&reader, &room_id, paging, may_ask).await?;
@@ -76,7 +76,7 @@ pub async fn threads(client: Arc<Client>, request: Request) -> Result<Response, 
     let participated = match request.query("include").as_deref() {
         None | Some("all") => false,
         Some("participated") => true,
-        Some(_) => return Err(Answer::invalid_param("include is all or participated").into()),
+        Some(_) => return Err(ErrorResponse::invalid_param("include is all or participated").into()),
     };
     let limit = limit(&request, &Events::default(), 50)?.max(1);
     let threads = Threads { participated, from: token(&request, "from")?, limit };
@@ -94,31 +94,33 @@ pub(in crate::client) fn reader(requester: Requester) -> Reader {
     Reader { user: requester.user_num, user_id: requester.user_id, device: requester.device_id }
 }
 
-pub(in crate::client) fn room_id(request: &Request) -> Result<OwnedRoomId, Answer> {
+pub(in crate::client) fn room_id(request: &Request) -> Result<OwnedRoomId, ErrorResponse> {
     request.param_as("room_id")
 }
 
-fn event_id(request: &Request) -> Result<OwnedEventId, Answer> {
+fn event_id(request: &Request) -> Result<OwnedEventId, ErrorResponse> {
     request.param_as("event_id")
 }
 
 /// A pagination token in the query; an empty one is none.
-pub(in crate::client) fn token(request: &Request, name: &str) -> Result<Option<Token>, Answer> {
+pub(in crate::client) fn token(request: &Request, name: &str) -> Result<Option<Token>, ErrorResponse> {
     let Some(text) = request.query(name).filter(|text| !text.is_empty()) else { return Ok(None) };
-    Token::parse(&text).map(Some).ok_or_else(|| Answer::invalid_param(format!("{name} is no token of this server")))
+    Token::parse(&text)
+        .map(Some)
+        .ok_or_else(|| ErrorResponse::invalid_param(format!("{name} is no token of this server")))
 }
 
-fn filter(request: &Request) -> Result<Events, Answer> {
+fn filter(request: &Request) -> Result<Events, ErrorResponse> {
     match request.query("filter").filter(|text| !text.is_empty()) {
         Some(text) => {
-            Events::parse(text.as_bytes()).ok_or_else(|| Answer::invalid_param("The query has no valid filter"))
+            Events::parse(text.as_bytes()).ok_or_else(|| ErrorResponse::invalid_param("The query has no valid filter"))
         }
         None => Ok(Events::default()),
     }
 }
 
 /// The limit of the query, or of the filter.
-fn limit(request: &Request, filter: &Events, default: usize) -> Result<usize, Answer> {
+fn limit(request: &Request, filter: &Events, default: usize) -> Result<usize, ErrorResponse> {
     let limit = request.query_as::<usize>("limit")?;
     Ok(limit.unwrap_or_else(|| filter.limit(default, PAGE_EVENTS_MAX)).min(PAGE_EVENTS_MAX))
 }

@@ -7,11 +7,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::super::{Client, Error, Requester, auth};
-use crate::base::{self, ChunkError, Pen};
-use crate::http::{Answer, Request, Response, StatusCode};
+use crate::base::{self, ChunkError, ChunkWriter};
+use crate::http::{ErrorResponse, Request, Response, StatusCode};
 use crate::matrix::json;
-use crate::room::{ANSWER_BYTES, Asked, Filter, List, News, Reader, RoomNum, Since};
-use crate::user::Own;
+use crate::room::{ANSWER_BYTES, ChangedRoom, Filter, Reader, RoomNum, SyncSection, SyncToken, SyncView};
+use crate::user::UserSync;
 
 /// No wait is longer, whatever the app asks for: connections in between are cut after about this time.
 const TIMEOUT_MS_MAX: u64 = 90_000;
@@ -21,7 +21,7 @@ const WAITER_BYTES: u64 = 2 * 1024;
 /// What an app asks.
 struct Query {
     requester: Requester,
-    since: Option<Since>,
+    since: Option<SyncToken>,
     full_state: bool,
     filter: Arc<Filter>,
     timeout: Duration,
@@ -43,7 +43,7 @@ pub async fn sync(client: Arc<Client>, request: Request) -> Result<Response, Err
         if news.is_none() {
             break;
         }
-        request.while_heard();
+        request.cancel_when_peer_leaves();
         let came = tokio::select! {
             came = waiter.wait(deadline) => came,
             // Others need the place: nothing new so far.
@@ -62,7 +62,9 @@ pub async fn sync(client: Arc<Client>, request: Request) -> Result<Response, Err
 async fn query(client: &Client, request: &Request) -> Result<Query, Error> {
     let requester = auth::requester(client, request).await?;
     let since = match request.query("since").filter(|since| !since.is_empty()) {
-        Some(since) => Some(Since::parse(&since).ok_or_else(|| Answer::invalid_param("No such sync token"))?),
+        Some(since) => {
+            Some(SyncToken::parse(&since).ok_or_else(|| ErrorResponse::invalid_param("No such sync token"))?)
+        }
         None => None,
     };
     let timeout = request.query_as::<u64>("timeout")?.unwrap_or(0).min(TIMEOUT_MS_MAX);
@@ -77,7 +79,7 @@ async fn query(client: &Client, request: &Request) -> Result<Query, Error> {
 
 /// A filter in the query, or the number of a saved one.
 async fn filter(client: &Client, requester: &Requester, request: &Request) -> Result<Filter, Error> {
-    let bad = || Answer::invalid_param("No such filter");
+    let bad = || ErrorResponse::invalid_param("No such filter");
     let text = match request.query("filter") {
         None => return Ok(Filter::default()),
         Some(text) if text.starts_with('{') => text.into_bytes(),
@@ -103,7 +105,7 @@ async fn look(client: &Arc<Client>, query: &Query) -> Result<Option<Vec<u8>>, Er
     .await
 }
 
-async fn open(client: &Arc<Client>, query: &Query) -> Result<(Asked, Own), Error> {
+async fn open(client: &Arc<Client>, query: &Query) -> Result<(SyncView, UserSync), Error> {
     let reader = Reader {
         user: query.requester.user_num,
         user_id: query.requester.user_id.clone(),
@@ -121,8 +123,8 @@ async fn open(client: &Arc<Client>, query: &Query) -> Result<(Asked, Own), Error
     .await
 }
 
-async fn write(pen: Pen, asked: Asked, own: Own) -> Result<(), ChunkError> {
-    let now = Since { messages: own.messages_end()?, ..asked.now };
+async fn write(pen: ChunkWriter, asked: SyncView, own: UserSync) -> Result<(), ChunkError> {
+    let now = SyncToken { messages: own.messages_end()?, ..asked.now };
     pen.text(&format!("{{\"next_batch\":\"{now}\",\"account_data\":{{\"events\":["));
     let whole = asked.since.is_none() || asked.full_state;
     let wanted = asked.filter.clone();
@@ -135,8 +137,8 @@ async fn write(pen: Pen, asked: Asked, own: Own) -> Result<(), ChunkError> {
     pen.with(|out| own.write_keys(out))?;
     pen.text(",\"rooms\":{");
     let also = own.rooms()?;
-    for list in List::ALL {
-        pen.text(if list == List::Join { "" } else { "," });
+    for list in SyncSection::ALL {
+        pen.text(if list == SyncSection::Join { "" } else { "," });
         pen.text(&format!("\"{}\":{{", list.as_str()));
         write_rooms(&pen, list, &asked, &own, &also).await?;
         pen.text("}");
@@ -145,14 +147,20 @@ async fn write(pen: Pen, asked: Asked, own: Own) -> Result<(), ChunkError> {
     Ok(())
 }
 
-async fn write_rooms(pen: &Pen, list: List, asked: &Asked, own: &Own, also: &[RoomNum]) -> Result<(), ChunkError> {
+async fn write_rooms(
+    pen: &ChunkWriter,
+    list: SyncSection,
+    asked: &SyncView,
+    own: &UserSync,
+    also: &[RoomNum],
+) -> Result<(), ChunkError> {
     let mut after = None;
     while let Some(news) = asked.next(list, after, also)? {
         pen.text(if after.is_none() { "" } else { "," });
         pen.with(|out| json::write_string(out, &news.id));
         pen.text(":{");
         asked.write(pen, list, &news).await?;
-        if list == List::Join {
+        if list == SyncSection::Join {
             write_account_data(pen, asked, own, &news).await?;
         }
         pen.text("}");
@@ -163,7 +171,12 @@ async fn write_rooms(pen: &Pen, list: List, asked: &Asked, own: &Own, also: &[Ro
 }
 
 /// A room's account data; the read marker is kept with the room.
-async fn write_account_data(pen: &Pen, asked: &Asked, own: &Own, news: &News) -> Result<(), ChunkError> {
+async fn write_account_data(
+    pen: &ChunkWriter,
+    asked: &SyncView,
+    own: &UserSync,
+    news: &ChangedRoom,
+) -> Result<(), ChunkError> {
     let filter = &asked.filter.room.account_data;
     pen.text(",\"account_data\":{\"events\":[");
     if filter.wants_room(&news.id) {

@@ -44,7 +44,7 @@ const TURN_NEXT_MS: u64 = 500;
 pub(in crate::deliver) const FORGET_MS: u64 = 14 * 24 * 3_600_000;
 
 /// A server that lags.
-pub(in crate::deliver) struct Lag {
+pub(in crate::deliver) struct Destination {
     /// It has everything up to here.
     pub from: Position,
     /// The newest row that concerns it.
@@ -61,11 +61,11 @@ pub(in crate::deliver) struct Lag {
 }
 
 /// The dispatcher's own memory.
-pub(in crate::deliver) struct Book {
+pub(in crate::deliver) struct Destinations {
     store: Store,
     account: Account,
     places: usize,
-    pub lagging: HashMap<OwnedServerName, Lag>,
+    pub lagging: HashMap<OwnedServerName, Destination>,
     /// Servers that lag no more but still have a row.
     done: BTreeSet<OwnedServerName>,
     /// Servers that lag and have a row but no place.
@@ -82,13 +82,13 @@ pub(in crate::deliver) struct Book {
     undropped: bool,
 }
 
-impl Lag {
+impl Destination {
     fn cursor(&self) -> Cursor {
         Cursor { position: self.from, since_ms: self.since_ms }
     }
 
-    fn stored(cursor: Cursor, standing: Standing, reader: Position, grant: Grant) -> Lag {
-        Lag {
+    fn stored(cursor: Cursor, standing: Standing, reader: Position, grant: Grant) -> Destination {
+        Destination {
             from: cursor.position,
             newest: reader,
             since_ms: cursor.since_ms,
@@ -101,10 +101,10 @@ impl Lag {
     }
 }
 
-impl Book {
+impl Destinations {
     /// What lagged when the server last stopped: all of it aside at first. A database without a reader begins with the
     /// oldest row.
-    pub(in crate::deliver) async fn load(store: Store, account: Account, places: usize) -> store::Result<Book> {
+    pub(in crate::deliver) async fn load(store: Store, account: Account, places: usize) -> store::Result<Destinations> {
         let from = store.clone();
         let (reader, aside) = base::blocking(move || {
             let read = from.read()?;
@@ -116,7 +116,7 @@ impl Book {
             Ok::<_, store::Error>((server::reader(&read)?.unwrap_or(Position(0)), aside))
         })
         .await?;
-        Ok(Book {
+        Ok(Destinations {
             store,
             account,
             places,
@@ -157,7 +157,7 @@ impl Book {
 
 // ---- taking up ---------------------------------------------------------------------------------------------------
 
-impl Book {
+impl Destinations {
     /// Looks at new rows and notes whom they concern; true when there are more. Bounded steps; whoever finds no place is
     /// written down.
     pub(in crate::deliver) async fn dispatch(&mut self, me: &ServerName, now_ms: u64) -> store::Result<bool> {
@@ -192,8 +192,11 @@ impl Book {
             let cursor = begin(rows);
             // Of one just done, the row in the store says something older.
             let saved = self.done.remove(&name).then_some(Cursor { position: Position(0), since_ms: 0 });
-            let lag =
-                Lag { newest: rows.newest, saved, ..Lag::stored(cursor, Standing::default(), self.reader, grant) };
+            let lag = Destination {
+                newest: rows.newest,
+                saved,
+                ..Destination::stored(cursor, Standing::default(), self.reader, grant)
+            };
             self.lagging.insert(name, lag);
         }
         Ok(())
@@ -231,7 +234,7 @@ impl Book {
     }
 
     /// Servers that have failed, those first that took nothing for longest; at most `count`.
-    fn longest_failing(&self, count: usize, may_go: impl Fn(&Lag) -> bool) -> Vec<OwnedServerName> {
+    fn longest_failing(&self, count: usize, may_go: impl Fn(&Destination) -> bool) -> Vec<OwnedServerName> {
         if count == 0 {
             return Vec::new();
         }
@@ -279,7 +282,7 @@ impl Book {
 /// A row of a server aside.
 type Waiting = (OwnedServerName, Cursor, Standing);
 
-impl Book {
+impl Destinations {
     /// Takes in some of those aside, in turn. Who is to be left alone for longer anyway is taken only while there is ample
     /// room. When there is little, an eighth of the table is cleared of those that have failed for longest.
     pub(in crate::deliver) async fn take_turns(&mut self, now_ms: u64) -> store::Result<()> {
@@ -327,7 +330,7 @@ impl Book {
         }
         let Some(grant) = self.free_places(1).pop() else { return false };
         self.aside -= 1;
-        self.lagging.insert(name.clone(), Lag::stored(cursor, standing, self.reader, grant));
+        self.lagging.insert(name.clone(), Destination::stored(cursor, standing, self.reader, grant));
         true
     }
 
@@ -346,7 +349,7 @@ impl Book {
         .await
     }
 
-    /// Whether [`Book::take_back`] can be asked now.
+    /// Whether [`Destinations::take_back`] can be asked now.
     pub(in crate::deliver) fn is_between_rows(&self) -> bool {
         self.within.is_none()
     }
@@ -369,8 +372,8 @@ impl Book {
         self.put_aside(leaving, Vec::new(), &mut grants).await?;
         if let Some(grant) = grants.pop() {
             self.aside -= 1;
-            let lag = Lag::stored(cursor, Standing::default(), self.reader, grant);
-            self.lagging.insert(name, Lag { doubtful: true, due_ms: now_ms, ..lag });
+            let lag = Destination::stored(cursor, Standing::default(), self.reader, grant);
+            self.lagging.insert(name, Destination { doubtful: true, due_ms: now_ms, ..lag });
         }
         Ok(())
     }
@@ -378,7 +381,7 @@ impl Book {
 
 // ---- writing down ------------------------------------------------------------------------------------------------
 
-impl Book {
+impl Destinations {
     /// Writes positions down and drops the rows everybody has, those aside included. One write, when there is anything to
     /// write.
     pub(in crate::deliver) async fn flush(&mut self) {

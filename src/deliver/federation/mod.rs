@@ -28,7 +28,7 @@ use crate::feed::Feed;
 use crate::matrix::json::partial;
 use crate::remote::{Failed, Options, Remote};
 use crate::store::{self, Position, Store};
-use destinations::{Book, FORGET_MS, LAG_BYTES};
+use destinations::{Destinations, FORGET_MS, LAG_BYTES};
 use transaction::Unit;
 
 pub mod destinations;
@@ -129,7 +129,7 @@ impl Sender {
         let mut new_rows = self.0.feed.outbound();
         let mut book = loop {
             let (store, account) = (self.0.store.clone(), self.0.account.clone());
-            match Book::load(store, account, self.0.options.lagging_max).await {
+            match Destinations::load(store, account, self.0.options.lagging_max).await {
                 Ok(book) => break book,
                 Err(error) => {
                     tracing::error!(%error, "the outbound log cannot be read");
@@ -169,7 +169,7 @@ impl Sender {
     }
 
     /// Notes whom new rows concern and who has come back; true when there are more rows.
-    async fn look(&self, book: &mut Book) -> store::Result<bool> {
+    async fn look(&self, book: &mut Destinations) -> store::Result<bool> {
         let now = self.0.clock.now_ms();
         let more = book.dispatch(self.0.remote.server_name(), now).await?;
         if book.is_between_rows() {
@@ -186,7 +186,7 @@ impl Sender {
     }
 
     /// How long nothing can become due.
-    fn pause(&self, book: &Book, flush_at: Duration, working: usize) -> Duration {
+    fn pause(&self, book: &Destinations, flush_at: Duration, working: usize) -> Duration {
         let until_flush = flush_at.saturating_sub(self.0.clock.instant());
         if working >= self.0.options.workers_max {
             return until_flush;
@@ -198,7 +198,7 @@ impl Sender {
     }
 
     /// Gives free workers the servers that are due: those in good standing first, then those that failed, longest due first.
-    fn start(&self, book: &mut Book, working: &mut JoinSet<Report>) {
+    fn start(&self, book: &mut Destinations, working: &mut JoinSet<Report>) {
         let free = self.0.options.workers_max.saturating_sub(working.len());
         if free == 0 {
             return;
@@ -309,7 +309,7 @@ impl Sender {
         Ok(())
     }
 
-    fn settle(&self, book: &mut Book, report: Report) {
+    fn settle(&self, book: &mut Destinations, report: Report) {
         let now = self.0.clock.now_ms();
         let Some(lag) = book.lagging.get_mut(&report.server) else { return };
         lag.busy = false;
@@ -355,7 +355,7 @@ impl Sender {
         }
     }
 
-    fn resume(&self, book: &mut Book) {
+    fn resume(&self, book: &mut Destinations) {
         let now = self.0.clock.now_ms();
         for lag in book.lagging.values_mut() {
             lag.due_ms = lag.due_ms.min(now + self.0.random.u64() % SPREAD_MS);

@@ -22,7 +22,7 @@ use crate::budget::{Account, Budget};
 use crate::federation::auth::{self, Claim};
 use crate::federation::error::disk_is_short;
 use crate::federation::{Error, Federation};
-use crate::http::{Answer, Limit, Request, Response, StatusCode};
+use crate::http::{ErrorResponse, Limit, Request, Response, StatusCode};
 use crate::matrix::json::{Mode, canonical, write_string};
 use crate::remote::json_stream::{Events, Item, Limits, Malformed};
 use crate::room;
@@ -59,12 +59,12 @@ pub(in crate::federation) async fn send(
     let (origin, valid_until_ms, federation_too) = (claim.origin.clone(), claim.valid_until_ms(), federation.clone());
     let (mut pdus, mut edus) = base::blocking(move || {
         let scratch = Scratch::of(&federation_too.scratch, &federation_too.budget);
-        let parts = Parts::read(body, &scratch).map_err(Answer::from)?;
+        let parts = Parts::read(body, &scratch).map_err(ErrorResponse::from)?;
         let refusal = |reject| claim.refusal(reject, || None);
         let mut check = claim.in_pieces(&federation_too.server_name).map_err(refusal)?;
-        let (pdus, edus) = parts.content(&mut |text| check.update(text)).map_err(Answer::from)?;
+        let (pdus, edus) = parts.content(&mut |text| check.update(text)).map_err(ErrorResponse::from)?;
         check.finish().map_err(refusal)?;
-        Ok::<_, Answer>((pdus, edus))
+        Ok::<_, ErrorResponse>((pdus, edus))
     })
     .await?;
     limits.take_name(Limit::Federation, origin.as_str())?;
@@ -108,22 +108,22 @@ impl Scratch<'_> {
 /// The body as it comes, in frames of no meaning.
 async fn receive(request: Request, federation: &Federation) -> Result<Spill, Error> {
     let mut pieces = request.into_stream(BODY_BYTES_MAX)?;
-    let mut body = Scratch::of(&federation.scratch, &federation.budget).file().map_err(Answer::from)?;
+    let mut body = Scratch::of(&federation.scratch, &federation.budget).file().map_err(ErrorResponse::from)?;
     while let Some(piece) = pieces.next().await? {
         // A piece is as large as the connection's buffer, whatever that is.
         let append = move || piece.chunks(BUFFER_BYTES).try_for_each(|frame| body.append(frame)).map(|()| body);
-        body = base::blocking(append).await.map_err(Wrong::from).map_err(Answer::from)?;
+        body = base::blocking(append).await.map_err(Wrong::from).map_err(ErrorResponse::from)?;
     }
     Ok(body)
 }
 
 /// A batch of what is left; none when nothing is.
-fn next_batch(file: &mut SpillReader) -> Result<Option<Vec<Box<RawValue>>>, Answer> {
+fn next_batch(file: &mut SpillReader) -> Result<Option<Vec<Box<RawValue>>>, ErrorResponse> {
     let (mut batch, mut bytes, mut frame) = (Vec::new(), 0, Vec::new());
     while bytes < BATCH_BYTES && file.next(&mut frame).map_err(Wrong::from)? {
         bytes += frame.len();
-        let text = String::from_utf8(std::mem::take(&mut frame)).map_err(Answer::internal)?;
-        batch.push(RawValue::from_string(text).map_err(Answer::internal)?);
+        let text = String::from_utf8(std::mem::take(&mut frame)).map_err(ErrorResponse::internal)?;
+        batch.push(RawValue::from_string(text).map_err(ErrorResponse::internal)?);
     }
     Ok((!batch.is_empty()).then_some(batch))
 }
@@ -132,7 +132,7 @@ fn next_batch(file: &mut SpillReader) -> Result<Option<Vec<Box<RawValue>>>, Answ
 #[derive(Debug)]
 enum Wrong {
     Malformed(Malformed),
-    Content(Answer),
+    Content(ErrorResponse),
     Scratch(SpillError),
 }
 
@@ -148,18 +148,18 @@ impl From<SpillError> for Wrong {
     }
 }
 
-impl From<Wrong> for Answer {
-    fn from(wrong: Wrong) -> Answer {
+impl From<Wrong> for ErrorResponse {
+    fn from(wrong: Wrong) -> ErrorResponse {
         match wrong {
             Wrong::Malformed(malformed) => {
-                Answer::bad("M_NOT_JSON", format!("The body is no transaction: {malformed}"))
+                ErrorResponse::bad("M_NOT_JSON", format!("The body is no transaction: {malformed}"))
             }
             Wrong::Content(answer) => answer,
             Wrong::Scratch(SpillError::Refused(refused)) => refused.into(),
             Wrong::Scratch(SpillError::Io(failed)) if failed.kind() == std::io::ErrorKind::StorageFull => {
                 disk_is_short().into()
             }
-            Wrong::Scratch(failed) => Answer::internal(failed),
+            Wrong::Scratch(failed) => ErrorResponse::internal(failed),
         }
     }
 }
@@ -199,24 +199,25 @@ impl Parts {
     fn add(&mut self, item: Item<'_>) -> Result<(), Wrong> {
         let (Item::Element { raw, .. } | Item::Value { raw, .. }) = item else {
             // It is signed with the rest, and not to be checked without it.
-            return Err(Wrong::Content(Answer::too_large("One event or message is too large")));
+            return Err(Wrong::Content(ErrorResponse::too_large("One event or message is too large")));
         };
-        let text = canonical(raw, Mode::Lenient)
-            .map_err(|reject| Wrong::Content(Answer::bad("M_NOT_JSON", format!("The body is not JSON: {reject}"))))?;
+        let text = canonical(raw, Mode::Lenient).map_err(|reject| {
+            Wrong::Content(ErrorResponse::bad("M_NOT_JSON", format!("The body is not JSON: {reject}")))
+        })?;
         match item {
             Item::Element { array: "pdus", .. } if self.pdus.frames() < PDUS_MAX as u64 => self.pdus.append(&text)?,
             Item::Element { array: "edus", .. } if self.edus.frames() < EDUS_MAX as u64 => self.edus.append(&text)?,
             Item::Element { array: "pdus" | "edus", .. } => {
                 let why = format!("A transaction has {PDUS_MAX} events and {EDUS_MAX} small messages at most");
-                return Err(Wrong::Content(Answer::bad("M_TOO_LARGE", why)));
+                return Err(Wrong::Content(ErrorResponse::bad("M_TOO_LARGE", why)));
             }
             Item::Value { key: "pdus" | "edus", .. } => {
-                return Err(Wrong::Content(Answer::bad("M_BAD_JSON", "Events and messages come in arrays")));
+                return Err(Wrong::Content(ErrorResponse::bad("M_BAD_JSON", "Events and messages come in arrays")));
             }
             Item::Element { array: name, .. } | Item::Value { key: name, .. } | Item::TooLarge { key: name } => {
                 self.rest_bytes += text.len() + name.len() + size_of::<Rest>();
                 if self.rest_bytes > REST_BYTES_MAX {
-                    return Err(Wrong::Content(Answer::too_large("There is too much beside the events")));
+                    return Err(Wrong::Content(ErrorResponse::too_large("There is too much beside the events")));
                 }
                 match self.rest.get_mut(name) {
                     Some(Rest::Array(elements)) => elements.push(text),

@@ -19,7 +19,7 @@ use super::error::disk_is_short;
 use super::{Error, Federation, auth};
 use crate::base::{self};
 use crate::budget::{Account, Grant};
-use crate::http::{Answer, BadBody, Limit, Request, Response, StatusCode};
+use crate::http::{BadBody, ErrorResponse, Limit, Request, Response, StatusCode};
 use crate::room;
 use transaction::{Transaction, Transactions, begin, take, too_soon};
 
@@ -63,7 +63,7 @@ pub async fn send(federation: Arc<Federation>, request: Request) -> Result<Respo
         claim.check(&us, &body)?;
         // Of each list one more than it may have, which tells that it is too long.
         let read: Result<Transaction, _> = serde_json::from_slice(&body);
-        read.map_err(|wrong| Answer::bad("M_BAD_JSON", format!("The body is no transaction: {wrong}")))
+        read.map_err(|wrong| ErrorResponse::bad("M_BAD_JSON", format!("The body is no transaction: {wrong}")))
     });
     let transaction = transaction.await?;
     limits.take_name(Limit::Federation, origin.as_str())?;
@@ -76,7 +76,7 @@ pub async fn send(federation: Arc<Federation>, request: Request) -> Result<Respo
     federation.rooms.charge_intake(&origin, bytes);
     if transaction.pdus.len() > PDUS_MAX || transaction.edus.len() > EDUS_MAX {
         let why = format!("A transaction has {PDUS_MAX} events and {EDUS_MAX} small messages at most");
-        return Err(Answer::bad("M_TOO_LARGE", why).into());
+        return Err(ErrorResponse::bad("M_TOO_LARGE", why).into());
     }
     let work = base::unbroken(async move {
         let _under_way = under_way;
@@ -204,7 +204,7 @@ mod tests {
             house.clock.advance(Duration::from_secs(5));
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
-        let put_off = Answer::from(waiting.await.unwrap().unwrap_err());
+        let put_off = ErrorResponse::from(waiting.await.unwrap().unwrap_err());
         assert_eq!(put_off.status, StatusCode::TOO_MANY_REQUESTS);
         drop(first);
         wait_for_before(&federation, one).await.ok().unwrap();
@@ -230,7 +230,7 @@ mod tests {
     }
 
     /// Sends a transaction of one message for anna's device, of about so many bytes.
-    async fn sent(federation: &Arc<Federation>, from: &str, id: usize, bytes: usize) -> Answer {
+    async fn sent(federation: &Arc<Federation>, from: &str, id: usize, bytes: usize) -> ErrorResponse {
         let messages = json!({ "@anna:home.example": { "DEVICE": { "text": "z".repeat(bytes) } } });
         let content = json!({
             "sender": format!("@bob:{from}"), "type": "m.x", "message_id": id.to_string(), "messages": messages
@@ -242,7 +242,7 @@ mod tests {
         let header = request::sign(&key, &from, us, "PUT", &target, Some(body.as_bytes())).unwrap();
         let asked = Request::for_tests(http::Method::PUT, &target, &body).with_header("authorization", &header);
         match send(federation.clone(), asked.with_param("txn_id", &id.to_string())).await {
-            Ok(_) => Answer::new(StatusCode::OK, "", ""),
+            Ok(_) => ErrorResponse::new(StatusCode::OK, "", ""),
             Err(refused) => refused.into(),
         }
     }

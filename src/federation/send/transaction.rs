@@ -13,10 +13,10 @@ use tokio::task::JoinSet;
 
 use super::edu::take_edu;
 use super::{REMEMBERED_BYTES_MAX, REMEMBERED_MAX, REMEMBERED_STRANGERS_MAX};
-use crate::base::{self, Only, Owner, Shares};
+use crate::base::{self, KeyedGuard, Owner, Shares};
 use crate::budget::{Account, Grant};
 use crate::federation::{Error, Federation};
-use crate::http::Answer;
+use crate::http::ErrorResponse;
 use crate::matrix::json::partial;
 
 const BEFORE_RETRY: Duration = Duration::from_secs(30);
@@ -71,12 +71,12 @@ pub(super) struct Transaction {
 }
 
 /// The mark that a transaction of the server is under way; two that come at once are one too many.
-pub(super) fn begin(federation: &Federation, origin: &ServerName) -> Result<Only, Error> {
+pub(super) fn begin(federation: &Federation, origin: &ServerName) -> Result<KeyedGuard, Error> {
     federation.senders.try_take(origin.as_str()).ok_or_else(too_soon)
 }
 
 pub fn too_soon() -> Error {
-    Answer::limit_exceeded(BEFORE_RETRY.as_millis() as u64).into()
+    ErrorResponse::limit_exceeded(BEFORE_RETRY.as_millis() as u64).into()
 }
 
 /// Goes through a transaction. Answers for each event that has an id whether it was taken. Fails when we could not take
@@ -108,7 +108,7 @@ pub(super) async fn take(
     }
     let (mut outcomes, mut put_off) = (Map::new(), None);
     while let Some(done) = taking.join_next().await {
-        let taken = match done.map_err(Answer::internal)? {
+        let taken = match done.map_err(ErrorResponse::internal)? {
             Ok(taken) => taken,
             Err(failed) => {
                 put_off = Some(failed);

@@ -14,11 +14,11 @@
 use super::body::Body;
 use super::connection_limits::{Origin, Place, Places};
 use super::limit::Limits;
-use super::peer_watch::{Watch, Watched, Wire};
+use super::peer_watch::{PeerWatch, Watched, Wire};
 use super::request::{Peer, Request, Tools};
 use super::route::Router;
 use super::tls::{HTTP_1, HTTP_2};
-use super::{Answer, HeaderMap};
+use super::{ErrorResponse, HeaderMap};
 use crate::base::{Clock, kept_going};
 use crate::budget::{Account, Budget, Grant};
 use hyper::body::Incoming;
@@ -99,7 +99,7 @@ impl Sizes {
 }
 
 /// Where requests come in: shared by all listeners.
-pub struct Door {
+pub struct HttpServer {
     clock: Clock,
     connections: Account,
     /// Pays for the connections of commands.
@@ -129,7 +129,7 @@ enum Phase {
     Cut,
 }
 
-impl Door {
+impl HttpServer {
     /// Uses the accounts `connections`, `admin`, `request_bodies` and `response_bodies`. `X-Forwarded-For` is believed from `trusted_proxies` only.
     pub fn new(clock: Clock, budget: &Budget, limits: Arc<Limits>, trusted_proxies: Vec<IpAddr>) -> Arc<Self> {
         let sizes = Sizes::of(budget);
@@ -219,7 +219,7 @@ impl Door {
 
     fn spawn(self: &Arc<Self>, accepted: Accepted, listener: &Listener, router: &Arc<Router>, permit: Grant) {
         let Accepted { stream, ip, here } = accepted;
-        let watch = Watch::new(self.clock.clone());
+        let watch = PeerWatch::new(self.clock.clone());
         let (places, origin) = match &stream {
             Stream::Unix(_) => (&self.admin_places, Origin::Proxy),
             Stream::Tcp(_) => (&self.places, (self.origin)(ip, here, &self.trusted_proxies)),
@@ -254,7 +254,7 @@ impl Door {
         ip: IpAddr,
         tls: Option<Arc<rustls::ServerConfig>>,
         router: Arc<Router>,
-        watch: Arc<Watch>,
+        watch: Arc<PeerWatch>,
         place: &Place,
     ) {
         match (stream, tls) {
@@ -314,7 +314,7 @@ impl Door {
     }
 
     /// Whether a connection begins as HTTP/2 does. `None`: it is over before it says.
-    async fn is_http_2(&self, stream: &tokio::net::TcpStream, watch: &Watch) -> Option<bool> {
+    async fn is_http_2(&self, stream: &tokio::net::TcpStream, watch: &PeerWatch) -> Option<bool> {
         let first = async {
             let mut bytes = [0; HTTP_2_PREFACE.len()];
             loop {
@@ -342,8 +342,14 @@ impl Door {
     }
 
     /// One connection from its first byte to its last.
-    async fn run<T>(self: &Arc<Self>, stream: T, peer: Peer, router: Arc<Router>, watch: Arc<Watch>, protocol: Protocol)
-    where
+    async fn run<T>(
+        self: &Arc<Self>,
+        stream: T,
+        peer: Peer,
+        router: Arc<Router>,
+        watch: Arc<PeerWatch>,
+        protocol: Protocol,
+    ) where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let io = TokioIo::new(Watched::new(stream, watch.clone()));
@@ -376,7 +382,7 @@ impl Door {
         connection: C,
         shut_down: impl Fn(std::pin::Pin<&mut C>),
         peer: Peer,
-        watch: &Watch,
+        watch: &PeerWatch,
     ) {
         let mut connection = std::pin::pin!(connection);
         let mut phase = self.phase.subscribe();
@@ -405,7 +411,7 @@ impl Door {
                 return;
             }
             if watch.closed_for() > CLOSED_MAX {
-                watch.show_end();
+                watch.report_eof();
             }
         }
     }
@@ -442,7 +448,7 @@ impl Door {
         request: hyper::Request<Incoming>,
         peer: Peer,
         router: Arc<Router>,
-        watch: Arc<Watch>,
+        watch: Arc<PeerWatch>,
     ) -> Result<hyper::Response<Body>, Infallible> {
         let active = watch.begin();
         let started = self.clock.instant();
@@ -456,7 +462,7 @@ impl Door {
             peer.ip == from || self.places.lend(&watch, peer.ip, (self.origin)(peer.ip, None, &self.trusted_proxies));
         let response = match has_place {
             true => router.dispatch(Request::new(request, peer, self.tools.clone(), watch.clone())).await,
-            false => router.refuse(request.uri().path(), Answer::limit_exceeded(NO_PLACE_RETRY_MS)),
+            false => router.refuse(request.uri().path(), ErrorResponse::limit_exceeded(NO_PLACE_RETRY_MS)),
         };
         let response = response.into_hyper();
         let mut response = self.paid(response);
@@ -474,7 +480,8 @@ impl Door {
             match self.answers.try_take(unpaid) {
                 Ok(grant) => response.body_mut().paid_with(grant),
                 Err(refused) => {
-                    let mut refusal = Answer::limit_exceeded(refused.retry_after_ms).into_response().into_hyper();
+                    let mut refusal =
+                        ErrorResponse::limit_exceeded(refused.retry_after_ms).into_response().into_hyper();
                     // Web apps of other origins may see it too.
                     let cors =
                         response.headers().iter().filter(|(name, _)| name.as_str().starts_with("access-control-"));
@@ -506,10 +513,10 @@ fn forwarded_for(headers: &HeaderMap) -> Option<IpAddr> {
 }
 
 /// A connection among those open.
-struct Counted(Arc<Door>);
+struct Counted(Arc<HttpServer>);
 
 impl Counted {
-    fn new(door: &Arc<Door>) -> Self {
+    fn new(door: &Arc<HttpServer>) -> Self {
         door.open.fetch_add(1, SeqCst);
         Self(door.clone())
     }

@@ -3,7 +3,7 @@
 use super::*;
 use crate::base::{ChunkError, Chunks};
 use crate::budget::Profile;
-use crate::http::{Answer, Method, Response, StatusCode};
+use crate::http::{ErrorResponse, Method, Response, StatusCode};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -29,17 +29,17 @@ impl Chunks for Pieces {
     }
 }
 
-async fn hello(_: Arc<Surface>, _: Request) -> Result<Response, Answer> {
+async fn hello(_: Arc<Surface>, _: Request) -> Result<Response, ErrorResponse> {
     Ok(Response::json(&json!({"hello": "world"})))
 }
 
-async fn echo(_: Arc<Surface>, mut request: Request) -> Result<Response, Answer> {
+async fn echo(_: Arc<Surface>, mut request: Request) -> Result<Response, ErrorResponse> {
     let body: Value = request.json().await?;
     Ok(Response::json(&json!({"body": body, "target": request.target()})))
 }
 
 /// Waits without an end, and unless `?whatever` until nobody listens any more.
-async fn wait(surface: Arc<Surface>, request: Request) -> Result<Response, Answer> {
+async fn wait(surface: Arc<Surface>, request: Request) -> Result<Response, ErrorResponse> {
     struct Waiting(Arc<AtomicUsize>);
     impl Drop for Waiting {
         fn drop(&mut self) {
@@ -49,7 +49,7 @@ async fn wait(surface: Arc<Surface>, request: Request) -> Result<Response, Answe
     surface.waiting.fetch_add(1, SeqCst);
     let _waiting = Waiting(surface.waiting.clone());
     if request.query("whatever").is_none() {
-        request.while_heard();
+        request.cancel_when_peer_leaves();
     }
     if request.query("news").is_some() {
         request.note_guest("@guest:here");
@@ -59,7 +59,7 @@ async fn wait(surface: Arc<Surface>, request: Request) -> Result<Response, Answe
     std::future::pending().await
 }
 
-async fn count(_: Arc<Surface>, request: Request) -> Result<Response, Answer> {
+async fn count(_: Arc<Surface>, request: Request) -> Result<Response, ErrorResponse> {
     let mut stream = request.into_stream(1 << 30)?;
     let mut bytes = 0;
     while let Some(piece) = stream.next().await? {
@@ -68,13 +68,13 @@ async fn count(_: Arc<Surface>, request: Request) -> Result<Response, Answer> {
     Ok(Response::json(&json!({ "bytes": bytes })))
 }
 
-async fn long(surface: Arc<Surface>, request: Request) -> Result<Response, Answer> {
+async fn long(surface: Arc<Surface>, request: Request) -> Result<Response, ErrorResponse> {
     let grant = surface.budget.account("response_bodies").take(64 * 1024).await?;
     Ok(Response::stream(grant, Pieces(0, request.query("break").is_some())))
 }
 
 struct Running {
-    door: Arc<Door>,
+    door: Arc<HttpServer>,
     budget: Budget,
     clock: Clock,
     address: SocketAddr,
@@ -92,7 +92,7 @@ async fn start_small() -> Running {
 
 async fn start_within(budget: Budget) -> Running {
     let clock = Clock::simulated(1_700_000_000_000);
-    let mut door = Door::new(clock.clone(), &budget, Arc::new(Limits::new(clock.clone())), vec![]);
+    let mut door = HttpServer::new(clock.clone(), &budget, Arc::new(Limits::new(clock.clone())), vec![]);
     // One loopback address is the household's; the others are strangers in networks of their own.
     let origin = |ip: IpAddr, _: Option<IpAddr>, _: &[IpAddr]| match ip == IpAddr::from([127, 0, 0, 1]) {
         true => Origin::Household,

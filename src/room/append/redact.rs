@@ -6,7 +6,7 @@
 use super::relations::relation_of;
 use crate::matrix::{Event, RoomVersion, auth};
 use crate::room::error::Error;
-use crate::room::state::View;
+use crate::room::state::StateView;
 use crate::room::state::event::load_row;
 use crate::store::tables::room::event;
 use crate::store::tables::room::event_row::{Kind, Row};
@@ -54,7 +54,7 @@ fn applies(
     redaction: &Event,
     target: &Event,
 ) -> Result<bool> {
-    let view = View::present(get, room, version);
+    let view = StateView::present(get, room, version);
     match view.with_powers(|powers| auth::redaction_applies(version, redaction, target, powers)) {
         Ok(applies) => Ok(applies.unwrap_or(false)),
         Err(Error::Store(failed)) => Err(failed),

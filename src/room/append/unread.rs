@@ -10,7 +10,7 @@ use crate::matrix::auth::{Powers, State as _};
 use crate::matrix::{Event, json, push};
 use crate::room::error::Error;
 use crate::room::ignored;
-use crate::room::state::View;
+use crate::room::state::StateView;
 use crate::room::state::event::load;
 use crate::room::state::join_conditions::local_joined;
 use crate::store::tables::room::Room;
@@ -75,7 +75,7 @@ fn thread_of(get: &impl Get, new: &Append) -> Result<Option<EventNum>> {
 /// The room as the rules see it.
 fn seen_by_rules(get: &impl Get, room: &Room, new: &Append) -> Result<push::Room> {
     let version = new.event.version();
-    let view = View::present(get, new.room, version);
+    let view = StateView::present(get, new.room, version);
     let (create, levels) = (readable(view.create())?, readable(view.power_levels())?);
     let powers = create.as_ref().map(|create| Powers::new(version, create, levels.as_deref()));
     Ok(push::Room::new(&new.event, room.joined, powers.as_ref()))

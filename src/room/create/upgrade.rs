@@ -10,7 +10,7 @@ use crate::matrix::auth::{Named, State as _};
 use crate::matrix::{RoomVersion, version};
 use crate::room::error::{Error, Result};
 use crate::room::send::New;
-use crate::room::state::Known;
+use crate::room::state::RoomRef;
 use crate::room::state::event::content;
 use crate::room::state::event::id_of;
 use crate::room::state::{known_to_member, not_in_room};
@@ -184,7 +184,7 @@ fn draft(kind: &str, content: Value) -> StateDraft {
 /// stood above all and do so no more are.
 fn levels_for(
     read: &Read,
-    room: &Known,
+    room: &RoomRef,
     mut levels: Value,
     version: &RoomVersion,
     user: &UserId,
@@ -241,7 +241,7 @@ fn closed(mut levels: Value) -> Value {
     levels
 }
 
-fn bans(read: &Read, room: &Known) -> Result<Vec<(OwnedUserId, Option<String>)>> {
+fn bans(read: &Read, room: &RoomRef) -> Result<Vec<(OwnedUserId, Option<String>)>> {
     let mut banned = Vec::new();
     member::list(read, room.num, Membership::Ban, None, &mut |user, event| {
         banned.push((user, event));

@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 
 use super::Rooms;
 use super::error::{Error, Result};
-use super::state::{Known, known, known_num};
+use super::state::{RoomRef, known, known_num};
 use crate::budget::Grant;
 use crate::matrix::json;
 use crate::store::tables::room;
@@ -182,7 +182,7 @@ fn is_wanted(shown: &Map<String, Value>, search: Option<&str>, types: Option<&[O
 }
 
 /// A room as public lists, hierarchies and previews show it. A handful of lookups.
-pub(super) fn describe(get: &impl Get, room: &Known) -> crate::store::Result<Map<String, Value>> {
+pub(super) fn describe(get: &impl Get, room: &RoomRef) -> crate::store::Result<Map<String, Value>> {
     let mut shown = Map::new();
     shown.insert("room_id".into(), room.row.id.as_str().into());
     shown.insert("num_joined_members".into(), room.row.joined.into());
@@ -206,7 +206,7 @@ pub(super) fn describe(get: &impl Get, room: &Known) -> crate::store::Result<Map
 }
 
 /// A non-empty text out of the room's state.
-fn text(get: &impl Get, room: &Known, kind: &str, field: &str) -> crate::store::Result<Option<String>> {
+fn text(get: &impl Get, room: &RoomRef, kind: &str, field: &str) -> crate::store::Result<Option<String>> {
     let Some(event) = room.view(get).event(kind, "")? else { return Ok(None) };
     let text = json::read::get_text(event.content().as_bytes(), field);
     Ok(text.filter(|text| !text.is_empty()).map(|text| text.chars().take(TEXT_CHARS_MAX).collect()))

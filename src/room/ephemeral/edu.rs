@@ -61,7 +61,7 @@ impl Rooms {
         }
         let by = origin.to_owned();
         let found = self.reading(move |_, read| {
-            let room = server_access::enter(read, &by, &room_id)?;
+            let room = server_access::for_server(read, &by, &room_id)?;
             let num = user::num(read, user_id.as_str())?.ok_or(Error::NotFound)?;
             Ok(member::is_joined(read, room.num, num)?.then_some((room.num, num)))
         });
@@ -105,7 +105,7 @@ fn receipts(content: &RawValue, origin: &ServerName) -> Result<Receipts, serde_j
 fn heard(get: &impl Get, origin: &ServerName, receipts: Receipts) -> Result<Vec<Heard>> {
     let mut heard = Vec::new();
     for (room_id, users) in receipts {
-        let room = match server_access::enter(get, origin, &room_id) {
+        let room = match server_access::for_server(get, origin, &room_id) {
             Ok(room) => room.num,
             Err(Error::Store(failed)) => return Err(failed.into()),
             Err(_) => continue,

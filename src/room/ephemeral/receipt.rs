@@ -10,7 +10,7 @@ use crate::base;
 use crate::room::Rooms;
 use crate::room::append::outbound::has_other_servers;
 use crate::room::error::{Error, Result};
-use crate::room::state::Known;
+use crate::room::state::RoomRef;
 use crate::room::state::join_conditions::local_joined;
 use crate::room::state::{known_to_member, not_in_room};
 use crate::store::tables::room::receipt::{self, Kind, Receipt, Whose};
@@ -271,12 +271,12 @@ fn is_older(get: &impl Get, room: RoomNum, thread: &str) -> Result<bool> {
     Ok(thread.len() <= THREAD_BYTES_MAX && relation::is_awaited(get, room, thread)?)
 }
 
-fn joined(read: &Read, room_id: &RoomId, user: &UserId) -> Result<(Known, UserNum)> {
+fn joined(read: &Read, room_id: &RoomId, user: &UserId) -> Result<(RoomRef, UserNum)> {
     joined_in(read, room_id, user)
 }
 
 /// The room and the user's number, when they are joined.
-fn joined_in(get: &impl Get, room_id: &RoomId, user: &UserId) -> Result<(Known, UserNum)> {
+fn joined_in(get: &impl Get, room_id: &RoomId, user: &UserId) -> Result<(RoomRef, UserNum)> {
     let room = known_to_member(get, room_id)?;
     match user::num(get, user.as_str())? {
         Some(num) if member::is_joined(get, room.num, num)? => Ok((room, num)),

@@ -6,11 +6,11 @@ use http::Method;
 use ruma::OwnedServerName;
 
 use super::Join;
-use super::error::Stop;
+use super::error::JoinError;
 use super::progress::Phase;
 use crate::matrix::version::StateRes;
 use crate::matrix::{Event, RoomVersion};
-use crate::remote::{Body, Failed, Pace, encode};
+use crate::remote::{Body, Failed, StreamLimits, encode};
 use crate::room::Joining;
 use crate::room::error::{Error, Result};
 use crate::room::handshake::Verb;
@@ -23,7 +23,7 @@ const SERVERS_MAX: usize = 8;
 
 impl<'a> Join<'a> {
     /// Who may know the room: whom the app names, who invited, whom the id names, who was in it when we last were.
-    pub async fn servers(&self, joining: &Joining) -> Result<Vec<OwnedServerName>, Stop> {
+    pub async fn servers(&self, joining: &Joining) -> Result<Vec<OwnedServerName>, JoinError> {
         let mut servers = joining.via.clone();
         let (user, room_id) = (self.user.to_owned(), self.room_id.to_owned());
         let inviters = self.rooms.reading(move |rooms, read| rooms.outside_of(read, &user, &room_id)).await;
@@ -41,7 +41,7 @@ impl<'a> Join<'a> {
                 kept.push(server);
             }
         }
-        if kept.is_empty() { Err(Stop::Room(Error::NotFound)) } else { Ok(kept) }
+        if kept.is_empty() { Err(JoinError::Room(Error::NotFound)) } else { Ok(kept) }
     }
 
     /// Our signed event, and the servers with the one that drew it up in front.
@@ -49,13 +49,13 @@ impl<'a> Join<'a> {
         &self,
         mut servers: Vec<OwnedServerName>,
         joining: Joining,
-    ) -> Result<(Event, &'static RoomVersion, Vec<OwnedServerName>), Stop> {
+    ) -> Result<(Event, &'static RoomVersion, Vec<OwnedServerName>), JoinError> {
         let mut last = None;
         for at in 0..servers.len() {
             match self.rooms.ask_template(&servers[at], Verb::Join, self.room_id, self.user).await {
                 Ok(template) => {
                     if template.version.state_res == StateRes::V1 {
-                        return Err(Stop::Room(Error::Bad {
+                        return Err(JoinError::Room(Error::Bad {
                             errcode: "M_UNSUPPORTED_ROOM_VERSION",
                             message:
                                 "Rooms of version 1 resolve their state by an algorithm this server does not have \
@@ -90,7 +90,7 @@ impl<'a> Join<'a> {
                 }
             }
         }
-        Err(last.map_or(Stop::Room(Error::NotFound), Stop::Remote))
+        Err(last.map_or(JoinError::Room(Error::NotFound), JoinError::Remote))
     }
 
     /// Asks for the room: with our event, which a resident that has it already answers again, or by the event's id.
@@ -100,7 +100,7 @@ impl<'a> Join<'a> {
         event: &Event,
         want: Want,
         max_bytes: u64,
-    ) -> Result<(Body, String), Stop> {
+    ) -> Result<(Body, String), JoinError> {
         self.progress.enter(Phase::Asking);
         let (room, id) = (encode(self.room_id.as_str()), encode(event.id().as_str()));
         let remote = &self.rooms.0.parts.remote;
@@ -109,7 +109,7 @@ impl<'a> Join<'a> {
             let Ok(server) = OwnedServerName::try_from(resident.as_str()) else { continue };
             let join = format!("/_matrix/federation/v2/send_join/{room}/{id}?omit_members=true");
             let state = format!("/_matrix/federation/v1/state/{room}?event_id={id}");
-            let pace = Pace::patient(max_bytes);
+            let pace = StreamLimits::patient(max_bytes);
             let content = event.to_federation().to_vec();
             let asked = async {
                 match want {
@@ -143,7 +143,7 @@ impl<'a> Join<'a> {
                 }
             }
         }
-        Err(last.map_or(Stop::Room(Error::NotFound), Stop::Remote))
+        Err(last.map_or(JoinError::Room(Error::NotFound), JoinError::Remote))
     }
 }
 

@@ -10,9 +10,9 @@ use ruma::{ServerName, UserId};
 use super::batch::{Checked, CheckedBatch, RawBatch};
 use super::graph::Graph;
 use super::key_cache::KeyCache;
-use super::resume::{Familiar, wire_print};
+use super::resume::{StoredEvents, wire_print};
 use crate::base::Clock;
-use crate::matrix::scan::{Scan, Seen, Signer};
+use crate::matrix::scan::{EventScanner, ScannedEvent, Signer};
 use crate::matrix::sign::{self, Claims, PublicKey};
 use crate::matrix::version::IdFormat;
 use crate::matrix::{RoomVersion, json};
@@ -29,7 +29,7 @@ pub struct Checker {
     pub store: Store,
     pub hash_key: [u8; 16],
     pub graph: Arc<Graph>,
-    pub familiar: Familiar,
+    pub familiar: StoredEvents,
     /// The room, when events of it may be in the database since before this join.
     pub look_in_store: Option<RoomNum>,
     pub clock: Clock,
@@ -74,7 +74,7 @@ enum Found {
 
 impl Checker {
     /// Checks a batch. Bounded by the batch.
-    pub fn check(&self, scan: &mut Scan, raw: &RawBatch) -> store::Result<CheckedBatch> {
+    pub fn check(&self, scan: &mut EventScanner, raw: &RawBatch) -> store::Result<CheckedBatch> {
         let read = if self.look_in_store.is_some() { Some(self.store.read()?) } else { None };
         let mut batch = CheckedBatch::default();
         batch.events.reserve(raw.ends.len());
@@ -98,7 +98,7 @@ impl Checker {
 
     fn one(
         &self,
-        scan: &mut Scan,
+        scan: &mut EventScanner,
         (raw, in_state, is_late): (&[u8], bool, bool),
         read: Option<&store::Read>,
         batch: &mut CheckedBatch,
@@ -145,7 +145,7 @@ impl Checker {
         Ok(Found::Good)
     }
 
-    fn id_of(&self, seen: &Seen<'_>) -> Id {
+    fn id_of(&self, seen: &ScannedEvent<'_>) -> Id {
         match self.version.id_format {
             IdFormat::UrlSafe => Id::Hash(seen.reference_hash),
             IdFormat::Standard => Id::HashStandard(seen.reference_hash),
@@ -154,7 +154,7 @@ impl Checker {
     }
 
     /// The room's own, and a create event is the one of this room and version.
-    fn is_of_room(&self, seen: &Seen<'_>, id: &Id) -> bool {
+    fn is_of_room(&self, seen: &ScannedEvent<'_>, id: &Id) -> bool {
         let is_create = seen.kind() == "m.room.create";
         if is_create {
             let version = crate::matrix::version::of_create(seen.content());
@@ -169,7 +169,7 @@ impl Checker {
     }
 
     /// The signatures of every server that must have signed. What is good but for them is yet to be judged.
-    fn signed(&self, seen: &Seen<'_>, batch: &mut CheckedBatch, unproven: &mut Unproven) -> Found {
+    fn signed(&self, seen: &ScannedEvent<'_>, batch: &mut CheckedBatch, unproven: &mut Unproven) -> Found {
         let signers = match seen.signers() {
             Ok(signers) => signers,
             Err(reject) => return Found::Bad(reject.to_string()),
@@ -194,7 +194,7 @@ impl Checker {
     /// One of a server's signatures must be right. A single one, as nearly all events have, is judged with the batch.
     fn by_signer(
         &self,
-        seen: &Seen<'_>,
+        seen: &ScannedEvent<'_>,
         signer: &Signer<'_>,
         at_ts: u64,
         event: u32,
@@ -231,7 +231,7 @@ impl Checker {
     }
 
     /// What the log and the body table keep of a good event.
-    fn project(&self, seen: &Seen<'_>, id: Id, wire: WirePrint, in_state: bool, batch: &mut CheckedBatch) {
+    fn project(&self, seen: &ScannedEvent<'_>, id: Id, wire: WirePrint, in_state: bool, batch: &mut CheckedBatch) {
         let kind_text = seen.kind();
         let kind = Kind::of(&kind_text);
         let sender_id = seen.sender();

@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 
-use super::error::Stop;
+use super::error::JoinError;
 use super::{Error, Join, Phase};
 use crate::base;
 use crate::budget::spill::Spill;
@@ -22,7 +22,7 @@ const LOG_ROWS_MAX: u32 = 60;
 
 impl Join<'_> {
     /// After the flip: the log goes, and the bodies of events that were left out.
-    pub(super) async fn clean_after(&self, num: JoinNum, journal: Journal, left_out: LeftOut) -> Result<(), Stop> {
+    pub(super) async fn clean_after(&self, num: JoinNum, journal: Journal, left_out: LeftOut) -> Result<(), JoinError> {
         self.progress.enter(Phase::Cleaning);
         let store = self.rooms.0.parts.store.clone();
         // The room is there: whoever asked does not wait for this.
@@ -36,7 +36,7 @@ impl Join<'_> {
     }
 
     /// Takes back everything a join wrote. Again from the beginning after a crash.
-    pub(super) async fn clean_up(&self, num: JoinNum) -> Result<(), Stop> {
+    pub(super) async fn clean_up(&self, num: JoinNum) -> Result<(), JoinError> {
         self.progress.enter(Phase::Cleaning);
         let store = self.rooms.0.parts.store.clone();
         base::blocking(move || take_back(&store, num)).await
@@ -70,7 +70,7 @@ enum Bodies {
     RemoveAll,
 }
 
-fn clean(store: &Store, num: JoinNum, batches: u32, left_out: LeftOut) -> Result<(), Stop> {
+fn clean(store: &Store, num: JoinNum, batches: u32, left_out: LeftOut) -> Result<(), JoinError> {
     let bodies = match left_out {
         LeftOut::Listed(list) => {
             list.map_or(Ok(()), |list| remove_bodies(store, list))?;
@@ -82,7 +82,7 @@ fn clean(store: &Store, num: JoinNum, batches: u32, left_out: LeftOut) -> Result
     remove_journal(store, num)
 }
 
-fn take_back(store: &Store, num: JoinNum) -> Result<(), Stop> {
+fn take_back(store: &Store, num: JoinNum) -> Result<(), JoinError> {
     let Some(mut journal) = join::journal(&store.read()?, num)? else { return Ok(()) };
     let read = store.read()?;
     let room = room::num(&read, &journal.room_id)?;
@@ -112,7 +112,7 @@ fn take_back(store: &Store, num: JoinNum) -> Result<(), Stop> {
 }
 
 /// The rows of a room that was never finished. One that was left before keeps its own row and history.
-fn clear_room(store: &Store, room: RoomNum) -> Result<(), Stop> {
+fn clear_room(store: &Store, room: RoomNum) -> Result<(), JoinError> {
     if is_here(&store.read()?, room)? {
         return Ok(());
     }
@@ -121,7 +121,7 @@ fn clear_room(store: &Store, room: RoomNum) -> Result<(), Stop> {
 }
 
 /// Removes the log, some batches in a write, and bodies it stored.
-fn remove_log(store: &Store, num: JoinNum, batches: u32, bodies: Bodies) -> Result<(), Stop> {
+fn remove_log(store: &Store, num: JoinNum, batches: u32, bodies: Bodies) -> Result<(), JoinError> {
     let mut from = 0;
     while from < batches {
         // What an earlier try removed is passed over.
@@ -161,7 +161,7 @@ fn is_named(get: &impl Get, id: &Id, body: BodyNum) -> store::Result<bool> {
     }
 }
 
-fn remove_bodies(store: &Store, dead: Spill) -> Result<(), Stop> {
+fn remove_bodies(store: &Store, dead: Spill) -> Result<(), JoinError> {
     let mut reader = dead.into_reader()?;
     let (mut frame, mut list) = (Vec::new(), Vec::new());
     loop {
@@ -179,13 +179,13 @@ fn remove_bodies(store: &Store, dead: Spill) -> Result<(), Stop> {
     }
 }
 
-fn remove_journal(store: &Store, num: JoinNum) -> Result<(), Stop> {
+fn remove_journal(store: &Store, num: JoinNum) -> Result<(), JoinError> {
     freeing(store, move |w| join::remove_journal(w, num))
 }
 
 fn freeing<T: Send + 'static>(
     store: &Store,
     job: impl FnOnce(&mut store::Write<'_>) -> store::Result<T> + Send + 'static,
-) -> Result<T, Stop> {
+) -> Result<T, JoinError> {
     Ok(store.write_freeing_blocking(job).map_err(store::Error::from)?.0)
 }

@@ -11,7 +11,7 @@ use crate::store::{self};
 
 /// Why a join ended before its end.
 #[derive(Debug)]
-pub enum Stop {
+pub enum JoinError {
     Remote(Failed),
     Refused(Refused),
     Store(store::Error),
@@ -31,70 +31,70 @@ pub enum Stop {
     Panicked(String),
 }
 
-impl Stop {
+impl JoinError {
     /// Whether asking again may help.
     pub fn is_passing(&self) -> bool {
         match self {
-            Stop::Remote(failed) => !failed.is_refusal() && !matches!(failed, Failed::TooLarge { .. }),
+            JoinError::Remote(failed) => !failed.is_refusal() && !matches!(failed, Failed::TooLarge { .. }),
             _ => false,
         }
     }
 
     pub fn into_error(self) -> Error {
         match self {
-            Stop::Remote(failed) => Error::Remote(failed),
-            Stop::Refused(refused) | Stop::Order(OrderError::Refused(refused)) => busy(refused),
-            Stop::Spill(SpillError::Refused(refused)) => busy(refused),
-            Stop::Store(failed) | Stop::Order(OrderError::Store(failed)) => Error::Store(failed),
-            Stop::Spill(SpillError::Io(failed)) | Stop::Order(OrderError::Spill(SpillError::Io(failed))) => {
+            JoinError::Remote(failed) => Error::Remote(failed),
+            JoinError::Refused(refused) | JoinError::Order(OrderError::Refused(refused)) => busy(refused),
+            JoinError::Spill(SpillError::Refused(refused)) => busy(refused),
+            JoinError::Store(failed) | JoinError::Order(OrderError::Store(failed)) => Error::Store(failed),
+            JoinError::Spill(SpillError::Io(failed)) | JoinError::Order(OrderError::Spill(SpillError::Io(failed))) => {
                 Error::Store(store::Error::from_io(&failed))
             }
-            Stop::Order(failed) => Error::Remote(Failed::BadAnswer(failed.to_string())),
-            Stop::Lying(why) => Error::Remote(Failed::BadAnswer(why)),
-            Stop::TooLarge(why) => Error::Bad {
+            JoinError::Order(failed) => Error::Remote(Failed::BadAnswer(failed.to_string())),
+            JoinError::Lying(why) => Error::Remote(Failed::BadAnswer(why)),
+            JoinError::TooLarge(why) => Error::Bad {
                 errcode: "M_RESOURCE_LIMIT_EXCEEDED",
                 message: format!("The room turned out larger than this server takes: {why}"),
             },
-            Stop::Reject(reject) => Error::Reject(reject),
-            Stop::Corrupt => Error::Store(store::Error::Io("a join's own files are damaged".into())),
-            Stop::TooManyNodes => Error::Remote(Failed::BadAnswer("more events than can be counted".into())),
-            Stop::Cancelled => Error::Forbidden("the join was cancelled".into()),
-            Stop::Room(error) => error,
-            Stop::Panicked(what) => Error::Store(store::Error::Panicked(what)),
+            JoinError::Reject(reject) => Error::Reject(reject),
+            JoinError::Corrupt => Error::Store(store::Error::Io("a join's own files are damaged".into())),
+            JoinError::TooManyNodes => Error::Remote(Failed::BadAnswer("more events than can be counted".into())),
+            JoinError::Cancelled => Error::Forbidden("the join was cancelled".into()),
+            JoinError::Room(error) => error,
+            JoinError::Panicked(what) => Error::Store(store::Error::Panicked(what)),
         }
     }
 }
 
-impl std::fmt::Display for Stop {
+impl std::fmt::Display for JoinError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Stop::Remote(failed) => failed.fmt(f),
-            Stop::Refused(refused) => refused.fmt(f),
-            Stop::Store(failed) => failed.fmt(f),
-            Stop::Spill(failed) => failed.fmt(f),
-            Stop::Order(failed) => failed.fmt(f),
-            Stop::Lying(why) | Stop::TooLarge(why) => f.write_str(why),
-            Stop::Reject(reject) => reject.fmt(f),
-            Stop::Corrupt => f.write_str("a scratch file is damaged"),
-            Stop::TooManyNodes => f.write_str("there are more events than can be counted"),
-            Stop::Cancelled => f.write_str("it was cancelled"),
-            Stop::Room(error) => error.fmt(f),
-            Stop::Panicked(what) => write!(f, "it panicked: {what}"),
+            JoinError::Remote(failed) => failed.fmt(f),
+            JoinError::Refused(refused) => refused.fmt(f),
+            JoinError::Store(failed) => failed.fmt(f),
+            JoinError::Spill(failed) => failed.fmt(f),
+            JoinError::Order(failed) => failed.fmt(f),
+            JoinError::Lying(why) | JoinError::TooLarge(why) => f.write_str(why),
+            JoinError::Reject(reject) => reject.fmt(f),
+            JoinError::Corrupt => f.write_str("a scratch file is damaged"),
+            JoinError::TooManyNodes => f.write_str("there are more events than can be counted"),
+            JoinError::Cancelled => f.write_str("it was cancelled"),
+            JoinError::Room(error) => error.fmt(f),
+            JoinError::Panicked(what) => write!(f, "it panicked: {what}"),
         }
     }
 }
 
-impl From<std::io::Error> for Stop {
-    fn from(failed: std::io::Error) -> Stop {
-        Stop::Spill(SpillError::Io(failed))
+impl From<std::io::Error> for JoinError {
+    fn from(failed: std::io::Error) -> JoinError {
+        JoinError::Spill(SpillError::Io(failed))
     }
 }
 
 macro_rules! stop_from {
     ($($from:ty => $variant:ident),*) => {$(
-        impl From<$from> for Stop {
-            fn from(failed: $from) -> Stop {
-                Stop::$variant(failed)
+        impl From<$from> for JoinError {
+            fn from(failed: $from) -> JoinError {
+                JoinError::$variant(failed)
             }
         }
     )*};

@@ -3,11 +3,11 @@
 use super::Join;
 use super::build::Settled;
 use super::cleanup::{LeftOut, check_not_here};
-use super::error::Stop;
+use super::error::JoinError;
 use crate::matrix::{Event, RoomVersion, auth};
 use crate::room::append;
 use crate::room::append::new_event::Append;
-use crate::room::state::View;
+use crate::room::state::StateView;
 use crate::store::tables::room::join::{JoinNum, Journal, Stage};
 use crate::store::tables::room::timeline;
 use crate::store::tables::room::user_room::Mine;
@@ -23,7 +23,7 @@ impl Join<'_> {
         settled: Settled,
         event: Event,
         version: &'static RoomVersion,
-    ) -> Result<(Journal, LeftOut), Stop> {
+    ) -> Result<(Journal, LeftOut), JoinError> {
         let Settled { room: room_num, root, create, joined, invited, events, locals, dead, mut journal } = settled;
         let guard = self.rooms.lock(room_num).await;
         let mut here = self.rooms.here();
@@ -32,7 +32,7 @@ impl Join<'_> {
         let (checked, of) = (event.clone(), room_num);
         self.rooms
             .reading(move |_, read| {
-                let state = View::tree(read, of, version, root);
+                let state = StateView::tree(read, of, version, root);
                 auth::check(version, &checked.subject(), &state)
             })
             .await?;

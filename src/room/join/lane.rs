@@ -2,7 +2,7 @@
 
 use super::Join;
 use super::admission::settling_bytes;
-use super::error::Stop;
+use super::error::JoinError;
 use super::order::Scratch;
 use crate::budget::{Account, Budget, Grant};
 use crate::room::error::Result;
@@ -20,7 +20,7 @@ fn large_lane_bytes(budget: &Budget) -> u64 {
 }
 
 /// A part of the account, for one join.
-pub struct Lane {
+pub struct MemoryLane {
     pub memory: Account,
     pub workers: usize,
     _grant: Grant,
@@ -29,7 +29,7 @@ pub struct Lane {
 
 impl<'a> Join<'a> {
     /// A lane: the small one for small rooms, whichever is free first when nobody knows, the large one otherwise.
-    pub async fn lane(&self, events_expected: u64) -> Result<Lane, Stop> {
+    pub async fn lane(&self, events_expected: u64) -> Result<MemoryLane, JoinError> {
         let joins = &self.rooms.0.joins;
         let budget = &self.rooms.0.parts.budget;
         let account = budget.account("join");
@@ -46,16 +46,16 @@ impl<'a> Join<'a> {
             },
             _ => (joins.large.clone().acquire_owned().await, true),
         };
-        let turn = turn.map_err(|_| Stop::Cancelled)?;
+        let turn = turn.map_err(|_| JoinError::Cancelled)?;
         let large_bytes = large_lane_bytes(budget);
         let bytes = if large { large_bytes } else { account.limit() - large_bytes };
         let (memory, grant) = account.part(bytes).await?;
         let workers = if large { budget.size("join_workers").clamp(1, 16) as usize } else { 1 };
-        Ok(Lane { memory, workers, _grant: grant, _turns: vec![turn] })
+        Ok(MemoryLane { memory, workers, _grant: grant, _turns: vec![turn] })
     }
 
     /// A room whose order or columns need more than its lane has both lanes to itself; what is small waits meanwhile.
-    pub async fn widened(&self, lane: Lane, journal: &Journal) -> Result<Lane, Stop> {
+    pub async fn widened(&self, lane: MemoryLane, journal: &Journal) -> Result<MemoryLane, JoinError> {
         let (joins, account) = (&self.rooms.0.joins, self.rooms.0.parts.budget.account("join"));
         let needed = settling_bytes(journal.nodes, journal.events);
         if needed <= lane.memory.limit() {
@@ -67,13 +67,13 @@ impl<'a> Join<'a> {
         let mut turns = Vec::with_capacity(2);
         for semaphore in [&joins.small, &joins.large] {
             let turn = self.progress.unless_cancelled(semaphore.clone().acquire_owned()).await?;
-            turns.push(turn.map_err(|_| Stop::Cancelled)?);
+            turns.push(turn.map_err(|_| JoinError::Cancelled)?);
         }
         let (memory, grant) = account.part(account.limit()).await?;
-        Ok(Lane { memory, workers, _grant: grant, _turns: turns })
+        Ok(MemoryLane { memory, workers, _grant: grant, _turns: turns })
     }
 
-    pub fn scratch(&self, lane: &Lane) -> Scratch {
+    pub fn scratch(&self, lane: &MemoryLane) -> Scratch {
         let parts = &self.rooms.0.parts;
         Scratch { memory: lane.memory.clone(), ..Scratch::new(&parts.budget, parts.scratch.clone()) }
     }

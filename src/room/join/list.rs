@@ -10,7 +10,7 @@ use ruma::{OwnedRoomId, OwnedUserId, RoomId, UserId};
 use tokio::sync::{Semaphore, watch};
 
 use super::admission::Policy;
-use super::progress::{Progress, Underway};
+use super::progress::{JoinStatus, Progress};
 use crate::room::Rooms;
 
 /// Joins under way and in line. Each is a task and a journal row.
@@ -46,7 +46,7 @@ impl Default for Joins {
 }
 
 impl Joins {
-    pub fn list(&self, now: Duration) -> Vec<Underway> {
+    pub fn list(&self, now: Duration) -> Vec<JoinStatus> {
         let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         let mut list: Vec<_> = running
             .iter()

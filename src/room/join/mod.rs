@@ -41,7 +41,7 @@ use tokio::task::JoinSet;
 
 use self::check::Checker;
 use self::graph::Graph;
-pub use self::progress::Underway;
+pub use self::progress::JoinStatus;
 use self::progress::{Phase, Progress};
 use self::stage::Stager;
 use super::error::{Error, Result};
@@ -60,10 +60,10 @@ use admission::Admitted;
 use ask::{Want, countersigned};
 use build::Settle;
 use cleanup::LeftOut;
-use error::Stop;
-use lane::Lane;
+use error::JoinError;
+use lane::MemoryLane;
 use list::{Entered, Running, Watched};
-use resume::Familiar;
+use resume::StoredEvents;
 
 /// Times a body is asked for before the join is given up; what came before is kept each time.
 const ATTEMPTS_MAX: u32 = 20;
@@ -107,7 +107,7 @@ pub(super) async fn from_outside(rooms: &Rooms, user: &UserId, room_id: &RoomId,
         // Asked only now that nobody else can make it so: another join may have ended since the caller looked.
         let is_here = join.is_resident().await?;
         if !is_here {
-            with_log(&join, join.begin(joining.clone())).await.map_err(Stop::into_error)?;
+            with_log(&join, join.begin(joining.clone())).await.map_err(JoinError::into_error)?;
         }
         drop(watched);
         Ok::<_, Error>(is_here.then_some(joining))
@@ -211,7 +211,7 @@ impl<'a> Join<'a> {
         Join { rooms, room_id, user, progress }
     }
 
-    async fn begin(&self, joining: Joining) -> Result<(), Stop> {
+    async fn begin(&self, joining: Joining) -> Result<(), JoinError> {
         let servers = self.servers(&joining).await?;
         let (event, version, servers) = self.draw_up(servers, joining).await?;
         let admitted = self.rooms.admit(self.room_id, self.user, &servers).await?;
@@ -249,7 +249,7 @@ impl<'a> Join<'a> {
 
     /// What an earlier join of the room could not take back goes before a new one begins: its rows would be taken for the
     /// room's, and its journal would go on one day.
-    async fn clear_earlier(&self) -> Result<(), Stop> {
+    async fn clear_earlier(&self) -> Result<(), JoinError> {
         let room_id = self.room_id.to_owned();
         let journals = self.rooms.reading(move |_, read| {
             let mut journals = join::journals(read)?;
@@ -262,7 +262,7 @@ impl<'a> Join<'a> {
         Ok(())
     }
 
-    async fn resume(&self, num: JoinNum, journal: Journal) -> Result<(), Stop> {
+    async fn resume(&self, num: JoinNum, journal: Journal) -> Result<(), JoinError> {
         match journal.stage {
             Stage::Live => return self.clean_after(num, journal, LeftOut::Unknown).await,
             Stage::Cancelled => {
@@ -302,11 +302,11 @@ impl<'a> Join<'a> {
         event: Event,
         version: &'static RoomVersion,
         admitted: Admitted,
-    ) -> Result<(), Stop> {
+    ) -> Result<(), JoinError> {
         self.progress.events_expected.store(journal.events_expected, Relaxed);
         let residents = journal.residents.clone();
         let through = base::caught_in(Box::pin(self.through(num, journal, event, version, admitted))).await;
-        match through.unwrap_or_else(|panicked| Err(Stop::Panicked(panicked.say()))) {
+        match through.unwrap_or_else(|panicked| Err(JoinError::Panicked(panicked.say()))) {
             Ok(()) => Ok(()),
             Err(stop) if self.rooms.0.joins.stopping.load(Relaxed) => Err(stop),
             Err(stop) => {
@@ -316,9 +316,9 @@ impl<'a> Join<'a> {
                 }
                 self.leave_again(residents).await;
                 Err(match stop {
-                    Stop::TooLarge(why) if admitted.liftable => {
+                    JoinError::TooLarge(why) if admitted.liftable => {
                         self.rooms.outgrown(self.room_id, self.user, &admitted).await?;
-                        Stop::TooLarge(format!(
+                        JoinError::TooLarge(format!(
                             "{why} The owner of this server can let it in with: snug rooms allow {}",
                             self.room_id
                         ))
@@ -364,7 +364,7 @@ impl<'a> Join<'a> {
         event: Event,
         version: &'static RoomVersion,
         admitted: Admitted,
-    ) -> Result<(), Stop> {
+    ) -> Result<(), JoinError> {
         let lane = self.progress.unless_cancelled(self.lane(admitted.events_expected.max(journal.events))).await??;
         let (journal, event, lane) = match journal.stage < Stage::Ordered {
             true => self.fetch(num, journal, event, version, admitted, lane).await?,
@@ -404,8 +404,8 @@ impl<'a> Join<'a> {
         mut event: Event,
         version: &'static RoomVersion,
         admitted: Admitted,
-        mut lane: Lane,
-    ) -> Result<(Journal, Event, Lane), Stop> {
+        mut lane: MemoryLane,
+    ) -> Result<(Journal, Event, MemoryLane), JoinError> {
         let clock = &self.rooms.0.parts.clock;
         let (mut want, mut in_vain) = (Want::Join, 0);
         let (mut reached, mut pause) = (clock.instant(), PAUSE);
@@ -458,7 +458,7 @@ impl<'a> Join<'a> {
         }
     }
 
-    async fn save(&self, num: JoinNum, journal: &Journal) -> Result<(), Stop> {
+    async fn save(&self, num: JoinNum, journal: &Journal) -> Result<(), JoinError> {
         let journal = journal.clone();
         let job = move |w: &mut store::Write<'_>| join::set_journal(w, num, &journal);
         self.rooms.0.parts.store.write(job).await.map(drop).map_err(|failed| store::Error::from(failed).into())
@@ -472,8 +472,8 @@ impl<'a> Join<'a> {
         version: &'static RoomVersion,
         mut body: Body,
         admitted: Admitted,
-        lane: &Lane,
-    ) -> (Result<stream::Said, Stop>, Journal) {
+        lane: &MemoryLane,
+    ) -> (Result<stream::Said, JoinError>, Journal) {
         journal.attempt += 1;
         journal.stage = journal.stage.max(Stage::Streaming);
         let before = journal.clone();
@@ -497,8 +497,8 @@ impl<'a> Join<'a> {
         journal: Journal,
         version: &'static RoomVersion,
         admitted: Admitted,
-        lane: &Lane,
-    ) -> Result<(Arc<Checker>, Stager), Stop> {
+        lane: &MemoryLane,
+    ) -> Result<(Arc<Checker>, Stager), JoinError> {
         let parts = &self.rooms.0.parts;
         let mut key = [0; 16];
         parts.random.fill(&mut key);
@@ -524,10 +524,10 @@ impl<'a> Join<'a> {
             progress.stored.store(journal.events, Relaxed);
             let mut stager =
                 Stager::new(store.clone(), num, journal, graph.clone(), progress, &memory, admitted.events_max)?;
-            let mut familiar = Familiar::nothing();
+            let mut familiar = StoredEvents::nothing();
             if rows > 0 {
                 stager.remember()?;
-                familiar = Familiar::of(store.clone(), num, rows, &memory)?;
+                familiar = StoredEvents::of(store.clone(), num, rows, &memory)?;
             } else if version.room_id_is_create_hash() {
                 stager.begin_with(&Id::parse(&room_id.replacen('!', "$", 1)))?;
             }

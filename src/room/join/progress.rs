@@ -71,7 +71,7 @@ impl Phase {
 
 /// A join under way, as people are told of it.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct Underway {
+pub struct JoinStatus {
     pub room_id: String,
     pub user_id: String,
     pub phase: String,
@@ -105,17 +105,17 @@ impl Progress {
     }
 
     /// Waits for another server, or until the join is cancelled.
-    pub async fn unless_cancelled<T>(&self, work: impl Future<Output = T>) -> Result<T, super::error::Stop> {
+    pub async fn unless_cancelled<T>(&self, work: impl Future<Output = T>) -> Result<T, super::error::JoinError> {
         let woken = self.wake.notified();
         tokio::pin!(woken);
         // Registered before the mark is read: a cancel in between would otherwise be slept through.
         woken.as_mut().enable();
         if self.is_cancelled() {
-            return Err(super::error::Stop::Cancelled);
+            return Err(super::error::JoinError::Cancelled);
         }
         tokio::select! {
             done = work => Ok(done),
-            () = woken => Err(super::error::Stop::Cancelled),
+            () = woken => Err(super::error::JoinError::Cancelled),
         }
     }
 
@@ -123,9 +123,9 @@ impl Progress {
         counter.fetch_add(more, Relaxed);
     }
 
-    pub fn underway(&self, room_id: &str, user_id: &str, since: Duration) -> Underway {
+    pub fn underway(&self, room_id: &str, user_id: &str, since: Duration) -> JoinStatus {
         let of = |counter: &AtomicU64| counter.load(Relaxed);
-        Underway {
+        JoinStatus {
             room_id: room_id.to_owned(),
             user_id: user_id.to_owned(),
             phase: self.phase().as_str().to_owned(),
@@ -155,9 +155,9 @@ impl Progress {
     }
 }
 
-impl std::fmt::Display for Underway {
+impl std::fmt::Display for JoinStatus {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Underway { room_id, phase, seen, checked, stored, refused, pending, bytes, seconds, .. } = self;
+        let JoinStatus { room_id, phase, seen, checked, stored, refused, pending, bytes, seconds, .. } = self;
         write!(
             f,
             "{room_id}: {phase}, {seen} events seen, {checked} checked, {stored} stored, {refused} refused, {pending} \

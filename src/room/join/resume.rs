@@ -58,7 +58,7 @@ fn unsigned_of(raw: &[u8]) -> Option<Range<usize>> {
 }
 
 /// Shared by the workers.
-pub struct Familiar(Option<Mutex<Window>>);
+pub struct StoredEvents(Option<Mutex<Window>>);
 
 struct Window {
     store: Store,
@@ -80,17 +80,26 @@ struct Place {
     number: u32,
 }
 
-impl Familiar {
+impl StoredEvents {
     /// For a join that has stored nothing yet.
-    pub fn nothing() -> Familiar {
-        Familiar(None)
+    pub fn nothing() -> StoredEvents {
+        StoredEvents(None)
     }
 
     /// Of a join whose log has `rows` rows.
-    pub fn of(store: Store, join: JoinNum, rows: u32, memory: &Account) -> Result<Familiar, Refused> {
+    pub fn of(store: Store, join: JoinNum, rows: u32, memory: &Account) -> Result<StoredEvents, Refused> {
         let grant = memory.try_take(BYTES)?;
         let (prints, places) = (VecDeque::with_capacity(SIZE), HashMap::with_capacity(2 * SIZE));
-        Ok(Familiar(Some(Mutex::new(Window { store, join, row: 0, rows, first: 0, prints, places, _grant: grant }))))
+        Ok(StoredEvents(Some(Mutex::new(Window {
+            store,
+            join,
+            row: 0,
+            rows,
+            first: 0,
+            prints,
+            places,
+            _grant: grant,
+        }))))
     }
 
     /// The node of the event that looked like this, when it is in the window.
@@ -166,7 +175,7 @@ mod tests {
     const KEY: [u8; 16] = [3; 16];
 
     /// A log of so many events, whose prints are their numbers plus one million; two thousand of them came late.
-    fn familiar(events: u32) -> Familiar {
+    fn familiar(events: u32) -> StoredEvents {
         let mut log = BatchWriter::new(1);
         for node in 0..events {
             let event = Staged {
@@ -192,7 +201,7 @@ mod tests {
         };
         store.write_blocking(write).unwrap();
         let memory = Budget::for_tests().account("join");
-        Familiar::of(store, join, rows, &memory).unwrap()
+        StoredEvents::of(store, join, rows, &memory).unwrap()
     }
 
     fn print(node: u32) -> WirePrint {

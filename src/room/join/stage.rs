@@ -8,11 +8,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::batch::{Checked, CheckedBatch};
-use super::error::Stop;
+use super::error::JoinError;
 use super::graph::Graph;
 use super::order::{Node, Seen};
 use super::progress::Progress;
-use crate::base::{Pace, StopWatch};
+use crate::base::{BatchSize, StopWatch};
 use crate::budget::{Account, Grant};
 use crate::store::tables::room::event;
 use crate::store::tables::room::event_row::Id;
@@ -43,7 +43,7 @@ pub struct Stager {
     json_bytes: u64,
     users: HashSet<UserPrint>,
     auth: Vec<u32>,
-    pace: Pace,
+    pace: BatchSize,
     events_max: u64,
     _grant: Grant,
 }
@@ -57,7 +57,7 @@ impl Stager {
         progress: Arc<Progress>,
         memory: &Account,
         events_max: u64,
-    ) -> Result<Stager, Stop> {
+    ) -> Result<Stager, JoinError> {
         let users_max = users_max(memory);
         let grant = memory.try_take(bytes(memory))?;
         let batch = BatchWriter::new(journal.attempt);
@@ -72,7 +72,7 @@ impl Stager {
             json_bytes: 0,
             users: HashSet::with_capacity(users_max),
             auth: Vec::new(),
-            pace: Pace::new(WRITE_TARGET, EVENTS_MIN, EVENTS_MAX),
+            pace: BatchSize::new(WRITE_TARGET, EVENTS_MIN, EVENTS_MAX),
             events_max,
             journal,
             _grant: grant,
@@ -80,22 +80,22 @@ impl Stager {
     }
 
     /// Gives an id its node before anything else has one: the create event of a room that is named after it.
-    pub fn begin_with(&mut self, id: &Id) -> Result<(), Stop> {
+    pub fn begin_with(&mut self, id: &Id) -> Result<(), JoinError> {
         let graph = self.graph.clone();
         graph.with(|open| self.node(open, id)).map(drop)
     }
 
     /// Reads the log of earlier attempts back, so that what they stored is not checked again.
-    pub fn remember(&mut self) -> Result<(), Stop> {
+    pub fn remember(&mut self) -> Result<(), JoinError> {
         let read = self.store.read()?;
         let (graph, join) = (self.graph.clone(), self.join);
         let mut problem = None;
         staged::batches(&read, join, 0, &mut |number, mut batch| {
             let corrupt = |_| staged::corrupt(join, number);
-            let done: Result<(), Stop> = graph.with(|open| {
+            let done: Result<(), JoinError> = graph.with(|open| {
                 while let Some(entry) = batch.next().map_err(corrupt)? {
                     match entry {
-                        staged::Entry::Node(id) => drop(open.again(&id).ok_or(Stop::TooManyNodes)?),
+                        staged::Entry::Node(id) => drop(open.again(&id).ok_or(JoinError::TooManyNodes)?),
                         staged::Entry::Event(event) => open.set_stored(event.node)?,
                         staged::Entry::Known { node, .. } => open.set_stored(node)?,
                         staged::Entry::User(_) | staged::Entry::InState(_) => {}
@@ -115,7 +115,7 @@ impl Stager {
     }
 
     /// Takes a checked batch over. Writes when enough has come together.
-    pub fn take(&mut self, batch: &CheckedBatch) -> Result<(), Stop> {
+    pub fn take(&mut self, batch: &CheckedBatch) -> Result<(), JoinError> {
         let graph = self.graph.clone();
         graph.with(|open| {
             batch.familiar.iter().try_for_each(|&(node, in_state)| self.log_again(open, node, in_state))
@@ -128,12 +128,17 @@ impl Stager {
             }
         }
         if self.progress.stored.load(std::sync::atomic::Ordering::Relaxed) > self.events_max {
-            return Err(Stop::TooLarge(format!("it has more than the {} events it may have.", self.events_max)));
+            return Err(JoinError::TooLarge(format!("it has more than the {} events it may have.", self.events_max)));
         }
         Ok(())
     }
 
-    fn log(&mut self, open: &mut super::graph::Open<'_>, batch: &CheckedBatch, event: &Checked) -> Result<(), Stop> {
+    fn log(
+        &mut self,
+        open: &mut super::graph::Open<'_>,
+        batch: &CheckedBatch,
+        event: &Checked,
+    ) -> Result<(), JoinError> {
         let node = self.node(open, &event.id)?;
         if open.is_stored(node) {
             return self.log_again(open, node, event.in_state);
@@ -188,15 +193,15 @@ impl Stager {
     }
 
     /// What is stored already may yet be in this body's state.
-    fn log_again(&mut self, open: &mut super::graph::Open<'_>, node: Node, in_state: bool) -> Result<(), Stop> {
+    fn log_again(&mut self, open: &mut super::graph::Open<'_>, node: Node, in_state: bool) -> Result<(), JoinError> {
         if in_state && open.set_in_state(node)? {
             self.batch.in_state(node);
         }
         Ok(())
     }
 
-    fn node(&mut self, open: &mut super::graph::Open<'_>, id: &Id) -> Result<u32, Stop> {
-        match open.node(id).ok_or(Stop::TooManyNodes)? {
+    fn node(&mut self, open: &mut super::graph::Open<'_>, id: &Id) -> Result<u32, JoinError> {
+        match open.node(id).ok_or(JoinError::TooManyNodes)? {
             Seen::Before(node) => Ok(node),
             Seen::First(node) => {
                 self.batch.node(id);
@@ -218,7 +223,7 @@ impl Stager {
     }
 
     /// Writes what has come together, in one commit with the journal's row.
-    pub fn flush(&mut self) -> Result<(), Stop> {
+    pub fn flush(&mut self) -> Result<(), JoinError> {
         if self.batch.is_empty() {
             return Ok(());
         }

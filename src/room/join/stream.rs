@@ -20,8 +20,8 @@ use tokio::task::JoinSet;
 
 use super::batch::{CheckedBatch, RawBatch};
 use super::check::Checker;
-use super::error::Stop;
-use super::lane::Lane;
+use super::error::JoinError;
+use super::lane::MemoryLane;
 use super::order::Scratch;
 use super::progress::{Phase, Progress};
 use super::stage::Stager;
@@ -29,7 +29,7 @@ use crate::base::{blocking, caught_in};
 use crate::budget::queue::{self, NotSent};
 use crate::budget::spill::{self, Spill};
 use crate::budget::{Account, Grant};
-use crate::matrix::scan::Scan;
+use crate::matrix::scan::EventScanner;
 use crate::remote::json_stream::{Events, Item, Limits, Malformed};
 use crate::remote::{Body, Failed, Keys};
 
@@ -57,13 +57,13 @@ const REFUSED_MIN: u64 = 20_000;
 const WORKER_STACK: usize = 512 * 1024;
 
 /// What a pipeline takes of a lane, the table of ids aside.
-pub fn fixed_bytes(lane: &Lane) -> u64 {
+pub fn fixed_bytes(lane: &MemoryLane) -> u64 {
     let servers = servers_max(lane) as u64 * SERVER_BYTES + 2 * WANTED_MAX as u64 * 100;
     let works = WORKER_BYTES * lane.workers as u64 + 2 * spill::BUFFER_BYTES as u64 + 2 * QUEUE_BYTES;
     works + servers + WINDOW_BYTES + super::stage::bytes(&lane.memory)
 }
 
-fn servers_max(lane: &Lane) -> usize {
+fn servers_max(lane: &MemoryLane) -> usize {
     if lane.workers > 1 { SERVERS_MAX } else { SERVERS_MAX / 16 }
 }
 
@@ -80,22 +80,27 @@ pub async fn take(
     body: &mut Body,
     checker: Arc<Checker>,
     stager: Stager,
-    lane: &Lane,
+    lane: &MemoryLane,
     scratch: &Scratch,
     progress: &Arc<Progress>,
     body_bytes_max: u64,
-) -> (Result<Said, Stop>, Option<Stager>) {
+) -> (Result<Said, JoinError>, Option<Stager>) {
     let works = match Works::start(checker.clone(), stager, lane, scratch, progress) {
         Ok(works) => works,
         Err(stop) => return (Err(stop), None),
     };
     let taken = caught_in(Box::pin(receive(body, &works, progress, body_bytes_max))).await;
-    let taken = taken.unwrap_or_else(|panicked| Err(Stop::Panicked(panicked.say())));
+    let taken = taken.unwrap_or_else(|panicked| Err(JoinError::Panicked(panicked.say())));
     let (finished, stager) = works.finish(taken.is_ok()).await;
     (taken.and_then(|said| finished.map(|()| said)), stager)
 }
 
-async fn receive(body: &mut Body, works: &Works, progress: &Arc<Progress>, body_bytes_max: u64) -> Result<Said, Stop> {
+async fn receive(
+    body: &mut Body,
+    works: &Works,
+    progress: &Arc<Progress>,
+    body_bytes_max: u64,
+) -> Result<Said, JoinError> {
     progress.enter(Phase::Receiving);
     progress.bytes.store(0, Relaxed);
     progress.bytes_total.store(body.length().unwrap_or(0), Relaxed);
@@ -106,7 +111,7 @@ async fn receive(body: &mut Body, works: &Works, progress: &Arc<Progress>, body_
     while let Some(frame) = progress.unless_cancelled(body.next()).await?? {
         let was_done = events.finish().is_ok();
         let (mut seen, mut refused) = (0, 0);
-        events.feed::<Stop>(&frame, &mut |item| {
+        events.feed::<JoinError>(&frame, &mut |item| {
             match item {
                 Item::Element { array: "state" | "pdus", raw } => batch.push(raw, true),
                 Item::Element { array: "auth_chain", raw } => batch.push(raw, false),
@@ -181,7 +186,7 @@ struct Shared {
     rounds: AtomicU64,
     /// Signalled when nothing is wanted any more.
     pending: Mutex<Option<Spill>>,
-    trouble: Mutex<Option<Stop>>,
+    trouble: Mutex<Option<JoinError>>,
     /// Batches sent and not stored yet.
     in_flight: Mutex<u64>,
     idle: Notify,
@@ -203,13 +208,13 @@ struct Wanted {
 }
 
 impl Shared {
-    fn stop(&self, stop: Stop) {
+    fn stop(&self, stop: JoinError) {
         let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
         trouble.get_or_insert(stop);
         self.idle.notify_waiters();
     }
 
-    fn trouble(&self) -> Option<Stop> {
+    fn trouble(&self) -> Option<JoinError> {
         self.trouble.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
@@ -245,7 +250,7 @@ impl Shared {
     }
 
     /// Puts raw events aside until their keys are there.
-    fn put_aside(&self, batch: &RawBatch) -> Result<(), Stop> {
+    fn put_aside(&self, batch: &RawBatch) -> Result<(), JoinError> {
         let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
         if pending.is_none() {
             *pending = Some(Spill::create(&self.scratch.folder, &self.scratch.disk)?);
@@ -269,10 +274,10 @@ impl Works {
     fn start(
         checker: Arc<Checker>,
         stager: Stager,
-        lane: &Lane,
+        lane: &MemoryLane,
         scratch: &Scratch,
         progress: &Arc<Progress>,
-    ) -> Result<Works, Stop> {
+    ) -> Result<Works, JoinError> {
         let memory = lane.memory.clone();
         let servers_max = servers_max(lane);
         let grant = memory.try_take(WORKER_BYTES * lane.workers as u64 + 2 * spill::BUFFER_BYTES as u64)?;
@@ -322,41 +327,41 @@ impl Works {
                 tokio::join!(fetch_of_notaries(&shared_of, &keys), direct(), direct(), direct(), direct());
             }));
             if let Err(panicked) = asking.await {
-                shared_of.stop(Stop::Panicked(panicked.say()));
+                shared_of.stop(JoinError::Panicked(panicked.say()));
             }
         });
         Ok(Works { memory, raw: Some(raw), shared, workers, storing, fetching, _grant: grant })
     }
 
-    async fn send(&self, batch: RawBatch) -> Result<(), Stop> {
+    async fn send(&self, batch: RawBatch) -> Result<(), JoinError> {
         let raw = self.raw.as_ref().expect("the queue is open until the end");
         self.shared.flight(1);
         let weight = batch.weight().min(QUEUE_BYTES);
         match raw.send(batch, weight).await {
             Ok(()) => Ok(()),
             Err(NotSent::Refused(_, refused)) => Err(self.shared.trouble().unwrap_or(refused.into())),
-            Err(NotSent::Closed(_)) => Err(self.shared.trouble().unwrap_or(Stop::Cancelled)),
+            Err(NotSent::Closed(_)) => Err(self.shared.trouble().unwrap_or(JoinError::Cancelled)),
         }
     }
 
     /// Whether the threads are well, and the answer worth going on with.
-    fn check_on(&self) -> Result<(), Stop> {
+    fn check_on(&self) -> Result<(), JoinError> {
         if let Some(stop) = self.shared.trouble() {
             return Err(stop);
         }
         if self.shared.progress.is_cancelled() {
-            return Err(Stop::Cancelled);
+            return Err(JoinError::Cancelled);
         }
         let progress = &self.shared.progress;
         let (refused, stored) = (progress.refused.load(Relaxed), progress.stored.load(Relaxed));
         if refused > REFUSED_MIN && refused > 10 * stored {
-            return Err(Stop::Lying(format!("{refused} of its events are malformed or forged")));
+            return Err(JoinError::Lying(format!("{refused} of its events are malformed or forged")));
         }
         Ok(())
     }
 
     /// Waits until everything that was sent is stored.
-    async fn settle(&self) -> Result<(), Stop> {
+    async fn settle(&self) -> Result<(), JoinError> {
         loop {
             let idle = self.shared.idle.notified();
             tokio::pin!(idle);
@@ -370,7 +375,7 @@ impl Works {
     }
 
     /// Finishes what waits for keys, stores the rest, ends the threads.
-    async fn finish(mut self, whole: bool) -> (Result<(), Stop>, Option<Stager>) {
+    async fn finish(mut self, whole: bool) -> (Result<(), JoinError>, Option<Stager>) {
         let mut result = Ok(());
         if whole {
             result = self.finish_pending().await;
@@ -396,7 +401,7 @@ impl Works {
     }
 
     /// Rounds over the events that wait: each asks for what is still lacking. The last round drops what nobody vouches for.
-    async fn finish_pending(&self) -> Result<(), Stop> {
+    async fn finish_pending(&self) -> Result<(), JoinError> {
         let clock = &self.shared.checker.clock;
         let until = clock.instant() + KEYS_PATIENCE;
         for round in 0.. {
@@ -417,7 +422,7 @@ impl Works {
 
     /// Tries what waits for keys again while the stream goes on, once there is much of it and notaries have answered: what is
     /// stored need not come twice should the join be interrupted.
-    async fn retry(&self, retries: &mut Retries) -> Result<(), Stop> {
+    async fn retry(&self, retries: &mut Retries) -> Result<(), JoinError> {
         let round = self.shared.rounds.load(Relaxed);
         if round == retries.round {
             return Ok(());
@@ -429,7 +434,7 @@ impl Works {
         self.send_again(spill, false).await
     }
 
-    async fn send_again(&self, spill: Spill, last_chance: bool) -> Result<(), Stop> {
+    async fn send_again(&self, spill: Spill, last_chance: bool) -> Result<(), JoinError> {
         let mut reader = spill.into_reader()?;
         let mut frame = Vec::new();
         let mut batch = RawBatch { is_late: true, last_chance, ..RawBatch::roomy() };
@@ -484,20 +489,20 @@ impl Works {
 }
 
 /// Tells the others when a thread dies of a panic, so that nobody waits for what it had in hand.
-struct Mourner<'a>(&'a Shared);
+struct PanicGuard<'a>(&'a Shared);
 
-impl Drop for Mourner<'_> {
+impl Drop for PanicGuard<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.0.stop(Stop::Panicked("one of its threads".to_owned()));
+            self.0.stop(JoinError::Panicked("one of its threads".to_owned()));
         }
     }
 }
 
 /// One worker: a batch at a time until the queue is closed.
 fn work(shared: &Shared, raw: &Mutex<queue::Receiver<RawBatch>>, done: &queue::Sender<CheckedBatch>) {
-    let _mourner = Mourner(shared);
-    let mut scan = Scan::new();
+    let _mourner = PanicGuard(shared);
+    let mut scan = EventScanner::new();
     loop {
         let next = raw.lock().unwrap_or_else(PoisonError::into_inner).recv_blocking();
         let Some((batch, room)) = next else { return };
@@ -535,7 +540,7 @@ fn work(shared: &Shared, raw: &Mutex<queue::Receiver<RawBatch>>, done: &queue::S
 
 /// The one that stores, until every worker is gone. What came after trouble is dropped; what was stored stays.
 fn store(shared: &Shared, mut done: queue::Receiver<CheckedBatch>, mut stager: Stager) -> Stager {
-    let _mourner = Mourner(shared);
+    let _mourner = PanicGuard(shared);
     while let Some((batch, _room)) = done.recv_blocking() {
         if !shared.is_troubled() {
             let pending = if batch.pending.ends.is_empty() { Ok(()) } else { shared.put_aside(&batch.pending) };
@@ -614,8 +619,8 @@ async fn fetch_directly(shared: &Shared, keys: &Keys) {
     }
 }
 
-impl From<Malformed> for Stop {
-    fn from(malformed: Malformed) -> Stop {
-        Stop::Lying(malformed.to_string())
+impl From<Malformed> for JoinError {
+    fn from(malformed: Malformed) -> JoinError {
+        JoinError::Lying(malformed.to_string())
     }
 }

@@ -35,7 +35,7 @@ impl Rooms {
             Err(why @ Error::Bad { errcode: "M_UNABLE_TO_AUTHORISE_JOIN" | "M_UNABLE_TO_GRANT_JOIN", .. }) => {
                 // What the other server has been told must be known here too.
                 let (rooms, who, id) = (self.clone(), user.to_owned(), room_id.to_owned());
-                self.unbroken(async move { rooms.join_with_help(&who, &id, joining, why).await }).await
+                self.unbroken(async move { rooms.join_restricted(&who, &id, joining, why).await }).await
             }
             joined => joined.map(drop),
         }

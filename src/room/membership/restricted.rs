@@ -13,12 +13,12 @@ use serde_json::{Map, Value};
 use crate::matrix::auth::Named;
 use crate::matrix::{Event, Reject, json as text};
 use crate::remote::json_stream::{Events, Item, Limits, Malformed};
-use crate::remote::{Failed, Pace, encode};
+use crate::remote::{Failed, StreamLimits, encode};
 use crate::room::error::{Error, Result};
 use crate::room::handshake::{Template, Verb};
 use crate::room::send::member::{content_of, with_profile};
 use crate::room::state::servers;
-use crate::room::state::{Known, known};
+use crate::room::state::{RoomRef, known};
 use crate::room::{Joining, Rooms};
 use crate::store::Read;
 use crate::store::tables::room::event_row::Membership;
@@ -38,7 +38,7 @@ const WINDOW_BYTES: u64 = (256 + 64) * 1024;
 
 impl Rooms {
     /// Joins with the help of a server that may let the user in. `why`: what kept us from it; answered when nobody can.
-    pub(in crate::room) async fn join_with_help(
+    pub(in crate::room) async fn join_restricted(
         &self,
         user: &UserId,
         room_id: &RoomId,
@@ -83,7 +83,7 @@ impl Rooms {
         let (room, id) = (encode(event.room_id().as_str()), encode(event.id().as_str()));
         let target = format!("/_matrix/federation/v2/send_join/{room}/{id}?omit_members=true");
         let _window = self.0.parts.budget.account("outbound").take(WINDOW_BYTES).await?;
-        let (content, pace) = (Some(event.to_federation().to_vec()), Pace::patient(BODY_BYTES_MAX));
+        let (content, pace) = (Some(event.to_federation().to_vec()), StreamLimits::patient(BODY_BYTES_MAX));
         let mut body = self.0.parts.remote.stream(server, Method::PUT, &target, content, pace).await?;
         let mut events = Events::new(Limits::events(BODY_BYTES_MAX));
         let mut signed = None;
@@ -119,7 +119,7 @@ fn content(template: &Template, joining: &Joining) -> Map<String, Value> {
 }
 
 /// Servers to ask, best first: those the user names, those of people who may invite, then large ones.
-fn helpers(rooms: &Rooms, read: &Read, room: &Known, via: Vec<OwnedServerName>) -> Result<Vec<OwnedServerName>> {
+fn helpers(rooms: &Rooms, read: &Read, room: &RoomRef, via: Vec<OwnedServerName>) -> Result<Vec<OwnedServerName>> {
     let mut servers = via;
     servers.extend(of_those_who_may_invite(read, room)?);
     servers.extend(servers::servers(read, room.num, rooms.server())?);
@@ -129,7 +129,7 @@ fn helpers(rooms: &Rooms, read: &Read, room: &Known, via: Vec<OwnedServerName>) 
     Ok(servers)
 }
 
-fn of_those_who_may_invite(read: &Read, room: &Known) -> Result<Vec<OwnedServerName>> {
+fn of_those_who_may_invite(read: &Read, room: &RoomRef) -> Result<Vec<OwnedServerName>> {
     let view = room.view(read);
     let mut people: Vec<OwnedUserId> = Vec::new();
     people.extend(view.event("m.room.create", "")?.map(|create| create.sender().to_owned()));

@@ -11,7 +11,7 @@ use ruma::{EventId, OwnedUserId, RoomId};
 use super::Rooms;
 use super::error::{Error, Result};
 use super::ignored::Ignored;
-use crate::base::{self, Pen, comma};
+use crate::base::{self, ChunkWriter, comma};
 use crate::matrix::visibility::History;
 use crate::store::tables::room::Room;
 use crate::store::tables::room::event;
@@ -58,24 +58,24 @@ impl Rooms {
     }
 
     /// Opens a room for somebody who may see some of it.
-    async fn visit(&self, reader: &Reader, room_id: &RoomId) -> Result<Visit> {
+    async fn visit(&self, reader: &Reader, room_id: &RoomId) -> Result<RoomView> {
         let (rooms, reader, room_id) = (self.clone(), reader.clone(), room_id.to_owned());
-        base::blocking(move || Visit::open(&rooms, &reader, &room_id)).await
+        base::blocking(move || RoomView::open(&rooms, &reader, &room_id)).await
     }
 
     async fn visiting<T: Send + 'static>(
         &self,
         reader: &Reader,
         room_id: &RoomId,
-        work: impl FnOnce(&mut Visit) -> Result<T> + Send + 'static,
+        work: impl FnOnce(&mut RoomView) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let (rooms, reader, room_id) = (self.clone(), reader.clone(), room_id.to_owned());
-        base::blocking(move || work(&mut Visit::open(&rooms, &reader, &room_id)?)).await
+        base::blocking(move || work(&mut RoomView::open(&rooms, &reader, &room_id)?)).await
     }
 }
 
 /// A room in one snapshot, as one user sees it.
-pub(super) struct Visit {
+pub(super) struct RoomView {
     pub(super) read: Arc<Read>,
     pub(super) num: RoomNum,
     pub(super) room: Room,
@@ -83,8 +83,8 @@ pub(super) struct Visit {
     pub(super) format: Format,
 }
 
-impl Visit {
-    fn open(rooms: &Rooms, reader: &Reader, room_id: &RoomId) -> Result<Visit> {
+impl RoomView {
+    fn open(rooms: &Rooms, reader: &Reader, room_id: &RoomId) -> Result<RoomView> {
         let read = rooms.read()?;
         let no = || Error::Forbidden("You are not in this room".to_owned());
         let num = room::num(&read, room_id.as_str())?.ok_or_else(no)?;
@@ -96,18 +96,18 @@ impl Visit {
             ignored: Ignored::of(&read, reader.user)?,
             ..Format::default()
         };
-        let visit = Visit::new(Arc::new(read), num, reader.user_id.as_str(), format)?;
+        let visit = RoomView::new(Arc::new(read), num, reader.user_id.as_str(), format)?;
         if !visit.viewer.may_enter() {
             return Err(no());
         }
         Ok(visit)
     }
 
-    pub(super) fn new(read: Arc<Read>, num: RoomNum, user_id: &str, mut format: Format) -> store::Result<Visit> {
+    pub(super) fn new(read: Arc<Read>, num: RoomNum, user_id: &str, mut format: Format) -> store::Result<RoomView> {
         let room = room::get_of(&*read, num)?;
         let viewer = Viewer::new(&*read, num, format.user, user_id)?;
         (format.upto, format.member_key) = (viewer.sees_upto(), viewer.member_key);
-        Ok(Visit { read, num, room, viewer, format })
+        Ok(RoomView { read, num, room, viewer, format })
     }
 
     /// The state they may see: now, or when they left.
@@ -146,7 +146,13 @@ impl Visit {
 
     // ---- pages ---------------------------------------------------------------------------------------------------
 
-    fn write_event(&self, pen: &Pen, num: EventNum, detail: Detail, first: &mut bool) -> store::Result<UserNum> {
+    fn write_event(
+        &self,
+        pen: &ChunkWriter,
+        num: EventNum,
+        detail: Detail,
+        first: &mut bool,
+    ) -> store::Result<UserNum> {
         let row = event::row_of(&*self.read, num)?;
         pen.with(|out| {
             comma(out, first);

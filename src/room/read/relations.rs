@@ -8,8 +8,8 @@ use super::event_json::{relation_type, took_part};
 use super::filter::Events;
 use super::timeline::Page;
 use super::token::Token;
-use super::{Reader, Visit};
-use crate::base::{self, ChunkError, Chunks, Pen};
+use super::{Reader, RoomView};
+use crate::base::{self, ChunkError, ChunkWriter, Chunks};
 use crate::room::Rooms;
 use crate::room::error::{Error, Result};
 use crate::store::tables::room::event;
@@ -67,7 +67,7 @@ impl Rooms {
     }
 }
 
-impl Visit {
+impl RoomView {
     fn related(&mut self, related: &Related) -> Result<Page> {
         let (target, _) = self.visible(&related.event_id)?;
         let only = related.rel_type.as_deref().map(Rel::of);
@@ -143,7 +143,7 @@ impl Visit {
         Ok(Page { events, next, gap: None })
     }
 
-    async fn write_related(mut self, pen: Pen, page: Page, recurse: bool) -> Result<(), ChunkError> {
+    async fn write_related(mut self, pen: ChunkWriter, page: Page, recurse: bool) -> Result<(), ChunkError> {
         pen.text("{\"chunk\":[");
         self.write_events(&pen, &page.events).await?;
         pen.text("]");

@@ -7,8 +7,8 @@ use ruma::RoomId;
 use super::event_json::{Detail, content, write, write_key};
 use super::filter::Events;
 use super::token::Token;
-use super::{Reader, Visit, until};
-use crate::base::{self, ChunkError, Chunks, Pen, comma};
+use super::{Reader, RoomView, until};
+use crate::base::{self, ChunkError, ChunkWriter, Chunks, comma};
 use crate::matrix::json;
 use crate::room::Rooms;
 use crate::room::error::{Error, Result};
@@ -26,7 +26,7 @@ const BATCH: usize = 128;
 
 /// Which members.
 #[derive(Clone, Debug, Default)]
-pub struct Who {
+pub struct MemberQuery {
     pub at: Option<Token>,
     pub only: Option<Membership>,
     pub not: Option<Membership>,
@@ -71,7 +71,7 @@ impl Rooms {
     }
 
     /// The member events: now, or at a place in the timeline.
-    pub async fn members(&self, reader: &Reader, room_id: &RoomId, who: Who) -> Result<impl Chunks> {
+    pub async fn members(&self, reader: &Reader, room_id: &RoomId, who: MemberQuery) -> Result<impl Chunks> {
         let mut visit = self.visit(reader, room_id).await?;
         Ok(base::written(move |pen| async move {
             pen.text("{\"chunk\":[");
@@ -108,9 +108,9 @@ pub(super) struct StateList<'a> {
     pub before: Option<Root>,
 }
 
-impl Visit {
+impl RoomView {
     /// Writes a state's events with commas between them.
-    pub(super) async fn write_state(&mut self, pen: &Pen, list: &StateList<'_>) -> Result<(), ChunkError> {
+    pub(super) async fn write_state(&mut self, pen: &ChunkWriter, list: &StateList<'_>) -> Result<(), ChunkError> {
         let Some(root) = list.root else { return Ok(()) };
         let mut first = true;
         if self.room.state == Some(root) {
@@ -125,7 +125,12 @@ impl Visit {
     }
 
     /// The present state stands in a table ordered by type, where all member events can be stepped over at once.
-    async fn write_present(&mut self, pen: &Pen, list: &StateList<'_>, first: &mut bool) -> Result<(), ChunkError> {
+    async fn write_present(
+        &mut self,
+        pen: &ChunkWriter,
+        list: &StateList<'_>,
+        first: &mut bool,
+    ) -> Result<(), ChunkError> {
         let mut after = StateCursor::default();
         loop {
             let mut batch = Vec::with_capacity(BATCH);
@@ -154,7 +159,7 @@ impl Visit {
 
     async fn write_tree(
         &mut self,
-        pen: &Pen,
+        pen: &ChunkWriter,
         list: &StateList<'_>,
         root: Root,
         first: &mut bool,
@@ -180,7 +185,7 @@ impl Visit {
     /// The member events of some users.
     pub(super) async fn write_members_of(
         &mut self,
-        pen: &Pen,
+        pen: &ChunkWriter,
         list: &StateList<'_>,
         users: &[UserNum],
         first: &mut bool,
@@ -200,7 +205,7 @@ impl Visit {
     /// One event of a state, or what stood in its place before.
     pub(super) fn write_state_event(
         &self,
-        pen: &Pen,
+        pen: &ChunkWriter,
         list: &StateList<'_>,
         num: EventNum,
         first: &mut bool,
@@ -226,7 +231,7 @@ impl Visit {
         })
     }
 
-    async fn write_members(&mut self, pen: &Pen, who: &Who) -> Result<(), ChunkError> {
+    async fn write_members(&mut self, pen: &ChunkWriter, who: &MemberQuery) -> Result<(), ChunkError> {
         let wanted = |membership: Membership| {
             who.only.is_none_or(|only| only == membership) && who.not.is_none_or(|not| not != membership)
         };
@@ -262,7 +267,7 @@ impl Visit {
 
     async fn write_present_members(
         &mut self,
-        pen: &Pen,
+        pen: &ChunkWriter,
         membership: Membership,
         first: &mut bool,
     ) -> Result<(), ChunkError> {
@@ -280,7 +285,7 @@ impl Visit {
         }
     }
 
-    async fn write_joined_members(&mut self, pen: &Pen) -> Result<(), ChunkError> {
+    async fn write_joined_members(&mut self, pen: &ChunkWriter) -> Result<(), ChunkError> {
         let (mut after, mut first) = (None, true);
         loop {
             let batch = members_behind(&self.read, self.num, Membership::Join, after)?;

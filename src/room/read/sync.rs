@@ -11,10 +11,10 @@ use super::event_json::{self, Format};
 use super::filter::Filter;
 use super::state::StateList;
 use super::timeline::Page;
-use super::token::Since;
+use super::token::SyncToken;
 use super::token::Token;
-use super::{Reader, Visit, until};
-use crate::base::{ChunkError, Pen, comma};
+use super::{Reader, RoomView, until};
+use crate::base::{ChunkError, ChunkWriter, comma};
 use crate::matrix::json;
 use crate::room::Rooms;
 use crate::room::error::Result;
@@ -42,45 +42,45 @@ const HEROES: usize = 5;
 
 /// The four lists of rooms in a sync.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum List {
+pub enum SyncSection {
     Join,
     Invite,
     Knock,
     Leave,
 }
 
-impl List {
-    pub const ALL: [List; 4] = [List::Join, List::Invite, List::Knock, List::Leave];
+impl SyncSection {
+    pub const ALL: [SyncSection; 4] = [SyncSection::Join, SyncSection::Invite, SyncSection::Knock, SyncSection::Leave];
 
     pub fn as_str(self) -> &'static str {
         match self {
-            List::Join => "join",
-            List::Invite => "invite",
-            List::Knock => "knock",
-            List::Leave => "leave",
+            SyncSection::Join => "join",
+            SyncSection::Invite => "invite",
+            SyncSection::Knock => "knock",
+            SyncSection::Leave => "leave",
         }
     }
 
-    fn of(membership: Membership) -> List {
+    fn of(membership: Membership) -> SyncSection {
         match membership {
-            Membership::Join => List::Join,
-            Membership::Invite => List::Invite,
-            Membership::Knock => List::Knock,
-            Membership::Leave | Membership::Ban => List::Leave,
+            Membership::Join => SyncSection::Join,
+            Membership::Invite => SyncSection::Invite,
+            Membership::Knock => SyncSection::Knock,
+            Membership::Leave | Membership::Ban => SyncSection::Leave,
         }
     }
 }
 
 /// What one app asks of its rooms, in one snapshot.
 #[derive(Clone)]
-pub struct Asked {
+pub struct SyncView {
     pub rooms: Rooms,
     pub read: Arc<Read>,
     pub reader: Reader,
     /// None for the first sync.
-    pub since: Option<Since>,
+    pub since: Option<SyncToken>,
     /// What the app is told up to.
-    pub now: Since,
+    pub now: SyncToken,
     pub full_state: bool,
     pub filter: Arc<Filter>,
     ignored: Ignored,
@@ -88,7 +88,7 @@ pub struct Asked {
 
 /// A room of the app's user that has news.
 #[derive(Clone, Debug)]
-pub struct News {
+pub struct ChangedRoom {
     pub num: RoomNum,
     pub id: String,
     mine: Mine,
@@ -96,32 +96,38 @@ pub struct News {
 
 impl Rooms {
     /// What a sync reads, as of now.
-    pub fn asked(&self, reader: Reader, since: Option<Since>, full_state: bool, filter: Arc<Filter>) -> Result<Asked> {
+    pub fn asked(
+        &self,
+        reader: Reader,
+        since: Option<SyncToken>,
+        full_state: bool,
+        filter: Arc<Filter>,
+    ) -> Result<SyncView> {
         // Typing first: what comes in between is told twice rather than never.
         let typing = self.0.typing.serial();
         let read = Arc::new(self.read()?);
         let at = store::Get::position(&*read)?;
-        let now = Since { at, typing, messages: at };
+        let now = SyncToken { at, typing, messages: at };
         // A token from the future is one of a database that was since restored: everything is told anew.
         let since = since.filter(|since| since.at <= now.at);
         let ignored = Ignored::of(&*read, reader.user)?;
-        Ok(Asked { rooms: self.clone(), read, reader, since, now, full_state, filter, ignored })
+        Ok(SyncView { rooms: self.clone(), read, reader, since, now, full_state, filter, ignored })
     }
 }
 
-impl Asked {
+impl SyncView {
     fn since(&self) -> Position {
         self.since.map_or(Position(0), |since| since.at)
     }
 
     /// The next room of a list with something to tell, behind `after`. `also` are rooms with news kept elsewhere, in order.
-    pub fn next(&self, list: List, after: Option<RoomNum>, also: &[RoomNum]) -> Result<Option<News>> {
+    pub fn next(&self, list: SyncSection, after: Option<RoomNum>, also: &[RoomNum]) -> Result<Option<ChangedRoom>> {
         let mut found = None;
         user_room::list_mine(&*self.read, self.reader.user, after, &mut |num, mine| {
-            if List::of(mine.membership) == list && self.has_news(list, num, &mine, also)? {
+            if SyncSection::of(mine.membership) == list && self.has_news(list, num, &mine, also)? {
                 let id = room::get_of(&*self.read, num)?.id;
                 if self.filter.room.wants_room(&id) {
-                    found = Some(News { num, id, mine });
+                    found = Some(ChangedRoom { num, id, mine });
                 }
             }
             Ok(until(found.is_some()))
@@ -133,24 +139,28 @@ impl Asked {
     pub fn any(&self, also: &[RoomNum]) -> Result<bool> {
         let mut any = false;
         user_room::list_mine(&*self.read, self.reader.user, None, &mut |num, mine| {
-            any = self.has_news(List::of(mine.membership), num, &mine, also)?
+            any = self.has_news(SyncSection::of(mine.membership), num, &mine, also)?
                 && self.filter.room.wants_room(&room::get_of(&*self.read, num)?.id);
             Ok(until(any))
         })?;
         Ok(any)
     }
 
-    fn has_news(&self, list: List, num: RoomNum, mine: &Mine, also: &[RoomNum]) -> store::Result<bool> {
+    fn has_news(&self, list: SyncSection, num: RoomNum, mine: &Mine, also: &[RoomNum]) -> store::Result<bool> {
         let is_new = self.since.is_none() || mine.since > self.since();
         match list {
-            List::Join => Ok(is_new || self.full_state || also.binary_search(&num).is_ok() || self.room_moved(num)?),
-            List::Invite => Ok((is_new || self.full_state) && !self.is_inviter_ignored(num, mine)?),
-            List::Knock => Ok(is_new || self.full_state),
+            SyncSection::Join => {
+                Ok(is_new || self.full_state || also.binary_search(&num).is_ok() || self.room_moved(num)?)
+            }
+            SyncSection::Invite => Ok((is_new || self.full_state) && !self.is_inviter_ignored(num, mine)?),
+            SyncSection::Knock => Ok(is_new || self.full_state),
             // The other devices of who left and forgot at once learn at least that they left.
-            List::Leave if mine.forgotten => Ok(self.since.is_some() && is_new),
+            SyncSection::Leave if mine.forgotten => Ok(self.since.is_some() && is_new),
             // A first sync, or one with everything, tells of rooms left long ago only when asked to.
-            List::Leave if self.since.is_none() || self.full_state && !is_new => Ok(self.filter.room.include_leave),
-            List::Leave => Ok(is_new),
+            SyncSection::Leave if self.since.is_none() || self.full_state && !is_new => {
+                Ok(self.filter.room.include_leave)
+            }
+            SyncSection::Leave => Ok(is_new),
         }
     }
 
@@ -199,16 +209,16 @@ impl Asked {
     }
 
     /// Writes what stands between the braces of one room, room account data left out.
-    pub async fn write(&self, pen: &Pen, list: List, news: &News) -> Result<(), ChunkError> {
+    pub async fn write(&self, pen: &ChunkWriter, list: SyncSection, news: &ChangedRoom) -> Result<(), ChunkError> {
         match list {
-            List::Join => self.write_joined(pen, news).await,
-            List::Leave => self.write_left(pen, news).await,
-            List::Invite => self.write_stripped(pen, news, "invite_state"),
-            List::Knock => self.write_stripped(pen, news, "knock_state"),
+            SyncSection::Join => self.write_joined(pen, news).await,
+            SyncSection::Leave => self.write_left(pen, news).await,
+            SyncSection::Invite => self.write_stripped(pen, news, "invite_state"),
+            SyncSection::Knock => self.write_stripped(pen, news, "knock_state"),
         }
     }
 
-    fn visit(&self, news: &News) -> store::Result<Visit> {
+    fn visit(&self, news: &ChangedRoom) -> store::Result<RoomView> {
         let format = Format {
             now_ms: self.rooms.0.parts.clock.now_ms(),
             user: self.reader.user,
@@ -219,15 +229,15 @@ impl Asked {
             ignored: self.ignored.clone(),
             ..Format::default()
         };
-        Visit::new(self.read.clone(), news.num, self.reader.user_id.as_str(), format)
+        RoomView::new(self.read.clone(), news.num, self.reader.user_id.as_str(), format)
     }
 
     // ---- joined rooms --------------------------------------------------------------------------------------------
 
-    async fn write_joined(&self, pen: &Pen, news: &News) -> Result<(), ChunkError> {
+    async fn write_joined(&self, pen: &ChunkWriter, news: &ChangedRoom) -> Result<(), ChunkError> {
         let mut visit = self.visit(news)?;
         let is_new = self.since.is_none() || news.mine.since > self.since();
-        let share = Share::new(self, &mut visit, news, is_new, self.now.at)?;
+        let share = RoomDelta::new(self, &mut visit, news, is_new, self.now.at)?;
         let members_moved = share.write_timeline(self, pen, &mut visit).await?;
         if share.full || members_moved {
             self.write_summary(pen, &visit)?;
@@ -236,7 +246,7 @@ impl Asked {
         self.write_ephemeral(pen, news, share.full)
     }
 
-    fn write_summary(&self, pen: &Pen, visit: &Visit) -> store::Result<()> {
+    fn write_summary(&self, pen: &ChunkWriter, visit: &RoomView) -> store::Result<()> {
         let heroes = heroes(visit)?;
         pen.with(|out| {
             out.extend_from_slice(b",\"summary\":{");
@@ -257,7 +267,7 @@ impl Asked {
         })
     }
 
-    fn write_unread(&self, pen: &Pen, num: RoomNum) -> store::Result<()> {
+    fn write_unread(&self, pen: &ChunkWriter, num: RoomNum) -> store::Result<()> {
         let unread = unread::get(&*self.read, self.reader.user, num)?;
         let split = self.filter.room.timeline.unread_thread_notifications;
         let (main, threads) = match split {
@@ -284,7 +294,7 @@ impl Asked {
     }
 
     /// Receipts since then, and who is typing.
-    fn write_ephemeral(&self, pen: &Pen, news: &News, full: bool) -> Result<(), ChunkError> {
+    fn write_ephemeral(&self, pen: &ChunkWriter, news: &ChangedRoom, full: bool) -> Result<(), ChunkError> {
         let wants =
             |kind| self.filter.room.ephemeral.wants_type(kind) && self.filter.room.ephemeral.wants_room(&news.id);
         pen.text(",\"ephemeral\":{\"events\":[");
@@ -320,7 +330,7 @@ impl Asked {
     }
 
     /// The newest receipts, by event: at most `RECEIPTS_MAX`, whatever the number of members.
-    fn write_receipts(&self, pen: &Pen, num: RoomNum, since: Position, first: &mut bool) -> store::Result<()> {
+    fn write_receipts(&self, pen: &ChunkWriter, num: RoomNum, since: Position, first: &mut bool) -> store::Result<()> {
         let mut newest: Vec<(Whose, Receipt)> = Vec::new();
         receipt::list_newest(&*self.read, num, since, self.now.at, &mut |whose, receipt| {
             if self.is_shown(&whose) {
@@ -366,7 +376,7 @@ impl Asked {
     }
 
     /// The read marker as the room account data it is shown as; nothing when it was told already.
-    pub fn fully_read(&self, news: &News) -> Result<Option<String>> {
+    pub fn fully_read(&self, news: &ChangedRoom) -> Result<Option<String>> {
         let whose = Whose { user: self.reader.user, kind: receipt::Kind::FullyRead, thread: String::new() };
         let is_new = self.since.is_none() || self.full_state || news.mine.since > self.since();
         let marker = receipt::get(&*self.read, news.num, &whose)?;
@@ -374,13 +384,13 @@ impl Asked {
     }
 
     /// Whether everything of the room is told, not only what changed.
-    pub fn is_whole(&self, news: &News) -> bool {
+    pub fn is_whole(&self, news: &ChangedRoom) -> bool {
         self.since.is_none() || self.full_state || news.mine.since > self.since()
     }
 
     // ---- rooms left ----------------------------------------------------------------------------------------------
 
-    async fn write_left(&self, pen: &Pen, news: &News) -> Result<(), ChunkError> {
+    async fn write_left(&self, pen: &ChunkWriter, news: &ChangedRoom) -> Result<(), ChunkError> {
         let mut visit = self.visit(news)?;
         let left_now = news.mine.left_at == Some(news.mine.since);
         // Nobody is told of what happened after they left: not by being banned, nor by declining an invite.
@@ -392,13 +402,18 @@ impl Asked {
             Some(since) if since.at < upto => was_joined(&visit, self.reader.user_id.as_str(), since.at)?,
             _ => false,
         };
-        let share = Share::new(self, &mut visit, news, !was_told, upto)?;
+        let share = RoomDelta::new(self, &mut visit, news, !was_told, upto)?;
         share.write_timeline(self, pen, &mut visit).await?;
         Ok(())
     }
 
     /// A room they were not in when they left it: the member event that says so, if we have it.
-    async fn write_own_leave(&self, pen: &Pen, news: &News, visit: &mut Visit) -> Result<(), ChunkError> {
+    async fn write_own_leave(
+        &self,
+        pen: &ChunkWriter,
+        news: &ChangedRoom,
+        visit: &mut RoomView,
+    ) -> Result<(), ChunkError> {
         pen.text("\"timeline\":{\"limited\":false,\"events\":[");
         if let Some(own) = news.mine.event.filter(|_| !news.mine.outside)
             && self.filter.room.timeline.wants(&*self.read, &event::row_of(&*self.read, own)?)?
@@ -411,7 +426,7 @@ impl Asked {
 
     // ---- invites and knocks --------------------------------------------------------------------------------------
 
-    fn write_stripped(&self, pen: &Pen, news: &News, name: &str) -> Result<(), ChunkError> {
+    fn write_stripped(&self, pen: &ChunkWriter, news: &ChangedRoom, name: &str) -> Result<(), ChunkError> {
         pen.text(&format!("\"{name}\":{{\"events\":"));
         match user_room::stripped(&*self.read, self.reader.user, news.num)? {
             Some(stripped) => pen.bytes(&stripped),
@@ -422,7 +437,7 @@ impl Asked {
     }
 
     /// Stripped state of a room we hold: what one may know before one is inside, and the invite itself.
-    fn write_own_stripped(&self, pen: &Pen, news: &News) -> store::Result<()> {
+    fn write_own_stripped(&self, pen: &ChunkWriter, news: &ChangedRoom) -> store::Result<()> {
         let mut shown = Vec::with_capacity(stripped::SHOWN.len() + 2);
         for kind in stripped::SHOWN {
             shown.extend(present(&self.read, news.num, kind.name().unwrap_or_default(), "")?);
@@ -452,7 +467,7 @@ fn counts((notifications, highlights): (u64, u64)) -> String {
 }
 
 /// Timeline and state of one room, as they belong together.
-struct Share {
+struct RoomDelta {
     /// Everything is told, not only what changed.
     full: bool,
     page: Page,
@@ -464,8 +479,14 @@ struct Share {
     end: Option<Root>,
 }
 
-impl Share {
-    fn new(asked: &Asked, visit: &mut Visit, news: &News, is_new: bool, upto: Position) -> store::Result<Share> {
+impl RoomDelta {
+    fn new(
+        asked: &SyncView,
+        visit: &mut RoomView,
+        news: &ChangedRoom,
+        is_new: bool,
+        upto: Position,
+    ) -> store::Result<RoomDelta> {
         let filter = &asked.filter.room.timeline;
         let from = if is_new { i64::MIN } else { asked.since().0 as i64 };
         // What is missing in between is fetched by who reads back from there.
@@ -496,11 +517,16 @@ impl Share {
             true => None,
             false => state_at(visit, asked.since())?,
         };
-        Ok(Share { full, page, limited, prev_batch, known, start, end })
+        Ok(RoomDelta { full, page, limited, prev_batch, known, start, end })
     }
 
     /// Answers whether somebody came or went since what the app knows.
-    async fn write_timeline(&self, asked: &Asked, pen: &Pen, visit: &mut Visit) -> Result<bool, ChunkError> {
+    async fn write_timeline(
+        &self,
+        asked: &SyncView,
+        pen: &ChunkWriter,
+        visit: &mut RoomView,
+    ) -> Result<bool, ChunkError> {
         pen.text(&format!(
             "\"timeline\":{{\"limited\":{},\"prev_batch\":\"{}\",\"events\":[",
             self.limited, self.prev_batch
@@ -541,7 +567,7 @@ impl Share {
     }
 
     /// Those users whose member event was told by no difference.
-    fn unchanged(&self, visit: &Visit, users: &[UserNum]) -> store::Result<Vec<UserNum>> {
+    fn unchanged(&self, visit: &RoomView, users: &[UserNum]) -> store::Result<Vec<UserNum>> {
         let mut unchanged = Vec::with_capacity(users.len());
         for user in users {
             let user_id = user::id_of(&*visit.read, *user)?;
@@ -558,8 +584,8 @@ impl Share {
     /// apps that load them lazily: nothing else would tell them who came and went in a gap. Answers whether anybody did.
     async fn write_difference(
         &self,
-        pen: &Pen,
-        visit: &mut Visit,
+        pen: &ChunkWriter,
+        visit: &mut RoomView,
         list: &StateList<'_>,
         first: &mut bool,
     ) -> Result<bool, ChunkError> {
@@ -586,7 +612,7 @@ impl Share {
     /// Whether the timeline tells of it, and what was at the key at the timeline's start is what the app knows.
     fn is_told(
         &self,
-        visit: &Visit,
+        visit: &RoomView,
         old: Option<EventNum>,
         new: EventNum,
         row: &event_row::Row,
@@ -604,7 +630,7 @@ impl Share {
 
 /// The keys behind `after` in which two states differ and the second has something.
 fn difference(
-    visit: &Visit,
+    visit: &RoomView,
     known: Option<Root>,
     end: Option<Root>,
     after: Option<StateKeyNum>,
@@ -622,7 +648,7 @@ fn difference(
 }
 
 /// The room's state as of a position; the newest is the row's own.
-fn state_at(visit: &Visit, at: Position) -> store::Result<Option<Root>> {
+fn state_at(visit: &RoomView, at: Position) -> store::Result<Option<Root>> {
     if at >= visit.room.latest && visit.room.latest != Position(0) && visit.room.state.is_some() {
         return Ok(visit.room.state);
     }
@@ -630,7 +656,7 @@ fn state_at(visit: &Visit, at: Position) -> store::Result<Option<Root>> {
 }
 
 /// Whether somebody was joined as of a position.
-fn was_joined(visit: &Visit, user_id: &str, at: Position) -> store::Result<bool> {
+fn was_joined(visit: &RoomView, user_id: &str, at: Position) -> store::Result<bool> {
     let (Some(root), Some(key)) = (state_at(visit, at)?, state_tree::key(&*visit.read, "m.room.member", user_id)?)
     else {
         return Ok(false);
@@ -649,7 +675,7 @@ fn present(read: &Read, num: RoomNum, kind: &str, state_key: &str) -> store::Res
 }
 
 /// The members that stand for a room without a name or alias; none for a room that has one.
-fn heroes(visit: &Visit) -> store::Result<Option<Vec<UserNum>>> {
+fn heroes(visit: &RoomView) -> store::Result<Option<Vec<UserNum>>> {
     for (kind, field) in [("m.room.name", "name"), ("m.room.canonical_alias", "alias")] {
         let Some(named) = present(&visit.read, visit.num, kind, "")? else { continue };
         let content = event_json::content(&*visit.read, &event::row_of(&*visit.read, named)?)?;

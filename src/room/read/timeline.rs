@@ -8,8 +8,8 @@ use super::event_json::Detail;
 use super::filter::Events;
 use super::state::StateList;
 use super::token::Token;
-use super::{Reader, Visit};
-use crate::base::{self, ChunkError, Chunks, Pen};
+use super::{Reader, RoomView};
+use crate::base::{self, ChunkError, ChunkWriter, Chunks};
 use crate::budget::Refused;
 use crate::room::Rooms;
 use crate::room::error::{Error, Result};
@@ -85,7 +85,7 @@ impl Rooms {
         room_id: &RoomId,
         paging: &Paging,
         without: Option<Gap>,
-    ) -> Result<(Visit, Token, Page)> {
+    ) -> Result<(RoomView, Token, Page)> {
         let (paging, mut visit) = (paging.clone(), self.visit(reader, room_id).await?);
         base::blocking(move || {
             let start = visit.start(&paging);
@@ -113,7 +113,7 @@ struct Around {
     after: Page,
 }
 
-impl Visit {
+impl RoomView {
     /// Where a page begins: where it was asked to, or at the end of what they can see, or at the room's beginning.
     fn start(&self, paging: &Paging) -> Token {
         let end = self.viewer.sees_upto().unwrap_or(i64::MAX - 1);
@@ -209,7 +209,13 @@ impl Visit {
         }
     }
 
-    async fn write_messages(mut self, pen: Pen, paging: Paging, start: Token, page: Page) -> Result<(), ChunkError> {
+    async fn write_messages(
+        mut self,
+        pen: ChunkWriter,
+        paging: Paging,
+        start: Token,
+        page: Page,
+    ) -> Result<(), ChunkError> {
         pen.text(&format!("{{\"start\":\"{start}\","));
         if let Some(next) = page.next {
             pen.text(&format!("\"end\":\"{next}\","));
@@ -231,7 +237,7 @@ impl Visit {
     /// Writes events with commas between them; answers who sent them.
     pub(super) async fn write_events(
         &mut self,
-        pen: &Pen,
+        pen: &ChunkWriter,
         events: &[(i64, EventNum)],
     ) -> Result<Vec<UserNum>, ChunkError> {
         let mut senders = Vec::new();
@@ -255,7 +261,7 @@ impl Visit {
         Ok(Around { num, order, before, after })
     }
 
-    async fn write_context(mut self, pen: Pen, around: Around, filter: Events) -> Result<(), ChunkError> {
+    async fn write_context(mut self, pen: ChunkWriter, around: Around, filter: Events) -> Result<(), ChunkError> {
         let start = around.before.next.unwrap_or(Token(around.before.events.last().map_or(around.order, |e| e.0) - 1));
         let end = Token(around.after.events.last().map_or(around.order, |(order, _)| *order));
         pen.text(&format!("{{\"start\":\"{start}\",\"end\":\"{end}\",\"event\":"));

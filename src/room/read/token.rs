@@ -11,7 +11,7 @@ impl Token {
     pub fn parse(text: &str) -> Option<Token> {
         match text.split_at_checked(1)? {
             ("t", order) => order.parse().ok().map(Token),
-            ("s", _) => Since::parse(text).map(|since| Token(since.at.0 as i64)),
+            ("s", _) => SyncToken::parse(text).map(|since| Token(since.at.0 as i64)),
             _ => None,
         }
     }
@@ -25,23 +25,23 @@ impl std::fmt::Display for Token {
 
 /// A sync token: the position everything was told up to, and how much typing had been.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Since {
+pub struct SyncToken {
     pub at: Position,
     pub typing: u64,
     /// What was told of the messages to the device: they are many at times, and not all in one answer.
     pub messages: Position,
 }
 
-impl Since {
-    pub fn parse(text: &str) -> Option<Since> {
+impl SyncToken {
+    pub fn parse(text: &str) -> Option<SyncToken> {
         let (at, rest) = text.strip_prefix('s')?.split_once('_')?;
         let (typing, messages) = rest.split_once('_').unwrap_or((rest, at));
         let (at, messages) = (Position(at.parse().ok()?), Position(messages.parse().ok()?));
-        Some(Since { at, typing: typing.parse().ok()?, messages: messages.min(at) })
+        Some(SyncToken { at, typing: typing.parse().ok()?, messages: messages.min(at) })
     }
 }
 
-impl std::fmt::Display for Since {
+impl std::fmt::Display for SyncToken {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "s{}_{}", self.at, self.typing)?;
         match self.messages < self.at {

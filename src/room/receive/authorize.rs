@@ -16,7 +16,7 @@ use crate::room::error::{Error, Result};
 use crate::room::state::fork::Current;
 use crate::room::state::resolve::{self, Means};
 use crate::room::state::tree::Tree;
-use crate::room::state::{Known, View};
+use crate::room::state::{RoomRef, StateView};
 
 use crate::matrix::{Event, Reject};
 use crate::room::state::event::{is_placed, is_same, stored};
@@ -29,27 +29,27 @@ use crate::store::{self, EventNum, Get};
 
 /// What an event stands on and we do not have, or not with its place in the history.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Lacking {
+pub struct MissingEvents {
     pub prev: Vec<OwnedEventId>,
     pub auth: Vec<OwnedEventId>,
 }
 
-impl Lacking {
+impl MissingEvents {
     pub fn is_empty(&self) -> bool {
         self.prev.is_empty() && self.auth.is_empty()
     }
 }
 
 /// What an event stands on and we have.
-pub struct Around {
+pub struct CitedEvents {
     pub prev: Vec<(EventNum, Row)>,
     pub auth: Vec<(EventNum, Row)>,
-    pub lacking: Lacking,
+    pub lacking: MissingEvents,
 }
 
-impl Around {
-    pub fn of(get: &impl Get, room: &Known, event: &Event) -> Result<Around> {
-        let mut around = Around { prev: Vec::new(), auth: Vec::new(), lacking: Lacking::default() };
+impl CitedEvents {
+    pub fn of(get: &impl Get, room: &RoomRef, event: &Event) -> Result<CitedEvents> {
+        let mut around = CitedEvents { prev: Vec::new(), auth: Vec::new(), lacking: MissingEvents::default() };
         for id in event.prev_events() {
             match stored(get, id.as_str())? {
                 Some((_, row)) if row.room != room.num => {
@@ -69,7 +69,7 @@ impl Around {
     }
 
     /// Whether the event follows all extremities and nothing else: then the state before it is the present one.
-    fn follows_all(&self, room: &Known) -> bool {
+    fn follows_all(&self, room: &RoomRef) -> bool {
         let extremities = &room.row.extremities;
         !extremities.is_empty()
             && self.lacking.prev.is_empty()
@@ -79,8 +79,8 @@ impl Around {
 }
 
 /// The outcome.
-pub enum Judgement {
-    Lacking(Lacking),
+pub enum Verdict {
+    Missing(MissingEvents),
     /// It is here already.
     Known(EventNum, Row),
     /// It is state on a fork, which only an event with a number can be resolved with: store it as an outlier first.
@@ -108,27 +108,27 @@ impl Ready {
 /// Judges an event. `given`: the state before it, when its own server had to say.
 pub fn judge(
     get: &impl Get,
-    room: &Known,
+    room: &RoomRef,
     event: &Event,
     given: Option<Tree>,
     means: &Means,
     mut grant: Option<&mut Grant>,
-) -> Result<Judgement> {
+) -> Result<Verdict> {
     let known = stored(get, event.id().as_str())?;
     let num = match known {
         Some((_, row)) if !is_same(get, &row, room.num, event)? => {
             return Err(Reject::shape("another event has this id").into());
         }
-        Some((num, row)) if !row.flags.outlier => return Ok(Judgement::Known(num, row)),
+        Some((num, row)) if !row.flags.outlier => return Ok(Verdict::Known(num, row)),
         Some((num, _)) => Some(num),
         None => None,
     };
     if event.kind() == "m.room.create" && num != room.row.create {
         return Err(Reject::auth("the room has another create event").into());
     }
-    let around = Around::of(get, room, event)?;
+    let around = CitedEvents::of(get, room, event)?;
     if !around.lacking.auth.is_empty() || (given.is_none() && !around.lacking.prev.is_empty()) {
-        return Ok(Judgement::Lacking(around.lacking));
+        return Ok(Verdict::Missing(around.lacking));
     }
     let follows_all = around.follows_all(room);
     let is_next = given.is_none() && follows_all && around.prev.len() == 1;
@@ -142,19 +142,19 @@ pub fn judge(
             match resolve::resolve(get, of(room)?, trees?, means, grant.as_deref_mut())? {
                 Some(before) => before,
                 None if follows_all => Tree::stored(room.row.state),
-                None => return Ok(Judgement::Unresolved),
+                None => return Ok(Verdict::Unresolved),
             }
         }
     };
     if let Some(reason) = rejects(get, room, event, &around.auth, &before)? {
         let flags = Flags { rejected: true, ..Flags::default() };
-        return Ok(Judgement::Ready(Box::new(Ready::refused(before, flags, reason))));
+        return Ok(Verdict::Ready(Box::new(Ready::refused(before, flags, reason))));
     }
     if before != Tree::stored(room.row.state) {
         let present = auth::check(room.version, &event.subject(), &room.view(get));
         if let Some(reason) = verdict(present)? {
             let flags = Flags { soft_failed: true, ..Flags::default() };
-            return Ok(Judgement::Ready(Box::new(Ready::refused(before, flags, reason))));
+            return Ok(Verdict::Ready(Box::new(Ready::refused(before, flags, reason))));
         }
     }
     let current = match is_next {
@@ -164,18 +164,18 @@ pub fn judge(
     Ok(match current {
         Some(current) => {
             let flags = Flags::default();
-            Judgement::Ready(Box::new(Ready { before, current, flags, reason: None }))
+            Verdict::Ready(Box::new(Ready { before, current, flags, reason: None }))
         }
-        None => Judgement::Unnumbered,
+        None => Verdict::Unnumbered,
     })
 }
 
 /// The usual case alone: everything is here and the event follows the only extremity. `None` for any other.
-pub fn judge_next(get: &impl Get, room: &Known, event: &Event) -> Result<Option<Ready>> {
+pub fn judge_next(get: &impl Get, room: &RoomRef, event: &Event) -> Result<Option<Ready>> {
     if event.kind() == "m.room.create" || event::num(get, event.id().as_str())?.is_some() {
         return Ok(None);
     }
-    let around = Around::of(get, room, event)?;
+    let around = CitedEvents::of(get, room, event)?;
     // Ends that meet are resolved.
     if !around.lacking.is_empty() || !around.follows_all(room) || around.prev.len() > 1 {
         return Ok(None);
@@ -190,7 +190,7 @@ pub fn judge_next(get: &impl Get, room: &Known, event: &Event) -> Result<Option<
 /// Why the event is rejected: by what it cites, or by the state before it.
 fn rejects(
     get: &impl Get,
-    room: &Known,
+    room: &RoomRef,
     event: &Event,
     cited: &[(EventNum, Row)],
     before: &Tree,
@@ -198,14 +198,14 @@ fn rejects(
     if let Some(reason) = rejects_by_cited(get, room, event, cited)? {
         return Ok(Some(reason));
     }
-    let view = View::overlaid(get, room.num, room.version, before.clone());
+    let view = StateView::overlaid(get, room.num, room.version, before.clone());
     verdict(auth::check(room.version, &event.subject(), &view))
 }
 
 /// Why what the event cites rejects it.
 pub fn rejects_by_cited(
     get: &impl Get,
-    room: &Known,
+    room: &RoomRef,
     event: &Event,
     cited: &[(EventNum, Row)],
 ) -> Result<Option<Reject>> {
@@ -221,14 +221,14 @@ pub fn rejects_by_cited(
     // Version 12 does not cite the create event; the room's id does.
     let implied = create.filter(|_| room.version.room_id_is_create_hash());
     let implied = implied.and_then(|(num, row)| Some((row.state_key?, num)));
-    let view = View::overlaid(get, room.num, room.version, Tree::of(entries.chain(implied)));
+    let view = StateView::overlaid(get, room.num, room.version, Tree::of(entries.chain(implied)));
     verdict(auth::check(room.version, &event.subject(), &view))
 }
 
 /// The rules about the list itself. The text of a state key is not kept, so each is told by its number.
 fn check_list(
     get: &impl Get,
-    room: &Known,
+    room: &RoomRef,
     event: &Event,
     cited: &[(EventNum, Row)],
     create_accepted: bool,

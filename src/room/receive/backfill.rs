@@ -16,7 +16,7 @@ use std::time::Duration;
 use ruma::{OwnedEventId, RoomId, ServerName};
 
 use super::fetch::{Fetch, Wire, fewer};
-use super::gap::{Filling, in_order};
+use super::gap::{GapFill, in_order};
 use super::inbox::Inbox;
 use crate::matrix::Event;
 use crate::remote::Failed;
@@ -129,7 +129,7 @@ impl<F: Fetch> Inbox<F> {
         limit: usize,
     ) -> Result<usize> {
         let until = self.rooms.0.parts.clock.instant() + TIME_MAX;
-        let mut filling = Filling::new(self, server, num, until).await?;
+        let mut filling = GapFill::new(self, server, num, until).await?;
         let from: Vec<OwnedEventId> = open.keys().cloned().collect();
         let mut limit = limit;
         let fetched = loop {

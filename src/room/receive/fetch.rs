@@ -17,7 +17,7 @@ use crate::budget::Grant;
 use crate::matrix::sign::{self, PublicKey};
 use crate::matrix::{Event, Reject};
 use crate::remote::json_stream::{self, Events, Item, Limits, Malformed};
-use crate::remote::{Failed, Options, Pace, Remote, encode};
+use crate::remote::{Failed, Options, Remote, StreamLimits, encode};
 use crate::room::Rooms;
 use crate::room::error::Result;
 
@@ -157,7 +157,7 @@ impl Wire {
         max_bytes: u64,
         out: Pieces,
     ) -> Result<(), Failed> {
-        let mut body = self.remote.stream(server, Method::GET, target, None, Pace::patient(max_bytes)).await?;
+        let mut body = self.remote.stream(server, Method::GET, target, None, StreamLimits::patient(max_bytes)).await?;
         let mut events = Events::new(Limits::events(max_bytes));
         while let Some(frame) = body.next().await? {
             let mut found = Vec::new();

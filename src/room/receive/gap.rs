@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use ruma::{EventId, OwnedEventId, OwnedServerName, RoomId, ServerName};
 
-use super::authorize::{self, Around, Lacking};
+use super::authorize::{self, CitedEvents, MissingEvents};
 use super::fetch::{Fetch, fewer};
 use super::inbox::Given;
 use super::inbox::{How, Inbox, Settled, Step, read_event};
@@ -26,7 +26,7 @@ use crate::room::append::new_event::Append;
 use crate::room::error::{Error, Result};
 use crate::room::state;
 use crate::room::state::tree::Tree;
-use crate::room::state::{Known, known_num};
+use crate::room::state::{RoomRef, known_num};
 use crate::store::tables::room::event;
 use crate::store::tables::room::event_row::{Flags, Root};
 use crate::store::tables::room::{member, state_tree};
@@ -60,10 +60,10 @@ const OUTLIERS_AT_ONCE: usize = 16;
 const CHECKED_AT_ONCE: usize = 32;
 
 /// The filling of one gap.
-pub(in crate::room) struct Filling<'i, F> {
+pub(in crate::room) struct GapFill<'i, F> {
     inbox: &'i Inbox<F>,
     origin: OwnedServerName,
-    room: Known,
+    room: RoomRef,
     room_id: ruma::OwnedRoomId,
     /// On the clock of spans: when the gap is given up, and when at the latest whoever waits for it does.
     until: Duration,
@@ -77,14 +77,14 @@ pub(in crate::room) struct Filling<'i, F> {
     _paid: Grant,
 }
 
-impl<'i, F: Fetch> Filling<'i, F> {
+impl<'i, F: Fetch> GapFill<'i, F> {
     /// Waits for memory. The caller has the room's turn to fill gaps, and nobody who has memory waits for that.
     pub async fn new(
         inbox: &'i Inbox<F>,
         origin: &ServerName,
         num: RoomNum,
         share_until: Duration,
-    ) -> Result<Filling<'i, F>> {
+    ) -> Result<GapFill<'i, F>> {
         let parts = &inbox.rooms.0.parts;
         let asking = origin.to_owned();
         let (room, is_guest) = inbox
@@ -94,7 +94,7 @@ impl<'i, F: Fetch> Filling<'i, F> {
         let room_id = ruma::OwnedRoomId::try_from(room.row.id.as_str()).map_err(|_| Error::NotFound)?;
         let gaps = parts.budget.account("gaps");
         let (own, paid) = gaps.part((gaps.limit() / 2).min(BYTES_MAX)).await?;
-        Ok(Filling {
+        Ok(GapFill {
             inbox,
             origin: origin.to_owned(),
             room,
@@ -116,8 +116,8 @@ impl<'i, F: Fetch> Filling<'i, F> {
             Step::Done(settled) => return Ok(Some(settled)),
             Step::Hungry => return Ok(None),
             Step::Unresolved | Step::Unproven => {}
-            Step::Lacking(lacking) if lacking.prev.is_empty() => {}
-            Step::Lacking(lacking) => Box::pin(self.close_gap(&event, lacking)).await?,
+            Step::Missing(lacking) if lacking.prev.is_empty() => {}
+            Step::Missing(lacking) => Box::pin(self.close_gap(&event, lacking)).await?,
         }
         self.admit(event, how).await.map(Some)
     }
@@ -129,8 +129,8 @@ impl<'i, F: Fetch> Filling<'i, F> {
             match self.inbox.try_settle(self.room.num, event.clone(), how.clone(), &mut grant).await? {
                 Step::Done(settled) => return Ok(settled),
                 Step::Hungry => grant = Some(self.inbox.means().wait().await?),
-                Step::Lacking(lacking) if !lacking.auth.is_empty() => Box::pin(self.fetch_cited(lacking.auth)).await?,
-                Step::Lacking(_) | Step::Unresolved => {
+                Step::Missing(lacking) if !lacking.auth.is_empty() => Box::pin(self.fetch_cited(lacking.auth)).await?,
+                Step::Missing(_) | Step::Unresolved => {
                     how.given = Some(Box::pin(self.state_before(event.id())).await?);
                 }
                 Step::Unproven => break,
@@ -173,7 +173,7 @@ impl<'i, F: Fetch> Filling<'i, F> {
     // ---- events between ----------------------------------------------------------------------------------------
 
     /// Fetches and appends what lies between an event and what we have, as far as its server gives it.
-    async fn close_gap(&mut self, event: &Event, lacking: Lacking) -> Result<()> {
+    async fn close_gap(&mut self, event: &Event, lacking: MissingEvents) -> Result<()> {
         let mut found: HashMap<OwnedEventId, Arc<Event>> = HashMap::new();
         let mut latest = vec![event.id().to_owned()];
         let mut open: BTreeSet<OwnedEventId> = lacking.prev.into_iter().collect();
@@ -387,7 +387,7 @@ impl<'i, F: Fetch> Filling<'i, F> {
                 for event in batch {
                     let room = known_num(w, num)?;
                     // A reading error of our own is the database's; a malformed reference is passed over.
-                    let Ok(around) = Around::of(w, &room, &event) else { continue };
+                    let Ok(around) = CitedEvents::of(w, &room, &event) else { continue };
                     if event::num(w, event.id().as_str())?.is_some() {
                         continue;
                     }

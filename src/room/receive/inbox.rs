@@ -6,7 +6,7 @@ use std::sync::Arc;
 use ruma::OwnedEventId;
 
 use super::KEYS_TIME_MAX;
-use super::authorize::{Judgement, Lacking, Ready, judge};
+use super::authorize::{MissingEvents, Ready, Verdict, judge};
 use super::fetch::{Fetch, signing_keys};
 use crate::budget::Grant;
 use crate::matrix::sign;
@@ -32,7 +32,7 @@ pub struct Inbox<F> {
 /// What one try led to.
 pub enum Step {
     Done(Settled),
-    Lacking(Lacking),
+    Missing(MissingEvents),
     /// What it follows differs in more than is resolved here.
     Unresolved,
     /// Resolving needs memory that was not there at once.
@@ -81,15 +81,15 @@ impl<F: Fetch> Inbox<F> {
                 judge(read, &known, &judged, given, &means, memory.as_mut())
             };
             let ready = match self.rooms.reading(judging).await {
-                Ok(Judgement::Ready(ready)) => ready,
-                Ok(Judgement::Lacking(lacking)) => return Ok(Step::Lacking(lacking)),
-                Ok(Judgement::Unresolved) => return Ok(Step::Unresolved),
-                Ok(Judgement::Known(num, row)) => {
+                Ok(Verdict::Ready(ready)) => ready,
+                Ok(Verdict::Missing(lacking)) => return Ok(Step::Missing(lacking)),
+                Ok(Verdict::Unresolved) => return Ok(Step::Unresolved),
+                Ok(Verdict::Known(num, row)) => {
                     let (rejected, is_refused) = (row.flags.rejected, row.flags.rejected || row.flags.soft_failed);
                     let reason = is_refused.then(|| Reject::auth("the event was rejected before"));
                     return Ok(Step::Done(Settled { num, before: row.before, reason, rejected, is_known: true }));
                 }
-                Ok(Judgement::Unnumbered) => {
+                Ok(Verdict::Unnumbered) => {
                     self.rooms.append_locked(&guard, Append::outlier(room, (*event).clone())).await?;
                     continue;
                 }

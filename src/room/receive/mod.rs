@@ -21,15 +21,15 @@ use super::error::{Error, Result};
 use super::lock::Guard;
 use super::state::event;
 use super::state::server_access;
-use super::state::{Known, known, known_num};
-use crate::base::Only;
+use super::state::{RoomRef, known, known_num};
+use crate::base::KeyedGuard;
 use crate::matrix::{Event, Reject, auth};
 use crate::remote::Failed;
 use crate::store::tables::room::event_row::Root;
 use crate::store::tables::room::member;
 use crate::store::{EventNum, Get, RoomNum, Write};
 use fetch::{Fetch, Wire};
-use gap::Filling;
+use gap::GapFill;
 use inbox::{How, Inbox, Settled, Step, append_ready, read_event};
 
 /// Events that follow each other, judged and appended in one commit: a few milliseconds of the writer's time.
@@ -153,7 +153,7 @@ impl<F: Fetch> Inbox<F> {
 
     pub async fn accept(&self, origin: &ServerName, event: Event, outbound: bool) -> Result<Accepted> {
         let (owned, id) = (origin.to_owned(), event.room_id().to_owned());
-        let room = self.rooms.reading(move |_, read| Ok(server_access::enter(read, &owned, &id)?.num)).await?;
+        let room = self.rooms.reading(move |_, read| Ok(server_access::for_server(read, &owned, &id)?.num)).await?;
         let (_, event) = self.check(vec![event]).await.pop().expect("one goes in, one comes out");
         let how = How { given: None, outbound };
         let event = Arc::new(event?);
@@ -233,7 +233,7 @@ impl<F: Fetch> Inbox<F> {
                 Step::Done(settled) => return Ok(settled),
                 Step::Hungry => grant = Some(self.means().wait().await?),
                 Step::Unproven => break,
-                Step::Lacking(_) | Step::Unresolved => {
+                Step::Missing(_) | Step::Unresolved => {
                     let clock = &self.rooms.0.parts.clock;
                     let turns = Box::pin(self.turns(origin, room));
                     let turns = clock.timeout(until.saturating_sub(clock.instant()), turns).await;
@@ -253,7 +253,7 @@ impl<F: Fetch> Inbox<F> {
     /// are not in the room as far as we know have one between them all. And a room's gaps are filled one after the other:
     /// whoever comes later finds much of it filled. Neither is kept while the other is waited for: a server that waits for a
     /// busy room goes on in its other rooms, and a room goes on while a busy server is waited for.
-    async fn turns(&self, origin: &ServerName, room: RoomNum) -> Result<(Only, Guard)> {
+    async fn turns(&self, origin: &ServerName, room: RoomNum) -> Result<(KeyedGuard, Guard)> {
         let asking = origin.to_owned();
         let is_member = move |_: &Rooms, read: &_| Ok(member::server(read, room, asking.as_str())?.is_some());
         let name = if self.rooms.reading(is_member).await? { origin.as_str() } else { "" };
@@ -269,10 +269,10 @@ impl<F: Fetch> Inbox<F> {
 
     /// The memory for a gap, waited for in turn, so that those who wait for the turn hold none. Where others have all of it for
     /// so long, this event alone is given up: its sender's next one closes the gap.
-    async fn filling(&self, origin: &ServerName, room: RoomNum, until: Duration) -> Result<Filling<'_, F>> {
+    async fn filling(&self, origin: &ServerName, room: RoomNum, until: Duration) -> Result<GapFill<'_, F>> {
         let clock = &self.rooms.0.parts.clock;
         loop {
-            match Filling::new(self, origin, room, until).await {
+            match GapFill::new(self, origin, room, until).await {
                 Err(Error::Refused(_)) if clock.instant() < until => clock.sleep(MEMORY_PAUSE).await,
                 Err(Error::Refused(_)) => return Err(Error::Remote(Failed::Timeout)),
                 made => return made,
@@ -351,7 +351,7 @@ fn is_next(get: &impl Get, room: RoomNum, event: &Event) -> Result<bool> {
 fn append_next(w: &mut Write<'_>, here: &Here, room: RoomNum, events: &[Arc<Event>]) -> Result<Vec<Option<Reject>>> {
     let mut taken = Vec::with_capacity(events.len());
     for event in events {
-        let known: Known = known_num(w, room)?;
+        let known: RoomRef = known_num(w, room)?;
         let Ok(Some(ready)) = authorize::judge_next(w, &known, event) else { break };
         let reason = ready.reason.clone();
         append_ready(w, here, room, (**event).clone(), ready, false)?;

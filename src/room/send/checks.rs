@@ -7,14 +7,14 @@ use super::New;
 use crate::matrix::{auth, json};
 use crate::room::Rooms;
 use crate::room::error::{Error, Result};
-use crate::room::state::Known;
+use crate::room::state::RoomRef;
 use crate::store::Read;
 use crate::store::tables::room::{self, event};
 use crate::store::tables::user;
 
 impl Rooms {
     /// What a server asks of its own people beyond the authorisation rules.
-    pub fn check_beyond_rules(&self, read: &Read, room: &Known, new: &New) -> Result<()> {
+    pub fn check_beyond_rules(&self, read: &Read, room: &RoomRef, new: &New) -> Result<()> {
         match new.kind.as_str() {
             "m.room.create" => Err(Error::bad("M_BAD_JSON", "the room has been created")),
             "m.room.power_levels" if room.version.creators_infinite => {
@@ -29,7 +29,7 @@ impl Rooms {
     }
 
     /// An alias of ours that a room calls its own must lead to it.
-    fn check_aliases(&self, read: &Read, room: &Known, new: &New) -> Result<()> {
+    fn check_aliases(&self, read: &Read, room: &RoomRef, new: &New) -> Result<()> {
         let old = room.view(read).event("m.room.canonical_alias", "")?;
         let old: Value = old.and_then(|event| serde_json::from_str(event.content()).ok()).unwrap_or_default();
         let had: Vec<_> = alias_names(&old).collect();
@@ -63,7 +63,7 @@ pub fn check_levels<'a>(levels: &Value, mut creators: impl Iterator<Item = &'a s
 }
 
 /// One's own events may be redacted, and with the power to redact everyone's (client-server API, "Redactions").
-fn check_redaction(read: &Read, room: &Known, new: &New) -> Result<()> {
+fn check_redaction(read: &Read, room: &RoomRef, new: &New) -> Result<()> {
     let in_content = new.content.get("redacts").and_then(Value::as_str);
     let target =
         new.redacts.as_ref().map(|id| id.as_str()).or(in_content.filter(|_| room.version.redacts_in_content()));
@@ -83,7 +83,7 @@ fn check_redaction(read: &Read, room: &Known, new: &New) -> Result<()> {
 }
 
 /// The state event that says just this already, sent by the same user: sending it again changes nothing.
-pub fn unchanged(read: &Read, room: &Known, new: &New) -> Result<Option<OwnedEventId>> {
+pub fn unchanged(read: &Read, room: &RoomRef, new: &New) -> Result<Option<OwnedEventId>> {
     let Some(state_key) = &new.state_key else { return Ok(None) };
     let Some(event) = room.view(read).event(&new.kind, state_key)? else { return Ok(None) };
     let content = json::canonical_value(&new.content, room.version.json_mode())?;

@@ -5,8 +5,8 @@ use serde_json::{Map, Value};
 
 use crate::room::Rooms;
 use crate::room::error::Result;
-use crate::room::state::Known;
-use crate::room::state::join_conditions::let_in_by;
+use crate::room::state::RoomRef;
+use crate::room::state::join_conditions::authorising_user;
 use crate::store::tables::room::event_row::Membership;
 use crate::store::tables::user;
 use crate::store::{Get, Read};
@@ -48,7 +48,7 @@ pub fn with_profile(get: &impl Get, user_id: &UserId, mut content: Map<String, V
 pub fn join_content(
     rooms: &Rooms,
     read: &Read,
-    room: &Known,
+    room: &RoomRef,
     user: &UserId,
     joining: Joining,
 ) -> Result<Map<String, Value>> {
@@ -60,7 +60,7 @@ pub fn join_content(
         content.insert("reason".into(), reason.into());
     }
     let mut content = with_profile(read, user, content)?;
-    if let Some(by) = let_in_by(rooms, read, room, user)? {
+    if let Some(by) = authorising_user(rooms, read, room, user)? {
         content.insert("join_authorised_via_users_server".into(), by.as_str().into());
     }
     Ok(content)

@@ -15,7 +15,7 @@ use super::lock::Guard;
 use super::state::event::load;
 use super::state::event::{id_of, ids_of};
 use super::state::resolve::Means;
-use super::state::{Known, View, known_num};
+use super::state::{RoomRef, StateView, known_num};
 use super::state::{fork, not_in_room};
 use crate::matrix::{Draft, Event, auth, json};
 use crate::store::tables::room::event_row::Root;
@@ -179,7 +179,7 @@ impl Rooms {
 
     /// Builds, signs and judges an event that follows everything the room has. Plain work: a few lookups, a hash, a
     /// signature.
-    pub(super) fn build(&self, read: &impl Get, room: &Known, new: New) -> Result<Built> {
+    pub(super) fn build(&self, read: &impl Get, room: &RoomRef, new: New) -> Result<Built> {
         let parts = &self.0.parts;
         let view = room.view(read);
         let draft = self.draft(read, room, new, &view)?;
@@ -190,7 +190,7 @@ impl Rooms {
     }
 
     /// An event without hashes and signatures: what [`Rooms::build`] signs, and what we hand out as a template.
-    pub(super) fn draft<G: Get>(&self, read: &G, room: &Known, new: New, view: &View<'_, G>) -> Result<Draft> {
+    pub(super) fn draft<G: Get>(&self, read: &G, room: &RoomRef, new: New, view: &StateView<'_, G>) -> Result<Draft> {
         let parts = &self.0.parts;
         let content = json::canonical_value(&new.content, room.version.json_mode())?;
         let content_text = std::str::from_utf8(&content).unwrap_or("{}");

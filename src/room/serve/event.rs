@@ -6,7 +6,7 @@ use crate::matrix::auth::{JoinRule, State as _};
 use crate::room::Rooms;
 use crate::room::error::{Error, Result};
 use crate::room::state::event::load_row;
-use crate::room::state::server_access::{enter, enter_as_member, is_expected, may_have};
+use crate::room::state::server_access::{for_member_server, for_server, is_expected, may_see_event};
 use crate::store::tables::room::{self, event, state_tree};
 
 /// State entries counted at once.
@@ -16,7 +16,7 @@ impl Rooms {
     /// The version of a room that a server may ask about.
     pub async fn version_for(&self, origin: &ServerName, room_id: &RoomId) -> Result<&'static str> {
         let (origin, room_id) = (origin.to_owned(), room_id.to_owned());
-        self.reading(move |_, read| Ok(enter(read, &origin, &room_id)?.version.id)).await
+        self.reading(move |_, read| Ok(for_server(read, &origin, &room_id)?.version.id)).await
     }
 
     /// One event for a server in its room: canonical JSON, in full or as a redaction would leave it.
@@ -28,12 +28,12 @@ impl Rooms {
             let room_id = room::get_of(read, row.room)?.id;
             let room_id = <&RoomId>::try_from(room_id.as_str()).map_err(|_| Error::NotFound)?;
             // Whoever is not in the room does not learn that we know the event.
-            let room = enter_as_member(read, &origin, room_id).map_err(|_| Error::NotFound)?;
+            let room = for_member_server(read, &origin, room_id).map_err(|_| Error::NotFound)?;
             if row.flags.rejected {
                 return Err(Error::NotFound);
             }
             let event = load_row(read, room.version, &row)?;
-            match may_have(read, &room, &row, &origin)? {
+            match may_see_event(read, &room, &row, &origin)? {
                 true => Ok(event.into_bytes()),
                 false => Ok(event.redacted().into_bytes()),
             }
@@ -46,7 +46,7 @@ impl Rooms {
     pub async fn state_events_for(&self, origin: &ServerName, room_id: &RoomId) -> Result<u64> {
         let (origin, room_id) = (origin.to_owned(), room_id.to_owned());
         self.reading(move |_, read| {
-            let room = enter(read, &origin, &room_id)?;
+            let room = for_server(read, &origin, &room_id)?;
             let rule = room.view(read).join_rule()?;
             let open = matches!(
                 rule,

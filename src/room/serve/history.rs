@@ -12,7 +12,7 @@ use crate::base::{ChunkError, Chunks};
 use crate::room::Rooms;
 use crate::room::error::Result;
 use crate::room::state;
-use crate::room::state::Known;
+use crate::room::state::RoomRef;
 use crate::room::state::event::load_row;
 use crate::room::state::server_access;
 use crate::store::tables::room::event;
@@ -91,13 +91,13 @@ impl Rooms {
         origin: &ServerName,
         room: &RoomId,
         head: String,
-        find: impl FnOnce(&Read, &Known) -> Result<VecDeque<EventNum>> + Send + 'static,
+        find: impl FnOnce(&Read, &RoomRef) -> Result<VecDeque<EventNum>> + Send + 'static,
     ) -> Result<Served> {
         let grant = self.0.parts.budget.account("response_bodies").take(PIECE_BYTES_MAX).await?;
         let (origin, room) = (origin.to_owned(), room.to_owned());
         let chunks = self
             .reading(move |rooms, read| {
-                let room = server_access::enter_as_member(read, &origin, &room)?;
+                let room = server_access::for_member_server(read, &origin, &room)?;
                 let left = find(read, &room)?;
                 Ok(Batch { rooms: rooms.clone(), origin, room, left, head: Some(head) })
             })
@@ -119,7 +119,7 @@ impl Walk {
         Walk { open: BinaryHeap::new(), seen: BTreeSet::new(), limit, min_depth }
     }
 
-    fn add<'a>(&mut self, get: &impl Get, room: &Known, ids: impl Iterator<Item = &'a str>) -> Result<()> {
+    fn add<'a>(&mut self, get: &impl Get, room: &RoomRef, ids: impl Iterator<Item = &'a str>) -> Result<()> {
         for id in ids {
             if let Some((num, row)) = state::event::stored(get, id)?
                 && row.room == room.num
@@ -134,7 +134,7 @@ impl Walk {
     }
 
     /// Twenty references an event at most, so the queue is bounded by the events looked at.
-    fn run(mut self, get: &impl Get, room: &Known) -> Result<VecDeque<EventNum>> {
+    fn run(mut self, get: &impl Get, room: &RoomRef) -> Result<VecDeque<EventNum>> {
         let mut found = VecDeque::with_capacity(self.limit);
         let mut looked_at = 0;
         while found.len() < self.limit
@@ -157,7 +157,7 @@ impl Walk {
 struct Batch {
     rooms: Rooms,
     origin: ruma::OwnedServerName,
-    room: Known,
+    room: RoomRef,
     left: VecDeque<EventNum>,
     head: Option<String>,
 }
@@ -177,7 +177,7 @@ impl Chunks for Batch {
             }
             let row = event::row_of(&read, num)?;
             let event = load_row(&read, self.room.version, &row)?;
-            match server_access::may_have(&read, &self.room, &row, &self.origin)? {
+            match server_access::may_see_event(&read, &self.room, &row, &self.origin)? {
                 true => out.extend_from_slice(event.to_federation()),
                 false => out.extend_from_slice(event.redacted().to_federation()),
             }

@@ -9,7 +9,7 @@ use crate::matrix::Event;
 use crate::matrix::json::write_string;
 use crate::room::Rooms;
 use crate::room::error::Result;
-use crate::room::state::Known;
+use crate::room::state::RoomRef;
 use crate::store::tables::room::event_row::{self, Kind, Membership, Root};
 use crate::store::tables::room::{event, member, state_tree};
 use crate::store::{self, EventNum, Get, Read, RoomNum, StateKeyNum};
@@ -42,7 +42,7 @@ impl Rooms {
 }
 
 /// Whose member events a server gets that asked for none: its own user's, and enough to name a nameless room by.
-pub fn members_kept(get: &impl Get, held: &Known, state: Root, joined: &Event) -> Result<Vec<EventNum>> {
+pub fn members_kept(get: &impl Get, held: &RoomRef, state: Root, joined: &Event) -> Result<Vec<EventNum>> {
     let mut kept = Vec::new();
     let mut keep = |kind: &str, key: &str| -> Result<bool> {
         let Some(key) = state_tree::key(get, kind, key)? else { return Ok(false) };
@@ -134,7 +134,7 @@ pub struct LongAnswer {
 impl LongAnswer {
     pub fn new(
         rooms: &Rooms,
-        held: &Known,
+        held: &RoomRef,
         turn: Turn,
         head: Vec<u8>,
         names: (&'static str, &'static str),

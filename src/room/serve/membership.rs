@@ -16,10 +16,10 @@ use crate::room::error::{Error, Result};
 use crate::room::handshake::Verb;
 use crate::room::send::New;
 use crate::room::state;
-use crate::room::state::join_conditions::let_in_by;
+use crate::room::state::join_conditions::authorising_user;
 use crate::room::state::server_access;
 use crate::room::state::stripped::shown_state;
-use crate::room::state::{Known, known_num};
+use crate::room::state::{RoomRef, known_num};
 use crate::store::tables::room::event;
 use crate::store::{EventNum, Read};
 
@@ -45,11 +45,11 @@ impl Rooms {
             if user.server_name() != origin {
                 return Err(Error::forbidden("the user is of another server"));
             }
-            let room = server_access::enter(read, &origin, &room_id)?;
+            let room = server_access::for_server(read, &origin, &room_id)?;
             let mut content = Map::new();
             content.insert("membership".into(), verb.as_str().into());
             if verb == Verb::Join
-                && let Some(by) = let_in_by(rooms, read, &room, &user)?
+                && let Some(by) = authorising_user(rooms, read, &room, &user)?
             {
                 content.insert("join_authorised_via_users_server".into(), by.as_str().into());
             }
@@ -109,7 +109,7 @@ impl Rooms {
     async fn read_member_event(&self, submitted: Submitted, verb: Verb) -> Result<Event> {
         let Submitted { origin, room: room_id, id, event: raw } = submitted;
         self.reading(move |rooms, read| {
-            let room = server_access::enter(read, &origin, &room_id)?;
+            let room = server_access::for_server(read, &origin, &room_id)?;
             let event = Event::from_wire(room.version, raw.get().as_bytes())?;
             check_is_asked_for(&event, &origin, &room_id, &id, verb)?;
             rooms.countersign(read, &room, event)
@@ -142,14 +142,14 @@ impl Rooms {
     }
 
     /// Puts our signature on a join of a restricted room that one of our users lets somebody into, when that is so.
-    fn countersign(&self, read: &Read, room: &Known, event: Event) -> Result<Event> {
+    fn countersign(&self, read: &Read, room: &RoomRef, event: Event) -> Result<Event> {
         let Some(by) = event.content_text("join_authorised_via_users_server") else { return Ok(event) };
         let by = OwnedUserId::try_from(&*by).map_err(|_| Reject::shape("no user id lets the user in"))?;
         if !room.version.restricted || by.server_name() != self.server() {
             return Ok(event);
         }
         // Whoever is inside or invited needs nobody's word; for others the conditions are looked at again.
-        let_in_by(self, read, room, event.sender())?;
+        authorising_user(self, read, room, event.sender())?;
         Ok(sign::event::add_signature(&event, &self.0.parts.server, &self.0.parts.key)?)
     }
 }

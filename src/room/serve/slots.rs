@@ -10,7 +10,7 @@ use std::time::Duration;
 use ruma::ServerName;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::base::{self, ChunkError, Clock, OneEach, Only};
+use crate::base::{self, ChunkError, Clock, KeyedGuard, KeyedLock};
 use crate::budget::{Budget, Grant, Refused};
 use crate::room::Rooms;
 use crate::room::error::Result;
@@ -25,37 +25,37 @@ const PACE_MIN: u64 = 8 * 1024;
 const PACE_AWAITED_MIN: u64 = 32 * 1024;
 
 #[derive(Clone)]
-pub(in crate::room) struct Turns(Arc<Inner>);
+pub(in crate::room) struct Slots(Arc<Inner>);
 
 struct Inner {
     places: Arc<Semaphore>,
     /// Servers that have a place, or wait for one: as many as there are requests.
-    served: OneEach,
+    served: KeyedLock,
     /// Servers that wait for a place because others have them.
     waiting: AtomicUsize,
 }
 
-impl Default for Turns {
-    fn default() -> Turns {
+impl Default for Slots {
+    fn default() -> Slots {
         let places = Arc::new(Semaphore::new(AT_ONCE));
-        Turns(Arc::new(Inner { places, served: OneEach::default(), waiting: AtomicUsize::new(0) }))
+        Slots(Arc::new(Inner { places, served: KeyedLock::default(), waiting: AtomicUsize::new(0) }))
     }
 }
 
 /// A server's place; given up by drop.
-pub(in crate::room) struct Place {
+pub(in crate::room) struct Slot {
     _permit: OwnedSemaphorePermit,
-    turns: Turns,
-    only: Only,
+    turns: Slots,
+    only: KeyedGuard,
 }
 
-impl Turns {
+impl Slots {
     /// Waits until the server's answer before this one has ended, and then for a place.
-    pub async fn take(&self, server: &ServerName) -> Place {
+    pub async fn take(&self, server: &ServerName) -> Slot {
         let only = self.0.served.take(server.as_str()).await;
         let _waiting = Waiting::new(&self.0.waiting);
         let permit = self.0.places.clone().acquire_owned().await.expect("it is never closed");
-        Place { _permit: permit, turns: self.clone(), only }
+        Slot { _permit: permit, turns: self.clone(), only }
     }
 
     fn is_awaited(&self) -> bool {
@@ -80,7 +80,7 @@ impl Drop for Waiting<'_> {
 
 /// Watches how fast an answer is read, and keeps its place meanwhile.
 pub(in crate::room) struct Reader {
-    place: Place,
+    place: Slot,
     clock: Clock,
     handed_over: Option<Duration>,
     waited: Duration,
@@ -88,7 +88,7 @@ pub(in crate::room) struct Reader {
 }
 
 impl Reader {
-    pub fn new(place: Place, clock: Clock) -> Reader {
+    pub fn new(place: Slot, clock: Clock) -> Reader {
         Reader { place, clock, handed_over: None, waited: Duration::ZERO, bytes: 0 }
     }
 
@@ -149,7 +149,7 @@ pub const PIECE_BYTES_MAX: u64 = 16 * 1024 + 3 * 64 * 1024;
 
 /// A turn, and the memory for it.
 pub(in crate::room) struct Turn {
-    pub place: Place,
+    pub place: Slot,
     pub grant: Grant,
     pub bitmap: Option<Grant>,
     pub bits_max: u32,
@@ -171,7 +171,7 @@ mod tests {
 
     #[tokio::test]
     async fn one_server_has_one_turn() {
-        let turns = Turns::default();
+        let turns = Slots::default();
         let one = turns.take(&name("one.example")).await;
         assert!(waits(turns.take(&name("one.example"))).await);
         let two = turns.take(&name("two.example")).await;
@@ -186,7 +186,7 @@ mod tests {
 
     #[tokio::test]
     async fn slow_readers_lose_their_place_sooner_while_others_wait() {
-        let (turns, clock) = (Turns::default(), Clock::simulated(0));
+        let (turns, clock) = (Slots::default(), Clock::simulated(0));
         let mut reader = Reader::new(turns.take(&name("one.example")).await, clock.clone());
         let read = |reader: &mut Reader, seconds: u64| {
             reader.is_given(16 * 1024);

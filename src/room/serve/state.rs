@@ -14,7 +14,7 @@ use crate::matrix::Event;
 use crate::matrix::json::write_string;
 use crate::room::Rooms;
 use crate::room::error::{Error, Result};
-use crate::room::state::Known;
+use crate::room::state::RoomRef;
 use crate::room::state::server_access;
 use crate::store::tables::room::event::{self};
 use crate::store::{EventNum, Get};
@@ -74,7 +74,7 @@ impl Rooms {
     pub(in crate::room) fn answer_join(
         &self,
         get: &impl Get,
-        held: &Known,
+        held: &RoomRef,
         turn: Turn,
         (joined, event): (EventNum, &Event),
         how: JoinAnswer,
@@ -109,14 +109,14 @@ pub struct JoinAnswer {
 }
 
 /// The room and the event a server in the room asks about.
-fn asked_for(get: &impl Get, origin: &ServerName, room: &RoomId, event: &EventId) -> Result<(Known, EventNum)> {
-    let held = server_access::enter_as_member(get, origin, room)?;
+fn asked_for(get: &impl Get, origin: &ServerName, room: &RoomId, event: &EventId) -> Result<(RoomRef, EventNum)> {
+    let held = server_access::for_member_server(get, origin, room)?;
     let num = known_event(get, &held, event)?;
     Ok((held, num))
 }
 
 /// An event of the room that has not been rejected.
-fn known_event(get: &impl Get, held: &Known, id: &EventId) -> Result<EventNum> {
+fn known_event(get: &impl Get, held: &RoomRef, id: &EventId) -> Result<EventNum> {
     let num = event::num(get, id.as_str())?.ok_or(Error::NotFound)?;
     let row = event::row_of(get, num)?;
     if row.room != held.num || row.flags.rejected { Err(Error::NotFound) } else { Ok(num) }

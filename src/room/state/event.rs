@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use crate::matrix::{Event, RoomVersion};
 use crate::room::error::Result;
-use crate::room::state::Known;
+use crate::room::state::RoomRef;
 use crate::store::schema::EVENT_BODY;
 use crate::store::tables::room::event;
 use crate::store::tables::room::event_row::{Kind, Row};
@@ -54,7 +54,7 @@ pub fn load_row(get: &impl Get, version: &'static RoomVersion, row: &Row) -> sto
 }
 
 /// The content of a state event without a key.
-pub(in crate::room) fn content(get: &impl Get, room: &Known, kind: &str) -> Result<Option<Value>> {
+pub(in crate::room) fn content(get: &impl Get, room: &RoomRef, kind: &str) -> Result<Option<Value>> {
     let event = room.view(get).event(kind, "")?;
     Ok(event.and_then(|event| serde_json::from_str(event.content()).ok()))
 }

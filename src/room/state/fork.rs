@@ -7,7 +7,7 @@ use super::tree::{self, Tree};
 use crate::budget::Grant;
 use crate::matrix::{Event, state};
 use crate::room::error::{Error, Result};
-use crate::room::state::Known;
+use crate::room::state::RoomRef;
 use crate::room::state::resolve::{self, Means, Of};
 use crate::store::tables::room::{event, state_tree};
 use crate::store::{self, EventNum, Get, StateKeyNum};
@@ -54,7 +54,7 @@ fn nums_of<'a>(get: &impl Get, ids: impl Iterator<Item = &'a EventId>) -> store:
 const SHORT_FORK: usize = 32;
 
 /// The room as resolving needs it.
-pub fn of(room: &Known) -> Result<Of> {
+pub fn of(room: &RoomRef) -> Result<Of> {
     let create = room.row.create.ok_or(Error::NotFound)?;
     Ok(Of { version: room.version, create })
 }
@@ -62,7 +62,7 @@ pub fn of(room: &Known) -> Result<Of> {
 /// What an accepted event that does not simply follow the present state makes of it.
 pub struct Ends<'a, G> {
     pub get: &'a G,
-    pub room: &'a Known,
+    pub room: &'a RoomRef,
     pub event: &'a Event,
     pub num: Option<EventNum>,
     pub before: &'a Tree,
@@ -158,7 +158,7 @@ type Changes = Vec<(StateKeyNum, Option<EventNum>)>;
 
 /// What the room's present state must become before an event follows all its ends: on a long fork it went on without their
 /// being resolved. Nothing when it is right, or when they differ in too much.
-pub fn settle_ends(get: &impl Get, room: &Known, means: &Means) -> Result<Changes> {
+pub fn settle_ends(get: &impl Get, room: &RoomRef, means: &Means) -> Result<Changes> {
     if room.row.extremities.len() < 2 {
         return Ok(Vec::new());
     }

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 
 use ruma::{OwnedUserId, UserId};
 
-use super::Known;
+use super::RoomRef;
 use crate::matrix::auth::{JoinRule, Named, State as _};
 use crate::matrix::json as text;
 use crate::room::Rooms;
@@ -18,7 +18,7 @@ use crate::store::{Get, Read, RoomNum, UserNum};
 const ALLOW_MAX: usize = 100;
 
 /// Who of this server lets a user into a restricted room; nobody where nobody needs to.
-pub fn let_in_by(rooms: &Rooms, read: &Read, room: &Known, user: &UserId) -> Result<Option<OwnedUserId>> {
+pub fn authorising_user(rooms: &Rooms, read: &Read, room: &RoomRef, user: &UserId) -> Result<Option<OwnedUserId>> {
     let view = room.view(read);
     let rule = view.join_rule()?;
     let restricted = (rule == Some(JoinRule::Restricted) && room.version.restricted)
@@ -29,7 +29,7 @@ pub fn let_in_by(rooms: &Rooms, read: &Read, room: &Known, user: &UserId) -> Res
     if !restricted || inside {
         return Ok(None);
     }
-    match meets_condition(read, room, user)? {
+    match meets_join_condition(read, room, user)? {
         Some(true) => {}
         Some(false) => {
             return Err(Error::forbidden("the user is in none of the rooms that this room lets people in from"));
@@ -47,7 +47,7 @@ pub fn let_in_by(rooms: &Rooms, read: &Read, room: &Known, user: &UserId) -> Res
 
 /// Whether a user is in one of the rooms that the join rules of a restricted room name; `None` when it is not in those we
 /// know, and there are others.
-pub(super) fn meets_condition(read: &impl Get, room: &Known, user: &UserId) -> Result<Option<bool>> {
+pub(super) fn meets_join_condition(read: &impl Get, room: &RoomRef, user: &UserId) -> Result<Option<bool>> {
     let Some(rules) = room.view(read).event("m.room.join_rules", "")? else { return Ok(Some(false)) };
     let user = user::num(read, user.as_str())?;
     let allow = text::read::get(rules.content().as_bytes(), "allow").filter(|list| list.first() == Some(&b'['));
@@ -77,7 +77,7 @@ pub(super) fn meets_condition(read: &impl Get, room: &Known, user: &UserId) -> R
 
 impl Rooms {
     /// A joined user of this server who may invite. Bounded by the people of this server.
-    pub(super) fn who_may_invite(&self, read: &impl Get, room: &Known) -> Result<Option<OwnedUserId>> {
+    pub(super) fn who_may_invite(&self, read: &impl Get, room: &RoomRef) -> Result<Option<OwnedUserId>> {
         let local: Vec<UserNum> = local_joined(read, room.num)?;
         let mut ids = Vec::with_capacity(local.len());
         for num in local {

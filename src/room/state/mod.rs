@@ -29,35 +29,35 @@ pub mod tree;
 
 /// A room we hold the history of, as one snapshot has it.
 #[derive(Clone, Debug)]
-pub struct Known {
+pub struct RoomRef {
     pub num: RoomNum,
     pub row: Room,
     pub version: &'static RoomVersion,
 }
 
-impl Known {
+impl RoomRef {
     /// Somebody of this server is joined, so we follow it.
     pub fn is_resident(&self) -> bool {
         self.row.status == Status::Resident
     }
 
     /// Its state now.
-    pub fn view<'g, G: Get>(&self, get: &'g G) -> View<'g, G> {
-        View::present(get, self.num, self.version)
+    pub fn view<'g, G: Get>(&self, get: &'g G) -> StateView<'g, G> {
+        StateView::present(get, self.num, self.version)
     }
 }
 
 /// A room by its id; `NotFound` for one known by name only.
-pub fn known(get: &impl Get, room_id: &str) -> Result<Known> {
+pub fn known(get: &impl Get, room_id: &str) -> Result<RoomRef> {
     let num = room::num(get, room_id)?.ok_or(Error::NotFound)?;
     known_num(get, num)
 }
 
 /// A room by its number.
-pub fn known_num(get: &impl Get, num: RoomNum) -> Result<Known> {
+pub fn known_num(get: &impl Get, num: RoomNum) -> Result<RoomRef> {
     let row = room::get(get, num)?.ok_or(Error::NotFound)?;
     match version::get(&row.version) {
-        Some(version) if row.state.is_some() => Ok(Known { num, row, version }),
+        Some(version) if row.state.is_some() => Ok(RoomRef { num, row, version }),
         _ => Err(Error::NotFound),
     }
 }
@@ -79,7 +79,7 @@ enum At {
 }
 
 /// A room's state, now or at a point of its history: a handful of lookups, each a row or two, whatever the room's size.
-pub struct View<'g, G> {
+pub struct StateView<'g, G> {
     get: &'g G,
     room: RoomNum,
     version: &'static RoomVersion,
@@ -88,20 +88,20 @@ pub struct View<'g, G> {
     levels: OnceCell<Option<Arc<PowerLevels>>>,
 }
 
-impl<'g, G: Get> View<'g, G> {
+impl<'g, G: Get> StateView<'g, G> {
     /// The room's state now.
-    pub fn present(get: &'g G, room: RoomNum, version: &'static RoomVersion) -> View<'g, G> {
-        View { get, room, version, at: At::Present, create: OnceCell::new(), levels: OnceCell::new() }
+    pub fn present(get: &'g G, room: RoomNum, version: &'static RoomVersion) -> StateView<'g, G> {
+        StateView { get, room, version, at: At::Present, create: OnceCell::new(), levels: OnceCell::new() }
     }
 
     /// The state a tree holds; none at all without one.
-    pub fn tree(get: &'g G, room: RoomNum, version: &'static RoomVersion, root: Option<Root>) -> View<'g, G> {
-        View::overlaid(get, room, version, Tree::stored(root))
+    pub fn tree(get: &'g G, room: RoomNum, version: &'static RoomVersion, root: Option<Root>) -> StateView<'g, G> {
+        StateView::overlaid(get, room, version, Tree::stored(root))
     }
 
     /// The state of a tree that need not be stored.
-    pub fn overlaid(get: &'g G, room: RoomNum, version: &'static RoomVersion, tree: Tree) -> View<'g, G> {
-        View { at: At::Tree(tree), ..View::present(get, room, version) }
+    pub fn overlaid(get: &'g G, room: RoomNum, version: &'static RoomVersion, tree: Tree) -> StateView<'g, G> {
+        StateView { at: At::Tree(tree), ..StateView::present(get, room, version) }
     }
 
     /// The state event of a type and key.
@@ -146,7 +146,7 @@ impl<'g, G: Get> View<'g, G> {
     }
 }
 
-impl<G: Get> auth::State for View<'_, G> {
+impl<G: Get> auth::State for StateView<'_, G> {
     type Error = Error;
 
     fn create(&self) -> Result<Option<Arc<auth::Create>>> {
@@ -194,7 +194,7 @@ pub(super) fn not_in_room() -> Error {
 }
 
 /// A room somebody here may act in; one we do not hold is one they are not in.
-pub(super) fn known_to_member(get: &impl Get, room_id: &RoomId) -> Result<Known> {
+pub(super) fn known_to_member(get: &impl Get, room_id: &RoomId) -> Result<RoomRef> {
     known(get, room_id.as_str()).map_err(|failed| match failed {
         Error::NotFound => not_in_room(),
         other => other,

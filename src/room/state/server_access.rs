@@ -7,7 +7,7 @@ use std::ops::ControlFlow;
 
 use ruma::{RoomId, ServerName};
 
-use super::{Known, View, known};
+use super::{RoomRef, StateView, known};
 use crate::matrix::Event;
 use crate::matrix::acl::Acl;
 use crate::matrix::auth::Membership as Closest;
@@ -22,7 +22,7 @@ use crate::store::{Get, RoomNum};
 const INVITED_LOOKED_AT_MAX: usize = 1000;
 
 /// A room we are in whose ACL lets the server take part.
-pub(in crate::room) fn enter(get: &impl Get, origin: &ServerName, room_id: &RoomId) -> Result<Known> {
+pub(in crate::room) fn for_server(get: &impl Get, origin: &ServerName, room_id: &RoomId) -> Result<RoomRef> {
     let room = known(get, room_id.as_str())?;
     if !room.is_resident() {
         return Err(Error::NotFound);
@@ -34,8 +34,8 @@ pub(in crate::room) fn enter(get: &impl Get, origin: &ServerName, room_id: &Room
 }
 
 /// The same for what only servers in the room may ask.
-pub(in crate::room) fn enter_as_member(get: &impl Get, origin: &ServerName, room_id: &RoomId) -> Result<Known> {
-    let room = enter(get, origin, room_id)?;
+pub(in crate::room) fn for_member_server(get: &impl Get, origin: &ServerName, room_id: &RoomId) -> Result<RoomRef> {
+    let room = for_server(get, origin, room_id)?;
     match member::server(get, room.num, origin.as_str())? {
         Some(_) => Ok(room),
         None => Err(Error::forbidden(format!("{origin} is not in this room"))),
@@ -44,14 +44,14 @@ pub(in crate::room) fn enter_as_member(get: &impl Get, origin: &ServerName, room
 
 /// Refuses a server that the ACL of a room we are in denies it. Of other rooms we know no ACL.
 pub(in crate::room) fn check_acl(get: &impl Get, origin: &ServerName, room_id: &RoomId) -> Result<()> {
-    match enter(get, origin, room_id) {
+    match for_server(get, origin, room_id) {
         Ok(_) | Err(Error::NotFound) => Ok(()),
         Err(error) => Err(error),
     }
 }
 
 /// Whether the room's present ACL lets a server take part.
-pub(in crate::room) fn acl_allows(get: &impl Get, room: &Known, server: &ServerName) -> Result<bool> {
+pub(in crate::room) fn acl_allows(get: &impl Get, room: &RoomRef, server: &ServerName) -> Result<bool> {
     let acl = room.view(get).event("m.room.server_acl", "")?;
     Ok(acl.is_none_or(|acl| Acl::parse(acl.content()).allows(server.as_str())))
 }
@@ -59,8 +59,8 @@ pub(in crate::room) fn acl_allows(get: &impl Get, room: &Known, server: &ServerN
 /// Whether a server that is in the room may be given an event whole; if not, it gets what a redaction would leave.
 ///
 /// That it had somebody in the room then is read from how long it has been in the room without a break.
-pub(in crate::room) fn may_have(get: &impl Get, room: &Known, row: &Row, origin: &ServerName) -> Result<bool> {
-    let view = View::tree(get, room.num, room.version, row.before.or(room.row.state));
+pub(in crate::room) fn may_see_event(get: &impl Get, room: &RoomRef, row: &Row, origin: &ServerName) -> Result<bool> {
+    let view = StateView::tree(get, room.num, room.version, row.before.or(room.row.state));
     let content = view.event("m.room.history_visibility", "")?;
     let history = History::of_content(content.as_ref().map(Event::content));
     let since = member::server(get, room.num, origin.as_str())?.map(|(_, since)| since.0 as i64);

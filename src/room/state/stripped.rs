@@ -9,7 +9,7 @@ use serde_json::value::RawValue;
 use crate::matrix::{Event, json as text};
 use crate::room::Rooms;
 use crate::room::error::Result;
-use crate::room::state::{Known, known};
+use crate::room::state::{RoomRef, known};
 use crate::store::Get;
 use crate::store::tables::room::event_row::Kind;
 
@@ -110,7 +110,7 @@ impl Rooms {
 }
 
 /// The room as somebody outside is shown it, in the form servers exchange.
-pub fn shown_state(get: &impl Get, room: &Known) -> Result<Vec<Box<RawValue>>> {
+pub fn shown_state(get: &impl Get, room: &RoomRef) -> Result<Vec<Box<RawValue>>> {
     let view = room.view(get);
     let mut shown = Vec::with_capacity(SHOWN.len());
     for kind in SHOWN {

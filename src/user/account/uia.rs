@@ -42,7 +42,7 @@ impl Stage {
 }
 
 /// What is asked for before an operation.
-pub struct Demand<'a> {
+pub struct UiaRequest<'a> {
     /// A session proves one operation only.
     pub operation: &'static str,
     /// Who asks; nobody yet when registering.
@@ -86,7 +86,7 @@ impl Sessions {
 impl Users {
     /// Looks at the `auth` of a request that comes `from` an address. A session without any is begun; one whose stages are
     /// complete is used up.
-    pub async fn prove(&self, demand: Demand<'_>, from: IpAddr, auth: Option<&Value>) -> Result<Progress, Error> {
+    pub async fn prove(&self, demand: UiaRequest<'_>, from: IpAddr, auth: Option<&Value>) -> Result<Progress, Error> {
         let Some(auth) = auth.filter(|auth| !auth.is_null()) else {
             let session = self.begin(&demand, from);
             return Ok(Progress::Ask(ask(&demand, &session, &[], None)));
@@ -127,7 +127,7 @@ impl Users {
         Ok(Progress::Ask(ask(&demand, &session, &completed, None)))
     }
 
-    fn begin(&self, demand: &Demand<'_>, from: IpAddr) -> String {
+    fn begin(&self, demand: &UiaRequest<'_>, from: IpAddr) -> String {
         let session = self.0.parts.random.token(SESSION_CHARS);
         let (user, now_ms) = (demand.user.map(ToOwned::to_owned), self.now_ms());
         let expires_ms = now_ms + SESSION_MS;
@@ -141,7 +141,7 @@ impl Users {
     }
 
     /// The stages a session has completed; nothing when it is not for this.
-    fn completed(&self, demand: &Demand<'_>, session: &str) -> Option<Vec<Stage>> {
+    fn completed(&self, demand: &UiaRequest<'_>, session: &str) -> Option<Vec<Stage>> {
         let now_ms = self.now_ms();
         let mut sessions = self.0.sessions.lock();
         let kept = sessions.get(session)?;
@@ -149,7 +149,7 @@ impl Users {
         (fits && kept.expires_ms > now_ms).then(|| kept.completed.clone())
     }
 
-    async fn prove_stage(&self, stage: Stage, demand: &Demand<'_>, auth: &Value) -> Result<(), Error> {
+    async fn prove_stage(&self, stage: Stage, demand: &UiaRequest<'_>, auth: &Value) -> Result<(), Error> {
         let text = |name: &str| auth.get(name).and_then(Value::as_str);
         match stage {
             Stage::Dummy => Ok(()),
@@ -170,13 +170,13 @@ impl Users {
     }
 
     /// Whether the `auth` is that of somebody else than who must prove themselves.
-    fn names_another(&self, demand: &Demand<'_>, auth: &Value) -> bool {
+    fn names_another(&self, demand: &UiaRequest<'_>, auth: &Value) -> bool {
         let named = auth.pointer("/identifier/user").or_else(|| auth.get("user")).and_then(Value::as_str);
         named.is_some_and(|named| id::typed_user(named, self.server()).as_deref() != demand.user)
     }
 }
 
-fn ask(demand: &Demand<'_>, session: &str, completed: &[Stage], failed: Option<&Error>) -> Value {
+fn ask(demand: &UiaRequest<'_>, session: &str, completed: &[Stage], failed: Option<&Error>) -> Value {
     let names = |stages: &[Stage]| stages.iter().map(|stage| stage.name()).collect::<Vec<_>>();
     let mut ask = json!({
         "session": session,

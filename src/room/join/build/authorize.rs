@@ -152,7 +152,7 @@ pub trait Bodies {
 const PARSED_MAX: usize = 8;
 
 /// Judges a room's events in topological order.
-pub struct Judge<B> {
+pub struct Authorizer<B> {
     version: &'static RoomVersion,
     bodies: B,
     create: Option<(u32, Arc<Create>)>,
@@ -174,9 +174,9 @@ impl<E> From<Reject> for No<E> {
     }
 }
 
-impl<B: Bodies> Judge<B> {
-    pub fn new(version: &'static RoomVersion, bodies: B) -> Judge<B> {
-        Judge { version, bodies, create: None, levels: Parsed::new(), rules: Parsed::new(), bodies_read: 0 }
+impl<B: Bodies> Authorizer<B> {
+    pub fn new(version: &'static RoomVersion, bodies: B) -> Authorizer<B> {
+        Authorizer { version, bodies, create: None, levels: Parsed::new(), rules: Parsed::new(), bodies_read: 0 }
     }
 
     /// The place of the room's accepted create event.

@@ -8,7 +8,7 @@ use super::SORT_BYTES;
 use super::authorize::Bodies;
 use crate::budget::Grant;
 use crate::matrix::{Event, RoomVersion};
-use crate::room::join::error::Stop;
+use crate::room::join::error::JoinError;
 use crate::room::join::order::{Scratch, take_up_to};
 use crate::store::tables::room::staged::UserPrint;
 use crate::store::tables::room::{body, event};
@@ -32,7 +32,7 @@ struct Slot {
 }
 
 impl Users {
-    pub fn new(store: &Store, users: u64, scratch: &Scratch) -> Result<Users, Stop> {
+    pub fn new(store: &Store, users: u64, scratch: &Scratch) -> Result<Users, JoinError> {
         let wanted = (users + users / 4 + 16) * size_of::<Slot>() as u64;
         // The sorters that come next need theirs.
         let left = scratch.memory.limit().saturating_sub(scratch.memory.used()).saturating_sub(SORT_BYTES);
@@ -61,7 +61,7 @@ impl Users {
         ((print as u32 as u64 * self.slots.len() as u64) >> 32) as usize
     }
 
-    pub fn get(&self, print: UserPrint) -> Result<Met, Stop> {
+    pub fn get(&self, print: UserPrint) -> Result<Met, JoinError> {
         let parts = [print as u32, (print >> 32) as u32];
         let mut at = self.home(print);
         while self.slots[at].user != 0 {
@@ -75,7 +75,7 @@ impl Users {
             let _ = self.read.set(self.store.read()?);
         }
         let read = self.read.get().expect("set above");
-        user::met(read, print)?.ok_or(Stop::Corrupt)
+        user::met(read, print)?.ok_or(JoinError::Corrupt)
     }
 }
 
@@ -91,7 +91,7 @@ pub struct FromStore {
 const READ_USES_MAX: u32 = 2000;
 
 impl FromStore {
-    fn with<T>(&self, f: impl FnOnce(&Read) -> store::Result<T>) -> Result<T, Stop> {
+    fn with<T>(&self, f: impl FnOnce(&Read) -> store::Result<T>) -> Result<T, JoinError> {
         let mut held = self.read.borrow_mut();
         if held.1 == 0 {
             *held = (Some(self.store.read()?), READ_USES_MAX);
@@ -103,25 +103,25 @@ impl FromStore {
 }
 
 impl Bodies for FromStore {
-    type Error = Stop;
+    type Error = JoinError;
 
-    fn event(&self, num: BodyNum, sender: UserNum, target: Option<UserNum>) -> Result<Event, Stop> {
+    fn event(&self, num: BodyNum, sender: UserNum, target: Option<UserNum>) -> Result<Event, JoinError> {
         let stored = self.with(|read| event::stored_body(read, num))?;
-        let opened = body::open(&stored).ok_or(Stop::Corrupt)?;
+        let opened = body::open(&stored).ok_or(JoinError::Corrupt)?;
         let sender = self.with(|read| user::id_of(read, sender))?;
         let target = match target.filter(|_| opened.wants().target()) {
             Some(target) => self.with(|read| user::id_of(read, target))?,
             None => String::new(),
         };
         let known = body::Known { room_id: &self.room_id, sender: &sender, target: &target, ..body::Known::default() };
-        let bytes = opened.restore(&known).ok_or(Stop::Corrupt)?;
+        let bytes = opened.restore(&known).ok_or(JoinError::Corrupt)?;
         // Judged by its content and by the places of its auth events: neither its id nor theirs matter.
-        let id = OwnedEventId::try_from("$id").map_err(|_| Stop::Corrupt)?;
-        Event::from_stored(self.version, bytes, id).map_err(|_| Stop::Corrupt)
+        let id = OwnedEventId::try_from("$id").map_err(|_| JoinError::Corrupt)?;
+        Event::from_stored(self.version, bytes, id).map_err(|_| JoinError::Corrupt)
     }
 
-    fn user(&self, num: UserNum) -> Result<OwnedUserId, Stop> {
+    fn user(&self, num: UserNum) -> Result<OwnedUserId, JoinError> {
         let id = self.with(|read| user::id_of(read, num))?;
-        UserId::parse(&id).map_err(|_| Stop::Corrupt)
+        UserId::parse(&id).map_err(|_| JoinError::Corrupt)
     }
 }

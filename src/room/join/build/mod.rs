@@ -17,7 +17,7 @@ use ruma::{OwnedEventId, OwnedServerName};
 
 use super::Error;
 use super::cleanup;
-use super::error::Stop;
+use super::error::JoinError;
 use super::graph::Bits;
 use super::order::{Order, Scratch, Sorter};
 use super::progress::{Phase, Progress};
@@ -36,7 +36,7 @@ use crate::store::tables::room::{self, member};
 use crate::store::tables::room::{current_state, join};
 use crate::store::tables::user::{self};
 use crate::store::{self, EventNum, Get, RoomNum, Store, UserNum, Write, WriteError, hash128};
-use authorize::{COLUMN_BYTES, Claim, Column, Columns, Judge, Role};
+use authorize::{Authorizer, COLUMN_BYTES, Claim, Column, Columns, Role};
 use lookup::{FromStore, Users};
 use record::{InState, Made, Nums, Placed, pack};
 use rows::{Dead, Rows, StagedLog, Writes, each};
@@ -84,7 +84,7 @@ pub struct Settled {
 
 impl Settle {
     /// Everything but the flip.
-    pub fn run(mut self) -> Result<Settled, Stop> {
+    pub fn run(mut self) -> Result<Settled, JoinError> {
         self.progress.enter(Phase::Ordering);
         let forgetful = self.journal.forgetful.then_some(self.merge_key);
         let watch = StopWatch::start();
@@ -119,7 +119,7 @@ impl Settle {
     }
 
     /// The room's number and the events', the same ones again after a crash.
-    fn reserve(&mut self, count: u32) -> Result<(RoomNum, EventNum), Stop> {
+    fn reserve(&mut self, count: u32) -> Result<(RoomNum, EventNum), JoinError> {
         if let (Some(room), Some((first, reserved))) = (self.journal.room, self.journal.event_nums)
             && reserved == count
         {
@@ -143,7 +143,7 @@ impl Settle {
     }
 
     /// What an earlier stay left of the room's present state goes, a batch at a time.
-    fn clear(&self, room: RoomNum) -> Result<(), Stop> {
+    fn clear(&self, room: RoomNum) -> Result<(), JoinError> {
         loop {
             let job = move |w: &mut Write<'_>| {
                 cleanup::check_not_here(w, room)?;
@@ -157,7 +157,7 @@ impl Settle {
     }
 
     /// One reading of the log: who is mentioned, and what is in the state.
-    fn survey(&self, order: &Order) -> Result<(Users, Bits), Stop> {
+    fn survey(&self, order: &Order) -> Result<(Users, Bits), JoinError> {
         let mut in_state = Bits::new(&self.scratch.memory)?;
         let mut sorter = Sorter::new(&self.scratch, SORT_BYTES)?;
         let hash_key = *self.store.read()?.hash_key();
@@ -177,13 +177,13 @@ impl Settle {
                 staged::Entry::InState(node) if of == attempt => in_state.set(order.canonical(node))?,
                 _ => {}
             }
-            Ok::<_, Stop>(())
+            Ok::<_, JoinError>(())
         })?;
         Ok((self.meet(sorter)?, in_state))
     }
 
     /// Everybody gets their number, in the order of their hashes.
-    fn meet(&self, sorter: Sorter) -> Result<Users, Stop> {
+    fn meet(&self, sorter: Sorter) -> Result<Users, JoinError> {
         let mut users = Users::new(&self.store, sorter.count(), &self.scratch)?;
         let mut sorted = sorter.finish()?;
         let mut writes = Writes::new(self);
@@ -195,7 +195,7 @@ impl Settle {
                 && (*hash != last || batch.is_empty())
             {
                 last = *hash;
-                let id = String::from_utf8(id.to_vec()).map_err(|_| Stop::Corrupt)?;
+                let id = String::from_utf8(id.to_vec()).map_err(|_| JoinError::Corrupt)?;
                 batch.push((*hash, id));
             }
             if batch.len() >= writes.size() || is_end && !batch.is_empty() {
@@ -221,7 +221,7 @@ impl Settle {
         users: &Users,
         in_state: &Bits,
         dead: &mut Dead,
-    ) -> Result<(super::order::Sorted, bool), Stop> {
+    ) -> Result<(super::order::Sorted, bool), JoinError> {
         let mut sorter = Sorter::new(&self.scratch, 2 * SORT_BYTES)?;
         let (mut record, mut nodes, mut any_known) = (Vec::new(), Vec::new(), false);
         each(&self.store, self.join, &mut |_, body, entry| {
@@ -244,7 +244,7 @@ impl Settle {
                 }
                 _ => {}
             }
-            Ok::<_, Stop>(())
+            Ok::<_, JoinError>(())
         })?;
         Ok((sorter.finish()?, any_known))
     }
@@ -258,19 +258,19 @@ impl Settle {
         room: RoomNum,
         first: EventNum,
         dead: &mut Dead,
-    ) -> Result<Made, Stop> {
+    ) -> Result<Made, JoinError> {
         let bytes = u64::from(count) * (COLUMN_BYTES + if any_known { 4 } else { 0 });
         let _grant = self.scratch.memory.try_take(bytes)?;
         let mut columns = Columns::new(count);
         let mut nums = Nums { first, known: if any_known { vec![0; count as usize] } else { Vec::new() } };
         let (store, room_id) = (self.store.clone(), self.journal.room_id.clone());
         let reads = FromStore { store, version: self.version, room_id, read: RefCell::default() };
-        let mut judge = Judge::new(self.version, reads);
+        let mut judge = Authorizer::new(self.version, reads);
         let mut rows = Rows::new(self, room)?;
         let (mut last, mut rejected, mut sample) = (None, 0u64, None);
         let mut auth = Vec::new();
         while let Some(record) = sorted.next()? {
-            let one = Placed::unpack(record, &mut auth).ok_or(Stop::Corrupt)?;
+            let one = Placed::unpack(record, &mut auth).ok_or(JoinError::Corrupt)?;
             if last == Some(one.place) {
                 if let Some(event) = &one.event {
                     dead.push(event.body)?; // the second copy of one event
@@ -286,7 +286,7 @@ impl Settle {
             let role = Role::of(event.kind, event.state_key.map(|(_, key)| key), event.member.is_some());
             let member = event.member.map(|(membership, target, _)| (membership, target));
             let id = match role {
-                Role::Create => Some(OwnedEventId::try_from(event.id.text()).map_err(|_| Stop::Corrupt)?),
+                Role::Create => Some(OwnedEventId::try_from(event.id.text()).map_err(|_| JoinError::Corrupt)?),
                 _ => None,
             };
             let claim = Claim {
@@ -311,7 +311,7 @@ impl Settle {
                 }
             }
         }
-        let create = judge.create_place().ok_or_else(|| Stop::Lying("the room has no create event".into()))?;
+        let create = judge.create_place().ok_or_else(|| JoinError::Lying("the room has no create event".into()))?;
         tracing::info!(
             room_id = %self.journal.room_id, accepted = rows.accepted, rejected, bodies = judge.bodies_read,
             sample = sample.map(|reject| reject.to_string()), "judged"
@@ -322,11 +322,11 @@ impl Settle {
     /// An event we held before counts as what its row says.
     fn known(
         &self,
-        judge: &mut Judge<FromStore>,
+        judge: &mut Authorizer<FromStore>,
         columns: &mut Columns,
         rows: &mut Rows,
         one: &Placed<'_>,
-    ) -> Result<(), Stop> {
+    ) -> Result<(), JoinError> {
         let read = self.store.read()?;
         let row = event::row_of(&read, one.known)?;
         let event = match row.kind {
@@ -349,7 +349,7 @@ impl Settle {
     }
 
     /// The index from ids to numbers.
-    fn index(&self, ids: Sorter) -> Result<(), Stop> {
+    fn index(&self, ids: Sorter) -> Result<(), JoinError> {
         let mut sorted = ids.finish()?;
         let mut writes = Writes::new(self);
         loop {
@@ -357,8 +357,8 @@ impl Settle {
             while batch.len() < writes.size()
                 && let Some(record) = sorted.next()?
             {
-                let (hash, num) = record.split_first_chunk::<16>().ok_or(Stop::Corrupt)?;
-                batch.push((*hash, EventNum::from_key(num).ok_or(Stop::Corrupt)?));
+                let (hash, num) = record.split_first_chunk::<16>().ok_or(JoinError::Corrupt)?;
+                batch.push((*hash, EventNum::from_key(num).ok_or(JoinError::Corrupt)?));
             }
             if batch.is_empty() {
                 return Ok(());
@@ -368,7 +368,7 @@ impl Settle {
     }
 
     /// The tree, the present state, members and servers.
-    fn state(&self, entries: Sorter, room: RoomNum) -> Result<Settled, Stop> {
+    fn state(&self, entries: Sorter, room: RoomNum) -> Result<Settled, JoinError> {
         let mut sorted = entries.finish()?;
         let mut servers = Sorter::new(&self.scratch, SORT_BYTES / 2)?;
         let mut settled = Settled {
@@ -386,7 +386,7 @@ impl Settle {
         let mut batch: Vec<InState> = Vec::new();
         loop {
             let next = match sorted.next()? {
-                Some(record) => Some(InState::unpack(record).ok_or(Stop::Corrupt)?),
+                Some(record) => Some(InState::unpack(record).ok_or(JoinError::Corrupt)?),
                 None => None,
             };
             // Of two events for one key the later stands; the last of a batch may yet have a double.
@@ -417,7 +417,7 @@ impl Settle {
         Ok(settled)
     }
 
-    fn count(&self, batch: &[InState], settled: &mut Settled, servers: &mut Sorter) -> Result<(), Stop> {
+    fn count(&self, batch: &[InState], settled: &mut Settled, servers: &mut Sorter) -> Result<(), JoinError> {
         let read = self.store.read()?;
         for one in batch {
             let Some((membership, user)) = one.member else { continue };
@@ -438,14 +438,14 @@ impl Settle {
         Ok(())
     }
 
-    fn servers(&self, servers: Sorter, room: RoomNum) -> Result<(), Stop> {
+    fn servers(&self, servers: Sorter, room: RoomNum) -> Result<(), JoinError> {
         let mut sorted = servers.finish()?;
         let mut writes = Writes::new(self);
         let since = self.store.read()?.position()?;
         let mut batch: Vec<(String, u64)> = Vec::new();
         loop {
             let next = match sorted.next()? {
-                Some(name) => Some(std::str::from_utf8(name).map_err(|_| Stop::Corrupt)?),
+                Some(name) => Some(std::str::from_utf8(name).map_err(|_| JoinError::Corrupt)?),
                 None => None,
             };
             match (next, batch.last_mut()) {

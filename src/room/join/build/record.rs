@@ -2,7 +2,7 @@
 
 use super::lookup::Users;
 use super::{IN_STATE, KNOWN};
-use crate::room::join::error::Stop;
+use crate::room::join::error::JoinError;
 use crate::room::join::order::{Node, Order, Sorter};
 use crate::store::row_encoding::{Unpack, put_bytes, put_u64};
 use crate::store::tables::room::event_row::{Id, Kind, Membership};
@@ -48,7 +48,7 @@ pub fn pack(
     users: &Users,
     order: &Order,
     auth: &[Node],
-) -> Result<(), Stop> {
+) -> Result<(), JoinError> {
     out.clear();
     out.extend_from_slice(&place.to_be_bytes());
     let mut bits = 0;
@@ -89,7 +89,7 @@ pub fn pack(
     }
     for &node in auth {
         // An event is placed after all its parents.
-        put_u64(out, order.place(node).ok_or(Stop::Corrupt)?.into());
+        put_u64(out, order.place(node).ok_or(JoinError::Corrupt)?.into());
     }
     Ok(())
 }

@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use super::record::{InState, Made, Nums, PlacedEvent};
 use super::{ROWS_MAX, SORT_BYTES, Settle};
-use crate::base::{Pace, StopWatch};
+use crate::base::{BatchSize, StopWatch};
 use crate::budget::Grant;
 use crate::budget::spill::Spill;
-use crate::room::join::error::Stop;
+use crate::room::join::error::JoinError;
 use crate::room::join::graph::with_bytes;
 use crate::room::join::order::{Log, Node, OrderError, SORTER_BYTES_MIN, Scratch, Sorter};
 use crate::room::join::progress::Progress;
@@ -26,14 +26,14 @@ const ROWS_MIN: usize = 64;
 /// Short writes one after the other, sized by how long the last one took.
 pub struct Writes {
     store: Store,
-    pace: Pace,
+    pace: BatchSize,
     progress: Arc<Progress>,
 }
 
 impl Writes {
     pub fn new(settle: &Settle) -> Writes {
         let (store, progress) = (settle.store.clone(), settle.progress.clone());
-        Writes { store, progress, pace: Pace::new(WRITE_TARGET, ROWS_MIN, ROWS_MAX) }
+        Writes { store, progress, pace: BatchSize::new(WRITE_TARGET, ROWS_MIN, ROWS_MAX) }
     }
 
     pub fn size(&self) -> usize {
@@ -44,9 +44,9 @@ impl Writes {
         &mut self,
         rows: usize,
         job: impl FnOnce(&mut Write<'_>) -> store::Result<T> + Send + 'static,
-    ) -> Result<T, Stop> {
+    ) -> Result<T, JoinError> {
         if self.progress.is_cancelled() {
-            return Err(Stop::Cancelled);
+            return Err(JoinError::Cancelled);
         }
         let watch = StopWatch::start();
         let (done, _) = self.store.write_bulk_blocking(job).map_err(store::Error::from)?;
@@ -66,7 +66,7 @@ impl Dead {
         Dead { scratch: scratch.clone(), spill: None }
     }
 
-    pub fn push(&mut self, body: BodyNum) -> Result<(), Stop> {
+    pub fn push(&mut self, body: BodyNum) -> Result<(), JoinError> {
         if self.spill.is_none() {
             self.spill = Some(Spill::create(&self.scratch.folder, &self.scratch.disk)?);
         }
@@ -149,7 +149,7 @@ const ROW_BYTES: u64 = 300;
 const BATCH_ROWS_MAX: usize = 1024;
 
 impl Rows {
-    pub fn new(settle: &Settle, room: RoomNum) -> Result<Rows, Stop> {
+    pub fn new(settle: &Settle, room: RoomNum) -> Result<Rows, JoinError> {
         let grant = settle.scratch.memory.try_take(BATCH_ROWS_MAX as u64 * ROW_BYTES)?;
         let left = settle.scratch.memory.limit().saturating_sub(settle.scratch.memory.used());
         // Of a room as large as can be, just what two sorters take at least.
@@ -172,7 +172,7 @@ impl Rows {
         num: EventNum,
         kind: Kind,
         member: Option<(Membership, UserNum)>,
-    ) -> Result<(), Stop> {
+    ) -> Result<(), JoinError> {
         Ok(self.state.push(&InState { key, num, kind, member }.pack())?)
     }
 
@@ -183,7 +183,7 @@ impl Rows {
         event: &PlacedEvent<'_>,
         in_state: bool,
         auth: &[u32],
-    ) -> Result<(), Stop> {
+    ) -> Result<(), JoinError> {
         let num = nums.of(place);
         let member = event.member.map(|(membership, target, _)| (membership, target));
         if let Some((_, _, key)) = event.member
@@ -220,7 +220,7 @@ impl Rows {
         Ok(())
     }
 
-    fn flush(&mut self) -> Result<(), Stop> {
+    fn flush(&mut self) -> Result<(), JoinError> {
         let mut batch = std::mem::take(&mut self.batch);
         let (mut batch, others) = self.writes.run(batch.len(), move |w| {
             let mut others = Vec::new();
@@ -244,7 +244,7 @@ impl Rows {
         Ok(())
     }
 
-    pub fn finish(mut self, create: EventNum) -> Result<Made, Stop> {
+    pub fn finish(mut self, create: EventNum) -> Result<Made, JoinError> {
         if !self.batch.is_empty() {
             self.flush()?;
         }

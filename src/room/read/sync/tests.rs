@@ -11,12 +11,17 @@ use crate::store::tables::user::account_data;
 use ruma::{OwnedEventId, OwnedRoomId, UserId};
 
 /// Everything the rooms have for somebody since a token, by list and room.
-pub(crate) async fn synced(house: &House, user: &UserId, since: Option<Since>, filter: Value) -> (Since, Value) {
+pub(crate) async fn synced(
+    house: &House,
+    user: &UserId,
+    since: Option<SyncToken>,
+    filter: Value,
+) -> (SyncToken, Value) {
     let reader = Reader { user: house.user_num(user), user_id: user.to_owned(), device: "D".to_owned() };
     let filter = Arc::new(Filter::parse(filter.to_string().as_bytes()).unwrap());
     let asked = house.rooms.asked(reader, since, false, filter).unwrap();
     let mut rooms = json!({ "join": {}, "invite": {}, "knock": {}, "leave": {} });
-    for list in List::ALL {
+    for list in SyncSection::ALL {
         let mut after = None;
         while let Some(news) = asked.next(list, after, &[]).unwrap() {
             after = Some(news.num);
@@ -350,11 +355,11 @@ async fn a_share_comes_in_pieces_whatever_the_room() {
     }
     let reader = Reader { user: house.user_num(&alice), user_id: alice.clone(), device: "D".to_owned() };
     let asked = house.rooms.asked(reader, None, false, Arc::default()).unwrap();
-    let news = asked.next(List::Join, None, &[]).unwrap().unwrap();
-    assert!(asked.next(List::Join, Some(news.num), &[]).unwrap().is_none());
+    let news = asked.next(SyncSection::Join, None, &[]).unwrap().unwrap();
+    assert!(asked.next(SyncSection::Join, Some(news.num), &[]).unwrap().is_none());
     let mut chunks = written(move |pen| async move {
         pen.text("{");
-        asked.write(&pen, List::Join, &news).await?;
+        asked.write(&pen, SyncSection::Join, &news).await?;
         pen.text("}");
         Ok(())
     });
@@ -376,17 +381,17 @@ async fn a_share_comes_in_pieces_whatever_the_room() {
 
 #[test]
 fn tokens_come_back_as_they_were() {
-    let since = Since { at: Position(7), typing: 1_700_000_000_001, messages: Position(7) };
+    let since = SyncToken { at: Position(7), typing: 1_700_000_000_001, messages: Position(7) };
     assert_eq!(since.to_string(), "s7_1700000000001");
-    let behind = Since { messages: Position(3), ..since };
+    let behind = SyncToken { messages: Position(3), ..since };
     for since in [since, behind] {
-        assert_eq!(Since::parse(&since.to_string()), Some(since));
+        assert_eq!(SyncToken::parse(&since.to_string()), Some(since));
     }
-    assert_eq!(Since::parse("s7_1700000000001_9"), Some(since), "not of the future");
+    assert_eq!(SyncToken::parse("s7_1700000000001_9"), Some(since), "not of the future");
     assert_eq!(Token::parse(&since.to_string()), Some(Token(7)));
     assert_eq!(Token::parse("t-5"), Some(Token(-5)));
     for wrong in ["", "s", "s5", "s5_5_", "s5_5_5_5", "t", "tx", "x5_5", "\u{e9}5"] {
-        assert!(Since::parse(wrong).is_none() && Token::parse(wrong).is_none(), "{wrong}");
+        assert!(SyncToken::parse(wrong).is_none() && Token::parse(wrong).is_none(), "{wrong}");
     }
 }
 
