@@ -2,11 +2,11 @@
 
 use serde_json::{Value, json};
 
-use crate::house::{House, Person};
+use crate::server::{TestServer, TestUser};
 
 #[tokio::test]
 async fn what_the_server_is() {
-    let house = House::start().await;
+    let house = TestServer::start().await;
     let versions = house.request("GET", "/_matrix/client/versions", None, Value::Null).await.ok();
     assert!(versions["versions"].as_array().unwrap().contains(&json!("v1.11")));
     let alice = house.register("alice").await;
@@ -19,7 +19,7 @@ async fn what_the_server_is() {
 
 #[tokio::test]
 async fn registering_in_stages() {
-    let house = House::start().await;
+    let house = TestServer::start().await;
     let register = |body: Value| house.request("POST", "/register", None, body);
     let asked = register(json!({ "username": "bob", "password": "secret" })).await;
     assert_eq!(asked.status, 401);
@@ -44,7 +44,7 @@ async fn registering_in_stages() {
 
 #[tokio::test]
 async fn registering_with_a_token() {
-    let house = House::start_with(|config| {
+    let house = TestServer::start_with(|config| {
         config.registration = snug::config::Registration::Token;
         config.registration_tokens = vec!["friend".to_owned()];
     })
@@ -68,7 +68,7 @@ async fn registering_with_a_token() {
 
 #[tokio::test]
 async fn logging_in_and_out() {
-    let house = House::start().await;
+    let house = TestServer::start().await;
     let alice = house.register("alice").await;
     let login = |user: &str, password: &str, device: &str| {
         let body = json!({
@@ -91,7 +91,7 @@ async fn logging_in_and_out() {
     let devices = house.get("/devices", &alice).await.ok();
     assert_eq!(devices["devices"].as_array().unwrap().len(), 2);
 
-    let laptop = Person { token: second["access_token"].as_str().unwrap().to_owned(), ..alice.clone() };
+    let laptop = TestUser { token: second["access_token"].as_str().unwrap().to_owned(), ..alice.clone() };
     house.post("/logout", &laptop, Value::Null).await.ok();
     house.get("/account/whoami", &laptop).await.refused(401, "M_UNKNOWN_TOKEN");
     house.get("/devices/LAPTOP", &alice).await.refused(404, "M_NOT_FOUND");
@@ -101,7 +101,7 @@ async fn logging_in_and_out() {
 
 #[tokio::test]
 async fn devices_are_named_and_removed_with_the_password() {
-    let house = House::start().await;
+    let house = TestServer::start().await;
     let alice = house.register("alice").await;
     let path = format!("/devices/{}", alice.device);
     house.put(&path, &alice, json!({ "display_name": "My phone" })).await.ok();
@@ -123,7 +123,7 @@ async fn devices_are_named_and_removed_with_the_password() {
 
 #[tokio::test]
 async fn a_new_password_ends_the_other_sessions() {
-    let house = House::start().await;
+    let house = TestServer::start().await;
     let alice = house.register("alice").await;
     let body = json!({ "type": "m.login.password", "user": "alice", "password": "secret alice" });
     let other = house.request("POST", "/login", None, body).await.ok();
@@ -138,7 +138,7 @@ async fn a_new_password_ends_the_other_sessions() {
 
 #[tokio::test]
 async fn a_deactivated_account_is_closed_for_good() {
-    let house = House::start().await;
+    let house = TestServer::start().await;
     let alice = house.register("alice").await;
     let auth = json!({ "type": "m.login.password", "password": "secret alice", "user": "alice" });
     house.post("/account/deactivate", &alice, json!({ "auth": auth })).await.ok();
@@ -151,7 +151,7 @@ async fn a_deactivated_account_is_closed_for_good() {
 
 #[tokio::test]
 async fn profiles() {
-    let house = House::start().await;
+    let house = TestServer::start().await;
     let (alice, bob) = (house.register("alice").await, house.register("bob").await);
     let name = "/profile/@alice:localhost/displayname";
     assert_eq!(house.get(name, &bob).await.ok(), json!({ "displayname": "alice" }));
@@ -170,7 +170,7 @@ async fn profiles() {
 
 #[tokio::test]
 async fn account_data_and_filters() {
-    let house = House::start().await;
+    let house = TestServer::start().await;
     let (alice, bob) = (house.register("alice").await, house.register("bob").await);
     let path = "/user/@alice:localhost/account_data/org.example";
     house.get(path, &alice).await.refused(404, "M_NOT_FOUND");
@@ -193,7 +193,7 @@ async fn account_data_and_filters() {
 
 #[tokio::test]
 async fn tags() {
-    let house = House::start().await;
+    let house = TestServer::start().await;
     let alice = house.register("alice").await;
     let room = house.post("/createRoom", &alice, json!({})).await.ok()["room_id"].as_str().unwrap().to_owned();
     let path = format!("/user/@alice:localhost/rooms/{room}/tags");
@@ -207,7 +207,7 @@ async fn tags() {
 /// An app that makes a room of low priority a favourite asks for both at once, and the favourite was lost.
 #[tokio::test]
 async fn two_changes_of_tags_at_once_are_both_kept() {
-    let house = House::start().await;
+    let house = TestServer::start().await;
     let alice = house.register("alice").await;
     for _ in 0..10 {
         let room = house.post("/createRoom", &alice, json!({})).await.ok()["room_id"].as_str().unwrap().to_owned();
@@ -230,7 +230,7 @@ async fn two_changes_of_tags_at_once_are_both_kept() {
 
 #[tokio::test]
 async fn push_rules() {
-    let house = House::start().await;
+    let house = TestServer::start().await;
     let alice = house.register("alice").await;
     let all = house.get("/pushrules/", &alice).await.ok();
     assert_eq!(all["global"]["override"][0]["rule_id"], ".m.rule.master");
@@ -261,22 +261,22 @@ async fn push_rules() {
 }
 
 /// A house behind a proxy that adds the caller's address, and limits.
-async fn behind_a_proxy(profile: &str) -> House {
-    House::start_under_with(profile, |config| {
+async fn behind_a_proxy(profile: &str) -> TestServer {
+    TestServer::start_under_with(profile, |config| {
         config.rate_limits = true;
         config.trusted_proxies = vec![[127, 0, 0, 1].into()];
     })
     .await
 }
 
-async fn log_in(house: &House, from: &str, name: &str, password: &str) -> u16 {
+async fn log_in(house: &TestServer, from: &str, name: &str, password: &str) -> u16 {
     let body = json!({ "type": "m.login.password", "password": password,
         "identifier": { "type": "m.id.user", "user": name } });
     let headers = [("x-forwarded-for", from)];
     house.send("POST", "/login", &headers, body.to_string().into_bytes()).await.status
 }
 
-async fn asks(house: &House, from: &str, who: &Person, method: &str, path: &str, body: Value) -> u16 {
+async fn asks(house: &TestServer, from: &str, who: &TestUser, method: &str, path: &str, body: Value) -> u16 {
     let token = format!("Bearer {}", who.token);
     let headers = [("x-forwarded-for", from), ("authorization", token.as_str())];
     let body = if body.is_null() { Vec::new() } else { body.to_string().into_bytes() };

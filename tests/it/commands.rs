@@ -6,8 +6,8 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
-use crate::house::{Folder, free_port};
 use crate::load::lab::Lab;
+use crate::server::{Folder, free_port};
 
 /// A running program with a folder of its own.
 struct Running {

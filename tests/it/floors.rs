@@ -52,7 +52,7 @@ const FLOORS: &[Floors] = &[
 
 #[test]
 fn sub_rooms_name_only_what_is_below_them() {
-    let house = House::new(&sources());
+    let house = Imports::new(&sources());
     assert!(house.named.len() > 200, "the imports were found");
     for floors in FLOORS {
         fine(house.wrong_floors(floors));
@@ -60,7 +60,7 @@ fn sub_rooms_name_only_what_is_below_them() {
     let canary = |path: &str, code: &str| {
         let mut sources = sources();
         sources.push(Source { path: path.into(), code: code.into() });
-        let house = House::new(&sources);
+        let house = Imports::new(&sources);
         FLOORS.iter().flat_map(|floors| house.wrong_floors(floors)).collect::<Vec<_>>()
     };
     for (path, code) in [
@@ -77,9 +77,9 @@ fn sub_rooms_name_only_what_is_below_them() {
 
 #[test]
 fn no_two_files_import_each_other() {
-    fine(House::new(&sources()).circles());
+    fine(Imports::new(&sources()).circles());
     let two = |of: [(&str, &str); 3]| {
-        House::new(&of.map(|(path, code)| Source { path: path.into(), code: code.into() })).circles().len()
+        Imports::new(&of.map(|(path, code)| Source { path: path.into(), code: code.into() })).circles().len()
     };
     let (b, c) = (("b.rs", "use crate::c;"), ("c.rs", "use crate::a::X;"));
     assert_eq!(two([("a.rs", "use super::b::Y;"), b, c]), 1);
@@ -91,12 +91,12 @@ fn no_two_files_import_each_other() {
 type Path = Vec<String>;
 
 /// What each file names, by the path of its module.
-struct House {
+struct Imports {
     named: BTreeMap<Path, BTreeSet<Path>>,
 }
 
-impl House {
-    fn new(sources: &[Source]) -> House {
+impl Imports {
+    fn new(sources: &[Source]) -> Imports {
         let modules: BTreeMap<Path, &Source> = sources.iter().map(|source| (module_of(&source.path), source)).collect();
         let imports = modules.iter().map(|(module, source)| (module.clone(), imports(&source.code))).collect();
         let names = Names { modules: modules.keys().cloned().collect(), imports };
@@ -111,7 +111,7 @@ impl House {
             all.remove(&Path::new());
             named.insert(module.clone(), all);
         }
-        House { named }
+        Imports { named }
     }
 
     fn wrong_floors(&self, floors: &Floors) -> Vec<String> {

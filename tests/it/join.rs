@@ -15,19 +15,19 @@ use snug::store::tables::room::{self};
 use snug::store::{EventNum, Get};
 
 use crate::commands::good;
-use crate::house::{Folder, House, Person, Reply};
 use crate::load::event::{Hash, hash_of_id};
 use crate::load::hostile::Mode;
 use crate::load::lab::Lab;
 use crate::load::render::Rendered;
 use crate::load::resident::{Dials, Resident, lock};
 use crate::load::room::{self as made, RESIDENT};
+use crate::server::{Folder, Reply, TestServer, TestUser};
 use snug::store::tables::room::{current_state, join};
 
 /// A resident with one room, and a server that knows where to find it.
 struct Visit {
     resident: Resident,
-    house: House,
+    house: TestServer,
     room_id: String,
     _folder: Folder,
 }
@@ -57,7 +57,7 @@ impl Visit {
             config.federation.notaries = vec![RESIDENT.try_into().unwrap()];
             settings(config);
         };
-        let house = House::start_under_with(profile, change).await;
+        let house = TestServer::start_under_with(profile, change).await;
         resident.meet("joiner.load.test", &format!("http://{}", house.address())).unwrap();
         Visit { resident, house, room_id, _folder: folder }
     }
@@ -325,11 +325,11 @@ async fn hanging() -> (Visit, tokio::task::JoinHandle<Result<(), snug::room::err
 }
 
 /// Events of the join under way.
-fn stored(house: &House) -> u64 {
+fn stored(house: &TestServer) -> u64 {
     journals(house).first().map_or(0, |(_, journal)| journal.events)
 }
 
-fn journals(house: &House) -> Vec<(join::JoinNum, join::Journal)> {
+fn journals(house: &TestServer) -> Vec<(join::JoinNum, join::Journal)> {
     join::journals(&house.server().store.read().unwrap()).unwrap()
 }
 
@@ -347,7 +347,7 @@ fn of_rooms(folder: &Path, words: &[&str]) -> String {
 }
 
 impl Visit {
-    async fn ask(&self, who: &Person) -> Reply {
+    async fn ask(&self, who: &TestUser) -> Reply {
         let path = format!("/join/{}?via={RESIDENT}", self.room_id.replace('!', "%21").replace(':', "%3A"));
         self.house.post(&path, who, json!({})).await
     }

@@ -2,9 +2,9 @@
 
 use serde_json::{Value, json};
 
-use crate::house::{House, Pair, Person};
+use crate::server::{Pair, TestServer, TestUser};
 
-fn device_keys(who: &Person) -> Value {
+fn device_keys(who: &TestUser) -> Value {
     json!({
         "user_id": who.id, "device_id": who.device, "algorithms": ["m.olm.v1.curve25519-aes-sha2"],
         "keys": { format!("ed25519:{}", who.device): "abc", format!("curve25519:{}", who.device): "def" },
@@ -12,7 +12,7 @@ fn device_keys(who: &Person) -> Value {
     })
 }
 
-async fn upload(house: &House, who: &Person) -> Value {
+async fn upload(house: &TestServer, who: &TestUser) -> Value {
     let body = json!({
         "device_keys": device_keys(who),
         "one_time_keys": { "signed_curve25519:A": { "key": "one" }, "signed_curve25519:B": { "key": "two" } },
@@ -21,13 +21,13 @@ async fn upload(house: &House, who: &Person) -> Value {
     house.post("/keys/upload", who, body).await.ok()
 }
 
-fn claim_of(who: &Person) -> Value {
+fn claim_of(who: &TestUser) -> Value {
     json!({ "one_time_keys": { &who.id: { &who.device: "signed_curve25519" } } })
 }
 
 #[tokio::test]
 async fn one_time_keys_are_handed_out_once_and_then_the_fallback() {
-    let house = House::start().await;
+    let house = TestServer::start().await;
     let (alice, bob) = (house.register("alice").await, house.register("bob").await);
     let counts = upload(&house, &alice).await;
     assert_eq!(counts, json!({ "one_time_key_counts": { "signed_curve25519": 2 } }));
@@ -45,7 +45,7 @@ async fn one_time_keys_are_handed_out_once_and_then_the_fallback() {
 
 #[tokio::test]
 async fn device_keys_are_of_the_device_that_uploads_them() {
-    let house = House::start().await;
+    let house = TestServer::start().await;
     let (alice, bob) = (house.register("alice").await, house.register("bob").await);
     upload(&house, &alice).await;
     house
@@ -65,7 +65,7 @@ async fn device_keys_are_of_the_device_that_uploads_them() {
 
 #[tokio::test]
 async fn messages_to_devices_arrive_once() {
-    let house = House::start().await;
+    let house = TestServer::start().await;
     let (alice, bob) = (house.register("alice").await, house.register("bob").await);
     let body = json!({ "messages": { &bob.id: { "*": { "hello": "bob" } } } });
     for _ in 0..2 {
@@ -82,7 +82,7 @@ async fn messages_to_devices_arrive_once() {
 /// A phone on a poor line never got through: all that waited was in one answer, and each try began at its beginning.
 #[tokio::test]
 async fn many_messages_to_a_device_come_a_few_at_a_time() {
-    let house = House::start().await;
+    let house = TestServer::start().await;
     let (alice, bob) = (house.register("alice").await, house.register("bob").await);
     let sync = async |since: String| house.get(&format!("/sync?timeout=0{since}"), &alice).await.ok();
     let before = sync(String::new()).await;

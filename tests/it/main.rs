@@ -3,16 +3,17 @@
 mod crash;
 mod accounts;
 mod commands;
-mod federation;
+mod federation_history;
+mod federation_outages;
+mod federation_rooms;
 mod floors;
-mod hall;
-mod house;
+mod http;
+mod rooms;
+mod server;
 mod sync;
 mod keys;
 mod media;
-mod neighbours;
 mod memory;
-mod pair;
 mod tidy;
 mod join;
 

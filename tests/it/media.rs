@@ -2,9 +2,9 @@
 
 use serde_json::json;
 
-use crate::house::{House, Pair, Person};
+use crate::server::{Pair, TestServer, TestUser};
 
-async fn upload(house: &House, who: &Person, kind: &str, bytes: &[u8]) -> String {
+async fn upload(house: &TestServer, who: &TestUser, kind: &str, bytes: &[u8]) -> String {
     let bearer = format!("Bearer {}", who.token);
     let headers = [("authorization", bearer.as_str()), ("content-type", kind)];
     let made = house.send("POST", "/_matrix/media/v3/upload?filename=a%20b.png", &headers, bytes.to_vec()).await.ok();
@@ -13,7 +13,7 @@ async fn upload(house: &House, who: &Person, kind: &str, bytes: &[u8]) -> String
 
 #[tokio::test]
 async fn a_file_comes_back_as_it_was() {
-    let house = House::start().await;
+    let house = TestServer::start().await;
     let alice = house.register("alice").await;
     let bytes: Vec<u8> = (0..200_000u32).map(|n| (n % 251) as u8).collect();
     let id = upload(&house, &alice, "image/png", &bytes).await;
@@ -40,7 +40,7 @@ async fn a_file_comes_back_as_it_was() {
 
 #[tokio::test]
 async fn a_page_is_offered_to_be_saved_and_has_no_smaller_image() {
-    let house = House::start().await;
+    let house = TestServer::start().await;
     let alice = house.register("alice").await;
     let id = upload(&house, &alice, "text/html", b"<script>").await;
     let page = house.get(&format!("/_matrix/client/v1/media/download/{id}/x.html"), &alice).await;
@@ -51,7 +51,7 @@ async fn a_page_is_offered_to_be_saved_and_has_no_smaller_image() {
 
 #[tokio::test]
 async fn too_large_a_file_is_refused() {
-    let house = House::start_with(|config| config.upload_bytes_max = 1000).await;
+    let house = TestServer::start_with(|config| config.upload_bytes_max = 1000).await;
     let alice = house.register("alice").await;
     let config = house.get("/_matrix/client/v1/media/config", &alice).await.ok();
     assert_eq!(config, json!({ "m.upload.size": 1000 }));
@@ -64,9 +64,9 @@ async fn too_large_a_file_is_refused() {
 /// One account could fill the disk up to where nobody could upload any more.
 #[tokio::test]
 async fn an_account_has_a_share_for_its_files() {
-    let house = House::start_with(|config| config.account_upload_bytes_max = Some(1500)).await;
+    let house = TestServer::start_with(|config| config.account_upload_bytes_max = Some(1500)).await;
     let (alice, bob) = (house.register("alice").await, house.register("bob").await);
-    let send = async |house: &House, who: &Person, bytes: usize| {
+    let send = async |house: &TestServer, who: &TestUser, bytes: usize| {
         let bearer = format!("Bearer {}", who.token);
         house.send("POST", "/_matrix/media/v3/upload", &[("authorization", &bearer)], vec![0; bytes]).await
     };
@@ -87,13 +87,13 @@ async fn an_account_has_a_share_for_its_files() {
 
 #[tokio::test]
 async fn a_promised_file_is_waited_for() {
-    let house = House::start().await;
+    let house = TestServer::start().await;
     let (alice, bob) = (house.register("alice").await, house.register("bob").await);
     let made = house.post("/_matrix/media/v1/create", &alice, json!({})).await.ok();
     let id = made["content_uri"].as_str().unwrap().strip_prefix("mxc://").unwrap().to_owned();
     let path = format!("/_matrix/client/v1/media/download/{id}");
     house.get(&format!("{path}?timeout_ms=1"), &bob).await.refused(504, "M_NOT_YET_UPLOADED");
-    let put = |who: &Person| {
+    let put = |who: &TestUser| {
         let bearer = format!("Bearer {}", who.token);
         let (house, path) = (&house, format!("/_matrix/media/v3/upload/{id}"));
         async move { house.send("PUT", &path, &[("authorization", &bearer)], b"late".to_vec()).await }

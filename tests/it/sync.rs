@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::house::{House, Person};
+use crate::server::{TestServer, TestUser};
 
 /// A text as part of a path or a query.
 fn escaped(text: &str) -> String {
@@ -12,7 +12,7 @@ fn escaped(text: &str) -> String {
     text.bytes().map(|byte| if keep(byte) { (byte as char).to_string() } else { format!("%{byte:02X}") }).collect()
 }
 
-async fn room(house: &House, who: &Person, more: Value) -> String {
+async fn room(house: &TestServer, who: &TestUser, more: Value) -> String {
     let mut body = json!({ "preset": "public_chat" });
     if let (Some(body), Some(more)) = (body.as_object_mut(), more.as_object()) {
         body.extend(more.clone());
@@ -20,21 +20,21 @@ async fn room(house: &House, who: &Person, more: Value) -> String {
     house.post("/createRoom", who, body).await.ok()["room_id"].as_str().unwrap().to_owned()
 }
 
-async fn say(house: &House, who: &Person, room: &str, text: &str) -> String {
+async fn say(house: &TestServer, who: &TestUser, room: &str, text: &str) -> String {
     let path = format!("/rooms/{}/send/m.room.message/{}", escaped(room), escaped(&format!("{text} {room}")));
     let sent = house.put(&path, who, json!({ "msgtype": "m.text", "body": text })).await.ok();
     sent["event_id"].as_str().unwrap().to_owned()
 }
 
-async fn act(house: &House, who: &Person, room: &str, verb: &str, body: Value) {
+async fn act(house: &TestServer, who: &TestUser, room: &str, verb: &str, body: Value) {
     house.post(&format!("/rooms/{}/{verb}", escaped(room)), who, body).await.ok();
 }
 
-async fn sync(house: &House, who: &Person, query: &str) -> Value {
+async fn sync(house: &TestServer, who: &TestUser, query: &str) -> Value {
     house.get(&format!("/sync?{query}"), who).await.ok()
 }
 
-async fn since(house: &House, who: &Person, before: &Value) -> Value {
+async fn since(house: &TestServer, who: &TestUser, before: &Value) -> Value {
     sync(house, who, &format!("since={}", token(before))).await
 }
 
@@ -68,7 +68,7 @@ fn find<'a>(events: &'a Value, kind: &str) -> &'a Value {
 
 #[tokio::test]
 async fn the_first_sync_tells_everything_and_the_next_what_is_new() {
-    let house = House::start().await;
+    let house = TestServer::start().await;
     let alice = house.register("alice").await;
     let room = room(&house, &alice, json!({ "name": "Kitchen" })).await;
     say(&house, &alice, &room, "one").await;
@@ -108,7 +108,7 @@ async fn the_first_sync_tells_everything_and_the_next_what_is_new() {
 
 #[tokio::test]
 async fn a_gap_is_said_and_read_back() {
-    let house = House::start().await;
+    let house = TestServer::start().await;
     let alice = house.register("alice").await;
     let room = room(&house, &alice, json!({})).await;
     let first = sync(&house, &alice, "").await;
@@ -151,7 +151,7 @@ async fn a_gap_is_said_and_read_back() {
 
 #[tokio::test]
 async fn lazily_loaded_members_are_those_who_speak() {
-    let house = House::start().await;
+    let house = TestServer::start().await;
     let alice = house.register("alice").await;
     let room = room(&house, &alice, json!({ "name": "many" })).await;
     let mut people = Vec::new();
@@ -202,7 +202,7 @@ async fn lazily_loaded_members_are_those_who_speak() {
 
 #[tokio::test]
 async fn invites_leaves_and_bans() {
-    let house = House::start().await;
+    let house = TestServer::start().await;
     let (alice, bob) = (house.register("alice").await, house.register("bob").await);
     let room = room(&house, &alice, json!({ "name": "Cellar", "preset": "private_chat" })).await;
     let before = sync(&house, &bob, "").await;
@@ -252,7 +252,7 @@ async fn invites_leaves_and_bans() {
 
 #[tokio::test]
 async fn filters_and_the_fields_they_name() {
-    let house = House::start().await;
+    let house = TestServer::start().await;
     let alice = house.register("alice").await;
     let (one, two) = (room(&house, &alice, json!({})).await, room(&house, &alice, json!({})).await);
     say(&house, &alice, &one, "kept").await;
@@ -275,7 +275,7 @@ async fn filters_and_the_fields_they_name() {
 
 #[tokio::test]
 async fn receipts_typing_counts_and_account_data() {
-    let house = House::start().await;
+    let house = TestServer::start().await;
     let (alice, bob) = (house.register("alice").await, house.register("bob").await);
     let room = room(&house, &alice, json!({})).await;
     house.post(&format!("/join/{}", escaped(&room)), &bob, json!({})).await.ok();
@@ -322,7 +322,7 @@ async fn receipts_typing_counts_and_account_data() {
 
 #[tokio::test]
 async fn messages_to_devices_stay_until_they_are_acknowledged() {
-    let house = House::start().await;
+    let house = TestServer::start().await;
     let (alice, bob) = (house.register("alice").await, house.register("bob").await);
     let first = sync(&house, &alice, "").await;
     let body = json!({ "messages": { &alice.id: { "*": { "secret": 1 } } } });
@@ -340,7 +340,7 @@ async fn messages_to_devices_stay_until_they_are_acknowledged() {
 
 #[tokio::test]
 async fn device_lists_follow_who_shares_an_encrypted_room() {
-    let house = House::start().await;
+    let house = TestServer::start().await;
     let (alice, bob) = (house.register("alice").await, house.register("bob").await);
     let encryption = json!([{ "type": "m.room.encryption", "content": { "algorithm": "m.megolm.v1.aes-sha2" } }]);
     let room = room(&house, &alice, json!({ "initial_state": encryption })).await;
@@ -364,7 +364,7 @@ async fn device_lists_follow_who_shares_an_encrypted_room() {
 
 #[tokio::test]
 async fn a_long_poll_wakes_when_something_comes() {
-    let house = House::start().await;
+    let house = TestServer::start().await;
     let alice = house.register("alice").await;
     let room = room(&house, &alice, json!({})).await;
     let first = sync(&house, &alice, "").await;
@@ -382,7 +382,7 @@ async fn a_long_poll_wakes_when_something_comes() {
 
 #[tokio::test]
 async fn one_event_what_stands_around_it_and_what_relates_to_it() {
-    let house = House::start().await;
+    let house = TestServer::start().await;
     let alice = house.register("alice").await;
     let room = room(&house, &alice, json!({})).await;
     let mut ids = Vec::new();
@@ -419,7 +419,7 @@ async fn one_event_what_stands_around_it_and_what_relates_to_it() {
 
 #[tokio::test]
 async fn state_by_type_and_key() {
-    let house = House::start().await;
+    let house = TestServer::start().await;
     let alice = house.register("alice").await;
     let room = room(&house, &alice, json!({ "name": "Attic" })).await;
     for path in ["m.room.name", "m.room.name/"] {
@@ -437,7 +437,7 @@ async fn state_by_type_and_key() {
 
 #[tokio::test]
 async fn history_is_as_visible_as_the_room_says() {
-    let house = House::start().await;
+    let house = TestServer::start().await;
     let (alice, bob, carol) =
         (house.register("alice").await, house.register("bob").await, house.register("carol").await);
     for (visibility, newcomer, stranger) in
@@ -466,7 +466,7 @@ async fn history_is_as_visible_as_the_room_says() {
 
 #[tokio::test]
 async fn what_apps_take_for_granted() {
-    let house = House::start().await;
+    let house = TestServer::start().await;
     let alice = house.register("ALICE").await;
     assert_eq!(alice.id, "@alice:localhost", "who asks for capitals gets none");
     let body = json!({ "type": "m.login.password", "password": "secret ALICE",

@@ -112,7 +112,7 @@ fn no_file_is_forgotten() {
         let root = top().join(root);
         fine(forgotten(&root, entries));
     }
-    let folder = crate::house::Folder::new();
+    let folder = crate::server::Folder::new();
     std::fs::write(folder.path().join("lib.rs"), "mod a;\n").unwrap();
     std::fs::write(folder.path().join("a.rs"), "").unwrap();
     std::fs::write(folder.path().join("b.rs"), "").unwrap();
@@ -177,7 +177,7 @@ mod fuzzed;
 /// The fuzzer sends requests to every endpoint, and knows what each holds.
 #[tokio::test]
 async fn every_endpoint_is_fuzzed() {
-    let house = crate::house::House::start().await;
+    let house = crate::server::TestServer::start().await;
     let shape = |method: &str, template: &str| {
         let bare = template.strip_suffix('/').unwrap_or(template);
         let parts = bare.split('/').map(|part| if part.starts_with('{') { "{}" } else { part });

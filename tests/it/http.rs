@@ -2,11 +2,11 @@
 
 use serde_json::Value;
 
-use crate::house::{House, Pair};
+use crate::server::{Pair, TestServer};
 
 #[tokio::test]
 async fn old_http_is_answered() {
-    let house = House::start().await;
+    let house = TestServer::start().await;
     let answer = house.raw("GET /_matrix/client/versions HTTP/1.0\r\n\r\n").await;
     assert!(answer.starts_with("HTTP/1.0 200 OK\r\n"), "{answer}");
     assert!(answer.contains("\"versions\""), "{answer}");
@@ -15,7 +15,7 @@ async fn old_http_is_answered() {
 
 #[tokio::test]
 async fn unknown_paths_and_methods() {
-    let house = House::start().await;
+    let house = TestServer::start().await;
     let ask = async |method, path| house.request(method, path, None, Value::Null).await;
     ask("GET", "/_matrix/client/v3/nothing").await.refused(404, "M_UNRECOGNIZED");
     ask("GET", "/_matrix/nothing").await.refused(404, "M_UNRECOGNIZED");
@@ -25,7 +25,7 @@ async fn unknown_paths_and_methods() {
 
 #[tokio::test]
 async fn other_origins_may_ask() {
-    let house = House::start().await;
+    let house = TestServer::start().await;
     let reply =
         house.send("OPTIONS", "/_matrix/client/v3/sync", &[("origin", "https://app.example")], Vec::new()).await;
     assert!((200..300).contains(&reply.status), "{}", reply.status);
@@ -37,8 +37,8 @@ async fn other_origins_may_ask() {
 
 #[tokio::test]
 async fn a_server_starts_again_with_the_same_key() {
-    let house = House::start().await;
-    let keys = async |house: &House| {
+    let house = TestServer::start().await;
+    let keys = async |house: &TestServer| {
         house.request("GET", "/_matrix/key/v2/server", None, Value::Null).await.ok()["verify_keys"].clone()
     };
     let before = keys(&house).await;
@@ -61,7 +61,7 @@ async fn two_servers_find_each_other() {
 
 #[tokio::test]
 async fn a_large_body_is_refused_before_it_is_read() {
-    let house = House::start_under("pi-zero-2w").await;
+    let house = TestServer::start_under("pi-zero-2w").await;
     let body = vec![b' '; 600 * 1024];
     house.send("POST", "/_matrix/client/v3/login", &[], body).await.refused(413, "M_TOO_LARGE");
     assert_eq!(house.server().budget.account("request_bodies").used(), 0);

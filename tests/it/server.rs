@@ -1,6 +1,6 @@
 //! A whole server in the test's own process, on a loopback port; and two of them that know each other.
 //!
-//! `House::start().await`, then `house.register("alice").await`, then `house.get(path, &alice)` and its neighbours. What an
+//! `TestServer::start().await`, then `house.register("alice").await`, then `house.get(path, &alice)` and its neighbours. What an
 //! answer must be is said by the caller: [`Reply::ok`] insists on 200, [`Reply::refused`] on a status and an errcode.
 
 use std::net::SocketAddr;
@@ -21,7 +21,7 @@ use tokio::sync::watch;
 use crate::load::lab::Lab;
 
 /// A running server with a folder of its own.
-pub struct House {
+pub struct TestServer {
     server: Server,
     config: Config,
     profile: Profile,
@@ -30,7 +30,7 @@ pub struct House {
 
 /// Somebody with an account and a session.
 #[derive(Debug, Clone)]
-pub struct Person {
+pub struct TestUser {
     pub id: String,
     pub token: String,
     pub device: String,
@@ -54,8 +54,8 @@ pub struct Down {
 
 impl Down {
     /// Starts it at the addresses it had.
-    pub async fn up(self) -> House {
-        House::run(self.config, self.profile, self.folder).await
+    pub async fn up(self) -> TestServer {
+        TestServer::run(self.config, self.profile, self.folder).await
     }
 }
 
@@ -82,35 +82,35 @@ impl Drop for Folder {
     }
 }
 
-impl House {
+impl TestServer {
     /// An ordinary server called `localhost` with open registration and no rate limits.
-    pub async fn start() -> House {
-        House::start_with(|_| {}).await
+    pub async fn start() -> TestServer {
+        TestServer::start_with(|_| {}).await
     }
 
     /// The same with other settings.
-    pub async fn start_with(change: impl FnOnce(&mut Config)) -> House {
+    pub async fn start_with(change: impl FnOnce(&mut Config)) -> TestServer {
         let folder = Folder::new();
         let mut config = settings(folder.path());
         change(&mut config);
-        House::run(config, Profile::get("pi-5").unwrap(), Some(folder)).await
+        TestServer::run(config, Profile::get("pi-5").unwrap(), Some(folder)).await
     }
 
     /// The same under a profile, for tests of what is refused.
-    pub async fn start_under(profile: &str) -> House {
+    pub async fn start_under(profile: &str) -> TestServer {
         let folder = Folder::new();
-        House::run(settings(folder.path()), Profile::get(profile).unwrap(), Some(folder)).await
+        TestServer::run(settings(folder.path()), Profile::get(profile).unwrap(), Some(folder)).await
     }
 
     /// Under a profile and with other settings.
-    pub async fn start_under_with(profile: &str, change: impl FnOnce(&mut Config)) -> House {
+    pub async fn start_under_with(profile: &str, change: impl FnOnce(&mut Config)) -> TestServer {
         let folder = Folder::new();
         let mut config = settings(folder.path());
         change(&mut config);
-        House::run(config, Profile::get(profile).unwrap(), Some(folder)).await
+        TestServer::run(config, Profile::get(profile).unwrap(), Some(folder)).await
     }
 
-    async fn run(config: Config, profile: Profile, folder: Option<Folder>) -> House {
+    async fn run(config: Config, profile: Profile, folder: Option<Folder>) -> TestServer {
         let build = || Server::build(&config, Clock::real(), Random::os(), Budget::from_profile(profile.clone()));
         // A thread of an earlier run may be reading the database to the end of what nobody waits for any more.
         let mut tries = 0;
@@ -123,21 +123,21 @@ impl House {
             tokio::time::sleep(std::time::Duration::from_millis(40)).await;
         };
         server.open().await.unwrap();
-        House { server, config, profile, _folder: folder }
+        TestServer { server, config, profile, _folder: folder }
     }
 
     /// Stops it in order and starts it again on what is on disk, at the same addresses.
-    pub async fn restart(self) -> House {
+    pub async fn restart(self) -> TestServer {
         self.restart_after(|_| {}).await
     }
 
     /// The same; while it is stopped, `meanwhile` is given its data folder.
-    pub async fn restart_after(mut self, meanwhile: impl FnOnce(&Path)) -> House {
+    pub async fn restart_after(mut self, meanwhile: impl FnOnce(&Path)) -> TestServer {
         self.config.listen = vec![self.address()];
-        let House { server, config, profile, _folder } = self;
+        let TestServer { server, config, profile, _folder } = self;
         server.stop().await;
         meanwhile(&config.data_dir);
-        House::run(config, profile, _folder).await
+        TestServer::run(config, profile, _folder).await
     }
 
     pub fn data_dir(&self) -> &Path {
@@ -151,7 +151,7 @@ impl House {
     /// Stops it in order, for as long as the test wants.
     pub async fn down(mut self) -> Down {
         self.config.listen = vec![self.address()];
-        let House { server, config, profile, _folder } = self;
+        let TestServer { server, config, profile, _folder } = self;
         server.stop().await;
         Down { config, profile, folder: _folder }
     }
@@ -171,28 +171,28 @@ impl House {
     }
 
     /// A new account with a session; the password is `secret NAME`.
-    pub async fn register(&self, name: &str) -> Person {
+    pub async fn register(&self, name: &str) -> TestUser {
         let body = json!({
             "username": name, "password": format!("secret {name}"), "auth": { "type": "m.login.dummy" },
         });
         let made = self.request("POST", "/_matrix/client/v3/register", None, body).await.ok();
         let text = |field: &str| made[field].as_str().unwrap_or_else(|| panic!("{field} in {made}")).to_owned();
-        Person { id: text("user_id"), token: text("access_token"), device: text("device_id") }
+        TestUser { id: text("user_id"), token: text("access_token"), device: text("device_id") }
     }
 
-    pub async fn get(&self, path: &str, who: &Person) -> Reply {
+    pub async fn get(&self, path: &str, who: &TestUser) -> Reply {
         self.request("GET", path, Some(&who.token), Value::Null).await
     }
 
-    pub async fn post(&self, path: &str, who: &Person, body: Value) -> Reply {
+    pub async fn post(&self, path: &str, who: &TestUser, body: Value) -> Reply {
         self.request("POST", path, Some(&who.token), body).await
     }
 
-    pub async fn put(&self, path: &str, who: &Person, body: Value) -> Reply {
+    pub async fn put(&self, path: &str, who: &TestUser, body: Value) -> Reply {
         self.request("PUT", path, Some(&who.token), body).await
     }
 
-    pub async fn delete(&self, path: &str, who: &Person) -> Reply {
+    pub async fn delete(&self, path: &str, who: &TestUser) -> Reply {
         self.request("DELETE", path, Some(&who.token), Value::Null).await
     }
 
@@ -261,8 +261,8 @@ impl Reply {
 
 /// Two servers, `one.load.test` and `two.load.test`, that reach each other over TLS.
 pub struct Pair {
-    pub one: House,
-    pub two: House,
+    pub one: TestServer,
+    pub two: TestServer,
     /// What they reach each other over.
     pub wire: Wire,
     /// The certificates; keep it as long as the servers.
@@ -327,7 +327,7 @@ impl Pair {
         let names = ["one.load.test", "two.load.test"];
         let change = &change;
         let house = async |nth: usize| {
-            House::start_with(|config| {
+            TestServer::start_with(|config| {
                 let other = 1 - nth;
                 config.server_name = names[nth].try_into().unwrap();
                 let federation = &mut config.federation;

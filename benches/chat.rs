@@ -3,7 +3,7 @@
 //! The yardstick of the same run is a bare durable write: a line appended to a file in the same folder and synced to disk, and a
 //! signature. A send cannot be faster than one of each.
 
-#[path = "mod.rs"]
+#[path = "../tests/load/mod.rs"]
 mod load;
 
 use load::drive::{self, Person, Setup, Snug};

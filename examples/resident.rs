@@ -1,6 +1,6 @@
 //! The resident server by itself, for trying a server by hand: `cargo run --example resident -- --help`.
 
-#[path = "mod.rs"]
+#[path = "../tests/load/mod.rs"]
 mod load;
 
 fn main() -> std::io::Result<()> {

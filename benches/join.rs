@@ -1,6 +1,6 @@
 //! A very large room joined by a server under its memory cap: `cargo bench --bench join -- --help`.
 
-#[path = "mod.rs"]
+#[path = "../tests/load/mod.rs"]
 mod load;
 
 use load::control::Process;
