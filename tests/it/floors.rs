@@ -65,7 +65,7 @@ fn sub_rooms_name_only_what_is_below_them() {
     };
     for (path, code) in [
         ("room/state/canary.rs", "use crate::room::append;"),
-        ("room/append/canary.rs", "use super::super::receive::{authorize, gap::Filling};"),
+        ("room/append/canary.rs", "use super::super::receive::{gap::GapFill};"),
         ("room/send/canary.rs", "use crate::room::state;\nfn a() { crate::room::join::order::sort(); }"),
         ("user/device/canary.rs", "use crate::user::{account::session};"),
         ("store/tables/server/canary.rs", "use crate::store::tables;\nfn a() { tables::room::event::num(); }"),
