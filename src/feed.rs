@@ -1,6 +1,6 @@
-//! What is new, for whom.
+//! Wake-ups: they tell each user's waiters that there is something new.
 //!
-//! A wake-up carries no data: whoever wakes reads on from its own position, so a lost or doubled wake-up does no harm.
+//! A wake-up carries no data: a woken waiter reads on from its own position, so a lost or doubled wake-up does no harm.
 //! A waiter registers, *then* looks, then waits; a change that lands between looking and waiting is not slept through,
 //! because the wake-up is kept for the waiter until it waits.
 //!
@@ -34,7 +34,7 @@ impl Feed {
         Self { inner: Arc::new(Inner { clock, slots: Mutex::default(), outbound: watch::Sender::new(0) }) }
     }
 
-    /// Wakes whoever the changes concern. Call with the changes of a commit, after it.
+    /// Wakes the waiters of the users that the changes concern. Call with the changes of a commit, after it.
     pub fn publish(&self, changes: &Changes) {
         let mut outbound = false;
         for change in changes.list() {
@@ -73,7 +73,7 @@ impl Feed {
     }
 
     fn slots(&self) -> std::sync::MutexGuard<'_, HashMap<UserNum, Vec<Arc<Notify>>>> {
-        // Nothing panics while holding it, and a map of wake-ups cannot be left half right.
+        // Nothing panics while holding the lock, and a map of wake-ups cannot be left half changed.
         self.inner.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -86,8 +86,8 @@ pub struct Waiter {
 }
 
 impl Waiter {
-    /// Waits for something new since it was registered or last woke, at most until `deadline` on the clock's
-    /// monotonic time ([`Clock::instant`]). Answers whether there was anything.
+    /// Waits for something new since it was registered or last woke, at most until `deadline` on the clock's monotonic
+    /// time ([`Clock::instant`]). Returns whether there was anything.
     pub async fn wait(&self, deadline: Duration) -> bool {
         let clock = &self.feed.inner.clock;
         let left = deadline.saturating_sub(clock.instant());

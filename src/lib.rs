@@ -1,6 +1,7 @@
 //! Snug, a Matrix homeserver that never outgrows the memory it was given.
 //!
 //! The floors in reading order, lowest first; `src/README.md` is the map with a line for each part.
+//! Chapter titles in quotes are those of the Matrix specification 1.15, <https://spec.matrix.org/v1.15/>.
 
 pub mod base; //       clock, randomness, blocking work, long answers in pieces
 pub mod budget; //     the account book for memory
@@ -21,6 +22,6 @@ pub mod admin; //      what the operator calls
 pub mod serve; //      the boot sequence
 pub mod cli; //        the command line
 
-/// Counts what is on the heap, for the audit of the account book (`budget/meter.rs`).
+/// Counts the bytes on the heap, to check the accounts of the budget against them (`budget/meter.rs`).
 #[global_allocator]
 static METER: budget::meter::Meter = budget::meter::Meter;

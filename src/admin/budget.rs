@@ -1,4 +1,4 @@
-//! What the running server uses of its memory.
+//! The memory use of the running server.
 
 use std::fmt::Write;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use super::{Admin, error::Error};
 use crate::budget::{Granted, human, meter};
 use crate::http::{Request, Response};
 
-/// `GET /budget`: the account book with high-water marks, and what the kernel says.
+/// `GET /budget`: the accounts with their high-water marks, and the figures of the kernel.
 pub async fn table(admin: Arc<Admin>, _: Request) -> Result<Response, Error> {
     let mut table = admin.budget.table();
     let resident = meter::resident();

@@ -1,9 +1,10 @@
-//! What goes wrong below, as a sentence for the operator. The code matters to nobody: the command line prints the sentence.
+//! Errors of the parts below as a sentence for the operator. The command line prints the sentence and ignores the
+//! errcode.
 
 use crate::http::{BadBody, ErrorResponse, StatusCode};
 use crate::{room, user};
 
-/// A command that could not be carried out.
+/// Why a command was not carried out.
 #[derive(Debug)]
 pub struct Error(ErrorResponse);
 

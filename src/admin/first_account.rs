@@ -1,17 +1,17 @@
 //! The page that makes the first account.
 //!
-//! Its link has the code that is printed and logged while there is no account; the first account uses it up. The page
-//! loads nothing from elsewhere.
+//! Its link has a code that is printed and logged while there is no account. The code is removed when the first account
+//! is made. The page loads nothing from other servers.
 
 use std::sync::Arc;
 
 use super::{Admin, error::Error};
 use crate::http::{Limit, Request, Response, StatusCode, percent_decode};
 
-/// Followed by the code.
+/// The path of the page, without the code that follows.
 pub const FIRST_PATH: &str = "/_snug/first/";
 
-/// A name and two passwords, percent-encoded.
+/// The longest form: a name and two passwords, percent-encoded.
 const FORM_BYTES_MAX: u64 = 4096;
 const PASSWORD_CHARS_MIN: usize = 8;
 
@@ -33,7 +33,7 @@ pub async fn show(admin: Arc<Admin>, request: Request) -> Result<Response, Error
     Ok(form("", ""))
 }
 
-/// `POST /_snug/first/{code}`, as a browser sends a form.
+/// `POST /_snug/first/{code}`. The body is a form as browsers send it.
 pub async fn make(admin: Arc<Admin>, mut request: Request) -> Result<Response, Error> {
     request.limit(Limit::Login)?;
     let body = request.bytes(FORM_BYTES_MAX).await?;
@@ -62,7 +62,7 @@ pub async fn make(admin: Arc<Admin>, mut request: Request) -> Result<Response, E
             tracing::info!("the first account was made: {user_id}");
             Ok(done(user_id.as_str(), request.header("host").unwrap_or("localhost:8008")))
         }
-        // Ours or a matter of memory: no fault of the form.
+        // No memory, or an error of the store: not reported as a mistake in the form.
         Err(failed @ (crate::user::Error::Refused(_) | crate::user::Error::Store(_))) => Err(failed.into()),
         Err(failed) => Ok(form(&name, &format!("{failed}."))),
     }

@@ -1,8 +1,9 @@
-//! What the operator calls: the commands behind `snug user`, `snug rooms` and `snug budget`, and the page of the first account.
+//! The operator's endpoints: those behind `snug user`, `snug rooms` and `snug budget`, and the page of the first
+//! account.
 //!
-//! The commands speak HTTP with JSON over a socket in the data folder; who may open that file may do everything. The page
-//! of the first account is on the ordinary ports and asks for the code that stands in the log.
-//! Read `users.rs`, `rooms.rs`, `budget.rs`, then `first_account.rs`.
+//! The commands speak HTTP with JSON over a socket in the data folder. A process that may open the socket may do
+//! everything. The page of the first account is on the ordinary ports and needs the code in the log. Read `users.rs`,
+//! `rooms.rs`, `budget.rs`, then `first_account.rs`.
 
 mod budget;
 mod error;
@@ -22,12 +23,12 @@ use crate::user::Users;
 
 pub use first_account::FIRST_PATH;
 
-/// Rows of one answer; the asker comes back for more.
+/// Rows of one answer. The command line asks for the following pages.
 const PAGE_ROWS: usize = 100;
-/// What a page takes, rows and text.
+/// Memory for one page: its rows and its text.
 const PAGE_BYTES: u64 = 32 * 1024;
 
-/// What the handlers are given.
+/// The parts that the handlers use.
 pub struct Admin {
     pub users: Users,
     pub rooms: Rooms,
@@ -35,7 +36,7 @@ pub struct Admin {
     pub budget: Budget,
 }
 
-/// The commands, for the socket in the data folder.
+/// The routes of the commands, for the socket in the data folder.
 pub fn routes(router: &mut Router, admin: &Arc<Admin>) {
     let mut routes = router.surface(admin);
     routes
@@ -50,13 +51,13 @@ pub fn routes(router: &mut Router, admin: &Arc<Admin>) {
         .get("/budget", budget::table);
 }
 
-/// The page of the first account, for the ordinary ports.
+/// The routes of the page of the first account, for the ordinary ports.
 pub fn first_routes(router: &mut Router, admin: &Arc<Admin>) {
     let template = format!("{FIRST_PATH}{{code}}");
     router.surface(admin).get(&template, first_account::show).post(&template, first_account::make);
 }
 
-/// A page of rows, paid for until it is sent.
+/// The answer with a page of rows. Its grant is held until it is sent.
 async fn page(admin: &Admin, value: &impl Serialize) -> Result<Response, ErrorResponse> {
     let grant = admin.budget.account("admin").take(PAGE_BYTES).await?;
     let text = serde_json::to_vec(value).map_err(ErrorResponse::internal)?;

@@ -1,4 +1,4 @@
-//! Rooms, from the command line.
+//! The commands of `snug rooms`.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use serde_json::json;
 use super::{Admin, PAGE_ROWS, error::Error, page};
 use crate::http::{ErrorResponse, Request, Response};
 
-/// `GET /rooms?after=!room`: at most a page of rooms, the joins under way, and rooms that wait to be allowed.
+/// `GET /rooms?after=!room`: at most a page of rooms, the joins in progress, and the rooms that wait to be allowed.
 pub async fn list(admin: Arc<Admin>, request: Request) -> Result<Response, Error> {
     let after = request.query_as::<OwnedRoomId>("after")?;
     let rooms = admin.rooms.overview(after.as_deref(), PAGE_ROWS).await?;
@@ -24,7 +24,7 @@ pub async fn list(admin: Arc<Admin>, request: Request) -> Result<Response, Error
     Ok(page(&admin, &json!({ "rooms": rooms, "joins": joins, "asked": asked, "next": next })).await?)
 }
 
-/// `POST /rooms/{room}/allow`: this one room may be joined whatever its size, or with `allowed: false` may not any more.
+/// `POST /rooms/{room}/allow`: allows joining this room whatever its size, or takes that back with `allowed: false`.
 pub async fn allow(admin: Arc<Admin>, mut request: Request) -> Result<Response, Error> {
     #[derive(Deserialize)]
     struct Allow {
@@ -36,7 +36,7 @@ pub async fn allow(admin: Arc<Admin>, mut request: Request) -> Result<Response, 
     Ok(Response::ok())
 }
 
-/// `POST /rooms/{room}/cancel`: ends a join of this room that is under way or waits to go on.
+/// `POST /rooms/{room}/cancel`: ends a join of this room that is in progress or waits to be resumed.
 pub async fn cancel(admin: Arc<Admin>, request: Request) -> Result<Response, Error> {
     let room_id: OwnedRoomId = request.param_as("room")?;
     match admin.rooms.cancel_join(&room_id).await? {

@@ -1,4 +1,4 @@
-//! Accounts, from the command line.
+//! The commands of `snug user`.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use crate::flow;
 use crate::http::{ErrorResponse, Request, Response};
 use crate::user::{Account, New, Standing};
 
-/// `GET /users?after=@name:server`: at most a page of accounts; `next` is there when more may follow.
+/// `GET /users?after=@name:server`: at most a page of accounts. `next` is set when more may follow.
 pub async fn list(admin: Arc<Admin>, request: Request) -> Result<Response, Error> {
     let after = request.query_as::<OwnedUserId>("after")?;
     let found = admin.users.list(after.as_deref(), PAGE_ROWS).await?;
@@ -53,7 +53,7 @@ struct Password {
     password: String,
 }
 
-/// `POST /users/{user}/password`: every session of the user ends, since the old password may be a stranger's.
+/// `POST /users/{user}/password`. Ends every session of the user, since somebody else may know the old password.
 pub async fn password(admin: Arc<Admin>, mut request: Request) -> Result<Response, Error> {
     let user_id = named(&admin, &request)?;
     let Password { password } = request.json().await?;
@@ -82,7 +82,7 @@ pub async fn deactivate(admin: Arc<Admin>, request: Request) -> Result<Response,
     Ok(Response::json(&json!({ "user_id": user_id })))
 }
 
-/// The user of the path, who may be written `alice` or `@alice:example.org`.
+/// The user in the path, written as `alice` or `@alice:example.org`.
 fn named(admin: &Admin, request: &Request) -> Result<OwnedUserId, Error> {
     let name = request.param("user");
     let localpart = localpart(admin, name)?;

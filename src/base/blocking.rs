@@ -1,5 +1,5 @@
-//! Work that blocks, kept off the threads that wait on sockets; work that is finished whoever waits for it; and waiting, on
-//! threads that may block.
+//! Blocking work, kept off the threads that wait on sockets; work that is finished even when its caller goes away; and
+//! waiting, on threads that may block.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -13,16 +13,16 @@ use super::panics::{caught, caught_in};
 pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     match tokio::task::spawn_blocking(move || caught(work)).await {
         Ok(done) => done.unwrap_or_else(|panicked| panicked.go_on()),
-        // The runtime is going down and took the work with it: nobody is left to answer.
+        // The runtime is shutting down and dropped the work: no caller is left to answer.
         Err(_) => std::future::pending().await,
     }
 }
 
-/// Finishes `work` even when whoever waits for it goes away, in a task of its own. A panic in it goes on in the caller.
+/// Finishes `work` even when the caller goes away, in a task of its own. A panic in it goes on in the caller.
 pub async fn unbroken<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> T {
     match tokio::spawn(caught_in(Box::pin(work))).await {
         Ok(done) => done.unwrap_or_else(|panicked| panicked.go_on()),
-        // The runtime is going down and took the work with it: nobody is left to answer.
+        // The runtime is shutting down and dropped the work: no caller is left to answer.
         Err(_) => std::future::pending().await,
     }
 }

@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
-/// A cursor that writes its answer as the reader takes it: never a collection of what a room decides the length of.
+/// A cursor that writes its answer as the reader takes it: never a collection whose length a room decides.
 ///
 /// Plain blocking code, called on a blocking thread. One call appends about 16 to 64 KiB at most.
 pub trait Chunks: Send + 'static {
@@ -26,7 +26,7 @@ pub fn comma(out: &mut Vec<u8>, first: &mut bool) {
     }
 }
 
-/// Why an answer could not be finished. The status line has gone out by then: the connection is cut, so that nobody
+/// Why an answer could not be finished. The status line has gone out by then: the connection is cut, so that no client
 /// takes half an answer for a whole one, and the surface logs the cause.
 pub struct ChunkError(Box<dyn std::error::Error + Send + Sync>);
 
@@ -69,10 +69,10 @@ impl Chunks for OneChunk {
     }
 }
 
-/// A long answer from code that writes from top to bottom and pauses where it is told to.
+/// A long answer from code that writes from top to bottom and pauses after each item.
 ///
-/// `write` gets a [`ChunkWriter`] and calls [`ChunkWriter::pause`] after every item; nothing else may be awaited in it, since nobody would
-/// wake it. What it holds between two pauses is what the answer holds.
+/// `write` gets a [`ChunkWriter`] and calls [`ChunkWriter::pause`] after every item. Nothing else may be awaited in it,
+/// since no waker would be called. The memory it holds between two pauses is the memory of the answer.
 pub fn written<F>(write: impl FnOnce(ChunkWriter) -> F) -> impl Chunks
 where
     F: Future<Output = Result<(), ChunkError>> + Send + 'static,
@@ -81,10 +81,10 @@ where
     Written { work: Box::pin(write(pen.clone())), pen }
 }
 
-/// A pause comes when this much has been written; the last item may take a piece beyond it.
+/// A pause comes when this much has been written; the last item may exceed it by a piece.
 const PAUSE_BYTES: usize = 16 * 1024;
 
-/// What [`written`] writes with.
+/// The writer passed to the code of [`written`].
 #[derive(Clone, Default)]
 pub struct ChunkWriter(Arc<Mutex<Vec<u8>>>);
 
@@ -102,7 +102,7 @@ impl ChunkWriter {
         append(&mut self.paper())
     }
 
-    /// Writes what may be longer than a piece, over several of them.
+    /// Writes an item that may be longer than a piece, over several of them.
     pub async fn long(&self, bytes: &[u8]) {
         for part in bytes.chunks(PAUSE_BYTES) {
             self.pause().await;

@@ -1,7 +1,7 @@
-//! What time it is, and waiting for a later one.
+//! The time, and waiting for a later one.
 //!
-//! A board has no clock battery: wall time may jump. `now_ms` therefore never goes back behind the latest value it
-//! has given or been told of, and anything measuring a length of time uses `instant`, which only moves forward.
+//! A board has no clock battery: wall time may jump. `now_ms` therefore never goes back behind the latest value it has
+//! given or been told of, and code that measures a length of time uses `instant`, which only moves forward.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -39,13 +39,13 @@ impl Clock {
         Clock(Arc::new(Inner { source, latest_ms: AtomicU64::new(0) }))
     }
 
-    /// Unix time in milliseconds; never less than what was given out or remembered before.
+    /// Unix time in milliseconds; never less than a time given out or remembered before.
     pub fn now_ms(&self) -> u64 {
         let read = self.read_ms();
         self.0.latest_ms.fetch_max(read, Ordering::Relaxed).max(read)
     }
 
-    /// What the source says, which may lie behind `now_ms` when the board woke up with a wrong date.
+    /// The time of the source, which may lie behind `now_ms` when the board woke up with a wrong date.
     pub fn read_ms(&self) -> u64 {
         match &self.0.source {
             Source::Real { .. } => {
@@ -84,8 +84,8 @@ impl Clock {
 
     /// Runs `work` for at most `length` on this clock; `None` when the time was up first.
     ///
-    /// The work is on the heap: what waits within something that waits would else be as large as both for each of them, and
-    /// a request's task, through a dozen of these, as large as a thread's stack.
+    /// The work is on the heap: otherwise each nested future would contain the size of the inner one twice, and a
+    /// request's task, through a dozen of these, would be as large as a thread's stack.
     pub fn timeout<T>(&self, length: Duration, work: impl Future<Output = T>) -> impl Future<Output = Option<T>> {
         let work = Box::pin(work);
         async move {
@@ -97,7 +97,7 @@ impl Clock {
         }
     }
 
-    /// Moves a simulated clock forward and wakes whoever slept until then. A real clock is not moved.
+    /// Moves a simulated clock forward and wakes the tasks that slept until then. A real clock is not moved.
     pub fn advance(&self, length: Duration) {
         if let Source::Simulated { elapsed, .. } = &self.0.source {
             elapsed.send_modify(|now| *now += length);

@@ -1,11 +1,11 @@
-//! One at a time of each name.
+//! A lock for each name.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
-/// Names in use. Bounded by those who use one.
+/// Names in use. Bounded by the number of holders and waiters.
 #[derive(Clone, Default)]
 pub struct KeyedLock(Arc<Inner>);
 
@@ -15,25 +15,25 @@ struct Inner {
     freed: Notify,
 }
 
-/// The mark that a name is in use; given up by drop.
+/// The mark that a name is in use; released on drop.
 pub struct KeyedGuard {
     of: KeyedLock,
     name: String,
 }
 
 impl KeyedLock {
-    /// The name, unless somebody has it.
+    /// Takes the name, unless it is in use.
     pub fn try_take(&self, name: &str) -> Option<KeyedGuard> {
         let is_free = self.names().insert(name.to_owned());
         is_free.then(|| KeyedGuard { of: self.clone(), name: name.to_owned() })
     }
 
-    /// Waits until nobody else has the name, and takes it.
+    /// Waits until the name is free, and takes it.
     pub async fn take(&self, name: &str) -> KeyedGuard {
         self.until(|| self.try_take(name)).await
     }
 
-    /// Waits until nobody has the name.
+    /// Waits until the name is free.
     pub async fn wait(&self, name: &str) {
         self.until(|| (!self.names().contains(name)).then_some(())).await
     }
@@ -42,7 +42,7 @@ impl KeyedLock {
         loop {
             let freed = self.0.freed.notified();
             tokio::pin!(freed);
-            // Registered before it is looked at: a name that is given up in between would otherwise be slept through.
+            // Registered before the check: a name that is released in between would otherwise be slept through.
             freed.as_mut().enable();
             if let Some(found) = look() {
                 return found;

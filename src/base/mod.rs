@@ -1,5 +1,5 @@
-//! The ground everything stands on: time, randomness, work that may block, panics that end where they are caught, one at a time of
-//! each name, bounded tables that others fill, and long answers in pieces.
+//! The ground everything stands on: time, randomness, work that may block, panics that end where they are caught, a
+//! lock for each name, bounded tables that others fill, and long answers in pieces.
 //!
 //! Owns the only calls to the system's clocks, to its randomness and to the runtime's blocking pool, so that tests
 //! can hand in their own. Names no other part.

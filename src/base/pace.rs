@@ -1,4 +1,4 @@
-//! How much work fits one step, learnt by measuring.
+//! The size of one step of work, learnt by measuring.
 
 use std::time::Duration;
 

@@ -1,7 +1,7 @@
-//! Panics that are caught: what one did is given up, and the rest goes on.
+//! Panics that are caught: the operation that panicked is given up, and the rest goes on.
 //!
-//! A panic is said once in the log: by whoever caught it and knows what was asked, else when it is dropped unsaid. One that
-//! nobody catches (a task or thread of its own) is said by the hook.
+//! A panic is logged once: by the catcher that knows the request, otherwise when it is dropped unlogged. A panic
+//! without a catcher (a task or thread of its own) is logged by the hook.
 
 use std::any::Any;
 use std::cell::{Cell, RefCell};
@@ -13,22 +13,22 @@ use std::time::Duration;
 
 use super::Clock;
 
-/// Of a panic's message: it may hold what a stranger sent.
+/// Of a panic's message: it may contain data sent by an attacker.
 const MESSAGE_CHARS_MAX: usize = 300;
-/// Before a worker that panicked is begun again; twice as long each time.
+/// The pause before a worker that panicked is started again; doubled each time.
 const PAUSE_MIN: Duration = Duration::from_secs(1);
 const PAUSE_MAX: Duration = Duration::from_secs(300);
-/// A worker that went on for so long was well: its next panic counts as the first.
+/// A worker that ran this long was healthy: its next panic counts as the first.
 const WELL_AFTER: Duration = Duration::from_secs(900);
 
 thread_local! {
-    /// How many on this thread's stack catch panics.
+    /// The number of catchers on this thread's stack.
     static CATCHING: Cell<u32> = const { Cell::new(0) };
-    /// Where the last panic on this thread was, until it is caught.
+    /// The place of the last panic on this thread, until it is caught.
     static PLACE: RefCell<Option<String>> = const { RefCell::new(None) };
 }
 
-/// A panic that was caught. What it may have left half done is the catcher's to know.
+/// A panic that was caught. The catcher must know which work it may have left half done.
 pub struct Panicked {
     what: String,
     said: bool,
@@ -37,7 +37,7 @@ pub struct Panicked {
 impl Panicked {
     fn of(payload: Box<dyn Any + Send>) -> Panicked {
         let place = PLACE.take();
-        // It was caught before, and goes on to somebody who knows more.
+        // It was caught before, and goes on to a catcher that knows more.
         let payload = match payload.downcast::<Panicked>() {
             Ok(known) => return *known,
             Err(payload) => payload,
@@ -55,7 +55,7 @@ impl Panicked {
         std::mem::take(&mut self.what)
     }
 
-    /// Lets it go on to the next who catches.
+    /// Lets it go on to the next catcher.
     pub fn go_on(self) -> ! {
         resume_unwind(Box::new(self))
     }
@@ -75,7 +75,7 @@ impl Drop for Panicked {
     }
 }
 
-/// Ends what is under way with a panic that no hook sees; for code whose callers are another library's.
+/// Ends the present work with a panic that no hook sees; for code whose callers are another library's.
 pub fn unwind(what: String) -> ! {
     Panicked { what, said: false }.go_on()
 }
@@ -98,8 +98,8 @@ pub async fn caught_in<F: Future + ?Sized>(mut work: Pin<Box<F>>) -> Result<F::O
     .await
 }
 
-/// Runs a worker that goes on by itself until it ends by itself. When it panics, that is said with its name, and it is begun
-/// again after a pause that grows each time. `stopped` ends such a pause, and no worker is begun after it.
+/// Runs a worker until it ends by itself. A panic of the worker is logged with its name, and the worker is started
+/// again after a pause that grows each time. `stopped` ends such a pause, and no worker is started after it.
 pub async fn kept_going<F>(name: &str, clock: &Clock, stopped: impl Future<Output = ()>, mut work: impl FnMut() -> F)
 where
     F: Future<Output = ()>,
@@ -120,7 +120,8 @@ where
     }
 }
 
-/// Has panics said in the log in one line each, with thread and place; as usual where there is no log. For the process, once.
+/// Has panics logged in one line each, with thread and place; printed as usual where there is no log. For the process,
+/// once.
 pub fn log_panics() {
     let usual = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
@@ -140,7 +141,7 @@ pub fn log_panics() {
 
 fn place(info: &PanicHookInfo<'_>) -> String {
     let Some(place) = info.location() else { return "a place unknown".to_owned() };
-    // Of a dependency its own folder is enough: where it lay when this was built tells nobody anything.
+    // For a dependency its own folder is enough: the path on the build machine is of no use to a reader.
     let file = place.file().split_once("/registry/src/").and_then(|(_, rest)| rest.split_once('/'));
     format!("{}:{}", file.map_or(place.file(), |(_, file)| file), place.line())
 }
@@ -185,7 +186,7 @@ mod tests {
         assert_eq!(blocking(|| 7).await, 7);
     }
 
-    /// A worker that panicked used to take the server with it, or, in tests, to be missing from then on.
+    /// A worker that panicked used to take the server with it or, in tests, was missing from then on.
     #[tokio::test]
     async fn a_worker_is_begun_again_after_growing_pauses_until_it_is_well() {
         let clock = Clock::simulated(0);

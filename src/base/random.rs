@@ -27,7 +27,7 @@ impl Random {
 
     pub fn fill(&self, out: &mut [u8]) {
         match &*self.0 {
-            // A machine without randomness cannot make keys or tokens: going on would be worse than stopping.
+            // A machine without randomness cannot make keys or tokens: continuing would be worse than stopping.
             Source::System => getrandom::fill(out).expect("the operating system gives random bytes"),
             Source::Seeded(state) => {
                 let mut state = state.lock().unwrap_or_else(|poisoned| poisoned.into_inner());

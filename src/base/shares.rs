@@ -1,8 +1,9 @@
-//! Bounded tables that others fill: who has most loses its own oldest first, and strangers push out strangers only.
+//! Bounded tables that others fill: the owner with most entries loses its own oldest first, and unknown owners displace
+//! only each other.
 //!
-//! [`of_the_busiest`] is the rule, for tables that lie elsewhere too. [`Shares`] is a table in memory that keeps it, with one
-//! share for those known here and one for everybody else. [`neighbourhood`] and [`network`] say what one stranger is: names
-//! below a domain and addresses within a network cost their owner nothing.
+//! [`of_the_busiest`] is the rule, also for tables that lie elsewhere. [`Shares`] is a table in memory that follows it,
+//! with one share for known owners and one for all others. [`neighbourhood`] and [`network`] define one unknown owner:
+//! names below a domain and addresses within a network cost their owner nothing.
 
 use std::borrow::Borrow;
 use std::cmp::Reverse;
@@ -11,15 +12,15 @@ use std::collections::{BinaryHeap, HashMap};
 use std::hash::{BuildHasher, Hash};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// So much of a share is given up at once, so that not every newcomer has the whole table looked through.
+/// One part in this many of a share is given up at once, so that not every new entry needs a search of the whole table.
 const PART_GIVEN_UP: usize = 16;
 
 /// One entry of a table, for [`of_the_busiest`].
 #[derive(Debug, Clone)]
 pub struct Held<K> {
-    /// A hash of whose it is.
+    /// A hash of its owner.
     pub owner: u32,
-    /// A hash of which of the owner's people it is from, where those are told apart.
+    /// A hash of the person it is from, among the owner's people, where those are told apart.
     pub within: u32,
     /// Lower is older.
     pub age: u64,
@@ -27,11 +28,12 @@ pub struct Held<K> {
     pub key: K,
 }
 
-/// What to give up so that `surplus` is freed: again and again the oldest of whoever has most, within an owner the oldest of
-/// whichever of its people has most. Of equals whoever would lose what is older. In time linear in the list but for a sort.
+/// The entries to give up so that `surplus` is freed: repeatedly the oldest of the owner with most; within an owner,
+/// the oldest of the person with most. Of equals, the one whose oldest entry is older. In time linear in the list but
+/// for a sort.
 pub fn of_the_busiest<K: Clone>(mut held: Vec<Held<K>>, surplus: u64) -> Vec<K> {
     held.sort_unstable_by_key(|one| (one.owner, one.within, Reverse(one.age)));
-    // Of each person how many entries are left; the last of them is the oldest.
+    // The remaining entries of each person; the last of them is the oldest.
     let mut people: Vec<(usize, usize)> = Vec::new();
     let mut owners: Vec<BinaryHeap<(u64, Reverse<u64>, usize)>> = Vec::new();
     let mut start = 0;
@@ -70,7 +72,7 @@ pub fn of_the_busiest<K: Clone>(mut held: Vec<Held<K>>, surplus: u64) -> Vec<K> 
     given_up
 }
 
-/// On whose share an entry is.
+/// The owner of an entry, in one of the two shares.
 #[derive(Debug, Clone, Copy)]
 pub enum Owner<O> {
     Known(O),
@@ -83,8 +85,8 @@ impl<O> Owner<O> {
     }
 }
 
-/// A table with so many places for those known here and so many for strangers. Where a share is full, a sixteenth of it is
-/// given up by [`of_the_busiest`]; the oldest is what was not used for longest. An entry takes 24 bytes beside its key and
+/// A table with a number of places for known owners and another for unknown ones. A full share gives up a sixteenth by
+/// [`of_the_busiest`]; the oldest entry is the one unused for longest. An entry takes 24 bytes beside its key and
 /// value, and the table's slack.
 pub struct Shares<K, V> {
     entries: HashMap<K, Entry<V>>,
@@ -152,7 +154,7 @@ impl<K: Hash + Eq + Clone, V> Shares<K, V> {
         self.entries.get(key).map(|entry| &entry.value)
     }
 
-    /// Puts an entry on its owner's share, in the place of one with the same key. Answers what was there.
+    /// Puts an entry on its owner's share, in the place of one with the same key. Answers the old value.
     pub fn put(&mut self, owner: Owner<impl Hash>, key: K, value: V) -> Option<V> {
         let before = self.remove(&key);
         let (is_known, owner) = match &owner {
@@ -187,7 +189,7 @@ impl<K: Hash + Eq + Clone, V> Shares<K, V> {
         Some(entry.value)
     }
 
-    /// Keeps what `keep` says.
+    /// Keeps the entries for which `keep` is true.
     pub fn retain(&mut self, mut keep: impl FnMut(&K, &V) -> bool) {
         let (known, strangers) = (&mut self.known, &mut self.strangers);
         self.entries.retain(|key, entry| {
@@ -217,7 +219,8 @@ impl<K: Hash + Eq + Clone, V> Shares<K, V> {
         if is_known { &mut self.known } else { &mut self.strangers }
     }
 
-    /// Makes room in a share for one more of `newcomer`, which counts already: one that has as many as others loses its own.
+    /// Makes room in a share for one more of `newcomer`, which counts already: an owner with as many as others loses
+    /// its own.
     fn give_up(&mut self, is_known: bool, newcomer: u32) {
         let count = (self.share(is_known).most / PART_GIVEN_UP).max(1);
         let own = self.entries.iter().filter(|(_, entry)| entry.is_known == is_known);
@@ -261,7 +264,7 @@ mod tests {
         for (surplus, gone) in [(0, &[][..]), (1, &[2]), (2, &[2, 3]), (3, &[2, 3, 1]), (9, &[2, 3, 1, 4, 5])] {
             assert_eq!(of_the_busiest(few.clone(), surplus), gone, "{surplus}");
         }
-        // By weight, and within the owner that has most whichever of its people has most.
+        // By weight, and within the owner that has most, the person that has most.
         let heavy = vec![held(1, 0, 1, 9), held(2, 1, 2, 1), held(2, 2, 3, 4), held(2, 2, 4, 4), held(2, 1, 5, 2)];
         assert_eq!(of_the_busiest(heavy, 10), [3, 1]);
         assert!(of_the_busiest(Vec::<Held<u8>>::new(), 5).is_empty());
@@ -278,14 +281,14 @@ mod tests {
         assert!(all.contains("f") && all.contains("o"));
         assert!(!all.contains("0") && all.contains("999") && all.len() <= 33);
         assert_eq!(all.get("999").map(|n| *n), Some(999));
-        // One that changes sides is counted once.
+        // An owner that changes sides is counted once.
         all.put(Owner::Known("busy"), "999".to_owned(), 1);
         all.retain(|key, _| key == "999");
         assert_eq!((all.len(), all.known.len, all.strangers.len), (1, 1, 0));
     }
 
-    /// Against a plain model: whatever is put, by whom and in which order, no share is longer than its bound, counts are right,
-    /// nobody of a share with fewer entries than another lost one for it, and the other share never changes.
+    /// Against a plain model, for entries put by any owner in any order: no share is longer than its bound, counts are
+    /// right, no owner of a share with fewer entries than another lost one for it, and the other share never changes.
     #[test]
     fn any_order_of_puts_keeps_the_rule() {
         let random = Random::seeded(7);

@@ -11,19 +11,19 @@ use tokio::sync::oneshot;
 
 use crate::base::{Deadline, block_on_until};
 
-/// How many may wait for one account. Whoever comes after is refused: a queue of waiters is memory too.
+/// Waiters of one account at most. Later callers are refused: a queue of waiters is memory too.
 const WAITERS_MAX: usize = 1024;
 
-/// What a refused asker is told to wait when the account sets no time of its own.
+/// The wait that a refusal suggests when the account sets no time of its own.
 const RETRY_AFTER_MS_DEFAULT: u64 = 2_000;
 
-/// So many bytes for one purpose. Cloning gives the same account.
+/// An amount of bytes for one purpose. Cloning gives the same account.
 #[derive(Clone)]
 pub struct Account(Arc<Ledger>);
 
 struct Ledger {
     row: AccountRow,
-    /// One book for several accounts where a profile has one within another.
+    /// One book is shared by several accounts where a profile has one within another.
     book: Arc<Book>,
     high_water: AtomicU64,
     refusals: AtomicU64,
@@ -48,19 +48,19 @@ struct Waiter {
     turn: oneshot::Sender<Grant>,
 }
 
-/// Bytes that belong to whoever holds this. They return to the account on drop.
+/// Bytes that belong to the holder of this value. They return to the account on drop.
 pub struct Grant {
     account: Account,
     bytes: u64,
 }
 
-/// No memory: which account, and what can be done about it.
+/// No memory: the account, and the remedy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refused {
     pub account: String,
     pub asked: u64,
     pub limit: u64,
-    /// When it is worth trying again, in milliseconds; meaningless when `too_large`.
+    /// The time until a retry is worthwhile, in milliseconds; meaningless when `too_large`.
     pub retry_after_ms: u64,
     /// It can never fit: waiting does not help.
     pub too_large: bool,
@@ -78,13 +78,13 @@ impl Account {
         Account(Arc::new(Ledger { row, book, high_water: AtomicU64::new(0), refusals: AtomicU64::new(0), nth }))
     }
 
-    /// An account of its own beside the book, with the name of the one that paid for it.
+    /// An account of its own beside the book, with the name of the account that paid for it.
     pub(super) fn part_of(paying: &Account, bytes: u64) -> Self {
         Self::new(AccountRow { bytes, ..paying.0.row.clone() }, paying.0.nth.clone())
     }
 
-    /// Sets `bytes` aside as an account of their own, for work that must not be stopped by others who wait: it lives
-    /// as long as the grant is kept.
+    /// Sets `bytes` aside as an account of their own, for work that other waiters must not stop: it lives as long as
+    /// the grant is kept.
     pub async fn part(&self, bytes: u64) -> Result<(Account, Grant), Refused> {
         let grant = self.take(bytes).await?;
         Ok((Account::part_of(self, bytes), grant))
@@ -107,7 +107,7 @@ impl Account {
         match self.take_or_queue(bytes)? {
             Turn::Now(grant) => Ok(grant),
             Turn::Later(turn) => {
-                // Also when this future is dropped: whoever waited behind it may be next.
+                // Also when this future is dropped: the next waiter may be first now.
                 let _left = Leaving(self);
                 match tokio::time::timeout(self.wait(), turn).await {
                     Ok(Ok(grant)) => Ok(grant),
@@ -194,7 +194,7 @@ impl Account {
 
     fn give_back(&self, bytes: u64) {
         let mut book = self.lock();
-        // A drop may come out of a panic: a second one there would end the process, so it is only said.
+        // A drop may run during a panic: a second panic there would end the process, so the error is only logged.
         if book.used < bytes {
             tracing::error!(account = self.name(), "an account never gets back more than it gave");
         }
@@ -206,8 +206,8 @@ impl Account {
         }
     }
 
-    /// Hands what is free to those in front of the line. One at a time, with the book closed while handing over: a
-    /// grant whose taker has gone comes back by its drop, which opens the book again.
+    /// Hands the free bytes to the waiters at the front of the line. One at a time, with the book closed while handing
+    /// over: when the receiver is gone, the grant comes back by its drop, which opens the book again.
     fn serve(&self) {
         loop {
             let mut book = self.lock();
@@ -227,14 +227,14 @@ impl Account {
 }
 
 impl State {
-    /// Whether anybody is in the line. Those who gave up leave it here: they must not hold up who came after them.
+    /// Whether the line has a waiter. Waiters that gave up are removed here: they must not hold up those behind them.
     fn somebody_waits(&mut self) -> bool {
         self.waiting.retain(|waiter| !waiter.turn.is_closed());
         !self.waiting.is_empty()
     }
 }
 
-/// Somebody leaves the line, served or not; whoever is in front then may already fit.
+/// A waiter leaves the line, served or not; the first of the others may then already fit.
 struct Leaving<'a>(&'a Account);
 
 impl Drop for Leaving<'_> {
@@ -343,15 +343,16 @@ pub struct AccountRow {
     pub name: String,
     /// The most that may be in use at once.
     pub bytes: u64,
-    /// The account that these bytes are drawn from, where they have none of their own: the two never use theirs at once.
+    /// The account that these bytes are drawn from, where they have none of their own: the two are never in use at
+    /// once.
     pub within: Option<String>,
     pub reason: String,
     pub when_empty: WhenEmpty,
-    /// How long an asker waits before it is refused; also what a refused one is told to wait.
+    /// The time an asker waits before it is refused; also the wait that a refusal suggests.
     pub wait_ms: u64,
 }
 
-/// What happens to who asks an empty account.
+/// The result of asking an empty account.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum WhenEmpty {
@@ -453,7 +454,7 @@ mod tests {
         held.grow(40).unwrap();
     }
 
-    /// The one in front goes without anything coming back: those behind it fit at once.
+    /// The first waiter leaves without any bytes coming back: those behind it fit at once.
     #[tokio::test]
     async fn when_the_front_gives_up_the_next_is_served() {
         let account = account(100, 60_000);
@@ -476,7 +477,7 @@ mod tests {
         assert_eq!(small.await.unwrap(), Ok(40));
     }
 
-    /// The same when its time is over.
+    /// The same when the first waiter's time is over.
     #[tokio::test]
     async fn a_line_whose_front_ran_out_of_time_moves_on() {
         let account = account(100, 1);
@@ -490,7 +491,7 @@ mod tests {
         drop(held);
     }
 
-    /// Two that are never large at once have one book: whoever comes second waits for the first.
+    /// Two accounts that are never large at once share one book: the second asker waits for the first.
     #[tokio::test]
     async fn an_account_within_another_draws_from_it() {
         let outer = account(100, 60_000);

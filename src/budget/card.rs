@@ -1,13 +1,13 @@
-//! The card that everything lies on, and how much of it others may fill.
+//! The card under all files, and the part of it that other servers' data may fill.
 //!
-//! What other servers send, and files, stop while a share of the card is still free: the household's own messages, log-ins
-//! and keys go on in it until the store itself has no room.
+//! Data of other servers, and files, stop while a share of the card is still free: the household's own messages, logins
+//! and keys can use that share until the store itself has no room.
 
 use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
 
-/// The household's share is an eighth of the card, and no more and no less than this.
+/// The household's share is an eighth of the card, within these bounds.
 const HOUSEHOLD_BYTES_MAX: u64 = 256 << 20;
 const HOUSEHOLD_BYTES_MIN: u64 = 16 << 20;
 
@@ -19,12 +19,12 @@ pub struct Card {
 }
 
 impl Card {
-    /// The one a path lies on.
+    /// The file system of a path.
     pub fn at(path: &Path) -> io::Result<Card> {
         Ok(Card::of(rustix::fs::statvfs(path)?))
     }
 
-    /// The one a file lies on, whether it has a name or not.
+    /// The file system of a file, whether the file has a name or not.
     pub fn under(file: impl AsFd) -> io::Result<Card> {
         Ok(Card::of(rustix::fs::fstatvfs(file)?))
     }
@@ -34,12 +34,12 @@ impl Card {
         Card { total_bytes: bytes(stat.f_blocks), free_bytes: bytes(stat.f_bavail) }
     }
 
-    /// What is kept for the household.
+    /// Bytes kept for the household.
     pub fn household_bytes(&self) -> u64 {
         (self.total_bytes / 8).clamp(HOUSEHOLD_BYTES_MIN, HOUSEHOLD_BYTES_MAX)
     }
 
-    /// What others may still take.
+    /// Bytes that other servers' data may still take.
     pub fn spare_bytes(&self) -> u64 {
         self.free_bytes.saturating_sub(self.household_bytes())
     }

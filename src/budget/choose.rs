@@ -6,26 +6,26 @@ use std::path::{Path, PathBuf};
 use super::profile::{Profile, human};
 
 /// A profile is chosen only when the board has this many times its total, so that the system and its page cache have
-/// room beside it; a limit set for us alone needs to hold only the total.
+/// room beside it. A limit set for this process alone needs to hold only the total.
 const BOARD_SHARE: u64 = 6;
 
-/// The profile picked and the sentence the log says about it.
+/// The chosen profile and the sentence about it in the log.
 #[derive(Debug, Clone)]
 pub struct Choice {
     pub profile: Profile,
     pub why: String,
 }
 
-/// What the kernel lets this process have.
+/// The memory that the kernel lets this process have.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Granted {
     /// Of the whole machine, in bytes.
     board: Option<u64>,
-    /// The tightest limit of a control group, when it is less than that, and the file that says so.
+    /// The tightest limit of a control group, when it is less than that, and the file that sets it.
     group: Option<(u64, PathBuf)>,
 }
 
-/// Picks the largest shipped profile that fits what the kernel or a control group grants.
+/// Picks the largest shipped profile that fits the limit of the kernel or of a control group.
 pub fn choose() -> Choice {
     Granted::now().choose()
 }
@@ -57,7 +57,7 @@ impl Granted {
         Choice { profile, why }
     }
 
-    /// A sentence for the owner when the kernel would end the server before it has what its profile lets it have.
+    /// A warning for the operator when the kernel would end the server before the profile's total is reached.
     pub fn warning(&self, profile: &Profile) -> Option<String> {
         let (limit, advice) = match (&self.group, self.board) {
             (Some((limit, _)), _) => (*limit, "choose a smaller budget, or raise the limit (systemd: MemoryMax)"),
@@ -74,7 +74,7 @@ impl Granted {
     }
 }
 
-/// What was seen: "its control group may use 48.00 MiB (/sys/fs/cgroup/…/memory.max)".
+/// The observed limit: "its control group may use 48.00 MiB (/sys/fs/cgroup/…/memory.max)".
 impl fmt::Display for Granted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (&self.group, self.board) {
@@ -93,7 +93,7 @@ fn mem_total(root: &Path) -> Option<u64> {
     line.trim().trim_end_matches("kB").trim().parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
-/// The tightest limit of our control group and those above it, of either version, and where it stands.
+/// The tightest limit of our control group and those above it, of either version, and the file it is in.
 fn group_limit(root: &Path) -> Option<(u64, PathBuf)> {
     let groups = std::fs::read_to_string(root.join("proc/self/cgroup")).ok()?;
     groups.lines().filter_map(|line| line_limit(root, line)).min()

@@ -1,16 +1,16 @@
-//! The process's heap: blocks of one size lie together in slabs, all threads share them, and pages go back to the kernel
-//! as soon as nothing in them is used.
+//! The process's heap: blocks of one size lie together in slabs, all threads share them, and pages go back to the
+//! kernel as soon as they are unused.
 //!
-//! General allocators keep pages for each thread and each size, and give them back late: after a large join that was more
-//! than the join itself. This one keeps at most [`EMPTY_BYTES_MAX`] of empty pages for each size, so that resident memory
-//! stays near what is allocated; a lock for each size is the price, some 20 ns an operation.
+//! General allocators keep pages for each thread and each size, and give them back late: after a large join that was
+//! more than the join itself. This one keeps at most [`EMPTY_BYTES_MAX`] of empty pages for each size, so that resident
+//! memory stays near the allocated bytes. The price is a lock for each size, some 20 ns an operation.
 //!
 //! ```text
 //! 1 to 16 KiB    a slab of 64 KiB: header with a bit for each block, then blocks of one size; the lowest free one is taken
 //! more           a mapping of its own, gone when it is freed but for the last few small ones
 //! ```
 //!
-//! A deallocation says its size (`Layout`), so that nothing is noted beside a block. Headers lie in their slab. Slabs come
+//! A deallocation gives its size (`Layout`), so no size is stored beside a block. Headers lie in their slab. Slabs come
 //! from chunks of address space that are never given back: untouched pages of them cost nothing.
 
 use std::alloc::Layout;
@@ -26,14 +26,14 @@ const SLAB_BYTES: usize = 64 << 10;
 /// Address space taken from the kernel at once.
 const CHUNK_BYTES: usize = 4 << 20;
 const SLABS_PER_CHUNK: usize = CHUNK_BYTES / SLAB_BYTES;
-/// 4 GiB of blocks; who needs more has outgrown every board.
+/// 4 GiB of blocks; a process that needs more has outgrown every board.
 const CHUNKS_MAX: usize = 1024;
 /// Every block is aligned to this.
 const ALIGN: usize = 16;
-/// Empty pages of one size that stay, beside those of one block: a block taken and freed by turns at the edge of a page would
-/// else cost two system calls each time.
+/// Empty pages of one size that stay, beside those of one block: otherwise a block taken and freed by turns at the edge
+/// of a page would cost two system calls each time.
 const EMPTY_BYTES_MAX: usize = 16 << 10;
-/// Mappings that were freed last stay for whoever wants one of the same size: so many, of so many bytes at most.
+/// The last freed mappings stay for requests of the same size: this many, of this many bytes at most.
 const KEPT_MAX: usize = 4;
 const KEPT_BYTES_MAX: usize = 64 << 10;
 
@@ -111,7 +111,7 @@ struct Slab {
     free: u32,
     /// No word before this one has a free block.
     first_free_word: u32,
-    /// Pages that nothing is in and that may still be resident, counted from the slab's start.
+    /// Empty pages that may still be resident, counted from the slab's start.
     empty_pages: u32,
 }
 
@@ -122,7 +122,7 @@ impl Slab {
     }
 }
 
-/// The slabs of one size that have a free block: those filled lately first, as they are the fullest.
+/// The slabs of one size that have a free block: those that were full most recently come first, as they are the fullest.
 struct Class {
     first: *mut Slab,
     /// Bytes of pages noted as empty in all slabs of this size.
@@ -179,7 +179,7 @@ impl Heap {
             },
         };
         if !block.is_null() {
-            // SAFETY: the block has as many bytes at least.
+            // SAFETY: the block has at least this many bytes.
             unsafe { block.write_bytes(0, layout.size()) };
         }
         block
@@ -206,7 +206,7 @@ impl Heap {
             _ => {
                 let moved = self.alloc(wanted);
                 if !moved.is_null() {
-                    // SAFETY: both have as many bytes and are different blocks.
+                    // SAFETY: both have at least this many bytes and are different blocks.
                     unsafe {
                         moved.copy_from_nonoverlapping(block, layout.size().min(bytes));
                         self.dealloc(block, layout);
@@ -291,7 +291,7 @@ impl Heap {
             }
         }
         if list.empty_bytes > EMPTY_BYTES_MAX + shape.bytes {
-            // SAFETY: as above; nothing is in these pages.
+            // SAFETY: as above; no block is in these pages.
             unsafe {
                 let pages = std::mem::take(&mut (*slab).empty_pages);
                 list.empty_bytes -= pages.count_ones() as usize * page;
@@ -336,7 +336,7 @@ impl Heap {
     }
 
     unsafe fn drop_slab(&self, slab: *mut Slab) {
-        // SAFETY: nothing is in it, and it is on no list. Given back before others may take it.
+        // SAFETY: no block is in use in it, and it is on no list. Given back before others may take it.
         unsafe { give_back(slab.cast(), SLAB_BYTES) };
         lock(&self.chunks).give(slab.addr());
     }
@@ -383,11 +383,11 @@ impl Heap {
                 *place = (block.expose_provenance(), bytes);
                 return;
             }
-            // What is not wanted gives way, so that sizes of an hour ago do not stay for ever.
+            // The mapping kept longest is dropped, so that sizes of an hour ago do not stay for ever.
             kept.rotate_left(1);
             let (old, old_bytes) = std::mem::replace(&mut kept[KEPT_MAX - 1], (block.expose_provenance(), bytes));
             drop(kept);
-            // SAFETY: a mapping of ours that nobody has.
+            // SAFETY: a mapping of ours that is not in use.
             unsafe { drop_mapping(std::ptr::with_exposed_provenance_mut(old), old_bytes) };
             return;
         }
@@ -433,7 +433,7 @@ fn placed(layout: Layout) -> Option<usize> {
 }
 
 impl Slab {
-    /// The only one of its list.
+    /// The slab is the only one of its list.
     fn is_alone(&self) -> bool {
         self.next.is_null() && self.previous.is_null()
     }
@@ -481,7 +481,7 @@ fn all_free(bits: &[u64], blocks: std::ops::Range<usize>) -> bool {
     true
 }
 
-/// The runs of set bits, each as its first and the one behind its last.
+/// The runs of set bits, each as its first bit and the one after its last.
 fn runs(mut bits: u32) -> impl Iterator<Item = (usize, usize)> {
     std::iter::from_fn(move || {
         (bits != 0).then(|| {
@@ -493,16 +493,16 @@ fn runs(mut bits: u32) -> impl Iterator<Item = (usize, usize)> {
     })
 }
 
-/// Returns pages to the kernel; they read as zero afterwards.
+/// Returns pages to the kernel; afterwards they read as zero.
 unsafe fn give_back(start: *mut u8, bytes: usize) {
-    // SAFETY: the caller's: nothing is in these pages. Where it fails they stay, which only costs memory.
+    // SAFETY: the caller's: no block is in these pages. On failure the pages stay, which only costs memory.
     let _ = unsafe { madvise(start.cast(), bytes, Advice::LinuxDontNeed) };
 }
 
-/// Gives a mapping up. It fails only where the kernel would have to note one more mapping than it can; the pages go back all the
+/// Gives a mapping up. It fails only when the kernel would exceed its number of mappings; the pages go back all the
 /// same then.
 unsafe fn drop_mapping(start: *mut u8, bytes: usize) {
-    // SAFETY: the caller's: nobody uses it any more.
+    // SAFETY: the caller's: the mapping is not used any more.
     unsafe {
         if munmap(start.cast(), bytes).is_err() {
             give_back(start, bytes);
@@ -514,7 +514,7 @@ unsafe fn drop_mapping(start: *mut u8, bytes: usize) {
 fn map_aligned(bytes: usize, align: usize, page: usize) -> Option<NonNull<u8>> {
     let spare = if align > page { align } else { 0 };
     let all = bytes.checked_add(spare).filter(|all| isize::try_from(*all).is_ok())?;
-    // SAFETY: a new mapping at a place of the kernel's choice; what is trimmed is ours and unused.
+    // SAFETY: a new mapping at an address of the kernel's choice; the trimmed parts are ours and unused.
     unsafe {
         let start = mmap_anonymous(null_mut(), all, ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE).ok()?;
         let start: *mut u8 = start.cast();
@@ -564,7 +564,7 @@ impl Chunks {
     }
 }
 
-/// Nothing panics while one of these locks is held, so none is ever poisoned.
+/// No code panics while one of these locks is held, so none is ever poisoned.
 fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
     of.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
@@ -595,7 +595,7 @@ mod tests {
         mark: u8,
     }
 
-    // SAFETY: nobody else has the block.
+    // SAFETY: the block has no other user.
     unsafe impl Send for Held {}
 
     impl Held {
@@ -683,7 +683,7 @@ mod tests {
         assert_eq!(heap.mapped_bytes(), 0);
     }
 
-    /// Resident bytes of a heap's slabs, as the kernel has them.
+    /// Resident bytes of a heap's slabs, as the kernel reports them.
     fn resident(heap: &Heap) -> usize {
         let chunks = lock(&heap.chunks);
         let page = heap.page_bytes();
@@ -698,7 +698,7 @@ mod tests {
         chunks.bases[..chunks.count].iter().map(of).sum()
     }
 
-    /// What was many MiB and is a tenth of that is resident as little more than a tenth.
+    /// After many MiB shrink to a tenth, little more than a tenth is resident.
     #[test]
     fn what_is_freed_goes_back_to_the_kernel() {
         let heap = Heap::new();
@@ -713,7 +713,7 @@ mod tests {
             held.push(Held::new(&heap, layout, 1));
         }
         assert!(resident(&heap) <= most(live), "{} resident of {live}", resident(&heap));
-        // The first tenth stays, as what is kept for long was there before what comes and goes.
+        // The first tenth stays: long-lived blocks were there before the short-lived ones.
         for one in held.drain(held.len() / 10..) {
             live -= one.layout.size();
             one.free(&heap);

@@ -1,4 +1,4 @@
-//! Audits the book: an allocator that counts live heap bytes, and what the kernel says about the process.
+//! Audits the book: an allocator that counts live heap bytes, and the kernel's figures about the process.
 //!
 //! Every thread counts for itself and adds to the sum whenever it is `BATCH_BYTES` off, so an allocation costs no
 //! shared cache line; the sum and its high-water mark are exact to `BATCH_BYTES` for each thread.
@@ -35,7 +35,7 @@ unsafe impl GlobalAlloc for Meter {
     }
 
     unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        // Behind it: what the kernel is still taking back is not gone yet.
+        // Counted after the free: pages that the kernel is still taking back are not gone yet.
         unsafe { HEAP.dealloc(at, layout) };
         count(-(layout.size() as isize));
     }
@@ -52,14 +52,14 @@ unsafe impl GlobalAlloc for Meter {
     }
 }
 
-/// Has the kernel make no huge pages of ours: one byte in use would keep two MiB. Call it first.
+/// Asks the kernel for no huge pages: one byte in use would keep two MiB. Call it first.
 pub fn no_huge_pages() {
-    // A kernel without huge pages refuses, and needs no telling.
+    // A kernel without huge pages refuses the call, which does no harm.
     let _ = rustix::thread::disable_transparent_huge_pages(true);
 }
 
 fn count(bytes: isize) {
-    // A thread that is going down has no counter any more; its last few bytes go straight to the sum.
+    // A thread that is ending has no counter any more; its last few bytes go straight to the sum.
     let counted = PENDING.try_with(|pending| {
         let sum = pending.get() + bytes;
         if sum.unsigned_abs() < BATCH_BYTES as usize {
@@ -96,12 +96,12 @@ pub fn reset_high_water() {
     HIGH.store(LIVE.load(Ordering::Relaxed), Ordering::Relaxed);
 }
 
-/// What the kernel says the process occupies.
+/// The kernel's figures for the memory of the process.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Resident {
     /// Resident bytes now (`VmRSS`).
     pub now_bytes: u64,
-    /// The most there ever were (`VmHWM`).
+    /// The most that was ever resident (`VmHWM`).
     pub high_water_bytes: u64,
 }
 
@@ -110,11 +110,11 @@ pub fn resident() -> Resident {
     std::fs::read_to_string("/proc/self/status").map(|text| parse_status(&text)).unwrap_or_default()
 }
 
-/// A measure now and at most.
+/// A measure: its present value and its maximum.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Measured {
     pub now_bytes: u64,
-    /// At most in any sample so far.
+    /// The maximum of all samples so far.
     pub high_water_bytes: u64,
 }
 
@@ -127,12 +127,12 @@ pub fn text() -> Measured {
     measured(&TEXT)
 }
 
-/// What is resident and no file's.
+/// Resident bytes that belong to no file.
 pub fn anonymous() -> Measured {
     measured(&ANONYMOUS)
 }
 
-/// What is resident and neither a file's nor allocated: stacks, and the slack of the heap.
+/// Resident bytes that are neither a file's nor allocated: stacks, and the slack of the heap.
 pub fn beside() -> Measured {
     measured(&BESIDE)
 }
@@ -146,20 +146,20 @@ fn note([now, high]: &[AtomicU64; 2], bytes: u64) {
     high.fetch_max(bytes, Ordering::Relaxed);
 }
 
-/// How often the process is looked at.
+/// The time between two samples of the process.
 const SAMPLE_EVERY: Duration = Duration::from_millis(250);
 
-/// What may come in between two looks; text goes back when no more than this is left of its share.
+/// Growth of text allowed for between two samples; text goes back when no more than this is left of its share.
 const TEXT_BETWEEN_BYTES: u64 = 5 << 19;
-/// A sample counts when less than this was allocated or freed meanwhile.
+/// A sample counts when less than this was allocated or freed during it.
 const STEADY_BYTES: u64 = 128 << 10;
 
-/// Measures what no account pays, and gives text back before more of it is resident than `text_bytes`: what is not run again
-/// stays out, and what is comes back from the kernel's cache. Never ends.
+/// Measures the memory that no account pays for, and gives text back before more of it is resident than `text_bytes`:
+/// text that does not run again stays out, and the rest comes back from the kernel's cache. Never ends.
 pub async fn keep_text_within(clock: Clock, text_bytes: u64) {
     let program = program_text();
     loop {
-        // What came or went while the kernel was asked would be taken for slack, or would hide it.
+        // Bytes allocated or freed during the sample would count as slack, or would hide it.
         let before = live_bytes();
         if let Some((file, anonymous)) = sample() {
             note(&TEXT, file);
@@ -175,7 +175,7 @@ pub async fn keep_text_within(clock: Clock, text_bytes: u64) {
     }
 }
 
-/// Resident bytes of files and of none.
+/// Resident bytes of files, and of no file.
 fn sample() -> Option<(u64, u64)> {
     let text = std::fs::read_to_string("/proc/self/statm").ok()?;
     let mut pages = text.split_whitespace().skip(1).map(|word| word.parse::<u64>().ok());
@@ -184,7 +184,8 @@ fn sample() -> Option<(u64, u64)> {
     Some((files * page, resident.saturating_sub(files) * page))
 }
 
-/// Where the code of the program and of its libraries lies. Never written to, so that dropping a page loses nothing.
+/// The address ranges of the code of the program and of its libraries. Never written to, so dropping a page loses
+/// nothing.
 fn program_text() -> Vec<std::ops::Range<usize>> {
     std::fs::read_to_string("/proc/self/maps").map(|maps| parse_maps(&maps)).unwrap_or_default()
 }
@@ -203,8 +204,8 @@ fn parse_maps(maps: &str) -> Vec<std::ops::Range<usize>> {
 fn give_back(text: &[std::ops::Range<usize>]) {
     for range in text {
         let start = std::ptr::with_exposed_provenance_mut(range.start);
-        // SAFETY: a private mapping of a file that nobody writes to; a page that is needed again is the file's again. Where it
-        // fails the pages stay.
+        // SAFETY: a private mapping of a file that is never written to; a page that is needed again is read from the
+        // file. On failure the pages stay.
         let _ = unsafe { rustix::mm::madvise(start, range.len(), rustix::mm::Advice::LinuxDontNeed) };
     }
 }
@@ -215,7 +216,7 @@ fn parse_status(text: &str) -> Resident {
         line.trim_start_matches(':').trim().trim_end_matches(" kB").trim().parse::<u64>().ok()
     };
     let bytes = |name| kib(name).unwrap_or(0) * 1024;
-    // The kernel brings its mark up to date now and then only.
+    // The kernel updates its high-water mark only now and then.
     Resident { now_bytes: bytes("VmRSS"), high_water_bytes: bytes("VmHWM").max(bytes("VmRSS")) }
 }
 

@@ -2,8 +2,8 @@
 //!
 //! Everything that can grow has an account, in bytes, in a profile of `memory-budgets/`; the sum fits the board. A
 //! `Grant` travels with the bytes it pays for and goes back on drop. Owns the accounts, the queues and scratch files
-//! that stay within them, and the allocator that audits them. Never decides who is refused: the account says what
-//! happens when it is empty, and the asker answers so.
+//! that stay within them, and the allocator that audits them. Never decides which request is refused: the account says
+//! what happens when it is empty, and the asker answers accordingly.
 //!
 //! Never wait for a grant while holding a lock or an open write. A task that needs several asks for them together.
 //!
@@ -83,7 +83,7 @@ impl Budget {
         &self.0.accounts
     }
 
-    /// For tests: refuses the `n`th grant asked for from now on (counted from 1), of whatever account, once.
+    /// For tests: refuses the `n`th grant asked for from now on (counted from 1), of any account, once.
     pub fn refuse_nth(&self, n: u64) {
         self.0.nth.set(n);
     }

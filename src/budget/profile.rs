@@ -1,6 +1,6 @@
-//! Reads a profile: what the whole process may occupy, and how it is shared out.
+//! Reads a profile: the memory of the whole process, and its division into accounts.
 //!
-//! Unknown names, missing names and sums that do not fit are errors that say what is wrong and by how much.
+//! Unknown names, missing names and sums that do not fit are errors that name the fault and its size.
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
@@ -34,7 +34,7 @@ pub const ACCOUNTS: &[&str] = &[
     "admin",
 ];
 
-/// What the process costs besides what is on accounts. A profile has each of them and no other.
+/// The memory of the process outside the accounts. A profile has each of these and no other.
 pub const FIXED: &[&str] = &["text", "stacks", "slack"];
 
 /// Accounts of scratch disk; they do not count towards the memory.
@@ -58,11 +58,11 @@ pub const SIZES: &[&str] = &[
     "state_conflicts_max",
 ];
 
-/// What checking one password takes of `password_hashing`: 7 MiB of Argon2's blocks and what the library keeps besides. The
-/// same under every profile, so that a data folder may move to a smaller board.
+/// The part of `password_hashing` that checking one password takes: 7 MiB of Argon2's blocks, and the library's other
+/// memory. The same under every profile, so that a data folder may move to a smaller board.
 pub const PASSWORD_HASH_BYTES: u64 = (7 << 20) + (64 << 10);
 
-/// What redb needs beside its cache while it writes; `benches/store.rs` measures less than half of it.
+/// The memory redb needs beside its cache while it writes; `benches/store.rs` measures less than half of it.
 const REDB_BESIDE_BYTES: u64 = 3 << 19;
 
 const SHIPPED: &[(&str, &str)] = &[
@@ -78,11 +78,11 @@ const SHIPPED: &[(&str, &str)] = &[
 #[derive(Debug, Clone)]
 pub struct Profile {
     pub name: String,
-    /// One sentence: for which board.
+    /// One sentence: the board it is meant for.
     pub board: String,
     /// The cap on the resident memory of the whole process, in bytes.
     pub total: u64,
-    /// What no account pays, in the order of [`FIXED`]. Measured, and held by a test for every profile.
+    /// The memory that no account pays for, in the order of [`FIXED`]. Measured, and held by a test for every profile.
     pub fixed: Vec<FixedRow>,
     pub accounts: Vec<AccountRow>,
     pub disk: Vec<AccountRow>,
@@ -164,15 +164,15 @@ impl Profile {
         }
     }
 
-    /// The most that one connection from outside may hold, in bytes, with the request that is answered on it; what bodies
-    /// and answers take besides is on accounts of their own.
+    /// The most that one connection from outside may hold, in bytes, with the request that is answered on it; other
+    /// memory of bodies and answers is on accounts of their own.
     pub fn connection_bytes(&self, tls: bool) -> u64 {
         let (buffer, tls_buffer) = (self.size("http1_buffer"), self.size("tls_buffer"));
-        // What was read, a piece of a body before it is taken, and of the request its text twice: as it came and taken
-        // apart. hyper's buffer for heads of answers has 8 KiB; as much for the state of the tasks.
+        // The read buffer, a piece of a body before it is taken, and the request's text twice: as it came, and parsed.
+        // hyper's buffer for response heads has 8 KiB; the state of the tasks gets as much.
         let plain = 4 * buffer + (16 << 10);
-        // A record on its way in (rustls may join some: `http/listen.rs` ends that at 24 KiB), the one before as plain
-        // text, what waits to be sent, and the state of TLS.
+        // An incoming record (rustls may join some: `http/listen/` ends that at 24 KiB), the one before as plain
+        // text, the data waiting to be sent, and the state of TLS.
         let secret = (24 << 10) + (16 << 10) + tls_buffer + (4 << 10);
         if tls { plain + secret } else { plain }
     }
@@ -219,10 +219,10 @@ impl Profile {
         }
     }
 
-    /// Sizes that spend from an account must fit it, or the account would refuse everything, or be exceeded.
+    /// Sizes that spend from an account must fit it; otherwise the account would refuse everything, or be exceeded.
     fn check_pairs(&self) -> Result<(), String> {
         let (connections, buffer) = (self.size("connections_max"), self.size("http1_buffer"));
-        // hyper's own least.
+        // hyper's own minimum.
         if buffer < 8 << 10 {
             return Err(format!("http1_buffer is {}, and hyper needs 8.0 KiB at least", human(buffer)));
         }
@@ -288,7 +288,7 @@ fn same_names<'a>(what: &str, found: impl Iterator<Item = &'a str>, wanted: &[&s
     }
 }
 
-/// The file as written. Names are checked by `Profile::check`, which can say which ones are known.
+/// The file as written. Names are checked by `Profile::check`, which can list the known ones.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Raw {
@@ -399,7 +399,7 @@ pub fn human(bytes: u64) -> String {
     }
 }
 
-/// A profile as a table for people; with the accounts of a running server also what is in use.
+/// A profile as a table for people; with the accounts of a running server, the use of each is shown too.
 pub fn table(profile: &Profile, running: Option<&[Account]>) -> String {
     let mut out = format!("{} — {}\n\n", profile.name, profile.board);
     let used = |name: &str| {
@@ -414,7 +414,7 @@ pub fn table(profile: &Profile, running: Option<&[Account]>) -> String {
     for row in &profile.fixed {
         let (now, high) = match (running, row.name.as_str()) {
             (Some(_), "text") => (human(meter::text().now_bytes), human(meter::text().high_water_bytes)),
-            // The kernel does not tell stacks from the heap's pages.
+            // The kernel does not distinguish stacks from the heap's pages.
             (Some(_), "slack") => (human(meter::beside().now_bytes), human(meter::beside().high_water_bytes)),
             _ => ("-".into(), "-".into()),
         };
@@ -456,7 +456,7 @@ mod tests {
         assert!(message.contains("1.00 MiB more than its total"), "{message}");
     }
 
-    /// The smallest shipped profile with one line changed: what is wrong with it.
+    /// The smallest shipped profile with one line changed: the resulting error.
     fn wrong(line: &str, with: &str) -> String {
         assert!(PI_ZERO.contains(line), "{line} is in the profile");
         Profile::parse("mine", &PI_ZERO.replace(line, with)).unwrap_err().0
@@ -501,7 +501,7 @@ mod tests {
         assert!(within("password_hashing").unwrap_err().contains("no account"));
     }
 
-    /// Whatever a connection may hold is within what the account has for all of them.
+    /// The bound of all connections together is within the account for them.
     #[test]
     fn connections_pay_for_what_they_may_hold() {
         for name in Profile::names() {

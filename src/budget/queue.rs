@@ -1,13 +1,13 @@
 //! A queue whose capacity is in bytes.
 //!
 //! The capacity is taken from the account when the queue is made, so a queue cannot be refused later: a sender waits
-//! for room instead. Dropping both ends gives it back.
+//! for room instead. Dropping both ends gives the capacity back.
 
 use tokio::sync::mpsc;
 
 use super::account::{Account, Grant, Refused};
 
-/// The least an item is charged: its place in the queue costs memory too.
+/// The least charge for an item: its place in the queue costs memory too.
 const ITEM_BYTES_MIN: u64 = 64;
 
 /// Places in the queue at most, whatever its bytes; the channel allocates them as they are used.
@@ -28,7 +28,7 @@ struct Item<T> {
     room: Grant,
 }
 
-/// Why an item was not queued; it comes back.
+/// Why an item was not queued; the item comes back.
 pub enum NotSent<T> {
     /// The receiver is gone.
     Closed(T),

@@ -1,7 +1,8 @@
 //! A scratch file: append frames, read them back in order; gone on drop, or with the process.
 //!
 //! The file has no name once it is open, so a crash leaves nothing to sweep. Its length is charged to an account of
-//! disk in steps, as long as the household's share of the card stays free; its two buffers are `BUFFER_BYTES` each and belong to whoever owns the spill.
+//! disk in steps, as long as the household's share of the card stays free. Its two buffers are `BUFFER_BYTES` each and
+//! belong to the owner of the spill.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
@@ -130,7 +131,8 @@ impl SpillReader {
     }
 }
 
-/// What is spilled came from others, so it leaves the household its share. A file system that does not say is tried.
+/// Spilled data came from others, so it leaves the household its share. When the file system does not report its free
+/// space, spilling is attempted.
 fn check_spare(file: &File) -> io::Result<()> {
     match Card::under(file) {
         Ok(card) if card.spare_bytes() < STEP_BYTES => Err(io::ErrorKind::StorageFull.into()),

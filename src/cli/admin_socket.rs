@@ -1,7 +1,8 @@
-//! The way to the server of a data folder.
+//! The connection of a command to the server of a data folder.
 //!
-//! A running server is asked through its socket. When none runs, the command is the server for a moment: it opens the same
-//! database, answers on the same socket, and stops when it is done. So there is one way to do each thing.
+//! A command reaches a running server through its socket. When no server runs, the command itself is the server for a
+//! moment: it opens the same database, answers on the same socket, and stops when it is done. So there is one way to do
+//! each thing.
 
 use std::io::ErrorKind;
 use std::time::Duration;
@@ -20,20 +21,21 @@ use crate::config::Config;
 use crate::remote::encode;
 use crate::serve::{self, SOCKET, Server};
 
-/// How long a command waits. A password takes some seconds on a small board, and may wait its turn behind others.
+/// How long a command waits. Hashing a password takes some seconds on a small board, and may have to wait for others.
 const PATIENCE: Duration = Duration::from_secs(90);
-/// A page of rows is far smaller.
+/// The longest answer. A page of rows is far smaller.
 const ANSWER_BYTES_MAX: usize = 4 << 20;
 
 pub struct Local {
     runtime: Runtime,
     requests: SendRequest<Full<Bytes>>,
-    /// When no other process runs it.
+    /// Set when this process is the server.
     server: Option<Server>,
 }
 
 impl Local {
-    /// The running server, or the stopped one. One that never ran is not made: the command looks in the wrong folder then.
+    /// Connects to the running server, or starts the stopped one. A server that never ran is an error: the folder is
+    /// the wrong one.
     pub fn connect(config: &Config) -> Result<Local, String> {
         if let Some(local) = Local::running(config)? {
             return Ok(local);
@@ -44,7 +46,7 @@ impl Local {
         Local::stopped(config)
     }
 
-    /// The same; a server that never ran is made. Answers whether it was.
+    /// Like [`Local::connect`], but makes a server that never ran. Answers whether the server is new.
     pub fn connect_or_make(config: &Config) -> Result<(Local, bool), String> {
         if let Some(local) = Local::running(config)? {
             return Ok((local, false));
@@ -110,7 +112,7 @@ impl Local {
         }
     }
 
-    /// Takes a server down that was opened for this.
+    /// Stops the server, when this process is the server.
     pub fn close(self) {
         if let Some(server) = self.server {
             drop(self.requests);
@@ -146,7 +148,7 @@ impl Local {
     }
 }
 
-/// There is no server's data where the config says.
+/// The message that the configured data folder has no server's data.
 pub fn nobody_home(config: &Config) -> String {
     format!(
         "no server has its data in {}. Name its folder with --data-dir, or its config file with --config; the first start or \
@@ -171,7 +173,7 @@ async fn requests(config: &Config) -> std::io::Result<SendRequest<Full<Bytes>>> 
 mod tests {
     use super::*;
 
-    /// A socket that takes connections and says nothing.
+    /// A socket that takes connections and never answers.
     #[test]
     fn a_server_that_is_stuck_is_said_to_be() {
         let folder = std::env::temp_dir().join(format!("snug-stuck-{}", std::process::id()));

@@ -1,4 +1,4 @@
-//! `snug check`: looks at everything a newcomer gets wrong, and says it in plain sentences.
+//! `snug check`: checks what new operators often get wrong, and reports it in plain sentences.
 
 use std::fs::Metadata;
 use std::io::ErrorKind;
@@ -23,15 +23,15 @@ use crate::serve;
 use crate::store::{Store, Survey, TableFound};
 
 const DAY_MS: u64 = 86_400_000;
-/// Renewals happen a month before the end; one that is this late has failed.
+/// A certificate is usually renewed a month before it expires. With fewer days left, the renewal has failed.
 const CERTIFICATE_DAYS_MIN: u64 = 14;
-/// The day this was written: a clock before it is wrong.
+/// The day this was written, in Unix milliseconds. A clock before it is wrong.
 const CLOCK_MS_MIN: u64 = 1_760_000_000_000;
 const CONNECT: Duration = Duration::from_secs(3);
-/// A database from here on is worth a word about its size.
+/// From this size on, the report mentions the size of the database.
 const COMPACT_BYTES: u64 = 256 << 20;
 
-/// What was found, in the order it was looked at.
+/// The findings, in the order of the checks.
 #[derive(Default)]
 struct Report {
     lines: String,
@@ -43,7 +43,7 @@ impl Report {
         self.line("ok   ", text.as_ref());
     }
 
-    /// Worth knowing, and nothing wrong by itself.
+    /// A finding that is worth knowing and no fault.
     fn note(&mut self, text: impl AsRef<str>) {
         self.line("note ", text.as_ref());
     }
@@ -58,7 +58,7 @@ impl Report {
     }
 }
 
-/// Prints what was found; exit code 1 when something is wrong.
+/// Runs all checks and prints the findings. Exit code 1 when something is wrong.
 pub fn run(overrides: &Overrides) -> ExitCode {
     let mut report = Report::default();
     match Config::load(overrides) {
@@ -74,7 +74,7 @@ pub fn run(overrides: &Overrides) -> ExitCode {
     if report.bad == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// Reads everything in the database and prints what is lost; exit code 1 when something is.
+/// Reads everything in the database and prints what is lost. Exit code 1 when something is lost.
 pub fn database(overrides: &Overrides) -> ExitCode {
     let mut report = Report::default();
     match Config::load(overrides) {
@@ -110,7 +110,7 @@ fn whole(config: &Config, report: &mut Report) {
 fn of_table(found: &TableFound, report: &mut Report) {
     let (name, rows) = (found.table.name, found.rows);
     let Some(why) = &found.why else {
-        // A table that nothing was ever written to says nothing.
+        // A table without rows is not reported.
         return if rows > 0 {
             report.good(format!("{name}: {rows} rows."))
         };
@@ -143,7 +143,7 @@ fn of_sums(survey: &Survey, report: &mut Report) {
 
 fn all(config: &Config, report: &mut Report) {
     settings(config, report);
-    // Before anything else in the folder is looked at: who may not ask the server may not look at its files either.
+    // First: a user who may not open the server's socket may not read its files either.
     let mut local = match Local::running(config) {
         Ok(local) => local,
         Err(error) => return report.bad(format!("Nothing more can be looked at: {error}.")),
@@ -192,7 +192,7 @@ fn settings(config: &Config, report: &mut Report) {
     }
 }
 
-/// What the kernel lets this command have, which a server started in the same way would get.
+/// The memory that the kernel grants this command. A server started in the same way would get the same.
 fn granted(config: &Config, report: &mut Report) {
     let granted = Granted::now();
     match serve::profile(config).ok().and_then(|profile| granted.warning(&profile)) {
@@ -201,7 +201,7 @@ fn granted(config: &Config, report: &mut Report) {
     }
 }
 
-/// What the running server says of its memory: its control group may be another than this command's.
+/// The memory of the running server, as it reports it: its control group may be another than this command's.
 fn of_running(local: &mut Local, report: &mut Report) {
     match local.get("/budget") {
         Ok(said) => {
@@ -257,7 +257,7 @@ fn data(config: &Config, report: &mut Report) {
     }
 }
 
-/// Everything in the data folder belongs to its owner and is for nobody else to read.
+/// Checks that everything in the data folder belongs to the folder's owner, and that no other user can read it.
 fn files(folder: &Path, found: &Metadata, report: &mut Report) {
     let owner = found.uid();
     if is_open(found, 0o077) {
@@ -265,7 +265,7 @@ fn files(folder: &Path, found: &Metadata, report: &mut Report) {
         report.bad(format!("The data folder {open} (mode {:o}): chmod go= {}", found.mode() & 0o777, folder.display()));
     }
     for file in serve::kept(folder) {
-        // What is missing is made.
+        // A missing file is no fault: the server makes it.
         let Ok(found) = std::fs::metadata(&file) else { continue };
         if found.uid() != owner {
             let (file_owner, owner) = (serve::user_name(found.uid()), serve::user_name(owner));
@@ -335,7 +335,7 @@ fn serves_federation(config: &Config) -> bool {
     config.federation.enabled && config.federation.tls_certificate.is_some()
 }
 
-/// "All addresses" is no address to connect to.
+/// The address to connect to for an address to listen on: "all addresses" becomes the loopback address.
 fn from_here(address: SocketAddr) -> SocketAddr {
     let ip = match address.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::from([127, 0, 0, 1]),
@@ -371,8 +371,8 @@ fn federation(config: &Config, running: bool, report: &mut Report) {
     }
 }
 
-/// Another server, as far as this one can tell: it looks for our name as anybody would, or in a closed network as its
-/// settings say.
+/// A stand-in for another server. It looks up this server's name as other servers do. In a closed network it follows
+/// this server's own settings.
 fn stranger(config: &Config) -> Result<Remote, String> {
     let name = OwnedServerName::try_from("check.invalid").map_err(|error| error.to_string())?;
     let mut seed = [0; 32];
@@ -423,7 +423,7 @@ async fn reach(config: &Config, remote: &Remote, running: bool, report: &mut Rep
     }
 }
 
-/// Whether the name others are led to is the one they were told, and the one our certificate is for.
+/// Checks the host that other servers find: it must be that of `federation.name`, and the certificate must be for it.
 fn led_to(config: &Config, host: &str, report: &mut Report) {
     let settings = &config.federation;
     if let Some(told) = settings.name.as_deref().filter(|told| *told != host) {
@@ -435,7 +435,7 @@ fn led_to(config: &Config, host: &str, report: &mut Report) {
     }
     let bare = <&ServerName>::try_from(host).map_or(host, |name| name.host());
     let bare = bare.trim_start_matches('[').trim_end_matches(']');
-    // One that cannot be read was told of already.
+    // A certificate that cannot be read has been reported already.
     match serve::ports::certificate(&settings.tls_certificate, &settings.tls_private_key) {
         Ok(Some(certificate)) if certificate.is_for(bare) => {
             report.good(format!("The certificate of [federation] is for {bare}."));
@@ -447,7 +447,7 @@ fn led_to(config: &Config, host: &str, report: &mut Report) {
     }
 }
 
-/// Whether it was this server that answered.
+/// Checks that the answer came from this server, not from another one.
 fn whose(config: &Config, said: &Value, report: &mut Report) {
     let key = match serve::known_signing_key(&config.data_dir) {
         Ok(Some(key)) => key,
@@ -463,7 +463,7 @@ fn whose(config: &Config, said: &Value, report: &mut Report) {
     }
 }
 
-/// A day for people.
+/// A date in a readable form.
 pub fn date(unix_ms: u64) -> String {
     // Counted from March of the year 0, so that the leap day is the last of its year.
     let days = unix_ms / DAY_MS + 719_468;

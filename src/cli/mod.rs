@@ -1,6 +1,6 @@
 //! The command line: one function for each command.
 //!
-//! The commands about users and rooms speak with the server through its socket (`admin_socket.rs`), whether it runs or not.
+//! The commands about users and rooms use the server's socket (`admin_socket.rs`), whether the server runs or not.
 
 mod check;
 mod admin_socket;
@@ -24,7 +24,7 @@ use arguments::{Arguments, Command, New};
 use rooms::rooms_command;
 use users::user;
 
-/// Runs the command; what goes wrong is a sentence on stderr and exit code 1.
+/// Runs the command. An error is a sentence on stderr and exit code 1.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     base::log_panics();
     let given: Vec<OsString> = arguments.into_iter().collect();
@@ -35,7 +35,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             return ExitCode::from(error.exit_code() as u8);
         }
     };
-    // What this program writes is nobody else's to read: keys, messages, tokens.
+    // No other user may read the files this program writes: they have keys, messages and tokens in them.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     let overrides = Overrides {
         config: arguments.config,
@@ -71,12 +71,12 @@ fn load(overrides: &Overrides) -> Result<Config, String> {
     Config::load(overrides).map_err(|error| error.to_string())
 }
 
-/// To stdout; a reader that went away (`| head`) is no error.
+/// Writes to stdout. A closed pipe (`| head`) is no error.
 fn print(text: &str) {
     let _ = std::io::stdout().write_all(text.as_bytes());
 }
 
-/// To stderr, which may be closed too.
+/// Writes to stderr, which may be closed too.
 fn tell(text: &str) {
     let _ = std::io::stderr().write_all(text.as_bytes());
 }
@@ -92,14 +92,14 @@ fn serve(overrides: &Overrides, program: Option<&OsString>) -> Result<(), String
     serve::run(config, &command).map_err(|error| error.to_string())
 }
 
-/// Prints what the server answered and takes a server down that was opened for this, also when it refused.
+/// Prints the server's answer, then stops a server that was started for this command, also after an error.
 fn with_local(mut local: Local, ask: impl FnOnce(&mut Local) -> Result<String, String>) -> Result<(), String> {
     let said = ask(&mut local);
     local.close();
     Ok(print(&said?))
 }
 
-/// The config, where no server runs.
+/// The config. An error while the server runs.
 fn stopped(overrides: &Overrides) -> Result<Config, String> {
     let config = load(overrides)?;
     match Local::running(&config)? {
@@ -108,7 +108,7 @@ fn stopped(overrides: &Overrides) -> Result<Config, String> {
     }
 }
 
-/// On a stopped server only: the pages of a running one are in use.
+/// Only for a stopped server: a running server uses the pages of its database.
 fn compact(overrides: &Overrides) -> Result<(), String> {
     let config = stopped(overrides)?;
     if !serve::has_data(&config.data_dir).map_err(|error| error.to_string())? {
@@ -120,7 +120,7 @@ fn compact(overrides: &Overrides) -> Result<(), String> {
     Ok(())
 }
 
-/// On a stopped server only: a running one has read its key, and has its database open.
+/// Only for a stopped server: a running server has read its key already and has its database open.
 fn new(overrides: &Overrides, what: New) -> Result<(), String> {
     let config = stopped(overrides)?;
     let folder = &config.data_dir;
@@ -138,7 +138,7 @@ fn new(overrides: &Overrides, what: New) -> Result<(), String> {
             let folder = folder.display();
             print(&format!("{folder} has an empty database now; `snug user add NAME --admin` makes an account.\n"));
         }
-        // The first start makes both.
+        // The first start of a server makes its key and its database.
         (_, false) => return Err(admin_socket::nobody_home(&config)),
     }
     Ok(())
@@ -146,7 +146,7 @@ fn new(overrides: &Overrides, what: New) -> Result<(), String> {
 
 fn budget(overrides: &Overrides) -> Result<(), String> {
     let config = load(overrides)?;
-    // A budget that is named is the one that is asked about.
+    // A budget named on the command line is shown instead of that of the running server.
     if overrides.budget.is_none()
         && let Some(mut local) = Local::running(&config)?
     {

@@ -13,12 +13,12 @@ use crate::budget::human;
 use crate::config::Overrides;
 use crate::remote::encode;
 
-/// A made-up password: about 95 bits.
+/// The length of a generated password: about 95 bits.
 const PASSWORD_CHARS: usize = 16;
 
 pub fn user(overrides: &Overrides, command: User) -> Result<(), String> {
     let config = load(overrides)?;
-    // Asked for before anything is opened: a person thinks long.
+    // Asked for before the server is opened: typing a password may take long.
     let password = match &command {
         User::Add { name, .. } | User::Password { name } => new_password(name)?,
         _ => NewPassword::default(),
@@ -86,7 +86,7 @@ fn told(new: &NewPassword) -> String {
     if new.made_up { format!(" The password is {}", new.password) } else { String::new() }
 }
 
-/// A password, and whether it was made up here.
+/// A password, and whether it was generated here.
 #[derive(Default)]
 struct NewPassword {
     password: String,
@@ -109,7 +109,7 @@ fn new_password(name: &str) -> Result<NewPassword, String> {
     })
 }
 
-/// One line typed without being shown.
+/// Reads one line that is typed without being shown.
 pub fn ask(question: &str) -> Result<String, String> {
     use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
     tell(question);

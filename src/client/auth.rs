@@ -1,4 +1,4 @@
-//! Who asks.
+//! Authentication of requests: access tokens and user-interactive authentication.
 
 use serde_json::Value;
 
@@ -9,7 +9,8 @@ pub use crate::user::Requester;
 
 use super::{Client, Error};
 
-/// Whom a request speaks for: 401 `M_MISSING_TOKEN` or `M_UNKNOWN_TOKEN` otherwise.
+/// The user and device of the access token. 401 `M_MISSING_TOKEN` without a token, `M_UNKNOWN_TOKEN` for one that is
+/// not valid.
 pub async fn requester(client: &Client, request: &Request) -> Result<Requester, ErrorResponse> {
     let Some(token) = request.access_token() else {
         return Err(ErrorResponse::unauthorized("M_MISSING_TOKEN", "An access token is needed for this"));
@@ -19,7 +20,7 @@ pub async fn requester(client: &Client, request: &Request) -> Result<Requester, 
     Ok(requester)
 }
 
-/// The requester of an endpoint that takes the user in its path: 403 when that is somebody else.
+/// The requester of an endpoint that has the user in its path. 403 `M_FORBIDDEN` when the path names another user.
 pub async fn own(client: &Client, request: &Request) -> Result<Requester, ErrorResponse> {
     let requester = requester(client, request).await?;
     if request.param("user_id") != requester.user_id.as_str() {
@@ -28,8 +29,10 @@ pub async fn own(client: &Client, request: &Request) -> Result<Requester, ErrorR
     Ok(requester)
 }
 
-/// Has somebody prove who they are: nothing when it is done, else what to answer. `requester`: whose session asks; nobody's
-/// when an account is made.
+/// User-interactive authentication: nothing when it is complete, else the response to send. `requester` is the session
+/// that makes the request; there is none at registration.
+///
+/// 403 `M_FORBIDDEN` when `auth` names another user; 429 `M_LIMIT_EXCEEDED` after too many wrong passwords.
 pub async fn prove(
     client: &Client,
     request: &Request,
@@ -39,7 +42,7 @@ pub async fn prove(
 ) -> Result<Option<Response>, Error> {
     let is_password = auth.is_some_and(|auth| auth.get("password").is_some());
     let counted = match requester.filter(|_| is_password) {
-        // A stranger who guesses at the login must not keep somebody from ending a stolen session.
+        // Counted per session: wrong passwords at the login must not keep a user from ending a stolen session.
         Some(requester) => Some(request.try_password(requester.user_id.as_str(), &requester.device_id)?),
         None => None,
     };
@@ -55,7 +58,7 @@ pub async fn prove(
     }
 }
 
-/// The requester when there is a token, nobody when there is none.
+/// The requester when the request has an access token, `None` when it has none.
 pub async fn maybe(client: &Client, request: &Request) -> Result<Option<Requester>, ErrorResponse> {
     match request.access_token() {
         Some(_) => requester(client, request).await.map(Some),
@@ -63,7 +66,7 @@ pub async fn maybe(client: &Client, request: &Request) -> Result<Option<Requeste
     }
 }
 
-/// The answer to a token that speaks for nobody.
+/// The answer to an access token that is not valid.
 pub fn unknown_token() -> ErrorResponse {
     ErrorResponse::unauthorized("M_UNKNOWN_TOKEN", user::Error::UnknownToken.to_string()).with("soft_logout", false)
 }

@@ -1,7 +1,17 @@
-//! What goes wrong below, in the client-server API's words.
+//! Errors of the parts below as status and errcode of the client-server API.
 //!
-//! Handlers answer `Result<Response, client::Error>`: `?` takes every error of the parts below. The cause of what is our
-//! own fault is logged here, once.
+//! Handlers answer `Result<Response, client::Error>`: `?` takes every error of the parts below. The cause of an
+//! internal error is logged here, once.
+//!
+//! The lists in the handlers' docs leave out what many endpoints have in common:
+//! - 401 `M_MISSING_TOKEN` or `M_UNKNOWN_TOKEN` where an access token is needed;
+//! - 400 `M_INVALID_PARAM` for a path or query parameter that cannot be parsed;
+//! - 400 `M_NOT_JSON` or `M_BAD_JSON` for the body, 413 `M_TOO_LARGE` for a body that is too long;
+//! - 429 `M_LIMIT_EXCEEDED` when a rate limit or an account of memory is used up;
+//! - 507 `M_RESOURCE_LIMIT_EXCEEDED` when the disk is full, 500 `M_UNKNOWN` for internal errors.
+//!
+//! Another server's error in a matter of rooms: 403 or 400 with the errcodes that `other_server` passes on, 404
+//! `M_NOT_FOUND` for its other refusals, 502 `M_UNKNOWN` when it gave no usable answer.
 
 use std::fmt::Display;
 
@@ -10,7 +20,7 @@ use crate::http::{BadBody, ErrorResponse, StatusCode};
 use crate::matrix::Kind;
 use crate::{media, room, user};
 
-/// A refusal to an app.
+/// An error as an app sees it.
 #[derive(Debug)]
 pub struct Error(ErrorResponse);
 
@@ -77,7 +87,7 @@ impl From<room::error::Error> for Error {
     }
 }
 
-/// What another server said no to keeps its code where apps know it; its other troubles are a bad gateway.
+/// A refusal by another server keeps its errcode where apps know the code; `remote` maps all other failures.
 fn other_server(what: String, errcode: Option<&str>, refused: bool) -> ErrorResponse {
     match errcode {
         Some(code @ ("M_FORBIDDEN" | "M_UNABLE_TO_AUTHORISE_JOIN" | "M_UNABLE_TO_GRANT_JOIN")) => {
@@ -108,7 +118,8 @@ impl From<media::Error> for Error {
     }
 }
 
-/// A full disk is something its owner can mend, and apps show it in words; the rest is ours alone.
+/// A full disk is reported in words, which apps show: the server's owner can mend it. Other storage errors are
+/// internal.
 fn stored(failed: impl Display, is_full: bool) -> ErrorResponse {
     match is_full {
         true => ErrorResponse::new(
@@ -120,7 +131,7 @@ fn stored(failed: impl Display, is_full: bool) -> ErrorResponse {
     }
 }
 
-/// Another server gave no usable answer: what it refused is not there for us, the rest is its trouble.
+/// Another server gave no usable answer. A refusal by it is reported as 404, any other failure as 502.
 fn remote(what: &str, refused: bool) -> ErrorResponse {
     let message = format!("The other server {what}");
     match refused {

@@ -16,6 +16,9 @@ use crate::room::{ANSWER_BYTES, SyncToken};
 use crate::user::{Claims, CrossKeys, CrossUpload, KeyUpload, Messages, Stage, UiaRequest, UserSync, Viewer};
 
 /// POST /_matrix/client/v3/keys/upload
+///
+/// 400 `M_INVALID_PARAM` when the device keys are not those of this device, when a one-time key has a bad name or
+/// value, or when its id exists with another value; 413 `M_TOO_LARGE` for more keys or bytes than a device may have.
 pub async fn upload(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let requester = auth::requester(&client, &request).await?;
     request.limit_for(Limit::Note, requester.user_id.as_str())?;
@@ -27,12 +30,14 @@ pub async fn upload(client: Arc<Client>, mut request: Request) -> Result<Respons
 #[derive(Deserialize)]
 struct QueryBody {
     device_keys: BTreeMap<OwnedUserId, Vec<String>>,
-    /// Milliseconds to wait for other servers.
+    /// How long to wait for other servers, in milliseconds.
     #[serde(default)]
     timeout: Option<u64>,
 }
 
 /// POST /_matrix/client/v3/keys/query
+///
+/// Another server's failure stands under `failures` and is no error of the request.
 pub async fn query(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let requester = auth::requester(&client, &request).await?;
     let body: QueryBody = request.json().await?;
@@ -52,6 +57,8 @@ struct ClaimBody {
 }
 
 /// POST /_matrix/client/v3/keys/claim
+///
+/// Another server's failure stands under `failures` and is no error of the request.
 pub async fn claim(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let requester = auth::requester(&client, &request).await?;
     let body: ClaimBody = request.json().await?;
@@ -63,7 +70,9 @@ pub async fn claim(client: Arc<Client>, mut request: Request) -> Result<Response
     Ok(Response::charged(StatusCode::OK, "application/json", json, grant))
 }
 
-/// GET /_matrix/client/v3/keys/changes: what the syncs between two tokens told of device lists.
+/// GET /_matrix/client/v3/keys/changes: the changes of device lists in the syncs between two tokens.
+///
+/// 400 `M_MISSING_PARAM` without `from` or `to`; 400 `M_INVALID_PARAM` when one of them is no sync token.
 pub async fn changes(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     let requester = auth::requester(&client, &request).await?;
     let place = |name: &str| {
@@ -95,7 +104,12 @@ struct SigningBody {
     auth: Option<Value>,
 }
 
-/// POST /_matrix/client/v3/keys/device_signing/upload: only who replaces keys has to prove it.
+/// POST /_matrix/client/v3/keys/device_signing/upload. Only replacing keys needs user-interactive authentication.
+///
+/// 401 with the flows of user-interactive authentication until it is complete; 403 `M_FORBIDDEN` when `auth` names
+/// another user; 429 `M_LIMIT_EXCEEDED` after too many wrong passwords; 400 `M_INVALID_PARAM` when a key has the wrong
+/// shape; 400 `M_MISSING_PARAM` without a master key; 400 `M_INVALID_SIGNATURE` when a key is not signed by the
+/// master key; 413 `M_TOO_LARGE` when a key is too long.
 pub async fn device_signing(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let requester = auth::requester(&client, &request).await?;
     let body: SigningBody = request.json().await?;
@@ -116,6 +130,8 @@ pub async fn device_signing(client: Arc<Client>, mut request: Request) -> Result
 }
 
 /// POST /_matrix/client/v3/keys/signatures/upload
+///
+/// 413 `M_TOO_LARGE` for too many signatures at once. A signature that is not accepted stands under `failures`.
 pub async fn signatures(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let requester = auth::requester(&client, &request).await?;
     request.limit_for(Limit::Note, requester.user_id.as_str())?;
@@ -130,6 +146,9 @@ struct ToDeviceBody {
 }
 
 /// PUT /_matrix/client/v3/sendToDevice/{event_type}/{txn_id}
+///
+/// 400 `M_INVALID_PARAM` when the event type is too long or a message is nested too deeply; 400 `M_BAD_JSON` when a
+/// message has no canonical form; 413 `M_TOO_LARGE` when a message, or its copies for all devices, are too long.
 pub async fn send_to_device(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let requester = auth::requester(&client, &request).await?;
     request.limit_for(Limit::Send, requester.user_id.as_str())?;

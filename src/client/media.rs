@@ -1,6 +1,6 @@
 //! Files: POST media upload, create and PUT upload, GET download, thumbnail and config, on the new paths and the old.
 //!
-//! The old paths need no token, so they show files of this server only.
+//! The old paths need no access token, so they answer with files of this server only.
 
 use std::io::{Seek, SeekFrom};
 use std::sync::Arc;
@@ -17,11 +17,14 @@ use crate::http::{self, ErrorResponse, Limit, Request, Response, StatusCode};
 use crate::media::{About, Fetched, Opened, Scaled};
 use crate::user::UserNum;
 
-/// How long a promised file is waited for at most.
+/// The longest wait for a file whose media id was given out before the upload.
 const PATIENCE_MAX: Duration = Duration::from_secs(60);
 const PATIENCE_DEFAULT_MS: u64 = 20_000;
 
 /// POST /_matrix/media/v3/upload
+///
+/// 403 `M_RESOURCE_LIMIT_EXCEEDED` when the disk or the user's share of it is used up; 413 `M_TOO_LARGE` for a file
+/// larger than `m.upload.size`.
 pub async fn upload(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     let requester = auth::requester(&client, &request).await?;
     request.limit_for(Limit::Upload, requester.user_id.as_str())?;
@@ -38,6 +41,11 @@ pub async fn create(client: Arc<Client>, request: Request) -> Result<Response, E
 }
 
 /// PUT /_matrix/media/v3/upload/{server}/{media_id}
+///
+/// 403 `M_FORBIDDEN` when the path names another server, or the media id was given to another user; 404 `M_NOT_FOUND`
+/// when the media id was not given out or has expired; 409 `M_CANNOT_OVERWRITE_MEDIA` when it has its file already;
+/// 403 `M_RESOURCE_LIMIT_EXCEEDED` when the disk or the user's share of it is used up; 413 `M_TOO_LARGE` for a file
+/// larger than `m.upload.size`.
 pub async fn upload_to(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     let requester = auth::requester(&client, &request).await?;
     let server: OwnedServerName = request.param_as("server")?;
@@ -78,6 +86,10 @@ pub async fn config(client: Arc<Client>, request: Request) -> Result<Response, E
 }
 
 /// GET /_matrix/client/v1/media/download/{server}/{media_id} and …/{name}
+///
+/// 404 `M_NOT_FOUND` when there is no such file; 504 `M_NOT_YET_UPLOADED` when the file has not come in time; 416
+/// without a body for a range beyond its end. For another server's file: 404 `M_NOT_FOUND` when that server refuses;
+/// 502 `M_UNKNOWN` when it gives no usable answer.
 pub async fn download(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     let requester = auth::requester(&client, &request).await?;
     let server: OwnedServerName = request.param_as("server")?;
@@ -90,13 +102,22 @@ pub async fn download(client: Arc<Client>, request: Request) -> Result<Response,
 }
 
 /// GET /_matrix/media/v3/download/{server}/{media_id} and …/{name}: the old path, for files of this server.
+///
+/// 404 `M_NOT_FOUND` when there is no such file; 504 `M_NOT_YET_UPLOADED` when the file has not come in time; 416
+/// without a body for a range beyond its end; 404 `M_NOT_FOUND` for files of other servers.
 pub async fn download_old(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     only_here(&client, &request)?;
     local(&client, &request).await
 }
 
-/// GET /_matrix/client/v1/media/thumbnail/{server}/{media_id}: of this server's images the image itself, which the
-/// specification allows (larger than asked for); of others' what their server makes of it.
+/// GET /_matrix/client/v1/media/thumbnail/{server}/{media_id}. For an image of this server the answer is the image
+/// itself: the specification allows one larger than asked for. For an image of another server it is that server's
+/// thumbnail.
+///
+/// 400 `M_MISSING_PARAM` without `width` or `height`, or when one is 0; 400 `M_UNKNOWN` when a file of this server is
+/// no image; 404 `M_NOT_FOUND` when there is no such file; 504 `M_NOT_YET_UPLOADED` when the file has not come in
+/// time; 416 without a body for a range beyond its end. For another server's file: 404 `M_NOT_FOUND` when that server
+/// refuses; 502 `M_UNKNOWN` when it gives no usable answer.
 pub async fn thumbnail(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     let requester = auth::requester(&client, &request).await?;
     let server: OwnedServerName = request.param_as("server")?;
@@ -110,6 +131,10 @@ pub async fn thumbnail(client: Arc<Client>, request: Request) -> Result<Response
 }
 
 /// GET /_matrix/media/v3/thumbnail/{server}/{media_id}
+///
+/// 400 `M_MISSING_PARAM` without `width` or `height`, or when one is 0; 400 `M_UNKNOWN` when a file of this server is
+/// no image; 404 `M_NOT_FOUND` when there is no such file; 504 `M_NOT_YET_UPLOADED` when the file has not come in
+/// time; 416 without a body for a range beyond its end; 404 `M_NOT_FOUND` for files of other servers.
 pub async fn thumbnail_old(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     only_here(&client, &request)?;
     scaled(&request)?;
@@ -151,7 +176,7 @@ fn patience(request: &Request) -> Result<Duration, ErrorResponse> {
     Ok(Duration::from_millis(ms).min(PATIENCE_MAX))
 }
 
-/// A file of ours, or the part of it that was asked for.
+/// A file of this server, or the range of it that the request names.
 async fn send(request: &Request, opened: Opened) -> Result<Response, Error> {
     let Opened { mut file, bytes, content_type, name, hash, grant } = opened;
     let etag = format!("\"{hash}\"");
@@ -160,7 +185,7 @@ async fn send(request: &Request, opened: Opened) -> Result<Response, Error> {
         described(response, content_type.as_deref(), shown.as_deref())
             .header("etag", &etag)
             .header("accept-ranges", "bytes")
-            // A media id means the same bytes for ever; who may see them is asked by the token.
+            // A media id means the same bytes for ever. `private`, since the download needs an access token.
             .header("cache-control", "private, max-age=31536000, immutable")
     };
     if request.header("if-none-match").is_some_and(|known| known.split(',').any(|one| one.trim() == etag)) {
@@ -183,7 +208,7 @@ async fn send(request: &Request, opened: Opened) -> Result<Response, Error> {
     Ok(response.header("content-range", &format!("bytes {from}-{}/{bytes}", from + len - 1)))
 }
 
-/// Another server's file, a piece at a time. When it breaks off, so does the answer.
+/// Another server's file, a piece at a time. When its transfer breaks off, the answer breaks off too.
 fn pass_through(mut fetched: Fetched, name: Option<&str>) -> Response {
     let (sender, body) = http::channel(fetched.take_grant());
     let shown = name.map(ToOwned::to_owned).or_else(|| fetched.name.clone());

@@ -1,7 +1,8 @@
-//! What apps call: the client-server API.
+//! The client-server API.
 //!
-//! `routes.rs` lists every endpoint; an endpoint or a close family is a file. `auth.rs` says who asks, `error.rs` turns the
-//! errors of the parts below into answers. `sync/` is the long one.
+//! `routes.rs` lists every endpoint. An endpoint, or a family of close ones, is a file. `auth.rs` authenticates
+//! requests. `error.rs` turns the errors of the parts below into answers, and lists those that all endpoints share.
+//! `sync/` is the longest part.
 
 use crate::base::{Clock, Random};
 use crate::budget::Budget;
@@ -23,29 +24,29 @@ mod room;
 pub use auth::{Requester, requester};
 pub use error::Error;
 
-/// Largest body of who has not shown a token yet, in bytes: a name, a password and what an app says of itself.
+/// Largest body of a request without an access token, in bytes: a name, a password and a description of the app.
 const STRANGER_BYTES_MAX: u64 = 16 * 1024;
 
-/// Who may make an account over the API.
+/// The condition for making an account over the API.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Registration {
-    /// Anybody who reaches the server.
+    /// Anybody may make an account.
     Open,
-    /// Nobody; the owner makes accounts with `snug user add`.
+    /// Registration is off; the server's owner makes accounts with `snug user add`.
     Closed,
-    /// Who knows one of these tokens.
+    /// One of these registration tokens.
     Token(Vec<String>),
 }
 
-/// The settings apps are told of or feel.
+/// The settings that concern apps.
 #[derive(Debug, Clone)]
 pub struct Options {
     pub registration: Registration,
-    /// `https://…` that apps are told in `/.well-known/matrix/client`; none: not told.
+    /// The `https://…` in `/.well-known/matrix/client`. Without it that endpoint answers 404.
     pub public_url: Option<String>,
 }
 
-/// What the handlers are given.
+/// The parts that the handlers use.
 pub struct Client {
     pub rooms: Rooms,
     pub users: Users,

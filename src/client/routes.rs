@@ -7,12 +7,12 @@ use super::room::{create, directory, membership, receipt, send, state, timeline,
 use super::{Client, keys, media, server, sync};
 use crate::http::{Method, Router};
 
-/// Where apps look for single profile fields; the last is from before they were in a release.
+/// Prefixes for single profile fields. The last is from before a release of the specification had them.
 const FIELDS: [&str; 3] = ["/_matrix/client/r0", "/_matrix/client/v3", "/_matrix/client/unstable/uk.tcpip.msc4133"];
-/// Where apps look for cross-signing.
+/// Prefixes for cross-signing.
 const CROSS_SIGNING: [&str; 3] = ["/_matrix/client/r0", "/_matrix/client/v3", "/_matrix/client/unstable"];
 
-/// Where files were before they needed a token.
+/// Prefixes of the media endpoints that need no access token.
 const OLD_MEDIA: [&str; 3] = ["/_matrix/media/r0", "/_matrix/media/v1", "/_matrix/media/v3"];
 
 /// Registers the whole surface.
@@ -26,7 +26,7 @@ pub fn routes(router: &mut Router, client: &Arc<Client>) {
     files(router, client);
 }
 
-/// What this server is and can do.
+/// Versions and capabilities of this server.
 fn abouts(router: &mut Router, client: &Arc<Client>) {
     router
         .surface(client)
@@ -102,7 +102,7 @@ fn personal(router: &mut Router, client: &Arc<Client>) {
         .r0_v3(Method::GET, "/pushers", push_rules::pushers);
 }
 
-/// What is new, and what was.
+/// Sync, and reading rooms.
 fn reading(router: &mut Router, client: &Arc<Client>) {
     router
         .surface(client)
@@ -122,7 +122,7 @@ fn reading(router: &mut Router, client: &Arc<Client>) {
         .r0_v3(Method::GET, "/joined_rooms", state::joined_rooms);
 }
 
-/// What people do to rooms.
+/// Changing rooms.
 fn rooms(router: &mut Router, client: &Arc<Client>) {
     let mut routes = router.surface(client);
     routes

@@ -1,4 +1,4 @@
-//! What this server is and can do: GET versions, capabilities, `.well-known`, voip/turnServer.
+//! Versions and capabilities of this server: GET versions, capabilities, `.well-known`, voip/turnServer.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use super::{Client, Error, auth};
 use crate::http::{ErrorResponse, Request, Response};
 use crate::matrix::version;
 
-/// Releases of the specification apps may count on.
+/// Releases of the specification that this server supports.
 const VERSIONS: &[&str] = &[
     "r0.5.0", "r0.6.0", "r0.6.1", "v1.1", "v1.2", "v1.3", "v1.4", "v1.5", "v1.6", "v1.7", "v1.8", "v1.9", "v1.10",
     "v1.11", "v1.12", "v1.13", "v1.14", "v1.15",
@@ -41,6 +41,8 @@ pub async fn capabilities(client: Arc<Client>, request: Request) -> Result<Respo
 }
 
 /// GET /.well-known/matrix/client
+///
+/// 404 `M_NOT_FOUND` when the setting for the public URL is not set.
 pub async fn well_known_client(client: Arc<Client>, _: Request) -> Result<Response, Error> {
     match &client.options.public_url {
         Some(url) => Ok(Response::json(&json!({ "m.homeserver": { "base_url": url } }))),
@@ -48,7 +50,7 @@ pub async fn well_known_client(client: Arc<Client>, _: Request) -> Result<Respon
     }
 }
 
-/// GET /_matrix/client/v3/voip/turnServer: none is set up, which the specification says as `{}`.
+/// GET /_matrix/client/v3/voip/turnServer: answers `{}`, the specification's answer when no TURN server is set up.
 pub async fn turn_server(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     auth::requester(&client, &request).await?;
     Ok(Response::ok())

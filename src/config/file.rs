@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 
 use super::{DATA_DIR, Error, FILE_NAME, Overrides, SETTINGS, SYSTEM_FILE};
 
-/// A config file is small; a larger one is a mistake.
+/// The largest config file. A larger one is the wrong file.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
-/// The file that was named; or the one in the data folder, or the system's, when there is one.
+/// The config file that the command line names. Without one, that of the data folder or else of the system, when it
+/// exists.
 pub fn find(overrides: &Overrides) -> Result<Option<PathBuf>, Error> {
     if let Some(file) = &overrides.config {
         return match is_there(file)? {
@@ -18,7 +19,7 @@ pub fn find(overrides: &Overrides) -> Result<Option<PathBuf>, Error> {
     }
     let folder = overrides.data_dir.clone().unwrap_or_else(|| DATA_DIR.into());
     let known = [folder.join(FILE_NAME), SYSTEM_FILE.into()];
-    // A data folder that was named is a server of its own; the system's file is another one's.
+    // A data folder on the command line is a server of its own. The system's config file belongs to another server.
     let known = if overrides.data_dir.is_some() { &known[..1] } else { &known[..] };
     for file in known {
         if is_there(file)? {
@@ -28,8 +29,8 @@ pub fn find(overrides: &Overrides) -> Result<Option<PathBuf>, Error> {
     Ok(None)
 }
 
-/// Whether there is such a file. One that cannot be looked at is no missing one: with defaults in its place a command
-/// would work on another server's data.
+/// Whether there is such a file. A file that cannot be read is an error and does not count as missing: with defaults in
+/// its place a command would work on another server's data.
 fn is_there(file: &Path) -> Result<bool, Error> {
     match std::fs::metadata(file) {
         Ok(_) => Ok(true),
@@ -63,7 +64,7 @@ pub fn is_section(prefix: &str) -> bool {
 }
 
 pub fn unknown(name: &str) -> String {
-    // A setting in the wrong section is near by its last word.
+    // Compared without its section too, so that a setting in the wrong section is found.
     let last = name.rsplit('.').next().unwrap_or(name);
     let moved = SETTINGS.iter().find(|setting| setting.name.rsplit('.').next() == Some(last));
     let nearest = SETTINGS.iter().map(|setting| (distance(setting.name, name), setting)).min_by_key(|(far, _)| *far);
@@ -74,7 +75,7 @@ pub fn unknown(name: &str) -> String {
     }
 }
 
-/// How many letters must be changed, added or taken away to make one word of the other.
+/// The edit distance: how many letters to change, add or remove to get from one word to the other.
 pub fn distance(one: &str, other: &str) -> usize {
     let other: Vec<char> = other.chars().take(100).collect();
     let mut row: Vec<usize> = (0..=other.len()).collect();

@@ -1,4 +1,4 @@
-//! One value of a setting, wherever it was given.
+//! The value of a setting, as it was given.
 
 use std::path::{Path, PathBuf};
 
@@ -6,7 +6,7 @@ use toml::de::DeValue;
 
 use crate::budget::parse_bytes;
 
-/// A value of the file, and the folder its paths are relative to.
+/// A value of the config file, and the folder that its paths are relative to.
 pub struct Given<'a> {
     pub value: &'a DeValue<'a>,
     pub folder: &'a Path,

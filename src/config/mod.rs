@@ -1,7 +1,8 @@
-//! Every setting once: name, default, words for the sample file, and the check.
+//! Every setting once: name, default, description for the sample file, and check.
 //!
-//! [`SETTINGS`] is the whole of it. A file is read against that table, so an unknown name is an error that knows its nearest
-//! neighbour, and the sample file is the table written out. Only `serve` and `cli` read settings; they pass values on.
+//! [`SETTINGS`] is the table of all settings. A config file is read against it, so the error for an unknown name can
+//! suggest the nearest known one. The sample file is the table written out. Only `serve` and `cli` read settings; they
+//! pass values on.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -19,21 +20,22 @@ mod file;
 mod given;
 mod setting;
 
-/// Where the server looks when no file is named, after `snug.toml` in the data folder.
+/// The config file when none is named and the data folder has no `snug.toml`.
 pub const SYSTEM_FILE: &str = "/etc/snug/snug.toml";
-/// The data folder when nothing says otherwise.
+/// The default data folder.
 pub const DATA_DIR: &str = "snug-data";
-/// The data folder of the system's file, the same from whichever folder a command is run.
+/// The default data folder with the system's config file. Absolute, so it does not depend on the working directory.
 const SYSTEM_DATA_DIR: &str = "/var/lib/snug";
 /// The name of the config file in the data folder.
 pub const FILE_NAME: &str = "snug.toml";
-/// One transaction of large events is 3 MiB; with less than this an hour's would hardly be one.
+/// The least intake per hour. A transaction of large events is 3 MiB; with less than this hardly one would fit in an
+/// hour.
 const HOURLY_BYTES_MIN: u64 = 1 << 20;
 
-/// The settings as the parts take them.
+/// The settings, in the types that the parts take.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// The file they were read from.
+    /// The file the settings were read from.
     pub file: Option<PathBuf>,
     pub server_name: OwnedServerName,
     pub data_dir: PathBuf,
@@ -43,7 +45,7 @@ pub struct Config {
     pub registration_tokens: Vec<String>,
     pub public_url: Option<String>,
     pub upload_bytes_max: u64,
-    /// None: a share of the disk.
+    /// `None` is a share of the disk.
     pub account_upload_bytes_max: Option<u64>,
     pub trusted_proxies: Vec<IpAddr>,
     pub rate_limits: bool,
@@ -51,18 +53,18 @@ pub struct Config {
     pub client: Client,
     pub federation: Federation,
     pub rooms: Rooms,
-    /// Files with secrets in them, outside the data folder.
+    /// Files outside the data folder that have secrets in them.
     pub secret_files: Vec<PathBuf>,
 }
 
-/// `[client]`: what concerns apps only.
+/// `[client]`: settings for apps only.
 #[derive(Debug, Clone, Default)]
 pub struct Client {
     pub tls_certificate: Option<PathBuf>,
     pub tls_private_key: Option<PathBuf>,
 }
 
-/// `[federation]`: other servers.
+/// `[federation]`: settings about other servers.
 #[derive(Debug, Clone, Default)]
 pub struct Federation {
     pub enabled: bool,
@@ -77,13 +79,13 @@ pub struct Federation {
     pub hourly_bytes_max: u64,
 }
 
-/// `[rooms]`: which rooms of other servers may come here.
+/// `[rooms]`: which rooms of other servers users may join.
 #[derive(Debug, Clone, Default)]
 pub struct Rooms {
     pub admission: Admission,
 }
 
-/// Who may make an account over the API.
+/// The condition for making an account over the API.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Registration {
     Open,
@@ -91,7 +93,7 @@ pub enum Registration {
     Token,
 }
 
-/// What happens with a room that is larger than this server takes without asking.
+/// The treatment of joins of rooms that are larger than the limit for joining without the operator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Admission {
     /// Any room that fits the disk.
@@ -215,7 +217,7 @@ pub const SETTINGS: &[Setting] = &[
         "What is logged: error, warn, info, debug or trace, also for a part alone: \"info,snug::remote=debug\".",
         |config, given| {
             let text = given.text()?;
-            // A word that is no level would be taken for a part's name, and all others would be silent.
+            // Otherwise an unknown level would be read as the name of a part, and all other parts would log nothing.
             let known = ["error", "warn", "info", "debug", "trace", "off"];
             let is_level = |word: &str| word.contains('=') || known.contains(&word.trim().to_ascii_lowercase().as_str());
             match text.parse::<tracing_subscriber::filter::Targets>() {
@@ -323,7 +325,7 @@ pub const SETTINGS: &[Setting] = &[
     ),
 ];
 
-/// What the command line says, which goes over the file.
+/// The values of the command line, which take precedence over the file.
 #[derive(Debug, Clone, Default)]
 pub struct Overrides {
     pub config: Option<PathBuf>,
@@ -333,7 +335,7 @@ pub struct Overrides {
     pub server_name: Option<String>,
 }
 
-/// What is wrong, where, and what is allowed.
+/// An error in the settings: what is wrong, where, and what is allowed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Error {
     pub file: Option<PathBuf>,
@@ -371,7 +373,7 @@ impl Error {
 }
 
 impl Config {
-    /// Finds the file, reads it, and lets the command line go over it. Without a file everything has its default.
+    /// Finds and reads the config file, then applies the command line. Without a file every setting has its default.
     pub fn load(overrides: &Overrides) -> Result<Config, Error> {
         let file = find(overrides)?;
         let mut config = match &file {
@@ -386,7 +388,7 @@ impl Config {
         Ok(config)
     }
 
-    /// The settings of a file's text. `file` is for messages and for paths, which are relative to its folder.
+    /// Parses the text of a config file. `file` is named in messages; paths are relative to its folder.
     pub fn parse(text: &str, file: &Path) -> Result<Config, Error> {
         let folder = file.parent().unwrap_or(Path::new("")).to_owned();
         let mut config = Config { file: Some(file.to_owned()), ..Config::default() };
@@ -441,7 +443,7 @@ impl Config {
         Ok(())
     }
 
-    /// What no setting can be asked alone.
+    /// The checks that need more than one setting.
     fn check(&self) -> Result<(), Error> {
         let pairs = [
             ("client", &self.client.tls_certificate, &self.client.tls_private_key),
@@ -467,7 +469,7 @@ impl Config {
         Ok(())
     }
 
-    /// The whole table as a file in which everything is commented out.
+    /// The sample file: the whole table, with every setting commented out.
     pub fn sample() -> String {
         let mut out = String::from(
             "# The settings of Snug, a Matrix homeserver. Every setting is shown with its default, or with an example where it has none.\n",
@@ -476,7 +478,7 @@ impl Config {
         out
     }
 
-    /// The short file of a first start: what most people change first.
+    /// The short config file of a first start: the settings that are most often changed first.
     pub fn first_file(&self) -> String {
         let mut out = String::from(
             "# Settings of this Snug server. What is commented out shows the default or an example;\n\
@@ -601,7 +603,7 @@ mod tests {
         assert_eq!(config.federation.overrides, [("b.example".to_owned(), "127.0.0.1:1".to_owned())]);
     }
 
-    /// The sample has every setting; with the comment signs taken away it is read without complaint.
+    /// The sample has every setting. Without the comment signs it is read without an error.
     #[test]
     fn the_sample_is_the_table() {
         let sample = Config::sample();

@@ -1,4 +1,4 @@
-//! The table of settings, from which the sample is written and a file is read.
+//! The form of the table of settings. The sample file is written from the table, and config files are read against it.
 
 use std::net::SocketAddr;
 
@@ -9,13 +9,13 @@ use super::{Config, SETTINGS};
 
 /// One setting.
 pub struct Setting {
-    /// With its section: `federation.listen`.
+    /// The name with its section: `federation.listen`.
     pub name: &'static str,
-    /// As it would stand in the file.
+    /// The default, as written in the config file.
     pub default: Option<&'static str>,
-    /// A value to show where there is no default.
+    /// The value that the sample shows when there is no default.
     pub example: &'static str,
-    /// What it does, for the sample file.
+    /// The description in the sample file.
     pub doc: &'static str,
     /// Whether the short file of the first start shows it.
     pub first: bool,
@@ -43,14 +43,15 @@ pub const fn setting(
 }
 
 impl Setting {
-    /// Also shown in the file of the first start.
+    /// Shows the setting in the file of the first start too.
     pub const fn shown_first(mut self) -> Setting {
         self.first = true;
         self
     }
 }
 
-/// Names are compared letter by letter, and other servers write this one as the DNS does.
+/// The server's own name. In lower case only: names are compared letter by letter, and other servers write it as in the
+/// DNS.
 pub fn own_name(text: &str) -> Result<OwnedServerName, String> {
     match text.contains(|c: char| c.is_ascii_uppercase()) {
         true => Err(format!("{text:?} must be written in small letters: {:?}", text.to_ascii_lowercase())),
@@ -83,7 +84,7 @@ pub fn url(text: &str) -> Result<String, String> {
     }
 }
 
-/// The characters are those the specification allows in a registration token.
+/// Registration tokens. The allowed characters are those of the specification.
 pub fn tokens<'a>(found: impl Iterator<Item = &'a str>) -> Result<Vec<String>, String> {
     let fits = |token: &str| {
         (1..=64).contains(&token.len()) && token.bytes().all(|b| b.is_ascii_alphanumeric() || b"._~-".contains(&b))
@@ -92,7 +93,8 @@ pub fn tokens<'a>(found: impl Iterator<Item = &'a str>) -> Result<Vec<String>, S
     found.map(|token| if fits(token) { Ok(token.to_owned()) } else { Err(wrong.to_owned()) }).collect()
 }
 
-/// Writes settings with their words; `chosen` gives the value of those that are set.
+/// Writes the settings that `shown` selects, with their descriptions. `chosen` gives the value of a setting that is
+/// set.
 pub fn write_settings(out: &mut String, shown: impl Fn(&Setting) -> bool, chosen: impl Fn(&Setting) -> Option<String>) {
     let mut section = "";
     for setting in SETTINGS.iter().filter(|setting| shown(setting)) {

@@ -1,11 +1,11 @@
-//! Getting things out.
+//! Outbound delivery.
 //!
-//! Owns how far each destination has come in the outbound log. Never decides what is said: everything sent was put into
-//! the log by the write that made it true.
+//! Owns each destination's position in the outbound log. Never decides what is sent: every row was put into the log by
+//! the write that made it true.
 //!
-//! One worker shape: take what is due for one destination, try, and report; the dispatcher keeps the destinations that lag
-//! and decides who is next. `federation/` is the one for servers: `destinations.rs` knows who lags and where, `transaction.rs`
-//! makes a transaction from the log.
+//! One worker shape: take the rows due for one destination, try, and report. The dispatcher keeps the destinations that
+//! lag and chooses the next. `federation/` is the one for servers: `destinations.rs` keeps the lagging servers and
+//! their positions, `transaction.rs` makes a transaction from the log.
 
 mod federation;
 #[cfg(test)]

@@ -23,7 +23,7 @@ use crate::store::{self, Position};
 
 type Seen = Arc<Mutex<Vec<Value>>>;
 
-/// A peer that keeps the transactions it is sent, one repeated only once, and answers with the status it is set to.
+/// A peer that keeps the transactions it gets, a repeated one only once, and answers with the status it is set to.
 async fn recorder(lab: &Lab, name: &str) -> (SocketAddr, Seen, Arc<Mutex<u16>>) {
     let (seen, status) = (Seen::default(), Arc::new(Mutex::new(200)));
     let (log, answer) = (seen.clone(), status.clone());
@@ -84,7 +84,7 @@ async fn until(done: impl Fn() -> bool) {
     tokio::time::timeout(Duration::from_secs(30), waiting).await.expect("it happens");
 }
 
-/// The same while the simulated time goes on, slowly enough for requests to be answered.
+/// Like `until`, while the simulated time goes on, slowly enough for requests to be answered.
 async fn in_time(us: &Us, done: impl Fn() -> bool) {
     let waiting = async {
         while !done() {
@@ -125,7 +125,7 @@ const DEAD: [&str; 10] = [
     "dead-9.example",
 ];
 
-/// Servers that answer 502 until they are told otherwise, one that is well, and us.
+/// Servers that answer 502 until told otherwise, one that works, and us.
 struct Graveyard {
     us: Us,
     feed: Feed,
@@ -155,8 +155,8 @@ impl Graveyard {
     }
 }
 
-/// Dead servers filled the table of those that lag; who began to lag later was not noted until one of them was forgotten,
-/// two weeks later.
+/// Unreachable servers filled the table of lagging servers; a server that began to lag later was not noted until one of
+/// them was forgotten, two weeks later.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_dead_keep_nobody_waiting_and_each_has_its_turn() {
     let yard = Graveyard::new().await;
@@ -168,14 +168,14 @@ async fn the_dead_keep_nobody_waiting_and_each_has_its_turn() {
     post(us, &yard.feed, &["well.example"], 2..3).await;
     in_time(us, || marks(&yard.well) == [2]).await;
 
-    // What is said later to one that has no place reaches it too, in order, and once.
+    // Later rows for a server without a place reach it too, in order, and once.
     post(us, &yard.feed, &["dead-8.example", "well.example"], 3..5).await;
     in_time(us, || marks(&yard.well) == [2, 3, 4]).await;
     yard.wake(8);
     in_time(us, || marks(&yard.dead[8].0).len() >= 4).await;
     assert_eq!(marks(&yard.dead[8].0), [0, 1, 3, 4]);
 
-    // One that speaks to us again is told without waiting for its turn.
+    // A server that contacts us gets its transaction without waiting for its turn.
     yard.wake(4);
     us.remote.backoff().flush().await;
     us.remote.backoff().failure(&name(DEAD[4]), true, Some(3_600_000));
@@ -190,7 +190,7 @@ async fn the_dead_keep_nobody_waiting_and_each_has_its_turn() {
     assert_eq!(log_of(us), []);
 }
 
-/// Positions beyond the bound were not read at a start with a smaller one, and what they still needed was dropped.
+/// Positions beyond the bound were not read at a start with a smaller one, and the rows they still needed were dropped.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_start_with_fewer_places_forgets_nobody() {
     let yard = Graveyard::new().await;
@@ -209,7 +209,7 @@ async fn a_start_with_fewer_places_forgets_nobody() {
     (0..2).for_each(|nth| yard.wake(nth));
     post(us, &yard.feed, &["well.example"], 3..6).await;
     in_time(us, || marks(&yard.well).len() == 3 && sender.lagging() == 8).await;
-    // Those with a place have everything, and are written down; the others need the oldest rows.
+    // Servers with a place have everything, and are written down; the others need the oldest rows.
     for _ in 0..10 {
         us.clock.advance(Duration::from_secs(25));
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -229,8 +229,8 @@ async fn a_start_with_fewer_places_forgets_nobody() {
     assert_eq!(log_of(us), []);
 }
 
-/// Servers that speak to us and cannot be reached counted as well each time they spoke, came before all that are well, and had
-/// all workers.
+/// Servers that contact us and cannot be reached counted as working each time they did, came before all that do work,
+/// and took all workers.
 #[tokio::test]
 async fn who_is_heard_from_is_tried_at_once_and_stays_doubtful_until_it_takes_something() {
     let yard = Graveyard::new().await;
@@ -251,7 +251,7 @@ async fn who_is_heard_from_is_tried_at_once_and_stays_doubtful_until_it_takes_so
     assert_eq!((book.lagging[&aside].doubtful, book.lagging[&aside].due_ms), (true, 3000));
 }
 
-/// What waits for servers without a place is dropped after two weeks like all else.
+/// Rows for servers without a place are dropped after two weeks like all others.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_log_has_an_end_for_those_without_a_place_too() {
     let yard = Graveyard::new().await;
@@ -279,7 +279,7 @@ async fn the_log_has_an_end_for_those_without_a_place_too() {
     assert!(DEAD.iter().all(|dead| server::cursor(&read, &name(dead)).unwrap().is_none()));
 }
 
-/// A peer that takes what `judge` gives 200, by the marks in it; and how often it was asked.
+/// A peer that keeps the transactions to which `judge` gives 200, by the marks in them; and how often it was asked.
 async fn judging(
     lab: &Lab,
     name: &str,
@@ -299,7 +299,7 @@ async fn judging(
     (peer(lab, name, behaviour).await, seen, asked)
 }
 
-/// One 4xx, of the server or of a proxy before it, and everything that was noted for that server was skipped.
+/// After one 4xx, of the server or of a proxy before it, all rows noted for that server were skipped.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn only_what_a_server_refuses_is_left_out() {
     let lab = Lab::new();
@@ -324,7 +324,7 @@ async fn only_what_a_server_refuses_is_left_out() {
     running.await.unwrap();
 }
 
-/// A device's key nested 100 deep was not refused by anybody and could not be signed: everything behind it waited for two weeks.
+/// A device key nested 100 deep was refused nowhere and could not be signed: all rows behind it waited for two weeks.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_cannot_be_signed_holds_nothing_up() {
     let lab = Lab::new();
@@ -351,7 +351,7 @@ async fn what_cannot_be_signed_holds_nothing_up() {
     running.await.unwrap();
 }
 
-/// A name that serves a website now answers, with 404. It was asked every second for two weeks.
+/// A name that now serves a website answers with 404. It was asked every second for two weeks.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_is_no_homeserver_any_more_is_asked_ever_more_rarely() {
     let lab = Lab::new();
@@ -366,8 +366,8 @@ async fn who_is_no_homeserver_any_more_is_asked_ever_more_rarely() {
         us.clock.advance(Duration::from_secs(60));
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    // Once more after a second, then 10 s, doubled until six hours are over: a dozen failures. Halving 64 items makes seven
-    // requests of one.
+    // One more attempt after a second, then after 10 s, doubled until six hours are over: a dozen failures. Halving 64
+    // items makes seven requests of one.
     let (gone, picky) = (gone.load(Ordering::Relaxed), picky.load(Ordering::Relaxed));
     assert!((3..=14).contains(&gone), "{gone}");
     assert!((7..=14 * 7).contains(&picky), "{picky}");

@@ -1,7 +1,7 @@
-//! Who is asking (server-server API, "Request Authentication").
+//! Authentication of the requesting server (server-server API, "Request Authentication").
 //!
-//! The signature is over the request target exactly as it was received. When it is wrong, rewritings common to reverse
-//! proxies are tried, but only to say in the log what the operator must change.
+//! The signature covers the request target exactly as it was received. When it is wrong, rewritings common to reverse
+//! proxies are tried, but only to tell the operator in the log what to change.
 
 use ruma::{OwnedServerName, ServerName};
 use serde::de::DeserializeOwned;
@@ -21,13 +21,14 @@ use crate::{
     remote::Known,
 };
 
-/// Bodies of everything but transactions: an invite with its stripped state, a key query of a large household.
+/// The body limit of all endpoints but transactions: an invite with its stripped state, a key query of a large
+/// household.
 pub const CONTENT_BYTES_MAX: u64 = 192 * 1024;
-/// What is made of a body while its signature is checked: its canonical form twice, and the signed text.
+/// The copies of a body while its signature is checked: its canonical form twice, and the signed text.
 const COPIES_CHECKED: u64 = 3;
 
-/// A request's claim and the key to check it with. Made before the body is read, so that a stranger without a key costs no
-/// memory.
+/// A request's claim and the key to check it with. Made before the body is read, so that a server without a key costs
+/// no memory.
 pub struct Claim {
     header: XMatrix,
     pub origin: OwnedServerName,
@@ -38,8 +39,8 @@ pub struct Claim {
     target: String,
 }
 
-/// Reads the claim and finds the key. Until the claim is checked all that is known is the address it comes from, and that is
-/// what pays: anybody may write anybody's name.
+/// Reads the claim and finds the key. Until the claim is checked only the caller's address is certain, and the limits
+/// are charged to that: a caller may write any server's name.
 pub async fn claim(federation: &Federation, request: &Request) -> Result<Claim, ErrorResponse> {
     request.limit(Limit::Claim)?;
     let header = header(federation, request)?;
@@ -57,15 +58,15 @@ pub async fn claim(federation: &Federation, request: &Request) -> Result<Claim, 
     Ok(Claim { header, origin, key, valid_until_ms, method, target })
 }
 
-/// A key that is here already and may be believed now.
+/// A key that is already stored and may be believed now.
 async fn known(federation: &Federation, origin: &ServerName, key: &str) -> Result<Option<Known>, ErrorResponse> {
     let (keys, origin, key) = (federation.remote.keys(), origin.to_owned(), key.to_owned());
     let known = base::blocking(move || keys.cached(&origin, &key)).await.map_err(ErrorResponse::internal)?;
     Ok(known.filter(|known| known.is_valid_at(federation.clock.now_ms())))
 }
 
-/// A key that must be asked for. Anybody may name any server here, so that is done for few at once, and not often for the same
-/// address.
+/// A key that must be fetched. A caller may name any server here, so only few are fetched at once, and not often for
+/// the same address.
 async fn fetched(
     federation: &Federation,
     request: &Request,
@@ -74,7 +75,7 @@ async fn fetched(
 ) -> Result<Option<Known>, ErrorResponse> {
     request.limit(Limit::Stranger)?;
     let (standing, keys) = (standing(federation, origin).await?, federation.remote.keys());
-    // Whoever had the turn before may have asked for the same one.
+    // The turn before may have fetched the same key.
     let asking = keys.get(origin, key, federation.clock.now_ms());
     match federation.lookups.run(standing, request.peer().ip, origin, TURN_MAX, asking).await {
         Ok(found) => found.map_err(ErrorResponse::internal),
@@ -86,7 +87,7 @@ async fn fetched(
     }
 }
 
-/// What is known of a server whose key is to be looked for.
+/// The standing of a server whose key is to be fetched.
 pub async fn standing(federation: &Federation, server: &ServerName) -> Result<Standing, ErrorResponse> {
     let (rooms, keys, server) = (federation.rooms.clone(), federation.remote.keys(), server.to_owned());
     base::blocking(move || {
@@ -99,8 +100,8 @@ pub async fn standing(federation: &Federation, server: &ServerName) -> Result<St
     .await
 }
 
-/// A server has spoken, and its signature was right. Its key is asked for anew before it runs out, if the server is in one of our
-/// rooms, so that it need not wait in a line for that.
+/// A server has sent a correctly signed request. Its key is renewed before it runs out, if the server is in one of our
+/// rooms, so that it need not wait for a lookup turn then.
 pub async fn heard_from(federation: &Federation, origin: &ServerName, valid_until_ms: u64) {
     federation.remote.backoff().heard_from(origin).await;
     let keys = federation.remote.keys();
@@ -115,7 +116,7 @@ pub async fn heard_from(federation: &Federation, origin: &ServerName, valid_unti
     }
 }
 
-/// The one of the request's authorization headers that is meant for this server.
+/// The request's authorization header that is meant for this server.
 fn header(federation: &Federation, request: &Request) -> Result<XMatrix, ErrorResponse> {
     let mut why = "Missing X-Matrix authorization".to_owned();
     for value in request.headers().get_all("authorization") {
@@ -154,12 +155,12 @@ impl Claim {
         checked.map_err(|reject| self.refusal(reject, || self.explain(us, content)))
     }
 
-    /// The same for a body in canonical form that passes a piece at a time.
+    /// Like `check`, for a body in canonical form that passes a piece at a time.
     pub fn in_pieces(&self, us: &ServerName) -> Result<InPieces, Reject> {
         InPieces::new(&self.header, &self.key, us, &self.method, &self.target)
     }
 
-    /// What is answered to a request whose signature is wrong. `explain`: the target under which it would have been right.
+    /// The answer to a request whose signature is wrong. `explain`: the target under which it would have been right.
     pub fn refusal(&self, reject: Reject, explain: impl FnOnce() -> Option<String>) -> ErrorResponse {
         if reject.kind == crate::matrix::Kind::Json {
             return ErrorResponse::bad("M_NOT_JSON", format!("The body is not JSON: {reject}"));
@@ -194,7 +195,7 @@ pub async fn origin(federation: &Federation, request: &mut Request) -> Result<Ow
     Ok(claim.origin)
 }
 
-/// The same, and the body as JSON.
+/// Like `origin`, with the body as JSON.
 pub async fn origin_and_json<T: DeserializeOwned>(
     federation: &Federation,
     request: &mut Request,
@@ -207,7 +208,7 @@ fn unauthorized(why: impl Into<String>) -> ErrorResponse {
     ErrorResponse::unauthorized("M_UNAUTHORIZED", why)
 }
 
-/// What a proxy may have made of another target: decoded, encoded anew, or encoded twice.
+/// The targets a proxy may have changed into this one: decoded, encoded anew, or encoded twice.
 fn rewritings(target: &str) -> Vec<String> {
     let (path, query) = match target.split_once('?') {
         Some((path, query)) => (path, format!("?{query}")),
@@ -255,7 +256,7 @@ mod tests {
         assert_eq!(claim("/other").explain(us, None), None);
     }
 
-    /// Anybody could write a server's name into requests and so use up its allowance: it was refused with 429 then.
+    /// Any caller could write a server's name into requests and so use up its allowance: it was refused with 429 then.
     #[tokio::test]
     async fn forged_requests_cost_the_forged_server_nothing() {
         let house = crate::room::tests::house();

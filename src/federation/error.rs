@@ -1,7 +1,7 @@
-//! What goes wrong below, in the server-server API's words.
+//! Errors of the parts below, as answers of the server-server API.
 //!
-//! Handlers answer `Result<Response, federation::Error>`: `?` takes every error of the parts below. The cause of what is
-//! our own fault is logged here, once.
+//! Handlers return `Result<Response, federation::Error>`: `?` takes every error of the parts below. The cause of an
+//! error that is our own fault is logged here, once.
 
 use crate::budget::Refused;
 use crate::http::{BadBody, ErrorResponse, StatusCode};
@@ -89,20 +89,19 @@ impl From<media::Error> for Error {
     }
 }
 
-/// The card is full or failed: whoever asks again later may be served.
+/// The card is full or failed: a later retry may succeed.
 fn not_now(cause: impl std::fmt::Display) -> ErrorResponse {
     tracing::error!("a request of another server is put off: {cause}");
     ErrorResponse::new(StatusCode::SERVICE_UNAVAILABLE, "M_UNKNOWN", "This server cannot store anything now")
 }
 
-/// What is free of the disk is for the people here: whoever asks again later may be served. The store says so in the log,
-/// once.
+/// The remaining disk space is reserved for local users: a later retry may succeed. The store logs it, once.
 pub(super) fn disk_is_short() -> Error {
     let why = "This server's disk is nearly full; try again later";
     ErrorResponse::new(StatusCode::SERVICE_UNAVAILABLE, "M_RESOURCE_LIMIT_EXCEEDED", why).into()
 }
 
-/// A third server failed us while we worked for the asker.
+/// A third server failed us while we worked for the requesting server.
 fn another_server(failed: &impl std::fmt::Display) -> ErrorResponse {
     ErrorResponse::new(StatusCode::BAD_GATEWAY, "M_UNKNOWN", format!("Another server {failed}"))
 }

@@ -1,4 +1,4 @@
-//! Filling others' gaps: `backfill` and `get_missing_events`, for servers in the room.
+//! Filling the gaps of other servers: `backfill` and `get_missing_events`, for servers in the room.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use super::{Error, Federation, auth};
 use crate::http::{ErrorResponse, Request, Response};
 use crate::room::Missing;
 
-/// What the specification gives a server that names no limit.
+/// The specification's default when a server names no limit.
 const MISSING_DEFAULT: usize = 10;
 
 /// `GET /backfill/{roomId}?v=&limit=`

@@ -1,7 +1,7 @@
-//! Signing keys: ours, and as a notary those of others.
+//! Signing keys: our own, and as a notary those of other servers.
 //!
-//! `GET /_matrix/key/v2/server`, `GET /_matrix/key/v2/query/{server}`, `POST /_matrix/key/v2/query`. Not signed requests: anyone may
-//! ask, also before they know us.
+//! `GET /_matrix/key/v2/server`, `GET /_matrix/key/v2/query/{server}`, `POST /_matrix/key/v2/query`. Not signed
+//! requests: any server may ask, also before it knows us.
 
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 
@@ -16,20 +16,21 @@ use crate::{
     matrix::sign,
 };
 
-/// Long enough that nobody asks daily, short enough that a stolen key is soon worthless. The specification allows seven days.
+/// Long enough to make daily requests unnecessary, short enough to make a stolen key worthless soon. The specification
+/// allows seven days.
 const VALID_MS: u64 = 24 * 3_600_000;
-/// Servers in one question to us as a notary.
+/// Servers in one notary query to us.
 const SERVERS_MAX: usize = 256;
-/// Of those, how many we ask on the asker's behalf; the others are answered from what we have.
+/// Of those, how many we ask for the requesting server; the others are answered from the store.
 const FRESH_MAX: usize = 16;
-/// …and how long that takes at most.
+/// …and the time limit for asking them.
 const FRESH_TIME_MAX: Duration = Duration::from_secs(8);
 
 pub async fn server(federation: Arc<Federation>, _: Request) -> Result<Response, ErrorResponse> {
     Ok(Response::json(&own(&federation)?))
 }
 
-/// What this server says about its own keys.
+/// This server's answer about its own keys.
 fn own(federation: &Federation) -> Result<Map<String, Value>, ErrorResponse> {
     let old: Map<String, Value> = federation
         .old_keys
@@ -74,13 +75,13 @@ pub async fn query(federation: Arc<Federation>, mut request: Request) -> Result<
     answer(&federation, request.peer().ip, wanted.collect()).await
 }
 
-/// What each server said of itself, countersigned. One answer is at most 32 KiB, and they are streamed one at a time.
+/// Each server's own answer, countersigned. One answer is at most 32 KiB, and they are streamed one at a time.
 async fn answer(
     federation: &Arc<Federation>,
     caller: IpAddr,
     wanted: Vec<(OwnedServerName, u64)>,
 ) -> Result<Response, ErrorResponse> {
-    // What was not asked in time is answered from what is known; whoever asks has other notaries.
+    // Servers that did not answer in time are answered from the store; the requesting server has other notaries.
     let asking = federation.clock.timeout(FRESH_TIME_MAX, refresh(federation, caller, &wanted)).await;
     asking.unwrap_or(Ok(()))?;
     let federation_too = federation.clone();
@@ -100,7 +101,8 @@ async fn answer(
     Ok(Response::charged(crate::http::StatusCode::OK, "application/json", body.into_bytes(), grant))
 }
 
-/// Asks servers for their keys that nobody has asked lately, as far as there are turns. Anybody makes us do this.
+/// Asks servers for keys that have not been asked for lately, as far as there are turns. Any caller can make us do
+/// this.
 async fn refresh(
     federation: &Federation,
     caller: IpAddr,
@@ -119,7 +121,7 @@ async fn refresh(
     Ok(())
 }
 
-/// A server's own words with our signature beside its own, as text: nothing in it may change by being parsed.
+/// A server's own answer with our signature beside its own, as text: parsing it must not change any of it.
 fn countersigned(federation: &Federation, server: &OwnedServerName) -> Result<Option<String>, ErrorResponse> {
     if federation.remote.is_me(server) {
         return Ok(Some(Value::Object(own(federation)?).to_string()));

@@ -1,10 +1,10 @@
-//! Turns to look for the keys of servers that callers name.
+//! Turns to look up the keys of servers that callers name.
 //!
-//! Anybody may write any server's name on a request, and each name makes this server look for that one's key. So few are looked
-//! for at once, and they stand in lines of their own: servers that are in our rooms, servers whose keys were here before, and
-//! strangers. In a line each calling address and each name has one turn. A server that says nothing loses its turn when others
-//! wait, and after [`LOOKUP_MAX`] in any case. Bounded by the turns; who waits holds a connection's place and no more, for
-//! [`TURN_MAX`] at most.
+//! A caller may write any server's name on a request, and each name makes this server look up that server's key. So
+//! only few lookups run at once, and they queue in separate lines: servers that are in our rooms, servers whose keys
+//! were here before, and all others. In a line each calling address and each name has one turn. A silent server loses
+//! its turn when others wait, and after [`LOOKUP_MAX`] in any case. Bounded by the turns; a waiting request holds a
+//! connection's place and no more, for [`TURN_MAX`] at most.
 
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -17,27 +17,27 @@ use crate::base::{Clock, KeyedGuard, KeyedLock};
 
 /// How long a caller waits for its turn.
 pub const TURN_MAX: Duration = Duration::from_secs(5);
-/// A server that has not told its key after so long loses its turn when others wait.
+/// A server that has not answered with its key after so long loses its turn when others wait.
 const SILENCE_MAX: Duration = Duration::from_millis(2500);
-/// …and after so long when nobody does.
+/// …and after so long when no others wait.
 const LOOKUP_MAX: Duration = Duration::from_secs(10);
 
-/// What is known of a server that is named.
+/// The standing of a server that is named, as far as it is known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Standing {
-    /// It has people in one of our rooms.
+    /// The server has users in one of our rooms.
     InOurRooms,
-    /// Its keys were here before.
+    /// The server's keys were here before.
     SeenBefore,
     Stranger,
 }
 
-/// Why a server was not looked for to the end.
+/// Why a lookup was not finished.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Missed {
-    /// There was no turn in time.
+    /// No turn became free in time.
     NoTurn,
-    /// It had a turn and said nothing.
+    /// The server had a turn and did not answer.
     Silent,
 }
 
@@ -53,12 +53,12 @@ struct Line {
     callers: KeyedLock,
     names: KeyedLock,
     waiting: AtomicUsize,
-    /// Told when somebody begins to wait.
+    /// Notified when a request begins to wait.
     more: Notify,
 }
 
 impl Lookups {
-    /// Most connections to other servers, of which there are `connections_max`, are for what people here want.
+    /// Most of the `connections_max` connections to other servers are for requests of local users.
     pub fn new(clock: Clock, connections_max: usize) -> Lookups {
         let line = |turns: usize| Line::new(turns.max(1));
         Lookups {
@@ -69,7 +69,8 @@ impl Lookups {
         }
     }
 
-    /// Does `work`, which looks for `server` because `caller` named it, in a turn that is waited for no longer than `patience`.
+    /// Does `work`, which looks up `server` because `caller` named it, in a turn. Waits no longer than `patience` for
+    /// that turn.
     pub async fn run<T>(
         &self,
         standing: Standing,
@@ -116,7 +117,7 @@ impl Line {
         }
     }
 
-    /// The turn of the address and of the name first: whoever waits for their own holds up nobody else.
+    /// The turn of the address and of the name first: a request that waits for these does not hold up others.
     async fn turn(&self, caller: IpAddr, server: &ServerName) -> Option<Turn<'_>> {
         let caller = self.callers.take(&network(caller)).await;
         let name = self.names.take(server.as_str()).await;
@@ -137,7 +138,7 @@ impl Line {
     }
 }
 
-/// One more that waits, until it is dropped.
+/// One more waiting request, until it is dropped.
 struct Waiting<'a>(&'a Line);
 
 impl<'a> Waiting<'a> {
@@ -154,7 +155,7 @@ impl Drop for Waiting<'_> {
     }
 }
 
-/// What one customer gets: an address, of IPv6 a /64.
+/// The block one customer gets: an address, of IPv6 a /64.
 fn network(ip: IpAddr) -> String {
     match ip.to_canonical() {
         IpAddr::V4(v4) => v4.to_string(),
@@ -187,7 +188,7 @@ mod tests {
             Desk { lookups: Arc::new(Lookups::new(clock.clone(), connections_max)), clock }
         }
 
-        /// Looks for a server that answers, or never does.
+        /// Looks up a server that answers, or one that never does.
         fn look(
             &self,
             standing: Standing,
@@ -223,8 +224,8 @@ mod tests {
         }
     }
 
-    /// Two addresses that named silent servers kept every server whose key was not here from being heard, for ten seconds at a
-    /// time.
+    /// Two addresses that named silent servers kept all servers with unknown keys from being heard, for ten seconds at
+    /// a time.
     #[tokio::test]
     async fn silence_is_hung_up_on_when_others_wait() {
         for (connections_max, turns) in [(8, 2), (24, 6)] {
@@ -232,7 +233,7 @@ mod tests {
             let silent: Vec<_> =
                 (0..turns).map(|n| desk.look(Standing::Stranger, n, &format!("silent{n}.example"), false)).collect();
             desk.settle().await;
-            // Those of other lines do not wait at all.
+            // Requests in other lines do not wait at all.
             for standing in [Standing::InOurRooms, Standing::SeenBefore] {
                 assert_eq!(desk.look(standing, 99, "friend.example", true).await.unwrap(), Ok(()));
             }

@@ -41,9 +41,9 @@ async fn open(federation: &Federation, request: &Request) -> Result<Opened, Erro
 }
 
 fn answer(opened: Opened) -> Response {
-    // No file has its own hash in it, so that ends nothing too early.
+    // No file contains its own hash, so the boundary ends nothing too early.
     let Opened { file, bytes, content_type, name, grant, hash: boundary } = opened;
-    // What an uploader said goes into a head made of lines: nothing that could end one.
+    // The uploader's texts go into a head made of lines: only those without a line end may pass.
     let fit = |text: String| text.bytes().all(|byte| (b' '..=b'~').contains(&byte)).then_some(text);
     let content_type = content_type.and_then(fit).unwrap_or_else(|| "application/octet-stream".to_owned());
     let disposition = match name {

@@ -1,4 +1,4 @@
-//! Coming and going: `make_join`/`send_join`, `make_leave`/`send_leave`, `make_knock`/`send_knock`, `invite`.
+//! Membership changes: `make_join`/`send_join`, `make_leave`/`send_leave`, `make_knock`/`send_knock`, `invite`.
 //!
 //! What can go wrong: 403 when the rules or the room's ACL say no, 404 for rooms we are not in, 400
 //! `M_INCOMPATIBLE_ROOM_VERSION`, `M_UNABLE_TO_AUTHORISE_JOIN`, `M_UNABLE_TO_GRANT_JOIN`.
@@ -16,7 +16,7 @@ use crate::matrix::Event;
 use crate::matrix::json::partial;
 use crate::room::{Invitation, JoinAnswer, STRIPPED_EVENTS_MAX, Submitted, Verb};
 
-/// Room versions an asker may name; each is a short word.
+/// Room versions a requesting server may name; each is a short word.
 const VERSIONS_MAX: usize = 100;
 
 /// `GET /make_join/{roomId}/{userId}`
@@ -99,7 +99,7 @@ async fn submitted(federation: &Federation, request: &mut Request) -> Result<Sub
     Ok(Submitted { origin, room: request.param_as("room_id")?, id: request.param_as("event_id")?, event })
 }
 
-/// What comes one by one fills the disk as what comes in transactions does.
+/// Events that come one by one fill the disk like those in transactions, and are charged the same.
 async fn charge(federation: &Federation, request: &mut Request, origin: &ServerName) -> Result<(), Error> {
     send::check_intake(federation, origin)?;
     let body = request.bytes(auth::CONTENT_BYTES_MAX).await?;
@@ -151,7 +151,7 @@ pub async fn invite_v1(federation: Arc<Federation>, mut request: Request) -> Res
     Ok(Response::json(&(200, SignedInvite::of(&signed)?)))
 }
 
-/// An invite as it goes back, byte for byte.
+/// An invite as it is returned, byte for byte.
 #[derive(Serialize)]
 struct SignedInvite<'a> {
     event: &'a RawValue,

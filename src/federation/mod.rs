@@ -1,7 +1,7 @@
-//! What other servers call: the server-server API.
+//! The server-server API: the endpoints that other servers call.
 //!
-//! `auth.rs` says which server asks (`lookup.rs`: in which line it stands when its key is not here); then a file per endpoint family, listed in `routes.rs`; `error.rs` turns the errors of the
-//! parts below into answers.
+//! `auth.rs` finds out which server asks (`lookup.rs`: in which line it waits when its key is not here); then a file
+//! per endpoint family, listed in `routes.rs`; `error.rs` turns the errors of the parts below into answers.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -35,7 +35,7 @@ mod user;
 pub use error::Error;
 pub use lookup::Lookups;
 
-/// A key this server signed with before.
+/// A former signing key of this server.
 #[derive(Debug, Clone)]
 pub struct OldKey {
     pub id: String,
@@ -43,7 +43,7 @@ pub struct OldKey {
     pub expired_ms: u64,
 }
 
-/// What the handlers are given.
+/// The parts that the handlers use.
 pub struct Federation {
     pub rooms: Rooms,
     pub users: Users,
@@ -56,16 +56,16 @@ pub struct Federation {
     pub server_name: OwnedServerName,
     pub key: Arc<sign::Key>,
     pub old_keys: Vec<OldKey>,
-    /// Where bodies too long for memory are put for a moment.
+    /// The directory for bodies too long for memory.
     pub scratch: PathBuf,
-    /// Turns to look for servers that callers name.
+    /// Turns to look up servers that callers name.
     pub lookups: Lookups,
-    /// What small messages may carry.
+    /// The allowances for EDUs.
     pub postage: postage::Postage,
-    /// Who has a transaction under way.
+    /// The servers with a transaction under way.
     pub senders: KeyedLock,
-    /// Transactions answered already.
+    /// Transactions that were answered already.
     pub transactions: send::transaction::Transactions,
-    /// `host:port` told at `/.well-known/matrix/server`; none: 404.
+    /// `host:port` served at `/.well-known/matrix/server`; none: 404.
     pub well_known_server: Option<String>,
 }

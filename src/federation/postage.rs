@@ -1,7 +1,9 @@
-//! What small messages of one server may carry: each is charged by what it brings, whatever the transaction it came in.
+//! The allowance of one server for EDUs: each is charged by the bytes it adds here, whatever the transaction it came
+//! in.
 //!
-//! A purse for each server that people here share a room with, and one for each neighbourhood of strangers, in a bounded
-//! table. Who has spent theirs is not heard with further small messages until it has filled again; events are not charged here.
+//! A purse for each server in a room with local users, and one for each network neighbourhood of other servers, in a
+//! bounded table. Further EDUs of a server with an empty purse are dropped until it has filled again; events are not
+//! charged here.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -9,16 +11,16 @@ use ruma::ServerName;
 
 use crate::base::{Clock, Owner, Shares};
 
-/// Purses of servers known here, and of strangers: each about 120 bytes.
+/// Purses of known servers, and of unknown ones: each about 120 bytes.
 const KNOWN_MAX: usize = 512;
 const STRANGERS_MAX: usize = 256;
-/// Every message is a commit, however little is in it.
+/// Every EDU is a commit, however small it is.
 const MESSAGE_BYTES: usize = 1 << 10;
-/// What is refused is told once in so long.
+/// A refusal is logged once in so long.
 const TOLD_EVERY_MS: u64 = 60_000;
 
-/// What a purse holds, and how much comes into it in a second. A server of hundreds who share large encrypted rooms with people
-/// here sends some megabytes when all of them renew their keys.
+/// The size of a purse, and how much comes into it in a second. A server with hundreds of users in large encrypted
+/// rooms with local users sends some megabytes when all of them renew their keys.
 struct Rate {
     bytes_max: f64,
     bytes_per_s: f64,
@@ -34,7 +36,7 @@ pub struct Postage {
 }
 
 struct Purse {
-    /// Below nothing when the last message was longer than what was left.
+    /// Negative when the last EDU was longer than the rest of the purse.
     bytes: f64,
     at_ms: u64,
     refused: u64,
@@ -47,7 +49,7 @@ impl Postage {
         Postage { clock, purses }
     }
 
-    /// Whether a server may bring one more message. What is refused is said in the log.
+    /// Whether a server may send one more EDU. A refusal is logged.
     pub(super) fn may_bring(&self, origin: &ServerName, owner: &Owner<String>) -> bool {
         let Some(purses) = &self.purses else { return true };
         let now_ms = self.clock.instant().as_millis() as u64;
@@ -64,7 +66,7 @@ impl Postage {
         false
     }
 
-    /// Charges a message that was taken.
+    /// Charges an accepted EDU.
     pub(super) fn charge(&self, owner: &Owner<String>, bytes: usize) {
         let Some(purses) = &self.purses else { return };
         let mut purses = lock(purses);
@@ -111,7 +113,7 @@ mod tests {
         assert!(!postage.may_bring(one, &stranger));
         clock.advance(Duration::from_secs(3));
         assert!(postage.may_bring(one, &stranger));
-        // Strangers without number make nobody known here begin anew.
+        // Any number of unknown servers makes no known server begin anew.
         postage.charge(&known, 20_000_000);
         for n in 0..5000 {
             postage.charge(&Owner::Stranger(n.to_string()), 1);

@@ -1,4 +1,4 @@
-//! What this server knows under a name: profiles, aliases, the list of public rooms.
+//! Look-ups by name in this server: profiles, aliases, the list of public rooms.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! What a room is and was: `state`, `state_ids`, `event_auth`, `event`, complexity. For servers in the room.
+//! The state of a room, now and then: `state`, `state_ids`, `event_auth`, `event`, complexity. For servers in the room.
 
 use std::sync::Arc;
 

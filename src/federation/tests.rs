@@ -1,4 +1,4 @@
-//! The surface over a house without a network.
+//! The server-server API over a server without a network.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! Devices and keys of people of this server: `user/devices`, `user/keys/query`, `user/keys/claim`.
+//! Devices and keys of local users: `user/devices`, `user/keys/query`, `user/keys/claim`.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use super::{Error, Federation, auth};
 use crate::http::{ErrorResponse, Request, Response, StatusCode};
 use crate::user::{Claims, Viewer};
 
-/// Users in one question; each may have many devices.
+/// Users in one query; each may have many devices.
 const USERS_MAX: usize = 250;
 
 /// `GET /user/devices/{userId}`

@@ -1,4 +1,4 @@
-//! Closing an account for good.
+//! Deactivating an account, which cannot be undone.
 
 use ruma::UserId;
 
@@ -6,16 +6,18 @@ use crate::base::unbroken;
 use crate::room::Rooms;
 use crate::user::{Error, Users};
 
-/// Leaves every room and closes the account. A room that cannot be left (its server is gone) does not keep an account
-/// open. A power cut in between leaves an open account that is in fewer rooms; asking again does the rest.
+/// Leaves every room and closes the account. A room that cannot be left, such as one whose server is gone, does not
+/// keep the account open. After a power cut in between, the account is open and in fewer rooms; a second request does
+/// the rest.
 pub async fn deactivate(users: &Users, rooms: &Rooms, user_id: &UserId) -> Result<(), Error> {
     let (users, rooms, user_id) = (users.clone(), rooms.clone(), user_id.to_owned());
-    // Leaving takes long, and an app that gave up waiting has no token any more to ask again with.
+    // Not cancelled when the client disconnects: leaving takes long, and the client's access token has been removed by
+    // then.
     unbroken(async move { close(&users, &rooms, &user_id).await }).await
 }
 
 async fn close(users: &Users, rooms: &Rooms, user_id: &UserId) -> Result<(), Error> {
-    // No session begins anew while the rooms are left.
+    // First, so that no session acts for the user while the rooms are left.
     users.logout_all(user_id, None).await?;
     for room_id in users.rooms_to_leave(user_id).await? {
         if let Err(failed) = rooms.leave(user_id, &room_id, None).await {

@@ -4,15 +4,15 @@ use ruma::OwnedUserId;
 
 use crate::user::{Error, Login, New, Session, Users};
 
-/// What came of it.
+/// The result of a registration.
 #[derive(Debug)]
 pub struct Registered {
     pub user_id: OwnedUserId,
-    /// None when the app did not want one.
+    /// `None` when no session was asked for.
     pub session: Option<Session>,
 }
 
-/// Makes an account, and a session when one is wanted. The caller has seen to it that this person may.
+/// Makes an account, and a session when `login` is given. The caller has checked that the account may be made.
 pub async fn register(users: &Users, new: New, login: Option<Login>) -> Result<Registered, Error> {
     let user_id = users.create(new).await?;
     tracing::info!("{user_id} has an account now");

@@ -1,4 +1,4 @@
-//! A new name or picture, and telling the rooms.
+//! Changing a profile field, and the member events that show it.
 
 use ruma::UserId;
 use serde_json::Value;
@@ -6,8 +6,9 @@ use serde_json::Value;
 use crate::room::Rooms;
 use crate::user::{Error, Users};
 
-/// Sets (or removes) a profile field. The rooms hear of a new name or picture afterwards, one after the other, each from
-/// what the profile says at that moment; a power cut may leave some with the old one until the next change.
+/// Sets or removes a profile field. A new `displayname` or `avatar_url` is sent to the user's rooms afterwards, one
+/// room after the other, each with the profile's values at that moment. After a power cut some rooms may show the old
+/// values until the next change.
 pub async fn rename(
     users: &Users,
     rooms: &Rooms,

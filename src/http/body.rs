@@ -19,9 +19,9 @@ use tokio::sync::mpsc;
 
 /// Small bodies leave in frames of this size, so that a slow reader can be told from one that reads nothing.
 const FRAME_BYTES: usize = 32 * 1024;
-/// What the buffer of a long answer keeps between two pieces.
+/// The most that the buffer of a long answer keeps between two pieces.
 const BUFFER_BYTES_MAX: usize = 64 * 1024;
-/// What a file is read in.
+/// The size of the pieces a file is read in.
 const FILE_PIECE_BYTES: usize = 32 * 1024;
 
 /// The body of a response.
@@ -70,7 +70,7 @@ enum Sent {
 pub struct BodySender(mpsc::Sender<Sent>);
 
 impl BodySender {
-    /// Waits until the piece before has been taken. False when nobody reads any more.
+    /// Waits until the piece before has been taken. False when the body is no longer read.
     pub async fn send(&self, piece: Bytes) -> bool {
         self.0.send(Sent::Piece(piece)).await.is_ok()
     }
@@ -114,7 +114,7 @@ impl Body {
         }
     }
 
-    /// How many bytes lie here that nobody has paid for.
+    /// The bytes held here without a grant.
     pub(super) fn unpaid(&self) -> u64 {
         match &self.source {
             Source::Small { left, grant: None } => left.len() as u64,
@@ -122,7 +122,7 @@ impl Body {
         }
     }
 
-    /// Pays for them, until the last has left.
+    /// Pays for the unpaid bytes, until the last has left.
     pub(super) fn paid_with(&mut self, paid: Grant) {
         if let Source::Small { grant, .. } = &mut self.source {
             *grant = Some(Arc::new(paid));
@@ -227,7 +227,7 @@ impl Made {
                         return Poll::Pending;
                     };
                     self.step = Step::Working(Box::pin(base::blocking(move || {
-                        // Its own answer ends, and nothing else that goes over the connection.
+                        // A panic ends this answer alone, and no other stream of the connection.
                         let result = base::caught(|| chunks.next(&mut buffer))
                             .unwrap_or_else(|panicked| Err(ChunkError::new(format!("a panic: {}", panicked.say()))));
                         Worked { chunks, buffer, result }
@@ -248,7 +248,7 @@ impl Made {
         }
     }
 
-    /// What came of one blocking job; nothing if there is to be another one first, or none at all.
+    /// The result of one blocking job; none when another one must run first, or there is no result.
     fn finish(&mut self, worked: Worked) -> Option<Result<Piece, CutOff>> {
         let Worked { chunks, buffer, result } = worked;
         match result {
@@ -286,7 +286,7 @@ impl Slot {
 
     fn put(&self, mut buffer: Vec<u8>) {
         buffer.clear();
-        // One long piece is no reason to hold as much until the answer ends.
+        // One long piece must not keep its memory until the answer ends.
         buffer.shrink_to(BUFFER_BYTES_MAX);
         let waker = {
             let mut inner = self.lock();
@@ -383,7 +383,7 @@ mod tests {
         }
     }
 
-    /// What a socket would have sent: each frame is copied and let go before the next is asked for.
+    /// Reads as a socket would send: each frame is copied and released before the next is asked for.
     async fn collect(mut body: Body) -> Result<String, CutOff> {
         let mut all = String::new();
         while let Some(frame) = body.frame().await {
@@ -421,7 +421,7 @@ mod tests {
         assert_eq!(account.used(), 0);
     }
 
-    /// A piece that panicked took the connection's task along, with all that HTTP/2 carried beside it.
+    /// A panic in a piece ended the connection's task, and with it the other HTTP/2 streams on it.
     #[tokio::test]
     async fn a_panic_breaks_the_body_and_no_more() {
         struct Breaks;

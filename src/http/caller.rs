@@ -1,8 +1,8 @@
-//! Who calls, as far as an address tells.
+//! A caller, as far as an address identifies it.
 
 use std::net::IpAddr;
 
-/// An address; of IPv6 its /64, which is what one customer gets.
+/// An address; of IPv6 its /64, the block one customer gets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Caller {
     V4(u32),
@@ -17,7 +17,7 @@ impl Caller {
         }
     }
 
-    /// What a provider gives out together: a /24, of IPv6 a /48.
+    /// A block that a provider assigns together: a /24, of IPv6 a /48.
     pub fn network(self) -> Self {
         match self {
             Self::V4(address) => Self::V4(address & !0xff),

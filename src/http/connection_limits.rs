@@ -1,14 +1,15 @@
-//! Who holds how many of the places for connections, and who gives way when somebody comes and there are too few.
+//! How the places for connections are shared out, and which connection gives way when there are too few.
 //!
-//! Callers are told apart by what is known of them ([`Standing`]): the household (addresses of the board's own networks), guests
-//! (addresses that lately showed a good token), strangers. Strangers may hold half of all places, and with the guests three
-//! quarters: the rest is the household's. One address, one network of a provider, and requests that wait for something new
-//! have their bounds within that ([`Standing::share`] and those beside it).
+//! Callers have a [`Standing`]: the household (addresses of the board's own networks), guests (addresses that lately
+//! showed a good token), and strangers (all others). Strangers may hold half of all places, and with the guests three
+//! quarters: the rest is the household's. One address, one network of a provider, and requests that wait for something
+//! new have their own bounds within that ([`Standing::share`] and those beside it).
 //!
-//! Whoever comes to a bound gets the place of another within it: first of what is idle or hardly moves, then of who is less
-//! known, then of who holds most ([`Held::choose`]). Nobody gives way to somebody less known, but for the little that is left to
-//! those. A proxy the owner trusts has as
-//! many places as there are, and each counts for who is answered on it. Bounded by the connections themselves.
+//! A caller at a bound gets the place of another connection within that bound. Idle or hardly moving connections go
+//! first, then those of a lower standing, then those of the caller that holds most ([`Held::choose`]). No connection
+//! gives way to a lower standing, except for the small part that is reserved for those. A proxy the owner trusts may
+//! hold all places, and each of its connections counts for the caller that is answered on it. Bounded by the
+//! connections themselves.
 
 use super::caller::Caller;
 use super::guests::Guests;
@@ -21,14 +22,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::Notify;
 
-/// A connection on which nothing is asked for so long gives way to any other: a handshake and a head take a few round
-/// trips. With the time between two looks of who waits (`listen/mod.rs`) it is less than two seconds.
+/// A connection without a request for so long gives way to any other: a handshake and a head take a few round trips.
+/// With the pause between two looks of a waiting listener (`listen/mod.rs`) it is less than two seconds.
 const FRESH: Duration = Duration::from_millis(1500);
-/// A request that is answered for so long may give way to who holds less.
+/// A request that has been answered for so long may give way to a caller that holds less.
 const LONG: Duration = Duration::from_secs(5);
-/// Strangers and guests each keep this part of all places, in eighths, whatever those better known need.
+/// Strangers and guests each keep this part of all places, in eighths, even when better known callers need it.
 const LEFT_TO_LESS_KNOWN: u64 = 1;
-/// Requests that wait for something new hold so much of all places at most, in eighths: all, and those of outside.
+/// The most that requests waiting for something new may hold of all places, in eighths: all of them, and those from
+/// outside.
 const WAITING_MAX: u64 = 6;
 const WAITING_OUTSIDE_MAX: u64 = 4;
 
@@ -48,16 +50,16 @@ struct Held {
 /// One connection.
 struct One {
     who: Who,
-    /// The caller that is answered on a proxy's connection now.
+    /// The caller now answered on a proxy's connection.
     lent: Option<Who>,
     bytes: u64,
     watch: Arc<PeerWatch>,
     leave: Arc<Notify>,
-    /// Told to go, so that another could come.
+    /// Told to go, to make room for another.
     leaving: bool,
 }
 
-/// A caller and what it may hold.
+/// A caller with its standing, which bounds what it may hold.
 #[derive(Debug, Clone, Copy)]
 struct Who {
     caller: Caller,
@@ -65,7 +67,7 @@ struct Who {
     is_proxy: bool,
 }
 
-/// What is known of a caller, from little to much.
+/// How well a caller is known, from least to most.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 enum Standing {
     Stranger,
@@ -98,7 +100,8 @@ impl Places {
         Arc::new(Self { total_bytes, held: Mutex::default(), guests: Guests::new(clock) })
     }
 
-    /// A place for one more connection of `ip`, charged `bytes`. At a bound it is had when another connection can be told to go.
+    /// A place for one more connection of `ip`, charged `bytes`. At a bound, only if another connection can be told to
+    /// go.
     pub fn enter(self: &Arc<Self>, ip: IpAddr, origin: Origin, bytes: u64, watch: &Arc<PeerWatch>) -> Option<Place> {
         let who = self.who(ip, origin);
         let mut held = self.lock();
@@ -112,12 +115,12 @@ impl Places {
         Some(Place { places: self.clone(), id, leave })
     }
 
-    /// The connection of `watch`, a proxy's, answers a request of `ip` now. Whether that one may hold one more.
+    /// The connection of `watch`, a proxy's, now answers a request of `ip`. Returns whether `ip` may hold one more.
     pub fn lend(&self, watch: &PeerWatch, ip: IpAddr, origin: Origin) -> bool {
         let who = self.who(ip, origin);
         let mut held = self.lock();
         let Some(one) = watch.seat().and_then(|id| held.all.get_mut(&id)) else { return true };
-        // Not counted while it is decided.
+        // Not counted while this is decided.
         one.lent = None;
         let bytes = std::mem::take(&mut one.bytes);
         let may = held.admit(who, bytes, self.total_bytes);
@@ -127,7 +130,8 @@ impl Places {
         may
     }
 
-    /// Somebody waits for `bytes` while all is taken: tells connections to go that give way to anybody, one at a time.
+    /// A listener waits for `bytes` while all is taken: tells connections that give way to any caller to go, one at a
+    /// time.
     pub fn press(&self, bytes: u64) {
         let mut held = self.lock();
         let leaving: u64 = held.all.values().filter(|one| one.leaving).map(|one| one.bytes).sum();
@@ -136,8 +140,9 @@ impl Places {
         }
     }
 
-    /// The request of `watch` waits for something new from here on. When too many do, the one that has waited longest, of who
-    /// has most of them, is answered. Not before it has waited a little: who is answered asks again at once.
+    /// From here on the request of `watch` waits for something new. When too many do, the group with most of them has
+    /// its longest waiting request answered. Not before that one has waited a little: an answered client asks again at
+    /// once.
     pub fn waits(&self, watch: &PeerWatch) {
         watch.wait();
         let mut held = self.lock();
@@ -194,8 +199,8 @@ impl Places {
 }
 
 impl Held {
-    /// Whether `who` may hold `bytes` more, after others have been told to go when need be. The narrowest bound is looked at
-    /// first: who gives way there gives way in the wider ones too.
+    /// Whether `who` may hold `bytes` more, after telling others to go if necessary. The narrowest bound is checked
+    /// first: a connection that gives way there frees its bytes in the wider bounds too.
     fn admit(&mut self, who: Who, bytes: u64, total: u64) -> bool {
         if who.is_proxy {
             return true;
@@ -204,7 +209,7 @@ impl Held {
         let is_same = |one: &One| !one.who().is_proxy && one.who().caller == who.caller;
         let is_near = |one: &One| !one.who().is_proxy && one.who().group() == who.group();
         let is_alike = |one: &One| one.who().standing == who.standing;
-        // Whoever comes is also one of all that are known no better than the guests, or than the household.
+        // A newcomer also counts among all of its standing or lower: up to the guests, and up to the household.
         let mut wider = Standing::ALL.into_iter().filter(|best| *best >= who.standing);
         self.make_room(who, bytes, total, most(who.standing.share()), is_same)
             && self.make_room(who, bytes, total, most(who.standing.network_share()), is_near)
@@ -215,7 +220,8 @@ impl Held {
             })
     }
 
-    /// Whether those of a kind hold `limit` at most with `bytes` more, after some of them have been told to go when need be.
+    /// Whether the connections of a kind stay within `limit` with `bytes` more, after telling some of them to go if
+    /// necessary.
     fn make_room(&mut self, who: Who, bytes: u64, total: u64, limit: u64, of: impl Fn(&One) -> bool) -> bool {
         // Each round ends one connection.
         while self.used(&of) + bytes > limit {
@@ -230,7 +236,7 @@ impl Held {
         self.all.values().filter(|one| !one.leaving && of(one)).map(|one| one.bytes).sum()
     }
 
-    /// What each group of callers holds of a kind.
+    /// The bytes each group of callers holds of a kind.
     fn groups(&self, of: impl Fn(&One) -> bool) -> HashMap<Group, u64> {
         let mut groups = HashMap::new();
         for one in self.all.values().filter(|one| !one.leaving && of(one)) {
@@ -239,14 +245,14 @@ impl Held {
         groups
     }
 
-    /// Tells one connection to go, if there is one that gives way.
+    /// Tells one connection to go, if one gives way.
     fn dismiss(&mut self, total: u64, new: Option<(Who, u64)>, of: impl Fn(&One) -> bool) -> bool {
         let chosen = self.choose(total, new, of);
         chosen.into_iter().for_each(|id| self.tell(id));
         chosen.is_some()
     }
 
-    /// The connection that gives way first to a newcomer, of whom nothing is known when none is given.
+    /// The connection that gives way first to a newcomer; without `new`, nothing is known of the newcomer.
     fn choose(&self, total: u64, new: Option<(Who, u64)>, of: impl Fn(&One) -> bool) -> Option<u64> {
         let may_spare =
             |standing| self.used(|one: &One| one.who().standing == standing) > eighths(total, LEFT_TO_LESS_KNOWN);
@@ -260,7 +266,7 @@ impl Held {
         let candidates = self.all.iter().filter(|(_, one)| !one.leaving && of(one)).filter_map(|(id, one)| {
             let (who, doing) = (one.who(), one.watch.doing());
             let is_better_known = new.is_some_and(|(new, _)| who.standing > new.standing);
-            // Who showed a token once it was in may have filled what is left to strangers.
+            // A connection that became a guest's after it was let in may have filled the part reserved for strangers.
             let leaves_it = is_due && who.standing == Standing::Guest && doing.waits_for(FRESH);
             if is_better_known && !leaves_it {
                 return None;
@@ -271,7 +277,7 @@ impl Held {
                 || doing.lingers(FRESH)
                 || is_less_known && spared.get(who.standing as usize) == Some(&true)
                 || doing.lasts(LONG) && held_by(who) > theirs
-                // Very many that have just come leave a place to the first of another network.
+                // A group with very many new connections leaves a place to the first of another network.
                 || new.is_some() && matches!(doing, Doing::Idle(_)) && held_by(who) > theirs
                 || doing.lasts(LONG) && is_own && matches!(doing, Doing::Waits(_));
             let order = (doing.lingers(FRESH), Reverse(who.standing), doing.rank(), held_by(who), doing.measure());
@@ -289,22 +295,22 @@ impl Held {
 }
 
 impl Who {
-    /// Whom it has a bound in common with.
+    /// The callers it shares a bound with.
     fn group(self) -> Group {
         (self.standing, self.caller.network())
     }
 }
 
 impl One {
-    /// Who it counts for.
+    /// The caller it counts for.
     fn who(&self) -> Who {
         self.lent.filter(|_| self.watch.idle().is_none()).unwrap_or(self.who)
     }
 }
 
 impl Place {
-    /// Whether the connection may be charged `bytes` more: only while half of what its caller may hold stays for others of
-    /// theirs, and nobody has to go for it.
+    /// Whether the connection may be charged `bytes` more: only while half of its caller's share stays free for that
+    /// caller's other connections, and no connection has to go for it.
     pub fn may_hold(&self, bytes: u64) -> bool {
         let (held, total) = (self.places.lock(), self.places.total_bytes);
         let Some(one) = held.all.get(&self.id) else { return false };
@@ -325,7 +331,7 @@ impl Place {
         }
     }
 
-    /// Notes on the watch which place it has, for [`Places::lend`].
+    /// Notes the connection's place on its watch, for [`Places::lend`].
     pub fn mark(&self, watch: &PeerWatch) {
         watch.sit(self.id);
     }
@@ -355,7 +361,8 @@ impl Standing {
         }
     }
 
-    /// What the addresses of one provider's network may hold together: more than one of them, so that a neighbour finds some.
+    /// What the addresses of one provider's network may hold together: more than one address, so that a neighbour finds
+    /// some.
     fn network_share(self) -> u64 {
         match self {
             Self::Stranger => 3,
@@ -373,8 +380,8 @@ impl Standing {
         }
     }
 
-    /// What all of this standing and those less known may hold together. What the household cannot lose is also what listeners
-    /// have in hand for who comes next.
+    /// What all of this standing and the lower ones may hold together. The part that the household cannot lose is also
+    /// what listeners hold ready for the next connection.
     fn share_of_all(self) -> u64 {
         match self {
             Self::Stranger => 4,
@@ -385,8 +392,8 @@ impl Standing {
 }
 
 impl Origin {
-    /// Of a caller that reached us at our address `here`. A public IPv4 network may be a hoster's, with strangers in it: of
-    /// those only our own address counts.
+    /// The origin of a caller that reached us at our address `here`. A public IPv4 network may be a hosting provider's,
+    /// shared with strangers: there only our own address counts as household.
     pub fn of(ip: IpAddr, here: Option<IpAddr>, trusted_proxies: &[IpAddr]) -> Self {
         let ip = ip.to_canonical();
         if trusted_proxies.contains(&ip) {
@@ -461,7 +468,7 @@ mod tests {
             self.enter(from, Origin::Outside)
         }
 
-        /// As many as get in.
+        /// Opens as many connections as are let in.
         fn fill(&self, from: impl Fn(usize) -> String, origin: Origin) -> Vec<Guest> {
             (0..2 * self.all).filter_map(|n| self.enter(&from(n), origin)).collect()
         }
@@ -496,7 +503,7 @@ mod tests {
         });
     }
 
-    /// Beside guests strangers took the household's part too, and what came next waited for seconds.
+    /// Beside guests, strangers took the household's part too, and the next connections waited for seconds.
     #[test]
     fn strangers_and_guests_leave_a_quarter_whoever_comes_last() {
         Hall::each(|hall| {
@@ -557,7 +564,7 @@ mod tests {
         });
     }
 
-    /// Idle connections and heads that come byte by byte kept others waiting for as long as they liked.
+    /// Idle connections and heads sent byte by byte kept others waiting without a limit.
     #[test]
     fn idle_ones_give_way_within_two_seconds() {
         Hall::each(|hall| {
@@ -566,7 +573,7 @@ mod tests {
             hall.pass(1500);
             let _new = hall.outside("198.51.100.1").unwrap();
             assert_eq!(leaving(&idle), 1);
-            // The first that is worked at stays.
+            // The first connection with a request in work stays.
             let busy = idle.iter().find(|one| !one.is_leaving()).unwrap();
             let _active = busy.watch.begin();
             let more: Vec<_> = (0..hall.all).filter_map(|n| hall.outside(&far(2 * hall.all + n))).collect();
@@ -585,7 +592,7 @@ mod tests {
         });
     }
 
-    /// A stranger that reads a byte a second, or sends so, is worth less than one that waits outside.
+    /// A stranger that reads or sends a byte a second is worth less than a waiting connection.
     #[test]
     fn the_slowest_gives_way() {
         Hall::each(|hall| {
@@ -622,7 +629,7 @@ mod tests {
         drop(held);
     }
 
-    /// Apps on an open server are anybody's.
+    /// On an open server any caller can have an account and a waiting app.
     #[test]
     fn requests_that_wait_leave_places_to_others() {
         Hall::each(|hall| {
@@ -663,7 +670,7 @@ mod tests {
         assert_eq!((leaving(&polls), working.is_leaving()), (1, false), "what waited longest is told to come again");
     }
 
-    /// A listener that has no memory for the next connection cannot know whose it is.
+    /// A listener that has no memory for the next connection cannot know its origin.
     #[test]
     fn one_after_the_other_goes_while_somebody_waits() {
         let hall = Hall::of("pi-zero-2w");
@@ -692,7 +699,7 @@ mod tests {
         assert!(two.may_hold(30));
     }
 
-    /// Behind a proxy everybody has the same address.
+    /// Behind a proxy all callers have the same address.
     #[test]
     fn a_proxys_connection_counts_for_who_is_answered() {
         Hall::each(|hall| {

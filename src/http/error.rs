@@ -102,7 +102,7 @@ impl From<Refused> for ErrorResponse {
     }
 }
 
-/// Why a request's body could not be had.
+/// Why a request's body could not be read.
 #[derive(Debug)]
 pub enum BadBody {
     /// Longer than this endpoint takes, in bytes.
@@ -111,7 +111,7 @@ pub enum BadBody {
     Refused(Refused),
     /// Not JSON at all.
     NotJson(String),
-    /// JSON, but not what this endpoint takes.
+    /// JSON, but not of the shape this endpoint takes.
     BadJson(String),
     /// The peer stopped sending, or sends too slowly to be worth a buffer.
     Stalled,

@@ -2,7 +2,7 @@
 
 use crate::http::Response;
 
-/// What a browser may show in place, as the specification lists it; the rest is offered to be saved.
+/// The types a browser may show in place, as the specification lists them; the rest is offered for download.
 const SHOWN: [&str; 26] = [
     "text/css",
     "text/plain",
@@ -32,10 +32,10 @@ const SHOWN: [&str; 26] = [
     "audio/x-flac",
 ];
 
-/// What a `Range` header asks for.
+/// The part a `Range` header asks for.
 #[derive(Debug, PartialEq)]
 pub enum Part {
-    /// Nothing this server understands, so everything.
+    /// No range this server understands, so everything.
     All,
     /// From where, and how many bytes.
     Range(u64, u64),
@@ -60,7 +60,7 @@ pub fn part_of(range: &str, bytes: u64) -> Part {
     Part::Range(first, last.min(bytes - 1) - first + 1)
 }
 
-/// What a browser may do with a file a stranger made: show harmless kinds, run nothing.
+/// Limits what a browser does with an untrusted file: show harmless kinds, run nothing.
 pub fn described(response: Response, content_type: Option<&str>, name: Option<&str>) -> Response {
     let content_type = content_type.unwrap_or(UNKNOWN_TYPE);
     let essence = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
@@ -70,7 +70,7 @@ pub fn described(response: Response, content_type: Option<&str>, name: Option<&s
         None => how.to_owned(),
     };
     response
-        // A type that can be no header is left out, and the one above it stays.
+        // An invalid header value is left out, and the type set above stays.
         .header("content-type", content_type)
         .header("content-disposition", &disposition)
         .header(

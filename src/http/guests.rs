@@ -1,8 +1,9 @@
-//! Addresses that lately showed a good token, and whose.
+//! Addresses that lately showed a good token, and the user each token belongs to.
 //!
-//! Such an address is no stranger's: it has places for connections of its own (`places.rs`), and wrong passwords of others do
-//! not count against who is there (`limit.rs`). Bounded: [`SEEN_MAX`] pairs of an address and a user, and of one user
-//! [`OF_USER_MAX`], the one longest not seen going first, so that nobody pushes out others with addresses of their own.
+//! Such an address is not a stranger: it has places for connections of its own (`connection_limits.rs`), and wrong
+//! passwords from other addresses do not count against its user there (`limit.rs`). Bounded: [`SEEN_MAX`] pairs of an
+//! address and a user, [`OF_USER_MAX`] of one user. The pair not seen for longest goes first, so that no user pushes
+//! out others by using many addresses.
 
 use super::caller::Caller;
 use crate::base::Clock;
@@ -16,7 +17,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 /// Pairs remembered, each about 80 bytes.
 const SEEN_MAX: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
 const OF_USER_MAX: usize = 16;
-/// An address may be somebody else's a day later.
+/// An address may belong to another customer a day later.
 const SEEN_MS: u64 = 24 * 3_600_000;
 
 pub struct Guests {
@@ -31,14 +32,14 @@ impl Guests {
         Self { clock, hasher: RandomState::new(), seen: Mutex::new(LruCache::new(SEEN_MAX)) }
     }
 
-    /// A good token of `user` was shown at `ip`. Whether the two had not been seen together lately.
+    /// A good token of `user` was shown at `ip`. Returns whether the two had not been seen together lately.
     pub fn note(&self, ip: IpAddr, user: &str) -> bool {
         let (pair, now) = (self.pair(ip, user), self.now_ms());
         let mut seen = self.lock();
         if let Some(at) = seen.get_mut(&pair) {
             return std::mem::replace(at, now) + SEEN_MS <= now;
         }
-        // From the one not seen for longest.
+        // The pair not seen for longest comes first.
         let of_user = seen.iter().rev().filter(|((_, user), _)| *user == pair.1).map(|(pair, _)| *pair);
         let of_user: Vec<_> = of_user.take(OF_USER_MAX).collect();
         if of_user.len() == OF_USER_MAX {
@@ -54,7 +55,7 @@ impl Guests {
         self.lock().peek(&pair).is_some_and(|at| at + SEEN_MS > self.now_ms())
     }
 
-    /// Whether anybody of here was at this address lately.
+    /// Whether any local user was at this address lately.
     pub(super) fn has(&self, caller: Caller) -> bool {
         let now = self.now_ms();
         self.lock().iter().any(|((known, _), at)| *known == caller && at + SEEN_MS > now)

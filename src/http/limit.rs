@@ -1,7 +1,8 @@
-//! How often one caller may ask.
+//! Rate limits: how often one caller may ask.
 //!
-//! Token buckets in a bounded table: of whichever stranger has most of them the least recently used is forgotten first, which
-//! at worst gives it a full bucket again; those of accounts stand apart. Size limits live with the bodies, in `request.rs`.
+//! Token buckets in a bounded table. When it is full, the stranger with most buckets loses its least recently used one
+//! first, which at worst gives that caller a full bucket again; buckets of accounts stand apart. Size limits live with
+//! the bodies, in `request.rs`.
 
 use super::ErrorResponse;
 use crate::base::shares::{neighbourhood, network};
@@ -11,24 +12,25 @@ use std::hash::BuildHasher;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Buckets of accounts and of everybody else, each about 60 bytes.
+/// Buckets of accounts, and of all other callers, each about 60 bytes.
 const ACCOUNTS_MAX: usize = 512;
 const STRANGERS_MAX: usize = 1280;
 
-/// What is being asked for; each kind has a bucket of its own for every caller.
+/// The kind of request; each kind has a bucket of its own for every caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Limit {
-    /// Passwords that were wrong: by address, by user, by an address where the user was lately, and by session.
+    /// Wrong passwords: by address, by user, by an address where the user was lately, and by session.
     Login,
-    /// Tries at passwords, right or wrong, counted as those: each is a hash.
+    /// Password attempts, right or wrong, counted by the same keys: each is a hash.
     Password,
     /// New accounts, by address.
     Register,
-    /// Asking what a new account takes, by address.
+    /// Questions about the requirements of registration, by address.
     Registering,
     /// Events sent, by user.
     Send,
-    /// What is kept of a user beside events, by user: receipts, typing, account data, keys. Each is a commit of its own.
+    /// Data stored for a user beside events, by user: receipts, typing, account data, keys. Each is a commit of its
+    /// own.
     Note,
     /// Joins of rooms on other servers, by user.
     Join,
@@ -36,13 +38,13 @@ pub enum Limit {
     Invite,
     /// Uploads, by user.
     Upload,
-    /// Requests in another server's name, by address, before it is known whether it made them.
+    /// Requests signed in another server's name, by address, before the signature is checked.
     Claim,
     /// Requests of another server, by its name.
     Federation,
-    /// What makes us ask another server, by user: directories, profiles, keys.
+    /// Requests that make us ask another server, by user: directories, profiles, keys.
     Ask,
-    /// What makes us look for a server that is named by somebody who has shown nothing yet, by address.
+    /// Unauthenticated requests that make us look for the server they name, by address.
     Stranger,
 }
 
@@ -79,14 +81,14 @@ struct Bucket {
     at_ms: u64,
 }
 
-/// Who asks, as a keyed hash: a collision makes two share a bucket and nothing worse.
+/// A caller as a keyed hash: a collision makes two callers share a bucket and does no other harm.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Caller {
     owner: Owner<u64>,
     who: u64,
 }
 
-/// A try at a password, counted as a wrong one until it is forgiven.
+/// A password attempt, counted as a wrong one until it is forgiven.
 #[must_use]
 pub struct Try {
     limits: Arc<Limits>,
@@ -94,7 +96,7 @@ pub struct Try {
 }
 
 impl Try {
-    /// It was right, or was not looked at.
+    /// The password was right, or was not checked.
     pub fn forgive(self) {
         self.keys.iter().for_each(|key| self.limits.give_back(Limit::Login, *key));
     }
@@ -111,14 +113,14 @@ impl Limits {
         Self { clock, hasher: RandomState::new(), buckets: None }
     }
 
-    /// By address; an IPv6 caller is its /64, which is what one customer gets.
+    /// By address; an IPv6 caller is its /64, the block one customer gets.
     pub fn take_ip(&self, limit: Limit, ip: IpAddr) -> Result<(), ErrorResponse> {
         self.take(limit, self.address(ip))
     }
 
     pub fn take_name(&self, limit: Limit, who: &str) -> Result<(), ErrorResponse> {
         let caller = match limit {
-            // Whoever tries to log in names whom they like.
+            // An unauthenticated login may name any user.
             Limit::Login | Limit::Password => self.stranger(who),
             _ if who.starts_with('@') => self.known(who),
             _ => Caller {
@@ -129,8 +131,8 @@ impl Limits {
         self.take(limit, caller)
     }
 
-    /// Counts a try at a password for each of these as a wrong one, to be forgiven when it was right: those under way count too,
-    /// or very many could be tried at once.
+    /// Counts a password attempt as a wrong one for each of these callers, to be forgiven when it was right. Attempts
+    /// under way count too, or very many could be made at once.
     pub(super) fn attempt(self: &Arc<Self>, callers: &[Caller]) -> Result<Try, ErrorResponse> {
         let mut attempt = Try { limits: self.clone(), keys: Vec::new() };
         for caller in callers {
@@ -154,19 +156,19 @@ impl Limits {
         Caller { owner: Owner::Stranger(self.hasher.hash_one(network(ip))), who: self.hasher.hash_one(who) }
     }
 
-    /// A name that anybody may give.
+    /// A name that any caller may give.
     pub(super) fn stranger(&self, who: &str) -> Caller {
         let who = self.hasher.hash_one(who);
         Caller { owner: Owner::Stranger(who), who }
     }
 
-    /// The name of somebody who has shown a token.
+    /// The name of a user or server that has authenticated.
     pub(super) fn known(&self, who: &str) -> Caller {
         let who = self.hasher.hash_one(who);
         Caller { owner: Owner::Known(who), who }
     }
 
-    /// A user at an address that lately showed a token of theirs.
+    /// A user at an address that lately showed one of the user's tokens.
     pub(super) fn pair(&self, ip: IpAddr, who: &str) -> Caller {
         let who = self.hasher.hash_one((self.address(ip).who, who));
         Caller { owner: Owner::Known(who), who }
@@ -222,7 +224,7 @@ mod tests {
         limits.take_name(Limit::Login, "@a:b").unwrap_err();
     }
 
-    /// Whoever had a network of addresses made everybody's buckets full again, and their own, by asking from 2,048 of them.
+    /// A caller with a network of addresses refilled all buckets, its own included, by asking from 2,048 of them.
     #[test]
     fn addresses_without_number_push_out_their_own() {
         let limits = Limits::new(Clock::simulated(0));
@@ -245,7 +247,7 @@ mod tests {
         assert!(kept.is_some_and(|kept| kept <= ACCOUNTS_MAX + STRANGERS_MAX), "{kept:?}");
     }
 
-    /// Ten strangers' wrong passwords, and nobody could log in.
+    /// Ten wrong passwords from other addresses locked a user out.
     #[test]
     fn what_was_right_does_not_count() {
         let clock = Clock::simulated(0);
@@ -259,7 +261,7 @@ mod tests {
         drop(under_way);
         let other = limits.address([1, 2, 3, 5].into());
         assert!((0..20).all(|_| limits.attempt(&[other, name]).is_err()));
-        // Nothing was kept of what was refused for the name.
+        // Attempts refused for the name were not counted for the address.
         assert!((0..10).all(|_| limits.attempt(&[other]).is_ok()));
         assert!(limits.attempt(&[other]).is_err());
     }

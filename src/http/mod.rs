@@ -1,10 +1,10 @@
 //! The front hall: everything between a socket and a handler.
 //!
 //! It owns connections, requests, responses and their memory. It knows no endpoint, no user and no room: surfaces
-//! register handlers in a [`Router`] and get [`Request`]s whose bodies are charged before they are read. Read `route.rs`
-//! first (what a surface does), then `request.rs`, `response.rs`, `error.rs`; `body.rs` has both directions of streaming;
-//! `listen/` the sockets and timeouts, `connection_limits.rs` (with `caller.rs`, `guests.rs` and `peer_watch.rs`) who may hold a
-//! connection; `file.rs` answers with a file; `limit.rs` and `tls.rs` stand alone.
+//! register handlers in a [`Router`] and get [`Request`]s whose bodies are charged before they are read. Read
+//! `route.rs` first (what a surface does), then `request.rs`, `response.rs`, `error.rs`; `body.rs` has both directions
+//! of streaming; `listen/` the sockets and timeouts, `connection_limits.rs` (with `caller.rs`, `guests.rs` and
+//! `peer_watch.rs`) the sharing of connections; `file.rs` answers with a file; `limit.rs` and `tls.rs` stand alone.
 
 mod body;
 mod error;

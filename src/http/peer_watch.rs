@@ -1,15 +1,16 @@
-//! What a connection is waiting for its peer to do, and since when.
+//! What a connection expects from its peer, and since when.
 //!
-//! One per connection. Response pieces hold a ticket from the moment they are handed to the HTTP library until their last
-//! byte has left; the socket notes when a write could not go on. The connection's own loop looks every few seconds and
-//! hangs up on a peer that reads nothing, whatever the protocol version hides.
+//! One per connection. Response pieces hold a ticket from the moment they are handed to the HTTP library until their
+//! last byte has left; the socket notes when a write would block. The connection's own loop looks every few seconds and
+//! hangs up on a peer that reads nothing, even where the protocol version hides that.
 //!
-//! Whoever needs the connection's place asks what it is doing: nothing, waiting for news, or taking and giving bytes, and how
-//! fast ([`Doing`]).
+//! When another caller needs the connection's place, the watch tells what the connection is doing: nothing, waiting for
+//! news, or transferring bytes, and how fast ([`Doing`]).
 //!
-//! A peer that closes its side while an HTTP/1 request is answered may be gone, or be `printf … | nc`, which still wants the
-//! answer. Most answers come soon, and the HTTP library, which would drop the request, is not told before they have left, or
-//! nothing has been sent for too long. A request that waits for as long as somebody listens says so, and ends at once.
+//! A peer that closes its side while an HTTP/1 request is answered may be gone, or may be `printf … | nc`, which still
+//! wants the answer. The HTTP library would drop the request, so the end is hidden from it until the answer has left
+//! (most answers come soon), or nothing has been sent for too long. A request that waits only while its peer listens
+//! says so, and ends at once.
 
 use crate::base::Clock;
 use std::collections::BTreeMap;
@@ -25,39 +26,39 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 
-/// The largest record, and what rustls reads at once besides (4 KiB).
+/// The largest record, and the 4 KiB that rustls reads at once besides.
 const UNDECIDED_MAX: usize = 24 * 1024;
 
-/// The pace of a peer is measured over so long.
+/// The window over which a peer's pace is measured.
 const PACE_WINDOW: Duration = Duration::from_secs(2);
-/// A peer that takes or sends less while others wait for its place loses it.
+/// A peer slower than this, in either direction, loses its place while others wait for it.
 const SLOW_BYTES_PER_S: u64 = 8 * 1024;
 
 pub struct PeerWatch {
     clock: Clock,
-    /// Encrypted bytes taken from the socket since the last of them made sense.
+    /// Encrypted bytes taken from the socket since the last complete record or handshake step.
     undecided: AtomicUsize,
-    /// There were as many of them as there may be, and whoever reads was told to look at what there is.
+    /// The maximum of undecided bytes was reached, and the reader was told to process what it has.
     told_enough: AtomicBool,
-    /// When the socket first would not take more, in ms + 1; zero while it does.
+    /// When the first write blocked, in ms + 1; zero while writes do not block.
     write_blocked_ms: AtomicU64,
     /// Requests whose answers are not finished.
     active: AtomicUsize,
-    /// When the first of them began, in ms.
+    /// When the first of the active requests began, in ms.
     busy_since_ms: AtomicU64,
-    /// Whether the last of them waits for something new.
+    /// Whether the last of the active requests waits for something new.
     waiting: AtomicBool,
-    /// Bodies of which the next piece is waited for.
+    /// Bodies whose next piece is being waited for.
     reading: AtomicUsize,
     pace: Mutex<Pace>,
-    /// The connection's number among the places and one more; zero for none.
+    /// The number of the connection's place, plus one; zero for none.
     seat: AtomicU64,
-    /// Whether what waits is to be answered now.
+    /// Whether a waiting request is to be answered now.
     hurried: AtomicBool,
     hurry: Notify,
-    /// When the last of them finished, or the connection began, in ms.
+    /// When the last request finished, or the connection began, in ms.
     quiet_since_ms: AtomicU64,
-    /// Ticket → when it was taken, in ms. As many as the HTTP library buffers: a few for each stream.
+    /// Ticket → when it was taken, in ms. Bounded by the pieces the HTTP library buffers: a few for each stream.
     tickets: Mutex<BTreeMap<u64, u64>>,
     next: AtomicU64,
     end: Mutex<End>,
@@ -68,20 +69,20 @@ pub struct PeerWatch {
 /// What a connection is doing, and for how long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Doing {
-    /// Nothing is asked, or not all of a head has come.
+    /// No request, or an incomplete head.
     Idle(Duration),
-    /// Its peer takes or sends what it should, at so few bytes a second.
+    /// The peer takes or sends the expected bytes, at this many bytes a second.
     Slow(u64),
-    /// Its peer takes or sends what it should.
+    /// The peer takes or sends the expected bytes.
     Moves(Duration),
-    /// It waits for something new to tell.
+    /// The request waits for something new to report.
     Waits(Duration),
-    /// The request is worked at.
+    /// The request is being worked on.
     Works(Duration),
 }
 
 impl Doing {
-    /// Whether little is lost by ending it: idle for that long, or hardly moving.
+    /// Whether ending the connection loses little: idle for that long, or hardly moving.
     pub fn lingers(self, least: Duration) -> bool {
         match self {
             Self::Idle(since) => since >= least,
@@ -90,17 +91,17 @@ impl Doing {
         }
     }
 
-    /// Whether it lingers, or waits for news that it may ask for again.
+    /// Whether it lingers, or waits for news that its client can ask for again.
     pub fn waits_for(self, least: Duration) -> bool {
         self.lingers(least) || matches!(self, Self::Waits(since) if since >= least)
     }
 
-    /// Whether its peer has been served for that long, and may come again.
+    /// Whether its peer has been served for that long, and can come again.
     pub fn lasts(self, least: Duration) -> bool {
         matches!(self, Self::Moves(since) | Self::Waits(since) if since >= least)
     }
 
-    /// The more, the less is lost by ending it.
+    /// A higher rank means less is lost by ending the connection.
     pub fn rank(self) -> u8 {
         match self {
             Self::Idle(_) => 4,
@@ -111,7 +112,7 @@ impl Doing {
         }
     }
 
-    /// Tells those of one rank apart: the longer, or the slower, the more.
+    /// Orders connections of one rank: the longer, or the slower, the higher.
     pub fn measure(self) -> u64 {
         match self {
             Self::Slow(per_s) => u64::MAX - per_s,
@@ -129,12 +130,12 @@ struct Pace {
     bytes: u64,
     /// When bytes last moved or something was last expected, in ms.
     at_ms: u64,
-    /// Of the window before.
+    /// The pace in the window before.
     per_s: Option<u64>,
 }
 
 impl Pace {
-    /// From now on something is expected of the peer, of whom nothing was.
+    /// From now on bytes are expected of the peer, where none were before.
     fn expect(&mut self, now_ms: u64) {
         if now_ms.saturating_sub(self.at_ms) >= PACE_WINDOW.as_millis() as u64 {
             *self = Self { since_ms: now_ms, ..Self::default() };
@@ -150,7 +151,7 @@ impl Pace {
         self.at_ms = now_ms;
     }
 
-    /// Nothing before a first window is over.
+    /// None until the first window is over.
     fn per_s(&self, now_ms: u64) -> Option<u64> {
         if now_ms.saturating_sub(self.at_ms) >= PACE_WINDOW.as_millis() as u64 {
             return Some(0);
@@ -160,16 +161,16 @@ impl Pace {
     }
 }
 
-/// The end of what the peer sends.
+/// The end of the peer's bytes.
 #[derive(Default)]
 struct End {
-    /// Whether it is kept from the HTTP library.
+    /// Whether the end is kept from the HTTP library.
     hidden: bool,
-    /// Whether it has come while it was.
+    /// Whether the end came while it was hidden.
     came: bool,
-    /// Since when the peer, which has closed its side, has been sent nothing, in ms.
+    /// Since when nothing has been sent to a peer that has closed its side, in ms.
     silent_since_ms: u64,
-    /// The connection, which reads on when it is hidden no more.
+    /// The connection's task, which reads on when the end is no longer hidden.
     reader: Option<Waker>,
 }
 
@@ -206,12 +207,12 @@ impl PeerWatch {
         Active(self.clone())
     }
 
-    /// The request waits for something new from here on.
+    /// From here on the request waits for something new.
     pub fn wait(&self) {
         self.waiting.store(true, Relaxed);
     }
 
-    /// The next piece of a body is waited for, until the result is dropped.
+    /// Waits for the next piece of a body, until the result is dropped.
     pub fn read(&self) -> Reading<'_> {
         if self.reading.fetch_add(1, Relaxed) == 0 {
             self.expect();
@@ -246,7 +247,7 @@ impl PeerWatch {
         self.seat.load(Relaxed).checked_sub(1)
     }
 
-    /// The place is needed: what waits is to be answered now.
+    /// The place is needed: a waiting request is to be answered now.
     pub fn hurry(&self) {
         self.hurried.store(true, SeqCst);
         self.hurry.notify_waiters();
@@ -278,12 +279,12 @@ impl PeerWatch {
         self.pace.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// From now on a peer that closes its side gets its answer first. HTTP/1 only: with HTTP/2 it is gone.
+    /// From now on a peer that closes its side gets its answer first. HTTP/1 only: an HTTP/2 peer that closes is gone.
     pub fn hide_end(&self) {
         self.end().hidden = true;
     }
 
-    /// From now on a peer that has closed its side is gone.
+    /// From now on a peer that has closed its side counts as gone.
     pub fn report_eof(&self) {
         let mut end = self.end();
         (end.hidden, end.came) = (false, false);
@@ -292,14 +293,14 @@ impl PeerWatch {
         }
     }
 
-    /// How long a peer that has closed its side without the HTTP library knowing has waited for anything to be sent.
+    /// How long nothing has been sent to a peer that has closed its side while the HTTP library does not know.
     pub fn closed_for(&self) -> Duration {
         let end = self.end();
         let silent = if end.came { millis(&self.clock).saturating_sub(end.silent_since_ms) } else { 0 };
         Duration::from_millis(silent)
     }
 
-    /// Waits until the peer has closed its side without the HTTP library knowing: no byte comes any more.
+    /// Waits until the peer has closed its side while the HTTP library does not know: no more bytes will come.
     pub async fn closed(&self) {
         loop {
             let closed = self.closed.notified();
@@ -310,7 +311,7 @@ impl PeerWatch {
         }
     }
 
-    /// What the HTTP library may know of what was read.
+    /// Passes a read's result to the HTTP library, except for a hidden end.
     fn told(&self, result: Poll<io::Result<()>>, is_end: bool, cx: &Context<'_>) -> Poll<io::Result<()>> {
         let mut end = self.end();
         if !is_end || !end.hidden {
@@ -324,7 +325,7 @@ impl PeerWatch {
         Poll::Pending
     }
 
-    /// All that was written has left.
+    /// All written bytes have left.
     fn flushed(&self) {
         if self.active.load(Relaxed) == 0 && self.end().hidden {
             self.report_eof();
@@ -349,13 +350,13 @@ impl PeerWatch {
         Ticket { watch: self.clone(), id }
     }
 
-    /// How long nothing has been asked, if nothing is being answered.
+    /// How long there has been no request; none while one is being answered.
     pub fn idle(&self) -> Option<Duration> {
         let quiet = millis(&self.clock).saturating_sub(self.quiet_since_ms.load(Relaxed));
         (self.active.load(Relaxed) == 0).then(|| Duration::from_millis(quiet))
     }
 
-    /// How long the peer has left us waiting with bytes for it.
+    /// How long the peer has left bytes unread.
     pub fn stalled(&self) -> Duration {
         let now = millis(&self.clock);
         let blocked = match self.write_blocked_ms.load(Relaxed) {
@@ -368,7 +369,7 @@ impl PeerWatch {
         Duration::from_millis(now.saturating_sub(blocked.min(oldest)))
     }
 
-    /// What was encrypted is done with: the handshake, or a record.
+    /// The encrypted bytes so far are processed: the handshake is over, or a record is complete.
     pub fn decided(&self) {
         self.undecided.store(0, Relaxed);
         self.told_enough.store(false, Relaxed);
@@ -404,7 +405,7 @@ impl Drop for Active {
     }
 }
 
-/// A piece of a body that is waited for.
+/// A body whose next piece is being waited for.
 pub struct Reading<'a>(&'a PeerWatch);
 
 impl Drop for Reading<'_> {
@@ -424,7 +425,7 @@ impl Drop for Ticket {
     }
 }
 
-/// A socket that tells its watch when a write blocks, and asks it whether its end is to be told.
+/// A socket that tells its watch when a write blocks, and asks the watch whether to report its end.
 pub struct Watched<T> {
     inner: T,
     watch: Arc<PeerWatch>,
@@ -487,8 +488,8 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Watched<T> {
     }
 }
 
-/// The socket below TLS. A record has 18 KiB at most and then makes sense; rustls would join up to 64 KiB of handshake that
-/// never does, in the handshake or after it.
+/// The socket below TLS. A record has 18 KiB at most and can then be decrypted. rustls would collect up to 64 KiB of
+/// handshake that never completes, in the handshake or after it.
 pub struct Wire<T> {
     inner: T,
     watch: Arc<PeerWatch>,
@@ -504,8 +505,8 @@ impl<T: AsyncRead + Unpin> AsyncRead for Wire<T> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let left = UNDECIDED_MAX.saturating_sub(self.watch.undecided.load(Relaxed));
         if left == 0 {
-            // One read for plain text may take many records, and only its end says that they made sense. As if nothing more
-            // had come, it ends here with what it has; one that comes again has nothing.
+            // One read for plain text may take many records, and only its end shows that they were valid. So the read
+            // ends here with the bytes it has, as if no more had come; a second such read in a row fails.
             if self.watch.told_enough.swap(true, Relaxed) {
                 return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "encrypted bytes without an end")));
             }
@@ -568,7 +569,7 @@ mod tests {
         assert_eq!(watch.stalled(), Duration::ZERO);
     }
 
-    /// A peer that sends and sends, and never what can be read.
+    /// A peer that keeps sending bytes that never make a complete record.
     #[tokio::test]
     async fn encrypted_bytes_must_come_to_something() {
         use tokio::io::AsyncReadExt;
@@ -585,7 +586,7 @@ mod tests {
         assert_eq!(wire.read(&mut buffer).await.unwrap_err().kind(), io::ErrorKind::InvalidData);
     }
 
-    /// What both ends of a connection to localhost need.
+    /// The TLS configurations of both ends of a connection to localhost.
     fn both_ends() -> (Arc<rustls::ServerConfig>, Arc<rustls::ClientConfig>) {
         let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
         let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -601,7 +602,8 @@ mod tests {
         (Arc::new(server), Arc::new(client))
     }
 
-    /// Where one read had room for more than a record, as under the larger budgets, whoever sent a long body was cut off.
+    /// Where one read had room for more than a record, as under the larger budgets, peers that sent a long body were
+    /// cut off.
     #[tokio::test]
     async fn one_read_may_take_many_records() {
         use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -655,7 +657,7 @@ mod tests {
         assert_eq!(watch.doing(), Doing::Works(10 * second));
         watch.wait();
         assert_eq!(watch.doing(), Doing::Waits(10 * second));
-        // Its peer has as long as any, however long the work took.
+        // The peer gets the full time, however long the work took.
         let ticket = watch.ticket();
         assert_eq!(watch.doing(), Doing::Moves(10 * second));
         for _ in 0..4 {

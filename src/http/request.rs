@@ -1,4 +1,4 @@
-//! What a handler is given: the head as received, and a body that is charged before it is read.
+//! The request a handler gets: the head as received, and a body that is charged before it is read.
 
 use super::connection_limits::Places;
 use super::error::{BadBody, ErrorResponse};
@@ -21,10 +21,10 @@ use std::time::Duration;
 const BODY_STALL: Duration = Duration::from_secs(30);
 /// After `BODY_STALL`, a body slower than this on average ends too: a buffer is not held for a byte a second.
 const BODY_BYTES_PER_S_MIN: u64 = 2 * 1024;
-/// Memory for so much of a body is had before the first byte is read; for the rest as it comes, so that nobody holds what
-/// they only announce.
+/// This much of a body is charged before the first byte is read, and the rest as it comes, so that a peer holds no
+/// memory by only announcing a body.
 const BODY_AHEAD_MAX: u64 = 32 * 1024;
-/// Headers that anything here asks for; the others, up to a whole head of them, are not kept while a request waits.
+/// The headers that any handler reads; the others, up to a whole head of them, are not kept while a request waits.
 const KEPT_HEADERS: &[HeaderName] = &[
     header::AUTHORIZATION,
     header::CONTENT_LENGTH,
@@ -34,12 +34,12 @@ const KEPT_HEADERS: &[HeaderName] = &[
     header::IF_NONE_MATCH,
     header::RANGE,
 ];
-/// How much of a refused body is read and thrown away, so that the peer gets to see the refusal.
+/// How much of a refused body is read and discarded, so that the peer gets to see the refusal.
 const DISCARD_BYTES_MAX: u64 = 1 << 20;
 /// How long that may take.
 const DISCARD_TIME_MAX: Duration = Duration::from_secs(2);
 
-/// Who is on the other end.
+/// The other end of the connection.
 #[derive(Debug, Clone, Copy)]
 pub struct Peer {
     /// The caller's address, taken from `X-Forwarded-For` when a trusted proxy connected.
@@ -48,7 +48,7 @@ pub struct Peer {
     pub tls: bool,
 }
 
-/// The tools of the hall a request carries along.
+/// The parts of `http` that a request carries along.
 #[derive(Clone)]
 pub(super) struct Tools {
     pub clock: Clock,
@@ -76,7 +76,7 @@ pub struct Request {
 
 enum Inbound {
     Wire(Incoming),
-    /// Read whole, or given so by a test.
+    /// Read whole, or given whole by a test.
     Whole(Bytes),
 }
 
@@ -85,7 +85,7 @@ impl Request {
         let (head, body) = request.into_parts();
         let target = head.uri.path_and_query().map_or("/", |target| target.as_str()).to_owned();
         let is_read = !matches!(head.method, Method::GET | Method::HEAD | Method::OPTIONS);
-        // Over HTTP/1 it stands in the way of the next request and is read past.
+        // Over HTTP/1 an unread body stands before the next request and must be read past.
         let inbound = if is_read || head.version < hyper::Version::HTTP_2 {
             Inbound::Wire(body)
         } else {
@@ -105,7 +105,7 @@ impl Request {
         &self.method
     }
 
-    /// Path and query exactly as received: what another server signed.
+    /// Path and query exactly as received: another server's signature covers them.
     pub fn target(&self) -> &str {
         &self.target
     }
@@ -187,8 +187,8 @@ impl Request {
             .transpose()
     }
 
-    /// From here on the request lasts only as long as its peer is there: for what waits long, and may end anywhere. Others are
-    /// answered even when an HTTP/1 peer has closed its side, as some versions of nc do once they have asked.
+    /// From here on the request ends when its peer leaves: for requests that wait long, and may end anywhere. Others
+    /// are answered even when an HTTP/1 peer has closed its side, as some versions of nc do after sending a request.
     pub fn cancel_when_peer_leaves(&self) {
         if let Some(watch) = &self.watch {
             watch.report_eof();
@@ -196,7 +196,8 @@ impl Request {
         }
     }
 
-    /// Waits until the place of this request's connection is needed for another: who waits for news should answer then.
+    /// Waits until the place of this request's connection is needed for another: a request that waits for news should
+    /// answer then.
     pub async fn hurried(&self) {
         match &self.watch {
             Some(watch) => watch.hurried().await,
@@ -204,13 +205,13 @@ impl Request {
         }
     }
 
-    /// The request has shown a good token of `user`: its address is no stranger's from now on.
+    /// The request has shown a good token of `user`: its address is no longer a stranger's.
     pub fn note_guest(&self, user: &str) {
         self.tools.places.note_guest(self.peer.ip, user);
     }
 
-    /// A try at the password of `user` by who has shown nothing yet. Only those count for long that turn out wrong: by address, and
-    /// for the user from all addresses together. Where the user was lately counts apart, whoever else is there.
+    /// An unauthenticated password attempt for `user`. Only wrong attempts count for long: by address, and for the user
+    /// from all addresses together. An address where the user was lately is counted apart from all others.
     pub fn try_login(&self, user: &str) -> Result<Try, ErrorResponse> {
         let (limits, ip) = (&self.tools.limits, self.peer.ip);
         if self.tools.places.is_guest(ip, user) {
@@ -219,7 +220,7 @@ impl Request {
         limits.attempt(&[limits.address(ip), limits.stranger(user)])
     }
 
-    /// A try at the password of `user` by who has a session of theirs on `device`: it counts for that session alone.
+    /// A password attempt for `user` from a session of that user on `device`: it counts for that session alone.
     pub fn try_password(&self, user: &str, device: &str) -> Result<Try, ErrorResponse> {
         let limits = &self.tools.limits;
         limits.attempt(&[limits.known(&format!("{user} {device}"))])
@@ -230,12 +231,12 @@ impl Request {
         self.tools.limits.take_ip(limit, self.peer.ip)
     }
 
-    /// Takes one request from the allowance of a user, a room or whatever else `who` names.
+    /// Takes one request from the allowance of a user, a room or whatever `who` names.
     pub fn limit_for(&self, limit: Limit, who: &str) -> Result<(), ErrorResponse> {
         self.tools.limits.take_name(limit, who)
     }
 
-    /// Everybody's allowances, for who asks for them when the request is gone.
+    /// The allowances of all callers, for tasks that outlive the request.
     pub fn limits(&self) -> Arc<Limits> {
         self.tools.limits.clone()
     }
@@ -279,7 +280,7 @@ impl Request {
                 self.inbound = Inbound::Whole(bytes.clone());
                 Ok(bytes)
             }
-            // There is no more to come.
+            // No more bytes will come.
             Err(BadBody::Gone) => Err(BadBody::Gone),
             Err(bad) => {
                 self.discard().await;
@@ -288,13 +289,14 @@ impl Request {
         }
     }
 
-    /// Memory for `bytes` more that are made of the body, for as long as the result is kept.
+    /// Memory for `bytes` more that are derived from the body, for as long as the result is kept.
     pub async fn pay(&self, bytes: u64) -> Result<Grant, BadBody> {
         self.tools.bodies.take(bytes).await.map_err(BadBody::Refused)
     }
 
-    /// Hands the body over piece by piece, for uploads and the like; nothing is kept and nothing is charged, a piece is
-    /// as large as the connection's buffer. `Content-Length` over `bytes_max` is refused here, a longer body on the way.
+    /// Hands the body over piece by piece, for uploads and the like. Nothing is kept and nothing is charged: a piece is
+    /// as large as the connection's buffer. `Content-Length` over `bytes_max` is refused here, a longer body on the
+    /// way.
     pub fn into_stream(mut self, bytes_max: u64) -> Result<InboundStream, BadBody> {
         if self.content_length().is_some_and(|len| len > bytes_max) {
             return Err(BadBody::TooLarge { bytes_max });
@@ -328,7 +330,7 @@ impl Request {
             if len > bytes_max {
                 return Err(BadBody::TooLarge { bytes_max });
             }
-            // Doubling, as the vector itself grows, so that what is charged is what is allocated.
+            // Doubling, as the vector itself grows, so that the charge equals the allocation.
             if len > whole.capacity() as u64 {
                 let more = len.max(2 * whole.capacity() as u64).min(most) - whole.capacity() as u64;
                 self.charge(more).await?;
@@ -339,7 +341,7 @@ impl Request {
         Ok(whole.into())
     }
 
-    /// Waits for memory as long as the account allows; never longer, since what is charged already is kept meanwhile.
+    /// Waits for memory as long as the account allows; never longer, since the earlier charge is kept meanwhile.
     async fn charge(&mut self, bytes: u64) -> Result<(), BadBody> {
         let more = self.tools.bodies.take(bytes).await.map_err(BadBody::Refused)?;
         match &mut self.grant {
@@ -350,9 +352,9 @@ impl Request {
     }
 
     /// Reads on a little without keeping anything: a peer that is still writing when the connection closes may never
-    /// see why.
+    /// see the refusal.
     async fn discard(&mut self) {
-        // Such a peer sends nothing before it has seen an answer.
+        // A peer that sends `Expect` waits for an answer before it sends a body.
         if self.headers.contains_key(header::EXPECT) {
             return;
         }
@@ -462,7 +464,7 @@ async fn next_piece(
     let _reading = watch.map(PeerWatch::read);
     loop {
         let frame = tokio::select! {
-            // What came before the peer closed its side lies ready.
+            // Bytes that came before the peer closed its side are still to be read.
             biased;
             frame = body.frame() => frame,
             () = &mut closed => return Err(BadBody::Gone),
@@ -486,7 +488,7 @@ async fn next_piece(
     }
 }
 
-/// The headers that are asked for, in buffers of their own: those that came hold on to what they were read into.
+/// The kept headers, copied into buffers of their own: the originals would hold on to the buffer they were read into.
 fn kept(headers: &HeaderMap) -> HeaderMap {
     let mut kept = HeaderMap::new();
     for name in KEPT_HEADERS {
@@ -500,7 +502,7 @@ fn kept(headers: &HeaderMap) -> HeaderMap {
 }
 
 fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, BadBody> {
-    // Checked as a whole: the parser does not look at texts nobody asked for.
+    // Checked as a whole: the parser does not validate strings that no field takes.
     let text = std::str::from_utf8(body).map_err(|error| BadBody::NotJson(error.to_string()))?;
     serde_json::from_str(text).map_err(|error| match error.classify() {
         serde_json::error::Category::Data => BadBody::BadJson(error.to_string()),
@@ -508,8 +510,8 @@ fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, BadBody> {
     })
 }
 
-/// Undoes percent-encoding; what is no valid UTF-8 becomes U+FFFD, a stray `%` stays. `plus` turns `+` into a space, as
-/// forms have it.
+/// Undoes percent-encoding. Invalid UTF-8 becomes U+FFFD, a stray `%` stays. `plus` turns `+` into a space, as in
+/// forms.
 pub fn percent_decode(text: &str, plus: bool) -> String {
     let bytes = text.as_bytes();
     let mut out = Vec::with_capacity(bytes.len());
@@ -570,7 +572,7 @@ mod tests {
         assert_eq!(code(r#"{"a":1}"#).await, "ok");
         assert_eq!(code(r#"{"a":"#).await, "M_NOT_JSON");
         assert_eq!(code("").await, "M_NOT_JSON");
-        // Not even in a text nobody asks for.
+        // Not even in a string that no field takes.
         assert_eq!(
             parse::<serde::de::IgnoredAny>(b"{\"x\":\"\xff\"}")
                 .map_err(|bad| ErrorResponse::from(bad).errcode)

@@ -1,4 +1,4 @@
-//! What a handler answers.
+//! The response a handler returns.
 
 use super::body::{self, Body};
 use super::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
@@ -25,7 +25,7 @@ impl Response {
         Self::json_bytes(StatusCode::OK, Bytes::from_static(b"{}"))
     }
 
-    /// 200 with a small value. What a room decides the length of is never given here but to [`Response::stream`].
+    /// 200 with a small value. A value whose length depends on a room goes to [`Response::stream`] instead.
     pub fn json(value: &impl Serialize) -> Self {
         Self::json_with(StatusCode::OK, value)
     }
@@ -53,7 +53,7 @@ impl Response {
         Self::of(status, content_type, Body::small(bytes.into(), Some(grant)))
     }
 
-    /// A small page of our own. It may load nothing and be framed by nobody.
+    /// A small page of our own. It may load nothing, and no page may frame it.
     pub fn html(page: impl Into<Bytes>) -> Self {
         Self::bytes(StatusCode::OK, "text/html; charset=utf-8", page)
             .header(
@@ -75,7 +75,7 @@ impl Response {
         Self { status, headers: HeaderMap::new(), body }.header("content-type", content_type)
     }
 
-    /// Sets a header. A value that cannot be one (a stranger chose it) is left out.
+    /// Sets a header. An invalid value (it may come from an untrusted peer) is left out.
     pub fn header(mut self, name: &str, value: &str) -> Self {
         if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::from_str(value)) {
             self.headers.insert(name, value);
@@ -101,7 +101,7 @@ impl Response {
         self.body.as_small()
     }
 
-    /// What a GET would have answered, without its body.
+    /// The response to a HEAD: the same head, without a body.
     pub(super) fn into_head(mut self) -> Self {
         if let Some(len) = self.body.len()
             && !self.headers.contains_key(header::CONTENT_LENGTH)

@@ -54,12 +54,12 @@ impl Certificate {
         config.alpn_protocols = vec![HTTP_2.to_vec(), HTTP_1.to_vec()];
         config.session_storage = ServerSessionMemoryCache::new(SESSIONS_MAX);
         config.send_tls13_tickets = 1;
-        // Our order is the order of what this board does fast; a phone does either.
+        // Our order puts the fastest cipher for this board first; for a phone either is fine.
         config.ignore_client_order = true;
         Ok(Arc::new(config))
     }
 
-    /// From when until when it is valid, in unix milliseconds; nothing when the certificate says it in no known way.
+    /// From when until when it is valid, in unix milliseconds; none when the certificate has no known form of it.
     pub fn validity_ms(&self) -> Option<(u64, u64)> {
         let current = self.current.read().unwrap_or_else(PoisonError::into_inner).clone();
         validity_ms(current.cert.first()?)
@@ -165,7 +165,7 @@ fn read_pair(chain_file: &Path, key_file: &Path) -> Result<CertifiedKey, Unusabl
     let key = ring::sign::any_supported_type(&key).map_err(|error| unusable(key_file, error))?;
     let pair = CertifiedKey::new(chain, key);
     match pair.keys_match() {
-        // "Unknown" is a key that cannot tell its public half, which is no sign of a mismatch.
+        // "Unknown" is a key that cannot derive its public half, which is no sign of a mismatch.
         Ok(()) | Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::Unknown)) => Ok(pair),
         Err(error) => Err(unusable(key_file, format_args!("it does not belong to {}: {error}", chain_file.display()))),
     }
@@ -208,7 +208,7 @@ fn validity_ms(der: &[u8]) -> Option<(u64, u64)> {
     Some((time_ms(kind, from)?, time_ms(kind_until, until)?))
 }
 
-/// The first DER element: its tag, what is in it, and what comes behind it.
+/// The first DER element: its tag, its content, and the bytes behind it.
 fn element(der: &[u8]) -> Option<(u8, &[u8], &[u8])> {
     let (&[tag, first], rest) = der.split_first_chunk::<2>()?;
     let (len, rest) = match first {
@@ -298,7 +298,7 @@ mod tests {
         let folder = scratch("dates");
         let (chain, key) = write_pair(&folder);
         let (from, until) = Certificate::read(&chain, &key).unwrap().validity_ms().unwrap();
-        // What rcgen writes when nothing is said: from 1975 to 4096.
+        // rcgen's default validity: from 1975 to 4096.
         assert_eq!((from, until), (157_766_400_000, 67_090_118_400_000));
         let certificate = Certificate::read(&chain, &key).unwrap();
         assert!(certificate.is_for("localhost") && !certificate.is_for("example.org") && !certificate.is_for("::1"));

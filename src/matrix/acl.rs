@@ -11,8 +11,8 @@ pub struct Acl {
 }
 
 impl Acl {
-    /// Reads canonical text in place: an event full of something else becomes no tree. Whatever is not as it should be counts
-    /// as left out.
+    /// Reads canonical text in place: an event full of other members becomes no tree. A malformed part counts as left
+    /// out.
     pub fn parse(content: &str) -> Acl {
         let content = content.as_bytes();
         let globs = |key: &str| -> Vec<Box<str>> {

@@ -1,10 +1,10 @@
 //! Many signatures under one key, each checked by itself, for a fraction of the price.
 //!
 //! An Ed25519 signature (R, s) is good when R is the encoding of `[s]B - [k]A` (RFC 8032, section 5.1.7, the equation
-//! without cofactor). Nearly all of that is 253 doublings. With the multiples of A and B by 2^32, 2^64, … at hand, both
-//! scalars fall into eight pieces of 32 bits that share 32 doublings. Nothing else changes: it is the same point, to the
-//! last bit of torsion, so the same signatures pass as when ed25519-dalek checks them one by one, which is what keeps a
-//! room in one piece; batches of the usual kind, random sums of equations, do not have that property.
+//! without cofactor). Nearly all of the cost is 253 doublings. With the multiples of A and B by 2^32, 2^64, … at hand,
+//! both scalars fall into eight pieces of 32 bits that share 32 doublings. Nothing else changes: it is the same point,
+//! to the last bit of torsion. So the same signatures pass as when ed25519-dalek checks them one by one, and servers
+//! agree on a room's events. The usual batches, random sums of equations, do not have that property.
 //!
 //! Variable time: everything here is public.
 

@@ -89,8 +89,8 @@ impl Draft {
     }
 }
 
-/// Hashes and signs an event given without either, as the answer to `make_join` is; whatever hashes and signatures it came
-/// with are replaced. A large event is refused as [`Event::from_wire`] would.
+/// Hashes and signs an event given without either, as the answer to `make_join` is; hashes and signatures already in it
+/// are replaced. A large event is refused as [`Event::from_wire`] would.
 pub fn sign_new(
     version: &'static RoomVersion,
     raw: &[u8],

@@ -1,4 +1,4 @@
-//! An event as the rest of the house holds it: its canonical bytes once, and a small header into them.
+//! An event as the other parts hold it: its canonical bytes once, and a small header into them.
 
 use super::Reject;
 use super::header::{Header, references};
@@ -37,7 +37,7 @@ impl Event {
         Event::from_stored(version, seen.canonical.to_vec(), seen.event_id())
     }
 
-    /// An event from its canonical bytes as we stored them. Nothing is checked again beyond what is needed to read it.
+    /// An event from its stored canonical bytes. Only the checks needed to read it are repeated.
     pub fn from_stored(version: &'static RoomVersion, bytes: Vec<u8>, id: OwnedEventId) -> Result<Event, Reject> {
         let header = Header::scan(&bytes);
         let sender = text_of(header.sender.of(&bytes));
@@ -136,7 +136,7 @@ impl Event {
     pub fn members(&self) -> impl Iterator<Item = (&str, &str)> {
         json::read::members(&self.bytes).map(|(k, v)| (utf8(k), utf8(v)))
     }
-    /// What other servers are given, and what is stored: canonical JSON without `unsigned`.
+    /// The form that is sent to other servers and stored: canonical JSON without `unsigned`.
     pub fn to_federation(&self) -> &[u8] {
         &self.bytes
     }
@@ -153,7 +153,7 @@ impl Event {
         let claimed = self.header.hashes.of(&self.bytes).and_then(scan::claimed_hash);
         claimed == Some(scan::content_hash(json::read::members(&self.bytes), &mut Vec::new()))
     }
-    /// What survives of the event. The id stays, since it is the hash of just that.
+    /// The redacted form of the event. The id stays, since it is the hash of exactly that form.
     pub fn redacted(&self) -> Event {
         let mut bytes = Vec::with_capacity(self.bytes.len());
         redact::write(self.version, self.kind(), json::read::members(&self.bytes), Signatures::Keep, &mut bytes);

@@ -20,7 +20,7 @@ pub fn new_user(localpart: &str, server: &ServerName) -> Result<OwnedUserId, Rej
     OwnedUserId::try_from(id).map_err(|e| Reject::shape(format!("no user id: {e}")))
 }
 
-/// What somebody types to log in: a name or a whole id. Names of this server's people have no capitals, however typed.
+/// The user named at login: the text is a name or a whole id. Names of local users have no capitals, however typed.
 pub fn typed_user(text: &str, server: &ServerName) -> Option<OwnedUserId> {
     let text = text.trim();
     if text.starts_with('@') {
@@ -33,7 +33,7 @@ pub fn typed_user(text: &str, server: &ServerName) -> Option<OwnedUserId> {
     OwnedUserId::try_from(format!("@{}:{server}", text.to_lowercase())).ok()
 }
 
-/// A new alias's id from what stands between `#` and the colon.
+/// A new alias's id from the text between `#` and the colon.
 pub fn new_alias(localpart: &str, server: &ServerName) -> Result<OwnedRoomAliasId, Reject> {
     let wrong = localpart.is_empty() || localpart.chars().any(|c| c == ':' || c == '\0' || c.is_whitespace());
     let id = format!("#{localpart}:{server}");

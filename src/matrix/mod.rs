@@ -1,9 +1,9 @@
 //! The protocol, pure.
 //!
-//! What the Matrix specification says about one event, one room's rules, one signature: no input or output, no clock, no
-//! lock, no knowledge of any other part. Read `version` (what differs between room versions, as data), then `json` (bytes),
-//! `scan` (one event from another server, once through), `event` (an event as the rest of the house holds it), `sign`,
-//! then `auth`, `state` and the small ones.
+//! The Matrix specification's rules on one event, one room, one signature: no input or output, no clock, no lock, no
+//! knowledge of any other part. Read `version` (the differences between room versions, as data), then `json` (bytes),
+//! `scan` (one event from another server, once through), `event` (an event as the other parts hold it), `sign`, then
+//! `auth`, `state` and the small ones.
 
 mod reject;
 

@@ -14,7 +14,7 @@ pub fn rules(version: &RoomVersion) -> RoomVersionRules {
     ruma::RoomVersionId::try_from(version.id).unwrap().rules().expect("ruma knows versions 1 to 12")
 }
 
-/// An event nobody signed, under an id of the test's choosing.
+/// An unsigned event, under an id of the test's choosing.
 pub fn event(version: &'static RoomVersion, id: &str, value: &Value) -> Arc<Event> {
     let bytes = json::canonical_value(value, Mode::Lenient).unwrap();
     Arc::new(Event::from_stored(version, bytes, id.try_into().unwrap()).unwrap())

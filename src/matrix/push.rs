@@ -23,8 +23,8 @@ pub fn default_rules(user: &UserId) -> Ruleset {
 
 /// Keys in the path of a member that a rule can name. Flattening recurses this far.
 const PATH_KEYS_MAX: usize = 50;
-/// Members and items that are flattened, and how long their paths are together. Each has its whole path: one long key round
-/// thousands of members, all within 64 KiB, would be a hundred megabytes.
+/// Members and items that are flattened, and the length of their paths together. Each has its whole path: one long key
+/// round thousands of members, all within 64 KiB, would be a hundred megabytes.
 const MEMBERS_MAX: usize = 4000;
 const PATHS_BYTES_MAX: usize = 128 * 1024;
 
@@ -42,8 +42,8 @@ impl Flat {
     }
 }
 
-/// What of an event rules can match, within the bounds above: its author chose how deep and how wide it is, and what
-/// flattens it takes all there is and panics where it cannot.
+/// The members of an event that rules can match, within the bounds above: the event's author chose its depth and width,
+/// and ruma's flattening takes all members and panics where it cannot.
 struct Matchable {
     out: Vec<u8>,
     members_left: usize,
@@ -51,7 +51,7 @@ struct Matchable {
 }
 
 impl Matchable {
-    /// `event`: canonical JSON. What most rules ask for comes first, so that it has its place whatever else is there.
+    /// `event`: canonical JSON. The members that most rules ask for come first, so that they always have their place.
     fn text(event: &[u8]) -> Vec<u8> {
         let out = Vec::with_capacity(event.len());
         let mut matchable = Matchable { out, members_left: MEMBERS_MAX, paths_left: PATHS_BYTES_MAX };
@@ -65,7 +65,7 @@ impl Matchable {
         matchable.out
     }
 
-    /// `keys`: of a path to one of the members; `path`: the length of the one to the object.
+    /// `keys`: the number of keys in the path to one of the members; `path`: the length of the path to the object.
     fn object<'a>(&mut self, members: &mut dyn Iterator<Item = (&'a [u8], &'a [u8])>, keys: usize, path: usize) {
         self.out.push(b'{');
         let first = self.out.len();
@@ -125,7 +125,7 @@ impl Room {
     }
 }
 
-/// What the matching rule says.
+/// The outcome of the matching rule.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Outcome {
     pub notify: bool,
@@ -133,7 +133,7 @@ pub struct Outcome {
     pub sound: Option<String>,
 }
 
-/// What the rules of `user`, whose name in the room is `display_name`, make of an event. Own events never notify.
+/// The outcome of the rules of `user`, whose name in the room is `display_name`, for an event. Own events never notify.
 pub fn evaluate(rules: &Ruleset, flat: &Flat, room: &Room, user: &UserId, display_name: &str) -> Outcome {
     match actions(rules, flat, room, user, display_name) {
         Some(actions) => outcome(&actions),
@@ -157,14 +157,14 @@ pub fn actions(rules: &Ruleset, flat: &Flat, room: &Room, user: &UserId, display
         }
         None
     });
-    // Asynchronous only for thread subscriptions, which we do not have: it is ready at once.
+    // Asynchronous only for thread subscriptions, which are not supported here: it is ready at once.
     match matching.poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(actions) => actions,
         Poll::Pending => None,
     }
 }
 
-/// What a list of actions comes to.
+/// The outcome of a list of actions.
 pub fn outcome(actions: &[Action]) -> Outcome {
     let mut outcome = Outcome::default();
     for action in actions {
@@ -218,7 +218,7 @@ mod tests {
         assert_eq!(ask(5, "m.room.encrypted", json!({ "algorithm": "x" })), plain);
     }
 
-    /// Matching once parsed whatever depth an event had, with a panic beyond 128 levels; and one long key round thousands of
+    /// Matching once parsed events of any depth, with a panic beyond 128 levels; and one long key round thousands of
     /// members became a hundred megabytes.
     #[test]
     fn what_is_matched_of_an_odd_event_is_bounded() {

@@ -1,6 +1,6 @@
-//! What survives a redaction (each room version's section "Redactions").
+//! The redacted form of an event (each room version's section "Redactions").
 //!
-//! The same form, without signatures, is what servers sign and what the reference hash is taken of.
+//! Servers sign this form, without signatures, and the reference hash is taken of it.
 
 use super::json;
 use super::version::RoomVersion;
@@ -32,7 +32,7 @@ pub fn write<'a>(
     out.push(b'}');
 }
 
-/// Appends what a redaction leaves of the content of an event of type `kind`. `content` is a canonical object.
+/// Appends the redacted content of an event of type `kind`. `content` is a canonical object.
 pub fn write_content(version: &RoomVersion, kind: &str, content: &[u8], out: &mut Vec<u8>) {
     if kind == "m.room.create" && version.redaction_v11 {
         return out.extend_from_slice(content);
@@ -45,7 +45,7 @@ pub fn write_content(version: &RoomVersion, kind: &str, content: &[u8], out: &mu
                 begin_member(out, first, key);
                 out.extend_from_slice(value);
             } else if key == b"third_party_invite" && kind == "m.room.member" && version.redaction_v11
-                // Synapse leaves out what is no object, and the hash must be the same everywhere.
+                // Synapse leaves out a value that is no object, and the hash must be the same everywhere.
                 && value.first() == Some(&b'{')
             {
                 begin_member(out, first, key);

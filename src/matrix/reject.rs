@@ -3,7 +3,8 @@
 use std::borrow::Cow;
 use std::fmt;
 
-/// Which check said no. Surfaces turn it into an error code; receiving decides by it whether to drop, redact or reject.
+/// The check that failed. Surfaces turn it into an error code; the receiver decides by it whether to drop, redact or
+/// reject.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// Not JSON, or not canonical JSON where the room version asks for it.
@@ -16,11 +17,11 @@ pub enum Kind {
     Signature,
     /// A signing key that is needed is not known here.
     Key,
-    /// The authorisation rules say no.
+    /// Refused by the authorisation rules.
     Auth,
 }
 
-/// Why something another server or a client gave us is refused.
+/// Why data from another server or a client is refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reject {
     pub kind: Kind,

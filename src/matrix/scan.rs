@@ -1,8 +1,9 @@
-//! One event from another server, once through: canonical form, shape, content hash, redacted form, event id, and who must
-//! have signed.
+//! One event from another server, once through: canonical form, shape, content hash, redacted form, event id, and the
+//! servers that must have signed.
 //!
-//! [`EventScanner`] owns the buffers; [`ScannedEvent`] borrows from it until the next event. This is the join's inner loop (a few
-//! microseconds an event beside the signature) and the one implementation: [`super::Event::from_wire`] is made of it.
+//! [`EventScanner`] owns the buffers; [`ScannedEvent`] borrows from it until the next event. This is the join's inner
+//! loop (a few microseconds an event beside the signature) and the one implementation: [`super::Event::from_wire`] is
+//! made of it.
 
 use super::header::{Header, references};
 use super::json::{self, Canon};
@@ -39,9 +40,9 @@ pub struct EventScanner {
 pub struct ScannedEvent<'a> {
     version: &'static RoomVersion,
     header: &'a Header,
-    /// Without `unsigned`; this is what is stored.
+    /// Without `unsigned`; this form is stored.
     pub canonical: &'a [u8],
-    /// What the required servers must have signed: the redacted form without signatures.
+    /// The bytes that the required servers must have signed: the redacted form without signatures.
     pub message: &'a [u8],
     /// The content hash matches. If not, only the redacted form may be used.
     pub intact: bool,
@@ -179,7 +180,7 @@ pub(super) fn claimed_hash(hashes: &[u8]) -> Option<[u8; 32]> {
 /// A canonical string of base64 that holds exactly `N` bytes, `N` at most 64.
 fn decode<const N: usize>(value: &[u8]) -> Option<[u8; N]> {
     let text = value.strip_prefix(b"\"")?.strip_suffix(b"\"")?;
-    // Room for what the longest text let through can hold: the engine wants its output estimated generously.
+    // Room for the longest text let through: the engine wants its output estimated generously.
     let mut wide = [0u8; 96];
     if text.len() > 96 || BASE64.decode_slice(text, &mut wide).ok()? != N {
         return None;
@@ -213,7 +214,7 @@ pub(super) fn signers<'a>(
 }
 
 /// Names each server that must have signed: the sender's (except for an invite by e-mail or telephone, which the event
-/// itself proves), the event id's in versions 1 and 2, and the one that let somebody into a restricted room.
+/// itself proves), the event id's in versions 1 and 2, and the server that authorised a join of a restricted room.
 fn required_servers<'a>(
     version: &RoomVersion,
     canonical: &'a [u8],
@@ -240,7 +241,7 @@ fn required_servers<'a>(
     Ok(())
 }
 
-/// What stands after the first colon of an id, still as it stands in the event: a server name needs no escapes.
+/// The text after the first colon of an id, still as it stands in the event: a server name needs no escapes.
 fn server_part<'a>(value: &'a [u8], name: &str) -> Result<&'a str, Reject> {
     let wrong = || Reject::shape(format!("{name} without a server name"));
     let inner = value.strip_prefix(b"\"").and_then(|v| v.strip_suffix(b"\"")).ok_or_else(wrong)?;

@@ -54,7 +54,8 @@ fn canonical_json() {
     }
 }
 
-/// A server of Synapse's sent `{"x":1.0}` and signed that; we checked the signature of `{"x":1}` and refused the transaction.
+/// A Synapse server sent `{"x":1.0}` and signed that; we checked the signature of `{"x":1}` and refused the
+/// transaction.
 #[test]
 fn floats_stay_as_their_server_wrote_them() {
     for text in ["1.0", "1e+20", "1e-05", "10000000000.0", "-0.5", "800.0", "1e30", "1.5E3"] {
@@ -219,7 +220,7 @@ enum Tree {
     Map(Vec<(usize, Tree)>),
 }
 
-/// As somebody may write it, and in canonical form.
+/// As a peer may write it, and in canonical form.
 const SCALARS: [(&str, &str); 7] = [
     ("null", "null"),
     ("-0", "0"),
@@ -229,7 +230,7 @@ const SCALARS: [(&str, &str); 7] = [
     ("\"\\u000a,\\\"\"", "\"\\n,\\\"\""),
     (" true ", "true"),
 ];
-/// As somebody may write it, and without escapes.
+/// As a peer may write it, and without escapes.
 const KEYS: [(&str, &str); 8] = [
     ("b", "b"),
     ("\\u0061", "a"),
@@ -293,7 +294,7 @@ fn join<T>(out: &mut String, brackets: &str, all: impl Iterator<Item = T>, mut w
     out.push_str(&brackets[1..]);
 }
 
-/// On a thread with a stack of so many bytes.
+/// Runs on a thread with a stack of this many bytes.
 fn on_stack<T: Send + 'static>(bytes: usize, run: impl FnOnce() -> T + Send + 'static) -> T {
     std::thread::Builder::new().stack_size(bytes).spawn(run).unwrap().join().unwrap()
 }
@@ -314,7 +315,7 @@ fn deep_values_are_as_a_recursive_model_has_them() {
             assert!(canon.deepest() as usize >= levels);
             assert!(!json::is_deeper_than(raw.as_bytes(), canon.deepest()));
             assert!(levels == 0 || json::is_deeper_than(raw.as_bytes(), canon.deepest() - 1));
-            // What was read before leaves nothing behind.
+            // The text read before leaves nothing behind.
             assert!(canon.read(&raw.as_bytes()[..raw.len() / 2], Mode::Strict, &[]).is_err() || levels == 0);
             canon.read(raw.as_bytes(), Mode::Strict, &[]).unwrap();
             assert_eq!(canon.bytes(), expected.as_bytes());
@@ -322,7 +323,7 @@ fn deep_values_are_as_a_recursive_model_has_them() {
     });
 }
 
-/// A text nested so often: objects and arrays by turns, keys out of order.
+/// A text nested this deep: objects and arrays by turns, keys out of order.
 fn nested(levels: usize) -> String {
     let (open, close) = (r#"{"b":["#.repeat(levels / 2), r#"],"a":0}"#.repeat(levels / 2));
     format!("{open}{}1{}{close}", "[".repeat(levels % 2), "]".repeat(levels % 2))
@@ -340,7 +341,7 @@ fn depth_is_no_matter_of_the_stack() {
     });
 }
 
-/// A member event nested 120 deep kept everybody out of its room, and its transaction from being taken.
+/// A member event nested 120 deep kept every user out of its room, and its transaction from being accepted.
 #[test]
 fn an_event_is_taken_as_deep_as_elsewhere() {
     let event = |levels: usize, unsigned: usize| {
@@ -369,7 +370,7 @@ fn an_event_is_taken_as_deep_as_elsewhere() {
     });
 }
 
-/// Each level out of order copies all that is in it once more: a hundred kilobytes would be gigabytes.
+/// Each level out of order copies its whole content once more: a hundred kilobytes would be gigabytes.
 #[test]
 fn what_sorting_costs_is_bounded() {
     let text = format!("{}\"{}\"{}", r#"{"b":"#.repeat(9_000), "x".repeat(200_000), r#","a":0}"#.repeat(9_000));
@@ -432,7 +433,7 @@ fn event_ids_hashes_and_redactions() {
         assert!(event.is_intact());
         let redacted: Value = serde_json::from_str(event.redacted().content()).unwrap();
         assert_eq!(redacted, case["redacted_content"]);
-        // The event lets someone in by @b:domain, which is the sender's server too, so one signature is all it needs.
+        // The event lets a user in by @b:domain, which is the sender's server too, so it needs only one signature.
         assert_eq!(sign::event::check_event(&event, &keys), Ok(Checked::Intact), "version {version}");
     }
     let create = &vectors["v12_create"];
@@ -465,7 +466,7 @@ fn what_a_redaction_keeps() {
     }
 }
 
-/// Ours kept what is no object, Synapse's drops it: the event had two ids.
+/// Our form kept a value that is no object, Synapse's drops it: the event had two ids.
 #[test]
 fn a_third_party_invite_that_is_no_object_is_redacted() {
     for value in ["1", "null", "\"x\"", "[]"] {
@@ -703,7 +704,7 @@ fn hashes_of_lists() {
     }
 }
 
-/// What other servers wrote beside a signature was parsed, whatever it was.
+/// Other servers' members beside a signature were parsed, whatever their shape.
 #[test]
 fn a_signature_is_added_to_whatever_stands_beside_it() {
     let (one, two) = (Key::from_seed("1", [1; 32]), Key::from_seed("a\"b", [2; 32]));
@@ -729,7 +730,7 @@ fn a_signature_is_added_to_whatever_stands_beside_it() {
     }
 }
 
-/// The specification's signed events lack what a real event has, so they are signed a step lower.
+/// The specification's signed events lack fields of a real event, so they are signed one layer lower.
 #[test]
 fn event_signatures() {
     use super::{redact, scan};
@@ -748,7 +749,8 @@ fn event_signatures() {
     }
 }
 
-/// Weak keys and torsion are where checks of many signatures usually part from checks of one, and a room with them.
+/// Weak keys and torsion are where batch checks of signatures usually differ from single checks, which would split a
+/// room.
 #[test]
 fn signatures_checked_together_are_judged_as_one_by_one() {
     use super::sign::{Claims, Often};
@@ -759,7 +761,7 @@ fn signatures_checked_together_are_judged_as_one_by_one() {
     for message in [&b"one"[..], b"two", b"", &[9; 700]] {
         let good = key.sign(message);
         let mut not_reduced = good;
-        // s + l, which says the same and is not allowed.
+        // s + l, which is equivalent and not allowed.
         let order_less_one = (-Scalar::ONE).to_bytes();
         let mut carry = 1;
         for (to, add) in not_reduced[32..].iter_mut().zip(order_less_one) {

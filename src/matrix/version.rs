@@ -1,14 +1,14 @@
 //! Room versions 1 to 12 as data: one row of rules each.
 //!
-//! A row differs from the one before only in what the specification's page for that version says it changes, so the rows are
-//! written that way.
+//! Each row differs from the one before only in the changes that the specification's page for that version names, so
+//! the rows are written that way.
 
 use std::fmt;
 
 /// The version new rooms get.
 pub const DEFAULT: &str = "12";
 
-/// How an event's id comes about.
+/// The form of an event's id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum IdFormat {
     /// `$opaque:server`, chosen by the server, written in the event (1, 2). References are `[id, {hash}]` pairs.
@@ -27,7 +27,7 @@ pub enum StateRes {
     V2_1,
 }
 
-/// The rules of one room version. All fields are plain flags; what each means stands beside it.
+/// The rules of one room version. All fields are plain flags; the meaning of each stands beside it.
 #[derive(Debug)]
 pub struct RoomVersion {
     pub id: &'static str,
@@ -55,7 +55,7 @@ pub struct RoomVersion {
     /// Creators, the additional ones too, have infinite power, and the room id is the create event's hash (12).
     pub creators_infinite: bool,
 
-    // Redaction: what survives beyond the base set.
+    // Redaction: the members kept beyond the base set.
     pub keeps_aliases: bool,
     pub keeps_join_allow: bool,
     pub keeps_join_authorised: bool,
@@ -118,13 +118,13 @@ pub fn list() -> &'static [RoomVersion] {
     &ROWS
 }
 
-/// The versions of rooms that are made here, joined and spoken of, oldest first. Version 1 is only read: its state resolution
-/// is not there, and without that its first fork would be its end.
+/// The versions of rooms that are made here, joined and advertised, oldest first. Version 1 is only read: its state
+/// resolution is not implemented, so such a room could not continue after its first fork.
 pub fn offered() -> impl Iterator<Item = &'static RoomVersion> {
     ROWS.iter().filter(|row| row.state_res != StateRes::V1)
 }
 
-/// One of those.
+/// One of the supported versions.
 pub fn get_offered(id: &str) -> Option<&'static RoomVersion> {
     offered().find(|row| row.id == id)
 }

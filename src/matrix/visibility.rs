@@ -1,4 +1,4 @@
-//! Who may see which event (client-server API, "Room History Visibility").
+//! Visibility of events to users and servers (client-server API, "Room History Visibility").
 
 use super::auth::Membership;
 use super::json;
@@ -14,7 +14,7 @@ pub enum History {
 }
 
 impl History {
-    /// From the event's content; a room without the event, or with one nobody understands, is shared.
+    /// From the event's content; a room without the event, or with an unknown value, is shared.
     pub fn of_content(content: Option<&str>) -> History {
         let text = content.and_then(|c| json::read::get_text(c.as_bytes(), "history_visibility"));
         match text.as_deref() {
@@ -26,8 +26,8 @@ impl History {
     }
 }
 
-/// Whether a user may see an event: what the history visibility before it was, and their membership; `joined_since`: they were
-/// joined at some time after it, or are now.
+/// Whether a user may see an event, by the history visibility before it and the user's membership. `joined_since`: they
+/// were joined at some time after it, or are now.
 pub fn allows(history: History, membership: Membership, joined_since: bool) -> bool {
     match history {
         History::WorldReadable => true,
@@ -38,8 +38,8 @@ pub fn allows(history: History, membership: Membership, joined_since: bool) -> b
     }
 }
 
-/// Whether a server may be given an event in full: `closest` is the membership closest to the room that any of its users had
-/// in the state before the event. That the server is in the room now is checked before.
+/// Whether a server may be given an event in full. `closest` is the membership closest to the room that any of its
+/// users had in the state before the event. The caller has checked that the server is in the room now.
 pub fn server_may_see(history: History, closest: Membership) -> bool {
     match history {
         History::WorldReadable | History::Shared => true,
@@ -48,7 +48,7 @@ pub fn server_may_see(history: History, closest: Membership) -> bool {
     }
 }
 
-/// The membership that lets one see more.
+/// The membership that allows more to be seen.
 pub fn closer(a: Membership, b: Membership) -> Membership {
     let rank = |m| match m {
         Membership::Join => 3,

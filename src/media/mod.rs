@@ -1,10 +1,11 @@
 //! Files: content-addressed on disk beside the database, streamed in and out, never held.
 //!
-//! A file is named by the SHA-256 of its bytes, so what is uploaded twice lies there once. It is whole and in its place
-//! before the database knows of it: a power cut leaves a file nobody refers to, never a row without its file. What other
-//! servers keep is passed through, not stored.
+//! A file is named by the SHA-256 of its bytes, so identical uploads share one file. It is whole and in its place
+//! before the database knows of it: a power cut leaves a file that no row refers to, never a row without its file.
+//! Files of other servers are passed through, not stored.
 //!
-//! Reading order: this file (what is here), `upload.rs` (in), `quota.rs` (how much), `remote.rs` (from other servers).
+//! Reading order: this file (the stored files), `upload.rs` (in), `quota.rs` (how much), `remote.rs` (from other
+//! servers).
 
 use std::fmt;
 use std::fs::File;
@@ -30,16 +31,16 @@ use quota::Quotas;
 pub use remote::{Fetched, Scaled};
 pub use upload::{About, Upload};
 
-/// What one transfer holds: a piece on its way, and a little.
+/// The memory of one transfer: a piece on its way, and a little.
 const TRANSFER_BYTES: u64 = 40 << 10;
-/// Media ids given out before their files, each about 150 bytes; of whoever was given most the oldest go first.
+/// Media ids given out before their files, each about 150 bytes; beyond that, the user with most ids loses the oldest.
 const PROMISED_MAX: usize = 256;
 const PROMISED_MS: u64 = 60 * 60 * 1000;
 const MEDIA_ID_CHARS: usize = 24;
-/// Of the card's so many parts an account may fill one, where the owner says nothing else.
+/// One part of this many of the card is the share of an account, unless the operator sets another.
 const CARD_PART: u64 = 10;
 
-/// What the media are built from.
+/// The parts that the media are built from.
 pub struct Parts {
     pub store: Store,
     pub clock: Clock,
@@ -51,7 +52,7 @@ pub struct Parts {
     pub folder: PathBuf,
     /// Largest upload in bytes.
     pub upload_bytes_max: u64,
-    /// What one account may keep here; none: a share of the card the files lie on.
+    /// The most that one account may keep here; none: a share of the card the files lie on.
     pub account_bytes_max: Option<u64>,
 }
 
@@ -73,7 +74,7 @@ struct Promised {
     expires_ms: u64,
 }
 
-/// A file of ours, ready to be read.
+/// A local file, ready to be read.
 pub struct Opened {
     pub file: File,
     pub bytes: u64,
@@ -86,11 +87,11 @@ pub struct Opened {
 }
 
 impl Media {
-    /// What an interrupted upload left behind is removed.
+    /// Removes the remains of interrupted uploads.
     pub fn new(parts: Parts) -> Media {
         let _ = std::fs::remove_dir_all(parts.folder.join(upload::INCOMING));
         let promised = Mutex::new(Shares::new(PROMISED_MAX, 0));
-        // Each of a family of five can keep a tenth, and half of the card is left.
+        // A family of five can keep a tenth each, and half of the card is left.
         let share = || Card::at(&parts.folder).map_or(u64::MAX, |card| card.total_bytes / CARD_PART);
         let quotas = Quotas::new(parts.account_bytes_max.unwrap_or_else(share));
         Media(Arc::new(Inner { parts, promised, quotas, arrived: Notify::new() }))
@@ -104,7 +105,7 @@ impl Media {
         self.0.parts.upload_bytes_max
     }
 
-    /// Opens a file of this server. One that is promised is waited for.
+    /// Opens a file of this server. Waits for a promised one.
     pub async fn open(&self, media_id: &str, patience: Duration) -> Result<Opened, Error> {
         let clock = self.0.parts.clock.clone();
         let deadline = clock.instant() + patience;
@@ -113,7 +114,7 @@ impl Media {
             let (media, id) = (self.clone(), media_id.to_owned());
             match blocking(move || media.open_blocking(&id)).await? {
                 Some((file, row)) => {
-                    // Only now: who waits for what was only promised takes nothing from those who read.
+                    // Taken only now: a request that waits for a promised file takes no memory from readers.
                     let grant = self.0.parts.budget.account("media").take(TRANSFER_BYTES).await?;
                     let media::Media { file: hash, bytes, content_type, name, .. } = row;
                     return Ok(Opened { file, bytes, content_type, name, hash, grant });
@@ -139,7 +140,7 @@ impl Media {
         }
     }
 
-    /// Gives out a media id whose file comes later. Answers it and until when it may come, in Unix milliseconds.
+    /// Gives out a media id whose file comes later. Answers the id and the deadline for the file, in Unix milliseconds.
     pub fn promise(&self, to: UserNum) -> (String, u64) {
         let now_ms = self.0.parts.clock.now_ms();
         let expires_ms = now_ms + PROMISED_MS;
@@ -175,7 +176,7 @@ impl Media {
         self.0.promised.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Where a file lies: `ab/abcdef…`, so that no folder gets long.
+    /// The path of a file: `ab/abcdef…`, so that no folder gets long.
     fn path(&self, hash: &str) -> PathBuf {
         self.0.parts.folder.join(hash.get(..2).unwrap_or("00")).join(hash)
     }
@@ -265,7 +266,7 @@ mod tests {
         Media::new(Parts { store, clock, random, budget, remote, server, folder, upload_bytes_max, account_bytes_max })
     }
 
-    /// 256 ids were for everybody: one who asked for so many ended the uploads of all others.
+    /// The 256 ids were shared by all users: one user who asked for that many ended the uploads of all others.
     #[tokio::test]
     async fn who_asks_for_many_ids_loses_their_own() {
         let clock = Clock::simulated(1_000_000);
@@ -282,7 +283,7 @@ mod tests {
         assert_eq!(media.promised().len(), 1, "what is over goes first");
     }
 
-    /// Six who waited for one file that never came held all there was for pictures on the smallest board.
+    /// Six requests that waited for one missing file held all the memory for media on the smallest board.
     #[tokio::test]
     async fn waiting_for_what_was_promised_takes_nothing_from_those_who_read() {
         let (clock, budget) = (Clock::simulated(1_000_000), Budget::for_tests());

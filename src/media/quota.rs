@@ -1,7 +1,7 @@
 //! How many bytes of files one account may keep.
 //!
-//! What was uploaded is counted in the database, in the commit that makes a file known. What is on its way is counted here, so
-//! that uploads beside each other stay within the share together. Bounded by the uploads under way.
+//! Finished uploads are counted in the database, in the commit that makes a file known. Uploads under way are counted
+//! here, so that simultaneous ones stay within the share together. Bounded by the uploads under way.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,21 +18,22 @@ struct Inner {
     coming: Mutex<HashMap<UserNum, Coming>>,
 }
 
-/// Of one user, from the first of some uploads beside each other to the end of the last.
+/// The uploads of one user, from the first of some simultaneous ones to the end of the last.
 #[derive(Default)]
 struct Coming {
     uploads: u32,
-    /// Bytes of those under way and of those that have arrived since the first began.
+    /// Bytes of the uploads under way and of those that have arrived since the first began.
     bytes: u64,
-    /// Of those that have arrived.
+    /// Bytes of the uploads that have arrived.
     arrived: u64,
 }
 
-/// What one upload adds.
+/// The contribution of one upload.
 pub(super) struct Part {
     quotas: Quotas,
     user: UserNum,
-    /// What the user had by the database when it began, and what of the uploads beside it was surely in that.
+    /// The user's bytes in the database when the upload began, and the part of the simultaneous uploads that was surely
+    /// in them.
     used: u64,
     arrived_before: u64,
     bytes: u64,
@@ -44,8 +45,8 @@ impl Quotas {
         Quotas(Arc::new(Inner { bytes_max, coming: Mutex::default() }))
     }
 
-    /// Begins an upload. `used` tells what the user has by the database; it is asked after the upload is entered, so what
-    /// arrives in between counts twice rather than not at all.
+    /// Begins an upload. `used` reads the user's bytes from the database. It is called after the upload is entered, so
+    /// an upload that arrives in between counts twice rather than not at all.
     pub(super) fn begin<E>(&self, user: UserNum, used: impl FnOnce() -> Result<u64, E>) -> Result<Part, E> {
         let arrived_before = {
             let mut all = self.lock();
@@ -64,7 +65,7 @@ impl Quotas {
 }
 
 impl Part {
-    /// Whether the share has room for so many more.
+    /// Whether the share has room for this many bytes more.
     pub(super) fn check(&self, bytes: u64) -> Result<(), Error> {
         let coming = self.quotas.lock().get(&self.user).map_or(0, |coming| coming.bytes);
         self.check_sum(coming.saturating_add(bytes))
@@ -80,7 +81,7 @@ impl Part {
         Ok(())
     }
 
-    /// It is in the database now.
+    /// The file is in the database now.
     pub(super) fn arrived(mut self) {
         self.has_arrived = true;
     }
@@ -125,7 +126,7 @@ mod tests {
         two.add(30).unwrap();
         assert!(two.add(1).is_err() && one.check(1).is_err());
         assert!(quotas.begin(UserNum(2), || Ok::<_, Error>(0)).unwrap().add(100).is_ok(), "another one's");
-        // One arrives: who began before does not know it from the database, who comes later does.
+        // One upload arrives: uploads begun before have not seen it in the database, later ones have.
         one.arrived();
         assert!(two.add(1).is_err());
         let mut later = begin(70);

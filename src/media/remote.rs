@@ -13,13 +13,13 @@ use super::{Error, Media, TRANSFER_BYTES};
 use crate::budget::Grant;
 use crate::remote::{self, Failed, StreamLimits, encode};
 
-/// Passed through, not kept; still, an end.
+/// The most that is passed through of one file, though nothing is kept.
 const BYTES_MAX: u64 = 2 << 30;
 /// Headers of both parts together.
 const HEAD_BYTES_MAX: usize = 16 << 10;
 const FIRST_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Which smaller image is wanted.
+/// The smaller image that is wanted.
 #[derive(Debug, Clone)]
 pub struct Scaled {
     pub width: u32,
@@ -42,12 +42,12 @@ enum Source {
 }
 
 impl Fetched {
-    /// What pays for the transfer; to be kept as long as it goes on.
+    /// Pays for the transfer; to be kept as long as the transfer goes on.
     pub fn take_grant(&mut self) -> Option<Grant> {
         self.grant.take()
     }
 
-    /// The next piece; nothing at the end. A file cut off is an error, never an end.
+    /// The next piece; none at the end. A file cut off is an error, never an end.
     pub async fn next(&mut self) -> Result<Option<Bytes>, Failed> {
         match &mut self.source {
             Source::Plain(body) => body.next().await,
@@ -103,7 +103,7 @@ fn is_unknown_there(failed: &Failed) -> bool {
 struct Part {
     body: remote::Body,
     buffer: Vec<u8>,
-    /// What ends the part: line break, two dashes, the boundary.
+    /// The delimiter that ends the part: line break, two dashes, the boundary.
     delimiter: Vec<u8>,
     done: bool,
 }
@@ -140,7 +140,7 @@ impl Part {
             if let Some(end) = memmem::find(&self.buffer, &self.delimiter) {
                 self.done = true;
                 self.buffer.truncate(end);
-                // Read to its end, the connection can be used again.
+                // Read to its end, so that the connection can be used again.
                 while self.body.next().await?.is_some() {}
                 break;
             }
@@ -160,7 +160,7 @@ impl Part {
     }
 }
 
-/// What stands before the file.
+/// The text before the file.
 struct Head {
     delimiter: Vec<u8>,
     /// Of the second part; names in lower case.
@@ -169,7 +169,7 @@ struct Head {
     length: usize,
 }
 
-/// Takes the beginning of a body apart; nothing while it is not all there.
+/// Takes the beginning of a body apart; none while it is incomplete.
 fn head(bytes: &[u8]) -> Option<Head> {
     let start = if bytes.starts_with(b"--") { 0 } else { memmem::find(bytes, b"\r\n--")? + 2 };
     let line_end = start + memmem::find(&bytes[start..], b"\r\n")?;

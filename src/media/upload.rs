@@ -22,7 +22,7 @@ const BUFFER_BYTES: usize = 32 << 10;
 const LOOK_EVERY_BYTES: u64 = 8 << 20;
 const TEXT_BYTES_MAX: usize = 255;
 
-/// What the uploader says about a file.
+/// The uploader's description of a file.
 #[derive(Debug, Clone, Default)]
 pub struct About {
     pub content_type: Option<String>,
@@ -34,7 +34,7 @@ pub struct Upload {
     media: Media,
     uploader: UserNum,
     buffer: Vec<u8>,
-    /// Away while a blocking job has it.
+    /// None while a blocking job has it.
     sink: Option<Sink>,
     bytes: u64,
     share: Part,
@@ -56,8 +56,8 @@ impl Drop for Sink {
 }
 
 impl Media {
-    /// Begins a file of a local user, of as many bytes as are announced, if they are. Refused where the user's share has no room
-    /// for it.
+    /// Begins a file of a local user, of as many bytes as are announced, if they are. Refused when the user's share has
+    /// no room for it.
     pub async fn begin(&self, uploader: UserNum, announced: Option<u64>) -> Result<Upload, Error> {
         let grant = self.0.parts.budget.account("media").take(BUFFER_BYTES as u64 + (8 << 10)).await?;
         let (folder, name) = (self.0.parts.folder.join(INCOMING), self.0.parts.random.token(MEDIA_ID_CHARS));
@@ -156,7 +156,7 @@ impl Upload {
     }
 }
 
-/// Moves a whole file into its place, durably. Answers its hash. One that lies there already stays.
+/// Moves a whole file into its place, durably. Answers its hash. An existing file of the same hash stays.
 fn settle(media: &Media, mut sink: Sink) -> Result<String, Error> {
     sink.file.sync_data()?;
     let hash = hex(&sink.hasher.finalize_reset());

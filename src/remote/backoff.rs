@@ -1,11 +1,11 @@
-//! Who is worth asking now.
+//! Backoff: which servers may be asked now.
 //!
-//! A server that fails is left alone for a while, twice as long each time; that survives a restart. When several servers in
-//! a row give no sign of life and nobody else does either, it is our own network that is gone: then only one probe in a
-//! while goes out, nobody's standing suffers, and everything resumes by itself when anybody answers.
+//! A failing server is left alone for a while, twice as long each time; that survives a restart. When several servers
+//! in a row stay silent and no server answers in between, our own network counts as gone. Then only one probe in a
+//! while goes out, no server's standing suffers, and requests resume as soon as any server answers.
 //!
-//! Bounds: [`KNOWN_MAX`] servers in memory, [`UNSAVED_MAX`] changes waiting to be written (a lost one costs one early retry),
-//! each of servers known here and as many of strangers.
+//! Bounds: [`KNOWN_MAX`] servers in memory, [`UNSAVED_MAX`] changes waiting to be written (a lost one costs one early
+//! retry), each once for known servers and once for unknown ones.
 
 use std::{
     collections::VecDeque,
@@ -31,11 +31,11 @@ const UNSAVED_MAX: usize = 512;
 /// The first pause; short, since most failures are restarts.
 const FIRST_MS: u64 = 10_000;
 const LONGEST_MS: u64 = 12 * 3_600_000;
-/// Distinct servers that must be silent in a row before it is us.
+/// Distinct servers that must be silent in a row before our own network counts as gone.
 const SILENT_SERVERS: usize = 3;
-/// Remembered until they are taken; the others are tried when their time comes.
+/// Recovered servers remembered until they are taken; the others are tried when their time comes.
 const RECOVERED_MAX: usize = 64;
-/// A server that speaks to us is asked again at once so often and no more: many that speak cannot be reached.
+/// A server that contacts us is retried at once this often and no more: many that contact us cannot be reached.
 const EXCUSED_MS: u64 = 60_000;
 const GOOD_SERVERS: usize = 8;
 const GOOD_PROBE_MS: u64 = 5_000;
@@ -65,19 +65,19 @@ struct Book {
 #[derive(Clone, Copy, Default)]
 struct Known {
     standing: Standing,
-    /// When it last counted as being there again because it spoke to us, in unix milliseconds.
+    /// When its own request last ended its backoff, in unix milliseconds.
     excused_ms: Option<u64>,
 }
 
 #[derive(Default)]
 struct Internet {
-    /// Servers that were silent since anybody last gave a sign of life; at most [`SILENT_SERVERS`].
+    /// Servers that were silent since any server last answered; at most [`SILENT_SERVERS`].
     silent: Vec<OwnedServerName>,
     gone: bool,
     probe_at_ms: u64,
     probe_pause_ms: u64,
-    /// Servers that answered lately, and whether they are known here; at most [`GOOD_SERVERS`]. They are the best probes, so they
-    /// have a turn of their own.
+    /// Servers that answered lately, and whether they are known here; at most [`GOOD_SERVERS`]. They are the best
+    /// probes, so they have a turn of their own.
     good: VecDeque<(OwnedServerName, bool)>,
     good_probe_at_ms: u64,
 }
@@ -101,8 +101,8 @@ impl Backoff {
         }))
     }
 
-    /// Whether a server may be asked now. `fixed`: it is reached without DNS, so the Internet being gone does not matter.
-    /// Saying yes while the Internet is gone makes this request the probe.
+    /// Whether a server may be asked now. `fixed`: it is reached without DNS, so that the Internet being gone does not
+    /// matter. While the Internet is gone, a yes makes this request the probe.
     pub async fn check(&self, server: &ServerName, fixed: bool) -> Result<(), Failed> {
         let standing = self.standing(server).await;
         let now = self.0.clock.now_ms();
@@ -122,7 +122,7 @@ impl Backoff {
         self.standing(server).await.retry_at_ms
     }
 
-    /// It answered, or it spoke to us: whatever was, it is there now.
+    /// The server answered or contacted us: it is reachable now, whatever failed before.
     pub fn success(&self, server: &ServerName, fixed: bool) {
         let mut book = self.book();
         if !fixed {
@@ -135,7 +135,8 @@ impl Backoff {
         }
     }
 
-    /// A server spoke to us: it can probably be reached again. Believed once a minute. Says nothing about our own way out.
+    /// A server contacted us, so it can probably be reached again. Believed once a minute. Says nothing about our own
+    /// way out.
     pub async fn heard_from(&self, server: &ServerName) {
         if self.standing(server).await.failures == 0 {
             return;
@@ -154,20 +155,22 @@ impl Backoff {
         recovered.put(self.0.circle.remembered(server), server.to_owned(), ());
     }
 
-    /// The servers that failed and have been heard from since this was last called. For who has something waiting for them.
+    /// The servers that failed and have been heard from since the last call. For parts with data waiting for them.
     pub fn take_recovered(&self) -> Vec<OwnedServerName> {
         let recovered = self.0.recovered.lock().unwrap_or_else(PoisonError::into_inner).drain();
         recovered.into_iter().map(|(server, ())| server).collect()
     }
 
-    /// Something answered in its place. That says our way out is open, and nothing about the server.
+    /// Another machine answered in the server's place. That shows that our way out is open, and says nothing about the
+    /// server.
     pub(super) fn answered(&self, fixed: bool) {
         if !fixed {
             self.sign_of_life(&mut self.book());
         }
     }
 
-    /// It failed in a way that shows it, or its network, is there. `pause_ms`: how long it asks to be left alone.
+    /// The server failed in a way that shows that it, or its network, is there. `pause_ms`: how long it asks to be left
+    /// alone.
     pub fn failure(&self, server: &ServerName, fixed: bool, pause_ms: Option<u64>) {
         let mut book = self.book();
         if !fixed {
@@ -176,7 +179,7 @@ impl Backoff {
         self.worsen(&mut book, server, pause_ms);
     }
 
-    /// Nobody answered at all.
+    /// There was no answer at all.
     pub fn silence(&self, server: &ServerName, fixed: bool) {
         let now = self.0.clock.now_ms();
         let mut book = self.book();
@@ -195,7 +198,7 @@ impl Backoff {
         self.0.back.notified().await;
     }
 
-    /// Writes down what changed, one short write for all of it. Called now and then, and at the end.
+    /// Writes down the changes, one short write for all of them. Called now and then, and at the end.
     pub async fn flush(&self) {
         let unsaved = self.book().unsaved.drain();
         if unsaved.is_empty() {
@@ -232,7 +235,7 @@ impl Backoff {
             None
         });
         let mut book = self.book();
-        // Somebody may have learnt better meanwhile.
+        // A newer change may have been noted meanwhile.
         let unsaved = book.unsaved.peek(server).copied();
         let known = book.known.get(server).map(|known| known.standing);
         let standing = known.or(unsaved).or(stored).unwrap_or_default();
@@ -274,7 +277,8 @@ impl Book {
 }
 
 impl Internet {
-    /// Strangers take the places of strangers only: who names servers to us says which of them answer, and for how long.
+    /// Unknown servers take only the places of unknown servers: a caller that names servers to us could otherwise
+    /// decide which are listed as answering, and for how long.
     fn note_good(&mut self, server: &ServerName, is_known: bool) {
         if let Some((_, known)) = self.good.iter_mut().find(|(good, _)| good == server) {
             *known = is_known;
@@ -301,13 +305,13 @@ impl Internet {
         if now_ms < self.probe_at_ms {
             return false;
         }
-        // This one is the probe; the next may go only after a pause, whatever becomes of it.
+        // This request is the probe; the next may go only after a pause, whatever its outcome.
         self.probe_pause_ms = (self.probe_pause_ms * 2).clamp(PROBE_MS_MIN, PROBE_MS_MAX);
         self.probe_at_ms = now_ms + self.probe_pause_ms;
         true
     }
 
-    /// Notes one more silent server; whether our own network must be thought gone.
+    /// Notes one more silent server; returns whether our own network must count as gone.
     fn is_gone_after(&mut self, server: &ServerName, now_ms: u64) -> bool {
         if !self.gone && !self.silent.iter().any(|silent| silent == server) {
             self.silent.push(server.to_owned());
@@ -322,7 +326,7 @@ impl Internet {
     }
 }
 
-/// Doubling, give or take a quarter, so that what failed together does not come back together.
+/// Doubling, give or take a quarter, so that servers that failed together are not retried together.
 fn pause_ms_after(failures: u32, random: u64) -> u64 {
     let pause = FIRST_MS.saturating_mul(1 << failures.saturating_sub(1).min(20)).min(LONGEST_MS);
     pause - pause / 4 + random % (pause / 2)
@@ -371,7 +375,7 @@ mod tests {
         assert!(backoff(&store, &clock).check(&server, true).await.is_ok());
     }
 
-    /// A server that speaks to us and cannot be reached was tried anew after each of its requests.
+    /// A server that contacts us and cannot be reached was tried anew after each of its requests.
     #[tokio::test]
     async fn who_speaks_to_us_is_believed_once_a_minute() {
         let (store, clock) = (Store::in_memory(), Clock::simulated(1_000_000));
@@ -383,7 +387,7 @@ mod tests {
         backoff.failure(&server, true, Some(3_600_000));
         backoff.heard_from(&server).await;
         assert!(backoff.check(&server, true).await.is_err() && backoff.take_recovered().is_empty());
-        // Of many such servers none makes us forget another.
+        // Many such servers do not make us forget another.
         let others: Vec<_> = (0..200).map(|n| name(&format!("b{n}.example"))).collect();
         for other in others.iter().chain(&others) {
             backoff.failure(other, true, Some(3_600_000));
@@ -400,7 +404,8 @@ mod tests {
         assert_eq!(backoff.take_recovered(), [server]);
     }
 
-    /// Strangers who fail and speak again filled the list of those who are back, and a friend's messages waited for hours.
+    /// Unknown servers that failed and contacted us again filled the list of recovered ones, and messages to a known
+    /// server waited for hours.
     #[tokio::test]
     async fn strangers_push_out_nobody_known_here() {
         let (store, clock) = (Store::in_memory(), Clock::simulated(1_000_000));
@@ -415,7 +420,7 @@ mod tests {
             backoff.failure(&stranger, true, Some(3_600_000));
             backoff.heard_from(&stranger).await;
         }
-        // Nor from among those that are asked first whether the Internet is back.
+        // Nor from among the servers that are probed first while the Internet is gone.
         backoff.success(&friend, false);
         (0..100).for_each(|n| backoff.success(&name(&format!("s{n}.evil.example")), false));
         let back = backoff.take_recovered();

@@ -1,4 +1,5 @@
-//! Which servers have people in a room with people of this one: what those fill stands apart from what strangers do.
+//! The known servers: those with users in a room with local users. Memory and disk they fill are charged apart from
+//! unknown servers (strangers).
 //!
 //! Looked up in the store, and remembered for a while.
 
@@ -14,10 +15,10 @@ use crate::base::{Clock, Owner, Shares, blocking};
 use crate::store::tables::room::member;
 use crate::store::{self, Store};
 
-/// Servers of which it is remembered, about 60 bytes each.
+/// Servers whose standing is remembered, about 60 bytes each.
 const KNOWN_MAX: usize = 512;
 const STRANGERS_MAX: usize = 512;
-/// Looked up again after so long: soon whether somebody is a stranger still.
+/// Looked up again after so long, so that a stranger may soon count as known.
 const KNOWN_MS: u64 = 3_600_000;
 const STRANGER_MS: u64 = 60_000;
 
@@ -40,12 +41,12 @@ impl Circle {
         Circle { store, clock, hasher: RandomState::new(), seen }
     }
 
-    /// As it was found lately; a stranger when it was not looked up. Without looking into the store.
+    /// The remembered result; a stranger when the server was not looked up. Does not read the store.
     pub(super) fn remembered(&self, server: &ServerName) -> Owner<String> {
         owner(server, self.lately(server).is_some_and(|seen| seen.is_known))
     }
 
-    /// Looks it up in the store when it is not remembered. Plain code for blocking threads.
+    /// Looks the server up in the store when it is not remembered. Plain code for blocking threads.
     pub(super) fn look(&self, server: &ServerName) -> store::Result<bool> {
         if let Some(seen) = self.lately(server) {
             return Ok(seen.is_known);
@@ -68,7 +69,7 @@ impl Circle {
     }
 }
 
-/// On whose share stands what a server fills: those known here each by themselves, strangers by their neighbourhood.
+/// The share that is charged for a server: each known server has its own, strangers share one by neighbourhood.
 fn owner(server: &ServerName, is_known: bool) -> Owner<String> {
     match is_known {
         true => Owner::Known(server.to_string()),
@@ -77,8 +78,8 @@ fn owner(server: &ServerName, is_known: bool) -> Owner<String> {
 }
 
 impl Remote {
-    /// On whose share stands what a server fills. One that has people in a room with people here is known; so is none when
-    /// the store cannot be read.
+    /// The share that is charged for a server. A server with users in a room with local users is known; when the store
+    /// cannot be read, no server newly counts as known.
     pub async fn owner_of(&self, server: &ServerName) -> Owner<String> {
         let (circle, name) = (self.0.circle.clone(), server.to_owned());
         if circle.lately(server).is_none()

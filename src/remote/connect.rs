@@ -32,13 +32,14 @@ use crate::{
 
 /// A TLS record being read (16 KiB and its header), hyper's read buffer (16 KiB), the session and the task (8 KiB).
 pub const CONNECTION_BYTES: u64 = 40 * 1024;
-/// Head of an answer; also the size of the frames a body comes in.
+/// The head of an answer; also the size of the frames of a body.
 const READ_BUFFER_BYTES: usize = 16 * 1024;
 /// Encrypted bytes that wait to be sent.
 const SEND_BUFFER_BYTES: usize = 8 * 1024;
 const CONNECT: Duration = Duration::from_secs(5);
 const HANDSHAKE: Duration = Duration::from_secs(10);
-/// Shorter than the idle timeouts common at peers (Synapse: 120 s, nginx: 75 s), so that reuse seldom meets a closed door.
+/// Shorter than the idle timeouts common at peers (Synapse: 120 s, nginx: 75 s), so that a reused connection is seldom
+/// closed already.
 const IDLE: Duration = Duration::from_secs(50);
 
 /// TLS sessions remembered for cheaper handshakes, about 2 KiB each.
@@ -66,13 +67,13 @@ impl Dialer {
         Dialer { tls: TlsConnector::from(Arc::new(client_config(roots))), account, clock }
     }
 
-    /// Connects to the first address that answers and checks who it is. At most one [`CONNECT`] for each address, then
-    /// one [`HANDSHAKE`].
+    /// Connects to the first address that answers and checks its certificate. At most one [`CONNECT`] for each address,
+    /// then one [`HANDSHAKE`].
     pub async fn dial(&self, target: &Target, grant: Grant) -> Result<Connection, Failed> {
         let stream = self.reach(&target.addresses).await?;
         // Small requests and their answers must not wait for Nagle's algorithm.
         stream.set_nodelay(true).ok();
-        // Of a long body no more is encrypted than goes out soon; rustls would take 64 KiB.
+        // Of a long body, only the bytes that go out soon are encrypted; rustls would take 64 KiB.
         let shake = self.tls.connect_with(target.tls_name.clone(), stream, |session| {
             session.set_buffer_limit(Some(SEND_BUFFER_BYTES));
         });
@@ -158,7 +159,7 @@ fn has_aes() -> bool {
     return false;
 }
 
-/// The connections there are. Cheap to clone.
+/// The pool of connections. Cheap to clone.
 #[derive(Clone)]
 pub struct Pool(Arc<Inner>);
 
@@ -173,7 +174,7 @@ struct Inner {
 /// Present while a server has a connection in use or idle.
 struct Host {
     turns: Arc<Semaphore>,
-    /// Of those, for answers that may go on for an hour; the rest is for what is asked meanwhile.
+    /// Of those, the ones for answers that may go on for an hour; the rest is for short requests meanwhile.
     long: Arc<Semaphore>,
     idle: Vec<Idle>,
 }
@@ -212,8 +213,8 @@ impl Pool {
         }))
     }
 
-    /// A connection to a server: an idle one, or a new one to `target()`. Waits for a turn when the server or the pool has
-    /// all it may have; those for `long` answers leave one of a server's free.
+    /// A connection to a server: an idle one, or a new one to `target()`. Waits for a turn when the server or the pool
+    /// has all it may have. Requests for `long` answers leave one of a server's connections free.
     pub async fn lease<F>(&self, server: &ServerName, fresh: bool, long: bool, target: F) -> Result<Lease, Failed>
     where
         F: Future<Output = Result<Target, Failed>>,
@@ -292,13 +293,14 @@ impl Pool {
         }
     }
 
-    /// Closes what has been idle too long and forgets servers nobody talks to. Called now and then; bounded by the pool.
+    /// Closes connections that have been idle too long and forgets servers without connections. Called now and then;
+    /// bounded by the pool.
     pub fn tidy(&self) {
         let now = self.0.clock.instant();
         let per_host_max = self.0.per_host_max;
         self.0.hosts.lock().unwrap_or_else(PoisonError::into_inner).retain(|_, host| {
             host.idle.retain(|idle| idle.usable(now));
-            // A clone outside means somebody is about to ask for a turn.
+            // A clone elsewhere means that a task is about to ask for a turn.
             let unused = host.turns.available_permits() == per_host_max && Arc::strong_count(&host.turns) == 1;
             !(host.idle.is_empty() && unused)
         });
@@ -326,7 +328,7 @@ impl Lease {
     /// After the whole answer was read: the connection may serve the next request.
     pub fn give_back(mut self) {
         let (Some(connection), Some(permit)) = (self.connection.take(), self.permit.take()) else { return };
-        // Somebody may be waiting for the place: then it is worth more than a warm connection.
+        // A task may be waiting for the place: then the place is worth more than a warm connection.
         if connection.sender.is_closed() || self.pool.0.all.available_permits() == 0 {
             return;
         }

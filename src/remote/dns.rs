@@ -1,4 +1,4 @@
-//! Names looked up, and addresses that nobody may be led to.
+//! DNS look-ups, and addresses that requests must not be led to.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -76,8 +76,8 @@ impl Dns {
     }
 }
 
-/// Addresses that mean something only inside some network, or nothing at all: asked for by a stranger, we would knock at our
-/// neighbours'. An IPv6 address that a translator or a tunnel turns into one of IPv4 is as private as that one.
+/// Addresses that have a meaning only inside some network, or none at all: an unknown server could use us to reach our
+/// neighbours. An IPv6 address that a translator or a tunnel turns into one of IPv4 is as private as that one.
 pub fn is_private(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(ip) => is_private_v4(ip),
@@ -85,7 +85,7 @@ pub fn is_private(address: IpAddr) -> bool {
     }
 }
 
-/// What IANA's registry of special IPv4 addresses does not call globally reachable, and multicast.
+/// The addresses that IANA's registry of special IPv4 addresses does not call globally reachable, and multicast.
 fn is_private_v4(ip: Ipv4Addr) -> bool {
     match ip.octets() {
         // "This" network; private use; loopback; link-local.

@@ -1,8 +1,9 @@
-//! Keeping what is remembered of other servers within bounds: their keys, and who failed.
+//! Keeping stored data about other servers within bounds: their keys, and their failures.
 //!
-//! Whoever names a server to us makes us look for it, and what was found, or that nothing was, is written down. Beyond
-//! [`KEYS_MAX`] and [`STANDINGS_MAX`] servers the oldest go: keys are asked for again when they are needed, and a server
-//! that failed months ago deserves a new try. The keys of servers in our rooms stay, however many names strangers make up.
+//! A caller that names a server to us makes us look it up, and the result, also an empty one, is written down. Beyond
+//! [`KEYS_MAX`] and [`STANDINGS_MAX`] servers the oldest go: keys are fetched again when they are needed, and a server
+//! that failed months ago deserves a new try. The keys of servers in our rooms stay, however many names unknown callers
+//! make up.
 //!
 //! A sweep is two passes over a table, [`ROWS_A_STEP`] rows at a time. It remembers how many rows are how many days old.
 
@@ -20,20 +21,20 @@ use crate::store::{self, Read, Write, WriteError};
 
 /// Servers whose keys are kept. The largest rooms have people of some thousands; each is about 1 KiB, 20 KiB at worst.
 const KEYS_MAX: u64 = 16 * 1024;
-/// Servers of which it is kept that they failed; about 100 bytes each.
+/// Servers whose failures are kept; about 100 bytes each.
 const STANDINGS_MAX: u64 = 16 * 1024;
-/// Nobody is left alone for longer than a day: who was not asked for so many days may be asked anew.
+/// No backoff lasts longer than a day: a server that was not asked for so many days may be asked anew.
 const STANDING_DAYS_MAX: usize = 30;
 const ROWS_A_STEP: usize = 500;
 const PAUSE: Duration = Duration::from_millis(20);
-/// A sweep follows so many rows written, or a day.
+/// A sweep follows after so many rows written, or after a day.
 const ROWS_MIN: u64 = 1000;
 const EVERY: Duration = Duration::from_secs(24 * 3600);
-/// Older rows are not told apart.
+/// Older rows count as this old.
 const DAYS_MAX: usize = 400;
 const DAY_MS: u64 = 24 * 3_600_000;
 
-/// Says when a sweep is worth it.
+/// Decides when a sweep is due.
 #[derive(Default)]
 pub(super) struct Due {
     rows: AtomicU64,
@@ -52,7 +53,7 @@ impl Due {
         }
         self.rows.store(0, Ordering::Relaxed);
         self.at_ms.store(now_ms + EVERY.as_millis() as u64, Ordering::Relaxed);
-        // Not at the start, when there is enough to do.
+        // Not at the start, which has enough other work.
         at != 0
     }
 }
@@ -64,7 +65,7 @@ enum Table {
 }
 
 impl Table {
-    /// Visits servers in order of name with how many days old what is known of them is.
+    /// Visits servers in order of name, each with the age in days of its stored data.
     fn ages(
         self,
         read: &Read,
@@ -90,7 +91,7 @@ impl Table {
     }
 }
 
-/// Which rows stay: those of fewer days, and so many of just that many days.
+/// The rows to keep: all younger than a number of days, and a number of those of just that age.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Keep {
     days: usize,
@@ -120,7 +121,7 @@ impl Keep {
 }
 
 impl Remote {
-    /// Sweeps both tables when it is worth it. A database that cannot be read or written is left for the next time.
+    /// Sweeps both tables when due. A database that cannot be read or written is left for the next time.
     pub(super) async fn sweep_if_due(&self) {
         if !self.0.due.is_now(self.0.clock.now_ms()) {
             return;
@@ -170,7 +171,7 @@ impl Remote {
         }
     }
 
-    /// Leaves out the servers that people here share a room with.
+    /// Leaves out the servers in rooms with local users.
     async fn without_known(
         &self,
         mut found: Vec<(OwnedServerName, usize)>,
@@ -229,7 +230,7 @@ mod tests {
         }
     }
 
-    /// Names that strangers made up stayed for ever, each with up to 32 KiB of what was answered for it.
+    /// Made-up server names stayed for ever, each with an answer of up to 32 KiB.
     #[tokio::test]
     async fn what_is_known_of_servers_is_bounded() {
         let us = us(&Lab::new(), &[], &[]);

@@ -1,21 +1,22 @@
 //! A large JSON answer, taken apart while it arrives: one array element at a time.
 //!
-//! `send_join`, `/state` and a notary's answer have one shape: an object whose long members are arrays. The
-//! tokeniser knows exactly that much JSON. It finds where values end and leaves what is inside them to whoever takes
-//! them: an element may still be malformed, but it is never larger than the limits say. What is larger is passed over, and
-//! those beside it are not: nobody may spoil an answer with one item in it. Memory is one element (only when it straddles
-//! two frames) and the names of the top-level keys.
+//! `send_join`, `/state` and a notary's answer have one shape: an object whose long members are arrays. The tokeniser
+//! knows exactly that much JSON. It finds where values end and leaves their content to the caller: an element may still
+//! be malformed, but it is never larger than the limits say. A larger element is skipped and those beside it are not:
+//! one item must not spoil the whole answer. Memory is one element (only when it straddles two frames) and the names of
+//! the top-level keys.
 
 use std::ops::Range;
 
 use memchr::memchr2;
 
-/// What a remote server may send us at most.
+/// The most that a remote server may send us.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// The whole body, in bytes.
     pub body_bytes_max: u64,
-    /// One element or one top-level value. Canonical events end at 65,536 bytes; escapes and `unsigned` make the wire form longer.
+    /// One element or one top-level value. Canonical events end at 65,536 bytes; escapes and `unsigned` make the wire
+    /// form longer.
     pub item_bytes_max: usize,
 }
 
@@ -26,12 +27,12 @@ impl Limits {
     }
 }
 
-/// Objects and arrays within each other. They are counted, so that this bounds no memory: it ends what is no answer at all.
-/// How deep one event may be is said where it is read.
+/// Nesting of objects and arrays. It is only counted, so this bounds no memory: it rejects bodies that are no answer at
+/// all. The depth of a single event is limited where the event is read.
 const DEPTH_MAX: u32 = 10_000;
-/// What is too large is passed over up to here. One value that is larger yet is no part of any room.
+/// A larger value is skipped up to this size. One value that is larger still is not part of any room.
 const PASSED_BYTES_MAX: usize = 16 << 20;
-/// Top-level keys at most. The specification names seven; the rest is room for experiments.
+/// The most top-level keys. The specification names seven; the rest is room for experiments.
 const KEYS_MAX: usize = 64;
 /// One top-level key, in bytes as written.
 const KEY_BYTES_MAX: usize = 256;
@@ -43,11 +44,11 @@ pub enum Item<'a> {
     Element { array: &'a str, raw: &'a [u8] },
     /// A top-level value that is not an array: `event`, `members_omitted`, `origin`.
     Value { key: &'a str, raw: &'a [u8] },
-    /// An element of the array `key`, or the value under it, that is larger than one may be.
+    /// An element of the array `key`, or the value under it, that exceeds the size limit.
     TooLarge { key: &'a str },
 }
 
-/// Why the body cannot be what was asked for, and after how many bytes.
+/// Why the body is not the expected answer, and after how many bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Malformed {
     pub at: u64,
@@ -62,7 +63,7 @@ impl std::fmt::Display for Malformed {
 
 impl std::error::Error for Malformed {}
 
-/// The tokeniser: frames go in as they come, items come out as they are complete.
+/// The tokeniser: takes frames as they come and gives out items as they are complete.
 pub struct Events {
     limits: Limits,
     /// Bytes of earlier frames.
@@ -71,7 +72,7 @@ pub struct Events {
     scan: Scan,
     /// The beginning of an item whose end is in a later frame.
     held: Vec<u8>,
-    /// Of the item so far. Once it is larger than one may be, nothing of it is held.
+    /// The bytes of the item so far. Once it is larger than the limit, none of it is held.
     item_bytes: usize,
     key: String,
     keys_seen: Vec<String>,
@@ -114,7 +115,7 @@ impl Events {
         self.before
     }
 
-    /// The names of the top-level members so far, in their order. Of an empty array nothing else is told.
+    /// The names of the top-level members so far, in their order. For an empty array only its name is given.
     pub fn keys(&self) -> &[String] {
         &self.keys_seen
     }
@@ -174,7 +175,7 @@ impl Events {
         at
     }
 
-    /// Goes on inside an item from `at`; hands it over when its end is in this frame, else holds what there is.
+    /// Goes on inside an item from `at`; hands it over when its end is in this frame, else holds the bytes so far.
     fn inside<E: From<Malformed>>(
         &mut self,
         frame: &[u8],
@@ -194,7 +195,7 @@ impl Events {
             _ => {}
         }
         if self.is_too_large() {
-            // Its memory too: what comes behind it is small again.
+            // Its memory too: the items behind it are small again.
             self.held = Vec::new();
         }
         if found.is_none() {
@@ -273,7 +274,7 @@ pub fn places(text: &[u8], arrays: &[&str], most: usize) -> Result<Vec<Range<usi
             && arrays.contains(&array)
             && found.len() < most
         {
-            // Of a body in one piece an item is a part of just that.
+            // In a body in one piece, an item is a slice of that body.
             let start = raw.as_ptr() as usize - text.as_ptr() as usize;
             found.push(start..start + raw.len());
         }
@@ -327,7 +328,7 @@ impl Scan {
         Ok(None)
     }
 
-    /// To behind the closing quote; `None` when it is not in these bytes.
+    /// To behind the closing quote; `None` when the quote is not in these bytes.
     fn skip_string(&mut self, bytes: &[u8]) -> Option<usize> {
         let mut at = 0;
         if std::mem::take(&mut self.escaped) {
@@ -481,7 +482,7 @@ mod tests {
         assert_eq!(why(format!("{{{many}\"z\":1}}").as_bytes()), "it has too many keys");
     }
 
-    /// A member event nested 120 deep, or one item of a megabyte, once made an answer of 40,000 events unusable.
+    /// A member event nested 120 deep, or one item of a megabyte, made an answer of 40,000 events unusable.
     #[test]
     fn an_odd_item_leaves_those_beside_it_alone() {
         let nested = |levels: usize| format!("{}1{}", "[".repeat(levels), "]".repeat(levels));

@@ -1,10 +1,10 @@
 //! Other servers' signing keys (server-server API, "Retrieving server keys").
 //!
 //! A key is looked for in memory (decompressed, on the `signing_keys` account), in the store, at its server, at the
-//! notaries. Few servers are asked themselves first; many are asked of the notaries first, in batches, since half of a large
-//! room's servers are gone. Every answer must carry the signature of the server it speaks of, and a notary's also its own.
-//! What nobody has is not asked for again for a while. Keys of servers that speak to us are asked for anew before they run out
-//! ([`Keys::renew_soon`]).
+//! notaries. For few servers, each is asked itself first; for many, the notaries are asked first, in batches, since
+//! half of a large room's servers are gone. Every answer must carry the signature of the server it describes, and a
+//! notary's answer also the notary's own. A key that was not found is not asked for again for a while. Keys of servers
+//! that contact us are renewed before they run out ([`Keys::renew_soon`]).
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque, hash_map::RandomState},
@@ -30,34 +30,34 @@ const KNOWN_BYTES: u64 = 512;
 /// Servers asked of a notary at once; about 0.7 KiB each in the answer.
 const BATCH_SERVERS: usize = 128;
 const BATCH_BYTES_MAX: u64 = 512 * 1024;
-/// Of one notary's answer: it may tell several of a server.
+/// Answers in one notary's response: it may give several for one server.
 const ANSWERS_MAX: usize = 8 * BATCH_SERVERS;
 const BATCHES_AT_ONCE: usize = 2;
 const BATCH_TIMEOUT: Duration = Duration::from_secs(60);
 const DIRECT_AT_ONCE: usize = 4;
-/// From here on the notaries are asked first.
+/// From this number on the notaries are asked first.
 const MANY_SERVERS: usize = 8;
 const DIRECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// One server's own answer.
 const ANSWER_BYTES_MAX: u64 = 32 * 1024;
-/// A longer one is not kept for others; its keys are.
+/// A longer answer is not kept for other servers; its keys are.
 const ANSWER_KEPT_BYTES_MAX: usize = 4 * 1024;
 /// Keys one server may publish; more is an attack on our disk.
 const KEYS_MAX: usize = 32;
 const KEY_ID_BYTES_MAX: usize = 128;
 /// "Servers MUST use the lesser of this field and 7 days into the future."
 const VALID_MS_MAX: u64 = 7 * 24 * 3_600_000;
-/// A server whose key nobody had is not looked for again for so long, doubling up to the second figure.
+/// A server whose key was not found is not asked again for so long, doubling up to the second figure.
 const MISSING_MS_MIN: u64 = 60_000;
 const MISSING_MS_MAX: u64 = 3_600_000;
-/// Of those known here, and of strangers: a join asks for thousands before the room is known.
+/// For known servers, and for unknown ones: a join asks for thousands before the room is known.
 const MISSING_KNOWN_MAX: usize = 1024;
 const MISSING_STRANGERS_MAX: usize = 3072;
-/// A key that is in use is asked for anew when it is believed for so long at most…
+/// A key in use is renewed when it is still to be believed for so long at most…
 const RENEW_MS: u64 = 6 * 3_600_000;
-/// …but not again so soon: some say of their keys that they are good for minutes.
+/// …but not again so soon: some servers give their keys a validity of minutes.
 const RENEW_PAUSE_MS: u64 = 10 * 60_000;
-/// Servers of which it is known when that was last looked at, and servers waiting for it.
+/// Servers whose last renewal check is remembered, and servers waiting for renewal.
 const RENEWED_MAX: usize = 512;
 const RENEWALS_MAX: usize = 64;
 const RENEWALS_AT_ONCE: usize = 2;
@@ -66,9 +66,11 @@ const RENEWALS_AT_ONCE: usize = 2;
 #[derive(Debug, Clone)]
 pub struct Known {
     pub key: Arc<PublicKey>,
-    /// Signatures made up to then, in unix milliseconds, may be believed; capped at seven days ahead when it was fetched.
+    /// Signatures made up to then, in unix milliseconds, may be believed; capped at seven days after the key was
+    /// fetched.
     pub valid_until_ms: u64,
-    /// The server has replaced it: it vouches for nothing after `valid_until_ms`, and asking again will not change that.
+    /// The server has replaced the key: it vouches for nothing after `valid_until_ms`, and asking again will not change
+    /// that.
     pub expired: bool,
 }
 
@@ -81,22 +83,22 @@ impl Known {
 /// A key of a server: its name and the key's id (`ed25519:abc`).
 pub type Name = (OwnedServerName, String);
 
-/// What is known, in memory and in the store.
+/// The known keys, in memory and in the store.
 pub(super) struct Book {
     own_id: String,
     own: Known,
     memory: Mutex<Memory>,
-    /// Of a server, and under no id when it gave no answer at all: what it was asked for is one key of several.
+    /// By server and key id; by server alone when it gave no answer at all: the missing key may be one of several.
     missing: Mutex<Shares<u64, Missing>>,
-    /// Names of others' choosing are kept as keyed hashes; of two that collide one waits with the other.
+    /// Names chosen by other servers are kept as keyed hashes; of two that collide, one waits with the other.
     hasher: RandomState,
     renewals: Mutex<Renewals>,
     store: Store,
 }
 
-/// Keys that run out soon.
+/// Keys that will soon run out.
 struct Renewals {
-    /// When each server's were last looked at, in unix milliseconds.
+    /// When each server's keys were last checked for renewal, in unix milliseconds.
     looked_at: LruCache<u64, u64>,
     waiting: VecDeque<OwnedServerName>,
 }
@@ -169,7 +171,7 @@ impl Keys {
         &self.remote.0.keys
     }
 
-    /// From memory or the store, whether still valid or not; never asks anybody. Plain code for blocking threads.
+    /// From memory or the store, whether still valid or not; never asks a server. Plain code for blocking threads.
     pub fn cached(&self, server: &ServerName, key_id: &str) -> Result<Option<Known>, store::Error> {
         if self.remote.is_me(server) {
             return Ok((key_id == self.book().own_id).then(|| self.book().own.clone()));
@@ -189,8 +191,8 @@ impl Keys {
         Some(known)
     }
 
-    /// One key that vouches for what was signed at `at_ms`, asking for it when need be. `None` when nobody has it. For events of
-    /// room versions 1 to 4, whose keys' validity is not looked at, pass 0.
+    /// One key that vouches for a signature made at `at_ms`, fetched if necessary. `None` when it cannot be found. For
+    /// events of room versions 1 to 4, which ignore the validity of keys, pass 0.
     pub async fn get(&self, server: &ServerName, key_id: &str, at_ms: u64) -> Result<Option<Known>, store::Error> {
         let name = (server.to_owned(), key_id.to_owned());
         self.fetch(std::slice::from_ref(&name), at_ms).await?;
@@ -199,16 +201,16 @@ impl Keys {
         Ok(known.filter(|known| known.is_valid_at(at_ms)))
     }
 
-    /// Makes sure that as many of these keys as can be had are known and valid at `at_ms`. Afterwards [`Keys::cached`] finds them.
-    /// Bounded by the number of names; answers are taken a batch at a time.
+    /// Makes sure that as many of these keys as can be had are known and valid at `at_ms`. Afterwards [`Keys::cached`]
+    /// finds them. Bounded by the number of names; answers are taken a batch at a time.
     pub async fn fetch(&self, names: &[Name], at_ms: u64) -> Result<(), store::Error> {
         let (keys, wanted) = (self.clone(), names.to_vec());
         let lacking = base::blocking(move || keys.lacking(wanted, at_ms)).await?;
         self.fetch_servers(lacking).await
     }
 
-    /// [`Keys::fetch`] for the many servers of a room: of notaries alone, who answer in one go. What they do not have is
-    /// answered, for [`Keys::fetch_directly`]: of such servers many are gone, and each keeps one waiting.
+    /// [`Keys::fetch`] for the many servers of a room: from notaries alone, which answer in one go. The missing keys
+    /// are returned, for [`Keys::fetch_directly`]: many of those servers are gone, and each costs a wait.
     pub async fn fetch_of_notaries(&self, names: &[Name], at_ms: u64) -> Result<Vec<Name>, store::Error> {
         let (keys, wanted) = (self.clone(), names.to_vec());
         let mut lacking = base::blocking(move || keys.lacking(wanted, at_ms)).await?;
@@ -217,7 +219,7 @@ impl Keys {
         Ok(lacking.into_iter().flat_map(|(server, ids)| ids.into_iter().map(move |id| (server.clone(), id))).collect())
     }
 
-    /// Of each server itself, a few at once.
+    /// From each server itself, a few at once.
     pub async fn fetch_directly(&self, names: Vec<Name>) -> Result<(), store::Error> {
         let mut lacking = Lacking::new();
         for (server, id) in names {
@@ -228,7 +230,7 @@ impl Keys {
         Ok(())
     }
 
-    /// Asks for the keys of servers we have none of, before events make it urgent.
+    /// Asks for the keys of servers that we have no keys of, before events make it urgent.
     pub async fn prefetch(&self, servers: &[OwnedServerName]) -> Result<(), store::Error> {
         let (keys, servers, now) = (self.clone(), servers.to_vec(), self.remote.0.clock.now_ms());
         let lacking = base::blocking(move || {
@@ -274,7 +276,7 @@ impl Keys {
         Ok(())
     }
 
-    /// Leaves out the servers that nobody had keys of a short while ago, and keys that a server had not.
+    /// Leaves out the servers whose keys were not found a short while ago, and keys that a server did not have.
     fn forget_missing(&self, lacking: &mut Lacking) {
         let now = self.remote.0.clock.now_ms();
         let mut missing = self.book().missing.lock().unwrap_or_else(PoisonError::into_inner);
@@ -291,10 +293,10 @@ impl Keys {
         });
     }
 
-    /// Who names a key that its server has not must not keep that server's own from being asked for: of those that `answered`,
-    /// only these keys are missing.
+    /// A request with a made-up key id must not keep the server's real keys from being fetched: for servers that
+    /// `answered`, only these key ids are marked as missing.
     fn note_missing(&self, lacking: &Lacking, answered: &BTreeSet<OwnedServerName>) {
-        // While the Internet is gone nobody's key is missing; it just cannot be had.
+        // While the Internet is gone no key is missing; it just cannot be fetched.
         if self.remote.0.backoff.is_offline() {
             return;
         }
@@ -312,7 +314,7 @@ impl Keys {
         }
     }
 
-    /// A server was asked and kept silent for longer than somebody would wait: it is not asked again for a while.
+    /// A server stayed silent for longer than a caller would wait: it is not asked again for a while.
     pub fn give_up(&self, server: &ServerName) {
         self.note_missing(&Lacking::from([(server.to_owned(), BTreeSet::new())]), &BTreeSet::new());
     }
@@ -322,7 +324,7 @@ impl Keys {
         Ok(!signing_key::list(&self.book().store.read()?, server)?.is_empty())
     }
 
-    /// Whether a key that is valid until then is to be asked for anew; says so of a server once in a while.
+    /// Whether a key that is valid until then should be renewed; true for one server only once in a while.
     pub fn is_renewal_due(&self, server: &ServerName, valid_until_ms: u64) -> bool {
         let now = self.remote.0.clock.now_ms();
         if valid_until_ms > now + RENEW_MS {
@@ -338,7 +340,7 @@ impl Keys {
         true
     }
 
-    /// A server's keys are asked for anew in the background, while the old ones are still good. Nobody waits for it.
+    /// Renews a server's keys in the background, while the old ones are still valid. Nothing waits for it.
     pub fn renew_soon(&self, server: &ServerName) {
         let mut renewals = self.book().renewals.lock().expect("no panic holds it");
         if renewals.waiting.len() < RENEWALS_MAX && !renewals.waiting.iter().any(|waiting| waiting == server) {
@@ -346,17 +348,18 @@ impl Keys {
         }
     }
 
-    /// Asks for what [`Keys::renew_soon`] was told of, a few at a time. Called now and then; bounded by [`RENEWALS_MAX`].
+    /// Fetches the keys noted by [`Keys::renew_soon`], a few at a time. Called now and then; bounded by
+    /// [`RENEWALS_MAX`].
     pub(super) async fn renew(&self) {
         let waiting = std::mem::take(&mut self.book().renewals.lock().expect("no panic holds it").waiting);
         let mut lacking: Lacking = waiting.into_iter().map(|server| (server, BTreeSet::new())).collect();
-        // Who does not answer now is asked again when its key is needed.
+        // A server that does not answer now is asked again when its key is needed.
         if let Err(error) = self.ask_directly(&mut lacking, RENEWALS_AT_ONCE).await {
             tracing::warn!(%error, "signing keys could not be renewed");
         }
     }
 
-    /// Each server itself, a few at once. Answers which of them answered.
+    /// Asks each server itself, a few at once. Returns the servers that answered.
     async fn ask_directly(
         &self,
         lacking: &mut Lacking,
@@ -397,7 +400,7 @@ impl Keys {
         Ok(ids)
     }
 
-    /// All still lacking, of one notary after the other, in batches.
+    /// Asks for all keys still lacking, one notary after the other, in batches.
     async fn ask_notaries(&self, lacking: &mut Lacking) -> Result<(), store::Error> {
         for notary in self.remote.0.notaries.clone() {
             if lacking.is_empty() {
@@ -433,7 +436,7 @@ impl Keys {
                         self.settle(lacking, &server, &ids);
                     }
                 }
-                // Somebody in the batch has a great many keys: the halves may fit. Ends at a batch of one.
+                // One server in the batch has a great many keys: the halves may fit. Ends at a batch of one.
                 Ok((Err(Trouble::Failed(Failed::TooLarge { .. } | Failed::Refused(_))), batch)) if batch.len() > 1 => {
                     let (front, back) = batch.split_at(batch.len() / 2);
                     batches.extend([front.to_vec(), back.to_vec()]);
@@ -444,7 +447,7 @@ impl Keys {
         }
     }
 
-    /// The notary's own keys, asked of itself.
+    /// The notary's own keys, fetched from the notary itself.
     async fn notary_keys(&self, notary: &OwnedServerName) -> Result<HashMap<String, Known>, Trouble> {
         let now = self.remote.0.clock.now_ms();
         let read = || {
@@ -522,7 +525,7 @@ impl Keys {
         Ok(())
     }
 
-    /// Crosses off what was found. A server of which any key would do is done with any.
+    /// Crosses off the keys that were found. A server for which any key would do is done with any.
     fn settle(&self, lacking: &mut Lacking, server: &ServerName, found: &[String]) {
         if let Some(wanted) = lacking.get_mut(server) {
             wanted.retain(|id| !found.contains(id));
@@ -532,12 +535,12 @@ impl Keys {
         }
     }
 
-    /// The last answer a server gave about its keys, as it signed it, and when: for notary questions of others.
+    /// The last answer a server gave about its keys, as it signed it, and when: for notary queries of other servers.
     pub fn answer_of(&self, server: &ServerName) -> Result<Option<(u64, Vec<u8>)>, store::Error> {
         Ok(signing_key::answer(&self.book().store.read()?, server)?.filter(|(_, raw)| !raw.is_empty()))
     }
 
-    /// Asks a server for its keys unless that was done lately. For notary questions of others.
+    /// Asks a server for its keys unless that was done lately. For notary queries of other servers.
     pub async fn refresh(&self, server: &ServerName, valid_at_ms: u64) -> Result<(), store::Error> {
         let now = self.remote.0.clock.now_ms();
         let (keys, name) = (self.clone(), server.to_owned());
@@ -556,7 +559,7 @@ impl Keys {
     }
 }
 
-/// Servers and the keys of theirs that are needed; an empty set means any.
+/// Servers and their needed keys; an empty set means any.
 type Lacking = BTreeMap<OwnedServerName, BTreeSet<String>>;
 type Batch = Vec<(OwnedServerName, BTreeSet<String>)>;
 
@@ -627,8 +630,8 @@ struct PublishedOldKey {
     expired_ts: u64,
 }
 
-/// Checks a server's own word about its keys: at least one of the keys it lists signed it, and none of those signatures is
-/// wrong.
+/// Checks a server's answer about its own keys: at least one of the listed keys signed it, and none of those signatures
+/// is wrong.
 fn check_answer(raw: &[u8], now_ms: u64) -> Result<Checked, String> {
     if raw.len() as u64 > ANSWER_BYTES_MAX {
         return Err("too long".into());
@@ -687,7 +690,7 @@ fn parse_key(text: &str) -> Result<PublicKey, String> {
     PublicKey::from_base64(text).ok_or_else(|| "a key is no ed25519 key in base64".to_owned())
 }
 
-/// The pipeline's view: what is cached and may be believed for the time asked.
+/// The keys that event checks see: cached, and to be believed for the time asked.
 impl sign::Keys for Keys {
     fn get(&self, server: &str, key_id: &str, at_ts: u64) -> Option<PublicKey> {
         let server = <&ServerName>::try_from(server).ok()?;

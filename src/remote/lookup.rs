@@ -1,4 +1,4 @@
-//! What resolving a server name asks of the world.
+//! The look-ups that resolving a server name needs.
 
 use std::future::Future;
 use std::net::IpAddr;
@@ -6,7 +6,7 @@ use std::pin::Pin;
 
 pub type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
-/// What the steps ask of the world.
+/// DNS and well-known look-ups, as the resolver's steps need them.
 pub trait Lookup: Send + Sync + 'static {
     /// IPv6 and IPv4 addresses of a host.
     fn addresses<'a>(&'a self, host: &'a str) -> Boxed<'a, Result<Vec<IpAddr>, Miss>>;
@@ -19,9 +19,9 @@ pub trait Lookup: Send + Sync + 'static {
 /// Why a lookup gave nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Miss {
-    /// Somebody answered, and the answer is that there is nothing (or nothing usable).
+    /// There was an answer, and it says that there is nothing (or nothing usable).
     Absent(String),
-    /// Nobody answered. Says nothing about the server: the Internet may be gone.
+    /// There was no answer. Says nothing about the server: the Internet may be gone.
     Silent(String),
 }
 
@@ -39,6 +39,6 @@ pub struct Service {
 pub struct WellKnown {
     /// The value of `m.server`.
     pub server: String,
-    /// What the answer's headers say about keeping it.
+    /// The lifetime that the answer's headers give.
     pub max_age_ms: Option<u64>,
 }

@@ -1,11 +1,12 @@
 //! Talking to other servers.
 //!
-//! Owns: finding them, connections to them, signed requests, their signing keys, and who is worth asking now. Never: rooms,
-//! users, or what an answer means. Nothing here trusts a peer with memory: every answer has a cap in bytes, on the
-//! `outbound` account, and a time.
+//! Owns: finding other servers, connections to them, signed requests, their signing keys, and their backoff. Never:
+//! rooms, users, or the meaning of an answer. Nothing here trusts a peer with memory: every answer has a cap in bytes,
+//! on the `outbound` account, and a time.
 //!
-//! Read `request.rs` first (a signed question with a small answer), then `stream.rs` (a large one), `connect.rs`,
-//! `resolve.rs` (with `lookup.rs`, `dns.rs`, `well_known.rs`), `backoff.rs`, `keys.rs`, `circle.rs`. `json_stream.rs` cuts a large answer into events.
+//! Read `request.rs` first (a signed request with a small answer), then `stream.rs` (a large one), `connect.rs`,
+//! `resolve.rs` (with `lookup.rs`, `dns.rs`, `well_known.rs`), `backoff.rs`, `keys.rs`, `circle.rs`. `json_stream.rs`
+//! cuts a large answer into events.
 
 mod backoff;
 mod circle;
@@ -51,7 +52,7 @@ pub const USER_AGENT: &str = concat!("Snug/", env!("CARGO_PKG_VERSION"));
 /// How often idle connections are closed and backoffs written down.
 const TIDY: Duration = Duration::from_secs(30);
 
-/// What `serve` knows and this part needs.
+/// The values that `serve` passes in.
 pub struct RemoteOptions {
     pub server_name: OwnedServerName,
     pub key: Arc<sign::Key>,
@@ -64,9 +65,9 @@ pub struct RemoteOptions {
     pub limits: Limits,
     /// Bounds the DNS cache and the delegations kept: about 1 KiB an entry.
     pub names_max: usize,
-    /// Whether servers at addresses of a home or company network are gone to.
+    /// Whether requests may go to addresses of a home or company network.
     pub allow_private: bool,
-    /// Nobody is asked when this is off.
+    /// No server is asked when this is off.
     pub enabled: bool,
 }
 
@@ -101,7 +102,7 @@ struct Inner {
     circle: Arc<circle::Circle>,
     keys: keys::Book,
     store: Store,
-    /// When what is known of other servers is to be swept.
+    /// When the stored data about other servers is to be swept.
     due: Arc<eviction::Due>,
     notaries: Vec<OwnedServerName>,
     enabled: bool,
@@ -170,7 +171,7 @@ impl Remote {
         Keys::new(self.clone())
     }
 
-    /// Who is worth asking now.
+    /// The backoff of other servers.
     pub fn backoff(&self) -> &Backoff {
         &self.0.backoff
     }
@@ -181,7 +182,7 @@ impl Remote {
         Ok((target.host, target.addresses))
     }
 
-    /// Whether this server speaks with others at all.
+    /// Whether this server talks to other servers at all.
     pub fn is_enabled(&self) -> bool {
         self.0.enabled
     }
@@ -190,8 +191,8 @@ impl Remote {
         *server == *self.0.server_name
     }
 
-    /// Closes idle connections, writes backoffs down, renews keys that are in use and forgets servers long not seen, now and then, until
-    /// [`Remote::stop`].
+    /// Until [`Remote::stop`], now and then closes idle connections, writes backoffs down, renews keys that are in use
+    /// and forgets servers long not seen.
     pub async fn run(&self) {
         while !self.0.stopped.load(Ordering::Acquire) {
             tokio::select! {

@@ -1,4 +1,4 @@
-//! A signed question to another server, and its small answer.
+//! A signed request to another server, and its small answer.
 //!
 //! Server-server API, "Request Authentication": the signature covers the request target exactly as it is sent.
 
@@ -22,14 +22,14 @@ use crate::matrix::sign;
 /// An error answer is read this far and no further.
 const ERROR_BYTES_MAX: u64 = 16 * 1024;
 
-/// How long to wait, how much to take.
+/// The time limit and the size limit of a request.
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
-    /// For the whole exchange, the connection included.
+    /// The time for the whole exchange, the connection included.
     pub timeout: Duration,
-    /// Of the answer's body.
+    /// The bytes of the answer's body.
     pub max_bytes: u64,
-    /// Ask even a server that failed a moment ago: a person is waiting.
+    /// Ask even a server that failed a moment ago: a user is waiting.
     pub insist: bool,
 }
 
@@ -48,23 +48,23 @@ impl Options {
 /// Why another server gave no usable answer.
 #[derive(Debug, Clone)]
 pub enum Failed {
-    /// No connection. `silent`: nobody at all answered, so it may be our own network.
+    /// No connection. `silent`: there was no answer at all, so our own network may be gone.
     Unreachable { why: String, silent: bool },
     /// Connected, but the answer did not come, or stalled.
     Timeout,
-    /// It answered with an error of its own.
+    /// The server answered with an error of its own.
     Status { status: u16, errcode: String, message: String, retry_after_ms: Option<u64> },
-    /// The answer is not what was asked for.
+    /// The answer is not of the expected form.
     BadAnswer(String),
-    /// What was to be sent has no canonical form, which a signature covers; the server was not asked.
+    /// The content has no canonical form, which a signature covers; the server was not asked.
     Unsendable(String),
     /// The answer is longer than we take.
     TooLarge { max_bytes: u64 },
-    /// It failed lately; not asked.
+    /// The server failed lately and was not asked.
     BackingOff { retry_after_ms: u64 },
     /// The Internet is gone; not asked.
     Offline { retry_after_ms: u64 },
-    /// Our own memory.
+    /// Our own memory does not suffice.
     Refused(Refused),
 }
 
@@ -141,12 +141,13 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// The bytes and what pays for them, to be handed on together.
+    /// The bytes and the grant that pays for them, to be handed on together.
     pub fn into_parts(self) -> (Vec<u8>, Grant) {
         (self.body, self.grant)
     }
 
-    /// What it says, and what pays for that. Refused when our memory does not hold what such a text may become.
+    /// The parsed answer and the grant that pays for it. Refused when our memory does not hold the most that such a
+    /// text may become.
     pub fn json<T: DeserializeOwned>(mut self) -> Result<(T, Grant), Failed> {
         self.grant.grow(parsed_bytes_max(&self.body))?;
         Ok((serde_json::from_slice(&self.body)?, self.grant))
@@ -184,13 +185,13 @@ impl Remote {
         self.0.backoff.check(server, self.0.resolver.is_fixed(server)).await
     }
 
-    /// What an outcome says about the server and about our own network.
+    /// Notes what an outcome shows about the server and about our own network.
     pub(super) fn judge<T>(&self, server: &ServerName, outcome: &Result<T, Failed>) {
         let fixed = self.0.resolver.is_fixed(server);
         match outcome {
             Ok(_) => self.0.backoff.success(server, fixed),
             Err(Failed::Unreachable { silent: true, .. }) => {
-                // Where it was a moment ago nobody answers: it may have moved.
+                // Its address of a moment ago no longer answers: the server may have moved.
                 self.0.resolver.forget_later(server);
                 self.0.backoff.silence(server, fixed);
             }
@@ -199,7 +200,7 @@ impl Remote {
                 self.0.backoff.failure(server, fixed, *retry_after_ms);
             }
             Err(Failed::Status { status, .. }) if *status >= 500 => self.0.backoff.failure(server, fixed, None),
-            // Somebody is there, but whether it is a homeserver such an answer does not tell.
+            // A machine answered, but such an answer does not show whether it is a homeserver.
             Err(Failed::Status { .. } | Failed::BadAnswer(_) | Failed::TooLarge { .. }) => {
                 self.0.backoff.answered(fixed)
             }
@@ -207,16 +208,16 @@ impl Remote {
         }
     }
 
-    /// Counts an answer against the server that asked questions forgive: for one that says no where every homeserver says
-    /// yes, or that talks nonsense. Failures that count anyway, and those of our own, are left as they are.
+    /// Counts an answer against the server that ordinary requests forgive: a refusal where every homeserver agrees, or
+    /// an unusable answer. Failures that count anyway, and our own, are left as they are.
     pub fn hold_against(&self, server: &ServerName, failed: &Failed) {
         if matches!(failed, Failed::Status { .. } | Failed::BadAnswer(_) | Failed::TooLarge { .. }) {
             self.0.backoff.failure(server, self.0.resolver.is_fixed(server), None);
         }
     }
 
-    /// Sends the request and waits for a successful head. A connection that had served before may have been closed by the
-    /// peer meanwhile, so that one failure is answered with a fresh connection, once.
+    /// Sends the request and waits for a successful head. The peer may have closed a reused connection meanwhile, so
+    /// that one failure is answered with a fresh connection, once.
     pub(super) async fn exchange(
         &self,
         server: &ServerName,
@@ -243,7 +244,8 @@ impl Remote {
                 Ok(found)
             };
             let mut lease = self.0.pool.lease(server, fresh, long, find).await?;
-            // A reused connection goes where the resolver said then; only the header's value is asked again (from the cache).
+            // A reused connection goes where the resolver pointed when it was made; only the value of the `Host` header
+            // is looked up again (from the cache).
             let host = match host.into_inner() {
                 Some(host) => host,
                 None => self.find(server).await?.host,
@@ -271,7 +273,7 @@ impl Remote {
     /// The body so far is on account, and so is the next frame before it is kept.
     async fn read_small(&self, mut body: Incoming, max_bytes: u64) -> Result<Answer, Failed> {
         let mut grant = self.0.account.take(1024).await?;
-        // Half the account at most, so that one answer can never be what everybody else waits for.
+        // Half the account at most, so that one answer never blocks all others.
         let max_bytes = max_bytes.min(self.0.account.limit() / 2);
         let mut bytes = Vec::new();
         while let Some(frame) = body.frame().await {
@@ -304,8 +306,8 @@ impl Remote {
     }
 }
 
-/// Room for `length` bytes, charged first. While the buffer moves both copies exist: hence growing by half, and the charge
-/// covering the larger.
+/// Makes room for `length` bytes, charged first. While the buffer moves both copies exist: so it grows by half, and the
+/// charge covers the larger.
 fn grow(bytes: &mut Vec<u8>, grant: &mut Grant, length: u64, max_bytes: u64) -> Result<(), Failed> {
     let wanted = (length + length / 2).clamp(4096, max_bytes.max(4096));
     grant.grow(wanted - grant.bytes())?;
@@ -313,7 +315,7 @@ fn grow(bytes: &mut Vec<u8>, grant: &mut Grant, length: u64, max_bytes: u64) -> 
     Ok(())
 }
 
-/// A peer's words, fit for a log line.
+/// A peer's text, made fit for a log line.
 fn shorten(text: &str, chars_max: usize) -> String {
     text.chars().filter(|letter| !letter.is_control()).take(chars_max).collect()
 }

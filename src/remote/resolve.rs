@@ -1,8 +1,8 @@
 //! Server name to address: the server-server API's "Resolving server names", step by step.
 //!
-//! What a step asks of the world (addresses, services, the well-known file) goes through [`Lookup`], so the steps are
-//! tested without a network. DNS answers are cached by the one DNS client behind the real `Lookup`; delegations are
-//! cached here. Both caches are bounded by a number of entries from the profile.
+//! The steps do their look-ups (addresses, services, the well-known file) through [`Lookup`], so they are tested
+//! without a network. DNS answers are cached by the one DNS client behind the real `Lookup`; delegations are cached
+//! here. Both caches are bounded by a number of entries from the profile.
 
 use std::{
     collections::HashMap,
@@ -29,12 +29,12 @@ const HOUR_MS: u64 = 60 * MINUTE_MS;
 const DELEGATION_MS_MIN: u64 = 5 * MINUTE_MS;
 const DELEGATION_MS_MAX: u64 = 48 * HOUR_MS;
 const DELEGATION_MS_DEFAULT: u64 = 24 * HOUR_MS;
-/// A server that plainly has no well-known file is asked again after an hour.
+/// A server with a definite answer that it has no well-known file is asked again after an hour.
 const ABSENT_MS: u64 = HOUR_MS;
-/// A silence may be ours (no Internet just now), so it is believed for a short time only.
+/// A silence may be our own fault (no Internet just now), so it is believed for a short time only.
 const SILENT_MS: u64 = 5 * MINUTE_MS;
 
-/// Where to connect, and as whom to address it.
+/// The addresses to connect to, and the names to use there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Target {
     /// In the order to try; at least one, at most [`ADDRESSES_MAX`].
@@ -43,11 +43,11 @@ pub struct Target {
     pub tls_name: pki_types::ServerName<'static>,
     /// The `Host` header.
     pub host: String,
-    /// Reached without asking anybody: tells nothing about the Internet.
+    /// Reached without any look-up: says nothing about the Internet.
     pub fixed: bool,
 }
 
-/// A server the operator says where to find.
+/// An operator's override for one server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Override {
     Address(SocketAddr),
@@ -73,8 +73,8 @@ struct Delegation {
 }
 
 impl Resolver {
-    /// `overrides` are `(server name, "1.2.3.4:8448" or a delegated server name)`; `entries_max` bounds the delegations kept,
-    /// about 200 bytes each: half of them of servers known here, half of strangers.
+    /// `overrides` are `(server name, "1.2.3.4:8448" or a delegated server name)`; `entries_max` bounds the delegations
+    /// kept, about 200 bytes each: half of them for known servers, half for unknown ones.
     pub fn new(
         lookup: Box<dyn Lookup>,
         overrides: &[(String, String)],
@@ -88,7 +88,8 @@ impl Resolver {
         Resolver { lookup, overrides, delegations, allow_private: true, clock, random }
     }
 
-    /// Whether names that are addresses of a home or company network are gone to; those the operator named always are.
+    /// Whether requests may go to names with addresses of a home or company network; the operator's overrides always
+    /// may.
     pub fn allowing_private(mut self, allowed: bool) -> Resolver {
         self.allow_private = allowed;
         self
@@ -105,7 +106,7 @@ impl Resolver {
         }
     }
 
-    /// The steps, in the specification's order. What is found out is remembered on the share of `owner`.
+    /// The steps, in the specification's order. The result is remembered on the share of `owner`.
     pub async fn resolve(&self, server: &ServerName, owner: Owner<String>) -> Result<Target, Miss> {
         match self.overrides.get(&server.as_str().to_ascii_lowercase()) {
             Some(Override::Address(address)) => return fixed(server, *address),
@@ -124,7 +125,7 @@ impl Resolver {
         }
     }
 
-    /// Step 3.1 to 3.5: the same questions about the name the well-known file gives.
+    /// Step 3.1 to 3.5: the same look-ups for the name the well-known file gives.
     async fn delegated(&self, to: &str, fixed: bool) -> Result<Target, Miss> {
         let to: &ServerName =
             to.try_into().map_err(|_| Miss::Absent(format!("delegates to {to:?}, which is not a server name")))?;
@@ -152,7 +153,8 @@ impl Resolver {
             let services = match self.lookup.services(&format!("{prefix}{host}")).await {
                 Ok(services) if !services.is_empty() => services,
                 Ok(_) | Err(Miss::Absent(_)) => continue,
-                // Some routers never answer SRV questions; the address below decides whether the network is there.
+                // Some routers never answer SRV queries; the look-up of addresses below shows whether the network is
+                // there.
                 Err(Miss::Silent(_)) => break,
             };
             let addresses = self.service_addresses(services).await?;
@@ -177,7 +179,7 @@ impl Resolver {
         if addresses.is_empty() { Err(miss) } else { Ok(addresses) }
     }
 
-    /// The cached delegation of a host, asked for anew when it is too old. A silence never forgets what was known.
+    /// The cached delegation of a host, fetched anew when it is too old. A silence never removes a known delegation.
     async fn delegation(&self, host: &str, owner: Owner<String>) -> Result<Option<String>, Miss> {
         let now = self.clock.now_ms();
         let known =
@@ -200,7 +202,7 @@ impl Resolver {
         }
     }
 
-    /// Its address stopped answering: the delegation is asked for again soon, and kept if that finds nothing.
+    /// The server's address stopped answering: the delegation is soon fetched again, and kept if that finds nothing.
     pub fn forget_later(&self, server: &ServerName) {
         let now = self.clock.now_ms();
         if let Some(known) = self.delegations.lock().unwrap_or_else(PoisonError::into_inner).get(server.host()) {
@@ -209,7 +211,7 @@ impl Resolver {
     }
 }
 
-/// What to remember after asking for a well-known file.
+/// The delegation to remember after asking for a well-known file.
 fn next_delegation(answer: Result<WellKnown, Miss>, known: Option<Delegation>, now_ms: u64) -> Delegation {
     let failures = known.as_ref().map_or(0, |known| known.failures);
     match answer.and_then(check_name) {
@@ -217,7 +219,7 @@ fn next_delegation(answer: Result<WellKnown, Miss>, known: Option<Delegation>, n
             let keep_ms = found.max_age_ms.unwrap_or(DELEGATION_MS_DEFAULT).clamp(DELEGATION_MS_MIN, DELEGATION_MS_MAX);
             Delegation { server: Some(found.server), until_ms: now_ms + keep_ms, failures: 0 }
         }
-        // A working delegation outlives three refusals: a web server being restarted is not a move.
+        // A working delegation outlives three refusals: a restarting web server does not mean that the server moved.
         Err(Miss::Absent(_)) => Delegation {
             server: known.and_then(|known| known.server).filter(|_| failures < 3),
             until_ms: now_ms + if failures < 3 { SILENT_MS } else { ABSENT_MS },
@@ -229,7 +231,7 @@ fn next_delegation(answer: Result<WellKnown, Miss>, known: Option<Delegation>, n
     }
 }
 
-/// A file that names no server is as good as none: the specification goes on to the next step.
+/// A file that names no server counts as absent: the specification goes on to the next step.
 fn check_name(found: WellKnown) -> Result<WellKnown, Miss> {
     match <&ServerName>::try_from(found.server.as_str()) {
         Ok(_) => Ok(found),
@@ -247,7 +249,7 @@ fn parse_override(to: &str) -> Override {
     }
 }
 
-/// The operator gave an address: the server still proves to be who its name says.
+/// The operator gave an address: the server still has to prove its name.
 fn fixed(server: &ServerName, address: SocketAddr) -> Result<Target, Miss> {
     target(vec![address], server.host(), server.as_str().to_owned(), true)
 }
@@ -294,8 +296,8 @@ fn order_services(mut services: Vec<Service>, mut random: impl FnMut() -> u64) -
     services
 }
 
-/// The lifetime the headers of a well-known answer give: that of `Cache-Control`, else what lies between `Date` (or now)
-/// and `Expires`. A date that cannot be read has passed (RFC 9111, section 5.3).
+/// The lifetime that the headers of a well-known answer give: that of `Cache-Control`, else the time between `Date` (or
+/// now) and `Expires`. An unreadable date counts as past (RFC 9111, section 5.3).
 pub(super) fn kept_ms(headers: &http::HeaderMap, now_ms: u64) -> Option<u64> {
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
     let date = |text: &str| {
@@ -426,7 +428,7 @@ mod tests {
         check("plain.example", &["[2001:db8::1]:8448", "192.0.2.1:8448"], "plain.example", "plain.example").await;
     }
 
-    /// Behind a NAT64 or a 6to4 router `64:ff9b::a00:1` was a way to the neighbour 10.0.0.1.
+    /// Behind a NAT64 or a 6to4 router `64:ff9b::a00:1` led to the neighbour 10.0.0.1.
     #[test]
     fn what_leads_into_a_network_is_private() {
         let private = [
@@ -491,8 +493,8 @@ mod tests {
         ));
     }
 
-    /// Names that strangers made up pushed out where a friend's server is, which was asked for again, and not found while its
-    /// website was down.
+    /// Made-up server names pushed a known server's delegation out of the cache. It was looked up again, and not found
+    /// while its website was down.
     #[tokio::test]
     async fn strangers_push_out_no_delegation_of_a_server_known_here() {
         let world = world();

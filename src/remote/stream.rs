@@ -1,8 +1,8 @@
 //! A large answer, handed on frame by frame.
 //!
-//! The number of bytes is capped, the time is not: a large room over a slow line is no failure. What is a failure is
-//! silence ([`Pace::stall`]) and a trickle meant to keep us ([`Pace::bytes_min`]). Only time spent waiting for the peer
-//! counts, never time we took to digest.
+//! The number of bytes is capped, the time is not: a large room over a slow line is no failure. Failures are silence
+//! ([`Pace::stall`]) and a trickle meant to keep us waiting ([`Pace::bytes_min`]). Only time spent waiting for the peer
+//! counts, never the time we took to process.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use super::{Failed, Remote, connect::Lease};
 /// How slow a peer may be.
 #[derive(Debug, Clone, Copy)]
 pub struct StreamLimits {
-    /// Until the head of the answer: a resident may think for minutes about a large room.
+    /// Until the head of the answer: a resident server may need minutes for a large room.
     pub first: Duration,
     /// Between two frames.
     pub stall: Duration,
@@ -56,7 +56,8 @@ pub struct Body {
 }
 
 impl Remote {
-    /// Asks `server` and hands back the answer's body to be read. Never asks twice: a `PUT` that began to be answered was heard.
+    /// Asks `server` and returns the answer's body to be read. Never asks twice: a `PUT` with the beginning of an
+    /// answer has been processed.
     pub async fn stream(
         &self,
         server: &ServerName,
@@ -147,7 +148,7 @@ impl Body {
         self.received
     }
 
-    /// What the peer says the body will be, when it says so.
+    /// The length that the peer announces for the body, if it does.
     pub fn length(&self) -> Option<u64> {
         self.length
     }

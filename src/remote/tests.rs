@@ -1,4 +1,4 @@
-//! Two ends over real TLS on the loopback: a peer that does what a test tells it, and us.
+//! Two ends over real TLS on the loopback: a peer with the behaviour a test gives it, and us.
 
 use std::{
     convert::Infallible,
@@ -115,7 +115,7 @@ pub(crate) fn us(lab: &Lab, peers: &[(&str, SocketAddr)], notaries: &[&str]) -> 
     Us { remote, clock, store }
 }
 
-/// Has somebody here and somebody of another server in one room.
+/// Puts a local user and a user of another server into one room.
 pub(crate) async fn share_room(store: &Store, server: &str) {
     use crate::store::tables::room::event_row::Membership;
     use crate::store::tables::room::{self, member};
@@ -246,7 +246,7 @@ impl futures_core::Stream for Stalling {
     }
 }
 
-/// Half a megabyte of small objects becomes fifty on the heap: it is paid for first, and so it is refused.
+/// Half a megabyte of small objects becomes fifty on the heap: that is charged first, and so it is refused.
 #[tokio::test]
 async fn an_answer_is_not_parsed_into_more_than_there_is() {
     let lab = Lab::new();
@@ -273,7 +273,8 @@ async fn a_peer_that_falls_silent_is_given_up() {
     assert!(matches!(waiting.await.unwrap(), Err(Failed::Timeout)));
 }
 
-/// Two joins through one server once had all the connections there may be to it, and its keys and messages waited for their end.
+/// Two joins through one server took all the connections there may be to it, and its keys and messages waited for the
+/// end of the joins.
 #[tokio::test]
 async fn long_answers_leave_a_connection_for_what_is_asked_meanwhile() {
     let lab = Lab::new();
@@ -295,7 +296,7 @@ async fn long_answers_leave_a_connection_for_what_is_asked_meanwhile() {
     third.await.unwrap().unwrap();
 }
 
-/// What a test sends, as it sends it.
+/// A body that a test sends piece by piece.
 struct Piped(tokio::sync::mpsc::UnboundedReceiver<Bytes>);
 
 impl futures_core::Stream for Piped {
@@ -338,7 +339,7 @@ async fn a_peer_that_drips_is_given_up() {
     assert!((30..=120).contains(&seconds), "{seconds}");
 }
 
-/// What a server publishes about its keys, signed by it.
+/// A server's published keys, signed by it.
 fn published(server: &str, key: &Key, valid_until_ms: u64) -> Value {
     let old = Key::from_seed("old", [9; 32]);
     let Value::Object(mut object) = json!({
@@ -378,7 +379,7 @@ async fn keys_come_from_their_server_and_are_kept() {
     assert!(keys.cached(&name("us.example"), "ed25519:k").unwrap().is_some(), "our own");
 }
 
-/// Who wrote a made-up key's name on a request kept the server's own keys from being asked for, for up to an hour.
+/// A request with a made-up key id in a server's name kept the server's own keys from being fetched, for up to an hour.
 #[tokio::test]
 async fn a_key_that_does_not_exist_keeps_no_other_from_being_found() {
     let lab = Lab::new();
@@ -397,7 +398,7 @@ async fn a_key_that_does_not_exist_keeps_no_other_from_being_found() {
     assert!(keys.get(&server, "ed25519:made_up", us.clock.now_ms()).await.unwrap().is_none());
     us.clock.advance(Duration::from_secs(2));
     assert!(keys.get(&server, "ed25519:k", us.clock.now_ms()).await.unwrap().is_some());
-    // One that says nothing at all is left alone.
+    // A server that does not answer at all is left alone.
     keys.give_up(&server);
     us.clock.advance(Duration::from_secs(30));
     let before = *asked.lock().unwrap();
@@ -405,7 +406,8 @@ async fn a_key_that_does_not_exist_keeps_no_other_from_being_found() {
     assert_eq!(*asked.lock().unwrap(), before);
 }
 
-/// A server's key ran out while it spoke to us every minute, and its next request stood in a line with strangers'.
+/// A server's key ran out while it contacted us every minute, and its next request waited in a line with those of
+/// unknown servers.
 #[tokio::test]
 async fn keys_in_use_are_renewed_before_they_run_out() {
     let lab = Lab::new();
@@ -430,7 +432,7 @@ async fn keys_in_use_are_renewed_before_they_run_out() {
     assert_eq!(keys.cached(&server, "ed25519:k").unwrap().unwrap().valid_until_ms, begin + 2 * day);
     us.clock.advance(Duration::from_secs(3600));
     assert!(keys.is_renewal_due(&server, valid_until), "it is looked at again later");
-    // Names are bounded.
+    // The number of names is bounded.
     (0..1000).for_each(|n| keys.renew_soon(&name(&format!("s{n}.example"))));
 }
 

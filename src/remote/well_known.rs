@@ -21,7 +21,7 @@ const WELL_KNOWN_REDIRECTS_MAX: usize = 5;
 
 const WELL_KNOWN_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The world as the resolver sees it: DNS, and well-known files over HTTPS.
+/// The real look-ups of the resolver: DNS, and well-known files over HTTPS.
 pub struct World {
     pub dns: Dns,
     pub dialer: Dialer,
@@ -105,7 +105,7 @@ fn redirect(from: &http::Uri, response: &Response<Incoming>) -> Option<String> {
     })
 }
 
-/// `grant` pays for the connection, and grows by what is read.
+/// `grant` pays for the connection, and grows with the bytes read.
 async fn read_well_known(response: Response<Incoming>, mut grant: Grant, now_ms: u64) -> Result<WellKnown, Miss> {
     #[derive(serde::Deserialize)]
     struct File {

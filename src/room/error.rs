@@ -1,31 +1,31 @@
-//! Why something about a room was not done.
+//! The errors of an operation on a room.
 
 use crate::budget::Refused;
 use crate::matrix::Reject;
 use crate::remote::Failed;
 use crate::store::{self, WriteError};
 
-/// Why something about a room was not done.
+/// The reason an operation on a room failed.
 #[derive(Debug, Clone)]
 pub enum Error {
-    /// The room, event, alias or user is not there, or whoever asks may not know of it.
+    /// The room, event, alias or user does not exist, or the requester may not know of it.
     NotFound,
-    /// Not allowed, and why.
+    /// Not allowed, with the reason.
     Forbidden(String),
-    /// What the protocol's rules say no to.
+    /// Rejected by the protocol's rules.
     Reject(Reject),
-    /// Asked for in a way that makes no sense; the code is the specification's.
+    /// The request is invalid; the code is the specification's.
     Bad {
         errcode: &'static str,
         message: String,
     },
-    /// The name is in use.
+    /// The alias is in use.
     Taken,
     /// Larger than an event may be.
     TooLarge,
-    /// Another server failed us.
+    /// A request to another server failed.
     Remote(Failed),
-    /// No memory for it now.
+    /// No memory at present.
     Refused(Refused),
     Store(store::Error),
 }
@@ -39,8 +39,8 @@ impl Error {
         Error::Bad { errcode, message: message.into() }
     }
 
-    /// Whether it is our own trouble and will pass: the same may be asked again later, and then succeed. A row that is wrong
-    /// and a job that breaks off do so the next time too.
+    /// Whether the error is our own and temporary: the same request may succeed later. A corrupt row or an aborted job
+    /// would fail the next time too.
     pub fn is_passing(&self) -> bool {
         match self {
             Error::Refused(refused) | Error::Remote(Failed::Refused(refused)) => !refused.too_large,

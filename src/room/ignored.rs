@@ -1,6 +1,6 @@
-//! Whom somebody does not want to hear of (client-server API, "Ignoring Users").
+//! The users a user ignores (client-server API, "Ignoring Users").
 //!
-//! Kept by the app as account data; its length is bounded by what one user may keep there.
+//! Apps keep the list as account data; its length is bounded by the size limit of one user's account data.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -15,7 +15,7 @@ use crate::store::{Get, Result, UserNum};
 
 const KIND: &str = "m.ignored_user_list";
 
-/// The users one user ignores, as far as they are known here.
+/// The users one user ignores, as far as this server knows them.
 #[derive(Clone, Debug, Default)]
 pub struct Ignored(Arc<HashSet<UserNum>>);
 
@@ -23,7 +23,7 @@ impl Ignored {
     pub fn of(get: &impl Get, user: UserNum) -> Result<Ignored> {
         let (mut nums, mut failed) = (HashSet::new(), None);
         each(get, user, &mut |id| match user::num(get, id) {
-            // An app that ignores its own user would see nothing of what it says.
+            // A user on their own list would otherwise not see their own messages.
             Ok(num) => nums.extend(num.filter(|num| *num != user)),
             Err(error) => failed = Some(error),
         })?;
@@ -39,21 +39,22 @@ impl Ignored {
     }
 }
 
-/// Whether `user` ignores whoever has this id.
+/// Whether `user` ignores the user with the id `other`.
 pub fn is_ignored(get: &impl Get, user: UserNum, other: &str) -> Result<bool> {
     let mut ignored = false;
     each(get, user, &mut |id| ignored |= id == other)?;
     Ok(ignored)
 }
 
-/// Names whom a user ignores, one after the other. What an app wrote there may be anything; what is no such list ignores nobody.
+/// Visits the ignored users one after the other. An app may have written anything there; a malformed list ignores no
+/// user.
 fn each(get: &impl Get, user: UserNum, visit: &mut dyn FnMut(&str)) -> Result<()> {
     let Some(json) = account_data::get(get, user, GLOBAL, KIND)? else { return Ok(()) };
     let _ = List(visit).deserialize(&mut serde_json::Deserializer::from_slice(&json));
     Ok(())
 }
 
-/// The content, read without being kept.
+/// The content, parsed without being kept.
 struct List<'a>(&'a mut dyn FnMut(&str));
 
 impl<'de> DeserializeSeed<'de> for List<'_> {

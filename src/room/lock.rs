@@ -1,7 +1,7 @@
-//! One lock per room. Holding its guard is the proof that nobody else changes the room meanwhile.
+//! One lock per room. Its guard proves that no other task changes the room meanwhile.
 //!
-//! A lock exists while somebody holds it or waits for it, so the map is bounded by the requests in flight. Never wait
-//! for a memory grant or another server while holding one longer than the work needs; never take two.
+//! A lock exists while a task holds it or waits for it, so the map is bounded by the requests in flight. Never wait for
+//! a memory grant or another server while holding one longer than the work needs; never take two.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,7 +17,7 @@ pub struct Locks {
 }
 
 impl Locks {
-    /// Waits for the room's turn; first come, first served.
+    /// Waits for the room's lock; first come, first served.
     pub async fn lock(&self, room: RoomNum) -> Guard {
         let turn = self.with(|rooms| rooms.entry(room).or_default().clone());
         let held = Some(turn.lock_owned().await);
@@ -37,7 +37,7 @@ pub struct Guard {
 }
 
 impl Guard {
-    /// The room it is for.
+    /// The room the guard is for.
     pub fn room(&self) -> RoomNum {
         self.room
     }
@@ -47,7 +47,7 @@ impl Drop for Guard {
     fn drop(&mut self) {
         self.locks.with(|rooms| {
             self.held = None;
-            // The map's own reference is the last one: nobody waits.
+            // The map's own reference is the last one: no task waits.
             if rooms.get(&self.room).is_some_and(|turn| Arc::strong_count(turn) == 1) {
                 rooms.remove(&self.room);
             }

@@ -3,15 +3,18 @@
 //! Sub-rooms, lowest floor first; `tests/it/floors.rs` holds them:
 //!
 //! - `error.rs`, `lock.rs`, `ignored.rs`: the ground;
-//! - `state/`: what a room is, read only: state as the rules read it, forks resolved, which servers may ask, what outsiders are shown;
+//! - `state/`: read only: room state as the rules read it, state resolution, which servers may ask, stripped state;
 //! - `append/`: the one door in. Nothing but it (and the flip of a big join) makes an event part of a room;
-//! - `receive/`: what other servers send, and the gaps before it; `send/`: what people here send; `ephemeral/`: typing and receipts;
-//! - `handshake/`: `make_*` and `send_*` with another server, invites, memberships of rooms we are not in; `directory/`: aliases and lists;
-//! - `read/`: what apps are shown; `serve/`: what other servers ask of us; `join/`: the big join;
-//! - `membership/`: which of these ways a join, leave, invite, kick, ban or knock takes; `create/`: new rooms and upgrades;
-//! - `operator.rs`: what the operator sees and allows.
+//! - `receive/`: events from other servers, and the gaps before them; `send/`: events of local users;
+//!   `ephemeral/`: typing and receipts;
+//! - `handshake/`: `make_*` and `send_*` with another server, invites, memberships of rooms we are not in;
+//!   `directory/`: aliases and room lists;
+//! - `read/`: rooms as apps get them; `serve/`: requests of other servers; `join/`: the big join;
+//! - `membership/`: which of these paths a join, leave, invite, kick, ban or knock takes;
+//!   `create/`: new rooms and upgrades;
+//! - `operator.rs`: the operator's view and permissions.
 //!
-//! [`Rooms`] here is what the rest of the server asks; nothing below names it but for the type.
+//! The rest of the server calls [`Rooms`]; nothing below names it but for the type.
 
 use std::ops::ControlFlow;
 use std::path::PathBuf;
@@ -73,7 +76,7 @@ pub use crate::store::tables::room::event_row::Membership;
 pub use crate::store::{EventNum, Position, RoomNum};
 pub use error::{Error, Result};
 
-/// What the rooms are built from.
+/// The parts the rooms are built from.
 pub struct Parts {
     pub store: Store,
     pub feed: Feed,
@@ -83,7 +86,7 @@ pub struct Parts {
     pub remote: Remote,
     pub server: OwnedServerName,
     pub key: Arc<sign::Key>,
-    /// Where spill files may lie.
+    /// The folder for spill files.
     pub scratch: PathBuf,
 }
 
@@ -95,9 +98,9 @@ struct Inner {
     parts: Parts,
     locks: lock::Locks,
     joins: join::list::Joins,
-    /// The filling of gaps, one at a time in each room.
+    /// Locks for the filling of gaps: one at a time in each room.
     gaps: lock::Locks,
-    /// And one at a time that a server sent us; strangers to its room all count as one.
+    /// And one at a time for each sending server; servers outside the room all count as one.
     gap_senders: KeyedLock,
     turns: serve::slots::Slots,
     typing: ephemeral::typing::Typing,
@@ -130,12 +133,12 @@ impl Rooms {
         &self.0.parts.server
     }
 
-    /// A snapshot, for what reads rooms. Keep it no longer than an answer takes.
+    /// A snapshot for reading rooms. Keep it no longer than an answer takes.
     pub fn read(&self) -> Result<Read> {
         Ok(self.0.parts.store.read()?)
     }
 
-    /// Whether a server has people in one of our rooms. One row for each room.
+    /// Whether a server shares a room with us. One row for each room.
     pub fn is_with(&self, server: &ServerName) -> Result<bool> {
         let read = self.read()?;
         let mut found = false;
@@ -146,12 +149,12 @@ impl Rooms {
         Ok(found)
     }
 
-    /// Waits for a room's turn. Never wait for a grant or another server with the guard in hand.
+    /// Waits for a room's lock. Never wait for a grant or another server while holding the guard.
     async fn lock(&self, room: RoomNum) -> lock::Guard {
         self.0.locks.lock(room).await
     }
 
-    /// Where and when we are.
+    /// This server's name, the present time, and the rules' cache.
     fn here(&self) -> append::new_event::Here {
         let parts = &self.0.parts;
         append::new_event::Here {
@@ -161,7 +164,7 @@ impl Rooms {
         }
     }
 
-    /// Appends a judged event and tells whoever follows the room.
+    /// Appends a judged event and notifies the followers of the room.
     async fn append_locked(
         &self,
         guard: &lock::Guard,
@@ -172,7 +175,7 @@ impl Rooms {
         self.write(move |w| Ok(append::append(w, &here, new)?)).await
     }
 
-    /// Runs one write and makes its changes known. Its errors of our own must come before its first put.
+    /// Runs one write and announces its changes. Errors of our own must come before its first put.
     async fn write<T: Send + 'static>(
         &self,
         job: impl FnOnce(&mut Write<'_>) -> Result<T> + Send + 'static,
@@ -191,7 +194,8 @@ impl Rooms {
         base::blocking(move || work(&rooms, &rooms.read()?)).await
     }
 
-    /// Finishes `work` even when whoever asked goes away: a lock let go between judging and writing would fork the room.
+    /// Finishes `work` even when the request is cancelled: a lock released between judging and writing would fork the
+    /// room.
     async fn unbroken<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> T {
         base::unbroken(work).await
     }

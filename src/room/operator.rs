@@ -1,4 +1,4 @@
-//! What the operator sees of the rooms.
+//! The operator's view of the rooms.
 
 use std::ops::ControlFlow;
 
@@ -21,7 +21,7 @@ pub struct Overview {
     pub room_id: String,
     pub name: Option<String>,
     pub version: String,
-    /// Whether this server is in the room; otherwise it knows of it by an invitation, or was in it once.
+    /// Whether this server is in the room; otherwise it knows the room by an invite, or was in it once.
     pub resident: bool,
     /// Joined members, of all servers.
     pub joined: u64,
@@ -31,7 +31,7 @@ pub struct Overview {
 }
 
 impl Rooms {
-    /// At most `most` rooms after `after`, in the order they were first heard of.
+    /// At most `most` rooms after `after`, in the order in which they became known.
     pub async fn overview(&self, after: Option<&RoomId>, most: usize) -> Result<Vec<Overview>> {
         let (rooms, after) = (self.clone(), after.map(ToOwned::to_owned));
         blocking(move || {
@@ -61,12 +61,12 @@ impl Rooms {
 }
 
 impl Rooms {
-    /// Sets the owner's policy. `serve` does so once.
+    /// Sets the owner's policy for joins. `serve` does so once.
     pub fn set_admission(&self, policy: Policy) {
         *self.0.joins.policy.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = policy;
     }
 
-    /// An admin lets one room in whatever its size, or takes that back, which also ends a join that is under way.
+    /// Lets one room in whatever its size, or revokes that, which also ends a join that is under way.
     pub async fn allow(&self, room_id: &RoomId, allowed: bool) -> Result<()> {
         if !allowed {
             self.0.joins.cancel(room_id);
@@ -81,7 +81,7 @@ impl Rooms {
         .await
     }
 
-    /// Rooms an admin allowed whatever their size, and rooms that wait for that.
+    /// Rooms allowed by an admin whatever their size, and rooms that wait for that.
     pub async fn allowed_rooms(&self) -> Result<Vec<(String, Allowed)>> {
         self.reading(|_, read| Ok(join::list_allowed(read, ASKED_ROOMS_MAX)?)).await
     }
@@ -91,7 +91,7 @@ impl Rooms {
         self.0.joins.list(self.0.parts.clock.instant())
     }
 
-    /// Joins that are begun and not under way, each with the events it has stored: they go on at the next start.
+    /// Joins that are begun and not under way, each with the events it has stored: they resume at the next start.
     pub async fn interrupted_joins(&self) -> Result<Vec<(String, u64)>> {
         let under_way: Vec<String> = self.joins().into_iter().map(|join| join.room_id).collect();
         let journals = self.reading(|_, read| Ok(join::journals(read)?)).await?;
@@ -104,8 +104,8 @@ impl Rooms {
 }
 
 impl Rooms {
-    /// Ends the join of a room: one under way at its next step, one that waits to go on when its turn comes. What it
-    /// wrote is taken back, and the resident that let us in is told that we leave. False when there is none.
+    /// Ends the join of a room: a running join at its next step, an interrupted one when it resumes. Its rows are
+    /// removed, and the resident server that accepted us is told that we leave. False when there is no join.
     pub async fn cancel_join(&self, room_id: &RoomId) -> Result<bool> {
         if self.0.joins.cancel(room_id) {
             return Ok(true);
@@ -123,7 +123,7 @@ impl Rooms {
             Ok(found)
         });
         let found = found.await?;
-        // A join that has gone on meanwhile may have read its journal before it was marked.
+        // A join that resumed meanwhile may have read its journal before it was marked.
         Ok(self.0.joins.cancel(room_id) || found)
     }
 }

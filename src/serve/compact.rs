@@ -1,4 +1,4 @@
-//! The database of a stopped server, made as small as it can be.
+//! Compacting the database of a stopped server.
 
 use std::time::Duration;
 
@@ -8,11 +8,12 @@ use crate::budget::{self, Budget};
 use crate::config::Config;
 use crate::store;
 
-/// How often `compact` says that it is still at it.
+/// The interval between progress messages of `compact`.
 const COMPACT_SAYS: Duration = Duration::from_secs(10);
 
-/// Gives freed pages of a stopped server's database back to the file system; `say` hears how it goes. Answers the bytes of
-/// the file before and after. Cut off, it leaves the database as it was or partly smaller.
+/// Gives freed pages of a stopped server's database back to the file system. `say` receives the progress messages.
+/// Answers the bytes of the file before and after. When interrupted, it leaves the database as it was or partly
+/// smaller.
 pub fn compact(config: &Config, say: &mut dyn FnMut(&str)) -> Result<(u64, u64), Failed> {
     let file = config.data_dir.join(DATABASE);
     let bytes = || std::fs::metadata(&file).map(|found| found.len()).map_err(|error| failed(file.display(), error));

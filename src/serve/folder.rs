@@ -1,7 +1,7 @@
-//! What lies in the data folder, and whose it is: the names of its files, the signing keys, the config of a first start.
+//! The data folder and its owner: the names of its files, the signing keys, the config file of a first start.
 //!
-//! Everything in it belongs to one user and is nobody else's to read. A command that another user runs, root included, is
-//! refused: what it made would be out of the server's reach.
+//! Everything in it belongs to one user, and no other user may read it. A command that another user runs, root
+//! included, is refused: the server could not use the files that such a command made.
 
 use std::fs::{DirBuilder, File, Metadata, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
@@ -20,13 +20,13 @@ pub(super) const MEDIA: &str = "media";
 const SIGNING_KEY: &str = "signing.key";
 const OLD_SIGNING_KEYS: &str = "old-signing-keys";
 const RESERVE: &str = "database.reserve";
-/// Where the commands find the running server.
+/// The socket on which the running server takes commands.
 pub const SOCKET: &str = "admin.sock";
 
-/// File systems round times.
+/// Tolerance for file systems that round times.
 const CLOCK_SLACK_MS: u64 = 5_000;
 
-/// Whether a server has its data there. A folder that cannot be looked into is an error.
+/// Whether the folder has a server's data. A folder that cannot be read is an error.
 pub fn has_data(folder: &Path) -> Result<bool, Failed> {
     check_owner(folder)?;
     let database = folder.join(DATABASE);
@@ -37,13 +37,14 @@ pub fn has_data(folder: &Path) -> Result<bool, Failed> {
     }
 }
 
-/// What a server keeps there besides its socket, whether it is there or not.
+/// The paths of a server's files besides its socket, whether they exist or not.
 pub fn kept(folder: &Path) -> [PathBuf; 5] {
     [DATABASE, RESERVE, SIGNING_KEY, MEDIA, SCRATCH].map(|name| folder.join(name))
 }
 
-/// Refuses to begin a database beside a key and what a database spoke of: all accounts and rooms would be gone, and nobody
-/// told. The key is made after the database, so a first start that is cut short leaves no such thing.
+/// Refuses to make a new database where a signing key and the files of an earlier database are: all accounts and rooms
+/// would be gone without a word. The key is made after the database, so an interrupted first start is not mistaken for
+/// this.
 pub fn check_database(folder: &Path) -> Result<(), Failed> {
     let (database, key) = (folder.join(DATABASE), folder.join(SIGNING_KEY));
     let has_key = key.try_exists().map_err(|error| failed(key.display(), error))?;
@@ -55,14 +56,15 @@ pub fn check_database(folder: &Path) -> Result<(), Failed> {
     Err(failed(database.display(), why))
 }
 
-/// The signing key is missing, where other servers know this one by it.
+/// The error for a missing signing key on a server with accounts, which other servers know by that key.
 pub(super) fn key_missing(folder: &Path) -> Failed {
     let why = "it is missing, and there are accounts. Other servers know this one by that key: put it back from a backup. Where \
          there is none, `snug new signing-key` makes a new one";
     failed(folder.join(SIGNING_KEY).display(), why)
 }
 
-/// Whether there is a database with anything in it. The store begins one again whose making was cut short: all zeros.
+/// Whether there is a database with anything in it. A file of zeros is a database whose making was interrupted; the
+/// store makes it again.
 pub fn has_database(folder: &Path) -> Result<bool, Failed> {
     let database = folder.join(DATABASE);
     let mut mark = Vec::new();
@@ -75,7 +77,8 @@ pub fn has_database(folder: &Path) -> Result<bool, Failed> {
     Ok(mark.iter().any(|byte| *byte != 0))
 }
 
-/// Whether a server has worked here: people uploaded files, or its database had its reserve, which comes after its making.
+/// Whether a server has run in this folder: there are uploaded files, or the reserve of the database, which is made
+/// after the database.
 fn was_used(folder: &Path) -> Result<bool, Failed> {
     let (reserve, media) = (folder.join(RESERVE), folder.join(MEDIA));
     let files = match std::fs::read_dir(&media) {
@@ -86,8 +89,8 @@ fn was_used(folder: &Path) -> Result<bool, Failed> {
     Ok(files || reserve.try_exists().map_err(|error| failed(reserve.display(), error))?)
 }
 
-/// What people see of files that others may read: those of the data folder are for its owner alone, those elsewhere may be
-/// for a group, such as that of the server's user.
+/// Warnings about secret files that other users may read. Files in the data folder must be for their owner alone. Files
+/// elsewhere may be for a group too, such as that of the server's user.
 pub fn open_files(config: &Config) -> Vec<String> {
     let inside = kept(&config.data_dir).into_iter().map(|file| (file, 0o077, "go="));
     let outside = config.secret_files.iter().map(|file| (file.clone(), 0o007, "o="));
@@ -101,7 +104,7 @@ pub fn open_files(config: &Config) -> Vec<String> {
     inside.chain(outside).filter_map(open).collect()
 }
 
-/// Refuses to work in a folder of another user. One that is not there yet is nobody's.
+/// Refuses to work in a folder of another user. A folder that does not exist yet has no owner.
 pub fn check_owner(folder: &Path) -> Result<(), Failed> {
     let owner = match std::fs::metadata(folder) {
         Ok(found) => found.uid(),
@@ -120,7 +123,7 @@ pub fn check_owner(folder: &Path) -> Result<(), Failed> {
     Err(failed(folder.display(), why))
 }
 
-/// The name of a user of this machine, or the number as `sudo -u` takes it.
+/// The name of a user of this machine; without a name, the number in the form that `sudo -u` takes.
 pub fn user_name(uid: u32) -> String {
     let users = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
     user_in(&users, uid).map_or(format!("'#{uid}'"), str::to_owned)
@@ -135,14 +138,16 @@ fn user_in(users: &str, uid: u32) -> Option<&str> {
     })
 }
 
-/// Makes what is missing. Nobody else on the machine may read what is in there.
+/// Makes the data folder and the media folder if they are missing. No other user of the machine may read what is in
+/// them.
 pub(super) fn make(folder: &Path) -> Result<(), Failed> {
     check_owner(folder)?;
     make_private(folder)?;
     make_private(&folder.join(MEDIA))
 }
 
-/// Removes what an earlier run left there. Only who holds the database may: the readers of it are gone then.
+/// Removes what an earlier run left in the scratch folder. The caller holds the database, so no other process uses
+/// those files.
 pub(super) fn empty_scratch(folder: &Path) -> Result<(), Failed> {
     let scratch = folder.join(SCRATCH);
     match std::fs::remove_dir_all(&scratch) {
@@ -160,13 +165,14 @@ fn make_private(folder: &Path) -> Result<(), Failed> {
     sync_folder_of(folder).map_err(wrong)
 }
 
-/// Makes what was done to a name last.
+/// Syncs the folder of a file, so that a new or changed name survives a power cut.
 fn sync_folder_of(file: &Path) -> std::io::Result<()> {
     let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     File::open(folder)?.sync_all()
 }
 
-/// A board without a clock battery wakes up in the past. It is at least as late as when the database was last written.
+/// Corrects the clock of a board without a clock battery, which starts in the past. The time is at least that of the
+/// last write to the database.
 pub(super) fn remember_time(folder: &Path, clock: &Clock) {
     let written = std::fs::metadata(folder.join(DATABASE)).and_then(|found| found.modified()).ok();
     let Some(since) = written.and_then(|at| at.duration_since(std::time::UNIX_EPOCH).ok()) else { return };
@@ -177,7 +183,8 @@ pub(super) fn remember_time(folder: &Path, clock: &Clock) {
     clock.remember_ms(written_ms);
 }
 
-/// The key every event and request of this server is signed with; made at the first start, before there are `accounts`.
+/// The key that signs every event and request of this server. It is made at the first start, before there are
+/// `accounts`.
 pub(super) fn signing_key(folder: &Path, accounts: bool, random: &Random) -> Result<sign::Key, Failed> {
     match known_signing_key(folder)? {
         Some(key) => Ok(key),
@@ -195,8 +202,8 @@ fn make_signing_key(folder: &Path, random: &Random) -> Result<sign::Key, Failed>
     Ok(key)
 }
 
-/// Makes a new signing key on purpose. One that is there becomes an old one first, whose signatures stay good, so a power cut
-/// in between does no harm. The caller holds the database.
+/// Makes a new signing key on purpose. An existing key is first written to the old keys, where its signatures stay
+/// valid, so a power cut in between does no harm. The caller holds the database.
 pub(super) fn new_signing_key(folder: &Path, clock: &Clock, random: &Random) -> Result<sign::Key, Failed> {
     if let Some(old) = known_signing_key(folder)? {
         let file = folder.join(OLD_SIGNING_KEYS);
@@ -213,7 +220,7 @@ pub(super) fn new_signing_key(folder: &Path, clock: &Clock, random: &Random) -> 
     make_signing_key(folder, random)
 }
 
-/// The signing key of a data folder, when there is one.
+/// The signing key of a data folder, if it has one.
 pub fn known_signing_key(folder: &Path) -> Result<Option<sign::Key>, Failed> {
     let file = folder.join(SIGNING_KEY);
     match std::fs::read_to_string(&file) {
@@ -223,8 +230,8 @@ pub fn known_signing_key(folder: &Path) -> Result<Option<sign::Key>, Failed> {
     }
 }
 
-/// Written beside and moved, so that a power cut leaves no half of a key; and the folder is synced, so that what was said to be
-/// there stays there.
+/// Writes a file with a secret. The text is written to a file beside it and then moved, so a power cut leaves no half
+/// of a key. The folder is synced, so that a file reported as written stays.
 fn write_secret(file: &Path, text: &str) -> std::io::Result<()> {
     write_synced(file, text, &mut sync_folder_of)
 }
@@ -235,7 +242,7 @@ fn write_synced(
     sync_folder_of: &mut dyn FnMut(&Path) -> std::io::Result<()>,
 ) -> std::io::Result<()> {
     let beside = file.with_extension("new");
-    // What a power cut left of an earlier try may have another mode.
+    // A file left by a power cut in an earlier try may have another mode.
     match std::fs::remove_file(&beside) {
         Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
         _ => {}
@@ -247,7 +254,7 @@ fn write_synced(
     sync_folder_of(file)
 }
 
-/// Keys this server signed with before, one on a line: `ed25519:NAME PUBLIC_KEY EXPIRED_MS`.
+/// The keys that this server signed with before, one a line: `ed25519:NAME PUBLIC_KEY EXPIRED_MS`.
 pub fn old_signing_keys(folder: &Path) -> Result<Vec<OldKey>, Failed> {
     let file = folder.join(OLD_SIGNING_KEYS);
     let text = match std::fs::read_to_string(&file) {
@@ -274,7 +281,7 @@ fn old_signing_key(line: &str) -> Option<OldKey> {
     Some(OldKey { id: id.to_owned(), public, expired_ms: expired_ms.parse().ok()? })
 }
 
-/// At the very first start: a short config file in the data folder. Answers where it was written.
+/// Writes a short config file into the data folder at the very first start. Answers its path.
 pub(super) fn first_file(config: &Config) -> Result<Option<PathBuf>, Failed> {
     let file = config.data_dir.join(FILE_NAME);
     let there = file.try_exists().map_err(|error| failed(file.display(), error))?;
@@ -313,7 +320,8 @@ mod tests {
         }
     }
 
-    /// The name of a new key was not synced: after a power cut the next start made another one, and nobody believed this server.
+    /// The name of a new key was not synced: after a power cut the next start made another key, and other servers no
+    /// longer accepted this one's signatures.
     #[test]
     fn a_secret_is_its_owners_and_is_synced_with_its_folder() {
         let folder = Folder::new("secret");
@@ -331,7 +339,7 @@ mod tests {
         assert!(write_synced(&file, "three", &mut { refused }).is_err());
     }
 
-    /// A missing database was made anew beside the key and everybody's files.
+    /// A missing database was made anew, although the signing key and uploaded files were there.
     #[test]
     fn a_database_that_is_gone_is_missed() {
         let folder = Folder::new("gone");
@@ -361,7 +369,8 @@ mod tests {
         assert_eq!(said(), "", "it is whole");
     }
 
-    /// A missing key was made anew beside accounts and rooms, and other servers did not believe this one any more.
+    /// A missing signing key was made anew, although there were accounts and rooms, and other servers no longer
+    /// accepted this one's signatures.
     #[test]
     fn a_key_that_is_gone_is_missed() {
         let folder = Folder::new("key");

@@ -1,4 +1,4 @@
-//! What a person at the terminal is told when the server has started.
+//! The message on the terminal when the server has started.
 
 use std::io::Write as _;
 use std::path::Path;
@@ -6,7 +6,8 @@ use std::path::Path;
 use super::Server;
 use crate::admin;
 
-/// What a person at the terminal wants to know. The terminal may be a pipe that nobody reads any more; the server runs all the same.
+/// Prints the message for the operator at the terminal. A closed terminal or pipe is no error: the server runs all the
+/// same.
 pub async fn greet(server: &Server, first: Option<&Path>, command: &str) {
     let text = greeting(server, first, command).await;
     let _ = std::io::stdout().write_all(text.as_bytes());
@@ -38,7 +39,7 @@ async fn greeting(server: &Server, first: Option<&Path>, command: &str) -> Strin
     text
 }
 
-/// Where a browser on this machine, or anywhere when that is known, reaches the server.
+/// The URL for a browser: the public one when it is known, else one that works on this machine.
 fn public_url(server: &Server) -> String {
     if let Some(url) = &server.config.public_url {
         return url.clone();

@@ -1,8 +1,8 @@
 //! The boot sequence, and the shutdown sequence in reverse.
 //!
-//! [`Server::build`] makes every part once, bottom to top; [`Server::open`] lets requests in and starts what works by itself;
-//! [`Server::stop`] takes it all down, top to bottom. [`run`] is that for a process of its own. What lies in the data folder
-//! is in `serve/folder.rs`.
+//! [`Server::build`] makes every part once, bottom to top. [`Server::open`] starts the background work and lets
+//! requests in. [`Server::stop`] takes everything down, top to bottom. [`run`] does all of it for a process of its own.
+//! The data folder is in `serve/folder.rs`.
 
 mod folder;
 pub mod compact;
@@ -45,9 +45,9 @@ pub use self::folder::{
 use greet::greet;
 use ports::{bind, certificate};
 
-/// How long answers under way may take once the server is told to stop. A sync that waits is cut off; the app asks again.
+/// The time for answers in progress after the signal to stop. A waiting sync is cut off; the app repeats it.
 const GRACE: Duration = Duration::from_secs(3);
-/// Connections to one other server at once: one for each lane of joins, and one for all else.
+/// Connections to one other server at the same time: one for each lane of joins, and one for everything else.
 const PER_HOST_MAX: usize = 3;
 
 /// Why the server cannot start: a sentence for the operator.
@@ -66,7 +66,8 @@ fn failed(what: impl fmt::Display, why: impl fmt::Display) -> Failed {
     Failed(format!("{what}: {why}"))
 }
 
-/// Runs the server until it is told to stop by SIGINT or SIGTERM. `command` is how this program was called, for advice.
+/// Runs the server until SIGINT or SIGTERM. `command` is how this program was called; advice on the terminal repeats
+/// it.
 pub fn run(config: Config, command: &str) -> Result<(), Failed> {
     budget::meter::no_huge_pages();
     log_to_stderr(&config);
@@ -79,7 +80,7 @@ pub fn run(config: Config, command: &str) -> Result<(), Failed> {
     let done = runtime.block_on(async {
         let first = folder::first_file(&config)?;
         let mut server = Server::build(&config, Clock::real(), Random::os(), budget).await?;
-        // Before the ports are open, so that nobody who saw them open can miss with a signal.
+        // Before the ports are open: a signal sent as soon as they are open must not be missed.
         let (mut interrupt, mut terminate) = (on(SignalKind::interrupt())?, on(SignalKind::terminate())?);
         server.open().await?;
         greet(&server, first.as_deref(), command).await;
@@ -92,7 +93,7 @@ pub fn run(config: Config, command: &str) -> Result<(), Failed> {
         tracing::info!("stopped");
         Ok(())
     });
-    // Everything is on disk; a thread that still computes something for nobody is not waited for.
+    // Everything is on disk by now. A thread that still computes something unneeded is not waited for.
     runtime.shutdown_timeout(GRACE);
     done
 }
@@ -101,9 +102,9 @@ fn on(kind: SignalKind) -> Result<tokio::signal::unix::Signal, Failed> {
     signal(kind).map_err(|error| failed("signals", error))
 }
 
-/// Threads and stacks as the profile has them.
+/// The async runtime, with the threads and stacks of the profile.
 pub fn runtime(budget: &Budget) -> Result<tokio::runtime::Runtime, Failed> {
-    // One size for both kinds of threads; of a stack only what is touched counts.
+    // One size for both kinds of threads: of a stack, only the touched pages take memory.
     let stack = budget.size("worker_stack").max(budget.size("blocking_stack")) as usize;
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(budget.size("worker_threads").max(1) as usize)
@@ -115,7 +116,7 @@ pub fn runtime(budget: &Budget) -> Result<tokio::runtime::Runtime, Failed> {
         .map_err(|error| failed("threads", error))
 }
 
-/// The profile that was named, or the one that fits the machine.
+/// The profile that the settings name, or else the one that fits the machine.
 pub fn profile(config: &Config) -> Result<Profile, Failed> {
     match &config.budget {
         Some(name) => {
@@ -138,13 +139,13 @@ fn log_to_stderr(config: &Config) {
     let filter: Targets = config.log.parse().expect("the config checked it");
     let lines =
         tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
-    // It would be said on the same stderr, which is gone, and panic.
+    // An error while logging would be reported on the same closed stderr, and panic.
     let lines = lines.log_internal_errors(false);
     // A second server in one process (tests) logs to the first one's log.
     let _ = tracing_subscriber::registry().with(filter).with(lines).try_init();
 }
 
-/// Every part of the house.
+/// All parts of the running server.
 pub struct Server {
     pub clock: Clock,
     pub random: Random,
@@ -158,21 +159,21 @@ pub struct Server {
     pub sender: Sender,
     config: Config,
     router: Arc<Router>,
-    /// The commands', behind the socket in the data folder.
+    /// The routes of the commands, on the socket in the data folder.
     local: Arc<Router>,
     door: Arc<HttpServer>,
     client_certificate: Option<Arc<Certificate>>,
     federation_certificate: Option<Arc<Certificate>>,
-    /// Addresses that are open, with the ports the system chose.
+    /// The open addresses, with the ports that the system chose.
     open: Vec<Open>,
-    /// Pays for what the database holds by itself, as long as it is open.
+    /// Pays for the memory that the open database takes by itself.
     _database: Grant,
     accepting: Vec<JoinHandle<()>>,
-    /// Set when no worker is to be begun again.
+    /// Set when workers must not be restarted any more.
     stopping: watch::Sender<bool>,
-    /// Work that can be cut off anywhere: what it has stored by then is where the next start goes on.
+    /// Work that can be aborted anywhere: the next start goes on from what it has stored.
     endless: Vec<JoinHandle<()>>,
-    /// Work that ends when it is told to.
+    /// Work that ends by itself when told to stop.
     working: Vec<JoinHandle<()>>,
 }
 
@@ -185,7 +186,7 @@ pub struct Open {
 }
 
 impl Server {
-    /// Makes every part, bottom to top. Nothing listens and nothing works by itself yet.
+    /// Makes every part, bottom to top. No port is open and no background work runs yet.
     pub async fn build(config: &Config, clock: Clock, random: Random, budget: Budget) -> Result<Server, Failed> {
         let config = config.clone();
         let folder = &config.data_dir;
@@ -194,7 +195,7 @@ impl Server {
         folder::remember_time(folder, &clock);
         let (store, _database) = open_store(folder, &budget)?;
         folder::empty_scratch(folder)?;
-        // Accounts that cannot be read are accounts; `check_name` says what is the matter.
+        // Accounts that cannot be read count as accounts. `check_name` reports the error.
         let accounts = store.read().and_then(|read| crate::store::tables::user::count_up_to(&read, 1));
         let accounts = accounts.map_or(true, |count| count > 0);
         let key = Arc::new(folder::signing_key(folder, accounts, &random)?);
@@ -330,7 +331,7 @@ impl Server {
         })
     }
 
-    /// Starts what works by itself, then opens the ports.
+    /// Starts the background work, then opens the ports.
     pub async fn open(&mut self) -> Result<(), Failed> {
         self.work();
         self.open_local()?;
@@ -346,8 +347,8 @@ impl Server {
         Ok(())
     }
 
-    /// Opens the socket for the commands. Only who holds the database gets here, so a socket that is there already is an
-    /// earlier run's.
+    /// Opens the socket for the commands. This process holds the database by now, so a socket that exists already is
+    /// left from an earlier run.
     pub fn open_local(&mut self) -> Result<(), Failed> {
         let path = self.config.data_dir.join(SOCKET);
         let wrong = |error: std::io::Error| failed(path.display(), error);
@@ -379,7 +380,7 @@ impl Server {
         Ok(())
     }
 
-    /// What goes on without being asked.
+    /// Starts the background work.
     fn work(&mut self) {
         let (clock, text_bytes) = (self.clock.clone(), self.budget.profile().fixed("text"));
         let work = move || budget::meter::keep_text_within(clock.clone(), text_bytes);
@@ -413,7 +414,7 @@ impl Server {
         }
     }
 
-    /// A task that goes on when its work panics.
+    /// A task that starts its work again after a panic.
     fn worker<F: Future<Output = ()> + Send + 'static>(
         &self,
         name: &'static str,
@@ -428,7 +429,7 @@ impl Server {
         })
     }
 
-    /// Takes everything down in reverse. Afterwards all that was answered is on disk.
+    /// Takes everything down in reverse. Afterwards everything that was confirmed to a client is on disk.
     pub async fn stop(self) {
         self.door.close(GRACE).await;
         for task in self.accepting {
@@ -457,7 +458,7 @@ impl Server {
         &self.config
     }
 
-    /// All paths, for tests that need no socket.
+    /// The routes of all paths, for tests that need no socket.
     pub fn router(&self) -> &Arc<Router> {
         &self.router
     }
@@ -498,18 +499,18 @@ fn remote(
     Remote::new(options, clock.clone(), random.clone(), budget, store.clone()).map_err(Failed)
 }
 
-/// Makes a new signing key for a stopped server, on purpose. Answers its id.
+/// Makes a new signing key for a stopped server, on purpose. Answers the id of the key.
 pub fn new_signing_key(config: &Config) -> Result<String, Failed> {
     let folder = &config.data_dir;
     check_owner(folder)?;
-    // Held meanwhile, so that no server starts with the old key.
+    // The database is held open meanwhile, so that no server starts with the old key.
     let (store, _grant) = open_store(folder, &Budget::from_profile(profile(config)?))?;
     let made = folder::new_signing_key(folder, &Clock::real(), &Random::os());
     store.close_blocking();
     Ok(made?.id().to_owned())
 }
 
-/// Begins an empty database for a server that has lost its own, on purpose.
+/// Makes an empty database for a server that has lost its own, on purpose.
 pub fn new_database(config: &Config) -> Result<(), Failed> {
     check_owner(&config.data_dir)?;
     let (store, _grant) = open_store(&config.data_dir, &Budget::from_profile(profile(config)?))?;
@@ -517,12 +518,12 @@ pub fn new_database(config: &Config) -> Result<(), Failed> {
     Ok(())
 }
 
-/// A server's name is part of every user's and room's name, so it stays what it was when the first account was made; there
-/// are no rooms before that.
+/// Checks that the server's name has not changed since the first account was made. The name is part of every user id
+/// and room id. Before the first account there are no rooms.
 async fn check_name(users: &Users, config: &Config) -> Result<(), Failed> {
     let oldest = match users.list(None, 1).await {
         Ok(oldest) => oldest,
-        // A damaged page is no reason to keep the rest from people.
+        // A damaged page is no reason to stop the server: the rest can be used.
         Err(error) => {
             tracing::error!(
                 "the accounts cannot be read, nor whether {} is still their server: {error}",
@@ -560,7 +561,7 @@ fn store_options(path: &Path, budget: &Budget) -> StoreOptions {
     options
 }
 
-/// Reads everything in the database of a stopped server; `say` hears of each table. Changes nothing in the file.
+/// Reads everything in the database of a stopped server. `say` is called for each table. Changes nothing in the file.
 pub fn survey(config: &Config, say: &mut dyn FnMut(&TableFound)) -> Result<Survey, Failed> {
     let path = config.data_dir.join(DATABASE);
     folder::check_owner(&config.data_dir)?;
@@ -568,7 +569,7 @@ pub fn survey(config: &Config, say: &mut dyn FnMut(&TableFound)) -> Result<Surve
     Store::survey(options, say).map_err(|error| failed(path.display(), error))
 }
 
-/// Why the database does not open, and what can be done when it is damaged.
+/// The error of a database that does not open, with advice for a damaged one.
 fn unopened(path: &Path, error: store::Error) -> Failed {
     let advice = match error {
         store::Error::Damaged(_) | store::Error::Corrupt { .. } => {

@@ -1,4 +1,4 @@
-//! Ports that are listened on, and their certificates.
+//! The ports that the server listens on, and their certificates.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;

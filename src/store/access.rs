@@ -1,7 +1,7 @@
 //! Reading and writing rows.
 //!
-//! `Get` is what `Read` (a snapshot) and `Write` (a job, which sees its own writes) have in common, so that a verb that
-//! only looks is written once.
+//! `Get` is the interface shared by `Read` (a snapshot) and `Write` (a job, which sees its own writes), so that a verb
+//! that only looks is written once.
 
 use std::cell::{Cell, RefCell};
 use std::hash::Hasher;
@@ -33,7 +33,7 @@ pub trait Get {
     /// backwards when `rev`.
     fn range(&self, table: &Table, from: &[u8], to_exclusive: Option<&[u8]>, rev: bool, f: Visitor) -> Result<()>;
 
-    /// The key ids are hashed with: random, of this database alone.
+    /// The random key that ids are hashed with; each database has its own.
     fn hash_key(&self) -> &[u8; 16];
 
     fn get(&self, table: &Table, key: &[u8]) -> Result<Option<Vec<u8>>> {
@@ -77,7 +77,7 @@ pub trait Get {
         }
     }
 
-    /// A 128-bit keyed hash of the parts, each with its length, so that no two lists of parts coincide. A stranger who
+    /// A 128-bit keyed hash of the parts, each with its length, so that no two lists of parts coincide. An outsider who
     /// chooses the parts cannot choose the hash.
     fn hash128(&self, parts: &[&[u8]]) -> [u8; 16] {
         hash128(self.hash_key(), parts)
@@ -149,11 +149,11 @@ pub struct Write<'t> {
     /// Puts and removes tried so far, by all jobs of this commit.
     writes: u64,
     changes: Vec<Change>,
-    /// The database's own failure, if one was met: a job may have wrapped it in an error of its own.
+    /// The database's own failure, if one occurred: a job may have wrapped it in an error of its own.
     failure: RefCell<Option<Error>>,
-    /// A change failed half-way: the transaction can only be given up.
+    /// A change failed half-way: the transaction can only be aborted.
     is_broken: Cell<bool>,
-    /// What the present job overwrote, when it shares its commit with others.
+    /// The rows the present job overwrote, when it shares its commit with others.
     undo: Option<Undo>,
 }
 
@@ -181,7 +181,7 @@ impl<'t> Write<'t> {
         self.changing(put)
     }
 
-    /// Puts rows that come in rising order of their keys. Where several fall between two rows the table has, they are laid
+    /// Puts rows that come in rising order of their keys. Where several fall between two existing rows, they are laid
     /// out in full pages; single puts there would leave every page half empty. Bounded by the list.
     pub fn put_sorted<K: AsRef<[u8]>, V: AsRef<[u8]>>(&mut self, table: &Table, rows: &[(K, V)]) -> Result<()> {
         debug_assert!(rows.is_sorted_by(|one, next| one.0.as_ref() < next.0.as_ref()), "rows are sorted by their keys");
@@ -281,7 +281,7 @@ impl<'t> Write<'t> {
         Ok((tables.len() - 1, open))
     }
 
-    /// What came of a change. One that failed may have been half done.
+    /// Passes on the result of a change. A failed change may be half done.
     fn changing<T>(&self, result: Result<T>) -> Result<T> {
         if result.is_err() {
             self.is_broken.set(true);
@@ -301,25 +301,25 @@ impl<'t> Write<'t> {
         self.failure.take()
     }
 
-    /// Whether the transaction can only be given up.
+    /// Whether the transaction can only be aborted.
     pub(super) fn is_broken(&self) -> bool {
         self.is_broken.get()
     }
 
-    /// Several jobs will share the commit: what each overwrites is kept until the next begins.
+    /// Several jobs will share the commit: the rows that each overwrites are kept until the next job begins.
     pub(super) fn keep_undo(&mut self) {
         self.undo = Some(Undo::default());
     }
 
-    /// Where a job starts, so that it can be seen whether it wrote and be taken back.
+    /// The starting point of a job, to see later whether it wrote, and to take its writes back.
     pub(super) fn mark(&mut self) -> Mark {
         self.undo.as_mut().map(Undo::clear);
         self.failure.take();
         Mark { writes: self.writes, position: self.position }
     }
 
-    /// Takes back every row the present job changed, and leaves those of the jobs before it. False when not all it
-    /// overwrote was kept.
+    /// Takes back every row the present job changed, and leaves those of the jobs before it. False when some of the
+    /// overwritten rows were not kept.
     pub(super) fn take_back(&mut self) -> Result<bool> {
         let Some(undo) = self.undo.take().filter(|undo| !undo.is_too_much) else { return Ok(false) };
         let tables: Vec<_> = self.tables.borrow().iter().map(|(_, open)| open.clone()).collect();
@@ -344,7 +344,7 @@ impl<'t> Write<'t> {
         self.writes - mark.writes
     }
 
-    /// Forgets the positions and changes of a job that said no.
+    /// Forgets the positions and changes of a job that returned an error.
     pub(super) fn back_to(&mut self, mark: &Mark) {
         self.position = mark.position;
         self.changes.clear();
@@ -362,22 +362,23 @@ impl<'t> Write<'t> {
 impl Drop for Write<'_> {
     fn drop(&mut self) {
         for table in self.tables.get_mut().drain(..) {
-            // Each by itself: after a panic of redb's all of these may panic, and two at once would end the process.
+            // Each is dropped under its own guard: after a panic of redb all of them may panic, and two panics at once
+            // would end the process.
             let _ = base::caught(|| drop(table)).map_err(|panicked| panicked.say());
         }
     }
 }
 
-/// Of what one job overwrote, kept until the next begins. A usual job has some kilobytes; one with more takes its commit
-/// along when it fails half-way.
+/// Bytes kept of the rows that one job overwrote, until the next job begins. A usual job has some kilobytes. A larger
+/// job that fails half-way fails its whole commit.
 const UNDO_BYTES_MAX: usize = 128 << 10;
-/// What is noted of a row beside its bytes.
+/// Bytes noted for a row beside its key and value.
 const UNDO_ROW_BYTES: usize = 16;
 
-/// What a job overwrote, in order.
+/// The rows a job overwrote, in order.
 #[derive(Default)]
 struct Undo {
-    /// Place of the table, bytes of the key, and of what was there.
+    /// Place of the table, bytes of the key, and bytes of the old value.
     rows: Vec<(u16, u32, Option<u32>)>,
     bytes: Vec<u8>,
     is_too_much: bool,
@@ -444,7 +445,7 @@ impl Get for Write<'_> {
         &self.hash_key
     }
 
-    /// Of what this job has done so far, committed or not.
+    /// The position after the writes of this job so far, committed or not.
     fn position(&self) -> Result<Position> {
         Ok(self.position)
     }

@@ -1,4 +1,4 @@
-//! What the database lies on: a file on the card, or memory in tests.
+//! The medium under the database: a file on the card, or memory in tests.
 //!
 //! Also the reserve: a file of real blocks that is given up first when the disk is full, so that the database can be
 //! opened again and rows can be freed.
@@ -17,15 +17,15 @@ use redb::backends::InMemoryBackend;
 use super::{Error, Result, guard};
 use crate::budget::{Card, human};
 
-/// What is kept free for the worst moment.
+/// Bytes kept free for the worst moment.
 pub const RESERVE_BYTES: u64 = 16 << 20;
 
 /// Below this, jobs that add to the database are refused before they try.
 pub const FREE_BYTES_MIN: u64 = 8 << 20;
 
-/// Where a database can be opened, and opened again after a failure.
+/// A place where a database can be opened, and opened again after a failure.
 pub trait Medium: Send + Sync + 'static {
-    /// Opens what is there, or something empty.
+    /// Opens the existing database, or an empty one.
     fn open(&self) -> io::Result<Box<dyn StorageBackend>>;
 
     /// Bytes a file could still grow by.
@@ -63,7 +63,7 @@ impl FileMedium {
         })?;
         let medium = FileMedium { path: path.to_owned(), _lock: lock };
         if is_new {
-            // A database whose name is lost in a power cut is lost with all that was synced into it.
+            // If a power cut loses the database's name, everything synced into it is lost too.
             File::open(medium.folder())?.sync_all()?;
         }
         Ok(medium)
@@ -113,7 +113,7 @@ fn make_reserve(path: &Path) -> io::Result<()> {
     let file = OpenOptions::new().write(true).create(true).truncate(true).open(path)?;
     match rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, RESERVE_BYTES) {
         Ok(()) => Ok(()),
-        // FAT and some network file systems cannot: writing zeros takes real blocks there.
+        // FAT and some network file systems do not support this: writing zeros takes real blocks there.
         Err(rustix::io::Errno::OPNOTSUPP) => write_zeros(&file),
         Err(failed) => Err(failed.into()),
     }
@@ -150,7 +150,7 @@ impl StorageBackend for FileDisk {
     }
 }
 
-/// A file that is only looked at: what is written to it stays in memory, and is gone with it.
+/// A file opened for reading only: writes to it stay in memory and are dropped with it.
 pub(super) struct LookMedium(FileMedium);
 
 impl LookMedium {
@@ -177,7 +177,7 @@ impl Medium for LookMedium {
 }
 
 const BLOCK: usize = 4096;
-/// Opening writes a header and which pages are in use: some blocks for each GiB.
+/// Opening writes a header and the list of pages in use: some blocks for each GiB.
 const LOOK_BLOCKS_MAX: usize = 4096;
 
 #[derive(Debug)]
@@ -189,7 +189,7 @@ struct Look {
 #[derive(Debug)]
 struct Looked {
     length: u64,
-    /// Bytes of the file that still count; what was cut off and grown again is zeros.
+    /// Bytes of the file that still count; a part that was cut off and grown again reads as zeros.
     on_card: u64,
     blocks: BTreeMap<u64, Box<[u8; BLOCK]>>,
 }
@@ -199,7 +199,7 @@ impl Look {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What lies in the file, and zeros beyond it.
+    /// The bytes of the file, and zeros beyond its end.
     fn read_card(&self, offset: u64, out: &mut [u8], on_card: u64) -> io::Result<()> {
         let there = on_card.saturating_sub(offset).min(out.len() as u64) as usize;
         let (there, beyond) = out.split_at_mut(there);
@@ -265,13 +265,13 @@ impl StorageBackend for Look {
     }
 }
 
-/// Whether there is room on the card for what others send, and what of that was said.
+/// Whether the card has room for other servers' data, and whether that was logged.
 #[derive(Default)]
 pub(super) struct Spare(AtomicBool);
 
 impl Spare {
-    /// Once there is none, an eighth more than the household's share must be free before there is some again. A card that does
-    /// not say how full it is is tried.
+    /// Once there is none, an eighth more than the household's share must be free before writing is allowed again. When
+    /// the card does not report its free space, writing is attempted.
     pub(super) fn bytes(&self, medium: &dyn Medium) -> u64 {
         let card = Card {
             total_bytes: medium.total_bytes().unwrap_or(u64::MAX),
@@ -307,7 +307,7 @@ impl Default for MemoryMedium {
 }
 
 impl MemoryMedium {
-    /// Says from now on that so much is free of it.
+    /// Reports this many free bytes from now on.
     pub fn set_free_bytes(&self, bytes: u64) {
         self.free_bytes.store(bytes, Ordering::Relaxed);
     }

@@ -1,8 +1,8 @@
-//! Calls of redb, which panics on what it does not expect of a page.
+//! Guarded calls of redb, which panics when a page is not as it expects.
 //!
-//! A page that is damaged, or that the card does not give, is an error of the table it belongs to: what needs it fails, and
-//! the rest goes on. redb checks no sums when it reads, so a page that is wrong without being impossible shows only in what
-//! the rows say, or under `snug check --database`.
+//! A page that is damaged, or that the card does not return, is an error of its table: operations that need the page
+//! fail, and the rest goes on. redb verifies no checksums when it reads, so a page that is wrong without being
+//! impossible shows only in its rows, or under `snug check --database`.
 
 use std::cell::Cell;
 use std::io;
@@ -11,14 +11,15 @@ use super::{Error, Result};
 use crate::base;
 
 thread_local! {
-    /// Whether this thread reads rows, and nothing else is half done below it.
+    /// Whether this thread only reads rows, with nothing half done below it.
     static READING: Cell<bool> = const { Cell::new(false) };
 }
 
-/// What redb's panics say once one of them has left a lock of its own behind.
+/// The message of redb's panics once an earlier panic has poisoned one of its locks.
 const POISONED: &str = "PoisonError";
 
-/// Reads of one table. A page that the card does not give fails this alone; redb would take every later call for failed too.
+/// Reads of one table. A page that the card does not return fails only this call; redb would treat every later call as
+/// failed too.
 pub(super) fn reading<T, E: Into<redb::Error>>(table: &str, read: impl FnOnce() -> Result<T, E>) -> Result<T> {
     let before = READING.replace(true);
     let done = calling(table, read);
@@ -46,13 +47,14 @@ pub(super) fn whole<T>(doing: &str, call: impl FnOnce() -> Result<T>) -> Result<
 fn of_panic(what: &str, panicked: base::Panicked) -> Error {
     let said = panicked.say();
     match said.contains(POISONED) {
-        // Nothing is wrong with the page: the database is to be opened again.
+        // The page is intact: the database is to be opened again.
         true => Error::Io("an earlier panic stopped this database".to_owned()),
         false => Error::Damaged(format!("{what} ({said})")),
     }
 }
 
-/// What came of a read of the card. One that failed ends what reads rows on this thread, without an error that redb keeps.
+/// The result of a read of the card. A failed one ends the row reading on this thread, without an error that redb
+/// keeps.
 pub(super) fn read_from_card(read: io::Result<()>) -> io::Result<()> {
     match read {
         Err(failed) if READING.get() => base::unwind(format!("the disk does not give it: {failed}")),

@@ -1,4 +1,4 @@
-//! Keys that sort as what they stand for.
+//! Keys that sort in the order of the values they encode.
 //!
 //! Numbers are big-endian. Text is either the last part of a key, as it is, or ended with a zero byte (identifiers
 //! and event types with a zero byte inside are escaped, so that no two keys coincide).
@@ -124,7 +124,7 @@ impl<'k> Parts<'k> {
         String::from_utf8(plain).ok()
     }
 
-    /// What is left.
+    /// The remaining bytes.
     pub fn rest(self) -> &'k [u8] {
         self.0
     }

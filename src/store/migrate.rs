@@ -5,7 +5,7 @@ use super::{Error, Get, Result, Write};
 
 /// The format this program writes.
 pub const FORMAT: u32 = 2;
-/// The oldest it can read: what came before was written by no released version.
+/// The oldest format it can read: no released version wrote an older one.
 const OLDEST: u32 = 2;
 
 const FORMAT_ROW: &[u8] = b"format";
@@ -16,8 +16,8 @@ const STEPS: &[fn(&mut Write) -> Result<()>] = &[];
 
 const _: () = assert!(STEPS.len() as u32 + OLDEST == FORMAT, "there is a step from every format to the next");
 
-/// Takes the database one step nearer to `FORMAT`; true when it has arrived. A new database starts there. A newer
-/// format than ours is refused: opening it could lose what we do not know of.
+/// Takes the database one step nearer to `FORMAT`; true when it has arrived. A new database starts there. A format
+/// newer than ours is refused: opening it could lose data that this version does not know.
 pub(super) fn step(w: &mut Write) -> Result<bool> {
     let found = match w.get(&META, FORMAT_ROW)? {
         None => {

@@ -1,16 +1,16 @@
 //! The one database file.
 //!
-//! Owns redb, which nobody else names: tables of bytes, snapshots to read from, one writer that groups waiting jobs
-//! into one durable commit, and the `Changes` only a commit can make. Knows nothing of what the rows mean; typed rows
-//! and their verbs are in `tables/`, one file a noun, each owned by the part that writes it. Never decides who may
-//! write what.
+//! Owns redb, which no other part names: tables of bytes, snapshots to read from, one writer that groups waiting jobs
+//! into one durable commit, and the `Changes` that only a commit can make. Knows nothing of the meaning of rows; typed
+//! rows and their verbs are in `tables/`, one file a noun, each owned by the part that writes it. Never decides which
+//! part may write a row.
 //!
 //! A job checks before it writes: an `Err` from a job must come before its first put. Keep writes short, since there
 //! is one writer; large changes are staged in `write_bulk` batches and flipped by one small write.
 //!
-//! Reading order: this file, `schema.rs`, `key_encoding.rs`, `row_encoding.rs`, `num.rs`, `access.rs` (reading and writing rows), `guard.rs` (pages that
-//! cannot be read), `writer.rs` (the writer, and opening again after a failure), `disk.rs`, `migrate.rs`, `survey.rs`, then
-//! `tables/`.
+//! Reading order: this file, `schema.rs`, `key_encoding.rs`, `row_encoding.rs`, `num.rs`, `access.rs` (reading and
+//! writing rows), `guard.rs` (pages that cannot be read), `writer.rs` (the writer, and opening again after a failure),
+//! `disk.rs`, `migrate.rs`, `survey.rs`, then `tables/`.
 
 mod access;
 mod disk;
@@ -32,7 +32,7 @@ use tokio::sync::oneshot;
 pub use access::{Get, Read, Write, hash128};
 pub use disk::{FREE_BYTES_MIN, FileMedium, Medium, MemoryMedium, RESERVE_BYTES};
 pub use key_encoding::{Key, Parts, after_prefix};
-/// What a [`Medium`] opens.
+/// The file that a [`Medium`] opens.
 pub use redb::StorageBackend as Disk;
 pub use writer::Status;
 
@@ -48,13 +48,13 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// How the database is opened.
 pub struct StoreOptions {
     pub path: PathBuf,
-    /// redb's cache; what it needs beside it is in the account's reason.
+    /// redb's cache; the reason of its account names the memory redb needs beside it.
     pub cache_bytes: usize,
-    /// Jobs waiting for the writer at most; whoever comes after waits to queue.
+    /// Jobs waiting for the writer at most; later callers wait to queue.
     pub queue_jobs: usize,
     /// Stack of the writer's thread.
     pub stack_bytes: usize,
-    /// Where the hash key of a new database comes from.
+    /// The source of a new database's hash key.
     pub random: Random,
 }
 
@@ -94,7 +94,7 @@ impl Store {
         Self::on_memory(MemoryMedium::default())
     }
 
-    /// The same on a card whose fullness the test says.
+    /// The same on a card with a free space that the test sets.
     pub fn on_memory(medium: MemoryMedium) -> Self {
         let mut options = StoreOptions::new("");
         options.random = Random::seeded(1);
@@ -107,7 +107,7 @@ impl Store {
         self.0.read()
     }
 
-    /// Runs `job` in the next commit, together with whatever else is waiting. When this returns `Ok`, it is durable.
+    /// Runs `job` in the next commit, together with the other waiting jobs. When this returns `Ok`, it is durable.
     pub async fn write<T, E>(
         &self,
         job: impl FnOnce(&mut Write) -> Result<T, E> + Send + 'static,
@@ -120,7 +120,8 @@ impl Store {
     }
 
     /// Runs `job` in a commit of its own, after those already waiting: for staged batches, so that a batch and other
-    /// rooms' writes do not lengthen each other. `Full` where nothing is left for what others send, which batches are of.
+    /// rooms' writes do not lengthen each other. `Full` when the space for other servers' data is used up, since
+    /// batches belong to it.
     pub async fn write_bulk<T, E>(
         &self,
         job: impl FnOnce(&mut Write) -> Result<T, E> + Send + 'static,
@@ -187,17 +188,17 @@ impl Store {
         self.0.status()
     }
 
-    /// Bytes the file system still has for it.
+    /// Bytes the file system still has for the database.
     pub fn free_bytes(&self) -> u64 {
         self.0.free_bytes()
     }
 
-    /// Bytes that others may still take of it: the rest is for the household.
+    /// Bytes of them that other servers' data may still use: the rest is for the household.
     pub fn spare_bytes(&self) -> u64 {
         self.0.spare_bytes()
     }
 
-    /// `Full` where nothing is left for what others send.
+    /// `Full` when the space for other servers' data is used up.
     pub fn check_spare(&self) -> Result<()> {
         if self.spare_bytes() == 0 { Err(Error::Full) } else { Ok(()) }
     }
@@ -260,7 +261,7 @@ impl Store {
     }
 }
 
-/// Something that clients or servers may want to know of, announced by a job and made public by its commit.
+/// A change that clients or servers may want to know of, announced by a job and made public by its commit.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Change {
     /// Users of this server whose sync has something new. Bounded by the number of local users.
@@ -274,7 +275,7 @@ pub struct Change {
     pub pushes: bool,
 }
 
-/// What a commit made known. Only a commit can make one, so nothing is announced that is not durable.
+/// The changes that a commit made known. Only a commit can make one, so nothing is announced that is not durable.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Changes {
     list: Vec<Change>,
@@ -296,7 +297,7 @@ impl Changes {
     }
 }
 
-/// What can go wrong with the database itself.
+/// The failures of the database itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Error {
     /// The card failed; the database is opened again by itself.
@@ -311,21 +312,21 @@ pub enum Error {
     Busy,
     /// The file was written by a newer program.
     Version { found: u32, known: u32 },
-    /// A job in the same group broke the rule to check before it writes; none of the group was written.
+    /// A job in the same group broke the rule to check before it writes; nothing of the group was written.
     Aborted,
-    /// What was asked for ended in a panic, which said this, and is given up.
+    /// The operation panicked with this message and is given up.
     Panicked(String),
     /// The server is shutting down.
     Closed,
 }
 
 impl Error {
-    /// Whether the same work may succeed later: not with a row or page that is wrong, nor with a job that breaks off by itself.
+    /// Whether the same work may succeed later: not after a wrong row or page, nor after a job that panics.
     pub fn is_passing(&self) -> bool {
         !matches!(self, Error::Corrupt { .. } | Error::Damaged(_) | Error::Aborted | Error::Panicked(_))
     }
 
-    /// Whether the disk is.
+    /// Whether the disk is full.
     pub fn is_full(&self) -> bool {
         matches!(self, Error::Full)
     }
@@ -334,7 +335,7 @@ impl Error {
         Error::Corrupt { table: table.name, key: key.to_vec() }
     }
 
-    /// What the file system says, of a file of ours beside the database too.
+    /// From an error of the file system, also for our files beside the database.
     pub fn from_io(failed: &std::io::Error) -> Self {
         use std::io::ErrorKind::{QuotaExceeded, StorageFull};
         match failed.kind() {
@@ -383,7 +384,7 @@ impl std::fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// Why a write did not happen: the job said no, or the database failed.
+/// Why a write did not happen: the job returned an error, or the database failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum WriteError<E> {
     Job(E),

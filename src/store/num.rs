@@ -3,7 +3,7 @@
 //! Four bytes each: four thousand million events are more than a board's card holds. They are keys, so they encode
 //! big-endian, which keeps their order.
 
-/// Makes one newtype; they differ in nothing but what they must not be mistaken for.
+/// Makes one newtype. The newtypes differ only in name, so that one is not mistaken for another.
 macro_rules! number {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
@@ -67,7 +67,7 @@ impl StateKeyNum {
     }
 }
 
-/// Of a number below [`KEYS_OF_A_KIND_MAX`].
+/// For a number below [`KEYS_OF_A_KIND_MAX`].
 const fn spread(number: u32) -> u32 {
     (number & !(OF_USER - 1)) << 1 | number & (OF_USER - 1)
 }
@@ -77,7 +77,7 @@ number! {
     ServerNum
 }
 
-/// How far the server has come: one counter for everything clients or servers may follow. Sync tokens are positions.
+/// The progress of the server: one counter for everything clients or servers may follow. Sync tokens are positions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, serde::Serialize, serde::Deserialize)]
 pub struct Position(pub u64);
 

@@ -1,7 +1,7 @@
 //! How rows are packed: little varints, lengths before bytes, nothing named.
 //!
-//! A row that does not unpack is our own data being wrong, so every reader here answers `None` and the table's file
-//! turns that into `Error::Corrupt` with the table and key.
+//! A row that does not unpack means that our own data is wrong, so every reader here answers `None` and the table's
+//! file turns that into `Error::Corrupt` with the table and key.
 
 /// Appends an unsigned number, seven bits a byte, low bits first (LEB128). At most ten bytes.
 pub fn put_u64(out: &mut Vec<u8>, mut number: u64) {

@@ -1,18 +1,18 @@
 //! The catalogue: every table, its key and value, and the part that owns it.
 //!
-//! All tables are bytes to bytes; keys keep their order (`key_encoding.rs`). A table is written by its owner only, through the
-//! verbs of a file in `store/tables/`. What may be lost in a power cut says so here.
+//! All tables are bytes to bytes; keys keep their order (`key_encoding.rs`). A table is written by its owner only,
+//! through the verbs of a file in `store/tables/`. Each table whose rows may be lost in a power cut says so here.
 
 use super::shape::Shape;
 
-/// One table. `name` is what the file knows it by and never changes; `owner` is the part that writes it.
+/// One table. `name` is its name in the file and never changes; `owner` is the part that writes it.
 #[derive(Debug, Clone, Copy)]
 pub struct Table {
     pub name: &'static str,
     pub owner: &'static str,
-    /// key → value, and what is special about it
+    /// key → value, and its peculiarities
     pub doc: &'static str,
-    /// How long keys and values are, where all are alike.
+    /// The lengths of keys and values, where all are alike.
     pub shape: Shape,
 }
 
@@ -36,7 +36,7 @@ pub const STATE_SWEEP: Table = table("state_sweep", "room", "of a sweep of state
 pub const STATE_KEY: Table =
     table("state_key", "room", "keyed hash128(type, state key) → StateKeyNum; a member's follows from their UserNum");
 
-// ---- user: accounts, devices, keys, what a person keeps here (tables/user)
+// ---- user: accounts, devices, keys, account data (tables/user)
 pub const USER_ID: Table = table("user_id", "user", "UserNum → user id").shaped(Shape::Key4);
 pub const USER_NUM: Table = table("user_num", "user", "keyed hash64(user id), UserNum → nothing").shaped(Shape::Key12);
 pub const USER_META: Table = table("user_meta", "user", "name → JSON: the one-time setup code");
@@ -92,7 +92,7 @@ pub const SERVER_KEY: Table =
     table("server_key", "remote", "server name NUL key id → valid until, whether retired, the 32 bytes of the key");
 pub const SERVER_KEY_ANSWER: Table =
     table("server_key_answer", "remote", "server name → when fetched, its answer about its keys as signed");
-// ---- room: events (tables/event.rs, tables/body/)
+// ---- room: events (tables/room: event.rs, event_row.rs, body/)
 pub const EVENT: Table =
     table("event", "room", "EventNum → an event's columns; numbers are topological in a room").shaped(Shape::Key4);
 pub const EVENT_BODY: Table =
@@ -107,7 +107,7 @@ pub const FOLLOWED: Table = table(
     "keyed hash128(RoomNum, id of an event without its place here that others follow) → nothing",
 );
 
-// ---- room: rooms and their order (tables/room.rs, tables/timeline.rs)
+// ---- room: rooms and their order (tables/room: mod.rs, directory.rs, timeline.rs)
 pub const ROOM: Table = table("room", "room", "RoomNum → id, version, extremities, present state, counts");
 pub const ROOM_NUM: Table = table("room_num", "room", "keyed hash128(room id) → RoomNum");
 pub const ROOM_PUBLIC: Table =
@@ -117,7 +117,7 @@ pub const ROOM_ALIAS: Table = table("room_alias", "room", "RoomNum, alias → no
 pub const TIMELINE: Table = table("timeline", "room", "RoomNum, order → EventNum; order is the position it came with");
 pub const STATE_LOG: Table = table("state_log", "room", "RoomNum, position → root of the state since then");
 
-// ---- room: members and the present state (tables/member.rs)
+// ---- room: members and the present state (tables/room: member.rs, current_state.rs, user_room.rs)
 pub const CURRENT_STATE: Table =
     table("current_state", "room", "RoomNum, type code, StateKeyNum → EventNum").shaped(Shape::Key9Value4);
 pub const MEMBER: Table = table("member", "room", "RoomNum, membership, UserNum → EventNum").shaped(Shape::Key9Value4);
@@ -127,7 +127,7 @@ pub const USER_ROOM: Table = table("user_room", "room", "local UserNum, RoomNum 
 pub const STRIPPED: Table =
     table("stripped", "room", "local UserNum, RoomNum → stripped state of an invite from outside");
 
-// ---- room: what hangs on events (tables/count.rs, relation.rs, receipt.rs, txn.rs)
+// ---- room: data attached to events (tables/room: unread.rs, relation.rs, receipt.rs, txn.rs)
 pub const UNREAD: Table = table("unread", "room", "local UserNum, RoomNum → unread counts and their places");
 pub const RELATION: Table = table("relation", "room", "RoomNum, target EventNum, relation type, order → EventNum");
 pub const RELATION_PENDING: Table =
@@ -137,14 +137,14 @@ pub const RECEIPT_LOG: Table = table("receipt_log", "room", "RoomNum, position �
 pub const TXN: Table = table("txn", "room", "UserNum, hash128(device, transaction id) → EventNum; kept for a day");
 pub const TXN_EVENT: Table = table("txn_event", "room", "EventNum → expiry, user, device, transaction id");
 
-// ---- room: joins under way (tables/staging.rs)
+// ---- room: joins under way (tables/room: join.rs, staged.rs)
 pub const JOIN: Table = table("join", "room", "join number → JSON Journal of a join under way");
 pub const STAGED: Table = table("staged", "room", "join number, batch → what the batch stored; gone after the join");
 
 pub const ROOM_ALLOWED: Table =
     table("room_allowed", "room", "room id → JSON: a large room an admin allowed, or somebody asked for");
 
-// ---- the outbound log: anyone posts, deliver takes (tables/outbox.rs)
+// ---- the outbound log: any part posts, deliver takes (tables/server/outbox.rs)
 pub const OUTBOX: Table = table("outbox", "deliver", "position → what other servers must hear of");
 
 /// Every table above, for the sweep, the statistics and the tests. A table is added here when it is made.

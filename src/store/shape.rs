@@ -1,8 +1,8 @@
 //! How a table's keys and values lie in its pages.
 //!
 //! redb notes where each key and each value ends, four bytes each, unless they are all of one length. The tables with a
-//! row for every event or user say their lengths, and are spared that. Every shape is bytes to bytes to whoever reads
-//! and writes; this file is where they differ.
+//! row for every event or user declare their lengths and save those bytes. Readers and writers see every shape as bytes
+//! to bytes; this file is where they differ.
 
 use std::cell::RefCell;
 use std::cmp::Ordering;
@@ -83,11 +83,11 @@ pub(super) trait ReadRows {
     fn walk(&self, from: &[u8], to_exclusive: Option<&[u8]>, rev: bool, f: Visitor) -> Result<()>;
 }
 
-/// A table in a snapshot, page by page: what lies behind a damaged one is found all the same.
+/// A table in a snapshot, page by page: rows behind a damaged page are still found.
 pub(super) trait SurveyRows: ReadRows {
     /// How many rows the table says it has.
     fn count(&self) -> Result<u64>;
-    /// Calls `f` with each row from `from` on, and looks at no page beyond where it is.
+    /// Calls `f` with each row from `from` on, and reads no page beyond the current one.
     fn onward(&self, from: &[u8], f: Visitor) -> Result<()>;
     /// The same backwards from below `to_exclusive`, or from the end.
     fn backward(&self, to_exclusive: Option<&[u8]>, f: Visitor) -> Result<()>;
@@ -95,9 +95,9 @@ pub(super) trait SurveyRows: ReadRows {
 
 /// A table in a write.
 pub(super) trait WriteRows: ReadRows {
-    /// Tells `old` what was there.
+    /// Tells `old` the old value.
     fn put(&mut self, key: &[u8], value: &[u8], old: &mut dyn FnMut(Option<&[u8]>)) -> Result<()>;
-    /// Tells `old` what was there; nothing when nothing was.
+    /// Tells `old` the old value; does nothing when there was none.
     fn remove(&mut self, key: &[u8], old: &mut dyn FnMut(&[u8])) -> Result<bool>;
     /// The first key from `from` on.
     fn next_key(&self, from: &[u8]) -> Result<Option<Vec<u8>>>;
@@ -159,7 +159,7 @@ struct Changing<'t, K: Key + 'static, V: Value + 'static> {
     open: redb::Table<'t, K, V>,
 }
 
-// What a visitor does is not redb's: only the calls themselves are guarded, for each row.
+// A visitor's own code is not redb's: only the calls themselves are guarded, for each row.
 
 fn with<K: Key + Bytes, V: Bytes>(
     name: &str,
@@ -172,7 +172,7 @@ fn with<K: Key + Bytes, V: Bytes>(
     Ok(true)
 }
 
-/// What a row's bytes are, which lie where its page says.
+/// The bytes of a row, which lie in its page.
 fn seen<T>(name: &str, look: impl FnOnce() -> T) -> Result<T> {
     guard::calling(name, || Ok::<_, redb::StorageError>(look()))
 }
@@ -286,13 +286,13 @@ impl<K: Key + Bytes, V: Bytes> WriteRows for Changing<'_, K, V> {
                 cursor.insert_before(key, value)
             })
         });
-        // Closed or dropped by itself: its drop goes on with what a panic left half done.
+        // Closed or dropped under its own guard: its drop continues work that a panic left half done.
         let closed = guard::calling(self.name, || cursor.close());
         put.and(closed)
     }
 }
 
-/// redb takes a row of the wrong length for granted and would be unable to read it back.
+/// redb does not check the length of a row and would be unable to read a wrong one back.
 fn check<K: Key, V: Value>(key: &[u8], value: &[u8]) {
     let fits = |width: Option<usize>, bytes: &[u8]| width.is_none_or(|width| width == bytes.len());
     assert!(fits(K::fixed_width(), key) && fits(V::fixed_width(), value), "a row has its table's lengths");
@@ -301,5 +301,5 @@ fn check<K: Key, V: Value>(key: &[u8], value: &[u8]) {
 /// A row as key and value.
 pub type Row = (Vec<u8>, Vec<u8>);
 
-/// Called with each row of a range; breaks when it has seen enough.
+/// Called with each row of a range; breaks to stop.
 pub type Visitor<'v> = &'v mut dyn FnMut(&[u8], &[u8]) -> Result<ControlFlow<()>>;

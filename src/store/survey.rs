@@ -1,7 +1,7 @@
-//! What of a damaged database can still be read: every row of every table, and around what cannot be.
+//! Reads the undamaged part of a damaged database: every row of every table, around the unreadable pages.
 //!
-//! Nothing is changed on the card: what opening a database writes stays in memory. One row is held at a time, and of each
-//! table a bounded list of its gaps.
+//! Nothing is changed on the card: the writes of opening a database stay in memory. One row is held at a time, and a
+//! bounded list of gaps for each table.
 
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
@@ -14,22 +14,22 @@ use super::tables::{room, user};
 use super::writer;
 use super::{Error, EventNum, Result, RoomNum, Store, StoreOptions, Table, UserNum, guard};
 
-/// Gaps of one table that are gone around; behind the last of them nothing more is looked at.
+/// Gaps of one table that are skipped; the table is not read beyond the last of them.
 const GAPS_MAX: usize = 256;
 /// Rooms and users that are named for one table.
 const NAMES_MAX: usize = 40;
-/// Where the first row of a table may be sought when not even that can be read.
+/// The key to search from when not even the first row of a table can be read.
 const FIRST_KEY: [u8; 12] = [0; 12];
 
-/// What was found.
+/// The findings.
 pub struct Survey {
     /// Every table that has rows, or that cannot be opened.
     pub tables: Vec<TableFound>,
-    /// Whether all pages are what was written: rows that can be read may be wrong all the same.
+    /// Whether all pages are as written; if not, readable rows may be wrong too.
     pub sums: Result<()>,
 }
 
-/// What was found of one table.
+/// The findings for one table.
 pub struct TableFound {
     pub table: &'static Table,
     /// Rows that could be read.
@@ -38,9 +38,9 @@ pub struct TableFound {
     pub told: Option<u64>,
     /// Where rows are missing.
     pub gaps: Vec<Gap>,
-    /// Why, of the first gap.
+    /// The cause of the first gap.
     pub why: Option<Error>,
-    /// Rooms and users whose rows these were, as far as their keys say it; at most some.
+    /// Rooms and users the lost rows belong to, as far as the keys tell; a bounded number.
     pub concerned: BTreeSet<String>,
 }
 
@@ -68,14 +68,14 @@ impl TableFound {
 }
 
 impl Store {
-    /// Reads everything in the file of a server that does not run; `say` hears of each table as it is done. Fails when
-    /// nothing of it can be read.
+    /// Reads everything in the file of a stopped server; `say` is called with each table as it is done. Fails when
+    /// nothing of the file can be read.
     pub fn survey(options: StoreOptions, say: &mut dyn FnMut(&TableFound)) -> Result<Survey> {
         let medium = Arc::new(LookMedium::claim(&options.path)?);
         Self::survey_on(medium, options, say)
     }
 
-    /// The same on a medium that keeps what is written to itself.
+    /// The same on a medium that keeps its writes in memory.
     pub(super) fn survey_on(
         medium: Arc<dyn Medium>,
         options: StoreOptions,
@@ -116,7 +116,8 @@ fn of_table(read: &Read, table: &'static Table) -> TableFound {
     found
 }
 
-/// Row after row. At a damaged page it goes on at the nearest key behind that can be read, and from there back to the page.
+/// Row after row. At a damaged page it goes on at the nearest readable key behind the page, and from there back to the
+/// page.
 fn walk(open: &ReadTable, found: &mut TableFound) {
     let mut from = Vec::new();
     loop {
@@ -130,7 +131,7 @@ fn walk(open: &ReadTable, found: &mut TableFound) {
         });
         let Err(failed) = walked else { return };
         found.why.get_or_insert(failed);
-        // Not even the first row there: it was readable a moment ago, so only at the very beginning.
+        // Not even the first row can be read: it was readable a moment ago, so this happens only at the very beginning.
         let after = last.or_else(|| (!from.is_empty()).then(|| from.clone()));
         let start = match found.gaps.len() < GAPS_MAX {
             true => next_readable(open, after.as_deref().unwrap_or(&FIRST_KEY)),
@@ -152,7 +153,8 @@ fn walk(open: &ReadTable, found: &mut TableFound) {
     }
 }
 
-/// The first row that can be read behind a key, looked for at ever greater distances. At most eight looks for each byte.
+/// The first readable row behind a key, searched for at growing distances. At most eight reads for each byte of the
+/// key.
 fn next_readable(open: &ReadTable, after: &[u8]) -> Option<Vec<u8>> {
     for at in (0..after.len()).rev() {
         for step in (0..8).map(|bit| 1u8 << bit) {
@@ -171,13 +173,13 @@ fn next_readable(open: &ReadTable, after: &[u8]) -> Option<Vec<u8>> {
     None
 }
 
-/// Whose rows a table has, as the first part of their keys says it.
+/// The owner of a table's rows: the room or user in the first part of the key.
 fn begins_with(table: &Table, part: &str) -> bool {
     let first = table.doc.split(['→', ',']).next().unwrap_or_default().trim();
     first.ends_with(part) && !first.contains("hash")
 }
 
-/// Names whom the gaps concern.
+/// Names the rooms or users that the gaps concern.
 fn name(read: &Read, found: &mut TableFound) {
     for gap in &found.gaps {
         let number = |key: &Option<Vec<u8>>, otherwise: u32| {
@@ -202,7 +204,7 @@ fn name(read: &Read, found: &mut TableFound) {
 
 fn each_number(read: &Read, table: &Table, first: u32, last: u32, each: &mut dyn FnMut(u32) -> bool) {
     let end = last.checked_add(1).map(u32::to_be_bytes);
-    // What cannot be read here names nobody.
+    // Rows that cannot be read here name no room or user.
     let _ = read.range(table, &first.to_be_bytes(), end.as_ref().map(|end| &end[..]), false, &mut |key, _| {
         let more = match key.try_into().map(u32::from_be_bytes) {
             Ok(num) => each(num),
@@ -212,7 +214,7 @@ fn each_number(read: &Read, table: &Table, first: u32, last: u32, each: &mut dyn
     });
 }
 
-/// Rooms in whose timelines there are events with such numbers.
+/// Rooms whose timelines have events with such numbers.
 fn rooms_of_events(read: &Read, first: u32, last: u32) -> BTreeSet<String> {
     let mut rooms = BTreeSet::new();
     let _ = read.range(&TIMELINE, &[], None, false, &mut |key, value| {

@@ -171,7 +171,7 @@ fn random_operations_match_a_plain_map() {
     }
 }
 
-/// A join's rows land between those of rooms that went on meanwhile: put one by one they left each page half empty.
+/// A join's rows land between those of rooms that went on meanwhile: single puts left each page half empty.
 #[test]
 fn sorted_rows_come_out_as_if_put_one_by_one() {
     let store = Store::in_memory();
@@ -182,7 +182,7 @@ fn sorted_rows_come_out_as_if_put_one_by_one() {
         (dice >> 33) % below
     };
     for round in 0..60u64 {
-        // Dense and far apart, over what is there and beside it.
+        // Dense and far apart, over existing rows and beside them.
         let (first, step) = (number(5000), 1 + number(40));
         let rows: Vec<_> = (0..number(300))
             .map(|n| ((first + n * step).to_be_bytes().to_vec(), vec![round as u8; 1 + number(90) as usize]))
@@ -199,7 +199,7 @@ fn sorted_rows_come_out_as_if_put_one_by_one() {
     assert!(found == model);
 }
 
-/// What others sent filled the card to its last bytes, and then nobody here could write.
+/// Other servers' data filled the card to its last bytes, and then local users could not write.
 #[tokio::test]
 async fn what_others_send_stops_before_what_is_written_here() {
     let card = MemoryMedium::default();
@@ -217,7 +217,7 @@ async fn what_others_send_stops_before_what_is_written_here() {
     assert_eq!(store.write(put("d", "1")).await.map(drop), Err(WriteError::Store(Error::Full)));
 }
 
-/// Jobs that share one commit: they queue while another holds the writer up.
+/// Jobs that share one commit: they queue while another job keeps the writer busy.
 fn together(
     store: &Store,
     jobs: Vec<Box<dyn FnOnce(&mut Write) -> Result<u32> + Send>>,
@@ -248,7 +248,7 @@ fn together(
     })
 }
 
-/// A write job that panicked ended the server, and under test it took along whatever shared its commit: who found such a job
+/// A panicking write job ended the server, and under test it failed all jobs of its commit: an attacker with such a job
 /// could make other people's messages fail.
 #[test]
 fn a_job_that_panics_is_given_up_alone_with_all_it_wrote() {
@@ -295,7 +295,7 @@ fn a_job_that_panics_is_given_up_alone_with_all_it_wrote() {
     assert_eq!(store.reopened(), 0);
 }
 
-/// One that wrote more than is kept of it takes along those before it in the commit, and no others.
+/// A job whose overwritten rows exceed the kept amount fails the jobs before it in the commit, and no others.
 #[test]
 fn a_large_job_that_panics_takes_its_transaction_and_not_those_behind_it() {
     let store = Store::in_memory();

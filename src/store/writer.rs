@@ -1,9 +1,9 @@
 //! The writer: one thread that groups waiting jobs into one durable commit, and opens the database again when the disk
 //! failed or was full.
 //!
-//! What a power cut leaves at each step: before the commit's last sync, the database of the commit before; after it,
-//! the new one. The jobs of a group share the commit's fate. A job that fails or panics half-way is taken back alone, row by
-//! row; only when the transaction itself breaks, those that ran in it fail together, and the others run in another one.
+//! A power cut before the commit's last sync leaves the database of the commit before; after it, the new one. The jobs
+//! of a group share the commit's fate. A job that fails or panics half-way is taken back alone, row by row. Only when
+//! the transaction itself breaks, the jobs that ran in it fail together, and the others run in another one.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
@@ -21,13 +21,14 @@ use crate::base::{self, Random, StopWatch};
 /// Jobs in one commit at most. A job is short, so a group takes a few milliseconds beside the sync itself.
 const GROUP_JOBS_MAX: usize = 64;
 
-/// After a transaction broke on a damaged page, so many commits have one job each: who needs that page harms nobody else.
+/// After a transaction broke on a damaged page, this many commits have one job each, so that a job that needs the page
+/// fails alone.
 const ALONE_COMMITS: u32 = 1024;
 
-/// A commit that is worth a line in the log: people notice.
+/// A commit of this length is logged: people notice it.
 const SLOW: Duration = Duration::from_millis(250);
 
-/// What a job is allowed to expect.
+/// The guarantees that a job gets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     Ordinary,
@@ -54,7 +55,7 @@ pub enum Status {
     Closed,
 }
 
-/// What readers, writers and the writer's thread share.
+/// The state shared by readers, writers and the writer's thread.
 pub(super) struct Engine {
     shared: Arc<Shared>,
     queue: mpsc::Sender<Message>,
@@ -73,7 +74,7 @@ struct Shared {
 
 pub(super) struct Open {
     pub(super) db: Database,
-    /// Set when another database takes this one's place.
+    /// Set when another database replaces this one.
     retired: Arc<AtomicBool>,
 }
 
@@ -88,7 +89,7 @@ impl Engine {
                 return Err(failed);
             }
         };
-        // A disk too full for the reserve can still be read; the first write says that it is full.
+        // A disk too full for the reserve can still be read; the first write reports that it is full.
         let _ = medium.take_reserve();
         let shared = Arc::new(Shared {
             medium,
@@ -154,7 +155,7 @@ pub(super) fn open(medium: &dyn Medium, cache_bytes: usize) -> Result<Open> {
     Ok(Open { db, retired })
 }
 
-/// Closes a database; what a damaged one says to that changes nothing.
+/// Closes a database; errors from a damaged one are ignored.
 fn shut(open: Open) {
     let shut = guard::whole("it cannot be closed", || {
         drop(open);
@@ -165,11 +166,11 @@ fn shut(open: Open) {
     }
 }
 
-/// Bytes redb's header takes; all that there is before a new database has its first mark.
+/// Bytes of redb's header; the file of a new database has no more until its first mark.
 const HEADER_BYTES: u64 = 320;
 
-/// Empties a database whose making was cut short: redb marks a new file as its own last, and without the mark it takes
-/// it for a stranger's. Such a file has nothing behind the header.
+/// Empties a database whose creation was cut short: redb writes its mark into a new file last, and refuses a file
+/// without the mark as not its own. Such a file has nothing behind the header.
 fn forget_unfinished(disk: &dyn redb::StorageBackend) -> std::io::Result<()> {
     let length = disk.len()?;
     let mut mark = [0; 9];
@@ -189,7 +190,7 @@ fn forget_unfinished(disk: &dyn redb::StorageBackend) -> std::io::Result<()> {
     disk.set_len(0)
 }
 
-/// Migrates, makes the hash key of a new database, and reads where it stands.
+/// Migrates, makes the hash key of a new database, and reads its position.
 fn prepare(db: &Database, random: &Random) -> Result<([u8; 16], Position)> {
     while !in_transaction(db, migrate::step)? {}
     in_transaction(db, |w| {
@@ -224,7 +225,7 @@ fn in_transaction<T>(db: &Database, job: impl FnOnce(&mut Write) -> Result<T>) -
 
 fn begin(db: &Database) -> Result<redb::WriteTransaction> {
     let mut txn = db.begin_write().map_err(Error::of)?;
-    // Each commit records which pages are in use, so that a start after a power cut has nothing to work out.
+    // Each commit records the pages in use, so that a start after a power cut needs no recovery scan.
     txn.set_quick_repair(true);
     txn.set_durability(Durability::Immediate).map_err(|failed| Error::Damaged(failed.to_string()))?;
     Ok(txn)
@@ -244,7 +245,7 @@ struct Writer {
     position: Position,
     /// A message that must not share the commit of those before it.
     next: Option<Message>,
-    /// How many openings `position` takes account of.
+    /// The number of openings that `position` takes account of.
     seen_reopened: u64,
     /// Commits to come that have one job each.
     alone: u32,
@@ -258,7 +259,7 @@ impl Writer {
         while let Some(message) = self.next.take().or_else(|| self.jobs.blocking_recv()) {
             if let Message::Close(reply) = message {
                 self.close();
-                // The claim on the file goes with the last handle; whoever waited may open it again at once.
+                // The claim on the file goes with the last handle; a waiting caller may open it again at once.
                 drop(self);
                 let _ = reply.send(());
                 return;
@@ -285,8 +286,8 @@ impl Writer {
         }
     }
 
-    /// Everything that is waiting already and may share a commit. A message of another kind goes after the group; who
-    /// queued behind it is not kept waiting for it, up to the group's size.
+    /// Collects all waiting jobs that may share a commit. A message of another kind goes after the group; jobs queued
+    /// behind it still join the group, up to its size.
     fn gather(&mut self, kind: Kind, job: Box<dyn Job>) -> Group {
         let mut group = vec![(kind, job)];
         while group.len() < GROUP_JOBS_MAX && self.next.is_none() {
@@ -299,7 +300,8 @@ impl Writer {
         group
     }
 
-    /// Commits a group. When its transaction breaks, those that ran in it are told so, and the others go into another one.
+    /// Commits a group. When its transaction breaks, the jobs that ran in it get the error, and the others go into
+    /// another one.
     fn commit(&mut self, mut group: Group) {
         loop {
             group = match self.shared.admit(group) {
@@ -379,8 +381,8 @@ impl Writer {
         Ok(())
     }
 
-    /// After the database was opened again: a commit that reported a failure may have reached the card all the same, and
-    /// its positions are not given out twice.
+    /// After the database was opened again: a commit that reported a failure may still have reached the card, and its
+    /// positions are not given out twice.
     fn catch_up(&mut self) {
         self.seen_reopened = self.shared.reopened.load(Ordering::Relaxed);
         let open = self.shared.open.read().unwrap_or_else(|poisoned| poisoned.into_inner());
@@ -408,7 +410,7 @@ impl Writer {
         if let Some(open) = open {
             shut(open);
         }
-        // Whoever queued in the meantime is told so by the drop of their job.
+        // Jobs queued in the meantime report the closing when they are dropped.
         self.jobs.close();
     }
 }
@@ -417,21 +419,21 @@ fn abort(txn: redb::WriteTransaction) -> Result<()> {
     guard::whole("a transaction cannot be given up", || txn.abort().map_err(Error::of))
 }
 
-/// A transaction that came to nothing.
+/// A failed transaction.
 struct Broken {
-    /// The jobs that ran in it; those behind them may have another.
+    /// The jobs that ran in it; the later ones may go into another transaction.
     ran: usize,
     failed: Error,
-    /// The database cannot be gone on with.
+    /// The database cannot be used any further.
     reopen: bool,
 }
 
-/// A job and what it announced.
+/// A job and the changes it announced.
 struct Ran {
     kind: Kind,
     job: Box<dyn Job>,
     changes: Vec<Change>,
-    /// Why it alone came to nothing, where it does not know.
+    /// The error of this job alone, when the job does not know it.
     failed: Option<Error>,
 }
 
@@ -440,8 +442,8 @@ impl Ran {
         Ran { kind, job, changes: Vec::new(), failed: None }
     }
 
-    /// Runs the job; one that says no, fails or panics leaves nothing behind. Fails when the transaction broke, or when what
-    /// the job wrote cannot be taken back alone.
+    /// Runs the job; a job that returns an error, fails or panics leaves nothing behind. Fails when the transaction
+    /// broke, or when the job's writes cannot be taken back alone.
     fn run(&mut self, w: &mut Write) -> Result<()> {
         let mark = w.mark();
         let outcome = base::caught(|| self.job.run(w)).unwrap_or_else(|panicked| Outcome::Panicked(panicked.say()));
@@ -475,7 +477,7 @@ impl Ran {
 }
 
 impl Shared {
-    /// Lets jobs through that may write now; the others are told that the disk is full, or how it failed.
+    /// Selects the jobs that may write now; the others get the error: a full disk, or the failure.
     fn admit(&self, group: Group) -> Result<Group> {
         let refusal = self.refusal();
         let Some(failed) = refusal else { return Ok(group) };
@@ -486,7 +488,7 @@ impl Shared {
         Ok(through)
     }
 
-    /// Why ordinary jobs cannot be run now, after trying to mend it.
+    /// The reason ordinary jobs cannot run now, after an attempt to repair it.
     fn refusal(&self) -> Option<Error> {
         let status = self.lock_status().clone();
         match status {
@@ -515,7 +517,7 @@ impl Shared {
     }
 
     fn free_bytes(&self) -> u64 {
-        // A file system that does not say is tried.
+        // When the file system does not report its free space, writing is attempted.
         self.medium.free_bytes().unwrap_or(u64::MAX)
     }
 
@@ -573,7 +575,7 @@ pub(super) enum Outcome {
     Refused,
     /// The database failed under it.
     Failed(Error),
-    /// What the panic said.
+    /// The panic's message.
     Panicked(String),
 }
 
@@ -620,7 +622,7 @@ where
             (_, Err(failed)) => Err(WriteError::Store(failed)),
             (None, Ok(_)) => Err(WriteError::Store(Error::Aborted)),
         };
-        // Whoever asked may have gone; the write is done all the same.
+        // The caller may be gone; the write is done all the same.
         let _ = self.reply.send(answer);
     }
 }

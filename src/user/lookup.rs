@@ -1,4 +1,4 @@
-//! People by their names, and their names.
+//! User ids to numbers, and back.
 
 use ruma::{OwnedUserId, UserId};
 
@@ -12,7 +12,7 @@ pub(super) fn local(get: &impl Get, user_id: &UserId) -> Result<UserNum, Error> 
     if user::is_local(get, num)? { Ok(num) } else { Err(Error::NotFound("account")) }
 }
 
-/// The id behind a number that one of our own rows mentions.
+/// The id of a user number that one of our own rows mentions.
 pub(super) fn id_of(get: &impl Get, num: UserNum) -> Result<OwnedUserId, Error> {
     let id = user::id_of(get, num)?;
     OwnedUserId::try_from(id)

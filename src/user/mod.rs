@@ -1,11 +1,11 @@
-//! Accounts and devices: who exists here, their sessions, keys, messages to devices, account data, push rules.
+//! Accounts and devices: local users, their sessions, keys, to-device messages, account data, push rules.
 //!
-//! Owns every row that belongs to a person rather than to a room. Never reads or writes an event: what a new name means
-//! in a room is for `flow`. Whom a change concerns is read from the memberships in the store.
+//! Owns every row that belongs to a user rather than to a room. Never reads or writes an event: the effect of a new
+//! name in rooms is for `flow`. The users a change concerns are read from the memberships in the store.
 //!
-//! Lowest floor first: `lookup.rs` (people by name), `sharing.rs` (who shares rooms with whom), `settings/` (account data,
-//! filters, push rules), `device/` (devices, keys, messages to them), `account/` (passwords, sessions, profiles, finding people),
-//! `sync.rs`.
+//! Lowest floor first: `lookup.rs` (users by id), `sharing.rs` (users who share rooms), `settings/` (account data,
+//! filters, push rules), `device/` (devices, keys, to-device messages), `account/` (passwords, sessions, profiles, the
+//! user directory), `sync.rs`.
 
 mod account;
 mod sharing;
@@ -35,7 +35,7 @@ pub use device::to_device::Messages;
 pub use settings::push_rules::NewRule;
 pub use sync::UserSync;
 
-/// What the accounts are built from.
+/// The parts the accounts are built from.
 pub struct Parts {
     pub store: Store,
     pub feed: Feed,
@@ -73,7 +73,7 @@ impl Users {
         self.0.parts.clock.now_ms()
     }
 
-    /// Looks into a snapshot, off the threads that wait on sockets.
+    /// Reads a snapshot, off the threads that wait on sockets.
     async fn read<T: Send + 'static>(
         &self,
         look: impl FnOnce(&Read) -> Result<T, Error> + Send + 'static,
@@ -82,7 +82,7 @@ impl Users {
         blocking(move || look(&store.read()?)).await
     }
 
-    /// Runs a job in the next commit and makes known what it changed.
+    /// Runs a job in the next commit and announces its changes.
     async fn write<T: Send + 'static>(
         &self,
         job: impl FnOnce(&mut Write<'_>) -> Result<T, Error> + Send + 'static,
@@ -93,24 +93,24 @@ impl Users {
     }
 }
 
-/// Why something about an account could not be done.
+/// The reason an operation on an account failed.
 #[derive(Debug)]
 pub enum Error {
-    /// There is no such account, device, key or rule; what is missing.
+    /// The named thing does not exist: an account, device, key or rule.
     NotFound(&'static str),
     Forbidden(String),
-    /// The token speaks for nobody (any more).
+    /// The token is of no device, or no longer.
     UnknownToken,
     /// The account was closed for good.
     Deactivated,
-    /// The name belongs to somebody already.
+    /// The name belongs to another account.
     Taken,
-    /// What was asked makes no sense, under the specification's code for it.
+    /// The request is invalid; the code is the specification's.
     Bad {
         errcode: &'static str,
         message: String,
     },
-    /// More than one account may keep here.
+    /// More than one account may store here.
     TooLarge(String),
     Remote(Failed),
     Refused(Refused),
@@ -118,7 +118,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether it is our own trouble and will pass: the same may be asked again later, and then succeed.
+    /// Whether the error is our own and temporary: the same request may succeed later.
     pub fn is_passing(&self) -> bool {
         match self {
             Error::Refused(refused) | Error::Remote(Failed::Refused(refused)) => !refused.too_large,

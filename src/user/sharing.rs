@@ -1,4 +1,4 @@
-//! Who shares rooms with whom, and telling them that somebody's devices or keys changed.
+//! The users who share rooms, and notices to them about changed devices or keys.
 //!
 //! Server-server API, "Device Management". The memberships are read from the store; nothing here changes a room.
 
@@ -17,7 +17,7 @@ use crate::store::tables::user::{self};
 use crate::store::{Get, RoomNum, UserNum};
 
 impl Users {
-    /// The rooms a local user is in, is asked into, or asks to be let into. Bounded by the rooms of one user.
+    /// The rooms a local user is joined to, invited to, or knocking at. Bounded by the rooms of one user.
     pub async fn rooms_to_leave(&self, user_id: &UserId) -> Result<Vec<OwnedRoomId>, Error> {
         let user_id = user_id.to_owned();
         self.read(move |get| {
@@ -39,7 +39,7 @@ impl Users {
     }
 }
 
-/// The rooms a local user is joined to. Bounded by what one user joins; four bytes each.
+/// The rooms a local user is joined to. Bounded by the joins of one user; four bytes each.
 pub(super) fn rooms(get: &impl Get, user: UserNum) -> Result<Vec<RoomNum>, Error> {
     let mut rooms = Vec::new();
     user_room::list_mine(get, user, None, &mut |room, mine| {
@@ -51,7 +51,7 @@ pub(super) fn rooms(get: &impl Get, user: UserNum) -> Result<Vec<RoomNum>, Error
     Ok(rooms)
 }
 
-/// The local users who share a room with a local user, and that user. Bounded by the people of this server.
+/// The local users who share a room with a local user, that user included. Bounded by the local users.
 pub(super) fn locals(get: &impl Get, user: UserNum) -> Result<Vec<UserNum>, Error> {
     let mut locals = BTreeSet::from([user]);
     for room in rooms(get, user)? {
@@ -65,7 +65,7 @@ pub(super) fn locals(get: &impl Get, user: UserNum) -> Result<Vec<UserNum>, Erro
     Ok(locals.into_iter().collect())
 }
 
-/// The local users who share a room with a user of another server.
+/// The local users who share a room with a remote user.
 pub(super) fn locals_of_remote(get: &impl Get, remote: UserNum) -> Result<Vec<UserNum>, Error> {
     let mut accounts = Vec::new();
     user::accounts_after(get, None, &mut |num, _| {
@@ -81,7 +81,7 @@ pub(super) fn locals_of_remote(get: &impl Get, remote: UserNum) -> Result<Vec<Us
     Ok(sharing)
 }
 
-/// Whether a local user is joined to a room together with somebody.
+/// Whether a local user is joined to a room together with another user.
 pub(super) fn shares_room(get: &impl Get, user: UserNum, other: UserNum) -> Result<bool, Error> {
     let mut shares = false;
     user_room::list_mine(get, user, None, &mut |room, mine| {
@@ -91,7 +91,7 @@ pub(super) fn shares_room(get: &impl Get, user: UserNum, other: UserNum) -> Resu
     Ok(shares)
 }
 
-/// How near a user of another server is to a local user. Bounded by the rooms of that one.
+/// How near a remote user is to a local user. Bounded by the rooms of the local user.
 pub(super) fn of_sender(
     get: &impl Get,
     user: UserNum,

@@ -1,5 +1,5 @@
-//! What a sync tells a device of its user's own things: account data, messages to the device, whose devices changed, how
-//! many keys are left. Written piece by piece, as of one snapshot.
+//! The part of a sync outside of rooms: account data, to-device messages, changed device lists, one-time key counts.
+//! Written piece by piece, as of one snapshot.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -18,29 +18,29 @@ use crate::store::tables::user::account_data::{self, GLOBAL};
 use crate::store::tables::user::{self, device, e2ee_key, push_rule, to_device};
 use crate::store::{self, EventNum, Position, Read, RoomNum, StateKeyNum, UserNum};
 
-/// Rows read ahead of what is being written.
+/// The number of rows read ahead of the writing.
 const BATCH: usize = 128;
-/// Changed state keys read ahead.
+/// The number of changed state keys read ahead.
 const DIFFERENCE_BATCH: usize = 1_024;
-/// Messages to the device in one answer, and their bytes: what breaks off on a poor line is not begun from the start each
-/// time. At least one is told.
+/// The most to-device messages in one answer, and their bytes: on a poor line an interrupted answer is not begun from
+/// the start each time. At least one is sent.
 const MESSAGES_MAX: usize = 100;
 const MESSAGES_BYTES_MAX: usize = 256 << 10;
 
-/// One device's own things between two positions.
+/// The changes outside of rooms for one device, between two positions.
 pub struct UserSync {
     read: Arc<Read>,
     user: UserNum,
     requester: Requester,
     /// None for the first sync.
     since: Option<Position>,
-    /// The messages to the device the app has been given up to.
+    /// The position up to which the app has received the to-device messages.
     received: Position,
     now: Position,
 }
 
 impl Users {
-    /// What a sync reads beside rooms.
+    /// Prepares the part of a sync outside of rooms.
     pub fn own(
         &self,
         read: Arc<Read>,
@@ -58,7 +58,7 @@ impl UserSync {
         self.since.unwrap_or_default()
     }
 
-    /// Whether there is anything to tell.
+    /// Whether there are any changes.
     pub fn any(&self) -> Result<bool, Error> {
         if self.since.is_none() {
             return Ok(true);
@@ -95,8 +95,8 @@ impl UserSync {
 
     // ---- account data --------------------------------------------------------------------------------------------
 
-    /// Writes the account data for all rooms together, or for one: what changed, or everything when `whole`. Events have
-    /// a comma before them unless they are the list's first.
+    /// Writes the account data for all rooms together, or for one: the changes, or everything when `whole`. Each event
+    /// is preceded by a comma, except the list's first.
     pub async fn write_account_data(
         &self,
         pen: &ChunkWriter,
@@ -127,7 +127,7 @@ impl UserSync {
     fn account_data_kinds(&self, room: RoomNum, whole: bool) -> store::Result<Vec<String>> {
         let mut kinds = Vec::new();
         let whole = whole || self.since.is_none();
-        // A room has few entries; of all rooms together there may be many changes.
+        // A room has few entries; the global account data may have many.
         if whole || room != GLOBAL {
             account_data::each(&*self.read, self.user, room, &mut |kind, at, _| {
                 if whole || at > self.since() {
@@ -148,7 +148,7 @@ impl UserSync {
 
     // ---- messages to the device ----------------------------------------------------------------------------------
 
-    /// How far the messages of one answer go: to the end, unless there are many.
+    /// The position up to which one answer holds the to-device messages: the end, unless there are many.
     pub fn messages_end(&self) -> Result<Position, Error> {
         let (mut count, mut bytes, mut end) = (0, 0, self.now);
         let mut last = None;
@@ -166,11 +166,11 @@ impl UserSync {
         Ok(end)
     }
 
-    /// Writes the messages that wait for the device, up to `end`. They stay until a later token acknowledges them.
+    /// Writes the device's queued messages, up to `end`. They stay until a later token acknowledges them.
     pub async fn write_to_device(&self, pen: &ChunkWriter, end: Position) -> Result<(), ChunkError> {
         let (mut first, mut after) = (true, self.received);
         loop {
-            // One at a time: each may have tens of kilobytes.
+            // One at a time: each may be tens of kilobytes.
             let mut next = None;
             let device = &self.requester.device_id;
             to_device::each(&*self.read, self.user, device, after, end, &mut |position, message| {
@@ -187,7 +187,7 @@ impl UserSync {
 
     // ---- keys ----------------------------------------------------------------------------------------------------
 
-    /// Writes the members that say how many keys the device has left.
+    /// Writes the counts of the device's one-time keys and its unused fallback keys.
     pub fn write_keys(&self, out: &mut Vec<u8>) -> Result<(), Error> {
         const USUAL: &str = "signed_curve25519";
         let device = &self.requester.device_id;
@@ -215,8 +215,8 @@ impl UserSync {
 
     // ---- whose devices changed -----------------------------------------------------------------------------------
 
-    /// Writes `changed` and `left` of `device_lists`: users whose keys changed, or who came to share an encrypted room,
-    /// or who share none any more. One may be named twice, which does no harm.
+    /// Writes `changed` and `left` of `device_lists`: users with changed keys, users who newly share an encrypted room,
+    /// and users who share none any more. A user may be named twice, which does no harm.
     pub async fn write_device_lists(&self, pen: &ChunkWriter) -> Result<(), ChunkError> {
         pen.text("\"changed\":[");
         if self.since.is_some() {
@@ -274,8 +274,8 @@ impl UserSync {
         Ok(())
     }
 
-    /// The next users whose devices changed after a position and who share a room with us; and where to go on, when there may
-    /// be more.
+    /// The next users who share a room with ours and whose devices changed after a position; and where to go on, when
+    /// there may be more.
     fn changed_devices(&self, after: Position, most: usize) -> Result<(Vec<UserNum>, Option<Position>), Error> {
         let (mut found, mut next) = (Vec::new(), None);
         device::changes(&*self.read, after, self.now, &mut |at, user| {
@@ -310,7 +310,7 @@ impl UserSync {
         Ok(found)
     }
 
-    /// Since when a room has been encrypted; none for one that is not.
+    /// The position since which a room has been encrypted; none for a room that is not.
     fn encryption(&self, num: RoomNum) -> store::Result<Option<Position>> {
         let Some(key) = state_tree::key(&*self.read, "m.room.encryption", "")? else { return Ok(None) };
         let Some(event) = current_state::state(&*self.read, num, Kind::ENCRYPTION, key)? else { return Ok(None) };
@@ -318,7 +318,7 @@ impl UserSync {
         Ok(Some(Position(order.and_then(|order| u64::try_from(order).ok()).unwrap_or(0))))
     }
 
-    /// Everybody joined to a room; or those of them with whom no encrypted room is shared any more.
+    /// Writes the users joined to a room; or those of them with whom no encrypted room is shared any more.
     async fn write_members(
         &self,
         pen: &ChunkWriter,
@@ -346,7 +346,7 @@ impl UserSync {
         }
     }
 
-    /// Who came to a room since then, or who went and is nowhere else with us.
+    /// Writes the users who joined a room since then, or those who left it and share no other encrypted room.
     async fn write_moved(
         &self,
         pen: &ChunkWriter,
@@ -366,7 +366,7 @@ impl UserSync {
                 after = Some(*key);
                 let (old, new) = (self.member(*old)?, self.member(*new)?);
                 let moved = match (old, new) {
-                    // Who was there before may have been away meanwhile, and come back with another device.
+                    // A user who was a member before may have left and rejoined meanwhile with another device.
                     (_, Some((user, true))) if came => Some(user),
                     (Some((user, true)), is) if !came => is.is_none_or(|(_, joined)| !joined).then_some(user),
                     _ => None,
@@ -403,7 +403,7 @@ impl UserSync {
         Ok(batch)
     }
 
-    /// Whom a member event is about, and whether it makes them a member.
+    /// The user of a member event, and whether the event joins that user.
     fn member(&self, event: Option<EventNum>) -> store::Result<Option<(UserNum, bool)>> {
         let Some(event) = event else { return Ok(None) };
         let member = event::row_of(&*self.read, event)?.member;

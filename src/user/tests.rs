@@ -1,4 +1,4 @@
-//! What no request shows: rules about keys and sessions at the lowest floor.
+//! Rules about keys and sessions that no request shows, tested at the lowest floor.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -132,7 +132,7 @@ async fn signatures_are_checked_and_shown_to_whom_they_concern() {
     assert_eq!(bobs_keys["user_signing_keys"], json!({}), "user-signing keys are shown to their user only");
 }
 
-/// A master key of somebody elsewhere may be made up: the rows for those that were signed stayed for ever.
+/// Master keys of a remote user can be made up: the rows for those that a local user signed stayed for ever.
 #[tokio::test]
 async fn few_keys_of_somebody_elsewhere_can_be_signed() {
     use crate::store::tables::user;
@@ -163,7 +163,7 @@ async fn few_keys_of_somebody_elsewhere_can_be_signed() {
     assert_eq!(upload(10..20).await, 0, "what is signed may be signed again");
 }
 
-/// The log of device changes was walked from its beginning for every 128 users that were told.
+/// The log of device changes was walked from its beginning for every 128 users in the answer.
 #[tokio::test]
 async fn all_who_changed_devices_are_told_of_once() {
     use crate::base::Chunks;
@@ -216,7 +216,7 @@ async fn all_who_changed_devices_are_told_of_once() {
     assert_eq!((all, changed.len(), told["left"].as_array().unwrap().len()), (300, 300, 0));
 }
 
-/// Messages to people elsewhere stayed in the outbox for ever on a server that speaks with no other one.
+/// To-device messages for remote users stayed in the outbox for ever on a server without federation.
 #[tokio::test]
 async fn nothing_is_kept_for_others_where_there_are_none() {
     use crate::store::tables::server::outbox;
@@ -272,8 +272,8 @@ async fn a_session_of_stages_is_for_one_operation_one_user_and_a_while() {
     assert_eq!((late != new, completed), (true, json!([])));
 }
 
-/// A hundred strangers a second who begin to register left nobody the time to change a password, and no other stranger the time
-/// to register.
+/// A hundred clients a second that began to register ended all sessions: local users had no time to change a password,
+/// and other clients none to register.
 #[tokio::test]
 async fn strangers_end_no_sessions_but_their_own() {
     let town = town();
@@ -329,7 +329,7 @@ async fn a_device_has_a_handful_of_fallback_keys() {
     assert!(matches!(upload(100..100_000 / 100).await, Err(Error::TooLarge(_))));
 }
 
-/// Of 64 KiB of small objects whoever asked for a profile made six megabytes.
+/// A profile field of 64 KiB of small objects took six megabytes in memory for every request of the profile.
 #[tokio::test]
 async fn what_is_kept_is_small_when_it_is_read_too() {
     let town = town();
@@ -402,7 +402,7 @@ async fn messages_for_one_server_are_cut_into_units() {
     assert_eq!(units, 5, "four devices a unit, and the repeated transaction sent nothing");
 }
 
-/// An app's message nested 200 deep for somebody elsewhere was a panic in the writer.
+/// An app's to-device message for a remote user, nested 200 deep, was a panic in the writer.
 #[tokio::test]
 async fn a_message_for_another_server_is_as_deep_as_its_app_likes() {
     let town = town();
@@ -427,7 +427,7 @@ async fn a_message_for_another_server_is_as_deep_as_its_app_likes() {
     })
     .unwrap();
     assert!(sent.len() == 2 && sent[0].contains(&nested(200)) && sent[1].contains(&nested(800)));
-    // What cannot be signed held up everything for that server.
+    // A message that cannot be signed blocked all messages for that server.
     let odd = |text: &str| {
         serde_json::from_str::<Messages>(&format!(r#"{{"@bob:there.test":{{"D":{{"a":{text}}}}}}}"#)).unwrap()
     };
@@ -436,7 +436,7 @@ async fn a_message_for_another_server_is_as_deep_as_its_app_likes() {
     town.users.send_to_device(&alice, "m.x", "e", odd("1.5")).await.unwrap();
 }
 
-/// A transaction whose answer was lost came again, and encrypted messages reached the device twice.
+/// A transaction was repeated because its answer was lost, and encrypted messages reached the device twice.
 #[tokio::test]
 async fn a_repeated_message_to_devices_is_delivered_once() {
     let town = town();
@@ -472,8 +472,7 @@ async fn a_repeated_message_to_devices_is_delivered_once() {
     assert_eq!(waiting(), [1, 2, 3, 4, 4]);
 }
 
-/// Whoever sent most emptied a sleeping device's queue, whoever they were: the keys that people in the same room had sent were
-/// gone.
+/// Any sender of many messages emptied the queue of a sleeping device: the keys from users in the same room were lost.
 #[tokio::test]
 async fn what_friends_sent_to_a_sleeping_device_stays() {
     use crate::store::tables::room::event_row::Membership;
@@ -535,7 +534,7 @@ async fn what_friends_sent_to_a_sleeping_device_stays() {
     assert!(bytes <= 4 << 20, "two shares of an eighth: {bytes}");
 }
 
-/// Half a megabyte to each of a hundred devices was one write of fifty.
+/// Half a megabyte to each of a hundred devices was one write of fifty megabytes.
 #[tokio::test]
 async fn messages_to_devices_are_short_and_so_are_their_copies() {
     let town = town();
@@ -565,7 +564,7 @@ async fn messages_to_devices_are_short_and_so_are_their_copies() {
     assert_eq!(waiting(), 0);
     send(to(30, 60 << 10)).await.unwrap();
     assert_eq!(waiting(), 1);
-    // What another server sends of that is passed over, and the rest is delivered.
+    // Too long or malformed messages from another server are skipped, and the rest is delivered.
     let (far, receive) = ("far.test", async |messages: Value| {
         let content = json!({ "sender": "@bob:far.test", "type": "m.x", "messages": messages });
         let raw = serde_json::value::to_raw_value(&content).unwrap();
@@ -583,7 +582,7 @@ async fn messages_to_devices_are_short_and_so_are_their_copies() {
 
 #[tokio::test]
 async fn a_token_from_the_future_takes_no_messages_away() {
-    // After a backup was restored, an app's newer token dropped what had not been handed out.
+    // After a backup was restored, an app's newer token dropped messages that had not been delivered.
     let town = town();
     let alice = town.person("alice").await;
     let content = serde_json::value::to_raw_value(&json!({ "secret": 1 })).unwrap();

@@ -1,4 +1,4 @@
-//! What apps keep here: GET and PUT account_data (global and by room), room tags, filters.
+//! Data that apps store: GET and PUT account_data (global and by room), room tags, filters.
 
 use std::sync::Arc;
 
@@ -10,12 +10,15 @@ use crate::client::{Client, Error, auth};
 use crate::http::{ErrorResponse, Limit, Request, Response, StatusCode};
 use crate::room::Filter;
 
-/// Kept with the room.
+/// The type that is stored by the room part.
 const FULLY_READ: &str = "m.fully_read";
 /// Types that have endpoints of their own.
 const MANAGED: [&str; 2] = [FULLY_READ, "m.push_rules"];
 
-/// GET /_matrix/client/v3/user/{user_id}/account_data/{kind}, and the same of a room.
+/// GET /_matrix/client/v3/user/{user_id}/account_data/{kind}, and the same path for a room.
+///
+/// 403 `M_FORBIDDEN` when the path names another user, or asks for `m.fully_read` of a room the user is not in; 404
+/// `M_NOT_FOUND` when the entry was never set.
 pub async fn get(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     let requester = auth::own(&client, &request).await?;
     let room = room(&request)?;
@@ -30,7 +33,11 @@ pub async fn get(client: Arc<Client>, request: Request) -> Result<Response, Erro
     Ok(Response::json_bytes(StatusCode::OK, json))
 }
 
-/// PUT /_matrix/client/v3/user/{user_id}/account_data/{kind}, and the same of a room.
+/// PUT /_matrix/client/v3/user/{user_id}/account_data/{kind}, and the same path for a room.
+///
+/// 403 `M_FORBIDDEN` when the path names another user; 405 `M_BAD_JSON` for types that have endpoints of their own;
+/// 400 `M_BAD_JSON` when the content is no object or the type is too long; 404 `M_NOT_FOUND` when the room is not
+/// known; 413 `M_TOO_LARGE` when the entry, or all account data of the user, would be too large.
 pub async fn put(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let requester = auth::own(&client, &request).await?;
     request.limit_for(Limit::Note, requester.user_id.as_str())?;
@@ -44,7 +51,7 @@ pub async fn put(client: Arc<Client>, mut request: Request) -> Result<Response, 
     Ok(Response::ok())
 }
 
-/// The room, for the templates that have one.
+/// The room in the path, for the paths that have one.
 fn room(request: &Request) -> Result<Option<OwnedRoomId>, ErrorResponse> {
     match request.param_maybe("room_id") {
         Some(_) => request.param_as("room_id").map(Some),
@@ -53,6 +60,8 @@ fn room(request: &Request) -> Result<Option<OwnedRoomId>, ErrorResponse> {
 }
 
 /// GET /_matrix/client/v3/user/{user_id}/rooms/{room_id}/tags
+///
+/// 403 `M_FORBIDDEN` when the path names another user.
 pub async fn tags(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     let requester = auth::own(&client, &request).await?;
     let room: OwnedRoomId = request.param_as("room_id")?;
@@ -60,6 +69,9 @@ pub async fn tags(client: Arc<Client>, request: Request) -> Result<Response, Err
 }
 
 /// PUT /_matrix/client/v3/user/{user_id}/rooms/{room_id}/tags/{tag}
+///
+/// 403 `M_FORBIDDEN` when the path names another user; 400 `M_INVALID_PARAM` when the tag is empty or too long; 404
+/// `M_NOT_FOUND` when the room is not known; 413 `M_TOO_LARGE` for too many tags, or when they would be too large.
 pub async fn put_tag(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let requester = auth::own(&client, &request).await?;
     request.limit_for(Limit::Note, requester.user_id.as_str())?;
@@ -70,6 +82,9 @@ pub async fn put_tag(client: Arc<Client>, mut request: Request) -> Result<Respon
 }
 
 /// DELETE /_matrix/client/v3/user/{user_id}/rooms/{room_id}/tags/{tag}
+///
+/// 403 `M_FORBIDDEN` when the path names another user; 400 `M_INVALID_PARAM` when the tag is empty or too long; 404
+/// `M_NOT_FOUND` when the room is not known.
 pub async fn delete_tag(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     let requester = auth::own(&client, &request).await?;
     request.limit_for(Limit::Note, requester.user_id.as_str())?;
@@ -79,6 +94,9 @@ pub async fn delete_tag(client: Arc<Client>, request: Request) -> Result<Respons
 }
 
 /// POST /_matrix/client/v3/user/{user_id}/filter
+///
+/// 403 `M_FORBIDDEN` when the path names another user; 400 `M_BAD_JSON` when the body is no filter, or its lists are
+/// too long; 413 `M_TOO_LARGE` when it has too many bytes.
 pub async fn post_filter(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let requester = auth::own(&client, &request).await?;
     request.limit_for(Limit::Note, requester.user_id.as_str())?;
@@ -91,6 +109,8 @@ pub async fn post_filter(client: Arc<Client>, mut request: Request) -> Result<Re
 }
 
 /// GET /_matrix/client/v3/user/{user_id}/filter/{filter_id}
+///
+/// 403 `M_FORBIDDEN` when the path names another user; 404 `M_NOT_FOUND` when there is no such filter.
 pub async fn get_filter(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     let requester = auth::own(&client, &request).await?;
     let json = client.users.filter(requester.user_num, request.param("filter_id")).await?;

@@ -17,6 +17,8 @@ pub async fn list(client: Arc<Client>, request: Request) -> Result<Response, Err
 }
 
 /// GET /_matrix/client/v3/devices/{device_id}
+///
+/// 404 `M_NOT_FOUND` when the user has no such device.
 pub async fn get(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     let requester = auth::requester(&client, &request).await?;
     Ok(Response::json(&client.users.device(requester.user_num, request.param("device_id")).await?))
@@ -29,6 +31,8 @@ struct NameBody {
 }
 
 /// PUT /_matrix/client/v3/devices/{device_id}
+///
+/// 404 `M_NOT_FOUND` when the user has no such device; 413 `M_TOO_LARGE` when the name is too long.
 pub async fn put(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let requester = auth::requester(&client, &request).await?;
     let body: NameBody = request.json().await?;
@@ -37,7 +41,7 @@ pub async fn put(client: Arc<Client>, mut request: Request) -> Result<Response, 
         Some(name) => {
             client.users.name_device(requester.user_num, &requester.user_id, device_id, Some(name)).await?;
         }
-        // Nothing to change, but the device must be there.
+        // Nothing to change, but an unknown device is a 404.
         None => drop(client.users.device(requester.user_num, device_id).await?),
     }
     Ok(Response::ok())
@@ -52,6 +56,9 @@ struct DeleteBody {
 }
 
 /// DELETE /_matrix/client/v3/devices/{device_id}
+///
+/// 401 with the flows of user-interactive authentication until it is complete; 403 `M_FORBIDDEN` when `auth` names
+/// another user; 429 `M_LIMIT_EXCEEDED` after too many wrong passwords. An unknown device is no error.
 pub async fn delete(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let requester = auth::requester(&client, &request).await?;
     let mut body: DeleteBody = request.json_or_empty().await?;
@@ -60,6 +67,9 @@ pub async fn delete(client: Arc<Client>, mut request: Request) -> Result<Respons
 }
 
 /// POST /_matrix/client/v3/delete_devices
+///
+/// 401 with the flows of user-interactive authentication until it is complete; 403 `M_FORBIDDEN` when `auth` names
+/// another user; 429 `M_LIMIT_EXCEEDED` after too many wrong passwords. Unknown devices are no error.
 pub async fn delete_many(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let requester = auth::requester(&client, &request).await?;
     let body: DeleteBody = request.json().await?;

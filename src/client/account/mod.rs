@@ -1,4 +1,5 @@
-//! One's own account, a file for each family of endpoints; here POST account/password, POST account/deactivate, GET account/3pid.
+//! The user's own account: a file for each family of endpoints. In this file: POST account/password, POST
+//! account/deactivate, GET account/3pid.
 
 use std::sync::Arc;
 
@@ -32,6 +33,10 @@ fn yes() -> bool {
 }
 
 /// POST /_matrix/client/v3/account/password
+///
+/// 401 with the flows of user-interactive authentication until it is complete; 403 `M_FORBIDDEN` when `auth` names
+/// another user; 429 `M_LIMIT_EXCEEDED` after too many wrong passwords; 400 `M_INVALID_PARAM` when the new password is
+/// too long.
 pub async fn password(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let requester = auth::requester(&client, &request).await?;
     let body: PasswordBody = request.json().await?;
@@ -40,7 +45,8 @@ pub async fn password(client: Arc<Client>, mut request: Request) -> Result<Respo
     if let Some(asked) = auth::prove(&client, &request, Some(&requester), demand, body.auth.as_ref()).await? {
         return Ok(asked);
     }
-    // No session stays open to who knew the old password because an app did not wait.
+    // Not cancelled when the client disconnects: otherwise sessions made with the old password could stay open after
+    // the password has changed.
     unbroken(async move {
         client.users.set_password(&requester.user_id, &body.new_password).await?;
         if body.logout_devices {
@@ -58,6 +64,9 @@ struct DeactivateBody {
 }
 
 /// POST /_matrix/client/v3/account/deactivate
+///
+/// 401 with the flows of user-interactive authentication until it is complete; 403 `M_FORBIDDEN` when `auth` names
+/// another user; 429 `M_LIMIT_EXCEEDED` after too many wrong passwords.
 pub async fn deactivate(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let requester = auth::requester(&client, &request).await?;
     let body: DeactivateBody = request.json_or_empty().await?;
@@ -70,7 +79,7 @@ pub async fn deactivate(client: Arc<Client>, mut request: Request) -> Result<Res
     Ok(Response::json(&json!({ "id_server_unbind_result": "success" })))
 }
 
-/// GET /_matrix/client/v3/account/3pid: this server knows no addresses of people elsewhere.
+/// GET /_matrix/client/v3/account/3pid: an empty list, since this server stores no third-party identifiers.
 pub async fn threepids(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     auth::requester(&client, &request).await?;
     Ok(Response::json(&json!({ "threepids": [] })))

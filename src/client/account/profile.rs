@@ -11,22 +11,29 @@ use crate::client::{Client, Error, auth};
 use crate::flow;
 use crate::http::{ErrorResponse, Limit, Request, Response};
 
-/// Results of one search.
+/// The most results of one search.
 const FOUND_MAX: usize = 50;
 
 /// GET /_matrix/client/v3/profile/{user_id}
+///
+/// 404 `M_NOT_FOUND` when there is no such user, or the other server refuses; 502 `M_UNKNOWN` when the other server
+/// gives no usable answer.
 pub async fn get(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     let (profile, _paid) = profile(&client, &request).await?;
     Ok(Response::json(&profile))
 }
 
 /// GET /_matrix/client/v3/profile/{user_id}/{field}
+///
+/// 404 `M_NOT_FOUND` when there is no such user or field, or the other server refuses; 502 `M_UNKNOWN` when the other
+/// server gives no usable answer.
 pub async fn get_field(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     let (mut profile, _paid) = profile(&client, &request).await?;
     let field = request.param("field");
     match profile.remove(field) {
         Some(value) => Ok(Response::json(&json!({ field: value }))),
-        // Apps older than other fields take an absent name for a user without one, and 404 for no user.
+        // Apps written before there were other fields read an absent name as a user without a name, and a 404 as an
+        // unknown user.
         None if matches!(field, "displayname" | "avatar_url") => Ok(Response::ok()),
         None => Err(ErrorResponse::not_found("The profile has no such field").into()),
     }
@@ -41,6 +48,10 @@ async fn profile(client: &Client, request: &Request) -> Result<(Map<String, Valu
 }
 
 /// PUT /_matrix/client/v3/profile/{user_id}/{field}
+///
+/// 403 `M_FORBIDDEN` when the path names another user; 400 `M_MISSING_PARAM` without the field in the body; 400
+/// `M_KEY_TOO_LARGE` when the name of the field is too long; 400 `M_PROFILE_TOO_LARGE` when the profile would be; 400
+/// `M_BAD_JSON` or `M_INVALID_PARAM` when a `displayname` or `avatar_url` is no text or is too long.
 pub async fn put_field(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let requester = auth::own(&client, &request).await?;
     request.limit_for(Limit::Note, requester.user_id.as_str())?;
@@ -52,6 +63,8 @@ pub async fn put_field(client: Arc<Client>, mut request: Request) -> Result<Resp
 }
 
 /// DELETE /_matrix/client/v3/profile/{user_id}/{field}
+///
+/// 403 `M_FORBIDDEN` when the path names another user; 400 `M_KEY_TOO_LARGE` when the name of the field is too long.
 pub async fn delete_field(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     let requester = auth::own(&client, &request).await?;
     request.limit_for(Limit::Note, requester.user_id.as_str())?;

@@ -23,6 +23,8 @@ pub async fn global(client: Arc<Client>, request: Request) -> Result<Response, E
 }
 
 /// GET /_matrix/client/v3/pushrules/global/{kind}/{rule_id}
+///
+/// 400 `M_INVALID_PARAM` for an unknown kind; 404 `M_NOT_FOUND` when there is no such rule.
 pub async fn get(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     let requester = auth::requester(&client, &request).await?;
     let (kind, rule_id) = (request.param("kind"), request.param("rule_id"));
@@ -30,6 +32,10 @@ pub async fn get(client: Arc<Client>, request: Request) -> Result<Response, Erro
 }
 
 /// PUT /_matrix/client/v3/pushrules/global/{kind}/{rule_id}
+///
+/// 400 `M_INVALID_PARAM` for an unknown kind, a rule id that is not valid, or an `after` and `before` that do not
+/// fit; 400 `M_MISSING_PARAM` for a content rule without a pattern; 404 `M_NOT_FOUND` when there is no rule `after`
+/// or `before`; 413 `M_TOO_LARGE` for too many rules.
 pub async fn put(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let requester = auth::requester(&client, &request).await?;
     let rule: NewRule = request.json().await?;
@@ -40,6 +46,9 @@ pub async fn put(client: Arc<Client>, mut request: Request) -> Result<Response, 
 }
 
 /// DELETE /_matrix/client/v3/pushrules/global/{kind}/{rule_id}
+///
+/// 400 `M_INVALID_PARAM` for an unknown kind or a default rule of the server; 404 `M_NOT_FOUND` when there is no such
+/// rule.
 pub async fn delete(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     let requester = auth::requester(&client, &request).await?;
     client.users.remove_push_rule(&requester, request.param("kind"), request.param("rule_id")).await?;
@@ -47,11 +56,15 @@ pub async fn delete(client: Arc<Client>, request: Request) -> Result<Response, E
 }
 
 /// GET /_matrix/client/v3/pushrules/global/{kind}/{rule_id}/enabled
+///
+/// 400 `M_INVALID_PARAM` for an unknown kind; 404 `M_NOT_FOUND` when there is no such rule.
 pub async fn get_enabled(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     part(&client, &request, "enabled").await
 }
 
 /// GET /_matrix/client/v3/pushrules/global/{kind}/{rule_id}/actions
+///
+/// 400 `M_INVALID_PARAM` for an unknown kind; 404 `M_NOT_FOUND` when there is no such rule.
 pub async fn get_actions(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     part(&client, &request, "actions").await
 }
@@ -69,6 +82,8 @@ struct EnabledBody {
 }
 
 /// PUT /_matrix/client/v3/pushrules/global/{kind}/{rule_id}/enabled
+///
+/// 400 `M_INVALID_PARAM` for an unknown kind; 404 `M_NOT_FOUND` when there is no such rule.
 pub async fn put_enabled(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let requester = auth::requester(&client, &request).await?;
     let body: EnabledBody = request.json().await?;
@@ -83,6 +98,9 @@ struct ActionsBody {
 }
 
 /// PUT /_matrix/client/v3/pushrules/global/{kind}/{rule_id}/actions
+///
+/// 400 `M_INVALID_PARAM` for an unknown kind; 404 `M_NOT_FOUND` when there is no such rule; 413 `M_TOO_LARGE` when
+/// all rules together would be too long.
 pub async fn put_actions(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let requester = auth::requester(&client, &request).await?;
     let body: ActionsBody = request.json().await?;
@@ -91,7 +109,7 @@ pub async fn put_actions(client: Arc<Client>, mut request: Request) -> Result<Re
     Ok(Response::ok())
 }
 
-/// GET /_matrix/client/v3/pushers: this server notifies through no gateway yet.
+/// GET /_matrix/client/v3/pushers: an empty list, since this server uses no push gateways yet.
 pub async fn pushers(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     auth::requester(&client, &request).await?;
     Ok(Response::json(&json!({ "pushers": [] })))

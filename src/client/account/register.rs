@@ -11,7 +11,7 @@ use crate::flow;
 use crate::http::{ErrorResponse, Limit, Request, Response, StatusCode};
 use crate::user::{Login, New, Stage, UiaRequest};
 
-/// Names the server makes up for who asks for none.
+/// The length of a user name that the server makes up when the request has none.
 const MADE_UP_CHARS: usize = 12;
 
 #[derive(Deserialize)]
@@ -31,6 +31,11 @@ struct Body {
 }
 
 /// POST /_matrix/client/v3/register
+///
+/// 403 `M_GUEST_ACCESS_FORBIDDEN` for guests; 403 `M_FORBIDDEN` when registration is off; 401 with the flows of
+/// user-interactive authentication until it is complete; 400 `M_INVALID_USERNAME`; 400 `M_USER_IN_USE`; 400
+/// `M_MISSING_PARAM` without a password; 400 `M_INVALID_PARAM` when the password is too long or the device id is not
+/// valid; 413 `M_TOO_LARGE` when the device name is too long.
 pub async fn register(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     if request.query("kind").is_some_and(|kind| kind != "user") {
         let message = "This server has no guests";
@@ -38,7 +43,7 @@ pub async fn register(client: Arc<Client>, mut request: Request) -> Result<Respo
     }
     let (stages, tokens) = stages(&client.options.registration)?;
     let mut body: Body = request.json_or_empty_max(STRANGER_BYTES_MAX).await?;
-    // Who asks for a name with capitals gets it without.
+    // A user name with capital letters is made lower case, not refused.
     body.username = body.username.map(|username| username.to_lowercase());
     request.limit(if body.auth.is_some() { Limit::Register } else { Limit::Registering })?;
     if let Some(username) = &body.username {
@@ -63,7 +68,8 @@ pub async fn register(client: Arc<Client>, mut request: Request) -> Result<Respo
     }))
 }
 
-/// What a new account takes.
+/// The stages of user-interactive authentication for a new account, and the registration tokens. 403 when registration
+/// is off.
 fn stages(registration: &Registration) -> Result<(&'static [Stage], &[String]), ErrorResponse> {
     match registration {
         Registration::Open => Ok((&[Stage::Dummy], &[])),
@@ -73,6 +79,9 @@ fn stages(registration: &Registration) -> Result<(&'static [Stage], &[String]), 
 }
 
 /// GET /_matrix/client/v3/register/available
+///
+/// 400 `M_MISSING_PARAM` without `username`; 400 `M_INVALID_USERNAME`; 400 `M_USER_IN_USE`; 403 `M_FORBIDDEN` when
+/// registration is off.
 pub async fn available(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     request.limit(Limit::Register)?;
     stages(&client.options.registration)?;
@@ -82,6 +91,8 @@ pub async fn available(client: Arc<Client>, request: Request) -> Result<Response
 }
 
 /// GET /_matrix/client/v1/register/m.login.registration_token/validity
+///
+/// 400 `M_MISSING_PARAM` without `token`.
 pub async fn token_validity(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     request.limit(Limit::Register)?;
     let token = request.query("token").ok_or_else(|| ErrorResponse::missing_param("token"))?;

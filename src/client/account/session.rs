@@ -21,7 +21,7 @@ struct LoginBody {
     kind: String,
     #[serde(default)]
     identifier: Option<Value>,
-    /// As before `identifier`.
+    /// The older form of `identifier`.
     #[serde(default)]
     user: Option<String>,
     #[serde(default)]
@@ -33,6 +33,11 @@ struct LoginBody {
 }
 
 /// POST /_matrix/client/v3/login
+///
+/// 400 `M_UNKNOWN` for another type of login or identifier, or when the password was hashed under a larger memory
+/// budget; 400 `M_MISSING_PARAM` without user or password; 403 `M_FORBIDDEN` when user or password is wrong; 403
+/// `M_USER_DEACTIVATED`; 400 `M_INVALID_PARAM` when the password is too long or the device id is not valid; 413
+/// `M_TOO_LARGE` when the device name is too long; 429 `M_LIMIT_EXCEEDED` after too many wrong passwords.
 pub async fn login(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let body: LoginBody = request.json_max(STRANGER_BYTES_MAX).await?;
     if body.kind != "m.login.password" {
@@ -63,7 +68,7 @@ pub async fn login(client: Arc<Client>, mut request: Request) -> Result<Response
     Ok(Response::json(&answer(&client, &session)))
 }
 
-/// What login and registration tell of a new session.
+/// The answer of login and registration about a new session.
 pub fn answer(client: &Client, session: &Session) -> Value {
     let mut answer = json!({
         "user_id": session.user_id,

@@ -1,4 +1,4 @@
-//! Finding rooms: aliases, the public list, whether a room stands in it.
+//! Finding rooms: aliases, the public list, and the visibility of a room in it.
 
 use std::sync::Arc;
 
@@ -10,7 +10,8 @@ use crate::client::{Client, Error, auth};
 use crate::http::{ErrorResponse, Limit, Request, Response, StatusCode};
 use crate::room::{PUBLIC_PAGE_BYTES, PublicQuery, Rooms};
 
-/// Where an alias leads, of this server or another.
+/// The room of an alias of this server or another, and servers in that room. 404 `M_NOT_FOUND` when there is no such
+/// alias; another server's error as `error.rs` maps it.
 pub async fn resolve(rooms: &Rooms, alias: &OwnedRoomAliasId) -> Result<(OwnedRoomId, Vec<OwnedServerName>), Error> {
     if alias.server_name() != rooms.server() {
         return Ok(rooms.resolve_remote_alias(alias).await?);
@@ -19,7 +20,10 @@ pub async fn resolve(rooms: &Rooms, alias: &OwnedRoomAliasId) -> Result<(OwnedRo
     Ok((found.room_id, found.servers))
 }
 
-/// GET /_matrix/client/v3/directory/room/{alias}. Needs no token; whoever has one is limited by user.
+/// GET /_matrix/client/v3/directory/room/{alias}. Needs no token. Requests are limited by user with one, else by
+/// address.
+///
+/// 404 `M_NOT_FOUND` when there is no such alias; another server's error as `error.rs` maps it.
 pub async fn alias(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     match auth::maybe(&client, &request).await? {
         Some(requester) => request.limit_for(Limit::Ask, requester.user_id.as_str())?,
@@ -35,6 +39,9 @@ struct Target {
 }
 
 /// PUT /_matrix/client/v3/directory/room/{alias}
+///
+/// 400 `M_INVALID_PARAM` for an alias of another server; 403 `M_FORBIDDEN` when the user is not in the room, or the
+/// room has too many aliases; 409 `M_UNKNOWN` when the alias exists.
 pub async fn set_alias(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let requester = auth::requester(&client, &request).await?;
     let alias: OwnedRoomAliasId = request.param_as("alias")?;
@@ -51,6 +58,9 @@ pub async fn set_alias(client: Arc<Client>, mut request: Request) -> Result<Resp
 }
 
 /// DELETE /_matrix/client/v3/directory/room/{alias}
+///
+/// 400 `M_INVALID_PARAM` for an alias of another server; 404 `M_NOT_FOUND` when there is no such alias; 403
+/// `M_FORBIDDEN` unless the user made it, may set the room's canonical alias, or is an administrator.
 pub async fn remove_alias(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     let requester = auth::requester(&client, &request).await?;
     let alias: OwnedRoomAliasId = request.param_as("alias")?;
@@ -59,6 +69,8 @@ pub async fn remove_alias(client: Arc<Client>, request: Request) -> Result<Respo
 }
 
 /// GET /_matrix/client/v3/rooms/{room_id}/aliases
+///
+/// 403 `M_FORBIDDEN` when the user is not joined and the room's history is not `world_readable`.
 pub async fn aliases(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     let requester = auth::requester(&client, &request).await?;
     let room_id = request.param_as::<OwnedRoomId>("room_id")?;
@@ -67,6 +79,8 @@ pub async fn aliases(client: Arc<Client>, request: Request) -> Result<Response, 
 }
 
 /// GET /_matrix/client/v3/directory/list/room/{room_id}
+///
+/// 404 `M_NOT_FOUND` when the room is not known.
 pub async fn visibility(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     let public = client.rooms.is_public(&request.param_as::<OwnedRoomId>("room_id")?).await?;
     Ok(Response::json(&json!({ "visibility": if public { "public" } else { "private" } })))
@@ -78,6 +92,9 @@ struct Visibility {
 }
 
 /// PUT /_matrix/client/v3/directory/list/room/{room_id}
+///
+/// 400 `M_INVALID_PARAM` for an unknown visibility; 404 `M_NOT_FOUND` when the room is not known; 403 `M_FORBIDDEN`
+/// unless the user may set the room's canonical alias, or is an administrator.
 pub async fn set_visibility(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let requester = auth::requester(&client, &request).await?;
     let Visibility { visibility } = request.json_or_empty().await?;
@@ -91,7 +108,10 @@ pub async fn set_visibility(client: Arc<Client>, mut request: Request) -> Result
     Ok(Response::ok())
 }
 
-/// GET /_matrix/client/v3/publicRooms. Needs no token; whoever has none is limited by address.
+/// GET /_matrix/client/v3/publicRooms. Needs no token. Requests without one are limited by address.
+///
+/// 400 `M_INVALID_PARAM` when `since` is no token of this server; for the list of another server, its error as
+/// `error.rs` maps it, and 401 `M_MISSING_TOKEN` without an access token.
 pub async fn public_rooms(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     if auth::maybe(&client, &request).await?.is_none() {
         request.limit(Limit::Ask)?;
@@ -107,18 +127,21 @@ pub async fn public_rooms(client: Arc<Client>, request: Request) -> Result<Respo
 }
 
 /// POST /_matrix/client/v3/publicRooms
+///
+/// 400 `M_INVALID_PARAM` when `since` is no token of this server; for the list of another server, its error as
+/// `error.rs` maps it; 400 `M_BAD_JSON` when `limit`, `since` or `filter` has the wrong type.
 pub async fn search_public_rooms(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     auth::requester(&client, &request).await?;
     let asked: Map<String, Value> = request.json_or_empty().await?;
     listed(&client, &request, asked).await
 }
 
-/// The list of this server, or of the one the query names.
+/// The list of this server, or of the server that the query names.
 async fn listed(client: &Client, request: &Request, asked: Map<String, Value>) -> Result<Response, Error> {
     if let Some(server) = request.query_as::<OwnedServerName>("server")?
         && server != client.rooms.server()
     {
-        // Asking elsewhere is done for people who belong here.
+        // Other servers are asked for users of this server only.
         let requester = auth::requester(client, request).await?;
         request.limit_for(Limit::Ask, requester.user_id.as_str())?;
         let (list, grant) = client.rooms.remote_public_rooms(&server, &asked).await?;

@@ -1,4 +1,4 @@
-//! Coming and going: POST join, knock, leave, forget, invite, kick, ban, unban.
+//! Membership: POST join, knock, leave, forget, invite, kick, ban, unban.
 
 use std::sync::Arc;
 
@@ -25,12 +25,19 @@ struct Target {
 #[derive(Deserialize, Default)]
 struct JoinBody {
     reason: Option<String>,
-    /// Becomes part of the member event.
+    /// Added to the content of the member event.
     #[serde(flatten)]
     rest: Map<String, Value>,
 }
 
 /// POST /_matrix/client/v3/join/{room_id_or_alias}
+///
+/// 400 `M_INVALID_PARAM` when a `via` is no server name; 404 `M_NOT_FOUND` when there is no such alias; 403
+/// `M_FORBIDDEN` when the authorisation rules refuse the join, or the user is in none of the rooms that a restricted
+/// room names; 400 `M_UNABLE_TO_AUTHORISE_JOIN` or `M_UNABLE_TO_GRANT_JOIN` when no user of this server can let the
+/// user into a restricted room; 400 `M_RESOURCE_LIMIT_EXCEEDED` when the room is too large; 400
+/// `M_UNSUPPORTED_ROOM_VERSION`; 404 `M_NOT_FOUND` when no server is known that has the room; another server's error
+/// as `error.rs` maps it.
 pub async fn join(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let requester = auth::requester(&client, &request).await?;
     request.limit_for(Limit::Join, requester.user_id.as_str())?;
@@ -39,6 +46,12 @@ pub async fn join(client: Arc<Client>, mut request: Request) -> Result<Response,
 }
 
 /// POST /_matrix/client/v3/rooms/{room_id}/join
+///
+/// 403 `M_FORBIDDEN` when the authorisation rules refuse the join, or the user is in none of the rooms that a
+/// restricted room names; 400 `M_UNABLE_TO_AUTHORISE_JOIN` or `M_UNABLE_TO_GRANT_JOIN` when no user of this server
+/// can let the user into a restricted room; 400 `M_RESOURCE_LIMIT_EXCEEDED` when the room is too large; 400
+/// `M_UNSUPPORTED_ROOM_VERSION`; 404 `M_NOT_FOUND` when no server is known that has the room; another server's error
+/// as `error.rs` maps it.
 pub async fn join_by_id(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let requester = auth::requester(&client, &request).await?;
     request.limit_for(Limit::Join, requester.user_id.as_str())?;
@@ -54,16 +67,17 @@ async fn join_room(
     via: Vec<OwnedServerName>,
 ) -> Result<Response, Error> {
     let JoinBody { reason, mut rest } = request.json_or_empty().await?;
-    // A promise of an identity server: no rule looks at it in a join, and this server asks none.
+    // Signed by an identity server. No authorisation rule reads it in a join, and this server uses no identity server.
     rest.remove("third_party_signed");
     let joining = Joining { via, reason, content_extra: rest };
-    // A large room of others takes up to an hour, and is joined whether or not somebody still listens.
+    // Joining a large room through another server takes up to an hour, and goes on after the client has disconnected.
     request.cancel_when_peer_leaves();
     client.rooms.join(user, &room_id, joining).await?;
     Ok(Response::json(&json!({ "room_id": room_id })))
 }
 
-/// The room an id or alias in the path names, and servers that may know it. An alias of another server is asked for there.
+/// The room that the id or alias in the path names, and servers that may know it. An alias is resolved by its own
+/// server.
 async fn named_room(client: &Client, request: &Request) -> Result<(OwnedRoomId, Vec<OwnedServerName>), Error> {
     let mut via: Vec<OwnedServerName> = Vec::new();
     for name in request.query_all("via").chain(request.query_all("server_name")) {
@@ -86,6 +100,10 @@ async fn named_room(client: &Client, request: &Request) -> Result<(OwnedRoomId, 
 }
 
 /// POST /_matrix/client/v3/knock/{room_id_or_alias}
+///
+/// 400 `M_INVALID_PARAM` when a `via` is no server name; 404 `M_NOT_FOUND` when there is no such alias, or no server
+/// is known that has the room; 403 `M_FORBIDDEN` when the authorisation rules refuse the knock; another server's
+/// error as `error.rs` maps it.
 pub async fn knock(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let requester = auth::requester(&client, &request).await?;
     request.limit_for(Limit::Join, requester.user_id.as_str())?;
@@ -96,6 +114,8 @@ pub async fn knock(client: Arc<Client>, mut request: Request) -> Result<Response
 }
 
 /// POST /_matrix/client/v3/rooms/{room_id}/leave
+///
+/// 403 `M_FORBIDDEN` when the user is neither in the room, invited, nor knocking. Leaving a room again succeeds.
 pub async fn leave(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let requester = auth::requester(&client, &request).await?;
     let room_id = request.param_as::<OwnedRoomId>("room_id")?;
@@ -105,14 +125,20 @@ pub async fn leave(client: Arc<Client>, mut request: Request) -> Result<Response
 }
 
 /// POST /_matrix/client/v3/rooms/{room_id}/forget
+///
+/// 404 `M_NOT_FOUND` when the user never was in the room; 400 `M_UNKNOWN` before the user has left it.
 pub async fn forget(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     let requester = auth::requester(&client, &request).await?;
     client.rooms.forget(&requester.user_id, &request.param_as::<OwnedRoomId>("room_id")?).await?;
     Ok(Response::ok())
 }
 
-/// POST /_matrix/client/v3/rooms/{room_id}/invite. Invitations by e-mail or telephone need an identity server, and this server
-/// asks none.
+/// POST /_matrix/client/v3/rooms/{room_id}/invite. An invite by e-mail or telephone number needs an identity server,
+/// and this server uses none.
+///
+/// 400 `M_THREEPID_DENIED` for an invite by e-mail or number; 400 `M_MISSING_PARAM` without `user_id`; 400
+/// `M_BAD_JSON` when it is no user id; 403 `M_FORBIDDEN` when the sender is not in the room or the authorisation
+/// rules refuse the invite; the error of the invited user's server as `error.rs` maps it.
 pub async fn invite(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let requester = auth::requester(&client, &request).await?;
     request.limit_for(Limit::Invite, requester.user_id.as_str())?;
@@ -137,7 +163,7 @@ fn target(body: Map<String, Value>) -> Result<Target, ErrorResponse> {
     serde_json::from_value(Value::Object(body)).map_err(|error| ErrorResponse::bad("M_BAD_JSON", error.to_string()))
 }
 
-/// What `kick`, `ban` and `unban` are asked with.
+/// The parameters of `kick`, `ban` and `unban`.
 async fn asked(client: &Client, request: &mut Request) -> Result<(OwnedUserId, OwnedRoomId, Target), Error> {
     let requester = auth::requester(client, request).await?;
     let room_id = request.param_as("room_id")?;
@@ -145,6 +171,9 @@ async fn asked(client: &Client, request: &mut Request) -> Result<(OwnedUserId, O
 }
 
 /// POST /_matrix/client/v3/rooms/{room_id}/kick
+///
+/// 400 `M_MISSING_PARAM` without `user_id`; 400 `M_BAD_JSON` when it is no user id; 403 `M_FORBIDDEN` when the sender
+/// is not in the room, the target is not joined, invited or knocking, or the authorisation rules refuse it.
 pub async fn kick(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let (user, room_id, target) = asked(&client, &mut request).await?;
     client.rooms.kick(&user, &room_id, &target.user_id, target.reason).await?;
@@ -152,6 +181,9 @@ pub async fn kick(client: Arc<Client>, mut request: Request) -> Result<Response,
 }
 
 /// POST /_matrix/client/v3/rooms/{room_id}/ban
+///
+/// 400 `M_MISSING_PARAM` without `user_id`; 400 `M_BAD_JSON` when it is no user id; 403 `M_FORBIDDEN` when the sender
+/// is not in the room or the authorisation rules refuse it.
 pub async fn ban(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let (user, room_id, target) = asked(&client, &mut request).await?;
     client.rooms.ban(&user, &room_id, &target.user_id, target.reason).await?;
@@ -159,6 +191,9 @@ pub async fn ban(client: Arc<Client>, mut request: Request) -> Result<Response, 
 }
 
 /// POST /_matrix/client/v3/rooms/{room_id}/unban
+///
+/// 400 `M_MISSING_PARAM` without `user_id`; 400 `M_BAD_JSON` when it is no user id; 403 `M_FORBIDDEN` when the sender
+/// is not in the room, the target is not banned, or the authorisation rules refuse it.
 pub async fn unban(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let (user, room_id, target) = asked(&client, &mut request).await?;
     client.rooms.unban(&user, &room_id, &target.user_id, target.reason).await?;

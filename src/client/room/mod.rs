@@ -1,4 +1,4 @@
-//! What apps ask about rooms: a file for each family of endpoints.
+//! The endpoints about rooms: a file for each family.
 
 pub mod create;
 pub mod directory;

@@ -1,4 +1,4 @@
-//! How far people have read, and who is typing: POST receipt, POST read_markers, PUT typing.
+//! Receipts, read markers and typing notifications: POST receipt, POST read_markers, PUT typing.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,6 +16,9 @@ struct ReceiptBody {
 }
 
 /// POST /_matrix/client/v3/rooms/{room_id}/receipt/{receipt_type}/{event_id}
+///
+/// 400 `M_INVALID_PARAM` for an unknown receipt type or thread; 403 `M_FORBIDDEN` when the user is not in the room;
+/// 404 `M_NOT_FOUND` when the event is not one of the room.
 pub async fn receipt(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let requester = auth::requester(&client, &request).await?;
     request.limit_for(Limit::Note, requester.user_id.as_str())?;
@@ -38,6 +41,8 @@ struct MarkersBody {
 }
 
 /// POST /_matrix/client/v3/rooms/{room_id}/read_markers
+///
+/// 403 `M_FORBIDDEN` when the user is not in the room; 404 `M_NOT_FOUND` when an event is not one of the room.
 pub async fn read_markers(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let requester = auth::requester(&client, &request).await?;
     request.limit_for(Limit::Note, requester.user_id.as_str())?;
@@ -51,14 +56,16 @@ pub async fn read_markers(client: Arc<Client>, mut request: Request) -> Result<R
 #[derive(Deserialize)]
 struct TypingBody {
     typing: bool,
-    /// Milliseconds.
+    /// In milliseconds.
     timeout: Option<u64>,
 }
 
-/// How long somebody is taken to type when the app does not say.
+/// How long a typing notification lasts without a `timeout`.
 const TYPING: Duration = Duration::from_secs(30);
 
 /// PUT /_matrix/client/v3/rooms/{room_id}/typing/{user_id}
+///
+/// 403 `M_FORBIDDEN` when the path names another user, or the user is not in the room.
 pub async fn typing(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let requester = auth::own(&client, &request).await?;
     request.limit_for(Limit::Note, requester.user_id.as_str())?;

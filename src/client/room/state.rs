@@ -12,12 +12,15 @@ use crate::client::{Client, Error, auth};
 use crate::http::{ErrorResponse, Request, Response, StatusCode};
 use crate::room::{MemberQuery, Membership};
 
+/// 403 `M_FORBIDDEN` when the room is not known or the user may not see it.
 pub async fn state(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     let reader = reader(auth::requester(&client, &request).await?);
     let state = client.rooms.state(&reader, &room_id(&request)?).await?;
     stream(&client, state).await
 }
 
+/// 403 `M_FORBIDDEN` when the room is not known or the user may not see it; 404 `M_NOT_FOUND` when the state has no
+/// such event.
 pub async fn state_event(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     let reader = reader(auth::requester(&client, &request).await?);
     let (kind, state_key) = (request.param("event_type"), request.param_maybe("state_key").unwrap_or(""));
@@ -26,6 +29,8 @@ pub async fn state_event(client: Arc<Client>, request: Request) -> Result<Respon
     Ok(Response::json_bytes(StatusCode::OK, found))
 }
 
+/// 403 `M_FORBIDDEN` when the room is not known or the user may not see it; 400 `M_INVALID_PARAM` when `at` is no
+/// token, or for an unknown membership.
 pub async fn members(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     let reader = reader(auth::requester(&client, &request).await?);
     let who = MemberQuery {
@@ -37,6 +42,7 @@ pub async fn members(client: Arc<Client>, request: Request) -> Result<Response, 
     stream(&client, members).await
 }
 
+/// 403 `M_FORBIDDEN` when the user is not joined to the room.
 pub async fn joined_members(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     let reader = reader(auth::requester(&client, &request).await?);
     let members = client.rooms.joined_members(&reader, &room_id(&request)?).await?;

@@ -1,4 +1,4 @@
-//! Reading back: one event, pages of a room's timeline, what stands around or relates to an event.
+//! Reading the timeline: one event, pages of it, the context of an event, its relations, and threads.
 //!
 //! - `GET /rooms/{room_id}/event/{event_id}`
 //! - `GET /rooms/{room_id}/messages`
@@ -15,6 +15,7 @@ use crate::client::{Client, Error, Requester, auth};
 use crate::http::{ErrorResponse, Limit, Request, Response, StatusCode};
 use crate::room::{ANSWER_BYTES, Events, PAGE_EVENTS_MAX, Paging, Reader, Related, Threads, Token};
 
+/// 404 `M_NOT_FOUND` when the room or event is not known or the user may not see it.
 pub async fn event(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     let reader = reader(auth::requester(&client, &request).await?);
     let (room_id, event_id) = (room_id(&request)?, event_id(&request)?);
@@ -22,6 +23,9 @@ pub async fn event(client: Arc<Client>, request: Request) -> Result<Response, Er
     Ok(Response::json_bytes(StatusCode::OK, event))
 }
 
+/// 400 `M_MISSING_PARAM` without `dir`; 400 `M_INVALID_PARAM` when `dir`, `from`, `to` or `filter` is not valid; 403
+/// `M_FORBIDDEN` when the room is not known or the user may not see it. When the page would be empty only because
+/// history is missing here: 429 `M_LIMIT_EXCEEDED` over the rate limit, else the error of fetching that history.
 pub async fn messages(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     let requester = auth::requester(&client, &request).await?;
     let asking = requester.user_id.clone();
@@ -35,9 +39,9 @@ pub async fn messages(client: Arc<Client>, request: Request) -> Result<Response,
     };
     let limit = limit(&request, &filter, 10)?;
     let paging = Paging { from: token(&request, "from")?, to: token(&request, "to")?, backwards, limit, filter };
-    // Who asks too often gets what is here, and a token to go on with later.
+    // Over the rate limit, the answer has only events that are stored here, and a token to go on with later.
     let may_ask = || {
-        // Other servers may take minutes.
+        // Answers of other servers may take minutes.
         request.cancel_when_peer_leaves();
         request.limit_for(Limit::Ask, asking.as_str()).is_ok()
     };
@@ -45,6 +49,8 @@ pub async fn messages(client: Arc<Client>, request: Request) -> Result<Response,
     stream(&client, page).await
 }
 
+/// 400 `M_INVALID_PARAM` when `filter` is not valid; 403 `M_FORBIDDEN` when the room is not known or the user may not
+/// see it; 404 `M_NOT_FOUND` when the event is not known or the user may not see it.
 pub async fn context(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     let reader = reader(auth::requester(&client, &request).await?);
     let (room_id, event_id) = (room_id(&request)?, event_id(&request)?);
@@ -54,6 +60,8 @@ pub async fn context(client: Arc<Client>, request: Request) -> Result<Response, 
     stream(&client, context).await
 }
 
+/// 400 `M_INVALID_PARAM` when `from` or `to` is no token; 403 `M_FORBIDDEN` when the room is not known or the user
+/// may not see it; 404 `M_NOT_FOUND` when the event is not known or the user may not see it.
 pub async fn relations(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     let reader = reader(auth::requester(&client, &request).await?);
     let room_id = room_id(&request)?;
@@ -71,6 +79,8 @@ pub async fn relations(client: Arc<Client>, request: Request) -> Result<Response
     stream(&client, page).await
 }
 
+/// 400 `M_INVALID_PARAM` for an unknown `include`, or when `from` is no token; 403 `M_FORBIDDEN` when the room is not
+/// known or the user may not see it.
 pub async fn threads(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     let reader = reader(auth::requester(&client, &request).await?);
     let participated = match request.query("include").as_deref() {
@@ -84,7 +94,7 @@ pub async fn threads(client: Arc<Client>, request: Request) -> Result<Response, 
     stream(&client, page).await
 }
 
-/// Sends a long answer under a grant.
+/// Streams a long answer under a grant.
 pub(in crate::client) async fn stream(client: &Client, chunks: impl Chunks) -> Result<Response, Error> {
     let grant = client.budget.account("response_bodies").take(ANSWER_BYTES).await?;
     Ok(Response::stream(grant, chunks))
@@ -102,7 +112,7 @@ fn event_id(request: &Request) -> Result<OwnedEventId, ErrorResponse> {
     request.param_as("event_id")
 }
 
-/// A pagination token in the query; an empty one is none.
+/// A pagination token in the query; an empty value counts as none.
 pub(in crate::client) fn token(request: &Request, name: &str) -> Result<Option<Token>, ErrorResponse> {
     let Some(text) = request.query(name).filter(|text| !text.is_empty()) else { return Ok(None) };
     Token::parse(&text)
@@ -119,7 +129,7 @@ fn filter(request: &Request) -> Result<Events, ErrorResponse> {
     }
 }
 
-/// The limit of the query, or of the filter.
+/// The `limit` of the query, else that of the filter, else `default`.
 fn limit(request: &Request, filter: &Events, default: usize) -> Result<usize, ErrorResponse> {
     let limit = request.query_as::<usize>("limit")?;
     Ok(limit.unwrap_or_else(|| filter.limit(default, PAGE_EVENTS_MAX)).min(PAGE_EVENTS_MAX))

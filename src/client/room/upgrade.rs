@@ -1,4 +1,4 @@
-//! POST upgrade: a room goes on as one of another version.
+//! POST upgrade: replaces a room by one of another version.
 
 use std::sync::Arc;
 
@@ -17,6 +17,10 @@ struct Body {
 }
 
 /// POST /_matrix/client/v3/rooms/{room_id}/upgrade
+///
+/// 400 `M_UNSUPPORTED_ROOM_VERSION`; 403 `M_FORBIDDEN` when the user is not in the room or may not send its
+/// `m.room.tombstone`; 400 `M_INVALID_ROOM_STATE` when an event of the new room does not pass the authorisation
+/// rules.
 pub async fn upgrade(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let requester = auth::requester(&client, &request).await?;
     request.limit_for(Limit::Join, requester.user_id.as_str())?;

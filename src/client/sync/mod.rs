@@ -1,3 +1,3 @@
-//! Telling apps what is new. `v3.rs` is the long poll every app knows.
+//! Sync. `v3.rs` is the long poll that every app uses.
 
 pub mod v3;

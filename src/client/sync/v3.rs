@@ -1,7 +1,7 @@
-//! `GET /_matrix/client/v3/sync`: what is new since a token, or everything (client-server API, "Syncing").
+//! `GET /_matrix/client/v3/sync`: changes since a token, or everything (client-server API, "Syncing").
 //!
-//! Registers, then looks, then waits. The answer is written while it is sent, a piece at a time under one grant: its memory
-//! does not depend on how many rooms there are or how large they are.
+//! The handler registers a waiter, then looks for changes, then waits. The answer is written while it is sent, a piece
+//! at a time under one grant: its memory does not depend on the number or size of the rooms.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,12 +13,12 @@ use crate::matrix::json;
 use crate::room::{ANSWER_BYTES, ChangedRoom, Filter, Reader, RoomNum, SyncSection, SyncToken, SyncView};
 use crate::user::UserSync;
 
-/// No wait is longer, whatever the app asks for: connections in between are cut after about this time.
+/// The longest wait, whatever `timeout` the app asks for: proxies cut idle connections after about this time.
 const TIMEOUT_MS_MAX: u64 = 90_000;
-/// A waiter's slot: its entry in the feed, the request, the task.
+/// Memory of one waiting request: its entry in the feed, the request, the task.
 const WAITER_BYTES: u64 = 2 * 1024;
 
-/// What an app asks.
+/// The parsed request.
 struct Query {
     requester: Requester,
     since: Option<SyncToken>,
@@ -27,6 +27,8 @@ struct Query {
     timeout: Duration,
 }
 
+/// 400 `M_INVALID_PARAM` when `since` or `filter` is not valid; 404 `M_NOT_FOUND` when there is no saved filter of
+/// that number.
 pub async fn sync(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     let query = query(&client, &request).await?;
     if let Some(since) = query.since {
@@ -35,7 +37,7 @@ pub async fn sync(client: Arc<Client>, request: Request) -> Result<Response, Err
         client.users.to_device_arrived(user, device, since.messages, since.at).await?;
     }
     let slot = client.budget.account("sync_waiters").take(WAITER_BYTES + query.filter.bytes()).await?;
-    // Registered before anything is read: a change that lands in between would otherwise be slept through.
+    // Registered before anything is read: a change that lands in between would otherwise be missed.
     let waiter = client.feed.register(query.requester.user_num);
     let deadline = client.clock.instant() + query.timeout;
     loop {
@@ -46,7 +48,7 @@ pub async fn sync(client: Arc<Client>, request: Request) -> Result<Response, Err
         request.cancel_when_peer_leaves();
         let came = tokio::select! {
             came = waiter.wait(deadline) => came,
-            // Others need the place: nothing new so far.
+            // Another connection needs this one's place: answer now, without news.
             () = request.hurried() => false,
         };
         if !came {
@@ -77,7 +79,7 @@ async fn query(client: &Client, request: &Request) -> Result<Query, Error> {
     })
 }
 
-/// A filter in the query, or the number of a saved one.
+/// The filter in the query, or the saved one whose number the query has.
 async fn filter(client: &Client, requester: &Requester, request: &Request) -> Result<Filter, Error> {
     let bad = || ErrorResponse::invalid_param("No such filter");
     let text = match request.query("filter") {
@@ -89,7 +91,7 @@ async fn filter(client: &Client, requester: &Requester, request: &Request) -> Re
     Ok(Filter::parse(&text).ok_or_else(bad)?)
 }
 
-/// Nothing when there is something to tell; what to answer when there is not.
+/// `None` when there are changes to report; otherwise the body of the answer without changes.
 async fn look(client: &Arc<Client>, query: &Query) -> Result<Option<Vec<u8>>, Error> {
     let (asked, own) = open(client, query).await?;
     base::blocking(move || {
@@ -170,7 +172,7 @@ async fn write_rooms(
     Ok(())
 }
 
-/// A room's account data; the read marker is kept with the room.
+/// A room's account data. Its `m.fully_read` is stored by the room part, the rest by the user part.
 async fn write_account_data(
     pen: &ChunkWriter,
     asked: &SyncView,

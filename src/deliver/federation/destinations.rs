@@ -1,11 +1,12 @@
-//! Which servers lag, and how far each has come: a table in memory over the rows of the store.
+//! The lagging servers and the position of each: a table in memory over the rows of the store.
 //!
-//! The table has a fixed number of places. Who finds none is *aside*: its position is in the store and nowhere else. A
-//! server that begins to lag takes the place of the one that has failed for longest, so that the dead never stand in the
-//! way of the living, and those aside are taken in again in turn, by name. What the log may drop counts both.
+//! The table has a fixed number of places. A server without a place is *aside*: its position is only in the store. A
+//! server that begins to lag takes the place of the one that has failed for longest, so that unreachable servers never
+//! hold up reachable ones. Servers aside are taken in again in turn, by name. The log keeps the rows that either kind
+//! still needs.
 //!
-//! Bounds: `places` servers at about [`LAG_BYTES`] each, on the account; [`NOTED_MAX`] names and one row's for a look at
-//! the log; [`TURN_ROWS`] for a look at those aside.
+//! Bounds: `places` servers at about [`LAG_BYTES`] each, on the account; [`NOTED_MAX`] names and those of one row for a
+//! look at the log; [`TURN_ROWS`] for a look at the servers aside.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
@@ -26,36 +27,36 @@ pub(in crate::deliver) const LAG_BYTES: u64 = 192;
 /// Rows of the log looked at in one read, and names of servers found in them, doubles included.
 const DISPATCH_ROWS: usize = 128;
 const SEEN_MAX: usize = 8192;
-/// Servers noted in one look; what does not fit is taken up at the same row, behind the last name.
+/// Servers noted in one look; the rest is taken up at the same row, behind the last name.
 const NOTED_MAX: usize = 1024;
-/// Servers that lag no more are written down before there are so many.
+/// Positions are written down before this many servers have stopped lagging.
 pub(in crate::deliver) const DONE_MAX: usize = 1024;
 /// Rows dropped from the log in one write.
 const DROP_ROWS: usize = 2000;
-/// Those aside are read so many at a time, and this often in one turn at most.
+/// Servers aside are read this many at a time, and this often in one turn at most.
 const TURN_ROWS: usize = 256;
 const TURN_READS: usize = 16;
 /// Between two turns when the last one came to the end of the list, or found no place.
 const TURN_PAUSE_MS: u64 = 20_000;
 /// Between two turns otherwise.
 const TURN_NEXT_MS: u64 = 500;
-/// A server that took nothing for so long is forgotten: its rows would keep the log for ever. When it returns it notices
-/// the gap by the next event and asks for what it missed.
+/// A server that took nothing for so long is forgotten: its rows would keep the log for ever. When it returns, it
+/// notices the gap by the next event and asks for the missing events.
 pub(in crate::deliver) const FORGET_MS: u64 = 14 * 24 * 3_600_000;
 
 /// A server that lags.
 pub(in crate::deliver) struct Destination {
-    /// It has everything up to here.
+    /// The server has everything up to here.
     pub from: Position,
-    /// The newest row that concerns it.
+    /// The newest row that concerns the server.
     pub newest: Position,
     pub since_ms: u64,
-    /// Not before then.
+    /// No attempt before then.
     pub due_ms: u64,
     pub busy: bool,
-    /// It failed the last time.
+    /// The last attempt failed.
     pub doubtful: bool,
-    /// What its row in the store says.
+    /// The content of its row in the store.
     saved: Option<Cursor>,
     grant: Grant,
 }
@@ -66,19 +67,20 @@ pub(in crate::deliver) struct Destinations {
     account: Account,
     places: usize,
     pub lagging: HashMap<OwnedServerName, Destination>,
-    /// Servers that lag no more but still have a row.
+    /// Servers that no longer lag but still have a row.
     done: BTreeSet<OwnedServerName>,
     /// Servers that lag and have a row but no place.
     aside: usize,
-    /// Of those aside, whose names are up to this had their turn.
+    /// The last name whose server aside had its turn.
     turn: Option<OwnedServerName>,
     turn_at_ms: u64,
     /// The log has been looked at up to here.
     pub reader: Position,
     reader_saved: Position,
-    /// Within the row behind `reader`, servers up to this name are noted: a room of thousands is noted in bounded steps.
+    /// Within the row behind `reader`, servers up to this name are noted: a room with thousands of servers is noted in
+    /// bounded steps.
     within: Option<String>,
-    /// The log may hold more rows that everybody has.
+    /// The log may hold more rows that all servers have.
     undropped: bool,
 }
 
@@ -102,8 +104,8 @@ impl Destination {
 }
 
 impl Destinations {
-    /// What lagged when the server last stopped: all of it aside at first. A database without a reader begins with the
-    /// oldest row.
+    /// The servers that lagged when this one last stopped: all of them aside at first. A database without a reader
+    /// begins with the oldest row.
     pub(in crate::deliver) async fn load(store: Store, account: Account, places: usize) -> store::Result<Destinations> {
         let from = store.clone();
         let (reader, aside) = base::blocking(move || {
@@ -137,17 +139,17 @@ impl Destinations {
         self.lagging.len() + self.aside
     }
 
-    /// When those aside have their next turn.
+    /// When the servers aside have their next turn.
     pub(in crate::deliver) fn turn_at_ms(&self) -> Option<u64> {
         (self.aside > 0).then_some(self.turn_at_ms)
     }
 
-    /// Whether writing positions down cannot wait.
+    /// Whether positions must be written down now.
     pub(in crate::deliver) fn is_full_of_done(&self) -> bool {
         self.done.len() >= DONE_MAX
     }
 
-    /// It lags no more, or is given up.
+    /// The server no longer lags, or is given up.
     pub(in crate::deliver) fn finish(&mut self, server: OwnedServerName) {
         if self.lagging.remove(&server).is_some_and(|lag| lag.saved.is_some()) {
             self.done.insert(server);
@@ -158,8 +160,8 @@ impl Destinations {
 // ---- taking up ---------------------------------------------------------------------------------------------------
 
 impl Destinations {
-    /// Looks at new rows and notes whom they concern; true when there are more. Bounded steps; whoever finds no place is
-    /// written down.
+    /// Looks at new rows and notes the servers they concern; true when there are more. Bounded steps; a server that
+    /// finds no place is written down.
     pub(in crate::deliver) async fn dispatch(&mut self, me: &ServerName, now_ms: u64) -> store::Result<bool> {
         let (store, from, within, me) = (self.store.clone(), self.reader, self.within.clone(), me.to_owned());
         let noted = base::blocking(move || look(&store.read()?, &me, from, within)).await?;
@@ -190,7 +192,7 @@ impl Destinations {
         self.put_aside(leaving, outside, &mut grants).await?;
         for ((name, rows), grant) in fresh.into_iter().zip(grants) {
             let cursor = begin(rows);
-            // Of one just done, the row in the store says something older.
+            // For a server that has just finished, the row in the store is older than its position.
             let saved = self.done.remove(&name).then_some(Cursor { position: Position(0), since_ms: 0 });
             let lag = Destination {
                 newest: rows.newest,
@@ -202,7 +204,7 @@ impl Destinations {
         Ok(())
     }
 
-    /// Who is aside lags already, from further back.
+    /// A server aside lags already, from further back.
     async fn without_those_aside(&self, mut fresh: Concerned) -> store::Result<Concerned> {
         let mut known: Concerned = Concerned::new();
         fresh.retain(|name, rows| {
@@ -233,7 +235,7 @@ impl Destinations {
         (0..free).map_while(|_| self.account.try_take(LAG_BYTES).ok()).collect()
     }
 
-    /// Servers that have failed, those first that took nothing for longest; at most `count`.
+    /// Servers that have failed, the longest without success first; at most `count`.
     fn longest_failing(&self, count: usize, may_go: impl Fn(&Destination) -> bool) -> Vec<OwnedServerName> {
         if count == 0 {
             return Vec::new();
@@ -244,8 +246,8 @@ impl Destinations {
         failing.into_iter().take(count).map(|(_, name)| name.clone()).collect()
     }
 
-    /// Takes `leaving` out of the table, and writes down where they and those `outside` of it are. Their grants are handed
-    /// over. When nothing can be written, nothing has changed.
+    /// Takes `leaving` out of the table, and writes down their positions and those of the servers `outside` of it. The
+    /// grants of `leaving` are handed over. When nothing can be written, nothing has changed.
     async fn put_aside(
         &mut self,
         leaving: Vec<OwnedServerName>,
@@ -283,10 +285,10 @@ impl Destinations {
 type Waiting = (OwnedServerName, Cursor, Standing);
 
 impl Destinations {
-    /// Takes in some of those aside, in turn. Who is to be left alone for longer anyway is taken only while there is ample
-    /// room. When there is little, an eighth of the table is cleared of those that have failed for longest.
+    /// Takes in some of the servers aside, in turn. A server that is still backing off is taken only while there is
+    /// ample room. When there is little, an eighth of the table is cleared of those that have failed for longest.
     pub(in crate::deliver) async fn take_turns(&mut self, now_ms: u64) -> store::Result<()> {
-        // In the middle of a row nobody could say whether it was noted for who comes in now.
+        // In the middle of a row it is unknown whether the row was noted for a server that comes in now.
         if self.aside == 0 || now_ms < self.turn_at_ms || self.within.is_some() || self.done.len() > DONE_MAX {
             return Ok(());
         }
@@ -315,10 +317,10 @@ impl Destinations {
         Ok(())
     }
 
-    /// False when there is no place for anybody.
+    /// False when no place is free.
     fn take_in(&mut self, name: &OwnedServerName, cursor: Cursor, standing: Standing, now_ms: u64) -> bool {
         let is_left_alone = standing.retry_at_ms > now_ms;
-        // It failed within the last hours and will for some more.
+        // The server failed within the last hours and will stay in backoff for some more.
         if is_left_alone && now_ms.saturating_sub(cursor.since_ms) > FORGET_MS {
             tracing::info!(server = %name, "took nothing for two weeks; what it missed is dropped");
             self.aside -= 1;
@@ -349,13 +351,14 @@ impl Destinations {
         .await
     }
 
-    /// Whether [`Destinations::take_back`] can be asked now.
+    /// Whether [`Destinations::take_back`] may be called now.
     pub(in crate::deliver) fn is_between_rows(&self) -> bool {
         self.within.is_none()
     }
 
-    /// A server that had failed has been heard from: it is due now, wherever it waited. It stays doubtful until it has taken
-    /// something: many that speak cannot be reached, and they would have all workers each time they do.
+    /// A server that had failed has been heard from: it is due now, in the table or aside. It stays doubtful until it
+    /// has taken something: many servers that contact us cannot be reached, and they would take all workers each time
+    /// they do.
     pub(in crate::deliver) async fn take_back(&mut self, name: OwnedServerName, now_ms: u64) -> store::Result<()> {
         if let Some(lag) = self.lagging.get_mut(&name) {
             lag.due_ms = lag.due_ms.min(now_ms);
@@ -382,8 +385,8 @@ impl Destinations {
 // ---- writing down ------------------------------------------------------------------------------------------------
 
 impl Destinations {
-    /// Writes positions down and drops the rows everybody has, those aside included. One write, when there is anything to
-    /// write.
+    /// Writes positions down and drops the rows that all servers have, those aside included. One write, if there is
+    /// anything to write.
     pub(in crate::deliver) async fn flush(&mut self) {
         let changed = self.lagging.iter().filter(|(_, lag)| lag.saved != Some(lag.cursor()));
         let changed: Vec<_> = changed.map(|(name, lag)| (name.clone(), lag.cursor())).collect();
@@ -423,7 +426,7 @@ impl Destinations {
     }
 }
 
-/// The position of who is furthest behind among all that have a row.
+/// The lowest position of all servers that have a row.
 fn rearmost(get: &impl Get) -> store::Result<Option<Position>> {
     let mut rearmost: Option<Position> = None;
     server::cursors(get, None, &mut |_, cursor| {
@@ -444,7 +447,7 @@ struct Rows {
 
 type Concerned = BTreeMap<OwnedServerName, Rows>;
 
-/// What a look at the log found.
+/// The result of a look at the log.
 struct Noted {
     concerned: Concerned,
     /// Names found, doubles included.
@@ -484,14 +487,14 @@ fn look(read: &Read, me: &ServerName, from: Position, within: Option<String>) ->
     Ok(noted)
 }
 
-/// Notes the servers a row concerns; false when there was no place for all of them.
+/// Notes the servers a row concerns; false when not all of them found a place.
 fn note_row(get: &impl Get, me: &ServerName, at: Position, row: &Outbound, noted: &mut Noted) -> store::Result<bool> {
     let (room, named): (_, &[String]) = match row {
         Outbound::Event { room, also, .. } => (Some(*room), also),
         Outbound::RoomEdu { room, .. } => (Some(*room), &[]),
         Outbound::Edu { to, .. } => (None, to),
     };
-    // At most a thousand are named, and noting one twice does no harm.
+    // At most a thousand servers are named, and noting one twice does no harm.
     for name in named.iter().filter_map(|name| OwnedServerName::try_from(name.as_str()).ok()) {
         noted.seen += 1;
         if name != me {

@@ -1,13 +1,14 @@
 //! Transactions to other servers (server-server API, "Transactions").
 //!
-//! The outbound log is written once for everybody. The dispatcher looks at each new row once and notes which servers it
-//! concerns; from then on such a server *lags*, with a position of its own, until it has everything. Servers that do not
-//! lag cost nothing, neither in memory nor on disk. A few workers at a time bring lagging servers up to date.
+//! The outbound log is written once for all destinations. The dispatcher looks at each new row once and notes which
+//! servers it concerns; from then on such a server *lags*, with a position of its own, until it has everything. Servers
+//! that do not lag cost nothing, neither in memory nor on disk. A few workers at a time bring lagging servers up to
+//! date.
 //!
-//! Positions (`book.rs`) are written down every [`FLUSH`], so after a crash a server may be told again what it was told in
-//! that time; it recognises events by their ids and messages to devices by theirs.
+//! Positions (`destinations.rs`) are written down every [`FLUSH`], so after a crash a server may get the transactions
+//! of that time again. It recognises events by their ids and to-device messages by theirs.
 //!
-//! Bounds: those of the book, on the `outbound` account; one transaction for each worker.
+//! Bounds: those of `destinations.rs`, on the `outbound` account; one transaction for each worker.
 
 use std::{
     ops::Range,
@@ -34,16 +35,16 @@ use transaction::Unit;
 pub mod destinations;
 pub mod transaction;
 
-/// And never more than half of the account, whose other half is for questions to servers.
+/// And never more than half of the account, whose other half is for requests to servers.
 const LAGGING_MAX: u64 = 8192;
 const FLUSH: Duration = Duration::from_secs(20);
 /// Transactions to one server before another gets the worker.
 const TURN: usize = 8;
-/// Refusals of one transaction that are logged, and how long one may be.
+/// Refusals of one transaction that are logged, and the length of a logged one.
 const LOGGED_MAX: usize = 50;
 const OUTCOME_BYTES_MAX: usize = 2048;
 const TIMEOUT: Duration = Duration::from_secs(60);
-/// Between two looks when nothing happens.
+/// The pause between two looks when nothing happens.
 const PAUSE_MS_MIN: u64 = 100;
 /// When the Internet returns, lagging servers are spread over this time.
 const SPREAD_MS: u64 = 10_000;
@@ -51,16 +52,16 @@ const SPREAD_MS: u64 = 10_000;
 /// Bounds from the profile.
 #[derive(Debug, Clone, Copy)]
 pub struct SenderOptions {
-    /// Servers told at once. Those that failed lately may take half of them.
+    /// Servers sent to at once. Those that failed lately may take half of the workers.
     pub workers_max: usize,
-    /// Of one transaction; a single event may be larger.
+    /// The bytes of one transaction; a single event may be larger.
     pub transaction_bytes_max: usize,
     /// Lagging servers kept in memory; more wait in the store.
     pub lagging_max: usize,
 }
 
 impl SenderOptions {
-    /// Half of the outbound connections work for the sender; the other half stays for questions.
+    /// Half of the outbound connections work for the sender; the other half stays for requests.
     pub fn for_connections(connections_max: usize, budget: &Budget) -> SenderOptions {
         let limit = budget.account("outbound").limit();
         SenderOptions {
@@ -71,7 +72,7 @@ impl SenderOptions {
     }
 }
 
-/// Sends what the outbound log holds. Cheap to clone.
+/// Sends the rows of the outbound log. Cheap to clone.
 #[derive(Clone)]
 pub struct Sender(Arc<Inner>);
 
@@ -90,9 +91,9 @@ struct Inner {
 
 struct Report {
     server: OwnedServerName,
-    /// It took everything up to here.
+    /// The server took everything up to here.
     from: Position,
-    /// What lies between `from` and here it will not take, whoever sends it.
+    /// The server will not take the content between `from` and here, however often it is sent.
     left_out: Option<Position>,
     failed: Option<Failed>,
 }
@@ -123,7 +124,7 @@ impl Sender {
         self.0.stop.notify_one();
     }
 
-    /// Works until [`Sender::stop`]; positions are written down before it returns. A database that cannot be read is tried
+    /// Works until [`Sender::stop`]; positions are written down before it returns. After a database error it tries
     /// again after a while.
     pub async fn run(&self) {
         let mut new_rows = self.0.feed.outbound();
@@ -168,7 +169,7 @@ impl Sender {
         book.flush().await;
     }
 
-    /// Notes whom new rows concern and who has come back; true when there are more rows.
+    /// Notes the servers that new rows concern and the servers that have come back; true when there are more rows.
     async fn look(&self, book: &mut Destinations) -> store::Result<bool> {
         let now = self.0.clock.now_ms();
         let more = book.dispatch(self.0.remote.server_name(), now).await?;
@@ -185,7 +186,7 @@ impl Sender {
         self.0.stopped.load(Ordering::Acquire)
     }
 
-    /// How long nothing can become due.
+    /// The time until something can next become due.
     fn pause(&self, book: &Destinations, flush_at: Duration, working: usize) -> Duration {
         let until_flush = flush_at.saturating_sub(self.0.clock.instant());
         if working >= self.0.options.workers_max {
@@ -197,7 +198,8 @@ impl Sender {
         due.map_or(until_flush, |due| Duration::from_millis(due).min(until_flush))
     }
 
-    /// Gives free workers the servers that are due: those in good standing first, then those that failed, longest due first.
+    /// Gives free workers the servers that are due: those without failures first, then those that failed, longest due
+    /// first.
     fn start(&self, book: &mut Destinations, working: &mut JoinSet<Report>) {
         let free = self.0.options.workers_max.saturating_sub(working.len());
         if free == 0 {
@@ -222,13 +224,13 @@ impl Sender {
             let Some(lag) = book.lagging.get_mut(&name) else { continue };
             lag.busy = true;
             let (sender, since_ms, doubtful) = (self.clone(), lag.since_ms, lag.doubtful);
-            // Not beyond what was noted: it would be told the rest twice.
+            // Not beyond the noted rows: the server would get the rest twice.
             let rows = lag.from..book.reader.max(lag.newest);
             working.spawn(async move {
                 let (server, from) = (name.clone(), rows.start);
                 let report =
                     base::caught_in(Box::pin(async move { sender.bring_up(name, rows, since_ms, doubtful).await }));
-                // Its server would else be taken for one that is being served, for ever.
+                // Without a report the server would count as being served for ever.
                 report.await.unwrap_or_else(|panicked| {
                     let reason = panicked.say();
                     tracing::error!(%server, "sending to a server panicked: {reason}");
@@ -239,9 +241,10 @@ impl Sender {
         }
     }
 
-    /// The worker: transaction after transaction, until the server has everything, fails, or has had its turn. What it
-    /// refuses is sent again in halves, down to the one item that is wrong: seven times at most in all, since the bound only
-    /// shrinks. An answer that is none is held against one that was doubtful before: the first may be a restart.
+    /// The worker: transaction after transaction, until the server has everything, fails, or has had its turn. A
+    /// refused transaction is sent again in halves, down to the one item that is wrong: seven times at most in all,
+    /// since the bound only shrinks. An unusable answer counts as a failure only for a server that was already
+    /// doubtful: the first may be a restart.
     async fn bring_up(&self, server: OwnedServerName, rows: Range<Position>, since_ms: u64, doubtful: bool) -> Report {
         let mut report = Report { server, from: rows.start, left_out: None, failed: None };
         let (mut items_max, mut turns) = (transaction::PDUS_MAX + transaction::EDUS_MAX, 0);
@@ -325,8 +328,8 @@ impl Sender {
                 lag.due_ms = now;
             }
             Some(failed) => {
-                // Sending it again for ever would block what follows. One that refuses everything loses one item each time it
-                // is tried, and is tried ever more rarely.
+                // Sending it again for ever would block the rows behind it. A server that refuses everything loses one
+                // item with each attempt, and the attempts become ever rarer.
                 if let Some(left_out) = report.left_out {
                     tracing::warn!(%server, %failed, "one event or message was refused and is left out");
                     lag.from = left_out;
@@ -350,7 +353,7 @@ impl Sender {
             Failed::BackingOff { retry_after_ms } => *retry_after_ms,
             Failed::Offline { retry_after_ms } => retry_after_ms + self.0.random.u64() % SPREAD_MS,
             Failed::Refused(refused) => refused.retry_after_ms.max(1000),
-            // The backoff knows by now how long; asking it costs nothing.
+            // The backoff already knows the pause; asking it costs nothing.
             _ => 1000,
         }
     }
@@ -363,13 +366,13 @@ impl Sender {
     }
 }
 
-/// The peer, or what stands before it, read the transaction and refuses it for what it holds or for its length; or it cannot
-/// even be signed.
+/// The peer, or a proxy before it, read the transaction and refuses it for its content or length; or the transaction
+/// cannot even be signed.
 fn is_about_content(failed: &Failed) -> bool {
     matches!(failed.status(), Some(400 | 413)) || matches!(failed, Failed::Unsendable(_))
 }
 
-/// The transaction's JSON and its id, which is the same for the same content: a retry is recognised.
+/// The transaction's JSON and its id, which is the same for the same content, so that a retry is recognised.
 fn transaction(origin: &ServerName, now_ms: u64, unit: &Unit) -> (Vec<u8>, String) {
     let digest = Sha256::new().chain_update(&unit.pdus).chain_update([0]).chain_update(&unit.edus).finalize();
     let id: String = digest.iter().take(12).map(|byte| format!("{byte:02x}")).collect();

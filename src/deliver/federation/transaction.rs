@@ -1,6 +1,6 @@
-//! What is due for one server: a transaction's worth, read from the log behind a position.
+//! The next transaction for one server, read from the log behind a position.
 //!
-//! Bounded: at most [`PDUS_MAX`] events and [`EDUS_MAX`] small messages (the specification's limits), a given number of bytes,
+//! Bounded: at most [`PDUS_MAX`] events and [`EDUS_MAX`] EDUs (the specification's limits), a given number of bytes,
 //! and [`ROWS_MAX`] rows looked at.
 
 use std::{
@@ -17,8 +17,8 @@ use crate::store::{self, EventNum, Get, Position, RoomNum};
 pub(in crate::deliver) const PDUS_MAX: usize = 50;
 pub(in crate::deliver) const EDUS_MAX: usize = 100;
 const ROWS_MAX: usize = 4096;
-/// A server that has missed more events than one transaction holds, for longer than this, is told only the newest event of
-/// each room; it asks for what lies between, if it cares.
+/// A server that has missed more events than one transaction holds, for longer than this, gets only the newest event of
+/// each room; it can ask for the events between.
 const STALE_MS: u64 = 3_600_000;
 /// Rooms told apart when catching up; events of further rooms are sent one by one.
 const ROOMS_MAX: usize = 512;
@@ -31,7 +31,7 @@ pub(in crate::deliver) struct Unit {
     pub edus: Vec<u8>,
     pub pdu_count: usize,
     pub edu_count: usize,
-    /// Everything for the server up to here is in this unit or was before it.
+    /// Everything for the server up to here is in this unit or an earlier one.
     pub reached: Position,
     /// The log has more rows behind `reached` that were not looked at.
     pub more: bool,
@@ -78,8 +78,8 @@ fn is_for(get: &impl Get, server: &str, at: Position, row: &Outbound) -> store::
     }
 }
 
-/// The next unit for `server` out of the rows behind `rows.start`, up to `rows.end`. `lag_ms` is for how long it has been
-/// behind. At most `items_max` events and messages together.
+/// The next unit for `server` out of the rows behind `rows.start`, up to `rows.end`. `lag_ms` is the time the server
+/// has been behind. At most `items_max` events and messages together.
 pub(in crate::deliver) fn next(
     get: &impl Get,
     server: &ServerName,
@@ -113,7 +113,7 @@ pub(in crate::deliver) fn next(
     Ok(unit)
 }
 
-/// Adds a row; false when it has no place any more.
+/// Adds a row; false when it no longer fits.
 fn add(get: &impl Get, unit: &mut Unit, row: &Outbound, bytes_max: usize) -> store::Result<bool> {
     match row {
         Outbound::Event { event, .. } => {
@@ -147,7 +147,7 @@ fn body(get: &impl Get, event: EventNum) -> store::Result<Option<Vec<u8>>> {
 
 type Newest = HashMap<RoomNum, Position>;
 
-/// The newest event of each room for a server far behind; none when one transaction holds all it missed.
+/// The newest event of each room for a server far behind; none when one transaction holds all missed events.
 fn newest_by_room(get: &impl Get, server: &str, from: Position) -> store::Result<Option<Newest>> {
     let mut newest = Newest::new();
     let (mut events, mut looked) = (0, 0);
@@ -166,7 +166,7 @@ fn newest_by_room(get: &impl Get, server: &str, from: Position) -> store::Result
     Ok((events > PDUS_MAX).then_some(newest))
 }
 
-/// Whether a server catching up can do without a row: an event with a newer one after it, or who read what.
+/// Whether a server catching up can do without a row: an event with a newer one after it, or a read receipt.
 fn is_superseded(newest: &Option<Newest>, at: Position, row: &Outbound) -> bool {
     let Some(newest) = newest else { return false };
     match row {

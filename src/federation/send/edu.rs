@@ -14,8 +14,8 @@ struct Edu<'a> {
     content: &'a RawValue,
 }
 
-/// One small message; answers what it put into queues here, in bytes. What is wrong with it concerns nobody but the log: there is no answer to it. Fails only when it may be
-/// taken later; nobody misses a notice of typing, which is true for seconds.
+/// Handles one EDU; returns the bytes it added to queues here. An invalid EDU is only logged: there is no answer to it.
+/// Fails only when the EDU may be accepted later; a typing notice may be lost, since it is true for seconds only.
 pub async fn take_edu(federation: &Federation, origin: &ServerName, raw: &RawValue) -> Result<usize, Error> {
     let Ok(edu) = serde_json::from_str::<Edu<'_>>(raw.get()) else { return Ok(0) };
     let (rooms, users) = (&federation.rooms, &federation.users);
@@ -31,7 +31,7 @@ pub async fn take_edu(federation: &Federation, origin: &ServerName, raw: &RawVal
         "m.device_list_update" | "m.signing_key_update" => {
             users.devices_changed_elsewhere(origin, edu.content).await.map(none).map_err(of_user)
         }
-        // Who is around is not kept here.
+        // Presence is not kept here.
         _ => Ok(0),
     };
     let (why, put_off) = match taken {

@@ -1,7 +1,7 @@
-//! Transactions longer than there is memory for: fifty events of 64 KiB are more than a small board's account holds.
+//! Transactions longer than the memory for them: fifty events of 64 KiB are more than a small board's account holds.
 //!
-//! The body goes to a scratch file as it comes. When all of it is there it is taken apart: each event and each message is
-//! brought into canonical form by itself, into two more files, and the signature is checked over these in the order of the
+//! The body goes to a scratch file as it comes. Once complete it is taken apart: each event and each EDU is brought
+//! into canonical form by itself, into two more files, and the signature is checked over these in the order of the
 //! signed text. Only then are they read back, a batch at a time.
 //!
 //! Bounds: a body of [`BODY_BYTES_MAX`] on disk, three times over with its parts; a file's buffer while it comes,
@@ -27,23 +27,23 @@ use crate::matrix::json::{Mode, canonical, write_string};
 use crate::remote::json_stream::{Events, Item, Limits, Malformed};
 use crate::room;
 
-/// All events and messages at 64 KiB, and a little for what is round them.
+/// All events and EDUs at 64 KiB, and a little for the JSON around them.
 const BODY_BYTES_MAX: u64 = (PDUS_MAX + EDUS_MAX) as u64 * 64 * 1024 + 64 * 1024;
-/// One event or message as written. Canonical events end at 64 KiB.
+/// One event or EDU as written. Canonical events end at 64 KiB.
 const ITEM_BYTES_MAX: usize = 128 * 1024;
-/// Everything else at the top: `origin`, `origin_server_ts`, what experiments add.
+/// All other top-level members: `origin`, `origin_server_ts`, experimental ones.
 const REST_BYTES_MAX: usize = 16 * 1024;
-/// A batch is full at this size; one more item may lie beyond it.
+/// A batch is full at this size; one more item may extend beyond it.
 const BATCH_BYTES: usize = 64 * 1024;
-/// One item, its canonical form twice; or a batch and what is made of it. The buffers of three files.
+/// One item and its canonical form twice; or a batch and its parsed form. The buffers of three files.
 const WORK_BYTES: u64 = 4 * ITEM_BYTES_MAX as u64 + 6 * BUFFER_BYTES as u64;
 
-/// Whether a body of this length is for here: beyond what is taken in memory, and not beyond all bounds.
+/// Whether a body has a length for this file: more than is taken in memory, and not beyond all bounds.
 pub(in crate::federation) fn is_long(request: &Request, bytes_max: u64) -> bool {
     request.content_length().is_some_and(|length| length > bytes_max && length <= BODY_BYTES_MAX)
 }
 
-/// Takes such a transaction in. Repeated ones are gone through again, which changes nothing.
+/// Takes a long transaction in. A repeated one is processed again, which changes nothing.
 pub(in crate::federation) async fn send(
     federation: Arc<Federation>,
     request: Request,
@@ -73,7 +73,7 @@ pub(in crate::federation) async fn send(
     federation.rooms.charge_intake(&origin, bytes);
     let work = base::unbroken(async move {
         let _under_way = under_way;
-        // One bound for all batches: the memory is kept that long.
+        // One time limit for all batches: the memory is kept that long.
         let until = federation.clock.instant() + room::RECEIVE_TIME_MAX;
         let mut outcomes: Map<String, Value> = Map::new();
         while let Some(batch) = next_batch(&mut pdus)? {
@@ -89,7 +89,7 @@ pub(in crate::federation) async fn send(
     Ok(Response::json_with(StatusCode::OK, &said))
 }
 
-/// Where the files are and who pays.
+/// The directory of the files, and the account that pays.
 struct Scratch<'a> {
     folder: &'a Path,
     disk: Account,
@@ -110,14 +110,14 @@ async fn receive(request: Request, federation: &Federation) -> Result<Spill, Err
     let mut pieces = request.into_stream(BODY_BYTES_MAX)?;
     let mut body = Scratch::of(&federation.scratch, &federation.budget).file().map_err(ErrorResponse::from)?;
     while let Some(piece) = pieces.next().await? {
-        // A piece is as large as the connection's buffer, whatever that is.
+        // A piece is as large as the connection's buffer, of any size.
         let append = move || piece.chunks(BUFFER_BYTES).try_for_each(|frame| body.append(frame)).map(|()| body);
         body = base::blocking(append).await.map_err(Wrong::from).map_err(ErrorResponse::from)?;
     }
     Ok(body)
 }
 
-/// A batch of what is left; none when nothing is.
+/// A batch of the remaining items; none at the end.
 fn next_batch(file: &mut SpillReader) -> Result<Option<Vec<Box<RawValue>>>, ErrorResponse> {
     let (mut batch, mut bytes, mut frame) = (Vec::new(), 0, Vec::new());
     while bytes < BATCH_BYTES && file.next(&mut frame).map_err(Wrong::from)? {
@@ -128,7 +128,7 @@ fn next_batch(file: &mut SpillReader) -> Result<Option<Vec<Box<RawValue>>>, Erro
     Ok((!batch.is_empty()).then_some(batch))
 }
 
-/// Why a body cannot be taken.
+/// Why a body cannot be accepted.
 #[derive(Debug)]
 enum Wrong {
     Malformed(Malformed),
@@ -168,10 +168,10 @@ impl From<Wrong> for ErrorResponse {
 struct Parts {
     pdus: Spill,
     edus: Spill,
-    /// Other members by name, in canonical form; of arrays the elements.
+    /// Other members by name, in canonical form; for arrays their elements.
     rest: BTreeMap<String, Rest>,
     rest_bytes: usize,
-    /// Every member's name; an array that is among them and nowhere else is empty.
+    /// Every member's name; an array that is listed only here is empty.
     names: Vec<String>,
 }
 
@@ -198,7 +198,7 @@ impl Parts {
 
     fn add(&mut self, item: Item<'_>) -> Result<(), Wrong> {
         let (Item::Element { raw, .. } | Item::Value { raw, .. }) = item else {
-            // It is signed with the rest, and not to be checked without it.
+            // The item is covered by the signature, which cannot be checked without it.
             return Err(Wrong::Content(ErrorResponse::too_large("One event or message is too large")));
         };
         let text = canonical(raw, Mode::Lenient).map_err(|reject| {
@@ -262,7 +262,7 @@ impl Parts {
     }
 }
 
-/// The frames as an array; the file stands at its beginning again afterwards.
+/// The frames as an array; afterwards the file stands at its beginning again.
 fn write_array(file: &mut SpillReader, write: &mut dyn FnMut(&[u8])) -> Result<(), Wrong> {
     let (mut frame, mut between): (_, &[u8]) = (Vec::new(), b"[");
     let is_empty = file.frames_left() == 0;
@@ -363,7 +363,7 @@ mod tests {
         let anna = federation.users.create(new).await.unwrap();
         let login = crate::user::Login { device_id: Some("DEVICE".to_owned()), ..Default::default() };
         federation.users.login(&anna, login).await.unwrap();
-        // Of a stranger not so much would be kept.
+        // For an unknown server less would be kept.
         let room = house.public_room(&anna).await;
         let num = house.room_num(&room);
         let shared = house.store.write(move |w| {

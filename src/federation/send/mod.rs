@@ -1,13 +1,13 @@
-//! `PUT /send/{txnId}`: what other servers push to us.
+//! `PUT /send/{txnId}`: transactions that other servers push to us.
 //!
-//! Server-server API, "Transactions". The body is charged to `inbound_transactions` before it is read and dropped as soon as
-//! it is taken apart. Events are dealt with room by room, the rooms beside each other, so that one room's trouble holds
-//! up no other; small messages come after the events they may speak of. What was begun is finished, even when the sender
-//! hangs up: it would only send the same again. Where our own memory or disk fails, the whole transaction is put off and
-//! nothing of it remembered: its sender keeps it, and what was taken of it already is taken once.
+//! Server-server API, "Transactions". The body is charged to `inbound_transactions` before it is read and dropped as
+//! soon as it is taken apart. Events are processed room by room, the rooms in parallel, so that trouble in one room
+//! holds up no other; EDUs come after the events they may refer to. Processing is finished even when the sender hangs
+//! up: it would only send the same again. Where our own memory or disk fails, the whole transaction is put off and not
+//! remembered: the sender keeps it, and events already taken are recognised the next time.
 //!
-//! A server sends one transaction at a time. One that comes again while the first is still at work waits for that, before
-//! anything of its body is read: what a server is slow to give us when we ask back keeps nobody else's memory.
+//! A server sends one transaction at a time. A repeated one that comes while the first is still processed waits for
+//! that, before any of its body is read: a server that is slow to answer our own requests takes no memory from others.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,15 +32,15 @@ pub(super) const PDUS_MAX: usize = 50;
 pub(super) const EDUS_MAX: usize = 100;
 /// The body, its canonical form twice while the signature is checked, and the signed text.
 const COPIES_CHECKED: u64 = 4;
-/// The body, and the events and messages taken out of it.
+/// The body, and the events and EDUs taken out of it.
 const COPIES_KEPT: u64 = 2;
-/// So much of a body is paid for before its first byte.
+/// This much of a body is paid for before its first byte.
 const AHEAD_BYTES_MAX: u64 = 32 * 1024;
-/// Answers remembered, one for each server, of those known here and of strangers; and how long one may be.
+/// Answers remembered, one for each server, for known and for unknown servers; and the length of one.
 const REMEMBERED_MAX: usize = 96;
 const REMEMBERED_STRANGERS_MAX: usize = 32;
 const REMEMBERED_BYTES_MAX: usize = 8 * 1024;
-/// Waiting for the transaction that the same server sent before: most give up on theirs after so long.
+/// The wait for the previous transaction of the same server: most senders give up on theirs after so long.
 const BEFORE_TIME_MAX: Duration = Duration::from_secs(60);
 
 /// `PUT /send/{txnId}`
@@ -49,7 +49,7 @@ pub async fn send(federation: Arc<Federation>, request: Request) -> Result<Respo
     let claim = auth::claim(&federation, &request).await?;
     let limits = request.limits();
     let account = federation.budget.account("inbound_transactions");
-    // Whoever writes another's name here learns whether that one is put off, and no more.
+    // A caller that writes another server's name here learns only whether that one is put off.
     check_intake(&federation, &claim.origin)?;
     wait_for_before(&federation, &claim.origin).await?;
     if large::is_long(&request, account.limit() / COPIES_CHECKED) {
@@ -61,7 +61,7 @@ pub async fn send(federation: Arc<Federation>, request: Request) -> Result<Respo
     let bytes = body.len() as u64;
     let transaction = base::blocking(move || {
         claim.check(&us, &body)?;
-        // Of each list one more than it may have, which tells that it is too long.
+        // One more than the limit of each list, which shows that a list is too long.
         let read: Result<Transaction, _> = serde_json::from_slice(&body);
         read.map_err(|wrong| ErrorResponse::bad("M_BAD_JSON", format!("The body is no transaction: {wrong}")))
     });
@@ -83,7 +83,7 @@ pub async fn send(federation: Arc<Federation>, request: Request) -> Result<Respo
         let until = federation.clock.instant() + room::RECEIVE_TIME_MAX;
         let outcomes = take(&federation, &origin, transaction, until).await?;
         let body = json!({ "pdus": outcomes }).to_string().into_bytes();
-        // Given back first, so that the answer finds room in the same account.
+        // Returned first, so that the answer finds room in the same account.
         drop(grant);
         let owner = federation.remote.owner_of(&origin).await;
         federation.transactions.put(&account, owner, &origin, &id, &body);
@@ -93,23 +93,23 @@ pub async fn send(federation: Arc<Federation>, request: Request) -> Result<Respo
     Ok(Response::json_bytes(StatusCode::OK, body))
 }
 
-/// Waits until nothing of that server is under way. Who says it is that server is not known to be yet, so it takes no turn.
+/// Waits until no transaction of that server is under way. The name is not authenticated yet, so this takes no turn.
 async fn wait_for_before(federation: &Federation, origin: &ServerName) -> Result<(), Error> {
     let before = federation.senders.wait(origin.as_str());
     federation.clock.timeout(BEFORE_TIME_MAX, before).await.ok_or_else(too_soon)
 }
 
-/// Whether the server may make us store more now: it has its share of an hour left, and the disk is not the household's
-/// alone. If not it is told to come again, and keeps what it has for us.
+/// Whether the server may make us store more now: it has a part of its hourly share left, and the remaining disk space
+/// is not reserved for the household. Otherwise it is told to retry, and keeps its transactions for us.
 pub(super) fn check_intake(federation: &Federation, origin: &ServerName) -> Result<(), Error> {
     federation.rooms.check_intake(origin).map_err(|failed| match failed {
         room::error::Error::Refused(refused) => refused.into(),
-        // Said in the log when it began.
+        // Logged when it began.
         _ => disk_is_short(),
     })
 }
 
-/// Reads the body with memory for all its copies, which it pays for as it comes.
+/// Reads the body with memory for all its copies, charged as it comes.
 async fn read(request: Request, account: &Account, remembered: &Transactions) -> Result<(Vec<u8>, Grant), BadBody> {
     let bytes_max = account.limit() / COPIES_CHECKED;
     let price = |bytes: u64| (bytes * COPIES_CHECKED).min(account.limit());
@@ -117,7 +117,7 @@ async fn read(request: Request, account: &Account, remembered: &Transactions) ->
     if most > bytes_max {
         return Err(BadBody::TooLarge { bytes_max });
     }
-    // The rest is had as it comes: nobody holds what they only announce.
+    // The rest is charged as it comes: a body that is only announced holds no memory.
     let ahead = most.min(AHEAD_BYTES_MAX);
     let first = price(ahead.max(4096));
     let mut grant = match account.try_take(first) {
@@ -171,7 +171,7 @@ mod tests {
         assert_eq!((all.get(one, "a"), all.get(one, "b").as_deref()), (None, Some(&b"[]"[..])));
         all.put(&account, known(one), one, "c", &[b' '; REMEMBERED_BYTES_MAX]);
         assert_eq!(all.get(one, "c"), None, "a long answer is not worth it");
-        // Strangers without number push out each other.
+        // Unknown servers push out only each other.
         for n in 0..2 * REMEMBERED_MAX {
             let name = format!("s{n}.example");
             all.put(&account, Owner::Stranger(name.clone()), &ServerName::parse(name).unwrap(), "x", b"{}");
@@ -186,7 +186,8 @@ mod tests {
         assert!(account.used() <= most * (2 + 1 + 256));
     }
 
-    /// A sender that is slow to answer what we ask back had two transactions under way, and with them all the memory there is.
+    /// A sender that is slow to answer our own requests had two transactions under way, and with them all the memory
+    /// there is.
     #[tokio::test]
     async fn a_server_has_one_transaction_under_way() {
         let budget = Budget::for_tests();
@@ -210,7 +211,7 @@ mod tests {
         wait_for_before(&federation, one).await.ok().unwrap();
     }
 
-    /// A house, somebody in it, and a server whose key is known.
+    /// A server with a local user, and another server whose key is known.
     async fn with_server(card: MemoryMedium) -> (crate::room::tests::House, Arc<Federation>, OwnedUserId) {
         let budget = Budget::for_tests();
         let house = crate::room::tests::house_on(budget.clone(), Store::on_memory(card));
@@ -229,7 +230,7 @@ mod tests {
         (house, federation, anna)
     }
 
-    /// Sends a transaction of one message for anna's device, of about so many bytes.
+    /// Sends a transaction with one to-device message for anna's device, of about so many bytes.
     async fn sent(federation: &Arc<Federation>, from: &str, id: usize, bytes: usize) -> ErrorResponse {
         let messages = json!({ "@anna:home.example": { "DEVICE": { "text": "z".repeat(bytes) } } });
         let content = json!({
@@ -247,7 +248,7 @@ mod tests {
         }
     }
 
-    /// A server in one room filled the card, and then nobody here could write.
+    /// A server in one room filled the card, and then local users could not write.
     #[tokio::test]
     async fn what_others_send_is_put_off_while_the_disk_is_short() {
         let card = MemoryMedium::default();
@@ -262,7 +263,7 @@ mod tests {
         assert_eq!(sent(&federation, "one.example", 2, 100).await.status, StatusCode::OK, "nothing was lost");
     }
 
-    /// It wrote 9 MB in each second, for ever.
+    /// A server wrote 9 MB in each second, for ever.
     #[tokio::test]
     async fn a_server_beyond_its_hour_is_asked_to_come_again() {
         let (house, federation, _) = with_server(MemoryMedium::default()).await;
@@ -283,7 +284,7 @@ mod tests {
         assert_eq!(sent(&federation, "one.example", taken, 30_000).await.status, StatusCode::OK, "nothing was lost");
     }
 
-    /// One message of another shape, or nested without end, and those beside it arrive.
+    /// One message of the wrong shape, or nested without end, does not keep those beside it from arriving.
     #[tokio::test]
     async fn an_odd_message_leaves_those_beside_it_alone() {
         let budget = Budget::for_tests();
@@ -337,7 +338,7 @@ mod tests {
         let (body, grant) = read(request(100_000)).await.unwrap();
         assert!(body.len() == 100_000 && grant.bytes() >= 400_000 && account.used() == grant.bytes());
         drop(grant);
-        // The largest takes the whole account: what is remembered gives way.
+        // The largest takes the whole account: remembered answers are dropped for it.
         let one = ruma::server_name!("one.example");
         remembered.put(&account, Owner::Known(one.to_string()), one, "a", b"{}");
         let (_, grant) = read(request((account.limit() / COPIES_CHECKED) as usize)).await.unwrap();

@@ -1,4 +1,4 @@
-//! A transaction while it is being read: its events and EDUs, and what was answered to those that come again.
+//! A transaction while it is being read: its events and EDUs, and the remembered answers for repeated ones.
 
 use super::{EDUS_MAX, PDUS_MAX};
 use std::collections::HashMap;
@@ -21,7 +21,7 @@ use crate::matrix::json::partial;
 
 const BEFORE_RETRY: Duration = Duration::from_secs(30);
 
-/// An event's refusal is told in so many letters.
+/// The length of the reason given for an event's refusal.
 const REASON_CHARS_MAX: usize = 200;
 
 /// The last transaction of each server and its answer: a repeated one is answered from here. Bounded by count, and by the
@@ -46,12 +46,13 @@ impl Transactions {
         all.get(origin).filter(|answered| answered.id == id).map(|answered| answered.body.clone())
     }
 
-    /// Gives the memory of all remembered answers back: taking a transaction in goes before recognising an old one.
+    /// Returns the memory of all remembered answers: accepting a transaction goes before recognising an old one.
     pub fn forget(&self) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
-    /// Remembers an answer if there is memory for it: without, a repeated transaction is gone through again, which changes nothing.
+    /// Remembers an answer if there is memory for it: without, a repeated transaction is processed again, which changes
+    /// nothing.
     pub fn put(&self, account: &Account, owner: Owner<String>, origin: &ServerName, id: &str, body: &[u8]) {
         if body.len() + id.len() > REMEMBERED_BYTES_MAX {
             return;
@@ -70,7 +71,7 @@ pub(super) struct Transaction {
     pub edus: Vec<Box<RawValue>>,
 }
 
-/// The mark that a transaction of the server is under way; two that come at once are one too many.
+/// Marks that a transaction of the server is under way; a second one at the same time is one too many.
 pub(super) fn begin(federation: &Federation, origin: &ServerName) -> Result<KeyedGuard, Error> {
     federation.senders.try_take(origin.as_str()).ok_or_else(too_soon)
 }
@@ -79,8 +80,8 @@ pub fn too_soon() -> Error {
     ErrorResponse::limit_exceeded(BEFORE_RETRY.as_millis() as u64).into()
 }
 
-/// Goes through a transaction. Answers for each event that has an id whether it was taken. Fails when we could not take
-/// something that we may be able to take later. Other servers are waited for `until` then, on the clock of spans.
+/// Processes a transaction. Returns for each event that has an id whether it was taken. Fails when we could not take an
+/// event or EDU now but may be able to later. Other servers are waited for until `until`, on the monotonic clock.
 pub(super) async fn take(
     federation: &Arc<Federation>,
     origin: &ServerName,
@@ -89,7 +90,7 @@ pub(super) async fn take(
 ) -> Result<Map<String, Value>, Error> {
     let mut rooms: HashMap<OwnedRoomId, Vec<Box<RawValue>>> = HashMap::new();
     for pdu in transaction.pdus {
-        // An event of no room cannot be an event of ours: only create events of version 12 have none.
+        // An event without a room id cannot be for one of our rooms: only create events of version 12 have none.
         if let Some(room_id) = partial::member::<OwnedRoomId>(pdu.get().as_bytes(), "room_id") {
             rooms.entry(room_id).or_default().push(pdu);
         }
@@ -100,7 +101,8 @@ pub(super) async fn take(
         taking.spawn(async move {
             let receiving = base::caught_in(Box::pin(federation.rooms.receive(&origin, &room, pdus, until))).await;
             receiving.unwrap_or_else(|panicked| {
-                // Asked for again as missing ones. Refused, the whole transaction would come again, and panic again.
+                // These events are fetched again later as missing ones. If refused, the whole transaction would come
+                // again, and panic again.
                 tracing::error!(%origin, room_id = %room, "taking a server's events panicked: {}", panicked.say());
                 Ok(Default::default())
             })
@@ -123,7 +125,7 @@ pub(super) async fn take(
             outcomes.insert(id.to_string(), told);
         }
     }
-    // Small messages come again with the events.
+    // EDUs come again with the events.
     if let Some(failed) = put_off {
         return Err(failed.into());
     }

@@ -1,15 +1,15 @@
 //! Sockets: a permit first, then accept.
 //!
-//! A connection's memory (all it may hold, TLS and one request included) is taken from the `connections` account before it is
-//! accepted; when none is left the kernel's backlog waits, and a connection that is of least use is told to go. The socket of
-//! the commands has its places on the `admin` account, so that no crowd outside keeps the owner out. `places.rs` sees to it
-//! that no one takes them all, and says who gives way. Everything a peer can keep us waiting for has an end: handshakes,
-//! heads, bodies, answers it does not read, and idleness.
+//! A connection's memory (its maximum, TLS and one request included) is taken from the `connections` account before it
+//! is accepted; when none is left the kernel's backlog waits, and the least useful connection is told to go. The socket
+//! of the commands has its places on the `admin` account, so that no crowd outside keeps the owner out.
+//! `connection_limits.rs` keeps any caller from taking all places, and decides which connection gives way. Everything a
+//! peer can keep us waiting for has an end: handshakes, heads, bodies, unread answers, and idleness.
 //!
-//! A share covers HTTP/1, a request at a time. HTTP/2 keeps far more for a peer (several requests, and for each byte that is
-//! not read yet a frame), so a connection that is to speak it takes [`HTTP_2_BYTES`] more, and only while that leaves a
-//! part of the account to others and half of the caller's share to their other connections; else TLS offers HTTP/1.1
-//! alone, and without TLS the caller is hung up on.
+//! A share covers HTTP/1, a request at a time. HTTP/2 keeps far more for a peer (several requests, and a frame for each
+//! unread byte), so a connection that is to speak it takes [`HTTP_2_BYTES`] more. That is allowed only while it leaves
+//! a part of the account to others and half of the caller's share to the caller's other connections. Otherwise TLS
+//! offers HTTP/1.1 alone, and a connection without TLS is closed.
 
 use super::body::Body;
 use super::connection_limits::{Origin, Place, Places};
@@ -39,43 +39,42 @@ use tokio_rustls::TlsAcceptor;
 const HANDSHAKE_MAX: Duration = Duration::from_secs(15);
 /// From the connection or the last answer to the end of the next head.
 const HEAD_MAX: Duration = Duration::from_secs(60);
-/// A connection nothing is asked on is closed after this.
+/// A connection without a request is closed after this.
 const IDLE_MAX: Duration = Duration::from_secs(90);
-/// Bytes waiting this long for a peer that does not read: it is gone. A piece has 64 KiB at most, so this is a
-/// kilobyte a second.
+/// A peer that leaves bytes unread for this long is gone. A piece has 64 KiB at most, so this is a kilobyte a second.
 const UNREAD_MAX: Duration = Duration::from_secs(60);
-/// A peer that has closed its side and is sent nothing for so long is gone too, whatever it asked.
+/// A peer that has closed its side and is sent nothing for so long is gone too, whatever its request.
 const CLOSED_MAX: Duration = Duration::from_secs(60);
 /// A whole answer up to this is within the connection's share.
 const ANSWER_FREE_BYTES: u64 = 8 * 1024;
-/// What HTTP/2 may hold beside a connection's share: the streams' requests and tasks, what of their answers waits to be sent,
-/// and their windows, of which a small frame keeps the buffer it came in until it is read. Bodies that nobody will read
-/// are let go at once, the others are read as they come, so that few do.
+/// What HTTP/2 may hold beside a connection's share: the streams' requests and tasks, their unsent answers, and their
+/// windows. A small frame in a window keeps the whole buffer it came in until it is read. Few windows fill: unwanted
+/// bodies are released at once, the others are read as they come.
 const HTTP_2_BYTES: u64 = 384 * 1024;
 const HTTP_2_STREAMS_MAX: u32 = 8;
 /// Unread bytes of a stream, and of all streams together.
 const HTTP_2_WINDOW_BYTES: u32 = 16 * 1024;
 const HTTP_2_HEAD_BYTES: u32 = 8 * 1024;
 const HTTP_2_UNSENT_BYTES: usize = 8 * 1024;
-/// How an HTTP/2 connection without TLS begins (RFC 9113, section 3.4), as far as it tells it from any HTTP/1 method.
+/// How an HTTP/2 connection without TLS begins (RFC 9113, section 3.4): enough of it to rule out any HTTP/1 method.
 const HTTP_2_PREFACE: &[u8] = b"PRI";
-/// How often a connection is looked at whose first bytes come one by one.
+/// How often a connection is checked while its first bytes come one by one.
 const PREFACE_PAUSE: Duration = Duration::from_millis(10);
-/// How often a connection is looked at.
+/// How often a connection is checked.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
-/// How often a connection is told to go while somebody waits for a permit.
+/// How often a connection is told to go while a listener waits for a permit.
 const PRESS_EVERY: Duration = Duration::from_millis(250);
 /// A request has so long to be answered once its connection has been told to go.
 const LEAVE_MAX: Duration = Duration::from_millis(500);
-/// A request of a caller who has no place left comes again after this.
+/// The retry time told to a caller that has no place left.
 const NO_PLACE_RETRY_MS: u64 = 2000;
 
 /// Sizes of one connection, from the profile.
 #[derive(Debug, Clone)]
 pub struct Sizes {
-    /// What a connection without TLS is charged, whatever it does.
+    /// The charge for a connection without TLS, whatever it does.
     pub plain_bytes: u64,
-    /// What one with TLS is charged.
+    /// The charge for a connection with TLS.
     pub tls_bytes: u64,
     /// The read buffer, at least 8 KiB. A longer head is answered with 431.
     pub buffer_bytes: usize,
@@ -107,12 +106,12 @@ pub struct HttpServer {
     /// Pays for answers that are not small.
     answers: Account,
     places: Arc<Places>,
-    /// Those of commands.
+    /// The places of commands.
     admin_places: Arc<Places>,
     tools: Tools,
     sizes: Sizes,
     trusted_proxies: Vec<IpAddr>,
-    /// Where a caller at an address comes from that reached us at the other one; tests have strangers on loopback.
+    /// The origin of a caller, from its address and ours; tests use loopback addresses as strangers.
     origin: fn(IpAddr, Option<IpAddr>, &[IpAddr]) -> Origin,
     phase: watch::Sender<Phase>,
     open: AtomicUsize,
@@ -130,7 +129,8 @@ enum Phase {
 }
 
 impl HttpServer {
-    /// Uses the accounts `connections`, `admin`, `request_bodies` and `response_bodies`. `X-Forwarded-For` is believed from `trusted_proxies` only.
+    /// Uses the accounts `connections`, `admin`, `request_bodies` and `response_bodies`. `X-Forwarded-For` is believed
+    /// from `trusted_proxies` only.
     pub fn new(clock: Clock, budget: &Budget, limits: Arc<Limits>, trusted_proxies: Vec<IpAddr>) -> Arc<Self> {
         let sizes = Sizes::of(budget);
         let bodies = budget.account("request_bodies");
@@ -196,7 +196,7 @@ impl HttpServer {
         }
     }
 
-    /// Memory for one connection, however long it takes; meanwhile one after the other is told to go.
+    /// Memory for one connection, however long it takes; meanwhile connections are told to go, one at a time.
     async fn permit(&self, listener: &Listener) -> Grant {
         let (account, places, bytes) = match (&listener.socket, &listener.tls) {
             (Socket::Unix(_), _) => (&self.admin, &self.admin_places, self.sizes.plain_bytes),
@@ -233,14 +233,15 @@ impl HttpServer {
         let (door, router, tls) = (self.clone(), router.clone(), listener.tls.clone());
         let counted = Counted::new(&door);
         tokio::spawn(async move {
-            // Dropped last to first: whoever is told that a connection ended finds its memory free.
+            // Dropped in reverse order: a task told that a connection ended finds its memory free.
             let (_counted, _permit, place) = (counted, permit, place);
             let mut served = std::pin::pin!(door.run_any(stream, ip, tls, router, watch.clone(), &place));
             tokio::select! {
                 () = &mut served => return,
                 () = place.wanted_back() => {}
             }
-            // An app that waited for news gets an answer rather than a broken connection, and so does who is nearly done.
+            // An app that waited for news gets an answer rather than a broken connection, and so does a request that is
+            // nearly done.
             if !watch.doing().lingers(Duration::ZERO) {
                 watch.hurry();
                 door.clock.timeout(LEAVE_MAX, served).await;
@@ -270,7 +271,7 @@ impl HttpServer {
                 self.run(stream, Peer { ip, tls: false }, router, watch, protocol).await;
             }
             (Stream::Tcp(stream), Some(mut config)) => {
-                // Nothing is set aside for a handshake that may never end.
+                // Nothing is reserved for a handshake that may never end.
                 if !self.may_speak_http_2(place) {
                     Arc::make_mut(&mut config).alpn_protocols = vec![HTTP_1.to_vec()];
                 }
@@ -300,20 +301,20 @@ impl HttpServer {
         }
     }
 
-    /// Whether there is what HTTP/2 takes more, and a quarter of the account is left to others then.
+    /// Whether there is memory for HTTP/2, with a quarter of the account left to others.
     fn may_speak_http_2(&self, place: &Place) -> bool {
         let most = self.connections.limit() / 4 * 3;
         place.may_hold(HTTP_2_BYTES) && self.connections.used() + HTTP_2_BYTES <= most
     }
 
-    /// What HTTP/2 takes more.
+    /// The additional memory for HTTP/2.
     fn http_2_share(&self, place: &Place) -> Option<Grant> {
         let share = self.may_speak_http_2(place).then(|| self.connections.try_take(HTTP_2_BYTES).ok()).flatten()?;
         place.hold(HTTP_2_BYTES);
         Some(share)
     }
 
-    /// Whether a connection begins as HTTP/2 does. `None`: it is over before it says.
+    /// Whether a connection begins as HTTP/2 does. `None`: it ended before it could be told.
     async fn is_http_2(&self, stream: &tokio::net::TcpStream, watch: &PeerWatch) -> Option<bool> {
         let first = async {
             let mut bytes = [0; HTTP_2_PREFACE.len()];
@@ -357,7 +358,7 @@ impl HttpServer {
             let (door, watch) = (self.clone(), watch.clone());
             let is_http_1 = matches!(protocol, Protocol::Http1);
             move |request| {
-                // Before the HTTP library looks for the end of what is sent.
+                // Set before the HTTP library looks for the end of the peer's bytes.
                 if is_http_1 {
                     watch.hide_end();
                 }
@@ -376,7 +377,7 @@ impl HttpServer {
         }
     }
 
-    /// Serves until either side ends it, or until nothing is to be expected of the other one any more.
+    /// Serves until either side ends it, or until nothing more is to be expected of the peer.
     async fn look_after<C: Future>(
         &self,
         connection: C,
@@ -472,8 +473,8 @@ impl HttpServer {
         Ok(response)
     }
 
-    /// An answer that was made whole may wait for a slow reader as long as any: one that is more than the connection's own
-    /// share covers is charged to `response_bodies`, and without memory there is 429 instead.
+    /// A whole answer may wait for a slow reader as long as any other. One larger than the connection's own share
+    /// covers is charged to `response_bodies`; without memory it becomes 429.
     fn paid(&self, mut response: hyper::Response<Body>) -> hyper::Response<Body> {
         let unpaid = response.body().unpaid();
         if unpaid > ANSWER_FREE_BYTES {
@@ -493,7 +494,7 @@ impl HttpServer {
         response
     }
 
-    /// Who asks: the last address a trusted proxy added, or the other end itself.
+    /// The caller's address: the last one a trusted proxy added, or the other end itself.
     fn caller(&self, request: &hyper::Request<Incoming>, ip: IpAddr) -> IpAddr {
         if !self.trusted_proxies.contains(&ip.to_canonical()) {
             return ip;
@@ -502,8 +503,8 @@ impl HttpServer {
     }
 }
 
-/// The last address of the last `X-Forwarded-For` line: what comes before it the caller may have written. A proxy that adds a line
-/// of its own leaves the caller's above it.
+/// The last address of the last `X-Forwarded-For` line: the caller may have written everything before it. A proxy that
+/// adds a line of its own leaves the caller's line above it.
 fn forwarded_for(headers: &HeaderMap) -> Option<IpAddr> {
     let last = headers.get_all("x-forwarded-for").into_iter().next_back()?.to_str().ok()?;
     let last = last.rsplit(',').next()?.trim();

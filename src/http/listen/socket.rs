@@ -29,7 +29,7 @@ impl Listener {
         Ok(Self { socket: Socket::Tcp(TcpListener::bind(address).await?), tls: None })
     }
 
-    /// A socket in the file system; who may open the file may speak.
+    /// A socket in the file system; its file permissions decide who may connect.
     pub fn unix(socket: UnixListener) -> Self {
         Self { socket: Socket::Unix(socket), tls: None }
     }
@@ -51,7 +51,7 @@ impl Listener {
 pub enum Protocol {
     Http1,
     Http2 {
-        /// What it may hold more, for as long as it is served.
+        /// The additional memory it may hold, for as long as it is served.
         _share: Grant,
     },
 }
@@ -70,7 +70,7 @@ pub struct Accepted {
 }
 
 impl Listener {
-    /// The next connection; errors of one attempt are waited out, since the socket itself is fine.
+    /// The next connection. Errors of one attempt are waited out, since the socket itself is fine.
     pub async fn accept(&self, clock: &Clock) -> Accepted {
         loop {
             let accepted = match &self.socket {

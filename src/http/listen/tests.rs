@@ -38,7 +38,7 @@ async fn echo(_: Arc<Surface>, mut request: Request) -> Result<Response, ErrorRe
     Ok(Response::json(&json!({"body": body, "target": request.target()})))
 }
 
-/// Waits without an end, and unless `?whatever` until nobody listens any more.
+/// Waits without an end; without `?whatever`, until the peer leaves.
 async fn wait(surface: Arc<Surface>, request: Request) -> Result<Response, ErrorResponse> {
     struct Waiting(Arc<AtomicUsize>);
     impl Drop for Waiting {
@@ -165,7 +165,7 @@ async fn a_half_closed_connection_is_answered_in_full() {
         let mut stream = TcpStream::connect(server.address).await.unwrap();
         stream.write_all(request.as_bytes()).await.unwrap();
         stream.shutdown().await.unwrap();
-        // So that what can be sent ahead has been.
+        // Gives the server time to send ahead what it can.
         tokio::time::sleep(Duration::from_millis(50)).await;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await.unwrap();
@@ -175,7 +175,7 @@ async fn a_half_closed_connection_is_answered_in_full() {
     server.door.close(Duration::from_secs(1)).await;
 }
 
-/// Half of a body, and nobody there to send the rest.
+/// Half of a body, and a peer that is gone.
 #[tokio::test]
 async fn a_body_that_ends_early_is_not_waited_for() {
     let server = start().await;
@@ -189,7 +189,7 @@ async fn a_body_that_ends_early_is_not_waited_for() {
     assert_eq!(server.budget.account("request_bodies").used(), 0);
 }
 
-/// Every reload of a web app left its long poll behind, with its connection's place, until that had waited to its end.
+/// Every reload of a web app left its long poll behind, which kept its connection's place until its timeout.
 #[tokio::test]
 async fn a_request_that_waits_ends_with_its_peer() {
     let server = start().await;
@@ -202,7 +202,7 @@ async fn a_request_that_waits_ends_with_its_peer() {
     while server.waiting.load(SeqCst) > 0 || server.door.open.load(SeqCst) > 0 {
         tokio::task::yield_now().await;
     }
-    // Who had closed its side before the wait began is gone too.
+    // A peer that closed its side before the wait began is gone too.
     let mut stream = TcpStream::connect(server.address).await.unwrap();
     stream.write_all(b"GET /wait HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
     stream.shutdown().await.unwrap();
@@ -211,10 +211,10 @@ async fn a_request_that_waits_ends_with_its_peer() {
     assert_eq!((server.waiting.load(SeqCst), answer.len()), (0, 0));
 }
 
-/// Five joins of a large room that an app had given up were all the connections its address may have, for up to an hour.
+/// Five abandoned joins of a large room used up all the connections of the app's address, for up to an hour.
 #[tokio::test]
 async fn nobody_is_answered_long_after_they_closed_their_side() {
-    // Also while others wait for a place, and one after the other is told to go.
+    // Also under pressure, when connections are told to go one after the other.
     for is_pressed in [false, true] {
         let server = start().await;
         let mut stream = TcpStream::connect(server.address).await.unwrap();
@@ -233,7 +233,7 @@ async fn nobody_is_answered_long_after_they_closed_their_side() {
         while server.waiting.load(SeqCst) == 0 {
             tokio::task::yield_now().await;
         }
-        // Whoever stays is served on.
+        // A peer that stays is served on.
         pass(CLOSED_MAX * 2).await;
         stream.shutdown().await.unwrap();
         tokio::time::sleep(Duration::from_millis(50)).await;
@@ -295,7 +295,7 @@ async fn a_chunked_body_pays_as_it_grows_and_ends_at_the_limit() {
     assert!(answer.contains(r#"{"a":12}"#), "{answer}");
 }
 
-/// Who announces a large body and sends none of it holds next to nothing, and holds nobody up.
+/// A peer that announces a large body and sends none of it holds next to nothing, and blocks no other request.
 #[tokio::test]
 async fn a_body_that_is_only_announced_costs_little() {
     let server = start().await;
@@ -358,7 +358,7 @@ async fn uploads_stream_through() {
     assert!(answer.contains(r#"{"bytes":1048576}"#), "{answer}");
 }
 
-/// What was made whole and is not small is on account for as long as it lies there.
+/// A whole answer that is not small is charged for as long as it is held.
 #[tokio::test]
 async fn a_whole_answer_is_paid_for_or_refused() {
     let server = start().await;
@@ -449,7 +449,7 @@ async fn http_2_with_prior_knowledge() {
     let mut stream = TcpStream::connect(server.address).await.unwrap();
     stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
     assert_eq!(stream.read_to_end(&mut Vec::new()).await.unwrap_or(0), 0);
-    // A method that begins like it, byte by byte.
+    // A method that begins like the preface, byte by byte.
     let mut stream = TcpStream::connect(server.address).await.unwrap();
     for piece in ["P", "R", "OPFIND / HTTP/1.0\r\n\r\n"] {
         stream.write_all(piece.as_bytes()).await.unwrap();
@@ -469,7 +469,7 @@ async fn http_2_with_prior_knowledge() {
     assert!(answer.starts_with("HTTP/1.0 40"), "{answer}");
 }
 
-/// Somebody on one address opens all that may be opened and asks nothing; others still get in, and so does the owner.
+/// One address opens all connections it may and sends no request; others still get in, and so does the owner.
 #[tokio::test]
 async fn one_address_does_not_take_every_place() {
     let server = start_small().await;
@@ -492,7 +492,7 @@ async fn one_address_does_not_take_every_place() {
     let mut refused = TcpStream::connect(server.address).await.unwrap();
     assert_eq!(refused.read_to_end(&mut Vec::new()).await.unwrap_or(0), 0, "one too many is hung up on");
     assert_eq!(server.door.connections_open(), most as usize);
-    // The next one's is had before it comes.
+    // The memory for the next connection is taken before it comes.
     assert!(account.used() <= (most + 1) * server.budget.profile().connection_bytes(false));
 
     // Strangers have taken the rest; the commands have their own place.
@@ -505,7 +505,7 @@ async fn one_address_does_not_take_every_place() {
     let _ = std::fs::remove_file(&socket);
 }
 
-/// What was idle makes place for what comes anew from the same address.
+/// An idle connection gives way to a new one from the same address.
 #[tokio::test]
 async fn an_address_at_its_limit_gives_up_what_is_idle() {
     let server = start_small().await;
@@ -530,7 +530,7 @@ impl Running {
         socket.connect(self.address).await.unwrap()
     }
 
-    /// Asks something short, and how long on this server's clock an answer takes.
+    /// Sends a short request; returns how long on this server's clock the answer takes.
     async fn ask_from(&self, ip: [u8; 4]) -> (String, Duration) {
         let (asked, mut answer) = (self.clock.instant(), String::new());
         let asking = async {
@@ -538,12 +538,12 @@ impl Running {
             stream.write_all(b"GET /_matrix/client/versions HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await?;
             stream.read_to_string(&mut answer).await
         };
-        // No faster than time does, so that a busy machine is not taken for a long wait.
+        // No faster than real time, so that a busy machine is not taken for a long wait.
         tokio::select! { done = asking => { let _ = done; } () = self.go_on(5) => {} }
         (answer, self.clock.instant().saturating_sub(asked))
     }
 
-    /// Lets time pass, in steps of five milliseconds that count as so many.
+    /// Lets time pass in steps of five real milliseconds, each counted as `ms`.
     async fn go_on(&self, ms: u64) {
         loop {
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -563,7 +563,7 @@ impl Running {
 const HOME: [u8; 4] = [127, 0, 0, 1];
 const STRANGER: [u8; 4] = [127, 99, 0, 1];
 
-/// Connections from as many networks as it takes to have all that strangers may hold, each beginning with some bytes.
+/// Connections from as many networks as it takes to hold all of the strangers' part, each beginning with some bytes.
 async fn crowd(server: &Running, bytes: &[u8]) -> Vec<TcpStream> {
     let most = server.budget.account("connections").limit() / server.budget.profile().connection_bytes(false);
     let mut held = Vec::new();
@@ -581,7 +581,7 @@ async fn of_small_and_larger(test: impl AsyncFn(Running)) {
     }
 }
 
-/// Honest apps waited 14 to 44 seconds beside idle connections and slow heads; those of the household 29 beside four addresses
+/// Apps waited 14 to 44 seconds beside idle connections and slow heads; apps of the household 29 beside four addresses
 /// that read slowly.
 #[tokio::test]
 async fn nobody_waits_beside_those_who_do_nothing() {
@@ -591,7 +591,7 @@ async fn nobody_waits_beside_those_who_do_nothing() {
             let (answer, took) = server.ask_from(HOME).await;
             assert!(answer.starts_with("HTTP/1.1 200"), "{begin:?}: {answer}");
             assert!(took <= Duration::from_secs(2), "{took:?}");
-            // Until no socket takes more of what is not read.
+            // Until no socket takes any more unread bytes.
             server.pass(Duration::from_secs(20)).await;
             let (answer, took) = server.ask_from(STRANGER).await;
             assert!(answer.starts_with("HTTP/1.1 200"), "{:?}: {answer}", String::from_utf8_lossy(begin));
@@ -602,7 +602,7 @@ async fn nobody_waits_beside_those_who_do_nothing() {
     }
 }
 
-/// Also bodies that do not come.
+/// Also bodies that never arrive.
 #[tokio::test]
 async fn nobody_waits_beside_those_who_send_slowly() {
     of_small_and_larger(async |server| {
@@ -617,7 +617,7 @@ async fn nobody_waits_beside_those_who_send_slowly() {
     .await;
 }
 
-/// Strangers with an account on an open server took every place with requests that wait; theirs are answered early.
+/// Strangers with an account on an open server took every place with requests that wait; now those are answered early.
 #[tokio::test]
 async fn long_polls_of_others_leave_places() {
     of_small_and_larger(async |server| {
@@ -644,7 +644,7 @@ async fn long_polls_of_others_leave_places() {
     .await;
 }
 
-/// Behind a proxy that adds a line of its own the caller chose the address it was counted under.
+/// Behind a proxy that adds a line of its own, the caller chose the address it was counted under.
 #[test]
 fn the_last_address_of_the_last_line_counts() {
     let of = |lines: &[&str]| {

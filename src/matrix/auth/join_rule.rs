@@ -12,7 +12,8 @@ pub struct Create {
     pub id: OwnedEventId,
     pub sender: OwnedUserId,
     pub federate: bool,
-    /// Whose power is 100 without power levels, or infinite in version 12; the first is the one who may join first.
+    /// Users with power 100 where there are no power levels, or infinite power in version 12; the first of them may
+    /// join first.
     pub creators: Vec<OwnedUserId>,
 }
 
@@ -81,7 +82,7 @@ pub enum JoinRule {
     Knock,
     Restricted,
     KnockRestricted,
-    /// `private`, and whatever nobody has heard of.
+    /// `private`, and any unknown rule.
     Other,
 }
 

@@ -10,7 +10,8 @@ use base64::Engine;
 use ruma::{EventId, OwnedUserId, UserId};
 use std::borrow::Cow;
 
-/// Public keys and signatures of a third-party invite that are tried at most; both lists are somebody else's choice.
+/// Public keys and signatures of a third-party invite that are tried at most; the lengths of both lists are a peer's
+/// choice.
 const THIRD_PARTY_TRIES_MAX: usize = 32;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -81,8 +82,8 @@ fn membership(content: &str) -> Result<Membership, Reject> {
     Membership::parse(&text).ok_or_else(|| Reject::auth("unknown membership"))
 }
 
-/// Judges a change of membership. That the server which let somebody into a restricted room has signed is checked with the
-/// signatures.
+/// Judges a change of membership. The signature of the server that authorised a join of a restricted room is checked
+/// with the other signatures.
 pub fn check_member<S: State>(
     version: &RoomVersion,
     change: &Change<'_>,
@@ -216,7 +217,7 @@ fn authorising_user(content: &str) -> Result<Option<OwnedUserId>, Reject> {
     content_text(content, key)?.map(user).transpose()
 }
 
-/// What a member event must cite beyond every event's share.
+/// The events a member event must cite beyond those of every event.
 pub(super) fn add_auth_types<'a>(
     version: &RoomVersion,
     state_key: Option<&'a str>,

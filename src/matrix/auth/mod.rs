@@ -1,10 +1,11 @@
 //! The authorisation rules of room versions 1 to 12 (each version's page, "Authorization rules"), in the specification's
 //! order.
 //!
-//! [`check_auth_events`] judges what an event cites; [`check`] judges the event against a state, and is asked three times on
-//! receipt: with the cited events as the state, with the state before the event, and with the current state. The state is a
-//! trait of already parsed views, so that a large room's power levels are parsed once and most member events are decided
-//! without reading any event at all. Files: `power.rs` (levels), `join_rule.rs` (create and join rules), `member.rs`.
+//! [`check_auth_events`] judges the events that an event cites; [`check`] judges the event against a state, and is
+//! called three times on receipt: with the cited events as the state, with the state before the event, and with the
+//! current state. The state is a trait of already parsed views, so that a large room's power levels are parsed once and
+//! most member events are decided without reading any event at all. Files: `power.rs` (levels), `join_rule.rs` (create
+//! and join rules), `member.rs`.
 
 mod join_rule;
 mod member;
@@ -31,7 +32,7 @@ pub trait State {
     fn create(&self) -> Result<Option<Arc<Create>>, Self::Error>;
     fn power_levels(&self) -> Result<Option<Arc<PowerLevels>>, Self::Error>;
     fn join_rule(&self) -> Result<Option<JoinRule>, Self::Error>;
-    /// [`Membership::Leave`] for somebody who has no member event.
+    /// [`Membership::Leave`] for a user without a member event.
     fn membership(&self, user: &UserId) -> Result<Membership, Self::Error>;
     /// The `m.room.third_party_invite` event with this token as its state key.
     fn third_party_invite(&self, token: &str) -> Result<Option<Arc<Event>>, Self::Error>;
@@ -109,7 +110,7 @@ impl Event {
     }
 }
 
-/// Judges an event against a state. Everything but what it cites.
+/// Judges an event against a state. Checks everything but its auth events.
 pub fn check<S: State>(version: &RoomVersion, event: &Subject<'_>, state: &S) -> Result<(), S::Error> {
     if event.kind == "m.room.create" {
         return Ok(join_rule::check_create(version, event)?);
@@ -163,8 +164,8 @@ fn check_redaction(event: &Subject<'_>, powers: &Powers<'_>, level: i64) -> Resu
     need(level >= powers.named(Named::Redact) || same_server, "the sender may not redact that event")
 }
 
-/// Whether a redaction that stands in the room takes effect on its target (version 3 and later: only by somebody who may
-/// redact, or whose server sent the target; before, the rules decided it when the redaction was sent).
+/// Whether a redaction that stands in the room takes effect on its target (version 3 and later: only when the sender
+/// may redact, or their server sent the target; before, the rules decided it when the redaction was sent).
 pub fn redaction_applies(version: &RoomVersion, redaction: &Event, target: &Event, powers: &Powers<'_>) -> bool {
     version.redaction_authorised
         || powers.user(redaction.sender()) >= powers.named(Named::Redact)
@@ -195,7 +196,7 @@ pub fn auth_types_for_event<'a>(
     Ok(types)
 }
 
-/// What an event cites: one of its `auth_events`, as we know it.
+/// One of the `auth_events` of an event, as we know it.
 #[derive(Debug, Clone, Copy)]
 pub struct Cited<'a> {
     pub kind: &'a str,
@@ -204,8 +205,8 @@ pub struct Cited<'a> {
     pub rejected: bool,
 }
 
-/// Judges the list of events an event cites. `create_accepted`: for version 12, that the create event its room id names is
-/// known and was not rejected.
+/// Judges the list of events an event cites. `create_accepted`: for version 12, whether the create event named by its
+/// room id is known and was not rejected.
 pub fn check_auth_events<'c>(
     version: &RoomVersion,
     event: &Subject<'_>,

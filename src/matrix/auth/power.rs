@@ -46,7 +46,7 @@ impl Named {
         }
     }
 
-    /// Where the event does not say, or there is none.
+    /// The level when the event does not set it, or there is no event.
     pub fn default(self) -> i64 {
         match self {
             Named::UsersDefault | Named::EventsDefault | Named::Invite => 0,
@@ -68,8 +68,8 @@ pub struct PowerLevels {
 }
 
 impl PowerLevels {
-    /// From canonical content. Refuses whatever the rules refuse in a new event: a level that is no number (or, before
-    /// version 10, no string of one), a user id that is none.
+    /// From canonical content. Refuses the values that the rules refuse in a new event: a level that is no number (or,
+    /// before version 10, no string of one), a user id that is none.
     pub fn parse(version: &RoomVersion, content: &str) -> Result<PowerLevels, Reject> {
         let mut levels = PowerLevels::default();
         for (key, value) in json::read::members(content.as_bytes()) {
@@ -100,7 +100,7 @@ impl PowerLevels {
         let default = if is_state { Named::StateDefault } else { Named::EventsDefault };
         find(&self.events, kind).unwrap_or(self.named(default))
     }
-    /// The level for `@room` and the like; 50 where the event does not say.
+    /// The level for `@room` and the like; 50 when the event does not set it.
     pub fn notification(&self, key: &str) -> i64 {
         find(&self.notifications, key).unwrap_or(50)
     }
@@ -115,7 +115,7 @@ impl PowerLevels {
     }
 }
 
-/// Who may do what in one state: the power levels and the creators together.
+/// The permissions in one state: the power levels and the creators together.
 #[derive(Clone, Copy)]
 pub struct Powers<'a> {
     version: &'a RoomVersion,
@@ -173,7 +173,7 @@ pub(super) fn check_change(
     if version.guards_notification_levels {
         check_lists("notifications", &old.notifications, &new.notifications, level, |_, was| was > level)?;
     }
-    // Somebody of the same level cannot be lowered, except by themselves.
+    // A user of the same level cannot be lowered, except by themselves.
     check_lists("users", &old.users, &new.users, level, |id, was| id != event.sender && was >= level)
 }
 
@@ -234,7 +234,7 @@ fn level_in_text(text: &str) -> Option<i64> {
     if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) { None } else { text.parse().ok() }
 }
 
-/// Before canonical JSON was asked for, floats could be sent, and were cut off.
+/// Before canonical JSON was required, floats could be sent, and were truncated.
 fn truncated(version: &RoomVersion, value: &[u8]) -> Option<i64> {
     if version.strict_json {
         return None;

@@ -109,7 +109,7 @@ impl World {
         }
     }
 
-    /// A power levels content. `odd` lets in what the rules should refuse.
+    /// A power levels content. `odd` allows values that the rules should refuse.
     fn levels(&mut self, odd: bool) -> Value {
         let mut levels = json!({});
         for key in ["users_default", "events_default", "state_default", "ban", "redact", "kick", "invite"] {
@@ -364,7 +364,7 @@ fn levels_as_the_specification_lists_them() {
     }
 }
 
-/// Version 12: nobody can lower, remove or ban a creator, and a creator can do anything.
+/// Version 12: no user can lower, remove or ban a creator, and a creator can do anything.
 #[test]
 fn creators_stand_above_every_level() {
     let version = version::get("12").unwrap();

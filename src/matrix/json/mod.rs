@@ -1,8 +1,8 @@
 //! Canonical JSON (specification appendix "Canonical JSON"): one pass from any JSON text, no tree.
 //!
-//! [`Canon`] copies a text into its canonical form, sorting an object's members only where they do not come sorted already.
-//! The functions below it read canonical text in place: they trust its shape, never panic on a wrong one, and find nothing
-//! in it instead.
+//! [`Canon`] copies a text into its canonical form, sorting an object's members only where they do not come sorted
+//! already. The functions below it read canonical text in place: they trust its shape, never panic on a wrong one, and
+//! find nothing in it instead.
 
 use super::Reject;
 pub use read::{integer, members, skip_string, text, unescape};
@@ -11,17 +11,18 @@ use std::cmp::Ordering;
 pub mod partial;
 pub mod read;
 
-/// Objects and arrays within each other, of any text that is read here. Each level costs a bit, and an object twelve bytes
-/// more: nothing recurses.
+/// The depth limit of any text that is read here, in objects and arrays. Each level costs a bit, and an object twelve
+/// bytes more: nothing recurses.
 pub const DEPTH_MAX: u32 = 10_000;
-/// The same of one event, or of whatever else is handed to apps beside others: eight hundred levels in a member of the
-/// content. Synapse takes about as many: Python's parser ends at a thousand, less what is on the stack already. What it
-/// could not read must not be passed on to it from here, among other events.
+/// The same limit for one event, or for other JSON that apps get beside other data: eight hundred levels in a member of
+/// the content. Synapse takes about as many: Python's parser ends at a thousand, less the frames on the stack already.
+/// JSON that Synapse could not read must not be passed on to it from here, among other events.
 pub const EVENT_DEPTH_MAX: u32 = 802;
 
 const INTEGER_MAX: i64 = (1 << 53) - 1;
-/// Sorting an object copies all that is in it, once for each level above that is out of order too. So much is copied for any
-/// text: more than the largest event takes with all its levels out of order. Of a long text, so many times its length.
+/// Sorting an object copies all its content, once for each level above that is out of order too. This many bytes are
+/// copied for any text: more than the largest event takes with all its levels out of order. For a long text, this many
+/// times its length.
 const MOVED_BYTES_MAX: u64 = 64 << 20;
 const MOVED_TIMES_MAX: u64 = 32;
 
@@ -68,14 +69,15 @@ pub struct Canon {
     open: Vec<Open>,
 }
 
-/// What is open: a bit for each level, set for an object, the innermost in the lowest place. At most [`DEPTH_MAX`] of them.
+/// The open levels: a bit for each, set for an object, the innermost in the lowest place. At most [`DEPTH_MAX`] of
+/// them.
 #[derive(Default)]
 struct Levels {
     bits: u64,
     /// The levels outside of those, 64 together.
     outer: Vec<u64>,
     depth: u32,
-    /// The most there have been at once.
+    /// The greatest depth so far.
     deepest: u32,
 }
 
@@ -103,7 +105,7 @@ impl Levels {
         }
     }
 
-    /// Whether the innermost is an object; nothing where nothing is open.
+    /// Whether the innermost level is an object; none when no level is open.
     fn innermost(&self) -> Option<bool> {
         (self.depth > 0).then_some(self.bits & 1 == 1)
     }
@@ -116,13 +118,13 @@ struct Open {
     base: u32,
     /// Where its text begins, behind the brace.
     begin: u32,
-    /// Its keys came in order so far.
+    /// Whether its keys came in order so far.
     sorted: bool,
 }
 
 /// A member that is read and left out.
 struct Dropped {
-    /// Where the text ended before it.
+    /// The end of the text before it.
     before: usize,
     mode: Mode,
     deepest: u32,
@@ -151,12 +153,12 @@ impl Canon {
         if pass.token().is_some() { Err(Reject::json("text after the JSON value")) } else { Ok(()) }
     }
 
-    /// Objects and arrays within each other in what was read last, members that were left out aside.
+    /// The depth of the text read last, left-out members aside.
     pub fn deepest(&self) -> u32 {
         self.levels.deepest
     }
 
-    /// The canonical text of what was read last.
+    /// The canonical form of the text read last.
     pub fn bytes(&self) -> &[u8] {
         &self.out
     }
@@ -178,7 +180,7 @@ pub fn canonical(raw: &[u8], mode: Mode) -> Result<Vec<u8>, Reject> {
     Ok(canon.out)
 }
 
-/// The same for what apps are shown beside others: no deeper than an event.
+/// The same for JSON that apps get beside other data: no deeper than an event.
 pub fn canonical_shown(raw: &[u8], mode: Mode) -> Result<Vec<u8>, Reject> {
     let mut canon = Canon::new();
     canon.read(raw, mode, &[])?;
@@ -208,7 +210,7 @@ fn is_plain(byte: u8) -> bool {
     byte >= 0x20 && byte != b'"' && byte != b'\\'
 }
 
-/// How many plain bytes there are in front; eight at a time, since this is where most of a reading's time goes.
+/// The number of plain bytes in front; eight at a time, since most of the reading time is spent here.
 fn plain_len(bytes: &[u8]) -> usize {
     const fn each(byte: u8) -> u64 {
         u64::from_ne_bytes([byte; 8])
@@ -227,9 +229,9 @@ fn plain_len(bytes: &[u8]) -> usize {
 }
 
 impl Pass<'_> {
-    /// A value, with whatever is in it.
+    /// A value, with all its content.
     fn value(&mut self) -> Result<(), Reject> {
-        // Whether the innermost that is open is an object.
+        // Whether the innermost open level is an object.
         let mut inside = None;
         loop {
             match self.token() {
@@ -265,7 +267,7 @@ impl Pass<'_> {
         }
     }
 
-    /// Behind a value in an object or array: to the next one, which is answered, or out of what ends here.
+    /// After a value in an object or array: moves to the next value (true), or closes the level that ends here (false).
     #[inline(always)]
     fn go_on(&mut self, in_object: bool) -> Result<bool, Reject> {
         if in_object {
@@ -291,7 +293,7 @@ impl Pass<'_> {
         }
     }
 
-    /// Answers whether there is a value in it: the first member's.
+    /// Answers whether the object has a member; if so, moves to the first member's value.
     #[inline(always)]
     fn open_object(&mut self) -> Result<bool, Reject> {
         self.to.levels.push(true)?;
@@ -323,7 +325,7 @@ impl Pass<'_> {
         Ok(())
     }
 
-    /// Answers whether there is a value in it.
+    /// Answers whether the array has an item.
     fn open_array(&mut self) -> Result<bool, Reject> {
         self.to.levels.push(false)?;
         self.at += 1;
@@ -528,8 +530,8 @@ impl Pass<'_> {
         Ok(())
     }
 
-    /// What servers sign is what they send: Python's `1.0` and `1e-05` stay as they are. Only an integer written like the
-    /// specification's `1e10` becomes one.
+    /// Servers sign the text they send: Python's `1.0` and `1e-05` stay as they are. Only an integer written like the
+    /// specification's `1e10` becomes an integer.
     fn float(&mut self, text: &str) -> Result<(), Reject> {
         if self.mode == Mode::Strict {
             return Err(Reject::json("a number with fraction or exponent"));
@@ -627,7 +629,7 @@ pub fn write_string(out: &mut Vec<u8>, text: &str) {
 
 // ---- Reading canonical text in place ----
 
-/// Whether there are more than `most` objects and arrays within each other in a JSON text.
+/// Whether a JSON text is nested more than `most` levels deep.
 pub fn is_deeper_than(text: &[u8], most: u32) -> bool {
     let (mut depth, mut at) = (0u32, 0);
     while let Some(byte) = text.get(at) {

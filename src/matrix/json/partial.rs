@@ -1,5 +1,5 @@
-//! Reading what is wanted of somebody else's JSON and passing over the rest: nothing is kept that nobody asked for, so what
-//! a text may become in memory does not depend on what its writer filled it with.
+//! Reads the wanted members of JSON from elsewhere and skips the rest: unwanted members are not kept, so the memory of
+//! a text does not depend on the extra content its writer added.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -21,7 +21,7 @@ pub fn each_member<E: From<serde_json::Error>>(
     }
 }
 
-/// One member of an object that may be anything; nothing where it is not there or of another shape.
+/// One member of an object that may have any shape; none when the member is missing or of another shape.
 pub fn member<T: for<'t> Deserialize<'t>>(object: &[u8], name: &str) -> Option<T> {
     let mut found = None;
     let read = each_member(object, &mut |key, value| {
@@ -112,7 +112,7 @@ mod tests {
         assert_eq!(member::<u64>(b"<html>", "retry_after_ms"), None);
     }
 
-    /// An array of half a megabyte once became ten on the heap before anybody counted its elements.
+    /// An array of half a megabyte once became ten on the heap before its elements were counted.
     #[test]
     fn a_long_array_is_not_kept() {
         #[derive(serde::Deserialize)]

@@ -57,8 +57,8 @@ pub fn get<'a>(object: &'a [u8], key: &str) -> Option<&'a [u8]> {
     members(object).find(|(k, _)| *k == key.as_bytes()).map(|(_, v)| v)
 }
 
-/// Where the value of a top-level member is, in an object from elsewhere: any order, but without blanks between its
-/// tokens. `key` must need no escapes. None when there is no such member or the text is not what this can tell.
+/// The place of the value of a top-level member, in an object from elsewhere: any order, but without blanks between its
+/// tokens. `key` must need no escapes. None when there is no such member or the text has another form.
 pub fn compact_member(object: &[u8], key: &str) -> Option<Range<usize>> {
     let (mut at, mut found) = (1, None);
     if object.first() != Some(&b'{') {

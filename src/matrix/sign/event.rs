@@ -10,7 +10,7 @@ use crate::matrix::reject::Kind;
 use crate::matrix::scan::Signer;
 use crate::matrix::version::RoomVersion;
 
-/// What a checked event may be used as.
+/// The use that a checked event may be put to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Checked {
     Intact,
@@ -46,14 +46,14 @@ pub fn check_signer(signer: &Signer<'_>, message: &[u8], at_ts: u64, keys: &impl
     }
 }
 
-/// A further server's signature on a finished event, as the server that lets somebody into a restricted room adds.
+/// A further server's signature on a finished event: the one that the authorising server adds for a restricted join.
 pub fn add_signature(event: &Event, server: &ServerName, key: &Key) -> Result<Event, Reject> {
     let signature = key.sign_base64(&event.signed_message());
     let bytes = merge_signature(event.to_federation(), server, key.id(), &signature)?;
     Event::from_stored(event.version(), bytes, event.id().to_owned())
 }
 
-/// Text by text: what other servers wrote beside it may be of any shape inside.
+/// Read member by member: other servers' data beside it may be of any shape inside.
 fn merge_signature(object: &[u8], server: &ServerName, key_id: &str, signature: &str) -> Result<Vec<u8>, Reject> {
     let all = json::read::get(object, "signatures").unwrap_or(b"{}");
     let ours = json::read::get(all, server.as_str()).unwrap_or(b"{}");

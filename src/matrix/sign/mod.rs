@@ -25,7 +25,7 @@ pub struct Key {
 }
 
 impl Key {
-    /// `version` is what stands after `ed25519:` in the key id.
+    /// `version` is the part after `ed25519:` in the key id.
     pub fn from_seed(version: &str, seed: [u8; 32]) -> Key {
         Key { signing: SigningKey::from_bytes(&seed), id: format!("ed25519:{version}") }
     }
@@ -45,7 +45,7 @@ impl Key {
         Ok(Key::from_seed(version, seed))
     }
 
-    /// What [`Key::parse`] reads.
+    /// The text that [`Key::parse`] reads.
     pub fn to_file(&self) -> String {
         format!("ed25519 {} {}\n", &self.id["ed25519:".len()..], BASE64.encode(self.signing.to_bytes()))
     }
@@ -71,7 +71,7 @@ impl fmt::Debug for Key {
     }
 }
 
-/// Somebody's public key, decompressed and ready: 3 µs the first time, so worth keeping. About 200 bytes.
+/// A server's public key, decompressed and ready: 3 µs the first time, so worth keeping. About 200 bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PublicKey(VerifyingKey);
 
@@ -88,18 +88,18 @@ impl PublicKey {
     pub fn to_base64(&self) -> String {
         BASE64.encode(self.to_bytes())
     }
-    /// One at a time and not "strict", exactly the predicate other implementations use: batches can be told apart under weak
-    /// keys, which would split a room.
+    /// One at a time and not "strict", exactly the predicate of other implementations: under weak keys, batch checks
+    /// give other results, which would split a room.
     pub fn verify(&self, message: &[u8], signature: &[u8; 64]) -> bool {
         self.0.verify(message, &Signature::from_bytes(signature)).is_ok()
     }
-    /// The same predicate over a message that passes a piece at a time; none for what can be nobody's signature.
+    /// The same predicate over a message that passes a piece at a time; none for a signature that cannot be valid.
     fn verify_stream(&self, signature: &[u8; 64]) -> Option<StreamVerifier> {
         self.0.verify_stream(&Signature::from_bytes(signature)).ok()
     }
 }
 
-/// What makes many signatures under one key cheaper; worth making from about ten on.
+/// A table that makes many signatures under one key cheaper; worth making from about ten on.
 pub struct Often(Comb);
 
 impl Often {
@@ -111,11 +111,11 @@ impl Often {
     }
 }
 
-/// Signatures checked together: each by itself and as [`PublicKey::verify`] does it, but for one costly division that all
-/// share. 200 bytes each.
+/// Signatures checked together: each by itself and as [`PublicKey::verify`] does it, except for one costly division
+/// that all share. 200 bytes each.
 #[derive(Default)]
 pub struct Claims {
-    /// What each signature's first half must be the encoding of, and what it is.
+    /// The point that each signature's first half must encode, and that half.
     points: Vec<EdwardsPoint>,
     halves: Vec<[u8; 32]>,
 }
@@ -173,8 +173,8 @@ impl<F: Fn(&str, &str, u64) -> Option<PublicKey>> Keys for F {
 
 // ---- JSON objects ----
 
-/// The bytes a signature on a JSON object is over: canonical, without `signatures` and `unsigned`. Floats are let through, as
-/// key answers and the like are not events.
+/// The bytes that a signature on a JSON object covers: canonical, without `signatures` and `unsigned`. Floats are let
+/// through, as key answers and the like are not events.
 pub fn json_message(raw: &[u8]) -> Result<Vec<u8>, Reject> {
     let mut canon = json::Canon::new();
     canon.read(raw, Mode::Lenient, &["signatures", "unsigned"])?;

@@ -3,7 +3,7 @@
 use super::*;
 use super::{Key, PublicKey};
 
-/// What a header says; nothing in it is checked yet.
+/// The fields of a header; nothing in it is checked yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct XMatrix {
     pub origin: String,
@@ -47,11 +47,11 @@ pub fn check(
     if key.verify(&message, &signature) { Ok(()) } else { Err(wrong()) }
 }
 
-/// A request checked while its content passes, for bodies too long to hold. Nothing of the content may be believed before
-/// [`InPieces::finish`] has said so.
+/// A request checked while its content passes, for bodies too long to hold. The content must not be trusted before
+/// [`InPieces::finish`] succeeds.
 pub struct InPieces {
     verifier: StreamVerifier,
-    /// What the signed text has behind the content.
+    /// The rest of the signed text after the content.
     behind: Vec<u8>,
     wrong: Reject,
 }
@@ -89,7 +89,7 @@ impl InPieces {
     }
 }
 
-/// The object a request's signature is over.
+/// The object that a request's signature covers.
 fn message(
     method: &str,
     target: &str,
@@ -153,7 +153,7 @@ pub fn parse(header: &str) -> Result<XMatrix, Reject> {
     Ok(XMatrix { origin, destination, key, sig })
 }
 
-/// A value and what follows it.
+/// A value and the text after it.
 fn parameter(text: &str) -> Option<(String, &str)> {
     let Some(quoted) = text.strip_prefix('"') else {
         let end = text.find([',', ' ', '\t']).unwrap_or(text.len());

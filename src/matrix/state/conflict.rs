@@ -26,7 +26,7 @@ pub fn split<Id: Copy + Ord>(states: &[StateMap<Id>]) -> Split<Id> {
     split
 }
 
-/// All that an event rests on, itself included.
+/// All ancestors of an event, the event included.
 pub fn chain<S: Source>(source: &S, of: impl IntoIterator<Item = S::Id>) -> Result<BTreeSet<S::Id>, S::Error> {
     let mut open: Vec<S::Id> = of.into_iter().collect();
     let mut seen: BTreeSet<S::Id> = open.iter().copied().collect();

@@ -34,8 +34,8 @@ fn mainline<S: Source>(source: &S, levels: Option<S::Id>) -> Result<HashMap<S::I
     Ok(chain.into_iter().rev().zip(1..).collect())
 }
 
-/// The depth at which an event's own chain of power levels meets the mainline; 0, which is before all others, if it never
-/// does. What is found on the way is remembered in `depth`, so that a long chain is walked once.
+/// The depth at which an event's own chain of power levels meets the mainline; 0, which is before all others, if it
+/// never does. Depths found on the way are remembered in `depth`, so that a long chain is walked once.
 fn branches_at<S: Source>(source: &S, id: S::Id, depth: &mut HashMap<S::Id, u32>) -> Result<u32, S::Error> {
     let mut path = Vec::new();
     let mut next = Some(id);

@@ -1,8 +1,8 @@
 //! State resolution, v2 and v2.1 (room versions 2–11 and 12; each page's section "State resolution").
 //!
 //! The caller has already split the states: unconflicted keys are looked up through a closure and never collected, the
-//! conflicted ones come with their candidates, and whatever else belongs to the full conflicted set (the auth difference; in
-//! v2.1 the conflicted subgraph) comes as a list of ids. What is held is about 150 bytes for each event of the full conflicted
+//! conflicted ones come with their candidates, and the rest of the full conflicted set (the auth difference; in v2.1
+//! the conflicted subgraph) comes as a list of ids. Memory is about 150 bytes for each event of the full conflicted
 //! set. Events are read through [`Source`], a few times each, so a small cache under it pays.
 //!
 //! Files, a step each: `power_order.rs` (reverse topological power ordering), `mainline.rs` (mainline ordering),
@@ -38,7 +38,7 @@ pub trait Source {
     fn is_rejected(&self, id: Self::Id) -> Result<bool, Self::Error>;
     /// The room's create event.
     fn create(&self) -> Result<Self::Id, Self::Error>;
-    /// Whether this is `m.room.power_levels`; worth answering from a column where there is one.
+    /// Whether this is `m.room.power_levels`; best answered from a column where there is one.
     fn is_power_levels(&self, id: Self::Id) -> Result<bool, Self::Error> {
         Ok(self.event(id)?.is_some_and(|e| e.is("m.room.power_levels", "")))
     }
@@ -52,12 +52,12 @@ struct Member<Id> {
     is_power_event: bool,
 }
 
-/// What becomes of the state; unconflicted keys stay as they are.
+/// The changes to the state; unconflicted keys stay as they are.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Resolved<Id> {
     /// For each conflicted key, in the order given: its event, or none if the key falls out of the state.
     pub winners: Vec<Option<Id>>,
-    /// Events under keys that none of the states had: the replay can bring back what every branch had moved past.
+    /// Events under keys that none of the states had: the replay can bring back a key that every branch had moved past.
     pub added: Vec<Id>,
 }
 
@@ -98,7 +98,7 @@ pub fn resolve<S: Source>(
     outcome(source, replay.into_set(), known, conflicts)
 }
 
-/// Sorts what the replay has set into winners and additions.
+/// Sorts the events set by the replay into winners and additions.
 fn outcome<S: Source>(
     source: &S,
     mut set: HashMap<(Box<str>, Box<str>), S::Id>,
@@ -109,7 +109,7 @@ fn outcome<S: Source>(
     for candidates in conflicts {
         let mut winner = None;
         for id in candidates {
-            // All candidates have the same key; the first one at hand tells it.
+            // All candidates have the same key; the first one found gives it.
             if let Some(event) = source.event(*id)? {
                 winner = event.state_key().and_then(|key| set.remove(&(event.kind().into(), key.into())));
                 break;
@@ -127,7 +127,7 @@ fn outcome<S: Source>(
     Ok(Resolved { winners, added })
 }
 
-/// All that takes part, sorted by id, once each, with what the orderings need.
+/// All events that take part, sorted by id, once each, with the values the orderings need.
 fn full_conflicted_set<S: Source>(
     source: &S,
     conflicts: &[Vec<S::Id>],
@@ -150,7 +150,7 @@ fn full_conflicted_set<S: Source>(
     Ok(members)
 }
 
-/// Events that can take power away from somebody: levels, join rules, and removing or banning another.
+/// Power events: levels, join rules, and removing or banning another user.
 pub fn is_power_event(event: &Event) -> bool {
     match event.kind() {
         "m.room.power_levels" | "m.room.join_rules" | "m.room.create" => event.state_key() == Some(""),
@@ -162,7 +162,7 @@ pub fn is_power_event(event: &Event) -> bool {
     }
 }
 
-/// Where an id stands in the full conflicted set.
+/// The position of an id in the full conflicted set.
 fn position<Id: Ord>(full: &[Member<Id>], id: &Id) -> Option<u32> {
     full.binary_search_by(|m| m.id.cmp(id)).ok().map(|at| at as u32)
 }

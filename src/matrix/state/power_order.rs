@@ -1,12 +1,13 @@
-//! Reverse topological power ordering: an event comes after what it cites; otherwise the mightier sender first, then the
-//! earlier time, then the smaller event id.
+//! Reverse topological power ordering: an event comes after the events it cites; otherwise the sender with more power
+//! first, then the earlier time, then the smaller event id.
 
 use super::replay::Replay;
 use super::{Member, Source, position};
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 
-/// The power events of the full conflicted set, with whatever of that set they rest on, in order; as positions in `full`.
+/// The power events of the full conflicted set, with those of their ancestors that are in the set, in order; as
+/// positions in `full`.
 pub(super) fn sort<S: Source, U: Fn(&str, &str) -> Result<Option<S::Id>, S::Error>>(
     replay: &mut Replay<'_, S, U>,
     full: &[Member<S::Id>],
@@ -46,7 +47,7 @@ fn order_key<'f, S: Source, U: Fn(&str, &str) -> Result<Option<S::Id>, S::Error>
     Ok((Reverse(replay.sender_level(member.id)?), member.origin_server_ts, &member.event_id, at))
 }
 
-/// For each power event, and each event of the set it rests on at any remove, those of the set it cites directly.
+/// For each power event, and each of its ancestors in the set, the events of the set it cites directly.
 fn edges<S: Source>(source: &S, full: &[Member<S::Id>]) -> Result<Vec<(u32, Vec<u32>)>, S::Error> {
     let mut seen = vec![false; full.len()];
     let mut open: Vec<u32> = (0..full.len() as u32).filter(|at| full[*at as usize].is_power_event).collect();

@@ -17,7 +17,7 @@ pub(super) struct Replay<'a, S: Source, U> {
     version: &'a RoomVersion,
     source: &'a S,
     unconflicted: &'a U,
-    /// What replayed events have set; everything else is as `unconflicted` says.
+    /// The events set by the replay; everything else is as `unconflicted` says.
     set: HashMap<(Box<str>, Box<str>), S::Id>,
     levels: RefCell<Parsed<S::Id, PowerLevels>>,
     creates: RefCell<Parsed<S::Id, Create>>,
@@ -39,7 +39,7 @@ impl<'a, S: Source, U: Fn(&str, &str) -> Result<Option<S::Id>, S::Error>> Replay
         self.source
     }
 
-    /// What replay has put under the keys it touched.
+    /// The events that the replay has put under the keys it touched.
     pub fn into_set(self) -> HashMap<(Box<str>, Box<str>), S::Id> {
         self.set
     }
@@ -113,7 +113,8 @@ impl<'a, S: Source, U: Fn(&str, &str) -> Result<Option<S::Id>, S::Error>> Replay
     }
 }
 
-/// The state one event is judged against: for each key it depends on, the state so far, or else what it cites itself.
+/// The state one event is judged against: for each key it depends on, the state so far, or else the event's own auth
+/// events.
 struct View<'r, 'a, S: Source, U> {
     replay: &'r Replay<'a, S, U>,
     at: Vec<(&'static str, Box<str>, S::Id)>,

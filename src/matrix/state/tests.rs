@@ -119,7 +119,7 @@ impl Grower {
                 false => ids.into_iter().map(Value::from).collect(),
             }
         };
-        // Times lie now and then, and are often the same.
+        // Times are sometimes wrong, and often the same.
         let ts = self.ts + [0, 0, 5, 10, 100][self.rng.below(5)];
         self.ts += self.rng.below(2) as u64;
         let create = kind == "m.room.create";
@@ -206,7 +206,7 @@ impl Grower {
     }
 }
 
-/// What ruma makes of the same states, by the definition.
+/// Ruma's result for the same states, by the definition.
 pub(crate) fn ruma_resolves(
     version: &RoomVersion,
     room: &Room,

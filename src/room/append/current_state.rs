@@ -1,4 +1,4 @@
-//! The present state of a room, and what follows from it: who is in, and what each person has of it.
+//! The present state of a room, and the rows derived from it: its members, and each local user's own rooms.
 
 use super::new_event::{Append, Here, server_of};
 use crate::room::state::fork::Current;
@@ -12,7 +12,7 @@ use crate::store::tables::room::{current_state, user_room};
 use crate::store::tables::user;
 use crate::store::{EventNum, Get, Position, Result, RoomNum, StateKeyNum, UserNum, Write};
 
-/// Makes the event's part of the present state true. Answers the local users whose own membership changed.
+/// Applies the event to the present state. Answers the local users whose own membership changed.
 pub fn change_state(
     w: &mut Write<'_>,
     here: &Here,
@@ -99,7 +99,7 @@ fn set_key(
     move_member(w, here, num, room, target, before, after, at)
 }
 
-/// A user's membership changes: rows, counts, servers; and, for a local user, what they are to the room.
+/// A user's membership changes: rows, counts, servers; and, for a local user, the row of their own rooms.
 #[allow(clippy::too_many_arguments)] // one fact with its two sides; a struct would be named once and taken apart once
 fn move_member(
     w: &mut Write<'_>,
@@ -131,7 +131,7 @@ fn move_member(
     Ok(Some(target))
 }
 
-/// What a local user is to a room, after a change of membership that we hold the event of.
+/// Sets a local user's row for a room, after a change of membership that we hold the event of.
 fn set_mine(
     w: &mut Write<'_>,
     room: RoomNum,
@@ -152,7 +152,7 @@ fn set_mine(
     };
     let mine = Mine {
         membership,
-        // A changed display name is news in the timeline, not a new membership.
+        // A changed display name is a new event in the timeline, not a new membership.
         since: old.filter(|_| stays).map_or(at, |old| old.since),
         event: Some(event),
         forgotten: false,

@@ -1,4 +1,4 @@
-//! The ends of the history, and what is missing behind them.
+//! The forward extremities of the history, and the holes behind them.
 
 use super::new_event::Append;
 use crate::matrix::Event;
@@ -7,8 +7,8 @@ use crate::room::state::fork::superseded;
 use crate::store::tables::room::{EXTREMITIES_MAX, HOLE_ORDERS, HOLES_MAX, Hole, Room, event, timeline};
 use crate::store::{EventNum, Get, Position, Result, Write};
 
-/// Whether something is missing between what we have of the room and an event: it stands on what we do not have, and
-/// deeper than that alone explains. Forks from before our time in the room are no holes.
+/// Whether events are missing between our history of the room and an event: it follows events that we do not have, and
+/// is deeper than those alone explain. Forks from before our time in the room are no holes.
 pub fn leaves_hole(get: &impl Get, room: &Room, new: &Append) -> Result<bool> {
     // A room joined again begins without extremities.
     let is_beyond = new.event.depth() > room.depth + 1 || room.extremities.is_empty();
@@ -23,7 +23,7 @@ pub fn leaves_hole(get: &impl Get, room: &Room, new: &Append) -> Result<bool> {
     Ok(false)
 }
 
-/// Leaves orders free for what is missing; answers the position behind them.
+/// Leaves orders free for the missing events; answers the position behind them.
 pub fn open_hole(w: &mut Write<'_>, room: &mut Room) -> Position {
     let bottom = w.next_position().0 as i64;
     let at = w.skip_positions(HOLE_ORDERS);
@@ -34,7 +34,7 @@ pub fn open_hole(w: &mut Write<'_>, room: &mut Room) -> Position {
     at
 }
 
-/// Remembers what the event follows that has no place here: when that comes, it is no end of the history.
+/// Remembers the followed events that have no place here: when one of them comes, it is no extremity.
 pub fn note_followed(w: &mut Write<'_>, room: &Room, new: &Append) -> Result<()> {
     for prev in new.event.prev_events() {
         let stored = event::num(w, prev.as_str())?;
@@ -49,8 +49,8 @@ pub fn note_followed(w: &mut Write<'_>, room: &Room, new: &Append) -> Result<()>
     Ok(())
 }
 
-/// The event takes the place of what it follows among the extremities; or nobody does, when others that follow it are here. A
-/// room is never left without any.
+/// The event replaces the events it follows among the extremities; it is no extremity itself when others that follow it
+/// are here. A room is never left without extremities.
 pub fn follow(w: &mut Write<'_>, room: &mut Room, event: &Event, num: EventNum, is_followed: bool) -> Result<()> {
     let superseded = superseded(w, &room.extremities, event)?;
     room.extremities.retain(|extremity| !superseded.contains(extremity));
@@ -60,7 +60,7 @@ pub fn follow(w: &mut Write<'_>, room: &mut Room, event: &Event, num: EventNum, 
     room.extremities.push(num);
     if room.extremities.len() > EXTREMITIES_MAX {
         // The oldest goes: its state was part of every resolution since it came, so only its place as a parent of our
-        // next event is lost, which other servers make up for with their own.
+        // next event is lost, and other servers' events make up for that.
         room.extremities.sort_unstable();
         room.extremities.remove(0);
     }

@@ -40,7 +40,8 @@ pub fn append(w: &mut Write<'_>, here: &Here, new: Append) -> Result<Done> {
     if let Some((num, row)) = &known
         && !state::event::is_same(w, row, new.room, &new.event)?
     {
-        // Nobody appends one: it would get the other's columns, and stand for what it does not say.
+        // A different event under a stored id is not appended: it would get the stored one's columns, with other
+        // content.
         return Err(Error::corrupt(&EVENT, &num.to_key()));
     }
     if let Some((num, row)) = &known
@@ -139,8 +140,8 @@ fn store_event(
     Ok((num, row))
 }
 
-/// An event's columns as far as the event itself says them: everything but flags, place and state before. Interns
-/// whom it mentions. Auth events that are not stored are left out; the body then keeps the event's own list.
+/// An event's columns as far as the event itself gives them: everything but flags, place and state before. Interns the
+/// users it mentions. Auth events that are not stored are left out; the body then keeps the event's own list.
 pub fn row_of(w: &mut Write<'_>, room: RoomNum, event: &Event) -> Result<Row> {
     let kind = Kind::of(event.kind());
     let state_key = match event.state_key() {

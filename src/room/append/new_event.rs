@@ -1,4 +1,4 @@
-//! What is appended: an event, where it goes, and what becomes of it.
+//! The input of an append: an event, its place, and its outcome.
 
 use std::sync::Arc;
 
@@ -11,13 +11,13 @@ use crate::store::tables::room::event_row::{Flags, Root};
 use crate::store::tables::room::txn::Txn;
 use crate::store::{EventNum, Position, RoomNum};
 
-/// Where and when we are, for what a write depends on beside its event.
+/// The server and the time, for the parts of a write that depend on more than the event.
 #[derive(Clone)]
 pub struct Here {
     /// This server: its users are the local ones.
     pub server: OwnedServerName,
     pub now_ms: u64,
-    /// Its people's push rules.
+    /// The push rules of its users.
     pub rules: Arc<rules_cache::Rules>,
 }
 
@@ -27,7 +27,7 @@ impl Here {
     }
 }
 
-/// The server a user id belongs to: what stands behind the first colon.
+/// The server of a user id: the part behind the first colon.
 pub fn server_of(user_id: &str) -> &str {
     user_id.split_once(':').map_or("", |(_, server)| server)
 }
@@ -35,7 +35,7 @@ pub fn server_of(user_id: &str) -> &str {
 /// The state before the event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Before {
-    /// What the room's state is when the write runs: for events that follow all extremities.
+    /// The room's state when the write runs: for events that follow all extremities.
     Present,
     /// A tree that exists already: for events that came in elsewhere in the history.
     At(Root),
@@ -50,7 +50,7 @@ pub enum Place {
     Newest,
     /// Before everything we have: fetched by backfilling, newest first.
     Older,
-    /// In the hole with this bottom: the same.
+    /// In the hole with this bottom, newest first.
     InHole(i64),
     /// Outside: an outlier.
     Nowhere,
@@ -61,12 +61,13 @@ pub enum Place {
 pub struct Append {
     pub room: RoomNum,
     pub event: Event,
-    /// `rejected` and `soft_failed` as judged. `outlier` follows from the place, `redacted` from what is stored.
+    /// `rejected` and `soft_failed` as the checks found. `outlier` follows from the place, `redacted` from the stored
+    /// rows.
     pub flags: Flags,
     pub before: Before,
     pub current: Current,
     pub place: Place,
-    /// The device's transaction, for events sent here by an app.
+    /// The device's transaction, for events sent here by a client.
     pub txn: Option<Txn>,
     /// Post it to other servers: for our own events.
     pub outbound: bool,
@@ -87,7 +88,7 @@ impl Append {
         }
     }
 
-    /// An event known without its place in the history: state and auth events of a join, late auth events.
+    /// An outlier: state and auth events of a join, late auth events.
     pub fn outlier(room: RoomNum, event: Event) -> Append {
         Append { before: Before::Unknown, current: Current::Keep, place: Place::Nowhere, ..Append::next(room, event) }
     }
@@ -96,13 +97,13 @@ impl Append {
         !self.flags.rejected && !self.flags.soft_failed && self.place != Place::Nowhere
     }
 
-    /// Whether it takes part in what the room is from now on.
+    /// Whether the event takes part in the room's state from now on.
     pub fn is_new(&self) -> bool {
         self.is_shown() && self.place == Place::Newest
     }
 }
 
-/// An event that is in.
+/// An event that was appended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Done {
     pub num: EventNum,

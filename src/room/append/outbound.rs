@@ -1,4 +1,4 @@
-//! The outbound log: what other servers are to be sent.
+//! The outbound log: the events to be sent to other servers.
 
 use std::ops::ControlFlow;
 
@@ -11,8 +11,8 @@ use crate::store::tables::server::outbox::{self, Outbound};
 use crate::store::tables::user;
 use crate::store::{EventNum, Get, Position, Result, RoomNum, Write};
 
-/// One row for all servers in the room, if there are others. A user who left with this event may have been their
-/// server's last one here: that server hears of it too. Answers whether there was anybody to tell.
+/// One row for all servers in the room, if there are others. A user who left with this event may have been the last
+/// member of their server: that server is sent the event too. Answers whether there was a server to tell.
 pub fn post(w: &mut Write<'_>, here: &Here, new: &Append, num: EventNum, row: &Row, at: Position) -> Result<bool> {
     let mut also = Vec::new();
     if let Some((membership, target)) = row.member

@@ -1,7 +1,7 @@
-//! Taking an event's content out, as soon as both the redaction and its target are here.
+//! Redacts an event, as soon as both the redaction and its target are here.
 //!
-//! Redactions that came before their target wait in a row of their own. Whether one may is judged once, when the two meet,
-//! by the room's present state (each room version's section "Redactions").
+//! Redactions that came before their target wait in a row of their own. Whether a redaction is allowed is checked once,
+//! when the two meet, by the room's present state (each room version's section "Redactions").
 
 use super::relations::relation_of;
 use crate::matrix::{Event, RoomVersion, auth};
@@ -13,7 +13,7 @@ use crate::store::tables::room::event_row::{Kind, Row};
 use crate::store::tables::room::relation;
 use crate::store::{EventNum, Get, Result, RoomNum, Write};
 
-/// Settles what an event that was just stored means for redactions: it may be one, or have been waited for.
+/// Handles redactions for an event that was just stored: it may be one, or the target of one that waited.
 pub fn settle(w: &mut Write<'_>, event: &Event, num: EventNum, row: &Row, shown: bool) -> Result<()> {
     if row.kind == Kind::REDACTION && shown {
         strike_target(w, event, num, row)?;
@@ -21,7 +21,7 @@ pub fn settle(w: &mut Write<'_>, event: &Event, num: EventNum, row: &Row, shown:
     for waiting in event::take_pending_redactions(w, row.room, event.id().as_str())? {
         let redaction_row = event::row_of(w, waiting)?;
         let redaction = load_row(w, event.version(), &redaction_row)?;
-        // Read again: the target may be its own row's newest state only in the store.
+        // Read again: the newest version of the row may be in the store alone.
         let row = event::row_of(w, num)?;
         if applies(w, row.room, event.version(), &redaction, event)? {
             return strike(w, event, num, row, waiting);
@@ -58,12 +58,12 @@ fn applies(
     match view.with_powers(|powers| auth::redaction_applies(version, redaction, target, powers)) {
         Ok(applies) => Ok(applies.unwrap_or(false)),
         Err(Error::Store(failed)) => Err(failed),
-        // Levels nobody can read give nobody power.
+        // Power levels that cannot be read give no user power.
         Err(_) => Ok(false),
     }
 }
 
-/// Replaces the body by what a redaction leaves. Always bounded: two rows and a relation.
+/// Replaces the body by its redacted form. Always bounded: two rows and a relation.
 fn strike(w: &mut Write<'_>, event: &Event, num: EventNum, mut row: Row, by: EventNum) -> Result<()> {
     if let Some(order) = row.order
         && let Some((rel, target)) = relation_of(w, row.room, event)?

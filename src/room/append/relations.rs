@@ -5,8 +5,8 @@ use crate::store::tables::room::event;
 use crate::store::tables::room::relation::{self, Rel};
 use crate::store::{EventNum, Get, Result, RoomNum, Write};
 
-/// Remembers which event this one annotates, replaces or answers. That event may come later: what is fetched from before our
-/// time comes newest first.
+/// Remembers which event this one annotates, replaces or answers. That event may come later: events from before our
+/// time in the room are fetched newest first.
 pub fn relate(w: &mut Write<'_>, room: RoomNum, event: &Event, order: i64, num: EventNum) -> Result<()> {
     let Some((rel, target)) = stated(event) else { return Ok(()) };
     match event::num(w, &target)? {
@@ -16,7 +16,7 @@ pub fn relate(w: &mut Write<'_>, room: RoomNum, event: &Event, order: i64, num: 
     }
 }
 
-/// Relates what has been waiting for an event. What was redacted meanwhile relates to nothing.
+/// Stores the relations that waited for an event. An event redacted meanwhile has no relation.
 pub fn relate_waiting(w: &mut Write<'_>, room: RoomNum, event: &Event, target: EventNum) -> Result<()> {
     for (rel, num) in relation::take_pending(w, room, event.id().as_str())? {
         if let Some(row) = event::row(w, num)?
@@ -35,7 +35,7 @@ pub fn relation_of(get: &impl Get, room: RoomNum, event: &Event) -> Result<Optio
     Ok(is_of(get, room, target)?.then_some((rel, target)))
 }
 
-/// How an event says it relates to another, and to which.
+/// The relation that an event's content states, and its target.
 fn stated(event: &Event) -> Option<(Rel, String)> {
     let relates = json::read::get(event.content().as_bytes(), "m.relates_to")?;
     let (rel, target) = (json::read::get_text(relates, "rel_type")?, json::read::get_text(relates, "event_id")?);

@@ -1,4 +1,4 @@
-//! Push rules of the people here, parsed, on an account.
+//! Parsed push rules of local users, on an account.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,14 +11,14 @@ use crate::store::tables::user::account_data::{self, GLOBAL};
 use crate::store::tables::user::push_rule;
 use crate::store::{Get, Result, UserNum};
 
-/// What a parsed set of rules takes: the defaults are some twenty rules of about 400 bytes each.
+/// Memory of a parsed set of rules: the defaults are some twenty rules of about 400 bytes each.
 const RULES_BYTES: u64 = 10 * 1024;
 
-/// What a byte of a user's own rules as JSON becomes, parsed.
+/// Parsed bytes for each byte of a user's own rules as JSON.
 const BYTES_PER_JSON_BYTE: u64 = 4;
 
-/// Parsed push rules of the users who were counted for last, on the account's bytes; whom it has no room for is parsed
-/// again each time.
+/// Parsed push rules of the users counted for most recently, on the account's bytes; the rules of a user without a
+/// place here are parsed again each time.
 pub struct Rules {
     account: Account,
     parsed: Mutex<HashMap<UserNum, Parsed>>,
@@ -55,8 +55,8 @@ impl Rules {
         Ok(rules)
     }
 
-    /// Memory for one more, for which those go that take as much or more, the largest first: nobody with endless rules has
-    /// everybody else's parsed again and again.
+    /// Memory for one more set of rules. Sets that take as much or more make room for it, the largest first: one user
+    /// with endless rules must not have all others' rules parsed again and again.
     pub fn make_room(&self, parsed: &mut HashMap<UserNum, Parsed>, bytes: u64) -> Option<Grant> {
         loop {
             if let Ok(grant) = self.account.try_take(bytes) {

@@ -1,6 +1,6 @@
-//! Counting what is unread: each local member's push rules, asked once as an event comes in.
+//! Counts unread events: each local member's push rules, applied once as an event comes in.
 //!
-//! Bounded by the local members of the room, each some microseconds and a row or two; by nothing a remote decides.
+//! Bounded by the local members of the room, each some microseconds and a row or two; no remote server can raise it.
 
 use ruma::UserId;
 
@@ -25,7 +25,7 @@ use crate::store::{EventNum, Get, Result, UserNum, Write};
 /// How far from a thread an event may be and still belong to it, as the specification has it.
 const THREAD_HOPS_MAX: usize = 3;
 
-/// Counts an event that was just shown for each local member it notifies. Who sent it has read up to it.
+/// Counts an event that was just shown for each local member it notifies. Its sender has read up to it.
 pub fn count(w: &mut Write<'_>, here: &Here, room: &Room, new: &Append, row: &Row) -> Result<()> {
     let Some(order) = row.order else { return Ok(()) };
     let mut others = local_joined(w, new.room)?;
@@ -59,7 +59,7 @@ pub fn count(w: &mut Write<'_>, here: &Here, room: &Room, new: &Append, row: &Ro
     Ok(())
 }
 
-/// The root of the thread an event is in: it says so itself, or what it relates to does. A few hops at most.
+/// The root of the event's thread: named by the event itself, or by the events it relates to. A few hops at most.
 fn thread_of(get: &impl Get, new: &Append) -> Result<Option<EventNum>> {
     let mut relation = relation_of(get, new.room, &new.event)?;
     for _ in 0..THREAD_HOPS_MAX {
@@ -72,7 +72,7 @@ fn thread_of(get: &impl Get, new: &Append) -> Result<Option<EventNum>> {
     Ok(None)
 }
 
-/// The room as the rules see it.
+/// The room in the form that push rules read.
 fn seen_by_rules(get: &impl Get, room: &Room, new: &Append) -> Result<push::Room> {
     let version = new.event.version();
     let view = StateView::present(get, new.room, version);
@@ -81,7 +81,7 @@ fn seen_by_rules(get: &impl Get, room: &Room, new: &Append) -> Result<push::Room
     Ok(push::Room::new(&new.event, room.joined, powers.as_ref()))
 }
 
-/// State that cannot be read counts as not there.
+/// State that cannot be read counts as absent.
 fn readable<T>(state: Result<Option<T>, Error>) -> Result<Option<T>> {
     match state {
         Ok(found) => Ok(found),
@@ -90,7 +90,7 @@ fn readable<T>(state: Result<Option<T>, Error>) -> Result<Option<T>> {
     }
 }
 
-/// A member's name in the room. Looked up only when there is a text it could stand in.
+/// A member's display name in the room. Looked up only when the event has a text that may contain it.
 fn display_name(get: &impl Get, new: &Append, user: UserNum, user_id: &UserId) -> Result<String> {
     let has_text = json::read::get(new.event.content().as_bytes(), "body").is_some();
     let own = || user_id.localpart().to_owned();
@@ -116,7 +116,7 @@ mod tests {
     use super::*;
     use crate::budget::Budget;
 
-    /// One set of rules that found no place threw out everybody's.
+    /// One set of rules that found no place removed those of all other users.
     #[test]
     fn large_rules_push_out_no_smaller_ones() {
         let account = Budget::for_tests().account("ephemeral");

@@ -1,7 +1,7 @@
 //! New rooms (client-server API, "Creation").
 //!
-//! The whole chain of first events is made and judged in memory, then appended in one write: a room exists with all it
-//! was asked to have, or not at all. People of other servers are asked in afterwards, one by one.
+//! The whole chain of first events is made and judged in memory, then appended in one write: a room exists with
+//! everything asked for, or not at all. Remote users are invited afterwards, one by one.
 
 use std::sync::Arc;
 
@@ -22,19 +22,20 @@ use plan::{Plan, Preset};
 pub mod upgrade;
 pub mod plan;
 
-/// Two rooms of version 12 with the same creator, content and time would be one; then the next millisecond is tried.
+/// Two rooms of version 12 with the same creator, content and time would have the same id; then the next millisecond is
+/// tried.
 const TRIES_MAX: u64 = 5;
 
-/// What a new room is to be.
+/// The request to create a room.
 #[derive(Debug, Clone, Default)]
 pub struct Create {
     /// In the public list of this server.
     pub public: bool,
-    /// By default, what fits `public`.
+    /// When absent, the preset that fits `public`.
     pub preset: Option<Preset>,
-    /// By default [`version::DEFAULT`].
+    /// When absent, [`version::DEFAULT`].
     pub room_version: Option<String>,
-    /// The local part of an alias of this server.
+    /// The local part of an alias on this server.
     pub room_alias_name: Option<String>,
     pub name: Option<String>,
     pub topic: Option<String>,
@@ -45,7 +46,7 @@ pub struct Create {
     pub is_direct: bool,
 }
 
-/// A state event to be.
+/// A state event to be made.
 #[derive(Debug, Clone)]
 pub struct StateDraft {
     pub kind: String,
@@ -67,7 +68,7 @@ impl Rooms {
         self.unbroken(async move {
             let room_id = rooms.create_here(&user, create).await?;
             for target in away {
-                // The room stands; somebody who cannot be reached can be asked again from within it.
+                // The room exists already; a user whose server cannot be reached can be invited again from within it.
                 if let Err(failed) = rooms.invite_new(&user, &room_id, &target, direct).await {
                     tracing::info!(%target, %room_id, error = %failed, "could not invite into a new room");
                 }
@@ -133,7 +134,7 @@ fn invite_content(direct: bool) -> Map<String, Value> {
     content
 }
 
-/// The first events of a room, each following the one before and judged by what they have built up so far.
+/// The first events of a room, each following the one before and judged by the state built up so far.
 struct Chain<'r> {
     rooms: &'r Rooms,
     version: &'static RoomVersion,
@@ -141,7 +142,7 @@ struct Chain<'r> {
     room_id: Option<OwnedRoomId>,
     ts: u64,
     events: Vec<Event>,
-    /// The newest of each state, as places in `events`. Bounded as they are.
+    /// The newest event of each state key, as places in `events`. Bounded as those are.
     state: Vec<usize>,
 }
 

@@ -12,16 +12,16 @@ use crate::room::send::member::{content_of, with_profile};
 use crate::store::Read;
 use crate::store::tables::room::event_row::Membership;
 
-/// People asked in with the creation, at most: each is an event of the one write.
+/// The most users invited with the creation: each is an event of the one write.
 const INVITES_MAX: usize = 100;
 
-/// State set with the creation, at most.
+/// The most `initial_state` events.
 const STATE_MAX: usize = 200;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Preset {
     Private,
-    /// Everybody invited may do what the creator may.
+    /// Every invited user gets the power level of the creator.
     TrustedPrivate,
     Public,
 }
@@ -37,7 +37,7 @@ impl Preset {
     }
 }
 
-/// What was asked for, checked.
+/// The request, checked.
 #[derive(Clone)]
 pub struct Plan {
     pub version: &'static RoomVersion,
@@ -122,7 +122,7 @@ impl Plan {
         Ok(chain.events)
     }
 
-    /// What the app gave for a state event with an empty key that we would make ourselves.
+    /// The event of `initial_state`, with an empty key, that replaces one this server would make itself.
     fn given(&self, kind: &str) -> Option<&StateDraft> {
         self.create.initial_state.iter().find(|draft| draft.kind == kind && draft.state_key.is_empty())
     }
@@ -151,10 +151,10 @@ impl Plan {
         Value::Object(content)
     }
 
-    /// The usual levels, with what the app wants otherwise in their place.
+    /// The usual power levels, with the app's override in their place.
     fn power_levels(&self) -> Value {
         let mut users = Map::new();
-        // Creators of a version 12 room stand above all levels and may not be named among them.
+        // Creators of a version 12 room stand above all levels and may not be named among `users`.
         if !self.version.creators_infinite {
             users.insert(self.creator.to_string(), 100.into());
             if self.preset == Preset::TrustedPrivate {

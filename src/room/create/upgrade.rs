@@ -1,7 +1,7 @@
 //! Moving a room to another version (client-server API, "Room Upgrades").
 //!
-//! The new room is made whole first, then the old one is closed with a tombstone that leads to it. A power cut between
-//! leaves a new room nobody was told of, and the upgrade can be asked for again.
+//! The new room is made whole first, then the old one is closed with a tombstone that leads to it. A power cut in
+//! between leaves a new room that no user was told of, and the upgrade can be asked for again.
 
 use ruma::{OwnedRoomId, OwnedUserId, RoomId, UserId};
 use serde_json::{Map, Value, json};
@@ -19,7 +19,7 @@ use crate::store::Read;
 use crate::store::tables::room::{self, member};
 use crate::store::tables::user;
 
-/// State that goes along, all with an empty key. Levels, the create event and the alias have ways of their own.
+/// State copied to the new room, all with an empty key. Power levels, the create event and the alias are handled apart.
 const CARRIED: [&str; 9] = [
     "m.room.server_acl",
     "m.room.encryption",
@@ -31,24 +31,24 @@ const CARRIED: [&str; 9] = [
     "m.room.join_rules",
     "m.room.pinned_events",
 ];
-/// Bans that go along, at most: each is an event.
+/// The most bans copied: each is an event.
 const BANS_MAX: usize = 200;
 const ALIASES_MAX: usize = 100;
 
 /// The old room, as far as the new one needs it.
 struct Old {
     create: Create,
-    /// What the levels are to be in the end; none when the new room has them from the start.
+    /// The new room's final power levels; none when it has them from the start.
     levels: Option<Value>,
     canonical_alias: Option<Value>,
     public: bool,
     bans: Vec<(OwnedUserId, Option<String>)>,
-    /// The old room's levels with nobody but moderators speaking.
+    /// The old room's power levels, changed so that only moderators may speak.
     closed: Value,
 }
 
 impl Rooms {
-    /// Replaces a room by one of another version. Whoever asks must be allowed to close the old room.
+    /// Replaces a room by one of another version. The user must be allowed to close the old room.
     pub async fn upgrade(
         &self,
         user: &UserId,
@@ -76,7 +76,7 @@ impl Rooms {
         let content = json!({ "body": "This room has been replaced", "replacement_room": new });
         self.send_new(room_id, New::state("m.room.tombstone", "", user, content), None).await?;
         self.move_names(user, room_id, &new).await?;
-        // From here on nothing is worth failing for: the rooms lead to each other.
+        // From here on an error no longer fails the upgrade: the rooms lead to each other.
         let mut rest = Vec::new();
         if let Some(alias) = old.canonical_alias {
             rest.push((room_id, New::state("m.room.canonical_alias", "", user, json!({}))));
@@ -104,7 +104,7 @@ impl Rooms {
         Ok(new)
     }
 
-    /// The aliases of this server lead to the new room from now on.
+    /// Points the aliases of this server to the new room.
     async fn move_names(&self, user: &UserId, from: &RoomId, to: &RoomId) -> Result<()> {
         let (user, from, to) = (user.to_owned(), from.to_owned(), to.to_owned());
         self.write(move |w| {
@@ -155,7 +155,7 @@ fn old_room(
         creation_content.remove(ours);
     }
     let mut predecessor = json!({ "room_id": room_id });
-    // The id of a room of such a version is that of its first event, which would then have to exist before this one.
+    // In such a version the new room's id is that of its create event, which would have to exist before this tombstone.
     if let Some(last) = room.row.extremities.last().filter(|_| !version.creators_infinite) {
         predecessor["event_id"] = id_of(read, *last)?.as_str().into();
     }
@@ -180,8 +180,8 @@ fn draft(kind: &str, content: Value) -> StateDraft {
     StateDraft { kind: kind.to_owned(), state_key: String::new(), content }
 }
 
-/// The old room's levels as the new version lets them be: creators who stand above all are not named, and creators who
-/// stood above all and do so no more are.
+/// The old room's power levels in a form the new version accepts: creators above all levels are not named, and creators
+/// who were above all levels before and are no more get an entry.
 fn levels_for(
     read: &Read,
     room: &RoomRef,
@@ -213,7 +213,7 @@ fn levels_for(
     Ok(levels)
 }
 
-/// Whoever upgrades needs power to set the new room up; what they had not before they give back at the end.
+/// The upgrading user needs power to set the new room up; power that user lacked before is given back at the end.
 fn first_levels(levels: Value, version: &RoomVersion, user: &UserId) -> (Value, Option<Value>) {
     let number = |value: &Value| value.as_i64().unwrap_or(0);
     let own = levels["users"].get(user.as_str()).or(levels.get("users_default")).map_or(0, number);
@@ -227,7 +227,7 @@ fn first_levels(levels: Value, version: &RoomVersion, user: &UserId) -> (Value, 
     (first, Some(levels))
 }
 
-/// Only moderators speak and ask people in from now on.
+/// From now on only moderators may speak and invite.
 fn closed(mut levels: Value) -> Value {
     if !levels.is_object() {
         levels = json!({});

@@ -1,4 +1,4 @@
-//! Names for rooms: aliases of this server.
+//! Aliases of this server.
 
 use ruma::{OwnedRoomId, OwnedServerName, RoomAliasId, RoomId, UserId};
 use serde_json::Value;
@@ -11,15 +11,15 @@ use crate::store::tables::room::{self, member};
 use crate::store::tables::user;
 use crate::store::{Get, RoomNum};
 
-/// Aliases listed of one room, and made for one.
+/// The most aliases listed for one room, and made for one.
 const ALIASES_MAX: usize = 100;
 const CANONICAL_ALIAS: &str = "m.room.canonical_alias";
 
-/// Where an alias leads.
+/// The target of an alias.
 #[derive(Debug, Clone)]
 pub struct Resolved {
     pub room_id: OwnedRoomId,
-    /// Servers that are in the room, this one first if it is.
+    /// Servers that are in the room, this one first if it is among them.
     pub servers: Vec<OwnedServerName>,
 }
 
@@ -45,7 +45,7 @@ impl Rooms {
         .await
     }
 
-    /// Takes an alias away: whoever made it may, and whoever may change the room's own name for itself; `is_admin` may
+    /// Removes an alias. Allowed to its creator and to users who may set the room's canonical alias; with `is_admin`
     /// always.
     pub async fn remove_alias(&self, user: &UserId, alias: &RoomAliasId, is_admin: bool) -> Result<()> {
         self.check_ours(alias)?;
@@ -62,13 +62,13 @@ impl Rooms {
         });
         let room = room.await?;
         if let Err(failed) = self.unlist(room, user, alias).await {
-            // The alias is gone all the same; the room goes on naming it until somebody who may changes that.
+            // The alias is gone all the same; the room names it until a user with the power to do so changes that.
             tracing::debug!(%alias, %failed, "the room still names an alias that was removed");
         }
         Ok(())
     }
 
-    /// Takes a removed alias out of what the room says it is called, when the user may.
+    /// Removes a deleted alias from the room's canonical alias event, when the user may.
     async fn unlist(&self, num: RoomNum, user: &UserId, alias: &RoomAliasId) -> Result<()> {
         let (asked, gone) = (user.to_owned(), alias.to_owned());
         let left = self.reading(move |_, read| {
@@ -85,7 +85,7 @@ impl Rooms {
         self.unbroken(async move { rooms.send_new(&room_id, new, None).await }).await.map(drop)
     }
 
-    /// Where an alias of this server leads.
+    /// The room an alias of this server leads to.
     pub async fn resolve_here(&self, alias: &RoomAliasId) -> Result<Resolved> {
         self.check_ours(alias).map_err(|_| Error::NotFound)?;
         let alias = alias.to_owned();
@@ -98,7 +98,7 @@ impl Rooms {
         .await
     }
 
-    /// The aliases of this server that lead to a room, for somebody who may know them.
+    /// The aliases of this server that lead to a room, for a user who may know them.
     pub async fn aliases(&self, user: &UserId, room_id: &RoomId) -> Result<Vec<String>> {
         let (user, room_id) = (user.to_owned(), room_id.to_owned());
         self.reading(move |_, read| {
@@ -123,7 +123,7 @@ impl Rooms {
     }
 }
 
-/// The content of a canonical alias event without one of its aliases; nothing when it does not name it.
+/// The content of a canonical alias event without one of its aliases; none when it does not contain that alias.
 fn without(mut content: Value, gone: &str) -> Option<Value> {
     let object = content.as_object_mut()?;
     let mut named = false;
@@ -139,7 +139,7 @@ fn without(mut content: Value, gone: &str) -> Option<Value> {
     named.then_some(content)
 }
 
-/// Whether a user may decide under which names and in which lists a room is found: who may set its canonical alias.
+/// Whether a user may set the aliases and the listing of a room: requires the power to set its canonical alias.
 pub(in crate::room) fn may_list(get: &impl Get, num: RoomNum, user: &UserId) -> Result<bool> {
     let room = match crate::room::state::known_num(get, num) {
         Ok(room) => room,

@@ -21,15 +21,15 @@ pub mod remote;
 
 /// Rooms on one page.
 const PAGE_MAX: usize = 100;
-/// A page ends early when it has grown to this: a name and a topic may have thousands of letters.
+/// A page ends early at this size: a name and a topic may have thousands of letters.
 const PAGE_BYTES: usize = 64 * 1024;
-/// What a page takes while it is made and written: its rooms, one room more, and their text.
+/// The memory of a page while it is made and written: its rooms, one room more, and their text.
 pub const PUBLIC_PAGE_BYTES: u64 = 192 * 1024;
 /// Rooms looked at for one page of a search.
 const SEARCHED_MAX: usize = 1000;
-/// The estimate of the whole list counts no further.
+/// The largest estimate of the total number of rooms; counting stops there.
 const COUNTED_MAX: usize = 10_000;
-/// Longest text of a room shown in lists.
+/// The longest text of a room shown in lists.
 const TEXT_CHARS_MAX: usize = 2000;
 
 /// Which part of the public list.
@@ -37,13 +37,13 @@ const TEXT_CHARS_MAX: usize = 2000;
 pub struct PublicQuery {
     pub limit: Option<usize>,
     pub since: Option<String>,
-    /// Found in the name, the topic or the alias, in any case.
+    /// A text to find in the name, the topic or the alias, in any case.
     pub search: Option<String>,
-    /// Only rooms of these types; `None` in it stands for rooms without one.
+    /// Only rooms of these types; `None` in the list stands for rooms without a type.
     pub room_types: Option<Vec<Option<String>>>,
 }
 
-/// A page of the public list, in the shape it is told: at most [`PAGE_MAX`] rooms, or [`PAGE_BYTES`] and one room more.
+/// A page of the public list, in its final shape: at most [`PAGE_MAX`] rooms, or [`PAGE_BYTES`] and one room more.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct PublicPage {
     pub chunk: Vec<Box<RawValue>>,
@@ -55,7 +55,7 @@ pub struct PublicPage {
 }
 
 impl PublicPage {
-    /// The page as JSON, and what of `grant` pays for that.
+    /// The page as JSON, and the part of `grant` that pays for it.
     pub fn into_json(self, mut grant: Grant) -> (Vec<u8>, Grant) {
         let text: usize = self.chunk.iter().map(|room| room.get().len() + 1).sum();
         let mut json = Vec::with_capacity(text + 512);
@@ -71,13 +71,13 @@ impl Rooms {
         self.reading(move |_, read| page(read, &query)).await
     }
 
-    /// Whether a room stands in the public list.
+    /// Whether a room is in the public list.
     pub async fn is_public(&self, room_id: &RoomId) -> Result<bool> {
         let room_id = room_id.to_owned();
         self.reading(move |_, read| Ok(known(read, room_id.as_str())?.row.public)).await
     }
 
-    /// Puts a room into the public list or takes it out; for whoever may set the room's canonical alias, and admins.
+    /// Puts a room into the public list or takes it out; for users who may set the room's canonical alias, and admins.
     pub async fn set_public(&self, user: &UserId, room_id: &RoomId, public: bool, is_admin: bool) -> Result<()> {
         let num = self.num_of(room_id).await.map_err(|_| Error::NotFound)?;
         let _guard = self.lock(num).await;
@@ -103,7 +103,7 @@ fn page(read: &Read, query: &PublicQuery) -> Result<PublicPage> {
         Some(token) => place_of(token).ok_or_else(|| Error::bad("M_INVALID_PARAM", "the token is none of ours"))?,
     };
     let search = query.search.as_deref().map(str::to_lowercase).filter(|text| !text.is_empty());
-    // A place is where a page begins; the page before it ends there.
+    // A place is the point where a page begins; the page before it ends there.
     let mut places: Vec<(Vec<u8>, Box<RawValue>)> = Vec::new();
     let (mut bytes, mut looked, mut stopped) = (0, 0, None);
     room::directory::list_public(read, &from, backwards, &mut |place, num| {
@@ -153,7 +153,7 @@ fn estimate(read: &Read) -> Result<u64> {
     Ok(count as u64)
 }
 
-/// `n` or `p` and the place in hex.
+/// A page token: `n` or `p` and the place in hex.
 fn token(place: &[u8], backwards: bool) -> String {
     let mut token = String::from(if backwards { "p" } else { "n" });
     place.iter().for_each(|byte| token.push_str(&format!("{byte:02x}")));

@@ -15,7 +15,7 @@ use crate::room::handshake::asking;
 const ALIAS_SERVERS_MAX: usize = 20;
 
 impl Rooms {
-    /// Where an alias of another server leads, and which servers are in that room.
+    /// The room an alias of another server leads to, and the servers in that room.
     pub async fn resolve_remote_alias(&self, alias: &RoomAliasId) -> Result<(OwnedRoomId, Vec<OwnedServerName>)> {
         #[derive(serde::Deserialize)]
         struct Found {
@@ -34,8 +34,8 @@ impl Rooms {
         Ok((found.room_id, servers))
     }
 
-    /// A page of another server's public rooms as it answers it: one JSON object, with what pays for it. `asked` is the
-    /// body of the `POST`.
+    /// A page of another server's public rooms as that server answers it: one JSON object, with the grant that pays for
+    /// it. `asked` is the body of the `POST`.
     pub async fn remote_public_rooms(
         &self,
         server: &ServerName,
@@ -53,7 +53,7 @@ impl Rooms {
     }
 }
 
-/// A peer's 404 is our own "not there".
+/// A remote 404 becomes our own `NotFound`.
 fn not_found<T>(answer: Result<T, Failed>) -> Result<T> {
     answer.map_err(|failed| match failed.status() {
         Some(404) => Error::NotFound,

@@ -1,7 +1,7 @@
-//! Small messages of other servers about our rooms: who is typing, how far people have read.
+//! EDUs of other servers about our rooms: typing notifications and receipts.
 //!
-//! Server-server API, "Typing Notifications", "Receipts". A server speaks for its own users alone, and only in rooms whose
-//! access control list lets it.
+//! Server-server API, "Typing Notifications", "Receipts". A server speaks for its own users alone, and only in rooms
+//! whose access control list allows it.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -20,9 +20,9 @@ use crate::store::Get;
 use crate::store::tables::room::member;
 use crate::store::tables::user;
 
-/// How long somebody is shown as typing when their server says no more. Others repeat it every 40 s.
+/// How long a remote user is shown as typing without a repeat. Other servers repeat it every 40 s.
 const TYPING: Duration = Duration::from_secs(60);
-/// Receipts of one message.
+/// The most receipts of one EDU.
 const RECEIPTS_MAX: usize = 200;
 
 #[derive(Deserialize)]
@@ -53,7 +53,7 @@ fn read<'a, T: Deserialize<'a>>(content: &'a RawValue) -> Result<T> {
 }
 
 impl Rooms {
-    /// An `m.typing` message.
+    /// An `m.typing` EDU.
     pub async fn typing_received(&self, origin: &ServerName, content: &RawValue) -> Result<()> {
         let Typing { room_id, user_id, typing } = read(content)?;
         if user_id.server_name() != origin {
@@ -69,7 +69,7 @@ impl Rooms {
         self.show_typing(room, user, typing.then_some(TYPING), Some(origin)).await.map(drop)
     }
 
-    /// An `m.receipt` message: one write at most, whatever is in it.
+    /// An `m.receipt` EDU: one write at most, whatever its content.
     pub async fn receipt_received(&self, origin: &ServerName, content: &RawValue) -> Result<()> {
         let receipts = receipts(content, origin).map_err(|wrong| Reject::shape(wrong.to_string()))?;
         let origin = origin.to_owned();
@@ -78,8 +78,8 @@ impl Rooms {
     }
 }
 
-/// The receipts of a message, room → kind → user → receipt as it stands there, of the server's own users; other kinds than
-/// `m.read` do not travel. A receipt of another shape is passed over, and so is what is no room or user.
+/// The receipts of an EDU, as room → user → receipt, of the sending server's own users. Only `m.read` is exchanged
+/// between servers. A malformed receipt, room id or user id is skipped.
 fn receipts(content: &RawValue, origin: &ServerName) -> Result<Receipts, serde_json::Error> {
     let mut receipts = Receipts::new();
     partial::each_member(content.get().as_bytes(), &mut |room_id, kinds| {
@@ -93,15 +93,15 @@ fn receipts(content: &RawValue, origin: &ServerName) -> Result<Receipts, serde_j
             }
             Ok::<_, serde_json::Error>(())
         };
-        // Of what is no object nothing is told.
+        // A value that is no object has no receipts.
         let _ = partial::each_member(users.get().as_bytes(), &mut each);
         Ok(())
     })?;
     Ok(receipts)
 }
 
-/// The receipts a server may send: of its own users, in rooms it may speak in. A room we do not share with it says
-/// nothing about the others.
+/// The receipts a server may send: of its own users, in rooms it may speak in. A receipt for a room we do not share
+/// with it does not affect the others.
 fn heard(get: &impl Get, origin: &ServerName, receipts: Receipts) -> Result<Vec<Heard>> {
     let mut heard = Vec::new();
     for (room_id, users) in receipts {

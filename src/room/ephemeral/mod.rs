@@ -1,4 +1,4 @@
-//! What is told about a room and kept by no event: typing, receipts, and the EDUs about them.
+//! Room data outside of events: typing notifications, receipts, and the EDUs about them.
 
 pub mod edu;
 pub mod receipt;

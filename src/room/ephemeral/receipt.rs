@@ -1,4 +1,4 @@
-//! How far people have read, and who is typing.
+//! Receipts and typing notifications of a room.
 
 use std::time::Duration;
 
@@ -22,18 +22,18 @@ use crate::store::{Change, EventNum, Get, Read, RoomNum, UserNum, Write};
 
 /// Longest name of a thread: an event id, or `main`.
 const THREAD_BYTES_MAX: usize = 255;
-/// Threads of a room in which one user's receipts of a kind are kept; the oldest goes.
+/// The most threads of a room in which one user's receipts of a kind are kept; the oldest goes.
 const THREADS_MAX: usize = 100;
-/// Somebody is shown as typing for so long at most, whatever the app asks for.
+/// The longest time a user is shown as typing, whatever the app asks for.
 const TYPING_MAX: Duration = Duration::from_secs(120);
 
-/// How far somebody has read, of which kind.
+/// A read marker of one kind.
 #[derive(Debug, Clone)]
 pub struct Marker {
     /// `m.read`, `m.read.private` or `m.fully_read`.
     pub kind: String,
     pub event_id: OwnedEventId,
-    /// `main` or a thread's root; without one it holds for the whole room.
+    /// `main` or a thread's root; without it the marker holds for the whole room.
     pub thread: Option<String>,
 }
 
@@ -46,7 +46,7 @@ pub struct ReadMarkers {
 }
 
 impl Rooms {
-    /// Notes how far a user of this server has read.
+    /// Stores a local user's read marker.
     pub async fn set_receipt(&self, user: &UserId, room_id: &RoomId, marker: Marker) -> Result<()> {
         let kind = Kind::of(&marker.kind)
             .ok_or_else(|| Error::bad("M_INVALID_PARAM", format!("{} is no kind of receipt", marker.kind)))?;
@@ -60,7 +60,7 @@ impl Rooms {
         self.set_markers(user, room_id, all.collect()).await
     }
 
-    /// How far a user of this server has read for good, in a room they are in; nothing when they never said.
+    /// The `m.fully_read` marker of a local user, in a room that user is joined to; none when it was never set.
     pub async fn fully_read(&self, user: &UserId, room_id: &RoomId) -> Result<Option<String>> {
         let (user, room_id) = (user.to_owned(), room_id.to_owned());
         self.reading(move |_, read| {
@@ -71,7 +71,7 @@ impl Rooms {
         .await
     }
 
-    /// Somebody of this server is typing for the next `length`, or no more.
+    /// Sets a local user as typing for the next `length`, or as stopped.
     pub async fn set_typing(&self, user: &UserId, room_id: &RoomId, length: Option<Duration>) -> Result<()> {
         let (asked, room) = (user.to_owned(), room_id.to_owned());
         let joined = self.reading(move |_, read| joined(read, &room, &asked));
@@ -82,7 +82,7 @@ impl Rooms {
         Ok(())
     }
 
-    /// Tells the other servers in a room whether people of this one type.
+    /// Tells the other servers in a room whether local users type.
     async fn tell_typing(&self, room: RoomNum, users: Vec<UserNum>, typing: bool) -> Result<()> {
         let edus = self.reading(move |rooms, read| {
             let mut edus = Vec::with_capacity(users.len());
@@ -109,8 +109,9 @@ impl Rooms {
         .await
     }
 
-    /// Shows somebody as typing, or not any more, and wakes who would see it. Answers whether that is new. `server`: the
-    /// other server they are of; of somebody of this one the others hear again while it lasts, and when it ends by itself.
+    /// Shows a user as typing, or as stopped, and wakes the users who see it. Answers whether that is a change.
+    /// `server`: the remote user's server. For a local user the other servers get repeats while it lasts, and a notice
+    /// when it ends by itself.
     pub(in crate::room) async fn show_typing(
         &self,
         room: RoomNum,
@@ -122,10 +123,10 @@ impl Rooms {
             self.0.typing.set(room, user, length.map(|length| length.min(TYPING_MAX)), server.map(ServerName::as_str));
         if set.unwatched {
             let rooms = self.clone();
-            // Ends when nobody types in the room any more, at the latest TYPING_MAX after the last one began.
+            // The task ends when no user types in the room any more, at the latest TYPING_MAX after the last one began.
             tokio::spawn(async move {
                 while let Some(passed) = rooms.0.typing.watch(room).await {
-                    // A panic is said and ends no more than this: the room is watched by nobody else.
+                    // A panic is logged and ends only this round: no other task watches the room.
                     let told = base::caught_in(Box::pin(rooms.typing_passed(room, passed))).await;
                     if let Ok(Err(error)) = told {
                         tracing::debug!(%error, "who types could not be told");
@@ -167,7 +168,7 @@ impl Rooms {
         let (user, room_id, here) = (user.to_owned(), room_id.to_owned(), self.here());
         self.write(move |w| {
             let (room, num) = joined_in(w, &room_id, &user)?;
-            // Looked at before the first put.
+            // Checked before the first put.
             let mut wanted = Vec::with_capacity(markers.len());
             for (kind, event_id, thread) in markers {
                 if !is_thread(w, room.num, &thread)? && !is_older(w, room.num, &thread)? {
@@ -203,8 +204,8 @@ impl Rooms {
         .await
     }
 
-    /// Notes how far people of other servers have read; what we do not know is passed over. The caller has made sure that
-    /// each is of the server that says so. One write, when anything is new.
+    /// Stores receipts of remote users; receipts for unknown users or events are skipped. The caller has checked that
+    /// each is of the server that sent it. One write, when anything is new.
     pub(in crate::room) async fn receipts_from_outside(&self, heard: Vec<Heard>) -> Result<()> {
         let news = self.reading(move |_, read| {
             let mut news = Vec::with_capacity(heard.len());
@@ -221,7 +222,7 @@ impl Rooms {
         }
         self.write(move |w| {
             for (whose, heard) in news {
-                // Another server may have been quicker to say something newer.
+                // A newer receipt may have arrived from another server meanwhile.
                 if is_news(w, &heard)?.is_some() {
                     put(w, heard.room, &whose, &heard.event, heard.ts)?;
                 }
@@ -232,17 +233,17 @@ impl Rooms {
     }
 }
 
-/// What another server says of one of its users.
+/// A receipt of a remote user.
 pub(in crate::room) struct Heard {
     pub room: RoomNum,
     pub user: OwnedUserId,
     pub event: OwnedEventId,
-    /// Empty for the whole room.
+    /// Empty for a receipt of the whole room.
     pub thread: String,
     pub ts: u64,
 }
 
-/// Whose mark a receipt moves, if it is of a member, about an event and a thread we know, and new.
+/// The marker a receipt moves, if the receipt is new, of a member, and about an event and a thread we know.
 fn is_news(get: &impl Get, heard: &Heard) -> Result<Option<Whose>> {
     let Some(user) = user::num(get, heard.user.as_str())? else { return Ok(None) };
     if !member::is_joined(get, heard.room, user)? || !is_thread(get, heard.room, &heard.thread)? {
@@ -253,7 +254,7 @@ fn is_news(get: &impl Get, heard: &Heard) -> Result<Option<Whose>> {
     Ok(is_forward(get, heard.room, &whose, order)?.then_some(whose))
 }
 
-/// Whether a receipt may name it: no thread, `main`, or an event of the room.
+/// Whether a receipt may name this thread: none, `main`, or an event of the room.
 fn is_thread(get: &impl Get, room: RoomNum, thread: &str) -> Result<bool> {
     match thread {
         "" | "main" => Ok(true),
@@ -265,8 +266,8 @@ fn is_thread(get: &impl Get, room: RoomNum, thread: &str) -> Result<bool> {
     }
 }
 
-/// Whether it is a thread that began before our time in the room: an app that shows one of its answers says so when they were
-/// read.
+/// Whether the thread began before our history of the room: an app that shows one of its replies sends receipts for
+/// them.
 fn is_older(get: &impl Get, room: RoomNum, thread: &str) -> Result<bool> {
     Ok(thread.len() <= THREAD_BYTES_MAX && relation::is_awaited(get, room, thread)?)
 }
@@ -275,7 +276,7 @@ fn joined(read: &Read, room_id: &RoomId, user: &UserId) -> Result<(RoomRef, User
     joined_in(read, room_id, user)
 }
 
-/// The room and the user's number, when they are joined.
+/// The room and the user's number, when the user is joined.
 fn joined_in(get: &impl Get, room_id: &RoomId, user: &UserId) -> Result<(RoomRef, UserNum)> {
     let room = known_to_member(get, room_id)?;
     match user::num(get, user.as_str())? {
@@ -284,7 +285,7 @@ fn joined_in(get: &impl Get, room_id: &RoomId, user: &UserId) -> Result<(RoomRef
     }
 }
 
-/// The place of an event in the room's timeline; `NotFound` for an event that is not of this room.
+/// The place of an event in the room's timeline; `NotFound` when the event is not of this room.
 fn placed(get: &impl Get, room: RoomNum, event_id: &EventId) -> Result<Option<i64>> {
     let num: EventNum = event::num(get, event_id.as_str())?.ok_or(Error::NotFound)?;
     let row = event::row_of(get, num)?;
@@ -297,7 +298,7 @@ fn order_in(get: &impl Get, room: RoomNum, event_id: &str) -> Result<Option<i64>
     Ok(row.order.filter(|_| row.room == room))
 }
 
-/// What a receipt with this thread's name is about; nothing when there is no such thread.
+/// The part of the room a receipt with this thread covers; none when there is no such thread.
 fn part_of(get: &impl Get, thread: &str) -> Result<Option<Part>> {
     Ok(match thread {
         "" => Some(Part::Whole),
@@ -306,13 +307,13 @@ fn part_of(get: &impl Get, thread: &str) -> Result<Option<Part>> {
     })
 }
 
-/// A marker only moves forward.
+/// Whether a marker moves forward; others are ignored.
 fn is_forward(get: &impl Get, room: RoomNum, whose: &Whose, order: i64) -> Result<bool> {
     let Some(old) = receipt::get(get, room, whose)? else { return Ok(true) };
     Ok(order_in(get, room, &old.event_id)?.is_none_or(|old| old < order))
 }
 
-/// Writes a marker and says so to those who may see it.
+/// Writes a marker and announces it to the users who may see it.
 fn put(w: &mut Write<'_>, room: RoomNum, whose: &Whose, event_id: &EventId, ts: u64) -> Result<()> {
     let at = w.next_position();
     receipt::put(w, room, whose, &Receipt { event_id: event_id.to_string(), ts, at })?;

@@ -1,9 +1,10 @@
-//! Who is typing: never stored, forgotten after a while.
+//! Typing notifications: never stored, forgotten after a while.
 //!
-//! Who types is on the `ephemeral` account. People here have places of their own; where those of others are all taken, in a room
-//! or on the account, whichever server has most of them loses one. Beside that stays a
-//! serial of about 60 bytes for each room of ours in which somebody ever typed, so that apps hear of the end of it. Serial numbers only rise,
-//! over restarts too, since they begin at the time of the start; a sync token holds the one it has seen.
+//! Typing users are charged to the `ephemeral` account. Local users have places of their own; when the places for
+//! remote users are all taken, in a room or on the account, the server with most of them loses one. Beside that stays a
+//! serial of about 60 bytes for each room of ours in which a user ever typed, so that apps learn of the end of the
+//! typing. Serial numbers only rise, over restarts too, since they begin at the time of the start; a sync token holds
+//! the last one seen.
 
 use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
@@ -16,11 +17,11 @@ use crate::base::shares::{Held, of_the_busiest};
 use crate::budget::{Account, Grant};
 use crate::store::{RoomNum, UserNum};
 
-/// One who types: an entry, its share of the room's, and the tables' slack.
+/// The cost of one typing user: an entry, its share of the room's, and the tables' slack.
 const TYPIST_BYTES: u64 = 160;
-/// Shown of one room at most, of people here and of others: nobody reads a longer list.
+/// The most local and the most remote users shown as typing in one room: no user reads a longer list.
 const TYPISTS_MAX: usize = 50;
-/// Other servers forget who types after a minute or half of one; they are told again this often.
+/// Other servers forget a typing user after a minute or half of one, so the notification is repeated this often.
 const REPEAT: Duration = Duration::from_secs(25);
 
 #[derive(Clone)]
@@ -34,7 +35,7 @@ struct Inner {
 }
 
 struct Book {
-    /// Who was told of something before it may have been told of people nobody here remembers.
+    /// The serial at the start. An app with an older one may still show users as typing whom this server forgot.
     started: u64,
     serial: u64,
     rooms: HashMap<RoomNum, Room>,
@@ -44,16 +45,16 @@ struct Book {
 struct Room {
     serial: u64,
     typists: Vec<Typist>,
-    /// Somebody watches for the end of the last one's time.
+    /// A task already waits for the next time to run out in this room.
     watched: bool,
 }
 
 struct Typist {
     user: UserNum,
     until: Duration,
-    /// A hash of the other server they are of; none for somebody of this one.
+    /// A hash of the remote user's server; none for a local user.
     server: Option<u32>,
-    /// Of somebody of this server: when others were last told.
+    /// For a local user: the time of the last notification to other servers.
     told: Option<Duration>,
     grant: Grant,
 }
@@ -64,23 +65,23 @@ impl Typist {
     }
 }
 
-/// What time brought about in a room.
+/// The changes in a room that the passing of time made.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Passed {
-    /// People of this server whose time is up.
+    /// Local users whose time is up.
     pub ended: Vec<UserNum>,
-    /// People of this server who still type: others must hear it again.
+    /// Local users who still type: other servers need a repeat.
     pub repeat: Vec<UserNum>,
-    /// Somebody's time is up, of this server or another.
+    /// The time of a user is up, local or remote.
     pub changed: bool,
 }
 
-/// What came of setting somebody's typing.
+/// The outcome of setting a user's typing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Set {
-    /// Others would see a difference.
+    /// Other users would see a difference.
     pub changed: bool,
-    /// Nobody watches the room's times yet: the caller must, by [`Typing::watch`].
+    /// No task watches the room's times yet: the caller must start one with [`Typing::watch`].
     pub unwatched: bool,
 }
 
@@ -91,12 +92,12 @@ impl Typing {
         Typing(Arc::new(Inner { account, clock, hasher: RandomState::new(), book }))
     }
 
-    /// The newest change's number.
+    /// The serial of the newest change.
     pub fn serial(&self) -> u64 {
         self.book().serial
     }
 
-    /// Who types in a room, when that changed after `since`; none when it did not.
+    /// The users typing in a room, when that changed after `since`; none when it did not.
     pub fn changed(&self, room: RoomNum, since: u64) -> Option<Vec<UserNum>> {
         let book = self.book();
         let room = book.rooms.get(&room).filter(|room| room.serial > since)?;
@@ -104,13 +105,14 @@ impl Typing {
         Some(room.typists.iter().filter(|typist| typist.until > now).map(|typist| typist.user).collect())
     }
 
-    /// Whether an app may still show people of before the last start, of whom nothing is known here any more.
+    /// Whether an app may still show users who typed before the last start, which this server no longer knows of.
     pub fn may_be_stale(&self, room: RoomNum, since: u64) -> bool {
         let book = self.book();
         since < book.started && !book.rooms.contains_key(&room)
     }
 
-    /// Somebody types for the next `length`, or stopped. `server`: the other server they are of, none for this one.
+    /// Sets a user as typing for the next `length`, or as stopped. `server`: a remote user's server, none for a local
+    /// user.
     pub fn set(&self, num: RoomNum, user: UserNum, length: Option<Duration>, server: Option<&str>) -> Set {
         let now = self.0.clock.instant();
         let until = length.map(|length| now + length);
@@ -151,7 +153,7 @@ impl Typing {
         Set { changed, unwatched }
     }
 
-    /// A place in a room for one more. Where there is none, another server's typist gives theirs up.
+    /// Takes a place in a room for one more user. When there is none, a remote user's place is taken for it.
     fn place(&self, book: &mut Book, room: RoomNum, server: Option<u32>) -> Option<Grant> {
         let of_same_kind = |typist: &&Typist| typist.server.is_some() == server.is_some();
         let in_room = book.rooms.get(&room).map_or(0, |room| room.typists.iter().filter(of_same_kind).count());
@@ -165,7 +167,7 @@ impl Typing {
         }
     }
 
-    /// Waits for the next typist whose time is up and takes them out, or of whom others must hear again; none when nobody
+    /// Waits for the next user whose time is up, who is then removed, or for whom a repeat is due; none when no user
     /// types in the room any more.
     pub async fn watch(&self, num: RoomNum) -> Option<Passed> {
         loop {
@@ -223,8 +225,8 @@ impl Book {
         self.rooms.get(&room).is_some_and(|room| room.typists.iter().any(|typist| typist.user == user))
     }
 
-    /// Takes out whoever would stop first of the server that has most typists, in one room or in all. A newcomer of that many
-    /// counts already; nothing when they would have to go themselves.
+    /// Removes, from the server with most typing users in one room or in all, the user who would stop first. The
+    /// newcomer's server is counted with the newcomer; none when the newcomer would be the one to remove.
     fn give_up(&mut self, only: Option<RoomNum>, newcomer: Option<u32>) -> Option<Grant> {
         let held = |owner, age, key| Held { owner, within: 0, age, weight: 1, key };
         let mut all: Vec<_> = newcomer.map(|owner| held(owner, u64::MAX, None)).into_iter().collect();
@@ -260,7 +262,7 @@ mod tests {
         assert!(!after.may_be_stale(RoomNum(1), after.serial()));
     }
 
-    /// Fifty people of one server who typed all the time were all that was shown of a room.
+    /// Fifty users of one server who typed all the time filled the whole list of a room.
     #[test]
     fn a_server_with_many_typists_pushes_out_its_own() {
         let (budget, clock) = (Budget::for_tests(), Clock::simulated(1_000));
@@ -276,7 +278,7 @@ mod tests {
         let now = shown(1);
         assert!(now.contains(&UserNum(1)) && now.contains(&UserNum(2)) && now.contains(&UserNum(299)));
         assert_eq!((now.contains(&UserNum(100)), now.len()), (false, TYPISTS_MAX + 1));
-        // The account too is nobody's alone.
+        // One server cannot take the whole account either.
         for n in 0..(account.limit() / TYPIST_BYTES) as u32 + 200 {
             typing.set(RoomNum(2 + n / 50), UserNum(1000 + n), long, Some("busy.example"));
         }

@@ -21,7 +21,7 @@ use crate::store::tables::room::event_row::Membership;
 use crate::store::tables::room::{self};
 use crate::store::tables::user;
 
-/// An invite another server brings, as its request says it.
+/// The request of an invite from another server.
 pub struct Invitation {
     pub room: OwnedRoomId,
     pub version: String,
@@ -30,10 +30,10 @@ pub struct Invitation {
 }
 
 impl Rooms {
-    /// Takes an invite of a local user from another server. Answers the event with our signature beside theirs.
+    /// Accepts an invite of a local user from another server. Answers the event with our signature beside theirs.
     ///
-    /// For a room that people of this server are in, the invite becomes part of the room when it arrives there; here it is
-    /// only signed.
+    /// In a room that local users are in, the invite becomes part of the room when it arrives there; here it is only
+    /// signed.
     pub async fn receive_invite(
         &self,
         origin: &ServerName,
@@ -89,8 +89,9 @@ impl Rooms {
         }
     }
 
-    /// An event about a room nobody here is in: taken when it ends an invite of one of our users, by whoever sent that, or a
-    /// knock, by a server that has to do with it. Nothing of it is kept but that.
+    /// Accepts an event for a room we do not participate in. The only relevant events are those that end an invite or a
+    /// knock of a local user: an invite by its sender, a knock by a server involved in it. The event itself is not
+    /// kept.
     pub async fn end_outside(&self, origin: &ServerName, room_id: &RoomId, raw: Box<RawValue>) -> Result<OwnedEventId> {
         let (origin, id) = (origin.to_owned(), room_id.to_owned());
         let read = self.reading(move |rooms, read| {
@@ -117,10 +118,10 @@ impl Rooms {
         Ok(event.id().to_owned())
     }
 
-    /// Has the invited user's server sign our invite, which makes it known there too. `room_state` is the stripped state
-    /// the invited user is shown.
+    /// Has the invited user's server sign our invite, which makes it known there too. `room_state` is the stripped
+    /// state for the invited user.
     ///
-    /// Never call it with the room's lock held: the other server takes its time.
+    /// Never call it with the room's lock held: the other server may take long.
     pub(super) async fn sign_invite(&self, event: &Event, room_state: Vec<Box<RawValue>>) -> Result<Event> {
         let target = event.state_key().and_then(|key| OwnedUserId::try_from(key).ok());
         let target = target.ok_or_else(|| Reject::shape("the invited user's id is no user id"))?;
@@ -139,7 +140,7 @@ impl Rooms {
         keys.fetch(&names, at_ms).await?;
         // A handful of signatures of one event: not worth a thread.
         sign::event::check_signer(&signer, &event.signed_message(), at_ms, &keys)?;
-        // Ours must still be on it; that it is the same event is known.
+        // Our signature must still be on the event; that it is the same event is already checked.
         sign::event::check_event(&signed, &keys)?;
         Ok(signed)
     }
@@ -195,7 +196,7 @@ fn signature_of(event: &Event, server: &ServerName) -> Result<Vec<(String, [u8; 
     }
 }
 
-/// Whether people of this server are in the room. Refuses an invite of nobody here.
+/// Whether this server is in the room. Refuses an invite for a user without an account here.
 fn is_ours_already(read: &Read, target: &UserId, room_id: &RoomId) -> Result<bool> {
     let account = match user::num(read, target.as_str())? {
         Some(num) => user::account(read, num)?,
@@ -232,8 +233,9 @@ impl Rooms {
         .await
     }
 
-    /// Appends an event of [`Rooms::build_for_others`], perhaps signed by the other server too. The room may have gone on
-    /// meanwhile: then the event is judged again by its present state, and follows what it was built upon.
+    /// Appends an event of [`Rooms::build_for_others`], perhaps signed by the other server too. The room may have
+    /// changed meanwhile: the event is then judged again by the present state, and still follows the events it was
+    /// built upon.
     pub(in crate::room) async fn append_built(&self, built: Built) -> Result<OwnedEventId> {
         let rooms = self.clone();
         self.unbroken(async move {

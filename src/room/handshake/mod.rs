@@ -1,8 +1,8 @@
-//! What passes between us and another server about a room we are not in: invites that come and go, leaving, knocking,
-//! names, and lists of rooms.
+//! Requests between us and another server about a room we are not in: invites sent and withdrawn, leaves, knocks,
+//! aliases, and room lists.
 //!
-//! Server-server API, "Inviting to a room", "Leaving Rooms (Rejecting Invites)", "Knocking upon a room". Every answer is
-//! a small one with a cap and a time; nothing here waits for a server while holding a room's lock.
+//! Server-server API, "Inviting to a room", "Leaving Rooms (Rejecting Invites)", "Knocking upon a room". Every answer
+//! is small and bounded in bytes and time; nothing here waits for a server while holding a room's lock.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -25,18 +25,18 @@ use crate::store::tables::room::event_row::Membership;
 pub mod out_of_band;
 pub mod invite;
 
-/// Servers asked for one thing at most, one after the other.
+/// The most servers asked for one request, one after the other.
 const SERVERS_MAX: usize = 5;
-/// How long each may take.
+/// The time limit of each request.
 const EACH: Duration = Duration::from_secs(20);
 
-/// A membership event somebody else's server drew up for one of our users.
+/// A membership event drawn up by another server for one of our users.
 pub struct Template {
     pub version: &'static RoomVersion,
-    /// Who drew it up, and so who is sent the event.
+    /// The server that drew up the template, to which the event is sent.
     pub server: OwnedServerName,
     event: Map<String, Value>,
-    /// Pays for the event.
+    /// The grant that pays for the event.
     _paid: Grant,
 }
 
@@ -84,7 +84,7 @@ impl Rooms {
         Template::read(server, said, paid, verb, room, user).map_err(|why| Failed::BadAnswer(why.to_string()))
     }
 
-    /// Makes a template our own event: `content` is what the user says, everything else is checked already.
+    /// Turns a template into our own event: `content` holds the user's fields; everything else is checked already.
     pub(super) fn sign_template(&self, template: &Template, content: Map<String, Value>) -> Result<Event> {
         let parts = &self.0.parts;
         let (content, now_ms) = (Value::from(content), Value::from(parts.clock.now_ms()));
@@ -102,7 +102,7 @@ impl Rooms {
 }
 
 impl Template {
-    /// Takes what an event is made from and refuses what the server has no business choosing.
+    /// Reads the fields of a template and refuses those the other server may not choose.
     fn read(
         server: &ServerName,
         mut said: Map<String, Value>,
@@ -132,13 +132,13 @@ impl Template {
         Ok(Template { version, server: server.to_owned(), event, _paid: paid })
     }
 
-    /// The local part of the restricted rooms' rules: who of that server lets our user in.
+    /// The user of that server who authorises our user's join of a restricted room.
     pub(super) fn authorised_via(&self) -> Option<&str> {
         self.event.get("content")?.get("join_authorised_via_users_server")?.as_str()
     }
 }
 
-/// A person is waiting, but not for ever.
+/// The user is waiting, so the request is insistent, with a time limit.
 pub fn asking() -> Options {
     Options { timeout: EACH, max_bytes: 256 * 1024, insist: true }
 }
@@ -146,8 +146,8 @@ pub fn asking() -> Options {
 // ---- leaving and knocking from outside ---------------------------------------------------------------------------
 
 impl Rooms {
-    /// Refuses an invite, or takes back a knock, of a room we are not in. The servers that would want to know are told;
-    /// when none of them can be, the user is rid of it all the same.
+    /// Declines an invite, or takes back a knock, of a room we are not in. The servers involved are told; when none of
+    /// them can be reached, the invite or knock is removed all the same.
     pub(super) async fn leave_outside(&self, user: &UserId, room: &RoomId, reason: Option<&str>) -> Result<()> {
         let (asked, of) = (user.to_owned(), room.to_owned());
         let servers = self.reading(move |rooms, read| rooms.outside_of(read, &asked, &of)).await?;
@@ -178,7 +178,7 @@ impl Rooms {
         self.hand_over(server, Verb::Leave, &event).await.map(drop)
     }
 
-    /// Asks to be let into a room through the servers named.
+    /// Knocks at a room through the named servers.
     pub(super) async fn knock_outside(
         &self,
         user: &UserId,
@@ -215,12 +215,12 @@ impl Rooms {
             knock_room_state: Vec<Box<RawValue>>,
         }
         let (answer, _paid) = self.hand_over(server, Verb::Knock, &event).await?.unzip();
-        // Asked is asked, whatever the server shows of the room.
+        // The knock is accepted, whatever the server shows of the room.
         let shown: Shown = answer.and_then(|answer| serde_json::from_slice(&answer).ok()).unwrap_or_default();
         Ok((template.version.id, strip(&shown.knock_room_state, &event)))
     }
 
-    /// `send_leave` or `send_knock`; both answer with little. Nothing where the old version of the API took it.
+    /// Sends `send_leave` or `send_knock`, whose answers are small. None when the old version of the API was used.
     async fn hand_over(&self, server: &ServerName, verb: Verb, event: &Event) -> Result<Option<(Vec<u8>, Grant)>> {
         let target = |api: &str| {
             let (room, id) = (encode(event.room_id().as_str()), encode(event.id().as_str()));
@@ -255,7 +255,7 @@ impl Rooms {}
 mod tests {
     use super::*;
 
-    /// One odd event among what is shown of a room made the invite itself unreadable.
+    /// One malformed event in the stripped state made the invite itself unreadable.
     #[test]
     fn odd_stripped_events_are_left_out_alone() {
         let own = br#"{"content":{},"room_id":"!r","sender":"@a:x","state_key":"@b:y","type":"m.room.member"}"#;

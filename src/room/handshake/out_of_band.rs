@@ -1,4 +1,4 @@
-//! Rooms that nobody of this server is in: asked in from outside, joined through another server.
+//! Memberships in rooms without local members: invites from other servers, and joins through them.
 
 use std::collections::HashMap;
 use std::ops::ControlFlow;
@@ -18,17 +18,18 @@ use crate::store::tables::room::{join, user_room};
 use crate::store::tables::user::{self, account_data};
 use crate::store::{Change, Get, Position, RoomNum, UserNum, Write};
 
-/// Open invites of one user from servers in rooms with people here, and from strangers. Beyond that an eighth of them is taken
-/// back: of those whose servers sent most, the oldest.
+/// Open invites of one user: from servers that share a room with us, and from unknown servers. Beyond that an eighth of
+/// them is removed: of the servers that sent most, the oldest.
 const INVITES_KNOWN_MAX: usize = 50;
 const INVITES_STRANGERS_MAX: usize = 150;
-/// Invites and knocks of one user that are over. Of older ones nothing stays.
+/// Ended invites and knocks of one user. Older ones are removed.
 const OVER_MAX: usize = 200;
 
 impl Rooms {
-    /// Notes that a user of this server was invited to, or knocks at, a room nobody here is in: `stripped` is a JSON
-    /// array of what the other server tells of it. `version` is empty when it is not known. An invite that is open already
-    /// is replaced by none of another server: who knows a room's id could put their own in the place of a friend's.
+    /// Stores that a local user was invited to, or knocks at, a room without local members. `stripped` is the JSON
+    /// array of stripped state from the other server. `version` is empty when it is not known. An open invite is not
+    /// replaced by one of another server: a server that knows the room's id could otherwise replace a friend's invite
+    /// by its own.
     pub(in crate::room) async fn set_outside(
         &self,
         user: &UserId,
@@ -87,7 +88,8 @@ impl Rooms {
         .await
     }
 
-    /// An invite or knock from outside is over: declined, taken back, or refused. `inviter`: an invite only if it is theirs.
+    /// Ends an invite or knock from outside: declined, taken back, or refused. `inviter`: ends an invite only if that
+    /// user sent it.
     pub(in crate::room) async fn drop_outside(
         &self,
         user: &UserId,
@@ -108,8 +110,8 @@ impl Rooms {
     }
 }
 
-/// Whether somebody elsewhere may end what a user here has to do with a room: an invite ends only who sent it. Of a knock the
-/// caller has looked at the servers that have to do with the room.
+/// Whether a remote user may end a local user's invite or knock: an invite only the user who sent it. For a knock the
+/// caller has checked that the server is involved in the room.
 pub(in crate::room) fn may_end(
     get: &impl Get,
     user: UserNum,
@@ -124,7 +126,7 @@ pub(in crate::room) fn may_end(
     Ok(inviter(&stripped, user_id).is_some_and(|inviter| inviter == by.as_str()))
 }
 
-/// Ends an invite or knock from outside, and tells the user.
+/// Ends an invite or knock from outside, and notifies the user.
 fn end(w: &mut Write<'_>, user: UserNum, num: RoomNum) -> Result<()> {
     let Some(old) = user_room::mine(w, user, num)?.filter(|mine| mine.outside) else { return Ok(()) };
     let since = w.next_position();
@@ -137,15 +139,15 @@ fn end(w: &mut Write<'_>, user: UserNum, num: RoomNum) -> Result<()> {
 
 // ---- bounds ------------------------------------------------------------------------------------------------------
 
-/// What has to go before a user may have one more invite: strangers choose how many there are.
+/// The entries to remove before a user may have one more invite: unknown servers could otherwise send any number.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Surplus {
     invites: Vec<RoomNum>,
     over: Vec<RoomNum>,
 }
 
-/// One pass over the user's rooms; with many invites one more over their stripped state, one at a time. `inviting`: the server
-/// of one invite more. Bounded by the rooms of one user.
+/// One pass over the user's rooms; with many invites one more over their stripped state, one at a time. `inviting`: the
+/// server of the further invite. Bounded by the rooms of one user.
 fn surplus(get: &impl Get, user_id: &UserId, inviting: Option<&str>) -> Result<Surplus> {
     let Some(user) = user::num(get, user_id.as_str())? else { return Ok(Surplus::default()) };
     let (mut invites, mut over): (Vec<(Position, RoomNum)>, Vec<(Position, RoomNum)>) = Default::default();
@@ -169,7 +171,8 @@ fn surplus(get: &impl Get, user_id: &UserId, inviting: Option<&str>) -> Result<S
     Ok(surplus)
 }
 
-/// An eighth of the share of a server's invites, when it is full: those known here have one, strangers have one.
+/// The invites to remove when the share of the inviting server is full: an eighth of that share. Servers that share a
+/// room with us have one share, unknown servers another.
 fn invites_too_many(
     get: &impl Get,
     user: UserNum,
@@ -194,7 +197,7 @@ fn invites_too_many(
         };
         Held { owner: u32::from_be_bytes([a, b, c, d]), within: 0, age, weight: 1, key }
     };
-    // The one that comes counts already, and is the last to go.
+    // The new invite is counted already, and would be the last to go.
     let mut all = vec![held(inviting, u64::MAX, None)];
     for (since, num) in invites {
         let server = inviting_server(&user_room::stripped(get, user, num)?.unwrap_or_default(), user_id);
@@ -207,7 +210,8 @@ fn invites_too_many(
     Ok(of_the_busiest(all, surplus as u64).into_iter().flatten().collect())
 }
 
-/// Forgets an invite that is over, and with the last of them the room, unless something of it was kept on purpose.
+/// Removes an ended invite, and with the last of a room's invites the room, unless other data of it was kept on
+/// purpose.
 fn forget(w: &mut Write<'_>, user: UserNum, num: RoomNum) -> Result<()> {
     let is_over = |mine: &Mine| mine.outside && matches!(mine.membership, Membership::Leave | Membership::Ban);
     let mut kept = !user_room::mine(w, user, num)?.as_ref().is_some_and(is_over);

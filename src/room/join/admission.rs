@@ -1,8 +1,8 @@
-//! Which rooms of other servers may come here: an estimate before a join, and the owner's word on it.
+//! Which rooms of other servers may be joined: an estimate before the join, and the admin's decision on it.
 //!
-//! The estimate comes from a resident's complexity endpoint where it has one: entries of the present state / 500. What
-//! else a join brings is in proportion: some 2.3 events for each entry, some 420 bytes on disk for each event until it is
-//! compacted (`BIG-ROOMS`, measured). A room that outgrows its estimate by far is stopped.
+//! The estimate comes from a resident server's complexity endpoint where it has one: entries of the present state /
+//! 500. The rest of a join is in proportion: some 2.3 events for each entry, some 420 bytes on disk for each event
+//! until it is compacted (`BIG-ROOMS`, measured). A room that outgrows its estimate by far is stopped.
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ use crate::store::tables::room;
 use crate::store::tables::room::join;
 use crate::store::tables::room::join::Allowed;
 
-/// What happens with a room that is larger than this server takes without asking.
+/// The handling of a room that is larger than this server takes without asking.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Policy {
     /// Any room that fits the memory budget's scratch space and the disk.
@@ -33,7 +33,7 @@ pub enum Policy {
     Refuse,
 }
 
-/// What a join will bring, as far as can be told beforehand.
+/// The size of a join, as far as can be told beforehand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Estimate {
     pub events: u64,
@@ -45,15 +45,15 @@ pub struct Estimate {
 const STATE_PER_UNIT: f64 = 500.0;
 const EVENTS_PER_STATE: f64 = 2.3;
 const DISK_BYTES_PER_EVENT: u64 = 420;
-/// What a join holds of each event at once: its places in the order, which are more than one where the table of ids forgets, or
-/// its columns, and its number where the room is known already.
+/// Memory that a join holds for each event at once: its places in the order, which are more than one where the table of
+/// ids forgets, or its columns, and its number where the room is known already.
 const MEMORY_BYTES_PER_EVENT: u64 = 7;
 const MEMORY_BYTES_PER_EVENT_KNOWN: u64 = COLUMN_BYTES + 4;
 const MEMORY_BYTES_PER_NODE: u64 = 4;
-/// What passes beside that: rows on their way, sorters at their smallest.
+/// Memory beside that: rows on their way, sorters at their smallest.
 const MEMORY_BYTES_BESIDE: u64 = 768 * 1024;
 
-/// What putting a room in order and judging it takes, as far as it grows with the room.
+/// Memory for ordering and authorising a room, as far as it grows with the room.
 pub(in crate::room) fn settling_bytes(nodes: u32, events: u64) -> u64 {
     (u64::from(nodes) * MEMORY_BYTES_PER_NODE).max(events * MEMORY_BYTES_PER_EVENT_KNOWN) + MEMORY_BYTES_BESIDE
 }
@@ -69,7 +69,7 @@ const OUTGROWN_EVENTS_MIN: u64 = 50_000;
 /// Servers asked how large the room is.
 const ASKED_MAX: usize = 2;
 const ASK_TIMEOUT: Duration = Duration::from_secs(5);
-/// Rooms kept as asked for, so that strangers' ids cannot fill a table.
+/// Rooms kept in the list of requests, so that made-up room ids cannot fill a table.
 pub const ASKED_ROOMS_MAX: usize = 200;
 
 impl Estimate {
@@ -86,16 +86,16 @@ impl Estimate {
     }
 }
 
-/// What a join may become before it is stopped.
+/// The bounds of a join, past which it is stopped.
 #[derive(Clone, Copy, Debug)]
 pub struct Admitted {
-    /// 0 when nobody says.
+    /// 0 when no server gives an estimate.
     pub events_expected: u64,
     pub events_max: u64,
     pub body_bytes_max: u64,
     /// An admin allowed it whatever its size.
     pub overridden: bool,
-    /// An admin's word would let more in: the bound is neither memory nor disk.
+    /// An admin's permission would let more in: the bound is neither memory nor disk.
     pub liftable: bool,
 }
 
@@ -118,7 +118,7 @@ impl Rooms {
         if overridden || policy == Policy::Allow {
             return Ok(admitted);
         }
-        // Where nobody says how large a room is, it shows.
+        // Where no server gives the size of a room, the join itself shows it.
         let events_max = admitted.events_max.min(LARGE_EVENTS);
         let Some(estimate) = estimate.filter(|estimate| estimate.events >= LARGE_EVENTS) else {
             let liftable = admitted.liftable || events_max < admitted.events_max;
@@ -160,7 +160,7 @@ impl Rooms {
         .await
     }
 
-    /// What can be held at all; this no admin can lift.
+    /// The bounds of memory and disk, which an admin cannot lift.
     fn bounds(&self, estimate: Option<Estimate>, overridden: bool, known: bool) -> Result<Admitted> {
         let memory = self.0.parts.budget.account("join").limit().saturating_sub(MEMORY_BYTES_BESIDE);
         let free = self.0.parts.store.spare_bytes();
@@ -189,13 +189,13 @@ impl Rooms {
             liftable,
             events_expected: estimate.map_or(0, |estimate| estimate.events),
             events_max,
-            // An event in a body takes some 800 bytes; twice that, and something for small rooms.
+            // An event in a body takes some 800 bytes; the bound is twice that, with an allowance for small rooms.
             body_bytes_max: events_max.saturating_mul(1600).saturating_add(16 << 20),
             overridden,
         })
     }
 
-    /// A room that was taken for smaller has outgrown what it may be without an admin's word: it waits for that.
+    /// A room that was taken for smaller has outgrown the size allowed without an admin: the join waits for permission.
     pub(in crate::room) async fn outgrown(&self, room_id: &RoomId, user: &UserId, admitted: &Admitted) -> Result<()> {
         self.note_asked(room_id, user, admitted.events_max).await
     }
@@ -218,7 +218,7 @@ impl Rooms {
         .await
     }
 
-    /// What the residents say; `None` when none of them does.
+    /// The estimate of the resident servers; `None` when none of them gives one.
     async fn estimate(&self, room_id: &RoomId, servers: &[OwnedServerName]) -> Option<Estimate> {
         let target = format!("/_matrix/federation/unstable/rooms/{}/complexity", encode(room_id.as_str()));
         let options = Options { timeout: ASK_TIMEOUT, max_bytes: 4096, insist: true };
@@ -232,8 +232,8 @@ impl Rooms {
     }
 }
 
-/// The room to forget for one that `user_id` asks for: the oldest that whoever asked for most asked for. What an admin allowed
-/// stays.
+/// The room to forget in favour of one that `user_id` asks for: the oldest request of the user with the most requests.
+/// Rooms that an admin allowed stay.
 fn asked_by_the_busiest(get: &impl Get, listed: Vec<(String, Allowed)>, user_id: &str) -> Option<String> {
     let held = |user_id: &str, age, key| {
         let [a, b, c, d, ..] = get.hash128(&[user_id.as_bytes()]);
@@ -254,7 +254,7 @@ fn too_large(message: String) -> Error {
     Error::Bad { errcode: "M_RESOURCE_LIMIT_EXCEEDED", message }
 }
 
-/// No memory for a join just now.
+/// No memory for a join at present.
 pub(in crate::room) fn busy(refused: Refused) -> Error {
     Error::Refused(refused)
 }
@@ -272,7 +272,7 @@ mod tests {
         assert!(Estimate::of_complexity(f64::INFINITY).events > 1_000_000);
     }
 
-    /// Two hundred rooms that one person asked for were all that an admin was ever shown.
+    /// Two hundred requests of one user filled the list that an admin is shown.
     #[test]
     fn who_asked_for_most_is_forgotten_first() {
         let get = crate::store::Store::in_memory().read().unwrap();

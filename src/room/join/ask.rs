@@ -1,4 +1,4 @@
-//! Asking residents: who may know the room, the event to be signed, the state.
+//! Requests to resident servers: which servers may know the room, the event to be signed, the state.
 
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -22,7 +22,8 @@ use crate::store::tables::room::join::Journal;
 const SERVERS_MAX: usize = 8;
 
 impl<'a> Join<'a> {
-    /// Who may know the room: whom the app names, who invited, whom the id names, who was in it when we last were.
+    /// Servers that may know the room: those the client names, the inviter's, the room id's, those in it during our
+    /// last stay.
     pub async fn servers(&self, joining: &Joining) -> Result<Vec<OwnedServerName>, JoinError> {
         let mut servers = joining.via.clone();
         let (user, room_id) = (self.user.to_owned(), self.room_id.to_owned());
@@ -44,7 +45,7 @@ impl<'a> Join<'a> {
         if kept.is_empty() { Err(JoinError::Room(Error::NotFound)) } else { Ok(kept) }
     }
 
-    /// Our signed event, and the servers with the one that drew it up in front.
+    /// Our signed event, and the servers, with the one that made the template in front.
     pub async fn draw_up(
         &self,
         mut servers: Vec<OwnedServerName>,
@@ -83,7 +84,7 @@ impl<'a> Join<'a> {
                 }
                 Err(failed) => {
                     tracing::info!(server = %servers[at], room_id = %self.room_id, %failed, "no template for a join");
-                    // What a server says about the room is worth more than that another cannot be reached.
+                    // A refusal says more about the room than a failure to reach another server.
                     if last.as_ref().is_none_or(|last: &Failed| !last.is_refusal()) || failed.is_refusal() {
                         last = Some(failed);
                     }
@@ -93,7 +94,8 @@ impl<'a> Join<'a> {
         Err(last.map_or(JoinError::Room(Error::NotFound), JoinError::Remote))
     }
 
-    /// Asks for the room: with our event, which a resident that has it already answers again, or by the event's id.
+    /// Requests the room: with our event, which a resident server that has it already answers again, or by the event's
+    /// id.
     pub async fn ask(
         &self,
         journal: &Journal,
@@ -118,7 +120,7 @@ impl<'a> Join<'a> {
                 }
             };
             let asked = self.progress.unless_cancelled(asked).await?;
-            // A resident that took our event may not want it twice; it can say the state before it all the same.
+            // A resident server that accepted our event may not accept it twice; it can still give the state before it.
             let asked = match asked {
                 Err(failed) if failed.is_refusal() && want == Want::Join && journal.attempt > 0 => {
                     let asked = remote.stream(&server, Method::GET, &state, None, pace);
@@ -134,7 +136,7 @@ impl<'a> Join<'a> {
                 Err(failed) => {
                     tracing::info!(%server, room_id = %self.room_id, %failed, "the room was not given");
                     if !failed.is_refusal() {
-                        // It may have got our event, and only its answer was lost.
+                        // The server may have accepted our event, with only its answer lost.
                         self.progress.accepted.store(true, Relaxed);
                     }
                     if last.as_ref().is_none_or(|last: &Failed| !last.is_refusal()) || failed.is_refusal() {
@@ -153,7 +155,7 @@ pub enum Want {
     State,
 }
 
-/// Our event with the resident's signature beside ours, when it gave us that.
+/// Our event with the resident server's signature beside ours, when the server sent it.
 pub fn countersigned(version: &'static RoomVersion, said: Option<&[u8]>, event: Event) -> Event {
     let theirs = said.and_then(|raw| Event::from_wire(version, raw).ok());
     match theirs {

@@ -5,15 +5,15 @@ use crate::store::EventNum;
 use crate::store::tables::room::event_row::{Id, Kind, Membership};
 use crate::store::tables::room::staged::{UserPrint, WirePrint};
 
-/// Events as they came, one behind the other.
+/// Events as received, one behind the other.
 #[derive(Default)]
 pub struct RawBatch {
     pub bytes: Vec<u8>,
-    /// Where each ends, and whether it stands in the room's state.
+    /// The end of each event, and whether it is in the room's state.
     pub ends: Vec<(u32, bool)>,
-    /// They waited for their keys: not in the stream's order.
+    /// The events waited for their keys: they are not in the stream's order.
     pub is_late: bool,
-    /// Their keys have been asked for already: what still lacks one is dropped.
+    /// The keys have been requested already: an event that still lacks one is dropped.
     pub last_chance: bool,
 }
 
@@ -23,7 +23,7 @@ pub const BATCH_BYTES: usize = 48 * 1024;
 pub const BATCH_EVENTS: usize = 64;
 
 impl RawBatch {
-    /// An empty one with room for what usually goes in.
+    /// An empty batch with room for a usual load.
     pub fn roomy() -> RawBatch {
         RawBatch { bytes: Vec::with_capacity(BATCH_BYTES + 4096), ..RawBatch::default() }
     }
@@ -54,12 +54,12 @@ impl RawBatch {
 /// A stretch of [`CheckedBatch::text`].
 pub type Span = (u32, u32);
 
-/// What came of a batch. All text is in one piece of memory.
+/// The result of a batch. All text is in one piece of memory.
 #[derive(Default)]
 pub struct CheckedBatch {
     pub text: Vec<u8>,
     pub events: Vec<Checked>,
-    /// What is stored and came again as it was, and whether it stands in the room's state.
+    /// Stored events that came again unchanged, and whether each is in the room's state.
     pub familiar: Vec<(Node, bool)>,
     /// Raw events whose keys are not known yet, and the keys.
     pub pending: RawBatch,
@@ -69,12 +69,12 @@ pub struct CheckedBatch {
     pub sample: Option<String>,
 }
 
-/// One event that was found good.
+/// One event that passed the checks.
 pub struct Checked {
     pub id: Id,
     pub wire: WirePrint,
     pub in_state: bool,
-    /// Seen before in this join, or in the database: nothing more is known of it than its id.
+    /// Seen before in this join, or in the database: only its id is known.
     pub repeated: bool,
     pub known: Option<EventNum>,
     pub needs_body: bool,

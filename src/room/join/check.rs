@@ -1,7 +1,7 @@
-//! The join's workers: each event's shape, hashes, id and signatures, and what the log keeps of it.
+//! The join's workers: each event's shape, hashes, id and signatures, and its entry for the log.
 //!
 //! A batch of raw events goes in, a batch of checked ones comes out. A worker holds one of each and the buffers of its
-//! scan; what it cannot check for want of a key it hands back raw.
+//! scan; it hands back raw any event whose key is missing.
 
 use std::sync::Arc;
 
@@ -21,7 +21,7 @@ use crate::store::tables::room::event_row::{Id, Kind, Membership};
 use crate::store::tables::room::staged::{UserPrint, WIRE_LATE, WirePrint};
 use crate::store::{self, RoomNum, Store, hash128};
 
-/// What every worker of a join knows.
+/// The data shared by all workers of a join.
 pub struct Checker {
     pub version: &'static RoomVersion,
     pub room_id: String,
@@ -35,7 +35,7 @@ pub struct Checker {
     pub clock: Clock,
 }
 
-/// Signatures that are still to be judged, with the places in [`CheckedBatch::events`] of whose they are.
+/// Signatures still to be verified, with the places of their events in [`CheckedBatch::events`].
 #[derive(Default)]
 struct Unproven {
     claims: Claims,
@@ -48,7 +48,7 @@ impl Unproven {
         self.events.truncate(len);
     }
 
-    /// Takes events with a wrong signature out of the batch again.
+    /// Removes events with a wrong signature from the batch.
     fn settle(self, batch: &mut CheckedBatch) {
         let good = self.claims.judge();
         let mut bad: Vec<u32> = self.events.iter().zip(good).filter(|(_, good)| !good).map(|(at, _)| *at).collect();
@@ -124,7 +124,8 @@ impl Checker {
         if let Some(read) = read
             && let Some(num) = store::tables::room::event::num(read, &id.text())?
         {
-            // In versions 1 and 2 an id is what its sender says; in later ones it is of one event of one room.
+            // In versions 1 and 2 the sender chooses an event's id; in later versions an id belongs to one event of one
+            // room.
             if self.version.event_id_in_event()
                 && Some(store::tables::room::event::row_of(read, num)?.room) != self.look_in_store
             {
@@ -153,7 +154,7 @@ impl Checker {
         }
     }
 
-    /// The room's own, and a create event is the one of this room and version.
+    /// Whether the event is of this room; a create event must be the one of this room and version.
     fn is_of_room(&self, seen: &ScannedEvent<'_>, id: &Id) -> bool {
         let is_create = seen.kind() == "m.room.create";
         if is_create {
@@ -168,7 +169,8 @@ impl Checker {
         }
     }
 
-    /// The signatures of every server that must have signed. What is good but for them is yet to be judged.
+    /// Looks at the signatures of every server that must have signed. An event that is good but for them is yet to be
+    /// verified.
     fn signed(&self, seen: &ScannedEvent<'_>, batch: &mut CheckedBatch, unproven: &mut Unproven) -> Found {
         let signers = match seen.signers() {
             Ok(signers) => signers,
@@ -191,7 +193,7 @@ impl Checker {
         result
     }
 
-    /// One of a server's signatures must be right. A single one, as nearly all events have, is judged with the batch.
+    /// One of a server's signatures must be right. A single one, as nearly all events have, is verified with the batch.
     fn by_signer(
         &self,
         seen: &ScannedEvent<'_>,
@@ -230,7 +232,7 @@ impl Checker {
         u64::from_be_bytes(*hash.first_chunk().expect("a hash has sixteen bytes"))
     }
 
-    /// What the log and the body table keep of a good event.
+    /// The log entry and the stored body of a good event.
     fn project(&self, seen: &ScannedEvent<'_>, id: Id, wire: WirePrint, in_state: bool, batch: &mut CheckedBatch) {
         let kind_text = seen.kind();
         let kind = Kind::of(&kind_text);
@@ -256,7 +258,7 @@ impl Checker {
             && (json::read::get(content, "join_authorised_via_users_server").is_some()
                 || json::read::get(content, "third_party_invite").is_some());
         let auth_ids: Vec<&str> = seen.auth_events().collect();
-        // What the event's row will say.
+        // The columns of the event's row.
         let row = body::Known {
             room_id: &self.room_id,
             sender: &sender_id,
@@ -279,7 +281,7 @@ impl Checker {
             in_state,
             repeated: false,
             known: None,
-            // Redacted content says less than the columns were read from.
+            // Redacted content has fewer fields than the columns were read from.
             needs_body: needs_body || !seen.intact,
             redacted: !seen.intact,
             kind,

@@ -1,4 +1,4 @@
-//! What a join that ended leaves behind, removed.
+//! Removes the remains of a join that ended.
 
 use std::ops::ControlFlow;
 
@@ -14,18 +14,18 @@ use crate::store::tables::room::staged::{self, Entry};
 use crate::store::tables::room::{self, Status, member};
 use crate::store::{self, BodyNum, EventNum, Get, RoomNum, Store};
 
-/// Rows taken back in one write.
+/// Rows removed in one write.
 const ROWS_MAX: usize = 1000;
 
 /// The log's rows in one write; a page each.
 const LOG_ROWS_MAX: u32 = 60;
 
 impl Join<'_> {
-    /// After the flip: the log goes, and the bodies of events that were left out.
+    /// After the flip: removes the log, and the bodies of events that were left out.
     pub(super) async fn clean_after(&self, num: JoinNum, journal: Journal, left_out: LeftOut) -> Result<(), JoinError> {
         self.progress.enter(Phase::Cleaning);
         let store = self.rooms.0.parts.store.clone();
-        // The room is there: whoever asked does not wait for this.
+        // The room is there: the client does not wait for the cleaning.
         tokio::spawn(async move {
             let done = base::blocking(move || clean(&store, num, journal.batches, left_out));
             if let Err(stop) = done.await {
@@ -35,7 +35,7 @@ impl Join<'_> {
         Ok(())
     }
 
-    /// Takes back everything a join wrote. Again from the beginning after a crash.
+    /// Removes everything a join wrote. Starts from the beginning after a crash.
     pub(super) async fn clean_up(&self, num: JoinNum) -> Result<(), JoinError> {
         self.progress.enter(Phase::Cleaning);
         let store = self.rooms.0.parts.store.clone();
@@ -43,7 +43,7 @@ impl Join<'_> {
     }
 }
 
-/// A join may neither clear nor flip a room that is here: people are in it.
+/// A join may neither clear nor flip a room in which this server is resident: it has members here.
 pub(super) fn check_not_here(get: &impl Get, room: RoomNum) -> Result<(), Error> {
     match is_here(get, room)? {
         true => Err(Error::Forbidden("the room was joined otherwise meanwhile".into())),
@@ -55,14 +55,14 @@ fn is_here(get: &impl Get, room: RoomNum) -> store::Result<bool> {
     Ok(room::get(get, room)?.is_some_and(|row| row.status == Status::Resident))
 }
 
-/// Bodies that were stored and that no event of the room has.
+/// Stored bodies that no event of the room has.
 pub(super) enum LeftOut {
     Listed(Option<Spill>),
-    /// The list went with a crash.
+    /// A crash lost the list.
     Unknown,
 }
 
-/// What the log names of a batch's bodies is removed with it.
+/// Which of the bodies that the log names are removed with it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Bodies {
     Keep,
@@ -87,8 +87,8 @@ fn take_back(store: &Store, num: JoinNum) -> Result<(), JoinError> {
     let read = store.read()?;
     let room = room::num(&read, &journal.room_id)?;
     if journal.stage == Stage::Live || room.map_or(Ok(false), |room| is_here(&read, room))? {
-        // The room is there; only the cleaning behind it failed. Or another join made it so, and may have taken over rows
-        // that this one wrote: they stay.
+        // The room is there; only the cleaning behind it failed. Or another join made the room, and may have taken over
+        // rows that this one wrote: they stay.
         drop(read);
         return clean(store, num, journal.batches, LeftOut::Unknown);
     }
@@ -111,7 +111,7 @@ fn take_back(store: &Store, num: JoinNum) -> Result<(), JoinError> {
     remove_journal(store, num)
 }
 
-/// The rows of a room that was never finished. One that was left before keeps its own row and history.
+/// Removes the rows of an unfinished room. A room from an earlier stay keeps its own row and history.
 fn clear_room(store: &Store, room: RoomNum) -> Result<(), JoinError> {
     if is_here(&store.read()?, room)? {
         return Ok(());
@@ -124,7 +124,7 @@ fn clear_room(store: &Store, room: RoomNum) -> Result<(), JoinError> {
 fn remove_log(store: &Store, num: JoinNum, batches: u32, bodies: Bodies) -> Result<(), JoinError> {
     let mut from = 0;
     while from < batches {
-        // What an earlier try removed is passed over.
+        // Batches that an earlier try removed are passed over.
         let (mut to, mut list) = (batches, Vec::new());
         let read = store.read()?;
         staged::batches(&read, num, from, &mut |found, mut batch| {

@@ -1,4 +1,4 @@
-//! Why a join ended before its end.
+//! Why a join failed.
 
 use super::admission::busy;
 use super::order::OrderError;
@@ -9,7 +9,7 @@ use crate::remote::Failed;
 use crate::room::error::Error;
 use crate::store::{self};
 
-/// Why a join ended before its end.
+/// Why a join failed.
 #[derive(Debug)]
 pub enum JoinError {
     Remote(Failed),
@@ -17,9 +17,9 @@ pub enum JoinError {
     Store(store::Error),
     Spill(SpillError),
     Order(OrderError),
-    /// The resident's answer cannot be what it should.
+    /// The resident server's answer is not what it should be.
     Lying(String),
-    /// The room is more than was foreseen.
+    /// The room is larger than was foreseen.
     TooLarge(String),
     Reject(Reject),
     /// Our own files are wrong.
@@ -27,12 +27,12 @@ pub enum JoinError {
     TooManyNodes,
     Cancelled,
     Room(Error),
-    /// One of its threads or tasks did; what it said.
+    /// One of its threads or tasks panicked; the message of the panic.
     Panicked(String),
 }
 
 impl JoinError {
-    /// Whether asking again may help.
+    /// Whether another attempt may help.
     pub fn is_passing(&self) -> bool {
         match self {
             JoinError::Remote(failed) => !failed.is_refusal() && !matches!(failed, Failed::TooLarge { .. }),

@@ -16,7 +16,7 @@ use crate::store::tables::room::{join, user_room};
 use crate::store::{self};
 
 impl Join<'_> {
-    /// One small write, and the room is there: its row, the state before our event, then the event itself.
+    /// One small write makes the room: its row, the state before our event, then the event itself.
     pub(super) async fn flip(
         &self,
         num: JoinNum,
@@ -28,7 +28,7 @@ impl Join<'_> {
         let guard = self.rooms.lock(room_num).await;
         let mut here = self.rooms.here();
         here.now_ms = self.rooms.0.parts.clock.now_ms();
-        // The resident let us in; whether the room it gave us would is for us to say.
+        // The resident server accepted our event; whether the state it sent allows the event is for us to check.
         let (checked, of) = (event.clone(), room_num);
         self.rooms
             .reading(move |_, read| {

@@ -6,17 +6,17 @@ use super::order::{Intern, Node, Seen};
 use crate::budget::{Account, Grant, Refused};
 use crate::store::tables::room::event_row::Id;
 
-/// Shared by the workers, who ask, and the one thread that stores, which writes.
+/// Shared by the workers, which read, and the one thread that stores, which writes.
 pub struct Graph(RwLock<Inner>);
 
 struct Inner {
     intern: Intern,
-    /// A bit for each node: its event is stored; this body said it is in the state.
+    /// A bit for each node: its event is stored; this body has it in the state.
     stored: Bits,
     in_state: Bits,
 }
 
-/// What an id looks like to the table: a hash as it is, anything else as text, told apart by length or by a byte.
+/// An id in the table's form: a hash as it is, anything else as text, told apart by length or by a byte.
 pub fn with_bytes<T>(id: &Id, f: impl FnOnce(&[u8]) -> T) -> T {
     match id {
         Id::Hash(hash) => f(hash),
@@ -41,7 +41,7 @@ impl Graph {
         with_bytes(id, |bytes| inner.intern.find(bytes)).is_some_and(|node| inner.stored.get(node))
     }
 
-    /// Does something with the table in hand. Short: workers wait meanwhile.
+    /// Calls `f` with the table locked. Must be short: workers wait meanwhile.
     pub fn with<T>(&self, f: impl FnOnce(&mut Open<'_>) -> T) -> T {
         let mut inner = self.0.write().unwrap_or_else(PoisonError::into_inner);
         f(&mut Open(&mut inner))
@@ -56,7 +56,7 @@ impl Graph {
     }
 }
 
-/// The table while one thread has it to itself.
+/// The table, locked for one thread.
 pub struct Open<'a>(&'a mut Inner);
 
 impl Open<'_> {
@@ -65,7 +65,7 @@ impl Open<'_> {
         with_bytes(id, |bytes| self.0.intern.node(bytes))
     }
 
-    /// The next node stands for this id, says the log: whatever the table remembers.
+    /// Gives this id the next node, as the log says, whatever the table remembers.
     pub fn again(&mut self, id: &Id) -> Option<Node> {
         with_bytes(id, |bytes| self.0.intern.next(bytes))
     }

@@ -13,8 +13,9 @@ use crate::budget::{Account, Grant, Refused};
 use crate::matrix::sign::Often;
 use crate::remote::{Keys, Known};
 
-/// The keys a join has used, so that the servers of a large room are not read again and again. On a share of the join's
-/// memory taken at once, as many as fit it; the first that are used often get what makes them cheaper.
+/// The keys a join has used, so that the keys of a large room's servers are not read again and again. It takes a share
+/// of the join's memory at once and holds as many keys as fit; the first keys in frequent use are prepared for cheaper
+/// checks.
 pub struct KeyCache {
     pub keys: Keys,
     table: RwLock<Table>,

@@ -28,7 +28,7 @@ pub struct MemoryLane {
 }
 
 impl<'a> Join<'a> {
-    /// A lane: the small one for small rooms, whichever is free first when nobody knows, the large one otherwise.
+    /// A lane: the small one for small rooms, the first free one when the size is unknown, the large one otherwise.
     pub async fn lane(&self, events_expected: u64) -> Result<MemoryLane, JoinError> {
         let joins = &self.rooms.0.joins;
         let budget = &self.rooms.0.parts.budget;
@@ -54,14 +54,14 @@ impl<'a> Join<'a> {
         Ok(MemoryLane { memory, workers, _grant: grant, _turns: vec![turn] })
     }
 
-    /// A room whose order or columns need more than its lane has both lanes to itself; what is small waits meanwhile.
+    /// A room whose order or columns need more than its lane takes both lanes; small joins wait meanwhile.
     pub async fn widened(&self, lane: MemoryLane, journal: &Journal) -> Result<MemoryLane, JoinError> {
         let (joins, account) = (&self.rooms.0.joins, self.rooms.0.parts.budget.account("join"));
         let needed = settling_bytes(journal.nodes, journal.events);
         if needed <= lane.memory.limit() {
             return Ok(lane);
         }
-        // Its own goes first: two that wait for each other's would wait for ever.
+        // Its own lane is released first: two joins that wait for each other's lane would wait for ever.
         let workers = lane.workers;
         drop(lane);
         let mut turns = Vec::with_capacity(2);

@@ -16,11 +16,11 @@ use crate::room::Rooms;
 /// Joins under way and in line. Each is a task and a journal row.
 const UNDERWAY_MAX: usize = 32;
 
-/// Joins under way, and what they may be.
+/// Joins under way, and the policy for new ones.
 pub struct Joins {
     pub policy: Mutex<Policy>,
     running: Mutex<HashMap<OwnedRoomId, Arc<Running>>>,
-    /// The server is going down: joins end where they are.
+    /// The server is shutting down: joins end where they are.
     pub stopping: AtomicBool,
     pub large: Arc<Semaphore>,
     pub small: Arc<Semaphore>,
@@ -56,13 +56,13 @@ impl Joins {
         list
     }
 
-    /// Ends a join under way, at its next step. What it wrote is taken back. False when there is none.
+    /// Ends a join under way, at its next step. Its writes are removed. False when there is no such join.
     pub fn cancel(&self, room_id: &RoomId) -> bool {
         let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         running.get(room_id).map(|one| one.progress.cancel()).is_some()
     }
 
-    /// Ends all joins at their next step and leaves what they wrote: the next start goes on there.
+    /// Ends all joins at their next step and leaves their writes: the next start goes on there.
     pub async fn stop(&self) {
         self.stopping.store(true, Relaxed);
         let mut over: Vec<_> = {
@@ -75,7 +75,7 @@ impl Joins {
         }
     }
 
-    /// Enters a join, or says which one is under way for that room.
+    /// Enters a join in the list, or answers the one under way for that room.
     pub fn enter(&self, room_id: &RoomId, user: &UserId, since: Duration) -> Entered {
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(other) = running.get(room_id) {
@@ -100,7 +100,7 @@ impl Joins {
 
 pub enum Entered {
     First(Arc<Running>),
-    /// Another join of the room is under way; this tells when it is over.
+    /// Another join of the room is under way; the receiver tells when it is over.
     Behind(watch::Receiver<bool>),
     Full,
 }

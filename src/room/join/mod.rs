@@ -4,9 +4,9 @@
 //! template → sign → admission → send_join ⇒ stream (tokeniser, workers, stage) → build (order, judge, rows, state) → FLIP
 //! ```
 //!
-//! Everything that takes long is stored as it is made, in short writes under a journal row that says how far the join is;
-//! nobody sees any of it until the flip. A crash before the order is known asks again and checks nothing twice; one
-//! after it only repeats local passes. A join that fails takes back what it wrote.
+//! Everything that takes long is stored as it is made, in short writes under a journal row with the join's progress;
+//! nothing of it is visible until the flip. A crash before the order is known requests the state again and checks
+//! nothing twice; a crash after it only repeats local passes. A join that fails removes its writes.
 //!
 //! Memory is a lane: a part of the `join` account that one join has to itself. There is one for large rooms and a small
 //! one, so that a chat of three does not wait for a room of forty thousand.
@@ -65,36 +65,36 @@ use lane::MemoryLane;
 use list::{Entered, Running, Watched};
 use resume::StoredEvents;
 
-/// Times a body is asked for before the join is given up; what came before is kept each time.
+/// Requests for a body before the join is given up; the events received before are kept each time.
 const ATTEMPTS_MAX: u32 = 20;
-/// Times in a row that nothing new came.
+/// Requests in a row that bring nothing new.
 const IN_VAIN_MAX: u32 = 2;
-/// Between two attempts; twice as long each time while no resident can be reached.
+/// Between two attempts; twice as long each time while no resident server can be reached.
 const PAUSE: Duration = Duration::from_secs(2);
 const PAUSE_MAX: Duration = Duration::from_secs(60);
-/// How long a join that has begun waits for its residents: a network that is gone, a router that starts later than we do.
+/// How long a join that has begun waits for its resident servers: the network may be down, the router may start later.
 const UNREACHED_MAX: Duration = Duration::from_secs(6 * 3600);
 
 const FULL_RETRY: Duration = Duration::from_secs(60);
 
-/// Nodes the table is made for at first when nobody says how large the room is.
+/// Initial nodes of the table when the size of the room is unknown.
 const NODES_MIN: u64 = 2_000;
-/// Nodes for each event, about: an id nobody sends is rare.
+/// Nodes for each event, about: an id without its event is rare.
 const NODES_PER_EVENT_TENTHS: u64 = 11;
-/// What a node takes of the table of ids, about.
+/// Memory of a node in the table of ids, about.
 const NODE_BYTES: u64 = 22;
-/// Keys in use, which have two thirds of it, and what grows with the room: two bits for each node.
+/// Keys in use, which have two thirds of it, and the part that grows with the room: two bits for each node.
 const GROWING_BYTES: u64 = 768 * 1024;
 const STOP_PATIENCE: Duration = Duration::from_secs(5);
 const LOG_EVERY: Duration = Duration::from_secs(5);
 
-/// Joins `user` to a room nobody here is in. Returns when the room is there; goes on when the asker goes away.
+/// Joins `user` to a room without members here. Returns when the room is there; goes on when the client disconnects.
 pub(super) async fn from_outside(rooms: &Rooms, user: &UserId, room_id: &RoomId, joining: Joining) -> Result<()> {
     let joins = &rooms.0.joins;
     let running = match joins.enter(room_id, user, rooms.0.parts.clock.instant()) {
         Entered::First(running) => running,
         Entered::Behind(mut over) => {
-            // Somebody else's join of the same room: wait for it, then walk in, or try it ourselves.
+            // Another user's join of the same room: wait for it, then join as a local member, or try it ourselves.
             let _ = over.wait_for(|over| *over).await;
             return Box::pin(rooms.join(user, room_id, joining)).await;
         }
@@ -104,7 +104,7 @@ pub(super) async fn from_outside(rooms: &Rooms, user: &UserId, room_id: &RoomId,
     let work = base::unbroken(async move {
         let watched = Watched { rooms: &rooms_of, room_id: &room_of };
         let join = Join::new(&rooms_of, &room_of, &user_of, running.progress.clone());
-        // Asked only now that nobody else can make it so: another join may have ended since the caller looked.
+        // Checked again once this join is the only one of the room: another may have ended since the caller looked.
         let is_here = join.is_resident().await?;
         if !is_here {
             with_log(&join, join.begin(joining.clone())).await.map_err(JoinError::into_error)?;
@@ -118,14 +118,14 @@ pub(super) async fn from_outside(rooms: &Rooms, user: &UserId, room_id: &RoomId,
     }
 }
 
-/// There are as many joins as there may be.
+/// The maximum of joins is under way.
 fn full(rooms: &Rooms) -> Error {
     let account = rooms.0.parts.budget.account("join");
     let (asked, limit, retry_after_ms) = (0, account.limit(), FULL_RETRY.as_millis() as u64);
     Error::Refused(Refused { account: account.name().to_owned(), asked, limit, retry_after_ms, too_large: false })
 }
 
-/// Says every few seconds how far a join is.
+/// Logs a join's progress every few seconds.
 async fn with_log<T>(join: &Join<'_>, work: impl Future<Output = T>) -> T {
     let clock = &join.rooms.0.parts.clock;
     let since = clock.instant();
@@ -144,22 +144,23 @@ async fn with_log<T>(join: &Join<'_>, work: impl Future<Output = T>) -> T {
 }
 
 impl Rooms {
-    /// Before the database is closed. Waits at most as long as a write takes.
+    /// Called before the database is closed. Waits at most as long as a write takes.
     pub async fn stop_joins(&self) {
         if self.0.parts.clock.timeout(STOP_PATIENCE, self.0.joins.stop()).await.is_none() {
             tracing::warn!("a join does not stop in time; it goes on at the next start");
         }
     }
 
-    /// Goes on with joins that a crash or a stop interrupted. `serve` spawns it once.
+    /// Resumes joins that a crash or a stop interrupted. `serve` spawns it once.
     pub async fn resume_joins(&self) {
         let read = self.reading(|_, read| Ok(join::journals(read)?)).await;
         let journals = match read {
             Ok(journals) => journals,
             Err(error) => return tracing::warn!(%error, "joins that were interrupted could not be read"),
         };
-        // All are on the list before any goes on: whoever asks for one of the rooms waits for its join. Lanes put them in
-        // order; one that waits for its residents keeps none. Where a room has two journals, the second is looked at afterwards.
+        // All are on the list before any goes on: a request for one of the rooms waits for its join. Lanes put the
+        // joins in order; a join that waits for its resident servers holds none. Where a room has two journals, the
+        // second is looked at afterwards.
         let mut waiting = journals;
         while !self.0.joins.stopping.load(Relaxed) {
             let mut going_on = JoinSet::new();
@@ -188,7 +189,8 @@ impl Rooms {
 
 async fn resume_one(rooms: Rooms, num: JoinNum, room_id: OwnedRoomId, running: Arc<Running>) {
     let _watched = Watched { rooms: &rooms, room_id: &room_id };
-    // Read again now that it is on the list: it may have been cancelled, or another join of the room may have ended.
+    // Read again now that the join is on the list: it may have been cancelled, or another join of the room may have
+    // ended.
     let journal = rooms.reading(move |_, read| Ok(join::journal(read, num)?)).await;
     let Ok(Some(journal)) = journal else { return };
     tracing::info!(%room_id, stage = ?journal.stage, events = journal.events, "a join goes on");
@@ -247,8 +249,8 @@ impl<'a> Join<'a> {
         self.go_on(num, journal, event, version, admitted).await
     }
 
-    /// What an earlier join of the room could not take back goes before a new one begins: its rows would be taken for the
-    /// room's, and its journal would go on one day.
+    /// Removes the remains of an earlier join of the room before a new one begins: its rows would be taken for the
+    /// room's, and its journal would be resumed one day.
     async fn clear_earlier(&self) -> Result<(), JoinError> {
         let room_id = self.room_id.to_owned();
         let journals = self.rooms.reading(move |_, read| {
@@ -267,16 +269,16 @@ impl<'a> Join<'a> {
             Stage::Live => return self.clean_after(num, journal, LeftOut::Unknown).await,
             Stage::Cancelled => {
                 self.clean_up(num).await?;
-                // A resident may have taken our event.
+                // A resident server may have accepted our event.
                 self.progress.accepted.store(true, Relaxed);
                 self.leave_again(journal.residents).await;
                 return Ok(());
             }
-            // Somebody joined otherwise since.
+            // The room was joined by other means since.
             _ if self.is_resident().await? => return self.clean_up(num).await,
             _ => {}
         }
-        // Our event may have arrived, whatever we heard of it.
+        // Our event may have arrived, whatever the answer was.
         self.progress.accepted.store(true, Relaxed);
         let version = version::get(&journal.version);
         let event =
@@ -294,7 +296,7 @@ impl<'a> Join<'a> {
         self.go_on(num, journal, event, version, admitted).await
     }
 
-    /// From a signed event to the room; whatever goes wrong, what was written is taken back.
+    /// From a signed event to the room; on any failure the writes are removed.
     async fn go_on(
         &self,
         num: JoinNum,
@@ -338,8 +340,8 @@ impl<'a> Join<'a> {
         Ok(status.await? == Some(room::Status::Resident))
     }
 
-    /// Takes our membership back where the resident took it, unless the room is here otherwise; the asker does not wait for
-    /// that.
+    /// Leaves again where the resident server accepted our event, unless the room is here by other means; the client
+    /// does not wait for that.
     async fn leave_again(&self, residents: Vec<String>) {
         if !self.progress.accepted.load(Relaxed) || self.is_resident().await.unwrap_or(true) {
             return;
@@ -394,9 +396,9 @@ impl<'a> Join<'a> {
 
     // ---- the stream
 
-    /// Everything the resident has, stored. Answers the journal at `Ordered`, and our event as it will stand.
+    /// Stores everything the resident server has. Answers the journal at `Ordered`, and our event in its final form.
     ///
-    /// A join that has stored something waits for its residents to be reachable, and keeps no lane meanwhile.
+    /// A join that has stored something waits for its resident servers to be reachable, and holds no lane meanwhile.
     async fn fetch(
         &self,
         num: JoinNum,
@@ -464,7 +466,7 @@ impl<'a> Join<'a> {
         self.rooms.0.parts.store.write(job).await.map(drop).map_err(|failed| store::Error::from(failed).into())
     }
 
-    /// Receives one body. The journal comes back as it stands then, whatever happened.
+    /// Receives one body. Answers the journal as it stands then, whatever happened.
     async fn take(
         &self,
         num: JoinNum,
@@ -505,7 +507,7 @@ impl<'a> Join<'a> {
         let (store, room_id, progress) = (parts.store.clone(), self.room_id.to_string(), self.progress.clone());
         let (keys, clock, memory) = (parts.remote.keys(), parts.clock.clone(), lane.memory.clone());
         let nodes = (admitted.events_expected.max(journal.events) * NODES_PER_EVENT_TENTHS / 10).max(NODES_MIN);
-        // Beside what the pipeline needs, and what grows with the room.
+        // Beside the pipeline's memory, and the part that grows with the room.
         let growing = GROWING_BYTES.min(memory.limit() / 7);
         let keys_bytes = growing * 2 / 3;
         let familiar = if journal.batches > 0 { resume::BYTES } else { 0 };

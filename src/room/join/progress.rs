@@ -1,11 +1,11 @@
-//! How far a join is, for the log and for `snug rooms`.
+//! The progress of a join, for the log and for `snug rooms`.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use tokio::sync::Notify;
 
-/// Counters of one join; written by whoever does the work.
+/// Counters of one join, written by its threads and tasks.
 #[derive(Default)]
 pub struct Progress {
     phase: AtomicU8,
@@ -15,22 +15,22 @@ pub struct Progress {
     pub checked: AtomicU64,
     /// Events stored, by earlier attempts too.
     pub stored: AtomicU64,
-    /// Events refused: malformed, forged, or signed with keys nobody has.
+    /// Events refused: malformed, forged, or signed with keys that cannot be had.
     pub refused: AtomicU64,
     /// Events that wait for a key.
     pub pending: AtomicU64,
     pub bytes: AtomicU64,
-    /// Of the whole answer; 0 when the resident does not say.
+    /// Size of the whole answer; 0 when the resident server does not say.
     pub bytes_total: AtomicU64,
     pub events_expected: AtomicU64,
-    /// An admin wants it to end.
+    /// An admin cancelled the join.
     cancelled: AtomicBool,
     wake: Notify,
-    /// A resident took our event: when the join fails it is told that we leave again.
+    /// A resident server accepted our event: when the join fails, that server is told that we leave again.
     pub accepted: AtomicBool,
 }
 
-/// What a join does at the moment.
+/// The present step of a join.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Phase {
@@ -69,7 +69,7 @@ impl Phase {
     }
 }
 
-/// A join under way, as people are told of it.
+/// A join under way, in the form shown to admins and users.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct JoinStatus {
     pub room_id: String,
@@ -141,7 +141,7 @@ impl Progress {
         }
     }
 
-    /// By the bytes when the resident said how many there are, else by the events its complexity foretold.
+    /// By the bytes when the resident server gave their number, else by the events its complexity foretold.
     fn left(&self, since: Duration) -> Option<u64> {
         let of = |counter: &AtomicU64| counter.load(Relaxed);
         let (done, total) = match of(&self.bytes_total) {

@@ -1,11 +1,12 @@
-//! What an interrupted join has stored already, recognised by the bytes it comes in.
+//! The events an interrupted join has stored already, recognised by their bytes.
 //!
-//! A resident that is asked again sends much the same events in much the same order. The log says what each looked like:
-//! sixty-four bits under the database's key. A window moves along the log beside the stream, and what is found in it is
-//! not read, hashed or looked up once more. What is not found there (another order, other bytes) goes the usual way.
+//! A resident server that is asked again sends much the same events in much the same order. The log has a print of
+//! each: sixty-four bits under the database's key. A window moves along the log beside the stream, and an event found
+//! in it is not read, hashed or looked up once more. An event not found there (another order, other bytes) goes the
+//! usual way.
 //!
-//! Whoever sends something that looks like a stored event can only say of that event that it is in the state, which they
-//! could say by sending it.
+//! A server that sends bytes with the print of a stored event can only claim that this event is in the state, which it
+//! could do by sending the event.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::Hasher;
@@ -22,15 +23,15 @@ use crate::store::tables::room::join::JoinNum;
 use crate::store::tables::room::staged::{self, Entry, WIRE_LATE, WirePrint};
 use crate::store::{self, Store};
 
-/// Events behind the last that was found: the workers do not finish in the stream's order.
+/// Events of the window behind the last one found: the workers do not finish in the stream's order.
 const BEHIND: u64 = 600;
-/// Events before it.
+/// Events of the window ahead of it.
 const AHEAD: u64 = 1192;
 const SIZE: usize = (BEHIND + AHEAD) as usize;
 /// The window: a queue, and a table twice as large as needed, since a fuller one would grow as rows come and go.
 pub const BYTES: u64 = (4096 * (size_of::<(WirePrint, Place)>() + 1) + 2048 * size_of::<WirePrint>()) as u64;
 
-/// What an event looked like, but for its top-level `unsigned`, in which servers count the seconds since they had it.
+/// The print of an event but for its top-level `unsigned`, in which servers count the seconds since they had the event.
 pub fn wire_print(key: &[u8; 16], raw: &[u8]) -> WirePrint {
     let mut hasher = SipHasher13::new_with_key(key);
     let (before, after) = match unsigned_of(raw) {
@@ -43,8 +44,8 @@ pub fn wire_print(key: &[u8; 16], raw: &[u8]) -> WirePrint {
     hasher.finish()
 }
 
-/// Where the value of the top-level `unsigned` is. Most servers write it last, and then nothing before it is looked at: what is
-/// followed by the text's own closing brace is a member of the outermost object.
+/// Where the value of the top-level `unsigned` is. Most servers write it last, and then nothing before it is looked at:
+/// a member followed by the text's own closing brace belongs to the outermost object.
 fn unsigned_of(raw: &[u8]) -> Option<Range<usize>> {
     const KEY: &[u8] = b"\"unsigned\":";
     static FINDER: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(KEY));
@@ -63,7 +64,7 @@ pub struct StoredEvents(Option<Mutex<Window>>);
 struct Window {
     store: Store,
     join: JoinNum,
-    /// The log's next row to be read, and the end of what earlier attempts wrote.
+    /// The log's next row to be read, and the end of the rows from earlier attempts.
     row: u32,
     rows: u32,
     /// The log's events in the window, in its order; the first has this number.
@@ -86,7 +87,7 @@ impl StoredEvents {
         StoredEvents(None)
     }
 
-    /// Of a join whose log has `rows` rows.
+    /// For a join whose log has `rows` rows.
     pub fn of(store: Store, join: JoinNum, rows: u32, memory: &Account) -> Result<StoredEvents, Refused> {
         let grant = memory.try_take(BYTES)?;
         let (prints, places) = (VecDeque::with_capacity(SIZE), HashMap::with_capacity(2 * SIZE));
@@ -102,7 +103,7 @@ impl StoredEvents {
         }))))
     }
 
-    /// The node of the event that looked like this, when it is in the window.
+    /// The node of the event with this print, when it is in the window.
     pub fn find(&self, print: WirePrint) -> store::Result<Option<Node>> {
         let Some(window) = &self.0 else { return Ok(None) };
         let mut window = window.lock().unwrap_or_else(PoisonError::into_inner);

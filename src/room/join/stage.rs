@@ -1,7 +1,7 @@
-//! Storing what was checked: bodies under arrival numbers, and beside them the log of what they are.
+//! Stores checked events: bodies under arrival numbers, and beside them the log of the events.
 //!
 //! One thread. It numbers the nodes, packs the log and hands both to the writer in batches sized so that other rooms'
-//! commits stay short. What a power cut leaves is a log whose last batch is whole.
+//! commits stay short. A power cut leaves a log whose last batch is whole.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -27,10 +27,10 @@ const EVENTS_MIN: usize = 32;
 const EVENTS_MAX: usize = 2048;
 /// Bodies and log that wait to be written.
 pub const STAGED_BYTES: u64 = 320 * 1024;
-/// User ids written lately, so that each stands in the log about once.
+/// User ids written recently, so that each stands in the log about once.
 const USERS_REMEMBERED: usize = 14 * 1024;
 
-/// The one that stores.
+/// Stores the checked batches of a join.
 pub struct Stager {
     store: Store,
     join: JoinNum,
@@ -85,7 +85,7 @@ impl Stager {
         graph.with(|open| self.node(open, id)).map(drop)
     }
 
-    /// Reads the log of earlier attempts back, so that what they stored is not checked again.
+    /// Reads the log of earlier attempts back, so that their events are not checked again.
     pub fn remember(&mut self) -> Result<(), JoinError> {
         let read = self.store.read()?;
         let (graph, join) = (self.graph.clone(), self.join);
@@ -114,7 +114,7 @@ impl Stager {
         problem.map_or(Ok(()), Err)
     }
 
-    /// Takes a checked batch over. Writes when enough has come together.
+    /// Takes a checked batch over. Writes when enough is staged.
     pub fn take(&mut self, batch: &CheckedBatch) -> Result<(), JoinError> {
         let graph = self.graph.clone();
         graph.with(|open| {
@@ -154,7 +154,7 @@ impl Stager {
             return Ok(open.set_stored(node)?);
         }
         if event.repeated {
-            // The table forgot it between the worker's look and this one; its own line is in the log.
+            // The table forgot the id between the worker's look and this one; the event's own line is in the log.
             if event.in_state {
                 self.batch.in_state(node);
             }
@@ -192,7 +192,7 @@ impl Stager {
         Ok(open.set_stored(node)?)
     }
 
-    /// What is stored already may yet be in this body's state.
+    /// A stored event may still be in this body's state.
     fn log_again(&mut self, open: &mut super::graph::Open<'_>, node: Node, in_state: bool) -> Result<(), JoinError> {
         if in_state && open.set_in_state(node)? {
             self.batch.in_state(node);
@@ -214,7 +214,7 @@ impl Stager {
         if self.users.contains(&print) {
             return;
         }
-        // Forgetting everyone at once is cheap, and a second line for somebody does no harm.
+        // Forgetting all users at once is cheap, and a second line for one of them does no harm.
         if self.users.len() == self.users.capacity() {
             self.users.clear();
         }
@@ -222,7 +222,7 @@ impl Stager {
         self.batch.user(user_id);
     }
 
-    /// Writes what has come together, in one commit with the journal's row.
+    /// Writes the staged rows, in one commit with the journal's row.
     pub fn flush(&mut self) -> Result<(), JoinError> {
         if self.batch.is_empty() {
             return Ok(());
@@ -259,7 +259,7 @@ impl Stager {
     }
 }
 
-/// What it takes of a join's memory.
+/// The part of a join's memory for staging.
 pub fn bytes(memory: &Account) -> u64 {
     STAGED_BYTES + users_max(memory) as u64 * 11
 }

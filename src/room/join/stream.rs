@@ -1,12 +1,12 @@
-//! Taking a large answer: from the socket through the tokeniser and the workers into staged rows.
+//! Receives a large answer: from the socket through the tokeniser and the workers into staged rows.
 //!
 //! ```text
-//! socket → tokeniser → raw batches → workers → checked batches → the one that stores
-//!                                      └ what lacks a key → a scratch file, and its server's keys are asked for
+//! socket → tokeniser → raw batches → workers → checked batches → the thread that stores
+//!                                      └ events without a key → a scratch file, and their servers' keys are requested
 //! ```
 //!
-//! Everything in between is a queue of a fixed size on the join's account: whoever is slower makes the others wait, back
-//! to the socket. Nothing is locked while waiting.
+//! Everything in between is a queue of a fixed size on the join's account: a slow step makes the others wait, back to
+//! the socket. No lock is held while waiting.
 
 use std::collections::HashSet;
 use std::hash::{BuildHasher, RandomState};
@@ -35,28 +35,28 @@ use crate::remote::{Body, Failed, Keys};
 
 /// Each of the two queues. One batch with one event of the largest size fits.
 const QUEUE_BYTES: u64 = 320 * 1024;
-/// What a worker's buffers hold beside its batches: four times a usual large event.
+/// Memory of a worker's buffers beside its batches: four times a usual large event.
 const WORKER_BYTES: u64 = 128 * 1024;
 /// The tokeniser's held item and the frame in hand.
 const WINDOW_BYTES: u64 = 128 * 1024;
-/// Servers whose keys one join asks for. The largest rooms have some ten thousand; a set of so many fills its table.
+/// Servers whose keys one join requests. The largest rooms have some ten thousand; a set of so many fills its table.
 const SERVERS_MAX: usize = 14 * 1024;
 const SERVER_BYTES: u64 = 11;
-/// Names that wait to be asked for; about 100 bytes each.
+/// Key names that wait to be requested; about 100 bytes each.
 const WANTED_MAX: usize = 512;
-/// Names in one round of asking.
+/// Names in one round of requests.
 const ROUND_NAMES: usize = 256;
-/// Events that wait for keys from which on they are tried again beside the stream.
+/// Number of events waiting for keys from which on they are tried again beside the stream.
 const RETRY_FRAMES: u64 = 512;
-/// How long after the stream keys are waited for; who has not answered by then does not vouch for anything.
+/// How long after the stream keys are waited for; a server that has not answered by then vouches for nothing.
 const KEYS_PATIENCE: Duration = Duration::from_secs(180);
 /// White space behind the answer's end that is still read.
 const TAIL_BYTES_MAX: u64 = 16 * 1024;
-/// From so many refused events on, an answer that is mostly such is given up.
+/// From this many refused events on, an answer that consists mostly of them is given up.
 const REFUSED_MIN: u64 = 20_000;
 const WORKER_STACK: usize = 512 * 1024;
 
-/// What a pipeline takes of a lane, the table of ids aside.
+/// A pipeline's part of a lane, the table of ids aside.
 pub fn fixed_bytes(lane: &MemoryLane) -> u64 {
     let servers = servers_max(lane) as u64 * SERVER_BYTES + 2 * WANTED_MAX as u64 * 100;
     let works = WORKER_BYTES * lane.workers as u64 + 2 * spill::BUFFER_BYTES as u64 + 2 * QUEUE_BYTES;
@@ -67,15 +67,15 @@ fn servers_max(lane: &MemoryLane) -> usize {
     if lane.workers > 1 { SERVERS_MAX } else { SERVERS_MAX / 16 }
 }
 
-/// What an answer said beside its events.
+/// The fields of an answer beside its events.
 #[derive(Default, Debug)]
 pub struct Said {
-    /// Our event as the resident has it, with its own signature where the rules want one.
+    /// Our event as the resident server has it, with that server's signature where the rules require one.
     pub event: Option<Vec<u8>>,
     pub members_omitted: bool,
 }
 
-/// Receives one body. `Err` leaves what was stored where it is: another attempt goes on from there.
+/// Receives one body. After `Err` the stored events stay: another attempt goes on from there.
 pub async fn take(
     body: &mut Body,
     checker: Arc<Checker>,
@@ -148,7 +148,7 @@ async fn receive(
             }
         }
     }
-    // A body that ends too early has broken off, whether its server meant it or not: it is asked for again.
+    // A body that ends too early is incomplete, whether its server meant it or not: it is requested again.
     events.finish().map_err(|malformed| Failed::BadAnswer(malformed.to_string()))?;
     if !batch.ends.is_empty() {
         works.send(batch).await?;
@@ -156,15 +156,15 @@ async fn receive(
     Ok(said)
 }
 
-/// When what waits for keys is worth another try. Each time twice as much must have come together, so that events nobody
-/// vouches for are not read again and again.
+/// When the events that wait for keys are worth another try. Each time twice as many must have gathered, so that events
+/// whose keys cannot be had are not read again and again.
 struct Retries {
-    /// The last round of asking that was made use of.
+    /// The last round of requests that was made use of.
     round: u64,
     frames: u64,
 }
 
-/// The threads of one body, and what they share.
+/// The threads of one body, and their shared data.
 struct Works {
     memory: Account,
     raw: Option<queue::Sender<RawBatch>>,
@@ -182,9 +182,9 @@ struct Shared {
     wanted: Mutex<Wanted>,
     wake_fetcher: Notify,
     wake_direct: Notify,
-    /// How often somebody has answered.
+    /// How often a server has answered.
     rounds: AtomicU64,
-    /// Signalled when nothing is wanted any more.
+    /// Signalled when no more keys are wanted.
     pending: Mutex<Option<Spill>>,
     trouble: Mutex<Option<JoinError>>,
     /// Batches sent and not stored yet.
@@ -193,11 +193,11 @@ struct Shared {
     scratch: Scratch,
 }
 
-/// Keys to be asked for. What was asked for once is not asked for again in this join.
+/// Keys to be requested. A key is requested once in a join.
 struct Wanted {
     asked: HashSet<u64>,
     hasher: RandomState,
-    /// Of notaries, and what they do not have: of each server itself.
+    /// To be requested from notaries; keys that the notaries lack are requested from each server itself.
     names: Vec<(OwnedServerName, String)>,
     direct: Vec<(OwnedServerName, String)>,
     /// Servers that are being asked themselves.
@@ -236,7 +236,7 @@ impl Shared {
         for (server, key_id) in names {
             let print = wanted.hasher.hash_one((server, key_id));
             if wanted.names.len() >= WANTED_MAX || wanted.asked.len() >= wanted.asked.capacity() {
-                break; // asked for when its event comes by the next time
+                break; // requested when its event comes by the next time
             }
             if let Ok(name) = OwnedServerName::try_from(server.as_str())
                 && wanted.asked.insert(print)
@@ -249,7 +249,7 @@ impl Shared {
         }
     }
 
-    /// Puts raw events aside until their keys are there.
+    /// Puts raw events aside until their keys are known.
     fn put_aside(&self, batch: &RawBatch) -> Result<(), JoinError> {
         let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
         if pending.is_none() {
@@ -322,7 +322,7 @@ impl Works {
         let (shared_of, keys) = (shared.clone(), checker.keys.keys.clone());
         fetching.spawn(async move {
             let asking = caught_in(Box::pin(async {
-                // Four at once, each on its own: one that keeps us waiting holds up only what comes behind it.
+                // Four at once, each on its own: a slow server holds up only the names behind it.
                 let direct = || fetch_directly(&shared_of, &keys);
                 tokio::join!(fetch_of_notaries(&shared_of, &keys), direct(), direct(), direct(), direct());
             }));
@@ -360,7 +360,7 @@ impl Works {
         Ok(())
     }
 
-    /// Waits until everything that was sent is stored.
+    /// Waits until every event that was sent to the threads is stored.
     async fn settle(&self) -> Result<(), JoinError> {
         loop {
             let idle = self.shared.idle.notified();
@@ -374,7 +374,7 @@ impl Works {
         }
     }
 
-    /// Finishes what waits for keys, stores the rest, ends the threads.
+    /// Finishes the events that wait for keys, stores the rest, ends the threads.
     async fn finish(mut self, whole: bool) -> (Result<(), JoinError>, Option<Stager>) {
         let mut result = Ok(());
         if whole {
@@ -400,7 +400,7 @@ impl Works {
         (result, stager)
     }
 
-    /// Rounds over the events that wait: each asks for what is still lacking. The last round drops what nobody vouches for.
+    /// Rounds over the waiting events: each requests the keys still missing. The last round drops events without a key.
     async fn finish_pending(&self) -> Result<(), JoinError> {
         let clock = &self.shared.checker.clock;
         let until = clock.instant() + KEYS_PATIENCE;
@@ -412,16 +412,16 @@ impl Works {
             self.shared.progress.enter(Phase::Keys);
             let patience = until.saturating_sub(clock.instant());
             self.all_asked(patience).await;
-            // Every server is asked for once, and the scratch file shrinks with each round; a stranger with very many
-            // servers does not get more rounds than that.
+            // Every server is asked once, and the scratch file shrinks with each round; an attacker with very many
+            // server names gets no more rounds than that.
             let last_chance = round > SERVERS_MAX / WANTED_MAX || self.is_full_of_names() || patience.is_zero();
             self.send_again(spill, last_chance).await?;
         }
         Ok(())
     }
 
-    /// Tries what waits for keys again while the stream goes on, once there is much of it and notaries have answered: what is
-    /// stored need not come twice should the join be interrupted.
+    /// Tries the events that wait for keys again while the stream goes on, once they are many and notaries have
+    /// answered: a stored event need not come twice should the join be interrupted.
     async fn retry(&self, retries: &mut Retries) -> Result<(), JoinError> {
         let round = self.shared.rounds.load(Relaxed);
         if round == retries.round {
@@ -455,14 +455,14 @@ impl Works {
         Ok(())
     }
 
-    /// Nothing new was wanted since everything was asked for: what lacks a key now lacks it for good.
+    /// No new key was wanted since all were requested: an event that lacks its key now lacks it for good.
     fn is_full_of_names(&self) -> bool {
         let mut wanted = self.shared.wanted.lock().unwrap_or_else(PoisonError::into_inner);
         let is_full = wanted.asked.len() == wanted.asked.capacity();
         is_full || !std::mem::take(&mut wanted.asking)
     }
 
-    /// Waits until every key that is wanted was asked for, as long as that takes any sense.
+    /// Waits until every wanted key has been requested, as long as that makes sense.
     async fn all_asked(&self, patience: Duration) {
         let asked = self.all_asked_at_last();
         if self.shared.checker.clock.timeout(patience, asked).await.is_none() {
@@ -488,7 +488,7 @@ impl Works {
     }
 }
 
-/// Tells the others when a thread dies of a panic, so that nobody waits for what it had in hand.
+/// Tells the other threads when one panics, so that they do not wait for its batch.
 struct PanicGuard<'a>(&'a Shared);
 
 impl Drop for PanicGuard<'_> {
@@ -508,7 +508,7 @@ fn work(shared: &Shared, raw: &Mutex<queue::Receiver<RawBatch>>, done: &queue::S
         let Some((batch, room)) = next else { return };
         if shared.is_troubled() {
             shared.flight(-1);
-            continue; // drains the queue, so that nobody waits for room in it
+            continue; // drains the queue, so that no sender waits for room in it
         }
         let checked = match shared.checker.check(&mut scan, &batch) {
             Ok(checked) => checked,
@@ -538,7 +538,7 @@ fn work(shared: &Shared, raw: &Mutex<queue::Receiver<RawBatch>>, done: &queue::S
     }
 }
 
-/// The one that stores, until every worker is gone. What came after trouble is dropped; what was stored stays.
+/// The thread that stores, until every worker is gone. Batches after a failure are dropped; stored events stay.
 fn store(shared: &Shared, mut done: queue::Receiver<CheckedBatch>, mut stager: Stager) -> Stager {
     let _mourner = PanicGuard(shared);
     while let Some((batch, _room)) = done.recv_blocking() {
@@ -556,7 +556,7 @@ fn store(shared: &Shared, mut done: queue::Receiver<CheckedBatch>, mut stager: S
     stager
 }
 
-/// Asks for keys on the side, some hundred at a time, while the stream goes on.
+/// Requests keys beside the stream, some hundred at a time.
 async fn fetch_of_notaries(shared: &Shared, keys: &Keys) {
     loop {
         let names = {
@@ -564,7 +564,7 @@ async fn fetch_of_notaries(shared: &Shared, keys: &Keys) {
             if wanted.closed {
                 return;
             }
-            // Those that must be asked for directly hold this up once there are as many as may wait.
+            // Names for direct requests hold this up once as many wait as may wait.
             let count = wanted.names.len().min(ROUND_NAMES).min(WANTED_MAX.saturating_sub(wanted.direct.len()));
             wanted.names[..count].to_vec()
         };
@@ -578,7 +578,7 @@ async fn fetch_of_notaries(shared: &Shared, keys: &Keys) {
             Ok(left) => left,
             Err(failed) => return shared.stop(failed.into()),
         };
-        // Only now, so that empty lists mean that everything has been asked for.
+        // Only now, so that empty lists mean that every key has been requested.
         let mut wanted = shared.wanted.lock().unwrap_or_else(PoisonError::into_inner);
         wanted.names.drain(..names.len());
         wanted.direct.extend(left);
@@ -588,7 +588,7 @@ async fn fetch_of_notaries(shared: &Shared, keys: &Keys) {
     }
 }
 
-/// Asks servers for their own keys, one after the other.
+/// Requests servers' own keys, one after the other.
 async fn fetch_directly(shared: &Shared, keys: &Keys) {
     loop {
         let woken = shared.wake_direct.notified();

@@ -1,7 +1,7 @@
-//! Coming, going, and being asked in or put out.
+//! Memberships: joins, leaves, invites, kicks, bans and knocks.
 //!
-//! For rooms we hold, a membership is a state event like others, sent through `send/` with the content the server is
-//! responsible for. For rooms we do not hold, `handshake/` knows whom to ask.
+//! In rooms we hold, a membership is a state event like others, sent through `send/` with the content that the server
+//! is responsible for. For rooms we do not hold, `handshake/` knows which servers to ask.
 
 use ruma::{OwnedEventId, OwnedServerName, OwnedUserId, RoomId, UserId};
 use serde_json::{Map, Value};
@@ -21,11 +21,11 @@ use crate::store::{Change, Read};
 pub mod profile;
 pub mod restricted;
 
-/// Whoever can be put out.
+/// The memberships that a kick can end.
 const INSIDE: [Membership; 3] = [Membership::Join, Membership::Invite, Membership::Knock];
 
 impl Rooms {
-    /// Joins a room; through another server when nobody here is in it. Returns when the room can be used.
+    /// Joins a room; through another server when this server is not in it. Returns when the room can be used.
     pub async fn join(&self, user: &UserId, room_id: &RoomId, joining: Joining) -> Result<()> {
         if !self.is_resident(room_id).await? {
             return join(self, user, room_id, joining).await;
@@ -33,7 +33,7 @@ impl Rooms {
         let (rooms, who, id, asked) = (self.clone(), user.to_owned(), room_id.to_owned(), joining.clone());
         match self.unbroken(async move { rooms.join_here(&who, &id, asked).await }).await {
             Err(why @ Error::Bad { errcode: "M_UNABLE_TO_AUTHORISE_JOIN" | "M_UNABLE_TO_GRANT_JOIN", .. }) => {
-                // What the other server has been told must be known here too.
+                // Not cancelled when the client disconnects: the other server may have accepted the event already.
                 let (rooms, who, id) = (self.clone(), user.to_owned(), room_id.to_owned());
                 self.unbroken(async move { rooms.join_restricted(&who, &id, joining, why).await }).await
             }
@@ -41,7 +41,7 @@ impl Rooms {
         }
     }
 
-    /// Leaves a room, or declines an invite, or takes a knock back.
+    /// Leaves a room, declines an invite, or takes a knock back.
     pub async fn leave(&self, user: &UserId, room_id: &RoomId, reason: Option<String>) -> Result<()> {
         let (asked, room) = (user.to_owned(), room_id.to_owned());
         let place = self.reading(move |_, read| place_of(read, &asked, &room)).await?;
@@ -56,7 +56,7 @@ impl Rooms {
         }
     }
 
-    /// Asks a user in.
+    /// Invites a user.
     pub async fn invite(
         &self,
         sender: &UserId,
@@ -67,7 +67,7 @@ impl Rooms {
         self.invite_with(sender, room_id, target, content_of(Membership::Invite, reason)).await.map(drop)
     }
 
-    /// Puts a user out, or takes their invite back.
+    /// Kicks a user, or takes that user's invite back.
     pub async fn kick(&self, sender: &UserId, room_id: &RoomId, target: &UserId, reason: Option<String>) -> Result<()> {
         self.expect(sender, room_id, target, &INSIDE, "that user is not in the room").await?;
         self.change(sender, room_id, target, Membership::Leave, content_of(Membership::Leave, reason)).await.map(drop)
@@ -88,7 +88,7 @@ impl Rooms {
         self.change(sender, room_id, target, Membership::Leave, content_of(Membership::Leave, reason)).await.map(drop)
     }
 
-    /// Asks to be let in.
+    /// Knocks at a room.
     pub async fn knock(
         &self,
         user: &UserId,
@@ -103,7 +103,7 @@ impl Rooms {
         self.change(user, room_id, user, Membership::Knock, content).await.map(drop)
     }
 
-    /// Takes a room that was left out of the user's sight for good.
+    /// Hides a room that was left from the user for good.
     pub async fn forget(&self, user: &UserId, room_id: &RoomId) -> Result<()> {
         let (user, room_id) = (user.to_owned(), room_id.to_owned());
         self.write(move |w| {
@@ -142,7 +142,7 @@ impl Rooms {
         .await
     }
 
-    /// A membership event an app sent as state: the same ways as above, with its own content.
+    /// Sends a membership event that an app sent as state: by the same paths as above, with the app's content.
     pub(super) async fn send_member(
         &self,
         sender: &UserId,
@@ -176,7 +176,7 @@ impl Rooms {
         .await
     }
 
-    /// Joins a room that somebody here is in already.
+    /// Joins a room this server is in.
     async fn join_here(&self, user: &UserId, room_id: &RoomId, joining: Joining) -> Result<OwnedEventId> {
         let num = self.num_of(room_id).await?;
         let guard = self.lock(num).await;
@@ -234,7 +234,7 @@ impl Rooms {
         .await
     }
 
-    /// Refuses unless the target's membership is one of these. Who is not in the room learns nothing of who is.
+    /// An error unless the target's membership is one of these. A user outside the room learns nothing of its members.
     async fn expect(
         &self,
         sender: &UserId,
@@ -260,11 +260,11 @@ impl Rooms {
     }
 }
 
-/// Where a user stands who wants to leave.
+/// The standing of a user who wants to leave.
 enum Place {
     /// In a room we hold.
     Here,
-    /// Invited or knocking where nobody of this server is.
+    /// Invited or knocking in a room without local members.
     Outside,
     /// Left already.
     Gone,
@@ -295,7 +295,7 @@ pub(in crate::room) async fn leave(
     reason: Option<String>,
 ) -> Result<()> {
     let (asking, user, room_id) = (rooms.clone(), user.to_owned(), room_id.to_owned());
-    // What the other server has been told must be known here too.
+    // Not cancelled when the client disconnects: the other server may have accepted the event already.
     rooms.unbroken(async move { asking.leave_outside(&user, &room_id, reason.as_deref()).await }).await
 }
 
@@ -313,9 +313,9 @@ pub(in crate::room) async fn knock(
     rooms.unbroken(async move { asking.knock_outside(&user, &room_id, &via, content).await }).await
 }
 
-/// Invites somebody of another server, which must hear of it and agree first.
+/// Invites a remote user, whose server must sign the invite first.
 pub(in crate::room) async fn invite(rooms: &Rooms, room_id: &RoomId, new: New) -> Result<OwnedEventId> {
     let (asking, room_id) = (rooms.clone(), room_id.to_owned());
-    // Once the other server has agreed, the room must hear of it, whether or not the app still listens.
+    // Once the other server has signed, the room must get the event, whether or not the client is still connected.
     rooms.unbroken(async move { asking.invite_outside(&room_id, new).await }).await
 }

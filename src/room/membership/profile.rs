@@ -1,7 +1,7 @@
-//! A new name or picture of somebody here, said in the rooms they are in.
+//! Copies a local user's new display name or avatar to the member events of that user's rooms.
 //!
-//! One room after the other, each judged under its own lock by who is in it at that moment: whoever left meanwhile, or was put
-//! out, stays out.
+//! One room after the other, each judged under its own lock by the membership at that moment: a user who left or was
+//! removed meanwhile stays out.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -16,12 +16,12 @@ use crate::room::send::member::join_content;
 use crate::room::state::known_to_member;
 use crate::room::{Joining, Membership, Rooms};
 
-/// Whose rooms are being told, and whether they changed something again since. Bounded by the people of this server.
+/// The users whose rooms are being updated, and whether the profile changed again since. Bounded by the local users.
 #[derive(Default)]
 pub(in crate::room) struct Renewals(Mutex<HashMap<OwnedUserId, bool>>);
 
 impl Renewals {
-    /// Whether nobody is at it yet; who is goes through the rooms once more.
+    /// Whether no task runs for the user yet; a running task goes through the rooms once more.
     fn begin(&self, user: &UserId) -> bool {
         match self.lock().entry(user.to_owned()) {
             Entry::Occupied(mut again) => {
@@ -35,7 +35,7 @@ impl Renewals {
         }
     }
 
-    /// Whether there is another round to go; if not it is over.
+    /// Whether another round is due; if not, the user's entry is removed.
     fn again(&self, user: &UserId) -> bool {
         let mut users = self.lock();
         let again = users.get_mut(user).is_some_and(std::mem::take);
@@ -51,8 +51,8 @@ impl Renewals {
 }
 
 impl Rooms {
-    /// Tells all rooms of a user what their profile says, each as it is when its turn comes. Returns at once; one task for
-    /// each user.
+    /// Updates the member event in all rooms of a user to the profile as it is at that moment. Returns at once; one
+    /// task per user.
     pub fn renew_profile(&self, user: &UserId) {
         if !self.0.renewals.begin(user) {
             return;
@@ -61,7 +61,7 @@ impl Rooms {
         tokio::spawn(async move {
             loop {
                 let (round, who) = (rooms.clone(), user.clone());
-                // By itself: a round that panics ends no other.
+                // In a task of its own: a round that panics ends no other.
                 let _ = tokio::spawn(async move { round.renew_everywhere(&who).await }).await;
                 if !rooms.0.renewals.again(&user) {
                     return;
@@ -82,7 +82,7 @@ impl Rooms {
         }
     }
 
-    /// Says a member's present name and picture in a room; nothing when they are not in it.
+    /// Sends a member's present name and avatar to a room; does nothing when the user is not joined.
     pub(in crate::room) async fn renew_in(&self, user: &UserId, room_id: &RoomId) -> Result<()> {
         let (rooms, user, room_id) = (self.clone(), user.to_owned(), room_id.to_owned());
         self.unbroken(async move {

@@ -1,8 +1,9 @@
-//! Joining a restricted room that people of this server are in, when none of them may let others in: somebody of another
-//! server does.
+//! Joins of a restricted room that this server is in, when no local user may authorise the join: another server's user
+//! does.
 //!
-//! Server-server API, "Restricted rooms". The answer of `send_join` is read only as far as our event with the other server's
-//! signature; the room itself is here already. Bounded: a few servers, one window of an answer, and the time of it all.
+//! Server-server API, "Restricted rooms". The answer of `send_join` is read only as far as our event with the other
+//! server's signature; the room itself is here already. Bounded: a few servers, one window of an answer, and a time
+//! limit.
 
 use std::time::Duration;
 
@@ -25,19 +26,20 @@ use crate::store::tables::room::event_row::Membership;
 use crate::store::tables::room::member;
 use crate::store::tables::user;
 
-/// Servers asked, one after the other.
+/// The most servers asked, one after the other.
 const SERVERS_MAX: usize = 5;
-/// People named in the power levels that are looked at.
+/// The most users of the power levels that are looked at.
 const NAMED_MAX: usize = 500;
-/// Each server has so long, with its whole answer: a person is waiting.
+/// The time limit of each server, its whole answer included: a user is waiting.
 const PATIENCE: Duration = Duration::from_secs(90);
-/// The answer holds the room, which we do not keep.
+/// The answer holds the whole room, which is not kept.
 const BODY_BYTES_MAX: u64 = 256 << 20;
-/// The largest item of it, and a frame.
+/// The largest item of the answer, and a frame.
 const WINDOW_BYTES: u64 = (256 + 64) * 1024;
 
 impl Rooms {
-    /// Joins with the help of a server that may let the user in. `why`: what kept us from it; answered when nobody can.
+    /// Joins through a server that may authorise the user. `why`: the error that kept us from joining; returned when no
+    /// server can.
     pub(in crate::room) async fn join_restricted(
         &self,
         user: &UserId,
@@ -78,7 +80,7 @@ impl Rooms {
         self.accept_signed(server, signed).await
     }
 
-    /// Hands our event in; answers it with the other server's signature.
+    /// Submits our event; returns it with the other server's signature.
     async fn have_signed(&self, server: &ServerName, template: &Template, event: &Event) -> Result<Event> {
         let (room, id) = (encode(event.room_id().as_str()), encode(event.id().as_str()));
         let target = format!("/_matrix/federation/v2/send_join/{room}/{id}?omit_members=true");
@@ -107,7 +109,7 @@ impl Rooms {
     }
 }
 
-/// What the user says, and who lets them in.
+/// The user's own fields, and the authorising user.
 fn content(template: &Template, joining: &Joining) -> Map<String, Value> {
     let mut content = joining.content_extra.clone();
     content.extend(content_of(Membership::Join, joining.reason.clone()));
@@ -118,7 +120,7 @@ fn content(template: &Template, joining: &Joining) -> Map<String, Value> {
     content
 }
 
-/// Servers to ask, best first: those the user names, those of people who may invite, then large ones.
+/// Servers to ask, best first: those the user names, those of users who may invite, then large ones.
 fn helpers(rooms: &Rooms, read: &Read, room: &RoomRef, via: Vec<OwnedServerName>) -> Result<Vec<OwnedServerName>> {
     let mut servers = via;
     servers.extend(of_those_who_may_invite(read, room)?);

@@ -1,7 +1,7 @@
 //! An event as apps see it (client-server API, "Room Event Format"), copied text by text out of its canonical JSON.
 //!
-//! No tree is built. One event holds its own body and at most one more
-//! at a time (what it replaced, what redacted it, its newest edit).
+//! No tree is built. Formatting an event holds its own body and at most one more at a time (the replaced event, the
+//! redaction, the newest edit).
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -16,46 +16,46 @@ use crate::store::tables::room::{state_tree, txn};
 use crate::store::tables::user;
 use crate::store::{EventNum, Get, Result, StateKeyNum, UserNum};
 
-/// Edits looked at for the newest by the event's own sender, replies for whether the viewer took part in a thread, and
-/// references told beside an event.
+/// The most related events read for one event: edits, to find the newest by the event's own sender; replies, to learn
+/// whether the viewer participated in a thread; and references in `unsigned`.
 const RELATED_LOOKED_AT: usize = 64;
 /// A thread is counted no further than this.
 const THREAD_COUNT_MAX: u64 = 5_000;
 /// Keys in one path of a filter's `event_fields`; a longer path names nothing.
 const FIELD_KEYS_MAX: usize = 50;
 
-/// For whom, and in which shape.
+/// The reader of an event, and its shape.
 #[derive(Clone, Debug, Default)]
 pub struct Format {
     pub now_ms: u64,
-    /// Who asks: their device gets its transaction id back.
+    /// The reading user and device: events that the device sent carry its transaction id.
     pub user: UserNum,
     pub device: String,
-    /// Given, it is written into each event; a sync leaves it out, since it stands above the events.
+    /// When given, written into each event; a sync leaves it out, since the room id stands above the events.
     pub room_id: Option<String>,
     /// The paths a filter asks for; empty for whole events.
     pub fields: Vec<Vec<String>>,
     /// Events as servers exchange them.
     pub federation: bool,
-    /// Somebody who left is told of nothing that came later, not even beside an event from before.
+    /// The last place a user who left may see: no later event is shown, not even in `unsigned` of an earlier one.
     pub upto: Option<i64>,
-    /// Whose replies they do not want to hear of.
+    /// The users whom the reader ignores: `unsigned` tells nothing of their replies.
     pub ignored: Ignored,
-    /// The key of their own member event, when they ever had one anywhere.
+    /// The key of the reader's own member event, when one exists in any room.
     pub member_key: Option<StateKeyNum>,
 }
 
 impl Format {
-    /// The place of the newest event they are told of.
+    /// The place of the newest event the reader may see.
     fn newest(&self) -> i64 {
         self.upto.unwrap_or(i64::MAX)
     }
 }
 
-/// How much is said beside the event itself.
+/// How much `unsigned` tells beside the event itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Detail {
-    /// In a timeline: what it replaced, what relates to it, the transaction it came with.
+    /// In a timeline: the replaced event, the relations, the transaction id.
     Timeline,
     /// In a list of state, which may be long.
     State,
@@ -88,8 +88,7 @@ pub fn write(
     Ok(())
 }
 
-/// Appends, as a member of what is said beside an event, another one without anything beside it. One for which there is no
-/// room is left out.
+/// Appends another event as a member of `unsigned`, itself without `unsigned`. An event that does not fit is left out.
 fn write_beside(
     get: &impl Get,
     row: &Row,
@@ -106,12 +105,12 @@ fn write_beside(
     Ok(())
 }
 
-/// Whether a piece of an answer has room for what is not the event itself.
+/// Whether a piece of an answer has room for more than the event itself.
 fn has_room(out: &[u8], more: &[u8]) -> bool {
     out.len() + more.len() <= ANSWER_BYTES as usize
 }
 
-/// Appends a state event with nothing but what a stranger may know of it.
+/// Appends a state event in stripped form, for users outside the room.
 pub fn write_stripped(get: &impl Get, row: &Row, out: &mut Vec<u8>) -> Result<()> {
     let body = event::body(get, row)?;
     out.push(b'{');
@@ -131,7 +130,7 @@ pub fn content(get: &impl Get, row: &Row) -> Result<Vec<u8>> {
     Ok(json::read::get(&body, "content").unwrap_or(b"{}").to_vec())
 }
 
-/// The type of an event, whose code may only say "other".
+/// The type of an event, read from its body when the stored code only says "other".
 pub fn kind(get: &impl Get, row: &Row) -> Result<String> {
     match row.kind.name() {
         Some(name) => Ok(name.to_owned()),
@@ -150,7 +149,7 @@ pub fn relation_type(get: &impl Get, row: &Row) -> Result<Option<String>> {
 fn write_members(body: &[u8], row: &Row, room_id: Option<&str>, out: &mut Vec<u8>) {
     out.push(b'{');
     let first = out.len();
-    // Old and new room versions keep the target of a redaction in different places; apps are told in both.
+    // Old and new room versions keep the target of a redaction in different places; apps get both.
     let redacts = (row.kind == Kind::REDACTION)
         .then(|| json::read::get(body, "redacts").or_else(|| json::read::get_path(body, &["content", "redacts"])))
         .flatten();
@@ -222,7 +221,7 @@ fn write_transaction(
     Ok(())
 }
 
-/// What the viewer was to the room at the time of the event, as far as the state before it is known.
+/// The viewer's membership at the time of the event, as far as the state before it is known.
 fn write_membership(get: &impl Get, row: &Row, format: &Format, first: usize, out: &mut Vec<u8>) -> Result<()> {
     let membership = match (row.member, row.before) {
         (Some((membership, target)), _) if target == format.user => membership,
@@ -237,7 +236,7 @@ fn write_membership(get: &impl Get, row: &Row, format: &Format, first: usize, ou
     Ok(())
 }
 
-/// What the state was for the event's key before it.
+/// The state event that this event replaced.
 fn write_replaced(get: &impl Get, row: &Row, first: usize, out: &mut Vec<u8>) -> Result<()> {
     let (Some(key), Some(before)) = (row.state_key, row.before) else { return Ok(()) };
     let Some(old) = state_tree::get(get, before, key)? else { return Ok(()) };
@@ -251,7 +250,7 @@ fn write_replaced(get: &impl Get, row: &Row, first: usize, out: &mut Vec<u8>) ->
     Ok(())
 }
 
-/// The newest edit, and a thread in short.
+/// The newest edit, and a summary of the thread.
 fn write_relations(
     get: &impl Get,
     num: EventNum,
@@ -313,7 +312,7 @@ fn newest_edit(get: &impl Get, num: EventNum, row: &Row, format: &Format) -> Res
     Ok(found)
 }
 
-/// Ids of the newest events that refer to it, newest first.
+/// Ids of the newest events that refer to the event, newest first.
 fn references(get: &impl Get, num: EventNum, row: &Row, format: &Format) -> Result<Vec<String>> {
     let mut ids = Vec::new();
     relation::list_newest(get, row.room, num, Rel::REFERENCE, format.newest(), &mut |_, event| {
@@ -329,7 +328,7 @@ fn references(get: &impl Get, num: EventNum, row: &Row, format: &Format) -> Resu
     Ok(ids)
 }
 
-/// Whether the viewer began a thread or is among those who replied last.
+/// Whether the viewer began a thread or sent one of its newest replies.
 pub fn took_part(get: &impl Get, root: EventNum, row: &Row, format: &Format) -> Result<bool> {
     Ok(row.sender == format.user || thread(get, root, row, format)?.is_some_and(|thread| thread.took_part))
 }
@@ -388,7 +387,7 @@ pub fn write_text(out: &mut Vec<u8>, first: usize, key: &str, text: &str) {
     json::write_string(out, text);
 }
 
-/// The members of an object that the paths name, as a filter's `event_fields` ask.
+/// Keeps the members of an object that the paths of a filter's `event_fields` name.
 fn keep_fields(event: &[u8], fields: &[Vec<String>]) -> Vec<u8> {
     let mut kept = Vec::new();
     let paths: Vec<_> = fields.iter().map(Vec::as_slice).filter(|path| path.len() <= FIELD_KEYS_MAX).collect();
@@ -396,12 +395,12 @@ fn keep_fields(event: &[u8], fields: &[Vec<String>]) -> Vec<u8> {
     kept
 }
 
-/// Appends what the paths name of an object, as an object. Recurses as far as the longest of them.
+/// Appends, as an object, the members that the paths name. Recurses as deep as the longest path.
 fn write_fields(object: &[u8], paths: &[&[String]], out: &mut Vec<u8>) {
     let mut wanted: BTreeMap<Vec<u8>, Vec<&[String]>> = BTreeMap::new();
     for path in paths {
         let Some((key, rest)) = path.split_first() else { continue };
-        // As a key stands in canonical text.
+        // The key in the form it has in canonical JSON.
         let mut text = Vec::new();
         json::write_string(&mut text, key);
         wanted.entry(text).or_default().push(rest);
@@ -436,7 +435,7 @@ fn write_fields(object: &[u8], paths: &[&[String]], out: &mut Vec<u8>) {
 mod tests {
     use super::*;
 
-    /// A filter's path went as deep into an event as both their authors liked, on the stack.
+    /// A filter's path recursed on the stack as deep into an event as the authors of both chose.
     #[test]
     fn a_long_path_names_nothing() {
         let event = format!("{}1{}", r#"{"a":"#.repeat(800), "}".repeat(800));

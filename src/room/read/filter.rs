@@ -1,4 +1,4 @@
-//! What an app wants to be told (client-server API, "Filtering").
+//! The filter of a sync or of a page of events (client-server API, "Filtering").
 
 use ruma::{RoomId, UserId};
 use serde::Deserialize;
@@ -10,9 +10,9 @@ use crate::store::tables::room::event_row::Row;
 use crate::store::tables::user;
 use crate::store::{Get, Result};
 
-/// What a filter may take once it is read: several hundred ids of people or rooms.
+/// The most memory a parsed filter may take: several hundred ids of users or rooms.
 const FILTER_BYTES_MAX: u64 = 32 * 1024;
-/// A text in a list, beside its letters.
+/// The cost of one text in a list, beside its letters.
 const TEXT_BYTES: u64 = 40;
 
 /// A sync filter, as an app sends or has saved it. Its length is bounded where it comes in.
@@ -21,7 +21,7 @@ const TEXT_BYTES: u64 = 40;
 pub struct Filter {
     pub event_fields: Option<Vec<String>>,
     pub event_format: Option<Shape>,
-    /// Read to see whether it can be: there is none of it.
+    /// Parsed only to validate it; this server has no presence.
     pub presence: Events,
     pub account_data: Events,
     pub room: InRoom,
@@ -48,7 +48,7 @@ pub struct InRoom {
     pub timeline: Events,
 }
 
-/// Which events. What is not asked is let through.
+/// A filter of events. A field that is absent lets everything through.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Events {
@@ -76,7 +76,7 @@ impl Filter {
         (has_ids && filter.bytes() <= FILTER_BYTES_MAX).then_some(filter)
     }
 
-    /// What it takes in memory, the paths of its fields included.
+    /// The memory a filter takes, the paths of its fields included.
     pub fn bytes(&self) -> u64 {
         let InRoom { rooms, not_rooms, account_data, ephemeral, state, timeline, .. } = &self.room;
         let events = [&self.presence, &self.account_data, account_data, ephemeral, state, timeline];
@@ -112,7 +112,7 @@ impl Events {
         (events.has_ids() && bytes <= FILTER_BYTES_MAX).then_some(events)
     }
 
-    /// Whether those it names could be somebody, or a room.
+    /// Whether all ids in the filter are well-formed user or room ids.
     fn has_ids(&self) -> bool {
         let Events { senders, not_senders, rooms, not_rooms, .. } = self;
         senders.iter().flatten().chain(not_senders).all(|id| UserId::parse(id).is_ok())
@@ -234,7 +234,7 @@ mod tests {
         ] {
             assert_eq!(Filter::parse(filter.as_bytes()).is_some(), fine, "{filter}");
         }
-        // Of 16 KiB a sync made 200 and held them, unpaid, for as long as it waited.
+        // A filter of 16 KiB became 200 KiB in memory, held without a grant for as long as the sync waited.
         let types = vec!["a"; 1000];
         let many = serde_json::json!({ "room": { "timeline": { "types": types } } }).to_string();
         assert!(Filter::parse(many.as_bytes()).is_none());

@@ -1,7 +1,7 @@
 //! Reading a room: one event, pages of its timeline, its state, its members.
 //!
-//! Whatever a room decides the length of is written piece by piece from a cursor. A page holds the numbers of its events,
-//! never the events.
+//! Everything whose length a room decides is written piece by piece from a cursor. A page holds the numbers of its
+//! events, never the events.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -30,12 +30,12 @@ pub mod state;
 pub mod timeline;
 pub mod token;
 
-/// What an answer being written should be granted: a piece, the event that goes beyond it, and the cursor.
+/// The grant for writing an answer: a piece, the event that goes beyond it, and the cursor.
 pub const ANSWER_BYTES: u64 = 96 * 1024;
 /// Events of one page; twelve bytes each are held.
 pub const PAGE_EVENTS_MAX: usize = 500;
 
-/// Who reads.
+/// The user and device on whose behalf a room is read.
 #[derive(Clone, Debug)]
 pub struct Reader {
     pub user: UserNum,
@@ -44,7 +44,7 @@ pub struct Reader {
 }
 
 impl Rooms {
-    /// One event; `NotFound` when it is not there or not theirs to see, the whole room included.
+    /// One event; `NotFound` when it does not exist or the reader may not see it or its room.
     pub async fn event(&self, reader: &Reader, room_id: &RoomId, event_id: &EventId) -> Result<Vec<u8>> {
         let event_id = event_id.to_owned();
         self.visiting(reader, room_id, move |visit| {
@@ -57,7 +57,7 @@ impl Rooms {
         .map_err(|refused| if matches!(refused, Error::Forbidden(_)) { Error::NotFound } else { refused })
     }
 
-    /// Opens a room for somebody who may see some of it.
+    /// Opens a room for a reader who may see some of it; an error otherwise.
     async fn visit(&self, reader: &Reader, room_id: &RoomId) -> Result<RoomView> {
         let (rooms, reader, room_id) = (self.clone(), reader.clone(), room_id.to_owned());
         base::blocking(move || RoomView::open(&rooms, &reader, &room_id)).await
@@ -110,7 +110,7 @@ impl RoomView {
         Ok(RoomView { read, num, room, viewer, format })
     }
 
-    /// The state they may see: now, or when they left.
+    /// The state the reader may see: the present one, or the one at the time of the leave.
     fn root(&self) -> store::Result<Option<Root>> {
         if self.viewer.is_joined() || self.viewer.present == History::WorldReadable {
             return Ok(self.room.state);
@@ -121,7 +121,7 @@ impl RoomView {
         }
     }
 
-    /// The state at a place in the timeline: before our own history of the room, what it was before the event that follows.
+    /// The state at a place in the timeline; before our own history of the room, the state before the next event.
     fn root_at(&self, order: i64) -> store::Result<Option<Root>> {
         if let Ok(at) = u64::try_from(order)
             && let Some((_, root)) = room::timeline::state_at(&*self.read, self.num, Position(at))?
@@ -134,7 +134,7 @@ impl RoomView {
         }
     }
 
-    /// An event of this room that they may see.
+    /// An event of this room that the reader may see.
     fn visible(&mut self, event_id: &str) -> Result<(EventNum, Row)> {
         let num = event::num(&*self.read, event_id)?.ok_or(Error::NotFound)?;
         let row = event::row_of(&*self.read, num)?;

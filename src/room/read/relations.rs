@@ -1,4 +1,4 @@
-//! What relates to an event, and the threads of a room.
+//! The relations of an event, and the threads of a room.
 
 use std::ops::ControlFlow;
 
@@ -19,7 +19,7 @@ use crate::store::{self, EventNum, Read, RoomNum};
 /// How far from an event `recurse` goes.
 const RELATED_HOPS: usize = 3;
 
-/// Which relations of an event.
+/// Which relations of an event to list.
 #[derive(Clone, Debug)]
 pub struct Related {
     pub event_id: String,
@@ -29,14 +29,14 @@ pub struct Related {
     pub to: Option<Token>,
     pub backwards: bool,
     pub limit: usize,
-    /// What relates to the relations too, a few hops on.
+    /// Follow relations of relations too, a few hops on (`RELATED_HOPS`).
     pub recurse: bool,
 }
 
-/// Which threads of a room.
+/// Which threads of a room to list.
 #[derive(Clone, Debug)]
 pub struct Threads {
-    /// Only those the reader took part in.
+    /// Only threads in which the reader participated.
     pub participated: bool,
     pub from: Option<Token>,
     pub limit: usize,
@@ -55,7 +55,7 @@ impl Rooms {
         Ok(base::written(move |pen| visit.write_related(pen, page, recurse)))
     }
 
-    /// The roots of a room's threads, that with the newest reply first.
+    /// The roots of a room's threads, the thread with the newest reply first.
     pub async fn threads(&self, reader: &Reader, room_id: &RoomId, threads: Threads) -> Result<impl Chunks> {
         let mut visit = self.visit(reader, room_id).await?;
         let (visit, page) = base::blocking(move || {
@@ -72,7 +72,8 @@ impl RoomView {
         let (target, _) = self.visible(&related.event_id)?;
         let only = related.rel_type.as_deref().map(Rel::of);
         let filter = Events { types: related.kind.clone().map(|kind| vec![kind]), ..Events::default() };
-        // By place in the timeline over all types. Bounded: the newest (or oldest) of each kind that could be on the page.
+        // Ordered by place in the timeline over all types. Bounded: the newest (or oldest) of each kind that could be
+        // on the page.
         let (read, viewer, ignored) = (&*self.read, &mut self.viewer, &self.format.ignored);
         let mut found: Vec<(i64, EventNum)> = Vec::new();
         let most = related.limit + 1;
@@ -106,7 +107,7 @@ impl RoomView {
         Ok(Page { events: found, next: last.filter(|_| more), gap: None })
     }
 
-    /// One pass over the room's relations, in which no more is held than a page. What its reader may not see is left out of
+    /// One pass over the room's relations that holds no more than a page. Events the reader may not see are left out of
     /// the page, which may be short then.
     fn threads(&mut self, threads: &Threads) -> Result<Page> {
         let most = threads.limit + 1;
@@ -158,8 +159,9 @@ impl RoomView {
     }
 }
 
-/// Visits what relates to an event by one type or any, and as many hops on as asked for, whatever the types on the way: place
-/// and number. Every event relates to one other at most, so nothing comes twice; nothing is held but the way to it.
+/// Visits the place and number of each event that relates to an event, by one type or any, and to as many hops as asked
+/// for, whatever the types on the way. Every event relates to at most one other, so no event comes twice; only the path
+/// to the current event is held.
 fn relate(
     read: &Read,
     room: RoomNum,

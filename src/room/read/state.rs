@@ -1,4 +1,4 @@
-//! A room's state and members, as an app is shown them.
+//! A room's state and members, in the form clients get.
 
 use std::ops::ControlFlow;
 
@@ -24,7 +24,7 @@ use crate::store::{self, EventNum, Read, RoomNum, UserNum};
 /// Numbers read ahead of what is being written.
 const BATCH: usize = 128;
 
-/// Which members.
+/// Which members to list.
 #[derive(Clone, Debug, Default)]
 pub struct MemberQuery {
     pub at: Option<Token>,
@@ -33,7 +33,7 @@ pub struct MemberQuery {
 }
 
 impl Rooms {
-    /// The whole state: now, or when they left.
+    /// The whole state: the present one, or the one at the time the user left.
     pub async fn state(&self, reader: &Reader, room_id: &RoomId) -> Result<impl Chunks> {
         let mut visit = self.visit(reader, room_id).await?;
         Ok(base::written(move |pen| async move {
@@ -70,7 +70,7 @@ impl Rooms {
         .await
     }
 
-    /// The member events: now, or at a place in the timeline.
+    /// The member events, at present or at a place in the timeline.
     pub async fn members(&self, reader: &Reader, room_id: &RoomId, who: MemberQuery) -> Result<impl Chunks> {
         let mut visit = self.visit(reader, room_id).await?;
         Ok(base::written(move |pen| async move {
@@ -81,7 +81,7 @@ impl Rooms {
         }))
     }
 
-    /// Who is joined now, with what they call themselves.
+    /// The joined members with their display names and avatars.
     pub async fn joined_members(&self, reader: &Reader, room_id: &RoomId) -> Result<impl Chunks> {
         let mut visit = self.visit(reader, room_id).await?;
         if !visit.viewer.is_joined() {
@@ -96,14 +96,14 @@ impl Rooms {
     }
 }
 
-/// Which state to write, and what of it.
+/// Which state to write, and which part of it.
 #[derive(Default)]
 pub(super) struct StateList<'a> {
     pub root: Option<Root>,
     /// Only these users' member events; all when none is given.
     pub members: Option<&'a [UserNum]>,
     pub filter: Option<&'a Events>,
-    /// Events that are told of elsewhere; in their place what was in the state `before`.
+    /// Events already written elsewhere; in their place stands the event of the state `before`.
     pub told: &'a [(i64, EventNum)],
     pub before: Option<Root>,
 }
@@ -202,7 +202,7 @@ impl RoomView {
         Ok(())
     }
 
-    /// One event of a state, or what stood in its place before.
+    /// One event of a state, or the one it replaced.
     pub(super) fn write_state_event(
         &self,
         pen: &ChunkWriter,

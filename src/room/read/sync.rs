@@ -1,6 +1,6 @@
 //! One room's share of a sync (client-server API, "Syncing"), written a bounded piece at a time.
 //!
-//! What is told is what lies between two positions: the one the app was last given and the one of the snapshot. The
+//! A sync tells the changes between two positions: the one of the app's `since` token and the one of the snapshot. The
 //! timeline is a range of orders, the state the difference of two trees, receipts a range of their log. Nothing is
 //! remembered between two syncs.
 
@@ -33,11 +33,11 @@ use crate::store::{self, EventNum, Position, Read, RoomNum, StateKeyNum, UserNum
 /// Timeline events of one room when the filter asks for no number, and the most it may ask for.
 const TIMELINE_EVENTS: usize = 10;
 const TIMELINE_EVENTS_MAX: usize = 100;
-/// Receipts told of in one sync of a room, newest first.
+/// The most receipts of a room in one sync, newest first.
 const RECEIPTS_MAX: usize = 256;
 /// Keys of a difference of states read ahead of what is being written: 16 bytes each.
 const DIFFERENCE_BATCH: usize = 1_024;
-/// Members that stand for a room without a name.
+/// The most `m.heroes`: members that name a room without a name.
 const HEROES: usize = 5;
 
 /// The four lists of rooms in a sync.
@@ -71,7 +71,7 @@ impl SyncSection {
     }
 }
 
-/// What one app asks of its rooms, in one snapshot.
+/// One app's sync request over all its rooms, in one snapshot.
 #[derive(Clone)]
 pub struct SyncView {
     pub rooms: Rooms,
@@ -79,7 +79,7 @@ pub struct SyncView {
     pub reader: Reader,
     /// None for the first sync.
     pub since: Option<SyncToken>,
-    /// What the app is told up to.
+    /// The position up to which this sync tells the app.
     pub now: SyncToken,
     pub full_state: bool,
     pub filter: Arc<Filter>,
@@ -95,7 +95,7 @@ pub struct ChangedRoom {
 }
 
 impl Rooms {
-    /// What a sync reads, as of now.
+    /// Prepares a sync over a snapshot taken now.
     pub fn asked(
         &self,
         reader: Reader,
@@ -103,12 +103,12 @@ impl Rooms {
         full_state: bool,
         filter: Arc<Filter>,
     ) -> Result<SyncView> {
-        // Typing first: what comes in between is told twice rather than never.
+        // The typing serial is read first: a change in between is told twice rather than never.
         let typing = self.0.typing.serial();
         let read = Arc::new(self.read()?);
         let at = store::Get::position(&*read)?;
         let now = SyncToken { at, typing, messages: at };
-        // A token from the future is one of a database that was since restored: everything is told anew.
+        // A token from the future comes from a database that was since restored: everything is told anew.
         let since = since.filter(|since| since.at <= now.at);
         let ignored = Ignored::of(&*read, reader.user)?;
         Ok(SyncView { rooms: self.clone(), read, reader, since, now, full_state, filter, ignored })
@@ -154,9 +154,9 @@ impl SyncView {
             }
             SyncSection::Invite => Ok((is_new || self.full_state) && !self.is_inviter_ignored(num, mine)?),
             SyncSection::Knock => Ok(is_new || self.full_state),
-            // The other devices of who left and forgot at once learn at least that they left.
+            // After a leave with a forget at once, the user's other devices still learn of the leave.
             SyncSection::Leave if mine.forgotten => Ok(self.since.is_some() && is_new),
-            // A first sync, or one with everything, tells of rooms left long ago only when asked to.
+            // A first sync, or one with `full_state`, lists rooms left long ago only when the filter asks for them.
             SyncSection::Leave if self.since.is_none() || self.full_state && !is_new => {
                 Ok(self.filter.room.include_leave)
             }
@@ -164,7 +164,7 @@ impl SyncView {
         }
     }
 
-    /// Nobody is told of the invites of those they ignore.
+    /// Whether the invite comes from a user whom the reader ignores; such invites are not shown.
     fn is_inviter_ignored(&self, num: RoomNum, mine: &Mine) -> store::Result<bool> {
         if self.ignored.is_empty() {
             return Ok(false);
@@ -172,7 +172,7 @@ impl SyncView {
         if let Some(own) = mine.event {
             return Ok(self.ignored.contains(event::row_of(&*self.read, own)?.sender));
         }
-        // From outside: the member event stands last in what came with it.
+        // For an invite from outside: the member event is the last of its stripped state.
         let stripped = user_room::stripped(&*self.read, self.reader.user, num)?.unwrap_or_default();
         let Some(own) = read_stripped(&stripped).pop() else { return Ok(false) };
         Ok(user::num(&*self.read, &own.sender)?.is_some_and(|inviter| self.ignored.contains(inviter)))
@@ -191,14 +191,14 @@ impl SyncView {
         Ok(moved)
     }
 
-    /// Who types, when that changed; or, for a room told whole, when anybody does.
+    /// The typing users, when they changed; for a room told whole, when there are any.
     fn typing(&self, num: RoomNum, whole: bool) -> Option<Vec<UserNum>> {
         let since = if whole { 0 } else { self.since.map_or(0, |since| since.typing) };
         self.rooms.0.typing.changed(num, since).filter(|users| !whole || !users.is_empty())
     }
 
-    /// Nobody, for an app that may still show those who typed as this server was stopped. Wakes no app: it is told beside
-    /// the next thing the room has.
+    /// An empty list, for an app that may still show users who typed before this server was restarted. Wakes no app: it
+    /// is added to the next news of the room.
     fn typing_of_before(&self, num: RoomNum, whole: bool) -> Option<Vec<UserNum>> {
         let since = self.since.filter(|_| !whole)?;
         self.rooms.0.typing.may_be_stale(num, since.typing).then(Vec::new)
@@ -208,7 +208,7 @@ impl SyncView {
         self.typing(num, false).is_some()
     }
 
-    /// Writes what stands between the braces of one room, room account data left out.
+    /// Writes the members of one room's object, without the room account data.
     pub async fn write(&self, pen: &ChunkWriter, list: SyncSection, news: &ChangedRoom) -> Result<(), ChunkError> {
         match list {
             SyncSection::Join => self.write_joined(pen, news).await,
@@ -293,7 +293,7 @@ impl SyncView {
         Ok(())
     }
 
-    /// Receipts since then, and who is typing.
+    /// Receipts since the token, and the typing users.
     fn write_ephemeral(&self, pen: &ChunkWriter, news: &ChangedRoom, full: bool) -> Result<(), ChunkError> {
         let wants =
             |kind| self.filter.room.ephemeral.wants_type(kind) && self.filter.room.ephemeral.wants_room(&news.id);
@@ -349,8 +349,8 @@ impl SyncView {
             let a = (&a.event_id, a_whose.kind as u8, a_whose.user, !a_whose.thread.is_empty(), b.at);
             a.cmp(&(&b.event_id, b_whose.kind as u8, b_whose.user, !b_whose.thread.is_empty(), a_at))
         });
-        // A user may have one in each thread and one in none; an event is told of each user once, with the one that says
-        // most.
+        // A user may have one receipt in each thread and one outside all threads. For each event and user only one is
+        // told: the one that covers most.
         newest.dedup_by(|(whose, receipt), (kept_whose, kept)| {
             receipt.event_id == kept.event_id && whose.kind == kept_whose.kind && whose.user == kept_whose.user
         });
@@ -360,7 +360,8 @@ impl SyncView {
         })
     }
 
-    /// The reader's own receipts, which no number of others may crowd out: by them an app knows what is unread.
+    /// Adds the reader's own receipts, which other users' receipts must not crowd out: the app computes unread counts
+    /// by them.
     fn add_own(&self, num: RoomNum, since: Position, newest: &mut Vec<(Whose, Receipt)>) -> store::Result<()> {
         for kind in [receipt::Kind::Read, receipt::Kind::Private] {
             let own = Whose { user: self.reader.user, kind, thread: String::new() };
@@ -375,7 +376,7 @@ impl SyncView {
         Ok(())
     }
 
-    /// The read marker as the room account data it is shown as; nothing when it was told already.
+    /// The read marker in its form as room account data; nothing when it was told already.
     pub fn fully_read(&self, news: &ChangedRoom) -> Result<Option<String>> {
         let whose = Whose { user: self.reader.user, kind: receipt::Kind::FullyRead, thread: String::new() };
         let is_new = self.since.is_none() || self.full_state || news.mine.since > self.since();
@@ -383,7 +384,7 @@ impl SyncView {
         Ok(marker.filter(|marker| is_new || marker.at > self.since()).map(|marker| marker.event_id))
     }
 
-    /// Whether everything of the room is told, not only what changed.
+    /// Whether the whole room is told, not only the changes.
     pub fn is_whole(&self, news: &ChangedRoom) -> bool {
         self.since.is_none() || self.full_state || news.mine.since > self.since()
     }
@@ -393,7 +394,7 @@ impl SyncView {
     async fn write_left(&self, pen: &ChunkWriter, news: &ChangedRoom) -> Result<(), ChunkError> {
         let mut visit = self.visit(news)?;
         let left_now = news.mine.left_at == Some(news.mine.since);
-        // Nobody is told of what happened after they left: not by being banned, nor by declining an invite.
+        // No event after a leave is shown; neither a ban nor a declined invite reveals any.
         let upto = match news.mine.left_at {
             Some(left_at) if left_now || self.since.is_none() || self.full_state => left_at,
             _ => return self.write_own_leave(pen, news, &mut visit).await,
@@ -407,7 +408,7 @@ impl SyncView {
         Ok(())
     }
 
-    /// A room they were not in when they left it: the member event that says so, if we have it.
+    /// Writes a leave of a room in which the user was not joined before: only the member event, if we have it.
     async fn write_own_leave(
         &self,
         pen: &ChunkWriter,
@@ -436,7 +437,7 @@ impl SyncView {
         Ok(())
     }
 
-    /// Stripped state of a room we hold: what one may know before one is inside, and the invite itself.
+    /// Stripped state of a room we hold: the state shown to users outside, and the invite itself.
     fn write_own_stripped(&self, pen: &ChunkWriter, news: &ChangedRoom) -> store::Result<()> {
         let mut shown = Vec::with_capacity(stripped::SHOWN.len() + 2);
         for kind in stripped::SHOWN {
@@ -466,9 +467,9 @@ fn counts((notifications, highlights): (u64, u64)) -> String {
     format!("{{\"highlight_count\":{highlights},\"notification_count\":{notifications}}}")
 }
 
-/// Timeline and state of one room, as they belong together.
+/// Timeline and state of one room, which must fit together.
 struct RoomDelta {
-    /// Everything is told, not only what changed.
+    /// The whole room is told, not only the changes.
     full: bool,
     page: Page,
     limited: bool,
@@ -489,7 +490,7 @@ impl RoomDelta {
     ) -> store::Result<RoomDelta> {
         let filter = &asked.filter.room.timeline;
         let from = if is_new { i64::MIN } else { asked.since().0 as i64 };
-        // What is missing in between is fetched by who reads back from there.
+        // The missing events in between are fetched when the app pages back from there.
         let hole = visit.room.hole_below(upto.0 as i64).map(|hole| hole.next - 1).filter(|hole| *hole > from);
         let from = hole.unwrap_or(from);
         let limit = filter.limit(TIMELINE_EVENTS, TIMELINE_EVENTS_MAX);
@@ -520,7 +521,7 @@ impl RoomDelta {
         Ok(RoomDelta { full, page, limited, prev_batch, known, start, end })
     }
 
-    /// Answers whether somebody came or went since what the app knows.
+    /// Answers whether the joined members changed since the state the app knows.
     async fn write_timeline(
         &self,
         asked: &SyncView,
@@ -566,7 +567,7 @@ impl RoomDelta {
         Ok(moved)
     }
 
-    /// Those users whose member event was told by no difference.
+    /// Those users whose member event no difference contains.
     fn unchanged(&self, visit: &RoomView, users: &[UserNum]) -> store::Result<Vec<UserNum>> {
         let mut unchanged = Vec::with_capacity(users.len());
         for user in users {
@@ -580,8 +581,9 @@ impl RoomDelta {
         Ok(unchanged)
     }
 
-    /// What changed between the state the app knows and the end, except for what its timeline tells. Member events too, for
-    /// apps that load them lazily: nothing else would tell them who came and went in a gap. Answers whether anybody did.
+    /// Writes the state that changed between the state the app knows and the end, except for events in the timeline.
+    /// Member events are included even for lazy loading: nothing else would tell such an app of joins and leaves in a
+    /// gap. Answers whether the joined members changed.
     async fn write_difference(
         &self,
         pen: &ChunkWriter,
@@ -609,7 +611,7 @@ impl RoomDelta {
         Ok(moved)
     }
 
-    /// Whether the timeline tells of it, and what was at the key at the timeline's start is what the app knows.
+    /// Whether the timeline contains the new event, and the state at the timeline's start has the event the app knows.
     fn is_told(
         &self,
         visit: &RoomView,
@@ -628,7 +630,7 @@ impl RoomDelta {
     }
 }
 
-/// The keys behind `after` in which two states differ and the second has something.
+/// The keys after `after` in which two states differ and the second state has an event.
 fn difference(
     visit: &RoomView,
     known: Option<Root>,
@@ -655,7 +657,7 @@ fn state_at(visit: &RoomView, at: Position) -> store::Result<Option<Root>> {
     Ok(timeline::state_at(&*visit.read, visit.num, at)?.map(|(_, root)| root))
 }
 
-/// Whether somebody was joined as of a position.
+/// Whether a user was joined as of a position.
 fn was_joined(visit: &RoomView, user_id: &str, at: Position) -> store::Result<bool> {
     let (Some(root), Some(key)) = (state_at(visit, at)?, state_tree::key(&*visit.read, "m.room.member", user_id)?)
     else {
@@ -679,7 +681,7 @@ fn heroes(visit: &RoomView) -> store::Result<Option<Vec<UserNum>>> {
     for (kind, field) in [("m.room.name", "name"), ("m.room.canonical_alias", "alias")] {
         let Some(named) = present(&visit.read, visit.num, kind, "")? else { continue };
         let content = event_json::content(&*visit.read, &event::row_of(&*visit.read, named)?)?;
-        // A name that was taken back is an event without one.
+        // A removed name is an event without a name.
         if json::read::get_text(&content, field).is_some_and(|name| !name.is_empty()) {
             return Ok(None);
         }

@@ -1,4 +1,4 @@
-//! Pages of a room's history, and what is around an event.
+//! Pages of a room's history, and the context of an event.
 
 use std::ops::ControlFlow;
 
@@ -17,10 +17,10 @@ use crate::room::receive::backfill::Gap;
 use crate::store::tables::room::{event, timeline};
 use crate::store::{self, EventNum, UserNum};
 
-/// Rows looked at for one page. A filter that fits next to nothing gets a short page and a token to go on with.
+/// Rows looked at for one page. When a filter matches next to nothing, the page is short and has a token to go on with.
 const PAGE_ROWS_MAX: usize = 2_000;
 
-/// Which part of a timeline.
+/// Which part of a timeline to read.
 #[derive(Clone, Debug)]
 pub struct Paging {
     pub from: Option<Token>,
@@ -31,7 +31,8 @@ pub struct Paging {
 }
 
 impl Rooms {
-    /// A page of the timeline. Where something is missing the servers of the room are asked for it, when `may_ask` allows.
+    /// A page of the timeline. At a gap the servers of the room are asked for the missing events, when `may_ask`
+    /// allows.
     pub async fn messages(
         &self,
         reader: &Reader,
@@ -51,7 +52,8 @@ impl Rooms {
                 }
                 false => Err(ask_later()),
             };
-            // An app takes an empty page for the beginning of the room, and remembers it. After an error it asks again.
+            // An app takes an empty page for the beginning of the room, and remembers that. After an error it asks
+            // again.
             if page.events.is_empty() && page.gap.is_some() {
                 more?;
             }
@@ -59,7 +61,7 @@ impl Rooms {
         Ok(base::written(move |pen| visit.write_messages(pen, paging, start, page)))
     }
 
-    /// An event with what stands around it.
+    /// An event with its context.
     pub async fn context(
         &self,
         reader: &Reader,
@@ -101,11 +103,11 @@ pub(super) struct Page {
     pub(super) events: Vec<(i64, EventNum)>,
     /// Where the next page begins; none at the end.
     pub(super) next: Option<Token>,
-    /// It ends where something is missing.
+    /// The gap at which the page ends.
     pub gap: Option<Gap>,
 }
 
-/// What stands around an event.
+/// An event and the events around it.
 struct Around {
     num: EventNum,
     order: i64,
@@ -114,7 +116,8 @@ struct Around {
 }
 
 impl RoomView {
-    /// Where a page begins: where it was asked to, or at the end of what they can see, or at the room's beginning.
+    /// Where a page begins: at the place asked for, or at the last event the reader may see, or at the room's
+    /// beginning.
     fn start(&self, paging: &Paging) -> Token {
         let end = self.viewer.sees_upto().unwrap_or(i64::MAX - 1);
         match paging.from {
@@ -128,7 +131,7 @@ impl RoomView {
         timeline::at_or_before(&*self.read, self.num, i64::MAX - 1).ok().flatten().map_or(0, |(order, _)| order)
     }
 
-    /// `without`: what is missing there cannot be had.
+    /// `without`: a gap whose events no server could give.
     fn page(&mut self, paging: &Paging, start: Token, without: Option<Gap>) -> store::Result<Page> {
         let (from, to) = match (paging.backwards, paging.to) {
             (true, to) => (to.map_or(i64::MIN, |to| to.0), start.0),
@@ -153,14 +156,14 @@ impl RoomView {
             let oldest = page.events.last().map_or(start.0, |(order, _)| order - 1);
             page.next = Some(Token(oldest.min(self.room.min_order.min(0) - 1)));
         }
-        // Where nobody has more it ends, lest apps ask for ever.
+        // When no server has more, the page ends, so that apps do not ask for ever.
         if page.events.is_empty() && page.gap.is_some() && page.gap == without {
             page.next = None;
         }
         Ok(page)
     }
 
-    /// What they may see and want of `from < order ≤ to`, at most `limit`.
+    /// The events in `from < order ≤ to` that the reader may see and the filter wants, at most `limit`.
     pub(super) fn between(
         &mut self,
         from: i64,
@@ -192,11 +195,11 @@ impl RoomView {
         let next = match (last, backwards) {
             (Some(last), true) => Some(last - 1),
             (Some(last), false) => Some(last),
-            // A limit of nothing leaves them where they are.
+            // A limit of zero keeps the place.
             (None, true) => Some(to),
             (None, false) => Some(from),
         };
-        // Going forwards there may be more later on, so there is a place to go on from as long as there was anything.
+        // Going forwards, more events may follow later, so a page with any events has a token to go on from.
         let next = next.filter(|_| more || (!backwards && !events.is_empty())).map(Token);
         Ok(Page { events, next, gap: None })
     }
@@ -234,7 +237,7 @@ impl RoomView {
         Ok(())
     }
 
-    /// Writes events with commas between them; answers who sent them.
+    /// Writes events with commas between them; answers their senders.
     pub(super) async fn write_events(
         &mut self,
         pen: &ChunkWriter,
@@ -283,7 +286,7 @@ impl RoomView {
     }
 }
 
-/// Somebody asks for more history than other servers are asked for on their behalf.
+/// The error for a user who asks for more history than other servers are asked for on that user's behalf.
 fn ask_later() -> Error {
     let account = "questions to other servers".to_owned();
     Error::Refused(Refused { account, asked: 0, limit: 0, retry_after_ms: 1_000, too_large: false })

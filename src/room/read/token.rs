@@ -1,13 +1,13 @@
-//! Places in a room's history and in the stream of news, as apps are given them.
+//! Places in a room's history and in the stream of changes, in the form apps get them.
 
 use crate::store::Position;
 
-/// A place between two events of a timeline, as apps are given it: `t` and the order of the event before it.
+/// A place between two events of a timeline, as a token: `t` and the order of the event before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Token(pub i64);
 
 impl Token {
-    /// Also reads the token of a sync, which stands for the end of the timeline then.
+    /// Also parses a sync token, which then stands for the end of the timeline.
     pub fn parse(text: &str) -> Option<Token> {
         match text.split_at_checked(1)? {
             ("t", order) => order.parse().ok().map(Token),
@@ -23,12 +23,12 @@ impl std::fmt::Display for Token {
     }
 }
 
-/// A sync token: the position everything was told up to, and how much typing had been.
+/// A sync token: the position up to which everything was told, and the typing serial.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SyncToken {
     pub at: Position,
     pub typing: u64,
-    /// What was told of the messages to the device: they are many at times, and not all in one answer.
+    /// The position up to which to-device messages were told: there may be more than fit one answer.
     pub messages: Position,
 }
 

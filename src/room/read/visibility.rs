@@ -1,4 +1,4 @@
-//! What one user may see of one room (client-server API, "Room History Visibility").
+//! Which events of a room a user may see (client-server API, "Room History Visibility").
 
 use super::event_json;
 use crate::matrix::json;
@@ -10,13 +10,13 @@ use crate::store::tables::room::user_room::Mine;
 use crate::store::tables::room::{current_state, user_room};
 use crate::store::{EventNum, Get, Position, Result, RoomNum, StateKeyNum, UserNum};
 
-/// A user's eyes for a room. Remembers the state it looked at last, since neighbouring events share theirs.
+/// A user's view of a room. Caches the state it read last, since neighbouring events share theirs.
 pub struct Viewer {
     pub user: UserNum,
     pub mine: Option<Mine>,
     /// The room's present history visibility.
     pub present: History,
-    /// The key of their own member event.
+    /// The key of the user's own member event.
     pub member_key: Option<StateKeyNum>,
     history_key: Option<StateKeyNum>,
     at: Option<(Root, History, Membership)>,
@@ -47,43 +47,43 @@ impl Viewer {
         self.mine.is_some_and(|mine| mine.membership == Membership::Join)
     }
 
-    /// When they last stopped being joined, for somebody who is not joined now.
+    /// When the user last left the joined membership; none while joined.
     pub fn left_at(&self) -> Option<Position> {
         self.mine.filter(|_| !self.is_joined()).and_then(|mine| mine.left_at)
     }
 
-    /// The place of the last event that may be theirs to see, when they left a room that not everybody may read.
+    /// The place of the last event the user may see, after leaving a room that is not world-readable.
     pub fn sees_upto(&self) -> Option<i64> {
         self.left_at().filter(|_| self.present != History::WorldReadable).map(|at| at.0 as i64)
     }
 
-    /// Whether anything of the room may be theirs to see.
+    /// Whether the user may see anything of the room.
     pub fn may_enter(&self) -> bool {
         let forgotten = self.mine.is_some_and(|mine| mine.forgotten);
         self.is_joined() || (self.left_at().is_some() && !forgotten) || self.present == History::WorldReadable
     }
 
-    /// Whether an event is theirs to see.
+    /// Whether the user may see an event.
     pub fn sees(&mut self, get: &impl Get, row: &Row) -> Result<bool> {
         if row.flags.rejected || row.flags.soft_failed {
             return Ok(false);
         }
         if row.member.is_some_and(|(_, target)| target == self.user) {
-            // One's own coming and going; otherwise nobody would see their invite being taken back.
+            // The user's own membership changes are always visible; otherwise a withdrawn invite would stay unseen.
             return Ok(true);
         }
         let Some(order) = row.order else {
-            // Known without its place in the history: state that everybody joined is given.
+            // Known without a place in the history: a state event, which every joined user is given.
             return Ok(self.is_joined() && row.state_key.is_some());
         };
         let joined_since = self.is_joined() || self.left_at().is_some_and(|at| at.0 as i64 >= order);
         let (mut history, membership) = match row.before {
             Some(root) => self.state_at(get, root)?,
-            // From before our own history, where we were never told the state: by the room's present rule.
+            // From before our own history, where the state is unknown: judged by the room's present visibility.
             None => (self.present, Membership::Leave),
         };
         if row.kind == Kind::HISTORY_VISIBILITY {
-            // A change is seen by whoever may see either side of it.
+            // A change of the visibility is visible when its old or its new value allows it.
             history = history.min(History::of_content(std::str::from_utf8(&event_json::content(get, row)?).ok()));
         }
         Ok(visibility::allows(history, crate::room::state::as_rule(membership), joined_since))

@@ -1,12 +1,14 @@
-//! Whether an event of another server may stand where it says it stands, and what the room is after it.
+//! Whether an event of another server is allowed at its place in the history, and the room's state after it.
 //!
 //! Server-server API, "Checks performed on receipt of a PDU", from the fourth on: by the events it cites, by the state
 //! before it (either failing rejects it), by the room's present state (failing that, it is kept but not shown or built
-//! upon). What comes before, an event's shape and signatures, is `inbox.rs`; what is not stored is `gap.rs`.
+//! upon). The checks before those, of an event's shape and signatures, are in `inbox.rs`; missing events are fetched by
+//! `gap.rs`.
 //!
-//! Plain reads on a snapshot, under the room's lock: a few dozen rows, whatever the room's size, unless the history forks.
-//! On a short fork the states of its ends are resolved for each event. On a long one, which may last as long as a server
-//! does not hear of us, the present state goes on from what it is, and what the ends really resolve to is found when they meet.
+//! Plain reads on a snapshot, under the room's lock: a few dozen rows, whatever the room's size, unless the history
+//! forks. On a short fork the states of its extremities are resolved for each event. On a long fork, which may last as
+//! long as a server does not receive our events, the present state goes on from its last value, and the extremities are
+//! resolved when they meet.
 
 use ruma::OwnedEventId;
 
@@ -27,7 +29,7 @@ use crate::store::tables::room::event_row::{Flags, Row};
 use crate::store::tables::room::state_tree;
 use crate::store::{self, EventNum, Get};
 
-/// What an event stands on and we do not have, or not with its place in the history.
+/// Events that an event cites or follows and that we do not have, or not with their place in the history.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MissingEvents {
     pub prev: Vec<OwnedEventId>,
@@ -40,7 +42,7 @@ impl MissingEvents {
     }
 }
 
-/// What an event stands on and we have.
+/// Events that an event cites or follows and that we have.
 pub struct CitedEvents {
     pub prev: Vec<(EventNum, Row)>,
     pub auth: Vec<(EventNum, Row)>,
@@ -81,11 +83,11 @@ impl CitedEvents {
 /// The outcome.
 pub enum Verdict {
     Missing(MissingEvents),
-    /// It is here already.
+    /// The event is here already.
     Known(EventNum, Row),
-    /// It is state on a fork, which only an event with a number can be resolved with: store it as an outlier first.
+    /// The event is state on a fork, and resolution needs its number: store it as an outlier first.
     Unnumbered,
-    /// What it follows differs in too much: its own server has to say what the state before it is.
+    /// The events it follows differ in too much: the state before it must be requested from its server.
     Unresolved,
     Ready(Box<Ready>),
 }
@@ -105,7 +107,7 @@ impl Ready {
     }
 }
 
-/// Judges an event. `given`: the state before it, when its own server had to say.
+/// Authorises an event. `given`: the state before it, when it was requested from the event's server.
 pub fn judge(
     get: &impl Get,
     room: &RoomRef,
@@ -176,7 +178,7 @@ pub fn judge_next(get: &impl Get, room: &RoomRef, event: &Event) -> Result<Optio
         return Ok(None);
     }
     let around = CitedEvents::of(get, room, event)?;
-    // Ends that meet are resolved.
+    // Extremities that meet are resolved.
     if !around.lacking.is_empty() || !around.follows_all(room) || around.prev.len() > 1 {
         return Ok(None);
     }
@@ -187,7 +189,7 @@ pub fn judge_next(get: &impl Get, room: &RoomRef, event: &Event) -> Result<Optio
     }))
 }
 
-/// Why the event is rejected: by what it cites, or by the state before it.
+/// Why the event is rejected: by the events it cites, or by the state before it.
 fn rejects(
     get: &impl Get,
     room: &RoomRef,
@@ -202,7 +204,7 @@ fn rejects(
     verdict(auth::check(room.version, &event.subject(), &view))
 }
 
-/// Why what the event cites rejects it.
+/// Why the events it cites reject the event.
 pub fn rejects_by_cited(
     get: &impl Get,
     room: &RoomRef,
@@ -225,7 +227,7 @@ pub fn rejects_by_cited(
     verdict(auth::check(room.version, &event.subject(), &view))
 }
 
-/// The rules about the list itself. The text of a state key is not kept, so each is told by its number.
+/// The rules for the list itself. The text of a state key is not kept, so each key is compared by its number.
 fn check_list(
     get: &impl Get,
     room: &RoomRef,
@@ -254,7 +256,7 @@ fn check_list(
     Ok(auth::check_auth_events(room.version, &subject, each, create_accepted)?)
 }
 
-/// A no of the rules is an outcome; anything else is a failure.
+/// A rejection by the rules is an outcome; any other error is a failure.
 fn verdict(checked: Result<()>) -> Result<Option<Reject>> {
     match checked {
         Ok(()) => Ok(None),

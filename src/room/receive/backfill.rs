@@ -1,10 +1,10 @@
-//! Events from before our own history of a room, or from a time we were not there, fetched as somebody scrolls back to where
-//! they should be.
+//! Events from before our own history of a room, or from a time without members here, fetched when a user scrolls back
+//! to their place.
 //!
-//! Server-server API, "Backfilling and retrieving missing events". A batch from one of the room's servers is checked as what
-//! is pushed to us is, by what each event cites, and appended newest first, below everything we have. The state before such
-//! an event is the state before the one that follows it, without what that one changed: nobody is asked for whole states.
-//! In a hole it is the same, between what we have before and after it.
+//! Server-server API, "Backfilling and retrieving missing events". A batch from one of the room's servers is checked
+//! like pushed events, by the events each one cites, and appended newest first, below everything we have. The state
+//! before such an event is the state before the one that follows it, without the change of that one: no server is asked
+//! for whole states. In a hole it is the same, between our events before and after it.
 //!
 //! Bounded: one batch from one server, a few servers tried; one at a time in each room.
 
@@ -34,9 +34,9 @@ use crate::store::tables::room::event_row::{Kind, Root, Row};
 use crate::store::tables::room::{self, state_tree, timeline};
 use crate::store::{self, EventNum, Get, Read, RoomNum, StateKeyNum, Write};
 
-/// Events of one batch: what servers give at once.
+/// Events of one batch: the usual limit of other servers.
 const BATCH_MAX: usize = 100;
-/// Events at the beginning of our history whose forerunners are looked for, and forerunners asked for at once.
+/// Events at the beginning of our history whose missing parents are looked for, and parents requested at once.
 const BEGINNING: usize = 20;
 const OPEN_MAX: usize = 10;
 
@@ -45,29 +45,29 @@ const TIME_MAX: Duration = Duration::from_secs(50);
 /// Events appended in one commit.
 const APPENDED_AT_ONCE: usize = 16;
 
-/// The state after each event that is to be fetched, as far as what follows it tells.
+/// The state after each event that is to be fetched, as far as the events that follow it tell.
 type After = HashMap<OwnedEventId, Option<Root>>;
 
-/// What is missing of a timeline.
+/// The missing part of a timeline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Gap {
-    /// What came before our history of the room.
+    /// The events before our history of the room.
     Beginning,
-    /// What belongs in the hole with this bottom.
+    /// The events of the hole with this bottom.
     Hole(i64),
 }
 
 impl Rooms {
-    /// Fetches up to `limit` events of what is missing, those nearest to its end. Answers how many there were; none when nobody
-    /// has any. An error when nobody could be asked.
+    /// Fetches up to `limit` missing events, those nearest to the end of the gap. Answers how many there were; none
+    /// when no server has any. An error when no server could be asked.
     pub async fn backfill(&self, room: RoomNum, gap: Gap, limit: usize) -> Result<usize> {
         let inbox = Inbox { rooms: self.clone(), fetch: Wire::new(self.0.parts.remote.clone()) };
         self.unbroken(async move { inbox.backfill(room, gap, limit.min(BATCH_MAX)).await }).await
     }
 
-    /// The same for somebody who scrolled back to there. Answers whether there was more.
+    /// The same for a client that scrolled back to the gap. Answers whether there was more.
     pub(in crate::room) async fn backfill_for_app(&self, room_id: &RoomId, gap: Gap) -> Result<bool> {
-        // What is missing can be had later; what people here write goes on.
+        // Missing events can be fetched later; the disk's reserve is for events that local users send.
         self.0.parts.store.check_spare()?;
         let num = self.num_of(room_id).await?;
         let count = self.backfill(num, gap, BATCH_MAX).await;
@@ -102,14 +102,14 @@ impl<F: Fetch> Inbox<F> {
                 }
             }
         }
-        // Only who was asked can say that there is no more.
+        // Only a server that answered can say that there are no more events.
         match failure {
             Some(failed) if !answered => Err(failed),
             _ => Ok(0),
         }
     }
 
-    /// Nothing is missing there any more.
+    /// Closes a hole with no missing events left.
     async fn close(&self, num: RoomNum, bottom: i64) -> Result<()> {
         let _guard = self.rooms.lock(num).await;
         let job = move |w: &mut Write<'_>| {
@@ -142,7 +142,7 @@ impl<F: Fetch> Inbox<F> {
         let mut events = Vec::new();
         for raw in fetched.iter() {
             let Ok(event) = filling.read(raw) else { continue };
-            // As many as fit: the next time goes on from there.
+            // As many as fit: the next request goes on from there.
             if filling.pay(&event).is_err() {
                 break;
             }
@@ -152,7 +152,7 @@ impl<F: Fetch> Inbox<F> {
         let checked = self.check(events).await;
         let mut found: HashMap<OwnedEventId, Arc<Event>> =
             checked.into_iter().filter_map(|(id, event)| Some((id, Arc::new(event.ok()?)))).collect();
-        // Only what leads to what we have counts.
+        // Only events that lead to our own events count.
         let mut reached: HashMap<OwnedEventId, Arc<Event>> = HashMap::new();
         let mut next: Vec<OwnedEventId> = from;
         while let Some(id) = next.pop() {
@@ -166,7 +166,7 @@ impl<F: Fetch> Inbox<F> {
         }
         let cited = filling.unknown_cited(&reached).await?;
         if !cited.is_empty() {
-            // What cites an event that cannot be had stays out by itself, with what comes before it.
+            // An event that cites one that cannot be had stays out by itself, with the events before it.
             filling.fetch_singly(cited).await?;
         }
         filling.store_outliers(reached.clone()).await?;
@@ -175,7 +175,7 @@ impl<F: Fetch> Inbox<F> {
         self.place(num, gap, open.clone(), ordered).await
     }
 
-    /// Appends events, newest first, below what we have.
+    /// Appends events, newest first, below our own.
     async fn place(&self, room: RoomNum, gap: Gap, mut after: After, ordered: Vec<Arc<Event>>) -> Result<usize> {
         let mut count = 0;
         let earlier = Arc::new(ordered);
@@ -197,7 +197,7 @@ impl<F: Fetch> Inbox<F> {
     }
 }
 
-/// Whether a server answered, if not with what was asked for.
+/// Whether a server answered, if not with the events requested.
 fn is_answer(failed: &Error) -> bool {
     match failed {
         Error::Remote(failed) => failed.is_refusal(),
@@ -205,7 +205,7 @@ fn is_answer(failed: &Error) -> bool {
     }
 }
 
-/// Gives one stored event its place. `older`: what comes before it, newest first.
+/// Gives one stored event its place. `older`: the events before it, newest first.
 fn place_one(
     w: &mut Write<'_>,
     here: &Here,
@@ -237,8 +237,9 @@ fn place_one(
     Ok(done.order.is_some())
 }
 
-/// The state before an event, from the one after it: what its key had earlier is told by what it cites, or by an older event
-/// of the batch. History visibility nobody tells of stays as it is, since without any the room would be open to more.
+/// The state before an event, from the one after it: the earlier event of its key is found among the events it cites,
+/// or in an older event of the batch. A history visibility without an earlier event stays as it is, since without any
+/// the room would be open to more.
 fn before(
     w: &mut Write<'_>,
     num: EventNum,
@@ -282,7 +283,7 @@ fn older_under(get: &impl Get, event: &Event, older: &[Arc<Event>]) -> store::Re
     Ok(None)
 }
 
-/// What the events behind a gap follow and is not here, with the state before those events.
+/// Missing events that the events behind a gap follow, with the state before those events.
 fn open_ends(get: &Read, num: RoomNum, gap: Gap) -> Result<After> {
     let room = known_num(get, num)?;
     let hole = match gap {
@@ -294,7 +295,7 @@ fn open_ends(get: &Read, num: RoomNum, gap: Gap) -> Result<After> {
         Some(Some(hole)) if hole.next - 1 > hole.bottom => hole.next - 1,
         Some(_) => return Ok(After::new()),
     };
-    // What is missing further up belongs elsewhere.
+    // Events missing further up belong to another hole.
     let next = room.row.holes.iter().find(|other| hole.flatten().is_none_or(|hole| other.bottom > hole.bottom));
     let to = next.map_or(i64::MAX - 1, |next| next.bottom);
     let mut oldest = Vec::with_capacity(BEGINNING);
@@ -302,7 +303,7 @@ fn open_ends(get: &Read, num: RoomNum, gap: Gap) -> Result<After> {
         oldest.push(event);
         Ok(if oldest.len() < BEGINNING { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
     })?;
-    // A room just joined may have nothing in its timeline but what comes next.
+    // A room just joined may have nothing in its timeline but later events.
     if oldest.is_empty() && hole.is_none() {
         oldest.extend(&room.row.extremities);
     }

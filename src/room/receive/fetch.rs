@@ -1,4 +1,4 @@
-//! What the checks of received events ask of other servers.
+//! Requests to other servers by the checks of received events.
 //!
 //! A trait, so that the checks are tested without a wire. Every answer is bounded in bytes, count and time.
 
@@ -28,11 +28,11 @@ pub type KeyName = (OwnedServerName, String);
 pub type Pieces = Sender<Vec<Vec<u8>>>;
 
 pub trait Fetch: Clone + Send + Sync + 'static {
-    /// Makes sure that as many of these keys as can be had are known.
+    /// Fetches as many of these keys as can be had.
     fn keys(&self, names: Vec<KeyName>, at_ms: u64) -> impl Future<Output = Result<()>> + Send;
-    /// A known key that may vouch for what was signed at a time. Plain code for blocking threads.
+    /// A known key that is valid for a signature of that time. Plain code for blocking threads.
     fn key(&self, server: &str, key_id: &str, at_ms: u64) -> Option<PublicKey>;
-    /// Events between those we have and those we were told of; at most `limit`.
+    /// Events between ours and those named; at most `limit`.
     fn missing_events(
         &self,
         server: &ServerName,
@@ -68,7 +68,7 @@ pub trait Fetch: Clone + Send + Sync + 'static {
     ) -> impl Future<Output = Result<Fetched, Failed>> + Send;
 }
 
-/// Events of one answer that are looked at, whatever was asked for.
+/// Events of one answer that are looked at, whatever limit was requested.
 const LIMIT_MAX: usize = 100;
 /// A handful of events.
 const EVENTS_BYTES_MAX: u64 = 1 << 20;
@@ -80,29 +80,29 @@ const STATE_IDS_BYTES_MAX: u64 = 128 << 20;
 const STATE_BYTES_MAX: u64 = 1 << 30;
 const ASK_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// The keys an event is signed with by those who had to sign it, and the time they must vouch for.
+/// The keys of an event's required signatures, and the time at which they must be valid.
 pub fn signing_keys(event: &Event, now_ms: u64) -> Result<(Vec<KeyName>, u64), Reject> {
     let mut names = Vec::new();
     for signer in event.signers()? {
         let Ok(server) = OwnedServerName::try_from(signer.server) else { continue };
         names.extend(signer.signatures.iter().map(|(id, _)| (server.clone(), (*id).to_owned())));
     }
-    // A key that is to vouch for the future is not to be had.
+    // A key that is valid in the future cannot be had.
     Ok((names, sign::event::key_time(event.version(), event.origin_server_ts()).min(now_ms)))
 }
 
-/// How many events to ask for where so many were more than an answer may hold.
+/// How many events to request after this many did not fit into an answer.
 pub fn fewer(events: usize) -> usize {
     (events / 4).max(1)
 }
 
-/// The real one.
+/// The implementation for the network.
 #[derive(Clone)]
 pub struct Wire {
     remote: Remote,
 }
 
-/// Events as another server sent them, in the text of its answer, with what pays for it.
+/// Events as another server sent them, in the text of its answer, with the grant that pays for it.
 pub struct Fetched {
     text: Vec<u8>,
     events: Vec<Range<usize>>,
@@ -112,7 +112,7 @@ pub struct Fetched {
 impl Fetched {
     /// The first `limit` events of an answer; those behind them are not looked at.
     fn read(text: Vec<u8>, limit: usize, paid: Option<Grant>) -> Result<Fetched, Failed> {
-        // Taken apart without a look at what is inside: one event that cannot be read is passed over by whoever reads it.
+        // Taken apart without a look inside: the reader passes over an event that cannot be read.
         let events = json_stream::places(&text, &["pdus", "events"], limit.min(LIMIT_MAX));
         let events = events.map_err(|malformed| Failed::BadAnswer(malformed.to_string()))?;
         Ok(Fetched { text, events, _paid: paid })
@@ -148,7 +148,7 @@ impl Wire {
         Fetched::read(text, limit, Some(paid))
     }
 
-    /// Hands on the elements of the arrays named, a frame's worth at a time.
+    /// Sends on the elements of the arrays named, a frame's worth at a time.
     async fn elements(
         &self,
         server: &ServerName,
@@ -171,7 +171,7 @@ impl Wire {
             });
             taken.map_err(|malformed| Failed::BadAnswer(malformed.to_string()))?;
             if !found.is_empty() && out.send(found).await.is_err() {
-                // Whoever asked has seen enough.
+                // The receiver has seen enough.
                 return Ok(());
             }
         }
@@ -238,7 +238,8 @@ impl Fetch for Wire {
 }
 
 impl Rooms {
-    /// That the servers which must have signed an event have, and that its content is whole. Keys are fetched when need be.
+    /// Checks that an event has the required servers' signatures, and that its content is whole. Keys are fetched when
+    /// need be.
     pub async fn check_signed(&self, event: &Event) -> Result<()> {
         self.fetch_signing_keys(event).await?;
         let keys = self.0.parts.remote.keys();
@@ -249,7 +250,7 @@ impl Rooms {
         }
     }
 
-    /// Asks for the keys an event is signed with, where they are not known. After a while those that are here must do.
+    /// Requests the unknown keys of an event's signatures. After a while the check goes on with the keys that are here.
     pub async fn fetch_signing_keys(&self, event: &Event) -> Result<()> {
         let parts = &self.0.parts;
         let (names, at_ms) = signing_keys(event, parts.clock.now_ms())?;

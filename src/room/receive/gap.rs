@@ -1,12 +1,12 @@
-//! What an event stands on and we do not have.
+//! Missing events that a received event cites or follows.
 //!
-//! First the events between it and what we have, in a few rounds of `get_missing_events`; then, where a gap stays, the
-//! state before the event as its sender's server tells it (`state_ids`, with single events or the whole `state` for what
-//! is unknown); and for any event the ones it cites. Everything fetched passes the same checks as what is pushed to us.
+//! First the events between it and our own, in a few rounds of `get_missing_events`; then, where a gap stays, the state
+//! before the event as its sender's server tells it (`state_ids`, with single events or the whole `state` for the
+//! unknown part); and for any event the ones it cites. Everything fetched passes the same checks as pushed events.
 //!
-//! Every step is bounded: rounds, events, states, bytes of a share of the `gaps` account that is set aside before anything is
-//! asked, and the time of it all. What cannot be had within that makes the event refused. Events that were checked stay, each whole: the next attempt goes on
-//! from there.
+//! Every step is bounded: rounds, events, states, bytes of a share of the `gaps` account that is set aside before any
+//! request, and the time of it all. An event whose missing events cannot be had within that is refused. Events that
+//! were checked stay, each whole: the next attempt goes on from there.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -32,24 +32,24 @@ use crate::store::tables::room::event_row::{Flags, Root};
 use crate::store::tables::room::{member, state_tree};
 use crate::store::{self, EventNum, Get, RoomNum, StateKeyNum};
 
-/// Rounds of `get_missing_events` for one gap, and events asked for in each: what Synapse gives at most.
+/// Rounds of `get_missing_events` for one gap, and events requested in each: Synapse's limit.
 const GAP_ROUNDS_MAX: usize = 6;
 const GAP_EVENTS_PER_ROUND: usize = 20;
-/// Events fetched one by one because others cite them or they are part of a state, for one event that was sent to us; and
-/// how far below.
+/// Events fetched one by one because others cite them or they are part of a state, for one event that was sent to us;
+/// and how far below.
 const CITED_MAX: usize = 100;
 const CITED_ROUNDS_MAX: usize = 10;
 /// States fetched for one gap.
 const STATES_MAX: usize = 3;
-/// From so many unknown events of a state on, the whole of it is fetched instead of each.
+/// From this many unknown events of a state on, the whole state is fetched instead of each event.
 const SINGLE_EVENTS_MAX: usize = 60;
-/// How often a whole state is read. What cites something that came later in the answer may not fit into memory until that
-/// came; once more, and it can be stored.
+/// How often a whole state is read. An event that cites a later one of the answer may not fit into memory until that
+/// one came; in the next reading it can be stored.
 const STATE_READS_MAX: usize = 4;
-/// Waiting for others, for one gap; and for one that a whole state is fetched for: servers think for minutes about large ones.
+/// Waiting for other servers, for one gap; and for a gap that needs a whole state: servers take minutes for large ones.
 const TIME_MAX: Duration = Duration::from_secs(50);
 const STATE_TIME_MAX: Duration = Duration::from_secs(240);
-/// What a server may cost us that is not in the room as far as we know: its join may be what we lack.
+/// The bound for a server that is not in the room as far as we know: its join may be the missing event.
 const GUEST_CITED_MAX: usize = 20;
 const GUEST_TIME_MAX: Duration = Duration::from_secs(15);
 /// Memory of one filling; half the account where that is less, so that two rooms' gaps are filled beside each other.
@@ -65,20 +65,20 @@ pub(in crate::room) struct GapFill<'i, F> {
     origin: OwnedServerName,
     room: RoomRef,
     room_id: ruma::OwnedRoomId,
-    /// On the clock of spans: when the gap is given up, and when at the latest whoever waits for it does.
+    /// On the clock of spans: when the gap is given up, and the deadline of the task that waits for it.
     until: Duration,
     share_until: Duration,
     cited_left: usize,
     states_left: usize,
-    /// The filling's own memory; what does not fit it never will, so that is no reason to be asked again.
+    /// The filling's own memory; an event that does not fit it never will, so the sender is not told to retry.
     own: Account,
-    /// Pays, out of that, for what is held until it is stored.
+    /// Pays, from the filling's own memory, for events until they are stored.
     grant: Grant,
     _paid: Grant,
 }
 
 impl<'i, F: Fetch> GapFill<'i, F> {
-    /// Waits for memory. The caller has the room's turn to fill gaps, and nobody who has memory waits for that.
+    /// Waits for memory. The caller holds the room's lock for gaps, and no task that holds memory waits for that lock.
     pub async fn new(
         inbox: &'i Inbox<F>,
         origin: &ServerName,
@@ -109,7 +109,7 @@ impl<'i, F: Fetch> GapFill<'i, F> {
         })
     }
 
-    /// Fetches what an event lacks and appends it. `None` when it has to be judged again.
+    /// Fetches the events missing for an event and appends it. `None` when it has to be authorised again.
     pub async fn settle(&mut self, event: Arc<Event>, how: How) -> Result<Option<Settled>> {
         let mut grant = None;
         match self.inbox.try_settle(self.room.num, event.clone(), how.clone(), &mut grant).await? {
@@ -122,7 +122,7 @@ impl<'i, F: Fetch> GapFill<'i, F> {
         self.admit(event, how).await.map(Some)
     }
 
-    /// One event, with whatever single events or states it lacks.
+    /// One event, with the single events or states it lacks.
     async fn admit(&mut self, event: Arc<Event>, mut how: How) -> Result<Settled> {
         let mut grant = None;
         for _ in 0..4 {
@@ -146,8 +146,8 @@ impl<'i, F: Fetch> GapFill<'i, F> {
         }
     }
 
-    /// Whether more of the room may be stored for this server's sake. Asked before each part that has a bound of its own, which
-    /// is then seen through: what is fetched and given up would only be fetched again.
+    /// Whether more of the room may be stored for this server. Checked before each part that has a bound of its own;
+    /// the part is then finished, since events fetched and given up would only be fetched again.
     fn check_intake(&self) -> Result<()> {
         self.inbox.rooms.check_fetching(&self.origin, self.room.num)
     }
@@ -158,8 +158,8 @@ impl<'i, F: Fetch> GapFill<'i, F> {
         self.inbox.rooms.charge_fetched(&self.origin, room, bytes);
     }
 
-    /// Waits for another server as long as there is time. Nothing of our own is waited for in there: a write that was begun is
-    /// seen through.
+    /// Waits for another server as long as there is time. Our own work is not waited for in there: a write that was
+    /// begun is finished.
     fn in_time<T, A: Future<Output = Result<T, Failed>>>(
         &self,
         asking: A,
@@ -172,7 +172,7 @@ impl<'i, F: Fetch> GapFill<'i, F> {
 
     // ---- events between ----------------------------------------------------------------------------------------
 
-    /// Fetches and appends what lies between an event and what we have, as far as its server gives it.
+    /// Fetches and appends the events between an event and our own, as far as its server gives them.
     async fn close_gap(&mut self, event: &Event, lacking: MissingEvents) -> Result<()> {
         let mut found: HashMap<OwnedEventId, Arc<Event>> = HashMap::new();
         let mut latest = vec![event.id().to_owned()];
@@ -197,7 +197,7 @@ impl<'i, F: Fetch> GapFill<'i, F> {
                     break;
                 }
             };
-            // As many as fit, the newest first: those behind them could not be reached without them.
+            // As many as fit, the newest first: older ones could not be reached without them.
             let (held, mut events) = (self.grant.bytes(), Vec::new());
             for raw in fetched.iter().rev() {
                 let Ok(event) = self.read(raw) else { continue };
@@ -209,7 +209,7 @@ impl<'i, F: Fetch> GapFill<'i, F> {
             drop(fetched);
             let mut fresh: HashMap<OwnedEventId, Event> =
                 self.inbox.check(events).await.into_iter().filter_map(|(id, event)| Some((id, event.ok()?))).collect();
-            // Only what leads to the event counts; a server that sends anything else is not asked to.
+            // Only events that lead to this event count; any other that the server sends was not requested.
             let before = found.len();
             let mut kept = 0;
             let mut next: Vec<OwnedEventId> = open.iter().cloned().collect();
@@ -252,7 +252,7 @@ impl<'i, F: Fetch> GapFill<'i, F> {
         Ok(ids.await?.into_iter().filter_map(|id| OwnedEventId::try_from(id).ok()).collect())
     }
 
-    /// What the event and those found follow, and is neither among them nor stored with its place.
+    /// Events that the event and those found follow, and that are neither among them nor stored with their place.
     async fn still_open(
         &self,
         event: &Event,
@@ -287,7 +287,7 @@ impl<'i, F: Fetch> GapFill<'i, F> {
 
     // ---- events cited ------------------------------------------------------------------------------------------
 
-    /// Fetches events one by one, and what they cite, and stores them as outliers: all of them, or it fails.
+    /// Fetches events one by one, and the events they cite, and stores them as outliers: all of them, or it fails.
     pub async fn fetch_cited(&mut self, wanted: Vec<OwnedEventId>) -> Result<()> {
         match self.fetch_singly(wanted).await? {
             0 => Ok(()),
@@ -295,8 +295,8 @@ impl<'i, F: Fetch> GapFill<'i, F> {
         }
     }
 
-    /// Fetches events one by one, and what they cite, and stores as outliers what is whole of them. Answers how many could not be
-    /// had. Fails with a refusal when there are too many.
+    /// Fetches events one by one, and the events they cite, and stores the complete ones as outliers. Answers how many
+    /// could not be had. Fails with a refusal when there are too many.
     pub async fn fetch_singly(&mut self, wanted: Vec<OwnedEventId>) -> Result<usize> {
         let held = self.grant.bytes();
         let done = self.fetch_and_store(wanted).await;
@@ -335,7 +335,7 @@ impl<'i, F: Fetch> GapFill<'i, F> {
         Err(Reject::auth("the events it cites lead too far back").into())
     }
 
-    /// `None` when its server does not give it out, or something else instead.
+    /// `None` when the server does not give the event out, or gives another instead.
     async fn fetch_one(&mut self, id: &EventId) -> Result<Option<Event>> {
         self.check_time()?;
         self.cited_left =
@@ -373,8 +373,8 @@ impl<'i, F: Fetch> GapFill<'i, F> {
         unknown.await
     }
 
-    /// Stores events without their place, what they cite first: numbers rise along the citations. Those that what they cite
-    /// rejects are marked so. Answers those that cite what is not here.
+    /// Stores events without their place, cited events first: numbers rise along the citations. Events rejected by the
+    /// events they cite are marked so. Answers the events that cite a missing one.
     pub async fn store_outliers(&mut self, found: HashMap<OwnedEventId, Arc<Event>>) -> Result<Vec<Arc<Event>>> {
         let events = in_order(found, |event| event.auth_events().map(ToOwned::to_owned).collect());
         let num = self.room.num;
@@ -408,8 +408,8 @@ impl<'i, F: Fetch> GapFill<'i, F> {
 
     // ---- states ------------------------------------------------------------------------------------------------
 
-    /// The state before an event, as the server that sent it tells. What of it cannot be had, or is vouched for by nobody that
-    /// can be asked, is left out: a server that is gone must not keep everybody else out of the room.
+    /// The state before an event, as the server that sent it tells. Events of it that cannot be had, or whose signing
+    /// keys cannot be had, are left out: a server that is gone must not keep all others out of the room.
     async fn state_before(&mut self, id: &EventId) -> Result<Given> {
         self.check_time()?;
         self.check_intake()?;
@@ -423,7 +423,7 @@ impl<'i, F: Fetch> GapFill<'i, F> {
             survey = self.survey(id).await?;
         } else if !unknown.is_empty() {
             match self.fetch_singly(unknown.clone()).await {
-                // There is more to it than can be asked for singly.
+                // More events are unknown than can be requested singly.
                 Err(Error::Reject(_)) => self.fetch_state(id).await?,
                 fetched => drop(fetched?),
             }
@@ -449,7 +449,7 @@ impl<'i, F: Fetch> GapFill<'i, F> {
         given.await
     }
 
-    /// Compares the state another server tells with our present one, id by id as it comes.
+    /// Compares another server's state with our present one, id by id as they come.
     async fn survey(&self, id: &EventId) -> Result<Survey> {
         let num = self.room.num;
         let most = self.inbox.means().changes_max();
@@ -463,7 +463,7 @@ impl<'i, F: Fetch> GapFill<'i, F> {
             while let Some(ids) = pieces.recv().await {
                 let look = move |_: &crate::room::Rooms, read: &store::Read| {
                     for raw in ids {
-                        // What is no event id names no event.
+                        // A string that is no event id names no event.
                         let Ok(id) = serde_json::from_slice(&raw) else { continue };
                         survey.look_at(read, id)?;
                     }
@@ -479,7 +479,7 @@ impl<'i, F: Fetch> GapFill<'i, F> {
         Ok(survey)
     }
 
-    /// Stores what is unknown here of a whole state and of what it stands on.
+    /// Stores the unknown events of a whole state and of its auth chain.
     async fn fetch_state(&mut self, id: &EventId) -> Result<()> {
         let now = self.inbox.rooms.0.parts.clock.instant();
         self.until = self.share_until.min(now + STATE_TIME_MAX);
@@ -492,14 +492,14 @@ impl<'i, F: Fetch> GapFill<'i, F> {
         Ok(())
     }
 
-    /// Goes through a whole state once. What was stored stays, should the answer break off.
+    /// Reads a whole state once. Stored events stay, should the answer break off.
     async fn read_state(&mut self, id: &EventId) -> Result<Reading> {
         let (out, mut pieces) = tokio::sync::mpsc::channel(1);
         let (inbox, origin, room_id) = (self.inbox, self.origin.clone(), self.room_id.clone());
         let asking = self.in_time(inbox.fetch.state(&origin, &room_id, id, out));
         let held = self.grant.bytes();
         let this = &mut *self;
-        // It owns the pieces' end: the other side stops when this one does.
+        // It owns the receiver: the sending side stops when this one does.
         let taking = async move {
             let mut reading = Reading { held, ..Reading::default() };
             while let Some(raws) = pieces.recv().await {
@@ -518,12 +518,12 @@ impl<'i, F: Fetch> GapFill<'i, F> {
         self.grant.shrink(self.grant.bytes() - held);
         let mut reading = taken?;
         asked?;
-        // What nobody can vouch for never comes; what cites it is not missed.
+        // An event whose keys cannot be had never comes; the events that cite it are not missed.
         reading.found.clear();
         Ok(reading)
     }
 
-    /// Those of the events that can be read and are not here.
+    /// The events that can be read and are not here.
     async fn unknown_of(&self, raws: Vec<Vec<u8>>) -> Result<Vec<Event>> {
         let (version, room_id) = (self.room.version, self.room.row.id.clone());
         let unknown = self.inbox.rooms.reading(move |_, read| {
@@ -547,7 +547,7 @@ impl<'i, F: Fetch> GapFill<'i, F> {
         }
         if self.pay(&event).is_err() {
             self.put_down(reading).await?;
-            // Mostly what waits would fill it again at once.
+            // The waiting events would mostly fill it again at once.
             if self.grant.bytes() - reading.held > self.own.limit() / 4 {
                 reading.let_go += reading.found.len();
                 reading.found.clear();
@@ -578,7 +578,7 @@ impl<'i, F: Fetch> GapFill<'i, F> {
         Ok(())
     }
 
-    /// Stores what can be stored; the rest waits for what it cites.
+    /// Stores every event that can be stored; the rest waits for the events it cites.
     async fn put_down(&mut self, reading: &mut Reading) -> Result<()> {
         self.verify(reading).await?;
         let count = reading.found.len();
@@ -589,14 +589,14 @@ impl<'i, F: Fetch> GapFill<'i, F> {
         Ok(())
     }
 
-    /// Gives back what is not held any more.
+    /// Returns the grant of events that are not held any more.
     fn pay_for(&mut self, reading: &Reading) {
         let found: usize = reading.found.values().map(|event| event.weight()).sum();
         self.grant.shrink(self.grant.bytes().saturating_sub(reading.held + found as u64));
     }
 }
 
-/// One way through the answer that holds a whole state.
+/// One reading of the answer that holds a whole state.
 #[derive(Default)]
 struct Reading {
     /// Bytes of the filling that were in use before.
@@ -605,7 +605,7 @@ struct Reading {
     /// Checked, and not stored yet.
     found: HashMap<OwnedEventId, Arc<Event>>,
     stored: usize,
-    /// What found no room until what it cites came.
+    /// Events that found no room until the events they cite came.
     let_go: usize,
 }
 
@@ -614,7 +614,8 @@ fn hold(grant: &mut Grant, bytes: u64) -> Result<()> {
     Ok(grant.grow(bytes).map_err(|_| Reject::auth("what it stands on and is not here needs too much memory"))?)
 }
 
-/// Events so that each comes after those of them it refers to. A circle, which hashes do not allow, would be cut anywhere.
+/// Events in an order where each comes after those of them it refers to. A circle, which hashes do not allow, would be
+/// cut anywhere.
 pub(in crate::room) fn in_order(
     mut events: HashMap<OwnedEventId, Arc<Event>>,
     refers: impl Fn(&Event) -> Vec<OwnedEventId>,
@@ -641,7 +642,7 @@ pub(in crate::room) fn in_order(
     ordered
 }
 
-/// Another server's idea of a state beside our present one.
+/// Another server's state beside our present one.
 struct Survey {
     room: RoomNum,
     present: Option<Root>,
@@ -649,7 +650,7 @@ struct Survey {
     seen: Vec<u64>,
     changes: BTreeMap<StateKeyNum, Option<EventNum>>,
     changes_max: usize,
-    /// Those that are not here, as many as may be fetched one by one and one more.
+    /// Events that are not here, as many as may be fetched one by one and one more.
     unknown: Vec<OwnedEventId>,
     grant: Grant,
 }
@@ -703,7 +704,7 @@ impl Survey {
         Ok(())
     }
 
-    /// What it has not is not in the state.
+    /// A key that the other server's state lacks is not in the result.
     fn finish(mut self, get: &impl Get) -> Result<Tree> {
         let (mut page, mut after, mut ended) = (Vec::with_capacity(512), None, self.present.is_none());
         while !ended {

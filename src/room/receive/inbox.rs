@@ -22,22 +22,22 @@ use crate::room::state::tree::Tree;
 use crate::store::tables::room::event_row::Root;
 use crate::store::{EventNum, RoomNum, Write};
 
-/// The rooms, and where what is missing comes from.
+/// The rooms, and the source of missing events.
 #[derive(Clone)]
 pub struct Inbox<F> {
     pub rooms: Rooms,
     pub fetch: F,
 }
 
-/// What one try led to.
+/// The outcome of one try.
 pub enum Step {
     Done(Settled),
     Missing(MissingEvents),
-    /// What it follows differs in more than is resolved here.
+    /// The events it follows differ in more than is resolved here.
     Unresolved,
     /// Resolving needs memory that was not there at once.
     Hungry,
-    /// The state before it rejects it, but is not known whole.
+    /// The state before the event rejects it, but is not known whole.
     Unproven,
 }
 
@@ -46,14 +46,14 @@ pub struct Settled {
     pub before: Option<Root>,
     pub reason: Option<Reject>,
     pub rejected: bool,
-    /// It was here already.
+    /// The event was here already.
     pub is_known: bool,
 }
 
-/// How an event is to be taken.
+/// How an event is to be received.
 #[derive(Clone, Default)]
 pub struct How {
-    /// The state before it, when its own server had to say.
+    /// The state before it, when it was requested from the event's server.
     pub given: Option<Given>,
     pub outbound: bool,
 }
@@ -63,7 +63,8 @@ impl<F: Fetch> Inbox<F> {
         Means::new(&self.rooms.0.parts.budget)
     }
 
-    /// Judges an event and appends it, if all it stands on is here. The memory is given back unless it is to be used again.
+    /// Authorises an event and appends it, if all events it needs are here. The memory is given back unless it is used
+    /// again.
     pub async fn try_settle(
         &self,
         room: RoomNum,
@@ -72,7 +73,7 @@ impl<F: Fetch> Inbox<F> {
         grant: &mut Option<Grant>,
     ) -> Result<Step> {
         let guard = self.rooms.lock(room).await;
-        // Twice when it has to get a number first.
+        // Twice when the event has to get a number first.
         for _ in 0..2 {
             let given = how.given.as_ref().map(|given| given.tree.clone());
             let (means, judged, mut memory) = (self.means(), event.clone(), grant.take());
@@ -169,10 +170,10 @@ pub fn append_ready(
     Ok((append(w, here, new)?, Some(before)))
 }
 
-/// A state another server told.
+/// A state received from another server.
 #[derive(Clone)]
 pub(in crate::room) struct Given {
     pub tree: Tree,
-    /// Nothing of it was left out.
+    /// No event of it was left out.
     pub is_whole: bool,
 }

@@ -1,13 +1,14 @@
 //! How much of the disk other servers may fill in an hour.
 //!
-//! Everything another server makes us store counts in bytes, for that server and for the room: what it pushes, and what we
-//! fetch from it to understand that. A server beyond its hour is asked to come again later, before anything of its is read,
-//! and keeps what it wanted to send. A room beyond its hour, which takes several such servers, is left alone for a while: the
-//! other rooms of a transaction go on, and what was left out is fetched like any other gap when the room's next event comes.
+//! Everything another server makes us store counts in bytes, for that server and for the room: the events it pushes,
+//! and the events we fetch from it to understand those. A server beyond its hour is asked to come again later, before
+//! any of its events is read, and keeps them in its own queue. A room beyond its hour, which takes several such
+//! servers, is left alone for a while: the other rooms of a transaction go on, and the events left out are fetched like
+//! any other gap when the room's next event comes.
 //!
-//! A bucket leaks all the time, at a rate that empties a full one in an hour; so it may be overfull by what came in one
-//! piece. Bounded: [`BUCKETS_MAX`] of them, some 40 bytes each. Where there are more, who took least is forgotten, so nobody
-//! can empty their own by pushing it out.
+//! A bucket leaks all the time, at a rate that empties a full one in an hour; so one large piece may overfill it.
+//! Bounded: [`BUCKETS_MAX`] of them, some 40 bytes each. Where there are more, the least full bucket is forgotten, so a
+//! server cannot empty its own by pushing it out.
 
 use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
@@ -28,14 +29,14 @@ const BUCKETS_MAX: usize = 1024;
 const HOUR_MS: u64 = 60 * 60 * 1000;
 /// A room is filled by many servers, none of which may fill it alone.
 const ROOM_TIMES: u64 = 2;
-/// Who is put off is asked to wait at least so long.
+/// A server that is put off is asked to wait at least so long.
 const RETRY_MS_MIN: u64 = 60_000;
 
 /// The buckets of servers and rooms.
 pub(in crate::room) struct Intake {
     clock: Clock,
     hasher: RandomState,
-    /// What one server may fill in an hour.
+    /// The bytes one server may fill in an hour.
     hourly_bytes_max: AtomicU64,
     buckets: Mutex<HashMap<u64, Bucket>>,
 }
@@ -45,14 +46,14 @@ struct Bucket {
     bytes: u64,
     at_ms: u64,
     bytes_max: u64,
-    /// That it is full was logged.
+    /// A full bucket has been logged.
     is_said: bool,
 }
 
 impl Bucket {
     fn leak(&mut self, now_ms: u64) {
         let leaked = self.bytes_max as f64 / HOUR_MS as f64 * now_ms.saturating_sub(self.at_ms) as f64;
-        // What is less than a byte waits for the next time.
+        // A part of a byte waits for the next time.
         if leaked >= 1.0 {
             self.bytes = self.bytes.saturating_sub(leaked as u64);
             self.at_ms = now_ms;
@@ -64,7 +65,7 @@ impl Bucket {
         self.bytes >= self.bytes_max
     }
 
-    /// Until an eighth of it is free again.
+    /// The time until an eighth of the bucket is free again.
     fn retry_ms(&self) -> u64 {
         let over = self.bytes.saturating_sub(self.bytes_max / 8 * 7);
         ((over as f64 / self.bytes_max.max(1) as f64 * HOUR_MS as f64) as u64).max(RETRY_MS_MIN)
@@ -110,7 +111,7 @@ impl Intake {
         }
     }
 
-    /// Keyed hashes: who shares a bucket by chance is nobody's to choose.
+    /// Keyed hashes: no server can choose with which others it shares a bucket.
     fn of_server(&self, server: &ServerName) -> u64 {
         self.hasher.hash_one(("server", server.as_str()))
     }
@@ -126,7 +127,7 @@ impl Intake {
         Some(bucket)
     }
 
-    /// Adds to a bucket. Answers what is in it when that made it full, and nobody has been told.
+    /// Adds to a bucket. Answers its content when this filled it and that is not logged yet.
     fn charge(&self, key: u64, times: u64, bytes: u64) -> Option<u64> {
         let (now_ms, bytes_max) = (self.now_ms(), self.hourly_bytes_max.load(Relaxed) * times);
         let mut buckets = self.lock();
@@ -152,7 +153,7 @@ impl Intake {
     }
 }
 
-/// Forgets the empty ones, or else the one that is least full.
+/// Forgets the empty buckets, or else the one that is least full.
 fn make_room(buckets: &mut HashMap<u64, Bucket>, now_ms: u64) {
     buckets.values_mut().for_each(|bucket| bucket.leak(now_ms));
     buckets.retain(|_, bucket| bucket.bytes > 0);
@@ -164,23 +165,23 @@ fn make_room(buckets: &mut HashMap<u64, Bucket>, now_ms: u64) {
 }
 
 impl Rooms {
-    /// Sets what one server may make us store in an hour. `serve` does so once.
+    /// Sets the bytes that one server may make us store in an hour. `serve` does so once.
     pub fn set_hourly_bytes_max(&self, bytes: u64) {
         self.0.intake.hourly_bytes_max.store(bytes, Relaxed);
     }
 
-    /// Whether anything another server sends may be stored now. Fails only with [`Error::is_passing`].
+    /// Whether an event of another server may be stored now. Fails only with [`Error::is_passing`].
     pub fn check_intake(&self, server: &ServerName) -> Result<()> {
         self.0.parts.store.check_spare()?;
         self.0.intake.check_server(server).map_err(put_off)
     }
 
-    /// Counts what a server sent.
+    /// Counts bytes that a server sent.
     pub fn charge_intake(&self, server: &ServerName, bytes: u64) {
         self.0.intake.charge_server(server, bytes);
     }
 
-    /// Whether more of a room may be fetched from a server, to understand what it sent.
+    /// Whether more of a room may be fetched from a server, to understand the events it sent.
     pub(in crate::room) fn check_fetching(&self, server: &ServerName, room: RoomNum) -> Result<()> {
         self.check_intake(server)?;
         if self.0.intake.is_room_full(room) {
@@ -189,7 +190,7 @@ impl Rooms {
         Ok(())
     }
 
-    /// Counts what was fetched so.
+    /// Counts bytes fetched for that.
     pub(in crate::room) fn charge_fetched(&self, server: &ServerName, (room, room_id): (RoomNum, &str), bytes: u64) {
         self.0.intake.charge_server(server, bytes);
         self.0.intake.charge_room(room, room_id, bytes);
@@ -207,7 +208,7 @@ impl Rooms {
 
 const ROOM_FULL: &str = "more of this room came within an hour than is taken here; it is fetched later";
 
-/// Come again later: the same words as where memory is short.
+/// A refusal for a while: the same words as where memory is short.
 fn put_off(retry_after_ms: u64) -> Error {
     let account = "federation.hourly_bytes_max".to_owned();
     Error::Refused(Refused { account, asked: 0, limit: 0, retry_after_ms, too_large: false })
@@ -241,12 +242,12 @@ mod tests {
                 intake.charge_server(&flood, 9_000_000);
                 taken += 9_000_000u64;
             }
-            // A busy room of an honest one: five events a second.
+            // A busy room of an honest server: five events a second.
             assert_eq!(intake.check_server(&calm), Ok(()), "{second}");
             intake.charge_server(&calm, 5_000);
             clock.advance(Duration::from_secs(1));
         }
-        // The bucket once, and what leaked in six hours.
+        // The bucket once, and the leak of six hours.
         assert!((7 * (128 << 20) - 9_000_000..=7 * (128 << 20) + 9_000_000).contains(&taken), "{taken}");
         intake.charge_server(&flood, 16 << 20);
         let retry_ms = intake.check_server(&flood).unwrap_err();
@@ -266,7 +267,7 @@ mod tests {
         assert!(!intake.is_room_full(RoomNum(1)));
     }
 
-    /// A table that forgets who came first is emptied by whoever brings many names.
+    /// A table that forgets the oldest buckets first can be emptied with many server names.
     #[test]
     fn many_names_do_not_push_out_who_took_most() {
         let (intake, _clock) = intake(1000);

@@ -1,12 +1,12 @@
-//! What other servers send.
+//! Events from other servers.
 //!
 //! Server-server API, "Checks performed on receipt of a PDU", in its order. Shape, access control list, signatures and
 //! hash are checked here, without any lock; `authorize.rs` does the rest under the room's lock. Events that follow the
-//! present one, the usual case, are judged and appended several to a commit. What an event stands on and we do not have
-//! is fetched by `gap.rs`, with no lock held: one gap at a time in each room, so that a slow server holds up the
-//! filling of gaps in that room and nothing else.
+//! present one, the usual case, are authorised and appended several to a commit. Missing events are fetched by
+//! `gap.rs`, with no lock held: one gap at a time in each room, so that a slow server holds up the filling of
+//! gaps in that room and nothing else.
 //!
-//! Bounded: a transaction's events are in memory, charged by whoever read it; what is fetched besides pays for itself.
+//! Bounded: a transaction's events are in memory, charged by the caller; events fetched besides pay for themselves.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -32,23 +32,24 @@ use fetch::{Fetch, Wire};
 use gap::GapFill;
 use inbox::{How, Inbox, Settled, Step, append_ready, read_event};
 
-/// Events that follow each other, judged and appended in one commit: a few milliseconds of the writer's time.
+/// Events that follow each other, authorised and appended in one commit: a few milliseconds of the writer's time.
 const NEXT_AT_ONCE: usize = 8;
-/// How often one event is judged anew, after what it lacked was fetched or memory was waited for.
+/// How often one event is authorised anew, after missing events were fetched or memory was waited for.
 const TRIES_MAX: usize = 4;
-/// Waiting for other servers, and for memory to ask them, for all events of a transaction: what lacks something after that is
-/// refused. Its sender's next event closes the gap. And for an event that somebody waits to see accepted.
+/// Waiting for other servers, and for memory to ask them, for all events of a transaction: an event that lacks another
+/// after that is refused. Its sender's next event closes the gap. The same bound holds for an
+/// event whose acceptance a caller waits for.
 pub const TIME_MAX: Duration = Duration::from_secs(300);
 const ACCEPT_TIME_MAX: Duration = Duration::from_secs(50);
 /// Between two attempts to get the memory for a gap, each of which waits a while.
 const MEMORY_PAUSE: Duration = Duration::from_secs(1);
-/// Waiting for signing keys; then those that are here must do.
+/// Waiting for signing keys; after that the keys that are here must do.
 pub(super) const KEYS_TIME_MAX: Duration = Duration::from_secs(30);
 
-/// What became of one event.
+/// The outcome of one event.
 pub type Outcome = (OwnedEventId, Result<(), String>);
 
-/// An event that is in.
+/// An event that was appended.
 #[derive(Debug, Clone)]
 pub struct Accepted {
     pub num: EventNum,
@@ -57,12 +58,12 @@ pub struct Accepted {
 }
 
 impl Rooms {
-    /// Takes events of one room that `origin` sent in a transaction. Each is dealt with by itself: one that is refused does not
-    /// keep the others out. What cannot even be read has no id and is left out of the answer. Fails only where
-    /// [`Error::is_passing`]: then the same events should come again, and those that were taken are known by then. Others are
-    /// waited for `until` then, on the clock of spans.
+    /// Receives events of one room that `origin` sent in a transaction. Each is handled by itself: a refused event does
+    /// not keep the others out. An event that cannot be read has no id and is left out of the answer. Fails only where
+    /// [`Error::is_passing`]: then the same events should come again, and those that were appended are known by then.
+    /// Other servers are waited for `until` then, on the clock of spans.
     ///
-    /// Call it in a task of its own: what it began it must finish.
+    /// Call it in a task of its own: an append that was begun must be finished.
     pub async fn receive(
         &self,
         origin: &ServerName,
@@ -74,14 +75,15 @@ impl Rooms {
         inbox.receive(origin, room_id, pdus, until).await
     }
 
-    /// Takes one event of a room we are in: a membership event another server submits. Posted to the servers in the room.
+    /// Accepts one event of a room we are in: a membership event another server submits. Posted to the servers in the
+    /// room.
     pub async fn accept(&self, origin: &ServerName, event: Event) -> Result<Accepted> {
         let inbox = Inbox { rooms: self.clone(), fetch: Wire::new(self.0.parts.remote.clone()) };
         let origin = origin.to_owned();
         self.unbroken(async move { inbox.accept(&origin, event, true).await }).await
     }
 
-    /// Takes an event of ours that another server let into the room: that server tells the others.
+    /// Accepts an event of ours that another server let into the room: that server tells the others.
     pub(super) async fn accept_signed(&self, by: &ServerName, event: Event) -> Result<()> {
         let inbox = Inbox { rooms: self.clone(), fetch: Wire::new(self.0.parts.remote.clone()) };
         let by = by.to_owned();
@@ -133,7 +135,7 @@ impl<F: Fetch> Inbox<F> {
         Ok(outcomes)
     }
 
-    /// Of a room nobody here is in only the end of an invite concerns us.
+    /// For a room without members here, the only relevant event is one that ends an invite.
     async fn receive_outside(
         &self,
         origin: &ServerName,
@@ -169,7 +171,7 @@ impl<F: Fetch> Inbox<F> {
         Ok(Accepted { num, before: settled.before })
     }
 
-    /// Events whose shape is right, one after the other.
+    /// Events of valid shape, one after the other.
     async fn take(
         &self,
         origin: &ServerName,
@@ -183,7 +185,7 @@ impl<F: Fetch> Inbox<F> {
                 Ok(0) => {}
                 Ok(_) => continue,
                 Err(failed) if failed.is_passing() => return Err(failed),
-                // What of them is at fault shows when each is taken by itself.
+                // The faulty event shows when each is handled by itself.
                 Err(failed) => tracing::warn!(%failed, "events could not be stored together"),
             }
             queue.pop_front();
@@ -195,7 +197,7 @@ impl<F: Fetch> Inbox<F> {
         Ok(())
     }
 
-    /// Appends as many from the front of the queue as simply follow each other. Answers how many.
+    /// Appends as many events from the front of the queue as simply follow each other. Answers how many.
     async fn take_next(
         &self,
         room: RoomNum,
@@ -218,7 +220,7 @@ impl<F: Fetch> Inbox<F> {
         Ok(taken.len())
     }
 
-    /// One event, whatever it takes; others are waited for `until` then, on the clock of spans.
+    /// One event, with all the fetching it needs; other servers are waited for `until` then, on the clock of spans.
     async fn settle(
         &self,
         origin: &ServerName,
@@ -249,10 +251,11 @@ impl<F: Fetch> Inbox<F> {
         Err(Reject::auth("what the event stands on cannot be had").into())
     }
 
-    /// The turn to fill a gap. A server has one at a time, or two slow ones would keep everybody else's gaps waiting; those that
-    /// are not in the room as far as we know have one between them all. And a room's gaps are filled one after the other:
-    /// whoever comes later finds much of it filled. Neither is kept while the other is waited for: a server that waits for a
-    /// busy room goes on in its other rooms, and a room goes on while a busy server is waited for.
+    /// The locks for filling a gap. A server fills one gap at a time, or two slow servers would keep all others' gaps
+    /// waiting; the servers that are not in the room as far as we know share one slot. A room's gaps are filled one
+    /// after the other: a later event finds much of its gap filled. Neither lock is held while the other is waited for:
+    /// a server that waits for a busy room goes on in its other rooms, and a room goes on while a busy server is waited
+    /// for.
     async fn turns(&self, origin: &ServerName, room: RoomNum) -> Result<(KeyedGuard, Guard)> {
         let asking = origin.to_owned();
         let is_member = move |_: &Rooms, read: &_| Ok(member::server(read, room, asking.as_str())?.is_some());
@@ -267,8 +270,8 @@ impl<F: Fetch> Inbox<F> {
         }
     }
 
-    /// The memory for a gap, waited for in turn, so that those who wait for the turn hold none. Where others have all of it for
-    /// so long, this event alone is given up: its sender's next one closes the gap.
+    /// The memory for a gap, waited for in turn, so that tasks waiting for the locks hold none. Where other gaps have
+    /// all of it for so long, this event alone is given up: its sender's next one closes the gap.
     async fn filling(&self, origin: &ServerName, room: RoomNum, until: Duration) -> Result<GapFill<'_, F>> {
         let clock = &self.rooms.0.parts.clock;
         loop {
@@ -281,7 +284,7 @@ impl<F: Fetch> Inbox<F> {
     }
 }
 
-/// That an event which was taken once is what the room's state has now, or would be taken again.
+/// Checks that an event accepted once is in the room's present state, or would be accepted again.
 fn holds_still(get: &impl Get, room: RoomNum, num: EventNum, event: &Event) -> Result<()> {
     let room = known_num(get, room)?;
     let view = room.view(get);
@@ -296,7 +299,7 @@ fn holds_still(get: &impl Get, room: RoomNum, num: EventNum, event: &Event) -> R
 fn outcome(settled: Result<Settled>) -> Result<(), String> {
     match settled {
         Ok(Settled { rejected: true, reason: Some(reason), .. }) => Err(reason.to_string()),
-        // Soft-failed events are kept: the sender did nothing wrong that it could know of.
+        // Soft-failed events are kept: the sender could not know of any fault.
         Ok(_) => Ok(()),
         Err(failed) => Err(failed.to_string()),
     }
@@ -304,7 +307,7 @@ fn outcome(settled: Result<Settled>) -> Result<(), String> {
 
 type Read = (RoomNum, Vec<Event>, Vec<Outcome>);
 
-/// Reads a transaction's events of one room and leaves out those we have.
+/// Reads a transaction's events of one room and leaves out those that are stored.
 fn read_events(get: &impl Get, origin: &ServerName, room_id: &RoomId, pdus: Vec<Box<RawValue>>) -> Result<Read> {
     let room = super::state::known(get, room_id.as_str())?;
     if !room.is_resident() {
@@ -341,7 +344,7 @@ fn read_events(get: &impl Get, origin: &ServerName, room_id: &RoomId, pdus: Vec<
 fn is_next(get: &impl Get, room: RoomNum, event: &Event) -> Result<bool> {
     match authorize::judge_next(get, &known_num(get, room)?, event) {
         Ok(ready) => Ok(ready.is_some()),
-        // It is dealt with by itself, where its own error concerns nobody else.
+        // The event is handled by itself, where its error concerns no other event.
         Err(Error::Reject(_)) => Ok(false),
         Err(failed) => Err(failed),
     }

@@ -1,4 +1,4 @@
-//! A house, and a server far away whose events it receives; the wire between them is a table.
+//! One homeserver, and a far server whose events it receives; the wire between them is a table.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
@@ -29,7 +29,7 @@ use crate::store::tables::room::{member, state_tree};
 
 type State = BTreeMap<(String, String), Arc<Event>>;
 
-/// What can be had from other servers.
+/// The answers of other servers.
 #[derive(Clone, Default)]
 struct Peer(Arc<Mutex<Book>>);
 
@@ -39,11 +39,11 @@ struct Book {
     events: HashMap<OwnedEventId, (Arc<Event>, State)>,
     asked: Vec<&'static str>,
     keeps_events: bool,
-    /// Nothing more comes of a state.
+    /// An answer with a state stalls.
     stalls: bool,
     /// More events than this at once are too large an answer.
     most: Option<usize>,
-    /// No line leads there.
+    /// The server cannot be reached.
     is_away: bool,
 }
 
@@ -232,7 +232,7 @@ impl World {
         world
     }
 
-    /// The room as the house has it now, which the far server then knows too.
+    /// The room's present history here, which the far server then knows too.
     fn line(&self) -> Line {
         let read = self.house.read();
         let room = known(&read, self.room.as_str()).unwrap();
@@ -316,7 +316,7 @@ impl World {
         outcomes.into_iter().map(|(_, outcome)| outcome).collect()
     }
 
-    /// When others are waited for no longer.
+    /// The deadline of waiting for other servers.
     fn late(&self) -> Duration {
         self.house.clock.instant() + TIME_MAX
     }
@@ -398,8 +398,8 @@ async fn what_we_fail_at_ourselves_may_be_sent_again() {
     assert!(matches!(failed, Error::Store(_)) && failed.is_passing());
 }
 
-/// Two slow servers had all the memory for gaps, and everybody else's transactions were put off, the typing and the keys in them
-/// too, for as long as they went on.
+/// Two slow servers had all the memory for gaps, and all other servers' transactions were put off, with the typing and
+/// the keys in them, for as long as that went on.
 #[tokio::test]
 async fn memory_for_a_gap_is_waited_for_and_in_the_end_one_event_goes_without() {
     let text = include_str!("../../../memory-budgets/pi-zero-2w.toml").replace("wait_ms = 30000", "wait_ms = 20");
@@ -435,7 +435,7 @@ async fn memory_for_a_gap_is_waited_for_and_in_the_end_one_event_goes_without() 
     assert_eq!(gaps.used(), 0);
 }
 
-/// A server that stalls in one room had both places for gaps with another.
+/// A server that stalls in one room held both places for gaps, the other one for a gap in another room.
 #[tokio::test]
 async fn a_server_fills_one_gap_at_a_time() {
     let world = World::new().await;
@@ -461,7 +461,8 @@ async fn a_server_fills_one_gap_at_a_time() {
     }
 }
 
-/// A server that waited for a room where somebody else stalls had no gap filled in any other room, and a room waited with it.
+/// A server that waited for a room where another server stalls had no gap filled in any other room, and a room waited
+/// with it.
 #[tokio::test]
 async fn whoever_waits_for_one_turn_keeps_no_other() {
     let world = World::new().await;
@@ -489,7 +490,7 @@ async fn whoever_waits_for_one_turn_keeps_no_other() {
     assert!(waiting.await.unwrap()[0].1.is_ok());
 }
 
-/// Memory that a gap needs more of than there is for it will not be had later either.
+/// A gap that needs more memory than its account has will not get it later either.
 #[tokio::test]
 async fn an_event_that_needs_too_much_memory_is_refused_for_good() {
     let text = include_str!("../../../memory-budgets/pi-zero-2w.toml")
@@ -534,7 +535,8 @@ async fn where_a_gap_stays_the_senders_server_says_what_the_state_was() {
 
 #[tokio::test]
 async fn a_sync_tells_of_a_gap_that_stays() {
-    // What came before and after a gap stood side by side, `limited` was false, and who had joined in it was not counted.
+    // The events before and after a gap stood side by side, `limited` was false, and users who had joined in it were
+    // not counted.
     let world = World::new().await;
     let filter = || json!({ "room": { "state": { "lazy_load_members": true } } });
     world.house.say(&world.anna, &world.room, "before the gap").await;
@@ -556,7 +558,7 @@ async fn a_sync_tells_of_a_gap_that_stays() {
         assert_eq!(share["summary"]["m.joined_member_count"], 3);
         assert!(share["state"].to_string().contains("@carol:far.example"), "a change of members is told");
     }
-    // What follows is whole again.
+    // The events that follow are whole again.
     let (now, _) = synced(&world.house, &world.anna, None, filter()).await;
     let next = world.say(&mut line, "and on");
     assert_eq!(world.receive(&[next]).await, [Ok(())]);
@@ -582,8 +584,8 @@ async fn what_cannot_be_had_is_refused_and_leaves_nothing() {
     assert!(world.row(&last).is_some());
 }
 
-/// One event that nobody can vouch for any more, its server being gone, made every state refused that held it: the room stood
-/// still for good.
+/// One event whose keys cannot be had any more, its server being gone, made every state refused that held it: the room
+/// stood still for good.
 #[tokio::test]
 async fn what_of_a_state_cannot_be_vouched_for_is_left_out() {
     for members in [3, 80] {
@@ -596,7 +598,7 @@ async fn what_of_a_state_cannot_be_vouched_for_is_left_out() {
         line.state.insert(("m.room.member".to_owned(), gone.to_string()), dead.clone());
         line.heads = vec![dead.clone()];
         world.peer.with(|book| book.events.insert(dead.id().to_owned(), (dead.clone(), State::new())));
-        // Another that is not given out any more.
+        // Another event, which is not given out any more.
         let lost = world.join(&mut line, <&UserId>::try_from("@lost:far.example").unwrap());
         for n in 0..members {
             world.join(&mut line, <&UserId>::try_from(format!("@m{n}:far.example").as_str()).unwrap());
@@ -615,7 +617,7 @@ async fn what_of_a_state_cannot_be_vouched_for_is_left_out() {
     }
 }
 
-/// What is left out must not be the reason to reject an event for good.
+/// An event that was left out must not be the reason to reject another for good.
 #[tokio::test]
 async fn a_state_that_is_not_whole_rejects_nothing() {
     let world = World::new().await;
@@ -637,8 +639,8 @@ async fn a_state_that_is_not_whole_rejects_nothing() {
     assert_eq!(world.row(&last).unwrap().flags, Flags::default());
 }
 
-/// Sixty people who were invited came while we were away: each alone cites what had to be fetched as well, more than is fetched
-/// singly, so the room was stuck.
+/// Sixty invited users joined while we were away: each join alone cites an event that had to be fetched as well, more
+/// than is fetched singly, so the room was stuck.
 #[tokio::test]
 async fn a_state_that_cites_too_much_is_fetched_whole() {
     let small = include_str!("../../../memory-budgets/pi-zero-2w.toml")
@@ -672,8 +674,8 @@ async fn a_state_that_cites_too_much_is_fetched_whole() {
     }
 }
 
-/// A server could keep a room's gaps, and the transaction's memory, for hours by sending nothing more; it need not even be in
-/// the room.
+/// A server could hold a room's gaps, and the transaction's memory, for hours by sending nothing more; it need not even
+/// be in the room.
 #[tokio::test]
 async fn a_server_that_stalls_is_waited_for_minutes_and_a_stranger_for_less() {
     let world = World::new().await;
@@ -692,7 +694,7 @@ async fn a_server_that_stalls_is_waited_for_minutes_and_a_stranger_for_less() {
     assert!(receiving.await.unwrap()[0].1.is_err());
     assert!(clock.instant() - began < Duration::from_secs(300));
     assert_eq!(world.house.rooms.0.parts.budget.account("gaps").used(), 0);
-    // Nobody has to be asked for a whole state because somebody who is not in the room says so.
+    // A server that is not in the room cannot make us request a whole state.
     world.peer.with(|book| book.stalls = false);
     world.peer.asked();
     let stranger = OwnedServerName::try_from("elsewhere.example").unwrap();
@@ -754,7 +756,7 @@ async fn an_odd_event_leaves_those_beside_it_alone() {
         assert_eq!(told, event.to_federation());
     }
     world.check_state();
-    // It is somebody's state as any other, and goes as any other.
+    // It is valid state like any other, and is removed like any other.
     world.house.rooms.ban(&world.anna, &world.room, &world.bob, None).await.unwrap();
     world.check_state();
 }
@@ -769,7 +771,7 @@ async fn what_the_rules_forbid_is_kept_as_rejected() {
     assert!(world.receive(&[coup.clone()]).await[0].is_err());
     assert!(world.row(&coup).unwrap().flags.rejected);
     assert!(world.house.row(&world.room).extremities.len() == 1 && world.row(&coup).unwrap().order.is_none());
-    // Who cites it is rejected too; who only follows it is not.
+    // An event that cites it is rejected too; one that only follows it is not.
     let news = world.make(&mut forked, &world.bob, "m.room.name", Some(""), json!({ "name": "Bob's" }));
     assert!(world.receive(&[news.clone()]).await[0].is_err());
     assert!(world.row(&news).unwrap().flags.rejected);
@@ -777,9 +779,9 @@ async fn what_the_rules_forbid_is_kept_as_rejected() {
     let talk = world.say(&mut line, "as if nothing had been");
     assert_eq!(world.receive(&[talk.clone()]).await, [Ok(())]);
     assert_eq!(world.row(&talk).unwrap().flags, Flags::default());
-    // What stands behind the rejected one was an end of the history for ever.
+    // The event behind the rejected one was an extremity for ever.
     assert_eq!(world.house.row(&world.room).extremities.len(), 1);
-    // Citing what nobody needs, and another create event.
+    // An event that cites one it does not need, and another create event.
     let mut odd = line.clone();
     let key = ("m.room.member".to_owned(), world.bob.to_string());
     odd.state.insert(key, odd.state[&("m.room.join_rules".to_owned(), String::new())].clone());
@@ -798,7 +800,7 @@ async fn what_is_allowed_there_but_not_now_is_kept_and_not_shown() {
     let row = world.row(&late).unwrap();
     assert!(row.flags.soft_failed && row.order.is_none() && row.before.is_some());
     assert_eq!(world.house.row(&world.room).extremities.len(), 1);
-    // A name he takes on that branch does not undo the ban.
+    // A display name he sets on that branch does not undo the ban.
     let name = json!({ "membership": "join", "displayname": "Bob" });
     let name = world.make(&mut line, &world.bob, "m.room.member", Some(world.bob.as_str()), name);
     assert_eq!(world.receive(&[name]).await, [Ok(())]);
@@ -836,7 +838,7 @@ async fn a_fork_comes_out_the_same_in_whatever_order_it_is_received() {
         let more = [world.say(&mut one, "a"), world.say(&mut two, "b"), world.say(&mut one, "c")];
         assert!(world.receive(&more).await.iter().all(Result::is_ok));
         assert_eq!(world.house.row(&world.room).extremities.len(), 2);
-        // An event that follows both sees what was resolved.
+        // An event that follows both sees the resolved state.
         let mut both = world.line();
         let last = world.say(&mut both, "both");
         assert_eq!(world.receive(&[last.clone()]).await, [Ok(())]);
@@ -877,7 +879,7 @@ async fn a_member_event_handed_in_is_told_to_everybody() {
     world.check_state();
 }
 
-/// The second time round, an event that was soft-failed passed for accepted, and its sender was let in.
+/// The second time, an event that was soft-failed passed for accepted, and its sender was let in.
 #[tokio::test]
 async fn a_member_event_handed_in_again_is_judged_by_the_present() {
     let world = World::new().await;
@@ -964,7 +966,7 @@ async fn history_from_before_our_own_is_fetched_and_stands_below() {
     let joined = world.row(&joined).unwrap();
     let before = state_tree::get(&world.house.read(), joined.before.unwrap(), joined.state_key.unwrap()).unwrap();
     assert_eq!(before, None, "before she joined she was not in the room");
-    // Worked out backwards, it is not what another server should build upon.
+    // A state worked out backwards is not for another server to build upon.
     assert!(said.iter().all(|event| world.row(event).unwrap().flags.guessed));
     let (rooms, from) = (&world.house.rooms, far());
     assert!(matches!(rooms.serve_state(&from, &world.room, said[5].id(), true).await, Err(Error::NotFound)));
@@ -972,7 +974,7 @@ async fn history_from_before_our_own_is_fetched_and_stands_below() {
     world.check_state();
 }
 
-/// After a time in which we were not there, or too much was said to be had at once, the rest was put before everything, and
+/// The events of a time without members here, or too many to be fetched at once, were put before everything, and
 /// scrolling back stopped short of the beginning.
 #[tokio::test]
 async fn what_is_missing_in_the_middle_is_fetched_into_its_place() {
@@ -1007,8 +1009,8 @@ async fn what_is_missing_in_the_middle_is_fetched_into_its_place() {
     world.check_state();
 }
 
-/// The walk through a batch ended where the first branch of the history left it. Whatever stood on the others was never asked
-/// for again: the events just below them were here.
+/// The walk through a batch ended where the first branch of the history left it. The events of the other branches were
+/// never requested again: those just below them were here.
 #[tokio::test]
 async fn every_branch_of_a_batch_is_placed() {
     let world = World::new().await;
@@ -1034,7 +1036,8 @@ async fn every_branch_of_a_batch_is_placed() {
     world.check_state();
 }
 
-/// A hundred events of a kind that only twenty-five of fit into an answer could never be had, and scrolling back ended above them.
+/// A hundred events, so large that only twenty-five fit into an answer, could never be had, and scrolling back ended
+/// above them.
 #[tokio::test]
 async fn where_an_answer_would_be_too_large_fewer_are_asked_for() {
     let world = World::new().await;
@@ -1050,7 +1053,7 @@ async fn where_an_answer_would_be_too_large_fewer_are_asked_for() {
     let gap = Gap::Hole(world.house.row(&world.room).holes[0].bottom);
     let num = world.house.room_num(&world.room);
     assert_eq!(world.inbox.backfill(num, gap, 100).await.unwrap(), 6);
-    // The same for what stands between an event and what is here.
+    // The same for the events between an event and our own.
     world.house.say(&world.anna, &world.room, "meanwhile").await;
     let mut line = world.line();
     let events: Vec<_> = (0..12).map(|n| world.say(&mut line, &format!("more {n}"))).collect();
@@ -1060,8 +1063,8 @@ async fn where_an_answer_would_be_too_large_fewer_are_asked_for() {
     world.check_state();
 }
 
-/// In versions 1 and 2 a sender says what its event's id is. An event that named the id of another, which was here as rejected,
-/// got that one's columns: a message made its sender's power levels count.
+/// In versions 1 and 2 a sender chooses its event's id. An event that named the id of another, which was here as
+/// rejected, got that one's columns: a message made its sender's power levels count.
 #[tokio::test]
 async fn an_event_does_not_take_the_place_of_another_with_its_id() {
     let world = World::of(Budget::for_tests(), Some("2")).await;
@@ -1088,8 +1091,8 @@ async fn an_event_does_not_take_the_place_of_another_with_its_id() {
     world.check_state();
 }
 
-/// The state that an event's own state replaced, with a rejected event between them, stood beside it as if they were two ends
-/// of the history, and won when its clock was ahead.
+/// A state event that was replaced by a later one, with a rejected event between them, stood beside it as if they were
+/// two extremities, and won when its clock was ahead.
 #[tokio::test]
 async fn what_an_event_follows_behind_a_rejected_one_is_replaced() {
     let world = World::new().await;
@@ -1111,8 +1114,8 @@ async fn what_an_event_follows_behind_a_rejected_one_is_replaced() {
     world.check_state();
 }
 
-/// Answers in a thread that began before our time in the room, and edits of what was said then, were related to nothing, since
-/// what they are about came after them.
+/// Answers in a thread that began before our time in the room, and edits of messages from then, were related to
+/// nothing, since their targets came after them.
 #[tokio::test]
 async fn what_is_about_an_older_event_is_found_when_that_is_fetched() {
     let world = World::new().await;
@@ -1152,8 +1155,8 @@ async fn what_is_about_an_older_event_is_found_when_that_is_fetched() {
     assert_eq!(related, [of(Rel::REPLACE, &edit), of(Rel::THREAD, &second)]);
 }
 
-/// An event that others follow and that could not be had came in the end, and stood beside its followers as an end of the
-/// history. What it had set was resolved with what they replaced it by.
+/// A followed event that could not be had came in the end, and stood beside its followers as an extremity. The state it
+/// had set was resolved with the state that replaced it.
 #[tokio::test]
 async fn an_event_that_comes_after_its_followers_is_no_end() {
     let world = World::new().await;
@@ -1178,7 +1181,7 @@ async fn an_event_that_comes_after_its_followers_is_no_end() {
     assert_eq!(world.house.row(&world.room).extremities, [num]);
     assert_eq!(world.topic().as_deref(), Some("last"));
     world.check_state();
-    // It counts once: the next of its kind is an end as any other.
+    // It counts once: the next of its kind is an extremity like any other.
     world.house.say(&world.anna, &world.room, "hello").await;
     assert_eq!(world.house.row(&world.room).extremities.len(), 1);
     assert!(
@@ -1205,7 +1208,7 @@ async fn on_a_long_fork_the_state_is_what_its_ends_resolve_to() {
             0 => world.make(&mut line, &world.bob, "m.room.name", Some(""), json!({ "name": n })),
             1 => world.make(&mut line, &world.bob, "org.example.note", Some(&n.to_string()), json!({})),
             2 => world.say(&mut line, "hello"),
-            // Somebody who came is shown the door: this may take power away, so that everything is looked at.
+            // A user who joined is kicked: this may take power away, so that everything is looked at.
             3 if n > 12 => member(&mut line, &world.bob, &user(n + 2 - 8), "leave"),
             4 => member(&mut line, &user(n - 4), &user(n - 4), "join"),
             7 if n > 40 => world.make(&mut line, &world.bob, "m.room.topic", Some(""), json!({ "topic": n })),
@@ -1227,7 +1230,7 @@ async fn on_a_long_fork_the_state_is_what_its_ends_resolve_to() {
     assert_eq!((row.extremities.len(), row.state), (1, before));
 }
 
-/// What the other side of a long fork decides about is found when an event follows both.
+/// State on the other side of a long fork is found when an event follows both.
 #[tokio::test]
 async fn where_a_long_fork_ends_its_sides_are_resolved() {
     let world = World::new().await;
@@ -1276,7 +1279,7 @@ async fn no_fork_is_too_long() {
     world.house.send(&world.anna, &world.room, "m.room.member", Some(banned.as_str()), ban).await.unwrap();
     assert_eq!(world.house.row(&world.room).extremities.len(), 1);
     assert_eq!(world.house.row(&world.room).joined, 241);
-    // Theirs, which follows the same two ends and says what the state was.
+    // Theirs, which follows the same two extremities and tells the state.
     line.state.extend(other.state.clone());
     line.heads.extend(other.heads.clone());
     let last = world.say(&mut line, "we met");
@@ -1286,8 +1289,8 @@ async fn no_fork_is_too_long() {
     world.check_state();
 }
 
-/// What BIG-ROOMS asks: a change of membership costs the same in a large room as in a small one, and on a fork as without.
-/// That it does is to be read off what this prints.
+/// BIG-ROOMS: a change of membership costs the same in a large room as in a small one, and on a fork as without.
+/// The printed figures show it.
 #[tokio::test]
 async fn a_thousand_changes_in_a_small_and_in_a_large_room_with_a_fork_and_without() {
     const CHANGES: usize = 1000;
@@ -1372,8 +1375,8 @@ impl World {
     }
 }
 
-/// One server wrote as much as the line carried. What is over a room's share of an hour is left out, and nothing of it is lost:
-/// it is a gap like any other.
+/// One server wrote as much as the line carried. Events over a room's share of an hour are left out, and none of them
+/// is lost: they are a gap like any other.
 #[tokio::test]
 async fn what_is_too_much_for_a_room_at_once_is_fetched_later() {
     let world = World::new().await;
@@ -1389,7 +1392,7 @@ async fn what_is_too_much_for_a_room_at_once_is_fetched_later() {
     }
     let known = world.receive(&events[..20]).await;
     assert_eq!(known, vec![Ok(()); 20], "what is here already is as it was");
-    // People here write on.
+    // Local users write on.
     world.house.say(&world.anna, &world.room, "unmoved").await;
     world.house.clock.advance(Duration::from_secs(3600));
     world.house.rooms.set_hourly_bytes_max(1 << 20);
@@ -1398,7 +1401,7 @@ async fn what_is_too_much_for_a_room_at_once_is_fetched_later() {
     assert!(events.iter().all(|event| world.row(event).is_some_and(|row| row.order.is_some())));
 }
 
-/// An event that leads to much else made a server's every byte ours to store.
+/// An event that leads to many others made us store everything its server sent.
 #[tokio::test]
 async fn what_is_fetched_from_a_server_counts_as_sent() {
     let world = World::new().await;

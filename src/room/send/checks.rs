@@ -1,4 +1,4 @@
-//! What an event of ours must satisfy beside the authorisation rules.
+//! Checks on our own events beside the authorisation rules.
 
 use ruma::OwnedEventId;
 use serde_json::Value;
@@ -13,7 +13,7 @@ use crate::store::tables::room::{self, event};
 use crate::store::tables::user;
 
 impl Rooms {
-    /// What a server asks of its own people beyond the authorisation rules.
+    /// The checks a server makes on its own users' events beyond the authorisation rules.
     pub fn check_beyond_rules(&self, read: &Read, room: &RoomRef, new: &New) -> Result<()> {
         match new.kind.as_str() {
             "m.room.create" => Err(Error::bad("M_BAD_JSON", "the room has been created")),
@@ -28,7 +28,7 @@ impl Rooms {
         }
     }
 
-    /// An alias of ours that a room calls its own must lead to it.
+    /// A local alias in a room's canonical alias event must lead to that room.
     fn check_aliases(&self, read: &Read, room: &RoomRef, new: &New) -> Result<()> {
         let old = room.view(read).event("m.room.canonical_alias", "")?;
         let old: Value = old.and_then(|event| serde_json::from_str(event.content()).ok()).unwrap_or_default();
@@ -53,7 +53,7 @@ fn alias_names(content: &Value) -> impl Iterator<Item = &str> {
     content.get("alias").into_iter().chain(alternatives).filter_map(Value::as_str)
 }
 
-/// The creators of a room in which they stand above all levels are not named among them.
+/// Creators who stand above all levels must not be named among the users of the power levels.
 pub fn check_levels<'a>(levels: &Value, mut creators: impl Iterator<Item = &'a str>) -> Result<()> {
     let users = levels.get("users").and_then(Value::as_object);
     match users.and_then(|users| creators.find(|creator| users.contains_key(*creator))) {
@@ -62,7 +62,7 @@ pub fn check_levels<'a>(levels: &Value, mut creators: impl Iterator<Item = &'a s
     }
 }
 
-/// One's own events may be redacted, and with the power to redact everyone's (client-server API, "Redactions").
+/// A user may redact own events, and with the `redact` power level all events (client-server API, "Redactions").
 fn check_redaction(read: &Read, room: &RoomRef, new: &New) -> Result<()> {
     let in_content = new.content.get("redacts").and_then(Value::as_str);
     let target =
@@ -82,7 +82,7 @@ fn check_redaction(read: &Read, room: &RoomRef, new: &New) -> Result<()> {
     }
 }
 
-/// The state event that says just this already, sent by the same user: sending it again changes nothing.
+/// The state event with the same content and sender that the room has already: sending it again changes nothing.
 pub fn unchanged(read: &Read, room: &RoomRef, new: &New) -> Result<Option<OwnedEventId>> {
     let Some(state_key) = &new.state_key else { return Ok(None) };
     let Some(event) = room.view(read).event(&new.kind, state_key)? else { return Ok(None) };

@@ -11,13 +11,13 @@ use crate::store::tables::room::event_row::Membership;
 use crate::store::tables::user;
 use crate::store::{Get, Read};
 
-/// How somebody joins.
+/// The options of a join.
 #[derive(Debug, Clone, Default)]
 pub struct Joining {
-    /// Servers that may know the room, best first.
+    /// Servers that may know the room, the best first.
     pub via: Vec<OwnedServerName>,
     pub reason: Option<String>,
-    /// More for the member event's content.
+    /// Further fields of the member event's content.
     pub content_extra: Map<String, Value>,
 }
 
@@ -30,7 +30,7 @@ pub fn content_of(membership: Membership, reason: Option<String>) -> Map<String,
     content
 }
 
-/// Adds the name and picture of a user of this server, unless the content says others.
+/// Adds the display name and avatar of a local user, unless the content has its own.
 pub fn with_profile(get: &impl Get, user_id: &UserId, mut content: Map<String, Value>) -> Result<Map<String, Value>> {
     let Some(num) = user::num(get, user_id.as_str())? else { return Ok(content) };
     for field in ["displayname", "avatar_url"] {
@@ -44,7 +44,7 @@ pub fn with_profile(get: &impl Get, user_id: &UserId, mut content: Map<String, V
     Ok(content)
 }
 
-/// The content of a join: what the app asked for, the profile, and who lets the user in where that is needed.
+/// The content of a join: the app's fields, the profile, and the authorising user when the room needs one.
 pub fn join_content(
     rooms: &Rooms,
     read: &Read,
@@ -53,7 +53,7 @@ pub fn join_content(
     joining: Joining,
 ) -> Result<Map<String, Value>> {
     let mut content = joining.content_extra;
-    // Only servers say this, of people they let in themselves.
+    // Only servers may set this field, for users they authorise.
     content.remove("join_authorised_via_users_server");
     content.insert("membership".into(), "join".into());
     if let Some(reason) = joining.reason {

@@ -1,6 +1,6 @@
-//! Events that people here send: built on the room's present state, judged, signed, appended.
+//! Events of local users: built on the room's present state, judged, signed, appended.
 //!
-//! One reading job and one write, whatever the room's size. The room's lock is held over both, and nothing remote is
+//! One reading job and one write, whatever the room's size. The room's lock is held over both, and no remote server is
 //! waited for meanwhile.
 
 use ruma::{OwnedEventId, OwnedUserId, RoomId, UserId};
@@ -27,23 +27,23 @@ use checks::unchanged;
 pub mod checks;
 pub mod member;
 
-/// The largest depth that may be written: integers end at 2⁵³ − 1.
+/// The largest depth that may be written: integers in canonical JSON end at 2⁵³ − 1.
 const DEPTH_MAX: u64 = (1 << 53) - 1;
 
-/// What an app sends into a room.
+/// An event an app sends into a room.
 #[derive(Debug, Clone)]
 pub struct Sending {
     pub kind: String,
-    /// Given for state.
+    /// Present for state events.
     pub state_key: Option<String>,
     pub content: Box<RawValue>,
     /// The event a redaction is for.
     pub redacts: Option<OwnedEventId>,
-    /// The device and its transaction id: a repeat gets the first one's answer.
+    /// The device and its transaction id: a repeat gets the answer of the first request.
     pub txn: Option<(String, String)>,
 }
 
-/// An event of ours before the room says where it goes.
+/// An event of ours before its place in the room is known.
 #[derive(Debug, Clone)]
 pub struct New {
     pub kind: String,
@@ -65,18 +65,18 @@ impl New {
     }
 }
 
-/// A signed event of ours and what it was built upon.
+/// A signed event of ours, with the state and events it was built upon.
 #[derive(Debug, Clone)]
 pub(super) struct Built {
     pub event: Event,
     pub room: RoomNum,
-    /// The room's state and extremities it follows: while they are the same, it follows everything.
+    /// The state and extremities that the event follows: while they are unchanged, it follows the whole room.
     pub before: Option<Root>,
     pub extremities: Vec<EventNum>,
 }
 
 impl Rooms {
-    /// Sends an event. Membership events go the way of [`Rooms::join`] and its like.
+    /// Sends an event. Membership events take the path of [`Rooms::join`] and its like.
     pub async fn send(&self, sender: &UserId, room_id: &RoomId, sending: Sending) -> Result<OwnedEventId> {
         let content: Value = serde_json::from_str(sending.content.get())
             .map_err(|failed| Error::bad("M_BAD_JSON", format!("the content is no JSON: {failed}")))?;
@@ -94,7 +94,7 @@ impl Rooms {
         self.unbroken(async move { rooms.send_new(&room_id, new, txn).await }).await
     }
 
-    /// Sends an event of whatever type, within [`Rooms::unbroken`].
+    /// Sends an event of any type, within [`Rooms::unbroken`].
     pub(super) async fn send_new(
         &self,
         room_id: &RoomId,
@@ -126,8 +126,8 @@ impl Rooms {
         Ok(id)
     }
 
-    /// Makes the room's state what all ends of its history resolve to, before an event of ours follows them. On a long fork
-    /// it may have gone on without that. Nothing to do in a room that does not fork.
+    /// Resolves the state of all forward extremities and makes it the room's state, before an event of ours follows
+    /// them. On a long fork the room may have gone on without that. Does nothing in a room without a fork.
     pub(super) async fn settle_ends(&self, guard: &Guard) -> Result<()> {
         let num = guard.room();
         let settle = move |rooms: &Rooms, read: &Read| match room::get(read, num)? {
@@ -138,7 +138,7 @@ impl Rooms {
         };
         let changes = match self.reading(settle).await {
             Ok(changes) => changes,
-            // It stays as it is; what other servers make of our event does not depend on it.
+            // The state stays as it is; how other servers judge our event does not depend on it.
             Err(Error::Refused(_) | Error::Reject(_)) => return Ok(()),
             Err(failed) => return Err(failed),
         };
@@ -177,8 +177,8 @@ impl Rooms {
         Ok(Step::Built(Box::new(self.build(read, &room, new)?), txn))
     }
 
-    /// Builds, signs and judges an event that follows everything the room has. Plain work: a few lookups, a hash, a
-    /// signature.
+    /// Builds, signs and judges an event that follows all extremities of the room. Does no I/O beyond the store: a few
+    /// lookups, a hash, a signature.
     pub(super) fn build(&self, read: &impl Get, room: &RoomRef, new: New) -> Result<Built> {
         let parts = &self.0.parts;
         let view = room.view(read);
@@ -225,7 +225,7 @@ impl Rooms {
 }
 
 enum Step {
-    /// The same was done before.
+    /// The same request was handled before.
     Repeated(OwnedEventId),
     Built(Box<Built>, Option<Txn>),
 }

@@ -9,7 +9,7 @@ use crate::room::state::event::load_row;
 use crate::room::state::server_access::{for_member_server, for_server, is_expected, may_see_event};
 use crate::store::tables::room::{self, event, state_tree};
 
-/// State entries counted at once.
+/// The number of state entries counted at once.
 const PAGE: usize = 512;
 
 impl Rooms {
@@ -19,7 +19,7 @@ impl Rooms {
         self.reading(move |_, read| Ok(for_server(read, &origin, &room_id)?.version.id)).await
     }
 
-    /// One event for a server in its room: canonical JSON, in full or as a redaction would leave it.
+    /// One event for a server in its room: canonical JSON, in full or redacted.
     pub async fn event_for(&self, origin: &ServerName, id: &EventId) -> Result<Vec<u8>> {
         let (origin, id) = (origin.to_owned(), id.to_owned());
         self.reading(move |_, read| {
@@ -27,7 +27,7 @@ impl Rooms {
             let row = event::row_of(read, num)?;
             let room_id = room::get_of(read, row.room)?.id;
             let room_id = <&RoomId>::try_from(room_id.as_str()).map_err(|_| Error::NotFound)?;
-            // Whoever is not in the room does not learn that we know the event.
+            // A server outside the room does not learn that we know the event.
             let room = for_member_server(read, &origin, room_id).map_err(|_| Error::NotFound)?;
             if row.flags.rejected {
                 return Err(Error::NotFound);
@@ -41,8 +41,8 @@ impl Rooms {
         .await
     }
 
-    /// How many state events a room has, for a server that may be about to join it. One pass over the state's tree, a page
-    /// at a time.
+    /// The number of state events of a room, for a server that may be about to join it. One pass over the state's tree,
+    /// a page at a time.
     pub async fn state_events_for(&self, origin: &ServerName, room_id: &RoomId) -> Result<u64> {
         let (origin, room_id) = (origin.to_owned(), room_id.to_owned());
         self.reading(move |_, read| {

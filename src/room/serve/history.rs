@@ -1,7 +1,7 @@
 //! Our history of a room, for servers in it: `backfill` and `get_missing_events`.
 //!
-//! A walk down the `prev_events`, deepest first, bounded by a count; then the events found are written one by one, each
-//! whole or as a redaction would leave it, as the history visibility of its time lets the asking server see it.
+//! A walk down the `prev_events`, deepest first, bounded by a count. The events found are then written one by one, each
+//! whole or redacted, as the history visibility at the event allows the asking server.
 
 use std::collections::{BTreeSet, BinaryHeap, VecDeque};
 
@@ -18,19 +18,19 @@ use crate::room::state::server_access;
 use crate::store::tables::room::event;
 use crate::store::{EventNum, Get, Read};
 
-/// Events of one `backfill` answer.
+/// The most events of one `backfill` answer.
 const BACKFILL_MAX: usize = 100;
-/// Events of one `get_missing_events` answer.
+/// The most events of one `get_missing_events` answer.
 const MISSING_MAX: usize = 20;
-/// Events looked at beside those: rejected ones are passed by, and a room may be full of them.
+/// The most events looked at beside those: rejected ones are skipped, and a room may be full of them.
 const PASSED_BY_MAX: usize = 200;
-/// Events named in a question.
+/// The most events named in a request.
 const NAMED_MAX: usize = 50;
 /// A piece is full at this size; the event that fills it may be 64 KiB, and is held twice more while it is read.
 const PIECE_BYTES: usize = 16 * 1024;
 const PIECE_BYTES_MAX: u64 = 16 * 1024 + 3 * 64 * 1024;
 
-/// What a server that lacks events has, and what leads to them.
+/// The request of a server that lacks events: the events it has, and those that lead to the missing ones.
 #[derive(Debug, Clone, Default)]
 pub struct Missing {
     pub earliest: Vec<OwnedEventId>,
@@ -40,7 +40,8 @@ pub struct Missing {
 }
 
 impl Rooms {
-    /// `GET /backfill`: the events named and those before them, the deepest first. `head` begins the answer, up to the list.
+    /// `GET /backfill`: the named events and those before them, the deepest first. `head` begins the answer, up to the
+    /// list.
     pub async fn serve_backfill(
         &self,
         origin: &ServerName,
@@ -57,7 +58,7 @@ impl Rooms {
         .await
     }
 
-    /// `POST /get_missing_events`: what lies between, oldest first.
+    /// `POST /get_missing_events`: the events in between, oldest first.
     pub async fn serve_missing_events(
         &self,
         origin: &ServerName,
@@ -106,7 +107,7 @@ impl Rooms {
     }
 }
 
-/// A walk from events to those before them, the deepest first.
+/// A walk from events to their predecessors, the deepest first.
 struct Walk {
     open: BinaryHeap<(u64, EventNum)>,
     seen: BTreeSet<EventNum>,
@@ -133,7 +134,7 @@ impl Walk {
         Ok(())
     }
 
-    /// Twenty references an event at most, so the queue is bounded by the events looked at.
+    /// An event has at most twenty `prev_events`, so the queue is bounded by the events looked at.
     fn run(mut self, get: &impl Get, room: &RoomRef) -> Result<VecDeque<EventNum>> {
         let mut found = VecDeque::with_capacity(self.limit);
         let mut looked_at = 0;
@@ -153,7 +154,7 @@ impl Walk {
     }
 }
 
-/// The answer, some events at a time.
+/// The answer, written a few events at a time.
 struct Batch {
     rooms: Rooms,
     origin: ruma::OwnedServerName,

@@ -17,31 +17,31 @@ use crate::store::{self, EventNum, Get, Read, RoomNum, StateKeyNum};
 /// A piece is full at this size; the event that fills it may be 64 KiB itself, and is held once more while it is read.
 const PIECE_BYTES: usize = 16 * 1024;
 
-/// State entries read at once, and looked at for one piece.
+/// The number of state entries read at once, and looked at for one piece.
 const PAGE: usize = 128;
 
 const LOOKED_AT_MAX: usize = 2048;
 
-/// A long answer and what pays for it.
+/// A long answer and the grant that pays for it.
 pub struct Served {
     pub grant: Grant,
     pub chunks: Box<dyn Chunks>,
 }
 
 impl Rooms {
-    /// The highest number an event has; those of this answer are lower, or it.
+    /// The highest event number; the events of this answer have at most this number.
     pub fn highest_event(&self) -> store::Result<u32> {
         let mut highest = 0;
         event::rows_down(&self.0.parts.store.read()?, EventNum(u32::MAX - 1), &mut |num, _| {
             highest = num.0;
             Ok(ControlFlow::Break(()))
         })?;
-        // Room for what is appended before the answer begins: the joining event itself.
+        // Headroom for events appended before the answer begins: the joining event itself.
         Ok(highest.saturating_add(64))
     }
 }
 
-/// Whose member events a server gets that asked for none: its own user's, and enough to name a nameless room by.
+/// The member events sent when members are omitted: the joining user's own, and enough to name a room without a name.
 pub fn members_kept(get: &impl Get, held: &RoomRef, state: Root, joined: &Event) -> Result<Vec<EventNum>> {
     let mut kept = Vec::new();
     let mut keep = |kind: &str, key: &str| -> Result<bool> {
@@ -63,10 +63,10 @@ pub fn members_kept(get: &impl Get, held: &RoomRef, state: Root, joined: &Event)
     Ok(kept)
 }
 
-/// Which event numbers are still to come, highest first.
+/// The event numbers still to be written, highest first.
 pub struct Chain {
     bits: Vec<u64>,
-    /// Everything at or above this word has been handed out.
+    /// Everything at or above this word has been written.
     word: usize,
 }
 
@@ -110,7 +110,7 @@ enum Step {
     Done,
 }
 
-/// The answer under way.
+/// An answer being written.
 pub struct LongAnswer {
     rooms: Rooms,
     room: RoomNum,
@@ -121,7 +121,7 @@ pub struct LongAnswer {
     pub ids_only: bool,
     pub servers: bool,
     pub state: Option<Root>,
-    /// With members left out: those that are not.
+    /// With members omitted: the member events that are sent all the same.
     pub members_kept: Option<Vec<EventNum>>,
     pub chain: Chain,
     /// The next element of the list needs no comma before it.
@@ -140,7 +140,7 @@ impl LongAnswer {
         names: (&'static str, &'static str),
     ) -> LongAnswer {
         let mut chain = Chain::new(turn.bits_max);
-        // Version 12 events do not cite the create event: their room's id does.
+        // Version 12 events do not cite the create event: their room's id refers to it.
         if held.version.room_id_is_create_hash()
             && let Some(create) = held.row.create
         {
@@ -191,7 +191,7 @@ impl LongAnswer {
         Ok(())
     }
 
-    /// One list's share of a piece, or the step to the next list.
+    /// Writes one list's share of a piece, or steps to the next list.
     fn go_on(&mut self, read: &Read, full_at: usize, out: &mut Vec<u8>) -> store::Result<()> {
         match self.step.clone() {
             Step::Head => {
@@ -313,5 +313,5 @@ impl Chunks for LongAnswer {
     }
 }
 
-/// Members named to a joining server for a room without a name.
+/// The most members named to a joining server for a room without a name.
 pub const HEROES_MAX: usize = 6;

@@ -1,8 +1,8 @@
-//! Others coming and going: `make_join`, `make_leave`, `make_knock`, and the events that come back.
+//! Membership changes through us: `make_join`, `make_leave`, `make_knock`, and the events that come back.
 //!
 //! Server-server API, "Joining Rooms", "Leaving Rooms", "Knocking upon a room". A template is drawn up from the room's
-//! present state; the signed event that comes back goes the way of all that other servers send (`receive/`) and is posted
-//! to everybody in the room. `state.rs` writes the long answer to a join.
+//! present state. The signed event that comes back takes the path of all events from other servers (`receive/`) and is
+//! sent to all servers in the room. `state.rs` writes the long answer to a join.
 
 use ruma::{EventId, OwnedEventId, OwnedServerName, OwnedUserId, RoomId, ServerName, UserId};
 use serde_json::value::RawValue;
@@ -23,13 +23,13 @@ use crate::room::state::{RoomRef, known_num};
 use crate::store::tables::room::event;
 use crate::store::{EventNum, Read};
 
-/// A template as we hand it out.
+/// A template for another server.
 pub struct Drawn {
     pub version: &'static RoomVersion,
     pub event: Value,
 }
 
-/// A membership event another server sent us, and where it says it belongs.
+/// A membership event another server sent us, with the room and event id of its request.
 pub struct Submitted {
     pub origin: OwnedServerName,
     pub room: ruma::OwnedRoomId,
@@ -54,7 +54,7 @@ impl Rooms {
                 content.insert("join_authorised_via_users_server".into(), by.as_str().into());
             }
             let new = New::state("m.room.member", user.as_str(), &user, Value::Object(content));
-            // Judged as if it were ours; what is handed out has no signature.
+            // Judged as if it were ours; the template itself has no signature.
             rooms.build(read, &room, new.clone()).map_err(refused)?;
             let draft = rooms.draft(read, &room, new, &room.view(read))?;
             Ok(Drawn { version: room.version, event: draft.template(room.version) })
@@ -62,9 +62,9 @@ impl Rooms {
         .await
     }
 
-    /// Takes a signed join and answers with the room. Reserves what the answer needs first: an event that is in the room
-    /// while its sender was never told would leave it half joined. A join drawn up elsewhere may follow events we lack; no
-    /// turn is kept while other servers are asked for those.
+    /// Accepts a signed join and answers with the room. The answer's memory is reserved first: a join that is in the
+    /// room without its sender knowing would be half done. A join drawn up by another server may follow events we lack;
+    /// no slot is held while other servers are asked for those.
     pub async fn take_join(&self, submitted: Submitted, how: JoinAnswer) -> Result<Served> {
         let origin = submitted.origin.clone();
         let event = self.read_member_event(submitted, Verb::Join).await?;
@@ -93,7 +93,7 @@ impl Rooms {
         self.take_member_event(&origin, event).await.map(drop)
     }
 
-    /// Takes a signed knock and answers what the knocking user may be shown of the room.
+    /// Accepts a signed knock and answers the stripped state the knocking user may see.
     pub async fn take_knock(&self, submitted: Submitted) -> Result<Vec<Box<RawValue>>> {
         let origin = submitted.origin.clone();
         let event = self.read_member_event(submitted, Verb::Knock).await?;
@@ -105,7 +105,7 @@ impl Rooms {
         .await
     }
 
-    /// Checks that a membership event is what its server was to send.
+    /// Checks that a membership event is the one its server was to send.
     async fn read_member_event(&self, submitted: Submitted, verb: Verb) -> Result<Event> {
         let Submitted { origin, room: room_id, id, event: raw } = submitted;
         self.reading(move |rooms, read| {
@@ -121,8 +121,8 @@ impl Rooms {
         Ok(self.accept(origin, event).await.map_err(refused)?.num)
     }
 
-    /// Whether everything an event cites is here, and what it follows has its place, so that nobody has to be asked before it
-    /// can be judged.
+    /// Whether all events it cites are here, and its `prev_events` are placed, so that it can be judged without asking
+    /// another server.
     async fn has_all_behind(&self, event: &Event) -> Result<bool> {
         let event = event.clone();
         self.reading(move |_, read| {
@@ -141,20 +141,20 @@ impl Rooms {
         .await
     }
 
-    /// Puts our signature on a join of a restricted room that one of our users lets somebody into, when that is so.
+    /// Adds our signature to a join of a restricted room that one of our users authorises, when the conditions hold.
     fn countersign(&self, read: &Read, room: &RoomRef, event: Event) -> Result<Event> {
         let Some(by) = event.content_text("join_authorised_via_users_server") else { return Ok(event) };
         let by = OwnedUserId::try_from(&*by).map_err(|_| Reject::shape("no user id lets the user in"))?;
         if !room.version.restricted || by.server_name() != self.server() {
             return Ok(event);
         }
-        // Whoever is inside or invited needs nobody's word; for others the conditions are looked at again.
+        // A member or invited user needs no authorising user; for others the conditions are checked again.
         authorising_user(self, read, room, event.sender())?;
         Ok(sign::event::add_signature(&event, &self.0.parts.server, &self.0.parts.key)?)
     }
 }
 
-/// The rules' no is a plain "you may not" to whoever asks for a template.
+/// A rejected event is reported as 403, not as our own error.
 fn refused(error: Error) -> Error {
     match error {
         Error::Reject(reject) => Error::Forbidden(reject.to_string()),

@@ -1,4 +1,4 @@
-//! What other servers ask of us about rooms: history, state, and how they join, leave and knock through us.
+//! Requests of other servers about rooms: history, state, and joins, leaves and knocks through us.
 
 pub mod history;
 pub mod membership;

@@ -1,7 +1,7 @@
-//! Turns for long answers to other servers: [`AT_ONCE`] of them, and one for each server.
+//! Slots for long answers to other servers: [`AT_ONCE`] of them, and one for each server.
 //!
-//! Whoever reads slowly keeps others waiting, so an answer has a least pace, and a quicker one while somebody waits. Only
-//! the reader's time counts, not what we take to write a piece.
+//! A slow reader keeps other servers waiting. An answer therefore has a minimum pace, and a quicker one while another
+//! server waits. Only the reader's time counts, not the time we take to write a piece.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -15,11 +15,11 @@ use crate::budget::{Budget, Grant, Refused};
 use crate::room::Rooms;
 use crate::room::error::Result;
 
-/// Answers of this kind at once; each reads the whole of a room.
+/// The most answers of this kind at once; each reads the whole of a room.
 const AT_ONCE: usize = 2;
-/// A reader may be slower than any pace for so long.
+/// The time a reader may take below any pace.
 const GRACE: Duration = Duration::from_secs(30);
-/// Bytes in a second, on average over the whole answer. The state of the largest rooms is 150 MB: five hours, or an hour
+/// Bytes per second, on average over the whole answer. The state of the largest rooms is 150 MB: five hours, or an hour
 /// and a quarter while others wait.
 const PACE_MIN: u64 = 8 * 1024;
 const PACE_AWAITED_MIN: u64 = 32 * 1024;
@@ -29,9 +29,9 @@ pub(in crate::room) struct Slots(Arc<Inner>);
 
 struct Inner {
     places: Arc<Semaphore>,
-    /// Servers that have a place, or wait for one: as many as there are requests.
+    /// Servers that have a slot or wait for one: as many as there are requests.
     served: KeyedLock,
-    /// Servers that wait for a place because others have them.
+    /// The number of servers that wait because all slots are taken.
     waiting: AtomicUsize,
 }
 
@@ -42,7 +42,7 @@ impl Default for Slots {
     }
 }
 
-/// A server's place; given up by drop.
+/// A server's slot; released by drop.
 pub(in crate::room) struct Slot {
     _permit: OwnedSemaphorePermit,
     turns: Slots,
@@ -50,7 +50,7 @@ pub(in crate::room) struct Slot {
 }
 
 impl Slots {
-    /// Waits until the server's answer before this one has ended, and then for a place.
+    /// Waits until the server's previous answer has ended, and then for a slot.
     pub async fn take(&self, server: &ServerName) -> Slot {
         let only = self.0.served.take(server.as_str()).await;
         let _waiting = Waiting::new(&self.0.waiting);
@@ -78,7 +78,7 @@ impl Drop for Waiting<'_> {
     }
 }
 
-/// Watches how fast an answer is read, and keeps its place meanwhile.
+/// Measures how fast an answer is read, and holds its slot meanwhile.
 pub(in crate::room) struct Reader {
     place: Slot,
     clock: Clock,
@@ -92,7 +92,7 @@ impl Reader {
         Reader { place, clock, handed_over: None, waited: Duration::ZERO, bytes: 0 }
     }
 
-    /// The reader asks for the next piece; an error when it took too long over those before.
+    /// The reader asks for the next piece; an error when it took too long over the pieces before.
     pub fn asks(&mut self) -> Result<(), ChunkError> {
         let Some(since) = self.handed_over.take() else { return Ok(()) };
         self.waited += self.clock.instant().saturating_sub(since);
@@ -110,14 +110,15 @@ impl Reader {
     }
 }
 
-/// How long the next asker waits for its turn before it is told to come back, in milliseconds.
+/// How long a request waits for a slot before it is told to come back, in milliseconds.
 const TURN_MS: u64 = 60_000;
 
-/// A bitmap larger than this is the `join` account's to pay: it is a room of its size that is being handed over.
+/// A bitmap larger than this is charged to the `join` account: a room of the size that account is for is being handed
+/// over.
 const SMALL_BITMAP_BYTES: u64 = 64 * 1024;
 
 impl Rooms {
-    /// Waits for a server's turn. Nothing may be held meanwhile, and whether it may ask has been looked at.
+    /// Waits for a server's slot. The caller holds no grant or lock, and has checked that the server may ask.
     pub(in crate::room) async fn turn(&self, origin: &ServerName) -> Result<Turn> {
         let parts = &self.0.parts;
         let waiting = self.0.turns.take(origin);
@@ -147,7 +148,7 @@ fn busy(budget: &Budget) -> Refused {
 
 pub const PIECE_BYTES_MAX: u64 = 16 * 1024 + 3 * 64 * 1024;
 
-/// A turn, and the memory for it.
+/// A slot, and the memory for the answer.
 pub(in crate::room) struct Turn {
     pub place: Slot,
     pub grant: Grant,

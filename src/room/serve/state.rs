@@ -1,9 +1,9 @@
-//! A room's state and the events it rests on, for another server: `send_join`'s answer, `state`, `state_ids`, `event_auth`.
+//! A room's state and its auth chain, for another server: `send_join`'s answer, `state`, `state_ids`, `event_auth`.
 //!
-//! Two cursors written straight to the body: one over the state's tree, then one over the auth chain, which is one pass
-//! down the event numbers with a bit for each (an event's auth events have smaller numbers than the event). What is held
-//! is one piece of the answer and that bitmap, whatever the room. Each piece reads from a snapshot of its own, so that a
-//! slow reader keeps no pages of the database: trees and events never change.
+//! Two cursors are written straight to the body: one over the state's tree, then one over the auth chain. The second is
+//! one pass down the event numbers with a bit for each (an event's auth events have smaller numbers than the event).
+//! One piece of the answer and that bitmap are held, whatever the room. Each piece reads from a snapshot of its own, so
+//! that a slow reader keeps no pages of the database: trees and events never change.
 
 use ruma::{EventId, RoomId, ServerName};
 
@@ -20,7 +20,7 @@ use crate::store::tables::room::event::{self};
 use crate::store::{EventNum, Get};
 
 impl Rooms {
-    /// `GET /state` and `/state_ids`: the state before an event, and the events it rests on.
+    /// `GET /state` and `/state_ids`: the state before an event, and its auth chain.
     pub async fn serve_state(
         &self,
         origin: &ServerName,
@@ -35,7 +35,7 @@ impl Rooms {
             let read = rooms.0.parts.store.read()?;
             let (held, num) = asked_for(&read, &origin, &room, &at)?;
             let row = event::row_of(&read, num)?;
-            // Below our history all states were worked out backwards; others need what was true.
+            // Below our history all states were worked out backwards; other servers need the true state.
             if row.flags.guessed || row.order.is_some_and(|order| order < 0) {
                 return Err(Error::NotFound);
             }
@@ -49,7 +49,7 @@ impl Rooms {
         .await
     }
 
-    /// `GET /event_auth`: what an event rests on.
+    /// `GET /event_auth`: the auth chain of an event.
     pub async fn serve_event_auth(&self, origin: &ServerName, room: &RoomId, of: &EventId) -> Result<Served> {
         self.check_may_ask(origin, room, of).await?;
         let turn = self.turn(origin).await?;
@@ -64,13 +64,14 @@ impl Rooms {
         .await
     }
 
-    /// A stranger waits for no turn, and takes none from others.
+    /// Requests from servers outside the room are refused before they take a slot.
     async fn check_may_ask(&self, origin: &ServerName, room: &RoomId, event: &EventId) -> Result<()> {
         let (origin, room, event) = (origin.to_owned(), room.to_owned(), event.to_owned());
         self.reading(move |_, read| asked_for(read, &origin, &room, &event).map(drop)).await
     }
 
-    /// `send_join`'s answer for the event numbered `joined`, which is in the room by now. `old_api`: version 1 of it.
+    /// `send_join`'s answer for the event numbered `joined`, which is in the room by now. `old_api`: version 1 of the
+    /// API.
     pub(in crate::room) fn answer_join(
         &self,
         get: &impl Get,
@@ -101,14 +102,14 @@ impl Rooms {
     }
 }
 
-/// What a joining server asked for.
+/// The options of a joining server.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct JoinAnswer {
     pub omit_members: bool,
     pub old_api: bool,
 }
 
-/// The room and the event a server in the room asks about.
+/// The room and the event that a server in the room asks about.
 fn asked_for(get: &impl Get, origin: &ServerName, room: &RoomId, event: &EventId) -> Result<(RoomRef, EventNum)> {
     let held = server_access::for_member_server(get, origin, room)?;
     let num = known_event(get, &held, event)?;
@@ -167,7 +168,7 @@ mod tests {
         built.event
     }
 
-    /// A public room with `members` people of seven other servers.
+    /// A public room with `members` users of seven other servers.
     async fn grown(rooms: &Rooms, version: &str, members: usize) -> (OwnedRoomId, RoomNum) {
         let version = version::get(version).unwrap();
         let admin = "@admin:us.test";
@@ -205,7 +206,7 @@ mod tests {
         (id, num)
     }
 
-    /// The body as it would go out; no piece is larger than what is paid for.
+    /// The body as it would be sent; no piece is larger than its grant.
     fn body(served: Served) -> Value {
         let (mut whole, mut chunks, mut more) = (Vec::new(), served.chunks, true);
         while more {
@@ -230,7 +231,7 @@ mod tests {
         set
     }
 
-    /// What the state and its auth chain are by the definition, from the rows.
+    /// The state and its auth chain by the definition, computed from the rows.
     fn by_definition(
         rooms: &Rooms,
         num: RoomNum,
@@ -281,7 +282,7 @@ mod tests {
             let rests_on: BTreeSet<String> = auth.iter().map(|num| event::id_of(&read, *num).unwrap()).collect();
             let answer = body(rooms.serve_event_auth(origin, &id, last.id()).await.unwrap());
             assert!(rests_on.is_subset(&unique(ids(version, &answer["auth_chain"]))));
-            // Two that read nothing keep nobody else from being told no.
+            // Two servers that read nothing do not delay the refusal of others.
             let slow: [ruma::OwnedServerName; 2] = ["s1.test".try_into().unwrap(), "s2.test".try_into().unwrap()];
             let one = rooms.serve_state(&slow[0], &id, last.id(), false).await.unwrap();
             let _two = rooms.serve_state(&slow[1], &id, last.id(), false).await.unwrap();
@@ -313,7 +314,7 @@ mod tests {
             let wire = || serde_json::from_slice(event.to_federation()).unwrap();
             let submitted =
                 || Submitted { origin: origin.clone(), room: id.clone(), id: event.id().to_owned(), event: wire() };
-            // Nobody knows the key yet.
+            // The key is not known yet.
             let how = JoinAnswer { omit_members: false, old_api: false };
             assert!(rooms.take_join(submitted(), how).await.is_err());
             know(&rooms, &origin, &key).await;
@@ -326,7 +327,7 @@ mod tests {
             assert_eq!(answer["members_omitted"], false);
             assert_eq!(answer["origin"], "us.test");
             assert_eq!(ids(version, &json!([answer["event"]])), [event.id().to_string()]);
-            // Asked again (the answer was lost): the same event, now without the members.
+            // A repeated request (the answer was lost) gets the same event, now without the members.
             let how = JoinAnswer { omit_members: true, old_api: false };
             let answer = body(rooms.take_join(submitted(), how).await.unwrap());
             let members = answer["state"].as_array().unwrap().iter().filter(|e| e["type"] == "m.room.member").count();
@@ -358,7 +359,7 @@ mod tests {
         draw("new.test", "@adam:new.test").await.unwrap();
     }
 
-    /// Puts another server's key where the joins look for it.
+    /// Stores another server's key where the joins look for it.
     async fn know(rooms: &Rooms, server: &ServerName, key: &sign::Key) {
         let (server, id, public) = (server.to_owned(), key.id().to_owned(), key.public().to_bytes());
         rooms

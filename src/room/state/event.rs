@@ -19,7 +19,7 @@ pub fn stored(get: &impl Get, id: &str) -> store::Result<Option<(EventNum, Row)>
     }
 }
 
-/// Whether the event stored under an event's id is that event. In versions 1 and 2 whoever sends an event says what its id is.
+/// Whether the event stored under an event's id is that event. In versions 1 and 2 the sender chooses the id.
 pub fn is_same(get: &impl Get, row: &Row, room: RoomNum, event: &Event) -> store::Result<bool> {
     let same_text = || -> store::Result<bool> {
         Ok(load_row(get, event.version(), row)?.reference_hash() == event.reference_hash())

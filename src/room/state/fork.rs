@@ -1,4 +1,4 @@
-//! The ends of a room's history, and the state that they resolve to.
+//! The forward extremities of a room, and the state that they resolve to.
 
 use ruma::EventId;
 
@@ -12,7 +12,7 @@ use crate::room::state::resolve::{self, Means, Of};
 use crate::store::tables::room::{event, state_tree};
 use crate::store::{self, EventNum, Get, StateKeyNum};
 
-/// What the event does to the room's present state.
+/// The event's effect on the room's present state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Current {
     /// The present state is the state after the event: it follows all extremities.
@@ -23,11 +23,11 @@ pub enum Current {
     Keep,
 }
 
-/// Refused events looked behind for extremities, for one event.
+/// Refused events behind which extremities are looked for, for one event.
 const REFUSED_LOOKED_AT_MAX: usize = 64;
 
-/// The extremities whose place an event takes: those it follows, also behind events that were rejected or soft-failed, which
-/// took nobody's place.
+/// The extremities that an event replaces: those it follows, also behind events that were rejected or soft-failed,
+/// which replaced none.
 pub fn superseded(get: &impl Get, extremities: &[EventNum], event: &Event) -> store::Result<Vec<EventNum>> {
     let mut superseded = Vec::with_capacity(extremities.len());
     let mut open = nums_of(get, event.prev_events())?;
@@ -50,7 +50,7 @@ fn nums_of<'a>(get: &impl Get, ids: impl Iterator<Item = &'a EventId>) -> store:
     ids.filter_map(|id| event::num(get, id.as_str()).transpose()).collect()
 }
 
-/// Events that the ends of the history may differ in and still be resolved for every event that comes: about a millisecond.
+/// Events that the extremities may differ in and still be resolved for every new event: about a millisecond.
 const SHORT_FORK: usize = 32;
 
 /// The room as resolving needs it.
@@ -59,14 +59,14 @@ pub fn of(room: &RoomRef) -> Result<Of> {
     Ok(Of { version: room.version, create })
 }
 
-/// What an accepted event that does not simply follow the present state makes of it.
+/// The effect of an accepted event that does not simply follow the present state.
 pub struct Ends<'a, G> {
     pub get: &'a G,
     pub room: &'a RoomRef,
     pub event: &'a Event,
     pub num: Option<EventNum>,
     pub before: &'a Tree,
-    /// Its server said what the state before it is.
+    /// The state before it was requested from its server.
     pub is_given: bool,
     pub means: &'a Means,
 }
@@ -109,7 +109,7 @@ impl<G: Get> Ends<'_, G> {
             own.set(get, key, Some(num))?;
         }
         if !goes_on {
-            // Should the ends differ in too much: what they came to before, and the event's side.
+            // Should the extremities differ in too much: their last resolved state, and the event's side.
             for states in [with(&own), vec![Tree::stored(room.row.state), own]] {
                 if let Some(changes) = self.changes(states, grant.as_deref_mut())? {
                     return Ok(Some(Current::Resolved { changes, wins: false }));
@@ -124,7 +124,7 @@ impl<G: Get> Ends<'_, G> {
         Ok(Some(Current::Resolved { changes, wins: false }))
     }
 
-    /// What follows it is here already: it is no end of the history, and what it changed is in the states of those that are.
+    /// Events that follow it are here already: it is no extremity, and its change is in the states of the extremities.
     fn behind(&self, old: Vec<Tree>, others: Vec<Tree>, grant: Option<&mut Grant>) -> Result<Current> {
         let changes = match old == others {
             true => Vec::new(),
@@ -133,19 +133,19 @@ impl<G: Get> Ends<'_, G> {
         Ok(Current::Resolved { changes, wins: false })
     }
 
-    /// Whether what it replaces on its own side is what all sides have come to, or it is no state.
+    /// Whether the state it replaces on its own side is the room's present one, or it is no state.
     fn is_unopposed(&self, key: Option<Option<StateKeyNum>>) -> Result<bool> {
         match key {
             Some(Some(key)) => {
                 let present = Tree::stored(self.room.row.state).get(self.get, key)?;
                 Ok(self.before.get(self.get, key)? == present)
             }
-            // No event has that key yet.
+            // The key is new.
             Some(None) | None => Ok(true),
         }
     }
 
-    /// What must be changed in the present state to make it what the states resolve to.
+    /// The changes to the present state that make it the resolution of the states.
     fn changes(&self, states: Vec<Tree>, grant: Option<&mut Grant>) -> Result<Option<Changes>> {
         let Some(resolved) = resolve::resolve(self.get, of(self.room)?, states, self.means, grant)? else {
             return Ok(None);
@@ -156,8 +156,8 @@ impl<G: Get> Ends<'_, G> {
 
 type Changes = Vec<(StateKeyNum, Option<EventNum>)>;
 
-/// What the room's present state must become before an event follows all its ends: on a long fork it went on without their
-/// being resolved. Nothing when it is right, or when they differ in too much.
+/// The changes to the room's present state before an event follows all extremities: on a long fork it went on without
+/// their being resolved. Nothing when it is right, or when they differ in too much.
 pub fn settle_ends(get: &impl Get, room: &RoomRef, means: &Means) -> Result<Changes> {
     if room.row.extremities.len() < 2 {
         return Ok(Vec::new());

@@ -1,4 +1,4 @@
-//! Whom restricted join rules let in, and who here may vouch for it ("Restricted rooms").
+//! The users that restricted join rules let in, and the local user that may authorise their join ("Restricted rooms").
 
 use std::ops::ControlFlow;
 
@@ -17,7 +17,7 @@ use crate::store::{Get, Read, RoomNum, UserNum};
 /// Rooms that a restricted room lets people in from, looked at for one join at most.
 const ALLOW_MAX: usize = 100;
 
-/// Who of this server lets a user into a restricted room; nobody where nobody needs to.
+/// The user of this server that authorises a join to a restricted room; `None` where none is needed.
 pub fn authorising_user(rooms: &Rooms, read: &Read, room: &RoomRef, user: &UserId) -> Result<Option<OwnedUserId>> {
     let view = room.view(read);
     let rule = view.join_rule()?;
@@ -45,8 +45,8 @@ pub fn authorising_user(rooms: &Rooms, read: &Read, room: &RoomRef, user: &UserI
     }
 }
 
-/// Whether a user is in one of the rooms that the join rules of a restricted room name; `None` when it is not in those we
-/// know, and there are others.
+/// Whether a user is in one of the rooms that the join rules of a restricted room name; `None` when the user is in none
+/// of the rooms we know, and the rules name others.
 pub(super) fn meets_join_condition(read: &impl Get, room: &RoomRef, user: &UserId) -> Result<Option<bool>> {
     let Some(rules) = room.view(read).event("m.room.join_rules", "")? else { return Ok(Some(false)) };
     let user = user::num(read, user.as_str())?;
@@ -58,7 +58,7 @@ pub(super) fn meets_join_condition(read: &impl Get, room: &RoomRef, user: &UserI
             continue;
         }
         let Some(room_id) = text::read::get_text(condition, "room_id") else { continue };
-        // Of a room nobody here is in any more we know no present members.
+        // For a room without members here any more we know no present members.
         let other = match room::num(read, &room_id)? {
             Some(other) if room::get_of(read, other)?.status == room::Status::Resident => other,
             _ => {
@@ -76,7 +76,7 @@ pub(super) fn meets_join_condition(read: &impl Get, room: &RoomRef, user: &UserI
 }
 
 impl Rooms {
-    /// A joined user of this server who may invite. Bounded by the people of this server.
+    /// A joined user of this server who may invite. Bounded by the users of this server.
     pub(super) fn who_may_invite(&self, read: &impl Get, room: &RoomRef) -> Result<Option<OwnedUserId>> {
         let local: Vec<UserNum> = local_joined(read, room.num)?;
         let mut ids = Vec::with_capacity(local.len());

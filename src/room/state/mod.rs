@@ -36,7 +36,7 @@ pub struct RoomRef {
 }
 
 impl RoomRef {
-    /// Somebody of this server is joined, so we follow it.
+    /// Whether a user of this server is joined, so that we follow the room.
     pub fn is_resident(&self) -> bool {
         self.row.status == Status::Resident
     }
@@ -62,7 +62,7 @@ pub fn known_num(get: &impl Get, num: RoomNum) -> Result<RoomRef> {
     }
 }
 
-/// The rules' word for a stored membership.
+/// A stored membership as the rules name it.
 pub fn as_rule(membership: Membership) -> auth::Membership {
     match membership {
         Membership::Join => auth::Membership::Join,
@@ -138,7 +138,7 @@ impl<'g, G: Get> StateView<'g, G> {
         }
     }
 
-    /// Who may do what, for `ask`. `None` when the room's state cannot be read, which the rules then refuse.
+    /// Calls `ask` with the users' powers. `None` when the room's state cannot be read, which the rules then refuse.
     pub fn with_powers<T>(&self, ask: impl FnOnce(&auth::Powers<'_>) -> T) -> Result<Option<T>> {
         use auth::State as _;
         let (Some(create), levels) = (self.create()?, self.power_levels()?) else { return Ok(None) };
@@ -182,7 +182,7 @@ impl<G: Get> auth::State for StateView<'_, G> {
 }
 
 impl Rooms {
-    /// The number of a room we hold; who asks for another has no part in it.
+    /// The number of a room we hold; a user who asks for any other has no part in it.
     pub(super) async fn num_of(&self, room_id: &RoomId) -> Result<RoomNum> {
         let room_id = room_id.to_owned();
         self.reading(move |_, read| room::num(read, room_id.as_str())?.ok_or_else(not_in_room)).await
@@ -193,7 +193,7 @@ pub(super) fn not_in_room() -> Error {
     Error::forbidden("the user is not in the room")
 }
 
-/// A room somebody here may act in; one we do not hold is one they are not in.
+/// A room in which a local user may act; in a room we do not hold, the user has no membership.
 pub(super) fn known_to_member(get: &impl Get, room_id: &RoomId) -> Result<RoomRef> {
     known(get, room_id.as_str()).map_err(|failed| match failed {
         Error::NotFound => not_in_room(),

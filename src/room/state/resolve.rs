@@ -1,13 +1,13 @@
 //! The state of a room where its history forks.
 //!
-//! Several states become one (each room version's section "State resolution"). Only what the states do not agree on is
-//! ever held: the rest is found in the stored trees when a rule asks for it. The outcome is a [`Tree`]: a stored tree
-//! and the few keys that differ from it, which the write that needs it stores.
+//! Several states become one (each room version's section "State resolution"). Only the entries that the states do not
+//! agree on are ever held: the rest is found in the stored trees when a rule asks for it. The outcome is a [`Tree`]: a
+//! stored tree and the few keys that differ from it, which the calling write stores.
 //!
-//! Bounded by the profile's `state_conflicts_max`, the events that are resolved together. States that differ in more are
-//! resolved in parts, which comes to the same unless an event of one part decides about one of another: first every key that
-//! an event which can take power away is about, then other state, then memberships. States that differ in a multiple of that
-//! are not resolved; `receive/authorize.rs` has a way on.
+//! Bounded by the profile's `state_conflicts_max`, the events that are resolved together. States that differ in more
+//! are resolved in parts, with the same result unless an event of one part decides about one of another: first every
+//! key with an event that can take power away, then other state, then memberships. States that differ in a multiple of
+//! that are not resolved; `receive/authorize.rs` has a way on.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -30,16 +30,16 @@ use crate::store::{self, EventNum, Get, StateKeyNum};
 
 /// Rows of events looked at instead of a whole state: a few milliseconds.
 const RECENT_MAX: usize = 2048;
-/// What one conflicted event takes in `matrix::state` and here, its cached body left out.
+/// Memory of one conflicted event in `matrix::state` and here, its cached body left out.
 const CONFLICT_BYTES: u64 = 192;
 /// Events read most recently, of which the replay asks again and again.
 const CACHE_BYTES: usize = 128 * 1024;
 /// Keys that states may differ in at all, as a multiple of the conflicts that are resolved together.
 const CHANGES_PER_CONFLICT: usize = 4;
-/// What one of those takes while parts are resolved: its place in the list, and in the outcome.
+/// Memory of one such key while parts are resolved: its place in the list, and in the outcome.
 const CHANGE_BYTES: u64 = 32;
 
-/// What resolving may take.
+/// The bounds of a resolution.
 #[derive(Clone)]
 pub struct Means {
     pub account: Account,
@@ -58,10 +58,10 @@ impl Means {
         self.conflicts_max * CHANGES_PER_CONFLICT
     }
 
-    /// What one resolution takes at most, walks of the auth graph left out, which pay as they go.
+    /// Memory of one resolution at most, walks of the auth graph left out, which pay as they go.
     fn bytes(&self) -> u64 {
         let (conflicts, changes) = (self.conflicts_max as u64, self.changes_max() as u64);
-        // Parts are half as large, and what they come to stands beside them.
+        // Parts are half as large, and their outcome stands beside them.
         let bytes = (conflicts * CONFLICT_BYTES).max(conflicts / 2 * CONFLICT_BYTES + changes * CHANGE_BYTES);
         (bytes + CACHE_BYTES as u64).min(self.account.limit() / 4 * 3)
     }
@@ -79,8 +79,8 @@ pub struct Of {
     pub create: EventNum,
 }
 
-/// Makes one state of several. Equal ones cost nothing. The memory is that of `grant`, or had at once. `None` when they differ
-/// in more keys than [`Means::changes_max`], or in too much that decides about power.
+/// Resolves several states into one. Equal ones cost nothing. The memory is that of `grant`, or taken at once. `None`
+/// when they differ in more keys than [`Means::changes_max`], or in too many that decide about power.
 ///
 /// Plain work for a blocking thread: the conflicts, a few reads for each, and the part of the auth graph they differ in.
 pub fn resolve(
@@ -148,9 +148,9 @@ struct Parts<'a, G> {
     trees: &'a [Tree],
     grant: &'a mut Grant,
     events: Events<'a, G>,
-    /// There is one part only: what it does not hold, all states agree on.
+    /// There is one part only: all states agree on the rest.
     is_whole: bool,
-    /// What it has come to so far, and for which keys.
+    /// The outcome so far, and its keys.
     tree: Tree,
     decided: BTreeSet<StateKeyNum>,
 }
@@ -201,7 +201,7 @@ impl<'a, G: Get> Parts<'a, G> {
         for added in resolved.added {
             let Some(key) = event::row_of(get, added)?.state_key else { continue };
             let values = values(get, trees, key)?;
-            // What the states do not agree on has a part of its own.
+            // A key that the states do not agree on has a part of its own.
             if is_whole || values.iter().all(|value| *value == values[0]) {
                 self.tree.set(get, key, Some(added))?;
             }
@@ -210,7 +210,7 @@ impl<'a, G: Get> Parts<'a, G> {
     }
 }
 
-/// What each tree has, for each key they do not agree on.
+/// The event of each tree, for each key they do not agree on.
 type Conflicts = BTreeMap<StateKeyNum, Vec<Option<EventNum>>>;
 
 fn values(get: &impl Get, trees: &[Tree], key: StateKeyNum) -> store::Result<Vec<Option<EventNum>>> {
@@ -242,7 +242,7 @@ fn conflicts(get: &impl Get, trees: &[Tree], most: usize) -> Result<Option<Confl
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Part {
     Power,
-    /// Before memberships: who has left since may have sent it.
+    /// Before memberships: its sender may have left since.
     Other,
     Member,
 }
@@ -270,7 +270,7 @@ fn list(get: &impl Get, trees: &[Tree], most: usize) -> Result<Option<Vec<(Part,
     Ok(fits.then_some(found))
 }
 
-/// Whether an event is one the algorithm puts before all others: it can take power away from somebody.
+/// Whether the algorithm puts the event before all others: it can take power away from a user.
 fn takes_power(row: &Row) -> bool {
     match row.kind {
         Kind::CREATE | Kind::POWER_LEVELS | Kind::JOIN_RULES => true,
@@ -306,7 +306,7 @@ fn differences(
     Ok(fits)
 }
 
-/// What else takes part: the auth difference, and the conflicted subgraph where the version has it.
+/// The other events that take part: the auth difference, and the conflicted subgraph where the version has it.
 fn others(
     get: &impl Get,
     of: Of,
@@ -336,8 +336,8 @@ fn difference(
 ) -> Result<Vec<EventNum>> {
     let mut sets: Vec<Vec<EventNum>> =
         (0..trees.len()).map(|at| conflicts.values().filter_map(|values| values[at]).collect()).collect();
-    // What all states have and a conflicted event cites is put into every set: it changes no difference, and the walk
-    // ends there instead of going down the history of, say, the power levels.
+    // An event that all states have and a conflicted event cites is put into every set: it changes no difference, and
+    // the walk ends there instead of going down the history of, say, the power levels.
     let mut common = BTreeSet::new();
     for event in conflicted {
         for auth in event::row_of(get, *event)?.auth {
@@ -348,7 +348,7 @@ fn difference(
             }
         }
     }
-    // Agreed, but not in the stored tree that stands for what is common.
+    // Agreed, but not in the stored tree that stands for the common state.
     for (key, event) in &trees[0].changes {
         if event.is_some() && agreed(*key)? == *event {
             common.extend(*event);
@@ -368,7 +368,7 @@ fn difference(
     if let Some(found) = retain_uncited(get, of, &found, &agreed)? {
         return Ok(found);
     }
-    // Some are old, and the rest of the state may rest on them: only a look at all of it tells.
+    // Some are old, and may be in the auth chain of the rest of the state: only a look at all of it tells.
     let Some(root) = trees[0].base else { return Ok(found) };
     let outside: BTreeSet<StateKeyNum> =
         conflicts.keys().copied().chain(trees[0].changes.iter().map(|change| change.0)).collect();
@@ -379,8 +379,8 @@ fn difference(
     Ok(found)
 }
 
-/// The events, in falling order, without those that a part of all states rests on. What rests on an event is newer, so that
-/// only what came since the oldest of them is looked at; `None` when that is too much.
+/// The events, in falling order, without those in the auth chain of an event that all states have. A citing event is
+/// newer, so that only events since the oldest of them are looked at; `None` when those are too many.
 fn retain_uncited(
     get: &impl Get,
     of: Of,
@@ -406,7 +406,7 @@ fn retain_uncited(
     Ok(recent.then(|| events.iter().filter(|event| !cited.contains(*event)).copied().collect()))
 }
 
-/// Takes out what is itself a part of all states, and what that rests on. In falling order.
+/// Removes events that are part of all states, and their auth chains. In falling order.
 fn retain_unshared(
     get: &impl Get,
     found: &mut Vec<EventNum>,

@@ -1,6 +1,6 @@
-//! Another server at the door: which of our rooms it may ask about, and which events it is given whole.
+//! Requests of another server: which of our rooms it may ask about, and which events it is given whole.
 //!
-//! A room we are not in any more is not ours to speak for; a room's ACL and its membership decide the rest. Every
+//! For a room without members here any more we do not answer; a room's ACL and its membership decide the rest. Every
 //! question is a handful of lookups.
 
 use std::ops::ControlFlow;
@@ -33,7 +33,7 @@ pub(in crate::room) fn for_server(get: &impl Get, origin: &ServerName, room_id: 
     }
 }
 
-/// The same for what only servers in the room may ask.
+/// The same for requests that only servers in the room may make.
 pub(in crate::room) fn for_member_server(get: &impl Get, origin: &ServerName, room_id: &RoomId) -> Result<RoomRef> {
     let room = for_server(get, origin, room_id)?;
     match member::server(get, room.num, origin.as_str())? {
@@ -42,7 +42,7 @@ pub(in crate::room) fn for_member_server(get: &impl Get, origin: &ServerName, ro
     }
 }
 
-/// Refuses a server that the ACL of a room we are in denies it. Of other rooms we know no ACL.
+/// Refuses a server that the ACL of a room we are in denies. Of other rooms we know no ACL.
 pub(in crate::room) fn check_acl(get: &impl Get, origin: &ServerName, room_id: &RoomId) -> Result<()> {
     match for_server(get, origin, room_id) {
         Ok(_) | Err(Error::NotFound) => Ok(()),
@@ -56,9 +56,9 @@ pub(in crate::room) fn acl_allows(get: &impl Get, room: &RoomRef, server: &Serve
     Ok(acl.is_none_or(|acl| Acl::parse(acl.content()).allows(server.as_str())))
 }
 
-/// Whether a server that is in the room may be given an event whole; if not, it gets what a redaction would leave.
+/// Whether a server that is in the room may be given an event whole; if not, it gets the redacted event.
 ///
-/// That it had somebody in the room then is read from how long it has been in the room without a break.
+/// Whether it had a member in the room then is read from how long it has been in the room without a break.
 pub(in crate::room) fn may_see_event(get: &impl Get, room: &RoomRef, row: &Row, origin: &ServerName) -> Result<bool> {
     let view = StateView::tree(get, room.num, room.version, row.before.or(room.row.state));
     let content = view.event("m.room.history_visibility", "")?;
@@ -70,7 +70,7 @@ pub(in crate::room) fn may_see_event(get: &impl Get, room: &RoomRef, row: &Row, 
     Ok(own || visibility::server_may_see(history, closest))
 }
 
-/// Whether somebody of the server is in the room or has been invited to it.
+/// Whether a user of the server is in the room or has been invited to it.
 pub(in crate::room) fn is_expected(get: &impl Get, room: RoomNum, origin: &ServerName) -> Result<bool> {
     if member::server(get, room, origin.as_str())?.is_some() {
         return Ok(true);

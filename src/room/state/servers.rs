@@ -20,7 +20,7 @@ const SERVERS_MAX: usize = 4;
 
 const SERVERS_LOOKED_AT: usize = 64;
 
-/// Who is asked: the server the room's history begins with as far as its name tells, then others in the room.
+/// The servers to ask: the one that the room's history begins with as far as its name tells, then others in the room.
 pub(in crate::room) fn servers(get: &Read, num: RoomNum, us: &ServerName) -> Result<Vec<OwnedServerName>> {
     let room = known_num(get, num)?;
     let mut sizes: BTreeMap<std::cmp::Reverse<u64>, BTreeSet<String>> = BTreeMap::new();
@@ -42,7 +42,7 @@ pub(in crate::room) fn servers(get: &Read, num: RoomNum, us: &ServerName) -> Res
 }
 
 impl Rooms {
-    /// Who would want to know that a local user leaves a room we are not in: the inviter's server, then the room id's.
+    /// The servers to tell when a local user leaves a room we are not in: the inviter's, then the room id's.
     pub fn outside_of(&self, read: &Read, user: &UserId, room: &RoomId) -> Result<Vec<OwnedServerName>> {
         let nums = user::num(read, user.as_str())?.zip(room::num(read, room.as_str())?);
         let (user_num, room_num) = nums.ok_or(Error::NotFound)?;
@@ -57,7 +57,7 @@ impl Rooms {
         let senders = inviters.filter_map(|event| OwnedUserId::try_from(&*event.sender).ok());
         let mut servers: Vec<OwnedServerName> = senders.map(|sender| sender.server_name().to_owned()).collect();
         servers.extend(room.server_name().map(ToOwned::to_owned));
-        // Of a version 12 room the id says nothing; whoever else is named in the state is in the room too.
+        // A version 12 room id names no server; the other users named in the state are in the room too.
         let others = stripped.iter().filter_map(|event| OwnedUserId::try_from(&*event.sender).ok());
         servers.extend(others.map(|sender| sender.server_name().to_owned()));
         let mut seen = Vec::new();

@@ -1,4 +1,4 @@
-//! Stripped state: what is shown of a room to those who are not in it ("Stripped state").
+//! Stripped state: the part of a room that is shown to users outside it ("Stripped state").
 
 use std::borrow::Cow;
 
@@ -16,7 +16,7 @@ use crate::store::tables::room::event_row::Kind;
 /// Stripped state kept of one room at most: a name, a topic, a picture, the rules and two members fit ten times over.
 pub(in crate::room) const STRIPPED_BYTES_MAX: usize = 64 * 1024;
 
-/// An event of stripped state. What else it says somebody elsewhere chose, and it is not looked at.
+/// An event of stripped state. Its other fields are another server's choice, and are not looked at.
 #[derive(serde::Deserialize)]
 pub(in crate::room) struct Stripped<'a> {
     #[serde(rename = "type", borrow)]
@@ -27,19 +27,19 @@ pub(in crate::room) struct Stripped<'a> {
     pub sender: Cow<'a, str>,
 }
 
-/// Stripped state as it is kept.
+/// Stripped state in its stored form.
 pub(in crate::room) fn read_stripped(stripped: &[u8]) -> Vec<Stripped<'_>> {
     serde_json::from_slice(stripped).unwrap_or_default()
 }
 
-/// The server of that; empty when the state does not say.
+/// The inviter's server; empty when the state does not name one.
 pub fn inviting_server(stripped: &[u8], user_id: &UserId) -> String {
     let inviter = inviter(stripped, user_id);
     inviter.and_then(|id| Some(id.split_once(':')?.1.to_owned())).unwrap_or_default()
 }
 
-/// Stripped state as it is kept: a JSON array of the events' four fields, the member event itself last. What is too much
-/// or no event is left out.
+/// Stripped state in its stored form: a JSON array of the events' four fields, the member event itself last. An event
+/// beyond the bounds, or an element that is no event, is left out.
 pub fn strip(state: &[Box<RawValue>], own: &Event) -> Vec<u8> {
     let last = strip_own(own);
     let mut left = STRIPPED_BYTES_MAX.saturating_sub(last.len() + 2);
@@ -60,7 +60,7 @@ fn strip_own(own: &Event) -> String {
     format!("{{\"content\":{content},\"sender\":{sender},\"state_key\":{state_key},\"type\":{kind}}}")
 }
 
-/// Nothing for what is no event, for one that apps could not read, and for the member event `own`.
+/// `None` for an element that is no event, for an event that clients could not read, and for the member event `own`.
 fn strip_one(event: &RawValue, own: &Event) -> Option<String> {
     #[derive(serde::Deserialize)]
     struct Given<'a> {
@@ -84,11 +84,11 @@ fn strip_one(event: &RawValue, own: &Event) -> Option<String> {
     Some(format!("{{\"content\":{content},\"sender\":{sender},\"state_key\":{state_key},\"type\":{kind}}}"))
 }
 
-/// Of one such event; larger ones (a page of text as a topic) are left out.
+/// Size of one such event; larger ones (a page of text as a topic) are left out.
 const SHOWN_BYTES_MAX: usize = 16 * 1024;
 
 impl Rooms {
-    /// What is told of a room of ours to somebody whom `inviter` asks in.
+    /// The stripped state of a room of ours for a user whom `inviter` invites.
     pub(in crate::room) async fn shown_state_of(
         &self,
         room_id: &RoomId,
@@ -109,7 +109,7 @@ impl Rooms {
     }
 }
 
-/// The room as somebody outside is shown it, in the form servers exchange.
+/// The stripped state of a room, in the form servers exchange.
 pub fn shown_state(get: &impl Get, room: &RoomRef) -> Result<Vec<Box<RawValue>>> {
     let view = room.view(get);
     let mut shown = Vec::with_capacity(SHOWN.len());
@@ -122,7 +122,7 @@ pub fn shown_state(get: &impl Get, room: &RoomRef) -> Result<Vec<Box<RawValue>>>
     Ok(shown)
 }
 
-/// What somebody outside is shown of a room.
+/// The state shown to users outside a room.
 pub(in crate::room) const SHOWN: [Kind; 8] = [
     Kind::CREATE,
     Kind::JOIN_RULES,
@@ -137,7 +137,7 @@ pub(in crate::room) const SHOWN: [Kind; 8] = [
 /// Events of stripped state kept with an invite or a knock. The specification names nine kinds.
 pub const STRIPPED_EVENTS_MAX: usize = 32;
 
-/// Whoever asked a user in, as the stripped state has it.
+/// The user's inviter, as the stripped state has it.
 pub fn inviter(stripped: &[u8], user_id: &UserId) -> Option<String> {
     let stripped = read_stripped(stripped);
     let own = stripped.iter().rev().find(|event| event.kind == "m.room.member" && event.state_key == user_id.as_str());

@@ -1,7 +1,8 @@
-//! Freeing state nodes that nothing names any more: what cancelled joins and purged rooms leave.
+//! Frees state nodes that no row refers to any more: the remains of cancelled joins and purged rooms.
 //!
-//! The rules of a sweep are the store's (`store/tables/room/state_tree/sweep.rs`). Here is its pace: small steps with pauses, so
-//! that nobody waits for one of its writes, and a day between two. One that fails takes its declaration back.
+//! The rules of a sweep are the store's (`store/tables/room/state_tree/sweep.rs`). Here is its pace: small steps with
+//! pauses, so that other writes do not wait for long, and a day between two sweeps. A sweep that fails takes its
+//! declaration back.
 
 use std::time::Duration;
 
@@ -11,11 +12,11 @@ use crate::room::Rooms;
 use crate::room::error::{Error, Result};
 use crate::store::tables::room::state_tree::sweep::{self, Sweep};
 
-/// A board that is switched off every night must come to it too.
+/// A board that is switched off every night must reach its first sweep too.
 const FIRST: Duration = Duration::from_secs(3600);
 const EVERY: Duration = Duration::from_secs(24 * 3600);
 
-/// Longer than anything but a join keeps a state to itself that no row names yet.
+/// Longer than anything but a join holds a state that no row refers to yet.
 const GRACE: Duration = Duration::from_secs(15 * 60);
 
 /// Fewer new nodes than this are not worth a look at every row: 1.5 MB or so, if all of them were to go.
@@ -86,7 +87,7 @@ impl Rooms {
         Ok(sweep.freed())
     }
 
-    /// Takes back what a sweep that failed, or that a power cut ended, declared.
+    /// Takes back the declaration of a sweep that failed, or that a power cut ended.
     async fn give_up(&self) {
         let given_up = async {
             match self.reading(|_, read| Ok(sweep::is_declared(read)?)).await? {
@@ -99,7 +100,7 @@ impl Rooms {
         }
     }
 
-    /// A write that is let through when the disk is full.
+    /// A write that is allowed when the disk is full.
     async fn freeing<T: Send + 'static>(
         &self,
         job: impl FnOnce(&mut crate::store::Write<'_>) -> Result<T> + Send + 'static,
@@ -131,7 +132,7 @@ mod tests {
         count
     }
 
-    /// As a cancelled join leaves them: trees that no row names.
+    /// As a cancelled join leaves them: trees that no row refers to.
     async fn litter(house: &House, of: u32) {
         let job = move |w: &mut Write<'_>| {
             let mut root = None;
@@ -143,7 +144,7 @@ mod tests {
         house.store.write(job).await.unwrap();
     }
 
-    /// The time goes on until `done`, with people talking and changing the state meanwhile.
+    /// Advances the time until `done`, with users talking and changing the state meanwhile.
     async fn in_time(house: &House, step: Duration, mut meanwhile: impl AsyncFnMut(u32), done: impl Fn() -> bool) {
         for turn in 0..5_000 {
             if done() {
@@ -180,7 +181,7 @@ mod tests {
             async move { rooms.keep_swept().await }
         });
         in_time(&house, FIRST / 4, talk, || declared(&house)).await;
-        // A join that begins only now does not mind, nor is it minded.
+        // A join that begins only now neither disturbs the sweep nor is disturbed by it.
         let num = house.store.write(join::new_join).await.unwrap().0;
         house.store.write(move |w| join::set_journal(w, num, &journal())).await.unwrap();
         in_time(&house, GRACE / 40, talk, || !declared(&house)).await;
@@ -232,7 +233,7 @@ mod tests {
         }
     }
 
-    /// A power cut in the middle left nodes used again to be written down for ever.
+    /// After a power cut in the middle, nodes in use again stayed written down for ever.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn what_a_power_cut_left_declared_is_taken_back_at_the_start() {
         let house = house();

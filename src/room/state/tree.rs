@@ -7,7 +7,7 @@ use crate::store::tables::room::event_row::{Root, Row};
 use crate::store::tables::room::state_tree;
 use crate::store::{self, EventNum, Get, StateKeyNum, Write};
 
-/// A state that need not be stored yet: a stored tree and what differs from it.
+/// A state that need not be stored yet: a stored tree and its changes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tree {
     pub base: Option<Root>,
@@ -39,7 +39,7 @@ impl Tree {
         }
     }
 
-    /// Puts an event in force for a key, or none.
+    /// Sets the event in force for a key, or none.
     pub fn set(&mut self, get: &impl Get, key: StateKeyNum, event: Option<EventNum>) -> store::Result<()> {
         let base = self.base.map_or(Ok(None), |root| state_tree::get(get, root, key))?;
         let place = self.changes.binary_search_by_key(&key, |change| change.0);
@@ -60,7 +60,7 @@ impl Tree {
         }
     }
 
-    /// What must be changed in the stored state `from` to make it this one; `most` keys at most, else `None`.
+    /// The changes that turn the stored state `from` into this one; `most` keys at most, else `None`.
     pub fn changes_since(
         &self,
         get: &impl Get,

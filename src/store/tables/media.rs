@@ -1,13 +1,13 @@
-//! Media: what each media id is, and which files lie beside the database.
+//! Media: the meaning of each media id, and the files that lie beside the database.
 //!
-//! A file is named by the SHA-256 of its bytes and counted: it may go when no media id refers to it any more.
+//! A file is named by the SHA-256 of its bytes and counted: it may be removed when no media id refers to it any more.
 
 use serde::{Deserialize, Serialize};
 
 use crate::store::schema::{MEDIA, MEDIA_FILE, MEDIA_USED};
 use crate::store::{Error, Get, Result, UserNum, Write, tables};
 
-/// What a media id stands for.
+/// The meaning of a media id.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Media {
     /// SHA-256 of the bytes, in hex: the name of the file.

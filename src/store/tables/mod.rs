@@ -26,7 +26,7 @@ fn get_json<T: DeserializeOwned>(get: &impl Get, table: &Table, key: &[u8]) -> R
 }
 
 fn put_json(w: &mut Write<'_>, table: &Table, key: &[u8], value: &impl Serialize) -> Result<()> {
-    // Only values without maps of strange keys are stored, so this cannot fail.
+    // Only values without maps of non-string keys are stored, so this cannot fail.
     let json = serde_json::to_vec(value).map_err(|_| Error::corrupt(table, key))?;
     w.put(table, key, &json)
 }
@@ -35,7 +35,7 @@ fn parse<T: DeserializeOwned>(table: &Table, key: &[u8], value: &[u8]) -> Result
     serde_json::from_slice(value).map_err(|_| Error::corrupt(table, key))
 }
 
-/// Removes all rows under a prefix whose number a cap bounds.
+/// Removes all rows under a prefix; a cap bounds their number.
 fn remove_all(w: &mut Write<'_>, table: &Table, prefix: &[u8]) -> Result<()> {
     w.remove_prefix(table, prefix, usize::MAX).map(drop)
 }

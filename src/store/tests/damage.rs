@@ -1,5 +1,5 @@
-//! A card that forgets: damaged pages anywhere in the file, and pages it does not give at all. Nothing panics out of the
-//! store, and what does not need the page goes on.
+//! A card that loses data: damaged pages anywhere in the file, and unreadable pages. Nothing panics out of the store,
+//! and operations that do not need the page go on.
 
 use std::io;
 use std::ops::ControlFlow;
@@ -12,7 +12,7 @@ use crate::store::*;
 
 const PAGE: usize = 4096;
 
-/// A file in memory, of which some pages cannot be had.
+/// A file in memory with some unreadable pages.
 #[derive(Clone, Default)]
 struct Card(Arc<Mutex<Cells>>);
 
@@ -31,7 +31,7 @@ impl Card {
         self.0.lock().unwrap().bytes.clone()
     }
 
-    /// The pages that hold such bytes.
+    /// The pages that contain these bytes.
     fn pages_with(&self, needle: &[u8]) -> Vec<usize> {
         let bytes = self.bytes();
         let mut pages: Vec<_> = memchr::memmem::find_iter(&bytes, needle).map(|at| at / PAGE).collect();
@@ -118,7 +118,7 @@ fn filled() -> Card {
     card
 }
 
-/// Reads every row of every table, as far as it goes; answers what failed.
+/// Reads every row of every table, as far as possible; answers the failures.
 fn read_all(store: &Store) -> Vec<Error> {
     let read = match store.read() {
         Ok(read) => read,
@@ -167,7 +167,7 @@ fn write_all(store: &Store, random: &Random) {
 
 fn damage(bytes: &mut Vec<u8>, random: &Random) -> String {
     let pages = (bytes.len() / PAGE) as u64;
-    // The first pages are the header and what is nearest to it.
+    // The first pages are the header and its neighbours.
     let page = if random.below(8) == 0 { random.below(4) } else { random.below(pages) } as usize;
     let at = page * PAGE;
     let kind = random.below(7);
@@ -186,7 +186,8 @@ fn damage(bytes: &mut Vec<u8>, random: &Random) -> String {
     format!("page {page}, kind {kind}")
 }
 
-/// Four of eight damaged files refused to start with a panic's message, and three started and died at the first sync.
+/// Four of eight damaged files made the server refuse to start with a panic's message; with three it started and died
+/// at the first sync.
 #[test]
 fn no_damage_panics_out_of_the_store() {
     let whole = filled().bytes();
@@ -219,11 +220,11 @@ fn no_damage_panics_out_of_the_store() {
             std::hint::black_box(survey.is_whole());
         }
     }
-    // The damage was where it could be felt.
+    // The damage was in pages that are used.
     assert!(unopened > 5 && failing > 20 && fine > 20, "{unopened} {failing} {fine}");
 }
 
-/// One damaged page is the trouble of who needs it, and of nobody else.
+/// One damaged page affects only the operations that need it.
 #[test]
 fn a_damaged_page_fails_what_needs_it_and_the_rest_goes_on() {
     for is_gone in [false, true] {
@@ -252,7 +253,7 @@ fn a_damaged_page_fails_what_needs_it_and_the_rest_goes_on() {
             read.range(&STATE_NODE, &[], None, false, count).unwrap();
             assert_eq!(nodes, 2400);
         }
-        // A job that reads it fails alone, whatever it wrote before.
+        // A job that reads the page fails alone, whatever it wrote before.
         let done = super::together(
             &store,
             vec![
@@ -269,7 +270,7 @@ fn a_damaged_page_fails_what_needs_it_and_the_rest_goes_on() {
         assert_eq!(["a", "b", "c"].map(|key| read.has(&STATE_NODE, key.as_bytes()).unwrap()), [true, false, true]);
         assert_eq!(store.reopened(), 0);
         drop(read);
-        // One that changes it breaks its transaction; the next is fine.
+        // A job that changes the page breaks its transaction; the next job succeeds.
         let change = store.write_blocking(|w| w.put(&EVENT, &1203u32.to_be_bytes(), b"new"));
         assert!(matches!(&change, Err(WriteError::Job(Error::Damaged(_) | Error::Io(_)))), "{change:?}");
         store.write_blocking(|w| w.put(&EVENT, &3u32.to_be_bytes(), b"new")).unwrap();
@@ -309,7 +310,7 @@ fn a_survey_tells_what_is_lost_and_reads_all_around_it() {
         let found = of(table);
         assert!((1..200).contains(&(2400 - found.rows)), "{} of {}", found.rows, table.name);
         assert_eq!((found.told, found.gaps.len()), (Some(2400), 1));
-        // Just the page: what lies between the two rows beside it.
+        // Only the page: the rows between its two neighbours.
         let number = |key: &Option<Vec<u8>>| u32::from_be_bytes(key.clone().unwrap()[..].try_into().unwrap());
         let after = found.gaps[0].after.as_ref().map_or(0, |_| number(&found.gaps[0].after) + 1);
         let before = number(&found.gaps[0].before);

@@ -1,4 +1,4 @@
-//! Finding people: everybody with an account here, and who shares a room with the asker.
+//! The user directory: all local users, and users who share a room with the searching user.
 
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
@@ -12,12 +12,12 @@ use crate::store::{Get, UserNum};
 use crate::user::lookup;
 use crate::user::{Error, Users, sharing};
 
-/// Members of shared rooms looked at in one search: a tenth of a second on a small board.
+/// The most members of shared rooms looked at in one search: a tenth of a second on a small board.
 const LOOKED_AT_MAX: usize = 5_000;
 const TERM_BYTES_MAX: usize = 256;
 
 impl Users {
-    /// The people whose id (or, of those here, name) has the term in it, and whether there may be more.
+    /// The users whose id (or, for local users, name) contains the term, and whether there may be more.
     pub async fn search(&self, asker: UserNum, term: &str, most: usize) -> Result<(Vec<Value>, bool), Error> {
         let term = term.trim().to_lowercase();
         if term.is_empty() || term.len() > TERM_BYTES_MAX {
@@ -75,7 +75,7 @@ impl Found {
         self.limited
     }
 
-    /// Adds a user that fits; false when there is no room for more.
+    /// Adds a user that matches; false when the answer is full.
     fn look(&mut self, get: &impl Get, num: UserNum, profile: &Map<String, Value>) -> Result<bool, Error> {
         if self.is_full() {
             return Ok(false);

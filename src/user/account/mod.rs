@@ -1,4 +1,4 @@
-//! Accounts: made, looked at, closed.
+//! Accounts: created, looked up, closed.
 
 use std::ops::ControlFlow;
 
@@ -20,7 +20,7 @@ pub mod profile;
 pub mod session;
 pub mod uia;
 
-/// The row of the code the first-run page asks for.
+/// The row of the setup code that the first-run page asks for.
 const SETUP_CODE: &str = "setup_code";
 /// More than 80 bits, and short enough to type from a log line.
 const SETUP_CODE_CHARS: usize = 16;
@@ -28,14 +28,14 @@ const SETUP_CODE_CHARS: usize = 16;
 /// A new account.
 #[derive(Debug, Clone, Default)]
 pub struct New {
-    /// What stands between `@` and the colon.
+    /// The part of the id between `@` and the colon.
     pub localpart: String,
-    /// Without one nobody can log in by password.
+    /// Without a password no login by password is possible.
     pub password: Option<String>,
     pub admin: bool,
 }
 
-/// An account as others may see it.
+/// An account as other users may see it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Account {
     pub user_id: OwnedUserId,
@@ -58,16 +58,16 @@ impl Users {
         id::new_user(localpart, self.server()).map_err(|wrong| Error::bad("M_INVALID_USERNAME", wrong.to_string()))
     }
 
-    /// Whether a new account may have this name: `Taken` when somebody has or had it.
+    /// Whether a new account may have this name: `Taken` when an account has or had it.
     pub async fn is_free(&self, localpart: &str) -> Result<(), Error> {
         let user_id = self.new_id(localpart)?;
         self.read(move |get| check_free(get, &user_id)).await
     }
 
-    /// Makes an account.
+    /// Creates an account.
     pub async fn create(&self, new: New) -> Result<OwnedUserId, Error> {
         let user_id = self.new_id(&new.localpart)?;
-        // Looked up before hashing as well: a hash is dear.
+        // Also checked before hashing: a hash is expensive.
         self.is_free(&new.localpart).await?;
         let password_hash = match &new.password {
             Some(password) => Some(self.hash_password(password).await?),
@@ -86,7 +86,7 @@ impl Users {
         .await
     }
 
-    /// A local account; nothing when there is none of that name.
+    /// A local account; none when there is no account of that name.
     pub async fn account(&self, user_id: &UserId) -> Result<Option<Account>, Error> {
         let user_id = user_id.to_owned();
         self.read(move |get| {
@@ -96,7 +96,7 @@ impl Users {
         .await
     }
 
-    /// Bytes of files each of some accounts has uploaded.
+    /// The bytes of files that each of some accounts has uploaded.
     pub async fn uploaded_by(&self, accounts: Vec<OwnedUserId>) -> Result<Vec<u64>, Error> {
         self.read(move |get| {
             let one = |id: OwnedUserId| match user::num(get, id.as_str())? {
@@ -108,7 +108,7 @@ impl Users {
         .await
     }
 
-    /// At most `most` accounts after `after`, in the order they were made.
+    /// At most `most` accounts after `after`, in the order of their creation.
     pub async fn list(&self, after: Option<&UserId>, most: usize) -> Result<Vec<Account>, Error> {
         let after = after.map(ToOwned::to_owned);
         self.read(move |get| {
@@ -126,12 +126,12 @@ impl Users {
         .await
     }
 
-    /// How many accounts there are, counting no further than `most`.
+    /// The number of accounts, counted no further than `most`.
     pub async fn count_up_to(&self, most: usize) -> Result<usize, Error> {
         self.read(move |get| Ok(user::count_up_to(get, most)?)).await
     }
 
-    /// Gives an account a new password.
+    /// Sets an account's password.
     pub async fn set_password(&self, user_id: &UserId, password: &str) -> Result<(), Error> {
         let hash = self.hash_password(password).await?;
         self.change(user_id, move |row| row.password_hash = Some(hash)).await
@@ -164,15 +164,15 @@ impl Users {
         }
     }
 
-    /// Hashes a password that was just given at today's cost, when it was hashed at another: brought along from a larger
-    /// board it could not be checked on a smaller one.
+    /// Hashes a password that was just given again at today's cost, when its hash has another: a hash from a larger
+    /// board could not be checked on a smaller one.
     async fn renew_hash(&self, user_id: &UserId, password: &str, kept: Option<String>) -> Result<(), Error> {
         if !kept.as_deref().is_some_and(is_outdated) {
             return Ok(());
         }
         let hash = self.hash_password(password).await?;
         self.change(user_id, move |row| {
-            // Unless it was changed meanwhile.
+            // Unless the password was changed meanwhile.
             if row.password_hash == kept {
                 row.password_hash = Some(hash);
             }
@@ -180,8 +180,8 @@ impl Users {
         .await
     }
 
-    /// Closes an account for good: no password, no devices, no keys; the name is never given out again. Rooms are left
-    /// by `flow::deactivate` beforehand.
+    /// Closes an account for good: its password, devices and keys are removed, and the name is never given out again.
+    /// `flow::deactivate` leaves the rooms beforehand.
     pub async fn close(&self, user_id: &UserId) -> Result<(), Error> {
         let user_id = user_id.to_owned();
         let server = self.server().to_owned();
@@ -207,7 +207,7 @@ impl Users {
         .await
     }
 
-    /// The code the first-run page asks for, made when there is none yet; nothing once there is an account.
+    /// The setup code for the first-run page, created when there is none yet; none once there is an account.
     pub async fn setup_code(&self) -> Result<Option<String>, Error> {
         let fresh = self.0.parts.random.token(SETUP_CODE_CHARS).to_uppercase();
         self.write(move |w| {
@@ -223,7 +223,7 @@ impl Users {
         .await
     }
 
-    /// Makes the first account, an administrator's, for who knows the setup code; the code is gone with it.
+    /// Creates the first account, an administrator's, given the setup code; the code is removed with it.
     pub async fn create_first(&self, code: &str, localpart: &str, password: &str) -> Result<OwnedUserId, Error> {
         let typed: String = code.chars().filter(char::is_ascii_alphanumeric).collect::<String>().to_uppercase();
         let wrong = || Error::Forbidden("This setup code is not the one in the server's log".to_owned());

@@ -1,7 +1,7 @@
 //! Passwords: argon2id at one cost under every profile, so that a data folder may move to a smaller board.
 //!
-//! Profiles choose how many are hashed at once: the account `password_hashing` makes a burst of logins wait its turn. A hash
-//! remembers what it cost; checking one takes what it cost then.
+//! Profiles choose how many passwords are hashed at once: the account `password_hashing` makes a burst of logins wait.
+//! A hash records its own cost; checking it takes that cost.
 
 use argon2::{Algorithm, Argon2, Params, Version};
 use base64::Engine as _;
@@ -14,15 +14,15 @@ use crate::user::{Error, Users};
 
 const SALT_BYTES: usize = 16;
 const HASH_BYTES: usize = 32;
-/// What the library keeps besides its blocks.
+/// The memory of the library beside its blocks.
 const SLACK_BYTES: u64 = 64 << 10;
-/// Longer ones are refused: hashing reads all of it.
+/// Longer passwords are refused: hashing reads all of it.
 pub(in crate::user) const PASSWORD_BYTES_MAX: usize = 512;
 
 /// The row of OWASP's table with the least memory: the fewer bytes, the more passes.
 const COST: Cost = Cost { memory_kib: ((PASSWORD_HASH_BYTES - SLACK_BYTES) >> 10) as u32, passes: 5 };
 
-/// What a hash costs.
+/// The cost of a hash.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Cost {
     memory_kib: u32,
@@ -30,7 +30,7 @@ struct Cost {
 }
 
 impl Users {
-    /// The hash to keep of a password, as a PHC string.
+    /// The hash to store for a password, as a PHC string.
     pub(in crate::user) async fn hash_password(&self, password: &str) -> Result<String, Error> {
         check_length(password)?;
         let mut salt = [0; SALT_BYTES];
@@ -39,9 +39,9 @@ impl Users {
         Ok(format(COST, &salt, &hash))
     }
 
-    /// Whether a password is the one behind a hash. Without a hash it takes as long and says no, so that nobody learns
-    /// from the time whether an account exists. A hash brought along from elsewhere may have cost more than there is here:
-    /// the log then tells the owner what to do.
+    /// Whether a password matches a hash. Without a hash it takes the same time and answers no, so that the time does
+    /// not reveal whether an account exists. A hash from another machine may cost more memory than there is here: the
+    /// log then tells the owner what to do.
     pub(in crate::user) async fn is_password(
         &self,
         user_id: &UserId,
@@ -94,7 +94,7 @@ impl Cost {
     }
 }
 
-/// Whether a hash that fits was made at another cost than today's, and should be made anew.
+/// Whether a matching hash was made at another cost than today's, and should be renewed.
 pub(in crate::user) fn is_outdated(kept: &str) -> bool {
     parse(kept).is_none_or(|(cost, ..)| cost != COST)
 }
@@ -125,7 +125,7 @@ fn parse(text: &str) -> Option<(Cost, Vec<u8>, Vec<u8>)> {
     Some((cost, STANDARD_NO_PAD.decode(salt).ok()?, STANDARD_NO_PAD.decode(hash).ok()?))
 }
 
-/// Takes the same time wherever the first difference is.
+/// Compares in constant time, wherever the first difference is.
 fn is_equal(one: &[u8], other: &[u8]) -> bool {
     one.len() == other.len() && one.iter().zip(other).fold(0, |differ, (a, b)| differ | (a ^ b)) == 0
 }
@@ -138,7 +138,7 @@ mod tests {
     use crate::user::account::New;
     use crate::user::tests::{Town, town_within};
 
-    /// A town under the smallest profile with one person in it, whose password was hashed at some cost.
+    /// A town under the smallest profile with one user, whose password was hashed at some cost.
     async fn with_a_hash_of(cost: Cost, hash: Option<[u8; HASH_BYTES]>) -> (Town, ruma::OwnedUserId) {
         let town = town_within(Budget::from_profile(Profile::get("pi-zero-2w").unwrap()));
         let user_id = town.users.create(New { localpart: "anna".to_owned(), ..New::default() }).await.unwrap();
@@ -163,7 +163,8 @@ mod tests {
         town.users.read(row).await.unwrap().unwrap().password_hash.unwrap()
     }
 
-    /// The password was right under a budget that had room for its hash; the smaller one says what is the matter.
+    /// The password was right under a budget with room for its hash; under the smaller budget the error states the
+    /// reason.
     #[tokio::test]
     async fn a_hash_too_dear_for_this_budget_is_no_request_too_large() {
         let dear = Cost { memory_kib: 19 << 10, passes: 2 };

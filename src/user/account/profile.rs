@@ -1,6 +1,6 @@
-//! Profiles: what people call themselves.
+//! Profiles: display names, avatars and other fields.
 //!
-//! A new name is written here; telling the rooms is `flow::rename`'s.
+//! The new profile is written here; telling the rooms is `flow::rename`'s.
 
 use ruma::UserId;
 use serde_json::{Map, Value};
@@ -13,13 +13,14 @@ use crate::user::{Error, Users};
 
 const NAME_BYTES_MAX: usize = 1024;
 const FIELD_NAME_BYTES_MAX: usize = 255;
-/// Of a whole profile, as the specification has it.
+/// The limit of a whole profile, as in the specification.
 const PROFILE_BYTES_MAX: usize = 64 << 10;
-/// And what it may take when it is read: anybody may ask for it.
+/// The most memory a parsed profile may take: any client or server may ask for it.
 const PARSED_BYTES_MAX: u64 = 128 << 10;
 
 impl Users {
-    /// A user's profile, asked of their own server when that is another; then with what pays for it.
+    /// A user's profile. For a remote user it is asked of that user's server, and comes with the grant that pays for
+    /// it.
     pub async fn profile(&self, user_id: &UserId) -> Result<(Map<String, Value>, Option<Grant>), Error> {
         if user_id.server_name() == self.server() {
             return Ok((self.local_profile(user_id).await?, None));
@@ -45,7 +46,7 @@ impl Users {
         .await
     }
 
-    /// Sets or removes one field. Answers whether that changed anything.
+    /// Sets or removes one field. Answers whether the profile changed.
     pub async fn set_profile_field(&self, user_id: &UserId, field: &str, value: Option<Value>) -> Result<bool, Error> {
         let value = checked(field, value)?;
         let (user_id, field) = (user_id.to_owned(), field.to_owned());
@@ -70,7 +71,7 @@ impl Users {
     }
 }
 
-/// The value to keep: nothing for a name or picture that is null or empty.
+/// The value to store: none for a name or avatar that is null or empty.
 fn checked(field: &str, value: Option<Value>) -> Result<Option<Value>, Error> {
     if field.is_empty() || field.len() > FIELD_NAME_BYTES_MAX || field.contains('\0') {
         return Err(Error::bad("M_KEY_TOO_LARGE", "The name of a profile field has 1 to 255 bytes"));

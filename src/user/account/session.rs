@@ -1,6 +1,6 @@
-//! Who asks: access tokens, logging in and out.
+//! Access tokens, logging in and out.
 //!
-//! A token is random; only its SHA-256 is kept. A device has one at a time.
+//! A token is random; only its SHA-256 is stored. A device has one at a time.
 
 use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
@@ -20,12 +20,13 @@ use crate::user::{Error, Users};
 
 const TOKEN_CHARS: usize = 43;
 const DEVICE_ID_CHARS: usize = 10;
-/// How old a device's last-seen may be before it is written anew: a write is a sync of the card.
+/// The age at which a device's last-seen is written anew: a write is a sync of the card.
 const SEEN_MS: u64 = 10 * 60 * 1000;
-/// Devices whose last-seen is known to be fresh, about 100 bytes each; whoever has most of them loses their own.
+/// Devices whose last-seen is known to be fresh, about 100 bytes each; beyond that the user with most entries loses
+/// one.
 const SEEN_MAX: usize = 256;
 
-/// Whom a request speaks for.
+/// The user and device of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Requester {
     pub user_id: OwnedUserId,
@@ -34,17 +35,17 @@ pub struct Requester {
     pub is_admin: bool,
 }
 
-/// What a login asks for.
+/// The options of a login.
 #[derive(Debug, Clone, Default)]
 pub struct Login {
-    /// An app that logs in again names its device; its old token ends.
+    /// An app that logs in again names its device; the device's old token ends.
     pub device_id: Option<String>,
-    /// The name of a device that is new.
+    /// The name of a new device.
     pub display_name: Option<String>,
     pub ip: Option<IpAddr>,
 }
 
-/// What a login gives.
+/// The result of a login.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Session {
     pub user_id: OwnedUserId,
@@ -52,7 +53,7 @@ pub struct Session {
     pub access_token: String,
 }
 
-/// When devices were last written down as seen.
+/// The times at which devices' last-seen were last written.
 pub(in crate::user) struct Seen(Mutex<Shares<(UserNum, String), u64>>);
 
 impl Default for Seen {
@@ -62,7 +63,7 @@ impl Default for Seen {
 }
 
 impl Users {
-    /// Whom a token speaks for; `UnknownToken` when for nobody.
+    /// The user and device of a token; `UnknownToken` when the token is of neither.
     pub async fn requester(&self, token: &str, ip: IpAddr) -> Result<Requester, Error> {
         let hash = token_hash(token);
         let requester = self
@@ -79,7 +80,7 @@ impl Users {
         Ok(requester)
     }
 
-    /// Begins a session on a device, which is made when it is new. The caller knows who it is.
+    /// Begins a session on a device, which is created when it is new. The caller has authenticated the user.
     pub async fn login(&self, user_id: &UserId, login: Login) -> Result<Session, Error> {
         let device_id = login.device_id.unwrap_or_else(|| self.0.parts.random.token(DEVICE_ID_CHARS).to_uppercase());
         if device_id.is_empty() || device_id.len() > DEVICE_ID_BYTES_MAX || device_id.contains('\0') {
@@ -120,12 +121,12 @@ impl Users {
         Ok(session)
     }
 
-    /// Ends one session: its device goes, with its keys and what waited for it.
+    /// Ends one session: its device is removed, with its keys and queued messages.
     pub async fn logout(&self, requester: &Requester) -> Result<(), Error> {
         self.remove_devices(requester.user_num, &requester.user_id, vec![requester.device_id.clone()]).await
     }
 
-    /// Ends every session of a user, except one when it is named.
+    /// Ends all sessions of a user, except one when it is named.
     pub async fn logout_all(&self, user_id: &UserId, except: Option<&str>) -> Result<(), Error> {
         let (user, except) = (user_id.to_owned(), except.map(ToOwned::to_owned));
         let (num, ids) = self
@@ -139,8 +140,7 @@ impl Users {
         self.remove_devices(num, user_id, ids).await
     }
 
-    /// Writes down that a device was heard of, when the last such note is old. Nobody waits for it, and a power cut may
-    /// lose it.
+    /// Writes a device's last-seen, when the stored one is old. No request waits for it, and a power cut may lose it.
     fn note_seen(&self, requester: &Requester, ip: IpAddr) {
         let now_ms = self.now_ms();
         let key = (requester.user_num, requester.device_id.clone());
@@ -148,7 +148,7 @@ impl Users {
             let mut seen = self.0.seen.0.lock().unwrap_or_else(PoisonError::into_inner);
             match seen.put(Owner::Known(requester.user_num), key, now_ms) {
                 Some(last) if now_ms.saturating_sub(last) < SEEN_MS => {
-                    // Put back: the interval counts from the note, not from the last request.
+                    // Put back: the interval counts from the write, not from the last request.
                     let key = (requester.user_num, requester.device_id.clone());
                     seen.put(Owner::Known(requester.user_num), key, last);
                     return;
@@ -181,7 +181,7 @@ pub(in crate::user) fn token_hash(token: &str) -> [u8; 32] {
     Sha256::digest(token.as_bytes()).into()
 }
 
-/// The device not heard of for longest, when a user has as many as are kept.
+/// The device with the oldest last-seen, when a user has as many as allowed.
 fn oldest_beyond_cap(get: &impl Get, user: UserNum) -> Result<Option<String>, Error> {
     let (mut count, mut oldest) = (0, None::<(u64, String)>);
     device::each(get, user, &mut |id, row| {

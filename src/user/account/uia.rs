@@ -1,7 +1,7 @@
-//! User-interactive authentication: proving again who one is, in stages.
+//! User-interactive authentication: a user proves their identity again, in stages.
 //!
-//! Client-server API, "User-Interactive Authentication API". Sessions are in memory, few, and short-lived: whoever
-//! loses one begins again.
+//! Client-server API, "User-Interactive Authentication API". Sessions are in memory, few, and short-lived: a client
+//! that loses one begins again.
 
 use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -14,20 +14,20 @@ use crate::base::{Owner, Shares};
 use crate::matrix::id;
 use crate::user::{Error, Users};
 
-/// Sessions kept of people here, and as many of strangers who register, each some hundred bytes. Strangers push out each other
-/// only: whoever began most of them from one network. So do people here.
+/// The most sessions of local users, and as many again of clients that register, each some hundred bytes. Registering
+/// clients displace only each other: the network that began most of them loses one. So it is among local users.
 const SESSIONS_MAX: usize = 256;
 const SESSION_MS: u64 = 15 * 60 * 1000;
 const SESSION_CHARS: usize = 24;
 
-/// One thing to prove.
+/// A stage of the authentication.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
-    /// Nothing; the session itself is the proof.
+    /// No proof; the session itself is the proof.
     Dummy,
-    /// The password of the account that asks.
+    /// The password of the requesting account.
     Password,
-    /// A token the owner gave out.
+    /// A registration token from the owner.
     RegistrationToken,
 }
 
@@ -41,24 +41,24 @@ impl Stage {
     }
 }
 
-/// What is asked for before an operation.
+/// The authentication needed before an operation.
 pub struct UiaRequest<'a> {
-    /// A session proves one operation only.
+    /// A session authenticates one operation only.
     pub operation: &'static str,
-    /// Who asks; nobody yet when registering.
+    /// The requesting user; none when registering.
     pub user: Option<&'a UserId>,
     pub stages: &'static [Stage],
-    /// The registration tokens that are good.
+    /// The valid registration tokens.
     pub tokens: &'a [String],
 }
 
-/// How far it has come.
+/// The status of an authentication.
 #[derive(Debug, PartialEq)]
 pub enum Progress {
     Done,
-    /// What to answer with 401.
+    /// The body of a 401 answer.
     Ask(Value),
-    /// The same, after a proof that was none.
+    /// The same, after a wrong proof.
     Wrong(Value),
 }
 
@@ -84,8 +84,8 @@ impl Sessions {
 }
 
 impl Users {
-    /// Looks at the `auth` of a request that comes `from` an address. A session without any is begun; one whose stages are
-    /// complete is used up.
+    /// Evaluates the `auth` of a request from an address. A request without `auth` begins a session; a session with all
+    /// stages complete is used up.
     pub async fn prove(&self, demand: UiaRequest<'_>, from: IpAddr, auth: Option<&Value>) -> Result<Progress, Error> {
         let Some(auth) = auth.filter(|auth| !auth.is_null()) else {
             let session = self.begin(&demand, from);
@@ -100,7 +100,7 @@ impl Users {
             let failed = Error::Forbidden("This session has ended; here is a new one".to_owned());
             return Ok(Progress::Ask(ask(&demand, &session, &[], Some(&failed))));
         };
-        // Without a type an app asks how far it has come, after a stage it did in a browser.
+        // Without a `type` an app asks for the status, after a stage completed in a browser.
         if let Some(kind) = auth.get("type").and_then(Value::as_str) {
             let stage = demand.stages.iter().copied().find(|stage| stage.name() == kind);
             if stage == Some(Stage::Password) && self.names_another(&demand, auth) {
@@ -140,7 +140,7 @@ impl Users {
         session
     }
 
-    /// The stages a session has completed; nothing when it is not for this.
+    /// The stages a session has completed; none when the session is not for this operation.
     fn completed(&self, demand: &UiaRequest<'_>, session: &str) -> Option<Vec<Stage>> {
         let now_ms = self.now_ms();
         let mut sessions = self.0.sessions.lock();
@@ -169,7 +169,7 @@ impl Users {
         }
     }
 
-    /// Whether the `auth` is that of somebody else than who must prove themselves.
+    /// Whether the `auth` names another user than the one to be authenticated.
     fn names_another(&self, demand: &UiaRequest<'_>, auth: &Value) -> bool {
         let named = auth.pointer("/identifier/user").or_else(|| auth.get("user")).and_then(Value::as_str);
         named.is_some_and(|named| id::typed_user(named, self.server()).as_deref() != demand.user)

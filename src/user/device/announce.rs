@@ -1,4 +1,4 @@
-//! Changes of devices and keys, told to those who share a room.
+//! Announcements of changed devices and keys to the users who share a room.
 
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
@@ -13,10 +13,10 @@ use crate::store::{Change, Position, UserNum, Write};
 use crate::user::Error;
 use crate::user::sharing::{locals, rooms};
 
-/// Names of servers collected for one unit; beyond that it goes to whole rooms instead. About 40 KiB.
+/// The most server names collected for one EDU; beyond that it is sent to whole rooms instead. About 40 KiB.
 const SERVERS_MAX: usize = 1000;
 
-/// Notes that a device has new keys or a new name, and tells whoever shares a room.
+/// Records a device's new keys or name, and tells the users who share a room.
 pub(super) fn device_changed(
     w: &mut Write<'_>,
     server: &ServerName,
@@ -34,7 +34,7 @@ pub(super) fn device_changed(
     tell(w, server, user, user_id, "m.device_list_update", content)
 }
 
-/// Notes that a device is no more, and tells whoever shares a room.
+/// Records a device's removal, and tells the users who share a room.
 pub fn device_gone(
     w: &mut Write<'_>,
     server: &ServerName,
@@ -46,7 +46,7 @@ pub fn device_gone(
     tell(w, server, user, user_id, "m.device_list_update", content)
 }
 
-/// Notes that a user has new cross-signing keys or signatures over them, and tells whoever shares a room.
+/// Records a user's new cross-signing keys or signatures over them, and tells the users who share a room.
 pub(super) fn cross_keys_changed(
     w: &mut Write<'_>,
     server: &ServerName,
@@ -64,7 +64,7 @@ pub(super) fn cross_keys_changed(
     tell(w, server, user, user_id, "m.signing_key_update", content)
 }
 
-/// One position for the change, a unit for other servers, a wake-up for the people here.
+/// Takes one position for the change, posts an EDU for other servers, and wakes the local users.
 fn tell(
     w: &mut Write<'_>,
     server: &ServerName,
@@ -87,7 +87,7 @@ fn tell(
     Ok(())
 }
 
-/// Posts a unit for every other server that shares a room with a local user. Answers whether there is one.
+/// Posts an EDU for every other server that shares a room with a local user. Answers whether there is one.
 pub(super) fn post(w: &mut Write<'_>, server: &ServerName, user: UserNum, edu: &Value) -> Result<bool, Error> {
     let json = edu.to_string().into_bytes();
     let rooms = rooms(w, user)?;
@@ -109,7 +109,7 @@ pub(super) fn post(w: &mut Write<'_>, server: &ServerName, user: UserNum, edu: &
         outbox::post(w, at, &Outbound::Edu { to: servers.into_iter().collect(), json })?;
         return Ok(true);
     }
-    // A server in several of the rooms hears it several times, which does no harm.
+    // A server in several of the rooms gets it several times, which does no harm.
     for room in rooms {
         let at = w.next_position();
         outbox::post(w, at, &Outbound::RoomEdu { room, json: json.clone() })?;
@@ -117,7 +117,7 @@ pub(super) fn post(w: &mut Write<'_>, server: &ServerName, user: UserNum, edu: &
     Ok(true)
 }
 
-/// Posts a unit for one other server.
+/// Posts an EDU for one other server.
 pub(super) fn post_to(w: &mut Write<'_>, server: OwnedServerName, edu: Vec<u8>) -> Result<Position, Error> {
     let at = w.next_position();
     outbox::post(w, at, &Outbound::Edu { to: vec![server.to_string()], json: edu })?;

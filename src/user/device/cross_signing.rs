@@ -1,7 +1,7 @@
 //! Cross-signing: a user's own three keys, and signatures over keys.
 //!
-//! Client-server API, "Cross-signing". What is signed is checked here, so that nobody fetches signatures that say
-//! nothing; an app checks them again.
+//! Client-server API, "Cross-signing". Signatures are checked here, so that no client fetches invalid ones; apps check
+//! them again.
 
 use std::collections::BTreeMap;
 
@@ -19,12 +19,13 @@ use crate::store::{Change, Get, UserNum};
 use crate::user::{Error, Requester, Users};
 
 const KEY_BYTES_MAX: usize = 8 << 10;
-/// Keys of one user of another server that one user may sign: one for each time that user begins anew.
+/// The most keys of one remote user that one local user may sign: one for each time that the remote user resets
+/// cross-signing.
 const SIGNED_MAX: usize = 32;
-/// Signatures uploaded in one request.
+/// The most signatures uploaded in one request.
 const SIGNATURES_MAX: usize = 1000;
 
-/// What an app uploads.
+/// An upload of cross-signing keys.
 #[derive(Deserialize)]
 pub struct CrossKeys {
     #[serde(default)]
@@ -35,14 +36,14 @@ pub struct CrossKeys {
     user_signing_key: Option<Value>,
 }
 
-/// Whether an upload needs to be proved.
+/// The kind of an upload, which decides whether it needs user-interactive authentication.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Upload {
-    /// Everything is as it is already.
+    /// All keys are unchanged.
     Same,
     /// The first keys of this user.
     First,
-    /// It takes the place of other keys.
+    /// The upload replaces other keys.
     Replaces,
 }
 
@@ -58,7 +59,7 @@ impl CrossKeys {
 }
 
 impl Users {
-    /// What an upload of cross-signing keys would do.
+    /// The effect that an upload of cross-signing keys would have.
     pub async fn would_upload(&self, requester: &Requester, keys: &CrossKeys) -> Result<Upload, Error> {
         let user = requester.user_num;
         let uploaded: Vec<(Purpose, Option<String>)> =
@@ -76,7 +77,7 @@ impl Users {
         .await
     }
 
-    /// Keeps a user's cross-signing keys; whoever asks has been asked to prove it, where that is needed.
+    /// Stores a user's cross-signing keys. The caller has authenticated the user again, where that is needed.
     pub async fn upload_cross_keys(&self, requester: &Requester, mut keys: CrossKeys) -> Result<(), Error> {
         let all = [&mut keys.master_key, &mut keys.self_signing_key, &mut keys.user_signing_key];
         for key in all.into_iter().flatten() {
@@ -92,7 +93,7 @@ impl Users {
                     check_signed(&user_id, key, master)?;
                 }
             }
-            // Signatures over the old keys say nothing of the new ones; they stay under the old keys' names.
+            // Signatures over the old keys do not apply to the new ones; they stay under the old keys' names.
             let uploaded: Vec<(Purpose, &Value)> = keys.each().map(|(purpose, _, key)| (purpose, key)).collect();
             for (purpose, key) in uploaded {
                 e2ee_key::set_cross(w, user, purpose, key)?;
@@ -102,8 +103,8 @@ impl Users {
         .await
     }
 
-    /// Keeps signatures over keys: of one's own devices and master key, and of others' master keys. Answers what was
-    /// wrong with the rest, by user and key.
+    /// Stores signatures over keys: of the user's own devices and master key, and of other users' master keys. Answers
+    /// the errors of the rest, by user and key.
     pub async fn upload_signatures(
         &self,
         requester: &Requester,
@@ -148,7 +149,7 @@ impl Users {
                         announce::device_changed(w, &server, by, owner_id, key_id)?;
                     }
                     true => announce::cross_keys_changed(w, &server, by, owner_id)?,
-                    // Only the signer sees it, on all their devices.
+                    // Only the signing user sees it, on all that user's devices.
                     false => {
                         device::changed(w, owner)?;
                         w.announce(Change { users: vec![by], ..Change::default() });
@@ -185,7 +186,7 @@ fn check_signed(user_id: &UserId, key: &Value, master: Option<&Value>) -> Result
     sign::check_json(key.to_string().as_bytes(), user_id.as_str(), &signing_key, &public).map_err(|_| wrong())
 }
 
-/// The keys a user may sign with: key id → public key. Bounded by the cap on devices.
+/// The keys with which a user may sign: key id → public key. Bounded by the cap on devices.
 fn signing_keys(get: &impl Get, user: UserNum) -> Result<BTreeMap<String, PublicKey>, Error> {
     let mut keys = BTreeMap::new();
     for purpose in [Purpose::Master, Purpose::SelfSigning, Purpose::UserSigning] {
@@ -205,7 +206,7 @@ fn signing_keys(get: &impl Get, user: UserNum) -> Result<BTreeMap<String, Public
     Ok(keys)
 }
 
-/// The owner of what is signed, and the requester's signatures over it that are good: key id and signature.
+/// The owner of the signed object, and the requester's valid signatures over it: key id and signature.
 fn check_signature(
     get: &impl Get,
     signers: &BTreeMap<String, PublicKey>,
@@ -239,7 +240,8 @@ fn check_signature(
     if good.is_empty() { Err(Error::invalid("There is no signature by a known key")) } else { Ok((owner, good)) }
 }
 
-/// Whether there is no place for one more signed key. Of a user elsewhere nobody knows which master keys there are.
+/// Whether there is no room for one more signed key. The master keys of a remote user are not known, so they are
+/// bounded.
 fn is_full(get: &impl Get, owner: UserNum, by: UserNum, key_id: &str) -> Result<bool, Error> {
     if user::is_local(get, owner)? || e2ee_key::signed_by(get, owner, by)? < SIGNED_MAX {
         return Ok(false);
@@ -247,7 +249,7 @@ fn is_full(get: &impl Get, owner: UserNum, by: UserNum, key_id: &str) -> Result<
     Ok(!e2ee_key::signatures(get, owner, key_id, Some(by))?.iter().any(|signature| signature.signer == by))
 }
 
-/// What a key id names: a device's keys (of oneself only), or a master key by its public key.
+/// The key that an id names: a device's keys (of the user's own only), or a master key by its public key.
 fn kept_key(get: &impl Get, owner: UserNum, own: bool, key_id: &str) -> Result<Option<Value>, Error> {
     if own && let Some(keys) = e2ee_key::device_keys(get, owner, key_id)? {
         return Ok(Some(keys));

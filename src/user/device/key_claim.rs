@@ -1,4 +1,4 @@
-//! One-time keys, claimed.
+//! Claims of one-time keys.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -18,17 +18,17 @@ use crate::store::Change;
 use crate::store::tables::user::e2ee_key::{self, OneTimeKey};
 use crate::user::{Error, Users, lookup};
 
-/// One-time keys handed out in one write; each is paid for in full before it is taken.
+/// The most one-time keys handed out in one write; each is paid for in full before it is taken.
 const CLAIMS_PER_WRITE: usize = 24;
 
 /// User → device → algorithm.
 pub type Claims = BTreeMap<OwnedUserId, BTreeMap<String, String>>;
 
-/// The answer about one-time keys, in the shape it is sent in, with what pays for it.
+/// The answer about one-time keys, in its final shape, with the grant that pays for it.
 #[derive(Serialize)]
 pub struct Claimed {
     pub one_time_keys: BTreeMap<OwnedUserId, BTreeMap<String, Box<RawValue>>>,
-    /// Other servers are told of none.
+    /// Absent in an answer to another server.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub failures: Option<BTreeMap<OwnedServerName, Value>>,
     #[serde(skip)]
@@ -43,7 +43,7 @@ impl Claimed {
 }
 
 impl Users {
-    /// Hands out a one-time key for each device named, or its fallback key.
+    /// Hands out a one-time key for each named device, or its fallback key.
     pub async fn keys_claim(
         &self,
         viewer: Viewer,
@@ -72,7 +72,7 @@ impl Users {
             if part.is_empty() {
                 return Ok(());
             }
-            // Ahead: a key that was taken and then could not be told would be lost.
+            // Granted beforehand: a key that was taken but did not fit the answer would be lost.
             let before = claimed.grant.bytes();
             claimed.grant.grow(part.len() as u64 * price(KEY_BYTES_MAX + KEY_NAME_BYTES_MAX))?;
             let taken = self.write(move |w| take_keys(w, part)).await?;
@@ -113,8 +113,8 @@ impl Users {
 }
 
 impl Claimed {
-    /// Takes over what a server tells of the devices it was asked for, and of no others. What of it is not too long and fits
-    /// our memory stays, also when the rest does not.
+    /// Adds a server's answer about the devices it was asked for; other devices in it are skipped. Keys that are short
+    /// enough and fit our memory stay, even when the rest does not.
     pub fn add_remote(&mut self, asked_for: &Claims, told: &[u8]) -> Result<(), Failed> {
         each_of(told, "one_time_keys", &mut |user, devices| {
             let Some((user, asked)) = asked_for.iter().find(|(name, _)| name.as_str() == user) else { return Ok(()) };
@@ -129,7 +129,7 @@ impl Claimed {
     }
 }
 
-/// Takes a key for each claim. Answers user, device and `{"algorithm:id": key}`; devices without one are left out.
+/// Takes a key for each claim. Answers user, device and `{"algorithm:id": key}`; devices without a key are left out.
 fn take_keys(
     w: &mut crate::store::Write<'_>,
     claims: Vec<(OwnedUserId, String, String)>,

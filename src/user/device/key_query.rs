@@ -1,4 +1,4 @@
-//! Device keys and cross-signing keys, as others are shown them.
+//! Device keys and cross-signing keys, in the form other users and servers get them.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::ControlFlow;
@@ -19,19 +19,19 @@ use crate::store::tables::user::{self, device};
 use crate::store::{Change, Get, UserNum};
 use crate::user::{Error, Users, lookup, sharing};
 
-/// Users asked for in one question; halved when the answer is too long.
+/// The number of users in one request to another server; halved when the answer is too long.
 const USERS_PER_QUESTION: usize = 50;
 
-/// A longer master key of another server's user is shown as it came, without the viewer's own signature.
+/// A longer master key of a remote user is shown as it came, without the viewer's own signature.
 const MASTER_PARSED_BYTES_MAX: u64 = 128 << 10;
 
-/// A key is held as it was told, and once more in the answer that is written.
+/// A key is held as it was received, and once more in the answer being written.
 const COPIES: u64 = 2;
 
-/// What holds it beside its text: its place in a map, its name.
+/// The memory of a key beside its text: its place in a map, its name.
 const ENTRY_BYTES: u64 = 256;
 
-/// Who may see what.
+/// The reader of keys, which decides the signatures shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Viewer {
     Local(UserNum),
@@ -47,7 +47,7 @@ impl Viewer {
     }
 }
 
-/// The answer about keys, in the shape it is sent in, with what pays for it.
+/// The answer about keys, in its final shape, with the grant that pays for it.
 #[derive(Serialize)]
 pub struct Answered {
     device_keys: BTreeMap<OwnedUserId, BTreeMap<String, Box<RawValue>>>,
@@ -67,8 +67,8 @@ impl Answered {
 }
 
 impl Users {
-    /// The identity and cross-signing keys of users, of all their devices where none are named. What another server does
-    /// not tell is among the failures.
+    /// The identity and cross-signing keys of users, of all their devices where none are named. Servers that do not
+    /// answer are listed in `failures`.
     pub async fn keys_query(
         &self,
         viewer: Viewer,
@@ -103,7 +103,7 @@ impl Users {
         Ok(answered)
     }
 
-    /// What another server is told of a local user's devices: JSON, with what pays for it.
+    /// The answer to another server about a local user's devices: JSON, with the grant that pays for it.
     pub async fn devices_for_server(&self, user_id: &UserId) -> Result<(Vec<u8>, Grant), Error> {
         #[derive(Serialize)]
         struct Shown<'a> {
@@ -129,7 +129,7 @@ impl Users {
                 let Some(keys) = device_keys(get, num, &user_id, &id, None)? else { continue };
                 let device_display_name = device::get(get, num, &id)?.and_then(|row| row.display_name);
                 let shown = serde_json::to_vec(&Shown { device_id: &id, keys, device_display_name })?;
-                // The list grows by doubling.
+                // The buffer grows by doubling.
                 grant.grow(shown.len() as u64 * COPIES)?;
                 out.extend_from_slice(if std::mem::take(&mut first) { b"" } else { b"," });
                 out.extend_from_slice(&shown);
@@ -140,8 +140,9 @@ impl Users {
         .await
     }
 
-    /// Another server says (in an `m.device_list_update` or `m.signing_key_update` unit) that one of its users has other
-    /// devices or keys. Whoever shares a room with that user will ask for them; nothing else of the unit is believed.
+    /// Another server tells (in an `m.device_list_update` or `m.signing_key_update` EDU) that one of its users has
+    /// other devices or keys. Local users who share a room with that user will ask for them; nothing else of the EDU is
+    /// used.
     pub async fn devices_changed_elsewhere(&self, origin: &ServerName, content: &RawValue) -> Result<(), Error> {
         #[derive(Deserialize)]
         struct Whose {
@@ -167,7 +168,7 @@ impl Users {
         .await
     }
 
-    /// Asks the servers of other users, a few at once.
+    /// Asks the servers of remote users, a few at once.
     async fn ask_keys(&self, wanted: BTreeMap<OwnedUserId, Vec<String>>, timeout: Duration, answered: &mut Answered) {
         let mut questions: VecDeque<(OwnedServerName, Vec<(OwnedUserId, Vec<String>)>)> = VecDeque::new();
         let mut by_server: BTreeMap<OwnedServerName, Vec<(OwnedUserId, Vec<String>)>> = BTreeMap::new();
@@ -215,7 +216,7 @@ impl Users {
         }
     }
 
-    /// Adds what the viewer signed of other servers' users: only they may see that.
+    /// Adds the viewer's own signatures over remote users' keys: only the viewer may see those.
     async fn add_viewers_signatures(&self, viewer: UserNum, answered: &mut Answered) -> Result<(), Error> {
         let masters = std::mem::take(&mut answered.master_keys);
         let server = self.server().to_owned();
@@ -247,7 +248,7 @@ impl Users {
     }
 }
 
-/// Shows the members of one member of an object.
+/// Visits the members of one member of an object.
 pub fn each_of(
     object: &[u8],
     name: &str,
@@ -259,7 +260,7 @@ pub fn each_of(
     })
 }
 
-/// What a key in an answer is charged.
+/// The bytes charged for a key in an answer.
 pub fn price(bytes: usize) -> u64 {
     bytes as u64 * COPIES + ENTRY_BYTES
 }
@@ -303,7 +304,7 @@ impl Answered {
         Ok(raw)
     }
 
-    /// Takes over what a server says of the users it was asked for, and of no others.
+    /// Adds a server's answer about the users it was asked for; other users in it are skipped.
     fn add_remote(&mut self, asked_for: &BTreeSet<OwnedUserId>, told: &[u8]) -> Result<(), Failed> {
         let Answered { device_keys, master_keys, self_signing_keys, grant, .. } = self;
         each_of(told, "device_keys", &mut |user, devices| {
@@ -383,7 +384,7 @@ fn add_signatures(
     Ok(())
 }
 
-/// Puts a signature into an object that may come from elsewhere, so nothing is taken for granted about its shape.
+/// Adds a signature to an object that may come from another server, so its shape is not trusted.
 fn add_signature(signed: &mut Value, signer: &str, signing_key: &str, signature: String) {
     let Some(object) = signed.as_object_mut() else { return };
     let all = object.entry("signatures").or_insert_with(|| json!({}));
@@ -422,16 +423,16 @@ pub fn failure(failed: &Failed) -> Value {
     json!({ "errcode": "M_UNKNOWN", "error": format!("The server {failed}") })
 }
 
-/// Other servers asked at once for one request.
+/// The number of other servers asked at once for one request.
 pub const ASKED_AT_ONCE: usize = 4;
 
 pub const QUESTION_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Paid for before anything is looked up.
+/// The grant taken before any lookup.
 pub const ANSWER_BYTES: u64 = 16 << 10;
 
-/// Shows the members of what a server tells of one user, or of all. What is no object tells of nobody, and what is told
-/// beside it is taken.
+/// Visits the members of a server's answer, for one user or for all. A value that is no object has no members, and does
+/// not spoil the values beside it.
 pub fn each_in(object: &RawValue, visit: &mut dyn FnMut(&str, &RawValue) -> Result<(), Failed>) -> Result<(), Failed> {
     match partial::each_member(object.get().as_bytes(), visit) {
         Err(Failed::BadAnswer(_)) => Ok(()),
@@ -439,7 +440,7 @@ pub fn each_in(object: &RawValue, visit: &mut dyn FnMut(&str, &RawValue) -> Resu
     }
 }
 
-/// Apps get a key beside others, in one answer.
+/// Whether a key is nested too deep: apps get it beside others, in one answer.
 pub fn is_too_deep(key: &RawValue) -> bool {
     crate::matrix::json::is_deeper_than(key.get().as_bytes(), crate::matrix::json::EVENT_DEPTH_MAX)
 }

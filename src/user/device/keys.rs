@@ -1,7 +1,8 @@
-//! End-to-end keys: what devices upload, what others are told, and handing out one-time keys.
+//! End-to-end keys: uploads by devices, queries by others, and one-time keys.
 //!
-//! Client-server API, "End-to-End Encryption"; server-server API, "End-to-End Encryption". The server understands no
-//! key; it keeps them, counts them and hands them out. Keys of other servers' users are asked for each time, never kept.
+//! Client-server API, "End-to-End Encryption"; server-server API, "End-to-End Encryption". The server does not
+//! interpret keys; it stores them, counts them and hands them out. Keys of remote users are asked for each time, never
+//! stored.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
@@ -16,19 +17,19 @@ use crate::store::tables::user::e2ee_key::{self, FallbackKey, OneTimeKey};
 use crate::store::{Get, UserNum};
 use crate::user::{Error, Requester, Users};
 
-/// Of one device, all algorithms together; apps keep some fifty.
+/// The most one-time keys of a device, all algorithms together; apps keep some fifty.
 const ONE_TIME_KEYS_MAX: usize = 1000;
-/// Of one device, one for each algorithm; there is one algorithm that apps use.
+/// The most fallback keys of a device, one for each algorithm; apps use one algorithm.
 pub(in crate::user) const FALLBACK_KEYS_MAX: usize = 16;
 pub const KEY_BYTES_MAX: usize = 4 << 10;
 const DEVICE_KEYS_BYTES_MAX: usize = 16 << 10;
-/// And what they may take when they are read: a handful of objects.
+/// The most memory that parsed device keys may take: a handful of objects.
 const DEVICE_KEYS_PARSED_BYTES_MAX: u64 = 64 << 10;
 pub const KEY_NAME_BYTES_MAX: usize = 128;
-/// The algorithm every app counts, even at none.
+/// The algorithm every app expects in the counts, even at zero.
 const USUAL_ALGORITHM: &str = "signed_curve25519";
 
-/// What an app uploads.
+/// An upload of keys.
 #[derive(Deserialize)]
 pub struct Upload {
     #[serde(default)]
@@ -40,7 +41,7 @@ pub struct Upload {
 }
 
 impl Users {
-    /// Keeps a device's keys. Answers how many one-time keys it has of each algorithm.
+    /// Stores a device's keys. Answers how many one-time keys it has of each algorithm.
     pub async fn upload_keys(&self, requester: &Requester, upload: Upload) -> Result<BTreeMap<String, u64>, Error> {
         let device_keys = upload.device_keys.map(|keys| checked_device_keys(requester, keys)).transpose()?;
         let one_time = checked_keys(upload.one_time_keys)?;
@@ -76,7 +77,7 @@ fn counts(get: &impl Get, user: UserNum, device_id: &str) -> Result<BTreeMap<Str
     Ok(counts)
 }
 
-/// Device keys fit to be kept: of the device that sends them, without others' signatures.
+/// Device keys ready to be stored: of the device that sends them, without signatures by others.
 fn checked_device_keys(requester: &Requester, mut keys: Value) -> Result<Value, Error> {
     let same = keys["user_id"] == requester.user_id.as_str() && keys["device_id"] == requester.device_id.as_str();
     if !same || !keys["algorithms"].is_array() || !keys["keys"].is_object() {
@@ -90,7 +91,7 @@ fn checked_device_keys(requester: &Requester, mut keys: Value) -> Result<Value, 
     Ok(keys)
 }
 
-/// Drops what is not signed content: `unsigned`, and signatures by others.
+/// Removes the parts that are no signed content: `unsigned`, and signatures by others.
 pub(in crate::user) fn keep_own_signatures(signed: &mut Value, user_id: &UserId) {
     let Some(object) = signed.as_object_mut() else { return };
     object.remove("unsigned");
@@ -99,7 +100,7 @@ pub(in crate::user) fn keep_own_signatures(signed: &mut Value, user_id: &UserId)
     }
 }
 
-/// `algorithm:id` → key, taken apart.
+/// `algorithm:id` → key, split.
 fn checked_keys(keys: Map<String, Value>) -> Result<Vec<(String, OneTimeKey)>, Error> {
     if keys.len() > ONE_TIME_KEYS_MAX {
         return Err(Error::TooLarge(format!("A device may have {ONE_TIME_KEYS_MAX} one-time keys")));
@@ -118,7 +119,8 @@ fn checked_keys(keys: Map<String, Value>) -> Result<Vec<(String, OneTimeKey)>, E
     Ok(checked)
 }
 
-/// The keys a device does not have yet. The same id with another key is refused: somebody may have been given the first.
+/// The keys a device does not have yet. A known id with another key is refused: the first may have been claimed
+/// already.
 fn new_one_time(
     get: &impl Get,
     user: UserNum,
@@ -147,7 +149,7 @@ fn new_one_time(
     Ok(fresh)
 }
 
-/// Every sync lists the algorithms that a device has fallback keys of.
+/// Refuses too many fallback keys: every sync lists the algorithms for which a device has one.
 fn check_fallback_count(
     get: &impl Get,
     user: UserNum,
@@ -166,7 +168,7 @@ fn check_fallback_count(
     Err(Error::TooLarge(format!("A device may have fallback keys of {FALLBACK_KEYS_MAX} algorithms")))
 }
 
-/// Signatures may differ between two uploads of one key.
+/// Whether two uploads are of the same key; their signatures may differ.
 fn same_key(one: &Value, other: &Value) -> bool {
     match (one.get("key"), other.get("key")) {
         (Some(one), Some(other)) => one == other,
@@ -187,7 +189,7 @@ mod tests {
         Claimed { one_time_keys: BTreeMap::new(), failures: Some(BTreeMap::new()), grant }
     }
 
-    /// One user's keys of another shape, or nested without end, once lost those of everybody on that server.
+    /// One user's malformed or deeply nested keys once lost the keys of all users of that server.
     #[test]
     fn odd_keys_of_one_user_leave_those_of_others_alone() {
         let budget = Budget::for_tests();
@@ -204,7 +206,7 @@ mod tests {
         assert_eq!(String::from_utf8(json).unwrap(), r#"{"one_time_keys":{"@d:far.test":{"D":1}},"failures":{}}"#);
     }
 
-    /// A key `[0,0,…]` of half a megabyte once became sixteen on the heap, and on nobody's account.
+    /// A key `[0,0,…]` of half a megabyte once became sixteen on the heap, charged to no account.
     #[test]
     fn of_another_servers_keys_only_those_asked_for_are_kept_and_paid_for() {
         let budget = Budget::for_tests();

@@ -18,13 +18,13 @@ pub mod announce;
 pub mod key_claim;
 pub mod key_query;
 
-/// Devices of one user; a further one takes the place of the one not heard of for longest.
+/// The most devices of one user; a further one replaces the one with the oldest last-seen.
 pub(super) const DEVICES_MAX: usize = 100;
 pub(super) const DEVICE_ID_BYTES_MAX: usize = 255;
 pub(super) const NAME_BYTES_MAX: usize = 255;
 
 impl Users {
-    /// A user's devices as the API shows them. Bounded by the cap on devices of one user.
+    /// A user's devices in the API's form. Bounded by the cap on devices of one user.
     pub async fn devices(&self, user: UserNum) -> Result<Vec<Value>, Error> {
         self.read(move |get| {
             let mut list = Vec::new();
@@ -46,7 +46,7 @@ impl Users {
         .await
     }
 
-    /// Gives a device a name, or takes it away.
+    /// Sets or removes the name of a device.
     pub async fn name_device(
         &self,
         user: UserNum,
@@ -67,7 +67,7 @@ impl Users {
         .await
     }
 
-    /// Removes devices with their tokens, keys and messages. Ids of none are passed over.
+    /// Removes devices with their tokens, keys and messages. Unknown ids are skipped.
     pub async fn remove_devices(&self, user: UserNum, user_id: &UserId, ids: Vec<String>) -> Result<(), Error> {
         let (user_id, server) = (user_id.to_owned(), self.server().to_owned());
         self.write(move |w| {
@@ -83,7 +83,7 @@ impl Users {
     }
 }
 
-/// Takes away a device and everything that is its own. Nobody is told.
+/// Removes a device and everything that belongs to it. Other users are not told.
 pub(super) fn forget(w: &mut Write<'_>, user: UserNum, device_id: &str) -> Result<(), Error> {
     if let Some(hash) = device::get(w, user, device_id)?.as_ref().and_then(old_token) {
         device::remove_token(w, &hash)?;
@@ -108,7 +108,7 @@ fn shown(id: &str, row: &Device) -> Value {
     shown
 }
 
-/// The hash of the token a device has.
+/// The hash of a device's present token.
 pub(in crate::user) fn old_token(row: &Device) -> Option<[u8; 32]> {
     let text = row.token_hash.as_deref()?.as_bytes();
     let mut hash = [0; 32];

@@ -1,4 +1,4 @@
-//! Messages to single devices: sent, received from other servers, handed to syncs.
+//! To-device messages: sent, received from other servers, delivered by syncs.
 //!
 //! Client-server API, "Send-to-Device messaging"; server-server API, `m.direct_to_device`.
 
@@ -18,22 +18,22 @@ use crate::store::tables::user::{self, device};
 use crate::store::{Change, Get, Position, UserNum, Write};
 use crate::user::{Error, Requester, Users, sharing};
 
-/// Units for another server are cut at about this size, so that one fits a transaction beside others.
+/// EDUs for another server are cut at about this size, so that one fits a transaction beside others.
 const UNIT_BYTES: usize = 48 << 10;
 const TYPE_BYTES_MAX: usize = 255;
-/// One message's content: what an event may have at most.
+/// The limit of one message's content: that of an event.
 const CONTENT_BYTES_MAX: usize = 64 << 10;
-/// Of one message's content, objects and arrays within each other: apps get it beside others, in one answer.
+/// The nesting limit of one message's content: apps get it beside others, in one answer.
 const CONTENT_DEPTH_MAX: u32 = json::EVENT_DEPTH_MAX;
-/// What one request may put into queues here, copies for all of a user's devices included: it is one write.
+/// The most bytes one request may add to local queues, copies for all of a user's devices included: it is one write.
 const COPIES_BYTES_MAX: usize = 2 << 20;
-/// Rows dropped in one write.
+/// The number of rows dropped in one write.
 const DROPPED_PER_WRITE: usize = 500;
 
 /// User → device id or `*` → content.
 pub type Messages = BTreeMap<OwnedUserId, BTreeMap<String, Box<RawValue>>>;
 
-/// What a device finds in its sync.
+/// A message in a device's sync.
 #[derive(Serialize)]
 struct Delivered<'a> {
     #[serde(rename = "type")]
@@ -42,7 +42,7 @@ struct Delivered<'a> {
     content: &'a RawValue,
 }
 
-/// What another server is sent.
+/// The content of an `m.direct_to_device` EDU to another server.
 #[derive(Serialize)]
 struct Unit<'a> {
     edu_type: &'a str,
@@ -58,20 +58,21 @@ struct Posted<'a> {
     messages: Messages,
 }
 
-/// What another server sends.
+/// The content of an `m.direct_to_device` EDU from another server.
 #[derive(Deserialize)]
 struct Received {
     sender: OwnedUserId,
     #[serde(rename = "type")]
     kind: String,
-    /// Required by the specification; without it nothing tells a repetition.
+    /// Required by the specification; without it a repetition is not detected.
     message_id: Option<String>,
-    /// In the shape of [`Messages`]. Nothing but bytes tells how many there are, so they are gone through one by one.
+    /// In the shape of [`Messages`]. Only its bytes bound the number of messages, so they are read one by one.
     messages: Box<RawValue>,
 }
 
 impl Users {
-    /// Queues messages, or passes them to the servers of their users. A transaction id seen before changes nothing.
+    /// Queues messages for local devices, and sends the others to the servers of their users. A known transaction id
+    /// changes nothing.
     pub async fn send_to_device(
         &self,
         requester: &Requester,
@@ -88,7 +89,7 @@ impl Users {
         if messages.values().flat_map(BTreeMap::values).any(|content| is_too_deep(content)) {
             return Err(Error::invalid("A message to a device is nested too deeply"));
         }
-        // What has no canonical form cannot be signed for another server, and readers of a sync may trip over it.
+        // Content without a canonical form cannot be signed for another server, and may break readers of a sync.
         for content in messages.values().flat_map(BTreeMap::values) {
             json::canonical(content.get().as_bytes(), Mode::Lenient)
                 .map_err(|reject| Error::Bad { errcode: "M_BAD_JSON", message: reject.to_string() })?;
@@ -115,7 +116,7 @@ impl Users {
                 }
             }
             let mut change = Change { users: post.wake, ..Change::default() };
-            // On a server that speaks with no other one nobody would ever take them.
+            // On a server without federation these messages would never be taken.
             let elsewhere = if has_others { elsewhere } else { Messages::new() };
             for (server, content) in units(&kind, &requester.user_id, elsewhere, &mut || random.token(16)) {
                 let unit = serde_json::to_vec(&Unit { edu_type: "m.direct_to_device", content })?;
@@ -128,7 +129,7 @@ impl Users {
         .await
     }
 
-    /// Queues what another server sends in an `m.direct_to_device` unit, and answers how many bytes that took. One that came
+    /// Queues the messages of an `m.direct_to_device` EDU, and answers how many bytes that took. An EDU received
     /// before, by its `message_id`, changes nothing: servers repeat transactions whose answer they did not get.
     pub async fn to_device_received(&self, origin: &ServerName, content: &RawValue) -> Result<usize, Error> {
         let received: Received =
@@ -138,7 +139,7 @@ impl Users {
             return Err(Error::invalid("A message to devices in another server's name"));
         }
         let origin = origin.to_owned();
-        // Looked at before the write, which is to be short.
+        // Read before the write, which is to be short.
         let (received, circles) = self
             .read(move |get| {
                 let circles = circles(get, &received)?;
@@ -177,8 +178,8 @@ impl Users {
         .await
     }
 
-    /// A later sync token shows that a device has its messages up to `upto`: they go. A token `of` a future that this database
-    /// has not seen, since it was restored, shows nothing.
+    /// A later sync token shows that a device has its messages up to `upto`: they are removed. A token whose position
+    /// `of` lies beyond this database, since that was restored, shows nothing.
     pub async fn to_device_arrived(
         &self,
         user: UserNum,
@@ -188,7 +189,7 @@ impl Users {
     ) -> Result<(), Error> {
         loop {
             let device = device_id.to_owned();
-            // Mostly there is nothing; a look is cheaper than a commit.
+            // Mostly there is nothing to remove; a read is cheaper than a commit.
             let any = self
                 .read(move |get| {
                     let mut any = false;
@@ -211,7 +212,7 @@ impl Users {
     }
 }
 
-/// Puts messages into the queues of local devices. Devices there are none of are passed over, and so is what is too long.
+/// Puts messages into the queues of local devices. Unknown devices and messages over the limits are skipped.
 struct Post<'p> {
     kind: &'p str,
     sender: &'p UserId,
@@ -254,7 +255,7 @@ fn is_too_deep(content: &RawValue) -> bool {
     json::is_deeper_than(content.get().as_bytes(), CONTENT_DEPTH_MAX)
 }
 
-/// The users here that a message is for, and how near its sender is to each. Bounded by the people of this server.
+/// The local users a message is for, and how near its sender is to each. Bounded by the local users.
 fn circles(get: &impl Get, received: &Received) -> Result<HashMap<UserNum, Circle>, Error> {
     let (server, sender) = (received.sender.server_name(), user::num(get, received.sender.as_str())?);
     let mut circles = HashMap::new();
@@ -269,12 +270,12 @@ fn circles(get: &impl Get, received: &Received) -> Result<HashMap<UserNum, Circl
     Ok(circles)
 }
 
-/// A user of this server; nothing for anybody else.
+/// A local user; none for other users.
 fn local(get: &impl Get, user_id: &str) -> Result<Option<UserNum>, Error> {
     Ok(user::num(get, user_id)?.filter(|num| user::is_local(get, *num).unwrap_or(false)))
 }
 
-/// What messages take in the queues of the devices they are for.
+/// The bytes that messages take in the queues of their devices.
 fn copies_bytes(get: &impl Get, messages: &Messages) -> Result<usize, Error> {
     let mut bytes = 0;
     for (user_id, devices) in messages {
@@ -286,7 +287,7 @@ fn copies_bytes(get: &impl Get, messages: &Messages) -> Result<usize, Error> {
     Ok(bytes)
 }
 
-/// The devices an address means: all of them for `*`.
+/// The devices an address names: all of them for `*`.
 fn addressed(get: &impl Get, user: UserNum, device_id: &str) -> Result<Vec<String>, Error> {
     if device_id == "*" {
         return Ok(device::ids(get, user)?);
@@ -295,7 +296,7 @@ fn addressed(get: &impl Get, user: UserNum, device_id: &str) -> Result<Vec<Strin
     Ok(known.then(|| device_id.to_owned()).into_iter().collect())
 }
 
-/// Messages for other servers' users as contents of `m.direct_to_device`, several for a server with much to get.
+/// Messages for remote users as contents of `m.direct_to_device`, several for a server with many messages.
 fn units<'a>(
     kind: &'a str,
     sender: &'a UserId,

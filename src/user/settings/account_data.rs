@@ -1,4 +1,4 @@
-//! What apps keep here for their user: account data for all rooms together or for one, and room tags.
+//! Account data, for all rooms together or for one, and room tags.
 
 use ruma::RoomId;
 use serde_json::value::RawValue;
@@ -11,11 +11,11 @@ use crate::store::tables::user::push_rule;
 use crate::store::{Change, Get, RoomNum, UserNum, Write};
 use crate::user::{Error, Users};
 
-/// What one user may keep here.
+/// The limits of one user's account data.
 const ENTRIES_MAX: usize = 5_000;
 const BYTES_MAX: usize = 4 << 20;
 const ENTRY_BYTES_MAX: usize = 64 << 10;
-/// What tags may take when they are read. The rest is kept and told as text.
+/// The most memory that parsed tags may take. Other account data is stored and sent as text.
 const PARSED_BYTES_MAX: u64 = 512 << 10;
 const TYPE_BYTES_MAX: usize = 255;
 const TAGS_MAX: usize = 100;
@@ -54,7 +54,7 @@ impl Users {
         self.put_account_data(user, room_id, kind, json).await
     }
 
-    /// A user's tags of a room: `{"tags": {…}}`.
+    /// A user's tags for a room: `{"tags": {…}}`.
     pub async fn tags(&self, user: UserNum, room_id: &RoomId) -> Result<Value, Error> {
         match self.account_data(user, Some(room_id), TAG).await {
             Ok(json) => Ok(tags_of(Some(json))),
@@ -63,7 +63,7 @@ impl Users {
         }
     }
 
-    /// Puts a tag on a room, or takes it away.
+    /// Adds a tag to a room, or removes it.
     pub async fn set_tag(
         &self,
         user: UserNum,
@@ -75,7 +75,7 @@ impl Users {
             return Err(Error::invalid("A tag has 1 to 255 bytes"));
         }
         let (room_id, tag) = (room_id.to_owned(), tag.to_owned());
-        // Apps take one tag away and put another on at the same time: each is told of the other in here.
+        // Apps remove one tag and add another at the same time: reading and writing in one job keeps both changes.
         self.write(move |w| {
             let room = room::num(w, room_id.as_str())?.ok_or(Error::NotFound("room"))?;
             let mut all = tags_of(account_data::get(w, user, room, TAG)?);
@@ -111,7 +111,7 @@ impl Users {
     }
 }
 
-/// Writes one entry, when it is new and within what a user may keep here.
+/// Writes one entry, when it is new and within the user's limits.
 fn put_entry(w: &mut Write<'_>, user: UserNum, room: RoomNum, kind: &str, json: &[u8]) -> Result<(), Error> {
     if json.len() > ENTRY_BYTES_MAX {
         return Err(Error::TooLarge(format!("An entry may have {ENTRY_BYTES_MAX} bytes")));
@@ -133,7 +133,7 @@ fn put_entry(w: &mut Write<'_>, user: UserNum, room: RoomNum, kind: &str, json: 
     Ok(())
 }
 
-/// What is kept of a room's tags. An app may have put anything there; what are no tags counts as none.
+/// The stored tags of a room. An app may have written anything there; malformed tags count as none.
 fn tags_of(kept: Option<Vec<u8>>) -> Value {
     kept.and_then(|json| serde_json::from_slice::<Value>(&json).ok())
         .filter(|all| all["tags"].is_object())

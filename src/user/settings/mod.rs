@@ -1,4 +1,4 @@
-//! What people and their apps keep here: account data, filters, push rules.
+//! Settings of users and their apps: account data, filters, push rules.
 
 pub mod account_data;
 pub mod filter;

@@ -1,6 +1,6 @@
-//! Push rules: the specification's defaults, and what a user made of them.
+//! Push rules: the specification's defaults, and each user's changes.
 //!
-//! The rules and their matching are ruma's; here they are put in order, kept and bounded.
+//! The rules and their matching are ruma's; here they are ordered, stored and bounded.
 
 use ruma::push::{
     Action, ConditionalPushRule, InsertPushRuleError, NewConditionalPushRule, NewPatternedPushRule, NewPushRule,
@@ -16,12 +16,12 @@ use crate::store::{Change, UserNum};
 use crate::user::lookup;
 use crate::user::{Error, Requester, Users};
 
-/// Rules of one user, defaults included: each is tried for every event of their rooms.
+/// The most rules of one user, defaults included: each is tried for every event of the user's rooms.
 const RULES_MAX: usize = 500;
-/// Of all of them together as JSON.
+/// The limit of one user's rules together, as JSON.
 const RULES_BYTES_MAX: usize = 128 << 10;
 
-/// A rule as an app writes it.
+/// A rule as sent by an app.
 #[derive(Deserialize)]
 pub struct NewRule {
     #[serde(default)]
@@ -33,7 +33,7 @@ pub struct NewRule {
 }
 
 impl Users {
-    /// All rules that hold for a user: `{"override": […], …}`.
+    /// All rules of a user: `{"override": […], …}`.
     pub async fn push_rules(&self, user: UserNum) -> Result<Value, Error> {
         let rules = self.ruleset(user).await?;
         serde_json::to_value(rules).map_err(|wrong| Error::invalid(wrong.to_string()))
@@ -48,7 +48,7 @@ impl Users {
         rule.cloned().ok_or(Error::NotFound("push rule"))
     }
 
-    /// Makes or replaces a rule of the user's own.
+    /// Creates or replaces a user-defined rule.
     pub async fn set_push_rule(
         &self,
         requester: &Requester,
@@ -126,20 +126,20 @@ impl Users {
     }
 }
 
-/// Where a rule goes: behind one of the user's own, in front of one, or between two.
+/// The position of a rule: behind one of the user's rules, in front of one, or between two.
 #[derive(Clone, Copy, Default)]
 struct Beside<'a> {
     after: Option<&'a str>,
     before: Option<&'a str>,
 }
 
-/// Puts a user's rule among those of its kind. A new one that is put beside none comes first, an old one stays where it is.
-/// After an error the rules are not to be kept.
+/// Puts a user's rule among those of its kind. Without a position a new rule comes first, and an existing one keeps its
+/// place. After an error the rules must not be stored.
 fn insert(rules: &mut Ruleset, rule: NewPushRule, beside: &Beside<'_>) -> Result<(), Error> {
     check_ids(rule.rule_id(), beside).map_err(|wrong| Error::invalid(wrong.to_string()))?;
     match rule {
         NewPushRule::Override(rule) => {
-            // The one that turns everything off stays in front of all others.
+            // The rule that turns everything off stays in front of all others.
             let first = usize::from(rules.override_.first().is_some_and(|rule| rule.default));
             let list = std::mem::take(&mut rules.override_).into_iter().collect();
             rules.override_ = put(list, ConditionalPushRule::from(rule), first, beside)?.into_iter().collect();
@@ -178,7 +178,7 @@ fn check_ids(rule_id: &str, beside: &Beside<'_>) -> Result<(), InsertPushRuleErr
     Ok(())
 }
 
-/// The list with the rule in it. Its position is one among the others: it is taken out first, if it was there.
+/// The list with the rule in it. An existing rule is taken out first, since its position is counted among the others.
 fn put<T: Ordered>(mut list: Vec<T>, mut rule: T, first: usize, beside: &Beside<'_>) -> Result<Vec<T>, Error> {
     if [beside.after, beside.before].contains(&Some(rule.id())) {
         return Err(Error::invalid("A rule cannot be put beside itself"));
@@ -205,7 +205,7 @@ fn put<T: Ordered>(mut list: Vec<T>, mut rule: T, first: usize, beside: &Beside<
     Ok(list)
 }
 
-/// What putting rules in order asks of them, whatever their kind.
+/// The operations on a rule that ordering needs, for every kind.
 trait Ordered {
     fn id(&self) -> &str;
     fn is_enabled(&self) -> bool;
@@ -302,7 +302,7 @@ mod tests {
         rules.content.iter().map(|rule| rule.rule_id.clone()).collect()
     }
 
-    /// An app put its first rule behind its last one, and the server was gone: the place was counted with the rule still
+    /// An app put its first rule behind its last one, and the server crashed: the place was counted with the rule still
     /// in the list, so it lay behind the end. A rule beside itself did the same.
     #[test]
     fn the_first_rule_goes_behind_the_last_and_none_beside_itself() {
@@ -343,7 +343,7 @@ mod tests {
         assert!(matches!(insert(&mut rules, new(), &all), Err(Error::Bad { .. })));
     }
 
-    /// Against the plainest list there is: names, and the sentence of the specification for each parameter.
+    /// Compared with a plain list of names that follows the specification's sentence for each parameter.
     #[test]
     fn any_order_of_moves_is_what_a_plain_list_makes_of_it() {
         let random = Random::seeded(11);

@@ -1,10 +1,10 @@
 //! The authorisation rules for a whole room at once: parents first, on columns.
 //!
-//! Nearly all events of a large room are memberships, and nearly all of those are decided by who, whom, from what to
-//! what, and the levels; five bytes an event and the power levels parsed once say all of that. What the columns allow
-//! is allowed. What they do not allow, or cannot decide (a restricted join, an invite by e-mail, the creator's first
-//! join, anything that is no membership), is judged again with the event's body in hand. Both ways ask the same rules
-//! of `matrix::auth`; only how much the event is known differs.
+//! Nearly all events of a large room are memberships, and nearly all of those are decided by the sender, the target,
+//! the old and the new membership, and the power levels; five bytes an event and the power levels parsed once hold all
+//! of that. An event that the columns allow is allowed. An event that they do not allow, or cannot decide (a restricted
+//! join, an invite by e-mail, the creator's first join, any event that is no membership), is authorised again with its
+//! body in hand. Both ways ask the same rules of `matrix::auth`; only how much of the event is known differs.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -16,18 +16,18 @@ use crate::matrix::{Event, Reject, RoomVersion};
 use crate::store::tables::room::event_row::{Kind, Membership};
 use crate::store::{BodyNum, UserNum};
 
-/// What the rules need of an auth event beside its body, in five bytes per event.
+/// The fields of an auth event that the rules need beside its body, in five bytes per event.
 pub struct Columns {
     codes: Vec<u8>,
     targets: Vec<UserNum>,
-    /// Where the bodies of levels, rules, invites by e-mail and the create event are, and whose they are; everyone else's
-    /// are never read.
+    /// Body and sender of power levels, join rules, invites by e-mail and the create event; the bodies of all other
+    /// events are never read.
     bodies: HashMap<u32, (BodyNum, UserNum)>,
 }
 
 /// Bytes of memory per event, for the account.
 pub const COLUMN_BYTES: u64 = 5;
-/// Auth events with a body that may be asked for, at most: 24 bytes each. What is beyond counts as no auth event;
+/// Auth events with a body that may be asked for, at most: 24 bytes each. An event beyond that counts as no auth event;
 /// the largest rooms have a few hundred.
 const BODIES_MAX: usize = 20_000;
 
@@ -40,7 +40,7 @@ pub struct Column {
     pub usable: bool,
 }
 
-/// What an event can be to the rules of another.
+/// The role of an event for the authorisation of another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Role {
@@ -121,28 +121,28 @@ impl Columns {
     }
 }
 
-/// An event about to be judged.
+/// An event to be authorised.
 #[derive(Clone, Copy, Debug)]
 pub struct Claim<'a> {
     pub place: u32,
     pub body: BodyNum,
     pub role: Role,
     pub sender: UserNum,
-    /// For member events: target and what becomes of them.
+    /// For member events: the target and the new membership.
     pub member: Option<(Membership, UserNum)>,
     pub needs_body: bool,
     /// Places of its auth events.
     pub auth: &'a [u32],
-    /// Of a create event, whose id the creator's first join must follow.
+    /// For a create event: its id, which the creator's first join must follow.
     pub id: Option<&'a EventId>,
 }
 
-/// Where bodies and names come from when columns do not decide: the store, through the caller.
+/// The source of bodies and names when columns do not decide: the store, through the caller.
 pub trait Bodies {
     type Error;
 
-    /// The event under this body number, of this sender and, a membership, about this user. Its id, its `auth_events`, its
-    /// depth and its time are any.
+    /// The event under this body number, of this sender and, a membership, about this user. Its id, its `auth_events`,
+    /// its depth and its time are arbitrary.
     fn event(&self, body: BodyNum, sender: UserNum, target: Option<UserNum>) -> Result<Event, Self::Error>;
     fn user(&self, num: UserNum) -> Result<OwnedUserId, Self::Error>;
 }
@@ -151,18 +151,18 @@ pub trait Bodies {
 /// and again.
 const PARSED_MAX: usize = 8;
 
-/// Judges a room's events in topological order.
+/// Authorises a room's events in topological order.
 pub struct Authorizer<B> {
     version: &'static RoomVersion,
     bodies: B,
     create: Option<(u32, Arc<Create>)>,
     levels: Parsed<PowerLevels>,
     rules: Parsed<JoinRule>,
-    /// Events judged with their body in hand; the point of the columns is that they are few.
+    /// Events authorised with their body in hand; the point of the columns is that they are few.
     pub bodies_read: u64,
 }
 
-/// The rules' no, or a failure of our own.
+/// A rejection by the rules, or a failure of our own.
 enum No<E> {
     Reject(Reject),
     Failed(E),
@@ -184,7 +184,7 @@ impl<B: Bodies> Authorizer<B> {
         self.create.as_ref().map(|(place, _)| *place)
     }
 
-    /// Judges an event; `Ok(Err)` is the rules' no.
+    /// Authorises an event; `Ok(Err)` is a rejection by the rules.
     pub fn check(&mut self, columns: &Columns, claim: &Claim<'_>) -> Result<Result<(), Reject>, B::Error> {
         if !claim.needs_body
             && let Some(member) = claim.member
@@ -208,7 +208,8 @@ impl<B: Bodies> Authorizer<B> {
     ) -> Result<bool, B::Error> {
         let Some(cites) = self.cites(columns, claim, (membership, target))? else { return Ok(false) };
         let Some((_, create)) = self.create.clone().filter(|(_, create)| create.federate) else { return Ok(false) };
-        // Of somebody who changes themselves the rules only ask that it is themselves: their name is not looked up.
+        // For a user's change of their own membership the rules only compare sender and target: the name is not looked
+        // up.
         let (sender, target) = match claim.sender == target {
             true => (nobody(), nobody()),
             false => (self.bodies.user(claim.sender)?, self.bodies.user(target)?),
@@ -224,7 +225,7 @@ impl<B: Bodies> Authorizer<B> {
         Ok(auth::check_member(self.version, &change, &create, &state).is_ok())
     }
 
-    /// What a membership's auth events say, when they are exactly such as it may cite.
+    /// The auth events of a membership, when they are exactly those it may cite.
     fn cites(
         &mut self,
         columns: &Columns,
@@ -264,7 +265,7 @@ impl<B: Bodies> Authorizer<B> {
         Ok((has_create != self.version.room_id_is_create_hash()).then_some(cites))
     }
 
-    /// The levels at a place; `None` when they cannot be read, which the rules then say with the body in hand.
+    /// The levels at a place; `None` when they cannot be read, which the rules then report with the body in hand.
     fn levels_at(&mut self, columns: &Columns, place: u32) -> Result<Option<Arc<PowerLevels>>, B::Error> {
         if let Some(levels) = self.levels.get(place) {
             return Ok(Some(levels));
@@ -283,7 +284,7 @@ impl<B: Bodies> Authorizer<B> {
         Ok(rule.ok().map(|rule| self.rules.put(place, rule)))
     }
 
-    /// The rules as they stand, over the event as it stands.
+    /// The full rules, over the full event.
     fn check_with_body(&mut self, columns: &Columns, claim: &Claim<'_>) -> Result<(), No<B::Error>> {
         self.bodies_read += 1;
         let target = claim.member.map(|(_, target)| target);
@@ -305,7 +306,7 @@ impl<B: Bodies> Authorizer<B> {
         Ok(())
     }
 
-    /// The create event the room has, when it was judged before.
+    /// Sets the room's create event, when it was authorised before.
     pub fn set_create(&mut self, place: u32, event: &auth::Subject<'_>) -> Result<(), Reject> {
         if self.create.is_none() {
             self.create = Some((place, Arc::new(Create::parse(self.version, event)?)));
@@ -358,7 +359,7 @@ fn spelled(membership: Membership) -> auth::Membership {
     }
 }
 
-/// What a membership's auth events say, off the columns.
+/// The auth events of a membership, from the columns.
 #[derive(Default)]
 struct Cites {
     levels: Option<Arc<PowerLevels>>,
@@ -367,7 +368,7 @@ struct Cites {
     of_target: Option<auth::Membership>,
 }
 
-/// The same as the rules want to be told.
+/// The same in the form that the rules expect.
 struct CitedByMember<'a> {
     create: Arc<Create>,
     sender: &'a UserId,
@@ -395,7 +396,7 @@ impl auth::State for CitedByMember<'_> {
     }
 }
 
-/// An auth event with its state key spelled out, and its body where a rule may want it.
+/// An auth event with its state key as text, and its body where a rule may need it.
 struct One {
     column: Column,
     state_key: Option<String>,

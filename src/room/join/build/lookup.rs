@@ -1,4 +1,4 @@
-//! Users and events by what they are called, while a room is built.
+//! Users and events by their ids, while a room is built.
 
 use std::cell::RefCell;
 
@@ -15,7 +15,7 @@ use crate::store::tables::room::{body, event};
 use crate::store::tables::user::{self, Met};
 use crate::store::{self, BodyNum, Read, StateKeyNum, Store, UserNum};
 
-/// Numbers by print. Whom it has no room for is looked up in the store.
+/// Numbers by print. A user without a place in this table is looked up in the store.
 pub struct Users {
     slots: Vec<Slot>,
     used: usize,
@@ -34,7 +34,7 @@ struct Slot {
 impl Users {
     pub fn new(store: &Store, users: u64, scratch: &Scratch) -> Result<Users, JoinError> {
         let wanted = (users + users / 4 + 16) * size_of::<Slot>() as u64;
-        // The sorters that come next need theirs.
+        // The sorters that come next need their memory.
         let left = scratch.memory.limit().saturating_sub(scratch.memory.used()).saturating_sub(SORT_BYTES);
         let grant = take_up_to(&scratch.memory, wanted.min(left), 4096)?;
         let slots = vec![Slot::default(); grant.bytes() as usize / size_of::<Slot>()];
@@ -79,7 +79,7 @@ impl Users {
     }
 }
 
-/// Bodies and names out of the store.
+/// Bodies and names from the store.
 pub struct FromStore {
     pub store: Store,
     pub version: &'static RoomVersion,
@@ -115,7 +115,7 @@ impl Bodies for FromStore {
         };
         let known = body::Known { room_id: &self.room_id, sender: &sender, target: &target, ..body::Known::default() };
         let bytes = opened.restore(&known).ok_or(JoinError::Corrupt)?;
-        // Judged by its content and by the places of its auth events: neither its id nor theirs matter.
+        // Authorised by its content and by the places of its auth events: neither its id nor their ids matter.
         let id = OwnedEventId::try_from("$id").map_err(|_| JoinError::Corrupt)?;
         Event::from_stored(self.version, bytes, id).map_err(|_| JoinError::Corrupt)
     }

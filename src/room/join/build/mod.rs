@@ -1,8 +1,8 @@
 //! From the log to a room: order, numbers, judgement, rows, indexes, state.
 //!
 //! Plain blocking passes, each front to back over the log or over a sorted file, each writing in short batches in the
-//! order of the keys. Nothing points to what is written here until the flip; a crash repeats the passes under the same
-//! numbers and writes the same rows.
+//! order of the keys. Nothing refers to the new rows until the flip; a crash repeats the passes under the same numbers
+//! and writes the same rows.
 //!
 //! ```text
 //! log ─ order ─┬─ users by hash → numbers
@@ -46,14 +46,14 @@ pub mod lookup;
 pub mod record;
 pub mod rows;
 
-/// Sorters' share of memory: so much each, or what there is.
+/// The memory of each sorter: this much, or what is left.
 const SORT_BYTES: u64 = 1 << 20;
 
 const ROWS_MAX: usize = 4096;
-/// Local users of a room that are told of it at the flip. They have accounts here.
+/// Local members of a room that are notified at the flip. They have accounts here.
 const LOCALS_MAX: usize = 10_000;
 
-/// What the passes need.
+/// The inputs of the passes.
 pub struct Settle {
     pub store: Store,
     pub join: JoinNum,
@@ -63,11 +63,11 @@ pub struct Settle {
     pub scratch: Scratch,
     pub progress: Arc<Progress>,
     pub server: OwnedServerName,
-    /// Under which ids that have several nodes are told apart.
+    /// The key of the hash that tells apart ids with several nodes.
     pub merge_key: [u8; 16],
 }
 
-/// A room that needs only the flip.
+/// A room that lacks only the flip.
 pub struct Settled {
     pub room: RoomNum,
     pub root: Option<Root>,
@@ -75,7 +75,7 @@ pub struct Settled {
     pub joined: u64,
     pub invited: u64,
     pub events: u64,
-    /// Users of this server in the state, but not those joining.
+    /// Users of this server in the state, without the joining user.
     pub locals: Vec<(UserNum, Membership, EventNum)>,
     /// Bodies of events that were left out.
     pub dead: Option<Spill>,
@@ -113,7 +113,7 @@ impl Settle {
         Ok(settled)
     }
 
-    /// Every event of such a room comes after the create event, though it does not name it.
+    /// In such a room every event comes after the create event, though it does not cite it.
     fn is_create_first(&self) -> bool {
         self.version.room_id_is_create_hash()
     }
@@ -142,7 +142,7 @@ impl Settle {
         Ok((room, first))
     }
 
-    /// What an earlier stay left of the room's present state goes, a batch at a time.
+    /// Removes the present state that an earlier stay left of the room, a batch at a time.
     fn clear(&self, room: RoomNum) -> Result<(), JoinError> {
         loop {
             let job = move |w: &mut Write<'_>| {
@@ -156,7 +156,7 @@ impl Settle {
         }
     }
 
-    /// One reading of the log: who is mentioned, and what is in the state.
+    /// One reading of the log: the users it mentions, and the events in the state.
     fn survey(&self, order: &Order) -> Result<(Users, Bits), JoinError> {
         let mut in_state = Bits::new(&self.scratch.memory)?;
         let mut sorter = Sorter::new(&self.scratch, SORT_BYTES)?;
@@ -182,7 +182,7 @@ impl Settle {
         Ok((self.meet(sorter)?, in_state))
     }
 
-    /// Everybody gets their number, in the order of their hashes.
+    /// Gives each user a number, in the order of their hashes.
     fn meet(&self, sorter: Sorter) -> Result<Users, JoinError> {
         let mut users = Users::new(&self.store, sorter.count(), &self.scratch)?;
         let mut sorted = sorter.finish()?;
@@ -214,7 +214,7 @@ impl Settle {
         }
     }
 
-    /// The events in their order, each with what the rules and its row need.
+    /// The events in their order, each with the fields for the rules and for its row.
     fn by_place(
         &self,
         order: &Order,
@@ -249,7 +249,7 @@ impl Settle {
         Ok((sorter.finish()?, any_known))
     }
 
-    /// Parents first: the rules, and a row for what they allow.
+    /// Parents first: authorises each event, and writes a row for an allowed one.
     fn judge(
         &self,
         mut sorted: super::order::Sorted,
@@ -319,7 +319,7 @@ impl Settle {
         rows.finish(nums.of(create))
     }
 
-    /// An event we held before counts as what its row says.
+    /// An event from before this join counts as its row says.
     fn known(
         &self,
         judge: &mut Authorizer<FromStore>,
@@ -389,7 +389,7 @@ impl Settle {
                 Some(record) => Some(InState::unpack(record).ok_or(JoinError::Corrupt)?),
                 None => None,
             };
-            // Of two events for one key the later stands; the last of a batch may yet have a double.
+            // Of two events for one key the later is in force; the last of a batch may still have a duplicate.
             if let Some(next) = &next
                 && batch.last().is_some_and(|last| last.key == next.key)
             {

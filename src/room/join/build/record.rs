@@ -129,7 +129,7 @@ impl<'a> Placed<'a> {
     }
 }
 
-/// Which number a place has: reserved in a row, but for events we held before.
+/// The number of a place: reserved in a row, except for events from before this join.
 pub struct Nums {
     pub first: EventNum,
     pub known: Vec<u32>,
@@ -176,7 +176,7 @@ impl InState {
     }
 }
 
-/// What judging made beside the rows.
+/// The results of authorisation beside the rows.
 pub struct Made {
     pub ids: Sorter,
     pub state: Sorter,

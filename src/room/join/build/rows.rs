@@ -55,7 +55,7 @@ impl Writes {
     }
 }
 
-/// Bodies that no row will name, to be removed after the flip.
+/// Bodies that no row will refer to, to be removed after the flip.
 pub struct Dead {
     scratch: Scratch,
     pub spill: Option<Spill>,
@@ -152,7 +152,7 @@ impl Rows {
     pub fn new(settle: &Settle, room: RoomNum) -> Result<Rows, JoinError> {
         let grant = settle.scratch.memory.try_take(BATCH_ROWS_MAX as u64 * ROW_BYTES)?;
         let left = settle.scratch.memory.limit().saturating_sub(settle.scratch.memory.used());
-        // Of a room as large as can be, just what two sorters take at least.
+        // For a room of the largest size, just the minimum of two sorters.
         let share = (left / 3).clamp(SORTER_BYTES_MIN, SORT_BYTES);
         Ok(Rows {
             room,

@@ -1,18 +1,18 @@
 //! Event ids become small numbers on first sight, as event or as reference.
 //!
-//! Ids are hashes a stranger can grind, so they are told apart by 96 bits of a SipHash under a key drawn for this join,
-//! never by a prefix. A slot is 16 bytes; the table grows while its account lets it. Once the account is empty it
-//! turns into a cache: a forgotten id gets a second number, and `Order` merges the doubles afterwards.
+//! Ids are hashes that a remote server can grind, so they are told apart by 96 bits of a SipHash under a key drawn for
+//! this join, never by a prefix. A slot is 16 bytes; the table grows while its account lets it. Once the account is
+//! empty it turns into a cache: a forgotten id gets a second number, and `Order` merges the doubles afterwards.
 
 use siphasher::sip128::{Hasher128, SipHasher13};
 use std::hash::Hasher;
 
 use crate::budget::{Account, Grant, Refused};
 
-/// A node of the join graph: an event, or an id someone referred to.
+/// A node of the join graph: an event, or an id that an event refers to.
 pub type Node = u32;
 
-/// What the table knows of an id.
+/// The table's entry for an id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Seen {
     Before(Node),
@@ -36,7 +36,7 @@ struct Slot {
 
 const SLOT_BYTES: u64 = size_of::<Slot>() as u64;
 const USED_RECENTLY: u32 = 1 << 31;
-/// How far a full table looks before it forgets someone.
+/// Slots that a full table looks at before it forgets an id.
 const WINDOW: usize = 8;
 /// Nodes are kept beside two tag bits in `Order`, hence the bound: a billion of anything fits no board.
 pub const NODES_MAX: u32 = (1 << 30) - 2;
@@ -160,7 +160,7 @@ impl Intern {
         }
     }
 
-    /// The first of the window that was not asked for lately; those passed over lose that privilege.
+    /// The first slot of the window without a recent use; the slots passed over lose their recently-used bit.
     fn victim(&mut self, home: usize) -> usize {
         for step in 0..WINDOW {
             let at = (home + step) % self.slots.len();

@@ -7,7 +7,7 @@
 //! each; those that do not fit go to a scratch file with the parents they lack, which is read instead of the log the next
 //! time. Each reading places more and leaves a shorter file.
 //!
-//! Events in a cycle, or over a reference nobody sent, never get a place: they cannot be accepted.
+//! Events in a cycle, or above a reference to an event that was never sent, get no place: they cannot be accepted.
 //!
 //! Reading order: this file, `intern.rs`, `sort.rs`.
 
@@ -26,7 +26,7 @@ use crate::store;
 pub use intern::{Intern, NODES_MAX, Node, Seen};
 pub use sort::{BYTES_MIN as SORTER_BYTES_MIN, Sorted, Sorter, take_up_to};
 
-/// Where the order may work: memory on the `join` account, and scratch files when that is not enough.
+/// The room to work in: memory on the `join` account, and scratch files when that is not enough.
 #[derive(Clone)]
 pub struct Scratch {
     pub memory: Account,
@@ -45,7 +45,7 @@ impl Scratch {
     }
 }
 
-/// Why there is no order.
+/// Why the events have no order.
 #[derive(Debug)]
 pub enum OrderError {
     Refused(Refused),
@@ -55,7 +55,7 @@ pub enum OrderError {
     TooTangled,
 }
 
-/// What was written down while the events came in, readable as often as it takes.
+/// The log written while the events came in, readable as often as needed.
 pub trait Log {
     /// Visits each event in arrival order: its node and its parents'.
     fn events(&mut self, visit: &mut dyn FnMut(Node, &[Node]) -> Result<(), OrderError>) -> Result<(), OrderError>;
@@ -63,14 +63,14 @@ pub trait Log {
     fn ids(&mut self, visit: &mut dyn FnMut(Node, &[u8]) -> Result<(), OrderError>) -> Result<(), OrderError>;
 }
 
-/// What became of a node.
+/// The outcome for a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
     /// Its place in the order, from 0; every parent's is smaller.
     Placed(u32),
-    /// Someone refers to it, nobody sent it.
+    /// An event refers to it, but it was not sent.
     Missing,
-    /// It is in a cycle, or above something missing.
+    /// It is in a cycle, or above a missing event.
     Stuck,
 }
 
@@ -126,7 +126,7 @@ impl Order {
         self.count
     }
 
-    /// How often the log, or what was left of it, was read.
+    /// How often the log, or the rest of it, was read.
     pub fn passes(&self) -> usize {
         self.passes
     }
@@ -154,13 +154,13 @@ impl Order {
         }
     }
 
-    /// Nodes nobody sent, smallest first.
+    /// Nodes whose events were not sent, smallest first.
     pub fn missing(&self) -> impl Iterator<Item = Node> + '_ {
         self.slots.iter().enumerate().filter(|(_, slot)| **slot == 0).map(|(node, _)| node as Node)
     }
 
-    /// Reads once: places what can be placed, and what waits for it as far as memory reaches. Answers what is to be read the
-    /// next time; none when everything has found its place that can.
+    /// Reads once: places every event that can be placed, and those that wait for it as far as memory reaches. Answers
+    /// the file to read the next time; none when no more events can be placed.
     fn pass(&mut self, scratch: &Scratch, events: &mut Events<'_>) -> Result<Option<Spill>, OrderError> {
         let count_before = self.count;
         self.passes += 1;
@@ -178,7 +178,7 @@ impl Order {
         self.release(&mut edges);
         let Some(mut late) = late else { return Ok(None) };
         if self.count == count_before {
-            return Ok(None); // whatever lacked nothing would have found its place
+            return Ok(None); // an event that lacks no parent would have found its place
         }
         edges.list.sort_unstable_by_key(|&(parent, child)| (child, parent));
         let mut parents = Vec::new();
@@ -194,7 +194,7 @@ impl Order {
         Ok(Some(late))
     }
 
-    /// False when it has to be looked at once more.
+    /// False when the event has to be looked at once more.
     fn look_at(&mut self, node: Node, parents: &[Node], edges: &mut Edges) -> bool {
         let node = self.canonical(node);
         if self.slots[node as usize] != 0 {
@@ -233,8 +233,8 @@ impl Order {
         self.count += 1;
     }
 
-    /// Frees children whose last parent has found its place, and theirs, in the order in which they became free. An
-    /// edge that did not fit only keeps its child waiting.
+    /// Frees children whose last parent has found its place, and their children, in the order in which they became
+    /// free. An edge that did not fit only keeps its child waiting.
     fn release(&mut self, edges: &mut Edges) {
         edges.list.sort_unstable();
         let mut free: Vec<Node> = Vec::with_capacity(edges.list.len());

@@ -1,8 +1,8 @@
 //! Sorting more records than fit in memory: sorted runs in scratch files, merged while they are read.
 //!
-//! Records are bytes and their order is the order of bytes, so keys stand in front, big-endian. Memory is the arena
-//! that was granted, or while merging a buffer for each run, which takes its place: where there are more runs than that
-//! is good for, as many as it is are merged to one of the next level, so that a record is read again a few times only.
+//! Records are bytes in the order of bytes, so keys stand in front, big-endian. Memory is the granted arena; while
+//! merging, a buffer for each run takes its place. Where there are more runs than buffers fit, as many as fit are
+//! merged to one of the next level, so that a record is read again a few times only.
 
 use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;
@@ -12,16 +12,16 @@ use crate::budget::{Account, Grant, Refused};
 
 use super::{OrderError, Scratch};
 
-/// What one record costs in memory beside its bytes: its place in the index.
+/// Memory of one record beside its bytes: its place in the index.
 const INDEX_BYTES: usize = size_of::<Place>();
 /// A record while runs are merged, about.
 const RECORD_BYTES: usize = 128;
-/// What a run takes that is being read, or written.
+/// Memory of a run that is being read, or written.
 const RUN_BYTES: usize = spill::BUFFER_BYTES + RECORD_BYTES;
 /// Runs merged at once.
 const MERGED_MIN: usize = 3;
 const MERGED_MAX: usize = 12;
-/// A sorter has at least what the smallest merge takes.
+/// A sorter has at least the memory of the smallest merge.
 pub const BYTES_MIN: u64 = ((MERGED_MIN + 1) * RUN_BYTES) as u64;
 
 /// Where a record is: its first eight bytes, which decide most comparisons, then its span in the arena.
@@ -46,7 +46,7 @@ pub struct Sorter {
 }
 
 impl Sorter {
-    /// A sorter of up to `bytes_wanted` of memory, or of what is left on the account.
+    /// A sorter of up to `bytes_wanted` of memory, or of the rest of the account.
     pub fn new(scratch: &Scratch, bytes_wanted: u64) -> Result<Sorter, Refused> {
         let grant = take_up_to(&scratch.memory, bytes_wanted.clamp(BYTES_MIN, u64::from(u32::MAX)), BYTES_MIN)?;
         let bytes_max = grant.bytes() as usize - RUN_BYTES;
@@ -94,7 +94,7 @@ impl Sorter {
         Ok(Sorted { at: 0, merge: Some(Merge::of(runs)?), spare: Vec::new(), sorter: self })
     }
 
-    /// Runs whose buffers, and that of the run they become, fit the grant.
+    /// How many runs fit the grant, with their buffers and that of the run they become.
     fn merged_max(&self) -> usize {
         (self.bytes_max / RUN_BYTES).clamp(MERGED_MIN, MERGED_MAX)
     }

@@ -126,7 +126,7 @@ fn cycles_and_what_stands_on_missing_events_find_no_place() {
         (2, vec![1]),
         (3, vec![3]), // itself
         (4, vec![0]),
-        (5, vec![4, 99]), // 99 nobody sent
+        (5, vec![4, 99]), // 99 was not sent
         (6, vec![5, 0]),
         (7, vec![4, 4, 0]), // the same parent twice is odd, not wrong
         (4, vec![0]),       // a second copy
@@ -174,7 +174,7 @@ fn the_log_is_read_once_however_little_memory_there_is() {
     }
     let mut dice = Dice(5);
     let mut events = graph(8000, &mut dice);
-    // A cycle, an event nobody sent, and what stands on them, are carried along and never placed.
+    // A cycle, an event that was not sent, and the events above them, are carried along and never placed.
     events.extend([(8000, vec![8001]), (8001, vec![8000]), (8002, vec![9999, 5]), (8003, vec![8002])]);
     shuffle(&mut events, &mut dice);
     let scratch = Scratch::for_tests();
@@ -191,7 +191,7 @@ fn the_log_is_read_once_however_little_memory_there_is() {
     assert_eq!(scratch.disk.used(), 0);
 }
 
-/// More events stand on one that nobody sent than fit in memory: the room was refused as too tangled.
+/// More events than fit in memory stood above one that was not sent: the room was refused as too tangled.
 #[test]
 fn what_stands_on_missing_events_may_be_much() {
     let mut events: Vec<(u32, Vec<u32>)> = (2..8000).map(|id| (id, vec![1, id - 1])).collect();

@@ -1,4 +1,4 @@
-//! What a sync tells of rooms, read back as the JSON it is.
+//! The rooms of a sync, read back as the JSON it is.
 
 use serde_json::{Value, json};
 
@@ -10,7 +10,7 @@ use crate::store::tables::room::receipt;
 use crate::store::tables::user::account_data;
 use ruma::{OwnedEventId, OwnedRoomId, UserId};
 
-/// Everything the rooms have for somebody since a token, by list and room.
+/// All rooms with news for a user since a token, by list and room.
 pub(crate) async fn synced(
     house: &House,
     user: &UserId,
@@ -62,7 +62,8 @@ fn lazy(limit: usize) -> Value {
 
 #[tokio::test]
 async fn lazy_apps_hear_of_who_came_and_went_in_a_gap() {
-    // Only senders' member events were told, so that an app went on encrypting for somebody who was thrown out of sight.
+    // Only senders' member events were told, so an app went on encrypting for a user whose kick was not in the
+    // timeline.
     let house = house();
     let (alice, bob, carol) = (house.user("alice").await, house.user("bob").await, house.user("carol").await);
     let room = house.public_room(&alice).await;
@@ -116,7 +117,7 @@ async fn leaving_and_forgetting_at_once_is_told_to_other_devices() {
     }
 }
 
-/// What an app keeps for its user.
+/// Sets account data of a user, as an app does.
 async fn keep(house: &House, user: &UserId, kind: &'static str, content: Value) {
     let num = house.user_num(user);
     let set = move |w: &mut store::Write<'_>| {
@@ -197,7 +198,7 @@ async fn an_event_says_what_its_reader_was_to_the_room() {
     assert_eq!(was, ["leave", "join", "join"]);
 }
 
-/// A whole answer of the rooms.
+/// A complete answer of the rooms, as JSON.
 async fn answered(chunks: Result<impl Chunks>) -> Value {
     read_back(chunks.unwrap())
 }
@@ -240,7 +241,7 @@ async fn threads_are_counted_and_read_by_themselves() {
     assert_eq!(counts(false).await, (2, None, None));
     read(&reference, None).await;
     assert_eq!(counts(true).await, (0, None, None));
-    // Of two receipts on one event the one that says more is told (MSC4102).
+    // Of two receipts on one event the sync tells the one that covers more (MSC4102).
     let (_, rooms) = synced(&house, &alice, None, json!({})).await;
     let receipt = &rooms["join"][room.as_str()]["ephemeral"]["events"][0]["content"][reference.as_str()];
     assert_eq!(receipt["m.read"][alice.as_str()].get("thread_id"), None, "{receipt}");
@@ -291,7 +292,7 @@ async fn threads_are_counted_and_read_by_themselves() {
     assert!(matches!(refused, Err(crate::room::error::Error::NotFound)), "not even that the room is there");
 }
 
-/// An event, its edit and the last reply of its thread of 60 KiB each were one piece of 180.
+/// An event, its edit and the last reply of its thread, 60 KiB each, made one piece of 180 KiB.
 #[tokio::test]
 async fn beside_a_long_event_there_is_no_room_for_another() {
     let house = house();
@@ -317,7 +318,7 @@ async fn beside_a_long_event_there_is_no_room_for_another() {
 
 #[tokio::test]
 async fn nobody_who_left_reads_on_in_what_relates_to_older_events() {
-    // Edits and thread replies stood in `m.relations` of events from before somebody was banned, however new they were.
+    // A banned user saw edits and thread replies in `m.relations` of events from before the ban, however new they were.
     let house = house();
     let (alice, bob) = (house.user("alice").await, house.user("bob").await);
     let room = house.public_room(&alice).await;
@@ -395,7 +396,8 @@ fn tokens_come_back_as_they_were() {
     }
 }
 
-/// In a room where many had read since, the reader's own receipt found no place, and no later sync told it: the room stayed bold.
+/// In a room with many newer receipts, the reader's own receipt did not fit and no later sync told it: the room stayed
+/// unread.
 #[tokio::test]
 async fn ones_own_receipt_is_told_however_many_others_there_are() {
     let house = house();

@@ -51,7 +51,7 @@ fn forks_in_the_store_resolve_as_ruma_resolves_them() {
             Some(store.write_blocking(move |w| state_tree::set(w, None, &changes)).unwrap().0)
         };
         let base = root(&trunk);
-        // Stored whole, or as what differs from the trunk: the outcome must not depend on it.
+        // Stored whole, or as the difference from the trunk: the outcome must not depend on it.
         let tree = |(at, state): (usize, &StateMap<u32>)| match (at as u64 + seed) % 2 {
             0 => Tree::stored(root(state)),
             _ => {
@@ -72,8 +72,8 @@ fn forks_in_the_store_resolve_as_ruma_resolves_them() {
         for key in all.chain(expected.keys().copied()) {
             assert_eq!(ours.get(&read, key).unwrap(), expected.get(&key).copied(), "seed {seed} {}", grower.version.id);
         }
-        // In parts who has power comes to the same. The rest may differ where events of different parts decide about each
-        // other, which in rooms as small as these nearly all do; but nothing is there that no state had.
+        // In parts, the powers come out the same. The rest may differ where events of different parts decide about each
+        // other, which in rooms as small as these nearly all do; but every entry is from one of the states.
         let few = Means { conflicts_max: 5 * trees.len(), ..means.clone() };
         if conflicts(&read, &trees, few.conflicts_max).unwrap().is_none()
             && let Some(parted) = resolve(&read, of, trees.clone(), &few, None).unwrap()

@@ -1,9 +1,9 @@
-//! What rests on what: walks over the auth edges of stored events.
+//! Walks over the auth edges of stored events.
 //!
-//! In a room every event has a larger number than its auth events, so a walk that always takes the largest number it
-//! still has to visit has met everything that leads to an event before the event itself. It keeps the numbers to come
-//! and never those behind it. What a walk holds is paid for by a grant; it grows with the width of the graph, or with
-//! what is asked for, and a grant that cannot grow ends it.
+//! In a room every event has a larger number than its auth events. So a walk that always takes the largest number still
+//! to visit has met all events that lead to an event before the event itself. It keeps the numbers to come and never
+//! those behind it. A grant pays for the memory of a walk, which grows with the width of the graph or with the request;
+//! a grant that cannot grow ends the walk.
 
 use std::collections::BTreeMap;
 
@@ -48,8 +48,8 @@ type Result<T, E = Failed> = std::result::Result<T, E>;
 /// States that can be compared at once: one bit each.
 pub const SETS_MAX: usize = 64;
 
-/// The auth chain of events, largest number first: what they rest on, and they themselves only where others of them
-/// rest on them. Holds the numbers still to come, a few bytes for each or one bit where they are dense.
+/// The auth chain of events, largest number first: all their ancestors; the events themselves only where others of them
+/// depend on them. Holds the numbers still to come, a few bytes for each or one bit where they are dense.
 pub struct AuthChain {
     pending: Numbers,
 }
@@ -62,7 +62,7 @@ pub fn auth_chain(get: &impl Get, from: &[EventNum], grant: Grant) -> Result<Aut
 }
 
 impl AuthChain {
-    /// Adds what an event rests on.
+    /// Adds the auth events of an event.
     pub fn add(&mut self, get: &impl Get, event: EventNum) -> Result<()> {
         event::row_of(get, event)?.auth.into_iter().try_for_each(|auth| self.pending.insert(auth))?;
         Ok(())
@@ -76,16 +76,16 @@ impl AuthChain {
     }
 }
 
-/// What all the states agree on: the entries of any one of them without the conflicted keys, which are sorted.
+/// The entries all the states agree on: the entries of any one of them without the conflicted keys, which are sorted.
 #[derive(Clone, Copy, Debug)]
 pub struct Common<'c> {
     pub root: Root,
     pub conflicted: &'c [StateKeyNum],
 }
 
-/// The events in the auth chain of some of the states but not of all of them, in falling order. `sets` has what each
-/// state has under the conflicted keys; an event counts into its own chain. Reads the chains of the conflicted events
-/// down to where they meet, and of the rest of the state what is not older than the oldest event found.
+/// The events in the auth chain of some of the states but not of all of them, in falling order. `sets` has the entries
+/// of each state under the conflicted keys; an event counts into its own chain. Reads the chains of the conflicted
+/// events down to where they meet; of the rest of the state, only events not older than the oldest event found.
 pub fn auth_difference(
     get: &impl Get,
     sets: &[Vec<EventNum>],
@@ -113,7 +113,7 @@ fn unlike(get: &impl Get, sets: &[Vec<EventNum>], grant: &mut Grant) -> Result<V
         set.iter().try_for_each(|event| pending.add(*event, 1 << at, grant))?;
     }
     let mut found = Vec::new();
-    // What everybody has rests on what everybody has: when nothing else is left, nothing else comes.
+    // An event common to all sets has only common ancestors: when no other events are left, the walk is over.
     while pending.partial > 0 {
         let Some((event, mask)) = pending.pop_last() else { break };
         if mask != all {
@@ -130,13 +130,13 @@ fn unlike(get: &impl Get, sets: &[Vec<EventNum>], grant: &mut Grant) -> Result<V
     Ok(found)
 }
 
-/// Numbers to come, and which of the sets lead to each.
+/// Numbers to come, and the sets that lead to each.
 struct Masks {
     masks: BTreeMap<EventNum, u64>,
     all: u64,
-    /// How many are not led to by all sets.
+    /// The number of events that not all sets lead to.
     partial: usize,
-    /// For how many entries the grant has grown.
+    /// The number of entries the grant has grown for.
     paid: usize,
 }
 
@@ -161,7 +161,7 @@ impl Masks {
     }
 }
 
-/// What the common entries rest on, themselves included, down to `lowest`.
+/// The auth chains of the common entries, the entries included, down to `lowest`.
 fn below(get: &impl Get, common: Common, lowest: EventNum, grant: &mut Grant) -> Result<Numbers> {
     let mut pending = Numbers::new(grant.split(0));
     let (mut page, mut after) = (Vec::with_capacity(PAGE_ENTRIES), None);
@@ -184,7 +184,7 @@ fn below(get: &impl Get, common: Common, lowest: EventNum, grant: &mut Grant) ->
 /// Entries of the common state looked at together; 4 KiB.
 const PAGE_ENTRIES: usize = 512;
 
-/// The numbers and all they rest on, down to `lowest`.
+/// The numbers and all their ancestors, down to `lowest`.
 fn closure(get: &impl Get, mut numbers: Numbers, lowest: EventNum) -> Result<Numbers> {
     let mut next = numbers.last_below(None);
     while let Some(event) = next {
@@ -198,8 +198,8 @@ fn closure(get: &impl Get, mut numbers: Numbers, lowest: EventNum) -> Result<Num
     Ok(numbers)
 }
 
-/// The events that rest on a conflicted event and on which a conflicted event rests, in rising order; the conflicted
-/// ones are among them. Reads what lies between the smallest and the largest of them and on which they rest.
+/// The events that have a conflicted event among their ancestors and one among their descendants, in rising order; the
+/// conflicted ones are among them. Reads the ancestors of the conflicted events, down to the smallest of these.
 pub fn conflicted_subgraph(get: &impl Get, conflicted: &[EventNum], grant: &mut Grant) -> Result<Vec<EventNum>> {
     let Some(&lowest) = conflicted.iter().min() else { return Ok(Vec::new()) };
     let mut ends = Numbers::new(grant.split(0));
@@ -226,11 +226,12 @@ pub fn conflicted_subgraph(get: &impl Get, conflicted: &[EventNum], grant: &mut 
     Ok(found)
 }
 
-/// Event numbers as bits: a chunk of 256 where there are any. Neighbours cost a bit each, loners a chunk.
+/// Event numbers as bits: a chunk of 256 where there are any. Neighbouring numbers cost a bit each, a single number a
+/// chunk.
 struct Numbers {
     chunks: BTreeMap<u32, [u64; 4]>,
     grant: Grant,
-    /// For how many chunks the grant has grown.
+    /// The number of chunks the grant has grown for.
     paid: usize,
 }
 
@@ -279,7 +280,7 @@ impl Numbers {
             Some(below) => below.0.checked_sub(1)?,
         };
         let (chunk, word, bit) = place(end);
-        // In the chunk of the end itself, bits behind the end do not count.
+        // In the chunk of the end itself, bits after the end do not count.
         let upto = |at: usize, bits: u64| match at.cmp(&word) {
             std::cmp::Ordering::Less => bits,
             std::cmp::Ordering::Equal => bits & (bit | (bit - 1)),
@@ -324,7 +325,7 @@ mod tests {
     use crate::store::tables::room::event_row::{Flags, Id, Kind, Row};
     use crate::store::{BodyNum, Read, RoomNum, Store, UserNum};
 
-    /// Edges of a random graph by number; the first event is 1 and rests on nothing.
+    /// Edges of a random graph by number; the first event is 1 and has no auth events.
     fn graph(random: &Random, events: u32) -> Vec<Vec<u32>> {
         let mut edges = vec![Vec::new(), Vec::new()];
         for num in 2..=events {
@@ -370,7 +371,7 @@ mod tests {
         Budget::for_tests().account("state_resolution").try_take(0).unwrap()
     }
 
-    /// All that events rest on, themselves included.
+    /// All ancestors of events, the events included.
     fn chain(edges: &[Vec<u32>], of: impl IntoIterator<Item = u32>) -> BTreeSet<u32> {
         let mut open: Vec<u32> = of.into_iter().collect();
         let mut seen: BTreeSet<u32> = open.iter().copied().collect();

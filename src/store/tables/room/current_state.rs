@@ -34,7 +34,7 @@ pub fn set_state(w: &mut Write, room: RoomNum, kind: Kind, key: StateKeyNum, eve
     }
 }
 
-/// Entries of a state that is written from nothing, a piece after the other: key, event, and of a membership whose.
+/// Entries of a state that is written from nothing, piece by piece: key, event, and for a membership its user.
 pub struct NewState {
     pub kind: Kind,
     pub key: StateKeyNum,
@@ -54,7 +54,7 @@ pub fn put_new(w: &mut Write, room: RoomNum, entries: &[NewState]) -> Result<()>
     w.put_sorted(&MEMBER, &rows)
 }
 
-/// Where a walk over the present state stands; begin with the default.
+/// The cursor of a walk over the present state; begin with the default.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StateCursor(Option<[u8; 5]>);
 
@@ -64,14 +64,14 @@ impl StateCursor {
         StateCursor(Some([kind.0, 0xff, 0xff, 0xff, 0xff]))
     }
 
-    /// The key it stands on; none at the start.
+    /// The key of the current row; none at the start.
     pub fn key(self) -> Option<StateKeyNum> {
         self.0.and_then(|place| StateKeyNum::from_key(&place[1..]))
     }
 }
 
 /// Visits the room's state now behind `after`, ordered by type code; `only` bounds it to one type. Breaks when the
-/// visitor does; the cursor in the visitor is where to go on.
+/// visitor does; the cursor passed to the visitor is the place to continue from.
 pub fn list_state(
     get: &impl Get,
     room: RoomNum,

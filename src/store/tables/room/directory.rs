@@ -15,8 +15,8 @@ pub fn public_key(joined: u64, num: RoomNum) -> [u8; 8] {
     key
 }
 
-/// Puts a room into the public list, moves it there, or takes it out: from what the list said (`before`) to what it
-/// should say (`after`), both as joined members, `None` for not listed.
+/// Puts a room into the public list, moves it there, or takes it out: from the listed count (`before`) to the new count
+/// (`after`), both as joined members, `None` for not listed.
 pub fn set_public(w: &mut Write, num: RoomNum, before: Option<u64>, after: Option<u64>) -> Result<()> {
     if before == after {
         return Ok(());
@@ -45,7 +45,7 @@ pub fn list_public(
     })
 }
 
-/// Where an alias of this server points, and who made it.
+/// The target of an alias of this server, and its creator.
 pub fn alias(reads: &impl Get, alias: &str) -> Result<Option<(RoomNum, UserNum)>> {
     let Some(value) = reads.get(&ALIAS, alias.as_bytes())? else { return Ok(None) };
     let mut unpack = Unpack::new(&value);

@@ -38,7 +38,7 @@ pub fn num(get: &impl Get, id: &str) -> Result<Option<EventNum>> {
         found.push(EventNum::from_key(&key[ID_HASH_BYTES..]).ok_or_else(|| Error::corrupt(&EVENT_ID, key))?);
         Ok(ControlFlow::Continue(()))
     })?;
-    // Nearly always one. Others share its few bits of a hash nobody outside can aim at.
+    // Nearly always one. Other events can share these few bits of the hash, which an outsider cannot aim at.
     for num in found {
         if stored_id(get, num)?.is_some_and(|stored| stored.text() == id) {
             return Ok(Some(num));
@@ -47,7 +47,7 @@ pub fn num(get: &impl Get, id: &str) -> Result<Option<EventNum>> {
     Ok(None)
 }
 
-/// So much of an id's hash leads to its event: what it finds is compared with the event's row.
+/// This much of an id's hash leads to its event: the hit is compared with the event's row.
 const ID_HASH_BYTES: usize = 6;
 
 fn id_key(hash: &[u8; 16], num: EventNum) -> [u8; ID_HASH_BYTES + 4] {
@@ -82,7 +82,7 @@ fn stored_id(get: &impl Get, num: EventNum) -> Result<Option<Id>> {
     Ok(id)
 }
 
-/// Writes an event's columns. Its auth events are stored already, which their smaller numbers say.
+/// Writes an event's columns. Its auth events are stored already: their numbers are smaller.
 pub fn put_row(w: &mut Write, num: EventNum, row: &Row) -> Result<()> {
     w.put(&EVENT, &num.to_key(), &row.encode(num))
 }
@@ -116,7 +116,7 @@ pub fn stored_body(get: &impl Get, num: BodyNum) -> Result<Vec<u8>> {
     get.get(&EVENT_BODY, &num.to_key())?.ok_or_else(|| Error::corrupt(&EVENT_BODY, &num.to_key()))
 }
 
-/// Forgets an event's row and id, and leaves its body: what is taken back of a join that did not end well.
+/// Forgets an event's row and id, and leaves its body: for taking back a failed join.
 pub fn remove_row(w: &mut Write, num: EventNum) -> Result<()> {
     let Some(row) = row(w, num)? else { return Ok(()) };
     let hash = w.hash128(&[row.id.text().as_bytes()]);
@@ -152,7 +152,7 @@ pub fn body(get: &impl Get, row: &Row) -> Result<Vec<u8>> {
     said.with(row, |known| opened.restore(known)).ok_or_else(corrupt)
 }
 
-/// What a row says of its event, in words.
+/// The contents of a row, in words.
 struct Said {
     room_id: String,
     sender: String,
@@ -206,7 +206,7 @@ pub fn insert(w: &mut Write, mut row: Row, canonical: &[u8]) -> Result<(EventNum
     Ok((num, row))
 }
 
-/// Puts another body in an event's place: what a redaction leaves of it. The old bytes are gone with the commit.
+/// Puts another body in an event's place: its redacted form. The old bytes are gone with the commit.
 pub fn replace_body(w: &mut Write, row: &Row, canonical: &[u8]) -> Result<()> {
     let packed = pack_body(w, row, canonical)?;
     put_body(w, row.body, &packed)
@@ -247,7 +247,7 @@ pub fn intern_state_key(w: &mut Write, kind: &str, state_key: &str) -> Result<St
     Ok(num)
 }
 
-/// Whether a state key stands for a user. What is no user id is a text like those of other types.
+/// Whether a state key stands for a user. A state key that is no user id is a text like those of other types.
 fn is_of_user(kind: &str, state_key: &str) -> bool {
     kind == "m.room.member" && state_key.starts_with('@') && state_key.contains(':')
 }
@@ -255,8 +255,8 @@ fn is_of_user(kind: &str, state_key: &str) -> bool {
 /// Redactions that wait for one event.
 const PENDING_MAX: usize = 16;
 
-/// Remembers a redaction whose target is not here yet, so that the target is redacted as it arrives. Which of them may is not
-/// known before: of too many the first goes that came from whichever server sent most.
+/// Remembers a redaction whose target is not here yet, so that the target is redacted as it arrives. Which redactions
+/// are allowed is not known before. When there are too many, the oldest one of the server that sent most is dropped.
 pub fn add_pending_redaction(w: &mut Write, room: RoomNum, target: &str, redaction: EventNum) -> Result<()> {
     let hash = w.hash128(&[&room.to_key(), target.as_bytes()]);
     let mut waiting = w.get(&REDACTION_PENDING, &hash)?.unwrap_or_default();
@@ -272,8 +272,8 @@ pub fn add_pending_redaction(w: &mut Write, room: RoomNum, target: &str, redacti
     w.put(&REDACTION_PENDING, &hash, &waiting)
 }
 
-/// Which of a few events to forget for one more: `count` times the first of those whose senders' server has most. The new one
-/// counts already and stays.
+/// Chooses the events to forget to make room for one more: `count` times the oldest event of the server with most. The
+/// new event counts already and stays.
 pub(in crate::store::tables) fn of_the_busiest_server(
     get: &impl Get,
     events: Vec<EventNum>,
@@ -294,7 +294,7 @@ pub(in crate::store::tables) fn of_the_busiest_server(
     Ok(of_the_busiest(all, count as u64))
 }
 
-/// Takes the redactions that were waiting for an event of the room, the first first.
+/// Takes the redactions that were waiting for an event of the room, oldest first.
 pub fn take_pending_redactions(w: &mut Write, room: RoomNum, target: &str) -> Result<Vec<EventNum>> {
     let hash = w.hash128(&[&room.to_key(), target.as_bytes()]);
     let Some(value) = w.get(&REDACTION_PENDING, &hash)? else { return Ok(Vec::new()) };
@@ -314,7 +314,7 @@ pub fn is_followed(get: &impl Get, room: RoomNum, id: &str) -> Result<bool> {
     Ok(get.get(&FOLLOWED, &hash)?.is_some())
 }
 
-/// It gets its place. Answers whether it had followers.
+/// The event gets its place. Answers whether it had followers.
 pub fn take_followed(w: &mut Write, room: RoomNum, id: &str) -> Result<bool> {
     let hash = w.hash128(&[&room.to_key(), id.as_bytes()]);
     let was_followed = w.get(&FOLLOWED, &hash)?.is_some();
@@ -367,8 +367,8 @@ mod tests {
         }
     }
 
-    /// Who knew the id of a message before it came kept everybody else's redactions of it from being remembered, and pushed out
-    /// what others had answered to it.
+    /// An attacker who knew the id of a message before it came kept other users' redactions of it from being
+    /// remembered, and pushed out the relations of others to it.
     #[test]
     fn what_waits_for_an_event_is_no_ones_alone() {
         use crate::store::tables::room::relation::{self, Rel};
@@ -487,7 +487,7 @@ mod tests {
             assert!(wants.room_id() && wants.sender() && wants.target() && packed.len() < 100, "{}", packed.len());
             assert_eq!(body(w, &told)?, text.as_bytes());
 
-            // A row that says other than when the body was packed is corruption, not another event.
+            // A row that disagrees with the packed body is corruption, not another event.
             let stranger = Row { sender: UserNum(77), ..told };
             assert!(body(w, &stranger).is_err());
             Ok::<_, Error>(())

@@ -87,7 +87,7 @@ impl Membership {
     }
 }
 
-/// What is known about an event beside its content.
+/// The flags of an event.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Flags {
     /// Failed the authorisation rules by its auth events or by the state before it: never in any state, never shown.
@@ -98,7 +98,8 @@ pub struct Flags {
     pub redacted: bool,
     /// Known without its place in the history: state and auth events of a join.
     pub outlier: bool,
-    /// The state before it was worked out backwards from what follows: good enough to show, not for others to build upon.
+    /// The state before it was worked out backwards from later events: good enough to show, not for others to build
+    /// upon.
     pub guessed: bool,
 }
 
@@ -156,11 +157,11 @@ pub struct Row {
     /// The number of (type, state key) when this is a state event.
     pub state_key: Option<StateKeyNum>,
     pub sender: UserNum,
-    /// For member events: what becomes of whom.
+    /// For member events: the new membership and its user.
     pub member: Option<(Membership, UserNum)>,
     pub flags: Flags,
     pub depth: u64,
-    /// What the sending server's clock said, Unix milliseconds; a peer's claim, never used for ordering what we show.
+    /// The time on the sending server's clock, Unix milliseconds; a peer's claim, never used for ordering what we show.
     pub origin_server_ts: u64,
     /// The auth events in the event's own order. Each is smaller than the event's number.
     pub auth: Vec<EventNum>,
@@ -180,10 +181,10 @@ const OUTLIER: u8 = 4;
 
 const HAS_STATE_KEY: u8 = 8;
 
-/// What becomes of whom; without a state key's number, the state key is theirs.
+/// The row has a membership and its user; without a state key's number, the state key is that user's.
 const HAS_MEMBER: u8 = 16;
 
-/// Beside the membership: the sender's own.
+/// Beside the membership: the user is the sender.
 const OWN: u8 = 128;
 
 const HAS_BEFORE: u8 = 32;
@@ -269,7 +270,7 @@ impl Row {
         first
     }
 
-    /// Whether the state key follows from whose membership it is.
+    /// Whether the state key follows from the membership's user.
     fn is_usual_member(&self) -> bool {
         self.member.is_some_and(|(_, target)| self.state_key == Some(StateKeyNum::of_member(target)))
     }

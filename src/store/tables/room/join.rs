@@ -7,17 +7,17 @@ use serde::{Deserialize, Serialize};
 use crate::store::schema::{JOIN, ROOM_ALLOWED};
 use crate::store::{Error, Get, Result, Write, tables};
 
-/// How far a join is. Each is written before what follows it begins.
+/// The progress of a join. Each stage is written before the next one begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Stage {
-    /// The join event may have been sent; nothing came yet.
+    /// The join event may have been sent; no answer came yet.
     Asked,
-    /// The resident accepted and left the members out. Here a room could be used before the rest is there.
+    /// The resident accepted and left the members out. From here the room could be used before the rest arrives.
     Partial,
     /// Batches are being stored.
     Streaming,
-    /// All there will be is stored: what follows needs no other server.
+    /// Everything needed is stored: the following stages need no other server.
     Ordered,
     /// Numbers are reserved and rows are being written under them.
     Indexed,
@@ -47,7 +47,7 @@ pub struct Journal {
     pub event: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub event_id: Option<String>,
-    /// How many times a body was streamed; what an earlier one said about the state does not count.
+    /// The number of times a body was streamed; state flags of an earlier body do not count.
     #[serde(default)]
     pub attempt: u32,
     /// Batches stored, over all attempts.
@@ -55,7 +55,7 @@ pub struct Journal {
     pub batches: u32,
     #[serde(default)]
     pub events: u64,
-    /// Of those events' canonical JSON.
+    /// Bytes of those events' canonical JSON.
     #[serde(default)]
     pub bytes: u64,
     /// Nodes the log has, and whether some id may have several: known once everything is stored.
@@ -63,7 +63,7 @@ pub struct Journal {
     pub nodes: u32,
     #[serde(default)]
     pub forgetful: bool,
-    /// Estimate at admission: events and bytes on disk. The join is stopped well beyond it.
+    /// Estimate at admission: events and bytes on disk. The join is stopped when it goes well beyond the estimate.
     #[serde(default)]
     pub events_expected: u64,
     /// Whether an admin allowed this room whatever its size.
@@ -107,12 +107,12 @@ pub fn set_journal(w: &mut Write<'_>, join: JoinNum, journal: &Journal) -> Resul
     tables::put_json(w, &JOIN, &join.key(), journal)
 }
 
-/// The journal's last row to go: a join without one never was.
+/// The last row of the journal to be removed: a join without one never was.
 pub fn remove_journal(w: &mut Write<'_>, join: JoinNum) -> Result<()> {
     w.remove(&JOIN, &join.key()).map(drop)
 }
 
-/// All joins under way or to be cleaned up: as many as the join account runs at once, and what crashes left.
+/// All joins under way or to be cleaned up: as many as the join account runs at once, and those left by crashes.
 pub fn journals(get: &impl Get) -> Result<Vec<(JoinNum, Journal)>> {
     let mut list = Vec::new();
     get.range(&JOIN, &[], None, false, &mut |key, value| {
@@ -123,11 +123,11 @@ pub fn journals(get: &impl Get) -> Result<Vec<(JoinNum, Journal)>> {
     Ok(list)
 }
 
-/// What was decided, or is to be decided, about a room too large to join without asking.
+/// The decision, made or still open, about a room too large to join without asking.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Allowed {
     pub allowed: bool,
-    /// Who asked first, how large the room said it was, and when.
+    /// The first user who asked, the size that the room claimed, and the time.
     #[serde(default)]
     pub user_id: String,
     #[serde(default)]
@@ -147,7 +147,7 @@ pub fn set_allowed(w: &mut Write<'_>, room_id: &str, allowed: Option<&Allowed>) 
     }
 }
 
-/// Rooms somebody asked for or an admin allowed, at most `most`.
+/// Rooms that a user asked for or an admin allowed, at most `most`.
 pub fn list_allowed(get: &impl Get, most: usize) -> Result<Vec<(String, Allowed)>> {
     let mut list = Vec::new();
     get.range(&ROOM_ALLOWED, &[], None, false, &mut |key, value| {

@@ -1,4 +1,4 @@
-//! Who is in which room: the present state, the members by membership, the servers, and the local users' own rooms.
+//! Membership of rooms: the members by membership, their servers, and the local users of a room.
 
 use std::ops::ControlFlow;
 
@@ -79,7 +79,7 @@ fn server_key(room: RoomNum, server: &str) -> Vec<u8> {
     [&room.to_key()[..], server.as_bytes()].concat()
 }
 
-/// How many of a server's users are joined, and since which position it has been in the room without a break.
+/// The number of a server's joined users, and the position since which it has been in the room without a break.
 pub fn server(get: &impl Get, room: RoomNum, server: &str) -> Result<Option<(u64, Position)>> {
     let key = server_key(room, server);
     let Some(value) = get.get(&ROOM_SERVER, &key)? else { return Ok(None) };
@@ -91,7 +91,8 @@ fn unpack_server(value: &[u8]) -> Option<(u64, Position)> {
     unpack.u64().zip(unpack.u64().map(Position))
 }
 
-/// Counts a server's joined users up or down; the row goes with the last of them. Answers whether it is still there.
+/// Counts a server's joined users up or down; the row goes with the last of them. Answers whether the row is still
+/// there.
 pub fn count_server(w: &mut Write, room: RoomNum, name: &str, change: i64, now: Position) -> Result<bool> {
     let (count, since) = server(w, room, name)?.unwrap_or((0, now));
     let count = count.saturating_add_signed(change);
@@ -130,7 +131,7 @@ pub fn list_servers(
     })
 }
 
-/// Whether people of a server are in a room together with people of this one. Bounded by the rooms people here are in.
+/// Whether users of a server share a room with local users. Bounded by the rooms of local users.
 pub fn shares_room(get: &impl Get, name: &str) -> Result<bool> {
     let (mut shares, mut last) = (false, None);
     get.range(&ROOM_LOCAL, &[], None, false, &mut |key, value| {
@@ -156,7 +157,7 @@ pub fn clear(w: &mut Write, room: RoomNum, rows_max: usize) -> Result<usize> {
 
 // ---- local users' own rooms --------------------------------------------------------------------------------------
 
-/// Visits a room's local users, whatever the membership. Bounded by the people of this server, never by the room.
+/// Visits a room's local users, whatever the membership. Bounded by the number of local users, never by the room.
 pub fn list_local(
     get: &impl Get,
     room: RoomNum,

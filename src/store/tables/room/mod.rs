@@ -1,4 +1,4 @@
-//! Rooms: their numbers, the one row that changes with every event, their aliases and the public list.
+//! Rooms: their numbers, and the one row that changes with every event. Aliases and the public list: `directory.rs`.
 
 use std::ops::ControlFlow;
 
@@ -25,15 +25,15 @@ pub mod event_row;
 pub mod join;
 pub mod user_room;
 
-/// What this server is to a room.
+/// The relation of this server to a room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Status {
     /// Known by name only: an invite or a knock from outside, an alias, a join that is under way.
     Stub = 0,
-    /// A local user is joined, or all of it happened here; we hold its state and follow it.
+    /// A local user is joined, or all of it happened here; we hold the room's state and follow it.
     Resident = 1,
-    /// Nobody here is joined any more; what we hold is history.
+    /// No local user is joined any more; our data is history.
     Left = 2,
 }
 
@@ -51,47 +51,47 @@ pub struct Hole {
     pub next: i64,
 }
 
-/// Orders kept free for the events of one hole. Of 2^53 positions, which is what JSON has numbers for, that leaves enough
-/// for a hole every 10 ms for ten years.
+/// Orders kept free for the events of one hole. Of 2^53 positions, the integers of JSON, that leaves enough for a hole
+/// every 10 ms for ten years.
 pub const HOLE_ORDERS: u64 = 1 << 18;
 
-/// Holes remembered of one room; the oldest is forgotten, and stays.
+/// Holes remembered for one room; the oldest hole beyond that is forgotten and never filled.
 pub const HOLES_MAX: usize = 16;
 
-/// More forward extremities are merged away by the next event sent here; see `room::append`.
+/// Extremities beyond this number are merged by the next event sent here; see `room::append`.
 pub const EXTREMITIES_MAX: usize = 20;
 
 /// A room's row.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Room {
     pub id: String,
-    /// Empty while we do not know it (a stub made from an alias or an old invite).
+    /// Empty while the version is unknown (a stub made from an alias or an old invite).
     pub version: String,
     pub status: Status,
     /// In the public room list of this server.
     pub public: bool,
     pub create: Option<EventNum>,
-    /// The events nothing refers to yet; at most [`EXTREMITIES_MAX`].
+    /// The events that no other event refers to yet; at most [`EXTREMITIES_MAX`].
     pub extremities: Vec<EventNum>,
     /// The present state's tree.
     pub state: Option<Root>,
     pub joined: u64,
     pub invited: u64,
-    /// Events stored and the bytes of their canonical JSON; what the complexity answer and `snug rooms` tell.
+    /// Events stored and the bytes of their canonical JSON; shown in the complexity answer and by `snug rooms`.
     pub events: u64,
     pub bytes: u64,
     /// When something in the room's timeline or state last changed.
     pub latest: Position,
     /// The lowest order in its timeline: the next event from before our history goes below it.
     pub min_order: i64,
-    /// The present depth: one more than this is the next event's.
+    /// The present depth: the next event gets one more than this.
     pub depth: u64,
-    /// What is missing of its timeline, oldest first; at most [`HOLES_MAX`].
+    /// The missing parts of its timeline, oldest first; at most [`HOLES_MAX`].
     pub holes: Vec<Hole>,
 }
 
 impl Room {
-    /// The newest hole that somebody comes to who reads back from `order`.
+    /// The first hole that a client reaches when it reads backwards from `order`.
     pub fn hole_below(&self, order: i64) -> Option<Hole> {
         self.holes.iter().rev().find(|hole| hole.bottom < order).copied()
     }
@@ -224,7 +224,7 @@ pub fn put(w: &mut Write, num: RoomNum, room: &Room) -> Result<()> {
     w.put(&ROOM, &num.to_key(), &room.encode())
 }
 
-/// Forgets a room's name and row. What refers to it must be gone already.
+/// Forgets a room's name and row. All rows that refer to it must be gone already.
 pub fn remove(w: &mut Write, num: RoomNum) -> Result<()> {
     let Some(room) = get(w, num)? else { return Ok(()) };
     let hash = w.hash128(&[room.id.as_bytes()]);
@@ -233,7 +233,7 @@ pub fn remove(w: &mut Write, num: RoomNum) -> Result<()> {
     Ok(())
 }
 
-/// Visits all rooms we know anything about, stubs included, in the order they were first heard of.
+/// Visits all known rooms, stubs included, in the order they were first heard of.
 pub fn list(reads: &impl Get, visit: &mut dyn FnMut(RoomNum, Room) -> Result<ControlFlow<()>>) -> Result<()> {
     list_after(reads, None, visit)
 }

@@ -7,7 +7,7 @@ use crate::store::schema::{RECEIPT, RECEIPT_LOG};
 use crate::store::{Error, Get, Result, Write};
 use crate::store::{Position, RoomNum, UserNum};
 
-/// What kind of mark it is. On disk: never renumber.
+/// The kind of a mark. On disk: never renumber.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Kind {
@@ -42,7 +42,7 @@ impl Kind {
     }
 }
 
-/// Whose mark, of which kind, in which thread.
+/// The user, kind and thread of a mark.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Whose {
     pub user: UserNum,
@@ -114,7 +114,7 @@ pub fn keep_threads(w: &mut Write, room: RoomNum, of: &Whose, most: usize) -> Re
     let prefix = key(room, &Whose { thread: String::new(), ..of.clone() });
     let (mut count, mut oldest) = (0, None);
     w.prefix(&RECEIPT, &prefix, &mut |key, row| {
-        // The mark of the whole room is none of them.
+        // The mark of the whole room does not count.
         if key.len() > prefix.len() {
             let at = unpack(row).ok_or_else(|| Error::corrupt(&RECEIPT, key))?.at;
             count += 1;
@@ -132,7 +132,7 @@ pub fn keep_threads(w: &mut Write, room: RoomNum, of: &Whose, most: usize) -> Re
 }
 
 /// Visits a room's marks set after `after` and up to `to`, newest first, until the visitor breaks. Private ones too:
-/// the caller shows them to nobody but their user.
+/// the caller shows them only to their user.
 pub fn list_newest(
     reads: &impl Get,
     room: RoomNum,

@@ -107,8 +107,8 @@ const PENDING_MAX: usize = 256;
 /// A type and an event's number.
 const PENDING_BYTES: usize = 5;
 
-/// Remembers an event that relates to one that is not here yet. Of too many a sixteenth is forgotten: of those whose servers sent
-/// most, the first.
+/// Remembers an event that relates to one that is not here yet. When there are too many, a sixteenth is forgotten: the
+/// first events of the servers that sent most.
 pub fn add_pending(w: &mut Write, room: RoomNum, target: &str, rel: Rel, event: EventNum) -> Result<()> {
     let hash = w.hash128(&[&room.to_key(), target.as_bytes()]);
     let mut waiting = w.get(&RELATION_PENDING, &hash)?.unwrap_or_default();
@@ -124,13 +124,13 @@ pub fn add_pending(w: &mut Write, room: RoomNum, target: &str, rel: Rel, event: 
     w.put(&RELATION_PENDING, &hash, &waiting)
 }
 
-/// Whether something waits for this event.
+/// Whether some relation waits for this event.
 pub fn is_awaited(get: &impl Get, room: RoomNum, target: &str) -> Result<bool> {
     let hash = get.hash128(&[&room.to_key(), target.as_bytes()]);
     Ok(get.get(&RELATION_PENDING, &hash)?.is_some())
 }
 
-/// Takes what was waiting for an event of the room.
+/// Takes the relations that were waiting for an event of the room.
 pub fn take_pending(w: &mut Write, room: RoomNum, target: &str) -> Result<Vec<(Rel, EventNum)>> {
     let hash = w.hash128(&[&room.to_key(), target.as_bytes()]);
     let Some(value) = w.get(&RELATION_PENDING, &hash)? else { return Ok(Vec::new()) };

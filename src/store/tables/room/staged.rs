@@ -1,9 +1,9 @@
-//! Rooms on their way in: one journal row for each join, and what was checked so far, batch by batch.
+//! Rooms on their way in: one journal row for each join, and the checked events so far, batch by batch.
 //!
-//! One commit of a join stores so many bodies under arrival numbers in a row, and beside them batches: rows here that say
-//! which events they are, how they hang together and what the rules need to know of them. The rows of a join, read in
-//! order, are its log: they rebuild everything the join had in memory, so a restart verifies nothing twice. Nobody but
-//! the join looks at any of it; a cancelled join's rows name all it ever wrote.
+//! One commit of a join stores a number of bodies under consecutive arrival numbers, and beside them batches: rows here
+//! with the events' ids, their auth edges and the columns that the rules need. The rows of a join, read in order, are
+//! its log: they rebuild everything the join had in memory, so a restart verifies nothing twice. Only the join reads
+//! these rows; a cancelled join's rows name everything it ever wrote.
 
 use std::ops::ControlFlow;
 
@@ -37,19 +37,21 @@ pub fn batches(
     })
 }
 
-/// Our own log being wrong.
+/// An error for a log that is wrong.
 pub fn corrupt(join: JoinNum, batch: u32) -> Error {
     Error::corrupt(&STAGED, &join.batch_key(batch))
 }
 
 // ------------------------------------------------------------------------------------------------ one batch's row
 
-/// Sixty-four bits of the database's keyed hash of a user id: who is who within a join, before users have numbers.
+/// Sixty-four bits of the database's keyed hash of a user id: the identity of a user within a join, before users have
+/// numbers.
 pub type UserPrint = u64;
 
-/// Sixty-four keyed bits of what an event looked like when it came.
+/// Sixty-four keyed bits of an event's wire form.
 pub type WirePrint = u64;
-/// For an event that waited for its key: the log has it later than the stream, and who compares the two passes it by.
+/// For an event that waited for its key: it stands later in the log than in the stream, and a comparison of the two
+/// skips it.
 pub const WIRE_LATE: WirePrint = 0;
 
 /// An event as the log keeps it. Its body's number is the batch's first plus its index among the batch's events.
@@ -58,7 +60,7 @@ pub struct Staged<'a> {
     pub node: u32,
     pub id: Id,
     pub wire: WirePrint,
-    /// It stands in the room's state before our join, says this attempt's body.
+    /// It stands in the room's state before our join, according to this attempt's body.
     pub in_state: bool,
     /// The rules cannot be decided on these columns alone: a restricted join, a third-party invite.
     pub needs_body: bool,
@@ -107,7 +109,7 @@ pub enum Entry<'a> {
     /// A user id that this join may not have written before.
     User(&'a str),
     Event(Staged<'a>),
-    /// The node is in the state, says this attempt's body; its event was stored before.
+    /// The node is in the state, according to this attempt's body; its event was stored before.
     InState(u32),
     /// The node's event has been in the database since before this join.
     Known {
@@ -122,7 +124,7 @@ const NODE_NAMED: u8 = 3;
 const USER: u8 = 4;
 const IN_STATE: u8 = 5;
 const KNOWN: u8 = 6;
-/// Events have this bit, and below it what is there.
+/// Entries of events have this bit; the bits below say which fields are present.
 const EVENT: u8 = 0x80;
 const EVENT_IN_STATE: u8 = 1;
 const EVENT_NEEDS_BODY: u8 = 2;
@@ -130,13 +132,13 @@ const EVENT_REDACTED: u8 = 4;
 const EVENT_MEMBER: u8 = 8;
 const EVENT_OF_OTHER: u8 = 16;
 const EVENT_STATE_KEY: u8 = 32;
-/// Its id was given a node in an earlier batch, or is not the last one of this: it is written again.
+/// Its id was given a node in an earlier batch, or is not the last one of this batch: the id is written again.
 const EVENT_OWN_ID: u8 = 64;
 
 /// Packs batches, one row after the other.
 pub struct BatchWriter {
     attempt: u32,
-    /// Finished rows with how many events each has.
+    /// Finished rows, each with its number of events.
     rows: Vec<(Vec<u8>, u32)>,
     rows_bytes: usize,
     row: Vec<u8>,
@@ -148,7 +150,7 @@ pub struct BatchWriter {
 /// of two and push many small ones out of its cache.
 const ROW_BYTES: usize = 3_500;
 
-/// First body, attempt: in front of the entries, of fixed size so that they can be set last.
+/// First body and attempt: in front of the entries, of fixed size so that they can be set last.
 const HEAD_BYTES: usize = 8;
 
 impl BatchWriter {
@@ -209,7 +211,7 @@ impl BatchWriter {
         self.last_id = None;
     }
 
-    /// Appends an event; `event.auth` is ignored in favour of `auth` (at most 255, which the format check is far below).
+    /// Appends an event; `event.auth` is ignored in favour of `auth` (at most 255, far above the format check's limit).
     pub fn event(&mut self, event: &Staged<'_>, auth: &[u32]) {
         let other = event.member.filter(|(_, target)| *target != event.sender);
         self.row();
@@ -381,7 +383,7 @@ fn staged<'a>(rest: &mut Unpack<'a>, first: u8, last_id: &Option<Id>) -> Option<
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Damaged;
 
-/// What an unknown room number stands for in a journal.
+/// The value for an unknown room number in a journal.
 pub fn room_of(journal: &Journal) -> Option<RoomNum> {
     journal.room.map(RoomNum)
 }
@@ -455,7 +457,7 @@ mod tests {
         }
     }
 
-    /// Rows of a hundred kilobytes each lay in a page of their own, and those filled the database's cache and more.
+    /// Rows of a hundred kilobytes each had a page of their own, and those pages filled the database's cache and more.
     #[test]
     fn rows_stay_within_a_page_and_keep_their_bodies() {
         let event = |node| Staged {

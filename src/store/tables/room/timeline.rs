@@ -1,8 +1,8 @@
-//! The timeline: which events of a room are shown, in which order; and the state each change led to.
+//! The timeline: the events of a room that are shown, their order, and the state that each change led to.
 //!
 //! An event that arrives has its commit's position as its order, so "since a position" is a range. An event fetched
-//! from before our own history gets an order below everything the room has: negative, counting down. Where a part is missing
-//! in the middle, orders are left free for it (`room::Hole`).
+//! from before our own history gets an order below all others in the room: negative, counting down. Where a part is
+//! missing in the middle, orders are left free for it (`room::Hole`).
 
 use std::ops::ControlFlow;
 
@@ -67,7 +67,7 @@ fn range(
     if from >= to {
         return Ok(());
     }
-    // No order is ever i64::MAX, so one more does not overflow in practice; saturating keeps a wild token harmless.
+    // No order is ever i64::MAX, so one more does not overflow in practice; saturating keeps an invalid token harmless.
     let (start, end) = (key(room, from.saturating_add(1)), key(room, to.saturating_add(1)));
     get.range(&TIMELINE, &start, Some(&end), falling, &mut |key, value| {
         let corrupt = || Error::corrupt(&TIMELINE, key);

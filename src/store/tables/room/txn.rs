@@ -12,19 +12,19 @@ use crate::store::{EventNum, RoomNum, UserNum};
 /// How long a transaction id is remembered, in milliseconds.
 pub const KEPT_MS: u64 = 24 * 60 * 60 * 1000;
 
-/// Expired rows dropped with each new one: more than come in, so the table shrinks to what a day brings.
+/// Expired rows dropped with each new one: more than one, so that the table shrinks to the rows of a day.
 const SWEPT_PER_PUT: usize = 4;
 
-/// Who sent what under which name.
+/// The sender of a transaction and its name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Txn {
     pub user: UserNum,
-    /// An app may use one id again in another room: it is another request.
+    /// A client may use the same id again in another room: that is another request.
     pub room: RoomNum,
     pub device: String,
     /// The client's transaction id.
     pub id: String,
-    /// What was sent, as far as the path says it: an id used again for something else is another request.
+    /// The kind of request, as far as the path tells: the same id used for another kind is another request.
     pub what: String,
 }
 
@@ -32,7 +32,7 @@ fn txn_key(get: &impl Get, txn: &Txn) -> Result<[u8; 20]> {
     let mut name = Vec::with_capacity(txn.device.len() + txn.id.len() + 8);
     name.extend_from_slice(&txn.room.to_key());
     put_bytes(&mut name, txn.device.as_bytes());
-    // Rows of an earlier day's program have none.
+    // Rows of earlier versions have none.
     if !txn.what.is_empty() {
         put_bytes(&mut name, txn.what.as_bytes());
     }

@@ -1,4 +1,4 @@
-//! Unread counts: how much of a room a local user has not read, and how much of that is for them.
+//! Unread counts: the unread events of a local user in a room, and the highlights among them.
 //!
 //! A row holds the totals and the places of the newest counted events, so that a read receipt in the middle of them
 //! leaves the exact rest. Receipts further back than the places kept leave the totals as they are, which errs on the
@@ -14,7 +14,7 @@ use crate::store::{EventNum, RoomNum, UserNum};
 /// Places kept in a row. At three to six bytes each, a row stays below a kilobyte.
 const PLACES_MAX: usize = 128;
 
-/// Which places a receipt is about (client-server API, "Threaded read receipts").
+/// The places that a receipt is about (client-server API, "Threaded read receipts").
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
     /// All of them.
@@ -33,7 +33,7 @@ struct Place {
     thread: Option<EventNum>,
 }
 
-/// What a user has not read in a room.
+/// The unread events of a user in a room.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Unread {
     pub notifications: u64,
@@ -52,8 +52,8 @@ impl Unread {
         self.places.push(place);
     }
 
-    /// Forgets what stands at or before a place. What was counted further back than the places kept belongs to no thread,
-    /// as far as is known.
+    /// Forgets the events at or before a place. Counted events older than the places kept are treated as part of no
+    /// thread.
     fn read_up_to(&mut self, order: i64, part: Part) {
         let (further, further_highlights) = self.further_back();
         let reaches = self.places.first().is_none_or(|oldest| oldest.order <= order);
@@ -91,7 +91,7 @@ impl Unread {
 
     fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(8 + self.places.len() * 3);
-        // Rows from before threads were told apart begin with a number of notifications, which is never none.
+        // Rows from before threads were told apart begin with a number of notifications, which is never zero.
         put_u64(&mut out, 0);
         put_u64(&mut out, self.notifications);
         put_u64(&mut out, self.highlights);
@@ -140,7 +140,7 @@ fn key(user: UserNum, room: RoomNum) -> [u8; 8] {
     key
 }
 
-/// What a user has not read in a room.
+/// The unread events of a user in a room.
 pub fn get(get: &impl Get, user: UserNum, room: RoomNum) -> Result<Unread> {
     let key = key(user, room);
     let Some(row) = get.get(&UNREAD, &key)? else { return Ok(Unread::default()) };
@@ -173,7 +173,7 @@ pub fn read_up_to(w: &mut Write, user: UserNum, room: RoomNum, order: i64, part:
     }
 }
 
-/// Nothing is unread any more: the user left, or the room goes.
+/// Clears the count: the user left, or the room is removed.
 pub fn clear(w: &mut Write, user: UserNum, room: RoomNum) -> Result<()> {
     w.remove(&UNREAD, &key(user, room))?;
     Ok(())

@@ -1,4 +1,4 @@
-//! What each person here has of each room.
+//! The local users' own rows for each room.
 
 use std::ops::ControlFlow;
 
@@ -7,11 +7,11 @@ use crate::store::row_encoding::{Unpack, put_u64};
 use crate::store::schema::{ROOM_LOCAL, STRIPPED, USER_ROOM};
 use crate::store::{Error, EventNum, Get, Position, Result, RoomNum, UserNum, Write, after_prefix};
 
-/// What a local user is to a room, seen from the user.
+/// The relation of a local user to a room, from the user's side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mine {
     pub membership: Membership,
-    /// When it became so: a sync from before this position has to tell.
+    /// The position of that change: a sync from before it has to report it.
     pub since: Position,
     /// The member event; none for an invite or knock we only hold a stripped copy of.
     pub event: Option<EventNum>,
@@ -19,9 +19,9 @@ pub struct Mine {
     pub forgotten: bool,
     /// Known only from outside: the invite or knock stands in the stripped table, we hold no state of the room.
     pub outside: bool,
-    /// The membership before this one; what a sync of a left room may still show depends on it.
+    /// The membership before this one; it decides which events a sync of a left room may still show.
     pub before: Option<Membership>,
-    /// When they last stopped being joined; how far back into the room they may still see.
+    /// The time they last stopped being joined; it decides how far back into the room they may still see.
     pub left_at: Option<Position>,
 }
 
@@ -56,20 +56,20 @@ fn pair(first: [u8; 4], second: [u8; 4]) -> [u8; 8] {
     key
 }
 
-/// What a local user is to a room.
+/// The relation of a local user to a room.
 pub fn mine(get: &impl Get, user: UserNum, room: RoomNum) -> Result<Option<Mine>> {
     let key = pair(user.to_key(), room.to_key());
     let Some(value) = get.get(&USER_ROOM, &key)? else { return Ok(None) };
     Mine::decode(&value).map(Some).ok_or_else(|| Error::corrupt(&USER_ROOM, &key))
 }
 
-/// Sets what a local user is to a room, on both sides.
+/// Sets the relation of a local user to a room, on both sides.
 pub fn set_mine(w: &mut Write, user: UserNum, room: RoomNum, mine: &Mine) -> Result<()> {
     w.put(&USER_ROOM, &pair(user.to_key(), room.to_key()), &mine.encode())?;
     w.put(&ROOM_LOCAL, &pair(room.to_key(), user.to_key()), &[mine.membership as u8])
 }
 
-/// Forgets that a local user ever had to do with a room; a purge does, and an invite from outside that is gone.
+/// Forgets every trace of a local user in a room; for a purge, and for an invite from outside that is gone.
 pub fn remove_mine(w: &mut Write, user: UserNum, room: RoomNum) -> Result<()> {
     w.remove(&USER_ROOM, &pair(user.to_key(), room.to_key()))?;
     w.remove(&ROOM_LOCAL, &pair(room.to_key(), user.to_key()))?;

@@ -1,4 +1,4 @@
-//! Other servers: which to leave alone for now, and how far each has come in the outbound log.
+//! Other servers: the ones to leave alone for now, and the progress of each in the outbound log.
 
 use std::ops::ControlFlow;
 
@@ -15,9 +15,9 @@ pub mod signing_key;
 /// Whether a server is worth asking.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Standing {
-    /// In a row, the last one included.
+    /// Failures in a row, the last one included.
     pub failures: u32,
-    /// Not before then, in unix milliseconds.
+    /// Not before this time, in unix milliseconds.
     pub retry_at_ms: u64,
 }
 
@@ -57,13 +57,13 @@ pub fn standings(
     })
 }
 
-/// How far the outbound log has been looked at, and for each server that lags behind it, how far that one has come. A
-/// server that has everything has no row.
+/// The progress of the outbound log's reader, and of each server that lags behind it. A server that has everything has
+/// no row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cursor {
     /// Everything up to here was delivered.
     pub position: Position,
-    /// Since when it lags, in unix milliseconds.
+    /// The time since which it lags, in unix milliseconds.
     pub since_ms: u64,
 }
 
@@ -85,7 +85,7 @@ pub fn set_cursor(write: &mut Write, server: &ServerName, cursor: Option<Cursor>
     write.put(&SERVER_CURSOR, server.as_bytes(), &row)
 }
 
-/// How far a server has come; none when it has everything.
+/// The progress of a server; none when it has everything.
 pub fn cursor(get: &impl Get, server: &ServerName) -> Result<Option<Cursor>> {
     let key = server.as_bytes();
     let Some(row) = get.get(&SERVER_CURSOR, key)? else { return Ok(None) };

@@ -1,8 +1,8 @@
-//! The outbound log: what other servers must hear of, once each, however many servers that is.
+//! The outbound log: the data that other servers must receive, once each, however many servers that is.
 //!
-//! A destination is a cursor into this log (`deliver` keeps those). Who gets a row is worked out by the delivery
-//! worker from the servers in its room, so a message to a room of 5,000 servers is one row here. Anyone may post;
-//! only `deliver` takes rows away, once every cursor has passed them.
+//! A destination is a cursor into this log (`deliver` keeps those). The delivery worker derives the receivers of a row
+//! from the servers in its room, so a message to a room of 5,000 servers is one row here. Any part may post; only
+//! `deliver` takes rows away, once every cursor has passed them.
 
 use std::ops::ControlFlow;
 
@@ -14,8 +14,8 @@ use crate::store::{EventNum, Position, RoomNum};
 /// One row of the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outbound {
-    /// An event of ours: to every server in the room, and to those named beside it, which left by it (a kick must
-    /// still reach the kicked) or are being invited.
+    /// An event of ours: to every server in the room, and to the named servers, which left by the event (a kick must
+    /// still reach the kicked user) or are being invited.
     Event { room: RoomNum, event: EventNum, also: Vec<String> },
     /// An ephemeral unit to every server in a room. `json` is the whole EDU, `edu_type` and `content`.
     RoomEdu { room: RoomNum, json: Vec<u8> },
@@ -96,7 +96,7 @@ pub fn list_after(
     })
 }
 
-/// The newest row's position; a destination first heard of begins behind it.
+/// The newest row's position; a new destination begins behind it.
 pub fn newest(get: &impl Get) -> Result<Option<Position>> {
     let mut newest = None;
     get.range(&OUTBOX, &[], None, true, &mut |key, _| {
@@ -106,7 +106,7 @@ pub fn newest(get: &impl Get) -> Result<Option<Position>> {
     Ok(newest)
 }
 
-/// Drops at most `most` rows at or before a position that every cursor has passed. Answers how many went.
+/// Drops at most `most` rows at or before a position that every cursor has passed. Answers the number dropped.
 pub fn drop_up_to(w: &mut Write, up_to: Position, most: usize) -> Result<usize> {
     let mut passed = Vec::new();
     let end = Position(up_to.0.saturating_add(1)).to_key();

@@ -13,7 +13,7 @@ use crate::store::{
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stored {
     pub key: [u8; 32],
-    /// Signatures made up to then may be believed, in unix milliseconds.
+    /// Signatures made up to this time may be believed, in unix milliseconds.
     pub valid_until_ms: u64,
     /// The server has replaced it; `valid_until_ms` is when.
     pub expired: bool,
@@ -36,7 +36,7 @@ pub fn set(write: &mut Write, server: &ServerName, key_id: &str, stored: &Stored
     write.put(&SERVER_KEY, name(server, key_id).as_bytes(), &encode(stored))
 }
 
-/// All keys of a server; as many as one answer may hold, again and again as it changes them.
+/// All keys of a server; one answer bounds how many it adds, and they accumulate as the server changes them.
 pub fn list(get: &impl Get, server: &ServerName) -> Result<Vec<(String, Stored)>> {
     let prefix = name(server, "");
     let mut found = Vec::new();
@@ -49,7 +49,7 @@ pub fn list(get: &impl Get, server: &ServerName) -> Result<Vec<(String, Stored)>
     Ok(found)
 }
 
-/// Keys of one server looked at; a server that has more is not worth it.
+/// Keys of one server that are read; more are ignored.
 const LIST_MAX: usize = 256;
 
 /// Whether any key of the server is still believed at `at_ms`.
@@ -80,7 +80,7 @@ pub fn fetched(
     })
 }
 
-/// Forgets a server's keys. What is left of very many goes the next time they are fetched and forgotten.
+/// Forgets a server's keys. With very many keys, the rest is removed the next time they are fetched and forgotten.
 pub fn remove(write: &mut Write, server: &ServerName) -> Result<()> {
     write.remove_prefix(&SERVER_KEY, name(server, "").as_bytes(), LIST_MAX)?;
     write.remove(&SERVER_KEY_ANSWER, server.as_bytes()).map(drop)

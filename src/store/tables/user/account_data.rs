@@ -1,4 +1,4 @@
-//! What an app keeps here for its user, for all rooms together or for one: a type and a JSON object.
+//! Account data: the entries an app keeps for its user, global or for one room; each has a type and a JSON object.
 //!
 //! Push rules are the row of type `m.push_rules` and tags the room rows of type `m.tag`; only their own endpoints
 //! write those. Beside the rows stands a log of the latest change of each, for `/sync`.
@@ -69,7 +69,7 @@ pub fn changes(
     })
 }
 
-/// How many entries a user keeps, and their bytes. Bounded by the cap that this is the measure of.
+/// The number of a user's entries, and their bytes. Bounded by the cap that is checked against these numbers.
 pub fn size(get: &impl Get, user: UserNum) -> Result<(usize, usize)> {
     let mut size = (0, 0);
     get.prefix(&ACCOUNT_DATA, &user.to_key(), &mut |row, value| {
@@ -79,7 +79,7 @@ pub fn size(get: &impl Get, user: UserNum) -> Result<(usize, usize)> {
     Ok(size)
 }
 
-/// Forgets everything a user kept here.
+/// Forgets all account data of a user.
 pub fn remove_user(w: &mut Write<'_>, user: UserNum) -> Result<()> {
     tables::remove_all(w, &ACCOUNT_DATA, &user.to_key())?;
     tables::remove_all(w, &ACCOUNT_DATA_LOG, &user.to_key())

@@ -1,4 +1,4 @@
-//! Devices, the access tokens that speak for them, and the log of whose device list changed.
+//! Devices, their access tokens, and the log of changed device lists.
 //!
 //! A device has one access token at a time; only its SHA-256 is kept. A device id is chosen by the app, so it is
 //! followed by a zero byte in every key and may not hold one.
@@ -70,7 +70,7 @@ pub fn ids(get: &impl Get, user: UserNum) -> Result<Vec<String>> {
     Ok(ids)
 }
 
-/// Whom a token speaks for.
+/// The user and device of a token.
 pub fn token(get: &impl Get, hash: &[u8; 32]) -> Result<Option<(UserNum, String)>> {
     let Some(value) = get.get(&TOKEN, hash)? else { return Ok(None) };
     let user = value.get(..4).and_then(UserNum::from_key);

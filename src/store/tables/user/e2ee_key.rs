@@ -1,7 +1,7 @@
 //! End-to-end keys: device identity keys, one-time and fallback keys, cross-signing keys and the signatures over them.
 //!
-//! Keys of local users only, except that signatures also hold what a local user signed of a remote one. Everything is
-//! kept as the JSON the app uploaded, without other people's signatures.
+//! Keys of local users only, except that signatures also hold those a local user made over a remote user's keys.
+//! Everything is kept as the JSON the app uploaded, without other people's signatures.
 
 use std::ops::ControlFlow;
 
@@ -136,7 +136,7 @@ pub fn set_fallback(
     tables::put_json(w, &FALLBACK_KEY, &fallback_row(user, device_id, algorithm), key)
 }
 
-/// The algorithms for which a device has a fallback key nobody has been given yet; at most `most` are looked at.
+/// The algorithms for which a device has an unused fallback key; at most `most` are looked at.
 pub fn unused_fallbacks(get: &impl Get, user: UserNum, device_id: &str, most: usize) -> Result<Vec<String>> {
     let prefix = device::prefix(user, device_id);
     let (mut algorithms, mut seen) = (Vec::new(), 0);
@@ -151,7 +151,7 @@ pub fn unused_fallbacks(get: &impl Get, user: UserNum, device_id: &str, most: us
     Ok(algorithms)
 }
 
-/// Of how many algorithms a device has a fallback key.
+/// The number of algorithms for which a device has a fallback key.
 pub fn fallback_count(get: &impl Get, user: UserNum, device_id: &str) -> Result<usize> {
     let mut count = 0;
     get.prefix(&FALLBACK_KEY, &device::prefix(user, device_id), &mut |_, _| {
@@ -193,7 +193,7 @@ fn cross_row(user: UserNum, purpose: Purpose) -> Vec<u8> {
     [&user.to_key()[..], &[purpose as u8]].concat()
 }
 
-/// A signature somebody uploaded over somebody's key.
+/// A signature that a user uploaded over a key of theirs or of another user.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Signature {
     pub signer: UserNum,
@@ -210,8 +210,8 @@ pub fn add_signature(w: &mut Write<'_>, owner: UserNum, key_id: &str, signature:
     w.put(&KEY_SIGNATURE, &row, signature.signature.as_bytes())
 }
 
-/// The signatures over a key by its owner and by `viewer`: other people's are nobody's business. Bounded by the cap
-/// on signatures over one key by one user.
+/// The signatures over a key by its owner and by `viewer`: signatures by other users are private to them. Bounded by
+/// the cap on signatures over one key by one user.
 pub fn signatures(get: &impl Get, owner: UserNum, key_id: &str, viewer: Option<UserNum>) -> Result<Vec<Signature>> {
     let mut found = Vec::new();
     let viewer = viewer.filter(|viewer| *viewer != owner);
@@ -227,7 +227,8 @@ pub fn signatures(get: &impl Get, owner: UserNum, key_id: &str, viewer: Option<U
     Ok(found)
 }
 
-/// How many of a user's keys somebody signed. Bounded by the cap this is the measure of, for each signer.
+/// The number of a user's keys that a signer signed. Bounded by a cap for each signer, which is checked against this
+/// number.
 pub fn signed_by(get: &impl Get, owner: UserNum, signer: UserNum) -> Result<usize> {
     let mut count = 0;
     get.prefix(&KEY_SIGNATURE, &owner.to_key(), &mut |row, _| {

@@ -1,8 +1,8 @@
-//! Users: who has a small number, who has an account here, and what they call themselves.
+//! Users: their small numbers, their accounts here, and their profiles.
 //!
-//! Every user id that is stored anywhere is interned once; a number is never given back, so rows that mention a user
-//! who left long ago still resolve. An id is found by part of its hash under the database's own random key, and compared
-//! with what is found.
+//! Every user id that is stored anywhere is interned once. A number is never given back, so rows that mention a user
+//! who left long ago still resolve. An id is found by part of its hash under the database's own random key, and
+//! compared with the stored id.
 
 use std::ops::ControlFlow;
 
@@ -37,7 +37,7 @@ pub fn intern(w: &mut Write<'_>, user_id: &str) -> Result<UserNum> {
 }
 
 fn num_by_hash(get: &impl Get, hash: &[u8; 16], user_id: &str) -> Result<Option<UserNum>> {
-    // Nearly always one. Others share half of a hash nobody outside can aim at.
+    // Nearly always one. Others can share half of the hash, which an outsider cannot aim at.
     for num in nums_with(get, &hash[..HASH_BYTES])? {
         let mut is_it = false;
         if !get.with(&USER_ID, &num.to_key(), &mut |id| is_it = id == user_id.as_bytes())? {
@@ -50,7 +50,7 @@ fn num_by_hash(get: &impl Get, hash: &[u8; 16], user_id: &str) -> Result<Option<
     Ok(None)
 }
 
-/// So much of an id's hash leads to its number: what it finds is compared with the id itself.
+/// This much of an id's hash leads to its number: the hit is compared with the id itself.
 const HASH_BYTES: usize = 8;
 
 fn num_key(hash: &[u8; 16], num: UserNum) -> [u8; HASH_BYTES + 4] {
@@ -73,7 +73,7 @@ fn next_nums(w: &mut Write<'_>, count: u32) -> Result<UserNum> {
     w.next_numbers_below("user", count, KEYS_OF_A_KIND_MAX).map(UserNum)
 }
 
-/// What a user met in a large join is to the database: their number, and that of their membership's state key.
+/// The numbers of a user met in a large join: their own, and that of their membership's state key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Met {
     pub user: UserNum,
@@ -108,7 +108,7 @@ pub fn meet(w: &mut Write<'_>, users: &[([u8; 16], String)]) -> Result<Vec<Met>>
     Ok(met)
 }
 
-/// Who was met under a hash of which the first eight bytes are known.
+/// The user under a hash of which the first eight bytes are known.
 pub fn met(get: &impl Get, print: u64) -> Result<Option<Met>> {
     let user = nums_with(get, &print.to_be_bytes())?.first().copied();
     Ok(user.map(|user| Met { user, member_key: StateKeyNum::of_member(user) }))
@@ -125,7 +125,7 @@ pub fn id_of(get: &impl Get, num: UserNum) -> Result<String> {
     id(get, num)?.ok_or_else(|| Error::corrupt(&USER_ID, &num.to_key()))
 }
 
-/// In what standing an account is.
+/// The status of an account.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Standing {
@@ -141,7 +141,7 @@ pub struct Account {
     pub standing: Standing,
     #[serde(default)]
     pub admin: bool,
-    /// The password's argon2id hash as a PHC string; without one nobody can log in by password.
+    /// The password's argon2id hash as a PHC string; without one, login by password is not possible.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub password_hash: Option<String>,
 }
@@ -155,7 +155,7 @@ pub fn set_account(w: &mut Write<'_>, user: UserNum, account: &Account) -> Resul
     tables::put_json(w, &ACCOUNT, &user.to_key(), account)
 }
 
-/// Whether the user has an account here, in whatever standing.
+/// Whether the user has an account here, whatever its status.
 pub fn is_local(get: &impl Get, user: UserNum) -> Result<bool> {
     get.has(&ACCOUNT, &user.to_key())
 }
@@ -178,7 +178,7 @@ pub fn profile_field(get: &impl Get, user: UserNum, field: &str) -> Result<Optio
     tables::get_json(get, &PROFILE, &profile_key(user, field))
 }
 
-/// All fields of a local user's profile. Bounded by what `user::profile` lets in.
+/// All fields of a local user's profile. Bounded by the limits of `user::profile`.
 pub fn profile(get: &impl Get, user: UserNum) -> Result<serde_json::Map<String, serde_json::Value>> {
     let mut fields = serde_json::Map::new();
     get.prefix(&PROFILE, &user.to_key(), &mut |key, value| {

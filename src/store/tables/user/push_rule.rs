@@ -25,7 +25,7 @@ pub fn get(get: &impl Get, user: UserNum, user_id: &UserId) -> Result<Ruleset> {
     }
 }
 
-/// Whether a user changed anything; who did not shares the defaults.
+/// Whether the user changed any rule; a user without changes shares the defaults.
 pub fn is_default(get: &impl Get, user: UserNum) -> Result<bool> {
     Ok(account_data::get(get, user, GLOBAL, KIND)?.is_none())
 }

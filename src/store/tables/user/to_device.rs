@@ -1,8 +1,9 @@
 //! Messages to single devices: queued under a position, handed to the device's syncs, dropped once a later sync token
 //! shows that they arrived.
 //!
-//! What waits is bounded for each circle of senders by itself, so that nobody further off pushes out what somebody nearer
-//! sent. Within a circle who has most loses their own oldest: one server among servers, one of its people among those.
+//! The queue is bounded for each circle of senders by itself, so that a distant sender cannot push out a nearer
+//! sender's messages. Within a circle, the sender with most loses its own oldest messages: a server among servers, and
+//! one user among a server's users.
 
 use std::borrow::Cow;
 use std::ops::ControlFlow;
@@ -16,28 +17,28 @@ use crate::store::schema::{
 };
 use crate::store::{Error, Get, Position, Result, UserNum, Write, tables};
 
-/// How many transaction ids of one device are remembered. An app that repeats a request does so within its next few.
+/// Transaction ids remembered for one device. A client repeats a request within its next few.
 const TXNS_KEPT: usize = 32;
 
 /// Message ids of one other server that are recognised when they come again: a whole transaction and more, 8 bytes each.
 const KNOWN_IDS: usize = 128;
-/// Servers in rooms with people here, and neighbourhoods of others, whose last message ids are remembered. Beyond that a
-/// sixteenth of them is forgotten, those not heard of for longest.
+/// Servers in rooms with local users, and neighbourhoods of other servers, whose last message ids are remembered.
+/// Beyond that a sixteenth of them is forgotten, those not heard of for longest.
 const KNOWN_SERVERS_MAX: u32 = 1024;
 const KNOWN_STRANGERS_MAX: u32 = 256;
 
-/// Messages waiting for one device, in bytes. One that has not synced for so long loses the oldest of whoever sent most: the
-/// senders cannot wait, and a board's card is not a post office.
+/// Messages waiting for one device, in bytes. A device that has not synced for that long loses the oldest messages of
+/// the busiest sender: the senders cannot wait, and a board's card is not a post office.
 const WAITING_BYTES_MAX: u64 = 16 << 20;
-/// Short ones weigh so much: no more than 20,000 wait.
+/// The least weight of a message: no more than 20,000 wait.
 const WEIGHT_MIN: u32 = (WAITING_BYTES_MAX as u32).div_ceil(20_000);
 
-/// How near the sender of a message is to whose device it is for.
+/// The distance between the sender of a message and the user of the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Circle {
-    /// Somebody here, or in a room with them.
+    /// A local user, or a user in a room with them.
     Near,
-    /// Of a server that has others in a room with them.
+    /// A user of a server that has other users in a room with them.
     Acquainted,
     Stranger,
 }
@@ -45,7 +46,7 @@ pub enum Circle {
 impl Circle {
     const ALL: [Circle; 3] = [Circle::Near, Circle::Acquainted, Circle::Stranger];
 
-    /// What may wait for one device from all senders of the circle, by weight.
+    /// The bound on the messages waiting for one device from all senders of the circle, by weight.
     const fn most(self) -> u64 {
         match self {
             Circle::Near => WAITING_BYTES_MAX / 4 * 3,
@@ -62,7 +63,8 @@ impl Circle {
     }
 }
 
-/// Who sent a message: hashes of whoever is counted together (a server, or somebody here) and of one of its people.
+/// The sender of a message: a hash of the unit that is counted together (a server, or a local user), and one of the
+/// user within it.
 #[derive(Clone, Copy, Debug)]
 pub struct Sender {
     pub circle: Circle,
@@ -80,14 +82,14 @@ impl Sender {
     }
 }
 
-/// How much waits for a device from each circle, by weight.
+/// The weight of the messages waiting for a device, for each circle.
 type Waiting = [u64; Circle::ALL.len()];
 
 fn weight(message: &[u8]) -> u32 {
     u32::try_from(message.len()).unwrap_or(u32::MAX).max(WEIGHT_MIN)
 }
 
-/// Queues a message (the JSON of `type`, `sender` and `content`) and tells its position.
+/// Queues a message (the JSON of `type`, `sender` and `content`) and answers its position.
 pub fn push(w: &mut Write<'_>, user: UserNum, device_id: &str, from: &Sender, message: &[u8]) -> Result<Position> {
     let position = w.next_position();
     let prefix = device::prefix(user, device_id);
@@ -103,8 +105,9 @@ pub fn push(w: &mut Write<'_>, user: UserNum, device_id: &str, from: &Sender, me
     Ok(position)
 }
 
-/// Drops the oldest of the circle's busiest until a sixteenth of its share is free, and tells what is left. The newest
-/// message stays whoever sent it: it is the last that anybody would lose. Bounded by the share: some 15,000 short rows.
+/// Drops the oldest messages of the circle's busiest senders until a sixteenth of its share is free, and answers the
+/// remaining weight. The newest message stays, whatever its sender: it would be the last to go. Bounded by the share:
+/// some 15,000 short rows.
 fn make_room(w: &mut Write<'_>, prefix: &[u8], circle: Circle) -> Result<u64> {
     let mut held = Vec::new();
     w.prefix(&TO_DEVICE_FROM, &circle.prefix(prefix), &mut |key, value| {
@@ -154,8 +157,8 @@ fn set_waiting(w: &mut Write<'_>, prefix: &[u8], now: Waiting) -> Result<()> {
     }
 }
 
-/// Notes who sent what waits since before that was kept: all of it counts as sent by somebody near. Once for a device, and
-/// bounded by what one may have had waiting.
+/// Records the senders of messages queued by an earlier version, which did not keep them: all count as near. Once for a
+/// device, and bounded by the most that one device may have had waiting.
 fn note_old(w: &mut Write<'_>, prefix: &[u8]) -> Result<Waiting> {
     #[derive(Deserialize)]
     struct Sent<'a> {
@@ -258,8 +261,9 @@ pub fn note_txn(w: &mut Write<'_>, user: UserNum, device_id: &str, kind: &str, t
     w.put(&TO_DEVICE_TXN, &row, &seen)
 }
 
-/// Remembers a message of another server by its id, in the place of that server's oldest; false when it came before, lately.
-/// `stranger`: of a server in no room with anybody here, what it shares its place with.
+/// Remembers a message id of another server, in the place of that server's oldest id; false when the id came before,
+/// lately. `stranger`: for a server that shares no room with local users, the name under which it shares one list with
+/// its neighbours.
 pub fn note_received(w: &mut Write<'_>, server: &str, stranger: Option<&str>, message_id: &str) -> Result<bool> {
     let hash = w.hash128(&[server.as_bytes(), message_id.as_bytes()]);
     let id = hash.first_chunk::<8>().expect("a hash is longer");
@@ -292,9 +296,9 @@ fn known_row(get: &impl Get, side: u8, server: &str) -> Vec<u8> {
     [&[side][..], &get.hash128(&[server.as_bytes()])[..8]].concat()
 }
 
-/// Counts one server more of a side, and forgets a sixteenth when there are too many: those not heard of for longest.
+/// Counts one more server of a side. When there are too many, forgets a sixteenth: those not heard of for longest.
 fn make_room_for_known(w: &mut Write<'_>, side: u8, most: u32) -> Result<()> {
-    // How they were kept once: one list of all servers, which the empty row counted.
+    // The layout of an earlier version: one list of all servers, counted by the empty row.
     if w.remove(&TO_DEVICE_KNOWN, &[])? {
         tables::remove_all(w, &TO_DEVICE_KNOWN, &[])?;
     }
@@ -348,7 +352,7 @@ mod tests {
         Store::in_memory().write_blocking(job).unwrap();
     }
 
-    /// Only their number was bounded: another server's messages of half a megabyte filled the card.
+    /// Only the number of messages was bounded: another server's messages of half a megabyte filled the card.
     #[test]
     fn a_queue_has_so_many_bytes_and_loses_its_oldest() {
         run(|w| {
@@ -372,8 +376,8 @@ mod tests {
         });
     }
 
-    /// A server in no room with anybody here emptied a sleeping device's queue in under a minute, and the keys that a friend
-    /// had sent were gone.
+    /// A server that shared no room with local users emptied a sleeping device's queue in under a minute, and the keys
+    /// that a friend had sent were gone.
     #[test]
     fn nobody_pushes_out_what_somebody_nearer_sent() {
         run(|w| {
@@ -402,7 +406,7 @@ mod tests {
         });
     }
 
-    /// Of those near too: one server's people, or one person here, lose their own.
+    /// Near senders are bounded too: a server's users, or one local user, lose their own messages.
     #[test]
     fn the_busiest_of_those_near_loses_its_own_oldest() {
         run(|w| {
@@ -422,7 +426,7 @@ mod tests {
         });
     }
 
-    /// A queue of an earlier version says nothing of who sent what.
+    /// A queue of an earlier version does not record the senders.
     #[test]
     fn an_older_queue_is_taken_over() {
         run(|w| {
@@ -443,7 +447,7 @@ mod tests {
         });
     }
 
-    /// The ids of all servers stood in one list of 4,096, which any server filled.
+    /// The ids of all servers were in one list of 4,096, which any server could fill.
     #[test]
     fn a_server_that_sends_much_makes_no_other_repeat_itself() {
         run(|w| {

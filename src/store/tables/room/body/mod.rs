@@ -1,10 +1,10 @@
-//! An event's JSON as it is stored: without what the event's row says already, random bytes as bytes, the rest
+//! An event's JSON as it is stored: without the parts that the event's row has already, random bytes as bytes, the rest
 //! compressed under the shipped dictionary.
 //!
 //! Canonical JSON has no control characters, so each of them can stand for something else here: the sender's id, the
-//! auth events' ids, the next sixty-four bytes as a signature. What one of them stands for is what was there, byte for
-//! byte; where anything differs from what the row would say, it stays as it is. The first byte says how the rest is to
-//! be read, so that a later dictionary or a later trick can live beside this one.
+//! auth events' ids, the next sixty-four bytes as a signature. A control character is restored to exactly the bytes it
+//! replaced; text that differs from the row's values stays as it is. The first byte is the form of the rest, so that a
+//! later dictionary or encoding can coexist with this one.
 
 use std::cell::RefCell;
 use std::sync::OnceLock;
@@ -30,7 +30,7 @@ const RAW_SHIFT: u8 = 3;
 const RAW_MORE: u8 = 31;
 const RAW_UNIT: usize = 32;
 
-/// What a control character of the shortened text stands for. On disk: never renumber.
+/// The meaning of a control character in the shortened text. On disk: never renumber.
 mod word {
     /// The server of the sender, without quotes.
     pub const SERVER: u8 = 1;
@@ -45,7 +45,7 @@ mod word {
     pub const AUTH: u8 = 7;
     /// The object with the event's own hash, which is computed again.
     pub const HASHES: u8 = 8;
-    /// The next 32 raw bytes, URL-safe: what follows the `$` of an event id.
+    /// The next 32 raw bytes, URL-safe: the part of an event id after its `$`.
     pub const HASH: u8 = 9;
     /// The next 64 raw bytes as a string.
     pub const SIGNATURE: u8 = 10;
@@ -54,24 +54,24 @@ mod word {
 
 /// No stored event is longer; a length in a row beyond it is corruption (the specification's limit is 65,536 bytes).
 pub const BODY_BYTES_MAX: usize = 128 * 1024;
-/// A server's name shorter than this is not worth a word.
+/// A server's name shorter than this is not worth a control character.
 const SERVER_BYTES_MIN: usize = 4;
 
-/// What an event's row says of it, in words. The same when packing and when unpacking.
+/// The contents of an event's row, in words. The same when packing and when unpacking.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Known<'a> {
     pub room_id: &'a str,
     pub sender: &'a str,
-    /// Of a membership: whose it is. Empty for other events.
+    /// The user of a membership. Empty for other events.
     pub target: &'a str,
     pub depth: u64,
     /// Unix milliseconds.
     pub origin_server_ts: u64,
-    /// The ids the row's auth edges lead back to, in the row's order; empty where one of them is not held.
+    /// The ids of the row's auth events, in the row's order; empty when one of them is not stored.
     pub auth: &'a [&'a str],
 }
 
-/// Which parts of [`Known`] an event wants when it is unpacked.
+/// The parts of [`Known`] that an event needs when it is unpacked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Wants(u32);
 
@@ -96,8 +96,8 @@ impl Wants {
     }
 }
 
-/// Packs an event's canonical JSON for the body table. `intact` says that the content hash in it was found right; it
-/// is worked out here otherwise.
+/// Packs an event's canonical JSON for the body table. `intact`: the content hash in it was found right; otherwise the
+/// hash is computed here.
 pub fn encode(canonical: &[u8], known: &Known<'_>, intact: bool) -> Vec<u8> {
     let mut stored = Vec::with_capacity(canonical.len() / 2 + 64);
     if canonical.iter().fold(false, |found, byte| found | (*byte < word::END)) {
@@ -133,7 +133,7 @@ pub struct Opened<'a> {
     text: Vec<u8>,
 }
 
-/// Takes what [`encode`] made apart. `None` when the bytes are not ours.
+/// Takes the result of [`encode`] apart. `None` when the bytes are not ours.
 pub fn open(stored: &[u8]) -> Option<Opened<'_>> {
     let mut unpack = Unpack::new(stored);
     let first = unpack.u8()?;
@@ -157,13 +157,13 @@ pub fn open(stored: &[u8]) -> Option<Opened<'_>> {
     Some(Opened { form, raw, text })
 }
 
-/// [`open`] and [`Opened::restore`] for who has everything at hand.
+/// [`open`] and [`Opened::restore`] for a caller that has everything at hand.
 pub fn decode(stored: &[u8], known: &Known<'_>) -> Option<Vec<u8>> {
     open(stored)?.restore(known)
 }
 
 impl Opened<'_> {
-    /// What must be known to restore it; the caller need not look the rest up.
+    /// The values needed to restore it; the caller need not look the rest up.
     pub fn wants(&self) -> Wants {
         match self.form {
             WHOLE => Wants(0),
@@ -211,7 +211,7 @@ impl Opened<'_> {
                 }
                 _ => return None,
             }
-            // Our own rows never come near; what else they are is not ours to unfold.
+            // Our own rows never come near this limit; other bytes are not expanded.
             if out.len() > BODY_BYTES_MAX {
                 return None;
             }
@@ -234,7 +234,7 @@ const HASHES_TAIL: &[u8] = b"\"}";
 /// An event on its way to its shortened text.
 struct Short<'a> {
     known: &'a Known<'a>,
-    /// Looks for the sender's server, when its name is worth it.
+    /// Looks for the sender's server, when its name is long enough.
     server: Option<memmem::Finder<'a>>,
     text: Vec<u8>,
     raw: Vec<u8>,
@@ -409,8 +409,8 @@ fn content_hash(event: &[u8]) -> [u8; 32] {
 
 // ------------------------------------------------------------------------------------------------------ compression
 
-/// Every frame of ours begins the same way but for its lengths, which the row has: the magic number, the descriptor and
-/// the length of the content, and the head of its only block. None of that is stored.
+/// Every frame of ours begins in the same way except for its lengths, which the row has: the magic number, the
+/// descriptor, the length of the content, and the header of its only block. None of that is stored.
 fn frame_head(content: usize, block: usize, head: &mut Vec<u8>) {
     head.extend_from_slice(&[0x28, 0xb5, 0x2f, 0xfd]);
     match content {
@@ -429,7 +429,7 @@ fn frame_head(content: usize, block: usize, head: &mut Vec<u8>) {
     head.extend_from_slice(&block.to_le_bytes()[..3]);
 }
 
-/// The block zstd makes of the text; `None` when it makes anything else of it.
+/// The block that zstd makes of the text; `None` when its output has another shape.
 fn compress(text: &[u8]) -> Option<Vec<u8>> {
     static DICTIONARY: OnceLock<EncoderDictionary<'static>> = OnceLock::new();
     thread_local! {

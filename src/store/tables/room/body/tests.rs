@@ -1,4 +1,4 @@
-//! The generator the dictionary was trained on, and what the encoding promises.
+//! The generator the dictionary was trained on, and the guarantees of the encoding.
 
 use super::*;
 
@@ -123,7 +123,7 @@ const NAMES: &[&str] = &[
     "peggy", "rupert", "sybil", "trent", "victor", "walter", "xavier", "yvonne", "zoe", "anna", "max", "lukas",
 ];
 
-/// A realistic event in canonical form, with what its row would say.
+/// A realistic event in canonical form, with the contents of its row.
 pub(crate) struct Made {
     pub whole: Vec<u8>,
     auth: Vec<String>,
@@ -432,7 +432,7 @@ fn foreign_bytes_are_none_and_never_a_panic() {
         made.restored(&changed); // whatever it is, it ends
     }
     assert_eq!(decode(&[0x0f, 1, 2], &Known::default()), None);
-    // A row of nothing but words, each of which stands for much.
+    // A row of control characters only, each of which stands for much text.
     let auth = vec!["$a"; 64];
     let bomb = [&[SHORT][..], &vec![word::AUTH; BODY_BYTES_MAX]].concat();
     assert_eq!(decode(&bomb, &Known { auth: &auth, ..Known::default() }), None);

@@ -1,9 +1,9 @@
-//! States of rooms: trees from state key to event that share what they have in common.
+//! States of rooms: trees from state key to event that share their common parts.
 //!
-//! A state never changes: [`set`] answers a new tree that shares all but a path with the old one. A node is a row
-//! under a small number and is stored once, whatever trees it is part of (an index leads from a keyed hash of its
-//! bytes to its number, and the bytes are compared); and the shape of a tree follows from its content alone. So equal
-//! content gives an equal [`Root`], and two trees are compared by reading only what differs.
+//! A state never changes: [`set`] answers a new tree that shares all but a path with the old one. A node is a row under
+//! a small number and is stored once, whatever trees it is part of (an index leads from a keyed hash of its bytes to
+//! its number, and the bytes are compared). The shape of a tree follows from its content alone, so equal content gives
+//! an equal [`Root`], and two trees are compared by reading only the nodes that differ.
 //!
 //! The shape: up to [`LEAF_MAX`] entries are a leaf; more are a branch on the highest hexadecimal digit of the key in
 //! which any two of them differ, with up to sixteen children of one entry or more. State keys of one room have
@@ -36,10 +36,10 @@ pub struct Entry {
     pub event: EventNum,
 }
 
-/// Called with a key that differs and what each state has there; breaks when it has seen enough.
+/// Called with a key that differs and the event each state has there; breaks to stop.
 pub type ConflictVisitor<'v> = &'v mut dyn FnMut(StateKeyNum, &[Option<EventNum>]) -> Result<ControlFlow<()>>;
 
-/// Called with a key, what was there and what is; breaks when it has seen enough.
+/// Called with a key, its old event and its new one; breaks to stop.
 pub type DiffVisitor<'v> =
     &'v mut dyn FnMut(StateKeyNum, Option<EventNum>, Option<EventNum>) -> Result<ControlFlow<()>>;
 
@@ -70,12 +70,12 @@ pub fn get(reads: &impl Get, root: Root, key: StateKeyNum) -> Result<Option<Even
     }
 }
 
-/// The state that has `changes` made to it: an event put in force for a key, or none (`None`). In any order; of two
-/// changes to one key the later holds. The changes are in memory, so they are a batch and not a room; see [`Builder`].
+/// The state after `changes`: an event put in force for a key, or none (`None`). In any order; of two changes to one
+/// key the later holds. The changes are in memory, so they are a batch and not a room; see [`Builder`].
 pub fn set(w: &mut Write, root: Option<Root>, changes: &[(StateKeyNum, Option<EventNum>)]) -> Result<Root> {
     let mut sorted: Vec<Change> = changes.to_vec();
     sorted.sort_by_key(|(key, _)| *key);
-    // Of equal keys the last stays: what is dropped is copied over first.
+    // Of equal keys the last stays: the dropped one is overwritten first.
     sorted.dedup_by(|later, kept| {
         let same = later.0 == kept.0;
         if same {
@@ -133,8 +133,8 @@ pub fn diff(reads: &impl Get, before: Option<Root>, after: Option<Root>, visit: 
     conflicts(reads, &[before, after], &mut |key, events| visit(key, events[0], events[1]))
 }
 
-/// Visits the keys on which the states do not all agree, in order, with what each has. Reads only the nodes that are
-/// not common to all; holds eight nodes of each state at most.
+/// Visits the keys on which the states do not all agree, in order, with the event each has. Reads only the nodes that
+/// are not common to all; holds eight nodes of each state at most.
 pub fn conflicts(reads: &impl Get, roots: &[Option<Root>], visit: ConflictVisitor) -> Result<()> {
     let views = roots.iter().map(|root| root.map_or(View::Nothing, |root| View::Node(root.0))).collect();
     walk(reads, views, 8, visit).map(drop)
@@ -175,7 +175,7 @@ impl View {
         }
     }
 
-    /// What it has where the keys have `digit` at `level`, its span lying within one such branch.
+    /// The part of it under the keys with `digit` at `level`; its span lies within one such branch.
     fn part(&self, level: u8, digit: u8) -> View {
         match self {
             View::Branch(_, branch) if branch.level == level => branch.child(digit).map_or(View::Nothing, View::Node),
@@ -212,7 +212,7 @@ fn walk(reads: &impl Get, mut views: Vec<View>, above: u8, visit: ConflictVisito
     Ok(ControlFlow::Continue(()))
 }
 
-/// Reads the nodes among the views, each once.
+/// Reads the nodes among the views, each only once.
 fn open(reads: &impl Get, views: &mut [View], above: u8) -> Result<()> {
     for at in 0..views.len() {
         let View::Node(num) = views[at] else { continue };
@@ -232,7 +232,7 @@ fn open(reads: &impl Get, views: &mut [View], above: u8) -> Result<()> {
     Ok(())
 }
 
-/// Visits what differs between views that are all entries.
+/// Visits the differences between views that are all entries.
 fn merge(views: &[View], visit: ConflictVisitor) -> Result<ControlFlow<()>> {
     let mut rests: Vec<&[Entry]> = views.iter().map(View::entries).collect();
     let mut events = Vec::with_capacity(rests.len());
@@ -254,16 +254,16 @@ fn merge(views: &[View], visit: ConflictVisitor) -> Result<ControlFlow<()>> {
     Ok(ControlFlow::Continue(()))
 }
 
-/// Makes a whole tree from entries in rising order of their keys, handed over batch by batch, each batch in a write
-/// of its own. Until a row names the finished root, nobody refers to what it stored: after a power cut or a refusal it
-/// is begun anew, and finds the nodes it stored then. Holds eight branches of unfinished leaves, 32 KiB at most.
+/// Makes a whole tree from entries in rising order of their keys, handed over batch by batch, each batch in a write of
+/// its own. No row refers to the stored nodes until one names the finished root: after a power cut or a refusal the
+/// build starts again and finds the nodes it stored then. Holds eight branches of unfinished leaves, 32 KiB at most.
 #[derive(Default)]
 pub struct Builder {
     /// Parts of the branches that are not complete yet; `open[level]` are children of a branch at that level.
     open: [Vec<(u8, Sub)>; 8],
     /// Entries whose keys share all digits but the last.
     leaf: Vec<Entry>,
-    /// Set aside, not used yet.
+    /// Numbers set aside and not used yet.
     numbers: std::ops::Range<u32>,
 }
 
@@ -293,7 +293,7 @@ impl Builder {
     }
 }
 
-/// Completes the branches below `level`, all of which have had their last key, and makes them a child at `level`.
+/// Completes the branches below `level`, which have had all their keys, and makes them a child at `level`.
 fn close(
     nodes: &mut Nodes,
     open: &mut [Vec<(u8, Sub)>; 8],
@@ -310,7 +310,7 @@ fn close(
         let children = std::mem::take(&mut open[at as usize]);
         sub = nodes.combine(at, last, children, false)?;
     }
-    // Level 8 is the whole tree, whose only part the last place holds.
+    // Level 8 is the whole tree; its only part is in the last place.
     let place = level.min(7);
     open[place as usize].push((digit_of(last.0, place), sub));
     Ok(())
@@ -328,7 +328,7 @@ enum Sub {
     Kept(u32),
 }
 
-/// What a changed part of a tree is made from.
+/// The input of a changed part of a tree.
 #[derive(Clone, Copy)]
 enum Base {
     Nothing,
@@ -338,7 +338,7 @@ enum Base {
 /// Makes nodes.
 struct Nodes<'n, 't> {
     w: &'n mut Write<'t>,
-    /// Set aside, not used yet.
+    /// Numbers set aside and not used yet.
     numbers: std::ops::Range<u32>,
     at_a_time: u32,
 }
@@ -354,7 +354,7 @@ impl Nodes<'_, '_> {
                 Node::Branch(branch) => (num, branch),
             },
         };
-        // The changes may lie outside what the branch covers: then it is a part of a higher one.
+        // The changes may lie outside the keys the branch covers: then it is a part of a higher one.
         let (first, last) = branch.span();
         let lowest = changes.first().map_or(first, |change| change.0.0.min(first));
         let highest = changes.last().map_or(last, |change| change.0.0.max(last));
@@ -394,8 +394,8 @@ impl Nodes<'_, '_> {
         self.combine(level, some_key, children, false)
     }
 
-    /// Makes one part of those below it. `some_key` is any key of its range; `shrinks` says that parts which were kept
-    /// may now be few enough for a leaf.
+    /// Makes one part of those below it. `some_key` is any key of its range; `shrinks`: kept parts may now be few
+    /// enough for a leaf.
     fn combine(
         &mut self,
         level: u8,
@@ -428,7 +428,7 @@ impl Nodes<'_, '_> {
                     Node::Leaf(entries) => all.extend_from_slice(&entries),
                     Node::Branch(_) => return Ok(None),
                 },
-                // A branch has too many, and so has a branch that only grew.
+                // A new branch has too many entries, and so has a kept branch when the tree only grew.
                 Sub::Branch(_) | Sub::Kept(_) => return Ok(None),
             }
             if all.len() > LEAF_MAX {
@@ -470,7 +470,7 @@ impl Nodes<'_, '_> {
     }
 }
 
-/// The key of a node in the index. Eight bytes are enough for a hash whose every hit is compared.
+/// The key of a node in the index. Eight bytes are enough for a hash, since every hit is compared.
 fn name(get: &impl Get, node: &[u8]) -> [u8; 8] {
     let hash = get.hash128(&[node]);
     std::array::from_fn(|at| hash[at])
@@ -634,7 +634,7 @@ fn load(reads: &impl Get, num: u32) -> Result<Node> {
     load_below(reads, num, 8)
 }
 
-/// Reads a node that stands below a branch at a level. It must not claim a level as high, so no circle is followed.
+/// Reads a node that stands below a branch at a level. Its own level must be lower, so that no cycle is followed.
 fn load_below(reads: &impl Get, num: u32, above: u8) -> Result<Node> {
     let key = num.to_be_bytes();
     let mut node = None;

@@ -1,13 +1,14 @@
 //! Freeing the nodes that no state in use reaches.
 //!
-//! A sweep marks what the rows that name states reach, as of one snapshot, then frees the unmarked nodes in small
-//! writes. What happens meanwhile is safe: new nodes have numbers from `limit` on, which it leaves alone; a node that
-//! is found by its name and used again is written down (see `Nodes::intern`) before it could be freed; everything else
-//! a new tree shares, it shares with a tree that was in use. A tree nobody named yet when the snapshot was taken is the
-//! one danger: so a sweep waits between [`begin`] and the marking for longer than a procedure keeps such a tree to
-//! itself, and does not begin while a join, which keeps one for minutes, is under way.
+//! A sweep marks the nodes reached from the rows that name states, as of one snapshot, then frees the unmarked nodes in
+//! small writes. Changes meanwhile are safe. New nodes have numbers from `limit` on, which the sweep leaves alone. A
+//! node that is found by its name and used again is recorded (see `Nodes::intern`) before it could be freed. All other
+//! nodes of a new tree are shared with a tree that was in use. The one danger is a tree that no row named yet when the
+//! snapshot was taken. So a sweep waits between [`begin`] and the marking for longer than a procedure keeps such a tree
+//! to itself, and does not begin while a join, which keeps one for minutes, is under way.
 //!
-//! A power cut leaves a row that says a sweep is under way; until [`give_up`] takes it back, nodes used again are written down.
+//! A power cut leaves a row that says a sweep is under way; until [`give_up`] removes it, nodes used again are
+//! recorded.
 
 use std::ops::ControlFlow;
 
@@ -23,7 +24,7 @@ use crate::store::{Error, EventNum, Get, Read, Result, RoomNum, Write};
 const LIMIT_ROW: &[u8] = b"limit";
 const DONE_ROW: &[u8] = b"limit_done";
 
-/// Numbers written down that an ending sweep forgets; more stay until a later one, and keep their nodes.
+/// Recorded numbers that an ending sweep forgets; more stay until a later one, and keep their nodes.
 const FORGOTTEN_MAX: usize = 4096;
 
 /// A sweep: marks, then frees. Holds one bit for each node ever made and a snapshot while it marks.
@@ -47,29 +48,29 @@ struct Marking {
 /// The tables whose rows name states.
 const NAMING: [&Table; 3] = [&ROOM, &STATE_LOG, &EVENT];
 
-/// Nodes made since the last sweep ended: how much there could be to free.
+/// Nodes made since the last sweep ended: the most that could be freed.
 pub fn made_since_last(get: &impl Get) -> Result<u32> {
     let done = get.get(&STATE_SWEEP, DONE_ROW)?.and_then(|value| num_of(&value)).unwrap_or(1);
     Ok(next_number(get)?.saturating_sub(done))
 }
 
-/// Nodes ever made: a sweep begun now leaves alone what comes after.
+/// Nodes ever made: a sweep begun now leaves later ones alone.
 pub fn made(get: &impl Get) -> Result<u32> {
     next_number(get)
 }
 
-/// Whether a sweep is declared, by us or by who was here before a power cut.
+/// Whether a sweep is declared, by this process or by one before a power cut.
 pub fn is_declared(get: &impl Get) -> Result<bool> {
     get.has(&STATE_SWEEP, LIMIT_ROW)
 }
 
-/// Takes the declaration back. What was written down stays: those nodes are kept once more, which does no harm.
+/// Takes the declaration back. The recorded numbers stay: those nodes are kept once more, which does no harm.
 pub fn give_up(w: &mut Write) -> Result<()> {
     w.remove(&STATE_SWEEP, LIMIT_ROW).map(drop)
 }
 
-/// Declares a sweep: from now on, nodes that are used again are written down. Answers the number it leaves alone from;
-/// `None` while a join is under way.
+/// Declares a sweep: from now on, nodes that are used again are recorded. Answers the first number that the sweep
+/// leaves alone; `None` while a join is under way.
 pub fn begin(w: &mut Write) -> Result<Option<u32>> {
     if w.first(&JOIN, &[], None, false)?.is_some() {
         return Ok(None);
@@ -94,7 +95,7 @@ pub(super) fn note_use(w: &mut Write, num: u32) -> Result<()> {
 }
 
 impl Sweep {
-    /// A sweep that was begun, over a snapshot taken since, a while after it was begun.
+    /// A sweep that was begun a while ago, over a snapshot taken since.
     pub fn over(read: Read, limit: u32, mut grant: Grant) -> Result<Sweep, Refused> {
         let missing = bytes_needed(limit).saturating_sub(grant.bytes());
         grant.grow(missing)?;
@@ -103,8 +104,8 @@ impl Sweep {
         Ok(Sweep { limit, marks, marking, next: 0, freed: 0, _grant: grant })
     }
 
-    /// Looks at `rows_max` rows more and marks what they name; true when all is marked. Between two rows of a table
-    /// most states differ little, so a row costs little more than reading it.
+    /// Looks at `rows_max` rows more and marks their states; true when all is marked. Between two rows of a table most
+    /// states differ little, so a row costs little more than reading it.
     pub fn mark(&mut self, rows_max: usize) -> Result<bool> {
         let Some(mut marking) = self.marking.take() else { return Ok(true) };
         let mut rows = 0;
@@ -135,11 +136,11 @@ impl Sweep {
         Ok(true)
     }
 
-    /// Bounded in depth by the tree's, in all calls together by the number of nodes.
+    /// The tree's depth bounds the recursion; the number of nodes bounds all calls together.
     fn mark_tree(&mut self, read: &Read, num: u32) -> Result<()> {
         let (word, bit) = (num as usize / 64, 1u64 << (num % 64));
         match self.marks.get_mut(word).filter(|_| num < self.limit) {
-            // Of after the beginning: left alone, but what it stands on is not of after the beginning.
+            // Made after the sweep began: left alone, but its children may be older.
             None => {}
             Some(marks) if *marks & bit != 0 => return Ok(()),
             Some(marks) => *marks |= bit,
@@ -195,7 +196,7 @@ impl Sweep {
     }
 }
 
-/// Takes the declaration back and forgets what was written down.
+/// Takes the declaration back and forgets the recorded numbers.
 fn end_of(w: &mut Write, limit: u32) -> Result<()> {
     w.remove(&STATE_SWEEP, LIMIT_ROW)?;
     w.remove_prefix(&STATE_SWEEP, b"", FORGOTTEN_MAX)?;

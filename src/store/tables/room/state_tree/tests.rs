@@ -295,7 +295,7 @@ fn a_sweep_frees_what_nothing_names_whatever_happens_meanwhile() {
                 assert_eq!(of_model(&store, model), *root, "seed {seed}");
             }
         }
-        // Two sweeps with nothing between leave what is reached and nothing else.
+        // Two sweeps with no change between leave the reachable nodes and no others.
         for _ in 0..2 {
             let limit = store.write_blocking(sweep::begin).unwrap().0.unwrap();
             let grant = Budget::for_tests().account("state_nodes").try_take(0).unwrap();
