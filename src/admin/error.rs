@@ -36,11 +36,11 @@ impl From<user::Error> for Error {
     }
 }
 
-impl From<room::error::Error> for Error {
-    fn from(failed: room::error::Error) -> Error {
+impl From<room::Error> for Error {
+    fn from(failed: room::Error) -> Error {
         Error(match failed {
-            room::error::Error::NotFound => ErrorResponse::not_found("there is no such room"),
-            room::error::Error::Refused(refused) => refused.into(),
+            room::Error::NotFound => ErrorResponse::not_found("there is no such room"),
+            room::Error::Refused(refused) => refused.into(),
             other => ErrorResponse::new(StatusCode::BAD_REQUEST, "M_UNKNOWN", other.to_string()),
         })
     }

@@ -15,7 +15,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use serde_json::Value;
 
-use crate::base::{self};
+use crate::base;
 use crate::budget::{Budget, human};
 use crate::config::{Config, Overrides};
 use crate::serve;

@@ -66,9 +66,9 @@ impl From<user::Error> for Error {
     }
 }
 
-impl From<room::error::Error> for Error {
-    fn from(failed: room::error::Error) -> Error {
-        use crate::room::error::Error as E;
+impl From<room::Error> for Error {
+    fn from(failed: room::Error) -> Error {
+        use crate::room::Error as E;
         Error(match failed {
             E::NotFound => ErrorResponse::not_found(failed.to_string()),
             E::Forbidden(why) => ErrorResponse::forbidden(why),

@@ -20,7 +20,6 @@ use crate::base::{Clock, Owner, Random, Shares};
 
 /// The port of a server that names none.
 pub const DEFAULT_PORT: u16 = 8448;
-
 const SERVICES_MAX: usize = 4;
 
 const MINUTE_MS: u64 = 60_000;

@@ -46,7 +46,7 @@ mod state;
 #[cfg(test)]
 pub(crate) mod tests;
 mod serve;
-pub mod error;
+mod error;
 
 pub use create::plan::Preset;
 pub use create::{Create, StateDraft};

@@ -7,13 +7,11 @@ use super::{Error, Get, Result, Write};
 pub const FORMAT: u32 = 2;
 /// The oldest format it can read: no released version wrote an older one.
 const OLDEST: u32 = 2;
-
 const FORMAT_ROW: &[u8] = b"format";
 
 /// One step for each format version; the first takes the oldest to the next. Each is one transaction with the change of the
 /// version number in it, so a power cut leaves the format before or after it.
 const STEPS: &[fn(&mut Write) -> Result<()>] = &[];
-
 const _: () = assert!(STEPS.len() as u32 + OLDEST == FORMAT, "there is a step from every format to the next");
 
 /// Takes the database one step nearer to `FORMAT`; true when it has arrived. A new database starts there. A format

@@ -12,8 +12,8 @@ use super::{Error, Users};
 use crate::store::tables::room::event_row::Membership;
 use crate::store::tables::room::user_room;
 use crate::store::tables::room::{self, member};
+use crate::store::tables::user;
 use crate::store::tables::user::to_device::Circle;
-use crate::store::tables::user::{self};
 use crate::store::{Get, RoomNum, UserNum};
 
 impl Users {

@@ -9,9 +9,9 @@ use ruma::{OwnedServerName, RoomId, UserId};
 use serde_json::json;
 use snug::config::{Admission, Config};
 use snug::room::Joining;
+use snug::store::tables::room;
 use snug::store::tables::room::event;
 use snug::store::tables::room::event_row::{Kind, Membership};
-use snug::store::tables::room::{self};
 use snug::store::{EventNum, Get};
 
 use crate::commands::good;
@@ -62,7 +62,7 @@ impl Visit {
         Visit { resident, house, room_id, _folder: folder }
     }
 
-    async fn join(&self) -> Result<(), snug::room::error::Error> {
+    async fn join(&self) -> Result<(), snug::room::Error> {
         let via: Vec<OwnedServerName> = vec![RESIDENT.try_into().unwrap()];
         let joining = Joining { via, ..Joining::default() };
         let (user, room) = (UserId::parse(USER).unwrap(), RoomId::parse(&self.room_id).unwrap());
@@ -310,7 +310,7 @@ async fn joins_that_were_interrupted_do_not_wait_for_each_other() {
 }
 
 /// A join whose answer hangs after some hundred events were stored, and what its asker waits for.
-async fn hanging() -> (Visit, tokio::task::JoinHandle<Result<(), snug::room::error::Error>>) {
+async fn hanging() -> (Visit, tokio::task::JoinHandle<Result<(), snug::room::Error>>) {
     let dials = Dials { hang_at_percent: Some(70), ..Dials::default() };
     let visit = Visit::to(made::Dials::k1(), dials, "pi-zero-2w").await;
     let (user, room) = (UserId::parse(USER).unwrap(), RoomId::parse(&visit.room_id).unwrap());

@@ -103,9 +103,7 @@ fn check_fixed(snug: &Snug, profile: &Profile) {
     let said = snug.budget().unwrap();
     println!("{}", said["table"].as_str().unwrap());
     let of = |name: &str| said[name].as_u64().unwrap();
-    // An unoptimised build has stack frames of twice the size.
-    let stacks = if cfg!(debug_assertions) { 2 } else { 1 } * profile.fixed("stacks");
-    let beside = stacks + profile.fixed("slack");
+    let beside = profile.fixed("stacks") + profile.fixed("slack");
     assert!(of("beside_bytes_max") <= beside, "{}: {} bytes of {beside}", profile.name, of("beside_bytes_max"));
 }
 

@@ -47,7 +47,7 @@ pub async fn set_alias(client: Arc<Client>, mut request: Request) -> Result<Resp
     let alias: OwnedRoomAliasId = request.param_as("alias")?;
     let Target { room_id } = request.json().await?;
     client.rooms.set_alias(&requester.user_id, &alias, &room_id).await.map_err(|failed| match failed {
-        crate::room::error::Error::Taken => Error::from(ErrorResponse::new(
+        crate::room::Error::Taken => Error::from(ErrorResponse::new(
             StatusCode::CONFLICT,
             "M_UNKNOWN",
             format!("{alias} leads somewhere already"),

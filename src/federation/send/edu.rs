@@ -19,7 +19,7 @@ struct Edu<'a> {
 pub async fn take_edu(federation: &Federation, origin: &ServerName, raw: &RawValue) -> Result<usize, Error> {
     let Ok(edu) = serde_json::from_str::<Edu<'_>>(raw.get()) else { return Ok(0) };
     let (rooms, users) = (&federation.rooms, &federation.users);
-    let of_room = |failed: room::error::Error| (failed.to_string(), failed.is_passing().then(|| failed.into()));
+    let of_room = |failed: room::Error| (failed.to_string(), failed.is_passing().then(|| failed.into()));
     let of_user = |failed: user::Error| (failed.to_string(), failed.is_passing().then(|| failed.into()));
     let none = |()| 0;
     let taken: Result<usize, (String, Option<Error>)> = match edu.edu_type {

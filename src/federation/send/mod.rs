@@ -17,7 +17,7 @@ use serde_json::json;
 
 use super::error::disk_is_short;
 use super::{Error, Federation, auth};
-use crate::base::{self};
+use crate::base;
 use crate::budget::{Account, Grant};
 use crate::http::{BadBody, ErrorResponse, Limit, Request, Response, StatusCode};
 use crate::room;
@@ -103,7 +103,7 @@ async fn wait_for_before(federation: &Federation, origin: &ServerName) -> Result
 /// is not reserved for the household. Otherwise it is told to retry, and keeps its transactions for us.
 pub(super) fn check_intake(federation: &Federation, origin: &ServerName) -> Result<(), Error> {
     federation.rooms.check_intake(origin).map_err(|failed| match failed {
-        room::error::Error::Refused(refused) => refused.into(),
+        room::Error::Refused(refused) => refused.into(),
         // Logged when it began.
         _ => disk_is_short(),
     })

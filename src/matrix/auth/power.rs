@@ -8,7 +8,6 @@ use ruma::UserId;
 
 /// A creator's level in version 12: above every number that can be written down.
 pub const INFINITE: i64 = i64::MAX;
-
 const CREATOR_DEFAULT: i64 = 100;
 
 /// The levels with a name of their own.

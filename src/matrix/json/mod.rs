@@ -18,7 +18,6 @@ pub const DEPTH_MAX: u32 = 10_000;
 /// the content. Synapse takes about as many: Python's parser ends at a thousand, less the frames on the stack already.
 /// JSON that Synapse could not read must not be passed on to it from here, among other events.
 pub const EVENT_DEPTH_MAX: u32 = 802;
-
 const INTEGER_MAX: i64 = (1 << 53) - 1;
 /// Sorting an object copies all its content, once for each level above that is out of order too. This many bytes are
 /// copied for any text: more than the largest event takes with all its levels out of order. For a long text, this many

@@ -11,7 +11,7 @@ use crate::matrix::Event;
 use crate::store::schema::EVENT;
 use crate::store::tables::room::event;
 use crate::store::tables::room::event_row::{Flags, Id, Kind, Membership, Row};
-use crate::store::tables::room::txn::{self};
+use crate::store::tables::room::txn;
 use crate::store::tables::room::{self, Room};
 use crate::store::tables::room::{state_tree, timeline};
 use crate::store::tables::user;

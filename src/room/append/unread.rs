@@ -19,7 +19,7 @@ use crate::store::tables::room::relation::Rel;
 use crate::store::tables::room::unread;
 use crate::store::tables::room::unread::Part;
 use crate::store::tables::room::user_room;
-use crate::store::tables::user::{self};
+use crate::store::tables::user;
 use crate::store::{EventNum, Get, Result, UserNum, Write};
 
 /// How far from a thread an event may be and still belong to it, as the specification has it.

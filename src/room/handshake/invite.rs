@@ -17,8 +17,8 @@ use crate::room::send::{Built, New};
 use crate::room::state::stripped::strip;
 use crate::room::state::{known_num, known_to_member, server_access};
 use crate::store::Read;
+use crate::store::tables::room;
 use crate::store::tables::room::event_row::Membership;
-use crate::store::tables::room::{self};
 use crate::store::tables::user;
 
 /// The request of an invite from another server.

@@ -19,7 +19,6 @@ pub struct RawBatch {
 
 /// About how many bytes and events make a batch. One event of the largest size may stand on top.
 pub const BATCH_BYTES: usize = 48 * 1024;
-
 pub const BATCH_EVENTS: usize = 64;
 
 impl RawBatch {

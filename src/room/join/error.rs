@@ -7,7 +7,7 @@ use crate::budget::spill::SpillError;
 use crate::matrix::Reject;
 use crate::remote::Failed;
 use crate::room::error::Error;
-use crate::store::{self};
+use crate::store;
 
 /// Why a join failed.
 #[derive(Debug)]

@@ -8,12 +8,12 @@ use crate::matrix::{Event, RoomVersion, auth};
 use crate::room::append;
 use crate::room::append::new_event::Append;
 use crate::room::state::StateView;
+use crate::store;
 use crate::store::tables::room::join::{JoinNum, Journal, Stage};
 use crate::store::tables::room::timeline;
 use crate::store::tables::room::user_room::Mine;
 use crate::store::tables::room::{self, Status};
 use crate::store::tables::room::{join, user_room};
-use crate::store::{self};
 
 impl Join<'_> {
     /// One small write makes the room: its row, the state before our event, then the event itself.

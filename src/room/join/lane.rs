@@ -10,7 +10,6 @@ use crate::store::tables::room::join::Journal;
 
 /// The small lane's share, and from how many expected events on a room needs the large one.
 const SMALL_BYTES: u64 = 2 << 20;
-
 const SMALL_EVENTS: u64 = 4_000;
 
 /// The part of the `join` account that a large room has.

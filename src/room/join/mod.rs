@@ -48,7 +48,7 @@ use super::error::{Error, Result};
 use super::{Joining, Rooms};
 use crate::base;
 use crate::budget::Refused;
-use crate::matrix::version::{self};
+use crate::matrix::version;
 use crate::matrix::{Event, RoomVersion};
 use crate::remote::Body;
 use crate::store::tables::room;
@@ -74,7 +74,6 @@ const PAUSE: Duration = Duration::from_secs(2);
 const PAUSE_MAX: Duration = Duration::from_secs(60);
 /// How long a join that has begun waits for its resident servers: the network may be down, the router may start later.
 const UNREACHED_MAX: Duration = Duration::from_secs(6 * 3600);
-
 const FULL_RETRY: Duration = Duration::from_secs(60);
 
 /// Initial nodes of the table when the size of the room is unknown.

@@ -12,9 +12,9 @@ use super::send::New;
 use super::send::member::{content_of, join_content, with_profile};
 use super::state::{known, known_to_member, not_in_room};
 use crate::room::Joining;
+use crate::store::tables::room;
 use crate::store::tables::room::event_row::Membership;
 use crate::store::tables::room::user_room;
-use crate::store::tables::room::{self};
 use crate::store::tables::user;
 use crate::store::{Change, Read};
 

@@ -19,7 +19,6 @@ const PIECE_BYTES: usize = 16 * 1024;
 
 /// The number of state entries read at once, and looked at for one piece.
 const PAGE: usize = 128;
-
 const LOOKED_AT_MAX: usize = 2048;
 
 /// A long answer and the grant that pays for it.

@@ -9,14 +9,14 @@ use ruma::{EventId, RoomId, ServerName};
 
 use super::long_answer::{LongAnswer, Served, members_kept};
 use super::slots::Turn;
-use crate::base::{self};
+use crate::base;
 use crate::matrix::Event;
 use crate::matrix::json::write_string;
 use crate::room::Rooms;
 use crate::room::error::{Error, Result};
 use crate::room::state::RoomRef;
 use crate::room::state::server_access;
-use crate::store::tables::room::event::{self};
+use crate::store::tables::room::event;
 use crate::store::{EventNum, Get};
 
 impl Rooms {

@@ -17,7 +17,6 @@ use crate::store::{Get, Read, RoomNum};
 
 /// Servers asked before we give up, and looked at to choose them.
 const SERVERS_MAX: usize = 4;
-
 const SERVERS_LOOKED_AT: usize = 64;
 
 /// The servers to ask: the one that the room's history begins with as far as its name tells, then others in the room.

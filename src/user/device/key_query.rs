@@ -425,7 +425,6 @@ pub fn failure(failed: &Failed) -> Value {
 
 /// The number of other servers asked at once for one request.
 pub const ASKED_AT_ONCE: usize = 4;
-
 pub const QUESTION_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The grant taken before any lookup.

@@ -34,7 +34,7 @@ use crate::store::tables::room::staged;
 use crate::store::tables::room::state_tree::{self, Entry};
 use crate::store::tables::room::{self, member};
 use crate::store::tables::room::{current_state, join};
-use crate::store::tables::user::{self};
+use crate::store::tables::user;
 use crate::store::{self, EventNum, Get, RoomNum, Store, UserNum, Write, WriteError, hash128};
 use authorize::{Authorizer, COLUMN_BYTES, Claim, Column, Columns, Role};
 use lookup::{FromStore, Users};
@@ -48,7 +48,6 @@ pub mod rows;
 
 /// The memory of each sorter: this much, or what is left.
 const SORT_BYTES: u64 = 1 << 20;
-
 const ROWS_MAX: usize = 4096;
 /// Local members of a room that are notified at the flip. They have accounts here.
 const LOCALS_MAX: usize = 10_000;

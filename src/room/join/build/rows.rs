@@ -17,7 +17,7 @@ use crate::store::tables::room::event;
 use crate::store::tables::room::event_row::{Flags, Kind, Membership, Row};
 use crate::store::tables::room::join::JoinNum;
 use crate::store::tables::room::staged;
-use crate::store::tables::room::state_tree::{self};
+use crate::store::tables::room::state_tree;
 use crate::store::{self, BodyNum, EventNum, Get, RoomNum, StateKeyNum, Store, UserNum, Write, hash128};
 
 /// Rows of one write.

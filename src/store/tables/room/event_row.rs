@@ -186,14 +186,12 @@ const HAS_MEMBER: u8 = 16;
 
 /// Beside the membership: the user is the sender.
 const OWN: u8 = 128;
-
 const HAS_BEFORE: u8 = 32;
 
 const HAS_ORDER: u8 = 64;
 
 /// The byte after this one says more: the id's kind and the redaction. Most events need neither.
 const HAS_MORE: u8 = 128;
-
 const MORE_ID_STANDARD: u8 = 1;
 
 const MORE_ID_NAMED: u8 = 2;
