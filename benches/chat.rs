@@ -3,10 +3,10 @@
 //! The yardstick of the same run is a bare durable write: a line appended to a file in the same folder and synced to disk, and a
 //! signature. A send cannot be faster than one of each.
 
-#[path = "../tests/load/mod.rs"]
-mod load;
+#[path = "../tests/lab/mod.rs"]
+mod lab;
 
-use load::drive::{self, Person, Setup, Snug};
+use lab::drive::{self, Person, Setup, Snug};
 use std::fs;
 use std::io::{self, Write};
 use std::sync::Arc;

@@ -1,16 +1,16 @@
 //! A very large room joined by a server under its memory cap: `cargo bench --bench join -- --help`.
 
-#[path = "../tests/load/mod.rs"]
-mod load;
+#[path = "../tests/lab/mod.rs"]
+mod lab;
 
-use load::control::Process;
-use load::drive::{self, EventIds, Person, Setup, Snug, Usage};
-use load::push::What;
-use load::render::Rendered;
-use load::resident::Dials;
-use load::room;
-use load::together::{self, Amount, Heavy};
-use load::wire::percent_encode;
+use lab::control::Process;
+use lab::drive::{self, EventIds, Person, Setup, Snug, Usage};
+use lab::push::What;
+use lab::render::Rendered;
+use lab::resident::Dials;
+use lab::room;
+use lab::together::{self, Amount, Heavy};
+use lab::wire::percent_encode;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -49,7 +49,7 @@ struct Arguments {
 fn main() -> io::Result<()> {
     let words: Vec<String> = std::env::args().skip(1).collect();
     if words.first().is_some_and(|word| word == "resident") {
-        return load::control::run(&words[1..]);
+        return lab::control::run(&words[1..]);
     }
     let mut given = Arguments { profile: "s".into(), budget: "pi-zero-2w".into(), short: false, only: None };
     let mut rest = words.iter();
@@ -537,7 +537,7 @@ fn signatures_alone(profile: &str, events: u64) -> io::Result<f64> {
     use ed25519_dalek::{Signer, SigningKey};
     const SAMPLE: usize = 20_000;
     let dials = room::Dials::named(profile).ok_or_else(|| io::Error::other("no such room"))?;
-    let rendered = Rendered::get(&load::control::cache(), &dials)?;
+    let rendered = Rendered::get(&lab::control::cache(), &dials)?;
     let key = SigningKey::from_bytes(&[7; 32]);
     let public = key.verifying_key();
     let rows = rendered.room.rows.len().min(SAMPLE) as u32;

@@ -29,7 +29,5 @@ pub use reject::{Kind, Reject};
 pub use version::RoomVersion;
 
 #[cfg(test)]
-mod oracle;
-#[cfg(test)]
 mod tests;
 pub mod draft;

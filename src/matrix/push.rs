@@ -179,7 +179,7 @@ pub fn outcome(actions: &[Action]) -> Outcome {
 mod tests {
     use super::*;
     use crate::matrix::auth::{Create, PowerLevels};
-    use crate::matrix::{oracle, version};
+    use crate::matrix::{tests::ruma as oracle, version};
     use serde_json::{Value, json};
 
     fn ask(members: u64, kind: &str, content: Value) -> Outcome {

@@ -6,9 +6,11 @@ use super::scan::BASE64;
 use super::sign::event::Checked;
 use super::sign::{self, Key, PublicKey};
 use super::version;
+use ::ruma::{CanonicalJsonObject, OwnedServerName};
 use base64::Engine;
-use ruma::{CanonicalJsonObject, OwnedServerName};
 use serde_json::{Value, json};
+
+pub mod ruma;
 
 pub fn vectors() -> Value {
     serde_json::from_str(include_str!("../../tests/data/vectors.json")).expect("the vectors are JSON")
@@ -385,10 +387,10 @@ fn canonical_form_is_ruma_s() {
     for _ in 0..3000 {
         let mut raw = String::new();
         random_json(&mut rng, 4, &mut raw);
-        let theirs: ruma::CanonicalJsonValue = serde_json::from_str(&raw).unwrap();
+        let theirs: ::ruma::CanonicalJsonValue = serde_json::from_str(&raw).unwrap();
         assert_eq!(canonical(&raw, Mode::Strict).unwrap(), theirs.to_string(), "{raw}");
         let ours = canonical(&raw, Mode::Strict).unwrap();
-        if let ruma::CanonicalJsonValue::Object(theirs) = &theirs {
+        if let ::ruma::CanonicalJsonValue::Object(theirs) = &theirs {
             for ((k, v), (tk, tv)) in json::members(ours.as_bytes()).zip(theirs) {
                 let key = [b"\"", k, b"\""].concat();
                 assert_eq!((&*json::text(&key).unwrap(), v), (tk.as_str(), tv.to_string().as_bytes()));
@@ -599,7 +601,7 @@ fn wire_event(rng: &mut Rng, version: &'static version::RoomVersion, key: &Key) 
 fn events_are_read_as_ruma_reads_them() {
     let (key, mut rng) = (vector_key(), Rng(7));
     let mut public = std::collections::BTreeMap::new();
-    let base64 = ruma::serde::Base64::new(key.public().to_bytes().to_vec());
+    let base64 = ::ruma::serde::Base64::new(key.public().to_bytes().to_vec());
     public.insert("domain".to_owned(), std::collections::BTreeMap::from([(key.id().to_owned(), base64)]));
     let keys = |_: &str, _: &str, _: u64| Some(key.public());
     for round in 0..600 {
@@ -612,19 +614,19 @@ fn events_are_read_as_ruma_reads_them() {
         let mut theirs: serde_json::Map<String, Value> = serde_json::from_str(&raw).unwrap();
         theirs.remove("unsigned");
         let theirs: CanonicalJsonObject = serde_json::from_value(theirs.into()).unwrap();
-        let rules = super::oracle::rules(version);
+        let rules = ruma::rules(version);
         assert_eq!(event.to_federation(), serde_json::to_vec(&theirs).unwrap(), "canonical");
-        let verified = ruma::signatures::verify_event(&public, &theirs, &rules);
+        let verified = ::ruma::signatures::verify_event(&public, &theirs, &rules);
         match sign::event::check_event(&event, &keys) {
-            Ok(Checked::Intact) => assert!(matches!(verified, Ok(ruma::signatures::Verified::All)), "{verified:?}"),
-            Ok(Checked::RedactNeeded) => assert!(matches!(verified, Ok(ruma::signatures::Verified::Signatures))),
+            Ok(Checked::Intact) => assert!(matches!(verified, Ok(::ruma::signatures::Verified::All)), "{verified:?}"),
+            Ok(Checked::RedactNeeded) => assert!(matches!(verified, Ok(::ruma::signatures::Verified::Signatures))),
             Err(_) => assert!(verified.is_err(), "{raw}"),
         }
         if !version.event_id_in_event() {
-            let hash = ruma::signatures::reference_hash(&theirs, &rules).unwrap();
+            let hash = ::ruma::signatures::reference_hash(&theirs, &rules).unwrap();
             assert_eq!(event.id().as_str(), format!("${hash}"));
         }
-        let redacted = ruma::canonical_json::redact(theirs, &rules.redaction, None).unwrap();
+        let redacted = ::ruma::canonical_json::redact(theirs, &rules.redaction, None).unwrap();
         assert_eq!(event.redacted().to_federation(), serde_json::to_vec(&redacted).unwrap());
     }
 }

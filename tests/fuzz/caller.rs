@@ -1,10 +1,10 @@
 //! One of those who ask at once: an account, a server's name, a connection, and the rules by which answers are judged.
 
 use super::known::{Known, PASSWORD};
-use super::load::drive::{self, Snug};
-use super::load::random::Stream;
-use super::load::resident::lock;
-use super::load::wire::{Answer, Client, Pipe, Target, percent_encode, read_answer};
+use super::lab::drive::{self, Snug};
+use super::lab::random::Stream;
+use super::lab::resident::lock;
+use super::lab::wire::{Answer, Client, Pipe, Target, percent_encode, read_answer};
 use super::odd::Tree;
 use super::peers::{Draft, Peers, Room, seal};
 use super::request::{Built, Maker};
@@ -338,7 +338,7 @@ impl Caller {
         );
         let template = client.signed(&key, "GET", &path, None)?.good("make_join")?;
         let mut event = Tree::of(&template["event"]);
-        event.set("origin_server_ts", Tree::number(super::load::resident::now_ms()));
+        event.set("origin_server_ts", Tree::number(super::lab::resident::now_ms()));
         let (id, event) = seal(event, version, &key);
         let body: Value = serde_json::from_slice(&event.bytes())?;
         let path = format!("/_matrix/federation/v2/send_join/{}/{}", percent_encode(room), percent_encode(&id));
@@ -353,7 +353,7 @@ impl Caller {
         let (id, event) = seal(joined.honest(&draft, None), version, &key);
         joined.take(&id, event.clone());
         let pdu: Value = serde_json::from_slice(&event.bytes())?;
-        let body = json!({"origin": key.server, "origin_server_ts": super::load::resident::now_ms(), "pdus": [pdu]});
+        let body = json!({"origin": key.server, "origin_server_ts": super::lab::resident::now_ms(), "pdus": [pdu]});
         let path = format!("/_matrix/federation/v1/send/{}", self.random.token(12, false));
         client.signed(&key, "PUT", &path, Some(&body))?;
         self.peers.put(joined);

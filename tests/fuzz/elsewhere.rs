@@ -1,9 +1,9 @@
 //! What the peers answer when the server under test asks them: what it should be, and often something odd.
 
-use super::load::lab::Lab;
-use super::load::random::Stream;
-use super::load::resident::{lock, now_ms};
-use super::load::wire::{Pipe, Request, read_request};
+use super::lab::certificates::Certificates;
+use super::lab::random::Stream;
+use super::lab::resident::{lock, now_ms};
+use super::lab::wire::{Pipe, Request, read_request};
 use super::odd::{self, Tree};
 use super::peers::{self, Draft, Peers, Room};
 use std::collections::BTreeMap;
@@ -44,8 +44,8 @@ impl Elsewhere {
     }
 
     /// Answers on a listener until the process ends; one blocking thread for each connection.
-    pub fn listen(self: &Arc<Elsewhere>, listener: TcpListener, lab: &Lab) -> io::Result<()> {
-        let (config, own) = (lab.server_config()?, self.clone());
+    pub fn listen(self: &Arc<Elsewhere>, listener: TcpListener, certificates: &Certificates) -> io::Result<()> {
+        let (config, own) = (certificates.server_config()?, self.clone());
         thread::spawn(move || {
             for socket in listener.incoming().flatten() {
                 let (own, config) = (own.clone(), config.clone());

@@ -1,7 +1,7 @@
 //! What one caller knows of the server: ids, tokens and pages it was given, and honest values of every other kind.
 
-use super::load::drive;
-use super::load::random::Stream;
+use super::lab::drive;
+use super::lab::random::Stream;
 use serde_json::Value;
 use std::collections::HashMap;
 

@@ -3,8 +3,8 @@
 //! Read in this order: `table` (every endpoint), `known` (honest values), `odd` (JSON made odd), `request` (one request), `caller`
 //! (who sends and judges), `peers` and `elsewhere` (other servers, and what they answer).
 
-#[path = "../load/mod.rs"]
-mod load;
+#[path = "../lab/mod.rs"]
+mod lab;
 
 mod caller;
 mod elsewhere;
@@ -16,10 +16,10 @@ mod table;
 
 use caller::{Caller, Diary};
 use elsewhere::Elsewhere;
-use load::drive::{Setup, Snug};
-use load::lab::Lab;
-use load::resident::lock;
-use load::room::{GUEST, RESIDENT};
+use lab::certificates::Certificates;
+use lab::drive::{Setup, Snug};
+use lab::resident::lock;
+use lab::room::{GUEST, RESIDENT};
 use peers::Peers;
 use std::collections::BTreeMap;
 use std::io;
@@ -80,7 +80,7 @@ fn main() -> io::Result<()> {
 fn arguments() -> io::Result<Arguments> {
     let mut given = Arguments {
         seconds: 60,
-        seed: load::resident::now_ms() % 1_000_000_007,
+        seed: lab::resident::now_ms() % 1_000_000_007,
         connections: 6,
         requests: u64::MAX,
         budget: "pi-zero-2w".into(),
@@ -142,7 +142,7 @@ impl Arguments {
 /// The whole run; what was wrong.
 fn run(given: &Arguments) -> io::Result<Vec<String>> {
     let profile = snug::budget::Profile::named(&given.budget).map_err(|error| io::Error::other(error.to_string()))?;
-    let lab = Lab::get(&load::control::cache().join("lab"))?;
+    let certificates = Certificates::get(&lab::control::cache().join("certificates"))?;
     let listeners = (0..NAMES).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<io::Result<Vec<_>>>()?;
     let ports = listeners.iter().map(|listener| Ok(listener.local_addr()?.port())).collect::<io::Result<Vec<_>>>()?;
     let names = [RESIDENT.to_owned(), GUEST.to_owned()];
@@ -150,7 +150,7 @@ fn run(given: &Arguments) -> io::Result<Vec<String>> {
     let peers = Arc::new(Peers::new(given.seed, names));
     let elsewhere = Elsewhere::new(peers.clone());
     for listener in listeners {
-        elsewhere.listen(listener, &lab)?;
+        elsewhere.listen(listener, &certificates)?;
     }
     let setup = Setup {
         binary: given.binary.clone().into(),
@@ -170,7 +170,7 @@ fn run(given: &Arguments) -> io::Result<Vec<String>> {
     let mut diaries = Vec::new();
     let mut threads = Vec::new();
     for number in 0..given.connections {
-        let tls = if number % 4 == 3 { Some(lab.client_config()?) } else { None };
+        let tls = if number % 4 == 3 { Some(certificates.client_config()?) } else { None };
         let caller = Caller::new(number, given.seed, &peers, &snug, tls);
         diaries.push(caller.diary());
         let (table, requests, stop) = (table.clone(), given.requests, stop.clone());

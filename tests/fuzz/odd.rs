@@ -3,8 +3,8 @@
 //! A tree is written as it stands, so that it can hold what no careful writer lets through: numbers that are none, halves of
 //! surrogate pairs, bytes that are not UTF-8, a key twice.
 
-use super::load::json::write_text;
-use super::load::random::Stream;
+use super::lab::json::write_text;
+use super::lab::random::Stream;
 use serde_json::Value;
 
 #[derive(Clone, Debug, PartialEq)]

@@ -3,10 +3,10 @@
 //!
 //! All names lead to one program, which knows from `Host` whom it is. Keys follow from names, so that no list is needed.
 
-use super::load::drive;
-use super::load::event::Key;
-use super::load::random::{Stream, key_seed};
-use super::load::resident::{lock, now_ms};
+use super::lab::drive;
+use super::lab::event::Key;
+use super::lab::random::{Stream, key_seed};
+use super::lab::resident::{lock, now_ms};
 use super::odd::Tree;
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};

@@ -1,11 +1,11 @@
 //! One request: what an honest caller sends to an endpoint, and then perhaps some of it made odd.
 
 use super::known::{Known, STATE_TYPES};
-use super::load::drive;
-use super::load::event::Key;
-use super::load::random::Stream;
-use super::load::resident::now_ms;
-use super::load::wire::percent_encode;
+use super::lab::drive;
+use super::lab::event::Key;
+use super::lab::random::Stream;
+use super::lab::resident::now_ms;
+use super::lab::wire::percent_encode;
 use super::odd::{self, Tree};
 use super::peers::{Draft, Peers, Room, seal, sign_marks};
 use super::table::{self, EDUS, Endpoint, Holds, Who};
@@ -217,7 +217,7 @@ impl Maker<'_> {
             3 => percent_encode(&odd::long_text(self.random)),
             4 if !near.is_empty() => percent_encode(self.random.pick::<String>(near)),
             5 => format!("{part}/"),
-            _ => percent_encode(&odd::tweak_text(&super::load::wire::percent_decode(part), self.random)),
+            _ => percent_encode(&odd::tweak_text(&super::lab::wire::percent_decode(part), self.random)),
         }
     }
 

@@ -6,7 +6,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
-use crate::load::lab::Lab;
+use crate::lab::certificates::Certificates;
 use crate::server::{Folder, free_port};
 
 /// A running program with a folder of its own.
@@ -157,7 +157,7 @@ fn checked(folder: &Path) -> (String, bool) {
 }
 
 /// The settings of a server for others, in a closed network of its own.
-fn closed_network(folder: &Path, name: &str, lab: &Lab, ports: [u16; 2]) -> String {
+fn closed_network(folder: &Path, name: &str, certificates: &Certificates, ports: [u16; 2]) -> String {
     let path = |path: &Path| path.display().to_string();
     let text = format!(
         "server_name = \"{name}\"\ndata_dir = \"{}\"\nlisten = [\"127.0.0.1:{}\"]\nbudget = \"pi-zero-2w\"\n\n[federation]\n\
@@ -166,9 +166,9 @@ fn closed_network(folder: &Path, name: &str, lab: &Lab, ports: [u16; 2]) -> Stri
         path(&folder.join(name)),
         ports[0],
         ports[1],
-        path(&lab.certificate_file),
-        path(&lab.key_file),
-        path(&lab.ca_file),
+        path(&certificates.certificate_file),
+        path(&certificates.key_file),
+        path(&certificates.ca_file),
         ports[1],
         ports[1],
     );
@@ -180,8 +180,8 @@ fn closed_network(folder: &Path, name: &str, lab: &Lab, ports: [u16; 2]) -> Stri
 fn a_check_tells_a_newcomer_what_others_will_find() {
     let folder = Folder::new();
     let folder = folder.path();
-    let (lab, ports) = (Lab::get(&folder.join("lab")).unwrap(), [free_port(), free_port()]);
-    let text = closed_network(folder, "snug.load.test", &lab, ports);
+    let (certificates, ports) = (Certificates::get(&folder.join("certificates")).unwrap(), [free_port(), free_port()]);
+    let text = closed_network(folder, "snug.load.test", &certificates, ports);
     let has =
         |said: &str, line: &str| assert!(said.lines().any(|said| said.starts_with(line)), "no {line:?} in\n{said}");
     let (here, there) = (format!("127.0.0.1:{}", ports[0]), format!("127.0.0.1:{}", ports[1]));
@@ -215,14 +215,14 @@ fn a_check_tells_a_newcomer_what_others_will_find() {
     server.stop();
 
     // A name the certificate is not for, one that cannot be found, and a port that is taken.
-    closed_network(folder, "other.lan", &lab, ports);
+    closed_network(folder, "other.lan", &certificates, ports);
     let (said, good) = checked(folder);
     assert!(!good, "{said}");
     has(
         &said,
         "BAD   The certificate of [federation] is not for other.lan, which is the name other servers insist on.",
     );
-    closed_network(folder, "nowhere.invalid", &lab, ports);
+    closed_network(folder, "nowhere.invalid", &certificates, ports);
     let taken = std::net::TcpListener::bind(&there).unwrap();
     let (said, good) = checked(folder);
     assert!(!good && said.ends_with("\n2 things are wrong.\n"), "{said}");
@@ -237,13 +237,13 @@ fn a_check_tells_a_newcomer_what_others_will_find() {
     let old = rcgen::KeyPair::generate().unwrap();
     let mut params = rcgen::CertificateParams::new(vec!["snug.load.test".to_owned()]).unwrap();
     (params.not_before, params.not_after) = (rcgen::date_time_ymd(2019, 1, 1), rcgen::date_time_ymd(2020, 3, 1));
-    std::fs::write(&lab.certificate_file, params.self_signed(&old).unwrap().pem()).unwrap();
-    std::fs::write(&lab.key_file, old.serialize_pem()).unwrap();
-    closed_network(folder, "snug.load.test", &lab, ports);
+    std::fs::write(&certificates.certificate_file, params.self_signed(&old).unwrap().pem()).unwrap();
+    std::fs::write(&certificates.key_file, old.serialize_pem()).unwrap();
+    closed_network(folder, "snug.load.test", &certificates, ports);
     let (said, good) = checked(folder);
     assert!(!good, "{said}");
     has(&said, "BAD   The certificate of [federation] ended on 2020-03-01.");
-    std::fs::remove_file(&lab.key_file).unwrap();
+    std::fs::remove_file(&certificates.key_file).unwrap();
     let (said, _) = checked(folder);
     has(&said, "BAD   The certificate of [federation] cannot be used: ");
 }

@@ -128,7 +128,7 @@ async fn what_is_redacted_is_gone_on_both_sides() {
 /// Both go on while they cannot reach each other; afterwards they agree, on the state and on what was said.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_room_that_was_in_two_parts_becomes_one() {
-    let Pair { one, two, wire, lab: _lab } = Pair::start().await;
+    let Pair { one, two, wire, certificates: _certificates } = Pair::start().await;
     let (alice, bob) = (one.register("alice").await, two.register("bob").await);
     let (carol, dave) = (one.register("carol").await, two.register("dave").await);
     let room = create(&one, &alice, json!({ "preset": "public_chat" })).await;

@@ -78,7 +78,7 @@ async fn naming_silent_servers_holds_nobody_up() {
 /// While the line was down the app of somebody who scrolled back was told that the room begins there, and remembered it.
 #[tokio::test(flavor = "multi_thread")]
 async fn history_does_not_begin_where_nobody_can_be_asked() {
-    let Pair { one, two, wire, lab: _lab } = Pair::start().await;
+    let Pair { one, two, wire, certificates: _certificates } = Pair::start().await;
     let (alice, bob) = (one.register("alice").await, two.register("bob").await);
     let room = create(&one, &alice, json!({ "preset": "public_chat" })).await;
     say_all(&one, &alice, &room, 0..10).await;
@@ -105,7 +105,7 @@ async fn history_does_not_begin_where_nobody_can_be_asked() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_was_down_catches_up() {
-    let Pair { one, two, wire: _wire, lab: _lab } = Pair::start().await;
+    let Pair { one, two, wire: _wire, certificates: _certificates } = Pair::start().await;
     let (alice, bob, carol) = (one.register("alice").await, two.register("bob").await, one.register("carol").await);
     let room = create(&one, &alice, json!({ "preset": "public_chat" })).await;
     join(&two, &bob, &room, &one).await.ok();

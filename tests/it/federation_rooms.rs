@@ -247,7 +247,7 @@ async fn restricted_join_through_another_server() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_invite_is_refused_even_when_nobody_can_be_told() {
-    let Pair { one, two, wire, lab: _lab } = Pair::start().await;
+    let Pair { one, two, wire, certificates: _certificates } = Pair::start().await;
     let (alice, bob) = (one.register("alice").await, two.register("bob").await);
     let room = create(&one, &alice, json!({ "preset": "private_chat", "invite": [bob.id] })).await;
     is_invited(&two, &bob, &room).await;
@@ -323,7 +323,7 @@ async fn two_servers_chat() {
     assert_eq!(members["joined"].as_object().unwrap().len(), 2, "{members}");
 
     // What is sent while the other is away is there when it comes back.
-    let Pair { one, two, wire: _wire, lab } = pair;
+    let Pair { one, two, wire: _wire, certificates } = pair;
     say(&one, &alice, &room, "before").await;
     let two = two.restart().await;
     say(&one, &alice, &room, "after").await;
@@ -335,5 +335,5 @@ async fn two_servers_chat() {
         members["joined"].as_object().is_some_and(|joined| joined.len() == 1).then_some(())
     })
     .await;
-    drop(lab);
+    drop(certificates);
 }

@@ -15,12 +15,12 @@ use snug::store::tables::room::event_row::{Kind, Membership};
 use snug::store::{EventNum, Get};
 
 use crate::commands::good;
-use crate::load::event::{Hash, hash_of_id};
-use crate::load::hostile::Mode;
-use crate::load::lab::Lab;
-use crate::load::render::Rendered;
-use crate::load::resident::{Dials, Resident, lock};
-use crate::load::room::{self as made, RESIDENT};
+use crate::lab::certificates::Certificates;
+use crate::lab::event::{Hash, hash_of_id};
+use crate::lab::hostile::Mode;
+use crate::lab::render::Rendered;
+use crate::lab::resident::{Dials, Resident, lock};
+use crate::lab::room::{self as made, RESIDENT};
 use crate::server::{Folder, Reply, TestServer, TestUser};
 use snug::store::tables::room::{current_state, join};
 
@@ -42,11 +42,11 @@ impl Visit {
     /// The same with other settings.
     async fn with(room: made::Dials, dials: Dials, profile: &str, settings: impl FnOnce(&mut Config)) -> Visit {
         let folder = Folder::new();
-        let lab = Lab::get(folder.path()).unwrap();
-        let ca_file = lab.ca_file.clone();
+        let certificates = Certificates::get(folder.path()).unwrap();
+        let ca_file = certificates.ca_file.clone();
         let rendered = Rendered::get(folder.path(), &room).unwrap();
         let room_id = rendered.room.room_id.clone();
-        let resident = Resident::start("127.0.0.1:0", lab, vec![rendered], dials).unwrap();
+        let resident = Resident::start("127.0.0.1:0", certificates, vec![rendered], dials).unwrap();
         let address = resident.address;
         let change = |config: &mut Config| {
             config.server_name = "joiner.load.test".try_into().unwrap();

@@ -17,6 +17,6 @@ mod memory;
 mod tidy;
 mod join;
 
-// The load generator's own tests run here; the benchmarks include the same files.
-#[path = "../load/mod.rs"]
-mod load;
+// The lab's own tests run here; the benchmarks include the same files.
+#[path = "../lab/mod.rs"]
+mod lab;

@@ -1,16 +1,16 @@
 //! The promise itself: the real program, a room of 40,000 members, hostile residents, a full disk, and what the kernel says of
 //! its memory.
 
-use crate::load::control;
-use crate::load::drive::{EventIds, NAME, Person, Setup, Snug, can_mount};
-use crate::load::hostile::{self, Mode};
-use crate::load::lab::Lab;
-use crate::load::push::What;
-use crate::load::render::Rendered;
-use crate::load::resident::{Dials, Resident, lock};
-use crate::load::room;
-use crate::load::together::{self, Amount, Heavy};
-use crate::load::wire::percent_encode;
+use crate::lab::certificates::Certificates;
+use crate::lab::control;
+use crate::lab::drive::{EventIds, NAME, Person, Setup, Snug, can_mount};
+use crate::lab::hostile::{self, Mode};
+use crate::lab::push::What;
+use crate::lab::render::Rendered;
+use crate::lab::resident::{Dials, Resident, lock};
+use crate::lab::room;
+use crate::lab::together::{self, Amount, Heavy};
+use crate::lab::wire::percent_encode;
 use serde_json::json;
 use snug::budget::Profile;
 use snug::store::tables::room::join;
@@ -25,8 +25,8 @@ fn forty_thousand_members_fit_the_smallest_budget() {
     let cache = control::cache();
     let rendered = Rendered::get(&cache, &room::Dials::s()).unwrap();
     let (room, joined) = (rendered.room.room_id.clone(), rendered.joined_expected() as u64 + 1);
-    let lab = Lab::get(&cache.join("lab")).unwrap();
-    let resident = Resident::start("127.0.0.1:0", lab, vec![rendered], Dials::default()).unwrap();
+    let certificates = Certificates::get(&cache.join("certificates")).unwrap();
+    let resident = Resident::start("127.0.0.1:0", certificates, vec![rendered], Dials::default()).unwrap();
     let snug = start(&profile, &resident);
 
     let mut alice = snug.register("alice").unwrap();
@@ -82,8 +82,8 @@ fn everything_at_once_fits_every_budget() {
         let profile = Profile::get(name).unwrap();
         let rendered = [room::Dials::m(), room::Dials::xs()].map(|dials| Rendered::get(&cache, &dials).unwrap());
         let [large, small] = [0, 1].map(|at| rendered[at].room.room_id.clone());
-        let lab = Lab::get(&cache.join("lab")).unwrap();
-        let resident = Resident::start("127.0.0.1:0", lab, rendered.into(), Dials::default()).unwrap();
+        let certificates = Certificates::get(&cache.join("certificates")).unwrap();
+        let resident = Resident::start("127.0.0.1:0", certificates, rendered.into(), Dials::default()).unwrap();
         let snug = start(&profile, &resident);
         let amount = Amount::small().within(&profile);
         let heavy = Heavy::new(&snug, &amount).unwrap();
@@ -115,8 +115,8 @@ fn no_answer_to_a_join_breaks_the_budget() {
     let cache = control::cache();
     let rendered = Rendered::get(&cache, &room::Dials::k1()).unwrap();
     let room = rendered.room.room_id.clone();
-    let lab = Lab::get(&cache.join("lab")).unwrap();
-    let resident = Resident::start("127.0.0.1:0", lab, vec![rendered], Dials::default()).unwrap();
+    let certificates = Certificates::get(&cache.join("certificates")).unwrap();
+    let resident = Resident::start("127.0.0.1:0", certificates, vec![rendered], Dials::default()).unwrap();
     for mode in hostile::ALL.into_iter().filter(|mode| *mode != Mode::Drip) {
         lock(&resident.shared.dials).hostile = Some(mode);
         let mut snug = start(&profile, &resident);
@@ -143,9 +143,9 @@ fn a_disk_that_fills_during_a_join_loses_nothing() {
     let cache = control::cache();
     let rendered = Rendered::get(&cache, &room::Dials::m()).unwrap();
     let (room, members) = (rendered.room.room_id.clone(), rendered.joined_expected() + 1);
-    let lab = Lab::get(&cache.join("lab")).unwrap();
+    let certificates = Certificates::get(&cache.join("certificates")).unwrap();
     let slow = Dials { bytes_per_second: 1 << 20, ..Dials::default() };
-    let resident = Resident::start("127.0.0.1:0", lab, vec![rendered], slow).unwrap();
+    let resident = Resident::start("127.0.0.1:0", certificates, vec![rendered], slow).unwrap();
     let mut snug = start_on(Some(64 << 20), &profile, &resident);
     let mut alice = snug.register("alice").unwrap();
     let (mut carol, own) = (alice.again(&snug), alice.create_room().unwrap());

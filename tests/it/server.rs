@@ -18,7 +18,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
-use crate::load::lab::Lab;
+use crate::lab::certificates::Certificates;
 
 /// A running server with a folder of its own.
 pub struct TestServer {
@@ -266,7 +266,7 @@ pub struct Pair {
     /// What they reach each other over.
     pub wire: Wire,
     /// The certificates; keep it as long as the servers.
-    pub lab: Folder,
+    pub certificates: Folder,
 }
 
 /// Two ports that lead to two servers' ports, until they are cut.
@@ -321,7 +321,7 @@ impl Pair {
     /// Both with other settings.
     pub async fn start_with(change: impl Fn(&mut Config)) -> Pair {
         let folder = Folder::new();
-        let lab = Lab::get(folder.path()).unwrap();
+        let certificates = Certificates::get(folder.path()).unwrap();
         let ports = [free_port(), free_port()];
         let (wire, ends) = Wire::to(ports).await;
         let names = ["one.load.test", "two.load.test"];
@@ -333,9 +333,9 @@ impl Pair {
                 let federation = &mut config.federation;
                 federation.enabled = true;
                 federation.listen = vec![SocketAddr::from(([127, 0, 0, 1], ports[nth]))];
-                federation.tls_certificate = Some(lab.certificate_file.clone());
-                federation.tls_private_key = Some(lab.key_file.clone());
-                federation.extra_ca_file = Some(lab.ca_file.clone());
+                federation.tls_certificate = Some(certificates.certificate_file.clone());
+                federation.tls_private_key = Some(certificates.key_file.clone());
+                federation.extra_ca_file = Some(certificates.ca_file.clone());
                 federation.allow_private_addresses = true;
                 federation.overrides = vec![(names[other].to_owned(), format!("127.0.0.1:{}", ends[other]))];
                 change(config);
@@ -343,7 +343,7 @@ impl Pair {
             .await
         };
         let (one, two) = (house(0).await, house(1).await);
-        Pair { one, two, wire, lab: folder }
+        Pair { one, two, wire, certificates: folder }
     }
 }
 

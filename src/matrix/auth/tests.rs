@@ -1,8 +1,8 @@
 //! Our judgement against ruma's, on random states and events of all versions; and the vectors on levels.
 
 use super::*;
-use crate::matrix::oracle::{self, Pdu};
 use crate::matrix::sign::Key;
+use crate::matrix::tests::ruma::{self as oracle, Pdu};
 use crate::matrix::tests::{Rng, list, str, vectors};
 use crate::matrix::version;
 use ruma::state_res::{check_state_dependent_auth_rules, check_state_independent_auth_rules};

@@ -3,7 +3,7 @@
 pub(crate) use super::conflict::StateMap;
 use super::conflict::{chain, resolve_states, split, subgraph};
 use super::*;
-use crate::matrix::oracle::{self, Pdu};
+use crate::matrix::tests::ruma::{self as oracle, Pdu};
 use crate::matrix::tests::{Rng, list, str, vectors};
 use crate::matrix::{auth, version};
 use serde_json::{Value, json};

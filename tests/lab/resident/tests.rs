@@ -12,10 +12,10 @@ fn start(dials: super::Dials) -> (Resident, Client, std::path::PathBuf) {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let folder =
         std::env::temp_dir().join(format!("snug-resident-test-{}-{}", std::process::id(), NEXT.fetch_add(1, Relaxed)));
-    let lab = Lab::get(&folder).expect("certificates");
-    let tls = Some(lab.client_config().expect("a client's settings"));
+    let certificates = Certificates::get(&folder).expect("certificates");
+    let tls = Some(certificates.client_config().expect("a client's settings"));
     let room = Rendered::get(&folder, &room::Dials::xs()).expect("a room");
-    let resident = Resident::start("127.0.0.1:0", lab, vec![room], dials).expect("a resident");
+    let resident = Resident::start("127.0.0.1:0", certificates, vec![room], dials).expect("a resident");
     let client = Client::new(Target { address: resident.address, host: RESIDENT.to_owned(), tls });
     (resident, client, folder)
 }
@@ -127,10 +127,16 @@ fn a_cut_body_ends_early_and_only_as_often_as_told() {
     let (resident, mut client, folder) =
         start(super::Dials { cut_at_percent: Some(50), cuts: 1, ..super::Dials::default() });
     let (path, event) = prepare(&resident, &mut client);
-    let mut fresh = Client::new(lock(&resident.shared.peer).clone().unwrap_or_else(|| Target {
-        address: resident.address,
-        host: RESIDENT.to_owned(),
-        tls: Some(Lab::get(&folder).and_then(|lab| lab.client_config()).expect("a client's settings")),
+    let mut fresh = Client::new(lock(&resident.shared.peer).clone().unwrap_or_else(|| {
+        Target {
+            address: resident.address,
+            host: RESIDENT.to_owned(),
+            tls: Some(
+                Certificates::get(&folder)
+                    .and_then(|certificates| certificates.client_config())
+                    .expect("a client's settings"),
+            ),
+        }
     }));
     assert!(fresh.call("PUT", &path, &[], Some(&event)).is_err());
     assert!(join(&resident, &mut client, "").is_ok());

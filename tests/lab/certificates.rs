@@ -11,31 +11,31 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Files in PEM form: the authority to trust, and a certificate with its key for `*.load.test`, `localhost` and 127.0.0.1.
-pub struct Lab {
+pub struct Certificates {
     pub ca_file: PathBuf,
     pub certificate_file: PathBuf,
     pub key_file: PathBuf,
 }
 
-impl Lab {
+impl Certificates {
     /// Makes the files, or takes those a folder has already.
-    pub fn get(folder: &Path) -> io::Result<Lab> {
-        let lab = Lab {
+    pub fn get(folder: &Path) -> io::Result<Certificates> {
+        let certificates = Certificates {
             ca_file: folder.join("ca.pem"),
             certificate_file: folder.join("certificate.pem"),
             key_file: folder.join("key.pem"),
         };
-        if !lab.key_file.exists() {
+        if !certificates.key_file.exists() {
             fs::create_dir_all(folder)?;
-            lab.make().map_err(io::Error::other)?;
+            certificates.make().map_err(io::Error::other)?;
         }
-        Ok(lab)
+        Ok(certificates)
     }
 
     fn make(&self) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
         let mut authority = CertificateParams::default();
         authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        authority.distinguished_name.push(DnType::CommonName, "Snug load lab");
+        authority.distinguished_name.push(DnType::CommonName, "Snug lab");
         let authority = CertifiedIssuer::self_signed(authority, KeyPair::generate()?)?;
         let key = KeyPair::generate()?;
         let names = ["*.load.test", "load.test", "localhost", "127.0.0.1"].map(str::to_owned);

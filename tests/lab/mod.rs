@@ -1,4 +1,5 @@
-//! The load generator, the resident server it feeds, and what drives a real `snug` process against them.
+//! The lab: rooms that are really signed, a resident server that is in them already, a hostile one, and what drives a real `snug` process
+//! against them within a memory limit.
 //!
 //! Nothing here uses the library's own signing, hashing or JSON code: a mistake made on both sides would go unseen. Rooms are
 //! judged by ruma in the tests of `room.rs`, and the server under test is judged by the rooms.
@@ -14,7 +15,7 @@ pub mod drive;
 pub mod event;
 pub mod hostile;
 pub mod json;
-pub mod lab;
+pub mod certificates;
 pub mod push;
 pub mod random;
 pub mod render;

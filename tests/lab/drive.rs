@@ -1,7 +1,7 @@
 //! A real `snug` process under test: its folder, its memory cgroup, what the kernel says of it, and people who use it.
 
+use super::certificates::Certificates;
 use super::control;
-use super::lab::Lab;
 use super::room::{GUEST, RESIDENT};
 use super::wire::{Answer, Client, Target, percent_encode};
 use serde_json::{Value, json};
@@ -68,7 +68,7 @@ impl Snug {
     }
 
     fn write_config(&self) -> io::Result<()> {
-        let lab = Lab::get(&control::cache().join("lab"))?;
+        let certificates = Certificates::get(&control::cache().join("certificates"))?;
         let found = format!("127.0.0.1:{}", self.setup.resident_port);
         let config = format!(
             "server_name = \"{NAME}\"\nlisten = [\"{}\"]\ndata_dir = \"data\"\nbudget = \"{}\"\nregistration = \"open\"\n\
@@ -79,9 +79,9 @@ impl Snug {
             self.setup.budget,
             self.setup.log,
             self.federation,
-            lab.certificate_file,
-            lab.key_file,
-            lab.ca_file,
+            certificates.certificate_file,
+            certificates.key_file,
+            certificates.ca_file,
         );
         fs::write(self.folder.join("snug.toml"), config)
     }

@@ -1,7 +1,7 @@
 //! A resident in a process of its own, and the small plain-HTTP door through which a bench tells it what to do.
 
+use super::certificates::Certificates;
 use super::event::Version;
-use super::lab::Lab;
 use super::push::{GuestJoin, Pushed, What};
 use super::render::{Rendered, describe};
 use super::resident::{Dials, Resident, lock};
@@ -32,7 +32,7 @@ flood, missing-auth, drip, cut, wrong-type, endless-header, many-headers, repeat
 pub fn cache() -> PathBuf {
     let target = std::env::var_os("CARGO_TARGET_DIR")
         .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("target"), PathBuf::from);
-    target.join("load")
+    target.join("lab")
 }
 
 /// `NAME[:VERSION[:FAULTS]]`
@@ -97,9 +97,9 @@ fn serve(rooms: &[room::Dials], listen: &str, folder: &Path, dials: Dials) -> io
             })
         })
         .collect();
-    let lab = Lab::get(&folder.join("lab"))?;
-    let ca_file = lab.ca_file.clone();
-    let resident = Arc::new(Resident::start(listen, lab, rendered, dials)?);
+    let certificates = Certificates::get(&folder.join("certificates"))?;
+    let ca_file = certificates.ca_file.clone();
+    let resident = Arc::new(Resident::start(listen, certificates, rendered, dials)?);
     let control = TcpListener::bind("127.0.0.1:0")?;
     println!(
         "{}",

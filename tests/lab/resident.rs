@@ -4,10 +4,10 @@
 //! further events into the room (`push`), and misbehaves on request (`hostile`). One blocking thread for each connection.
 //! Bodies are copied from a file, so that it takes no processor time worth speaking of from the server under test.
 
+use super::certificates::Certificates;
 use super::event::{Draft, Hash, Key, Version, event_id, hash_of_id, open};
 use super::hostile::{self, Mode};
 use super::json::{Json, map};
-use super::lab::Lab;
 use super::random::Stream;
 use super::render::{Rendered, id};
 use super::room::{GUEST, Kind, RESIDENT, Reach, Server, World};
@@ -198,16 +198,16 @@ pub struct Shared {
     peer_keys: Mutex<HashMap<String, VerifyingKey>>,
     /// Key answers without `valid_until_ts`, signed once: name → JSON.
     key_answers: Mutex<HashMap<String, Value>>,
-    lab: Lab,
+    certificates: Certificates,
 }
 
 impl Resident {
     /// Listens on `listen` and serves until the process ends. All rooms must come from one seed.
-    pub fn start(listen: &str, lab: Lab, rooms: Vec<Rendered>, dials: Dials) -> io::Result<Resident> {
+    pub fn start(listen: &str, certificates: Certificates, rooms: Vec<Rendered>, dials: Dials) -> io::Result<Resident> {
         let seed = rooms.first().map_or(1, |room| room.room.dials.seed);
         assert!(rooms.iter().all(|room| room.room.dials.seed == seed), "rooms of one resident share their servers");
         let servers = rooms.iter().map(|room| room.room.dials.servers).max().unwrap_or(1);
-        let config = lab.server_config()?;
+        let config = certificates.server_config()?;
         let rooms = rooms.into_iter().map(|room| (room.room.room_id.clone(), Live::new(room))).collect();
         let shared = Arc::new(Shared {
             world: World::new(seed, servers),
@@ -218,7 +218,7 @@ impl Resident {
             peer: Mutex::default(),
             peer_keys: Mutex::default(),
             key_answers: Mutex::default(),
-            lab,
+            certificates,
         });
         let listener = TcpListener::bind(listen)?;
         let address = listener.local_addr()?;
@@ -240,7 +240,7 @@ impl Resident {
     /// Tells where the server under test is: `http://address` or `https://address`.
     pub fn meet(&self, name: &str, url: &str) -> io::Result<()> {
         let (scheme, address) = url.split_once("://").ok_or_else(|| io::Error::other("a URL has a scheme"))?;
-        let tls = if scheme == "https" { Some(self.shared.lab.client_config()?) } else { None };
+        let tls = if scheme == "https" { Some(self.shared.certificates.client_config()?) } else { None };
         let address = address.parse().map_err(io::Error::other)?;
         *lock(&self.shared.peer) = Some(Target { address, host: name.to_owned(), tls });
         lock(&self.shared.peer_keys).clear();

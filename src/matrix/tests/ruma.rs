@@ -1,8 +1,8 @@
 //! Ruma's rules and ruma's view of our events, to compare with.
 
-use super::event::Event;
-use super::json::{self, Mode};
-use super::version::RoomVersion;
+use crate::matrix::event::Event;
+use crate::matrix::json::{self, Mode};
+use crate::matrix::version::RoomVersion;
 use ruma::events::TimelineEventType;
 use ruma::room_version_rules::RoomVersionRules;
 use ruma::{MilliSecondsSinceUnixEpoch, OwnedEventId, RoomId, UInt, UserId};
