@@ -8,9 +8,10 @@
 //! durable; typing and presence, which are never durable, only [`Feed::wake`].
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
 use crate::base::Clock;
@@ -72,9 +73,9 @@ impl Feed {
         self.slots().values().map(Vec::len).sum()
     }
 
-    fn slots(&self) -> std::sync::MutexGuard<'_, HashMap<UserNum, Vec<Arc<Notify>>>> {
+    fn slots(&self) -> parking_lot::MutexGuard<'_, HashMap<UserNum, Vec<Arc<Notify>>>> {
         // Nothing panics while holding the lock, and a map of wake-ups cannot be left half changed.
-        self.inner.slots.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.slots.lock()
     }
 }
 

@@ -1,8 +1,9 @@
 //! A lock for each name.
 
 use std::collections::HashSet;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 
 /// Names in use. Bounded by the number of holders and waiters.
@@ -52,7 +53,7 @@ impl KeyedLock {
     }
 
     fn names(&self) -> MutexGuard<'_, HashSet<String>> {
-        self.0.used.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.used.lock()
     }
 }
 

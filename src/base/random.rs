@@ -1,6 +1,8 @@
 //! Randomness that is passed in: the operating system's, or a seeded stream for tests.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
 
 /// A source of random bytes. Cloning gives the same source.
 #[derive(Clone)]
@@ -30,7 +32,7 @@ impl Random {
             // A machine without randomness cannot make keys or tokens: continuing would be worse than stopping.
             Source::System => getrandom::fill(out).expect("the operating system gives random bytes"),
             Source::Seeded(state) => {
-                let mut state = state.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+                let mut state = state.lock();
                 for chunk in out.chunks_mut(8) {
                     chunk.copy_from_slice(&splitmix(&mut state).to_le_bytes()[..chunk.len()]);
                 }

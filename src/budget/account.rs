@@ -2,10 +2,11 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use serde::Deserialize;
 use tokio::sync::oneshot;
 
@@ -222,7 +223,7 @@ impl Account {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.book.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.0.book.state.lock()
     }
 }
 

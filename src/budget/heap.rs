@@ -564,7 +564,8 @@ impl Chunks {
     }
 }
 
-/// No code panics while one of these locks is held, so none is ever poisoned.
+/// The standard library's locks: parking_lot allocates when a thread waits, and this is the allocator. No code panics
+/// while one of them is held, so none is ever poisoned.
 fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
     of.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }

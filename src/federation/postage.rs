@@ -5,8 +5,7 @@
 //! bounded table. Further EDUs of a server with an empty purse are dropped until it has filled again; events are not
 //! charged here.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
-
+use parking_lot::{Mutex, MutexGuard};
 use ruma::ServerName;
 
 use crate::base::{Clock, Owner, Shares};
@@ -88,7 +87,7 @@ fn filled<'p>(purses: &'p mut Shares<String, Purse>, owner: &Owner<String>, now_
 }
 
 fn lock(purses: &Mutex<Shares<String, Purse>>) -> MutexGuard<'_, Shares<String, Purse>> {
-    purses.lock().unwrap_or_else(PoisonError::into_inner)
+    purses.lock()
 }
 
 #[cfg(test)]

@@ -5,6 +5,8 @@
 //! reader slows its own answer alone. An error on the way closes the connection (or resets the stream), so that a cut-off
 //! answer never looks complete.
 
+use parking_lot::{Mutex, MutexGuard};
+
 use super::peer_watch::{Active, PeerWatch, Ticket};
 use crate::base::{self, ChunkError, Chunks};
 use crate::budget::Grant;
@@ -13,7 +15,7 @@ use hyper::body::{Frame, SizeHint};
 use std::fs::File;
 use std::io::Read;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 use tokio::sync::mpsc;
 
@@ -272,7 +274,7 @@ impl Made {
 
 impl Slot {
     fn lock(&self) -> MutexGuard<'_, (Option<Vec<u8>>, Option<Waker>)> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.lock()
     }
 
     /// The buffer, or nothing and a promise to wake when it is back.

@@ -11,6 +11,8 @@
 //! hold all places, and each of its connections counts for the caller that is answered on it. Bounded by the
 //! connections themselves.
 
+use parking_lot::{Mutex, MutexGuard};
+
 use super::caller::Caller;
 use super::guests::Guests;
 use super::peer_watch::{Doing, PeerWatch};
@@ -18,7 +20,7 @@ use crate::base::Clock;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Notify;
 
@@ -194,7 +196,7 @@ impl Places {
     }
 
     fn lock(&self) -> MutexGuard<'_, Held> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+        self.held.lock()
     }
 }
 

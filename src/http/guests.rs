@@ -5,6 +5,8 @@
 //! address and a user, [`OF_USER_MAX`] of one user. The pair not seen for longest goes first, so that no user pushes
 //! out others by using many addresses.
 
+use parking_lot::{Mutex, MutexGuard};
+
 use super::caller::Caller;
 use crate::base::Clock;
 use lru::LruCache;
@@ -12,7 +14,6 @@ use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
 use std::net::IpAddr;
 use std::num::NonZeroUsize;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Pairs remembered, each about 80 bytes.
 const SEEN_MAX: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
@@ -70,7 +71,7 @@ impl Guests {
     }
 
     fn lock(&self) -> MutexGuard<'_, LruCache<(Caller, u64), u64>> {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+        self.seen.lock()
     }
 }
 

@@ -4,13 +4,15 @@
 //! first, which at worst gives that caller a full bucket again; buckets of accounts stand apart. Size limits live with
 //! the bodies, in `request.rs`.
 
+use parking_lot::Mutex;
+
 use super::ErrorResponse;
 use crate::base::shares::{neighbourhood, network};
 use crate::base::{Clock, Owner, Shares};
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 /// Buckets of accounts, and of all other callers, each about 60 bytes.
 const ACCOUNTS_MAX: usize = 512;
@@ -180,7 +182,7 @@ impl Limits {
 
     fn give_back(&self, limit: Limit, key: u64) {
         let Some(buckets) = &self.buckets else { return };
-        let mut buckets = buckets.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut buckets = buckets.lock();
         if let Some(bucket) = buckets.get(&key) {
             bucket.tokens = (bucket.tokens + 1.0).min(limit.rate().1);
         }
@@ -190,7 +192,7 @@ impl Limits {
         let Some(buckets) = &self.buckets else { return Ok(()) };
         let (per_s, burst) = limit.rate();
         let now = self.clock.instant().as_millis() as u64;
-        let mut buckets = buckets.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut buckets = buckets.lock();
         let bucket = buckets.get_or_put(caller.owner, self.key(limit, caller), || Bucket { tokens: burst, at_ms: now });
         let earned = now.saturating_sub(bucket.at_ms) as f64 / 1000.0 * per_s;
         bucket.tokens = (bucket.tokens + earned).min(burst);
@@ -243,7 +245,7 @@ mod tests {
         assert!(limits.take_ip(Limit::Register, other).is_err());
         assert!(limits.take_name(Limit::Send, "@anna:here").is_err());
         assert!(limits.take_ip(Limit::Register, first).is_ok(), "its own was forgotten");
-        let kept = limits.buckets.as_ref().map(|all| all.lock().unwrap().len());
+        let kept = limits.buckets.as_ref().map(|all| all.lock().len());
         assert!(kept.is_some_and(|kept| kept <= ACCOUNTS_MAX + STRANGERS_MAX), "{kept:?}");
     }
 

@@ -12,15 +12,17 @@
 //! (most answers come soon), or nothing has been sent for too long. A request that waits only while its peer listens
 //! says so, and ends at once.
 
+use parking_lot::{Mutex, MutexGuard};
+
 use crate::base::Clock;
 use std::collections::BTreeMap;
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{
     AtomicBool, AtomicU64, AtomicUsize,
     Ordering::{Relaxed, SeqCst},
 };
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -229,7 +231,7 @@ impl PeerWatch {
         let since = Duration::from_millis(now.saturating_sub(self.busy_since_ms.load(Relaxed)));
         let is_up_to_peer = self.reading.load(Relaxed) > 0
             || self.write_blocked_ms.load(Relaxed) > 0
-            || !self.tickets.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
+            || !self.tickets.lock().is_empty();
         match self.pace().per_s(now) {
             Some(per_s) if is_up_to_peer && per_s < SLOW_BYTES_PER_S => Doing::Slow(per_s),
             _ if is_up_to_peer => Doing::Moves(since),
@@ -276,7 +278,7 @@ impl PeerWatch {
     }
 
     fn pace(&self) -> MutexGuard<'_, Pace> {
-        self.pace.lock().unwrap_or_else(PoisonError::into_inner)
+        self.pace.lock()
     }
 
     /// From now on a peer that closes its side gets its answer first. HTTP/1 only: an HTTP/2 peer that closes is gone.
@@ -333,7 +335,7 @@ impl PeerWatch {
     }
 
     fn end(&self) -> MutexGuard<'_, End> {
-        self.end.lock().unwrap_or_else(PoisonError::into_inner)
+        self.end.lock()
     }
 
     /// A piece is handed over; the ticket is dropped with its bytes.
@@ -341,7 +343,7 @@ impl PeerWatch {
         let id = self.next.fetch_add(1, Relaxed);
         let now = millis(&self.clock);
         self.end().silent_since_ms = now;
-        let mut tickets = self.tickets.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut tickets = self.tickets.lock();
         if tickets.is_empty() {
             self.expect();
         }
@@ -364,7 +366,7 @@ impl PeerWatch {
             since => since - 1,
         };
         // Ids ascend with time, so the first is the oldest.
-        let tickets = self.tickets.lock().unwrap_or_else(PoisonError::into_inner);
+        let tickets = self.tickets.lock();
         let oldest = tickets.first_key_value().map_or(now, |(_, since)| *since);
         Duration::from_millis(now.saturating_sub(blocked.min(oldest)))
     }
@@ -421,7 +423,7 @@ pub struct Ticket {
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        self.watch.tickets.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.id);
+        self.watch.tickets.lock().remove(&self.id);
     }
 }
 

@@ -2,6 +2,8 @@
 //!
 //! A renewal that cannot be read keeps the certificate that works and says why in the log, once for each broken version.
 
+use parking_lot::RwLock;
+
 use crate::base::{self, Clock};
 use rustls::client::verify_server_name;
 use rustls::crypto::{CryptoProvider, ring};
@@ -12,7 +14,7 @@ use rustls::sign::CertifiedKey;
 use rustls::{CipherSuite, ServerConfig};
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 /// How often the files' times are looked at.
@@ -61,13 +63,13 @@ impl Certificate {
 
     /// From when until when it is valid, in unix milliseconds; none when the certificate has no known form of it.
     pub fn validity_ms(&self) -> Option<(u64, u64)> {
-        let current = self.current.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let current = self.current.read().clone();
         validity_ms(current.cert.first()?)
     }
 
     /// Whether it is for a host: a name, or an address without brackets.
     pub fn is_for(&self, host: &str) -> bool {
-        let current = self.current.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let current = self.current.read().clone();
         let certificate = current.cert.first().and_then(|leaf| ParsedCertificate::try_from(leaf).ok());
         let name = ServerName::try_from(host).ok();
         certificate.zip(name).is_some_and(|(certificate, name)| verify_server_name(&certificate, &name).is_ok())
@@ -91,7 +93,7 @@ impl Certificate {
     pub fn reread(&self) {
         match read_pair(&self.chain_file, &self.key_file) {
             Ok(pair) => {
-                *self.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(pair);
+                *self.current.write() = Arc::new(pair);
                 tracing::info!("certificate {} read again", self.chain_file.display());
             }
             Err(error) => tracing::error!("the new certificate is not usable, the old one stays: {error}"),
@@ -115,7 +117,7 @@ impl fmt::Debug for Certificate {
 
 impl ResolvesServerCert for Certificate {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(self.current.read().unwrap_or_else(PoisonError::into_inner).clone())
+        Some(self.current.read().clone())
     }
 }
 
@@ -270,7 +272,7 @@ mod tests {
     }
 
     fn leaf(certificate: &Certificate) -> Vec<u8> {
-        certificate.current.read().unwrap().cert[0].to_vec()
+        certificate.current.read().cert[0].to_vec()
     }
 
     #[test]

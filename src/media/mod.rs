@@ -10,9 +10,10 @@
 use std::fmt;
 use std::fs::File;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use ruma::{OwnedServerName, ServerName};
 use tokio::sync::Notify;
 
@@ -172,8 +173,8 @@ impl Media {
         self.promised().peek(media_id).is_some_and(|promised| promised.expires_ms > now_ms)
     }
 
-    fn promised(&self) -> std::sync::MutexGuard<'_, Shares<String, Promised>> {
-        self.0.promised.lock().unwrap_or_else(PoisonError::into_inner)
+    fn promised(&self) -> parking_lot::MutexGuard<'_, Shares<String, Promised>> {
+        self.0.promised.lock()
     }
 
     /// The path of a file: `ab/abcdef…`, so that no folder gets long.

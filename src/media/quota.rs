@@ -4,7 +4,9 @@
 //! here, so that simultaneous ones stay within the share together. Bounded by the uploads under way.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+
+use parking_lot::{Mutex, MutexGuard};
 
 use super::Error;
 use crate::budget::human;
@@ -60,7 +62,7 @@ impl Quotas {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<UserNum, Coming>> {
-        self.0.coming.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.coming.lock()
     }
 }
 

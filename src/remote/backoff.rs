@@ -7,11 +7,9 @@
 //! Bounds: [`KNOWN_MAX`] servers in memory, [`UNSAVED_MAX`] changes waiting to be written (a lost one costs one early
 //! retry), each once for known servers and once for unknown ones.
 
-use std::{
-    collections::VecDeque,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::{collections::VecDeque, sync::Arc};
 
+use parking_lot::{Mutex, MutexGuard};
 use ruma::{OwnedServerName, ServerName};
 use tokio::sync::Notify;
 
@@ -151,13 +149,13 @@ impl Backoff {
             let owner = self.0.circle.remembered(server);
             book.set(owner, server, Standing::default(), true).excused_ms = Some(now);
         }
-        let mut recovered = self.0.recovered.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut recovered = self.0.recovered.lock();
         recovered.put(self.0.circle.remembered(server), server.to_owned(), ());
     }
 
     /// The servers that failed and have been heard from since the last call. For parts with data waiting for them.
     pub fn take_recovered(&self) -> Vec<OwnedServerName> {
-        let recovered = self.0.recovered.lock().unwrap_or_else(PoisonError::into_inner).drain();
+        let recovered = self.0.recovered.lock().drain();
         recovered.into_iter().map(|(server, ())| server).collect()
     }
 
@@ -217,7 +215,7 @@ impl Backoff {
     }
 
     fn book(&self) -> MutexGuard<'_, Book> {
-        self.0.book.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.book.lock()
     }
 
     async fn standing(&self, server: &ServerName) -> Standing {

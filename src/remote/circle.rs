@@ -5,8 +5,8 @@
 
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use parking_lot::{Mutex, MutexGuard};
 use ruma::ServerName;
 
 use super::Remote;
@@ -65,7 +65,7 @@ impl Circle {
     }
 
     fn seen(&self) -> MutexGuard<'_, Shares<u64, Seen>> {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+        self.seen.lock()
     }
 }
 

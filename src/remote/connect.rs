@@ -4,17 +4,13 @@
 //! dialled; there are at most `connections_max` of them, `per_host_max` to one server. Idle ones are closed when an active
 //! one needs their place, and after [`IDLE`] anyway.
 
-use std::{
-    collections::HashMap,
-    net::SocketAddr,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::{Request, Response, body::Incoming, client::conn::http1};
 use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
 use ruma::{OwnedServerName, ServerName};
 use rustls::{ClientConfig, RootCertStore, crypto::CryptoProvider};
 use tokio::{
@@ -243,7 +239,7 @@ impl Pool {
 
     async fn turns(&self, server: &ServerName, long: bool) -> Turns {
         let (all, long_ones) = {
-            let mut hosts = self.0.hosts.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut hosts = self.0.hosts.lock();
             let host = hosts.entry(server.to_owned()).or_insert_with(|| Host {
                 turns: Arc::new(Semaphore::new(self.0.per_host_max)),
                 long: Arc::new(Semaphore::new((self.0.per_host_max - 1).max(1))),
@@ -279,14 +275,14 @@ impl Pool {
 
     fn take_idle(&self, server: &ServerName) -> Option<Idle> {
         let now = self.0.clock.instant();
-        let mut hosts = self.0.hosts.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut hosts = self.0.hosts.lock();
         let idle = &mut hosts.get_mut(server)?.idle;
         idle.retain(|idle| idle.usable(now));
         idle.pop()
     }
 
     fn close_oldest_idle(&self) {
-        let mut hosts = self.0.hosts.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut hosts = self.0.hosts.lock();
         let oldest = hosts.values_mut().filter(|host| !host.idle.is_empty()).min_by_key(|host| host.idle[0].since);
         if let Some(host) = oldest {
             host.idle.remove(0);
@@ -298,7 +294,7 @@ impl Pool {
     pub fn tidy(&self) {
         let now = self.0.clock.instant();
         let per_host_max = self.0.per_host_max;
-        self.0.hosts.lock().unwrap_or_else(PoisonError::into_inner).retain(|_, host| {
+        self.0.hosts.lock().retain(|_, host| {
             host.idle.retain(|idle| idle.usable(now));
             // A clone elsewhere means that a task is about to ask for a turn.
             let unused = host.turns.available_permits() == per_host_max && Arc::strong_count(&host.turns) == 1;
@@ -333,7 +329,7 @@ impl Lease {
             return;
         }
         let since = self.pool.0.clock.instant();
-        let mut hosts = self.pool.0.hosts.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut hosts = self.pool.0.hosts.lock();
         if let Some(host) = hosts.get_mut(&self.server) {
             host.idle.push(Idle { connection, permit, since });
         }

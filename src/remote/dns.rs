@@ -1,8 +1,10 @@
 //! DNS look-ups, and addresses that requests must not be led to.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
+
+use parking_lot::Mutex;
 
 use super::lookup::{Miss, Service};
 
@@ -22,7 +24,7 @@ impl Dns {
     /// A board often starts before its network does: the first client would then know no name server for ever.
     fn client(&self) -> Result<Arc<hickory_resolver::TokioResolver>, Miss> {
         let changed = std::fs::metadata("/etc/resolv.conf").and_then(|meta| meta.modified()).ok();
-        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut current = self.current.lock();
         if let Some((client, seen)) = current.as_ref()
             && *seen == changed
         {

@@ -10,11 +10,12 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque, hash_map::RandomState},
     hash::BuildHasher,
     num::NonZeroUsize,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
 use lru::LruCache;
+use parking_lot::Mutex;
 use ruma::{OwnedServerName, ServerName};
 use serde::Deserialize;
 
@@ -177,7 +178,7 @@ impl Keys {
             return Ok((key_id == self.book().own_id).then(|| self.book().own.clone()));
         }
         let name = signing_key::name(server, key_id);
-        if let Some(known) = self.book().memory.lock().unwrap_or_else(PoisonError::into_inner).keys.get(&name) {
+        if let Some(known) = self.book().memory.lock().keys.get(&name) {
             return Ok(Some(known.clone()));
         }
         let Some(stored) = signing_key::get(&self.book().store.read()?, server, key_id)? else { return Ok(None) };
@@ -187,7 +188,7 @@ impl Keys {
     fn remember(&self, name: String, stored: Stored) -> Option<Known> {
         let key = PublicKey::from_bytes(&stored.key)?;
         let known = Known { key: Arc::new(key), valid_until_ms: stored.valid_until_ms, expired: stored.expired };
-        self.book().memory.lock().unwrap_or_else(PoisonError::into_inner).put(name, known.clone());
+        self.book().memory.lock().put(name, known.clone());
         Some(known)
     }
 
@@ -279,7 +280,7 @@ impl Keys {
     /// Leaves out the servers whose keys were not found a short while ago, and keys that a server did not have.
     fn forget_missing(&self, lacking: &mut Lacking) {
         let now = self.remote.0.clock.now_ms();
-        let mut missing = self.book().missing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut missing = self.book().missing.lock();
         let mut is_missing = |server: &ServerName, id: &str| {
             missing.get(&self.book().mark(server, id)).is_some_and(|missing| missing.until_ms > now)
         };
@@ -301,7 +302,7 @@ impl Keys {
             return;
         }
         let now = self.remote.0.clock.now_ms();
-        let mut missing = self.book().missing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut missing = self.book().missing.lock();
         for (server, ids) in lacking {
             let owner = self.remote.0.circle.remembered(server);
             let ids = if answered.contains(server) { ids.clone() } else { BTreeSet::from([String::new()]) };
@@ -330,7 +331,7 @@ impl Keys {
         if valid_until_ms > now + RENEW_MS {
             return false;
         }
-        let mut renewals = self.book().renewals.lock().expect("no panic holds it");
+        let mut renewals = self.book().renewals.lock();
         let mark = self.book().mark(server, "");
         let last = renewals.looked_at.get(&mark).copied();
         if last.is_some_and(|last| now < last + RENEW_PAUSE_MS) {
@@ -342,7 +343,7 @@ impl Keys {
 
     /// Renews a server's keys in the background, while the old ones are still valid. Nothing waits for it.
     pub fn renew_soon(&self, server: &ServerName) {
-        let mut renewals = self.book().renewals.lock().expect("no panic holds it");
+        let mut renewals = self.book().renewals.lock();
         if renewals.waiting.len() < RENEWALS_MAX && !renewals.waiting.iter().any(|waiting| waiting == server) {
             renewals.waiting.push_back(server.to_owned());
         }
@@ -351,7 +352,7 @@ impl Keys {
     /// Fetches the keys noted by [`Keys::renew_soon`], a few at a time. Called now and then; bounded by
     /// [`RENEWALS_MAX`].
     pub(super) async fn renew(&self) {
-        let waiting = std::mem::take(&mut self.book().renewals.lock().expect("no panic holds it").waiting);
+        let waiting = std::mem::take(&mut self.book().renewals.lock().waiting);
         let mut lacking: Lacking = waiting.into_iter().map(|server| (server, BTreeSet::new())).collect();
         // A server that does not answer now is asked again when its key is needed.
         if let Err(error) = self.ask_directly(&mut lacking, RENEWALS_AT_ONCE).await {
@@ -517,7 +518,7 @@ impl Keys {
             for (id, stored) in &one.keys {
                 self.remember(signing_key::name(&one.server, id), *stored);
             }
-            let mut missing = self.book().missing.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut missing = self.book().missing.lock();
             for id in std::iter::once(String::new()).chain(one.ids()) {
                 missing.remove(&self.book().mark(&one.server, &id));
             }

@@ -7,9 +7,9 @@
 use std::{
     collections::HashMap,
     net::{IpAddr, SocketAddr},
-    sync::{Mutex, PoisonError},
 };
 
+use parking_lot::Mutex;
 use ruma::ServerName;
 use rustls::pki_types;
 
@@ -181,15 +181,14 @@ impl Resolver {
     /// The cached delegation of a host, fetched anew when it is too old. A silence never removes a known delegation.
     async fn delegation(&self, host: &str, owner: Owner<String>) -> Result<Option<String>, Miss> {
         let now = self.clock.now_ms();
-        let known =
-            self.delegations.lock().unwrap_or_else(PoisonError::into_inner).get(host).map(|known| known.clone());
+        let known = self.delegations.lock().get(host).map(|known| known.clone());
         if let Some(known) = known.as_ref().filter(|known| known.until_ms > now) {
             return Ok(known.server.clone());
         }
         let answer = self.lookup.well_known(host).await;
         let fresh = next_delegation(answer, known, now);
         let server = fresh.server.clone();
-        self.delegations.lock().unwrap_or_else(PoisonError::into_inner).put(owner, host.to_owned(), fresh);
+        self.delegations.lock().put(owner, host.to_owned(), fresh);
         Ok(server)
     }
 
@@ -204,7 +203,7 @@ impl Resolver {
     /// The server's address stopped answering: the delegation is soon fetched again, and kept if that finds nothing.
     pub fn forget_later(&self, server: &ServerName) {
         let now = self.clock.now_ms();
-        if let Some(known) = self.delegations.lock().unwrap_or_else(PoisonError::into_inner).get(server.host()) {
+        if let Some(known) = self.delegations.lock().get(server.host()) {
             known.until_ms = known.until_ms.min(now + SILENT_MS);
         }
     }
@@ -338,7 +337,7 @@ mod tests {
 
     impl World {
         fn note<T>(&self, what: &str, name: &str, found: Option<T>) -> Result<T, Miss> {
-            self.asked.lock().unwrap().push(format!("{what} {name}"));
+            self.asked.lock().push(format!("{what} {name}"));
             found.ok_or(Miss::Absent(name.into()))
         }
     }
@@ -485,7 +484,7 @@ mod tests {
         for _ in 0..3 {
             resolver.resolve("wk-port.example".try_into().unwrap(), stranger()).await.unwrap();
         }
-        assert_eq!(asked.lock().unwrap().iter().filter(|ask| ask.starts_with("WK")).count(), 1);
+        assert_eq!(asked.lock().iter().filter(|ask| ask.starts_with("WK")).count(), 1);
         assert!(matches!(
             resolver.resolve("wk-bad.example".try_into().unwrap(), stranger()).await,
             Err(Miss::Absent(_))
@@ -506,8 +505,8 @@ mod tests {
             let _ = resolver.resolve((&*name).try_into().unwrap(), Owner::Stranger("evil.example".to_owned())).await;
         }
         resolver.resolve("wk-port.example".try_into().unwrap(), known()).await.unwrap();
-        assert_eq!(asked.lock().unwrap().iter().filter(|ask| *ask == "WK wk-port.example").count(), 1);
-        assert!(resolver.delegations.lock().unwrap().len() <= 16);
+        assert_eq!(asked.lock().iter().filter(|ask| *ask == "WK wk-port.example").count(), 1);
+        assert!(resolver.delegations.lock().len() <= 16);
     }
 
     #[test]

@@ -4,8 +4,9 @@
 //! a memory grant or another server while holding one longer than the work needs; never take two.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use tokio::sync::{Mutex as Turn, OwnedMutexGuard};
 
 use crate::store::RoomNum;
@@ -25,7 +26,7 @@ impl Locks {
     }
 
     fn with<T>(&self, look: impl FnOnce(&mut HashMap<RoomNum, Arc<Turn<()>>>) -> T) -> T {
-        look(&mut self.rooms.lock().unwrap_or_else(PoisonError::into_inner))
+        look(&mut self.rooms.lock())
     }
 }
 

@@ -63,7 +63,7 @@ impl Rooms {
 impl Rooms {
     /// Sets the owner's policy for joins. `serve` does so once.
     pub fn set_admission(&self, policy: Policy) {
-        *self.0.joins.policy.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = policy;
+        *self.0.joins.policy.lock() = policy;
     }
 
     /// Lets one room in whatever its size, or revokes that, which also ends a join that is under way.

@@ -7,8 +7,9 @@ use std::cell::{Cell, RefCell};
 use std::hash::Hasher;
 use std::ops::ControlFlow;
 use std::rc::Rc;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use redb::{ReadTransaction, WriteTransaction};
 use siphasher::sip128::{Hasher128, SipHasher13};
 
@@ -109,7 +110,7 @@ impl Read {
 
     /// The table in this snapshot; `None` when nothing was ever written to it.
     pub(super) fn table(&self, table: &Table) -> Result<Option<ReadTable>> {
-        let mut tables = self.tables.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut tables = self.tables.lock();
         if let Some((_, open)) = tables.iter().find(|(name, _)| same(name, table.name)) {
             return Ok(open.clone());
         }

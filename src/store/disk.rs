@@ -8,9 +8,10 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use parking_lot::{Mutex, MutexGuard};
 use redb::StorageBackend;
 use redb::backends::InMemoryBackend;
 
@@ -196,7 +197,7 @@ struct Looked {
 
 impl Look {
     fn lock(&self) -> MutexGuard<'_, Looked> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.lock()
     }
 
     /// The bytes of the file, and zeros beyond its end.

@@ -5,10 +5,11 @@
 //! of a group share the commit's fate. A job that fails or panics half-way is taken back alone, row by row. Only when
 //! the transaction itself breaks, the jobs that ran in it fail together, and the others run in another one.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
+use parking_lot::{Mutex, RwLock};
 use redb::{Database, Durability, ReadableDatabase};
 use tokio::sync::{mpsc, oneshot};
 
@@ -118,7 +119,7 @@ impl Engine {
         if matches!(self.status(), Status::Failed(_)) {
             self.shared.reopen()?;
         }
-        match &*self.shared.open.read().unwrap_or_else(|poisoned| poisoned.into_inner()) {
+        match &*self.shared.open.read() {
             Some(open) => {
                 let txn = guard::whole("a snapshot cannot be taken", || open.db.begin_read().map_err(Error::of))?;
                 Ok(Read::new(txn, self.shared.hash_key))
@@ -343,7 +344,7 @@ impl Writer {
     fn try_commit(&mut self, jobs: &mut [Ran]) -> Result<(), Broken> {
         let all = |failed: Error| Broken { ran: usize::MAX, reopen: failed != Error::Closed, failed };
         let shared = self.shared.clone();
-        let open = shared.open.read().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let open = shared.open.read();
         let Some(open) = &*open else { return Err(all(Error::Closed)) };
         let txn = guard::whole("a transaction cannot be begun", || begin(&open.db)).map_err(all)?;
         let mut w = Write::new(&txn, shared.hash_key, self.position);
@@ -385,7 +386,7 @@ impl Writer {
     /// positions are not given out twice.
     fn catch_up(&mut self) {
         self.seen_reopened = self.shared.reopened.load(Ordering::Relaxed);
-        let open = self.shared.open.read().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let open = self.shared.open.read();
         let look = |open: &Open| guard::whole("no position", || in_transaction(&open.db, |w| stored_position(w))).ok();
         let stored = open.as_ref().and_then(look);
         self.position = self.position.max(stored.unwrap_or_default());
@@ -393,7 +394,7 @@ impl Writer {
 
     fn compact(&mut self) -> Result<bool> {
         let done = {
-            let mut open = self.shared.open.write().unwrap_or_else(|poisoned| poisoned.into_inner());
+            let mut open = self.shared.open.write();
             let Some(open) = &mut *open else { return Err(Error::Closed) };
             guard::whole("it cannot be compacted", || match open.db.compact() {
                 Ok(_) => Ok(true),
@@ -406,7 +407,7 @@ impl Writer {
 
     fn close(&mut self) {
         *self.shared.lock_status() = Status::Closed;
-        let open = self.shared.open.write().unwrap_or_else(|poisoned| poisoned.into_inner()).take();
+        let open = self.shared.open.write().take();
         if let Some(open) = open {
             shut(open);
         }
@@ -540,7 +541,7 @@ impl Shared {
     /// Puts a new database in the place of the old one. Snapshots of the old one keep the pages they have in memory and
     /// fail beyond them.
     fn reopen(&self) -> Result<()> {
-        let mut place = self.open.write().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut place = self.open.write();
         if place.is_some() && !matches!(*self.lock_status(), Status::Working | Status::Full) {
             return Ok(()); // another thread was faster
         }
@@ -555,8 +556,8 @@ impl Shared {
         Ok(())
     }
 
-    fn lock_status(&self) -> std::sync::MutexGuard<'_, Status> {
-        self.status.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    fn lock_status(&self) -> parking_lot::MutexGuard<'_, Status> {
+        self.status.lock()
     }
 }
 

@@ -2,9 +2,10 @@
 
 use super::{EDUS_MAX, PDUS_MAX};
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use ruma::{OwnedRoomId, OwnedServerName, ServerName};
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -42,13 +43,13 @@ impl Default for Transactions {
 
 impl Transactions {
     pub fn get(&self, origin: &ServerName, id: &str) -> Option<Vec<u8>> {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.0.lock();
         all.get(origin).filter(|answered| answered.id == id).map(|answered| answered.body.clone())
     }
 
     /// Returns the memory of all remembered answers: accepting a transaction goes before recognising an old one.
     pub fn forget(&self) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.0.lock().clear();
     }
 
     /// Remembers an answer if there is memory for it: without, a repeated transaction is processed again, which changes
@@ -59,7 +60,7 @@ impl Transactions {
         }
         let Ok(grant) = account.try_take((body.len() + id.len() + 256) as u64) else { return };
         let answered = Answered { id: id.to_owned(), body: body.to_vec(), _grant: grant };
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).put(owner, origin.to_owned(), answered);
+        self.0.lock().put(owner, origin.to_owned(), answered);
     }
 }
 

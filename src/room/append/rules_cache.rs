@@ -1,8 +1,9 @@
 //! Parsed push rules of local users, on an account.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use ruma::UserId;
 use ruma::push::Ruleset;
 
@@ -71,7 +72,7 @@ impl Rules {
         }
     }
 
-    pub fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<UserNum, Parsed>> {
-        self.parsed.lock().unwrap_or_else(PoisonError::into_inner)
+    pub fn lock(&self) -> parking_lot::MutexGuard<'_, HashMap<UserNum, Parsed>> {
+        self.parsed.lock()
     }
 }

@@ -1,6 +1,6 @@
 //! Which ids a join has met, and which of them it has stored: the numbers of the log's nodes.
 
-use std::sync::{PoisonError, RwLock};
+use parking_lot::RwLock;
 
 use super::order::{Intern, Node, Seen};
 use crate::budget::{Account, Grant, Refused};
@@ -37,22 +37,22 @@ impl Graph {
 
     /// Whether the event is stored already, as far as is remembered.
     pub fn has(&self, id: &Id) -> bool {
-        let inner = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let inner = self.0.read();
         with_bytes(id, |bytes| inner.intern.find(bytes)).is_some_and(|node| inner.stored.get(node))
     }
 
     /// Calls `f` with the table locked. Must be short: workers wait meanwhile.
     pub fn with<T>(&self, f: impl FnOnce(&mut Open<'_>) -> T) -> T {
-        let mut inner = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let mut inner = self.0.write();
         f(&mut Open(&mut inner))
     }
 
     pub fn nodes(&self) -> u32 {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).intern.nodes()
+        self.0.read().intern.nodes()
     }
 
     pub fn is_forgetful(&self) -> bool {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).intern.is_forgetful()
+        self.0.read().intern.is_forgetful()
     }
 }
 

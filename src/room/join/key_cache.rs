@@ -3,10 +3,11 @@
 use std::collections::HashMap;
 use std::hash::BuildHasher as _;
 use std::hash::RandomState;
+use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, PoisonError, RwLock};
 
+use parking_lot::RwLock;
 use ruma::ServerName;
 
 use crate::budget::{Account, Grant, Refused};
@@ -55,7 +56,7 @@ impl KeyCache {
     pub fn get(&self, server: &ServerName, key_id: &str) -> Option<(Known, Option<Arc<Often>>)> {
         let print = self.hasher.hash_one((server.as_str(), key_id));
         let (found, is_often) = {
-            let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
+            let table = self.table.read();
             let found = table.known.get(&print).map(|key| (key.known.clone(), key.often.clone(), &key.uses));
             let is_often = found.as_ref().is_some_and(|(_, often, uses)| {
                 often.is_none() && uses.fetch_add(1, Relaxed) == OFTEN && table.often < self.often_max
@@ -77,7 +78,7 @@ impl KeyCache {
             tracing::warn!(%error, "a signing key could not be read");
             None
         })?;
-        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
+        let mut table = self.table.write();
         if table.known.len() < self.known_max {
             table.known.insert(print, InUse { known: known.clone(), uses: AtomicU32::new(0), often: None });
         }
@@ -86,7 +87,7 @@ impl KeyCache {
 
     fn make_cheaper(&self, print: u64, known: &Known) -> Option<Arc<Often>> {
         let often = Arc::new(Often::new(&known.key));
-        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
+        let mut table = self.table.write();
         if table.often == self.often_max {
             return None;
         }

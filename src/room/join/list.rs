@@ -1,11 +1,12 @@
 //! The joins under way.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use ruma::{OwnedRoomId, OwnedUserId, RoomId, UserId};
 use tokio::sync::{Semaphore, watch};
 
@@ -47,7 +48,7 @@ impl Default for Joins {
 
 impl Joins {
     pub fn list(&self, now: Duration) -> Vec<JoinStatus> {
-        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let running = self.running.lock();
         let mut list: Vec<_> = running
             .iter()
             .map(|(room, one)| one.progress.underway(room.as_str(), one.user.as_str(), now.saturating_sub(one.since)))
@@ -58,7 +59,7 @@ impl Joins {
 
     /// Ends a join under way, at its next step. Its writes are removed. False when there is no such join.
     pub fn cancel(&self, room_id: &RoomId) -> bool {
-        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let running = self.running.lock();
         running.get(room_id).map(|one| one.progress.cancel()).is_some()
     }
 
@@ -66,7 +67,7 @@ impl Joins {
     pub async fn stop(&self) {
         self.stopping.store(true, Relaxed);
         let mut over: Vec<_> = {
-            let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+            let running = self.running.lock();
             running.values().map(|one| (one.progress.clone(), one.over.subscribe())).collect()
         };
         for (progress, over) in &mut over {
@@ -77,7 +78,7 @@ impl Joins {
 
     /// Enters a join in the list, or answers the one under way for that room.
     pub fn enter(&self, room_id: &RoomId, user: &UserId, since: Duration) -> Entered {
-        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut running = self.running.lock();
         if let Some(other) = running.get(room_id) {
             return Entered::Behind(other.over.subscribe());
         }
@@ -91,7 +92,7 @@ impl Joins {
     }
 
     fn leave(&self, room_id: &RoomId) {
-        let over = self.running.lock().unwrap_or_else(PoisonError::into_inner).remove(room_id);
+        let over = self.running.lock().remove(room_id);
         if let Some(over) = over {
             over.over.send_replace(true);
         }

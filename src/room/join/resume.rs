@@ -11,9 +11,10 @@
 use std::collections::{HashMap, VecDeque};
 use std::hash::Hasher;
 use std::ops::{ControlFlow, Range};
-use std::sync::{LazyLock, Mutex, PoisonError};
+use std::sync::LazyLock;
 
 use memchr::memmem::Finder;
+use parking_lot::Mutex;
 use siphasher::sip::SipHasher13;
 
 use super::order::Node;
@@ -106,7 +107,7 @@ impl StoredEvents {
     /// The node of the event with this print, when it is in the window.
     pub fn find(&self, print: WirePrint) -> store::Result<Option<Node>> {
         let Some(window) = &self.0 else { return Ok(None) };
-        let mut window = window.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut window = window.lock();
         if window.prints.is_empty() {
             window.move_to(0)?;
         }
@@ -243,7 +244,7 @@ mod tests {
             found += 1;
         }
         assert!(found >= 500, "{found}");
-        let window = familiar.0.unwrap().into_inner().unwrap();
+        let window = familiar.0.unwrap().into_inner();
         assert!(window.prints.capacity() <= 2048 && window.places.capacity() <= 4096 / 8 * 7, "the window grew");
     }
 

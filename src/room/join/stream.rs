@@ -10,10 +10,11 @@
 
 use std::collections::HashSet;
 use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use ruma::OwnedServerName;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
@@ -209,21 +210,21 @@ struct Wanted {
 
 impl Shared {
     fn stop(&self, stop: JoinError) {
-        let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut trouble = self.trouble.lock();
         trouble.get_or_insert(stop);
         self.idle.notify_waiters();
     }
 
     fn trouble(&self) -> Option<JoinError> {
-        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).take()
+        self.trouble.lock().take()
     }
 
     fn is_troubled(&self) -> bool {
-        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+        self.trouble.lock().is_some()
     }
 
     fn flight(&self, change: i64) -> u64 {
-        let mut in_flight = self.in_flight.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut in_flight = self.in_flight.lock();
         *in_flight = in_flight.saturating_add_signed(change);
         if *in_flight == 0 {
             self.idle.notify_waiters();
@@ -232,7 +233,7 @@ impl Shared {
     }
 
     fn want(&self, names: &[(String, String)]) {
-        let mut wanted = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut wanted = self.wanted.lock();
         for (server, key_id) in names {
             let print = wanted.hasher.hash_one((server, key_id));
             if wanted.names.len() >= WANTED_MAX || wanted.asked.len() >= wanted.asked.capacity() {
@@ -251,7 +252,7 @@ impl Shared {
 
     /// Puts raw events aside until their keys are known.
     fn put_aside(&self, batch: &RawBatch) -> Result<(), JoinError> {
-        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pending = self.pending.lock();
         if pending.is_none() {
             *pending = Some(Spill::create(&self.scratch.folder, &self.scratch.disk)?);
         }
@@ -382,7 +383,7 @@ impl Works {
         }
         self.raw = None;
         {
-            let mut wanted = self.shared.wanted.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut wanted = self.shared.wanted.lock();
             wanted.closed = true;
         }
         self.shared.wake_fetcher.notify_one();
@@ -406,7 +407,7 @@ impl Works {
         let until = clock.instant() + KEYS_PATIENCE;
         for round in 0.. {
             self.settle().await?;
-            let Some(spill) = self.shared.pending.lock().unwrap_or_else(PoisonError::into_inner).take() else {
+            let Some(spill) = self.shared.pending.lock().take() else {
                 return Ok(());
             };
             self.shared.progress.enter(Phase::Keys);
@@ -428,7 +429,7 @@ impl Works {
             return Ok(());
         }
         let is_much = |spill: &mut Spill| spill.frames() >= retries.frames;
-        let spill = self.shared.pending.lock().unwrap_or_else(PoisonError::into_inner).take_if(is_much);
+        let spill = self.shared.pending.lock().take_if(is_much);
         let Some(spill) = spill else { return Ok(()) };
         *retries = Retries { round, frames: retries.frames * 2 };
         self.send_again(spill, false).await
@@ -457,7 +458,7 @@ impl Works {
 
     /// No new key was wanted since all were requested: an event that lacks its key now lacks it for good.
     fn is_full_of_names(&self) -> bool {
-        let mut wanted = self.shared.wanted.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut wanted = self.shared.wanted.lock();
         let is_full = wanted.asked.len() == wanted.asked.capacity();
         is_full || !std::mem::take(&mut wanted.asking)
     }
@@ -476,7 +477,7 @@ impl Works {
             tokio::pin!(idle);
             idle.as_mut().enable();
             let busy = {
-                let wanted = self.shared.wanted.lock().unwrap_or_else(PoisonError::into_inner);
+                let wanted = self.shared.wanted.lock();
                 let is_wanted = !wanted.names.is_empty() || !wanted.direct.is_empty() || wanted.asked_directly > 0;
                 is_wanted && !wanted.closed && !self.shared.is_troubled()
             };
@@ -504,7 +505,7 @@ fn work(shared: &Shared, raw: &Mutex<queue::Receiver<RawBatch>>, done: &queue::S
     let _mourner = PanicGuard(shared);
     let mut scan = EventScanner::new();
     loop {
-        let next = raw.lock().unwrap_or_else(PoisonError::into_inner).recv_blocking();
+        let next = raw.lock().recv_blocking();
         let Some((batch, room)) = next else { return };
         if shared.is_troubled() {
             shared.flight(-1);
@@ -560,7 +561,7 @@ fn store(shared: &Shared, mut done: queue::Receiver<CheckedBatch>, mut stager: S
 async fn fetch_of_notaries(shared: &Shared, keys: &Keys) {
     loop {
         let names = {
-            let wanted = shared.wanted.lock().unwrap_or_else(PoisonError::into_inner);
+            let wanted = shared.wanted.lock();
             if wanted.closed {
                 return;
             }
@@ -579,7 +580,7 @@ async fn fetch_of_notaries(shared: &Shared, keys: &Keys) {
             Err(failed) => return shared.stop(failed.into()),
         };
         // Only now, so that empty lists mean that every key has been requested.
-        let mut wanted = shared.wanted.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut wanted = shared.wanted.lock();
         wanted.names.drain(..names.len());
         wanted.direct.extend(left);
         wanted.asking = true;
@@ -595,7 +596,7 @@ async fn fetch_directly(shared: &Shared, keys: &Keys) {
         tokio::pin!(woken);
         woken.as_mut().enable();
         let name = {
-            let mut wanted = shared.wanted.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut wanted = shared.wanted.lock();
             if wanted.closed {
                 return;
             }
@@ -611,7 +612,7 @@ async fn fetch_directly(shared: &Shared, keys: &Keys) {
         if let Err(failed) = keys.fetch_directly(vec![name]).await {
             return shared.stop(failed.into());
         }
-        let mut wanted = shared.wanted.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut wanted = shared.wanted.lock();
         wanted.asked_directly -= 1;
         wanted.asking = true;
         shared.rounds.fetch_add(1, Relaxed);

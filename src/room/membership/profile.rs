@@ -5,8 +5,8 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::sync::{Mutex, PoisonError};
 
+use parking_lot::Mutex;
 use ruma::{OwnedUserId, RoomId, UserId};
 use serde_json::Value;
 
@@ -45,8 +45,8 @@ impl Renewals {
         again
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<OwnedUserId, bool>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> parking_lot::MutexGuard<'_, HashMap<OwnedUserId, bool>> {
+        self.0.lock()
     }
 }
 

@@ -14,8 +14,8 @@ use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use parking_lot::{Mutex, MutexGuard};
 use ruma::ServerName;
 
 use crate::base::Clock;
@@ -149,7 +149,7 @@ impl Intake {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<u64, Bucket>> {
-        self.buckets.lock().unwrap_or_else(PoisonError::into_inner)
+        self.buckets.lock()
     }
 }
 

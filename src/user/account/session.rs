@@ -3,8 +3,8 @@
 //! A token is random; only its SHA-256 is stored. A device has one at a time.
 
 use std::net::IpAddr;
-use std::sync::{Mutex, PoisonError};
 
+use parking_lot::Mutex;
 use ruma::{OwnedUserId, UserId};
 use sha2::{Digest, Sha256};
 
@@ -145,7 +145,7 @@ impl Users {
         let now_ms = self.now_ms();
         let key = (requester.user_num, requester.device_id.clone());
         {
-            let mut seen = self.0.seen.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut seen = self.0.seen.0.lock();
             match seen.put(Owner::Known(requester.user_num), key, now_ms) {
                 Some(last) if now_ms.saturating_sub(last) < SEEN_MS => {
                     // Put back: the interval counts from the write, not from the last request.

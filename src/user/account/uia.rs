@@ -4,8 +4,8 @@
 //! that loses one begins again.
 
 use std::net::IpAddr;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use parking_lot::{Mutex, MutexGuard};
 use ruma::{OwnedUserId, UserId};
 use serde_json::{Value, json};
 
@@ -79,7 +79,7 @@ impl Default for Sessions {
 
 impl Sessions {
     pub(in crate::user) fn lock(&self) -> MutexGuard<'_, Shares<String, Session>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 
