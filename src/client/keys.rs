@@ -9,6 +9,7 @@ use ruma::OwnedUserId;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::sync::user::write_device_lists;
 use super::{Client, Error, auth};
 use crate::base::{self, ChunkError, ChunkWriter, blocking};
 use crate::http::{ErrorResponse, Limit, Request, Response, StatusCode};
@@ -91,7 +92,7 @@ pub async fn changes(client: Arc<Client>, request: Request) -> Result<Response, 
 
 async fn changed(pen: ChunkWriter, own: UserSync) -> Result<(), ChunkError> {
     pen.text("{");
-    own.write_device_lists(&pen).await?;
+    write_device_lists(&pen, &own).await?;
     pen.text("}");
     Ok(())
 }

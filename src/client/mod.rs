@@ -23,6 +23,8 @@ mod room;
 
 pub use auth::{Requester, requester};
 pub use error::Error;
+#[cfg(test)]
+pub(crate) use sync::v3::tests::synced;
 
 /// Largest body of a request without an access token, in bytes: a name, a password and a description of the app.
 const STRANGER_BYTES_MAX: u64 = 16 * 1024;

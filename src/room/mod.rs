@@ -58,11 +58,13 @@ pub use handshake::invite::Invitation;
 pub use read::filter::{Events, Filter};
 pub use read::relations::{Related, Threads};
 pub use read::state::MemberQuery;
-pub use read::sync::{ChangedRoom, SyncSection, SyncView};
+#[cfg(test)]
+pub use read::sync::RECEIPTS_MAX;
+pub use read::sync::{DeltaQuery, ReadMark, SyncView, UserRoom};
 pub use read::timeline::Paging;
 pub use read::token::SyncToken;
 pub use read::token::Token;
-pub use read::{ANSWER_BYTES, PAGE_EVENTS_MAX, Reader};
+pub use read::{ANSWER_BYTES, PAGE_EVENTS_MAX, Reader, RoomView};
 pub use receive::TIME_MAX as RECEIVE_TIME_MAX;
 pub use send::Sending;
 pub use send::member::Joining;

@@ -103,6 +103,12 @@ impl House {
         self.rooms.send(user, room, sending(kind, state_key, content)).await
     }
 
+    /// An invite from another server to a room without members here.
+    pub async fn invited_outside(&self, user: &UserId, room: &RoomId, stripped: Value) {
+        let stripped = stripped.to_string().into_bytes();
+        self.rooms.set_outside(user, room, "11", Membership::Invite, stripped).await.unwrap();
+    }
+
     pub fn read(&self) -> Read {
         self.store.read().unwrap()
     }

@@ -1,5 +1,5 @@
 //! The part of a sync outside of rooms: account data, to-device messages, changed device lists, one-time key counts.
-//! Written piece by piece, as of one snapshot.
+//! As of one snapshot. The layout stands in `client/sync/`; only lists of users, which may be long, are written here.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -18,6 +18,8 @@ use crate::store::tables::user::account_data::{self, GLOBAL};
 use crate::store::tables::user::{self, device, e2ee_key, push_rule, to_device};
 use crate::store::{self, EventNum, Position, Read, RoomNum, StateKeyNum, UserNum};
 
+/// The type of the account data that holds a user's push rules.
+const PUSH_RULES: &str = "m.push_rules";
 /// The number of rows read ahead of the writing.
 const BATCH: usize = 128;
 /// The number of changed state keys read ahead.
@@ -95,36 +97,28 @@ impl UserSync {
 
     // ---- account data --------------------------------------------------------------------------------------------
 
-    /// Writes the account data for all rooms together, or for one: the changes, or everything when `whole`. Each event
-    /// is preceded by a comma, except the list's first.
-    pub async fn write_account_data(
-        &self,
-        pen: &ChunkWriter,
-        room: Option<RoomNum>,
-        whole: bool,
-        wants: impl Fn(&str) -> bool,
-        mut first: bool,
-    ) -> Result<(), ChunkError> {
-        let room_num = room.unwrap_or(GLOBAL);
-        for kind in self.account_data_kinds(room_num, whole)? {
-            let Some(content) = account_data::get(&*self.read, self.user, room_num, &kind)? else { continue };
-            if !wants(&kind) {
-                continue;
-            }
-            write_event(pen, &kind, &content, &mut first).await;
-            pen.pause().await;
+    /// The types of account data for all rooms together, or for one room: those that changed, or all when `whole`.
+    /// Bounded by the cap on entries of one user.
+    pub fn account_data_types(&self, room: Option<RoomNum>, whole: bool) -> Result<Vec<String>, Error> {
+        let mut types = self.stored_types(room.unwrap_or(GLOBAL), whole)?;
+        // Push rules that were never changed are no entry.
+        if room.is_none() && whole && push_rule::is_default(&*self.read, self.user)? {
+            types.push(PUSH_RULES.to_owned());
         }
-        let rules = "m.push_rules";
-        if room.is_none() && whole && wants(rules) && push_rule::is_default(&*self.read, self.user)? {
-            let user_id = &self.requester.user_id;
-            let content = push_rule::to_json(push_rule::get(&*self.read, self.user, user_id)?)?;
-            write_event(pen, rules, &content, &mut first).await;
-        }
-        Ok(())
+        Ok(types)
     }
 
-    /// Bounded by the cap on entries of one user.
-    fn account_data_kinds(&self, room: RoomNum, whole: bool) -> store::Result<Vec<String>> {
+    /// The content of one entry, a JSON object.
+    pub fn account_data(&self, room: Option<RoomNum>, kind: &str) -> Result<Option<Vec<u8>>, Error> {
+        let content = account_data::get(&*self.read, self.user, room.unwrap_or(GLOBAL), kind)?;
+        if content.is_none() && room.is_none() && kind == PUSH_RULES {
+            let rules = push_rule::get(&*self.read, self.user, &self.requester.user_id)?;
+            return Ok(Some(push_rule::to_json(rules)?));
+        }
+        Ok(content)
+    }
+
+    fn stored_types(&self, room: RoomNum, whole: bool) -> store::Result<Vec<String>> {
         let mut kinds = Vec::new();
         let whole = whole || self.since.is_none();
         // A room has few entries; the global account data may have many.
@@ -166,68 +160,53 @@ impl UserSync {
         Ok(end)
     }
 
-    /// Writes the device's queued messages, up to `end`. They stay until a later token acknowledges them.
-    pub async fn write_to_device(&self, pen: &ChunkWriter, end: Position) -> Result<(), ChunkError> {
-        let (mut first, mut after) = (true, self.received);
-        loop {
-            // One at a time: each may be tens of kilobytes.
-            let mut next = None;
-            let device = &self.requester.device_id;
-            to_device::each(&*self.read, self.user, device, after, end, &mut |position, message| {
-                next = Some((position, message.to_vec()));
-                Ok(ControlFlow::Break(()))
-            })?;
-            let Some((position, message)) = next else { return Ok(()) };
-            pen.with(|out| comma(out, &mut first));
-            pen.long(&message).await;
-            after = position;
-            pen.pause().await;
-        }
+    /// The device's next queued message behind `after`, up to `end`; the first when nothing is given. It stays until a
+    /// later token acknowledges it. One at a time: each may be tens of kilobytes.
+    pub fn next_message(&self, after: Option<Position>, end: Position) -> Result<Option<(Position, Vec<u8>)>, Error> {
+        let mut next = None;
+        let (device, after) = (&self.requester.device_id, after.unwrap_or(self.received));
+        to_device::each(&*self.read, self.user, device, after, end, &mut |position, message| {
+            next = Some((position, message.to_vec()));
+            Ok(ControlFlow::Break(()))
+        })?;
+        Ok(next)
     }
 
     // ---- keys ----------------------------------------------------------------------------------------------------
 
-    /// Writes the counts of the device's one-time keys and its unused fallback keys.
-    pub fn write_keys(&self, out: &mut Vec<u8>) -> Result<(), Error> {
+    /// The counts of the device's one-time keys by algorithm; the usual algorithm is always there.
+    pub fn one_time_key_counts(&self) -> Result<Vec<(String, u64)>, Error> {
         const USUAL: &str = "signed_curve25519";
-        let device = &self.requester.device_id;
-        let mut counts = e2ee_key::one_time_counts(&*self.read, self.user, device)?;
+        let mut counts = e2ee_key::one_time_counts(&*self.read, self.user, &self.requester.device_id)?;
         if !counts.iter().any(|(algorithm, _)| algorithm == USUAL) {
             counts.push((USUAL.to_owned(), 0));
         }
-        let unused = e2ee_key::unused_fallbacks(&*self.read, self.user, device, FALLBACK_KEYS_MAX)?;
-        out.extend_from_slice(b"\"device_one_time_keys_count\":{");
-        let mut first = true;
-        for (algorithm, count) in &counts {
-            comma(out, &mut first);
-            json::write_string(out, algorithm);
-            out.extend_from_slice(format!(":{count}").as_bytes());
-        }
-        out.extend_from_slice(b"},\"device_unused_fallback_key_types\":[");
-        let mut first = true;
-        for algorithm in &unused {
-            comma(out, &mut first);
-            json::write_string(out, algorithm);
-        }
-        out.push(b']');
-        Ok(())
+        Ok(counts)
+    }
+
+    /// The algorithms of the device's unused fallback keys.
+    pub fn unused_fallback_keys(&self) -> Result<Vec<String>, Error> {
+        let device = &self.requester.device_id;
+        Ok(e2ee_key::unused_fallbacks(&*self.read, self.user, device, FALLBACK_KEYS_MAX)?)
     }
 
     // ---- whose devices changed -----------------------------------------------------------------------------------
 
-    /// Writes `changed` and `left` of `device_lists`: users with changed keys, users who newly share an encrypted room,
-    /// and users who share none any more. A user may be named twice, which does no harm.
-    pub async fn write_device_lists(&self, pen: &ChunkWriter) -> Result<(), ChunkError> {
-        pen.text("\"changed\":[");
-        if self.since.is_some() {
-            self.write_changed(pen).await?;
+    /// Writes, as texts with commas between, the users with changed keys and those who newly share an encrypted room. A
+    /// user may be named twice, which does no harm. Nothing for a first sync.
+    pub async fn write_changed_devices(&self, pen: &ChunkWriter) -> Result<(), ChunkError> {
+        match self.since {
+            Some(_) => self.write_changed(pen).await,
+            None => Ok(()),
         }
-        pen.text("],\"left\":[");
-        if self.since.is_some() {
-            self.write_gone(pen).await?;
+    }
+
+    /// Writes the users who share no encrypted room any more; else as [`UserSync::write_changed_devices`].
+    pub async fn write_left_devices(&self, pen: &ChunkWriter) -> Result<(), ChunkError> {
+        match self.since {
+            Some(_) => self.write_gone(pen).await,
+            None => Ok(()),
         }
-        pen.text("]");
-        Ok(())
     }
 
     async fn write_changed(&self, pen: &ChunkWriter) -> Result<(), ChunkError> {
@@ -429,15 +408,4 @@ impl UserSync {
         });
         Ok(())
     }
-}
-
-async fn write_event(pen: &ChunkWriter, kind: &str, content: &[u8], first: &mut bool) {
-    pen.with(|out| {
-        comma(out, first);
-        out.extend_from_slice(b"{\"type\":");
-        json::write_string(out, kind);
-        out.extend_from_slice(b",\"content\":");
-    });
-    pen.long(content).await;
-    pen.text("}");
 }

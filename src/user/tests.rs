@@ -202,7 +202,11 @@ async fn all_who_changed_devices_are_told_of_once() {
     assert!(own.any().unwrap());
     let mut told = crate::base::written(move |pen| async move {
         pen.text("{");
-        own.write_device_lists(&pen).await?;
+        pen.text("\"changed\":[");
+        own.write_changed_devices(&pen).await?;
+        pen.text("],\"left\":[");
+        own.write_left_devices(&pen).await?;
+        pen.text("]");
         pen.text("}");
         Ok(())
     });

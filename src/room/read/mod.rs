@@ -47,7 +47,7 @@ impl Rooms {
     /// One event; `NotFound` when it does not exist or the reader may not see it or its room.
     pub async fn event(&self, reader: &Reader, room_id: &RoomId, event_id: &EventId) -> Result<Vec<u8>> {
         let event_id = event_id.to_owned();
-        self.visiting(reader, room_id, move |visit| {
+        visiting(self, reader, room_id, move |visit| {
             let (num, row) = visit.visible(event_id.as_str())?;
             let mut out = Vec::new();
             event_json::write(&*visit.read, num, &row, &visit.format, Detail::Timeline, &mut out)?;
@@ -56,26 +56,27 @@ impl Rooms {
         .await
         .map_err(|refused| if matches!(refused, Error::Forbidden(_)) { Error::NotFound } else { refused })
     }
+}
 
-    /// Opens a room for a reader who may see some of it; an error otherwise.
-    async fn visit(&self, reader: &Reader, room_id: &RoomId) -> Result<RoomView> {
-        let (rooms, reader, room_id) = (self.clone(), reader.clone(), room_id.to_owned());
-        base::blocking(move || RoomView::open(&rooms, &reader, &room_id)).await
-    }
+/// Opens a room for a reader who may see some of it; `Forbidden` otherwise.
+async fn visit(rooms: &Rooms, reader: &Reader, room_id: &RoomId) -> Result<RoomView> {
+    let (rooms, reader, room_id) = (rooms.clone(), reader.clone(), room_id.to_owned());
+    base::blocking(move || RoomView::open(&rooms, &reader, &room_id)).await
+}
 
-    async fn visiting<T: Send + 'static>(
-        &self,
-        reader: &Reader,
-        room_id: &RoomId,
-        work: impl FnOnce(&mut RoomView) -> Result<T> + Send + 'static,
-    ) -> Result<T> {
-        let (rooms, reader, room_id) = (self.clone(), reader.clone(), room_id.to_owned());
-        base::blocking(move || work(&mut RoomView::open(&rooms, &reader, &room_id)?)).await
-    }
+/// Opens a room as [`visit`] does, and reads in it on the thread that may block.
+async fn visiting<T: Send + 'static>(
+    rooms: &Rooms,
+    reader: &Reader,
+    room_id: &RoomId,
+    work: impl FnOnce(&mut RoomView) -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let (rooms, reader, room_id) = (rooms.clone(), reader.clone(), room_id.to_owned());
+    base::blocking(move || work(&mut RoomView::open(&rooms, &reader, &room_id)?)).await
 }
 
 /// A room in one snapshot, as one user sees it.
-pub(super) struct RoomView {
+pub struct RoomView {
     pub(super) read: Arc<Read>,
     pub(super) num: RoomNum,
     pub(super) room: Room,
@@ -144,8 +145,6 @@ impl RoomView {
         Ok((num, row))
     }
 
-    // ---- pages ---------------------------------------------------------------------------------------------------
-
     fn write_event(
         &self,
         pen: &ChunkWriter,
@@ -160,14 +159,6 @@ impl RoomView {
         })?;
         Ok(row.sender)
     }
-
-    // ---- context -------------------------------------------------------------------------------------------------
-
-    // ---- state ---------------------------------------------------------------------------------------------------
-
-    // ---- members -------------------------------------------------------------------------------------------------
-
-    // ---- relations -----------------------------------------------------------------------------------------------
 }
 
 pub(super) fn until(enough: bool) -> ControlFlow<()> {

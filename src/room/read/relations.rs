@@ -8,7 +8,7 @@ use super::event_json::{relation_type, took_part};
 use super::filter::Events;
 use super::timeline::Page;
 use super::token::Token;
-use super::{Reader, RoomView};
+use super::{Reader, RoomView, visit};
 use crate::base::{self, ChunkError, ChunkWriter, Chunks};
 use crate::room::Rooms;
 use crate::room::error::{Error, Result};
@@ -45,7 +45,7 @@ pub struct Threads {
 impl Rooms {
     /// The events that relate to an event.
     pub async fn relations(&self, reader: &Reader, room_id: &RoomId, related: Related) -> Result<impl Chunks> {
-        let mut visit = self.visit(reader, room_id).await?;
+        let mut visit = visit(self, reader, room_id).await?;
         let recurse = related.recurse;
         let (visit, page) = base::blocking(move || {
             let page = visit.related(&related)?;
@@ -57,7 +57,7 @@ impl Rooms {
 
     /// The roots of a room's threads, the thread with the newest reply first.
     pub async fn threads(&self, reader: &Reader, room_id: &RoomId, threads: Threads) -> Result<impl Chunks> {
-        let mut visit = self.visit(reader, room_id).await?;
+        let mut visit = visit(self, reader, room_id).await?;
         let (visit, page) = base::blocking(move || {
             let page = visit.threads(&threads)?;
             Ok::<_, Error>((visit, page))

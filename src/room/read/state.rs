@@ -7,7 +7,7 @@ use ruma::RoomId;
 use super::event_json::{Detail, content, write, write_key};
 use super::filter::Events;
 use super::token::Token;
-use super::{Reader, RoomView, until};
+use super::{Reader, RoomView, until, visit, visiting};
 use crate::base::{self, ChunkError, ChunkWriter, Chunks, comma};
 use crate::matrix::json;
 use crate::room::Rooms;
@@ -35,7 +35,7 @@ pub struct MemberQuery {
 impl Rooms {
     /// The whole state: the present one, or the one at the time the user left.
     pub async fn state(&self, reader: &Reader, room_id: &RoomId) -> Result<impl Chunks> {
-        let mut visit = self.visit(reader, room_id).await?;
+        let mut visit = visit(self, reader, room_id).await?;
         Ok(base::written(move |pen| async move {
             let root = visit.root()?;
             pen.text("[");
@@ -55,7 +55,7 @@ impl Rooms {
         whole: bool,
     ) -> Result<Vec<u8>> {
         let (kind, state_key) = (kind.to_owned(), state_key.to_owned());
-        self.visiting(reader, room_id, move |visit| {
+        visiting(self, reader, room_id, move |visit| {
             let key = state_tree::key(&*visit.read, &kind, &state_key)?.ok_or(Error::NotFound)?;
             let root = visit.root()?.ok_or(Error::NotFound)?;
             let num = state_tree::get(&*visit.read, root, key)?.ok_or(Error::NotFound)?;
@@ -72,7 +72,7 @@ impl Rooms {
 
     /// The member events, at present or at a place in the timeline.
     pub async fn members(&self, reader: &Reader, room_id: &RoomId, who: MemberQuery) -> Result<impl Chunks> {
-        let mut visit = self.visit(reader, room_id).await?;
+        let mut visit = visit(self, reader, room_id).await?;
         Ok(base::written(move |pen| async move {
             pen.text("{\"chunk\":[");
             visit.write_members(&pen, &who).await?;
@@ -83,7 +83,7 @@ impl Rooms {
 
     /// The joined members with their display names and avatars.
     pub async fn joined_members(&self, reader: &Reader, room_id: &RoomId) -> Result<impl Chunks> {
-        let mut visit = self.visit(reader, room_id).await?;
+        let mut visit = visit(self, reader, room_id).await?;
         if !visit.viewer.is_joined() {
             return Err(Error::Forbidden("You are not in this room".to_owned()));
         }

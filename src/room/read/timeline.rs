@@ -8,7 +8,7 @@ use super::event_json::Detail;
 use super::filter::Events;
 use super::state::StateList;
 use super::token::Token;
-use super::{Reader, RoomView};
+use super::{Reader, RoomView, visit};
 use crate::base::{self, ChunkError, ChunkWriter, Chunks};
 use crate::budget::Refused;
 use crate::room::Rooms;
@@ -40,14 +40,14 @@ impl Rooms {
         paging: Paging,
         may_ask: impl FnOnce() -> bool,
     ) -> Result<impl Chunks> {
-        let (mut visit, mut start, mut page) = self.page(reader, room_id, &paging, None).await?;
+        let (mut visit, mut start, mut page) = read_page(self, reader, room_id, &paging, None).await?;
         if let Some(gap) = page.gap {
             let more = match may_ask() {
                 true => {
                     drop(visit);
                     let more = self.backfill_for_app(room_id, gap).await;
                     let without = matches!(more, Ok(false)).then_some(gap);
-                    (visit, start, page) = self.page(reader, room_id, &paging, without).await?;
+                    (visit, start, page) = read_page(self, reader, room_id, &paging, without).await?;
                     more
                 }
                 false => Err(ask_later()),
@@ -71,7 +71,7 @@ impl Rooms {
         filter: Events,
     ) -> Result<impl Chunks> {
         let event_id = event_id.to_owned();
-        let mut visit = self.visit(reader, room_id).await?;
+        let mut visit = visit(self, reader, room_id).await?;
         let (visit, around) = base::blocking(move || {
             let around = visit.around(event_id.as_str(), limit, &filter)?;
             Ok::<_, Error>((visit, (around, filter)))
@@ -80,22 +80,23 @@ impl Rooms {
         let (around, filter) = around;
         Ok(base::written(move |pen| visit.write_context(pen, around, filter)))
     }
+}
 
-    async fn page(
-        &self,
-        reader: &Reader,
-        room_id: &RoomId,
-        paging: &Paging,
-        without: Option<Gap>,
-    ) -> Result<(RoomView, Token, Page)> {
-        let (paging, mut visit) = (paging.clone(), self.visit(reader, room_id).await?);
-        base::blocking(move || {
-            let start = visit.start(&paging);
-            let page = visit.page(&paging, start, without)?;
-            Ok((visit, start, page))
-        })
-        .await
-    }
+async fn read_page(
+    rooms: &Rooms,
+    reader: &Reader,
+    room_id: &RoomId,
+    paging: &Paging,
+    without: Option<Gap>,
+) -> Result<(RoomView, Token, Page)> {
+    let paging = paging.clone();
+    let mut visit = visit(rooms, reader, room_id).await?;
+    base::blocking(move || {
+        let start = visit.start(&paging);
+        let page = visit.page(&paging, start, without)?;
+        Ok((visit, start, page))
+    })
+    .await
 }
 
 /// Numbers of a page's events, in the order they are given.

@@ -2,16 +2,24 @@
 //!
 //! The handler registers a waiter, then looks for changes, then waits. The answer is written while it is sent, a piece
 //! at a time under one grant: its memory does not depend on the number or size of the rooms.
+//!
+//! `rooms.rs` is the object `rooms`: which rooms stand in it, and each one's layout.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::super::{Client, Error, Requester, auth};
+use super::user;
 use crate::base::{self, ChunkError, ChunkWriter};
 use crate::http::{ErrorResponse, Request, Response, StatusCode};
 use crate::matrix::json;
-use crate::room::{ANSWER_BYTES, ChangedRoom, Filter, Reader, RoomNum, SyncSection, SyncToken, SyncView};
+use crate::room::{ANSWER_BYTES, Filter, Reader, RoomNum, SyncToken};
 use crate::user::UserSync;
+use rooms::{ChangedRoom, RoomSections, Section};
+
+mod rooms;
+#[cfg(test)]
+pub(crate) mod tests;
 
 /// The longest wait, whatever `timeout` the app asks for: proxies cut idle connections after about this time.
 const TIMEOUT_MS_MAX: u64 = 90_000;
@@ -57,8 +65,8 @@ pub async fn sync(client: Arc<Client>, request: Request) -> Result<Response, Err
     }
     drop((waiter, slot));
     let grant = client.budget.account("response_bodies").take(ANSWER_BYTES + query.filter.bytes()).await?;
-    let (asked, own) = open(&client, &query).await?;
-    Ok(Response::stream(grant, base::written(move |pen| write(pen, asked, own))))
+    let (rooms, own) = open(&client, &query).await?;
+    Ok(Response::stream(grant, base::written(move |pen| write(pen, rooms, own))))
 }
 
 async fn query(client: &Client, request: &Request) -> Result<Query, Error> {
@@ -93,21 +101,21 @@ async fn filter(client: &Client, requester: &Requester, request: &Request) -> Re
 
 /// `None` when there are changes to report; otherwise the body of the answer without changes.
 async fn look(client: &Arc<Client>, query: &Query) -> Result<Option<Vec<u8>>, Error> {
-    let (asked, own) = open(client, query).await?;
+    let (rooms, own) = open(client, query).await?;
     base::blocking(move || {
         let also = own.rooms()?;
-        if asked.since.is_none() || asked.full_state || own.any()? || asked.any(&also)? {
+        if rooms.is_whole() || own.any()? || rooms.any(&also)? {
             return Ok(None);
         }
-        let mut answer = format!("{{\"next_batch\":\"{}\",", asked.now).into_bytes();
-        own.write_keys(&mut answer)?;
+        let mut answer = format!("{{\"next_batch\":\"{}\",", rooms.view.now).into_bytes();
+        user::write_keys(&mut answer, &own)?;
         answer.push(b'}');
         Ok(Some(answer))
     })
     .await
 }
 
-async fn open(client: &Arc<Client>, query: &Query) -> Result<(SyncView, UserSync), Error> {
+async fn open(client: &Arc<Client>, query: &Query) -> Result<(RoomSections, UserSync), Error> {
     let reader = Reader {
         user: query.requester.user_num,
         user_id: query.requester.user_id.clone(),
@@ -116,33 +124,32 @@ async fn open(client: &Arc<Client>, query: &Query) -> Result<(SyncView, UserSync
     let (since, full_state, filter) = (query.since, query.full_state, query.filter.clone());
     let (client, requester) = (client.clone(), query.requester.clone());
     base::blocking(move || {
-        let asked = client.rooms.asked(reader, since, full_state, filter)?;
-        let (since, received) = asked.since.map(|since| (since.at, since.messages)).unzip();
+        let rooms = RoomSections::new(client.rooms.sync_view(reader)?, since, full_state, filter);
+        let (since, received) = rooms.since.map(|since| (since.at, since.messages)).unzip();
         let received = received.unwrap_or_default();
-        let own = client.users.own(asked.read.clone(), &requester, since, received, asked.now.at);
-        Ok((asked, own))
+        let own = client.users.own(rooms.view.read.clone(), &requester, since, received, rooms.view.now.at);
+        Ok((rooms, own))
     })
     .await
 }
 
-async fn write(pen: ChunkWriter, asked: SyncView, own: UserSync) -> Result<(), ChunkError> {
-    let now = SyncToken { messages: own.messages_end()?, ..asked.now };
+async fn write(pen: ChunkWriter, rooms: RoomSections, own: UserSync) -> Result<(), ChunkError> {
+    let now = SyncToken { messages: own.messages_end()?, ..rooms.view.now };
     pen.text(&format!("{{\"next_batch\":\"{now}\",\"account_data\":{{\"events\":["));
-    let whole = asked.since.is_none() || asked.full_state;
-    let wanted = asked.filter.clone();
-    own.write_account_data(&pen, None, whole, |kind| wanted.account_data.wants_type(kind), true).await?;
+    let wants = |kind: &str| rooms.filter.account_data.wants_type(kind);
+    user::write_account_data(&pen, &own, None, rooms.is_whole(), wants, true).await?;
     pen.text("]},\"to_device\":{\"events\":[");
-    own.write_to_device(&pen, now.messages).await?;
+    user::write_to_device(&pen, &own, now.messages).await?;
     pen.text("]},\"device_lists\":{");
-    own.write_device_lists(&pen).await?;
+    user::write_device_lists(&pen, &own).await?;
     pen.text("},");
-    pen.with(|out| own.write_keys(out))?;
+    pen.with(|out| user::write_keys(out, &own))?;
     pen.text(",\"rooms\":{");
     let also = own.rooms()?;
-    for list in SyncSection::ALL {
-        pen.text(if list == SyncSection::Join { "" } else { "," });
-        pen.text(&format!("\"{}\":{{", list.as_str()));
-        write_rooms(&pen, list, &asked, &own, &also).await?;
+    for section in Section::ALL {
+        pen.text(if section == Section::Join { "" } else { "," });
+        pen.text(&format!("\"{}\":{{", section.as_str()));
+        write_rooms(&pen, section, &rooms, &own, &also).await?;
         pen.text("}");
     }
     pen.text("}}");
@@ -151,23 +158,23 @@ async fn write(pen: ChunkWriter, asked: SyncView, own: UserSync) -> Result<(), C
 
 async fn write_rooms(
     pen: &ChunkWriter,
-    list: SyncSection,
-    asked: &SyncView,
+    section: Section,
+    rooms: &RoomSections,
     own: &UserSync,
     also: &[RoomNum],
 ) -> Result<(), ChunkError> {
     let mut after = None;
-    while let Some(news) = asked.next(list, after, also)? {
+    while let Some(changed) = rooms.next(section, after, also)? {
         pen.text(if after.is_none() { "" } else { "," });
-        pen.with(|out| json::write_string(out, &news.id));
+        pen.with(|out| json::write_string(out, &changed.id));
         pen.text(":{");
-        asked.write(pen, list, &news).await?;
-        if list == SyncSection::Join {
-            write_account_data(pen, asked, own, &news).await?;
+        rooms.write(pen, section, &changed).await?;
+        if section == Section::Join {
+            write_account_data(pen, rooms, own, &changed).await?;
         }
         pen.text("}");
         pen.pause().await;
-        after = Some(news.num);
+        after = Some(changed.room.num);
     }
     Ok(())
 }
@@ -175,22 +182,23 @@ async fn write_rooms(
 /// A room's account data. Its `m.fully_read` is stored by the room part, the rest by the user part.
 async fn write_account_data(
     pen: &ChunkWriter,
-    asked: &SyncView,
+    rooms: &RoomSections,
     own: &UserSync,
-    news: &ChangedRoom,
+    changed: &ChangedRoom,
 ) -> Result<(), ChunkError> {
-    let filter = &asked.filter.room.account_data;
+    let filter = &rooms.filter.room.account_data;
     pen.text(",\"account_data\":{\"events\":[");
-    if filter.wants_room(&news.id) {
-        let marker = asked.fully_read(news)?.filter(|_| filter.wants_type("m.fully_read"));
+    if filter.wants_room(&changed.id) {
+        let (num, whole) = (changed.room.num, rooms.is_told_whole(&changed.room));
+        let known = rooms.since.filter(|_| !whole).map(|since| since.at);
+        let marker = rooms.view.fully_read(num, known)?.filter(|_| filter.wants_type("m.fully_read"));
         if let Some(event_id) = &marker {
             pen.text("{\"type\":\"m.fully_read\",\"content\":{\"event_id\":");
             pen.with(|out| json::write_string(out, event_id));
             pen.text("}}");
         }
-        let whole = asked.is_whole(news);
         let wants = |kind: &str| filter.wants_type(kind);
-        own.write_account_data(pen, Some(news.num), whole, wants, marker.is_none()).await?;
+        user::write_account_data(pen, own, Some(num), whole, wants, marker.is_none()).await?;
     }
     pen.text("]}");
     Ok(())

@@ -1,0 +1,296 @@
+//! The object `rooms` of an answer: its four sections, which rooms stand in them, and a room's object.
+
+use std::sync::Arc;
+
+use super::super::ephemeral;
+use crate::base::{ChunkError, ChunkWriter, comma};
+use crate::matrix::json;
+use crate::room::{self, DeltaQuery, Filter, Membership, Position, RoomNum, RoomView, SyncToken, SyncView, UserRoom};
+
+/// Timeline events of one room when the filter asks for no number, and the most it may ask for.
+pub const TIMELINE_EVENTS: usize = 10;
+const TIMELINE_EVENTS_MAX: usize = 100;
+
+/// The four sections of rooms.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Section {
+    Join,
+    Invite,
+    Knock,
+    Leave,
+}
+
+impl Section {
+    pub const ALL: [Section; 4] = [Section::Join, Section::Invite, Section::Knock, Section::Leave];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Section::Join => "join",
+            Section::Invite => "invite",
+            Section::Knock => "knock",
+            Section::Leave => "leave",
+        }
+    }
+
+    fn of(membership: Membership) -> Section {
+        match membership {
+            Membership::Join => Section::Join,
+            Membership::Invite => Section::Invite,
+            Membership::Knock => Section::Knock,
+            Membership::Leave | Membership::Ban => Section::Leave,
+        }
+    }
+}
+
+/// The rooms as one request asks for them.
+#[derive(Clone)]
+pub struct RoomSections {
+    pub view: SyncView,
+    /// None for the first sync.
+    pub since: Option<SyncToken>,
+    pub full_state: bool,
+    pub filter: Arc<Filter>,
+}
+
+/// A room that stands in the answer.
+#[derive(Clone, Debug)]
+pub struct ChangedRoom {
+    pub room: UserRoom,
+    pub id: String,
+}
+
+impl RoomSections {
+    pub fn new(view: SyncView, since: Option<SyncToken>, full_state: bool, filter: Arc<Filter>) -> RoomSections {
+        // A token from the future comes from a database that was since restored: everything is told anew.
+        let since = since.filter(|since| since.at <= view.now.at);
+        RoomSections { view, since, full_state, filter }
+    }
+
+    /// Whether everything is told, not only the changes.
+    pub fn is_whole(&self) -> bool {
+        self.since.is_none() || self.full_state
+    }
+
+    /// Whether one room is told whole.
+    pub fn is_told_whole(&self, room: &UserRoom) -> bool {
+        self.full_state || self.is_new(room)
+    }
+
+    /// Whether the app does not know of the user's present membership.
+    fn is_new(&self, room: &UserRoom) -> bool {
+        self.since.is_none_or(|since| room.since() > since.at)
+    }
+
+    /// The next room of a section behind `after`. `also` are rooms with news kept elsewhere, in order.
+    pub fn next(
+        &self,
+        section: Section,
+        after: Option<RoomNum>,
+        also: &[RoomNum],
+    ) -> room::Result<Option<ChangedRoom>> {
+        let mut id = String::new();
+        let found = self.view.find_room(after, |room| {
+            if Section::of(room.membership()) != section || !self.has_news(section, room, also)? {
+                return Ok(false);
+            }
+            id = self.view.room_id(room.num)?;
+            Ok(self.filter.room.wants_room(&id))
+        })?;
+        Ok(found.map(|room| ChangedRoom { room, id }))
+    }
+
+    /// Whether there is any room to tell of.
+    pub fn any(&self, also: &[RoomNum]) -> room::Result<bool> {
+        let found = self.view.find_room(None, |room| {
+            Ok(self.has_news(Section::of(room.membership()), room, also)?
+                && self.filter.room.wants_room(&self.view.room_id(room.num)?))
+        })?;
+        Ok(found.is_some())
+    }
+
+    fn has_news(&self, section: Section, room: &UserRoom, also: &[RoomNum]) -> room::Result<bool> {
+        let Some(since) = self.since else {
+            return Ok(match section {
+                Section::Join | Section::Knock => true,
+                Section::Invite => !self.view.is_inviter_ignored(room)?,
+                // A first sync lists rooms left long ago only when the filter asks for them.
+                Section::Leave => !room.is_forgotten() && self.filter.room.include_leave,
+            });
+        };
+        let is_new = self.is_new(room);
+        Ok(match section {
+            Section::Join => {
+                is_new
+                    || self.full_state
+                    || also.binary_search(&room.num).is_ok()
+                    || self.view.has_news(room.num, since)?
+            }
+            Section::Invite => (is_new || self.full_state) && !self.view.is_inviter_ignored(room)?,
+            Section::Knock => is_new || self.full_state,
+            // After a leave with a forget at once, the user's other devices still learn of the leave.
+            Section::Leave => is_new || self.full_state && !room.is_forgotten() && self.filter.room.include_leave,
+        })
+    }
+
+    /// Writes the members of one room's object, without the room account data.
+    pub async fn write(&self, pen: &ChunkWriter, section: Section, changed: &ChangedRoom) -> Result<(), ChunkError> {
+        match section {
+            Section::Join => self.write_joined(pen, changed).await,
+            Section::Leave => self.write_left(pen, changed).await,
+            Section::Invite => self.write_stripped(pen, changed, "invite_state"),
+            Section::Knock => self.write_stripped(pen, changed, "knock_state"),
+        }
+    }
+
+    // ---- joined rooms --------------------------------------------------------------------------------------------
+
+    async fn write_joined(&self, pen: &ChunkWriter, changed: &ChangedRoom) -> Result<(), ChunkError> {
+        let mut room = self.view.open(changed.room.num, &self.filter)?;
+        let is_new = self.is_new(&changed.room);
+        let members_moved = self.write_delta(pen, &mut room, changed, is_new, self.view.now.at).await?;
+        let whole = self.is_told_whole(&changed.room);
+        if whole || members_moved {
+            write_summary(pen, &room)?;
+        }
+        self.write_unread(pen, changed.room.num)?;
+        self.write_ephemeral(pen, changed, whole)?;
+        Ok(())
+    }
+
+    /// Writes `timeline` and `state`. Answers whether members changed. `is_new`: the app knows nothing of the room.
+    async fn write_delta(
+        &self,
+        pen: &ChunkWriter,
+        room: &mut RoomView,
+        changed: &ChangedRoom,
+        is_new: bool,
+        upto: Position,
+    ) -> Result<bool, ChunkError> {
+        let since = self.since.filter(|_| !is_new).map(|since| since.at);
+        let filter = &self.filter.room.timeline;
+        let delta = room.delta(&DeltaQuery {
+            since,
+            known: since.filter(|_| !self.full_state),
+            upto,
+            limit: filter.limit(TIMELINE_EVENTS, TIMELINE_EVENTS_MAX),
+            timeline: filter.wants_room(&changed.id).then_some(filter),
+        })?;
+        let (limited, prev_batch) = (delta.limited, delta.prev_batch);
+        pen.text(&format!("\"timeline\":{{\"limited\":{limited},\"prev_batch\":\"{prev_batch}\",\"events\":["));
+        let senders = delta.write_timeline(pen, room).await?;
+        pen.text("]},\"state\":{\"events\":[");
+        let members_moved = delta.write_state(pen, room, &self.filter.room.state, senders).await?;
+        pen.text("]}");
+        Ok(members_moved)
+    }
+
+    fn write_unread(&self, pen: &ChunkWriter, room: RoomNum) -> room::Result<()> {
+        let by_thread = self.filter.room.timeline.unread_thread_notifications;
+        let (main, threads) = self.view.unread(room, by_thread)?;
+        pen.text(",\"unread_notifications\":");
+        pen.text(&counts(main));
+        if by_thread {
+            pen.text(",\"unread_thread_notifications\":{");
+            let mut first = true;
+            for (root, unread) in threads {
+                let root = self.view.event_id(root)?;
+                pen.with(|out| {
+                    comma(out, &mut first);
+                    json::write_string(out, &root);
+                    out.push(b':');
+                });
+                pen.text(&counts(unread));
+            }
+            pen.text("}");
+        }
+        Ok(())
+    }
+
+    /// Receipts since the token, and the typing users.
+    fn write_ephemeral(&self, pen: &ChunkWriter, changed: &ChangedRoom, whole: bool) -> room::Result<()> {
+        let filter = &self.filter.room.ephemeral;
+        let wants = |kind| filter.wants_type(kind) && filter.wants_room(&changed.id);
+        let since = self.since.filter(|_| !whole);
+        pen.text(",\"ephemeral\":{\"events\":[");
+        let mut first = true;
+        if wants("m.receipt") {
+            let receipts = self.view.receipts(changed.room.num, since.map_or(Position(0), |since| since.at))?;
+            if !receipts.is_empty() {
+                pen.with(|out| comma(out, &mut first));
+                ephemeral::write_receipts(pen, &self.view, &receipts)?;
+            }
+        }
+        if wants("m.typing")
+            && let Some(users) = self.view.typing_users(changed.room.num, since.map(|since| since.typing))?
+        {
+            pen.with(|out| comma(out, &mut first));
+            ephemeral::write_typing(pen, &users);
+        }
+        pen.text("]}");
+        Ok(())
+    }
+
+    // ---- rooms left ----------------------------------------------------------------------------------------------
+
+    async fn write_left(&self, pen: &ChunkWriter, changed: &ChangedRoom) -> Result<(), ChunkError> {
+        let mut room = self.view.open(changed.room.num, &self.filter)?;
+        // No event after a leave is shown; neither a ban nor a declined invite reveals any.
+        let upto = match changed.room.left_at() {
+            Some(left_at) if left_at == changed.room.since() || self.is_whole() => left_at,
+            _ => return self.write_own_leave(pen, changed, &mut room).await,
+        };
+        let was_told = match self.since {
+            Some(since) if since.at < upto => room.was_joined(since.at)?,
+            _ => false,
+        };
+        self.write_delta(pen, &mut room, changed, !was_told, upto).await?;
+        Ok(())
+    }
+
+    /// Writes a leave of a room in which the user was not joined before: only the member event, if we have it.
+    async fn write_own_leave(
+        &self,
+        pen: &ChunkWriter,
+        changed: &ChangedRoom,
+        room: &mut RoomView,
+    ) -> Result<(), ChunkError> {
+        pen.text("\"timeline\":{\"limited\":false,\"events\":[");
+        room.write_own_member(pen, &changed.room, &self.filter.room.timeline).await?;
+        pen.text("]},\"state\":{\"events\":[]}");
+        Ok(())
+    }
+
+    // ---- invites and knocks --------------------------------------------------------------------------------------
+
+    fn write_stripped(&self, pen: &ChunkWriter, changed: &ChangedRoom, name: &str) -> Result<(), ChunkError> {
+        pen.text(&format!("\"{name}\":{{\"events\":"));
+        self.view.write_stripped(pen, &changed.room)?;
+        pen.text("}");
+        Ok(())
+    }
+}
+
+fn write_summary(pen: &ChunkWriter, room: &RoomView) -> room::Result<()> {
+    let summary = room.summary()?;
+    pen.with(|out| {
+        out.extend_from_slice(b",\"summary\":{");
+        let counts = (summary.joined, summary.invited);
+        let counts = format!("\"m.joined_member_count\":{},\"m.invited_member_count\":{}", counts.0, counts.1);
+        out.extend_from_slice(counts.as_bytes());
+        if let Some(heroes) = &summary.heroes {
+            out.extend_from_slice(b",\"m.heroes\":[");
+            let mut first = true;
+            for hero in heroes {
+                comma(out, &mut first);
+                json::write_string(out, hero);
+            }
+            out.push(b']');
+        }
+        out.push(b'}');
+    });
+    Ok(())
+}
+
+fn counts((notifications, highlights): (u64, u64)) -> String {
+    format!("{{\"highlight_count\":{highlights},\"notification_count\":{notifications}}}")
+}

@@ -1,0 +1,217 @@
+//! Timeline and state of one room between two positions, which must fit together.
+
+use super::super::state::StateList;
+use super::super::timeline::Page;
+use super::super::{RoomView, filter::Events, token::Token, until};
+use crate::base::{ChunkError, ChunkWriter};
+use crate::room::error::Result;
+use crate::store::tables::room::event_row::{Kind, Membership, Root, Row};
+use crate::store::tables::room::{event, state_tree, timeline};
+use crate::store::tables::user;
+use crate::store::{self, EventNum, Position, StateKeyNum, UserNum};
+
+/// Keys of a difference of states read ahead of what is being written: 16 bytes each.
+const DIFFERENCE_BATCH: usize = 1_024;
+
+/// Which timeline and state of a room to tell.
+pub struct DeltaQuery<'a> {
+    /// The timeline's events after this position; none for the newest of the whole timeline.
+    pub since: Option<Position>,
+    /// The changes of the state after this position; none for the whole state.
+    pub known: Option<Position>,
+    /// Nothing after this position is told.
+    pub upto: Position,
+    /// The most events in the timeline; 12 bytes each are held.
+    pub limit: usize,
+    /// The events that are wanted in the timeline; none for no timeline.
+    pub timeline: Option<&'a Events>,
+}
+
+/// Timeline and state of one room.
+pub struct RoomDelta {
+    /// There are events between the position asked since and the timeline.
+    pub limited: bool,
+    /// Where a page of the events before the timeline begins.
+    pub prev_batch: Token,
+    /// The whole state is told, not only the changes.
+    whole: bool,
+    page: Page,
+    /// The state the app knows, the one at the timeline's start, and the one at its end.
+    known: Option<Root>,
+    start: Option<Root>,
+    end: Option<Root>,
+}
+
+impl RoomView {
+    /// Reads which events a timeline has, and which states belong to it.
+    pub fn delta(&mut self, query: &DeltaQuery<'_>) -> Result<RoomDelta> {
+        let upto = query.upto.0 as i64;
+        let from = query.since.map_or(i64::MIN, |since| since.0 as i64);
+        // The missing events in between are fetched when the app pages back from there.
+        let hole = self.room.hole_below(upto).map(|hole| hole.next - 1).filter(|hole| *hole > from);
+        let from = hole.unwrap_or(from);
+        let mut page = match query.timeline {
+            Some(filter) => self.between(from, upto, true, query.limit, filter)?,
+            None => self.between(from, from, true, query.limit, &Events::default())?,
+        };
+        page.events.reverse();
+        let begins_elsewhere = from == i64::MIN && self.begins_elsewhere()?;
+        let limited = page.next.is_some() || hole.is_some() || begins_elsewhere;
+        let oldest = page.events.first().map(|(order, _)| *order);
+        let prev_batch = match (oldest, page.next) {
+            (Some(oldest), _) => Token(oldest - 1),
+            (None, Some(next)) => next,
+            (None, None) => Token(if query.since.is_none() && hole.is_none() { upto } else { from }),
+        };
+        let end = self.state_at(query.upto)?;
+        let start = match page.events.first() {
+            None => end,
+            Some((order, _)) if *order > 0 => self.state_at(Position(*order as u64 - 1))?,
+            Some((_, num)) => event::row_of(&*self.read, *num)?.before,
+        };
+        let known = match query.known {
+            Some(known) => self.state_at(known)?,
+            None => None,
+        };
+        Ok(RoomDelta { limited, prev_batch, whole: query.known.is_none(), page, known, start, end })
+    }
+
+    /// The room's state as of a position; the newest is the row's own.
+    fn state_at(&self, at: Position) -> store::Result<Option<Root>> {
+        if at >= self.room.latest && self.room.latest != Position(0) && self.room.state.is_some() {
+            return Ok(self.room.state);
+        }
+        Ok(timeline::state_at(&*self.read, self.num, at)?.map(|(_, root)| root))
+    }
+
+    /// Whether the reader was joined as of a position.
+    pub fn was_joined(&self, at: Position) -> Result<bool> {
+        let (Some(root), Some(key)) = (self.state_at(at)?, self.viewer.member_key) else { return Ok(false) };
+        let Some(event) = state_tree::get(&*self.read, root, key)? else { return Ok(false) };
+        let member = event::row_of(&*self.read, event)?.member;
+        Ok(member.is_some_and(|(membership, _)| membership == Membership::Join))
+    }
+}
+
+impl RoomDelta {
+    /// Writes the timeline's events. Answers their senders.
+    pub async fn write_timeline(&self, pen: &ChunkWriter, room: &mut RoomView) -> Result<Vec<UserNum>, ChunkError> {
+        room.write_events(pen, &self.page.events).await
+    }
+
+    /// Writes the state that belongs to the timeline: the whole state or its changes. Answers whether members changed.
+    /// For a filter that loads members lazily, `senders` are those whose member events the timeline needs.
+    pub async fn write_state(
+        &self,
+        pen: &ChunkWriter,
+        room: &mut RoomView,
+        filter: &Events,
+        senders: Vec<UserNum>,
+    ) -> Result<bool, ChunkError> {
+        let list = |members| StateList {
+            root: self.end,
+            members,
+            filter: Some(filter),
+            told: &self.page.events,
+            before: self.start,
+        };
+        let mut members = senders;
+        let mut first = true;
+        let moved = !self.whole && self.write_difference(pen, room, &list(None), &mut first).await?;
+        if filter.lazy_load_members {
+            if self.whole || moved {
+                members.extend(room.heroes()?.unwrap_or_default());
+            }
+            if self.whole {
+                members.push(room.viewer.user);
+            }
+            members.sort_unstable();
+            members.dedup();
+        }
+        let members = filter.lazy_load_members.then_some(&members[..]);
+        match (self.whole, members) {
+            (true, _) => room.write_state(pen, &list(members)).await?,
+            (false, Some(members)) => {
+                let unchanged = self.unchanged(room, members)?;
+                room.write_members_of(pen, &list(None), &unchanged, &mut first).await?;
+            }
+            (false, None) => {}
+        }
+        Ok(moved)
+    }
+
+    /// Those users whose member event no difference contains.
+    fn unchanged(&self, room: &RoomView, users: &[UserNum]) -> store::Result<Vec<UserNum>> {
+        let mut unchanged = Vec::with_capacity(users.len());
+        for user in users {
+            let user_id = user::id_of(&*room.read, *user)?;
+            let Some(key) = state_tree::key(&*room.read, "m.room.member", &user_id)? else { continue };
+            let event = |root: Option<Root>| root.map_or(Ok(None), |root| state_tree::get(&*room.read, root, key));
+            if event(self.known)? == event(self.end)? {
+                unchanged.push(*user);
+            }
+        }
+        Ok(unchanged)
+    }
+
+    /// Writes the state that changed between the state the app knows and the end, except for events in the timeline.
+    /// Member events are included even for lazy loading: nothing else would tell such an app of joins and leaves in a
+    /// gap. Answers whether the joined members changed.
+    async fn write_difference(
+        &self,
+        pen: &ChunkWriter,
+        room: &mut RoomView,
+        list: &StateList<'_>,
+        first: &mut bool,
+    ) -> Result<bool, ChunkError> {
+        let mut moved = false;
+        let mut after = None;
+        let mut more = self.known != self.end;
+        while more {
+            let batch = difference(room, self.known, self.end, after)?;
+            for (key, old, new) in &batch {
+                after = Some(*key);
+                let row = event::row_of(&*room.read, *new)?;
+                moved |= row.kind == Kind::MEMBER;
+                if self.is_told(room, *old, *new, &row)? {
+                    continue;
+                }
+                room.write_state_event(pen, list, *new, first)?;
+                pen.pause().await;
+            }
+            more = batch.len() == DIFFERENCE_BATCH;
+        }
+        Ok(moved)
+    }
+
+    /// Whether the timeline contains the new event, and the state at the timeline's start has the event the app knows.
+    fn is_told(&self, room: &RoomView, old: Option<EventNum>, new: EventNum, row: &Row) -> store::Result<bool> {
+        if !self.page.events.iter().any(|(_, told)| *told == new) {
+            return Ok(false);
+        }
+        let at_start = match (self.start, row.state_key) {
+            (Some(start), Some(key)) => state_tree::get(&*room.read, start, key)?,
+            _ => None,
+        };
+        Ok(at_start == old)
+    }
+}
+
+/// The keys after `after` in which two states differ and the second state has an event.
+fn difference(
+    room: &RoomView,
+    known: Option<Root>,
+    end: Option<Root>,
+    after: Option<StateKeyNum>,
+) -> store::Result<Vec<(StateKeyNum, Option<EventNum>, EventNum)>> {
+    let mut batch = Vec::new();
+    state_tree::diff(&*room.read, known, end, &mut |key, old, new| {
+        if after.is_none_or(|after| key > after)
+            && let Some(new) = new
+        {
+            batch.push((key, old, new));
+        }
+        Ok(until(batch.len() == DIFFERENCE_BATCH))
+    })?;
+    Ok(batch)
+}

@@ -1,0 +1,162 @@
+//! The facts about a user's rooms that any kind of sync tells (client-server API, "Syncing"), as of one snapshot.
+//!
+//! A sync tells the changes between a position that the app knows and the one of the snapshot. The timeline is a range
+//! of orders, the state the difference of two trees, receipts a range of their log. Nothing is remembered between two
+//! syncs. Each fact takes the position it is asked since: version 3 of `/sync` asks every room since one token, a
+//! connection of a sliding sync asks each room since the answer that last told of it.
+//!
+//! The layout of an answer stands in `client/sync/`. Here only the items of long lists are written, with commas between
+//! them and a pause after each: a room decides how many there are.
+//!
+//! This file: which rooms there are, and which of them have news. `delta.rs`: timeline and state. `summary.rs`: counts,
+//! heroes, and what users outside are shown. `read_marks.rs`: receipts, typing, unread counts.
+
+use std::sync::Arc;
+
+use super::event_json::Format;
+use super::filter::Filter;
+use super::token::SyncToken;
+use super::{Reader, RoomView, until};
+use crate::room::Rooms;
+use crate::room::error::Result;
+use crate::room::ignored::Ignored;
+use crate::room::state::stripped::read_stripped;
+use crate::store::tables::room::event_row::{Kind, Membership};
+use crate::store::tables::room::user_room::Mine;
+use crate::store::tables::room::{self, current_state, event, state_tree, user_room};
+use crate::store::tables::user;
+use crate::store::{self, EventNum, Get, Position, Read, RoomNum, UserNum};
+
+mod delta;
+mod read_marks;
+mod summary;
+
+pub use delta::DeltaQuery;
+#[cfg(test)]
+pub use read_marks::RECEIPTS_MAX;
+pub use read_marks::ReadMark;
+
+/// One app's view of all its rooms, in one snapshot.
+#[derive(Clone)]
+pub struct SyncView {
+    pub read: Arc<Read>,
+    pub reader: Reader,
+    /// The position up to which this sync tells the app.
+    pub now: SyncToken,
+    rooms: Rooms,
+    ignored: Ignored,
+}
+
+/// A room of the app's user, whatever the membership; forgotten rooms too.
+#[derive(Clone, Copy, Debug)]
+pub struct UserRoom {
+    pub num: RoomNum,
+    mine: Mine,
+}
+
+impl UserRoom {
+    pub fn membership(&self) -> Membership {
+        self.mine.membership
+    }
+
+    /// The position of the latest change of the membership.
+    pub fn since(&self) -> Position {
+        self.mine.since
+    }
+
+    /// The position at which the user last stopped being joined.
+    pub fn left_at(&self) -> Option<Position> {
+        self.mine.left_at
+    }
+
+    /// The user asked not to see the room any more.
+    pub fn is_forgotten(&self) -> bool {
+        self.mine.forgotten
+    }
+}
+
+impl Rooms {
+    /// Prepares a sync over a snapshot taken now.
+    pub fn sync_view(&self, reader: Reader) -> Result<SyncView> {
+        // The typing serial is read first: a change in between is told twice rather than never.
+        let typing = self.0.typing.serial();
+        let read = Arc::new(self.read()?);
+        let at = Get::position(&*read)?;
+        let now = SyncToken { at, typing, messages: at };
+        let ignored = Ignored::of(&*read, reader.user)?;
+        Ok(SyncView { rooms: self.clone(), read, reader, now, ignored })
+    }
+}
+
+impl SyncView {
+    /// The user's next wanted room behind `after`. Reads one row for each room on the way.
+    pub fn find_room(
+        &self,
+        after: Option<RoomNum>,
+        mut is_wanted: impl FnMut(&UserRoom) -> Result<bool>,
+    ) -> Result<Option<UserRoom>> {
+        let mut found = Ok(None);
+        user_room::list_mine(&*self.read, self.reader.user, after, &mut |num, mine| {
+            let room = UserRoom { num, mine };
+            found = is_wanted(&room).map(|wanted| wanted.then_some(room));
+            Ok(until(!matches!(found, Ok(None))))
+        })?;
+        found
+    }
+
+    pub fn room_id(&self, room: RoomNum) -> Result<String> {
+        Ok(room::get_of(&*self.read, room)?.id)
+    }
+
+    pub fn user_id(&self, user: UserNum) -> Result<String> {
+        Ok(user::id_of(&*self.read, user)?)
+    }
+
+    pub fn event_id(&self, event: EventNum) -> Result<String> {
+        Ok(event::row_of(&*self.read, event)?.id.text())
+    }
+
+    /// Whether a joined room has new events, receipts or typing users.
+    pub fn has_news(&self, room: RoomNum, since: SyncToken) -> Result<bool> {
+        Ok(room::get_of(&*self.read, room)?.latest > since.at
+            || self.typing(room, since.typing).is_some()
+            || self.has_read_marks(room, since.at)?)
+    }
+
+    /// Whether an invite comes from a user whom the reader ignores; such invites are not shown.
+    pub fn is_inviter_ignored(&self, room: &UserRoom) -> Result<bool> {
+        if self.ignored.is_empty() {
+            return Ok(false);
+        }
+        if let Some(own) = room.mine.event {
+            return Ok(self.ignored.contains(event::row_of(&*self.read, own)?.sender));
+        }
+        // For an invite from outside: the member event is the last of its stripped state.
+        let stripped = user_room::stripped(&*self.read, self.reader.user, room.num)?.unwrap_or_default();
+        let Some(own) = read_stripped(&stripped).pop() else { return Ok(false) };
+        Ok(user::num(&*self.read, &own.sender)?.is_some_and(|inviter| self.ignored.contains(inviter)))
+    }
+
+    /// Opens a room; its events get the shape that the filter asks for.
+    pub fn open(&self, room: RoomNum, filter: &Filter) -> Result<RoomView> {
+        let format = Format {
+            now_ms: self.rooms.0.parts.clock.now_ms(),
+            user: self.reader.user,
+            device: self.reader.device.clone(),
+            room_id: None,
+            fields: filter.fields(),
+            federation: filter.is_federation(),
+            ignored: self.ignored.clone(),
+            ..Format::default()
+        };
+        Ok(RoomView::new(self.read.clone(), room, self.reader.user_id.as_str(), format)?)
+    }
+}
+
+/// The event that is a room's state now for a type and key.
+fn present(read: &Read, num: RoomNum, kind: &str, state_key: &str) -> store::Result<Option<EventNum>> {
+    match state_tree::key(read, kind, state_key)? {
+        Some(key) => current_state::state(read, num, Kind::of(kind), key),
+        None => Ok(None),
+    }
+}

@@ -1,0 +1,111 @@
+//! A room's counts and heroes, and the stripped state that users outside are shown.
+
+use super::super::{RoomView, until};
+use super::super::{event_json, filter::Events};
+use super::{SyncView, UserRoom, present};
+use crate::base::{ChunkError, ChunkWriter, comma};
+use crate::matrix::json;
+use crate::room::error::Result;
+use crate::room::state::stripped;
+use crate::store::tables::room::event_row::Membership;
+use crate::store::tables::room::{event, member, user_room};
+use crate::store::tables::user;
+use crate::store::{self, UserNum};
+
+/// The most `m.heroes`: members that name a room without a name.
+const HEROES: usize = 5;
+
+/// The numbers of members, and the members that stand for the name of a room without one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Summary {
+    pub joined: u64,
+    pub invited: u64,
+    /// User ids, at most five; none for a room that has a name or an alias.
+    pub heroes: Option<Vec<String>>,
+}
+
+impl RoomView {
+    /// The room's summary as of the snapshot.
+    pub fn summary(&self) -> Result<Summary> {
+        let ids = |heroes: Vec<UserNum>| heroes.iter().map(|hero| user::id_of(&*self.read, *hero)).collect();
+        let heroes = self.heroes()?.map(ids).transpose()?;
+        Ok(Summary { joined: self.room.joined, invited: self.room.invited, heroes })
+    }
+
+    /// The members that stand for a room without a name or alias; none for a room that has one.
+    pub(super) fn heroes(&self) -> store::Result<Option<Vec<UserNum>>> {
+        for (kind, field) in [("m.room.name", "name"), ("m.room.canonical_alias", "alias")] {
+            let Some(named) = present(&self.read, self.num, kind, "")? else { continue };
+            let content = event_json::content(&*self.read, &event::row_of(&*self.read, named)?)?;
+            // A removed name is an event without a name.
+            if json::read::get_text(&content, field).is_some_and(|name| !name.is_empty()) {
+                return Ok(None);
+            }
+        }
+        let mut heroes = Vec::new();
+        let present = [Membership::Join, Membership::Invite];
+        for membership in present.into_iter().chain([Membership::Leave, Membership::Ban]) {
+            if !present.contains(&membership) && !heroes.is_empty() {
+                break;
+            }
+            member::list(&*self.read, self.num, membership, None, &mut |user, _| {
+                if user != self.viewer.user && heroes.len() < HEROES {
+                    heroes.push(user);
+                }
+                Ok(until(heroes.len() == HEROES))
+            })?;
+        }
+        Ok(Some(heroes))
+    }
+
+    /// Writes the user's own member event, if the room is one we hold and the filter wants the event.
+    pub async fn write_own_member(
+        &mut self,
+        pen: &ChunkWriter,
+        room: &UserRoom,
+        filter: &Events,
+    ) -> Result<(), ChunkError> {
+        if let Some(own) = room.mine.event.filter(|_| !room.mine.outside)
+            && filter.wants(&*self.read, &event::row_of(&*self.read, own)?)?
+        {
+            self.write_events(pen, &[(0, own)]).await?;
+        }
+        Ok(())
+    }
+}
+
+impl SyncView {
+    /// Writes the stripped state of a room to which the user is invited or knocked, as an array.
+    pub fn write_stripped(&self, pen: &ChunkWriter, room: &UserRoom) -> Result<()> {
+        match user_room::stripped(&*self.read, self.reader.user, room.num)? {
+            Some(stripped) => pen.bytes(&stripped),
+            None => self.write_own_stripped(pen, room)?,
+        }
+        Ok(())
+    }
+
+    /// Stripped state of a room we hold: the state shown to users outside, and the invite itself.
+    fn write_own_stripped(&self, pen: &ChunkWriter, room: &UserRoom) -> store::Result<()> {
+        let mut shown = Vec::with_capacity(stripped::SHOWN.len() + 2);
+        for kind in stripped::SHOWN {
+            shown.extend(present(&self.read, room.num, kind.name().unwrap_or_default(), "")?);
+        }
+        if let Some(own) = room.mine.event {
+            let inviter = user::id_of(&*self.read, event::row_of(&*self.read, own)?.sender)?;
+            if inviter != self.reader.user_id.as_str() {
+                shown.extend(present(&self.read, room.num, "m.room.member", &inviter)?);
+            }
+            shown.push(own);
+        }
+        pen.with(|out| {
+            out.push(b'[');
+            let mut first = true;
+            for num in shown {
+                comma(out, &mut first);
+                event_json::write_stripped(&*self.read, &event::row_of(&*self.read, num)?, out)?;
+            }
+            out.push(b']');
+            Ok(())
+        })
+    }
+}
