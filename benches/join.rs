@@ -138,17 +138,13 @@ impl Bench {
             profile.total >> 20,
             if snug.is_capped() { ", kept by a memory cgroup" } else { ", no memory cgroup on this machine" },
         );
-        Ok(Bench {
-            given,
-            setup,
-            cap: profile.total,
-            resident,
-            snug,
-            room,
-            small_room,
-            lines: Vec::new(),
-            wrong: Vec::new(),
-        })
+        let mut wrong = Vec::new();
+        if !snug.is_capped() && !drive::may_leave_out("cgroups") {
+            let how = format!("run it as root, or leave that out: {}=cgroups", drive::LEAVE_OUT);
+            wrong
+                .push(format!("the kernel did not keep the server under its cap: no memory cgroup can be made; {how}"));
+        }
+        Ok(Bench { given, setup, cap: profile.total, resident, snug, room, small_room, lines: Vec::new(), wrong })
     }
 
     fn run(&mut self) -> io::Result<()> {

@@ -266,9 +266,39 @@ fn own_mounts() -> Command {
 }
 
 /// Whether this machine lets us give a server a file system of its own.
-pub fn can_mount() -> bool {
+fn can_mount() -> bool {
     let tried = own_mounts().arg("mount -t tmpfs -o size=1m none /tmp").output();
     tried.is_ok_and(|done| done.status.success())
+}
+
+/// The environment variable that names, with commas between them, what may be left out: `mounts` (tests that give a server
+/// a file system of its own), `cgroups` (memory groups around the server in benchmarks).
+pub const LEAVE_OUT: &str = "SNUG_TESTS_LEAVE_OUT";
+
+/// Whether a test that gives a server a file system of its own can run. Where it cannot, the test fails, unless
+/// [`LEAVE_OUT`] names `mounts`: then a line that the harness does not hold back says what did not run.
+#[track_caller]
+pub fn can_mount_or_leave_out(test: &str) -> bool {
+    if can_mount() {
+        return true;
+    }
+    let missing = "this machine lets no user mount a file system (`unshare --user --map-root-user --mount`)";
+    assert!(
+        may_leave_out("mounts"),
+        "{test} did not run: {missing}. Run it as root, or leave it out: {LEAVE_OUT}=mounts cargo test"
+    );
+    // Straight to the terminal: what `eprintln!` writes is kept back for a test that passes.
+    let _ = writeln!(io::stderr(), "\nNOT RUN: {test}: {missing}\n");
+    false
+}
+
+/// Whether [`LEAVE_OUT`] names this.
+pub fn may_leave_out(what: &str) -> bool {
+    names(&std::env::var(LEAVE_OUT).unwrap_or_default(), what)
+}
+
+fn names(list: &str, what: &str) -> bool {
+    list.split(',').any(|name| name.trim() == what)
 }
 
 /// On a loopback address of this process: connections of others, which come from 127.0.0.1, cannot take the port before it is
@@ -474,5 +504,16 @@ impl EventIds {
             .fold(0xcbf2_9ce4_8422_2325_u64, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
         self.count += 1;
         self.digest = self.digest.wrapping_add(hash);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::names;
+
+    #[test]
+    fn only_what_is_named_is_left_out() {
+        assert!(names("mounts", "mounts") && names("a, mounts", "mounts"));
+        assert!(!names("", "mounts") && !names("mountsx,1", "mounts"));
     }
 }
