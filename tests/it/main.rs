@@ -16,6 +16,9 @@ mod media;
 mod memory;
 mod tidy;
 mod join;
+mod net;
+mod wire;
+mod federation_storms;
 
 // The lab's own tests run here; the benchmarks include the same files.
 #[path = "../lab/mod.rs"]

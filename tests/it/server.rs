@@ -15,17 +15,31 @@ use snug::budget::{Budget, Profile};
 use snug::config::{Config, Registration};
 use snug::serve::Server;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::net::TcpStream;
 
 use crate::lab::certificates::Certificates;
+use crate::wire::Wire;
 
 /// A running server with a folder of its own.
 pub struct TestServer {
     server: Server,
     config: Config,
     profile: Profile,
+    source: Source,
     _folder: Option<Folder>,
+}
+
+/// Where its time and its randomness come from.
+#[derive(Clone)]
+struct Source {
+    clock: Clock,
+    random: Random,
+}
+
+impl Source {
+    fn real() -> Source {
+        Source { clock: Clock::real(), random: Random::os() }
+    }
 }
 
 /// Somebody with an account and a session.
@@ -49,13 +63,14 @@ pub struct Reply {
 pub struct Down {
     config: Config,
     profile: Profile,
+    source: Source,
     folder: Option<Folder>,
 }
 
 impl Down {
     /// Starts it at the addresses it had.
     pub async fn up(self) -> TestServer {
-        TestServer::run(self.config, self.profile, self.folder).await
+        TestServer::run(self.config, self.profile, self.source, self.folder).await
     }
 }
 
@@ -93,13 +108,22 @@ impl TestServer {
         let folder = Folder::new();
         let mut config = settings(folder.path());
         change(&mut config);
-        TestServer::run(config, Profile::get("pi-5").unwrap(), Some(folder)).await
+        TestServer::run(config, Profile::get("pi-5").unwrap(), Source::real(), Some(folder)).await
+    }
+
+    /// The same with a clock and randomness of the test's.
+    pub async fn start_at(clock: Clock, random: Random, change: impl FnOnce(&mut Config)) -> TestServer {
+        let folder = Folder::new();
+        let mut config = settings(folder.path());
+        change(&mut config);
+        let source = Source { clock, random };
+        TestServer::run(config, Profile::get("pi-5").unwrap(), source, Some(folder)).await
     }
 
     /// The same under a profile, for tests of what is refused.
     pub async fn start_under(profile: &str) -> TestServer {
         let folder = Folder::new();
-        TestServer::run(settings(folder.path()), Profile::get(profile).unwrap(), Some(folder)).await
+        TestServer::run(settings(folder.path()), Profile::get(profile).unwrap(), Source::real(), Some(folder)).await
     }
 
     /// Under a profile and with other settings.
@@ -107,11 +131,12 @@ impl TestServer {
         let folder = Folder::new();
         let mut config = settings(folder.path());
         change(&mut config);
-        TestServer::run(config, Profile::get(profile).unwrap(), Some(folder)).await
+        TestServer::run(config, Profile::get(profile).unwrap(), Source::real(), Some(folder)).await
     }
 
-    async fn run(config: Config, profile: Profile, folder: Option<Folder>) -> TestServer {
-        let build = || Server::build(&config, Clock::real(), Random::os(), Budget::from_profile(profile.clone()));
+    async fn run(config: Config, profile: Profile, source: Source, folder: Option<Folder>) -> TestServer {
+        let Source { clock, random } = source.clone();
+        let build = || Server::build(&config, clock.clone(), random.clone(), Budget::from_profile(profile.clone()));
         // A thread of an earlier run may be reading the database to the end of what nobody waits for any more.
         let mut tries = 0;
         let mut server = loop {
@@ -123,7 +148,7 @@ impl TestServer {
             tokio::time::sleep(std::time::Duration::from_millis(40)).await;
         };
         server.open().await.unwrap();
-        TestServer { server, config, profile, _folder: folder }
+        TestServer { server, config, profile, source, _folder: folder }
     }
 
     /// Stops it in order and starts it again on what is on disk, at the same addresses.
@@ -134,10 +159,10 @@ impl TestServer {
     /// The same; while it is stopped, `meanwhile` is given its data folder.
     pub async fn restart_after(mut self, meanwhile: impl FnOnce(&Path)) -> TestServer {
         self.config.listen = vec![self.address()];
-        let TestServer { server, config, profile, _folder } = self;
+        let TestServer { server, config, profile, source, _folder } = self;
         server.stop().await;
         meanwhile(&config.data_dir);
-        TestServer::run(config, profile, _folder).await
+        TestServer::run(config, profile, source, _folder).await
     }
 
     pub fn data_dir(&self) -> &Path {
@@ -151,9 +176,9 @@ impl TestServer {
     /// Stops it in order, for as long as the test wants.
     pub async fn down(mut self) -> Down {
         self.config.listen = vec![self.address()];
-        let TestServer { server, config, profile, _folder } = self;
+        let TestServer { server, config, profile, source, _folder } = self;
         server.stop().await;
-        Down { config, profile, folder: _folder }
+        Down { config, profile, source, folder: _folder }
     }
 
     /// The parts, for what no request shows.
@@ -269,50 +294,6 @@ pub struct Pair {
     pub certificates: Folder,
 }
 
-/// Two ports that lead to two servers' ports, until they are cut.
-pub struct Wire {
-    is_cut: watch::Sender<bool>,
-}
-
-impl Wire {
-    /// Opens a port for each of these; answers which.
-    async fn to(ports: [u16; 2]) -> (Wire, [u16; 2]) {
-        let wire = Wire { is_cut: watch::channel(false).0 };
-        let mut ends = [0; 2];
-        for (end, port) in ends.iter_mut().zip(ports) {
-            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-            *end = listener.local_addr().unwrap().port();
-            let is_cut = wire.is_cut.subscribe();
-            tokio::spawn(async move {
-                while let Ok((near, _)) = listener.accept().await {
-                    tokio::spawn(carry(near, port, is_cut.clone()));
-                }
-            });
-        }
-        (wire, ends)
-    }
-
-    /// Breaks what is open, and every attempt until it is mended.
-    pub fn cut(&self) {
-        self.is_cut.send_replace(true);
-    }
-
-    pub fn mend(&self) {
-        self.is_cut.send_replace(false);
-    }
-}
-
-async fn carry(mut near: TcpStream, port: u16, mut is_cut: watch::Receiver<bool>) {
-    if *is_cut.borrow_and_update() {
-        return;
-    }
-    let Ok(mut far) = TcpStream::connect(("127.0.0.1", port)).await else { return };
-    tokio::select! {
-        _ = tokio::io::copy_bidirectional(&mut near, &mut far) => {}
-        _ = is_cut.wait_for(|cut| *cut) => {}
-    }
-}
-
 impl Pair {
     pub async fn start() -> Pair {
         Pair::start_with(|_| {}).await
@@ -323,21 +304,14 @@ impl Pair {
         let folder = Folder::new();
         let certificates = Certificates::get(folder.path()).unwrap();
         let ports = [free_port(), free_port()];
-        let (wire, ends) = Wire::to(ports).await;
+        let wire = Wire::new(Clock::real(), Random::os());
+        let ends = [wire.lead_to(ports[0]).await, wire.lead_to(ports[1]).await];
         let names = ["one.load.test", "two.load.test"];
         let change = &change;
         let house = async |nth: usize| {
             TestServer::start_with(|config| {
                 let other = 1 - nth;
-                config.server_name = names[nth].try_into().unwrap();
-                let federation = &mut config.federation;
-                federation.enabled = true;
-                federation.listen = vec![SocketAddr::from(([127, 0, 0, 1], ports[nth]))];
-                federation.tls_certificate = Some(certificates.certificate_file.clone());
-                federation.tls_private_key = Some(certificates.key_file.clone());
-                federation.extra_ca_file = Some(certificates.ca_file.clone());
-                federation.allow_private_addresses = true;
-                federation.overrides = vec![(names[other].to_owned(), format!("127.0.0.1:{}", ends[other]))];
+                federates(config, names[nth], ports[nth], &[(names[other], ends[other])], &certificates);
                 change(config);
             })
             .await
@@ -345,6 +319,19 @@ impl Pair {
         let (one, two) = (house(0).await, house(1).await);
         Pair { one, two, wire, certificates: folder }
     }
+}
+
+/// Settings of a server that others reach at `port`, and that finds others where `reach` says.
+pub fn federates(config: &mut Config, name: &str, port: u16, reach: &[(&str, u16)], certificates: &Certificates) {
+    config.server_name = name.try_into().unwrap();
+    let federation = &mut config.federation;
+    federation.enabled = true;
+    federation.listen = vec![SocketAddr::from(([127, 0, 0, 1], port))];
+    federation.tls_certificate = Some(certificates.certificate_file.clone());
+    federation.tls_private_key = Some(certificates.key_file.clone());
+    federation.extra_ca_file = Some(certificates.ca_file.clone());
+    federation.allow_private_addresses = true;
+    federation.overrides = reach.iter().map(|(name, port)| ((*name).to_owned(), format!("127.0.0.1:{port}"))).collect();
 }
 
 fn settings(folder: &Path) -> Config {
