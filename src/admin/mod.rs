@@ -1,20 +1,22 @@
-//! The operator's endpoints: those behind `snug user`, `snug rooms` and `snug budget`, and the page of the first
-//! account.
+//! The operator's endpoints: those behind `snug user`, `snug rooms`, `snug budget` and `snug workers`, and the page of
+//! the first account.
 //!
 //! The commands speak HTTP with JSON over a socket in the data folder. A process that may open the socket may do
 //! everything. The page of the first account is on the ordinary ports and needs the code in the log. Read `users.rs`,
-//! `rooms.rs`, `budget.rs`, then `first_account.rs`.
+//! `rooms.rs`, `budget.rs`, `workers.rs`, then `first_account.rs`.
 
 mod budget;
 mod error;
 mod first_account;
 mod rooms;
 mod users;
+mod workers;
 
 use std::sync::Arc;
 
 use serde::Serialize;
 
+use crate::base::{Clock, Workers};
 use crate::budget::Budget;
 use crate::deliver::Sender;
 use crate::http::{ErrorResponse, Response, Router, StatusCode};
@@ -34,6 +36,8 @@ pub struct Admin {
     pub rooms: Rooms,
     pub sender: Sender,
     pub budget: Budget,
+    pub clock: Clock,
+    pub workers: Workers,
 }
 
 /// The routes of the commands, for the socket in the data folder.
@@ -48,7 +52,8 @@ pub fn routes(router: &mut Router, admin: &Arc<Admin>) {
         .get("/rooms", rooms::list)
         .post("/rooms/{room}/allow", rooms::allow)
         .post("/rooms/{room}/cancel", rooms::cancel)
-        .get("/budget", budget::table);
+        .get("/budget", budget::table)
+        .get("/workers", workers::list);
 }
 
 /// The routes of the page of the first account, for the ordinary ports.

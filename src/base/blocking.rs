@@ -6,12 +6,16 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::Thread;
 
+use tracing::{Instrument, Span};
+
 use super::clock::Deadline;
 use super::panics::{caught, caught_in};
 
 /// Runs `work` on the runtime's blocking pool, whose size the profile sets. A panic in it goes on in the caller.
+/// Lines of the log that come from it name what the caller is about.
 pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    match tokio::task::spawn_blocking(move || caught(work)).await {
+    let span = Span::current();
+    match tokio::task::spawn_blocking(move || span.in_scope(|| caught(work))).await {
         Ok(done) => done.unwrap_or_else(|panicked| panicked.go_on()),
         // The runtime is shutting down and dropped the work: no caller is left to answer.
         Err(_) => std::future::pending().await,
@@ -19,8 +23,9 @@ pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'stat
 }
 
 /// Finishes `work` even when the caller goes away, in a task of its own. A panic in it goes on in the caller.
+/// Lines of the log that come from it name what the caller is about.
 pub async fn unbroken<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> T {
-    match tokio::spawn(caught_in(Box::pin(work))).await {
+    match tokio::spawn(caught_in(Box::pin(work)).in_current_span()).await {
         Ok(done) => done.unwrap_or_else(|panicked| panicked.go_on()),
         // The runtime is shutting down and dropped the work: no caller is left to answer.
         Err(_) => std::future::pending().await,

@@ -1,25 +1,29 @@
-//! The ground everything stands on: time, randomness, work that may block, panics that end where they are caught, a
-//! lock for each name, bounded tables that others fill, and long answers in pieces.
+//! The ground everything stands on: time, randomness, work that may block, panics that end where they are caught,
+//! background workers, a lock for each name, bounded tables that others fill, and long answers in pieces.
 //!
 //! Owns the only calls to the system's clocks, to its randomness and to the runtime's blocking pool, so that tests
 //! can hand in their own. Names no other part.
 //!
-//! Reading order: `clock.rs`, `random.rs`, `pace.rs`, `blocking.rs`, `panics.rs`, `keyed_lock.rs`, `shares.rs`, `chunks.rs`.
+//! Reading order: `clock.rs`, `random.rs`, `pace.rs`, `blocking.rs`, `panics.rs`, `worker.rs`, `keyed_lock.rs`, `shares.rs`, `chunks.rs`.
 
 mod blocking;
 mod chunks;
 mod clock;
+mod date;
 mod keyed_lock;
 mod pace;
 mod panics;
 mod random;
 pub mod shares;
+mod worker;
 
 pub use blocking::{block_on_until, blocking, unbroken};
 pub use chunks::{ChunkError, ChunkWriter, Chunks, OneChunk, comma, written};
 pub use clock::{Clock, Deadline, StopWatch};
+pub use date::{date, span, timestamp};
 pub use keyed_lock::{KeyedGuard, KeyedLock};
 pub use pace::BatchSize;
-pub use panics::{Panicked, caught, caught_in, kept_going, log_panics, unwind};
+pub use panics::{Panicked, caught, caught_in, log_panics, unwind};
 pub use random::Random;
 pub use shares::{Owner, Shares};
+pub use worker::{Doing, Status, Worker, Workers, bounded};

@@ -9,17 +9,9 @@ use std::fmt;
 use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind, resume_unwind};
 use std::pin::Pin;
 use std::task::Poll;
-use std::time::Duration;
-
-use super::Clock;
 
 /// Of a panic's message: it may contain data sent by an attacker.
 const MESSAGE_CHARS_MAX: usize = 300;
-/// The pause before a worker that panicked is started again; doubled each time.
-const PAUSE_MIN: Duration = Duration::from_secs(1);
-const PAUSE_MAX: Duration = Duration::from_secs(300);
-/// A worker that ran this long was healthy: its next panic counts as the first.
-const WELL_AFTER: Duration = Duration::from_secs(900);
 
 thread_local! {
     /// The number of catchers on this thread's stack.
@@ -98,28 +90,6 @@ pub async fn caught_in<F: Future + ?Sized>(mut work: Pin<Box<F>>) -> Result<F::O
     .await
 }
 
-/// Runs a worker until it ends by itself. A panic of the worker is logged with its name, and the worker is started
-/// again after a pause that grows each time. `stopped` ends such a pause, and no worker is started after it.
-pub async fn kept_going<F>(name: &str, clock: &Clock, stopped: impl Future<Output = ()>, mut work: impl FnMut() -> F)
-where
-    F: Future<Output = ()>,
-{
-    let (mut stopped, mut pause) = (std::pin::pin!(stopped), PAUSE_MIN);
-    loop {
-        let begun = clock.instant();
-        let Err(panicked) = caught_in(Box::pin(work())).await else { return };
-        if clock.instant().saturating_sub(begun) >= WELL_AFTER {
-            pause = PAUSE_MIN;
-        }
-        tracing::error!(pause_s = pause.as_secs(), "{name} panicked and is begun again: {}", panicked.say());
-        tokio::select! {
-            () = &mut stopped => return,
-            () = clock.sleep(pause) => {}
-        }
-        pause = (pause * 2).min(PAUSE_MAX);
-    }
-}
-
 /// Has panics logged in one line each, with thread and place; printed as usual where there is no log. For the process,
 /// once.
 pub fn log_panics() {
@@ -160,8 +130,6 @@ fn message(payload: &(dyn Any + Send)) -> String {
 mod tests {
     use super::*;
     use crate::base::{blocking, unbroken};
-    use std::sync::Arc;
-    use std::sync::atomic::{AtomicU32, Ordering};
 
     #[test]
     fn a_panic_ends_where_it_is_caught() {
@@ -184,54 +152,5 @@ mod tests {
         assert!(task.unwrap_err().say().starts_with("task"));
         // The pool's threads are all there.
         assert_eq!(blocking(|| 7).await, 7);
-    }
-
-    /// A worker that panicked used to take the server with it or, in tests, was missing from then on.
-    #[tokio::test]
-    async fn a_worker_is_begun_again_after_growing_pauses_until_it_is_well() {
-        let clock = Clock::simulated(0);
-        let (runs, clock_of) = (Arc::new(AtomicU32::new(0)), clock.clone());
-        let worker = tokio::spawn({
-            let runs = runs.clone();
-            async move {
-                let work = || {
-                    let (run, clock) = (runs.fetch_add(1, Ordering::SeqCst) + 1, clock_of.clone());
-                    async move {
-                        match run {
-                            1..=3 => panic!("run {run}"),
-                            4 => {
-                                clock.sleep(WELL_AFTER).await;
-                                panic!("run 4, after a long time")
-                            }
-                            _ => {}
-                        }
-                    }
-                };
-                kept_going("the test's worker", &clock_of, std::future::pending(), work).await;
-            }
-        });
-        let waits = [PAUSE_MIN, PAUSE_MIN * 2, PAUSE_MIN * 4, WELL_AFTER, PAUSE_MIN];
-        for (before, wait) in [(1, waits[0]), (2, waits[1]), (3, waits[2]), (4, waits[3]), (4, waits[4])] {
-            settle().await;
-            assert_eq!(runs.load(Ordering::SeqCst), before);
-            clock.advance(wait - Duration::from_millis(1));
-            settle().await;
-            assert_eq!(runs.load(Ordering::SeqCst), before);
-            clock.advance(Duration::from_millis(1));
-        }
-        worker.await.unwrap();
-        assert_eq!(runs.load(Ordering::SeqCst), 5);
-    }
-
-    #[tokio::test]
-    async fn nothing_is_begun_again_once_all_stops() {
-        let clock = Clock::simulated(0);
-        kept_going("the test's worker", &clock, std::future::ready(()), || async { panic!("once") }).await;
-    }
-
-    async fn settle() {
-        for _ in 0..20 {
-            tokio::task::yield_now().await;
-        }
     }
 }

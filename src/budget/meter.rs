@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicIsize, AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::heap::Heap;
-use crate::base::Clock;
+use crate::base::{Clock, Worker};
 
 const BATCH_BYTES: isize = 4096;
 
@@ -156,7 +156,8 @@ const STEADY_BYTES: u64 = 128 << 10;
 
 /// Measures the memory that no account pays for, and gives text back before more of it is resident than `text_bytes`:
 /// text that does not run again stays out, and the rest comes back from the kernel's cache. Never ends.
-pub async fn keep_text_within(clock: Clock, text_bytes: u64) {
+/// A unit of the worker is one time that text was given back.
+pub async fn keep_text_within(worker: &Worker, clock: Clock, text_bytes: u64) {
     let program = program_text();
     loop {
         // Bytes allocated or freed during the sample would count as slack, or would hide it.
@@ -169,8 +170,10 @@ pub async fn keep_text_within(clock: Clock, text_bytes: u64) {
             }
             if file + TEXT_BETWEEN_BYTES > text_bytes {
                 give_back(&program);
+                worker.done(1);
             }
         }
+        worker.idle_for(SAMPLE_EVERY);
         clock.sleep(SAMPLE_EVERY).await;
     }
 }

@@ -66,6 +66,12 @@ SIGINT (Ctrl-C) and SIGTERM stop it in order.")]
   snug budget                      of the running server, or the one it would have
   snug budget --budget pi-zero-2w  that one, whether a server runs or not")]
     Budget,
+    /// What the running server does in the background: each worker, what it does, and its last error
+    #[command(after_help = "Example:
+  snug workers
+A unit under `done` is a transaction that another server took, a key that was renewed, a state node that was freed, a join that
+went on, or a certificate that was read again; counted since the start of the server.")]
+    Workers,
     /// Check config, certificates, keys, ports, and how other servers reach this one; exit code 1 when something is wrong
     #[command(after_help = "Examples:
   snug check --config /etc/snug/snug.toml

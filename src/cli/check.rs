@@ -13,7 +13,7 @@ use ruma::{OwnedServerName, ServerName};
 use serde_json::Value;
 
 use super::{Local, admin_socket, print};
-use crate::base::{Clock, Random};
+use crate::base::{Clock, Random, date};
 use crate::budget::{Budget, Card, Granted, human};
 use crate::config::{Config, Overrides, Registration};
 use crate::http::{Method, tls::Certificate};
@@ -460,32 +460,5 @@ fn whose(config: &Config, said: &Value, report: &mut Report) {
         report.bad("A server of this name answers there, but with another signing key: is it another installation?");
     } else {
         report.good("It is reached as other servers would reach it, and it is this one.");
-    }
-}
-
-/// A date in a readable form.
-pub fn date(unix_ms: u64) -> String {
-    // Counted from March of the year 0, so that the leap day is the last of its year.
-    let days = unix_ms / DAY_MS + 719_468;
-    let era = days / 146_097;
-    let day_of_era = days % 146_097;
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month + 2) / 5 + 1;
-    let month = if month < 10 { month + 3 } else { month - 9 };
-    let year = era * 400 + year_of_era + u64::from(month <= 2);
-    format!("{year}-{month:02}-{day:02}")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn days_for_people() {
-        assert_eq!(date(0), "1970-01-01");
-        assert_eq!(date(1_709_210_096_000), "2024-02-29");
-        assert_eq!(date(1_735_603_200_000), "2024-12-31");
     }
 }

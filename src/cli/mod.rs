@@ -7,6 +7,7 @@ mod admin_socket;
 mod arguments;
 mod rooms;
 mod users;
+mod workers;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -49,6 +50,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::User(command) => user(&overrides, command),
         Command::Rooms { command } => rooms_command(&overrides, command),
         Command::Budget => budget(&overrides),
+        Command::Workers => workers::workers(&overrides),
         Command::Check { database: false } => return check::run(&overrides),
         Command::Check { database: true } => return check::database(&overrides),
         Command::Compact => compact(&overrides),

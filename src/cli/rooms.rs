@@ -4,8 +4,8 @@ use serde_json::{Value, json};
 
 use super::admin_socket::Local;
 use super::arguments::RoomsCommand;
-use super::check::date;
 use super::{load, text, with_local};
+use crate::base::date;
 use crate::budget::human;
 use crate::config::Overrides;
 use crate::remote::encode;

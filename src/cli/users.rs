@@ -6,9 +6,8 @@ use serde_json::json;
 
 use super::admin_socket::Local;
 use super::arguments::User;
-use super::check::date;
 use super::{load, print, tell, text, with_local};
-use crate::base::Random;
+use crate::base::{Random, date};
 use crate::budget::human;
 use crate::config::Overrides;
 use crate::remote::encode;

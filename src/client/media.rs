@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use ruma::OwnedServerName;
 use serde_json::json;
+use tracing::Instrument;
 
 use super::{Client, Error, auth};
 use crate::base::blocking;
@@ -215,7 +216,7 @@ fn pass_through(mut fetched: Fetched, name: Option<&str>) -> Response {
     let response = Response::of(StatusCode::OK, UNKNOWN_TYPE, body);
     let response = described(response, fetched.content_type.as_deref(), shown.as_deref())
         .header("cache-control", "private, max-age=86400");
-    tokio::spawn(async move {
+    let passing = async move {
         loop {
             match fetched.next().await {
                 Ok(Some(piece)) => {
@@ -227,7 +228,8 @@ fn pass_through(mut fetched: Fetched, name: Option<&str>) -> Response {
                 Err(failed) => return tracing::debug!("another server's file broke off: {failed}"),
             }
         }
-    });
+    };
+    tokio::spawn(passing.in_current_span());
     response
 }
 

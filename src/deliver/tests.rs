@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::federation::destinations;
 use super::*;
-use crate::base::Random;
+use crate::base::{Clock, Random, Worker};
 use crate::budget::Budget;
 use crate::feed::Feed;
 use crate::remote::tests::{Behaviour, Lab, Us, name, peer, us, whole};
@@ -109,7 +109,7 @@ fn log_of(us: &Us) -> Vec<Position> {
 
 fn run(sender: &Sender) -> tokio::task::JoinHandle<()> {
     let sender = sender.clone();
-    tokio::spawn(async move { sender.run().await })
+    tokio::spawn(async move { sender.run(&Worker::new("sender", &Clock::simulated(0))).await })
 }
 
 const DEAD: [&str; 10] = [
@@ -177,7 +177,7 @@ async fn the_dead_keep_nobody_waiting_and_each_has_its_turn() {
 
     // A server that contacts us gets its transaction without waiting for its turn.
     yard.wake(4);
-    us.remote.backoff().flush().await;
+    us.remote.backoff().flush().await.unwrap();
     us.remote.backoff().failure(&name(DEAD[4]), true, Some(3_600_000));
     us.remote.backoff().heard_from(&name(DEAD[4])).await;
     in_time(us, || marks(&yard.dead[4].0) == [0, 1]).await;
@@ -264,7 +264,7 @@ async fn the_log_has_an_end_for_those_without_a_place_too() {
         us.clock.advance(Duration::from_secs(3600));
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
-    us.remote.backoff().flush().await;
+    us.remote.backoff().flush().await.unwrap();
     assert_eq!(sender.lagging(), 10);
     assert_eq!(log_of(us).len(), 3);
     for _ in 0..48 {
@@ -386,7 +386,7 @@ async fn each_server_gets_what_is_for_it_once_and_in_order() {
     let sender = sender(&us, &feed);
     let running = tokio::spawn({
         let sender = sender.clone();
-        async move { sender.run().await }
+        async move { sender.run(&Worker::new("sender", &Clock::simulated(0))).await }
     });
     post(&us, &feed, &["one.example", "two.example"], 0..150).await;
     post(&us, &feed, &["two.example", "us.example"], 150..160).await;
@@ -418,7 +418,7 @@ async fn a_server_that_was_down_gets_the_rest_after_a_restart() {
     let first = sender(&us, &feed);
     let running = tokio::spawn({
         let sender = first.clone();
-        async move { sender.run().await }
+        async move { sender.run(&Worker::new("sender", &Clock::simulated(0))).await }
     });
     post(&us, &feed, &["one.example"], 0..5).await;
     until(|| first.lagging() == 1).await;
@@ -430,7 +430,7 @@ async fn a_server_that_was_down_gets_the_rest_after_a_restart() {
     let second = sender(&us, &feed);
     let running = tokio::spawn({
         let sender = second.clone();
-        async move { sender.run().await }
+        async move { sender.run(&Worker::new("sender", &Clock::simulated(0))).await }
     });
     until(|| marks(&seen).len() == 7).await;
     assert_eq!(marks(&seen), (0..7).collect::<Vec<u64>>());

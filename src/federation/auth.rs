@@ -103,6 +103,7 @@ pub async fn standing(federation: &Federation, server: &ServerName) -> Result<St
 /// A server has sent a correctly signed request. Its key is renewed before it runs out, if the server is in one of our
 /// rooms, so that it need not wait for a lookup turn then.
 pub async fn heard_from(federation: &Federation, origin: &ServerName, valid_until_ms: u64) {
+    tracing::Span::current().record("server", origin.as_str());
     federation.remote.backoff().heard_from(origin).await;
     let keys = federation.remote.keys();
     if !keys.is_renewal_due(origin, valid_until_ms) {

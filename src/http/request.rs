@@ -16,6 +16,8 @@ use std::net::IpAddr;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
+use tracing::Span;
+use tracing::field::Empty;
 
 /// A pause in a body longer than this ends it.
 const BODY_STALL: Duration = Duration::from_secs(30);
@@ -207,6 +209,7 @@ impl Request {
 
     /// The request has shown a good token of `user`: its address is no longer a stranger's.
     pub fn note_guest(&self, user: &str) {
+        Span::current().record("user", user);
         self.tools.places.note_guest(self.peer.ip, user);
     }
 
@@ -375,6 +378,20 @@ impl Request {
     pub(super) fn set_route(&mut self, template: &str, names: &[String], values: Vec<String>) {
         self.template = template.to_owned();
         self.params = names.iter().cloned().zip(values.iter().map(|value| percent_decode(value, false))).collect();
+    }
+
+    /// What the lines of the log are about that come from this request. The caller is added when it is known: `user` by
+    /// [`Request::note_guest`], `server` when a signature was right.
+    pub(super) fn span(&self) -> Span {
+        let room = ["room_id", "room", "room_id_or_alias"].iter().find_map(|name| self.param_maybe(name));
+        tracing::info_span!(
+            "request",
+            method = self.method.as_str(),
+            path = self.template,
+            user = Empty,
+            server = Empty,
+            room
+        )
     }
 
     /// A request that never was on a wire.

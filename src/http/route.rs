@@ -9,6 +9,8 @@ use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use tracing::Instrument;
+
 /// Prefixes of endpoints that were in r0 and are in v3, in the order of their age.
 pub const CLIENT_R0_V3: [&str; 2] = ["/_matrix/client/r0", "/_matrix/client/v3"];
 
@@ -59,11 +61,14 @@ impl Router {
         let response = match self.find(&method, request.path()) {
             Found::Route(route, values) => {
                 request.set_route(&route.template, &route.params, values);
-                let answered = base::caught_in((route.handler)(request)).await;
-                answered.unwrap_or_else(|panicked| {
-                    let (what, template) = (panicked.say(), &route.template);
-                    ErrorResponse::internal(format_args!("{method} {template} panicked: {what}")).into_response()
-                })
+                let span = request.span();
+                let answering = async {
+                    let answered = base::caught_in((route.handler)(request)).await;
+                    answered.unwrap_or_else(|panicked| {
+                        ErrorResponse::internal(format_args!("a panic: {}", panicked.say())).into_response()
+                    })
+                };
+                answering.instrument(span).await
             }
             Found::Nothing if method == Method::OPTIONS && cors => Response::empty(StatusCode::NO_CONTENT),
             Found::OtherMethod if method == Method::OPTIONS && cors => Response::empty(StatusCode::NO_CONTENT),

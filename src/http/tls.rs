@@ -4,7 +4,7 @@
 
 use parking_lot::RwLock;
 
-use crate::base::{self, Clock};
+use crate::base::{self, Clock, Worker};
 use rustls::client::verify_server_name;
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::pem::PemObject;
@@ -75,29 +75,39 @@ impl Certificate {
         certificate.zip(name).is_some_and(|(certificate, name)| verify_server_name(&certificate, &name).is_ok())
     }
 
-    /// Looks at the files now and then, for ever; run as a task.
-    pub async fn keep_current(self: Arc<Self>, clock: Clock) {
+    /// Looks at the files now and then, for ever; run as a task. A unit of the worker is a certificate
+    /// that was read again.
+    pub async fn keep_current(self: Arc<Self>, worker: &Worker, clock: Clock) {
         let mut seen = self.stamp().await;
         loop {
+            worker.idle_for(LOOK_EVERY);
             clock.sleep(LOOK_EVERY).await;
             let stamp = self.stamp().await;
             if stamp != seen {
                 seen = stamp;
                 let this = self.clone();
-                base::blocking(move || this.reread()).await;
+                match base::blocking(move || this.reread()).await {
+                    Ok(()) => worker.done(1),
+                    Err(error) => worker.failed(error),
+                }
             }
         }
     }
 
-    /// Reads the files again; blocking. The old certificate stays when they are not usable.
-    pub fn reread(&self) {
+    /// Reads the files again; blocking. The old certificate stays when they are not usable, which is logged
+    /// here.
+    pub fn reread(&self) -> Result<(), Unusable> {
         match read_pair(&self.chain_file, &self.key_file) {
             Ok(pair) => {
                 *self.current.write() = Arc::new(pair);
                 tracing::info!("certificate {} read again", self.chain_file.display());
             }
-            Err(error) => tracing::error!("the new certificate is not usable, the old one stays: {error}"),
+            Err(error) => {
+                tracing::error!("the new certificate is not usable, the old one stays: {error}");
+                return Err(error);
+            }
         }
+        Ok(())
     }
 
     async fn stamp(&self) -> [Option<(SystemTime, u64)>; 2] {
@@ -283,11 +293,11 @@ mod tests {
         certificate.server_config().unwrap();
         let first = leaf(&certificate);
         write_pair(&folder);
-        certificate.reread();
+        certificate.reread().unwrap();
         let second = leaf(&certificate);
         assert_ne!(first, second);
         std::fs::write(&chain, "rubbish").unwrap();
-        certificate.reread();
+        assert!(certificate.reread().is_err());
         assert_eq!(leaf(&certificate), second);
         std::fs::remove_dir_all(folder).unwrap();
     }

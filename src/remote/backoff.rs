@@ -197,10 +197,10 @@ impl Backoff {
     }
 
     /// Writes down the changes, one short write for all of them. Called now and then, and at the end.
-    pub async fn flush(&self) {
+    pub async fn flush(&self) -> crate::store::Result<()> {
         let unsaved = self.book().unsaved.drain();
         if unsaved.is_empty() {
-            return;
+            return Ok(());
         }
         self.0.due.written(unsaved.len());
         let written = self.0.store.write(move |write| {
@@ -209,9 +209,8 @@ impl Backoff {
             }
             Ok::<_, crate::store::Error>(())
         });
-        if let Err(error) = written.await {
-            tracing::warn!(%error, "which servers to leave alone could not be written down");
-        }
+        written.await?;
+        Ok(())
     }
 
     fn book(&self) -> MutexGuard<'_, Book> {
@@ -362,14 +361,14 @@ mod tests {
             clock.advance(Duration::from_millis(retry_after_ms + 1));
         }
         one.failure(&server, true, None);
-        one.flush().await;
+        one.flush().await.unwrap();
         let again = backoff(&store, &clock);
         assert!(matches!(again.check(&server, true).await, Err(Failed::BackingOff { .. })));
         // A 404 used to count as a sign of health.
         again.answered(false);
         assert!(matches!(again.check(&server, true).await, Err(Failed::BackingOff { .. })));
         again.success(&server, true);
-        again.flush().await;
+        again.flush().await.unwrap();
         assert!(backoff(&store, &clock).check(&server, true).await.is_ok());
     }
 

@@ -14,7 +14,7 @@ use std::time::Duration;
 use ruma::OwnedServerName;
 
 use super::Remote;
-use crate::base;
+use crate::base::{self, Worker};
 use crate::store::tables::room::member;
 use crate::store::tables::server::{self, Standing, signing_key};
 use crate::store::{self, Read, Write, WriteError};
@@ -122,17 +122,21 @@ impl Keep {
 
 impl Remote {
     /// Sweeps both tables when due. A database that cannot be read or written is left for the next time.
-    pub(super) async fn sweep_if_due(&self) {
+    pub(super) async fn sweep_if_due(&self, worker: &Worker) {
         if !self.0.due.is_now(self.0.clock.now_ms()) {
             return;
         }
         for (table, most, days_max) in
             [(Table::Keys, KEYS_MAX, DAYS_MAX + 1), (Table::Standings, STANDINGS_MAX, STANDING_DAYS_MAX)]
         {
+            worker.works_on(format_args!("forgetting {table:?} of servers long not seen"));
             match self.sweep(table, most, days_max).await {
                 Ok(0) => {}
                 Ok(removed) => tracing::info!(?table, removed, "what was known of servers long not seen is forgotten"),
-                Err(error) => tracing::warn!(%error, "what is known of other servers could not be swept"),
+                Err(error) => {
+                    tracing::warn!(%error, "what is known of other servers could not be swept");
+                    worker.failed(error);
+                }
             }
         }
     }

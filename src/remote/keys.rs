@@ -18,6 +18,7 @@ use lru::LruCache;
 use parking_lot::Mutex;
 use ruma::{OwnedServerName, ServerName};
 use serde::Deserialize;
+use tracing::Instrument;
 
 use super::{Failed, Options, Remote, json_stream};
 use crate::base::{self, Shares};
@@ -350,14 +351,12 @@ impl Keys {
     }
 
     /// Fetches the keys noted by [`Keys::renew_soon`], a few at a time. Called now and then; bounded by
-    /// [`RENEWALS_MAX`].
-    pub(super) async fn renew(&self) {
+    /// [`RENEWALS_MAX`]. Answers how many servers gave theirs.
+    pub(super) async fn renew(&self) -> store::Result<u64> {
         let waiting = std::mem::take(&mut self.book().renewals.lock().waiting);
         let mut lacking: Lacking = waiting.into_iter().map(|server| (server, BTreeSet::new())).collect();
         // A server that does not answer now is asked again when its key is needed.
-        if let Err(error) = self.ask_directly(&mut lacking, RENEWALS_AT_ONCE).await {
-            tracing::warn!(%error, "signing keys could not be renewed");
-        }
+        Ok(self.ask_directly(&mut lacking, RENEWALS_AT_ONCE).await?.len() as u64)
     }
 
     /// Asks each server itself, a few at once. Returns the servers that answered.
@@ -373,7 +372,7 @@ impl Keys {
                 && let Some(server) = servers.pop()
             {
                 let keys = self.clone();
-                asking.spawn(async move { (keys.ask_one(&server).await, server) });
+                asking.spawn(async move { (keys.ask_one(&server).await, server) }.in_current_span());
             }
             let Some(done) = asking.join_next().await else { return Ok(answered) };
             match done {
@@ -428,7 +427,8 @@ impl Keys {
                 && let Some(batch) = batches.pop()
             {
                 let (keys, notary, voucher) = (self.clone(), notary.clone(), voucher.clone());
-                asking.spawn(async move { (keys.ask_batch(&notary, &voucher, &batch).await, batch) });
+                let asked = async move { (keys.ask_batch(&notary, &voucher, &batch).await, batch) };
+                asking.spawn(asked.in_current_span());
             }
             let Some(done) = asking.join_next().await else { return Ok(()) };
             match done {

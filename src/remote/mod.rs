@@ -40,7 +40,7 @@ pub use self::keys::{Keys, Known};
 pub use self::request::{Answer, Failed, Options, encode};
 pub use self::stream::{Body, StreamLimits};
 use crate::{
-    base::{Clock, Random},
+    base::{Clock, Random, Worker},
     budget::{Account, Budget},
     matrix::sign,
     store::Store,
@@ -193,21 +193,33 @@ impl Remote {
 
     /// Until [`Remote::stop`], now and then closes idle connections, writes backoffs down, renews keys that are in use
     /// and forgets servers long not seen.
-    pub async fn run(&self) {
+    pub async fn run(&self, worker: &Worker) {
         while !self.0.stopped.load(Ordering::Acquire) {
+            worker.idle_for(TIDY);
             tokio::select! {
                 () = self.0.clock.sleep(TIDY) => {}
                 () = self.0.stop.notified() => {}
             }
             self.0.pool.tidy();
-            self.0.backoff.flush().await;
+            worker.works_on("writing down which servers fail");
+            if let Err(error) = self.0.backoff.flush().await {
+                tracing::warn!(%error, "which servers to leave alone could not be written down");
+                worker.failed(error);
+            }
             let keys = self.keys();
+            worker.works_on("renewing signing keys");
             tokio::select! {
-                () = keys.renew() => {}
+                renewed = keys.renew() => match renewed {
+                    Ok(servers) => worker.done(servers),
+                    Err(error) => {
+                        tracing::warn!(%error, "signing keys could not be renewed");
+                        worker.failed(error);
+                    }
+                },
                 () = self.0.stop.notified() => {}
             }
             if !self.0.stopped.load(Ordering::Acquire) {
-                self.sweep_if_due().await;
+                self.sweep_if_due(worker).await;
             }
         }
     }

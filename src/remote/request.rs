@@ -73,6 +73,11 @@ impl Failed {
         Failed::Unreachable { why, silent: false }
     }
 
+    /// The server was not asked, since it or the Internet failed lately.
+    pub fn is_a_pause(&self) -> bool {
+        matches!(self, Failed::BackingOff { .. } | Failed::Offline { .. })
+    }
+
     /// The peer understood and said no: asking the same again will not help.
     pub fn is_refusal(&self) -> bool {
         matches!(self, Failed::Status { status, .. } if (400..500).contains(status) && *status != 429)

@@ -427,7 +427,7 @@ async fn keys_in_use_are_renewed_before_they_run_out() {
     assert!(keys.is_renewal_due(&server, valid_until) && !keys.is_renewal_due(&server, valid_until), "said once");
     keys.renew_soon(&server);
     keys.renew_soon(&server);
-    keys.renew().await;
+    keys.renew().await.unwrap();
     assert_eq!(*asked.lock().unwrap(), 2);
     assert_eq!(keys.cached(&server, "ed25519:k").unwrap().unwrap().valid_until_ms, begin + 2 * day);
     us.clock.advance(Duration::from_secs(3600));

@@ -7,6 +7,7 @@
 mod folder;
 pub mod compact;
 mod greet;
+mod log;
 pub mod ports;
 
 use std::fmt;
@@ -21,7 +22,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::admin::{self, Admin};
-use crate::base::{self, Clock, Random};
+use crate::base::{Clock, Random, Worker, Workers};
 use crate::budget::{self, Budget, Grant, Granted, Profile};
 use crate::client::{self, Client};
 use crate::config::{self, Config};
@@ -70,7 +71,7 @@ fn failed(what: impl fmt::Display, why: impl fmt::Display) -> Failed {
 /// it.
 pub fn run(config: Config, command: &str) -> Result<(), Failed> {
     budget::meter::no_huge_pages();
-    log_to_stderr(&config);
+    log::to_stderr(&config.log);
     let budget = Budget::from_profile(profile(&config)?);
     if let Some(warning) = Granted::now().warning(budget.profile()) {
         tracing::warn!("{warning}");
@@ -133,18 +134,6 @@ pub fn profile(config: &Config) -> Result<Profile, Failed> {
     }
 }
 
-fn log_to_stderr(config: &Config) {
-    use std::io::IsTerminal;
-    use tracing_subscriber::{filter::Targets, layer::SubscriberExt, util::SubscriberInitExt};
-    let filter: Targets = config.log.parse().expect("the config checked it");
-    let lines =
-        tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
-    // An error while logging would be reported on the same closed stderr, and panic.
-    let lines = lines.log_internal_errors(false);
-    // A second server in one process (tests) logs to the first one's log.
-    let _ = tracing_subscriber::registry().with(filter).with(lines).try_init();
-}
-
 /// All parts of the running server.
 pub struct Server {
     pub clock: Clock,
@@ -157,6 +146,7 @@ pub struct Server {
     pub users: Users,
     pub media: Media,
     pub sender: Sender,
+    workers: Workers,
     config: Config,
     router: Arc<Router>,
     /// The routes of the commands, on the socket in the data folder.
@@ -293,11 +283,14 @@ impl Server {
             federation::routes::routes(&mut router, &federation);
         }
 
+        let workers = Workers::default();
         let admin = Arc::new(Admin {
             users: users.clone(),
             rooms: rooms.clone(),
             sender: sender.clone(),
             budget: budget.clone(),
+            clock: clock.clone(),
+            workers: workers.clone(),
         });
         admin::first_routes(&mut router, &admin);
         let mut local = Router::new();
@@ -316,6 +309,7 @@ impl Server {
             users,
             media,
             sender,
+            workers,
             config,
             router: Arc::new(router),
             local: Arc::new(local),
@@ -383,49 +377,56 @@ impl Server {
     /// Starts the background work.
     fn work(&mut self) {
         let (clock, text_bytes) = (self.clock.clone(), self.budget.profile().fixed("text"));
-        let work = move || budget::meter::keep_text_within(clock.clone(), text_bytes);
-        self.endless.push(self.worker("measuring memory", work));
+        self.endless.push(self.worker("memory meter", move |worker| {
+            let clock = clock.clone();
+            async move { budget::meter::keep_text_within(&worker, clock, text_bytes).await }
+        }));
         let remote = self.remote.clone();
-        self.working.push(self.worker("keeping order among other servers", move || {
+        self.working.push(self.worker("known servers", move |worker| {
             let remote = remote.clone();
-            async move { remote.run().await }
+            async move { remote.run(&worker).await }
         }));
         let rooms = self.rooms.clone();
-        self.endless.push(self.worker("sweeping states", move || {
+        self.endless.push(self.worker("state sweep", move |worker| {
             let rooms = rooms.clone();
-            async move { rooms.keep_swept().await }
+            async move { rooms.keep_swept(&worker).await }
         }));
         if self.config.federation.enabled {
             let sender = self.sender.clone();
-            self.working.push(self.worker("sending to other servers", move || {
+            self.working.push(self.worker("federation sender", move |worker| {
                 let sender = sender.clone();
-                async move { sender.run().await }
+                async move { sender.run(&worker).await }
             }));
             let rooms = self.rooms.clone();
-            self.endless.push(self.worker("going on with joins", move || {
+            self.endless.push(self.worker("interrupted joins", move |worker| {
                 let rooms = rooms.clone();
-                async move { rooms.resume_joins().await }
+                async move { rooms.resume_joins(&worker).await }
             }));
         }
-        for certificate in [&self.client_certificate, &self.federation_certificate].into_iter().flatten() {
-            let (certificate, clock) = (certificate.clone(), self.clock.clone());
-            let work = move || certificate.clone().keep_current(clock.clone());
-            self.endless.push(self.worker("reading certificates again", work));
+        let certificates =
+            [("client certificate", &self.client_certificate), ("server certificate", &self.federation_certificate)];
+        let certificates = certificates.map(|(name, certificate)| (name, certificate.clone()));
+        for (name, certificate) in certificates {
+            let (Some(certificate), clock) = (certificate, self.clock.clone()) else { continue };
+            self.endless.push(self.worker(name, move |worker| {
+                let (certificate, clock) = (certificate.clone(), clock.clone());
+                async move { certificate.keep_current(&worker, clock).await }
+            }));
         }
     }
 
-    /// A task that starts its work again after a panic.
+    /// A listed task that starts its work again after a panic.
     fn worker<F: Future<Output = ()> + Send + 'static>(
         &self,
         name: &'static str,
-        work: impl FnMut() -> F + Send + 'static,
+        mut work: impl FnMut(Worker) -> F + Send + 'static,
     ) -> JoinHandle<()> {
-        let (clock, mut stopping) = (self.clock.clone(), self.stopping.subscribe());
+        let (worker, mut stopping) = (self.workers.add(name, &self.clock), self.stopping.subscribe());
         tokio::spawn(async move {
             let stopped = async move {
                 let _ = stopping.wait_for(|stopping| *stopping).await;
             };
-            base::kept_going(name, &clock, stopped, work).await
+            worker.keep_going(stopped, || work(worker.clone())).await
         })
     }
 

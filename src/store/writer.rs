@@ -12,6 +12,7 @@ use std::time::Duration;
 use parking_lot::{Mutex, RwLock};
 use redb::{Database, Durability, ReadableDatabase};
 use tokio::sync::{mpsc, oneshot};
+use tracing::Span;
 
 use super::access::{Get, HASH_KEY_ROW, POSITION_ROW, Read, Write};
 use super::disk::{FREE_BYTES_MIN, Guarded, Medium, Spare};
@@ -446,6 +447,8 @@ impl Ran {
     /// Runs the job; a job that returns an error, fails or panics leaves nothing behind. Fails when the transaction
     /// broke, or when the job's writes cannot be taken back alone.
     fn run(&mut self, w: &mut Write) -> Result<()> {
+        let about = self.job.about().clone();
+        let _about = about.enter();
         let mark = w.mark();
         let outcome = base::caught(|| self.job.run(w)).unwrap_or_else(|panicked| Outcome::Panicked(panicked.say()));
         let failed = match outcome {
@@ -563,6 +566,9 @@ impl Shared {
 
 /// A write job without its types.
 pub(super) trait Job: Send {
+    /// What lines of the log are about that come from this job.
+    fn about(&self) -> &Span;
+
     /// Called once, in the transaction.
     fn run(&mut self, w: &mut Write) -> Outcome;
 
@@ -584,6 +590,7 @@ type Reply<T, E> = std::result::Result<(T, Changes), WriteError<E>>;
 
 /// A job with its types: the closure, then its result, then the answer.
 pub(super) struct Typed<F, T, E> {
+    about: Span,
     work: Option<F>,
     result: Option<std::result::Result<T, E>>,
     reply: oneshot::Sender<Reply<T, E>>,
@@ -597,7 +604,7 @@ where
 {
     pub(super) fn boxed(work: F) -> (Box<dyn Job>, oneshot::Receiver<Reply<T, E>>) {
         let (reply, done) = oneshot::channel();
-        (Box::new(Typed { work: Some(work), result: None, reply }), done)
+        (Box::new(Typed { about: Span::current(), work: Some(work), result: None, reply }), done)
     }
 }
 
@@ -607,6 +614,10 @@ where
     T: Send + 'static,
     E: Send + 'static,
 {
+    fn about(&self) -> &Span {
+        &self.about
+    }
+
     fn run(&mut self, w: &mut Write) -> Outcome {
         let Some(work) = self.work.take() else { return Outcome::Refused };
         let result = work(w);

@@ -130,9 +130,12 @@ fn the_first_minute() {
     let other = good(folder, &["budget", "--budget", "pi-5"], "");
     assert!(other.contains("512.00 MiB") && !other.contains("resident at most"), "{other}");
     good(folder, &["rooms"], "");
+    let workers = good(folder, &["workers"], "");
+    assert!(workers.contains("federation sender ") && workers.contains("state sweep "), "{workers}");
     assert!(bad(folder, &["rooms", "cancel", "!no:b.example"], "").contains("no join of !no:b.example is under way"));
     assert!(bad(folder, &["compact"], "").contains("the server is running: stop it first"));
     server.stop();
+    assert!(bad(folder, &["workers"], "").contains("the server is not running"));
     assert!(good(folder, &["compact"], "").contains("The database took "));
     assert!(good(folder, &["user", "add", "carol"], "\n").contains("The password is "));
     good(folder, &["user", "admin", "carol"], "");

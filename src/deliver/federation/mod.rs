@@ -23,13 +23,14 @@ use ruma::{OwnedServerName, ServerName};
 use sha2::{Digest, Sha256};
 use tokio::{sync::Notify, task::JoinSet};
 
-use crate::base::{self, Clock, Random};
+use crate::base::{self, Clock, Random, Worker};
 use crate::budget::{Account, Budget, Grant};
 use crate::feed::Feed;
 use crate::matrix::json::partial;
 use crate::remote::{Failed, Options, Remote};
 use crate::store::{self, Position, Store};
 use destinations::{Destinations, FORGET_MS, LAG_BYTES};
+use tracing::Instrument;
 use transaction::Unit;
 
 pub mod destinations;
@@ -95,6 +96,8 @@ struct Report {
     from: Position,
     /// The server will not take the content between `from` and here, however often it is sent.
     left_out: Option<Position>,
+    /// Transactions it took.
+    sent: u64,
     failed: Option<Failed>,
 }
 
@@ -125,8 +128,8 @@ impl Sender {
     }
 
     /// Works until [`Sender::stop`]; positions are written down before it returns. After a database error it tries
-    /// again after a while.
-    pub async fn run(&self) {
+    /// again after a while. A unit of the worker is a transaction that a server took.
+    pub async fn run(&self, worker: &Worker) {
         let mut new_rows = self.0.feed.outbound();
         let mut book = loop {
             let (store, account) = (self.0.store.clone(), self.0.account.clone());
@@ -134,6 +137,7 @@ impl Sender {
                 Ok(book) => break book,
                 Err(error) => {
                     tracing::error!(%error, "the outbound log cannot be read");
+                    worker.failed(error);
                     self.0.clock.sleep(FLUSH).await;
                 }
             }
@@ -147,6 +151,7 @@ impl Sender {
             new_rows.borrow_and_update();
             let more = self.look(&mut book).await.unwrap_or_else(|error| {
                 tracing::error!(%error, "the outbound log cannot be read, or not be written to");
+                worker.failed(error);
                 false
             });
             self.start(&mut book, &mut working);
@@ -156,9 +161,20 @@ impl Sender {
                 flush_at = self.0.clock.instant() + FLUSH;
             }
             let pause = if more { Duration::ZERO } else { self.pause(&book, flush_at, working.len()) };
+            match working.len() {
+                0 => worker.idle_for(pause),
+                1 => worker.works_on("a transaction to 1 server"),
+                servers => worker.works_on(format_args!("transactions to {servers} servers")),
+            }
             tokio::select! {
                 biased;
-                Some(Ok(report)) = working.join_next() => self.settle(&mut book, report),
+                Some(Ok(report)) = working.join_next() => {
+                    worker.done(report.sent);
+                    if let Some(failed) = report.failed.as_ref().filter(|failed| !failed.is_a_pause()) {
+                        worker.failed(format_args!("{}: {failed}", report.server));
+                    }
+                    self.settle(&mut book, report);
+                }
                 _ = new_rows.changed() => {}
                 () = self.0.stop.notified() => {}
                 () = self.0.remote.backoff().back_online() => self.resume(&mut book),
@@ -226,7 +242,8 @@ impl Sender {
             let (sender, since_ms, doubtful) = (self.clone(), lag.since_ms, lag.doubtful);
             // Not beyond the noted rows: the server would get the rest twice.
             let rows = lag.from..book.reader.max(lag.newest);
-            working.spawn(async move {
+            let span = tracing::info_span!("delivery", server = name.as_str());
+            let bringing_up = async move {
                 let (server, from) = (name.clone(), rows.start);
                 let report =
                     base::caught_in(Box::pin(async move { sender.bring_up(name, rows, since_ms, doubtful).await }));
@@ -235,9 +252,10 @@ impl Sender {
                     let reason = panicked.say();
                     tracing::error!(%server, "sending to a server panicked: {reason}");
                     let failed = Some(Failed::BadAnswer(format!("a panic: {reason}")));
-                    Report { server, from, left_out: None, failed }
+                    Report { server, from, left_out: None, sent: 0, failed }
                 })
-            });
+            };
+            working.spawn(bringing_up.instrument(span));
         }
     }
 
@@ -246,7 +264,7 @@ impl Sender {
     /// since the bound only shrinks. An unusable answer counts as a failure only for a server that was already
     /// doubtful: the first may be a restart.
     async fn bring_up(&self, server: OwnedServerName, rows: Range<Position>, since_ms: u64, doubtful: bool) -> Report {
-        let mut report = Report { server, from: rows.start, left_out: None, failed: None };
+        let mut report = Report { server, from: rows.start, left_out: None, sent: 0, failed: None };
         let (mut items_max, mut turns) = (transaction::PDUS_MAX + transaction::EDUS_MAX, 0);
         while turns < TURN {
             let unit = match self.unit(&report.server, report.from..rows.end, since_ms, items_max).await {
@@ -272,6 +290,7 @@ impl Sender {
                 break;
             }
             report.from = reached;
+            report.sent += u64::from(items > 0);
             turns += 1;
             if !more {
                 break;

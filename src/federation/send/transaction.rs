@@ -11,6 +11,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 use tokio::task::JoinSet;
+use tracing::Instrument;
 
 use super::edu::take_edu;
 use super::{REMEMBERED_BYTES_MAX, REMEMBERED_MAX, REMEMBERED_STRANGERS_MAX};
@@ -99,7 +100,8 @@ pub(super) async fn take(
     let mut taking = JoinSet::new();
     for (room, pdus) in rooms {
         let (federation, origin) = (federation.clone(), origin.to_owned());
-        taking.spawn(async move {
+        let span = tracing::info_span!("events", room = room.as_str());
+        let receiving = async move {
             let receiving = base::caught_in(Box::pin(federation.rooms.receive(&origin, &room, pdus, until))).await;
             receiving.unwrap_or_else(|panicked| {
                 // These events are fetched again later as missing ones. If refused, the whole transaction would come
@@ -107,7 +109,8 @@ pub(super) async fn take(
                 tracing::error!(%origin, room_id = %room, "taking a server's events panicked: {}", panicked.say());
                 Ok(Default::default())
             })
-        });
+        };
+        taking.spawn(receiving.instrument(span));
     }
     let (mut outcomes, mut put_off) = (Map::new(), None);
     while let Some(done) = taking.join_next().await {

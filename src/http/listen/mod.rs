@@ -19,7 +19,7 @@ use super::request::{Peer, Request, Tools};
 use super::route::Router;
 use super::tls::{HTTP_1, HTTP_2};
 use super::{ErrorResponse, HeaderMap};
-use crate::base::{Clock, kept_going};
+use crate::base::{Clock, Worker};
 use crate::budget::{Account, Budget, Grant};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
@@ -159,9 +159,10 @@ impl HttpServer {
     pub async fn serve(self: Arc<Self>, listener: Listener, router: Arc<Router>) {
         let mut phase = self.phase.subscribe();
         let accepting = || self.accept_all(&listener, &router);
+        let worker = Worker::new("accepting connections", &self.clock);
         tokio::select! {
             _ = phase.wait_for(|phase| *phase != Phase::Open) => {}
-            () = kept_going("accepting connections", &self.clock, std::future::pending(), accepting) => {}
+            () = worker.keep_going(std::future::pending(), accepting) => {}
         }
     }
 

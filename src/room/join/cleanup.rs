@@ -2,6 +2,8 @@
 
 use std::ops::ControlFlow;
 
+use tracing::Instrument;
+
 use super::error::JoinError;
 use super::{Error, Join, Phase};
 use crate::base;
@@ -26,12 +28,13 @@ impl Join<'_> {
         self.progress.enter(Phase::Cleaning);
         let store = self.rooms.0.parts.store.clone();
         // The room is there: the client does not wait for the cleaning.
-        tokio::spawn(async move {
+        let cleaning = async move {
             let done = base::blocking(move || clean(&store, num, journal.batches, left_out));
             if let Err(stop) = done.await {
                 tracing::warn!(%stop, "the log of a finished join is removed at the next start");
             }
-        });
+        };
+        tokio::spawn(cleaning.in_current_span());
         Ok(())
     }
 

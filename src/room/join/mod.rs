@@ -46,7 +46,7 @@ use self::progress::{Phase, Progress};
 use self::stage::Stager;
 use super::error::{Error, Result};
 use super::{Joining, Rooms};
-use crate::base;
+use crate::base::{self, Worker};
 use crate::budget::Refused;
 use crate::matrix::version;
 use crate::matrix::{Event, RoomVersion};
@@ -64,6 +64,7 @@ use error::JoinError;
 use lane::MemoryLane;
 use list::{Entered, Running, Watched};
 use resume::StoredEvents;
+use tracing::Instrument;
 
 /// Requests for a body before the join is given up; the events received before are kept each time.
 const ATTEMPTS_MAX: u32 = 20;
@@ -100,7 +101,8 @@ pub(super) async fn from_outside(rooms: &Rooms, user: &UserId, room_id: &RoomId,
         Entered::Full => return Err(full(rooms)),
     };
     let (rooms_of, user_of, room_of) = (rooms.clone(), user.to_owned(), room_id.to_owned());
-    let work = base::unbroken(async move {
+    let span = tracing::info_span!("join", room = room_id.as_str(), user = user.as_str());
+    let work = async move {
         let watched = Watched { rooms: &rooms_of, room_id: &room_of };
         let join = Join::new(&rooms_of, &room_of, &user_of, running.progress.clone());
         // Checked again once this join is the only one of the room: another may have ended since the caller looked.
@@ -110,8 +112,8 @@ pub(super) async fn from_outside(rooms: &Rooms, user: &UserId, room_id: &RoomId,
         }
         drop(watched);
         Ok::<_, Error>(is_here.then_some(joining))
-    });
-    match work.await? {
+    };
+    match base::unbroken(work.instrument(span)).await? {
         Some(joining) => Box::pin(rooms.join(user, room_id, joining)).await,
         None => Ok(()),
     }
@@ -150,12 +152,16 @@ impl Rooms {
         }
     }
 
-    /// Resumes joins that a crash or a stop interrupted. `serve` spawns it once.
-    pub async fn resume_joins(&self) {
+    /// Resumes joins that a crash or a stop interrupted. `serve` spawns it once. A unit of the worker
+    /// is a join that went on.
+    pub async fn resume_joins(&self, worker: &Worker) {
         let read = self.reading(|_, read| Ok(join::journals(read)?)).await;
         let journals = match read {
             Ok(journals) => journals,
-            Err(error) => return tracing::warn!(%error, "joins that were interrupted could not be read"),
+            Err(error) => {
+                tracing::warn!(%error, "joins that were interrupted could not be read");
+                return worker.failed(error);
+            }
         };
         // All are on the list before any goes on: a request for one of the rooms waits for its join. Lanes put the
         // joins in order; a join that waits for its resident servers holds none. Where a room has two journals, the
@@ -165,7 +171,8 @@ impl Rooms {
             let mut going_on = JoinSet::new();
             waiting.retain(|(num, journal)| match self.enter_again(journal) {
                 Some((room_id, running)) => {
-                    going_on.spawn(resume_one(self.clone(), *num, room_id, running));
+                    let span = tracing::info_span!("join", room = room_id.as_str(), user = running.user.as_str());
+                    going_on.spawn(resume_one(self.clone(), *num, room_id, running).instrument(span));
                     false
                 }
                 None => true,
@@ -173,7 +180,11 @@ impl Rooms {
             if going_on.is_empty() {
                 return;
             }
-            while going_on.join_next().await.is_some() {}
+            while !going_on.is_empty() {
+                worker.works_on(format_args!("joins that go on: {}", going_on.len()));
+                let _ = going_on.join_next().await;
+                worker.done(1);
+            }
         }
     }
 
@@ -346,7 +357,7 @@ impl<'a> Join<'a> {
             return;
         }
         let (rooms, room_id, user) = (self.rooms.clone(), self.room_id.to_owned(), self.user.to_owned());
-        tokio::spawn(async move {
+        let leaving = async move {
             for resident in residents.into_iter().take(2) {
                 let Ok(server) = OwnedServerName::try_from(resident) else { continue };
                 let content = super::send::member::content_of(Membership::Leave, None);
@@ -355,7 +366,8 @@ impl<'a> Join<'a> {
                     Err(error) => tracing::info!(%server, %room_id, %error, "a failed join could not be taken back"),
                 }
             }
-        });
+        };
+        tokio::spawn(leaving.in_current_span());
     }
 
     async fn through(

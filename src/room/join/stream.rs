@@ -18,6 +18,7 @@ use parking_lot::Mutex;
 use ruma::OwnedServerName;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
+use tracing::Span;
 
 use super::batch::{CheckedBatch, RawBatch};
 use super::check::Checker;
@@ -312,12 +313,14 @@ impl Works {
         for number in 0..lane.workers {
             let (shared, raw_out, done) = (shared.clone(), raw_out.clone(), done.clone());
             let thread = std::thread::Builder::new().name(format!("snug-join-{number}")).stack_size(WORKER_STACK);
-            workers.push(thread.spawn(move || work(&shared, &raw_out, &done))?);
+            let span = Span::current();
+            workers.push(thread.spawn(move || span.in_scope(|| work(&shared, &raw_out, &done)))?);
         }
         let storing = {
             let shared = shared.clone();
             let thread = std::thread::Builder::new().name("snug-join-store".into()).stack_size(WORKER_STACK);
-            thread.spawn(move || store(&shared, done_out, stager))?
+            let span = Span::current();
+            thread.spawn(move || span.in_scope(|| store(&shared, done_out, stager)))?
         };
         let mut fetching = JoinSet::new();
         let (shared_of, keys) = (shared.clone(), checker.keys.keys.clone());

@@ -9,6 +9,7 @@ use std::collections::hash_map::Entry;
 use parking_lot::Mutex;
 use ruma::{OwnedUserId, RoomId, UserId};
 use serde_json::Value;
+use tracing::Instrument;
 
 use crate::room::error::Result;
 use crate::room::send::New;
@@ -58,16 +59,17 @@ impl Rooms {
             return;
         }
         let (rooms, user) = (self.clone(), user.to_owned());
-        tokio::spawn(async move {
+        let renewing = async move {
             loop {
                 let (round, who) = (rooms.clone(), user.clone());
                 // In a task of its own: a round that panics ends no other.
-                let _ = tokio::spawn(async move { round.renew_everywhere(&who).await }).await;
+                let _ = tokio::spawn(async move { round.renew_everywhere(&who).await }.in_current_span()).await;
                 if !rooms.0.renewals.again(&user) {
                     return;
                 }
             }
-        });
+        };
+        tokio::spawn(renewing.in_current_span());
     }
 
     async fn renew_everywhere(&self, user: &UserId) {

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use crate::base;
+use crate::base::{self, Worker};
 use crate::budget::Grant;
 use crate::room::Rooms;
 use crate::room::error::{Error, Result};
@@ -29,17 +29,26 @@ const NODES_A_STEP: usize = 500;
 const PAUSE: Duration = Duration::from_millis(20);
 
 impl Rooms {
-    /// Sweeps now and then, as long as the server runs.
-    pub async fn keep_swept(&self) {
+    /// Sweeps now and then, as long as the server runs. A unit of the worker is a state node
+    /// that was freed.
+    pub async fn keep_swept(&self, worker: &Worker) {
         self.give_up().await;
         let mut pause = FIRST;
         loop {
+            worker.idle_for(pause);
             self.0.parts.clock.sleep(pause).await;
             pause = EVERY;
+            worker.works_on("looking for unused state nodes");
             match self.sweep_if_worthwhile().await {
-                Ok(Some(freed)) => tracing::info!(freed, "state nodes nobody used were freed"),
+                Ok(Some(freed)) => {
+                    tracing::info!(freed, "state nodes nobody used were freed");
+                    worker.done(freed);
+                }
                 Ok(None) => {}
-                Err(failed) => tracing::warn!(%failed, "sweeping states was given up until tomorrow"),
+                Err(failed) => {
+                    tracing::warn!(%failed, "sweeping states was given up until tomorrow");
+                    worker.failed(failed);
+                }
             }
         }
     }
@@ -178,7 +187,7 @@ mod tests {
         assert!(littered > before + NODES_MIN as usize, "{littered}");
         let keeping = tokio::spawn({
             let rooms = house.rooms.clone();
-            async move { rooms.keep_swept().await }
+            async move { rooms.keep_swept(&Worker::new("sweep", &crate::base::Clock::simulated(0))).await }
         });
         in_time(&house, FIRST / 4, talk, || declared(&house)).await;
         // A join that begins only now neither disturbs the sweep nor is disturbed by it.
@@ -240,7 +249,10 @@ mod tests {
         house.store.write(sweep::begin).await.unwrap();
         assert!(declared(&house));
         let rooms = house.rooms.clone();
-        let keeping = tokio::spawn(async move { rooms.keep_swept().await });
+        let keeping =
+            tokio::spawn(
+                async move { rooms.keep_swept(&Worker::new("sweep", &crate::base::Clock::simulated(0))).await },
+            );
         in_time(&house, Duration::from_secs(1), async |_| {}, || !declared(&house)).await;
         keeping.abort();
     }

@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use parking_lot::Mutex;
 use ruma::{OwnedUserId, UserId};
 use sha2::{Digest, Sha256};
+use tracing::Instrument;
 
 use super::Standing;
 use crate::base::{Owner, Shares};
@@ -157,7 +158,7 @@ impl Users {
             }
         }
         let (users, num, device_id) = (self.clone(), requester.user_num, requester.device_id.clone());
-        tokio::spawn(async move {
+        let noting = async move {
             let noted = users
                 .write(move |w| {
                     let Some(mut row) = device::get(w, num, &device_id)? else { return Ok(()) };
@@ -173,7 +174,8 @@ impl Users {
             if let Err(failed) = noted {
                 tracing::debug!("when a device was last seen could not be written: {failed}");
             }
-        });
+        };
+        tokio::spawn(noting.in_current_span());
     }
 }
 

@@ -8,6 +8,7 @@ use serde::Serialize;
 use serde_json::Value;
 use serde_json::value::{RawValue, to_raw_value};
 use tokio::task::JoinSet;
+use tracing::Instrument;
 
 use super::key_query::{ANSWER_BYTES, ASKED_AT_ONCE, QUESTION_TIMEOUT, each_in, is_too_deep};
 use super::key_query::{Viewer, each_of, failure, price};
@@ -96,11 +97,12 @@ impl Users {
                 && let Some((server, claims)) = left.next()
             {
                 let users = self.clone();
-                asked.spawn(async move {
+                let asking = async move {
                     let body = serde_json::to_vec(&BTreeMap::from([("one_time_keys", &claims)])).unwrap_or_default();
                     let answer = users.ask(&server, "/_matrix/federation/v1/user/keys/claim", body, timeout).await;
                     (server, claims, answer)
-                });
+                };
+                asked.spawn(asking.in_current_span());
             }
             let Some(done) = asked.join_next().await else { return };
             let Ok((server, claims, answer)) = done else { continue };

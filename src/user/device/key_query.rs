@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
+use tracing::Instrument;
 
 use crate::base::blocking;
 use crate::budget::{Grant, parsed_bytes_max};
@@ -187,13 +188,14 @@ impl Users {
                     continue;
                 }
                 let users_here = self.clone();
-                asked.spawn(async move {
+                let asking = async move {
                     let wanted: BTreeMap<_, _> = users.iter().map(|(user, devices)| (user, devices)).collect();
                     let body = serde_json::to_vec(&BTreeMap::from([("device_keys", wanted)])).unwrap_or_default();
                     let path = "/_matrix/federation/v1/user/keys/query";
                     let answer = users_here.ask(&server, path, body, timeout).await;
                     (server, users, answer)
-                });
+                };
+                asked.spawn(asking.in_current_span());
             }
             let Some(done) = asked.join_next().await else { return };
             let Ok((server, mut users, answer)) = done else { continue };
