@@ -19,8 +19,10 @@
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
-use ruma::{OwnedServerName, ServerName};
+use ruma::{OwnedServerName, RoomId, ServerName};
+use serde_json::value::RawValue;
 
 use crate::base::{self, Clock, KeyedLock, Random};
 use crate::budget::Budget;
@@ -151,6 +153,28 @@ impl Rooms {
         Ok(found)
     }
 
+    /// Receives events of one room that `origin` sent in a transaction. Each is handled by itself: a refused event does
+    /// not keep the others out. An event that cannot be read has no id and is left out of the answer. Fails only where
+    /// [`Error::is_passing`]: then the same events should come again, and those that were appended are known by then.
+    /// Other servers are waited for `until` then, on the clock of spans.
+    ///
+    /// Call it in a task of its own: an append that was begun must be finished.
+    pub async fn receive(
+        &self,
+        origin: &ServerName,
+        room_id: &RoomId,
+        pdus: Vec<Box<RawValue>>,
+        until: Duration,
+    ) -> Result<Vec<receive::Outcome>> {
+        let id = room_id.to_owned();
+        let resident = self.reading(move |_, read| Ok(state::known(read, id.as_str())?.is_resident()));
+        match resident.await {
+            Ok(true) => receive::receive(self, origin, room_id, pdus, until).await,
+            Err(failed) if failed.is_passing() => Err(failed),
+            _ => handshake::invite::receive_ends(self, origin, room_id, pdus).await,
+        }
+    }
+
     /// Waits for a room's lock. Never wait for a grant or another server while holding the guard.
     async fn lock(&self, room: RoomNum) -> lock::Guard {
         self.0.locks.lock(room).await
@@ -194,11 +218,5 @@ impl Rooms {
     ) -> Result<T> {
         let rooms = self.clone();
         base::blocking(move || work(&rooms, &rooms.read()?)).await
-    }
-
-    /// Finishes `work` even when the request is cancelled: a lock released between judging and writing would fork the
-    /// room.
-    async fn unbroken<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> T {
-        base::unbroken(work).await
     }
 }

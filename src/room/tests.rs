@@ -13,6 +13,10 @@ use super::*;
 use crate::base::{Clock, Random};
 use crate::matrix::{Event, version};
 use crate::remote::{Remote, RemoteOptions};
+use crate::room::handshake::invite;
+use crate::room::handshake::out_of_band;
+use crate::room::membership::profile;
+use crate::room::send;
 use crate::store::tables::room::event;
 use crate::store::tables::room::{self, member, receipt, timeline, unread};
 use crate::store::tables::room::{event_row, user_room};
@@ -106,7 +110,7 @@ impl House {
     /// An invite from another server to a room without members here.
     pub async fn invited_outside(&self, user: &UserId, room: &RoomId, stripped: Value) {
         let stripped = stripped.to_string().into_bytes();
-        self.rooms.set_outside(user, room, "11", Membership::Invite, stripped).await.unwrap();
+        out_of_band::record(&self.rooms, user, room, "11", Membership::Invite, stripped).await.unwrap();
     }
 
     pub fn read(&self) -> Read {
@@ -424,13 +428,14 @@ async fn a_redaction_waits_for_its_target() {
         content,
         redacts,
     };
-    let target = house.rooms.build(&read, &known_room, new("m.room.message", json!({ "body": "x" }), None)).unwrap();
+    let target =
+        send::build(&house.rooms, &read, &known_room, new("m.room.message", json!({ "body": "x" }), None)).unwrap();
     let id = target.event.id().to_owned();
     let redaction =
-        house.rooms.build(&read, &known_room, new("m.room.redaction", json!({}), Some(id.clone()))).unwrap();
+        send::build(&house.rooms, &read, &known_room, new("m.room.redaction", json!({}), Some(id.clone()))).unwrap();
     // Somebody without the right to had theirs pushed in front of hers, which was forgotten.
     let other = send::New { sender: ben.clone(), ..new("m.room.redaction", json!({}), Some(id.clone())) };
-    let other = house.rooms.build(&read, &known_room, other).unwrap();
+    let other = send::build(&house.rooms, &read, &known_room, other).unwrap();
     let by = redaction.event.id().to_owned();
     let guard = house.rooms.lock(known_room.num).await;
     for event in [redaction.event, other.event, target.event] {
@@ -640,12 +645,12 @@ async fn an_invite_from_outside_is_kept_and_dropped() {
     let anna = house.user("anna").await;
     let room = RoomId::parse("!far:away.example").unwrap();
     let stripped = b"[{}]".to_vec();
-    house.rooms.set_outside(&anna, &room, "11", Membership::Invite, stripped.clone()).await.unwrap();
+    out_of_band::record(&house.rooms, &anna, &room, "11", Membership::Invite, stripped.clone()).await.unwrap();
     let (user, num) = (house.user_num(&anna), house.room_num(&room));
     let mine = user_room::mine(&house.read(), user, num).unwrap().unwrap();
     assert!(mine.outside && mine.membership == Membership::Invite);
     assert_eq!(user_room::stripped(&house.read(), user, num).unwrap(), Some(stripped));
-    house.rooms.drop_outside(&anna, &room, None).await.unwrap();
+    out_of_band::end(&house.rooms, &anna, &room, None).await.unwrap();
     let mine = user_room::mine(&house.read(), user, num).unwrap().unwrap();
     assert!(mine.membership == Membership::Leave && user_room::stripped(&house.read(), user, num).unwrap().is_none());
 }
@@ -660,7 +665,7 @@ async fn invites_from_outside_are_bounded() {
         let sender = format!("@bob:{server}");
         let own = json!([{ "type": "m.room.member", "state_key": anna, "sender": sender, "content": {} }]);
         let stripped = serde_json::to_vec(&own).unwrap();
-        house.rooms.set_outside(&anna, &room, "11", Membership::Invite, stripped).await.unwrap();
+        out_of_band::record(&house.rooms, &anna, &room, "11", Membership::Invite, stripped).await.unwrap();
     };
     let known = |membership: Membership| {
         let (read, mut rooms) = (house.read(), Vec::new());
@@ -708,7 +713,7 @@ async fn an_invite_is_its_senders() {
             { "type": "m.room.member", "state_key": anna, "sender": sender, "content": {} },
         ]);
         let stripped = serde_json::to_vec(&own).unwrap();
-        house.rooms.set_outside(&anna, &room, "11", Membership::Invite, stripped).await.unwrap();
+        out_of_band::record(&house.rooms, &anna, &room, "11", Membership::Invite, stripped).await.unwrap();
     };
     let shown = || {
         let (user, num) = (house.user_num(&anna), house.room_num(&room));
@@ -732,7 +737,7 @@ async fn an_invite_is_its_senders() {
         let version = version::get("11").unwrap();
         let event = crate::matrix::draft::sign_new(version, draft.to_string().as_bytes(), &server, &key).unwrap();
         let event = RawValue::from_string(String::from_utf8(event.to_federation().to_vec()).unwrap()).unwrap();
-        house.rooms.end_outside(&server, &room, event).await
+        invite::end(&house.rooms, &server, &room, event).await
     };
     for other in ["@eve:evil.example", "@bob:friend.example", "@eve:nowhere.example"] {
         assert!(matches!(leave(other).await, Err(Error::NotFound)), "{other}");
@@ -740,13 +745,13 @@ async fn an_invite_is_its_senders() {
     let by_its_sender = leave("@rob:friend.example").await;
     assert!(!matches!(by_its_sender, Err(Error::NotFound)), "refused for its signature, which nobody can check here");
     let by = |id: &str| Some(OwnedUserId::try_from(id).unwrap());
-    house.rooms.drop_outside(&anna, &room, by("@eve:evil.example")).await.unwrap();
+    out_of_band::end(&house.rooms, &anna, &room, by("@eve:evil.example")).await.unwrap();
     assert_eq!(shown().as_deref(), Some("again"));
-    house.rooms.drop_outside(&anna, &room, by("@rob:friend.example")).await.unwrap();
+    out_of_band::end(&house.rooms, &anna, &room, by("@rob:friend.example")).await.unwrap();
     assert_eq!(shown(), None);
     // Over, it stands in nobody's way; and who was asked ends what they like.
     invite("@eve:evil.example", "new").await;
-    house.rooms.drop_outside(&anna, &room, None).await.unwrap();
+    out_of_band::end(&house.rooms, &anna, &room, None).await.unwrap();
     assert_eq!(shown(), None);
 }
 
@@ -764,7 +769,7 @@ async fn strangers_push_out_no_invite_of_a_server_known_here() {
         let own =
             json!([{ "type": "m.room.member", "state_key": anna, "sender": format!("@b:{server}"), "content": {} }]);
         let stripped = serde_json::to_vec(&own).unwrap();
-        house.rooms.set_outside(&anna, &room, "11", Membership::Invite, stripped).await.unwrap();
+        out_of_band::record(&house.rooms, &anna, &room, "11", Membership::Invite, stripped).await.unwrap();
     };
     for n in 0..40 {
         invite(n, "known.example").await;
@@ -819,9 +824,9 @@ async fn an_event_built_before_others_came_follows_what_it_was_built_upon() {
     let (anna, ben) = (house.user("anna").await, house.user("ben").await);
     let room = house.public_room(&anna).await;
     let invite = send::New::state("m.room.member", ben.as_str(), &anna, json!({ "membership": "invite" }));
-    let built = house.rooms.build_for_others(&room, invite).await.unwrap();
+    let built = invite::build_for_others(&house.rooms, &room, invite).await.unwrap();
     house.say(&anna, &room, "meanwhile").await;
-    house.rooms.append_built(built).await.unwrap();
+    invite::append_built(&house.rooms, built).await.unwrap();
     assert_eq!(house.membership(&room, &ben), Some(Membership::Invite));
     assert_eq!(house.row(&room).extremities.len(), 2);
     let after = house.say(&anna, &room, "after").await;
@@ -890,7 +895,7 @@ async fn a_new_name_brings_nobody_back() {
     let named = move |w: &mut Write<'_>| user::set_profile_field(w, num, "displayname", Some(&json!("Benjamin")));
     house.store.write(named).await.map_err(|failed: WriteError<store::Error>| failed.into_inner()).unwrap();
     for room in [&stays, &left, &put_out] {
-        house.rooms.renew_in(&ben, room).await.unwrap();
+        profile::renew_in(&house.rooms, &ben, room).await.unwrap();
     }
     assert_eq!(house.state(&stays, "m.room.member", ben.as_str()).unwrap()["displayname"], "Benjamin");
     for room in [&left, &put_out] {
@@ -900,7 +905,7 @@ async fn a_new_name_brings_nobody_back() {
     // Of a room nobody here is in any more there is nothing to say, and nobody is asked.
     house.rooms.leave(&anna, &stays, None).await.unwrap();
     house.rooms.leave(&ben, &stays, None).await.unwrap();
-    house.rooms.renew_in(&ben, &stays).await.unwrap();
+    profile::renew_in(&house.rooms, &ben, &stays).await.unwrap();
     assert_eq!(house.membership(&stays, &ben), Some(Membership::Leave));
 }
 

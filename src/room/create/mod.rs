@@ -13,8 +13,10 @@ use super::append;
 use super::append::new_event::Append;
 use super::error::{Error, Result};
 use super::send::member::content_of;
+use crate::base;
 use crate::matrix::auth::{self, Lookup};
 use crate::matrix::{Draft, Event, Reject, RoomVersion};
+use crate::room::membership;
 use crate::store::tables::room::event_row::Membership;
 use crate::store::tables::{room, user};
 use plan::{Plan, Preset};
@@ -65,11 +67,11 @@ impl Rooms {
         let (rooms, user) = (self.clone(), creator.to_owned());
         let away: Vec<_> = create.invite.iter().filter(|user| user.server_name() != self.server()).cloned().collect();
         let direct = create.is_direct;
-        self.unbroken(async move {
-            let room_id = rooms.create_here(&user, create).await?;
+        base::unbroken(async move {
+            let room_id = create_here(&rooms, &user, create).await?;
             for target in away {
                 // The room exists already; a user whose server cannot be reached can be invited again from within it.
-                if let Err(failed) = rooms.invite_new(&user, &room_id, &target, direct).await {
+                if let Err(failed) = invite_new(&rooms, &user, &room_id, &target, direct).await {
                     tracing::info!(%target, %room_id, error = %failed, "could not invite into a new room");
                 }
             }
@@ -77,53 +79,53 @@ impl Rooms {
         })
         .await
     }
+}
 
-    async fn invite_new(&self, creator: &UserId, room_id: &RoomId, target: &UserId, direct: bool) -> Result<()> {
-        self.invite_with(creator, room_id, target, invite_content(direct)).await.map(drop)
-    }
+async fn invite_new(rooms: &Rooms, creator: &UserId, room_id: &RoomId, target: &UserId, direct: bool) -> Result<()> {
+    membership::invite_with(rooms, creator, room_id, target, invite_content(direct)).await.map(drop)
+}
 
-    async fn create_here(&self, creator: &UserId, create: Create) -> Result<OwnedRoomId> {
-        let plan = Plan::new(self, creator, create)?;
-        for later_ms in 0..TRIES_MAX {
-            let again = plan.clone();
-            let events = self.reading(move |rooms, read| again.build(rooms, read, later_ms)).await?;
-            let (here, creator) = (self.here(), creator.to_owned());
-            let (alias, public, version) = (plan.alias.clone(), plan.create.public, plan.version);
-            let room_id = events[0].room_id().to_owned();
-            let id = room_id.clone();
-            let made = self
-                .write(move |w| {
-                    if room::num(w, id.as_str())?.is_some() {
-                        return Ok(false);
-                    }
-                    if let Some(alias) = &alias
-                        && room::directory::alias(w, alias)?.is_some()
-                    {
-                        return Err(Error::Taken);
-                    }
-                    let num = room::intern(w, id.as_str(), version.id)?;
-                    if let Some(alias) = &alias {
-                        let creator = user::intern(w, creator.as_str())?;
-                        room::directory::put_alias(w, alias, num, creator)?;
-                    }
-                    for event in events {
-                        append::append(w, &here, Append { outbound: true, ..Append::next(num, event) })?;
-                    }
-                    if public {
-                        let mut row = room::get_of(w, num)?;
-                        row.public = true;
-                        room::directory::set_public(w, num, None, Some(row.joined))?;
-                        room::put(w, num, &row)?;
-                    }
-                    Ok(true)
-                })
-                .await?;
-            if made {
-                return Ok(room_id);
-            }
+async fn create_here(rooms: &Rooms, creator: &UserId, create: Create) -> Result<OwnedRoomId> {
+    let plan = Plan::new(rooms, creator, create)?;
+    for later_ms in 0..TRIES_MAX {
+        let again = plan.clone();
+        let events = rooms.reading(move |rooms, read| again.build(rooms, read, later_ms)).await?;
+        let (here, creator) = (rooms.here(), creator.to_owned());
+        let (alias, public, version) = (plan.alias.clone(), plan.create.public, plan.version);
+        let room_id = events[0].room_id().to_owned();
+        let id = room_id.clone();
+        let made = rooms
+            .write(move |w| {
+                if room::num(w, id.as_str())?.is_some() {
+                    return Ok(false);
+                }
+                if let Some(alias) = &alias
+                    && room::directory::alias(w, alias)?.is_some()
+                {
+                    return Err(Error::Taken);
+                }
+                let num = room::intern(w, id.as_str(), version.id)?;
+                if let Some(alias) = &alias {
+                    let creator = user::intern(w, creator.as_str())?;
+                    room::directory::put_alias(w, alias, num, creator)?;
+                }
+                for event in events {
+                    append::append(w, &here, Append { outbound: true, ..Append::next(num, event) })?;
+                }
+                if public {
+                    let mut row = room::get_of(w, num)?;
+                    row.public = true;
+                    room::directory::set_public(w, num, None, Some(row.joined))?;
+                    room::put(w, num, &row)?;
+                }
+                Ok(true)
+            })
+            .await?;
+        if made {
+            return Ok(room_id);
         }
-        Err(Error::Taken)
     }
+    Err(Error::Taken)
 }
 
 fn invite_content(direct: bool) -> Map<String, Value> {

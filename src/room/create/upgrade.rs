@@ -6,9 +6,11 @@
 use ruma::{OwnedRoomId, OwnedUserId, RoomId, UserId};
 use serde_json::{Map, Value, json};
 
+use crate::base;
 use crate::matrix::auth::{Named, State as _};
 use crate::matrix::{RoomVersion, version};
 use crate::room::error::{Error, Result};
+use crate::room::send;
 use crate::room::send::New;
 use crate::room::state::RoomRef;
 use crate::room::state::event::content;
@@ -60,54 +62,56 @@ impl Rooms {
             Error::bad("M_UNSUPPORTED_ROOM_VERSION", format!("rooms of version {new_version} are not made here"))
         })?;
         let (rooms, user, room_id) = (self.clone(), user.to_owned(), room_id.to_owned());
-        self.unbroken(async move { rooms.move_room(&user, &room_id, version, additional_creators).await }).await
+        base::unbroken(async move { move_room(&rooms, &user, &room_id, version, additional_creators).await }).await
     }
+}
 
-    async fn move_room(
-        &self,
-        user: &UserId,
-        room_id: &RoomId,
-        version: &'static RoomVersion,
-        creators: Vec<OwnedUserId>,
-    ) -> Result<OwnedRoomId> {
-        let (asked, from) = (user.to_owned(), room_id.to_owned());
-        let old = self.reading(move |_, read| old_room(read, &from, &asked, version, creators)).await?;
-        let new = self.create(user, old.create).await?;
-        let content = json!({ "body": "This room has been replaced", "replacement_room": new });
-        self.send_new(room_id, New::state("m.room.tombstone", "", user, content), None).await?;
-        self.move_names(user, room_id, &new).await?;
-        // From here on an error no longer fails the upgrade: the rooms lead to each other.
-        let mut rest = Vec::new();
-        if let Some(alias) = old.canonical_alias {
-            rest.push((room_id, New::state("m.room.canonical_alias", "", user, json!({}))));
-            rest.push((&*new, New::state("m.room.canonical_alias", "", user, alias)));
-        }
-        for (target, reason) in old.bans {
-            let mut content = json!({ "membership": "ban" });
-            if let Some(reason) = reason {
-                content["reason"] = reason.into();
-            }
-            rest.push((&*new, New::state("m.room.member", target.as_str(), user, content)));
-        }
-        rest.extend(old.levels.map(|levels| (&*new, New::state("m.room.power_levels", "", user, levels))));
-        rest.push((room_id, New::state("m.room.power_levels", "", user, old.closed)));
-        for (room, event) in rest {
-            let kind = event.kind.clone();
-            if let Err(failed) = self.send_new(room, event, None).await {
-                tracing::info!(%room, kind, error = %failed, "a part of a room did not move with it");
-            }
-        }
-        if old.public {
-            self.set_public(user, &new, true, true).await?;
-            self.set_public(user, room_id, false, true).await?;
-        }
-        Ok(new)
+async fn move_room(
+    rooms: &Rooms,
+    user: &UserId,
+    room_id: &RoomId,
+    version: &'static RoomVersion,
+    creators: Vec<OwnedUserId>,
+) -> Result<OwnedRoomId> {
+    let (asked, from) = (user.to_owned(), room_id.to_owned());
+    let old = rooms.reading(move |_, read| old_room(read, &from, &asked, version, creators)).await?;
+    let new = rooms.create(user, old.create).await?;
+    let content = json!({ "body": "This room has been replaced", "replacement_room": new });
+    send::send_new(rooms, room_id, New::state("m.room.tombstone", "", user, content), None).await?;
+    move_names(rooms, user, room_id, &new).await?;
+    // From here on an error no longer fails the upgrade: the rooms lead to each other.
+    let mut rest = Vec::new();
+    if let Some(alias) = old.canonical_alias {
+        rest.push((room_id, New::state("m.room.canonical_alias", "", user, json!({}))));
+        rest.push((&*new, New::state("m.room.canonical_alias", "", user, alias)));
     }
+    for (target, reason) in old.bans {
+        let mut content = json!({ "membership": "ban" });
+        if let Some(reason) = reason {
+            content["reason"] = reason.into();
+        }
+        rest.push((&*new, New::state("m.room.member", target.as_str(), user, content)));
+    }
+    rest.extend(old.levels.map(|levels| (&*new, New::state("m.room.power_levels", "", user, levels))));
+    rest.push((room_id, New::state("m.room.power_levels", "", user, old.closed)));
+    for (room, event) in rest {
+        let kind = event.kind.clone();
+        if let Err(failed) = send::send_new(rooms, room, event, None).await {
+            tracing::info!(%room, kind, error = %failed, "a part of a room did not move with it");
+        }
+    }
+    if old.public {
+        rooms.set_public(user, &new, true, true).await?;
+        rooms.set_public(user, room_id, false, true).await?;
+    }
+    Ok(new)
+}
 
-    /// Points the aliases of this server to the new room.
-    async fn move_names(&self, user: &UserId, from: &RoomId, to: &RoomId) -> Result<()> {
-        let (user, from, to) = (user.to_owned(), from.to_owned(), to.to_owned());
-        self.write(move |w| {
+/// Points the aliases of this server to the new room.
+async fn move_names(rooms: &Rooms, user: &UserId, from: &RoomId, to: &RoomId) -> Result<()> {
+    let (user, from, to) = (user.to_owned(), from.to_owned(), to.to_owned());
+    rooms
+        .write(move |w| {
             let (Some(from), Some(to)) = (room::num(w, from.as_str())?, room::num(w, to.as_str())?) else {
                 return Err(Error::NotFound);
             };
@@ -120,7 +124,6 @@ impl Rooms {
             Ok(())
         })
         .await
-    }
 }
 
 fn old_room(

@@ -3,10 +3,13 @@
 use ruma::{OwnedRoomId, OwnedServerName, RoomAliasId, RoomId, UserId};
 use serde_json::Value;
 
+use crate::base;
 use crate::room::Rooms;
 use crate::room::error::{Error, Result};
+use crate::room::send;
 use crate::room::send::New;
 use crate::room::state::known_to_member;
+use crate::room::state::servers;
 use crate::store::tables::room::{self, member};
 use crate::store::tables::user;
 use crate::store::{Get, RoomNum};
@@ -26,7 +29,7 @@ pub struct Resolved {
 impl Rooms {
     /// Points a new alias of this server at a room the user is in.
     pub async fn set_alias(&self, user: &UserId, alias: &RoomAliasId, room_id: &RoomId) -> Result<()> {
-        self.check_ours(alias)?;
+        check_ours(self, alias)?;
         let (user_id, alias, room_id) = (user.to_owned(), alias.to_owned(), room_id.to_owned());
         self.write(move |w| {
             let room = known_to_member(w, &room_id)?;
@@ -48,7 +51,7 @@ impl Rooms {
     /// Removes an alias. Allowed to its creator and to users who may set the room's canonical alias; with `is_admin`
     /// always.
     pub async fn remove_alias(&self, user: &UserId, alias: &RoomAliasId, is_admin: bool) -> Result<()> {
-        self.check_ours(alias)?;
+        check_ours(self, alias)?;
         let (by, gone) = (user.to_owned(), alias.to_owned());
         let room = self.write(move |w| {
             let (user, alias) = (by, gone);
@@ -61,39 +64,22 @@ impl Rooms {
             Ok(room)
         });
         let room = room.await?;
-        if let Err(failed) = self.unlist(room, user, alias).await {
+        if let Err(failed) = unlist(self, room, user, alias).await {
             // The alias is gone all the same; the room names it until a user with the power to do so changes that.
             tracing::debug!(%alias, %failed, "the room still names an alias that was removed");
         }
         Ok(())
     }
 
-    /// Removes a deleted alias from the room's canonical alias event, when the user may.
-    async fn unlist(&self, num: RoomNum, user: &UserId, alias: &RoomAliasId) -> Result<()> {
-        let (asked, gone) = (user.to_owned(), alias.to_owned());
-        let left = self.reading(move |_, read| {
-            let room = crate::room::state::known_num(read, num)?;
-            if !may_list(read, num, &asked)? {
-                return Ok(None);
-            }
-            let content = crate::room::state::event::content(read, &room, CANONICAL_ALIAS)?;
-            Ok(content.and_then(|content| without(content, gone.as_str())).map(|content| (room.row.id, content)))
-        });
-        let Some((room_id, content)) = left.await? else { return Ok(()) };
-        let room_id = OwnedRoomId::try_from(room_id).map_err(|_| Error::NotFound)?;
-        let (rooms, new) = (self.clone(), New::state(CANONICAL_ALIAS, "", user, content));
-        self.unbroken(async move { rooms.send_new(&room_id, new, None).await }).await.map(drop)
-    }
-
     /// The room an alias of this server leads to.
     pub async fn resolve_here(&self, alias: &RoomAliasId) -> Result<Resolved> {
-        self.check_ours(alias).map_err(|_| Error::NotFound)?;
+        check_ours(self, alias).map_err(|_| Error::NotFound)?;
         let alias = alias.to_owned();
         self.reading(move |rooms, read| {
             let (num, _) = room::directory::alias(read, alias.as_str())?.ok_or(Error::NotFound)?;
             let row = room::get_of(read, num)?;
             let room_id = OwnedRoomId::try_from(row.id).map_err(|_| Error::NotFound)?;
-            Ok(Resolved { room_id, servers: rooms.servers_of(read, num)? })
+            Ok(Resolved { room_id, servers: servers::servers_of(rooms, read, num)? })
         })
         .await
     }
@@ -114,12 +100,29 @@ impl Rooms {
         })
         .await
     }
+}
 
-    fn check_ours(&self, alias: &RoomAliasId) -> Result<()> {
-        match alias.server_name() == self.server() {
-            true => Ok(()),
-            false => Err(Error::bad("M_INVALID_PARAM", "that alias is of another server")),
+/// Removes a deleted alias from the room's canonical alias event, when the user may.
+async fn unlist(rooms: &Rooms, num: RoomNum, user: &UserId, alias: &RoomAliasId) -> Result<()> {
+    let (asked, gone) = (user.to_owned(), alias.to_owned());
+    let left = rooms.reading(move |_, read| {
+        let room = crate::room::state::known_num(read, num)?;
+        if !may_list(read, num, &asked)? {
+            return Ok(None);
         }
+        let content = crate::room::state::event::content(read, &room, CANONICAL_ALIAS)?;
+        Ok(content.and_then(|content| without(content, gone.as_str())).map(|content| (room.row.id, content)))
+    });
+    let Some((room_id, content)) = left.await? else { return Ok(()) };
+    let room_id = OwnedRoomId::try_from(room_id).map_err(|_| Error::NotFound)?;
+    let (rooms, new) = (rooms.clone(), New::state(CANONICAL_ALIAS, "", user, content));
+    base::unbroken(async move { send::send_new(&rooms, &room_id, new, None).await }).await.map(drop)
+}
+
+fn check_ours(rooms: &Rooms, alias: &RoomAliasId) -> Result<()> {
+    match alias.server_name() == rooms.server() {
+        true => Ok(()),
+        false => Err(Error::bad("M_INVALID_PARAM", "that alias is of another server")),
     }
 }
 

@@ -12,6 +12,7 @@ use super::error::{Error, Result};
 use super::state::{RoomRef, known, known_num};
 use crate::budget::Grant;
 use crate::matrix::json;
+use crate::room::state;
 use crate::store::tables::room;
 use crate::store::{Get, Read};
 use alias::may_list;
@@ -79,7 +80,7 @@ impl Rooms {
 
     /// Puts a room into the public list or takes it out; for users who may set the room's canonical alias, and admins.
     pub async fn set_public(&self, user: &UserId, room_id: &RoomId, public: bool, is_admin: bool) -> Result<()> {
-        let num = self.num_of(room_id).await.map_err(|_| Error::NotFound)?;
+        let num = state::num_of(self, room_id).await.map_err(|_| Error::NotFound)?;
         let _guard = self.lock(num).await;
         let user = user.to_owned();
         self.write(move |w| {

@@ -14,6 +14,7 @@ use super::receipt::Heard;
 use crate::matrix::Reject;
 use crate::matrix::json::partial;
 use crate::room::Rooms;
+use crate::room::ephemeral::receipt;
 use crate::room::error::{Error, Result};
 use crate::room::state::server_access;
 use crate::store::Get;
@@ -66,7 +67,7 @@ impl Rooms {
             Ok(member::is_joined(read, room.num, num)?.then_some((room.num, num)))
         });
         let Some((room, user)) = found.await? else { return Ok(()) };
-        self.show_typing(room, user, typing.then_some(TYPING), Some(origin)).await.map(drop)
+        receipt::show_typing(self, room, user, typing.then_some(TYPING), Some(origin)).await.map(drop)
     }
 
     /// An `m.receipt` EDU: one write at most, whatever its content.
@@ -74,7 +75,7 @@ impl Rooms {
         let receipts = receipts(content, origin).map_err(|wrong| Reject::shape(wrong.to_string()))?;
         let origin = origin.to_owned();
         let heard = self.reading(move |_, read| heard(read, &origin, receipts)).await?;
-        self.receipts_from_outside(heard).await
+        receipt::receipts_from_outside(self, heard).await
     }
 }
 

@@ -50,14 +50,14 @@ impl Rooms {
     pub async fn set_receipt(&self, user: &UserId, room_id: &RoomId, marker: Marker) -> Result<()> {
         let kind = Kind::of(&marker.kind)
             .ok_or_else(|| Error::bad("M_INVALID_PARAM", format!("{} is no kind of receipt", marker.kind)))?;
-        self.set_markers(user, room_id, vec![(kind, marker.event_id, marker.thread.unwrap_or_default())]).await
+        set_markers(self, user, room_id, vec![(kind, marker.event_id, marker.thread.unwrap_or_default())]).await
     }
 
     pub async fn set_read_markers(&self, user: &UserId, room_id: &RoomId, markers: ReadMarkers) -> Result<()> {
         let all =
             [(Kind::FullyRead, markers.fully_read), (Kind::Read, markers.read), (Kind::Private, markers.read_private)];
         let all = all.into_iter().filter_map(|(kind, id)| id.map(|id| (kind, id, String::new())));
-        self.set_markers(user, room_id, all.collect()).await
+        set_markers(self, user, room_id, all.collect()).await
     }
 
     /// The `m.fully_read` marker of a local user, in a room that user is joined to; none when it was never set.
@@ -76,30 +76,32 @@ impl Rooms {
         let (asked, room) = (user.to_owned(), room_id.to_owned());
         let joined = self.reading(move |_, read| joined(read, &room, &asked));
         let (room, user) = joined.await.map(|(room, user)| (room.num, user))?;
-        if self.show_typing(room, user, length, None).await? {
-            self.tell_typing(room, vec![user], length.is_some()).await?;
+        if show_typing(self, room, user, length, None).await? {
+            tell_typing(self, room, vec![user], length.is_some()).await?;
         }
         Ok(())
     }
+}
 
-    /// Tells the other servers in a room whether local users type.
-    async fn tell_typing(&self, room: RoomNum, users: Vec<UserNum>, typing: bool) -> Result<()> {
-        let edus = self.reading(move |rooms, read| {
-            let mut edus = Vec::with_capacity(users.len());
-            if has_other_servers(read, room, rooms.server())? {
-                let room_id = room::get_of(read, room)?.id;
-                for user in users {
-                    let content = json!({ "room_id": room_id, "user_id": user::id_of(read, user)?, "typing": typing });
-                    edus.push(json!({ "edu_type": "m.typing", "content": content }).to_string().into_bytes());
-                }
+/// Tells the other servers in a room whether local users type.
+async fn tell_typing(rooms: &Rooms, room: RoomNum, users: Vec<UserNum>, typing: bool) -> Result<()> {
+    let edus = rooms.reading(move |rooms, read| {
+        let mut edus = Vec::with_capacity(users.len());
+        if has_other_servers(read, room, rooms.server())? {
+            let room_id = room::get_of(read, room)?.id;
+            for user in users {
+                let content = json!({ "room_id": room_id, "user_id": user::id_of(read, user)?, "typing": typing });
+                edus.push(json!({ "edu_type": "m.typing", "content": content }).to_string().into_bytes());
             }
-            Ok(edus)
-        });
-        let edus = edus.await?;
-        if edus.is_empty() {
-            return Ok(());
         }
-        self.write(move |w| {
+        Ok(edus)
+    });
+    let edus = edus.await?;
+    if edus.is_empty() {
+        return Ok(());
+    }
+    rooms
+        .write(move |w| {
             for edu in edus {
                 post_to_room(w, room, edu)?;
             }
@@ -107,66 +109,67 @@ impl Rooms {
             Ok(())
         })
         .await
-    }
+}
 
-    /// Shows a user as typing, or as stopped, and wakes the users who see it. Answers whether that is a change.
-    /// `server`: the remote user's server. For a local user the other servers get repeats while it lasts, and a notice
-    /// when it ends by itself.
-    pub(in crate::room) async fn show_typing(
-        &self,
-        room: RoomNum,
-        user: UserNum,
-        length: Option<Duration>,
-        server: Option<&ServerName>,
-    ) -> Result<bool> {
-        let set =
-            self.0.typing.set(room, user, length.map(|length| length.min(TYPING_MAX)), server.map(ServerName::as_str));
-        if set.unwatched {
-            let rooms = self.clone();
-            // The task ends when no user types in the room any more, at the latest TYPING_MAX after the last one began.
-            tokio::spawn(async move {
-                while let Some(passed) = rooms.0.typing.watch(room).await {
-                    // A panic is logged and ends only this round: no other task watches the room.
-                    let told = base::caught_in(Box::pin(rooms.typing_passed(room, passed))).await;
-                    if let Ok(Err(error)) = told {
-                        tracing::debug!(%error, "who types could not be told");
-                    }
+/// Shows a user as typing, or as stopped, and wakes the users who see it. Answers whether that is a change.
+/// `server`: the remote user's server. For a local user the other servers get repeats while it lasts, and a notice
+/// when it ends by itself.
+pub async fn show_typing(
+    rooms: &Rooms,
+    room: RoomNum,
+    user: UserNum,
+    length: Option<Duration>,
+    server: Option<&ServerName>,
+) -> Result<bool> {
+    let set =
+        rooms.0.typing.set(room, user, length.map(|length| length.min(TYPING_MAX)), server.map(ServerName::as_str));
+    if set.unwatched {
+        let rooms = rooms.clone();
+        // The task ends when no user types in the room any more, at the latest TYPING_MAX after the last one began.
+        tokio::spawn(async move {
+            while let Some(passed) = rooms.0.typing.watch(room).await {
+                // A panic is logged and ends only this round: no other task watches the room.
+                let told = base::caught_in(Box::pin(typing_passed(&rooms, room, passed))).await;
+                if let Ok(Err(error)) = told {
+                    tracing::debug!(%error, "who types could not be told");
                 }
-            });
-        }
-        if set.changed {
-            self.wake_room(room).await?;
-        }
-        Ok(set.changed)
-    }
-
-    async fn typing_passed(&self, room: RoomNum, passed: Passed) -> Result<()> {
-        if passed.changed {
-            self.wake_room(room).await?;
-        }
-        for (users, typing) in [(passed.ended, false), (passed.repeat, true)] {
-            if !users.is_empty() {
-                self.tell_typing(room, users, typing).await?;
             }
+        });
+    }
+    if set.changed {
+        wake_room(rooms, room).await?;
+    }
+    Ok(set.changed)
+}
+
+async fn typing_passed(rooms: &Rooms, room: RoomNum, passed: Passed) -> Result<()> {
+    if passed.changed {
+        wake_room(rooms, room).await?;
+    }
+    for (users, typing) in [(passed.ended, false), (passed.repeat, true)] {
+        if !users.is_empty() {
+            tell_typing(rooms, room, users, typing).await?;
         }
-        Ok(())
     }
+    Ok(())
+}
 
-    /// Wakes the local members of a room for something that is not stored.
-    async fn wake_room(&self, room: RoomNum) -> Result<()> {
-        let users = self.reading(move |_, read| Ok(local_joined(read, room)?)).await?;
-        self.0.parts.feed.wake(&users);
-        Ok(())
-    }
+/// Wakes the local members of a room for something that is not stored.
+async fn wake_room(rooms: &Rooms, room: RoomNum) -> Result<()> {
+    let users = rooms.reading(move |_, read| Ok(local_joined(read, room)?)).await?;
+    rooms.0.parts.feed.wake(&users);
+    Ok(())
+}
 
-    async fn set_markers(
-        &self,
-        user: &UserId,
-        room_id: &RoomId,
-        markers: Vec<(Kind, OwnedEventId, String)>,
-    ) -> Result<()> {
-        let (user, room_id, here) = (user.to_owned(), room_id.to_owned(), self.here());
-        self.write(move |w| {
+async fn set_markers(
+    rooms: &Rooms,
+    user: &UserId,
+    room_id: &RoomId,
+    markers: Vec<(Kind, OwnedEventId, String)>,
+) -> Result<()> {
+    let (user, room_id, here) = (user.to_owned(), room_id.to_owned(), rooms.here());
+    rooms
+        .write(move |w| {
             let (room, num) = joined_in(w, &room_id, &user)?;
             // Checked before the first put.
             let mut wanted = Vec::with_capacity(markers.len());
@@ -202,25 +205,26 @@ impl Rooms {
             Ok(())
         })
         .await
-    }
+}
 
-    /// Stores receipts of remote users; receipts for unknown users or events are skipped. The caller has checked that
-    /// each is of the server that sent it. One write, when anything is new.
-    pub(in crate::room) async fn receipts_from_outside(&self, heard: Vec<Heard>) -> Result<()> {
-        let news = self.reading(move |_, read| {
-            let mut news = Vec::with_capacity(heard.len());
-            for heard in heard {
-                if let Some(whose) = is_news(read, &heard)? {
-                    news.push((whose, heard));
-                }
+/// Stores receipts of remote users; receipts for unknown users or events are skipped. The caller has checked that
+/// each is of the server that sent it. One write, when anything is new.
+pub async fn receipts_from_outside(rooms: &Rooms, heard: Vec<Heard>) -> Result<()> {
+    let news = rooms.reading(move |_, read| {
+        let mut news = Vec::with_capacity(heard.len());
+        for heard in heard {
+            if let Some(whose) = is_news(read, &heard)? {
+                news.push((whose, heard));
             }
-            Ok(news)
-        });
-        let news = news.await?;
-        if news.is_empty() {
-            return Ok(());
         }
-        self.write(move |w| {
+        Ok(news)
+    });
+    let news = news.await?;
+    if news.is_empty() {
+        return Ok(());
+    }
+    rooms
+        .write(move |w| {
             for (whose, heard) in news {
                 // A newer receipt may have arrived from another server meanwhile.
                 if is_news(w, &heard)?.is_some() {
@@ -230,7 +234,6 @@ impl Rooms {
             Ok(())
         })
         .await
-    }
 }
 
 /// A receipt of a remote user.

@@ -7,13 +7,21 @@ use serde_json::value::RawValue;
 
 use super::out_of_band::may_end;
 use super::{asking, is_unknown_path};
+use crate::base;
 use crate::matrix::scan::{self, Signer};
 use crate::matrix::{Event, Reject, json as text, sign, version};
 use crate::remote::{Failed, encode};
 use crate::room::Rooms;
 use crate::room::append::new_event::Append;
 use crate::room::error::{Error, Result};
+use crate::room::handshake::out_of_band;
+use crate::room::receive::Outcome;
+use crate::room::receive::fetch;
+use crate::room::send;
 use crate::room::send::{Built, New};
+use crate::room::state;
+use crate::room::state::servers;
+use crate::room::state::stripped;
 use crate::room::state::stripped::strip;
 use crate::room::state::{known_num, known_to_member, server_access};
 use crate::store::Read;
@@ -45,138 +53,157 @@ impl Rooms {
             Error::bad("M_INCOMPATIBLE_ROOM_VERSION", message)
         })?;
         let event = Event::from_wire(version, invitation.event.get().as_bytes())?;
-        let target = self.check_invite(origin, id, &invitation, &event)?;
+        let target = check(self, origin, id, &invitation, &event)?;
         let (by, asked, of) = (origin.to_owned(), target.clone(), invitation.room.clone());
         let is_ours = self.reading(move |_, read| {
             server_access::check_acl(read, &by, &of)?;
             is_ours_already(read, &asked, &of)
         });
         let is_ours = is_ours.await?;
-        self.check_signed(&event).await?;
+        fetch::check_signed(self, &event).await?;
         let parts = &self.0.parts;
         let signed = sign::event::add_signature(&event, &parts.server, &parts.key)?;
         let stripped = strip(&invitation.stripped, &event);
         if !is_ours {
-            self.set_outside(&target, &invitation.room, version.id, Membership::Invite, stripped).await?;
+            out_of_band::record(self, &target, &invitation.room, version.id, Membership::Invite, stripped).await?;
         }
         Ok(signed)
     }
+}
 
-    fn check_invite(
-        &self,
-        origin: &ServerName,
-        id: Option<&EventId>,
-        invitation: &Invitation,
-        event: &Event,
-    ) -> Result<OwnedUserId> {
-        let bad = |message: &str| Error::bad("M_INVALID_PARAM", message);
-        if id.is_some_and(|id| id != event.id()) {
-            return Err(bad("the event's id is not the one in the path"));
-        }
-        if event.room_id() != invitation.room {
-            return Err(bad("the event is of another room"));
-        }
-        if event.kind() != "m.room.member" || event.membership().as_deref() != Some("invite") {
-            return Err(bad("the event is no invite"));
-        }
-        if event.sender().server_name() != origin {
-            return Err(Error::forbidden("the invite's sender is of another server"));
-        }
-        let target = event.state_key().and_then(|key| OwnedUserId::try_from(key).ok());
-        match target {
-            Some(target) if target.server_name() == self.0.parts.server => Ok(target),
-            _ => Err(bad("the invite is for nobody of this server")),
+fn check(
+    rooms: &Rooms,
+    origin: &ServerName,
+    id: Option<&EventId>,
+    invitation: &Invitation,
+    event: &Event,
+) -> Result<OwnedUserId> {
+    let bad = |message: &str| Error::bad("M_INVALID_PARAM", message);
+    if id.is_some_and(|id| id != event.id()) {
+        return Err(bad("the event's id is not the one in the path"));
+    }
+    if event.room_id() != invitation.room {
+        return Err(bad("the event is of another room"));
+    }
+    if event.kind() != "m.room.member" || event.membership().as_deref() != Some("invite") {
+        return Err(bad("the event is no invite"));
+    }
+    if event.sender().server_name() != origin {
+        return Err(Error::forbidden("the invite's sender is of another server"));
+    }
+    let target = event.state_key().and_then(|key| OwnedUserId::try_from(key).ok());
+    match target {
+        Some(target) if target.server_name() == rooms.0.parts.server => Ok(target),
+        _ => Err(bad("the invite is for nobody of this server")),
+    }
+}
+
+/// Receives events of a room without members here: the only relevant ones end an invite or a knock. An event that
+/// does not is left out of the answer.
+pub async fn receive_ends(
+    rooms: &Rooms,
+    origin: &ServerName,
+    room_id: &RoomId,
+    pdus: Vec<Box<RawValue>>,
+) -> Result<Vec<Outcome>> {
+    let mut outcomes = Vec::new();
+    for raw in pdus {
+        match end(rooms, origin, room_id, raw).await {
+            Ok(id) => outcomes.push((id, Ok(()))),
+            Err(failed) if failed.is_passing() => return Err(failed),
+            Err(failed) => tracing::debug!(%origin, %room_id, %failed, "an event of a room we are not in"),
         }
     }
+    Ok(outcomes)
+}
 
-    /// Accepts an event for a room we do not participate in. The only relevant events are those that end an invite or a
-    /// knock of a local user: an invite by its sender, a knock by a server involved in it. The event itself is not
-    /// kept.
-    pub async fn end_outside(&self, origin: &ServerName, room_id: &RoomId, raw: Box<RawValue>) -> Result<OwnedEventId> {
-        let (origin, id) = (origin.to_owned(), room_id.to_owned());
-        let read = self.reading(move |rooms, read| {
-            let num = room::num(read, id.as_str())?.ok_or(Error::NotFound)?;
-            let version = version::get(&room::get_of(read, num)?.version).ok_or(Error::NotFound)?;
-            let event = Event::from_wire(version, raw.get().as_bytes())?;
-            let target = event.state_key().and_then(|key| OwnedUserId::try_from(key).ok()).ok_or(Error::NotFound)?;
-            let is_end = event.kind() == "m.room.member"
-                && matches!(event.membership().as_deref(), Some("leave" | "ban"))
-                && event.room_id() == id
-                && event.sender().server_name() == origin;
-            let user = user::num(read, target.as_str())?.ok_or(Error::NotFound)?;
-            match is_end
-                && rooms.outside_of(read, &target, &id)?.contains(&origin)
-                && may_end(read, user, num, &target, event.sender())?
-            {
-                true => Ok((event, target)),
-                false => Err(Error::NotFound),
-            }
-        });
-        let (event, target) = read.await?;
-        self.check_signed(&event).await?;
-        self.drop_outside(&target, room_id, Some(event.sender().to_owned())).await?;
-        Ok(event.id().to_owned())
-    }
-
-    /// Has the invited user's server sign our invite, which makes it known there too. `room_state` is the stripped
-    /// state for the invited user.
-    ///
-    /// Never call it with the room's lock held: the other server may take long.
-    pub(super) async fn sign_invite(&self, event: &Event, room_state: Vec<Box<RawValue>>) -> Result<Event> {
-        let target = event.state_key().and_then(|key| OwnedUserId::try_from(key).ok());
-        let target = target.ok_or_else(|| Reject::shape("the invited user's id is no user id"))?;
-        let server = target.server_name();
-        let signed = self.ask_signature(server, event, room_state).await?;
-        let signed = Event::from_wire(event.version(), signed.get().as_bytes())?;
-        if signed.id() != event.id() || !signed.is_intact() {
-            return Err(Error::Remote(Failed::BadAnswer("the invite came back as another event".to_owned())));
+/// Accepts an event for a room we do not participate in. The only relevant events are those that end an invite or a
+/// knock of a local user: an invite by its sender, a knock by a server involved in it. The event itself is not
+/// kept.
+pub async fn end(rooms: &Rooms, origin: &ServerName, room_id: &RoomId, raw: Box<RawValue>) -> Result<OwnedEventId> {
+    let (origin, id) = (origin.to_owned(), room_id.to_owned());
+    let read = rooms.reading(move |rooms, read| {
+        let num = room::num(read, id.as_str())?.ok_or(Error::NotFound)?;
+        let version = version::get(&room::get_of(read, num)?.version).ok_or(Error::NotFound)?;
+        let event = Event::from_wire(version, raw.get().as_bytes())?;
+        let target = event.state_key().and_then(|key| OwnedUserId::try_from(key).ok()).ok_or(Error::NotFound)?;
+        let is_end = event.kind() == "m.room.member"
+            && matches!(event.membership().as_deref(), Some("leave" | "ban"))
+            && event.room_id() == id
+            && event.sender().server_name() == origin;
+        let user = user::num(read, target.as_str())?.ok_or(Error::NotFound)?;
+        match is_end
+            && servers::out_of_band_of(rooms, read, &target, &id)?.contains(&origin)
+            && may_end(read, user, num, &target, event.sender())?
+        {
+            true => Ok((event, target)),
+            false => Err(Error::NotFound),
         }
-        let theirs = signature_of(&signed, server)?;
-        let signer =
-            Signer { server: server.as_str(), signatures: theirs.iter().map(|(id, s)| (id.as_str(), *s)).collect() };
-        let at_ms = sign::event::key_time(event.version(), event.origin_server_ts());
-        let names: Vec<_> = theirs.iter().map(|(id, _)| (server.to_owned(), id.clone())).collect();
-        let keys = self.0.parts.remote.keys();
-        keys.fetch(&names, at_ms).await?;
-        // A handful of signatures of one event: not worth a thread.
-        sign::event::check_signer(&signer, &event.signed_message(), at_ms, &keys)?;
-        // Our signature must still be on the event; that it is the same event is already checked.
-        sign::event::check_event(&signed, &keys)?;
-        Ok(signed)
-    }
+    });
+    let (event, target) = read.await?;
+    fetch::check_signed(rooms, &event).await?;
+    out_of_band::end(rooms, &target, room_id, Some(event.sender().to_owned())).await?;
+    Ok(event.id().to_owned())
+}
 
-    async fn ask_signature(
-        &self,
-        server: &ServerName,
-        event: &Event,
-        room_state: Vec<Box<RawValue>>,
-    ) -> Result<Box<RawValue>> {
-        #[derive(serde::Deserialize)]
-        struct Signed {
-            event: Box<RawValue>,
+/// Has the invited user's server sign our invite, which makes it known there too. `room_state` is the stripped
+/// state for the invited user.
+///
+/// Never call it with the room's lock held: the other server may take long.
+pub(super) async fn sign(rooms: &Rooms, event: &Event, room_state: Vec<Box<RawValue>>) -> Result<Event> {
+    let target = event.state_key().and_then(|key| OwnedUserId::try_from(key).ok());
+    let target = target.ok_or_else(|| Reject::shape("the invited user's id is no user id"))?;
+    let server = target.server_name();
+    let signed = ask_signature(rooms, server, event, room_state).await?;
+    let signed = Event::from_wire(event.version(), signed.get().as_bytes())?;
+    if signed.id() != event.id() || !signed.is_intact() {
+        return Err(Error::Remote(Failed::BadAnswer("the invite came back as another event".to_owned())));
+    }
+    let theirs = signature_of(&signed, server)?;
+    let signer =
+        Signer { server: server.as_str(), signatures: theirs.iter().map(|(id, s)| (id.as_str(), *s)).collect() };
+    let at_ms = sign::event::key_time(event.version(), event.origin_server_ts());
+    let names: Vec<_> = theirs.iter().map(|(id, _)| (server.to_owned(), id.clone())).collect();
+    let keys = rooms.0.parts.remote.keys();
+    keys.fetch(&names, at_ms).await?;
+    // A handful of signatures of one event: not worth a thread.
+    sign::event::check_signer(&signer, &event.signed_message(), at_ms, &keys)?;
+    // Our signature must still be on the event; that it is the same event is already checked.
+    sign::event::check_event(&signed, &keys)?;
+    Ok(signed)
+}
+
+async fn ask_signature(
+    rooms: &Rooms,
+    server: &ServerName,
+    event: &Event,
+    room_state: Vec<Box<RawValue>>,
+) -> Result<Box<RawValue>> {
+    #[derive(serde::Deserialize)]
+    struct Signed {
+        event: Box<RawValue>,
+    }
+    let target = |api: &str| {
+        let (room, id) = (encode(event.room_id().as_str()), encode(event.id().as_str()));
+        format!("/_matrix/federation/{api}/invite/{room}/{id}")
+    };
+    let raw = std::str::from_utf8(event.to_federation()).map_err(|_| Reject::json("not text"))?;
+    let state: Vec<&str> = room_state.iter().map(|event| event.get()).collect();
+    let (version, state) = (json!(event.version().id), format!("[{}]", state.join(",")));
+    let body = format!("{{\"event\":{raw},\"room_version\":{version},\"invite_room_state\":{state}}}");
+    let remote = &rooms.0.parts.remote;
+    let answer = remote.request(server, Method::PUT, &target("v2"), Some(body.into_bytes()), asking()).await;
+    match answer {
+        Err(failed) if event.version().event_id_in_event() && is_unknown_path(&failed) => {
+            let inner = raw.strip_suffix('}').ok_or_else(|| Reject::json("not an object"))?;
+            let body = format!("{inner},\"unsigned\":{{\"invite_room_state\":{state}}}}}").into_bytes();
+            let answer = remote.request(server, Method::PUT, &target("v1"), Some(body), asking()).await?;
+            let ((_, signed), _paid) = answer.json::<(u16, Signed)>()?;
+            Ok(signed.event)
         }
-        let target = |api: &str| {
-            let (room, id) = (encode(event.room_id().as_str()), encode(event.id().as_str()));
-            format!("/_matrix/federation/{api}/invite/{room}/{id}")
-        };
-        let raw = std::str::from_utf8(event.to_federation()).map_err(|_| Reject::json("not text"))?;
-        let state: Vec<&str> = room_state.iter().map(|event| event.get()).collect();
-        let (version, state) = (json!(event.version().id), format!("[{}]", state.join(",")));
-        let body = format!("{{\"event\":{raw},\"room_version\":{version},\"invite_room_state\":{state}}}");
-        let remote = &self.0.parts.remote;
-        let answer = remote.request(server, Method::PUT, &target("v2"), Some(body.into_bytes()), asking()).await;
-        match answer {
-            Err(failed) if event.version().event_id_in_event() && is_unknown_path(&failed) => {
-                let inner = raw.strip_suffix('}').ok_or_else(|| Reject::json("not an object"))?;
-                let body = format!("{inner},\"unsigned\":{{\"invite_room_state\":{state}}}}}").into_bytes();
-                let answer = remote.request(server, Method::PUT, &target("v1"), Some(body), asking()).await?;
-                let ((_, signed), _paid) = answer.json::<(u16, Signed)>()?;
-                Ok(signed.event)
-            }
-            answer => {
-                let (signed, _paid) = answer?.json::<Signed>()?;
-                Ok(signed.event)
-            }
+        answer => {
+            let (signed, _paid) = answer?.json::<Signed>()?;
+            Ok(signed.event)
         }
     }
 }
@@ -211,42 +238,41 @@ fn is_ours_already(read: &Read, target: &UserId, room_id: &RoomId) -> Result<boo
     }
 }
 
-impl Rooms {
-    pub async fn invite_outside(&self, room_id: &RoomId, new: New) -> Result<OwnedEventId> {
-        let inviter = new.sender.clone();
-        let built = self.build_for_others(room_id, new).await?;
-        let shown = self.shown_state_of(room_id, Some(&inviter)).await?;
-        let event = self.sign_invite(&built.event, shown).await?;
-        self.append_built(Built { event, ..built }).await
-    }
+pub async fn offer(rooms: &Rooms, room_id: &RoomId, new: New) -> Result<OwnedEventId> {
+    let inviter = new.sender.clone();
+    let built = build_for_others(rooms, room_id, new).await?;
+    let shown = stripped::shown_state_of(rooms, room_id, Some(&inviter)).await?;
+    let event = sign(rooms, &built.event, shown).await?;
+    append_built(rooms, Built { event, ..built }).await
+}
 
-    /// Builds an event of ours under the room's lock, to be shown to another server before it is appended.
-    pub(in crate::room) async fn build_for_others(&self, room_id: &RoomId, new: New) -> Result<Built> {
-        let num = self.num_of(room_id).await?;
-        let guard = self.lock(num).await;
-        self.settle_ends(&guard).await?;
-        let room_id = room_id.to_owned();
-        self.reading(move |rooms, read| {
+/// Builds an event of ours under the room's lock, to be shown to another server before it is appended.
+pub async fn build_for_others(rooms: &Rooms, room_id: &RoomId, new: New) -> Result<Built> {
+    let num = state::num_of(rooms, room_id).await?;
+    let guard = rooms.lock(num).await;
+    send::resolve_ends(rooms, &guard).await?;
+    let room_id = room_id.to_owned();
+    rooms
+        .reading(move |rooms, read| {
             let room = known_to_member(read, &room_id)?;
-            rooms.build(read, &room, new)
+            send::build(rooms, read, &room, new)
         })
         .await
-    }
+}
 
-    /// Appends an event of [`Rooms::build_for_others`], perhaps signed by the other server too. The room may have
-    /// changed meanwhile: the event is then judged again by the present state, and still follows the events it was
-    /// built upon.
-    pub(in crate::room) async fn append_built(&self, built: Built) -> Result<OwnedEventId> {
-        let rooms = self.clone();
-        self.unbroken(async move {
-            let guard = rooms.lock(built.room).await;
-            let id = built.event.id().to_owned();
-            let append = rooms.reading(move |_, read| rejudged(read, built)).await?;
-            rooms.append_locked(&guard, append).await?;
-            Ok(id)
-        })
-        .await
-    }
+/// Appends an event of [`Rooms::build_for_others`], perhaps signed by the other server too. The room may have
+/// changed meanwhile: the event is then judged again by the present state, and still follows the events it was
+/// built upon.
+pub async fn append_built(rooms: &Rooms, built: Built) -> Result<OwnedEventId> {
+    let rooms = rooms.clone();
+    base::unbroken(async move {
+        let guard = rooms.lock(built.room).await;
+        let id = built.event.id().to_owned();
+        let append = rooms.reading(move |_, read| rejudged(read, built)).await?;
+        rooms.append_locked(&guard, append).await?;
+        Ok(id)
+    })
+    .await
 }
 
 fn rejudged(read: &crate::store::Read, built: Built) -> Result<Append> {

@@ -20,6 +20,7 @@ use crate::matrix::draft;
 use crate::matrix::json::partial;
 use crate::matrix::{Event, Reject, RoomVersion, version};
 use crate::remote::{Failed, Options, encode};
+use crate::room::state::servers;
 use crate::store::tables::room::event_row::Membership;
 
 pub mod out_of_band;
@@ -60,45 +61,38 @@ impl Verb {
 
 // ---- templates ---------------------------------------------------------------------------------------------------
 
-impl Rooms {
-    /// Asks one server for a membership event's template: `make_join` and its like.
-    pub(super) async fn ask_template(
-        &self,
-        server: &ServerName,
-        verb: Verb,
-        room: &RoomId,
-        user: &UserId,
-    ) -> Result<Template, Failed> {
-        let mut target = format!(
-            "/_matrix/federation/v1/make_{}/{}/{}",
-            verb.as_str(),
-            encode(room.as_str()),
-            encode(user.as_str())
-        );
-        if verb != Verb::Leave {
-            let versions: Vec<_> = version::offered().map(|version| format!("ver={}", version.id)).collect();
-            target = format!("{target}?{}", versions.join("&"));
-        }
-        let answer = self.0.parts.remote.request(server, Method::GET, &target, None, asking()).await?;
-        let (said, paid) = answer.json()?;
-        Template::read(server, said, paid, verb, room, user).map_err(|why| Failed::BadAnswer(why.to_string()))
+/// Asks one server for a membership event's template: `make_join` and its like.
+pub(super) async fn ask_template(
+    rooms: &Rooms,
+    server: &ServerName,
+    verb: Verb,
+    room: &RoomId,
+    user: &UserId,
+) -> Result<Template, Failed> {
+    let mut target =
+        format!("/_matrix/federation/v1/make_{}/{}/{}", verb.as_str(), encode(room.as_str()), encode(user.as_str()));
+    if verb != Verb::Leave {
+        let versions: Vec<_> = version::offered().map(|version| format!("ver={}", version.id)).collect();
+        target = format!("{target}?{}", versions.join("&"));
     }
+    let answer = rooms.0.parts.remote.request(server, Method::GET, &target, None, asking()).await?;
+    let (said, paid) = answer.json()?;
+    Template::read(server, said, paid, verb, room, user).map_err(|why| Failed::BadAnswer(why.to_string()))
+}
 
-    /// Turns a template into our own event: `content` holds the user's fields; everything else is checked already.
-    pub(super) fn sign_template(&self, template: &Template, content: Map<String, Value>) -> Result<Event> {
-        let parts = &self.0.parts;
-        let (content, now_ms) = (Value::from(content), Value::from(parts.clock.now_ms()));
-        let id = Value::from(format!("${}:{}", parts.random.token(18), parts.server));
-        let mut event: BTreeMap<&str, &Value> =
-            template.event.iter().map(|(key, value)| (key.as_str(), value)).collect();
-        event.insert("content", &content);
-        event.insert("origin_server_ts", &now_ms);
-        if template.version.event_id_in_event() {
-            event.insert("event_id", &id);
-        }
-        let raw = serde_json::to_vec(&event).map_err(|error| Reject::json(error.to_string()))?;
-        Ok(draft::sign_new(template.version, &raw, &parts.server, &parts.key)?)
+/// Turns a template into our own event: `content` holds the user's fields; everything else is checked already.
+pub(super) fn sign_template(rooms: &Rooms, template: &Template, content: Map<String, Value>) -> Result<Event> {
+    let parts = &rooms.0.parts;
+    let (content, now_ms) = (Value::from(content), Value::from(parts.clock.now_ms()));
+    let id = Value::from(format!("${}:{}", parts.random.token(18), parts.server));
+    let mut event: BTreeMap<&str, &Value> = template.event.iter().map(|(key, value)| (key.as_str(), value)).collect();
+    event.insert("content", &content);
+    event.insert("origin_server_ts", &now_ms);
+    if template.version.event_id_in_event() {
+        event.insert("event_id", &id);
     }
+    let raw = serde_json::to_vec(&event).map_err(|error| Reject::json(error.to_string()))?;
+    Ok(draft::sign_new(template.version, &raw, &parts.server, &parts.key)?)
 }
 
 impl Template {
@@ -145,100 +139,98 @@ pub fn asking() -> Options {
 
 // ---- leaving and knocking from outside ---------------------------------------------------------------------------
 
-impl Rooms {
-    /// Declines an invite, or takes back a knock, of a room we are not in. The servers involved are told; when none of
-    /// them can be reached, the invite or knock is removed all the same.
-    pub(super) async fn leave_outside(&self, user: &UserId, room: &RoomId, reason: Option<&str>) -> Result<()> {
-        let (asked, of) = (user.to_owned(), room.to_owned());
-        let servers = self.reading(move |rooms, read| rooms.outside_of(read, &asked, &of)).await?;
-        let mut content = Map::from_iter([("membership".to_owned(), json!("leave"))]);
-        if let Some(reason) = reason {
-            content.insert("reason".into(), reason.into());
-        }
-        for server in &servers {
-            match self.leave_through(server, user, room, content.clone()).await {
-                Ok(()) => break,
-                Err(error) => {
-                    tracing::info!(%server, %room, "the server could not be told that {user} leaves: {error}")
-                }
+/// Declines an invite, or takes back a knock, of a room we are not in. The servers involved are told; when none of
+/// them can be reached, the invite or knock is removed all the same.
+pub(super) async fn leave(rooms: &Rooms, user: &UserId, room: &RoomId, reason: Option<&str>) -> Result<()> {
+    let (asked, of) = (user.to_owned(), room.to_owned());
+    let servers = rooms.reading(move |rooms, read| servers::out_of_band_of(rooms, read, &asked, &of)).await?;
+    let mut content = Map::from_iter([("membership".to_owned(), json!("leave"))]);
+    if let Some(reason) = reason {
+        content.insert("reason".into(), reason.into());
+    }
+    for server in &servers {
+        match leave_through(rooms, server, user, room, content.clone()).await {
+            Ok(()) => break,
+            Err(error) => {
+                tracing::info!(%server, %room, "the server could not be told that {user} leaves: {error}")
             }
         }
-        self.drop_outside(user, room, None).await
     }
+    out_of_band::end(rooms, user, room, None).await
+}
 
-    pub(super) async fn leave_through(
-        &self,
-        server: &ServerName,
-        user: &UserId,
-        room: &RoomId,
-        content: Map<String, Value>,
-    ) -> Result<()> {
-        let template = self.ask_template(server, Verb::Leave, room, user).await?;
-        let event = self.sign_template(&template, content)?;
-        self.hand_over(server, Verb::Leave, &event).await.map(drop)
-    }
+pub(super) async fn leave_through(
+    rooms: &Rooms,
+    server: &ServerName,
+    user: &UserId,
+    room: &RoomId,
+    content: Map<String, Value>,
+) -> Result<()> {
+    let template = ask_template(rooms, server, Verb::Leave, room, user).await?;
+    let event = sign_template(rooms, &template, content)?;
+    hand_over(rooms, server, Verb::Leave, &event).await.map(drop)
+}
 
-    /// Knocks at a room through the named servers.
-    pub(super) async fn knock_outside(
-        &self,
-        user: &UserId,
-        room: &RoomId,
-        via: &[OwnedServerName],
-        mut content: Map<String, Value>,
-    ) -> Result<()> {
-        content.insert("membership".into(), "knock".into());
-        let mut failed = Error::NotFound;
-        for server in via.iter().filter(|server| !self.0.parts.remote.is_me(server)).take(SERVERS_MAX) {
-            match self.knock_through(server, user, room, content.clone()).await {
-                Ok((version, stripped)) => {
-                    return self.set_outside(user, room, version, Membership::Knock, stripped).await;
-                }
-                Err(error @ Error::Remote(Failed::Status { status: 403, .. })) => return Err(error),
-                Err(error) => failed = error,
+/// Knocks at a room through the named servers.
+pub(super) async fn knock(
+    rooms: &Rooms,
+    user: &UserId,
+    room: &RoomId,
+    via: &[OwnedServerName],
+    mut content: Map<String, Value>,
+) -> Result<()> {
+    content.insert("membership".into(), "knock".into());
+    let mut failed = Error::NotFound;
+    for server in via.iter().filter(|server| !rooms.0.parts.remote.is_me(server)).take(SERVERS_MAX) {
+        match knock_through(rooms, server, user, room, content.clone()).await {
+            Ok((version, stripped)) => {
+                return out_of_band::record(rooms, user, room, version, Membership::Knock, stripped).await;
             }
+            Err(error @ Error::Remote(Failed::Status { status: 403, .. })) => return Err(error),
+            Err(error) => failed = error,
         }
-        Err(failed)
     }
+    Err(failed)
+}
 
-    async fn knock_through(
-        &self,
-        server: &ServerName,
-        user: &UserId,
-        room: &RoomId,
-        content: Map<String, Value>,
-    ) -> Result<(&'static str, Vec<u8>)> {
-        let template = self.ask_template(server, Verb::Knock, room, user).await?;
-        let event = self.sign_template(&template, content)?;
-        #[derive(serde::Deserialize, Default)]
-        struct Shown {
-            #[serde(default, deserialize_with = "partial::first::<STRIPPED_EVENTS_MAX, _, _>")]
-            knock_room_state: Vec<Box<RawValue>>,
+async fn knock_through(
+    rooms: &Rooms,
+    server: &ServerName,
+    user: &UserId,
+    room: &RoomId,
+    content: Map<String, Value>,
+) -> Result<(&'static str, Vec<u8>)> {
+    let template = ask_template(rooms, server, Verb::Knock, room, user).await?;
+    let event = sign_template(rooms, &template, content)?;
+    #[derive(serde::Deserialize, Default)]
+    struct Shown {
+        #[serde(default, deserialize_with = "partial::first::<STRIPPED_EVENTS_MAX, _, _>")]
+        knock_room_state: Vec<Box<RawValue>>,
+    }
+    let (answer, _paid) = hand_over(rooms, server, Verb::Knock, &event).await?.unzip();
+    // The knock is accepted, whatever the server shows of the room.
+    let shown: Shown = answer.and_then(|answer| serde_json::from_slice(&answer).ok()).unwrap_or_default();
+    Ok((template.version.id, strip(&shown.knock_room_state, &event)))
+}
+
+/// Sends `send_leave` or `send_knock`, whose answers are small. None when the old version of the API was used.
+async fn hand_over(rooms: &Rooms, server: &ServerName, verb: Verb, event: &Event) -> Result<Option<(Vec<u8>, Grant)>> {
+    let target = |api: &str| {
+        let (room, id) = (encode(event.room_id().as_str()), encode(event.id().as_str()));
+        format!("/_matrix/federation/{api}/send_{}/{room}/{id}", verb.as_str())
+    };
+    let api = if verb == Verb::Knock { "v1" } else { "v2" };
+    let content = || Some(event.to_federation().to_vec());
+    let remote = &rooms.0.parts.remote;
+    let answer = match remote.request(server, Method::PUT, &target(api), content(), asking()).await {
+        Err(failed) if verb == Verb::Leave && is_unknown_path(&failed) => {
+            // Version 1 of the API answers `[200, {}]`.
+            remote.request(server, Method::PUT, &target("v1"), content(), asking()).await?;
+            return Ok(None);
         }
-        let (answer, _paid) = self.hand_over(server, Verb::Knock, &event).await?.unzip();
-        // The knock is accepted, whatever the server shows of the room.
-        let shown: Shown = answer.and_then(|answer| serde_json::from_slice(&answer).ok()).unwrap_or_default();
-        Ok((template.version.id, strip(&shown.knock_room_state, &event)))
-    }
-
-    /// Sends `send_leave` or `send_knock`, whose answers are small. None when the old version of the API was used.
-    async fn hand_over(&self, server: &ServerName, verb: Verb, event: &Event) -> Result<Option<(Vec<u8>, Grant)>> {
-        let target = |api: &str| {
-            let (room, id) = (encode(event.room_id().as_str()), encode(event.id().as_str()));
-            format!("/_matrix/federation/{api}/send_{}/{room}/{id}", verb.as_str())
-        };
-        let api = if verb == Verb::Knock { "v1" } else { "v2" };
-        let content = || Some(event.to_federation().to_vec());
-        let remote = &self.0.parts.remote;
-        let answer = match remote.request(server, Method::PUT, &target(api), content(), asking()).await {
-            Err(failed) if verb == Verb::Leave && is_unknown_path(&failed) => {
-                // Version 1 of the API answers `[200, {}]`.
-                remote.request(server, Method::PUT, &target("v1"), content(), asking()).await?;
-                return Ok(None);
-            }
-            other => other?,
-        };
-        Ok(Some(answer.into_parts()))
-    }
+        other => other?,
+    };
+    Ok(Some(answer.into_parts()))
 }
 
 fn is_unknown_path(failed: &Failed) -> bool {

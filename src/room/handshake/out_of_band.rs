@@ -25,28 +25,28 @@ const INVITES_STRANGERS_MAX: usize = 150;
 /// Ended invites and knocks of one user. Older ones are removed.
 const OVER_MAX: usize = 200;
 
-impl Rooms {
-    /// Stores that a local user was invited to, or knocks at, a room without local members. `stripped` is the JSON
-    /// array of stripped state from the other server. `version` is empty when it is not known. An open invite is not
-    /// replaced by one of another server: a server that knows the room's id could otherwise replace a friend's invite
-    /// by its own.
-    pub(in crate::room) async fn set_outside(
-        &self,
-        user: &UserId,
-        room_id: &RoomId,
-        version: &str,
-        membership: Membership,
-        stripped: Vec<u8>,
-    ) -> Result<()> {
-        if stripped.len() > STRIPPED_BYTES_MAX {
-            return Err(Error::TooLarge);
-        }
-        let (user, room_id, version) = (user.to_owned(), room_id.to_owned(), version.to_owned());
-        let (whose, is_invite) = (user.clone(), membership == Membership::Invite);
-        let by = if is_invite { inviting_server(&stripped, &user) } else { String::new() };
-        let inviting = by.clone();
-        let surplus = self.reading(move |_, read| surplus(read, &whose, is_invite.then_some(&*inviting))).await?;
-        self.write(move |w| {
+/// Stores that a local user was invited to, or knocks at, a room without local members. `stripped` is the JSON
+/// array of stripped state from the other server. `version` is empty when it is not known. An open invite is not
+/// replaced by one of another server: a server that knows the room's id could otherwise replace a friend's invite
+/// by its own.
+pub async fn record(
+    rooms: &Rooms,
+    user: &UserId,
+    room_id: &RoomId,
+    version: &str,
+    membership: Membership,
+    stripped: Vec<u8>,
+) -> Result<()> {
+    if stripped.len() > STRIPPED_BYTES_MAX {
+        return Err(Error::TooLarge);
+    }
+    let (user, room_id, version) = (user.to_owned(), room_id.to_owned(), version.to_owned());
+    let (whose, is_invite) = (user.clone(), membership == Membership::Invite);
+    let by = if is_invite { inviting_server(&stripped, &user) } else { String::new() };
+    let inviting = by.clone();
+    let surplus = rooms.reading(move |_, read| surplus(read, &whose, is_invite.then_some(&*inviting))).await?;
+    rooms
+        .write(move |w| {
             if let Some(num) = room::num(w, room_id.as_str())?
                 && room::get_of(w, num)?.status == Status::Resident
             {
@@ -64,7 +64,7 @@ impl Rooms {
                 }
             }
             for invite in surplus.invites {
-                end(w, user, invite)?;
+                remove_rows(w, user, invite)?;
             }
             for over in surplus.over {
                 forget(w, user, over)?;
@@ -86,28 +86,23 @@ impl Rooms {
             Ok(())
         })
         .await
-    }
+}
 
-    /// Ends an invite or knock from outside: declined, taken back, or refused. `inviter`: ends an invite only if that
-    /// user sent it.
-    pub(in crate::room) async fn drop_outside(
-        &self,
-        user: &UserId,
-        room_id: &RoomId,
-        inviter: Option<OwnedUserId>,
-    ) -> Result<()> {
-        let (user_id, room_id) = (user.to_owned(), room_id.to_owned());
-        self.write(move |w| {
+/// Ends an invite or knock from outside: declined, taken back, or refused. `inviter`: ends an invite only if that
+/// user sent it.
+pub async fn end(rooms: &Rooms, user: &UserId, room_id: &RoomId, inviter: Option<OwnedUserId>) -> Result<()> {
+    let (user_id, room_id) = (user.to_owned(), room_id.to_owned());
+    rooms
+        .write(move |w| {
             let (Some(user), Some(num)) = (user::num(w, user_id.as_str())?, room::num(w, room_id.as_str())?) else {
                 return Ok(());
             };
             match inviter {
                 Some(inviter) if !may_end(w, user, num, &user_id, &inviter)? => Ok(()),
-                _ => end(w, user, num),
+                _ => remove_rows(w, user, num),
             }
         })
         .await
-    }
 }
 
 /// Whether a remote user may end a local user's invite or knock: an invite only the user who sent it. For a knock the
@@ -127,7 +122,7 @@ pub(in crate::room) fn may_end(
 }
 
 /// Ends an invite or knock from outside, and notifies the user.
-fn end(w: &mut Write<'_>, user: UserNum, num: RoomNum) -> Result<()> {
+fn remove_rows(w: &mut Write<'_>, user: UserNum, num: RoomNum) -> Result<()> {
     let Some(old) = user_room::mine(w, user, num)?.filter(|mine| mine.outside) else { return Ok(()) };
     let since = w.next_position();
     let mine = Mine { membership: Membership::Leave, since, before: Some(old.membership), ..old };

@@ -99,111 +99,102 @@ pub struct Admitted {
     pub liftable: bool,
 }
 
-impl Rooms {
-    /// Whether a room may be joined, and how far.
-    pub(in crate::room) async fn admit(
-        &self,
-        room_id: &RoomId,
-        user: &UserId,
-        servers: &[OwnedServerName],
-    ) -> Result<Admitted> {
-        self.0.parts.store.check_spare()?;
-        let estimate = self.estimate(room_id, servers).await;
-        let room = room_id.to_owned();
-        let allowed = self.reading(move |_, read| Ok(join::allowed(read, room.as_str())?)).await?;
-        let overridden = allowed.is_some_and(|allowed| allowed.allowed);
-        let known = self.is_partly_known(room_id).await?;
-        let admitted = self.bounds(estimate, overridden, known)?;
-        let policy = *self.0.joins.policy.lock();
-        if overridden || policy == Policy::Allow {
-            return Ok(admitted);
-        }
-        // Where no server gives the size of a room, the join itself shows it.
-        let events_max = admitted.events_max.min(LARGE_EVENTS);
-        let Some(estimate) = estimate.filter(|estimate| estimate.events >= LARGE_EVENTS) else {
-            let liftable = admitted.liftable || events_max < admitted.events_max;
-            return Ok(Admitted { events_max, liftable, ..admitted });
-        };
-        let size = in_words(&estimate);
-        if policy == Policy::Refuse {
-            return Err(too_large(format!(
-                "The room is too large for this server ({size}); it takes rooms of up to {LARGE_EVENTS} events. Its \
-                 owner can allow this one with: snug rooms allow {room_id}"
-            )));
-        }
-        self.note_asked(room_id, user, estimate.events).await?;
-        Err(too_large(format!(
-            "The room is large ({size}), and rooms of more than {LARGE_EVENTS} events wait for an admin of this server, \
-             who can let it in with: snug rooms allow {room_id}"
-        )))
+/// Whether a room may be joined, and how far.
+pub async fn admit(rooms: &Rooms, room_id: &RoomId, user: &UserId, servers: &[OwnedServerName]) -> Result<Admitted> {
+    rooms.0.parts.store.check_spare()?;
+    let estimate = estimate(rooms, room_id, servers).await;
+    let room = room_id.to_owned();
+    let allowed = rooms.reading(move |_, read| Ok(join::allowed(read, room.as_str())?)).await?;
+    let overridden = allowed.is_some_and(|allowed| allowed.allowed);
+    let known = is_partly_known(rooms, room_id).await?;
+    let admitted = admitted(rooms, estimate, overridden, known)?;
+    let policy = *rooms.0.joins.policy.lock();
+    if overridden || policy == Policy::Allow {
+        return Ok(admitted);
     }
-
-    /// The bounds of a join that was admitted before a restart.
-    pub(in crate::room) async fn admit_again(
-        &self,
-        room_id: &RoomId,
-        events_expected: u64,
-        overridden: bool,
-    ) -> Result<Admitted> {
-        let estimate = (events_expected > 0).then(|| Estimate::of_events(events_expected));
-        let known = self.is_partly_known(room_id).await?;
-        self.bounds(estimate, overridden, known)
+    // Where no server gives the size of a room, the join itself shows it.
+    let events_max = admitted.events_max.min(LARGE_EVENTS);
+    let Some(estimate) = estimate.filter(|estimate| estimate.events >= LARGE_EVENTS) else {
+        let liftable = admitted.liftable || events_max < admitted.events_max;
+        return Ok(Admitted { events_max, liftable, ..admitted });
+    };
+    let size = in_words(&estimate);
+    if policy == Policy::Refuse {
+        return Err(too_large(format!(
+            "The room is too large for this server ({size}); it takes rooms of up to {LARGE_EVENTS} events. Its \
+             owner can allow this one with: snug rooms allow {room_id}"
+        )));
     }
+    note_asked(rooms, room_id, user, estimate.events).await?;
+    Err(too_large(format!(
+        "The room is large ({size}), and rooms of more than {LARGE_EVENTS} events wait for an admin of this server, \
+         who can let it in with: snug rooms allow {room_id}"
+    )))
+}
 
-    /// Whether events of the room are here from an earlier stay.
-    async fn is_partly_known(&self, room_id: &RoomId) -> Result<bool> {
-        let room = room_id.to_owned();
-        self.reading(move |_, read| match room::num(read, room.as_str())? {
+/// The bounds of a join that was admitted before a restart.
+pub async fn admit_again(rooms: &Rooms, room_id: &RoomId, events_expected: u64, overridden: bool) -> Result<Admitted> {
+    let estimate = (events_expected > 0).then(|| Estimate::of_events(events_expected));
+    let known = is_partly_known(rooms, room_id).await?;
+    admitted(rooms, estimate, overridden, known)
+}
+
+/// Whether events of the room are here from an earlier stay.
+async fn is_partly_known(rooms: &Rooms, room_id: &RoomId) -> Result<bool> {
+    let room = room_id.to_owned();
+    rooms
+        .reading(move |_, read| match room::num(read, room.as_str())? {
             Some(num) => Ok(room::get(read, num)?.is_some_and(|row| row.events > 0)),
             None => Ok(false),
         })
         .await
-    }
+}
 
-    /// The bounds of memory and disk, which an admin cannot lift.
-    fn bounds(&self, estimate: Option<Estimate>, overridden: bool, known: bool) -> Result<Admitted> {
-        let memory = self.0.parts.budget.account("join").limit().saturating_sub(MEMORY_BYTES_BESIDE);
-        let free = self.0.parts.store.spare_bytes();
-        let by_memory = memory / if known { MEMORY_BYTES_PER_EVENT_KNOWN } else { MEMORY_BYTES_PER_EVENT };
-        let by_disk = free / DISK_BYTES_PER_EVENT / DISK_TENTHS * 10;
-        let events_max = by_memory.min(by_disk);
-        if let Some(estimate) = estimate.filter(|estimate| estimate.events > events_max) {
-            let (size, megabytes) = (in_words(&estimate), free / 1_000_000);
-            return Err(too_large(match by_disk < by_memory {
-                true => format!(
-                    "The room is too large for this server's disk ({size}; {megabytes} MB are free beside the share of the people here)."
-                ),
-                false => format!(
-                    "The room is too large for this server's memory budget ({size}; it can take {by_memory} events). A \
-                     larger budget lifts that."
-                ),
-            }));
-        }
-        let outgrown = match estimate {
-            Some(estimate) if !overridden => (estimate.events * OUTGROWN_TIMES).max(OUTGROWN_EVENTS_MIN),
-            _ => u64::MAX,
-        };
-        let liftable = outgrown < events_max;
-        let events_max = events_max.min(outgrown);
-        Ok(Admitted {
-            liftable,
-            events_expected: estimate.map_or(0, |estimate| estimate.events),
-            events_max,
-            // An event in a body takes some 800 bytes; the bound is twice that, with an allowance for small rooms.
-            body_bytes_max: events_max.saturating_mul(1600).saturating_add(16 << 20),
-            overridden,
-        })
+/// The bounds of memory and disk, which an admin cannot lift.
+fn admitted(rooms: &Rooms, estimate: Option<Estimate>, overridden: bool, known: bool) -> Result<Admitted> {
+    let memory = rooms.0.parts.budget.account("join").limit().saturating_sub(MEMORY_BYTES_BESIDE);
+    let free = rooms.0.parts.store.spare_bytes();
+    let by_memory = memory / if known { MEMORY_BYTES_PER_EVENT_KNOWN } else { MEMORY_BYTES_PER_EVENT };
+    let by_disk = free / DISK_BYTES_PER_EVENT / DISK_TENTHS * 10;
+    let events_max = by_memory.min(by_disk);
+    if let Some(estimate) = estimate.filter(|estimate| estimate.events > events_max) {
+        let (size, megabytes) = (in_words(&estimate), free / 1_000_000);
+        return Err(too_large(match by_disk < by_memory {
+            true => format!(
+                "The room is too large for this server's disk ({size}; {megabytes} MB are free beside the share of the people here)."
+            ),
+            false => format!(
+                "The room is too large for this server's memory budget ({size}; it can take {by_memory} events). A \
+                 larger budget lifts that."
+            ),
+        }));
     }
+    let outgrown = match estimate {
+        Some(estimate) if !overridden => (estimate.events * OUTGROWN_TIMES).max(OUTGROWN_EVENTS_MIN),
+        _ => u64::MAX,
+    };
+    let liftable = outgrown < events_max;
+    let events_max = events_max.min(outgrown);
+    Ok(Admitted {
+        liftable,
+        events_expected: estimate.map_or(0, |estimate| estimate.events),
+        events_max,
+        // An event in a body takes some 800 bytes; the bound is twice that, with an allowance for small rooms.
+        body_bytes_max: events_max.saturating_mul(1600).saturating_add(16 << 20),
+        overridden,
+    })
+}
 
-    /// A room that was taken for smaller has outgrown the size allowed without an admin: the join waits for permission.
-    pub(in crate::room) async fn outgrown(&self, room_id: &RoomId, user: &UserId, admitted: &Admitted) -> Result<()> {
-        self.note_asked(room_id, user, admitted.events_max).await
-    }
+/// A room that was taken for smaller has outgrown the size allowed without an admin: the join waits for permission.
+pub async fn outgrown(rooms: &Rooms, room_id: &RoomId, user: &UserId, admitted: &Admitted) -> Result<()> {
+    note_asked(rooms, room_id, user, admitted.events_max).await
+}
 
-    async fn note_asked(&self, room_id: &RoomId, user: &UserId, events: u64) -> Result<()> {
-        let (room_id, user_id) = (room_id.to_owned(), user.to_string());
-        let at_ms = self.0.parts.clock.now_ms();
-        self.write(move |w| {
+async fn note_asked(rooms: &Rooms, room_id: &RoomId, user: &UserId, events: u64) -> Result<()> {
+    let (room_id, user_id) = (room_id.to_owned(), user.to_string());
+    let at_ms = rooms.0.parts.clock.now_ms();
+    rooms
+        .write(move |w| {
             if join::allowed(w, room_id.as_str())?.is_some() {
                 return Ok(());
             }
@@ -216,20 +207,19 @@ impl Rooms {
             Ok(join::set_allowed(w, room_id.as_str(), Some(&asked))?)
         })
         .await
-    }
+}
 
-    /// The estimate of the resident servers; `None` when none of them gives one.
-    async fn estimate(&self, room_id: &RoomId, servers: &[OwnedServerName]) -> Option<Estimate> {
-        let target = format!("/_matrix/federation/unstable/rooms/{}/complexity", encode(room_id.as_str()));
-        let options = Options { timeout: ASK_TIMEOUT, max_bytes: 4096, insist: true };
-        for server in servers.iter().take(ASKED_MAX) {
-            let answer = self.0.parts.remote.request(server, Method::GET, &target, None, options).await.ok();
-            if let Some(units) = answer.and_then(|answer| partial::member(&answer.body, "v1")) {
-                return Some(Estimate::of_complexity(units));
-            }
+/// The estimate of the resident servers; `None` when none of them gives one.
+async fn estimate(rooms: &Rooms, room_id: &RoomId, servers: &[OwnedServerName]) -> Option<Estimate> {
+    let target = format!("/_matrix/federation/unstable/rooms/{}/complexity", encode(room_id.as_str()));
+    let options = Options { timeout: ASK_TIMEOUT, max_bytes: 4096, insist: true };
+    for server in servers.iter().take(ASKED_MAX) {
+        let answer = rooms.0.parts.remote.request(server, Method::GET, &target, None, options).await.ok();
+        if let Some(units) = answer.and_then(|answer| partial::member(&answer.body, "v1")) {
+            return Some(Estimate::of_complexity(units));
         }
-        None
     }
+    None
 }
 
 /// The room to forget in favour of one that `user_id` asks for: the oldest request of the user with the most requests.

@@ -13,7 +13,9 @@ use crate::matrix::{Event, RoomVersion};
 use crate::remote::{Body, Failed, StreamLimits, encode};
 use crate::room::Joining;
 use crate::room::error::{Error, Result};
+use crate::room::handshake;
 use crate::room::handshake::Verb;
+use crate::room::state::servers;
 use crate::store::tables::room;
 use crate::store::tables::room::event_row::Membership;
 use crate::store::tables::room::join::Journal;
@@ -27,12 +29,13 @@ impl<'a> Join<'a> {
     pub async fn servers(&self, joining: &Joining) -> Result<Vec<OwnedServerName>, JoinError> {
         let mut servers = joining.via.clone();
         let (user, room_id) = (self.user.to_owned(), self.room_id.to_owned());
-        let inviters = self.rooms.reading(move |rooms, read| rooms.outside_of(read, &user, &room_id)).await;
+        let inviters =
+            self.rooms.reading(move |rooms, read| servers::out_of_band_of(rooms, read, &user, &room_id)).await;
         servers.extend(inviters.unwrap_or_default());
         servers.extend(self.room_id.server_name().map(ToOwned::to_owned));
         let room_id = self.room_id.to_owned();
         let left = self.rooms.reading(move |rooms, read| match room::num(read, room_id.as_str())? {
-            Some(num) => rooms.servers_of(read, num),
+            Some(num) => servers::servers_of(rooms, read, num),
             None => Ok(Vec::new()),
         });
         servers.extend(left.await?);
@@ -53,7 +56,7 @@ impl<'a> Join<'a> {
     ) -> Result<(Event, &'static RoomVersion, Vec<OwnedServerName>), JoinError> {
         let mut last = None;
         for at in 0..servers.len() {
-            match self.rooms.ask_template(&servers[at], Verb::Join, self.room_id, self.user).await {
+            match handshake::ask_template(&self.rooms, &servers[at], Verb::Join, self.room_id, self.user).await {
                 Ok(template) => {
                     if template.version.state_res == StateRes::V1 {
                         return Err(JoinError::Room(Error::Bad {
@@ -77,7 +80,7 @@ impl<'a> Join<'a> {
                         .rooms
                         .reading(move |_, read| crate::room::send::member::with_profile(read, &user, content))
                         .await?;
-                    let event = self.rooms.sign_template(&template, content)?;
+                    let event = handshake::sign_template(&self.rooms, &template, content)?;
                     servers.remove(at);
                     servers.insert(0, template.server);
                     return Ok((event, template.version, servers));

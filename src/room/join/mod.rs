@@ -51,6 +51,7 @@ use crate::budget::Refused;
 use crate::matrix::version;
 use crate::matrix::{Event, RoomVersion};
 use crate::remote::Body;
+use crate::room::handshake;
 use crate::store::tables::room;
 use crate::store::tables::room::event_row::{Id, Membership};
 use crate::store::tables::room::join;
@@ -89,14 +90,19 @@ const STOP_PATIENCE: Duration = Duration::from_secs(5);
 const LOG_EVERY: Duration = Duration::from_secs(5);
 
 /// Joins `user` to a room without members here. Returns when the room is there; goes on when the client disconnects.
-pub(super) async fn from_outside(rooms: &Rooms, user: &UserId, room_id: &RoomId, joining: Joining) -> Result<()> {
+/// Where another join of the room came first, `joining` comes back when that is over: the room may be here now.
+pub(super) async fn from_outside(
+    rooms: &Rooms,
+    user: &UserId,
+    room_id: &RoomId,
+    joining: Joining,
+) -> Result<Option<Joining>> {
     let joins = &rooms.0.joins;
     let running = match joins.enter(room_id, user, rooms.0.parts.clock.instant()) {
         Entered::First(running) => running,
         Entered::Behind(mut over) => {
-            // Another user's join of the same room: wait for it, then join as a local member, or try it ourselves.
             let _ = over.wait_for(|over| *over).await;
-            return Box::pin(rooms.join(user, room_id, joining)).await;
+            return Ok(Some(joining));
         }
         Entered::Full => return Err(full(rooms)),
     };
@@ -113,10 +119,7 @@ pub(super) async fn from_outside(rooms: &Rooms, user: &UserId, room_id: &RoomId,
         drop(watched);
         Ok::<_, Error>(is_here.then_some(joining))
     };
-    match base::unbroken(work.instrument(span)).await? {
-        Some(joining) => Box::pin(rooms.join(user, room_id, joining)).await,
-        None => Ok(()),
-    }
+    base::unbroken(work.instrument(span)).await
 }
 
 /// The maximum of joins is under way.
@@ -169,7 +172,7 @@ impl Rooms {
         let mut waiting = journals;
         while !self.0.joins.stopping.load(Relaxed) {
             let mut going_on = JoinSet::new();
-            waiting.retain(|(num, journal)| match self.enter_again(journal) {
+            waiting.retain(|(num, journal)| match enter_again(self, journal) {
                 Some((room_id, running)) => {
                     let span = tracing::info_span!("join", room = room_id.as_str(), user = running.user.as_str());
                     going_on.spawn(resume_one(self.clone(), *num, room_id, running).instrument(span));
@@ -187,13 +190,13 @@ impl Rooms {
             }
         }
     }
+}
 
-    fn enter_again(&self, journal: &Journal) -> Option<(OwnedRoomId, Arc<Running>)> {
-        let (room_id, user) = (RoomId::parse(&journal.room_id).ok()?, UserId::parse(&journal.user_id).ok()?);
-        match self.0.joins.enter(&room_id, &user, self.0.parts.clock.instant()) {
-            Entered::First(running) => Some((room_id, running)),
-            Entered::Behind(_) | Entered::Full => None,
-        }
+fn enter_again(rooms: &Rooms, journal: &Journal) -> Option<(OwnedRoomId, Arc<Running>)> {
+    let (room_id, user) = (RoomId::parse(&journal.room_id).ok()?, UserId::parse(&journal.user_id).ok()?);
+    match rooms.0.joins.enter(&room_id, &user, rooms.0.parts.clock.instant()) {
+        Entered::First(running) => Some((room_id, running)),
+        Entered::Behind(_) | Entered::Full => None,
     }
 }
 
@@ -226,7 +229,7 @@ impl<'a> Join<'a> {
     async fn begin(&self, joining: Joining) -> Result<(), JoinError> {
         let servers = self.servers(&joining).await?;
         let (event, version, servers) = self.draw_up(servers, joining).await?;
-        let admitted = self.rooms.admit(self.room_id, self.user, &servers).await?;
+        let admitted = admission::admit(&self.rooms, self.room_id, self.user, &servers).await?;
         self.clear_earlier().await?;
         let journal = Journal {
             room_id: self.room_id.to_string(),
@@ -294,7 +297,8 @@ impl<'a> Join<'a> {
         let event =
             version.zip(journal.event.as_ref()).map(|(version, event)| Event::from_wire(version, event.as_bytes()));
         let (Some(version), Some(Ok(event))) = (version, event) else { return self.clean_up(num).await };
-        let admitted = self.rooms.admit_again(self.room_id, journal.events_expected, journal.override_size).await;
+        let admitted =
+            admission::admit_again(&self.rooms, self.room_id, journal.events_expected, journal.override_size).await;
         let admitted = match admitted {
             Ok(admitted) => admitted,
             Err(error) => {
@@ -329,7 +333,7 @@ impl<'a> Join<'a> {
                 self.leave_again(residents).await;
                 Err(match stop {
                     JoinError::TooLarge(why) if admitted.liftable => {
-                        self.rooms.outgrown(self.room_id, self.user, &admitted).await?;
+                        admission::outgrown(&self.rooms, self.room_id, self.user, &admitted).await?;
                         JoinError::TooLarge(format!(
                             "{why} The owner of this server can let it in with: snug rooms allow {}",
                             self.room_id
@@ -361,7 +365,7 @@ impl<'a> Join<'a> {
             for resident in residents.into_iter().take(2) {
                 let Ok(server) = OwnedServerName::try_from(resident) else { continue };
                 let content = super::send::member::content_of(Membership::Leave, None);
-                match rooms.leave_through(&server, &user, &room_id, content).await {
+                match handshake::leave_through(&rooms, &server, &user, &room_id, content).await {
                     Ok(()) => return,
                     Err(error) => tracing::info!(%server, %room_id, %error, "a failed join could not be taken back"),
                 }

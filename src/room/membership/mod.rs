@@ -11,7 +11,12 @@ use super::error::{Error, Result};
 use super::send::New;
 use super::send::member::{content_of, join_content, with_profile};
 use super::state::{known, known_to_member, not_in_room};
+use crate::base;
 use crate::room::Joining;
+use crate::room::handshake::{self, invite};
+use crate::room::join;
+use crate::room::send;
+use crate::room::state;
 use crate::store::tables::room;
 use crate::store::tables::room::event_row::Membership;
 use crate::store::tables::room::user_room;
@@ -26,16 +31,19 @@ const INSIDE: [Membership; 3] = [Membership::Join, Membership::Invite, Membershi
 
 impl Rooms {
     /// Joins a room; through another server when this server is not in it. Returns when the room can be used.
-    pub async fn join(&self, user: &UserId, room_id: &RoomId, joining: Joining) -> Result<()> {
-        if !self.is_resident(room_id).await? {
-            return join(self, user, room_id, joining).await;
+    pub async fn join(&self, user: &UserId, room_id: &RoomId, mut joining: Joining) -> Result<()> {
+        while !is_resident(self, room_id).await? {
+            match join::from_outside(self, user, room_id, joining).await? {
+                Some(again) => joining = again,
+                None => return Ok(()),
+            }
         }
         let (rooms, who, id, asked) = (self.clone(), user.to_owned(), room_id.to_owned(), joining.clone());
-        match self.unbroken(async move { rooms.join_here(&who, &id, asked).await }).await {
+        match base::unbroken(async move { join_here(&rooms, &who, &id, asked).await }).await {
             Err(why @ Error::Bad { errcode: "M_UNABLE_TO_AUTHORISE_JOIN" | "M_UNABLE_TO_GRANT_JOIN", .. }) => {
                 // Not cancelled when the client disconnects: the other server may have accepted the event already.
                 let (rooms, who, id) = (self.clone(), user.to_owned(), room_id.to_owned());
-                self.unbroken(async move { rooms.join_restricted(&who, &id, joining, why).await }).await
+                base::unbroken(async move { restricted::join_restricted(&rooms, &who, &id, joining, why).await }).await
             }
             joined => joined.map(drop),
         }
@@ -48,11 +56,12 @@ impl Rooms {
         match place {
             Place::Gone => Ok(()),
             Place::Nowhere => Err(not_in_room()),
-            Place::Outside => leave(self, user, room_id, reason).await,
-            Place::Here => self
-                .change(user, room_id, user, Membership::Leave, content_of(Membership::Leave, reason))
-                .await
-                .map(drop),
+            Place::Outside => leave_from_outside(self, user, room_id, reason).await,
+            Place::Here => {
+                change_member(self, user, room_id, user, Membership::Leave, content_of(Membership::Leave, reason))
+                    .await
+                    .map(drop)
+            }
         }
     }
 
@@ -64,17 +73,21 @@ impl Rooms {
         target: &UserId,
         reason: Option<String>,
     ) -> Result<()> {
-        self.invite_with(sender, room_id, target, content_of(Membership::Invite, reason)).await.map(drop)
+        invite_with(self, sender, room_id, target, content_of(Membership::Invite, reason)).await.map(drop)
     }
 
     /// Kicks a user, or takes that user's invite back.
     pub async fn kick(&self, sender: &UserId, room_id: &RoomId, target: &UserId, reason: Option<String>) -> Result<()> {
-        self.expect(sender, room_id, target, &INSIDE, "that user is not in the room").await?;
-        self.change(sender, room_id, target, Membership::Leave, content_of(Membership::Leave, reason)).await.map(drop)
+        check_membership(self, sender, room_id, target, &INSIDE, "that user is not in the room").await?;
+        change_member(self, sender, room_id, target, Membership::Leave, content_of(Membership::Leave, reason))
+            .await
+            .map(drop)
     }
 
     pub async fn ban(&self, sender: &UserId, room_id: &RoomId, target: &UserId, reason: Option<String>) -> Result<()> {
-        self.change(sender, room_id, target, Membership::Ban, content_of(Membership::Ban, reason)).await.map(drop)
+        change_member(self, sender, room_id, target, Membership::Ban, content_of(Membership::Ban, reason))
+            .await
+            .map(drop)
     }
 
     pub async fn unban(
@@ -84,8 +97,10 @@ impl Rooms {
         target: &UserId,
         reason: Option<String>,
     ) -> Result<()> {
-        self.expect(sender, room_id, target, &[Membership::Ban], "that user is not banned").await?;
-        self.change(sender, room_id, target, Membership::Leave, content_of(Membership::Leave, reason)).await.map(drop)
+        check_membership(self, sender, room_id, target, &[Membership::Ban], "that user is not banned").await?;
+        change_member(self, sender, room_id, target, Membership::Leave, content_of(Membership::Leave, reason))
+            .await
+            .map(drop)
     }
 
     /// Knocks at a room.
@@ -96,11 +111,11 @@ impl Rooms {
         via: Vec<OwnedServerName>,
         reason: Option<String>,
     ) -> Result<()> {
-        if !self.is_resident(room_id).await? {
-            return knock(self, user, room_id, via, reason).await;
+        if !is_resident(self, room_id).await? {
+            return knock_from_outside(self, user, room_id, via, reason).await;
         }
         let content = content_of(Membership::Knock, reason);
-        self.change(user, room_id, user, Membership::Knock, content).await.map(drop)
+        change_member(self, user, room_id, user, Membership::Knock, content).await.map(drop)
     }
 
     /// Hides a room that was left from the user for good.
@@ -141,110 +156,113 @@ impl Rooms {
         })
         .await
     }
+}
 
-    /// Sends a membership event that an app sent as state: by the same paths as above, with the app's content.
-    pub(super) async fn send_member(
-        &self,
-        sender: &UserId,
-        room_id: &RoomId,
-        target: &str,
-        content: Value,
-    ) -> Result<OwnedEventId> {
-        let bad = |why| Error::bad("M_BAD_JSON", why);
-        let target = OwnedUserId::try_from(target).map_err(|_| bad("the state key is no user id"))?;
-        let membership = content.get("membership").and_then(Value::as_str).and_then(Membership::of);
-        let membership = membership.ok_or_else(|| bad("a member event says what membership it is"))?;
-        let Value::Object(content) = content else { return Err(bad("the content is no object")) };
-        match membership {
-            Membership::Join if sender == target => {
-                let joining = Joining { content_extra: content, ..Joining::default() };
-                let (rooms, room_id) = (self.clone(), room_id.to_owned());
-                self.unbroken(async move { rooms.join_here(&target, &room_id, joining).await }).await
-            }
-            Membership::Invite => self.invite_with(sender, room_id, &target, content).await,
-            _ => self.change(sender, room_id, &target, membership, content).await,
+/// Sends a membership event that an app sent as state: by the same paths as above, with the app's content.
+pub(super) async fn send_member(
+    rooms: &Rooms,
+    sender: &UserId,
+    room_id: &RoomId,
+    target: &str,
+    content: Value,
+) -> Result<OwnedEventId> {
+    let bad = |why| Error::bad("M_BAD_JSON", why);
+    let target = OwnedUserId::try_from(target).map_err(|_| bad("the state key is no user id"))?;
+    let membership = content.get("membership").and_then(Value::as_str).and_then(Membership::of);
+    let membership = membership.ok_or_else(|| bad("a member event says what membership it is"))?;
+    let Value::Object(content) = content else { return Err(bad("the content is no object")) };
+    match membership {
+        Membership::Join if sender == target => {
+            let joining = Joining { content_extra: content, ..Joining::default() };
+            let (rooms, room_id) = (rooms.clone(), room_id.to_owned());
+            base::unbroken(async move { join_here(&rooms, &target, &room_id, joining).await }).await
         }
+        Membership::Invite => invite_with(rooms, sender, room_id, &target, content).await,
+        _ => change_member(rooms, sender, room_id, &target, membership, content).await,
     }
+}
 
-    async fn is_resident(&self, room_id: &RoomId) -> Result<bool> {
-        let room_id = room_id.to_owned();
-        self.reading(move |_, read| match known(read, room_id.as_str()) {
+async fn is_resident(rooms: &Rooms, room_id: &RoomId) -> Result<bool> {
+    let room_id = room_id.to_owned();
+    rooms
+        .reading(move |_, read| match known(read, room_id.as_str()) {
             Ok(room) => Ok(room.is_resident()),
             Err(Error::NotFound) => Ok(false),
             Err(failed) => Err(failed),
         })
         .await
-    }
+}
 
-    /// Joins a room this server is in.
-    async fn join_here(&self, user: &UserId, room_id: &RoomId, joining: Joining) -> Result<OwnedEventId> {
-        let num = self.num_of(room_id).await?;
-        let guard = self.lock(num).await;
-        let (asked, room_id, again) = (user.to_owned(), room_id.to_owned(), joining.clone());
-        let made = self
-            .reading(move |rooms, read| {
-                let room = known_to_member(read, &room_id)?;
-                join_content(rooms, read, &room, &asked, again)
-            })
-            .await;
-        match made {
-            Ok(content) => {
-                let new = New::state("m.room.member", user.as_str(), user, Value::Object(content));
-                self.send_locked(&guard, new, None).await
-            }
-            Err(failed) => Err(failed),
-        }
-    }
-
-    pub(super) async fn invite_with(
-        &self,
-        sender: &UserId,
-        room_id: &RoomId,
-        target: &UserId,
-        content: Map<String, Value>,
-    ) -> Result<OwnedEventId> {
-        if target.server_name() == self.server() {
-            return self.change(sender, room_id, target, Membership::Invite, content).await;
-        }
-        let new = New::state("m.room.member", target.as_str(), sender, Value::Object(content));
-        invite(self, room_id, new).await
-    }
-
-    /// Sends a membership event for `target` into a room we hold.
-    pub(super) async fn change(
-        &self,
-        sender: &UserId,
-        room_id: &RoomId,
-        target: &UserId,
-        membership: Membership,
-        mut content: Map<String, Value>,
-    ) -> Result<OwnedEventId> {
-        content.insert("membership".into(), membership.as_str().into());
-        let (rooms, room_id) = (self.clone(), room_id.to_owned());
-        let (sender, target) = (sender.to_owned(), target.to_owned());
-        let shows_profile = matches!(membership, Membership::Invite | Membership::Knock);
-        self.unbroken(async move {
-            if shows_profile {
-                let (who, asked) = (target.clone(), content);
-                content = rooms.reading(move |_, read| with_profile(read, &who, asked)).await?;
-            }
-            let new = New::state("m.room.member", target.as_str(), &sender, Value::Object(content));
-            rooms.send_new(&room_id, new, None).await
+/// Joins a room this server is in.
+async fn join_here(rooms: &Rooms, user: &UserId, room_id: &RoomId, joining: Joining) -> Result<OwnedEventId> {
+    let num = state::num_of(rooms, room_id).await?;
+    let guard = rooms.lock(num).await;
+    let (asked, room_id, again) = (user.to_owned(), room_id.to_owned(), joining.clone());
+    let made = rooms
+        .reading(move |_, read| {
+            let room = known_to_member(read, &room_id)?;
+            join_content(read, &room, &asked, again)
         })
-        .await
+        .await;
+    match made {
+        Ok(content) => {
+            let new = New::state("m.room.member", user.as_str(), user, Value::Object(content));
+            send::send_locked(rooms, &guard, new, None).await
+        }
+        Err(failed) => Err(failed),
     }
+}
 
-    /// An error unless the target's membership is one of these. A user outside the room learns nothing of its members.
-    async fn expect(
-        &self,
-        sender: &UserId,
-        room_id: &RoomId,
-        target: &UserId,
-        wanted: &'static [Membership],
-        otherwise: &'static str,
-    ) -> Result<()> {
-        let (sender, room_id, target) = (sender.to_owned(), room_id.to_owned(), target.to_owned());
-        self.reading(move |_, read| {
+pub(super) async fn invite_with(
+    rooms: &Rooms,
+    sender: &UserId,
+    room_id: &RoomId,
+    target: &UserId,
+    content: Map<String, Value>,
+) -> Result<OwnedEventId> {
+    if target.server_name() == rooms.server() {
+        return change_member(rooms, sender, room_id, target, Membership::Invite, content).await;
+    }
+    let new = New::state("m.room.member", target.as_str(), sender, Value::Object(content));
+    invite_elsewhere(rooms, room_id, new).await
+}
+
+/// Sends a membership event for `target` into a room we hold.
+pub(super) async fn change_member(
+    rooms: &Rooms,
+    sender: &UserId,
+    room_id: &RoomId,
+    target: &UserId,
+    membership: Membership,
+    mut content: Map<String, Value>,
+) -> Result<OwnedEventId> {
+    content.insert("membership".into(), membership.as_str().into());
+    let (rooms, room_id) = (rooms.clone(), room_id.to_owned());
+    let (sender, target) = (sender.to_owned(), target.to_owned());
+    let shows_profile = matches!(membership, Membership::Invite | Membership::Knock);
+    base::unbroken(async move {
+        if shows_profile {
+            let (who, asked) = (target.clone(), content);
+            content = rooms.reading(move |_, read| with_profile(read, &who, asked)).await?;
+        }
+        let new = New::state("m.room.member", target.as_str(), &sender, Value::Object(content));
+        send::send_new(&rooms, &room_id, new, None).await
+    })
+    .await
+}
+
+/// An error unless the target's membership is one of these. A user outside the room learns nothing of its members.
+async fn check_membership(
+    rooms: &Rooms,
+    sender: &UserId,
+    room_id: &RoomId,
+    target: &UserId,
+    wanted: &'static [Membership],
+    otherwise: &'static str,
+) -> Result<()> {
+    let (sender, room_id, target) = (sender.to_owned(), room_id.to_owned(), target.to_owned());
+    rooms
+        .reading(move |_, read| {
             let room = known_to_member(read, &room_id)?;
             let view = room.view(read);
             if !matches!(view.member(&sender)?, Some((Membership::Join, _))) {
@@ -257,7 +275,6 @@ impl Rooms {
             }
         })
         .await
-    }
 }
 
 /// The standing of a user who wants to leave.
@@ -284,22 +301,13 @@ fn place_of(read: &Read, user: &UserId, room_id: &RoomId) -> Result<Place> {
     })
 }
 
-pub(in crate::room) async fn join(rooms: &Rooms, user: &UserId, room_id: &RoomId, joining: Joining) -> Result<()> {
-    crate::room::join::from_outside(rooms, user, room_id, joining).await
-}
-
-pub(in crate::room) async fn leave(
-    rooms: &Rooms,
-    user: &UserId,
-    room_id: &RoomId,
-    reason: Option<String>,
-) -> Result<()> {
+async fn leave_from_outside(rooms: &Rooms, user: &UserId, room_id: &RoomId, reason: Option<String>) -> Result<()> {
     let (asking, user, room_id) = (rooms.clone(), user.to_owned(), room_id.to_owned());
     // Not cancelled when the client disconnects: the other server may have accepted the event already.
-    rooms.unbroken(async move { asking.leave_outside(&user, &room_id, reason.as_deref()).await }).await
+    base::unbroken(async move { handshake::leave(&asking, &user, &room_id, reason.as_deref()).await }).await
 }
 
-pub(in crate::room) async fn knock(
+async fn knock_from_outside(
     rooms: &Rooms,
     user: &UserId,
     room_id: &RoomId,
@@ -310,12 +318,12 @@ pub(in crate::room) async fn knock(
     let (who, content) = (user.to_owned(), content_of(Membership::Knock, reason));
     let content = rooms.reading(move |_, read| with_profile(read, &who, content)).await?;
     let (asking, user, room_id) = (rooms.clone(), user.to_owned(), room_id.to_owned());
-    rooms.unbroken(async move { asking.knock_outside(&user, &room_id, &via, content).await }).await
+    base::unbroken(async move { handshake::knock(&asking, &user, &room_id, &via, content).await }).await
 }
 
 /// Invites a remote user, whose server must sign the invite first.
-pub(in crate::room) async fn invite(rooms: &Rooms, room_id: &RoomId, new: New) -> Result<OwnedEventId> {
+async fn invite_elsewhere(rooms: &Rooms, room_id: &RoomId, new: New) -> Result<OwnedEventId> {
     let (asking, room_id) = (rooms.clone(), room_id.to_owned());
     // Once the other server has signed, the room must get the event, whether or not the client is still connected.
-    rooms.unbroken(async move { asking.invite_outside(&room_id, new).await }).await
+    base::unbroken(async move { invite::offer(&asking, &room_id, new).await }).await
 }

@@ -11,9 +11,12 @@ use ruma::{OwnedUserId, RoomId, UserId};
 use serde_json::Value;
 use tracing::Instrument;
 
+use crate::base;
 use crate::room::error::Result;
+use crate::room::send;
 use crate::room::send::New;
 use crate::room::send::member::join_content;
+use crate::room::state;
 use crate::room::state::known_to_member;
 use crate::room::{Joining, Membership, Rooms};
 
@@ -63,7 +66,7 @@ impl Rooms {
             loop {
                 let (round, who) = (rooms.clone(), user.clone());
                 // In a task of its own: a round that panics ends no other.
-                let _ = tokio::spawn(async move { round.renew_everywhere(&who).await }.in_current_span()).await;
+                let _ = tokio::spawn(async move { renew_everywhere(&round, &who).await }.in_current_span()).await;
                 if !rooms.0.renewals.again(&user) {
                     return;
                 }
@@ -71,42 +74,40 @@ impl Rooms {
         };
         tokio::spawn(renewing.in_current_span());
     }
+}
 
-    async fn renew_everywhere(&self, user: &UserId) {
-        let joined = match self.joined_rooms(user).await {
-            Ok(joined) => joined,
-            Err(failed) => return tracing::warn!("the rooms of {user} cannot be listed: {failed}"),
-        };
-        for room_id in joined {
-            if let Err(failed) = self.renew_in(user, &room_id).await {
-                tracing::debug!("{room_id} was not told of a new name of {user}: {failed}");
-            }
+async fn renew_everywhere(rooms: &Rooms, user: &UserId) {
+    let joined = match rooms.joined_rooms(user).await {
+        Ok(joined) => joined,
+        Err(failed) => return tracing::warn!("the rooms of {user} cannot be listed: {failed}"),
+    };
+    for room_id in joined {
+        if let Err(failed) = renew_in(rooms, user, &room_id).await {
+            tracing::debug!("{room_id} was not told of a new name of {user}: {failed}");
         }
     }
+}
 
-    /// Sends a member's present name and avatar to a room; does nothing when the user is not joined.
-    pub(in crate::room) async fn renew_in(&self, user: &UserId, room_id: &RoomId) -> Result<()> {
-        let (rooms, user, room_id) = (self.clone(), user.to_owned(), room_id.to_owned());
-        self.unbroken(async move {
-            let guard = rooms.lock(rooms.num_of(&room_id).await?).await;
-            let who = user.clone();
-            let content = rooms
-                .reading(move |rooms, read| {
-                    let room = known_to_member(read, &room_id)?;
-                    match room.view(read).member(&who)? {
-                        Some((Membership::Join, _)) => {
-                            join_content(rooms, read, &room, &who, Joining::default()).map(Some)
-                        }
-                        _ => Ok(None),
-                    }
-                })
-                .await?;
-            if let Some(content) = content {
-                let new = New::state("m.room.member", user.as_str(), &user, Value::Object(content));
-                rooms.send_locked(&guard, new, None).await?;
-            }
-            Ok(())
-        })
-        .await
-    }
+/// Sends a member's present name and avatar to a room; does nothing when the user is not joined.
+pub async fn renew_in(rooms: &Rooms, user: &UserId, room_id: &RoomId) -> Result<()> {
+    let (rooms, user, room_id) = (rooms.clone(), user.to_owned(), room_id.to_owned());
+    base::unbroken(async move {
+        let guard = rooms.lock(state::num_of(&rooms, &room_id).await?).await;
+        let who = user.clone();
+        let content = rooms
+            .reading(move |_, read| {
+                let room = known_to_member(read, &room_id)?;
+                match room.view(read).member(&who)? {
+                    Some((Membership::Join, _)) => join_content(read, &room, &who, Joining::default()).map(Some),
+                    _ => Ok(None),
+                }
+            })
+            .await?;
+        if let Some(content) = content {
+            let new = New::state("m.room.member", user.as_str(), &user, Value::Object(content));
+            send::send_locked(&rooms, &guard, new, None).await?;
+        }
+        Ok(())
+    })
+    .await
 }

@@ -16,7 +16,9 @@ use crate::matrix::{Event, Reject, json as text};
 use crate::remote::json_stream::{Events, Item, Limits, Malformed};
 use crate::remote::{Failed, StreamLimits, encode};
 use crate::room::error::{Error, Result};
+use crate::room::handshake;
 use crate::room::handshake::{Template, Verb};
+use crate::room::receive;
 use crate::room::send::member::{content_of, with_profile};
 use crate::room::state::servers;
 use crate::room::state::{RoomRef, known};
@@ -37,75 +39,73 @@ const BODY_BYTES_MAX: u64 = 256 << 20;
 /// The largest item of the answer, and a frame.
 const WINDOW_BYTES: u64 = (256 + 64) * 1024;
 
-impl Rooms {
-    /// Joins through a server that may authorise the user. `why`: the error that kept us from joining; returned when no
-    /// server can.
-    pub(in crate::room) async fn join_restricted(
-        &self,
-        user: &UserId,
-        room_id: &RoomId,
-        joining: Joining,
-        why: Error,
-    ) -> Result<()> {
-        let (id, via) = (room_id.to_owned(), joining.via.clone());
-        let servers = self.reading(move |rooms, read| helpers(rooms, read, &known(read, id.as_str())?, via)).await?;
-        let mut last = why;
-        for server in servers {
-            match self.join_through(&server, user, room_id, &joining).await {
-                Ok(()) => return Ok(()),
-                Err(error) => {
-                    tracing::info!(%server, %room_id, %error, "the server did not let {user} in");
-                    if matches!(&error, Error::Remote(failed) if failed.is_refusal()) {
-                        last = error;
-                    }
+/// Joins through a server that may authorise the user. `why`: the error that kept us from joining; returned when no
+/// server can.
+pub async fn join_restricted(
+    rooms: &Rooms,
+    user: &UserId,
+    room_id: &RoomId,
+    joining: Joining,
+    why: Error,
+) -> Result<()> {
+    let (id, via) = (room_id.to_owned(), joining.via.clone());
+    let servers = rooms.reading(move |rooms, read| helpers(rooms, read, &known(read, id.as_str())?, via)).await?;
+    let mut last = why;
+    for server in servers {
+        match join_through(rooms, &server, user, room_id, &joining).await {
+            Ok(()) => return Ok(()),
+            Err(error) => {
+                tracing::info!(%server, %room_id, %error, "the server did not let {user} in");
+                if matches!(&error, Error::Remote(failed) if failed.is_refusal()) {
+                    last = error;
                 }
             }
         }
-        Err(last)
     }
+    Err(last)
+}
 
-    async fn join_through(
-        &self,
-        server: &ServerName,
-        user: &UserId,
-        room_id: &RoomId,
-        joining: &Joining,
-    ) -> Result<()> {
-        let template = self.ask_template(server, Verb::Join, room_id, user).await?;
-        let (who, content) = (user.to_owned(), content(&template, joining));
-        let content = self.reading(move |_, read| with_profile(read, &who, content)).await?;
-        let event = self.sign_template(&template, content)?;
-        let signing = self.have_signed(server, &template, &event);
-        let signed = self.0.parts.clock.timeout(PATIENCE, signing).await.unwrap_or(Err(Failed::Timeout.into()))?;
-        self.accept_signed(server, signed).await
+async fn join_through(
+    rooms: &Rooms,
+    server: &ServerName,
+    user: &UserId,
+    room_id: &RoomId,
+    joining: &Joining,
+) -> Result<()> {
+    let template = handshake::ask_template(rooms, server, Verb::Join, room_id, user).await?;
+    let (who, content) = (user.to_owned(), content(&template, joining));
+    let content = rooms.reading(move |_, read| with_profile(read, &who, content)).await?;
+    let event = handshake::sign_template(rooms, &template, content)?;
+    let signing = have_signed(rooms, server, &template, &event);
+    let signed = rooms.0.parts.clock.timeout(PATIENCE, signing).await.unwrap_or(Err(Failed::Timeout.into()))?;
+    receive::accept_signed(rooms, server, signed).await
+}
+
+/// Submits our event; returns it with the other server's signature.
+async fn have_signed(rooms: &Rooms, server: &ServerName, template: &Template, event: &Event) -> Result<Event> {
+    let (room, id) = (encode(event.room_id().as_str()), encode(event.id().as_str()));
+    let target = format!("/_matrix/federation/v2/send_join/{room}/{id}?omit_members=true");
+    let _window = rooms.0.parts.budget.account("outbound").take(WINDOW_BYTES).await?;
+    let (content, pace) = (Some(event.to_federation().to_vec()), StreamLimits::patient(BODY_BYTES_MAX));
+    let mut body = rooms.0.parts.remote.stream(server, Method::PUT, &target, content, pace).await?;
+    let mut events = Events::new(Limits::events(BODY_BYTES_MAX));
+    let mut signed = None;
+    while signed.is_none()
+        && let Some(frame) = body.next().await?
+    {
+        let found = events.feed::<Malformed>(&frame, &mut |item| {
+            if let Item::Value { key: "event", raw } = item {
+                signed = Some(raw.to_vec());
+            }
+            Ok(())
+        });
+        found.map_err(|malformed| Failed::BadAnswer(malformed.to_string()))?;
     }
-
-    /// Submits our event; returns it with the other server's signature.
-    async fn have_signed(&self, server: &ServerName, template: &Template, event: &Event) -> Result<Event> {
-        let (room, id) = (encode(event.room_id().as_str()), encode(event.id().as_str()));
-        let target = format!("/_matrix/federation/v2/send_join/{room}/{id}?omit_members=true");
-        let _window = self.0.parts.budget.account("outbound").take(WINDOW_BYTES).await?;
-        let (content, pace) = (Some(event.to_federation().to_vec()), StreamLimits::patient(BODY_BYTES_MAX));
-        let mut body = self.0.parts.remote.stream(server, Method::PUT, &target, content, pace).await?;
-        let mut events = Events::new(Limits::events(BODY_BYTES_MAX));
-        let mut signed = None;
-        while signed.is_none()
-            && let Some(frame) = body.next().await?
-        {
-            let found = events.feed::<Malformed>(&frame, &mut |item| {
-                if let Item::Value { key: "event", raw } = item {
-                    signed = Some(raw.to_vec());
-                }
-                Ok(())
-            });
-            found.map_err(|malformed| Failed::BadAnswer(malformed.to_string()))?;
-        }
-        let signed = signed.ok_or_else(|| Failed::BadAnswer("the event did not come back".to_owned()))?;
-        let signed = Event::from_wire(template.version, &signed)?;
-        match signed.id() == event.id() && signed.is_intact() {
-            true => Ok(signed),
-            false => Err(Reject::shape("the event came back as another one").into()),
-        }
+    let signed = signed.ok_or_else(|| Failed::BadAnswer("the event did not come back".to_owned()))?;
+    let signed = Event::from_wire(template.version, &signed)?;
+    match signed.id() == event.id() && signed.is_intact() {
+        true => Ok(signed),
+        false => Err(Reject::shape("the event came back as another one").into()),
     }
 }
 

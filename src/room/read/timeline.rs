@@ -13,6 +13,7 @@ use crate::base::{self, ChunkError, ChunkWriter, Chunks};
 use crate::budget::Refused;
 use crate::room::Rooms;
 use crate::room::error::{Error, Result};
+use crate::room::receive::backfill;
 use crate::room::receive::backfill::Gap;
 use crate::store::tables::room::{event, timeline};
 use crate::store::{self, EventNum, UserNum};
@@ -45,7 +46,7 @@ impl Rooms {
             let more = match may_ask() {
                 true => {
                     drop(visit);
-                    let more = self.backfill_for_app(room_id, gap).await;
+                    let more = backfill::backfill_for_app(self, room_id, gap).await;
                     let without = matches!(more, Ok(false)).then_some(gap);
                     (visit, start, page) = read_page(self, reader, room_id, &paging, without).await?;
                     more

@@ -18,6 +18,7 @@ use ruma::{OwnedEventId, RoomId, ServerName};
 use super::fetch::{Fetch, Wire, fewer};
 use super::gap::{GapFill, in_order};
 use super::inbox::Inbox;
+use crate::base;
 use crate::matrix::Event;
 use crate::remote::Failed;
 use crate::room::Rooms;
@@ -57,22 +58,20 @@ pub enum Gap {
     Hole(i64),
 }
 
-impl Rooms {
-    /// Fetches up to `limit` missing events, those nearest to the end of the gap. Answers how many there were; none
-    /// when no server has any. An error when no server could be asked.
-    pub async fn backfill(&self, room: RoomNum, gap: Gap, limit: usize) -> Result<usize> {
-        let inbox = Inbox { rooms: self.clone(), fetch: Wire::new(self.0.parts.remote.clone()) };
-        self.unbroken(async move { inbox.backfill(room, gap, limit.min(BATCH_MAX)).await }).await
-    }
+/// Fetches up to `limit` missing events, those nearest to the end of the gap. Answers how many there were; none
+/// when no server has any. An error when no server could be asked.
+pub async fn backfill(rooms: &Rooms, room: RoomNum, gap: Gap, limit: usize) -> Result<usize> {
+    let inbox = Inbox { rooms: rooms.clone(), fetch: Wire::new(rooms.0.parts.remote.clone()) };
+    base::unbroken(async move { inbox.backfill(room, gap, limit.min(BATCH_MAX)).await }).await
+}
 
-    /// The same for a client that scrolled back to the gap. Answers whether there was more.
-    pub(in crate::room) async fn backfill_for_app(&self, room_id: &RoomId, gap: Gap) -> Result<bool> {
-        // Missing events can be fetched later; the disk's reserve is for events that local users send.
-        self.0.parts.store.check_spare()?;
-        let num = self.num_of(room_id).await?;
-        let count = self.backfill(num, gap, BATCH_MAX).await;
-        count.map(|count| count > 0).inspect_err(|failed| tracing::debug!(%room_id, %failed, "no older events"))
-    }
+/// The same for a client that scrolled back to the gap. Answers whether there was more.
+pub async fn backfill_for_app(rooms: &Rooms, room_id: &RoomId, gap: Gap) -> Result<bool> {
+    // Missing events can be fetched later; the disk's reserve is for events that local users send.
+    rooms.0.parts.store.check_spare()?;
+    let num = state::num_of(rooms, room_id).await?;
+    let count = backfill(rooms, num, gap, BATCH_MAX).await;
+    count.map(|count| count > 0).inspect_err(|failed| tracing::debug!(%room_id, %failed, "no older events"))
 }
 
 impl<F: Fetch> Inbox<F> {

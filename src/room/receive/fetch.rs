@@ -237,26 +237,24 @@ impl Fetch for Wire {
     }
 }
 
-impl Rooms {
-    /// Checks that an event has the required servers' signatures, and that its content is whole. Keys are fetched when
-    /// need be.
-    pub async fn check_signed(&self, event: &Event) -> Result<()> {
-        self.fetch_signing_keys(event).await?;
-        let keys = self.0.parts.remote.keys();
-        let event = event.clone();
-        match base::blocking(move || sign::event::check_event(&event, &keys)).await? {
-            sign::event::Checked::Intact => Ok(()),
-            sign::event::Checked::RedactNeeded => Err(Reject::signature("the content hash is wrong").into()),
-        }
+/// Checks that an event has the required servers' signatures, and that its content is whole. Keys are fetched when
+/// need be.
+pub async fn check_signed(rooms: &Rooms, event: &Event) -> Result<()> {
+    fetch_signing_keys(rooms, event).await?;
+    let keys = rooms.0.parts.remote.keys();
+    let event = event.clone();
+    match base::blocking(move || sign::event::check_event(&event, &keys)).await? {
+        sign::event::Checked::Intact => Ok(()),
+        sign::event::Checked::RedactNeeded => Err(Reject::signature("the content hash is wrong").into()),
     }
+}
 
-    /// Requests the unknown keys of an event's signatures. After a while the check goes on with the keys that are here.
-    pub async fn fetch_signing_keys(&self, event: &Event) -> Result<()> {
-        let parts = &self.0.parts;
-        let (names, at_ms) = signing_keys(event, parts.clock.now_ms())?;
-        let keys = parts.remote.keys();
-        Ok(parts.clock.timeout(KEYS_TIME_MAX, keys.fetch(&names, at_ms)).await.unwrap_or(Ok(()))?)
-    }
+/// Requests the unknown keys of an event's signatures. After a while the check goes on with the keys that are here.
+pub async fn fetch_signing_keys(rooms: &Rooms, event: &Event) -> Result<()> {
+    let parts = &rooms.0.parts;
+    let (names, at_ms) = signing_keys(event, parts.clock.now_ms())?;
+    let keys = parts.remote.keys();
+    Ok(parts.clock.timeout(KEYS_TIME_MAX, keys.fetch(&names, at_ms)).await.unwrap_or(Ok(()))?)
 }
 
 #[cfg(test)]

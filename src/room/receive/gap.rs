@@ -24,6 +24,7 @@ use crate::remote::Failed;
 use crate::room::append::append;
 use crate::room::append::new_event::Append;
 use crate::room::error::{Error, Result};
+use crate::room::receive::intake;
 use crate::room::state;
 use crate::room::state::tree::Tree;
 use crate::room::state::{RoomRef, known_num};
@@ -149,13 +150,13 @@ impl<'i, F: Fetch> GapFill<'i, F> {
     /// Whether more of the room may be stored for this server. Checked before each part that has a bound of its own;
     /// the part is then finished, since events fetched and given up would only be fetched again.
     fn check_intake(&self) -> Result<()> {
-        self.inbox.rooms.check_fetching(&self.origin, self.room.num)
+        intake::check_fetching(&self.inbox.rooms, &self.origin, self.room.num)
     }
 
     /// Counts an event that is to be stored.
     fn charge(&self, event: &Event) {
         let (room, bytes) = ((self.room.num, self.room_id.as_str()), event.to_federation().len() as u64);
-        self.inbox.rooms.charge_fetched(&self.origin, room, bytes);
+        intake::charge_fetched(&self.inbox.rooms, &self.origin, room, bytes);
     }
 
     /// Waits for another server as long as there is time. Our own work is not waited for in there: a write that was

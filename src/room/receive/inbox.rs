@@ -19,7 +19,6 @@ use crate::room::error::{Error, Result};
 use crate::room::state::known_num;
 use crate::room::state::resolve::Means;
 use crate::room::state::tree::Tree;
-use crate::store::tables::room::event_row::Root;
 use crate::store::{EventNum, RoomNum, Write};
 
 /// The rooms, and the source of missing events.
@@ -43,7 +42,6 @@ pub enum Step {
 
 pub struct Settled {
     pub num: EventNum,
-    pub before: Option<Root>,
     pub reason: Option<Reject>,
     pub rejected: bool,
     /// The event was here already.
@@ -88,7 +86,7 @@ impl<F: Fetch> Inbox<F> {
                 Ok(Verdict::Known(num, row)) => {
                     let (rejected, is_refused) = (row.flags.rejected, row.flags.rejected || row.flags.soft_failed);
                     let reason = is_refused.then(|| Reject::auth("the event was rejected before"));
-                    return Ok(Step::Done(Settled { num, before: row.before, reason, rejected, is_known: true }));
+                    return Ok(Step::Done(Settled { num, reason, rejected, is_known: true }));
                 }
                 Ok(Verdict::Unnumbered) => {
                     self.rooms.append_locked(&guard, Append::outlier(room, (*event).clone())).await?;
@@ -104,8 +102,8 @@ impl<F: Fetch> Inbox<F> {
                 return Ok(Step::Unproven);
             }
             let append = move |w: &mut Write<'_>| append_ready(w, &here, room, (*event).clone(), *ready, outbound);
-            let (done, before) = self.rooms.write(append).await?;
-            return Ok(Step::Done(Settled { num: done.num, before, reason, rejected, is_known: false }));
+            let done = self.rooms.write(append).await?;
+            return Ok(Step::Done(Settled { num: done.num, reason, rejected, is_known: false }));
         }
         Err(Reject::auth("the event's place cannot be found").into())
     }
@@ -155,7 +153,7 @@ pub fn append_ready(
     event: Event,
     ready: Ready,
     outbound: bool,
-) -> Result<(Done, Option<Root>)> {
+) -> Result<Done> {
     let before = ready.before.write(w)?;
     let new = Append {
         room,
@@ -167,7 +165,7 @@ pub fn append_ready(
         place: Place::Newest,
         txn: None,
     };
-    Ok((append(w, here, new)?, Some(before)))
+    Ok(append(w, here, new)?)
 }
 
 /// A state received from another server.

@@ -180,30 +180,30 @@ impl Rooms {
     pub fn charge_intake(&self, server: &ServerName, bytes: u64) {
         self.0.intake.charge_server(server, bytes);
     }
+}
 
-    /// Whether more of a room may be fetched from a server, to understand the events it sent.
-    pub(in crate::room) fn check_fetching(&self, server: &ServerName, room: RoomNum) -> Result<()> {
-        self.check_intake(server)?;
-        if self.0.intake.is_room_full(room) {
-            return Err(Reject::auth(ROOM_FULL).into());
-        }
-        Ok(())
+/// Whether more of a room may be fetched from a server, to understand the events it sent.
+pub fn check_fetching(rooms: &Rooms, server: &ServerName, room: RoomNum) -> Result<()> {
+    rooms.check_intake(server)?;
+    if rooms.0.intake.is_room_full(room) {
+        return Err(Reject::auth(ROOM_FULL).into());
     }
+    Ok(())
+}
 
-    /// Counts bytes fetched for that.
-    pub(in crate::room) fn charge_fetched(&self, server: &ServerName, (room, room_id): (RoomNum, &str), bytes: u64) {
-        self.0.intake.charge_server(server, bytes);
-        self.0.intake.charge_room(room, room_id, bytes);
-    }
+/// Counts bytes fetched for that.
+pub fn charge_fetched(rooms: &Rooms, server: &ServerName, (room, room_id): (RoomNum, &str), bytes: u64) {
+    rooms.0.intake.charge_server(server, bytes);
+    rooms.0.intake.charge_room(room, room_id, bytes);
+}
 
-    /// Counts events that were sent to a room, unless it is full.
-    pub(in crate::room) fn charge_room(&self, room: RoomNum, room_id: &str, bytes: u64) -> Result<(), &'static str> {
-        if self.0.intake.is_room_full(room) {
-            return Err(ROOM_FULL);
-        }
-        self.0.intake.charge_room(room, room_id, bytes);
-        Ok(())
+/// Counts events that were sent to a room, unless it is full.
+pub fn charge_room(rooms: &Rooms, room: RoomNum, room_id: &str, bytes: u64) -> Result<(), &'static str> {
+    if rooms.0.intake.is_room_full(room) {
+        return Err(ROOM_FULL);
     }
+    rooms.0.intake.charge_room(room, room_id, bytes);
+    Ok(())
 }
 
 const ROOM_FULL: &str = "more of this room came within an hour than is taken here; it is fetched later";

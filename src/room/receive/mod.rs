@@ -21,11 +21,10 @@ use super::error::{Error, Result};
 use super::lock::Guard;
 use super::state::event;
 use super::state::server_access;
-use super::state::{RoomRef, known, known_num};
-use crate::base::KeyedGuard;
+use super::state::{RoomRef, known_num};
+use crate::base::{self, KeyedGuard};
 use crate::matrix::{Event, Reject, auth};
 use crate::remote::Failed;
-use crate::store::tables::room::event_row::Root;
 use crate::store::tables::room::member;
 use crate::store::{EventNum, Get, RoomNum, Write};
 use fetch::{Fetch, Wire};
@@ -49,46 +48,31 @@ pub(super) const KEYS_TIME_MAX: Duration = Duration::from_secs(30);
 /// The outcome of one event.
 pub type Outcome = (OwnedEventId, Result<(), String>);
 
-/// An event that was appended.
-#[derive(Debug, Clone)]
-pub struct Accepted {
-    pub num: EventNum,
-    /// The state before it; none for an event that was known already as an outlier.
-    pub before: Option<Root>,
+/// Receives events of a room we are in that `origin` sent in a transaction. See [`Rooms::receive`].
+pub async fn receive(
+    rooms: &Rooms,
+    origin: &ServerName,
+    room_id: &RoomId,
+    pdus: Vec<Box<RawValue>>,
+    until: Duration,
+) -> Result<Vec<Outcome>> {
+    let inbox = Inbox { rooms: rooms.clone(), fetch: Wire::new(rooms.0.parts.remote.clone()) };
+    inbox.receive(origin, room_id, pdus, until).await
 }
 
-impl Rooms {
-    /// Receives events of one room that `origin` sent in a transaction. Each is handled by itself: a refused event does
-    /// not keep the others out. An event that cannot be read has no id and is left out of the answer. Fails only where
-    /// [`Error::is_passing`]: then the same events should come again, and those that were appended are known by then.
-    /// Other servers are waited for `until` then, on the clock of spans.
-    ///
-    /// Call it in a task of its own: an append that was begun must be finished.
-    pub async fn receive(
-        &self,
-        origin: &ServerName,
-        room_id: &RoomId,
-        pdus: Vec<Box<RawValue>>,
-        until: Duration,
-    ) -> Result<Vec<Outcome>> {
-        let inbox = Inbox { rooms: self.clone(), fetch: Wire::new(self.0.parts.remote.clone()) };
-        inbox.receive(origin, room_id, pdus, until).await
-    }
+/// Accepts one event of a room we are in: a membership event another server submits. Posted to the servers in the
+/// room.
+pub async fn accept(rooms: &Rooms, origin: &ServerName, event: Event) -> Result<EventNum> {
+    let inbox = Inbox { rooms: rooms.clone(), fetch: Wire::new(rooms.0.parts.remote.clone()) };
+    let origin = origin.to_owned();
+    base::unbroken(async move { inbox.accept(&origin, event, true).await }).await
+}
 
-    /// Accepts one event of a room we are in: a membership event another server submits. Posted to the servers in the
-    /// room.
-    pub async fn accept(&self, origin: &ServerName, event: Event) -> Result<Accepted> {
-        let inbox = Inbox { rooms: self.clone(), fetch: Wire::new(self.0.parts.remote.clone()) };
-        let origin = origin.to_owned();
-        self.unbroken(async move { inbox.accept(&origin, event, true).await }).await
-    }
-
-    /// Accepts an event of ours that another server let into the room: that server tells the others.
-    pub(super) async fn accept_signed(&self, by: &ServerName, event: Event) -> Result<()> {
-        let inbox = Inbox { rooms: self.clone(), fetch: Wire::new(self.0.parts.remote.clone()) };
-        let by = by.to_owned();
-        self.unbroken(async move { inbox.accept(&by, event, false).await }).await.map(drop)
-    }
+/// Accepts an event of ours that another server let into the room: that server tells the others.
+pub(super) async fn accept_signed(rooms: &Rooms, by: &ServerName, event: Event) -> Result<()> {
+    let inbox = Inbox { rooms: rooms.clone(), fetch: Wire::new(rooms.0.parts.remote.clone()) };
+    let by = by.to_owned();
+    base::unbroken(async move { inbox.accept(&by, event, false).await }).await.map(drop)
 }
 
 impl<F: Fetch> Inbox<F> {
@@ -99,13 +83,6 @@ impl<F: Fetch> Inbox<F> {
         pdus: Vec<Box<RawValue>>,
         until: Duration,
     ) -> Result<Vec<Outcome>> {
-        let id = room_id.to_owned();
-        let ours = self.rooms.reading(move |_, read| Ok(known(read, id.as_str())?.is_resident()));
-        match ours.await {
-            Ok(true) => {}
-            Err(failed) if failed.is_passing() => return Err(failed),
-            _ => return self.receive_outside(origin, room_id, pdus).await,
-        }
         let (owned, id) = (origin.to_owned(), room_id.to_owned());
         let read = self.rooms.reading(move |_, read| read_events(read, &owned, &id, pdus)).await;
         let (room, events, mut outcomes) = match read {
@@ -118,7 +95,7 @@ impl<F: Fetch> Inbox<F> {
             }
         };
         let bytes = events.iter().map(|event| event.to_federation().len() as u64).sum();
-        if let Err(why) = self.rooms.charge_room(room, room_id.as_str(), bytes) {
+        if let Err(why) = intake::charge_room(&self.rooms, room, room_id.as_str(), bytes) {
             outcomes.extend(events.iter().map(|event| (event.id().to_owned(), Err(why.to_owned()))));
             return Ok(outcomes);
         }
@@ -135,25 +112,7 @@ impl<F: Fetch> Inbox<F> {
         Ok(outcomes)
     }
 
-    /// For a room without members here, the only relevant event is one that ends an invite.
-    async fn receive_outside(
-        &self,
-        origin: &ServerName,
-        room_id: &RoomId,
-        pdus: Vec<Box<RawValue>>,
-    ) -> Result<Vec<Outcome>> {
-        let mut outcomes = Vec::new();
-        for raw in pdus {
-            match self.rooms.end_outside(origin, room_id, raw).await {
-                Ok(id) => outcomes.push((id, Ok(()))),
-                Err(failed) if failed.is_passing() => return Err(failed),
-                Err(failed) => tracing::debug!(%origin, %room_id, %failed, "an event of a room we are not in"),
-            }
-        }
-        Ok(outcomes)
-    }
-
-    pub async fn accept(&self, origin: &ServerName, event: Event, outbound: bool) -> Result<Accepted> {
+    pub async fn accept(&self, origin: &ServerName, event: Event, outbound: bool) -> Result<EventNum> {
         let (owned, id) = (origin.to_owned(), event.room_id().to_owned());
         let room = self.rooms.reading(move |_, read| Ok(server_access::for_server(read, &owned, &id)?.num)).await?;
         let (_, event) = self.check(vec![event]).await.pop().expect("one goes in, one comes out");
@@ -168,7 +127,7 @@ impl<F: Fetch> Inbox<F> {
         if settled.is_known {
             self.rooms.reading(move |_, read| holds_still(read, room, num, &event)).await?;
         }
-        Ok(Accepted { num, before: settled.before })
+        Ok(num)
     }
 
     /// Events of valid shape, one after the other.

@@ -12,40 +12,38 @@ use crate::store::Read;
 use crate::store::tables::room::{self, event};
 use crate::store::tables::user;
 
-impl Rooms {
-    /// The checks a server makes on its own users' events beyond the authorisation rules.
-    pub fn check_beyond_rules(&self, read: &Read, room: &RoomRef, new: &New) -> Result<()> {
-        match new.kind.as_str() {
-            "m.room.create" => Err(Error::bad("M_BAD_JSON", "the room has been created")),
-            "m.room.power_levels" if room.version.creators_infinite => {
-                let creators =
-                    auth::State::create(&room.view(read))?.map(|create| create.creators.clone()).unwrap_or_default();
-                check_levels(&new.content, creators.iter().map(|creator| creator.as_str()))
-            }
-            "m.room.redaction" => check_redaction(read, room, new),
-            "m.room.canonical_alias" if new.state_key.as_deref() == Some("") => self.check_aliases(read, room, new),
-            _ => Ok(()),
+/// The checks a server makes on its own users' events beyond the authorisation rules.
+pub fn check_beyond_rules(rooms: &Rooms, read: &Read, room: &RoomRef, new: &New) -> Result<()> {
+    match new.kind.as_str() {
+        "m.room.create" => Err(Error::bad("M_BAD_JSON", "the room has been created")),
+        "m.room.power_levels" if room.version.creators_infinite => {
+            let creators =
+                auth::State::create(&room.view(read))?.map(|create| create.creators.clone()).unwrap_or_default();
+            check_levels(&new.content, creators.iter().map(|creator| creator.as_str()))
         }
+        "m.room.redaction" => check_redaction(read, room, new),
+        "m.room.canonical_alias" if new.state_key.as_deref() == Some("") => check_aliases(rooms, read, room, new),
+        _ => Ok(()),
     }
+}
 
-    /// A local alias in a room's canonical alias event must lead to that room.
-    fn check_aliases(&self, read: &Read, room: &RoomRef, new: &New) -> Result<()> {
-        let old = room.view(read).event("m.room.canonical_alias", "")?;
-        let old: Value = old.and_then(|event| serde_json::from_str(event.content()).ok()).unwrap_or_default();
-        let had: Vec<_> = alias_names(&old).collect();
-        for name in alias_names(&new.content).filter(|name| !had.contains(name)) {
-            let bad = |why: &str| Error::bad("M_BAD_ALIAS", format!("{name} {why}"));
-            let id = <&ruma::RoomAliasId>::try_from(name)
-                .map_err(|_| Error::bad("M_INVALID_PARAM", format!("{name} is no room alias")))?;
-            if id.server_name() == self.server() {
-                match room::directory::alias(read, name)? {
-                    Some((leads_to, _)) if leads_to == room.num => {}
-                    _ => return Err(bad("does not lead to this room")),
-                }
+/// A local alias in a room's canonical alias event must lead to that room.
+fn check_aliases(rooms: &Rooms, read: &Read, room: &RoomRef, new: &New) -> Result<()> {
+    let old = room.view(read).event("m.room.canonical_alias", "")?;
+    let old: Value = old.and_then(|event| serde_json::from_str(event.content()).ok()).unwrap_or_default();
+    let had: Vec<_> = alias_names(&old).collect();
+    for name in alias_names(&new.content).filter(|name| !had.contains(name)) {
+        let bad = |why: &str| Error::bad("M_BAD_ALIAS", format!("{name} {why}"));
+        let id = <&ruma::RoomAliasId>::try_from(name)
+            .map_err(|_| Error::bad("M_INVALID_PARAM", format!("{name} is no room alias")))?;
+        if id.server_name() == rooms.server() {
+            match room::directory::alias(read, name)? {
+                Some((leads_to, _)) if leads_to == room.num => {}
+                _ => return Err(bad("does not lead to this room")),
             }
         }
-        Ok(())
     }
+    Ok(())
 }
 
 fn alias_names(content: &Value) -> impl Iterator<Item = &str> {

@@ -3,7 +3,6 @@
 use ruma::{OwnedServerName, UserId};
 use serde_json::{Map, Value};
 
-use crate::room::Rooms;
 use crate::room::error::Result;
 use crate::room::state::RoomRef;
 use crate::room::state::join_conditions::authorising_user;
@@ -45,13 +44,7 @@ pub fn with_profile(get: &impl Get, user_id: &UserId, mut content: Map<String, V
 }
 
 /// The content of a join: the app's fields, the profile, and the authorising user when the room needs one.
-pub fn join_content(
-    rooms: &Rooms,
-    read: &Read,
-    room: &RoomRef,
-    user: &UserId,
-    joining: Joining,
-) -> Result<Map<String, Value>> {
+pub fn join_content(read: &Read, room: &RoomRef, user: &UserId, joining: Joining) -> Result<Map<String, Value>> {
     let mut content = joining.content_extra;
     // Only servers may set this field, for users they authorise.
     content.remove("join_authorised_via_users_server");
@@ -60,7 +53,7 @@ pub fn join_content(
         content.insert("reason".into(), reason.into());
     }
     let mut content = with_profile(read, user, content)?;
-    if let Some(by) = authorising_user(rooms, read, room, user)? {
+    if let Some(by) = authorising_user(read, room, user)? {
         content.insert("join_authorised_via_users_server".into(), by.as_str().into());
     }
     Ok(content)

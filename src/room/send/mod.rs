@@ -17,7 +17,10 @@ use super::state::event::{id_of, ids_of};
 use super::state::resolve::Means;
 use super::state::{RoomRef, StateView, known_num};
 use super::state::{fork, not_in_room};
+use crate::base;
 use crate::matrix::{Draft, Event, auth, json};
+use crate::room::membership;
+use crate::room::state;
 use crate::store::tables::room::event_row::Root;
 use crate::store::tables::room::txn::{self, Txn};
 use crate::store::tables::{room, user};
@@ -87,141 +90,147 @@ impl Rooms {
         if kind == "m.room.member"
             && let Some(target) = &state_key
         {
-            return self.send_member(sender, room_id, target, content).await;
+            return membership::send_member(self, sender, room_id, target, content).await;
         }
         let new = New { kind, state_key, sender: sender.to_owned(), content, redacts };
         let (rooms, room_id) = (self.clone(), room_id.to_owned());
-        self.unbroken(async move { rooms.send_new(&room_id, new, txn).await }).await
+        base::unbroken(async move { send_new(&rooms, &room_id, new, txn).await }).await
     }
+}
 
-    /// Sends an event of any type, within [`Rooms::unbroken`].
-    pub(super) async fn send_new(
-        &self,
-        room_id: &RoomId,
-        new: New,
-        txn: Option<(String, String)>,
-    ) -> Result<OwnedEventId> {
-        let num = self.num_of(room_id).await?;
-        let guard = self.lock(num).await;
-        self.send_locked(&guard, new, txn).await
-    }
+/// Sends an event of any type, within [`Rooms::unbroken`].
+pub(super) async fn send_new(
+    rooms: &Rooms,
+    room_id: &RoomId,
+    new: New,
+    txn: Option<(String, String)>,
+) -> Result<OwnedEventId> {
+    let num = state::num_of(rooms, room_id).await?;
+    let guard = rooms.lock(num).await;
+    send_locked(rooms, &guard, new, txn).await
+}
 
-    pub(super) async fn send_locked(
-        &self,
-        guard: &Guard,
-        new: New,
-        txn: Option<(String, String)>,
-    ) -> Result<OwnedEventId> {
-        let num = guard.room();
-        self.settle_ends(guard).await?;
-        let step = self.reading(move |rooms, read| rooms.prepare(read, num, new, txn)).await?;
-        let (built, txn) = match step {
-            Step::Repeated(id) => return Ok(id),
-            Step::Built(built, txn) => (built, txn),
-        };
-        let id = built.event.id().to_owned();
-        let append = Append { txn, outbound: true, ..Append::next(num, built.event) };
-        let done: Done = self.append_locked(guard, append).await?;
-        debug_assert!(done.order.is_some(), "an event of ours is shown");
-        Ok(id)
-    }
+pub(super) async fn send_locked(
+    rooms: &Rooms,
+    guard: &Guard,
+    new: New,
+    txn: Option<(String, String)>,
+) -> Result<OwnedEventId> {
+    let num = guard.room();
+    resolve_ends(rooms, guard).await?;
+    let step = rooms.reading(move |rooms, read| prepare(rooms, read, num, new, txn)).await?;
+    let (built, txn) = match step {
+        Step::Repeated(id) => return Ok(id),
+        Step::Built(built, txn) => (built, txn),
+    };
+    let id = built.event.id().to_owned();
+    let append = Append { txn, outbound: true, ..Append::next(num, built.event) };
+    let done: Done = rooms.append_locked(guard, append).await?;
+    debug_assert!(done.order.is_some(), "an event of ours is shown");
+    Ok(id)
+}
 
-    /// Resolves the state of all forward extremities and makes it the room's state, before an event of ours follows
-    /// them. On a long fork the room may have gone on without that. Does nothing in a room without a fork.
-    pub(super) async fn settle_ends(&self, guard: &Guard) -> Result<()> {
-        let num = guard.room();
-        let settle = move |rooms: &Rooms, read: &Read| match room::get(read, num)? {
-            Some(row) if row.extremities.len() > 1 => {
-                fork::settle_ends(read, &known_num(read, num)?, &Means::new(&rooms.0.parts.budget))
-            }
-            _ => Ok(Vec::new()),
-        };
-        let changes = match self.reading(settle).await {
-            Ok(changes) => changes,
-            // The state stays as it is; how other servers judge our event does not depend on it.
-            Err(Error::Refused(_) | Error::Reject(_)) => return Ok(()),
-            Err(failed) => return Err(failed),
-        };
-        if changes.is_empty() {
-            return Ok(());
+/// Resolves the state of all forward extremities and makes it the room's state, before an event of ours follows
+/// them. On a long fork the room may have gone on without that. Does nothing in a room without a fork.
+pub(super) async fn resolve_ends(rooms: &Rooms, guard: &Guard) -> Result<()> {
+    let num = guard.room();
+    let settle = move |rooms: &Rooms, read: &Read| match room::get(read, num)? {
+        Some(row) if row.extremities.len() > 1 => {
+            fork::resolve_ends(read, &known_num(read, num)?, &Means::new(&rooms.0.parts.budget))
         }
-        let here = self.here();
-        let set = move |w: &mut Write<'_>| {
-            let mut row = room::get_of(w, num)?;
-            let at = w.next_position();
-            let mut users = append::current_state::set_present_state(w, &here, num, &mut row, &changes, at)?;
-            append::current_state::add_local_joined(w, num, &mut users)?;
-            row.latest = at;
-            room::put(w, num, &row)?;
-            w.announce(Change { users, room: Some(num), ..Change::default() });
-            Ok(())
-        };
-        self.write(set).await
+        _ => Ok(Vec::new()),
+    };
+    let changes = match rooms.reading(settle).await {
+        Ok(changes) => changes,
+        // The state stays as it is; how other servers judge our event does not depend on it.
+        Err(Error::Refused(_) | Error::Reject(_)) => return Ok(()),
+        Err(failed) => return Err(failed),
+    };
+    if changes.is_empty() {
+        return Ok(());
     }
+    let here = rooms.here();
+    let set = move |w: &mut Write<'_>| {
+        let mut row = room::get_of(w, num)?;
+        let at = w.next_position();
+        let mut users = append::current_state::set_present_state(w, &here, num, &mut row, &changes, at)?;
+        append::current_state::add_local_joined(w, num, &mut users)?;
+        row.latest = at;
+        room::put(w, num, &row)?;
+        w.announce(Change { users, room: Some(num), ..Change::default() });
+        Ok(())
+    };
+    rooms.write(set).await
+}
 
-    fn prepare(&self, read: &Read, num: RoomNum, new: New, txn: Option<(String, String)>) -> Result<Step> {
-        let room = known_num(read, num).map_err(|failed| match failed {
-            Error::NotFound => not_in_room(),
-            other => other,
-        })?;
-        let txn = txn_of(read, num, &new, txn)?;
-        if let Some(txn) = &txn
-            && let Some(sent) = txn::get(read, txn)?
-        {
-            return Ok(Step::Repeated(id_of(read, sent)?));
-        }
-        if let Some(same) = unchanged(read, &room, &new)? {
-            return Ok(Step::Repeated(same));
-        }
-        self.check_beyond_rules(read, &room, &new)?;
-        Ok(Step::Built(Box::new(self.build(read, &room, new)?), txn))
+fn prepare(rooms: &Rooms, read: &Read, num: RoomNum, new: New, txn: Option<(String, String)>) -> Result<Step> {
+    let room = known_num(read, num).map_err(|failed| match failed {
+        Error::NotFound => not_in_room(),
+        other => other,
+    })?;
+    let txn = txn_of(read, num, &new, txn)?;
+    if let Some(txn) = &txn
+        && let Some(sent) = txn::get(read, txn)?
+    {
+        return Ok(Step::Repeated(id_of(read, sent)?));
     }
+    if let Some(same) = unchanged(read, &room, &new)? {
+        return Ok(Step::Repeated(same));
+    }
+    checks::check_beyond_rules(rooms, read, &room, &new)?;
+    Ok(Step::Built(Box::new(build(rooms, read, &room, new)?), txn))
+}
 
-    /// Builds, signs and judges an event that follows all extremities of the room. Does no I/O beyond the store: a few
-    /// lookups, a hash, a signature.
-    pub(super) fn build(&self, read: &impl Get, room: &RoomRef, new: New) -> Result<Built> {
-        let parts = &self.0.parts;
-        let view = room.view(read);
-        let draft = self.draft(read, room, new, &view)?;
-        let event = draft.build(room.version, &parts.server, &parts.key)?;
-        auth::check(room.version, &event.subject(), &view)?;
-        let (before, extremities) = (room.row.state, room.row.extremities.clone());
-        Ok(Built { event, room: room.num, before, extremities })
-    }
+/// Builds, signs and judges an event that follows all extremities of the room. Does no I/O beyond the store: a few
+/// lookups, a hash, a signature.
+pub(super) fn build(rooms: &Rooms, read: &impl Get, room: &RoomRef, new: New) -> Result<Built> {
+    let parts = &rooms.0.parts;
+    let view = room.view(read);
+    let draft = draft(rooms, read, room, new, &view)?;
+    let event = draft.build(room.version, &parts.server, &parts.key)?;
+    auth::check(room.version, &event.subject(), &view)?;
+    let (before, extremities) = (room.row.state, room.row.extremities.clone());
+    Ok(Built { event, room: room.num, before, extremities })
+}
 
-    /// An event without hashes and signatures: what [`Rooms::build`] signs, and what we hand out as a template.
-    pub(super) fn draft<G: Get>(&self, read: &G, room: &RoomRef, new: New, view: &StateView<'_, G>) -> Result<Draft> {
-        let parts = &self.0.parts;
-        let content = json::canonical_value(&new.content, room.version.json_mode())?;
-        let content_text = std::str::from_utf8(&content).unwrap_or("{}");
-        let cited =
-            auth::auth_types_for_event(room.version, &new.kind, &new.sender, new.state_key.as_deref(), content_text)?;
-        let mut auth_nums = Vec::with_capacity(cited.len());
-        for (kind, key) in &cited {
-            auth_nums.extend(view.num(kind, key)?);
-        }
-        let mut reference_hashes = Vec::new();
-        if room.version.event_id_in_event() {
-            for num in auth_nums.iter().chain(&room.row.extremities) {
-                let event = load(read, room.version, *num)?;
-                reference_hashes.push((event.id().to_owned(), event.reference_hash()));
-            }
-        }
-        Ok(Draft {
-            prev_events: ids_of(read, &room.row.extremities)?,
-            auth_events: ids_of(read, &auth_nums)?,
-            depth: (room.row.depth + 1).min(DEPTH_MAX),
-            origin_server_ts: parts.clock.now_ms(),
-            room_id: Some(room.row.id.as_str().try_into().map_err(|_| Error::NotFound)?),
-            kind: new.kind,
-            state_key: new.state_key,
-            sender: new.sender,
-            content: new.content,
-            redacts: new.redacts,
-            opaque_id: parts.random.token(18),
-            reference_hashes,
-        })
+/// An event without hashes and signatures: what [`Rooms::build`] signs, and what we hand out as a template.
+pub(super) fn draft<G: Get>(
+    rooms: &Rooms,
+    read: &G,
+    room: &RoomRef,
+    new: New,
+    view: &StateView<'_, G>,
+) -> Result<Draft> {
+    let parts = &rooms.0.parts;
+    let content = json::canonical_value(&new.content, room.version.json_mode())?;
+    let content_text = std::str::from_utf8(&content).unwrap_or("{}");
+    let cited =
+        auth::auth_types_for_event(room.version, &new.kind, &new.sender, new.state_key.as_deref(), content_text)?;
+    let mut auth_nums = Vec::with_capacity(cited.len());
+    for (kind, key) in &cited {
+        auth_nums.extend(view.num(kind, key)?);
     }
+    let mut reference_hashes = Vec::new();
+    if room.version.event_id_in_event() {
+        for num in auth_nums.iter().chain(&room.row.extremities) {
+            let event = load(read, room.version, *num)?;
+            reference_hashes.push((event.id().to_owned(), event.reference_hash()));
+        }
+    }
+    Ok(Draft {
+        prev_events: ids_of(read, &room.row.extremities)?,
+        auth_events: ids_of(read, &auth_nums)?,
+        depth: (room.row.depth + 1).min(DEPTH_MAX),
+        origin_server_ts: parts.clock.now_ms(),
+        room_id: Some(room.row.id.as_str().try_into().map_err(|_| Error::NotFound)?),
+        kind: new.kind,
+        state_key: new.state_key,
+        sender: new.sender,
+        content: new.content,
+        redacts: new.redacts,
+        opaque_id: parts.random.token(18),
+        reference_hashes,
+    })
 }
 
 enum Step {

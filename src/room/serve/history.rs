@@ -50,7 +50,7 @@ impl Rooms {
         limit: usize,
         head: String,
     ) -> Result<Served> {
-        self.serve_events(origin, room, head, move |read, room| {
+        serve_events(self, origin, room, head, move |read, room| {
             let mut walk = Walk::new(limit.min(BACKFILL_MAX), 0);
             walk.add(read, room, from.iter().take(NAMED_MAX).map(|id| id.as_str()))?;
             walk.run(read, room)
@@ -66,7 +66,7 @@ impl Rooms {
         asked: Missing,
         head: String,
     ) -> Result<Served> {
-        self.serve_events(origin, room, head, move |read, room| {
+        serve_events(self, origin, room, head, move |read, room| {
             let mut walk = Walk::new(asked.limit.min(MISSING_MAX), asked.min_depth);
             for id in asked.earliest.iter().take(NAMED_MAX) {
                 walk.seen.extend(event::num(read, id.as_str())?);
@@ -86,25 +86,25 @@ impl Rooms {
         })
         .await
     }
+}
 
-    async fn serve_events(
-        &self,
-        origin: &ServerName,
-        room: &RoomId,
-        head: String,
-        find: impl FnOnce(&Read, &RoomRef) -> Result<VecDeque<EventNum>> + Send + 'static,
-    ) -> Result<Served> {
-        let grant = self.0.parts.budget.account("response_bodies").take(PIECE_BYTES_MAX).await?;
-        let (origin, room) = (origin.to_owned(), room.to_owned());
-        let chunks = self
-            .reading(move |rooms, read| {
-                let room = server_access::for_member_server(read, &origin, &room)?;
-                let left = find(read, &room)?;
-                Ok(Batch { rooms: rooms.clone(), origin, room, left, head: Some(head) })
-            })
-            .await?;
-        Ok(Served { grant, chunks: Box::new(chunks) })
-    }
+async fn serve_events(
+    rooms: &Rooms,
+    origin: &ServerName,
+    room: &RoomId,
+    head: String,
+    find: impl FnOnce(&Read, &RoomRef) -> Result<VecDeque<EventNum>> + Send + 'static,
+) -> Result<Served> {
+    let grant = rooms.0.parts.budget.account("response_bodies").take(PIECE_BYTES_MAX).await?;
+    let (origin, room) = (origin.to_owned(), room.to_owned());
+    let chunks = rooms
+        .reading(move |rooms, read| {
+            let room = server_access::for_member_server(read, &origin, &room)?;
+            let left = find(read, &room)?;
+            Ok(Batch { rooms: rooms.clone(), origin, room, left, head: Some(head) })
+        })
+        .await?;
+    Ok(Served { grant, chunks: Box::new(chunks) })
 }
 
 /// A walk from events to their predecessors, the deepest first.

@@ -27,17 +27,15 @@ pub struct Served {
     pub chunks: Box<dyn Chunks>,
 }
 
-impl Rooms {
-    /// The highest event number; the events of this answer have at most this number.
-    pub fn highest_event(&self) -> store::Result<u32> {
-        let mut highest = 0;
-        event::rows_down(&self.0.parts.store.read()?, EventNum(u32::MAX - 1), &mut |num, _| {
-            highest = num.0;
-            Ok(ControlFlow::Break(()))
-        })?;
-        // Headroom for events appended before the answer begins: the joining event itself.
-        Ok(highest.saturating_add(64))
-    }
+/// The highest event number; the events of this answer have at most this number.
+pub fn highest_event(rooms: &Rooms) -> store::Result<u32> {
+    let mut highest = 0;
+    event::rows_down(&rooms.0.parts.store.read()?, EventNum(u32::MAX - 1), &mut |num, _| {
+        highest = num.0;
+        Ok(ControlFlow::Break(()))
+    })?;
+    // Headroom for events appended before the answer begins: the joining event itself.
+    Ok(highest.saturating_add(64))
 }
 
 /// The member events sent when members are omitted: the joining user's own, and enough to name a room without a name.

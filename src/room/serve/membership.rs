@@ -14,7 +14,11 @@ use crate::matrix::{Event, Reject, RoomVersion, sign};
 use crate::room::Rooms;
 use crate::room::error::{Error, Result};
 use crate::room::handshake::Verb;
+use crate::room::receive;
+use crate::room::receive::fetch;
+use crate::room::send;
 use crate::room::send::New;
+use crate::room::serve::slots;
 use crate::room::state;
 use crate::room::state::join_conditions::authorising_user;
 use crate::room::state::server_access;
@@ -49,14 +53,14 @@ impl Rooms {
             let mut content = Map::new();
             content.insert("membership".into(), verb.as_str().into());
             if verb == Verb::Join
-                && let Some(by) = authorising_user(rooms, read, &room, &user)?
+                && let Some(by) = authorising_user(read, &room, &user)?
             {
                 content.insert("join_authorised_via_users_server".into(), by.as_str().into());
             }
             let new = New::state("m.room.member", user.as_str(), &user, Value::Object(content));
             // Judged as if it were ours; the template itself has no signature.
-            rooms.build(read, &room, new.clone()).map_err(refused)?;
-            let draft = rooms.draft(read, &room, new, &room.view(read))?;
+            send::build(rooms, read, &room, new.clone()).map_err(refused)?;
+            let draft = send::draft(rooms, read, &room, new, &room.view(read))?;
             Ok(Drawn { version: room.version, event: draft.template(room.version) })
         })
         .await
@@ -67,65 +71,68 @@ impl Rooms {
     /// no slot is held while other servers are asked for those.
     pub async fn take_join(&self, submitted: Submitted, how: JoinAnswer) -> Result<Served> {
         let origin = submitted.origin.clone();
-        let event = self.read_member_event(submitted, Verb::Join).await?;
-        self.fetch_signing_keys(&event).await?;
-        let (turn, num) = match self.has_all_behind(&event).await? {
+        let event = read_member_event(self, submitted, Verb::Join).await?;
+        fetch::fetch_signing_keys(self, &event).await?;
+        let (turn, num) = match has_all_behind(self, &event).await? {
             true => {
-                let turn = self.turn(&origin).await?;
-                (turn, self.take_member_event(&origin, event.clone()).await?)
+                let turn = slots::acquire(self, &origin).await?;
+                (turn, receive_member_event(self, &origin, event.clone()).await?)
             }
             false => {
-                let num = self.take_member_event(&origin, event.clone()).await?;
-                (self.turn(&origin).await?, num)
+                let num = receive_member_event(self, &origin, event.clone()).await?;
+                (slots::acquire(self, &origin).await?, num)
             }
         };
         self.reading(move |rooms, read| {
             let row = event::row_of(read, num)?;
             let room = known_num(read, row.room)?;
-            rooms.answer_join(read, &room, turn, (num, &event), how)
+            super::state::answer_join(rooms, read, &room, turn, (num, &event), how)
         })
         .await
     }
 
     pub async fn take_leave(&self, submitted: Submitted) -> Result<()> {
         let origin = submitted.origin.clone();
-        let event = self.read_member_event(submitted, Verb::Leave).await?;
-        self.take_member_event(&origin, event).await.map(drop)
+        let event = read_member_event(self, submitted, Verb::Leave).await?;
+        receive_member_event(self, &origin, event).await.map(drop)
     }
 
     /// Accepts a signed knock and answers the stripped state the knocking user may see.
     pub async fn take_knock(&self, submitted: Submitted) -> Result<Vec<Box<RawValue>>> {
         let origin = submitted.origin.clone();
-        let event = self.read_member_event(submitted, Verb::Knock).await?;
-        let num = self.take_member_event(&origin, event).await?;
+        let event = read_member_event(self, submitted, Verb::Knock).await?;
+        let num = receive_member_event(self, &origin, event).await?;
         self.reading(move |_, read| {
             let room = known_num(read, event::row_of(read, num)?.room)?;
             shown_state(read, &room)
         })
         .await
     }
+}
 
-    /// Checks that a membership event is the one its server was to send.
-    async fn read_member_event(&self, submitted: Submitted, verb: Verb) -> Result<Event> {
-        let Submitted { origin, room: room_id, id, event: raw } = submitted;
-        self.reading(move |rooms, read| {
+/// Checks that a membership event is the one its server was to send.
+async fn read_member_event(rooms: &Rooms, submitted: Submitted, verb: Verb) -> Result<Event> {
+    let Submitted { origin, room: room_id, id, event: raw } = submitted;
+    rooms
+        .reading(move |rooms, read| {
             let room = server_access::for_server(read, &origin, &room_id)?;
             let event = Event::from_wire(room.version, raw.get().as_bytes())?;
             check_is_asked_for(&event, &origin, &room_id, &id, verb)?;
-            rooms.countersign(read, &room, event)
+            countersign(rooms, read, &room, event)
         })
         .await
-    }
+}
 
-    async fn take_member_event(&self, origin: &ServerName, event: Event) -> Result<EventNum> {
-        Ok(self.accept(origin, event).await.map_err(refused)?.num)
-    }
+async fn receive_member_event(rooms: &Rooms, origin: &ServerName, event: Event) -> Result<EventNum> {
+    receive::accept(rooms, origin, event).await.map_err(refused)
+}
 
-    /// Whether all events it cites are here, and its `prev_events` are placed, so that it can be judged without asking
-    /// another server.
-    async fn has_all_behind(&self, event: &Event) -> Result<bool> {
-        let event = event.clone();
-        self.reading(move |_, read| {
+/// Whether all events it cites are here, and its `prev_events` are placed, so that it can be judged without asking
+/// another server.
+async fn has_all_behind(rooms: &Rooms, event: &Event) -> Result<bool> {
+    let event = event.clone();
+    rooms
+        .reading(move |_, read| {
             for prev in event.prev_events() {
                 if !state::event::stored(read, prev.as_str())?.is_some_and(|(_, row)| state::event::is_placed(&row)) {
                     return Ok(false);
@@ -139,19 +146,18 @@ impl Rooms {
             Ok(true)
         })
         .await
-    }
+}
 
-    /// Adds our signature to a join of a restricted room that one of our users authorises, when the conditions hold.
-    fn countersign(&self, read: &Read, room: &RoomRef, event: Event) -> Result<Event> {
-        let Some(by) = event.content_text("join_authorised_via_users_server") else { return Ok(event) };
-        let by = OwnedUserId::try_from(&*by).map_err(|_| Reject::shape("no user id lets the user in"))?;
-        if !room.version.restricted || by.server_name() != self.server() {
-            return Ok(event);
-        }
-        // A member or invited user needs no authorising user; for others the conditions are checked again.
-        authorising_user(self, read, room, event.sender())?;
-        Ok(sign::event::add_signature(&event, &self.0.parts.server, &self.0.parts.key)?)
+/// Adds our signature to a join of a restricted room that one of our users authorises, when the conditions hold.
+fn countersign(rooms: &Rooms, read: &Read, room: &RoomRef, event: Event) -> Result<Event> {
+    let Some(by) = event.content_text("join_authorised_via_users_server") else { return Ok(event) };
+    let by = OwnedUserId::try_from(&*by).map_err(|_| Reject::shape("no user id lets the user in"))?;
+    if !room.version.restricted || by.server_name() != rooms.server() {
+        return Ok(event);
     }
+    // A member or invited user needs no authorising user; for others the conditions are checked again.
+    authorising_user(read, room, event.sender())?;
+    Ok(sign::event::add_signature(&event, &rooms.0.parts.server, &rooms.0.parts.key)?)
 }
 
 /// A rejected event is reported as 403, not as our own error.

@@ -14,6 +14,7 @@ use crate::base::{self, ChunkError, Clock, KeyedGuard, KeyedLock};
 use crate::budget::{Budget, Grant, Refused};
 use crate::room::Rooms;
 use crate::room::error::Result;
+use crate::room::serve::long_answer;
 
 /// The most answers of this kind at once; each reads the whole of a room.
 const AT_ONCE: usize = 2;
@@ -117,23 +118,21 @@ const TURN_MS: u64 = 60_000;
 /// over.
 const SMALL_BITMAP_BYTES: u64 = 64 * 1024;
 
-impl Rooms {
-    /// Waits for a server's slot. The caller holds no grant or lock, and has checked that the server may ask.
-    pub(in crate::room) async fn turn(&self, origin: &ServerName) -> Result<Turn> {
-        let parts = &self.0.parts;
-        let waiting = self.0.turns.take(origin);
-        let place = parts.clock.timeout(std::time::Duration::from_millis(TURN_MS), waiting).await;
-        let place = place.ok_or_else(|| busy(&parts.budget))?;
-        let rooms = self.clone();
-        let bits_max = base::blocking(move || rooms.highest_event()).await?;
-        let bytes = u64::from(bits_max) / 8 + 64;
-        let (small, bitmap) = match bytes <= SMALL_BITMAP_BYTES {
-            true => (bytes, None),
-            false => (0, Some(parts.budget.account("join").take(bytes).await?)),
-        };
-        let grant = parts.budget.account("response_bodies").take(PIECE_BYTES_MAX + small).await?;
-        Ok(Turn { place, grant, bitmap, bits_max })
-    }
+/// Waits for a server's slot. The caller holds no grant or lock, and has checked that the server may ask.
+pub async fn acquire(rooms: &Rooms, origin: &ServerName) -> Result<Turn> {
+    let parts = &rooms.0.parts;
+    let waiting = rooms.0.turns.take(origin);
+    let place = parts.clock.timeout(std::time::Duration::from_millis(TURN_MS), waiting).await;
+    let place = place.ok_or_else(|| busy(&parts.budget))?;
+    let rooms = rooms.clone();
+    let bits_max = base::blocking(move || long_answer::highest_event(&rooms)).await?;
+    let bytes = u64::from(bits_max) / 8 + 64;
+    let (small, bitmap) = match bytes <= SMALL_BITMAP_BYTES {
+        true => (bytes, None),
+        false => (0, Some(parts.budget.account("join").take(bytes).await?)),
+    };
+    let grant = parts.budget.account("response_bodies").take(PIECE_BYTES_MAX + small).await?;
+    Ok(Turn { place, grant, bitmap, bits_max })
 }
 
 fn busy(budget: &Budget) -> Refused {

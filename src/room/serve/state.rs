@@ -14,6 +14,7 @@ use crate::matrix::Event;
 use crate::matrix::json::write_string;
 use crate::room::Rooms;
 use crate::room::error::{Error, Result};
+use crate::room::serve::slots;
 use crate::room::state::RoomRef;
 use crate::room::state::server_access;
 use crate::store::tables::room::event;
@@ -28,8 +29,8 @@ impl Rooms {
         at: &EventId,
         ids_only: bool,
     ) -> Result<Served> {
-        self.check_may_ask(origin, room, at).await?;
-        let turn = self.turn(origin).await?;
+        check_may_ask(self, origin, room, at).await?;
+        let turn = slots::acquire(self, origin).await?;
         let (rooms, origin, room, at) = (self.clone(), origin.to_owned(), room.to_owned(), at.to_owned());
         base::blocking(move || {
             let read = rooms.0.parts.store.read()?;
@@ -51,8 +52,8 @@ impl Rooms {
 
     /// `GET /event_auth`: the auth chain of an event.
     pub async fn serve_event_auth(&self, origin: &ServerName, room: &RoomId, of: &EventId) -> Result<Served> {
-        self.check_may_ask(origin, room, of).await?;
-        let turn = self.turn(origin).await?;
+        check_may_ask(self, origin, room, of).await?;
+        let turn = slots::acquire(self, origin).await?;
         let (rooms, origin, room, of) = (self.clone(), origin.to_owned(), room.to_owned(), of.to_owned());
         base::blocking(move || {
             let read = rooms.0.parts.store.read()?;
@@ -63,43 +64,43 @@ impl Rooms {
         })
         .await
     }
+}
 
-    /// Requests from servers outside the room are refused before they take a slot.
-    async fn check_may_ask(&self, origin: &ServerName, room: &RoomId, event: &EventId) -> Result<()> {
-        let (origin, room, event) = (origin.to_owned(), room.to_owned(), event.to_owned());
-        self.reading(move |_, read| asked_for(read, &origin, &room, &event).map(drop)).await
-    }
+/// Requests from servers outside the room are refused before they take a slot.
+async fn check_may_ask(rooms: &Rooms, origin: &ServerName, room: &RoomId, event: &EventId) -> Result<()> {
+    let (origin, room, event) = (origin.to_owned(), room.to_owned(), event.to_owned());
+    rooms.reading(move |_, read| asked_for(read, &origin, &room, &event).map(drop)).await
+}
 
-    /// `send_join`'s answer for the event numbered `joined`, which is in the room by now. `old_api`: version 1 of the
-    /// API.
-    pub(in crate::room) fn answer_join(
-        &self,
-        get: &impl Get,
-        held: &RoomRef,
-        turn: Turn,
-        (joined, event): (EventNum, &Event),
-        how: JoinAnswer,
-    ) -> Result<Served> {
-        let row = event::row_of(get, joined)?;
-        let before = row.before.ok_or(Error::NotFound)?;
-        let mut head = if how.old_api { b"[200,{".to_vec() } else { b"{".to_vec() };
-        head.extend_from_slice(b"\"event\":");
-        head.extend_from_slice(event.to_federation());
-        head.extend_from_slice(b",\"origin\":");
-        write_string(&mut head, self.0.parts.server.as_str());
-        head.extend_from_slice(format!(",\"members_omitted\":{},", how.omit_members).as_bytes());
-        let mut answer = LongAnswer::new(self, held, turn, head, ("state", "auth_chain"));
-        if how.old_api {
-            answer.tail = b"}]";
-        }
-        answer.chain.mark_all(&row.auth)?;
-        answer.state = Some(before);
-        if how.omit_members {
-            answer.servers = true;
-            answer.members_kept = Some(members_kept(get, held, before, event)?);
-        }
-        Ok(answer.served())
+/// `send_join`'s answer for the event numbered `joined`, which is in the room by now. `old_api`: version 1 of the
+/// API.
+pub fn answer_join(
+    rooms: &Rooms,
+    get: &impl Get,
+    held: &RoomRef,
+    turn: Turn,
+    (joined, event): (EventNum, &Event),
+    how: JoinAnswer,
+) -> Result<Served> {
+    let row = event::row_of(get, joined)?;
+    let before = row.before.ok_or(Error::NotFound)?;
+    let mut head = if how.old_api { b"[200,{".to_vec() } else { b"{".to_vec() };
+    head.extend_from_slice(b"\"event\":");
+    head.extend_from_slice(event.to_federation());
+    head.extend_from_slice(b",\"origin\":");
+    write_string(&mut head, rooms.0.parts.server.as_str());
+    head.extend_from_slice(format!(",\"members_omitted\":{},", how.omit_members).as_bytes());
+    let mut answer = LongAnswer::new(rooms, held, turn, head, ("state", "auth_chain"));
+    if how.old_api {
+        answer.tail = b"}]";
     }
+    answer.chain.mark_all(&row.auth)?;
+    answer.state = Some(before);
+    if how.omit_members {
+        answer.servers = true;
+        answer.members_kept = Some(members_kept(get, held, before, event)?);
+    }
+    Ok(answer.served())
 }
 
 /// The options of a joining server.
@@ -163,7 +164,7 @@ mod tests {
         let new = New::state(kind, key, <&UserId>::try_from(sender).unwrap(), content);
         let guard = rooms.lock(num).await;
         let room = crate::room::state::known_num(&rooms.read().unwrap(), num).unwrap();
-        let built = rooms.build(&rooms.read().unwrap(), &room, new).unwrap();
+        let built = crate::room::send::build(rooms, &rooms.read().unwrap(), &room, new).unwrap();
         rooms.append_locked(&guard, Append::next(num, built.event.clone())).await.unwrap();
         built.event
     }

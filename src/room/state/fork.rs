@@ -158,7 +158,7 @@ type Changes = Vec<(StateKeyNum, Option<EventNum>)>;
 
 /// The changes to the room's present state before an event follows all extremities: on a long fork it went on without
 /// their being resolved. Nothing when it is right, or when they differ in too much.
-pub fn settle_ends(get: &impl Get, room: &RoomRef, means: &Means) -> Result<Changes> {
+pub fn resolve_ends(get: &impl Get, room: &RoomRef, means: &Means) -> Result<Changes> {
     if room.row.extremities.len() < 2 {
         return Ok(Vec::new());
     }

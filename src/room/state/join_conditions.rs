@@ -7,7 +7,6 @@ use ruma::{OwnedUserId, UserId};
 use super::RoomRef;
 use crate::matrix::auth::{JoinRule, Named, State as _};
 use crate::matrix::json as text;
-use crate::room::Rooms;
 use crate::room::error::{Error, Result};
 use crate::store::tables::room::event_row::Membership;
 use crate::store::tables::room::{self, member};
@@ -18,7 +17,7 @@ use crate::store::{Get, Read, RoomNum, UserNum};
 const ALLOW_MAX: usize = 100;
 
 /// The user of this server that authorises a join to a restricted room; `None` where none is needed.
-pub fn authorising_user(rooms: &Rooms, read: &Read, room: &RoomRef, user: &UserId) -> Result<Option<OwnedUserId>> {
+pub fn authorising_user(read: &Read, room: &RoomRef, user: &UserId) -> Result<Option<OwnedUserId>> {
     let view = room.view(read);
     let rule = view.join_rule()?;
     let restricted = (rule == Some(JoinRule::Restricted) && room.version.restricted)
@@ -39,7 +38,7 @@ pub fn authorising_user(rooms: &Rooms, read: &Read, room: &RoomRef, user: &UserI
             return Err(Error::bad("M_UNABLE_TO_AUTHORISE_JOIN", why));
         }
     }
-    match rooms.who_may_invite(read, room)? {
+    match who_may_invite(read, room)? {
         Some(by) => Ok(Some(by)),
         None => Err(Error::bad("M_UNABLE_TO_GRANT_JOIN", "nobody of this server may let people into the room")),
     }
@@ -75,19 +74,17 @@ pub(super) fn meets_join_condition(read: &impl Get, room: &RoomRef, user: &UserI
     Ok(known_all.then_some(false))
 }
 
-impl Rooms {
-    /// A joined user of this server who may invite. Bounded by the users of this server.
-    pub(super) fn who_may_invite(&self, read: &impl Get, room: &RoomRef) -> Result<Option<OwnedUserId>> {
-        let local: Vec<UserNum> = local_joined(read, room.num)?;
-        let mut ids = Vec::with_capacity(local.len());
-        for num in local {
-            ids.extend(OwnedUserId::try_from(user::id_of(read, num)?));
-        }
-        let found = room
-            .view(read)
-            .with_powers(|powers| ids.into_iter().find(|id| powers.user(id) >= powers.named(Named::Invite)))?;
-        Ok(found.flatten())
+/// A joined user of this server who may invite. Bounded by the users of this server.
+pub(super) fn who_may_invite(read: &impl Get, room: &RoomRef) -> Result<Option<OwnedUserId>> {
+    let local: Vec<UserNum> = local_joined(read, room.num)?;
+    let mut ids = Vec::with_capacity(local.len());
+    for num in local {
+        ids.extend(OwnedUserId::try_from(user::id_of(read, num)?));
     }
+    let found = room
+        .view(read)
+        .with_powers(|powers| ids.into_iter().find(|id| powers.user(id) >= powers.named(Named::Invite)))?;
+    Ok(found.flatten())
 }
 
 /// The joined users of this server. Bounded by its accounts.

@@ -181,12 +181,10 @@ impl<G: Get> auth::State for StateView<'_, G> {
     }
 }
 
-impl Rooms {
-    /// The number of a room we hold; a user who asks for any other has no part in it.
-    pub(super) async fn num_of(&self, room_id: &RoomId) -> Result<RoomNum> {
-        let room_id = room_id.to_owned();
-        self.reading(move |_, read| room::num(read, room_id.as_str())?.ok_or_else(not_in_room)).await
-    }
+/// The number of a room we hold; a user who asks for any other has no part in it.
+pub(super) async fn num_of(rooms: &Rooms, room_id: &RoomId) -> Result<RoomNum> {
+    let room_id = room_id.to_owned();
+    rooms.reading(move |_, read| room::num(read, room_id.as_str())?.ok_or_else(not_in_room)).await
 }
 
 pub(super) fn not_in_room() -> Error {

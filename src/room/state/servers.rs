@@ -40,56 +40,51 @@ pub(in crate::room) fn servers(get: &Read, num: RoomNum, us: &ServerName) -> Res
     Ok(names.into_iter().filter_map(|name| OwnedServerName::try_from(name).ok()).collect())
 }
 
-impl Rooms {
-    /// The servers to tell when a local user leaves a room we are not in: the inviter's, then the room id's.
-    pub fn outside_of(&self, read: &Read, user: &UserId, room: &RoomId) -> Result<Vec<OwnedServerName>> {
-        let nums = user::num(read, user.as_str())?.zip(room::num(read, room.as_str())?);
-        let (user_num, room_num) = nums.ok_or(Error::NotFound)?;
-        let mine = user_room::mine(read, user_num, room_num)?.ok_or(Error::NotFound)?;
-        if !matches!(mine.membership, Membership::Invite | Membership::Knock) {
-            return Err(Error::forbidden("the user is neither invited to the room nor waiting to be"));
-        }
-        let stripped = user_room::stripped(read, user_num, room_num)?.unwrap_or_default();
-        let stripped = read_stripped(&stripped);
-        let inviters =
-            stripped.iter().filter(|event| event.kind == "m.room.member" && event.state_key == user.as_str());
-        let senders = inviters.filter_map(|event| OwnedUserId::try_from(&*event.sender).ok());
-        let mut servers: Vec<OwnedServerName> = senders.map(|sender| sender.server_name().to_owned()).collect();
-        servers.extend(room.server_name().map(ToOwned::to_owned));
-        // A version 12 room id names no server; the other users named in the state are in the room too.
-        let others = stripped.iter().filter_map(|event| OwnedUserId::try_from(&*event.sender).ok());
-        servers.extend(others.map(|sender| sender.server_name().to_owned()));
-        let mut seen = Vec::new();
-        servers.retain(|server| {
-            !self.0.parts.remote.is_me(server) && !seen.contains(server) && {
-                seen.push(server.clone());
-                true
-            }
-        });
-        servers.truncate(SERVERS_MAX);
-        Ok(servers)
+/// The servers to tell when a local user leaves a room we are not in: the inviter's, then the room id's.
+pub fn out_of_band_of(rooms: &Rooms, read: &Read, user: &UserId, room: &RoomId) -> Result<Vec<OwnedServerName>> {
+    let nums = user::num(read, user.as_str())?.zip(room::num(read, room.as_str())?);
+    let (user_num, room_num) = nums.ok_or(Error::NotFound)?;
+    let mine = user_room::mine(read, user_num, room_num)?.ok_or(Error::NotFound)?;
+    if !matches!(mine.membership, Membership::Invite | Membership::Knock) {
+        return Err(Error::forbidden("the user is neither invited to the room nor waiting to be"));
     }
+    let stripped = user_room::stripped(read, user_num, room_num)?.unwrap_or_default();
+    let stripped = read_stripped(&stripped);
+    let inviters = stripped.iter().filter(|event| event.kind == "m.room.member" && event.state_key == user.as_str());
+    let senders = inviters.filter_map(|event| OwnedUserId::try_from(&*event.sender).ok());
+    let mut servers: Vec<OwnedServerName> = senders.map(|sender| sender.server_name().to_owned()).collect();
+    servers.extend(room.server_name().map(ToOwned::to_owned));
+    // A version 12 room id names no server; the other users named in the state are in the room too.
+    let others = stripped.iter().filter_map(|event| OwnedUserId::try_from(&*event.sender).ok());
+    servers.extend(others.map(|sender| sender.server_name().to_owned()));
+    let mut seen = Vec::new();
+    servers.retain(|server| {
+        !rooms.0.parts.remote.is_me(server) && !seen.contains(server) && {
+            seen.push(server.clone());
+            true
+        }
+    });
+    servers.truncate(SERVERS_MAX);
+    Ok(servers)
 }
 
 /// Servers told with an alias, at most: enough to join through when some are down.
 const TOLD_MAX: usize = 50;
 
-impl Rooms {
-    /// Some servers that are in a room, this one first if it is.
-    pub(in crate::room) fn servers_of(&self, get: &impl Get, num: RoomNum) -> Result<Vec<OwnedServerName>> {
-        let mut servers = Vec::new();
-        if member::server(get, num, self.server().as_str())?.is_some() {
-            servers.push(self.server().to_owned());
-        }
-        member::list_servers(get, num, None, &mut |name, _| {
-            if name != self.server().as_str() {
-                servers.extend(OwnedServerName::try_from(name));
-            }
-            Ok(match servers.len() < TOLD_MAX {
-                true => std::ops::ControlFlow::Continue(()),
-                false => std::ops::ControlFlow::Break(()),
-            })
-        })?;
-        Ok(servers)
+/// Some servers that are in a room, this one first if it is.
+pub fn servers_of(rooms: &Rooms, get: &impl Get, num: RoomNum) -> Result<Vec<OwnedServerName>> {
+    let mut servers = Vec::new();
+    if member::server(get, num, rooms.server().as_str())?.is_some() {
+        servers.push(rooms.server().to_owned());
     }
+    member::list_servers(get, num, None, &mut |name, _| {
+        if name != rooms.server().as_str() {
+            servers.extend(OwnedServerName::try_from(name));
+        }
+        Ok(match servers.len() < TOLD_MAX {
+            true => std::ops::ControlFlow::Continue(()),
+            false => std::ops::ControlFlow::Break(()),
+        })
+    })?;
+    Ok(servers)
 }

@@ -87,15 +87,11 @@ fn strip_one(event: &RawValue, own: &Event) -> Option<String> {
 /// Size of one such event; larger ones (a page of text as a topic) are left out.
 const SHOWN_BYTES_MAX: usize = 16 * 1024;
 
-impl Rooms {
-    /// The stripped state of a room of ours for a user whom `inviter` invites.
-    pub(in crate::room) async fn shown_state_of(
-        &self,
-        room_id: &RoomId,
-        inviter: Option<&UserId>,
-    ) -> Result<Vec<Box<RawValue>>> {
-        let (room_id, inviter) = (room_id.to_owned(), inviter.map(ToOwned::to_owned));
-        self.reading(move |_, read| {
+/// The stripped state of a room of ours for a user whom `inviter` invites.
+pub async fn shown_state_of(rooms: &Rooms, room_id: &RoomId, inviter: Option<&UserId>) -> Result<Vec<Box<RawValue>>> {
+    let (room_id, inviter) = (room_id.to_owned(), inviter.map(ToOwned::to_owned));
+    rooms
+        .reading(move |_, read| {
             let room = known(read, room_id.as_str())?;
             let mut shown = shown_state(read, &room)?;
             if let Some(inviter) = inviter
@@ -106,7 +102,6 @@ impl Rooms {
             Ok(shown)
         })
         .await
-    }
 }
 
 /// The stripped state of a room, in the form servers exchange.

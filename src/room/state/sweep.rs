@@ -32,14 +32,14 @@ impl Rooms {
     /// Sweeps now and then, as long as the server runs. A unit of the worker is a state node
     /// that was freed.
     pub async fn keep_swept(&self, worker: &Worker) {
-        self.give_up().await;
+        give_up(self).await;
         let mut pause = FIRST;
         loop {
             worker.idle_for(pause);
             self.0.parts.clock.sleep(pause).await;
             pause = EVERY;
             worker.works_on("looking for unused state nodes");
-            match self.sweep_if_worthwhile().await {
+            match sweep_if_worthwhile(self).await {
                 Ok(Some(freed)) => {
                     tracing::info!(freed, "state nodes nobody used were freed");
                     worker.done(freed);
@@ -52,70 +52,69 @@ impl Rooms {
             }
         }
     }
+}
 
-    async fn sweep_if_worthwhile(&self) -> Result<Option<u64>> {
-        let made = self.reading(|_, read| Ok(sweep::made_since_last(read)?)).await?;
-        if made < NODES_MIN { Ok(None) } else { self.sweep().await }
+async fn sweep_if_worthwhile(rooms: &Rooms) -> Result<Option<u64>> {
+    let made = rooms.reading(|_, read| Ok(sweep::made_since_last(read)?)).await?;
+    if made < NODES_MIN { Ok(None) } else { sweep(rooms).await }
+}
+
+/// One sweep; answers how many nodes it freed, or none when a join is in its way.
+pub async fn sweep(rooms: &Rooms) -> Result<Option<u64>> {
+    let made = rooms.reading(|_, read| Ok(sweep::made(read)?)).await?;
+    let grant = rooms.0.parts.budget.account("state_nodes").take(sweep::bytes_needed(made)).await?;
+    let Some(limit) = freeing(rooms, |w| Ok(sweep::begin(w)?)).await? else { return Ok(None) };
+    let swept = mark_and_free(rooms, limit, grant).await;
+    if swept.is_err() {
+        give_up(rooms).await;
     }
+    swept.map(Some)
+}
 
-    /// One sweep; answers how many nodes it freed, or none when a join is in its way.
-    pub async fn sweep(&self) -> Result<Option<u64>> {
-        let made = self.reading(|_, read| Ok(sweep::made(read)?)).await?;
-        let grant = self.0.parts.budget.account("state_nodes").take(sweep::bytes_needed(made)).await?;
-        let Some(limit) = self.freeing(|w| Ok(sweep::begin(w)?)).await? else { return Ok(None) };
-        let swept = self.mark_and_free(limit, grant).await;
-        if swept.is_err() {
-            self.give_up().await;
+async fn mark_and_free(rooms: &Rooms, limit: u32, grant: Grant) -> Result<u64> {
+    let parts = &rooms.0.parts;
+    parts.clock.sleep(GRACE).await;
+    let mut sweep = Sweep::over(parts.store.read()?, limit, grant)?;
+    let mut ended = false;
+    while !ended {
+        (sweep, ended) = base::blocking(move || {
+            let ended = sweep.mark(ROWS_A_STEP)?;
+            Ok::<_, Error>((sweep, ended))
+        })
+        .await?;
+        parts.clock.sleep(PAUSE).await;
+    }
+    ended = false;
+    while !ended {
+        (sweep, ended) = freeing(rooms, move |w| {
+            let ended = sweep.free(w, NODES_A_STEP)?;
+            Ok((sweep, ended))
+        })
+        .await?;
+        parts.clock.sleep(PAUSE).await;
+    }
+    Ok(sweep.freed())
+}
+
+/// Takes back the declaration of a sweep that failed, or that a power cut ended.
+async fn give_up(rooms: &Rooms) {
+    let given_up = async {
+        match rooms.reading(|_, read| Ok(sweep::is_declared(read)?)).await? {
+            true => freeing(rooms, |w| Ok(sweep::give_up(w)?)).await,
+            false => Ok(()),
         }
-        swept.map(Some)
+    };
+    if let Err(failed) = given_up.await {
+        tracing::warn!(%failed, "a sweep of states stays declared");
     }
+}
 
-    async fn mark_and_free(&self, limit: u32, grant: Grant) -> Result<u64> {
-        let parts = &self.0.parts;
-        parts.clock.sleep(GRACE).await;
-        let mut sweep = Sweep::over(parts.store.read()?, limit, grant)?;
-        let mut ended = false;
-        while !ended {
-            (sweep, ended) = base::blocking(move || {
-                let ended = sweep.mark(ROWS_A_STEP)?;
-                Ok::<_, Error>((sweep, ended))
-            })
-            .await?;
-            parts.clock.sleep(PAUSE).await;
-        }
-        ended = false;
-        while !ended {
-            (sweep, ended) = self
-                .freeing(move |w| {
-                    let ended = sweep.free(w, NODES_A_STEP)?;
-                    Ok((sweep, ended))
-                })
-                .await?;
-            parts.clock.sleep(PAUSE).await;
-        }
-        Ok(sweep.freed())
-    }
-
-    /// Takes back the declaration of a sweep that failed, or that a power cut ended.
-    async fn give_up(&self) {
-        let given_up = async {
-            match self.reading(|_, read| Ok(sweep::is_declared(read)?)).await? {
-                true => self.freeing(|w| Ok(sweep::give_up(w)?)).await,
-                false => Ok(()),
-            }
-        };
-        if let Err(failed) = given_up.await {
-            tracing::warn!(%failed, "a sweep of states stays declared");
-        }
-    }
-
-    /// A write that is allowed when the disk is full.
-    async fn freeing<T: Send + 'static>(
-        &self,
-        job: impl FnOnce(&mut crate::store::Write<'_>) -> Result<T> + Send + 'static,
-    ) -> Result<T> {
-        Ok(self.0.parts.store.write_freeing(job).await?.0)
-    }
+/// A write that is allowed when the disk is full.
+async fn freeing<T: Send + 'static>(
+    rooms: &Rooms,
+    job: impl FnOnce(&mut crate::store::Write<'_>) -> Result<T> + Send + 'static,
+) -> Result<T> {
+    Ok(rooms.0.parts.store.write_freeing(job).await?.0)
 }
 
 #[cfg(test)]
