@@ -32,6 +32,16 @@ pub async fn unbroken<T: Send + 'static>(work: impl Future<Output = T> + Send + 
     }
 }
 
+/// The result of a task in a `JoinSet`. A panic of the task goes on in the caller: an answer without the task's part
+/// would pass for a whole one. `None`: the task was aborted.
+pub fn joined<T>(done: Result<T, tokio::task::JoinError>) -> Option<T> {
+    match done.map_err(tokio::task::JoinError::try_into_panic) {
+        Ok(done) => Some(done),
+        Err(Ok(panic)) => std::panic::resume_unwind(panic),
+        Err(Err(_aborted)) => None,
+    }
+}
+
 /// Waits on a plain thread for a future that needs no runtime (a grant, a place in a queue), at most until
 /// `deadline`; `None` when that passed first. Never call it on a thread that runs async tasks.
 pub fn block_on_until<T>(work: impl Future<Output = T>, deadline: Option<Deadline>) -> Option<T> {

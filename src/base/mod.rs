@@ -17,7 +17,7 @@ mod random;
 pub mod shares;
 mod worker;
 
-pub use blocking::{block_on_until, blocking, unbroken};
+pub use blocking::{block_on_until, blocking, joined, unbroken};
 pub use chunks::{ChunkError, ChunkWriter, Chunks, OneChunk, comma, written};
 pub use clock::{Clock, Deadline, StopWatch};
 pub use date::{date, span, timestamp};

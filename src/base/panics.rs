@@ -129,7 +129,7 @@ fn message(payload: &(dyn Any + Send)) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::{blocking, unbroken};
+    use crate::base::{blocking, joined, unbroken};
 
     #[test]
     fn a_panic_ends_where_it_is_caught() {
@@ -150,6 +150,15 @@ mod tests {
         assert!(job.unwrap_err().say().starts_with("job"));
         let task: Result<(), _> = caught_in(Box::pin(unbroken(async { panic!("task") }))).await;
         assert!(task.unwrap_err().say().starts_with("task"));
+        let mut set = tokio::task::JoinSet::new();
+        set.spawn(async { panic!("one of several") });
+        let all: Result<(), _> = caught_in(Box::pin(async move {
+            while let Some(done) = set.join_next().await {
+                joined(done);
+            }
+        }))
+        .await;
+        assert!(all.unwrap_err().say().starts_with("one of several"));
         // The pool's threads are all there.
         assert_eq!(blocking(|| 7).await, 7);
     }

@@ -203,8 +203,8 @@ impl<K: Hash + Eq + Clone, V> Shares<K, V> {
     }
 
     pub fn clear(&mut self) {
-        self.entries.clear();
         (self.known.len, self.strangers.len) = (0, 0);
+        self.entries.clear();
     }
 
     /// Takes everything out, the least lately used first.

@@ -13,6 +13,7 @@ use tracing::Instrument;
 use super::key_query::{ANSWER_BYTES, ASKED_AT_ONCE, QUESTION_TIMEOUT, each_in, is_too_deep};
 use super::key_query::{Viewer, each_of, failure, price};
 use super::keys::{KEY_BYTES_MAX, KEY_NAME_BYTES_MAX};
+use crate::base::joined;
 use crate::budget::Grant;
 use crate::remote::Failed;
 use crate::store::Change;
@@ -105,7 +106,7 @@ impl Users {
                 asked.spawn(asking.in_current_span());
             }
             let Some(done) = asked.join_next().await else { return };
-            let Ok((server, claims, answer)) = done else { continue };
+            let Some((server, claims, answer)) = joined(done) else { continue };
             let taken = answer.and_then(|answer| claimed.add_remote(&claims, &answer.body));
             if let Err(failed) = taken {
                 claimed.failures.get_or_insert_default().insert(server, failure(&failed));

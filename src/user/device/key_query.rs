@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tracing::Instrument;
 
-use crate::base::blocking;
+use crate::base::{blocking, joined};
 use crate::budget::{Grant, parsed_bytes_max};
 use crate::matrix::json::partial;
 use crate::remote::{Failed, Options};
@@ -198,7 +198,7 @@ impl Users {
                 asked.spawn(asking.in_current_span());
             }
             let Some(done) = asked.join_next().await else { return };
-            let Ok((server, mut users, answer)) = done else { continue };
+            let Some((server, mut users, answer)) = joined(done) else { continue };
             match answer {
                 Ok(answer) => {
                     let asked_for: BTreeSet<_> = users.into_iter().map(|(user, _)| user).collect();
