@@ -3,7 +3,7 @@
 //! Unknown names, missing names and sums that do not fit are errors that name the fault and its size.
 
 use std::collections::BTreeMap;
-use std::fmt::{self, Write as _};
+use std::fmt::Write as _;
 use std::path::Path;
 
 use serde::Deserialize;
@@ -97,16 +97,9 @@ pub struct FixedRow {
 }
 
 /// Why a profile cannot be used; a sentence for the operator.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
 pub struct ProfileError(pub String);
-
-impl fmt::Display for ProfileError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for ProfileError {}
 
 impl Profile {
     /// A shipped profile by its name.

@@ -41,10 +41,12 @@ pub struct SpillReader {
     _disk: Grant,
 }
 
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub enum SpillError {
-    Refused(Refused),
-    Io(io::Error),
+    #[error(transparent)]
+    Refused(#[from] Refused),
+    #[error("scratch file: {0}")]
+    Io(#[from] io::Error),
 }
 
 impl Spill {
@@ -149,29 +151,6 @@ pub fn nameless(folder: &Path) -> io::Result<File> {
     std::fs::remove_file(&path)?;
     Ok(file)
 }
-
-impl From<Refused> for SpillError {
-    fn from(refused: Refused) -> Self {
-        SpillError::Refused(refused)
-    }
-}
-
-impl From<io::Error> for SpillError {
-    fn from(failed: io::Error) -> Self {
-        SpillError::Io(failed)
-    }
-}
-
-impl std::fmt::Display for SpillError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            SpillError::Refused(refused) => refused.fmt(f),
-            SpillError::Io(failed) => write!(f, "scratch file: {failed}"),
-        }
-    }
-}
-
-impl std::error::Error for SpillError {}
 
 #[cfg(test)]
 mod tests {

@@ -42,7 +42,8 @@ enum Source {
 }
 
 /// Why a body ended early. Hyper only needs to know that it did.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("the answer was cut off: {0}")]
 pub struct CutOff(String);
 
 /// A long answer, made a bounded piece at a time; `grant` pays for the piece buffer and what the cursor keeps.
@@ -356,14 +357,6 @@ impl Chunks for FilePieces {
         Ok(self.left > 0)
     }
 }
-
-impl std::fmt::Display for CutOff {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "the answer was cut off: {}", self.0)
-    }
-}
-
-impl std::error::Error for CutOff {}
 
 #[cfg(test)]
 mod tests {

@@ -103,19 +103,25 @@ impl From<Refused> for ErrorResponse {
 }
 
 /// Why a request's body could not be read.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub enum BadBody {
     /// Longer than this endpoint takes, in bytes.
+    #[error("the body has more than {bytes_max} bytes")]
     TooLarge { bytes_max: u64 },
     /// No memory for it now.
+    #[error(transparent)]
     Refused(Refused),
     /// Not JSON at all.
+    #[error("the body is not JSON: {0}")]
     NotJson(String),
     /// JSON, but not of the shape this endpoint takes.
+    #[error("{0}")]
     BadJson(String),
     /// The peer stopped sending, or sends too slowly to be worth a buffer.
+    #[error("the body stalled")]
     Stalled,
     /// The peer went away, or broke the framing.
+    #[error("the body ended early")]
     Gone,
 }
 
@@ -131,21 +137,6 @@ impl From<BadBody> for ErrorResponse {
         }
     }
 }
-
-impl Display for BadBody {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::TooLarge { bytes_max } => write!(f, "the body has more than {bytes_max} bytes"),
-            Self::Refused(refused) => write!(f, "{refused}"),
-            Self::NotJson(reason) => write!(f, "the body is not JSON: {reason}"),
-            Self::BadJson(reason) => write!(f, "{reason}"),
-            Self::Stalled => write!(f, "the body stalled"),
-            Self::Gone => write!(f, "the body ended early"),
-        }
-    }
-}
-
-impl std::error::Error for BadBody {}
 
 #[cfg(test)]
 mod tests {

@@ -32,7 +32,8 @@ pub struct Certificate {
 }
 
 /// Why a certificate cannot be used: a sentence that names the file.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
 pub struct Unusable(String);
 
 /// Names of protocols, as TLS negotiates them (RFC 7301).
@@ -130,14 +131,6 @@ impl ResolvesServerCert for Certificate {
         Some(self.current.read().clone())
     }
 }
-
-impl fmt::Display for Unusable {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for Unusable {}
 
 /// Ring's algorithms, ChaCha20-Poly1305 first on processors without AES instructions (a Pi before the 5): three to five
 /// times faster there, and constant-time.

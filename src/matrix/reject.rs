@@ -1,7 +1,6 @@
 //! A peer's mistake, with a reason.
 
 use std::borrow::Cow;
-use std::fmt;
 
 /// The check that failed. Surfaces turn it into an error code; the receiver decides by it whether to drop, redact or
 /// reject.
@@ -22,7 +21,8 @@ pub enum Kind {
 }
 
 /// Why data from another server or a client is refused.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{reason}")]
 pub struct Reject {
     pub kind: Kind,
     pub reason: Cow<'static, str>,
@@ -48,11 +48,3 @@ impl Reject {
         Reject::new(Kind::Auth, reason)
     }
 }
-
-impl fmt::Display for Reject {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.reason)
-    }
-}
-
-impl std::error::Error for Reject {}

@@ -7,7 +7,6 @@
 //! Reading order: this file (the stored files), `upload.rs` (in), `quota.rs` (how much), `remote.rs` (from other
 //! servers).
 
-use std::fmt;
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -184,60 +183,31 @@ impl Media {
 }
 
 /// Why a file could not be had or kept.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub enum Error {
+    #[error("there is no such file")]
     NotFound,
     /// The media id was given out, its file is still to come.
+    #[error("this file has not been uploaded yet")]
     NotYet,
+    #[error("{0}")]
     Forbidden(String),
     /// The media id has its file already.
+    #[error("this media id has its file already")]
     Taken,
-    TooLarge {
-        bytes_max: u64,
-    },
+    #[error("a file may have {bytes_max} bytes at most")]
+    TooLarge { bytes_max: u64 },
     /// The disk, or the share of one user, is used up; a sentence for that user.
+    #[error("{0}")]
     Full(String),
-    Remote(Failed),
-    Refused(Refused),
+    #[error("the other server {0}")]
+    Remote(#[from] Failed),
+    #[error(transparent)]
+    Refused(#[from] Refused),
+    #[error("a file of the media: {0}")]
     Io(std::io::Error),
-    Store(store::Error),
-}
-
-impl fmt::Display for Error {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Error::NotFound => f.write_str("there is no such file"),
-            Error::NotYet => f.write_str("this file has not been uploaded yet"),
-            Error::Forbidden(why) => f.write_str(why),
-            Error::Taken => f.write_str("this media id has its file already"),
-            Error::TooLarge { bytes_max } => write!(f, "a file may have {bytes_max} bytes at most"),
-            Error::Full(why) => f.write_str(why),
-            Error::Remote(failed) => write!(f, "the other server {failed}"),
-            Error::Refused(refused) => refused.fmt(f),
-            Error::Io(failed) => write!(f, "a file of the media: {failed}"),
-            Error::Store(failed) => failed.fmt(f),
-        }
-    }
-}
-
-impl std::error::Error for Error {}
-
-impl From<store::Error> for Error {
-    fn from(failed: store::Error) -> Error {
-        Error::Store(failed)
-    }
-}
-
-impl From<Refused> for Error {
-    fn from(refused: Refused) -> Error {
-        Error::Refused(refused)
-    }
-}
-
-impl From<Failed> for Error {
-    fn from(failed: Failed) -> Error {
-        Error::Remote(failed)
-    }
+    #[error(transparent)]
+    Store(#[from] store::Error),
 }
 
 impl From<std::io::Error> for Error {

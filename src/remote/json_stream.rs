@@ -49,19 +49,12 @@ pub enum Item<'a> {
 }
 
 /// Why the body is not the expected answer, and after how many bytes.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the answer is malformed after {at} bytes: {why}")]
 pub struct Malformed {
     pub at: u64,
     pub why: &'static str,
 }
-
-impl std::fmt::Display for Malformed {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "the answer is malformed after {} bytes: {}", self.at, self.why)
-    }
-}
-
-impl std::error::Error for Malformed {}
 
 /// The tokeniser: takes frames as they come and gives out items as they are complete.
 pub struct Events {

@@ -580,21 +580,12 @@ fn notary_query(batch: &Batch, now_ms: u64) -> Vec<u8> {
     serde_json::json!({ "server_keys": servers }).to_string().into_bytes()
 }
 
+#[derive(Debug, thiserror::Error)]
 enum Trouble {
-    Failed(Failed),
-    Store(store::Error),
-}
-
-impl From<Failed> for Trouble {
-    fn from(failed: Failed) -> Trouble {
-        Trouble::Failed(failed)
-    }
-}
-
-impl From<store::Error> for Trouble {
-    fn from(error: store::Error) -> Trouble {
-        Trouble::Store(error)
-    }
+    #[error(transparent)]
+    Failed(#[from] Failed),
+    #[error(transparent)]
+    Store(#[from] store::Error),
 }
 
 /// An answer about one server whose signatures were right.

@@ -46,26 +46,35 @@ impl Options {
 }
 
 /// Why another server gave no usable answer.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum Failed {
     /// No connection. `silent`: there was no answer at all, so our own network may be gone.
+    #[error("cannot be reached: {why}")]
     Unreachable { why: String, silent: bool },
     /// Connected, but the answer did not come, or stalled.
+    #[error("does not answer in time")]
     Timeout,
     /// The server answered with an error of its own.
+    #[error("answers {status} {errcode}: {message}")]
     Status { status: u16, errcode: String, message: String, retry_after_ms: Option<u64> },
     /// The answer is not of the expected form.
+    #[error("answers something else than was asked: {0}")]
     BadAnswer(String),
     /// The content has no canonical form, which a signature covers; the server was not asked.
+    #[error("cannot be asked that: {0}")]
     Unsendable(String),
     /// The answer is longer than we take.
+    #[error("answers with more than {max_bytes} bytes")]
     TooLarge { max_bytes: u64 },
     /// The server failed lately and was not asked.
+    #[error("failed lately; asked again in {} s", .retry_after_ms / 1000)]
     BackingOff { retry_after_ms: u64 },
     /// The Internet is gone; not asked.
+    #[error("cannot be reached: the Internet is gone")]
     Offline { retry_after_ms: u64 },
     /// Our own memory does not suffice.
-    Refused(Refused),
+    #[error("cannot be asked just now: {0}")]
+    Refused(#[from] Refused),
 }
 
 impl Failed {
@@ -95,32 +104,6 @@ impl Failed {
             Failed::Status { status, .. } => Some(*status),
             _ => None,
         }
-    }
-}
-
-impl fmt::Display for Failed {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Failed::Unreachable { why, .. } => write!(f, "cannot be reached: {why}"),
-            Failed::Timeout => write!(f, "does not answer in time"),
-            Failed::Status { status, errcode, message, .. } => write!(f, "answers {status} {errcode}: {message}"),
-            Failed::BadAnswer(why) => write!(f, "answers something else than was asked: {why}"),
-            Failed::Unsendable(why) => write!(f, "cannot be asked that: {why}"),
-            Failed::TooLarge { max_bytes } => write!(f, "answers with more than {max_bytes} bytes"),
-            Failed::BackingOff { retry_after_ms } => {
-                write!(f, "failed lately; asked again in {} s", retry_after_ms / 1000)
-            }
-            Failed::Offline { .. } => write!(f, "cannot be reached: the Internet is gone"),
-            Failed::Refused(refused) => write!(f, "cannot be asked just now: {refused}"),
-        }
-    }
-}
-
-impl std::error::Error for Failed {}
-
-impl From<Refused> for Failed {
-    fn from(refused: Refused) -> Failed {
-        Failed::Refused(refused)
     }
 }
 

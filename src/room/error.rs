@@ -6,28 +6,34 @@ use crate::remote::Failed;
 use crate::store::{self, WriteError};
 
 /// The reason an operation on a room failed.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum Error {
     /// The room, event, alias or user does not exist, or the requester may not know of it.
+    #[error("there is no such thing, or it is not yours to see")]
     NotFound,
     /// Not allowed, with the reason.
+    #[error("{0}")]
     Forbidden(String),
     /// Rejected by the protocol's rules.
+    #[error(transparent)]
     Reject(Reject),
     /// The request is invalid; the code is the specification's.
-    Bad {
-        errcode: &'static str,
-        message: String,
-    },
+    #[error("{message}")]
+    Bad { errcode: &'static str, message: String },
     /// The alias is in use.
+    #[error("that name is in use")]
     Taken,
     /// Larger than an event may be.
+    #[error("larger than an event may be")]
     TooLarge,
     /// A request to another server failed.
-    Remote(Failed),
+    #[error("another server: {0:?}")]
+    Remote(#[from] Failed),
     /// No memory at present.
-    Refused(Refused),
-    Store(store::Error),
+    #[error("no memory for it now: {}", .0.account)]
+    Refused(#[from] Refused),
+    #[error(transparent)]
+    Store(#[from] store::Error),
 }
 
 impl Error {
@@ -50,12 +56,6 @@ impl Error {
     }
 }
 
-impl From<store::Error> for Error {
-    fn from(failed: store::Error) -> Error {
-        Error::Store(failed)
-    }
-}
-
 impl From<WriteError<Error>> for Error {
     fn from(failed: WriteError<Error>) -> Error {
         failed.into_inner()
@@ -70,35 +70,5 @@ impl From<Reject> for Error {
         }
     }
 }
-
-impl From<Failed> for Error {
-    fn from(failed: Failed) -> Error {
-        Error::Remote(failed)
-    }
-}
-
-impl From<Refused> for Error {
-    fn from(refused: Refused) -> Error {
-        Error::Refused(refused)
-    }
-}
-
-impl std::fmt::Display for Error {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Error::NotFound => f.write_str("there is no such thing, or it is not yours to see"),
-            Error::Forbidden(why) => f.write_str(why),
-            Error::Reject(reject) => reject.fmt(f),
-            Error::Bad { message, .. } => f.write_str(message),
-            Error::Taken => f.write_str("that name is in use"),
-            Error::TooLarge => f.write_str("larger than an event may be"),
-            Error::Remote(failed) => write!(f, "another server: {failed:?}"),
-            Error::Refused(refused) => write!(f, "no memory for it now: {}", refused.account),
-            Error::Store(failed) => failed.fmt(f),
-        }
-    }
-}
-
-impl std::error::Error for Error {}
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -52,16 +52,9 @@ const GRACE: Duration = Duration::from_secs(3);
 const PER_HOST_MAX: usize = 3;
 
 /// Why the server cannot start: a sentence for the operator.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
 pub struct Failed(String);
-
-impl fmt::Display for Failed {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for Failed {}
 
 fn failed(what: impl fmt::Display, why: impl fmt::Display) -> Failed {
     Failed(format!("{what}: {why}"))

@@ -298,25 +298,34 @@ impl Changes {
 }
 
 /// The failures of the database itself.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// The card failed; the database is opened again by itself.
+    #[error("the disk failed: {0}")]
     Io(String),
     /// The disk is full; new work is refused, reading goes on.
+    #[error("the disk is full")]
     Full,
     /// Our own data is wrong.
+    #[error("a row of {table} is corrupt: {key:02x?}")]
     Corrupt { table: &'static str, key: Vec<u8> },
     /// A page cannot be read, or redb says that its own structure is wrong.
+    #[error("the database is damaged: {0}")]
     Damaged(String),
     /// Another process has the file.
+    #[error("the database is in use by another process")]
     Busy,
     /// The file was written by a newer program.
+    #[error("the database has format {found}, {}", advice(*found, *known))]
     Version { found: u32, known: u32 },
     /// A job in the same group broke the rule to check before it writes; nothing of the group was written.
+    #[error("another write of the same commit failed half-way; nothing was written")]
     Aborted,
     /// The operation panicked with this message and is given up.
+    #[error("it ended in a panic: {0}")]
     Panicked(String),
     /// The server is shutting down.
+    #[error("the database is closed")]
     Closed,
 }
 
@@ -361,33 +370,20 @@ impl Error {
     }
 }
 
-impl std::fmt::Display for Error {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Error::Io(what) => write!(f, "the disk failed: {what}"),
-            Error::Full => f.write_str("the disk is full"),
-            Error::Corrupt { table, key } => write!(f, "a row of {table} is corrupt: {key:02x?}"),
-            Error::Damaged(what) => write!(f, "the database is damaged: {what}"),
-            Error::Busy => f.write_str("the database is in use by another process"),
-            Error::Version { found, known } if found > known => {
-                write!(f, "the database has format {found}, this program knows up to {known}: use a newer one")
-            }
-            Error::Version { found, .. } => {
-                write!(f, "the database has format {found}, from before the first release; it is not read any more")
-            }
-            Error::Aborted => f.write_str("another write of the same commit failed half-way; nothing was written"),
-            Error::Panicked(what) => write!(f, "it ended in a panic: {what}"),
-            Error::Closed => f.write_str("the database is closed"),
-        }
+/// What to do about a file of another format.
+fn advice(found: u32, known: u32) -> String {
+    match found > known {
+        true => format!("this program knows up to {known}: use a newer one"),
+        false => "from before the first release; it is not read any more".to_owned(),
     }
 }
 
-impl std::error::Error for Error {}
-
 /// Why a write did not happen: the job returned an error, or the database failed.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum WriteError<E> {
+    #[error("{0}")]
     Job(E),
+    #[error(transparent)]
     Store(Error),
 }
 
@@ -406,17 +402,6 @@ impl From<WriteError<Error>> for Error {
         failed.into_inner()
     }
 }
-
-impl<E: std::fmt::Display> std::fmt::Display for WriteError<E> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            WriteError::Job(failed) => failed.fmt(f),
-            WriteError::Store(failed) => failed.fmt(f),
-        }
-    }
-}
-
-impl<E: std::fmt::Debug + std::fmt::Display> std::error::Error for WriteError<E> {}
 
 #[cfg(test)]
 mod tests;

@@ -12,7 +12,6 @@ mod sharing;
 mod device;
 mod sync;
 
-use std::fmt;
 use std::sync::Arc;
 
 use ruma::{OwnedServerName, ServerName};
@@ -94,27 +93,34 @@ impl Users {
 }
 
 /// The reason an operation on an account failed.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The named thing does not exist: an account, device, key or rule.
+    #[error("no such {0}")]
     NotFound(&'static str),
+    #[error("{0}")]
     Forbidden(String),
     /// The token is of no device, or no longer.
+    #[error("unknown access token")]
     UnknownToken,
     /// The account was closed for good.
+    #[error("this account has been deactivated")]
     Deactivated,
     /// The name belongs to another account.
+    #[error("this user name is taken")]
     Taken,
     /// The request is invalid; the code is the specification's.
-    Bad {
-        errcode: &'static str,
-        message: String,
-    },
+    #[error("{message}")]
+    Bad { errcode: &'static str, message: String },
     /// More than one account may store here.
+    #[error("{0}")]
     TooLarge(String),
-    Remote(Failed),
-    Refused(Refused),
-    Store(store::Error),
+    #[error("the other server {0}")]
+    Remote(#[from] Failed),
+    #[error(transparent)]
+    Refused(#[from] Refused),
+    #[error(transparent)]
+    Store(#[from] store::Error),
 }
 
 impl Error {
@@ -136,46 +142,9 @@ impl Error {
     }
 }
 
-impl fmt::Display for Error {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Error::NotFound(what) => write!(f, "no such {what}"),
-            Error::Forbidden(why) => f.write_str(why),
-            Error::UnknownToken => f.write_str("unknown access token"),
-            Error::Deactivated => f.write_str("this account has been deactivated"),
-            Error::Taken => f.write_str("this user name is taken"),
-            Error::Bad { message, .. } => f.write_str(message),
-            Error::TooLarge(message) => f.write_str(message),
-            Error::Remote(failed) => write!(f, "the other server {failed}"),
-            Error::Refused(refused) => refused.fmt(f),
-            Error::Store(failed) => failed.fmt(f),
-        }
-    }
-}
-
-impl std::error::Error for Error {}
-
-impl From<store::Error> for Error {
-    fn from(failed: store::Error) -> Error {
-        Error::Store(failed)
-    }
-}
-
 impl From<serde_json::Error> for Error {
     fn from(wrong: serde_json::Error) -> Error {
         Error::invalid(wrong.to_string())
-    }
-}
-
-impl From<Refused> for Error {
-    fn from(refused: Refused) -> Error {
-        Error::Refused(refused)
-    }
-}
-
-impl From<Failed> for Error {
-    fn from(failed: Failed) -> Error {
-        Error::Remote(failed)
     }
 }
 

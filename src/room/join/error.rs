@@ -10,24 +10,37 @@ use crate::room::error::Error;
 use crate::store;
 
 /// Why a join failed.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub enum JoinError {
-    Remote(Failed),
-    Refused(Refused),
-    Store(store::Error),
-    Spill(SpillError),
-    Order(OrderError),
+    #[error(transparent)]
+    Remote(#[from] Failed),
+    #[error(transparent)]
+    Refused(#[from] Refused),
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    #[error(transparent)]
+    Spill(#[from] SpillError),
+    #[error(transparent)]
+    Order(#[from] OrderError),
     /// The resident server's answer is not what it should be.
+    #[error("{0}")]
     Lying(String),
     /// The room is larger than was foreseen.
+    #[error("{0}")]
     TooLarge(String),
-    Reject(Reject),
+    #[error(transparent)]
+    Reject(#[from] Reject),
     /// Our own files are wrong.
+    #[error("a scratch file is damaged")]
     Corrupt,
+    #[error("there are more events than can be counted")]
     TooManyNodes,
+    #[error("it was cancelled")]
     Cancelled,
-    Room(Error),
+    #[error(transparent)]
+    Room(#[from] Error),
     /// One of its threads or tasks panicked; the message of the panic.
+    #[error("it panicked: {0}")]
     Panicked(String),
 }
 
@@ -65,39 +78,8 @@ impl JoinError {
     }
 }
 
-impl std::fmt::Display for JoinError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            JoinError::Remote(failed) => failed.fmt(f),
-            JoinError::Refused(refused) => refused.fmt(f),
-            JoinError::Store(failed) => failed.fmt(f),
-            JoinError::Spill(failed) => failed.fmt(f),
-            JoinError::Order(failed) => failed.fmt(f),
-            JoinError::Lying(why) | JoinError::TooLarge(why) => f.write_str(why),
-            JoinError::Reject(reject) => reject.fmt(f),
-            JoinError::Corrupt => f.write_str("a scratch file is damaged"),
-            JoinError::TooManyNodes => f.write_str("there are more events than can be counted"),
-            JoinError::Cancelled => f.write_str("it was cancelled"),
-            JoinError::Room(error) => error.fmt(f),
-            JoinError::Panicked(what) => write!(f, "it panicked: {what}"),
-        }
-    }
-}
-
 impl From<std::io::Error> for JoinError {
     fn from(failed: std::io::Error) -> JoinError {
         JoinError::Spill(SpillError::Io(failed))
     }
 }
-
-macro_rules! stop_from {
-    ($($from:ty => $variant:ident),*) => {$(
-        impl From<$from> for JoinError {
-            fn from(failed: $from) -> JoinError {
-                JoinError::$variant(failed)
-            }
-        }
-    )*};
-}
-stop_from!(Failed => Remote, Refused => Refused, store::Error => Store, SpillError => Spill, OrderError => Order,
-    Reject => Reject, Error => Room);

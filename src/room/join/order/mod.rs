@@ -46,12 +46,16 @@ impl Scratch {
 }
 
 /// Why the events have no order.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub enum OrderError {
-    Refused(Refused),
+    #[error(transparent)]
+    Refused(#[from] Refused),
+    #[error(transparent)]
     Spill(SpillError),
-    Store(store::Error),
+    #[error(transparent)]
+    Store(#[from] store::Error),
     /// Its events refer to each other in more rounds than `PASSES_MAX` readings can follow in the memory there is.
+    #[error("the room's events refer to each other in a way too tangled for the memory there is")]
     TooTangled,
 }
 
@@ -365,12 +369,6 @@ impl Edges {
     }
 }
 
-impl From<Refused> for OrderError {
-    fn from(refused: Refused) -> Self {
-        OrderError::Refused(refused)
-    }
-}
-
 impl From<SpillError> for OrderError {
     fn from(failed: SpillError) -> Self {
         match failed {
@@ -379,27 +377,6 @@ impl From<SpillError> for OrderError {
         }
     }
 }
-
-impl From<store::Error> for OrderError {
-    fn from(failed: store::Error) -> Self {
-        OrderError::Store(failed)
-    }
-}
-
-impl std::fmt::Display for OrderError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            OrderError::Refused(refused) => refused.fmt(f),
-            OrderError::Spill(failed) => failed.fmt(f),
-            OrderError::Store(failed) => failed.fmt(f),
-            OrderError::TooTangled => {
-                f.write_str("the room's events refer to each other in a way too tangled for the memory there is")
-            }
-        }
-    }
-}
-
-impl std::error::Error for OrderError {}
 
 #[cfg(test)]
 mod tests;

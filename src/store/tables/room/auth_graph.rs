@@ -14,34 +14,13 @@ use crate::budget::{Grant, Refused};
 use crate::store::{Error, EventNum, Get, StateKeyNum};
 
 /// Why a walk ended early.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub enum Failed {
-    Store(Error),
-    Refused(Refused),
+    #[error(transparent)]
+    Store(#[from] Error),
+    #[error(transparent)]
+    Refused(#[from] Refused),
 }
-
-impl From<Error> for Failed {
-    fn from(failed: Error) -> Self {
-        Failed::Store(failed)
-    }
-}
-
-impl From<Refused> for Failed {
-    fn from(refused: Refused) -> Self {
-        Failed::Refused(refused)
-    }
-}
-
-impl std::fmt::Display for Failed {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Failed::Store(failed) => failed.fmt(f),
-            Failed::Refused(refused) => refused.fmt(f),
-        }
-    }
-}
-
-impl std::error::Error for Failed {}
 
 type Result<T, E = Failed> = std::result::Result<T, E>;
 
