@@ -59,7 +59,10 @@ impl From<user::Error> for Error {
             E::Taken => ErrorResponse::bad("M_USER_IN_USE", failed.to_string()),
             E::Bad { errcode, message } => ErrorResponse::bad(errcode, message),
             E::TooLarge(message) => ErrorResponse::too_large(message),
-            E::Remote(failed) => remote(&failed.to_string(), failed.is_refusal()),
+            E::Remote(failed) => match failed.own_refusal() {
+                Some(refused) => refused.into(),
+                None => remote(&failed.to_string(), failed.is_refusal()),
+            },
             E::Refused(refused) => refused.into(),
             E::Store(failed) => stored(&failed, failed.is_full()),
         })
@@ -80,7 +83,10 @@ impl From<room::Error> for Error {
             E::Bad { errcode, message } => ErrorResponse::bad(errcode, message),
             E::Taken => ErrorResponse::bad("M_ROOM_IN_USE", failed.to_string()),
             E::TooLarge => ErrorResponse::too_large(failed.to_string()),
-            E::Remote(failed) => other_server(failed.to_string(), failed.errcode(), failed.is_refusal()),
+            E::Remote(failed) => match failed.own_refusal() {
+                Some(refused) => refused.into(),
+                None => other_server(failed.to_string(), failed.errcode(), failed.is_refusal()),
+            },
             E::Refused(refused) => refused.into(),
             E::Store(failed) => stored(&failed, failed.is_full()),
         })
@@ -110,7 +116,10 @@ impl From<media::Error> for Error {
             E::Taken => ErrorResponse::new(StatusCode::CONFLICT, "M_CANNOT_OVERWRITE_MEDIA", failed.to_string()),
             E::TooLarge { .. } => ErrorResponse::too_large(failed.to_string()),
             E::Full(_) => ErrorResponse::new(StatusCode::FORBIDDEN, "M_RESOURCE_LIMIT_EXCEEDED", failed.to_string()),
-            E::Remote(failed) => remote(&failed.to_string(), failed.is_refusal()),
+            E::Remote(failed) => match failed.own_refusal() {
+                Some(refused) => refused.into(),
+                None => remote(&failed.to_string(), failed.is_refusal()),
+            },
             E::Refused(refused) => refused.into(),
             E::Store(failed) => stored(&failed, failed.is_full()),
             E::Io(_) => ErrorResponse::internal(failed),

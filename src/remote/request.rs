@@ -92,6 +92,14 @@ impl Failed {
         matches!(self, Failed::Status { status, .. } if (400..500).contains(status) && *status != 429)
     }
 
+    /// Our own memory did not suffice to ask: not the other server's failure.
+    pub fn own_refusal(&self) -> Option<Refused> {
+        match self {
+            Failed::Refused(refused) => Some(refused.clone()),
+            _ => None,
+        }
+    }
+
     pub fn errcode(&self) -> Option<&str> {
         match self {
             Failed::Status { errcode, .. } if !errcode.is_empty() => Some(errcode),

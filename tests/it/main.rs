@@ -19,6 +19,7 @@ mod join;
 mod net;
 mod wire;
 mod federation_storms;
+mod refusals;
 
 // The lab's own tests run here; the benchmarks include the same files.
 #[path = "../lab/mod.rs"]

@@ -16,7 +16,7 @@ use tokio::sync::watch;
 /// How late a connection in a storm may be, in milliseconds for each piece.
 const LATE_MS_MAX: u64 = 1_500;
 /// A handshake is 3 KB, a transaction with an event 1 KB.
-const BREAKS_AFTER_MAX: u64 = 12_000;
+const BREAKS_AFTER_MAX: u64 = 8_000;
 
 /// Ports that lead to other ports. A clone is the same wire.
 #[derive(Clone)]
@@ -93,7 +93,7 @@ impl Wire {
 
 impl Fate {
     fn draw(random: &Random) -> Fate {
-        let (dice, late_ms, bytes) = (random.below(4), random.below(LATE_MS_MAX), random.below(BREAKS_AFTER_MAX));
+        let (dice, late_ms, bytes) = (random.below(6), random.below(LATE_MS_MAX), random.below(BREAKS_AFTER_MAX));
         let left = if dice == 1 { u64::MAX } else { bytes };
         Fate {
             is_refused: dice == 0,
