@@ -20,6 +20,7 @@ mod net;
 mod wire;
 mod federation_storms;
 mod refusals;
+mod peaks;
 
 // The lab's own tests run here; the benchmarks include the same files.
 #[path = "../lab/mod.rs"]
