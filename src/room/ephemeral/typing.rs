@@ -12,6 +12,8 @@ use std::hash::BuildHasher;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::Notify;
+
 use parking_lot::{Mutex, MutexGuard};
 
 use crate::base::Clock;
@@ -47,8 +49,15 @@ struct Book {
 struct Room {
     serial: u64,
     typists: Vec<Typist>,
-    /// A task already waits for the next time to run out in this room.
-    watched: bool,
+    /// Tells the task that waits for the next time to run out in this room of an earlier one; none without a task.
+    watcher: Option<Arc<Notify>>,
+}
+
+impl Room {
+    /// The next time at which something is to be done.
+    fn due(&self) -> Option<Duration> {
+        self.typists.iter().map(Typist::next).min()
+    }
 }
 
 struct Typist {
@@ -124,6 +133,7 @@ impl Typing {
         let grant = if is_new { self.place(&mut book, num, server) } else { None };
         let next = book.serial + 1;
         let room = book.rooms.entry(num).or_default();
+        let due = room.due();
         let at = room.typists.iter().position(|typist| typist.user == user);
         let changed = match (at, until) {
             (Some(at), Some(until)) => {
@@ -147,8 +157,15 @@ impl Typing {
         if changed {
             room.serial = next;
         }
-        let unwatched = !room.typists.is_empty() && !room.watched;
-        room.watched |= unwatched;
+        let unwatched = !room.typists.is_empty() && room.watcher.is_none();
+        let is_earlier = due.zip(room.due()).is_some_and(|(before, now)| now < before);
+        if unwatched {
+            room.watcher = Some(Arc::default());
+        }
+        if let Some(watcher) = room.watcher.as_ref().filter(|_| is_earlier) {
+            // Kept for a task that is not waiting just now.
+            watcher.notify_one();
+        }
         if changed {
             book.serial = next;
         }
@@ -173,18 +190,19 @@ impl Typing {
     /// types in the room any more.
     pub async fn watch(&self, num: RoomNum) -> Option<Passed> {
         loop {
-            let next = {
+            let (next, watcher) = {
                 let mut book = self.book();
                 let room = book.rooms.get_mut(&num)?;
-                match room.typists.iter().map(Typist::next).min() {
-                    Some(next) => next,
-                    None => {
-                        room.watched = false;
-                        return None;
-                    }
-                }
+                let Some(next) = room.due() else {
+                    room.watcher = None;
+                    return None;
+                };
+                (next, room.watcher.get_or_insert_default().clone())
             };
-            self.0.clock.sleep(next.saturating_sub(self.0.clock.instant())).await;
+            tokio::select! {
+                () = self.0.clock.sleep(next.saturating_sub(self.0.clock.instant())) => {}
+                () = watcher.notified() => continue,
+            }
             let passed = self.pass(num);
             if passed != Passed::default() {
                 return Some(passed);
@@ -262,6 +280,24 @@ mod tests {
         let after = typing();
         assert!(after.may_be_stale(RoomNum(1), told) && after.changed(RoomNum(1), told).is_none());
         assert!(!after.may_be_stale(RoomNum(1), after.serial()));
+    }
+
+    /// The task slept until the time of the user who typed for longer, and only then told of both.
+    #[tokio::test]
+    async fn typing_ends_in_time_while_another_user_types_for_longer() {
+        use std::future::Future;
+        use std::task::{Context, Poll, Waker};
+        let clock = Clock::simulated(1_000);
+        let typing = Typing::new(Budget::for_tests().account("ephemeral"), clock.clone());
+        typing.set(RoomNum(1), UserNum(1), Some(Duration::from_secs(20)), None);
+        let mut watching = Box::pin(typing.watch(RoomNum(1)));
+        let mut poll = || watching.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+        assert_eq!(poll(), Poll::Pending);
+        typing.set(RoomNum(1), UserNum(2), Some(Duration::from_secs(5)), None);
+        assert_eq!(poll(), Poll::Pending);
+        clock.advance(Duration::from_secs(5));
+        let ended = Passed { ended: vec![UserNum(2)], repeat: vec![], changed: true };
+        assert_eq!(poll(), Poll::Ready(Some(ended)));
     }
 
     /// Fifty users of one server who typed all the time filled the whole list of a room.
