@@ -198,8 +198,8 @@ impl Request {
         }
     }
 
-    /// Waits until the place of this request's connection is needed for another: a request that waits for news should
-    /// answer then.
+    /// Waits until the place of this request's connection is needed for another, or the server stops: a request that
+    /// waits for news should answer then.
     pub async fn hurried(&self) {
         match &self.watch {
             Some(watch) => watch.hurried().await,

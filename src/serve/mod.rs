@@ -46,7 +46,7 @@ pub use self::folder::{
 use greet::greet;
 use ports::{bind, certificate};
 
-/// The time for answers in progress after the signal to stop. A waiting sync is cut off; the app repeats it.
+/// The time for answers in progress after the signal to stop. Waiting syncs answer at once.
 const GRACE: Duration = Duration::from_secs(3);
 /// Connections to one other server at the same time: one for each lane of joins, and one for everything else.
 const PER_HOST_MAX: usize = 3;

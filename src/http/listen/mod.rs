@@ -395,6 +395,8 @@ impl HttpServer {
                 _ = phase.wait_for(|phase| *phase == Phase::Cut) => return,
                 _ = self.closing(), if !closing => {
                     closing = true;
+                    // A request that waits for news answers without any.
+                    watch.hurry();
                     shut_down(connection.as_mut());
                     continue;
                 }

@@ -692,3 +692,25 @@ async fn closing_lets_answers_finish_and_refuses_new_connections() {
     closing.await.unwrap();
     assert!(TcpStream::connect(server.address).await.is_err());
 }
+
+/// Waiting syncs were cut off after the grace of three seconds: apps showed an error.
+#[tokio::test]
+async fn when_the_server_stops_a_request_that_waits_for_news_is_answered() {
+    let server = start().await;
+    let mut stream = TcpStream::connect(server.address).await.unwrap();
+    stream.write_all(b"GET /wait?news HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    while server.waiting.load(SeqCst) == 0 {
+        tokio::task::yield_now().await;
+    }
+    let door = server.door.clone();
+    let closing = tokio::spawn(async move { door.close(Duration::from_secs(3)).await });
+    for _ in 0..1_000 {
+        tokio::task::yield_now().await;
+    }
+    // The grace is over for a request that has not answered by now.
+    server.clock.advance(Duration::from_secs(3));
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await.unwrap();
+    closing.await.unwrap();
+    assert!(String::from_utf8_lossy(&answer).contains(r#"{"news":"none"}"#), "{answer:?}");
+}
