@@ -4,14 +4,13 @@
 //! when the two meet, by the room's present state (each room version's section "Redactions").
 
 use super::relations::relation_of;
-use crate::matrix::{Event, RoomVersion, auth};
-use crate::room::error::Error;
-use crate::room::state::StateView;
+use crate::matrix::Event;
 use crate::room::state::event::load_row;
+use crate::room::state::redaction::applies;
 use crate::store::tables::room::event;
 use crate::store::tables::room::event_row::{Kind, Row};
 use crate::store::tables::room::relation;
-use crate::store::{EventNum, Get, Result, RoomNum, Write};
+use crate::store::{EventNum, Result, Write};
 
 /// Handles redactions for an event that was just stored: it may be one, or the target of one that waited.
 pub fn settle(w: &mut Write<'_>, event: &Event, num: EventNum, row: &Row, shown: bool) -> Result<()> {
@@ -44,23 +43,6 @@ fn strike_target(w: &mut Write<'_>, redaction: &Event, num: EventNum, row: &Row)
         strike(w, &event, target, target_row, num)?;
     }
     Ok(())
-}
-
-/// Whether the redaction takes effect, by the room's present state.
-fn applies(
-    get: &impl Get,
-    room: RoomNum,
-    version: &'static RoomVersion,
-    redaction: &Event,
-    target: &Event,
-) -> Result<bool> {
-    let view = StateView::present(get, room, version);
-    match view.with_powers(|powers| auth::redaction_applies(version, redaction, target, powers)) {
-        Ok(applies) => Ok(applies.unwrap_or(false)),
-        Err(Error::Store(failed)) => Err(failed),
-        // Power levels that cannot be read give no user power.
-        Err(_) => Ok(false),
-    }
 }
 
 /// Replaces the body by its redacted form. Always bounded: two rows and a relation.

@@ -3,6 +3,7 @@
 use super::event_json;
 use crate::matrix::json;
 use crate::matrix::visibility::{self, History};
+use crate::room::state::redaction::took_effect;
 use crate::store::tables::room::event;
 use crate::store::tables::room::event_row::{Kind, Membership, Root, Row};
 use crate::store::tables::room::state_tree;
@@ -71,6 +72,10 @@ impl Viewer {
         if row.member.is_some_and(|(_, target)| target == self.user) {
             // The user's own membership changes are always visible; otherwise a withdrawn invite would stay unseen.
             return Ok(true);
+        }
+        if row.kind == Kind::REDACTION && !took_effect(get, row)? {
+            // Apps would blank the target of any redaction they see.
+            return Ok(false);
         }
         let Some(order) = row.order else {
             // Known without a place in the history: a state event, which every joined user is given.

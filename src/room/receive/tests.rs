@@ -566,6 +566,33 @@ async fn a_sync_tells_of_a_gap_that_stays() {
     assert_eq!(rooms["join"][world.room.as_str()]["timeline"]["limited"], false);
 }
 
+/// Apps blank the target of a redaction they see, whether or not its sender may redact it.
+#[tokio::test]
+async fn a_redaction_without_effect_is_withheld_from_apps() {
+    let world = World::new().await;
+    let annas = world.house.say(&world.anna, &world.room, "not to be blanked").await;
+    let elsewhere = world.house.public_room(&world.anna).await;
+    let elsewhere = world.house.say(&world.anna, &elsewhere, "in another room").await;
+    let (first, _) = synced(&world.house, &world.anna, None, json!({})).await;
+    let mut line = world.line();
+    let bobs = world.say(&mut line, "a slip");
+    let mut events = vec![bobs.clone()];
+    for target in [annas.as_str(), elsewhere.as_str(), "$unknown", bobs.id().as_str(), bobs.id().as_str()] {
+        let content = json!({ "redacts": target });
+        events.push(world.make(&mut line, &world.bob, "m.room.redaction", None, content));
+    }
+    assert_eq!(world.receive(&events).await, vec![Ok(()); 6]);
+    let (_, rooms) = synced(&world.house, &world.anna, Some(first), json!({})).await;
+    let told = rooms["join"][world.room.as_str()]["timeline"]["events"].as_array().unwrap();
+    let told: Vec<_> = told.iter().map(|event| event["event_id"].as_str().unwrap()).collect();
+    assert_eq!(told, [events[0].id().as_str(), events[4].id().as_str(), events[5].id().as_str()]);
+    let user = world.house.user_num(&world.anna);
+    let reader = crate::room::Reader { user, user_id: world.anna.clone(), device: "D".to_owned() };
+    for (event, shown) in [(&events[1], false), (&events[4], true)] {
+        assert_eq!(world.house.rooms.event(&reader, &world.room, event.id()).await.is_ok(), shown);
+    }
+}
+
 #[tokio::test]
 async fn what_cannot_be_had_is_refused_and_leaves_nothing() {
     let world = World::new().await;

@@ -23,6 +23,7 @@ pub mod sweep;
 pub mod event;
 pub mod fork;
 pub mod join_conditions;
+pub mod redaction;
 pub mod servers;
 pub mod stripped;
 pub mod tree;
