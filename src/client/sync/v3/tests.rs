@@ -427,3 +427,41 @@ async fn ones_own_receipt_is_told_however_many_others_there_are() {
     assert_eq!(told["m.read"].as_object().unwrap().len(), RECEIPTS_MAX);
     assert!(told["m.read.private"][alice.as_str()].is_object(), "{told}");
 }
+
+/// A room's topic for an app that applies the state of a share and then its timeline.
+fn topic(share: &Value) -> Option<&str> {
+    let events = ["state", "timeline"].iter().flat_map(|part| share[part]["events"].as_array().unwrap());
+    events.filter(|event| event["type"] == "m.room.topic").last().and_then(|event| event["content"]["topic"].as_str())
+}
+
+/// The timeline began before the leave with an old topic, which apps applied over the new one in `state`.
+#[tokio::test]
+async fn after_coming_back_the_timeline_does_not_undo_the_state() {
+    let house = house();
+    let (alice, bob) = (house.user("alice").await, house.user("bob").await);
+    let room = house.public_room(&alice).await;
+    let set = async |kind: &str, content| house.send(&alice, &room, kind, Some(""), content).await.unwrap();
+    set("m.room.history_visibility", json!({ "history_visibility": "joined" })).await;
+    house.join(&bob, &room).await.unwrap();
+    set("m.room.topic", json!({ "topic": "old" })).await;
+    house.say(&alice, &room, "seen").await;
+    let (first, _) = synced(&house, &bob, None, json!({})).await;
+    house.rooms.leave(&bob, &room, None).await.unwrap();
+    set("m.room.topic", json!({ "topic": "new" })).await;
+    house.join(&bob, &room).await.unwrap();
+    house.say(&alice, &room, "welcome back").await;
+    for since in [Some(first), None] {
+        let (_, rooms) = synced(&house, &bob, since, json!({})).await;
+        let share = &rooms["join"][room.as_str()];
+        assert_eq!(topic(share), Some("new"), "{share}");
+        assert_eq!(share["timeline"]["limited"], true);
+        let bodies = share["timeline"].to_string();
+        assert!(bodies.contains("seen") && bodies.contains("welcome back"), "what came after the old topic stays");
+    }
+    // Without the new topic in the way the timeline goes on further back.
+    set("m.room.topic", json!({ "topic": "newest" })).await;
+    let (_, rooms) = synced(&house, &bob, Some(first), json!({})).await;
+    let share = &rooms["join"][room.as_str()];
+    assert_eq!(topic(share), Some("newest"));
+    assert!(share["timeline"].to_string().contains("\"old\""));
+}

@@ -54,6 +54,8 @@ impl RoomView {
             Some(filter) => self.between(from, upto, true, query.limit, filter)?,
             None => self.between(from, from, true, query.limit, &Events::default())?,
         };
+        let end = self.state_at(query.upto)?;
+        self.cut_outdated(&mut page, end)?;
         page.events.reverse();
         let begins_elsewhere = from == i64::MIN && self.begins_elsewhere()?;
         let limited = page.next.is_some() || hole.is_some() || begins_elsewhere;
@@ -63,7 +65,6 @@ impl RoomView {
             (None, Some(next)) => next,
             (None, None) => Token(if query.since.is_none() && hole.is_none() { upto } else { from }),
         };
-        let end = self.state_at(query.upto)?;
         let start = match page.events.first() {
             None => end,
             Some((order, _)) if *order > 0 => self.state_at(Position(*order as u64 - 1))?,
@@ -74,6 +75,26 @@ impl RoomView {
             None => None,
         };
         Ok(RoomDelta { limited, prev_batch, whole: query.known.is_none(), page, known, start, end })
+    }
+
+    /// Ends a page, newest event first, before a state event that was replaced by one the page leaves out because the
+    /// reader may not see it or the filter does not want it. The newer one stands in the state, which apps apply before
+    /// the timeline: they would go on with the older one.
+    fn cut_outdated(&self, page: &mut Page, end: Option<Root>) -> store::Result<()> {
+        let Some(end) = end else { return Ok(()) };
+        for (at, (order, num)) in page.events.iter().enumerate() {
+            let Some(key) = event::row_of(&*self.read, *num)?.state_key else { continue };
+            let Some(now) = state_tree::get(&*self.read, end, key)? else { continue };
+            if page.events.iter().any(|(_, told)| *told == now) {
+                continue;
+            }
+            if event::row_of(&*self.read, now)?.order.is_some_and(|replaced_at| replaced_at > *order) {
+                page.next = Some(Token(*order));
+                page.events.truncate(at);
+                return Ok(());
+            }
+        }
+        Ok(())
     }
 
     /// The room's state as of a position; the newest is the row's own.
