@@ -230,6 +230,8 @@ fn write_membership(get: &impl Get, row: &Row, format: &Format, first: usize, ou
             let member = own.map_or(Ok(None), |own| event::row_of(get, own).map(|row| row.member))?;
             member.map_or(Membership::Leave, |(membership, _)| membership)
         }
+        // Nothing came before the create event.
+        (_, None) if row.kind == Kind::CREATE => Membership::Leave,
         (_, None) => return Ok(()),
     };
     write_text(out, first, "membership", membership.as_str());

@@ -465,3 +465,15 @@ async fn after_coming_back_the_timeline_does_not_undo_the_state() {
     assert_eq!(topic(share), Some("newest"));
     assert!(share["timeline"].to_string().contains("\"old\""));
 }
+
+#[tokio::test]
+async fn before_the_create_event_its_reader_was_in_no_room() {
+    let house = house();
+    let alice = house.user("alice").await;
+    let room = house.public_room(&alice).await;
+    let (_, rooms) = synced(&house, &alice, None, json!({ "room": { "timeline": { "limit": 50 } } })).await;
+    let events = rooms["join"][room.as_str()]["timeline"]["events"].as_array().unwrap();
+    let was: Vec<_> = events.iter().map(|event| event["unsigned"]["membership"].as_str()).collect();
+    assert_eq!(was[..2], [Some("leave"), Some("join")]);
+    assert!(was.iter().all(Option::is_some), "{was:?}");
+}
