@@ -60,8 +60,8 @@ impl UserSync {
         self.since.unwrap_or_default()
     }
 
-    /// Whether there are any changes.
-    pub fn any(&self) -> Result<bool, Error> {
+    /// Whether there are any changes outside of rooms. `wants`: which types of account data are wanted.
+    pub fn any(&self, wants: impl Fn(&str) -> bool) -> Result<bool, Error> {
         if self.since.is_none() {
             return Ok(true);
         }
@@ -71,20 +71,20 @@ impl UserSync {
             Ok(ControlFlow::Break(()))
         })?;
         if !any {
-            account_data::changes(read, self.user, self.since(), self.now, &mut |_, _| {
-                any = true;
-                Ok(ControlFlow::Break(()))
+            account_data::changes(read, self.user, self.since(), self.now, &mut |room, kind| {
+                any = room == GLOBAL && wants(kind);
+                Ok(if any { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
             })?;
         }
         Ok(any || !self.changed_devices(self.since(), 1)?.0.is_empty())
     }
 
-    /// The rooms whose account data changed, in order. Bounded by the cap on entries of one user.
-    pub fn rooms(&self) -> Result<Vec<RoomNum>, Error> {
+    /// The rooms with changed account data of wanted types, in order. Bounded by the cap on entries of one user.
+    pub fn rooms(&self, wants: impl Fn(&str) -> bool) -> Result<Vec<RoomNum>, Error> {
         let mut rooms = Vec::new();
         if self.since.is_some() {
-            account_data::changes(&*self.read, self.user, self.since(), self.now, &mut |room, _| {
-                if room != GLOBAL {
+            account_data::changes(&*self.read, self.user, self.since(), self.now, &mut |room, kind| {
+                if room != GLOBAL && wants(kind) {
                     rooms.push(room);
                 }
                 Ok(ControlFlow::Continue(()))

@@ -103,8 +103,8 @@ async fn filter(client: &Client, requester: &Requester, request: &Request) -> Re
 async fn look(client: &Arc<Client>, query: &Query) -> Result<Option<Vec<u8>>, Error> {
     let (rooms, own) = open(client, query).await?;
     base::blocking(move || {
-        let also = own.rooms()?;
-        if rooms.is_whole() || own.any()? || rooms.any(&also)? {
+        let also = own.rooms(|kind| rooms.filter.room.account_data.wants_type(kind))?;
+        if rooms.is_whole() || own.any(|kind| rooms.filter.account_data.wants_type(kind))? || rooms.any(&also)? {
             return Ok(None);
         }
         let mut answer = format!("{{\"next_batch\":\"{}\",", rooms.view.now).into_bytes();
@@ -145,7 +145,7 @@ async fn write(pen: ChunkWriter, rooms: RoomSections, own: UserSync) -> Result<(
     pen.text("},");
     pen.with(|out| user::write_keys(out, &own))?;
     pen.text(",\"rooms\":{");
-    let also = own.rooms()?;
+    let also = own.rooms(|kind| rooms.filter.room.account_data.wants_type(kind))?;
     for section in Section::ALL {
         pen.text(if section == Section::Join { "" } else { "," });
         pen.text(&format!("\"{}\":{{", section.as_str()));

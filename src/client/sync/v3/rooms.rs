@@ -5,7 +5,9 @@ use std::sync::Arc;
 use super::super::ephemeral;
 use crate::base::{ChunkError, ChunkWriter, comma};
 use crate::matrix::json;
-use crate::room::{self, DeltaQuery, Filter, Membership, Position, RoomNum, RoomView, SyncToken, SyncView, UserRoom};
+use crate::room::{
+    self, DeltaQuery, Events, Filter, Membership, Position, RoomNum, RoomView, SyncToken, SyncView, UserRoom,
+};
 
 /// Timeline events of one room when the filter asks for no number, and the most it may ask for.
 pub const TIMELINE_EVENTS: usize = 10;
@@ -81,7 +83,7 @@ impl RoomSections {
         self.since.is_none_or(|since| room.since() > since.at)
     }
 
-    /// The next room of a section behind `after`. `also` are rooms with news kept elsewhere, in order.
+    /// The next room of a section behind `after`. `also` are rooms with wanted account data, in order.
     pub fn next(
         &self,
         section: Section,
@@ -90,11 +92,11 @@ impl RoomSections {
     ) -> room::Result<Option<ChangedRoom>> {
         let mut id = String::new();
         let found = self.view.find_room(after, |room| {
-            if Section::of(room.membership()) != section || !self.has_news(section, room, also)? {
+            if Section::of(room.membership()) != section {
                 return Ok(false);
             }
             id = self.view.room_id(room.num)?;
-            Ok(self.filter.room.wants_room(&id))
+            self.is_listed(section, room, &id, also)
         })?;
         Ok(found.map(|room| ChangedRoom { room, id }))
     }
@@ -102,13 +104,15 @@ impl RoomSections {
     /// Whether there is any room to tell of.
     pub fn any(&self, also: &[RoomNum]) -> room::Result<bool> {
         let found = self.view.find_room(None, |room| {
-            Ok(self.has_news(Section::of(room.membership()), room, also)?
-                && self.filter.room.wants_room(&self.view.room_id(room.num)?))
+            self.is_listed(Section::of(room.membership()), room, &self.view.room_id(room.num)?, also)
         })?;
         Ok(found.is_some())
     }
 
-    fn has_news(&self, section: Section, room: &UserRoom, also: &[RoomNum]) -> room::Result<bool> {
+    fn is_listed(&self, section: Section, room: &UserRoom, id: &str, also: &[RoomNum]) -> room::Result<bool> {
+        if !self.filter.room.wants_room(id) {
+            return Ok(false);
+        }
         let Some(since) = self.since else {
             return Ok(match section {
                 Section::Join | Section::Knock => true,
@@ -119,17 +123,24 @@ impl RoomSections {
         };
         let is_new = self.is_new(room);
         Ok(match section {
-            Section::Join => {
-                is_new
-                    || self.full_state
-                    || also.binary_search(&room.num).is_ok()
-                    || self.view.has_news(room.num, since)?
-            }
+            Section::Join => is_new || self.full_state || self.has_changed(room.num, id, since, also)?,
             Section::Invite => (is_new || self.full_state) && !self.view.is_inviter_ignored(room)?,
             Section::Knock => is_new || self.full_state,
             // After a leave with a forget at once, the user's other devices still learn of the leave.
             Section::Leave => is_new || self.full_state && !room.is_forgotten() && self.filter.room.include_leave,
         })
+    }
+
+    /// Whether anything in a joined room that the filter wants has changed. Unread counts alone are no change.
+    fn has_changed(&self, room: RoomNum, id: &str, since: SyncToken, also: &[RoomNum]) -> room::Result<bool> {
+        let (view, filter) = (&self.view, &self.filter.room);
+        let wants = |events: &Events, kind: &str| events.wants_room(id) && events.wants_type(kind);
+        let timeline = filter.timeline.wants_room(id).then_some(&filter.timeline);
+        Ok(also.binary_search(&room).is_ok() && filter.account_data.wants_room(id)
+            || view.has_events(room, since.at, timeline, &filter.state)?
+            || wants(&filter.ephemeral, "m.typing") && view.has_typing(room, since.typing)
+            || wants(&filter.ephemeral, "m.receipt") && view.has_receipts(room, since.at)?
+            || wants(&filter.account_data, "m.fully_read") && view.fully_read(room, Some(since.at))?.is_some())
     }
 
     /// Writes the members of one room's object, without the room account data.

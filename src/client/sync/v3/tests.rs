@@ -467,6 +467,64 @@ async fn after_coming_back_the_timeline_does_not_undo_the_state() {
 }
 
 #[tokio::test]
+async fn a_timeline_is_limited_only_when_it_leaves_wanted_events_out() {
+    let house = house();
+    let alice = house.user("alice").await;
+    let room = house.public_room(&alice).await;
+    let filter = || json!({ "room": { "timeline": { "types": ["m.room.message"], "limit": 1 } } });
+    let (first, _) = synced(&house, &alice, None, filter()).await;
+    house.send(&alice, &room, "m.reaction", None, json!({})).await.unwrap();
+    house.say(&alice, &room, "one").await;
+    for since in [Some(first), None] {
+        let (_, rooms) = synced(&house, &alice, since, filter()).await;
+        assert_eq!(rooms["join"][room.as_str()]["timeline"]["limited"], false, "{since:?}");
+    }
+    house.say(&alice, &room, "two").await;
+    let (_, rooms) = synced(&house, &alice, Some(first), filter()).await;
+    assert_eq!(rooms["join"][room.as_str()]["timeline"]["limited"], true);
+}
+
+#[tokio::test]
+async fn a_room_without_wanted_news_is_not_listed_and_wakes_no_app() {
+    let house = house();
+    let (alice, bob) = (house.user("alice").await, house.user("bob").await);
+    let room = house.public_room(&alice).await;
+    house.join(&bob, &room).await.unwrap();
+    let only = json!({ "types": ["m.room.message"] });
+    let none = json!({ "not_types": ["*"] });
+    let filter = || json!({ "room": { "timeline": only, "state": { "types": ["m.room.topic"] }, "ephemeral": none, "account_data": none } });
+    let listed = async |since: SyncToken| {
+        let reader = Reader { user: house.user_num(&alice), user_id: alice.clone(), device: "D".to_owned() };
+        let parsed = Arc::new(Filter::parse(filter().to_string().as_bytes()).unwrap());
+        let any =
+            RoomSections::new(house.rooms.sync_view(reader).unwrap(), Some(since), false, parsed).any(&[]).unwrap();
+        let (now, rooms) = synced(&house, &alice, Some(since), filter()).await;
+        assert_eq!(rooms["join"].get(room.as_str()).is_some(), any);
+        (now, any)
+    };
+    let (first, _) = synced(&house, &alice, None, filter()).await;
+    let event = house.send(&bob, &room, "m.reaction", None, json!({})).await.unwrap();
+    let marker = || Marker { kind: "m.read".to_owned(), event_id: event.clone(), thread: None };
+    house.rooms.set_receipt(&bob, &room, marker()).await.unwrap();
+    house.rooms.set_typing(&bob, &room, Some(Duration::from_secs(5))).await.unwrap();
+    let fully_read = Marker { kind: "m.fully_read".to_owned(), ..marker() };
+    house.rooms.set_receipt(&alice, &room, fully_read).await.unwrap();
+    house.send(&alice, &room, "m.room.name", Some(""), json!({ "name": "Cellar" })).await.unwrap();
+    let (second, any) = listed(first).await;
+    assert!(!any);
+    house.send(&alice, &room, "m.room.topic", Some(""), json!({ "topic": "soup" })).await.unwrap();
+    let (third, any) = listed(second).await;
+    assert!(any, "the state filter wants it");
+    house.say(&bob, &room, "hello").await;
+    assert!(listed(third).await.1);
+    // What an ignored user says is no news either.
+    keep(&house, &alice, "m.ignored_user_list", json!({ "ignored_users": { &bob: {} } })).await;
+    let (fourth, _) = synced(&house, &alice, None, filter()).await;
+    house.say(&bob, &room, "hello?").await;
+    assert!(!listed(fourth).await.1);
+}
+
+#[tokio::test]
 async fn before_the_create_event_its_reader_was_in_no_room() {
     let house = house();
     let alice = house.user("alice").await;

@@ -54,6 +54,13 @@ impl RoomView {
             Some(filter) => self.between(from, upto, true, query.limit, filter)?,
             None => self.between(from, from, true, query.limit, &Events::default())?,
         };
+        // The page ends at the first event beyond the limit, which the filter may not want.
+        if page.events.len() == query.limit
+            && let (Some(next), Some(filter)) = (page.next, query.timeline)
+        {
+            let more = self.between(from, next.0, true, 1, filter)?;
+            page.next = page.next.filter(|_| !more.events.is_empty() || more.next.is_some());
+        }
         let end = self.state_at(query.upto)?;
         self.cut_outdated(&mut page, end)?;
         page.events.reverse();
@@ -95,6 +102,35 @@ impl RoomView {
             }
         }
         Ok(())
+    }
+
+    /// Whether there are events to tell after a position: some for the timeline, or changes of the state.
+    pub(super) fn has_events(
+        &mut self,
+        since: Position,
+        upto: Position,
+        timeline: Option<&Events>,
+        state: &Events,
+    ) -> store::Result<bool> {
+        if let Some(filter) = timeline {
+            let page = self.between(since.0 as i64, upto.0 as i64, true, 1, filter)?;
+            if !page.events.is_empty() || page.next.is_some() {
+                return Ok(true);
+            }
+        }
+        let (known, end) = (self.state_at(since)?, self.state_at(upto)?);
+        let (mut after, mut more) = (None, known != end);
+        while more {
+            let batch = difference(self, known, end, after)?;
+            for (key, _, new) in &batch {
+                after = Some(*key);
+                if state.wants(&*self.read, &event::row_of(&*self.read, *new)?)? {
+                    return Ok(true);
+                }
+            }
+            more = batch.len() == DIFFERENCE_BATCH;
+        }
+        Ok(false)
     }
 
     /// The room's state as of a position; the newest is the row's own.

@@ -14,7 +14,7 @@
 use std::sync::Arc;
 
 use super::event_json::Format;
-use super::filter::Filter;
+use super::filter::{Events, Filter};
 use super::token::SyncToken;
 use super::{Reader, RoomView, until};
 use crate::room::Rooms;
@@ -116,11 +116,19 @@ impl SyncView {
         Ok(event::row_of(&*self.read, event)?.id.text())
     }
 
-    /// Whether a joined room has new events, receipts or typing users.
-    pub fn has_news(&self, room: RoomNum, since: SyncToken) -> Result<bool> {
-        Ok(room::get_of(&*self.read, room)?.latest > since.at
-            || self.typing(room, since.typing).is_some()
-            || self.has_read_marks(room, since.at)?)
+    /// Whether a joined room has events to tell after a position: for a timeline with this filter, or changes of the
+    /// state that the other filter wants. Reads the room's row when nothing happened in the room.
+    pub fn has_events(
+        &self,
+        room: RoomNum,
+        since: Position,
+        timeline: Option<&Events>,
+        state: &Events,
+    ) -> Result<bool> {
+        if room::get_of(&*self.read, room)?.latest <= since {
+            return Ok(false);
+        }
+        Ok(self.open(room, &Filter::default())?.has_events(since, self.now.at, timeline, state)?)
     }
 
     /// Whether an invite comes from a user whom the reader ignores; such invites are not shown.

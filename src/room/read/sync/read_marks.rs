@@ -8,7 +8,7 @@ use crate::room::error::Result;
 use crate::store::tables::room::receipt::{self, Receipt, Whose};
 use crate::store::tables::room::unread;
 use crate::store::tables::user;
-use crate::store::{self, EventNum, Position, RoomNum, UserNum};
+use crate::store::{self, EventNum, Position, RoomNum};
 
 /// The most receipts of a room in one sync, newest first.
 pub const RECEIPTS_MAX: usize = 256;
@@ -17,14 +17,14 @@ pub const RECEIPTS_MAX: usize = 256;
 pub type ReadMark = (Whose, Receipt);
 
 impl SyncView {
-    /// Whether there are receipts or a read marker to tell.
-    pub(super) fn has_read_marks(&self, room: RoomNum, since: Position) -> Result<bool> {
-        let mut moved = false;
+    /// Whether there are receipts after a position.
+    pub fn has_receipts(&self, room: RoomNum, since: Position) -> Result<bool> {
+        let mut any = false;
         receipt::list_newest(&*self.read, room, since, self.now.at, &mut |whose, _| {
-            moved = self.is_shown(&whose) || (whose.kind == receipt::Kind::FullyRead && whose.user == self.reader.user);
-            Ok(until(moved))
+            any = self.is_shown(&whose);
+            Ok(until(any))
         })?;
-        Ok(moved)
+        Ok(any)
     }
 
     fn is_shown(&self, whose: &Whose) -> bool {
@@ -84,15 +84,16 @@ impl SyncView {
         Ok(marker.filter(|marker| since.is_none_or(|since| marker.at > since)).map(|marker| marker.event_id))
     }
 
-    /// The typing users, when they changed after a typing serial.
-    pub(super) fn typing(&self, room: RoomNum, since: u64) -> Option<Vec<UserNum>> {
-        self.rooms.0.typing.changed(room, since)
+    /// Whether the typing users changed after a typing serial.
+    pub fn has_typing(&self, room: RoomNum, since: u64) -> bool {
+        self.rooms.0.typing.changed(room, since).is_some()
     }
 
     /// The ids of the typing users, when they changed after a typing serial; without one, when there are any. Bounded
     /// by the typing users kept for a room.
     pub fn typing_users(&self, room: RoomNum, since: Option<u64>) -> Result<Option<Vec<String>>> {
-        let changed = self.typing(room, since.unwrap_or(0)).filter(|users| since.is_some() || !users.is_empty());
+        let changed =
+            self.rooms.0.typing.changed(room, since.unwrap_or(0)).filter(|users| since.is_some() || !users.is_empty());
         // An app may still show users who typed before this server was restarted. They wake no app: the empty list is
         // added to the next news of the room.
         let stale = || since.filter(|since| self.rooms.0.typing.may_be_stale(room, *since)).map(|_| Vec::new());
