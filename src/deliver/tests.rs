@@ -16,6 +16,7 @@ use super::*;
 use crate::base::{Clock, Random, Worker};
 use crate::budget::Budget;
 use crate::feed::Feed;
+use crate::remote::Whence;
 use crate::remote::tests::{Behaviour, Lab, Us, name, peer, us, whole};
 use crate::store::tables::server;
 use crate::store::tables::server::outbox::{self, Outbound};
@@ -178,7 +179,7 @@ async fn the_dead_keep_nobody_waiting_and_each_has_its_turn() {
     // A server that contacts us gets its transaction without waiting for its turn.
     yard.wake(4);
     us.remote.backoff().flush().await.unwrap();
-    us.remote.backoff().failure(&name(DEAD[4]), true, Some(3_600_000));
+    us.remote.backoff().failure(&name(DEAD[4]), Whence::Nowhere, Some(3_600_000));
     us.remote.backoff().heard_from(&name(DEAD[4])).await;
     in_time(us, || marks(&yard.dead[4].0) == [0, 1]).await;
 

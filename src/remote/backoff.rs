@@ -1,13 +1,14 @@
 //! Backoff: which servers may be asked now.
 //!
-//! A failing server is left alone for a while, twice as long each time; that survives a restart. When several servers
-//! in a row stay silent and no server answers in between, our own network counts as gone. Then only one probe in a
-//! while goes out, no server's standing suffers, and requests resume as soon as any server answers.
+//! A failing server is left alone for a while, twice as long each time; that survives a restart. What people ask is not
+//! held back by a failure, but by silence: a server that gave no sign is not waited for again at once. While the Internet
+//! is gone (`outage.rs`), no server's standing suffers, and requests resume as soon as it is back.
 //!
 //! Bounds: [`KNOWN_MAX`] servers in memory, [`UNSAVED_MAX`] changes waiting to be written (a lost one costs one early
 //! retry), each once for known servers and once for unknown ones.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard};
 use ruma::{OwnedServerName, ServerName};
@@ -15,7 +16,10 @@ use tokio::sync::Notify;
 
 use super::Failed;
 use super::circle::Circle;
+use super::contact::Whence;
 use super::eviction::Due;
+use super::outage::Internet;
+use super::request::Urgency;
 use crate::{
     base::{self, Clock, Owner, Random, Shares},
     store::{
@@ -29,17 +33,14 @@ const UNSAVED_MAX: usize = 512;
 /// The first pause; short, since most failures are restarts.
 const FIRST_MS: u64 = 10_000;
 const LONGEST_MS: u64 = 12 * 3_600_000;
-/// Distinct servers that must be silent in a row before our own network counts as gone.
-const SILENT_SERVERS: usize = 3;
+/// What people ask is held back by a server's silence for this long at most.
+const SILENCE_MS_MAX: u64 = 5 * 60_000;
+/// The same while the Internet is gone, where silence has no standing to follow.
+const SILENCE_OFFLINE_MS: u64 = 60_000;
 /// Recovered servers remembered until they are taken; the others are tried when their time comes.
 const RECOVERED_MAX: usize = 64;
 /// A server that contacts us is retried at once this often and no more: many that contact us cannot be reached.
 const EXCUSED_MS: u64 = 60_000;
-const GOOD_SERVERS: usize = 8;
-const GOOD_PROBE_MS: u64 = 5_000;
-const PROBE_MS_MIN: u64 = 15_000;
-const PROBE_MS_MAX: u64 = 120_000;
-
 #[derive(Clone)]
 pub struct Backoff(Arc<Inner>);
 
@@ -49,6 +50,7 @@ struct Inner {
     clock: Clock,
     random: Random,
     back: Notify,
+    gone: Notify,
     recovered: Mutex<Shares<OwnedServerName, ()>>,
     due: Arc<Due>,
     circle: Arc<Circle>,
@@ -65,19 +67,12 @@ struct Known {
     standing: Standing,
     /// When its own request last ended its backoff, in unix milliseconds.
     excused_ms: Option<u64>,
-}
-
-#[derive(Default)]
-struct Internet {
-    /// Servers that were silent since any server last answered; at most [`SILENT_SERVERS`].
-    silent: Vec<OwnedServerName>,
-    gone: bool,
-    probe_at_ms: u64,
-    probe_pause_ms: u64,
-    /// Servers that answered lately, and whether they are known here; at most [`GOOD_SERVERS`]. They are the best
-    /// probes, so they have a turn of their own.
-    good: VecDeque<(OwnedServerName, bool)>,
-    good_probe_at_ms: u64,
+    /// When it last contacted us, in unix milliseconds.
+    heard_ms: Option<u64>,
+    /// It gave no sign: until when what people ask is not sent to it, and the number of outages by then.
+    silent: Option<(u64, u64)>,
+    /// It answered from an address of the home network, last time.
+    near: bool,
 }
 
 impl Backoff {
@@ -93,26 +88,30 @@ impl Backoff {
             clock,
             random,
             back: Notify::new(),
+            gone: Notify::new(),
             recovered: Mutex::new(Shares::new(RECOVERED_MAX, RECOVERED_MAX)),
             due,
             circle,
         }))
     }
 
-    /// Whether a server may be asked now. `fixed`: it is reached without DNS, so that the Internet being gone does not
-    /// matter. While the Internet is gone, a yes makes this request the probe.
-    pub async fn check(&self, server: &ServerName, fixed: bool) -> Result<(), Failed> {
+    /// Whether a server may be asked now, and how long it may be without a sign. `fixed`: it is reached without DNS, so
+    /// that the Internet being gone does not matter.
+    pub(super) async fn admit(&self, server: &ServerName, fixed: bool, urgency: Urgency) -> Result<Duration, Failed> {
         let standing = self.standing(server).await;
         let now = self.0.clock.now_ms();
-        if standing.retry_at_ms > now {
-            return Err(Failed::BackingOff { retry_after_ms: standing.retry_at_ms - now });
-        }
         let mut book = self.book();
-        if fixed || book.internet.may_ask(server, now) {
-            Ok(())
-        } else {
-            Err(Failed::Offline { retry_after_ms: book.internet.probe_at_ms.saturating_sub(now).max(1000) })
+        let known = book.known.get(server).copied().unwrap_or_default();
+        let closed_until_ms = match urgency {
+            Urgency::Later => standing.retry_at_ms,
+            Urgency::Person => known.silent_until_ms(book.internet.outages),
+            Urgency::Contacted => 0,
+        };
+        if closed_until_ms > now {
+            return Err(Failed::BackingOff { retry_after_ms: closed_until_ms - now });
         }
+        let is_heard = known.heard_ms.is_some_and(|at| at >= book.internet.gone_since_ms);
+        book.internet.admit(fixed || known.near || is_heard, urgency, now)
     }
 
     /// When a server may be asked again, in unix milliseconds; 0 when now. From memory and the database.
@@ -120,28 +119,36 @@ impl Backoff {
         self.standing(server).await.retry_at_ms
     }
 
-    /// The server answered or contacted us: it is reachable now, whatever failed before.
-    pub fn success(&self, server: &ServerName, fixed: bool) {
+    /// The server answered: it is reachable now, whatever failed before.
+    pub fn success(&self, server: &ServerName, whence: Whence) {
+        let owner = self.0.circle.remembered(server);
         let mut book = self.book();
-        if !fixed {
+        if whence == Whence::Far {
             self.sign_of_life(&mut book);
-            book.internet.note_good(server, matches!(self.0.circle.remembered(server), Owner::Known(_)));
+            book.internet.note_good(server, matches!(owner, Owner::Known(_)));
         }
         let known = book.known.get(server).map(|known| known.standing);
-        if known.is_none_or(|standing| standing.failures > 0) {
-            book.set(self.0.circle.remembered(server), server, Standing::default(), known != Some(Standing::default()));
+        let is_news = known != Some(Standing::default());
+        let known = book.set(owner, server, Standing::default(), is_news);
+        known.silent = None;
+        if whence != Whence::Nowhere {
+            known.near = whence == Whence::Near;
         }
     }
 
     /// A server contacted us, so it can probably be reached again. Believed once a minute. Says nothing about our own
     /// way out.
     pub async fn heard_from(&self, server: &ServerName) {
-        if self.standing(server).await.failures == 0 {
-            return;
-        }
+        let standing = self.standing(server).await;
         let now = self.0.clock.now_ms();
         {
             let mut book = self.book();
+            if let Some(known) = book.known.get(server) {
+                (known.heard_ms, known.silent) = (Some(now), None);
+            }
+            if standing.failures == 0 {
+                return;
+            }
             let excused = book.known.get(server).and_then(|known| known.excused_ms);
             if excused.is_some_and(|at| now < at + EXCUSED_MS) {
                 return;
@@ -161,39 +168,98 @@ impl Backoff {
 
     /// Another machine answered in the server's place. That shows that our way out is open, and says nothing about the
     /// server.
-    pub(super) fn answered(&self, fixed: bool) {
-        if !fixed {
+    pub(super) fn answered(&self, whence: Whence) {
+        if whence == Whence::Far {
             self.sign_of_life(&mut self.book());
         }
     }
 
     /// The server failed in a way that shows that it, or its network, is there. `pause_ms`: how long it asks to be left
     /// alone.
-    pub fn failure(&self, server: &ServerName, fixed: bool, pause_ms: Option<u64>) {
+    pub fn failure(&self, server: &ServerName, whence: Whence, pause_ms: Option<u64>) {
         let mut book = self.book();
-        if !fixed {
+        if whence == Whence::Far {
             self.sign_of_life(&mut book);
         }
         self.worsen(&mut book, server, pause_ms);
     }
 
+    /// It took the connection and did not answer in time: what people ask does not wait for it again at once.
+    pub(super) fn hung(&self, server: &ServerName, whence: Whence) {
+        self.failure(server, whence, None);
+        self.remember_silence(&mut self.book(), server);
+    }
+
     /// There was no answer at all.
     pub fn silence(&self, server: &ServerName, fixed: bool) {
         let now = self.0.clock.now_ms();
+        let owner = self.0.circle.remembered(server);
         let mut book = self.book();
-        if !fixed && book.internet.is_gone_after(server, now) {
-            return;
+        let is_near = book.known.get(server).is_some_and(|known| known.near);
+        if !fixed && !is_near {
+            book.internet.note_silent(server);
+            if book.internet.is_gone() {
+                let outages = book.internet.outages;
+                let known = book.known.get_or_put(owner, server.to_owned(), Known::default);
+                known.silent = Some((now + SILENCE_OFFLINE_MS, outages));
+                return;
+            }
         }
         self.worsen(&mut book, server, None);
+        self.remember_silence(&mut book, server);
+    }
+
+    fn remember_silence(&self, book: &mut Book, server: &ServerName) {
+        let (now, outages) = (self.0.clock.now_ms(), book.internet.outages);
+        if let Some(known) = book.known.get(server) {
+            known.silent = Some((known.standing.retry_at_ms.min(now + SILENCE_MS_MAX), outages));
+        }
     }
 
     pub fn is_offline(&self) -> bool {
-        self.book().internet.gone
+        self.book().internet.is_gone()
+    }
+
+    /// Resolves when the Internet is gone; at once when it is.
+    pub(super) async fn offline(&self) {
+        let told = self.0.gone.notified();
+        if !self.is_offline() {
+            told.await;
+        }
+    }
+
+    /// The failure of what is not asked now.
+    pub(super) fn offline_now(&self) -> Failed {
+        self.book().internet.offline()
+    }
+
+    /// Whether the server last answered from an address of the home network.
+    pub(super) fn is_near(&self, server: &ServerName) -> bool {
+        self.book().known.get(server).is_some_and(|known| known.near)
     }
 
     /// Resolves when the Internet comes back.
     pub async fn back_online(&self) {
         self.0.back.notified().await;
+    }
+
+    pub(super) fn with_internet<T>(&self, look: impl FnOnce(&mut Internet) -> T) -> T {
+        look(&mut self.book().internet)
+    }
+
+    /// Takes the result of a probe; returns whether the Internet is gone.
+    pub(super) fn conclude(&self, is_there: bool) -> bool {
+        let mut book = self.book();
+        let (is_gone, is_new) = book.internet.conclude(is_there, self.0.clock.now_ms());
+        match (is_gone, is_new) {
+            (true, true) => {
+                tracing::warn!("no other server can be reached: waiting for the Internet to come back");
+                self.0.gone.notify_waiters();
+            }
+            (false, true) => self.say_back(),
+            (_, false) => {}
+        }
+        is_gone
     }
 
     /// Writes down the changes, one short write for all of them. Called now and then, and at the end.
@@ -254,11 +320,20 @@ impl Backoff {
     }
 
     fn sign_of_life(&self, book: &mut Book) {
-        book.internet.silent.clear();
-        if std::mem::take(&mut book.internet.gone) {
-            tracing::info!("the Internet is back");
-            self.0.back.notify_waiters();
+        if book.internet.note_sign(self.0.clock.now_ms()) {
+            self.say_back();
         }
+    }
+
+    fn say_back(&self) {
+        tracing::info!("the Internet is back");
+        self.0.back.notify_waiters();
+    }
+}
+
+impl Known {
+    fn silent_until_ms(&self, outages: u64) -> u64 {
+        self.silent.map_or(0, |(until_ms, at)| if at == outages { until_ms } else { 0 })
     }
 }
 
@@ -270,56 +345,6 @@ impl Book {
         let known = self.known.get_or_put(owner, server.to_owned(), Known::default);
         known.standing = standing;
         known
-    }
-}
-
-impl Internet {
-    /// Unknown servers take only the places of unknown servers: a caller that names servers to us could otherwise
-    /// decide which are listed as answering, and for how long.
-    fn note_good(&mut self, server: &ServerName, is_known: bool) {
-        if let Some((_, known)) = self.good.iter_mut().find(|(good, _)| good == server) {
-            *known = is_known;
-            return;
-        }
-        if self.good.len() == GOOD_SERVERS {
-            let stranger = self.good.iter().position(|(_, known)| !known);
-            match stranger.or(is_known.then_some(0)) {
-                Some(oldest) => drop(self.good.remove(oldest)),
-                None => return,
-            }
-        }
-        self.good.push_back((server.to_owned(), is_known));
-    }
-
-    fn may_ask(&mut self, server: &ServerName, now_ms: u64) -> bool {
-        if !self.gone {
-            return true;
-        }
-        if now_ms >= self.good_probe_at_ms && self.good.iter().any(|(good, _)| good == server) {
-            self.good_probe_at_ms = now_ms + GOOD_PROBE_MS;
-            return true;
-        }
-        if now_ms < self.probe_at_ms {
-            return false;
-        }
-        // This request is the probe; the next may go only after a pause, whatever its outcome.
-        self.probe_pause_ms = (self.probe_pause_ms * 2).clamp(PROBE_MS_MIN, PROBE_MS_MAX);
-        self.probe_at_ms = now_ms + self.probe_pause_ms;
-        true
-    }
-
-    /// Notes one more silent server; returns whether our own network must count as gone.
-    fn is_gone_after(&mut self, server: &ServerName, now_ms: u64) -> bool {
-        if !self.gone && !self.silent.iter().any(|silent| silent == server) {
-            self.silent.push(server.to_owned());
-            if self.silent.len() >= SILENT_SERVERS {
-                tracing::warn!("no other server can be reached: waiting for the Internet to come back");
-                self.gone = true;
-                self.probe_pause_ms = PROBE_MS_MIN;
-                self.probe_at_ms = now_ms + PROBE_MS_MIN;
-            }
-        }
-        self.gone
     }
 }
 
@@ -351,25 +376,25 @@ mod tests {
         let (one, server) = (backoff(&store, &clock), name("a.example"));
         let mut last = 0;
         for _ in 0..4 {
-            assert!(one.check(&server, true).await.is_ok());
-            one.failure(&server, true, None);
-            let Err(Failed::BackingOff { retry_after_ms }) = one.check(&server, true).await else {
+            assert!(one.admit(&server, true, Urgency::Later).await.is_ok());
+            one.failure(&server, Whence::Nowhere, None);
+            let Err(Failed::BackingOff { retry_after_ms }) = one.admit(&server, true, Urgency::Later).await else {
                 panic!("asked again")
             };
             assert!(retry_after_ms > last, "{retry_after_ms} after {last}");
             last = retry_after_ms;
             clock.advance(Duration::from_millis(retry_after_ms + 1));
         }
-        one.failure(&server, true, None);
+        one.failure(&server, Whence::Nowhere, None);
         one.flush().await.unwrap();
         let again = backoff(&store, &clock);
-        assert!(matches!(again.check(&server, true).await, Err(Failed::BackingOff { .. })));
+        assert!(matches!(again.admit(&server, true, Urgency::Later).await, Err(Failed::BackingOff { .. })));
         // A 404 used to count as a sign of health.
-        again.answered(false);
-        assert!(matches!(again.check(&server, true).await, Err(Failed::BackingOff { .. })));
-        again.success(&server, true);
+        again.answered(Whence::Far);
+        assert!(matches!(again.admit(&server, true, Urgency::Later).await, Err(Failed::BackingOff { .. })));
+        again.success(&server, Whence::Nowhere);
         again.flush().await.unwrap();
-        assert!(backoff(&store, &clock).check(&server, true).await.is_ok());
+        assert!(backoff(&store, &clock).admit(&server, true, Urgency::Later).await.is_ok());
     }
 
     /// A server that contacts us and cannot be reached was tried anew after each of its requests.
@@ -377,27 +402,27 @@ mod tests {
     async fn who_speaks_to_us_is_believed_once_a_minute() {
         let (store, clock) = (Store::in_memory(), Clock::simulated(1_000_000));
         let (backoff, server) = (backoff(&store, &clock), name("a.example"));
-        backoff.failure(&server, true, Some(3_600_000));
+        backoff.failure(&server, Whence::Nowhere, Some(3_600_000));
         backoff.heard_from(&server).await;
-        assert!(backoff.check(&server, true).await.is_ok());
+        assert!(backoff.admit(&server, true, Urgency::Later).await.is_ok());
         assert_eq!(backoff.take_recovered(), [server.clone()]);
-        backoff.failure(&server, true, Some(3_600_000));
+        backoff.failure(&server, Whence::Nowhere, Some(3_600_000));
         backoff.heard_from(&server).await;
-        assert!(backoff.check(&server, true).await.is_err() && backoff.take_recovered().is_empty());
+        assert!(backoff.admit(&server, true, Urgency::Later).await.is_err() && backoff.take_recovered().is_empty());
         // Many such servers do not make us forget another.
         let others: Vec<_> = (0..200).map(|n| name(&format!("b{n}.example"))).collect();
         for other in others.iter().chain(&others) {
-            backoff.failure(other, true, Some(3_600_000));
+            backoff.failure(other, Whence::Nowhere, Some(3_600_000));
             backoff.heard_from(other).await;
         }
         backoff.heard_from(&server).await;
         for one in others.iter().chain([&server]) {
-            assert!(backoff.check(one, true).await.is_err());
+            assert!(backoff.admit(one, true, Urgency::Later).await.is_err());
         }
         backoff.take_recovered();
         clock.advance(Duration::from_secs(61));
         backoff.heard_from(&server).await;
-        assert!(backoff.check(&server, true).await.is_ok());
+        assert!(backoff.admit(&server, true, Urgency::Later).await.is_ok());
         assert_eq!(backoff.take_recovered(), [server]);
     }
 
@@ -409,43 +434,88 @@ mod tests {
         let (backoff, friend) = (backoff(&store, &clock), name("friend.example"));
         share_room(&store, "friend.example").await;
         backoff.standing(&friend).await;
-        backoff.failure(&friend, true, Some(3_600_000));
+        backoff.failure(&friend, Whence::Nowhere, Some(3_600_000));
         backoff.heard_from(&friend).await;
         for n in 0..1000 {
             let stranger = name(&format!("s{n}.evil.example"));
             backoff.standing(&stranger).await;
-            backoff.failure(&stranger, true, Some(3_600_000));
+            backoff.failure(&stranger, Whence::Nowhere, Some(3_600_000));
             backoff.heard_from(&stranger).await;
         }
         // Nor from among the servers that are probed first while the Internet is gone.
-        backoff.success(&friend, false);
-        (0..100).for_each(|n| backoff.success(&name(&format!("s{n}.evil.example")), false));
+        backoff.success(&friend, Whence::Far);
+        (0..100).for_each(|n| backoff.success(&name(&format!("s{n}.evil.example")), Whence::Far));
         let back = backoff.take_recovered();
         assert!(back.contains(&friend) && back.contains(&name("s999.evil.example")) && back.len() <= 2 * RECOVERED_MAX);
         assert!(!back.contains(&name("s0.evil.example")));
         let book = backoff.book();
-        assert!(book.internet.good.iter().any(|(good, _)| *good == friend));
+        assert!(book.internet.is_good(&friend));
         assert!(book.known.contains(&friend) && book.unsaved.contains(&friend));
         assert!(book.known.len() <= 2 * KNOWN_MAX && book.unsaved.len() <= 2 * UNSAVED_MAX);
     }
 
+    fn is_alone(outcome: Result<Duration, Failed>) -> bool {
+        matches!(outcome, Err(Failed::Offline { .. }))
+    }
+
     #[tokio::test]
-    async fn silence_everywhere_means_the_internet_is_gone() {
+    async fn while_the_internet_is_gone_only_who_answers_is_asked_as_always() {
         let (store, clock) = (Store::in_memory(), Clock::simulated(1_000_000));
         let backoff = backoff(&store, &clock);
-        for server in ["a.example", "b.example", "c.example"] {
-            backoff.silence(&name(server), false);
+        let (near, far, other, caller) = (name("lan.example"), name("a.example"), name("b.example"), name("c.example"));
+        let admit = async |server: &ServerName, urgency| backoff.admit(server, false, urgency).await;
+        backoff.admit(&near, false, Urgency::Later).await.unwrap();
+        backoff.success(&near, Whence::Near);
+        assert!(backoff.conclude(false) && backoff.is_offline());
+        // What people ask is tried for a moment, since the server may be in the house; then it is remembered.
+        assert_eq!(admit(&far, Urgency::Person).await.unwrap(), super::super::outage::TRIAL);
+        backoff.silence(&far, false);
+        assert!(matches!(admit(&far, Urgency::Person).await, Err(Failed::BackingOff { .. })));
+        assert_eq!(backoff.retry_at_ms(&far).await, 0, "not its fault");
+        assert!(is_alone(admit(&other, Urgency::Later).await), "that can wait");
+        // A whole room's servers do not wait one after the other.
+        let mut asked = 0;
+        for n in 0..20 {
+            asked += u32::from(admit(&name(&format!("s{n}.example")), Urgency::Person).await.is_ok());
         }
+        assert!(asked <= 4, "{asked}");
+        // The house goes on, and what it answers does not end the verdict.
+        for urgency in [Urgency::Later, Urgency::Person] {
+            assert!(admit(&near, urgency).await.unwrap() > super::super::outage::TRIAL);
+            assert!(backoff.admit(&other, true, urgency).await.is_ok(), "reached without DNS");
+        }
+        backoff.success(&near, Whence::Near);
+        backoff.heard_from(&caller).await;
+        assert!(admit(&caller, Urgency::Later).await.is_ok(), "it found a way to us");
         assert!(backoff.is_offline());
-        assert!(matches!(backoff.check(&name("d.example"), false).await, Err(Failed::Offline { .. })));
-        assert!(backoff.check(&name("lan.example"), true).await.is_ok(), "the home network goes on");
-        clock.advance(Duration::from_millis(PROBE_MS_MIN));
-        assert!(backoff.check(&name("d.example"), false).await.is_ok(), "one probe");
-        assert!(matches!(backoff.check(&name("e.example"), false).await, Err(Failed::Offline { .. })));
-        backoff.silence(&name("d.example"), false);
-        assert_eq!(backoff.retry_at_ms(&name("d.example")).await, 0, "not its fault");
-        backoff.success(&name("e.example"), false);
-        assert!(backoff.check(&name("d.example"), false).await.is_ok());
+        backoff.success(&other, Whence::Far);
+        assert!(!backoff.is_offline());
+        assert!(admit(&far, Urgency::Person).await.is_ok(), "silence then says nothing now");
+    }
+
+    /// A server that did not answer was waited for anew by each call of an app.
+    #[tokio::test]
+    async fn silence_holds_back_what_people_ask_and_other_failures_do_not() {
+        let (store, clock) = (Store::in_memory(), Clock::simulated(1_000_000));
+        let backoff = backoff(&store, &clock);
+        let (silent, wrong) = (name("a.example"), name("b.example"));
+        for server in [&silent, &wrong] {
+            backoff.admit(server, false, Urgency::Later).await.unwrap();
+        }
+        backoff.silence(&silent, false);
+        backoff.failure(&wrong, Whence::Far, None);
+        let admit = async |server: &ServerName, urgency| backoff.admit(server, false, urgency).await.is_ok();
+        assert!(!admit(&silent, Urgency::Person).await && admit(&wrong, Urgency::Person).await);
+        assert!(!admit(&silent, Urgency::Later).await && !admit(&wrong, Urgency::Later).await);
+        assert!(admit(&silent, Urgency::Contacted).await && admit(&wrong, Urgency::Contacted).await);
+        backoff.heard_from(&silent).await;
+        assert!(admit(&silent, Urgency::Person).await);
+        for _ in 0..20 {
+            clock.advance(Duration::from_secs(24 * 3600));
+            backoff.silence(&silent, false);
+        }
+        clock.advance(Duration::from_millis(SILENCE_MS_MAX));
+        assert!(admit(&silent, Urgency::Person).await && !admit(&silent, Urgency::Later).await);
     }
 
     #[test]

@@ -14,12 +14,15 @@ use parking_lot::Mutex;
 use ruma::{OwnedServerName, ServerName};
 use rustls::{ClientConfig, RootCertStore, crypto::CryptoProvider};
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::TcpStream,
     sync::{OwnedSemaphorePermit, Semaphore},
+    task::JoinSet,
 };
 use tokio_rustls::TlsConnector;
 
 use super::Failed;
+use super::contact::{Contact, Whence};
 use super::resolve::Target;
 use crate::{
     base::Clock,
@@ -33,6 +36,8 @@ const READ_BUFFER_BYTES: usize = 16 * 1024;
 /// Encrypted bytes that wait to be sent.
 const SEND_BUFFER_BYTES: usize = 8 * 1024;
 const CONNECT: Duration = Duration::from_secs(5);
+/// Before the next address of a server is tried beside the one that does not answer.
+const NEXT_ADDRESS: Duration = Duration::from_millis(300);
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// Shorter than the idle timeouts common at peers (Synapse: 120 s, nginx: 75 s), so that a reused connection is seldom
 /// closed already.
@@ -63,56 +68,101 @@ impl Dialer {
         Dialer { tls: TlsConnector::from(Arc::new(client_config(roots))), account, clock }
     }
 
-    /// Connects to the first address that answers and checks its certificate. At most one [`CONNECT`] for each address,
-    /// then one [`HANDSHAKE`].
-    pub async fn dial(&self, target: &Target, grant: Grant) -> Result<Connection, Failed> {
-        let stream = self.reach(&target.addresses).await?;
-        // Small requests and their answers must not wait for Nagle's algorithm.
-        stream.set_nodelay(true).ok();
+    /// Connects to the first address that answers and checks its certificate. At most [`CONNECT`] and the pauses between
+    /// addresses, then one [`HANDSHAKE`]. The machine that answered is noted in `contact`.
+    pub async fn dial(&self, target: &Target, grant: Grant, contact: &Contact) -> Result<Connection, Failed> {
+        let stream = self.reach(&target.addresses, contact).await?;
         // Of a long body, only the bytes that go out soon are encrypted; rustls would take 64 KiB.
         let shake = self.tls.connect_with(target.tls_name.clone(), stream, |session| {
             session.set_buffer_limit(Some(SEND_BUFFER_BYTES));
         });
-        let stream = match self.clock.timeout(HANDSHAKE, shake).await {
-            Some(Ok(stream)) => stream,
-            Some(Err(error)) => return Err(Failed::unreachable(format!("TLS with {}: {error}", target.host))),
-            None => return Err(Failed::unreachable(format!("{} does not finish the TLS handshake", target.host))),
-        };
-        let (sender, connection) = http1::Builder::new()
-            .max_buf_size(READ_BUFFER_BYTES)
-            .handshake(TokioIo::new(stream))
-            .await
-            .map_err(|error| Failed::unreachable(error.to_string()))?;
-        // Ends when `sender` is dropped or the peer closes; an error shows at the request it concerns.
-        tokio::spawn(async move {
-            let _ = connection.await;
-        });
-        Ok(Connection { sender, grant })
+        match self.clock.timeout(HANDSHAKE, shake).await {
+            Some(Ok(stream)) => speak_http(stream, grant).await,
+            Some(Err(error)) => Err(Failed::unreachable(format!("TLS with {}: {error}", target.host))),
+            None => Err(Failed::unreachable(format!("{} does not finish the TLS handshake", target.host))),
+        }
     }
 
-    async fn reach(&self, addresses: &[SocketAddr]) -> Result<TcpStream, Failed> {
-        let mut failed = Failed::unreachable("no address".into());
-        let mut somebody_answered = false;
-        for address in addresses {
-            match self.clock.timeout(CONNECT, TcpStream::connect(address)).await {
-                Some(Ok(stream)) => return Ok(stream),
-                Some(Err(error)) => {
-                    somebody_answered |= error.kind() == std::io::ErrorKind::ConnectionRefused;
-                    failed = Failed::Unreachable { why: format!("{address}: {error}"), silent: !somebody_answered };
-                }
-                None => {
-                    let why = format!("{address} does not answer");
-                    failed = Failed::Unreachable { why, silent: !somebody_answered };
-                }
+    /// The same without TLS.
+    pub async fn dial_plain(&self, target: &Target, grant: Grant, contact: &Contact) -> Result<Connection, Failed> {
+        speak_http(self.reach(&target.addresses, contact).await?, grant).await
+    }
+
+    /// A connection to the first address that takes one. An address that does not answer at once keeps the next one
+    /// waiting for [`NEXT_ADDRESS`] only ("Happy Eyeballs", RFC 8305).
+    async fn reach(&self, addresses: &[SocketAddr], contact: &Contact) -> Result<TcpStream, Failed> {
+        let mut left = addresses.iter().copied();
+        let mut asking = JoinSet::new();
+        let mut why = "no address".to_owned();
+        loop {
+            let Some(address) = left.next() else { break };
+            let clock = self.clock.clone();
+            asking.spawn(async move {
+                let connected = clock.timeout(CONNECT, TcpStream::connect(address)).await;
+                (address, connected)
+            });
+            let pause = self.clock.timeout(NEXT_ADDRESS, asking.join_next()).await;
+            if let Some(Some(Ok(tried))) = pause
+                && let Some(stream) = taken(tried, contact, &mut why)
+            {
+                return Ok(stream);
             }
         }
-        Err(failed)
+        while let Some(tried) = asking.join_next().await {
+            if let Ok(tried) = tried
+                && let Some(stream) = taken(tried, contact, &mut why)
+            {
+                return Ok(stream);
+            }
+        }
+        Err(Failed::Unreachable { why, silent: contact.whence() == Whence::Nowhere })
     }
+}
+
+/// The stream of one attempt to connect; else says in `why` what was wrong with it.
+fn taken(
+    (address, connected): (SocketAddr, Option<std::io::Result<TcpStream>>),
+    contact: &Contact,
+    why: &mut String,
+) -> Option<TcpStream> {
+    match connected {
+        Some(Ok(stream)) => {
+            contact.note_answer(address);
+            // Small requests and their answers must not wait for Nagle's algorithm.
+            stream.set_nodelay(true).ok();
+            return Some(stream);
+        }
+        Some(Err(error)) => {
+            if error.kind() == std::io::ErrorKind::ConnectionRefused {
+                contact.note_answer(address);
+            }
+            *why = format!("{address}: {error}");
+        }
+        None => *why = format!("{address} does not answer"),
+    }
+    None
+}
+
+async fn speak_http(
+    stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    grant: Grant,
+) -> Result<Connection, Failed> {
+    let (sender, connection) = http1::Builder::new()
+        .max_buf_size(READ_BUFFER_BYTES)
+        .handshake(TokioIo::new(stream))
+        .await
+        .map_err(|error| Failed::unreachable(error.to_string()))?;
+    // Ends when `sender` is dropped or the peer closes; an error shows at the request it concerns.
+    tokio::spawn(async move {
+        let _ = connection.await;
+    });
+    Ok(Connection { sender, _grant: grant })
 }
 
 pub struct Connection {
     pub sender: http1::SendRequest<Outgoing>,
-    pub grant: Grant,
+    /// Pays for the connection's buffers.
+    _grant: Grant,
 }
 
 /// The webpki roots and, for closed networks, the certificates of a PEM file.
@@ -160,7 +210,7 @@ fn has_aes() -> bool {
 pub struct Pool(Arc<Inner>);
 
 struct Inner {
-    dialer: Dialer,
+    account: Account,
     all: Arc<Semaphore>,
     per_host_max: usize,
     hosts: Mutex<HashMap<OwnedServerName, Host>>,
@@ -199,9 +249,9 @@ struct Turns {
 }
 
 impl Pool {
-    pub fn new(dialer: Dialer, limits: Limits, clock: Clock) -> Pool {
+    pub fn new(account: Account, limits: Limits, clock: Clock) -> Pool {
         Pool(Arc::new(Inner {
-            dialer,
+            account,
             all: Arc::new(Semaphore::new(limits.connections_max.max(1))),
             per_host_max: limits.per_host_max.max(1),
             hosts: Mutex::new(HashMap::new()),
@@ -209,19 +259,24 @@ impl Pool {
         }))
     }
 
-    /// A connection to a server: an idle one, or a new one to `target()`. Waits for a turn when the server or the pool
-    /// has all it may have. Requests for `long` answers leave one of a server's connections free.
-    pub async fn lease<F>(&self, server: &ServerName, fresh: bool, long: bool, target: F) -> Result<Lease, Failed>
+    /// A connection to a server: an idle one, or the one that `connect` makes. Waits for a turn when the server or the
+    /// pool has all it may have. Requests for `long` answers leave one of a server's connections free.
+    pub async fn lease<F>(
+        &self,
+        server: &ServerName,
+        fresh: bool,
+        long: bool,
+        connect: impl FnOnce(Grant) -> F,
+    ) -> Result<Lease, Failed>
     where
-        F: Future<Output = Result<Target, Failed>>,
+        F: Future<Output = Result<Connection, Failed>>,
     {
         let turns = self.turns(server, long).await;
         if !fresh && let Some(idle) = self.take_idle(server) {
             return Ok(self.leased(server, idle.connection, idle.permit, turns, true));
         }
         let permit = self.permit().await;
-        let target = target.await?;
-        let connection = self.0.dialer.dial(&target, self.charge().await?).await?;
+        let connection = connect(self.charge().await?).await?;
         Ok(self.leased(server, connection, permit, turns, false))
     }
 
@@ -265,7 +320,7 @@ impl Pool {
 
     /// The bytes of one connection; idle connections are given up for it first.
     async fn charge(&self) -> Result<Grant, Failed> {
-        let account = &self.0.dialer.account;
+        let account = &self.0.account;
         if let Ok(grant) = account.try_take(CONNECTION_BYTES) {
             return Ok(grant);
         }

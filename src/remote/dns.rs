@@ -1,12 +1,13 @@
 //! DNS look-ups, and addresses that requests must not be led to.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use super::lookup::{Miss, Service};
+use super::lookup::{Boxed, Miss, Names, Service};
 
 /// The real world: one DNS client with a bounded cache, rebuilt when `/etc/resolv.conf` changes.
 pub struct Dns {
@@ -41,7 +42,7 @@ impl Dns {
         let options = builder.options_mut();
         options.cache_size = self.entries_max;
         options.ip_strategy = LookupIpStrategy::Ipv4AndIpv6;
-        options.timeout = Duration::from_secs(3);
+        options.timeout = Duration::from_secs(2);
         options.attempts = 2;
         // Small routers suffer from lookup storms: a name is asked for at most once a minute, whatever its TTL says.
         options.positive_min_ttl = Some(Duration::from_secs(60));
@@ -51,15 +52,33 @@ impl Dns {
         builder.build()
     }
 
+    /// As [`Names::all_addresses`], without those that are not allowed.
     pub async fn addresses(&self, host: &str) -> Result<Vec<IpAddr>, Miss> {
+        let found = self.find(host).await?;
+        let reachable: Vec<IpAddr> =
+            found.into_iter().filter(|address| self.allow_private || !is_private(*address)).collect();
+        if reachable.is_empty() { Err(kept_out(host)) } else { Ok(reachable) }
+    }
+
+    async fn find(&self, host: &str) -> Result<Vec<IpAddr>, Miss> {
         let found = self.client()?.lookup_ip(complete(host)).await.map_err(|error| miss(host, &error))?;
         let found: Vec<IpAddr> = found.iter().take(ADDRESSES_MAX).collect();
         if found.is_empty() {
             return Err(Miss::Absent(format!("{host} has no address")));
         }
-        let reachable: Vec<IpAddr> =
-            found.into_iter().filter(|address| self.allow_private || !is_private(*address)).collect();
-        if reachable.is_empty() { Err(kept_out(host)) } else { Ok(reachable) }
+        Ok(found)
+    }
+
+    /// Whether any name server answers, for a name that none has in its cache. Asked twice: one packet may be lost.
+    pub async fn has_name_server(&self, random: [u64; 2]) -> bool {
+        let answers = async |random: u64| {
+            !matches!(self.find(&format!("snug-{random:016x}.example.com")).await, Err(Miss::Silent(_)))
+        };
+        let (mut one, mut other) = (pin!(answers(random[0])), pin!(answers(random[1])));
+        tokio::select! {
+            yes = &mut one => yes || other.await,
+            yes = &mut other => yes || one.await,
+        }
     }
 
     pub async fn services(&self, name: &str) -> Result<Vec<Service>, Miss> {
@@ -75,6 +94,12 @@ impl Dns {
             _ => None,
         });
         Ok(services.take(32).collect())
+    }
+}
+
+impl Names for Dns {
+    fn all_addresses<'a>(&'a self, host: &'a str) -> Boxed<'a, Result<Vec<IpAddr>, Miss>> {
+        Box::pin(self.find(host))
     }
 }
 

@@ -20,7 +20,7 @@ use ruma::{OwnedServerName, ServerName};
 use serde::Deserialize;
 use tracing::Instrument;
 
-use super::{Failed, Options, Remote, json_stream};
+use super::{Failed, Options, Remote, Urgency, json_stream};
 use crate::base::{self, Shares};
 use crate::budget::{Account, Grant};
 use crate::matrix::sign::{self, PublicKey};
@@ -388,7 +388,7 @@ impl Keys {
     }
 
     async fn ask_one(&self, server: &ServerName) -> Result<Vec<String>, Trouble> {
-        let options = Options { timeout: DIRECT_TIMEOUT, max_bytes: ANSWER_BYTES_MAX, insist: false };
+        let options = Options { timeout: DIRECT_TIMEOUT, max_bytes: ANSWER_BYTES_MAX, urgency: Urgency::Later };
         let answer = self.remote.request(server, http::Method::GET, "/_matrix/key/v2/server", None, options).await?;
         let now = self.remote.0.clock.now_ms();
         let checked = check_answer(&answer.body, now).map_err(Failed::BadAnswer)?;
@@ -478,7 +478,7 @@ impl Keys {
         batch: &Batch,
     ) -> Result<Vec<(OwnedServerName, Vec<String>)>, Trouble> {
         let now = self.remote.0.clock.now_ms();
-        let options = Options { timeout: BATCH_TIMEOUT, max_bytes: BATCH_BYTES_MAX, insist: true };
+        let options = Options { timeout: BATCH_TIMEOUT, max_bytes: BATCH_BYTES_MAX, urgency: Urgency::Person };
         let content = notary_query(batch, now);
         let answer =
             self.remote.request(notary, http::Method::POST, "/_matrix/key/v2/query", Some(content), options).await?;

@@ -4,6 +4,8 @@ use std::future::Future;
 use std::net::IpAddr;
 use std::pin::Pin;
 
+use super::contact::Contact;
+
 pub type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// DNS and well-known look-ups, as the resolver's steps need them.
@@ -12,8 +14,15 @@ pub trait Lookup: Send + Sync + 'static {
     fn addresses<'a>(&'a self, host: &'a str) -> Boxed<'a, Result<Vec<IpAddr>, Miss>>;
     /// The SRV records under a name such as `_matrix-fed._tcp.example.org`.
     fn services<'a>(&'a self, name: &'a str) -> Boxed<'a, Result<Vec<Service>, Miss>>;
-    /// `https://HOST/.well-known/matrix/server`.
-    fn well_known<'a>(&'a self, host: &'a str) -> Boxed<'a, Result<WellKnown, Miss>>;
+    /// `https://HOST/.well-known/matrix/server`. A web server that answers is noted in `contact`.
+    fn well_known<'a>(&'a self, host: &'a str, contact: &'a Contact) -> Boxed<'a, Result<WellKnown, Miss>>;
+    /// Whether the name server answers for a name that it must ask others about.
+    fn has_name_server(&self) -> Boxed<'_, bool>;
+}
+
+/// The addresses of hosts, private ones among them.
+pub trait Names: Send + Sync + 'static {
+    fn all_addresses<'a>(&'a self, host: &'a str) -> Boxed<'a, Result<Vec<IpAddr>, Miss>>;
 }
 
 /// Why a lookup gave nothing.

@@ -1,18 +1,20 @@
 //! Talking to other servers.
 //!
-//! Owns: finding other servers, connections to them, signed requests, their signing keys, and their backoff. Never:
-//! rooms, users, or the meaning of an answer. Nothing here trusts a peer with memory: every answer has a cap in bytes,
+//! Owns: finding other servers, connections to them, signed requests, their signing keys, and their backoff; requests to
+//! what is no homeserver. Never: rooms, users, or the meaning of an answer. Nothing here trusts a peer with memory: every answer has a cap in bytes,
 //! on the `outbound` account, and a time.
 //!
-//! Read `request.rs` first (a signed request with a small answer), then `stream.rs` (a large one), `connect.rs`,
-//! `resolve.rs` (with `lookup.rs`, `dns.rs`, `well_known.rs`), `backoff.rs`, `keys.rs`, `circle.rs`. `json_stream.rs`
-//! cuts a large answer into events.
+//! Read `request.rs` first (a signed request with a small answer), then `stream.rs` (a large one), `contact.rs` (one
+//! attempt to reach a server), `connect.rs`, `resolve.rs` (with `lookup.rs`, `dns.rs`, `well_known.rs`), `backoff.rs`,
+//! `outage.rs`, `keys.rs`, `circle.rs`. `json_stream.rs` cuts a large answer into events; `web.rs` asks any URL.
 
 mod backoff;
 mod circle;
 mod connect;
+mod contact;
 pub mod json_stream;
 mod keys;
+mod outage;
 mod request;
 mod resolve;
 mod stream;
@@ -21,6 +23,7 @@ mod eviction;
 pub(crate) mod tests;
 mod dns;
 mod lookup;
+pub mod web;
 mod well_known;
 
 use std::{
@@ -32,12 +35,13 @@ use std::{
 };
 
 use ruma::{OwnedServerName, ServerName};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 
 pub use self::backoff::Backoff;
 pub use self::connect::Limits;
+pub use self::contact::Whence;
 pub use self::keys::{Keys, Known};
-pub use self::request::{Answer, Failed, Options, encode};
+pub use self::request::{Answer, Failed, Options, Urgency, encode};
 pub use self::stream::{Body, StreamLimits};
 use crate::{
     base::{Clock, Random, Worker},
@@ -96,6 +100,10 @@ struct Inner {
     server_name: OwnedServerName,
     key: Arc<sign::Key>,
     resolver: resolve::Resolver,
+    dialer: connect::Dialer,
+    web: web::Web,
+    /// Of one probe of the Internet.
+    probing: Arc<Semaphore>,
     pool: connect::Pool,
     account: Account,
     backoff: Backoff,
@@ -120,27 +128,37 @@ impl Remote {
         budget: &Budget,
         store: Store,
     ) -> Result<Remote, String> {
-        let account = budget.account("outbound");
         let roots = connect::roots(options.extra_ca_pem.as_deref())?;
-        let dialer = connect::Dialer::new(roots, account.clone(), clock.clone());
-        let world = well_known::World {
-            dns: dns::Dns::new(options.names_max as u64, options.allow_private),
-            dialer: dialer.clone(),
-            clock: clock.clone(),
-        };
-        let resolver = resolve::Resolver::new(
-            Box::new(world),
-            &options.overrides,
-            options.names_max,
-            clock.clone(),
-            random.clone(),
-        )
-        .allowing_private(options.allow_private);
+        let dialer = connect::Dialer::new(roots, budget.account("outbound"), clock.clone());
+        let dns = Arc::new(dns::Dns::new(options.names_max as u64, options.allow_private));
+        let web = web::Web::new(dns.clone(), dialer.clone(), clock.clone());
+        let allow_private = options.allow_private;
+        let world = well_known::World { dns, web: web.clone(), allow_private, random: random.clone() };
+        Ok(Remote::with_lookup(Box::new(world), options, dialer, web, (clock, random), store, budget))
+    }
+
+    fn with_lookup(
+        lookup: Box<dyn lookup::Lookup>,
+        options: RemoteOptions,
+        dialer: connect::Dialer,
+        web: web::Web,
+        (clock, random): (Clock, Random),
+        store: Store,
+        budget: &Budget,
+    ) -> Remote {
+        let account = budget.account("outbound");
+        let resolver =
+            resolve::Resolver::new(lookup, &options.overrides, options.names_max, clock.clone(), random.clone())
+                .allowing_private(options.allow_private);
         let due = Arc::<eviction::Due>::default();
         let circle = Arc::new(circle::Circle::new(store.clone(), clock.clone()));
-        Ok(Remote(Arc::new(Inner {
-            pool: connect::Pool::new(dialer, options.limits, clock.clone()),
-            backoff: Backoff::new(store.clone(), clock.clone(), random, due.clone(), circle.clone()),
+        let backoff = Backoff::new(store.clone(), clock.clone(), random, due.clone(), circle.clone());
+        Remote(Arc::new(Inner {
+            pool: connect::Pool::new(account.clone(), options.limits, clock.clone()),
+            web: web.during_outages_of(backoff.clone()),
+            dialer,
+            probing: Arc::new(Semaphore::new(1)),
+            backoff,
             circle,
             keys: keys::Book::new(&options.key, budget.account("signing_keys"), store.clone()),
             store,
@@ -154,7 +172,7 @@ impl Remote {
             clock,
             stopped: AtomicBool::new(false),
             stop: Notify::new(),
-        })))
+        }))
     }
 
     pub fn server_name(&self) -> &ServerName {
@@ -178,8 +196,14 @@ impl Remote {
 
     /// Where a server is reached, by the specification's steps: the host its certificate must be for, and its addresses.
     pub async fn locate(&self, server: &ServerName) -> Result<(String, Vec<std::net::SocketAddr>), Failed> {
-        let target = self.0.resolver.resolve(server, self.owner_of(server).await).await?;
+        let contact = contact::Contact::default();
+        let target = self.0.resolver.resolve(server, self.owner_of(server).await, &contact).await?;
         Ok((target.host, target.addresses))
+    }
+
+    /// Requests to any URL.
+    pub fn web(&self) -> &web::Web {
+        &self.0.web
     }
 
     /// Whether this server talks to other servers at all.

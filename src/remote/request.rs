@@ -12,8 +12,8 @@ use ruma::ServerName;
 use serde::de::DeserializeOwned;
 
 use super::connect::{Lease, Outgoing};
+use super::contact::{Contact, Whence};
 use super::lookup::Miss;
-use super::resolve::Target;
 use super::{Remote, USER_AGENT};
 use crate::budget::{Grant, Refused, parsed_bytes_max};
 use crate::matrix::json::partial;
@@ -29,19 +29,29 @@ pub struct Options {
     pub timeout: Duration,
     /// The bytes of the answer's body.
     pub max_bytes: u64,
-    /// Ask even a server that failed a moment ago: a user is waiting.
-    pub insist: bool,
+    pub urgency: Urgency,
+}
+
+/// Which pauses a request keeps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Urgency {
+    /// Nothing is lost by waiting: a server that failed is left alone.
+    Later,
+    /// A person waits: a server that failed is asked again, but not one that gave no sign a moment ago.
+    Person,
+    /// The server has just contacted us, or its key is needed to check what came: it is asked whatever failed before.
+    Contacted,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { timeout: Duration::from_secs(30), max_bytes: 512 * 1024, insist: false }
+        Options { timeout: Duration::from_secs(30), max_bytes: 512 * 1024, urgency: Urgency::Later }
     }
 }
 
 impl Options {
     pub fn insisting() -> Options {
-        Options { insist: true, ..Options::default() }
+        Options { urgency: Urgency::Person, ..Options::default() }
     }
 }
 
@@ -161,45 +171,52 @@ impl Remote {
         content: Option<Vec<u8>>,
         options: Options,
     ) -> Result<Answer, Failed> {
-        self.gate(server, options.insist).await?;
+        let patience = self.admit(server, options.urgency).await?;
+        let contact = Contact::default();
         let exchange = async {
-            let (lease, response) = self.exchange(server, &method, target, content, false).await?;
+            let (lease, response) = self.exchange(server, &method, target, content, false, &contact, patience).await?;
             let answer = self.read_small(response.into_body(), options.max_bytes).await?;
             lease.give_back();
             Ok(answer)
         };
         let outcome = self.0.clock.timeout(options.timeout, exchange).await.unwrap_or(Err(Failed::Timeout));
-        self.judge(server, &outcome);
+        self.judge(server, contact.whence(), &outcome);
         outcome
     }
 
-    /// Whether the server may be asked now.
-    pub(super) async fn gate(&self, server: &ServerName, insist: bool) -> Result<(), Failed> {
-        if insist {
-            return Ok(());
-        }
-        self.0.backoff.check(server, self.0.resolver.is_fixed(server)).await
+    /// Whether the server may be asked now, and how long it may be without a sign.
+    pub(super) async fn admit(&self, server: &ServerName, urgency: Urgency) -> Result<Duration, Failed> {
+        self.0.backoff.admit(server, self.0.resolver.is_fixed(server), urgency).await
     }
 
     /// Notes what an outcome shows about the server and about our own network.
-    pub(super) fn judge<T>(&self, server: &ServerName, outcome: &Result<T, Failed>) {
-        let fixed = self.0.resolver.is_fixed(server);
+    pub(super) fn judge<T>(&self, server: &ServerName, whence: Whence, outcome: &Result<T, Failed>) {
+        let backoff = &self.0.backoff;
+        // Where a server is reached without DNS, that shows nothing about the Internet.
+        let whence = match self.0.resolver.is_fixed(server) {
+            true => Whence::Nowhere,
+            false => whence,
+        };
+        if matches!(outcome, Err(Failed::Unreachable { .. })) {
+            // Its address of a moment ago no longer answers: the server may have moved.
+            self.0.resolver.forget_later(server);
+        }
         match outcome {
-            Ok(_) => self.0.backoff.success(server, fixed),
+            Ok(_) => backoff.success(server, whence),
             Err(Failed::Unreachable { silent: true, .. }) => {
-                // Its address of a moment ago no longer answers: the server may have moved.
-                self.0.resolver.forget_later(server);
-                self.0.backoff.silence(server, fixed);
+                backoff.silence(server, self.0.resolver.is_fixed(server));
+                if !self.0.resolver.is_fixed(server) {
+                    self.suspect();
+                }
             }
-            Err(Failed::Unreachable { .. } | Failed::Timeout) => self.0.backoff.failure(server, fixed, None),
+            Err(Failed::Unreachable { .. }) => backoff.failure(server, whence, None),
+            Err(Failed::Timeout) => backoff.hung(server, whence),
             Err(Failed::Status { status: 429, retry_after_ms, .. }) => {
-                self.0.backoff.failure(server, fixed, *retry_after_ms);
+                backoff.failure(server, whence, *retry_after_ms);
             }
-            Err(Failed::Status { status, .. }) if *status >= 500 => self.0.backoff.failure(server, fixed, None),
+            Err(Failed::Status { status, .. }) if *status >= 500 => backoff.failure(server, whence, None),
             // A machine answered, but such an answer does not show whether it is a homeserver.
-            Err(Failed::Status { .. } | Failed::BadAnswer(_) | Failed::TooLarge { .. }) => {
-                self.0.backoff.answered(fixed)
-            }
+            Err(Failed::Status { .. } | Failed::BadAnswer(_) | Failed::TooLarge { .. }) => backoff.answered(whence),
             Err(Failed::BackingOff { .. } | Failed::Offline { .. } | Failed::Refused(_) | Failed::Unsendable(_)) => {}
         }
     }
@@ -208,7 +225,7 @@ impl Remote {
     /// an unusable answer. Failures that count anyway, and our own, are left as they are.
     pub fn hold_against(&self, server: &ServerName, failed: &Failed) {
         if matches!(failed, Failed::Status { .. } | Failed::BadAnswer(_) | Failed::TooLarge { .. }) {
-            self.0.backoff.failure(server, self.0.resolver.is_fixed(server), None);
+            self.0.backoff.failure(server, Whence::Nowhere, None);
         }
     }
 
@@ -221,6 +238,8 @@ impl Remote {
         target: &str,
         content: Option<Vec<u8>>,
         long: bool,
+        contact: &Contact,
+        patience: Duration,
     ) -> Result<(Lease, Response<Incoming>), Failed> {
         let content = content.map(Bytes::from);
         // Kept while the request may have to be sent again.
@@ -233,18 +252,13 @@ impl Remote {
                 .map_err(|reject| Failed::Unsendable(reject.to_string()))?;
         let mut fresh = false;
         loop {
-            let host = std::sync::OnceLock::new();
-            let find = async {
-                let found = self.find(server).await?;
-                let _ = host.set(found.host.clone());
-                Ok(found)
-            };
-            let mut lease = self.0.pool.lease(server, fresh, long, find).await?;
+            let connect = |grant| self.connect(server, grant, contact, patience);
+            let mut lease = self.0.pool.lease(server, fresh, long, connect).await?;
             // A reused connection goes where the resolver pointed when it was made; only the value of the `Host` header
             // is looked up again (from the cache).
-            let host = match host.into_inner() {
-                Some(host) => host,
-                None => self.find(server).await?.host,
+            let host = match contact.host() {
+                Some(host) => host.to_owned(),
+                None => self.find(server, contact).await?.host,
             };
             let request = build(method, target, &host, &authorization, content.clone())?;
             match lease.send(request).await {
@@ -254,16 +268,6 @@ impl Remote {
                 Err(error) => return Err(Failed::BadAnswer(error.to_string())),
             }
         }
-    }
-
-    async fn find(&self, server: &ServerName) -> Result<Target, Failed> {
-        if self.is_me(server) {
-            return Err(Failed::BadAnswer("that is this server itself".into()));
-        }
-        if !self.0.enabled {
-            return Err(Failed::BadAnswer("this server speaks with no other one (federation.enabled)".into()));
-        }
-        Ok(self.0.resolver.resolve(server, self.owner_of(server).await).await?)
     }
 
     /// The body so far is on account, and so is the next frame before it is kept.
@@ -304,7 +308,7 @@ impl Remote {
 
 /// Makes room for `length` bytes, charged first. While the buffer moves both copies exist: so it grows by half, and the
 /// charge covers the larger.
-fn grow(bytes: &mut Vec<u8>, grant: &mut Grant, length: u64, max_bytes: u64) -> Result<(), Failed> {
+pub(super) fn grow(bytes: &mut Vec<u8>, grant: &mut Grant, length: u64, max_bytes: u64) -> Result<(), Refused> {
     let wanted = (length + length / 2).clamp(4096, max_bytes.max(4096));
     grant.grow(wanted - grant.bytes())?;
     bytes.reserve_exact(wanted as usize - bytes.len());

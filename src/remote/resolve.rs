@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 use ruma::ServerName;
 use rustls::pki_types;
 
+use super::contact::Contact;
 use super::dns::ADDRESSES_MAX;
 use super::dns::{is_private, kept_out};
 use super::lookup::{Lookup, Miss, Service, WellKnown};
@@ -69,6 +70,8 @@ struct Delegation {
     server: Option<String>,
     until_ms: u64,
     failures: u32,
+    /// The web server was silent and nothing was known: true only if the server answers where this leads.
+    guessed: bool,
 }
 
 impl Resolver {
@@ -106,7 +109,7 @@ impl Resolver {
     }
 
     /// The steps, in the specification's order. The result is remembered on the share of `owner`.
-    pub async fn resolve(&self, server: &ServerName, owner: Owner<String>) -> Result<Target, Miss> {
+    pub async fn resolve(&self, server: &ServerName, owner: Owner<String>, contact: &Contact) -> Result<Target, Miss> {
         match self.overrides.get(&server.as_str().to_ascii_lowercase()) {
             Some(Override::Address(address)) => return fixed(server, *address),
             Some(Override::Delegate(to)) => return self.delegated(to, true).await,
@@ -118,7 +121,7 @@ impl Resolver {
         if let Some(port) = server.port() {
             return self.named(server.host(), port, server.as_str(), false).await;
         }
-        match self.delegation(server.host(), owner).await? {
+        match self.delegation(server.host(), owner, contact).await? {
             Some(to) => self.delegated(&to, false).await,
             None => self.by_service(server.host(), false).await,
         }
@@ -179,13 +182,13 @@ impl Resolver {
     }
 
     /// The cached delegation of a host, fetched anew when it is too old. A silence never removes a known delegation.
-    async fn delegation(&self, host: &str, owner: Owner<String>) -> Result<Option<String>, Miss> {
+    async fn delegation(&self, host: &str, owner: Owner<String>, contact: &Contact) -> Result<Option<String>, Miss> {
         let now = self.clock.now_ms();
         let known = self.delegations.lock().get(host).map(|known| known.clone());
         if let Some(known) = known.as_ref().filter(|known| known.until_ms > now) {
             return Ok(known.server.clone());
         }
-        let answer = self.lookup.well_known(host).await;
+        let answer = self.lookup.well_known(host, contact).await;
         let fresh = next_delegation(answer, known, now);
         let server = fresh.server.clone();
         self.delegations.lock().put(owner, host.to_owned(), fresh);
@@ -200,10 +203,19 @@ impl Resolver {
         }
     }
 
-    /// The server's address stopped answering: the delegation is soon fetched again, and kept if that finds nothing.
+    /// Whether the name server answers.
+    pub async fn has_name_server(&self) -> bool {
+        self.lookup.has_name_server().await
+    }
+
+    /// The server's address stopped answering: the delegation is soon fetched again, and kept if that finds nothing. A
+    /// guess was wrong, and is forgotten.
     pub fn forget_later(&self, server: &ServerName) {
         let now = self.clock.now_ms();
-        if let Some(known) = self.delegations.lock().get(server.host()) {
+        let mut delegations = self.delegations.lock();
+        if delegations.peek(server.host()).is_some_and(|known| known.guessed) {
+            delegations.remove(server.host());
+        } else if let Some(known) = delegations.get(server.host()) {
             known.until_ms = known.until_ms.min(now + SILENT_MS);
         }
     }
@@ -215,16 +227,19 @@ fn next_delegation(answer: Result<WellKnown, Miss>, known: Option<Delegation>, n
     match answer.and_then(check_name) {
         Ok(found) => {
             let keep_ms = found.max_age_ms.unwrap_or(DELEGATION_MS_DEFAULT).clamp(DELEGATION_MS_MIN, DELEGATION_MS_MAX);
-            Delegation { server: Some(found.server), until_ms: now_ms + keep_ms, failures: 0 }
+            Delegation { server: Some(found.server), until_ms: now_ms + keep_ms, failures: 0, guessed: false }
         }
         // A working delegation outlives three refusals: a restarting web server does not mean that the server moved.
         Err(Miss::Absent(_)) => Delegation {
             server: known.and_then(|known| known.server).filter(|_| failures < 3),
             until_ms: now_ms + if failures < 3 { SILENT_MS } else { ABSENT_MS },
             failures: failures.saturating_add(1),
+            guessed: false,
         },
         Err(Miss::Silent(_)) => {
-            Delegation { server: known.and_then(|known| known.server), until_ms: now_ms + SILENT_MS, failures }
+            let guessed = known.as_ref().is_none_or(|known| known.guessed);
+            let server = known.and_then(|known| known.server);
+            Delegation { server, until_ms: now_ms + SILENT_MS, failures, guessed }
         }
     }
 }
@@ -271,7 +286,7 @@ pub fn target(mut addresses: Vec<SocketAddr>, tls_host: &str, host: String, fixe
 }
 
 /// IPv6 first, then alternating, so that a board without a working IPv6 route loses one attempt and not all of them.
-fn order_families(addresses: &mut Vec<SocketAddr>) {
+pub fn order_families(addresses: &mut Vec<SocketAddr>) {
     let (six, four): (Vec<_>, Vec<_>) = addresses.drain(..).partition(SocketAddr::is_ipv6);
     let (mut six, mut four) = (six.into_iter(), four.into_iter());
     loop {
@@ -349,8 +364,11 @@ mod tests {
         fn services<'a>(&'a self, name: &'a str) -> Boxed<'a, Result<Vec<Service>, Miss>> {
             Box::pin(async move { self.note("SRV", name, self.services.get(name).cloned()) })
         }
-        fn well_known<'a>(&'a self, host: &'a str) -> Boxed<'a, Result<WellKnown, Miss>> {
+        fn well_known<'a>(&'a self, host: &'a str, _: &'a Contact) -> Boxed<'a, Result<WellKnown, Miss>> {
             Box::pin(async move { self.note("WK", host, self.well_known.get(host).cloned())? })
+        }
+        fn has_name_server(&self) -> Boxed<'_, bool> {
+            Box::pin(async { true })
         }
     }
 
@@ -402,8 +420,10 @@ mod tests {
 
     async fn check(server: &str, addresses: &[&str], tls: &str, host: &str) {
         let server: &ServerName = server.try_into().unwrap();
-        let found =
-            resolver(world()).resolve(server, stranger()).await.unwrap_or_else(|miss| panic!("{server}: {miss:?}"));
+        let found = resolver(world())
+            .resolve(server, stranger(), &Contact::default())
+            .await
+            .unwrap_or_else(|miss| panic!("{server}: {miss:?}"));
         let expected: Vec<SocketAddr> = addresses.iter().map(|address| address.parse().unwrap()).collect();
         assert_eq!(found.addresses, expected, "{server}");
         assert_eq!(found.tls_name.to_str(), tls, "{server}");
@@ -455,7 +475,7 @@ mod tests {
     async fn private_addresses_are_for_those_who_allow_them() {
         let is_found = async |server: &str, allowed| {
             let server: &ServerName = server.try_into().unwrap();
-            resolver(world()).allowing_private(allowed).resolve(server, stranger()).await.is_ok()
+            resolver(world()).allowing_private(allowed).resolve(server, stranger(), &Contact::default()).await.is_ok()
         };
         assert!(!is_found("10.0.0.1:8448", false).await);
         assert!(is_found("10.0.0.1:8448", true).await);
@@ -466,7 +486,7 @@ mod tests {
         let mut world = world();
         world.well_known.insert("sly.example", delegate("[64:ff9b::a00:1]:8448"));
         let sly: &ServerName = "sly.example".try_into().unwrap();
-        assert!(resolver(world).allowing_private(false).resolve(sly, stranger()).await.is_err());
+        assert!(resolver(world).allowing_private(false).resolve(sly, stranger(), &Contact::default()).await.is_err());
         assert!(is_found("lan.example", false).await, "the operator named it");
     }
 
@@ -482,11 +502,11 @@ mod tests {
         let asked = world.asked.clone();
         let resolver = resolver(world);
         for _ in 0..3 {
-            resolver.resolve("wk-port.example".try_into().unwrap(), stranger()).await.unwrap();
+            resolver.resolve("wk-port.example".try_into().unwrap(), stranger(), &Contact::default()).await.unwrap();
         }
         assert_eq!(asked.lock().iter().filter(|ask| ask.starts_with("WK")).count(), 1);
         assert!(matches!(
-            resolver.resolve("wk-bad.example".try_into().unwrap(), stranger()).await,
+            resolver.resolve("wk-bad.example".try_into().unwrap(), stranger(), &Contact::default()).await,
             Err(Miss::Absent(_))
         ));
     }
@@ -499,12 +519,14 @@ mod tests {
         let asked = world.asked.clone();
         let resolver = resolver(world);
         let known = || Owner::Known("wk-port.example".to_owned());
-        resolver.resolve("wk-port.example".try_into().unwrap(), known()).await.unwrap();
+        resolver.resolve("wk-port.example".try_into().unwrap(), known(), &Contact::default()).await.unwrap();
         for n in 0..100 {
             let name = format!("s{n}.evil.example");
-            let _ = resolver.resolve((&*name).try_into().unwrap(), Owner::Stranger("evil.example".to_owned())).await;
+            let _ = resolver
+                .resolve((&*name).try_into().unwrap(), Owner::Stranger("evil.example".to_owned()), &Contact::default())
+                .await;
         }
-        resolver.resolve("wk-port.example".try_into().unwrap(), known()).await.unwrap();
+        resolver.resolve("wk-port.example".try_into().unwrap(), known(), &Contact::default()).await.unwrap();
         assert_eq!(asked.lock().iter().filter(|ask| *ask == "WK wk-port.example").count(), 1);
         assert!(resolver.delegations.lock().len() <= 16);
     }

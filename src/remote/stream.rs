@@ -12,7 +12,10 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use ruma::{OwnedServerName, ServerName};
 
-use super::{Failed, Remote, connect::Lease};
+use super::connect::Lease;
+use super::contact::{Contact, Whence};
+use super::request::Urgency;
+use super::{Failed, Remote};
 
 /// How slow a peer may be.
 #[derive(Debug, Clone, Copy)]
@@ -66,9 +69,11 @@ impl Remote {
         content: Option<Vec<u8>>,
         pace: StreamLimits,
     ) -> Result<Body, Failed> {
-        let exchange = self.exchange(server, &method, target, content, true);
+        let patience = self.admit(server, Urgency::Person).await?;
+        let contact = Contact::default();
+        let exchange = self.exchange(server, &method, target, content, true, &contact, patience);
         let outcome = self.0.clock.timeout(pace.first, exchange).await.unwrap_or(Err(Failed::Timeout));
-        self.judge(server, &outcome);
+        self.judge(server, contact.whence(), &outcome);
         let (lease, response) = outcome?;
         let length = response.headers().get("content-length").and_then(|value| value.to_str().ok()?.parse().ok());
         if length.is_some_and(|length: u64| length > pace.max_bytes) {
@@ -96,7 +101,7 @@ impl Body {
         let frame = self.wait().await;
         if let Err(failed) = &frame {
             self.lease = None;
-            self.remote.judge::<()>(&self.server, &Err(failed.clone()));
+            self.remote.judge::<()>(&self.server, Whence::Nowhere, &Err(failed.clone()));
         }
         frame
     }

@@ -115,6 +115,20 @@ pub(crate) fn us(lab: &Lab, peers: &[(&str, SocketAddr)], notaries: &[&str]) -> 
     Us { remote, clock, store }
 }
 
+/// The same with other look-ups, where names lead to private addresses.
+pub(crate) fn us_in(lab: &Lab, lookup: Box<dyn lookup::Lookup>, change: impl FnOnce(&mut RemoteOptions)) -> Us {
+    let mut options = RemoteOptions::new(name("us.example"), Arc::new(key("us.example")));
+    change(&mut options);
+    let (clock, store, budget) =
+        (Clock::simulated(1_700_000_000_000), Store::in_memory(), crate::budget::Budget::for_tests());
+    let roots = connect::roots(Some(lab.pem.as_bytes())).unwrap();
+    let dialer = connect::Dialer::new(roots, budget.account("outbound"), clock.clone());
+    let web = web::Web::new(Arc::new(dns::Dns::new(16, true)), dialer.clone(), clock.clone());
+    let times = (clock.clone(), Random::seeded(3));
+    let remote = Remote::with_lookup(lookup, options, dialer, web, times, store.clone(), &budget);
+    Us { remote, clock, store }
+}
+
 /// Puts a local user and a user of another server into one room.
 pub(crate) async fn share_room(store: &Store, server: &str) {
     use crate::store::tables::room::event_row::Membership;
@@ -218,7 +232,7 @@ async fn errors_carry_their_code_and_large_answers_are_refused() {
 }
 
 /// Bytes for ever.
-struct Endless;
+pub(crate) struct Endless;
 
 impl futures_core::Stream for Endless {
     type Item = Result<Frame<Bytes>, Infallible>;

@@ -19,7 +19,7 @@ use crate::budget::Grant;
 use crate::matrix::draft;
 use crate::matrix::json::partial;
 use crate::matrix::{Event, Reject, RoomVersion, version};
-use crate::remote::{Failed, Options, encode};
+use crate::remote::{Failed, Options, Urgency, encode};
 use crate::room::state::servers;
 use crate::store::tables::room::event_row::Membership;
 
@@ -132,9 +132,9 @@ impl Template {
     }
 }
 
-/// The user is waiting, so the request is insistent, with a time limit.
+/// A person waits: with a time limit, and whatever failed before.
 pub fn asking() -> Options {
-    Options { timeout: EACH, max_bytes: 256 * 1024, insist: true }
+    Options { timeout: EACH, max_bytes: 256 * 1024, urgency: Urgency::Person }
 }
 
 // ---- leaving and knocking from outside ---------------------------------------------------------------------------

@@ -13,7 +13,7 @@ use super::build::authorize::COLUMN_BYTES;
 use crate::base::shares::{Held, of_the_busiest};
 use crate::budget::Refused;
 use crate::matrix::json::partial;
-use crate::remote::{Options, encode};
+use crate::remote::{Options, Urgency, encode};
 use crate::room::Rooms;
 use crate::room::error::{Error, Result};
 use crate::store::Get;
@@ -212,7 +212,7 @@ async fn note_asked(rooms: &Rooms, room_id: &RoomId, user: &UserId, events: u64)
 /// The estimate of the resident servers; `None` when none of them gives one.
 async fn estimate(rooms: &Rooms, room_id: &RoomId, servers: &[OwnedServerName]) -> Option<Estimate> {
     let target = format!("/_matrix/federation/unstable/rooms/{}/complexity", encode(room_id.as_str()));
-    let options = Options { timeout: ASK_TIMEOUT, max_bytes: 4096, insist: true };
+    let options = Options { timeout: ASK_TIMEOUT, max_bytes: 4096, urgency: Urgency::Person };
     for server in servers.iter().take(ASKED_MAX) {
         let answer = rooms.0.parts.remote.request(server, Method::GET, &target, None, options).await.ok();
         if let Some(units) = answer.and_then(|answer| partial::member(&answer.body, "v1")) {

@@ -17,7 +17,7 @@ use crate::budget::Grant;
 use crate::matrix::sign::{self, PublicKey};
 use crate::matrix::{Event, Reject};
 use crate::remote::json_stream::{self, Events, Item, Limits, Malformed};
-use crate::remote::{Failed, Options, Remote, StreamLimits, encode};
+use crate::remote::{Failed, Options, Remote, StreamLimits, Urgency, encode};
 use crate::room::Rooms;
 use crate::room::error::Result;
 
@@ -143,7 +143,7 @@ impl Wire {
         content: Option<Vec<u8>>,
         (limit, max_bytes): (usize, u64),
     ) -> Result<Fetched, Failed> {
-        let options = Options { timeout: ASK_TIMEOUT, max_bytes, insist: false };
+        let options = Options { timeout: ASK_TIMEOUT, max_bytes, urgency: Urgency::Later };
         let (text, paid) = self.remote.request(server, method, target, content, options).await?.into_parts();
         Fetched::read(text, limit, Some(paid))
     }
