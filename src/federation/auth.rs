@@ -76,7 +76,7 @@ async fn fetched(
     request.limit(Limit::Stranger)?;
     let (standing, keys) = (standing(federation, origin).await?, federation.remote.keys());
     // The turn before may have fetched the same key.
-    let asking = keys.get(origin, key, federation.clock.now_ms());
+    let asking = keys.get_of_caller(origin, key, federation.clock.now_ms());
     match federation.lookups.run(standing, request.peer().ip, origin, TURN_MAX, asking).await {
         Ok(found) => found.map_err(ErrorResponse::internal),
         Err(Missed::NoTurn) => Err(ErrorResponse::limit_exceeded(TURN_MAX.as_millis() as u64)),

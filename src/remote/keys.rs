@@ -20,7 +20,8 @@ use ruma::{OwnedServerName, ServerName};
 use serde::Deserialize;
 use tracing::Instrument;
 
-use super::{Failed, Options, Remote, Urgency, json_stream};
+use super::request::Urgency;
+use super::{Failed, Options, Remote, json_stream};
 use crate::base::{self, Shares};
 use crate::budget::{Account, Grant};
 use crate::matrix::sign::{self, PublicKey};
@@ -52,6 +53,8 @@ const VALID_MS_MAX: u64 = 7 * 24 * 3_600_000;
 /// A server whose key was not found is not asked again for so long, doubling up to the second figure.
 const MISSING_MS_MIN: u64 = 60_000;
 const MISSING_MS_MAX: u64 = 3_600_000;
+/// The pause for a server that gave no answer and contacts us now.
+const MISSING_CALLER_MS: u64 = 10_000;
 /// For known servers, and for unknown ones: a join asks for thousands before the room is known.
 const MISSING_KNOWN_MAX: usize = 1024;
 const MISSING_STRANGERS_MAX: usize = 3072;
@@ -114,7 +117,25 @@ struct Memory {
 #[derive(Clone, Copy, Default)]
 struct Missing {
     times: u32,
+    since_ms: u64,
     until_ms: u64,
+}
+
+impl Missing {
+    /// A server that gave no answer is asked again sooner when it contacts us itself.
+    fn is_so(&self, now_ms: u64, urgency: Urgency) -> bool {
+        let soon = self.since_ms + MISSING_CALLER_MS;
+        let until_ms = if urgency == Urgency::Contacted { self.until_ms.min(soon) } else { self.until_ms };
+        until_ms > now_ms
+    }
+}
+
+/// What came of asking servers for their keys.
+#[derive(Default)]
+struct Asked {
+    answered: BTreeSet<OwnedServerName>,
+    /// Not asked at all, since they failed a moment ago or we had no way to.
+    passed_over: BTreeSet<OwnedServerName>,
 }
 
 impl Book {
@@ -196,8 +217,30 @@ impl Keys {
     /// One key that vouches for a signature made at `at_ms`, fetched if necessary. `None` when it cannot be found. For
     /// events of room versions 1 to 4, which ignore the validity of keys, pass 0.
     pub async fn get(&self, server: &ServerName, key_id: &str, at_ms: u64) -> Result<Option<Known>, store::Error> {
+        self.get_one(server, key_id, at_ms, Urgency::Person).await
+    }
+
+    /// The same for a server that is contacting us: it is there now, so it is asked whatever failed before.
+    pub async fn get_of_caller(
+        &self,
+        server: &ServerName,
+        key_id: &str,
+        at_ms: u64,
+    ) -> Result<Option<Known>, store::Error> {
+        self.get_one(server, key_id, at_ms, Urgency::Contacted).await
+    }
+
+    async fn get_one(
+        &self,
+        server: &ServerName,
+        key_id: &str,
+        at_ms: u64,
+        urgency: Urgency,
+    ) -> Result<Option<Known>, store::Error> {
         let name = (server.to_owned(), key_id.to_owned());
-        self.fetch(std::slice::from_ref(&name), at_ms).await?;
+        let (keys, wanted) = (self.clone(), vec![name.clone()]);
+        let lacking = base::blocking(move || keys.lacking(wanted, at_ms)).await?;
+        self.fetch_servers(lacking, urgency).await?;
         let keys = self.clone();
         let known = base::blocking(move || keys.cached(&name.0, &name.1)).await?;
         Ok(known.filter(|known| known.is_valid_at(at_ms)))
@@ -208,7 +251,7 @@ impl Keys {
     pub async fn fetch(&self, names: &[Name], at_ms: u64) -> Result<(), store::Error> {
         let (keys, wanted) = (self.clone(), names.to_vec());
         let lacking = base::blocking(move || keys.lacking(wanted, at_ms)).await?;
-        self.fetch_servers(lacking).await
+        self.fetch_servers(lacking, Urgency::Person).await
     }
 
     /// [`Keys::fetch`] for the many servers of a room: from notaries alone, which answer in one go. The missing keys
@@ -216,7 +259,7 @@ impl Keys {
     pub async fn fetch_of_notaries(&self, names: &[Name], at_ms: u64) -> Result<Vec<Name>, store::Error> {
         let (keys, wanted) = (self.clone(), names.to_vec());
         let mut lacking = base::blocking(move || keys.lacking(wanted, at_ms)).await?;
-        self.forget_missing(&mut lacking);
+        self.forget_missing(&mut lacking, Urgency::Person);
         self.ask_notaries(&mut lacking).await?;
         Ok(lacking.into_iter().flat_map(|(server, ids)| ids.into_iter().map(move |id| (server.clone(), id))).collect())
     }
@@ -227,8 +270,8 @@ impl Keys {
         for (server, id) in names {
             lacking.entry(server).or_default().insert(id);
         }
-        let answered = self.ask_directly(&mut lacking, DIRECT_AT_ONCE).await?;
-        self.note_missing(&lacking, &answered);
+        let asked = self.ask_directly(&mut lacking, DIRECT_AT_ONCE, Urgency::Contacted).await?;
+        self.note_missing(&lacking, &asked);
         Ok(())
     }
 
@@ -246,7 +289,7 @@ impl Keys {
             Ok::<_, store::Error>(lacking)
         })
         .await?;
-        self.fetch_servers(lacking).await
+        self.fetch_servers(lacking, Urgency::Later).await
     }
 
     /// The servers with keys that are not known, or no longer believed, each with those keys.
@@ -264,26 +307,31 @@ impl Keys {
         Ok(lacking)
     }
 
-    async fn fetch_servers(&self, mut lacking: Lacking) -> Result<(), store::Error> {
-        self.forget_missing(&mut lacking);
-        let answered = if lacking.len() < MANY_SERVERS {
-            let answered = self.ask_directly(&mut lacking, DIRECT_AT_ONCE).await?;
+    /// Whatever is the pause of a server for other requests: the keys are needed to check what came. `urgency` is about
+    /// the pause after its keys were not found; with [`Urgency::Later`], about both.
+    async fn fetch_servers(&self, mut lacking: Lacking, urgency: Urgency) -> Result<(), store::Error> {
+        self.forget_missing(&mut lacking, urgency);
+        let asking = if urgency == Urgency::Later { urgency } else { Urgency::Contacted };
+        let asked = if lacking.len() < MANY_SERVERS {
+            let asked = self.ask_directly(&mut lacking, DIRECT_AT_ONCE, asking).await?;
             self.ask_notaries(&mut lacking).await?;
-            answered
+            asked
         } else {
             self.ask_notaries(&mut lacking).await?;
-            self.ask_directly(&mut lacking, DIRECT_AT_ONCE).await?
+            self.ask_directly(&mut lacking, DIRECT_AT_ONCE, asking).await?
         };
-        self.note_missing(&lacking, &answered);
+        self.note_missing(&lacking, &asked);
         Ok(())
     }
 
     /// Leaves out the servers whose keys were not found a short while ago, and keys that a server did not have.
-    fn forget_missing(&self, lacking: &mut Lacking) {
+    fn forget_missing(&self, lacking: &mut Lacking, urgency: Urgency) {
         let now = self.remote.0.clock.now_ms();
         let mut missing = self.book().missing.lock();
         let mut is_missing = |server: &ServerName, id: &str| {
-            missing.get(&self.book().mark(server, id)).is_some_and(|missing| missing.until_ms > now)
+            // A server that does answer is not asked again for a key that it does not have.
+            let urgency = if id.is_empty() { urgency } else { Urgency::Person };
+            missing.get(&self.book().mark(server, id)).is_some_and(|missing| missing.is_so(now, urgency))
         };
         lacking.retain(|server, ids| {
             if is_missing(server, "") {
@@ -296,29 +344,29 @@ impl Keys {
     }
 
     /// A request with a made-up key id must not keep the server's real keys from being fetched: for servers that
-    /// `answered`, only these key ids are marked as missing.
-    fn note_missing(&self, lacking: &Lacking, answered: &BTreeSet<OwnedServerName>) {
+    /// answered, only these key ids are marked as missing. A server that was not asked lacks nothing.
+    fn note_missing(&self, lacking: &Lacking, asked: &Asked) {
         // While the Internet is gone no key is missing; it just cannot be fetched.
         if self.remote.0.backoff.is_offline() {
             return;
         }
         let now = self.remote.0.clock.now_ms();
         let mut missing = self.book().missing.lock();
-        for (server, ids) in lacking {
+        for (server, ids) in lacking.iter().filter(|(server, _)| !asked.passed_over.contains(*server)) {
             let owner = self.remote.0.circle.remembered(server);
-            let ids = if answered.contains(server) { ids.clone() } else { BTreeSet::from([String::new()]) };
+            let ids = if asked.answered.contains(server) { ids.clone() } else { BTreeSet::from([String::new()]) };
             for id in ids {
                 let name = self.book().mark(server, &id);
                 let times = missing.peek(&name).map_or(0, |missing| missing.times);
                 let pause = (MISSING_MS_MIN << times.min(10)).min(MISSING_MS_MAX);
-                missing.put(owner.clone(), name, Missing { times: times + 1, until_ms: now + pause });
+                missing.put(owner.clone(), name, Missing { times: times + 1, since_ms: now, until_ms: now + pause });
             }
         }
     }
 
     /// A server stayed silent for longer than a caller would wait: it is not asked again for a while.
     pub fn give_up(&self, server: &ServerName) {
-        self.note_missing(&Lacking::from([(server.to_owned(), BTreeSet::new())]), &BTreeSet::new());
+        self.note_missing(&Lacking::from([(server.to_owned(), BTreeSet::new())]), &Asked::default());
     }
 
     /// Whether any key of a server was ever known, valid or not. Plain code for blocking threads.
@@ -356,39 +404,46 @@ impl Keys {
         let waiting = std::mem::take(&mut self.book().renewals.lock().waiting);
         let mut lacking: Lacking = waiting.into_iter().map(|server| (server, BTreeSet::new())).collect();
         // A server that does not answer now is asked again when its key is needed.
-        Ok(self.ask_directly(&mut lacking, RENEWALS_AT_ONCE).await?.len() as u64)
+        let asked = self.ask_directly(&mut lacking, RENEWALS_AT_ONCE, Urgency::Later).await?;
+        Ok(asked.answered.len() as u64)
     }
 
-    /// Asks each server itself, a few at once. Returns the servers that answered.
+    /// Asks each server itself, a few at once.
     async fn ask_directly(
         &self,
         lacking: &mut Lacking,
         at_once: usize,
-    ) -> Result<BTreeSet<OwnedServerName>, store::Error> {
+        urgency: Urgency,
+    ) -> Result<Asked, store::Error> {
         let mut servers: Vec<OwnedServerName> = lacking.keys().cloned().collect();
-        let (mut asking, mut answered) = (tokio::task::JoinSet::new(), BTreeSet::new());
+        let (mut asking, mut asked) = (tokio::task::JoinSet::new(), Asked::default());
         loop {
             while asking.len() < at_once
                 && let Some(server) = servers.pop()
             {
                 let keys = self.clone();
-                asking.spawn(async move { (keys.ask_one(&server).await, server) }.in_current_span());
+                asking.spawn(async move { (keys.ask_one(&server, urgency).await, server) }.in_current_span());
             }
-            let Some(done) = asking.join_next().await else { return Ok(answered) };
+            let Some(done) = asking.join_next().await else { return Ok(asked) };
             match done {
                 Ok((Ok(found), server)) => {
                     self.settle(lacking, &server, &found);
-                    answered.insert(server);
+                    asked.answered.insert(server);
                 }
                 Ok((Err(Trouble::Store(error)), _)) => return Err(error),
-                Ok((Err(Trouble::Failed(why)), server)) => tracing::debug!(%server, %why, "no signing keys"),
+                Ok((Err(Trouble::Failed(why)), server)) => {
+                    tracing::debug!(%server, %why, "no signing keys");
+                    if matches!(why, Failed::BackingOff { .. } | Failed::Offline { .. } | Failed::Refused(_)) {
+                        asked.passed_over.insert(server);
+                    }
+                }
                 Err(_) => {}
             }
         }
     }
 
-    async fn ask_one(&self, server: &ServerName) -> Result<Vec<String>, Trouble> {
-        let options = Options { timeout: DIRECT_TIMEOUT, max_bytes: ANSWER_BYTES_MAX, urgency: Urgency::Later };
+    async fn ask_one(&self, server: &ServerName, urgency: Urgency) -> Result<Vec<String>, Trouble> {
+        let options = Options { timeout: DIRECT_TIMEOUT, max_bytes: ANSWER_BYTES_MAX, urgency };
         let answer = self.remote.request(server, http::Method::GET, "/_matrix/key/v2/server", None, options).await?;
         let now = self.remote.0.clock.now_ms();
         let checked = check_answer(&answer.body, now).map_err(Failed::BadAnswer)?;
@@ -467,7 +522,7 @@ impl Keys {
         if !known.is_empty() {
             return Ok(known);
         }
-        self.ask_one(notary).await?;
+        self.ask_one(notary, Urgency::Person).await?;
         Ok(read().await?)
     }
 
@@ -553,9 +608,9 @@ impl Keys {
             return Ok(());
         }
         let mut lacking = Lacking::from([(server.to_owned(), BTreeSet::new())]);
-        self.forget_missing(&mut lacking);
-        let answered = self.ask_directly(&mut lacking, DIRECT_AT_ONCE).await?;
-        self.note_missing(&lacking, &answered);
+        self.forget_missing(&mut lacking, Urgency::Person);
+        let asked = self.ask_directly(&mut lacking, DIRECT_AT_ONCE, Urgency::Later).await?;
+        self.note_missing(&lacking, &asked);
         Ok(())
     }
 }

@@ -420,6 +420,42 @@ async fn a_key_that_does_not_exist_keeps_no_other_from_being_found() {
     assert_eq!(*asked.lock().unwrap(), before);
 }
 
+/// A server that had failed once while its key was not stored got "key cannot be found" when it came back, for as long as
+/// our own pause lasted.
+#[tokio::test]
+async fn whoever_speaks_to_us_is_asked_for_its_key_whatever_failed_before() {
+    let lab = Lab::new();
+    let until = 1_700_000_000_000 + 24 * 3_600_000;
+    let asked = Arc::new(Mutex::new(0));
+    let count = asked.clone();
+    let behaviour: Behaviour = Arc::new(move |_, _| {
+        *count.lock().unwrap() += 1;
+        whole(200, &published("peer.example", &key("peer.example"), until))
+    });
+    let address = peer(&lab, "peer.example", behaviour.clone()).await;
+    let other = peer(&lab, "other.example", behaviour).await;
+    let us = us(&lab, &[("peer.example", address), ("other.example", other)], &[]);
+    let (keys, server) = (us.remote.keys(), name("peer.example"));
+    let ask = Options::default();
+    let path = "/_matrix/key/v2/server";
+    us.remote.request(&server, Method::GET, path, None, ask).await.unwrap();
+    us.remote.backoff().failure(&server, Whence::Nowhere, Some(12 * 3_600_000));
+    // Asked for somebody else, who may wait: it is left alone, and that does not make its key a missing one.
+    keys.refresh(&server, 0).await.unwrap();
+    assert_eq!(*asked.lock().unwrap(), 1);
+    assert!(keys.get(&server, "ed25519:k", until).await.unwrap().is_some());
+    // Its key could not be had while it was away, and now it comes itself.
+    let other = name("other.example");
+    keys.give_up(&other);
+    us.clock.advance(Duration::from_secs(11));
+    let before = *asked.lock().unwrap();
+    keys.get(&other, "ed25519:k", until).await.unwrap();
+    assert_eq!(*asked.lock().unwrap(), before, "nobody waits for it meanwhile");
+    keys.get_of_caller(&other, "ed25519:k", until).await.unwrap();
+    keys.get_of_caller(&other, "ed25519:k", until).await.unwrap();
+    assert_eq!(*asked.lock().unwrap(), before + 1, "once, and not for each request");
+}
+
 /// A server's key ran out while it contacted us every minute, and its next request waited in a line with those of
 /// unknown servers.
 #[tokio::test]

@@ -84,12 +84,7 @@ async fn a_request_goes_out_whole_and_its_answer_comes_back() {
     let log = seen.clone();
     let behaviour: Behaviour = Arc::new(move |request, body| {
         let header = |name| request.headers().get(name).map(|value| value.to_str().unwrap().to_owned());
-        log.lock().push((
-            request.method().clone(),
-            request.uri().to_string(),
-            header("x-test"),
-            header("host"),
-        ));
+        log.lock().push((request.method().clone(), request.uri().to_string(), header("x-test"), header("host")));
         whole(201, &json!({ "length": body.len() }))
     });
     let port = peer(&lab, "a.example", behaviour).await.port();
