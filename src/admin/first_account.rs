@@ -6,13 +6,17 @@
 use std::sync::Arc;
 
 use super::{Admin, error::Error};
-use crate::http::{Limit, Request, Response, StatusCode, percent_decode};
+use crate::http::{Rate, Request, Response, StatusCode, percent_decode};
 
 /// The path of the page, without the code that follows.
 pub const FIRST_PATH: &str = "/_snug/first/";
 
 /// The longest form: a name and two passwords, percent-encoded.
 const FORM_BYTES_MAX: u64 = 4096;
+/// Views of the page, by address.
+const SHOWN: Rate = Rate { name: "first account pages", per_second: 1.0, burst: 60.0 };
+/// Forms sent, by address: each may be a guess at the code.
+const MADE: Rate = Rate { name: "first account forms", per_second: 0.2, burst: 10.0 };
 const PASSWORD_CHARS_MIN: usize = 8;
 
 const HEAD: &str = "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\">\
@@ -26,7 +30,7 @@ button{font:inherit;margin-top:1.5rem;padding:.5rem 1.2rem;border:0;border-radiu
 
 /// `GET /_snug/first/{code}`
 pub async fn show(admin: Arc<Admin>, request: Request) -> Result<Response, Error> {
-    request.limit(Limit::Login)?;
+    request.limit(&SHOWN)?;
     if admin.users.count_up_to(1).await? > 0 {
         return Ok(gone());
     }
@@ -35,7 +39,7 @@ pub async fn show(admin: Arc<Admin>, request: Request) -> Result<Response, Error
 
 /// `POST /_snug/first/{code}`. The body is a form as browsers send it.
 pub async fn make(admin: Arc<Admin>, mut request: Request) -> Result<Response, Error> {
-    request.limit(Limit::Login)?;
+    request.limit(&MADE)?;
     let body = request.bytes(FORM_BYTES_MAX).await?;
     let body = String::from_utf8_lossy(&body).into_owned();
     let field = |name: &str| {

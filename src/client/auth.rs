@@ -7,7 +7,7 @@ use crate::user::{self, Progress, UiaRequest};
 
 pub use crate::user::Requester;
 
-use super::{Client, Error};
+use super::{Client, Error, rates};
 
 /// The user and device of the access token. 401 `M_MISSING_TOKEN` without a token, `M_UNKNOWN_TOKEN` for one that is
 /// not valid.
@@ -43,7 +43,9 @@ pub async fn prove(
     let is_password = auth.is_some_and(|auth| auth.get("password").is_some());
     let counted = match requester.filter(|_| is_password) {
         // Counted per session: wrong passwords at the login must not keep a user from ending a stolen session.
-        Some(requester) => Some(request.try_password(requester.user_id.as_str(), &requester.device_id)?),
+        Some(requester) => {
+            Some(request.attempt_in_session(&rates::PASSWORDS, requester.user_id.as_str(), &requester.device_id)?)
+        }
         None => None,
     };
     let progress = client.users.prove(demand, request.peer().ip, auth).await;

@@ -10,9 +10,9 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::sync::user::write_device_lists;
-use super::{Client, Error, auth};
+use super::{Client, Error, auth, rates};
 use crate::base::{self, ChunkError, ChunkWriter, blocking};
-use crate::http::{ErrorResponse, Limit, Request, Response, StatusCode};
+use crate::http::{ErrorResponse, Request, Response, StatusCode};
 use crate::room::{ANSWER_BYTES, SyncToken};
 use crate::user::{Claims, CrossKeys, CrossUpload, KeyUpload, Messages, Stage, UiaRequest, UserSync, Viewer};
 
@@ -22,7 +22,7 @@ use crate::user::{Claims, CrossKeys, CrossUpload, KeyUpload, Messages, Stage, Ui
 /// value, or when its id exists with another value; 413 `M_TOO_LARGE` for more keys or bytes than a device may have.
 pub async fn upload(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let requester = auth::requester(&client, &request).await?;
-    request.limit_for(Limit::Note, requester.user_id.as_str())?;
+    request.limit_user(&rates::NOTE, requester.user_id.as_str())?;
     let body: KeyUpload = request.json_or_empty().await?;
     let counts = client.users.upload_keys(&requester, body).await?;
     Ok(Response::json(&json!({ "one_time_key_counts": counts })))
@@ -43,7 +43,7 @@ pub async fn query(client: Arc<Client>, mut request: Request) -> Result<Response
     let requester = auth::requester(&client, &request).await?;
     let body: QueryBody = request.json().await?;
     if body.device_keys.keys().any(|user| user.server_name() != client.users.server()) {
-        request.limit_for(Limit::Ask, requester.user_id.as_str())?;
+        request.limit_user(&rates::ASK, requester.user_id.as_str())?;
     }
     let (viewer, timeout) = (Viewer::Local(requester.user_num), body.timeout.map(Duration::from_millis));
     let (json, grant) = client.users.keys_query(viewer, body.device_keys, timeout).await?.into_json();
@@ -64,7 +64,7 @@ pub async fn claim(client: Arc<Client>, mut request: Request) -> Result<Response
     let requester = auth::requester(&client, &request).await?;
     let body: ClaimBody = request.json().await?;
     if body.one_time_keys.keys().any(|user| user.server_name() != client.users.server()) {
-        request.limit_for(Limit::Ask, requester.user_id.as_str())?;
+        request.limit_user(&rates::ASK, requester.user_id.as_str())?;
     }
     let (viewer, timeout) = (Viewer::Local(requester.user_num), body.timeout.map(Duration::from_millis));
     let (json, grant) = client.users.keys_claim(viewer, body.one_time_keys, timeout).await?.into_json();
@@ -135,7 +135,7 @@ pub async fn device_signing(client: Arc<Client>, mut request: Request) -> Result
 /// 413 `M_TOO_LARGE` for too many signatures at once. A signature that is not accepted stands under `failures`.
 pub async fn signatures(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let requester = auth::requester(&client, &request).await?;
-    request.limit_for(Limit::Note, requester.user_id.as_str())?;
+    request.limit_user(&rates::NOTE, requester.user_id.as_str())?;
     let body: BTreeMap<OwnedUserId, BTreeMap<String, Value>> = request.json().await?;
     let failures = client.users.upload_signatures(&requester, body).await?;
     Ok(Response::json(&json!({ "failures": failures })))
@@ -152,7 +152,7 @@ struct ToDeviceBody {
 /// message has no canonical form; 413 `M_TOO_LARGE` when a message, or its copies for all devices, are too long.
 pub async fn send_to_device(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let requester = auth::requester(&client, &request).await?;
-    request.limit_for(Limit::Send, requester.user_id.as_str())?;
+    request.limit_user(&rates::TO_DEVICE, requester.user_id.as_str())?;
     let body: ToDeviceBody = request.json().await?;
     let (kind, txn) = (request.param("event_type"), request.param("txn_id"));
     client.users.send_to_device(&requester, kind, txn, body.messages).await?;

@@ -10,11 +10,11 @@ use ruma::OwnedServerName;
 use serde_json::json;
 use tracing::Instrument;
 
-use super::{Client, Error, auth};
+use super::{Client, Error, auth, rates};
 use crate::base::blocking;
 use crate::http::file::UNKNOWN_TYPE;
 use crate::http::file::{Part, described, part_of};
-use crate::http::{self, ErrorResponse, Limit, Request, Response, StatusCode};
+use crate::http::{self, ErrorResponse, Request, Response, StatusCode};
 use crate::media::{About, Fetched, Opened, Scaled};
 use crate::user::UserNum;
 
@@ -28,7 +28,7 @@ const PATIENCE_DEFAULT_MS: u64 = 20_000;
 /// larger than `m.upload.size`.
 pub async fn upload(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     let requester = auth::requester(&client, &request).await?;
-    request.limit_for(Limit::Upload, requester.user_id.as_str())?;
+    request.limit_user(&rates::UPLOAD, requester.user_id.as_str())?;
     let media_id = take_in(&client, request, requester.user_num, None).await?;
     Ok(Response::json(&json!({ "content_uri": uri(&client, &media_id) })))
 }
@@ -36,7 +36,7 @@ pub async fn upload(client: Arc<Client>, request: Request) -> Result<Response, E
 /// POST /_matrix/media/v1/create
 pub async fn create(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     let requester = auth::requester(&client, &request).await?;
-    request.limit_for(Limit::Upload, requester.user_id.as_str())?;
+    request.limit_user(&rates::UPLOAD, requester.user_id.as_str())?;
     let (media_id, expires_ms) = client.media.promise(requester.user_num);
     Ok(Response::json(&json!({ "content_uri": uri(&client, &media_id), "unused_expires_at": expires_ms })))
 }
@@ -97,7 +97,7 @@ pub async fn download(client: Arc<Client>, request: Request) -> Result<Response,
     if client.media.is_here(&server) {
         return local(&client, &request).await;
     }
-    request.limit_for(Limit::Ask, requester.user_id.as_str())?;
+    request.limit_user(&rates::FETCH, requester.user_id.as_str())?;
     let fetched = client.media.fetch(&server, request.param("media_id"), None).await?;
     Ok(pass_through(fetched, request.param_maybe("name")))
 }
@@ -126,7 +126,7 @@ pub async fn thumbnail(client: Arc<Client>, request: Request) -> Result<Response
     if client.media.is_here(&server) {
         return local_image(&client, &request).await;
     }
-    request.limit_for(Limit::Ask, requester.user_id.as_str())?;
+    request.limit_user(&rates::FETCH, requester.user_id.as_str())?;
     let fetched = client.media.fetch(&server, request.param("media_id"), Some(scaled)).await?;
     Ok(pass_through(fetched, None))
 }

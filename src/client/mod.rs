@@ -2,7 +2,8 @@
 //!
 //! `routes.rs` lists every endpoint. An endpoint, or a family of close ones, is a file. `auth.rs` authenticates
 //! requests. `error.rs` turns the errors of the parts below into answers, and lists those that all endpoints share.
-//! `sync/` is the longest part.
+//! `rates.rs`
+//! says how often one caller may do what. `sync/` is the longest part.
 
 use crate::base::{Clock, Random};
 use crate::budget::Budget;
@@ -16,6 +17,7 @@ mod account;
 mod auth;
 mod error;
 mod keys;
+mod rates;
 pub mod media;
 mod sync;
 pub mod routes;

@@ -7,6 +7,10 @@ use super::room::{create, directory, membership, receipt, send, state, timeline,
 use super::{Client, keys, media, server, sync};
 use crate::http::{Method, Router};
 
+/// What web apps of any origin may ask; servers ask none of it (client-server API, "Web Browser Clients").
+const OPEN_TO_WEB_APPS: [&str; 4] = ["/_matrix/client/", "/_matrix/media/", "/_matrix/static/", "/.well-known/matrix/"];
+/// Prefixes of endpoints that were in r0 and are in v3, in the order of their age.
+const R0_V3: [&str; 2] = ["/_matrix/client/r0", "/_matrix/client/v3"];
 /// Prefixes for single profile fields. The last is from before a release of the specification had them.
 const FIELDS: [&str; 3] = ["/_matrix/client/r0", "/_matrix/client/v3", "/_matrix/client/unstable/uk.tcpip.msc4133"];
 /// Prefixes for cross-signing.
@@ -17,6 +21,7 @@ const OLD_MEDIA: [&str; 3] = ["/_matrix/media/r0", "/_matrix/media/v1", "/_matri
 
 /// Registers the whole surface.
 pub fn routes(router: &mut Router, client: &Arc<Client>) {
+    router.open_to_web_apps(&OPEN_TO_WEB_APPS);
     abouts(router, client);
     accounts(router, client);
     reading(router, client);
@@ -32,126 +37,126 @@ fn abouts(router: &mut Router, client: &Arc<Client>) {
         .surface(client)
         .get("/_matrix/client/versions", server::versions)
         .get("/.well-known/matrix/client", server::well_known_client)
-        .r0_v3(Method::GET, "/capabilities", server::capabilities)
-        .r0_v3(Method::GET, "/voip/turnServer", server::turn_server);
+        .under(&R0_V3, Method::GET, "/capabilities", server::capabilities)
+        .under(&R0_V3, Method::GET, "/voip/turnServer", server::turn_server);
 }
 
 /// Accounts, sessions, devices, profiles.
 fn accounts(router: &mut Router, client: &Arc<Client>) {
     router
         .surface(client)
-        .r0_v3(Method::GET, "/login", session::flows)
-        .r0_v3(Method::POST, "/login", session::login)
-        .r0_v3(Method::POST, "/logout", session::logout)
-        .r0_v3(Method::POST, "/logout/all", session::logout_all)
-        .r0_v3(Method::GET, "/account/whoami", session::whoami)
-        .r0_v3(Method::POST, "/register", register::register)
-        .r0_v3(Method::GET, "/register/available", register::available)
+        .under(&R0_V3, Method::GET, "/login", session::flows)
+        .under(&R0_V3, Method::POST, "/login", session::login)
+        .under(&R0_V3, Method::POST, "/logout", session::logout)
+        .under(&R0_V3, Method::POST, "/logout/all", session::logout_all)
+        .under(&R0_V3, Method::GET, "/account/whoami", session::whoami)
+        .under(&R0_V3, Method::POST, "/register", register::register)
+        .under(&R0_V3, Method::GET, "/register/available", register::available)
         .get("/_matrix/client/v1/register/m.login.registration_token/validity", register::token_validity)
-        .r0_v3(Method::POST, "/account/password", account::password)
-        .r0_v3(Method::POST, "/account/deactivate", account::deactivate)
-        .r0_v3(Method::GET, "/account/3pid", account::threepids)
-        .r0_v3(Method::GET, "/devices", device::list)
-        .r0_v3(Method::GET, "/devices/{device_id}", device::get)
-        .r0_v3(Method::PUT, "/devices/{device_id}", device::put)
-        .r0_v3(Method::DELETE, "/devices/{device_id}", device::delete)
-        .r0_v3(Method::POST, "/delete_devices", device::delete_many)
-        .r0_v3(Method::GET, "/profile/{user_id}", profile::get)
+        .under(&R0_V3, Method::POST, "/account/password", account::password)
+        .under(&R0_V3, Method::POST, "/account/deactivate", account::deactivate)
+        .under(&R0_V3, Method::GET, "/account/3pid", account::threepids)
+        .under(&R0_V3, Method::GET, "/devices", device::list)
+        .under(&R0_V3, Method::GET, "/devices/{device_id}", device::get)
+        .under(&R0_V3, Method::PUT, "/devices/{device_id}", device::put)
+        .under(&R0_V3, Method::DELETE, "/devices/{device_id}", device::delete)
+        .under(&R0_V3, Method::POST, "/delete_devices", device::delete_many)
+        .under(&R0_V3, Method::GET, "/profile/{user_id}", profile::get)
         .under(&FIELDS, Method::GET, "/profile/{user_id}/{field}", profile::get_field)
         .under(&FIELDS, Method::PUT, "/profile/{user_id}/{field}", profile::put_field)
         .under(&FIELDS, Method::DELETE, "/profile/{user_id}/{field}", profile::delete_field)
-        .r0_v3(Method::POST, "/user_directory/search", profile::search);
+        .under(&R0_V3, Method::POST, "/user_directory/search", profile::search);
 }
 
 /// End-to-end keys and messages to devices.
 fn end_to_end(router: &mut Router, client: &Arc<Client>) {
     router
         .surface(client)
-        .r0_v3(Method::POST, "/keys/upload", keys::upload)
-        .r0_v3(Method::POST, "/keys/upload/{device_id}", keys::upload)
-        .r0_v3(Method::POST, "/keys/query", keys::query)
-        .r0_v3(Method::POST, "/keys/claim", keys::claim)
-        .r0_v3(Method::GET, "/keys/changes", keys::changes)
+        .under(&R0_V3, Method::POST, "/keys/upload", keys::upload)
+        .under(&R0_V3, Method::POST, "/keys/upload/{device_id}", keys::upload)
+        .under(&R0_V3, Method::POST, "/keys/query", keys::query)
+        .under(&R0_V3, Method::POST, "/keys/claim", keys::claim)
+        .under(&R0_V3, Method::GET, "/keys/changes", keys::changes)
         .under(&CROSS_SIGNING, Method::POST, "/keys/device_signing/upload", keys::device_signing)
         .under(&CROSS_SIGNING, Method::POST, "/keys/signatures/upload", keys::signatures)
-        .r0_v3(Method::PUT, "/sendToDevice/{event_type}/{txn_id}", keys::send_to_device);
+        .under(&R0_V3, Method::PUT, "/sendToDevice/{event_type}/{txn_id}", keys::send_to_device);
 }
 
 /// Account data, tags, filters, push rules.
 fn personal(router: &mut Router, client: &Arc<Client>) {
     router
         .surface(client)
-        .r0_v3(Method::GET, "/user/{user_id}/account_data/{kind}", account_data::get)
-        .r0_v3(Method::PUT, "/user/{user_id}/account_data/{kind}", account_data::put)
-        .r0_v3(Method::GET, "/user/{user_id}/rooms/{room_id}/account_data/{kind}", account_data::get)
-        .r0_v3(Method::PUT, "/user/{user_id}/rooms/{room_id}/account_data/{kind}", account_data::put)
-        .r0_v3(Method::GET, "/user/{user_id}/rooms/{room_id}/tags", account_data::tags)
-        .r0_v3(Method::PUT, "/user/{user_id}/rooms/{room_id}/tags/{tag}", account_data::put_tag)
-        .r0_v3(Method::DELETE, "/user/{user_id}/rooms/{room_id}/tags/{tag}", account_data::delete_tag)
-        .r0_v3(Method::POST, "/user/{user_id}/filter", account_data::post_filter)
-        .r0_v3(Method::GET, "/user/{user_id}/filter/{filter_id}", account_data::get_filter)
-        .r0_v3(Method::GET, "/pushrules/", push_rules::all)
-        .r0_v3(Method::GET, "/pushrules/global/", push_rules::global)
-        .r0_v3(Method::GET, "/pushrules/global/{kind}/{rule_id}", push_rules::get)
-        .r0_v3(Method::PUT, "/pushrules/global/{kind}/{rule_id}", push_rules::put)
-        .r0_v3(Method::DELETE, "/pushrules/global/{kind}/{rule_id}", push_rules::delete)
-        .r0_v3(Method::GET, "/pushrules/global/{kind}/{rule_id}/enabled", push_rules::get_enabled)
-        .r0_v3(Method::PUT, "/pushrules/global/{kind}/{rule_id}/enabled", push_rules::put_enabled)
-        .r0_v3(Method::GET, "/pushrules/global/{kind}/{rule_id}/actions", push_rules::get_actions)
-        .r0_v3(Method::PUT, "/pushrules/global/{kind}/{rule_id}/actions", push_rules::put_actions)
-        .r0_v3(Method::GET, "/pushers", push_rules::pushers);
+        .under(&R0_V3, Method::GET, "/user/{user_id}/account_data/{kind}", account_data::get)
+        .under(&R0_V3, Method::PUT, "/user/{user_id}/account_data/{kind}", account_data::put)
+        .under(&R0_V3, Method::GET, "/user/{user_id}/rooms/{room_id}/account_data/{kind}", account_data::get)
+        .under(&R0_V3, Method::PUT, "/user/{user_id}/rooms/{room_id}/account_data/{kind}", account_data::put)
+        .under(&R0_V3, Method::GET, "/user/{user_id}/rooms/{room_id}/tags", account_data::tags)
+        .under(&R0_V3, Method::PUT, "/user/{user_id}/rooms/{room_id}/tags/{tag}", account_data::put_tag)
+        .under(&R0_V3, Method::DELETE, "/user/{user_id}/rooms/{room_id}/tags/{tag}", account_data::delete_tag)
+        .under(&R0_V3, Method::POST, "/user/{user_id}/filter", account_data::post_filter)
+        .under(&R0_V3, Method::GET, "/user/{user_id}/filter/{filter_id}", account_data::get_filter)
+        .under(&R0_V3, Method::GET, "/pushrules/", push_rules::all)
+        .under(&R0_V3, Method::GET, "/pushrules/global/", push_rules::global)
+        .under(&R0_V3, Method::GET, "/pushrules/global/{kind}/{rule_id}", push_rules::get)
+        .under(&R0_V3, Method::PUT, "/pushrules/global/{kind}/{rule_id}", push_rules::put)
+        .under(&R0_V3, Method::DELETE, "/pushrules/global/{kind}/{rule_id}", push_rules::delete)
+        .under(&R0_V3, Method::GET, "/pushrules/global/{kind}/{rule_id}/enabled", push_rules::get_enabled)
+        .under(&R0_V3, Method::PUT, "/pushrules/global/{kind}/{rule_id}/enabled", push_rules::put_enabled)
+        .under(&R0_V3, Method::GET, "/pushrules/global/{kind}/{rule_id}/actions", push_rules::get_actions)
+        .under(&R0_V3, Method::PUT, "/pushrules/global/{kind}/{rule_id}/actions", push_rules::put_actions)
+        .under(&R0_V3, Method::GET, "/pushers", push_rules::pushers);
 }
 
 /// Sync, and reading rooms.
 fn reading(router: &mut Router, client: &Arc<Client>) {
     router
         .surface(client)
-        .r0_v3(Method::GET, "/sync", sync::v3::sync)
-        .r0_v3(Method::GET, "/rooms/{room_id}/event/{event_id}", timeline::event)
-        .r0_v3(Method::GET, "/rooms/{room_id}/messages", timeline::messages)
-        .r0_v3(Method::GET, "/rooms/{room_id}/context/{event_id}", timeline::context)
+        .under(&R0_V3, Method::GET, "/sync", sync::v3::sync)
+        .under(&R0_V3, Method::GET, "/rooms/{room_id}/event/{event_id}", timeline::event)
+        .under(&R0_V3, Method::GET, "/rooms/{room_id}/messages", timeline::messages)
+        .under(&R0_V3, Method::GET, "/rooms/{room_id}/context/{event_id}", timeline::context)
         .get("/_matrix/client/v1/rooms/{room_id}/threads", timeline::threads)
         .get("/_matrix/client/v1/rooms/{room_id}/relations/{event_id}", timeline::relations)
         .get("/_matrix/client/v1/rooms/{room_id}/relations/{event_id}/{rel_type}", timeline::relations)
         .get("/_matrix/client/v1/rooms/{room_id}/relations/{event_id}/{rel_type}/{event_type}", timeline::relations)
-        .r0_v3(Method::GET, "/rooms/{room_id}/state", state::state)
-        .r0_v3(Method::GET, "/rooms/{room_id}/state/{event_type}/", state::state_event)
-        .r0_v3(Method::GET, "/rooms/{room_id}/state/{event_type}/{state_key}", state::state_event)
-        .r0_v3(Method::GET, "/rooms/{room_id}/members", state::members)
-        .r0_v3(Method::GET, "/rooms/{room_id}/joined_members", state::joined_members)
-        .r0_v3(Method::GET, "/joined_rooms", state::joined_rooms);
+        .under(&R0_V3, Method::GET, "/rooms/{room_id}/state", state::state)
+        .under(&R0_V3, Method::GET, "/rooms/{room_id}/state/{event_type}/", state::state_event)
+        .under(&R0_V3, Method::GET, "/rooms/{room_id}/state/{event_type}/{state_key}", state::state_event)
+        .under(&R0_V3, Method::GET, "/rooms/{room_id}/members", state::members)
+        .under(&R0_V3, Method::GET, "/rooms/{room_id}/joined_members", state::joined_members)
+        .under(&R0_V3, Method::GET, "/joined_rooms", state::joined_rooms);
 }
 
 /// Changing rooms.
 fn rooms(router: &mut Router, client: &Arc<Client>) {
     let mut routes = router.surface(client);
     routes
-        .r0_v3(Method::POST, "/createRoom", create::create)
-        .r0_v3(Method::POST, "/rooms/{room_id}/upgrade", upgrade::upgrade)
-        .r0_v3(Method::GET, "/directory/room/{alias}", directory::alias)
-        .r0_v3(Method::PUT, "/directory/room/{alias}", directory::set_alias)
-        .r0_v3(Method::DELETE, "/directory/room/{alias}", directory::remove_alias)
-        .r0_v3(Method::GET, "/rooms/{room_id}/aliases", directory::aliases)
-        .r0_v3(Method::GET, "/directory/list/room/{room_id}", directory::visibility)
-        .r0_v3(Method::PUT, "/directory/list/room/{room_id}", directory::set_visibility)
-        .r0_v3(Method::GET, "/publicRooms", directory::public_rooms)
-        .r0_v3(Method::POST, "/publicRooms", directory::search_public_rooms)
-        .r0_v3(Method::POST, "/rooms/{room_id}/receipt/{receipt_type}/{event_id}", receipt::receipt)
-        .r0_v3(Method::POST, "/rooms/{room_id}/read_markers", receipt::read_markers)
-        .r0_v3(Method::PUT, "/rooms/{room_id}/typing/{user_id}", receipt::typing)
-        .r0_v3(Method::POST, "/join/{room_id_or_alias}", membership::join)
-        .r0_v3(Method::POST, "/knock/{room_id_or_alias}", membership::knock)
-        .r0_v3(Method::POST, "/rooms/{room_id}/join", membership::join_by_id)
-        .r0_v3(Method::POST, "/rooms/{room_id}/leave", membership::leave)
-        .r0_v3(Method::POST, "/rooms/{room_id}/forget", membership::forget)
-        .r0_v3(Method::POST, "/rooms/{room_id}/invite", membership::invite)
-        .r0_v3(Method::POST, "/rooms/{room_id}/kick", membership::kick)
-        .r0_v3(Method::POST, "/rooms/{room_id}/ban", membership::ban)
-        .r0_v3(Method::POST, "/rooms/{room_id}/unban", membership::unban)
-        .r0_v3(Method::PUT, "/rooms/{room_id}/send/{type}/{txn_id}", send::message)
-        .r0_v3(Method::PUT, "/rooms/{room_id}/state/{type}/", send::state)
-        .r0_v3(Method::PUT, "/rooms/{room_id}/state/{type}/{state_key}", send::state)
-        .r0_v3(Method::PUT, "/rooms/{room_id}/redact/{event_id}/{txn_id}", send::redact);
+        .under(&R0_V3, Method::POST, "/createRoom", create::create)
+        .under(&R0_V3, Method::POST, "/rooms/{room_id}/upgrade", upgrade::upgrade)
+        .under(&R0_V3, Method::GET, "/directory/room/{alias}", directory::alias)
+        .under(&R0_V3, Method::PUT, "/directory/room/{alias}", directory::set_alias)
+        .under(&R0_V3, Method::DELETE, "/directory/room/{alias}", directory::remove_alias)
+        .under(&R0_V3, Method::GET, "/rooms/{room_id}/aliases", directory::aliases)
+        .under(&R0_V3, Method::GET, "/directory/list/room/{room_id}", directory::visibility)
+        .under(&R0_V3, Method::PUT, "/directory/list/room/{room_id}", directory::set_visibility)
+        .under(&R0_V3, Method::GET, "/publicRooms", directory::public_rooms)
+        .under(&R0_V3, Method::POST, "/publicRooms", directory::search_public_rooms)
+        .under(&R0_V3, Method::POST, "/rooms/{room_id}/receipt/{receipt_type}/{event_id}", receipt::receipt)
+        .under(&R0_V3, Method::POST, "/rooms/{room_id}/read_markers", receipt::read_markers)
+        .under(&R0_V3, Method::PUT, "/rooms/{room_id}/typing/{user_id}", receipt::typing)
+        .under(&R0_V3, Method::POST, "/join/{room_id_or_alias}", membership::join)
+        .under(&R0_V3, Method::POST, "/knock/{room_id_or_alias}", membership::knock)
+        .under(&R0_V3, Method::POST, "/rooms/{room_id}/join", membership::join_by_id)
+        .under(&R0_V3, Method::POST, "/rooms/{room_id}/leave", membership::leave)
+        .under(&R0_V3, Method::POST, "/rooms/{room_id}/forget", membership::forget)
+        .under(&R0_V3, Method::POST, "/rooms/{room_id}/invite", membership::invite)
+        .under(&R0_V3, Method::POST, "/rooms/{room_id}/kick", membership::kick)
+        .under(&R0_V3, Method::POST, "/rooms/{room_id}/ban", membership::ban)
+        .under(&R0_V3, Method::POST, "/rooms/{room_id}/unban", membership::unban)
+        .under(&R0_V3, Method::PUT, "/rooms/{room_id}/send/{type}/{txn_id}", send::message)
+        .under(&R0_V3, Method::PUT, "/rooms/{room_id}/state/{type}/", send::state)
+        .under(&R0_V3, Method::PUT, "/rooms/{room_id}/state/{type}/{state_key}", send::state)
+        .under(&R0_V3, Method::PUT, "/rooms/{room_id}/redact/{event_id}/{txn_id}", send::redact);
 }
 
 /// Files.

@@ -6,11 +6,11 @@
 use ruma::{OwnedServerName, ServerName};
 use serde::de::DeserializeOwned;
 
-use super::Federation;
 use super::lookup::{Missed, Standing, TURN_MAX};
+use super::{Federation, rates};
 use crate::{
     base,
-    http::{ErrorResponse, Limit, Request, percent_decode},
+    http::{ErrorResponse, Request, percent_decode},
     matrix::{
         Reject,
         sign::{
@@ -42,7 +42,7 @@ pub struct Claim {
 /// Reads the claim and finds the key. Until the claim is checked only the caller's address is certain, and the limits
 /// are charged to that: a caller may write any server's name.
 pub async fn claim(federation: &Federation, request: &Request) -> Result<Claim, ErrorResponse> {
-    request.limit(Limit::Claim)?;
+    request.limit(&rates::CLAIM)?;
     let header = header(federation, request)?;
     let origin: OwnedServerName = header.origin.as_str().try_into().map_err(|_| unauthorized("No such origin"))?;
     if federation.remote.is_me(&origin) {
@@ -73,7 +73,7 @@ async fn fetched(
     origin: &ServerName,
     key: &str,
 ) -> Result<Option<Known>, ErrorResponse> {
-    request.limit(Limit::Stranger)?;
+    request.limit(&rates::STRANGER)?;
     let (standing, keys) = (standing(federation, origin).await?, federation.remote.keys());
     // The turn before may have fetched the same key.
     let asking = keys.get_of_caller(origin, key, federation.clock.now_ms());
@@ -191,7 +191,7 @@ pub async fn origin(federation: &Federation, request: &mut Request) -> Result<Ow
     let copies = request.pay(COPIES_CHECKED * content.len() as u64).await?;
     claim.check(&federation.server_name, &content)?;
     drop(copies);
-    request.limit_for(Limit::Federation, claim.origin.as_str())?;
+    request.limit_server(&rates::REQUEST, claim.origin.as_str())?;
     heard_from(federation, &claim.origin, claim.valid_until_ms).await;
     Ok(claim.origin)
 }

@@ -9,7 +9,7 @@ use ruma::OwnedServerName;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::{Federation, auth, lookup::Missed};
+use super::{Federation, auth, lookup::Missed, rates};
 use crate::{
     base,
     http::{ErrorResponse, Request, Response},
@@ -53,7 +53,7 @@ struct Criteria {
 
 pub async fn query_one(federation: Arc<Federation>, request: Request) -> Result<Response, ErrorResponse> {
     let server: OwnedServerName = request.param_as("server")?;
-    request.limit(crate::http::Limit::Ask)?;
+    request.limit(&rates::NOTARY)?;
     let valid_at = request.query_as::<u64>("minimum_valid_until_ts")?.unwrap_or(0);
     answer(&federation, request.peer().ip, vec![(server, valid_at)]).await
 }
@@ -63,7 +63,7 @@ pub async fn query(federation: Arc<Federation>, mut request: Request) -> Result<
     struct Asked {
         server_keys: BTreeMap<OwnedServerName, BTreeMap<String, Criteria>>,
     }
-    request.limit(crate::http::Limit::Ask)?;
+    request.limit(&rates::NOTARY)?;
     let asked: Asked = request.json().await?;
     if asked.server_keys.len() > SERVERS_MAX {
         return Err(ErrorResponse::bad("M_TOO_LARGE", format!("At most {SERVERS_MAX} servers at once")));

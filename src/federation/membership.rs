@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use serde_json::value::RawValue;
 
-use super::{Error, Federation, auth, send};
-use crate::http::{ErrorResponse, Limit, Request, Response};
+use super::{Error, Federation, auth, rates, send};
+use crate::http::{ErrorResponse, Request, Response};
 use crate::matrix::Event;
 use crate::matrix::json::partial;
 use crate::room::{Invitation, JoinAnswer, STRIPPED_EVENTS_MAX, Submitted, Verb};
@@ -117,7 +117,7 @@ pub async fn invite_v2(federation: Arc<Federation>, mut request: Request) -> Res
         invite_room_state: Vec<Box<RawValue>>,
     }
     let (origin, asked) = auth::origin_and_json::<Asked>(&federation, &mut request).await?;
-    request.limit_for(Limit::Invite, origin.as_str())?;
+    request.limit_server(&rates::INVITE, origin.as_str())?;
     charge(&federation, &mut request, &origin).await?;
     let room: OwnedRoomId = request.param_as("room_id")?;
     let id: OwnedEventId = request.param_as("event_id")?;
@@ -140,7 +140,7 @@ pub async fn invite_v1(federation: Arc<Federation>, mut request: Request) -> Res
         unsigned: Unsigned,
     }
     let (origin, event) = auth::origin_and_json::<Box<RawValue>>(&federation, &mut request).await?;
-    request.limit_for(Limit::Invite, origin.as_str())?;
+    request.limit_server(&rates::INVITE, origin.as_str())?;
     charge(&federation, &mut request, &origin).await?;
     let beside: Beside = serde_json::from_str(event.get())
         .map_err(|error| ErrorResponse::bad("M_BAD_JSON", format!("The event cannot be read: {error}")))?;

@@ -1,7 +1,8 @@
 //! The server-server API: the endpoints that other servers call.
 //!
 //! `auth.rs` finds out which server asks (`lookup.rs`: in which line it waits when its key is not here); then a file
-//! per endpoint family, listed in `routes.rs`; `error.rs` turns the errors of the parts below into answers.
+//! per endpoint family, listed in `routes.rs`; `rates.rs`: how
+//! often one server may do what; `error.rs` turns the errors of the parts below into answers.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -25,6 +26,7 @@ mod media;
 mod membership;
 pub mod postage;
 mod query;
+mod rates;
 pub mod routes;
 pub mod send;
 mod state;

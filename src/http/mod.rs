@@ -22,11 +22,11 @@ mod caller;
 
 pub use body::{Body, BodySender, channel, file, stream};
 pub use error::{BadBody, ErrorResponse};
-pub use limit::{Limit, Limits, Try};
+pub use limit::{AttemptRates, Limits, Rate, Try};
 pub use listen::socket::Listener;
 pub use listen::{HttpServer, Sizes};
 pub use request::{Peer, Request, percent_decode};
 pub use response::Response;
-pub use route::{CLIENT_R0_V3, Router, Routes};
+pub use route::{Router, Routes};
 
 pub use ::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};

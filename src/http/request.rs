@@ -2,7 +2,7 @@
 
 use super::connection_limits::Places;
 use super::error::{BadBody, ErrorResponse};
-use super::limit::{Limit, Limits, Try};
+use super::limit::{AttemptRates, Limits, Rate, Try};
 use super::peer_watch::PeerWatch;
 use super::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use crate::base::Clock;
@@ -215,28 +215,33 @@ impl Request {
 
     /// An unauthenticated password attempt for `user`. Only wrong attempts count for long: by address, and for the user
     /// from all addresses together. An address where the user was lately is counted apart from all others.
-    pub fn try_login(&self, user: &str) -> Result<Try, ErrorResponse> {
+    pub fn attempt(&self, rates: &AttemptRates, user: &str) -> Result<Try, ErrorResponse> {
         let (limits, ip) = (&self.tools.limits, self.peer.ip);
         if self.tools.places.is_guest(ip, user) {
-            return limits.attempt(&[limits.pair(ip, user)]);
+            return limits.attempt(rates, &[limits.pair(ip, user)]);
         }
-        limits.attempt(&[limits.address(ip), limits.stranger(user)])
+        limits.attempt(rates, &[limits.address(ip), limits.stranger(user)])
     }
 
     /// A password attempt for `user` from a session of that user on `device`: it counts for that session alone.
-    pub fn try_password(&self, user: &str, device: &str) -> Result<Try, ErrorResponse> {
+    pub fn attempt_in_session(&self, rates: &AttemptRates, user: &str, device: &str) -> Result<Try, ErrorResponse> {
         let limits = &self.tools.limits;
-        limits.attempt(&[limits.known(&format!("{user} {device}"))])
+        limits.attempt(rates, &[limits.known(&format!("{user} {device}"))])
     }
 
     /// Takes one request from the caller's allowance, by address; 429 when it is used up.
-    pub fn limit(&self, limit: Limit) -> Result<(), ErrorResponse> {
-        self.tools.limits.take_ip(limit, self.peer.ip)
+    pub fn limit(&self, rate: &Rate) -> Result<(), ErrorResponse> {
+        self.tools.limits.take_ip(rate, self.peer.ip)
     }
 
-    /// Takes one request from the allowance of a user, a room or whatever `who` names.
-    pub fn limit_for(&self, limit: Limit, who: &str) -> Result<(), ErrorResponse> {
-        self.tools.limits.take_name(limit, who)
+    /// Takes one request from the allowance of the user whose access token the request has shown.
+    pub fn limit_user(&self, rate: &Rate, user: &str) -> Result<(), ErrorResponse> {
+        self.tools.limits.take_user(rate, user)
+    }
+
+    /// Takes one request from the allowance of the server that has signed the request.
+    pub fn limit_server(&self, rate: &Rate, server: &str) -> Result<(), ErrorResponse> {
+        self.tools.limits.take_server(rate, server)
     }
 
     /// The allowances of all callers, for tasks that outlive the request.

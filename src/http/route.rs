@@ -11,9 +11,6 @@ use std::sync::Arc;
 
 use tracing::Instrument;
 
-/// Prefixes of endpoints that were in r0 and are in v3, in the order of their age.
-pub const CLIENT_R0_V3: [&str; 2] = ["/_matrix/client/r0", "/_matrix/client/v3"];
-
 type Handler = Box<dyn Fn(Request) -> Pin<Box<dyn Future<Output = Response> + Send>> + Send + Sync>;
 
 /// Every path this server answers.
@@ -23,6 +20,8 @@ pub struct Router {
     tree: matchit::Router<usize>,
     index: HashMap<String, usize>,
     paths: Vec<Path>,
+    /// Prefixes of the paths that web apps of any origin may ask.
+    open: Vec<&'static str>,
 }
 
 /// One path with its methods; few, so a list.
@@ -53,10 +52,16 @@ impl Router {
         Routes { router: self, surface: surface.clone() }
     }
 
+    /// Lets web apps of any origin ask what is below one of these prefixes, and see the answer: a refusal too, and that
+    /// there is no such path.
+    pub fn open_to_web_apps(&mut self, prefixes: &[&'static str]) {
+        self.open.extend(prefixes);
+    }
+
     /// Answers one request: the handler's response, or 404 or 405 `M_UNRECOGNIZED`. A handler that panics ends its own
     /// request only, as 500.
     pub async fn dispatch(&self, mut request: Request) -> Response {
-        let cors = wants_cors(request.path());
+        let cors = self.is_open(request.path());
         let method = request.method().clone();
         let response = match self.find(&method, request.path()) {
             Found::Route(route, values) => {
@@ -82,12 +87,16 @@ impl Router {
     /// A refusal of a request for `path` that no handler sees; web apps of other origins may see it.
     pub(super) fn refuse(&self, path: &str, answer: ErrorResponse) -> Response {
         let response = answer.into_response();
-        if wants_cors(path) { with_cors(response) } else { response }
+        if self.is_open(path) { with_cors(response) } else { response }
     }
 
     /// Every registered template with its method, for tests and tools.
     pub fn list(&self) -> impl Iterator<Item = (&Method, &str)> {
         self.paths.iter().flat_map(|path| path.methods.iter().map(|(method, route)| (method, route.template.as_str())))
+    }
+
+    fn is_open(&self, path: &str) -> bool {
+        self.open.iter().any(|prefix| path.starts_with(prefix))
     }
 
     fn find(&self, method: &Method, path: &str) -> Found<'_> {
@@ -180,17 +189,7 @@ impl<S: Send + Sync + 'static> Routes<'_, S> {
         self.add(Method::DELETE, template, handler)
     }
 
-    /// Registers one handler under `/_matrix/client/r0` and `/_matrix/client/v3`; `rest` begins with a slash.
-    pub fn r0_v3<F, Fut, E>(&mut self, method: Method, rest: &str, handler: F) -> &mut Self
-    where
-        F: Fn(Arc<S>, Request) -> Fut + Send + Sync + Clone + 'static,
-        Fut: Future<Output = Result<Response, E>> + Send + 'static,
-        E: Into<ErrorResponse> + 'static,
-    {
-        self.under(&CLIENT_R0_V3, method, rest, handler)
-    }
-
-    /// Registers one handler under each of several prefixes.
+    /// Registers one handler under each of several prefixes; `rest` begins with a slash.
     pub fn under<F, Fut, E>(&mut self, prefixes: &[&str], method: Method, rest: &str, handler: F) -> &mut Self
     where
         F: Fn(Arc<S>, Request) -> Fut + Send + Sync + Clone + 'static,
@@ -234,13 +233,6 @@ fn normalise(template: &str) -> (String, Vec<String>) {
     (parts.join("/"), params)
 }
 
-/// Web apps from any origin may call these; servers never do.
-fn wants_cors(path: &str) -> bool {
-    ["/_matrix/client/", "/_matrix/media/", "/_matrix/static/", "/.well-known/matrix/"]
-        .iter()
-        .any(|prefix| path.starts_with(prefix))
-}
-
 /// The headers the client-server API's section "Web Browser Clients" asks for.
 fn with_cors(response: Response) -> Response {
     response
@@ -256,6 +248,8 @@ mod tests {
 
     struct Nothing;
 
+    const OLD_NEW: [&str; 2] = ["/app/old", "/app/new"];
+
     async fn echo(_: Arc<Nothing>, request: Request) -> Result<Response, ErrorResponse> {
         let all: Vec<String> = ["room", "kind", "key", "rest"]
             .iter()
@@ -267,12 +261,13 @@ mod tests {
     fn router() -> Router {
         let mut router = Router::new();
         let surface = Arc::new(Nothing);
+        router.open_to_web_apps(&["/app/"]);
         router
             .surface(&surface)
-            .r0_v3(Method::GET, "/rooms/{room}/state/{kind}/", echo)
-            .r0_v3(Method::GET, "/rooms/{room}/state/{kind}/{key}", echo)
-            .r0_v3(Method::PUT, "/rooms/{room_id}/state/{event_type}/{state_key}", echo)
-            .get("/_matrix/federation/v1/version", echo)
+            .under(&OLD_NEW, Method::GET, "/rooms/{room}/state/{kind}/", echo)
+            .under(&OLD_NEW, Method::GET, "/rooms/{room}/state/{kind}/{key}", echo)
+            .under(&OLD_NEW, Method::PUT, "/rooms/{room_id}/state/{event_type}/{state_key}", echo)
+            .get("/servers/version", echo)
             .get("/_snug/{*rest}", echo);
         router
     }
@@ -289,15 +284,14 @@ mod tests {
     #[tokio::test]
     async fn paths_find_their_handlers() {
         let get = Method::GET;
-        check(get.clone(), "/_matrix/client/v3/rooms/%21a%2Fb:c/state/m.x/k%20k", 200, "room=!a/b:c kind=m.x key=k k")
-            .await;
-        check(get.clone(), "/_matrix/client/r0/rooms/!a/state/m.x/?q=1", 200, "room=!a kind=m.x").await;
-        check(get.clone(), "/_matrix/client/r0/rooms/!a/state/m.x", 200, "room=!a kind=m.x").await;
+        check(get.clone(), "/app/new/rooms/%21a%2Fb:c/state/m.x/k%20k", 200, "room=!a/b:c kind=m.x key=k k").await;
+        check(get.clone(), "/app/old/rooms/!a/state/m.x/?q=1", 200, "room=!a kind=m.x").await;
+        check(get.clone(), "/app/old/rooms/!a/state/m.x", 200, "room=!a kind=m.x").await;
         check(get.clone(), "/_snug/a/b", 200, "rest=a/b").await;
-        check(get.clone(), "/_matrix/client/v3/nothing", 404, "").await;
-        check(Method::PATCH, "/_matrix/client/v3/rooms/!a/state/m.x/k", 405, "").await;
-        check(Method::OPTIONS, "/_matrix/client/v3/nothing", 204, "").await;
-        check(Method::OPTIONS, "/_matrix/federation/v1/version", 405, "").await;
+        check(get.clone(), "/app/new/nothing", 404, "").await;
+        check(Method::PATCH, "/app/new/rooms/!a/state/m.x/k", 405, "").await;
+        check(Method::OPTIONS, "/app/new/nothing", 204, "").await;
+        check(Method::OPTIONS, "/servers/version", 405, "").await;
     }
 
     /// One request that panicked ended the whole server: the release build aborted.
@@ -311,25 +305,25 @@ mod tests {
             }
         }
         let mut router = router();
-        router.surface(&Arc::new(Nothing)).get("/_matrix/client/v3/break/{how}", breaks);
+        router.surface(&Arc::new(Nothing)).get("/app/new/break/{how}", breaks);
         for how in ["here", "job", "task"] {
-            let request = Request::for_tests(Method::GET, &format!("/_matrix/client/v3/break/{how}"), "");
+            let request = Request::for_tests(Method::GET, &format!("/app/new/break/{how}"), "");
             let response = router.dispatch(request).await;
             assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
             assert!(response.headers().contains_key("access-control-allow-origin"));
             let body: serde_json::Value = serde_json::from_slice(response.body_bytes().unwrap()).unwrap();
             assert_eq!(body, serde_json::json!({ "errcode": "M_UNKNOWN", "error": "Internal server error" }));
         }
-        let request = Request::for_tests(Method::GET, "/_matrix/federation/v1/version", "");
+        let request = Request::for_tests(Method::GET, "/servers/version", "");
         assert_eq!(router.dispatch(request).await.status(), StatusCode::OK);
     }
 
     #[tokio::test]
-    async fn client_paths_have_cors_and_server_paths_do_not() {
+    async fn only_open_paths_have_cors() {
         let cors = "access-control-allow-origin";
-        let response = check(Method::GET, "/_matrix/client/v3/nothing", 404, "").await;
+        let response = check(Method::GET, "/app/new/nothing", 404, "").await;
         assert_eq!(response.headers().get(cors).unwrap(), "*");
-        let response = check(Method::GET, "/_matrix/federation/v1/version", 200, "").await;
+        let response = check(Method::GET, "/servers/version", 200, "").await;
         assert!(response.headers().get(cors).is_none());
     }
 

@@ -345,3 +345,36 @@ async fn the_proxys_line_counts() {
     }
     assert_eq!((seen[0], seen[13]), (403, 429), "{seen:?}");
 }
+
+/// Five looks at whether a name is free, and no account could be made from that address; ten at the page of the first
+/// account, and no password could be tried.
+#[tokio::test]
+async fn reading_uses_up_no_allowance_of_writing() {
+    let house = behind_a_proxy("pi-3").await;
+    let headers = [("x-forwarded-for", "203.0.113.9")];
+    for n in 0..20 {
+        for (path, expected) in [
+            (format!("/_matrix/client/v3/register/available?username=name{n}"), 200),
+            (
+                format!("/_matrix/client/v1/register/m.login.registration_token/validity?token={n}"),
+                if n < 5 { 200 } else { 429 },
+            ),
+            (format!("/_snug/first/{n}"), 200),
+        ] {
+            assert_eq!(house.send("GET", &path, &headers, Vec::new()).await.status, expected, "{path}");
+        }
+    }
+    let register = |name: &str| {
+        let body = json!({ "username": name, "password": "secret", "auth": { "type": "m.login.dummy" } });
+        let headers = &headers;
+        let house = &house;
+        async move { house.send("POST", "/_matrix/client/v3/register", headers, body.to_string().into_bytes()).await.status }
+    };
+    let mut made = Vec::new();
+    for n in 0..6 {
+        made.push(register(&format!("name{n}")).await);
+    }
+    assert_eq!(made, [200, 200, 200, 200, 200, 429]);
+    assert_eq!(log_in(&house, "203.0.113.9", "name0", "a guess").await, 403);
+    house.stop().await;
+}

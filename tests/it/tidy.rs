@@ -106,6 +106,36 @@ fn some_calls_have_one_home() {
     assert_eq!(wrong_calls(&Source { path: "base/clock.rs".into(), code: "Instant::now()".into() }), [""; 0]);
 }
 
+/// The surfaces pass what is theirs: templates, prefixes and rates.
+#[test]
+fn http_knows_no_path_of_a_surface() {
+    let known = |source: &Source| {
+        let lines = source.code.lines().enumerate();
+        let wrong =
+            lines.filter(|(_, line)| ["/_matrix", "/.well-known", "/_snug"].iter().any(|path| line.contains(path)));
+        wrong.map(|(at, _)| format!("src/{}:{} knows a surface's path", source.path, at + 1)).collect::<Vec<_>>()
+    };
+    fine(sources().iter().filter(|source| part_of(&source.path) == "http").flat_map(known));
+    let canary = Source { path: "http/a.rs".into(), code: "fn a() {\n    b(\"/_matrix/client/v3\");\n}".into() };
+    assert_eq!(known(&canary), ["src/http/a.rs:2 knows a surface's path"]);
+}
+
+/// Two rates of one name would take from one bucket.
+#[test]
+fn every_rate_has_a_name_of_its_own() {
+    let twice = |code: &str| {
+        let mut names: Vec<_> =
+            code.split("Rate { name: \"").skip(1).filter_map(|rest| rest.split('"').next()).collect();
+        assert!(!names.is_empty(), "the rates were found");
+        names.sort_unstable();
+        let same = names.windows(2).filter(|pair| pair[0] == pair[1]);
+        same.map(|pair| format!("two rates are called {:?}", pair[0])).collect::<Vec<_>>()
+    };
+    let code: String = sources().into_iter().map(|source| source.code).collect();
+    fine(twice(&code));
+    assert_eq!(twice(&format!("{code} Rate {{ name: \"joins\", burst: 1.0 }}")).len(), 1);
+}
+
 #[test]
 fn no_file_is_forgotten() {
     for (root, entries) in [("src", &["lib.rs", "main.rs"][..]), ("tests/it", &["main.rs"])] {

@@ -6,8 +6,8 @@ use ruma::OwnedRoomId;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
-use crate::client::{Client, Error, auth};
-use crate::http::{ErrorResponse, Limit, Request, Response, StatusCode};
+use crate::client::{Client, Error, auth, rates};
+use crate::http::{ErrorResponse, Request, Response, StatusCode};
 use crate::room::Filter;
 
 /// The type that is stored by the room part.
@@ -40,7 +40,7 @@ pub async fn get(client: Arc<Client>, request: Request) -> Result<Response, Erro
 /// known; 413 `M_TOO_LARGE` when the entry, or all account data of the user, would be too large.
 pub async fn put(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let requester = auth::own(&client, &request).await?;
-    request.limit_for(Limit::Note, requester.user_id.as_str())?;
+    request.limit_user(&rates::NOTE, requester.user_id.as_str())?;
     let room = room(&request)?;
     if MANAGED.contains(&request.param("kind")) {
         let message = "This type has endpoints of its own";
@@ -74,7 +74,7 @@ pub async fn tags(client: Arc<Client>, request: Request) -> Result<Response, Err
 /// `M_NOT_FOUND` when the room is not known; 413 `M_TOO_LARGE` for too many tags, or when they would be too large.
 pub async fn put_tag(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let requester = auth::own(&client, &request).await?;
-    request.limit_for(Limit::Note, requester.user_id.as_str())?;
+    request.limit_user(&rates::NOTE, requester.user_id.as_str())?;
     let room: OwnedRoomId = request.param_as("room_id")?;
     let content: Map<String, Value> = request.json_or_empty().await?;
     client.users.set_tag(requester.user_num, &room, request.param("tag"), Some(content)).await?;
@@ -87,7 +87,7 @@ pub async fn put_tag(client: Arc<Client>, mut request: Request) -> Result<Respon
 /// `M_NOT_FOUND` when the room is not known.
 pub async fn delete_tag(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     let requester = auth::own(&client, &request).await?;
-    request.limit_for(Limit::Note, requester.user_id.as_str())?;
+    request.limit_user(&rates::NOTE, requester.user_id.as_str())?;
     let room: OwnedRoomId = request.param_as("room_id")?;
     client.users.set_tag(requester.user_num, &room, request.param("tag"), None).await?;
     Ok(Response::ok())
@@ -99,7 +99,7 @@ pub async fn delete_tag(client: Arc<Client>, request: Request) -> Result<Respons
 /// too long; 413 `M_TOO_LARGE` when it has too many bytes.
 pub async fn post_filter(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let requester = auth::own(&client, &request).await?;
-    request.limit_for(Limit::Note, requester.user_id.as_str())?;
+    request.limit_user(&rates::NOTE, requester.user_id.as_str())?;
     let content: Box<RawValue> = request.json().await?;
     if Filter::parse(content.get().as_bytes()).is_none() {
         return Err(ErrorResponse::bad("M_BAD_JSON", "This is no filter, or one with too much in its lists").into());

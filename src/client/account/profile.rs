@@ -7,9 +7,9 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::budget::Grant;
-use crate::client::{Client, Error, auth};
+use crate::client::{Client, Error, auth, rates};
 use crate::flow;
-use crate::http::{ErrorResponse, Limit, Request, Response};
+use crate::http::{ErrorResponse, Request, Response};
 
 /// The most results of one search.
 const FOUND_MAX: usize = 50;
@@ -42,7 +42,7 @@ pub async fn get_field(client: Arc<Client>, request: Request) -> Result<Response
 async fn profile(client: &Client, request: &Request) -> Result<(Map<String, Value>, Option<Grant>), Error> {
     let user_id: OwnedUserId = request.param_as("user_id")?;
     if user_id.server_name() != client.users.server() {
-        request.limit(Limit::Ask)?;
+        request.limit(&rates::ASK)?;
     }
     Ok(client.users.profile(&user_id).await?)
 }
@@ -54,7 +54,7 @@ async fn profile(client: &Client, request: &Request) -> Result<(Map<String, Valu
 /// `M_BAD_JSON` or `M_INVALID_PARAM` when a `displayname` or `avatar_url` is no text or is too long.
 pub async fn put_field(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let requester = auth::own(&client, &request).await?;
-    request.limit_for(Limit::Note, requester.user_id.as_str())?;
+    request.limit_user(&rates::NOTE, requester.user_id.as_str())?;
     let mut body: Map<String, Value> = request.json().await?;
     let field = request.param("field");
     let value = body.remove(field).ok_or_else(|| ErrorResponse::missing_param(field))?;
@@ -67,7 +67,7 @@ pub async fn put_field(client: Arc<Client>, mut request: Request) -> Result<Resp
 /// 403 `M_FORBIDDEN` when the path names another user; 400 `M_KEY_TOO_LARGE` when the name of the field is too long.
 pub async fn delete_field(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     let requester = auth::own(&client, &request).await?;
-    request.limit_for(Limit::Note, requester.user_id.as_str())?;
+    request.limit_user(&rates::NOTE, requester.user_id.as_str())?;
     flow::rename(&client.users, &client.rooms, &requester.user_id, request.param("field"), None).await?;
     Ok(Response::ok())
 }

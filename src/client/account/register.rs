@@ -6,9 +6,9 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::session;
-use crate::client::{Client, Error, Registration, STRANGER_BYTES_MAX, auth};
+use crate::client::{Client, Error, Registration, STRANGER_BYTES_MAX, auth, rates};
 use crate::flow;
-use crate::http::{ErrorResponse, Limit, Request, Response, StatusCode};
+use crate::http::{ErrorResponse, Request, Response, StatusCode};
 use crate::user::{Login, New, Stage, UiaRequest};
 
 /// The length of a user name that the server makes up when the request has none.
@@ -45,7 +45,7 @@ pub async fn register(client: Arc<Client>, mut request: Request) -> Result<Respo
     let mut body: Body = request.json_or_empty_max(STRANGER_BYTES_MAX).await?;
     // A user name with capital letters is made lower case, not refused.
     body.username = body.username.map(|username| username.to_lowercase());
-    request.limit(if body.auth.is_some() { Limit::Register } else { Limit::Registering })?;
+    request.limit(if body.auth.is_some() { &rates::REGISTER } else { &rates::REQUIREMENTS })?;
     if let Some(username) = &body.username {
         client.users.is_free(username).await?;
     }
@@ -83,7 +83,7 @@ fn stages(registration: &Registration) -> Result<(&'static [Stage], &[String]), 
 /// 400 `M_MISSING_PARAM` without `username`; 400 `M_INVALID_USERNAME`; 400 `M_USER_IN_USE`; 403 `M_FORBIDDEN` when
 /// registration is off.
 pub async fn available(client: Arc<Client>, request: Request) -> Result<Response, Error> {
-    request.limit(Limit::Register)?;
+    request.limit(&rates::NAME)?;
     stages(&client.options.registration)?;
     let username = request.query("username").ok_or_else(|| ErrorResponse::missing_param("username"))?;
     client.users.is_free(&username.to_lowercase()).await?;
@@ -94,7 +94,7 @@ pub async fn available(client: Arc<Client>, request: Request) -> Result<Response
 ///
 /// 400 `M_MISSING_PARAM` without `token`.
 pub async fn token_validity(client: Arc<Client>, request: Request) -> Result<Response, Error> {
-    request.limit(Limit::Register)?;
+    request.limit(&rates::TOKEN)?;
     let token = request.query("token").ok_or_else(|| ErrorResponse::missing_param("token"))?;
     let valid = match &client.options.registration {
         Registration::Token(tokens) => tokens.contains(&token),

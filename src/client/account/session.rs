@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::client::{Client, Error, STRANGER_BYTES_MAX, auth};
+use crate::client::{Client, Error, STRANGER_BYTES_MAX, auth, rates};
 use crate::http::{ErrorResponse, Request, Response};
 use crate::matrix::id;
 use crate::user::{self, Login, Session};
@@ -50,7 +50,7 @@ pub async fn login(client: Arc<Client>, mut request: Request) -> Result<Response
     if user_id.server_name() != client.users.server() {
         return Err(wrong().into());
     }
-    let counted = request.try_login(user_id.as_str())?;
+    let counted = request.attempt(&rates::PASSWORDS, user_id.as_str())?;
     match client.users.check_password(&user_id, password).await {
         Err(failed @ user::Error::Forbidden(_)) => return Err(failed.into()),
         checked => {

@@ -7,8 +7,8 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::{Map, Value, json};
 
-use crate::client::{Client, Error, auth};
-use crate::http::{ErrorResponse, Limit, Request, Response};
+use crate::client::{Client, Error, auth, rates};
+use crate::http::{ErrorResponse, Request, Response};
 use crate::room::{Create, Preset, StateDraft};
 
 #[derive(Deserialize)]
@@ -51,10 +51,10 @@ struct State {
 /// a creator of a room whose version forbids it; 413 `M_TOO_LARGE` when an event is too large.
 pub async fn create(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let requester = auth::requester(&client, &request).await?;
-    request.limit_for(Limit::Join, requester.user_id.as_str())?;
+    request.limit_user(&rates::CREATE, requester.user_id.as_str())?;
     let body: Body = request.json_or_empty().await?;
     for _ in body.invite.iter().filter(|user| user.server_name() != client.rooms.server()) {
-        request.limit_for(Limit::Invite, requester.user_id.as_str())?;
+        request.limit_user(&rates::INVITE, requester.user_id.as_str())?;
     }
     let room_id = client.rooms.create(&requester.user_id, wanted(body)?).await?;
     Ok(Response::json(&json!({ "room_id": room_id })))

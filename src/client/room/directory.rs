@@ -6,8 +6,8 @@ use ruma::{OwnedRoomAliasId, OwnedRoomId, OwnedServerName};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use crate::client::{Client, Error, auth};
-use crate::http::{ErrorResponse, Limit, Request, Response, StatusCode};
+use crate::client::{Client, Error, auth, rates};
+use crate::http::{ErrorResponse, Request, Response, StatusCode};
 use crate::room::{PUBLIC_PAGE_BYTES, PublicQuery, Rooms};
 
 /// The room of an alias of this server or another, and servers in that room. 404 `M_NOT_FOUND` when there is no such
@@ -20,16 +20,20 @@ pub async fn resolve(rooms: &Rooms, alias: &OwnedRoomAliasId) -> Result<(OwnedRo
     Ok((found.room_id, found.servers))
 }
 
-/// GET /_matrix/client/v3/directory/room/{alias}. Needs no token. Requests are limited by user with one, else by
-/// address.
+/// GET /_matrix/client/v3/directory/room/{alias}. Needs no token. Requests without one are limited by address,
+/// and requests with one by user when another server must be asked.
 ///
 /// 404 `M_NOT_FOUND` when there is no such alias; another server's error as `error.rs` maps it.
 pub async fn alias(client: Arc<Client>, request: Request) -> Result<Response, Error> {
-    match auth::maybe(&client, &request).await? {
-        Some(requester) => request.limit_for(Limit::Ask, requester.user_id.as_str())?,
-        None => request.limit(Limit::Ask)?,
+    let requester = auth::maybe(&client, &request).await?;
+    let alias: OwnedRoomAliasId = request.param_as("alias")?;
+    let is_here = alias.server_name() == client.rooms.server();
+    match requester {
+        Some(_) if is_here => {}
+        Some(requester) => request.limit_user(&rates::ASK, requester.user_id.as_str())?,
+        None => request.limit(if is_here { &rates::BROWSE } else { &rates::ASK })?,
     }
-    let (room_id, servers) = resolve(&client.rooms, &request.param_as("alias")?).await?;
+    let (room_id, servers) = resolve(&client.rooms, &alias).await?;
     Ok(Response::json(&json!({ "room_id": room_id, "servers": servers })))
 }
 
@@ -114,7 +118,7 @@ pub async fn set_visibility(client: Arc<Client>, mut request: Request) -> Result
 /// `error.rs` maps it, and 401 `M_MISSING_TOKEN` without an access token.
 pub async fn public_rooms(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     if auth::maybe(&client, &request).await?.is_none() {
-        request.limit(Limit::Ask)?;
+        request.limit(&rates::BROWSE)?;
     }
     let mut asked = Map::new();
     if let Some(limit) = request.query_as::<u64>("limit")? {
@@ -143,7 +147,7 @@ async fn listed(client: &Client, request: &Request, asked: Map<String, Value>) -
     {
         // Other servers are asked for users of this server only.
         let requester = auth::requester(client, request).await?;
-        request.limit_for(Limit::Ask, requester.user_id.as_str())?;
+        request.limit_user(&rates::ASK, requester.user_id.as_str())?;
         let (list, grant) = client.rooms.remote_public_rooms(&server, &asked).await?;
         return Ok(Response::charged(StatusCode::OK, "application/json", list, grant));
     }

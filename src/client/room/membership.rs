@@ -7,8 +7,8 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::directory;
-use crate::client::{Client, Error, auth};
-use crate::http::{ErrorResponse, Limit, Request, Response};
+use crate::client::{Client, Error, auth, rates};
+use crate::http::{ErrorResponse, Request, Response};
 use crate::room::Joining;
 
 #[derive(Deserialize, Default)]
@@ -40,7 +40,7 @@ struct JoinBody {
 /// as `error.rs` maps it.
 pub async fn join(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let requester = auth::requester(&client, &request).await?;
-    request.limit_for(Limit::Join, requester.user_id.as_str())?;
+    request.limit_user(&rates::JOIN, requester.user_id.as_str())?;
     let (room_id, via) = named_room(&client, &request).await?;
     join_room(&client, &mut request, &requester.user_id, room_id, via).await
 }
@@ -54,7 +54,7 @@ pub async fn join(client: Arc<Client>, mut request: Request) -> Result<Response,
 /// as `error.rs` maps it.
 pub async fn join_by_id(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let requester = auth::requester(&client, &request).await?;
-    request.limit_for(Limit::Join, requester.user_id.as_str())?;
+    request.limit_user(&rates::JOIN, requester.user_id.as_str())?;
     let room_id = request.param_as::<OwnedRoomId>("room_id")?;
     join_room(&client, &mut request, &requester.user_id, room_id, Vec::new()).await
 }
@@ -106,7 +106,7 @@ async fn named_room(client: &Client, request: &Request) -> Result<(OwnedRoomId, 
 /// error as `error.rs` maps it.
 pub async fn knock(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let requester = auth::requester(&client, &request).await?;
-    request.limit_for(Limit::Join, requester.user_id.as_str())?;
+    request.limit_user(&rates::KNOCK, requester.user_id.as_str())?;
     let (room_id, via) = named_room(&client, &request).await?;
     let Reason { reason } = request.json_or_empty().await?;
     client.rooms.knock(&requester.user_id, &room_id, via, reason).await?;
@@ -141,7 +141,7 @@ pub async fn forget(client: Arc<Client>, request: Request) -> Result<Response, E
 /// rules refuse the invite; the error of the invited user's server as `error.rs` maps it.
 pub async fn invite(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let requester = auth::requester(&client, &request).await?;
-    request.limit_for(Limit::Invite, requester.user_id.as_str())?;
+    request.limit_user(&rates::INVITE, requester.user_id.as_str())?;
     let room_id = request.param_as::<OwnedRoomId>("room_id")?;
     let body: Map<String, Value> = request.json().await?;
     if !body.contains_key("user_id") && body.contains_key("medium") {

@@ -6,8 +6,8 @@ use std::time::Duration;
 use ruma::{OwnedEventId, OwnedRoomId};
 use serde::Deserialize;
 
-use crate::client::{Client, Error, auth};
-use crate::http::{Limit, Request, Response};
+use crate::client::{Client, Error, auth, rates};
+use crate::http::{Request, Response};
 use crate::room::{Marker, ReadMarkers};
 
 #[derive(Deserialize, Default)]
@@ -21,7 +21,7 @@ struct ReceiptBody {
 /// 404 `M_NOT_FOUND` when the event is not one of the room.
 pub async fn receipt(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let requester = auth::requester(&client, &request).await?;
-    request.limit_for(Limit::Note, requester.user_id.as_str())?;
+    request.limit_user(&rates::NOTE, requester.user_id.as_str())?;
     let ReceiptBody { thread_id } = request.json_or_empty().await?;
     let room_id = request.param_as::<OwnedRoomId>("room_id")?;
     let kind = request.param("receipt_type").to_owned();
@@ -45,7 +45,7 @@ struct MarkersBody {
 /// 403 `M_FORBIDDEN` when the user is not in the room; 404 `M_NOT_FOUND` when an event is not one of the room.
 pub async fn read_markers(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let requester = auth::requester(&client, &request).await?;
-    request.limit_for(Limit::Note, requester.user_id.as_str())?;
+    request.limit_user(&rates::NOTE, requester.user_id.as_str())?;
     let MarkersBody { fully_read, read, read_private } = request.json_or_empty().await?;
     let room_id = request.param_as::<OwnedRoomId>("room_id")?;
     let markers = ReadMarkers { fully_read, read, read_private };
@@ -68,7 +68,7 @@ const TYPING: Duration = Duration::from_secs(30);
 /// 403 `M_FORBIDDEN` when the path names another user, or the user is not in the room.
 pub async fn typing(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let requester = auth::own(&client, &request).await?;
-    request.limit_for(Limit::Note, requester.user_id.as_str())?;
+    request.limit_user(&rates::NOTE, requester.user_id.as_str())?;
     let body: TypingBody = request.json().await?;
     let room_id = request.param_as::<OwnedRoomId>("room_id")?;
     let length = body.typing.then(|| body.timeout.map_or(TYPING, Duration::from_millis));

@@ -8,8 +8,8 @@ use serde::Deserialize;
 use serde_json::json;
 use serde_json::value::{RawValue, to_raw_value};
 
-use crate::client::{Client, Error, Requester, auth};
-use crate::http::{ErrorResponse, Limit, Request, Response};
+use crate::client::{Client, Error, Requester, auth, rates};
+use crate::http::{ErrorResponse, Request, Response};
 use crate::room::Sending;
 
 /// PUT /_matrix/client/v3/rooms/{room_id}/send/{type}/{txn_id}
@@ -37,7 +37,7 @@ pub async fn state(client: Arc<Client>, mut request: Request) -> Result<Response
     let content = content(&mut request).await?;
     let kind = request.param("type").to_owned();
     if kind == "m.room.member" && is_invite(&content) {
-        request.limit_for(Limit::Invite, requester.user_id.as_str())?;
+        request.limit_user(&rates::INVITE, requester.user_id.as_str())?;
     }
     let state_key = Some(request.param_maybe("state_key").unwrap_or("").to_owned());
     sent(&client, &requester, &request, Sending { kind, state_key, content, redacts: None, txn: None }).await
@@ -68,7 +68,7 @@ pub async fn redact(client: Arc<Client>, mut request: Request) -> Result<Respons
 
 async fn asking(client: &Client, request: &Request) -> Result<Requester, Error> {
     let requester = auth::requester(client, request).await?;
-    request.limit_for(Limit::Send, requester.user_id.as_str())?;
+    request.limit_user(&rates::SEND, requester.user_id.as_str())?;
     Ok(requester)
 }
 

@@ -11,8 +11,8 @@ use std::sync::Arc;
 use ruma::{OwnedEventId, OwnedRoomId};
 
 use crate::base::Chunks;
-use crate::client::{Client, Error, Requester, auth};
-use crate::http::{ErrorResponse, Limit, Request, Response, StatusCode};
+use crate::client::{Client, Error, Requester, auth, rates};
+use crate::http::{ErrorResponse, Request, Response, StatusCode};
 use crate::room::{ANSWER_BYTES, Events, PAGE_EVENTS_MAX, Paging, Reader, Related, Threads, Token};
 
 /// 404 `M_NOT_FOUND` when the room or event is not known or the user may not see it.
@@ -43,7 +43,7 @@ pub async fn messages(client: Arc<Client>, request: Request) -> Result<Response,
     let may_ask = || {
         // Answers of other servers may take minutes.
         request.cancel_when_peer_leaves();
-        request.limit_for(Limit::Ask, asking.as_str()).is_ok()
+        request.limit_user(&rates::HISTORY, asking.as_str()).is_ok()
     };
     let page = client.rooms.messages(&reader, &room_id, paging, may_ask).await?;
     stream(&client, page).await

@@ -6,8 +6,8 @@ use ruma::{OwnedRoomId, OwnedUserId};
 use serde::Deserialize;
 use serde_json::json;
 
-use crate::client::{Client, Error, auth};
-use crate::http::{Limit, Request, Response};
+use crate::client::{Client, Error, auth, rates};
+use crate::http::{Request, Response};
 
 #[derive(Deserialize)]
 struct Body {
@@ -23,7 +23,7 @@ struct Body {
 /// rules.
 pub async fn upgrade(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let requester = auth::requester(&client, &request).await?;
-    request.limit_for(Limit::Join, requester.user_id.as_str())?;
+    request.limit_user(&rates::CREATE, requester.user_id.as_str())?;
     let Body { new_version, additional_creators } = request.json().await?;
     let room_id = request.param_as::<OwnedRoomId>("room_id")?;
     let new = client.rooms.upgrade(&requester.user_id, &room_id, &new_version, additional_creators).await?;

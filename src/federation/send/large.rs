@@ -21,8 +21,8 @@ use crate::budget::spill::{BUFFER_BYTES, Spill, SpillError, SpillReader};
 use crate::budget::{Account, Budget};
 use crate::federation::auth::{self, Claim};
 use crate::federation::error::disk_is_short;
-use crate::federation::{Error, Federation};
-use crate::http::{ErrorResponse, Limit, Request, Response, StatusCode};
+use crate::federation::{Error, Federation, rates};
+use crate::http::{ErrorResponse, Request, Response, StatusCode};
 use crate::matrix::json::{Mode, canonical, write_string};
 use crate::remote::json_stream::{Events, Item, Limits, Malformed};
 use crate::room;
@@ -67,7 +67,7 @@ pub(in crate::federation) async fn send(
         Ok::<_, ErrorResponse>((pdus, edus))
     })
     .await?;
-    limits.take_name(Limit::Federation, origin.as_str())?;
+    limits.take_server(&rates::TRANSACTION, origin.as_str())?;
     auth::heard_from(&federation, &origin, valid_until_ms).await;
     let under_way = begin(&federation, &origin)?;
     federation.rooms.charge_intake(&origin, bytes);

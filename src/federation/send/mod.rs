@@ -16,10 +16,10 @@ use ruma::ServerName;
 use serde_json::json;
 
 use super::error::disk_is_short;
-use super::{Error, Federation, auth};
+use super::{Error, Federation, auth, rates};
 use crate::base;
 use crate::budget::{Account, Grant};
-use crate::http::{BadBody, ErrorResponse, Limit, Request, Response, StatusCode};
+use crate::http::{BadBody, ErrorResponse, Request, Response, StatusCode};
 use crate::room;
 use transaction::{Transaction, Transactions, begin, take, too_soon};
 
@@ -66,7 +66,7 @@ pub async fn send(federation: Arc<Federation>, request: Request) -> Result<Respo
         read.map_err(|wrong| ErrorResponse::bad("M_BAD_JSON", format!("The body is no transaction: {wrong}")))
     });
     let transaction = transaction.await?;
-    limits.take_name(Limit::Federation, origin.as_str())?;
+    limits.take_server(&rates::TRANSACTION, origin.as_str())?;
     grant.shrink(grant.bytes() - grant.bytes() / COPIES_CHECKED * COPIES_KEPT);
     auth::heard_from(&federation, &origin, valid_until_ms).await;
     if let Some(body) = federation.transactions.get(&origin, &id) {
@@ -232,6 +232,17 @@ mod tests {
 
     /// Sends a transaction with one to-device message for anna's device, of about so many bytes.
     async fn sent(federation: &Arc<Federation>, from: &str, id: usize, bytes: usize) -> ErrorResponse {
+        let limits = Arc::new(crate::http::Limits::new(federation.clock.clone()));
+        sent_under(&limits, federation, from, id, bytes).await
+    }
+
+    async fn sent_under(
+        limits: &Arc<crate::http::Limits>,
+        federation: &Arc<Federation>,
+        from: &str,
+        id: usize,
+        bytes: usize,
+    ) -> ErrorResponse {
         let messages = json!({ "@anna:home.example": { "DEVICE": { "text": "z".repeat(bytes) } } });
         let content = json!({
             "sender": format!("@bob:{from}"), "type": "m.x", "message_id": id.to_string(), "messages": messages
@@ -242,10 +253,31 @@ mod tests {
         let us = &federation.server_name;
         let header = request::sign(&key, &from, us, "PUT", &target, Some(body.as_bytes())).unwrap();
         let asked = Request::for_tests(http::Method::PUT, &target, &body).with_header("authorization", &header);
+        let asked = asked.with_limits(limits);
         match send(federation.clone(), asked.with_param("txn_id", &id.to_string())).await {
             Ok(_) => ErrorResponse::new(StatusCode::OK, "", ""),
             Err(refused) => refused.into(),
         }
+    }
+
+    /// A server that fetched many events at once could not send its transactions, which took from the same bucket.
+    #[tokio::test]
+    async fn a_server_that_reads_much_may_still_send() {
+        let (_house, federation, _) = with_server(MemoryMedium::default()).await;
+        let limits = Arc::new(crate::http::Limits::new(federation.clock.clone()));
+        let (key, from) = (Key::from_seed("1", [1; 32]), ServerName::parse("one.example").unwrap());
+        let target = "/_matrix/federation/v1/event/%24x";
+        let header = request::sign(&key, &from, &federation.server_name, "GET", target, None).unwrap();
+        let mut read = 0;
+        let refused = loop {
+            let asked = Request::for_tests(http::Method::GET, target, "").with_limits(&limits);
+            match auth::origin(&federation, &mut asked.with_header("authorization", &header)).await {
+                Ok(_) => read += 1,
+                Err(refused) => break refused,
+            }
+        };
+        assert_eq!((read, &*refused.errcode), (rates::REQUEST.burst as u32, "M_LIMIT_EXCEEDED"));
+        assert_eq!(sent_under(&limits, &federation, "one.example", 1, 100).await.status, StatusCode::OK);
     }
 
     /// A server in one room filled the card, and then local users could not write.

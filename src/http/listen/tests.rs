@@ -100,9 +100,10 @@ async fn start_within(budget: Budget) -> Running {
     };
     Arc::get_mut(&mut door).expect("nobody has it yet").origin = origin;
     let (mut router, waiting) = (Router::new(), Arc::new(AtomicUsize::new(0)));
+    router.open_to_web_apps(&["/versions"]);
     router
         .surface(&Arc::new(Surface { budget: budget.clone(), waiting: waiting.clone() }))
-        .get("/_matrix/client/versions", hello)
+        .get("/versions", hello)
         .post("/echo", echo)
         .post("/count", count)
         .get("/long", long)
@@ -135,7 +136,7 @@ impl Running {
 #[tokio::test]
 async fn http_1_0_answers_and_closes() {
     let server = start().await;
-    let answer = server.raw("GET /_matrix/client/versions HTTP/1.0\r\n\r\n").await;
+    let answer = server.raw("GET /versions HTTP/1.0\r\n\r\n").await;
     assert!(answer.starts_with("HTTP/1.0 200 OK\r\n"), "{answer}");
     assert!(answer.contains("access-control-allow-origin: *"), "{answer}");
     assert!(answer.ends_with("{\"hello\":\"world\"}"), "{answer}");
@@ -146,7 +147,7 @@ async fn http_1_0_answers_and_closes() {
 async fn a_half_closed_connection_is_answered() {
     let server = start().await;
     let mut stream = TcpStream::connect(server.address).await.unwrap();
-    stream.write_all(b"GET /_matrix/client/versions HTTP/1.0\r\n\r\n").await.unwrap();
+    stream.write_all(b"GET /versions HTTP/1.0\r\n\r\n").await.unwrap();
     stream.shutdown().await.unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();
@@ -249,7 +250,7 @@ async fn nobody_is_answered_long_after_they_closed_their_side() {
 async fn pipelined_requests_are_answered_in_order() {
     let server = start().await;
     let answer = server
-        .raw("GET /_matrix/client/versions HTTP/1.1\r\nHost: x\r\n\r\nGET /nothing HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        .raw("GET /versions HTTP/1.1\r\nHost: x\r\n\r\nGET /nothing HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         .await;
     let (first, second) = (answer.find("200 OK").unwrap(), answer.find("404 Not Found").unwrap());
     assert!(first < second);
@@ -407,7 +408,7 @@ async fn connections_wait_for_their_permit() {
     let server = start().await;
     let account = server.budget.account("connections");
     let all = account.try_take(account.limit()).unwrap();
-    let asking = server.raw("GET /_matrix/client/versions HTTP/1.0\r\n\r\n");
+    let asking = server.raw("GET /versions HTTP/1.0\r\n\r\n");
     tokio::pin!(asking);
     for _ in 0..50 {
         tokio::select! {
@@ -430,10 +431,10 @@ async fn http_2_with_prior_knowledge() {
         hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
     tokio::spawn(connection);
     for (method, path, status) in [
-        (Method::GET, "/_matrix/client/versions", StatusCode::OK),
-        (Method::HEAD, "/_matrix/client/versions", StatusCode::OK),
+        (Method::GET, "/versions", StatusCode::OK),
+        (Method::HEAD, "/versions", StatusCode::OK),
         (Method::GET, "/nothing", StatusCode::NOT_FOUND),
-        (Method::POST, "/_matrix/client/versions", StatusCode::METHOD_NOT_ALLOWED),
+        (Method::POST, "/versions", StatusCode::METHOD_NOT_ALLOWED),
     ] {
         let request = hyper::Request::builder()
             .method(method.clone())
@@ -518,7 +519,7 @@ async fn an_address_at_its_limit_gives_up_what_is_idle() {
         tokio::task::yield_now().await;
     }
     server.clock.advance(Duration::from_millis(1500));
-    assert!(server.raw("GET /_matrix/client/versions HTTP/1.0\r\n\r\n").await.starts_with("HTTP/1.0 200"));
+    assert!(server.raw("GET /versions HTTP/1.0\r\n\r\n").await.starts_with("HTTP/1.0 200"));
     assert!(server.door.connections_open() < most as usize + 1);
 }
 
@@ -535,7 +536,7 @@ impl Running {
         let (asked, mut answer) = (self.clock.instant(), String::new());
         let asking = async {
             let mut stream = self.from(ip).await;
-            stream.write_all(b"GET /_matrix/client/versions HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await?;
+            stream.write_all(b"GET /versions HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await?;
             stream.read_to_string(&mut answer).await
         };
         // No faster than real time, so that a busy machine is not taken for a long wait.
@@ -585,7 +586,7 @@ async fn of_small_and_larger(test: impl AsyncFn(Running)) {
 /// that read slowly.
 #[tokio::test]
 async fn nobody_waits_beside_those_who_do_nothing() {
-    for begin in [&b""[..], b"GET /_matrix/cl", b"GET /long HTTP/1.1\r\nHost: x\r\n\r\n"] {
+    for begin in [&b""[..], b"GET /vers", b"GET /long HTTP/1.1\r\nHost: x\r\n\r\n"] {
         of_small_and_larger(async |server| {
             let crowd = crowd(&server, begin).await;
             let (answer, took) = server.ask_from(HOME).await;

@@ -1,0 +1,45 @@
+//! How often one user or address may do what.
+//!
+//! A rate is for one thing, so that no app is refused one for having done much of another. Reading has no rate, unless
+//! it needs no access token or makes this server ask another one.
+
+use crate::http::{AttemptRates, Rate};
+
+/// Passwords. Wrong ones are counted by address, by user, by an address where the user was lately, and by session.
+pub const PASSWORDS: AttemptRates = AttemptRates {
+    wrong: Rate { name: "wrong passwords", per_second: 0.2, burst: 10.0 },
+    all: Rate { name: "passwords", per_second: 1.0, burst: 60.0 },
+};
+/// New accounts, by address. An attempt that fails counts too: it may have been a guess at a registration token.
+pub const REGISTER: Rate = Rate { name: "new accounts", per_second: 0.1, burst: 5.0 };
+/// Questions about the requirements of registration, by address.
+pub const REQUIREMENTS: Rate = Rate { name: "requirements", per_second: 0.5, burst: 30.0 };
+/// Questions whether a user name is free, by address. An app asks while the name is typed.
+pub const NAME: Rate = Rate { name: "free names", per_second: 1.0, burst: 60.0 };
+/// Questions whether a registration token is valid, by address.
+pub const TOKEN: Rate = Rate { name: "registration tokens", per_second: 0.1, burst: 5.0 };
+/// Public rooms and aliases of this server, read without an access token, by address.
+pub const BROWSE: Rate = Rate { name: "public rooms", per_second: 10.0, burst: 100.0 };
+/// Events sent, by user.
+pub const SEND: Rate = Rate { name: "events", per_second: 50.0, burst: 500.0 };
+/// Messages to devices, by user. An app shares the keys of a large room in hundreds of them.
+pub const TO_DEVICE: Rate = Rate { name: "messages to devices", per_second: 50.0, burst: 500.0 };
+/// Data stored for a user beside events, by user: receipts, typing, account data, keys. Each is a commit of its own.
+pub const NOTE: Rate = Rate { name: "notes", per_second: 50.0, burst: 500.0 };
+/// New rooms and upgrades of rooms, by user.
+pub const CREATE: Rate = Rate { name: "new rooms", per_second: 0.2, burst: 20.0 };
+/// Joins, by user.
+pub const JOIN: Rate = Rate { name: "joins", per_second: 0.2, burst: 20.0 };
+/// Knocks, by user.
+pub const KNOCK: Rate = Rate { name: "knocks", per_second: 0.2, burst: 20.0 };
+/// Invites, by user.
+pub const INVITE: Rate = Rate { name: "invites", per_second: 1.0, burst: 100.0 };
+/// Uploads, by user.
+pub const UPLOAD: Rate = Rate { name: "uploads", per_second: 2.0, burst: 50.0 };
+/// Files and thumbnails of other servers, by user.
+pub const FETCH: Rate = Rate { name: "files from elsewhere", per_second: 10.0, burst: 100.0 };
+/// History that another server is asked for, by user.
+pub const HISTORY: Rate = Rate { name: "history from elsewhere", per_second: 10.0, burst: 100.0 };
+/// Other questions that make this server ask another one, by user, or by address without an access token: directories,
+/// profiles, keys.
+pub const ASK: Rate = Rate { name: "questions to other servers", per_second: 10.0, burst: 100.0 };
