@@ -3,7 +3,7 @@
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use super::{DATA_DIR, Error, FILE_NAME, Overrides, SETTINGS, SYSTEM_FILE};
+use super::{DATA_DIR, Error, FILE_NAME, Overrides, SYSTEM_FILE, settings};
 
 /// The largest config file. A larger one is the wrong file.
 const FILE_BYTES_MAX: u64 = 1 << 20;
@@ -60,14 +60,14 @@ fn unreadable(file: &Path, error: &std::io::Error) -> String {
 }
 
 pub fn is_section(prefix: &str) -> bool {
-    SETTINGS.iter().any(|setting| setting.name.starts_with(prefix))
+    settings().any(|setting| setting.name.starts_with(prefix))
 }
 
 pub fn unknown(name: &str) -> String {
     // Compared without its section too, so that a setting in the wrong section is found.
     let last = name.rsplit('.').next().unwrap_or(name);
-    let moved = SETTINGS.iter().find(|setting| setting.name.rsplit('.').next() == Some(last));
-    let nearest = SETTINGS.iter().map(|setting| (distance(setting.name, name), setting)).min_by_key(|(far, _)| *far);
+    let moved = settings().find(|setting| setting.name.rsplit('.').next() == Some(last));
+    let nearest = settings().map(|setting| (distance(setting.name, name), setting)).min_by_key(|(far, _)| *far);
     let nearest = nearest.filter(|(far, _)| *far <= name.len() / 2).map(|(_, setting)| setting);
     match moved.or(nearest) {
         Some(setting) => format!("there is no such setting; the nearest is {}", setting.name),

@@ -1,8 +1,8 @@
 //! Every setting once: name, default, description for the sample file, and check.
 //!
-//! [`SETTINGS`] is the table of all settings. A config file is read against it, so the error for an unknown name can
-//! suggest the nearest known one. The sample file is the table written out. Only `serve` and `cli` read settings; they
-//! pass values on.
+//! [`settings`] is the table of all settings; each section is a file. A config file is read against the table, so the error
+//! for an unknown name can suggest the nearest known one. The sample file is the table written out. Only `serve` and
+//! `cli` read settings; they pass values on.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -11,14 +11,22 @@ use std::path::{Path, PathBuf};
 use ruma::OwnedServerName;
 use toml::de::{DeTable, DeValue};
 
-use crate::budget::is_path;
+use client::Client;
+use federation::Federation;
 use file::{find, is_section, read, unknown};
 use given::Given;
-use setting::{Setting, address, addresses, optional, own_name, server_name, setting, tokens, url, write_settings};
+use rooms::Rooms;
+use setting::{address, own_name, server_name, write_settings};
 
+mod client;
+mod federation;
 mod file;
+mod general;
 mod given;
+mod rooms;
 mod setting;
+
+pub use setting::Setting;
 
 /// The config file when none is named and the data folder has no `snug.toml`.
 pub const SYSTEM_FILE: &str = "/etc/snug/snug.toml";
@@ -28,9 +36,11 @@ pub const DATA_DIR: &str = "snug-data";
 const SYSTEM_DATA_DIR: &str = "/var/lib/snug";
 /// The name of the config file in the data folder.
 pub const FILE_NAME: &str = "snug.toml";
-/// The least intake per hour. A transaction of large events is 3 MiB; with less than this hardly one would fit in an
-/// hour.
-const HOURLY_BYTES_MIN: u64 = 1 << 20;
+
+/// All settings, in the order of the sample file. A section's settings stand together.
+pub fn settings() -> impl Iterator<Item = &'static Setting> {
+    [general::SETTINGS, client::SETTINGS, federation::SETTINGS, rooms::SETTINGS].into_iter().flatten()
+}
 
 /// The settings, in the types that the parts take.
 #[derive(Debug, Clone)]
@@ -57,34 +67,6 @@ pub struct Config {
     pub secret_files: Vec<PathBuf>,
 }
 
-/// `[client]`: settings for apps only.
-#[derive(Debug, Clone, Default)]
-pub struct Client {
-    pub tls_certificate: Option<PathBuf>,
-    pub tls_private_key: Option<PathBuf>,
-}
-
-/// `[federation]`: settings about other servers.
-#[derive(Debug, Clone, Default)]
-pub struct Federation {
-    pub enabled: bool,
-    pub listen: Vec<SocketAddr>,
-    pub tls_certificate: Option<PathBuf>,
-    pub tls_private_key: Option<PathBuf>,
-    pub name: Option<String>,
-    pub extra_ca_file: Option<PathBuf>,
-    pub allow_private_addresses: bool,
-    pub notaries: Vec<OwnedServerName>,
-    pub overrides: Vec<(String, String)>,
-    pub hourly_bytes_max: u64,
-}
-
-/// `[rooms]`: which rooms of other servers users may join.
-#[derive(Debug, Clone, Default)]
-pub struct Rooms {
-    pub admission: Admission,
-}
-
 /// The condition for making an account over the API.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Registration {
@@ -104,226 +86,6 @@ pub enum Admission {
     /// Large rooms are refused.
     Refuse,
 }
-
-/// All settings, in the order of the sample file. A section's settings stand together.
-pub const SETTINGS: &[Setting] = &[
-    setting(
-        "server_name",
-        r#""localhost""#,
-        "The part after the colon in every user's and room's name: @alice:example.org. It cannot be changed any more once there is \
-         an account. With the name localhost no other server can reach this one.",
-        |config, given| Ok(config.server_name = own_name(given.text()?)?),
-    )
-    .shown_first(),
-    optional(
-        "data_dir",
-        r#""/var/lib/snug""#,
-        "The folder of the database, the media and the signing key. When not set: /var/lib/snug for /etc/snug/snug.toml, the \
-         folder this file is in if that is a data folder, or else ./snug-data.",
-        |config, given| Ok(config.data_dir = given.path()?),
-    ),
-    setting(
-        "listen",
-        r#"["127.0.0.1:8008"]"#,
-        "Addresses and ports for apps. \"[::]:8008\" listens on all networks, IPv4 too.",
-        |config, given| Ok(config.listen = addresses(given)?),
-    )
-    .shown_first(),
-    optional(
-        "public_url",
-        r#""https://matrix.example.org""#,
-        "Where apps reach this server from outside, when that is not the server name itself: told to apps in \
-         /.well-known/matrix/client.",
-        |config, given| Ok(config.public_url = Some(url(given.text()?)?)),
-    )
-    .shown_first(),
-    setting(
-        "registration",
-        r#""closed""#,
-        "Who may make an account by themselves: \"open\" (anybody who reaches the server), \"token\" (who knows one of \
-         registration_tokens) or \"closed\" (nobody; you make accounts with `snug user add NAME`).",
-        |config, given| {
-            let known = [
-                ("open", Registration::Open),
-                ("token", Registration::Token),
-                ("closed", Registration::Closed),
-            ];
-            Ok(config.registration = given.one_of(&known)?)
-        },
-    )
-    .shown_first(),
-    optional(
-        "registration_tokens",
-        r#"["a long random word"]"#,
-        "The tokens of registration = \"token\".",
-        |config, given| {
-            config.secret_files.extend(config.file.clone());
-            Ok(config.registration_tokens.extend(tokens(given.texts()?.into_iter())?))
-        },
-    ),
-    optional(
-        "registration_tokens_file",
-        r#""/etc/snug/registration-tokens""#,
-        "The same in a file of their own, one on each line, so that this file has no secrets in it.",
-        |config, given| {
-            let file = given.path()?;
-            let text = read(&file)?;
-            config.secret_files.push(file);
-            let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
-            Ok(config.registration_tokens.extend(tokens(lines)?))
-        },
-    ),
-    optional(
-        "budget",
-        r#""pi-zero-2w""#,
-        "The memory the server may use: router-32, pi-zero-2w, pi-3, pi-4-2g, pi-5, scaleway-arm, or the path of a file of your own. When not \
-         set it is chosen by the machine's memory. `snug budget` shows what it means.",
-        |config, given| {
-            let text = given.text()?;
-            let path = || given.path().map(|path| path.to_string_lossy().into_owned());
-            Ok(config.budget = Some(if is_path(text) { path()? } else { text.to_owned() }))
-        },
-    ),
-    setting("upload_bytes_max", r#""50 MiB""#, "The largest file that can be uploaded.", |config, given| {
-        Ok(config.upload_bytes_max = given.bytes()?)
-    }),
-    optional(
-        "account_upload_bytes_max",
-        r#""5 GiB""#,
-        "What the files of one account may take in all, an administrator's too; who has used it up cannot upload any more. When \
-         not set: a tenth of the disk. `snug user list` shows what everybody has.",
-        |config, given| Ok(config.account_upload_bytes_max = Some(given.bytes()?)),
-    ),
-    setting(
-        "trusted_proxies",
-        "[]",
-        "Addresses of reverse proxies whose X-Forwarded-For header is believed, such as [\"127.0.0.1\"]: the last address in the last \
-         such header, which is the one the proxy added. Forwarded is not read: a proxy that writes one of the two passes on the \
-         other as the caller wrote it. One such proxy may open any number of connections.",
-        |config, given| {
-            let address = |text: &str| text.parse().map_err(|_| format!("{text:?} is no IP address"));
-            Ok(config.trusted_proxies = given.texts()?.into_iter().map(address).collect::<Result<_, _>>()?)
-        },
-    ),
-    setting(
-        "rate_limits",
-        "true",
-        "Whether one caller may ask only so often. Switch it off in a closed network of your own machines.",
-        |config, given| Ok(config.rate_limits = given.flag()?),
-    ),
-    setting(
-        "log",
-        r#""info""#,
-        "What is logged: error, warn, info, debug or trace, also for a part alone: \"info,snug::remote=debug\".",
-        |config, given| {
-            let text = given.text()?;
-            // Otherwise an unknown level would be read as the name of a part, and all other parts would log nothing.
-            let known = ["error", "warn", "info", "debug", "trace", "off"];
-            let is_level = |word: &str| word.contains('=') || known.contains(&word.trim().to_ascii_lowercase().as_str());
-            match text.parse::<tracing_subscriber::filter::Targets>() {
-                Ok(_) if text.split(',').all(is_level) => Ok(config.log = text.to_owned()),
-                _ => Err(format!("{text:?} is not one of {} or a list such as \"info,snug::remote=debug\"", known.join(", "))),
-            }
-        },
-    ),
-    optional(
-        "client.tls_certificate",
-        r#""/etc/snug/tls/fullchain.pem""#,
-        "With a certificate and its key the addresses in `listen` speak HTTPS. Read again when the files change. Servers may use \
-         the same port, so one port can serve everybody.",
-        |config, given| Ok(config.client.tls_certificate = Some(given.path()?)),
-    ),
-    optional(
-        "client.tls_private_key",
-        r#""/etc/snug/tls/privkey.pem""#,
-        "The certificate's private key.",
-        |config, given| {
-            config.secret_files.push(given.path()?);
-            Ok(config.client.tls_private_key = Some(given.path()?))
-        },
-    ),
-    setting("federation.enabled", "true", "Whether other servers are spoken with at all.", |config, given| {
-        Ok(config.federation.enabled = given.flag()?)
-    }),
-    setting(
-        "federation.listen",
-        r#"["[::]:8448"]"#,
-        "Addresses and ports for other servers. They are opened when there is a certificate.",
-        |config, given| Ok(config.federation.listen = addresses(given)?),
-    ),
-    optional(
-        "federation.tls_certificate",
-        r#""/etc/snug/tls/fullchain.pem""#,
-        "The certificate for the name other servers connect to: the server name, or the name in /.well-known/matrix/server. Read \
-         again when the file changes.",
-        |config, given| Ok(config.federation.tls_certificate = Some(given.path()?)),
-    ),
-    optional(
-        "federation.tls_private_key",
-        r#""/etc/snug/tls/privkey.pem""#,
-        "The certificate's private key.",
-        |config, given| {
-            config.secret_files.push(given.path()?);
-            Ok(config.federation.tls_private_key = Some(given.path()?))
-        },
-    ),
-    optional(
-        "federation.name",
-        r#""matrix.example.org:443""#,
-        "Where other servers shall connect instead of the server name's port 8448: told to them in /.well-known/matrix/server.",
-        |config, given| {
-            let text = given.text()?;
-            server_name(text)?;
-            Ok(config.federation.name = Some(text.to_owned()))
-        },
-    ),
-    optional(
-        "federation.extra_ca_file",
-        r#""/etc/snug/lab-ca.pem""#,
-        "Certificate authorities of a closed network, trusted besides the usual ones.",
-        |config, given| Ok(config.federation.extra_ca_file = Some(given.path()?)),
-    ),
-    setting(
-        "federation.allow_private_addresses",
-        "false",
-        "Whether servers at addresses of a home or company network may be connected to.",
-        |config, given| Ok(config.federation.allow_private_addresses = given.flag()?),
-    ),
-    setting(
-        "federation.notaries",
-        "[]",
-        "Servers asked for the signing keys of servers that do not answer themselves, such as [\"matrix.org\"].",
-        |config, given| {
-            Ok(config.federation.notaries = given.texts()?.into_iter().map(server_name).collect::<Result<_, _>>()?)
-        },
-    ),
-    optional(
-        "federation.overrides",
-        r#"{ "friend.lan" = "192.168.1.20:8448" }"#,
-        "Where single servers are found, for closed networks without DNS: an address, or another name.",
-        |config, given| Ok(config.federation.overrides = given.pairs()?),
-    ),
-    setting(
-        "federation.hourly_bytes_max",
-        r#""128 MiB""#,
-        "What one other server may make this one store within an hour, in all its rooms together; a room may grow by twice that. \
-         A very busy room of 40,000 people takes about 20 MiB. Who sends more is asked to come again later.",
-        |config, given| match given.bytes()? {
-            HOURLY_BYTES_MIN.. => Ok(config.federation.hourly_bytes_max = given.bytes()?),
-            _ => Err("must be \"1 MiB\" or more: less is no room's traffic".to_owned()),
-        },
-    ),
-    setting(
-        "rooms.admission",
-        r#""allow""#,
-        "What happens when somebody joins a room of another server that is too large for this machine by its estimate: \"allow\" (try, \
-         as long as it fits the disk), \"ask\" (until you allow it with `snug rooms allow ROOM`) or \"refuse\".",
-        |config, given| {
-            let known = [("allow", Admission::Allow), ("ask", Admission::Ask), ("refuse", Admission::Refuse)];
-            Ok(config.rooms.admission = given.one_of(&known)?)
-        },
-    ),
-];
 
 /// The values of the command line, which take precedence over the file.
 #[derive(Debug, Clone, Default)]
@@ -411,7 +173,7 @@ impl Config {
             let name = format!("{section}{}", key.get_ref());
             let inside = format!("{name}.");
             let at = key.span().start;
-            if let Some(setting) = SETTINGS.iter().find(|setting| setting.name == name) {
+            if let Some(setting) = settings().find(|setting| setting.name == name) {
                 let given = Given { value: value.get_ref(), folder, example: setting.example };
                 (setting.set)(self, &given).map_err(|message| (Error::of(&name, message), at))?;
             } else if let Some(table) = value.get_ref().as_table().filter(|_| is_section(&inside)) {
@@ -512,7 +274,7 @@ impl Default for Config {
             rooms: Rooms::default(),
             secret_files: Vec::new(),
         };
-        for setting in SETTINGS {
+        for setting in settings() {
             let Some(default) = setting.default else { continue };
             let value = DeValue::parse(default).expect("every default is TOML");
             let given = Given { value: value.get_ref(), folder: Path::new(""), example: setting.example };
@@ -618,7 +380,7 @@ mod tests {
                 line.contains(" = ") && line.starts_with(|c: char| c.is_ascii_lowercase()) || line.starts_with('[')
             })
             .collect();
-        for setting in SETTINGS {
+        for setting in settings() {
             let name = setting.name.rsplit('.').next().unwrap();
             let line = format!("{name} = {}", setting.example);
             assert!(bare.contains(&line.as_str()), "{} is not in the sample", setting.name);

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use ruma::OwnedServerName;
 
 use super::given::Given;
-use super::{Config, SETTINGS};
+use super::{Config, settings};
 
 /// One setting.
 pub struct Setting {
@@ -97,7 +97,7 @@ pub fn tokens<'a>(found: impl Iterator<Item = &'a str>) -> Result<Vec<String>, S
 /// set.
 pub fn write_settings(out: &mut String, shown: impl Fn(&Setting) -> bool, chosen: impl Fn(&Setting) -> Option<String>) {
     let mut section = "";
-    for setting in SETTINGS.iter().filter(|setting| shown(setting)) {
+    for setting in settings().filter(|setting| shown(setting)) {
         let (of, name) = setting.name.rsplit_once('.').unwrap_or(("", setting.name));
         if of != section {
             section = of;

@@ -1,0 +1,101 @@
+//! `[federation]`: settings about other servers.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use ruma::OwnedServerName;
+
+use super::setting::{Setting, addresses, optional, server_name, setting};
+
+/// The least intake per hour. A transaction of large events is 3 MiB; with less than this hardly one would fit in an
+/// hour.
+const HOURLY_BYTES_MIN: u64 = 1 << 20;
+
+/// `[federation]`: settings about other servers.
+#[derive(Debug, Clone, Default)]
+pub struct Federation {
+    pub enabled: bool,
+    pub listen: Vec<SocketAddr>,
+    pub tls_certificate: Option<PathBuf>,
+    pub tls_private_key: Option<PathBuf>,
+    pub name: Option<String>,
+    pub extra_ca_file: Option<PathBuf>,
+    pub allow_private_addresses: bool,
+    pub notaries: Vec<OwnedServerName>,
+    pub overrides: Vec<(String, String)>,
+    pub hourly_bytes_max: u64,
+}
+
+pub const SETTINGS: &[Setting] = &[
+    setting("federation.enabled", "true", "Whether other servers are spoken with at all.", |config, given| {
+        Ok(config.federation.enabled = given.flag()?)
+    }),
+    setting(
+        "federation.listen",
+        r#"["[::]:8448"]"#,
+        "Addresses and ports for other servers. They are opened when there is a certificate.",
+        |config, given| Ok(config.federation.listen = addresses(given)?),
+    ),
+    optional(
+        "federation.tls_certificate",
+        r#""/etc/snug/tls/fullchain.pem""#,
+        "The certificate for the name other servers connect to: the server name, or the name in /.well-known/matrix/server. Read \
+         again when the file changes.",
+        |config, given| Ok(config.federation.tls_certificate = Some(given.path()?)),
+    ),
+    optional(
+        "federation.tls_private_key",
+        r#""/etc/snug/tls/privkey.pem""#,
+        "The certificate's private key.",
+        |config, given| {
+            config.secret_files.push(given.path()?);
+            Ok(config.federation.tls_private_key = Some(given.path()?))
+        },
+    ),
+    optional(
+        "federation.name",
+        r#""matrix.example.org:443""#,
+        "Where other servers shall connect instead of the server name's port 8448: told to them in /.well-known/matrix/server.",
+        |config, given| {
+            let text = given.text()?;
+            server_name(text)?;
+            Ok(config.federation.name = Some(text.to_owned()))
+        },
+    ),
+    optional(
+        "federation.extra_ca_file",
+        r#""/etc/snug/lab-ca.pem""#,
+        "Certificate authorities of a closed network, trusted besides the usual ones.",
+        |config, given| Ok(config.federation.extra_ca_file = Some(given.path()?)),
+    ),
+    setting(
+        "federation.allow_private_addresses",
+        "false",
+        "Whether servers at addresses of a home or company network may be connected to.",
+        |config, given| Ok(config.federation.allow_private_addresses = given.flag()?),
+    ),
+    setting(
+        "federation.notaries",
+        "[]",
+        "Servers asked for the signing keys of servers that do not answer themselves, such as [\"matrix.org\"].",
+        |config, given| {
+            Ok(config.federation.notaries = given.texts()?.into_iter().map(server_name).collect::<Result<_, _>>()?)
+        },
+    ),
+    optional(
+        "federation.overrides",
+        r#"{ "friend.lan" = "192.168.1.20:8448" }"#,
+        "Where single servers are found, for closed networks without DNS: an address, or another name.",
+        |config, given| Ok(config.federation.overrides = given.pairs()?),
+    ),
+    setting(
+        "federation.hourly_bytes_max",
+        r#""128 MiB""#,
+        "What one other server may make this one store within an hour, in all its rooms together; a room may grow by twice that. \
+         A very busy room of 40,000 people takes about 20 MiB. Who sends more is asked to come again later.",
+        |config, given| match given.bytes()? {
+            HOURLY_BYTES_MIN.. => Ok(config.federation.hourly_bytes_max = given.bytes()?),
+            _ => Err("must be \"1 MiB\" or more: less is no room's traffic".to_owned()),
+        },
+    ),
+];

@@ -1,0 +1,130 @@
+//! The settings outside all sections.
+
+use tracing_subscriber::filter::Targets;
+
+use super::Registration;
+use super::file::read;
+use super::setting::{Setting, addresses, optional, own_name, setting, tokens, url};
+use crate::budget::is_path;
+
+pub const SETTINGS: &[Setting] = &[
+    setting(
+        "server_name",
+        r#""localhost""#,
+        "The part after the colon in every user's and room's name: @alice:example.org. It cannot be changed any more once there is \
+         an account. With the name localhost no other server can reach this one.",
+        |config, given| Ok(config.server_name = own_name(given.text()?)?),
+    )
+    .shown_first(),
+    optional(
+        "data_dir",
+        r#""/var/lib/snug""#,
+        "The folder of the database, the media and the signing key. When not set: /var/lib/snug for /etc/snug/snug.toml, the \
+         folder this file is in if that is a data folder, or else ./snug-data.",
+        |config, given| Ok(config.data_dir = given.path()?),
+    ),
+    setting(
+        "listen",
+        r#"["127.0.0.1:8008"]"#,
+        "Addresses and ports for apps. \"[::]:8008\" listens on all networks, IPv4 too.",
+        |config, given| Ok(config.listen = addresses(given)?),
+    )
+    .shown_first(),
+    optional(
+        "public_url",
+        r#""https://matrix.example.org""#,
+        "Where apps reach this server from outside, when that is not the server name itself: told to apps in \
+         /.well-known/matrix/client.",
+        |config, given| Ok(config.public_url = Some(url(given.text()?)?)),
+    )
+    .shown_first(),
+    setting(
+        "registration",
+        r#""closed""#,
+        "Who may make an account by themselves: \"open\" (anybody who reaches the server), \"token\" (who knows one of \
+         registration_tokens) or \"closed\" (nobody; you make accounts with `snug user add NAME`).",
+        |config, given| {
+            let known = [
+                ("open", Registration::Open),
+                ("token", Registration::Token),
+                ("closed", Registration::Closed),
+            ];
+            Ok(config.registration = given.one_of(&known)?)
+        },
+    )
+    .shown_first(),
+    optional(
+        "registration_tokens",
+        r#"["a long random word"]"#,
+        "The tokens of registration = \"token\".",
+        |config, given| {
+            config.secret_files.extend(config.file.clone());
+            Ok(config.registration_tokens.extend(tokens(given.texts()?.into_iter())?))
+        },
+    ),
+    optional(
+        "registration_tokens_file",
+        r#""/etc/snug/registration-tokens""#,
+        "The same in a file of their own, one on each line, so that this file has no secrets in it.",
+        |config, given| {
+            let file = given.path()?;
+            let text = read(&file)?;
+            config.secret_files.push(file);
+            let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+            Ok(config.registration_tokens.extend(tokens(lines)?))
+        },
+    ),
+    optional(
+        "budget",
+        r#""pi-zero-2w""#,
+        "The memory the server may use: router-32, pi-zero-2w, pi-3, pi-4-2g, pi-5, scaleway-arm, or the path of a file of your own. When not \
+         set it is chosen by the machine's memory. `snug budget` shows what it means.",
+        |config, given| {
+            let text = given.text()?;
+            let path = || given.path().map(|path| path.to_string_lossy().into_owned());
+            Ok(config.budget = Some(if is_path(text) { path()? } else { text.to_owned() }))
+        },
+    ),
+    setting("upload_bytes_max", r#""50 MiB""#, "The largest file that can be uploaded.", |config, given| {
+        Ok(config.upload_bytes_max = given.bytes()?)
+    }),
+    optional(
+        "account_upload_bytes_max",
+        r#""5 GiB""#,
+        "What the files of one account may take in all, an administrator's too; who has used it up cannot upload any more. When \
+         not set: a tenth of the disk. `snug user list` shows what everybody has.",
+        |config, given| Ok(config.account_upload_bytes_max = Some(given.bytes()?)),
+    ),
+    setting(
+        "trusted_proxies",
+        "[]",
+        "Addresses of reverse proxies whose X-Forwarded-For header is believed, such as [\"127.0.0.1\"]: the last address in the last \
+         such header, which is the one the proxy added. Forwarded is not read: a proxy that writes one of the two passes on the \
+         other as the caller wrote it. One such proxy may open any number of connections.",
+        |config, given| {
+            let address = |text: &str| text.parse().map_err(|_| format!("{text:?} is no IP address"));
+            Ok(config.trusted_proxies = given.texts()?.into_iter().map(address).collect::<Result<_, _>>()?)
+        },
+    ),
+    setting(
+        "rate_limits",
+        "true",
+        "Whether one caller may ask only so often. Switch it off in a closed network of your own machines.",
+        |config, given| Ok(config.rate_limits = given.flag()?),
+    ),
+    setting(
+        "log",
+        r#""info""#,
+        "What is logged: error, warn, info, debug or trace, also for a part alone: \"info,snug::remote=debug\".",
+        |config, given| {
+            let text = given.text()?;
+            // Otherwise an unknown level would be read as the name of a part, and all other parts would log nothing.
+            let known = ["error", "warn", "info", "debug", "trace", "off"];
+            let is_level = |word: &str| word.contains('=') || known.contains(&word.trim().to_ascii_lowercase().as_str());
+            match text.parse::<Targets>() {
+                Ok(_) if text.split(',').all(is_level) => Ok(config.log = text.to_owned()),
+                _ => Err(format!("{text:?} is not one of {} or a list such as \"info,snug::remote=debug\"", known.join(", "))),
+            }
+        },
+    ),
+];
