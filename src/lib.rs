@@ -6,7 +6,6 @@
 pub mod base; //       clock, randomness, blocking work, long answers in pieces
 pub mod budget; //     the account book for memory
 pub mod matrix; //     the protocol, pure
-pub mod config; //     every setting once
 pub mod store; //      the one database file
 pub mod feed; //       what is new, for whom
 pub mod remote; //     talking to other servers
@@ -19,6 +18,7 @@ pub mod http; //       the front hall
 pub mod client; //     what apps call
 pub mod federation; // what servers call
 pub mod admin; //      what the operator calls
+pub mod config; //     every setting once
 pub mod serve; //      the boot sequence
 pub mod cli; //        the command line
 

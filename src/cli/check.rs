@@ -15,7 +15,8 @@ use serde_json::Value;
 use super::{Local, admin_socket, print};
 use crate::base::{Clock, Random, date};
 use crate::budget::{Budget, Card, Granted, human};
-use crate::config::{Config, Overrides, Registration};
+use crate::client::Registration;
+use crate::config::{Config, Overrides};
 use crate::http::{Method, tls::Certificate};
 use crate::matrix::sign;
 use crate::remote::{self, Options, Remote, RemoteOptions};
@@ -185,9 +186,9 @@ fn settings(config: &Config, report: &mut Report) {
             let (total, name) = (human(profile.total), &profile.name);
             report.good(format!("The memory budget {name} adds up: {total} at most."));
         }
-        Err(error) => report.bad(format!("The memory budget cannot be used: {error}.")),
+        Err(error) => report.bad(format!("The memory budget cannot be used. {error}.")),
     }
-    if config.registration == Registration::Open && config.listen.iter().any(|open| !open.ip().is_loopback()) {
+    if config.apps.registration == Registration::Open && config.listen.iter().any(|open| !open.ip().is_loopback()) {
         report.note("Registration is open: anybody who reaches this server may make an account.");
     }
 }
@@ -381,10 +382,13 @@ fn stranger(config: &Config) -> Result<Remote, String> {
     options.overrides = config.federation.overrides.clone();
     options.allow_private = config.federation.allow_private_addresses;
     if let Some(file) = &config.federation.extra_ca_file {
-        options.extra_ca_pem = Some(std::fs::read(file).map_err(|error| format!("{}: {error}", file.display()))?);
+        options.extra_ca_pem = Some(
+            std::fs::read(file).map_err(|error| format!("federation.extra_ca_file: {}: {error}", file.display()))?,
+        );
     }
     let profile = serve::profile(config).map_err(|error| error.to_string())?;
     Remote::new(options, Clock::real(), Random::os(), &Budget::from_profile(profile), Store::in_memory())
+        .map_err(|error| format!("federation.extra_ca_file: {error}"))
 }
 
 async fn reach(config: &Config, remote: &Remote, running: bool, report: &mut Report) {

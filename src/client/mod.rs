@@ -32,20 +32,23 @@ pub(crate) use sync::v3::tests::synced;
 const STRANGER_BYTES_MAX: u64 = 16 * 1024;
 
 /// The condition for making an account over the API.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Registration {
     /// Anybody may make an account.
     Open,
     /// Registration is off; the server's owner makes accounts with `snug user add`.
+    #[default]
     Closed,
-    /// One of these registration tokens.
-    Token(Vec<String>),
+    /// One of the registration tokens is needed.
+    Token,
 }
 
 /// The settings that concern apps.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Options {
     pub registration: Registration,
+    /// The tokens of [`Registration::Token`].
+    pub registration_tokens: Vec<String>,
     /// The `https://…` in `/.well-known/matrix/client`. Without it that endpoint answers 404.
     pub public_url: Option<String>,
 }

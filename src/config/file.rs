@@ -75,6 +75,29 @@ pub fn unknown(name: &str) -> String {
     }
 }
 
+/// The setting or section at a place in the text of a config file that is not TOML.
+pub fn setting_at(text: &str, at: usize) -> Option<String> {
+    let is_name = |name: &str| {
+        !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte))
+    };
+    let (mut section, mut found, mut begin) = ("", None, 0);
+    for line in text.split_inclusive('\n') {
+        if begin > at {
+            break;
+        }
+        begin += line.len();
+        if let Some((name, _)) = line.trim_start().strip_prefix('[').and_then(|line| line.split_once(']')) {
+            (section, found) = (name, is_name(name).then(|| name.to_owned()));
+            continue;
+        }
+        let name = line.split(['=', '#']).next().unwrap_or_default().trim();
+        if is_name(name) {
+            found = Some(if section.is_empty() { name.to_owned() } else { format!("{section}.{name}") });
+        }
+    }
+    found
+}
+
 /// The edit distance: how many letters to change, add or remove to get from one word to the other.
 pub fn distance(one: &str, other: &str) -> usize {
     let other: Vec<char> = other.chars().take(100).collect();

@@ -2,10 +2,10 @@
 
 use tracing_subscriber::filter::Targets;
 
-use super::Registration;
 use super::file::read;
 use super::setting::{Setting, addresses, optional, own_name, setting, tokens, url};
 use crate::budget::is_path;
+use crate::client::Registration;
 
 pub const SETTINGS: &[Setting] = &[
     setting(
@@ -35,7 +35,7 @@ pub const SETTINGS: &[Setting] = &[
         r#""https://matrix.example.org""#,
         "Where apps reach this server from outside, when that is not the server name itself: told to apps in \
          /.well-known/matrix/client.",
-        |config, given| Ok(config.public_url = Some(url(given.text()?)?)),
+        |config, given| Ok(config.apps.public_url = Some(url(given.text()?)?)),
     )
     .shown_first(),
     setting(
@@ -49,7 +49,7 @@ pub const SETTINGS: &[Setting] = &[
                 ("token", Registration::Token),
                 ("closed", Registration::Closed),
             ];
-            Ok(config.registration = given.one_of(&known)?)
+            Ok(config.apps.registration = given.one_of(&known)?)
         },
     )
     .shown_first(),
@@ -59,7 +59,7 @@ pub const SETTINGS: &[Setting] = &[
         "The tokens of registration = \"token\".",
         |config, given| {
             config.secret_files.extend(config.file.clone());
-            Ok(config.registration_tokens.extend(tokens(given.texts()?.into_iter())?))
+            Ok(config.apps.registration_tokens.extend(tokens(given.texts()?.into_iter())?))
         },
     ),
     optional(
@@ -71,7 +71,7 @@ pub const SETTINGS: &[Setting] = &[
             let text = read(&file)?;
             config.secret_files.push(file);
             let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
-            Ok(config.registration_tokens.extend(tokens(lines)?))
+            Ok(config.apps.registration_tokens.extend(tokens(lines)?))
         },
     ),
     optional(

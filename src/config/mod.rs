@@ -1,8 +1,8 @@
 //! Every setting once: name, default, description for the sample file, and check.
 //!
 //! [`settings`] is the table of all settings; each section is a file. A config file is read against the table, so the error
-//! for an unknown name can suggest the nearest known one. The sample file is the table written out. Only `serve` and
-//! `cli` read settings; they pass values on.
+//! for an unknown name can suggest the nearest known one. The sample file is the table written out. A choice
+//! is an enum of the part that it configures. Only `serve` and `cli` read settings; they pass values on.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -11,9 +11,10 @@ use std::path::{Path, PathBuf};
 use ruma::OwnedServerName;
 use toml::de::{DeTable, DeValue};
 
+use crate::client::{Options, Registration};
 use client::Client;
 use federation::Federation;
-use file::{find, is_section, read, unknown};
+use file::{find, is_section, read, setting_at, unknown};
 use given::Given;
 use rooms::Rooms;
 use setting::{address, own_name, server_name, write_settings};
@@ -51,9 +52,8 @@ pub struct Config {
     pub data_dir: PathBuf,
     pub listen: Vec<SocketAddr>,
     pub budget: Option<String>,
-    pub registration: Registration,
-    pub registration_tokens: Vec<String>,
-    pub public_url: Option<String>,
+    /// Registration, and the address that apps are told.
+    pub apps: Options,
     pub upload_bytes_max: u64,
     /// `None` is a share of the disk.
     pub account_upload_bytes_max: Option<u64>,
@@ -65,26 +65,6 @@ pub struct Config {
     pub rooms: Rooms,
     /// Files outside the data folder that have secrets in them.
     pub secret_files: Vec<PathBuf>,
-}
-
-/// The condition for making an account over the API.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Registration {
-    Open,
-    Closed,
-    Token,
-}
-
-/// The treatment of joins of rooms that are larger than the limit for joining without the operator.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Admission {
-    /// Any room that fits the disk.
-    #[default]
-    Allow,
-    /// Large rooms wait for `snug rooms allow`.
-    Ask,
-    /// Large rooms are refused.
-    Refuse,
 }
 
 /// The values of the command line, which take precedence over the file.
@@ -162,8 +142,10 @@ impl Config {
         let line_of =
             |at: usize| text.as_bytes()[..at.min(text.len())].iter().filter(|byte| **byte == b'\n').count() + 1;
         let located = |error: Error, at: usize| Error { file: Some(file.to_owned()), line: Some(line_of(at)), ..error };
-        let table = DeTable::parse(text)
-            .map_err(|error| located(Error::new(error.message()), error.span().map_or(0, |span| span.start)))?;
+        let table = DeTable::parse(text).map_err(|error| {
+            let at = error.span().map_or(0, |span| span.start);
+            located(Error { setting: setting_at(text, at), ..Error::new(error.message()) }, at)
+        })?;
         config.set_all("", table.get_ref(), &folder).map_err(|(error, at)| located(error, at))?;
         Ok(config)
     }
@@ -224,7 +206,7 @@ impl Config {
         if self.listen.is_empty() {
             return Err(Error::of("listen", "needs at least one address, or no app can connect"));
         }
-        if self.registration == Registration::Token && self.registration_tokens.is_empty() {
+        if self.apps.registration == Registration::Token && self.apps.registration_tokens.is_empty() {
             let message = "\"token\" needs registration_tokens or registration_tokens_file with at least one token";
             return Err(Error::of("registration", message));
         }
@@ -261,9 +243,7 @@ impl Default for Config {
             data_dir: DATA_DIR.into(),
             listen: Vec::new(),
             budget: None,
-            registration: Registration::Closed,
-            registration_tokens: Vec::new(),
-            public_url: None,
+            apps: Options::default(),
             upload_bytes_max: 0,
             account_upload_bytes_max: None,
             trusted_proxies: Vec::new(),
@@ -332,6 +312,23 @@ mod tests {
             "server_name = \"a b\"",
             "/etc/x/snug.toml:1: server_name: \"a b\" is no server name; allowed are names such as example.org or example.org:8448",
         );
+    }
+
+    /// What is no TOML had a line and no name.
+    #[test]
+    fn what_is_no_toml_is_an_error_of_its_setting() {
+        for (text, place) in [
+            ("listen = [\"127.0.0.1:8008\"\nlog = \"info\"\n", "/etc/x/snug.toml:2: log: "),
+            ("log = \"info\"\nlog = \"warn\"\n", "/etc/x/snug.toml:2: log: "),
+            ("[federation]\n\nname = matrix.example.org\n", "/etc/x/snug.toml:3: federation.name: "),
+            ("[federation]\nenabled = true\n[federation]\n", "/etc/x/snug.toml:3: federation: "),
+            ("server_name = \"a.example\n", "/etc/x/snug.toml:1: server_name: "),
+            ("listen", "/etc/x/snug.toml:1: listen: "),
+            ("\u{0}= 1", "/etc/x/snug.toml:1: "),
+        ] {
+            let error = parse(text).unwrap_err();
+            assert!(error.starts_with(place) && error.len() > place.len(), "{error}");
+        }
     }
 
     #[test]

@@ -57,6 +57,7 @@ pub use directory::{PUBLIC_PAGE_BYTES, PublicPage, PublicQuery};
 pub use ephemeral::receipt::{Marker, ReadMarkers};
 pub use handshake::Verb;
 pub use handshake::invite::Invitation;
+pub use join::admission::Policy;
 pub use read::filter::{Events, Filter};
 pub use read::relations::{Related, Threads};
 pub use read::state::MemberQuery;

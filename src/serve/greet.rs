@@ -41,7 +41,7 @@ async fn greeting(server: &Server, first: Option<&Path>, command: &str) -> Strin
 
 /// The URL for a browser: the public one when it is known, else one that works on this machine.
 fn public_url(server: &Server) -> String {
-    if let Some(url) = &server.config.public_url {
+    if let Some(url) = &server.config.apps.public_url {
         return url.clone();
     }
     let Some(open) = server.open.iter().find(|open| !open.federation) else { return "no address".to_owned() };

@@ -25,7 +25,7 @@ use crate::admin::{self, Admin};
 use crate::base::{Clock, Random, Worker, Workers};
 use crate::budget::{self, Budget, Grant, Granted, Profile};
 use crate::client::{self, Client};
-use crate::config::{self, Config};
+use crate::config::Config;
 use crate::deliver::{Sender, SenderOptions};
 use crate::federation::{self, Federation};
 use crate::feed::Feed;
@@ -33,7 +33,6 @@ use crate::http::{HttpServer, Limits, Listener, Router, tls::Certificate};
 use crate::matrix::sign;
 use crate::media::{self, Media};
 use crate::remote::{self, Remote, RemoteOptions};
-use crate::room::join::admission::Policy;
 use crate::room::{self, Rooms};
 use crate::store::{self, Store, StoreOptions, Survey, TableFound};
 use crate::user::{self, Users};
@@ -114,7 +113,7 @@ pub fn runtime(budget: &Budget) -> Result<tokio::runtime::Runtime, Failed> {
 pub fn profile(config: &Config) -> Result<Profile, Failed> {
     match &config.budget {
         Some(name) => {
-            let profile = Profile::named(name).map_err(|error| Failed(error.to_string()))?;
+            let profile = Profile::named(name).map_err(|error| failed("budget", error))?;
             let (total, granted) = (budget::human(profile.total), Granted::now());
             tracing::info!("memory budget {} ({total}), as it was chosen; {granted}", profile.name);
             Ok(profile)
@@ -184,13 +183,12 @@ impl Server {
         let key = Arc::new(folder::signing_key(folder, accounts, &random)?);
         let old_keys = old_signing_keys(folder)?;
         let server_name = config.server_name.clone();
-        let of =
-            |section: &'static str| move |error: Failed| failed(format_args!("the certificate of [{section}]"), error);
         let pair = &config.federation;
-        let federation_certificate =
-            certificate(&pair.tls_certificate, &pair.tls_private_key).map_err(of("federation"))?;
+        let federation_certificate = certificate(&pair.tls_certificate, &pair.tls_private_key)
+            .map_err(|error| failed("federation.tls_certificate and federation.tls_private_key", error))?;
         let pair = &config.client;
-        let client_certificate = certificate(&pair.tls_certificate, &pair.tls_private_key).map_err(of("client"))?;
+        let client_certificate = certificate(&pair.tls_certificate, &pair.tls_private_key)
+            .map_err(|error| failed("client.tls_certificate and client.tls_private_key", error))?;
 
         let feed = Feed::new(clock.clone());
         let remote = remote(&config, &key, &clock, &random, &budget, &store)?;
@@ -205,11 +203,7 @@ impl Server {
             key: key.clone(),
             scratch: folder.join(SCRATCH),
         });
-        rooms.set_admission(match config.rooms.admission {
-            config::Admission::Allow => Policy::Allow,
-            config::Admission::Ask => Policy::Ask,
-            config::Admission::Refuse => Policy::Refuse,
-        });
+        rooms.set_admission(config.rooms.admission);
         rooms.set_hourly_bytes_max(config.federation.hourly_bytes_max);
         let users = Users::new(user::Parts {
             store: store.clone(),
@@ -251,7 +245,7 @@ impl Server {
             clock: clock.clone(),
             random: random.clone(),
             budget: budget.clone(),
-            options: client::Options { registration: registration(&config), public_url: config.public_url.clone() },
+            options: config.apps.clone(),
         });
         client::routes::routes(&mut router, &client);
         if config.federation.enabled {
@@ -353,7 +347,8 @@ impl Server {
         certificate: Option<&Arc<Certificate>>,
         federation: bool,
     ) -> Result<(), Failed> {
-        let mut listener = bind(address).await?;
+        let setting = if federation { "federation.listen" } else { "listen" };
+        let mut listener = bind(address).await.map_err(|error| failed(setting, error))?;
         if let Some(certificate) = certificate {
             let config = certificate.server_config().map_err(|error| Failed(error.to_string()))?;
             listener = listener.with_tls(config);
@@ -458,14 +453,6 @@ impl Server {
     }
 }
 
-fn registration(config: &Config) -> client::Registration {
-    match config.registration {
-        config::Registration::Open => client::Registration::Open,
-        config::Registration::Closed => client::Registration::Closed,
-        config::Registration::Token => client::Registration::Token(config.registration_tokens.clone()),
-    }
-}
-
 fn connections_max(budget: &Budget) -> usize {
     budget.size("outbound_connections_max").max(1) as usize
 }
@@ -490,7 +477,8 @@ fn remote(
         let pem = std::fs::read(file).map_err(wrong)?;
         options.extra_ca_pem = Some(pem);
     }
-    Remote::new(options, clock.clone(), random.clone(), budget, store.clone()).map_err(Failed)
+    Remote::new(options, clock.clone(), random.clone(), budget, store.clone())
+        .map_err(|error| failed("federation.extra_ca_file", error))
 }
 
 /// Makes a new signing key for a stopped server, on purpose. Answers the id of the key.

@@ -45,8 +45,8 @@ async fn registering_in_stages() {
 #[tokio::test]
 async fn registering_with_a_token() {
     let house = TestServer::start_with(|config| {
-        config.registration = snug::config::Registration::Token;
-        config.registration_tokens = vec!["friend".to_owned()];
+        config.apps.registration = snug::client::Registration::Token;
+        config.apps.registration_tokens = vec!["friend".to_owned()];
     })
     .await;
     let register = |token: &str| {

@@ -268,7 +268,10 @@ fn what_is_wrong_is_said() {
         "server_name = \"localhost\"\n[federation]\ntls_certificate = \"no.pem\"\ntls_private_key = \"no.key\"\n";
     std::fs::write(folder.join("missing.toml"), missing).unwrap();
     let said = bad(folder, &["serve", "--config", "missing.toml", "--listen", "127.0.0.1:0"], "");
-    assert!(said.contains("snug: the certificate of [federation]: no.pem: No such file"), "{said}");
+    assert!(
+        said.contains("snug: federation.tls_certificate and federation.tls_private_key: no.pem: No such file"),
+        "{said}"
+    );
     let done = run(folder, &["serve", "--budget", "enormous"], "");
     assert!(String::from_utf8_lossy(&done.stderr).contains("known are router-32"));
     assert!(good(folder, &["sample-config"], "").contains("# server_name = "));

@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use ruma::{OwnedServerName, RoomId, UserId};
 use serde_json::json;
-use snug::config::{Admission, Config};
+use snug::config::Config;
 use snug::room::Joining;
+use snug::room::Policy;
 use snug::store::tables::room;
 use snug::store::tables::room::event;
 use snug::store::tables::room::event_row::{Kind, Membership};
@@ -364,7 +365,7 @@ impl Visit {
 /// What `rooms.admission` says happens; an admin's word lets one room in.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_large_room_needs_an_admins_word_where_the_owner_wants_that() {
-    for policy in [Admission::Ask, Admission::Refuse] {
+    for policy in [Policy::Ask, Policy::Refuse] {
         // 46,000 events, by what the resident says.
         let dials = Dials { complexity: Some(40.0), ..Dials::default() };
         let change = |config: &mut Config| config.rooms.admission = policy;
@@ -379,7 +380,7 @@ async fn a_large_room_needs_an_admins_word_where_the_owner_wants_that() {
         visit.is_clean();
         let listed = visit.command(&["rooms"]);
         let waits = format!("{} waits to be allowed: {} asked on ", visit.room_id, alice.id);
-        assert_eq!(listed.contains(&waits), policy == Admission::Ask, "{listed}");
+        assert_eq!(listed.contains(&waits), policy == Policy::Ask, "{listed}");
 
         // Allowed, taken back, and allowed again.
         assert!(visit.command(&["rooms", "allow", &visit.room_id]).contains("may be joined, however large it is"));
@@ -396,9 +397,7 @@ async fn a_large_room_needs_an_admins_word_where_the_owner_wants_that() {
 /// Rooms that are not large need nobody's word, and where everything is allowed large ones do not either.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_room_within_the_measure_is_joined_without_asking() {
-    for (policy, complexity) in
-        [(Admission::Ask, Some(15.0)), (Admission::Refuse, None), (Admission::Allow, Some(40.0))]
-    {
+    for (policy, complexity) in [(Policy::Ask, Some(15.0)), (Policy::Refuse, None), (Policy::Allow, Some(40.0))] {
         let change = |config: &mut Config| config.rooms.admission = policy;
         let dials = Dials { complexity, ..Dials::default() };
         let visit = Visit::with(made::Dials::xs(), dials, "pi-zero-2w", change).await;

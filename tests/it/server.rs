@@ -12,7 +12,8 @@ use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use snug::base::{Clock, Random};
 use snug::budget::{Budget, Profile};
-use snug::config::{Config, Registration};
+use snug::client::{Options, Registration};
+use snug::config::Config;
 use snug::serve::Server;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -338,7 +339,7 @@ fn settings(folder: &Path) -> Config {
     let mut config = Config {
         data_dir: folder.join("data"),
         listen: vec![SocketAddr::from(([127, 0, 0, 1], 0))],
-        registration: Registration::Open,
+        apps: Options { registration: Registration::Open, ..Options::default() },
         rate_limits: false,
         log: "warn".to_owned(),
         ..Config::default()

@@ -17,7 +17,6 @@ const MAY_NAME: &[(&str, &str)] = &[
     ("budget", "base"),
     ("store", "base budget"),
     ("http", "base budget"),
-    ("config", "base budget matrix"),
     ("feed", "base budget store"),
     ("remote", "base budget store matrix"),
     ("user", "base budget store matrix feed remote"),
@@ -28,6 +27,7 @@ const MAY_NAME: &[(&str, &str)] = &[
     ("federation", "base budget matrix remote user room media http"),
     ("client", "base budget matrix feed user room media flow http"),
     ("admin", "base budget matrix user room media deliver flow http"),
+    ("config", "budget room client"),
 ];
 /// The start names everything.
 const TOP: &[&str] = &["main", "lib", "cli", "serve"];

@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::session;
-use crate::client::{Client, Error, Registration, STRANGER_BYTES_MAX, auth, rates};
+use crate::client::{Client, Error, Options, Registration, STRANGER_BYTES_MAX, auth, rates};
 use crate::flow;
 use crate::http::{ErrorResponse, Request, Response, StatusCode};
 use crate::user::{Login, New, Stage, UiaRequest};
@@ -41,7 +41,7 @@ pub async fn register(client: Arc<Client>, mut request: Request) -> Result<Respo
         let message = "This server has no guests";
         return Err(ErrorResponse::new(StatusCode::FORBIDDEN, "M_GUEST_ACCESS_FORBIDDEN", message).into());
     }
-    let (stages, tokens) = stages(&client.options.registration)?;
+    let (stages, tokens) = stages(&client.options)?;
     let mut body: Body = request.json_or_empty_max(STRANGER_BYTES_MAX).await?;
     // A user name with capital letters is made lower case, not refused.
     body.username = body.username.map(|username| username.to_lowercase());
@@ -70,10 +70,10 @@ pub async fn register(client: Arc<Client>, mut request: Request) -> Result<Respo
 
 /// The stages of user-interactive authentication for a new account, and the registration tokens. 403 when registration
 /// is off.
-fn stages(registration: &Registration) -> Result<(&'static [Stage], &[String]), ErrorResponse> {
-    match registration {
+fn stages(options: &Options) -> Result<(&'static [Stage], &[String]), ErrorResponse> {
+    match options.registration {
         Registration::Open => Ok((&[Stage::Dummy], &[])),
-        Registration::Token(tokens) => Ok((&[Stage::RegistrationToken], tokens)),
+        Registration::Token => Ok((&[Stage::RegistrationToken], &options.registration_tokens)),
         Registration::Closed => Err(ErrorResponse::forbidden("Accounts on this server are made by its owner")),
     }
 }
@@ -84,7 +84,7 @@ fn stages(registration: &Registration) -> Result<(&'static [Stage], &[String]), 
 /// registration is off.
 pub async fn available(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     request.limit(&rates::NAME)?;
-    stages(&client.options.registration)?;
+    stages(&client.options)?;
     let username = request.query("username").ok_or_else(|| ErrorResponse::missing_param("username"))?;
     client.users.is_free(&username.to_lowercase()).await?;
     Ok(Response::json(&json!({ "available": true })))
@@ -96,9 +96,7 @@ pub async fn available(client: Arc<Client>, request: Request) -> Result<Response
 pub async fn token_validity(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     request.limit(&rates::TOKEN)?;
     let token = request.query("token").ok_or_else(|| ErrorResponse::missing_param("token"))?;
-    let valid = match &client.options.registration {
-        Registration::Token(tokens) => tokens.contains(&token),
-        _ => false,
-    };
+    let Options { registration, registration_tokens, .. } = &client.options;
+    let valid = *registration == Registration::Token && registration_tokens.contains(&token);
     Ok(Response::json(&json!({ "valid": valid })))
 }
