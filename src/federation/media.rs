@@ -7,11 +7,12 @@ use std::io::Read;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ruma::http_headers::{ContentDisposition, ContentDispositionType};
+
 use super::{Error, Federation, auth};
 use crate::base::{ChunkError, Chunks};
 use crate::http::{self, ErrorResponse, Request, Response, StatusCode};
 use crate::media::Opened;
-use crate::remote::encode;
 
 const PIECE_BYTES: u64 = 32 << 10;
 const PATIENCE_MAX: Duration = Duration::from_secs(60);
@@ -46,10 +47,7 @@ fn answer(opened: Opened) -> Response {
     // The uploader's texts go into a head made of lines: only those without a line end may pass.
     let fit = |text: String| text.bytes().all(|byte| (b' '..=b'~').contains(&byte)).then_some(text);
     let content_type = content_type.and_then(fit).unwrap_or_else(|| "application/octet-stream".to_owned());
-    let disposition = match name {
-        Some(name) => format!("attachment; filename*=utf-8''{}", encode(&name)),
-        None => "attachment".to_owned(),
-    };
+    let disposition = ContentDisposition::new(ContentDispositionType::Attachment).with_filename(name);
     let head = format!(
         "--{boundary}\r\nContent-Type: application/json\r\n\r\n{{}}\r\n--{boundary}\r\n\
          Content-Type: {content_type}\r\nContent-Disposition: {disposition}\r\n\r\n"

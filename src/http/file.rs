@@ -1,5 +1,7 @@
 //! A file as an answer: its name, its type, and the part of it that was asked for.
 
+use ruma::http_headers::{ContentDisposition, ContentDispositionType};
+
 use crate::http::Response;
 
 /// The types a browser may show in place, as the specification lists them; the rest is offered for download.
@@ -64,15 +66,16 @@ pub fn part_of(range: &str, bytes: u64) -> Part {
 pub fn described(response: Response, content_type: Option<&str>, name: Option<&str>) -> Response {
     let content_type = content_type.unwrap_or(UNKNOWN_TYPE);
     let essence = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-    let how = if SHOWN.contains(&essence.as_str()) { "inline" } else { "attachment" };
-    let disposition = match name.filter(|name| !name.is_empty()) {
-        Some(name) => format!("{how}; filename*=utf-8''{}", encoded(name)),
-        None => how.to_owned(),
+    let how = match SHOWN.contains(&essence.as_str()) {
+        true => ContentDispositionType::Inline,
+        false => ContentDispositionType::Attachment,
     };
+    let name = name.filter(|name| !name.is_empty()).map(ToOwned::to_owned);
+    let disposition = ContentDisposition::new(how).with_filename(name);
     response
         // An invalid header value is left out, and the type set above stays.
         .header("content-type", content_type)
-        .header("content-disposition", &disposition)
+        .header("content-disposition", &disposition.to_string())
         .header(
             "content-security-policy",
             "sandbox; default-src 'none'; script-src 'none'; plugin-types application/pdf; \
@@ -80,18 +83,6 @@ pub fn described(response: Response, content_type: Option<&str>, name: Option<&s
         )
         .header("cross-origin-resource-policy", "cross-origin")
         .header("x-content-type-options", "nosniff")
-}
-
-/// RFC 5987's percent-encoding.
-fn encoded(name: &str) -> String {
-    use std::fmt::Write;
-    name.bytes().fold(String::with_capacity(name.len()), |mut out, byte| {
-        let _ = match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => write!(out, "{}", byte as char),
-            _ => write!(out, "%{byte:02X}"),
-        };
-        out
-    })
 }
 
 pub const UNKNOWN_TYPE: &str = "application/octet-stream";

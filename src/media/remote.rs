@@ -8,6 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use memchr::memmem;
 use ruma::ServerName;
+use ruma::http_headers::ContentDisposition;
 
 use super::{Error, Media, TRANSFER_BYTES};
 use crate::budget::Grant;
@@ -190,40 +191,8 @@ fn head(bytes: &[u8]) -> Option<Head> {
 
 /// The file name in a `Content-Disposition`.
 fn file_name(disposition: &str) -> Option<String> {
-    let mut plain = None;
-    for parameter in disposition.split(';').skip(1) {
-        let Some((name, value)) = parameter.split_once('=') else { continue };
-        match name.trim().to_ascii_lowercase().as_str() {
-            "filename*" => {
-                let encoded = value.trim().rsplit('\'').next()?;
-                return Some(percent_decoded(encoded)).filter(|name| !name.is_empty());
-            }
-            "filename" => plain = Some(value.trim().trim_matches('"').replace("\\\"", "\"")),
-            _ => {}
-        }
-    }
-    plain.filter(|name| !name.is_empty())
-}
-
-fn percent_decoded(text: &str) -> String {
-    let mut out = Vec::with_capacity(text.len());
-    let mut bytes = text.bytes();
-    while let Some(byte) = bytes.next() {
-        if byte != b'%' {
-            out.push(byte);
-            continue;
-        }
-        let mut rest = bytes.clone();
-        let pair = [rest.next(), rest.next()].map(|digit| digit.and_then(|digit| (digit as char).to_digit(16)));
-        match pair {
-            [Some(high), Some(low)] => {
-                out.push((high * 16 + low) as u8);
-                bytes = rest;
-            }
-            _ => out.push(byte),
-        }
-    }
-    String::from_utf8_lossy(&out).into_owned()
+    let found: ContentDisposition = disposition.parse().ok()?;
+    found.filename.filter(|name| !name.is_empty())
 }
 
 #[cfg(test)]
@@ -244,11 +213,22 @@ mod tests {
         assert_eq!(file_name(&found.headers[1].1).as_deref(), Some("a b.png"));
     }
 
+    /// A name with a `;` in quotes was cut there.
     #[test]
     fn file_names() {
         for (disposition, name) in [
             ("attachment; filename=x.txt", Some("x.txt")),
             ("inline; filename*=utf-8''%C3%A4.txt; filename=a.txt", Some("ä.txt")),
+            ("inline; filename=\"a; b.txt\"", Some("a; b.txt")),
+            ("inline; filename=\"a \\\"b\\\"; filename=c.txt\"; x=y", Some("a \"b\"; filename=c.txt")),
+            ("inline; filename=\"a.txt\"; filename*=UTF-8''%E2%82%AC%3B.txt", Some("€;.txt")),
+            ("inline; x=\"y;z\"; FileName = a.txt", Some("a.txt")),
+            ("inline; filename=\"never closed", Some("never closed")),
+            ("inline; filename*=utf-8''%ff%zz%4", Some("\u{fffd}%zz%4")),
+            ("inline; filename*=latin-1''%ff; filename=a.txt", Some("a.txt")),
+            ("inline; filename=", None),
+            ("inline; =;=;\\;\"", None),
+            ("", None),
             ("inline", None),
             ("inline; filename=\"\"", None),
         ] {
