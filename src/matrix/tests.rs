@@ -553,9 +553,19 @@ fn request_signatures() {
     let odd =
         sign::request::parse("x-matrix   ORIGIN=\"a\\.example\" ,\tkey=\"ed25519:1\",sig=\"x\",extra=\"y\"").unwrap();
     assert_eq!((odd.origin.as_str(), odd.destination), ("a.example", None));
-    for broken in
-        ["", "X-Matrix", "X-Matrix origin=a", "Bearer x", "X-Matrix origin=\"a", "X-Matrix origin=\"a\"key=\"b\",sig=c"]
-    {
+    let bare =
+        sign::request::parse("X-Matrix origin=a.example:80,destination=b.example,key=ed25519:a-b,sig=x").unwrap();
+    assert_eq!((bare.origin.as_str(), bare.key.as_str()), ("a.example:80", "ed25519:a-b"));
+    for broken in [
+        "",
+        "X-Matrix",
+        "X-Matrix origin=a",
+        "Bearer x",
+        "X-Matrix origin=\"a",
+        "X-Matrix origin=\"a\"key=\"b\",sig=c",
+        "X-Matrix origin=a,origin=b,key=ed25519:1,sig=x",
+        "X-Matrix origin=a,destination=b,destination=c,key=ed25519:1,sig=x",
+    ] {
         assert!(sign::request::parse(broken).is_err(), "{broken}");
     }
 }

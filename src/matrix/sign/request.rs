@@ -121,7 +121,9 @@ fn message(
 }
 
 /// Reads an `Authorization` header: case-insensitive names, quoted strings with escapes or bare words (colons too, as old
-/// servers write), blanks round commas, unknown parameters.
+/// servers write), blanks round commas, unknown parameters. A parameter that stands twice is an error.
+///
+/// ruma's parser (0.17) refuses bare words with colons and keys with unusual names, which other servers accept.
 pub fn parse(header: &str) -> Result<XMatrix, Reject> {
     let wrong = || Reject::shape("malformed X-Matrix authorization header");
     let (scheme, mut rest) = header.trim().split_once([' ', '\t']).ok_or_else(wrong)?;
@@ -141,16 +143,25 @@ pub fn parse(header: &str) -> Result<XMatrix, Reject> {
             return Err(wrong());
         }
         match name.trim().to_ascii_lowercase().as_str() {
-            "origin" => origin = Some(value),
-            "destination" => destination = Some(value),
-            "key" => key = Some(value),
-            "sig" => sig = Some(value),
-            _ => {}
+            "origin" => once(&mut origin, value),
+            "destination" => once(&mut destination, value),
+            "key" => once(&mut key, value),
+            "sig" => once(&mut sig, value),
+            _ => Some(()),
         }
+        .ok_or_else(wrong)?;
     }
     let (Some(origin), Some(key), Some(sig)) = (origin, key, sig) else { return Err(wrong()) };
     <&ServerName>::try_from(origin.as_str()).map_err(|_| wrong())?;
     Ok(XMatrix { origin, destination, key, sig })
+}
+
+/// Sets what is not set yet.
+fn once(parameter: &mut Option<String>, value: String) -> Option<()> {
+    match parameter {
+        Some(_) => None,
+        None => Some(*parameter = Some(value)),
+    }
 }
 
 /// A value and the text after it.
