@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use super::{Admin, error::Error};
-use crate::http::{Rate, Request, Response, StatusCode, percent_decode};
+use crate::http::{Rate, Request, Response, StatusCode};
 
 /// The path of the page, without the code that follows.
 pub const FIRST_PATH: &str = "/_snug/first/";
@@ -41,14 +41,9 @@ pub async fn show(admin: Arc<Admin>, request: Request) -> Result<Response, Error
 pub async fn make(admin: Arc<Admin>, mut request: Request) -> Result<Response, Error> {
     request.limit(&MADE)?;
     let body = request.bytes(FORM_BYTES_MAX).await?;
-    let body = String::from_utf8_lossy(&body).into_owned();
     let field = |name: &str| {
-        let pairs = body.split('&').filter_map(|pair| pair.split_once('='));
-        pairs
-            .into_iter()
-            .find(|(key, _)| *key == name)
-            .map(|(_, value)| percent_decode(value, true))
-            .unwrap_or_default()
+        let found = form_urlencoded::parse(&body).find(|(key, _)| key == name);
+        found.map(|(_, value)| value.into_owned()).unwrap_or_default()
     };
     let (name, password, again) = (field("name"), field("password"), field("again"));
     let name = name.trim().trim_start_matches('@').to_lowercase();

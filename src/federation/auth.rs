@@ -3,6 +3,7 @@
 //! The signature covers the request target exactly as it was received. When it is wrong, rewritings common to reverse
 //! proxies are tried, but only to tell the operator in the log what to change.
 
+use percent_encoding::{AsciiSet, percent_decode_str, utf8_percent_encode};
 use ruma::{OwnedServerName, ServerName};
 use serde::de::DeserializeOwned;
 
@@ -10,7 +11,7 @@ use super::lookup::{Missed, Standing, TURN_MAX};
 use super::{Federation, rates};
 use crate::{
     base,
-    http::{ErrorResponse, Request, percent_decode},
+    http::{ErrorResponse, Request},
     matrix::{
         Reject,
         sign::{
@@ -18,7 +19,7 @@ use crate::{
             request::{InPieces, XMatrix},
         },
     },
-    remote::Known,
+    remote::{ENCODED, Known},
 };
 
 /// The body limit of all endpoints but transactions: an invite with its stripped state, a key query of a large
@@ -209,27 +210,26 @@ fn unauthorized(why: impl Into<String>) -> ErrorResponse {
     ErrorResponse::unauthorized("M_UNAUTHORIZED", why)
 }
 
+/// What proxies encode in a path.
+const PATH: AsciiSet = ENCODED.remove(b'/');
+const PATH_WITH_IDS: AsciiSet = PATH.remove(b':').remove(b'@');
+const PATH_WITH_SIGILS: AsciiSet = PATH_WITH_IDS.remove(b'!').remove(b'$');
+
 /// The targets a proxy may have changed into this one: decoded, encoded anew, or encoded twice.
 fn rewritings(target: &str) -> Vec<String> {
     let (path, query) = match target.split_once('?') {
         Some((path, query)) => (path, format!("?{query}")),
         None => (target, String::new()),
     };
-    let decoded = percent_decode(path, false);
-    let encode = |text: &str, keep: &str| {
-        let pieces = text.chars().map(|letter| match letter {
-            'A'..='Z' | 'a'..='z' | '0'..='9' | '-' | '.' | '_' | '~' | '/' => letter.to_string(),
-            _ if keep.contains(letter) => letter.to_string(),
-            _ => crate::remote::encode(&letter.to_string()),
-        });
-        pieces.collect::<String>()
-    };
+    let decode = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
+    let encode = |text: &str, but: &'static AsciiSet| utf8_percent_encode(text, but).to_string();
+    let decoded = decode(path);
     let mut found = vec![
         decoded.clone(),
-        encode(&decoded, ""),
-        encode(&decoded, ":@"),
-        encode(&decoded, "!$:@"),
-        percent_decode(&decoded, false),
+        encode(&decoded, &PATH),
+        encode(&decoded, &PATH_WITH_IDS),
+        encode(&decoded, &PATH_WITH_SIGILS),
+        decode(&decoded),
         format!("{path}/"),
         path.trim_end_matches('/').to_owned(),
     ];

@@ -25,7 +25,7 @@ pub use error::{BadBody, ErrorResponse};
 pub use limit::{AttemptRates, Limits, Rate, Try};
 pub use listen::socket::Listener;
 pub use listen::{HttpServer, Sizes};
-pub use request::{Peer, Request, percent_decode};
+pub use request::{Peer, Request};
 pub use response::Response;
 pub use route::{Router, Routes};
 

@@ -10,6 +10,7 @@ use crate::budget::{Account, Grant, parsed_bytes_max};
 use bytes::{Buf, Bytes};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
+use percent_encoding::percent_decode_str;
 use serde::de::DeserializeOwned;
 use std::borrow::Cow;
 use std::net::IpAddr;
@@ -173,11 +174,8 @@ impl Request {
 
     /// Every value of a query parameter, decoded, in order.
     pub fn query_all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = String> + 'a {
-        let pairs = self.raw_query().unwrap_or("").split('&');
-        pairs.filter_map(move |pair| {
-            let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-            (percent_decode(key, true) == name).then(|| percent_decode(value, true))
-        })
+        let pairs = form_urlencoded::parse(self.raw_query().unwrap_or("").as_bytes());
+        pairs.filter(move |(key, _)| key == name).map(|(_, value)| value.into_owned())
     }
 
     /// A query parameter as a number, a bool or an identifier; 400 `M_INVALID_PARAM` when it is there but none.
@@ -382,7 +380,7 @@ impl Request {
 
     pub(super) fn set_route(&mut self, template: &str, names: &[String], values: Vec<String>) {
         self.template = template.to_owned();
-        self.params = names.iter().cloned().zip(values.iter().map(|value| percent_decode(value, false))).collect();
+        self.params = names.iter().cloned().zip(values.iter().map(|value| decoded(value))).collect();
     }
 
     /// What the lines of the log are about that come from this request. The caller is added when it is known: `user` by
@@ -532,25 +530,9 @@ fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, BadBody> {
     })
 }
 
-/// Undoes percent-encoding. Invalid UTF-8 becomes U+FFFD, a stray `%` stays. `plus` turns `+` into a space, as in
-/// forms.
-pub fn percent_decode(text: &str, plus: bool) -> String {
-    let bytes = text.as_bytes();
-    let mut out = Vec::with_capacity(bytes.len());
-    let mut at = 0;
-    while at < bytes.len() {
-        let hex = |at: usize| bytes.get(at).and_then(|byte| (*byte as char).to_digit(16));
-        match (bytes[at], hex(at + 1), hex(at + 2)) {
-            (b'%', Some(high), Some(low)) => {
-                out.push((high * 16 + low) as u8);
-                at += 2;
-            }
-            (b'+', ..) if plus => out.push(b' '),
-            (byte, ..) => out.push(byte),
-        }
-        at += 1;
-    }
-    String::from_utf8(out).unwrap_or_else(|bad| String::from_utf8_lossy(bad.as_bytes()).into_owned())
+/// Undoes the percent-encoding of a path. Invalid UTF-8 becomes U+FFFD, a stray `%` stays.
+fn decoded(text: &str) -> String {
+    percent_decode_str(text).decode_utf8_lossy().into_owned()
 }
 
 #[cfg(test)]
@@ -560,25 +542,27 @@ mod tests {
 
     #[test]
     fn percent_decoding() {
-        for (text, plus, decoded) in [
-            ("a%20b", false, "a b"),
-            ("a+b", false, "a+b"),
-            ("a+b", true, "a b"),
-            ("%zz%4", false, "%zz%4"),
-            ("%c3%A4", false, "ä"),
-            ("%ff", false, "\u{fffd}"),
+        for (text, plain) in [
+            ("a%20b", "a b"),
+            ("a+b", "a+b"),
+            ("%zz%4", "%zz%4"),
+            ("%c3%A4", "ä"),
+            ("%ff", "\u{fffd}"),
+            ("a%2", "a%2"),
+            ("%", "%"),
         ] {
-            assert_eq!(percent_decode(text, plus), decoded);
+            assert_eq!(decoded(text), plain);
         }
     }
 
     #[test]
     fn query_parameters() {
-        let request = Request::for_tests(Method::GET, "/x?via=a&limit=10&via=b%3A1&flag&bad=x", "");
+        let request = Request::for_tests(Method::GET, "/x?via=a&limit=10&via=b%3A1&&flag&bad=x&t%65xt=a+b%zz%ff", "");
         assert_eq!(request.query_all("via").collect::<Vec<_>>(), ["a", "b:1"]);
         assert_eq!(request.query_as::<u32>("limit").unwrap(), Some(10));
         assert_eq!(request.query("flag").as_deref(), Some(""));
         assert_eq!(request.query_as::<u32>("bad").unwrap_err().errcode, "M_INVALID_PARAM");
+        assert_eq!(request.query("text").as_deref(), Some("a b%zz\u{fffd}"));
         assert_eq!(request.path(), "/x");
     }
 

@@ -41,7 +41,7 @@ pub use self::backoff::Backoff;
 pub use self::connect::Limits;
 pub use self::contact::Whence;
 pub use self::keys::{Keys, Known};
-pub use self::request::{Answer, Failed, Options, Urgency, encode};
+pub use self::request::{Answer, ENCODED, Failed, Options, Urgency, encode};
 pub use self::stream::{Body, StreamLimits};
 use crate::{
     base::{Clock, Random, Worker},

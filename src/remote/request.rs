@@ -8,6 +8,7 @@ use bytes::Bytes;
 use http::{Method, Request, Response, header};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use ruma::ServerName;
 use serde::de::DeserializeOwned;
 
@@ -342,15 +343,10 @@ fn build(
         .map_err(|error| Failed::BadAnswer(format!("our own request cannot be built: {error}")))
 }
 
+/// All but the unreserved characters (RFC 3986).
+pub const ENCODED: AsciiSet = NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
 /// One path segment or query value, percent-encoded down to the unreserved characters.
 pub fn encode(text: &str) -> String {
-    use fmt::Write;
-    let mut out = String::with_capacity(text.len() + 8);
-    for byte in text.bytes() {
-        match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => out.push(byte as char),
-            _ => write!(out, "%{byte:02X}").expect("a String takes everything"),
-        }
-    }
-    out
+    utf8_percent_encode(text, &ENCODED).to_string()
 }
