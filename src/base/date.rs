@@ -1,26 +1,27 @@
 //! Dates and times in a readable form, in UTC.
 
-const DAY_MS: u64 = 86_400_000;
+use std::time::{Duration, SystemTime};
 
-/// The date of a Unix time in milliseconds: `2026-11-29`.
+/// The last second of the year 9999, the last that `httpdate` writes.
+const LAST_UNIX_S: u64 = 253_402_300_799;
+
+/// The date of a Unix time in milliseconds: `2026-11-29`. A time beyond the year 9999 is its last day.
 pub fn date(unix_ms: u64) -> String {
-    // Counted from March of the year 0, so that the leap day is the last of its year.
-    let days = unix_ms / DAY_MS + 719_468;
-    let era = days / 146_097;
-    let day_of_era = days % 146_097;
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month + 2) / 5 + 1;
-    let month = if month < 10 { month + 3 } else { month - 9 };
-    let year = era * 400 + year_of_era + u64::from(month <= 2);
-    format!("{year}-{month:02}-{day:02}")
+    const MONTHS: &str = "JanFebMarAprMayJunJulAugSepOctNovDec";
+    let text = in_http(unix_ms);
+    let month = MONTHS.find(&text[8..11]).map_or(0, |at| at / 3 + 1);
+    format!("{}-{month:02}-{}", &text[12..16], &text[5..7])
 }
 
 /// Date and time of a Unix time in milliseconds: `2026-11-29T10:15:00Z`.
 pub fn timestamp(unix_ms: u64) -> String {
-    let second = unix_ms % DAY_MS / 1000;
-    format!("{}T{:02}:{:02}:{:02}Z", date(unix_ms), second / 3600, second / 60 % 60, second % 60)
+    format!("{}T{}Z", date(unix_ms), &in_http(unix_ms)[17..25])
+}
+
+/// Such as `Sun, 06 Nov 1994 08:49:37 GMT`, always as long.
+fn in_http(unix_ms: u64) -> String {
+    let unix_s = (unix_ms / 1000).min(LAST_UNIX_S);
+    httpdate::fmt_http_date(SystemTime::UNIX_EPOCH + Duration::from_secs(unix_s))
 }
 
 /// A length of time in its largest unit: `45 s`, `12 min`, `3 h`, `5 d`.
@@ -42,6 +43,7 @@ mod tests {
         assert_eq!(date(0), "1970-01-01");
         assert_eq!(date(1_709_210_096_000), "2024-02-29");
         assert_eq!(date(1_735_603_200_000), "2024-12-31");
+        assert_eq!(date(u64::MAX), "9999-12-31");
         assert_eq!(timestamp(1_709_210_096_999), "2024-02-29T12:34:56Z");
     }
 

@@ -3,10 +3,15 @@
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
+use strsim::levenshtein;
+
 use super::{DATA_DIR, Error, FILE_NAME, Overrides, SYSTEM_FILE, settings};
 
 /// The largest config file. A larger one is the wrong file.
 const FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// The longest unknown name that is compared with those of the settings.
+const NAME_BYTES_MAX: usize = 100;
 
 /// The config file that the command line names. Without one, that of the data folder or else of the system, when it
 /// exists.
@@ -67,7 +72,9 @@ pub fn unknown(name: &str) -> String {
     // Compared without its section too, so that a setting in the wrong section is found.
     let last = name.rsplit('.').next().unwrap_or(name);
     let moved = settings().find(|setting| setting.name.rsplit('.').next() == Some(last));
-    let nearest = settings().map(|setting| (distance(setting.name, name), setting)).min_by_key(|(far, _)| *far);
+    // A name in the file may be as long as the file.
+    let compared = settings().filter(|_| name.len() <= NAME_BYTES_MAX);
+    let nearest = compared.map(|setting| (levenshtein(setting.name, name), setting)).min_by_key(|(far, _)| *far);
     let nearest = nearest.filter(|(far, _)| *far <= name.len() / 2).map(|(_, setting)| setting);
     match moved.or(nearest) {
         Some(setting) => format!("there is no such setting; the nearest is {}", setting.name),
@@ -96,19 +103,4 @@ pub fn setting_at(text: &str, at: usize) -> Option<String> {
         }
     }
     found
-}
-
-/// The edit distance: how many letters to change, add or remove to get from one word to the other.
-pub fn distance(one: &str, other: &str) -> usize {
-    let other: Vec<char> = other.chars().take(100).collect();
-    let mut row: Vec<usize> = (0..=other.len()).collect();
-    for (i, a) in one.chars().enumerate() {
-        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
-        for (j, b) in other.iter().enumerate() {
-            let changed = diagonal + usize::from(a != *b);
-            diagonal = row[j + 1];
-            row[j + 1] = changed.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[other.len()]
 }

@@ -7,6 +7,7 @@ use argon2::{Algorithm, Argon2, Params, Version};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
 use ruma::UserId;
+use subtle::ConstantTimeEq;
 
 use crate::base::blocking;
 use crate::budget::{PASSWORD_HASH_BYTES, human};
@@ -67,7 +68,7 @@ impl Users {
             return Err(Error::bad("M_UNKNOWN", message));
         }
         let hash = self.hash(password, salt, cost).await?;
-        Ok(is_equal(&hash, &kept))
+        Ok(hash.ct_eq(&kept).into())
     }
 
     async fn hash(&self, password: &str, salt: Vec<u8>, cost: Cost) -> Result<[u8; HASH_BYTES], Error> {
@@ -123,11 +124,6 @@ fn parse(text: &str) -> Option<(Cost, Vec<u8>, Vec<u8>)> {
     }
     let cost = Cost { memory_kib, passes };
     Some((cost, STANDARD_NO_PAD.decode(salt).ok()?, STANDARD_NO_PAD.decode(hash).ok()?))
-}
-
-/// Compares in constant time, wherever the first difference is.
-fn is_equal(one: &[u8], other: &[u8]) -> bool {
-    one.len() == other.len() && one.iter().zip(other).fold(0, |differ, (a, b)| differ | (a ^ b)) == 0
 }
 
 #[cfg(test)]
@@ -206,6 +202,5 @@ mod tests {
         assert!(text.starts_with("$argon2id$v=19$m=7168,t=5,p=1$AQEB"));
         assert_eq!(parse(&text), Some((cost, vec![1; SALT_BYTES], vec![2; HASH_BYTES])));
         assert_eq!(parse("$argon2i$v=19$m=1,t=1,p=1$AA$AA"), None);
-        assert!(is_equal(b"ab", b"ab") && !is_equal(b"ab", b"ac") && !is_equal(b"ab", b"a"));
     }
 }
