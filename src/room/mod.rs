@@ -21,7 +21,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ruma::{OwnedServerName, RoomId, ServerName};
+use ruma::{OwnedEventId, OwnedServerName, RoomId, ServerName, UserId};
+use serde_json::Value;
 use serde_json::value::RawValue;
 
 use crate::base::{self, Clock, KeyedLock, Random};
@@ -152,6 +153,21 @@ impl Rooms {
             Ok(if found { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
         })?;
         Ok(found)
+    }
+
+    /// Sends an event. Membership events take the path of [`Rooms::join`] and its like.
+    pub async fn send(&self, sender: &UserId, room_id: &RoomId, sending: Sending) -> Result<OwnedEventId> {
+        let content: Value = serde_json::from_str(sending.content.get())
+            .map_err(|failed| Error::bad("M_BAD_JSON", format!("the content is no JSON: {failed}")))?;
+        if !content.is_object() {
+            return Err(Error::bad("M_BAD_JSON", "the content is no object"));
+        }
+        match &sending.state_key {
+            Some(target) if sending.kind == "m.room.member" => {
+                membership::send_member(self, sender, room_id, target, content).await
+            }
+            _ => send::send(self, sender, room_id, sending, content).await,
+        }
     }
 
     /// Receives events of one room that `origin` sent in a transaction. Each is handled by itself: a refused event does

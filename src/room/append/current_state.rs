@@ -1,16 +1,14 @@
-//! The present state of a room, and the rows derived from it: its members, and each local user's own rooms.
+//! The present state of a room, one row a key.
 
-use super::new_event::{Append, Here, server_of};
+use super::DERIVED;
+use super::derived::StateChange;
+use super::new_event::{Append, Here};
 use crate::room::state::fork::Current;
-use crate::room::state::join_conditions::local_joined;
+use crate::store::tables::room::current_state;
 use crate::store::tables::room::event;
-use crate::store::tables::room::event_row::{Kind, Membership, Row};
-use crate::store::tables::room::member;
-use crate::store::tables::room::user_room::Mine;
-use crate::store::tables::room::{self, Room, Status, state_tree, timeline};
-use crate::store::tables::room::{current_state, user_room};
-use crate::store::tables::user;
-use crate::store::{EventNum, Get, Position, Result, RoomNum, StateKeyNum, UserNum, Write};
+use crate::store::tables::room::event_row::Row;
+use crate::store::tables::room::{self, Room, state_tree, timeline};
+use crate::store::{EventNum, Position, Result, RoomNum, StateKeyNum, UserNum, Write};
 
 /// Applies the event to the present state. Answers the local users whose own membership changed.
 pub fn change_state(
@@ -67,7 +65,7 @@ pub fn set_present_state(
     Ok(touched)
 }
 
-/// One key of the present state, from one event to another.
+/// One key of the present state, from one event to another, and what follows from it.
 fn set_key(
     w: &mut Write<'_>,
     here: &Here,
@@ -86,92 +84,9 @@ fn set_key(
         return Ok(None);
     };
     current_state::set_state(w, num, kind, key, after.as_ref().map(|(event, _)| *event))?;
-    if kind != Kind::MEMBER {
-        return Ok(None);
+    let mut change = StateChange { here, num, room, kind, before: before.as_ref(), after, at, local: None };
+    for derived in DERIVED {
+        derived.on_state(w, &mut change)?;
     }
-    let before = before.and_then(|row| row.member);
-    let after = after.and_then(|(event, row)| row.member.map(|(membership, target)| (membership, target, event)));
-    let Some(target) = after.map(|(_, target, _)| target).or(before.map(|(_, target)| target)) else {
-        return Ok(None);
-    };
-    let before = before.map(|(membership, _)| membership);
-    let after = after.map(|(membership, _, event)| (membership, event));
-    move_member(w, here, num, room, target, before, after, at)
-}
-
-/// A user's membership changes: rows, counts, servers; and, for a local user, the row of their own rooms.
-#[allow(clippy::too_many_arguments)] // one fact with its two sides; a struct would be named once and taken apart once
-fn move_member(
-    w: &mut Write<'_>,
-    here: &Here,
-    num: RoomNum,
-    room: &mut Room,
-    target: UserNum,
-    before: Option<Membership>,
-    after: Option<(Membership, EventNum)>,
-    at: Position,
-) -> Result<Option<UserNum>> {
-    member::set(w, num, target, before, after)?;
-    let membership = after.map(|(membership, _)| membership);
-    let change = |which| i64::from(membership == Some(which)) - i64::from(before == Some(which));
-    room.joined = room.joined.saturating_add_signed(change(Membership::Join));
-    room.invited = room.invited.saturating_add_signed(change(Membership::Invite));
-    let user_id = user::id_of(w, target)?;
-    if change(Membership::Join) != 0 {
-        member::count_server(w, num, server_of(&user_id), change(Membership::Join), at)?;
-    }
-    if !here.is_local(&user_id) {
-        return Ok(None);
-    }
-    set_mine(w, num, target, before, after, at)?;
-    room.status = match member::server(w, num, here.server.as_str())? {
-        Some(_) => Status::Resident,
-        None => Status::Left,
-    };
-    Ok(Some(target))
-}
-
-/// Sets a local user's row for a room, after a change of membership that we hold the event of.
-fn set_mine(
-    w: &mut Write<'_>,
-    room: RoomNum,
-    user: UserNum,
-    before: Option<Membership>,
-    after: Option<(Membership, EventNum)>,
-    at: Position,
-) -> Result<()> {
-    let old = user_room::mine(w, user, room)?;
-    let Some((membership, event)) = after else {
-        return user_room::remove_mine(w, user, room);
-    };
-    let was_joined = before == Some(Membership::Join);
-    let stays = before == Some(membership);
-    let left_at = match membership == Membership::Join || !was_joined {
-        true => old.and_then(|old| old.left_at),
-        false => Some(at),
-    };
-    let mine = Mine {
-        membership,
-        // A changed display name is a new event in the timeline, not a new membership.
-        since: old.filter(|_| stays).map_or(at, |old| old.since),
-        event: Some(event),
-        forgotten: false,
-        outside: false,
-        before: if stays { old.and_then(|old| old.before) } else { before },
-        left_at,
-    };
-    user_room::set_stripped(w, user, room, None)?;
-    if membership != Membership::Join {
-        crate::store::tables::room::unread::clear(w, user, room)?;
-    }
-    user_room::set_mine(w, user, room, &mine)
-}
-
-pub fn add_local_joined(get: &impl Get, room: RoomNum, users: &mut Vec<UserNum>) -> Result<()> {
-    for user in local_joined(get, room)? {
-        if !users.contains(&user) {
-            users.push(user);
-        }
-    }
-    Ok(())
+    Ok(change.local)
 }

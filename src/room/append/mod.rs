@@ -9,6 +9,7 @@ use ruma::UserId;
 use super::state;
 use crate::matrix::Event;
 use crate::store::schema::EVENT;
+use crate::store::tables::room::current_state::{self as tables_current_state, NewState};
 use crate::store::tables::room::event;
 use crate::store::tables::room::event_row::{Flags, Id, Kind, Membership, Row};
 use crate::store::tables::room::txn;
@@ -16,20 +17,43 @@ use crate::store::tables::room::{self, Room};
 use crate::store::tables::room::{state_tree, timeline};
 use crate::store::tables::user;
 use crate::store::{Change, Error, EventNum, Get, Position, Result, RoomNum, UserNum, Write};
-use current_state::{add_local_joined, change_state};
+use current_state::change_state;
+use derived::{Appended, Derived};
 use extremities::{follow, leaves_hole, note_followed, open_hole};
+use members::add_local_joined;
 use new_event::{Append, Before, Done, Here, Place};
-use outbound::post;
-use relations::{relate, relate_waiting};
 
 pub mod redact;
 pub mod unread;
 pub mod current_state;
+pub mod derived;
 pub mod extremities;
+pub mod members;
 pub mod new_event;
 pub mod outbound;
 pub mod relations;
 pub mod rules_cache;
+
+/// What follows from events, each a file of its own. The next is one more file and one more line.
+const DERIVED: [&dyn Derived; 4] =
+    [&relations::Relations, &members::Members, &unread::UnreadCounts, &outbound::OutboundLog];
+
+/// Writes a part of the state of a room that is joined through another server, in the order of the keys, and what
+/// follows from it.
+pub fn build_from_state(w: &mut Write<'_>, room: RoomNum, batch: &[NewState]) -> Result<()> {
+    tables_current_state::put_new(w, room, batch)?;
+    DERIVED.iter().try_for_each(|derived| derived.build_from_state(w, room, batch))
+}
+
+/// Removes at most `rows_max` rows of a room's present state and of what was built from it; fewer means that none are
+/// left. For a room that is built anew, or was never finished.
+pub fn forget(w: &mut Write<'_>, room: RoomNum, rows_max: usize) -> Result<usize> {
+    let mut removed = tables_current_state::clear(w, room, rows_max)?;
+    for derived in DERIVED {
+        removed += derived.forget(w, room, rows_max - removed)?;
+    }
+    Ok(removed)
+}
 
 /// Appends an event. The caller holds the room's lock.
 ///
@@ -57,7 +81,6 @@ pub fn append(w: &mut Write<'_>, here: &Here, new: Append) -> Result<Done> {
     let (num, row) = store_event(w, &mut room, &new, known, at)?;
     if let Some(order) = row.order {
         timeline::put(w, new.room, order, num)?;
-        relate(w, new.room, &new.event, order, num)?;
     }
     let is_followed = new.place != Place::Nowhere && event::take_followed(w, new.room, new.event.id().as_str())?;
     if new.is_shown() {
@@ -68,17 +91,20 @@ pub fn append(w: &mut Write<'_>, here: &Here, new: Append) -> Result<Done> {
         follow(w, &mut room, &new.event, num, is_followed)?;
         wake = change_state(w, here, &mut room, &new, num, &row, at)?;
         add_local_joined(w, new.room, &mut wake)?;
-        unread::count(w, here, &room, &new, &row)?;
         room.latest = at;
     }
+    let change = Change { users: wake, room: Some(new.room), ..Change::default() };
+    let mut appended = Appended { here, room: &room, new: &new, num, row: &row, at, change };
+    for derived in DERIVED {
+        derived.on_append(w, &mut appended)?;
+    }
+    let change = appended.change;
     redact::settle(w, &new.event, num, &row, new.is_shown())?;
-    relate_waiting(w, new.room, &new.event, num)?;
     if let Some(txn) = &new.txn {
         txn::put(w, txn, num, here.now_ms)?;
     }
-    let outbound = new.outbound && post(w, here, &new, num, &row, at)?;
     room::put(w, new.room, &room)?;
-    w.announce(Change { users: wake, room: Some(new.room), outbound, ..Change::default() });
+    w.announce(change);
     Ok(Done { num, order: row.order, at })
 }
 

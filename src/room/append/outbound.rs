@@ -4,16 +4,28 @@ use std::ops::ControlFlow;
 
 use ruma::ServerName;
 
-use super::new_event::{Append, Here, server_of};
-use crate::store::tables::room::event_row::{Membership, Row};
+use super::derived::{Appended, Derived};
+use super::new_event::server_of;
+use crate::store::tables::room::event_row::Membership;
 use crate::store::tables::room::member;
 use crate::store::tables::server::outbox::{self, Outbound};
 use crate::store::tables::user;
-use crate::store::{EventNum, Get, Position, Result, RoomNum, Write};
+use crate::store::{Get, Result, RoomNum, Write};
+
+/// The outbound log.
+pub struct OutboundLog;
+
+impl Derived for OutboundLog {
+    fn on_append(&self, w: &mut Write<'_>, appended: &mut Appended<'_>) -> Result<()> {
+        appended.change.outbound = appended.new.outbound && post(w, appended)?;
+        Ok(())
+    }
+}
 
 /// One row for all servers in the room, if there are others. A user who left with this event may have been the last
 /// member of their server: that server is sent the event too. Answers whether there was a server to tell.
-pub fn post(w: &mut Write<'_>, here: &Here, new: &Append, num: EventNum, row: &Row, at: Position) -> Result<bool> {
+fn post(w: &mut Write<'_>, appended: &Appended<'_>) -> Result<bool> {
+    let Appended { here, new, num, row, at, .. } = appended;
     let mut also = Vec::new();
     if let Some((membership, target)) = row.member
         && matches!(membership, Membership::Leave | Membership::Ban)
@@ -28,7 +40,7 @@ pub fn post(w: &mut Write<'_>, here: &Here, new: &Append, num: EventNum, row: &R
     if also.is_empty() && !has_other_servers(w, new.room, &here.server)? {
         return Ok(false);
     }
-    outbox::post(w, at, &Outbound::Event { room: new.room, event: num, also })?;
+    outbox::post(w, *at, &Outbound::Event { room: new.room, event: *num, also })?;
     Ok(true)
 }
 

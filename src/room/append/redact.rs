@@ -3,13 +3,12 @@
 //! Redactions that came before their target wait in a row of their own. Whether a redaction is allowed is checked once,
 //! when the two meet, by the room's present state (each room version's section "Redactions").
 
-use super::relations::relation_of;
+use super::DERIVED;
 use crate::matrix::Event;
 use crate::room::state::event::load_row;
 use crate::room::state::redaction::applies;
 use crate::store::tables::room::event;
 use crate::store::tables::room::event_row::{Kind, Row};
-use crate::store::tables::room::relation;
 use crate::store::{EventNum, Result, Write};
 
 /// Handles redactions for an event that was just stored: it may be one, or the target of one that waited.
@@ -45,12 +44,10 @@ fn strike_target(w: &mut Write<'_>, redaction: &Event, num: EventNum, row: &Row)
     Ok(())
 }
 
-/// Replaces the body by its redacted form. Always bounded: two rows and a relation.
+/// Replaces the body by its redacted form. Always bounded: two rows and what follows from them.
 fn strike(w: &mut Write<'_>, event: &Event, num: EventNum, mut row: Row, by: EventNum) -> Result<()> {
-    if let Some(order) = row.order
-        && let Some((rel, target)) = relation_of(w, row.room, event)?
-    {
-        relation::remove(w, row.room, target, rel, order)?;
+    for derived in DERIVED {
+        derived.on_redact(w, event, &row)?;
     }
     event::replace_body(w, &row, event.redacted().to_federation())?;
     row.flags.redacted = true;

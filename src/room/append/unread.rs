@@ -4,7 +4,8 @@
 
 use ruma::UserId;
 
-use super::new_event::{Append, Here};
+use super::derived::{Appended, Derived};
+use super::new_event::Append;
 use super::relations::relation_of;
 use crate::matrix::auth::{Powers, State as _};
 use crate::matrix::{Event, json, push};
@@ -14,7 +15,6 @@ use crate::room::state::StateView;
 use crate::room::state::event::load;
 use crate::room::state::join_conditions::local_joined;
 use crate::store::tables::room::Room;
-use crate::store::tables::room::event_row::Row;
 use crate::store::tables::room::relation::Rel;
 use crate::store::tables::room::unread;
 use crate::store::tables::room::unread::Part;
@@ -25,9 +25,21 @@ use crate::store::{EventNum, Get, Result, UserNum, Write};
 /// How far from a thread an event may be and still belong to it, as the specification has it.
 const THREAD_HOPS_MAX: usize = 3;
 
+/// Unread events of local members.
+pub struct UnreadCounts;
+
+impl Derived for UnreadCounts {
+    fn on_append(&self, w: &mut Write<'_>, appended: &mut Appended<'_>) -> Result<()> {
+        match appended.row.order {
+            Some(order) if appended.new.is_new() => count(w, appended, order),
+            _ => Ok(()),
+        }
+    }
+}
+
 /// Counts an event that was just shown for each local member it notifies. Its sender has read up to it.
-pub fn count(w: &mut Write<'_>, here: &Here, room: &Room, new: &Append, row: &Row) -> Result<()> {
-    let Some(order) = row.order else { return Ok(()) };
+fn count(w: &mut Write<'_>, appended: &Appended<'_>, order: i64) -> Result<()> {
+    let Appended { here, room, new, row, .. } = appended;
     let mut others = local_joined(w, new.room)?;
     if others.contains(&row.sender) {
         others.retain(|user| *user != row.sender);

@@ -8,12 +8,13 @@ use super::error::JoinError;
 use super::{Error, Join, Phase};
 use crate::base;
 use crate::budget::spill::Spill;
+use crate::room::append;
 use crate::store::tables::room::event;
 use crate::store::tables::room::event_row::Id;
 use crate::store::tables::room::join;
 use crate::store::tables::room::join::{JoinNum, Journal, Stage};
 use crate::store::tables::room::staged::{self, Entry};
-use crate::store::tables::room::{self, Status, member};
+use crate::store::tables::room::{self, Status};
 use crate::store::{self, BodyNum, EventNum, Get, RoomNum, Store};
 
 /// Rows removed in one write.
@@ -119,7 +120,7 @@ fn clear_room(store: &Store, room: RoomNum) -> Result<(), JoinError> {
     if is_here(&store.read()?, room)? {
         return Ok(());
     }
-    while freeing(store, move |w| member::clear(w, room, ROWS_MAX))? == ROWS_MAX {}
+    while freeing(store, move |w| append::forget(w, room, ROWS_MAX))? == ROWS_MAX {}
     Ok(())
 }
 

@@ -9,11 +9,10 @@ use crate::room::append;
 use crate::room::append::new_event::Append;
 use crate::room::state::StateView;
 use crate::store;
+use crate::store::tables::room::join;
 use crate::store::tables::room::join::{JoinNum, Journal, Stage};
 use crate::store::tables::room::timeline;
-use crate::store::tables::room::user_room::Mine;
 use crate::store::tables::room::{self, Status};
-use crate::store::tables::room::{join, user_room};
 
 impl Join<'_> {
     /// One small write makes the room: its row, the state before our event, then the event itself.
@@ -55,17 +54,7 @@ impl Join<'_> {
             if let Some(root) = root {
                 timeline::put_state(w, room_num, at, root)?;
             }
-            for (user, membership, num) in locals {
-                let before = user_room::mine(w, user, room_num)?.filter(|mine| !mine.outside);
-                if before.as_ref().is_some_and(|mine| mine.membership == membership) {
-                    continue;
-                }
-                let left_at = before.as_ref().and_then(|mine| mine.left_at);
-                let before = before.map(|mine| mine.membership);
-                let forgotten = false;
-                let mine = Mine { membership, since: at, event: Some(num), forgotten, outside: false, before, left_at };
-                user_room::set_mine(w, user, room_num, &mine)?;
-            }
+            append::members::build_own_rooms(w, room_num, locals, at)?;
             append::append(w, &here, Append::next(room_num, event))?;
             Ok(join::set_journal(w, num, &live)?)
         };

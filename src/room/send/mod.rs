@@ -19,7 +19,6 @@ use super::state::{RoomRef, StateView, known_num};
 use super::state::{fork, not_in_room};
 use crate::base;
 use crate::matrix::{Draft, Event, auth, json};
-use crate::room::membership;
 use crate::room::state;
 use crate::store::tables::room::event_row::Root;
 use crate::store::tables::room::txn::{self, Txn};
@@ -78,27 +77,21 @@ pub(super) struct Built {
     pub extremities: Vec<EventNum>,
 }
 
-impl Rooms {
-    /// Sends an event. Membership events take the path of [`Rooms::join`] and its like.
-    pub async fn send(&self, sender: &UserId, room_id: &RoomId, sending: Sending) -> Result<OwnedEventId> {
-        let content: Value = serde_json::from_str(sending.content.get())
-            .map_err(|failed| Error::bad("M_BAD_JSON", format!("the content is no JSON: {failed}")))?;
-        if !content.is_object() {
-            return Err(Error::bad("M_BAD_JSON", "the content is no object"));
-        }
-        let Sending { kind, state_key, redacts, txn, .. } = sending;
-        if kind == "m.room.member"
-            && let Some(target) = &state_key
-        {
-            return membership::send_member(self, sender, room_id, target, content).await;
-        }
-        let new = New { kind, state_key, sender: sender.to_owned(), content, redacts };
-        let (rooms, room_id) = (self.clone(), room_id.to_owned());
-        base::unbroken(async move { send_new(&rooms, &room_id, new, txn).await }).await
-    }
+/// Sends an event of any type but a membership.
+pub(super) async fn send(
+    rooms: &Rooms,
+    sender: &UserId,
+    room_id: &RoomId,
+    sending: Sending,
+    content: Value,
+) -> Result<OwnedEventId> {
+    let Sending { kind, state_key, redacts, txn, .. } = sending;
+    let new = New { kind, state_key, sender: sender.to_owned(), content, redacts };
+    let (rooms, room_id) = (rooms.clone(), room_id.to_owned());
+    base::unbroken(async move { send_new(&rooms, &room_id, new, txn).await }).await
 }
 
-/// Sends an event of any type, within [`Rooms::unbroken`].
+/// Sends an event of any type, within [`base::unbroken`].
 pub(super) async fn send_new(
     rooms: &Rooms,
     room_id: &RoomId,
@@ -154,7 +147,7 @@ pub(super) async fn resolve_ends(rooms: &Rooms, guard: &Guard) -> Result<()> {
         let mut row = room::get_of(w, num)?;
         let at = w.next_position();
         let mut users = append::current_state::set_present_state(w, &here, num, &mut row, &changes, at)?;
-        append::current_state::add_local_joined(w, num, &mut users)?;
+        append::members::add_local_joined(w, num, &mut users)?;
         row.latest = at;
         room::put(w, num, &row)?;
         w.announce(Change { users, room: Some(num), ..Change::default() });

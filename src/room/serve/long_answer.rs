@@ -27,17 +27,6 @@ pub struct Served {
     pub chunks: Box<dyn Chunks>,
 }
 
-/// The highest event number; the events of this answer have at most this number.
-pub fn highest_event(rooms: &Rooms) -> store::Result<u32> {
-    let mut highest = 0;
-    event::rows_down(&rooms.0.parts.store.read()?, EventNum(u32::MAX - 1), &mut |num, _| {
-        highest = num.0;
-        Ok(ControlFlow::Break(()))
-    })?;
-    // Headroom for events appended before the answer begins: the joining event itself.
-    Ok(highest.saturating_add(64))
-}
-
 /// The member events sent when members are omitted: the joining user's own, and enough to name a room without a name.
 pub fn members_kept(get: &impl Get, held: &RoomRef, state: Root, joined: &Event) -> Result<Vec<EventNum>> {
     let mut kept = Vec::new();

@@ -3,6 +3,7 @@
 //! A slow reader keeps other servers waiting. An answer therefore has a minimum pace, and a quicker one while another
 //! server waits. Only the reader's time counts, not the time we take to write a piece.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -14,7 +15,8 @@ use crate::base::{self, ChunkError, Clock, KeyedGuard, KeyedLock};
 use crate::budget::{Budget, Grant, Refused};
 use crate::room::Rooms;
 use crate::room::error::Result;
-use crate::room::serve::long_answer;
+use crate::store::tables::room::event;
+use crate::store::{self, EventNum};
 
 /// The most answers of this kind at once; each reads the whole of a room.
 const AT_ONCE: usize = 2;
@@ -125,7 +127,7 @@ pub async fn acquire(rooms: &Rooms, origin: &ServerName) -> Result<Turn> {
     let place = parts.clock.timeout(std::time::Duration::from_millis(TURN_MS), waiting).await;
     let place = place.ok_or_else(|| busy(&parts.budget))?;
     let rooms = rooms.clone();
-    let bits_max = base::blocking(move || long_answer::highest_event(&rooms)).await?;
+    let bits_max = base::blocking(move || highest_event(&rooms)).await?;
     let bytes = u64::from(bits_max) / 8 + 64;
     let (small, bitmap) = match bytes <= SMALL_BITMAP_BYTES {
         true => (bytes, None),
@@ -133,6 +135,17 @@ pub async fn acquire(rooms: &Rooms, origin: &ServerName) -> Result<Turn> {
     };
     let grant = parts.budget.account("response_bodies").take(PIECE_BYTES_MAX + small).await?;
     Ok(Turn { place, grant, bitmap, bits_max })
+}
+
+/// The highest event number; the events of this answer have at most this number.
+fn highest_event(rooms: &Rooms) -> store::Result<u32> {
+    let mut highest = 0;
+    event::rows_down(&rooms.0.parts.store.read()?, EventNum(u32::MAX - 1), &mut |num, _| {
+        highest = num.0;
+        Ok(ControlFlow::Break(()))
+    })?;
+    // Headroom for events appended before the answer begins: the joining event itself.
+    Ok(highest.saturating_add(64))
 }
 
 fn busy(budget: &Budget) -> Refused {

@@ -24,16 +24,17 @@ use super::progress::{Phase, Progress};
 use crate::base::StopWatch;
 use crate::budget::spill::Spill;
 use crate::matrix::RoomVersion;
+use crate::room::append;
 use crate::room::state;
 use crate::store::row_encoding::put_u64;
 use crate::store::tables::room::current_state::NewState;
 use crate::store::tables::room::event;
 use crate::store::tables::room::event_row::{Kind, Membership, Root};
+use crate::store::tables::room::join;
 use crate::store::tables::room::join::{JoinNum, Journal, Stage};
 use crate::store::tables::room::staged;
 use crate::store::tables::room::state_tree::{self, Entry};
 use crate::store::tables::room::{self, member};
-use crate::store::tables::room::{current_state, join};
 use crate::store::tables::user;
 use crate::store::{self, EventNum, Get, RoomNum, Store, UserNum, Write, WriteError, hash128};
 use authorize::{Authorizer, COLUMN_BYTES, Claim, Column, Columns, Role};
@@ -146,7 +147,7 @@ impl Settle {
         loop {
             let job = move |w: &mut Write<'_>| {
                 cleanup::check_not_here(w, room)?;
-                Ok::<_, Error>(member::clear(w, room, ROWS_MAX / 2)?)
+                Ok::<_, Error>(append::forget(w, room, ROWS_MAX / 2)?)
             };
             let (removed, _) = self.store.write_bulk_blocking(job).map_err(WriteError::into_inner)?;
             if removed < ROWS_MAX / 2 {
@@ -402,7 +403,7 @@ impl Settle {
                     open.push(w, &entries)?;
                     let new =
                         |one: &InState| NewState { kind: one.kind, key: one.key, event: one.num, member: one.member };
-                    current_state::put_new(w, room, &list.iter().map(new).collect::<Vec<_>>())?;
+                    append::build_from_state(w, room, &list.iter().map(new).collect::<Vec<_>>())?;
                     Ok(open)
                 })?;
             }

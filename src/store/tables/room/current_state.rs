@@ -3,8 +3,7 @@
 use std::ops::ControlFlow;
 
 use super::event_row::{Kind, Membership};
-use super::member::member_key;
-use crate::store::schema::{CURRENT_STATE, MEMBER};
+use crate::store::schema::CURRENT_STATE;
 use crate::store::{Error, EventNum, Get, Result, RoomNum, StateKeyNum, UserNum, Write, after_prefix};
 
 fn state_key(room: RoomNum, kind: Kind, key: StateKeyNum) -> [u8; 9] {
@@ -42,16 +41,16 @@ pub struct NewState {
     pub member: Option<(Membership, UserNum)>,
 }
 
-/// Sets many keys of a room's state and the members among them. No member has a row yet. Bounded by the list.
+/// Sets many keys of a room's state. Bounded by the list.
 pub fn put_new(w: &mut Write, room: RoomNum, entries: &[NewState]) -> Result<()> {
     let mut rows: Vec<_> = entries.iter().map(|one| (state_key(room, one.kind, one.key), one.event.to_key())).collect();
     rows.sort_unstable();
-    w.put_sorted(&CURRENT_STATE, &rows)?;
-    let members = entries.iter().filter_map(|one| Some((one.member?, one.event)));
-    let mut rows: Vec<_> =
-        members.map(|((what, user), event)| (member_key(room, what, user), event.to_key())).collect();
-    rows.sort_unstable();
-    w.put_sorted(&MEMBER, &rows)
+    w.put_sorted(&CURRENT_STATE, &rows)
+}
+
+/// Removes at most `rows_max` rows of a room's present state; fewer means that none are left.
+pub fn clear(w: &mut Write, room: RoomNum, rows_max: usize) -> Result<usize> {
+    w.remove_prefix(&CURRENT_STATE, &room.to_key(), rows_max)
 }
 
 /// The cursor of a walk over the present state; begin with the default.

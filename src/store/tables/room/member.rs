@@ -2,17 +2,16 @@
 
 use std::ops::ControlFlow;
 
+use super::current_state::NewState;
 use super::event_row::Membership;
 use crate::store::row_encoding::{Unpack, put_u64};
-use crate::store::schema::{CURRENT_STATE, MEMBER, ROOM_LOCAL, ROOM_SERVER};
+use crate::store::schema::{MEMBER, ROOM_LOCAL, ROOM_SERVER};
 use crate::store::{Error, Get, Result, Write, after_prefix};
 use crate::store::{EventNum, Position, RoomNum, UserNum};
 
-// ---- the present state -------------------------------------------------------------------------------------------
-
 // ---- members -----------------------------------------------------------------------------------------------------
 
-pub fn member_key(room: RoomNum, membership: Membership, user: UserNum) -> [u8; 9] {
+fn member_key(room: RoomNum, membership: Membership, user: UserNum) -> [u8; 9] {
     let mut out = [0; 9];
     out[..4].copy_from_slice(&room.to_key());
     out[4] = membership as u8;
@@ -37,6 +36,15 @@ pub fn set(
         w.put(&MEMBER, &member_key(room, after, user), &event.to_key())?;
     }
     Ok(())
+}
+
+/// Adds the members among entries of a room's state. None has a row yet. Bounded by the list.
+pub fn put_new(w: &mut Write, room: RoomNum, entries: &[NewState]) -> Result<()> {
+    let members = entries.iter().filter_map(|one| Some((one.member?, one.event)));
+    let mut rows: Vec<_> =
+        members.map(|((what, user), event)| (member_key(room, what, user), event.to_key())).collect();
+    rows.sort_unstable();
+    w.put_sorted(&MEMBER, &rows)
 }
 
 /// A user's membership of a room now, and the event that says so. Five lookups at most.
@@ -145,11 +153,10 @@ pub fn shares_room(get: &impl Get, name: &str) -> Result<bool> {
     Ok(shares)
 }
 
-/// Removes at most `rows_max` rows of a room's present state, members and servers; fewer means that none are left.
-/// For a room that is made anew, or was never finished.
+/// Removes at most `rows_max` rows of a room's members and servers; fewer means that none are left.
 pub fn clear(w: &mut Write, room: RoomNum, rows_max: usize) -> Result<usize> {
     let mut removed = 0;
-    for table in [&CURRENT_STATE, &MEMBER, &ROOM_SERVER] {
+    for table in [&MEMBER, &ROOM_SERVER] {
         removed += w.remove_prefix(table, &room.to_key(), rows_max - removed)?;
     }
     Ok(removed)
