@@ -63,6 +63,12 @@ impl ErrorResponse {
             .with("retry_after_ms", retry_after_ms)
     }
 
+    /// 503 for a caller that found no place, with the time after which trying again makes sense, also in `Retry-After`.
+    pub fn no_place(retry_after_ms: u64) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "M_LIMIT_EXCEEDED", "The server is busy, try again later")
+            .with("retry_after_ms", retry_after_ms)
+    }
+
     /// No endpoint has this path.
     pub fn unrecognized() -> Self {
         Self::new(StatusCode::NOT_FOUND, "M_UNRECOGNIZED", "Unrecognized request")

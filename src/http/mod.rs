@@ -16,6 +16,7 @@ mod request;
 mod response;
 mod route;
 pub mod tls;
+mod turned_away;
 mod peer_watch;
 pub mod file;
 mod caller;

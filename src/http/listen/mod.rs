@@ -18,6 +18,7 @@ use super::peer_watch::{PeerWatch, Watched, Wire};
 use super::request::{Peer, Request, Tools};
 use super::route::Router;
 use super::tls::{HTTP_1, HTTP_2};
+use super::turned_away::TurnedAway;
 use super::{ErrorResponse, HeaderMap};
 use crate::base::{Clock, Worker};
 use crate::budget::{Account, Budget, Grant};
@@ -68,6 +69,11 @@ const PRESS_EVERY: Duration = Duration::from_millis(250);
 const LEAVE_MAX: Duration = Duration::from_millis(500);
 /// The retry time told to a caller that has no place left.
 const NO_PLACE_RETRY_MS: u64 = 2000;
+/// What a caller without a place is told where there is no TLS: nothing is read or kept for it.
+const NO_PLACE_ANSWER: &[u8] =
+    b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 2\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+/// A listener has waited so often for memory when the log says so: 5 s.
+const PRESSES_QUIET: u32 = 20;
 
 /// Sizes of one connection, from the profile.
 #[derive(Debug, Clone)]
@@ -108,6 +114,7 @@ pub struct HttpServer {
     places: Arc<Places>,
     /// The places of commands.
     admin_places: Arc<Places>,
+    turned_away: TurnedAway,
     tools: Tools,
     sizes: Sizes,
     trusted_proxies: Vec<IpAddr>,
@@ -139,9 +146,9 @@ impl HttpServer {
         let json_bytes_max = sizes.json_body_bytes_max;
         let tools = Tools { clock: clock.clone(), bodies, limits, places: places.clone(), json_bytes_max };
         Arc::new(Self {
-            clock,
             places,
             admin_places,
+            turned_away: TurnedAway::new(clock.clone()),
             connections: budget.account("connections"),
             admin: budget.account("admin"),
             answers: budget.account("response_bodies"),
@@ -152,6 +159,7 @@ impl HttpServer {
             phase: watch::Sender::new(Phase::Open),
             open: AtomicUsize::new(0),
             left: Notify::new(),
+            clock,
         })
     }
 
@@ -204,6 +212,7 @@ impl HttpServer {
             (Socket::Tcp(_), None) => (&self.connections, &self.places, self.sizes.plain_bytes),
             (Socket::Tcp(_), Some(_)) => (&self.connections, &self.places, self.sizes.tls_bytes),
         };
+        let mut presses = 0_u32;
         loop {
             // Before looking, so that a connection that ends in between is not missed.
             let left = self.left.notified();
@@ -211,6 +220,10 @@ impl HttpServer {
                 return grant;
             }
             places.press(bytes);
+            presses = presses.saturating_add(1);
+            if presses > PRESSES_QUIET {
+                self.turned_away.note_waiting(self.connections_open());
+            }
             tokio::select! {
                 () = left => {}
                 () = self.clock.sleep(PRESS_EVERY) => {}
@@ -226,7 +239,12 @@ impl HttpServer {
             Stream::Tcp(_) => (&self.places, (self.origin)(ip, here, &self.trusted_proxies)),
         };
         let Some(place) = places.enter(ip, origin, permit.bytes(), &watch) else {
-            return tracing::debug!("{ip} has all the connections it may have, and none gives way; hanging up");
+            self.turned_away.note(ip, self.connections_open());
+            if let (Stream::Tcp(stream), None) = (&stream, &listener.tls) {
+                // What does not go out at once is not worth waiting for.
+                let _ = stream.try_write(NO_PLACE_ANSWER);
+            }
+            return;
         };
         if matches!(stream, Stream::Tcp(_)) {
             place.mark(&watch);
@@ -466,7 +484,10 @@ impl HttpServer {
             peer.ip == from || self.places.lend(&watch, peer.ip, (self.origin)(peer.ip, None, &self.trusted_proxies));
         let response = match has_place {
             true => router.dispatch(Request::new(request, peer, self.tools.clone(), watch.clone())).await,
-            false => router.refuse(request.uri().path(), ErrorResponse::limit_exceeded(NO_PLACE_RETRY_MS)),
+            false => {
+                self.turned_away.note(peer.ip, self.connections_open());
+                router.refuse(request.uri().path(), ErrorResponse::no_place(NO_PLACE_RETRY_MS))
+            }
         };
         let response = response.into_hyper();
         let mut response = self.paid(response);
