@@ -111,6 +111,21 @@ impl Failed {
         }
     }
 
+    /// The same with more said about it.
+    pub fn with(self, more: &str) -> Failed {
+        match self {
+            Failed::Status { status, errcode, message, retry_after_ms } => {
+                Failed::Status { status, errcode, message: message + more, retry_after_ms }
+            }
+            Failed::Unreachable { why, silent } => Failed::Unreachable { why: why + more, silent },
+            Failed::BadAnswer(why) => Failed::BadAnswer(why + more),
+            Failed::Timeout | Failed::BackingOff { .. } | Failed::Offline { .. } => {
+                Failed::Unreachable { why: format!("it {self}{more}"), silent: false }
+            }
+            Failed::Unsendable(_) | Failed::TooLarge { .. } | Failed::Refused(_) => self,
+        }
+    }
+
     pub fn errcode(&self) -> Option<&str> {
         match self {
             Failed::Status { errcode, .. } if !errcode.is_empty() => Some(errcode),

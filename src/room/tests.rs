@@ -45,11 +45,17 @@ pub(crate) fn house_within(budget: Budget) -> House {
 }
 
 pub(crate) fn house_on(budget: Budget, store: Store) -> House {
+    house_that(budget, store, |_| {})
+}
+
+/// With other ways to other servers.
+pub(crate) fn house_that(budget: Budget, store: Store, change: impl FnOnce(&mut RemoteOptions)) -> House {
     let server = OwnedServerName::try_from("home.example").unwrap();
     let key = Arc::new(sign::Key::from_seed("a_test", [7; 32]));
     let clock = Clock::simulated(START_MS);
     let feed = Feed::new(clock.clone());
-    let options = RemoteOptions::new(server.clone(), key.clone());
+    let mut options = RemoteOptions::new(server.clone(), key.clone());
+    change(&mut options);
     let remote = Remote::new(options, clock.clone(), Random::seeded(3), &budget, store.clone()).unwrap();
     let rooms = Rooms::new(Parts {
         store: store.clone(),

@@ -132,6 +132,25 @@ impl Template {
     }
 }
 
+/// Whether a server said that the user may not do this: asking others that the user did not name would only look for one
+/// that knows less.
+pub fn is_no(failed: &Failed) -> bool {
+    failed.status() == Some(403)
+}
+
+/// One failure for those of several servers: the one that says most, and what each of the others said.
+pub fn of_all(mut failures: Vec<(OwnedServerName, Failed)>) -> Option<Failed> {
+    // A refusal says more about the room than a failure to reach a server.
+    let weight = |failed: &Failed| (is_no(failed), failed.is_refusal());
+    let chief = (0..failures.len()).max_by_key(|at| weight(&failures[*at].1))?;
+    let (server, chief) = failures.remove(chief);
+    if failures.is_empty() {
+        return Some(chief);
+    }
+    let others: String = failures.iter().map(|(server, failed)| format!("; {server} {failed}")).collect();
+    Some(chief.with(&format!(" (so says {server}{others})")))
+}
+
 /// A person waits: with a time limit, and whatever failed before.
 pub fn asking() -> Options {
     Options { timeout: EACH, max_bytes: 256 * 1024, urgency: Urgency::Person }
@@ -180,17 +199,23 @@ pub(super) async fn knock(
     mut content: Map<String, Value>,
 ) -> Result<()> {
     content.insert("membership".into(), "knock".into());
-    let mut failed = Error::NotFound;
+    let (mut failures, mut other) = (Vec::new(), None);
     for server in via.iter().filter(|server| !rooms.0.parts.remote.is_me(server)).take(SERVERS_MAX) {
         match knock_through(rooms, server, user, room, content.clone()).await {
             Ok((version, stripped)) => {
                 return out_of_band::record(rooms, user, room, version, Membership::Knock, stripped).await;
             }
-            Err(error @ Error::Remote(Failed::Status { status: 403, .. })) => return Err(error),
-            Err(error) => failed = error,
+            Err(Error::Remote(failed)) => {
+                let is_last = is_no(&failed);
+                failures.push((server.clone(), failed));
+                if is_last {
+                    break;
+                }
+            }
+            Err(error) => other = Some(error),
         }
     }
-    Err(failed)
+    Err(of_all(failures).map(Error::Remote).or(other).unwrap_or(Error::NotFound))
 }
 
 async fn knock_through(

@@ -17,7 +17,7 @@ use crate::remote::json_stream::{Events, Item, Limits, Malformed};
 use crate::remote::{Failed, StreamLimits, encode};
 use crate::room::error::{Error, Result};
 use crate::room::handshake;
-use crate::room::handshake::{Template, Verb};
+use crate::room::handshake::{Template, Verb, is_no, of_all};
 use crate::room::receive;
 use crate::room::send::member::{content_of, with_profile};
 use crate::room::state::servers;
@@ -50,19 +50,26 @@ pub async fn join_restricted(
 ) -> Result<()> {
     let (id, via) = (room_id.to_owned(), joining.via.clone());
     let servers = rooms.reading(move |rooms, read| helpers(rooms, read, &known(read, id.as_str())?, via)).await?;
-    let mut last = why;
+    let mut refusals: Vec<(OwnedServerName, Failed)> = Vec::new();
     for server in servers {
+        // A server that the client named has said no: others that it did not name are not asked.
+        let is_no = |(by, failed): &(OwnedServerName, Failed)| joining.via.contains(by) && is_no(failed);
+        if !joining.via.contains(&server) && refusals.iter().any(is_no) {
+            break;
+        }
         match join_through(rooms, &server, user, room_id, &joining).await {
             Ok(()) => return Ok(()),
             Err(error) => {
                 tracing::info!(%server, %room_id, %error, "the server did not let {user} in");
-                if matches!(&error, Error::Remote(failed) if failed.is_refusal()) {
-                    last = error;
+                if let Error::Remote(failed) = error
+                    && failed.is_refusal()
+                {
+                    refusals.push((server, failed));
                 }
             }
         }
     }
-    Err(last)
+    Err(of_all(refusals).map_or(why, Error::Remote))
 }
 
 async fn join_through(
