@@ -2,7 +2,7 @@
 //!
 //! Server-server API, "Request Authentication": the signature covers the request target exactly as it is sent.
 
-use std::{fmt, time::Duration};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Method, Request, Response, header};
