@@ -5,9 +5,11 @@
 //!
 //! One worker shape: take the rows due for one destination, try, and report. The dispatcher keeps the destinations that
 //! lag and chooses the next. `federation/` is the one for servers: `destinations.rs` keeps the lagging servers and
-//! their positions, `transaction.rs` makes a transaction from the log.
+//! their positions, `transaction.rs` makes a transaction from the log. `followers.rs` is the way in for readers that
+//! are no servers.
 
 mod federation;
+pub mod followers;
 #[cfg(test)]
 mod tests;
 

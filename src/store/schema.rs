@@ -145,7 +145,10 @@ pub const ROOM_ALLOWED: Table =
     table("room_allowed", "room", "room id → JSON: a large room an admin allowed, or somebody asked for");
 
 // ---- the outbound log: any part posts, deliver takes (tables/server/outbox.rs)
-pub const OUTBOX: Table = table("outbox", "deliver", "position → what other servers must hear of");
+pub const OUTBOX: Table =
+    table("outbox", "deliver", "position → what other servers must hear of, and what followers read");
+pub const FOLLOWER: Table =
+    table("follower", "deliver", "name → position in the outbox; one for each reader that is no server");
 
 /// Every table above, for the sweep, the statistics and the tests. A table is added here when it is made.
 pub const TABLES: &[&Table] = &[
@@ -213,6 +216,7 @@ pub const TABLES: &[&Table] = &[
     &STAGED,
     &ROOM_ALLOWED,
     &OUTBOX,
+    &FOLLOWER,
 ];
 
 #[cfg(test)]

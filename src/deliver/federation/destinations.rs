@@ -17,6 +17,7 @@ use ruma::{OwnedServerName, ServerName};
 
 use crate::base;
 use crate::budget::{Account, Grant};
+use crate::deliver::followers;
 use crate::store::tables::room::member;
 use crate::store::tables::server::outbox::{self, Outbound};
 use crate::store::tables::server::{self, Cursor, Standing};
@@ -406,6 +407,7 @@ impl Destinations {
             }
             server::set_reader(write, reader)?;
             let passed = if someone_aside { passed.min(rearmost(write)?.unwrap_or(passed)) } else { passed };
+            let passed = passed.min(followers::kept_from(write)?.unwrap_or(passed));
             Ok::<_, store::Error>((outbox::drop_up_to(write, passed, DROP_ROWS)?, changed))
         });
         match written.await {
@@ -493,6 +495,7 @@ fn note_row(get: &impl Get, me: &ServerName, at: Position, row: &Outbound, noted
         Outbound::Event { room, also, .. } => (Some(*room), also),
         Outbound::RoomEdu { room, .. } => (Some(*room), &[]),
         Outbound::Edu { to, .. } => (None, to),
+        Outbound::Followed { .. } => return Ok(true),
     };
     // At most a thousand servers are named, and noting one twice does no harm.
     for name in named.iter().filter_map(|name| OwnedServerName::try_from(name.as_str()).ok()) {

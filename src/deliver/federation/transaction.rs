@@ -75,6 +75,7 @@ fn is_for(get: &impl Get, server: &str, at: Position, row: &Outbound) -> store::
         Outbound::Event { room, also, .. } => Ok(also.iter().any(|name| name == server) || in_room(*room)?),
         Outbound::RoomEdu { room, .. } => in_room(*room),
         Outbound::Edu { to, .. } => Ok(to.iter().any(|name| name == server)),
+        Outbound::Followed { .. } => Ok(false),
     }
 }
 
@@ -127,6 +128,7 @@ fn add(get: &impl Get, unit: &mut Unit, row: &Outbound, bytes_max: usize) -> sto
             }
             Ok(fits)
         }
+        Outbound::Followed { .. } => Ok(true),
         Outbound::RoomEdu { json, .. } | Outbound::Edu { json, .. } => {
             let fits = unit.edu_count < EDUS_MAX && unit.has_place_for(json.len(), bytes_max);
             if fits {
@@ -172,7 +174,7 @@ fn is_superseded(newest: &Option<Newest>, at: Position, row: &Outbound) -> bool 
     match row {
         Outbound::Event { room, .. } => newest.get(room).is_some_and(|newest| at < *newest),
         Outbound::RoomEdu { json, .. } => is_ephemeral(json),
-        Outbound::Edu { .. } => false,
+        Outbound::Edu { .. } | Outbound::Followed { .. } => false,
     }
 }
 

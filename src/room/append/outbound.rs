@@ -8,6 +8,7 @@ use super::derived::{Appended, Derived};
 use super::new_event::server_of;
 use crate::store::tables::room::event_row::Membership;
 use crate::store::tables::room::member;
+use crate::store::tables::server::follower;
 use crate::store::tables::server::outbox::{self, Outbound};
 use crate::store::tables::user;
 use crate::store::{Get, Result, RoomNum, Write};
@@ -17,7 +18,8 @@ pub struct OutboundLog;
 
 impl Derived for OutboundLog {
     fn on_append(&self, w: &mut Write<'_>, appended: &mut Appended<'_>) -> Result<()> {
-        appended.change.outbound = appended.new.outbound && post(w, appended)?;
+        let posted = appended.new.outbound && post(w, appended)?;
+        appended.change.outbound = posted || follow(w, appended)?;
         Ok(())
     }
 }
@@ -44,6 +46,15 @@ fn post(w: &mut Write<'_>, appended: &Appended<'_>) -> Result<bool> {
     Ok(true)
 }
 
+/// A row for followers of the log, if there are any. Answers whether there are.
+fn follow(w: &mut Write<'_>, appended: &Appended<'_>) -> Result<bool> {
+    if !appended.new.is_new() || !follower::is_any(w)? {
+        return Ok(false);
+    }
+    outbox::post(w, appended.at, &Outbound::Followed { room: appended.new.room, event: appended.num })?;
+    Ok(true)
+}
+
 /// Whether servers other than this one have joined users. Two rows at most.
 pub fn has_other_servers(get: &impl Get, room: RoomNum, here: &ServerName) -> Result<bool> {
     let mut others = false;
@@ -52,4 +63,26 @@ pub fn has_other_servers(get: &impl Get, room: RoomNum, here: &ServerName) -> Re
         Ok(if others { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
     })?;
     Ok(others)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::room::tests::house;
+    use crate::store::Position;
+    use crate::store::tables::room::event;
+
+    #[tokio::test]
+    async fn a_room_without_other_servers_is_in_the_log_only_while_somebody_follows() {
+        let house = house();
+        let anna = house.user("anna").await;
+        let room = house.public_room(&anna).await;
+        house.say(&anna, &room, "nobody reads the log").await;
+        assert_eq!(house.outbox(), []);
+        house.store.write(|w| follower::set_position(w, "test", Some(Position(0)))).await.unwrap();
+        let said = house.say(&anna, &room, "followed").await;
+        let num = event::num(&house.read(), said.as_str()).unwrap().unwrap();
+        let row = event::row_of(&house.read(), num).unwrap();
+        assert_eq!(house.outbox(), [Outbound::Followed { room: row.room, event: num }]);
+    }
 }

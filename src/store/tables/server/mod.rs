@@ -9,6 +9,7 @@ use crate::store::{
     schema::{SERVER_CURSOR, SERVER_STANDING},
 };
 
+pub mod follower;
 pub mod outbox;
 pub mod signing_key;
 

@@ -1,8 +1,9 @@
 //! The outbound log: the data that other servers must receive, once each, however many servers that is.
 //!
 //! A destination is a cursor into this log (`deliver` keeps those). The delivery worker derives the receivers of a row
-//! from the servers in its room, so a message to a room of 5,000 servers is one row here. Any part may post; only
-//! `deliver` takes rows away, once every cursor has passed them.
+//! from the servers in its room, so a message to a room of 5,000 servers is one row here. Readers that are no servers
+//! (`follower.rs`) have cursors of their own. Any part may post; only `deliver` takes rows away, once every cursor has
+//! passed them.
 
 use std::ops::ControlFlow;
 
@@ -21,11 +22,15 @@ pub enum Outbound {
     RoomEdu { room: RoomNum, json: Vec<u8> },
     /// A unit to the named servers.
     Edu { to: Vec<String>, json: Vec<u8> },
+    /// A shown event that no server is sent: another server's, or one in a room without others. Written only while
+    /// somebody follows the log.
+    Followed { room: RoomNum, event: EventNum },
 }
 
 const EVENT: u8 = 0;
 const ROOM_EDU: u8 = 1;
 const EDU: u8 = 2;
+const FOLLOWED: u8 = 3;
 
 impl Outbound {
     fn encode(&self) -> Vec<u8> {
@@ -47,6 +52,11 @@ impl Outbound {
                 put_names(&mut out, to);
                 put_bytes(&mut out, json);
             }
+            Outbound::Followed { room, event } => {
+                out.push(FOLLOWED);
+                put_u64(&mut out, room.0.into());
+                put_u64(&mut out, event.0.into());
+            }
         }
         out
     }
@@ -61,6 +71,7 @@ impl Outbound {
             },
             ROOM_EDU => Outbound::RoomEdu { room: RoomNum(unpack.u32()?), json: unpack.bytes()?.to_vec() },
             EDU => Outbound::Edu { to: names(&mut unpack)?, json: unpack.bytes()?.to_vec() },
+            FOLLOWED => Outbound::Followed { room: RoomNum(unpack.u32()?), event: EventNum(unpack.u32()?) },
             _ => return None,
         })
     }
@@ -130,6 +141,7 @@ mod tests {
             Outbound::Event { room: RoomNum(1), event: EventNum(2), also: vec!["example.org".to_owned()] },
             Outbound::RoomEdu { room: RoomNum(9), json: b"{}".to_vec() },
             Outbound::Edu { to: vec!["a".to_owned(), "b:8448".to_owned()], json: b"{\"a\":1}".to_vec() },
+            Outbound::Followed { room: RoomNum(3), event: EventNum(70_000) },
         ] {
             assert_eq!(Outbound::decode(&row.encode()), Some(row));
         }
