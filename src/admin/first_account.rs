@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::{Admin, error::Error};
 use crate::http::{Rate, Request, Response, StatusCode};
+use crate::user::PASSWORD_CHARS_MIN;
 
 /// The path of the page, without the code that follows.
 pub const FIRST_PATH: &str = "/_snug/first/";
@@ -17,7 +18,6 @@ const FORM_BYTES_MAX: u64 = 4096;
 const SHOWN: Rate = Rate { name: "first account pages", per_second: 1.0, burst: 60.0 };
 /// Forms sent, by address: each may be a guess at the code.
 const MADE: Rate = Rate { name: "first account forms", per_second: 0.2, burst: 10.0 };
-const PASSWORD_CHARS_MIN: usize = 8;
 
 const HEAD: &str = "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\">\
 <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"><title>Snug</title><style>\
@@ -52,9 +52,6 @@ pub async fn make(admin: Arc<Admin>, mut request: Request) -> Result<Response, E
     }
     if password != again {
         return Ok(form(&name, "The two passwords are not the same."));
-    }
-    if password.chars().count() < PASSWORD_CHARS_MIN {
-        return Ok(form(&name, &format!("The password needs at least {PASSWORD_CHARS_MIN} characters.")));
     }
     match admin.users.create_first(request.param("code"), &name, &password).await {
         Ok(user_id) => {

@@ -118,9 +118,13 @@ pub async fn device_signing(client: Arc<Client>, mut request: Request) -> Result
         CrossUpload::Same => return Ok(Response::ok()),
         CrossUpload::First => {}
         CrossUpload::Replaces => {
-            let operation = "device_signing";
-            let demand =
-                UiaRequest { operation, user: Some(&requester.user_id), stages: &[Stage::Password], tokens: &[] };
+            let demand = UiaRequest {
+                operation: "device_signing",
+                target: body.keys.target(),
+                user: Some(&requester.user_id),
+                stages: &[Stage::Password],
+                tokens: &[],
+            };
             if let Some(asked) = auth::prove(&client, &request, Some(&requester), demand, body.auth.as_ref()).await? {
                 return Ok(asked);
             }

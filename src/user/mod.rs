@@ -16,15 +16,16 @@ use std::sync::Arc;
 
 use ruma::{OwnedServerName, ServerName};
 
-use crate::base::{Clock, Random, blocking};
+use crate::base::{Clock, KeyedLock, Random, blocking};
 use crate::budget::{Budget, Refused};
 use crate::feed::Feed;
 use crate::remote::{Failed, Remote};
 use crate::store::{self, Read, Store, Write, WriteError};
 
 pub use crate::store::{Position, UserNum};
+pub use account::password::{PASSWORD_CHARS_MIN, check_new_password};
 pub use account::session::{Login, Requester, Session};
-pub use account::uia::{Progress, Stage, UiaRequest};
+pub use account::uia::{Made, Progress, Stage, Target, UiaRequest};
 pub use account::{Account, New, Standing};
 pub use device::cross_signing::{CrossKeys, Upload as CrossUpload};
 pub use device::key_claim::Claims;
@@ -53,6 +54,8 @@ struct Inner {
     parts: Parts,
     seen: account::session::Seen,
     sessions: account::uia::Sessions,
+    /// The sessions of stages with which an account is being made.
+    registering: KeyedLock,
 }
 
 impl Users {
@@ -61,6 +64,7 @@ impl Users {
             parts,
             seen: account::session::Seen::default(),
             sessions: account::uia::Sessions::default(),
+            registering: KeyedLock::default(),
         }))
     }
 

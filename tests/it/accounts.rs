@@ -21,16 +21,29 @@ async fn what_the_server_is() {
 async fn registering_in_stages() {
     let house = TestServer::start().await;
     let register = |body: Value| house.request("POST", "/register", None, body);
-    let asked = register(json!({ "username": "bob", "password": "secret" })).await;
+    let asked = register(json!({ "username": "bob", "password": "a secret" })).await;
     assert_eq!(asked.status, 401);
     let asked = asked.json();
     assert_eq!(asked["flows"], json!([{ "stages": ["m.login.dummy"] }]));
     let auth = json!({ "type": "m.login.dummy", "session": asked["session"] });
-    let made = register(json!({ "username": "bob", "password": "secret", "auth": auth, "device_id": "PHONE" })).await;
+    let made = register(json!({ "username": "bob", "password": "a secret", "auth": auth, "device_id": "PHONE" })).await;
     let made = made.ok();
     assert_eq!((&made["user_id"], &made["device_id"]), (&json!("@bob:localhost"), &json!("PHONE")));
 
+    // The answer was lost and the request is sent again: it used to be M_USER_IN_USE, with no way to the account.
+    let again = json!({ "username": "bob", "password": "a secret", "auth": auth, "device_id": "PHONE" });
+    let same = register(again.clone()).await.ok();
+    assert_eq!((&same["user_id"], &same["device_id"]), (&made["user_id"], &made["device_id"]));
+    house.request("GET", "/account/whoami", same["access_token"].as_str(), Value::Null).await.ok();
+    let mut stranger = again.clone();
+    stranger["password"] = json!("another secret");
+    register(stranger).await.refused(403, "M_FORBIDDEN");
+    let mut second = again;
+    second["username"] = json!("bobby");
+    assert_eq!(register(second).await.status, 401, "a session makes one account");
+
     register(json!({ "username": "bob", "password": "x" })).await.refused(400, "M_USER_IN_USE");
+    register(json!({ "username": "bert", "password": "x" })).await.refused(400, "M_WEAK_PASSWORD");
     register(json!({ "username": "B b", "password": "x" })).await.refused(400, "M_INVALID_USERNAME");
     let guest = house.request("POST", "/register?kind=guest", None, json!({})).await;
     guest.refused(403, "M_GUEST_ACCESS_FORBIDDEN");
@@ -51,7 +64,12 @@ async fn registering_with_a_token() {
     .await;
     let register = |token: &str| {
         let auth = json!({ "type": "m.login.registration_token", "token": token });
-        house.request("POST", "/register", None, json!({ "username": "bob", "password": "p", "auth": auth }))
+        house.request(
+            "POST",
+            "/register",
+            None,
+            json!({ "username": "bob", "password": "eight or more", "auth": auth }),
+        )
     };
     let wrong = register("foe").await;
     assert_eq!(wrong.status, 401);
@@ -121,6 +139,24 @@ async fn devices_are_named_and_removed_with_the_password() {
     house.get("/devices", &alice).await.refused(401, "M_UNKNOWN_TOKEN");
 }
 
+/// A session that was begun to delete one device deleted any other, and a request that was sent again was asked for the
+/// password once more.
+#[tokio::test]
+async fn a_session_deletes_the_devices_it_was_begun_for() {
+    let house = TestServer::start().await;
+    let alice = house.register("alice").await;
+    let asked = house.post("/delete_devices", &alice, json!({ "devices": ["A", "B"] })).await.json();
+    let auth = json!({
+        "type": "m.login.password", "identifier": { "type": "m.id.user", "user": "alice" }, "password": "secret alice",
+        "session": asked["session"],
+    });
+    let delete = |devices: Value| house.post("/delete_devices", &alice, json!({ "devices": devices, "auth": auth }));
+    assert_eq!(delete(json!(["C"])).await.status, 401);
+    delete(json!(["B", "A"])).await.ok();
+    delete(json!(["A", "B"])).await.ok();
+    assert_eq!(delete(json!(["A", "C"])).await.status, 401);
+}
+
 #[tokio::test]
 async fn a_new_password_ends_the_other_sessions() {
     let house = TestServer::start().await;
@@ -128,11 +164,12 @@ async fn a_new_password_ends_the_other_sessions() {
     let body = json!({ "type": "m.login.password", "user": "alice", "password": "secret alice" });
     let other = house.request("POST", "/login", None, body).await.ok();
     let auth = json!({ "type": "m.login.password", "password": "secret alice", "user": "alice" });
-    house.post("/account/password", &alice, json!({ "new_password": "better", "auth": auth })).await.ok();
+    house.post("/account/password", &alice, json!({ "new_password": "short" })).await.refused(400, "M_WEAK_PASSWORD");
+    house.post("/account/password", &alice, json!({ "new_password": "much better", "auth": auth })).await.ok();
     house.get("/account/whoami", &alice).await.ok();
     let gone = house.request("GET", "/account/whoami", other["access_token"].as_str(), Value::Null).await;
     gone.refused(401, "M_UNKNOWN_TOKEN");
-    let body = json!({ "type": "m.login.password", "user": "alice", "password": "better" });
+    let body = json!({ "type": "m.login.password", "user": "alice", "password": "much better" });
     house.request("POST", "/login", None, body).await.ok();
 }
 
@@ -145,7 +182,7 @@ async fn a_deactivated_account_is_closed_for_good() {
     house.get("/account/whoami", &alice).await.refused(401, "M_UNKNOWN_TOKEN");
     let body = json!({ "type": "m.login.password", "user": "alice", "password": "secret alice" });
     house.request("POST", "/login", None, body).await.refused(403, "M_USER_DEACTIVATED");
-    let body = json!({ "username": "alice", "password": "p", "auth": { "type": "m.login.dummy" } });
+    let body = json!({ "username": "alice", "password": "eight or more", "auth": { "type": "m.login.dummy" } });
     house.request("POST", "/register", None, body).await.refused(400, "M_USER_IN_USE");
 }
 
@@ -311,7 +348,7 @@ async fn wrong_passwords_of_strangers_lock_nobody_out() {
         // A session that guesses is stopped too.
         let mut guesses = Vec::new();
         for _ in 0..12 {
-            let new = json!({ "new_password": "x", "auth": auth("a guess") });
+            let new = json!({ "new_password": "never set", "auth": auth("a guess") });
             guesses.push(asks(&house, home, &alice, "POST", "/account/password", new).await);
         }
         assert_eq!((guesses[0], guesses[11]), (401, 429), "{guesses:?}");

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::client::{Client, Error, Requester, auth};
 use crate::http::{Request, Response};
-use crate::user::{Stage, UiaRequest};
+use crate::user::{Stage, Target, UiaRequest};
 
 /// GET /_matrix/client/v3/devices
 pub async fn list(client: Arc<Client>, request: Request) -> Result<Response, Error> {
@@ -82,8 +82,11 @@ async fn remove(
     requester: &Requester,
     body: DeleteBody,
 ) -> Result<Response, Error> {
+    let mut devices: Vec<_> = body.devices.iter().map(String::as_str).collect();
+    devices.sort_unstable();
     let demand = UiaRequest {
         operation: "delete_devices",
+        target: Target::of(devices),
         user: Some(&requester.user_id),
         stages: &[Stage::Password],
         tokens: &[],

@@ -10,7 +10,7 @@ use super::{Client, Error, auth};
 use crate::base::unbroken;
 use crate::flow;
 use crate::http::{Request, Response};
-use crate::user::{Stage, UiaRequest};
+use crate::user::{Stage, Target, UiaRequest, check_new_password};
 
 pub mod account_data;
 pub mod device;
@@ -35,13 +35,19 @@ fn yes() -> bool {
 /// POST /_matrix/client/v3/account/password
 ///
 /// 401 with the flows of user-interactive authentication until it is complete; 403 `M_FORBIDDEN` when `auth` names
-/// another user; 429 `M_LIMIT_EXCEEDED` after too many wrong passwords; 400 `M_INVALID_PARAM` when the new password is
-/// too long.
+/// another user; 429 `M_LIMIT_EXCEEDED` after too many wrong passwords; 400 `M_WEAK_PASSWORD` when the new password has
+/// less than eight characters; 400 `M_INVALID_PARAM` when it is too long.
 pub async fn password(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let requester = auth::requester(&client, &request).await?;
     let body: PasswordBody = request.json().await?;
-    let demand =
-        UiaRequest { operation: "password", user: Some(&requester.user_id), stages: &[Stage::Password], tokens: &[] };
+    check_new_password(&body.new_password)?;
+    let demand = UiaRequest {
+        operation: "password",
+        target: Target::of([body.new_password.as_str()]),
+        user: Some(&requester.user_id),
+        stages: &[Stage::Password],
+        tokens: &[],
+    };
     if let Some(asked) = auth::prove(&client, &request, Some(&requester), demand, body.auth.as_ref()).await? {
         return Ok(asked);
     }
@@ -70,8 +76,13 @@ struct DeactivateBody {
 pub async fn deactivate(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let requester = auth::requester(&client, &request).await?;
     let body: DeactivateBody = request.json_or_empty().await?;
-    let demand =
-        UiaRequest { operation: "deactivate", user: Some(&requester.user_id), stages: &[Stage::Password], tokens: &[] };
+    let demand = UiaRequest {
+        operation: "deactivate",
+        target: Target::default(),
+        user: Some(&requester.user_id),
+        stages: &[Stage::Password],
+        tokens: &[],
+    };
     if let Some(asked) = auth::prove(&client, &request, Some(&requester), demand, body.auth.as_ref()).await? {
         return Ok(asked);
     }

@@ -6,10 +6,11 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::session;
+use crate::base::unbroken;
 use crate::client::{Client, Error, Options, Registration, STRANGER_BYTES_MAX, auth, rates};
 use crate::flow;
 use crate::http::{ErrorResponse, Request, Response, StatusCode};
-use crate::user::{Login, New, Stage, UiaRequest};
+use crate::user::{Login, Made, New, Stage, Target, UiaRequest, check_new_password};
 
 /// The length of a user name that the server makes up when the request has none.
 const MADE_UP_CHARS: usize = 12;
@@ -34,8 +35,11 @@ struct Body {
 ///
 /// 403 `M_GUEST_ACCESS_FORBIDDEN` for guests; 403 `M_FORBIDDEN` when registration is off; 401 with the flows of
 /// user-interactive authentication until it is complete; 400 `M_INVALID_USERNAME`; 400 `M_USER_IN_USE`; 400
-/// `M_MISSING_PARAM` without a password; 400 `M_INVALID_PARAM` when the password is too long or the device id is not
+/// `M_MISSING_PARAM` without a password; 400 `M_WEAK_PASSWORD` when it has less than eight characters; 400 `M_INVALID_PARAM` when the password is too long or the device id is not
 /// valid; 413 `M_TOO_LARGE` when the device name is too long.
+///
+/// Sent again with the session that made the account, its name and its password, it answers with the same account and
+/// device, and a new token: the first answer may have been lost.
 pub async fn register(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     if request.query("kind").is_some_and(|kind| kind != "user") {
         let message = "This server has no guests";
@@ -46,10 +50,24 @@ pub async fn register(client: Arc<Client>, mut request: Request) -> Result<Respo
     // A user name with capital letters is made lower case, not refused.
     body.username = body.username.map(|username| username.to_lowercase());
     request.limit(if body.auth.is_some() { &rates::REGISTER } else { &rates::REQUIREMENTS })?;
+    let session = body.auth.as_ref().and_then(|auth| auth.get("session")?.as_str()).map(ToOwned::to_owned);
+    let _turn = match &session {
+        Some(session) => Some(client.users.registering(session).await),
+        None => None,
+    };
+    if let Some(made) = session.as_deref().and_then(|session| client.users.made_with(session))
+        && body.username.as_deref().is_none_or(|username| username == made.user_id.localpart())
+    {
+        return again(&client, &request, made, body).await;
+    }
     if let Some(username) = &body.username {
         client.users.is_free(username).await?;
     }
-    let demand = UiaRequest { operation: "register", user: None, stages, tokens };
+    if let Some(password) = &body.password {
+        check_new_password(password)?;
+    }
+    // Apps ask for the flows before there is a name, so a session is for no name in particular; it makes one account.
+    let demand = UiaRequest { operation: "register", target: Target::default(), user: None, stages, tokens };
     if let Some(asked) = auth::prove(&client, &request, None, demand, body.auth.as_ref()).await? {
         return Ok(asked);
     }
@@ -61,11 +79,37 @@ pub async fn register(client: Arc<Client>, mut request: Request) -> Result<Respo
         display_name: body.initial_device_display_name,
         ip: Some(request.peer().ip),
     });
-    let registered = flow::register(&client.users, new, login).await?;
+    let users = client.users.clone();
+    // Not cancelled when the client disconnects: it would not learn what became of its account.
+    let registered = unbroken(async move {
+        let registered = flow::register(&users, new, login).await?;
+        if let Some(session) = session {
+            let device_id = registered.session.as_ref().map(|session| session.device_id.clone());
+            users.note_made(&session, Made { user_id: registered.user_id.clone(), device_id });
+        }
+        Ok::<_, Error>(registered)
+    });
+    let registered = registered.await?;
     Ok(Response::json(&match registered.session {
         Some(session) => session::answer(&client, &session),
         None => json!({ "user_id": registered.user_id, "home_server": client.users.server() }),
     }))
+}
+
+/// The answer to a registration that was sent again: the same account and the same device, with a new token.
+async fn again(client: &Client, request: &Request, made: Made, body: Body) -> Result<Response, Error> {
+    let password = body.password.ok_or_else(|| ErrorResponse::missing_param("password"))?;
+    client.users.check_password(&made.user_id, &password).await?;
+    if body.inhibit_login {
+        return Ok(Response::json(&json!({ "user_id": made.user_id, "home_server": client.users.server() })));
+    }
+    let login = Login {
+        device_id: made.device_id.or(body.device_id),
+        display_name: body.initial_device_display_name,
+        ip: Some(request.peer().ip),
+    };
+    let session = client.users.login(&made.user_id, login).await?;
+    Ok(Response::json(&session::answer(client, &session)))
 }
 
 /// The stages of user-interactive authentication for a new account, and the registration tokens. 403 when registration

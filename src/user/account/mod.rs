@@ -9,7 +9,7 @@ use crate::matrix::id;
 use crate::store::Get;
 use crate::store::tables::media;
 use crate::store::tables::user::{self, account_data, device, e2ee_key, filter};
-use password::is_outdated;
+use password::{check_new_password, is_outdated};
 
 use super::lookup::{id_of, local};
 pub use crate::store::tables::user::Standing;
@@ -67,6 +67,9 @@ impl Users {
     /// Creates an account.
     pub async fn create(&self, new: New) -> Result<OwnedUserId, Error> {
         let user_id = self.new_id(&new.localpart)?;
+        if let Some(password) = &new.password {
+            check_new_password(password)?;
+        }
         // Also checked before hashing: a hash is expensive.
         self.is_free(&new.localpart).await?;
         let password_hash = match &new.password {
@@ -133,8 +136,27 @@ impl Users {
 
     /// Sets an account's password.
     pub async fn set_password(&self, user_id: &UserId, password: &str) -> Result<(), Error> {
+        check_new_password(password)?;
         let hash = self.hash_password(password).await?;
         self.change(user_id, move |row| row.password_hash = Some(hash)).await
+    }
+
+    /// Whether the account is an administrator's, and no other active one is.
+    pub async fn is_last_admin(&self, user_id: &UserId) -> Result<bool, Error> {
+        let user_id = user_id.to_owned();
+        self.read(move |get| {
+            let (this, mut is_admin, mut others) = (user::num(get, user_id.as_str())?, false, false);
+            user::accounts_after(get, None, &mut |num, row| {
+                let counts = row.admin && row.standing == Standing::Active;
+                match Some(num) == this {
+                    true => is_admin = counts,
+                    false => others |= counts,
+                }
+                Ok(ControlFlow::Continue(()))
+            })?;
+            Ok(is_admin && !others)
+        })
+        .await
     }
 
     pub async fn set_admin(&self, user_id: &UserId, admin: bool) -> Result<(), Error> {
@@ -228,6 +250,7 @@ impl Users {
         let typed: String = code.chars().filter(char::is_ascii_alphanumeric).collect::<String>().to_uppercase();
         let wrong = || Error::Forbidden("This setup code is not the one in the server's log".to_owned());
         let user_id = self.new_id(localpart)?;
+        check_new_password(password)?;
         let known = self.read(|get| Ok(user::meta::<String>(get, SETUP_CODE)?)).await?;
         if known.as_deref() != Some(typed.as_str()) {
             return Err(wrong());

@@ -17,6 +17,8 @@ const SALT_BYTES: usize = 16;
 const HASH_BYTES: usize = 32;
 /// The memory of the library beside its blocks.
 const SLACK_BYTES: u64 = 64 << 10;
+/// The fewest characters of a new password, wherever it is set.
+pub const PASSWORD_CHARS_MIN: usize = 8;
 /// Longer passwords are refused: hashing reads all of it.
 pub(in crate::user) const PASSWORD_BYTES_MAX: usize = 512;
 
@@ -100,6 +102,16 @@ pub(in crate::user) fn is_outdated(kept: &str) -> bool {
     parse(kept).is_none_or(|(cost, ..)| cost != COST)
 }
 
+/// The one rule for new passwords: `M_WEAK_PASSWORD` below [`PASSWORD_CHARS_MIN`] characters, `M_INVALID_PARAM` when it
+/// is too long to be hashed. A password that was set before the rule still logs in.
+pub fn check_new_password(password: &str) -> Result<(), Error> {
+    if password.chars().count() < PASSWORD_CHARS_MIN {
+        let message = format!("A password has at least {PASSWORD_CHARS_MIN} characters");
+        return Err(Error::bad("M_WEAK_PASSWORD", message));
+    }
+    check_length(password)
+}
+
 fn check_length(password: &str) -> Result<(), Error> {
     if password.len() > PASSWORD_BYTES_MAX {
         return Err(Error::invalid(format!("A password has at most {PASSWORD_BYTES_MAX} bytes")));
@@ -169,8 +181,8 @@ mod tests {
             Err(Error::Bad { message, .. }) => assert!(message.contains("larger memory budget"), "{message}"),
             other => panic!("{other:?}"),
         }
-        town.users.set_password(&anna, "another").await.unwrap();
-        town.users.check_password(&anna, "another").await.unwrap();
+        town.users.set_password(&anna, "another one").await.unwrap();
+        town.users.check_password(&anna, "another one").await.unwrap();
     }
 
     #[tokio::test]

@@ -8,9 +8,10 @@ use std::net::IpAddr;
 use parking_lot::{Mutex, MutexGuard};
 use ruma::{OwnedUserId, UserId};
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 
 use crate::base::shares::network;
-use crate::base::{Owner, Shares};
+use crate::base::{KeyedGuard, Owner, Shares};
 use crate::matrix::id;
 use crate::user::{Error, Users};
 
@@ -41,10 +42,29 @@ impl Stage {
     }
 }
 
+/// What an operation is about, as a digest: the devices to delete, the password to set. A session authenticates this
+/// alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Target([u8; 32]);
+
+impl Target {
+    /// The order of the parts counts.
+    pub fn of<'a>(parts: impl IntoIterator<Item = &'a str>) -> Target {
+        let mut digest = Sha256::new();
+        for part in parts {
+            digest.update((part.len() as u64).to_be_bytes());
+            digest.update(part);
+        }
+        Target(digest.finalize().into())
+    }
+}
+
 /// The authentication needed before an operation.
 pub struct UiaRequest<'a> {
     /// A session authenticates one operation only.
     pub operation: &'static str,
+    /// And only for what it was begun for.
+    pub target: Target,
     /// The requesting user; none when registering.
     pub user: Option<&'a UserId>,
     pub stages: &'static [Stage],
@@ -55,6 +75,7 @@ pub struct UiaRequest<'a> {
 /// The status of an authentication.
 #[derive(Debug, PartialEq)]
 pub enum Progress {
+    /// All stages are complete. The same request sent again, because its answer was lost, is `Done` again.
     Done,
     /// The body of a 401 answer.
     Ask(Value),
@@ -62,8 +83,18 @@ pub enum Progress {
     Wrong(Value),
 }
 
+/// The account that a session of stages has made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Made {
+    pub user_id: OwnedUserId,
+    /// `None` when no log-in was asked for.
+    pub device_id: Option<String>,
+}
+
 pub(in crate::user) struct Session {
     operation: &'static str,
+    target: Target,
+    made: Option<Made>,
     user: Option<OwnedUserId>,
     completed: Vec<Stage>,
     expires_ms: u64,
@@ -84,8 +115,9 @@ impl Sessions {
 }
 
 impl Users {
-    /// Evaluates the `auth` of a request from an address. A request without `auth` begins a session; a session with all
-    /// stages complete is used up.
+    /// Evaluates the `auth` of a request from an address. A request without `auth` begins a session. A session with all
+    /// stages complete stays, for the same operation and target, until it expires: a request whose answer was lost is
+    /// sent again. A completed stage is not proved again: the old password may be another one by then.
     pub async fn prove(&self, demand: UiaRequest<'_>, from: IpAddr, auth: Option<&Value>) -> Result<Progress, Error> {
         let Some(auth) = auth.filter(|auth| !auth.is_null()) else {
             let session = self.begin(&demand, from);
@@ -107,6 +139,7 @@ impl Users {
                 return Err(Error::Forbidden("That is another account".to_owned()));
             }
             let proved = match stage {
+                Some(stage) if completed.contains(&stage) => Ok(stage),
                 Some(stage) => self.prove_stage(stage, &demand, auth).await.map(|()| stage),
                 None => Err(Error::bad("M_UNRECOGNIZED", "This stage is not part of what was asked for")),
             };
@@ -117,12 +150,11 @@ impl Users {
                 Err(failed) => return Ok(Progress::Wrong(ask(&demand, &session, &completed, Some(&failed)))),
             }
         }
-        if demand.stages.iter().all(|stage| completed.contains(stage)) {
-            self.0.sessions.lock().remove(&session);
-            return Ok(Progress::Done);
-        }
         if let Some(kept) = self.0.sessions.lock().get(&session) {
             kept.completed.clone_from(&completed);
+        }
+        if demand.stages.iter().all(|stage| completed.contains(stage)) {
+            return Ok(Progress::Done);
         }
         Ok(Progress::Ask(ask(&demand, &session, &completed, None)))
     }
@@ -133,19 +165,42 @@ impl Users {
         let expires_ms = now_ms + SESSION_MS;
         let owner =
             user.as_ref().map_or(Owner::Stranger(network(from).to_string()), |user| Owner::Known(user.to_string()));
-        let new = Session { operation: demand.operation, user, completed: Vec::new(), expires_ms };
+        let (operation, target) = (demand.operation, demand.target);
+        let new = Session { operation, target, made: None, user, completed: Vec::new(), expires_ms };
         let mut sessions = self.0.sessions.lock();
         sessions.retain(|_, session| session.expires_ms > now_ms);
         sessions.put(owner, session.clone(), new);
         session
     }
 
-    /// The stages a session has completed; none when the session is not for this operation.
+    /// Waits until no other request registers with this session, and holds the others off.
+    pub async fn registering(&self, session: &str) -> KeyedGuard {
+        self.0.registering.take(session).await
+    }
+
+    /// The account that was made with a session of stages.
+    pub fn made_with(&self, session: &str) -> Option<Made> {
+        let now_ms = self.now_ms();
+        let mut sessions = self.0.sessions.lock();
+        sessions.get(session).filter(|kept| kept.expires_ms > now_ms)?.made.clone()
+    }
+
+    /// Notes the account that was made with a session, for a request that is sent again.
+    pub fn note_made(&self, session: &str, made: Made) {
+        if let Some(kept) = self.0.sessions.lock().get(session) {
+            kept.made = Some(made);
+        }
+    }
+
+    /// The stages a session has completed; none when the session is not for this operation and target.
     fn completed(&self, demand: &UiaRequest<'_>, session: &str) -> Option<Vec<Stage>> {
         let now_ms = self.now_ms();
         let mut sessions = self.0.sessions.lock();
         let kept = sessions.get(session)?;
-        let fits = kept.operation == demand.operation && kept.user.as_deref() == demand.user;
+        let fits = kept.operation == demand.operation
+            && kept.target == demand.target
+            && kept.user.as_deref() == demand.user
+            && kept.made.is_none();
         (fits && kept.expires_ms > now_ms).then(|| kept.completed.clone())
     }
 

@@ -16,7 +16,7 @@ use crate::matrix::sign::{self, PublicKey};
 use crate::store::tables::user::e2ee_key::{self, Purpose, Signature};
 use crate::store::tables::user::{self, device};
 use crate::store::{Change, Get, UserNum};
-use crate::user::{Error, Requester, Users};
+use crate::user::{Error, Requester, Target, Users};
 
 const KEY_BYTES_MAX: usize = 8 << 10;
 /// The most keys of one remote user that one local user may sign: one for each time that the remote user resets
@@ -34,6 +34,15 @@ pub struct CrossKeys {
     self_signing_key: Option<Value>,
     #[serde(default)]
     user_signing_key: Option<Value>,
+}
+
+impl CrossKeys {
+    /// What user-interactive authentication is for: these keys and no others.
+    pub fn target(&self) -> Target {
+        let keys = [&self.master_key, &self.self_signing_key, &self.user_signing_key];
+        let texts = keys.map(|key| key.as_ref().map(Value::to_string).unwrap_or_default());
+        Target::of(texts.iter().map(String::as_str))
+    }
 }
 
 /// The kind of an upload, which decides whether it needs user-interactive authentication.
