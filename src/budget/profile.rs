@@ -392,38 +392,72 @@ pub fn human(bytes: u64) -> String {
     }
 }
 
-/// A profile as a table for people; with the accounts of a running server, the use of each is shown too.
+impl Profile {
+    /// The profile as a table for people, without a server that uses it.
+    pub fn table(&self) -> String {
+        table(self, None)
+    }
+}
+
+/// The width of the table: that of a usual terminal window.
+const TABLE_CHARS: usize = 100;
+
+/// A profile as a table for people; with the accounts of a running server, the use of each is shown too. What an
+/// account is for stands below its numbers.
 pub fn table(profile: &Profile, running: Option<&[Account]>) -> String {
     let mut out = format!("{} — {}\n\n", profile.name, profile.board);
     let used = |name: &str| {
         let account = running?.iter().find(|account| account.name() == name)?;
-        Some((human(account.used()), human(account.high_water()), account.refusals().to_string()))
+        Some([human(account.used()), human(account.high_water()), account.refusals().to_string()])
     };
-    let mut line = |cells: [&str; 7]| {
-        let [name, bytes, now, high, refused, empty, reason] = cells;
-        let _ = writeln!(out, "{name:<22} {bytes:>11} {now:>11} {high:>11} {refused:>8}  {empty:<18} {reason}");
+    let mut line = |name: &str, bytes: &str, used: Option<[String; 3]>, empty: &str, reason: &str| {
+        let mut text = format!("{name:<22} {bytes:>11}");
+        if running.is_some() {
+            let [now, high, refused] = used.unwrap_or_default();
+            let _ = write!(text, " {now:>11} {high:>11} {refused:>8}");
+        }
+        let _ = writeln!(out, "{}", format!("{text}  {empty}").trim_end());
+        for part in wrapped(reason, TABLE_CHARS - 4) {
+            let _ = writeln!(out, "    {part}");
+        }
     };
-    line(["account", "bytes", "in use", "high water", "refused", "when empty", "reason"]);
+    let head = ["in use", "high water", "refused"].map(ToOwned::to_owned);
+    line("account", "bytes", Some(head), "when empty", "");
     for row in &profile.fixed {
-        let (now, high) = match (running, row.name.as_str()) {
-            (Some(_), "text") => (human(meter::text().now_bytes), human(meter::text().high_water_bytes)),
+        let measured = match row.name.as_str() {
+            "text" => Some(meter::text()),
             // The kernel does not distinguish stacks from the heap's pages.
-            (Some(_), "slack") => (human(meter::beside().now_bytes), human(meter::beside().high_water_bytes)),
-            _ => ("-".into(), "-".into()),
+            "slack" => Some(meter::beside()),
+            _ => None,
         };
-        line([&format!("({})", row.name), &human(row.bytes), &now, &high, "", "", &row.reason]);
+        let used = measured.map(|seen| [human(seen.now_bytes), human(seen.high_water_bytes), String::new()]);
+        line(&format!("({})", row.name), &human(row.bytes), used, "", &row.reason);
     }
     for row in profile.accounts.iter().chain(&profile.disk) {
-        let (now, high, refused) = used(&row.name).unwrap_or_else(|| ("-".into(), "-".into(), "-".into()));
         let reason = match &row.within {
             Some(outer) => format!("{}; out of {outer}", row.reason),
             None => row.reason.clone(),
         };
-        line([&row.name, &human(row.bytes), &now, &high, &refused, &row.when_empty.to_string(), &reason]);
+        line(&row.name, &human(row.bytes), used(&row.name), &row.when_empty.to_string(), &reason);
     }
-    line(["(left over)", &human(profile.total - profile.sum()), "", "", "", "", ""]);
-    line(["total", &human(profile.total), "", "", "", "", "scratch disk is not counted"]);
+    line("(left over)", &human(profile.total - profile.sum()), None, "", "");
+    line("total", &human(profile.total), None, "", "scratch disk is not counted");
     out
+}
+
+/// The words of a text in lines of at most `chars_max` characters; a longer word has a line of its own.
+fn wrapped(text: &str, chars_max: usize) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for word in text.split_whitespace() {
+        match lines.last_mut() {
+            Some(line) if line.chars().count() + 1 + word.chars().count() <= chars_max => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(word.to_owned()),
+        }
+    }
+    lines
 }
 
 #[cfg(test)]
@@ -438,6 +472,11 @@ mod tests {
             let profile = Profile::get(name).unwrap();
             assert!(profile.sum() <= profile.total);
             assert!(table(&profile, None).contains("database_cache"));
+            let budget = crate::budget::Budget::from_profile(profile.clone());
+            for table in [table(&profile, None), budget.table()] {
+                assert!(table.lines().all(|line| line.chars().count() <= TABLE_CHARS), "{table}");
+            }
+            assert!(!table(&profile, None).contains("high water"), "no server runs");
         }
     }
 

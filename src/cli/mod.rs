@@ -17,7 +17,7 @@ use clap::Parser;
 use serde_json::Value;
 
 use crate::base;
-use crate::budget::{Budget, human};
+use crate::budget::human;
 use crate::config::{Config, Overrides};
 use crate::serve;
 use admin_socket::Local;
@@ -157,7 +157,7 @@ fn budget(overrides: &Overrides) -> Result<(), String> {
         return Ok(());
     }
     let profile = serve::profile(&config).map_err(|error| error.to_string())?;
-    print(&Budget::from_profile(profile).table());
+    print(&profile.table());
     Ok(())
 }
 
