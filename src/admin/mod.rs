@@ -12,14 +12,17 @@ mod rooms;
 mod users;
 mod workers;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
+use parking_lot::Mutex;
 use serde::Serialize;
+use serde_json::json;
 
 use crate::base::{Clock, Workers};
 use crate::budget::Budget;
 use crate::deliver::Sender;
-use crate::http::{ErrorResponse, Response, Router, StatusCode};
+use crate::http::{ErrorResponse, Request, Response, Router, StatusCode};
 use crate::room::Rooms;
 use crate::user::Users;
 
@@ -38,7 +41,11 @@ pub struct Admin {
     pub budget: Budget,
     pub clock: Clock,
     pub workers: Workers,
+    pub addresses: Addresses,
 }
+
+/// The addresses that the server has open, with the ports that the system chose. Filled while it starts.
+pub type Addresses = Arc<Mutex<Vec<SocketAddr>>>;
 
 /// The routes of the commands, for the socket in the data folder.
 pub fn routes(router: &mut Router, admin: &Arc<Admin>) {
@@ -46,6 +53,7 @@ pub fn routes(router: &mut Router, admin: &Arc<Admin>) {
     routes
         .get("/users", users::list)
         .post("/users", users::add)
+        .get("/users/{user}", users::show)
         .post("/users/{user}/password", users::password)
         .post("/users/{user}/admin", users::admin)
         .post("/users/{user}/deactivate", users::deactivate)
@@ -53,13 +61,20 @@ pub fn routes(router: &mut Router, admin: &Arc<Admin>) {
         .post("/rooms/{room}/allow", rooms::allow)
         .post("/rooms/{room}/cancel", rooms::cancel)
         .get("/budget", budget::table)
-        .get("/workers", workers::list);
+        .get("/workers", workers::list)
+        .get("/server", server);
 }
 
 /// The routes of the page of the first account, for the ordinary ports.
 pub fn first_routes(router: &mut Router, admin: &Arc<Admin>) {
     let template = format!("{FIRST_PATH}{{code}}");
     router.surface(admin).get(&template, first_account::show).post(&template, first_account::make);
+}
+
+/// `GET /server`: its name and the addresses it has open.
+async fn server(admin: Arc<Admin>, _: Request) -> Result<Response, error::Error> {
+    let addresses: Vec<_> = admin.addresses.lock().iter().map(ToString::to_string).collect();
+    Ok(Response::json(&json!({ "server_name": admin.users.server(), "addresses": addresses })))
 }
 
 /// The answer with a page of rows. Its grant is held until it is sent.

@@ -75,9 +75,29 @@ pub async fn admin(admin: Arc<Admin>, mut request: Request) -> Result<Response, 
     Ok(Response::json(&json!({ "user_id": user_id })))
 }
 
-/// `POST /users/{user}/deactivate`
-pub async fn deactivate(admin: Arc<Admin>, request: Request) -> Result<Response, Error> {
+/// `GET /users/{user}`: one account, and whether it is the last administrator's.
+pub async fn show(admin: Arc<Admin>, request: Request) -> Result<Response, Error> {
     let user_id = named(&admin, &request)?;
+    let account = admin.users.account(&user_id).await?;
+    let account = account.ok_or_else(|| ErrorResponse::not_found(format!("there is no account {user_id}")))?;
+    let is_last_admin = admin.users.is_last_admin(&user_id).await?;
+    Ok(Response::json(&json!({ "account": shown(&account, 0), "last_admin": is_last_admin })))
+}
+
+#[derive(Deserialize)]
+struct Deactivate {
+    #[serde(default)]
+    force: bool,
+}
+
+/// `POST /users/{user}/deactivate`. 403 for the last administrator, unless `force` is true.
+pub async fn deactivate(admin: Arc<Admin>, mut request: Request) -> Result<Response, Error> {
+    let user_id = named(&admin, &request)?;
+    let Deactivate { force } = request.json_or_empty().await?;
+    if !force && admin.users.is_last_admin(&user_id).await? {
+        let message = format!("{user_id} is the last administrator; --force closes the account all the same");
+        return Err(ErrorResponse::forbidden(message).into());
+    }
     flow::deactivate(&admin.users, &admin.rooms, &user_id).await?;
     Ok(Response::json(&json!({ "user_id": user_id })))
 }
@@ -90,11 +110,12 @@ fn named(admin: &Admin, request: &Request) -> Result<OwnedUserId, Error> {
         .map_err(|_| ErrorResponse::invalid_param(format!("{name:?} is no user name")).into())
 }
 
+/// Capital letters are made small, as everywhere that a name is typed: no name of this server has any.
 fn localpart(admin: &Admin, name: &str) -> Result<String, Error> {
-    let Some(rest) = name.strip_prefix('@') else { return Ok(name.to_owned()) };
+    let Some(rest) = name.strip_prefix('@') else { return Ok(name.to_lowercase()) };
     match rest.split_once(':') {
-        None => Ok(rest.to_owned()),
-        Some((localpart, server)) if server == admin.users.server().as_str() => Ok(localpart.to_owned()),
+        None => Ok(rest.to_lowercase()),
+        Some((localpart, server)) if server == admin.users.server().as_str() => Ok(localpart.to_lowercase()),
         Some((_, server)) => {
             let message = format!("{name} is a user of {server}; this server is {}", admin.users.server());
             Err(ErrorResponse::invalid_param(message).into())

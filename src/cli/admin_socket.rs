@@ -46,12 +46,20 @@ impl Local {
         Local::stopped(config)
     }
 
-    /// Like [`Local::connect`], but makes a server that never ran. Answers whether the server is new.
+    /// Like [`Local::connect`], but makes a server that never ran, unless another one has its
+    /// address. Answers whether the server is new.
     pub fn connect_or_make(config: &Config) -> Result<(Local, bool), String> {
         if let Some(local) = Local::running(config)? {
             return Ok((local, false));
         }
         let new = !serve::has_data(&config.data_dir).map_err(|error| error.to_string())?;
+        if new && let Some(taken) = serve::ports::taken(&config.listen) {
+            return Err(format!(
+                "no server has its data in {}, and {taken} is in use: a server seems to run with another folder. Name that one with \
+                 --data-dir, or its config file with --config. A new server beside it needs another --listen",
+                config.data_dir.display()
+            ));
+        }
         Ok((Local::stopped(config)?, new))
     }
 

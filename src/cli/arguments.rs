@@ -61,7 +61,7 @@ SIGINT (Ctrl-C) and SIGTERM stop it in order.")]
         #[command(subcommand)]
         command: Option<RoomsCommand>,
     },
-    /// The memory budget as a table, with the high-water marks of a running server
+    /// The memory budget as a table; of a running server also what is in use, and the most that was
     #[command(after_help = "Examples:
   snug budget                      of the running server, or the one it would have
   snug budget --budget pi-zero-2w  that one, whether a server runs or not")]
@@ -106,9 +106,9 @@ pub enum User {
   snug user add alice
   snug user add alice --admin
   echo 'correct horse battery' | snug user add alice
-An empty password makes one up and prints it.")]
+An empty password makes one up and prints it; others have at least eight characters.")]
     Add {
-        /// alice, or @alice:example.org
+        /// alice, or @alice:example.org; capital letters are made small
         name: String,
         /// May administer the server
         #[arg(long)]
@@ -131,10 +131,19 @@ An empty password makes one up and prints it.")]
         #[arg(long)]
         remove: bool,
     },
-    /// Close an account for good: it leaves its rooms, and nobody gets the name again
-    #[command(after_help = "Example:
-  snug user deactivate alice")]
-    Deactivate { name: String },
+    /// Close an account for good: it leaves its rooms, and nobody gets the name again; asks first
+    #[command(after_help = "Examples:
+  snug user deactivate alice
+  snug user deactivate alice --yes    without asking, for scripts")]
+    Deactivate {
+        name: String,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+        /// Also the last administrator's account
+        #[arg(long)]
+        force: bool,
+    },
 }
 
 #[derive(Subcommand)]

@@ -151,11 +151,20 @@ fn all(config: &Config, report: &mut Report) {
     };
     let running = local.is_some();
     report.note(if running { "The server is running." } else { "The server is not running." });
-    match &mut local {
-        Some(local) => of_running(local, report),
-        None => granted(config, report),
-    }
+    let open = match &mut local {
+        Some(local) => of_running(config, local, report),
+        None => {
+            granted(config, report);
+            Vec::new()
+        }
+    };
     data(config, report);
+    if !running && serve::has_database(&config.data_dir).is_ok_and(|has| has) {
+        match serve::check_start(config) {
+            Ok(()) => report.good(format!("Its accounts are those of {}.", config.server_name)),
+            Err(error) => report.bad(format!("`snug serve` would not start: {error}.")),
+        }
+    }
     serve::open_files(config).iter().for_each(|open| report.bad(open));
     let now_ms = Clock::real().now_ms();
     if now_ms < CLOCK_MS_MIN {
@@ -172,7 +181,10 @@ fn all(config: &Config, report: &mut Report) {
             Err(error) => report.bad(format!("The certificate of [{section}] cannot be used: {error}.")),
         }
     }
-    ports(config, running, report);
+    match running {
+        true => open_ports(config, &open, report),
+        false => free_ports(config, report),
+    }
     federation(config, running, report);
 }
 
@@ -202,8 +214,9 @@ fn granted(config: &Config, report: &mut Report) {
     }
 }
 
-/// The memory of the running server, as it reports it: its control group may be another than this command's.
-fn of_running(local: &mut Local, report: &mut Report) {
+/// The running server as it reports itself: its control group may be another than this command's, and its config has
+/// perhaps changed since it started. Answers the addresses it has open.
+fn of_running(config: &Config, local: &mut Local, report: &mut Report) -> Vec<SocketAddr> {
     match local.get("/budget") {
         Ok(said) => {
             let text = |field: &str| said[field].as_str().unwrap_or("?").to_owned();
@@ -214,6 +227,22 @@ fn of_running(local: &mut Local, report: &mut Report) {
         }
         Err(error) => report.bad(format!("It was asked for its memory: {error}.")),
     }
+    let said = match local.get("/server") {
+        Ok(said) => said,
+        Err(error) => {
+            report.bad(format!("It was asked for its addresses: {error}."));
+            return Vec::new();
+        }
+    };
+    let (was, now) = (said["server_name"].as_str().unwrap_or("?"), &config.server_name);
+    if was != now.as_str() {
+        report.bad(format!(
+            "The running server is {was}, and the config says {now}: with accounts it will not start again. Set server_name = \
+             \"{was}\"."
+        ));
+    }
+    let addresses = said["addresses"].as_array().into_iter().flatten();
+    addresses.filter_map(|address| address.as_str()?.parse().ok()).collect()
 }
 
 fn data(config: &Config, report: &mut Report) {
@@ -260,10 +289,14 @@ fn data(config: &Config, report: &mut Report) {
 
 /// Checks that everything in the data folder belongs to the folder's owner, and that no other user can read it.
 fn files(folder: &Path, found: &Metadata, report: &mut Report) {
-    let owner = found.uid();
-    if is_open(found, 0o077) {
-        let open = "may be looked into by other users of this machine";
-        report.bad(format!("The data folder {open} (mode {:o}): chmod go= {}", found.mode() & 0o777, folder.display()));
+    let (owner, mode, path) = (found.uid(), found.mode() & 0o777, folder.display());
+    if is_open(found, 0o022) {
+        report.bad(format!("Other users of this machine may change the data folder (mode {mode:o}): chmod go= {path}"));
+    } else if is_open(found, 0o055) {
+        report.note(format!(
+            "Other users of this machine may see the names of files in the data folder (mode {mode:o}), not what is in private ones; \
+             chmod go= {path} ends that."
+        ));
     }
     for file in serve::kept(folder) {
         // A missing file is no fault: the server makes it.
@@ -306,28 +339,48 @@ fn dates(section: &str, certificate: &Certificate, now_ms: u64, report: &mut Rep
     }
 }
 
-/// A running server must answer on its ports; a stopped one must find them free.
-fn ports(config: &Config, running: bool, report: &mut Report) {
+/// The addresses of the config, for apps and for servers.
+fn configured(config: &Config) -> impl Iterator<Item = SocketAddr> {
     let servers = match serves_federation(config) {
         true => &config.federation.listen[..],
         false => &[],
     };
-    for address in config.listen.iter().chain(servers) {
-        if running {
-            match TcpStream::connect_timeout(&from_here(*address), CONNECT) {
-                Ok(_) => report.good(format!("{address} is open.")),
-                Err(error) => {
-                    report.bad(format!("{address} does not answer: {error}. Was the config changed since the start?"))
-                }
+    config.listen.iter().chain(servers).copied()
+}
+
+/// A running server must answer where it listens, and listen where the config says.
+fn open_ports(config: &Config, open: &[SocketAddr], report: &mut Report) {
+    for address in open {
+        match TcpStream::connect_timeout(&from_here(*address), CONNECT) {
+            Ok(_) => report.good(format!("{address} is open.")),
+            Err(error) => report.bad(format!("{address} does not answer: {error}.")),
+        }
+    }
+    for address in configured(config) {
+        if !open.iter().any(|open| is_same(*open, address)) {
+            report.bad(format!(
+                "The config says {address}, and the server does not listen there: it was started with other settings."
+            ));
+        }
+    }
+}
+
+/// Whether an open address is what the config asked for: port 0 is one that the system chose, and `[::]` becomes
+/// `0.0.0.0` on a machine without IPv6.
+fn is_same(open: SocketAddr, wanted: SocketAddr) -> bool {
+    let ip = open.ip() == wanted.ip() || open.ip().is_unspecified() && wanted.ip().is_unspecified();
+    ip && (open.port() == wanted.port() || wanted.port() == 0)
+}
+
+/// A server that is to start must find its ports free.
+fn free_ports(config: &Config, report: &mut Report) {
+    for address in configured(config) {
+        match TcpListener::bind(address) {
+            Ok(_) => report.good(format!("{address} is free.")),
+            Err(error) if error.kind() == ErrorKind::AddrInUse => {
+                report.bad(format!("{address} is in use by another program."));
             }
-        } else {
-            match TcpListener::bind(address) {
-                Ok(_) => report.good(format!("{address} is free.")),
-                Err(error) if error.kind() == ErrorKind::AddrInUse => {
-                    report.bad(format!("{address} is in use by another program."));
-                }
-                Err(error) => report.bad(format!("{address} cannot be opened: {error}.")),
-            }
+            Err(error) => report.bad(format!("{address} cannot be opened: {error}.")),
         }
     }
 }

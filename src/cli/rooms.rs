@@ -26,7 +26,8 @@ pub fn rooms_command(overrides: &Overrides, command: Option<RoomsCommand>) -> Re
 }
 
 fn rooms(local: &mut Local) -> Result<String, String> {
-    let mut out = format!("{:<50} {:>8} {:>9} {:>11}  {}\n", "room", "members", "events", "bytes", "name");
+    let head = format!("{:<50} {:>8} {:>9} {:>11}  {}\n", "room", "members", "events", "bytes", "name");
+    let mut out = head.clone();
     let (mut joins, mut asked) = (Vec::new(), Vec::new());
     local.pages("/rooms", &mut |page| {
         for room in page["rooms"].as_array().into_iter().flatten() {
@@ -41,6 +42,9 @@ fn rooms(local: &mut Local) -> Result<String, String> {
         joins = page["joins"].as_array().cloned().unwrap_or_default();
         asked = page["asked"].as_array().cloned().unwrap_or_default();
     })?;
+    if out == head {
+        out = "No room is known here.\n".to_owned();
+    }
     for join in joins.iter().filter_map(Value::as_str) {
         out.push_str(&format!("joining {join}\n"));
     }

@@ -11,9 +11,12 @@ use crate::base::{Random, date};
 use crate::budget::human;
 use crate::config::Overrides;
 use crate::remote::encode;
+use crate::user::check_new_password;
 
 /// The length of a generated password: about 95 bits.
 const PASSWORD_CHARS: usize = 16;
+/// How often a password is asked for when it is mistyped or too short.
+const PASSWORD_TRIES: u32 = 5;
 
 pub fn user(overrides: &Overrides, command: User) -> Result<(), String> {
     let config = load(overrides)?;
@@ -22,6 +25,13 @@ pub fn user(overrides: &Overrides, command: User) -> Result<(), String> {
         User::Add { name, .. } | User::Password { name } => new_password(name)?,
         _ => NewPassword::default(),
     };
+    if let User::Deactivate { name, yes, force } = &command {
+        // The server is not held open while the answer is typed.
+        with_local(Local::connect(&config)?, |local| what_ends(local, name, *force))?;
+        if !yes && !is_yes(&ask_line("Type yes to go on: ")?) {
+            return Err("nothing was done".to_owned());
+        }
+    }
     if !matches!(command, User::Add { .. }) {
         return with_local(Local::connect(&config)?, |local| user_asked(local, command, &password));
     }
@@ -54,12 +64,33 @@ fn user_asked(local: &mut Local, command: User, new: &NewPassword) -> Result<Str
             let now = if remove { "is no administrator any more" } else { "is an administrator now" };
             format!("{} {now}.\n", text(&changed, "user_id"))
         }
-        User::Deactivate { name } => {
+        User::Deactivate { name, force, .. } => {
             let path = format!("/users/{}/deactivate", encode(&name));
-            let closed = local.post(&path, json!({})).map_err(about(&name))?;
+            let closed = local.post(&path, json!({ "force": force })).map_err(about(&name))?;
             format!("{} is closed for good.\n", text(&closed, "user_id"))
         }
     })
+}
+
+/// What deactivating an account does; an error where it would be refused.
+fn what_ends(local: &mut Local, name: &str, force: bool) -> Result<String, String> {
+    let found = local.get(&format!("/users/{}", encode(name))).map_err(about(name))?;
+    let account = &found["account"];
+    let user_id = text(account, "user_id");
+    if text(account, "standing") != "active" {
+        return Err(format!("{user_id} is closed already"));
+    }
+    if found["last_admin"] == true && !force {
+        return Err(format!("{user_id} is the last administrator; --force closes the account all the same"));
+    }
+    Ok(format!(
+        "{user_id} leaves every room; its sessions, keys, profile and settings are removed. What it wrote stays in the rooms.\n\
+         This cannot be undone, and the name is never given out again.\n"
+    ))
+}
+
+fn is_yes(answer: &str) -> bool {
+    matches!(answer.trim().to_lowercase().as_str(), "y" | "yes")
 }
 
 fn about(name: &str) -> impl FnOnce(String) -> String {
@@ -68,7 +99,8 @@ fn about(name: &str) -> impl FnOnce(String) -> String {
 }
 
 fn users(local: &mut Local) -> Result<String, String> {
-    let mut out = format!("{:<40} {:<12} {:<14} {:>10}  {}\n", "user", "standing", "", "files", "made");
+    let head = format!("{:<40} {:<12} {:<14} {:>10}  {}\n", "user", "standing", "", "files", "made");
+    let mut out = head.clone();
     local.pages("/users", &mut |page| {
         for user in page["users"].as_array().into_iter().flatten() {
             let admin = if user["admin"] == true { "administrator" } else { "" };
@@ -78,6 +110,9 @@ fn users(local: &mut Local) -> Result<String, String> {
             out.push_str(&format!("{id:<40} {standing:<12} {admin:<14} {files:>10}  {made}\n"));
         }
     })?;
+    if out == head {
+        return Ok("There is no account yet. This makes the first one: snug user add NAME --admin\n".to_owned());
+    }
     Ok(out)
 }
 
@@ -93,19 +128,42 @@ struct NewPassword {
 }
 
 fn new_password(name: &str) -> Result<NewPassword, String> {
-    let password = if std::io::stdin().is_terminal() {
-        let password = ask(&format!("Password for {name} (empty: one is made up): "))?;
-        if !password.is_empty() && ask("The same again: ")? != password {
-            return Err("the two passwords are not the same".to_owned());
-        }
-        password
-    } else {
-        line()?
+    let password = match std::io::stdin().is_terminal() {
+        true => asked_twice(name, &mut ask)?,
+        false => line()?,
     };
+    if !password.is_empty() {
+        check_new_password(&password).map_err(|error| error.to_string())?;
+    }
     Ok(match password.is_empty() {
         true => NewPassword { password: Random::os().token(PASSWORD_CHARS), made_up: true },
         false => NewPassword { password, made_up: false },
     })
+}
+
+/// A password that is typed twice. One that is too short, or mistyped the second time, is asked for again.
+fn asked_twice(name: &str, ask: &mut dyn FnMut(&str) -> Result<String, String>) -> Result<String, String> {
+    for _ in 0..PASSWORD_TRIES {
+        let password = ask(&format!("Password for {name} (empty: one is made up): "))?;
+        if password.is_empty() {
+            return Ok(password);
+        }
+        if let Err(error) = check_new_password(&password) {
+            tell(&format!("{error}.\n"));
+            continue;
+        }
+        if ask("The same again: ")? == password {
+            return Ok(password);
+        }
+        tell("The two passwords are not the same.\n");
+    }
+    Err("no password was given".to_owned())
+}
+
+/// Asks for one line that is shown as it is typed.
+fn ask_line(question: &str) -> Result<String, String> {
+    tell(question);
+    line()
 }
 
 /// Reads one line that is typed without being shown.
@@ -127,4 +185,32 @@ pub fn line() -> Result<String, String> {
     let mut line = String::new();
     std::io::stdin().lock().read_line(&mut line).map_err(|error| error.to_string())?;
     Ok(line.trim_end_matches(['\r', '\n']).to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What comes of typing these.
+    fn typed(lines: &[&str]) -> (Result<String, String>, usize) {
+        let mut at = 0;
+        let password = asked_twice("anna", &mut |_| {
+            at += 1;
+            Ok(lines.get(at - 1).copied().unwrap_or("something else").to_owned())
+        });
+        (password, at)
+    }
+
+    /// A second password that was mistyped ended the command.
+    #[test]
+    fn a_mistyped_password_is_asked_for_again() {
+        assert_eq!(
+            typed(&["correct horse", "correct house", "correct horse", "correct horse"]).0.unwrap(),
+            "correct horse"
+        );
+        assert_eq!(typed(&["short", "long enough", "long enough"]).0.unwrap(), "long enough");
+        assert_eq!(typed(&[""]).0.unwrap(), "");
+        let (failed, asked) = typed(&["short"; 100]);
+        assert_eq!((failed.unwrap_err().as_str(), asked), ("no password was given", 5));
+    }
 }

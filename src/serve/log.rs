@@ -12,7 +12,7 @@ use std::io::{IsTerminal, Write as _};
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Level, Metadata, Subscriber};
-use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::filter::{LevelFilter, ParseError, Targets};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -28,12 +28,13 @@ const SPANS_MAX: usize = 6;
 /// Fields that need no name in front.
 const NAMELESS: [&str; 4] = ["method", "path", "user", "name"];
 
-/// Sends the log of this process to stderr, once. `filter` has been checked with the settings.
-pub fn to_stderr(filter: &str) {
-    let filter: Targets = filter.parse().expect("the config checked it");
+/// Sends the log of this process to stderr, once. `filter` is the setting `log`.
+pub fn to_stderr(filter: &str) -> Result<(), ParseError> {
+    let filter: Targets = filter.parse()?;
     let log = Log { filter, form: Form::of_stderr(), clock: Clock::real() };
     // A second server in one process (tests) logs to the first one's log.
     let _ = tracing_subscriber::registry().with(log).try_init();
+    Ok(())
 }
 
 struct Log {

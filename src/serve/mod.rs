@@ -7,7 +7,7 @@
 mod folder;
 pub mod compact;
 mod greet;
-mod log;
+pub mod log;
 pub mod ports;
 
 use std::fmt;
@@ -17,6 +17,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ruma::OwnedUserId;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -63,7 +64,7 @@ fn failed(what: impl fmt::Display, why: impl fmt::Display) -> Failed {
 /// it.
 pub fn run(config: Config, command: &str) -> Result<(), Failed> {
     budget::meter::no_huge_pages();
-    log::to_stderr(&config.log);
+    log::to_stderr(&config.log).map_err(|error| failed("log", error))?;
     let budget = Budget::from_profile(profile(&config)?);
     if let Some(warning) = Granted::now().warning(budget.profile()) {
         tracing::warn!("{warning}");
@@ -139,6 +140,8 @@ pub struct Server {
     pub media: Media,
     pub sender: Sender,
     workers: Workers,
+    /// The open addresses, for the commands.
+    addresses: admin::Addresses,
     config: Config,
     router: Arc<Router>,
     /// The routes of the commands, on the socket in the data folder.
@@ -214,7 +217,7 @@ impl Server {
             remote: remote.clone(),
             server: server_name.clone(),
         });
-        check_name(&users, &config).await?;
+        check_name(&store, &config)?;
         let media = Media::new(media::Parts {
             store: store.clone(),
             clock: clock.clone(),
@@ -270,7 +273,7 @@ impl Server {
             federation::routes::routes(&mut router, &federation);
         }
 
-        let workers = Workers::default();
+        let (workers, addresses) = (Workers::default(), admin::Addresses::default());
         let admin = Arc::new(Admin {
             users: users.clone(),
             rooms: rooms.clone(),
@@ -278,6 +281,7 @@ impl Server {
             budget: budget.clone(),
             clock: clock.clone(),
             workers: workers.clone(),
+            addresses: addresses.clone(),
         });
         admin::first_routes(&mut router, &admin);
         let mut local = Router::new();
@@ -297,6 +301,7 @@ impl Server {
             media,
             sender,
             workers,
+            addresses,
             config,
             router: Arc::new(router),
             local: Arc::new(local),
@@ -358,6 +363,7 @@ impl Server {
         let what = if federation { "servers" } else { "apps" };
         tracing::info!("listening for {what} on {address}{}", if open.tls { " with TLS" } else { "" });
         self.open.push(open);
+        self.addresses.lock().push(address);
         self.accepting.push(tokio::spawn(self.door.clone().serve(listener, self.router.clone())));
         Ok(())
     }
@@ -500,10 +506,9 @@ pub fn new_database(config: &Config) -> Result<(), Failed> {
     Ok(())
 }
 
-/// Checks that the server's name has not changed since the first account was made. The name is part of every user id
-/// and room id. Before the first account there are no rooms.
-async fn check_name(users: &Users, config: &Config) -> Result<(), Failed> {
-    let oldest = match users.list(None, 1).await {
+/// Refuses to start with another name than the accounts have.
+fn check_name(store: &Store, config: &Config) -> Result<(), Failed> {
+    let oldest = match oldest_account(store) {
         Ok(oldest) => oldest,
         // A damaged page is no reason to stop the server: the rest can be used.
         Err(error) => {
@@ -514,17 +519,36 @@ async fn check_name(users: &Users, config: &Config) -> Result<(), Failed> {
             return Ok(());
         }
     };
-    let Some(account) = oldest.first() else { return Ok(()) };
-    let (was, now) = (account.user_id.server_name(), &config.server_name);
+    let (Some(user_id), now) = (oldest, &config.server_name) else { return Ok(()) };
+    let was = user_id.server_name();
     if was == now {
         return Ok(());
     }
     let folder = config.data_dir.display();
     Err(Failed(format!(
-        "the server name is {now}, but the data in {folder} is {was}'s: it has accounts such as {}, and a server cannot be \
-         renamed. Set server_name = \"{was}\" again, or begin a new server with an empty data folder",
-        account.user_id
+        "the server name is {now}, but the data in {folder} is {was}'s: it has accounts such as {user_id}, and a server cannot be \
+         renamed. Set server_name = \"{was}\" again, or begin a new server with an empty data folder"
     )))
+}
+
+fn oldest_account(store: &Store) -> store::Result<Option<OwnedUserId>> {
+    use crate::store::tables::user;
+    let (read, mut oldest) = (store.read()?, None);
+    user::accounts_after(&read, None, &mut |num, _| {
+        oldest = Some(num);
+        Ok(std::ops::ControlFlow::Break(()))
+    })?;
+    let Some(num) = oldest else { return Ok(None) };
+    Ok(OwnedUserId::try_from(user::id_of(&read, num)?).ok())
+}
+
+/// Opens the database of a stopped server as its start would, and refuses what that refuses.
+pub fn check_start(config: &Config) -> Result<(), Failed> {
+    folder::check_owner(&config.data_dir)?;
+    let (store, _grant) = open_store(&config.data_dir, &Budget::from_profile(profile(config)?))?;
+    let checked = check_name(&store, config);
+    store.close_blocking();
+    checked
 }
 
 fn open_store(folder: &Path, budget: &Budget) -> Result<(Store, Grant), Failed> {

@@ -13,6 +13,14 @@ pub fn certificate(chain: &Option<PathBuf>, key: &Option<PathBuf>) -> Result<Opt
     Certificate::read(chain, key).map(Some).map_err(|error| Failed(error.to_string()))
 }
 
+/// The first of these addresses that another program listens on.
+pub fn taken(addresses: &[SocketAddr]) -> Option<SocketAddr> {
+    let is_taken = |address: &&SocketAddr| {
+        std::net::TcpListener::bind(address).is_err_and(|error| error.kind() == std::io::ErrorKind::AddrInUse)
+    };
+    addresses.iter().find(is_taken).copied()
+}
+
 /// Binds an address. `[::]` becomes `0.0.0.0` on a machine without IPv6.
 pub async fn bind(address: SocketAddr) -> Result<Listener, Failed> {
     let error = match Listener::tcp(address).await {

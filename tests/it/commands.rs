@@ -129,18 +129,24 @@ fn the_first_minute() {
     assert!(good(folder, &["budget"], "").contains("resident at most"));
     let other = good(folder, &["budget", "--budget", "pi-5"], "");
     assert!(other.contains("512.00 MiB") && !other.contains("resident at most"), "{other}");
+    assert!(!other.contains("high water"), "no server runs with it: {other}");
     good(folder, &["rooms"], "");
     let workers = good(folder, &["workers"], "");
     assert!(workers.contains("federation sender ") && workers.contains("state sweep "), "{workers}");
     assert!(bad(folder, &["rooms", "cancel", "!no:b.example"], "").contains("no join of !no:b.example is under way"));
     assert!(bad(folder, &["compact"], "").contains("the server is running: stop it first"));
+    // It looked at the addresses of the config, not at those in use, and not at a changed name.
+    let said = bad(folder, &["check", "--server-name", "other.localhost"], "");
+    assert!(said.contains(&format!("{} is open.", server.address)), "{said}");
+    assert!(said.contains("The running server is localhost, and the config says other.localhost"), "{said}");
+    assert!(said.contains("The config says 127.0.0.1:8008, and the server does not listen there"), "{said}");
     server.stop();
     assert!(bad(folder, &["workers"], "").contains("the server is not running"));
     assert!(good(folder, &["compact"], "").contains("The database took "));
     assert!(good(folder, &["user", "add", "carol"], "\n").contains("The password is "));
     good(folder, &["user", "admin", "carol"], "");
     good(folder, &["user", "password", "carol"], "another password\n");
-    good(folder, &["user", "deactivate", "@bob:localhost"], "");
+    good(folder, &["user", "deactivate", "@bob:localhost", "--yes"], "");
     let listed = good(folder, &["user", "list"], "");
     let of = |name: &str| listed.lines().find(|line| line.starts_with(name)).unwrap().to_owned();
     assert!(of("@carol:").contains("administrator") && of("@bob:").contains("deactivated"), "{listed}");
@@ -214,7 +220,7 @@ fn a_check_tells_a_newcomer_what_others_will_find() {
     std::fs::write(folder.join("snug.toml"), wrong_port).unwrap();
     let (said, good) = checked(folder);
     assert!(!good && said.ends_with("\nOne thing is wrong.\n"), "{said}");
-    assert!(said.contains(" does not answer: ") && said.contains("Was the config changed since the start?"), "{said}");
+    assert!(said.contains(", and the server does not listen there: it was started with other settings."), "{said}");
     server.stop();
 
     // A name the certificate is not for, one that cannot be found, and a port that is taken.
@@ -307,6 +313,44 @@ fn only_serve_and_user_add_begin_a_server() {
     assert!(!good(folder, &["user", "add", "eve"], "a good password\n").contains("A new server"));
 }
 
+/// In a folder without data it began another server, beside the one that was meant.
+#[test]
+fn an_account_is_not_added_to_a_new_server_beside_one_that_runs() {
+    let (one, other) = (Folder::new(), Folder::new());
+    let server = start(one.path());
+    let add = ["user", "add", "bob", "--listen", &server.address];
+    let said = bad(other.path(), &add, "a good password\n");
+    assert!(said.contains("is in use: a server seems to run with another folder"), "{said}");
+    assert!(!other.path().join("snug-data").exists());
+    server.stop();
+}
+
+/// It closed any account at once, the last administrator's too.
+#[test]
+fn an_account_is_closed_only_after_a_question() {
+    let folder = Folder::new();
+    let folder = folder.path();
+    good(folder, &["user", "add", "Anna", "--admin"], "a good password\n");
+    good(folder, &["user", "add", "bob"], "a good password\n");
+    assert!(bad(folder, &["user", "add", "eve"], "short\n").contains("at least 8 characters"));
+    assert!(bad(folder, &["user", "password", "bob"], "short\n").contains("at least 8 characters"));
+    let said = bad(folder, &["user", "deactivate", "bob"], "\n");
+    assert!(said.contains("@bob:localhost leaves every room") && said.contains("nothing was done"), "{said}");
+    assert!(good(folder, &["user", "deactivate", "Bob"], "yes\n").contains("@bob:localhost is closed for good."));
+    assert!(bad(folder, &["user", "deactivate", "bob", "--yes"], "").contains("is closed already"));
+    assert!(bad(folder, &["user", "deactivate", "anna", "--yes"], "").contains("is the last administrator"));
+    good(folder, &["user", "deactivate", "anna", "--yes", "--force"], "");
+}
+
+#[test]
+fn an_empty_list_says_so() {
+    let folder = Folder::new();
+    let server = start(folder.path());
+    assert!(good(folder.path(), &["user", "list"], "").starts_with("There is no account yet."));
+    assert_eq!(good(folder.path(), &["rooms"], ""), "No room is known here.\n");
+    server.stop();
+}
+
 /// The name could be changed beside old accounts: nobody could log in any more, and no room was left.
 #[test]
 fn a_server_with_accounts_keeps_its_name() {
@@ -319,6 +363,9 @@ fn a_server_with_accounts_keeps_its_name() {
         let said = bad(folder, &[command, &["--server-name", "two.example"]].concat(), "");
         assert!(said.contains("the server name is two.example, but the data in snug-data is one.example's"), "{said}");
     }
+    // `check` found nothing wrong with it.
+    let said = bad(folder, &["check", "--listen", "127.0.0.1:0", "--server-name", "two.example"], "");
+    assert!(said.contains("BAD   `snug serve` would not start: the server name is two.example"), "{said}");
     assert!(good(folder, &["user", "list", "--server-name", "one.example"], "").contains("@alice:one.example"));
 }
 
@@ -440,8 +487,12 @@ fn check_says_what_others_may_read() {
     open("a.toml", 0o640);
     let check = ["check", "--listen", "127.0.0.1:0", "--config", "a.toml"];
     good(folder, &check, "");
+    // A folder that others may list was called a fault, with every file in it private.
+    open("snug-data", 0o755);
+    let said = good(folder, &check, "");
+    assert!(said.contains("note  Other users of this machine may see the names"), "{said}");
     let files = ["snug-data", "snug-data/signing.key", "snug-data/database", "a.toml"];
-    for (file, mode) in files.into_iter().zip([0o755, 0o644, 0o640, 0o644]) {
+    for (file, mode) in files.into_iter().zip([0o775, 0o644, 0o640, 0o644]) {
         open(file, mode);
     }
     let said = bad(folder, &check, "");
