@@ -6,6 +6,8 @@
 //!
 //! Reading order: `clock.rs`, `random.rs`, `pace.rs`, `blocking.rs`, `panics.rs`, `worker.rs`, `keyed_lock.rs`, `shares.rs`, `chunks.rs`.
 
+#[cfg(test)]
+pub mod any_bytes;
 mod blocking;
 mod chunks;
 mod clock;

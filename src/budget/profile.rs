@@ -560,4 +560,15 @@ mod tests {
         assert_eq!(parse_bytes("12"), Ok(12));
         assert!(parse_bytes("many").is_err());
     }
+
+    #[test]
+    fn any_bytes_are_a_profile_or_an_error() {
+        crate::base::any_bytes::any_bytes(&[PI_ZERO.as_bytes(), b"4 MiB", b"18446744073709551615 GiB"], |bytes| {
+            let text = String::from_utf8_lossy(bytes);
+            if let Ok(profile) = Profile::parse("odd", &text) {
+                assert!(profile.sum() <= profile.total);
+            }
+            let _ = parse_bytes(&text);
+        });
+    }
 }

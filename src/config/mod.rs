@@ -385,4 +385,12 @@ mod tests {
         }
         parse(&Config::default().first_file()).unwrap();
     }
+
+    #[test]
+    fn any_bytes_are_settings_or_an_error() {
+        let seed: &[u8] =
+            b"server_name = \"a.example\"\nlisten = [\"127.0.0.1:8008\"]\nupload_bytes_max = \"50 MiB\"\n\n\
+            [federation]\nhourly_bytes_max = \"1 GiB\"\noverrides = { \"b.example\" = \"[::1]:8448\" }\n";
+        crate::base::any_bytes::any_bytes(&[seed], |bytes| drop(parse(&String::from_utf8_lossy(bytes))));
+    }
 }

@@ -86,3 +86,24 @@ pub fn described(response: Response, content_type: Option<&str>, name: Option<&s
 }
 
 pub const UNKNOWN_TYPE: &str = "application/octet-stream";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_bytes_are_a_part_of_a_file_or_all_of_it() {
+        crate::base::any_bytes::any_bytes(&[b"bytes=0-499", b"bytes=-5", b"bytes=7-", b"image/png; a=b"], |bytes| {
+            let text = String::from_utf8_lossy(bytes);
+            for length in [0, 1, 500, u64::MAX] {
+                if let Part::Range(from, count) = part_of(&text, length) {
+                    assert!(
+                        count > 0 && from.checked_add(count).is_some_and(|end| end <= length),
+                        "{text} of {length}"
+                    );
+                }
+            }
+            described(Response::ok(), Some(&text), Some(&text));
+        });
+    }
+}

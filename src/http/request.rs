@@ -611,4 +611,16 @@ mod tests {
         assert_eq!(request.access_token().as_deref(), Some("q"));
         assert_eq!(request.with_header("authorization", "bearer h").access_token().as_deref(), Some("h"));
     }
+
+    #[test]
+    fn any_bytes_are_a_query_and_a_token() {
+        crate::base::any_bytes::any_bytes(&[b"a=1&b=%20+x&a=2", b"Bearer abc", b"%c3%a4%zz%"], |bytes| {
+            let text = String::from_utf8_lossy(bytes);
+            decoded(&text);
+            let printable: String = text.chars().filter(|c| c.is_ascii_graphic()).collect();
+            let request = Request::for_tests(Method::GET, &format!("/x?{printable}"), "");
+            let request = request.with_header("authorization", &printable);
+            let _ = (request.access_token(), request.query("a"), request.query_all("a").count(), request.path());
+        });
+    }
 }

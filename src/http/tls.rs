@@ -319,4 +319,15 @@ mod tests {
         std::fs::remove_dir_all(one).unwrap();
         std::fs::remove_dir_all(two).unwrap();
     }
+
+    #[test]
+    fn any_bytes_have_dates_or_none() {
+        let mut parameters = rcgen::CertificateParams::new(vec!["a.example".to_owned()]).unwrap();
+        parameters.not_after = rcgen::date_time_ymd(2060, 1, 1);
+        let made = parameters.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap();
+        assert!(validity_ms(made.der()).is_some());
+        crate::base::any_bytes::any_bytes(&[made.der(), b"240101000000Z", b"20600101000000Z"], |bytes| {
+            let _ = (validity_ms(bytes), element(bytes), time_ms(0x17, bytes), time_ms(0x18, bytes));
+        });
+    }
 }

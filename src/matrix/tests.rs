@@ -10,6 +10,7 @@ use ::ruma::{CanonicalJsonObject, OwnedServerName};
 use base64::Engine;
 use serde_json::{Value, json};
 
+mod any_bytes;
 pub mod ruma;
 
 pub fn vectors() -> Value {

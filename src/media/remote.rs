@@ -235,4 +235,17 @@ mod tests {
             assert_eq!(file_name(disposition).as_deref(), name, "{disposition}");
         }
     }
+
+    #[test]
+    fn any_bytes_are_the_head_of_a_file_or_none() {
+        let whole: &[u8] = b"--abc\r\nContent-Type: application/json\r\n\r\n{}\r\n--abc\r\nContent-Type: image/png\r\n\
+            Content-Disposition: inline; filename*=utf-8''a%20b.png; filename=\"a \\\"b.png\"\r\n\r\nDATA\r\n--abc--\r\n";
+        let name: &[u8] = b"attachment; filename*=utf-8'en'a%c3%a4%2; filename=\"x\"";
+        crate::base::any_bytes::any_bytes(&[whole, name], |bytes| {
+            if let Some(head) = head(bytes) {
+                assert!(head.length <= bytes.len() && head.delimiter.starts_with(b"\r\n--"));
+            }
+            let _ = file_name(&String::from_utf8_lossy(bytes));
+        });
+    }
 }

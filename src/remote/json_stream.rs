@@ -512,4 +512,25 @@ mod tests {
         assert_eq!(found(2), ["{\"a\": 1}", "7"]);
         assert!(places(b"[]", &["pdus"], 1).is_err() && places(b"{\"pdus\":[1", &["pdus"], 1).is_err());
     }
+
+    #[test]
+    fn any_bytes_are_an_answer_in_any_pieces() {
+        let seed: &[u8] =
+            br#"{"state":[{"a":[1,"]}"]},"x"],"event":{"b":"\\\""},"members_omitted":true,"servers":[],"n":-1.5}"#;
+        crate::base::any_bytes::any_bytes(&[seed, b"[1]", b"{}"], |bytes| {
+            let limits = Limits { body_bytes_max: 1 << 20, item_bytes_max: 1 << 10 };
+            let at_once = run(&[bytes], limits).map_err(|malformed| malformed.why);
+            let (front, back) = bytes.split_at(bytes.len() / 2);
+            assert_eq!(run(&[front, back], limits).map_err(|malformed| malformed.why), at_once);
+            let single: Vec<&[u8]> = bytes.chunks(1).collect();
+            assert_eq!(run(&single, limits).map_err(|malformed| malformed.why), at_once);
+            // What a parser of the whole takes is taken.
+            if let Ok(Value::Object(object)) = serde_json::from_slice(bytes)
+                && object.len() <= 10
+            {
+                assert!(at_once.is_ok(), "{at_once:?}");
+            }
+            let _ = places(bytes, &["state", "servers"], 10);
+        });
+    }
 }

@@ -748,3 +748,28 @@ impl sign::Keys for Keys {
         known.is_valid_at(at_ts).then(|| (*known.key).clone())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_bytes_are_published_keys_or_refused() {
+        let key = sign::Key::from_seed("k", [7; 32]);
+        let mut said = serde_json::json!({
+            "server_name": "a.example", "valid_until_ts": u64::MAX,
+            "verify_keys": { "ed25519:k": { "key": key.public().to_base64() } },
+            "old_verify_keys": { "ed25519:o": { "key": "AAAA", "expired_ts": 5 } },
+        });
+        let name = ruma::server_name!("a.example");
+        sign::sign_json(said.as_object_mut().unwrap(), name, &key).unwrap();
+        let seed = said.to_string();
+        assert!(check_answer(seed.as_bytes(), 1_700_000_000_000).is_ok());
+        let voucher = HashMap::new();
+        crate::base::any_bytes::any_bytes(&[seed.as_bytes()], |bytes| {
+            let _ = check_answer(bytes, 1_700_000_000_000).is_ok();
+            let _ =
+                (check_notarised(bytes, name, &voucher, 0).is_ok(), parse_key(&String::from_utf8_lossy(bytes)).is_ok());
+        });
+    }
+}

@@ -565,4 +565,18 @@ mod tests {
         let found = Ok(WellKnown { server: "a".into(), max_age_ms: Some(1) });
         assert_eq!(next_delegation(found, None, 0).until_ms, DELEGATION_MS_MIN);
     }
+
+    #[test]
+    fn any_bytes_are_a_delegation_or_none() {
+        let seeds: [&[u8]; 4] = [b"b.example:8448", b"[::1]:80", b"1.2.3.4", b"a..b:99999"];
+        crate::base::any_bytes::any_bytes(&seeds, |bytes| {
+            let text = String::from_utf8_lossy(bytes).into_owned();
+            parse_override(&text);
+            if let Ok(found) = check_name(WellKnown { server: text, max_age_ms: Some(1) }) {
+                let server = <&ServerName>::try_from(found.server.as_str()).expect("a name that was checked");
+                literal(server);
+                let _ = target(vec![([127, 0, 0, 1], 1).into()], server.host(), found.server.clone(), false);
+            }
+        });
+    }
 }

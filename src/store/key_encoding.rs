@@ -175,4 +175,13 @@ mod tests {
         assert_eq!(after_prefix(b"\xff"), None);
         assert_eq!(after_prefix(b""), None);
     }
+
+    #[test]
+    fn any_bytes_come_apart_or_do_not() {
+        let key = Key::new().u32(9).text("a\0b\u{1}c").i64(-3).raw("rest").into_vec();
+        crate::base::any_bytes::any_bytes(&[&key], |bytes| {
+            let mut parts = Parts(bytes);
+            let _ = (parts.u32(), parts.text(), parts.i64(), Parts(bytes).text());
+        });
+    }
 }

@@ -118,4 +118,18 @@ mod tests {
         }
         assert_eq!(Unpack::new(&[0x80; 11]).u64(), None);
     }
+
+    #[test]
+    fn any_bytes_unpack_or_do_not() {
+        crate::base::any_bytes::any_bytes(&[b"\x05\x03abc\xff\x01", b"\x00"], |bytes| {
+            let mut unpack = Unpack::new(bytes);
+            while !unpack.is_empty() {
+                let mut copies = [unpack; 4];
+                let _ = (copies[0].i64(), copies[1].bytes(), copies[2].text(), copies[3].take(1 << 40));
+                if unpack.u64().is_none() {
+                    break;
+                }
+            }
+        });
+    }
 }

@@ -144,11 +144,12 @@ pub fn unescape(inner: &[u8]) -> impl Iterator<Item = u8> + '_ {
     })
 }
 
-/// Where the value at the start of `text` ends.
+/// Where the value at the start of `text` ends; none where no value starts.
 pub fn skip_value(text: &[u8]) -> Option<usize> {
     match text.first()? {
         b'"' => skip_string(text),
         b'{' | b'[' => skip_nested(text),
+        b',' | b'}' | b']' => None,
         _ => Some(text.iter().position(|b| matches!(b, b',' | b'}' | b']')).unwrap_or(text.len())),
     }
 }

@@ -242,4 +242,18 @@ mod tests {
         assert!(Filter::parse(format!(r#"{{"event_fields":["{}"]}}"#, ".".repeat(1000)).as_bytes()).is_none());
         assert_eq!(Events::default().limit(10, 100), 10);
     }
+
+    #[test]
+    fn any_bytes_are_a_filter_or_none() {
+        let seed: &[u8] = br#"{"room":{"timeline":{"limit":10,"types":["m.*"],"not_senders":["@a:b"],"contains_url":true},
+            "rooms":["!a:b"],"include_leave":true},"event_fields":["content.body","a\\.b"],"event_format":"federation"}"#;
+        crate::base::any_bytes::any_bytes(&[seed, br#"{"types":["*a*b*"],"limit":-1}"#], |bytes| {
+            if let Some(filter) = Filter::parse(bytes) {
+                let _ = (filter.bytes(), filter.fields(), filter.is_federation());
+            }
+            if let Some(events) = Events::parse(bytes) {
+                let _ = (events.wants_room("!a:b"), events.wants_type("m.room.message"), events.limit(10, 100));
+            }
+        });
+    }
 }

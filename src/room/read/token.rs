@@ -50,3 +50,21 @@ impl std::fmt::Display for SyncToken {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_bytes_are_a_token_or_none() {
+        crate::base::any_bytes::any_bytes(&[b"t-5", b"s12_3_4", b"s9_0", b"t9223372036854775807"], |bytes| {
+            let text = String::from_utf8_lossy(bytes);
+            if let Some(token) = Token::parse(&text) {
+                assert_eq!(Token::parse(&token.to_string()), Some(token));
+            }
+            if let Some(token) = SyncToken::parse(&text) {
+                assert_eq!(SyncToken::parse(&token.to_string()), Some(token));
+            }
+        });
+    }
+}

@@ -215,4 +215,12 @@ mod tests {
         assert_eq!(parse(&text), Some((cost, vec![1; SALT_BYTES], vec![2; HASH_BYTES])));
         assert_eq!(parse("$argon2i$v=19$m=1,t=1,p=1$AA$AA"), None);
     }
+
+    #[test]
+    fn any_bytes_are_a_hash_or_none() {
+        let seed: &[u8] =
+            b"$argon2id$v=19$m=7168,t=5,p=1$AAAAAAAAAAAAAAAAAAAAAA$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
+        assert!(parse(std::str::from_utf8(seed).unwrap()).is_some());
+        crate::base::any_bytes::any_bytes(&[seed], |bytes| drop(parse(&String::from_utf8_lossy(bytes))));
+    }
 }

@@ -277,4 +277,15 @@ mod tests {
         assert!(public_key(40_000, RoomNum(9)) < public_key(3, RoomNum(1)));
         assert!(public_key(3, RoomNum(1)) < public_key(3, RoomNum(2)));
     }
+
+    #[test]
+    fn any_bytes_are_a_row_or_damage() {
+        let mut room = Room::stub("!a:example.org", "11");
+        room.extremities = vec![EventNum(10), EventNum(70_000)];
+        crate::base::any_bytes::any_bytes(&[&room.encode()], |bytes| {
+            if let Some(room) = Room::decode(bytes) {
+                assert_eq!(Room::decode(&room.encode()), Some(room));
+            }
+        });
+    }
 }

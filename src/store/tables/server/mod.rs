@@ -113,3 +113,15 @@ pub fn cursors(
         visit(server, unpack_cursor(row).ok_or_else(corrupt)?)
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_bytes_are_a_standing_and_a_cursor_or_damage() {
+        crate::base::any_bytes::any_bytes(&[b"\x01\x02\x03\x04", b"\x80\x01\xff\x01\x05"], |bytes| {
+            let _ = (unpack_standing(bytes).is_some(), unpack_cursor(bytes).is_some());
+        });
+    }
+}

@@ -146,4 +146,14 @@ mod tests {
             assert_eq!(Outbound::decode(&row.encode()), Some(row));
         }
     }
+
+    #[test]
+    fn any_bytes_are_a_row_or_damage() {
+        let row = Outbound::Edu { to: vec!["a".to_owned(), "b:8448".to_owned()], json: b"{\"a\":1}".to_vec() };
+        crate::base::any_bytes::any_bytes(&[&row.encode()], |bytes| {
+            if let Some(row) = Outbound::decode(bytes) {
+                assert_eq!(Outbound::decode(&row.encode()), Some(row));
+            }
+        });
+    }
 }

@@ -105,3 +105,15 @@ fn decode(row: &[u8]) -> Option<Stored> {
     let key = key.try_into().ok()?;
     Some(Stored { key, valid_until_ms: u64::from_be_bytes(*valid_until), expired: *expired == 1 })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_bytes_are_a_row_or_damage() {
+        crate::base::any_bytes::any_bytes(&[&[7; 50]], |bytes| {
+            assert!(decode(bytes).is_none_or(|row| row.key.len() == 32))
+        });
+    }
+}

@@ -321,3 +321,8 @@ fn a_sweep_frees_what_nothing_names_whatever_happens_meanwhile() {
 fn order(at: u64) -> [u8; 8] {
     (at ^ (1 << 63)).to_be_bytes()
 }
+
+#[test]
+fn any_bytes_are_a_node_or_damage() {
+    crate::base::any_bytes::any_bytes(&[&[0; 40], &[1; 60], b"\x05\x03\x02\x01"], |bytes| drop(decode(bytes)));
+}
