@@ -23,9 +23,9 @@ pub async fn table(admin: Arc<Admin>, _: Request) -> Result<Response, Error> {
         line("heap at most", meter::high_water_bytes()),
     );
     let lagging = admin.sender.lagging();
-    let _ = writeln!(table, "servers that do not have everything yet: {lagging}");
+    let _ = writeln!(table, "servers with undelivered messages: {lagging}");
     let (profile, granted) = (admin.budget.profile(), Granted::now());
-    let _ = writeln!(table, "seen by the server: {granted}");
+    let _ = writeln!(table, "as the server sees it: {granted}");
     Ok(Response::json(&json!({
         "table": table, "resident_bytes": resident.now_bytes, "resident_bytes_max": resident.high_water_bytes,
         "text_bytes_max": meter::text().high_water_bytes, "beside_bytes_max": meter::beside().high_water_bytes,

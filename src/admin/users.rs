@@ -107,7 +107,7 @@ fn named(admin: &Admin, request: &Request) -> Result<OwnedUserId, Error> {
     let name = request.param("user");
     let localpart = localpart(admin, name)?;
     UserId::parse(format!("@{localpart}:{}", admin.users.server()))
-        .map_err(|_| ErrorResponse::invalid_param(format!("{name:?} is no user name")).into())
+        .map_err(|_| ErrorResponse::invalid_param(format!("{name:?} is not a user name")).into())
 }
 
 /// Capital letters are made small, as everywhere that a name is typed: no name of this server has any.

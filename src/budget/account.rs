@@ -197,7 +197,7 @@ impl Account {
         let mut book = self.lock();
         // A drop may run during a panic: a second panic there would end the process, so the error is only logged.
         if book.used < bytes {
-            tracing::error!(account = self.name(), "an account never gets back more than it gave");
+            tracing::error!(account = self.name(), "more bytes were returned to an account than it had given out");
         }
         book.used = book.used.saturating_sub(bytes);
         let nobody_waits = book.waiting.is_empty();
@@ -310,9 +310,9 @@ impl fmt::Display for Refused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Refused { account, asked, limit, .. } = self;
         if self.too_large {
-            write!(f, "{asked} bytes can never fit the account {account} of {limit} bytes")
+            write!(f, "{asked} bytes are more than the whole memory account {account} has ({limit} bytes)")
         } else {
-            write!(f, "the account {account} ({limit} bytes) has no {asked} bytes left")
+            write!(f, "the memory account {account} ({limit} bytes) has less than {asked} bytes left")
         }
     }
 }

@@ -82,7 +82,7 @@ impl fmt::Display for Granted {
                 write!(f, "its control group may use {} ({})", human(*limit), file.display())
             }
             (None, Some(board)) => write!(f, "the machine has {} of memory", human(board)),
-            (None, None) => f.write_str("the system does not say how much memory there is"),
+            (None, None) => f.write_str("the system does not say how much memory the machine has"),
         }
     }
 }

@@ -108,7 +108,10 @@ impl Profile {
             Some((_, text)) => Self::parse(name, text),
             None => {
                 let known: Vec<_> = Self::names().collect();
-                Err(ProfileError(format!("there is no memory budget {name:?}; known are {}", known.join(", "))))
+                Err(ProfileError(format!(
+                    "there is no memory budget {name:?}; the known budgets are {}",
+                    known.join(", ")
+                )))
             }
         }
     }
@@ -208,7 +211,7 @@ impl Profile {
             Some(outer) => {
                 Err(format!("account {name} has {}, and {within} only {}", human(row.bytes), human(outer.bytes)))
             }
-            None => Err(format!("account {name} is within {within:?}, which is no account with bytes of its own")),
+            None => Err(format!("account {name} is within {within:?}, which is not an account with bytes of its own")),
         }
     }
 
@@ -264,7 +267,7 @@ impl Profile {
             "state_conflicts_max",
         ];
         match some.iter().find(|name| self.size(name) == 0) {
-            Some(none) => Err(format!("{none} is 0, so that nothing of its kind would be done")),
+            Some(none) => Err(format!("{none} is 0, so that no work of its kind could be done")),
             None => Ok(()),
         }
     }
@@ -273,7 +276,7 @@ impl Profile {
 fn same_names<'a>(what: &str, found: impl Iterator<Item = &'a str>, wanted: &[&str]) -> Result<(), String> {
     let found: Vec<_> = found.collect();
     if let Some(unknown) = found.iter().find(|name| !wanted.contains(name)) {
-        return Err(format!("{what} {unknown:?} is unknown; known are {}", wanted.join(", ")));
+        return Err(format!("{what} {unknown:?} is unknown; the known names are {}", wanted.join(", ")));
     }
     match wanted.iter().find(|name| !found.contains(name)) {
         Some(missing) => Err(format!("{what} {missing:?} is missing")),
@@ -530,7 +533,7 @@ mod tests {
         assert_eq!(within("join").unwrap(), whole - (7 << 20) - (128 << 10));
         assert!(within("admin").unwrap_err().contains("admin only 128.0 KiB"));
         assert!(within("joy").unwrap_err().contains("\"joy\", which is no account"));
-        assert!(within("password_hashing").unwrap_err().contains("no account"));
+        assert!(within("password_hashing").unwrap_err().contains("not an account"));
     }
 
     /// The bound of all connections together is within the account for them.

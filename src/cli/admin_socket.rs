@@ -141,7 +141,7 @@ impl Local {
             let answer = requests.send_request(request).await.map_err(gone)?;
             let status = answer.status();
             let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX).collect().await;
-            let body = body.map_err(|error| format!("the server's answer: {error}"))?.to_bytes();
+            let body = body.map_err(|error| format!("the server's answer cannot be read: {error}"))?.to_bytes();
             let value: Value = serde_json::from_slice(&body).unwrap_or_default();
             match status.is_success() {
                 true => Ok(value),

@@ -93,7 +93,7 @@ fn whole(config: &Config, report: &mut Report) {
         Ok(Some(_)) => {
             return report.bad("The server is running: stop it first, for example with `sudo systemctl stop snug`.");
         }
-        Err(error) => return report.bad(format!("Nothing can be looked at: {error}.")),
+        Err(error) => return report.bad(format!("The database cannot be checked: {error}.")),
     }
     match serve::has_data(&config.data_dir) {
         Ok(true) => {}
@@ -102,9 +102,8 @@ fn whole(config: &Config, report: &mut Report) {
     }
     match serve::survey(config, &mut |table| of_table(table, report)) {
         Ok(survey) => of_sums(&survey, report),
-        Err(error) => report.bad(format!(
-            "The database cannot be read at all: {error}. A backup of the whole data folder is the way back."
-        )),
+        Err(error) => report
+            .bad(format!("The database cannot be read at all: {error}. Restore the whole data folder from a backup.")),
     }
 }
 
@@ -130,14 +129,14 @@ fn of_sums(survey: &Survey, report: &mut Report) {
         && survey.tables.iter().all(TableFound::is_whole)
     {
         report.bad(format!(
-            "Every row can be read, but a page is not what was written: some row is wrong, or what is free is taken for used \
-             ({error})."
+            "Every row can be read, but a page has another content than was written: a row may be wrong, or free \
+             space may count as used ({error})."
         ));
     }
     if !survey.is_whole() {
         report.note(
-            "A backup of the whole data folder is the way back. Until then the server goes on with what can be read; what \
-             cannot, fails when it is asked for.",
+            "Restore the whole data folder from a backup. Until then the server works with the rows that can be read; \
+             a request that needs another row fails.",
         );
     }
 }
@@ -147,7 +146,7 @@ fn all(config: &Config, report: &mut Report) {
     // First: a user who may not open the server's socket may not read its files either.
     let mut local = match Local::running(config) {
         Ok(local) => local,
-        Err(error) => return report.bad(format!("Nothing more can be looked at: {error}.")),
+        Err(error) => return report.bad(format!("The check stops here: {error}.")),
     };
     let running = local.is_some();
     report.note(if running { "The server is running." } else { "The server is not running." });
@@ -201,7 +200,7 @@ fn settings(config: &Config, report: &mut Report) {
         Err(error) => report.bad(format!("The memory budget cannot be used. {error}.")),
     }
     if config.apps.registration == Registration::Open && config.listen.iter().any(|open| !open.ip().is_loopback()) {
-        report.note("Registration is open: anybody who reaches this server may make an account.");
+        report.note("Registration is open: every person who can reach this server may create an account.");
     }
 }
 
@@ -225,7 +224,7 @@ fn of_running(config: &Config, local: &mut Local, report: &mut Report) -> Vec<So
                 report.bad(format!("As the server runs, {warning}."));
             }
         }
-        Err(error) => report.bad(format!("It was asked for its memory: {error}.")),
+        Err(error) => report.bad(format!("The server's memory use is unknown: {error}.")),
     }
     let said = match local.get("/server") {
         Ok(said) => said,
@@ -252,7 +251,7 @@ fn data(config: &Config, report: &mut Report) {
             report.good(format!("The data folder is {}.", folder.display()));
             files(folder, &found, report);
         }
-        Ok(_) => report.bad(format!("The data folder {} is no folder.", folder.display())),
+        Ok(_) => report.bad(format!("The data folder {} is not a folder.", folder.display())),
         Err(error) if error.kind() == ErrorKind::NotFound => {
             report.note(format!("The data folder {} will be made at the first start.", folder.display()));
             return;
@@ -263,8 +262,8 @@ fn data(config: &Config, report: &mut Report) {
         let (free, kept) = (human(card.free_bytes), human(card.household_bytes()));
         match card.spare_bytes() {
             0 => report.bad(format!(
-                "Only {free} are free on the disk of the data folder: with {kept} or less nothing more is taken from other servers, and \
-                 no files."
+                "Only {free} are free on the disk of the data folder: with {kept} or less, neither events of other \
+                 servers nor uploads are accepted."
             )),
             _ => report.good(format!("{free} are free on its disk.")),
         }
@@ -305,7 +304,8 @@ fn files(folder: &Path, found: &Metadata, report: &mut Report) {
             let (file_owner, owner) = (serve::user_name(found.uid()), serve::user_name(owner));
             let (file, folder) = (file.display(), folder.display());
             report.bad(format!(
-                "{file} belongs to {file_owner} and the data folder to {owner}, who cannot use it: sudo chown -R {owner}: {folder}"
+                "{file} belongs to {file_owner}, and the data folder to {owner}, whose server cannot use the file: \
+                 sudo chown -R {owner}: {folder}"
             ));
         }
     }
@@ -313,7 +313,7 @@ fn files(folder: &Path, found: &Metadata, report: &mut Report) {
         && database.len() > COMPACT_BYTES
     {
         report.note(format!(
-            "The database takes {}. What is free in it is used again; `snug compact` gives it back to the disk.",
+            "The database takes {}. Its free space is used again; `snug compact` returns that space to the disk.",
             human(database.len())
         ));
     }
@@ -325,7 +325,7 @@ fn is_open(found: &Metadata, bits: u32) -> bool {
 
 fn dates(section: &str, certificate: &Certificate, now_ms: u64, report: &mut Report) {
     let Some((from, until)) = certificate.validity_ms() else {
-        return report.note(format!("The certificate of [{section}] does not say until when it is valid."));
+        return report.note(format!("The certificate of [{section}] has no expiry date that can be read."));
     };
     let days = until.saturating_sub(now_ms) / DAY_MS;
     if now_ms < from {
@@ -406,8 +406,8 @@ fn federation(config: &Config, running: bool, report: &mut Report) {
     }
     if name.as_str() == "localhost" || name.host().ends_with(".localhost") {
         return report.note(format!(
-            "The server name is {name}: people of this server can chat with each other, but no other server can find it. A name \
-             you own goes into server_name before the first account is made."
+            "The server name is {name}: people on this server can chat with each other, but other servers cannot find \
+             it. Set server_name to a domain name that you own before the first account is made."
         ));
     }
     if config.federation.tls_certificate.is_none() && config.client.tls_certificate.is_none() {
@@ -451,9 +451,12 @@ async fn reach(config: &Config, remote: &Remote, running: bool, report: &mut Rep
             let shown: Vec<_> = addresses.iter().map(ToString::to_string).collect();
             report.good(format!("Other servers look for {name} at {} as {host}.", shown.join(", ")));
             if config.federation.overrides.iter().any(|(known, _)| known.eq_ignore_ascii_case(name.as_str())) {
-                report.note("That is what federation.overrides says: others find it there only if theirs, or the DNS, say the same.");
+                report.note(
+                    "That comes from federation.overrides: other servers use this address only if their own \
+                 overrides, or the DNS, say the same.",
+                );
             } else if addresses.iter().all(|address| remote::is_private(address.ip())) {
-                report.note("That is an address of your own network: only machines inside it can get there.");
+                report.note("That is an address of your own network: only machines inside that network can reach it.");
             }
             led_to(config, &host, report);
         }
@@ -465,7 +468,7 @@ async fn reach(config: &Config, remote: &Remote, running: bool, report: &mut Rep
         }
     }
     if !running {
-        return report.note("Whether they reach it can be checked while the server runs.");
+        return report.note("Start the server to check whether they can reach it.");
     }
     let options = Options { timeout: Duration::from_secs(20), ..Options::insisting() };
     let answer = remote.request(name, Method::GET, "/_matrix/key/v2/server", None, options).await;
@@ -485,8 +488,8 @@ fn led_to(config: &Config, host: &str, report: &mut Report) {
     let settings = &config.federation;
     if let Some(told) = settings.name.as_deref().filter(|told| *told != host) {
         report.bad(format!(
-            "federation.name is {told}, but other servers are led to {host}: https://{}/.well-known/matrix/server is not there, or \
-             says something else.",
+            "federation.name is {told}, but other servers are led to {host}: https://{}/.well-known/matrix/server is \
+             missing or names another host.",
             config.server_name.host()
         ));
     }
@@ -497,9 +500,8 @@ fn led_to(config: &Config, host: &str, report: &mut Report) {
         Ok(Some(certificate)) if certificate.is_for(bare) => {
             report.good(format!("The certificate of [federation] is for {bare}."));
         }
-        Ok(Some(_)) => report.bad(format!(
-            "The certificate of [federation] is not for {bare}, which is the name other servers insist on."
-        )),
+        Ok(Some(_)) => report
+            .bad(format!("The certificate of [federation] is not for {bare}, the name that other servers require.")),
         _ => {}
     }
 }
@@ -512,10 +514,10 @@ fn whose(config: &Config, said: &Value, report: &mut Report) {
     };
     let (name, answered) = (config.server_name.as_str(), said["server_name"].as_str().unwrap_or("nobody"));
     if answered != name {
-        report.bad(format!("Somebody else answers there: it calls itself {answered}."));
+        report.bad(format!("Another server answers there: its name is {answered}."));
     } else if said["verify_keys"][key.id()]["key"] != key.public().to_base64() {
         report.bad("A server of this name answers there, but with another signing key: is it another installation?");
     } else {
-        report.good("It is reached as other servers would reach it, and it is this one.");
+        report.good("This server can be reached in the way other servers reach it.");
     }
 }

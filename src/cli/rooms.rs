@@ -15,7 +15,7 @@ pub fn rooms_command(overrides: &Overrides, command: Option<RoomsCommand>) -> Re
         && !room.starts_with('!')
     {
         return Err(format!(
-            "{room:?} is no room's id, such as '!big:example.org'; `snug rooms` lists those known here"
+            "{room:?} is not a room ID such as '!big:example.org'; `snug rooms` lists the rooms known here"
         ));
     }
     with_local(Local::connect(&load(overrides)?)?, |local| match command {
@@ -53,7 +53,7 @@ fn rooms(local: &mut Local) -> Result<String, String> {
         out.push_str(&match (asked["allowed"] == true, text(asked, "user_id")) {
             (true, _) => format!("{room_id} may be joined whatever its size\n"),
             (false, user) => format!(
-                "{room_id} waits to be allowed: {user} asked on {}, about {} events\n",
+                "{room_id} waits for your permission: {user} asked on {}, about {} events\n",
                 date(asked["at_ms"].as_u64().unwrap_or(0)),
                 asked["events"]
             ),
@@ -65,7 +65,7 @@ fn rooms(local: &mut Local) -> Result<String, String> {
 fn allow(local: &mut Local, room: &str, allowed: bool) -> Result<String, String> {
     local.post(&format!("/rooms/{}/allow", encode(room)), json!({ "allowed": allowed }))?;
     Ok(match allowed {
-        true => format!("{room} may be joined, however large it is.\n"),
+        true => format!("{room} may be joined, whatever its size.\n"),
         false => format!("{room} may be joined only if rooms.admission lets it in.\n"),
     })
 }

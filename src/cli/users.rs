@@ -61,7 +61,7 @@ fn user_asked(local: &mut Local, command: User, new: &NewPassword) -> Result<Str
         User::Admin { name, remove } => {
             let path = format!("/users/{}/admin", encode(&name));
             let changed = local.post(&path, json!({ "admin": !remove })).map_err(about(&name))?;
-            let now = if remove { "is no administrator any more" } else { "is an administrator now" };
+            let now = if remove { "is not an administrator any more" } else { "is an administrator now" };
             format!("{} {now}.\n", text(&changed, "user_id"))
         }
         User::Deactivate { name, force, .. } => {

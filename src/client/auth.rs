@@ -13,7 +13,7 @@ use super::{Client, Error, rates};
 /// not valid.
 pub async fn requester(client: &Client, request: &Request) -> Result<Requester, ErrorResponse> {
     let Some(token) = request.access_token() else {
-        return Err(ErrorResponse::unauthorized("M_MISSING_TOKEN", "An access token is needed for this"));
+        return Err(ErrorResponse::unauthorized("M_MISSING_TOKEN", "The request needs an access token"));
     };
     let requester = client.users.requester(&token, request.peer().ip).await.map_err(Error::from)?;
     request.note_guest(requester.user_id.as_str());
@@ -24,7 +24,7 @@ pub async fn requester(client: &Client, request: &Request) -> Result<Requester, 
 pub async fn own(client: &Client, request: &Request) -> Result<Requester, ErrorResponse> {
     let requester = requester(client, request).await?;
     if request.param("user_id") != requester.user_id.as_str() {
-        return Err(ErrorResponse::forbidden("This belongs to another user"));
+        return Err(ErrorResponse::forbidden("The user ID in the path is not that of the access token"));
     }
     Ok(requester)
 }

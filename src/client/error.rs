@@ -134,7 +134,7 @@ fn stored(failed: impl Display, is_full: bool) -> ErrorResponse {
         true => ErrorResponse::new(
             StatusCode::INSUFFICIENT_STORAGE,
             "M_RESOURCE_LIMIT_EXCEEDED",
-            "The server's disk is full; what is there can be read",
+            "The server's disk is full: nothing new can be stored. Its administrator can make room",
         ),
         false => ErrorResponse::internal(failed),
     }

@@ -78,7 +78,8 @@ pub async fn changes(client: Arc<Client>, request: Request) -> Result<Response, 
     let requester = auth::requester(&client, &request).await?;
     let place = |name: &str| {
         let token = request.query(name).ok_or_else(|| ErrorResponse::missing_param(name))?;
-        SyncToken::parse(&token).ok_or_else(|| ErrorResponse::invalid_param(format!("The query has no valid {name}")))
+        SyncToken::parse(&token)
+            .ok_or_else(|| ErrorResponse::invalid_param(format!("The query parameter {name} is missing or not valid")))
     };
     let (from, to) = (place("from")?, place("to")?);
     let grant = client.budget.account("response_bodies").take(ANSWER_BYTES).await?;

@@ -51,7 +51,9 @@ pub async fn upload_to(client: Arc<Client>, request: Request) -> Result<Response
     let requester = auth::requester(&client, &request).await?;
     let server: OwnedServerName = request.param_as("server")?;
     if !client.media.is_here(&server) {
-        return Err(ErrorResponse::forbidden("Files of other servers are uploaded there").into());
+        return Err(
+            ErrorResponse::forbidden("The media ID belongs to another server; upload the file to that server").into()
+        );
     }
     let media_id = request.param("media_id").to_owned();
     client.media.check_promise(&media_id, requester.user_num).await?;
@@ -146,7 +148,9 @@ fn only_here(client: &Client, request: &Request) -> Result<(), ErrorResponse> {
     let server: OwnedServerName = request.param_as("server")?;
     match client.media.is_here(&server) {
         true => Ok(()),
-        false => Err(ErrorResponse::not_found("Other servers' files are to be had on the new paths, with a token")),
+        false => Err(ErrorResponse::not_found(
+            "Media of other servers needs the authenticated endpoints under /_matrix/client/v1/media",
+        )),
     }
 }
 
@@ -162,7 +166,7 @@ fn scaled(request: &Request) -> Result<Scaled, ErrorResponse> {
 async fn local_image(client: &Client, request: &Request) -> Result<Response, Error> {
     let opened = client.media.open(request.param("media_id"), patience(request)?).await?;
     if !opened.content_type.as_deref().is_some_and(|kind| kind.starts_with("image/")) {
-        return Err(ErrorResponse::bad("M_UNKNOWN", "There is no smaller image of this kind of file").into());
+        return Err(ErrorResponse::bad("M_UNKNOWN", "This server makes no thumbnails for this type of file").into());
     }
     send(request, opened).await
 }
@@ -204,7 +208,7 @@ async fn send(request: &Request, opened: Opened) -> Result<Response, Error> {
         return Ok(described(Response::of(StatusCode::OK, UNKNOWN_TYPE, http::file(grant, file, bytes))));
     };
     let file = blocking(move || file.seek(SeekFrom::Start(from)).map(|_| file)).await;
-    let file = file.map_err(|failed| ErrorResponse::internal(format_args!("a file of the media: {failed}")))?;
+    let file = file.map_err(|failed| ErrorResponse::internal(format_args!("a media file cannot be read: {failed}")))?;
     let response = described(Response::of(StatusCode::PARTIAL_CONTENT, UNKNOWN_TYPE, http::file(grant, file, len)));
     Ok(response.header("content-range", &format!("bytes {from}-{}/{bytes}", from + len - 1)))
 }

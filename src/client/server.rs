@@ -46,7 +46,7 @@ pub async fn capabilities(client: Arc<Client>, request: Request) -> Result<Respo
 pub async fn well_known_client(client: Arc<Client>, _: Request) -> Result<Response, Error> {
     match &client.options.public_url {
         Some(url) => Ok(Response::json(&json!({ "m.homeserver": { "base_url": url } }))),
-        None => Err(ErrorResponse::not_found("This server does not say where apps find it").into()),
+        None => Err(ErrorResponse::not_found("This server publishes no address for apps (public_url)").into()),
     }
 }
 

@@ -27,7 +27,7 @@ pub struct Federation {
 }
 
 pub const SETTINGS: &[Setting] = &[
-    setting("federation.enabled", "true", "Whether other servers are spoken with at all.", |config, given| {
+    setting("federation.enabled", "true", "Whether this server federates with other servers.", |config, given| {
         Ok(config.federation.enabled = given.flag()?)
     }),
     setting(
@@ -55,7 +55,7 @@ pub const SETTINGS: &[Setting] = &[
     optional(
         "federation.name",
         r#""matrix.example.org:443""#,
-        "Where other servers shall connect instead of the server name's port 8448: told to them in /.well-known/matrix/server.",
+        "Where other servers connect instead of the server name's port 8448: published in /.well-known/matrix/server.",
         |config, given| {
             let text = given.text()?;
             server_name(text)?;
@@ -91,11 +91,12 @@ pub const SETTINGS: &[Setting] = &[
     setting(
         "federation.hourly_bytes_max",
         r#""128 MiB""#,
-        "What one other server may make this one store within an hour, in all its rooms together; a room may grow by twice that. \
-         A very busy room of 40,000 people takes about 20 MiB. Who sends more is asked to come again later.",
+        "What one other server may make this one store within an hour, in all its rooms together; a room may grow by \
+         twice that. A very busy room of 40,000 people takes about 20 MiB. A server that sends more is asked to try \
+        again later.",
         |config, given| match given.bytes()? {
             HOURLY_BYTES_MIN.. => Ok(config.federation.hourly_bytes_max = given.bytes()?),
-            _ => Err("must be \"1 MiB\" or more: less is no room's traffic".to_owned()),
+            _ => Err("must be \"1 MiB\" or more: an ordinary room has more traffic than less would allow".to_owned()),
         },
     ),
 ];

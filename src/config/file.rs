@@ -78,7 +78,7 @@ pub fn unknown(name: &str) -> String {
     let nearest = nearest.filter(|(far, _)| *far <= name.len() / 2).map(|(_, setting)| setting);
     match moved.or(nearest) {
         Some(setting) => format!("there is no such setting; the nearest is {}", setting.name),
-        None => "there is no such setting; `snug sample-config` prints all there are".to_owned(),
+        None => "there is no such setting; `snug sample-config` prints all settings".to_owned(),
     }
 }
 

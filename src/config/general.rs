@@ -33,7 +33,7 @@ pub const SETTINGS: &[Setting] = &[
     optional(
         "public_url",
         r#""https://matrix.example.org""#,
-        "Where apps reach this server from outside, when that is not the server name itself: told to apps in \
+        "Where apps reach this server from outside, when that is not the server name itself: published in \
          /.well-known/matrix/client.",
         |config, given| Ok(config.apps.public_url = Some(url(given.text()?)?)),
     )
@@ -41,8 +41,8 @@ pub const SETTINGS: &[Setting] = &[
     setting(
         "registration",
         r#""closed""#,
-        "Who may make an account by themselves: \"open\" (anybody who reaches the server), \"token\" (who knows one of \
-         registration_tokens) or \"closed\" (nobody; you make accounts with `snug user add NAME`).",
+        "How accounts are created: \"open\" (by anybody who can reach the server), \"token\" (with one of \
+         registration_tokens) or \"closed\" (only by you, with `snug user add NAME`).",
         |config, given| {
             let known = [
                 ("open", Registration::Open),
@@ -91,8 +91,8 @@ pub const SETTINGS: &[Setting] = &[
     optional(
         "account_upload_bytes_max",
         r#""5 GiB""#,
-        "What the files of one account may take in all, an administrator's too; who has used it up cannot upload any more. When \
-         not set: a tenth of the disk. `snug user list` shows what everybody has.",
+        "What the files of one account may take in all, also of an administrator's; an account that has used it up \
+         cannot upload. When not set: a tenth of the disk. `snug user list` shows the use of each account.",
         |config, given| Ok(config.account_upload_bytes_max = Some(given.bytes()?)),
     ),
     setting(
@@ -102,14 +102,15 @@ pub const SETTINGS: &[Setting] = &[
          such header, which is the one the proxy added. Forwarded is not read: a proxy that writes one of the two passes on the \
          other as the caller wrote it. One such proxy may open any number of connections.",
         |config, given| {
-            let address = |text: &str| text.parse().map_err(|_| format!("{text:?} is no IP address"));
+            let address = |text: &str| text.parse().map_err(|_| format!("{text:?} is not an IP address"));
             Ok(config.trusted_proxies = given.texts()?.into_iter().map(address).collect::<Result<_, _>>()?)
         },
     ),
     setting(
         "rate_limits",
         "true",
-        "Whether one caller may ask only so often. Switch it off in a closed network of your own machines.",
+        "Whether the requests of one caller are limited in number. Switch it off in a closed network of your own \
+         machines.",
         |config, given| Ok(config.rate_limits = given.flag()?),
     ),
     setting(

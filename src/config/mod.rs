@@ -309,7 +309,7 @@ mod tests {
         );
         check(
             "server_name = \"a b\"",
-            "/etc/x/snug.toml:1: server_name: \"a b\" is no server name; allowed are names such as example.org or example.org:8448",
+            "/etc/x/snug.toml:1: server_name: \"a b\" is not a server name such as example.org or example.org:8448",
         );
     }
 
@@ -344,7 +344,7 @@ mod tests {
         assert!(parse(&long).unwrap_err().ends_with("`snug sample-config` prints all there are"));
         check(
             "port = 8008",
-            "/etc/x/snug.toml:1: port: there is no such setting; `snug sample-config` prints all there are",
+            "/etc/x/snug.toml:1: port: there is no such setting; `snug sample-config` prints all settings",
         );
     }
 

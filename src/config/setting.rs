@@ -60,8 +60,7 @@ pub fn own_name(text: &str) -> Result<OwnedServerName, String> {
 }
 
 pub fn server_name(text: &str) -> Result<OwnedServerName, String> {
-    text.try_into()
-        .map_err(|_| format!("{text:?} is no server name; allowed are names such as example.org or example.org:8448"))
+    text.try_into().map_err(|_| format!("{text:?} is not a server name such as example.org or example.org:8448"))
 }
 
 pub fn addresses(given: &Given<'_>) -> Result<Vec<SocketAddr>, String> {
@@ -70,7 +69,7 @@ pub fn addresses(given: &Given<'_>) -> Result<Vec<SocketAddr>, String> {
 
 pub fn address(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| {
-        format!("{text:?} is no address with a port; allowed are \"127.0.0.1:8008\", \"0.0.0.0:8008\", \"[::]:8008\" and the like")
+        format!("{text:?} is not an address with a port, such as \"127.0.0.1:8008\", \"0.0.0.0:8008\" or \"[::]:8008\"")
     })
 }
 
@@ -80,7 +79,7 @@ pub fn url(text: &str) -> Result<String, String> {
         Some(host) if !host.is_empty() && !host.contains(char::is_whitespace) => {
             Ok(text.trim_end_matches('/').to_owned())
         }
-        _ => Err(format!("{text:?} is no address such as \"https://matrix.example.org\"")),
+        _ => Err(format!("{text:?} is not a URL such as \"https://matrix.example.org\"")),
     }
 }
 

@@ -45,9 +45,10 @@ pub struct Claim {
 pub async fn claim(federation: &Federation, request: &Request) -> Result<Claim, ErrorResponse> {
     request.limit(&rates::CLAIM)?;
     let header = header(federation, request)?;
-    let origin: OwnedServerName = header.origin.as_str().try_into().map_err(|_| unauthorized("No such origin"))?;
+    let origin: OwnedServerName =
+        header.origin.as_str().try_into().map_err(|_| unauthorized("The origin is not a server name"))?;
     if federation.remote.is_me(&origin) {
-        return Err(unauthorized("A server does not ask itself"));
+        return Err(unauthorized("The origin of the request is this server itself"));
     }
     let known = match known(federation, &origin, &header.key).await? {
         Some(known) => Some(known),
@@ -114,7 +115,7 @@ pub async fn heard_from(federation: &Federation, origin: &ServerName, valid_unti
     match base::blocking(move || rooms.is_with(&server)).await {
         Ok(true) => keys.renew_soon(origin),
         Ok(false) => {}
-        Err(failed) => tracing::warn!(%origin, %failed, "whether a server is in our rooms could not be read"),
+        Err(failed) => tracing::warn!(%origin, %failed, "the rooms shared with a server could not be read"),
     }
 }
 
@@ -129,7 +130,7 @@ fn header(federation: &Federation, request: &Request) -> Result<XMatrix, ErrorRe
             }
             Ok(header) => {
                 let to = header.destination.unwrap_or_default();
-                why = format!("The request is meant for {to}, this is {}", federation.server_name);
+                why = format!("The destination of the request is {to}, and this server is {}", federation.server_name);
             }
             Err(error) => why = error,
         }

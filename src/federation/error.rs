@@ -41,7 +41,7 @@ impl From<room::Error> for Error {
     fn from(failed: room::Error) -> Error {
         use crate::room::Error as E;
         Error(match failed {
-            E::NotFound => ErrorResponse::not_found("This server does not know of it, or may not tell"),
+            E::NotFound => ErrorResponse::not_found("Not found, or the asking server is not allowed to see it"),
             E::Forbidden(why) => ErrorResponse::forbidden(why),
             E::Reject(reject) => match reject.kind {
                 Kind::Auth | Kind::Signature | Kind::Key => ErrorResponse::forbidden(reject.to_string()),
@@ -91,7 +91,7 @@ impl From<media::Error> for Error {
 
 /// The card is full or failed: a later retry may succeed.
 fn not_now(cause: impl std::fmt::Display) -> ErrorResponse {
-    tracing::error!("a request of another server is put off: {cause}");
+    tracing::error!("a request of another server was refused with 503 because the database failed: {cause}");
     ErrorResponse::new(StatusCode::SERVICE_UNAVAILABLE, "M_UNKNOWN", "This server cannot store anything now")
 }
 

@@ -66,7 +66,7 @@ pub async fn query(federation: Arc<Federation>, mut request: Request) -> Result<
     request.limit(&rates::NOTARY)?;
     let asked: Asked = request.json().await?;
     if asked.server_keys.len() > SERVERS_MAX {
-        return Err(ErrorResponse::bad("M_TOO_LARGE", format!("At most {SERVERS_MAX} servers at once")));
+        return Err(ErrorResponse::bad("M_TOO_LARGE", format!("A request may name {SERVERS_MAX} servers at most")));
     }
     let wanted = asked.server_keys.into_iter().map(|(server, keys)| {
         let valid_at = keys.values().filter_map(|criteria| criteria.minimum_valid_until_ts).max();
@@ -138,7 +138,7 @@ fn countersigned(federation: &Federation, server: &OwnedServerName) -> Result<Op
 pub async fn well_known(federation: Arc<Federation>, _: Request) -> Result<Response, ErrorResponse> {
     match &federation.well_known_server {
         Some(server) => Ok(Response::json(&json!({ "m.server": server }))),
-        None => Err(ErrorResponse::not_found("This server does not delegate")),
+        None => Err(ErrorResponse::not_found("This server publishes no delegation (federation.name)")),
     }
 }
 

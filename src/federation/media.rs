@@ -30,7 +30,7 @@ pub async fn thumbnail(federation: Arc<Federation>, mut request: Request) -> Res
     auth::origin(&federation, &mut request).await?;
     let opened = open(&federation, &request).await?;
     if !opened.content_type.as_deref().is_some_and(|kind| kind.starts_with("image/")) {
-        return Err(ErrorResponse::bad("M_UNKNOWN", "There is no smaller image of this kind of file").into());
+        return Err(ErrorResponse::bad("M_UNKNOWN", "This server makes no thumbnails for this type of file").into());
     }
     Ok(answer(opened))
 }

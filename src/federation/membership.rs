@@ -44,7 +44,7 @@ async fn make(federation: &Federation, mut request: Request, verb: Verb) -> Resu
     }
     let known = federation.rooms.version_for(&origin, &room).await?;
     if verb != Verb::Leave && !versions.iter().any(|version| version == known) {
-        let why = format!("The room has version {known}, which the asking server does not name");
+        let why = format!("The room has version {known}, which is not among the versions of the asking server");
         return Err(ErrorResponse::bad("M_INCOMPATIBLE_ROOM_VERSION", why).with("room_version", known).into());
     }
     let drawn = federation.rooms.draw_up(&origin, &room, &user, verb).await?;

@@ -59,7 +59,8 @@ impl Postage {
         }
         purse.refused += 1;
         if purse.told_ms.is_none_or(|told| now_ms >= told + TOLD_EVERY_MS) {
-            tracing::info!(%origin, refused = purse.refused, "small messages are dropped: more come than one may send");
+            tracing::info!(%origin, refused = purse.refused, "EDUs of a server are dropped: it sends more than the \
+             rate limit allows");
             (purse.told_ms, purse.refused) = (Some(now_ms), 0);
         }
         false

@@ -15,7 +15,7 @@ pub async fn profile(federation: Arc<Federation>, mut request: Request) -> Resul
     auth::origin(&federation, &mut request).await?;
     let user: OwnedUserId = request.query_as("user_id")?.ok_or_else(|| ErrorResponse::missing_param("user_id"))?;
     if user.server_name() != federation.server_name {
-        return Err(ErrorResponse::invalid_param("That user is of another server").into());
+        return Err(ErrorResponse::invalid_param("The user belongs to another server").into());
     }
     let mut profile = federation.users.local_profile(&user).await?;
     if let Some(field) = request.query("field") {
@@ -36,7 +36,7 @@ pub async fn directory(federation: Arc<Federation>, mut request: Request) -> Res
 /// `GET /query/{queryType}` for anything else.
 pub async fn unknown(federation: Arc<Federation>, mut request: Request) -> Result<Response, Error> {
     auth::origin(&federation, &mut request).await?;
-    Err(ErrorResponse::not_found("There are no such queries here").into())
+    Err(ErrorResponse::not_found("This server does not know this type of query").into())
 }
 
 /// `GET /publicRooms`

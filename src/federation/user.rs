@@ -18,7 +18,7 @@ pub async fn devices(federation: Arc<Federation>, mut request: Request) -> Resul
     auth::origin(&federation, &mut request).await?;
     let user: OwnedUserId = request.param_as("user_id")?;
     if user.server_name() != federation.server_name {
-        return Err(ErrorResponse::not_found("That user is of another server").into());
+        return Err(ErrorResponse::not_found("The user belongs to another server").into());
     }
     let (json, grant) = federation.users.devices_for_server(&user).await?;
     Ok(Response::charged(StatusCode::OK, "application/json", json, grant))
@@ -53,6 +53,6 @@ pub async fn claim(federation: Arc<Federation>, mut request: Request) -> Result<
 fn check_count(users: usize) -> Result<(), ErrorResponse> {
     match users <= USERS_MAX {
         true => Ok(()),
-        false => Err(ErrorResponse::bad("M_TOO_LARGE", format!("At most {USERS_MAX} users at once"))),
+        false => Err(ErrorResponse::bad("M_TOO_LARGE", format!("A request may name {USERS_MAX} users at most"))),
     }
 }

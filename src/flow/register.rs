@@ -15,7 +15,7 @@ pub struct Registered {
 /// Makes an account, and a session when `login` is given. The caller has checked that the account may be made.
 pub async fn register(users: &Users, new: New, login: Option<Login>) -> Result<Registered, Error> {
     let user_id = users.create(new).await?;
-    tracing::info!("{user_id} has an account now");
+    tracing::info!("the account {user_id} was created");
     let session = match login {
         Some(login) => Some(users.login(&user_id, login).await?),
         None => None,

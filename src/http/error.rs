@@ -101,7 +101,7 @@ impl ErrorResponse {
 impl From<Refused> for ErrorResponse {
     fn from(refused: Refused) -> Self {
         if refused.too_large {
-            return Self::too_large("This request needs more memory than this server has set aside for it");
+            return Self::too_large("This request needs more memory than the server's memory budget allows");
         }
         tracing::debug!(account = %refused.account, asked = refused.asked, "request refused for lack of memory");
         Self::limit_exceeded(refused.retry_after_ms)

@@ -160,7 +160,9 @@ impl Request {
 
     /// A path parameter as an identifier or number; 400 `M_INVALID_PARAM` when it is none.
     pub fn param_as<T: FromStr>(&self, name: &str) -> Result<T, ErrorResponse> {
-        self.param(name).parse().map_err(|_| ErrorResponse::invalid_param(format!("The path has no valid {name}")))
+        self.param(name)
+            .parse()
+            .map_err(|_| ErrorResponse::invalid_param(format!("The path parameter {name} is not valid")))
     }
 
     pub fn raw_query(&self) -> Option<&str> {
@@ -182,7 +184,9 @@ impl Request {
     pub fn query_as<T: FromStr>(&self, name: &str) -> Result<Option<T>, ErrorResponse> {
         self.query(name)
             .map(|value| {
-                value.parse().map_err(|_| ErrorResponse::invalid_param(format!("The query has no valid {name}")))
+                value.parse().map_err(|_| {
+                    ErrorResponse::invalid_param(format!("The query parameter {name} is missing or not valid"))
+                })
             })
             .transpose()
     }

@@ -33,9 +33,8 @@ impl Response {
     pub fn json_with(status: StatusCode, value: &impl Serialize) -> Self {
         match serde_json::to_vec(value) {
             Ok(bytes) => Self::json_bytes(status, bytes),
-            Err(cause) => {
-                super::ErrorResponse::internal(format_args!("an answer that is not JSON: {cause}")).into_response()
-            }
+            Err(cause) => super::ErrorResponse::internal(format_args!("an answer cannot be written as JSON: {cause}"))
+                .into_response(),
         }
     }
 

@@ -101,10 +101,10 @@ impl Certificate {
         match read_pair(&self.chain_file, &self.key_file) {
             Ok(pair) => {
                 *self.current.write() = Arc::new(pair);
-                tracing::info!("certificate {} read again", self.chain_file.display());
+                tracing::info!("the certificate {} was loaded again", self.chain_file.display());
             }
             Err(error) => {
-                tracing::error!("the new certificate is not usable, the old one stays: {error}");
+                tracing::error!("the new certificate cannot be used, and the old one stays in use: {error}");
                 return Err(error);
             }
         }
@@ -164,7 +164,7 @@ fn read_pair(chain_file: &Path, key_file: &Path) -> Result<CertifiedKey, Unusabl
         .collect::<Result<Vec<_>, _>>()
         .map_err(|error| unusable(chain_file, error))?;
     if chain.is_empty() {
-        return Err(unusable(chain_file, "it has no certificate in it"));
+        return Err(unusable(chain_file, "it contains no certificate"));
     }
     let key = PrivateKeyDer::from_pem_slice(&read_small(key_file)?).map_err(|error| unusable(key_file, error))?;
     let key = ring::sign::any_supported_type(&key).map_err(|error| unusable(key_file, error))?;

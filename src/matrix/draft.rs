@@ -104,7 +104,7 @@ pub fn sign_new(
     signed.insert("hashes".into(), serde_json::json!({ "sha256": scan::BASE64.encode(hash) }));
     let bytes = with_members(canon.bytes(), &signed)?;
     if bytes.len() > format::EVENT_BYTES_MAX {
-        return Err(Reject::too_large("event larger than 65536 bytes"));
+        return Err(Reject::too_large("the event is larger than 65536 bytes"));
     }
     let header = Header::scan(&bytes);
     let mut message = Vec::new();

@@ -42,15 +42,16 @@ impl Event {
         let header = Header::scan(&bytes);
         let sender = text_of(header.sender.of(&bytes));
         let sender =
-            OwnedUserId::try_from(&*sender).map_err(|e| Reject::shape(format!("sender is no user id: {e}")))?;
+            OwnedUserId::try_from(&*sender).map_err(|e| Reject::shape(format!("sender is not a user ID: {e}")))?;
         let kind = text_of(header.kind.of(&bytes));
         let room_id = match header.room_id.of(&bytes).and_then(json::read::text) {
             Some(room_id) => room_id.into_owned(),
             // Only a create event of version 12 has none; the room is named after it.
             None if kind == "m.room.create" => format!("!{}", id.as_str().trim_start_matches('$')),
-            None => return Err(Reject::shape("event without a room_id")),
+            None => return Err(Reject::shape("the event has no room_id")),
         };
-        let room_id = OwnedRoomId::try_from(room_id).map_err(|e| Reject::shape(format!("no room id: {e}")))?;
+        let room_id =
+            OwnedRoomId::try_from(room_id).map_err(|e| Reject::shape(format!("room_id is not a room ID: {e}")))?;
         let state_key = header.state_key.of(&bytes).and_then(json::read::text);
         let owned = matches!(kind, Cow::Owned(_)) || matches!(state_key, Some(Cow::Owned(_)));
         let odd = owned.then(|| Box::new((kind.to_string(), state_key.as_deref().map(str::to_owned))));

@@ -17,11 +17,11 @@ pub const AUTH_EVENTS_MAX: usize = 10;
 /// Checks an event from anywhere before anything else looks at it.
 pub(super) fn check(version: &RoomVersion, bytes: &[u8], header: &Header) -> Result<(), Reject> {
     if bytes.len() > EVENT_BYTES_MAX {
-        return Err(Reject::too_large("event larger than 65536 bytes"));
+        return Err(Reject::too_large("the event is larger than 65536 bytes"));
     }
     let kind = required_text(bytes, header.kind, "type")?;
     let sender = required_text(bytes, header.sender, "sender")?;
-    <&UserId>::try_from(&*sender).map_err(|e| Reject::shape(format!("sender is no user id: {e}")))?;
+    <&UserId>::try_from(&*sender).map_err(|e| Reject::shape(format!("sender is not a user ID: {e}")))?;
     if header.state_key.is_some() {
         required_text(bytes, header.state_key, "state_key")?;
     }
@@ -44,17 +44,17 @@ fn check_room_id(version: &RoomVersion, bytes: &[u8], header: &Header, kind: &st
         };
     }
     let room_id = required_text(bytes, header.room_id, "room_id")?;
-    <&RoomId>::try_from(&*room_id).map_err(|e| Reject::shape(format!("room_id is no room id: {e}")))?;
+    <&RoomId>::try_from(&*room_id).map_err(|e| Reject::shape(format!("room_id is not a room ID: {e}")))?;
     Ok(())
 }
 
 fn check_event_id(id: &str) -> Result<(), Reject> {
-    let parsed = <&EventId>::try_from(id).map_err(|e| Reject::shape(format!("event_id is no event id: {e}")))?;
-    if parsed.server_name().is_none() { Err(Reject::shape("event_id without a server name")) } else { Ok(()) }
+    let parsed = <&EventId>::try_from(id).map_err(|e| Reject::shape(format!("event_id is not an event ID: {e}")))?;
+    if parsed.server_name().is_none() { Err(Reject::shape("event_id has no server name")) } else { Ok(()) }
 }
 
 fn check_references(v: &RoomVersion, bytes: &[u8], list: Span, name: &str, max: usize) -> Result<(), Reject> {
-    let wrong = || Reject::shape(format!("{name} is no list of event ids"));
+    let wrong = || Reject::shape(format!("{name} is not a list of event IDs"));
     let list = list.of(bytes).filter(|l| l.first() == Some(&b'[')).ok_or_else(wrong)?;
     let mut count = 0;
     for item in json::read::items(list) {
@@ -67,20 +67,20 @@ fn check_references(v: &RoomVersion, bytes: &[u8], list: Span, name: &str, max: 
             return Err(wrong());
         }
     }
-    if count > max { Err(Reject::shape(format!("more than {max} {name}"))) } else { Ok(()) }
+    if count > max { Err(Reject::shape(format!("the event has more than {max} {name}"))) } else { Ok(()) }
 }
 
 fn check_counter(bytes: &[u8], span: Span, name: &str) -> Result<(), Reject> {
     match span.of(bytes).and_then(json::read::integer) {
         Some(n) if n >= 0 => Ok(()),
-        _ => Err(Reject::shape(format!("{name} is no integer from 0 up"))),
+        _ => Err(Reject::shape(format!("{name} is not an integer of 0 or more"))),
     }
 }
 
 fn check_objects(bytes: &[u8], header: &Header) -> Result<(), Reject> {
     for (span, name) in [(header.content, "content"), (header.hashes, "hashes"), (header.signatures, "signatures")] {
         if span.of(bytes).and_then(|v| v.first()) != Some(&b'{') {
-            return Err(Reject::shape(format!("{name} is no object")));
+            return Err(Reject::shape(format!("{name} is not an object")));
         }
     }
     Ok(())
@@ -88,9 +88,9 @@ fn check_objects(bytes: &[u8], header: &Header) -> Result<(), Reject> {
 
 fn required_text<'a>(bytes: &'a [u8], span: Span, name: &str) -> Result<Cow<'a, str>, Reject> {
     let text =
-        span.of(bytes).and_then(json::read::text).ok_or_else(|| Reject::shape(format!("{name} is no string")))?;
+        span.of(bytes).and_then(json::read::text).ok_or_else(|| Reject::shape(format!("{name} is not a string")))?;
     if text.len() > ID_BYTES_MAX {
-        return Err(Reject::too_large(format!("{name} longer than 255 bytes")));
+        return Err(Reject::too_large(format!("{name} is longer than 255 bytes")));
     }
     Ok(text)
 }

@@ -11,13 +11,13 @@ pub fn new_user(localpart: &str, server: &ServerName) -> Result<OwnedUserId, Rej
     let fine =
         |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'_' | b'=' | b'-' | b'/' | b'+');
     if localpart.is_empty() || !localpart.bytes().all(fine) {
-        return Err(Reject::shape("a user name is made of the letters a-z, digits and . _ = - / +"));
+        return Err(Reject::shape("a user name may contain only the letters a-z, digits and . _ = - / +"));
     }
     let id = format!("@{localpart}:{server}");
     if id.len() > ID_BYTES_MAX {
         return Err(Reject::shape("the user name is too long"));
     }
-    OwnedUserId::try_from(id).map_err(|e| Reject::shape(format!("no user id: {e}")))
+    OwnedUserId::try_from(id).map_err(|e| Reject::shape(format!("not a user ID: {e}")))
 }
 
 /// The user named at login: the text is a name or a whole id. Names of local users have no capitals, however typed.
@@ -38,9 +38,11 @@ pub fn new_alias(localpart: &str, server: &ServerName) -> Result<OwnedRoomAliasI
     let wrong = localpart.is_empty() || localpart.chars().any(|c| c == ':' || c == '\0' || c.is_whitespace());
     let id = format!("#{localpart}:{server}");
     if wrong || id.len() > ID_BYTES_MAX {
-        return Err(Reject::shape("an alias has no blanks, no colon, and at most 255 bytes in all"));
+        return Err(Reject::shape(
+            "the name of an alias may contain no blanks and no colon, and the whole alias 255 bytes at most",
+        ));
     }
-    OwnedRoomAliasId::try_from(id).map_err(|e| Reject::shape(format!("no room alias: {e}")))
+    OwnedRoomAliasId::try_from(id).map_err(|e| Reject::shape(format!("not a room alias: {e}")))
 }
 
 /// Host (an IPv6 address keeps its brackets) and port of a server name.

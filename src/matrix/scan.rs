@@ -66,10 +66,10 @@ impl EventScanner {
     pub fn read(&mut self, version: &'static RoomVersion, raw: &[u8]) -> Result<ScannedEvent<'_>, Reject> {
         self.canon.read(raw, version.json_mode(), &["unsigned"])?;
         if self.canon.deepest() > json::EVENT_DEPTH_MAX {
-            return Err(Reject::json(format!("event nested deeper than {} levels", json::EVENT_DEPTH_MAX)));
+            return Err(Reject::json(format!("the event is nested deeper than {} levels", json::EVENT_DEPTH_MAX)));
         }
         if self.canon.bytes().first() != Some(&b'{') {
-            return Err(Reject::shape("event is no JSON object"));
+            return Err(Reject::shape("the event is not a JSON object"));
         }
         self.header = Header::default();
         let canonical = self.canon.bytes();
@@ -200,12 +200,12 @@ pub(super) fn signers<'a>(
             return Ok(());
         }
         let by_key = json::read::get(signatures, server)
-            .ok_or_else(|| Reject::signature(format!("event not signed by {server}")))?;
+            .ok_or_else(|| Reject::signature(format!("the event is not signed by {server}")))?;
         let usable = json::read::members(by_key).filter(|(id, _)| id.starts_with(b"ed25519:"));
         let usable = usable.filter_map(|(id, value)| Some((std::str::from_utf8(id).ok()?, decode(value)?)));
         let signatures: Vec<_> = usable.take(SIGNATURES_TRIED_MAX).collect();
         if signatures.is_empty() {
-            return Err(Reject::signature(format!("no usable signature by {server}")));
+            return Err(Reject::signature(format!("the event has no usable signature by {server}")));
         }
         found.push(Signer { server, signatures });
         Ok(())
@@ -243,7 +243,7 @@ fn required_servers<'a>(
 
 /// The text after the first colon of an id, still as it stands in the event: a server name needs no escapes.
 fn server_part<'a>(value: &'a [u8], name: &str) -> Result<&'a str, Reject> {
-    let wrong = || Reject::shape(format!("{name} without a server name"));
+    let wrong = || Reject::shape(format!("{name} has no server name"));
     let inner = value.strip_prefix(b"\"").and_then(|v| v.strip_suffix(b"\"")).ok_or_else(wrong)?;
     let colon = inner.iter().position(|b| *b == b':').ok_or_else(wrong)?;
     let server = std::str::from_utf8(&inner[colon + 1..]).map_err(|_| wrong())?;

@@ -158,7 +158,7 @@ impl Media {
         match promised {
             Some((to, expires_ms)) if expires_ms > now_ms && to == user => return Ok(()),
             Some((to, _)) if to != user => {
-                return Err(Error::Forbidden("This media id was given to somebody else".to_owned()));
+                return Err(Error::Forbidden("This media ID was created by another user".to_owned()));
             }
             _ => {}
         }
@@ -185,15 +185,15 @@ impl Media {
 /// Why a file could not be had or kept.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("there is no such file")]
+    #[error("the file does not exist")]
     NotFound,
     /// The media id was given out, its file is still to come.
-    #[error("this file has not been uploaded yet")]
+    #[error("the file has not been uploaded yet")]
     NotYet,
     #[error("{0}")]
     Forbidden(String),
     /// The media id has its file already.
-    #[error("this media id has its file already")]
+    #[error("a file was uploaded under this media ID already")]
     Taken,
     #[error("a file may have {bytes_max} bytes at most")]
     TooLarge { bytes_max: u64 },
@@ -204,7 +204,7 @@ pub enum Error {
     Remote(#[from] Failed),
     #[error(transparent)]
     Refused(#[from] Refused),
-    #[error("a file of the media: {0}")]
+    #[error("a media file cannot be read or written: {0}")]
     Io(std::io::Error),
     #[error(transparent)]
     Store(#[from] store::Error),

@@ -92,7 +92,8 @@ impl Part {
         let bytes_max = self.quotas.0.bytes_max;
         match self.used.saturating_add(coming - self.arrived_before) > bytes_max {
             true => Err(Error::Full(format!(
-                "Your files would take more than the {} an account may keep on this server; its owner can allow more",
+                "Your files would take more than the {} an account may keep on this server. Its administrator can \
+                 allow more (account_upload_bytes_max)",
                 human(bytes_max)
             ))),
             false => Ok(()),

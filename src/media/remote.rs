@@ -112,7 +112,7 @@ struct Part {
 impl Part {
     /// Reads up to the second part. The boundary is the first line, whatever the header calls it.
     async fn open(mut body: remote::Body) -> Result<Fetched, Failed> {
-        let bad = |what: &str| Failed::BadAnswer(format!("the file does not come as agreed: {what}"));
+        let bad = |what: &str| Failed::BadAnswer(format!("the file does not come in the specified form: {what}"));
         let mut buffer = Vec::new();
         loop {
             let Some(piece) = body.next().await? else { return Err(bad("it ends early")) };
@@ -120,7 +120,7 @@ impl Part {
             match head(&buffer) {
                 Some(Head { delimiter, headers, length }) => {
                     if headers.iter().any(|(name, _)| name == "location") {
-                        return Err(bad("it lies on a third server"));
+                        return Err(bad("it redirects to a third server"));
                     }
                     let header =
                         |wanted: &str| headers.iter().find(|(name, _)| name == wanted).map(|(_, value)| value.as_str());
@@ -153,7 +153,7 @@ impl Part {
             }
             match self.body.next().await? {
                 Some(piece) => self.buffer.extend_from_slice(&piece),
-                None => return Err(Failed::BadAnswer("the file broke off".to_owned())),
+                None => return Err(Failed::BadAnswer("the transfer of the file broke off".to_owned())),
             }
         }
         let last = std::mem::take(&mut self.buffer);

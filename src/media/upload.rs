@@ -173,6 +173,8 @@ fn settle(media: &Media, mut sink: Sink) -> Result<String, Error> {
 fn check_free(path: &Path) -> Result<(), Error> {
     match Card::at(path)?.spare_bytes() {
         1.. => Ok(()),
-        0 => Err(Error::Full("The server's disk is nearly full; it takes no more files".to_owned())),
+        0 => Err(Error::Full(
+            "The server's disk is nearly full: it accepts no uploads. Its administrator can make room".to_owned(),
+        )),
     }
 }

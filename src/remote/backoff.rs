@@ -253,7 +253,7 @@ impl Backoff {
         let (is_gone, is_new) = book.internet.conclude(is_there, self.0.clock.now_ms());
         match (is_gone, is_new) {
             (true, true) => {
-                tracing::warn!("no other server can be reached: waiting for the Internet to come back");
+                tracing::warn!("no other server can be reached: requests wait until the Internet connection is back");
                 self.0.gone.notify_waiters();
             }
             (false, true) => self.say_back(),
@@ -294,7 +294,7 @@ impl Backoff {
         })
         .await;
         let stored = stored.unwrap_or_else(|error: crate::store::Error| {
-            tracing::warn!(%error, "a server's standing could not be read");
+            tracing::warn!(%error, "the stored failures of a server could not be read");
             None
         });
         let mut book = self.book();
@@ -326,7 +326,7 @@ impl Backoff {
     }
 
     fn say_back(&self) {
-        tracing::info!("the Internet is back");
+        tracing::info!("other servers can be reached again");
         self.0.back.notify_waiters();
     }
 }

@@ -85,7 +85,7 @@ impl Remote {
         if circle.lately(server).is_none()
             && let Err(error) = blocking(move || circle.look(&name)).await
         {
-            tracing::debug!(%error, %server, "whether a server is known could not be read");
+            tracing::debug!(%error, %server, "the rooms shared with a server could not be read");
         }
         self.0.circle.remembered(server)
     }

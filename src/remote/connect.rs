@@ -78,7 +78,9 @@ impl Dialer {
         });
         match self.clock.timeout(HANDSHAKE, shake).await {
             Some(Ok(stream)) => speak_http(stream, grant).await,
-            Some(Err(error)) => Err(Failed::unreachable(format!("TLS with {}: {error}", target.host))),
+            Some(Err(error)) => {
+                Err(Failed::unreachable(format!("the TLS handshake with {} failed: {error}", target.host)))
+            }
             None => Err(Failed::unreachable(format!("{} does not finish the TLS handshake", target.host))),
         }
     }
@@ -171,7 +173,9 @@ pub fn roots(extra_ca_pem: Option<&[u8]>) -> Result<RootCertStore, String> {
     let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
     for found in extra_ca_pem.into_iter().flat_map(CertificateDer::pem_slice_iter) {
         let certificate = found.map_err(|error| format!("the extra CA file is not PEM: {error}"))?;
-        roots.add(certificate).map_err(|error| format!("the extra CA file holds an unusable certificate: {error}"))?;
+        roots
+            .add(certificate)
+            .map_err(|error| format!("the extra CA file contains an unusable certificate: {error}"))?;
     }
     Ok(roots)
 }

@@ -128,7 +128,7 @@ impl Remote {
             return Err(Failed::BadAnswer("that is this server itself".into()));
         }
         if !self.0.enabled {
-            return Err(Failed::BadAnswer("this server speaks with no other one (federation.enabled)".into()));
+            return Err(Failed::BadAnswer("federation is switched off on this server (federation.enabled)".into()));
         }
         let owner = self.owner_of(server).await;
         let found = self.0.clock.timeout(FIND, self.0.resolver.resolve(server, owner, contact)).await;

@@ -31,7 +31,9 @@ impl Dns {
         {
             return Ok(client.clone());
         }
-        let client = Arc::new(self.build().map_err(|error| Miss::Silent(format!("no DNS: {error}")))?);
+        let client = Arc::new(
+            self.build().map_err(|error| Miss::Silent(format!("the DNS resolver cannot be started: {error}")))?,
+        );
         *current = Some((client.clone(), changed));
         Ok(client)
     }
@@ -169,7 +171,7 @@ fn complete(host: &str) -> String {
 
 pub fn miss(name: &str, error: &hickory_resolver::net::NetError) -> Miss {
     if error.is_no_records_found() {
-        Miss::Absent(format!("DNS knows no {name}"))
+        Miss::Absent(format!("the DNS has no record for {name}"))
     } else {
         Miss::Silent(format!("DNS gave no answer for {name}: {error}"))
     }

@@ -132,9 +132,11 @@ impl Remote {
             worker.works_on(format_args!("forgetting {table:?} of servers long not seen"));
             match self.sweep(table, most, days_max).await {
                 Ok(0) => {}
-                Ok(removed) => tracing::info!(?table, removed, "what was known of servers long not seen is forgotten"),
+                Ok(removed) => {
+                    tracing::info!(?table, removed, "rows about servers that were not seen for long were removed")
+                }
                 Err(error) => {
-                    tracing::warn!(%error, "what is known of other servers could not be swept");
+                    tracing::warn!(%error, "rows about other servers could not be removed");
                     worker.failed(error);
                 }
             }

@@ -467,7 +467,7 @@ impl Keys {
             match self.ask_notary(&notary, lacking).await {
                 Ok(()) => {}
                 Err(Trouble::Store(error)) => return Err(error),
-                Err(Trouble::Failed(why)) => tracing::info!(%notary, %why, "a notary gave no keys"),
+                Err(Trouble::Failed(why)) => tracing::info!(%notary, %why, "a notary server returned no keys"),
             }
         }
         Ok(())
@@ -543,8 +543,11 @@ impl Keys {
         for place in said {
             match check_notarised(&answer.body[place], notary, voucher, now) {
                 Ok(one) if batch.iter().any(|(server, _)| *server == one.server) => checked.push(one),
-                Ok(one) => tracing::debug!(%notary, server = %one.server, "keys nobody asked for"),
-                Err(why) => tracing::debug!(%notary, %why, "unusable keys from a notary"),
+                Ok(one) => {
+                    tracing::debug!(%notary, server = %one.server, "a notary server returned keys that were not \
+                     requested")
+                }
+                Err(why) => tracing::debug!(%notary, %why, "a notary server returned unusable keys"),
             }
         }
         let found = checked.iter().map(|one| (one.server.clone(), one.ids())).collect();
@@ -734,7 +737,7 @@ fn is_usable_id(id: &str) -> bool {
 }
 
 fn parse_key(text: &str) -> Result<PublicKey, String> {
-    PublicKey::from_base64(text).ok_or_else(|| "a key is no ed25519 key in base64".to_owned())
+    PublicKey::from_base64(text).ok_or_else(|| "a key is not an ed25519 key in base64".to_owned())
 }
 
 /// The keys that event checks see: cached, and to be believed for the time asked.

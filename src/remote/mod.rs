@@ -227,7 +227,7 @@ impl Remote {
             self.0.pool.tidy();
             worker.works_on("writing down which servers fail");
             if let Err(error) = self.0.backoff.flush().await {
-                tracing::warn!(%error, "which servers to leave alone could not be written down");
+                tracing::warn!(%error, "the failures of other servers could not be stored");
                 worker.failed(error);
             }
             let keys = self.keys();

@@ -69,22 +69,22 @@ pub enum Failed {
     #[error("answers {status} {errcode}: {message}")]
     Status { status: u16, errcode: String, message: String, retry_after_ms: Option<u64> },
     /// The answer is not of the expected form.
-    #[error("answers something else than was asked: {0}")]
+    #[error("gave an invalid answer: {0}")]
     BadAnswer(String),
     /// The content has no canonical form, which a signature covers; the server was not asked.
-    #[error("cannot be asked that: {0}")]
+    #[error("was not asked, since the request has no canonical JSON: {0}")]
     Unsendable(String),
     /// The answer is longer than we take.
-    #[error("answers with more than {max_bytes} bytes")]
+    #[error("answers with more than the {max_bytes} bytes allowed")]
     TooLarge { max_bytes: u64 },
     /// The server failed lately and was not asked.
-    #[error("failed lately; asked again in {} s", .retry_after_ms / 1000)]
+    #[error("failed recently and is asked again in {} s at the earliest", .retry_after_ms / 1000)]
     BackingOff { retry_after_ms: u64 },
     /// The Internet is gone; not asked.
-    #[error("cannot be reached: the Internet is gone")]
+    #[error("cannot be reached: this server has no Internet connection")]
     Offline { retry_after_ms: u64 },
     /// Our own memory does not suffice.
-    #[error("cannot be asked just now: {0}")]
+    #[error("was not asked, for lack of memory: {0}")]
     Refused(#[from] Refused),
 }
 

@@ -167,7 +167,7 @@ impl Resolver {
 
     async fn service_addresses(&self, services: Vec<Service>) -> Result<Vec<SocketAddr>, Miss> {
         let mut addresses = Vec::new();
-        let mut miss = Miss::Absent("its SRV record says there is no such service".into());
+        let mut miss = Miss::Absent("its SRV record says that the service does not exist".into());
         for service in order_services(services, || self.random.u64()) {
             match self.lookup.addresses(&service.host).await {
                 Ok(found) => {
@@ -281,7 +281,7 @@ pub fn target(mut addresses: Vec<SocketAddr>, tls_host: &str, host: String, fixe
     }
     let bare = tls_host.trim_start_matches('[').trim_end_matches(']').to_owned();
     let tls_name = pki_types::ServerName::try_from(bare)
-        .map_err(|_| Miss::Absent(format!("{tls_host} cannot be the name of a certificate")))?;
+        .map_err(|_| Miss::Absent(format!("{tls_host} is not a valid name for a certificate")))?;
     Ok(Target { addresses, tls_name, host, fixed })
 }
 

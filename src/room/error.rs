@@ -9,7 +9,7 @@ use crate::store::{self, WriteError};
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Error {
     /// The room, event, alias or user does not exist, or the requester may not know of it.
-    #[error("there is no such thing, or it is not yours to see")]
+    #[error("not found, or the user may not see it")]
     NotFound,
     /// Not allowed, with the reason.
     #[error("{0}")]
@@ -21,16 +21,16 @@ pub enum Error {
     #[error("{message}")]
     Bad { errcode: &'static str, message: String },
     /// The alias is in use.
-    #[error("that name is in use")]
+    #[error("the alias is in use")]
     Taken,
     /// Larger than an event may be.
-    #[error("larger than an event may be")]
+    #[error("the event is larger than the specification allows")]
     TooLarge,
     /// A request to another server failed.
-    #[error("another server: {0:?}")]
+    #[error("the other server {0}")]
     Remote(#[from] Failed),
     /// No memory at present.
-    #[error("no memory for it now: {}", .0.account)]
+    #[error("the memory account {} is used up at present", .0.account)]
     Refused(#[from] Refused),
     #[error(transparent)]
     Store(#[from] store::Error),

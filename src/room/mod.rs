@@ -158,9 +158,9 @@ impl Rooms {
     /// Sends an event. Membership events take the path of [`Rooms::join`] and its like.
     pub async fn send(&self, sender: &UserId, room_id: &RoomId, sending: Sending) -> Result<OwnedEventId> {
         let content: Value = serde_json::from_str(sending.content.get())
-            .map_err(|failed| Error::bad("M_BAD_JSON", format!("the content is no JSON: {failed}")))?;
+            .map_err(|failed| Error::bad("M_BAD_JSON", format!("the content is not JSON: {failed}")))?;
         if !content.is_object() {
-            return Err(Error::bad("M_BAD_JSON", "the content is no object"));
+            return Err(Error::bad("M_BAD_JSON", "the content is not an object"));
         }
         match &sending.state_key {
             Some(target) if sending.kind == "m.room.member" => {

@@ -818,7 +818,7 @@ async fn an_invite_of_a_denied_server_is_refused() {
         let event = RawValue::from_string(String::from_utf8(event.to_federation().to_vec()).unwrap()).unwrap();
         let invitation = Invitation { room: room.clone(), version: version.id.to_owned(), event, stripped: Vec::new() };
         let refused = house.rooms.receive_invite(&server, None, invitation).await;
-        matches!(refused, Err(Error::Forbidden(why)) if why.contains("access control list"))
+        matches!(refused, Err(Error::Forbidden(why)) if why.contains("server ACL"))
     };
     assert!(denied("bad.example").await);
     assert!(!denied("good.example").await, "refused for its signature, which nobody can check here");

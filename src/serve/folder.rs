@@ -51,15 +51,15 @@ pub fn check_database(folder: &Path) -> Result<(), Failed> {
     if has_database(folder)? || !has_key || !was_used(folder)? {
         return Ok(());
     }
-    let why = "it is missing or empty, and beside it are a signing key and files that a database spoke of. Put it back from a \
-         backup. Where there is none, `snug new database` begins without accounts and rooms";
+    let why = "it is missing or empty, although the folder has a signing key and media files of an earlier database. \
+     Put it back from a backup. Without a backup, `snug new database` begins without accounts and rooms";
     Err(failed(database.display(), why))
 }
 
 /// The error for a missing signing key on a server with accounts, which other servers know by that key.
 pub(super) fn key_missing(folder: &Path) -> Failed {
-    let why = "it is missing, and there are accounts. Other servers know this one by that key: put it back from a backup. Where \
-         there is none, `snug new signing-key` makes a new one";
+    let why = "it is missing, although there are accounts. Other servers know this server by that key: put it back \
+     from a backup. Without a backup, `snug new signing-key` makes a new one";
     failed(folder.join(SIGNING_KEY).display(), why)
 }
 
@@ -117,8 +117,8 @@ pub fn check_owner(folder: &Path) -> Result<(), Failed> {
     }
     let (owner, me) = (user_name(owner), user_name(me));
     let why = format!(
-        "it belongs to {owner}, and what {me} makes there would be out of the server's reach. Run this as its owner: \
-         sudo -u {owner} snug …"
+        "it belongs to {owner}, and the server could not use files that {me} makes there. Run this as its owner: sudo \
+         -u {owner} snug …"
     );
     Err(failed(folder.display(), why))
 }
@@ -178,7 +178,7 @@ pub(super) fn remember_time(folder: &Path, clock: &Clock) {
     let Some(since) = written.and_then(|at| at.duration_since(std::time::UNIX_EPOCH).ok()) else { return };
     let written_ms = since.as_millis() as u64;
     if written_ms > clock.read_ms() + CLOCK_SLACK_MS {
-        tracing::warn!("the clock stands before the last time this server ran: is the date right?");
+        tracing::warn!("the system clock is earlier than the last run of this server: check the date");
     }
     clock.remember_ms(written_ms);
 }

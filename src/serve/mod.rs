@@ -513,7 +513,7 @@ fn check_name(store: &Store, config: &Config) -> Result<(), Failed> {
         // A damaged page is no reason to stop the server: the rest can be used.
         Err(error) => {
             tracing::error!(
-                "the accounts cannot be read, nor whether {} is still their server: {error}",
+                "the accounts cannot be read, so it is unknown whether they belong to {}: {error}",
                 config.server_name
             );
             return Ok(());

@@ -284,10 +284,11 @@ impl Spare {
         if is_short != was_short && self.0.swap(is_short, Ordering::Relaxed) == was_short {
             match is_short {
                 true => tracing::warn!(
-                    "only {} are free on the disk: that is for the people here, and what other servers send is put off",
+                    "only {} are free on the disk: they are reserved for local users, and events of other servers are \
+                     refused until there is room",
                     human(card.free_bytes)
                 ),
-                false => tracing::info!("there is room on the disk again for what other servers send"),
+                false => tracing::info!("the disk has room again for events of other servers"),
             }
         }
         if is_short { 0 } else { spare }

@@ -57,7 +57,7 @@ fn of_panic(what: &str, panicked: base::Panicked) -> Error {
 /// keeps.
 pub(super) fn read_from_card(read: io::Result<()>) -> io::Result<()> {
     match read {
-        Err(failed) if READING.get() => base::unwind(format!("the disk does not give it: {failed}")),
+        Err(failed) if READING.get() => base::unwind(format!("the disk cannot read it: {failed}")),
         read => read,
     }
 }

@@ -319,10 +319,10 @@ pub enum Error {
     #[error("the database has format {found}, {}", advice(*found, *known))]
     Version { found: u32, known: u32 },
     /// A job in the same group broke the rule to check before it writes; nothing of the group was written.
-    #[error("another write of the same commit failed half-way; nothing was written")]
+    #[error("another write of the same commit failed; nothing of the commit was written")]
     Aborted,
     /// The operation panicked with this message and is given up.
-    #[error("it ended in a panic: {0}")]
+    #[error("the operation panicked: {0}")]
     Panicked(String),
     /// The server is shutting down.
     #[error("the database is closed")]
@@ -373,8 +373,8 @@ impl Error {
 /// What to do about a file of another format.
 fn advice(found: u32, known: u32) -> String {
     match found > known {
-        true => format!("this program knows up to {known}: use a newer one"),
-        false => "from before the first release; it is not read any more".to_owned(),
+        true => format!("and this program knows formats up to {known}: use a newer version"),
+        false => "of a version before the first release, which this program does not read".to_owned(),
     }
 }
 

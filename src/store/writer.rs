@@ -83,7 +83,7 @@ pub(super) struct Open {
 impl Engine {
     pub(super) fn start(medium: Arc<dyn Medium>, options: &StoreOptions) -> Result<Self> {
         let open = open(&*medium, options.cache_bytes)?;
-        let prepared = guard::whole("its first rows cannot be read", || prepare(&open.db, &options.random));
+        let prepared = guard::whole("the database's first rows cannot be read", || prepare(&open.db, &options.random));
         let (hash_key, position) = match prepared {
             Ok(prepared) => prepared,
             Err(failed) => {
@@ -151,7 +151,7 @@ pub(super) fn open(medium: &dyn Medium, cache_bytes: usize) -> Result<Open> {
     let disk = medium.open().map_err(|failed| Error::from_io(&failed))?;
     forget_unfinished(&*disk).map_err(|failed| Error::from_io(&failed))?;
     let guarded = Guarded { disk, retired: retired.clone() };
-    let db = guard::whole("it cannot be opened", || {
+    let db = guard::whole("the database cannot be opened", || {
         Database::builder().set_cache_size(cache_bytes).create_with_backend(guarded).map_err(Error::of)
     })?;
     Ok(Open { db, retired })
@@ -159,7 +159,7 @@ pub(super) fn open(medium: &dyn Medium, cache_bytes: usize) -> Result<Open> {
 
 /// Closes a database; errors from a damaged one are ignored.
 fn shut(open: Open) {
-    let shut = guard::whole("it cannot be closed", || {
+    let shut = guard::whole("the database cannot be closed", || {
         drop(open);
         Ok(())
     });
@@ -188,7 +188,7 @@ fn forget_unfinished(disk: &dyn redb::StorageBackend) -> std::io::Result<()> {
             return Ok(());
         }
     }
-    tracing::warn!("the making of the database was cut short; it is begun again");
+    tracing::warn!("the creation of the database was interrupted; it is created again");
     disk.set_len(0)
 }
 
@@ -347,7 +347,7 @@ impl Writer {
         let shared = self.shared.clone();
         let open = shared.open.read();
         let Some(open) = &*open else { return Err(all(Error::Closed)) };
-        let txn = guard::whole("a transaction cannot be begun", || begin(&open.db)).map_err(all)?;
+        let txn = guard::whole("a transaction cannot be started", || begin(&open.db)).map_err(all)?;
         let mut w = Write::new(&txn, shared.hash_key, self.position);
         if jobs.len() > 1 {
             w.keep_undo();
@@ -378,7 +378,7 @@ impl Writer {
         self.position = position;
         if watch.elapsed() >= SLOW {
             let (work_ms, sync_ms) = (work.as_millis() as u64, (watch.elapsed() - work).as_millis() as u64);
-            tracing::info!(jobs = jobs.len(), puts, work_ms, sync_ms, "a commit took long; writing waits meanwhile");
+            tracing::info!(jobs = jobs.len(), puts, work_ms, sync_ms, "a commit took long; other writes waited for it");
         }
         Ok(())
     }
@@ -397,7 +397,7 @@ impl Writer {
         let done = {
             let mut open = self.shared.open.write();
             let Some(open) = &mut *open else { return Err(Error::Closed) };
-            guard::whole("it cannot be compacted", || match open.db.compact() {
+            guard::whole("the database cannot be compacted", || match open.db.compact() {
                 Ok(_) => Ok(true),
                 Err(redb::CompactionError::TransactionInProgress) => Ok(false),
                 Err(failed) => Err(Error::of(failed)),
@@ -418,7 +418,7 @@ impl Writer {
 }
 
 fn abort(txn: redb::WriteTransaction) -> Result<()> {
-    guard::whole("a transaction cannot be given up", || txn.abort().map_err(Error::of))
+    guard::whole("a transaction cannot be aborted", || txn.abort().map_err(Error::of))
 }
 
 /// A failed transaction.
@@ -458,7 +458,7 @@ impl Ran {
             }
             Outcome::Failed(failed) => Some(failed),
             Outcome::Panicked(what) => {
-                tracing::error!("a write job panicked and is given up: {what}");
+                tracing::error!("a write job panicked; its writes are undone: {what}");
                 self.failed = Some(Error::Panicked(what));
                 w.take_failure()
             }
@@ -470,7 +470,7 @@ impl Ran {
             _ => {}
         }
         if w.wrote_since(&mark) {
-            tracing::error!("a write job ended after its first put; what it wrote is taken back");
+            tracing::error!("a write job failed after its first put; its writes are undone");
             if !w.take_back()? {
                 return Err(Error::Aborted);
             }
@@ -504,7 +504,7 @@ impl Shared {
             }
             Status::Full if self.is_roomy_again() => {
                 *self.lock_status() = Status::Working;
-                tracing::info!("there is room on the disk again");
+                tracing::info!("the disk has room again");
                 None
             }
             Status::Full => Some(Error::Full),

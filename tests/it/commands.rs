@@ -205,7 +205,7 @@ fn a_check_tells_a_newcomer_what_others_will_find() {
     has(&said, &format!("ok    {there} is free."));
     has(&said, &format!("ok    Other servers look for snug.load.test at {there} as snug.load.test."));
     has(&said, "ok    The certificate of [federation] is for snug.load.test.");
-    has(&said, "note  Whether they reach it can be checked while the server runs.");
+    has(&said, "note  Start the server to check whether they can reach it.");
 
     // Beside the running server.
     let server = start_with(folder, &["serve", "--config", "snug.toml"]);
@@ -214,7 +214,7 @@ fn a_check_tells_a_newcomer_what_others_will_find() {
     has(&said, "ok    The signing key is ed25519:");
     has(&said, "note  The server is running.");
     has(&said, &format!("ok    {there} is open."));
-    has(&said, "ok    It is reached as other servers would reach it, and it is this one.");
+    has(&said, "ok    This server can be reached in the way other servers reach it.");
     let wrong_port =
         text.replace(&format!("listen = [\"{there}\"]"), &format!("listen = [\"127.0.0.1:{}\"]", free_port()));
     std::fs::write(folder.join("snug.toml"), wrong_port).unwrap();
@@ -227,10 +227,7 @@ fn a_check_tells_a_newcomer_what_others_will_find() {
     closed_network(folder, "other.lan", &certificates, ports);
     let (said, good) = checked(folder);
     assert!(!good, "{said}");
-    has(
-        &said,
-        "BAD   The certificate of [federation] is not for other.lan, which is the name other servers insist on.",
-    );
+    has(&said, "BAD   The certificate of [federation] is not for other.lan, the name that other servers require.");
     closed_network(folder, "nowhere.invalid", &certificates, ports);
     let taken = std::net::TcpListener::bind(&there).unwrap();
     let (said, good) = checked(folder);
@@ -414,7 +411,7 @@ fn a_damaged_database_is_said_in_sentences_and_what_can_be_read_is_counted() {
     std::fs::write(&file, &hurt).unwrap();
     let said = bad(folder.path(), &["check", "--database"], "");
     assert!(said.contains("BAD   account: 2 rows cannot be read, 0 can"), "{said}");
-    assert!(said.contains("A backup of the whole data folder") && !said.contains("panicked"), "{said}");
+    assert!(said.contains("Restore the whole data folder from a backup") && !said.contains("panicked"), "{said}");
     assert_eq!(std::fs::read(&file).unwrap(), hurt, "a look changes nothing");
     // What needs the page fails, and nothing else does.
     std::fs::write(folder.path().join("later"), "").unwrap();
@@ -470,7 +467,7 @@ fn check_stops_where_it_may_not_ask() {
     good(folder, &["check", "--listen", "127.0.0.1:0"], "");
     symlink("admin.sock", folder.join("snug-data/admin.sock")).unwrap();
     let said = bad(folder, &["check", "--listen", "127.0.0.1:0"], "");
-    assert!(said.contains("Nothing more can be looked at: snug-data/admin.sock: "), "{said}");
+    assert!(said.contains("The check stops here: snug-data/admin.sock: "), "{said}");
     assert!(said.contains("One thing is wrong.") && !said.contains("127.0.0.1"), "{said}");
 }
 

@@ -379,11 +379,11 @@ async fn a_large_room_needs_an_admins_word_where_the_owner_wants_that() {
         }
         visit.is_clean();
         let listed = visit.command(&["rooms"]);
-        let waits = format!("{} waits to be allowed: {} asked on ", visit.room_id, alice.id);
+        let waits = format!("{} waits for your permission: {} asked on ", visit.room_id, alice.id);
         assert_eq!(listed.contains(&waits), policy == Policy::Ask, "{listed}");
 
         // Allowed, taken back, and allowed again.
-        assert!(visit.command(&["rooms", "allow", &visit.room_id]).contains("may be joined, however large it is"));
+        assert!(visit.command(&["rooms", "allow", &visit.room_id]).contains("may be joined, whatever its size"));
         assert!(visit.command(&["rooms"]).contains("may be joined whatever its size"));
         visit.command(&["rooms", "allow", &visit.room_id, "--remove"]);
         visit.ask(&alice).await.refused(400, "M_RESOURCE_LIMIT_EXCEEDED");

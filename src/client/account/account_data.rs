@@ -26,7 +26,7 @@ pub async fn get(client: Arc<Client>, request: Request) -> Result<Response, Erro
         && request.param("kind") == FULLY_READ
     {
         let marker = client.rooms.fully_read(&requester.user_id, room).await?;
-        let event_id = marker.ok_or_else(|| ErrorResponse::not_found("Nothing was marked as read there"))?;
+        let event_id = marker.ok_or_else(|| ErrorResponse::not_found("No read marker is set in this room"))?;
         return Ok(Response::json(&json!({ "event_id": event_id })));
     }
     let json = client.users.account_data(requester.user_num, room.as_deref(), request.param("kind")).await?;
@@ -43,7 +43,7 @@ pub async fn put(client: Arc<Client>, mut request: Request) -> Result<Response, 
     request.limit_user(&rates::NOTE, requester.user_id.as_str())?;
     let room = room(&request)?;
     if MANAGED.contains(&request.param("kind")) {
-        let message = "This type has endpoints of its own";
+        let message = "This type of account data has endpoints of its own";
         return Err(ErrorResponse::new(StatusCode::METHOD_NOT_ALLOWED, "M_BAD_JSON", message).into());
     }
     let content: Box<RawValue> = request.json().await?;
@@ -102,7 +102,7 @@ pub async fn post_filter(client: Arc<Client>, mut request: Request) -> Result<Re
     request.limit_user(&rates::NOTE, requester.user_id.as_str())?;
     let content: Box<RawValue> = request.json().await?;
     if Filter::parse(content.get().as_bytes()).is_none() {
-        return Err(ErrorResponse::bad("M_BAD_JSON", "This is no filter, or one with too much in its lists").into());
+        return Err(ErrorResponse::bad("M_BAD_JSON", "The filter is not valid, or its lists are too long").into());
     }
     let number = client.users.add_filter(requester.user_num, &content).await?;
     Ok(Response::json(&json!({ "filter_id": number.to_string() })))

@@ -42,7 +42,7 @@ struct Body {
 /// device, and a new token: the first answer may have been lost.
 pub async fn register(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     if request.query("kind").is_some_and(|kind| kind != "user") {
-        let message = "This server has no guests";
+        let message = "This server has no guest accounts";
         return Err(ErrorResponse::new(StatusCode::FORBIDDEN, "M_GUEST_ACCESS_FORBIDDEN", message).into());
     }
     let (stages, tokens) = stages(&client.options)?;
@@ -118,7 +118,9 @@ fn stages(options: &Options) -> Result<(&'static [Stage], &[String]), ErrorRespo
     match options.registration {
         Registration::Open => Ok((&[Stage::Dummy], &[])),
         Registration::Token => Ok((&[Stage::RegistrationToken], &options.registration_tokens)),
-        Registration::Closed => Err(ErrorResponse::forbidden("Accounts on this server are made by its owner")),
+        Registration::Closed => Err(ErrorResponse::forbidden(
+            "Registration is closed: the administrators of this server create the accounts",
+        )),
     }
 }
 

@@ -41,7 +41,7 @@ struct LoginBody {
 pub async fn login(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let body: LoginBody = request.json_max(STRANGER_BYTES_MAX).await?;
     if body.kind != "m.login.password" {
-        return Err(ErrorResponse::bad("M_UNKNOWN", "This server knows m.login.password only").into());
+        return Err(ErrorResponse::bad("M_UNKNOWN", "The only login type of this server is m.login.password").into());
     }
     let typed = typed_name(body.identifier.as_ref(), body.user.as_deref())?;
     let password = body.password.as_deref().ok_or_else(|| ErrorResponse::missing_param("password"))?;
@@ -89,7 +89,7 @@ pub fn typed_name<'a>(identifier: Option<&'a Value>, user: Option<&'a str>) -> R
     };
     match identifier.get("type").and_then(Value::as_str) {
         Some("m.id.user") => identifier.get("user").and_then(Value::as_str),
-        _ => return Err(ErrorResponse::bad("M_UNKNOWN", "This server knows identifiers of type m.id.user only")),
+        _ => return Err(ErrorResponse::bad("M_UNKNOWN", "The only identifier type of this server is m.id.user")),
     }
     .ok_or_else(|| ErrorResponse::missing_param("user"))
 }

@@ -62,14 +62,16 @@ pub async fn create(client: Arc<Client>, mut request: Request) -> Result<Respons
 
 fn wanted(body: Body) -> Result<Create, ErrorResponse> {
     if !body.invite_3pid.is_empty() {
-        let message = "This server asks no identity server, so it cannot invite by e-mail address or number";
+        let message = "This server uses no identity server, so it cannot invite by e-mail address or phone number";
         return Err(ErrorResponse::bad("M_THREEPID_DENIED", message));
     }
     let public = match body.visibility.as_deref() {
         None | Some("private") => false,
         Some("public") => true,
         Some(other) => {
-            return Err(ErrorResponse::invalid_param(format!("visibility is public or private, not {other}")));
+            return Err(ErrorResponse::invalid_param(format!(
+                "visibility must be \"public\" or \"private\", not {other}"
+            )));
         }
     };
     let preset = match &body.preset {

@@ -54,7 +54,7 @@ pub async fn set_alias(client: Arc<Client>, mut request: Request) -> Result<Resp
         crate::room::Error::Taken => Error::from(ErrorResponse::new(
             StatusCode::CONFLICT,
             "M_UNKNOWN",
-            format!("{alias} leads somewhere already"),
+            format!("The alias {alias} is in use already"),
         )),
         other => other.into(),
     })?;
@@ -105,7 +105,7 @@ pub async fn set_visibility(client: Arc<Client>, mut request: Request) -> Result
     let public = match visibility.as_deref() {
         None | Some("public") => true,
         Some("private") => false,
-        Some(_) => return Err(ErrorResponse::invalid_param("visibility is public or private").into()),
+        Some(_) => return Err(ErrorResponse::invalid_param("visibility must be \"public\" or \"private\"").into()),
     };
     let room_id = request.param_as::<OwnedRoomId>("room_id")?;
     client.rooms.set_public(&requester.user_id, &room_id, public, requester.is_admin).await?;

@@ -81,7 +81,7 @@ async fn join_room(
 async fn named_room(client: &Client, request: &Request) -> Result<(OwnedRoomId, Vec<OwnedServerName>), Error> {
     let mut via: Vec<OwnedServerName> = Vec::new();
     for name in request.query_all("via").chain(request.query_all("server_name")) {
-        let server = name.try_into().map_err(|_| ErrorResponse::invalid_param("via is a list of server names"))?;
+        let server = name.try_into().map_err(|_| ErrorResponse::invalid_param("via must be a list of server names"))?;
         if !via.contains(&server) {
             via.push(server);
         }
@@ -147,7 +147,7 @@ pub async fn invite(client: Arc<Client>, mut request: Request) -> Result<Respons
     if !body.contains_key("user_id") && body.contains_key("medium") {
         return Err(ErrorResponse::bad(
             "M_THREEPID_DENIED",
-            "This server cannot invite an address; invite the person's Matrix ID",
+            "This server cannot invite by e-mail address; invite the user's Matrix ID",
         )
         .into());
     }

@@ -76,7 +76,7 @@ async fn content(request: &mut Request) -> Result<Box<RawValue>, Error> {
     let content: Box<RawValue> = request.json().await?;
     match content.get().trim_start().starts_with('{') {
         true => Ok(content),
-        false => Err(ErrorResponse::bad("M_BAD_JSON", "The content of an event is an object").into()),
+        false => Err(ErrorResponse::bad("M_BAD_JSON", "The content of an event must be an object").into()),
     }
 }
 

@@ -57,5 +57,5 @@ pub async fn joined_rooms(client: Arc<Client>, request: Request) -> Result<Respo
 
 fn membership(request: &Request, name: &str) -> Result<Option<Membership>, ErrorResponse> {
     let Some(text) = request.query(name).filter(|text| !text.is_empty()) else { return Ok(None) };
-    Membership::of(&text).map(Some).ok_or_else(|| ErrorResponse::invalid_param(format!("{name} is no membership")))
+    Membership::of(&text).map(Some).ok_or_else(|| ErrorResponse::invalid_param(format!("{name} is not a membership")))
 }

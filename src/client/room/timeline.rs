@@ -34,7 +34,7 @@ pub async fn messages(client: Arc<Client>, request: Request) -> Result<Response,
     let backwards = match request.query("dir").as_deref() {
         Some("b") => true,
         Some("f") => false,
-        Some(_) => return Err(ErrorResponse::invalid_param("dir is b or f").into()),
+        Some(_) => return Err(ErrorResponse::invalid_param("dir must be \"b\" or \"f\"").into()),
         None => return Err(ErrorResponse::missing_param("dir").into()),
     };
     let limit = limit(&request, &filter, 10)?;
@@ -86,7 +86,7 @@ pub async fn threads(client: Arc<Client>, request: Request) -> Result<Response, 
     let participated = match request.query("include").as_deref() {
         None | Some("all") => false,
         Some("participated") => true,
-        Some(_) => return Err(ErrorResponse::invalid_param("include is all or participated").into()),
+        Some(_) => return Err(ErrorResponse::invalid_param("include must be \"all\" or \"participated\"").into()),
     };
     let limit = limit(&request, &Events::default(), 50)?.max(1);
     let threads = Threads { participated, from: token(&request, "from")?, limit };
@@ -117,14 +117,13 @@ pub(in crate::client) fn token(request: &Request, name: &str) -> Result<Option<T
     let Some(text) = request.query(name).filter(|text| !text.is_empty()) else { return Ok(None) };
     Token::parse(&text)
         .map(Some)
-        .ok_or_else(|| ErrorResponse::invalid_param(format!("{name} is no token of this server")))
+        .ok_or_else(|| ErrorResponse::invalid_param(format!("{name} is not a pagination token of this server")))
 }
 
 fn filter(request: &Request) -> Result<Events, ErrorResponse> {
     match request.query("filter").filter(|text| !text.is_empty()) {
-        Some(text) => {
-            Events::parse(text.as_bytes()).ok_or_else(|| ErrorResponse::invalid_param("The query has no valid filter"))
-        }
+        Some(text) => Events::parse(text.as_bytes())
+            .ok_or_else(|| ErrorResponse::invalid_param("The query parameter filter is missing or not valid")),
         None => Ok(Events::default()),
     }
 }

@@ -323,7 +323,8 @@ impl Destinations {
         let is_left_alone = standing.retry_at_ms > now_ms;
         // The server failed within the last hours and will stay in backoff for some more.
         if is_left_alone && now_ms.saturating_sub(cursor.since_ms) > FORGET_MS {
-            tracing::info!(server = %name, "took nothing for two weeks; what it missed is dropped");
+            tracing::info!(server = %name, "the server has accepted nothing for two weeks; the events and messages \
+             waiting for it are dropped");
             self.aside -= 1;
             self.done.insert(name.clone());
             return true;

@@ -150,7 +150,7 @@ impl Sender {
         while !self.is_stopped() {
             new_rows.borrow_and_update();
             let more = self.look(&mut book).await.unwrap_or_else(|error| {
-                tracing::error!(%error, "the outbound log cannot be read, or not be written to");
+                tracing::error!(%error, "the outbound log cannot be read or written");
                 worker.failed(error);
                 false
             });
@@ -350,7 +350,8 @@ impl Sender {
                 // Sending it again for ever would block the rows behind it. A server that refuses everything loses one
                 // item with each attempt, and the attempts become ever rarer.
                 if let Some(left_out) = report.left_out {
-                    tracing::warn!(%server, %failed, "one event or message was refused and is left out");
+                    tracing::warn!(%server, %failed, "the server refused one event or message, which is not sent \
+                     again");
                     lag.from = left_out;
                 }
                 lag.doubtful = true;
@@ -358,7 +359,8 @@ impl Sender {
                 if lag.from >= lag.newest {
                     book.finish(report.server);
                 } else if now.saturating_sub(lag.since_ms) > FORGET_MS {
-                    tracing::info!(%server, "took nothing for two weeks; what it missed is dropped");
+                    tracing::info!(%server, "the server has accepted nothing for two weeks; the events and messages \
+                     waiting for it are dropped");
                     book.finish(report.server);
                 } else {
                     tracing::debug!(%server, %failed, "not delivered");
@@ -415,7 +417,7 @@ fn log_refusals(server: &ServerName, answer: &[u8]) {
             };
             if let Some(error) = error.filter(|_| left > 0 && event.len() <= OUTCOME_BYTES_MAX) {
                 left -= 1;
-                tracing::info!(%server, %event, %error, "an event was not accepted");
+                tracing::info!(%server, %event, %error, "the server did not accept an event");
             }
             Ok(())
         }),

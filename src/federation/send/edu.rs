@@ -38,6 +38,6 @@ pub async fn take_edu(federation: &Federation, origin: &ServerName, raw: &RawVal
         Ok(brought) => return Ok(brought),
         Err(refused) => refused,
     };
-    tracing::debug!(%origin, kind = edu.edu_type, %why, "a small message is refused");
+    tracing::debug!(%origin, kind = edu.edu_type, %why, "an EDU is refused");
     put_off.map_or(Ok(0), Err)
 }

@@ -152,7 +152,7 @@ impl From<Wrong> for ErrorResponse {
     fn from(wrong: Wrong) -> ErrorResponse {
         match wrong {
             Wrong::Malformed(malformed) => {
-                ErrorResponse::bad("M_NOT_JSON", format!("The body is no transaction: {malformed}"))
+                ErrorResponse::bad("M_NOT_JSON", format!("The body is not a transaction: {malformed}"))
             }
             Wrong::Content(answer) => answer,
             Wrong::Scratch(SpillError::Refused(refused)) => refused.into(),
@@ -199,7 +199,7 @@ impl Parts {
     fn add(&mut self, item: Item<'_>) -> Result<(), Wrong> {
         let (Item::Element { raw, .. } | Item::Value { raw, .. }) = item else {
             // The item is covered by the signature, which cannot be checked without it.
-            return Err(Wrong::Content(ErrorResponse::too_large("One event or message is too large")));
+            return Err(Wrong::Content(ErrorResponse::too_large("An event or EDU is too large")));
         };
         let text = canonical(raw, Mode::Lenient).map_err(|reject| {
             Wrong::Content(ErrorResponse::bad("M_NOT_JSON", format!("The body is not JSON: {reject}")))
@@ -208,16 +208,18 @@ impl Parts {
             Item::Element { array: "pdus", .. } if self.pdus.frames() < PDUS_MAX as u64 => self.pdus.append(&text)?,
             Item::Element { array: "edus", .. } if self.edus.frames() < EDUS_MAX as u64 => self.edus.append(&text)?,
             Item::Element { array: "pdus" | "edus", .. } => {
-                let why = format!("A transaction has {PDUS_MAX} events and {EDUS_MAX} small messages at most");
+                let why = format!("A transaction may have {PDUS_MAX} PDUs and {EDUS_MAX} EDUs at most");
                 return Err(Wrong::Content(ErrorResponse::bad("M_TOO_LARGE", why)));
             }
             Item::Value { key: "pdus" | "edus", .. } => {
-                return Err(Wrong::Content(ErrorResponse::bad("M_BAD_JSON", "Events and messages come in arrays")));
+                return Err(Wrong::Content(ErrorResponse::bad("M_BAD_JSON", "pdus and edus must be arrays")));
             }
             Item::Element { array: name, .. } | Item::Value { key: name, .. } | Item::TooLarge { key: name } => {
                 self.rest_bytes += text.len() + name.len() + size_of::<Rest>();
                 if self.rest_bytes > REST_BYTES_MAX {
-                    return Err(Wrong::Content(ErrorResponse::too_large("There is too much beside the events")));
+                    return Err(Wrong::Content(ErrorResponse::too_large(
+                        "The fields beside pdus and edus are too long",
+                    )));
                 }
                 match self.rest.get_mut(name) {
                     Some(Rest::Array(elements)) => elements.push(text),

@@ -63,7 +63,7 @@ pub async fn send(federation: Arc<Federation>, request: Request) -> Result<Respo
         claim.check(&us, &body)?;
         // One more than the limit of each list, which shows that a list is too long.
         let read: Result<Transaction, _> = serde_json::from_slice(&body);
-        read.map_err(|wrong| ErrorResponse::bad("M_BAD_JSON", format!("The body is no transaction: {wrong}")))
+        read.map_err(|wrong| ErrorResponse::bad("M_BAD_JSON", format!("The body is not a transaction: {wrong}")))
     });
     let transaction = transaction.await?;
     limits.take_server(&rates::TRANSACTION, origin.as_str())?;
@@ -75,7 +75,7 @@ pub async fn send(federation: Arc<Federation>, request: Request) -> Result<Respo
     let under_way = begin(&federation, &origin)?;
     federation.rooms.charge_intake(&origin, bytes);
     if transaction.pdus.len() > PDUS_MAX || transaction.edus.len() > EDUS_MAX {
-        let why = format!("A transaction has {PDUS_MAX} events and {EDUS_MAX} small messages at most");
+        let why = format!("A transaction may have {PDUS_MAX} PDUs and {EDUS_MAX} EDUs at most");
         return Err(ErrorResponse::bad("M_TOO_LARGE", why).into());
     }
     let work = base::unbroken(async move {

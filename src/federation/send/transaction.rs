@@ -106,7 +106,7 @@ pub(super) async fn take(
             receiving.unwrap_or_else(|panicked| {
                 // These events are fetched again later as missing ones. If refused, the whole transaction would come
                 // again, and panic again.
-                tracing::error!(%origin, room_id = %room, "taking a server's events panicked: {}", panicked.say());
+                tracing::error!(%origin, room_id = %room, "receiving a server's events panicked: {}", panicked.say());
                 Ok(Default::default())
             })
         };
@@ -143,7 +143,7 @@ pub(super) async fn take(
         }
         let taken = base::caught_in(Box::pin(take_edu(federation, origin, &edu))).await;
         let brought = taken.unwrap_or_else(|panicked| {
-            tracing::error!(%origin, "taking a small message panicked: {}", panicked.say());
+            tracing::error!(%origin, "processing an EDU panicked: {}", panicked.say());
             Ok(0)
         })?;
         federation.postage.charge(&owner, brought.max(edu.get().len()));

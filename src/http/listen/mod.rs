@@ -426,7 +426,7 @@ impl HttpServer {
                 () = self.clock.sleep(LOOK_EVERY) => {}
             }
             if watch.stalled() > UNREAD_MAX {
-                tracing::debug!("{} reads nothing, hanging up", peer.ip);
+                tracing::debug!("{} does not read its answer; the connection is closed", peer.ip);
                 return;
             }
             if watch.idle().is_some_and(|idle| idle > IDLE_MAX) {

@@ -22,13 +22,13 @@ impl Create {
         let federate = match json::read::get(event.content.as_bytes(), "m.federate") {
             None | Some(b"null" | b"true") => true,
             Some(b"false") => false,
-            Some(_) => return Err(Reject::auth("m.federate is no boolean")),
+            Some(_) => return Err(Reject::auth("m.federate is not a boolean")),
         };
         let creator = match version.creator_is_sender {
             true => event.sender.to_owned(),
             false => {
                 let creator = content_text(event.content, "creator")?.ok_or_else(|| Reject::auth("no creator"))?;
-                OwnedUserId::try_from(&*creator).map_err(|_| Reject::auth("creator is no user id"))?
+                OwnedUserId::try_from(&*creator).map_err(|_| Reject::auth("creator is not a user ID"))?
             }
         };
         let mut creators = vec![creator];
@@ -46,7 +46,7 @@ impl Create {
 }
 
 fn additional_creators(version: &RoomVersion, content: &str) -> Result<Vec<OwnedUserId>, Reject> {
-    let wrong = || Reject::auth("additional_creators is no list of user ids");
+    let wrong = || Reject::auth("additional_creators is not a list of user IDs");
     match json::read::get(content.as_bytes(), "additional_creators") {
         Some(list) if version.creators_infinite => {
             if list.first() != Some(&b'[') {
@@ -65,12 +65,12 @@ pub(super) fn check_create(version: &RoomVersion, event: &Subject<'_>) -> Result
         need(event.room_id.is_none(), "the create event carries a room_id")?;
     } else {
         let server = event.room_id.and_then(|id| id.server_name());
-        need(server == Some(event.sender.server_name()), "the room id is not of the creator's server")?;
+        need(server == Some(event.sender.server_name()), "the room ID and the creator belong to different servers")?;
     }
     need(version::of_create(event.content).is_some(), "the create event names an unknown room version")?;
     if !version.creator_is_sender {
         let creator = json::read::get(event.content.as_bytes(), "creator");
-        need(creator.is_some_and(|c| c != b"null"), "the create event names no creator")?;
+        need(creator.is_some_and(|c| c != b"null"), "the create event has no creator")?;
     }
     additional_creators(version, event.content).map(drop)
 }

@@ -68,17 +68,18 @@ pub struct Change<'a> {
 
 impl<'a> Change<'a> {
     pub fn parse(version: &RoomVersion, event: &Subject<'a>) -> Result<Change<'a>, Reject> {
-        let target = event.state_key.ok_or_else(|| Reject::auth("a member event without a state key"))?;
-        let target = <&UserId>::try_from(target).map_err(|_| Reject::auth("the state key is no user id"))?;
+        let target = event.state_key.ok_or_else(|| Reject::auth("the member event has no state key"))?;
+        let target = <&UserId>::try_from(target).map_err(|_| Reject::auth("the state key is not a user ID"))?;
         let membership = membership(event.content)?;
-        need(version.knock || membership != Membership::Knock, "this room version knows no knocking")?;
+        need(version.knock || membership != Membership::Knock, "this room version does not support knocking")?;
         let (sender, only_prev_event, content) = (event.sender, event.only_prev_event, event.content);
         Ok(Change { sender, target, membership, only_prev_event, content })
     }
 }
 
 fn membership(content: &str) -> Result<Membership, Reject> {
-    let text = content_text(content, "membership")?.ok_or_else(|| Reject::auth("a member event without membership"))?;
+    let text =
+        content_text(content, "membership")?.ok_or_else(|| Reject::auth("the member event has no membership"))?;
     Membership::parse(&text).ok_or_else(|| Reject::auth("unknown membership"))
 }
 
@@ -103,7 +104,7 @@ fn check_join<S: State>(v: &RoomVersion, change: &Change<'_>, create: &Create, s
     if change.only_prev_event == Some(&create.id) && create.creators[0] == change.target {
         return Ok(());
     }
-    need(change.sender == change.target, "nobody can join for somebody else")?;
+    need(change.sender == change.target, "a user cannot join on behalf of another user")?;
     let current = state.membership(change.target)?;
     need(current != Membership::Ban, "the user is banned")?;
     let rule = state.join_rule()?.ok_or_else(|| Reject::auth("the room has no join rules"))?;
@@ -111,13 +112,15 @@ fn check_join<S: State>(v: &RoomVersion, change: &Change<'_>, create: &Create, s
     if rule == super::JoinRule::Public || (known && (rule.lets_invited_in(v) || rule.is_restricted(v))) {
         return Ok(());
     }
-    need(rule.is_restricted(v), "the room is joined by invitation")?;
+    need(rule.is_restricted(v), "the room can be joined only with an invite")?;
     let by = authorising_user(change.content)?;
-    let by = by.ok_or_else(|| Reject::auth("nobody let the user into the restricted room"))?;
-    need(state.membership(&by)? == Membership::Join, "the user who let them in is not joined")?;
+    let by = by.ok_or_else(|| {
+        Reject::auth("the join of a restricted room names no authorising user (join_authorised_via_users_server)")
+    })?;
+    need(state.membership(&by)? == Membership::Join, "the authorising user is not joined")?;
     let levels = state.power_levels()?;
     let powers = Powers::new(v, create, levels.as_deref());
-    Ok(need(powers.user(&by) >= powers.named(Named::Invite), "the user who let them in may not invite")?)
+    Ok(need(powers.user(&by) >= powers.named(Named::Invite), "the authorising user may not invite")?)
 }
 
 fn check_invite<S: State>(v: &RoomVersion, change: &Change<'_>, create: &Create, state: &S) -> Result<(), S::Error> {
@@ -160,8 +163,8 @@ fn check_ban<S: State>(v: &RoomVersion, change: &Change<'_>, create: &Create, st
 
 fn check_knock<S: State>(version: &RoomVersion, change: &Change<'_>, state: &S) -> Result<(), S::Error> {
     let rule = state.join_rule()?.ok_or_else(|| Reject::auth("the room has no join rules"))?;
-    need(rule.lets_knock(version), "the room does not let people knock")?;
-    need(change.sender == change.target, "nobody can knock for somebody else")?;
+    need(rule.lets_knock(version), "the room's join rules do not allow knocking")?;
+    need(change.sender == change.target, "a user cannot knock on behalf of another user")?;
     let current = state.membership(change.sender)?;
     let outside = !matches!(current, Membership::Ban | Membership::Invite | Membership::Join);
     Ok(need(outside, "the user is banned, invited or joined")?)
@@ -175,12 +178,12 @@ fn check_third_party<S: State>(change: &Change<'_>, invite: &[u8], state: &S) ->
     let token =
         json::read::get_text(signed, "token").ok_or_else(|| Reject::auth("the third-party invite has no token"))?;
     let user =
-        json::read::get_text(signed, "mxid").ok_or_else(|| Reject::auth("the third-party invite names nobody"))?;
-    need(user == change.target.as_str(), "the third-party invite names somebody else")?;
+        json::read::get_text(signed, "mxid").ok_or_else(|| Reject::auth("the third-party invite has no mxid"))?;
+    need(user == change.target.as_str(), "the third-party invite is for another user")?;
     let promise = state.third_party_invite(&token)?;
-    let promise = promise.ok_or_else(|| Reject::auth("no third-party invite with that token"))?;
-    need(promise.sender() == change.sender, "the third-party invite was made by somebody else")?;
-    Ok(need(is_signed_by_any(signed, &public_keys(&promise)), "no signature of the third-party invite is right")?)
+    let promise = promise.ok_or_else(|| Reject::auth("the room has no third-party invite with that token"))?;
+    need(promise.sender() == change.sender, "the third-party invite was sent by another user")?;
+    Ok(need(is_signed_by_any(signed, &public_keys(&promise)), "no signature of the third-party invite is valid")?)
 }
 
 /// `public_key` and `public_keys[].public_key`.
@@ -213,7 +216,7 @@ fn third_party_invite(content: &str) -> Option<&[u8]> {
 fn authorising_user(content: &str) -> Result<Option<OwnedUserId>, Reject> {
     let key = "join_authorised_via_users_server";
     let user =
-        |text: Cow<'_, str>| OwnedUserId::try_from(&*text).map_err(|_| Reject::auth(format!("{key} is no user id")));
+        |text: Cow<'_, str>| OwnedUserId::try_from(&*text).map_err(|_| Reject::auth(format!("{key} is not a user ID")));
     content_text(content, key)?.map(user).transpose()
 }
 
@@ -224,14 +227,15 @@ pub(super) fn add_auth_types<'a>(
     content: &'a str,
     types: &mut Vec<(&'static str, Cow<'a, str>)>,
 ) -> Result<(), Reject> {
-    let target = state_key.ok_or_else(|| Reject::auth("a member event without a state key"))?;
+    let target = state_key.ok_or_else(|| Reject::auth("the member event has no state key"))?;
     let mut add = |kind: &'static str, key: Cow<'a, str>| {
         if !types.iter().any(|(k, s)| *k == kind && *s == key) {
             types.push((kind, key));
         }
     };
     add("m.room.member", Cow::Borrowed(target));
-    let text = content_text(content, "membership")?.ok_or_else(|| Reject::auth("a member event without membership"))?;
+    let text =
+        content_text(content, "membership")?.ok_or_else(|| Reject::auth("the member event has no membership"))?;
     if matches!(&*text, "join" | "invite" | "knock") {
         add("m.room.join_rules", Cow::Borrowed(""));
     }

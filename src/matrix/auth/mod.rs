@@ -117,7 +117,9 @@ pub fn check<S: State>(version: &RoomVersion, event: &Subject<'_>, state: &S) ->
     }
     let create = state.create()?.ok_or_else(|| Reject::auth("the room has no create event"))?;
     if !create.federate && create.sender.server_name() != event.sender.server_name() {
-        return Err(Reject::auth("the room does not federate and the sender is of another server").into());
+        return Err(
+            Reject::auth("the room is not federated (m.federate) and the sender belongs to another server").into()
+        );
     }
     if version.aliases_special && event.kind == "m.room.aliases" {
         return Ok(check_aliases(event)?);
@@ -144,7 +146,7 @@ fn check_with_power(version: &RoomVersion, event: &Subject<'_>, powers: &Powers<
         return Err(Reject::auth(format!("the sender may not send {}", event.kind)));
     }
     if event.state_key.is_some_and(|key| key.starts_with('@') && key != event.sender) {
-        return Err(Reject::auth("the state key is somebody else's user id"));
+        return Err(Reject::auth("the state key is the user ID of another user"));
     }
     match event.kind {
         "m.room.power_levels" => power::check_change(version, event, powers, level),
@@ -219,8 +221,8 @@ pub fn check_auth_events<'c>(
     let expected = auth_types_for_event(version, event.kind, event.sender, event.state_key, event.content)?;
     let mut seen = 0u32;
     for one in cited {
-        need(one.same_room, "an auth event is of another room")?;
-        let state_key = one.state_key.ok_or_else(|| Reject::auth("an auth event is no state event"))?;
+        need(one.same_room, "an auth event belongs to another room")?;
+        let state_key = one.state_key.ok_or_else(|| Reject::auth("an auth event is not a state event"))?;
         let at = expected.iter().position(|(kind, key)| *kind == one.kind && key == state_key);
         let at = at.ok_or_else(|| Reject::auth(format!("auth event {} {state_key:?} is not needed", one.kind)))?;
         need(seen & (1 << at) == 0, "two auth events of the same type and state key")?;
@@ -228,10 +230,10 @@ pub fn check_auth_events<'c>(
         seen |= 1 << at;
     }
     if version.room_id_is_create_hash() {
-        return need(create_accepted, "the room id names no accepted create event");
+        return need(create_accepted, "the room ID does not match an accepted create event");
     }
     let create = expected.iter().position(|(kind, _)| *kind == "m.room.create");
-    need(create.is_some_and(|at| seen & (1 << at) != 0), "no create event among the auth events")
+    need(create.is_some_and(|at| seen & (1 << at) != 0), "the auth events contain no create event")
 }
 
 fn need(holds: bool, otherwise: &'static str) -> Result<(), Reject> {
@@ -242,6 +244,6 @@ fn need(holds: bool, otherwise: &'static str) -> Result<(), Reject> {
 fn content_text<'a>(content: &'a str, key: &'static str) -> Result<Option<Cow<'a, str>>, Reject> {
     match json::read::get(content.as_bytes(), key) {
         None | Some(b"null") => Ok(None),
-        Some(value) => json::read::text(value).map(Some).ok_or_else(|| Reject::auth(format!("{key} is no string"))),
+        Some(value) => json::read::text(value).map(Some).ok_or_else(|| Reject::auth(format!("{key} is not a string"))),
     }
 }

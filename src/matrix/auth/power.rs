@@ -84,7 +84,7 @@ impl PowerLevels {
             }
         }
         let valid = levels.users.iter().all(|(id, _)| <&UserId>::try_from(&**id).is_ok());
-        need(valid, "users in the power levels holds something that is no user id")?;
+        need(valid, "users in the power levels contains a key that is not a user ID")?;
         Ok(levels)
     }
 
@@ -159,7 +159,7 @@ pub(super) fn check_change(
     let new = PowerLevels::parse(version, event.content)?;
     if version.creators_infinite {
         let named = powers.create.creators.iter().any(|c| find(&new.users, c.as_str()).is_some());
-        need(!named, "the power levels name a creator of the room")?;
+        need(!named, "the power levels contain a creator of the room")?;
     }
     let Some(old) = powers.levels else { return Ok(()) };
     for named in Named::ALL {
@@ -205,7 +205,7 @@ fn find(levels: &Levels, key: &str) -> Option<i64> {
 
 fn parse_list(version: &RoomVersion, value: &[u8], name: &str) -> Result<Levels, Reject> {
     if value.first() != Some(&b'{') {
-        return Err(Reject::auth(format!("{name} in the power levels is no object")));
+        return Err(Reject::auth(format!("{name} in the power levels is not an object")));
     }
     let entry = |(key, value): (&[u8], &[u8])| {
         let quoted = [b"\"", key, b"\""].concat();

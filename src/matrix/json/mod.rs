@@ -93,7 +93,7 @@ impl Levels {
         self.bits = self.bits << 1 | u64::from(is_object);
         self.depth += 1;
         self.deepest = self.deepest.max(self.depth);
-        if self.depth > DEPTH_MAX { Err(Reject::json("JSON nested too deeply")) } else { Ok(()) }
+        if self.depth > DEPTH_MAX { Err(Reject::json("the JSON is nested too deeply")) } else { Ok(()) }
     }
 
     fn pop(&mut self) {
@@ -142,14 +142,14 @@ impl Canon {
         self.levels.clear();
         self.open.clear();
         if raw.len() > u32::MAX as usize / 8 {
-            return Err(Reject::too_large("JSON text too large"));
+            return Err(Reject::too_large("the JSON text is too large"));
         }
         self.out.reserve(raw.len());
         let moves_left = MOVED_BYTES_MAX.max(raw.len() as u64 * MOVED_TIMES_MAX);
         let (object, dropped) = (Open::default(), None);
         let mut pass = Pass { input: text.as_bytes(), at: 0, mode, drop, object, dropped, moves_left, to: self };
         pass.value()?;
-        if pass.token().is_some() { Err(Reject::json("text after the JSON value")) } else { Ok(()) }
+        if pass.token().is_some() { Err(Reject::json("there is text after the JSON value")) } else { Ok(()) }
     }
 
     /// The depth of the text read last, left-out members aside.
@@ -183,7 +183,7 @@ pub fn canonical(raw: &[u8], mode: Mode) -> Result<Vec<u8>, Reject> {
 pub fn canonical_shown(raw: &[u8], mode: Mode) -> Result<Vec<u8>, Reject> {
     let mut canon = Canon::new();
     canon.read(raw, mode, &[])?;
-    if canon.deepest() > EVENT_DEPTH_MAX { Err(Reject::json("JSON nested too deeply")) } else { Ok(canon.out) }
+    if canon.deepest() > EVENT_DEPTH_MAX { Err(Reject::json("the JSON is nested too deeply")) } else { Ok(canon.out) }
 }
 
 /// Canonical form of a value of our own making or already parsed.
@@ -394,7 +394,7 @@ impl Pass<'_> {
     fn sort(&mut self, base: usize, begin: usize) -> Result<(), Reject> {
         let Canon { out, slots, scratch, .. } = &mut *self.to;
         let moves_left = self.moves_left.checked_sub((out.len() - begin) as u64);
-        self.moves_left = moves_left.ok_or_else(|| Reject::json("keys out of order on too many levels"))?;
+        self.moves_left = moves_left.ok_or_else(|| Reject::json("keys are out of order on too many levels"))?;
         slots[base..].sort_by(|a, b| compare(out, a, b)); // stable: equal keys stay in their order
         scratch.clear();
         let mut kept = base;
@@ -437,7 +437,7 @@ impl Pass<'_> {
         let mut escaped = false;
         loop {
             let run = plain_len(&self.input[self.at..]);
-            let end = self.input.get(self.at + run).ok_or_else(|| Reject::json("string without an end"))?;
+            let end = self.input.get(self.at + run).ok_or_else(|| Reject::json("a string has no end"))?;
             self.to.out.extend_from_slice(&self.input[self.at..self.at + run]);
             self.at += run + 1;
             match end {
@@ -451,7 +451,7 @@ impl Pass<'_> {
     }
 
     fn escape(&mut self) -> Result<bool, Reject> {
-        let sign = self.peek().ok_or_else(|| Reject::json("string without an end"))?;
+        let sign = self.peek().ok_or_else(|| Reject::json("a string has no end"))?;
         self.at += 1;
         let c = match sign {
             b'"' | b'\\' => sign as char,
@@ -485,7 +485,7 @@ impl Pass<'_> {
     }
 
     fn hex4(&mut self) -> Result<u32, Reject> {
-        let digits = self.input.get(self.at..self.at + 4).ok_or_else(|| Reject::json("string without an end"))?;
+        let digits = self.input.get(self.at..self.at + 4).ok_or_else(|| Reject::json("a string has no end"))?;
         self.at += 4;
         digits.iter().try_fold(0, |n, d| {
             (*d as char).to_digit(16).map(|d| n * 16 + d).ok_or_else(|| Reject::json("wrong \\u escape"))

@@ -41,8 +41,8 @@ pub fn check_signer(signer: &Signer<'_>, message: &[u8], at_ts: u64, keys: &impl
         }
     }
     match known {
-        true => Err(Reject::signature(format!("wrong signature by {}", signer.server))),
-        false => Err(Reject::new(Kind::Key, format!("no signing key of {} is known", signer.server))),
+        true => Err(Reject::signature(format!("the signature by {} is wrong", signer.server))),
+        false => Err(Reject::new(Kind::Key, format!("no signing key of {} is known here", signer.server))),
     }
 }
 
@@ -58,7 +58,7 @@ fn merge_signature(object: &[u8], server: &ServerName, key_id: &str, signature: 
     let all = json::read::get(object, "signatures").unwrap_or(b"{}");
     let ours = json::read::get(all, server.as_str()).unwrap_or(b"{}");
     if !all.starts_with(b"{") || !ours.starts_with(b"{") {
-        return Err(Reject::shape("signatures is no object of objects"));
+        return Err(Reject::shape("signatures is not an object of objects"));
     }
     let ours = set_member(ours, key_id, format!("\"{signature}\"").as_bytes());
     let all = set_member(all, server.as_str(), &ours);

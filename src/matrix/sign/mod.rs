@@ -36,12 +36,12 @@ impl Key {
         let mut words = line.split_whitespace();
         let (algorithm, version, seed) = (words.next(), words.next(), words.next());
         if algorithm != Some("ed25519") {
-            return Err("a key file starts with the word ed25519".into());
+            return Err("the key file does not begin with the word ed25519".into());
         }
         let version = version.filter(|v| v.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_'));
-        let version = version.ok_or("the key's name may hold only letters, digits and _")?;
-        let seed = BASE64.decode(seed.unwrap_or("")).map_err(|e| format!("the key is no base64: {e}"))?;
-        let seed = seed.try_into().map_err(|_| "the key does not hold 32 bytes")?;
+        let version = version.ok_or("the key's name may contain only letters, digits and _")?;
+        let seed = BASE64.decode(seed.unwrap_or("")).map_err(|e| format!("the key is not base64: {e}"))?;
+        let seed = seed.try_into().map_err(|_| "the key does not have 32 bytes")?;
         Ok(Key::from_seed(version, seed))
     }
 
@@ -188,9 +188,9 @@ pub fn json_message(raw: &[u8]) -> Result<Vec<u8>, Reject> {
 pub fn sign_json(object: &mut Map<String, Value>, server: &ServerName, key: &Key) -> Result<(), Reject> {
     let message = json_message(Value::Object(object.clone()).to_string().as_bytes())?;
     let signatures = object.entry("signatures").or_insert_with(|| Value::Object(Map::new()));
-    let Value::Object(signatures) = signatures else { return Err(Reject::shape("signatures is no object")) };
+    let Value::Object(signatures) = signatures else { return Err(Reject::shape("signatures is not an object")) };
     let ours = signatures.entry(server.as_str()).or_insert_with(|| Value::Object(Map::new()));
-    let Value::Object(ours) = ours else { return Err(Reject::shape("signatures is no object of objects")) };
+    let Value::Object(ours) = ours else { return Err(Reject::shape("signatures is not an object of objects")) };
     ours.insert(key.id().to_owned(), key.sign_base64(&message).into());
     Ok(())
 }
@@ -200,10 +200,11 @@ pub fn check_json(raw: &[u8], server: &str, key_id: &str, key: &PublicKey) -> Re
     let canonical = json::canonical(raw, Mode::Lenient)?;
     let signature = json::read::get_path(&canonical, &["signatures", server, key_id]).and_then(json::read::text);
     let signature = signature.and_then(|s| BASE64.decode(&*s).ok()).and_then(|s| s.try_into().ok());
-    let signature = signature.ok_or_else(|| Reject::signature(format!("not signed by {server} with {key_id}")))?;
+    let signature =
+        signature.ok_or_else(|| Reject::signature(format!("there is no signature by {server} with {key_id}")))?;
     match key.verify(&json_message(raw)?, &signature) {
         true => Ok(()),
-        false => Err(Reject::signature(format!("wrong signature by {server} with {key_id}"))),
+        false => Err(Reject::signature(format!("the signature by {server} with {key_id} is wrong"))),
     }
 }
 

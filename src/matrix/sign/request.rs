@@ -38,11 +38,11 @@ pub fn check(
     content: Option<&[u8]>,
 ) -> Result<(), Reject> {
     if header.destination.as_deref().is_some_and(|d| d != us.as_str()) {
-        return Err(Reject::signature("the request is meant for another server"));
+        return Err(Reject::signature("the destination of the request is another server"));
     }
     // A header without a destination was signed over our name all the same.
     let message = message(method, target, &header.origin, Some(us.as_str()), content)?;
-    let wrong = || Reject::signature(format!("wrong signature on the request by {}", header.origin));
+    let wrong = || Reject::signature(format!("the signature of {} on the request is wrong", header.origin));
     let signature = BASE64.decode(&header.sig).ok().and_then(|s| s.try_into().ok()).ok_or_else(wrong)?;
     if key.verify(&message, &signature) { Ok(()) } else { Err(wrong()) }
 }
@@ -66,9 +66,9 @@ impl InPieces {
         target: &str,
     ) -> Result<InPieces, Reject> {
         if header.destination.as_deref().is_some_and(|d| d != us.as_str()) {
-            return Err(Reject::signature("the request is meant for another server"));
+            return Err(Reject::signature("the destination of the request is another server"));
         }
-        let wrong = Reject::signature(format!("wrong signature on the request by {}", header.origin));
+        let wrong = Reject::signature(format!("the signature of {} on the request is wrong", header.origin));
         let signature = BASE64.decode(&header.sig).ok().and_then(|s| s.try_into().ok());
         let verifier = signature.and_then(|signature| key.verify_stream(&signature));
         let mut verifier = verifier.ok_or_else(|| wrong.clone())?;

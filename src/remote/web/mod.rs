@@ -135,7 +135,7 @@ impl std::fmt::Display for WebFailed {
             WebFailed::Timeout => write!(f, "does not answer in time"),
             WebFailed::TooManyRedirects => write!(f, "redirects too often"),
             WebFailed::BadAnswer(why) => write!(f, "answers something unusable: {why}"),
-            WebFailed::TooLarge { max_bytes } => write!(f, "answers with more than {max_bytes} bytes"),
+            WebFailed::TooLarge { max_bytes } => write!(f, "answers with more than the {max_bytes} bytes allowed"),
             WebFailed::Refused(refused) => write!(f, "cannot be asked just now: {refused}"),
         }
     }

@@ -51,7 +51,7 @@ impl Plan {
     pub fn new(rooms: &Rooms, creator: &UserId, mut create: Create) -> Result<Plan> {
         let wanted = create.room_version.as_deref().unwrap_or(version::DEFAULT);
         let version = version::get_offered(wanted).ok_or_else(|| {
-            Error::bad("M_UNSUPPORTED_ROOM_VERSION", format!("rooms of version {wanted} are not made here"))
+            Error::bad("M_UNSUPPORTED_ROOM_VERSION", format!("this server does not create rooms of version {wanted}"))
         })?;
         if create.invite.len() > INVITES_MAX || create.initial_state.len() > STATE_MAX {
             return Err(Error::bad(
@@ -102,7 +102,10 @@ impl Plan {
             let done =
                 matches!(draft.kind.as_str(), "m.room.create" | "m.room.power_levels") && draft.state_key.is_empty();
             if draft.kind == "m.room.member" {
-                return Err(Error::bad("M_INVALID_ROOM_STATE", "memberships cannot be initial state; invite people"));
+                return Err(Error::bad(
+                    "M_INVALID_ROOM_STATE",
+                    "initial_state may not contain memberships; use invite instead",
+                ));
             }
             if !done {
                 chain.add(draft)?;

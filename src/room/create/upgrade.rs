@@ -59,7 +59,10 @@ impl Rooms {
         additional_creators: Vec<OwnedUserId>,
     ) -> Result<OwnedRoomId> {
         let version = version::get_offered(new_version).ok_or_else(|| {
-            Error::bad("M_UNSUPPORTED_ROOM_VERSION", format!("rooms of version {new_version} are not made here"))
+            Error::bad(
+                "M_UNSUPPORTED_ROOM_VERSION",
+                format!("this server does not create rooms of version {new_version}"),
+            )
         })?;
         let (rooms, user, room_id) = (self.clone(), user.to_owned(), room_id.to_owned());
         base::unbroken(async move { move_room(&rooms, &user, &room_id, version, additional_creators).await }).await
@@ -76,7 +79,7 @@ async fn move_room(
     let (asked, from) = (user.to_owned(), room_id.to_owned());
     let old = rooms.reading(move |_, read| old_room(read, &from, &asked, version, creators)).await?;
     let new = rooms.create(user, old.create).await?;
-    let content = json!({ "body": "This room has been replaced", "replacement_room": new });
+    let content = json!({ "body": "The room has been upgraded already", "replacement_room": new });
     send::send_new(rooms, room_id, New::state("m.room.tombstone", "", user, content), None).await?;
     move_names(rooms, user, room_id, &new).await?;
     // From here on an error no longer fails the upgrade: the rooms lead to each other.
@@ -97,7 +100,7 @@ async fn move_room(
     for (room, event) in rest {
         let kind = event.kind.clone();
         if let Err(failed) = send::send_new(rooms, room, event, None).await {
-            tracing::info!(%room, kind, error = %failed, "a part of a room did not move with it");
+            tracing::info!(%room, kind, error = %failed, "a part of the room could not be copied to the upgraded room");
         }
     }
     if old.public {
@@ -141,7 +144,7 @@ fn old_room(
     }
     let may = view.with_powers(|powers| powers.user(user) >= powers.event("m.room.tombstone", true))?;
     if may != Some(true) {
-        return Err(Error::forbidden("the user may not close the room"));
+        return Err(Error::forbidden("the user may not send m.room.tombstone in the room"));
     }
     let levels = content(read, &room, "m.room.power_levels")?.unwrap_or_else(|| json!({}));
     let wanted = levels_for(read, &room, levels.clone(), version, user, &creators)?;

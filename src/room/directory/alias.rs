@@ -58,7 +58,7 @@ impl Rooms {
             let (room, creator) = room::directory::alias(w, alias.as_str())?.ok_or(Error::NotFound)?;
             let own = user::num(w, user.as_str())? == Some(creator);
             if !is_admin && !own && !may_list(w, room, &user)? {
-                return Err(Error::forbidden("somebody else made that alias"));
+                return Err(Error::forbidden("the alias was created by another user"));
             }
             room::directory::remove_alias(w, alias.as_str())?;
             Ok(room)
@@ -66,7 +66,7 @@ impl Rooms {
         let room = room.await?;
         if let Err(failed) = unlist(self, room, user, alias).await {
             // The alias is gone all the same; the room names it until a user with the power to do so changes that.
-            tracing::debug!(%alias, %failed, "the room still names an alias that was removed");
+            tracing::debug!(%alias, %failed, "m.room.canonical_alias still contains an alias that was removed");
         }
         Ok(())
     }
@@ -122,7 +122,7 @@ async fn unlist(rooms: &Rooms, num: RoomNum, user: &UserId, alias: &RoomAliasId)
 fn check_ours(rooms: &Rooms, alias: &RoomAliasId) -> Result<()> {
     match alias.server_name() == rooms.server() {
         true => Ok(()),
-        false => Err(Error::bad("M_INVALID_PARAM", "that alias is of another server")),
+        false => Err(Error::bad("M_INVALID_PARAM", "the alias belongs to another server")),
     }
 }
 

@@ -86,7 +86,7 @@ impl Rooms {
         self.write(move |w| {
             let mut room = known_num(w, num)?;
             if !is_admin && !may_list(w, num, &user)? {
-                return Err(Error::forbidden("the user may not list the room"));
+                return Err(Error::forbidden("the user may not publish the room in the directory"));
             }
             let before = room.row.public.then_some(room.row.joined);
             room.row.public = public;
@@ -101,7 +101,9 @@ fn page(read: &Read, query: &PublicQuery) -> Result<PublicPage> {
     let limit = query.limit.unwrap_or(PAGE_MAX).clamp(1, PAGE_MAX);
     let (from, backwards) = match &query.since {
         None => (Vec::new(), false),
-        Some(token) => place_of(token).ok_or_else(|| Error::bad("M_INVALID_PARAM", "the token is none of ours"))?,
+        Some(token) => {
+            place_of(token).ok_or_else(|| Error::bad("M_INVALID_PARAM", "the token is not one of this server"))?
+        }
     };
     let search = query.search.as_deref().map(str::to_lowercase).filter(|text| !text.is_empty());
     // A place is the point where a page begins; the page before it ends there.

@@ -48,7 +48,7 @@ impl Rooms {
         let (body, grant) = answer.into_parts();
         match serde_json::from_slice::<serde::de::IgnoredAny>(&body) {
             Ok(_) if body.first() == Some(&b'{') => Ok((body, grant)),
-            _ => Err(Error::Remote(Failed::BadAnswer("the list of rooms is no JSON object".to_owned()))),
+            _ => Err(Error::Remote(Failed::BadAnswer("the list of rooms is not a JSON object".to_owned()))),
         }
     }
 }

@@ -58,7 +58,7 @@ impl Rooms {
     pub async fn typing_received(&self, origin: &ServerName, content: &RawValue) -> Result<()> {
         let Typing { room_id, user_id, typing } = read(content)?;
         if user_id.server_name() != origin {
-            return Err(Error::forbidden("a server speaks for its own users alone"));
+            return Err(Error::forbidden("the user of the EDU belongs to another server than its sender"));
         }
         let by = origin.to_owned();
         let found = self.reading(move |_, read| {

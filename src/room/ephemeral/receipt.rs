@@ -49,7 +49,7 @@ impl Rooms {
     /// Stores a local user's read marker.
     pub async fn set_receipt(&self, user: &UserId, room_id: &RoomId, marker: Marker) -> Result<()> {
         let kind = Kind::of(&marker.kind)
-            .ok_or_else(|| Error::bad("M_INVALID_PARAM", format!("{} is no kind of receipt", marker.kind)))?;
+            .ok_or_else(|| Error::bad("M_INVALID_PARAM", format!("{} is not a type of receipt", marker.kind)))?;
         set_markers(self, user, room_id, vec![(kind, marker.event_id, marker.thread.unwrap_or_default())]).await
     }
 
@@ -131,7 +131,7 @@ pub async fn show_typing(
                 // A panic is logged and ends only this round: no other task watches the room.
                 let told = base::caught_in(Box::pin(typing_passed(&rooms, room, passed))).await;
                 if let Ok(Err(error)) = told {
-                    tracing::debug!(%error, "who types could not be told");
+                    tracing::debug!(%error, "typing notifications could not be sent");
                 }
             }
         });

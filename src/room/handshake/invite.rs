@@ -49,7 +49,7 @@ impl Rooms {
         invitation: Invitation,
     ) -> Result<Event> {
         let version = version::get_offered(&invitation.version).ok_or_else(|| {
-            let message = format!("rooms of version {} cannot be joined from here", invitation.version);
+            let message = format!("this server cannot join rooms of version {}", invitation.version);
             Error::bad("M_INCOMPATIBLE_ROOM_VERSION", message)
         })?;
         let event = Event::from_wire(version, invitation.event.get().as_bytes())?;
@@ -80,21 +80,21 @@ fn check(
 ) -> Result<OwnedUserId> {
     let bad = |message: &str| Error::bad("M_INVALID_PARAM", message);
     if id.is_some_and(|id| id != event.id()) {
-        return Err(bad("the event's id is not the one in the path"));
+        return Err(bad("the event's ID differs from the one in the path"));
     }
     if event.room_id() != invitation.room {
-        return Err(bad("the event is of another room"));
+        return Err(bad("the event belongs to another room"));
     }
     if event.kind() != "m.room.member" || event.membership().as_deref() != Some("invite") {
-        return Err(bad("the event is no invite"));
+        return Err(bad("the event is not an invite"));
     }
     if event.sender().server_name() != origin {
-        return Err(Error::forbidden("the invite's sender is of another server"));
+        return Err(Error::forbidden("the invite's sender belongs to another server"));
     }
     let target = event.state_key().and_then(|key| OwnedUserId::try_from(key).ok());
     match target {
         Some(target) if target.server_name() == rooms.0.parts.server => Ok(target),
-        _ => Err(bad("the invite is for nobody of this server")),
+        _ => Err(bad("the invited user does not belong to this server")),
     }
 }
 
@@ -111,7 +111,9 @@ pub async fn receive_ends(
         match end(rooms, origin, room_id, raw).await {
             Ok(id) => outcomes.push((id, Ok(()))),
             Err(failed) if failed.is_passing() => return Err(failed),
-            Err(failed) => tracing::debug!(%origin, %room_id, %failed, "an event of a room we are not in"),
+            Err(failed) => {
+                tracing::debug!(%origin, %room_id, %failed, "an event of a room without this server was refused")
+            }
         }
     }
     Ok(outcomes)
@@ -152,12 +154,14 @@ pub async fn end(rooms: &Rooms, origin: &ServerName, room_id: &RoomId, raw: Box<
 /// Never call it with the room's lock held: the other server may take long.
 pub(super) async fn sign(rooms: &Rooms, event: &Event, room_state: Vec<Box<RawValue>>) -> Result<Event> {
     let target = event.state_key().and_then(|key| OwnedUserId::try_from(key).ok());
-    let target = target.ok_or_else(|| Reject::shape("the invited user's id is no user id"))?;
+    let target = target.ok_or_else(|| Reject::shape("the state key of the invite is not a user ID"))?;
     let server = target.server_name();
     let signed = ask_signature(rooms, server, event, room_state).await?;
     let signed = Event::from_wire(event.version(), signed.get().as_bytes())?;
     if signed.id() != event.id() || !signed.is_intact() {
-        return Err(Error::Remote(Failed::BadAnswer("the invite came back as another event".to_owned())));
+        return Err(Error::Remote(Failed::BadAnswer(
+            "the other server returned another event than the invite".to_owned(),
+        )));
     }
     let theirs = signature_of(&signed, server)?;
     let signer =

@@ -106,8 +106,8 @@ impl Template {
         user: &UserId,
     ) -> Result<Template, Reject> {
         let named = said.get("room_version").and_then(Value::as_str).unwrap_or("1");
-        let version =
-            version::get(named).ok_or_else(|| Reject::shape(format!("room version {named} is not known here")))?;
+        let version = version::get(named)
+            .ok_or_else(|| Reject::shape(format!("this server does not know room version {named}")))?;
         let Some(Value::Object(drawn)) = said.remove("event") else {
             return Err(Reject::shape("the template has no event"));
         };
@@ -119,7 +119,7 @@ impl Template {
             && is("state_key", user.as_str())
             && membership == Some(verb.as_str());
         if !fits {
-            return Err(Reject::shape("the template is for something else than was asked"));
+            return Err(Reject::shape("the template is not for the requested user and membership"));
         }
         let keep = ["type", "room_id", "sender", "state_key", "content", "prev_events", "auth_events", "depth"];
         let event = drawn.into_iter().filter(|(key, _)| keep.contains(&key.as_str())).collect();
@@ -171,7 +171,7 @@ pub(super) async fn leave(rooms: &Rooms, user: &UserId, room: &RoomId, reason: O
         match leave_through(rooms, server, user, room, content.clone()).await {
             Ok(()) => break,
             Err(error) => {
-                tracing::info!(%server, %room, "the server could not be told that {user} leaves: {error}")
+                tracing::info!(%server, %room, "the leave event of {user} could not be sent to the server: {error}")
             }
         }
     }

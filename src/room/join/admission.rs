@@ -121,14 +121,14 @@ pub async fn admit(rooms: &Rooms, room_id: &RoomId, user: &UserId, servers: &[Ow
     let size = in_words(&estimate);
     if policy == Policy::Refuse {
         return Err(too_large(format!(
-            "The room is too large for this server ({size}); it takes rooms of up to {LARGE_EVENTS} events. Its \
-             owner can allow this one with: snug rooms allow {room_id}"
+            "The room is too large for this server ({size}), which joins rooms of up to {LARGE_EVENTS} events. An \
+             administrator of the server can allow it with: snug rooms allow {room_id}"
         )));
     }
     note_asked(rooms, room_id, user, estimate.events).await?;
     Err(too_large(format!(
-        "The room is large ({size}), and rooms of more than {LARGE_EVENTS} events wait for an admin of this server, \
-         who can let it in with: snug rooms allow {room_id}"
+        "The room is large ({size}), and rooms of more than {LARGE_EVENTS} events need the permission of an \
+         administrator of this server: snug rooms allow {room_id}"
     )))
 }
 
@@ -161,11 +161,12 @@ fn admitted(rooms: &Rooms, estimate: Option<Estimate>, overridden: bool, known: 
         let (size, megabytes) = (in_words(&estimate), free / 1_000_000);
         return Err(too_large(match by_disk < by_memory {
             true => format!(
-                "The room is too large for this server's disk ({size}; {megabytes} MB are free beside the share of the people here)."
+                "The room is too large for this server's disk ({size}; {megabytes} MB are free beside the part \
+                 reserved for local users)."
             ),
             false => format!(
-                "The room is too large for this server's memory budget ({size}; it can take {by_memory} events). A \
-                 larger budget lifts that."
+                "The room is too large for this server's memory budget ({size}; the budget allows {by_memory} \
+                 events). An administrator can choose a larger budget."
             ),
         }));
     }

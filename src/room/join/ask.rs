@@ -79,8 +79,7 @@ impl<'a> Join<'a> {
                         return Err(JoinError::Room(Error::Bad {
                             errcode: "M_UNSUPPORTED_ROOM_VERSION",
                             message:
-                                "Rooms of version 1 resolve their state by an algorithm this server does not have \
-                                      yet, so it cannot join them."
+                                "This server cannot join rooms of version 1: it lacks their state resolution algorithm."
                                     .into(),
                         }));
                     }
@@ -103,7 +102,8 @@ impl<'a> Join<'a> {
                     return Ok((event, template.version, servers));
                 }
                 Err(failed) => {
-                    tracing::info!(server = %servers[at], room_id = %self.room_id, %failed, "no template for a join");
+                    tracing::info!(server = %servers[at], room_id = %self.room_id, %failed, "the server gave no \
+                     template for a join");
                     failures.push((servers[at].clone(), failed));
                 }
             }
@@ -151,7 +151,8 @@ impl<'a> Join<'a> {
                     return Ok((body, resident.clone()));
                 }
                 Err(failed) => {
-                    tracing::info!(%server, room_id = %self.room_id, %failed, "the room was not given");
+                    tracing::info!(%server, room_id = %self.room_id, %failed, "the server refused the join, or gave \
+                     no usable answer");
                     if !failed.is_refusal() {
                         // The server may have accepted our event, with only its answer lost.
                         self.progress.accepted.store(true, Relaxed);

@@ -203,7 +203,7 @@ impl Checker {
         unproven: &mut Unproven,
     ) -> Found {
         let Ok(server) = <&ServerName>::try_from(signer.server) else {
-            return Found::Bad("signed by no server name".into());
+            return Found::Bad("a signature belongs to no valid server name".into());
         };
         let wrong = || Found::Bad(format!("a wrong signature by {server}"));
         let mut usable = signer.signatures.iter().filter_map(|(key_id, signature)| {

@@ -32,7 +32,7 @@ impl Join<'_> {
         let cleaning = async move {
             let done = base::blocking(move || clean(&store, num, journal.batches, left_out));
             if let Err(stop) = done.await {
-                tracing::warn!(%stop, "the log of a finished join is removed at the next start");
+                tracing::warn!(%stop, "the log of a finished join could not be removed; the next start removes it");
             }
         };
         tokio::spawn(cleaning.in_current_span());
@@ -50,7 +50,7 @@ impl Join<'_> {
 /// A join may neither clear nor flip a room in which this server is resident: it has members here.
 pub(super) fn check_not_here(get: &impl Get, room: RoomNum) -> Result<(), Error> {
     match is_here(get, room)? {
-        true => Err(Error::Forbidden("the room was joined otherwise meanwhile".into())),
+        true => Err(Error::Forbidden("the room was joined in another way meanwhile".into())),
         false => Ok(()),
     }
 }

@@ -33,14 +33,14 @@ pub enum JoinError {
     /// Our own files are wrong.
     #[error("a scratch file is damaged")]
     Corrupt,
-    #[error("there are more events than can be counted")]
+    #[error("the room has more events than this server can number")]
     TooManyNodes,
-    #[error("it was cancelled")]
+    #[error("the join was cancelled")]
     Cancelled,
     #[error(transparent)]
     Room(#[from] Error),
     /// One of its threads or tasks panicked; the message of the panic.
-    #[error("it panicked: {0}")]
+    #[error("the join panicked: {0}")]
     Panicked(String),
 }
 
@@ -66,11 +66,13 @@ impl JoinError {
             JoinError::Lying(why) => Error::Remote(Failed::BadAnswer(why)),
             JoinError::TooLarge(why) => Error::Bad {
                 errcode: "M_RESOURCE_LIMIT_EXCEEDED",
-                message: format!("The room turned out larger than this server takes: {why}"),
+                message: format!("The room is larger than this server can join: {why}"),
             },
             JoinError::Reject(reject) => Error::Reject(reject),
-            JoinError::Corrupt => Error::Store(store::Error::Io("a join's own files are damaged".into())),
-            JoinError::TooManyNodes => Error::Remote(Failed::BadAnswer("more events than can be counted".into())),
+            JoinError::Corrupt => Error::Store(store::Error::Io("a scratch file of the join is damaged".into())),
+            JoinError::TooManyNodes => {
+                Error::Remote(Failed::BadAnswer("the room has more events than this server can number".into()))
+            }
             JoinError::Cancelled => Error::Forbidden("the join was cancelled".into()),
             JoinError::Room(error) => error,
             JoinError::Panicked(what) => Error::Store(store::Error::Panicked(what)),

@@ -151,7 +151,7 @@ impl Rooms {
     /// Called before the database is closed. Waits at most as long as a write takes.
     pub async fn stop_joins(&self) {
         if self.0.parts.clock.timeout(STOP_PATIENCE, self.0.joins.stop()).await.is_none() {
-            tracing::warn!("a join does not stop in time; it goes on at the next start");
+            tracing::warn!("a join did not stop in time; it is resumed at the next start");
         }
     }
 
@@ -162,7 +162,7 @@ impl Rooms {
         let journals = match read {
             Ok(journals) => journals,
             Err(error) => {
-                tracing::warn!(%error, "joins that were interrupted could not be read");
+                tracing::warn!(%error, "interrupted joins could not be read");
                 return worker.failed(error);
             }
         };
@@ -206,10 +206,10 @@ async fn resume_one(rooms: Rooms, num: JoinNum, room_id: OwnedRoomId, running: A
     // ended.
     let journal = rooms.reading(move |_, read| Ok(join::journal(read, num)?)).await;
     let Ok(Some(journal)) = journal else { return };
-    tracing::info!(%room_id, stage = ?journal.stage, events = journal.events, "a join goes on");
+    tracing::info!(%room_id, stage = ?journal.stage, events = journal.events, "an interrupted join is resumed");
     let join = Join::new(&rooms, &room_id, &running.user, running.progress.clone());
     if let Err(stop) = with_log(&join, join.resume(num, journal)).await {
-        tracing::warn!(%room_id, %stop, "the join that was interrupted did not succeed");
+        tracing::warn!(%room_id, %stop, "an interrupted join failed");
     }
 }
 
@@ -328,14 +328,15 @@ impl<'a> Join<'a> {
             Err(stop) => {
                 tracing::warn!(room_id = %self.room_id, %stop, "a join failed");
                 if let Err(failed) = self.clean_up(num).await {
-                    tracing::warn!(room_id = %self.room_id, %failed, "what a failed join left is removed at the next start");
+                    tracing::warn!(room_id = %self.room_id, %failed, "the rows of a failed join could not be removed; \
+                     the next start removes them");
                 }
                 self.leave_again(residents).await;
                 Err(match stop {
                     JoinError::TooLarge(why) if admitted.liftable => {
                         admission::outgrown(&self.rooms, self.room_id, self.user, &admitted).await?;
                         JoinError::TooLarge(format!(
-                            "{why} The owner of this server can let it in with: snug rooms allow {}",
+                            "{why} An administrator of this server can allow the room with: snug rooms allow {}",
                             self.room_id
                         ))
                     }
@@ -367,7 +368,10 @@ impl<'a> Join<'a> {
                 let content = super::send::member::content_of(Membership::Leave, None);
                 match handshake::leave_through(&rooms, &server, &user, &room_id, content).await {
                     Ok(()) => return,
-                    Err(error) => tracing::info!(%server, %room_id, %error, "a failed join could not be taken back"),
+                    Err(error) => {
+                        tracing::info!(%server, %room_id, %error, "the leave event after a failed join could not be \
+                         sent")
+                    }
                 }
             }
         };
@@ -434,7 +438,7 @@ impl<'a> Join<'a> {
                         && journal.events > 0
                         && clock.instant().saturating_sub(reached) < UNREACHED_MAX =>
                 {
-                    tracing::info!(room_id = %self.room_id, %stop, "no resident can be reached; the join waits");
+                    tracing::info!(room_id = %self.room_id, %stop, "no resident server can be reached; the join waits");
                     drop(lane);
                     self.progress.unless_cancelled(clock.sleep(pause)).await?;
                     pause = (pause * 2).min(PAUSE_MAX);
@@ -467,7 +471,8 @@ impl<'a> Join<'a> {
                 }
                 Err(stop) if stop.is_passing() && in_vain < IN_VAIN_MAX && journal.attempt < ATTEMPTS_MAX => {
                     in_vain = if journal.events > before { 0 } else { in_vain + 1 };
-                    tracing::info!(room_id = %self.room_id, %stop, stored = journal.events, "the answer broke off; asking again");
+                    tracing::info!(room_id = %self.room_id, %stop, stored = journal.events, "the answer broke off and \
+                     is requested again");
                     self.progress.unless_cancelled(clock.sleep(PAUSE)).await?;
                 }
                 Err(stop) => return Err(stop),

@@ -128,7 +128,10 @@ impl Stager {
             }
         }
         if self.progress.stored.load(std::sync::atomic::Ordering::Relaxed) > self.events_max {
-            return Err(JoinError::TooLarge(format!("it has more than the {} events it may have.", self.events_max)));
+            return Err(JoinError::TooLarge(format!(
+                "it has more than {} events, the limit for this join.",
+                self.events_max
+            )));
         }
         Ok(())
     }

@@ -359,7 +359,7 @@ impl Works {
         let progress = &self.shared.progress;
         let (refused, stored) = (progress.refused.load(Relaxed), progress.stored.load(Relaxed));
         if refused > REFUSED_MIN && refused > 10 * stored {
-            return Err(JoinError::Lying(format!("{refused} of its events are malformed or forged")));
+            return Err(JoinError::Lying(format!("{refused} of the events are malformed or forged")));
         }
         Ok(())
     }
@@ -470,7 +470,7 @@ impl Works {
     async fn all_asked(&self, patience: Duration) {
         let asked = self.all_asked_at_last();
         if self.shared.checker.clock.timeout(patience, asked).await.is_none() {
-            tracing::info!(room_id = %self.shared.checker.room_id, "some signing keys take too long");
+            tracing::info!(room_id = %self.shared.checker.room_id, "some signing keys did not come in time");
         }
     }
 

@@ -127,7 +127,7 @@ impl Rooms {
             };
             let mut mine = user_room::mine(w, user, room)?.ok_or(Error::NotFound)?;
             if !matches!(mine.membership, Membership::Leave | Membership::Ban) {
-                return Err(Error::bad("M_UNKNOWN", "a room is forgotten after leaving it"));
+                return Err(Error::bad("M_UNKNOWN", "a room can be forgotten only after leaving it"));
             }
             if !mine.forgotten {
                 mine.forgotten = true;
@@ -167,10 +167,10 @@ pub(super) async fn send_member(
     content: Value,
 ) -> Result<OwnedEventId> {
     let bad = |why| Error::bad("M_BAD_JSON", why);
-    let target = OwnedUserId::try_from(target).map_err(|_| bad("the state key is no user id"))?;
+    let target = OwnedUserId::try_from(target).map_err(|_| bad("the state key is not a user ID"))?;
     let membership = content.get("membership").and_then(Value::as_str).and_then(Membership::of);
-    let membership = membership.ok_or_else(|| bad("a member event says what membership it is"))?;
-    let Value::Object(content) = content else { return Err(bad("the content is no object")) };
+    let membership = membership.ok_or_else(|| bad("a member event needs a membership"))?;
+    let Value::Object(content) = content else { return Err(bad("the content is not an object")) };
     match membership {
         Membership::Join if sender == target => {
             let joining = Joining { content_extra: content, ..Joining::default() };

@@ -83,7 +83,7 @@ async fn renew_everywhere(rooms: &Rooms, user: &UserId) {
     };
     for room_id in joined {
         if let Err(failed) = renew_in(rooms, user, &room_id).await {
-            tracing::debug!("{room_id} was not told of a new name of {user}: {failed}");
+            tracing::debug!("the new profile of {user} could not be sent to {room_id}: {failed}");
         }
     }
 }

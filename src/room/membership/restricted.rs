@@ -60,7 +60,7 @@ pub async fn join_restricted(
         match join_through(rooms, &server, user, room_id, &joining).await {
             Ok(()) => return Ok(()),
             Err(error) => {
-                tracing::info!(%server, %room_id, %error, "the server did not let {user} in");
+                tracing::info!(%server, %room_id, %error, "the server did not authorise the join of {user}");
                 if let Error::Remote(failed) = error
                     && failed.is_refusal()
                 {
@@ -108,11 +108,11 @@ async fn have_signed(rooms: &Rooms, server: &ServerName, template: &Template, ev
         });
         found.map_err(|malformed| Failed::BadAnswer(malformed.to_string()))?;
     }
-    let signed = signed.ok_or_else(|| Failed::BadAnswer("the event did not come back".to_owned()))?;
+    let signed = signed.ok_or_else(|| Failed::BadAnswer("the server did not return the event".to_owned()))?;
     let signed = Event::from_wire(template.version, &signed)?;
     match signed.id() == event.id() && signed.is_intact() {
         true => Ok(signed),
-        false => Err(Reject::shape("the event came back as another one").into()),
+        false => Err(Reject::shape("the server returned another event").into()),
     }
 }
 

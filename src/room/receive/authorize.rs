@@ -55,7 +55,7 @@ impl CitedEvents {
         for id in event.prev_events() {
             match stored(get, id.as_str())? {
                 Some((_, row)) if row.room != room.num => {
-                    return Err(Reject::shape("a previous event is of another room").into());
+                    return Err(Reject::shape("a previous event belongs to another room").into());
                 }
                 Some((num, row)) if is_placed(&row) => around.prev.push((num, row)),
                 _ => around.lacking.prev.push(id.to_owned()),
@@ -119,7 +119,7 @@ pub fn judge(
     let known = stored(get, event.id().as_str())?;
     let num = match known {
         Some((_, row)) if !is_same(get, &row, room.num, event)? => {
-            return Err(Reject::shape("another event has this id").into());
+            return Err(Reject::shape("another event has this event ID").into());
         }
         Some((num, row)) if !row.flags.outlier => return Ok(Verdict::Known(num, row)),
         Some((num, _)) => Some(num),

@@ -71,7 +71,9 @@ pub async fn backfill_for_app(rooms: &Rooms, room_id: &RoomId, gap: Gap) -> Resu
     rooms.0.parts.store.check_spare()?;
     let num = state::num_of(rooms, room_id).await?;
     let count = backfill(rooms, num, gap, BATCH_MAX).await;
-    count.map(|count| count > 0).inspect_err(|failed| tracing::debug!(%room_id, %failed, "no older events"))
+    count
+        .map(|count| count > 0)
+        .inspect_err(|failed| tracing::debug!(%room_id, %failed, "the server returned no older events"))
 }
 
 impl<F: Fetch> Inbox<F> {
@@ -93,7 +95,7 @@ impl<F: Fetch> Inbox<F> {
                 Ok(0) => answered = true,
                 Ok(count) => return Ok(count),
                 Err(failed) => {
-                    tracing::debug!(%server, %failed, "no older events from there");
+                    tracing::debug!(%server, %failed, "the server returned no events before the given one");
                     match is_answer(&failed) {
                         true => answered = true,
                         false => failure = Some(failed),

@@ -137,7 +137,7 @@ impl<'i, F: Fetch> GapFill<'i, F> {
                 Step::Unproven => break,
             }
         }
-        Err(Reject::auth("what the event stands on cannot be had").into())
+        Err(Reject::auth("the previous events or auth events of the event cannot be fetched").into())
     }
 
     fn check_time(&self) -> Result<()> {
@@ -194,7 +194,7 @@ impl<'i, F: Fetch> GapFill<'i, F> {
             let fetched = match fetched {
                 Ok(fetched) => fetched,
                 Err(failed) => {
-                    tracing::debug!(origin = %self.origin, %failed, "missing events cannot be had");
+                    tracing::debug!(origin = %self.origin, %failed, "missing events cannot be fetched");
                     break;
                 }
             };
@@ -292,7 +292,7 @@ impl<'i, F: Fetch> GapFill<'i, F> {
     pub async fn fetch_cited(&mut self, wanted: Vec<OwnedEventId>) -> Result<()> {
         match self.fetch_singly(wanted).await? {
             0 => Ok(()),
-            _ => Err(Reject::auth("an event it cites cannot be had").into()),
+            _ => Err(Reject::auth("an auth event or previous event cannot be fetched").into()),
         }
     }
 
@@ -321,7 +321,7 @@ impl<'i, F: Fetch> GapFill<'i, F> {
                     Ok(event) => drop(found.insert(id, Arc::new(event))),
                     Err(failed) if failed.is_passing() => return Err(failed),
                     Err(failed) => {
-                        tracing::debug!(%id, %failed, "an event that others stand on cannot be vouched for");
+                        tracing::debug!(%id, %failed, "an event that others refer to cannot be verified");
                         lost.insert(id);
                     }
                 }
@@ -333,18 +333,18 @@ impl<'i, F: Fetch> GapFill<'i, F> {
                 return Ok(lost.len());
             }
         }
-        Err(Reject::auth("the events it cites lead too far back").into())
+        Err(Reject::auth("the chain of auth events to fetch is too long").into())
     }
 
     /// `None` when the server does not give the event out, or gives another instead.
     async fn fetch_one(&mut self, id: &EventId) -> Result<Option<Event>> {
         self.check_time()?;
         self.cited_left =
-            self.cited_left.checked_sub(1).ok_or_else(|| Reject::auth("it cites too much we do not have"))?;
+            self.cited_left.checked_sub(1).ok_or_else(|| Reject::auth("too many auth events are missing"))?;
         let raw = match self.in_time(self.inbox.fetch.event(&self.origin, id)).await {
             Ok(raw) => raw,
             Err(failed) if failed.is_refusal() || matches!(failed, Failed::BadAnswer(_) | Failed::TooLarge { .. }) => {
-                tracing::debug!(%id, origin = %self.origin, %failed, "an event that others stand on cannot be had");
+                tracing::debug!(%id, origin = %self.origin, %failed, "an event that others refer to cannot be fetched");
                 return Ok(None);
             }
             Err(failed) => return Err(failed.into()),
@@ -414,8 +414,10 @@ impl<'i, F: Fetch> GapFill<'i, F> {
     async fn state_before(&mut self, id: &EventId) -> Result<Given> {
         self.check_time()?;
         self.check_intake()?;
-        self.states_left =
-            self.states_left.checked_sub(1).ok_or_else(|| Reject::auth("too many gaps in the history before it"))?;
+        self.states_left = self
+            .states_left
+            .checked_sub(1)
+            .ok_or_else(|| Reject::auth("the history before the event has too many gaps"))?;
         let mut survey = self.survey(id).await?;
         let unknown = std::mem::take(&mut survey.unknown);
         if unknown.len() > SINGLE_EVENTS_MAX {
@@ -436,7 +438,8 @@ impl<'i, F: Fetch> GapFill<'i, F> {
         }
         let left_out = survey.unknown.len();
         if left_out > 0 {
-            tracing::warn!(%id, room_id = %self.room_id, origin = %self.origin, left_out, "a state is not complete");
+            tracing::warn!(%id, room_id = %self.room_id, origin = %self.origin, left_out, "the room state fetched for \
+             a gap is not complete");
         }
         let create = self.room.row.create;
         let given = self.inbox.rooms.reading(move |_, read| {
@@ -444,7 +447,7 @@ impl<'i, F: Fetch> GapFill<'i, F> {
             let key = state_tree::key(read, "m.room.create", "")?.ok_or(Error::NotFound)?;
             match tree.get(read, key)? == create {
                 true => Ok(Given { tree, is_whole: left_out == 0 }),
-                false => Err(Reject::auth("the state before it has another create event").into()),
+                false => Err(Reject::auth("the state before the event has another create event").into()),
             }
         });
         given.await
@@ -572,7 +575,7 @@ impl<'i, F: Fetch> GapFill<'i, F> {
             match event {
                 Ok(event) => drop(reading.found.insert(id, Arc::new(event))),
                 Err(failed) if failed.is_passing() => return Err(failed),
-                Err(failed) => tracing::debug!(%id, %failed, "an event of a state cannot be vouched for"),
+                Err(failed) => tracing::debug!(%id, %failed, "a state event cannot be verified"),
             }
         }
         self.pay_for(reading);
@@ -612,7 +615,9 @@ struct Reading {
 
 /// Takes bytes out of the filling's own memory.
 fn hold(grant: &mut Grant, bytes: u64) -> Result<()> {
-    Ok(grant.grow(bytes).map_err(|_| Reject::auth("what it stands on and is not here needs too much memory"))?)
+    Ok(grant
+        .grow(bytes)
+        .map_err(|_| Reject::auth("the missing auth events need more memory than the budget allows"))?)
 }
 
 /// Events in an order where each comes after those of them it refers to. A circle, which hashes do not allow, would be
@@ -672,12 +677,14 @@ impl Survey {
             return Ok(());
         };
         let key = row.state_key.filter(|_| row.room == self.room);
-        let key = key.ok_or_else(|| Reject::auth("the state before it holds what is no state of the room"))?;
+        let key = key.ok_or_else(|| {
+            Reject::auth("the state before the event contains an event that is not state of the room")
+        })?;
         if row.flags.rejected {
             return Ok(());
         }
         if self.was_seen(key)? {
-            return Err(Reject::auth("the state before it has two events for one key").into());
+            return Err(Reject::auth("the state before the event has two events for one state key").into());
         }
         if self.present.map_or(Ok(None), |root| state_tree::get(get, root, key))? != Some(num) {
             self.change(key, Some(num))?;
@@ -699,7 +706,7 @@ impl Survey {
 
     fn change(&mut self, key: StateKeyNum, event: Option<EventNum>) -> Result<()> {
         if self.changes.len() == self.changes_max {
-            return Err(Reject::auth("the state before it is too different from the present one").into());
+            return Err(Reject::auth("the state before the event differs too much from the current state").into());
         }
         self.changes.insert(key, event);
         Ok(())

@@ -105,7 +105,7 @@ impl<F: Fetch> Inbox<F> {
             let done = self.rooms.write(append).await?;
             return Ok(Step::Done(Settled { num: done.num, reason, rejected, is_known: false }));
         }
-        Err(Reject::auth("the event's place cannot be found").into())
+        Err(Reject::auth("the event has no position in the history").into())
     }
 
     /// Checks signatures and content hashes; the keys of all are fetched together. An event whose content was tampered with
@@ -141,7 +141,7 @@ pub(super) fn read_event(version: &'static RoomVersion, room_id: &str, raw: &[u8
     let event = Event::from_wire(version, raw)?;
     match event.room_id() == room_id {
         true => Ok(event),
-        false => Err(Reject::shape("the event is of another room")),
+        false => Err(Reject::shape("the event belongs to another room")),
     }
 }
 

@@ -90,7 +90,8 @@ impl Intake {
         if let Some(full) = self.charge(self.of_server(server), 1, bytes) {
             tracing::warn!(
                 %server,
-                "{} came from this server within an hour: it is put off until some of that is an hour ago (federation.hourly_bytes_max)",
+                "the server sent {} within an hour, which is the limit (federation.hourly_bytes_max): its events are \
+                 refused until less was sent within the last hour",
                 human(full)
             );
         }
@@ -104,8 +105,8 @@ impl Intake {
         if let Some(full) = self.charge(self.of_room(room), ROOM_TIMES, bytes) {
             tracing::warn!(
                 room_id,
-                "{} came for this room within an hour: no more of it is taken until some of that is an hour ago (twice \
-                 federation.hourly_bytes_max)",
+                "the room received {} within an hour, which is the limit (twice federation.hourly_bytes_max): its \
+                 events are refused until less was received within the last hour",
                 human(full)
             );
         }
@@ -206,7 +207,7 @@ pub fn charge_room(rooms: &Rooms, room: RoomNum, room_id: &str, bytes: u64) -> R
     Ok(())
 }
 
-const ROOM_FULL: &str = "more of this room came within an hour than is taken here; it is fetched later";
+const ROOM_FULL: &str = "the room received more within an hour than this server accepts; the event is fetched later";
 
 /// A refusal for a while: the same words as where memory is short.
 fn put_off(retry_after_ms: u64) -> Error {

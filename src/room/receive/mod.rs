@@ -207,7 +207,7 @@ impl<F: Fetch> Inbox<F> {
                 }
             }
         }
-        Err(Reject::auth("what the event stands on cannot be had").into())
+        Err(Reject::auth("the previous events or auth events of the event cannot be fetched").into())
     }
 
     /// The locks for filling a gap. A server fills one gap at a time, or two slow servers would keep all others' gaps
@@ -291,7 +291,7 @@ fn read_events(get: &impl Get, origin: &ServerName, room_id: &RoomId, pdus: Vec<
         let id = event.id().to_owned();
         match (denied, event::stored(get, id.as_str())?) {
             (Some(server), _) => {
-                outcomes.push((id, Err(format!("{server} is denied this room by its access control list"))))
+                outcomes.push((id, Err(format!("the room's server ACL (m.room.server_acl) denies {server}"))))
             }
             (None, Some((_, row))) if !row.flags.outlier => outcomes.push((id, Ok(()))),
             (None, _) => events.push(event),

@@ -1113,7 +1113,7 @@ async fn an_event_does_not_take_the_place_of_another_with_its_id() {
     let taking = build(taking);
     assert_eq!(taking.id(), levels.id());
     let outcome = &world.receive(&[taking]).await[0];
-    assert!(outcome.as_ref().is_err_and(|why| why.contains("another event has this id")), "{outcome:?}");
+    assert!(outcome.as_ref().is_err_and(|why| why.contains("another event has this event ID")), "{outcome:?}");
     assert_eq!(world.row(&levels).unwrap(), row);
     assert!(world.house.state(&world.room, "m.room.power_levels", "").unwrap()["users"][world.bob.as_str()].is_null());
     world.check_state();
@@ -1416,7 +1416,7 @@ async fn what_is_too_much_for_a_room_at_once_is_fetched_later() {
     assert_eq!(taken, vec![Ok(()); 20]);
     let (one, more) = (world.receive(&events[20..21]).await, world.receive(&events[20..30]).await);
     for refused in one.iter().chain(&more) {
-        assert!(refused.as_ref().unwrap_err().contains("it is fetched later"), "{refused:?}");
+        assert!(refused.as_ref().unwrap_err().contains("the event is fetched later"), "{refused:?}");
     }
     let known = world.receive(&events[..20]).await;
     assert_eq!(known, vec![Ok(()); 20], "what is here already is as it was");

@@ -15,7 +15,7 @@ use crate::store::tables::user;
 /// The checks a server makes on its own users' events beyond the authorisation rules.
 pub fn check_beyond_rules(rooms: &Rooms, read: &Read, room: &RoomRef, new: &New) -> Result<()> {
     match new.kind.as_str() {
-        "m.room.create" => Err(Error::bad("M_BAD_JSON", "the room has been created")),
+        "m.room.create" => Err(Error::bad("M_BAD_JSON", "the room has a create event already")),
         "m.room.power_levels" if room.version.creators_infinite => {
             let creators =
                 auth::State::create(&room.view(read))?.map(|create| create.creators.clone()).unwrap_or_default();
@@ -35,11 +35,11 @@ fn check_aliases(rooms: &Rooms, read: &Read, room: &RoomRef, new: &New) -> Resul
     for name in alias_names(&new.content).filter(|name| !had.contains(name)) {
         let bad = |why: &str| Error::bad("M_BAD_ALIAS", format!("{name} {why}"));
         let id = <&ruma::RoomAliasId>::try_from(name)
-            .map_err(|_| Error::bad("M_INVALID_PARAM", format!("{name} is no room alias")))?;
+            .map_err(|_| Error::bad("M_INVALID_PARAM", format!("{name} is not a room alias")))?;
         if id.server_name() == rooms.server() {
             match room::directory::alias(read, name)? {
                 Some((leads_to, _)) if leads_to == room.num => {}
-                _ => return Err(bad("does not lead to this room")),
+                _ => return Err(bad("is not an alias of this room")),
             }
         }
     }
@@ -55,7 +55,9 @@ fn alias_names(content: &Value) -> impl Iterator<Item = &str> {
 pub fn check_levels<'a>(levels: &Value, mut creators: impl Iterator<Item = &'a str>) -> Result<()> {
     let users = levels.get("users").and_then(Value::as_object);
     match users.and_then(|users| creators.find(|creator| users.contains_key(*creator))) {
-        Some(creator) => Err(Error::bad("M_BAD_JSON", format!("{creator} created the room and has no power level"))),
+        Some(creator) => {
+            Err(Error::bad("M_BAD_JSON", format!("{creator} is a creator of the room and cannot have a power level")))
+        }
         None => Ok(()),
     }
 }
@@ -69,7 +71,7 @@ fn check_redaction(read: &Read, room: &RoomRef, new: &New) -> Result<()> {
     let target = event::num(read, target)?.ok_or(Error::NotFound)?;
     let row = event::row_of(read, target)?;
     if row.room != room.num {
-        return Err(Error::bad("M_INVALID_PARAM", "that event is of another room"));
+        return Err(Error::bad("M_INVALID_PARAM", "the event belongs to another room"));
     }
     let powerful =
         room.view(read).with_powers(|powers| powers.user(&new.sender) >= powers.named(auth::Named::Redact))?;

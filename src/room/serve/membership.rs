@@ -47,7 +47,7 @@ impl Rooms {
         let (origin, room_id, user) = (origin.to_owned(), room_id.to_owned(), user.to_owned());
         self.reading(move |rooms, read| {
             if user.server_name() != origin {
-                return Err(Error::forbidden("the user is of another server"));
+                return Err(Error::forbidden("the user belongs to another server"));
             }
             let room = server_access::for_server(read, &origin, &room_id)?;
             let mut content = Map::new();
@@ -151,7 +151,8 @@ async fn has_all_behind(rooms: &Rooms, event: &Event) -> Result<bool> {
 /// Adds our signature to a join of a restricted room that one of our users authorises, when the conditions hold.
 fn countersign(rooms: &Rooms, read: &Read, room: &RoomRef, event: Event) -> Result<Event> {
     let Some(by) = event.content_text("join_authorised_via_users_server") else { return Ok(event) };
-    let by = OwnedUserId::try_from(&*by).map_err(|_| Reject::shape("no user id lets the user in"))?;
+    let by =
+        OwnedUserId::try_from(&*by).map_err(|_| Reject::shape("join_authorised_via_users_server is not a user ID"))?;
     if !room.version.restricted || by.server_name() != rooms.server() {
         return Ok(event);
     }
@@ -171,19 +172,19 @@ fn refused(error: Error) -> Error {
 fn check_is_asked_for(event: &Event, origin: &ServerName, room_id: &RoomId, id: &EventId, verb: Verb) -> Result<()> {
     let bad = |why: &str| Err(Error::bad("M_INVALID_PARAM", why));
     if event.id() != id {
-        return bad("the event's id is not the one in the path");
+        return bad("the event's ID differs from the one in the path");
     }
     if event.room_id() != room_id {
-        return bad("the event is of another room");
+        return bad("the event belongs to another room");
     }
     if event.kind() != "m.room.member" || event.membership().as_deref() != Some(verb.as_str()) {
-        return bad("the event is no such change of membership");
+        return bad("the event is not the change of membership of this endpoint");
     }
     if event.state_key() != Some(event.sender().as_str()) {
-        return bad("the event is for somebody else than its sender");
+        return bad("the state key of the event differs from its sender");
     }
     match event.sender().server_name() == origin {
         true => Ok(()),
-        false => Err(Error::forbidden("the event's sender is of another server")),
+        false => Err(Error::forbidden("the event's sender belongs to another server")),
     }
 }

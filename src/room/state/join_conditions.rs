@@ -31,16 +31,22 @@ pub fn authorising_user(read: &Read, room: &RoomRef, user: &UserId) -> Result<Op
     match meets_join_condition(read, room, user)? {
         Some(true) => {}
         Some(false) => {
-            return Err(Error::forbidden("the user is in none of the rooms that this room lets people in from"));
+            return Err(Error::forbidden(
+                "the user is in none of the rooms that the join rules allow (m.room.join_rules)",
+            ));
         }
         None => {
-            let why = "this server is not in all the rooms that this room lets people in from";
+            let why =
+                "this server is not in all the rooms of the join rules, so it cannot check the user's membership there";
             return Err(Error::bad("M_UNABLE_TO_AUTHORISE_JOIN", why));
         }
     }
     match who_may_invite(read, room)? {
         Some(by) => Ok(Some(by)),
-        None => Err(Error::bad("M_UNABLE_TO_GRANT_JOIN", "nobody of this server may let people into the room")),
+        None => Err(Error::bad(
+            "M_UNABLE_TO_GRANT_JOIN",
+            "no local user may invite, so this server cannot authorise the join",
+        )),
     }
 }
 

@@ -29,7 +29,7 @@ pub(in crate::room) fn for_server(get: &impl Get, origin: &ServerName, room_id: 
     }
     match acl_allows(get, &room, origin)? {
         true => Ok(room),
-        false => Err(Error::forbidden(format!("{origin} is denied this room by its access control list"))),
+        false => Err(Error::forbidden(format!("the room's server ACL (m.room.server_acl) denies {origin}"))),
     }
 }
 

@@ -46,7 +46,7 @@ pub fn out_of_band_of(rooms: &Rooms, read: &Read, user: &UserId, room: &RoomId) 
     let (user_num, room_num) = nums.ok_or(Error::NotFound)?;
     let mine = user_room::mine(read, user_num, room_num)?.ok_or(Error::NotFound)?;
     if !matches!(mine.membership, Membership::Invite | Membership::Knock) {
-        return Err(Error::forbidden("the user is neither invited to the room nor waiting to be"));
+        return Err(Error::forbidden("the user is neither invited to the room nor knocking"));
     }
     let stripped = user_room::stripped(read, user_num, room_num)?.unwrap_or_default();
     let stripped = read_stripped(&stripped);

@@ -41,12 +41,12 @@ impl Rooms {
             worker.works_on("looking for unused state nodes");
             match sweep_if_worthwhile(self).await {
                 Ok(Some(freed)) => {
-                    tracing::info!(freed, "state nodes nobody used were freed");
+                    tracing::info!(freed, "unused state nodes were freed");
                     worker.done(freed);
                 }
                 Ok(None) => {}
                 Err(failed) => {
-                    tracing::warn!(%failed, "sweeping states was given up until tomorrow");
+                    tracing::warn!(%failed, "the sweep of unused state failed; the next one runs tomorrow");
                     worker.failed(failed);
                 }
             }
@@ -105,7 +105,7 @@ async fn give_up(rooms: &Rooms) {
         }
     };
     if let Err(failed) = given_up.await {
-        tracing::warn!(%failed, "a sweep of states stays declared");
+        tracing::warn!(%failed, "the end of a sweep of unused state could not be stored");
     }
 }
 

@@ -178,7 +178,7 @@ impl Users {
             Some(row) if row.standing == Standing::Deactivated => Err(Error::Deactivated),
             Some(row) if fits => {
                 if let Err(failed) = self.renew_hash(user_id, password, row.password_hash).await {
-                    tracing::warn!(%user_id, %failed, "a password could not be hashed anew");
+                    tracing::warn!(%user_id, %failed, "a password hash could not be renewed");
                 }
                 Ok(())
             }
@@ -248,7 +248,7 @@ impl Users {
     /// Creates the first account, an administrator's, given the setup code; the code is removed with it.
     pub async fn create_first(&self, code: &str, localpart: &str, password: &str) -> Result<OwnedUserId, Error> {
         let typed: String = code.chars().filter(char::is_ascii_alphanumeric).collect::<String>().to_uppercase();
-        let wrong = || Error::Forbidden("This setup code is not the one in the server's log".to_owned());
+        let wrong = || Error::Forbidden("The setup code is wrong; the server's log has the right one".to_owned());
         let user_id = self.new_id(localpart)?;
         check_new_password(password)?;
         let known = self.read(|get| Ok(user::meta::<String>(get, SETUP_CODE)?)).await?;

@@ -65,8 +65,8 @@ impl Users {
                 human(limit),
                 user_id.localpart(),
             );
-            let message =
-                "This password was stored under a larger memory budget; the server's owner must set a new one";
+            let message = "This password was hashed under a larger memory budget; an administrator of the server must \
+             set a new one";
             return Err(Error::bad("M_UNKNOWN", message));
         }
         let hash = self.hash(password, salt, cost).await?;

@@ -62,7 +62,7 @@ impl Users {
             }
             let text = Value::Object(profile).to_string();
             if text.len() > PROFILE_BYTES_MAX || parsed_bytes_max(text.as_bytes()) > PARSED_BYTES_MAX {
-                return Err(Error::bad("M_PROFILE_TOO_LARGE", "A profile may have 64 KiB"));
+                return Err(Error::bad("M_PROFILE_TOO_LARGE", "A profile may have 64 KiB at most"));
             }
             user::set_profile_field(w, num, &field, value.as_ref())?;
             Ok(true)
@@ -84,6 +84,6 @@ fn checked(field: &str, value: Option<Value>) -> Result<Option<Value>, Error> {
         Some(Value::String(text)) if text.is_empty() => Ok(None),
         Some(Value::String(text)) if text.len() <= NAME_BYTES_MAX => Ok(Some(text.into())),
         Some(Value::String(_)) => Err(Error::invalid(format!("A {field} has at most {NAME_BYTES_MAX} bytes"))),
-        Some(_) => Err(Error::bad("M_BAD_JSON", format!("A {field} is a text"))),
+        Some(_) => Err(Error::bad("M_BAD_JSON", format!("{field} must be a string"))),
     }
 }

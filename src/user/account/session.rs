@@ -172,7 +172,7 @@ impl Users {
                 })
                 .await;
             if let Err(failed) = noted {
-                tracing::debug!("when a device was last seen could not be written: {failed}");
+                tracing::debug!("the last-seen time of a device could not be stored: {failed}");
             }
         };
         tokio::spawn(noting.in_current_span());

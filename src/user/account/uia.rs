@@ -129,19 +129,22 @@ impl Users {
         };
         let Some(mut completed) = self.completed(&demand, &session) else {
             let session = self.begin(&demand, from);
-            let failed = Error::Forbidden("This session has ended; here is a new one".to_owned());
+            let failed =
+                Error::Forbidden("The authentication session has ended; this answer begins a new one".to_owned());
             return Ok(Progress::Ask(ask(&demand, &session, &[], Some(&failed))));
         };
         // Without a `type` an app asks for the status, after a stage completed in a browser.
         if let Some(kind) = auth.get("type").and_then(Value::as_str) {
             let stage = demand.stages.iter().copied().find(|stage| stage.name() == kind);
             if stage == Some(Stage::Password) && self.names_another(&demand, auth) {
-                return Err(Error::Forbidden("That is another account".to_owned()));
+                return Err(Error::Forbidden(
+                    "The authentication is for another account than the access token".to_owned(),
+                ));
             }
             let proved = match stage {
                 Some(stage) if completed.contains(&stage) => Ok(stage),
                 Some(stage) => self.prove_stage(stage, &demand, auth).await.map(|()| stage),
-                None => Err(Error::bad("M_UNRECOGNIZED", "This stage is not part of what was asked for")),
+                None => Err(Error::bad("M_UNRECOGNIZED", "The stage is not part of this authentication flow")),
             };
             match proved {
                 Ok(stage) if !completed.contains(&stage) => completed.push(stage),

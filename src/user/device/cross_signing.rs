@@ -120,7 +120,7 @@ impl Users {
         signed: BTreeMap<OwnedUserId, BTreeMap<String, Value>>,
     ) -> Result<Value, Error> {
         if signed.values().map(BTreeMap::len).sum::<usize>() > SIGNATURES_MAX {
-            return Err(Error::TooLarge(format!("{SIGNATURES_MAX} signatures at once, at most")));
+            return Err(Error::TooLarge(format!("A request may have {SIGNATURES_MAX} signatures at most")));
         }
         let (requester, server) = (requester.clone(), self.server().to_owned());
         self.write(move |w| {
@@ -181,7 +181,7 @@ fn check_shape(user_id: &UserId, usage: &str, key: &Value) -> Result<(), Error> 
         return Err(Error::invalid(format!("This is not a {usage} key of this user")));
     }
     if key.to_string().len() > KEY_BYTES_MAX {
-        return Err(Error::TooLarge(format!("A cross-signing key may have {KEY_BYTES_MAX} bytes")));
+        return Err(Error::TooLarge(format!("A cross-signing key may have {KEY_BYTES_MAX} bytes at most")));
     }
     Ok(())
 }
@@ -225,17 +225,17 @@ fn check_signature(
     object: &Value,
 ) -> Result<(UserNum, Vec<(String, String)>), Error> {
     if key_id.contains('\0') || object.to_string().len() > 2 * KEY_BYTES_MAX {
-        return Err(Error::invalid("This is no signed key"));
+        return Err(Error::invalid("The object is not a signed key"));
     }
     let owner = user::num(get, owner_id.as_str())?.ok_or(Error::NotFound("user"))?;
     if user::is_local(get, owner)? {
         let kept = kept_key(get, owner, by_id == owner_id, key_id)?.ok_or(Error::NotFound("key"))?;
         let same = |object: &Value| sign::json_message(object.to_string().as_bytes()).ok();
         if same(&kept) != same(object) {
-            return Err(Error::invalid("What is signed is not the key that is known here"));
+            return Err(Error::invalid("The signed object differs from the key that is stored here"));
         }
     } else if public_key(object) != Some(key_id) || object["user_id"] != owner_id.as_str() {
-        return Err(Error::invalid("Of other servers' users, master keys may be signed"));
+        return Err(Error::invalid("Only the master keys of other servers' users may be signed"));
     }
     let text = object.to_string();
     let mut good = Vec::new();

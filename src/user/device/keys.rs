@@ -86,7 +86,7 @@ fn checked_device_keys(requester: &Requester, mut keys: Value) -> Result<Value, 
     keep_own_signatures(&mut keys, &requester.user_id);
     let text = keys.to_string();
     if text.len() > DEVICE_KEYS_BYTES_MAX || parsed_bytes_max(text.as_bytes()) > DEVICE_KEYS_PARSED_BYTES_MAX {
-        return Err(Error::TooLarge(format!("The keys of a device may have {DEVICE_KEYS_BYTES_MAX} bytes")));
+        return Err(Error::TooLarge(format!("The keys of a device may have {DEVICE_KEYS_BYTES_MAX} bytes at most")));
     }
     Ok(keys)
 }
@@ -103,7 +103,7 @@ pub(in crate::user) fn keep_own_signatures(signed: &mut Value, user_id: &UserId)
 /// `algorithm:id` → key, split.
 fn checked_keys(keys: Map<String, Value>) -> Result<Vec<(String, OneTimeKey)>, Error> {
     if keys.len() > ONE_TIME_KEYS_MAX {
-        return Err(Error::TooLarge(format!("A device may have {ONE_TIME_KEYS_MAX} one-time keys")));
+        return Err(Error::TooLarge(format!("A device may have {ONE_TIME_KEYS_MAX} one-time keys at most")));
     }
     let mut checked = Vec::with_capacity(keys.len());
     for (name, key) in keys {
@@ -112,7 +112,7 @@ fn checked_keys(keys: Map<String, Value>) -> Result<Vec<(String, OneTimeKey)>, E
             return Err(Error::invalid("A one-time key is named by its algorithm, a colon and an id"));
         };
         if !(key.is_object() || key.is_string()) || key.to_string().len() > KEY_BYTES_MAX {
-            return Err(Error::invalid("A one-time key is a text or an object, and not long"));
+            return Err(Error::invalid("A one-time key must be a short string or object"));
         }
         checked.push((algorithm.to_owned(), OneTimeKey { id: id.to_owned(), key }));
     }
@@ -144,7 +144,7 @@ fn new_one_time(
         }
     }
     if known.len() + fresh.len() > ONE_TIME_KEYS_MAX {
-        return Err(Error::TooLarge(format!("A device may have {ONE_TIME_KEYS_MAX} one-time keys")));
+        return Err(Error::TooLarge(format!("A device may have {ONE_TIME_KEYS_MAX} one-time keys at most")));
     }
     Ok(fresh)
 }
@@ -165,7 +165,7 @@ fn check_fallback_count(
     if fresh.is_empty() || e2ee_key::fallback_count(get, user, device_id)? + fresh.len() <= FALLBACK_KEYS_MAX {
         return Ok(());
     }
-    Err(Error::TooLarge(format!("A device may have fallback keys of {FALLBACK_KEYS_MAX} algorithms")))
+    Err(Error::TooLarge(format!("A device may have fallback keys for {FALLBACK_KEYS_MAX} algorithms at most")))
 }
 
 /// Whether two uploads are of the same key; their signatures may differ.

@@ -84,10 +84,10 @@ impl Users {
             return Err(Error::invalid("This event type is too long"));
         }
         if messages.values().flat_map(BTreeMap::values).any(|content| content.get().len() > CONTENT_BYTES_MAX) {
-            return Err(Error::TooLarge(format!("A message to a device may have {CONTENT_BYTES_MAX} bytes")));
+            return Err(Error::TooLarge(format!("A to-device message may have {CONTENT_BYTES_MAX} bytes at most")));
         }
         if messages.values().flat_map(BTreeMap::values).any(|content| is_too_deep(content)) {
-            return Err(Error::invalid("A message to a device is nested too deeply"));
+            return Err(Error::invalid("A to-device message is nested too deeply"));
         }
         // Content without a canonical form cannot be signed for another server, and may break readers of a sync.
         for content in messages.values().flat_map(BTreeMap::values) {
@@ -104,7 +104,7 @@ impl Users {
             let (here, elsewhere): (Messages, Messages) =
                 messages.into_iter().partition(|(user, _)| user.server_name() == server);
             if copies_bytes(w, &here)? > COPIES_BYTES_MAX {
-                return Err(Error::TooLarge("These are too long for so many devices".to_owned()));
+                return Err(Error::TooLarge("The to-device messages of this request are too long together".to_owned()));
             }
             to_device::note_txn(w, requester.user_num, &requester.device_id, &kind, &txn)?;
             let mut post = Post::new(&kind, &requester.user_id);
@@ -136,7 +136,7 @@ impl Users {
             serde_json::from_str(content.get()).map_err(|wrong| Error::invalid(wrong.to_string()))?;
         let is_object = received.messages.get().starts_with('{');
         if received.sender.server_name() != origin || received.kind.len() > TYPE_BYTES_MAX || !is_object {
-            return Err(Error::invalid("A message to devices in another server's name"));
+            return Err(Error::invalid("The sender of the to-device message belongs to another server"));
         }
         let origin = origin.to_owned();
         // Read before the write, which is to be short.

@@ -49,7 +49,10 @@ impl Users {
     ) -> Result<(), Error> {
         let json = content.get().as_bytes().to_vec();
         if kind.is_empty() || kind.len() > TYPE_BYTES_MAX || !json.starts_with(b"{") {
-            return Err(Error::bad("M_BAD_JSON", "Account data is a JSON object under a type of at most 255 bytes"));
+            return Err(Error::bad(
+                "M_BAD_JSON",
+                "Account data must be a JSON object, and its type may have 255 bytes at most",
+            ));
         }
         self.put_account_data(user, room_id, kind, json).await
     }
@@ -85,7 +88,7 @@ impl Users {
                 None => tags.remove(&tag),
             };
             if tags.len() > TAGS_MAX {
-                return Err(Error::TooLarge(format!("A room may have {TAGS_MAX} tags")));
+                return Err(Error::TooLarge(format!("A room may have {TAGS_MAX} tags at most")));
             }
             put_entry(w, user, room, TAG, all.to_string().as_bytes())
         })
@@ -114,10 +117,10 @@ impl Users {
 /// Writes one entry, when it is new and within the user's limits.
 fn put_entry(w: &mut Write<'_>, user: UserNum, room: RoomNum, kind: &str, json: &[u8]) -> Result<(), Error> {
     if json.len() > ENTRY_BYTES_MAX {
-        return Err(Error::TooLarge(format!("An entry may have {ENTRY_BYTES_MAX} bytes")));
+        return Err(Error::TooLarge(format!("An entry of account data may have {ENTRY_BYTES_MAX} bytes at most")));
     }
     if kind == TAG && parsed_bytes_max(json) > PARSED_BYTES_MAX {
-        return Err(Error::TooLarge("This entry has too many parts".to_owned()));
+        return Err(Error::TooLarge("The entry of account data has too many members".to_owned()));
     }
     let before = account_data::get(w, user, room, kind)?;
     if before.as_deref() == Some(json) {
@@ -126,7 +129,7 @@ fn put_entry(w: &mut Write<'_>, user: UserNum, room: RoomNum, kind: &str, json: 
     let (entries, bytes) = account_data::size(w, user)?;
     let more = json.len().saturating_sub(before.as_ref().map_or(0, Vec::len));
     if (before.is_none() && entries >= ENTRIES_MAX) || bytes + more > BYTES_MAX {
-        return Err(Error::TooLarge("This account keeps too much account data here".to_owned()));
+        return Err(Error::TooLarge("The account has reached the limit for account data".to_owned()));
     }
     account_data::set(w, user, room, kind, json)?;
     w.announce(Change { users: vec![user], ..Change::default() });

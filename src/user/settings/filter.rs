@@ -15,7 +15,7 @@ impl Users {
     pub async fn add_filter(&self, user: UserNum, content: &RawValue) -> Result<u32, Error> {
         let json = content.get().as_bytes().to_vec();
         if json.len() > FILTER_BYTES_MAX {
-            return Err(Error::TooLarge(format!("A filter may have {FILTER_BYTES_MAX} bytes")));
+            return Err(Error::TooLarge(format!("A filter may have {FILTER_BYTES_MAX} bytes at most")));
         }
         self.write(move |w| match filter::find(w, user, &json)? {
             Some(number) => Ok(number),

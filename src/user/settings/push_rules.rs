@@ -116,7 +116,7 @@ impl Users {
             let mut rules = push_rule::get(w, user, &user_id)?;
             change(&mut rules)?;
             if rules.iter().count() > RULES_MAX || json!(rules).to_string().len() > RULES_BYTES_MAX {
-                return Err(Error::TooLarge(format!("One user may have {RULES_MAX} push rules")));
+                return Err(Error::TooLarge(format!("A user may have {RULES_MAX} push rules at most")));
             }
             push_rule::set(w, user, rules)?;
             w.announce(Change { users: vec![user], ..Change::default() });
@@ -160,7 +160,7 @@ fn insert(rules: &mut Ruleset, rule: NewPushRule, beside: &Beside<'_>) -> Result
             let list = std::mem::take(&mut rules.sender).into_iter().collect();
             rules.sender = put(list, SimplePushRule::from(rule), 0, beside)?.into_iter().collect();
         }
-        _ => return Err(Error::invalid("There is no such kind of push rules")),
+        _ => return Err(Error::invalid("This kind of push rule does not exist")),
     }
     Ok(())
 }
@@ -181,7 +181,7 @@ fn check_ids(rule_id: &str, beside: &Beside<'_>) -> Result<(), InsertPushRuleErr
 /// The list with the rule in it. An existing rule is taken out first, since its position is counted among the others.
 fn put<T: Ordered>(mut list: Vec<T>, mut rule: T, first: usize, beside: &Beside<'_>) -> Result<Vec<T>, Error> {
     if [beside.after, beside.before].contains(&Some(rule.id())) {
-        return Err(Error::invalid("A rule cannot be put beside itself"));
+        return Err(Error::invalid("A push rule cannot be placed before or after itself"));
     }
     let was = list.iter().position(|other| other.id() == rule.id());
     if let Some(was) = was {
@@ -263,13 +263,13 @@ fn checked_kind(kind: &str) -> Result<RuleKind, Error> {
         known @ (RuleKind::Override | RuleKind::Underride | RuleKind::Sender | RuleKind::Room | RuleKind::Content) => {
             Ok(known)
         }
-        _ => Err(Error::invalid("There is no such kind of push rules")),
+        _ => Err(Error::invalid("This kind of push rule does not exist")),
     }
 }
 
 fn new_rule(kind: &RuleKind, rule_id: &str, rule: NewRule) -> Result<NewPushRule, Error> {
     let id = rule_id.to_owned();
-    let wrong = |what: &str| Error::invalid(format!("The id of such a rule is a {what} id"));
+    let wrong = |what: &str| Error::invalid(format!("The ID of a push rule of this kind must be a {what} ID"));
     Ok(match kind {
         RuleKind::Override => NewPushRule::Override(NewConditionalPushRule::new(id, rule.conditions, rule.actions)),
         RuleKind::Underride => NewPushRule::Underride(NewConditionalPushRule::new(id, rule.conditions, rule.actions)),
@@ -282,7 +282,8 @@ fn new_rule(kind: &RuleKind, rule_id: &str, rule: NewRule) -> Result<NewPushRule
             NewPushRule::Room(NewSimplePushRule::new(room, rule.actions))
         }
         _ => {
-            let pattern = rule.pattern.ok_or_else(|| Error::bad("M_MISSING_PARAM", "A content rule has a pattern"))?;
+            let pattern =
+                rule.pattern.ok_or_else(|| Error::bad("M_MISSING_PARAM", "A content rule needs a pattern"))?;
             NewPushRule::Content(NewPatternedPushRule::new(id, pattern, rule.actions))
         }
     })

@@ -72,9 +72,10 @@ pub async fn sync(client: Arc<Client>, request: Request) -> Result<Response, Err
 async fn query(client: &Client, request: &Request) -> Result<Query, Error> {
     let requester = auth::requester(client, request).await?;
     let since = match request.query("since").filter(|since| !since.is_empty()) {
-        Some(since) => {
-            Some(SyncToken::parse(&since).ok_or_else(|| ErrorResponse::invalid_param("No such sync token"))?)
-        }
+        Some(since) => Some(
+            SyncToken::parse(&since)
+                .ok_or_else(|| ErrorResponse::invalid_param("The sync token is not one of this server"))?,
+        ),
         None => None,
     };
     let timeout = request.query_as::<u64>("timeout")?.unwrap_or(0).min(TIMEOUT_MS_MAX);
@@ -89,7 +90,7 @@ async fn query(client: &Client, request: &Request) -> Result<Query, Error> {
 
 /// The filter in the query, or the saved one whose number the query has.
 async fn filter(client: &Client, requester: &Requester, request: &Request) -> Result<Filter, Error> {
-    let bad = || ErrorResponse::invalid_param("No such filter");
+    let bad = || ErrorResponse::invalid_param("There is no filter with this ID");
     let text = match request.query("filter") {
         None => return Ok(Filter::default()),
         Some(text) if text.starts_with('{') => text.into_bytes(),

@@ -314,7 +314,7 @@ impl Settle {
         let create = judge.create_place().ok_or_else(|| JoinError::Lying("the room has no create event".into()))?;
         tracing::info!(
             room_id = %self.journal.room_id, accepted = rows.accepted, rejected, bodies = judge.bodies_read,
-            sample = sample.map(|reject| reject.to_string()), "judged"
+            sample = sample.map(|reject| reject.to_string()), "authorised"
         );
         rows.finish(nums.of(create))
     }

@@ -55,7 +55,7 @@ pub enum OrderError {
     #[error(transparent)]
     Store(#[from] store::Error),
     /// Its events refer to each other in more rounds than `PASSES_MAX` readings can follow in the memory there is.
-    #[error("the room's events refer to each other in a way too tangled for the memory there is")]
+    #[error("the events of the room cannot be put in order within this server's memory budget")]
     TooTangled,
 }
 
