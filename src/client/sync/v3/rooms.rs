@@ -90,44 +90,50 @@ impl RoomSections {
         after: Option<RoomNum>,
         also: &[RoomNum],
     ) -> room::Result<Option<ChangedRoom>> {
-        let mut id = String::new();
+        let mut id = None;
         let found = self.view.find_room(after, |room| {
-            if Section::of(room.membership()) != section {
-                return Ok(false);
+            if Section::of(room.membership()) == section {
+                id = self.listed(section, room, also)?;
             }
-            id = self.view.room_id(room.num)?;
-            self.is_listed(section, room, &id, also)
+            Ok(id.is_some())
         })?;
-        Ok(found.map(|room| ChangedRoom { room, id }))
+        Ok(found.zip(id).map(|(room, id)| ChangedRoom { room, id }))
     }
 
     /// Whether there is any room to tell of.
     pub fn any(&self, also: &[RoomNum]) -> room::Result<bool> {
-        let found = self.view.find_room(None, |room| {
-            self.is_listed(Section::of(room.membership()), room, &self.view.room_id(room.num)?, also)
-        })?;
+        let found =
+            self.view.find_room(None, |room| Ok(self.listed(Section::of(room.membership()), room, also)?.is_some()))?;
         Ok(found.is_some())
     }
 
-    fn is_listed(&self, section: Section, room: &UserRoom, id: &str, also: &[RoomNum]) -> room::Result<bool> {
-        if !self.filter.room.wants_room(id) {
-            return Ok(false);
+    /// The id of a room that stands in its section; none for one that does not.
+    fn listed(&self, section: Section, room: &UserRoom, also: &[RoomNum]) -> room::Result<Option<String>> {
+        // Asked first: of the rooms left, which may be many, no row is read.
+        if !self.may_be_listed(section, room)? {
+            return Ok(None);
         }
-        let Some(since) = self.since else {
-            return Ok(match section {
-                Section::Join | Section::Knock => true,
-                Section::Invite => !self.view.is_inviter_ignored(room)?,
-                // A first sync lists rooms left long ago only when the filter asks for them.
-                Section::Leave => !room.is_forgotten() && self.filter.room.include_leave,
-            });
-        };
-        let is_new = self.is_new(room);
+        let id = self.view.room_id(room.num)?;
+        let is_listed = self.filter.room.wants_room(&id)
+            && match self.since.filter(|_| section == Section::Join && !self.is_told_whole(room)) {
+                Some(since) => self.has_changed(room.num, &id, since, also)?,
+                None => true,
+            };
+        Ok(is_listed.then_some(id))
+    }
+
+    /// Whether the user's membership lets the room stand in its section.
+    fn may_be_listed(&self, section: Section, room: &UserRoom) -> room::Result<bool> {
+        let (is_new, is_told_whole) = (self.is_new(room), self.is_told_whole(room));
         Ok(match section {
-            Section::Join => is_new || self.full_state || self.has_changed(room.num, id, since, also)?,
-            Section::Invite => (is_new || self.full_state) && !self.view.is_inviter_ignored(room)?,
-            Section::Knock => is_new || self.full_state,
+            Section::Join => true,
+            Section::Invite => is_told_whole && !self.view.is_inviter_ignored(room)?,
+            Section::Knock => is_told_whole,
             // After a leave with a forget at once, the user's other devices still learn of the leave.
-            Section::Leave => is_new || self.full_state && !room.is_forgotten() && self.filter.room.include_leave,
+            Section::Leave if room.is_forgotten() => self.since.is_some() && is_new,
+            // A first sync, or one with `full_state`, lists rooms left long ago only when the filter asks for them.
+            Section::Leave if self.since.is_none() || !is_new => self.is_whole() && self.filter.room.include_leave,
+            Section::Leave => true,
         })
     }
 
