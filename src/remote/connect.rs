@@ -93,11 +93,9 @@ impl Dialer {
     /// A connection to the first address that takes one. An address that does not answer at once keeps the next one
     /// waiting for [`NEXT_ADDRESS`] only ("Happy Eyeballs", RFC 8305).
     async fn reach(&self, addresses: &[SocketAddr], contact: &Contact) -> Result<TcpStream, Failed> {
-        let mut left = addresses.iter().copied();
         let mut asking = JoinSet::new();
         let mut why = "no address".to_owned();
-        loop {
-            let Some(address) = left.next() else { break };
+        for address in addresses.iter().copied() {
             let clock = self.clock.clone();
             asking.spawn(async move {
                 let connected = clock.timeout(CONNECT, TcpStream::connect(address)).await;

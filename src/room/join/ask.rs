@@ -73,7 +73,7 @@ impl<'a> Join<'a> {
             if named > 0 && at >= named && failures.iter().any(|(_, failed)| is_no(failed)) {
                 break;
             }
-            match handshake::ask_template(&self.rooms, &servers[at], Verb::Join, self.room_id, self.user).await {
+            match handshake::ask_template(self.rooms, &servers[at], Verb::Join, self.room_id, self.user).await {
                 Ok(template) => {
                     if template.version.state_res == StateRes::V1 {
                         return Err(JoinError::Room(Error::Bad {
@@ -96,7 +96,7 @@ impl<'a> Join<'a> {
                         .rooms
                         .reading(move |_, read| crate::room::send::member::with_profile(read, &user, content))
                         .await?;
-                    let event = handshake::sign_template(&self.rooms, &template, content)?;
+                    let event = handshake::sign_template(self.rooms, &template, content)?;
                     servers.remove(at);
                     servers.insert(0, template.server);
                     return Ok((event, template.version, servers));

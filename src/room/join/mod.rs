@@ -229,7 +229,7 @@ impl<'a> Join<'a> {
     async fn begin(&self, joining: Joining) -> Result<(), JoinError> {
         let servers = self.servers(&joining).await?;
         let (event, version, servers) = self.draw_up(servers, joining).await?;
-        let admitted = admission::admit(&self.rooms, self.room_id, self.user, &servers).await?;
+        let admitted = admission::admit(self.rooms, self.room_id, self.user, &servers).await?;
         self.clear_earlier().await?;
         let journal = Journal {
             room_id: self.room_id.to_string(),
@@ -298,7 +298,7 @@ impl<'a> Join<'a> {
             version.zip(journal.event.as_ref()).map(|(version, event)| Event::from_wire(version, event.as_bytes()));
         let (Some(version), Some(Ok(event))) = (version, event) else { return self.clean_up(num).await };
         let admitted =
-            admission::admit_again(&self.rooms, self.room_id, journal.events_expected, journal.override_size).await;
+            admission::admit_again(self.rooms, self.room_id, journal.events_expected, journal.override_size).await;
         let admitted = match admitted {
             Ok(admitted) => admitted,
             Err(error) => {
@@ -334,7 +334,7 @@ impl<'a> Join<'a> {
                 self.leave_again(residents).await;
                 Err(match stop {
                     JoinError::TooLarge(why) if admitted.liftable => {
-                        admission::outgrown(&self.rooms, self.room_id, self.user, &admitted).await?;
+                        admission::outgrown(self.rooms, self.room_id, self.user, &admitted).await?;
                         JoinError::TooLarge(format!(
                             "{why} An administrator of this server can allow the room with: snug rooms allow {}",
                             self.room_id

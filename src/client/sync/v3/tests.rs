@@ -430,11 +430,8 @@ async fn ones_own_receipt_is_told_however_many_others_there_are() {
 
 /// A room's topic for an app that applies the state of a share and then its timeline.
 fn topic(share: &Value) -> Option<&str> {
-    let events = ["state", "timeline"].iter().flat_map(|part| share[part]["events"].as_array().unwrap());
-    events
-        .filter(|event| event["type"] == "m.room.topic")
-        .next_back()
-        .and_then(|event| event["content"]["topic"].as_str())
+    let mut events = ["state", "timeline"].iter().flat_map(|part| share[part]["events"].as_array().unwrap());
+    events.rfind(|event| event["type"] == "m.room.topic").and_then(|event| event["content"]["topic"].as_str())
 }
 
 /// The timeline began before the leave with an old topic, which apps applied over the new one in `state`.
