@@ -6,18 +6,46 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 const ID_BYTES_MAX: usize = 255;
 
+/// So many wrong characters of a name are named in the error.
+const WRONG_NAMED_MAX: usize = 3;
+
 /// A new user's id: only the letters the specification allows for new ones, and short enough.
 pub fn new_user(localpart: &str, server: &ServerName) -> Result<OwnedUserId, Reject> {
-    let fine =
-        |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'_' | b'=' | b'-' | b'/' | b'+');
-    if localpart.is_empty() || !localpart.bytes().all(fine) {
-        return Err(Reject::shape("a user name may contain only the letters a-z, digits and . _ = - / +"));
+    let fine = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '.' | '_' | '=' | '-' | '/' | '+');
+    if localpart.is_empty() {
+        return Err(Reject::shape("a user name needs at least one character"));
+    }
+    let mut wrong: Vec<char> = Vec::new();
+    for c in localpart.chars().filter(|c| !fine(*c)) {
+        if wrong.len() < WRONG_NAMED_MAX && !wrong.contains(&c) {
+            wrong.push(c);
+        }
+    }
+    if !wrong.is_empty() {
+        let wrong: Vec<String> = wrong.into_iter().map(named).collect();
+        return Err(Reject::shape(format!(
+            "a user name may contain only the letters a-z, digits and . _ = - / +, not {}",
+            wrong.join(" and not ")
+        )));
     }
     let id = format!("@{localpart}:{server}");
     if id.len() > ID_BYTES_MAX {
-        return Err(Reject::shape("the user name is too long"));
+        return Err(Reject::shape(format!(
+            "the user name is too long: with the server's name it may have {ID_BYTES_MAX} bytes, and has {}",
+            id.len()
+        )));
     }
     OwnedUserId::try_from(id).map_err(|e| Reject::shape(format!("not a user ID: {e}")))
+}
+
+/// A character in words that can be read.
+fn named(c: char) -> String {
+    match c {
+        ' ' => "a space".to_owned(),
+        c if c.is_control() || c.is_whitespace() => format!("the character U+{:04X}", c as u32),
+        c if c.is_uppercase() => format!("the capital letter {c}"),
+        c => format!("\u{201c}{c}\u{201d}"),
+    }
 }
 
 /// The user named at login: the text is a name or a whole id. Names of local users have no capitals, however typed.
@@ -70,6 +98,16 @@ mod tests {
         assert_eq!(new_user("anna.b=1", server).unwrap(), "@anna.b=1:box.example:8448");
         for wrong in ["", "Anna", "a b", "a:b", "ä", &"x".repeat(250)] {
             assert!(new_user(wrong, server).is_err(), "{wrong}");
+        }
+        for (wrong, named) in [
+            ("anna müller", "not a space and not \u{201c}ü\u{201d}"),
+            ("Anna", "not the capital letter A"),
+            ("a:b::c", "not \u{201c}:\u{201d}"),
+            ("a\tb", "not the character U+0009"),
+            ("!?#%", "not \u{201c}!\u{201d} and not \u{201c}?\u{201d} and not \u{201c}#\u{201d}"),
+        ] {
+            let said = new_user(wrong, server).unwrap_err().to_string();
+            assert!(said.ends_with(named), "{said}");
         }
         assert_eq!(typed_user(" Anna ", server).unwrap(), "@anna:box.example:8448");
         assert_eq!(typed_user("@ANNA:box.example:8448", server).unwrap(), "@anna:box.example:8448");
