@@ -37,6 +37,8 @@ const KEPT_HEADERS: &[HeaderName] = &[
     header::IF_NONE_MATCH,
     header::RANGE,
 ];
+/// The longest host of a request that is shown to the caller: a name of 253, a colon and a port.
+const HOST_BYTES_MAX: usize = 259;
 /// How much of a refused body is read and discarded, so that the peer gets to see the refusal.
 const DISCARD_BYTES_MAX: u64 = 1 << 20;
 /// How long that may take.
@@ -47,7 +49,7 @@ const DISCARD_TIME_MAX: Duration = Duration::from_secs(2);
 pub struct Peer {
     /// The caller's address, taken from `X-Forwarded-For` when a trusted proxy connected.
     pub ip: IpAddr,
-    /// Whether the connection to us was encrypted.
+    /// Whether the caller's connection was encrypted, taken from `X-Forwarded-Proto` when a trusted proxy connected.
     pub tls: bool,
 }
 
@@ -94,7 +96,12 @@ impl Request {
         } else {
             Inbound::Whole(Bytes::new())
         };
-        let request = Self::build(head.method, target, kept(&head.headers), peer, inbound, tools);
+        let mut headers = kept(&head.headers);
+        // HTTP/2 has the host in the target.
+        if let Some(host) = head.uri.authority().and_then(|host| HeaderValue::from_str(host.as_str()).ok()) {
+            headers.entry(header::HOST).or_insert(host);
+        }
+        let request = Self::build(head.method, target, headers, peer, inbound, tools);
         Self { watch: Some(watch), ..request }
     }
 
@@ -134,6 +141,15 @@ impl Request {
     /// A header's value, when it is text. Only those of `KEPT_HEADERS` are there.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name).and_then(|value| value.to_str().ok())
+    }
+
+    /// The address of this server as the caller wrote it: `http://example.org:8008`. At most 270 bytes, and none that
+    /// means something in HTML; nothing when the caller named no proper host.
+    pub fn origin(&self) -> Option<String> {
+        let host = self.header("host").filter(|host| !host.is_empty() && host.len() <= HOST_BYTES_MAX)?;
+        let is_fine = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b':' | b'[' | b']');
+        let scheme = if self.peer.tls { "https" } else { "http" };
+        host.bytes().all(is_fine).then(|| format!("{scheme}://{host}"))
     }
 
     /// The access token: `Authorization: Bearer`, or the older `access_token` in the query.
@@ -607,6 +623,17 @@ mod tests {
         came.insert("range", HeaderValue::from_static("bytes=0-"));
         let kept = kept(&came);
         assert_eq!((kept.len(), kept.get_all("authorization").iter().count()), (3, 2));
+    }
+
+    #[test]
+    fn the_address_of_this_server_is_as_the_caller_wrote_it() {
+        let of = |host: &str| Request::for_tests(Method::GET, "/", "").with_header("host", host).origin();
+        assert_eq!(of("example.org").as_deref(), Some("http://example.org"));
+        assert_eq!(of("[fd00::2]:8008").as_deref(), Some("http://[fd00::2]:8008"));
+        for wrong in ["", "a b", "a/b", "a\"b", "<b>", "u@h", &"x".repeat(300)] {
+            assert_eq!(of(wrong), None, "{wrong}");
+        }
+        assert_eq!(Request::for_tests(Method::GET, "/", "").origin(), None);
     }
 
     #[test]

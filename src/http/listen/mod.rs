@@ -475,7 +475,7 @@ impl HttpServer {
         let active = watch.begin();
         let started = self.clock.instant();
         let from = peer.ip;
-        let peer = Peer { ip: self.caller(&request, from), ..peer };
+        let peer = self.caller(&request, peer);
         let method = request.method().clone();
         // The path alone: a query may carry a token.
         let path =
@@ -518,12 +518,14 @@ impl HttpServer {
         response
     }
 
-    /// The caller's address: the last one a trusted proxy added, or the other end itself.
-    fn caller(&self, request: &hyper::Request<Incoming>, ip: IpAddr) -> IpAddr {
-        if !self.trusted_proxies.contains(&ip.to_canonical()) {
-            return ip;
+    /// The caller: as a trusted proxy says it, or the other end itself.
+    fn caller(&self, request: &hyper::Request<Incoming>, peer: Peer) -> Peer {
+        if !self.trusted_proxies.contains(&peer.ip.to_canonical()) {
+            return peer;
         }
-        forwarded_for(request.headers()).unwrap_or(ip)
+        let proto = request.headers().get_all("x-forwarded-proto").into_iter().next_back();
+        let tls = proto.map_or(peer.tls, |proto| proto.as_bytes().eq_ignore_ascii_case(b"https"));
+        Peer { ip: forwarded_for(request.headers()).unwrap_or(peer.ip), tls }
     }
 }
 

@@ -4,6 +4,7 @@ use super::*;
 use crate::base::{ChunkError, Chunks};
 use crate::budget::Profile;
 use crate::http::{ErrorResponse, Method, Response, StatusCode};
+use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -27,6 +28,10 @@ impl Chunks for Pieces {
         out.resize(16 * 1024, b'x');
         Ok(self.0 < 2000)
     }
+}
+
+async fn own_address(_: Arc<Surface>, request: Request) -> Result<Response, ErrorResponse> {
+    Ok(Response::bytes(StatusCode::OK, "text/plain", request.origin().unwrap_or_default()))
 }
 
 async fn hello(_: Arc<Surface>, _: Request) -> Result<Response, ErrorResponse> {
@@ -107,7 +112,8 @@ async fn start_within(budget: Budget) -> Running {
         .post("/echo", echo)
         .post("/count", count)
         .get("/long", long)
-        .get("/wait", wait);
+        .get("/wait", wait)
+        .get("/origin", own_address);
     let listener = Listener::tcp("127.0.0.1:0".parse().unwrap()).await.unwrap();
     let address = listener.address().unwrap();
     tokio::spawn(door.clone().serve(listener, Arc::new(router)));
@@ -443,6 +449,11 @@ async fn http_2_with_prior_knowledge() {
             .unwrap();
         assert_eq!(sender.send_request(request).await.unwrap().status(), status, "{method} {path}");
     }
+    // The host is in the target and not in a header.
+    let request = hyper::Request::get(format!("http://{}/origin", server.address));
+    let request = request.body(http_body_util::Empty::<bytes::Bytes>::new()).unwrap();
+    let origin = sender.send_request(request).await.unwrap().into_body().collect().await.unwrap().to_bytes();
+    assert_eq!(origin, format!("http://{}", server.address));
     assert!(account.used() >= HTTP_2_BYTES + server.budget.profile().connection_bytes(false), "it pays for itself");
 
     // Where little is left, HTTP/1 goes on alone.
