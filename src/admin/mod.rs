@@ -1,32 +1,31 @@
-//! The operator's endpoints: those behind `snug user`, `snug rooms`, `snug budget` and `snug workers`, and the page of
-//! the first account.
+//! The operator's endpoints: those behind `snug user`, `snug rooms`, `snug budget` and `snug workers`, and the pages for
+//! a browser.
 //!
 //! The commands speak HTTP with JSON over a socket in the data folder. A process that may open the socket may do
-//! everything. The page of the first account is on the ordinary ports and needs the code in the log. Read `users.rs`,
-//! `rooms.rs`, `budget.rs`, `workers.rs`, then `first_account.rs`.
+//! everything. The pages are on the ordinary ports; the one that makes the first account needs the code in the log.
+//! Read `users.rs`, `rooms.rs`, `budget.rs`, `workers.rs`, `addresses.rs`, then `pages/`.
 
+mod addresses;
 mod budget;
 mod error;
-mod first_account;
+mod pages;
 mod rooms;
 mod users;
 mod workers;
 
-use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-use parking_lot::Mutex;
 use serde::Serialize;
-use serde_json::json;
 
 use crate::base::{Clock, Workers};
 use crate::budget::Budget;
 use crate::deliver::Sender;
-use crate::http::{ErrorResponse, Request, Response, Router, StatusCode};
+use crate::http::{ErrorResponse, Response, Router, StatusCode};
 use crate::room::Rooms;
 use crate::user::Users;
 
-pub use first_account::FIRST_PATH;
+pub use addresses::{Addresses, listen_line};
+pub use pages::FIRST_PATH;
 
 /// Rows of one answer. The command line asks for the following pages.
 const PAGE_ROWS: usize = 100;
@@ -41,11 +40,13 @@ pub struct Admin {
     pub budget: Budget,
     pub clock: Clock,
     pub workers: Workers,
-    pub addresses: Addresses,
+    /// Where apps reach this server from outside, as the config says it.
+    pub public_url: Option<String>,
+    /// Whether people may make accounts by themselves, with a token or without.
+    pub is_registration_open: bool,
+    /// Set once the ports are open.
+    pub addresses: Arc<OnceLock<Addresses>>,
 }
-
-/// The addresses that the server has open, with the ports that the system chose. Filled while it starts.
-pub type Addresses = Arc<Mutex<Vec<SocketAddr>>>;
 
 /// The routes of the commands, for the socket in the data folder.
 pub fn routes(router: &mut Router, admin: &Arc<Admin>) {
@@ -62,19 +63,13 @@ pub fn routes(router: &mut Router, admin: &Arc<Admin>) {
         .post("/rooms/{room}/cancel", rooms::cancel)
         .get("/budget", budget::table)
         .get("/workers", workers::list)
-        .get("/server", server);
+        .get("/server", addresses::server);
 }
 
-/// The routes of the page of the first account, for the ordinary ports.
-pub fn first_routes(router: &mut Router, admin: &Arc<Admin>) {
+/// The routes of the pages, for the ordinary ports.
+pub fn page_routes(router: &mut Router, admin: &Arc<Admin>) {
     let template = format!("{FIRST_PATH}{{code}}");
-    router.surface(admin).get(&template, first_account::show).post(&template, first_account::make);
-}
-
-/// `GET /server`: its name and the addresses it has open.
-async fn server(admin: Arc<Admin>, _: Request) -> Result<Response, error::Error> {
-    let addresses: Vec<_> = admin.addresses.lock().iter().map(ToString::to_string).collect();
-    Ok(Response::json(&json!({ "server_name": admin.users.server(), "addresses": addresses })))
+    router.surface(admin).get("/", pages::front).get(&template, pages::show).post(&template, pages::make);
 }
 
 /// The answer with a page of rows. Its grant is held until it is sent.

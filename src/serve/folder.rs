@@ -157,7 +157,15 @@ pub(super) fn empty_scratch(folder: &Path) -> Result<(), Failed> {
 }
 
 fn make_private(folder: &Path) -> Result<(), Failed> {
-    let wrong = |error| failed(format_args!("the folder {} cannot be made", folder.display()), error);
+    let wrong = |error: std::io::Error| {
+        let hint = match error.kind() {
+            ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => {
+                ". Start Snug in a folder that you may write in, or name one with --data-dir"
+            }
+            _ => "",
+        };
+        failed(format_args!("the folder {} cannot be made", folder.display()), format_args!("{error}{hint}"))
+    };
     if folder.try_exists().map_err(wrong)? {
         return Ok(());
     }

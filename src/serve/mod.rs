@@ -4,6 +4,7 @@
 //! requests in. [`Server::stop`] takes everything down, top to bottom. [`run`] does all of it for a process of its own.
 //! The data folder is in `serve/folder.rs`.
 
+mod addresses;
 mod folder;
 pub mod compact;
 mod greet;
@@ -14,7 +15,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use ruma::OwnedUserId;
@@ -38,6 +39,7 @@ use crate::room::{self, Rooms};
 use crate::store::{self, Store, StoreOptions, Survey, TableFound};
 use crate::user::{self, Users};
 
+pub use self::addresses::{first_account, is_only_here, let_in, urls};
 use self::folder::{DATABASE, MEDIA, SCRATCH};
 pub use self::folder::{
     SOCKET, check_database, check_owner, has_data, has_database, kept, known_signing_key, old_signing_keys, open_files,
@@ -140,8 +142,6 @@ pub struct Server {
     pub media: Media,
     pub sender: Sender,
     workers: Workers,
-    /// The open addresses, for the commands.
-    addresses: admin::Addresses,
     config: Config,
     router: Arc<Router>,
     /// The routes of the commands, on the socket in the data folder.
@@ -151,6 +151,8 @@ pub struct Server {
     federation_certificate: Option<Arc<Certificate>>,
     /// The open addresses, with the ports that the system chose.
     open: Vec<Open>,
+    /// The same for people, once all are open.
+    reached: Arc<OnceLock<admin::Addresses>>,
     /// Pays for the memory that the open database takes by itself.
     _database: Grant,
     accepting: Vec<JoinHandle<()>>,
@@ -273,7 +275,7 @@ impl Server {
             federation::routes::routes(&mut router, &federation);
         }
 
-        let (workers, addresses) = (Workers::default(), admin::Addresses::default());
+        let (workers, reached) = (Workers::default(), Arc::new(OnceLock::new()));
         let admin = Arc::new(Admin {
             users: users.clone(),
             rooms: rooms.clone(),
@@ -281,9 +283,11 @@ impl Server {
             budget: budget.clone(),
             clock: clock.clone(),
             workers: workers.clone(),
-            addresses: addresses.clone(),
+            public_url: config.apps.public_url.clone(),
+            is_registration_open: config.apps.registration != client::Registration::Closed,
+            addresses: reached.clone(),
         });
-        admin::first_routes(&mut router, &admin);
+        admin::page_routes(&mut router, &admin);
         let mut local = Router::new();
         admin::routes(&mut local, &admin);
 
@@ -301,7 +305,6 @@ impl Server {
             media,
             sender,
             workers,
-            addresses,
             config,
             router: Arc::new(router),
             local: Arc::new(local),
@@ -309,6 +312,7 @@ impl Server {
             client_certificate,
             federation_certificate,
             open: Vec::new(),
+            reached,
             _database,
             accepting: Vec::new(),
             stopping: watch::Sender::new(false),
@@ -330,7 +334,20 @@ impl Server {
                 self.listen(address, federation.as_ref(), true).await?;
             }
         }
+        self.note_addresses();
         Ok(())
+    }
+
+    /// Notes where the open sockets are reached.
+    fn note_addresses(&self) {
+        let of = |federation: bool| {
+            let sockets = self.open.iter().filter(|open| open.federation == federation);
+            sockets.map(|open| open.address).collect::<Vec<_>>()
+        };
+        let apps = of(false);
+        let urls = addresses::urls(&self.config, &apps, self.client_certificate.as_deref());
+        // Set once: a server is opened once.
+        let _ = self.reached.set(admin::Addresses { apps, servers: of(true), urls });
     }
 
     /// Opens the socket for the commands. This process holds the database by now, so a socket that exists already is
@@ -363,7 +380,6 @@ impl Server {
         let what = if federation { "servers" } else { "apps" };
         tracing::info!("listening for {what} on {address}{}", if open.tls { " with TLS" } else { "" });
         self.open.push(open);
-        self.addresses.lock().push(address);
         self.accepting.push(tokio::spawn(self.door.clone().serve(listener, self.router.clone())));
         Ok(())
     }
@@ -575,11 +591,15 @@ pub fn survey(config: &Config, say: &mut dyn FnMut(&TableFound)) -> Result<Surve
     Store::survey(options, say).map_err(|error| failed(path.display(), error))
 }
 
-/// The error of a database that does not open, with advice for a damaged one.
+/// The error of a database that does not open, with advice for a damaged one and for one that is in use.
 fn unopened(path: &Path, error: store::Error) -> Failed {
     let advice = match error {
         store::Error::Damaged(_) | store::Error::Corrupt { .. } => {
             ". Put a backup of the data folder in its place, or see with `snug check --database` what can still be read"
+        }
+        store::Error::Busy => {
+            ". Snug seems to run already: `snug check` says where it is open. A second server needs a data folder of its own \
+             (--data-dir)"
         }
         _ => "",
     };

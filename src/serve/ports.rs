@@ -34,7 +34,9 @@ pub async fn bind(address: SocketAddr) -> Result<Listener, Failed> {
         }
     }
     let hint = match error.kind() {
-        std::io::ErrorKind::AddrInUse => " (is another server running?)",
+        std::io::ErrorKind::AddrInUse => {
+            " (another program, or another Snug, has this port: stop it, or choose another port in the config file)"
+        }
         std::io::ErrorKind::AddrNotAvailable => " (this machine has no such address)",
         std::io::ErrorKind::PermissionDenied => " (ports below 1024 need the capability CAP_NET_BIND_SERVICE)",
         _ => "",

@@ -185,6 +185,7 @@ pub const TABLE: &[Endpoint] = &[
     get(BARE, "/.well-known/matrix/client").of(Anybody),
     get(V3, "/capabilities"),
     get(V3, "/voip/turnServer"),
+    get(BARE, "/").of(Anybody),
     get(BARE, "/_snug/first/{code}").of(Anybody),
     post(BARE, "/_snug/first/{code}", Bytes).of(Anybody),
     // Accounts.

@@ -32,7 +32,7 @@ fn start_with(folder: &Path, arguments: &[&str]) -> Running {
     let mut child = snug(folder).args(arguments).stdout(Stdio::piped()).stderr(log).spawn().unwrap();
     let (mut said, mut lines) = (String::new(), BufReader::new(child.stdout.take().unwrap()));
     // The last line of a first start is the command; of a later one, where it is open.
-    while !(said.contains("user add NAME") || said.contains("is open at") && folder.join("later").exists()) {
+    while !(said.contains("user add NAME") || said.contains("http://localhost:") && folder.join("later").exists()) {
         assert_ne!(lines.read_line(&mut said).unwrap(), 0, "the server says where it is open: {said}");
     }
     let address = said.split("http://localhost:").nth(1).unwrap();
@@ -102,17 +102,15 @@ fn the_first_minute() {
     let link = server.said.split_whitespace().find(|word| word.contains("/_snug/first/")).unwrap();
     let path = &link[link.find("/_snug").unwrap()..];
     let page = server.ask(&format!("GET {path} HTTP/1.0\r\n\r\n"));
-    assert!(
-        page.contains("<form method=\"post\">") && !page.contains("http://") && !page.contains("https://"),
-        "{page}"
-    );
+    let loads = |page: &str| ["src=", "url(", "@import", "href=\"http"].iter().any(|word| page.contains(word));
+    assert!(page.contains("<form method=\"post\">") && !loads(&page), "{page}");
     let post = |path: &str, form: &str| {
         let kind = "application/x-www-form-urlencoded";
         let head = format!("POST {path} HTTP/1.0\r\ncontent-type: {kind}\r\ncontent-length: {}\r\n\r\n", form.len());
         server.ask(&(head + form))
     };
     let wrong = post("/_snug/first/AAAA", "name=alice&password=correct+horse&again=correct+horse");
-    assert!(wrong.contains("class=\"wrong\""), "{wrong}");
+    assert!(wrong.starts_with("HTTP/1.0 403"), "{wrong}");
     let wrong = post(path, "name=alice&password=correct+horse&again=correct+house");
     assert!(wrong.contains("not the same"), "{wrong}");
     let done = post(path, "name=alice&password=correct+horse&again=correct+horse");
@@ -215,6 +213,8 @@ fn a_check_tells_a_newcomer_what_others_will_find() {
     has(&said, "note  The server is running.");
     has(&said, &format!("ok    {there} is open."));
     has(&said, "ok    This server can be reached in the way other servers reach it.");
+    has(&said, &format!("note  Only this machine reaches it, at http://localhost:{}. To let other machines", ports[0]));
+    assert!(said.contains("There is no account yet.") && said.contains("/_snug/first/"), "{said}");
     let wrong_port =
         text.replace(&format!("listen = [\"{there}\"]"), &format!("listen = [\"127.0.0.1:{}\"]", free_port()));
     std::fs::write(folder.join("snug.toml"), wrong_port).unwrap();
@@ -376,10 +376,12 @@ fn a_server_outlives_whoever_reads_what_it_says() {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    let mut said = String::new();
-    BufReader::new(child.stdout.take().unwrap()).read_line(&mut said).unwrap();
-    drop(child.stderr.take());
-    let port = said.split("http://localhost:").nth(1).unwrap().split(' ').next().unwrap().to_owned();
+    let (mut said, mut lines) = (String::new(), BufReader::new(child.stdout.take().unwrap()));
+    while !said.contains("http://localhost:") {
+        assert_ne!(lines.read_line(&mut said).unwrap(), 0, "the server says where it is open: {said}");
+    }
+    drop((child.stderr.take(), lines));
+    let port = said.split("http://localhost:").nth(1).unwrap().trim().to_owned();
     let running = Running { child, address: format!("127.0.0.1:{port}"), said };
     let answer = running.ask("GET /_matrix/client/versions HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
@@ -568,4 +570,54 @@ fn what_a_server_has_lost_is_made_anew_only_on_purpose() {
     assert!(said.iter().any(|line| line.contains("(mode 644): chmod go= snug-data/signing.key")), "{said:?}");
     child.kill().unwrap();
     child.wait().unwrap();
+}
+
+/// On a board without a screen the one link was for `localhost`, which no other machine can open.
+#[test]
+fn every_address_is_printed_with_a_link() {
+    let folder = Folder::new();
+    let folder = folder.path();
+    let server = start_with(folder, &["--listen", "0.0.0.0:0", "--budget", "pi-zero-2w"]);
+    let port = server.address.rsplit(':').next().unwrap();
+    let is_link = |line: &&str| line.trim_start().starts_with("http") && line.contains("/_snug/first/");
+    let links: Vec<&str> =
+        server.said.lines().filter(is_link).map(|line| line.split_whitespace().next().unwrap()).collect();
+    assert!(links.last().unwrap().starts_with(&format!("http://localhost:{port}/_snug/first/")), "{links:?}");
+    let checked = good(folder, &["check", "--listen", "0.0.0.0:0"], "");
+    for link in links {
+        let (url, _) = link.split_once("/_snug").unwrap();
+        assert!(server.said.lines().any(|line| line.split_whitespace().next() == Some(url)), "{url}: {}", server.said);
+        assert!(checked.contains(link) && checked.contains(&format!("{url}")), "{link}: {checked}");
+        // Each really leads there.
+        let host = url.trim_start_matches("http://");
+        assert!(TcpStream::connect(host).is_ok(), "{host}");
+    }
+    assert!(!server.said.contains("Only this machine"), "{}", server.said);
+    server.stop();
+
+    // One that listens for this machine alone says so, and what changes it.
+    std::fs::remove_dir_all(folder.join("snug-data")).unwrap();
+    let server = start(folder);
+    let port = server.address.rsplit(':').next().unwrap();
+    let line = format!("write listen = [\"[::]:{port}\"] into snug-data/snug.toml and start Snug again.");
+    assert!(server.said.contains("Only this machine gets there.") && server.said.contains(&line), "{}", server.said);
+    server.stop();
+}
+
+/// What stood on the terminal when a start failed named no way on.
+#[test]
+fn a_start_that_fails_says_what_to_do() {
+    let folder = Folder::new();
+    let folder = folder.path();
+    let server = start(folder);
+    let twice = bad(folder, &["--listen", "127.0.0.1:0", "--budget", "pi-zero-2w"], "");
+    assert!(twice.contains("Snug seems to run already: `snug check` says where it is open."), "{twice}");
+    let taken = ["--listen", &server.address, "--budget", "pi-zero-2w", "--data-dir", "other"];
+    let taken = bad(folder, &taken, "");
+    assert!(taken.contains(&format!("cannot listen on {}", server.address)), "{taken}");
+    assert!(taken.contains("another program, or another Snug, has this port: stop it, or choose another"), "{taken}");
+    server.stop();
+    // `/proc` takes no folders, of root neither.
+    let nowhere = bad(folder, &["--data-dir", "/proc/snug", "--listen", "127.0.0.1:0"], "");
+    assert!(nowhere.contains("the folder /proc/snug cannot be made"), "{nowhere}");
 }

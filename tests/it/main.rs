@@ -14,6 +14,7 @@ mod sync;
 mod keys;
 mod media;
 mod memory;
+mod pages;
 mod tidy;
 mod join;
 mod net;

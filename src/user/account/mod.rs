@@ -245,14 +245,19 @@ impl Users {
         .await
     }
 
+    /// Whether this is the setup code, with or without blanks and capitals.
+    pub async fn is_setup_code(&self, code: &str) -> Result<bool, Error> {
+        let known = self.read(|get| Ok(user::meta::<String>(get, SETUP_CODE)?)).await?;
+        Ok(known.is_some_and(|known| known == setup_code(code)))
+    }
+
     /// Creates the first account, an administrator's, given the setup code; the code is removed with it.
     pub async fn create_first(&self, code: &str, localpart: &str, password: &str) -> Result<OwnedUserId, Error> {
-        let typed: String = code.chars().filter(char::is_ascii_alphanumeric).collect::<String>().to_uppercase();
+        let typed = setup_code(code);
         let wrong = || Error::Forbidden("The setup code is wrong; the server's log has the right one".to_owned());
         let user_id = self.new_id(localpart)?;
         check_new_password(password)?;
-        let known = self.read(|get| Ok(user::meta::<String>(get, SETUP_CODE)?)).await?;
-        if known.as_deref() != Some(typed.as_str()) {
+        if !self.is_setup_code(code).await? {
             return Err(wrong());
         }
         let hash = self.hash_password(password).await?;
@@ -288,6 +293,11 @@ impl Users {
         })
         .await
     }
+}
+
+/// A setup code as it is stored.
+fn setup_code(typed: &str) -> String {
+    typed.chars().filter(char::is_ascii_alphanumeric).collect::<String>().to_uppercase()
 }
 
 fn check_free(get: &impl Get, user_id: &UserId) -> Result<(), Error> {

@@ -1,8 +1,10 @@
 //! `snug check`: checks what new operators often get wrong, and reports it in plain sentences.
 
+mod ports;
+mod report;
+
 use std::fs::Metadata;
 use std::io::ErrorKind;
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::ExitCode;
@@ -12,6 +14,8 @@ use std::time::Duration;
 use ruma::{OwnedServerName, ServerName};
 use serde_json::Value;
 
+use self::ports::InUse;
+use self::report::Report;
 use super::{Local, admin_socket, print};
 use crate::base::{Clock, Random, date};
 use crate::budget::{Budget, Card, Granted, human};
@@ -28,36 +32,8 @@ const DAY_MS: u64 = 86_400_000;
 const CERTIFICATE_DAYS_MIN: u64 = 14;
 /// The day this was written, in Unix milliseconds. A clock before it is wrong.
 const CLOCK_MS_MIN: u64 = 1_760_000_000_000;
-const CONNECT: Duration = Duration::from_secs(3);
 /// From this size on, the report mentions the size of the database.
 const COMPACT_BYTES: u64 = 256 << 20;
-
-/// The findings, in the order of the checks.
-#[derive(Default)]
-struct Report {
-    lines: String,
-    bad: usize,
-}
-
-impl Report {
-    fn good(&mut self, text: impl AsRef<str>) {
-        self.line("ok   ", text.as_ref());
-    }
-
-    /// A finding that is worth knowing and no fault.
-    fn note(&mut self, text: impl AsRef<str>) {
-        self.line("note ", text.as_ref());
-    }
-
-    fn bad(&mut self, text: impl AsRef<str>) {
-        self.bad += 1;
-        self.line("BAD  ", text.as_ref());
-    }
-
-    fn line(&mut self, mark: &str, text: &str) {
-        self.lines.push_str(&format!("{mark} {text}\n"));
-    }
-}
 
 /// Runs all checks and prints the findings. Exit code 1 when something is wrong.
 pub fn run(overrides: &Overrides) -> ExitCode {
@@ -150,11 +126,11 @@ fn all(config: &Config, report: &mut Report) {
     };
     let running = local.is_some();
     report.note(if running { "The server is running." } else { "The server is not running." });
-    let open = match &mut local {
+    let in_use = match &mut local {
         Some(local) => of_running(config, local, report),
         None => {
             granted(config, report);
-            Vec::new()
+            None
         }
     };
     data(config, report);
@@ -180,9 +156,10 @@ fn all(config: &Config, report: &mut Report) {
             Err(error) => report.bad(format!("The certificate of [{section}] cannot be used: {error}.")),
         }
     }
-    match running {
-        true => open_ports(config, &open, report),
-        false => free_ports(config, report),
+    match &in_use {
+        Some(in_use) => ports::in_use(config, in_use, report),
+        None if running => {}
+        None => ports::free(config, report),
     }
     federation(config, running, report);
 }
@@ -214,8 +191,8 @@ fn granted(config: &Config, report: &mut Report) {
 }
 
 /// The running server as it reports itself: its control group may be another than this command's, and its config has
-/// perhaps changed since it started. Answers the addresses it has open.
-fn of_running(config: &Config, local: &mut Local, report: &mut Report) -> Vec<SocketAddr> {
+/// perhaps changed since it started. Answers where it listens.
+fn of_running(config: &Config, local: &mut Local, report: &mut Report) -> Option<InUse> {
     match local.get("/budget") {
         Ok(said) => {
             let text = |field: &str| said[field].as_str().unwrap_or("?").to_owned();
@@ -230,7 +207,7 @@ fn of_running(config: &Config, local: &mut Local, report: &mut Report) -> Vec<So
         Ok(said) => said,
         Err(error) => {
             report.bad(format!("It was asked for its addresses: {error}."));
-            return Vec::new();
+            return None;
         }
     };
     let (was, now) = (said["server_name"].as_str().unwrap_or("?"), &config.server_name);
@@ -240,8 +217,7 @@ fn of_running(config: &Config, local: &mut Local, report: &mut Report) -> Vec<So
              \"{was}\"."
         ));
     }
-    let addresses = said["addresses"].as_array().into_iter().flatten();
-    addresses.filter_map(|address| address.as_str()?.parse().ok()).collect()
+    Some(InUse::of(&said))
 }
 
 fn data(config: &Config, report: &mut Report) {
@@ -337,66 +313,6 @@ fn dates(section: &str, certificate: &Certificate, now_ms: u64, report: &mut Rep
     } else {
         report.good(format!("The certificate of [{section}] is valid until {}.", date(until)));
     }
-}
-
-/// The addresses of the config, for apps and for servers.
-fn configured(config: &Config) -> impl Iterator<Item = SocketAddr> {
-    let servers = match serves_federation(config) {
-        true => &config.federation.listen[..],
-        false => &[],
-    };
-    config.listen.iter().chain(servers).copied()
-}
-
-/// A running server must answer where it listens, and listen where the config says.
-fn open_ports(config: &Config, open: &[SocketAddr], report: &mut Report) {
-    for address in open {
-        match TcpStream::connect_timeout(&from_here(*address), CONNECT) {
-            Ok(_) => report.good(format!("{address} is open.")),
-            Err(error) => report.bad(format!("{address} does not answer: {error}.")),
-        }
-    }
-    for address in configured(config) {
-        if !open.iter().any(|open| is_same(*open, address)) {
-            report.bad(format!(
-                "The config says {address}, and the server does not listen there: it was started with other settings."
-            ));
-        }
-    }
-}
-
-/// Whether an open address is what the config asked for: port 0 is one that the system chose, and `[::]` becomes
-/// `0.0.0.0` on a machine without IPv6.
-fn is_same(open: SocketAddr, wanted: SocketAddr) -> bool {
-    let ip = open.ip() == wanted.ip() || open.ip().is_unspecified() && wanted.ip().is_unspecified();
-    ip && (open.port() == wanted.port() || wanted.port() == 0)
-}
-
-/// A server that is to start must find its ports free.
-fn free_ports(config: &Config, report: &mut Report) {
-    for address in configured(config) {
-        match TcpListener::bind(address) {
-            Ok(_) => report.good(format!("{address} is free.")),
-            Err(error) if error.kind() == ErrorKind::AddrInUse => {
-                report.bad(format!("{address} is in use by another program."));
-            }
-            Err(error) => report.bad(format!("{address} cannot be opened: {error}.")),
-        }
-    }
-}
-
-fn serves_federation(config: &Config) -> bool {
-    config.federation.enabled && config.federation.tls_certificate.is_some()
-}
-
-/// The address to connect to for an address to listen on: "all addresses" becomes the loopback address.
-fn from_here(address: SocketAddr) -> SocketAddr {
-    let ip = match address.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::from([127, 0, 0, 1]),
-        IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1]),
-        ip => ip,
-    };
-    SocketAddr::new(ip, address.port())
 }
 
 fn federation(config: &Config, running: bool, report: &mut Report) {

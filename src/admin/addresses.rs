@@ -1,0 +1,31 @@
+//! Where the running server is reached: for `snug check`, and for the page of the first account.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use serde_json::json;
+
+use super::{Admin, error::Error};
+use crate::http::{Request, Response};
+
+/// The open addresses, as they were at the start.
+#[derive(Debug, Clone, Default)]
+pub struct Addresses {
+    /// The sockets for apps, and those for other servers.
+    pub apps: Vec<SocketAddr>,
+    pub servers: Vec<SocketAddr>,
+    /// What a browser or an app takes, those for other machines first.
+    pub urls: Vec<String>,
+}
+
+/// The line of the config file that lets the machines of the network in.
+pub fn listen_line(port: u16) -> String {
+    format!("listen = [\"[::]:{port}\"]")
+}
+
+/// `GET /server`: its name, the sockets it has open, and the code of the first account's link while there is none.
+pub async fn server(admin: Arc<Admin>, _: Request) -> Result<Response, Error> {
+    let known = admin.addresses.get().cloned().unwrap_or_default();
+    let (name, first) = (admin.users.server(), admin.users.setup_code().await?);
+    Ok(Response::json(&json!({ "server_name": name, "apps": known.apps, "servers": known.servers, "first": first })))
+}

@@ -1,0 +1,112 @@
+//! `snug check`: the ports, and the addresses under which apps reach the server.
+
+use std::io::ErrorKind;
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::report::Report;
+use crate::config::Config;
+use crate::serve;
+
+const CONNECT: Duration = Duration::from_secs(3);
+
+/// What the running server says of its open ports.
+pub struct InUse {
+    apps: Vec<SocketAddr>,
+    servers: Vec<SocketAddr>,
+    /// The code in the link of the first account, while there is none.
+    first: Option<String>,
+}
+
+/// The addresses of the config: those for apps, then those for other servers.
+fn configured(config: &Config) -> impl Iterator<Item = &SocketAddr> {
+    let servers = match serves_federation(config) {
+        true => &config.federation.listen[..],
+        false => &[],
+    };
+    config.listen.iter().chain(servers)
+}
+
+/// A stopped server must find its ports free.
+pub fn free(config: &Config, report: &mut Report) {
+    for address in configured(config) {
+        match TcpListener::bind(address) {
+            Ok(_) => report.good(format!("{address} is free.")),
+            Err(error) if error.kind() == ErrorKind::AddrInUse => {
+                report.bad(format!("{address} is in use by another program."));
+            }
+            Err(error) => report.bad(format!("{address} cannot be opened: {error}.")),
+        }
+    }
+    reached(config, &config.listen, report);
+}
+
+/// A running server must answer on its ports. They may be others than those of the config.
+pub fn in_use(config: &Config, in_use: &InUse, report: &mut Report) {
+    for address in in_use.apps.iter().chain(&in_use.servers) {
+        match TcpStream::connect_timeout(&from_here(*address), CONNECT) {
+            Ok(_) => report.good(format!("{address} is open.")),
+            Err(error) => report.bad(format!("{address} does not answer: {error}.")),
+        }
+    }
+    for address in configured(config).filter(|address| !in_use.has(address)) {
+        report.bad(format!(
+            "The config says {address}, and the server does not listen there: it was started with other settings."
+        ));
+    }
+    let urls = reached(config, &in_use.apps, report);
+    if let Some(code) = &in_use.first {
+        report.note(serve::first_account(&urls, code).trim());
+    }
+}
+
+impl InUse {
+    /// Reads the answer of `/server`.
+    pub fn of(said: &Value) -> InUse {
+        let sockets = |said: &Value| -> Vec<SocketAddr> {
+            said.as_array().into_iter().flatten().filter_map(|text| text.as_str()?.parse().ok()).collect()
+        };
+        let first = said["first"].as_str().map(str::to_owned);
+        InUse { apps: sockets(&said["apps"]), servers: sockets(&said["servers"]), first }
+    }
+
+    /// Whether an address of the config is open. Its port may be 0, which any port is, and `[::]` may have become
+    /// `0.0.0.0`.
+    fn has(&self, address: &SocketAddr) -> bool {
+        let is_same = |open: &SocketAddr| {
+            let everywhere = open.ip().is_unspecified() && address.ip().is_unspecified();
+            (open.ip() == address.ip() || everywhere) && (address.port() == 0 || open.port() == address.port())
+        };
+        self.apps.iter().chain(&self.servers).any(is_same)
+    }
+}
+
+/// Says where apps reach the server. Answers the addresses.
+fn reached(config: &Config, apps: &[SocketAddr], report: &mut Report) -> Vec<String> {
+    // A certificate that cannot be read has been reported already.
+    let certificate = serve::ports::certificate(&config.client.tls_certificate, &config.client.tls_private_key);
+    let urls = serve::urls(config, apps, certificate.ok().flatten().as_deref());
+    let listed = urls.join(", ");
+    if serve::is_only_here(config, apps) {
+        report.note(format!("Only this machine reaches it, at {listed}. {}", serve::let_in(config, apps)));
+    } else {
+        report.good(format!("Apps reach it at {listed}."));
+    }
+    urls
+}
+
+fn serves_federation(config: &Config) -> bool {
+    config.federation.enabled && config.federation.tls_certificate.is_some()
+}
+
+/// The address to connect to for an address to listen on: "all addresses" becomes the loopback address.
+fn from_here(address: SocketAddr) -> SocketAddr {
+    let ip = match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::from([127, 0, 0, 1]),
+        IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1]),
+        ip => ip,
+    };
+    SocketAddr::new(ip, address.port())
+}
