@@ -184,12 +184,6 @@ impl Backoff {
         self.worsen(&mut book, server, pause_ms);
     }
 
-    /// It took the connection and did not answer in time: what people ask does not wait for it again at once.
-    pub(super) fn hung(&self, server: &ServerName, whence: Whence) {
-        self.failure(server, whence, None);
-        self.remember_silence(&mut self.book(), server);
-    }
-
     /// There was no answer at all.
     pub fn silence(&self, server: &ServerName, fixed: bool) {
         let now = self.0.clock.now_ms();

@@ -225,8 +225,8 @@ impl Remote {
                     self.suspect();
                 }
             }
-            Err(Failed::Unreachable { .. }) => backoff.failure(server, whence, None),
-            Err(Failed::Timeout) => backoff.hung(server, whence),
+            // It gave a sign: one answer that takes too long does not hold back what people ask of it.
+            Err(Failed::Unreachable { .. } | Failed::Timeout) => backoff.failure(server, whence, None),
             Err(Failed::Status { status: 429, retry_after_ms, .. }) => {
                 backoff.failure(server, whence, *retry_after_ms);
             }
