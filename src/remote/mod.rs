@@ -4,10 +4,11 @@
 //! what is no homeserver. Never: rooms, users, or the meaning of an answer. Nothing here trusts a peer with memory: every answer has a cap in bytes,
 //! on the `outbound` account, and a time.
 //!
-//! Read `request.rs` first (a signed request with a small answer), then `stream.rs` (a large one), `contact.rs` (one
+//! Read `request.rs` first (a signed request with a small answer), then `stream.rs` (a large one), `reach.rs` (one
 //! attempt to reach a server), `connect.rs`, `resolve.rs` (with `lookup.rs`, `dns.rs`, `well_known.rs`), `backoff.rs`,
 //! `outage.rs`, `keys.rs`, `circle.rs`. `json_stream.rs` cuts a large answer into events; `web.rs` asks any URL.
 
+mod address;
 mod backoff;
 mod circle;
 mod connect;
@@ -15,6 +16,7 @@ mod contact;
 pub mod json_stream;
 mod keys;
 mod outage;
+mod reach;
 mod request;
 mod resolve;
 mod stream;
@@ -37,6 +39,7 @@ use std::{
 use ruma::{OwnedServerName, ServerName};
 use tokio::sync::{Notify, Semaphore};
 
+pub use self::address::is_private;
 pub use self::backoff::Backoff;
 pub use self::connect::Limits;
 pub use self::contact::Whence;
@@ -49,7 +52,6 @@ use crate::{
     matrix::sign,
     store::Store,
 };
-pub use dns::is_private;
 
 /// How Snug names itself to other servers.
 pub const USER_AGENT: &str = concat!("Snug/", env!("CARGO_PKG_VERSION"));

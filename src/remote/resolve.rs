@@ -13,9 +13,10 @@ use parking_lot::Mutex;
 use ruma::ServerName;
 use rustls::pki_types;
 
+use super::address::is_private;
 use super::contact::Contact;
 use super::dns::ADDRESSES_MAX;
-use super::dns::{is_private, kept_out};
+use super::dns::kept_out;
 use super::lookup::{Lookup, Miss, Service, WellKnown};
 use crate::base::{Clock, Owner, Random, Shares};
 

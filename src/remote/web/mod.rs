@@ -23,10 +23,11 @@ use url::{Host, Url};
 
 use crate::base::Clock;
 use crate::budget::{Account, Grant, Refused};
+use crate::remote::address::is_private;
 use crate::remote::backoff::Backoff;
 use crate::remote::connect::{CONNECTION_BYTES, Connection, Dialer, Outgoing};
 use crate::remote::contact::Contact;
-use crate::remote::dns::{ADDRESSES_MAX, is_private};
+use crate::remote::dns::ADDRESSES_MAX;
 use crate::remote::lookup::{Miss, Names};
 use crate::remote::outage::{PATIENCE, TRIAL};
 use crate::remote::request::grow;
@@ -95,57 +96,37 @@ impl Default for WebLimits {
 }
 
 /// Why there is no answer.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum WebFailed {
     /// Not a URL that can be asked; the text says why.
+    #[error("not a URL that can be asked: {0}")]
     BadUrl(String),
     /// The address policy forbids it, or plain HTTP is not allowed there.
+    #[error("not allowed: {0}")]
     Forbidden(String),
     /// The look-up or the connection failed. `silent`: there was no answer at all.
-    Unreachable {
-        why: String,
-        silent: bool,
-    },
+    #[error("cannot be reached: {why}")]
+    Unreachable { why: String, silent: bool },
     /// The time is up.
+    #[error("does not answer in time")]
     Timeout,
+    #[error("redirects too often")]
     TooManyRedirects,
     /// Something that is not HTTP, a head that is too long, a body that breaks off.
+    #[error("answers something unusable: {0}")]
     BadAnswer(String),
     /// The body is longer than was allowed.
-    TooLarge {
-        max_bytes: u64,
-    },
+    #[error("answers with more than the {max_bytes} bytes allowed")]
+    TooLarge { max_bytes: u64 },
     /// Our own memory does not suffice.
-    Refused(Refused),
+    #[error("cannot be asked just now: {0}")]
+    Refused(#[from] Refused),
 }
 
 impl WebFailed {
     /// Whether the failure may be that of our own network, so that it says nothing about the web server.
     pub fn is_silence(&self) -> bool {
         matches!(self, WebFailed::Unreachable { silent: true, .. } | WebFailed::Timeout | WebFailed::Refused(_))
-    }
-}
-
-impl std::fmt::Display for WebFailed {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            WebFailed::BadUrl(why) => write!(f, "not a URL that can be asked: {why}"),
-            WebFailed::Forbidden(why) => write!(f, "not allowed: {why}"),
-            WebFailed::Unreachable { why, .. } => write!(f, "cannot be reached: {why}"),
-            WebFailed::Timeout => write!(f, "does not answer in time"),
-            WebFailed::TooManyRedirects => write!(f, "redirects too often"),
-            WebFailed::BadAnswer(why) => write!(f, "answers something unusable: {why}"),
-            WebFailed::TooLarge { max_bytes } => write!(f, "answers with more than the {max_bytes} bytes allowed"),
-            WebFailed::Refused(refused) => write!(f, "cannot be asked just now: {refused}"),
-        }
-    }
-}
-
-impl std::error::Error for WebFailed {}
-
-impl From<Refused> for WebFailed {
-    fn from(refused: Refused) -> WebFailed {
-        WebFailed::Refused(refused)
     }
 }
 
