@@ -125,6 +125,7 @@ fn change(bytes: &mut Vec<u8>, other: &[u8], random: &Random) {
     }
 }
 
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -266,7 +266,7 @@ fn what_is_wrong_is_said() {
     let done = run(folder, &["check", "--config", "wrong.toml"], "");
     assert_eq!(done.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&done.stdout).contains("One thing is wrong"));
-    assert!(bad(folder, &["rooms", "allow", "big"], "").contains("\"big\" is no room's id"));
+    assert!(bad(folder, &["rooms", "allow", "big"], "").contains("\"big\" is not a room ID"));
     let missing =
         "server_name = \"localhost\"\n[federation]\ntls_certificate = \"no.pem\"\ntls_private_key = \"no.key\"\n";
     std::fs::write(folder.join("missing.toml"), missing).unwrap();
@@ -276,7 +276,7 @@ fn what_is_wrong_is_said() {
         "{said}"
     );
     let done = run(folder, &["serve", "--budget", "enormous"], "");
-    assert!(String::from_utf8_lossy(&done.stderr).contains("known are router-32"));
+    assert!(String::from_utf8_lossy(&done.stderr).contains("known budgets are router-32"));
     assert!(good(folder, &["sample-config"], "").contains("# server_name = "));
 }
 
