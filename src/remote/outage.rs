@@ -25,8 +25,8 @@ use super::{Failed, Inner, Remote};
 
 /// An app's call waits no longer for a server that gives no sign.
 pub const PATIENCE: Duration = Duration::from_secs(5);
-/// The same for what nobody waits for.
-const PATIENCE_LATER: Duration = Duration::from_secs(10);
+/// The same for what no app waits for.
+const PATIENCE_LATER: Duration = Duration::from_secs(15);
 /// While the Internet is gone, a server that may be in the home network is given so long.
 pub const TRIAL: Duration = Duration::from_millis(800);
 /// Such attempts a second; the others fail at once.
@@ -71,7 +71,7 @@ impl Internet {
     pub fn admit(&mut self, is_exempt: bool, urgency: Urgency, now_ms: u64) -> Result<Duration, Failed> {
         let is_later = urgency == Urgency::Later;
         if !self.gone || is_exempt {
-            return Ok(if is_later { PATIENCE_LATER } else { PATIENCE });
+            return Ok(if urgency == Urgency::Person { PATIENCE } else { PATIENCE_LATER });
         }
         if is_later {
             if now_ms < self.trial_later_at_ms {

@@ -190,7 +190,8 @@ impl Remote {
         let patience = self.admit(server, options.urgency).await?;
         let contact = Contact::default();
         let exchange = async {
-            let (lease, response) = self.exchange(server, &method, target, content, false, &contact, patience).await?;
+            let (lease, response) =
+                self.exchange(server, &method, target, content, false, (&contact, patience)).await?;
             let answer = self.read_small(response.into_body(), options.max_bytes).await?;
             lease.give_back();
             Ok(answer)
@@ -254,8 +255,7 @@ impl Remote {
         target: &str,
         content: Option<Vec<u8>>,
         long: bool,
-        contact: &Contact,
-        patience: Duration,
+        (contact, patience): (&Contact, Duration),
     ) -> Result<(Lease, Response<Incoming>), Failed> {
         let content = content.map(Bytes::from);
         // Kept while the request may have to be sent again.

@@ -29,10 +29,11 @@ pub struct StreamLimits {
     pub stretch: Duration,
     /// Of the whole body.
     pub max_bytes: u64,
+    pub urgency: Urgency,
 }
 
 impl StreamLimits {
-    /// Ten minutes to begin (Synapse takes 90 s and more for the largest rooms), a minute of silence, 1 KiB/s on average.
+    /// For what a person waits for. Ten minutes to begin (Synapse takes 90 s and more for the largest rooms), a minute of silence, 1 KiB/s on average.
     pub fn patient(max_bytes: u64) -> StreamLimits {
         StreamLimits {
             first: Duration::from_secs(600),
@@ -40,6 +41,7 @@ impl StreamLimits {
             bytes_min: 60 * 1024,
             stretch: Duration::from_secs(60),
             max_bytes,
+            urgency: Urgency::Person,
         }
     }
 }
@@ -69,9 +71,9 @@ impl Remote {
         content: Option<Vec<u8>>,
         pace: StreamLimits,
     ) -> Result<Body, Failed> {
-        let patience = self.admit(server, Urgency::Person).await?;
+        let patience = self.admit(server, pace.urgency).await?;
         let contact = Contact::default();
-        let exchange = self.exchange(server, &method, target, content, true, &contact, patience);
+        let exchange = self.exchange(server, &method, target, content, true, (&contact, patience));
         let outcome = self.0.clock.timeout(pace.first, exchange).await.unwrap_or(Err(Failed::Timeout));
         self.judge(server, contact.whence(), &outcome);
         let (lease, response) = outcome?;

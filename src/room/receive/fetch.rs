@@ -157,7 +157,9 @@ impl Wire {
         max_bytes: u64,
         out: Pieces,
     ) -> Result<(), Failed> {
-        let mut body = self.remote.stream(server, Method::GET, target, None, StreamLimits::patient(max_bytes)).await?;
+        // What lacks these events came a moment ago: no pause that somebody else's request left behind holds it up.
+        let pace = StreamLimits { urgency: Urgency::Contacted, ..StreamLimits::patient(max_bytes) };
+        let mut body = self.remote.stream(server, Method::GET, target, None, pace).await?;
         let mut events = Events::new(Limits::events(max_bytes));
         while let Some(frame) = body.next().await? {
             let mut found = Vec::new();
