@@ -8,6 +8,7 @@ use super::device::keys::FALLBACK_KEYS_MAX;
 use super::{Error, Requester, Users, sharing};
 use crate::base::{ChunkError, ChunkWriter, comma};
 use crate::matrix::json;
+use crate::matrix::push::default_rules;
 use crate::store::tables::room::event;
 use crate::store::tables::room::event_row::{Kind, Membership, Root};
 use crate::store::tables::room::member;
@@ -110,12 +111,11 @@ impl UserSync {
 
     /// The content of one entry, a JSON object.
     pub fn account_data(&self, room: Option<RoomNum>, kind: &str) -> Result<Option<Vec<u8>>, Error> {
-        let content = account_data::get(&*self.read, self.user, room.unwrap_or(GLOBAL), kind)?;
-        if content.is_none() && room.is_none() && kind == PUSH_RULES {
-            let rules = push_rule::get(&*self.read, self.user, &self.requester.user_id)?;
-            return Ok(Some(push_rule::to_json(rules)?));
+        if room.is_none() && kind == PUSH_RULES {
+            let defaults = default_rules(&self.requester.user_id);
+            return Ok(Some(push_rule::to_json(&push_rule::get(&*self.read, self.user, defaults)?)));
         }
-        Ok(content)
+        Ok(account_data::get(&*self.read, self.user, room.unwrap_or(GLOBAL), kind)?)
     }
 
     fn stored_types(&self, room: RoomNum, whole: bool) -> store::Result<Vec<String>> {

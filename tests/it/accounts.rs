@@ -271,6 +271,9 @@ async fn push_rules() {
     let alice = house.register("alice").await;
     let all = house.get("/pushrules/", &alice).await.ok();
     assert_eq!(all["global"]["override"][0]["rule_id"], ".m.rule.master");
+    for kind in ["override", "content", "room", "sender", "underride"] {
+        assert!(all["global"][kind].is_array(), "{kind} is there, with or without rules");
+    }
     let rule = "/pushrules/global/content/cats";
     house.put(rule, &alice, json!({ "actions": ["notify"], "pattern": "cat*" })).await.ok();
     let kept = house.get(rule, &alice).await.ok();
@@ -283,7 +286,8 @@ async fn push_rules() {
     house.get(rule, &alice).await.refused(404, "M_NOT_FOUND");
     house.delete("/pushrules/global/override/.m.rule.master", &alice).await.refused(400, "M_INVALID_PARAM");
     house.put("/pushrules/global/content/dogs", &alice, json!({ "actions": [] })).await.refused(400, "M_MISSING_PARAM");
-    house.put("/pushrules/global/nonsense/x", &alice, json!({ "actions": [] })).await.refused(400, "M_INVALID_PARAM");
+    house.put("/pushrules/global/nonsense/x", &alice, json!({ "actions": [] })).await.refused(404, "M_NOT_FOUND");
+    house.get("/pushrules/global/nonsense/x", &alice).await.refused(404, "M_NOT_FOUND");
     // Both ended the server once: a rule beside itself, and the first put behind the last.
     let cats = json!({ "actions": [], "pattern": "cat*" });
     house.put("/pushrules/global/content/x?after=x", &alice, cats.clone()).await.refused(400, "M_INVALID_PARAM");
@@ -294,7 +298,9 @@ async fn push_rules() {
     house.put("/pushrules/global/content/a?before=y", &alice, cats).await.refused(404, "M_NOT_FOUND");
     let kept = house.get("/pushrules/", &alice).await.ok();
     let ids: Vec<_> = kept["global"]["content"].as_array().unwrap().iter().map(|rule| &rule["rule_id"]).collect();
-    assert_eq!(ids, ["b", "a"]);
+    assert_eq!(ids, ["b", "a", ".m.rule.contains_user_name"]);
+    let of_sync = house.get("/user/@alice:localhost/account_data/m.push_rules", &alice).await.ok();
+    assert_eq!(of_sync, kept, "as changed");
 }
 
 /// A house behind a proxy that adds the caller's address, and limits.

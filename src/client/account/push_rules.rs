@@ -24,7 +24,7 @@ pub async fn global(client: Arc<Client>, request: Request) -> Result<Response, E
 
 /// GET /_matrix/client/v3/pushrules/global/{kind}/{rule_id}
 ///
-/// 400 `M_INVALID_PARAM` for an unknown kind; 404 `M_NOT_FOUND` when there is no such rule.
+/// 404 `M_NOT_FOUND` for an unknown kind and when there is no such rule.
 pub async fn get(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     let requester = auth::requester(&client, &request).await?;
     let (kind, rule_id) = (request.param("kind"), request.param("rule_id"));
@@ -33,9 +33,9 @@ pub async fn get(client: Arc<Client>, request: Request) -> Result<Response, Erro
 
 /// PUT /_matrix/client/v3/pushrules/global/{kind}/{rule_id}
 ///
-/// 400 `M_INVALID_PARAM` for an unknown kind, a rule id that is not valid, or an `after` and `before` that do not
-/// fit; 400 `M_MISSING_PARAM` for a content rule without a pattern; 404 `M_NOT_FOUND` when there is no rule `after`
-/// or `before`; 413 `M_TOO_LARGE` for too many rules.
+/// 400 `M_INVALID_PARAM` for a rule id that is not valid, or an `after` and `before` that do not fit; 400
+/// `M_MISSING_PARAM` for a content rule without a pattern; 404 `M_NOT_FOUND` for an unknown kind and when there is no
+/// rule `after` or `before`; 413 `M_TOO_LARGE` for too many rules.
 pub async fn put(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let requester = auth::requester(&client, &request).await?;
     let rule: NewRule = request.json().await?;
@@ -47,8 +47,8 @@ pub async fn put(client: Arc<Client>, mut request: Request) -> Result<Response, 
 
 /// DELETE /_matrix/client/v3/pushrules/global/{kind}/{rule_id}
 ///
-/// 400 `M_INVALID_PARAM` for an unknown kind or a default rule of the server; 404 `M_NOT_FOUND` when there is no such
-/// rule.
+/// 400 `M_INVALID_PARAM` for a default rule of the server; 404 `M_NOT_FOUND` for an unknown kind and when there is no
+/// such rule.
 pub async fn delete(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     let requester = auth::requester(&client, &request).await?;
     client.users.remove_push_rule(&requester, request.param("kind"), request.param("rule_id")).await?;
@@ -57,14 +57,14 @@ pub async fn delete(client: Arc<Client>, request: Request) -> Result<Response, E
 
 /// GET /_matrix/client/v3/pushrules/global/{kind}/{rule_id}/enabled
 ///
-/// 400 `M_INVALID_PARAM` for an unknown kind; 404 `M_NOT_FOUND` when there is no such rule.
+/// 404 `M_NOT_FOUND` for an unknown kind and when there is no such rule.
 pub async fn get_enabled(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     part(&client, &request, "enabled").await
 }
 
 /// GET /_matrix/client/v3/pushrules/global/{kind}/{rule_id}/actions
 ///
-/// 400 `M_INVALID_PARAM` for an unknown kind; 404 `M_NOT_FOUND` when there is no such rule.
+/// 404 `M_NOT_FOUND` for an unknown kind and when there is no such rule.
 pub async fn get_actions(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     part(&client, &request, "actions").await
 }
@@ -83,7 +83,7 @@ struct EnabledBody {
 
 /// PUT /_matrix/client/v3/pushrules/global/{kind}/{rule_id}/enabled
 ///
-/// 400 `M_INVALID_PARAM` for an unknown kind; 404 `M_NOT_FOUND` when there is no such rule.
+/// 404 `M_NOT_FOUND` for an unknown kind and when there is no such rule.
 pub async fn put_enabled(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let requester = auth::requester(&client, &request).await?;
     let body: EnabledBody = request.json().await?;
@@ -99,8 +99,8 @@ struct ActionsBody {
 
 /// PUT /_matrix/client/v3/pushrules/global/{kind}/{rule_id}/actions
 ///
-/// 400 `M_INVALID_PARAM` for an unknown kind; 404 `M_NOT_FOUND` when there is no such rule; 413 `M_TOO_LARGE` when
-/// all rules together would be too long.
+/// 404 `M_NOT_FOUND` for an unknown kind and when there is no such rule; 413 `M_TOO_LARGE` when all rules together
+/// would be too long.
 pub async fn put_actions(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let requester = auth::requester(&client, &request).await?;
     let body: ActionsBody = request.json().await?;

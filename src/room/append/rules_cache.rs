@@ -8,6 +8,7 @@ use ruma::UserId;
 use ruma::push::Ruleset;
 
 use crate::budget::{Account, Grant};
+use crate::matrix::push::default_rules;
 use crate::store::tables::user::account_data::{self, GLOBAL};
 use crate::store::tables::user::push_rule;
 use crate::store::{Get, Result, UserNum};
@@ -46,7 +47,7 @@ impl Rules {
         {
             return Ok(parsed.rules.clone());
         }
-        let rules = Arc::new(push_rule::get(get, user, user_id)?);
+        let rules = Arc::new(push_rule::get(get, user, default_rules(user_id))?);
         let bytes = RULES_BYTES + BYTES_PER_JSON_BYTE * json.map_or(0, |json| json.len() as u64);
         let mut parsed = self.lock();
         parsed.remove(&user);

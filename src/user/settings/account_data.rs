@@ -5,6 +5,7 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
 use crate::budget::parsed_bytes_max;
+use crate::matrix::push::default_rules;
 use crate::store::tables::room;
 use crate::store::tables::user::account_data::{self, GLOBAL};
 use crate::store::tables::user::push_rule;
@@ -146,5 +147,5 @@ fn tags_of(kept: Option<Vec<u8>>) -> Value {
 /// The content of `m.push_rules`, as set or the defaults.
 fn push_rules_json(get: &impl Get, user: UserNum) -> Result<Vec<u8>, Error> {
     let user_id = crate::user::lookup::id_of(get, user)?;
-    Ok(push_rule::to_json(push_rule::get(get, user, &user_id)?)?)
+    Ok(push_rule::to_json(&push_rule::get(get, user, default_rules(&user_id))?))
 }

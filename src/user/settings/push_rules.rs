@@ -9,8 +9,9 @@ use ruma::push::{
 };
 use ruma::{OwnedRoomId, OwnedUserId};
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::Value;
 
+use crate::matrix::push::default_rules;
 use crate::store::tables::user::push_rule;
 use crate::store::{Change, UserNum};
 use crate::user::lookup;
@@ -33,10 +34,9 @@ pub struct NewRule {
 }
 
 impl Users {
-    /// All rules of a user: `{"override": […], …}`.
+    /// All rules of a user, all five kinds: `{"override": […], …}`.
     pub async fn push_rules(&self, user: UserNum) -> Result<Value, Error> {
-        let rules = self.ruleset(user).await?;
-        serde_json::to_value(rules).map_err(|wrong| Error::invalid(wrong.to_string()))
+        Ok(push_rule::by_kind(&self.ruleset(user).await?))
     }
 
     /// One rule.
@@ -101,7 +101,7 @@ impl Users {
     async fn ruleset(&self, user: UserNum) -> Result<Ruleset, Error> {
         self.read(move |get| {
             let user_id = lookup::id_of(get, user)?;
-            Ok(push_rule::get(get, user, &user_id)?)
+            Ok(push_rule::get(get, user, default_rules(&user_id))?)
         })
         .await
     }
@@ -113,12 +113,12 @@ impl Users {
     ) -> Result<(), Error> {
         let (user, user_id) = (requester.user_num, requester.user_id.clone());
         self.write(move |w| {
-            let mut rules = push_rule::get(w, user, &user_id)?;
+            let mut rules = push_rule::get(w, user, default_rules(&user_id))?;
             change(&mut rules)?;
-            if rules.iter().count() > RULES_MAX || json!(rules).to_string().len() > RULES_BYTES_MAX {
+            if rules.iter().count() > RULES_MAX || push_rule::to_json(&rules).len() > RULES_BYTES_MAX {
                 return Err(Error::TooLarge(format!("A user may have {RULES_MAX} push rules at most")));
             }
-            push_rule::set(w, user, rules)?;
+            push_rule::set(w, user, &rules)?;
             w.announce(Change { users: vec![user], ..Change::default() });
             Ok(())
         })
@@ -160,7 +160,7 @@ fn insert(rules: &mut Ruleset, rule: NewPushRule, beside: &Beside<'_>) -> Result
             let list = std::mem::take(&mut rules.sender).into_iter().collect();
             rules.sender = put(list, SimplePushRule::from(rule), 0, beside)?.into_iter().collect();
         }
-        _ => return Err(Error::invalid("This kind of push rule does not exist")),
+        _ => return Err(Error::NotFound("kind of push rules")),
     }
     Ok(())
 }
@@ -263,7 +263,7 @@ fn checked_kind(kind: &str) -> Result<RuleKind, Error> {
         known @ (RuleKind::Override | RuleKind::Underride | RuleKind::Sender | RuleKind::Room | RuleKind::Content) => {
             Ok(known)
         }
-        _ => Err(Error::invalid("This kind of push rule does not exist")),
+        _ => Err(Error::NotFound("kind of push rules")),
     }
 }
 
@@ -320,6 +320,29 @@ mod tests {
         }
         let unknown = insert(&mut rules.clone(), content("a"), &Beside { after: Some("y"), before: None });
         assert!(matches!(unknown, Err(Error::NotFound(_))));
+    }
+
+    /// A rule beside the last of the user's own stays in front of the server's, in every kind that has some.
+    #[test]
+    fn rules_of_the_user_come_before_those_of_the_server() {
+        let mut rules = default_rules(user_id!("@a:x"));
+        let new = |id: &str| NewConditionalPushRule::new(id.to_owned(), Vec::new(), Vec::new());
+        for (id, after) in [("a", None), ("b", Some("a"))] {
+            let beside = Beside { after, before: None };
+            insert(&mut rules, NewPushRule::Override(new(id)), &beside).unwrap();
+            insert(&mut rules, NewPushRule::Underride(new(id)), &beside).unwrap();
+            insert(&mut rules, content(id), &beside).unwrap();
+        }
+        let first = |rules: &ruma::push::Ruleset, kind: &str| {
+            let of_kind = push_rule::by_kind(rules)[kind].clone();
+            let own = of_kind.as_array().unwrap().iter().filter(|rule| rule["rule_id"] != ".m.rule.master");
+            own.take(3).map(|rule| rule["rule_id"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+        };
+        for kind in ["override", "underride", "content"] {
+            let [a, b, default] = &first(&rules, kind)[..] else { panic!("no default of {kind}") };
+            assert_eq!((a.as_str(), b.as_str()), ("a", "b"));
+            assert!(default.starts_with(".m.rule."), "{default}");
+        }
     }
 
     #[test]

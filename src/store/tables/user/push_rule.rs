@@ -1,8 +1,8 @@
-//! A user's push rules: the account data entry `m.push_rules`, or the specification's defaults when nothing was changed.
+//! A user's push rules: the account data entry `m.push_rules`, or the server's defaults when nothing was changed.
 
-use ruma::UserId;
 use ruma::push::Ruleset;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
+use serde_json::{Value, json};
 
 use super::account_data::{self, GLOBAL};
 use crate::store::schema::ACCOUNT_DATA;
@@ -12,17 +12,17 @@ use crate::store::{Error, Get, Position, Result, UserNum, Write};
 pub const KIND: &str = "m.push_rules";
 
 /// The content of `m.push_rules`.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct Content {
-    pub global: Ruleset,
+#[derive(Debug, Deserialize)]
+struct Content {
+    global: Ruleset,
 }
 
-/// The rules that hold for a user.
-pub fn get(get: &impl Get, user: UserNum, user_id: &UserId) -> Result<Ruleset> {
-    match account_data::get(get, user, GLOBAL, KIND)? {
-        Some(json) => parse(user, &json),
-        None => Ok(Ruleset::server_default(user_id)),
-    }
+/// The rules that hold for a user: `defaults`, the server's rules of today, with what the user changed of them and added.
+pub fn get(get: &impl Get, user: UserNum, defaults: Ruleset) -> Result<Ruleset> {
+    let Some(json) = account_data::get(get, user, GLOBAL, KIND)? else { return Ok(defaults) };
+    let mut rules = parse(user, &json)?;
+    rules.update_with_server_default(defaults);
+    Ok(rules)
 }
 
 /// Whether the user changed any rule; a user without changes shares the defaults.
@@ -30,14 +30,19 @@ pub fn is_default(get: &impl Get, user: UserNum) -> Result<bool> {
     Ok(account_data::get(get, user, GLOBAL, KIND)?.is_none())
 }
 
-pub fn set(w: &mut Write<'_>, user: UserNum, rules: Ruleset) -> Result<Position> {
-    let json = to_json(rules)?;
-    account_data::set(w, user, GLOBAL, KIND, &json)
+pub fn set(w: &mut Write<'_>, user: UserNum, rules: &Ruleset) -> Result<Position> {
+    account_data::set(w, user, GLOBAL, KIND, &to_json(&rules))
 }
 
 /// The content of `m.push_rules` as JSON text.
-pub fn to_json(rules: Ruleset) -> Result<Vec<u8>> {
-    serde_json::to_vec(&Content { global: rules }).map_err(|_| Error::corrupt(&ACCOUNT_DATA, KIND.as_bytes()))
+pub fn to_json(rules: &Ruleset) -> Vec<u8> {
+    json!({ "global": by_kind(rules) }).to_string().into_bytes()
+}
+
+/// The rules by kind: `{"override": […], …}`. All five kinds are there, also when they have no rules.
+pub fn by_kind(rules: &Ruleset) -> Value {
+    let Ruleset { override_, content, room, sender, underride, .. } = rules;
+    json!({ "override": override_, "content": content, "room": room, "sender": sender, "underride": underride })
 }
 
 fn parse(user: UserNum, json: &[u8]) -> Result<Ruleset> {

@@ -1,13 +1,20 @@
 //! Which push rule matches an event for one user (client-server API, "Push Rules").
 //!
-//! The rules and their matching are ruma's. An event is flattened once ([`Flat`]) and asked for each local member; a plain
-//! message costs some microseconds a member.
+//! The rules are ruma's, and their matching but for words in a text (`words.rs`). An event is flattened once ([`Flat`]) and asked
+//! for each local member; a plain message costs some microseconds a member.
+
+mod defaults;
+mod words;
+
+pub use defaults::default_rules;
 
 use super::auth::{INFINITE, Powers};
 use super::event::Event;
 use super::json;
 use ruma::power_levels::NotificationPowerLevels;
-use ruma::push::{Action, FlattenedJson, PushConditionPowerLevelsCtx, PushConditionRoomCtx, Ruleset};
+use ruma::push::{
+    Action, AnyPushRuleRef, FlattenedJson, PushCondition, PushConditionPowerLevelsCtx, PushConditionRoomCtx, Ruleset,
+};
 use ruma::room_version_rules::{AuthorizationRules, RoomPowerLevelsRules};
 use ruma::serde::Raw;
 use ruma::{Int, OwnedRoomId, OwnedUserId, UInt, UserId};
@@ -15,11 +22,6 @@ use serde_json::value::RawValue;
 use std::collections::BTreeMap;
 use std::pin::pin;
 use std::task::{Context, Poll, Waker};
-
-/// The rules a new user starts with.
-pub fn default_rules(user: &UserId) -> Ruleset {
-    Ruleset::server_default(user)
-}
 
 /// Keys in the path of a member that a rule can name. Flattening recurses this far.
 const PATH_KEYS_MAX: usize = 50;
@@ -149,18 +151,47 @@ pub fn actions(rules: &Ruleset, flat: &Flat, room: &Room, user: &UserId, display
     let count = UInt::new_saturating(room.member_count);
     let context = PushConditionRoomCtx::new(room.room_id.clone(), count, user.to_owned(), display_name.to_owned());
     let context = context.with_power_levels(room.levels.clone());
-    let matching = pin!(async {
-        for rule in rules {
-            if rule.applies(&flat.flat, &context).await {
-                return Some(rule.actions().to_vec());
-            }
+    let rule = rules.iter().find(|rule| applies(*rule, &flat.flat, &context));
+    rule.map(|rule| rule.actions().to_vec())
+}
+
+/// The member of an event in which patterns are words.
+const BODY: &str = "content.body";
+
+/// Whether a rule matches. The old rules about mentions are for events that do not say themselves who is mentioned.
+fn applies(rule: AnyPushRuleRef<'_>, flat: &FlattenedJson, context: &PushConditionRoomCtx) -> bool {
+    if !rule.enabled() || (defaults::is_for_events_without_mentions(rule.rule_id()) && flat.contains_mentions()) {
+        return false;
+    }
+    match rule {
+        AnyPushRuleRef::Override(rule) | AnyPushRuleRef::Underride(rule) => {
+            rule.conditions.iter().all(|condition| holds(condition, flat, context))
         }
-        None
-    });
-    // Asynchronous only for thread subscriptions, which are not supported here: it is ready at once.
-    match matching.poll(&mut Context::from_waker(Waker::noop())) {
-        Poll::Ready(actions) => actions,
-        Poll::Pending => None,
+        AnyPushRuleRef::Content(rule) => {
+            flat.get_str(BODY).is_some_and(|body| words::matches_glob(body, &rule.pattern))
+        }
+        rule => at_once(rule.applies(flat, context)),
+    }
+}
+
+fn holds(condition: &PushCondition, flat: &FlattenedJson, context: &PushConditionRoomCtx) -> bool {
+    match condition {
+        #[expect(deprecated, reason = "for events without `m.mentions`")]
+        PushCondition::ContainsDisplayName => {
+            flat.get_str(BODY).is_some_and(|body| words::contains(body, &context.user_display_name))
+        }
+        PushCondition::EventMatch(wanted) if wanted.key == BODY => {
+            flat.get_str(BODY).is_some_and(|body| words::matches_glob(body, &wanted.pattern))
+        }
+        other => at_once(other.applies(flat, context)),
+    }
+}
+
+/// Asynchronous only for thread subscriptions, which are not supported here: it is ready at once.
+fn at_once(matching: impl Future<Output = bool>) -> bool {
+    match pin!(matching).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(matches) => matches,
+        Poll::Pending => false,
     }
 }
 
@@ -242,6 +273,31 @@ mod tests {
         }
         let long = format!("{{\"content\":{{\"{}\":{{{wide}\"z\":0}}}}}}", "k".repeat(20_000));
         assert!(Matchable::text(long.as_bytes()).len() < 20_200, "six paths of that length are all there is room for");
+    }
+
+    #[test]
+    fn old_mentions_highlight_in_events_that_do_not_say_who_is_mentioned() {
+        let plain = |body: &str| json!({ "msgtype": "m.text", "body": body });
+        for (body, highlight) in [("hello bea", true), ("hello b", true), ("@room look", true), ("hello beat", false)] {
+            assert_eq!(ask(5, "m.room.message", plain(body)).highlight, highlight, "{body}");
+            assert!(!ask(5, "m.room.message", said(body)).highlight, "{body}: the event says that nobody is mentioned");
+        }
+        let notice = json!({ "msgtype": "m.notice", "body": "hello bea" });
+        assert_eq!(ask(5, "m.room.message", notice), Outcome::default());
+    }
+
+    /// A rule of one user with such a pattern panicked whenever somebody spoke in a room of that user.
+    #[test]
+    fn a_pattern_that_is_too_long_matches_nothing() {
+        let user = <&UserId>::try_from("@b:x").unwrap();
+        let mut rules = serde_json::to_value(default_rules(user)).unwrap();
+        let pattern = "?".repeat(60_000);
+        rules["content"] =
+            json!([{ "rule_id": "x", "pattern": pattern, "actions": [], "default": false, "enabled": true }]);
+        let rules: Ruleset = serde_json::from_value(rules).unwrap();
+        let value = json!({ "type": "m.room.message", "sender": "@a:x", "room_id": "!r", "content": said("hi") });
+        let event = oracle::event(version::get("12").unwrap(), "$e", &value);
+        assert!(evaluate(&rules, &Flat::new(&event), &Room::new(&event, 5, None), user, "Bea").notify);
     }
 
     #[test]
