@@ -52,6 +52,7 @@ struct Inner {
     back: Notify,
     gone: Notify,
     recovered: Mutex<Shares<OwnedServerName, ()>>,
+    recovering: Notify,
     due: Arc<Due>,
     circle: Arc<Circle>,
 }
@@ -90,6 +91,7 @@ impl Backoff {
             back: Notify::new(),
             gone: Notify::new(),
             recovered: Mutex::new(Shares::new(RECOVERED_MAX, RECOVERED_MAX)),
+            recovering: Notify::new(),
             due,
             circle,
         }))
@@ -156,14 +158,20 @@ impl Backoff {
             let owner = self.0.circle.remembered(server);
             book.set(owner, server, Standing::default(), true).excused_ms = Some(now);
         }
-        let mut recovered = self.0.recovered.lock();
-        recovered.put(self.0.circle.remembered(server), server.to_owned(), ());
+        self.0.recovered.lock().put(self.0.circle.remembered(server), server.to_owned(), ());
+        self.0.recovering.notify_one();
     }
 
     /// The servers that failed and have been heard from since the last call. For parts with data waiting for them.
     pub fn take_recovered(&self) -> Vec<OwnedServerName> {
         let recovered = self.0.recovered.lock().drain();
         recovered.into_iter().map(|(server, ())| server).collect()
+    }
+
+    /// Resolves when there are servers to take by [`Backoff::take_recovered`]; at once when some came since the last call.
+    /// For one waiter.
+    pub async fn recovered(&self) {
+        self.0.recovering.notified().await;
     }
 
     /// Another machine answered in the server's place. That shows that our way out is open, and says nothing about the
@@ -399,6 +407,7 @@ mod tests {
         backoff.failure(&server, Whence::Nowhere, Some(3_600_000));
         backoff.heard_from(&server).await;
         assert!(backoff.admit(&server, true, Urgency::Later).await.is_ok());
+        backoff.recovered().await;
         assert_eq!(backoff.take_recovered(), [server.clone()]);
         backoff.failure(&server, Whence::Nowhere, Some(3_600_000));
         backoff.heard_from(&server).await;

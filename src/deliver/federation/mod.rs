@@ -178,6 +178,8 @@ impl Sender {
                 _ = new_rows.changed() => {}
                 () = self.0.stop.notified() => {}
                 () = self.0.remote.backoff().back_online() => self.resume(&mut book),
+                // The next look takes them back.
+                () = self.0.remote.backoff().recovered() => {}
                 () = self.0.clock.sleep(pause) => {}
             }
         }
