@@ -154,7 +154,7 @@ struct ToDeviceBody {
 /// PUT /_matrix/client/v3/sendToDevice/{event_type}/{txn_id}
 ///
 /// 400 `M_INVALID_PARAM` when the event type is too long or a message is nested too deeply; 400 `M_BAD_JSON` when a
-/// message has no canonical form; 413 `M_TOO_LARGE` when a message, or its copies for all devices, are too long.
+/// message is no object or has no canonical form; 413 `M_TOO_LARGE` when a message, or its copies for all devices, are too long.
 pub async fn send_to_device(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let requester = auth::requester(&client, &request).await?;
     request.limit_user(&rates::TO_DEVICE, requester.user_id.as_str())?;

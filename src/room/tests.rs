@@ -601,6 +601,9 @@ async fn receipts_of_other_servers_are_bounded() {
     let marker =
         |thread: &str| Marker { kind: "m.read".into(), event_id: last.clone(), thread: Some(thread.to_owned()) };
     assert!(house.rooms.set_receipt(&anna, &room, marker("any text")).await.is_err());
+    assert!(house.rooms.set_receipt(&anna, &room, marker("")).await.is_err(), "a thread has a name");
+    let fully_read = Marker { kind: "m.fully_read".into(), ..marker("main") };
+    assert!(house.rooms.set_receipt(&anna, &room, fully_read).await.is_err(), "that is for the whole room");
     // A thread from before our time in the room is one that our people's apps show.
     assert!(house.rooms.set_receipt(&anna, &room, marker("$older")).await.is_err(), "nobody spoke of it");
     let answer = json!({ "body": "a", "m.relates_to": { "rel_type": "m.thread", "event_id": "$older" } });

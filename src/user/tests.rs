@@ -349,7 +349,7 @@ async fn what_is_kept_is_small_when_it_is_read_too() {
         let content = serde_json::value::to_raw_value(&value).unwrap();
         town.users.set_account_data(alice.user_num, None, kind, content).await
     };
-    let many = json!({ "x": vec![json!({ "": 0 }); 1000] });
+    let many = json!({ "tags": { "x": { "x": vec![json!({ "": 0 }); 1000] } } });
     assert!(matches!(keep("m.tag", many.clone()).await, Err(Error::TooLarge(_))));
     keep("org.x", many).await.unwrap();
     keep("m.direct", json!({ "@bob:far.test": vec!["!abcdefghijklmnopqr:far.test"; 2000] })).await.unwrap();
@@ -442,6 +442,9 @@ async fn a_message_for_another_server_is_as_deep_as_its_app_likes() {
     let refused = town.users.send_to_device(&alice, "m.x", "d", odd(r#""\ud800""#)).await;
     assert!(matches!(refused, Err(Error::Bad { errcode: "M_BAD_JSON", .. })), "{refused:?}");
     town.users.send_to_device(&alice, "m.x", "e", odd("1.5")).await.unwrap();
+    let no_object = serde_json::from_str::<Messages>(r#"{"@bob:there.test":{"D":"text"}}"#).unwrap();
+    let refused = town.users.send_to_device(&alice, "m.x", "f", no_object).await;
+    assert!(matches!(refused, Err(Error::Bad { errcode: "M_BAD_JSON", .. })), "{refused:?}");
 }
 
 /// A transaction was repeated because its answer was lost, and encrypted messages reached the device twice.
@@ -547,7 +550,7 @@ async fn what_friends_sent_to_a_sleeping_device_stays() {
 async fn messages_to_devices_are_short_and_so_are_their_copies() {
     let town = town();
     let alice = town.person("alice").await;
-    let content = |bytes: usize| serde_json::value::to_raw_value(&"x".repeat(bytes)).unwrap();
+    let content = |bytes: usize| serde_json::value::to_raw_value(&json!({ "x": "x".repeat(bytes) })).unwrap();
     let to = |devices: usize, bytes| -> Messages {
         let devices = (0..devices).map(|n| (format!("D{n}"), content(bytes)));
         [(alice.user_id.clone(), devices.chain([("*".to_owned(), content(10))]).collect())].into()
@@ -578,8 +581,11 @@ async fn messages_to_devices_are_short_and_so_are_their_copies() {
         let raw = serde_json::value::to_raw_value(&content).unwrap();
         town.users.to_device_received("far.test".try_into().unwrap(), &raw).await
     });
-    let (long, short) = ("x".repeat(64 << 10), "x".repeat(60 << 10));
+    let (long, short) = (json!({ "x": "x".repeat(64 << 10) }), json!({ "x": "x".repeat(60 << 10) }));
     receive(json!({ alice.user_id.as_str(): { "DEVICE": long, "D1": 1 }, format!("@eve:{far}"): 7 })).await.unwrap();
+    for no_object in [json!("text"), json!([1]), json!(null), json!(7)] {
+        receive(json!({ alice.user_id.as_str(): { "DEVICE": no_object } })).await.unwrap();
+    }
     receive(json!({ alice.user_id.as_str(): [] })).await.unwrap();
     receive(json!({ alice.user_id.as_str(): { "*": short } })).await.unwrap();
     assert!(receive(json!([])).await.is_err());

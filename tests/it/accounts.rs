@@ -260,7 +260,17 @@ async fn two_changes_of_tags_at_once_are_both_kept() {
     // What an app put there that is no tags stands in nobody's way.
     let room = house.post("/createRoom", &alice, json!({})).await.ok()["room_id"].as_str().unwrap().to_owned();
     let of_room = format!("/user/@alice:localhost/rooms/{room}");
-    house.put(&format!("{of_room}/account_data/m.tag"), &alice, json!({ "tags": 1 })).await.ok();
+    for (kind, wrong) in [
+        ("m.tag", json!({ "tags": 1 })),
+        ("m.tag", json!({ "tags": { "u.work": 1 } })),
+        ("m.direct", json!({ "@bob:localhost": "!room" })),
+        ("m.direct", json!({ "@bob:localhost": [1] })),
+        ("m.ignored_user_list", json!({ "ignored_users": ["@bob:localhost"] })),
+    ] {
+        let path = format!("{of_room}/account_data/{kind}");
+        house.put(&path, &alice, wrong).await.refused(400, "M_BAD_JSON");
+        house.get(&path, &alice).await.refused(404, "M_NOT_FOUND");
+    }
     house.put(&format!("{of_room}/tags/u.work"), &alice, json!({})).await.ok();
     assert_eq!(house.get(&format!("{of_room}/tags"), &alice).await.ok(), json!({ "tags": { "u.work": {} } }));
 }

@@ -36,7 +36,8 @@ pub async fn get(client: Arc<Client>, request: Request) -> Result<Response, Erro
 /// PUT /_matrix/client/v3/user/{user_id}/account_data/{kind}, and the same path for a room.
 ///
 /// 403 `M_FORBIDDEN` when the path names another user; 405 `M_BAD_JSON` for types that have endpoints of their own;
-/// 400 `M_BAD_JSON` when the content is no object or the type is too long; 404 `M_NOT_FOUND` when the room is not
+/// 400 `M_BAD_JSON` when the content is no object, is nested too deeply or is not what the specification has for its type,
+/// or the type is too long; 404 `M_NOT_FOUND` when the room is not
 /// known; 413 `M_TOO_LARGE` when the entry, or all account data of the user, would be too large.
 pub async fn put(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let requester = auth::own(&client, &request).await?;

@@ -17,7 +17,7 @@ struct ReceiptBody {
 
 /// POST /_matrix/client/v3/rooms/{room_id}/receipt/{receipt_type}/{event_id}
 ///
-/// 400 `M_INVALID_PARAM` for an unknown receipt type or thread; 403 `M_FORBIDDEN` when the user is not in the room;
+/// 400 `M_INVALID_PARAM` for an unknown receipt type or thread, and for a thread beside `m.fully_read`; 403 `M_FORBIDDEN` when the user is not in the room;
 /// 404 `M_NOT_FOUND` when the event is not one of the room.
 pub async fn receipt(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let requester = auth::requester(&client, &request).await?;

@@ -23,6 +23,8 @@ use crate::store::tables::user;
 
 /// How long a remote user is shown as typing without a repeat. Other servers repeat it every 40 s.
 const TYPING: Duration = Duration::from_secs(60);
+/// The largest integer of canonical JSON.
+const TS_MAX: u64 = (1 << 53) - 1;
 /// The most receipts of one EDU.
 const RECEIPTS_MAX: usize = 200;
 
@@ -114,6 +116,10 @@ fn heard(get: &impl Get, origin: &ServerName, receipts: Receipts) -> Result<Vec<
         for (user, receipt) in users {
             if heard.len() == RECEIPTS_MAX {
                 return Ok(heard);
+            }
+            // Not every reader takes a larger number.
+            if receipt.data.ts > TS_MAX {
+                continue;
             }
             let Some(event) = receipt.event_ids.into_iter().next() else { continue };
             let thread = receipt.data.thread_id.unwrap_or_default();

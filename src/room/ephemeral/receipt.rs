@@ -50,6 +50,13 @@ impl Rooms {
     pub async fn set_receipt(&self, user: &UserId, room_id: &RoomId, marker: Marker) -> Result<()> {
         let kind = Kind::of(&marker.kind)
             .ok_or_else(|| Error::bad("M_INVALID_PARAM", format!("{} is not a type of receipt", marker.kind)))?;
+        match marker.thread.as_deref() {
+            Some("") => return Err(Error::bad("M_INVALID_PARAM", "a thread has a name")),
+            Some(_) if kind == Kind::FullyRead => {
+                return Err(Error::bad("M_INVALID_PARAM", "m.fully_read is for the whole room"));
+            }
+            _ => {}
+        }
         set_markers(self, user, room_id, vec![(kind, marker.event_id, marker.thread.unwrap_or_default())]).await
     }
 

@@ -86,6 +86,9 @@ impl Users {
         if messages.values().flat_map(BTreeMap::values).any(|content| content.get().len() > CONTENT_BYTES_MAX) {
             return Err(Error::TooLarge(format!("A to-device message may have {CONTENT_BYTES_MAX} bytes at most")));
         }
+        if messages.values().flat_map(BTreeMap::values).any(|content| !content.get().starts_with('{')) {
+            return Err(Error::bad("M_BAD_JSON", "A message to a device is an object"));
+        }
         if messages.values().flat_map(BTreeMap::values).any(|content| is_too_deep(content)) {
             return Err(Error::invalid("A to-device message is nested too deeply"));
         }
@@ -167,8 +170,9 @@ impl Users {
                 }
                 let owner = if circle == Circle::Stranger { &*strangers } else { origin.as_str() };
                 let from = Sender::new(w, circle, owner, received.sender.as_str());
-                partial::each_member(devices.get().as_bytes(), &mut |device_id, content| {
-                    post.put(w, num, &from, device_id, content)
+                partial::each_member(devices.get().as_bytes(), &mut |device_id, content| match is_readable(content) {
+                    true => post.put(w, num, &from, device_id, content),
+                    false => Ok(()),
                 })
             })?;
             let bytes = COPIES_BYTES_MAX - post.bytes_left;
@@ -249,6 +253,12 @@ impl<'p> Post<'p> {
         }
         Ok(())
     }
+}
+
+/// Whether apps can read a message of another server: an object with a canonical form.
+fn is_readable(content: &RawValue) -> bool {
+    let text = content.get().as_bytes();
+    text.starts_with(b"{") && text.len() <= CONTENT_BYTES_MAX && json::canonical(text, Mode::Lenient).is_ok()
 }
 
 fn is_too_deep(content: &RawValue) -> bool {

@@ -1,10 +1,12 @@
 //! Account data, for all rooms together or for one, and room tags.
 
 use ruma::RoomId;
+use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
 use crate::budget::parsed_bytes_max;
+use crate::matrix::json::{self, partial};
 use crate::matrix::push::default_rules;
 use crate::store::tables::room;
 use crate::store::tables::user::account_data::{self, GLOBAL};
@@ -18,10 +20,14 @@ const BYTES_MAX: usize = 4 << 20;
 const ENTRY_BYTES_MAX: usize = 64 << 10;
 /// The most memory that parsed tags may take. Other account data is stored and sent as text.
 const PARSED_BYTES_MAX: u64 = 512 << 10;
+/// The nesting limit of an entry: apps get it beside others, in one answer.
+const DEPTH_MAX: u32 = json::EVENT_DEPTH_MAX;
 const TYPE_BYTES_MAX: usize = 255;
 const TAGS_MAX: usize = 100;
 
 const TAG: &str = "m.tag";
+const DIRECT: &str = "m.direct";
+const IGNORED: &str = "m.ignored_user_list";
 
 impl Users {
     /// One entry; `NotFound` when it was never set.
@@ -54,6 +60,9 @@ impl Users {
                 "M_BAD_JSON",
                 "Account data must be a JSON object, and its type may have 255 bytes at most",
             ));
+        }
+        if json::is_deeper_than(&json, DEPTH_MAX) || !has_its_shape(kind, &json) {
+            return Err(Error::bad("M_BAD_JSON", format!("This is not the shape of {kind}")));
         }
         self.put_account_data(user, room_id, kind, json).await
     }
@@ -112,6 +121,38 @@ impl Users {
             put_entry(w, user, room, &kind, &json)
         })
         .await
+    }
+}
+
+/// Whether an entry of a type that many apps and this server read has the specification's shape; other types are free.
+fn has_its_shape(kind: &str, content: &[u8]) -> bool {
+    let objects_in = |name: &str| match partial::member::<Box<RawValue>>(content, name) {
+        Some(all) => each_is(all.get().as_bytes(), |value| value.starts_with('{')),
+        None => false,
+    };
+    match kind {
+        TAG => objects_in("tags"),
+        IGNORED => objects_in("ignored_users"),
+        DIRECT => each_is(content, |rooms| serde_json::from_str::<Vec<Text>>(rooms).is_ok()),
+        _ => true,
+    }
+}
+
+fn each_is(object: &[u8], is_right: impl Fn(&str) -> bool) -> bool {
+    let mut all = true;
+    let read = partial::each_member(object, &mut |_, value| {
+        all &= is_right(value.get());
+        Ok::<_, serde_json::Error>(())
+    });
+    all && read.is_ok()
+}
+
+/// Any text, not kept.
+struct Text;
+
+impl<'de> Deserialize<'de> for Text {
+    fn deserialize<D: Deserializer<'de>>(text: D) -> Result<Text, D::Error> {
+        String::deserialize(text).map(|_| Text)
     }
 }
 
