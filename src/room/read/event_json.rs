@@ -1,7 +1,7 @@
 //! An event as apps see it (client-server API, "Room Event Format"), copied text by text out of its canonical JSON.
 //!
 //! No tree is built. Formatting an event holds its own body and at most one more at a time (the replaced event, the
-//! redaction, the newest edit).
+//! redaction, an edit, the latest event of its thread).
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -16,9 +16,12 @@ use crate::store::tables::room::{state_tree, txn};
 use crate::store::tables::user;
 use crate::store::{EventNum, Get, Result, StateKeyNum, UserNum};
 
-/// The most related events read for one event: edits, to find the newest by the event's own sender; replies, to learn
-/// whether the viewer participated in a thread; and references in `unsigned`.
+/// The most related events read for one event: replies, to learn whether the viewer participated in a thread; and
+/// references in `unsigned`.
 const RELATED_LOOKED_AT: usize = 64;
+/// The most edits of one event whose rows are looked at, and of those by its sender the most that are read.
+const EDITS_LOOKED_AT: usize = 512;
+const EDITS_READ: usize = 8;
 /// A thread is counted no further than this.
 const THREAD_COUNT_MAX: u64 = 5_000;
 /// Keys in one path of a filter's `event_fields`; a longer path names nothing.
@@ -77,8 +80,9 @@ pub fn write(
     }
     let start = out.len();
     write_members(&body, row, format.room_id.as_deref(), out);
+    let relation = relation_in(&body);
     drop(body);
-    write_unsigned(get, num, row, format, detail, out)?;
+    write_unsigned(get, (num, row, relation), format, detail, out)?;
     out.push(b'}');
     if !format.fields.is_empty() {
         let kept = keep_fields(&out[start..], &format.fields);
@@ -86,6 +90,12 @@ pub fn write(
         out.extend_from_slice(&kept);
     }
     Ok(())
+}
+
+/// The relation type that an event's body states.
+fn relation_in(body: &[u8]) -> Option<Rel> {
+    let stated = json::read::get_path(body, &["content", "m.relates_to", "rel_type"]);
+    stated.and_then(json::read::text).map(|rel_type| Rel::of(&rel_type))
 }
 
 /// Appends another event as a member of `unsigned`, itself without `unsigned`. An event that does not fit is left out.
@@ -178,8 +188,7 @@ fn write_members(body: &[u8], row: &Row, room_id: Option<&str>, out: &mut Vec<u8
 
 fn write_unsigned(
     get: &impl Get,
-    num: EventNum,
-    row: &Row,
+    (num, row, relation): (EventNum, &Row, Option<Rel>),
     format: &Format,
     detail: Detail,
     out: &mut Vec<u8>,
@@ -198,7 +207,7 @@ fn write_unsigned(
         write_transaction(get, num, row, format, first, out)?;
         write_membership(get, row, format, first, out)?;
         write_replaced(get, row, first, out)?;
-        write_relations(get, num, row, format, first, out)?;
+        write_relations(get, (num, row, relation), format, first, out)?;
     }
     out.push(b'}');
     Ok(())
@@ -252,11 +261,11 @@ fn write_replaced(get: &impl Get, row: &Row, first: usize, out: &mut Vec<u8>) ->
     Ok(())
 }
 
-/// The newest edit, and a summary of the thread.
+/// The newest edit, and a summary of the thread. `relation`: the event's own; an edit has no edits, and an event that
+/// relates to another no thread.
 fn write_relations(
     get: &impl Get,
-    num: EventNum,
-    row: &Row,
+    (num, row, relation): (EventNum, &Row, Option<Rel>),
     format: &Format,
     first: usize,
     out: &mut Vec<u8>,
@@ -264,8 +273,8 @@ fn write_relations(
     if row.state_key.is_some() || row.flags.redacted {
         return Ok(());
     }
-    let edit = newest_edit(get, num, row, format)?;
-    let thread = thread(get, num, row, format)?;
+    let edit = if relation == Some(Rel::REPLACE) { None } else { newest_edit(get, num, row, format)? };
+    let thread = if relation.is_some() { None } else { thread(get, num, row, format)? };
     let references = references(get, num, row, format)?;
     if edit.is_none() && thread.is_none() && references.is_empty() {
         return Ok(());
@@ -280,7 +289,7 @@ fn write_relations(
         write_key(out, first, "m.thread");
         out.extend_from_slice(format!("{{\"count\":{},", thread.count).as_bytes());
         out.extend_from_slice(format!("\"current_user_participated\":{}", thread.took_part).as_bytes());
-        write_beside(get, &thread.latest, format, (0, "latest_event"), out)?;
+        write_latest(get, &thread, format, out)?;
         out.push(b'}');
     }
     if !references.is_empty() {
@@ -297,21 +306,56 @@ fn write_relations(
     Ok(())
 }
 
+/// The latest event of a thread, with its own relations: it is related itself, so it has no thread. Left out when it
+/// does not fit.
+fn write_latest(get: &impl Get, thread: &Thread, format: &Format, out: &mut Vec<u8>) -> Result<()> {
+    let (num, row) = &thread.latest;
+    let body = event::body(get, row)?;
+    if !has_room(out, &body) {
+        return Ok(());
+    }
+    write_key(out, 0, "latest_event");
+    write_members(&body, row, format.room_id.as_deref(), out);
+    drop(body);
+    write_unsigned(get, (*num, row, Some(Rel::THREAD)), format, Detail::Timeline, out)?;
+    out.push(b'}');
+    Ok(())
+}
+
+/// The valid edit with the highest `origin_server_ts`, or with the largest id of those (client-server API, "Event
+/// replacements"). Among the edits that came last, it is looked for in the few newest of the event's own sender.
 fn newest_edit(get: &impl Get, num: EventNum, row: &Row, format: &Format) -> Result<Option<Row>> {
-    let (mut found, mut looked_at) = (None, 0);
-    relation::list_newest(get, row.room, num, Rel::REPLACE, format.newest(), &mut |_, edit| {
+    let (mut newest, mut looked_at): (Vec<(u64, String, EventNum)>, usize) = (Vec::new(), 0);
+    relation::list_newest(get, row.room, num, Rel::REPLACE, format.newest(), &mut |_, num| {
         looked_at += 1;
-        let edit = event::row_of(get, edit)?;
-        if edit.sender == row.sender && edit.state_key.is_none() && !edit.flags.redacted {
-            found = Some(edit);
+        let edit = event::row_of(get, num)?;
+        if edit.sender == row.sender && edit.kind == row.kind && edit.state_key.is_none() && !edit.flags.redacted {
+            let edit = (edit.origin_server_ts, edit.id.text(), num);
+            newest.insert(newest.partition_point(|other| *other > edit), edit);
+            newest.truncate(EDITS_READ);
         }
-        Ok(if found.is_some() || looked_at == RELATED_LOOKED_AT {
-            ControlFlow::Break(())
-        } else {
-            ControlFlow::Continue(())
+        Ok(match looked_at < EDITS_LOOKED_AT {
+            true => ControlFlow::Continue(()),
+            false => ControlFlow::Break(()),
         })
     })?;
-    Ok(found)
+    for (_, _, num) in newest {
+        let edit = event::row_of(get, num)?;
+        if is_an_edit(get, &edit, row)? {
+            return Ok(Some(edit));
+        }
+    }
+    Ok(None)
+}
+
+/// Whether an edit has what takes the event's place, and its type. Only apps see into an encrypted one.
+fn is_an_edit(get: &impl Get, edit: &Row, row: &Row) -> Result<bool> {
+    if edit.kind == Kind::OTHER && kind(get, edit)? != kind(get, row)? {
+        return Ok(false);
+    }
+    let body = event::body(get, edit)?;
+    let content = json::read::get_path(&body, &["content", "m.new_content"]);
+    Ok(edit.kind == Kind::ENCRYPTED || content.is_some_and(|content| content.starts_with(b"{")))
 }
 
 /// Ids of the newest events that refer to the event, newest first.
@@ -336,7 +380,7 @@ pub fn took_part(get: &impl Get, root: EventNum, row: &Row, format: &Format) -> 
 }
 
 struct Thread {
-    latest: Row,
+    latest: (EventNum, Row),
     count: u64,
     took_part: bool,
 }
@@ -352,7 +396,7 @@ fn thread(get: &impl Get, num: EventNum, row: &Row, format: &Format) -> Result<O
             None => {
                 let latest = event::row_of(get, reply)?;
                 let took_part = row.sender == viewer || latest.sender == viewer;
-                thread = Some(Thread { latest, count: 1, took_part });
+                thread = Some(Thread { latest: (reply, latest), count: 1, took_part });
             }
             Some(thread) => {
                 if !thread.took_part && thread.count < RELATED_LOOKED_AT as u64 {

@@ -136,6 +136,10 @@ impl RoomView {
         let mut events = Vec::with_capacity(newest.len());
         for (order, root) in newest {
             let row = event::row_of(&*self.read, root)?;
+            // Another server may have taken a thread that begins at an event which relates to another.
+            if relation_type(&*self.read, &row)?.is_some() {
+                continue;
+            }
             let is_theirs = !threads.participated || took_part(&*self.read, root, &row, &self.format)?;
             if is_theirs && !self.format.ignored.contains(row.sender) && self.viewer.sees(&*self.read, &row)? {
                 events.push((order, root));

@@ -1,5 +1,7 @@
 //! Checks on our own events beside the authorisation rules.
 
+use std::ops::ControlFlow;
+
 use ruma::OwnedEventId;
 use serde_json::Value;
 
@@ -8,12 +10,17 @@ use crate::matrix::{auth, json};
 use crate::room::Rooms;
 use crate::room::error::{Error, Result};
 use crate::room::state::RoomRef;
-use crate::store::Read;
+use crate::store::tables::room::relation::{self, Rel};
 use crate::store::tables::room::{self, event};
 use crate::store::tables::user;
+use crate::store::{EventNum, Read};
+
+/// The most annotations of one event that are looked through for the sender's own.
+const ANNOTATIONS_LOOKED_AT: usize = 1_000;
 
 /// The checks a server makes on its own users' events beyond the authorisation rules.
 pub fn check_beyond_rules(rooms: &Rooms, read: &Read, room: &RoomRef, new: &New) -> Result<()> {
+    check_relation(read, room, new)?;
     match new.kind.as_str() {
         "m.room.create" => Err(Error::bad("M_BAD_JSON", "the room has a create event already")),
         "m.room.power_levels" if room.version.creators_infinite => {
@@ -25,6 +32,53 @@ pub fn check_beyond_rules(rooms: &Rooms, read: &Read, room: &RoomRef, new: &New)
         "m.room.canonical_alias" if new.state_key.as_deref() == Some("") => check_aliases(rooms, read, room, new),
         _ => Ok(()),
     }
+}
+
+/// What an event may relate to (client-server API, "Forming relationships", "Threading", "Avoiding duplicate
+/// annotations"). An event that is not here may be older than our time in the room; nothing is known about it.
+fn check_relation(read: &Read, room: &RoomRef, new: &New) -> Result<()> {
+    let Some(relates) = new.content.get("m.relates_to") else { return Ok(()) };
+    let text = |name: &str| relates.get(name).and_then(Value::as_str);
+    let (Some(rel_type), Some(target)) = (text("rel_type"), text("event_id")) else { return Ok(()) };
+    let Some(num) = event::num(read, target)? else { return Ok(()) };
+    let row = event::row_of(read, num)?;
+    if row.room != room.num {
+        return Err(Error::bad("M_UNKNOWN", "an event relates to one of the same room"));
+    }
+    if rel_type == "m.thread" {
+        let body = event::body(read, &row)?;
+        if json::read::get_path(&body, &["content", "m.relates_to", "rel_type"]).is_some() {
+            return Err(Error::bad("M_UNKNOWN", "a thread does not begin at an event that relates to another"));
+        }
+    }
+    if rel_type == "m.annotation"
+        && let Some(key) = text("key")
+        && has_annotated(read, room, new, num, key)?
+    {
+        return Err(Error::bad("M_DUPLICATE_ANNOTATION", "the sender has annotated the event with that already"));
+    }
+    Ok(())
+}
+
+/// Whether the sender's annotation stands among the newest of an event.
+fn has_annotated(read: &Read, room: &RoomRef, new: &New, target: EventNum, key: &str) -> Result<bool> {
+    let Some(sender) = user::num(read, new.sender.as_str())? else { return Ok(false) };
+    let (mut found, mut looked_at) = (false, 0);
+    relation::list_newest(read, room.num, target, Rel::ANNOTATION, i64::MAX, &mut |_, other| {
+        looked_at += 1;
+        let row = event::row_of(read, other)?;
+        if row.sender == sender {
+            let body = event::body(read, &row)?;
+            let its_key = json::read::get_path(&body, &["content", "m.relates_to", "key"]).and_then(json::read::text);
+            found = its_key.as_deref() == Some(key)
+                && json::read::get_text(&body, "type").as_deref() == Some(new.kind.as_str());
+        }
+        Ok(match found || looked_at == ANNOTATIONS_LOOKED_AT {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        })
+    })?;
+    Ok(found)
 }
 
 /// A local alias in a room's canonical alias event must lead to that room.

@@ -307,7 +307,8 @@ async fn beside_a_long_event_there_is_no_room_for_another() {
     let root = house.say(&alice, &room, &"x".repeat(60_000)).await;
     let relate = async |rel: &str, bytes: usize| {
         let relates = json!({ "rel_type": rel, "event_id": root });
-        let content = json!({ "msgtype": "m.text", "body": "y".repeat(bytes), "m.relates_to": relates });
+        let content =
+            json!({ "msgtype": "m.text", "body": "y".repeat(bytes), "m.relates_to": relates, "m.new_content": {} });
         house.send(&alice, &room, "m.room.message", None, content).await.unwrap();
         let told = house.rooms.event(&reader, &room, &root).await.unwrap();
         assert!(told.len() < crate::room::ANSWER_BYTES as usize + 1024);
@@ -331,7 +332,7 @@ async fn nobody_who_left_reads_on_in_what_relates_to_older_events() {
     let root = house.say(&alice, &room, "root").await;
     let relate = async |rel: &str, body: &str| {
         let relates = json!({ "rel_type": rel, "event_id": root });
-        let content = json!({ "msgtype": "m.text", "body": body, "m.relates_to": relates });
+        let content = json!({ "msgtype": "m.text", "body": body, "m.relates_to": relates, "m.new_content": {} });
         house.send(&alice, &room, "m.room.message", None, content).await.unwrap();
     };
     relate("m.thread", "open reply").await;
@@ -534,4 +535,61 @@ async fn before_the_create_event_its_reader_was_in_no_room() {
     let was: Vec<_> = events.iter().map(|event| event["unsigned"]["membership"].as_str()).collect();
     assert_eq!(was[..2], [Some("leave"), Some("join")]);
     assert!(was.iter().all(Option::is_some), "{was:?}");
+}
+
+/// Whatever came last was shown as the edit: of another type, without new content, of an edit.
+#[tokio::test]
+async fn an_edit_is_shown_when_it_is_a_valid_one() {
+    let house = house();
+    let alice = house.user("alice").await;
+    let room = house.public_room(&alice).await;
+    let reader = Reader { user: house.user_num(&alice), user_id: alice.clone(), device: "D".to_owned() };
+    let relate = async |rel: &str, to: &ruma::EventId, kind: &str, more: Value| {
+        let mut content = json!({ "body": "x", "m.relates_to": { "rel_type": rel, "event_id": to } });
+        content.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        house.send(&alice, &room, kind, None, content).await
+    };
+    let relations = async |id: &ruma::EventId| {
+        let event = house.rooms.event(&reader, &room, id).await.unwrap();
+        serde_json::from_slice::<Value>(&event).unwrap()["unsigned"]["m.relations"].clone()
+    };
+    let (new, message) = (json!({ "m.new_content": { "body": "y" } }), "m.room.message");
+    let root = house.say(&alice, &room, "root").await;
+    for (kind, more) in [(message, json!({})), (message, json!({ "m.new_content": 1 })), ("m.other", new.clone())] {
+        relate("m.replace", &root, kind, more).await.unwrap();
+        assert_eq!(relations(&root).await, Value::Null);
+    }
+    let edit = relate("m.replace", &root, message, new.clone()).await.unwrap();
+    relate("m.replace", &root, message, json!({})).await.unwrap();
+    relate("m.replace", &edit, message, new.clone()).await.unwrap();
+    assert_eq!(relations(&root).await["m.replace"]["event_id"], json!(edit));
+    assert_eq!(relations(&edit).await, Value::Null, "an edit is not edited");
+
+    let reply = relate("m.thread", &root, message, json!({})).await.unwrap();
+    let better = relate("m.replace", &reply, message, new).await.unwrap();
+    let latest = &relations(&root).await["m.thread"]["latest_event"];
+    assert_eq!(latest["event_id"], json!(reply));
+    assert_eq!(latest["unsigned"]["m.relations"]["m.replace"]["event_id"], json!(better));
+}
+
+#[tokio::test]
+async fn relations_that_break_the_rules_are_refused() {
+    let house = house();
+    let alice = house.user("alice").await;
+    let (room, other) = (house.public_room(&alice).await, house.public_room(&alice).await);
+    let relate = async |room: &ruma::RoomId, rel: &str, to: &ruma::EventId| {
+        let content = json!({ "m.relates_to": { "rel_type": rel, "event_id": to, "key": "x" } });
+        house.send(&alice, room, "m.x", None, content).await
+    };
+    let root = house.say(&alice, &room, "root").await;
+    let reply = relate(&room, "m.thread", &root).await.unwrap();
+    let refused = async |room: &ruma::RoomId, rel: &str, to: &ruma::EventId, wanted: &str| {
+        let refused = relate(room, rel, to).await;
+        assert!(matches!(&refused, Err(crate::room::Error::Bad { errcode, .. }) if *errcode == wanted), "{refused:?}");
+    };
+    refused(&room, "m.thread", &reply, "M_UNKNOWN").await;
+    refused(&other, "m.reference", &root, "M_UNKNOWN").await;
+    relate(&room, "m.annotation", &root).await.unwrap();
+    refused(&room, "m.annotation", &root, "M_DUPLICATE_ANNOTATION").await;
+    relate(&room, "m.annotation", &reply).await.unwrap();
 }
