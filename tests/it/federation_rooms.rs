@@ -35,11 +35,13 @@ async fn a_public_room_is_found_and_joined_in_every_version() {
     let pair = Pair::start().await;
     let (one, two) = (&pair.one, &pair.two);
     let (alice, bob) = (one.register("alice").await, two.register("bob").await);
-    for version in ["6", "9", "10", "11", "12"] {
+    // Most ids of version 3 could be of version 4 by their looks, and not all of any one room.
+    let versions = ["2", "3", "3", "3", "3", "4", "6", "9", "10", "11", "12"];
+    for (number, version) in versions.into_iter().enumerate() {
         let options =
-            json!({ "preset": "public_chat", "room_version": version, "room_alias_name": format!("v{version}") });
+            json!({ "preset": "public_chat", "room_version": version, "room_alias_name": format!("r{number}") });
         let room = create(one, &alice, options).await;
-        let alias = format!("#v{version}:{}", one.name());
+        let alias = format!("#r{number}:{}", one.name());
         let joined = two.post(&format!("/join/{}", q(&alias)), &bob, json!({})).await.ok();
         assert_eq!(joined["room_id"], room.as_str());
         same_state((one, &alice), (two, &bob), &room).await;

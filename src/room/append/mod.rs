@@ -7,11 +7,12 @@
 use ruma::UserId;
 
 use super::state;
+use super::state::event::id_in;
 use crate::matrix::Event;
 use crate::store::schema::EVENT;
 use crate::store::tables::room::current_state::{self as tables_current_state, NewState};
 use crate::store::tables::room::event;
-use crate::store::tables::room::event_row::{Flags, Id, Kind, Membership, Row};
+use crate::store::tables::room::event_row::{Flags, Kind, Membership, Row};
 use crate::store::tables::room::txn;
 use crate::store::tables::room::{self, Room};
 use crate::store::tables::room::{state_tree, timeline};
@@ -185,7 +186,7 @@ pub fn row_of(w: &mut Write<'_>, room: RoomNum, event: &Event) -> Result<Row> {
     Ok(Row {
         room,
         body: crate::store::BodyNum(0),
-        id: Id::parse(event.id().as_str()),
+        id: id_in(event.version(), event.id().as_str()),
         kind,
         state_key,
         sender: user::intern(w, event.sender().as_str())?,

@@ -16,6 +16,7 @@ use crate::matrix::scan::{EventScanner, ScannedEvent, Signer};
 use crate::matrix::sign::{self, Claims, PublicKey};
 use crate::matrix::version::IdFormat;
 use crate::matrix::{RoomVersion, json};
+use crate::room::state::event::id_in;
 use crate::store::tables::room::body;
 use crate::store::tables::room::event_row::{Id, Kind, Membership};
 use crate::store::tables::room::staged::{UserPrint, WIRE_LATE, WirePrint};
@@ -150,7 +151,7 @@ impl Checker {
         match self.version.id_format {
             IdFormat::UrlSafe => Id::Hash(seen.reference_hash),
             IdFormat::Standard => Id::HashStandard(seen.reference_hash),
-            IdFormat::Opaque => Id::parse(seen.event_id().as_str()),
+            IdFormat::Opaque => Id::Named(seen.event_id().as_str().to_owned()),
         }
     }
 
@@ -290,7 +291,7 @@ impl Checker {
             state_key,
             depth: seen.depth(),
             origin_server_ts: seen.origin_server_ts(),
-            auth: auth_ids.into_iter().map(Id::parse).collect(),
+            auth: auth_ids.into_iter().map(|id| id_in(self.version, id)).collect(),
             body,
             json_bytes: seen.canonical.len() as u32,
         });

@@ -52,8 +52,9 @@ use crate::matrix::version;
 use crate::matrix::{Event, RoomVersion};
 use crate::remote::Body;
 use crate::room::handshake;
+use crate::room::state::event::id_in;
 use crate::store::tables::room;
-use crate::store::tables::room::event_row::{Id, Membership};
+use crate::store::tables::room::event_row::Membership;
 use crate::store::tables::room::join;
 use crate::store::tables::room::join::{JoinNum, Journal, Stage};
 use crate::store::{self, Get};
@@ -551,7 +552,7 @@ impl<'a> Join<'a> {
                 stager.remember()?;
                 familiar = StoredEvents::of(store.clone(), num, rows, &memory)?;
             } else if version.room_id_is_create_hash() {
-                stager.begin_with(&Id::parse(&room_id.replacen('!', "$", 1)))?;
+                stager.begin_with(&id_in(version, &room_id.replacen('!', "$", 1)))?;
             }
             let keys = key_cache::KeyCache::new(keys, &memory, keys_bytes)?;
             let checker = Checker { version, room_id, keys, store, hash_key, graph, familiar, look_in_store, clock };

@@ -498,7 +498,7 @@ mod tests {
         Row {
             room: RoomNum(1),
             body: BodyNum(1),
-            id: Id::parse("$e"),
+            id: Id::Named("$e".into()),
             kind,
             state_key: None,
             sender: UserNum(1),

@@ -3,13 +3,24 @@
 use ruma::OwnedEventId;
 use serde_json::Value;
 
+use crate::matrix::version::IdFormat;
 use crate::matrix::{Event, RoomVersion};
 use crate::room::error::Result;
 use crate::room::state::RoomRef;
 use crate::store::schema::EVENT_BODY;
 use crate::store::tables::room::event;
-use crate::store::tables::room::event_row::{Kind, Row};
+use crate::store::tables::room::event_row::{Id, IdForm, Kind, Row};
 use crate::store::{self, EventNum, Get, RoomNum};
+
+/// An event's id in a room of that version, as rows keep it.
+pub fn id_in(version: &RoomVersion, id: &str) -> Id {
+    let form = match version.id_format {
+        IdFormat::UrlSafe => IdForm::Hash,
+        IdFormat::Standard => IdForm::HashStandard,
+        IdFormat::Opaque => IdForm::Named,
+    };
+    Id::read(form, id)
+}
 
 /// An event's number and columns.
 pub fn stored(get: &impl Get, id: &str) -> store::Result<Option<(EventNum, Row)>> {

@@ -344,6 +344,7 @@ mod tests {
     use crate::store::Store;
     use crate::store::UserNum;
     use crate::store::tables::room::body;
+    use crate::store::tables::room::event_row::IdForm;
     use crate::store::tables::room::event_row::Kind;
     use crate::store::tables::room::event_row::NAMES;
     use crate::store::tables::room::event_row::{Flags, Root};
@@ -513,14 +514,28 @@ mod tests {
 
     #[test]
     fn ids_come_back_exactly() {
-        for id in [
-            "$acR1l0raoZnm60CBwAVgqbZqoO/mYU81xysh1u7XcJk",
-            "$Rqnc-F-dvnEYJTyHq_iKxU2bZ1CI92-kuZq3a5lr5Zg",
-            "$143273582443PhrSn:example.org",
-            "$notbase64notbase64notbase64notbase64notbas!",
-        ] {
-            assert_eq!(Id::parse(id).text(), id);
+        for form in [IdForm::Hash, IdForm::HashStandard, IdForm::Named] {
+            for id in [
+                "$acR1l0raoZnm60CBwAVgqbZqoO/mYU81xysh1u7XcJk",
+                "$Rqnc-F-dvnEYJTyHq_iKxU2bZ1CI92-kuZq3a5lr5Zg",
+                "$Rqnc0F0dvnEYJTyHq0iKxU2bZ1CI920kuZq3a5lr5Zg",
+                "$143273582443PhrSn:example.org",
+                "$notbase64notbase64notbase64notbase64notbas!",
+            ] {
+                assert_eq!(Id::read(form, id).text(), id);
+            }
         }
+    }
+
+    /// Most ids that are base64 in one alphabet are in the other, and an event that cites one must find it.
+    #[test]
+    fn an_id_is_what_its_rooms_version_says() {
+        let hash: [u8; 32] = std::array::from_fn(|n| n as u8);
+        let (later, third) = (Id::Hash(hash), Id::HashStandard(hash));
+        assert_eq!(later.text(), third.text());
+        assert_eq!(Id::read(IdForm::Hash, &later.text()), later);
+        assert_eq!(Id::read(IdForm::HashStandard, &third.text()), third);
+        assert_eq!(Id::read(IdForm::Named, &third.text()), Id::Named(third.text()));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The columns of an event.
 
 use base64::Engine as _;
-use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
+use base64::engine::general_purpose::{GeneralPurpose, STANDARD_NO_PAD, URL_SAFE_NO_PAD};
 
 use crate::store::row_encoding::{Unpack, put_bytes, put_i64, put_u64};
 use crate::store::{BodyNum, EventNum, RoomNum, StateKeyNum, UserNum};
@@ -103,7 +103,11 @@ pub struct Flags {
     pub guessed: bool,
 }
 
-/// An event's id as its row keeps it.
+/// Characters of a hash in base64 without padding.
+const HASH_CHARS: usize = 43;
+
+/// An event's id as its row keeps it. Rows of version 3 rooms that were written before [`IdForm`] was may have the form
+/// of later versions where the text is the same in both.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Id {
     /// Room versions 4 and later: `$` and the URL-safe base64 of the reference hash.
@@ -114,20 +118,28 @@ pub enum Id {
     Named(String),
 }
 
+/// What the ids of a room's events are. It follows from the room's version and never from an id: most text is base64 in
+/// both alphabets, and an id read in two ways is two ids.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IdForm {
+    Hash,
+    HashStandard,
+    Named,
+}
+
 impl Id {
     /// Reads an id. Anything that does not come back exactly is kept as text, so no id is ever changed by storing it.
-    pub fn parse(id: &str) -> Id {
-        if let Some(text) = id.strip_prefix('$')
-            && text.len() == 43
-        {
-            if let Some(hash) = URL_SAFE_NO_PAD.decode(text).ok().and_then(|hash| hash.try_into().ok()) {
-                return Id::Hash(hash);
-            }
-            if let Some(hash) = STANDARD_NO_PAD.decode(text).ok().and_then(|hash| hash.try_into().ok()) {
-                return Id::HashStandard(hash);
-            }
-        }
-        Id::Named(id.to_owned())
+    pub fn read(form: IdForm, id: &str) -> Id {
+        let hash = |alphabet: &GeneralPurpose| {
+            let text = id.strip_prefix('$').filter(|text| text.len() == HASH_CHARS)?;
+            alphabet.decode(text).ok()?.try_into().ok()
+        };
+        let read = match form {
+            IdForm::Hash => hash(&URL_SAFE_NO_PAD).map(Id::Hash),
+            IdForm::HashStandard => hash(&STANDARD_NO_PAD).map(Id::HashStandard),
+            IdForm::Named => None,
+        };
+        read.unwrap_or_else(|| Id::Named(id.to_owned()))
     }
 
     /// The id as other servers and apps spell it.
@@ -403,7 +415,9 @@ mod tests {
             if let Some(row) = Row::decode(EventNum(1), bytes) {
                 assert_eq!(Row::decode(EventNum(1), &row.encode(EventNum(1))).as_ref(), Some(&row));
             }
-            Id::parse(&String::from_utf8_lossy(bytes));
+            for form in [IdForm::Hash, IdForm::HashStandard, IdForm::Named] {
+                Id::read(form, &String::from_utf8_lossy(bytes));
+            }
         });
     }
 }
