@@ -244,6 +244,20 @@ impl Profile {
                 self.size("state_conflicts_max").saturating_mul(300).saturating_add(170 << 10),
                 "state_resolution",
             ),
+            (
+                "state_conflicts_max with 24 bytes each, and one event of 64 KiB and 72 KiB for what else a gap needs, in \
+                 half of the account,",
+                self.size("state_conflicts_max").saturating_mul(24).saturating_add(136 << 10).saturating_mul(2),
+                "gaps",
+            ),
+            (
+                "outbound_connections_max with 40 KiB each in half of the account",
+                self.size("outbound_connections_max").saturating_mul(2 * (40 << 10)),
+                "outbound",
+            ),
+            ("one answer of 256 KiB in half of the account", 512 << 10, "outbound"),
+            ("one file on its way", 40 << 10, "media"),
+            ("one sync that waits", 8 << 10, "sync_waiters"),
             ("one password", PASSWORD_HASH_BYTES, "password_hashing"),
             ("one piece of a long answer", 256 << 10, "response_bodies"),
             ("one event of 64 KiB and its copies", 512 << 10, "inbound_transactions"),
@@ -512,6 +526,14 @@ mod tests {
         );
         says(wrong("join_workers = 2", "join_workers = 64"), ["join_workers", "account join"]);
         says(wrong("join_workers = 2", "join_workers = 0"), ["join_workers", "is 0"]);
+        says(
+            wrong("768 KiB\"\nreason = \"events", "300 KiB\"\nreason = \"events"),
+            ["state_conflicts_max", "account gaps"],
+        );
+        says(
+            wrong("outbound_connections_max = 8 ", "outbound_connections_max = 16"),
+            ["outbound_connections_max", "account outbound"],
+        );
         says(
             wrong("state_conflicts_max = 2000", "state_conflicts_max = 3000"),
             ["state_conflicts_max", "account state_resolution"],

@@ -8,7 +8,7 @@
 //! request, and the time of it all. An event whose missing events cannot be had within that is refused. Events that
 //! were checked stay, each whole: the next attempt goes on from there.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -55,6 +55,10 @@ const GUEST_CITED_MAX: usize = 20;
 const GUEST_TIME_MAX: Duration = Duration::from_secs(15);
 /// Memory of one filling; half the account where that is less, so that two rooms' gaps are filled beside each other.
 const BYTES_MAX: u64 = 4 << 20;
+/// Keys in which a state differs from the present one, charged as they come: so many at once. A key has 12 bytes in the
+/// list, and as much again while the list grows or a copy of it is judged.
+const CHANGES_AT_ONCE: usize = 256;
+const CHANGE_BYTES: u64 = 24;
 /// Outliers stored in one commit.
 const OUTLIERS_AT_ONCE: usize = 16;
 /// Events of a streamed state whose signatures are checked together.
@@ -443,10 +447,10 @@ impl<'i, F: Fetch> GapFill<'i, F> {
         }
         let create = self.room.row.create;
         let given = self.inbox.rooms.reading(move |_, read| {
-            let tree = survey.finish(read)?;
+            let (tree, paid) = survey.finish(read)?;
             let key = state_tree::key(read, "m.room.create", "")?.ok_or(Error::NotFound)?;
             match tree.get(read, key)? == create {
-                true => Ok(Given { tree, is_whole: left_out == 0 }),
+                true => Ok(Given { tree, is_whole: left_out == 0, _paid: Some(Arc::new(paid)) }),
                 false => Err(Reject::auth("the state before the event has another create event").into()),
             }
         });
@@ -457,8 +461,7 @@ impl<'i, F: Fetch> GapFill<'i, F> {
     async fn survey(&self, id: &EventId) -> Result<Survey> {
         let num = self.room.num;
         let most = self.inbox.means().changes_max();
-        let mut grant = self.own.try_take(0)?;
-        hold(&mut grant, (most * 12) as u64)?;
+        let grant = self.own.try_take(0)?;
         let present = self.inbox.rooms.reading(move |_, read| Ok(known_num(read, num)?.row.state)).await?;
         let mut survey = Survey::new(num, present, most, grant);
         let (out, mut pieces) = tokio::sync::mpsc::channel(1);
@@ -654,7 +657,8 @@ struct Survey {
     present: Option<Root>,
     /// A bit for each state key it has.
     seen: Vec<u64>,
-    changes: BTreeMap<StateKeyNum, Option<EventNum>>,
+    /// Each key once: `seen` makes sure of that.
+    changes: Vec<(StateKeyNum, Option<EventNum>)>,
     changes_max: usize,
     /// Events that are not here, as many as may be fetched one by one and one more.
     unknown: Vec<OwnedEventId>,
@@ -663,7 +667,7 @@ struct Survey {
 
 impl Survey {
     fn new(room: RoomNum, present: Option<Root>, changes_max: usize, grant: Grant) -> Survey {
-        let (seen, changes, unknown) = (Vec::new(), BTreeMap::new(), Vec::new());
+        let (seen, changes, unknown) = (Vec::new(), Vec::new(), Vec::new());
         Survey { room, present, seen, changes, changes_max, unknown, grant }
     }
 
@@ -708,12 +712,16 @@ impl Survey {
         if self.changes.len() == self.changes_max {
             return Err(Reject::auth("the state before the event differs too much from the current state").into());
         }
-        self.changes.insert(key, event);
+        if self.changes.len() == self.changes.capacity() {
+            hold(&mut self.grant, CHANGES_AT_ONCE as u64 * CHANGE_BYTES)?;
+            self.changes.reserve_exact(CHANGES_AT_ONCE);
+        }
+        self.changes.push((key, event));
         Ok(())
     }
 
-    /// A key that the other server's state lacks is not in the result.
-    fn finish(mut self, get: &impl Get) -> Result<Tree> {
+    /// The state, and what pays for it. A key that the other server's state lacks is not in the result.
+    fn finish(mut self, get: &impl Get) -> Result<(Tree, Grant)> {
         let (mut page, mut after, mut ended) = (Vec::with_capacity(512), None, self.present.is_none());
         while !ended {
             page.clear();
@@ -726,6 +734,6 @@ impl Survey {
                 }
             }
         }
-        Ok(Tree::over(self.present, self.changes))
+        Ok((Tree::over(self.present, self.changes), self.grant))
     }
 }

@@ -174,4 +174,6 @@ pub(in crate::room) struct Given {
     pub tree: Tree,
     /// No event of it was left out.
     pub is_whole: bool,
+    /// Pays for the changes in `tree`.
+    pub _paid: Option<Arc<Grant>>,
 }

@@ -26,9 +26,10 @@ impl Tree {
         Tree { base: None, changes: entries.into_iter().collect() }
     }
 
-    /// A stored state with changes, each of which is one.
-    pub fn over(base: Option<Root>, changes: BTreeMap<StateKeyNum, Option<EventNum>>) -> Tree {
-        Tree { base, changes: changes.into_iter().collect() }
+    /// A stored state with changes, each of which is one and of another key, in any order.
+    pub fn over(base: Option<Root>, mut changes: Vec<(StateKeyNum, Option<EventNum>)>) -> Tree {
+        changes.sort_unstable_by_key(|change| change.0);
+        Tree { base, changes }
     }
 
     /// The event in force for a key.
