@@ -58,6 +58,14 @@ pub trait Fetch: Clone + Send + Sync + 'static {
         id: &EventId,
         out: Pieces,
     ) -> impl Future<Output = Result<(), Failed>> + Send;
+    /// The events of an event's auth chain, in no order.
+    fn event_auth(
+        &self,
+        server: &ServerName,
+        room: &RoomId,
+        id: &EventId,
+        out: Pieces,
+    ) -> impl Future<Output = Result<(), Failed>> + Send;
     /// Events up to those named, newest first as a rule; at most `limit`.
     fn backfill(
         &self,
@@ -221,6 +229,12 @@ impl Fetch for Wire {
         let (room, id) = (encode(room.as_str()), encode(id.as_str()));
         let target = format!("/_matrix/federation/v1/state/{room}?event_id={id}");
         self.elements(server, &target, &["pdus", "auth_chain"], STATE_BYTES_MAX, out).await
+    }
+
+    async fn event_auth(&self, server: &ServerName, room: &RoomId, id: &EventId, out: Pieces) -> Result<(), Failed> {
+        let (room, id) = (encode(room.as_str()), encode(id.as_str()));
+        let target = format!("/_matrix/federation/v1/event_auth/{room}/{id}");
+        self.elements(server, &target, &["auth_chain"], STATE_BYTES_MAX, out).await
     }
 
     async fn backfill(

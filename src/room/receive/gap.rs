@@ -2,7 +2,8 @@
 //!
 //! First the events between it and our own, in a few rounds of `get_missing_events`; then, where a gap stays, the state
 //! before the event as its sender's server tells it (`state_ids`, with single events or the whole `state` for the
-//! unknown part); and for any event the ones it cites. Everything fetched passes the same checks as pushed events.
+//! unknown part); and for any event the ones it cites, one by one or, where they are many, as an auth chain
+//! (`event_auth`). Everything fetched passes the same checks as pushed events.
 //!
 //! Every step is bounded: rounds, events, states, bytes of a share of the `gaps` account that is set aside before any
 //! request, and the time of it all. An event whose missing events cannot be had within that is refused. Events that
@@ -37,19 +38,23 @@ use crate::store::{self, EventNum, Get, RoomNum, StateKeyNum};
 const GAP_ROUNDS_MAX: usize = 6;
 const GAP_EVENTS_PER_ROUND: usize = 20;
 /// Events fetched one by one because others cite them or they are part of a state, for one event that was sent to us;
-/// and how far below.
+/// and how far below. An auth chain that goes on further down is fetched whole: a user who changes a name adds an event
+/// to it each time, so its length says nothing about the room.
 const CITED_MAX: usize = 100;
-const CITED_ROUNDS_MAX: usize = 10;
+const CITED_ROUNDS_MAX: usize = 4;
+/// Auth chains fetched whole for one gap.
+const CHAINS_MAX: usize = 3;
+const GUEST_CHAINS_MAX: usize = 1;
 /// States fetched for one gap.
 const STATES_MAX: usize = 3;
 /// From this many unknown events of a state on, the whole state is fetched instead of each event.
 const SINGLE_EVENTS_MAX: usize = 60;
-/// How often a whole state is read. An event that cites a later one of the answer may not fit into memory until that
-/// one came; in the next reading it can be stored.
-const STATE_READS_MAX: usize = 4;
-/// Waiting for other servers, for one gap; and for a gap that needs a whole state: servers take minutes for large ones.
+/// How often a whole state or auth chain is read. An event that cites a later one of the answer may not fit into memory
+/// until that one came; in the next reading it can be stored. Each reading stores what lies lowest, as much as fits.
+const READS_MAX: usize = 16;
+/// Waiting for other servers, for one gap; and for a gap that needs a whole answer: servers take minutes for large ones.
 const TIME_MAX: Duration = Duration::from_secs(50);
-const STATE_TIME_MAX: Duration = Duration::from_secs(240);
+const WHOLE_TIME_MAX: Duration = Duration::from_secs(240);
 /// The bound for a server that is not in the room as far as we know: its join may be the missing event.
 const GUEST_CITED_MAX: usize = 20;
 const GUEST_TIME_MAX: Duration = Duration::from_secs(15);
@@ -73,7 +78,9 @@ pub(in crate::room) struct GapFill<'i, F> {
     /// On the clock of spans: when the gap is given up, and the deadline of the task that waits for it.
     until: Duration,
     share_until: Duration,
+    is_guest: bool,
     cited_left: usize,
+    chains_left: usize,
     states_left: usize,
     /// The filling's own memory; an event that does not fit it never will, so the sender is not told to retry.
     own: Account,
@@ -106,6 +113,8 @@ impl<'i, F: Fetch> GapFill<'i, F> {
             room_id,
             until: share_until.min(parts.clock.instant() + if is_guest { GUEST_TIME_MAX } else { TIME_MAX }),
             share_until,
+            is_guest,
+            chains_left: if is_guest { GUEST_CHAINS_MAX } else { CHAINS_MAX },
             cited_left: if is_guest { GUEST_CITED_MAX } else { CITED_MAX },
             states_left: if is_guest { 0 } else { STATES_MAX },
             grant: own.try_take(0)?,
@@ -300,8 +309,9 @@ impl<'i, F: Fetch> GapFill<'i, F> {
         }
     }
 
-    /// Fetches events one by one, and the events they cite, and stores the complete ones as outliers. Answers how many
-    /// could not be had. Fails with a refusal when there are too many.
+    /// Fetches events one by one, and the events they cite, and stores the complete ones as outliers. What they cite is
+    /// fetched one by one where it is little, else as whole auth chains. Answers how many could not be had. Fails with a
+    /// refusal when there are too many.
     pub async fn fetch_singly(&mut self, wanted: Vec<OwnedEventId>) -> Result<usize> {
         let held = self.grant.bytes();
         let done = self.fetch_and_store(wanted).await;
@@ -311,8 +321,12 @@ impl<'i, F: Fetch> GapFill<'i, F> {
 
     async fn fetch_and_store(&mut self, wanted: Vec<OwnedEventId>) -> Result<usize> {
         let mut found: HashMap<OwnedEventId, Arc<Event>> = HashMap::new();
-        let (mut open, mut lost) = (wanted, BTreeSet::new());
+        let (mut open, mut lost) = (wanted.clone(), BTreeSet::new());
+        let held = self.grant.bytes();
         for _ in 0..CITED_ROUNDS_MAX {
+            if open.len() > self.cited_left {
+                break;
+            }
             let mut events = Vec::with_capacity(open.len().min(CITED_MAX));
             for id in open.drain(..) {
                 match self.fetch_one(&id).await? {
@@ -337,14 +351,43 @@ impl<'i, F: Fetch> GapFill<'i, F> {
                 return Ok(lost.len());
             }
         }
-        Err(Reject::auth("the chain of auth events to fetch is too long").into())
+        if found.is_empty() {
+            return Err(Reject::auth("too many auth events are missing").into());
+        }
+        // What was fetched below the wanted events comes again with their auth chains.
+        found.retain(|id, _| wanted.contains(id));
+        lost.retain(|id| wanted.contains(id));
+        let kept: usize = found.values().map(|event| event.weight()).sum();
+        self.grant.shrink((self.grant.bytes() - held).saturating_sub(kept as u64));
+        for (id, event) in &found {
+            let one = HashMap::from([(id.clone(), event.clone())]);
+            if !self.unknown_cited(&one).await?.is_empty() {
+                self.fetch_chain(id).await?;
+            }
+        }
+        let waiting = self.store_outliers(found).await?;
+        Ok(lost.len() + waiting.len())
+    }
+
+    /// Stores the unknown events of an event's auth chain, which the server lists as a whole.
+    async fn fetch_chain(&mut self, id: &EventId) -> Result<()> {
+        self.check_time()?;
+        self.check_intake()?;
+        self.chains_left =
+            self.chains_left.checked_sub(1).ok_or_else(|| Reject::auth("too many long auth chains are missing"))?;
+        match self.fetch_whole(Whole::AuthChain, id).await {
+            Err(Error::Remote(failed)) if failed.is_refusal() => {
+                tracing::debug!(%id, origin = %self.origin, %failed, "an auth chain cannot be fetched");
+                Err(Reject::auth("too many auth events are missing").into())
+            }
+            fetched => fetched,
+        }
     }
 
     /// `None` when the server does not give the event out, or gives another instead.
     async fn fetch_one(&mut self, id: &EventId) -> Result<Option<Event>> {
         self.check_time()?;
-        self.cited_left =
-            self.cited_left.checked_sub(1).ok_or_else(|| Reject::auth("too many auth events are missing"))?;
+        self.cited_left = self.cited_left.saturating_sub(1);
         let raw = match self.in_time(self.inbox.fetch.event(&self.origin, id)).await {
             Ok(raw) => raw,
             Err(failed) if failed.is_refusal() || matches!(failed, Failed::BadAnswer(_) | Failed::TooLarge { .. }) => {
@@ -426,12 +469,12 @@ impl<'i, F: Fetch> GapFill<'i, F> {
         let unknown = std::mem::take(&mut survey.unknown);
         if unknown.len() > SINGLE_EVENTS_MAX {
             drop(survey);
-            self.fetch_state(id).await?;
+            self.fetch_whole(Whole::State, id).await?;
             survey = self.survey(id).await?;
         } else if !unknown.is_empty() {
             match self.fetch_singly(unknown.clone()).await {
                 // More events are unknown than can be requested singly.
-                Err(Error::Reject(_)) => self.fetch_state(id).await?,
+                Err(Error::Reject(_)) => self.fetch_whole(Whole::State, id).await?,
                 fetched => drop(fetched?),
             }
             let look_again = move |_: &crate::room::Rooms, read: &store::Read| {
@@ -486,12 +529,14 @@ impl<'i, F: Fetch> GapFill<'i, F> {
         Ok(survey)
     }
 
-    /// Stores the unknown events of a whole state and of its auth chain.
-    async fn fetch_state(&mut self, id: &EventId) -> Result<()> {
-        let now = self.inbox.rooms.0.parts.clock.instant();
-        self.until = self.share_until.min(now + STATE_TIME_MAX);
-        for _ in 0..STATE_READS_MAX {
-            let read = self.read_state(id).await?;
+    /// Stores the unknown events of an answer that is a whole state with its auth chain, or a whole auth chain.
+    async fn fetch_whole(&mut self, what: Whole, id: &EventId) -> Result<()> {
+        if !self.is_guest {
+            let now = self.inbox.rooms.0.parts.clock.instant();
+            self.until = self.share_until.min(now + WHOLE_TIME_MAX);
+        }
+        for _ in 0..READS_MAX {
+            let read = self.read_whole(what, id).await?;
             if read.let_go == 0 || read.stored == 0 {
                 break;
             }
@@ -499,11 +544,17 @@ impl<'i, F: Fetch> GapFill<'i, F> {
         Ok(())
     }
 
-    /// Reads a whole state once. Stored events stay, should the answer break off.
-    async fn read_state(&mut self, id: &EventId) -> Result<Reading> {
+    /// Reads the answer once. Stored events stay, should it break off.
+    async fn read_whole(&mut self, what: Whole, id: &EventId) -> Result<Reading> {
         let (out, mut pieces) = tokio::sync::mpsc::channel(1);
         let (inbox, origin, room_id) = (self.inbox, self.origin.clone(), self.room_id.clone());
-        let asking = self.in_time(inbox.fetch.state(&origin, &room_id, id, out));
+        let asking = async {
+            match what {
+                Whole::State => inbox.fetch.state(&origin, &room_id, id, out).await,
+                Whole::AuthChain => inbox.fetch.event_auth(&origin, &room_id, id, out).await,
+            }
+        };
+        let asking = self.in_time(asking);
         let held = self.grant.bytes();
         let this = &mut *self;
         // It owns the receiver: the sending side stops when this one does.
@@ -556,9 +607,8 @@ impl<'i, F: Fetch> GapFill<'i, F> {
             self.put_down(reading).await?;
             // The waiting events would mostly fill it again at once.
             if self.grant.bytes() - reading.held > self.own.limit() / 4 {
-                reading.let_go += reading.found.len();
-                reading.found.clear();
-                self.grant.shrink(self.grant.bytes() - reading.held);
+                reading.let_go_deepest();
+                self.pay_for(reading);
             }
             if self.pay(&event).is_err() {
                 reading.let_go += 1;
@@ -578,7 +628,7 @@ impl<'i, F: Fetch> GapFill<'i, F> {
             match event {
                 Ok(event) => drop(reading.found.insert(id, Arc::new(event))),
                 Err(failed) if failed.is_passing() => return Err(failed),
-                Err(failed) => tracing::debug!(%id, %failed, "a state event cannot be verified"),
+                Err(failed) => tracing::debug!(%id, %failed, "an event of a state or auth chain cannot be verified"),
             }
         }
         self.pay_for(reading);
@@ -603,7 +653,16 @@ impl<'i, F: Fetch> GapFill<'i, F> {
     }
 }
 
-/// One reading of the answer that holds a whole state.
+/// What another server tells as a whole.
+#[derive(Clone, Copy)]
+enum Whole {
+    /// The state before an event, and the auth chain of that state.
+    State,
+    /// The auth chain of an event.
+    AuthChain,
+}
+
+/// One reading of such an answer.
 #[derive(Default)]
 struct Reading {
     /// Bytes of the filling that were in use before.
@@ -614,6 +673,19 @@ struct Reading {
     stored: usize,
     /// Events that found no room until the events they cite came.
     let_go: usize,
+}
+
+impl Reading {
+    /// Lets half of the waiting events go. An event lies deeper in the room than those it cites, so the ones that can be
+    /// stored first stay, in whatever order the answer has them.
+    fn let_go_deepest(&mut self) {
+        let mut depths: Vec<u64> = self.found.values().map(|event| event.depth()).collect();
+        depths.sort_unstable();
+        let Some(&middle) = depths.get(depths.len() / 2) else { return };
+        let count = self.found.len();
+        self.found.retain(|_, event| event.depth() < middle);
+        self.let_go += count - self.found.len();
+    }
 }
 
 /// Takes bytes out of the filling's own memory.

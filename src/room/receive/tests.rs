@@ -47,6 +47,24 @@ struct Book {
     is_away: bool,
 }
 
+impl Book {
+    fn cited(&self, event: &Event) -> Vec<Arc<Event>> {
+        event.auth_events().filter_map(|id| self.events.get(id)).map(|(event, _)| event.clone()).collect()
+    }
+
+    /// Events and all that they stand on, in the order of their ids, which is none.
+    fn chain(&self, mut open: Vec<Arc<Event>>) -> Vec<Vec<u8>> {
+        let mut all: BTreeMap<OwnedEventId, Arc<Event>> = BTreeMap::new();
+        while let Some(event) = open.pop() {
+            if !all.contains_key(event.id()) {
+                open.extend(self.cited(&event));
+                all.insert(event.id().to_owned(), event);
+            }
+        }
+        all.into_values().map(|event| event.to_federation().to_vec()).collect()
+    }
+}
+
 impl Peer {
     fn with<T>(&self, look: impl FnOnce(&mut Book) -> T) -> T {
         look(&mut self.0.lock().unwrap())
@@ -136,15 +154,18 @@ impl Fetch for Peer {
         let pieces = self.with(|book| {
             book.asked.push("state");
             let state = book.events.get(id).map(|(_, state)| state.clone())?;
-            let mut all: BTreeMap<OwnedEventId, Arc<Event>> = BTreeMap::new();
-            let mut open: Vec<Arc<Event>> = state.into_values().collect();
-            while let Some(event) = open.pop() {
-                for cited in event.auth_events() {
-                    open.extend(book.events.get(cited).map(|(event, _)| event.clone()));
-                }
-                all.insert(event.id().to_owned(), event);
-            }
-            Some(all.into_values().map(|event| event.to_federation().to_vec()).collect::<Vec<_>>())
+            Some(book.chain(state.into_values().collect()))
+        });
+        for piece in pieces.ok_or_else(absent)?.chunks(10) {
+            let _ = out.send(piece.to_vec()).await;
+        }
+        Ok(())
+    }
+    async fn event_auth(&self, _: &ServerName, _: &RoomId, id: &ruma::EventId, out: Pieces) -> Result<(), Failed> {
+        let pieces = self.with(|book| {
+            book.asked.push("event_auth");
+            let (event, _) = book.events.get(id)?;
+            Some(book.chain(book.cited(event)))
         });
         for piece in pieces.ok_or_else(absent)?.chunks(10) {
             let _ = out.send(piece.to_vec()).await;
@@ -718,6 +739,32 @@ async fn the_state_before_a_gap_is_had_under_every_profile() {
         assert!(world.peer.asked().contains(&"state_ids"));
         assert_eq!(world.house.row(&world.room).joined, 5);
         assert_eq!(world.house.rooms.0.parts.budget.account("gaps").used(), 0);
+    }
+}
+
+/// Each new name cites the one before, so that the chain of what a message stands on grows without the room: users who
+/// had changed theirs often were locked out for ever.
+#[tokio::test]
+async fn a_user_who_was_renamed_often_is_listened_to() {
+    for (names, budget) in [(250, Budget::for_tests()), (250, with_gaps("pi-zero-2w", 160 * 1024))] {
+        let world = World::within(budget).await;
+        let mut line = world.line();
+        for n in 0..names {
+            let name = json!({ "membership": "join", "displayname": format!("Bob {n}") });
+            world.make(&mut line, &world.bob, "m.room.member", Some(world.bob.as_str()), name);
+        }
+        let last = world.say(&mut line, "it is still me");
+        world.peer.with(|book| book.keeps_events = true);
+        assert_eq!(world.receive(&[last.clone()]).await, [Ok(())]);
+        let row = world.row(&last).unwrap();
+        assert!(!row.flags.soft_failed && !row.flags.rejected && row.order.is_some());
+        let asked = world.peer.asked();
+        let count = |what: &str| asked.iter().filter(|asked| **asked == what).count();
+        assert!(count("event") < 20 && count("state") == 0, "{asked:?}");
+        let gaps = world.house.rooms.0.parts.budget.account("gaps");
+        assert_eq!(count("event_auth") > 1, gaps.limit() <= 160 * 1024, "it is read more than once: {asked:?}");
+        assert_eq!(gaps.used(), 0);
+        world.check_state();
     }
 }
 
