@@ -34,7 +34,11 @@ pub struct Draft {
 
 impl Draft {
     /// Hashes, signs, and checks the result as if another server had sent it.
+    /// Lengths are in bytes, whatever the version lets others send.
     pub fn build(self, version: &'static RoomVersion, server: &OwnedServerName, key: &Key) -> Result<Event, Reject> {
+        if !format::is_short(&self.kind) || !self.state_key.as_deref().is_none_or(format::is_short) {
+            return Err(Reject::too_large("the type or state key is longer than 255 bytes"));
+        }
         let unsigned = self.write(version, server);
         sign_new(version, &unsigned, server, key)
     }

@@ -1,4 +1,8 @@
 //! Size and shape of an event (specification: server-server API "PDUs", client-server API "Size limits").
+//!
+//! Synapse counted characters instead of bytes for years, so rooms up to version 10 contain longer texts than the
+//! specification allows. An event that cites one of those would have to be refused without it. So the event is taken,
+//! and the authorisation rules reject it, as Synapse does now.
 
 use super::Reject;
 use super::header::{Header, Span, reference};
@@ -9,7 +13,7 @@ use std::borrow::Cow;
 
 /// Canonical JSON with signatures, without `unsigned`.
 pub const EVENT_BYTES_MAX: usize = 65_536;
-/// Type, state key, sender, room id, event id: each.
+/// Type, state key, sender, room id, event id: each. In characters too, where bytes are not counted.
 pub const ID_BYTES_MAX: usize = 255;
 pub const PREV_EVENTS_MAX: usize = 20;
 pub const AUTH_EVENTS_MAX: usize = 10;
@@ -19,15 +23,15 @@ pub(super) fn check(version: &RoomVersion, bytes: &[u8], header: &Header) -> Res
     if bytes.len() > EVENT_BYTES_MAX {
         return Err(Reject::too_large("the event is larger than 65536 bytes"));
     }
-    let kind = required_text(bytes, header.kind, "type")?;
-    let sender = required_text(bytes, header.sender, "sender")?;
+    let kind = required_text(version, bytes, header.kind, "type")?;
+    let sender = required_text(version, bytes, header.sender, "sender")?;
     <&UserId>::try_from(&*sender).map_err(|e| Reject::shape(format!("sender is not a user ID: {e}")))?;
     if header.state_key.is_some() {
-        required_text(bytes, header.state_key, "state_key")?;
+        required_text(version, bytes, header.state_key, "state_key")?;
     }
     check_room_id(version, bytes, header, &kind)?;
     if version.event_id_in_event() {
-        check_event_id(&required_text(bytes, header.event_id, "event_id")?)?;
+        check_event_id(&required_text(version, bytes, header.event_id, "event_id")?)?;
     }
     check_references(version, bytes, header.prev_events, "prev_events", PREV_EVENTS_MAX)?;
     check_references(version, bytes, header.auth_events, "auth_events", AUTH_EVENTS_MAX)?;
@@ -43,7 +47,7 @@ fn check_room_id(version: &RoomVersion, bytes: &[u8], header: &Header, kind: &st
             false => Ok(()),
         };
     }
-    let room_id = required_text(bytes, header.room_id, "room_id")?;
+    let room_id = required_text(version, bytes, header.room_id, "room_id")?;
     <&RoomId>::try_from(&*room_id).map_err(|e| Reject::shape(format!("room_id is not a room ID: {e}")))?;
     Ok(())
 }
@@ -86,11 +90,22 @@ fn check_objects(bytes: &[u8], header: &Header) -> Result<(), Reject> {
     Ok(())
 }
 
-fn required_text<'a>(bytes: &'a [u8], span: Span, name: &str) -> Result<Cow<'a, str>, Reject> {
+/// Whether a type, a state key or an id has at most [`ID_BYTES_MAX`] bytes.
+pub(super) fn is_short(text: &str) -> bool {
+    text.len() <= ID_BYTES_MAX
+}
+
+fn required_text<'a>(version: &RoomVersion, bytes: &'a [u8], span: Span, name: &str) -> Result<Cow<'a, str>, Reject> {
     let text =
         span.of(bytes).and_then(json::read::text).ok_or_else(|| Reject::shape(format!("{name} is not a string")))?;
-    if text.len() > ID_BYTES_MAX {
+    if is_short(&text) {
+        return Ok(text);
+    }
+    if version.lengths_in_bytes {
         return Err(Reject::too_large(format!("{name} is longer than 255 bytes")));
     }
-    Ok(text)
+    match text.chars().count() <= ID_BYTES_MAX {
+        true => Ok(text),
+        false => Err(Reject::too_large(format!("{name} is longer than 255 characters"))),
+    }
 }

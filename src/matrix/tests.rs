@@ -1,5 +1,6 @@
 //! The protocol vectors, and our bytes against ruma's.
 
+use super::draft;
 use super::event::Event;
 use super::json::{self, Mode};
 use super::scan::BASE64;
@@ -103,6 +104,27 @@ fn broken_json_is_refused() {
         assert!(canonical(raw, Mode::Lenient).is_err(), "{raw}");
     }
     assert!(json::canonical(b"\"\xff\"", Mode::Lenient).is_err());
+}
+
+#[test]
+fn lengths_are_in_characters_in_old_rooms_and_in_bytes_in_new_ones() {
+    let key = Key::from_seed("1", [1; 32]);
+    let reads = |version: &str, state_key: &str| {
+        let event = json!({
+            "type": "com.example", "state_key": state_key, "sender": "@a:x.y", "room_id": "!r:x.y", "content": {},
+            "prev_events": ["$e"], "auth_events": ["$e"], "depth": 1, "origin_server_ts": 1,
+        });
+        let version = version::get(version).unwrap();
+        draft::sign_new(version, event.to_string().as_bytes(), &"x.y".try_into().unwrap(), &key).is_ok()
+    };
+    for (text, old, new) in [
+        ("x".repeat(255), true, true),
+        ("x".repeat(256), false, false),
+        ("\u{e9}".repeat(255), true, false),
+        ("\u{e9}".repeat(256), false, false),
+    ] {
+        assert_eq!((reads("10", &text), reads("11", &text)), (old, new), "{} bytes", text.len());
+    }
 }
 
 #[test]

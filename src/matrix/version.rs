@@ -48,6 +48,9 @@ pub struct RoomVersion {
     pub knock: bool,
     pub restricted: bool,
     pub knock_restricted: bool,
+    /// Types, state keys and ids have 255 bytes at most (11). Earlier rooms contain some with 255 characters in more bytes:
+    /// such an event is kept, and rejected.
+    pub lengths_in_bytes: bool,
     /// Power levels must be JSON integers (10); earlier strings are understood.
     pub integer_levels: bool,
     /// The create event's sender is the creator, not its `creator` field (11).
@@ -77,6 +80,7 @@ const V1: RoomVersion = RoomVersion {
     knock: false,
     restricted: false,
     knock_restricted: false,
+    lengths_in_bytes: false,
     integer_levels: false,
     creator_is_sender: false,
     creators_infinite: false,
@@ -102,8 +106,14 @@ const V7: RoomVersion = RoomVersion { id: "7", knock: true, ..V6 };
 const V8: RoomVersion = RoomVersion { id: "8", restricted: true, keeps_join_allow: true, ..V7 };
 const V9: RoomVersion = RoomVersion { id: "9", keeps_join_authorised: true, ..V8 };
 const V10: RoomVersion = RoomVersion { id: "10", knock_restricted: true, integer_levels: true, ..V9 };
-const V11: RoomVersion =
-    RoomVersion { id: "11", creator_is_sender: true, keeps_old_top_level: false, redaction_v11: true, ..V10 };
+const V11: RoomVersion = RoomVersion {
+    id: "11",
+    creator_is_sender: true,
+    keeps_old_top_level: false,
+    lengths_in_bytes: true,
+    redaction_v11: true,
+    ..V10
+};
 const V12: RoomVersion = RoomVersion { id: "12", state_res: StateRes::V2_1, creators_infinite: true, ..V11 };
 
 static ROWS: [RoomVersion; 12] = [V1, V2, V3, V4, V5, V6, V7, V8, V9, V10, V11, V12];

@@ -19,6 +19,7 @@ pub use power::{INFINITE, Named, PowerLevels, Powers};
 
 use super::Reject;
 use super::event::Event;
+use super::format::is_short;
 use super::json;
 use super::version::RoomVersion;
 use ruma::{EventId, RoomId, UserId};
@@ -112,6 +113,9 @@ impl Event {
 
 /// Judges an event against a state. Checks everything but its auth events.
 pub fn check<S: State>(version: &RoomVersion, event: &Subject<'_>, state: &S) -> Result<(), S::Error> {
+    if !is_short(event.kind) || !event.state_key.is_none_or(is_short) {
+        return Err(Reject::auth("the type or state key is longer than 255 bytes").into());
+    }
     if event.kind == "m.room.create" {
         return Ok(join_rule::check_create(version, event)?);
     }

@@ -723,6 +723,29 @@ async fn a_state_that_cites_too_much_is_fetched_whole() {
     }
 }
 
+/// Rooms up to version 10 contain types and state keys of 255 characters in more bytes, since Synapse let them in. What
+/// cannot be read at all is missing for ever in what follows it; so such an event is taken, and rejected as by others.
+#[tokio::test]
+async fn an_old_rooms_event_with_too_long_a_type_is_kept_and_rejected() {
+    for (version, kept) in [("10", true), ("11", false)] {
+        let world = World::of(Budget::for_tests(), Some(version)).await;
+        let mut line = world.line();
+        let draft = world.unsigned(&line, &world.bob, &"\u{e9}".repeat(200), None, json!({}));
+        let version = line.heads[0].version();
+        let text = draft.template(version).to_string();
+        let long = crate::matrix::draft::sign_new(version, text.as_bytes(), &far(), &world.key);
+        assert_eq!(long.is_ok(), kept);
+        let Ok(long) = long.map(Arc::new) else { continue };
+        world.peer.with(|book| book.events.insert(long.id().to_owned(), (long.clone(), line.state.clone())));
+        line.heads = vec![long.clone()];
+        let after = world.say(&mut line, "after it");
+        let taken = world.receive(&[long.clone(), after.clone()]).await;
+        assert!(taken[0].as_ref().unwrap_err().contains("255 bytes") && taken[1].is_ok(), "{taken:?}");
+        assert!(world.row(&long).unwrap().flags.rejected && world.row(&after).unwrap().order.is_some());
+        assert!(!world.peer.asked().contains(&"state_ids"));
+    }
+}
+
 /// The keys that a state may differ in were paid for before it was known how many there are: more than a gap may have,
 /// under half of the profiles. Every later event of that server was refused.
 #[tokio::test]
