@@ -12,6 +12,7 @@ use ruma::ServerName;
 
 use crate::store::tables::room::{event, member};
 use crate::store::tables::server::outbox::{self, Outbound};
+use crate::store::tables::user;
 use crate::store::{self, EventNum, Get, Position, RoomNum};
 
 pub(in crate::deliver) const PDUS_MAX: usize = 50;
@@ -69,14 +70,24 @@ fn push(list: &mut Vec<u8>, json: &[u8]) {
 }
 
 /// Whether a row of the log is for a server: it is named, or it has been in the room since before the row was written.
+/// An event of a user of that server came to us from there (`send_join` and the like), and is not sent back.
 fn is_for(get: &impl Get, server: &str, at: Position, row: &Outbound) -> store::Result<bool> {
     let in_room = |room: RoomNum| Ok(member::server(get, room, server)?.is_some_and(|(_, since)| since <= at));
     match row {
-        Outbound::Event { room, also, .. } => Ok(also.iter().any(|name| name == server) || in_room(*room)?),
+        Outbound::Event { room, event, also } => {
+            let is_told = also.iter().any(|name| name == server) || in_room(*room)?;
+            Ok(is_told && !is_from(get, server, *event)?)
+        }
         Outbound::RoomEdu { room, .. } => in_room(*room),
         Outbound::Edu { to, .. } => Ok(to.iter().any(|name| name == server)),
         Outbound::Followed { .. } => Ok(false),
     }
+}
+
+/// Whether an event's sender is a user of the server.
+fn is_from(get: &impl Get, server: &str, event: EventNum) -> store::Result<bool> {
+    let Some(row) = event::row(get, event)? else { return Ok(false) };
+    Ok(user::id_of(get, row.sender)?.split_once(':').is_some_and(|(_, of)| of == server))
 }
 
 /// The next unit for `server` out of the rows behind `rows.start`, up to `rows.end`. `lag_ms` is the time the server
@@ -185,4 +196,53 @@ fn is_ephemeral(edu: &[u8]) -> bool {
         edu_type: std::borrow::Cow<'a, str>,
     }
     serde_json::from_slice::<Kind<'_>>(edu).is_ok_and(|kind| matches!(&*kind.edu_type, "m.typing" | "m.receipt"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::tables::room::event_row::{Flags, Id, Kind, Row};
+    use crate::store::tables::user;
+    use crate::store::{BodyNum, Store, Write};
+
+    /// A joining server got its own join event back, often before the answer to its request.
+    #[test]
+    fn a_server_is_not_sent_what_it_sent_us() {
+        let store = Store::in_memory();
+        let room = RoomNum(3);
+        let job = move |w: &mut Write<'_>| {
+            for (n, sender) in ["@a:home.example", "@b:far.example", "@c:other.example"].into_iter().enumerate() {
+                let row = Row {
+                    room,
+                    body: BodyNum(0),
+                    id: Id::Hash([n as u8; 32]),
+                    kind: Kind::MESSAGE,
+                    state_key: None,
+                    sender: user::intern(w, sender)?,
+                    member: None,
+                    flags: Flags::default(),
+                    depth: 1,
+                    origin_server_ts: 1,
+                    auth: Vec::new(),
+                    before: None,
+                    order: None,
+                    redacted_by: None,
+                };
+                let (event, _) = event::insert(w, row, format!("{{\"from\":\"{sender}\"}}").as_bytes())?;
+                let also = vec!["far.example".to_owned()];
+                outbox::post(w, Position(n as u64 + 1), &Outbound::Event { room, event, also })?;
+            }
+            member::put_server(w, room, "other.example", 1, Position(0))
+        };
+        store.write_blocking(job).unwrap();
+        let sent = |server: &str| {
+            let rows = Position(0)..Position(9);
+            let server = <&ServerName>::try_from(server).unwrap();
+            let unit = next(&store.read().unwrap(), server, rows, 0, 100, 10_000).unwrap();
+            assert_eq!((unit.reached, unit.more), (Position(3), false));
+            String::from_utf8(unit.pdus).unwrap()
+        };
+        assert_eq!(sent("far.example"), r#"{"from":"@a:home.example"},{"from":"@c:other.example"}"#);
+        assert_eq!(sent("other.example"), r#"{"from":"@a:home.example"},{"from":"@b:far.example"}"#);
+    }
 }
