@@ -14,7 +14,7 @@ use crate::base::{Clock, Random};
 use crate::matrix::{Event, version};
 use crate::remote::{Remote, RemoteOptions};
 use crate::room::handshake::invite;
-use crate::room::handshake::out_of_band;
+use crate::room::handshake::out_of_band::{self, Leave};
 use crate::room::membership::profile;
 use crate::room::send;
 use crate::store::tables::room::event;
@@ -117,6 +117,28 @@ impl House {
     pub async fn invited_outside(&self, user: &UserId, room: &RoomId, stripped: Value) {
         let stripped = stripped.to_string().into_bytes();
         out_of_band::record(&self.rooms, user, room, "11", Membership::Invite, stripped).await.unwrap();
+    }
+
+    /// Ends such an invite: by an event of the server named, or by the user with a content that nobody was told. Answers
+    /// the event's id.
+    pub async fn leave_outside(
+        &self,
+        user: &UserId,
+        room: &RoomId,
+        by: Option<&str>,
+        event: Value,
+    ) -> Option<OwnedEventId> {
+        let (leave, id) = match by {
+            Some(server) => {
+                let (server, key) = (server.try_into().unwrap(), sign::Key::from_seed("1", [9; 32]));
+                let (version, event) = (version::get("11").unwrap(), event.to_string());
+                let event = crate::matrix::draft::sign_new(version, event.as_bytes(), &server, &key).unwrap();
+                (Leave::of(&event), Some(event.id().to_owned()))
+            }
+            None => (Leave::unsent(&self.rooms, user, event.as_object().unwrap()), None),
+        };
+        out_of_band::end(&self.rooms, user, room, None, Some(leave)).await.unwrap();
+        id
     }
 
     pub fn read(&self) -> Read {
@@ -659,7 +681,7 @@ async fn an_invite_from_outside_is_kept_and_dropped() {
     let mine = user_room::mine(&house.read(), user, num).unwrap().unwrap();
     assert!(mine.outside && mine.membership == Membership::Invite);
     assert_eq!(user_room::stripped(&house.read(), user, num).unwrap(), Some(stripped));
-    out_of_band::end(&house.rooms, &anna, &room, None).await.unwrap();
+    out_of_band::end(&house.rooms, &anna, &room, None, None).await.unwrap();
     let mine = user_room::mine(&house.read(), user, num).unwrap().unwrap();
     assert!(mine.membership == Membership::Leave && user_room::stripped(&house.read(), user, num).unwrap().is_none());
 }
@@ -754,13 +776,13 @@ async fn an_invite_is_its_senders() {
     let by_its_sender = leave("@rob:friend.example").await;
     assert!(!matches!(by_its_sender, Err(Error::NotFound)), "refused for its signature, which nobody can check here");
     let by = |id: &str| Some(OwnedUserId::try_from(id).unwrap());
-    out_of_band::end(&house.rooms, &anna, &room, by("@eve:evil.example")).await.unwrap();
+    out_of_band::end(&house.rooms, &anna, &room, by("@eve:evil.example"), None).await.unwrap();
     assert_eq!(shown().as_deref(), Some("again"));
-    out_of_band::end(&house.rooms, &anna, &room, by("@rob:friend.example")).await.unwrap();
+    out_of_band::end(&house.rooms, &anna, &room, by("@rob:friend.example"), None).await.unwrap();
     assert_eq!(shown(), None);
     // Over, it stands in nobody's way; and who was asked ends what they like.
     invite("@eve:evil.example", "new").await;
-    out_of_band::end(&house.rooms, &anna, &room, None).await.unwrap();
+    out_of_band::end(&house.rooms, &anna, &room, None, None).await.unwrap();
     assert_eq!(shown(), None);
 }
 

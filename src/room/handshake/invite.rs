@@ -5,7 +5,7 @@ use ruma::{EventId, OwnedEventId, OwnedRoomId, OwnedUserId, RoomId, ServerName, 
 use serde_json::json;
 use serde_json::value::RawValue;
 
-use super::out_of_band::may_end;
+use super::out_of_band::{Leave, may_end};
 use super::{asking, is_unknown_path};
 use crate::base;
 use crate::matrix::scan::{self, Signer};
@@ -120,8 +120,8 @@ pub async fn receive_ends(
 }
 
 /// Accepts an event for a room we do not participate in. The only relevant events are those that end an invite or a
-/// knock of a local user: an invite by its sender, a knock by a server involved in it. The event itself is not
-/// kept.
+/// knock of a local user: an invite by its sender, a knock by a server involved in it. What apps are shown of the event
+/// is kept.
 pub async fn end(rooms: &Rooms, origin: &ServerName, room_id: &RoomId, raw: Box<RawValue>) -> Result<OwnedEventId> {
     let (origin, id) = (origin.to_owned(), room_id.to_owned());
     let read = rooms.reading(move |rooms, read| {
@@ -144,7 +144,8 @@ pub async fn end(rooms: &Rooms, origin: &ServerName, room_id: &RoomId, raw: Box<
     });
     let (event, target) = read.await?;
     fetch::check_signed(rooms, &event).await?;
-    out_of_band::end(rooms, &target, room_id, Some(event.sender().to_owned())).await?;
+    let leave = Leave::of(&event);
+    out_of_band::end(rooms, &target, room_id, Some(event.sender().to_owned()), Some(leave)).await?;
     Ok(event.id().to_owned())
 }
 

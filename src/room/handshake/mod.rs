@@ -23,6 +23,8 @@ use crate::remote::{Failed, Options, Urgency, encode};
 use crate::room::state::servers;
 use crate::store::tables::room::event_row::Membership;
 
+use out_of_band::Leave;
+
 pub mod out_of_band;
 pub mod invite;
 
@@ -169,13 +171,17 @@ pub(super) async fn leave(rooms: &Rooms, user: &UserId, room: &RoomId, reason: O
     }
     for server in &servers {
         match leave_through(rooms, server, user, room, content.clone()).await {
-            Ok(()) => break,
+            Ok(event) => {
+                let leave = Leave::of(&event);
+                return out_of_band::end(rooms, user, room, None, Some(leave)).await;
+            }
             Err(error) => {
                 tracing::info!(%server, %room, "the leave event of {user} could not be sent to the server: {error}")
             }
         }
     }
-    out_of_band::end(rooms, user, room, None).await
+    let leave = Leave::unsent(rooms, user, &content);
+    out_of_band::end(rooms, user, room, None, Some(leave)).await
 }
 
 pub(super) async fn leave_through(
@@ -184,10 +190,11 @@ pub(super) async fn leave_through(
     user: &UserId,
     room: &RoomId,
     content: Map<String, Value>,
-) -> Result<()> {
+) -> Result<Event> {
     let template = ask_template(rooms, server, Verb::Leave, room, user).await?;
     let event = sign_template(rooms, &template, content)?;
-    hand_over(rooms, server, Verb::Leave, &event).await.map(drop)
+    hand_over(rooms, server, Verb::Leave, &event).await?;
+    Ok(event)
 }
 
 /// Knocks at a room through the named servers.

@@ -1,11 +1,14 @@
 //! Memberships in rooms without local members: invites from other servers, and joins through them.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 
 use ruma::{OwnedUserId, RoomId, UserId};
+use serde_json::{Map, Value, json};
 
 use crate::base::shares::{Held, neighbourhood, of_the_busiest};
+use crate::matrix::Event;
 use crate::room::Rooms;
 use crate::room::error::{Error, Result};
 use crate::room::state::stripped::inviter;
@@ -64,7 +67,7 @@ pub async fn record(
                 }
             }
             for invite in surplus.invites {
-                remove_rows(w, user, invite)?;
+                remove_rows(w, user, invite, None)?;
             }
             for over in surplus.over {
                 forget(w, user, over)?;
@@ -89,8 +92,14 @@ pub async fn record(
 }
 
 /// Ends an invite or knock from outside: declined, taken back, or refused. `inviter`: ends an invite only if that
-/// user sent it.
-pub async fn end(rooms: &Rooms, user: &UserId, room_id: &RoomId, inviter: Option<OwnedUserId>) -> Result<()> {
+/// user sent it. `leave`: the event that ends it, which apps are shown.
+pub async fn end(
+    rooms: &Rooms,
+    user: &UserId,
+    room_id: &RoomId,
+    inviter: Option<OwnedUserId>,
+    leave: Option<Leave>,
+) -> Result<()> {
     let (user_id, room_id) = (user.to_owned(), room_id.to_owned());
     rooms
         .write(move |w| {
@@ -99,7 +108,7 @@ pub async fn end(rooms: &Rooms, user: &UserId, room_id: &RoomId, inviter: Option
             };
             match inviter {
                 Some(inviter) if !may_end(w, user, num, &user_id, &inviter)? => Ok(()),
-                _ => remove_rows(w, user, num),
+                _ => remove_rows(w, user, num, leave.as_ref()),
             }
         })
         .await
@@ -121,13 +130,53 @@ pub(in crate::room) fn may_end(
     Ok(inviter(&stripped, user_id).is_some_and(|inviter| inviter == by.as_str()))
 }
 
+/// The member event that ends an invite or knock from outside, as apps see it: a JSON array of one. Kept where the
+/// stripped state was.
+pub struct Leave(Vec<u8>);
+
+/// The content of such an event that is kept; of a longer one only the membership. A person may have
+/// [`OVER_MAX`] of them, and others choose how long they are.
+const LEAVE_BYTES_MAX: usize = 4096;
+
+impl Leave {
+    pub fn of(event: &Event) -> Leave {
+        let membership = event.membership().unwrap_or(Cow::Borrowed("leave"));
+        let content = match event.content() {
+            content if content.len() <= LEAVE_BYTES_MAX => content.to_owned(),
+            _ => json!({ "membership": membership }).to_string(),
+        };
+        let state_key = event.state_key().unwrap_or_default();
+        Leave::written(&content, event.id().as_str(), event.origin_server_ts(), event.sender().as_str(), state_key)
+    }
+
+    /// For a user whose leave no other server was told of: an event that is in no room.
+    pub fn unsent(rooms: &Rooms, user: &UserId, content: &Map<String, Value>) -> Leave {
+        let parts = &rooms.0.parts;
+        let id = format!("${}", parts.random.token(43));
+        let content = match serde_json::to_string(content).unwrap_or_default() {
+            content if (1..=LEAVE_BYTES_MAX).contains(&content.len()) => content,
+            _ => json!({ "membership": "leave" }).to_string(),
+        };
+        Leave::written(&content, &id, parts.clock.now_ms(), user.as_str(), user.as_str())
+    }
+
+    fn written(content: &str, id: &str, ts: u64, sender: &str, state_key: &str) -> Leave {
+        let (id, sender, state_key) = (json!(id), json!(sender), json!(state_key));
+        let text = format!(
+            "[{{\"content\":{content},\"event_id\":{id},\"origin_server_ts\":{ts},\"sender\":{sender},\
+             \"state_key\":{state_key},\"type\":\"m.room.member\"}}]"
+        );
+        Leave(text.into_bytes())
+    }
+}
+
 /// Ends an invite or knock from outside, and notifies the user.
-fn remove_rows(w: &mut Write<'_>, user: UserNum, num: RoomNum) -> Result<()> {
+fn remove_rows(w: &mut Write<'_>, user: UserNum, num: RoomNum, leave: Option<&Leave>) -> Result<()> {
     let Some(old) = user_room::mine(w, user, num)?.filter(|mine| mine.outside) else { return Ok(()) };
     let since = w.next_position();
     let mine = Mine { membership: Membership::Leave, since, before: Some(old.membership), ..old };
     user_room::set_mine(w, user, num, &mine)?;
-    user_room::set_stripped(w, user, num, None)?;
+    user_room::set_stripped(w, user, num, leave.map(|leave| &leave.0[..]))?;
     w.announce(Change { users: vec![user], room: Some(num), ..Change::default() });
     Ok(())
 }

@@ -368,7 +368,7 @@ impl<'a> Join<'a> {
                 let Ok(server) = OwnedServerName::try_from(resident) else { continue };
                 let content = super::send::member::content_of(Membership::Leave, None);
                 match handshake::leave_through(&rooms, &server, &user, &room_id, content).await {
-                    Ok(()) => return,
+                    Ok(_) => return,
                     Err(error) => {
                         tracing::info!(%server, %room_id, %error, "the leave event after a failed join could not be \
                          sent")

@@ -133,6 +133,15 @@ impl Events {
         !self.not_types.iter().any(is) && self.types.as_ref().is_none_or(|types| types.iter().any(is))
     }
 
+    /// Whether an event is wanted that is here only as apps are shown it, in JSON.
+    pub fn wants_shown(&self, event: &[u8]) -> bool {
+        let text = |key: &str| json::read::get_text(event, key).unwrap_or_default();
+        let has_url = json::read::get_path(event, &["content", "url"]).and_then(json::read::text).is_some();
+        self.wants_type(&text("type"))
+            && listed(self.senders.as_deref(), &self.not_senders, &text("sender"))
+            && self.contains_url.is_none_or(|wanted| has_url == wanted)
+    }
+
     /// Whether an event is wanted. Reads no more of it than the filter asks about.
     pub fn wants(&self, get: &impl Get, row: &Row) -> Result<bool> {
         if (self.types.is_some() || !self.not_types.is_empty()) && !self.wants_type(&event_json::kind(get, row)?) {

@@ -351,6 +351,46 @@ async fn nobody_who_left_reads_on_in_what_relates_to_older_events() {
     }
 }
 
+/// An app saw that an invite was gone, and neither by whom nor why.
+#[tokio::test]
+async fn who_ended_an_invite_from_outside_is_shown_with_the_reason() {
+    let house = house();
+    let alice = house.user("alice").await;
+    let room = OwnedRoomId::try_from("!far:away.example").unwrap();
+    let own = json!({ "type": "m.room.member", "state_key": alice, "sender": "@bob:away.example", "content": {} });
+    for (by, length) in [("@bob:away.example", 10), ("@bob:away.example", 9_000), (alice.as_str(), 10)] {
+        house.invited_outside(&alice, &room, json!([own])).await;
+        let (since, rooms) = synced(&house, &alice, None, json!({})).await;
+        assert!(rooms["invite"][room.as_str()].is_object());
+        let reason = "x".repeat(length);
+        let content = json!({ "membership": "leave", "reason": reason });
+        let id = match by == alice {
+            true => {
+                house.leave_outside(&alice, &room, None, content).await;
+                None
+            }
+            false => {
+                let event = json!({
+                    "type": "m.room.member", "state_key": alice, "sender": by, "room_id": room, "content": content,
+                    "prev_events": ["$x"], "auth_events": ["$y"], "depth": 9, "origin_server_ts": 77,
+                });
+                house.leave_outside(&alice, &room, Some("away.example"), event).await
+            }
+        };
+        let (_, rooms) = synced(&house, &alice, Some(since), json!({})).await;
+        let timeline = rooms["leave"][room.as_str()]["timeline"]["events"].as_array().unwrap();
+        let [leave] = &timeline[..] else { panic!("{rooms}") };
+        assert_eq!((&leave["sender"], &leave["state_key"]), (&json!(by), &json!(alice)));
+        assert_eq!((&leave["type"], &leave["content"]["membership"]), (&json!("m.room.member"), &json!("leave")));
+        // Others do not choose how much is kept.
+        assert_eq!(leave["content"]["reason"], if length > 5_000 { Value::Null } else { json!(reason) });
+        assert!(id.is_none_or(|id| leave["event_id"] == id.as_str() && leave["origin_server_ts"] == 77));
+        let without = json!({ "room": { "timeline": { "not_types": ["m.room.member"] } } });
+        let (_, rooms) = synced(&house, &alice, Some(since), without).await;
+        assert_eq!(rooms["leave"][room.as_str()]["timeline"]["events"], json!([]));
+    }
+}
+
 #[tokio::test]
 async fn a_share_comes_in_pieces_whatever_the_room() {
     let house = house();

@@ -58,7 +58,8 @@ impl RoomView {
         Ok(Some(heroes))
     }
 
-    /// Writes the user's own member event, if the room is one we hold and the filter wants the event.
+    /// Writes the user's own member event, if it is here and the filter wants it. Of an invite or knock from outside that
+    /// is over, it is what was kept of the event that ended it.
     pub async fn write_own_member(
         &mut self,
         pen: &ChunkWriter,
@@ -69,6 +70,15 @@ impl RoomView {
             && filter.wants(&*self.read, &event::row_of(&*self.read, own)?)?
         {
             self.write_events(pen, &[(0, own)]).await?;
+        }
+        let is_over = matches!(room.mine.membership, Membership::Leave | Membership::Ban);
+        if room.mine.outside
+            && is_over
+            && let Some(kept) = user_room::stripped(&*self.read, self.viewer.user, self.num)?
+            && let Some(leave) = json::read::items(&kept).next()
+            && filter.wants_shown(leave)
+        {
+            pen.bytes(leave);
         }
         Ok(())
     }
