@@ -13,6 +13,7 @@ use super::*;
 use crate::base::{Clock, Random};
 use crate::matrix::{Event, version};
 use crate::remote::{Remote, RemoteOptions};
+use crate::room::create::StateDraft;
 use crate::room::handshake::invite;
 use crate::room::handshake::out_of_band::{self, Leave};
 use crate::room::membership::profile;
@@ -439,6 +440,37 @@ async fn redactions_take_content_out_whichever_comes_first() {
         assert!(row.flags.redacted && row.redacted_by == event::num(&read, by.as_str()).unwrap());
         assert_eq!(house.event(&by).redacts(), Some(&*said));
     }
+}
+
+/// Nothing that was sent from here was taken by anybody any more, and nobody here could change that.
+#[tokio::test]
+async fn nobody_here_locks_this_server_out() {
+    let house = house();
+    let anna = house.user("anna").await;
+    let room = house.public_room(&anna).await;
+    let refused = |done: Result<OwnedEventId>, why: &str| match done {
+        Err(error) => assert!(error.to_string().contains(why), "{error}"),
+        Ok(_) => panic!("it was sent"),
+    };
+    let set = async |acl: Value| house.send(&anna, &room, "m.room.server_acl", Some(""), acl).await;
+    for acl in [
+        json!({}),
+        json!({ "allow": ["elsewhere.example"] }),
+        json!({ "allow": ["*"], "deny": ["home.*"] }),
+        json!({ "allow": "*" }),
+    ] {
+        refused(set(acl).await, "denies home.example");
+    }
+    let only = set(json!({ "allow": ["*"], "deny": ["bad.example"] })).await.unwrap();
+    let redaction = Sending { redacts: Some(only), ..sending("m.room.redaction", None, json!({})) };
+    refused(house.rooms.send(&anna, &room, redaction).await, "deny every server");
+    let acl = StateDraft {
+        kind: "m.room.server_acl".into(),
+        state_key: String::new(),
+        content: json!({ "allow": ["elsewhere.example"] }),
+    };
+    let create = Create { initial_state: vec![acl], ..Create::default() };
+    assert!(house.rooms.create(&anna, create).await.is_err());
 }
 
 #[tokio::test]

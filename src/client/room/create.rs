@@ -45,7 +45,8 @@ struct State {
 /// POST /_matrix/client/v3/createRoom
 ///
 /// 400 `M_THREEPID_DENIED` for invites by e-mail or number; 400 `M_INVALID_PARAM` for an unknown `visibility` or
-/// `preset`, an alias that is not valid, or too many invites or state events; 400 `M_UNSUPPORTED_ROOM_VERSION`; 400
+/// `preset`, an alias that is not valid, too many invites or state events, or an access control list that denies this
+/// server; 400 `M_UNSUPPORTED_ROOM_VERSION`; 400
 /// `M_ROOM_IN_USE` when the alias is taken; 400 `M_INVALID_ROOM_STATE` when an event does not pass the authorisation
 /// rules, or `initial_state` has a membership; 400 `M_BAD_JSON` when a content is no object, or the power levels name
 /// a creator of a room whose version forbids it; 413 `M_TOO_LARGE` when an event is too large.

@@ -28,10 +28,11 @@ pub async fn message(client: Arc<Client>, mut request: Request) -> Result<Respon
 ///
 /// 400 `M_BAD_JSON` when the content is no object, for an `m.room.create`, for a member event without a valid user or
 /// membership, and for power levels that name a creator where the room version forbids it; 400 `M_BAD_ALIAS` or
-/// `M_INVALID_PARAM` for a canonical alias that does not lead to the room or is no alias; 403 `M_FORBIDDEN` when the
-/// user is not in the room or the authorisation rules refuse the event; 413 `M_TOO_LARGE` when the event is too
-/// large. Joining a restricted room: 400 `M_UNABLE_TO_AUTHORISE_JOIN` or `M_UNABLE_TO_GRANT_JOIN`. Inviting a user of
-/// another server: that server's error as `error.rs` maps it.
+/// `M_INVALID_PARAM` for a canonical alias that does not lead to the room or is no alias; 400 `M_INVALID_PARAM` for an
+/// access control list that denies this server; 403 `M_FORBIDDEN` when the user is not in the room or the authorisation
+/// rules refuse the event; 413 `M_TOO_LARGE` when the event is too large. Joining a restricted room: 400
+/// `M_UNABLE_TO_AUTHORISE_JOIN` or `M_UNABLE_TO_GRANT_JOIN`. Inviting a user of another server: that server's error as
+/// `error.rs` maps it.
 pub async fn state(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let requester = asking(&client, &request).await?;
     let content = content(&mut request).await?;
@@ -50,8 +51,9 @@ struct Redaction {
 
 /// PUT /_matrix/client/v3/rooms/{room_id}/redact/{event_id}/{txn_id}
 ///
-/// 404 `M_NOT_FOUND` when the event is not known; 400 `M_INVALID_PARAM` when it is of another room; 403 `M_FORBIDDEN`
-/// when the user is not in the room, or may not redact it.
+/// 404 `M_NOT_FOUND` when the event is not known and the user may not redact the events of others; 400
+/// `M_INVALID_PARAM` when it is of another room; 403 `M_FORBIDDEN` when the user is not in the room, or may not redact
+/// it, and for an access control list.
 pub async fn redact(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let requester = asking(&client, &request).await?;
     let Redaction { reason } = request.json_or_empty().await?;

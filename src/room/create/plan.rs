@@ -7,7 +7,7 @@ use super::{Chain, Create, StateDraft, invite_content};
 use crate::matrix::{Event, RoomVersion, id, version};
 use crate::room::Rooms;
 use crate::room::error::{Error, Result};
-use crate::room::send::checks::check_levels;
+use crate::room::send::checks::{check_acl, check_levels};
 use crate::room::send::member::{content_of, with_profile};
 use crate::store::Read;
 use crate::store::tables::room::event_row::Membership;
@@ -106,6 +106,9 @@ impl Plan {
                     "M_INVALID_ROOM_STATE",
                     "initial_state may not contain memberships; use invite instead",
                 ));
+            }
+            if draft.kind == "m.room.server_acl" && draft.state_key.is_empty() {
+                check_acl(rooms.server(), &draft.content)?;
             }
             if !done {
                 chain.add(draft)?;

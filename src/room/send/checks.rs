@@ -2,14 +2,16 @@
 
 use std::ops::ControlFlow;
 
-use ruma::OwnedEventId;
+use ruma::{OwnedEventId, ServerName};
 use serde_json::Value;
 
 use super::New;
+use crate::matrix::acl::Acl;
 use crate::matrix::{auth, json};
 use crate::room::Rooms;
 use crate::room::error::{Error, Result};
 use crate::room::state::RoomRef;
+use crate::store::tables::room::event_row::Kind;
 use crate::store::tables::room::relation::{self, Rel};
 use crate::store::tables::room::{self, event};
 use crate::store::tables::user;
@@ -28,6 +30,7 @@ pub fn check_beyond_rules(rooms: &Rooms, read: &Read, room: &RoomRef, new: &New)
                 auth::State::create(&room.view(read))?.map(|create| create.creators.clone()).unwrap_or_default();
             check_levels(&new.content, creators.iter().map(|creator| creator.as_str()))
         }
+        "m.room.server_acl" if new.state_key.as_deref() == Some("") => check_acl(rooms.server(), &new.content),
         "m.room.redaction" => check_redaction(read, room, new),
         "m.room.canonical_alias" if new.state_key.as_deref() == Some("") => check_aliases(rooms, read, room, new),
         _ => Ok(()),
@@ -81,6 +84,20 @@ fn has_annotated(read: &Read, room: &RoomRef, new: &New, target: EventNum, key: 
     Ok(found)
 }
 
+/// An access control list that denies this server would end the room for everybody here: nothing they send is taken any
+/// more, not even another list.
+pub fn check_acl(server: &ServerName, content: &Value) -> Result<()> {
+    match Acl::parse(&content.to_string()).allows(server.as_str()) {
+        true => Ok(()),
+        false => Err(Error::bad(
+            "M_INVALID_PARAM",
+            format!(
+                "this access control list denies {server}, the server it is sent from: nobody here could take it back"
+            ),
+        )),
+    }
+}
+
 /// A local alias in a room's canonical alias event must lead to that room.
 fn check_aliases(rooms: &Rooms, read: &Read, room: &RoomRef, new: &New) -> Result<()> {
     let old = room.view(read).event("m.room.canonical_alias", "")?;
@@ -116,19 +133,22 @@ pub fn check_levels<'a>(levels: &Value, mut creators: impl Iterator<Item = &'a s
     }
 }
 
-/// A user may redact own events, and with the `redact` power level all events (client-server API, "Redactions").
+/// A user may redact own events, and with the `redact` power level all events (client-server API, "Redactions"). An access control list cannot be redacted: what is left of it denies every server.
 fn check_redaction(read: &Read, room: &RoomRef, new: &New) -> Result<()> {
     let in_content = new.content.get("redacts").and_then(Value::as_str);
     let target =
         new.redacts.as_ref().map(|id| id.as_str()).or(in_content.filter(|_| room.version.redacts_in_content()));
     let Some(target) = target else { return Ok(()) };
+    let powerful =
+        room.view(read).with_powers(|powers| powers.user(&new.sender) >= powers.named(auth::Named::Redact))?;
     let target = event::num(read, target)?.ok_or(Error::NotFound)?;
     let row = event::row_of(read, target)?;
     if row.room != room.num {
         return Err(Error::bad("M_INVALID_PARAM", "the event belongs to another room"));
     }
-    let powerful =
-        room.view(read).with_powers(|powers| powers.user(&new.sender) >= powers.named(auth::Named::Redact))?;
+    if row.kind == Kind::SERVER_ACL {
+        return Err(Error::forbidden("a redacted access control list would deny every server: send another one"));
+    }
     let own = user::num(read, new.sender.as_str())? == Some(row.sender);
     match own || powerful == Some(true) {
         true => Ok(()),
