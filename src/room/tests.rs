@@ -442,6 +442,21 @@ async fn redactions_take_content_out_whichever_comes_first() {
     }
 }
 
+/// A moderator who reads of an event elsewhere need not wait until it is here.
+#[tokio::test]
+async fn a_moderator_redacts_what_has_not_come_yet() {
+    let house = house();
+    let (anna, ben) = (house.user("anna").await, house.user("ben").await);
+    let room = house.public_room(&anna).await;
+    house.join(&ben, &room).await.unwrap();
+    let to_come = OwnedEventId::try_from(format!("${}", "A".repeat(43))).unwrap();
+    let redaction =
+        || Sending { redacts: Some(to_come.clone()), ..sending("m.room.redaction", None, json!({ "reason": "spam" })) };
+    assert!(matches!(house.rooms.send(&ben, &room, redaction()).await, Err(Error::NotFound)));
+    let by = house.rooms.send(&anna, &room, redaction()).await.unwrap();
+    assert_eq!(house.event(&by).redacts(), Some(&*to_come));
+}
+
 /// Nothing that was sent from here was taken by anybody any more, and nobody here could change that.
 #[tokio::test]
 async fn nobody_here_locks_this_server_out() {

@@ -133,7 +133,8 @@ pub fn check_levels<'a>(levels: &Value, mut creators: impl Iterator<Item = &'a s
     }
 }
 
-/// A user may redact own events, and with the `redact` power level all events (client-server API, "Redactions"). An access control list cannot be redacted: what is left of it denies every server.
+/// A user may redact own events, and with the `redact` power level all events (client-server API, "Redactions"), those too
+/// that have not come yet. An access control list cannot be redacted: what is left of it denies every server.
 fn check_redaction(read: &Read, room: &RoomRef, new: &New) -> Result<()> {
     let in_content = new.content.get("redacts").and_then(Value::as_str);
     let target =
@@ -141,7 +142,9 @@ fn check_redaction(read: &Read, room: &RoomRef, new: &New) -> Result<()> {
     let Some(target) = target else { return Ok(()) };
     let powerful =
         room.view(read).with_powers(|powers| powers.user(&new.sender) >= powers.named(auth::Named::Redact))?;
-    let target = event::num(read, target)?.ok_or(Error::NotFound)?;
+    let Some(target) = event::num(read, target)? else {
+        return if powerful == Some(true) { Ok(()) } else { Err(Error::NotFound) };
+    };
     let row = event::row_of(read, target)?;
     if row.room != room.num {
         return Err(Error::bad("M_INVALID_PARAM", "the event belongs to another room"));
