@@ -554,7 +554,7 @@ mod tests {
         let whole = Profile::get("pi-zero-2w").unwrap().sum();
         assert_eq!(within("join").unwrap(), whole - (7 << 20) - (128 << 10));
         assert!(within("admin").unwrap_err().contains("admin only 128.0 KiB"));
-        assert!(within("joy").unwrap_err().contains("\"joy\", which is no account"));
+        assert!(within("joy").unwrap_err().contains("\"joy\", which is not an account"));
         assert!(within("password_hashing").unwrap_err().contains("not an account"));
     }
 

@@ -341,7 +341,7 @@ mod tests {
             "/etc/x/snug.toml:2: federation.server_name: there is no such setting; the nearest is server_name",
         );
         let long = format!("\"{}\" = 1", "é".repeat(50_000));
-        assert!(parse(&long).unwrap_err().ends_with("`snug sample-config` prints all there are"));
+        assert!(parse(&long).unwrap_err().ends_with("`snug sample-config` prints all settings"));
         check(
             "port = 8008",
             "/etc/x/snug.toml:1: port: there is no such setting; `snug sample-config` prints all settings",

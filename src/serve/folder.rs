@@ -367,7 +367,7 @@ mod tests {
             assert_eq!(said(), "", "a key somebody brought along");
             for used in [RESERVE, "media/ab"] {
                 write(used, b"");
-                assert!(said().contains("database: it is missing or empty, and beside it"), "{used}: {}", said());
+                assert!(said().contains("database: it is missing or empty"), "{used}: {}", said());
                 assert!(said().contains("snug new database"), "{}", said());
                 std::fs::remove_file(at(used)).unwrap();
             }
