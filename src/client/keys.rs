@@ -1,5 +1,5 @@
 //! End-to-end keys: POST keys/upload, keys/query, keys/claim, GET keys/changes, POST keys/device_signing/upload,
-//! POST keys/signatures/upload; and PUT sendToDevice.
+//! POST keys/signatures/upload.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use super::{Client, Error, auth, rates};
 use crate::base::{self, ChunkError, ChunkWriter, blocking};
 use crate::http::{ErrorResponse, Request, Response, StatusCode};
 use crate::room::{ANSWER_BYTES, SyncToken};
-use crate::user::{Claims, CrossKeys, CrossUpload, KeyUpload, Messages, Stage, UiaRequest, UserSync, Viewer};
+use crate::user::{Claims, CrossKeys, CrossUpload, KeyUpload, Stage, UiaRequest, UserSync, Viewer};
 
 /// POST /_matrix/client/v3/keys/upload
 ///
@@ -144,22 +144,4 @@ pub async fn signatures(client: Arc<Client>, mut request: Request) -> Result<Res
     let body: BTreeMap<OwnedUserId, BTreeMap<String, Value>> = request.json().await?;
     let failures = client.users.upload_signatures(&requester, body).await?;
     Ok(Response::json(&json!({ "failures": failures })))
-}
-
-#[derive(Deserialize)]
-struct ToDeviceBody {
-    messages: Messages,
-}
-
-/// PUT /_matrix/client/v3/sendToDevice/{event_type}/{txn_id}
-///
-/// 400 `M_INVALID_PARAM` when the event type is too long or a message is nested too deeply; 400 `M_BAD_JSON` when a
-/// message is no object or has no canonical form; 413 `M_TOO_LARGE` when a message, or its copies for all devices, are too long.
-pub async fn send_to_device(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
-    let requester = auth::requester(&client, &request).await?;
-    request.limit_user(&rates::TO_DEVICE, requester.user_id.as_str())?;
-    let body: ToDeviceBody = request.json().await?;
-    let (kind, txn) = (request.param("event_type"), request.param("txn_id"));
-    client.users.send_to_device(&requester, kind, txn, body.messages).await?;
-    Ok(Response::ok())
 }

@@ -5,6 +5,8 @@
 //! `rates.rs`
 //! says how often one caller may do what. `sync/` is the longest part.
 
+use std::path::PathBuf;
+
 use crate::base::{Clock, Random};
 use crate::budget::Budget;
 use crate::feed::Feed;
@@ -17,6 +19,7 @@ mod account;
 mod auth;
 mod error;
 mod keys;
+mod to_device;
 mod rates;
 pub mod media;
 mod sync;
@@ -63,4 +66,6 @@ pub struct Client {
     pub random: Random,
     pub budget: Budget,
     pub options: Options,
+    /// The folder for scratch files.
+    pub scratch: PathBuf,
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::account::{self, account_data, device, profile, push_rules, register, session};
 use super::room::{create, directory, membership, receipt, send, state, timeline, upgrade};
-use super::{Client, keys, media, server, sync};
+use super::{Client, keys, media, server, sync, to_device};
 use crate::http::{Method, Router};
 
 /// What web apps of any origin may ask; servers ask none of it (client-server API, "Web Browser Clients").
@@ -79,7 +79,7 @@ fn end_to_end(router: &mut Router, client: &Arc<Client>) {
         .under(&R0_V3, Method::GET, "/keys/changes", keys::changes)
         .under(&CROSS_SIGNING, Method::POST, "/keys/device_signing/upload", keys::device_signing)
         .under(&CROSS_SIGNING, Method::POST, "/keys/signatures/upload", keys::signatures)
-        .under(&R0_V3, Method::PUT, "/sendToDevice/{event_type}/{txn_id}", keys::send_to_device);
+        .under(&R0_V3, Method::PUT, "/sendToDevice/{event_type}/{txn_id}", to_device::send);
 }
 
 /// Account data, tags, filters, push rules.

@@ -251,6 +251,7 @@ impl Server {
             random: random.clone(),
             budget: budget.clone(),
             options: config.apps.clone(),
+            scratch: folder.join(SCRATCH),
         });
         client::routes::routes(&mut router, &client);
         if config.federation.enabled {

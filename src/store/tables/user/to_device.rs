@@ -17,8 +17,9 @@ use crate::store::schema::{
 };
 use crate::store::{Error, Get, Position, Result, UserNum, Write, tables};
 
-/// Transaction ids remembered for one device. A client repeats a request within its next few.
-const TXNS_KEPT: usize = 32;
+/// Transaction ids remembered for one device. A client repeats a request within its next few, and the longest request is
+/// some forty batches, each with an id of its own.
+const TXNS_KEPT: usize = 64;
 
 /// Message ids of one other server that are recognised when they come again: a whole transaction and more, 8 bytes each.
 const KNOWN_IDS: usize = 128;
