@@ -98,7 +98,7 @@ pub async fn deactivate(admin: Arc<Admin>, mut request: Request) -> Result<Respo
         let message = format!("{user_id} is the last administrator; --force closes the account all the same");
         return Err(ErrorResponse::forbidden(message).into());
     }
-    flow::deactivate(&admin.users, &admin.rooms, &user_id).await?;
+    flow::deactivate(&admin.users, &admin.rooms, &user_id, false).await?;
     Ok(Response::json(&json!({ "user_id": user_id })))
 }
 

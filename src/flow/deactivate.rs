@@ -8,15 +8,15 @@ use crate::user::{Error, Users};
 
 /// Leaves every room and closes the account. A room that cannot be left, such as one whose server is gone, does not
 /// keep the account open. After a power cut in between, the account is open and in fewer rooms; a second request does
-/// the rest.
-pub async fn deactivate(users: &Users, rooms: &Rooms, user_id: &UserId) -> Result<(), Error> {
+/// the rest. `erase`: from then on who was not in a room at an event of the user is given that event redacted.
+pub async fn deactivate(users: &Users, rooms: &Rooms, user_id: &UserId, erase: bool) -> Result<(), Error> {
     let (users, rooms, user_id) = (users.clone(), rooms.clone(), user_id.to_owned());
     // Not cancelled when the client disconnects: leaving takes long, and the client's access token has been removed by
     // then.
-    unbroken(async move { close(&users, &rooms, &user_id).await }).await
+    unbroken(async move { close(&users, &rooms, &user_id, erase).await }).await
 }
 
-async fn close(users: &Users, rooms: &Rooms, user_id: &UserId) -> Result<(), Error> {
+async fn close(users: &Users, rooms: &Rooms, user_id: &UserId, erase: bool) -> Result<(), Error> {
     // First, so that no session acts for the user while the rooms are left.
     users.logout_all(user_id, None).await?;
     for room_id in users.rooms_to_leave(user_id).await? {
@@ -24,7 +24,7 @@ async fn close(users: &Users, rooms: &Rooms, user_id: &UserId) -> Result<(), Err
             tracing::info!("{user_id} is deactivated but could not leave {room_id}: {failed}");
         }
     }
-    users.close(user_id).await?;
+    users.close(user_id, erase).await?;
     tracing::info!("{user_id} is deactivated");
     Ok(())
 }

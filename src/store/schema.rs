@@ -41,6 +41,8 @@ pub const USER_ID: Table = table("user_id", "user", "UserNum → user id").shape
 pub const USER_NUM: Table = table("user_num", "user", "keyed hash64(user id), UserNum → nothing").shaped(Shape::Key12);
 pub const USER_META: Table = table("user_meta", "user", "name → JSON: the one-time setup code");
 pub const ACCOUNT: Table = table("account", "user", "UserNum → JSON Account; local users only");
+pub const ERASED: Table =
+    table("erased", "user", "UserNum → nothing: closed accounts that asked for erasure").shaped(Shape::Key4);
 pub const PROFILE: Table = table("profile", "user", "UserNum, field name → JSON; local users only");
 pub const TOKEN: Table = table("token", "user", "SHA-256 of an access token → UserNum, device id");
 pub const DEVICE: Table = table("device", "user", "UserNum, device id, 0 → JSON Device; last-seen may be lost");
@@ -161,6 +163,7 @@ pub const TABLES: &[&Table] = &[
     &USER_NUM,
     &USER_META,
     &ACCOUNT,
+    &ERASED,
     &PROFILE,
     &TOKEN,
     &DEVICE,

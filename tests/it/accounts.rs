@@ -187,6 +187,24 @@ async fn a_deactivated_account_is_closed_for_good() {
 }
 
 #[tokio::test]
+async fn who_asked_for_erasure_is_not_read_by_those_who_come_later() {
+    let house = TestServer::start().await;
+    let (alice, bob, carol) =
+        (house.register("alice").await, house.register("bob").await, house.register("carol").await);
+    let room = house.post("/createRoom", &alice, json!({ "preset": "public_chat" })).await.ok();
+    let room = room["room_id"].as_str().unwrap().to_owned();
+    house.post(&format!("/join/{room}"), &bob, json!({})).await.ok();
+    let message = json!({ "msgtype": "m.text", "body": "mine" });
+    let said = house.put(&format!("/rooms/{room}/send/m.room.message/1"), &alice, message).await.ok();
+    let event = format!("/rooms/{room}/event/{}", said["event_id"].as_str().unwrap());
+    let auth = json!({ "type": "m.login.password", "password": "secret alice", "user": "alice" });
+    house.post("/account/deactivate", &alice, json!({ "auth": auth, "erase": true })).await.ok();
+    house.post(&format!("/join/{room}"), &carol, json!({})).await.ok();
+    assert_eq!(house.get(&event, &bob).await.ok()["content"]["body"], "mine");
+    assert_eq!(house.get(&event, &carol).await.ok()["content"], json!({}));
+}
+
+#[tokio::test]
 async fn profiles() {
     let house = TestServer::start().await;
     let (alice, bob) = (house.register("alice").await, house.register("bob").await);

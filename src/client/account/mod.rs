@@ -66,10 +66,13 @@ pub async fn password(client: Arc<Client>, mut request: Request) -> Result<Respo
 #[derive(Deserialize)]
 struct DeactivateBody {
     #[serde(default)]
+    erase: bool,
+    #[serde(default)]
     auth: Option<Value>,
 }
 
-/// POST /_matrix/client/v3/account/deactivate
+/// POST /_matrix/client/v3/account/deactivate. With `erase`, who was not in a room at an event of the user is given that
+/// event redacted from then on.
 ///
 /// 401 with the flows of user-interactive authentication until it is complete; 403 `M_FORBIDDEN` when `auth` names
 /// another user; 429 `M_LIMIT_EXCEEDED` after too many wrong passwords.
@@ -86,7 +89,7 @@ pub async fn deactivate(client: Arc<Client>, mut request: Request) -> Result<Res
     if let Some(asked) = auth::prove(&client, &request, Some(&requester), demand, body.auth.as_ref()).await? {
         return Ok(asked);
     }
-    flow::deactivate(&client.users, &client.rooms, &requester.user_id).await?;
+    flow::deactivate(&client.users, &client.rooms, &requester.user_id, body.erase).await?;
     Ok(Response::json(&json!({ "id_server_unbind_result": "success" })))
 }
 

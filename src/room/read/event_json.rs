@@ -6,13 +6,14 @@
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
-use crate::matrix::json;
+use crate::matrix::{json, version};
 use crate::room::ANSWER_BYTES;
 use crate::room::ignored::Ignored;
+use crate::room::state::event::load_row;
 use crate::store::tables::room::event;
 use crate::store::tables::room::event_row::{Kind, Membership, Row};
 use crate::store::tables::room::relation::{self, Rel};
-use crate::store::tables::room::{state_tree, txn};
+use crate::store::tables::room::{self, state_tree, txn};
 use crate::store::tables::user;
 use crate::store::{EventNum, Get, Result, StateKeyNum, UserNum};
 
@@ -73,7 +74,10 @@ pub fn write(
     detail: Detail,
     out: &mut Vec<u8>,
 ) -> Result<()> {
-    let body = event::body(get, row)?;
+    let body = match detail {
+        Detail::Timeline => readable_body(get, row, format)?,
+        Detail::State => event::body(get, row)?,
+    };
     if format.federation {
         out.extend_from_slice(&body);
         return Ok(());
@@ -106,13 +110,24 @@ fn write_beside(
     (first, key): (usize, &str),
     out: &mut Vec<u8>,
 ) -> Result<()> {
-    let body = event::body(get, row)?;
+    let body = readable_body(get, row, format)?;
     if has_room(out, &body) {
         write_key(out, first, key);
         write_members(&body, row, format.room_id.as_deref(), out);
         out.push(b'}');
     }
     Ok(())
+}
+
+/// An event's body, redacted when its sender asked for erasure and the reader was not in the room at the event.
+fn readable_body(get: &impl Get, row: &Row, format: &Format) -> Result<Vec<u8>> {
+    if user::is_erased(get, row.sender)?
+        && membership_at(get, row, format)? != Some(Membership::Join)
+        && let Some(version) = version::get(&room::get_of(get, row.room)?.version)
+    {
+        return Ok(load_row(get, version, row)?.redacted().into_bytes());
+    }
+    event::body(get, row)
 }
 
 /// Whether a piece of an answer has room for more than the event itself.
@@ -230,9 +245,16 @@ fn write_transaction(
     Ok(())
 }
 
-/// The viewer's membership at the time of the event, as far as the state before it is known.
 fn write_membership(get: &impl Get, row: &Row, format: &Format, first: usize, out: &mut Vec<u8>) -> Result<()> {
-    let membership = match (row.member, row.before) {
+    if let Some(membership) = membership_at(get, row, format)? {
+        write_text(out, first, "membership", membership.as_str());
+    }
+    Ok(())
+}
+
+/// The viewer's membership at the time of the event, as far as the state before it is known.
+fn membership_at(get: &impl Get, row: &Row, format: &Format) -> Result<Option<Membership>> {
+    Ok(Some(match (row.member, row.before) {
         (Some((membership, target)), _) if target == format.user => membership,
         (_, Some(before)) => {
             let own = format.member_key.map_or(Ok(None), |key| state_tree::get(get, before, key))?;
@@ -241,10 +263,8 @@ fn write_membership(get: &impl Get, row: &Row, format: &Format, first: usize, ou
         }
         // Nothing came before the create event.
         (_, None) if row.kind == Kind::CREATE => Membership::Leave,
-        (_, None) => return Ok(()),
-    };
-    write_text(out, first, "membership", membership.as_str());
-    Ok(())
+        (_, None) => return Ok(None),
+    }))
 }
 
 /// The state event that this event replaced.
@@ -310,7 +330,7 @@ fn write_relations(
 /// does not fit.
 fn write_latest(get: &impl Get, thread: &Thread, format: &Format, out: &mut Vec<u8>) -> Result<()> {
     let (num, row) = &thread.latest;
-    let body = event::body(get, row)?;
+    let body = readable_body(get, row, format)?;
     if !has_room(out, &body) {
         return Ok(());
     }

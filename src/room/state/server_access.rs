@@ -56,7 +56,8 @@ pub(in crate::room) fn acl_allows(get: &impl Get, room: &RoomRef, server: &Serve
     Ok(acl.is_none_or(|acl| Acl::parse(acl.content()).allows(server.as_str())))
 }
 
-/// Whether a server that is in the room may be given an event whole; if not, it gets the redacted event.
+/// Whether a server that is in the room may be given an event whole; if not, it gets the redacted event. The events of
+/// users who asked for erasure are only for servers that were in the room.
 ///
 /// Whether it had a member in the room then is read from how long it has been in the room without a break.
 pub(in crate::room) fn may_see_event(get: &impl Get, room: &RoomRef, row: &Row, origin: &ServerName) -> Result<bool> {
@@ -67,7 +68,8 @@ pub(in crate::room) fn may_see_event(get: &impl Get, room: &RoomRef, row: &Row, 
     let was_in = since.zip(row.order).is_some_and(|(since, order)| since <= order);
     let own = user::id_of(get, row.sender)?.split_once(':').is_some_and(|(_, server)| server == origin.as_str());
     let closest = if was_in { Closest::Join } else { Closest::Leave };
-    Ok(own || visibility::server_may_see(history, closest))
+    let is_erased = !was_in && user::is_erased(get, row.sender)?;
+    Ok(own || (!is_erased && visibility::server_may_see(history, closest)))
 }
 
 /// Whether a user of the server is in the room or has been invited to it.

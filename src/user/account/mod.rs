@@ -203,8 +203,9 @@ impl Users {
     }
 
     /// Closes an account for good: its password, devices and keys are removed, and the name is never given out again.
-    /// `flow::deactivate` leaves the rooms beforehand.
-    pub async fn close(&self, user_id: &UserId) -> Result<(), Error> {
+    /// `flow::deactivate` leaves the rooms beforehand. `erase`: from now on who was not in a room at an event of the user
+    /// is given that event redacted.
+    pub async fn close(&self, user_id: &UserId, erase: bool) -> Result<(), Error> {
         let user_id = user_id.to_owned();
         let server = self.server().to_owned();
         self.write(move |w| {
@@ -214,6 +215,9 @@ impl Users {
             row.password_hash = None;
             row.admin = false;
             user::set_account(w, num, &row)?;
+            if erase {
+                user::set_erased(w, num)?;
+            }
             for device_id in device::ids(w, num)? {
                 super::device::forget(w, num, &device_id)?;
                 super::device::announce::device_gone(w, &server, num, &user_id, &device_id)?;

@@ -9,7 +9,7 @@ use std::ops::ControlFlow;
 use serde::{Deserialize, Serialize};
 
 use crate::store::num::KEYS_OF_A_KIND_MAX;
-use crate::store::schema::{ACCOUNT, PROFILE, USER_ID, USER_META, USER_NUM};
+use crate::store::schema::{ACCOUNT, ERASED, PROFILE, USER_ID, USER_META, USER_NUM};
 use crate::store::{Error, Get, Result, StateKeyNum, UserNum, Write, tables};
 
 pub mod account_data;
@@ -158,6 +158,17 @@ pub fn set_account(w: &mut Write<'_>, user: UserNum, account: &Account) -> Resul
 /// Whether the user has an account here, whatever its status.
 pub fn is_local(get: &impl Get, user: UserNum) -> Result<bool> {
     get.has(&ACCOUNT, &user.to_key())
+}
+
+/// Notes that a user asked for erasure when the account was closed: who was not in the room then is given that user's
+/// events redacted.
+pub fn set_erased(w: &mut Write<'_>, user: UserNum) -> Result<()> {
+    w.put(&ERASED, &user.to_key(), &[])
+}
+
+/// Whether a user asked for erasure.
+pub fn is_erased(get: &impl Get, user: UserNum) -> Result<bool> {
+    get.has(&ERASED, &user.to_key())
 }
 
 /// Visits the accounts after `after`, in the order they were interned, until `visit` breaks.
