@@ -72,6 +72,17 @@ pub const TO_DEVICE_KNOWN: Table = table(
     "user",
     "u8 whether known here, hash64(server) → Position when last noted, hash64 of its last message ids",
 );
+pub const REMOTE_LIST: Table = table(
+    "remote_list",
+    "user",
+    "remote UserNum → of the kept device list: whether stale, stream id, Position, day last used, weight, hash32(server)",
+);
+pub const REMOTE_KEY: Table =
+    table("remote_key", "user", "remote UserNum, u8 kind, device id → JSON key as its server told it");
+pub const REMOTE_LIST_USED: Table =
+    table("remote_list_used", "user", "u32 day last used, remote UserNum → hash32(server), u32 weight");
+pub const REMOTE_LIST_SHARE: Table =
+    table("remote_list_share", "user", "hash32(server), or nothing for all → u64 weight of the kept device lists");
 pub const ACCOUNT_DATA: Table = table("account_data", "user", "UserNum, RoomNum or 0, type → Position, JSON");
 pub const ACCOUNT_DATA_LOG: Table =
     table("account_data_log", "user", "UserNum, Position → RoomNum, type; the latest of each");
@@ -180,6 +191,10 @@ pub const TABLES: &[&Table] = &[
     &TO_DEVICE_FROM,
     &TO_DEVICE_TXN,
     &TO_DEVICE_KNOWN,
+    &REMOTE_LIST,
+    &REMOTE_KEY,
+    &REMOTE_LIST_USED,
+    &REMOTE_LIST_SHARE,
     &ACCOUNT_DATA,
     &ACCOUNT_DATA_LOG,
     &FILTER,

@@ -11,10 +11,10 @@ use super::lookup;
 use super::{Error, Users};
 use crate::store::tables::room::event_row::Membership;
 use crate::store::tables::room::user_room;
-use crate::store::tables::room::{self, member};
+use crate::store::tables::room::{self, event, member, state_tree};
 use crate::store::tables::user;
 use crate::store::tables::user::to_device::Circle;
-use crate::store::{Get, RoomNum, UserNum};
+use crate::store::{self, Get, Position, RoomNum, StateKeyNum, UserNum};
 
 impl Users {
     /// The rooms a local user is joined to, invited to, or knocking at. Bounded by the rooms of one user.
@@ -89,6 +89,49 @@ pub(super) fn shares_room(get: &impl Get, user: UserNum, other: UserNum) -> Resu
         Ok(if shares { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
     })?;
     Ok(shares)
+}
+
+/// Renames of a remote user looked at, back to the event by which they came.
+const RENAMES_MAX: usize = 16;
+
+/// Whether a local user shares a room with a remote user in which both this server and that user have been, without a
+/// break, since a position. When in doubt, no. Bounded by the rooms of the local user.
+pub(super) fn share_since(
+    get: &impl Get,
+    here: &ServerName,
+    user: UserNum,
+    other: UserNum,
+    since: Position,
+) -> Result<bool, Error> {
+    let mut share = false;
+    user_room::list_mine(get, user, None, &mut |room, mine| {
+        share = mine.membership == Membership::Join
+            && member::server(get, room, here.as_str())?.is_some_and(|(_, from)| from <= since)
+            && joined_since(get, room, other, since)?;
+        Ok(if share { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+    })?;
+    Ok(share)
+}
+
+/// Whether a user has been joined without a break since a position: each event after it follows on one that joins them.
+fn joined_since(get: &impl Get, room: RoomNum, other: UserNum, since: Position) -> store::Result<bool> {
+    let Some((Membership::Join, mut num)) = member::get(get, room, other)? else { return Ok(false) };
+    for _ in 0..RENAMES_MAX {
+        let row = event::row_of(get, num)?;
+        if row.member.is_none_or(|(membership, _)| membership != Membership::Join) {
+            return Ok(false);
+        }
+        // An event without an order is of the state with which the room was joined.
+        if row.order.is_none_or(|order| order <= since.0 as i64) {
+            return Ok(true);
+        }
+        let Some(root) = row.before else { return Ok(false) };
+        match state_tree::get(get, root, StateKeyNum::of_member(other))? {
+            Some(before) => num = before,
+            None => return Ok(false),
+        }
+    }
+    Ok(false)
 }
 
 /// How near a remote user is to a local user. Bounded by the rooms of the local user.

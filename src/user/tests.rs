@@ -16,7 +16,7 @@ const HOME: [u8; 4] = [127, 0, 0, 1];
 
 pub(super) struct Town {
     pub(super) users: Users,
-    clock: Clock,
+    pub(super) clock: Clock,
 }
 
 pub(super) fn town() -> Town {
@@ -27,7 +27,7 @@ pub(super) fn town_within(budget: Budget) -> Town {
     town_that(budget, |_| {})
 }
 
-fn town_that(budget: Budget, change: impl FnOnce(&mut RemoteOptions)) -> Town {
+pub(super) fn town_that(budget: Budget, change: impl FnOnce(&mut RemoteOptions)) -> Town {
     let server: OwnedServerName = "here.test".try_into().unwrap();
     let (clock, random) = (Clock::simulated(1_000_000), Random::seeded(1));
     let store = Store::in_memory();
@@ -40,7 +40,7 @@ fn town_that(budget: Budget, change: impl FnOnce(&mut RemoteOptions)) -> Town {
 }
 
 impl Town {
-    async fn person(&self, name: &str) -> Requester {
+    pub(super) async fn person(&self, name: &str) -> Requester {
         let new = New { localpart: name.to_owned(), ..New::default() };
         let user_id = self.users.create(new).await.unwrap();
         let login = Login { device_id: Some("DEVICE".to_owned()), ..Login::default() };

@@ -28,8 +28,12 @@ pub async fn take_edu(federation: &Federation, origin: &ServerName, raw: &RawVal
         }
         "m.receipt" => rooms.receipt_received(origin, edu.content).await.map(none).map_err(of_room),
         "m.direct_to_device" => users.to_device_received(origin, edu.content).await.map_err(of_user),
-        "m.device_list_update" | "m.signing_key_update" => {
-            users.devices_changed_elsewhere(origin, edu.content).await.map(none).map_err(of_user)
+        "m.device_list_update" => {
+            users.devices_changed_elsewhere(origin, user::News::Device, edu.content).await.map(none).map_err(of_user)
+        }
+        "m.signing_key_update" => {
+            let news = user::News::SigningKeys;
+            users.devices_changed_elsewhere(origin, news, edu.content).await.map(none).map_err(of_user)
         }
         // Presence is not kept here.
         _ => Ok(0),

@@ -28,7 +28,7 @@ pub(super) fn device_changed(
     if let Some(name) = device::get(w, user, device_id)?.and_then(|row| row.display_name) {
         content["device_display_name"] = name.into();
     }
-    if let Some(keys) = super::key_query::device_keys(w, user, user_id, device_id, None)? {
+    if let Some(keys) = e2ee_key::shown_device_keys(w, user, user_id.as_str(), device_id, None)? {
         content["keys"] = keys;
     }
     tell(w, server, user, user_id, "m.device_list_update", content)

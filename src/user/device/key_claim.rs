@@ -10,8 +10,9 @@ use serde_json::value::{RawValue, to_raw_value};
 use tokio::task::JoinSet;
 use tracing::Instrument;
 
-use super::key_query::{ANSWER_BYTES, ASKED_AT_ONCE, QUESTION_TIMEOUT, each_in, is_too_deep};
-use super::key_query::{Viewer, each_of, failure, price};
+use super::key_answer::{ANSWER_BYTES, ASKED_AT_ONCE, QUESTION_TIMEOUT, each_in, is_too_deep};
+use super::key_answer::{each_of, failure, price};
+use super::key_query::Viewer;
 use super::keys::{KEY_BYTES_MAX, KEY_NAME_BYTES_MAX};
 use crate::base::joined;
 use crate::budget::Grant;

@@ -1,8 +1,7 @@
 //! End-to-end keys: uploads by devices, queries by others, and one-time keys.
 //!
 //! Client-server API, "End-to-End Encryption"; server-server API, "End-to-End Encryption". The server does not
-//! interpret keys; it stores them, counts them and hands them out. Keys of remote users are asked for each time, never
-//! stored.
+//! interpret keys; it stores them, counts them and hands them out. Keys of remote users: `remote_list.rs`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
@@ -182,7 +181,7 @@ mod tests {
     use crate::budget::Budget;
     use crate::remote::Failed;
     use crate::user::device::key_claim::{Claimed, Claims};
-    use crate::user::device::key_query::ANSWER_BYTES;
+    use crate::user::device::key_answer::ANSWER_BYTES;
 
     fn claimed(budget: &Budget) -> Claimed {
         let grant = budget.account("response_bodies").try_take(ANSWER_BYTES).unwrap();

@@ -16,7 +16,10 @@ pub mod keys;
 pub mod to_device;
 pub mod announce;
 pub mod key_claim;
+pub mod key_answer;
 pub mod key_query;
+pub mod remote_list;
+mod remote_query;
 
 /// The most devices of one user; a further one replaces the one with the oldest last-seen.
 pub(super) const DEVICES_MAX: usize = 100;

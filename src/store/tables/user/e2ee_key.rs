@@ -6,7 +6,7 @@
 use std::ops::ControlFlow;
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::device;
 use crate::store::schema::{CROSS_KEY, DEVICE_KEYS, FALLBACK_KEY, KEY_SIGNATURE, ONE_TIME_KEY};
@@ -237,6 +237,48 @@ pub fn signed_by(get: &impl Get, owner: UserNum, signer: UserNum) -> Result<usiz
         Ok(ControlFlow::Continue(()))
     })?;
     Ok(count)
+}
+
+/// A device's identity keys as `viewer` may see them, with the signatures over them and its name.
+pub fn shown_device_keys(
+    get: &impl Get,
+    user: UserNum,
+    user_id: &str,
+    device_id: &str,
+    viewer: Option<UserNum>,
+) -> Result<Option<Value>> {
+    let Some(mut keys) = device_keys(get, user, device_id)? else { return Ok(None) };
+    add_signatures(get, &mut keys, user, user_id, device_id, viewer)?;
+    if let Some(name) = device::get(get, user, device_id)?.and_then(|row| row.display_name) {
+        keys["unsigned"] = json!({ "device_display_name": name });
+    }
+    Ok(Some(keys))
+}
+
+/// Adds the signatures over a key that `viewer` may see.
+pub fn add_signatures(
+    get: &impl Get,
+    signed: &mut Value,
+    owner: UserNum,
+    owner_id: &str,
+    key_id: &str,
+    viewer: Option<UserNum>,
+) -> Result<()> {
+    for one in signatures(get, owner, key_id, viewer)? {
+        let signer = if one.signer == owner { owner_id.to_owned() } else { super::id_of(get, one.signer)? };
+        show_signature(signed, &signer, &one.signing_key, one.signature);
+    }
+    Ok(())
+}
+
+/// Adds a signature to an object that may come from another server, so its shape is not trusted.
+pub fn show_signature(signed: &mut Value, signer: &str, signing_key: &str, signature: String) {
+    let Some(object) = signed.as_object_mut() else { return };
+    let all = object.entry("signatures").or_insert_with(|| json!({}));
+    let Some(by) = all.as_object_mut().map(|all| all.entry(signer).or_insert_with(|| json!({}))) else { return };
+    if let Some(by) = by.as_object_mut() {
+        by.insert(signing_key.to_owned(), signature.into());
+    }
 }
 
 fn signed_prefix(owner: UserNum, key_id: &str) -> Vec<u8> {

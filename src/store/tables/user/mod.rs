@@ -17,6 +17,7 @@ pub mod device;
 pub mod e2ee_key;
 pub mod filter;
 pub mod push_rule;
+pub mod remote_list;
 pub mod to_device;
 
 /// The number of a user id, when it has one.
