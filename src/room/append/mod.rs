@@ -28,6 +28,7 @@ pub mod redact;
 pub mod unread;
 pub mod current_state;
 pub mod derived;
+pub mod device_lists;
 pub mod extremities;
 pub mod members;
 pub mod new_event;
@@ -36,8 +37,13 @@ pub mod relations;
 pub mod rules_cache;
 
 /// What follows from events, each a file of its own. The next is one more file and one more line.
-const DERIVED: [&dyn Derived; 4] =
-    [&relations::Relations, &members::Members, &unread::UnreadCounts, &outbound::OutboundLog];
+const DERIVED: [&dyn Derived; 5] = [
+    &relations::Relations,
+    &members::Members,
+    &unread::UnreadCounts,
+    &outbound::OutboundLog,
+    &device_lists::DeviceLists,
+];
 
 /// Writes a part of the state of a room that is joined through another server, in the order of the keys, and what
 /// follows from it.
