@@ -211,6 +211,8 @@ async fn invites_leaves_and_bans() {
     let shown = &invited["rooms"]["invite"][&room]["invite_state"]["events"];
     assert_eq!(find(shown, "m.room.name")["content"]["name"], "Cellar");
     assert!(keys(shown).contains(&format!("m.room.member {}", bob.id)));
+    let invite = shown.as_array().unwrap().iter().find(|event| event["state_key"] == bob.id.as_str()).unwrap();
+    assert!(invite["origin_server_ts"].as_u64().is_some_and(|ts| ts > 0), "apps dated it 1970");
     assert!(since(&house, &bob, &invited).await.get("rooms").is_none());
 
     house.post(&format!("/join/{}", escaped(&room)), &bob, json!({})).await.ok();

@@ -282,7 +282,7 @@ mod tests {
     /// One malformed event in the stripped state made the invite itself unreadable.
     #[test]
     fn odd_stripped_events_are_left_out_alone() {
-        let own = br#"{"content":{},"room_id":"!r","sender":"@a:x","state_key":"@b:y","type":"m.room.member"}"#;
+        let own = br#"{"content":{},"origin_server_ts":7,"room_id":"!r","sender":"@a:x","state_key":"@b:y","type":"m.room.member"}"#;
         let own = Event::from_stored(version::get("12").unwrap(), own.to_vec(), "$e".try_into().unwrap()).unwrap();
         let nested = |levels: usize| format!("{}1{}", "[".repeat(levels), "]".repeat(levels));
         let event = |kind: &str, content: &str| {
@@ -306,7 +306,8 @@ mod tests {
         let expected = [
             format!(r#"{{"content":{deep},"sender":"@a:x","state_key":"","type":"m.room.name"}}"#),
             r#"{"content":{"a":1.5,"b":1},"sender":"@a:x","state_key":"","type":"m.room.join_rules"}"#.to_owned(),
-            r#"{"content":{},"sender":"@a:x","state_key":"@b:y","type":"m.room.member"}"#.to_owned(),
+            r#"{"content":{},"origin_server_ts":7,"sender":"@a:x","state_key":"@b:y","type":"m.room.member"}"#
+                .to_owned(),
         ];
         assert_eq!(kept, format!("[{}]", expected.join(",")));
     }

@@ -140,7 +140,8 @@ pub fn write_stripped(get: &impl Get, row: &Row, out: &mut Vec<u8>) -> Result<()
     let body = event::body(get, row)?;
     out.push(b'{');
     let first = out.len();
-    for key in ["content", "sender", "state_key", "type"] {
+    // Apps date an invite by its time.
+    for key in ["content", "origin_server_ts", "sender", "state_key", "type"] {
         if let Some(value) = json::read::get(&body, key) {
             write_member(out, first, key, value);
         }
