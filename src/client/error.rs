@@ -81,11 +81,21 @@ impl From<room::Error> for Error {
                 Kind::Signature | Kind::Key | Kind::Auth => ErrorResponse::forbidden(reject.to_string()),
             },
             E::Bad { errcode, message } => ErrorResponse::bad(errcode, message),
+            E::Version(ref version) => {
+                let version = version.as_str();
+                ErrorResponse::bad("M_INCOMPATIBLE_ROOM_VERSION", failed.to_string()).with("room_version", version)
+            }
             E::Taken => ErrorResponse::bad("M_ROOM_IN_USE", failed.to_string()),
             E::TooLarge => ErrorResponse::too_large(failed.to_string()),
             E::Remote(failed) => match failed.own_refusal() {
                 Some(refused) => refused.into(),
-                None => other_server(failed.to_string(), failed.errcode(), failed.is_refusal()),
+                None => {
+                    let answer = other_server(failed.to_string(), failed.errcode(), failed.is_refusal());
+                    match failed.room_version().filter(|_| answer.errcode == "M_INCOMPATIBLE_ROOM_VERSION") {
+                        Some(version) => answer.with("room_version", version),
+                        None => answer,
+                    }
+                }
             },
             E::Refused(refused) => refused.into(),
             E::Store(failed) => stored(&failed, failed.is_full()),
@@ -146,5 +156,29 @@ fn remote(what: &str, refused: bool) -> ErrorResponse {
     match refused {
         true => ErrorResponse::not_found(message),
         false => ErrorResponse::new(StatusCode::BAD_GATEWAY, "M_UNKNOWN", message),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::remote::Failed;
+
+    #[test]
+    fn a_version_this_server_or_another_does_not_join_is_named() {
+        let there = Failed::Status {
+            status: 400,
+            errcode: "M_INCOMPATIBLE_ROOM_VERSION".to_owned(),
+            message: "no".to_owned(),
+            retry_after_ms: None,
+            room_version: Some("99".to_owned()),
+        };
+        for failed in [room::Error::Version("99".to_owned()), room::Error::Remote(there)] {
+            let Error(answer) = failed.into();
+            assert_eq!(
+                (&*answer.errcode, &answer.extra["room_version"]),
+                ("M_INCOMPATIBLE_ROOM_VERSION", &"99".into())
+            );
+        }
     }
 }

@@ -49,6 +49,10 @@ impl From<room::Error> for Error {
                 Kind::Json | Kind::Shape => ErrorResponse::bad("M_BAD_JSON", reject.to_string()),
             },
             E::Bad { errcode, message } => ErrorResponse::bad(errcode, message),
+            E::Version(ref version) => {
+                let version = version.as_str();
+                ErrorResponse::bad("M_INCOMPATIBLE_ROOM_VERSION", failed.to_string()).with("room_version", version)
+            }
             E::Taken => ErrorResponse::bad("M_ROOM_IN_USE", failed.to_string()),
             E::TooLarge => ErrorResponse::too_large(failed.to_string()),
             E::Remote(Failed::Refused(refused)) | E::Refused(refused) => refused.into(),
@@ -104,4 +108,15 @@ pub(super) fn disk_is_short() -> Error {
 /// A third server failed us while we worked for the requesting server.
 fn another_server(failed: &impl std::fmt::Display) -> ErrorResponse {
     ErrorResponse::new(StatusCode::BAD_GATEWAY, "M_UNKNOWN", format!("Another server {failed}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_version_this_server_does_not_join_is_named() {
+        let Error(answer) = room::Error::Version("99".to_owned()).into();
+        assert_eq!((&*answer.errcode, &answer.extra["room_version"]), ("M_INCOMPATIBLE_ROOM_VERSION", &"99".into()));
+    }
 }

@@ -67,7 +67,14 @@ pub enum Failed {
     Timeout,
     /// The server answered with an error of its own.
     #[error("answers {status} {errcode}: {message}")]
-    Status { status: u16, errcode: String, message: String, retry_after_ms: Option<u64> },
+    Status {
+        status: u16,
+        errcode: String,
+        message: String,
+        retry_after_ms: Option<u64>,
+        /// The room's version, where that is the matter.
+        room_version: Option<String>,
+    },
     /// The answer is not of the expected form.
     #[error("gave an invalid answer: {0}")]
     BadAnswer(String),
@@ -114,8 +121,8 @@ impl Failed {
     /// The same with more said about it.
     pub fn with(self, more: &str) -> Failed {
         match self {
-            Failed::Status { status, errcode, message, retry_after_ms } => {
-                Failed::Status { status, errcode, message: message + more, retry_after_ms }
+            Failed::Status { status, errcode, message, retry_after_ms, room_version } => {
+                Failed::Status { status, errcode, message: message + more, retry_after_ms, room_version }
             }
             Failed::Unreachable { why, silent } => Failed::Unreachable { why: why + more, silent },
             Failed::BadAnswer(why) => Failed::BadAnswer(why + more),
@@ -129,6 +136,14 @@ impl Failed {
     pub fn errcode(&self) -> Option<&str> {
         match self {
             Failed::Status { errcode, .. } if !errcode.is_empty() => Some(errcode),
+            _ => None,
+        }
+    }
+
+    /// The version of the room, as the server that refused names it.
+    pub fn room_version(&self) -> Option<&str> {
+        match self {
+            Failed::Status { room_version, .. } => room_version.as_deref(),
             _ => None,
         }
     }
@@ -318,7 +333,9 @@ impl Remote {
         };
         let word = |name: &str| partial::member::<String>(&body, name).unwrap_or_default();
         let (errcode, message) = (shorten(&word("errcode"), 100), shorten(&word("error"), 300));
-        Failed::Status { status, errcode, message, retry_after_ms: partial::member(&body, "retry_after_ms") }
+        let room_version = partial::member::<String>(&body, "room_version").map(|version| shorten(&version, 100));
+        let retry_after_ms = partial::member(&body, "retry_after_ms");
+        Failed::Status { status, errcode, message, retry_after_ms, room_version }
     }
 }
 

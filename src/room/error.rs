@@ -20,6 +20,9 @@ pub enum Error {
     /// The request is invalid; the code is the specification's.
     #[error("{message}")]
     Bad { errcode: &'static str, message: String },
+    /// The room has a version that this server does not take part in.
+    #[error("this server cannot join rooms of version {0}")]
+    Version(String),
     /// The alias is in use.
     #[error("the alias is in use")]
     Taken,

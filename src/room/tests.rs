@@ -363,6 +363,15 @@ async fn events_that_may_not_be_sent_leave_nothing() {
 }
 
 #[tokio::test]
+async fn an_empty_alias_is_none_and_public_rooms_say_nothing_of_guests() {
+    let house = house();
+    let anna = house.user("anna").await;
+    let room = house.public_room(&anna).await;
+    house.send(&anna, &room, "m.room.canonical_alias", Some(""), json!({ "alias": "" })).await.unwrap();
+    assert_eq!(house.state(&room, "m.room.guest_access", ""), None);
+}
+
+#[tokio::test]
 async fn coming_and_going() {
     let house = house();
     let (anna, ben, cleo) = (house.user("anna").await, house.user("ben").await, house.user("cleo").await);

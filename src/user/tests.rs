@@ -327,7 +327,7 @@ async fn a_device_has_a_handful_of_fallback_keys() {
     let alice = town.person("alice").await;
     let upload = |algorithms: std::ops::Range<usize>| {
         let keys: serde_json::Map<String, Value> =
-            algorithms.map(|n| (format!("made_up_{n}:A"), json!({ "key": "abc" }))).collect();
+            algorithms.map(|n| (format!("made_up_{n}:A"), json!({ "key": "abc", "signatures": {} }))).collect();
         let upload = serde_json::from_value(json!({ "fallback_keys": keys })).unwrap();
         town.users.upload_keys(&alice, upload)
     };

@@ -4,6 +4,10 @@ use serde_json::{Value, json};
 
 use crate::server::{Pair, TestServer, TestUser};
 
+fn signed(who: &TestUser, key: &str) -> Value {
+    json!({ "key": key, "signatures": { &who.id: { format!("ed25519:{}", who.device): "ghi" } } })
+}
+
 fn device_keys(who: &TestUser) -> Value {
     json!({
         "user_id": who.id, "device_id": who.device, "algorithms": ["m.olm.v1.curve25519-aes-sha2"],
@@ -15,8 +19,8 @@ fn device_keys(who: &TestUser) -> Value {
 async fn upload(house: &TestServer, who: &TestUser) -> Value {
     let body = json!({
         "device_keys": device_keys(who),
-        "one_time_keys": { "signed_curve25519:A": { "key": "one" }, "signed_curve25519:B": { "key": "two" } },
-        "fallback_keys": { "signed_curve25519:F": { "key": "last", "fallback": true } },
+        "one_time_keys": { "signed_curve25519:A": signed(who, "one"), "signed_curve25519:B": signed(who, "two") },
+        "fallback_keys": { "signed_curve25519:F": signed(who, "last") },
     });
     house.post("/keys/upload", who, body).await.ok()
 }
@@ -32,7 +36,7 @@ async fn one_time_keys_are_handed_out_once_and_then_the_fallback() {
     let counts = upload(&house, &alice).await;
     assert_eq!(counts, json!({ "one_time_key_counts": { "signed_curve25519": 2 } }));
     assert_eq!(upload(&house, &alice).await, counts, "the same keys again are the same keys");
-    let other = json!({ "one_time_keys": { "signed_curve25519:A": { "key": "another" } } });
+    let other = json!({ "one_time_keys": { "signed_curve25519:A": signed(&alice, "another") } });
     house.post("/keys/upload", &alice, other).await.refused(400, "M_INVALID_PARAM");
     for expected in ["signed_curve25519:A", "signed_curve25519:B", "signed_curve25519:F", "signed_curve25519:F"] {
         let claimed = house.post("/keys/claim", &bob, claim_of(&alice)).await.ok();
@@ -61,6 +65,27 @@ async fn device_keys_are_of_the_device_that_uploads_them() {
     house.post("/logout", &alice, Value::Null).await.ok();
     let answer = house.post("/keys/query", &bob, query).await.ok();
     assert_eq!(answer["device_keys"][&alice.id], json!({}), "a device that is gone has no keys");
+}
+
+/// Keys that nobody could check were taken and handed out.
+#[tokio::test]
+async fn keys_without_a_required_member_are_refused() {
+    let house = TestServer::start().await;
+    let alice = house.register("alice").await;
+    for member in ["user_id", "device_id", "algorithms", "keys", "signatures"] {
+        let mut keys = device_keys(&alice);
+        keys.as_object_mut().unwrap().remove(member);
+        house.post("/keys/upload", &alice, json!({ "device_keys": keys })).await.refused(400, "M_BAD_JSON");
+    }
+    for kind in ["one_time_keys", "fallback_keys"] {
+        for member in ["key", "signatures"] {
+            let mut key = signed(&alice, "one");
+            key.as_object_mut().unwrap().remove(member);
+            let body = json!({ kind: { "signed_curve25519:A": key } });
+            house.post("/keys/upload", &alice, body).await.refused(400, "M_BAD_JSON");
+        }
+    }
+    house.post("/keys/upload", &alice, json!({ "one_time_keys": { "curve25519:A": "bare" } })).await.ok();
 }
 
 #[tokio::test]
@@ -115,7 +140,7 @@ async fn keys_and_messages_of_another_server() {
     assert_eq!(answer["device_keys"][&bob.id][&bob.device]["keys"], device_keys(&bob)["keys"]);
     assert!(answer["failures"]["gone.load.test"].is_object());
     let claimed = pair.one.post("/keys/claim", &alice, claim_of(&bob)).await.ok();
-    assert_eq!(claimed["one_time_keys"][&bob.id][&bob.device]["signed_curve25519:A"], json!({ "key": "one" }));
+    assert_eq!(claimed["one_time_keys"][&bob.id][&bob.device]["signed_curve25519:A"], signed(&bob, "one"));
     let profile = pair.one.get(&format!("/profile/{}", bob.id), &alice).await.ok();
     assert_eq!(profile["displayname"], "bob");
 

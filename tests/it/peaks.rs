@@ -57,8 +57,9 @@ async fn load(server: &TestServer) {
     server.get(&format!("/sync?timeout=0&since={}", first["next_batch"].as_str().unwrap()), &bob).await.ok();
     server.get(&format!("/rooms/{}/messages?dir=b&limit=100", q(&room)), &bob).await.ok();
     server.get(&format!("/rooms/{}/state", q(&room)), &bob).await.ok();
+    let key = |nth| json!({ "key": format!("{nth:043}"), "signatures": {} });
     let keys: serde_json::Map<String, Value> =
-        (0..50).map(|nth| (format!("signed_curve25519:{nth}"), json!({ "key": format!("{nth:043}") }))).collect();
+        (0..50).map(|nth| (format!("signed_curve25519:{nth}"), key(nth))).collect();
     server.post("/keys/upload", &alice, json!({ "one_time_keys": keys })).await.ok();
     server.post("/keys/query", &bob, json!({ "device_keys": { &alice.id: [] } })).await.ok();
     let message = json!({ "messages": { &bob.id: { "*": { "text": "x".repeat(5_000) } } } });

@@ -209,8 +209,8 @@ async fn apps_are_refused_in_order() {
     each_grant_refused(&net, "a download", at, server, download, async |_, body| assert!(body == file)).await;
 
     let keys = async |nth: u64| {
-        let key =
-            json!({ "signed_curve25519:A": { "key": "one" }, format!("signed_curve25519:B{nth}"): { "key": "two" } });
+        let key = json!({ "key": "one", "signatures": {} });
+        let key = json!({ "signed_curve25519:A": key, format!("signed_curve25519:B{nth}"): key });
         Ask::json("POST", "/keys/upload", json!({ "one_time_keys": key }))
     };
     each_grant_refused(&net, "one-time keys", at, server, keys, async |nth, body| {

@@ -139,7 +139,7 @@ const JOBS: &[Job] = &[
         Ok(person.stream(&path, &mut |_| {})?.0)
     }),
     ("keys", |person, _, number, _| {
-        let key = |at| (format!("signed_curve25519:{number}_{at}"), json!({"key": "k".repeat(43)}));
+        let key = |at| (format!("signed_curve25519:{number}_{at}"), json!({"key": "k".repeat(43), "signatures": {}}));
         let keys: serde_json::Map<String, Value> = (0..300).map(key).collect();
         Ok(person.ask("POST", "/_matrix/client/v3/keys/upload", Some(&json!({ "one_time_keys": keys })))?.status)
     }),

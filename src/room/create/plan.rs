@@ -197,14 +197,15 @@ impl Plan {
     }
 
     fn preset_state(&self) -> Vec<StateDraft> {
-        let (join_rule, guests) = match self.preset {
-            Preset::Private | Preset::TrustedPrivate => ("invite", "can_join"),
-            Preset::Public => ("public", "forbidden"),
-        };
-        vec![
+        let join_rule = if self.preset == Preset::Public { "public" } else { "invite" };
+        let mut state = vec![
             StateDraft::new("m.room.join_rules", json!({ "join_rule": join_rule })),
             StateDraft::new("m.room.history_visibility", json!({ "history_visibility": "shared" })),
-            StateDraft::new("m.room.guest_access", json!({ "guest_access": guests })),
-        ]
+        ];
+        // Without the event guests are forbidden.
+        if self.preset != Preset::Public {
+            state.push(StateDraft::new("m.room.guest_access", json!({ "guest_access": "can_join" })));
+        }
+        state
     }
 }

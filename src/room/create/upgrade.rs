@@ -175,7 +175,7 @@ fn old_room(
         create,
         levels: later,
         canonical_alias: content(read, &room, "m.room.canonical_alias")?
-            .filter(|content| content.get("alias").is_some()),
+            .filter(|content| content.get("alias").and_then(Value::as_str).is_some_and(|alias| !alias.is_empty())),
         public: room.row.public,
         bans: bans(read, &room)?,
         closed: closed(levels),

@@ -48,10 +48,8 @@ impl Rooms {
         id: Option<&EventId>,
         invitation: Invitation,
     ) -> Result<Event> {
-        let version = version::get_offered(&invitation.version).ok_or_else(|| {
-            let message = format!("this server cannot join rooms of version {}", invitation.version);
-            Error::bad("M_INCOMPATIBLE_ROOM_VERSION", message)
-        })?;
+        let version =
+            version::get_offered(&invitation.version).ok_or_else(|| Error::Version(invitation.version.clone()))?;
         let event = Event::from_wire(version, invitation.event.get().as_bytes())?;
         let target = check(self, origin, id, &invitation, &event)?;
         let (by, asked, of) = (origin.to_owned(), target.clone(), invitation.room.clone());

@@ -87,7 +87,13 @@ fn raw(event: &Event) -> Box<RawValue> {
 }
 
 fn absent() -> Failed {
-    Failed::Status { status: 404, errcode: "M_NOT_FOUND".into(), message: "no".into(), retry_after_ms: None }
+    Failed::Status {
+        status: 404,
+        errcode: "M_NOT_FOUND".into(),
+        message: "no".into(),
+        retry_after_ms: None,
+        room_version: None,
+    }
 }
 
 impl Fetch for Peer {

@@ -119,7 +119,9 @@ fn check_aliases(rooms: &Rooms, read: &Read, room: &RoomRef, new: &New) -> Resul
 
 fn alias_names(content: &Value) -> impl Iterator<Item = &str> {
     let alternatives = content.get("alt_aliases").and_then(Value::as_array).into_iter().flatten();
-    content.get("alias").into_iter().chain(alternatives).filter_map(Value::as_str)
+    // An empty alias is none.
+    let main = content.get("alias").filter(|alias| *alias != "");
+    main.into_iter().chain(alternatives).filter_map(Value::as_str)
 }
 
 /// Creators who stand above all levels must not be named among the users of the power levels.

@@ -78,8 +78,14 @@ fn counts(get: &impl Get, user: UserNum, device_id: &str) -> Result<BTreeMap<Str
 
 /// Device keys ready to be stored: of the device that sends them, without signatures by others.
 fn checked_device_keys(requester: &Requester, mut keys: Value) -> Result<Value, Error> {
-    let same = keys["user_id"] == requester.user_id.as_str() && keys["device_id"] == requester.device_id.as_str();
-    if !same || !keys["algorithms"].is_array() || !keys["keys"].is_object() {
+    let texts = |value: &Value, of: fn(&Value) -> bool| value.as_object().is_some_and(|all| all.values().all(of));
+    let named = keys["user_id"].is_string() && keys["device_id"].is_string();
+    let algorithms = keys["algorithms"].as_array().is_some_and(|all| all.iter().all(Value::is_string));
+    if !named || !algorithms || !texts(&keys["keys"], Value::is_string) || !is_signed(&keys) {
+        let message = "Device keys have user_id, device_id, algorithms, keys and signatures";
+        return Err(Error::bad("M_BAD_JSON", message));
+    }
+    if keys["user_id"] != requester.user_id.as_str() || keys["device_id"] != requester.device_id.as_str() {
         return Err(Error::invalid("These are not the keys of this device"));
     }
     keep_own_signatures(&mut keys, &requester.user_id);
@@ -88,6 +94,14 @@ fn checked_device_keys(requester: &Requester, mut keys: Value) -> Result<Value, 
         return Err(Error::TooLarge(format!("The keys of a device may have {DEVICE_KEYS_BYTES_MAX} bytes at most")));
     }
     Ok(keys)
+}
+
+/// Whether an object has signatures: user → key → signature. They are for apps to check.
+fn is_signed(object: &Value) -> bool {
+    let by_user = object.get("signatures").and_then(Value::as_object);
+    by_user.is_some_and(|users| {
+        users.values().all(|keys| keys.as_object().is_some_and(|keys| keys.values().all(Value::is_string)))
+    })
 }
 
 /// Removes the parts that are no signed content: `unsigned`, and signatures by others.
@@ -110,8 +124,11 @@ fn checked_keys(keys: Map<String, Value>) -> Result<Vec<(String, OneTimeKey)>, E
         let Some((algorithm, id)) = parts else {
             return Err(Error::invalid("A one-time key is named by its algorithm, a colon and an id"));
         };
-        if !(key.is_object() || key.is_string()) || key.to_string().len() > KEY_BYTES_MAX {
-            return Err(Error::invalid("A one-time key must be a short string or object"));
+        if !key.is_string() && !(key["key"].is_string() && is_signed(&key)) {
+            return Err(Error::bad("M_BAD_JSON", "A one-time key is a string, or an object with key and signatures"));
+        }
+        if key.to_string().len() > KEY_BYTES_MAX {
+            return Err(Error::invalid(format!("A one-time key may have {KEY_BYTES_MAX} bytes")));
         }
         checked.push((algorithm.to_owned(), OneTimeKey { id: id.to_owned(), key }));
     }
@@ -180,8 +197,8 @@ mod tests {
     use super::*;
     use crate::budget::Budget;
     use crate::remote::Failed;
-    use crate::user::device::key_claim::{Claimed, Claims};
     use crate::user::device::key_answer::ANSWER_BYTES;
+    use crate::user::device::key_claim::{Claimed, Claims};
 
     fn claimed(budget: &Budget) -> Claimed {
         let grant = budget.account("response_bodies").try_take(ANSWER_BYTES).unwrap();
