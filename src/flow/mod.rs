@@ -3,7 +3,9 @@
 mod deactivate;
 mod register;
 mod rename;
+mod upgrade;
 
 pub use deactivate::deactivate;
 pub use register::{Registered, register};
 pub use rename::rename;
+pub use upgrade::{join, upgrade};

@@ -672,6 +672,17 @@ async fn receipts_of_other_servers_are_bounded() {
     };
     receive(&["any text", "$nothing", "main"]).await;
     assert_eq!(kept(), ["main"]);
+    // A receipt may overtake its event, which another server sends.
+    let coming = async |ts: u64| {
+        let receipt = json!({ "data": { "ts": ts, "thread_id": "main" }, "event_ids": [format!("$coming{ts}")] });
+        let content = json!({ room.as_str(): { "m.read": { bob.as_str(): receipt } } });
+        let raw = serde_json::value::to_raw_value(&content).unwrap();
+        house.rooms.receipt_received(bob.server_name(), &raw).await.unwrap();
+        let whose = receipt::Whose { user: house.user_num(&bob), kind: receipt::Kind::Read, thread: "main".into() };
+        receipt::get(&house.read(), num, &whose).unwrap().unwrap().event_id
+    };
+    assert_eq!(coming(1).await, last.as_str(), "it is no newer");
+    assert_eq!((coming(3).await, coming(2).await), ("$coming3".to_owned(), "$coming3".to_owned()));
     receive(&threads.iter().map(|id| id.as_str()).collect::<Vec<_>>()).await;
     let kept = kept();
     assert_eq!(kept.len(), 100);
@@ -945,6 +956,10 @@ async fn an_upgraded_room_goes_on_elsewhere() {
         let created = house.state(&new, "m.room.create", "").unwrap();
         assert_eq!((&created["predecessor"]["room_id"], &created["type"]), (&json!(old), &json!("org.example.kind")));
         assert_eq!(created["predecessor"].get("event_id").is_some(), to != "12");
+        assert_eq!(
+            (rooms.predecessor(&new).await.unwrap(), rooms.predecessor(&old).await.unwrap()),
+            (Some(old.clone()), None)
+        );
         assert_eq!(house.state(&old, "m.room.tombstone", "").unwrap()["replacement_room"], new.as_str());
         assert_eq!(house.state(&new, "m.room.topic", "").unwrap()["topic"], "Tea");
         assert_eq!(house.membership(&new, &cleo), Some(Membership::Ban));
@@ -963,6 +978,26 @@ async fn an_upgraded_room_goes_on_elsewhere() {
         let named = house.send(&anna, &new, "m.room.power_levels", Some(""), levels).await;
         assert_eq!(matches!(named, Err(Error::Bad { errcode: "M_BAD_JSON", .. })), to == "12", "{named:?}");
     }
+}
+
+/// Old creators got level 100 in a new room in which others had 50.
+#[tokio::test]
+async fn no_level_is_made_up_for_creators_who_are_none_any_more() {
+    let house = house();
+    let (anna, ben) = (house.user("anna").await, house.user("ben").await);
+    let create = Create {
+        preset: Some(Preset::Public),
+        room_version: Some("12".to_owned()),
+        power_level_content_override: json!({ "users": { &ben: 100 }, "events": { "m.room.tombstone": 100 } })
+            .as_object()
+            .unwrap()
+            .clone(),
+        ..Create::default()
+    };
+    let old = house.rooms.create(&anna, create).await.unwrap();
+    house.join(&ben, &old).await.unwrap();
+    let new = house.rooms.upgrade(&ben, &old, "12", Vec::new()).await.unwrap();
+    assert_eq!(house.state(&new, "m.room.power_levels", "").unwrap()["users"], json!({}));
 }
 
 /// A change of name walked through a list of rooms made before, and joined whoever had left one of them, or was put out,

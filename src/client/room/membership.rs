@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
-use ruma::{OwnedRoomAliasId, OwnedRoomId, OwnedServerName, OwnedUserId, UserId};
+use ruma::{OwnedRoomAliasId, OwnedRoomId, OwnedServerName, OwnedUserId};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::directory;
-use crate::client::{Client, Error, auth, rates};
+use crate::client::{Client, Error, Requester, auth, rates};
+use crate::flow;
 use crate::http::{ErrorResponse, Request, Response};
 use crate::room::Joining;
 
@@ -42,7 +43,7 @@ pub async fn join(client: Arc<Client>, mut request: Request) -> Result<Response,
     let requester = auth::requester(&client, &request).await?;
     request.limit_user(&rates::JOIN, requester.user_id.as_str())?;
     let (room_id, via) = named_room(&client, &request).await?;
-    join_room(&client, &mut request, &requester.user_id, room_id, via).await
+    join_room(&client, &mut request, &requester, room_id, via).await
 }
 
 /// POST /_matrix/client/v3/rooms/{room_id}/join
@@ -56,13 +57,13 @@ pub async fn join_by_id(client: Arc<Client>, mut request: Request) -> Result<Res
     let requester = auth::requester(&client, &request).await?;
     request.limit_user(&rates::JOIN, requester.user_id.as_str())?;
     let room_id = request.param_as::<OwnedRoomId>("room_id")?;
-    join_room(&client, &mut request, &requester.user_id, room_id, Vec::new()).await
+    join_room(&client, &mut request, &requester, room_id, Vec::new()).await
 }
 
 async fn join_room(
     client: &Client,
     request: &mut Request,
-    user: &UserId,
+    requester: &Requester,
     room_id: OwnedRoomId,
     via: Vec<OwnedServerName>,
 ) -> Result<Response, Error> {
@@ -72,7 +73,7 @@ async fn join_room(
     let joining = Joining { via, reason, content_extra: rest };
     // Joining a large room through another server takes up to an hour, and goes on after the client has disconnected.
     request.cancel_when_peer_leaves();
-    client.rooms.join(user, &room_id, joining).await?;
+    flow::join(&client.users, &client.rooms, requester, &room_id, joining).await?;
     Ok(Response::json(&json!({ "room_id": room_id })))
 }
 

@@ -7,6 +7,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use crate::client::{Client, Error, auth, rates};
+use crate::flow;
 use crate::http::{Request, Response};
 
 #[derive(Deserialize)]
@@ -26,6 +27,7 @@ pub async fn upgrade(client: Arc<Client>, mut request: Request) -> Result<Respon
     request.limit_user(&rates::CREATE, requester.user_id.as_str())?;
     let Body { new_version, additional_creators } = request.json().await?;
     let room_id = request.param_as::<OwnedRoomId>("room_id")?;
-    let new = client.rooms.upgrade(&requester.user_id, &room_id, &new_version, additional_creators).await?;
+    let (users, rooms) = (&client.users, &client.rooms);
+    let new = flow::upgrade(users, rooms, &requester, &room_id, &new_version, additional_creators).await?;
     Ok(Response::json(&json!({ "replacement_room": new })))
 }

@@ -110,6 +110,23 @@ async fn move_room(
     Ok(new)
 }
 
+impl Rooms {
+    /// The room that a room replaces: it is known here, and says that it was replaced by this one.
+    pub async fn predecessor(&self, room_id: &RoomId) -> Result<Option<OwnedRoomId>> {
+        let room_id = room_id.to_owned();
+        self.reading(move |_, read| {
+            let room = known_to_member(read, &room_id)?;
+            let create = content(read, &room, "m.room.create")?.unwrap_or_default();
+            let old = create["predecessor"]["room_id"].as_str().and_then(|id| OwnedRoomId::try_from(id).ok());
+            let Some(old) = old else { return Ok(None) };
+            let Ok(closed) = known_to_member(read, &old) else { return Ok(None) };
+            let tombstone = content(read, &closed, "m.room.tombstone")?.unwrap_or_default();
+            Ok((tombstone["replacement_room"] == room_id.as_str()).then_some(old))
+        })
+        .await
+    }
+}
+
 /// Points the aliases of this server to the new room.
 async fn move_names(rooms: &Rooms, user: &UserId, from: &RoomId, to: &RoomId) -> Result<()> {
     let (user, from, to) = (user.to_owned(), from.to_owned(), to.to_owned());
@@ -186,8 +203,8 @@ fn draft(kind: &str, content: Value) -> StateDraft {
     StateDraft { kind: kind.to_owned(), state_key: String::new(), content }
 }
 
-/// The old room's power levels in a form the new version accepts: creators above all levels are not named, and creators
-/// who were above all levels before and are no more get an entry.
+/// The old room's power levels in a form the new version accepts: creators above all levels are not named. Where no
+/// creator is above all levels any more, those who were get the highest usual level; else no level is made up.
 fn levels_for(
     read: &Read,
     room: &RoomRef,
@@ -208,13 +225,8 @@ fn levels_for(
         users.remove(user.as_str());
         creators.iter().for_each(|creator| drop(users.remove(creator.as_str())));
     }
-    if room.version.creators_infinite {
-        for creator in &old_creators {
-            let is_one_still = version.creators_infinite && (creator == user || creators.contains(creator));
-            if !is_one_still {
-                users.insert(creator.to_string(), 100.into());
-            }
-        }
+    if room.version.creators_infinite && !version.creators_infinite {
+        users.extend(old_creators.iter().map(|creator| (creator.to_string(), 100.into())));
     }
     Ok(levels)
 }

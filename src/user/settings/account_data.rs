@@ -25,8 +25,8 @@ const DEPTH_MAX: u32 = json::EVENT_DEPTH_MAX;
 const TYPE_BYTES_MAX: usize = 255;
 const TAGS_MAX: usize = 100;
 
-const TAG: &str = "m.tag";
-const DIRECT: &str = "m.direct";
+pub(super) const TAG: &str = "m.tag";
+pub(super) const DIRECT: &str = "m.direct";
 const IGNORED: &str = "m.ignored_user_list";
 
 impl Users {
@@ -156,12 +156,17 @@ impl<'de> Deserialize<'de> for Text {
     }
 }
 
+/// Whether an entry takes too much memory when it is parsed.
+pub(super) fn is_large(json: &[u8]) -> bool {
+    parsed_bytes_max(json) > PARSED_BYTES_MAX
+}
+
 /// Writes one entry, when it is new and within the user's limits.
-fn put_entry(w: &mut Write<'_>, user: UserNum, room: RoomNum, kind: &str, json: &[u8]) -> Result<(), Error> {
+pub(super) fn put_entry(w: &mut Write<'_>, user: UserNum, room: RoomNum, kind: &str, json: &[u8]) -> Result<(), Error> {
     if json.len() > ENTRY_BYTES_MAX {
         return Err(Error::TooLarge(format!("An entry of account data may have {ENTRY_BYTES_MAX} bytes at most")));
     }
-    if kind == TAG && parsed_bytes_max(json) > PARSED_BYTES_MAX {
+    if kind == TAG && is_large(json) {
         return Err(Error::TooLarge("The entry of account data has too many members".to_owned()));
     }
     let before = account_data::get(w, user, room, kind)?;

@@ -3,3 +3,4 @@
 pub mod account_data;
 pub mod filter;
 pub mod push_rules;
+pub mod upgrade;

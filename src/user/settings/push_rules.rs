@@ -18,7 +18,7 @@ use crate::user::lookup;
 use crate::user::{Error, Requester, Users};
 
 /// The most rules of one user, defaults included: each is tried for every event of the user's rooms.
-const RULES_MAX: usize = 500;
+pub(super) const RULES_MAX: usize = 500;
 /// The limit of one user's rules together, as JSON.
 const RULES_BYTES_MAX: usize = 128 << 10;
 
@@ -115,7 +115,7 @@ impl Users {
         self.write(move |w| {
             let mut rules = push_rule::get(w, user, default_rules(&user_id))?;
             change(&mut rules)?;
-            if rules.iter().count() > RULES_MAX || push_rule::to_json(&rules).len() > RULES_BYTES_MAX {
+            if is_too_much(&rules) {
                 return Err(Error::TooLarge(format!("A user may have {RULES_MAX} push rules at most")));
             }
             push_rule::set(w, user, &rules)?;
@@ -124,6 +124,11 @@ impl Users {
         })
         .await
     }
+}
+
+/// Whether these are more rules than one user may have.
+pub(super) fn is_too_much(rules: &Ruleset) -> bool {
+    rules.iter().count() > RULES_MAX || push_rule::to_json(rules).len() > RULES_BYTES_MAX
 }
 
 /// The position of a rule: behind one of the user's rules, in front of one, or between two.
