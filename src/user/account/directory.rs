@@ -1,23 +1,29 @@
-//! The user directory: all local users, and users who share a room with the searching user.
+//! The user directory: all local users, users who share a room with the searching user, and users in public rooms.
+//!
+//! Client-server API, "User Directory". The name of another server's user is that of their membership.
 
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 
 use serde_json::{Map, Value};
 
-use crate::store::tables::room::event_row::Membership;
-use crate::store::tables::room::member;
+use crate::matrix::json;
+use crate::store::tables::room::event_row::{Kind, Membership};
+use crate::store::tables::room::{self, Status, current_state, event, member, state_tree};
 use crate::store::tables::user::{self, Standing};
-use crate::store::{Get, UserNum};
+use crate::store::{EventNum, Get, RoomNum, UserNum};
 use crate::user::lookup;
 use crate::user::{Error, Users, sharing};
 
-/// The most members of shared rooms looked at in one search: a tenth of a second on a small board.
-const LOOKED_AT_MAX: usize = 5_000;
+/// The most members of rooms looked at in one search, each with the event that has their name: some tenths of a second on
+/// a small board. Small rooms come first.
+const LOOKED_AT_MAX: usize = 2_000;
+/// The most rooms of this server looked at for being public.
+const ROOMS_MAX: usize = 1_000;
 const TERM_BYTES_MAX: usize = 256;
 
 impl Users {
-    /// The users whose id (or, for local users, name) contains the term, and whether there may be more.
+    /// The users whose id or name contains the term, and whether there may be more.
     pub async fn search(&self, asker: UserNum, term: &str, most: usize) -> Result<(Vec<Value>, bool), Error> {
         let term = term.trim().to_lowercase();
         if term.is_empty() || term.len() > TERM_BYTES_MAX {
@@ -39,18 +45,24 @@ impl Users {
                 }
             }
             let mut left = LOOKED_AT_MAX;
-            for room in sharing::rooms(get, asker)? {
+            let shared = by_size(get, sharing::rooms(get, asker)?)?;
+            let public = by_size(get, public_rooms(get, &shared)?)?;
+            for room in shared.into_iter().chain(public) {
                 let mut members = Vec::new();
-                member::list(get, room, Membership::Join, None, &mut |num, _| {
+                member::list(get, room, Membership::Join, None, &mut |num, event| {
+                    // Who is known already costs nothing.
+                    if found.seen.contains(&num) {
+                        return Ok(ControlFlow::Continue(()));
+                    }
                     if left == 0 {
                         return Ok(ControlFlow::Break(()));
                     }
                     left -= 1;
-                    members.push(num);
+                    members.push((num, event));
                     Ok(ControlFlow::Continue(()))
                 })?;
-                for num in members {
-                    if !found.look(get, num, &Map::new())? {
+                for (num, event) in members {
+                    if !found.look(get, num, &shown_in(get, event)?)? {
                         return Ok((found.results, true));
                     }
                 }
@@ -59,6 +71,48 @@ impl Users {
         })
         .await
     }
+}
+
+/// Rooms, the smallest first: people look for those they know.
+fn by_size(get: &impl Get, rooms: Vec<RoomNum>) -> Result<Vec<RoomNum>, Error> {
+    let mut sized = Vec::with_capacity(rooms.len());
+    for num in rooms {
+        sized.push((room::get_of(get, num)?.joined, num));
+    }
+    sized.sort_unstable();
+    Ok(sized.into_iter().map(|(_, num)| num).collect())
+}
+
+/// The other rooms that local users are in and that everybody may join.
+fn public_rooms(get: &impl Get, shared: &[RoomNum]) -> Result<Vec<RoomNum>, Error> {
+    let (mut rooms, mut looked_at) = (Vec::new(), 0);
+    room::list_after(get, None, &mut |num, row| {
+        looked_at += 1;
+        if row.status == Status::Resident && !shared.contains(&num) {
+            rooms.push(num);
+        }
+        Ok(if looked_at < ROOMS_MAX { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
+    })?;
+    let Some(key) = state_tree::key(get, "m.room.join_rules", "")? else { return Ok(Vec::new()) };
+    let mut public = Vec::new();
+    for num in rooms {
+        let Some(rules) = current_state::state(get, num, Kind::JOIN_RULES, key)? else { continue };
+        let body = event::body(get, &event::row_of(get, rules)?)?;
+        let rule = json::read::get(&body, "content").and_then(|content| json::read::get_text(content, "join_rule"));
+        if rule.as_deref() == Some("public") {
+            public.push(num);
+        }
+    }
+    Ok(public)
+}
+
+/// The name and picture of a membership.
+fn shown_in(get: &impl Get, member: EventNum) -> Result<Map<String, Value>, Error> {
+    let body = event::body(get, &event::row_of(get, member)?)?;
+    let content = json::read::get(&body, "content").unwrap_or(b"{}");
+    let fields = ["displayname", "avatar_url"].into_iter();
+    let texts = fields.filter_map(|field| Some((field.to_owned(), json::read::get_text(content, field)?.into())));
+    Ok(texts.collect())
 }
 
 struct Found {
@@ -94,5 +148,81 @@ impl Found {
             self.results.push(result.into());
         }
         Ok(true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::tables::room::event_row::{Flags, Id, Row};
+    use crate::store::tables::room::user_room::{self, Mine};
+    use crate::store::{BodyNum, Position, Write};
+    use crate::user::tests::town;
+    use serde_json::json;
+
+    /// A room with one member of another server, called `name`.
+    fn room_with(w: &mut Write<'_>, id: &str, far: &str, name: &str, rule: &str) -> Result<RoomNum, Error> {
+        let num = room::intern(w, id, "12")?;
+        let user = user::intern(w, far)?;
+        let member = ("m.room.member", far, json!({ "membership": "join", "displayname": name }));
+        for (kind, key, content) in [member, ("m.room.join_rules", "", json!({ "join_rule": rule }))] {
+            let state_key = state_tree::intern_key(w, kind, key)?;
+            let row = Row {
+                room: num,
+                body: BodyNum(0),
+                id: Id::Named(format!("${kind}{id}")),
+                kind: Kind::of(kind),
+                state_key: Some(state_key),
+                sender: user,
+                member: (kind == "m.room.member").then_some((Membership::Join, user)),
+                flags: Flags::default(),
+                depth: 1,
+                origin_server_ts: 1,
+                auth: Vec::new(),
+                before: None,
+                order: Some(1),
+                redacted_by: None,
+            };
+            let event = json!({ "auth_events": [], "content": content, "depth": 1, "origin_server_ts": 1,
+                "prev_events": [], "room_id": id, "sender": far, "state_key": key, "type": kind });
+            let (event, _) = event::insert(w, row, event.to_string().as_bytes())?;
+            current_state::set_state(w, num, Kind::of(kind), state_key, Some(event))?;
+            if kind == "m.room.member" {
+                member::set(w, num, user, None, Some((Membership::Join, event)))?;
+            }
+        }
+        let mut row = room::get_of(w, num)?;
+        (row.status, row.joined) = (Status::Resident, 2);
+        room::put(w, num, &row)?;
+        Ok(num)
+    }
+
+    /// A user of another server was found by id only, and not at all in a public room.
+    #[tokio::test]
+    async fn people_elsewhere_are_found_by_the_name_they_have_in_shared_and_in_public_rooms() {
+        let town = town();
+        let anna = town.person("anna").await;
+        let who = anna.user_num;
+        let made = town.users.write(move |w| {
+            let shared = room_with(w, "!shared:here.test", "@x:far.test", "Robert", "invite")?;
+            let mine = Mine {
+                membership: Membership::Join,
+                since: Position(1),
+                event: None,
+                forgotten: false,
+                outside: false,
+                before: None,
+                left_at: None,
+            };
+            user_room::set_mine(w, who, shared, &mine)?;
+            room_with(w, "!public:here.test", "@y:far.test", "Roberta", "public")?;
+            room_with(w, "!secret:here.test", "@z:far.test", "Roberto", "invite")?;
+            Ok(())
+        });
+        made.await.unwrap();
+        let (found, limited) = town.users.search(who, "robert", 10).await.unwrap();
+        let expected = [("@x:far.test", "Robert"), ("@y:far.test", "Roberta")];
+        let expected = expected.map(|(id, name)| json!({ "user_id": id, "display_name": name }));
+        assert_eq!((found, limited), (expected.to_vec(), false));
     }
 }
