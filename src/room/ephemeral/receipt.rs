@@ -214,7 +214,7 @@ async fn set_markers(
         .await
 }
 
-/// Stores receipts of remote users; receipts for unknown users or events are skipped. The caller has checked that
+/// Stores receipts of remote users; receipts for unknown users are skipped. The caller has checked that
 /// each is of the server that sent it. One write, when anything is new.
 pub async fn receipts_from_outside(rooms: &Rooms, heard: Vec<Heard>) -> Result<()> {
     let news = rooms.reading(move |_, read| {
@@ -253,15 +253,22 @@ pub(in crate::room) struct Heard {
     pub ts: u64,
 }
 
-/// The marker a receipt moves, if the receipt is new, of a member, and about an event and a thread we know.
+/// The marker a receipt moves, if the receipt is new, of a member, and about a thread we know.
 fn is_news(get: &impl Get, heard: &Heard) -> Result<Option<Whose>> {
     let Some(user) = user::num(get, heard.user.as_str())? else { return Ok(None) };
     if !member::is_joined(get, heard.room, user)? || !is_thread(get, heard.room, &heard.thread)? {
         return Ok(None);
     }
     let whose = Whose { user, kind: Kind::Read, thread: heard.thread.clone() };
-    let Some(order) = order_in(get, heard.room, heard.event.as_str())? else { return Ok(None) };
-    Ok(is_forward(get, heard.room, &whose, order)?.then_some(whose))
+    let is_forward = match order_in(get, heard.room, heard.event.as_str())? {
+        Some(order) => is_forward(get, heard.room, &whose, order)?,
+        // The event may be on its way from its own server. Until it is here, the times decide.
+        None if event::num(get, heard.event.as_str())?.is_none() => {
+            receipt::get(get, heard.room, &whose)?.is_none_or(|old| old.ts < heard.ts)
+        }
+        None => false,
+    };
+    Ok(is_forward.then_some(whose))
 }
 
 /// Whether a receipt may name this thread: none, `main`, or an event of the room.

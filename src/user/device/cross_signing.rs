@@ -144,6 +144,7 @@ impl Users {
                 }
             }
             for (owner_id, owner, key_id, signatures) in good {
+                let owner = owner.map_or_else(|| user::intern(w, owner_id.as_str()), Ok)?;
                 if is_full(w, owner, by, key_id)? {
                     let error = "Too many keys of this user have been signed";
                     let of = failures.entry(owner_id.as_str()).or_insert_with(|| json!({}));
@@ -215,7 +216,8 @@ fn signing_keys(get: &impl Get, user: UserNum) -> Result<BTreeMap<String, Public
     Ok(keys)
 }
 
-/// The owner of the signed object, and the requester's valid signatures over it: key id and signature.
+/// The owner of the signed object (none for a user of another server who was never met), and the requester's valid
+/// signatures over it: key id and signature.
 fn check_signature(
     get: &impl Get,
     signers: &BTreeMap<String, PublicKey>,
@@ -223,12 +225,13 @@ fn check_signature(
     owner_id: &UserId,
     key_id: &str,
     object: &Value,
-) -> Result<(UserNum, Vec<(String, String)>), Error> {
+) -> Result<(Option<UserNum>, Vec<(String, String)>), Error> {
     if key_id.contains('\0') || object.to_string().len() > 2 * KEY_BYTES_MAX {
         return Err(Error::invalid("The object is not a signed key"));
     }
-    let owner = user::num(get, owner_id.as_str())?.ok_or(Error::NotFound("user"))?;
-    if user::is_local(get, owner)? {
+    let owner = user::num(get, owner_id.as_str())?;
+    if owner_id.server_name() == by_id.server_name() {
+        let owner = owner.ok_or(Error::NotFound("user"))?;
         let kept = kept_key(get, owner, by_id == owner_id, key_id)?.ok_or(Error::NotFound("key"))?;
         let same = |object: &Value| sign::json_message(object.to_string().as_bytes()).ok();
         if same(&kept) != same(object) {

@@ -12,7 +12,7 @@ use crate::store::tables::room::receipt;
 use crate::store::tables::room::receipt::{Receipt, Whose};
 use crate::store::tables::user;
 use crate::store::tables::user::account_data;
-use ruma::{OwnedEventId, OwnedRoomId, UserId};
+use ruma::{OwnedEventId, OwnedRoomId, OwnedUserId, UserId};
 
 /// All rooms with news for a user since a token, by list and room.
 pub(crate) async fn synced(
@@ -141,7 +141,7 @@ async fn who_is_ignored_is_not_heard_but_for_the_rooms_state() {
     house.join(&bob, &room).await.unwrap();
     let root = house.say(&alice, &room, "root").await;
     let (first, _) = synced(&house, &alice, None, json!({})).await;
-    keep(&house, &alice, "m.ignored_user_list", json!({ "ignored_users": { &bob: {} } })).await;
+    keep(&house, &alice, "m.ignored_user_list", json!({ "ignored_users": { &bob: {}, "@eve:far.example": {} } })).await;
     house.say(&bob, &room, "hey alice").await;
     let reply = json!({ "body": "hey", "m.relates_to": { "rel_type": "m.thread", "event_id": root } });
     house.send(&bob, &room, "m.room.message", None, reply).await.unwrap();
@@ -153,6 +153,12 @@ async fn who_is_ignored_is_not_heard_but_for_the_rooms_state() {
     let own =
         json!({ "type": "m.room.member", "state_key": alice, "sender": bob, "content": { "membership": "invite" } });
     house.invited_outside(&alice, &outside, json!([own])).await;
+    // Nothing but this invite has ever named her.
+    let eve: OwnedUserId = "@eve:far.example".try_into().unwrap();
+    let hers = OwnedRoomId::try_from("!hers:far.example").unwrap();
+    let own =
+        json!({ "type": "m.room.member", "state_key": alice, "sender": eve, "content": { "membership": "invite" } });
+    house.invited_outside(&alice, &hers, json!([own])).await;
 
     let (_, rooms) = synced(&house, &alice, Some(first), json!({})).await;
     let share = &rooms["join"][room.as_str()];
@@ -166,6 +172,10 @@ async fn who_is_ignored_is_not_heard_but_for_the_rooms_state() {
     keep(&house, &alice, "m.ignored_user_list", json!({ "ignored_users": "nobody" })).await;
     let (_, rooms) = synced(&house, &alice, Some(first), json!({})).await;
     assert_eq!(rooms["join"][room.as_str()]["timeline"]["events"].as_array().unwrap().len(), 3);
+    assert_eq!(rooms["invite"].as_object().unwrap().len(), 3);
+    // The same when she is the only one ignored, and no user of the list is known here.
+    keep(&house, &alice, "m.ignored_user_list", json!({ "ignored_users": { "@eve:far.example": {} } })).await;
+    let (_, rooms) = synced(&house, &alice, Some(first), json!({})).await;
     assert_eq!(rooms["invite"].as_object().unwrap().len(), 2);
 }
 

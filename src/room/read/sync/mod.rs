@@ -19,7 +19,7 @@ use super::token::SyncToken;
 use super::{Reader, RoomView, until};
 use crate::room::Rooms;
 use crate::room::error::Result;
-use crate::room::ignored::Ignored;
+use crate::room::ignored::{self, Ignored};
 use crate::room::state::stripped::read_stripped;
 use crate::store::tables::room::event_row::{Kind, Membership};
 use crate::store::tables::room::user_room::Mine;
@@ -133,16 +133,14 @@ impl SyncView {
 
     /// Whether an invite comes from a user whom the reader ignores; such invites are not shown.
     pub fn is_inviter_ignored(&self, room: &UserRoom) -> Result<bool> {
-        if self.ignored.is_empty() {
-            return Ok(false);
-        }
         if let Some(own) = room.mine.event {
             return Ok(self.ignored.contains(event::row_of(&*self.read, own)?.sender));
         }
         // For an invite from outside: the member event is the last of its stripped state.
         let stripped = user_room::stripped(&*self.read, self.reader.user, room.num)?.unwrap_or_default();
         let Some(own) = read_stripped(&stripped).pop() else { return Ok(false) };
-        Ok(user::num(&*self.read, &own.sender)?.is_some_and(|inviter| self.ignored.contains(inviter)))
+        // By id: the inviter may be met by nothing but this invite, and has no number then.
+        Ok(ignored::is_ignored(&*self.read, self.reader.user, &own.sender)?)
     }
 
     /// Opens a room; its events get the shape that the filter asks for.
