@@ -124,7 +124,7 @@ fn host(ip: IpAddr) -> String {
 /// The addresses of this machine that another one can use, IPv4 first. Empty where the system has no such tables.
 fn of_this_machine() -> Vec<IpAddr> {
     let table = |name: &str| File::open(format!("/proc/net/{name}")).map(BufReader::new);
-    let routes = table("route").map(|table| routes(table)).unwrap_or_default();
+    let routes = table("route").map(routes).unwrap_or_default();
     let v4 = table("fib_trie").map(|table| local_v4(table, &routes)).unwrap_or_default();
     let v6 = table("if_inet6").map(local_v6).unwrap_or_default();
     let all = v4.into_iter().map(IpAddr::V4).chain(v6.into_iter().map(IpAddr::V6));

@@ -31,7 +31,7 @@ pub fn is_default(get: &impl Get, user: UserNum) -> Result<bool> {
 }
 
 pub fn set(w: &mut Write<'_>, user: UserNum, rules: &Ruleset) -> Result<Position> {
-    account_data::set(w, user, GLOBAL, KIND, &to_json(&rules))
+    account_data::set(w, user, GLOBAL, KIND, &to_json(rules))
 }
 
 /// The content of `m.push_rules` as JSON text.
