@@ -31,15 +31,15 @@ impl KeyedLock {
 
     /// Waits until the name is free, and takes it.
     pub async fn take(&self, name: &str) -> KeyedGuard {
-        self.until(|| self.try_take(name)).await
+        self.wait_for(|| self.try_take(name)).await
     }
 
     /// Waits until the name is free.
     pub async fn wait(&self, name: &str) {
-        self.until(|| (!self.names().contains(name)).then_some(())).await
+        self.wait_for(|| (!self.names().contains(name)).then_some(())).await
     }
 
-    async fn until<T>(&self, look: impl Fn() -> Option<T>) -> T {
+    async fn wait_for<T>(&self, look: impl Fn() -> Option<T>) -> T {
         loop {
             let freed = self.0.freed.notified();
             tokio::pin!(freed);

@@ -164,14 +164,14 @@ impl Heap {
 
     /// Null when there is no memory.
     pub fn alloc(&self, layout: Layout) -> *mut u8 {
-        match placed(layout) {
+        match class_of_layout(layout) {
             Some(class) => self.take(class),
             None => self.map(layout).0,
         }
     }
 
     pub fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        let block = match placed(layout) {
+        let block = match class_of_layout(layout) {
             Some(class) => self.take(class),
             None => match self.map(layout) {
                 (block, true) => return block,
@@ -188,7 +188,7 @@ impl Heap {
     /// # Safety
     /// `block` was allocated here with this layout and is not used any more.
     pub unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        match placed(layout) {
+        match class_of_layout(layout) {
             // SAFETY: handed on.
             Some(class) => unsafe { self.give(class, block) },
             None => unsafe { self.unmap(block, layout.size()) },
@@ -200,7 +200,7 @@ impl Heap {
     pub unsafe fn realloc(&self, block: *mut u8, layout: Layout, bytes: usize) -> *mut u8 {
         // SAFETY: a layout's alignment with another size; sizes near the address space's end are refused by `map`.
         let wanted = unsafe { Layout::from_size_align_unchecked(bytes, layout.align()) };
-        match (placed(layout), placed(wanted)) {
+        match (class_of_layout(layout), class_of_layout(wanted)) {
             (Some(one), Some(other)) if one == other => block,
             (None, None) if layout.align() <= self.page_bytes() => unsafe { self.remap(block, layout.size(), bytes) },
             _ => {
@@ -422,7 +422,7 @@ impl Heap {
 }
 
 /// The size class of a layout, or `None` for a mapping of its own.
-fn placed(layout: Layout) -> Option<usize> {
+fn class_of_layout(layout: Layout) -> Option<usize> {
     let bytes = if layout.align() <= ALIGN {
         layout.size()
     } else {

@@ -66,15 +66,15 @@ fn count(bytes: isize) {
             pending.set(sum);
         } else {
             pending.set(0);
-            settle(sum);
+            add_to_live(sum);
         }
     });
     if counted.is_err() {
-        settle(bytes);
+        add_to_live(bytes);
     }
 }
 
-fn settle(bytes: isize) {
+fn add_to_live(bytes: isize) {
     let live = LIVE.fetch_add(bytes, Ordering::Relaxed) + bytes;
     if live > HIGH.load(Ordering::Relaxed) {
         HIGH.fetch_max(live, Ordering::Relaxed);

@@ -33,7 +33,7 @@ pub async fn own(client: &Client, request: &Request) -> Result<Requester, ErrorR
 /// that makes the request; there is none at registration.
 ///
 /// 403 `M_FORBIDDEN` when `auth` names another user; 429 `M_LIMIT_EXCEEDED` after too many wrong passwords.
-pub async fn prove(
+pub async fn authenticate(
     client: &Client,
     request: &Request,
     requester: Option<&Requester>,
@@ -48,7 +48,7 @@ pub async fn prove(
         }
         None => None,
     };
-    let progress = client.users.prove(demand, request.peer().ip, auth).await;
+    let progress = client.users.authenticate(demand, request.peer().ip, auth).await;
     if let Some(counted) = counted
         && !matches!(progress, Ok(Progress::Wrong(_)))
     {

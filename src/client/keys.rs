@@ -126,7 +126,9 @@ pub async fn device_signing(client: Arc<Client>, mut request: Request) -> Result
                 stages: &[Stage::Password],
                 tokens: &[],
             };
-            if let Some(asked) = auth::prove(&client, &request, Some(&requester), demand, body.auth.as_ref()).await? {
+            if let Some(asked) =
+                auth::authenticate(&client, &request, Some(&requester), demand, body.auth.as_ref()).await?
+            {
                 return Ok(asked);
             }
         }

@@ -10,15 +10,15 @@ use crate::http::{ErrorResponse, Request, Response, StatusCode};
 
 /// `GET /state/{roomId}?event_id=`
 pub async fn state(federation: Arc<Federation>, request: Request) -> Result<Response, Error> {
-    before(&federation, request, false).await
+    answer_state_before(&federation, request, false).await
 }
 
 /// `GET /state_ids/{roomId}?event_id=`
 pub async fn state_ids(federation: Arc<Federation>, request: Request) -> Result<Response, Error> {
-    before(&federation, request, true).await
+    answer_state_before(&federation, request, true).await
 }
 
-async fn before(federation: &Federation, mut request: Request, ids_only: bool) -> Result<Response, Error> {
+async fn answer_state_before(federation: &Federation, mut request: Request, ids_only: bool) -> Result<Response, Error> {
     let origin = auth::origin(federation, &mut request).await?;
     let room: OwnedRoomId = request.param_as("room_id")?;
     let at: OwnedEventId = request.query_as("event_id")?.ok_or_else(|| ErrorResponse::missing_param("event_id"))?;

@@ -283,12 +283,12 @@ impl PeerWatch {
 
     /// From now on a peer that closes its side gets its answer first. HTTP/1 only: an HTTP/2 peer that closes is gone.
     pub fn hide_end(&self) {
-        self.end().hidden = true;
+        self.lock_end().hidden = true;
     }
 
     /// From now on a peer that has closed its side counts as gone.
     pub fn report_eof(&self) {
-        let mut end = self.end();
+        let mut end = self.lock_end();
         (end.hidden, end.came) = (false, false);
         if let Some(reader) = end.reader.take() {
             reader.wake();
@@ -297,7 +297,7 @@ impl PeerWatch {
 
     /// How long nothing has been sent to a peer that has closed its side while the HTTP library does not know.
     pub fn closed_for(&self) -> Duration {
-        let end = self.end();
+        let end = self.lock_end();
         let silent = if end.came { millis(&self.clock).saturating_sub(end.silent_since_ms) } else { 0 };
         Duration::from_millis(silent)
     }
@@ -306,7 +306,7 @@ impl PeerWatch {
     pub async fn closed(&self) {
         loop {
             let closed = self.closed.notified();
-            if self.end().came {
+            if self.lock_end().came {
                 return;
             }
             closed.await;
@@ -315,7 +315,7 @@ impl PeerWatch {
 
     /// Passes a read's result to the HTTP library, except for a hidden end.
     fn told(&self, result: Poll<io::Result<()>>, is_end: bool, cx: &Context<'_>) -> Poll<io::Result<()>> {
-        let mut end = self.end();
+        let mut end = self.lock_end();
         if !is_end || !end.hidden {
             return result;
         }
@@ -329,12 +329,12 @@ impl PeerWatch {
 
     /// All written bytes have left.
     fn flushed(&self) {
-        if self.active.load(Relaxed) == 0 && self.end().hidden {
+        if self.active.load(Relaxed) == 0 && self.lock_end().hidden {
             self.report_eof();
         }
     }
 
-    fn end(&self) -> MutexGuard<'_, End> {
+    fn lock_end(&self) -> MutexGuard<'_, End> {
         self.end.lock()
     }
 
@@ -342,7 +342,7 @@ impl PeerWatch {
     pub fn ticket(self: &Arc<Self>) -> Ticket {
         let id = self.next.fetch_add(1, Relaxed);
         let now = millis(&self.clock);
-        self.end().silent_since_ms = now;
+        self.lock_end().silent_since_ms = now;
         let mut tickets = self.tickets.lock();
         if tickets.is_empty() {
             self.expect();

@@ -105,7 +105,7 @@ impl Upload {
         let Some(sink) = self.sink.take() else { return Err(Error::NotFound) };
         let media = self.media.clone();
         let (hash, media) = blocking(move || {
-            let hash = settle(&media, sink)?;
+            let hash = move_into_place(&media, sink)?;
             Ok::<_, Error>((hash, media))
         })
         .await?;
@@ -157,7 +157,7 @@ impl Upload {
 }
 
 /// Moves a whole file into its place, durably. Answers its hash. An existing file of the same hash stays.
-fn settle(media: &Media, mut sink: Sink) -> Result<String, Error> {
+fn move_into_place(media: &Media, mut sink: Sink) -> Result<String, Error> {
     sink.file.sync_data()?;
     let hash = hex(&sink.hasher.finalize_reset());
     let path = media.path(&hash);

@@ -175,7 +175,7 @@ impl Events {
         at: usize,
         sink: &mut impl FnMut(Item<'_>) -> Result<(), E>,
     ) -> Result<usize, E> {
-        let found = self.scan.end(&frame[at..]).map_err(|why| self.malformed(at, why))?;
+        let found = self.scan.find_end(&frame[at..]).map_err(|why| self.malformed(at, why))?;
         let end = at + found.unwrap_or(frame.len() - at);
         self.item_bytes += end - at;
         match self.step {
@@ -289,7 +289,7 @@ struct Scan {
 
 impl Scan {
     /// The length of the value's remainder in `bytes`, or `None` when it goes on in the next frame.
-    fn end(&mut self, bytes: &[u8]) -> Result<Option<usize>, &'static str> {
+    fn find_end(&mut self, bytes: &[u8]) -> Result<Option<usize>, &'static str> {
         if !self.started {
             self.started = true;
             self.scalar = !matches!(bytes[0], b'{' | b'[' | b'"');

@@ -427,7 +427,7 @@ impl Keys {
             let Some(done) = asking.join_next().await else { return Ok(asked) };
             match done {
                 Ok((Ok(found), server)) => {
-                    self.settle(lacking, &server, &found);
+                    self.cross_off(lacking, &server, &found);
                     asked.answered.insert(server);
                 }
                 Ok((Err(Trouble::Store(error)), _)) => return Err(error),
@@ -489,7 +489,7 @@ impl Keys {
             match done {
                 Ok((Ok(found), _)) => {
                     for (server, ids) in found {
-                        self.settle(lacking, &server, &ids);
+                        self.cross_off(lacking, &server, &ids);
                     }
                 }
                 // One server in the batch has a great many keys: the halves may fit. Ends at a batch of one.
@@ -585,7 +585,7 @@ impl Keys {
     }
 
     /// Crosses off the keys that were found. A server for which any key would do is done with any.
-    fn settle(&self, lacking: &mut Lacking, server: &ServerName, found: &[String]) {
+    fn cross_off(&self, lacking: &mut Lacking, server: &ServerName, found: &[String]) {
         if let Some(wanted) = lacking.get_mut(server) {
             wanted.retain(|id| !found.contains(id));
             if wanted.is_empty() {

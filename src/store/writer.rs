@@ -266,7 +266,7 @@ impl Writer {
                 let _ = reply.send(());
                 return;
             }
-            if let Err(panicked) = base::caught(|| self.take(message)) {
+            if let Err(panicked) = base::caught(|| self.handle(message)) {
                 tracing::error!("the writer panicked and goes on: {}", panicked.say());
                 self.shared.recover(&Error::Io("the writer panicked".to_owned()));
             }
@@ -274,7 +274,7 @@ impl Writer {
         self.close();
     }
 
-    fn take(&mut self, message: Message) {
+    fn handle(&mut self, message: Message) {
         match message {
             Message::Job(Kind::Bulk, job) => self.commit(vec![(Kind::Bulk, job)]),
             Message::Job(kind, job) => {

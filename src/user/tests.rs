@@ -251,27 +251,31 @@ async fn a_session_of_stages_is_for_one_operation_one_user_and_a_while() {
     };
     let dummy = |session: &str| json!({ "type": "m.login.dummy", "session": session });
     let token = |session: &str| json!({ "type": "m.login.registration_token", "token": "good", "session": session });
-    let prove = async |demand: UiaRequest<'_>, auth: Option<Value>| {
-        town.users.prove(demand, HOME.into(), auth.as_ref()).await.unwrap()
+    let authenticate = async |demand: UiaRequest<'_>, auth: Option<Value>| {
+        town.users.authenticate(demand, HOME.into(), auth.as_ref()).await.unwrap()
     };
 
     let one = &*alice.user_id;
-    let (id, _) = session(prove(demand("x", Some(one)), None).await);
-    let (same, completed) = session(prove(demand("x", Some(one)), Some(dummy(&id))).await);
+    let (id, _) = session(authenticate(demand("x", Some(one)), None).await);
+    let (same, completed) = session(authenticate(demand("x", Some(one)), Some(dummy(&id))).await);
     assert_eq!((&same, completed), (&id, json!(["m.login.dummy"])));
     // A session that was begun to delete one device deleted any other.
     let elsewhere = UiaRequest { target: Target::of(["DEVICE"]), ..demand("x", Some(one)) };
     for other in [demand("y", Some(one)), demand("x", Some(&*bob.user_id)), demand("x", None), elsewhere] {
-        let (new, completed) = session(prove(other, Some(token(&id))).await);
+        let (new, completed) = session(authenticate(other, Some(token(&id))).await);
         assert_eq!((new != id, completed), (true, json!([])));
     }
-    assert_eq!(prove(demand("x", Some(one)), Some(token(&id))).await, Progress::Done);
-    assert_eq!(prove(demand("x", Some(one)), Some(token(&id))).await, Progress::Done, "the answer may have been lost");
-    let (new, _) = session(prove(demand("x", Some(one)), None).await);
+    assert_eq!(authenticate(demand("x", Some(one)), Some(token(&id))).await, Progress::Done);
+    assert_eq!(
+        authenticate(demand("x", Some(one)), Some(token(&id))).await,
+        Progress::Done,
+        "the answer may have been lost"
+    );
+    let (new, _) = session(authenticate(demand("x", Some(one)), None).await);
 
-    session(prove(demand("x", Some(one)), Some(dummy(&new))).await);
+    session(authenticate(demand("x", Some(one)), Some(dummy(&new))).await);
     town.clock.advance(Duration::from_secs(3600));
-    let (late, completed) = session(prove(demand("x", Some(one)), Some(token(&new))).await);
+    let (late, completed) = session(authenticate(demand("x", Some(one)), Some(token(&new))).await);
     assert_eq!((late != new, completed), (true, json!([])));
 }
 
@@ -283,10 +287,11 @@ async fn strangers_end_no_sessions_but_their_own() {
     let (alice, bob) = (town.person("alice").await, town.person("bob").await);
     let demand =
         |user| UiaRequest { operation: "x", target: Target::default(), user, stages: &[Stage::Dummy], tokens: &[] };
-    let begin = async |user, from: [u8; 4]| match town.users.prove(demand(user), from.into(), None).await.unwrap() {
-        Progress::Ask(ask) => ask["session"].as_str().unwrap().to_owned(),
-        Progress::Done | Progress::Wrong(_) => panic!("nothing has been proved"),
-    };
+    let begin =
+        async |user, from: [u8; 4]| match town.users.authenticate(demand(user), from.into(), None).await.unwrap() {
+            Progress::Ask(ask) => ask["session"].as_str().unwrap().to_owned(),
+            Progress::Done | Progress::Wrong(_) => panic!("nothing has been proved"),
+        };
     let (bobs, own) = (begin(Some(&*bob.user_id), HOME).await, begin(Some(&*alice.user_id), HOME).await);
     let (first, other) = (begin(None, [192, 0, 2, 1]).await, begin(None, [203, 0, 113, 1]).await);
     for n in 0..=255 {
@@ -294,13 +299,14 @@ async fn strangers_end_no_sessions_but_their_own() {
         begin(Some(&*bob.user_id), HOME).await;
     }
     let dummy = |session: &str| json!({ "type": "m.login.dummy", "session": session });
-    let prove =
-        async |user, session: &str| town.users.prove(demand(user), HOME.into(), Some(&dummy(session))).await.unwrap();
-    assert!(matches!(prove(None, &first).await, Progress::Ask(_)));
-    assert_eq!(prove(None, &other).await, Progress::Done);
-    assert!(matches!(prove(Some(&*bob.user_id), &bobs).await, Progress::Ask(_)));
-    assert!(matches!(prove(None, &own).await, Progress::Ask(_)), "it is of somebody else");
-    assert_eq!(prove(Some(&*alice.user_id), &own).await, Progress::Done);
+    let authenticate = async |user, session: &str| {
+        town.users.authenticate(demand(user), HOME.into(), Some(&dummy(session))).await.unwrap()
+    };
+    assert!(matches!(authenticate(None, &first).await, Progress::Ask(_)));
+    assert_eq!(authenticate(None, &other).await, Progress::Done);
+    assert!(matches!(authenticate(Some(&*bob.user_id), &bobs).await, Progress::Ask(_)));
+    assert!(matches!(authenticate(None, &own).await, Progress::Ask(_)), "it is of somebody else");
+    assert_eq!(authenticate(Some(&*alice.user_id), &own).await, Progress::Done);
     assert!(town.users.0.sessions.lock().len() <= 512);
 }
 
@@ -313,7 +319,7 @@ async fn proving_to_be_somebody_else_is_refused_outright() {
     for (named, refused) in [(&bob.user_id, true), (&alice.user_id, false)] {
         let auth = json!({ "type": "m.login.password", "password": "wrong",
             "identifier": { "type": "m.id.user", "user": named } });
-        let proved = town.users.prove(demand(), HOME.into(), Some(&auth)).await;
+        let proved = town.users.authenticate(demand(), HOME.into(), Some(&auth)).await;
         assert_eq!(matches!(proved, Err(Error::Forbidden(_))), refused, "{proved:?}");
     }
 }

@@ -91,7 +91,7 @@ async fn remove(
         stages: &[Stage::Password],
         tokens: &[],
     };
-    if let Some(asked) = auth::prove(client, request, Some(requester), demand, body.auth.as_ref()).await? {
+    if let Some(asked) = auth::authenticate(client, request, Some(requester), demand, body.auth.as_ref()).await? {
         return Ok(asked);
     }
     client.users.remove_devices(requester.user_num, &requester.user_id, body.devices).await?;

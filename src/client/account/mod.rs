@@ -48,7 +48,7 @@ pub async fn password(client: Arc<Client>, mut request: Request) -> Result<Respo
         stages: &[Stage::Password],
         tokens: &[],
     };
-    if let Some(asked) = auth::prove(&client, &request, Some(&requester), demand, body.auth.as_ref()).await? {
+    if let Some(asked) = auth::authenticate(&client, &request, Some(&requester), demand, body.auth.as_ref()).await? {
         return Ok(asked);
     }
     // Not cancelled when the client disconnects: otherwise sessions made with the old password could stay open after
@@ -86,7 +86,7 @@ pub async fn deactivate(client: Arc<Client>, mut request: Request) -> Result<Res
         stages: &[Stage::Password],
         tokens: &[],
     };
-    if let Some(asked) = auth::prove(&client, &request, Some(&requester), demand, body.auth.as_ref()).await? {
+    if let Some(asked) = auth::authenticate(&client, &request, Some(&requester), demand, body.auth.as_ref()).await? {
         return Ok(asked);
     }
     flow::deactivate(&client.users, &client.rooms, &requester.user_id, body.erase).await?;

@@ -68,7 +68,7 @@ pub async fn register(client: Arc<Client>, mut request: Request) -> Result<Respo
     }
     // Apps ask for the flows before there is a name, so a session is for no name in particular; it makes one account.
     let demand = UiaRequest { operation: "register", target: Target::default(), user: None, stages, tokens };
-    if let Some(asked) = auth::prove(&client, &request, None, demand, body.auth.as_ref()).await? {
+    if let Some(asked) = auth::authenticate(&client, &request, None, demand, body.auth.as_ref()).await? {
         return Ok(asked);
     }
     let password = body.password.ok_or_else(|| ErrorResponse::missing_param("password"))?;

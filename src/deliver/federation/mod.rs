@@ -173,7 +173,7 @@ impl Sender {
                     if let Some(failed) = report.failed.as_ref().filter(|failed| !failed.is_a_pause()) {
                         worker.failed(format_args!("{}: {failed}", report.server));
                     }
-                    self.settle(&mut book, report);
+                    self.record_outcome(&mut book, report);
                 }
                 _ = new_rows.changed() => {}
                 () = self.0.stop.notified() => {}
@@ -333,7 +333,7 @@ impl Sender {
         Ok(())
     }
 
-    fn settle(&self, book: &mut Destinations, report: Report) {
+    fn record_outcome(&self, book: &mut Destinations, report: Report) {
         let now = self.0.clock.now_ms();
         let Some(lag) = book.lagging.get_mut(&report.server) else { return };
         lag.busy = false;

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
-use super::transaction::{Transaction, begin, take};
+use super::transaction::{Transaction, begin, process};
 use super::{EDUS_MAX, PDUS_MAX};
 use crate::base;
 use crate::budget::spill::{BUFFER_BYTES, Spill, SpillError, SpillReader};
@@ -77,10 +77,10 @@ pub(in crate::federation) async fn send(
         let until = federation.clock.instant() + room::RECEIVE_TIME_MAX;
         let mut outcomes: Map<String, Value> = Map::new();
         while let Some(batch) = next_batch(&mut pdus)? {
-            outcomes.extend(take(&federation, &origin, Transaction { pdus: batch, edus: Vec::new() }, until).await?);
+            outcomes.extend(process(&federation, &origin, Transaction { pdus: batch, edus: Vec::new() }, until).await?);
         }
         while let Some(batch) = next_batch(&mut edus)? {
-            take(&federation, &origin, Transaction { pdus: Vec::new(), edus: batch }, until).await?;
+            process(&federation, &origin, Transaction { pdus: Vec::new(), edus: batch }, until).await?;
         }
         drop(grant);
         Ok::<_, Error>(json!({ "pdus": outcomes }))

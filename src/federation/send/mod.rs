@@ -21,7 +21,7 @@ use crate::base;
 use crate::budget::{Account, Grant};
 use crate::http::{BadBody, ErrorResponse, Request, Response, StatusCode};
 use crate::room;
-use transaction::{Transaction, Transactions, begin, take, too_soon};
+use transaction::{Transaction, Transactions, begin, process, too_soon};
 
 pub mod large;
 pub mod edu;
@@ -81,7 +81,7 @@ pub async fn send(federation: Arc<Federation>, request: Request) -> Result<Respo
     let work = base::unbroken(async move {
         let _under_way = under_way;
         let until = federation.clock.instant() + room::RECEIVE_TIME_MAX;
-        let outcomes = take(&federation, &origin, transaction, until).await?;
+        let outcomes = process(&federation, &origin, transaction, until).await?;
         let body = json!({ "pdus": outcomes }).to_string().into_bytes();
         // Returned first, so that the answer finds room in the same account.
         drop(grant);
@@ -349,7 +349,7 @@ mod tests {
         let transaction: Transaction = serde_json::from_str(&body).unwrap();
         let them = ruma::server_name!("them.example");
         let until = federation.clock.instant() + room::RECEIVE_TIME_MAX;
-        assert!(take(&federation, them, transaction, until).await.ok().unwrap().is_empty());
+        assert!(process(&federation, them, transaction, until).await.ok().unwrap().is_empty());
         let mut arrived = Vec::new();
         let all = (crate::store::Position(0), crate::store::Position(i64::MAX as u64));
         let (read, num) = (house.read(), house.user_num(&anna));
@@ -403,7 +403,7 @@ mod tests {
             let edus = vec![serde_json::value::to_raw_value(&edu).unwrap()];
             let origin = ServerName::parse(server).unwrap();
             let transaction = Transaction { pdus: Vec::new(), edus };
-            assert!(take(&federation, &origin, transaction, Duration::MAX).await.is_ok());
+            assert!(process(&federation, &origin, transaction, Duration::MAX).await.is_ok());
         };
         let waiting = |server: &str| {
             let (mut count, ends) = (0, (Position(0), Position(i64::MAX as u64)));

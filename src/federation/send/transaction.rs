@@ -84,7 +84,7 @@ pub fn too_soon() -> Error {
 
 /// Processes a transaction. Returns for each event that has an id whether it was taken. Fails when we could not take an
 /// event or EDU now but may be able to later. Other servers are waited for until `until`, on the monotonic clock.
-pub(super) async fn take(
+pub(super) async fn process(
     federation: &Arc<Federation>,
     origin: &ServerName,
     transaction: Transaction,

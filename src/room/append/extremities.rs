@@ -12,7 +12,7 @@ use crate::store::{EventNum, Get, Position, Result, Write};
 pub fn leaves_hole(get: &impl Get, room: &Room, new: &Append) -> Result<bool> {
     // A room joined again begins without extremities.
     let is_beyond = new.event.depth() > room.depth + 1 || room.extremities.is_empty();
-    if !new.is_new() || !is_beyond || timeline::after(get, new.room, i64::MIN)?.is_none() {
+    if !new.is_new() || !is_beyond || timeline::first_after(get, new.room, i64::MIN)?.is_none() {
         return Ok(false);
     }
     for prev in new.event.prev_events() {

@@ -106,7 +106,7 @@ pub fn append(w: &mut Write<'_>, here: &Here, new: Append) -> Result<Done> {
         derived.on_append(w, &mut appended)?;
     }
     let change = appended.change;
-    redact::settle(w, &new.event, num, &row, new.is_shown())?;
+    redact::apply(w, &new.event, num, &row, new.is_shown())?;
     if let Some(txn) = &new.txn {
         txn::put(w, txn, num, here.now_ms)?;
     }

@@ -12,7 +12,7 @@ use crate::store::tables::room::event_row::{Kind, Row};
 use crate::store::{EventNum, Result, Write};
 
 /// Handles redactions for an event that was just stored: it may be one, or the target of one that waited.
-pub fn settle(w: &mut Write<'_>, event: &Event, num: EventNum, row: &Row, shown: bool) -> Result<()> {
+pub fn apply(w: &mut Write<'_>, event: &Event, num: EventNum, row: &Row, shown: bool) -> Result<()> {
     if row.kind == Kind::REDACTION && shown {
         strike_target(w, event, num, row)?;
     }

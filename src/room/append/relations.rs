@@ -30,7 +30,7 @@ impl Derived for Relations {
 /// Remembers which event this one annotates, replaces or answers. That event may come later: events from before our
 /// time in the room are fetched newest first.
 fn relate(w: &mut Write<'_>, room: RoomNum, event: &Event, order: i64, num: EventNum) -> Result<()> {
-    let Some((rel, target)) = stated(event) else { return Ok(()) };
+    let Some((rel, target)) = relation_in(event) else { return Ok(()) };
     match event::num(w, &target)? {
         Some(target) if is_of(w, room, target)? => relation::put(w, room, target, rel, order, num),
         Some(_) => Ok(()),
@@ -52,13 +52,13 @@ fn relate_waiting(w: &mut Write<'_>, room: RoomNum, event: &Event, target: Event
 
 /// The relation an event states, when its target is stored and in the same room.
 pub fn relation_of(get: &impl Get, room: RoomNum, event: &Event) -> Result<Option<(Rel, EventNum)>> {
-    let Some((rel, target)) = stated(event) else { return Ok(None) };
+    let Some((rel, target)) = relation_in(event) else { return Ok(None) };
     let Some(target) = event::num(get, &target)? else { return Ok(None) };
     Ok(is_of(get, room, target)?.then_some((rel, target)))
 }
 
 /// The relation that an event's content states, and its target.
-fn stated(event: &Event) -> Option<(Rel, String)> {
+fn relation_in(event: &Event) -> Option<(Rel, String)> {
     let relates = json::read::get(event.content().as_bytes(), "m.relates_to")?;
     let (rel, target) = (json::read::get_text(relates, "rel_type")?, json::read::get_text(relates, "event_id")?);
     Some((Rel::of(&rel), target.into_owned()))

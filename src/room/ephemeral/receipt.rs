@@ -184,7 +184,7 @@ async fn set_markers(
                 if !is_thread(w, room.num, &thread)? && !is_older(w, room.num, &thread)? {
                     return Err(Error::bad("M_INVALID_PARAM", "there is no such thread"));
                 }
-                let event = placed(w, room.num, &event_id)?;
+                let event = position_of(w, room.num, &event_id)?;
                 wanted.push((Whose { user: num, kind, thread }, event_id, event));
             }
             let mut edu = None;
@@ -303,7 +303,7 @@ fn joined_in(get: &impl Get, room_id: &RoomId, user: &UserId) -> Result<(RoomRef
 }
 
 /// The place of an event in the room's timeline; `NotFound` when the event is not of this room.
-fn placed(get: &impl Get, room: RoomNum, event_id: &EventId) -> Result<Option<i64>> {
+fn position_of(get: &impl Get, room: RoomNum, event_id: &EventId) -> Result<Option<i64>> {
     let num: EventNum = event::num(get, event_id.as_str())?.ok_or(Error::NotFound)?;
     let row = event::row_of(get, num)?;
     if row.room == room { Ok(row.order) } else { Err(Error::NotFound) }

@@ -50,7 +50,7 @@ impl Unproven {
     }
 
     /// Removes events with a wrong signature from the batch.
-    fn settle(self, batch: &mut CheckedBatch) {
+    fn remove_forged(self, batch: &mut CheckedBatch) {
         let good = self.claims.judge();
         let mut bad: Vec<u32> = self.events.iter().zip(good).filter(|(_, good)| !good).map(|(at, _)| *at).collect();
         bad.dedup();
@@ -93,7 +93,7 @@ impl Checker {
                 }
             }
         }
-        unproven.settle(&mut batch);
+        unproven.remove_forged(&mut batch);
         Ok(batch)
     }
 

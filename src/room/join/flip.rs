@@ -1,7 +1,7 @@
 //! The flip, and the cleaning behind it.
 
 use super::Join;
-use super::build::Settled;
+use super::build::BuiltRoom;
 use super::cleanup::{LeftOut, check_not_here};
 use super::error::JoinError;
 use crate::matrix::{Event, RoomVersion, auth};
@@ -19,11 +19,11 @@ impl Join<'_> {
     pub(super) async fn flip(
         &self,
         num: JoinNum,
-        settled: Settled,
+        built: BuiltRoom,
         event: Event,
         version: &'static RoomVersion,
     ) -> Result<(Journal, LeftOut), JoinError> {
-        let Settled { room: room_num, root, create, joined, invited, events, locals, dead, mut journal } = settled;
+        let BuiltRoom { room: room_num, root, create, joined, invited, events, locals, dead, mut journal } = built;
         let guard = self.rooms.lock(room_num).await;
         let mut here = self.rooms.here();
         here.now_ms = self.rooms.0.parts.clock.now_ms();

@@ -60,7 +60,7 @@ use crate::store::tables::room::join::{JoinNum, Journal, Stage};
 use crate::store::{self, Get};
 use admission::Admitted;
 use ask::{Want, countersigned};
-use build::Settle;
+use build::RoomBuilder;
 use cleanup::LeftOut;
 use error::JoinError;
 use lane::MemoryLane;
@@ -396,7 +396,7 @@ impl<'a> Join<'a> {
         let parts = &self.rooms.0.parts;
         let mut merge_key = [0; 16];
         parts.random.fill(&mut merge_key);
-        let settle = Settle {
+        let builder = RoomBuilder {
             store: parts.store.clone(),
             join: num,
             journal,
@@ -406,9 +406,9 @@ impl<'a> Join<'a> {
             server: parts.server.clone(),
             merge_key,
         };
-        let settled = base::blocking(move || settle.run()).await?;
+        let built = base::blocking(move || builder.run()).await?;
         drop(lane);
-        let (journal, left_out) = self.flip(num, settled, event, version).await?;
+        let (journal, left_out) = self.flip(num, built, event, version).await?;
         self.clean_after(num, journal, left_out).await
     }
 

@@ -365,7 +365,7 @@ impl Works {
     }
 
     /// Waits until every event that was sent to the threads is stored.
-    async fn settle(&self) -> Result<(), JoinError> {
+    async fn all_stored(&self) -> Result<(), JoinError> {
         loop {
             let idle = self.shared.idle.notified();
             tokio::pin!(idle);
@@ -409,7 +409,7 @@ impl Works {
         let clock = &self.shared.checker.clock;
         let until = clock.instant() + KEYS_PATIENCE;
         for round in 0.. {
-            self.settle().await?;
+            self.all_stored().await?;
             let Some(spill) = self.shared.pending.lock().take() else {
                 return Ok(());
             };

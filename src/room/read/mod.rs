@@ -129,7 +129,7 @@ impl RoomView {
         {
             return Ok(Some(root));
         }
-        match room::timeline::after(&*self.read, self.num, order)? {
+        match room::timeline::first_after(&*self.read, self.num, order)? {
             Some((_, next)) => Ok(event::row_of(&*self.read, next)?.before),
             None => Ok(self.room.state),
         }

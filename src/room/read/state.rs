@@ -150,7 +150,7 @@ impl RoomView {
                 pen.pause().await;
             }
             if skip {
-                after = StateCursor::behind(Kind::MEMBER);
+                after = StateCursor::after_all_of(Kind::MEMBER);
             } else if !whole {
                 return Ok(());
             }

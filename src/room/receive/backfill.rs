@@ -220,7 +220,7 @@ fn place_one(
     if state::event::is_placed(&row) || !state::event::is_same(w, &row, room, event)? {
         return Ok(false);
     }
-    let before = before(w, num, &row, root, event, older)?;
+    let before = events_before(w, num, &row, root, event, older)?;
     for prev in event.prev_events() {
         after.entry(prev.to_owned()).or_insert(Some(before));
     }
@@ -241,7 +241,7 @@ fn place_one(
 /// The state before an event, from the one after it: the earlier event of its key is found among the events it cites,
 /// or in an older event of the batch. A history visibility without an earlier event stays as it is, since without any
 /// the room would be open to more.
-fn before(
+fn events_before(
     w: &mut Write<'_>,
     num: EventNum,
     row: &Row,

@@ -18,7 +18,7 @@ use ruma::{EventId, OwnedEventId, OwnedServerName, RoomId, ServerName};
 use super::authorize::{self, CitedEvents, MissingEvents};
 use super::fetch::{Fetch, fewer};
 use super::inbox::Given;
-use super::inbox::{How, Inbox, Settled, Step, read_event};
+use super::inbox::{How, Inbox, Processed, Step, read_event};
 use crate::budget::{Account, Grant};
 use crate::matrix::{Event, Reject};
 use crate::remote::Failed;
@@ -124,12 +124,12 @@ impl<'i, F: Fetch> GapFill<'i, F> {
     }
 
     /// Fetches the events missing for an event and appends it. `None` when it has to be authorised again.
-    pub async fn settle(&mut self, event: Arc<Event>, how: How) -> Result<Option<Settled>> {
+    pub async fn process(&mut self, event: Arc<Event>, how: How) -> Result<Option<Processed>> {
         let mut grant = None;
-        match self.inbox.try_settle(self.room.num, event.clone(), how.clone(), &mut grant).await? {
-            Step::Done(settled) => return Ok(Some(settled)),
-            Step::Hungry => return Ok(None),
-            Step::Unresolved | Step::Unproven => {}
+        match self.inbox.try_process(self.room.num, event.clone(), how.clone(), &mut grant).await? {
+            Step::Done(processed) => return Ok(Some(processed)),
+            Step::NeedsMemory => return Ok(None),
+            Step::Unresolved | Step::StateIncomplete => {}
             Step::Missing(lacking) if lacking.prev.is_empty() => {}
             Step::Missing(lacking) => Box::pin(self.close_gap(&event, lacking)).await?,
         }
@@ -137,17 +137,17 @@ impl<'i, F: Fetch> GapFill<'i, F> {
     }
 
     /// One event, with the single events or states it lacks.
-    async fn admit(&mut self, event: Arc<Event>, mut how: How) -> Result<Settled> {
+    async fn admit(&mut self, event: Arc<Event>, mut how: How) -> Result<Processed> {
         let mut grant = None;
         for _ in 0..4 {
-            match self.inbox.try_settle(self.room.num, event.clone(), how.clone(), &mut grant).await? {
-                Step::Done(settled) => return Ok(settled),
-                Step::Hungry => grant = Some(self.inbox.means().wait().await?),
+            match self.inbox.try_process(self.room.num, event.clone(), how.clone(), &mut grant).await? {
+                Step::Done(processed) => return Ok(processed),
+                Step::NeedsMemory => grant = Some(self.inbox.means().wait().await?),
                 Step::Missing(lacking) if !lacking.auth.is_empty() => Box::pin(self.fetch_cited(lacking.auth)).await?,
                 Step::Missing(_) | Step::Unresolved => {
                     how.given = Some(Box::pin(self.state_before(event.id())).await?);
                 }
-                Step::Unproven => break,
+                Step::StateIncomplete => break,
             }
         }
         Err(Reject::auth("the previous events or auth events of the event cannot be fetched").into())

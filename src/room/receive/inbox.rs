@@ -30,17 +30,17 @@ pub struct Inbox<F> {
 
 /// The outcome of one try.
 pub enum Step {
-    Done(Settled),
+    Done(Processed),
     Missing(MissingEvents),
     /// The events it follows differ in more than is resolved here.
     Unresolved,
     /// Resolving needs memory that was not there at once.
-    Hungry,
+    NeedsMemory,
     /// The state before the event rejects it, but is not known whole.
-    Unproven,
+    StateIncomplete,
 }
 
-pub struct Settled {
+pub struct Processed {
     pub num: EventNum,
     pub reason: Option<Reject>,
     pub rejected: bool,
@@ -63,7 +63,7 @@ impl<F: Fetch> Inbox<F> {
 
     /// Authorises an event and appends it, if all events it needs are here. The memory is given back unless it is used
     /// again.
-    pub async fn try_settle(
+    pub async fn try_process(
         &self,
         room: RoomNum,
         event: Arc<Event>,
@@ -86,24 +86,24 @@ impl<F: Fetch> Inbox<F> {
                 Ok(Verdict::Known(num, row)) => {
                     let (rejected, is_refused) = (row.flags.rejected, row.flags.rejected || row.flags.soft_failed);
                     let reason = is_refused.then(|| Reject::auth("the event was rejected before"));
-                    return Ok(Step::Done(Settled { num, reason, rejected, is_known: true }));
+                    return Ok(Step::Done(Processed { num, reason, rejected, is_known: true }));
                 }
                 Ok(Verdict::Unnumbered) => {
                     self.rooms.append_locked(&guard, Append::outlier(room, (*event).clone())).await?;
                     continue;
                 }
-                Err(Error::Refused(refused)) if !refused.too_large => return Ok(Step::Hungry),
+                Err(Error::Refused(refused)) if !refused.too_large => return Ok(Step::NeedsMemory),
                 Err(failed) => return Err(failed),
             };
             let (here, outbound) = (self.rooms.here(), how.outbound);
             let reason = ready.reason.clone();
             let rejected = ready.flags.rejected;
             if rejected && how.given.as_ref().is_some_and(|given| !given.is_whole) {
-                return Ok(Step::Unproven);
+                return Ok(Step::StateIncomplete);
             }
             let append = move |w: &mut Write<'_>| append_ready(w, &here, room, (*event).clone(), *ready, outbound);
             let done = self.rooms.write(append).await?;
-            return Ok(Step::Done(Settled { num: done.num, reason, rejected, is_known: false }));
+            return Ok(Step::Done(Processed { num: done.num, reason, rejected, is_known: false }));
         }
         Err(Reject::auth("the event has no position in the history").into())
     }

@@ -29,7 +29,7 @@ use crate::store::tables::room::member;
 use crate::store::{EventNum, Get, RoomNum, Write};
 use fetch::{Fetch, Wire};
 use gap::GapFill;
-use inbox::{How, Inbox, Settled, Step, append_ready, read_event};
+use inbox::{How, Inbox, Processed, Step, append_ready, read_event};
 
 /// Events that follow each other, authorised and appended in one commit: a few milliseconds of the writer's time.
 const NEXT_AT_ONCE: usize = 8;
@@ -119,12 +119,12 @@ impl<F: Fetch> Inbox<F> {
         let how = How { given: None, outbound };
         let event = Arc::new(event?);
         let until = self.rooms.0.parts.clock.instant() + ACCEPT_TIME_MAX;
-        let settled = Box::pin(self.settle(origin, room, event.clone(), how, until)).await?;
-        if let Some(reason) = settled.reason {
+        let processed = Box::pin(self.process(origin, room, event.clone(), how, until)).await?;
+        if let Some(reason) = processed.reason {
             return Err(reason.into());
         }
-        let num = settled.num;
-        if settled.is_known {
+        let num = processed.num;
+        if processed.is_known {
             self.rooms.reading(move |_, read| holds_still(read, room, num, &event)).await?;
         }
         Ok(num)
@@ -148,9 +148,9 @@ impl<F: Fetch> Inbox<F> {
                 Err(failed) => tracing::warn!(%failed, "events could not be stored together"),
             }
             queue.pop_front();
-            match Box::pin(self.settle(origin, room, first.clone(), How::default(), until)).await {
+            match Box::pin(self.process(origin, room, first.clone(), How::default(), until)).await {
                 Err(failed) if failed.is_passing() => return Err(failed),
-                settled => outcomes.push((first.id().to_owned(), outcome(settled))),
+                processed => outcomes.push((first.id().to_owned(), outcome(processed))),
             }
         }
         Ok(())
@@ -180,20 +180,20 @@ impl<F: Fetch> Inbox<F> {
     }
 
     /// One event, with all the fetching it needs; other servers are waited for `until` then, on the clock of spans.
-    async fn settle(
+    async fn process(
         &self,
         origin: &ServerName,
         room: RoomNum,
         event: Arc<Event>,
         how: How,
         until: Duration,
-    ) -> Result<Settled> {
+    ) -> Result<Processed> {
         let mut grant = None;
         for _ in 0..TRIES_MAX {
-            match self.try_settle(room, event.clone(), how.clone(), &mut grant).await? {
-                Step::Done(settled) => return Ok(settled),
-                Step::Hungry => grant = Some(self.means().wait().await?),
-                Step::Unproven => break,
+            match self.try_process(room, event.clone(), how.clone(), &mut grant).await? {
+                Step::Done(processed) => return Ok(processed),
+                Step::NeedsMemory => grant = Some(self.means().wait().await?),
+                Step::StateIncomplete => break,
                 Step::Missing(_) | Step::Unresolved => {
                     let clock = &self.rooms.0.parts.clock;
                     let turns = Box::pin(self.turns(origin, room));
@@ -201,8 +201,8 @@ impl<F: Fetch> Inbox<F> {
                     let _turns = turns.ok_or(Error::Remote(Failed::Timeout))??;
                     let mut filling = Box::pin(self.filling(origin, room, until)).await?;
                     // On the heap, for the few that need it: it is larger than everything else a request's task holds.
-                    if let Some(settled) = Box::pin(filling.settle(event.clone(), how.clone())).await? {
-                        return Ok(settled);
+                    if let Some(processed) = Box::pin(filling.process(event.clone(), how.clone())).await? {
+                        return Ok(processed);
                     }
                 }
             }
@@ -255,9 +255,9 @@ fn holds_still(get: &impl Get, room: RoomNum, num: EventNum, event: &Event) -> R
     auth::check(room.version, &event.subject(), &view)
 }
 
-fn outcome(settled: Result<Settled>) -> Result<(), String> {
-    match settled {
-        Ok(Settled { rejected: true, reason: Some(reason), .. }) => Err(reason.to_string()),
+fn outcome(processed: Result<Processed>) -> Result<(), String> {
+    match processed {
+        Ok(Processed { rejected: true, reason: Some(reason), .. }) => Err(reason.to_string()),
         // Soft-failed events are kept: the sender could not know of any fault.
         Ok(_) => Ok(()),
         Err(failed) => Err(failed.to_string()),

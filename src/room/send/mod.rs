@@ -127,13 +127,13 @@ pub(super) async fn send_locked(
 /// them. On a long fork the room may have gone on without that. Does nothing in a room without a fork.
 pub(super) async fn resolve_ends(rooms: &Rooms, guard: &Guard) -> Result<()> {
     let num = guard.room();
-    let settle = move |rooms: &Rooms, read: &Read| match room::get(read, num)? {
+    let resolved = move |rooms: &Rooms, read: &Read| match room::get(read, num)? {
         Some(row) if row.extremities.len() > 1 => {
             fork::resolve_ends(read, &known_num(read, num)?, &Means::new(&rooms.0.parts.budget))
         }
         _ => Ok(Vec::new()),
     };
-    let changes = match rooms.reading(settle).await {
+    let changes = match rooms.reading(resolved).await {
         Ok(changes) => changes,
         // The state stays as it is; how other servers judge our event does not depend on it.
         Err(Error::Refused(_) | Error::Reject(_)) => return Ok(()),

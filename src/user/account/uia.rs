@@ -118,7 +118,12 @@ impl Users {
     /// Evaluates the `auth` of a request from an address. A request without `auth` begins a session. A session with all
     /// stages complete stays, for the same operation and target, until it expires: a request whose answer was lost is
     /// sent again. A completed stage is not proved again: the old password may be another one by then.
-    pub async fn prove(&self, demand: UiaRequest<'_>, from: IpAddr, auth: Option<&Value>) -> Result<Progress, Error> {
+    pub async fn authenticate(
+        &self,
+        demand: UiaRequest<'_>,
+        from: IpAddr,
+        auth: Option<&Value>,
+    ) -> Result<Progress, Error> {
         let Some(auth) = auth.filter(|auth| !auth.is_null()) else {
             let session = self.begin(&demand, from);
             return Ok(Progress::Ask(ask(&demand, &session, &[], None)));
@@ -143,7 +148,7 @@ impl Users {
             }
             let proved = match stage {
                 Some(stage) if completed.contains(&stage) => Ok(stage),
-                Some(stage) => self.prove_stage(stage, &demand, auth).await.map(|()| stage),
+                Some(stage) => self.check_stage(stage, &demand, auth).await.map(|()| stage),
                 None => Err(Error::bad("M_UNRECOGNIZED", "The stage is not part of this authentication flow")),
             };
             match proved {
@@ -207,7 +212,7 @@ impl Users {
         (fits && kept.expires_ms > now_ms).then(|| kept.completed.clone())
     }
 
-    async fn prove_stage(&self, stage: Stage, demand: &UiaRequest<'_>, auth: &Value) -> Result<(), Error> {
+    async fn check_stage(&self, stage: Stage, demand: &UiaRequest<'_>, auth: &Value) -> Result<(), Error> {
         let text = |name: &str| auth.get(name).and_then(Value::as_str);
         match stage {
             Stage::Dummy => Ok(()),

@@ -54,7 +54,7 @@ const ROWS_MAX: usize = 4096;
 const LOCALS_MAX: usize = 10_000;
 
 /// The inputs of the passes.
-pub struct Settle {
+pub struct RoomBuilder {
     pub store: Store,
     pub join: JoinNum,
     pub journal: Journal,
@@ -68,7 +68,7 @@ pub struct Settle {
 }
 
 /// A room that lacks only the flip.
-pub struct Settled {
+pub struct BuiltRoom {
     pub room: RoomNum,
     pub root: Option<Root>,
     pub create: EventNum,
@@ -82,9 +82,9 @@ pub struct Settled {
     pub journal: Journal,
 }
 
-impl Settle {
+impl RoomBuilder {
     /// Everything but the flip.
-    pub fn run(mut self) -> Result<Settled, JoinError> {
+    pub fn run(mut self) -> Result<BuiltRoom, JoinError> {
         self.progress.enter(Phase::Ordering);
         let forgetful = self.journal.forgetful.then_some(self.merge_key);
         let watch = StopWatch::start();
@@ -105,12 +105,12 @@ impl Settle {
         let made = self.judge(sorted, count, any_known, room, first, &mut dead)?;
         self.progress.enter(Phase::Indexing);
         self.index(made.ids)?;
-        let mut settled = self.state(made.state, room)?;
-        settled.create = made.create;
-        settled.events = made.accepted;
-        settled.dead = dead.spill;
-        settled.journal = self.journal;
-        Ok(settled)
+        let mut built = self.state(made.state, room)?;
+        built.create = made.create;
+        built.events = made.accepted;
+        built.dead = dead.spill;
+        built.journal = self.journal;
+        Ok(built)
     }
 
     /// In such a room every event comes after the create event, though it does not cite it.
@@ -368,10 +368,10 @@ impl Settle {
     }
 
     /// The tree, the present state, members and servers.
-    fn state(&self, entries: Sorter, room: RoomNum) -> Result<Settled, JoinError> {
+    fn state(&self, entries: Sorter, room: RoomNum) -> Result<BuiltRoom, JoinError> {
         let mut sorted = entries.finish()?;
         let mut servers = Sorter::new(&self.scratch, SORT_BYTES / 2)?;
-        let mut settled = Settled {
+        let mut built = BuiltRoom {
             room,
             root: None,
             create: EventNum(0),
@@ -395,7 +395,7 @@ impl Settle {
             {
                 batch.pop();
             } else if batch.len() >= writes.size() || next.is_none() && !batch.is_empty() {
-                self.count(&batch, &mut settled, &mut servers)?;
+                self.count(&batch, &mut built, &mut servers)?;
                 let list = std::mem::take(&mut batch);
                 let mut open = std::mem::take(&mut builder);
                 builder = writes.run(list.len(), move |w| {
@@ -412,18 +412,18 @@ impl Settle {
                 None => break,
             }
         }
-        settled.root = Some(writes.run(1, move |w| builder.finish(w))?);
+        built.root = Some(writes.run(1, move |w| builder.finish(w))?);
         self.servers(servers, room)?;
-        Ok(settled)
+        Ok(built)
     }
 
-    fn count(&self, batch: &[InState], settled: &mut Settled, servers: &mut Sorter) -> Result<(), JoinError> {
+    fn count(&self, batch: &[InState], built: &mut BuiltRoom, servers: &mut Sorter) -> Result<(), JoinError> {
         let read = self.store.read()?;
         for one in batch {
             let Some((membership, user)) = one.member else { continue };
             match membership {
-                Membership::Join => settled.joined += 1,
-                Membership::Invite => settled.invited += 1,
+                Membership::Join => built.joined += 1,
+                Membership::Invite => built.invited += 1,
                 _ => {}
             }
             let id = user::id_of(&read, user)?;
@@ -431,8 +431,8 @@ impl Settle {
             if membership == Membership::Join {
                 servers.push(server.as_bytes())?;
             }
-            if server == self.server.as_str() && settled.locals.len() < LOCALS_MAX && user::is_local(&read, user)? {
-                settled.locals.push((user, membership, one.num));
+            if server == self.server.as_str() && built.locals.len() < LOCALS_MAX && user::is_local(&read, user)? {
+                built.locals.push((user, membership, one.num));
             }
         }
         Ok(())

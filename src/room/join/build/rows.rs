@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use super::record::{InState, Made, Nums, PlacedEvent};
-use super::{ROWS_MAX, SORT_BYTES, Settle};
+use super::{ROWS_MAX, RoomBuilder, SORT_BYTES};
 use crate::base::{BatchSize, StopWatch};
 use crate::budget::Grant;
 use crate::budget::spill::Spill;
@@ -31,8 +31,8 @@ pub struct Writes {
 }
 
 impl Writes {
-    pub fn new(settle: &Settle) -> Writes {
-        let (store, progress) = (settle.store.clone(), settle.progress.clone());
+    pub fn new(builder: &RoomBuilder) -> Writes {
+        let (store, progress) = (builder.store.clone(), builder.progress.clone());
         Writes { store, progress, pace: BatchSize::new(WRITE_TARGET, ROWS_MIN, ROWS_MAX) }
     }
 
@@ -149,19 +149,19 @@ const ROW_BYTES: u64 = 300;
 const BATCH_ROWS_MAX: usize = 1024;
 
 impl Rows {
-    pub fn new(settle: &Settle, room: RoomNum) -> Result<Rows, JoinError> {
-        let grant = settle.scratch.memory.try_take(BATCH_ROWS_MAX as u64 * ROW_BYTES)?;
-        let left = settle.scratch.memory.limit().saturating_sub(settle.scratch.memory.used());
+    pub fn new(builder: &RoomBuilder, room: RoomNum) -> Result<Rows, JoinError> {
+        let grant = builder.scratch.memory.try_take(BATCH_ROWS_MAX as u64 * ROW_BYTES)?;
+        let left = builder.scratch.memory.limit().saturating_sub(builder.scratch.memory.used());
         // For a room of the largest size, just the minimum of two sorters.
         let share = (left / 3).clamp(SORTER_BYTES_MIN, SORT_BYTES);
         Ok(Rows {
             room,
             batch: Vec::new(),
-            writes: Writes::new(settle),
-            ids: Sorter::new(&settle.scratch, share)?,
-            state: Sorter::new(&settle.scratch, share)?,
+            writes: Writes::new(builder),
+            ids: Sorter::new(&builder.scratch, share)?,
+            state: Sorter::new(&builder.scratch, share)?,
             accepted: 0,
-            hash_key: *settle.store.read()?.hash_key(),
+            hash_key: *builder.store.read()?.hash_key(),
             _grant: grant,
         })
     }

@@ -59,7 +59,7 @@ pub struct StateCursor(Option<[u8; 5]>);
 
 impl StateCursor {
     /// Behind all rows of a type.
-    pub fn behind(kind: Kind) -> StateCursor {
+    pub fn after_all_of(kind: Kind) -> StateCursor {
         StateCursor(Some([kind.0, 0xff, 0xff, 0xff, 0xff]))
     }
 

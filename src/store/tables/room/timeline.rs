@@ -82,7 +82,7 @@ pub fn at_or_before(get: &impl Get, room: RoomNum, order: i64) -> Result<Option<
 }
 
 /// The oldest event after a place.
-pub fn after(get: &impl Get, room: RoomNum, order: i64) -> Result<Option<(i64, EventNum)>> {
+pub fn first_after(get: &impl Get, room: RoomNum, order: i64) -> Result<Option<(i64, EventNum)>> {
     first_of(|visit| forward(get, room, order, i64::MAX - 1, visit))
 }
 
