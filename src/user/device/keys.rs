@@ -124,7 +124,7 @@ fn checked_keys(keys: Map<String, Value>) -> Result<Vec<(String, OneTimeKey)>, E
         let Some((algorithm, id)) = parts else {
             return Err(Error::invalid("A one-time key is named by its algorithm, a colon and an id"));
         };
-        if !key.is_string() && !(key["key"].is_string() && is_signed(&key)) {
+        if !(key.is_string() || key["key"].is_string() && is_signed(&key)) {
             return Err(Error::bad("M_BAD_JSON", "A one-time key is a string, or an object with key and signatures"));
         }
         if key.to_string().len() > KEY_BYTES_MAX {
