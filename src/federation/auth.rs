@@ -261,7 +261,7 @@ mod tests {
     /// Any caller could write a server's name into requests and so use up its allowance: it was refused with 429 then.
     #[tokio::test]
     async fn forged_requests_cost_the_forged_server_nothing() {
-        let house = crate::room::tests::house();
+        let house = crate::room::testing::house();
         let federation = super::super::tests::federation(&house, &crate::budget::Budget::for_tests());
         let key = sign::Key::from_seed("1", [1; 32]);
         let them: &ServerName = "them.example".try_into().unwrap();

@@ -7,7 +7,7 @@ use crate::budget::Budget;
 use crate::federation::Federation;
 use crate::matrix::sign::Key;
 use crate::remote::{Remote, RemoteOptions};
-use crate::room::tests::House;
+use crate::room::testing::House;
 
 pub(super) fn federation(house: &House, budget: &Budget) -> Federation {
     let (server, clock) = (house.server.clone(), house.clock.clone());

@@ -47,7 +47,7 @@ mod receive;
 mod send;
 mod state;
 #[cfg(test)]
-pub(crate) mod tests;
+pub(crate) mod testing;
 mod serve;
 mod error;
 

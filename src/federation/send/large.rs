@@ -359,7 +359,7 @@ mod tests {
     #[tokio::test]
     async fn a_long_transaction_arrives_and_everything_is_given_back() {
         let budget = Budget::from_profile(crate::budget::Profile::get("pi-zero-2w").unwrap());
-        let house = crate::room::tests::house_within(budget.clone());
+        let house = crate::room::testing::house_within(budget.clone());
         let federation = Arc::new(federation(&house, &budget));
         let new = crate::user::New { localpart: "anna".to_owned(), ..Default::default() };
         let anna = federation.users.create(new).await.unwrap();
@@ -400,7 +400,7 @@ mod tests {
         assert_eq!((budget.account("inbound_transactions").used(), budget.account("spill_disk").used()), (0, 0));
     }
 
-    fn arrived(house: &crate::room::tests::House, user: &ruma::UserId) -> usize {
+    fn arrived(house: &crate::room::testing::House, user: &ruma::UserId) -> usize {
         use crate::store::Position;
         use crate::store::tables::user::to_device;
         let mut arrived = 0;

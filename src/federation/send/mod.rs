@@ -191,7 +191,7 @@ mod tests {
     #[tokio::test]
     async fn a_server_has_one_transaction_under_way() {
         let budget = Budget::for_tests();
-        let house = crate::room::tests::house_within(budget.clone());
+        let house = crate::room::testing::house_within(budget.clone());
         let federation = Arc::new(crate::federation::tests::federation(&house, &budget));
         let (one, two) = (ruma::server_name!("one.example"), ruma::server_name!("two.example"));
         let first = begin(&federation, one).ok().unwrap();
@@ -212,9 +212,9 @@ mod tests {
     }
 
     /// A server with a local user, and another server whose key is known.
-    async fn with_server(card: MemoryMedium) -> (crate::room::tests::House, Arc<Federation>, OwnedUserId) {
+    async fn with_server(card: MemoryMedium) -> (crate::room::testing::House, Arc<Federation>, OwnedUserId) {
         let budget = Budget::for_tests();
-        let house = crate::room::tests::house_on(budget.clone(), Store::on_memory(card));
+        let house = crate::room::testing::house_on(budget.clone(), Store::on_memory(card));
         let federation = Arc::new(crate::federation::tests::federation(&house, &budget));
         let new = user::New { localpart: "anna".to_owned(), ..Default::default() };
         let anna = federation.users.create(new).await.unwrap();
@@ -320,7 +320,7 @@ mod tests {
     #[tokio::test]
     async fn an_odd_message_leaves_those_beside_it_alone() {
         let budget = Budget::for_tests();
-        let house = crate::room::tests::house_within(budget.clone());
+        let house = crate::room::testing::house_within(budget.clone());
         let federation = Arc::new(crate::federation::tests::federation(&house, &budget));
         let new = user::New { localpart: "anna".to_owned(), ..Default::default() };
         let anna = federation.users.create(new).await.unwrap();
@@ -390,7 +390,7 @@ mod tests {
         use crate::store::Position;
         use crate::store::tables::user::to_device;
         let budget = Budget::for_tests();
-        let house = crate::room::tests::house_within(budget.clone());
+        let house = crate::room::testing::house_within(budget.clone());
         let federation = Arc::new(crate::federation::tests::federation(&house, &budget));
         let new = user::New { localpart: "anna".to_owned(), ..Default::default() };
         let anna = federation.users.create(new).await.unwrap();

@@ -92,7 +92,7 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
-    use crate::room::tests::house;
+    use crate::room::testing::house;
     use crate::store::Position;
     use crate::store::tables::room;
 

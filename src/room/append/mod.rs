@@ -35,6 +35,8 @@ pub mod new_event;
 pub mod outbound;
 pub mod relations;
 pub mod rules_cache;
+#[cfg(test)]
+mod tests;
 
 /// What follows from events, each a file of its own. The next is one more file and one more line.
 const DERIVED: [&dyn Derived; 5] = [

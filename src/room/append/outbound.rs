@@ -68,7 +68,7 @@ pub fn has_other_servers(get: &impl Get, room: RoomNum, here: &ServerName) -> Re
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::room::tests::house;
+    use crate::room::testing::house;
     use crate::store::Position;
     use crate::store::tables::room::event;
 

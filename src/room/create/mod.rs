@@ -23,6 +23,8 @@ use plan::{Plan, Preset};
 
 pub mod upgrade;
 pub mod plan;
+#[cfg(test)]
+mod tests;
 
 /// Two rooms of version 12 with the same creator, content and time would have the same id; then the next millisecond is
 /// tried.

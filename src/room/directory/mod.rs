@@ -19,6 +19,8 @@ use alias::may_list;
 
 pub mod alias;
 pub mod remote;
+#[cfg(test)]
+mod tests;
 
 /// Rooms on one page.
 const PAGE_MAX: usize = 100;

@@ -3,3 +3,5 @@
 pub mod edu;
 pub mod receipt;
 pub mod typing;
+#[cfg(test)]
+mod tests;

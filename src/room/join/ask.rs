@@ -196,7 +196,7 @@ mod tests {
     use super::*;
     use crate::budget::Budget;
     use crate::remote::tests::{Behaviour, Lab, name, peer, whole};
-    use crate::room::tests::house_that;
+    use crate::room::testing::house_that;
     use crate::store::Store;
 
     /// A join that named its servers went on to the server in the room id when all of them refused.

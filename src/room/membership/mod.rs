@@ -25,6 +25,8 @@ use crate::store::{Change, Read};
 
 pub mod profile;
 pub mod restricted;
+#[cfg(test)]
+mod tests;
 
 /// The memberships that a kick can end.
 const INSIDE: [Membership; 3] = [Membership::Join, Membership::Invite, Membership::Knock];

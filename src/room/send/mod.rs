@@ -28,6 +28,8 @@ use checks::unchanged;
 
 pub mod checks;
 pub mod member;
+#[cfg(test)]
+mod tests;
 
 /// The largest depth that may be written: integers in canonical JSON end at 2⁵³ − 1.
 const DEPTH_MAX: u64 = (1 << 53) - 1;

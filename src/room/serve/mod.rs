@@ -6,3 +6,5 @@ pub mod slots;
 pub mod state;
 pub mod event;
 pub mod long_answer;
+#[cfg(test)]
+mod tests;

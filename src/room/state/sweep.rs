@@ -123,7 +123,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::room::tests::{House, house};
+    use crate::room::testing::{House, house};
     use crate::store::schema::STATE_NODE;
     use crate::store::tables::room::join::{Journal, Stage};
 

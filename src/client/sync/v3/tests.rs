@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::rooms::TIMELINE_EVENTS;
 use super::*;
 use crate::base::{Chunks, written};
-use crate::room::tests::{House, house};
+use crate::room::testing::{House, house};
 use crate::room::{Marker, Position, RECEIPTS_MAX, Related, Result, Threads, Token};
 use crate::store;
 use crate::store::tables::room::receipt;

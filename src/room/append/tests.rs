@@ -1,0 +1,98 @@
+//! What follows from events: redactions and unread counts.
+
+use std::time::Duration;
+
+use ruma::OwnedEventId;
+use serde_json::{Value, json};
+
+use crate::room::send;
+use crate::room::state::known;
+use crate::room::testing::*;
+use crate::room::*;
+use crate::store::tables::room::event;
+
+#[tokio::test]
+async fn redactions_take_content_out_whichever_comes_first() {
+    let house = house();
+    let (anna, ben) = (house.user("anna").await, house.user("ben").await);
+    for version in ["2", "6", "11", "12"] {
+        house.clock.advance(Duration::from_millis(1));
+        let create =
+            Create { preset: Some(Preset::Public), room_version: Some(version.to_owned()), ..Create::default() };
+        let room = house.rooms.create(&anna, create).await.unwrap();
+        house.join(&ben, &room).await.unwrap();
+        let said = house.say(&anna, &room, "secret").await;
+        let bens = house.say(&ben, &room, "mine").await;
+        let redaction = |target: &OwnedEventId| Sending {
+            redacts: Some(target.clone()),
+            ..sending("m.room.redaction", None, json!({ "reason": "oops" }))
+        };
+        assert!(is_forbidden(house.rooms.send(&ben, &room, redaction(&said)).await), "{version}");
+        house.rooms.send(&ben, &room, redaction(&bens)).await.unwrap();
+        let by = house.rooms.send(&anna, &room, redaction(&said)).await.unwrap();
+        for gone in [&said, &bens] {
+            assert_eq!(house.event(gone).content(), "{}");
+        }
+        let read = house.read();
+        let row = event::row_of(&read, event::num(&read, said.as_str()).unwrap().unwrap()).unwrap();
+        assert!(row.flags.redacted && row.redacted_by == event::num(&read, by.as_str()).unwrap());
+        assert_eq!(house.event(&by).redacts(), Some(&*said));
+    }
+}
+
+#[tokio::test]
+async fn a_redaction_waits_for_its_target() {
+    let house = house();
+    let (anna, ben) = (house.user("anna").await, house.user("ben").await);
+    let room = house.public_room(&anna).await;
+    house.join(&ben, &room).await.unwrap();
+    let read = house.read();
+    let known_room = known(&read, room.as_str()).unwrap();
+    let new = |kind: &str, content: Value, redacts| send::New {
+        kind: kind.to_owned(),
+        state_key: None,
+        sender: anna.clone(),
+        content,
+        redacts,
+    };
+    let target =
+        send::build(&house.rooms, &read, &known_room, new("m.room.message", json!({ "body": "x" }), None)).unwrap();
+    let id = target.event.id().to_owned();
+    let redaction =
+        send::build(&house.rooms, &read, &known_room, new("m.room.redaction", json!({}), Some(id.clone()))).unwrap();
+    // Somebody without the right to had theirs pushed in front of hers, which was forgotten.
+    let other = send::New { sender: ben.clone(), ..new("m.room.redaction", json!({}), Some(id.clone())) };
+    let other = send::build(&house.rooms, &read, &known_room, other).unwrap();
+    let by = redaction.event.id().to_owned();
+    let guard = house.rooms.lock(known_room.num).await;
+    for event in [redaction.event, other.event, target.event] {
+        house.rooms.append_locked(&guard, append::new_event::Append::next(known_room.num, event)).await.unwrap();
+    }
+    assert_eq!(house.event(&id).content(), "{}");
+    let read = house.read();
+    let row = event::row_of(&read, event::num(&read, id.as_str()).unwrap().unwrap()).unwrap();
+    assert_eq!(row.redacted_by, event::num(&read, by.as_str()).unwrap());
+    assert_eq!(house.row(&room).extremities.len(), 3, "all follow the same event");
+    drop(guard);
+    house.say(&anna, &room, "merge").await;
+    assert_eq!(house.row(&room).extremities.len(), 1);
+}
+
+#[tokio::test]
+async fn unread_counts_follow_push_rules_receipts_and_ones_own_words() {
+    let house = house();
+    let (anna, ben) = (house.user("anna").await, house.user("ben").await);
+    let room = house.public_room(&anna).await;
+    house.join(&ben, &room).await.unwrap();
+    house.say(&anna, &room, "one").await;
+    let two = house.say(&anna, &room, "two").await;
+    let mention = json!({ "msgtype": "m.text", "body": "ben", "m.mentions": { "user_ids": [ben] } });
+    house.send(&anna, &room, "m.room.message", None, mention).await.unwrap();
+    assert_eq!(house.unread(&room, &ben), (3, 1));
+    let marker = |id: &OwnedEventId| Marker { kind: "m.read".to_owned(), event_id: id.clone(), thread: None };
+    house.rooms.set_receipt(&ben, &room, marker(&two)).await.unwrap();
+    assert_eq!(house.unread(&room, &ben), (1, 1));
+    house.say(&ben, &room, "I am here").await;
+    assert_eq!(house.unread(&room, &ben), (0, 0));
+    assert_eq!(house.unread(&room, &anna), (1, 0));
+}
