@@ -524,11 +524,13 @@ mod tests {
             assert_eq!(run(&[front, back], limits).map_err(|malformed| malformed.why), at_once);
             let single: Vec<&[u8]> = bytes.chunks(1).collect();
             assert_eq!(run(&single, limits).map_err(|malformed| malformed.why), at_once);
-            // What a parser of the whole takes is taken.
-            if let Ok(Value::Object(object)) = serde_json::from_slice(bytes)
-                && object.len() <= 10
+            // What a parser of the whole takes is taken, but for bounds of ours and for doubled keys.
+            let bounds =
+                ["a key is longer", "one item is larger", "a key is there twice", "it has too many", "it is nested"];
+            if matches!(serde_json::from_slice(bytes), Ok(Value::Object(_)))
+                && let Err(why) = at_once
             {
-                assert!(at_once.is_ok(), "{at_once:?}");
+                assert!(bounds.iter().any(|bound| why.starts_with(bound)), "{why}");
             }
             let _ = places(bytes, &["state", "servers"], 10);
         });

@@ -141,6 +141,10 @@ impl Internet {
         if is_there {
             return (false, self.note_sign(now_ms));
         }
+        // An answer that came meanwhile says more than a probe without one.
+        if !self.gone && self.there_ms.is_some_and(|at| now_ms < at + BELIEVED_MS) {
+            return (false, false);
+        }
         let is_new = !std::mem::replace(&mut self.gone, true);
         if is_new {
             self.gone_since_ms = now_ms;

@@ -9,11 +9,14 @@ use super::error::Result;
 use super::join::JoinStatus;
 use super::join::admission::{ASKED_ROOMS_MAX, Policy};
 use super::{Rooms, state};
-use crate::base::blocking;
+use crate::base::{blocking, bounded};
 use crate::store::RoomNum;
 use crate::store::tables::room::join;
 use crate::store::tables::room::join::{Allowed, Stage};
 use crate::store::tables::room::{self, Room, Status};
+
+/// Characters of a room's name; its members choose its length. Control characters are spaces.
+const NAME_CHARS_MAX: usize = 100;
 
 /// A room in the operator's list.
 #[derive(Debug, Clone, Serialize)]
@@ -48,7 +51,10 @@ impl Rooms {
             let overview = |(num, row): (RoomNum, Room)| {
                 let resident = row.status == Status::Resident;
                 let name = match resident {
-                    true => state::known_num(&read, num)?.view(&read).text("m.room.name", "name")?,
+                    true => state::known_num(&read, num)?
+                        .view(&read)
+                        .text("m.room.name", "name")?
+                        .map(|name| bounded(name, NAME_CHARS_MAX)),
                     false => None,
                 };
                 let Room { id: room_id, version, joined, events, bytes, .. } = row;

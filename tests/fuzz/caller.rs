@@ -389,11 +389,13 @@ fn judge(endpoint: &Endpoint, built: &Built, answer: &Answer) -> Option<String> 
     if answer.body.is_empty() && (built.broken || answer.status >= 400 && !built.honest) {
         return None;
     }
-    let is_json = answer
-        .headers
-        .iter()
-        .any(|(name, value)| name.eq_ignore_ascii_case("content-type") && value.starts_with("application/json"));
-    if !is_json && endpoint.path.contains("_snug") {
+    let is = |wanted: &str| {
+        let mut headers = answer.headers.iter();
+        headers.any(|(name, value)| name.eq_ignore_ascii_case("content-type") && value.starts_with(wanted))
+    };
+    let is_of_pages = endpoint.path == "/" || endpoint.path.contains("_snug");
+    // An odd path may lead to the front page.
+    if is_of_pages && !is("application/json") || !built.honest && is("text/html") {
         return None;
     }
     if let Err(error) = serde_json::from_slice::<serde::de::IgnoredAny>(&answer.body) {

@@ -36,7 +36,8 @@ fn page(title: &str, server: &str, body: &str) -> Response {
 
 /// The address of this server for an app: the public one when there is one, else the one that the browser has used.
 fn address_for_apps(admin: &Admin, request: &Request) -> String {
-    let first = || admin.addresses.get().and_then(|known| known.urls.first().cloned()).unwrap_or_default();
+    // Not an address of this machine: a request without a host may come from anywhere.
+    let first = || format!("https://{}", admin.users.server());
     match &admin.public_url {
         Some(url) => url.trim_end_matches('/').to_owned(),
         None => request.origin().unwrap_or_else(first),

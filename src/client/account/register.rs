@@ -12,6 +12,8 @@ use crate::flow;
 use crate::http::{ErrorResponse, Request, Response, StatusCode};
 use crate::user::{Login, Made, New, Stage, Target, UiaRequest, check_new_password};
 
+/// Sessions of ours are shorter.
+const SESSION_BYTES_MAX: usize = 64;
 /// The length of a user name that the server makes up when the request has none.
 const MADE_UP_CHARS: usize = 12;
 
@@ -50,8 +52,9 @@ pub async fn register(client: Arc<Client>, mut request: Request) -> Result<Respo
     // A user name with capital letters is made lower case, not refused.
     body.username = body.username.map(|username| username.to_lowercase());
     request.limit(if body.auth.is_some() { &rates::REGISTER } else { &rates::REQUIREMENTS })?;
-    let session = body.auth.as_ref().and_then(|auth| auth.get("session")?.as_str()).map(ToOwned::to_owned);
-    let _turn = match &session {
+    let session = body.auth.as_ref().and_then(|auth| auth.get("session")?.as_str());
+    let session = session.filter(|session| session.len() <= SESSION_BYTES_MAX).map(ToOwned::to_owned);
+    let turn = match &session {
         Some(session) => Some(client.users.registering(session).await),
         None => None,
     };
@@ -82,6 +85,7 @@ pub async fn register(client: Arc<Client>, mut request: Request) -> Result<Respo
     let users = client.users.clone();
     // Not cancelled when the client disconnects: it would not learn what became of its account.
     let registered = unbroken(async move {
+        let _turn = turn;
         let registered = flow::register(&users, new, login).await?;
         if let Some(session) = session {
             let device_id = registered.session.as_ref().map(|session| session.device_id.clone());

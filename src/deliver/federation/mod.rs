@@ -360,7 +360,7 @@ impl Sender {
                 lag.due_ms = now + self.pause_after(&failed);
                 if lag.from >= lag.newest {
                     book.finish(report.server);
-                } else if now.saturating_sub(lag.since_ms) > FORGET_MS {
+                } else if now.saturating_sub(lag.since_ms) > FORGET_MS && is_its_own_doing(&failed) {
                     tracing::info!(%server, "the server has accepted nothing for two weeks; the events and messages \
                      waiting for it are dropped");
                     book.finish(report.server);
@@ -428,4 +428,10 @@ fn log_refusals(server: &ServerName, answer: &[u8]) {
     if let Err(wrong) = read {
         tracing::debug!(%server, %wrong, "what it says of a transaction is no such answer");
     }
+}
+
+/// Whether a failure counts against the server: not the Internet being gone, nor a lack of memory here. A board that was
+/// off for weeks would lose all it owes at its first attempt.
+fn is_its_own_doing(failed: &Failed) -> bool {
+    !matches!(failed, Failed::Offline { .. } | Failed::Refused(_))
 }

@@ -15,11 +15,14 @@ use crate::room::Rooms;
 use crate::room::error::{Error, Result};
 use crate::room::receive::backfill;
 use crate::room::receive::backfill::Gap;
+use crate::store::tables::room::event_row::Kind;
 use crate::store::tables::room::{event, timeline};
 use crate::store::{self, EventNum, UserNum};
 
 /// Rows looked at for one page. When a filter matches next to nothing, the page is short and has a token to go on with.
 const PAGE_ROWS_MAX: usize = 2_000;
+/// What a redaction counts as among them: whether it took effect is read out of its body and its target's.
+const REDACTION_ROWS: usize = 20;
 
 /// Which part of a timeline to read.
 #[derive(Clone, Debug)]
@@ -177,13 +180,13 @@ impl RoomView {
         let (read, viewer, ignored) = (&*self.read, &mut self.viewer, &self.format.ignored);
         let (mut events, mut last, mut looked_at, mut more) = (Vec::new(), None, 0, false);
         let mut visit = |order, num| {
-            if events.len() == limit || looked_at == PAGE_ROWS_MAX {
+            if events.len() == limit || looked_at >= PAGE_ROWS_MAX {
                 more = true;
                 return Ok(ControlFlow::Break(()));
             }
-            looked_at += 1;
             last = Some(order);
             let row = event::row_of(read, num)?;
+            looked_at += if row.kind == Kind::REDACTION { REDACTION_ROWS } else { 1 };
             let is_ignored = row.state_key.is_none() && ignored.contains(row.sender);
             if !is_ignored && viewer.sees(read, &row)? && filter.wants(read, &row)? {
                 events.push((order, num));

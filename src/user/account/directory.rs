@@ -107,11 +107,15 @@ fn public_rooms(get: &impl Get, shared: &[RoomNum]) -> Result<Vec<RoomNum>, Erro
 }
 
 /// The name and picture of a membership.
+/// The longest name or avatar address that is shown; servers elsewhere choose its length.
+const SHOWN_BYTES_MAX: usize = 1_000;
+
 fn shown_in(get: &impl Get, member: EventNum) -> Result<Map<String, Value>, Error> {
     let body = event::body(get, &event::row_of(get, member)?)?;
     let content = json::read::get(&body, "content").unwrap_or(b"{}");
     let fields = ["displayname", "avatar_url"].into_iter();
-    let texts = fields.filter_map(|field| Some((field.to_owned(), json::read::get_text(content, field)?.into())));
+    let text = |field| json::read::get_text(content, field).filter(|text| text.len() <= SHOWN_BYTES_MAX);
+    let texts = fields.filter_map(|field| Some((field.to_owned(), text(field)?.into())));
     Ok(texts.collect())
 }
 

@@ -42,7 +42,7 @@ impl Users {
                     let known = remote_list::known(get, &server, viewer, &user_id, day)?;
                     match known.filter(|known| known.is_current) {
                         Some(known) => {
-                            answered.add_list(get, known.user, user_id, &devices)?;
+                            answered.add_list_or_failure(get, known.user, user_id, &devices)?;
                             used.extend(known.unused.then_some(known.user));
                         }
                         None => missing.users.push(Wanted { user_id, devices, known }),
@@ -60,7 +60,7 @@ impl Users {
         self.read(move |get| {
             for Wanted { user_id, devices, known } in unanswered {
                 if let Some(known) = known.filter(|known| known.is_kept) {
-                    answered.add_list(get, known.user, user_id, &devices)?;
+                    answered.add_list_or_failure(get, known.user, user_id, &devices)?;
                 }
             }
             Ok(answered)
@@ -80,11 +80,16 @@ impl Users {
         let Missing { at, users } = missing;
         let (mut questions, mut unanswered) = (questions(users), Vec::new());
         let mut asked = JoinSet::new();
+        // A server with many lists that must be asked for one by one keeps nobody waiting for longer.
+        let clock = &self.0.parts.clock;
+        let until = clock.instant() + 2 * timeout.min(QUESTION_TIMEOUT_MAX);
         loop {
             while asked.len() < ASKED_AT_ONCE
                 && let Some(question) = questions.pop_front()
             {
-                if answered.failures.contains_key(&question.server) {
+                let is_late = clock.instant() >= until;
+                if is_late || answered.failures.contains_key(&question.server) {
+                    answered.failures.entry(question.server).or_insert_with(|| failure(&Failed::Timeout));
                     unanswered.extend(question.users);
                     continue;
                 }
@@ -149,6 +154,28 @@ impl Users {
 
 impl Answered {
     /// Adds a kept list, of all devices where none are named.
+    /// A list that finds no memory any more is left out whole, and its server is named as one that failed: an app asks
+    /// again for those.
+    fn add_list_or_failure(
+        &mut self,
+        get: &impl Get,
+        user: UserNum,
+        user_id: OwnedUserId,
+        devices: &[String],
+    ) -> Result<(), Error> {
+        match self.add_list(get, user, user_id.clone(), devices) {
+            Err(Error::Refused(refused)) => {
+                self.device_keys.remove(&user_id);
+                self.master_keys.remove(&user_id);
+                self.self_signing_keys.remove(&user_id);
+                let why = failure(&Failed::Refused(refused));
+                self.failures.entry(user_id.server_name().to_owned()).or_insert(why);
+                Ok(())
+            }
+            added => added,
+        }
+    }
+
     fn add_list(
         &mut self,
         get: &impl Get,
