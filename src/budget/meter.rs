@@ -147,7 +147,7 @@ fn note([now, high]: &[AtomicU64; 2], bytes: u64) {
 }
 
 /// The time between two samples of the process.
-const SAMPLE_EVERY: Duration = Duration::from_millis(250);
+const SAMPLE_EVERY: Duration = Duration::from_millis(160);
 
 /// Growth of text allowed for between two samples; text goes back when no more than this is left of its share.
 const TEXT_BETWEEN_BYTES: u64 = 5 << 19;
