@@ -183,6 +183,10 @@ fn holds(condition: &PushCondition, flat: &FlattenedJson, context: &PushConditio
         PushCondition::EventMatch(wanted) if wanted.key == BODY => {
             flat.get_str(BODY).is_some_and(|body| words::matches_glob(body, &wanted.pattern))
         }
+        // The room's id is no member of the event.
+        PushCondition::EventMatch(wanted) if wanted.key != "room_id" => {
+            flat.get_str(&wanted.key).is_some_and(|value| words::matches_whole(value, &wanted.pattern))
+        }
         other => at_once(other.applies(flat, context)),
     }
 }

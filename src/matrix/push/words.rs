@@ -3,6 +3,8 @@
 //! The matching is not ruma's: that goes one call deeper for each word, so a long text of a remote user would end the stack,
 //! and it makes a regular expression of a pattern, which panics when the pattern is too large.
 
+use std::collections::HashMap;
+
 /// The most characters of a pattern. A longer one matches nothing: it would be held against each place of a text of 64 KiB.
 const PATTERN_CHARS_MAX: usize = 255;
 
@@ -17,64 +19,96 @@ enum Part {
 
 /// Whether the glob `pattern` stands in `text` between word boundaries, whatever the case.
 pub fn matches_glob(text: &str, pattern: &str) -> bool {
-    let part = |c| match c {
-        '?' => Part::One,
-        '*' => Part::Any,
-        c => Part::Char(c),
-    };
-    matches(text, lower_case(pattern).map(part))
+    matches(text, lower_case(pattern).map(glob_part), false)
+}
+
+/// Whether the glob `pattern` is the whole of `text`, whatever the case.
+pub fn matches_whole(text: &str, pattern: &str) -> bool {
+    matches(text, lower_case(pattern).map(glob_part), true)
 }
 
 /// Whether `words` stand in `text` as they are, between word boundaries, whatever the case.
 pub fn contains(text: &str, words: &str) -> bool {
-    matches(text, lower_case(words).map(Part::Char))
+    matches(text, lower_case(words).map(Part::Char), false)
+}
+
+fn glob_part(c: char) -> Part {
+    match c {
+        '?' => Part::One,
+        '*' => Part::Any,
+        c => Part::Char(c),
+    }
 }
 
 fn lower_case(text: &str) -> impl Iterator<Item = char> {
     text.chars().flat_map(char::to_lowercase)
 }
 
-/// Goes through the text once with the places in the pattern that have been reached: few, unless the pattern is all wildcards.
-fn matches(text: &str, pattern: impl Iterator<Item = Part>) -> bool {
+/// Goes through the text once with the set of places in the pattern that have been reached. A character costs the same
+/// few steps whatever the pattern is: users choose those, and they are matched where an event is stored.
+fn matches(text: &str, pattern: impl Iterator<Item = Part>, whole: bool) -> bool {
     let mut pattern: Vec<Part> = pattern.take(PATTERN_CHARS_MAX + 1).collect();
     if pattern.is_empty() || pattern.len() > PATTERN_CHARS_MAX {
         return false;
     }
     pattern.dedup_by(|next, before| *next == Part::Any && *before == Part::Any);
-    let (mut reached, mut next): (Vec<usize>, Vec<usize>) = (Vec::new(), Vec::new());
+    let (one, any) = (Places::of(&pattern, Part::One), Places::of(&pattern, Part::Any));
+    let mut wanted: HashMap<char, Places> = HashMap::new();
+    for part in &pattern {
+        if let Part::Char(c) = part {
+            wanted.entry(*c).or_insert_with(|| Places::of(&pattern, *part));
+        }
+    }
+    let mut reached = Places::default();
     let (mut before, mut chars) = (None, lower_case(text));
     loop {
         let here = chars.next();
-        if is_boundary(before, here) {
-            reach(&pattern, &mut reached, 0);
-            if reached.contains(&pattern.len()) {
-                return true;
-            }
+        if if whole { before.is_none() } else { is_boundary(before, here) } {
+            reached.add(0);
+        }
+        // A `*` may match nothing, and no two stand beside each other.
+        reached = reached.or(reached.and(any).next());
+        if reached.has(pattern.len()) && if whole { here.is_none() } else { is_boundary(before, here) } {
+            return true;
         }
         let Some(c) = here else { return false };
-        for &at in &reached {
-            match pattern.get(at) {
-                Some(Part::Any) => reach(&pattern, &mut next, at),
-                Some(Part::One) => reach(&pattern, &mut next, at + 1),
-                Some(Part::Char(wanted)) if *wanted == c => reach(&pattern, &mut next, at + 1),
-                _ => {}
-            }
-        }
-        reached.clear();
-        std::mem::swap(&mut reached, &mut next);
+        let step = wanted.get(&c).map_or(one, |places| places.or(one));
+        reached = reached.and(step).next().or(reached.and(any));
         before = here;
     }
 }
 
-/// Notes that the pattern is matched up to `at`; a `*` may match nothing.
-fn reach(pattern: &[Part], reached: &mut Vec<usize>, at: usize) {
-    for at in at..=pattern.len() {
-        if !reached.contains(&at) {
-            reached.push(at);
-        }
-        if pattern.get(at) != Some(&Part::Any) {
-            return;
-        }
+/// A set of places in a pattern, its end included.
+#[derive(Clone, Copy, Default)]
+struct Places([u64; 4]);
+
+impl Places {
+    fn of(pattern: &[Part], wanted: Part) -> Places {
+        let mut places = Places::default();
+        pattern.iter().enumerate().filter(|(_, part)| **part == wanted).for_each(|(at, _)| places.add(at));
+        places
+    }
+
+    fn add(&mut self, at: usize) {
+        self.0[at / 64] |= 1 << (at % 64);
+    }
+
+    fn has(self, at: usize) -> bool {
+        self.0[at / 64] & (1 << (at % 64)) != 0
+    }
+
+    fn and(self, other: Places) -> Places {
+        Places(std::array::from_fn(|at| self.0[at] & other.0[at]))
+    }
+
+    fn or(self, other: Places) -> Places {
+        Places(std::array::from_fn(|at| self.0[at] | other.0[at]))
+    }
+
+    /// Each place's next one.
+    fn next(self) -> Places {
+        let carried = |at: usize| if at == 0 { 0 } else { self.0[at - 1] >> 63 };
+        Places(std::array::from_fn(|at| self.0[at] << 1 | carried(at)))
     }
 }
 
@@ -106,6 +140,28 @@ mod tests {
             ("anna-anna", "anna-anna", true),
         ] {
             assert_eq!(contains(text, words), found, "{words} in {text}");
+        }
+    }
+
+    /// Such a pattern once cost its length for each place that was reached: minutes of the writer's time for one event.
+    #[test]
+    fn a_pattern_of_wildcards_ends_and_a_whole_value_is_matched_whole() {
+        let pattern = format!("{}x", "?".repeat(254));
+        assert!(!matches_glob(&"a b ".repeat(16_000), &pattern));
+        assert!(matches_glob(&format!("{}x", "a".repeat(254)), &pattern));
+        assert!(!matches_glob("a", &"?".repeat(256)));
+        for (text, pattern, found) in [
+            ("m.room.message", "m.room.*", true),
+            ("m.room.message", "M.ROOM.MESSAGE", true),
+            ("m.room.message", "room", false),
+            ("m.room.message", "m.room", false),
+            ("aaab", "*a*b", true),
+            ("aaab", "*a*c", false),
+            ("", "*", true),
+            ("ab", "a?", true),
+            ("abc", "a?", false),
+        ] {
+            assert_eq!(matches_whole(text, pattern), found, "{pattern} for {text}");
         }
     }
 
