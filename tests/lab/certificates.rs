@@ -8,7 +8,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Files in PEM form: the authority to trust, and a certificate with its key for `*.load.test`, `localhost` and 127.0.0.1.
 pub struct Certificates {
@@ -18,8 +18,10 @@ pub struct Certificates {
 }
 
 impl Certificates {
-    /// Makes the files, or takes those a folder has already.
+    /// Makes the files, or takes those a folder has already. One at a time in a process: two tests may share a folder.
     pub fn get(folder: &Path) -> io::Result<Certificates> {
+        static MAKING: Mutex<()> = Mutex::new(());
+        let _alone = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
         let certificates = Certificates {
             ca_file: folder.join("ca.pem"),
             certificate_file: folder.join("certificate.pem"),

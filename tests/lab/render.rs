@@ -12,8 +12,8 @@ use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 /// Raise when the same dials give another room, so that caches are made anew.
@@ -71,8 +71,10 @@ pub struct Rendered {
 }
 
 impl Rendered {
-    /// The room for these dials, from the cache or made now.
+    /// The room for these dials, from the cache or made now. One at a time in a process: two tests may want the same room.
     pub fn get(cache: &Path, dials: &Dials) -> io::Result<Rendered> {
+        static MAKING: Mutex<()> = Mutex::new(());
+        let _alone = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
         let name = format!("{}-v{}-{:016x}", dials.name, dials.version, fingerprint(dials));
         let folder = cache.join(name);
         if folder.join("about.json").exists() {
