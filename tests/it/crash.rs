@@ -386,6 +386,21 @@ fn a_format_we_do_not_know_is_refused_and_left_as_it_is() {
     assert!(matches!(store.map(drop), Err(Error::Corrupt { table: "meta", .. })));
 }
 
+/// Programs of format 2 read no journal, and would open the database without the changes in it.
+#[test]
+fn a_database_of_the_format_before_is_carried_over() {
+    let card = Card::roomy();
+    let store = open(&card).unwrap();
+    step(&store, 1).unwrap();
+    let before = content(&store);
+    store.write_blocking(|w| w.put(&META, b"format", &2u32.to_be_bytes())).unwrap();
+    store.close_blocking();
+    let store = open(&card).unwrap();
+    assert!(content(&store) == before, "the format is the present one again");
+    step(&store, 2).unwrap();
+    store.close_blocking();
+}
+
 #[test]
 fn the_script_makes_what_it_says() {
     let (contents, _) = undisturbed();
