@@ -156,6 +156,8 @@ pub struct Write<'t> {
     is_broken: Cell<bool>,
     /// The rows the present job overwrote, when it shares its commit with others.
     undo: Option<Undo>,
+    #[cfg(test)]
+    pub(super) counted: super::RowCounts,
 }
 
 impl<'t> Write<'t> {
@@ -171,11 +173,15 @@ impl<'t> Write<'t> {
             failure: RefCell::new(None),
             is_broken: Cell::new(false),
             undo: None,
+            #[cfg(test)]
+            counted: super::RowCounts::default(),
         }
     }
 
     pub fn put(&mut self, table: &Table, key: &[u8], value: &[u8]) -> Result<()> {
         self.writes += 1;
+        #[cfg(test)]
+        self.counted.put(table, key, value);
         let (at, open) = self.table(table)?;
         let undo = &mut self.undo;
         let put = open.borrow_mut().put(key, value, &mut |old| note(undo, at, key, old));
@@ -187,6 +193,8 @@ impl<'t> Write<'t> {
     pub fn put_sorted<K: AsRef<[u8]>, V: AsRef<[u8]>>(&mut self, table: &Table, rows: &[(K, V)]) -> Result<()> {
         debug_assert!(rows.is_sorted_by(|one, next| one.0.as_ref() < next.0.as_ref()), "rows are sorted by their keys");
         self.writes += rows.len() as u64;
+        #[cfg(test)]
+        rows.iter().for_each(|(key, value)| self.counted.put(table, key.as_ref(), value.as_ref()));
         let (at, open) = self.table(table)?;
         let mut open = open.borrow_mut();
         let mut rest = rows;
@@ -216,6 +224,8 @@ impl<'t> Write<'t> {
         let (at, open) = self.table(table)?;
         let undo = &mut self.undo;
         let removed = open.borrow_mut().remove(key, &mut |old| note(undo, at, key, Some(old)));
+        #[cfg(test)]
+        removed.iter().for_each(|removed| self.counted.remove(table, *removed));
         self.changing(removed)
     }
 

@@ -19,6 +19,8 @@ mod guard;
 mod key_encoding;
 mod migrate;
 mod num;
+#[cfg(test)]
+mod row_counts;
 pub mod schema;
 mod shape;
 mod survey;
@@ -37,6 +39,8 @@ pub use redb::StorageBackend as Disk;
 pub use writer::Status;
 
 pub use num::{BodyNum, EventNum, Position, RoomNum, ServerNum, StateKeyNum, UserNum};
+#[cfg(test)]
+pub(crate) use row_counts::RowCounts;
 pub use schema::Table;
 pub use survey::{Gap, Survey, TableFound};
 
@@ -201,6 +205,12 @@ impl Store {
     /// `Full` when the space for other servers' data is used up.
     pub fn check_spare(&self) -> Result<()> {
         if self.spare_bytes() == 0 { Err(Error::Full) } else { Ok(()) }
+    }
+
+    /// The rows that commits changed since this was last called.
+    #[cfg(test)]
+    pub(crate) fn take_counted(&self) -> RowCounts {
+        self.0.take_counted()
     }
 
     /// How often the database had to be opened again since the start.

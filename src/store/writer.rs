@@ -72,6 +72,8 @@ struct Shared {
     status: Mutex<Status>,
     reopened: AtomicU64,
     spare: Spare,
+    #[cfg(test)]
+    counted: Mutex<super::RowCounts>,
 }
 
 pub(super) struct Open {
@@ -101,6 +103,8 @@ impl Engine {
             status: Mutex::new(Status::Working),
             reopened: AtomicU64::new(0),
             spare: Spare::default(),
+            #[cfg(test)]
+            counted: Mutex::default(),
         });
         let (queue, jobs) = mpsc::channel(options.queue_jobs.max(1));
         let writer = Writer { shared: shared.clone(), jobs, position, next: None, seen_reopened: 0, alone: 0 };
@@ -139,6 +143,12 @@ impl Engine {
 
     pub(super) fn spare_bytes(&self) -> u64 {
         self.shared.spare.bytes(&*self.shared.medium)
+    }
+
+    /// The rows that commits changed since this was last called.
+    #[cfg(test)]
+    pub(super) fn take_counted(&self) -> super::RowCounts {
+        std::mem::take(&mut self.shared.counted.lock())
     }
 
     pub(super) fn reopened(&self) -> u64 {
@@ -368,6 +378,8 @@ impl Writer {
         let position = w.current_position();
         let noted = if position != start.position { w.put(&META, POSITION_ROW, &position.to_key()) } else { Ok(()) };
         let puts = w.puts_since(&start);
+        #[cfg(test)]
+        shared.counted.lock().add(std::mem::take(&mut w.counted));
         drop(w);
         if let Err(failed) = noted {
             let _ = abort(txn);

@@ -32,6 +32,7 @@ mod forks;
 mod gaps;
 mod history;
 mod order;
+mod rows;
 
 type State = BTreeMap<(String, String), Arc<Event>>;
 
