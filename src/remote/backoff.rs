@@ -74,6 +74,8 @@ struct Known {
     silent: Option<(u64, u64)>,
     /// It answered from an address of the home network, last time.
     near: bool,
+    /// While the Internet is gone, what can wait is not sent to it before, in unix milliseconds.
+    trial_at_ms: u64,
 }
 
 impl Backoff {
@@ -112,8 +114,11 @@ impl Backoff {
         if closed_until_ms > now {
             return Err(Failed::BackingOff { retry_after_ms: closed_until_ms - now });
         }
-        let is_heard = known.heard_ms.is_some_and(|at| at >= book.internet.gone_since_ms);
-        book.internet.admit(fixed || known.near || is_heard, urgency, now)
+        let is_exempt = fixed || known.is_within_reach(&book.internet);
+        let Book { internet, known, .. } = &mut *book;
+        let mut unknown = 0;
+        let trial_at_ms = known.get(server).map_or(&mut unknown, |known| &mut known.trial_at_ms);
+        internet.admit(is_exempt, urgency, now, trial_at_ms)
     }
 
     /// When a server may be asked again, in unix milliseconds; 0 when now. From memory and the database.
@@ -240,6 +245,13 @@ impl Backoff {
         self.book().known.get(server).is_some_and(|known| known.near)
     }
 
+    /// Whether the Internet is gone, and with it the way to a server that is neither in the home network nor has
+    /// contacted us meanwhile. Servers that are reached without DNS are not known here.
+    pub(super) fn is_cut_off(&self, server: &ServerName) -> bool {
+        let book = self.book();
+        book.internet.is_gone() && !book.known.peek(server).is_some_and(|known| known.is_within_reach(&book.internet))
+    }
+
     /// Resolves when the Internet comes back.
     pub async fn back_online(&self) {
         self.0.back.notified().await;
@@ -334,6 +346,11 @@ impl Backoff {
 }
 
 impl Known {
+    /// Whether the Internet being gone does not matter to it.
+    fn is_within_reach(&self, internet: &Internet) -> bool {
+        self.near || self.heard_ms.is_some_and(|at| at >= internet.gone_since_ms)
+    }
+
     fn silent_until_ms(&self, outages: u64) -> u64 {
         self.silent.map_or(0, |(until_ms, at)| if at == outages { until_ms } else { 0 })
     }
@@ -494,6 +511,31 @@ mod tests {
         backoff.success(&other, Whence::Far);
         assert!(!backoff.is_offline());
         assert!(admit(&far, Urgency::Person).await.is_ok(), "silence then says nothing now");
+    }
+
+    /// One attempt in 15 s was for all servers together: one in the house, among many others, had its turn after hours.
+    #[tokio::test]
+    async fn while_the_internet_is_gone_what_can_wait_is_tried_at_each_server() {
+        let (store, clock) = (Store::in_memory(), Clock::simulated(1_000_000));
+        let backoff = backoff(&store, &clock);
+        let servers: Vec<_> = (0..20).map(|n| name(&format!("s{n}.example"))).collect();
+        assert!(backoff.conclude(false));
+        let mut tried = std::collections::BTreeMap::new();
+        for _ in 0..40 {
+            clock.advance(Duration::from_secs(1));
+            let before: u32 = tried.values().sum();
+            for server in &servers {
+                let admitted = backoff.admit(server, false, Urgency::Later).await.is_ok();
+                *tried.entry(server.clone()).or_default() += u32::from(admitted);
+            }
+            assert!(tried.values().sum::<u32>() - before <= 2, "a few in a second");
+        }
+        assert!(tried.values().all(|times| (1..=2).contains(times)), "{tried:?}");
+        clock.advance(Duration::from_secs(24 * 3600));
+        assert!(backoff.admit(&servers[0], false, Urgency::Later).await.is_ok());
+        let again = backoff.admit(&servers[0], false, Urgency::Later).await;
+        let Err(Failed::Offline { retry_after_ms }) = again else { panic!("tried twice") };
+        assert_eq!(retry_after_ms, 5 * 60_000, "rarely in a long outage");
     }
 
     /// A server that did not answer was waited for anew by each call of an app.

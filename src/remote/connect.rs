@@ -71,13 +71,13 @@ impl Dialer {
     /// Connects to the first address that answers and checks its certificate. At most [`CONNECT`] and the pauses between
     /// addresses, then one [`HANDSHAKE`]. The machine that answered is noted in `contact`.
     pub async fn dial(&self, target: &Target, grant: Grant, contact: &Contact) -> Result<Connection, Failed> {
-        let stream = self.reach(&target.addresses, contact).await?;
+        let (address, stream) = self.reach(&target.addresses, contact).await?;
         // Of a long body, only the bytes that go out soon are encrypted; rustls would take 64 KiB.
         let shake = self.tls.connect_with(target.tls_name.clone(), stream, |session| {
             session.set_buffer_limit(Some(SEND_BUFFER_BYTES));
         });
         match self.clock.timeout(HANDSHAKE, shake).await {
-            Some(Ok(stream)) => speak_http(stream, grant).await,
+            Some(Ok(stream)) => speak_http(stream, address, grant).await,
             Some(Err(error)) => {
                 Err(Failed::unreachable(format!("the TLS handshake with {} failed: {error}", target.host)))
             }
@@ -87,12 +87,13 @@ impl Dialer {
 
     /// The same without TLS.
     pub async fn dial_plain(&self, target: &Target, grant: Grant, contact: &Contact) -> Result<Connection, Failed> {
-        speak_http(self.reach(&target.addresses, contact).await?, grant).await
+        let (address, stream) = self.reach(&target.addresses, contact).await?;
+        speak_http(stream, address, grant).await
     }
 
     /// A connection to the first address that takes one. An address that does not answer at once keeps the next one
     /// waiting for [`NEXT_ADDRESS`] only ("Happy Eyeballs", RFC 8305).
-    async fn reach(&self, addresses: &[SocketAddr], contact: &Contact) -> Result<TcpStream, Failed> {
+    async fn reach(&self, addresses: &[SocketAddr], contact: &Contact) -> Result<(SocketAddr, TcpStream), Failed> {
         let mut asking = JoinSet::new();
         let mut why = "no address".to_owned();
         for address in addresses.iter().copied() {
@@ -103,16 +104,16 @@ impl Dialer {
             });
             let pause = self.clock.timeout(NEXT_ADDRESS, asking.join_next()).await;
             if let Some(Some(Ok(tried))) = pause
-                && let Some(stream) = taken(tried, contact, &mut why)
+                && let (address, Some(stream)) = (tried.0, taken(tried, contact, &mut why))
             {
-                return Ok(stream);
+                return Ok((address, stream));
             }
         }
         while let Some(tried) = asking.join_next().await {
             if let Ok(tried) = tried
-                && let Some(stream) = taken(tried, contact, &mut why)
+                && let (address, Some(stream)) = (tried.0, taken(tried, contact, &mut why))
             {
-                return Ok(stream);
+                return Ok((address, stream));
             }
         }
         Err(Failed::Unreachable { why, silent: contact.whence() == Whence::Nowhere })
@@ -145,6 +146,7 @@ fn taken(
 
 async fn speak_http(
     stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    address: SocketAddr,
     grant: Grant,
 ) -> Result<Connection, Failed> {
     let (sender, connection) = http1::Builder::new()
@@ -156,11 +158,13 @@ async fn speak_http(
     tokio::spawn(async move {
         let _ = connection.await;
     });
-    Ok(Connection { sender, _grant: grant })
+    Ok(Connection { sender, address, _grant: grant })
 }
 
 pub struct Connection {
     pub sender: http1::SendRequest<Outgoing>,
+    /// Of the other end.
+    address: SocketAddr,
     /// Pays for the connection's buffers.
     _grant: Grant,
 }
@@ -370,6 +374,11 @@ impl Lease {
     /// Whether this connection has already answered before: a failure on it may only mean that the peer closed it meanwhile.
     pub fn is_reused(&self) -> bool {
         self.reused
+    }
+
+    /// Where the other end is, as long as the connection was not given back.
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.connection.as_ref().map(|connection| connection.address)
     }
 
     /// Sends a request and waits for the head of the answer.

@@ -5,13 +5,15 @@
 use std::net::SocketAddr;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::time::Duration;
 
 use super::address::is_private;
+use super::outage::PATIENCE;
 
 /// Where an answer came from, as far as it shows something about our way out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Whence {
-    /// There was none, or the connection was made earlier.
+    /// There was none.
     Nowhere,
     /// From an address of a home or company network.
     Near,
@@ -20,15 +22,31 @@ pub enum Whence {
 }
 
 /// What an attempt has come to so far.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Contact {
+    patience: Duration,
     made: AtomicBool,
     whence: AtomicU8,
     /// The `Host` header that the look-ups gave.
     host: OnceLock<String>,
 }
 
+impl Default for Contact {
+    fn default() -> Contact {
+        Contact::new(PATIENCE)
+    }
+}
+
 impl Contact {
+    /// `patience`: how long the attempt may go on without a sign of the server.
+    pub fn new(patience: Duration) -> Contact {
+        Contact { patience, made: AtomicBool::default(), whence: AtomicU8::default(), host: OnceLock::new() }
+    }
+
+    pub fn patience(&self) -> Duration {
+        self.patience
+    }
+
     /// A machine at `address` answered, if only with a refusal.
     pub fn note_answer(&self, address: SocketAddr) {
         self.whence.fetch_max(if is_private(address.ip()) { 1 } else { 2 }, Ordering::Relaxed);

@@ -14,13 +14,11 @@ use super::lookup::{Boxed, Miss, Names, Service};
 pub struct Dns {
     current: Mutex<Option<(Arc<hickory_resolver::TokioResolver>, Option<std::time::SystemTime>)>>,
     entries_max: u64,
-    allow_private: bool,
 }
 
 impl Dns {
-    /// Without `allow_private`, names of machines in a home or company network have no address.
-    pub fn new(entries_max: u64, allow_private: bool) -> Dns {
-        Dns { current: Mutex::new(None), entries_max, allow_private }
+    pub fn new(entries_max: u64) -> Dns {
+        Dns { current: Mutex::new(None), entries_max }
     }
 
     /// A board often starts before its network does: the first client would then know no name server for ever.
@@ -55,11 +53,11 @@ impl Dns {
         builder.build()
     }
 
-    /// As [`Names::all_addresses`], without those that are not allowed.
-    pub async fn addresses(&self, host: &str) -> Result<Vec<IpAddr>, Miss> {
+    /// As [`Names::all_addresses`]; without `allow_private`, machines in a home or company network have no address.
+    pub async fn addresses(&self, host: &str, allow_private: bool) -> Result<Vec<IpAddr>, Miss> {
         let found = self.find(host).await?;
         let reachable: Vec<IpAddr> =
-            found.into_iter().filter(|address| self.allow_private || !is_private(*address)).collect();
+            found.into_iter().filter(|address| allow_private || !is_private(*address)).collect();
         if reachable.is_empty() { Err(kept_out(host)) } else { Ok(reachable) }
     }
 

@@ -10,8 +10,8 @@ pub type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// DNS and well-known look-ups, as the resolver's steps need them.
 pub trait Lookup: Send + Sync + 'static {
-    /// IPv6 and IPv4 addresses of a host.
-    fn addresses<'a>(&'a self, host: &'a str) -> Boxed<'a, Result<Vec<IpAddr>, Miss>>;
+    /// IPv6 and IPv4 addresses of a host, those of a home or company network only where `allow_private`.
+    fn addresses<'a>(&'a self, host: &'a str, allow_private: bool) -> Boxed<'a, Result<Vec<IpAddr>, Miss>>;
     /// The SRV records under a name such as `_matrix-fed._tcp.example.org`.
     fn services<'a>(&'a self, name: &'a str) -> Boxed<'a, Result<Vec<Service>, Miss>>;
     /// `https://HOST/.well-known/matrix/server`. A web server that answers is noted in `contact`.

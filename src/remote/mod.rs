@@ -132,7 +132,7 @@ impl Remote {
     ) -> Result<Remote, String> {
         let roots = connect::roots(options.extra_ca_pem.as_deref())?;
         let dialer = connect::Dialer::new(roots, budget.account("outbound"), clock.clone());
-        let dns = Arc::new(dns::Dns::new(options.names_max as u64, options.allow_private));
+        let dns = Arc::new(dns::Dns::new(options.names_max as u64));
         let web = web::Web::new(dns.clone(), dialer.clone(), clock.clone());
         let allow_private = options.allow_private;
         let world = well_known::World { dns, web: web.clone(), allow_private, random: random.clone() };

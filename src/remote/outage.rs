@@ -2,9 +2,9 @@
 //!
 //! A server that gives no sign may be at fault itself, or our own way out is. A probe decides: it knocks at a few other
 //! servers (those that answered lately, and the notaries) and asks the name server for a name that it cannot know
-//! already. When none of them answers, the Internet is gone. From then on no server is waited for that has given no sign:
-//! what people ask is tried for [`TRIAL`] and fails, and what can wait waits. One knock every [`PROBE_PAUSE`] finds out
-//! when it is over; any answer from the Internet ends it, too.
+//! already. When none of them answers, the Internet is gone. From then on no server is waited for that has given no
+//! sign: what people ask is tried for [`TRIAL`] and fails, and so is now and then what can wait. One knock every
+//! [`PROBE_PAUSE`] finds out when it is over; any answer from the Internet ends it, too.
 //!
 //! The verdict is not about servers that answer: a server at an address of the home network, one that is reached without
 //! DNS, and one that has contacted us meanwhile are asked as always; and their answers do not end the verdict.
@@ -31,8 +31,11 @@ const PATIENCE_LATER: Duration = Duration::from_secs(15);
 pub const TRIAL: Duration = Duration::from_millis(800);
 /// Such attempts a second; the others fail at once.
 const TRIALS_MAX: u32 = 4;
-/// Among what can wait, one such attempt goes out so often.
-const TRIAL_LATER_MS: u64 = 15_000;
+/// The same among what can wait.
+const TRIALS_LATER_MAX: u32 = 2;
+/// What can wait is tried again at one server after half of the time that the outage has lasted, within these bounds.
+const TRIAL_LATER_MS_MIN: u64 = 15_000;
+const TRIAL_LATER_MS_MAX: u64 = 5 * 60_000;
 /// Servers remembered because they answered, and because they did not.
 const GOOD_SERVERS: usize = 8;
 const SILENT_SERVERS: usize = 4;
@@ -52,13 +55,33 @@ pub(super) struct Internet {
     pub outages: u64,
     /// When the Internet was found gone, in unix milliseconds.
     pub gone_since_ms: u64,
-    trial_later_at_ms: u64,
-    /// The second, in unix time, and the attempts in it.
-    trials: (u64, u32),
+    trials: Trials,
+    trials_later: Trials,
     /// Servers that answered lately from the Internet, and whether they are known here.
     good: VecDeque<(OwnedServerName, bool)>,
     /// Servers that were silent since any server last answered.
     silent: VecDeque<OwnedServerName>,
+}
+
+/// Attempts while the Internet is gone.
+#[derive(Default)]
+struct Trials {
+    /// In unix time.
+    second: u64,
+    /// In that second.
+    count: u32,
+}
+
+impl Trials {
+    /// Counts one more, unless the second has had its `most`.
+    fn take(&mut self, most: u32, now_ms: u64) -> bool {
+        if self.second != now_ms / 1000 {
+            *self = Trials { second: now_ms / 1000, count: 0 };
+        }
+        let has_place = self.count < most;
+        self.count += u32::from(has_place);
+        has_place
+    }
 }
 
 impl Internet {
@@ -67,25 +90,34 @@ impl Internet {
     }
 
     /// How long a server may be without a sign, or that it is not asked. `is_exempt`: the Internet being gone does not
-    /// matter to it.
-    pub fn admit(&mut self, is_exempt: bool, urgency: Urgency, now_ms: u64) -> Result<Duration, Failed> {
-        let is_later = urgency == Urgency::Later;
+    /// matter to it. `trial_at_ms` is kept for each server: when what can wait is next tried there.
+    pub fn admit(
+        &mut self,
+        is_exempt: bool,
+        urgency: Urgency,
+        now_ms: u64,
+        trial_at_ms: &mut u64,
+    ) -> Result<Duration, Failed> {
         if !self.gone || is_exempt {
             return Ok(if urgency == Urgency::Person { PATIENCE } else { PATIENCE_LATER });
         }
-        if is_later {
-            if now_ms < self.trial_later_at_ms {
-                return Err(Failed::Offline { retry_after_ms: self.trial_later_at_ms - now_ms });
-            }
-            self.trial_later_at_ms = now_ms + TRIAL_LATER_MS;
-            return Ok(TRIAL);
+        if urgency == Urgency::Later {
+            return self.admit_later(now_ms, trial_at_ms);
         }
-        let (second, count) = self.trials;
-        let count = if second == now_ms / 1000 { count } else { 0 };
-        if count >= TRIALS_MAX {
-            return Err(self.offline());
+        if self.trials.take(TRIALS_MAX, now_ms) { Ok(TRIAL) } else { Err(self.offline()) }
+    }
+
+    fn admit_later(&mut self, now_ms: u64, trial_at_ms: &mut u64) -> Result<Duration, Failed> {
+        let due_ms = (*trial_at_ms).max(self.gone_since_ms + TRIAL_LATER_MS_MIN);
+        if now_ms < due_ms {
+            return Err(Failed::Offline { retry_after_ms: due_ms - now_ms });
         }
-        self.trials = (now_ms / 1000, count + 1);
+        let lasts_ms = now_ms - self.gone_since_ms;
+        let pause_ms = (lasts_ms / 2).clamp(TRIAL_LATER_MS_MIN, TRIAL_LATER_MS_MAX);
+        if !self.trials_later.take(TRIALS_LATER_MAX, now_ms) {
+            return Err(Failed::Offline { retry_after_ms: pause_ms });
+        }
+        *trial_at_ms = now_ms + pause_ms;
         Ok(TRIAL)
     }
 
@@ -148,7 +180,6 @@ impl Internet {
         let is_new = !std::mem::replace(&mut self.gone, true);
         if is_new {
             self.gone_since_ms = now_ms;
-            self.trial_later_at_ms = now_ms + TRIAL_LATER_MS;
         }
         (true, is_new)
     }
@@ -242,7 +273,7 @@ mod tests {
     use super::*;
     use crate::base::Clock;
     use crate::remote::lookup::{Boxed, Lookup, Miss, Service, WellKnown};
-    use crate::remote::tests::{Lab, Us, name, peer, us_in, whole};
+    use crate::remote::tests::{Lab, Us, name, peer, peer_falling_silent, us_in, whole};
     use crate::remote::{Options, RemoteOptions};
 
     /// The Internet swallows every packet. A name server answers when the switch says so, and `lan.example` is in the
@@ -250,7 +281,7 @@ mod tests {
     struct Swallowed(Arc<AtomicBool>);
 
     impl Lookup for Swallowed {
-        fn addresses<'a>(&'a self, host: &'a str) -> Boxed<'a, Result<Vec<std::net::IpAddr>, Miss>> {
+        fn addresses<'a>(&'a self, host: &'a str, _: bool) -> Boxed<'a, Result<Vec<std::net::IpAddr>, Miss>> {
             Box::pin(async move {
                 match host {
                     "lan.example" => Ok(vec![[127, 0, 0, 1].into()]),
@@ -325,6 +356,55 @@ mod tests {
         assert!(us.remote.backoff().is_offline());
         answers.store(true, Ordering::Relaxed);
         pass(&us.clock, || !us.remote.backoff().is_offline()).await;
+    }
+
+    /// Such a request waited for half a minute, and the server was left alone for its silence. An answer on a kept
+    /// connection was no sign of anything.
+    #[tokio::test]
+    async fn a_kept_connection_that_falls_silent_shows_that_the_internet_is_gone() {
+        let (lab, us) = (Lab::new(), Arc::new(AtomicBool::new(false)));
+        let us = home(&lab, &us);
+        let behaviour: crate::remote::tests::Behaviour = Arc::new(|_, _| whole(200, &json!({})));
+        let port = peer_falling_silent(&lab, "lan.example", behaviour, 2).await.port();
+        let server = name(&format!("lan.example:{port}"));
+        let ask = async || us.remote.request(&server, Method::GET, "/x", None, Options::insisting()).await.map(drop);
+        ask().await.unwrap();
+        // As if it were elsewhere.
+        us.remote.backoff().success(&server, Whence::Far);
+        ask().await.unwrap();
+        assert!(us.remote.backoff().is_near(&server), "the answer shows where it comes from");
+        us.remote.backoff().success(&server, Whence::Far);
+        us.clock.advance(Duration::from_millis(BELIEVED_MS));
+        let (failed, took) = call(&us, server.as_str()).await;
+        assert!(matches!(failed, Failed::Offline { .. }) && took <= PATIENCE, "{failed} after {took:?}");
+        assert!(us.remote.backoff().is_offline());
+        assert_eq!(us.remote.backoff().retry_at_ms(&server).await, 0, "not its fault");
+    }
+
+    /// A server that had found a way to us was given up after a second and a half, as if it were behind the outage.
+    #[tokio::test]
+    async fn who_contacts_us_during_an_outage_is_waited_for_as_always() {
+        let us = home(&Lab::new(), &Arc::new(AtomicBool::new(false)));
+        let (failed, _) = call(&us, "a.example").await;
+        assert!(matches!(failed, Failed::Offline { .. }), "{failed}");
+        us.clock.advance(Duration::from_secs(1));
+        us.remote.backoff().heard_from(&name("b.example")).await;
+        let (failed, took) = call(&us, "b.example").await;
+        assert!(matches!(failed, Failed::Unreachable { silent: true, .. }) && took >= PATIENCE, "{failed} {took:?}");
+        assert!(us.remote.backoff().is_offline());
+    }
+
+    /// A server that takes connections and is too slow for more was a silent one, and the outage went on.
+    #[tokio::test]
+    async fn a_machine_that_takes_connections_shows_that_the_internet_is_there() {
+        let us = home(&Lab::new(), &Arc::new(AtomicBool::new(false)));
+        assert!(us.remote.backoff().conclude(false));
+        let slow = Err::<(), _>(Failed::Unreachable { why: String::new(), silent: true });
+        us.remote.judge(&name("a.example"), Whence::Nowhere, &slow);
+        assert!(us.remote.backoff().is_offline());
+        us.remote.judge(&name("a.example"), Whence::Far, &slow);
+        assert!(!us.remote.backoff().is_offline());
+        assert!(us.remote.admit(&name("a.example"), Urgency::Person).await.is_err(), "it is not waited for at once");
     }
 
     #[tokio::test]

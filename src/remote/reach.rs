@@ -2,16 +2,18 @@
 //!
 //! Until the server gives a sign (`contact.rs`), all look-ups and connections of the attempt together have one bound
 //! ([`Backoff::admit`] says which). An attempt that takes longer than [`SUSPICION`] has the Internet itself looked at
-//! (`outage.rs`).
+//! (`outage.rs`), and so has a connection that was kept and gives no answer for so long.
 //!
 //! [`Backoff::admit`]: super::Backoff
 
 use std::time::Duration;
 
+use http::{Request, Response};
+use hyper::body::Incoming;
 use ruma::ServerName;
 
-use super::connect::Connection;
-use super::contact::Contact;
+use super::connect::{Connection, Lease, Outgoing};
+use super::contact::{Contact, Whence};
 use super::lookup::Miss;
 use super::resolve::Target;
 use super::{Failed, Remote};
@@ -23,14 +25,13 @@ const SUSPICION: Duration = Duration::from_millis(1500);
 const FIND: Duration = Duration::from_secs(15);
 
 impl Remote {
-    /// Finds the server and connects to it. `patience` bounds the time without a sign of it; ends early when it turns
-    /// out meanwhile that the Internet is gone.
+    /// Finds the server and connects to it. The contact's patience bounds the time without a sign of it; ends early when
+    /// it turns out meanwhile that the Internet is gone.
     pub(super) async fn connect(
         &self,
         server: &ServerName,
         grant: Grant,
         contact: &Contact,
-        patience: Duration,
     ) -> Result<Connection, Failed> {
         // On the heap: see `Clock::timeout`.
         let work = Box::pin(async {
@@ -38,37 +39,88 @@ impl Remote {
             contact.note_host(&target.host);
             let connection = self.0.dialer.dial(&target, grant, contact).await?;
             contact.note_made();
+            self.0.backoff.answered(self.whence(server, contact));
             Ok(connection)
         });
         tokio::select! {
             biased;
             done = work => done,
-            failed = self.without_a_sign(server, contact, patience) => Err(failed),
+            failed = self.without_a_sign(server, contact) => Err(failed),
         }
     }
 
-    /// Ends when the server has given no sign for `patience`.
-    async fn without_a_sign(&self, server: &ServerName, contact: &Contact, patience: Duration) -> Failed {
-        let clock = &self.0.clock;
+    /// Sends a request over a connection that was kept. Its server may need long to answer; but when it has not begun to
+    /// and it turns out that the Internet is gone, that ends early.
+    pub(super) async fn send_on_kept(
+        &self,
+        server: &ServerName,
+        lease: &mut Lease,
+        request: Request<Outgoing>,
+        contact: &Contact,
+    ) -> Result<Result<Response<Incoming>, hyper::Error>, Failed> {
+        let address = lease.address();
+        let response = tokio::select! {
+            biased;
+            response = lease.send(request) => response,
+            failed = self.without_an_answer(server, contact) => return Err(failed),
+        };
+        if let (Ok(_), Some(address)) = (&response, address) {
+            contact.note_answer(address);
+            self.0.backoff.answered(self.whence(server, contact));
+        }
+        Ok(response)
+    }
+
+    /// Where an answer came from. Where a server is reached without DNS, that shows nothing about the Internet.
+    pub(super) fn whence(&self, server: &ServerName, contact: &Contact) -> Whence {
+        match self.0.resolver.is_fixed(server) {
+            true => Whence::Nowhere,
+            false => contact.whence(),
+        }
+    }
+
+    /// Ends when the server has given no sign for as long as patience lasts.
+    async fn without_a_sign(&self, server: &ServerName, contact: &Contact) -> Failed {
+        let (clock, patience) = (&self.0.clock, contact.patience());
         clock.sleep(SUSPICION.min(patience)).await;
         if patience > SUSPICION {
-            let is_cut = !self.0.resolver.is_fixed(server) && !self.0.backoff.is_near(server);
-            if is_cut && !contact.is_made() {
-                self.suspect();
+            if !contact.is_made() {
+                self.doubt(server, contact);
             }
             tokio::select! {
                 () = clock.sleep(patience - SUSPICION) => {}
-                () = self.0.backoff.offline(), if is_cut => {
-                    if !contact.is_made() {
-                        return self.0.backoff.offline_now();
-                    }
-                }
+                failed = self.cut_off(server, contact) => return failed,
             }
         }
         if contact.is_made() {
             return std::future::pending().await;
         }
         Failed::Unreachable { why: format!("no sign of it within {} ms", patience.as_millis()), silent: true }
+    }
+
+    /// Ends when the Internet is gone and with it the server at the other end of a kept connection.
+    async fn without_an_answer(&self, server: &ServerName, contact: &Contact) -> Failed {
+        self.0.clock.sleep(SUSPICION.min(contact.patience())).await;
+        self.doubt(server, contact);
+        self.cut_off(server, contact).await
+    }
+
+    /// Has the Internet looked at, unless the server is reached without it.
+    fn doubt(&self, server: &ServerName, contact: &Contact) {
+        let is_in_the_house = self.0.resolver.is_fixed(server) || self.0.backoff.is_near(server);
+        if !is_in_the_house && contact.whence() != Whence::Far {
+            self.suspect();
+        }
+    }
+
+    /// Ends when the Internet is gone. Never for a server that gave a sign, nor for one that does without the Internet.
+    async fn cut_off(&self, server: &ServerName, contact: &Contact) -> Failed {
+        self.0.backoff.offline().await;
+        let is_there = contact.is_made() || contact.whence() != Whence::Nowhere;
+        if is_there || self.0.resolver.is_fixed(server) || !self.0.backoff.is_cut_off(server) {
+            return std::future::pending().await;
+        }
+        self.0.backoff.offline_now()
     }
 
     /// Where a server is reached. At most [`FIND`].

@@ -202,33 +202,26 @@ impl Remote {
         content: Option<Vec<u8>>,
         options: Options,
     ) -> Result<Answer, Failed> {
-        let patience = self.admit(server, options.urgency).await?;
-        let contact = Contact::default();
+        let contact = self.admit(server, options.urgency).await?;
         let exchange = async {
-            let (lease, response) =
-                self.exchange(server, &method, target, content, false, (&contact, patience)).await?;
+            let (lease, response) = self.exchange(server, &method, target, content, false, &contact).await?;
             let answer = self.read_small(response.into_body(), options.max_bytes).await?;
             lease.give_back();
             Ok(answer)
         };
         let outcome = self.0.clock.timeout(options.timeout, exchange).await.unwrap_or(Err(Failed::Timeout));
-        self.judge(server, contact.whence(), &outcome);
+        self.judge(server, self.whence(server, &contact), &outcome);
         outcome
     }
 
     /// Whether the server may be asked now, and how long it may be without a sign.
-    pub(super) async fn admit(&self, server: &ServerName, urgency: Urgency) -> Result<Duration, Failed> {
-        self.0.backoff.admit(server, self.0.resolver.is_fixed(server), urgency).await
+    pub(super) async fn admit(&self, server: &ServerName, urgency: Urgency) -> Result<Contact, Failed> {
+        self.0.backoff.admit(server, self.0.resolver.is_fixed(server), urgency).await.map(Contact::new)
     }
 
     /// Notes what an outcome shows about the server and about our own network.
     pub(super) fn judge<T>(&self, server: &ServerName, whence: Whence, outcome: &Result<T, Failed>) {
-        let backoff = &self.0.backoff;
-        // Where a server is reached without DNS, that shows nothing about the Internet.
-        let whence = match self.0.resolver.is_fixed(server) {
-            true => Whence::Nowhere,
-            false => whence,
-        };
+        let (backoff, is_fixed) = (&self.0.backoff, self.0.resolver.is_fixed(server));
         if matches!(outcome, Err(Failed::Unreachable { .. })) {
             // Its address of a moment ago no longer answers: the server may have moved.
             self.0.resolver.forget_later(server);
@@ -236,19 +229,27 @@ impl Remote {
         match outcome {
             Ok(_) => backoff.success(server, whence),
             Err(Failed::Unreachable { silent: true, .. }) => {
-                backoff.silence(server, self.0.resolver.is_fixed(server));
-                if !self.0.resolver.is_fixed(server) {
+                // A machine that takes connections and goes no further is no sign of the server, but one of the Internet.
+                backoff.answered(whence);
+                backoff.silence(server, is_fixed);
+                if !is_fixed {
                     self.suspect();
                 }
             }
-            // It gave a sign: one answer that takes too long does not hold back what people ask of it.
-            Err(Failed::Unreachable { .. } | Failed::Timeout) => backoff.failure(server, whence, None),
+            // What it had begun to answer was cut off.
+            Err(Failed::Timeout) if !is_fixed && backoff.is_cut_off(server) => {}
+            // It gave a sign, which was noted then: one answer that takes too long does not hold back what people ask of
+            // it.
+            Err(Failed::Timeout) => backoff.failure(server, Whence::Nowhere, None),
+            Err(Failed::Unreachable { .. }) => backoff.failure(server, whence, None),
             Err(Failed::Status { status: 429, retry_after_ms, .. }) => {
                 backoff.failure(server, whence, *retry_after_ms);
             }
             Err(Failed::Status { status, .. }) if *status >= 500 => backoff.failure(server, whence, None),
             // A machine answered, but such an answer does not show whether it is a homeserver.
-            Err(Failed::Status { .. } | Failed::BadAnswer(_) | Failed::TooLarge { .. }) => backoff.answered(whence),
+            Err(Failed::Status { .. } | Failed::TooLarge { .. }) => backoff.answered(whence),
+            // It may have broken off long after the last sign.
+            Err(Failed::BadAnswer(_)) => {}
             Err(Failed::BackingOff { .. } | Failed::Offline { .. } | Failed::Refused(_) | Failed::Unsendable(_)) => {}
         }
     }
@@ -270,7 +271,7 @@ impl Remote {
         target: &str,
         content: Option<Vec<u8>>,
         long: bool,
-        (contact, patience): (&Contact, Duration),
+        contact: &Contact,
     ) -> Result<(Lease, Response<Incoming>), Failed> {
         let content = content.map(Bytes::from);
         // Kept while the request may have to be sent again.
@@ -283,7 +284,7 @@ impl Remote {
                 .map_err(|reject| Failed::Unsendable(reject.to_string()))?;
         let mut fresh = false;
         loop {
-            let connect = |grant| self.connect(server, grant, contact, patience);
+            let connect = |grant| self.connect(server, grant, contact);
             let mut lease = self.0.pool.lease(server, fresh, long, connect).await?;
             // A reused connection goes where the resolver pointed when it was made; only the value of the `Host` header
             // is looked up again (from the cache).
@@ -292,7 +293,11 @@ impl Remote {
                 None => self.find(server, contact).await?.host,
             };
             let request = build(method, target, &host, &authorization, content.clone())?;
-            match lease.send(request).await {
+            let sent = match lease.is_reused() {
+                true => self.send_on_kept(server, &mut lease, request, contact).await?,
+                false => lease.send(request).await,
+            };
+            match sent {
                 Ok(response) if response.status().is_success() => return Ok((lease, response)),
                 Ok(response) => return Err(self.read_error(lease, response).await),
                 Err(_) if lease.is_reused() => fresh = true,

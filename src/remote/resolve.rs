@@ -44,8 +44,6 @@ pub struct Target {
     pub tls_name: pki_types::ServerName<'static>,
     /// The `Host` header.
     pub host: String,
-    /// Reached without any look-up: says nothing about the Internet.
-    pub fixed: bool,
 }
 
 /// An operator's override for one server.
@@ -98,13 +96,11 @@ impl Resolver {
         self
     }
 
-    fn literal(&self, server: &ServerName, named_by_operator: bool) -> Option<Result<Target, Miss>> {
+    fn literal(&self, server: &ServerName, allow_private: bool) -> Option<Result<Target, Miss>> {
         let found = literal(server)?;
         let private = |target: &Target| target.addresses.iter().any(|address| is_private(address.ip()));
         match &found {
-            Ok(target) if !self.allow_private && !named_by_operator && private(target) => {
-                Some(Err(kept_out(server.host())))
-            }
+            Ok(target) if !allow_private && private(target) => Some(Err(kept_out(server.host()))),
             _ => Some(found),
         }
     }
@@ -116,42 +112,42 @@ impl Resolver {
             Some(Override::Delegate(to)) => return self.delegated(to, true).await,
             None => {}
         }
-        if let Some(target) = self.literal(server, false) {
+        if let Some(target) = self.literal(server, self.allow_private) {
             return target;
         }
         if let Some(port) = server.port() {
-            return self.named(server.host(), port, server.as_str(), false).await;
+            return self.named(server.host(), port, server.as_str(), self.allow_private).await;
         }
         match self.delegation(server.host(), owner, contact).await? {
-            Some(to) => self.delegated(&to, false).await,
-            None => self.by_service(server.host(), false).await,
+            Some(to) => self.delegated(&to, self.allow_private).await,
+            None => self.by_service(server.host(), self.allow_private).await,
         }
     }
 
-    /// Step 3.1 to 3.5: the same look-ups for the name the well-known file gives.
-    async fn delegated(&self, to: &str, fixed: bool) -> Result<Target, Miss> {
+    /// Step 3.1 to 3.5: the same look-ups for the name the well-known file, or the operator, gives.
+    async fn delegated(&self, to: &str, allow_private: bool) -> Result<Target, Miss> {
         let to: &ServerName =
             to.try_into().map_err(|_| Miss::Absent(format!("delegates to {to:?}, which is not a server name")))?;
-        if let Some(target) = self.literal(to, fixed) {
+        if let Some(target) = self.literal(to, allow_private) {
             return target;
         }
         match to.port() {
-            Some(port) => self.named(to.host(), port, to.as_str(), fixed).await,
-            None => self.by_service(to.host(), fixed).await,
+            Some(port) => self.named(to.host(), port, to.as_str(), allow_private).await,
+            None => self.by_service(to.host(), allow_private).await,
         }
     }
 
     /// A host with a known port.
-    async fn named(&self, host: &str, port: u16, header: &str, fixed: bool) -> Result<Target, Miss> {
-        let found = self.lookup.addresses(host).await?;
+    async fn named(&self, host: &str, port: u16, header: &str, allow_private: bool) -> Result<Target, Miss> {
+        let found = self.lookup.addresses(host, allow_private).await?;
         let mut addresses: Vec<SocketAddr> = found.into_iter().map(|ip| (ip, port).into()).collect();
         order_families(&mut addresses);
-        target(addresses, host, header.to_owned(), fixed)
+        target(addresses, host, header.to_owned())
     }
 
     /// SRV `_matrix-fed._tcp`, then the deprecated `_matrix._tcp`, then port 8448. The certificate is for the host itself,
     /// never for a service's host.
-    async fn by_service(&self, host: &str, fixed: bool) -> Result<Target, Miss> {
+    async fn by_service(&self, host: &str, allow_private: bool) -> Result<Target, Miss> {
         for prefix in ["_matrix-fed._tcp.", "_matrix._tcp."] {
             let services = match self.lookup.services(&format!("{prefix}{host}")).await {
                 Ok(services) if !services.is_empty() => services,
@@ -160,17 +156,17 @@ impl Resolver {
                 // there.
                 Err(Miss::Silent(_)) => break,
             };
-            let addresses = self.service_addresses(services).await?;
-            return target(addresses, host, host.to_owned(), fixed);
+            let addresses = self.service_addresses(services, allow_private).await?;
+            return target(addresses, host, host.to_owned());
         }
-        self.named(host, DEFAULT_PORT, host, fixed).await
+        self.named(host, DEFAULT_PORT, host, allow_private).await
     }
 
-    async fn service_addresses(&self, services: Vec<Service>) -> Result<Vec<SocketAddr>, Miss> {
+    async fn service_addresses(&self, services: Vec<Service>, allow_private: bool) -> Result<Vec<SocketAddr>, Miss> {
         let mut addresses = Vec::new();
         let mut miss = Miss::Absent("its SRV record says that the service does not exist".into());
         for service in order_services(services, || self.random.u64()) {
-            match self.lookup.addresses(&service.host).await {
+            match self.lookup.addresses(&service.host, allow_private).await {
                 Ok(found) => {
                     let mut some: Vec<SocketAddr> = found.into_iter().map(|ip| (ip, service.port).into()).collect();
                     order_families(&mut some);
@@ -265,17 +261,17 @@ fn parse_override(to: &str) -> Override {
 
 /// The operator gave an address: the server still has to prove its name.
 fn fixed(server: &ServerName, address: SocketAddr) -> Result<Target, Miss> {
-    target(vec![address], server.host(), server.as_str().to_owned(), true)
+    target(vec![address], server.host(), server.as_str().to_owned())
 }
 
 /// Step 1: an address literal needs no lookup at all.
 fn literal(server: &ServerName) -> Option<Result<Target, Miss>> {
     let ip: IpAddr = server.host().trim_start_matches('[').trim_end_matches(']').parse().ok()?;
     let address = (ip, server.port().unwrap_or(DEFAULT_PORT)).into();
-    Some(target(vec![address], server.host(), server.as_str().to_owned(), true))
+    Some(target(vec![address], server.host(), server.as_str().to_owned()))
 }
 
-pub fn target(mut addresses: Vec<SocketAddr>, tls_host: &str, host: String, fixed: bool) -> Result<Target, Miss> {
+pub fn target(mut addresses: Vec<SocketAddr>, tls_host: &str, host: String) -> Result<Target, Miss> {
     addresses.truncate(ADDRESSES_MAX);
     if addresses.is_empty() {
         return Err(Miss::Absent(format!("{tls_host} has no address")));
@@ -283,7 +279,7 @@ pub fn target(mut addresses: Vec<SocketAddr>, tls_host: &str, host: String, fixe
     let bare = tls_host.trim_start_matches('[').trim_end_matches(']').to_owned();
     let tls_name = pki_types::ServerName::try_from(bare)
         .map_err(|_| Miss::Absent(format!("{tls_host} is not a valid name for a certificate")))?;
-    Ok(Target { addresses, tls_name, host, fixed })
+    Ok(Target { addresses, tls_name, host })
 }
 
 /// IPv6 first, then alternating, so that a board without a working IPv6 route loses one attempt and not all of them.
@@ -359,8 +355,14 @@ mod tests {
     }
 
     impl Lookup for World {
-        fn addresses<'a>(&'a self, host: &'a str) -> Boxed<'a, Result<Vec<IpAddr>, Miss>> {
-            Box::pin(async move { self.note("A", host, self.addresses.get(host).cloned()) })
+        fn addresses<'a>(&'a self, host: &'a str, allow_private: bool) -> Boxed<'a, Result<Vec<IpAddr>, Miss>> {
+            Box::pin(async move {
+                let found = self.note("A", host, self.addresses.get(host).cloned())?;
+                match host.ends_with(".lan") && !allow_private {
+                    true => Err(kept_out(host)),
+                    false => Ok(found),
+                }
+            })
         }
         fn services<'a>(&'a self, name: &'a str) -> Boxed<'a, Result<Vec<Service>, Miss>> {
             Box::pin(async move { self.note("SRV", name, self.services.get(name).cloned()) })
@@ -392,6 +394,7 @@ mod tests {
             ("hs.example", vec![ip("192.0.2.2")]),
             ("srv-host.example", vec![ip("192.0.2.3")]),
             ("old-host.example", vec![ip("192.0.2.4")]),
+            ("nas.lan", vec![ip("10.0.0.7")]),
         ] {
             world.addresses.insert(host, addresses);
         }
@@ -415,6 +418,8 @@ mod tests {
         let overrides = [
             ("lan.example".to_owned(), "10.0.0.5:9999".to_owned()),
             ("lan2.example".to_owned(), "hs.example:7777".to_owned()),
+            ("lan3.example".to_owned(), "nas.lan:7777".to_owned()),
+            ("lan4.example".to_owned(), "nas.lan".to_owned()),
         ];
         Resolver::new(Box::new(world), &overrides, 16, Clock::simulated(1_000_000), Random::seeded(7))
     }
@@ -488,7 +493,10 @@ mod tests {
         world.well_known.insert("sly.example", delegate("[64:ff9b::a00:1]:8448"));
         let sly: &ServerName = "sly.example".try_into().unwrap();
         assert!(resolver(world).allowing_private(false).resolve(sly, stranger(), &Contact::default()).await.is_err());
-        assert!(is_found("lan.example", false).await, "the operator named it");
+        for server in ["lan.example", "lan3.example", "lan4.example"] {
+            assert!(is_found(server, false).await, "the operator named {server}");
+        }
+        assert!(!is_found("nas.lan:7777", false).await && is_found("nas.lan:7777", true).await);
     }
 
     #[tokio::test]
@@ -576,7 +584,7 @@ mod tests {
             if let Ok(found) = check_name(WellKnown { server: text, max_age_ms: Some(1) }) {
                 let server = <&ServerName>::try_from(found.server.as_str()).expect("a name that was checked");
                 literal(server);
-                let _ = target(vec![([127, 0, 0, 1], 1).into()], server.host(), found.server.clone(), false);
+                let _ = target(vec![([127, 0, 0, 1], 1).into()], server.host(), found.server.clone());
             }
         });
     }

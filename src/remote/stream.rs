@@ -13,7 +13,7 @@ use hyper::body::Incoming;
 use ruma::{OwnedServerName, ServerName};
 
 use super::connect::Lease;
-use super::contact::{Contact, Whence};
+use super::contact::Whence;
 use super::request::Urgency;
 use super::{Failed, Remote};
 
@@ -71,11 +71,10 @@ impl Remote {
         content: Option<Vec<u8>>,
         pace: StreamLimits,
     ) -> Result<Body, Failed> {
-        let patience = self.admit(server, pace.urgency).await?;
-        let contact = Contact::default();
-        let exchange = self.exchange(server, &method, target, content, true, (&contact, patience));
+        let contact = self.admit(server, pace.urgency).await?;
+        let exchange = self.exchange(server, &method, target, content, true, &contact);
         let outcome = self.0.clock.timeout(pace.first, exchange).await.unwrap_or(Err(Failed::Timeout));
-        self.judge(server, contact.whence(), &outcome);
+        self.judge(server, self.whence(server, &contact), &outcome);
         let (lease, response) = outcome?;
         let length = response.headers().get("content-length").and_then(|value| value.to_str().ok()?.parse().ok());
         if length.is_some_and(|length: u64| length > pace.max_bytes) {

@@ -58,17 +58,27 @@ pub(crate) type Behaviour = Arc<dyn Fn(Request<()>, Bytes) -> Reply + Send + Syn
 
 /// Serves TLS on a loopback port until the test ends.
 pub(crate) async fn peer(lab: &Lab, name: &str, behaviour: Behaviour) -> SocketAddr {
+    peer_falling_silent(lab, name, behaviour, usize::MAX).await
+}
+
+/// The same for so many requests; what comes then is not answered.
+pub(crate) async fn peer_falling_silent(lab: &Lab, name: &str, behaviour: Behaviour, answers: usize) -> SocketAddr {
+    let left = Arc::new(std::sync::atomic::AtomicUsize::new(answers));
     let acceptor = lab.acceptor(name);
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
-            let (acceptor, behaviour) = (acceptor.clone(), behaviour.clone());
+            let (acceptor, behaviour, left) = (acceptor.clone(), behaviour.clone(), left.clone());
             tokio::spawn(async move {
                 let Ok(stream) = acceptor.accept(stream).await else { return };
                 let service = service_fn(move |request: Request<Incoming>| {
-                    let behaviour = behaviour.clone();
+                    let (behaviour, left) = (behaviour.clone(), left.clone());
                     async move {
+                        if left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_err()
+                        {
+                            std::future::pending::<()>().await;
+                        }
                         let (parts, body) = request.into_parts();
                         let body = body.collect().await.unwrap().to_bytes();
                         Ok::<_, Infallible>(behaviour(Request::from_parts(parts, ()), body))
@@ -123,7 +133,7 @@ pub(crate) fn us_in(lab: &Lab, lookup: Box<dyn lookup::Lookup>, change: impl FnO
         (Clock::simulated(1_700_000_000_000), Store::in_memory(), crate::budget::Budget::for_tests());
     let roots = connect::roots(Some(lab.pem.as_bytes())).unwrap();
     let dialer = connect::Dialer::new(roots, budget.account("outbound"), clock.clone());
-    let web = web::Web::new(Arc::new(dns::Dns::new(16, true)), dialer.clone(), clock.clone());
+    let web = web::Web::new(Arc::new(dns::Dns::new(16)), dialer.clone(), clock.clone());
     let times = (clock.clone(), Random::seeded(3));
     let remote = Remote::with_lookup(lookup, options, dialer, web, times, store.clone(), &budget);
     Us { remote, clock, store }

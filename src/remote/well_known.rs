@@ -11,7 +11,7 @@ use super::resolve::kept_ms;
 use super::web::{Plain, Web, WebFailed, WebLimits, WebRequest};
 use crate::base::Random;
 
-/// A web server that gives no sign for so long leaves the other half of an app's patience to the steps after it.
+/// A web server that gives no sign for so long is not waited for.
 const PATIENCE: Duration = Duration::from_secs(3);
 const LIMITS: WebLimits = WebLimits {
     time: Duration::from_secs(10),
@@ -31,8 +31,8 @@ pub struct World {
 }
 
 impl Lookup for World {
-    fn addresses<'a>(&'a self, host: &'a str) -> Boxed<'a, Result<Vec<IpAddr>, Miss>> {
-        Box::pin(self.dns.addresses(host))
+    fn addresses<'a>(&'a self, host: &'a str, allow_private: bool) -> Boxed<'a, Result<Vec<IpAddr>, Miss>> {
+        Box::pin(self.dns.addresses(host, allow_private))
     }
 
     fn services<'a>(&'a self, name: &'a str) -> Boxed<'a, Result<Vec<Service>, Miss>> {
@@ -42,7 +42,9 @@ impl Lookup for World {
     fn well_known<'a>(&'a self, host: &'a str, contact: &'a Contact) -> Boxed<'a, Result<WellKnown, Miss>> {
         Box::pin(async move {
             let request = WebRequest::get(format!("https://{host}/.well-known/matrix/server"));
-            let limits = WebLimits { allow_private: self.allow_private, ..LIMITS };
+            // The rest of the attempt's time is for the steps that follow a silence.
+            let patience = PATIENCE.min(contact.patience() * 3 / 5);
+            let limits = WebLimits { patience, allow_private: self.allow_private, ..LIMITS };
             let file = fetch(&self.web, request, limits, contact).await;
             file.map_err(|failed| match failed.is_silence() {
                 true => Miss::Silent(format!("well-known of {host}: {failed}")),
@@ -70,4 +72,46 @@ async fn fetch(web: &Web, request: WebRequest, limits: WebLimits, contact: &Cont
     let (body, _grant) = answer.read().await?;
     let file: File = serde_json::from_slice(&body).map_err(|error| WebFailed::BadAnswer(error.to_string()))?;
     Ok(WellKnown { server: file.server, max_age_ms })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::Clock;
+    use crate::budget::Budget;
+    use crate::remote::connect::{Dialer, roots};
+    use crate::remote::lookup::Names;
+    use crate::remote::outage::TRIAL;
+
+    /// A name server that never answers.
+    struct Silent;
+
+    impl Names for Silent {
+        fn all_addresses<'a>(&'a self, _: &'a str) -> Boxed<'a, Result<Vec<IpAddr>, Miss>> {
+            Box::pin(std::future::pending())
+        }
+    }
+
+    /// While the Internet was gone, a server in the house was given up while its silent web server was still waited for.
+    #[tokio::test]
+    async fn a_silent_web_server_leaves_time_for_the_steps_after_it() {
+        let clock = Clock::simulated(1);
+        let dialer = Dialer::new(roots(None).unwrap(), Budget::for_tests().account("outbound"), clock.clone());
+        let web = Web::new(Arc::new(Silent), dialer, clock.clone());
+        let world = World { dns: Arc::new(Dns::new(16)), web, allow_private: true, random: Random::seeded(1) };
+        let contact = Contact::new(TRIAL);
+        let asking = async {
+            let asked = world.well_known("a.example", &contact).await;
+            (asked, clock.instant())
+        };
+        let passing = async {
+            for _ in 0..100 {
+                tokio::task::yield_now().await;
+                clock.advance(TRIAL / 8);
+            }
+        };
+        let began = clock.instant();
+        let ((asked, ended), ()) = tokio::join!(asking, passing);
+        assert!(matches!(asked, Err(Miss::Silent(_))) && ended - began < TRIAL, "{asked:?} {:?}", ended - began);
+    }
 }

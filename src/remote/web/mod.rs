@@ -262,7 +262,7 @@ impl Web {
             let host = url.host_str().unwrap_or_default();
             return Err(WebFailed::Forbidden(format!("{host} is at a private address")));
         }
-        let target = Target { addresses, tls_name, host: String::new(), fixed: false };
+        let target = Target { addresses, tls_name, host: String::new() };
         Ok(match url.scheme() {
             "http" => self.dialer.dial_plain(&target, grant, contact).await?,
             _ => self.dialer.dial(&target, grant, contact).await?,
