@@ -20,6 +20,7 @@ pub(super) const MEDIA: &str = "media";
 const SIGNING_KEY: &str = "signing.key";
 const OLD_SIGNING_KEYS: &str = "old-signing-keys";
 const RESERVE: &str = "database.reserve";
+const JOURNAL: &str = "database.journal";
 /// The socket on which the running server takes commands.
 pub const SOCKET: &str = "admin.sock";
 
@@ -38,8 +39,8 @@ pub fn has_data(folder: &Path) -> Result<bool, Failed> {
 }
 
 /// The paths of a server's files besides its socket, whether they exist or not.
-pub fn kept(folder: &Path) -> [PathBuf; 5] {
-    [DATABASE, RESERVE, SIGNING_KEY, MEDIA, SCRATCH].map(|name| folder.join(name))
+pub fn kept(folder: &Path) -> [PathBuf; 6] {
+    [DATABASE, JOURNAL, RESERVE, SIGNING_KEY, MEDIA, SCRATCH].map(|name| folder.join(name))
 }
 
 /// Refuses to make a new database where a signing key and the files of an earlier database are: all accounts and rooms

@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 use redb::{ReadTransaction, WriteTransaction};
 use siphasher::sip128::{Hasher128, SipHasher13};
 
+use super::journal::{Record, RecordMark};
 use super::key_encoding::after_prefix;
 use super::schema::META;
 use super::shape::{Row, Visitor};
@@ -158,6 +159,8 @@ pub struct Write<'t> {
     undo: Option<Undo>,
     #[cfg(test)]
     pub(super) counted: super::RowCounts,
+    /// The rows changed by all jobs of this commit, when it may go into the journal.
+    record: Option<Record>,
 }
 
 impl<'t> Write<'t> {
@@ -175,6 +178,7 @@ impl<'t> Write<'t> {
             undo: None,
             #[cfg(test)]
             counted: super::RowCounts::default(),
+            record: None,
         }
     }
 
@@ -185,6 +189,7 @@ impl<'t> Write<'t> {
         let (at, open) = self.table(table)?;
         let undo = &mut self.undo;
         let put = open.borrow_mut().put(key, value, &mut |old| note(undo, at, key, old));
+        self.record(table, key, Some(value));
         self.changing(put)
     }
 
@@ -215,6 +220,7 @@ impl<'t> Write<'t> {
             self.changing(put)?;
             rest = later;
         }
+        rows.iter().for_each(|(key, value)| self.record(table, key.as_ref(), Some(value.as_ref())));
         Ok(())
     }
 
@@ -226,7 +232,16 @@ impl<'t> Write<'t> {
         let removed = open.borrow_mut().remove(key, &mut |old| note(undo, at, key, Some(old)));
         #[cfg(test)]
         removed.iter().for_each(|removed| self.counted.remove(table, *removed));
+        if let Ok(true) = removed {
+            self.record(table, key, None);
+        }
         self.changing(removed)
+    }
+
+    fn record(&mut self, table: &Table, key: &[u8], value: Option<&[u8]>) {
+        if let Some(record) = &mut self.record {
+            record.note(table, key, value);
+        }
     }
 
     /// Removes at most `rows_max` rows whose key starts with `prefix`; returns how many there were. Fewer than
@@ -322,11 +337,21 @@ impl<'t> Write<'t> {
         self.undo = Some(Undo::default());
     }
 
+    /// From now on the changed rows are noted for the journal, behind those in the record.
+    pub(super) fn keep_record(&mut self, record: Record) {
+        self.record = Some(record);
+    }
+
+    /// The rows noted so far, and the end of noting.
+    pub(super) fn take_record(&mut self) -> Option<Record> {
+        self.record.take()
+    }
+
     /// The starting point of a job, to see later whether it wrote, and to take its writes back.
     pub(super) fn mark(&mut self) -> Mark {
         self.undo.as_mut().map(Undo::clear);
         self.failure.take();
-        Mark { writes: self.writes, position: self.position }
+        Mark { writes: self.writes, position: self.position, record: self.record.as_ref().map(Record::mark) }
     }
 
     /// Takes back every row the present job changed, and leaves those of the jobs before it. False when some of the
@@ -355,10 +380,13 @@ impl<'t> Write<'t> {
         self.writes - mark.writes
     }
 
-    /// Forgets the positions and changes of a job that returned an error.
+    /// Forgets the positions, the changes and the record of a job that returned an error.
     pub(super) fn back_to(&mut self, mark: &Mark) {
         self.position = mark.position;
         self.changes.clear();
+        if let (Some(record), Some(mark)) = (&mut self.record, mark.record) {
+            record.back_to(mark);
+        }
     }
 
     pub(super) fn take_changes(&mut self) -> Vec<Change> {
@@ -437,6 +465,7 @@ const RUN_ROWS_MIN: usize = 8;
 pub(super) struct Mark {
     writes: u64,
     pub(super) position: Position,
+    record: Option<RecordMark>,
 }
 
 impl Get for Write<'_> {

@@ -1,4 +1,4 @@
-//! The medium under the database: a file on the card, or memory in tests.
+//! The medium under the database and its journal: files on the card, or memory in tests.
 //!
 //! Also the reserve: a file of real blocks that is given up first when the disk is full, so that the database can be
 //! opened again and rows can be freed.
@@ -29,6 +29,21 @@ pub trait Medium: Send + Sync + 'static {
     /// Opens the existing database, or an empty one.
     fn open(&self) -> io::Result<Box<dyn StorageBackend>>;
 
+    /// Opens the journal as it lies; `None` when there is none.
+    fn open_journal(&self) -> io::Result<Option<Box<dyn StorageBackend>>> {
+        Ok(None)
+    }
+
+    /// Opens the journal, of exactly `bytes` real blocks: makes it, or brings it to that length.
+    fn make_journal(&self, _bytes: u64) -> io::Result<Box<dyn StorageBackend>> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// Whether writes are kept in memory and dropped: then the journal is left for the next start.
+    fn is_for_looking(&self) -> bool {
+        false
+    }
+
     /// Bytes a file could still grow by.
     fn free_bytes(&self) -> io::Result<u64>;
 
@@ -46,7 +61,7 @@ pub trait Medium: Send + Sync + 'static {
     }
 }
 
-/// The usual medium: one file, with its reserve beside it.
+/// The usual medium: one file, with its journal and its reserve beside it.
 pub struct FileMedium {
     path: PathBuf,
     /// Held as long as the medium lives, so that no second process opens the database.
@@ -77,11 +92,36 @@ impl FileMedium {
     fn reserve(&self) -> PathBuf {
         self.path.with_extension("reserve")
     }
+
+    fn journal(&self) -> PathBuf {
+        self.path.with_extension("journal")
+    }
 }
 
 impl Medium for FileMedium {
     fn open(&self) -> io::Result<Box<dyn StorageBackend>> {
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&self.path)?;
+        Ok(Box::new(FileDisk(file)))
+    }
+
+    fn open_journal(&self) -> io::Result<Option<Box<dyn StorageBackend>>> {
+        match OpenOptions::new().read(true).write(true).open(self.journal()) {
+            Ok(file) => Ok(Some(Box::new(FileDisk(file)))),
+            Err(failed) if failed.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(failed) => Err(failed),
+        }
+    }
+
+    fn make_journal(&self, bytes: u64) -> io::Result<Box<dyn StorageBackend>> {
+        let path = self.journal();
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path)?;
+        if file.metadata()?.len() != bytes {
+            let filled = file.set_len(0).and_then(|()| fill(&file, bytes, JOURNAL_PIECE));
+            // A part of a journal takes space that others need.
+            filled.and_then(|()| file.sync_all()).inspect_err(|_| drop(std::fs::remove_file(&path)))?;
+        }
+        // A process that made the journal may have ended before its name was on the card.
+        File::open(self.folder())?.sync_all()?;
         Ok(Box::new(FileDisk(file)))
     }
 
@@ -115,14 +155,22 @@ fn make_reserve(path: &Path) -> io::Result<()> {
     match rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, RESERVE_BYTES) {
         Ok(()) => Ok(()),
         // FAT and some network file systems do not support this: writing zeros takes real blocks there.
-        Err(rustix::io::Errno::OPNOTSUPP) => write_zeros(&file),
+        Err(rustix::io::Errno::OPNOTSUPP) => fill(&file, RESERVE_BYTES, RESERVE_PIECE),
         Err(failed) => Err(failed.into()),
     }
 }
 
-fn write_zeros(file: &File) -> io::Result<()> {
-    let zeros = vec![0; 64 << 10];
-    (0..RESERVE_BYTES).step_by(zeros.len()).try_for_each(|at| file.write_all_at(&zeros, at))
+const RESERVE_PIECE: usize = 64 << 10;
+/// The kernel writes a file's memory back in the pieces it came in: larger ones would be written whole for each record.
+const JOURNAL_PIECE: usize = 4096;
+
+/// Writes zeros, since blocks that were only promised cost a sync more when they are written for the first time.
+fn fill(file: &File, bytes: u64, piece: usize) -> io::Result<()> {
+    let zeros = vec![0; piece];
+    (0..bytes).step_by(piece).try_for_each(|at| {
+        let length = (bytes - at).min(piece as u64) as usize;
+        file.write_all_at(&zeros[..length], at)
+    })
 }
 
 /// A plain file. The lock is the medium's, so that the file can be opened again while an old reader still has it.
@@ -170,6 +218,18 @@ impl Medium for LookMedium {
         let file = File::open(&self.0.path)?;
         let length = file.metadata()?.len();
         Ok(Box::new(Look { file, inner: Mutex::new(Looked { length, on_card: length, blocks: BTreeMap::new() }) }))
+    }
+
+    fn open_journal(&self) -> io::Result<Option<Box<dyn StorageBackend>>> {
+        match File::open(self.0.journal()) {
+            Ok(file) => Ok(Some(Box::new(FileDisk(file)))),
+            Err(failed) if failed.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(failed) => Err(failed),
+        }
+    }
+
+    fn is_for_looking(&self) -> bool {
+        true
     }
 
     fn free_bytes(&self) -> io::Result<u64> {
@@ -299,12 +359,14 @@ impl Spare {
 #[derive(Clone)]
 pub struct MemoryMedium {
     disk: Arc<InMemoryBackend>,
+    journal: Arc<InMemoryBackend>,
     free_bytes: Arc<AtomicU64>,
 }
 
 impl Default for MemoryMedium {
     fn default() -> Self {
-        MemoryMedium { disk: Arc::default(), free_bytes: Arc::new(AtomicU64::new(u64::MAX)) }
+        let free_bytes = Arc::new(AtomicU64::new(u64::MAX));
+        MemoryMedium { disk: Arc::default(), journal: Arc::default(), free_bytes }
     }
 }
 
@@ -318,6 +380,15 @@ impl MemoryMedium {
 impl Medium for MemoryMedium {
     fn open(&self) -> io::Result<Box<dyn StorageBackend>> {
         Ok(Box::new(Shared(self.disk.clone())))
+    }
+
+    fn open_journal(&self) -> io::Result<Option<Box<dyn StorageBackend>>> {
+        Ok((self.journal.len()? > 0).then(|| Box::new(Shared(self.journal.clone())) as Box<dyn StorageBackend>))
+    }
+
+    fn make_journal(&self, bytes: u64) -> io::Result<Box<dyn StorageBackend>> {
+        self.journal.set_len(bytes)?;
+        Ok(Box::new(Shared(self.journal.clone())))
     }
 
     fn free_bytes(&self) -> io::Result<u64> {

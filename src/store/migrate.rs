@@ -17,21 +17,26 @@ const _: () = assert!(STEPS.len() as u32 + OLDEST == FORMAT, "there is a step fr
 /// Takes the database one step nearer to `FORMAT`; true when it has arrived. A new database starts there. A format
 /// newer than ours is refused: opening it could lose data that this version does not know.
 pub(super) fn step(w: &mut Write) -> Result<bool> {
-    let found = match w.get(&META, FORMAT_ROW)? {
+    match found(w)? {
         None => {
             w.put(&META, FORMAT_ROW, &FORMAT.to_be_bytes())?;
-            return Ok(true);
+            Ok(true)
         }
-        Some(row) => u32::from_be_bytes(row.try_into().map_err(|_| Error::corrupt(&META, FORMAT_ROW))?),
-    };
-    match found {
-        FORMAT => Ok(true),
-        OLDEST.. if found < FORMAT => {
+        Some(FORMAT) => Ok(true),
+        Some(found) => {
             STEPS[(found - OLDEST) as usize](w)?;
             w.put(&META, FORMAT_ROW, &(found + 1).to_be_bytes())?;
             Ok(found + 1 == FORMAT)
         }
-        _ => Err(Error::Version { found, known: FORMAT }),
+    }
+}
+
+/// The format of the database, one of those that can be read; `None` for a new one.
+pub(super) fn found(get: &impl Get) -> Result<Option<u32>> {
+    let Some(row) = get.get(&META, FORMAT_ROW)? else { return Ok(None) };
+    match u32::from_be_bytes(row.try_into().map_err(|_| Error::corrupt(&META, FORMAT_ROW))?) {
+        found @ OLDEST..=FORMAT => Ok(Some(found)),
+        found => Err(Error::Version { found, known: FORMAT }),
     }
 }
 

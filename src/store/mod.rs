@@ -10,17 +10,19 @@
 //!
 //! Reading order: this file, `schema.rs`, `key_encoding.rs`, `row_encoding.rs`, `num.rs`, `access.rs` (reading and
 //! writing rows), `guard.rs` (pages that cannot be read), `writer.rs` (the writer, and opening again after a failure),
-//! `disk.rs`, `migrate.rs`, `survey.rs`, then `tables/`.
+//! `opening.rs`, `journal.rs` (changes before redb has them), `disk.rs`, `migrate.rs`, `survey.rs`, then `tables/`.
 
 mod access;
 mod disk;
 mod writer;
 mod guard;
+mod journal;
 mod key_encoding;
 mod migrate;
 mod num;
 #[cfg(test)]
 mod row_counts;
+mod opening;
 pub mod schema;
 mod shape;
 mod survey;
@@ -58,7 +60,9 @@ pub struct StoreOptions {
     pub queue_jobs: usize,
     /// Stack of the writer's thread.
     pub stack_bytes: usize,
-    /// The source of a new database's hash key.
+    /// Length of the journal beside the database, in whole blocks of 4 KiB.
+    pub journal_bytes: u64,
+    /// The source of a new database's hash key, and of what tells the journal's records of one run from another's.
     pub random: Random,
 }
 
@@ -69,6 +73,7 @@ impl StoreOptions {
             cache_bytes: 8 << 20,
             queue_jobs: 64,
             stack_bytes: 1 << 20,
+            journal_bytes: journal::JOURNAL_BYTES,
             random: Random::os(),
         }
     }
@@ -102,6 +107,7 @@ impl Store {
     pub fn on_memory(medium: MemoryMedium) -> Self {
         let mut options = StoreOptions::new("");
         options.random = Random::seeded(1);
+        options.journal_bytes = 64 << 10;
         Self::open_on(Arc::new(medium), options).expect("memory does not fail")
     }
 

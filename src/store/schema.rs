@@ -27,7 +27,8 @@ impl Table {
 }
 
 // ---- store: the engine itself
-pub const META: Table = table("meta", "store", "name → value: format, hash_key, position, counters (next/NAME)");
+pub const META: Table =
+    table("meta", "store", "name → value: format, hash_key, position, journal, counters (next/NAME)");
 
 // ---- room: state trees and the numbers of state keys (tables/room/state_tree)
 pub const STATE_NODE: Table = table("state_node", "room", "u32 → node of a state tree (tables/room/state_tree)");

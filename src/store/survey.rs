@@ -9,9 +9,9 @@ use std::sync::Arc;
 
 use super::access::{Get, Read, ReadTable};
 use super::disk::{LookMedium, Medium};
+use super::opening;
 use super::schema::{EVENT, ROOM, TABLES, TIMELINE, USER_ID};
 use super::tables::{room, user};
-use super::writer;
 use super::{Error, EventNum, Result, RoomNum, Store, StoreOptions, Table, UserNum, guard};
 
 /// Gaps of one table that are skipped; the table is not read beyond the last of them.
@@ -27,6 +27,8 @@ pub struct Survey {
     pub tables: Vec<TableFound>,
     /// Whether all pages are as written; if not, readable rows may be wrong too.
     pub sums: Result<()>,
+    /// Commits in the journal, which the next start applies; the survey is of the database without them.
+    pub waiting: Result<u64>,
 }
 
 /// The findings for one table.
@@ -82,11 +84,12 @@ impl Store {
         say: &mut dyn FnMut(&TableFound),
     ) -> Result<Survey> {
         let sums = guard::whole("a page is not what was written", || {
-            let mut open = writer::open(&*medium, options.cache_bytes)?;
-            open.db.check_integrity().map(|_| ()).map_err(Error::of)
+            let (mut db, _) = opening::open_database(&*medium, options.cache_bytes)?;
+            db.check_integrity().map(|_| ()).map_err(Error::of)
         });
-        let store = Store::open_on(medium, options)?;
+        let store = Store::open_on(medium.clone(), options)?;
         let read = store.read()?;
+        let waiting = opening::waiting(&*medium, &read);
         let mut tables = Vec::new();
         for table in TABLES.iter().copied() {
             let mut found = of_table(&read, table);
@@ -96,7 +99,7 @@ impl Store {
         }
         drop(read);
         store.close_blocking();
-        Ok(Survey { tables, sums })
+        Ok(Survey { tables, sums, waiting })
     }
 }
 

@@ -1,24 +1,30 @@
 //! The writer: one thread that groups waiting jobs into one durable commit, and opens the database again when the disk
 //! failed or was full.
 //!
-//! A power cut before the commit's last sync leaves the database of the commit before; after it, the new one. The jobs
-//! of a group share the commit's fate. A job that fails or panics half-way is taken back alone, row by row. Only when
-//! the transaction itself breaks, the jobs that ran in it fail together, and the others run in another one.
+//! An ordinary group is written to the journal, synced there, and then committed by redb in memory; a power cut before
+//! the sync's end leaves the database of the commit before, after it the new one, once the start has applied the
+//! journal. A bulk job, a large group, and whatever comes when the journal is full or the disk nearly, is a checkpoint:
+//! a commit that redb makes durable, with all that the journal had.
+//!
+//! The jobs of a group share the commit's fate. A job that fails or panics half-way is taken back alone, row by row.
+//! Only when the transaction itself breaks, the jobs that ran in it fail together, and the others run in another one.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
-use redb::{Database, Durability, ReadableDatabase};
+use redb::{Durability, ReadableDatabase};
 use tokio::sync::{mpsc, oneshot};
 use tracing::Span;
 
-use super::access::{Get, HASH_KEY_ROW, POSITION_ROW, Read, Write};
-use super::disk::{FREE_BYTES_MIN, Guarded, Medium, Spare};
+use super::access::{POSITION_ROW, Read, Write};
+use super::disk::{FREE_BYTES_MIN, Medium, Spare};
+use super::journal::{Journal, PLACE_ROW, Record};
+use super::opening::{self, Beside, How, Open, shut};
 use super::schema::META;
-use super::{Change, Changes, Error, Position, Result, StoreOptions, WriteError, guard, migrate};
-use crate::base::{self, Random, StopWatch};
+use super::{Change, Changes, Error, Position, Result, StoreOptions, WriteError, guard};
+use crate::base::{self, StopWatch};
 
 /// Jobs in one commit at most. A job is short, so a group takes a few milliseconds beside the sync itself.
 const GROUP_JOBS_MAX: usize = 64;
@@ -26,6 +32,12 @@ const GROUP_JOBS_MAX: usize = 64;
 /// After a transaction broke on a damaged page, this many commits have one job each, so that a job that needs the page
 /// fails alone.
 const ALONE_COMMITS: u32 = 1024;
+
+/// While less than this is free, each commit is a checkpoint.
+const TIGHT_BYTES: u64 = 8 * FREE_BYTES_MIN;
+
+/// A journal that could not be used is tried again after this time; until then each commit is a checkpoint.
+const JOURNAL_AGAIN: Duration = Duration::from_secs(3600);
 
 /// A commit of this length is logged: people notice it.
 const SLOW: Duration = Duration::from_millis(250);
@@ -65,49 +77,48 @@ pub(super) struct Engine {
 
 struct Shared {
     medium: Arc<dyn Medium>,
-    cache_bytes: usize,
+    how: How,
     /// `None` while the database is closed, or could not be opened again.
     open: RwLock<Option<Open>>,
     hash_key: [u8; 16],
     status: Mutex<Status>,
     reopened: AtomicU64,
+    /// A record could not be written: the database does without the journal after it is opened again.
+    journal_failed: AtomicBool,
     spare: Spare,
     #[cfg(test)]
     counted: Mutex<super::RowCounts>,
 }
 
-pub(super) struct Open {
-    pub(super) db: Database,
-    /// Set when another database replaces this one.
-    retired: Arc<AtomicBool>,
-}
-
 impl Engine {
     pub(super) fn start(medium: Arc<dyn Medium>, options: &StoreOptions) -> Result<Self> {
-        let open = open(&*medium, options.cache_bytes)?;
-        let prepared = guard::whole("the database's first rows cannot be read", || prepare(&open.db, &options.random));
-        let (hash_key, position) = match prepared {
-            Ok(prepared) => prepared,
-            Err(failed) => {
-                shut(open);
-                return Err(failed);
-            }
-        };
+        let how = How::of(options);
+        let open = opening::open(&*medium, &how)?;
+        let (hash_key, position) = (open.hash_key, open.position);
         // A disk too full for the reserve can still be read; the first write reports that it is full.
         let _ = medium.take_reserve();
         let shared = Arc::new(Shared {
             medium,
-            cache_bytes: options.cache_bytes,
+            how,
             open: RwLock::new(Some(open)),
             hash_key,
             status: Mutex::new(Status::Working),
             reopened: AtomicU64::new(0),
+            journal_failed: AtomicBool::new(false),
             spare: Spare::default(),
             #[cfg(test)]
             counted: Mutex::default(),
         });
         let (queue, jobs) = mpsc::channel(options.queue_jobs.max(1));
-        let writer = Writer { shared: shared.clone(), jobs, position, next: None, seen_reopened: 0, alone: 0 };
+        let writer = Writer {
+            shared: shared.clone(),
+            jobs,
+            position,
+            next: None,
+            seen_reopened: 0,
+            alone: 0,
+            record: Record::default(),
+        };
         std::thread::Builder::new()
             .name("snug-writer".into())
             .stack_size(options.stack_bytes)
@@ -156,100 +167,6 @@ impl Engine {
     }
 }
 
-pub(super) fn open(medium: &dyn Medium, cache_bytes: usize) -> Result<Open> {
-    let retired = Arc::new(AtomicBool::new(false));
-    let disk = medium.open().map_err(|failed| Error::from_io(&failed))?;
-    forget_unfinished(&*disk).map_err(|failed| Error::from_io(&failed))?;
-    let guarded = Guarded { disk, retired: retired.clone() };
-    let db = guard::whole("the database cannot be opened", || {
-        Database::builder().set_cache_size(cache_bytes).create_with_backend(guarded).map_err(Error::of)
-    })?;
-    Ok(Open { db, retired })
-}
-
-/// Closes a database; errors from a damaged one are ignored.
-fn shut(open: Open) {
-    let shut = guard::whole("the database cannot be closed", || {
-        drop(open);
-        Ok(())
-    });
-    if let Err(failed) = shut {
-        tracing::debug!(error = %failed, "closing the database");
-    }
-}
-
-/// Bytes of redb's header; the file of a new database has no more until its first mark.
-const HEADER_BYTES: u64 = 320;
-
-/// Empties a database whose creation was cut short: redb writes its mark into a new file last, and refuses a file
-/// without the mark as not its own. Such a file has nothing behind the header.
-fn forget_unfinished(disk: &dyn redb::StorageBackend) -> std::io::Result<()> {
-    let length = disk.len()?;
-    let mut mark = [0; 9];
-    disk.read(0, &mut mark[..length.min(9) as usize])?;
-    if length == 0 || mark != [0; 9] {
-        return Ok(());
-    }
-    let mut piece = vec![0; 64 << 10];
-    for at in (HEADER_BYTES..length).step_by(piece.len()) {
-        let piece = &mut piece[..(length - at).min(64 << 10) as usize];
-        disk.read(at, piece)?;
-        if piece.iter().any(|byte| *byte != 0) {
-            return Ok(());
-        }
-    }
-    tracing::warn!("the creation of the database was interrupted; it is created again");
-    disk.set_len(0)
-}
-
-/// Migrates, makes the hash key of a new database, and reads its position.
-fn prepare(db: &Database, random: &Random) -> Result<([u8; 16], Position)> {
-    while !in_transaction(db, migrate::step)? {}
-    in_transaction(db, |w| {
-        let key = match w.get(&META, HASH_KEY_ROW)? {
-            Some(row) => row.try_into().map_err(|_| Error::corrupt(&META, HASH_KEY_ROW))?,
-            None => {
-                let mut key = [0; 16];
-                random.fill(&mut key);
-                w.put(&META, HASH_KEY_ROW, &key)?;
-                key
-            }
-        };
-        Ok((key, stored_position(w)?))
-    })
-}
-
-/// A transaction outside the queue, before the writer runs.
-fn in_transaction<T>(db: &Database, job: impl FnOnce(&mut Write) -> Result<T>) -> Result<T> {
-    let txn = begin(db)?;
-    let mut w = Write::new(&txn, [0; 16], Position(0));
-    let start = w.mark();
-    let done = job(&mut w)?;
-    let wrote = w.wrote_since(&start);
-    drop(w);
-    if wrote {
-        txn.commit().map_err(Error::of)?
-    } else {
-        txn.abort().map_err(Error::of)?
-    }
-    Ok(done)
-}
-
-fn begin(db: &Database) -> Result<redb::WriteTransaction> {
-    let mut txn = db.begin_write().map_err(Error::of)?;
-    // Each commit records the pages in use, so that a start after a power cut needs no recovery scan.
-    txn.set_quick_repair(true);
-    txn.set_durability(Durability::Immediate).map_err(|failed| Error::Damaged(failed.to_string()))?;
-    Ok(txn)
-}
-
-fn stored_position(w: &Write) -> Result<Position> {
-    match w.get(&META, POSITION_ROW)? {
-        None => Ok(Position(0)),
-        Some(row) => Position::from_key(&row).ok_or_else(|| Error::corrupt(&META, POSITION_ROW)),
-    }
-}
-
 /// The thread that owns all writing.
 struct Writer {
     shared: Arc<Shared>,
@@ -261,6 +178,8 @@ struct Writer {
     seen_reopened: u64,
     /// Commits to come that have one job each.
     alone: u32,
+    /// The memory of the journal's records.
+    record: Record,
 }
 
 type Group = Vec<(Kind, Box<dyn Job>)>;
@@ -357,10 +276,15 @@ impl Writer {
         let shared = self.shared.clone();
         let open = shared.open.read();
         let Some(open) = &*open else { return Err(all(Error::Closed)) };
-        let txn = guard::whole("a transaction cannot be started", || begin(&open.db)).map_err(all)?;
+        let mut beside = open.journal.lock();
+        shared.look_for_journal(&mut beside);
+        let txn = guard::whole("a transaction cannot be started", || opening::begin(&open.db)).map_err(all)?;
         let mut w = Write::new(&txn, shared.hash_key, self.position);
         if jobs.len() > 1 {
             w.keep_undo();
+        }
+        if beside.journal.is_some() && shared.may_wait(jobs) {
+            w.keep_record(std::mem::take(&mut self.record).again());
         }
         let start = w.mark();
         let watch = StopWatch::start();
@@ -380,13 +304,25 @@ impl Writer {
         let puts = w.puts_since(&start);
         #[cfg(test)]
         shared.counted.lock().add(std::mem::take(&mut w.counted));
+        let journal = &mut beside.journal;
+        let record = w.take_record().filter(|record| journal.as_ref().is_some_and(|journal| journal.has_room(record)));
+        let noted = noted.and_then(|()| match journal {
+            Some(journal) => w.put(&META, PLACE_ROW, &journal.next(record.as_ref()).to_row()),
+            None => Ok(()),
+        });
         drop(w);
         if let Err(failed) = noted {
             let _ = abort(txn);
             return Err(all(failed));
         }
         let work = watch.elapsed();
-        guard::whole("the commit cannot be made", || txn.commit().map_err(Error::of)).map_err(all)?;
+        match (journal, record) {
+            (Some(journal), Some(record)) => self.record = shared.write_ahead(txn, journal, record).map_err(all)?,
+            (journal, _) => {
+                guard::whole("the commit cannot be made", || txn.commit().map_err(Error::of)).map_err(all)?;
+                journal.as_mut().map(Journal::begin);
+            }
+        }
         self.position = position;
         if watch.elapsed() >= SLOW {
             let (work_ms, sync_ms) = (work.as_millis() as u64, (watch.elapsed() - work).as_millis() as u64);
@@ -400,19 +336,19 @@ impl Writer {
     fn catch_up(&mut self) {
         self.seen_reopened = self.shared.reopened.load(Ordering::Relaxed);
         let open = self.shared.open.read();
-        let look = |open: &Open| guard::whole("no position", || in_transaction(&open.db, |w| stored_position(w))).ok();
-        let stored = open.as_ref().and_then(look);
-        self.position = self.position.max(stored.unwrap_or_default());
+        self.position = self.position.max(open.as_ref().map(|open| open.position).unwrap_or_default());
     }
 
     fn compact(&mut self) -> Result<bool> {
         let done = {
             let mut open = self.shared.open.write();
             let Some(open) = &mut *open else { return Err(Error::Closed) };
-            guard::whole("the database cannot be compacted", || match open.db.compact() {
-                Ok(_) => Ok(true),
-                Err(redb::CompactionError::TransactionInProgress) => Ok(false),
-                Err(failed) => Err(Error::of(failed)),
+            checkpoint(open, false).and_then(|()| {
+                guard::whole("the database cannot be compacted", || match open.db.compact() {
+                    Ok(_) => Ok(true),
+                    Err(redb::CompactionError::TransactionInProgress) => Ok(false),
+                    Err(failed) => Err(Error::of(failed)),
+                })
             })
         };
         done.inspect_err(|failed| self.shared.recover(failed))
@@ -422,11 +358,29 @@ impl Writer {
         *self.shared.lock_status() = Status::Closed;
         let open = self.shared.open.write().take();
         if let Some(open) = open {
-            shut(open);
+            if let Err(failed) = checkpoint(&open, true) {
+                tracing::warn!(error = %failed, "the last changes stay in the journal until the next start");
+            }
+            shut(open.db);
         }
         // Jobs queued in the meantime report the closing when they are dropped.
         self.jobs.close();
     }
+}
+
+/// Makes durable what only the journal has. At the last one nothing is left for the next start to look for.
+fn checkpoint(open: &Open, is_last: bool) -> Result<()> {
+    let mut beside = open.journal.lock();
+    let place = beside.journal.as_ref().map(|journal| journal.next(None));
+    guard::whole("the changes of the journal cannot be committed", || {
+        opening::in_transaction(&open.db, Durability::Immediate, |w| match place {
+            _ if is_last => w.remove(&META, PLACE_ROW).map(drop),
+            Some(place) => w.put(&META, PLACE_ROW, &place.to_row()),
+            None => Ok(()),
+        })
+    })?;
+    beside.journal.as_mut().map(Journal::begin);
+    Ok(())
 }
 
 fn abort(txn: redb::WriteTransaction) -> Result<()> {
@@ -525,6 +479,40 @@ impl Shared {
         }
     }
 
+    /// Whether these jobs may wait in the journal for the next checkpoint.
+    fn may_wait(&self, jobs: &[Ran]) -> bool {
+        // Pages that the state on the card has are not used again before a checkpoint, so the file grows until then.
+        jobs.iter().all(|ran| ran.kind != Kind::Bulk) && self.free_bytes() >= TIGHT_BYTES
+    }
+
+    /// The group's changes in the journal, durable, and then in the database as readers see it. Answers the record's
+    /// memory.
+    fn write_ahead(
+        &self,
+        mut txn: redb::WriteTransaction,
+        journal: &mut Journal,
+        mut record: Record,
+    ) -> Result<Record> {
+        opening::in_memory(&mut txn)?;
+        if let Err(failed) = journal.append(&mut record) {
+            self.journal_failed.store(true, Ordering::Relaxed);
+            let _ = abort(txn);
+            return Err(failed);
+        }
+        guard::whole("the commit cannot be made", || txn.commit().map_err(Error::of))?;
+        Ok(record)
+    }
+
+    /// Has a journal that could not be used before tried again.
+    fn look_for_journal(&self, beside: &mut Beside) {
+        if beside.journal.is_none() && !self.medium.is_for_looking() && beside.tried.elapsed() >= JOURNAL_AGAIN {
+            *beside = Beside {
+                journal: opening::make_journal(&*self.medium, &self.how, self.hash_key),
+                tried: StopWatch::start(),
+            };
+        }
+    }
+
     /// There is room for the reserve and some work beside it, and the reserve is back.
     fn is_roomy_again(&self) -> bool {
         self.free_bytes() >= 2 * FREE_BYTES_MIN
@@ -562,9 +550,13 @@ impl Shared {
         }
         if let Some(old) = place.take() {
             old.retired.store(true, Ordering::Release);
-            shut(old);
+            shut(old.db);
         }
-        *place = Some(open(&*self.medium, self.cache_bytes)?);
+        let mut open = opening::open(&*self.medium, &self.how)?;
+        if self.journal_failed.swap(false, Ordering::Relaxed) {
+            open.journal.get_mut().journal = None;
+        }
+        *place = Some(open);
         self.reopened.fetch_add(1, Ordering::Relaxed);
         *self.lock_status() = Status::Working;
         tracing::warn!("the database was opened again after a failure");

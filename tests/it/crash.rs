@@ -24,23 +24,20 @@ const BLOCK: usize = 4096;
 const ROOMY: usize = 1 << 20;
 const RESERVE_BLOCKS: usize = 24;
 
-/// A card in memory.
+/// A card in memory, with the database and its journal.
 #[derive(Clone, Default)]
 struct Card(Arc<Mutex<Cells>>);
 
 #[derive(Default)]
 struct Cells {
-    /// As programs see it.
-    now: Vec<u8>,
-    /// As it is without the writes since the last sync.
-    synced: Vec<u8>,
-    unsynced: Vec<Op>,
+    files: [Content; 2],
+    unsynced: Vec<(usize, Op)>,
     syncs: u64,
     /// The power goes at this sync, counted from 1, before it has done anything.
     cut_at: Option<u64>,
     is_off: bool,
     /// Blocks that were written to; a file takes no others, however long it is.
-    blocks: BTreeSet<usize>,
+    blocks: BTreeSet<(usize, usize)>,
     /// Writes that need more blocks fail; the reserve takes some while it is there.
     blocks_max: usize,
     has_reserve: bool,
@@ -48,20 +45,47 @@ struct Cells {
     free: u64,
 }
 
+#[derive(Default, Clone)]
+struct Content {
+    /// As programs see it.
+    now: Vec<u8>,
+    /// As it is without the writes since its last sync.
+    synced: Vec<u8>,
+}
+
+/// What a card has: the database, and its journal, which is missing when it is empty.
+type Image = [Vec<u8>; 2];
+const DATABASE: usize = 0;
+const JOURNAL: usize = 1;
+
 enum Op {
     Write(usize, Vec<u8>),
     Length(usize),
 }
 
+impl Op {
+    fn done(&self, to: &mut Vec<u8>, bytes_max: usize) {
+        match self {
+            Op::Length(length) => to.resize(*length, 0),
+            Op::Write(at, data) => {
+                let data = &data[..data.len().min(bytes_max)];
+                to.resize(to.len().max(at + data.len()), 0);
+                to[*at..][..data.len()].copy_from_slice(data);
+            }
+        }
+    }
+}
+
 impl Card {
     fn roomy() -> Self {
-        Self::of(Vec::new())
+        Self::of(Image::default())
     }
 
-    fn of(image: Vec<u8>) -> Self {
-        let blocks = (0..image.len() / BLOCK).collect();
-        let cells =
-            Cells { now: image.clone(), synced: image, blocks, blocks_max: ROOMY, free: 1 << 30, ..Cells::default() };
+    fn of(image: Image) -> Self {
+        let blocks = |file: usize| (0..image[file].len() / BLOCK).map(move |block| (file, block));
+        let blocks = blocks(DATABASE).chain(blocks(JOURNAL)).collect();
+        let files = image.map(|image| Content { now: image.clone(), synced: image });
+        let cells = Cells { files, blocks, blocks_max: ROOMY, free: 1 << 30, ..Cells::default() };
         Card(Arc::new(Mutex::new(cells)))
     }
 
@@ -69,27 +93,26 @@ impl Card {
         self.0.lock().unwrap()
     }
 
-    /// What a power cut leaves: all that was synced, and of the rest each write or not, the last one perhaps in part.
-    fn left_by_cut(&self, random: &Random, arrived: Arrived) -> Vec<u8> {
+    /// What a process that is killed leaves.
+    fn image(&self) -> Image {
         let cells = self.cells();
-        let mut image = cells.synced.clone();
-        for op in &cells.unsynced {
+        [DATABASE, JOURNAL].map(|file| cells.files[file].now.clone())
+    }
+
+    /// What a power cut leaves: all that was synced, and of the rest each write or not, perhaps in part.
+    fn left_by_cut(&self, random: &Random, arrived: Arrived) -> Image {
+        let cells = self.cells();
+        let mut image = [DATABASE, JOURNAL].map(|file| cells.files[file].synced.clone());
+        for (file, op) in &cells.unsynced {
             let arrives = match arrived {
                 Arrived::Nothing => false,
                 Arrived::Some => random.below(2) == 0,
                 Arrived::All => true,
             };
-            match op {
-                Op::Length(length) if arrives => image.resize(*length, 0),
-                Op::Write(at, data) if arrives => {
-                    let torn = arrived == Arrived::Some && random.below(4) == 0;
-                    let end = if torn { at + data.len() / 2 / 512 * 512 } else { at + data.len() };
-                    if image.len() < end {
-                        image.resize(end, 0);
-                    }
-                    image[*at..end].copy_from_slice(&data[..end - at]);
-                }
-                _ => {}
+            if arrives {
+                let torn = arrived == Arrived::Some && random.below(4) == 0;
+                let half = if let Op::Write(_, data) = op { data.len() / 2 / 512 * 512 } else { 0 };
+                op.done(&mut image[*file], if torn { half } else { usize::MAX });
             }
         }
         image
@@ -108,74 +131,94 @@ impl Cells {
         if self.is_off { Err(io::Error::other("no power")) } else { Ok(()) }
     }
 
-    fn change(&mut self, op: Op) -> io::Result<()> {
+    fn change(&mut self, file: usize, op: Op) -> io::Result<()> {
         self.check_power()?;
-        match &op {
-            Op::Length(length) => self.now.resize(*length, 0),
-            Op::Write(at, data) => {
-                let end = at + data.len();
-                let missing = (at / BLOCK..end.div_ceil(BLOCK)).filter(|block| !self.blocks.contains(block)).count();
-                let reserve = if self.has_reserve { RESERVE_BLOCKS } else { 0 };
-                if self.blocks.len() + missing + reserve > self.blocks_max {
-                    self.free = 0;
-                    return Err(io::ErrorKind::StorageFull.into());
-                }
-                self.blocks.extend(at / BLOCK..end.div_ceil(BLOCK));
-                self.now[*at..end].copy_from_slice(data);
+        if let Op::Write(at, data) = &op {
+            let blocks = (at / BLOCK..(at + data.len()).div_ceil(BLOCK)).map(|block| (file, block));
+            let missing = blocks.clone().filter(|block| !self.blocks.contains(block)).count();
+            let reserve = if self.has_reserve { RESERVE_BLOCKS } else { 0 };
+            if self.blocks.len() + missing + reserve > self.blocks_max {
+                self.free = 0;
+                return Err(io::ErrorKind::StorageFull.into());
             }
+            self.blocks.extend(blocks);
         }
-        self.unsynced.push(op);
+        op.done(&mut self.files[file].now, usize::MAX);
+        self.unsynced.push((file, op));
+        Ok(())
+    }
+
+    fn sync(&mut self, file: usize) -> io::Result<()> {
+        self.check_power()?;
+        self.syncs += 1;
+        if self.cut_at == Some(self.syncs) {
+            self.is_off = true;
+        }
+        self.check_power()?;
+        self.files[file].synced = self.files[file].now.clone();
+        self.unsynced.retain(|(of, _)| *of != file);
         Ok(())
     }
 }
 
-impl std::fmt::Debug for Card {
+/// One file of the card.
+struct Slot(Card, usize);
+
+impl std::fmt::Debug for Slot {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Card")
+        f.write_str("Slot")
     }
 }
 
-impl Disk for Card {
+impl Disk for Slot {
     fn len(&self) -> io::Result<u64> {
-        let cells = self.cells();
+        let cells = self.0.cells();
         cells.check_power()?;
-        Ok(cells.now.len() as u64)
+        Ok(cells.files[self.1].now.len() as u64)
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        let cells = self.cells();
+        let cells = self.0.cells();
         cells.check_power()?;
-        let from = cells.now.get(offset as usize..offset as usize + out.len()).ok_or(io::ErrorKind::UnexpectedEof)?;
-        out.copy_from_slice(from);
+        let content = cells.files[self.1].now.get(offset as usize..offset as usize + out.len());
+        out.copy_from_slice(content.ok_or(io::ErrorKind::UnexpectedEof)?);
         Ok(())
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        self.cells().change(Op::Length(len as usize))
+        self.0.cells().change(self.1, Op::Length(len as usize))
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        let mut cells = self.cells();
-        cells.check_power()?;
-        cells.syncs += 1;
-        if cells.cut_at == Some(cells.syncs) {
-            cells.is_off = true;
-        }
-        cells.check_power()?;
-        cells.synced = cells.now.clone();
-        cells.unsynced.clear();
-        Ok(())
+        self.0.cells().sync(self.1)
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.cells().change(Op::Write(offset as usize, data.to_vec()))
+        self.0.cells().change(self.1, Op::Write(offset as usize, data.to_vec()))
     }
 }
 
 impl Medium for Card {
     fn open(&self) -> io::Result<Box<dyn Disk>> {
         self.cells().check_power()?;
-        Ok(Box::new(self.clone()))
+        Ok(Box::new(Slot(self.clone(), DATABASE)))
+    }
+
+    fn open_journal(&self) -> io::Result<Option<Box<dyn Disk>>> {
+        let cells = self.cells();
+        cells.check_power()?;
+        let is_there = !cells.files[JOURNAL].now.is_empty();
+        Ok(is_there.then(|| Box::new(Slot(self.clone(), JOURNAL)) as Box<dyn Disk>))
+    }
+
+    fn make_journal(&self, bytes: u64) -> io::Result<Box<dyn Disk>> {
+        let slot = Slot(self.clone(), JOURNAL);
+        if slot.len()? != bytes {
+            slot.set_len(0)?;
+            (0..bytes).step_by(BLOCK).try_for_each(|at| slot.write(at, &[0; BLOCK]))?;
+            slot.sync_data()?;
+        }
+        Ok(Box::new(slot))
     }
 
     fn free_bytes(&self) -> io::Result<u64> {
@@ -199,11 +242,14 @@ impl Medium for Card {
 // ---- the script --------------------------------------------------------------------------------------------------
 
 const STEPS: u32 = 12;
+const JOURNAL_BYTES: u64 = 8 * BLOCK as u64;
 
 fn open(card: &Card) -> Result<Store, Error> {
     let mut options = StoreOptions::new("");
     options.random = Random::seeded(1);
     options.cache_bytes = 256 << 10;
+    // A few steps fill it.
+    options.journal_bytes = JOURNAL_BYTES;
     Store::open_on(Arc::new(card.clone()), options)
 }
 
@@ -248,13 +294,17 @@ fn write_step(w: &mut Write, step: u32) -> Result<(), Error> {
     w.put(&OUTBOX, &step.to_be_bytes(), b"outgoing")
 }
 
-/// All rows of all tables.
-fn content(store: &Store) -> Vec<(&'static str, Vec<u8>, Vec<u8>)> {
+type Rows = Vec<(&'static str, Vec<u8>, Vec<u8>)>;
+
+/// All rows of all tables, but for the journal's place.
+fn content(store: &Store) -> Rows {
     let read = store.read().unwrap();
     let mut rows = Vec::new();
     for table in TABLES {
         let mut visit = |key: &[u8], value: &[u8]| {
-            rows.push((table.name, key.to_vec(), value.to_vec()));
+            if key != b"journal" {
+                rows.push((table.name, key.to_vec(), value.to_vec()));
+            }
             Ok(ControlFlow::Continue(()))
         };
         read.prefix(table, b"", &mut visit).unwrap();
@@ -263,7 +313,7 @@ fn content(store: &Store) -> Vec<(&'static str, Vec<u8>, Vec<u8>)> {
 }
 
 /// The content after each step of a run in which nothing happens, the first before any, and how many syncs it took.
-fn undisturbed() -> (Vec<Vec<(&'static str, Vec<u8>, Vec<u8>)>>, u64) {
+fn undisturbed() -> (Vec<Rows>, u64) {
     let card = Card::roomy();
     let store = open(&card).unwrap();
     let mut contents = vec![content(&store)];
@@ -369,7 +419,7 @@ fn a_format_we_do_not_know_is_refused_and_left_as_it_is() {
     store.write_blocking(|w| w.put(&META, b"format", &7_777u32.to_be_bytes())).unwrap();
     store.close_blocking();
     drop(store);
-    let image = card.cells().now.clone();
+    let image = card.image();
     match open(&Card::of(image)).map(drop) {
         Err(Error::Version { found: 7_777, known }) => assert!(known < 7_777),
         other => panic!("{other:?}"),
@@ -380,7 +430,7 @@ fn a_format_we_do_not_know_is_refused_and_left_as_it_is() {
         let store = open(&card).unwrap();
         store.write_blocking(|w| w.put(&META, b"format", b"")).unwrap();
         store.close_blocking();
-        let image = card.cells().now.clone();
+        let image = card.image();
         open(&Card::of(image))
     };
     assert!(matches!(store.map(drop), Err(Error::Corrupt { table: "meta", .. })));

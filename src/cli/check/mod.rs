@@ -101,6 +101,14 @@ fn of_table(found: &TableFound, report: &mut Report) {
 }
 
 fn of_sums(survey: &Survey, report: &mut Report) {
+    match &survey.waiting {
+        Ok(0) => {}
+        Ok(writes) => report.note(format!(
+            "{writes} writes wait in the journal beside the database, and are not counted above: the next start puts \
+             them in."
+        )),
+        Err(error) => report.bad(format!("{error}.")),
+    }
     if let Err(error) = &survey.sums
         && survey.tables.iter().all(TableFound::is_whole)
     {
