@@ -333,6 +333,12 @@ pub struct Usage {
     pub file: u64,
     /// Seconds of processor time, user and system.
     pub cpu: f64,
+    /// Of it: the thread that owns all writing.
+    pub writer_cpu: f64,
+    /// Bytes it made the kernel write to disk.
+    pub written: u64,
+    /// Times its threads were taken from a processor, by waiting or by force; threads that ended are not counted.
+    pub switches: u64,
 }
 
 impl Usage {
@@ -346,17 +352,35 @@ impl Usage {
             let line = status.lines().find_map(|line| line.strip_prefix(name))?;
             line.split_whitespace().next()?.parse::<u64>().ok().map(|kib| kib * 1024)
         };
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        // Behind the name, which may hold spaces: field 14 and 15 of the whole are 12 and 13 here; ticks are 10 ms.
-        let rest = stat.rsplit(')').next().unwrap_or_default();
-        let ticks: u64 = rest.split_whitespace().skip(11).take(2).filter_map(|word| word.parse::<u64>().ok()).sum();
-        Usage {
+        let written = fs::read_to_string(format!("/proc/{pid}/io")).unwrap_or_default();
+        let written = written.lines().find_map(|line| line.strip_prefix("write_bytes: ")?.parse().ok());
+        let mut usage = Usage {
             resident: field("VmRSS:").unwrap_or(0),
             peak: field("VmHWM:").unwrap_or(0),
             file: field("RssFile:").unwrap_or(0),
-            cpu: ticks as f64 / 100.0,
+            cpu: processor_seconds(Path::new(&format!("/proc/{pid}"))),
+            written: written.unwrap_or(0),
+            ..Usage::default()
+        };
+        for task in fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten() {
+            let status = fs::read_to_string(task.path().join("status")).unwrap_or_default();
+            let switches = status.lines().filter_map(|line| line.split_once("voluntary_ctxt_switches:"));
+            usage.switches += switches.filter_map(|(_, count)| count.trim().parse::<u64>().ok()).sum::<u64>();
+            if status.starts_with("Name:\tsnug-writer\n") {
+                usage.writer_cpu = processor_seconds(&task.path());
+            }
         }
+        usage
     }
+}
+
+/// What a process or a thread has used.
+fn processor_seconds(folder: &Path) -> f64 {
+    let stat = fs::read_to_string(folder.join("stat")).unwrap_or_default();
+    // Behind the name, which may hold spaces: field 14 and 15 of the whole are 12 and 13 here; ticks are 10 ms.
+    let rest = stat.rsplit(')').next().unwrap_or_default();
+    let ticks: u64 = rest.split_whitespace().skip(11).take(2).filter_map(|word| word.parse::<u64>().ok()).sum();
+    ticks as f64 / 100.0
 }
 
 /// A memory cgroup with a hard limit and no swap, where this machine lets us make one.
