@@ -142,7 +142,8 @@ pub const STRIPPED: Table =
     table("stripped", "room", "local UserNum, RoomNum → stripped state of an invite from outside");
 
 // ---- room: data attached to events (tables/room: unread.rs, relation.rs, receipt.rs, txn.rs)
-pub const UNREAD: Table = table("unread", "room", "local UserNum, RoomNum → unread counts and their places");
+pub const UNREAD: Table =
+    table("unread", "room", "local UserNum, or 0 for what counts for many, RoomNum → unread counts and their places");
 pub const RELATION: Table = table("relation", "room", "RoomNum, target EventNum, relation type, order → EventNum");
 pub const RELATION_PENDING: Table =
     table("relation_pending", "room", "keyed hash128(RoomNum, event id we lack) → relation type, EventNum of each");

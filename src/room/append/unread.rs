@@ -5,7 +5,7 @@
 use ruma::UserId;
 
 use super::derived::{Appended, Derived};
-use super::new_event::Append;
+use super::new_event::{Append, Here};
 use super::relations::relation_of;
 use crate::matrix::auth::{Powers, State as _};
 use crate::matrix::{Event, json, push};
@@ -16,8 +16,7 @@ use crate::room::state::event::load;
 use crate::room::state::join_conditions::local_joined;
 use crate::store::tables::room::Room;
 use crate::store::tables::room::relation::Rel;
-use crate::store::tables::room::unread;
-use crate::store::tables::room::unread::Part;
+use crate::store::tables::room::unread::{self, Outcome, Part};
 use crate::store::tables::room::user_room;
 use crate::store::tables::user;
 use crate::store::{EventNum, Get, Result, UserNum, Write};
@@ -40,35 +39,50 @@ impl Derived for UnreadCounts {
 /// Counts an event that was just shown for each local member it notifies. Its sender has read up to it.
 fn count(w: &mut Write<'_>, appended: &Appended<'_>, order: i64) -> Result<()> {
     let Appended { here, room, new, row, .. } = appended;
-    let mut others = local_joined(w, new.room)?;
-    if others.contains(&row.sender) {
-        others.retain(|user| *user != row.sender);
-        if row.state_key.is_none() {
-            let part = thread_of(w, new)?.map_or(Part::Main, Part::Thread);
-            unread::read_up_to(w, row.sender, new.room, order, part)?;
-        }
-    }
-    if others.is_empty() {
+    let members = local_joined(w, new.room)?;
+    if members.is_empty() {
         return Ok(());
     }
     let thread = thread_of(w, new)?;
+    let part = row.state_key.is_none().then_some(thread.map_or(Part::Main, Part::Thread));
+    if members == [row.sender] {
+        return part.map_or(Ok(()), |part| unread::read_up_to(w, row.sender, new.room, order, part));
+    }
     let flat = push::Flat::new(&new.event);
     let seen = seen_by_rules(w, room, new)?;
-    let sender = new.event.sender();
-    for user in others {
-        if ignored::is_ignored(w, user, sender.as_str())? {
-            continue;
-        }
-        let user_id = user::id_of(w, user)?;
-        let Ok(id) = <&UserId>::try_from(user_id.as_str()) else { continue };
-        let rules = here.rules.get(w, user, id)?;
-        let name = display_name(w, new, user, id)?;
-        let outcome = push::evaluate(&rules, &flat, &seen, id, &name);
-        if outcome.notify {
-            unread::add(w, user, new.room, order, outcome.highlight, thread)?;
-        }
+    let mut outcomes = Vec::with_capacity(members.len());
+    for user in members {
+        let outcome = match user == row.sender {
+            true => Outcome::Own(part),
+            false => outcome(w, here, new, user, &flat, &seen)?,
+        };
+        outcomes.push((user, outcome));
     }
-    Ok(())
+    unread::count(w, new.room, order, thread, &outcomes)
+}
+
+/// What the push rules of a member make of an event of another.
+fn outcome(
+    get: &impl Get,
+    here: &Here,
+    new: &Append,
+    user: UserNum,
+    flat: &push::Flat,
+    seen: &push::Room,
+) -> Result<Outcome> {
+    if ignored::is_ignored(get, user, new.event.sender().as_str())? {
+        return Ok(Outcome::Quiet);
+    }
+    let user_id = user::id_of(get, user)?;
+    let Ok(id) = <&UserId>::try_from(user_id.as_str()) else { return Ok(Outcome::Quiet) };
+    let rules = here.rules.get(get, user, id)?;
+    let name = display_name(get, new, user, id)?;
+    let outcome = push::evaluate(&rules, flat, seen, id, &name);
+    Ok(match (outcome.notify, outcome.highlight) {
+        (false, _) => Outcome::Quiet,
+        (true, false) => Outcome::Notify,
+        (true, true) => Outcome::Highlight,
+    })
 }
 
 /// The root of the event's thread: named by the event itself, or by the events it relates to. A few hops at most.

@@ -3,6 +3,11 @@
 //! A row holds the totals and the places of the newest counted events, so that a read receipt in the middle of them
 //! leaves the exact rest. Receipts further back than the places kept leave the totals as they are, which errs on the
 //! side of "there is something to read".
+//!
+//! Most events count for most members, and without a highlight. Such an event is counted once, in a row of the room; a
+//! member's own row then says only how many of those were read, and stays as it is from one message to the next. A
+//! member for whom events count otherwise (a highlight, rules of their own, a thread read before the rest) has a row
+//! apart, with places of its own, until all of them are read.
 
 use std::collections::BTreeMap;
 
@@ -70,6 +75,13 @@ impl Unread {
             self.notifications += further;
             self.highlights += further_highlights;
         }
+    }
+
+    /// The events behind the first `read` of all.
+    fn since(&self, read: u64) -> Unread {
+        let notifications = self.notifications.saturating_sub(read);
+        let kept = self.places.len().min(usize::try_from(notifications).unwrap_or(usize::MAX));
+        Unread { notifications, highlights: 0, places: self.places[self.places.len() - kept..].to_vec() }
     }
 
     fn further_back(&self) -> (u64, u64) {
@@ -140,36 +152,154 @@ fn key(user: UserNum, room: RoomNum) -> [u8; 8] {
     key
 }
 
-/// The unread events of a user in a room.
-pub fn get(get: &impl Get, user: UserNum, room: RoomNum) -> Result<Unread> {
-    let key = key(user, room);
-    let Some(row) = get.get(&UNREAD, &key)? else { return Ok(Unread::default()) };
-    Unread::decode(&row).ok_or_else(|| Error::corrupt(&UNREAD, &key))
+/// In the place of a user: the room's row. Numbers of users begin at 1.
+const ROOM: UserNum = UserNum(0);
+
+/// An event is counted in the room's row when it counts for so many members alike; the row costs as much as one of theirs.
+const ALIKE_MIN: usize = 2;
+
+/// A user's row. None is as `Apart` with nothing to read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Own {
+    /// The events that the room's row counted, but for the first so many.
+    Since(u64),
+    /// Other events than the room's row has.
+    Apart(Unread),
 }
 
-/// Counts an event at a place, in the thread with that root or in none.
-pub fn add(
+impl Own {
+    fn encode(&self) -> Vec<u8> {
+        match self {
+            Own::Apart(unread) => unread.encode(),
+            Own::Since(read) => {
+                let mut out = Vec::with_capacity(8);
+                // As a row apart without a notification, which is never written.
+                put_u64(&mut out, 0);
+                put_u64(&mut out, 0);
+                put_u64(&mut out, *read);
+                out
+            }
+        }
+    }
+
+    fn decode(row: &[u8]) -> Option<Own> {
+        let mut unpack = Unpack::new(row);
+        match (unpack.u64()?, unpack.u64()?) {
+            (0, 0) => unpack.u64().map(Own::Since),
+            _ => Unread::decode(row).map(Own::Apart),
+        }
+    }
+}
+
+fn own(get: &impl Get, user: UserNum, room: RoomNum) -> Result<Option<Own>> {
+    let key = key(user, room);
+    let Some(row) = get.get(&UNREAD, &key)? else { return Ok(None) };
+    Own::decode(&row).map(Some).ok_or_else(|| Error::corrupt(&UNREAD, &key))
+}
+
+/// The events that count for many: their number since the room was made, and the newest places.
+fn of_room(get: &impl Get, room: RoomNum) -> Result<Unread> {
+    match own(get, ROOM, room)? {
+        None => Ok(Unread::default()),
+        Some(Own::Apart(unread)) => Ok(unread),
+        Some(Own::Since(_)) => Err(Error::corrupt(&UNREAD, &key(ROOM, room))),
+    }
+}
+
+fn seen_by(own: Option<&Own>, of_room: &Unread) -> Unread {
+    match own {
+        None => Unread::default(),
+        Some(Own::Apart(unread)) => unread.clone(),
+        Some(Own::Since(read)) => of_room.since(*read),
+    }
+}
+
+/// The unread events of a user in a room.
+pub fn get(get: &impl Get, user: UserNum, room: RoomNum) -> Result<Unread> {
+    Ok(match own(get, user, room)? {
+        None => Unread::default(),
+        Some(Own::Apart(unread)) => unread,
+        Some(Own::Since(read)) => of_room(get, room)?.since(read),
+    })
+}
+
+/// What an event is to a local member.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Their own: they have read that part of the room up to it.
+    Own(Option<Part>),
+    /// It does not count.
+    Quiet,
+    Notify,
+    Highlight,
+}
+
+/// Counts the event at a place, in the thread with that root or in none, for the members named. One row for all of them
+/// that it notifies alike, and one for each that differs.
+pub fn count(
     w: &mut Write,
-    user: UserNum,
     room: RoomNum,
     order: i64,
-    highlight: bool,
     thread: Option<EventNum>,
+    members: &[(UserNum, Outcome)],
 ) -> Result<()> {
-    let mut unread = get(w, user, room)?;
-    unread.add(Place { order, highlight, thread });
-    w.put(&UNREAD, &key(user, room), &unread.encode())
+    let alike = members.iter().filter(|(_, outcome)| *outcome == Outcome::Notify).count() >= ALIKE_MIN;
+    let before = of_room(w, room)?;
+    let mut after = before.clone();
+    if alike {
+        after.add(Place { order, highlight: false, thread });
+        w.put(&UNREAD, &key(ROOM, room), &after.encode())?;
+    }
+    for &(user, outcome) in members {
+        let was = own(w, user, room)?;
+        if alike && outcome == Outcome::Notify && matches!(was, Some(Own::Since(_))) {
+            continue;
+        }
+        let mut unread = seen_by(was.as_ref(), &before);
+        match outcome {
+            Outcome::Own(part) => part.into_iter().for_each(|part| unread.read_up_to(order, part)),
+            Outcome::Quiet => {}
+            Outcome::Notify => unread.add(Place { order, highlight: false, thread }),
+            Outcome::Highlight => unread.add(Place { order, highlight: true, thread }),
+        }
+        // Rules that keep one event quiet keep the next one quiet: a row that follows the room's would change with each.
+        let follows = matches!(was, Some(Own::Since(_))) && outcome != Outcome::Quiet;
+        set(w, user, room, was, unread, &after, follows)?;
+    }
+    Ok(())
 }
 
 /// The user has read a part of the room up to a place.
 pub fn read_up_to(w: &mut Write, user: UserNum, room: RoomNum, order: i64, part: Part) -> Result<()> {
-    let mut unread = get(w, user, room)?;
-    let before = unread.clone();
+    let Some(was) = own(w, user, room)? else { return Ok(()) };
+    let of_room = of_room(w, room)?;
+    let mut unread = seen_by(Some(&was), &of_room);
     unread.read_up_to(order, part);
-    match unread == before {
-        true => Ok(()),
-        false if unread == Unread::default() => clear(w, user, room),
-        false => w.put(&UNREAD, &key(user, room), &unread.encode()),
+    let follows = matches!(was, Own::Since(_));
+    set(w, user, room, Some(was), unread, &of_room, follows)
+}
+
+/// Writes a user's row where it changes. `follows`: a user with nothing to read goes on with the room's row.
+fn set(
+    w: &mut Write,
+    user: UserNum,
+    room: RoomNum,
+    was: Option<Own>,
+    unread: Unread,
+    of_room: &Unread,
+    follows: bool,
+) -> Result<()> {
+    let read = of_room.notifications.checked_sub(unread.notifications);
+    let read = read.filter(|read| of_room.since(*read) == unread);
+    let new = match read {
+        _ if unread == Unread::default() && !follows => None,
+        Some(read) => Some(Own::Since(read)),
+        None => Some(Own::Apart(unread)),
+    };
+    match new {
+        _ if new == was => Ok(()),
+        None => clear(w, user, room),
+        Some(new) => w.put(&UNREAD, &key(user, room), &new.encode()),
     }
 }
 
@@ -238,6 +368,81 @@ mod tests {
         assert_eq!((unread.by_thread().0, threads(&unread)), ((1, 0), vec![(8, (2, 0))]));
         unread.read_up_to(100, Part::Whole);
         assert_eq!(unread, Unread::default());
+    }
+
+    /// Every member's count is the one that a row of their own would give, whatever their rules and receipts; and a
+    /// message that is nothing special changes the row of the room and those of its sender alone.
+    #[test]
+    fn a_count_for_many_is_for_each_what_a_count_of_their_own_would_be() {
+        let room = RoomNum(7);
+        let random = crate::base::Random::seeded(5);
+        let pick = move |n: u64| {
+            let mut bytes = [0; 8];
+            random.fill(&mut bytes);
+            u64::from_le_bytes(bytes) % n
+        };
+        let job = move |w: &mut Write<'_>| {
+            let mut alone: Vec<Unread> = vec![Unread::default(); 5];
+            for order in 1..=4_000 {
+                let sender = pick(5);
+                let thread = Some(pick(6) as u32).filter(|root| (1..=2).contains(root)).map(EventNum);
+                let part = thread.map_or(Part::Main, Part::Thread);
+                let special = pick(10);
+                let members: Vec<_> = (0..5)
+                    .map(|user| match user {
+                        _ if user == sender => (user, Outcome::Own((special != 1).then_some(part))),
+                        _ if special == 0 && pick(2) == 0 => (user, Outcome::Highlight),
+                        // Somebody who muted the room for a while.
+                        4 if order % 1_000 < 300 => (user, Outcome::Quiet),
+                        _ if special == 2 => (user, Outcome::Quiet),
+                        _ => (user, Outcome::Notify),
+                    })
+                    .collect();
+                for &(user, outcome) in &members {
+                    let unread = &mut alone[user as usize];
+                    match outcome {
+                        Outcome::Own(part) => part.into_iter().for_each(|part| unread.read_up_to(order, part)),
+                        Outcome::Quiet => {}
+                        _ => unread.add(Place { order, highlight: outcome == Outcome::Highlight, thread }),
+                    }
+                }
+                let members: Vec<_> = members.iter().map(|(user, what)| (UserNum(*user as u32 + 1), *what)).collect();
+                count(w, room, order, thread, &members)?;
+                // Sometimes nothing is read for so long that places are forgotten.
+                if pick(if order > 2_000 { 400 } else { 20 }) == 0 {
+                    let (user, upto) = (pick(5), order - pick(30).min(order as u64 - 1) as i64);
+                    let part = [Part::Whole, Part::Main, Part::Thread(EventNum(1))][pick(3) as usize];
+                    alone[user as usize].read_up_to(upto, part);
+                    read_up_to(w, UserNum(user as u32 + 1), room, upto, part)?;
+                }
+                for (user, unread) in alone.iter().enumerate() {
+                    assert_eq!(&get(w, UserNum(user as u32 + 1), room)?, unread, "of user {user} at {order}");
+                }
+            }
+            Ok::<_, Error>(())
+        };
+        crate::store::Store::in_memory().write_blocking(job).unwrap();
+    }
+
+    #[test]
+    fn a_message_for_many_changes_no_row_of_those_who_follow() {
+        let store = crate::store::Store::in_memory();
+        let say = |order: i64, sender: u32| {
+            let members: Vec<_> = (1..=8)
+                .map(|user| match user == sender {
+                    true => (UserNum(user), Outcome::Own(Some(Part::Main))),
+                    false => (UserNum(user), Outcome::Notify),
+                })
+                .collect();
+            store.write_blocking(move |w| count(w, RoomNum(1), order, None, &members)).unwrap();
+            store.take_counted().to_string()
+        };
+        assert_eq!(say(1, 1), "unread+8", "the room's row, and the first one of each other member");
+        assert_eq!(say(2, 1), "unread");
+        assert_eq!(say(3, 2), "unread+3", "the sender's, and the first one of the other sender");
+        assert_eq!((say(4, 2), say(5, 3)), ("unread+2".to_owned(), "unread+2".to_owned()));
+        let unread = |user| get(&store.read().unwrap(), UserNum(user), RoomNum(1)).unwrap().notifications;
+        assert_eq!([unread(1), unread(2), unread(3), unread(8)], [3, 1, 0, 5]);
     }
 
     #[test]
