@@ -11,7 +11,7 @@ use super::lookup;
 use super::{Error, Users};
 use crate::store::tables::room::event_row::Membership;
 use crate::store::tables::room::user_room;
-use crate::store::tables::room::{self, event, member, state_tree};
+use crate::store::tables::room::{self, event, member, state_tree, timeline};
 use crate::store::tables::user;
 use crate::store::tables::user::to_device::Circle;
 use crate::store::{self, Get, Position, RoomNum, StateKeyNum, UserNum};
@@ -121,9 +121,15 @@ fn joined_since(get: &impl Get, room: RoomNum, other: UserNum, since: Position) 
         if row.member.is_none_or(|(membership, _)| membership != Membership::Join) {
             return Ok(false);
         }
-        // An event without an order is of the state with which the room was joined.
-        if row.order.is_none_or(|order| order <= since.0 as i64) {
-            return Ok(true);
+        match row.order {
+            Some(order) if order <= since.0 as i64 => return Ok(true),
+            Some(_) => {}
+            // It came with the state in which the room was joined, or with one that was fetched over a gap: that is
+            // without a break only if it was in force at the position already.
+            None => {
+                let Some((_, then)) = timeline::state_at(get, room, since)? else { return Ok(false) };
+                return Ok(state_tree::get(get, then, StateKeyNum::of_member(other))? == Some(num));
+            }
         }
         let Some(root) = row.before else { return Ok(false) };
         match state_tree::get(get, root, StateKeyNum::of_member(other))? {

@@ -12,7 +12,7 @@ use serde::Deserialize;
 use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Value, json};
 
-use super::key_answer::is_too_deep;
+use super::key_answer::{each_in, each_of, is_too_deep};
 use crate::budget::{Grant, parsed_bytes_max};
 use crate::matrix::json::partial;
 use crate::store::tables::user::remote_list::{self, Key};
@@ -20,8 +20,8 @@ use crate::store::tables::user::{self, device};
 use crate::store::{Change, Get, Position, UserNum, Write};
 use crate::user::{Error, Users, sharing};
 
-/// Devices in one answer to `GET /user/devices`, and earlier updates that an update names. 80 bytes each while they are
-/// read.
+/// Devices in one answer, of which only those to `GET /user/devices` are kept when there are more, and earlier updates
+/// that an update names. 80 bytes each while they are read.
 const LISTED_MAX: usize = 1000;
 /// Longer keys are not shown with their device's name.
 const NAMED_PARSED_BYTES_MAX: u64 = 64 << 10;
@@ -102,7 +102,7 @@ impl Users {
         form: Form,
         (answer, paid): (Vec<u8>, Grant),
     ) -> Result<(), Error> {
-        if users.is_empty() {
+        if users.is_empty() || form == Form::Query && has_too_many_devices(&answer) {
             return Ok(());
         }
         let (day, server) = (self.today(), server.to_owned());
@@ -219,7 +219,19 @@ fn put_keys_of(w: &mut Write<'_>, user: UserNum, object: &RawValue) -> Result<()
     })
 }
 
-/// Puts the keys of an answer into the lists being kept. Answers the number of the last update, if it says that.
+/// Whether an answer to `POST /user/keys/query` has more devices than one write should take.
+fn has_too_many_devices(answer: &[u8]) -> bool {
+    let mut devices = 0;
+    let counted = each_of(answer, "device_keys", &mut |_, of_user| {
+        each_in(of_user, &mut |_, _| {
+            devices += 1;
+            Ok(())
+        })
+    });
+    counted.is_err() || devices > LISTED_MAX
+}
+
+/// Puts the keys of an answer into the lists being kept. Bounded by [`LISTED_MAX`]. Answers the number of the last update, if it says that.
 fn put_keys(
     w: &mut Write<'_>,
     keeping: &[(OwnedUserId, UserNum)],

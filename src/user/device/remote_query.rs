@@ -23,6 +23,9 @@ use crate::user::{Error, Users};
 /// The number of users in one request to another server; halved when the answer is too long.
 const USERS_PER_QUESTION: usize = 50;
 
+/// The number of users that one server is asked for one by one.
+const ALONE_MAX: usize = 4;
+
 /// No app decides that a server is waited for longer.
 const QUESTION_TIMEOUT_MAX: Duration = Duration::from_secs(30);
 
@@ -79,6 +82,7 @@ impl Users {
     ) -> Vec<Wanted> {
         let Missing { at, users } = missing;
         let (mut questions, mut unanswered) = (questions(users), Vec::new());
+        let mut silent = BTreeSet::new();
         let mut asked = JoinSet::new();
         // A server with many lists that must be asked for one by one keeps nobody waiting for longer.
         let clock = &self.0.parts.clock;
@@ -88,7 +92,7 @@ impl Users {
                 && let Some(question) = questions.pop_front()
             {
                 let is_late = clock.instant() >= until;
-                if is_late || answered.failures.contains_key(&question.server) {
+                if is_late || silent.contains(&question.server) {
                     answered.failures.entry(question.server).or_insert_with(|| failure(&Failed::Timeout));
                     unanswered.extend(question.users);
                     continue;
@@ -106,6 +110,7 @@ impl Users {
                 Ok(answer) => {
                     if let Err(failed) = answered.add_answer(&question, &answer.body) {
                         answered.failures.insert(question.server, failure(&failed));
+                        unanswered.extend(question.users);
                         continue;
                     }
                     let Question { server, users, form } = question;
@@ -120,7 +125,13 @@ impl Users {
                     questions.push_front(Question { users: half, server: question.server.clone(), ..question });
                     questions.push_front(question);
                 }
+                Err(failed) if question.form == Form::Devices && is_about_the_question(&failed) => {
+                    questions.push_front(Question { form: Form::Query, ..question });
+                }
                 Err(failed) => {
+                    if !is_about_the_question(&failed) {
+                        silent.insert(question.server.clone());
+                    }
                     answered.failures.insert(question.server, failure(&failed));
                     unanswered.extend(question.users);
                 }
@@ -209,7 +220,22 @@ impl Answered {
         Ok(())
     }
 
+    /// Adds an answer whole, or nothing of it: what is there of a user would be taken for all of their devices.
     fn add_answer(&mut self, question: &Question, told: &[u8]) -> Result<(), Failed> {
+        let before = self.grant.bytes();
+        let added = self.add_parts(question, told);
+        if added.is_err() {
+            for Wanted { user_id, .. } in &question.users {
+                self.device_keys.remove(user_id);
+                self.master_keys.remove(user_id);
+                self.self_signing_keys.remove(user_id);
+            }
+            self.grant.shrink(self.grant.bytes() - before);
+        }
+        added
+    }
+
+    fn add_parts(&mut self, question: &Question, told: &[u8]) -> Result<(), Failed> {
         if question.form == Form::Query {
             let asked_for = question.users.iter().map(|one| one.user_id.clone()).collect();
             return self.add_remote(&asked_for, told);
@@ -278,11 +304,25 @@ struct Question {
     form: Form,
 }
 
+/// Whether the server did answer, and another question may fare better: a user it does not know, an answer that is too
+/// long.
+fn is_about_the_question(failed: &Failed) -> bool {
+    failed.is_refusal() || matches!(failed, Failed::TooLarge { .. })
+}
+
 /// Many users are asked for at once. A list that was followed until an update was missed is asked for by itself: only
-/// that answer has the number from which it can be followed on.
+/// that answer has the number from which it can be followed on. Beyond [`ALONE_MAX`] such lists of a server have their
+/// turn the next time.
 fn questions(users: Vec<Wanted>) -> VecDeque<Question> {
-    let (alone, together): (Vec<_>, Vec<_>) =
-        users.into_iter().partition(|one| one.can_be_followed() && one.known.is_some_and(|known| known.is_kept));
+    let mut alone_of: BTreeMap<OwnedServerName, usize> = BTreeMap::new();
+    let (alone, together): (Vec<_>, Vec<_>) = users.into_iter().partition(|one| {
+        if !one.can_be_followed() || !one.known.is_some_and(|known| known.is_kept) {
+            return false;
+        }
+        let count = alone_of.entry(one.user_id.server_name().to_owned()).or_default();
+        *count += 1;
+        *count <= ALONE_MAX
+    });
     let mut by_server: BTreeMap<OwnedServerName, Vec<Wanted>> = BTreeMap::new();
     for one in together {
         by_server.entry(one.user_id.server_name().to_owned()).or_default().push(one);
