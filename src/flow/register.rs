@@ -14,6 +14,8 @@ pub struct Registered {
 
 /// Makes an account, and a session when `login` is given. The caller has checked that the account may be made.
 pub async fn register(users: &Users, new: New, login: Option<Login>) -> Result<Registered, Error> {
+    // Before there is an account, which would stay.
+    login.as_ref().map_or(Ok(()), Login::check)?;
     let user_id = users.create(new).await?;
     tracing::info!("the account {user_id} was created");
     let session = match login {

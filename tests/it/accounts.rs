@@ -55,6 +55,23 @@ async fn registering_in_stages() {
     available("bob").await.refused(400, "M_USER_IN_USE");
 }
 
+/// The account was made before its device was looked at: the name was taken, and its owner had no session.
+#[tokio::test]
+async fn a_registration_with_a_bad_device_makes_no_account() {
+    let house = TestServer::start().await;
+    let register = |mut body: Value| {
+        body["username"] = json!("bob");
+        body["password"] = json!("a secret");
+        body["auth"] = json!({ "type": "m.login.dummy" });
+        house.request("POST", "/register", None, body)
+    };
+    register(json!({ "device_id": "" })).await.refused(400, "M_INVALID_PARAM");
+    register(json!({ "device_id": "D\0" })).await.refused(400, "M_INVALID_PARAM");
+    let name = "x".repeat(10_000);
+    register(json!({ "initial_device_display_name": name })).await.refused(413, "M_TOO_LARGE");
+    assert_eq!(register(json!({ "device_id": "PHONE" })).await.ok()["user_id"], "@bob:localhost");
+}
+
 #[tokio::test]
 async fn registering_with_a_token() {
     let house = TestServer::start_with(|config| {

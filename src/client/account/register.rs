@@ -69,6 +69,12 @@ pub async fn register(client: Arc<Client>, mut request: Request) -> Result<Respo
     if let Some(password) = &body.password {
         check_new_password(password)?;
     }
+    let login = (!body.inhibit_login).then_some(Login {
+        device_id: body.device_id,
+        display_name: body.initial_device_display_name,
+        ip: Some(request.peer().ip),
+    });
+    login.as_ref().map_or(Ok(()), Login::check)?;
     // Apps ask for the flows before there is a name, so a session is for no name in particular; it makes one account.
     let demand = UiaRequest { operation: "register", target: Target::default(), user: None, stages, tokens };
     if let Some(asked) = auth::authenticate(&client, &request, None, demand, body.auth.as_ref()).await? {
@@ -77,11 +83,6 @@ pub async fn register(client: Arc<Client>, mut request: Request) -> Result<Respo
     let password = body.password.ok_or_else(|| ErrorResponse::missing_param("password"))?;
     let localpart = body.username.unwrap_or_else(|| client.random.token(MADE_UP_CHARS).to_lowercase());
     let new = New { localpart, password: Some(password), admin: false };
-    let login = (!body.inhibit_login).then(|| Login {
-        device_id: body.device_id,
-        display_name: body.initial_device_display_name,
-        ip: Some(request.peer().ip),
-    });
     let users = client.users.clone();
     // Not cancelled when the client disconnects: it would not learn what became of its account.
     let registered = unbroken(async move {

@@ -46,6 +46,20 @@ pub struct Login {
     pub ip: Option<IpAddr>,
 }
 
+impl Login {
+    /// Whether a device may have this id and this name.
+    pub fn check(&self) -> Result<(), Error> {
+        let is_id = |id: &String| !id.is_empty() && id.len() <= DEVICE_ID_BYTES_MAX && !id.contains('\0');
+        if !self.device_id.as_ref().is_none_or(is_id) {
+            return Err(Error::invalid("This device id is empty, too long, or has a zero byte"));
+        }
+        if self.display_name.as_ref().is_some_and(|name| name.len() > NAME_BYTES_MAX) {
+            return Err(Error::TooLarge("The device name is too long".to_owned()));
+        }
+        Ok(())
+    }
+}
+
 /// The result of a login.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Session {
@@ -83,13 +97,8 @@ impl Users {
 
     /// Begins a session on a device, which is created when it is new. The caller has authenticated the user.
     pub async fn login(&self, user_id: &UserId, login: Login) -> Result<Session, Error> {
+        login.check()?;
         let device_id = login.device_id.unwrap_or_else(|| self.0.parts.random.token(DEVICE_ID_CHARS).to_uppercase());
-        if device_id.is_empty() || device_id.len() > DEVICE_ID_BYTES_MAX || device_id.contains('\0') {
-            return Err(Error::invalid("This device id is empty, too long, or has a zero byte"));
-        }
-        if login.display_name.as_ref().is_some_and(|name| name.len() > NAME_BYTES_MAX) {
-            return Err(Error::TooLarge("The device name is too long".to_owned()));
-        }
         let access_token = format!("snug_{}", self.0.parts.random.token(TOKEN_CHARS));
         let hash = token_hash(&access_token);
         let session = Session { user_id: user_id.to_owned(), device_id, access_token };
