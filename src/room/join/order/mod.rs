@@ -7,6 +7,10 @@
 //! each; those that do not fit go to a scratch file with the parents they lack, which is read instead of the log the next
 //! time. Each reading places more and leaves a shorter file.
 //!
+//! Of the events that waited, those that others refer to come first, round by round; the others, which are nearly all of a
+//! room's state, come last. Each round is in the order of arrival, which is that of the bodies on disk: what is later read
+//! in the order of its numbers is read as it lies.
+//!
 //! Events in a cycle, or above a reference to an event that was never sent, get no place: they cannot be accepted.
 //!
 //! Reading order: this file, `intern.rs`, `sort.rs`.
@@ -85,6 +89,12 @@ const PASSES_MAX: usize = 1000;
 const EDGE_BYTES: u64 = 12;
 const EDGES_MIN: usize = 64;
 
+/// A waiting event's slot: how many parents it lacks, and its turn among the events that the reading showed.
+const LACKING_BITS: u32 = 7;
+const LACKING: u32 = (1 << LACKING_BITS) - 1;
+/// Events that arrive later share the last turn.
+const TURN_MAX: u32 = (1 << (30 - LACKING_BITS)) - 1;
+
 const TAGS: u32 = 3 << 30;
 const WAITING: u32 = 1 << 30;
 const DOUBLE: u32 = 2 << 30;
@@ -92,7 +102,7 @@ const PLACED: u32 = 3 << 30;
 
 /// Places in the order by node. Four bytes a node, on the `join` account.
 pub struct Order {
-    /// Two tag bits: nothing known (0), waiting for n parents, double of node n, placed as n.
+    /// Two tag bits: nothing known (0), waiting for parents, double of node n, placed as n.
     slots: Vec<u32>,
     count: u32,
     passes: usize,
@@ -169,9 +179,10 @@ impl Order {
         let count_before = self.count;
         self.passes += 1;
         let mut edges = Edges::new(&scratch.memory)?;
-        let mut late: Option<Spill> = None;
+        let (mut late, mut turn): (Option<Spill>, u32) = (None, 0);
         events(&mut |node, parents| {
-            if self.look_at(node, parents, &mut edges) {
+            turn = (turn + 1).min(TURN_MAX);
+            if self.look_at(node, parents, turn, &mut edges) {
                 return Ok(());
             }
             if late.is_none() {
@@ -199,7 +210,7 @@ impl Order {
     }
 
     /// False when the event has to be looked at once more.
-    fn look_at(&mut self, node: Node, parents: &[Node], edges: &mut Edges) -> bool {
+    fn look_at(&mut self, node: Node, parents: &[Node], turn: u32, edges: &mut Edges) -> bool {
         let node = self.canonical(node);
         if self.slots[node as usize] != 0 {
             return true; // placed by an earlier reading, or the second copy of one event
@@ -209,7 +220,8 @@ impl Order {
             if self.slots[parent as usize] & TAGS == PLACED {
                 continue;
             }
-            if !edges.push(parent, node) {
+            // No event that was let in here has so many.
+            if waiting == LACKING || !edges.push(parent, node) {
                 edges.list.truncate(before);
                 self.slots[node as usize] = WAITING;
                 return false;
@@ -219,7 +231,7 @@ impl Order {
         if waiting == 0 {
             self.put_next(node);
         } else {
-            self.slots[node as usize] = WAITING | waiting;
+            self.slots[node as usize] = WAITING | turn << LACKING_BITS | waiting;
         }
         true
     }
@@ -237,8 +249,8 @@ impl Order {
         self.count += 1;
     }
 
-    /// Frees children whose last parent has found its place, and their children, in the order in which they became
-    /// free. An edge that did not fit only keeps its child waiting.
+    /// Places the events whose parents have their places, round by round, and last those without children here. An edge
+    /// that did not fit only keeps its child waiting.
     fn release(&mut self, edges: &mut Edges) {
         edges.list.sort_unstable();
         let mut free: Vec<Node> = Vec::with_capacity(edges.list.len());
@@ -251,22 +263,37 @@ impl Order {
             }
             from = children.end;
         }
-        let mut at = 0;
-        while at < free.len() {
-            let node = free[at];
-            self.put_next(node);
-            let from = edges.list.partition_point(|edge| edge.0 < node);
-            let children = edges.of(node, from);
-            self.free_children(&edges.list[children], &mut free);
-            at += 1;
+        let mut start = 0;
+        while start < free.len() {
+            let end = free.len();
+            self.sort_by_turn(&mut free[start..end]);
+            for at in start..end {
+                let node = free[at];
+                let from = edges.list.partition_point(|edge| edge.0 < node);
+                let children = edges.of(node, from);
+                if !children.is_empty() {
+                    self.put_next(node);
+                    self.free_children(&edges.list[children], &mut free);
+                }
+            }
+            start = end;
         }
+        free.retain(|node| self.slots[*node as usize] & TAGS == WAITING);
+        self.sort_by_turn(&mut free);
+        for node in free {
+            self.put_next(node);
+        }
+    }
+
+    fn sort_by_turn(&self, waiting: &mut [Node]) {
+        waiting.sort_unstable_by_key(|node| (self.slots[*node as usize], *node));
     }
 
     fn free_children(&mut self, edges: &[(Node, Node)], free: &mut Vec<Node>) {
         for &(_, child) in edges {
             let slot = &mut self.slots[child as usize];
             *slot -= 1;
-            if *slot == WAITING {
+            if *slot & LACKING == 0 {
                 free.push(child);
             }
         }

@@ -106,6 +106,28 @@ fn any_arrival_order_is_put_right_in_one_reading() {
     }
 }
 
+/// State first and its auth chain behind it, as servers send a room: what a reading of the state needs lay anywhere, since the
+/// events were numbered in the order of their parents.
+#[test]
+fn what_nothing_refers_to_comes_last_in_the_order_it_arrived() {
+    let mut dice = Dice(8);
+    // Event 0, a hundred that refer to it, and a thousand that refer to two of those.
+    let mut chain: Vec<(u32, Vec<u32>)> = (1..=100).map(|id| (id, vec![0])).collect();
+    let mut state: Vec<(u32, Vec<u32>)> =
+        (101..=1100).map(|id| (id, vec![1 + id % 100, 1 + dice.below(100)])).collect();
+    shuffle(&mut chain, &mut dice);
+    shuffle(&mut state, &mut dice);
+    let events = [&state[..], &chain[..], &[(0, vec![])]].concat();
+    let scratch = Scratch::for_tests();
+    let mut log = write(&events, &scratch.memory);
+    let nodes = log.nodes;
+    let order = Order::of(&mut log, nodes, None, &scratch).unwrap();
+    check(&events, &log, &order);
+    let places: Vec<_> = log.events.iter().map(|(node, _)| order.place(*node).unwrap()).collect();
+    assert_eq!(places[..1000], (101..1101).collect::<Vec<_>>());
+    assert_eq!(places[1000..1100], (1..101).collect::<Vec<_>>());
+}
+
 #[test]
 fn tiny_accounts_take_more_readings_and_come_to_the_same() {
     let mut dice = Dice(4);
