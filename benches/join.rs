@@ -11,7 +11,14 @@ use lab::resident::Dials;
 use lab::room;
 use lab::together::{self, Amount, Heavy};
 use lab::wire::percent_encode;
+use snug::store::tables::room as tables_room;
+use snug::store::tables::room::current_state::{self, StateCursor};
+use snug::store::tables::room::event;
+use snug::store::tables::room::event_row::Row;
+use snug::store::{EventNum, Store};
+use std::collections::HashSet;
 use std::io;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
@@ -107,6 +114,8 @@ struct Bench {
     snug: Snug,
     room: String,
     small_room: String,
+    /// Processor time of reading the room's whole state, by what read it.
+    read_cpu: Vec<(&'static str, f64)>,
     lines: Vec<Line>,
     wrong: Vec<String>,
 }
@@ -144,7 +153,18 @@ impl Bench {
             wrong
                 .push(format!("the kernel did not keep the server under its cap: no memory cgroup can be made; {how}"));
         }
-        Ok(Bench { given, setup, cap: profile.total, resident, snug, room, small_room, lines: Vec::new(), wrong })
+        Ok(Bench {
+            given,
+            setup,
+            cap: profile.total,
+            resident,
+            snug,
+            room,
+            small_room,
+            read_cpu: Vec::new(),
+            lines: Vec::new(),
+            wrong,
+        })
     }
 
     fn run(&mut self) -> io::Result<()> {
@@ -250,7 +270,7 @@ impl Bench {
         ] {
             let mut found = EventIds::default();
             let mut names = 0u64;
-            self.measured(what, |_| {
+            let (_, cpu) = self.measured(what, |_| {
                 let (status, bytes) = alice.stream(&path, &mut |piece| {
                     found.take(piece);
                     names += piece.iter().filter(|&&byte| byte == b'@').count() as u64;
@@ -260,6 +280,7 @@ impl Bench {
                 }
                 Ok(((), format!("{} MB, {} events", bytes / 1_000_000, found.count)))
             })?;
+            self.read_cpu.push((what, cpu));
             let enough = if what == "/joined_members" { names >= joined } else { found.count >= joined };
             if !enough {
                 self.wrong.push(format!("{what} has {} events, the room {joined} members", found.count));
@@ -277,7 +298,7 @@ impl Bench {
     /// The room served to another server that joins through this one.
     fn serve(&mut self) -> io::Result<()> {
         let room = self.room.clone();
-        let (served, _) = self.measured("serving send_join of it to another server", |bench| {
+        let (served, cpu) = self.measured("serving send_join of it to another server", |bench| {
             let served = bench.resident.guest_join(&room, "guest", true)?;
             let note = format!(
                 "{} MB, {} + {} events, first byte after {:.0} ms",
@@ -288,6 +309,7 @@ impl Bench {
             );
             Ok((served, note))
         })?;
+        self.read_cpu.push(("send_join", cpu));
         let state = self.resident.room(0)["state"].as_u64().unwrap_or(0);
         if served.bad > 0 {
             self.wrong.push(format!("{} events served are not what their ids say", served.bad));
@@ -356,7 +378,8 @@ impl Bench {
         let lying = self.snug.disk_bytes();
         self.snug.stop()?;
         let file = self.snug.folder.join("data/database");
-        let store = snug::store::Store::open(snug::store::StoreOptions::new(&file)).map_err(io::Error::other)?;
+        let store = Store::open(snug::store::StoreOptions::new(&file)).map_err(io::Error::other)?;
+        self.in_order(&store)?;
         // Each pass moves what the one before made room for.
         for _ in 0..3 {
             store.compact_blocking().map_err(io::Error::other)?;
@@ -373,6 +396,30 @@ impl Bench {
             format!("{} as it lies, {} compacted: {} bytes an event", mib(lying), mib(compact), compact / events),
         );
         self.snug.run()
+    }
+
+    /// What reading the state's events costs in this process when they come in the order of their bodies, and what the
+    /// server's answers cost beside that.
+    fn in_order(&mut self, store: &Store) -> io::Result<()> {
+        let (mut yardsticks, wrong) = ([0.0; 2], |failed| io::Error::other(format!("the database: {failed}")));
+        for (at, what, only_state) in [(0, "the bodies of the state", true), (1, "all bodies of the room", false)] {
+            let rows = rows_by_body(store, &self.room, only_state).map_err(wrong)?;
+            let (read, began, before) = (store.read().map_err(wrong)?, Instant::now(), Usage::of_this_process().cpu);
+            for row in &rows {
+                event::body(&read, row).map_err(wrong)?;
+            }
+            yardsticks[at] = Usage::of_this_process().cpu - before;
+            let each = yardsticks[at] * 1e6 / rows.len().max(1) as f64;
+            let note = format!("{} events, {each:.1} µs each, in this process", rows.len());
+            self.line(&format!("{what}, in order"), 0, yardsticks[at], began.elapsed().as_secs_f64(), note);
+        }
+        let ratios = std::mem::take(&mut self.read_cpu).into_iter().map(|(what, cpu)| {
+            let yardstick = yardsticks[usize::from(what == "send_join")];
+            format!("{what} {:.2}", cpu / yardstick)
+        });
+        let ratios = ratios.collect::<Vec<_>>().join(", ");
+        self.line("  the answers beside that", 0, 0.0, 0.0, format!("{ratios} times"));
+        Ok(())
     }
 
     /// The same join on a server of its own, while everything else goes on.
@@ -526,6 +573,26 @@ fn mib(bytes: u64) -> String {
 /// A percentile of milliseconds.
 fn at(sorted: &[f64], percent: usize) -> f64 {
     sorted.get((sorted.len() * percent / 100).min(sorted.len().saturating_sub(1))).copied().unwrap_or(0.0)
+}
+
+/// The rows of a room's events, or of its present state, in the order of their bodies.
+fn rows_by_body(store: &Store, room_id: &str, only_state: bool) -> snug::store::Result<Vec<Row>> {
+    let read = store.read()?;
+    let room = tables_room::num(&read, room_id)?.unwrap_or_default();
+    let mut state = HashSet::new();
+    current_state::list_state(&read, room, None, StateCursor::default(), &mut |_, _, event| {
+        state.insert(event);
+        Ok(ControlFlow::Continue(()))
+    })?;
+    let mut rows = Vec::new();
+    event::rows_down(&read, EventNum(u32::MAX - 1), &mut |event, row| {
+        if row.room == room && (!only_state || state.contains(&event)) {
+            rows.push(row);
+        }
+        Ok(ControlFlow::Continue(()))
+    })?;
+    rows.sort_unstable_by_key(|row| row.body);
+    Ok(rows)
 }
 
 /// Seconds of processor time for verifying as many signatures as the room has events, one by one, over messages of their size.
