@@ -61,6 +61,11 @@ impl StateKeyNum {
         StateKeyNum(spread(user.0) | OF_USER)
     }
 
+    /// Whether it is the number of a user's membership.
+    pub const fn is_of_member(self) -> bool {
+        self.0 & OF_USER != 0
+    }
+
     /// The number of the `nth` state key that is no user's id.
     pub(super) const fn of_other(nth: u32) -> StateKeyNum {
         StateKeyNum(spread(nth))

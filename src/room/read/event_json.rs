@@ -76,7 +76,7 @@ pub fn write(
 ) -> Result<()> {
     let body = match detail {
         Detail::Timeline => readable_body(get, row, format)?,
-        Detail::State => event::body(get, row)?,
+        Detail::State => stored_body(get, row, format)?,
     };
     if format.federation {
         out.extend_from_slice(&body);
@@ -127,7 +127,12 @@ fn readable_body(get: &impl Get, row: &Row, format: &Format) -> Result<Vec<u8>> 
     {
         return Ok(load_row(get, version, row)?.redacted().into_bytes());
     }
-    event::body(get, row)
+    stored_body(get, row, format)
+}
+
+/// As much of an event's body as the format needs.
+fn stored_body(get: &impl Get, row: &Row, format: &Format) -> Result<Vec<u8>> {
+    if format.federation { event::body(get, row) } else { event::shown(get, row) }
 }
 
 /// Whether a piece of an answer has room for more than the event itself.
@@ -137,11 +142,11 @@ fn has_room(out: &[u8], more: &[u8]) -> bool {
 
 /// Appends a state event in stripped form, for users outside the room.
 pub fn write_stripped(get: &impl Get, row: &Row, out: &mut Vec<u8>) -> Result<()> {
-    let body = event::body(get, row)?;
+    let body = event::shown(get, row)?;
     out.push(b'{');
     let first = out.len();
     // Apps date an invite by its time.
-    for key in ["content", "origin_server_ts", "sender", "state_key", "type"] {
+    for key in SHOWN {
         if let Some(value) = json::read::get(&body, key) {
             write_member(out, first, key, value);
         }
@@ -152,7 +157,7 @@ pub fn write_stripped(get: &impl Get, row: &Row, out: &mut Vec<u8>) -> Result<()
 
 /// The content of an event, an object.
 pub fn content(get: &impl Get, row: &Row) -> Result<Vec<u8>> {
-    let body = event::body(get, row)?;
+    let body = event::shown(get, row)?;
     Ok(json::read::get(&body, "content").unwrap_or(b"{}").to_vec())
 }
 
@@ -160,27 +165,37 @@ pub fn content(get: &impl Get, row: &Row) -> Result<Vec<u8>> {
 pub fn kind(get: &impl Get, row: &Row) -> Result<String> {
     match row.kind.name() {
         Some(name) => Ok(name.to_owned()),
-        None => Ok(json::read::get_text(&event::body(get, row)?, "type").unwrap_or_default().into_owned()),
+        None => Ok(json::read::get_text(&event::shown(get, row)?, "type").unwrap_or_default().into_owned()),
     }
 }
 
 /// The `rel_type` of an event's relation.
 pub fn relation_type(get: &impl Get, row: &Row) -> Result<Option<String>> {
-    let body = event::body(get, row)?;
+    let body = event::shown(get, row)?;
     let found = json::read::get_path(&body, &["content", "m.relates_to", "rel_type"]).and_then(json::read::text);
     Ok(found.map(|text| text.into_owned()))
 }
+
+/// The members of an event that apps are shown, in the order in which they are written.
+const SHOWN: [&str; 5] = ["content", "origin_server_ts", "sender", "state_key", "type"];
 
 /// Everything but `unsigned` and the closing brace.
 fn write_members(body: &[u8], row: &Row, room_id: Option<&str>, out: &mut Vec<u8>) {
     out.push(b'{');
     let first = out.len();
+    let (mut values, mut redacts) = ([None; SHOWN.len()], None);
+    for (key, value) in json::read::members(body) {
+        match SHOWN.iter().position(|shown| shown.as_bytes() == key) {
+            Some(at) => values[at] = values[at].or(Some(value)),
+            None if key == b"redacts" => redacts = redacts.or(Some(value)),
+            None => {}
+        }
+    }
     // Old and new room versions keep the target of a redaction in different places; apps get both.
-    let redacts = (row.kind == Kind::REDACTION)
-        .then(|| json::read::get(body, "redacts").or_else(|| json::read::get_path(body, &["content", "redacts"])))
-        .flatten();
-    for key in ["content", "origin_server_ts", "sender", "state_key", "type"] {
-        match json::read::get(body, key) {
+    let in_content = || values[0].and_then(|content| json::read::get(content, "redacts"));
+    let redacts = if row.kind == Kind::REDACTION { redacts.or_else(in_content) } else { None };
+    for (key, value) in SHOWN.into_iter().zip(values) {
+        match value {
             Some(content) if key == "content" && redacts.is_some() && json::read::get(content, "redacts").is_none() => {
                 write_member(out, first, key, b"{");
                 out.extend_from_slice(b"\"redacts\":");
@@ -374,7 +389,7 @@ fn is_an_edit(get: &impl Get, edit: &Row, row: &Row) -> Result<bool> {
     if edit.kind == Kind::OTHER && kind(get, edit)? != kind(get, row)? {
         return Ok(false);
     }
-    let body = event::body(get, edit)?;
+    let body = event::shown(get, edit)?;
     let content = json::read::get_path(&body, &["content", "m.new_content"]);
     Ok(edit.kind == Kind::ENCRYPTED || content.is_some_and(|content| content.starts_with(b"{")))
 }

@@ -153,7 +153,7 @@ impl Events {
             return Ok(false);
         }
         if let Some(wanted) = self.contains_url {
-            let body = event::body(get, row)?;
+            let body = event::shown(get, row)?;
             let has = json::read::get_path(&body, &["content", "url"]).and_then(json::read::text).is_some();
             return Ok(has == wanted);
         }

@@ -12,6 +12,7 @@ use super::Rooms;
 use super::error::{Error, Result};
 use super::ignored::Ignored;
 use crate::base::{self, ChunkWriter, comma};
+use crate::budget::Account;
 use crate::matrix::visibility::History;
 use crate::store::tables::room;
 use crate::store::tables::room::Room;
@@ -82,6 +83,8 @@ pub struct RoomView {
     pub(super) room: Room,
     pub(super) viewer: Viewer,
     pub(super) format: Format,
+    /// What pays for reading long lists together.
+    memory: Account,
 }
 
 impl RoomView {
@@ -97,18 +100,25 @@ impl RoomView {
             ignored: Ignored::of(&read, reader.user)?,
             ..Format::default()
         };
-        let visit = RoomView::new(Arc::new(read), num, reader.user_id.as_str(), format)?;
+        let visit = RoomView::new(rooms, Arc::new(read), num, reader.user_id.as_str(), format)?;
         if !visit.viewer.may_enter() {
             return Err(no());
         }
         Ok(visit)
     }
 
-    pub(super) fn new(read: Arc<Read>, num: RoomNum, user_id: &str, mut format: Format) -> store::Result<RoomView> {
+    pub(super) fn new(
+        rooms: &Rooms,
+        read: Arc<Read>,
+        num: RoomNum,
+        user_id: &str,
+        mut format: Format,
+    ) -> store::Result<RoomView> {
         let room = room::get_of(&*read, num)?;
         let viewer = Viewer::new(&*read, num, format.user, user_id)?;
         (format.upto, format.member_key) = (viewer.sees_upto(), viewer.member_key);
-        Ok(RoomView { read, num, room, viewer, format })
+        let memory = rooms.0.parts.budget.account("response_bodies");
+        Ok(RoomView { read, num, room, viewer, format, memory })
     }
 
     /// The state the reader may see: the present one, or the one at the time of the leave.
@@ -153,11 +163,23 @@ impl RoomView {
         first: &mut bool,
     ) -> store::Result<UserNum> {
         let row = event::row_of(&*self.read, num)?;
+        self.write_row(pen, num, &row, detail, first)?;
+        Ok(row.sender)
+    }
+
+    /// An event whose columns are at hand.
+    fn write_row(
+        &self,
+        pen: &ChunkWriter,
+        num: EventNum,
+        row: &Row,
+        detail: Detail,
+        first: &mut bool,
+    ) -> store::Result<()> {
         pen.with(|out| {
             comma(out, first);
-            event_json::write(&*self.read, num, &row, &self.format, detail, out)
-        })?;
-        Ok(row.sender)
+            event_json::write(&*self.read, num, row, &self.format, detail, out)
+        })
     }
 }
 

@@ -1,4 +1,7 @@
 //! A room's state and members, in the form clients get.
+//!
+//! A list of state is written in the order in which its events lie in the database (`event_pile.rs`); it has no order of
+//! its own.
 
 use std::ops::ControlFlow;
 
@@ -7,7 +10,7 @@ use ruma::RoomId;
 use super::event_json::{Detail, content, write, write_key};
 use super::filter::Events;
 use super::token::Token;
-use super::{Reader, RoomView, until, visit, visiting};
+use super::{Reader, RoomView, visit, visiting};
 use crate::base::{self, ChunkError, ChunkWriter, Chunks, comma};
 use crate::matrix::json;
 use crate::room::Rooms;
@@ -15,14 +18,15 @@ use crate::room::error::{Error, Result};
 use crate::store::tables::room::current_state;
 use crate::store::tables::room::current_state::StateCursor;
 use crate::store::tables::room::event;
-use crate::store::tables::room::event_row::{Kind, Membership, Root};
+use crate::store::tables::room::event_pile::{EventPile, ListVisitor};
+use crate::store::tables::room::event_row::{Kind, Membership, Root, Row};
 use crate::store::tables::room::member;
 use crate::store::tables::room::state_tree;
 use crate::store::tables::user;
-use crate::store::{self, EventNum, Read, RoomNum, UserNum};
+use crate::store::{self, EventNum, UserNum};
 
-/// Numbers read ahead of what is being written.
-const BATCH: usize = 128;
+/// Entries of a state's tree looked at together.
+const PAGE: usize = 256;
 
 /// Which members to list.
 #[derive(Clone, Debug, Default)]
@@ -112,11 +116,14 @@ impl RoomView {
     /// Writes a state's events with commas between them.
     pub(super) async fn write_state(&mut self, pen: &ChunkWriter, list: &StateList<'_>) -> Result<(), ChunkError> {
         let Some(root) = list.root else { return Ok(()) };
-        let mut first = true;
-        if self.room.state == Some(root) {
-            self.write_present(pen, list, &mut first).await?;
-        } else {
-            self.write_tree(pen, list, root, &mut first).await?;
+        let (mut first, mut pile) = (true, self.pile());
+        let is_lazy = list.members.is_some();
+        while let Some((num, row)) = pile.next(&*self.read, &mut |visit| self.list_state(root, is_lazy, visit))? {
+            if is_lazy && row.kind == Kind::MEMBER {
+                continue;
+            }
+            self.write_state_event(pen, list, (num, row), &mut first)?;
+            pen.pause().await;
         }
         if let Some(members) = list.members {
             self.write_members_of(pen, list, members, &mut first).await?;
@@ -124,59 +131,54 @@ impl RoomView {
         Ok(())
     }
 
+    /// A pile for a list of this room's events.
+    pub(super) fn pile(&self) -> EventPile {
+        EventPile::new(&self.memory)
+    }
+
+    /// Visits the events of a state; without the members' when that is known before an event is read.
+    fn list_state(&self, root: Root, without_members: bool, visit: ListVisitor) -> store::Result<()> {
+        if self.room.state == Some(root) {
+            return self.list_present(without_members, visit);
+        }
+        self.list_tree(root, &mut |is_member, num| {
+            if !(is_member && without_members) {
+                visit(num);
+            }
+        })
+    }
+
     /// The present state stands in a table ordered by type, where all member events can be stepped over at once.
-    async fn write_present(
-        &mut self,
-        pen: &ChunkWriter,
-        list: &StateList<'_>,
-        first: &mut bool,
-    ) -> Result<(), ChunkError> {
+    fn list_present(&self, without_members: bool, visit: ListVisitor) -> store::Result<()> {
         let mut after = StateCursor::default();
         loop {
-            let mut batch = Vec::with_capacity(BATCH);
-            let mut skip = false;
-            current_state::list_state(&*self.read, self.num, None, after, &mut |cursor, kind, num| {
-                if kind == Kind::MEMBER && list.members.is_some() {
-                    skip = true;
+            let mut is_at_members = false;
+            current_state::list_state(&*self.read, self.num, None, after, &mut |_, kind, num| {
+                if kind == Kind::MEMBER && without_members {
+                    is_at_members = true;
                     return Ok(ControlFlow::Break(()));
                 }
-                batch.push((cursor, num));
-                Ok(until(batch.len() == BATCH))
+                visit(num);
+                Ok(ControlFlow::Continue(()))
             })?;
-            let whole = batch.len() == BATCH;
-            for (cursor, num) in batch {
-                after = cursor;
-                self.write_state_event(pen, list, num, first)?;
-                pen.pause().await;
-            }
-            if skip {
-                after = StateCursor::after_all_of(Kind::MEMBER);
-            } else if !whole {
+            if !is_at_members {
                 return Ok(());
             }
+            after = StateCursor::after_all_of(Kind::MEMBER);
         }
     }
 
-    async fn write_tree(
-        &mut self,
-        pen: &ChunkWriter,
-        list: &StateList<'_>,
-        root: Root,
-        first: &mut bool,
-    ) -> Result<(), ChunkError> {
-        let (mut after, mut batch) = (None, Vec::with_capacity(BATCH));
+    /// Visits the events of a state's tree, and whether their keys are of members.
+    fn list_tree(&self, root: Root, visit: &mut dyn FnMut(bool, EventNum)) -> store::Result<()> {
+        let (mut after, mut page) = (None, Vec::with_capacity(PAGE));
         loop {
-            batch.clear();
-            let end = state_tree::page(&*self.read, root, after, BATCH, &mut batch)?;
-            for entry in &batch {
+            page.clear();
+            let is_end = state_tree::page(&*self.read, root, after, PAGE, &mut page)?;
+            for entry in &page {
                 after = Some(entry.key);
-                if list.members.is_some() && event::row_of(&*self.read, entry.event)?.kind == Kind::MEMBER {
-                    continue;
-                }
-                self.write_state_event(pen, list, entry.event, first)?;
-                pen.pause().await;
+                visit(entry.key.is_of_member(), entry.event);
             }
-            if end {
+            if is_end {
                 return Ok(());
             }
         }
@@ -195,7 +197,7 @@ impl RoomView {
             let user_id = user::id_of(&*self.read, *user)?;
             let Some(key) = state_tree::key(&*self.read, "m.room.member", &user_id)? else { continue };
             if let Some(num) = state_tree::get(&*self.read, root, key)? {
-                self.write_state_event(pen, list, num, first)?;
+                self.write_state_event(pen, list, (num, event::row_of(&*self.read, num)?), first)?;
                 pen.pause().await;
             }
         }
@@ -207,11 +209,9 @@ impl RoomView {
         &self,
         pen: &ChunkWriter,
         list: &StateList<'_>,
-        num: EventNum,
+        (mut num, mut row): (EventNum, Row),
         first: &mut bool,
     ) -> store::Result<()> {
-        let mut num = num;
-        let mut row = event::row_of(&*self.read, num)?;
         if list.told.iter().any(|(_, told)| *told == num) {
             let (Some(before), Some(key)) = (list.before, row.state_key) else { return Ok(()) };
             let Some(old) = state_tree::get(&*self.read, before, key)? else { return Ok(()) };
@@ -239,86 +239,58 @@ impl RoomView {
             Some(at) if self.viewer.is_joined() => self.root_at(at.0)?,
             _ => self.root()?,
         };
-        let mut first = true;
+        let (mut first, mut pile) = (true, self.pile());
+        while let Some((num, row)) = pile.next(&*self.read, &mut |visit| self.list_members(root, &wanted, visit))? {
+            if row.kind == Kind::MEMBER && row.member.is_some_and(|(membership, _)| wanted(membership)) {
+                self.write_row(pen, num, &row, Detail::State, &mut first)?;
+                pen.pause().await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Visits the member events of a state; of the present one only the wanted ones.
+    fn list_members(
+        &self,
+        root: Option<Root>,
+        wanted: &dyn Fn(Membership) -> bool,
+        visit: ListVisitor,
+    ) -> store::Result<()> {
         if root == self.room.state {
             for membership in Membership::ALL.into_iter().filter(|membership| wanted(*membership)) {
-                self.write_present_members(pen, membership, &mut first).await?;
+                member::list(&*self.read, self.num, membership, None, &mut |_, num| {
+                    visit(num);
+                    Ok(ControlFlow::Continue(()))
+                })?;
             }
             return Ok(());
         }
         let Some(root) = root else { return Ok(()) };
-        let (mut after, mut batch) = (None, Vec::with_capacity(BATCH));
-        loop {
-            batch.clear();
-            let end = state_tree::page(&*self.read, root, after, BATCH, &mut batch)?;
-            for entry in &batch {
-                after = Some(entry.key);
-                let row = event::row_of(&*self.read, entry.event)?;
-                if row.kind == Kind::MEMBER && row.member.is_some_and(|(membership, _)| wanted(membership)) {
-                    self.write_event(pen, entry.event, Detail::State, &mut first)?;
-                    pen.pause().await;
-                }
+        self.list_tree(root, &mut |is_member, num| {
+            if is_member {
+                visit(num);
             }
-            if end {
-                return Ok(());
-            }
-        }
-    }
-
-    async fn write_present_members(
-        &mut self,
-        pen: &ChunkWriter,
-        membership: Membership,
-        first: &mut bool,
-    ) -> Result<(), ChunkError> {
-        let mut after = None;
-        loop {
-            let batch = members_behind(&self.read, self.num, membership, after)?;
-            for (_, num) in &batch {
-                self.write_event(pen, *num, Detail::State, first)?;
-                pen.pause().await;
-            }
-            match batch.last() {
-                Some((user, _)) if batch.len() == BATCH => after = Some(*user),
-                _ => return Ok(()),
-            }
-        }
+        })
     }
 
     async fn write_joined_members(&mut self, pen: &ChunkWriter) -> Result<(), ChunkError> {
-        let (mut after, mut first) = (None, true);
-        loop {
-            let batch = members_behind(&self.read, self.num, Membership::Join, after)?;
-            for (user, num) in &batch {
-                let user_id = user::id_of(&*self.read, *user)?;
-                let content = content(&*self.read, &event::row_of(&*self.read, *num)?)?;
-                pen.with(|out| {
-                    comma(out, &mut first);
-                    json::write_string(out, &user_id);
-                    write_profile(&content, out);
-                });
-                pen.pause().await;
-            }
-            match batch.last() {
-                Some((user, _)) if batch.len() == BATCH => after = Some(*user),
-                _ => return Ok(()),
-            }
+        let (mut first, mut pile) = (true, self.pile());
+        let is_joined = |membership| membership == Membership::Join;
+        while let Some((_, row)) =
+            pile.next(&*self.read, &mut |visit| self.list_members(self.room.state, &is_joined, visit))?
+        {
+            let Some((_, user)) = row.member else { continue };
+            let user_id = user::id_of(&*self.read, user)?;
+            let content = content(&*self.read, &row)?;
+            pen.with(|out| {
+                comma(out, &mut first);
+                json::write_string(out, &user_id);
+                write_profile(&content, out);
+            });
+            pen.pause().await;
         }
+        Ok(())
     }
-}
-
-fn members_behind(
-    read: &Read,
-    room: RoomNum,
-    membership: Membership,
-    after: Option<UserNum>,
-) -> store::Result<Vec<(UserNum, EventNum)>> {
-    let mut batch = Vec::with_capacity(BATCH);
-    member::list(read, room, membership, after, &mut |user, num| {
-        batch.push((user, num));
-        Ok(until(batch.len() == BATCH))
-    })?;
-    Ok(batch)
 }
 
 fn write_profile(content: &[u8], out: &mut Vec<u8>) {

@@ -121,7 +121,7 @@ impl Viewer {
         {
             return Ok(history);
         }
-        let body = event::body(get, &event::row_of(get, event)?)?;
+        let body = event::shown(get, &event::row_of(get, event)?)?;
         let content = json::read::get(&body, "content").and_then(|content| std::str::from_utf8(content).ok());
         let history = History::of_content(content);
         self.history_of = Some((event, history));

@@ -10,16 +10,17 @@ use crate::matrix::json::write_string;
 use crate::room::Rooms;
 use crate::room::error::Result;
 use crate::room::state::RoomRef;
-use crate::store::tables::room::event_row::{self, Kind, Membership, Root};
+use crate::store::tables::room::event::KnownIds;
+use crate::store::tables::room::event_pile::{EventPile, ListVisitor};
+use crate::store::tables::room::event_row::{self, Membership, Root};
 use crate::store::tables::room::{event, member, state_tree};
-use crate::store::{self, EventNum, Get, Read, RoomNum, StateKeyNum};
+use crate::store::{self, EventNum, Get, Read, RoomNum};
 
 /// A piece is full at this size; the event that fills it may be 64 KiB itself, and is held once more while it is read.
 const PIECE_BYTES: usize = 16 * 1024;
 
-/// The number of state entries read at once, and looked at for one piece.
-const PAGE: usize = 128;
-const LOOKED_AT_MAX: usize = 2048;
+/// The number of state entries looked at together.
+const PAGE: usize = 256;
 
 /// A long answer and the grant that pays for it.
 pub struct Served {
@@ -91,7 +92,7 @@ impl Chain {
 enum Step {
     Head,
     Servers(Option<String>),
-    State(Option<StateKeyNum>),
+    State,
     Chain,
     Done,
 }
@@ -110,6 +111,9 @@ pub struct LongAnswer {
     /// With members omitted: the member events that are sent all the same.
     pub members_kept: Option<Vec<EventNum>>,
     pub chain: Chain,
+    /// Events of the list being written that were read already.
+    pile: EventPile,
+    known: KnownIds,
     /// The next element of the list needs no comma before it.
     first: bool,
     grant: Option<Grant>,
@@ -144,6 +148,8 @@ impl LongAnswer {
             state: None,
             members_kept: None,
             chain,
+            pile: EventPile::new(&rooms.0.parts.budget.account("response_bodies")),
+            known: KnownIds::new(),
             first: true,
             grant: Some(turn.grant),
             _bitmap: turn.bitmap,
@@ -172,7 +178,7 @@ impl LongAnswer {
         self.comma(out);
         match self.ids_only {
             true => write_string(out, &row.id.text()),
-            false => out.extend_from_slice(&event::body(read, row)?),
+            false => out.extend_from_slice(&event::body_of_many(read, row, &mut self.known)?),
         }
         Ok(())
     }
@@ -189,7 +195,7 @@ impl LongAnswer {
                     }
                     (false, Some(_)) => {
                         self.open(self.names.0, out);
-                        Step::State(None)
+                        Step::State
                     }
                     (false, None) => {
                         self.open(self.names.1, out);
@@ -198,7 +204,7 @@ impl LongAnswer {
                 };
             }
             Step::Servers(after) => self.servers(read, after, full_at, out)?,
-            Step::State(after) => self.state(read, after, full_at, out)?,
+            Step::State => self.state(read, full_at, out)?,
             Step::Chain => self.chain(read, full_at, out)?,
             Step::Done => {}
         }
@@ -219,66 +225,75 @@ impl LongAnswer {
         if out.len() < full_at {
             out.extend_from_slice(b"],");
             self.open(self.names.0, out);
-            self.step = Step::State(None);
+            self.step = Step::State;
         } else {
             self.step = Step::Servers(last.or(after));
         }
         Ok(())
     }
 
-    fn state(
-        &mut self,
-        read: &Read,
-        mut after: Option<StateKeyNum>,
-        full_at: usize,
-        out: &mut Vec<u8>,
-    ) -> store::Result<()> {
+    fn state(&mut self, read: &Read, full_at: usize, out: &mut Vec<u8>) -> store::Result<()> {
         let Some(root) = self.state else { return Ok(()) };
-        let mut entries = Vec::with_capacity(PAGE);
-        for _ in 0..LOOKED_AT_MAX / PAGE {
-            entries.clear();
-            let ended = state_tree::page(read, root, after, PAGE, &mut entries)?;
-            for entry in &entries {
-                if out.len() >= full_at {
-                    self.step = Step::State(after);
-                    return Ok(());
-                }
-                after = Some(entry.key);
-                self.state_entry(read, entry.event, out)?;
-            }
-            if ended {
+        while out.len() < full_at {
+            let kept = self.members_kept.as_deref();
+            let Some((_, row)) = self.pile.next(read, &mut |visit| list(read, root, kept, visit))? else {
                 out.extend_from_slice(b"],");
                 self.open(self.names.1, out);
                 self.step = Step::Chain;
                 return Ok(());
-            }
-        }
-        self.step = Step::State(after);
-        Ok(())
-    }
-
-    fn state_entry(&mut self, read: &Read, num: EventNum, out: &mut Vec<u8>) -> store::Result<()> {
-        let row = event::row_of(read, num)?;
-        if row.kind == Kind::MEMBER && self.members_kept.as_ref().is_some_and(|kept| !kept.contains(&num)) {
-            return Ok(());
-        }
-        self.chain.mark_all(&row.auth)?;
-        self.emit(read, &row, out)
-    }
-
-    fn chain(&mut self, read: &Read, full_at: usize, out: &mut Vec<u8>) -> store::Result<()> {
-        while out.len() < full_at {
-            let Some(num) = self.chain.next() else {
-                out.push(b']');
-                out.extend_from_slice(self.tail);
-                self.step = Step::Done;
-                return Ok(());
             };
-            let row = event::row_of(read, num)?;
             self.chain.mark_all(&row.auth)?;
             self.emit(read, &row, out)?;
         }
         Ok(())
+    }
+
+    fn chain(&mut self, read: &Read, full_at: usize, out: &mut Vec<u8>) -> store::Result<()> {
+        while out.len() < full_at {
+            let row = match self.pile.batch().pop()? {
+                Some((_, row)) => row,
+                None if self.read_chain(read)? => continue,
+                None => {
+                    out.push(b']');
+                    out.extend_from_slice(self.tail);
+                    self.step = Step::Done;
+                    return Ok(());
+                }
+            };
+            self.emit(read, &row, out)?;
+        }
+        Ok(())
+    }
+
+    /// Reads the rows of the next events of the chain; false when there are none.
+    fn read_chain(&mut self, read: &Read) -> store::Result<bool> {
+        let batch = self.pile.batch();
+        while !batch.is_full()
+            && let Some(num) = self.chain.next()
+        {
+            let row = event_row::Row::decode(num, batch.read(read, num)?);
+            let row = row.ok_or_else(|| store::Error::corrupt(&store::schema::EVENT, &num.to_key()))?;
+            self.chain.mark_all(&row.auth)?;
+        }
+        Ok(batch.order())
+    }
+}
+
+/// Visits the events of a state; with members omitted, those member events that are kept.
+fn list(read: &Read, root: Root, kept: Option<&[EventNum]>, visit: ListVisitor) -> store::Result<()> {
+    let (mut after, mut entries) = (None, Vec::with_capacity(PAGE));
+    loop {
+        entries.clear();
+        let is_end = state_tree::page(read, root, after, PAGE, &mut entries)?;
+        for entry in &entries {
+            after = Some(entry.key);
+            if !entry.key.is_of_member() || kept.is_none_or(|kept| kept.contains(&entry.event)) {
+                visit(entry.event);
+            }
+        }
+        if is_end {
+            return Ok(());
+        }
     }
 }
 

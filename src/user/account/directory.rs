@@ -97,7 +97,7 @@ fn public_rooms(get: &impl Get, shared: &[RoomNum]) -> Result<Vec<RoomNum>, Erro
     let mut public = Vec::new();
     for num in rooms {
         let Some(rules) = current_state::state(get, num, Kind::JOIN_RULES, key)? else { continue };
-        let body = event::body(get, &event::row_of(get, rules)?)?;
+        let body = event::shown(get, &event::row_of(get, rules)?)?;
         let rule = json::read::get(&body, "content").and_then(|content| json::read::get_text(content, "join_rule"));
         if rule.as_deref() == Some("public") {
             public.push(num);
@@ -111,7 +111,7 @@ fn public_rooms(get: &impl Get, shared: &[RoomNum]) -> Result<Vec<RoomNum>, Erro
 const SHOWN_BYTES_MAX: usize = 1_000;
 
 fn shown_in(get: &impl Get, member: EventNum) -> Result<Map<String, Value>, Error> {
-    let body = event::body(get, &event::row_of(get, member)?)?;
+    let body = event::shown(get, &event::row_of(get, member)?)?;
     let content = json::read::get(&body, "content").unwrap_or(b"{}");
     let fields = ["displayname", "avatar_url"].into_iter();
     let text = |field| json::read::get_text(content, field).filter(|text| text.len() <= SHOWN_BYTES_MAX);

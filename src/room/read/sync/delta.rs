@@ -1,10 +1,13 @@
 //! Timeline and state of one room between two positions, which must fit together.
 
+use std::ops::ControlFlow;
+
 use super::super::state::StateList;
 use super::super::timeline::Page;
 use super::super::{RoomView, filter::Events, token::Token, until};
 use crate::base::{ChunkError, ChunkWriter};
 use crate::room::error::Result;
+use crate::store::tables::room::event_pile::ListVisitor;
 use crate::store::tables::room::event_row::{Kind, Membership, Root, Row};
 use crate::store::tables::room::{event, state_tree, timeline};
 use crate::store::tables::user;
@@ -221,36 +224,39 @@ impl RoomDelta {
         list: &StateList<'_>,
         first: &mut bool,
     ) -> Result<bool, ChunkError> {
-        let mut moved = false;
-        let mut after = None;
-        let mut more = self.known != self.end;
-        while more {
-            let batch = difference(room, self.known, self.end, after)?;
-            for (key, old, new) in &batch {
-                after = Some(*key);
-                let row = event::row_of(&*room.read, *new)?;
-                moved |= row.kind == Kind::MEMBER;
-                if self.is_told(room, *old, *new, &row)? {
-                    continue;
-                }
-                room.write_state_event(pen, list, *new, first)?;
-                pen.pause().await;
+        let (mut moved, mut pile) = (false, room.pile());
+        while let Some((num, row)) = pile.next(&*room.read, &mut |visit| self.list_difference(room, visit))? {
+            moved |= row.kind == Kind::MEMBER;
+            if self.is_told(room, num, &row)? {
+                continue;
             }
-            more = batch.len() == DIFFERENCE_BATCH;
+            room.write_state_event(pen, list, (num, row), first)?;
+            pen.pause().await;
         }
         Ok(moved)
     }
 
+    /// Visits the events of the state at the end that the state the app knows has not.
+    fn list_difference(&self, room: &RoomView, visit: ListVisitor) -> store::Result<()> {
+        if self.known == self.end {
+            return Ok(());
+        }
+        state_tree::diff(&*room.read, self.known, self.end, &mut |_, _, new| {
+            new.into_iter().for_each(&mut *visit);
+            Ok(ControlFlow::Continue(()))
+        })
+    }
+
     /// Whether the timeline contains the new event, and the state at the timeline's start has the event the app knows.
-    fn is_told(&self, room: &RoomView, old: Option<EventNum>, new: EventNum, row: &Row) -> store::Result<bool> {
+    fn is_told(&self, room: &RoomView, new: EventNum, row: &Row) -> store::Result<bool> {
         if !self.page.events.iter().any(|(_, told)| *told == new) {
             return Ok(false);
         }
-        let at_start = match (self.start, row.state_key) {
-            (Some(start), Some(key)) => state_tree::get(&*room.read, start, key)?,
-            _ => None,
+        let at = |root: Option<Root>| match (root, row.state_key) {
+            (Some(root), Some(key)) => state_tree::get(&*room.read, root, key),
+            _ => Ok(None),
         };
-        Ok(at_start == old)
+        Ok(at(self.start)? == at(self.known)?)
     }
 }
 

@@ -155,7 +155,7 @@ impl SyncView {
             ignored: self.ignored.clone(),
             ..Format::default()
         };
-        Ok(RoomView::new(self.read.clone(), room, self.reader.user_id.as_str(), format)?)
+        Ok(RoomView::new(&self.rooms, self.read.clone(), room, self.reader.user_id.as_str(), format)?)
     }
 }
 

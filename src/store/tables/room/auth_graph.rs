@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 
 use super::event;
 use super::event_row::Root;
+use super::event_set::{CHUNK_BYTES, EventSet};
 use super::state_tree;
 use crate::budget::{Grant, Refused};
 use crate::store::{Error, EventNum, Get, StateKeyNum};
@@ -49,7 +50,7 @@ impl AuthChain {
 
     /// The next event of the chain.
     pub fn next(&mut self, get: &impl Get) -> Result<Option<EventNum>> {
-        let Some(event) = self.pending.pop_last() else { return Ok(None) };
+        let Some(event) = self.pending.set.pop_last() else { return Ok(None) };
         self.add(get, event)?;
         Ok(Some(event))
     }
@@ -74,7 +75,7 @@ pub fn auth_difference(
     let mut found = unlike(get, sets, grant)?;
     if let (Some(&lowest), Some(common)) = (found.last(), common) {
         let rests_on = below(get, common, lowest, grant)?;
-        found.retain(|event| !rests_on.has(*event));
+        found.retain(|event| !rests_on.set.has(*event));
     }
     Ok(found)
 }
@@ -165,14 +166,14 @@ const PAGE_ENTRIES: usize = 512;
 
 /// The numbers and all their ancestors, down to `lowest`.
 fn closure(get: &impl Get, mut numbers: Numbers, lowest: EventNum) -> Result<Numbers> {
-    let mut next = numbers.last_below(None);
+    let mut next = numbers.set.last_below(None);
     while let Some(event) = next {
         for auth in event::row_of(get, event)?.auth {
             if auth >= lowest {
                 numbers.insert(auth)?;
             }
         }
-        next = numbers.last_below(Some(event));
+        next = numbers.set.last_below(Some(event));
     }
     Ok(numbers)
 }
@@ -190,9 +191,10 @@ pub fn conflicted_subgraph(get: &impl Get, conflicted: &[EventNum], grant: &mut 
     let above = closure(get, above, lowest)?;
     let mut found = Vec::new();
     let mut between = ends;
-    let mut next = above.first_from(lowest);
+    let mut next = above.set.first_from(lowest);
     while let Some(event) = next {
-        let is_between = between.has(event) || event::row_of(get, event)?.auth.iter().any(|auth| between.has(*auth));
+        let is_between =
+            between.set.has(event) || event::row_of(get, event)?.auth.iter().any(|auth| between.set.has(*auth));
         if is_between {
             between.insert(event)?;
             if found.len() % 128 == 0 {
@@ -200,97 +202,34 @@ pub fn conflicted_subgraph(get: &impl Get, conflicted: &[EventNum], grant: &mut 
             }
             found.push(event);
         }
-        next = event.0.checked_add(1).and_then(|from| above.first_from(EventNum(from)));
+        next = event.0.checked_add(1).and_then(|from| above.set.first_from(EventNum(from)));
     }
     Ok(found)
 }
 
-/// Event numbers as bits: a chunk of 256 where there are any. Neighbouring numbers cost a bit each, a single number a
-/// chunk.
+/// A set whose chunks are paid for.
 struct Numbers {
-    chunks: BTreeMap<u32, [u64; 4]>,
+    set: EventSet,
     grant: Grant,
     /// The number of chunks the grant has grown for.
     paid: usize,
 }
 
-/// A chunk's bits and key and its part of the map's nodes.
-const CHUNK_BYTES: u64 = 56;
 const CHUNKS_AT_A_TIME: usize = 64;
 
 impl Numbers {
     fn new(grant: Grant) -> Self {
-        Numbers { chunks: BTreeMap::new(), grant, paid: 0 }
+        Numbers { set: EventSet::default(), grant, paid: 0 }
     }
 
     fn insert(&mut self, event: EventNum) -> Result<(), Refused> {
-        if self.chunks.len() == self.paid {
+        if self.set.chunks() == self.paid {
             self.grant.grow(CHUNKS_AT_A_TIME as u64 * CHUNK_BYTES)?;
             self.paid += CHUNKS_AT_A_TIME;
         }
-        let (chunk, word, bit) = place(event.0);
-        self.chunks.entry(chunk).or_default()[word] |= bit;
+        self.set.insert(event);
         Ok(())
     }
-
-    fn has(&self, event: EventNum) -> bool {
-        let (chunk, word, bit) = place(event.0);
-        self.chunks.get(&chunk).is_some_and(|words| words[word] & bit != 0)
-    }
-
-    /// Takes the largest out.
-    fn pop_last(&mut self) -> Option<EventNum> {
-        let mut entry = self.chunks.last_entry()?;
-        let words = entry.get_mut();
-        let word = words.iter().rposition(|word| *word != 0).expect("a chunk that is kept has a number");
-        let bit = words[word].ilog2();
-        words[word] &= !(1 << bit);
-        let number = *entry.key() << 8 | (word as u32) << 6 | bit;
-        if entry.get().iter().all(|word| *word == 0) {
-            entry.remove();
-        }
-        Some(EventNum(number))
-    }
-
-    /// The largest below a number, or of all.
-    fn last_below(&self, below: Option<EventNum>) -> Option<EventNum> {
-        let end = match below {
-            None => u32::MAX,
-            Some(below) => below.0.checked_sub(1)?,
-        };
-        let (chunk, word, bit) = place(end);
-        // In the chunk of the end itself, bits after the end do not count.
-        let upto = |at: usize, bits: u64| match at.cmp(&word) {
-            std::cmp::Ordering::Less => bits,
-            std::cmp::Ordering::Equal => bits & (bit | (bit - 1)),
-            std::cmp::Ordering::Greater => 0,
-        };
-        self.chunks.range(..=chunk).rev().find_map(|(key, words)| {
-            let bits = |at: usize| if *key == chunk { upto(at, words[at]) } else { words[at] };
-            let at = (0..4).rev().find(|at| bits(*at) != 0)?;
-            Some(EventNum(*key << 8 | (at as u32) << 6 | bits(at).ilog2()))
-        })
-    }
-
-    /// The smallest from a number on.
-    fn first_from(&self, from: EventNum) -> Option<EventNum> {
-        let (chunk, word, bit) = place(from.0);
-        let since = |at: usize, bits: u64| match at.cmp(&word) {
-            std::cmp::Ordering::Less => 0,
-            std::cmp::Ordering::Equal => bits & !(bit - 1),
-            std::cmp::Ordering::Greater => bits,
-        };
-        self.chunks.range(chunk..).find_map(|(key, words)| {
-            let bits = |at: usize| if *key == chunk { since(at, words[at]) } else { words[at] };
-            let at = (0..4).find(|at| bits(*at) != 0)?;
-            Some(EventNum(*key << 8 | (at as u32) << 6 | bits(at).trailing_zeros()))
-        })
-    }
-}
-
-/// A number's chunk, the word in it, and the bit in the word.
-fn place(number: u32) -> (u32, usize, u64) {
-    (number >> 8, (number >> 6 & 3) as usize, 1 << (number & 63))
 }
 
 #[cfg(test)]

@@ -137,11 +137,26 @@ pub fn put_body(w: &mut Write, num: BodyNum, stored: &[u8]) -> Result<()> {
 
 /// An event's canonical JSON, restored exactly. About 64 KiB at most.
 pub fn body(get: &impl Get, row: &Row) -> Result<Vec<u8>> {
+    restored(get, row, true, &mut KnownIds::default())
+}
+
+/// The same for one of many events of a room.
+pub fn body_of_many(get: &impl Get, row: &Row, known: &mut KnownIds) -> Result<Vec<u8>> {
+    restored(get, row, true, known)
+}
+
+/// An event's JSON for reading what apps are shown of it. Its room's id, auth events, hashes and signatures are empty in
+/// it, which costs less to restore than [`body`].
+pub fn shown(get: &impl Get, row: &Row) -> Result<Vec<u8>> {
+    restored(get, row, false, &mut KnownIds::default())
+}
+
+fn restored(get: &impl Get, row: &Row, is_whole: bool, known: &mut KnownIds) -> Result<Vec<u8>> {
     let corrupt = || Error::corrupt(&EVENT_BODY, &row.body.to_key());
     let stored = stored_body(get, row.body)?;
     let opened = body::open(&stored).ok_or_else(corrupt)?;
-    let wants = opened.wants();
-    let said = Said::of(get, row, wants)?;
+    let wants = if is_whole { opened.wants() } else { opened.wants().of_shown() };
+    let said = Said::of(get, row, wants, known)?;
     let lacks = |wanted, text: &str| wanted && text.is_empty();
     if lacks(wants.room_id(), &said.room_id)
         || lacks(wants.sender(), &said.sender)
@@ -149,7 +164,48 @@ pub fn body(get: &impl Get, row: &Row) -> Result<Vec<u8>> {
     {
         return Err(corrupt());
     }
-    said.with(row, |known| opened.restore(known)).ok_or_else(corrupt)
+    let restore = |known: &Known<'_>| if is_whole { opened.restore(known) } else { opened.restore_shown(known) };
+    said.with(row, restore).ok_or_else(corrupt)
+}
+
+/// Ids that the events of a room name again and again: the room's own, and those of its auth events. Some 6 KiB; without
+/// memory by default.
+#[derive(Default)]
+pub struct KnownIds {
+    room: Option<(RoomNum, String)>,
+    /// Each event has one place.
+    events: Vec<(EventNum, String)>,
+}
+
+const KNOWN_EVENTS: usize = 64;
+
+impl KnownIds {
+    pub fn new() -> KnownIds {
+        KnownIds { room: None, events: vec![(EventNum(0), String::new()); KNOWN_EVENTS] }
+    }
+
+    fn room(&mut self, get: &impl Get, num: RoomNum) -> Result<String> {
+        if let Some((known, id)) = &self.room
+            && *known == num
+        {
+            return Ok(id.clone());
+        }
+        let id = room::id(get, num)?.unwrap_or_default();
+        self.room = Some((num, id.clone()));
+        Ok(id)
+    }
+
+    fn event(&mut self, get: &impl Get, num: EventNum) -> Result<String> {
+        match self.events.get_mut(num.0 as usize % KNOWN_EVENTS) {
+            Some((known, id)) if *known == num => Ok(id.clone()),
+            Some(place) => {
+                let id = id_of(get, num)?;
+                *place = (num, id.clone());
+                Ok(id)
+            }
+            None => id_of(get, num),
+        }
+    }
 }
 
 /// The contents of a row, in words.
@@ -161,14 +217,17 @@ struct Said {
 }
 
 impl Said {
-    fn of(get: &impl Get, row: &Row, wants: Wants) -> Result<Said> {
+    fn of(get: &impl Get, row: &Row, wants: Wants, known: &mut KnownIds) -> Result<Said> {
         let user = |wanted, num| if wanted { user::id(get, num) } else { Ok(None) };
         let (_, target) = row.member.unwrap_or((Membership::Join, row.sender));
         Ok(Said {
-            room_id: if wants.room_id() { room::id(get, row.room)?.unwrap_or_default() } else { String::new() },
+            room_id: if wants.room_id() { known.room(get, row.room)? } else { String::new() },
             sender: user(wants.sender(), row.sender)?.unwrap_or_default(),
             target: user(wants.target() && target != row.sender, target)?.unwrap_or_default(),
-            auth: if wants.auth() { ids(get, &row.auth)? } else { Vec::new() },
+            auth: match wants.auth() {
+                true => row.auth.iter().map(|num| known.event(get, *num)).collect::<Result<_>>()?,
+                false => Vec::new(),
+            },
         })
     }
 
@@ -186,7 +245,8 @@ impl Said {
 }
 
 fn pack_body(get: &impl Get, row: &Row, canonical: &[u8]) -> Result<Vec<u8>> {
-    Ok(Said::of(get, row, Wants::ALL)?.with(row, |known| body::encode(canonical, known, false)))
+    Ok(Said::of(get, row, Wants::ALL, &mut KnownIds::default())?
+        .with(row, |known| body::encode(canonical, known, false)))
 }
 
 /// The ids of several events. Meant for auth and extremity lists, which are short.

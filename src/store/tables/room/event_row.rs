@@ -314,6 +314,18 @@ impl Row {
         unpack_id(&mut unpack, more)
     }
 
+    /// The body's number alone.
+    pub fn decode_body(row: &[u8]) -> Option<BodyNum> {
+        let mut unpack = Unpack::new(row);
+        if unpack.u8()? & HAS_MORE != 0 {
+            unpack.u8()?;
+        }
+        // Type and room.
+        unpack.u8()?;
+        unpack.u64()?;
+        unpack.u32().map(BodyNum)
+    }
+
     /// Unpacks the row of the event numbered `num`.
     pub fn decode(num: EventNum, row: &[u8]) -> Option<Row> {
         let mut unpack = Unpack::new(row);
@@ -413,6 +425,7 @@ mod tests {
         crate::base::any_bytes::any_bytes(&[&[1; 60], b"$abc:a.example"], |bytes| {
             let _ = Row::decode_id(bytes);
             if let Some(row) = Row::decode(EventNum(1), bytes) {
+                assert_eq!(Row::decode_body(bytes), Some(row.body));
                 assert_eq!(Row::decode(EventNum(1), &row.encode(EventNum(1))).as_ref(), Some(&row));
             }
             for form in [IdForm::Hash, IdForm::HashStandard, IdForm::Named] {

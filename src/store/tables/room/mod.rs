@@ -11,6 +11,8 @@ use event_row::Root;
 pub mod auth_graph;
 pub mod body;
 pub mod event;
+pub mod event_pile;
+pub mod event_set;
 pub mod member;
 pub mod receipt;
 pub mod relation;

@@ -91,6 +91,11 @@ impl Wants {
         self.any(&[word::AUTH])
     }
 
+    /// Those of them that [`Opened::restore_shown`] needs.
+    pub fn of_shown(self) -> Wants {
+        Wants(self.0 & !(1 << word::ROOM | 1 << word::AUTH))
+    }
+
     fn any(self, words: &[u8]) -> bool {
         words.iter().any(|word| self.0 & 1 << word != 0)
     }
@@ -173,6 +178,16 @@ impl Opened<'_> {
 
     /// The event's canonical JSON, exactly. `None` when the bytes are not ours.
     pub fn restore(self, known: &Known<'_>) -> Option<Vec<u8>> {
+        self.written(known, true)
+    }
+
+    /// The same with nothing in the room's id, the list of auth events, the hashes and the signatures, and without
+    /// computing them: for reading the members that apps are shown. `known` needs no room and no auth events.
+    pub fn restore_shown(self, known: &Known<'_>) -> Option<Vec<u8>> {
+        self.written(known, false)
+    }
+
+    fn written(self, known: &Known<'_>, is_whole: bool) -> Option<Vec<u8>> {
         if self.form == WHOLE {
             return Some(self.text);
         }
@@ -187,9 +202,16 @@ impl Opened<'_> {
                 word::SERVER => out.extend_from_slice(server_of(known.sender).as_bytes()),
                 word::SENDER => quote(&mut out, known.sender),
                 word::TARGET => quote(&mut out, known.target),
+                word::ROOM if !is_whole => out.extend_from_slice(b"\"\""),
                 word::ROOM => quote(&mut out, known.room_id),
                 word::DEPTH => out.extend_from_slice(decimal(known.depth, &mut [0; 20])),
                 word::TIME => out.extend_from_slice(decimal(known.origin_server_ts, &mut [0; 20])),
+                word::AUTH if !is_whole => out.extend_from_slice(b"[]"),
+                word::HASHES if !is_whole => out.extend_from_slice(b"{}"),
+                word::SIGNATURE if !is_whole => {
+                    (_, raw) = raw.split_first_chunk::<64>()?;
+                    out.extend_from_slice(b"\"\"");
+                }
                 word::AUTH => put_list(&mut out, known.auth),
                 word::HASHES => {
                     out.extend_from_slice(HASHES_HEAD);
