@@ -2,7 +2,8 @@
 //! errcode.
 
 use crate::http::{BadBody, ErrorResponse, StatusCode};
-use crate::{room, user};
+use crate::remote::Failed;
+use crate::{room, store, user};
 
 /// Why a command was not carried out.
 #[derive(Debug)]
@@ -31,6 +32,8 @@ impl From<user::Error> for Error {
         Error(match failed {
             user::Error::NotFound(_) => ErrorResponse::not_found(failed.to_string()),
             user::Error::Refused(refused) => refused.into(),
+            user::Error::Store(failed) => stored(&failed),
+            user::Error::Remote(failed) => elsewhere(&failed),
             other => ErrorResponse::bad("M_UNKNOWN", other.to_string()),
         })
     }
@@ -41,7 +44,49 @@ impl From<room::Error> for Error {
         Error(match failed {
             room::Error::NotFound => ErrorResponse::not_found("there is no such room"),
             room::Error::Refused(refused) => refused.into(),
+            room::Error::Store(failed) => stored(&failed),
+            room::Error::Remote(failed) => elsewhere(&failed),
             other => ErrorResponse::new(StatusCode::BAD_REQUEST, "M_UNKNOWN", other.to_string()),
         })
+    }
+}
+
+/// The database failed. The cause is logged, once.
+fn stored(failed: &store::Error) -> ErrorResponse {
+    let internal = ErrorResponse::internal(failed);
+    match failed.is_full() {
+        true => ErrorResponse {
+            status: StatusCode::INSUFFICIENT_STORAGE,
+            message: "The server's disk is full: nothing new can be stored until there is room".to_owned(),
+            ..internal
+        },
+        false => ErrorResponse {
+            message: "The server could not read or write its database; its log says why".to_owned(),
+            ..internal
+        },
+    }
+}
+
+fn elsewhere(failed: &Failed) -> ErrorResponse {
+    match failed.own_refusal() {
+        Some(refused) => refused.into(),
+        None => ErrorResponse::new(StatusCode::BAD_GATEWAY, "M_UNKNOWN", format!("The other server {failed}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A failing card was the operator's mistake, in words that only the code knows.
+    #[test]
+    fn a_failing_database_is_the_servers_fault_in_plain_words() {
+        for failed in
+            [Error::from(user::Error::Store(store::Error::Closed)), room::Error::Store(store::Error::Closed).into()]
+        {
+            let answer = ErrorResponse::from(failed);
+            assert_eq!(answer.status, StatusCode::INTERNAL_SERVER_ERROR);
+            assert!(!answer.message.contains(&store::Error::Closed.to_string()), "{}", answer.message);
+        }
     }
 }

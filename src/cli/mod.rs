@@ -75,12 +75,20 @@ fn load(overrides: &Overrides) -> Result<Config, String> {
 
 /// Writes to stdout. A closed pipe (`| head`) is no error.
 fn print(text: &str) {
-    let _ = std::io::stdout().write_all(text.as_bytes());
+    let _ = std::io::stdout().write_all(printable(text).as_bytes());
 }
 
 /// Writes to stderr, which may be closed too.
 fn tell(text: &str) {
-    let _ = std::io::stderr().write_all(text.as_bytes());
+    let _ = std::io::stderr().write_all(printable(text).as_bytes());
+}
+
+/// A text without what a terminal obeys or shows in another order: ids and names are others' texts.
+fn printable(text: &str) -> String {
+    let is_order =
+        |letter| matches!(letter, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let is_plain = |letter: char| letter == '\n' || letter == '\t' || !letter.is_control() && !is_order(letter);
+    text.chars().map(|letter| if is_plain(letter) { letter } else { '\u{fffd}' }).collect()
 }
 
 fn serve(overrides: &Overrides, program: Option<&OsString>) -> Result<(), String> {
@@ -163,4 +171,14 @@ fn budget(overrides: &Overrides) -> Result<(), String> {
 
 fn text<'a>(value: &'a Value, field: &str) -> &'a str {
     value[field].as_str().unwrap_or("?")
+}
+
+#[cfg(test)]
+mod tests {
+    /// The id of a room, which another server chooses, could clear the operator's terminal.
+    #[test]
+    fn what_a_terminal_would_obey_is_not_printed() {
+        let given = "!\u{1b}[2J\u{7}a\u{9b}b\u{202e}:example.org\tZo\u{eb}\r\n";
+        assert_eq!(super::printable(given), "!\u{fffd}[2J\u{fffd}a\u{fffd}b\u{fffd}:example.org\tZo\u{eb}\u{fffd}\n");
+    }
 }

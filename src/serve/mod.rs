@@ -5,6 +5,7 @@
 //! The data folder is in `serve/folder.rs`.
 
 mod addresses;
+mod database;
 mod folder;
 pub mod compact;
 mod greet;
@@ -14,7 +15,6 @@ pub mod ports;
 use std::fmt;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -36,7 +36,7 @@ use crate::matrix::sign;
 use crate::media::{self, Media};
 use crate::remote::{self, Remote, RemoteOptions};
 use crate::room::{self, Rooms};
-use crate::store::{self, Store, StoreOptions, Survey, TableFound};
+use crate::store::{self, Store, Survey, TableFound};
 use crate::user::{self, Users};
 
 pub use self::addresses::{first_account, is_only_here, let_in, urls};
@@ -45,6 +45,7 @@ pub use self::folder::{
     SOCKET, check_database, check_owner, has_data, has_database, kept, known_signing_key, old_signing_keys, open_files,
     user_name,
 };
+use database::{open_store, store_options};
 use greet::greet;
 use ports::{bind, certificate};
 
@@ -568,41 +569,10 @@ pub fn check_start(config: &Config) -> Result<(), Failed> {
     checked
 }
 
-fn open_store(folder: &Path, budget: &Budget) -> Result<(Store, Grant), Failed> {
-    let cache = budget.account("database_cache");
-    let grant = cache.try_take(cache.limit()).map_err(|refused| failed("the database's memory", refused))?;
-    let path = folder.join(DATABASE);
-    let store = Store::open(store_options(&path, budget)).map_err(|error| unopened(&path, error))?;
-    Ok((store, grant))
-}
-
-fn store_options(path: &Path, budget: &Budget) -> StoreOptions {
-    let mut options = StoreOptions::new(path);
-    options.cache_bytes = budget.size("redb_cache") as usize;
-    options.queue_jobs = budget.size("write_queue_jobs") as usize;
-    options.stack_bytes = budget.size("writer_stack") as usize;
-    options
-}
-
 /// Reads everything in the database of a stopped server. `say` is called for each table. Changes nothing in the file.
 pub fn survey(config: &Config, say: &mut dyn FnMut(&TableFound)) -> Result<Survey, Failed> {
     let path = config.data_dir.join(DATABASE);
     folder::check_owner(&config.data_dir)?;
     let options = store_options(&path, &Budget::from_profile(profile(config)?));
     Store::survey(options, say).map_err(|error| failed(path.display(), error))
-}
-
-/// The error of a database that does not open, with advice for a damaged one and for one that is in use.
-fn unopened(path: &Path, error: store::Error) -> Failed {
-    let advice = match error {
-        store::Error::Damaged(_) | store::Error::Corrupt { .. } => {
-            ". Put a backup of the data folder in its place, or see with `snug check --database` what can still be read"
-        }
-        store::Error::Busy => {
-            ". Snug seems to run already: `snug check` says where it is open. A second server needs a data folder of its own \
-             (--data-dir)"
-        }
-        _ => "",
-    };
-    failed(path.display(), format_args!("{error}{advice}"))
 }

@@ -21,17 +21,23 @@ pub fn taken(addresses: &[SocketAddr]) -> Option<SocketAddr> {
     addresses.iter().find(is_taken).copied()
 }
 
+/// The address that takes the place of `[::]` where that cannot be opened, which is so on a machine without IPv6.
+pub fn instead(address: SocketAddr, error: &std::io::Error) -> Option<SocketAddr> {
+    let is_everywhere = address.ip() == IpAddr::from([0u16; 8]);
+    let is_other = is_everywhere && error.kind() != std::io::ErrorKind::AddrInUse;
+    is_other.then(|| SocketAddr::new(IpAddr::from([0; 4]), address.port()))
+}
+
 /// Binds an address. `[::]` becomes `0.0.0.0` on a machine without IPv6.
 pub async fn bind(address: SocketAddr) -> Result<Listener, Failed> {
     let error = match Listener::tcp(address).await {
         Ok(listener) => return Ok(listener),
         Err(error) => error,
     };
-    if address.ip() == IpAddr::from([0u16; 8]) && error.kind() != std::io::ErrorKind::AddrInUse {
-        let plain = SocketAddr::new(IpAddr::from([0; 4]), address.port());
-        if let Ok(listener) = Listener::tcp(plain).await {
-            return Ok(listener);
-        }
+    if let Some(plain) = instead(address, &error)
+        && let Ok(listener) = Listener::tcp(plain).await
+    {
+        return Ok(listener);
     }
     let hint = match error.kind() {
         std::io::ErrorKind::AddrInUse => {

@@ -109,6 +109,10 @@ async fn mistakes_in_the_form_are_named_and_the_name_stays() {
     let house = TestServer::start().await;
     let path = first_path(&house).await;
     get(&house, &path, "localhost:8008").await.has(&["The name localhost is for trying things out."]);
+    // An error that only an app could read was shown.
+    let long = post(&house, &path, &format!("name={}", "x".repeat(5_000))).await;
+    assert_eq!(long.status, 413);
+    long.has(&["<h1>That did not work</h1>"]);
     let wrong = post(&house, &path, "name=Anna+M%C3%BCller&password=correct+horse&again=correct+house").await;
     assert_eq!(wrong.status, 400);
     wrong.has(&[

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use super::{address_for_apps, copied, escaped, is_only_here, listen_line, log_in_steps, page};
+use super::{address_for_apps, copied, escaped, is_only_here, listen_line, log_in_steps, or_trouble, page};
 use crate::admin::{Admin, error::Error};
 use crate::http::{Rate, Request, Response, StatusCode};
 use crate::user::{self, PASSWORD_CHARS_MIN, check_new_password};
@@ -31,12 +31,16 @@ struct Form {
 /// `GET /_snug/first/{code}`: the form. 403 when the code is not the server's, 410 when there is an account, 429
 /// after too many tries.
 pub async fn show(admin: Arc<Admin>, request: Request) -> Result<Response, Error> {
-    if let Some(busy) = busy(&admin, &request, &SHOWN) {
+    Ok(or_trouble(&admin, shown(&admin, &request).await))
+}
+
+async fn shown(admin: &Admin, request: &Request) -> Result<Response, Error> {
+    if let Some(busy) = busy(admin, request, &SHOWN) {
         return Ok(busy);
     }
-    match closed(&admin, &request).await? {
+    match closed(admin, request).await? {
         Some(closed) => Ok(closed),
-        None => Ok(form(server(&admin), &Form::default())),
+        None => Ok(form(server(admin), &Form::default())),
     }
 }
 
@@ -44,33 +48,37 @@ pub async fn show(admin: Arc<Admin>, request: Request) -> Result<Response, Error
 /// something is wrong with it, 403 when the code is not the server's, 410 when there is an account, 429
 /// after too many tries.
 pub async fn make(admin: Arc<Admin>, mut request: Request) -> Result<Response, Error> {
-    if let Some(busy) = busy(&admin, &request, &MADE) {
+    Ok(or_trouble(&admin, made(&admin, &mut request).await))
+}
+
+async fn made(admin: &Admin, request: &mut Request) -> Result<Response, Error> {
+    if let Some(busy) = busy(admin, request, &MADE) {
         return Ok(busy);
     }
     let body = request.bytes(FORM_BYTES_MAX).await?;
-    if let Some(closed) = closed(&admin, &request).await? {
+    if let Some(closed) = closed(admin, request).await? {
         return Ok(closed);
     }
     let password = field(&body, "password");
     let mut typed = Form { name: field(&body, "name").trim().to_owned(), ..Form::default() };
-    let localpart = localpart(&typed.name, server(&admin));
+    let localpart = localpart(&typed.name, server(admin));
     typed.wrong_name = admin.users.new_id(&localpart).err().map(|wrong| wrong.to_string());
     typed.wrong_password = check_new_password(&password).err().map(|wrong| wrong.to_string());
     if typed.wrong_password.is_none() && password != field(&body, "again") {
         typed.wrong_again = Some("The two passwords are not the same".to_owned());
     }
     if typed.is_wrong() {
-        return Ok(form(server(&admin), &typed));
+        return Ok(form(server(admin), &typed));
     }
     match admin.users.create_first(request.param("code"), &localpart, &password).await {
         Ok(user_id) => {
             tracing::info!("the first account was made: {user_id}");
-            Ok(done(&admin, &request, user_id.as_str(), user_id.localpart()))
+            Ok(done(admin, request, user_id.as_str(), user_id.localpart()))
         }
         // Another request was faster.
-        Err(user::Error::Forbidden(_)) => Ok(used(&admin, &request)),
+        Err(user::Error::Forbidden(_)) => Ok(used(admin, request)),
         Err(user::Error::Bad { message, .. }) => {
-            Ok(form(server(&admin), &Form { wrong_password: Some(message), ..typed }))
+            Ok(form(server(admin), &Form { wrong_password: Some(message), ..typed }))
         }
         Err(failed) => Err(failed.into()),
     }
@@ -197,7 +205,7 @@ by it.</p><p class=\"name\">{}</p>{}{}<h2>More people</h2><p class=\"lead\">Thei
         escaped(localpart),
         escaped(user_id),
         log_in_steps(&address, Some(localpart)),
-        elsewhere(admin, &address)
+        elsewhere(admin, &address.url)
     );
     page(&format!("{user_id} is made"), server(admin), &body)
 }

@@ -2,23 +2,27 @@
 
 use std::sync::Arc;
 
-use super::{address_for_apps, escaped, is_only_here, listen_line, log_in_steps, page};
+use super::{address_for_apps, escaped, is_only_here, listen_line, log_in_steps, or_trouble, page};
 use crate::admin::{Admin, error::Error};
 use crate::http::{Request, Response};
 
 /// `GET /`. Says to everybody what the endpoints of the API say too, and not who has an account.
 pub async fn front(admin: Arc<Admin>, request: Request) -> Result<Response, Error> {
+    Ok(or_trouble(&admin, shown(&admin, &request).await))
+}
+
+async fn shown(admin: &Admin, request: &Request) -> Result<Response, Error> {
     let server = admin.users.server().as_str();
     let has_accounts = admin.users.count_up_to(1).await? > 0;
-    let address = address_for_apps(&admin, &request);
-    let here = if is_only_here(&address) { &only_here(&admin) } else { "" };
+    let address = address_for_apps(admin, request);
+    let here = if is_only_here(&address.url) { &only_here(admin) } else { "" };
     let body = format!(
         "<p class=\"works\">It works</p><h1>{}</h1><p class=\"lead\">This is a Matrix homeserver: it keeps the chats of the \
 people who have an account here.</p>{}{}{here}{}",
         escaped(server),
         if has_accounts { "" } else { NO_ACCOUNT },
         log_in_steps(&address, None),
-        if has_accounts { accounts(&admin) } else { String::new() }
+        if has_accounts { accounts(admin) } else { String::new() }
     );
     Ok(page(&format!("{server} runs Snug"), server, &body))
 }

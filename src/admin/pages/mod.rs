@@ -7,10 +7,10 @@
 mod first_account;
 mod front;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
-use super::Admin;
-use crate::http::{Request, Response};
+use super::{Admin, error::Error};
+use crate::http::{ErrorResponse, Request, Response};
 use crate::matrix::id;
 
 pub use first_account::{FIRST_PATH, make, show};
@@ -34,18 +34,52 @@ fn page(title: &str, server: &str, body: &str) -> Response {
     Response::html(page, STYLE, SCRIPT)
 }
 
-/// The address of this server for an app: the public one when there is one, else the one that the browser has used.
-fn address_for_apps(admin: &Admin, request: &Request) -> String {
+/// The address of this server for an app.
+struct Address {
+    url: String,
+    /// The browser came through a proxy that does not say whether it encrypts: `https` is what most do.
+    is_guess: bool,
+}
+
+/// The public address when there is one, else the one that the browser has used.
+fn address_for_apps(admin: &Admin, request: &Request) -> Address {
+    let certain = |url: String| Address { url, is_guess: false };
+    if let Some(url) = &admin.public_url {
+        return certain(url.trim_end_matches('/').to_owned());
+    }
     // Not an address of this machine: a request without a host may come from anywhere.
-    let first = || format!("https://{}", admin.users.server());
-    match &admin.public_url {
-        Some(url) => url.trim_end_matches('/').to_owned(),
-        None => request.origin().unwrap_or_else(first),
+    let Some(url) = request.origin() else { return certain(format!("https://{}", admin.users.server())) };
+    let ports = admin.addresses.get().map(|known| known.apps.iter().map(SocketAddr::port).collect::<Vec<_>>());
+    match (url.strip_prefix("http://"), ports) {
+        (Some(host), Some(ports)) if is_of_a_proxy(host, &ports) => {
+            Address { url: format!("https://{host}"), is_guess: true }
+        }
+        _ => certain(url),
     }
 }
 
+/// Whether a host, as the browser named it, is that of a proxy: a name on the Internet without a port, where this server
+/// does not listen on port 80.
+fn is_of_a_proxy(host: &str, ports: &[u16]) -> bool {
+    const AT_HOME: [&str; 6] = [".local", ".localhost", ".lan", ".home", ".internal", ".home.arpa"];
+    let (name, port) = id::split_port(host);
+    let is_ip = name.starts_with('[') || name.parse::<IpAddr>().is_ok();
+    let is_at_home = !name.contains('.') || AT_HOME.iter().any(|end| name.ends_with(end));
+    port.is_none() && !is_ip && !is_at_home && !ports.contains(&80)
+}
+
+/// The page in place of an error that only an app can read.
+fn or_trouble(admin: &Admin, shown: Result<Response, Error>) -> Response {
+    let failed: ErrorResponse = match shown {
+        Ok(page) => return page,
+        Err(failed) => failed.into(),
+    };
+    let body = format!("<h1>That did not work</h1><p class=\"lead\">{}</p>", escaped(&failed.message));
+    page("That did not work", admin.users.server().as_str(), &body).with_status(failed.status)
+}
+
 /// The three steps from no app to being logged in. `user` is the name to log in with, when it is known.
-fn log_in_steps(address: &str, user: Option<&str>) -> String {
+fn log_in_steps(address: &Address, user: Option<&str>) -> String {
     let name = match user {
         Some(user) => format!(
             "Your user name is <strong>{}</strong>; the password is the one you have just chosen.",
@@ -53,18 +87,22 @@ fn log_in_steps(address: &str, user: Option<&str>) -> String {
         ),
         None => "With your user name and your password.".to_owned(),
     };
-    let scheme = match address.strip_prefix("http://") {
-        Some(_) => "<p class=\"hint\">The <code>http://</code> is part of it: without it an app tries https.</p>",
-        None => "",
+    let scheme = match address.url.starts_with("http://") {
+        true => "<p class=\"hint\">The <code>http://</code> is part of it: without it an app tries https.</p>",
+        false if address.is_guess => GUESS,
+        false => "",
     };
     format!(
         "<h2>Log in with an app</h2><ol><li><strong>Get a Matrix app</strong><p class=\"lead\">For example Element, \
 FluffyChat or Cinny, on a phone or a computer.</p></li><li><strong>Enter this server&#39;s address</strong><p class=\"lead\">The \
 app may offer another server first, such as matrix.org. Change that to:</p>{}{scheme}</li><li><strong>Log in</strong>\
 <p class=\"lead\">{name}</p></li></ol>",
-        copied("address", address)
+        copied("address", &address.url)
     )
 }
+
+const GUESS: &str = "<p class=\"hint\">The <code>https://</code> is a guess, since the proxy before this server does not say. Its owner makes \
+it certain with <code>public_url</code> in the config file.</p>";
 
 /// An address with a button that copies it. The script shows the button.
 fn copied(id: &str, address: &str) -> String {
@@ -101,4 +139,31 @@ fn escaped(text: &str) -> String {
         }
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Behind a proxy with TLS that is not told to the server, the page said `http://`.
+    #[test]
+    fn a_name_on_the_internet_without_a_port_is_that_of_a_proxy() {
+        for host in ["m.example.org", "example.org"] {
+            assert!(is_of_a_proxy(host, &[8008]), "{host}");
+        }
+        let others = [
+            "m.example.org:8008",
+            "192.168.1.20",
+            "[fd00::2]",
+            "nas",
+            "nas.local",
+            "nas.lan",
+            "nas.home.arpa",
+            "localhost",
+        ];
+        for host in others {
+            assert!(!is_of_a_proxy(host, &[8008]), "{host}");
+        }
+        assert!(!is_of_a_proxy("m.example.org", &[8008, 80]));
+    }
 }

@@ -32,15 +32,27 @@ fn configured(config: &Config) -> impl Iterator<Item = &SocketAddr> {
 /// A stopped server must find its ports free.
 pub fn free(config: &Config, report: &mut Report) {
     for address in configured(config) {
-        match TcpListener::bind(address) {
-            Ok(_) => report.good(format!("{address} is free.")),
-            Err(error) if error.kind() == ErrorKind::AddrInUse => {
-                report.bad(format!("{address} is in use by another program."));
-            }
-            Err(error) => report.bad(format!("{address} cannot be opened: {error}.")),
+        match is_free(*address, &|address| TcpListener::bind(address).map(drop)) {
+            Ok(free) => report.good(free),
+            Err(taken) => report.bad(taken),
         }
     }
     reached(config, &config.listen, report);
+}
+
+/// Whether an address can be opened, as the server would do it.
+fn is_free(address: SocketAddr, open: &dyn Fn(SocketAddr) -> std::io::Result<()>) -> Result<String, String> {
+    let Err(error) = open(address) else { return Ok(format!("{address} is free.")) };
+    match serve::ports::instead(address, &error).map(|plain| (plain, open(plain))) {
+        Some((plain, Ok(()))) => {
+            Ok(format!("{plain} is free; {address} means the same on this machine, which has no IPv6."))
+        }
+        Some((plain, Err(other))) if other.kind() == ErrorKind::AddrInUse => {
+            Err(format!("{plain} is in use by another program, and {address} cannot be opened: {error}."))
+        }
+        _ if error.kind() == ErrorKind::AddrInUse => Err(format!("{address} is in use by another program.")),
+        _ => Err(format!("{address} cannot be opened: {error}.")),
+    }
 }
 
 /// A running server must answer on its ports. They may be others than those of the config.
@@ -109,4 +121,24 @@ fn from_here(address: SocketAddr) -> SocketAddr {
         ip => ip,
     };
     SocketAddr::new(ip, address.port())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `[::]` was reported as wrong on a machine without IPv6, where the server starts.
+    #[test]
+    fn everywhere_is_ipv4_alone_on_a_machine_without_ipv6() {
+        let without_six = |address: SocketAddr| match address.is_ipv6() {
+            true => Err(std::io::Error::from(ErrorKind::Unsupported)),
+            false => Ok(()),
+        };
+        let said = is_free("[::]:8008".parse().unwrap(), &without_six).unwrap();
+        assert!(said.contains("0.0.0.0:8008 is free") && said.contains("no IPv6"), "{said}");
+        assert!(is_free("[fd00::1]:8008".parse().unwrap(), &without_six).is_err());
+        let taken = |_| Err(std::io::Error::from(ErrorKind::AddrInUse));
+        let said = is_free("[::]:8008".parse().unwrap(), &taken).unwrap_err();
+        assert_eq!(said, "[::]:8008 is in use by another program.");
+    }
 }
