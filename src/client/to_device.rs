@@ -2,7 +2,7 @@
 //!
 //! An app's library puts as many messages into one request as there are devices: 250 of them are 600 KB. A body that is longer
 //! than other requests may be goes to a scratch file as it comes. Once complete it is taken apart into a second file, message
-//! by message, and only then are the messages sent, a batch at a time.
+//! by message; all of them are checked, and only then are they sent, a batch at a time.
 
 use std::cell::Cell;
 use std::fmt;
@@ -18,7 +18,7 @@ use super::{Client, Error, auth, rates};
 use crate::base;
 use crate::budget::spill::{BUFFER_BYTES, Spill, SpillError, SpillReader};
 use crate::http::{ErrorResponse, Request, Response, StatusCode};
-use crate::user::Messages;
+use crate::user::{Messages, Txn};
 
 /// Sixty messages of the largest size, or some 1,700 of those that an app sends to share a room's keys.
 const BODY_BYTES_MAX: u64 = 4 << 20;
@@ -39,28 +39,40 @@ struct Body {
 ///
 /// 400 `M_INVALID_PARAM` when the event type is too long or a message is nested too deeply; 400 `M_BAD_JSON` when a
 /// message is no object or has no canonical form; 413 `M_TOO_LARGE` when the body, a message, or its copies for all devices,
-/// are too long; 503 `M_RESOURCE_LIMIT_EXCEEDED` when a long body finds the disk full.
+/// are too long, or there are too many; 503 `M_RESOURCE_LIMIT_EXCEEDED` when a long body finds the disk full.
 pub async fn send(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let requester = auth::requester(&client, &request).await?;
     request.limit_user(&rates::TO_DEVICE, requester.user_id.as_str())?;
     let (kind, txn) = (request.param("event_type").to_owned(), request.param("txn_id").to_owned());
     if request.content_length().is_none_or(|length| length <= client.budget.size("request_body_max")) {
         let body: Body = request.json().await?;
-        client.users.send_to_device(&requester, &kind, &txn, body.messages).await?;
+        client.users.send_to_device(&requester, &kind, Txn::whole(txn), body.messages).await?;
         return Ok(Response::ok());
     }
     let _grant = request.pay(WORK_BYTES).await?;
     let body = receive(&client, request).await?;
     let scratch = scratch(&client)?;
     let mut messages = base::blocking(move || take_apart(body, scratch)).await?;
-    // The same body again makes the same batches, so each is known by its number.
-    for number in 0u64.. {
+    // The whole first, so that a message that is refused keeps all of them from being sent.
+    for part in 0.. {
         let (read, batch) = base::blocking(move || next_batch(messages)).await?;
         messages = read;
         if batch.is_empty() {
             break;
         }
-        client.users.send_to_device(&requester, &kind, &format!("{txn}\n{number}"), batch).await?;
+        client.users.check_to_device(&kind, part, batch).await?;
+    }
+    messages.rewind().map_err(not_kept)?;
+    // The same body again makes the same batches, so each is known by its number: what ends in between goes on where it
+    // ended, when the app repeats it.
+    for part in 0.. {
+        let (read, batch) = base::blocking(move || next_batch(messages)).await?;
+        messages = read;
+        if batch.is_empty() {
+            break;
+        }
+        let txn = Txn { id: txn.clone(), part: Some(part) };
+        client.users.send_to_device(&requester, &kind, txn, batch).await?;
     }
     Ok(Response::ok())
 }

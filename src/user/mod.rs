@@ -32,7 +32,7 @@ pub use device::key_claim::Claims;
 pub use device::key_query::{Answered, Viewer};
 pub use device::keys::Upload as KeyUpload;
 pub use device::remote_list::News;
-pub use device::to_device::Messages;
+pub use device::to_device::{Messages, Txn};
 pub use settings::push_rules::NewRule;
 pub use sync::UserSync;
 

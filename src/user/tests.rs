@@ -225,7 +225,7 @@ async fn nothing_is_kept_for_others_where_there_are_none() {
         let town = town_that(Budget::for_tests(), |options| options.enabled = enabled);
         let alice = town.person("alice").await;
         let messages = serde_json::from_value(json!({ "@far:far.test": { "*": { "secret": 1 } } })).unwrap();
-        town.users.send_to_device(&alice, "com.example", "1", messages).await.unwrap();
+        town.users.send_to_device(&alice, "com.example", Txn::whole("1"), messages).await.unwrap();
         let mut rows = 0;
         outbox::list_after(&town.users.0.parts.store.read().unwrap(), Position(0), &mut |_, _| {
             rows += 1;
@@ -397,7 +397,7 @@ async fn messages_for_one_server_are_cut_into_units() {
     let devices: std::collections::BTreeMap<_, _> = (0..20).map(|n| (format!("D{n}"), content())).collect();
     for _ in 0..2 {
         let messages: Messages = [(there.clone(), devices.clone())].into();
-        town.users.send_to_device(&alice, "m.x", "txn", messages).await.unwrap();
+        town.users.send_to_device(&alice, "m.x", Txn::whole("txn"), messages).await.unwrap();
     }
     let mut units = 0;
     let get = town.users.0.parts.store.read().unwrap();
@@ -413,6 +413,39 @@ async fn messages_for_one_server_are_cut_into_units() {
     assert_eq!(units, 5, "four devices a unit, and the repeated transaction sent nothing");
 }
 
+/// The parts of one long request pushed out the names of the requests before it, whose repetition was sent again.
+#[tokio::test]
+async fn a_long_request_is_known_by_its_last_part_and_forgets_no_other() {
+    let town = town();
+    let alice = town.person("alice").await;
+    let sent = async |txn: Txn| {
+        let messages = serde_json::from_str::<Messages>(r#"{"@bob:there.test":{"D":{"a":1}}}"#).unwrap();
+        let count = || {
+            let (mut count, get) = (0, town.users.0.parts.store.read().unwrap());
+            crate::store::tables::server::outbox::list_after(&get, Position(0), &mut |_, _| {
+                count += 1;
+                Ok(std::ops::ControlFlow::Continue(()))
+            })
+            .unwrap();
+            count
+        };
+        let before: usize = count();
+        town.users.send_to_device(&alice, "m.x", txn, messages).await.unwrap();
+        count() - before
+    };
+    assert_eq!(sent(Txn::whole("short")).await, 1);
+    for long in ["a", "b"] {
+        for part in 0..50 {
+            assert_eq!(sent(Txn { id: long.to_owned(), part: Some(part) }).await, 1, "{long} {part}");
+        }
+    }
+    assert_eq!(sent(Txn::whole("short")).await, 0);
+    // Repeated, each goes on where it ended.
+    for (part, count) in [(0, 0), (20, 0), (49, 0), (50, 1), (50, 0)] {
+        assert_eq!(sent(Txn { id: "a".to_owned(), part: Some(part) }).await, count, "{part}");
+    }
+}
+
 /// An app's to-device message for a remote user, nested 200 deep, was a panic in the writer.
 #[tokio::test]
 async fn a_message_for_another_server_is_as_deep_as_its_app_likes() {
@@ -423,7 +456,7 @@ async fn a_message_for_another_server_is_as_deep_as_its_app_likes() {
         let content = serde_json::value::RawValue::from_string(nested(levels)).unwrap();
         let devices = std::collections::BTreeMap::from([("D".to_owned(), content)]);
         let messages: Messages = [("@bob:there.test".try_into().unwrap(), devices)].into();
-        town.users.send_to_device(&alice, "m.x", txn, messages).await
+        town.users.send_to_device(&alice, "m.x", Txn::whole(txn), messages).await
     };
     send("a", 200).await.unwrap();
     send("b", 800).await.unwrap();
@@ -442,11 +475,11 @@ async fn a_message_for_another_server_is_as_deep_as_its_app_likes() {
     let odd = |text: &str| {
         serde_json::from_str::<Messages>(&format!(r#"{{"@bob:there.test":{{"D":{{"a":{text}}}}}}}"#)).unwrap()
     };
-    let refused = town.users.send_to_device(&alice, "m.x", "d", odd(r#""\ud800""#)).await;
+    let refused = town.users.send_to_device(&alice, "m.x", Txn::whole("d"), odd(r#""\ud800""#)).await;
     assert!(matches!(refused, Err(Error::Bad { errcode: "M_BAD_JSON", .. })), "{refused:?}");
-    town.users.send_to_device(&alice, "m.x", "e", odd("1.5")).await.unwrap();
+    town.users.send_to_device(&alice, "m.x", Txn::whole("e"), odd("1.5")).await.unwrap();
     let no_object = serde_json::from_str::<Messages>(r#"{"@bob:there.test":{"D":"text"}}"#).unwrap();
-    let refused = town.users.send_to_device(&alice, "m.x", "f", no_object).await;
+    let refused = town.users.send_to_device(&alice, "m.x", Txn::whole("f"), no_object).await;
     assert!(matches!(refused, Err(Error::Bad { errcode: "M_BAD_JSON", .. })), "{refused:?}");
 }
 
@@ -522,7 +555,7 @@ async fn what_friends_sent_to_a_sleeping_device_stays() {
     };
     let text = serde_json::value::to_raw_value(&json!({ "n": 0 })).unwrap();
     let messages: Messages = [(alice.user_id.clone(), [("DEVICE".to_owned(), text)].into())].into();
-    town.users.send_to_device(&bob, "m.x", "1", messages).await.unwrap();
+    town.users.send_to_device(&bob, "m.x", Txn::whole("1"), messages).await.unwrap();
     for sender in ["@friend:big.test", "@beside:big.test", "@once:far.test", "@eve:a.evil.test"] {
         receive(sender, 0, 10).await;
     }
@@ -572,7 +605,7 @@ async fn messages_to_devices_are_short_and_so_are_their_copies() {
         let login = Login { device_id: Some(format!("D{n}")), ..Login::default() };
         town.users.login(&alice.user_id, login).await.unwrap();
     }
-    let send = async |messages| town.users.send_to_device(&alice, "m.x", "txn", messages).await;
+    let send = async |messages| town.users.send_to_device(&alice, "m.x", Txn::whole("txn"), messages).await;
     assert!(matches!(send(to(1, 64 << 10)).await, Err(Error::TooLarge(_))));
     assert!(matches!(send(to(40, 60 << 10)).await, Err(Error::TooLarge(_))));
     assert_eq!(waiting(), 0);
@@ -604,7 +637,7 @@ async fn a_token_from_the_future_takes_no_messages_away() {
     let alice = town.person("alice").await;
     let content = serde_json::value::to_raw_value(&json!({ "secret": 1 })).unwrap();
     let messages: Messages = [(alice.user_id.clone(), [(alice.device_id.clone(), content)].into())].into();
-    town.users.send_to_device(&alice, "m.x", "txn", messages).await.unwrap();
+    town.users.send_to_device(&alice, "m.x", Txn::whole("txn"), messages).await.unwrap();
     let waiting = || {
         let get = town.users.0.parts.store.read().unwrap();
         let mut waiting = 0;

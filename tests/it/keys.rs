@@ -104,6 +104,34 @@ async fn messages_to_devices_arrive_once() {
     assert_eq!(later.pointer("/to_device/events").map_or(0, |events| events.as_array().unwrap().len()), 0);
 }
 
+/// Of a long request the first parts were sent before a later one was refused.
+#[tokio::test]
+async fn of_a_long_request_all_messages_are_sent_or_none() {
+    let house = TestServer::start_under("pi-zero-2w").await;
+    let (alice, bob) = (house.register("alice").await, house.register("bob").await);
+    let mut devices = serde_json::Map::new();
+    devices.insert(bob.device.clone(), json!({ "hello": "bob" }));
+    devices.extend((0..15).map(|n| (format!("other{n:02}"), json!({ "text": "x".repeat(60_000) }))));
+    let deep = (0..1_000).fold(json!(1), |inner, _| json!({ "a": inner }));
+    devices.insert("zz".to_owned(), deep);
+    assert!(devices.keys().next() == Some(&bob.device) && devices.keys().next_back().unwrap() == "zz");
+    let sent = async |devices: &serde_json::Map<String, Value>| {
+        let body = json!({ "messages": { &bob.id: devices } });
+        let answer = house.put("/sendToDevice/org.example/1", &alice, body).await;
+        let sync = house.get("/sync?timeout=0", &bob).await.ok();
+        (answer, sync.pointer("/to_device/events").map_or(0, |events| events.as_array().unwrap().len()))
+    };
+    let (answer, count) = sent(&devices).await;
+    answer.refused(400, "M_INVALID_PARAM");
+    assert_eq!(count, 0);
+    devices.remove("zz");
+    for _ in 0..2 {
+        let (answer, count) = sent(&devices).await;
+        answer.ok();
+        assert_eq!(count, 1);
+    }
+}
+
 /// A phone on a poor line never got through: all that waited was in one answer, and each try began at its beginning.
 #[tokio::test]
 async fn many_messages_to_a_device_come_a_few_at_a_time() {

@@ -30,6 +30,51 @@ const COPIES_BYTES_MAX: usize = 2 << 20;
 /// The number of rows dropped in one write.
 const DROPPED_PER_WRITE: usize = 500;
 
+/// The parts of one long request.
+const PARTS_MAX: u32 = 64;
+
+/// The name of a request, by which its repetition is known.
+#[derive(Debug, Clone)]
+pub struct Txn {
+    pub id: String,
+    /// Of a long request that is sent in parts: which one this is, from 0 on. All together are remembered as one, so the
+    /// same request must be cut in the same way again.
+    pub part: Option<u32>,
+}
+
+impl Txn {
+    /// The name of a request that is sent at once.
+    pub fn whole(id: impl Into<String>) -> Txn {
+        Txn { id: id.into(), part: None }
+    }
+
+    fn named(&self, part: Option<u32>) -> String {
+        match part {
+            Some(number) => format!("{}\n{number}", self.id),
+            None => self.id.clone(),
+        }
+    }
+
+    /// Whether this, or a later part of the same request, was sent already.
+    fn is_seen(&self, get: &impl Get, sender: &Requester, kind: &str) -> Result<bool, Error> {
+        let seen = |part| to_device::txn_seen(get, sender.user_num, &sender.device_id, kind, &self.named(part));
+        let Some(number) = self.part else { return Ok(seen(None)?) };
+        for part in number..PARTS_MAX {
+            if seen(Some(part))? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// A part takes the place of the one before it: a long request forgets no others.
+    fn note(&self, w: &mut Write<'_>, sender: &Requester, kind: &str) -> Result<(), Error> {
+        let before = self.part.and_then(|part| part.checked_sub(1)).map(|before| self.named(Some(before)));
+        let name = self.named(self.part);
+        Ok(to_device::note_txn(w, sender.user_num, &sender.device_id, kind, &name, before.as_deref())?)
+    }
+}
+
 /// User → device id or `*` → content.
 pub type Messages = BTreeMap<OwnedUserId, BTreeMap<String, Box<RawValue>>>;
 
@@ -71,45 +116,36 @@ struct Received {
 }
 
 impl Users {
+    /// Whether a part of a long request would be refused. All parts are asked about before any is sent.
+    pub async fn check_to_device(&self, kind: &str, part: u32, messages: Messages) -> Result<(), Error> {
+        check(kind, &messages)?;
+        if part >= PARTS_MAX {
+            return Err(Error::TooLarge("These are too many to-device messages for one request".to_owned()));
+        }
+        let server = self.server().to_owned();
+        self.read(move |get| check_copies(get, &of_server(messages, &server).0)).await
+    }
+
     /// Queues messages for local devices, and sends the others to the servers of their users. A known transaction id
     /// changes nothing.
     pub async fn send_to_device(
         &self,
         requester: &Requester,
         kind: &str,
-        txn: &str,
+        txn: Txn,
         messages: Messages,
     ) -> Result<(), Error> {
-        if kind.len() > TYPE_BYTES_MAX {
-            return Err(Error::invalid("This event type is too long"));
-        }
-        if messages.values().flat_map(BTreeMap::values).any(|content| content.get().len() > CONTENT_BYTES_MAX) {
-            return Err(Error::TooLarge(format!("A to-device message may have {CONTENT_BYTES_MAX} bytes at most")));
-        }
-        if messages.values().flat_map(BTreeMap::values).any(|content| !content.get().starts_with('{')) {
-            return Err(Error::bad("M_BAD_JSON", "A message to a device is an object"));
-        }
-        if messages.values().flat_map(BTreeMap::values).any(|content| is_too_deep(content)) {
-            return Err(Error::invalid("A to-device message is nested too deeply"));
-        }
-        // Content without a canonical form cannot be signed for another server, and may break readers of a sync.
-        for content in messages.values().flat_map(BTreeMap::values) {
-            json::canonical(content.get().as_bytes(), Mode::Lenient)
-                .map_err(|reject| Error::Bad { errcode: "M_BAD_JSON", message: reject.to_string() })?;
-        }
-        let (requester, kind, txn) = (requester.clone(), kind.to_owned(), txn.to_owned());
+        check(kind, &messages)?;
+        let (requester, kind) = (requester.clone(), kind.to_owned());
         let (server, random) = (self.server().to_owned(), self.0.parts.random.clone());
         let has_others = self.0.parts.remote.is_enabled();
         self.write(move |w| {
-            if to_device::txn_seen(w, requester.user_num, &requester.device_id, &kind, &txn)? {
+            if txn.is_seen(w, &requester, &kind)? {
                 return Ok(());
             }
-            let (here, elsewhere): (Messages, Messages) =
-                messages.into_iter().partition(|(user, _)| user.server_name() == server);
-            if copies_bytes(w, &here)? > COPIES_BYTES_MAX {
-                return Err(Error::TooLarge("The to-device messages of this request are too long together".to_owned()));
-            }
-            to_device::note_txn(w, requester.user_num, &requester.device_id, &kind, &txn)?;
+            let (here, elsewhere) = of_server(messages, &server);
+            check_copies(w, &here)?;
+            txn.note(w, &requester, &kind)?;
             let mut post = Post::new(&kind, &requester.user_id);
             let from = Sender::new(w, Circle::Near, requester.user_id.as_str(), "");
             for (user_id, devices) in &here {
@@ -283,6 +319,40 @@ fn circles(get: &impl Get, received: &Received) -> Result<HashMap<UserNum, Circl
 /// A local user; none for other users.
 fn local(get: &impl Get, user_id: &str) -> Result<Option<UserNum>, Error> {
     Ok(user::num(get, user_id)?.filter(|num| user::is_local(get, *num).unwrap_or(false)))
+}
+
+/// What can be said about messages without looking at their devices.
+fn check(kind: &str, messages: &Messages) -> Result<(), Error> {
+    if kind.len() > TYPE_BYTES_MAX {
+        return Err(Error::invalid("This event type is too long"));
+    }
+    for content in messages.values().flat_map(BTreeMap::values) {
+        if content.get().len() > CONTENT_BYTES_MAX {
+            return Err(Error::TooLarge(format!("A to-device message may have {CONTENT_BYTES_MAX} bytes at most")));
+        }
+        if !content.get().starts_with('{') {
+            return Err(Error::bad("M_BAD_JSON", "A message to a device is an object"));
+        }
+        if is_too_deep(content) {
+            return Err(Error::invalid("A to-device message is nested too deeply"));
+        }
+        // Content without a canonical form cannot be signed for another server, and may break readers of a sync.
+        json::canonical(content.get().as_bytes(), Mode::Lenient)
+            .map_err(|reject| Error::Bad { errcode: "M_BAD_JSON", message: reject.to_string() })?;
+    }
+    Ok(())
+}
+
+/// The messages for users of this server, and the others.
+fn of_server(messages: Messages, server: &ServerName) -> (Messages, Messages) {
+    messages.into_iter().partition(|(user, _)| user.server_name() == server)
+}
+
+fn check_copies(get: &impl Get, here: &Messages) -> Result<(), Error> {
+    match copies_bytes(get, here)? > COPIES_BYTES_MAX {
+        true => Err(Error::TooLarge("The to-device messages of this request are too long together".to_owned())),
+        false => Ok(()),
+    }
 }
 
 /// The bytes that messages take in the queues of their devices.

@@ -17,8 +17,7 @@ use crate::store::schema::{
 };
 use crate::store::{Error, Get, Position, Result, UserNum, Write, tables};
 
-/// Transaction ids remembered for one device. A client repeats a request within its next few, and the longest request is
-/// some forty batches, each with an id of its own.
+/// Transaction ids remembered for one device. A client repeats a request within its next few.
 const TXNS_KEPT: usize = 64;
 
 /// Message ids of one other server that are recognised when they come again: a whole transaction and more, 8 bytes each.
@@ -251,11 +250,24 @@ pub fn txn_seen(get: &impl Get, user: UserNum, device_id: &str, kind: &str, txn:
     Ok(seen.chunks_exact(hash.len()).any(|one| one == &hash[..]))
 }
 
-/// Remembers a transaction id, forgetting the oldest beyond the number kept.
-pub fn note_txn(w: &mut Write<'_>, user: UserNum, device_id: &str, kind: &str, txn: &str) -> Result<()> {
+/// Remembers a transaction id, forgetting the oldest beyond the number kept, or the one whose place it takes.
+pub fn note_txn(
+    w: &mut Write<'_>,
+    user: UserNum,
+    device_id: &str,
+    kind: &str,
+    txn: &str,
+    instead_of: Option<&str>,
+) -> Result<()> {
     let hash = w.hash128(&[kind.as_bytes(), b"\0", txn.as_bytes()]);
     let row = device::prefix(user, device_id);
     let mut seen = w.get(&TO_DEVICE_TXN, &row)?.unwrap_or_default();
+    if let Some(before) = instead_of {
+        let before = w.hash128(&[kind.as_bytes(), b"\0", before.as_bytes()]);
+        if let Some(at) = seen.chunks_exact(hash.len()).position(|one| one == &before[..]) {
+            seen.drain(at * hash.len()..(at + 1) * hash.len());
+        }
+    }
     let too_many = (seen.len() + hash.len()).saturating_sub(TXNS_KEPT * hash.len());
     seen.drain(..too_many);
     seen.extend_from_slice(&hash[..]);
