@@ -1,7 +1,7 @@
 //! How often one user or address may do what.
 //!
 //! A rate is for one thing, so that no app is refused one for having done much of another. Reading has no rate, unless
-//! it needs no access token or makes this server ask another one.
+//! it needs no access token, makes this server ask another one, or looks at very much.
 
 use crate::http::{AttemptRates, Rate};
 
@@ -40,6 +40,8 @@ pub const UPLOAD: Rate = Rate { name: "uploads", per_second: 2.0, burst: 50.0 };
 pub const FETCH: Rate = Rate { name: "files from elsewhere", per_second: 10.0, burst: 100.0 };
 /// History that another server is asked for, by user.
 pub const HISTORY: Rate = Rate { name: "history from elsewhere", per_second: 10.0, burst: 100.0 };
+/// Searches for people, by user: an app asks while a name is typed, and each looks at thousands of members.
+pub const FIND: Rate = Rate { name: "searches for people", per_second: 5.0, burst: 50.0 };
 /// Other questions that make this server ask another one, by user, or by address without an access token: directories,
 /// profiles, keys.
 pub const ASK: Rate = Rate { name: "questions to other servers", per_second: 10.0, burst: 100.0 };

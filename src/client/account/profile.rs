@@ -17,7 +17,7 @@ const FOUND_MAX: usize = 50;
 /// GET /_matrix/client/v3/profile/{user_id}
 ///
 /// 404 `M_NOT_FOUND` when there is no such user, or the other server refuses; 502 `M_UNKNOWN` when the other server
-/// gives no usable answer.
+/// gives no usable answer, and the user with the access token shares no room with that user.
 pub async fn get(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     let (profile, _paid) = profile(&client, &request).await?;
     Ok(Response::json(&profile))
@@ -26,7 +26,7 @@ pub async fn get(client: Arc<Client>, request: Request) -> Result<Response, Erro
 /// GET /_matrix/client/v3/profile/{user_id}/{field}
 ///
 /// 404 `M_NOT_FOUND` when there is no such user or field, or the other server refuses; 502 `M_UNKNOWN` when the other
-/// server gives no usable answer.
+/// server gives no usable answer, and the user with the access token shares no room with that user.
 pub async fn get_field(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     let (mut profile, _paid) = profile(&client, &request).await?;
     let field = request.param("field");
@@ -41,10 +41,13 @@ pub async fn get_field(client: Arc<Client>, request: Request) -> Result<Response
 
 async fn profile(client: &Client, request: &Request) -> Result<(Map<String, Value>, Option<Grant>), Error> {
     let user_id: OwnedUserId = request.param_as("user_id")?;
-    if user_id.server_name() != client.users.server() {
-        request.limit(&rates::ASK)?;
+    if user_id.server_name() == client.users.server() {
+        return Ok(client.users.profile(&user_id, None).await?);
     }
-    Ok(client.users.profile(&user_id).await?)
+    request.limit(&rates::ASK)?;
+    // A token is not needed, so that a wrong one does no harm.
+    let viewer = auth::maybe(client, request).await.ok().flatten();
+    Ok(client.users.profile(&user_id, viewer.map(|viewer| viewer.user_num)).await?)
 }
 
 /// PUT /_matrix/client/v3/profile/{user_id}/{field}
@@ -82,6 +85,7 @@ struct SearchBody {
 /// POST /_matrix/client/v3/user_directory/search
 pub async fn search(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let requester = auth::requester(&client, &request).await?;
+    request.limit_user(&rates::FIND, requester.user_id.as_str())?;
     let body: SearchBody = request.json().await?;
     let most = body.limit.unwrap_or(10).clamp(1, FOUND_MAX);
     let (results, limited) = client.users.search(requester.user_num, &body.search_term, most).await?;

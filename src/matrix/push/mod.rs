@@ -39,9 +39,15 @@ pub struct Flat {
 impl Flat {
     pub fn new(event: &Event) -> Flat {
         let text = String::from_utf8(Matchable::text(event.to_federation())).unwrap_or_default();
-        let raw = Raw::<()>::from_json_string(text).unwrap_or_else(|_| Raw::from_json(RawValue::NULL.to_owned()));
-        Flat { flat: FlattenedJson::from_raw(&raw), sender: event.sender().to_owned() }
+        Flat { flat: flattened(text), sender: event.sender().to_owned() }
     }
+}
+
+/// A text that cannot be parsed, such as one with half of a surrogate pair, has no members: no rule about them matches.
+fn flattened(text: String) -> FlattenedJson {
+    let is_json = serde_json::from_str::<serde_json::Value>(&text).is_ok();
+    let raw = Some(text).filter(|_| is_json).and_then(|text| Raw::<()>::from_json_string(text).ok());
+    FlattenedJson::from_raw(&raw.unwrap_or_else(|| Raw::from_json(RawValue::NULL.to_owned())))
 }
 
 /// The members of an event that rules can match, within the bounds above: the event's author chose its depth and width,
@@ -312,5 +318,14 @@ mod tests {
         let user = <&UserId>::try_from("@b:x").unwrap();
         let outcome = evaluate(&default_rules(user), &Flat::new(&event), &Room::new(&event, 2, None), user, "Bea");
         assert_eq!(outcome, Outcome::default());
+    }
+
+    /// Half of a surrogate pair, in an event of a damaged page, was a panic.
+    #[test]
+    fn a_text_that_cannot_be_parsed_has_no_members() {
+        for text in [r#"{"a":"\ud800"}"#, r#"{"\ud800":1}"#, r#"{"a":1e999}"#, "{", ""] {
+            assert!(super::flattened(text.to_owned()).get("a").is_none(), "{text}");
+        }
+        assert_eq!(super::flattened(r#"{"a":"\ud83d\ude00"}"#.to_owned()).get_str("a"), Some("\u{1f600}"));
     }
 }

@@ -5,6 +5,7 @@
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 
+use ruma::UserId;
 use serde_json::{Map, Value};
 
 use crate::matrix::json;
@@ -73,6 +74,29 @@ impl Users {
     }
 }
 
+impl Users {
+    /// The name and picture that another user has in the rooms of a local user, by the newest membership; none when they
+    /// share no room. Bounded by the rooms of the local user.
+    pub(super) async fn profile_in_rooms(
+        &self,
+        viewer: UserNum,
+        user_id: &UserId,
+    ) -> Result<Option<Map<String, Value>>, Error> {
+        let user_id = user_id.to_owned();
+        self.read(move |get| {
+            let Some(num) = user::num(get, user_id.as_str())? else { return Ok(None) };
+            let mut newest = None;
+            for room in sharing::rooms(get, viewer)? {
+                if let Some((Membership::Join, event)) = member::get(get, room, num)? {
+                    newest = newest.max(Some((event::row_of(get, event)?.origin_server_ts, event)));
+                }
+            }
+            newest.map(|(_, event)| shown_in(get, event)).transpose()
+        })
+        .await
+    }
+}
+
 /// Rooms, the smallest first: people look for those they know.
 fn by_size(get: &impl Get, rooms: Vec<RoomNum>) -> Result<Vec<RoomNum>, Error> {
     let mut sized = Vec::with_capacity(rooms.len());
@@ -106,10 +130,10 @@ fn public_rooms(get: &impl Get, shared: &[RoomNum]) -> Result<Vec<RoomNum>, Erro
     Ok(public)
 }
 
-/// The name and picture of a membership.
 /// The longest name or avatar address that is shown; servers elsewhere choose its length.
 const SHOWN_BYTES_MAX: usize = 1_000;
 
+/// The name and picture of a membership.
 fn shown_in(get: &impl Get, member: EventNum) -> Result<Map<String, Value>, Error> {
     let body = event::shown(get, &event::row_of(get, member)?)?;
     let content = json::read::get(&body, "content").unwrap_or(b"{}");
@@ -161,7 +185,7 @@ mod tests {
     use crate::store::tables::room::event_row::{Flags, Id, Row};
     use crate::store::tables::room::user_room::{self, Mine};
     use crate::store::{BodyNum, Position, Write};
-    use crate::user::tests::town;
+    use crate::user::tests::{town, town_that};
     use serde_json::json;
 
     /// A room with one member of another server, called `name`.
@@ -228,5 +252,36 @@ mod tests {
         let expected = [("@x:far.test", "Robert"), ("@y:far.test", "Roberta")];
         let expected = expected.map(|(id, name)| json!({ "user_id": id, "display_name": name }));
         assert_eq!((found, limited), (expected.to_vec(), false));
+    }
+
+    /// At home without the Internet, an app could not show the name of a person whose messages it had.
+    #[tokio::test]
+    async fn people_elsewhere_have_the_name_of_a_shared_room_while_their_server_does_not_answer() {
+        let town = town_that(crate::budget::Budget::for_tests(), |options| {
+            options.overrides = vec![("far.test".to_owned(), "127.0.0.1:1".to_owned())];
+        });
+        let (anna, bert) = (town.person("anna").await, town.person("bert").await);
+        let who = anna.user_num;
+        let made = town.users.write(move |w| {
+            let shared = room_with(w, "!shared:here.test", "@x:far.test", "Robert", "invite")?;
+            let mine = Mine {
+                membership: Membership::Join,
+                since: Position(1),
+                event: None,
+                forgotten: false,
+                outside: false,
+                before: None,
+                left_at: None,
+            };
+            Ok(user_room::set_mine(w, who, shared, &mine)?)
+        });
+        made.await.unwrap();
+        let profile = async |user: &str, viewer| town.users.profile(user.try_into().unwrap(), viewer).await;
+        let (shown, _) = profile("@x:far.test", Some(who)).await.unwrap();
+        assert_eq!(Value::from(shown), json!({ "displayname": "Robert" }));
+        for (user, viewer) in [("@x:far.test", None), ("@x:far.test", Some(bert.user_num)), ("@y:far.test", Some(who))]
+        {
+            assert!(matches!(profile(user, viewer).await, Err(Error::Remote(_))), "{user}");
+        }
     }
 }

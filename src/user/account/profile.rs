@@ -6,7 +6,8 @@ use ruma::UserId;
 use serde_json::{Map, Value};
 
 use crate::budget::{Grant, parsed_bytes_max};
-use crate::remote::{Options, encode};
+use crate::remote::{Failed, Options, encode};
+use crate::store::UserNum;
 use crate::store::tables::user::{self, Standing};
 use crate::user::lookup;
 use crate::user::{Error, Users};
@@ -20,17 +21,35 @@ const PARSED_BYTES_MAX: u64 = 128 << 10;
 
 impl Users {
     /// A user's profile. For a remote user it is asked of that user's server, and comes with the grant that pays for
-    /// it.
-    pub async fn profile(&self, user_id: &UserId) -> Result<(Map<String, Value>, Option<Grant>), Error> {
+    /// it. When that server gives no usable answer, it is the name and picture in a room that `viewer` shares with them.
+    pub async fn profile(
+        &self,
+        user_id: &UserId,
+        viewer: Option<UserNum>,
+    ) -> Result<(Map<String, Value>, Option<Grant>), Error> {
         if user_id.server_name() == self.server() {
             return Ok((self.local_profile(user_id).await?, None));
         }
+        let failed = match self.ask_profile(user_id).await {
+            Ok((profile, paid)) => return Ok((profile, Some(paid))),
+            Err(failed) => failed,
+        };
+        if !failed.is_refusal()
+            && failed.own_refusal().is_none()
+            && let Some(viewer) = viewer
+            && let Some(shown) = self.profile_in_rooms(viewer, user_id).await?
+        {
+            return Ok((shown, None));
+        }
+        Err(failed.into())
+    }
+
+    async fn ask_profile(&self, user_id: &UserId) -> Result<(Map<String, Value>, Grant), Failed> {
         let server = user_id.server_name();
         let target = format!("/_matrix/federation/v1/query/profile?user_id={}", encode(user_id.as_str()));
         let options = Options { max_bytes: PROFILE_BYTES_MAX as u64 * 2, ..Options::insisting() };
         let answer = self.0.parts.remote.request(server, http::Method::GET, &target, None, options).await?;
-        let (profile, paid) = answer.json()?;
-        Ok((profile, Some(paid)))
+        answer.json()
     }
 
     /// A local user's profile; `NotFound` when there is no such account.
