@@ -71,6 +71,28 @@ impl Chunks for OneChunk {
     }
 }
 
+/// An answer whose first piece is made already.
+pub fn begun(first: Vec<u8>, rest: impl Chunks) -> impl Chunks {
+    Begun { first: Some(first), rest }
+}
+
+struct Begun<C> {
+    first: Option<Vec<u8>>,
+    rest: C,
+}
+
+impl<C: Chunks> Chunks for Begun<C> {
+    fn next(&mut self, out: &mut Vec<u8>) -> Result<bool, ChunkError> {
+        match self.first.take() {
+            Some(mut first) => {
+                out.append(&mut first);
+                Ok(true)
+            }
+            None => self.rest.next(out),
+        }
+    }
+}
+
 /// A long answer from code that writes from top to bottom and pauses after each item.
 ///
 /// `write` gets a [`ChunkWriter`] and calls [`ChunkWriter::pause`] after every item. Nothing else may be awaited in it,

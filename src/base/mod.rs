@@ -1,10 +1,12 @@
 //! The ground everything stands on: time, randomness, work that may block, panics that end where they are caught,
-//! background workers, a lock for each name, bounded tables that others fill, and long answers in pieces.
+//! background workers, a lock for each name, bounded tables that others fill, what changed lately, and long
+//! answers in pieces.
 //!
 //! Owns the only calls to the system's clocks, to its randomness and to the runtime's blocking pool, so that tests
 //! can hand in their own. Names no other part.
 //!
-//! Reading order: `clock.rs`, `random.rs`, `pace.rs`, `blocking.rs`, `panics.rs`, `worker.rs`, `keyed_lock.rs`, `shares.rs`, `chunks.rs`.
+//! Reading order: `clock.rs`, `random.rs`, `pace.rs`, `blocking.rs`, `lane.rs`, `panics.rs`, `worker.rs`, `keyed_lock.rs`, `shares.rs`,
+//! `recent.rs`, `chunks.rs`.
 
 #[cfg(test)]
 pub mod any_bytes;
@@ -13,19 +15,23 @@ mod chunks;
 mod clock;
 mod date;
 mod keyed_lock;
+mod lane;
 mod pace;
 mod panics;
 mod random;
+mod recent;
 pub mod shares;
 mod worker;
 
 pub use blocking::{block_on_until, blocking, joined, unbroken};
-pub use chunks::{ChunkError, ChunkWriter, Chunks, OneChunk, comma, written};
+pub use chunks::{ChunkError, ChunkWriter, Chunks, OneChunk, begun, comma, written};
 pub use clock::{Clock, Deadline, StopWatch};
 pub use date::{date, span, timestamp};
 pub use keyed_lock::{KeyedGuard, KeyedLock};
+pub use lane::Lane;
 pub use pace::BatchSize;
 pub use panics::{Panicked, caught, caught_in, log_panics, unwind};
 pub use random::Random;
+pub use recent::Recent;
 pub use shares::{Owner, Shares};
 pub use worker::{Doing, Status, Worker, Workers, bounded};

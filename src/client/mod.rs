@@ -7,7 +7,7 @@
 
 use std::path::PathBuf;
 
-use crate::base::{Clock, Random};
+use crate::base::{Clock, Lane, Random};
 use crate::budget::Budget;
 use crate::feed::Feed;
 use crate::media::Media;
@@ -66,6 +66,8 @@ pub struct Client {
     pub random: Random,
     pub budget: Budget,
     pub options: Options,
+    /// Runs what syncs read.
+    pub looks: Lane,
     /// The folder for scratch files.
     pub scratch: PathBuf,
 }

@@ -51,10 +51,9 @@ fn sender_with(us: &Us, feed: &Feed, lagging_max: usize) -> Sender {
     Sender::new(store, remote, feed.clone(), clock, Random::seeded(5), &budget, options)
 }
 
-async fn post(us: &Us, feed: &Feed, to: &[&str], marks: std::ops::Range<u32>) {
+async fn post(us: &Us, to: &[&str], marks: std::ops::Range<u32>) {
     let to: Vec<String> = to.iter().map(|name| name.to_string()).collect();
-    let (_, changes) = us
-        .store
+    us.store
         .write(move |write| {
             for mark in marks {
                 let at = write.next_position();
@@ -66,7 +65,6 @@ async fn post(us: &Us, feed: &Feed, to: &[&str], marks: std::ops::Range<u32>) {
         })
         .await
         .unwrap();
-    feed.publish(&changes);
 }
 
 fn marks(seen: &Seen) -> Vec<u64> {
@@ -147,7 +145,7 @@ impl Graveyard {
         let (at, well, _) = recorder(&lab, "well.example").await;
         peers.push(("well.example", at));
         let us = us(&lab, &peers, &[]);
-        let feed = Feed::new(us.clock.clone());
+        let feed = Feed::new(us.clock.clone(), &us.store).unwrap();
         Graveyard { us, feed, dead, well }
     }
 
@@ -164,13 +162,13 @@ async fn the_dead_keep_nobody_waiting_and_each_has_its_turn() {
     let us = &yard.us;
     let sender = sender_with(us, &yard.feed, 3);
     let running = run(&sender);
-    post(us, &yard.feed, &DEAD, 0..2).await;
+    post(us, &DEAD, 0..2).await;
     until(|| sender.lagging() == 10).await;
-    post(us, &yard.feed, &["well.example"], 2..3).await;
+    post(us, &["well.example"], 2..3).await;
     in_time(us, || marks(&yard.well) == [2]).await;
 
     // Later rows for a server without a place reach it too, in order, and once.
-    post(us, &yard.feed, &["dead-8.example", "well.example"], 3..5).await;
+    post(us, &["dead-8.example", "well.example"], 3..5).await;
     in_time(us, || marks(&yard.well) == [2, 3, 4]).await;
     yard.wake(8);
     in_time(us, || marks(&yard.dead[8].0).len() >= 4).await;
@@ -198,7 +196,7 @@ async fn a_start_with_fewer_places_forgets_nobody() {
     let us = &yard.us;
     let sender = sender_with(us, &yard.feed, 100);
     let running = run(&sender);
-    post(us, &yard.feed, &DEAD, 0..3).await;
+    post(us, &DEAD, 0..3).await;
     until(|| sender.lagging() == 10).await;
     sender.stop();
     running.await.unwrap();
@@ -208,7 +206,7 @@ async fn a_start_with_fewer_places_forgets_nobody() {
     let sender = sender_with(us, &yard.feed, 2);
     let running = run(&sender);
     (0..2).for_each(|nth| yard.wake(nth));
-    post(us, &yard.feed, &["well.example"], 3..6).await;
+    post(us, &["well.example"], 3..6).await;
     in_time(us, || marks(&yard.well).len() == 3 && sender.lagging() == 8).await;
     // Servers with a place have everything, and are written down; the others need the oldest rows.
     for _ in 0..10 {
@@ -236,7 +234,7 @@ async fn a_start_with_fewer_places_forgets_nobody() {
 async fn who_is_heard_from_is_tried_at_once_and_stays_doubtful_until_it_takes_something() {
     let yard = Graveyard::new().await;
     let us = &yard.us;
-    post(us, &yard.feed, &DEAD[..2], 0..1).await;
+    post(us, &DEAD[..2], 0..1).await;
     let account = Budget::for_tests().account("outbound");
     let mut book = destinations::Destinations::load(us.store.clone(), account, 1).await.unwrap();
     book.dispatch(us.remote.server_name(), 1000).await.unwrap();
@@ -259,7 +257,7 @@ async fn the_log_has_an_end_for_those_without_a_place_too() {
     let us = &yard.us;
     let sender = sender_with(us, &yard.feed, 2);
     let running = run(&sender);
-    post(us, &yard.feed, &DEAD, 0..3).await;
+    post(us, &DEAD, 0..3).await;
     until(|| sender.lagging() == 10).await;
     for _ in 0..13 * 24 {
         us.clock.advance(Duration::from_secs(3600));
@@ -311,10 +309,10 @@ async fn only_what_a_server_refuses_is_left_out() {
     let judge = move |_: &[u64]| if is_moved.load(Ordering::Relaxed) { 421 } else { 200 };
     let (moved_at, late, _) = judging(&lab, "moved.example", judge).await;
     let us = us(&lab, &[("bad.example", bad_at), ("short.example", short_at), ("moved.example", moved_at)], &[]);
-    let feed = Feed::new(us.clock.clone());
+    let feed = Feed::new(us.clock.clone(), &us.store).unwrap();
     let sender = sender(&us, &feed);
     let running = run(&sender);
-    post(&us, &feed, &["bad.example", "short.example", "moved.example"], 0..150).await;
+    post(&us, &["bad.example", "short.example", "moved.example"], 0..150).await;
     in_time(&us, || marks(&bad).len() == 149 && marks(&short).len() == 150).await;
     assert_eq!(marks(&bad), (0..150).filter(|mark| *mark != 70).collect::<Vec<u64>>());
     assert_eq!(marks(&short), (0..150).collect::<Vec<u64>>());
@@ -331,9 +329,9 @@ async fn what_cannot_be_signed_holds_nothing_up() {
     let lab = Lab::new();
     let (at, seen, asked) = judging(&lab, "peer.example", |_| 200).await;
     let us = us(&lab, &[("peer.example", at)], &[]);
-    let feed = Feed::new(us.clock.clone());
+    let feed = Feed::new(us.clock.clone(), &us.store).unwrap();
     let sender = sender(&us, &feed);
-    post(&us, &feed, &["peer.example"], 0..10).await;
+    post(&us, &["peer.example"], 0..10).await;
     let deep = format!("{}{}", "[".repeat(20_000), "]".repeat(20_000));
     for odd in [deep.as_str(), "\"\\ud800\"", "1e999"] {
         let json = format!("{{\"edu_type\":\"m.test\",\"content\":{odd}}}").into_bytes();
@@ -343,7 +341,7 @@ async fn what_cannot_be_signed_holds_nothing_up() {
         };
         us.store.write(post).await.unwrap();
     }
-    post(&us, &feed, &["peer.example"], 10..20).await;
+    post(&us, &["peer.example"], 10..20).await;
     let running = run(&sender);
     in_time(&us, || marks(&seen).len() == 20 && sender.lagging() == 0).await;
     assert_eq!(marks(&seen), (0..20).collect::<Vec<u64>>());
@@ -359,10 +357,10 @@ async fn who_is_no_homeserver_any_more_is_asked_ever_more_rarely() {
     let (gone_at, _, gone) = judging(&lab, "gone.example", |_| 404).await;
     let (picky_at, _, picky) = judging(&lab, "picky.example", |_| 400).await;
     let us = us(&lab, &[("gone.example", gone_at), ("picky.example", picky_at)], &[]);
-    let feed = Feed::new(us.clock.clone());
+    let feed = Feed::new(us.clock.clone(), &us.store).unwrap();
     let sender = sender(&us, &feed);
     let running = run(&sender);
-    post(&us, &feed, &["gone.example", "picky.example"], 0..64).await;
+    post(&us, &["gone.example", "picky.example"], 0..64).await;
     for _ in 0..6 * 60 {
         us.clock.advance(Duration::from_secs(60));
         tokio::time::sleep(Duration::from_millis(5)).await;
@@ -383,14 +381,14 @@ async fn each_server_gets_what_is_for_it_once_and_in_order() {
     let (one_at, one, _) = recorder(&lab, "one.example").await;
     let (two_at, two, _) = recorder(&lab, "two.example").await;
     let us = us(&lab, &[("one.example", one_at), ("two.example", two_at)], &[]);
-    let feed = Feed::new(us.clock.clone());
+    let feed = Feed::new(us.clock.clone(), &us.store).unwrap();
     let sender = sender(&us, &feed);
     let running = tokio::spawn({
         let sender = sender.clone();
         async move { sender.run(&Worker::new("sender", &Clock::simulated(0))).await }
     });
-    post(&us, &feed, &["one.example", "two.example"], 0..150).await;
-    post(&us, &feed, &["two.example", "us.example"], 150..160).await;
+    post(&us, &["one.example", "two.example"], 0..150).await;
+    post(&us, &["two.example", "us.example"], 150..160).await;
     until(|| marks(&one).len() >= 150 && marks(&two).len() >= 160).await;
     assert_eq!(marks(&one), (0..150).collect::<Vec<u64>>());
     assert_eq!(marks(&two), (0..160).collect::<Vec<u64>>());
@@ -415,17 +413,17 @@ async fn a_server_that_was_down_gets_the_rest_after_a_restart() {
     let (at, seen, status) = recorder(&lab, "one.example").await;
     *status.lock().unwrap() = 502;
     let us = us(&lab, &[("one.example", at)], &[]);
-    let feed = Feed::new(us.clock.clone());
+    let feed = Feed::new(us.clock.clone(), &us.store).unwrap();
     let first = sender(&us, &feed);
     let running = tokio::spawn({
         let sender = first.clone();
         async move { sender.run(&Worker::new("sender", &Clock::simulated(0))).await }
     });
-    post(&us, &feed, &["one.example"], 0..5).await;
+    post(&us, &["one.example"], 0..5).await;
     until(|| first.lagging() == 1).await;
     first.stop();
     running.await.unwrap();
-    post(&us, &feed, &["one.example"], 5..7).await;
+    post(&us, &["one.example"], 5..7).await;
     *status.lock().unwrap() = 200;
     us.clock.advance(Duration::from_secs(60));
     let second = sender(&us, &feed);

@@ -13,11 +13,10 @@ pub(super) fn federation(house: &House, budget: &Budget) -> Federation {
     let (server, clock) = (house.server.clone(), house.clock.clone());
     let (random, key) = (Random::seeded(4), Arc::new(Key::from_seed("1", [2; 32])));
     let options = RemoteOptions::new(server.clone(), key.clone());
-    let (store, feed) = (house.store.clone(), house.feed.clone());
+    let store = house.store.clone();
     let remote = Remote::new(options, clock.clone(), random.clone(), budget, store.clone()).unwrap();
     let users = crate::user::Users::new(crate::user::Parts {
         store: store.clone(),
-        feed,
         clock: clock.clone(),
         random: random.clone(),
         budget: budget.clone(),

@@ -103,6 +103,7 @@ pub struct Rooms(Arc<Inner>);
 struct Inner {
     parts: Parts,
     locks: lock::Locks,
+    nums: state::Nums,
     joins: join::list::Joins,
     /// Locks for the filling of gaps: one at a time in each room.
     gaps: lock::Locks,
@@ -123,6 +124,7 @@ impl Rooms {
         Rooms(Arc::new(Inner {
             parts,
             locks: lock::Locks::default(),
+            nums: state::Nums::default(),
             joins: join::list::Joins::default(),
             gaps: lock::Locks::default(),
             gap_senders: KeyedLock::default(),
@@ -218,14 +220,12 @@ impl Rooms {
         self.write(move |w| Ok(append::append(w, &here, new)?)).await
     }
 
-    /// Runs one write and announces its changes. Errors of our own must come before its first put.
+    /// Runs one write. Errors of our own must come before its first put.
     async fn write<T: Send + 'static>(
         &self,
         job: impl FnOnce(&mut Write<'_>) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        let (done, changes) = self.0.parts.store.write(job).await?;
-        self.0.parts.feed.publish(&changes);
-        Ok(done)
+        Ok(self.0.parts.store.write(job).await?.0)
     }
 
     /// Reads and judges on a thread that may block.

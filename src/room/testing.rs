@@ -49,7 +49,7 @@ pub(crate) fn house_that(budget: Budget, store: Store, change: impl FnOnce(&mut 
     let server = OwnedServerName::try_from("home.example").unwrap();
     let key = Arc::new(sign::Key::from_seed("a_test", [7; 32]));
     let clock = Clock::simulated(START_MS);
-    let feed = Feed::new(clock.clone());
+    let feed = Feed::new(clock.clone(), &store).unwrap();
     let mut options = RemoteOptions::new(server.clone(), key.clone());
     change(&mut options);
     let remote = Remote::new(options, clock.clone(), Random::seeded(3), &budget, store.clone()).unwrap();

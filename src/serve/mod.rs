@@ -24,7 +24,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::admin::{self, Admin};
-use crate::base::{Clock, Random, Worker, Workers};
+use crate::base::{Clock, Lane, Random, Worker, Workers};
 use crate::budget::{self, Budget, Grant, Granted, Profile};
 use crate::client::{self, Client};
 use crate::config::Config;
@@ -196,7 +196,7 @@ impl Server {
         let client_certificate = certificate(&pair.tls_certificate, &pair.tls_private_key)
             .map_err(|error| failed("client.tls_certificate and client.tls_private_key", error))?;
 
-        let feed = Feed::new(clock.clone());
+        let feed = Feed::new(clock.clone(), &store).map_err(|error| failed("database", error))?;
         let remote = remote(&config, &key, &clock, &random, &budget, &store)?;
         let rooms = Rooms::new(room::Parts {
             store: store.clone(),
@@ -213,7 +213,6 @@ impl Server {
         rooms.set_hourly_bytes_max(config.federation.hourly_bytes_max);
         let users = Users::new(user::Parts {
             store: store.clone(),
-            feed: feed.clone(),
             clock: clock.clone(),
             random: random.clone(),
             budget: budget.clone(),
@@ -252,6 +251,7 @@ impl Server {
             random: random.clone(),
             budget: budget.clone(),
             options: config.apps.clone(),
+            looks: Lane::default(),
             scratch: folder.join(SCRATCH),
         });
         client::routes::routes(&mut router, &client);

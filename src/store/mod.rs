@@ -193,6 +193,11 @@ impl Store {
         self.send_blocking(Kind::Freeing, job)
     }
 
+    /// Tells a follower of every commit from now on.
+    pub fn follow(&self, follower: Arc<dyn Follower>) {
+        self.0.follow(follower);
+    }
+
     /// Whether writing works at the moment, for the admin page.
     pub fn status(&self) -> Status {
         self.0.status()
@@ -283,6 +288,13 @@ pub struct Change {
     /// Users of this server whose sync has something new. Bounded by the number of local users.
     pub users: Vec<UserNum>,
     pub room: Option<RoomNum>,
+    /// Of what a sync tells, it touches the room's own part and nothing else: no membership, no devices, no messages to
+    /// them, no account data.
+    pub only_room: bool,
+    /// The sync of others than `users` may have something new, which they are not woken for.
+    pub anybody: bool,
+    /// Access tokens or accounts are others than before.
+    pub sessions: bool,
     /// There are rows for other servers.
     pub outbound: bool,
     /// There are rows for appservices.
@@ -311,6 +323,19 @@ impl Changes {
     pub fn is_empty(&self) -> bool {
         self.list.is_empty()
     }
+}
+
+/// Told of commits, in their order: by the writer's thread, when a snapshot shows the commit and before any caller of its
+/// jobs has an answer. What it does is short and does not wait.
+pub trait Follower: Send + Sync {
+    /// Everything up to `position` is there, with these changes since the position told before.
+    fn committed(&self, changes: &[&Change], position: Position);
+
+    /// Every follower has noted the commit: whom it concerns may be woken.
+    fn noted_by_all(&self, _changes: &[&Change]) {}
+
+    /// Something may be there that no commit announced: the database was opened again after a failure.
+    fn lost(&self);
 }
 
 /// The failures of the database itself.

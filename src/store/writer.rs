@@ -23,7 +23,7 @@ use super::disk::{FREE_BYTES_MIN, Medium, Spare};
 use super::journal::{Journal, PLACE_ROW, Record};
 use super::opening::{self, Beside, How, Open, shut};
 use super::schema::META;
-use super::{Change, Changes, Error, Position, Result, StoreOptions, WriteError, guard};
+use super::{Change, Changes, Error, Follower, Position, Result, StoreOptions, WriteError, guard};
 use crate::base::{self, StopWatch};
 
 /// Jobs in one commit at most. A job is short, so a group takes a few milliseconds beside the sync itself.
@@ -86,6 +86,7 @@ struct Shared {
     /// A record could not be written: the database does without the journal after it is opened again.
     journal_failed: AtomicBool,
     spare: Spare,
+    followers: RwLock<Vec<Arc<dyn Follower>>>,
     #[cfg(test)]
     counted: Mutex<super::RowCounts>,
 }
@@ -106,6 +107,7 @@ impl Engine {
             reopened: AtomicU64::new(0),
             journal_failed: AtomicBool::new(false),
             spare: Spare::default(),
+            followers: RwLock::default(),
             #[cfg(test)]
             counted: Mutex::default(),
         });
@@ -142,6 +144,10 @@ impl Engine {
             }
             None => Err(Error::Closed),
         }
+    }
+
+    pub(super) fn follow(&self, follower: Arc<dyn Follower>) {
+        self.shared.followers.write().push(follower);
     }
 
     pub(super) fn status(&self) -> Status {
@@ -252,6 +258,9 @@ impl Writer {
                 self.mend(broken, jobs.len());
             }
             let (position, done) = (self.position, done.map_err(|broken| broken.failed));
+            if done.is_ok() {
+                self.shared.tell(&jobs, position);
+            }
             for ran in jobs {
                 let own = ran.failed.map_or_else(|| done.clone(), Err);
                 ran.job.finish(own.map(|()| Changes { list: ran.changes, position }));
@@ -337,6 +346,7 @@ impl Writer {
         self.seen_reopened = self.shared.reopened.load(Ordering::Relaxed);
         let open = self.shared.open.read();
         self.position = self.position.max(open.as_ref().map(|open| open.position).unwrap_or_default());
+        self.shared.followers.read().iter().for_each(|follower| follower.lost());
     }
 
     fn compact(&mut self) -> Result<bool> {
@@ -518,6 +528,14 @@ impl Shared {
         self.free_bytes() >= 2 * FREE_BYTES_MIN
             && self.medium.take_reserve().is_ok()
             && self.free_bytes() >= FREE_BYTES_MIN
+    }
+
+    /// Tells the followers of a commit.
+    fn tell(&self, jobs: &[Ran], position: Position) {
+        let changes: Vec<_> = jobs.iter().flat_map(|ran| &ran.changes).collect();
+        let followers = self.followers.read();
+        followers.iter().for_each(|follower| follower.committed(&changes, position));
+        followers.iter().for_each(|follower| follower.noted_by_all(&changes));
     }
 
     fn free_bytes(&self) -> u64 {

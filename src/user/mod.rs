@@ -18,7 +18,6 @@ use ruma::{OwnedServerName, ServerName};
 
 use crate::base::{Clock, KeyedLock, Random, blocking};
 use crate::budget::{Budget, Refused};
-use crate::feed::Feed;
 use crate::remote::{Failed, Remote};
 use crate::store::{self, Read, Store, Write, WriteError};
 
@@ -39,7 +38,6 @@ pub use sync::UserSync;
 /// The parts the accounts are built from.
 pub struct Parts {
     pub store: Store,
-    pub feed: Feed,
     pub clock: Clock,
     pub random: Random,
     pub budget: Budget,
@@ -53,7 +51,9 @@ pub struct Users(Arc<Inner>);
 
 struct Inner {
     parts: Parts,
+    known: Arc<account::known::Known>,
     seen: account::session::Seen,
+    emptied: device::to_device::Emptied,
     sessions: account::uia::Sessions,
     /// The sessions of stages with which an account is being made.
     registering: KeyedLock,
@@ -61,9 +61,13 @@ struct Inner {
 
 impl Users {
     pub fn new(parts: Parts) -> Users {
+        let known = Arc::new(account::known::Known::default());
+        parts.store.follow(known.clone());
         Users(Arc::new(Inner {
             parts,
+            known,
             seen: account::session::Seen::default(),
+            emptied: device::to_device::Emptied::default(),
             sessions: account::uia::Sessions::default(),
             registering: KeyedLock::default(),
         }))
@@ -86,13 +90,12 @@ impl Users {
         blocking(move || look(&store.read()?)).await
     }
 
-    /// Runs a job in the next commit and announces its changes.
+    /// Runs a job in the next commit.
     async fn write<T: Send + 'static>(
         &self,
         job: impl FnOnce(&mut Write<'_>) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        let (value, changes) = self.0.parts.store.write(job).await.map_err(WriteError::into_inner)?;
-        self.0.parts.feed.publish(&changes);
+        let (value, _) = self.0.parts.store.write(job).await.map_err(WriteError::into_inner)?;
         Ok(value)
     }
 }

@@ -40,6 +40,8 @@ pub struct UserSync {
     /// The position up to which the app has received the to-device messages.
     received: Position,
     now: Position,
+    /// Nothing here changed between the two positions.
+    quiet: bool,
 }
 
 impl Users {
@@ -52,19 +54,25 @@ impl Users {
         received: Position,
         now: Position,
     ) -> UserSync {
-        UserSync { read, user: requester.user_num, requester: requester.clone(), since, received, now }
+        UserSync { read, user: requester.user_num, requester: requester.clone(), since, received, now, quiet: false }
     }
 }
 
 impl UserSync {
+    /// It is known that nothing has changed between the positions: nothing is read.
+    pub fn quiet(self, users: &Users) -> UserSync {
+        users.0.emptied.none_came(self.user, &self.requester.device_id, self.received, self.now);
+        UserSync { quiet: true, ..self }
+    }
+
     fn since(&self) -> Position {
         self.since.unwrap_or_default()
     }
 
     /// Whether there are any changes outside of rooms. `wants`: which types of account data are wanted.
     pub fn any(&self, wants: impl Fn(&str) -> bool) -> Result<bool, Error> {
-        if self.since.is_none() {
-            return Ok(true);
+        if self.since.is_none() || self.quiet {
+            return Ok(!self.quiet);
         }
         let (read, mut any) = (&*self.read, false);
         to_device::each(read, self.user, &self.requester.device_id, self.received, self.now, &mut |_, _| {
@@ -83,7 +91,7 @@ impl UserSync {
     /// The rooms with changed account data of wanted types, in order. Bounded by the cap on entries of one user.
     pub fn rooms(&self, wants: impl Fn(&str) -> bool) -> Result<Vec<RoomNum>, Error> {
         let mut rooms = Vec::new();
-        if self.since.is_some() {
+        if self.since.is_some() && !self.quiet {
             account_data::changes(&*self.read, self.user, self.since(), self.now, &mut |room, kind| {
                 if room != GLOBAL && wants(kind) {
                     rooms.push(room);
@@ -101,6 +109,9 @@ impl UserSync {
     /// The types of account data for all rooms together, or for one room: those that changed, or all when `whole`.
     /// Bounded by the cap on entries of one user.
     pub fn account_data_types(&self, room: Option<RoomNum>, whole: bool) -> Result<Vec<String>, Error> {
+        if self.quiet && !whole {
+            return Ok(Vec::new());
+        }
         let mut types = self.stored_types(room.unwrap_or(GLOBAL), whole)?;
         // Push rules that were never changed are no entry.
         if room.is_none() && whole && push_rule::is_default(&*self.read, self.user)? {
@@ -144,6 +155,9 @@ impl UserSync {
 
     /// The position up to which one answer holds the to-device messages: the end, unless there are many.
     pub fn messages_end(&self) -> Result<Position, Error> {
+        if self.quiet {
+            return Ok(self.now);
+        }
         let (mut count, mut bytes, mut end) = (0, 0, self.now);
         let mut last = None;
         let device = &self.requester.device_id;
@@ -164,6 +178,9 @@ impl UserSync {
     /// later token acknowledges it. One at a time: each may be tens of kilobytes.
     pub fn next_message(&self, after: Option<Position>, end: Position) -> Result<Option<(Position, Vec<u8>)>, Error> {
         let mut next = None;
+        if self.quiet {
+            return Ok(next);
+        }
         let (device, after) = (&self.requester.device_id, after.unwrap_or(self.received));
         to_device::each(&*self.read, self.user, device, after, end, &mut |position, message| {
             next = Some((position, message.to_vec()));
@@ -196,16 +213,16 @@ impl UserSync {
     /// user may be named twice, which does no harm. Nothing for a first sync.
     pub async fn write_changed_devices(&self, pen: &ChunkWriter) -> Result<(), ChunkError> {
         match self.since {
-            Some(_) => self.write_changed(pen).await,
-            None => Ok(()),
+            Some(_) if !self.quiet => self.write_changed(pen).await,
+            _ => Ok(()),
         }
     }
 
     /// Writes the users who share no encrypted room any more; else as [`UserSync::write_changed_devices`].
     pub async fn write_left_devices(&self, pen: &ChunkWriter) -> Result<(), ChunkError> {
         match self.since {
-            Some(_) => self.write_gone(pen).await,
-            None => Ok(()),
+            Some(_) if !self.quiet => self.write_gone(pen).await,
+            _ => Ok(()),
         }
     }
 

@@ -34,8 +34,7 @@ pub(super) fn town_that(budget: Budget, change: impl FnOnce(&mut RemoteOptions))
     let mut options = RemoteOptions::new(server.clone(), Arc::new(Key::from_seed("1", [1; 32])));
     change(&mut options);
     let remote = Remote::new(options, clock.clone(), random.clone(), &budget, store.clone()).unwrap();
-    let feed = Feed::new(clock.clone());
-    let users = Users::new(Parts { store, feed, clock: clock.clone(), random, budget, remote, server });
+    let users = Users::new(Parts { store, clock: clock.clone(), random, budget, remote, server });
     Town { users, clock }
 }
 
@@ -75,6 +74,35 @@ async fn queried(town: &Town, viewer: &Requester, user: &Requester) -> Value {
     let wanted = [(user.user_id.clone(), Vec::new())].into();
     let answered = town.users.keys_query(Viewer::Local(viewer.user_num), wanted, None).await.unwrap();
     serde_json::from_slice(&answered.into_json().0).unwrap()
+}
+
+/// A session that was in use was found without reading, so its end has to be heard of.
+#[tokio::test]
+async fn a_token_that_has_ended_is_refused_at_once() {
+    let town = town();
+    let anna = town.person("anna").await;
+    let login = async |device: &str| {
+        let login = Login { device_id: Some(device.to_owned()), ..Login::default() };
+        town.users.login(&anna.user_id, login).await.unwrap().access_token
+    };
+    let ask = async |token: &str| town.users.requester(token, [127, 0, 0, 1].into()).await;
+    let is_over = async |token: &str| matches!(ask(token).await, Err(Error::UnknownToken));
+    let (phone, tablet, laptop) = (login("PHONE").await, login("TABLET").await, login("LAPTOP").await);
+    for token in [&phone, &tablet, &laptop, &phone] {
+        ask(token).await.unwrap();
+    }
+    let again = login("PHONE").await;
+    assert!(is_over(&phone).await, "the device has another token");
+    let on_phone = ask(&again).await.unwrap();
+    assert!(!on_phone.is_admin);
+    town.users.set_admin(&anna.user_id, true).await.unwrap();
+    assert!(ask(&again).await.unwrap().is_admin);
+    town.users.logout(&on_phone).await.unwrap();
+    assert!(is_over(&again).await && ask(&tablet).await.is_ok());
+    town.users.logout_all(&anna.user_id, Some("LAPTOP")).await.unwrap();
+    assert!(is_over(&tablet).await && ask(&laptop).await.is_ok());
+    town.users.close(&anna.user_id, false).await.unwrap();
+    assert!(is_over(&laptop).await);
 }
 
 #[tokio::test]

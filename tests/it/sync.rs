@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use crate::lab::random::Stream;
 use crate::server::{TestServer, TestUser};
 
 /// A text as part of a path or a query.
@@ -380,6 +381,95 @@ async fn a_long_poll_wakes_when_something_comes() {
     assert!(started.elapsed() < Duration::from_secs(20));
     let nothing = sync(&house, &alice, &format!("timeout=50&since={}", token(&woken))).await;
     assert!(nothing.get("rooms").is_none());
+}
+
+#[tokio::test]
+async fn a_long_poll_ends_with_its_session() {
+    let house = TestServer::start().await;
+    let alice = house.register("alice").await;
+    let first = sync(&house, &alice, "").await;
+    let path = format!("/sync?timeout=60000&since={}", token(&first));
+    let (ended, _) = tokio::join!(house.get(&path, &alice), async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        house.post("/logout", &alice, json!({})).await.ok()
+    });
+    ended.refused(401, "M_UNKNOWN_TOKEN");
+    house.get(&path, &alice).await.refused(401, "M_UNKNOWN_TOKEN");
+}
+
+/// What changed is mostly told from what was noted in memory, without looking elsewhere. A server built for tests compares
+/// that with reading everything; here, whatever happens, each message comes once.
+#[tokio::test]
+async fn nothing_is_missed_whatever_happens_between_syncs() {
+    let house = TestServer::start().await;
+    let mut random = Stream::new(7, "syncs", 0);
+    let people = [house.register("alice").await, house.register("bob").await, house.register("carol").await];
+    let encryption = json!([{ "type": "m.room.encryption", "content": { "algorithm": "m.megolm.v1.aes-sha2" } }]);
+    let rooms = [
+        room(&house, &people[0], json!({})).await,
+        room(&house, &people[0], json!({ "initial_state": encryption })).await,
+        room(&house, &people[1], json!({})).await,
+    ];
+    let mut told = Vec::new();
+    for person in &people[..2] {
+        for room in &rooms {
+            house.post(&format!("/join/{}", escaped(room)), person, json!({})).await.ok();
+        }
+        told.push(sync(&house, person, "").await);
+    }
+    let mut seen = vec![Vec::new(); 2];
+    let mut sent = Vec::new();
+    for number in 0..150 {
+        let (person, room) = (random.pick(&people[..2]).clone(), random.pick(&rooms).clone());
+        let (carol, at) = (&people[2], escaped(&room));
+        match random.below(12) {
+            0..4 => sent.push(say(&house, &person, &room, &format!("message {number}")).await),
+            4 => {
+                let name = json!({ "name": format!("name {number}") });
+                house.put(&format!("/rooms/{at}/state/org.example.name"), &person, name).await;
+            }
+            5 if sent.is_empty() => {}
+            5 => {
+                let event = escaped(&sent[random.below(sent.len())]);
+                house.post(&format!("/rooms/{at}/receipt/m.read/{event}"), &person, json!({})).await;
+            }
+            6 => {
+                let typing = json!({ "typing": random.chance(0.5), "timeout": 30_000 });
+                house.put(&format!("/rooms/{at}/typing/{}", escaped(&person.id)), &person, typing).await.ok();
+            }
+            7 => {
+                let path = format!("/user/{}/account_data/org.example.{}", escaped(&person.id), random.below(3));
+                house.put(&path, &person, json!({ "number": number })).await.ok();
+            }
+            8 => {
+                let messages = json!({ "messages": { &person.id: { "*": { "number": number } } } });
+                house.put(&format!("/sendToDevice/org.example/{number}"), carol, messages).await.ok();
+            }
+            9 => drop(house.post(&format!("/join/{at}"), carol, json!({})).await),
+            10 => drop(house.post(&format!("/rooms/{at}/leave"), carol, json!({})).await),
+            _ => {
+                let name = json!({ "display_name": format!("device {number}") });
+                house.put(&format!("/devices/{}", escaped(&person.device)), &person, name).await.ok();
+            }
+        }
+        for who in 0..2 {
+            if random.chance(0.6) || number == 149 {
+                let next = since(&house, &people[who], &told[who]).await;
+                for (_, room) in next["rooms"]["join"].as_object().into_iter().flatten() {
+                    assert_eq!(room["timeline"]["limited"], false);
+                    let events = room["timeline"]["events"].as_array().unwrap().iter();
+                    let messages = events.filter(|event| event["type"] == "m.room.message");
+                    seen[who].extend(messages.map(|event| event["event_id"].as_str().unwrap().to_owned()));
+                }
+                told[who] = next;
+            }
+        }
+    }
+    sent.sort();
+    for mut seen in seen {
+        seen.sort();
+        assert_eq!(seen, sent);
+    }
 }
 
 #[tokio::test]

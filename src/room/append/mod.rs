@@ -8,6 +8,7 @@ use ruma::UserId;
 
 use super::state;
 use super::state::event::id_in;
+use super::state::fork::Current;
 use crate::matrix::Event;
 use crate::store::schema::EVENT;
 use crate::store::tables::room::current_state::{self as tables_current_state, NewState};
@@ -102,7 +103,9 @@ pub fn append(w: &mut Write<'_>, here: &Here, new: Append) -> Result<Done> {
         add_local_joined(w, new.room, &mut wake)?;
         room.latest = at;
     }
-    let change = Change { users: wake, room: Some(new.room), ..Change::default() };
+    // A message follows all that is there and changes no state.
+    let only_room = row.state_key.is_none() && matches!(new.current, Current::Follow | Current::Keep);
+    let change = Change { users: wake, room: Some(new.room), only_room, ..Change::default() };
     let mut appended = Appended { here, room: &room, new: &new, num, row: &row, at, change };
     for derived in DERIVED {
         derived.on_append(w, &mut appended)?;

@@ -341,7 +341,7 @@ fn put(w: &mut Write<'_>, room: RoomNum, whose: &Whose, event_id: &EventId, ts: 
         Kind::Read => local_joined(w, room)?,
         Kind::Private | Kind::FullyRead => vec![whose.user],
     };
-    w.announce(Change { users, room: Some(room), ..Change::default() });
+    w.announce(Change { users, room: Some(room), only_room: true, ..Change::default() });
     Ok(())
 }
 

@@ -16,8 +16,8 @@ use tokio::sync::Notify;
 
 use parking_lot::{Mutex, MutexGuard};
 
-use crate::base::Clock;
 use crate::base::shares::{Held, of_the_busiest};
+use crate::base::{Clock, Recent};
 use crate::budget::{Account, Grant};
 use crate::store::{RoomNum, UserNum};
 
@@ -27,6 +27,8 @@ const TYPIST_BYTES: u64 = 160;
 const TYPISTS_MAX: usize = 50;
 /// Other servers forget a typing user after a minute or half of one, so the notification is repeated this often.
 const REPEAT: Duration = Duration::from_secs(25);
+/// Rooms in which typing changed last, for syncs to look at no others.
+const RECENT_ROOMS: usize = 32;
 
 #[derive(Clone)]
 pub struct Typing(Arc<Inner>);
@@ -43,6 +45,7 @@ struct Book {
     started: u64,
     serial: u64,
     rooms: HashMap<RoomNum, Room>,
+    recent: Recent<RoomNum, RECENT_ROOMS>,
 }
 
 #[derive(Default)]
@@ -99,13 +102,19 @@ pub struct Set {
 impl Typing {
     pub fn new(account: Account, clock: Clock) -> Typing {
         let started = clock.now_ms();
-        let book = Mutex::new(Book { started, serial: started, rooms: HashMap::new() });
+        let book = Book { started, serial: started, rooms: HashMap::new(), recent: Recent::new(started) };
+        let book = Mutex::new(book);
         Typing(Arc::new(Inner { account, clock, hasher: RandomState::new(), book }))
     }
 
     /// The serial of the newest change.
     pub fn serial(&self) -> u64 {
         self.book().serial
+    }
+
+    /// The rooms in which typing changed after `since`; none when that is not known any more.
+    pub fn rooms_changed(&self, since: u64) -> Option<Vec<RoomNum>> {
+        self.book().recent.since(since).map(Iterator::collect)
     }
 
     /// The users typing in a room, when that changed after `since`; none when it did not.
@@ -168,6 +177,7 @@ impl Typing {
         }
         if changed {
             book.serial = next;
+            book.recent.note(num, next);
         }
         Set { changed, unwatched }
     }
@@ -231,6 +241,7 @@ impl Typing {
         if passed.changed {
             room.serial = next;
             book.serial = next;
+            book.recent.note(num, next);
         }
         passed
     }
@@ -258,6 +269,7 @@ impl Book {
         self.serial += 1;
         let room = self.rooms.get_mut(&num)?;
         room.serial = self.serial;
+        self.recent.note(num, self.serial);
         let at = room.typists.iter().position(|typist| typist.user == user)?;
         Some(room.typists.remove(at).grant)
     }

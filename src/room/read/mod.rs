@@ -107,6 +107,11 @@ impl RoomView {
         Ok(visit)
     }
 
+    /// The room's number.
+    pub fn num(&self) -> RoomNum {
+        self.num
+    }
+
     pub(super) fn new(
         rooms: &Rooms,
         read: Arc<Read>,

@@ -15,7 +15,7 @@ use crate::store::tables::room::event_row::Kind;
 use crate::store::tables::room::relation::{self, Rel};
 use crate::store::tables::room::{self, event};
 use crate::store::tables::user;
-use crate::store::{EventNum, Read};
+use crate::store::{EventNum, Get, Read};
 
 /// The most annotations of one event that are looked through for the sender's own.
 const ANNOTATIONS_LOOKED_AT: usize = 1_000;
@@ -39,7 +39,7 @@ pub fn check_beyond_rules(rooms: &Rooms, read: &Read, room: &RoomRef, new: &New)
 
 /// What an event may relate to (client-server API, "Forming relationships", "Threading", "Avoiding duplicate
 /// annotations"). An event that is not here may be older than our time in the room; nothing is known about it.
-fn check_relation(read: &Read, room: &RoomRef, new: &New) -> Result<()> {
+pub fn check_relation(read: &impl Get, room: &RoomRef, new: &New) -> Result<()> {
     let Some(relates) = new.content.get("m.relates_to") else { return Ok(()) };
     let text = |name: &str| relates.get(name).and_then(Value::as_str);
     let (Some(rel_type), Some(target)) = (text("rel_type"), text("event_id")) else { return Ok(()) };
@@ -63,8 +63,19 @@ fn check_relation(read: &Read, room: &RoomRef, new: &New) -> Result<()> {
     Ok(())
 }
 
+/// Whether an event that sets no state needs only [`check_relation`], by a few rows.
+pub fn is_plain(new: &New) -> bool {
+    let of_state = ["m.room.create", "m.room.power_levels", "m.room.server_acl", "m.room.canonical_alias"];
+    let is_annotation = new.content.pointer("/m.relates_to/rel_type").is_some_and(|rel| rel == "m.annotation");
+    new.state_key.is_none()
+        && new.redacts.is_none()
+        && new.kind != "m.room.redaction"
+        && !of_state.contains(&new.kind.as_str())
+        && !is_annotation
+}
+
 /// Whether the sender's annotation stands among the newest of an event.
-fn has_annotated(read: &Read, room: &RoomRef, new: &New, target: EventNum, key: &str) -> Result<bool> {
+fn has_annotated(read: &impl Get, room: &RoomRef, new: &New, target: EventNum, key: &str) -> Result<bool> {
     let Some(sender) = user::num(read, new.sender.as_str())? else { return Ok(false) };
     let (mut found, mut looked_at) = (false, 0);
     relation::list_newest(read, room.num, target, Rel::ANNOTATION, i64::MAX, &mut |_, other| {

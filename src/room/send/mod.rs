@@ -1,7 +1,8 @@
 //! Events of local users: built on the room's present state, judged, signed, appended.
 //!
-//! One reading job and one write, whatever the room's size. The room's lock is held over both, and no remote server is
-//! waited for meanwhile.
+//! A message is read for, judged, signed and appended in one job of the writer, so that several of one room share a commit.
+//! What changes state is one reading job and one write, whatever the room's size. The room's lock is held over both, and no
+//! remote server is waited for meanwhile.
 
 use ruma::{OwnedEventId, OwnedUserId, RoomId, UserId};
 use serde_json::Value;
@@ -9,7 +10,7 @@ use serde_json::value::RawValue;
 
 use super::Rooms;
 use super::append;
-use super::append::new_event::{Append, Done};
+use super::append::new_event::{Append, Done, Here};
 use super::error::{Error, Result};
 use super::lock::Guard;
 use super::state::event::load;
@@ -88,9 +89,65 @@ pub(super) async fn send(
     content: Value,
 ) -> Result<OwnedEventId> {
     let Sending { kind, state_key, redacts, txn, .. } = sending;
-    let new = New { kind, state_key, sender: sender.to_owned(), content, redacts };
+    let mut new = New { kind, state_key, sender: sender.to_owned(), content, redacts };
+    if checks::is_plain(&new) {
+        match send_plain(rooms, room_id, new, txn.clone()).await? {
+            Plain::Sent(id) => return Ok(id),
+            Plain::NotSo(given_back) => new = *given_back,
+        }
+    }
     let (rooms, room_id) = (rooms.clone(), room_id.to_owned());
     base::unbroken(async move { send_new(&rooms, &room_id, new, txn).await }).await
+}
+
+enum Plain {
+    Sent(OwnedEventId),
+    /// The room has several ends, which have to be resolved before an event of ours follows them; or it has another
+    /// number by now.
+    NotSo(Box<New>),
+}
+
+/// Sends an event that changes no state, in one job. Once that is queued it is done even when the caller goes away.
+async fn send_plain(rooms: &Rooms, room_id: &RoomId, new: New, txn: Option<(String, String)>) -> Result<Plain> {
+    let num = state::num_in_use(rooms, room_id).await?;
+    let share = rooms.0.locks.share(num).await;
+    let (rooms_here, here) = (rooms.clone(), rooms.here());
+    let job = move |w: &mut Write<'_>| {
+        let sent = append_plain(&rooms_here, w, &here, num, new, txn)?;
+        // Shared until the commit is there: whoever then has the room alone sees it.
+        Ok((sent, share))
+    };
+    let (sent, _share) = rooms.write(job).await?;
+    if matches!(sent, Plain::NotSo(_)) {
+        state::forget_num(rooms, room_id);
+    }
+    Ok(sent)
+}
+
+fn append_plain(
+    rooms: &Rooms,
+    w: &mut Write<'_>,
+    here: &Here,
+    num: RoomNum,
+    new: New,
+    txn: Option<(String, String)>,
+) -> Result<Plain> {
+    let room = match known_num(w, num) {
+        Ok(room) if room.row.extremities.len() <= 1 => room,
+        Ok(_) | Err(Error::NotFound) => return Ok(Plain::NotSo(Box::new(new))),
+        Err(failed) => return Err(failed),
+    };
+    let txn = txn_of(w, num, &new, txn)?;
+    if let Some(txn) = &txn
+        && let Some(sent) = txn::get(w, txn)?
+    {
+        return Ok(Plain::Sent(id_of(w, sent)?));
+    }
+    checks::check_relation(w, &room, &new)?;
+    let event = build(rooms, w, &room, new)?.event;
+    let id = event.id().to_owned();
+    append::append(w, here, Append { txn, outbound: true, ..Append::next(num, event) })?;
+    Ok(Plain::Sent(id))
 }
 
 /// Sends an event of any type, within [`base::unbroken`].
@@ -234,7 +291,7 @@ enum Step {
     Built(Box<Built>, Option<Txn>),
 }
 
-fn txn_of(read: &Read, room: RoomNum, new: &New, txn: Option<(String, String)>) -> Result<Option<Txn>> {
+fn txn_of(read: &impl Get, room: RoomNum, new: &New, txn: Option<(String, String)>) -> Result<Option<Txn>> {
     let Some((device, id)) = txn else { return Ok(None) };
     let user = user::num(read, new.sender.as_str())?;
     let what = match &new.redacts {

@@ -156,7 +156,7 @@ mod tests {
         let (server, budget): (ruma::OwnedServerName, _) = ("us.test".try_into().unwrap(), Budget::for_tests());
         let options = RemoteOptions::new(server.clone(), key.clone());
         let remote = Remote::new(options, clock.clone(), random.clone(), &budget, store.clone()).unwrap();
-        let (feed, scratch) = (Feed::new(clock.clone()), std::env::temp_dir());
+        let (feed, scratch) = (Feed::new(clock.clone(), &store).unwrap(), std::env::temp_dir());
         Rooms::new(Parts { store, feed, clock, random, budget, remote, server, key, scratch })
     }
 

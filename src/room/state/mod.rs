@@ -3,11 +3,13 @@
 use std::cell::OnceCell;
 use std::sync::Arc;
 
-use ruma::{RoomId, UserId};
+use parking_lot::Mutex;
+use ruma::{OwnedRoomId, RoomId, UserId};
 
 use self::event::load;
 use super::Rooms;
 use super::error::{Error, Result};
+use crate::base::{Owner, Shares};
 use crate::matrix::auth::{self, JoinRule, PowerLevels};
 use crate::matrix::{Event, RoomVersion, json, version};
 use crate::store::tables::room::current_state;
@@ -182,10 +184,38 @@ impl<G: Get> auth::State for StateView<'_, G> {
     }
 }
 
+/// Rooms whose numbers are kept in memory: those in which people here lately sent something, about 150 bytes each.
+const NUMS_KEPT: usize = 64;
+
+/// The numbers of rooms in use. A number is never another room's, but a room that is purged and joined again gets
+/// another number: under the old one there is no row then.
+pub(super) struct Nums(Mutex<Shares<OwnedRoomId, RoomNum>>);
+
+impl Default for Nums {
+    fn default() -> Nums {
+        Nums(Mutex::new(Shares::new(NUMS_KEPT, 0)))
+    }
+}
+
 /// The number of a room we hold; a user who asks for any other has no part in it.
 pub(super) async fn num_of(rooms: &Rooms, room_id: &RoomId) -> Result<RoomNum> {
-    let room_id = room_id.to_owned();
-    rooms.reading(move |_, read| room::num(read, room_id.as_str())?.ok_or_else(not_in_room)).await
+    let id = room_id.to_owned();
+    rooms.reading(move |_, read| room::num(read, id.as_str())?.ok_or_else(not_in_room)).await
+}
+
+/// As [`num_of`], mostly without reading: for a write that checks that the room is there.
+pub(super) async fn num_in_use(rooms: &Rooms, room_id: &RoomId) -> Result<RoomNum> {
+    if let Some(num) = rooms.0.nums.0.lock().get(room_id) {
+        return Ok(*num);
+    }
+    let num = num_of(rooms, room_id).await?;
+    rooms.0.nums.0.lock().put(Owner::Known(num), room_id.to_owned(), num);
+    Ok(num)
+}
+
+/// Forgets the number of a room.
+pub(super) fn forget_num(rooms: &Rooms, room_id: &RoomId) {
+    rooms.0.nums.0.lock().remove(room_id);
 }
 
 pub(super) fn not_in_room() -> Error {

@@ -78,19 +78,17 @@ impl Default for Seen {
 }
 
 impl Users {
-    /// The user and device of a token; `UnknownToken` when the token is of neither.
+    /// The user and device of a token; `UnknownToken` when the token is of neither. Mostly it is known without reading.
     pub async fn requester(&self, token: &str, ip: IpAddr) -> Result<Requester, Error> {
         let hash = token_hash(token);
-        let requester = self
-            .read(move |get| {
-                let Some((user_num, device_id)) = device::token(get, &hash)? else { return Err(Error::UnknownToken) };
-                let row = user::account(get, user_num)?.ok_or(Error::UnknownToken)?;
-                if row.standing == Standing::Deactivated {
-                    return Err(Error::UnknownToken);
-                }
-                Ok(Requester { user_id: lookup::id_of(get, user_num)?, user_num, device_id, is_admin: row.admin })
-            })
-            .await?;
+        let requester = match self.0.known.get(&hash) {
+            Ok(requester) => requester,
+            Err(since) => {
+                let requester = self.read(move |get| session_of(get, &hash)).await?;
+                self.0.known.put(since, hash, &requester);
+                requester
+            }
+        };
         self.note_seen(&requester, ip);
         Ok(requester)
     }
@@ -156,15 +154,11 @@ impl Users {
         let key = (requester.user_num, requester.device_id.clone());
         {
             let mut seen = self.0.seen.0.lock();
-            match seen.put(Owner::Known(requester.user_num), key, now_ms) {
-                Some(last) if now_ms.saturating_sub(last) < SEEN_MS => {
-                    // Put back: the interval counts from the write, not from the last request.
-                    let key = (requester.user_num, requester.device_id.clone());
-                    seen.put(Owner::Known(requester.user_num), key, last);
-                    return;
-                }
-                _ => {}
+            // The interval counts from the write, not from the last request.
+            if seen.get(&key).is_some_and(|last| now_ms.saturating_sub(*last) < SEEN_MS) {
+                return;
             }
+            seen.put(Owner::Known(requester.user_num), key, now_ms);
         }
         let (users, num, device_id) = (self.clone(), requester.user_num, requester.device_id.clone());
         let noting = async move {
@@ -190,6 +184,15 @@ impl Users {
 
 pub(in crate::user) fn token_hash(token: &str) -> [u8; 32] {
     Sha256::digest(token.as_bytes()).into()
+}
+
+fn session_of(get: &impl Get, hash: &[u8; 32]) -> Result<Requester, Error> {
+    let (user_num, device_id) = device::token(get, hash)?.ok_or(Error::UnknownToken)?;
+    let row = user::account(get, user_num)?.ok_or(Error::UnknownToken)?;
+    if row.standing == Standing::Deactivated {
+        return Err(Error::UnknownToken);
+    }
+    Ok(Requester { user_id: lookup::id_of(get, user_num)?, user_num, device_id, is_admin: row.admin })
 }
 
 /// The device with the oldest last-seen, when a user has as many as allowed.

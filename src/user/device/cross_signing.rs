@@ -162,7 +162,7 @@ impl Users {
                     // Only the signing user sees it, on all that user's devices.
                     false => {
                         device::changed(w, owner)?;
-                        w.announce(Change { users: vec![by], ..Change::default() });
+                        w.announce(Change { users: vec![by], anybody: true, ..Change::default() });
                     }
                 }
             }

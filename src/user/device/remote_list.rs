@@ -160,7 +160,8 @@ impl Users {
             }
             remote_list::make_room(w, server.as_str())?;
             device::changed(w, num)?;
-            w.announce(Change { users, ..Change::default() });
+            // Others may have come into a room with that user since the reading.
+            w.announce(Change { users, anybody: true, ..Change::default() });
             Ok(())
         })
         .await

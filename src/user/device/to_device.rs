@@ -5,12 +5,14 @@
 use std::collections::{BTreeMap, HashMap};
 use std::ops::ControlFlow;
 
+use parking_lot::Mutex;
 use ruma::{OwnedServerName, OwnedUserId, ServerName, UserId};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::announce;
 use crate::base::shares::neighbourhood;
+use crate::base::{Owner, Shares};
 use crate::matrix::json::partial;
 use crate::matrix::json::{self, Mode};
 use crate::store::tables::user::to_device::{self, Circle, Sender};
@@ -227,6 +229,9 @@ impl Users {
         upto: Position,
         of: Position,
     ) -> Result<(), Error> {
+        if self.0.emptied.is_empty(user, device_id, upto) {
+            return Ok(());
+        }
         loop {
             let device = device_id.to_owned();
             // Mostly there is nothing to remove; a read is cheaper than a commit.
@@ -234,20 +239,55 @@ impl Users {
                 .read(move |get| {
                     let mut any = false;
                     if of > get.position()? {
-                        return Ok(any);
+                        return Ok(None);
                     }
                     to_device::each(get, user, &device, Position(0), upto, &mut |_, _| {
                         any = true;
                         Ok(ControlFlow::Break(()))
                     })?;
-                    Ok(any)
+                    Ok(Some(any))
                 })
                 .await?;
-            if !any {
+            if any == Some(false) {
+                self.0.emptied.set(user, device_id, upto);
+            }
+            if any != Some(true) {
                 return Ok(());
             }
             let device = device_id.to_owned();
             self.write(move |w| Ok(to_device::remove_up_to(w, user, &device, upto, DROPPED_PER_WRITE)?)).await?;
+        }
+    }
+}
+
+/// Devices whose queues are known to be empty up to a position, about 100 bytes each; beyond [`EMPTIED_MAX`] the user
+/// with most entries loses one.
+pub(in crate::user) struct Emptied(Mutex<Shares<(UserNum, String), Position>>);
+
+const EMPTIED_MAX: usize = 128;
+
+impl Default for Emptied {
+    fn default() -> Emptied {
+        Emptied(Mutex::new(Shares::new(EMPTIED_MAX, 0)))
+    }
+}
+
+impl Emptied {
+    fn is_empty(&self, user: UserNum, device_id: &str, upto: Position) -> bool {
+        self.0.lock().get(&(user, device_id.to_owned())).is_some_and(|known| *known >= upto)
+    }
+
+    /// A queue has no message up to `upto`, and never will: messages get later positions.
+    fn set(&self, user: UserNum, device_id: &str, upto: Position) {
+        self.0.lock().put(Owner::Known(user), (user, device_id.to_owned()), upto);
+    }
+
+    /// A queue got no message after `since` up to `upto`.
+    pub fn none_came(&self, user: UserNum, device_id: &str, since: Position, upto: Position) {
+        if let Some(known) = self.0.lock().get(&(user, device_id.to_owned()))
+            && *known >= since
+        {
+            *known = upto.max(*known);
         }
     }
 }

@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use super::super::{Client, Error, Requester, auth};
 use super::user;
-use crate::base::{self, ChunkError, ChunkWriter};
+use crate::base::{self, ChunkError, ChunkWriter, Chunks};
+use crate::budget::Grant;
 use crate::http::{ErrorResponse, Request, Response, StatusCode};
 use crate::matrix::json;
 use crate::room::{ANSWER_BYTES, Filter, Reader, RoomNum, SyncToken};
@@ -23,6 +24,8 @@ pub(crate) mod tests;
 
 /// The longest wait, whatever `timeout` the app asks for: proxies cut idle connections after about this time.
 const TIMEOUT_MS_MAX: u64 = 90_000;
+/// An answer up to this long is within the share of its connection.
+const FIRST_BYTES: usize = 4 * 1024;
 /// Memory of one waiting request: its entry in the feed, the request, the task.
 const WAITER_BYTES: u64 = 2 * 1024;
 
@@ -38,7 +41,7 @@ struct Query {
 /// 400 `M_INVALID_PARAM` when `since` or `filter` is not valid; 404 `M_NOT_FOUND` when there is no saved filter of
 /// that number.
 pub async fn sync(client: Arc<Client>, request: Request) -> Result<Response, Error> {
-    let query = query(&client, &request).await?;
+    let mut query = query(&client, &request).await?;
     if let Some(since) = query.since {
         let requester = &query.requester;
         let (user, device) = (requester.user_num, &requester.device_id);
@@ -48,25 +51,41 @@ pub async fn sync(client: Arc<Client>, request: Request) -> Result<Response, Err
     // Registered before anything is read: a change that lands in between would otherwise be missed.
     let waiter = client.feed.register(query.requester.user_num);
     let deadline = client.clock.instant() + query.timeout;
+    let mut is_over = query.timeout.is_zero();
     loop {
-        let news = look(&client, &query).await?;
-        if news.is_none() {
-            break;
+        if is_over || !is_quiet(&client, &query) {
+            match look(&client, &query, None).await? {
+                Looked::News(response) => return Ok(response),
+                Looked::NoMemory => break,
+                Looked::Nothing { answer, .. } if is_over => return Ok(Response::json_bytes(StatusCode::OK, answer)),
+                // Nothing before that has to be looked at again.
+                Looked::Nothing { now, .. } => query.since = Some(now),
+            }
         }
         request.cancel_when_peer_leaves();
-        let came = tokio::select! {
-            came = waiter.wait(deadline) => came,
-            // Another connection needs this one's place: answer now, without news.
-            () = request.hurried() => false,
+        is_over = tokio::select! {
+            came = waiter.wait(deadline) => !came,
+            // Another connection needs this one's place: answer now.
+            () = request.hurried() => true,
         };
-        if !came {
-            return Ok(Response::json_bytes(StatusCode::OK, news.unwrap_or_default()));
-        }
+        // The session may have ended meanwhile.
+        auth::requester(&client, &request).await?;
     }
     drop((waiter, slot));
     let grant = client.budget.account("response_bodies").take(ANSWER_BYTES + query.filter.bytes()).await?;
-    let (rooms, own) = open(&client, &query).await?;
-    Ok(Response::stream(grant, base::written(move |pen| write(pen, rooms, own))))
+    match look(&client, &query, Some(grant)).await? {
+        Looked::News(response) => Ok(response),
+        Looked::Nothing { answer, .. } => Ok(Response::json_bytes(StatusCode::OK, answer)),
+        Looked::NoMemory => Err(ErrorResponse::internal("a sync with a grant asks for none").into()),
+    }
+}
+
+/// Whether it is known without reading that nothing has changed for the app since its token.
+fn is_quiet(client: &Client, query: &Query) -> bool {
+    let Some(since) = query.since.filter(|since| !query.full_state && since.messages == since.at) else { return false };
+    let changed = client.feed.rooms_changed(query.requester.user_num, since.at, since.at);
+    changed.is_some_and(|rooms| rooms.is_empty())
+        && client.rooms.typing_rooms(since.typing).is_some_and(|rooms| rooms.is_empty())
 }
 
 async fn query(client: &Client, request: &Request) -> Result<Query, Error> {
@@ -100,38 +119,110 @@ async fn filter(client: &Client, requester: &Requester, request: &Request) -> Re
     Ok(Filter::parse(&text).ok_or_else(bad)?)
 }
 
-/// `None` when there are changes to report; otherwise the body of the answer without changes.
-async fn look(client: &Arc<Client>, query: &Query) -> Result<Option<Vec<u8>>, Error> {
-    let (rooms, own) = open(client, query).await?;
-    base::blocking(move || {
-        let also = own.rooms(|kind| rooms.filter.room.account_data.wants_type(kind))?;
-        if rooms.is_whole() || own.any(|kind| rooms.filter.account_data.wants_type(kind))? || rooms.any(&also)? {
-            return Ok(None);
-        }
-        let mut answer = format!("{{\"next_batch\":\"{}\",", rooms.view.now).into_bytes();
-        user::write_keys(&mut answer, &own)?;
-        answer.push(b'}');
-        Ok(Some(answer))
-    })
-    .await
+/// The outcome of looking for changes.
+enum Looked {
+    News(Response),
+    /// The position that was looked at, and the body of the answer without changes.
+    Nothing {
+        now: SyncToken,
+        answer: Vec<u8>,
+    },
+    /// There is news, and no memory for writing it just now.
+    NoMemory,
 }
 
-async fn open(client: &Arc<Client>, query: &Query) -> Result<(RoomSections, UserSync), Error> {
+/// Looks for changes and begins to write them, as one blocking job: mostly that is all of the answer.
+async fn look(client: &Arc<Client>, query: &Query, grant: Option<Grant>) -> Result<Looked, Error> {
     let reader = Reader {
         user: query.requester.user_num,
         user_id: query.requester.user_id.clone(),
         device: query.requester.device_id.clone(),
     };
     let (since, full_state, filter) = (query.since, query.full_state, query.filter.clone());
-    let (client, requester) = (client.clone(), query.requester.clone());
-    base::blocking(move || {
-        let rooms = RoomSections::new(client.rooms.sync_view(reader)?, since, full_state, filter);
-        let (since, received) = rooms.since.map(|since| (since.at, since.messages)).unzip();
-        let received = received.unwrap_or_default();
-        let own = client.users.own(rooms.view.read.clone(), &requester, since, received, rooms.view.now.at);
-        Ok((rooms, own))
-    })
-    .await
+    let (client, requester, looks) = (client.clone(), query.requester.clone(), client.looks.clone());
+    looks
+        .blocking(move || {
+            let view = client.rooms.sync_view(reader)?;
+            let mut rooms = RoomSections::new(view, since, full_state, filter);
+            rooms.only = changed_rooms(&client, &rooms);
+            let (rooms, own) = with_own(&client, rooms, &requester);
+            #[cfg(debug_assertions)]
+            check_only(&client, &rooms, &requester)?;
+            if !has_news(&rooms, &own)? {
+                return nothing(&rooms, &own);
+            }
+            let bytes = ANSWER_BYTES + rooms.filter.bytes();
+            match grant.map_or_else(|| client.budget.account("response_bodies").try_take(bytes).ok(), Some) {
+                Some(grant) => begin(grant, rooms, own).map(Looked::News),
+                None => Ok(Looked::NoMemory),
+            }
+        })
+        .await
+}
+
+/// The rooms that alone can have changed, when the feed and the typing users tell that nothing else has.
+fn changed_rooms(client: &Client, rooms: &RoomSections) -> Option<Arc<[RoomNum]>> {
+    let since = rooms.since.filter(|since| !rooms.full_state && since.messages == since.at)?;
+    let mut only = client.feed.rooms_changed(rooms.view.reader.user, since.at, rooms.view.now.at)?;
+    only.extend(rooms.view.typing_rooms(since.typing)?);
+    only.sort_unstable();
+    only.dedup();
+    Some(only.into())
+}
+
+fn with_own(client: &Client, rooms: RoomSections, requester: &Requester) -> (RoomSections, UserSync) {
+    let (since, received) = rooms.since.map(|since| (since.at, since.messages)).unzip();
+    let (read, received, now) = (rooms.view.read.clone(), received.unwrap_or_default(), rooms.view.now.at);
+    let own = client.users.own(read, requester, since, received, now);
+    let own = if rooms.only.is_some() { own.quiet(&client.users) } else { own };
+    (rooms, own)
+}
+
+fn has_news(rooms: &RoomSections, own: &UserSync) -> Result<bool, Error> {
+    let also = own.rooms(|kind| rooms.filter.room.account_data.wants_type(kind))?;
+    Ok(rooms.is_whole() || own.any(|kind| rooms.filter.account_data.wants_type(kind))? || rooms.any(&also)?)
+}
+
+/// What was noted of changes leaves none out: compared with reading everything.
+#[cfg(debug_assertions)]
+fn check_only(client: &Client, rooms: &RoomSections, requester: &Requester) -> Result<(), Error> {
+    let Some(only) = &rooms.only else { return Ok(()) };
+    let mut all = rooms.clone();
+    all.only = None;
+    let (all, own) = with_own(client, all, requester);
+    let also = own.rooms(|_| true)?;
+    assert!(!own.any(|_| true)? && also.is_empty(), "what changed beside the rooms was noted");
+    for section in Section::ALL {
+        let mut after = None;
+        while let Some(changed) = all.next(section, after, &also)? {
+            let num = changed.room.num;
+            // Users may type in other rooms by now.
+            let is_typing = rooms.view.has_typing(num, rooms.view.now.typing);
+            assert!(only.contains(&num) || is_typing, "the change of room {num:?} was noted");
+            after = Some(num);
+        }
+    }
+    Ok(())
+}
+
+fn nothing(rooms: &RoomSections, own: &UserSync) -> Result<Looked, Error> {
+    let now = rooms.view.now;
+    let mut answer = format!("{{\"next_batch\":\"{now}\",").into_bytes();
+    user::write_keys(&mut answer, own)?;
+    answer.push(b'}');
+    Ok(Looked::Nothing { now, answer })
+}
+
+/// Writes the first piece of an answer, which mostly is the whole.
+fn begin(grant: Grant, rooms: RoomSections, own: UserSync) -> Result<Response, Error> {
+    let mut chunks = base::written(move |pen| write(pen, rooms, own));
+    let mut first = Vec::with_capacity(FIRST_BYTES);
+    match chunks.next(&mut first) {
+        Ok(true) => Ok(Response::stream(grant, base::begun(first, chunks))),
+        Ok(false) if first.len() <= FIRST_BYTES => Ok(Response::json_bytes(StatusCode::OK, first)),
+        Ok(false) => Ok(Response::charged(StatusCode::OK, "application/json", first, grant)),
+        Err(failed) => Err(ErrorResponse::internal(failed).into()),
+    }
 }
 
 async fn write(pen: ChunkWriter, rooms: RoomSections, own: UserSync) -> Result<(), ChunkError> {

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use parking_lot::Mutex;
+
 use super::super::ephemeral;
 use crate::base::{ChunkError, ChunkWriter, comma};
 use crate::matrix::json;
@@ -52,6 +54,10 @@ pub struct RoomSections {
     pub since: Option<SyncToken>,
     pub full_state: bool,
     pub filter: Arc<Filter>,
+    /// The rooms that alone can have changed since the token, in order, when that is known.
+    pub only: Option<Arc<[RoomNum]>>,
+    /// The room that was looked at last: most often it is written next.
+    opened: Arc<Mutex<Option<RoomView>>>,
 }
 
 /// A room that stands in the answer.
@@ -65,7 +71,7 @@ impl RoomSections {
     pub fn new(view: SyncView, since: Option<SyncToken>, full_state: bool, filter: Arc<Filter>) -> RoomSections {
         // A token from the future comes from a database that was since restored: everything is told anew.
         let since = since.filter(|since| since.at <= view.now.at);
-        RoomSections { view, since, full_state, filter }
+        RoomSections { view, since, full_state, filter, only: None, opened: Arc::default() }
     }
 
     /// Whether everything is told, not only the changes.
@@ -91,7 +97,7 @@ impl RoomSections {
         also: &[RoomNum],
     ) -> room::Result<Option<ChangedRoom>> {
         let mut id = None;
-        let found = self.view.find_room(after, |room| {
+        let found = self.find_room(after, |room| {
             if Section::of(room.membership()) == section {
                 id = self.listed(section, room, also)?;
             }
@@ -103,8 +109,19 @@ impl RoomSections {
     /// Whether there is any room to tell of.
     pub fn any(&self, also: &[RoomNum]) -> room::Result<bool> {
         let found =
-            self.view.find_room(None, |room| Ok(self.listed(Section::of(room.membership()), room, also)?.is_some()))?;
+            self.find_room(None, |room| Ok(self.listed(Section::of(room.membership()), room, also)?.is_some()))?;
         Ok(found.is_some())
+    }
+
+    fn find_room(
+        &self,
+        after: Option<RoomNum>,
+        is_wanted: impl FnMut(&UserRoom) -> room::Result<bool>,
+    ) -> room::Result<Option<UserRoom>> {
+        match &self.only {
+            Some(only) => self.view.find_room_of(only, after, is_wanted),
+            None => self.view.find_room(after, is_wanted),
+        }
     }
 
     /// The id of a room that stands in its section; none for one that does not.
@@ -143,10 +160,23 @@ impl RoomSections {
         let wants = |events: &Events, kind: &str| events.wants_room(id) && events.wants_type(kind);
         let timeline = filter.timeline.wants_room(id).then_some(&filter.timeline);
         Ok(also.binary_search(&room).is_ok() && filter.account_data.wants_room(id)
-            || view.has_events(room, since.at, timeline, &filter.state)?
+            || view.has_moved(room, since.at)? && self.has_events(room, since.at, timeline)?
             || wants(&filter.ephemeral, "m.typing") && view.has_typing(room, since.typing)
             || wants(&filter.ephemeral, "m.receipt") && view.has_receipts(room, since.at)?
             || wants(&filter.account_data, "m.fully_read") && view.fully_read(room, Some(since.at))?.is_some())
+    }
+
+    /// Whether there are events to tell after a position: some for the timeline, or changes of the state.
+    fn has_events(&self, num: RoomNum, since: Position, timeline: Option<&Events>) -> room::Result<bool> {
+        let mut room = self.open(num)?;
+        let has_events = room.has_events(since, self.view.now.at, timeline, &self.filter.room.state)?;
+        *self.opened.lock() = Some(room);
+        Ok(has_events)
+    }
+
+    fn open(&self, num: RoomNum) -> room::Result<RoomView> {
+        let opened = self.opened.lock().take().filter(|opened| opened.num() == num);
+        opened.map_or_else(|| self.view.open(num, &self.filter), Ok)
     }
 
     /// Writes the members of one room's object, without the room account data.
@@ -162,7 +192,7 @@ impl RoomSections {
     // ---- joined rooms --------------------------------------------------------------------------------------------
 
     async fn write_joined(&self, pen: &ChunkWriter, changed: &ChangedRoom) -> Result<(), ChunkError> {
-        let mut room = self.view.open(changed.room.num, &self.filter)?;
+        let mut room = self.open(changed.room.num)?;
         let is_new = self.is_new(&changed.room);
         let members_moved = self.write_delta(pen, &mut room, changed, is_new, self.view.now.at).await?;
         let whole = self.is_told_whole(&changed.room);

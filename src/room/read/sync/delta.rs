@@ -108,13 +108,13 @@ impl RoomView {
     }
 
     /// Whether there are events to tell after a position: some for the timeline, or changes of the state.
-    pub(super) fn has_events(
+    pub fn has_events(
         &mut self,
         since: Position,
         upto: Position,
         timeline: Option<&Events>,
         state: &Events,
-    ) -> store::Result<bool> {
+    ) -> Result<bool> {
         if let Some(filter) = timeline {
             let page = self.between(since.0 as i64, upto.0 as i64, true, 1, filter)?;
             if !page.events.is_empty() || page.next.is_some() {

@@ -14,13 +14,14 @@
 use std::sync::Arc;
 
 use super::event_json::Format;
-use super::filter::{Events, Filter};
+use super::filter::Filter;
 use super::token::SyncToken;
 use super::{Reader, RoomView, until};
 use crate::room::Rooms;
 use crate::room::error::Result;
 use crate::room::ignored::{self, Ignored};
 use crate::room::state::stripped::read_stripped;
+use crate::store::schema::ROOM;
 use crate::store::tables::room::event_row::{Kind, Membership};
 use crate::store::tables::room::user_room::Mine;
 use crate::store::tables::room::{self, current_state, event, state_tree, user_room};
@@ -76,6 +77,11 @@ impl UserRoom {
 }
 
 impl Rooms {
+    /// The rooms in which typing changed after a typing serial; none when that is not known.
+    pub fn typing_rooms(&self, since: u64) -> Option<Vec<RoomNum>> {
+        self.0.typing.rooms_changed(since)
+    }
+
     /// Prepares a sync over a snapshot taken now.
     pub fn sync_view(&self, reader: Reader) -> Result<SyncView> {
         // The typing serial is read first: a change in between is told twice rather than never.
@@ -104,8 +110,30 @@ impl SyncView {
         found
     }
 
+    /// As [`SyncView::find_room`], among rooms that are at hand, in order.
+    pub fn find_room_of(
+        &self,
+        rooms: &[RoomNum],
+        after: Option<RoomNum>,
+        mut is_wanted: impl FnMut(&UserRoom) -> Result<bool>,
+    ) -> Result<Option<UserRoom>> {
+        for num in rooms.iter().copied().filter(|num| after.is_none_or(|after| *num > after)) {
+            let Some(mine) = user_room::mine(&*self.read, self.reader.user, num)? else { continue };
+            let room = UserRoom { num, mine };
+            if is_wanted(&room)? {
+                return Ok(Some(room));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The rooms in which typing changed after a typing serial; none when that is not known.
+    pub fn typing_rooms(&self, since: u64) -> Option<Vec<RoomNum>> {
+        self.rooms.typing_rooms(since)
+    }
+
     pub fn room_id(&self, room: RoomNum) -> Result<String> {
-        Ok(room::get_of(&*self.read, room)?.id)
+        Ok(room::id(&*self.read, room)?.ok_or_else(|| store::Error::corrupt(&ROOM, &room.to_key()))?)
     }
 
     pub fn user_id(&self, user: UserNum) -> Result<String> {
@@ -116,19 +144,9 @@ impl SyncView {
         Ok(event::row_of(&*self.read, event)?.id.text())
     }
 
-    /// Whether a joined room has events to tell after a position: for a timeline with this filter, or changes of the
-    /// state that the other filter wants. Reads the room's row when nothing happened in the room.
-    pub fn has_events(
-        &self,
-        room: RoomNum,
-        since: Position,
-        timeline: Option<&Events>,
-        state: &Events,
-    ) -> Result<bool> {
-        if room::get_of(&*self.read, room)?.latest <= since {
-            return Ok(false);
-        }
-        Ok(self.open(room, &Filter::default())?.has_events(since, self.now.at, timeline, state)?)
+    /// Whether anything happened in a room after a position. Reads the room's row.
+    pub fn has_moved(&self, room: RoomNum, since: Position) -> Result<bool> {
+        Ok(room::get_of(&*self.read, room)?.latest > since)
     }
 
     /// Whether an invite comes from a user whom the reader ignores; such invites are not shown.

@@ -8,7 +8,7 @@ use std::ops::ControlFlow;
 use serde::{Deserialize, Serialize};
 
 use crate::store::schema::{DEVICE, DEVICE_CHANGE, DEVICE_CHANGE_LATEST, TOKEN};
-use crate::store::{Error, Get, Position, Result, UserNum, Write, tables};
+use crate::store::{Change, Error, Get, Position, Result, UserNum, Write, tables};
 
 /// One device's row.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -82,10 +82,14 @@ pub fn token(get: &impl Get, hash: &[u8; 32]) -> Result<Option<(UserNum, String)
 }
 
 pub fn put_token(w: &mut Write<'_>, hash: &[u8; 32], user: UserNum, device_id: &str) -> Result<()> {
+    w.announce(Change { users: vec![user], sessions: true, ..Change::default() });
     w.put(&TOKEN, hash, &[&user.to_key()[..], device_id.as_bytes()].concat())
 }
 
 pub fn remove_token(w: &mut Write<'_>, hash: &[u8; 32]) -> Result<()> {
+    // Whoever waits with the token is told that it has ended.
+    let users = token(w, hash)?.map(|(user, _)| user).into_iter().collect();
+    w.announce(Change { users, sessions: true, ..Change::default() });
     w.remove(&TOKEN, hash).map(drop)
 }
 

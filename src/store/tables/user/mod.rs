@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::store::num::KEYS_OF_A_KIND_MAX;
 use crate::store::schema::{ACCOUNT, ERASED, PROFILE, USER_ID, USER_META, USER_NUM};
-use crate::store::{Error, Get, Result, StateKeyNum, UserNum, Write, tables};
+use crate::store::{Change, Error, Get, Result, StateKeyNum, UserNum, Write, tables};
 
 pub mod account_data;
 pub mod device;
@@ -153,6 +153,7 @@ pub fn account(get: &impl Get, user: UserNum) -> Result<Option<Account>> {
 }
 
 pub fn set_account(w: &mut Write<'_>, user: UserNum, account: &Account) -> Result<()> {
+    w.announce(Change { sessions: true, ..Change::default() });
     tables::put_json(w, &ACCOUNT, &user.to_key(), account)
 }
 

@@ -1,0 +1,132 @@
+//! Short blocking jobs of many callers that come at once.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+use tracing::Span;
+
+use super::panics::caught;
+
+/// Jobs waiting for one thread before another is woken.
+const AHEAD: usize = 3;
+/// A job that waits longer than this for the thread has another one woken: the job before it may wait for the disk.
+const PATIENCE: Duration = Duration::from_millis(5);
+/// The most threads at work.
+const THREADS_MAX: usize = 4;
+
+/// A queue of jobs that few threads of the blocking pool run one after the other: one message wakes the syncs of all who see
+/// it, and waking a thread for each costs more than the job. Bounded by the callers. Clones share one.
+#[derive(Clone, Default)]
+pub struct Lane(Arc<Mutex<Queue>>);
+
+#[derive(Default)]
+struct Queue {
+    jobs: VecDeque<Box<dyn FnOnce() + Send>>,
+    threads: usize,
+}
+
+impl Lane {
+    /// Runs `work` as [`super::blocking`] does. The work of a caller that went away before its turn is left out.
+    pub async fn blocking<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
+        let (reply, done) = oneshot::channel();
+        let span = Span::current();
+        let job = move || {
+            if !reply.is_closed() {
+                let _ = reply.send(span.in_scope(|| caught(work)));
+            }
+        };
+        if self.add(Box::new(job)) {
+            self.work();
+        }
+        let mut done = std::pin::pin!(done);
+        let done = match tokio::time::timeout(PATIENCE, done.as_mut()).await {
+            Ok(done) => done,
+            Err(_) => {
+                if self.is_behind() {
+                    self.work();
+                }
+                done.await
+            }
+        };
+        match done {
+            Ok(done) => done.unwrap_or_else(|panicked| panicked.go_on()),
+            // The runtime is shutting down and dropped the work: no caller is left to answer.
+            Err(_) => std::future::pending().await,
+        }
+    }
+
+    /// Adds a job. Answers whether a thread is to be woken for it.
+    fn add(&self, job: Box<dyn FnOnce() + Send>) -> bool {
+        let mut queue = self.0.lock();
+        queue.jobs.push_back(job);
+        let wakes = queue.threads < THREADS_MAX && queue.jobs.len() > queue.threads * AHEAD;
+        queue.threads += usize::from(wakes);
+        wakes
+    }
+
+    /// Whether another thread is to be woken, since jobs still wait.
+    fn is_behind(&self) -> bool {
+        let mut queue = self.0.lock();
+        let wakes = queue.threads < THREADS_MAX && !queue.jobs.is_empty();
+        queue.threads += usize::from(wakes);
+        wakes
+    }
+
+    fn work(&self) {
+        let lane = self.clone();
+        drop(tokio::task::spawn_blocking(move || {
+            while let Some(job) = lane.next() {
+                job();
+            }
+        }));
+    }
+
+    /// The next job; without one the thread is done.
+    fn next(&self) -> Option<Box<dyn FnOnce() + Send>> {
+        let mut queue = self.0.lock();
+        let job = queue.jobs.pop_front();
+        queue.threads -= usize::from(job.is_none());
+        job
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn every_job_is_done_and_a_panic_is_its_callers_alone() {
+        let lane = Lane::default();
+        let jobs: Vec<_> = (0..100)
+            .map(|number| {
+                let lane = lane.clone();
+                tokio::spawn(async move {
+                    lane.blocking(move || if number == 50 { panic!("on purpose") } else { number }).await
+                })
+            })
+            .collect();
+        for (number, job) in jobs.into_iter().enumerate() {
+            assert_eq!(job.await.ok(), (number != 50).then_some(number));
+        }
+        assert!(lane.0.lock().jobs.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_job_that_takes_long_does_not_hold_up_those_behind_it() {
+        let lane = Lane::default();
+        let (go_on, stopped) = mpsc::channel::<()>();
+        let slow = tokio::spawn({
+            let lane = lane.clone();
+            async move { lane.blocking(move || stopped.recv().is_ok()).await }
+        });
+        tokio::task::yield_now().await;
+        assert_eq!(lane.blocking(|| 1).await, 1);
+        go_on.send(()).unwrap();
+        assert!(slow.await.unwrap());
+    }
+}
