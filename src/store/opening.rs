@@ -171,17 +171,18 @@ pub(super) fn make_journal(medium: &dyn Medium, how: &How, hash_key: [u8; 16]) -
 /// How the journal is applied: all of it at once, or with more care after a failure.
 #[derive(Default)]
 struct Pace {
-    /// Each record in a transaction of its own.
-    is_alone: bool,
     /// The record that is being applied.
     at: Option<u64>,
-    /// The record that is left out, since it could not be applied alone.
-    skip: Option<u64>,
+    /// The record that failed last, and how often.
+    failed: Option<(u64, u32)>,
     /// The disk was full, and the reserve was given up.
     is_tight: bool,
     /// Not even then there was room for a durable commit: the journal stays as it is, and is applied in memory.
     is_full: bool,
 }
+
+/// A record that cannot be applied so often is left out: the card may not return a page at once.
+const ATTEMPTS: u32 = 3;
 
 impl Pace {
     /// After a failure: whether another attempt may help, else the failure.
@@ -193,14 +194,25 @@ impl Pace {
                 self.is_tight = true;
             }
             (Error::Full, _) if !self.is_full => self.is_full = true,
-            (Error::Damaged(_) | Error::Corrupt { .. }, Some(_)) if !self.is_alone => self.is_alone = true,
-            (Error::Damaged(_) | Error::Corrupt { .. }, Some(at)) if self.skip != Some(at) => {
-                tracing::error!(error = %failed, "a change that was acknowledged cannot be applied, and is lost");
-                self.skip = Some(at);
+            (Error::Damaged(_) | Error::Corrupt { .. } | Error::Io(_), Some(at)) => {
+                let before = self.failed.filter(|(number, _)| *number == at).map_or(0, |(_, times)| times);
+                self.failed = Some((at, before + 1));
+                if self.skips(at) {
+                    tracing::error!(error = %failed, "a change that was acknowledged cannot be applied, and is lost");
+                }
             }
             _ => return Err(failed),
         }
         Ok(())
+    }
+
+    /// Each record is in a transaction of its own, so that one fails alone.
+    fn is_alone(&self) -> bool {
+        self.failed.is_some()
+    }
+
+    fn skips(&self, number: u64) -> bool {
+        self.failed == Some((number, ATTEMPTS))
     }
 }
 
@@ -238,11 +250,11 @@ fn apply_some(w: &mut Write, records: &mut Replay, pace: &mut Pace) -> Result<bo
         let number = records.place.number();
         let Some(rows) = records.next().map_err(unreadable)? else { break };
         pace.at = Some(number);
-        if pace.skip != pace.at {
+        if !pace.skips(number) {
             journal::apply(w, rows)?;
         }
         pace.at = None;
-        if pace.is_alone {
+        if pace.is_alone() {
             break;
         }
     }

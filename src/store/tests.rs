@@ -7,6 +7,7 @@ use super::schema::{META, STATE_NODE};
 use super::*;
 
 mod damage;
+mod journal;
 
 fn put(key: &'static str, value: &'static str) -> impl FnOnce(&mut Write) -> Result<()> + Send {
     move |w| w.put(&STATE_NODE, key.as_bytes(), value.as_bytes())

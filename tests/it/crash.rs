@@ -256,7 +256,11 @@ fn open(card: &Card) -> Result<Store, Error> {
 /// One step: an event with all that hangs on it, and a row of the step before taken away. Makes the same rows from the
 /// same database every time.
 fn step(store: &Store, step: u32) -> Result<(), WriteError<Error>> {
-    store.write_blocking(move |w| write_step(w, step)).map(drop)
+    match step {
+        // A commit of its own, between those that go into the journal.
+        7 => store.write_bulk_blocking(move |w| write_step(w, step)).map(drop),
+        _ => store.write_blocking(move |w| write_step(w, step)).map(drop),
+    }
 }
 
 fn write_step(w: &mut Write, step: u32) -> Result<(), Error> {
@@ -355,6 +359,62 @@ fn a_power_cut_at_any_sync_leaves_a_whole_number_of_steps() {
             assert!(content(&store) == contents[STEPS as usize], "cut at sync {cut_at}");
             store.close_blocking();
         }
+    }
+}
+
+/// A start that is cut short while it applies the journal, and the one after it too.
+#[test]
+fn a_power_cut_during_the_starts_after_a_power_cut_changes_nothing() {
+    let (contents, syncs) = undisturbed();
+    let mut cuts = 0;
+    for cut_at in 1..=syncs {
+        let random = Random::seeded(cut_at);
+        let card = Card::roomy();
+        card.cells().cut_at = Some(cut_at);
+        let mut done = 0;
+        if let Ok(store) = open(&card) {
+            done = (1..=STEPS).take_while(|at| step(&store, *at).is_ok()).count();
+            store.close_blocking();
+        }
+        let mut image = card.left_by_cut(&random, Arrived::Some);
+        for cut_at in 1.. {
+            let card = Card::of(image);
+            card.cells().cut_at = Some(cut_at);
+            if let Ok(store) = open(&card) {
+                let found = content(&store);
+                let steps = contents.iter().position(|content| *content == found).expect("whole steps");
+                assert!(steps == done || steps == done + 1, "cut {cut_at} again: {done} steps done, {steps} found");
+                store.close_blocking();
+                break;
+            }
+            cuts += 1;
+            image = card.left_by_cut(&random, Arrived::Some);
+        }
+    }
+    assert!(cuts > 50, "{cuts} cuts are too few to mean anything");
+}
+
+/// The disk was filled by others while changes waited in the journal.
+#[test]
+fn a_start_on_a_full_disk_has_what_the_journal_has() {
+    let (contents, _) = undisturbed();
+    for (done, with_reserve) in (1..=STEPS as usize).flat_map(|done| [(done, false), (done, true)]) {
+        let card = Card::roomy();
+        let store = open(&card).unwrap();
+        (1..=done as u32).for_each(|at| step(&store, at).unwrap());
+        let killed = Card::of(card.image());
+        {
+            let mut cells = killed.cells();
+            cells.has_reserve = with_reserve;
+            cells.blocks_max = cells.blocks.len() + if with_reserve { RESERVE_BLOCKS } else { 0 };
+        }
+        let store = open(&killed).unwrap();
+        assert!(content(&store) == contents[done], "after {done} steps");
+        killed.cells().blocks_max = ROOMY;
+        killed.cells().free = 1 << 30;
+        (done as u32 + 1..=STEPS).for_each(|at| step(&store, at).unwrap());
+        let again = open(&Card::of(killed.image())).unwrap();
+        assert!(content(&again) == contents[STEPS as usize], "after {done} steps");
     }
 }
 
