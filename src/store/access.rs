@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 use redb::{ReadTransaction, WriteTransaction};
 use siphasher::sip128::{Hasher128, SipHasher13};
 
+use super::counters::Counters;
 use super::journal::{Record, RecordMark};
 use super::key_encoding::after_prefix;
 use super::schema::META;
@@ -24,7 +25,6 @@ use crate::base;
 pub(super) type ReadTable = Arc<dyn SurveyRows + Send + Sync>;
 type WriteTable<'t> = Rc<RefCell<dyn WriteRows + 't>>;
 
-pub(super) const POSITION_ROW: &[u8] = b"position";
 pub(super) const HASH_KEY_ROW: &[u8] = b"hash_key";
 
 pub trait Get {
@@ -72,11 +72,19 @@ pub trait Get {
     }
 
     /// The position of the latest change this can see.
-    fn position(&self) -> Result<Position> {
-        match self.get(&META, POSITION_ROW)? {
-            None => Ok(Position(0)),
-            Some(row) => Position::from_key(&row).ok_or_else(|| Error::corrupt(&META, POSITION_ROW)),
-        }
+    fn position(&self) -> Result<Position>
+    where
+        Self: Sized,
+    {
+        Counters::stored(self).map(|counters| counters.position)
+    }
+
+    /// The number that a counter gives next, as far as this can see.
+    fn next_number(&self, counter: &str) -> Result<u32>
+    where
+        Self: Sized,
+    {
+        Counters::stored(self).map(|counters| counters.next(counter))
     }
 
     /// A 128-bit keyed hash of the parts, each with its length, so that no two lists of parts coincide. An outsider who
@@ -148,6 +156,8 @@ pub struct Write<'t> {
     tables: RefCell<Vec<(&'static str, WriteTable<'t>)>>,
     hash_key: [u8; 16],
     position: Position,
+    /// Once a number was given out.
+    counters: Cell<Option<Counters>>,
     /// Puts and removes tried so far, by all jobs of this commit.
     writes: u64,
     changes: Vec<Change>,
@@ -171,6 +181,7 @@ impl<'t> Write<'t> {
             tables,
             hash_key,
             position,
+            counters: Cell::new(None),
             writes: 0,
             changes: Vec::new(),
             failure: RefCell::new(None),
@@ -286,14 +297,28 @@ impl<'t> Write<'t> {
 
     /// [`Write::next_numbers`] of a counter that has fewer numbers to give.
     pub fn next_numbers_below(&mut self, counter: &str, count: u32, end: u32) -> Result<u32> {
-        let row = [b"next/", counter.as_bytes()].concat();
-        let first = match self.get(&META, &row)? {
-            None => 1,
-            Some(value) => u32::from_be_bytes(value.try_into().map_err(|_| Error::corrupt(&META, &row))?),
-        };
-        let next = first.checked_add(count).filter(|next| *next <= end).ok_or_else(|| Error::corrupt(&META, &row))?;
-        self.put(&META, &row, &next.to_be_bytes())?;
+        let mut counters = self.counters()?;
+        let first = counters.take(counter, count, end).ok_or_else(|| Error::corrupt(&META, counter.as_bytes()))?;
+        self.counters.set(Some(counters));
+        // A job that took numbers has something to commit.
+        self.writes += 1;
         Ok(first)
+    }
+
+    /// With the numbers given out by this commit so far.
+    fn counters(&self) -> Result<Counters> {
+        self.counters.get().map_or_else(|| Counters::stored(self), Ok)
+    }
+
+    /// Writes the position and the counters, once for all jobs of the commit, when they changed since the mark at its
+    /// beginning.
+    pub(super) fn put_counters(&mut self, begin: &Mark) -> Result<()> {
+        if self.position == begin.position && self.counters.get().is_none() {
+            return Ok(());
+        }
+        let mut counters = self.counters()?;
+        counters.position = counters.position.max(self.position);
+        counters.put(self)
     }
 
     /// The table and its place in the list.
@@ -351,7 +376,12 @@ impl<'t> Write<'t> {
     pub(super) fn mark(&mut self) -> Mark {
         self.undo.as_mut().map(Undo::clear);
         self.failure.take();
-        Mark { writes: self.writes, position: self.position, record: self.record.as_ref().map(Record::mark) }
+        Mark {
+            writes: self.writes,
+            position: self.position,
+            counters: self.counters.get(),
+            record: self.record.as_ref().map(Record::mark),
+        }
     }
 
     /// Takes back every row the present job changed, and leaves those of the jobs before it. False when some of the
@@ -380,9 +410,10 @@ impl<'t> Write<'t> {
         self.writes - mark.writes
     }
 
-    /// Forgets the positions, the changes and the record of a job that returned an error.
+    /// Forgets the positions, the numbers, the changes and the record of a job that returned an error.
     pub(super) fn back_to(&mut self, mark: &Mark) {
         self.position = mark.position;
+        self.counters.set(mark.counters);
         self.changes.clear();
         if let (Some(record), Some(mark)) = (&mut self.record, mark.record) {
             record.back_to(mark);
@@ -464,7 +495,8 @@ const RUN_ROWS_MIN: usize = 8;
 
 pub(super) struct Mark {
     writes: u64,
-    pub(super) position: Position,
+    position: Position,
+    counters: Option<Counters>,
     record: Option<RecordMark>,
 }
 
@@ -488,6 +520,10 @@ impl Get for Write<'_> {
     /// The position after the writes of this job so far, committed or not.
     fn position(&self) -> Result<Position> {
         Ok(self.position)
+    }
+
+    fn next_number(&self, counter: &str) -> Result<u32> {
+        self.counters().map(|counters| counters.next(counter))
     }
 }
 

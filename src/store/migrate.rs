@@ -1,7 +1,7 @@
 //! The on-disk format and the steps from each released one to the next.
 
 use super::schema::META;
-use super::{Error, Get, Result, Write};
+use super::{Error, Get, Result, Write, counters};
 
 /// The format this program writes.
 pub const FORMAT: u32 = 3;
@@ -41,6 +41,44 @@ pub(super) fn found(get: &impl Get) -> Result<Option<u32>> {
 }
 
 /// Acknowledged changes may lie in a journal beside the database, which programs of format 2 do not read.
-fn to_3(_: &mut Write) -> Result<()> {
-    Ok(())
+/// The position and the counters are one row.
+fn to_3(w: &mut Write) -> Result<()> {
+    counters::gather(w)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{MemoryMedium, Position, Store};
+
+    /// The database as format 2 left it, opened by this program.
+    fn from_2(rows: impl FnOnce(&mut Write) -> Result<()> + Send + 'static) -> Store {
+        let card = MemoryMedium::default();
+        let store = Store::on_memory(card.clone());
+        let job = |w: &mut Write| {
+            rows(w)?;
+            w.remove(&META, b"counters")?;
+            w.put(&META, FORMAT_ROW, &2u32.to_be_bytes())
+        };
+        store.write_blocking(job).unwrap();
+        store.close_blocking();
+        Store::on_memory(card)
+    }
+
+    #[test]
+    fn positions_and_numbers_go_on_where_format_2_was() {
+        let store = from_2(|w| {
+            w.put(&META, b"position", &Position(70_000).to_key())?;
+            w.put(&META, b"next/event", &500u32.to_be_bytes())?;
+            w.put(&META, b"next/state_node", &9u32.to_be_bytes())
+        });
+        assert_eq!(store.read().unwrap().position(), Ok(Position(70_000)));
+        let job = |w: &mut Write| {
+            assert!(!w.has(&META, b"position")? && !w.has(&META, b"next/event")?);
+            let numbers = ["event", "state_node", "user"].map(|name| w.next_numbers(name, 1));
+            Ok::<_, Error>((w.next_position(), numbers))
+        };
+        let (position, numbers) = store.write_blocking(job).unwrap().0;
+        assert_eq!((position, numbers), (Position(70_001), [Ok(500), Ok(9), Ok(1)]));
+    }
 }

@@ -13,6 +13,7 @@
 //! `opening.rs`, `journal.rs` (changes before redb has them), `disk.rs`, `migrate.rs`, `survey.rs`, then `tables/`.
 
 mod access;
+mod counters;
 mod disk;
 mod writer;
 mod guard;

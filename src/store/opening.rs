@@ -9,7 +9,8 @@ use std::sync::atomic::AtomicBool;
 use parking_lot::Mutex;
 use redb::{Database, Durability, WriteTransaction};
 
-use super::access::{Get, HASH_KEY_ROW, POSITION_ROW, Write};
+use super::access::{Get, HASH_KEY_ROW, Write};
+use super::counters::Counters;
 use super::disk::{FREE_BYTES_MIN, Guarded, Medium};
 use super::journal::{self, Journal, PLACE_ROW, Place, Replay};
 use super::schema::META;
@@ -138,7 +139,7 @@ fn prepare(db: &Database, medium: &dyn Medium, how: &How, pace: &mut Pace) -> Re
                 key
             }
         };
-        Ok((key, stored_position(w)?))
+        Ok((key, Counters::stored(w)?.position))
     })?;
     let is_free = !is_for_looking && !pace.is_full;
     let journal = if is_free { make_journal(medium, how, hash_key) } else { None };
@@ -291,6 +292,7 @@ pub(super) fn in_transaction<T>(
     let start = w.mark();
     let done = job(&mut w)?;
     let wrote = w.wrote_since(&start);
+    w.put_counters(&start)?;
     drop(w);
     if !wrote {
         txn.abort().map_err(Error::of)?;
@@ -316,13 +318,6 @@ pub(super) fn begin(db: &Database) -> Result<WriteTransaction> {
 pub(super) fn in_memory(txn: &mut WriteTransaction) -> Result<()> {
     txn.set_quick_repair(false);
     txn.set_durability(Durability::None).map_err(|failed| Error::Damaged(failed.to_string()))
-}
-
-fn stored_position(w: &Write) -> Result<Position> {
-    match w.get(&META, POSITION_ROW)? {
-        None => Ok(Position(0)),
-        Some(row) => Position::from_key(&row).ok_or_else(|| Error::corrupt(&META, POSITION_ROW)),
-    }
 }
 
 fn stored_place(get: &impl Get) -> Result<Option<Place>> {

@@ -18,7 +18,7 @@ use redb::{Durability, ReadableDatabase};
 use tokio::sync::{mpsc, oneshot};
 use tracing::Span;
 
-use super::access::{POSITION_ROW, Read, Write};
+use super::access::{Read, Write};
 use super::disk::{FREE_BYTES_MIN, Medium, Spare};
 use super::journal::{Journal, PLACE_ROW, Record};
 use super::opening::{self, Beside, How, Open, shut};
@@ -309,16 +309,16 @@ impl Writer {
             return abort(txn).map_err(all);
         }
         let position = w.current_position();
-        let noted = if position != start.position { w.put(&META, POSITION_ROW, &position.to_key()) } else { Ok(()) };
+        let noted = w.put_counters(&start);
         let puts = w.puts_since(&start);
-        #[cfg(test)]
-        shared.counted.lock().add(std::mem::take(&mut w.counted));
         let journal = &mut beside.journal;
         let record = w.take_record().filter(|record| journal.as_ref().is_some_and(|journal| journal.has_room(record)));
         let noted = noted.and_then(|()| match journal {
             Some(journal) => w.put(&META, PLACE_ROW, &journal.next(record.as_ref()).to_row()),
             None => Ok(()),
         });
+        #[cfg(test)]
+        shared.counted.lock().add(std::mem::take(&mut w.counted));
         drop(w);
         if let Err(failed) = noted {
             let _ = abort(txn);

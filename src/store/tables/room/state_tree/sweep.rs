@@ -14,7 +14,7 @@ use std::ops::ControlFlow;
 
 use super::{Node, load, name, num_of};
 use crate::budget::{Grant, Refused};
-use crate::store::schema::{EVENT, JOIN, META, ROOM, STATE_LOG, STATE_NAME, STATE_NODE, STATE_SWEEP, Table};
+use crate::store::schema::{EVENT, JOIN, ROOM, STATE_LOG, STATE_NAME, STATE_NODE, STATE_SWEEP, Table};
 use crate::store::tables::room;
 use crate::store::tables::room::event_row;
 use crate::store::tables::room::event_row::Root;
@@ -204,8 +204,7 @@ fn end_of(w: &mut Write, limit: u32) -> Result<()> {
 }
 
 fn next_number(get: &impl Get) -> Result<u32> {
-    let value = get.get(&META, b"next/state_node")?;
-    Ok(value.and_then(|value| num_of(&value)).unwrap_or(1))
+    get.next_number("state_node")
 }
 
 /// The state a row names.
