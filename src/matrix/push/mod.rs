@@ -115,22 +115,34 @@ pub struct Room {
     pub room_id: OwnedRoomId,
     /// Joined members.
     pub member_count: u64,
-    /// The sender's level and the level for `@room`; see [`Room::new`].
-    levels: PushConditionPowerLevelsCtx,
 }
 
 impl Room {
-    /// For one event: the only levels the rules ask for are the sender's and that for `@room`.
-    pub fn new(event: &Event, member_count: u64, powers: Option<&Powers<'_>>) -> Room {
-        let number = |level: i64| if level == INFINITE { Int::MAX } else { Int::new_saturating(level) };
-        let sender = powers.map_or(Int::default(), |p| number(p.user(event.sender())));
-        let mut notifications = NotificationPowerLevels::new();
-        notifications.room = number(powers.map_or(50, |p| p.notification("room")));
-        let rules = RoomPowerLevelsRules::new(&AuthorizationRules::V1, []);
-        let users = BTreeMap::from([(event.sender().to_owned(), sender)]);
-        let levels = PushConditionPowerLevelsCtx::new(users, Int::default(), notifications, rules);
-        Room { room_id: event.room_id().to_owned(), member_count, levels }
+    pub fn new(event: &Event, member_count: u64) -> Room {
+        Room { room_id: event.room_id().to_owned(), member_count }
     }
+}
+
+/// What is looked up when a rule asks for it; for most events none does.
+pub trait Lookup {
+    /// The member's name in the room.
+    fn display_name(&self) -> String;
+    /// What [`levels`] says of the event.
+    fn levels(&self) -> Levels;
+}
+
+/// The sender's level and the level for `@room`.
+pub type Levels = PushConditionPowerLevelsCtx;
+
+/// The levels that rules ask for: only the sender's and that for `@room`.
+pub fn levels(event: &Event, powers: Option<&Powers<'_>>) -> Levels {
+    let number = |level: i64| if level == INFINITE { Int::MAX } else { Int::new_saturating(level) };
+    let sender = powers.map_or(Int::default(), |p| number(p.user(event.sender())));
+    let mut notifications = NotificationPowerLevels::new();
+    notifications.room = number(powers.map_or(50, |p| p.notification("room")));
+    let rules = RoomPowerLevelsRules::new(&AuthorizationRules::V1, []);
+    let users = BTreeMap::from([(event.sender().to_owned(), sender)]);
+    PushConditionPowerLevelsCtx::new(users, Int::default(), notifications, rules)
 }
 
 /// The outcome of the matching rule.
@@ -141,37 +153,47 @@ pub struct Outcome {
     pub sound: Option<String>,
 }
 
-/// The outcome of the rules of `user`, whose name in the room is `display_name`, for an event. Own events never notify.
-pub fn evaluate(rules: &Ruleset, flat: &Flat, room: &Room, user: &UserId, display_name: &str) -> Outcome {
-    match actions(rules, flat, room, user, display_name) {
-        Some(actions) => outcome(&actions),
+/// The outcome of the rules of `user` for an event. Own events never notify.
+pub fn evaluate(rules: &Ruleset, flat: &Flat, room: &Room, user: &UserId, lookup: &dyn Lookup) -> Outcome {
+    match actions(rules, flat, room, user, lookup) {
+        Some(actions) => outcome(actions),
         None => Outcome::default(),
     }
 }
 
 /// The actions of the matching rule, if one matches.
-pub fn actions(rules: &Ruleset, flat: &Flat, room: &Room, user: &UserId, display_name: &str) -> Option<Vec<Action>> {
+fn actions<'r>(
+    rules: &'r Ruleset,
+    flat: &Flat,
+    room: &Room,
+    user: &UserId,
+    lookup: &dyn Lookup,
+) -> Option<&'r [Action]> {
     if flat.sender == user {
         return None;
     }
     let count = UInt::new_saturating(room.member_count);
-    let context = PushConditionRoomCtx::new(room.room_id.clone(), count, user.to_owned(), display_name.to_owned());
-    let context = context.with_power_levels(room.levels.clone());
-    let rule = rules.iter().find(|rule| applies(*rule, &flat.flat, &context));
-    rule.map(|rule| rule.actions().to_vec())
+    let context = PushConditionRoomCtx::new(room.room_id.clone(), count, user.to_owned(), String::new());
+    let rule = rules.iter().find(|rule| applies(*rule, &flat.flat, &context, lookup));
+    rule.map(|rule| rule.actions())
 }
 
 /// The member of an event in which patterns are words.
 const BODY: &str = "content.body";
 
 /// Whether a rule matches. The old rules about mentions are for events that do not say themselves who is mentioned.
-fn applies(rule: AnyPushRuleRef<'_>, flat: &FlattenedJson, context: &PushConditionRoomCtx) -> bool {
+fn applies(
+    rule: AnyPushRuleRef<'_>,
+    flat: &FlattenedJson,
+    context: &PushConditionRoomCtx,
+    lookup: &dyn Lookup,
+) -> bool {
     if !rule.enabled() || (defaults::is_for_events_without_mentions(rule.rule_id()) && flat.contains_mentions()) {
         return false;
     }
     match rule {
         AnyPushRuleRef::Override(rule) | AnyPushRuleRef::Underride(rule) => {
-            rule.conditions.iter().all(|condition| holds(condition, flat, context))
+            rule.conditions.iter().all(|condition| holds(condition, flat, context, lookup))
         }
         AnyPushRuleRef::Content(rule) => {
             flat.get_str(BODY).is_some_and(|body| words::matches_glob(body, &rule.pattern))
@@ -180,11 +202,14 @@ fn applies(rule: AnyPushRuleRef<'_>, flat: &FlattenedJson, context: &PushConditi
     }
 }
 
-fn holds(condition: &PushCondition, flat: &FlattenedJson, context: &PushConditionRoomCtx) -> bool {
+fn holds(condition: &PushCondition, flat: &FlattenedJson, context: &PushConditionRoomCtx, lookup: &dyn Lookup) -> bool {
     match condition {
         #[expect(deprecated, reason = "for events without `m.mentions`")]
         PushCondition::ContainsDisplayName => {
-            flat.get_str(BODY).is_some_and(|body| words::contains(body, &context.user_display_name))
+            flat.get_str(BODY).is_some_and(|body| words::contains(body, &lookup.display_name()))
+        }
+        PushCondition::SenderNotificationPermission(_) => {
+            at_once(condition.applies(flat, &context.clone().with_power_levels(lookup.levels())))
         }
         PushCondition::EventMatch(wanted) if wanted.key == BODY => {
             flat.get_str(BODY).is_some_and(|body| words::matches_glob(body, &wanted.pattern))
@@ -223,6 +248,18 @@ mod tests {
     use crate::matrix::{tests::ruma as oracle, version};
     use serde_json::{Value, json};
 
+    struct Bea(Levels);
+
+    impl Lookup for Bea {
+        fn display_name(&self) -> String {
+            "Bea".to_owned()
+        }
+
+        fn levels(&self) -> Levels {
+            self.0.clone()
+        }
+    }
+
     fn ask(members: u64, kind: &str, content: Value) -> Outcome {
         let version = version::get("12").unwrap();
         let value = json!({ "type": kind, "sender": "@a:x", "room_id": "!r", "content": content });
@@ -236,8 +273,8 @@ mod tests {
         let levels = PowerLevels::parse(version, r#"{"users":{"@a:x":20},"notifications":{"room":20}}"#).unwrap();
         let powers = Powers::new(version, &create, Some(&levels));
         let user = <&UserId>::try_from("@b:x").unwrap();
-        let room = Room::new(&event, members, Some(&powers));
-        evaluate(&default_rules(user), &Flat::new(&event), &room, user, "Bea")
+        let room = Room::new(&event, members);
+        evaluate(&default_rules(user), &Flat::new(&event), &room, user, &Bea(super::levels(&event, Some(&powers))))
     }
 
     fn said(body: &str) -> Value {
@@ -278,7 +315,13 @@ mod tests {
             let version = version::get("12").unwrap();
             let event = Event::from_stored(version, event.into_bytes(), "$e".try_into().unwrap()).unwrap();
             let user = <&UserId>::try_from("@b:x").unwrap();
-            let outcome = evaluate(&default_rules(user), &Flat::new(&event), &Room::new(&event, 5, None), user, "Bea");
+            let outcome = evaluate(
+                &default_rules(user),
+                &Flat::new(&event),
+                &Room::new(&event, 5),
+                user,
+                &Bea(levels(&event, None)),
+            );
             assert!(outcome.notify && outcome.highlight);
         }
         let long = format!("{{\"content\":{{\"{}\":{{{wide}\"z\":0}}}}}}", "k".repeat(20_000));
@@ -307,7 +350,7 @@ mod tests {
         let rules: Ruleset = serde_json::from_value(rules).unwrap();
         let value = json!({ "type": "m.room.message", "sender": "@a:x", "room_id": "!r", "content": said("hi") });
         let event = oracle::event(version::get("12").unwrap(), "$e", &value);
-        assert!(evaluate(&rules, &Flat::new(&event), &Room::new(&event, 5, None), user, "Bea").notify);
+        assert!(evaluate(&rules, &Flat::new(&event), &Room::new(&event, 5), user, &Bea(levels(&event, None))).notify);
     }
 
     #[test]
@@ -316,7 +359,8 @@ mod tests {
         let value = json!({ "type": "m.room.message", "sender": "@b:x", "room_id": "!r", "content": said("hi") });
         let event = oracle::event(version, "$e", &value);
         let user = <&UserId>::try_from("@b:x").unwrap();
-        let outcome = evaluate(&default_rules(user), &Flat::new(&event), &Room::new(&event, 2, None), user, "Bea");
+        let outcome =
+            evaluate(&default_rules(user), &Flat::new(&event), &Room::new(&event, 2), user, &Bea(levels(&event, None)));
         assert_eq!(outcome, Outcome::default());
     }
 

@@ -19,17 +19,31 @@ enum Part {
 
 /// Whether the glob `pattern` stands in `text` between word boundaries, whatever the case.
 pub fn matches_glob(text: &str, pattern: &str) -> bool {
-    matches(text, lower_case(pattern).map(glob_part), false)
+    (has_wildcards(pattern) || holds(text, pattern)) && matches(text, lower_case(pattern).map(glob_part), false)
 }
 
 /// Whether the glob `pattern` is the whole of `text`, whatever the case.
 pub fn matches_whole(text: &str, pattern: &str) -> bool {
+    if !has_wildcards(pattern) && pattern.len() <= PATTERN_CHARS_MAX {
+        return !pattern.is_empty() && lower_case(text).eq(lower_case(pattern));
+    }
     matches(text, lower_case(pattern).map(glob_part), true)
 }
 
 /// Whether `words` stand in `text` as they are, between word boundaries, whatever the case.
 pub fn contains(text: &str, words: &str) -> bool {
-    matches(text, lower_case(words).map(Part::Char), false)
+    holds(text, words) && matches(text, lower_case(words).map(Part::Char), false)
+}
+
+fn has_wildcards(pattern: &str) -> bool {
+    pattern.contains(['?', '*'])
+}
+
+/// Whether the words stand anywhere in the text, whatever the case: for nearly every message they do not, and then
+/// nothing else is looked at.
+fn holds(text: &str, words: &str) -> bool {
+    let lower = |text| lower_case(text).collect::<String>();
+    lower(text).contains(&lower(words))
 }
 
 fn glob_part(c: char) -> Part {
@@ -138,8 +152,14 @@ mod tests {
             ("who is * here", "*", true),
             ("anything", "a*g", false),
             ("anna-anna", "anna-anna", true),
+            ("ein Gruß von ÄNNE", "änne", true),
         ] {
             assert_eq!(contains(text, words), found, "{words} in {text}");
+        }
+        for (text, whole, is_it) in
+            [("M.Text", "m.text", true), ("m.texts", "m.text", false), ("Ä", "ä", true), ("", "", false)]
+        {
+            assert_eq!(matches_whole(text, whole), is_it, "{whole} for {text}");
         }
     }
 

@@ -2,24 +2,25 @@
 //!
 //! Bounded by the local members of the room, each some microseconds and a row or two; no remote server can raise it.
 
+use std::cell::{Cell, OnceCell};
+
 use ruma::UserId;
 
 use super::derived::{Appended, Derived};
 use super::new_event::{Append, Here};
 use super::relations::relation_of;
 use crate::matrix::auth::{Powers, State as _};
-use crate::matrix::{Event, json, push};
+use crate::matrix::{Event, push};
 use crate::room::error::Error;
 use crate::room::ignored;
 use crate::room::state::StateView;
 use crate::room::state::event::load;
 use crate::room::state::join_conditions::local_joined;
-use crate::store::tables::room::Room;
 use crate::store::tables::room::relation::Rel;
 use crate::store::tables::room::unread::{self, Outcome, Part};
 use crate::store::tables::room::user_room;
 use crate::store::tables::user;
-use crate::store::{EventNum, Get, Result, UserNum, Write};
+use crate::store::{self, EventNum, Get, Result, UserNum, Write};
 
 /// How far from a thread an event may be and still belong to it, as the specification has it.
 const THREAD_HOPS_MAX: usize = 3;
@@ -49,12 +50,16 @@ fn count(w: &mut Write<'_>, appended: &Appended<'_>, order: i64) -> Result<()> {
         return part.map_or(Ok(()), |part| unread::read_up_to(w, row.sender, new.room, order, part));
     }
     let flat = push::Flat::new(&new.event);
-    let seen = seen_by_rules(w, room, new)?;
+    let seen = push::Room::new(&new.event, room.joined);
+    let levels = OnceCell::new();
     let mut outcomes = Vec::with_capacity(members.len());
     for user in members {
         let outcome = match user == row.sender {
             true => Outcome::Own(part),
-            false => outcome(w, here, new, user, &flat, &seen)?,
+            false => {
+                let asked = Asked { get: w, new, user, levels: &levels, failed: Cell::new(None) };
+                outcome(&asked, here, &flat, &seen)?
+            }
         };
         outcomes.push((user, outcome));
     }
@@ -62,27 +67,56 @@ fn count(w: &mut Write<'_>, appended: &Appended<'_>, order: i64) -> Result<()> {
 }
 
 /// What the push rules of a member make of an event of another.
-fn outcome(
-    get: &impl Get,
-    here: &Here,
-    new: &Append,
-    user: UserNum,
-    flat: &push::Flat,
-    seen: &push::Room,
-) -> Result<Outcome> {
-    if ignored::is_ignored(get, user, new.event.sender().as_str())? {
+fn outcome<G: Get>(asked: &Asked<'_, G>, here: &Here, flat: &push::Flat, seen: &push::Room) -> Result<Outcome> {
+    let (get, user) = (asked.get, asked.user);
+    if ignored::is_ignored(get, user, asked.new.event.sender().as_str())? {
         return Ok(Outcome::Quiet);
     }
     let user_id = user::id_of(get, user)?;
     let Ok(id) = <&UserId>::try_from(user_id.as_str()) else { return Ok(Outcome::Quiet) };
     let rules = here.rules.get(get, user, id)?;
-    let name = display_name(get, new, user, id)?;
-    let outcome = push::evaluate(&rules, flat, seen, id, &name);
+    let outcome = push::evaluate(&rules, flat, seen, id, asked);
+    if let Some(failed) = asked.failed.take() {
+        return Err(failed);
+    }
     Ok(match (outcome.notify, outcome.highlight) {
         (false, _) => Outcome::Quiet,
         (true, false) => Outcome::Notify,
         (true, true) => Outcome::Highlight,
     })
+}
+
+/// What the rules of a member may ask for.
+struct Asked<'a, G> {
+    get: &'a G,
+    new: &'a Append,
+    user: UserNum,
+    /// The same for all members.
+    levels: &'a OnceCell<push::Levels>,
+    failed: Cell<Option<store::Error>>,
+}
+
+impl<G: Get> Asked<'_, G> {
+    /// The rules go on without what could not be read; their caller fails then.
+    fn found<T: Default>(&self, result: Result<T>) -> T {
+        result.unwrap_or_else(|failed| {
+            self.failed.set(Some(failed));
+            T::default()
+        })
+    }
+}
+
+impl<G: Get> push::Lookup for Asked<'_, G> {
+    fn display_name(&self) -> String {
+        let name = display_name(self.get, self.new, self.user);
+        self.found(name)
+    }
+
+    fn levels(&self) -> push::Levels {
+        let find =
+            || self.found(levels(self.get, self.new).map(Some)).unwrap_or_else(|| push::levels(&self.new.event, None));
+        self.levels.get_or_init(find).clone()
+    }
 }
 
 /// The root of the event's thread: named by the event itself, or by the events it relates to. A few hops at most.
@@ -98,13 +132,13 @@ fn thread_of(get: &impl Get, new: &Append) -> Result<Option<EventNum>> {
     Ok(None)
 }
 
-/// The room in the form that push rules read.
-fn seen_by_rules(get: &impl Get, room: &Room, new: &Append) -> Result<push::Room> {
+/// The levels that push rules ask for.
+fn levels(get: &impl Get, new: &Append) -> Result<push::Levels> {
     let version = new.event.version();
     let view = StateView::present(get, new.room, version);
     let (create, levels) = (readable(view.create())?, readable(view.power_levels())?);
     let powers = create.as_ref().map(|create| Powers::new(version, create, levels.as_deref()));
-    Ok(push::Room::new(&new.event, room.joined, powers.as_ref()))
+    Ok(push::levels(&new.event, powers.as_ref()))
 }
 
 /// State that cannot be read counts as absent.
@@ -116,16 +150,15 @@ fn readable<T>(state: Result<Option<T>, Error>) -> Result<Option<T>> {
     }
 }
 
-/// A member's display name in the room. Looked up only when the event has a text that may contain it.
-fn display_name(get: &impl Get, new: &Append, user: UserNum, user_id: &UserId) -> Result<String> {
-    let has_text = json::read::get(new.event.content().as_bytes(), "body").is_some();
-    let own = || user_id.localpart().to_owned();
-    if !has_text {
-        return Ok(own());
+/// A member's display name in the room, else the name in their id.
+fn display_name(get: &impl Get, new: &Append, user: UserNum) -> Result<String> {
+    if let Some(member) = user_room::mine(get, user, new.room)?.and_then(|mine| mine.event)
+        && let Some(name) = name_in(&load(get, new.event.version(), member)?)
+    {
+        return Ok(name);
     }
-    let Some(member) = user_room::mine(get, user, new.room)?.and_then(|mine| mine.event) else { return Ok(own()) };
-    let event = load(get, new.event.version(), member)?;
-    Ok(name_in(&event).unwrap_or_else(own))
+    let id = user::id_of(get, user)?;
+    Ok(<&UserId>::try_from(id.as_str()).map_or_else(|_| String::new(), |id| id.localpart().to_owned()))
 }
 
 fn name_in(member: &Event) -> Option<String> {
