@@ -38,6 +38,12 @@ impl RowCounts {
         }
     }
 
+    /// As they are shown, of one table.
+    pub(crate) fn of(mut self, table: &str) -> String {
+        self.0.retain(|name, _| *name == table);
+        self.to_string()
+    }
+
     /// Bytes of the keys and values put.
     pub(crate) fn bytes(&self) -> usize {
         self.0.values().map(|counts| counts.bytes).sum()

@@ -81,6 +81,7 @@ fn set_mine(
 ) -> Result<()> {
     let old = user_room::mine(w, user, room)?;
     let Some((membership, event)) = after else {
+        unread::clear(w, user, room)?;
         return user_room::remove_mine(w, user, room);
     };
     let was_joined = before == Some(Membership::Join);
@@ -121,6 +122,9 @@ pub fn build_own_rooms(
         }
         let left_at = before.as_ref().and_then(|mine| mine.left_at);
         let before = before.map(|mine| mine.membership);
+        if membership != Membership::Join {
+            unread::clear(w, user, room)?;
+        }
         let mine =
             Mine { membership, since: at, event: Some(event), forgotten: false, outside: false, before, left_at };
         user_room::set_mine(w, user, room, &mine)?;

@@ -9,6 +9,7 @@ use crate::room::send;
 use crate::room::state::known;
 use crate::room::testing::*;
 use crate::room::*;
+use crate::store::StateKeyNum;
 use crate::store::tables::room::event;
 
 #[tokio::test]
@@ -95,4 +96,25 @@ async fn unread_counts_follow_push_rules_receipts_and_ones_own_words() {
     house.say(&ben, &room, "I am here").await;
     assert_eq!(house.unread(&room, &ben), (0, 0));
     assert_eq!(house.unread(&room, &anna), (1, 0));
+}
+
+/// The count of a membership that other forks took away stood when its user came back.
+#[tokio::test]
+async fn a_membership_that_vanishes_takes_its_unread_count_along() {
+    let house = house();
+    let (anna, ben) = (house.user("anna").await, house.user("ben").await);
+    let room = house.public_room(&anna).await;
+    house.join(&ben, &room).await.unwrap();
+    house.say(&anna, &room, "one").await;
+    assert_eq!(house.unread(&room, &ben), (1, 0));
+    let (here, num) = (house.rooms.here(), house.room_num(&room));
+    let key = StateKeyNum::of_member(house.user_num(&ben));
+    let vanish = move |w: &mut Write<'_>| {
+        let mut row = tables::room::get_of(w, num)?;
+        let at = w.next_position();
+        append::current_state::set_present_state(w, &here, num, &mut row, &[(key, None)], at)?;
+        tables::room::put(w, num, &row)
+    };
+    house.store.write(vanish).await.unwrap();
+    assert_eq!(house.unread(&room, &ben), (0, 0));
 }

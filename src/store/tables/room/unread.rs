@@ -77,11 +77,16 @@ impl Unread {
         }
     }
 
-    /// The events behind the first `read` of all.
-    fn since(&self, read: u64) -> Unread {
+    /// The events behind the first `read` of all, with so many highlights among those further back than the places.
+    fn since(&self, read: u64, highlights: u64) -> Unread {
         let notifications = self.notifications.saturating_sub(read);
         let kept = self.places.len().min(usize::try_from(notifications).unwrap_or(usize::MAX));
-        Unread { notifications, highlights: 0, places: self.places[self.places.len() - kept..].to_vec() }
+        Unread { notifications, highlights, places: self.places[self.places.len() - kept..].to_vec() }
+    }
+
+    /// Forgets the places before the newest `count`.
+    fn keep_places(&mut self, count: usize) {
+        self.places.drain(..self.places.len().saturating_sub(count));
     }
 
     fn further_back(&self) -> (u64, u64) {
@@ -161,8 +166,9 @@ const ALIKE_MIN: usize = 2;
 /// A user's row. None is as `Apart` with nothing to read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Own {
-    /// The events that the room's row counted, but for the first so many.
-    Since(u64),
+    /// The events that the room's row counted, but for the first `read` of them. `highlights`: among those further back
+    /// than the places.
+    Since { read: u64, highlights: u64 },
     /// Other events than the room's row has.
     Apart(Unread),
 }
@@ -171,12 +177,15 @@ impl Own {
     fn encode(&self) -> Vec<u8> {
         match self {
             Own::Apart(unread) => unread.encode(),
-            Own::Since(read) => {
+            Own::Since { read, highlights } => {
                 let mut out = Vec::with_capacity(8);
                 // As a row apart without a notification, which is never written.
                 put_u64(&mut out, 0);
                 put_u64(&mut out, 0);
                 put_u64(&mut out, *read);
+                if *highlights > 0 {
+                    put_u64(&mut out, *highlights);
+                }
                 out
             }
         }
@@ -185,7 +194,10 @@ impl Own {
     fn decode(row: &[u8]) -> Option<Own> {
         let mut unpack = Unpack::new(row);
         match (unpack.u64()?, unpack.u64()?) {
-            (0, 0) => unpack.u64().map(Own::Since),
+            (0, 0) => {
+                let read = unpack.u64()?;
+                Some(Own::Since { read, highlights: if unpack.is_empty() { 0 } else { unpack.u64()? } })
+            }
             _ => Unread::decode(row).map(Own::Apart),
         }
     }
@@ -197,12 +209,15 @@ fn own(get: &impl Get, user: UserNum, room: RoomNum) -> Result<Option<Own>> {
     Own::decode(&row).map(Some).ok_or_else(|| Error::corrupt(&UNREAD, &key))
 }
 
-/// The events that count for many: their number since the room was made, and the newest places.
+/// The number that a room's row begins with: members who had more unread events before there was one may follow it.
+const BEGIN: u64 = 1 << 32;
+
+/// The events that count for many: their number, and the newest places, as many as a member needs.
 fn of_room(get: &impl Get, room: RoomNum) -> Result<Unread> {
     match own(get, ROOM, room)? {
-        None => Ok(Unread::default()),
+        None => Ok(Unread { notifications: BEGIN, ..Unread::default() }),
         Some(Own::Apart(unread)) => Ok(unread),
-        Some(Own::Since(_)) => Err(Error::corrupt(&UNREAD, &key(ROOM, room))),
+        Some(Own::Since { .. }) => Err(Error::corrupt(&UNREAD, &key(ROOM, room))),
     }
 }
 
@@ -210,7 +225,7 @@ fn seen_by(own: Option<&Own>, of_room: &Unread) -> Unread {
     match own {
         None => Unread::default(),
         Some(Own::Apart(unread)) => unread.clone(),
-        Some(Own::Since(read)) => of_room.since(*read),
+        Some(Own::Since { read, highlights }) => of_room.since(*read, *highlights),
     }
 }
 
@@ -219,7 +234,7 @@ pub fn get(get: &impl Get, user: UserNum, room: RoomNum) -> Result<Unread> {
     Ok(match own(get, user, room)? {
         None => Unread::default(),
         Some(Own::Apart(unread)) => unread,
-        Some(Own::Since(read)) => of_room(get, room)?.since(read),
+        Some(Own::Since { read, highlights }) => of_room(get, room)?.since(read, highlights),
     })
 }
 
@@ -244,15 +259,19 @@ pub fn count(
     members: &[(UserNum, Outcome)],
 ) -> Result<()> {
     let alike = members.iter().filter(|(_, outcome)| *outcome == Outcome::Notify).count() >= ALIKE_MIN;
-    let before = of_room(w, room)?;
+    let rows = members.iter().map(|(user, _)| own(w, *user, room)).collect::<Result<Vec<_>>>()?;
+    let before = match alike || rows.iter().any(follows) {
+        true => of_room(w, room)?,
+        false => Unread::default(),
+    };
     let mut after = before.clone();
     if alike {
         after.add(Place { order, highlight: false, thread });
-        w.put(&UNREAD, &key(ROOM, room), &after.encode())?;
     }
-    for &(user, outcome) in members {
-        let was = own(w, user, room)?;
-        if alike && outcome == Outcome::Notify && matches!(was, Some(Own::Since(_))) {
+    let mut places = 0;
+    for (&(user, outcome), was) in members.iter().zip(rows) {
+        if let (true, Outcome::Notify, Some(Own::Since { read, .. })) = (alike, outcome, &was) {
+            places = places.max(after.notifications.saturating_sub(*read));
             continue;
         }
         let mut unread = seen_by(was.as_ref(), &before);
@@ -262,21 +281,34 @@ pub fn count(
             Outcome::Notify => unread.add(Place { order, highlight: false, thread }),
             Outcome::Highlight => unread.add(Place { order, highlight: true, thread }),
         }
-        // Rules that keep one event quiet keep the next one quiet: a row that follows the room's would change with each.
-        let follows = matches!(was, Some(Own::Since(_))) && outcome != Outcome::Quiet;
+        places = places.max(unread.places.len() as u64);
+        // Rules that keep an event quiet which others hear of do so again: a row that follows would change with each.
+        let follows = follows(&was) && (outcome != Outcome::Quiet || !alike);
         set(w, user, room, was, unread, &after, follows)?;
+    }
+    if alike {
+        after.keep_places(places.min(PLACES_MAX as u64) as usize);
+        w.put(&UNREAD, &key(ROOM, room), &after.encode())?;
     }
     Ok(())
 }
 
+/// Whether the row goes with the room's.
+fn follows(own: &Option<Own>) -> bool {
+    matches!(own, Some(Own::Since { .. }))
+}
+
 /// The user has read a part of the room up to a place.
 pub fn read_up_to(w: &mut Write, user: UserNum, room: RoomNum, order: i64, part: Part) -> Result<()> {
-    let Some(was) = own(w, user, room)? else { return Ok(()) };
+    let was = own(w, user, room)?;
+    if was.is_none() {
+        return Ok(());
+    }
     let of_room = of_room(w, room)?;
-    let mut unread = seen_by(Some(&was), &of_room);
+    let mut unread = seen_by(was.as_ref(), &of_room);
     unread.read_up_to(order, part);
-    let follows = matches!(was, Own::Since(_));
-    set(w, user, room, Some(was), unread, &of_room, follows)
+    let follows = follows(&was);
+    set(w, user, room, was, unread, &of_room, follows)
 }
 
 /// Writes a user's row where it changes. `follows`: a user with nothing to read goes on with the room's row.
@@ -290,10 +322,10 @@ fn set(
     follows: bool,
 ) -> Result<()> {
     let read = of_room.notifications.checked_sub(unread.notifications);
-    let read = read.filter(|read| of_room.since(*read) == unread);
+    let read = read.filter(|read| of_room.since(*read, unread.highlights) == unread);
     let new = match read {
         _ if unread == Unread::default() && !follows => None,
-        Some(read) => Some(Own::Since(read)),
+        Some(read) => Some(Own::Since { read, highlights: unread.highlights }),
         None => Some(Own::Apart(unread)),
     };
     match new {
@@ -424,25 +456,72 @@ mod tests {
         crate::store::Store::in_memory().write_blocking(job).unwrap();
     }
 
+    /// Counts an event that is to all but its sender what `outcome` says, and answers which rows that changed.
+    fn say(store: &crate::store::Store, order: i64, sender: u32, outcome: Outcome) -> String {
+        let others = (1..=8).filter(|user| *user != sender).map(|user| (UserNum(user), outcome));
+        let own = (UserNum(sender), Outcome::Own(Some(Part::Main)));
+        let members: Vec<_> = std::iter::once(own).chain(others).collect();
+        store.take_counted();
+        store.write_blocking(move |w| count(w, RoomNum(1), order, None, &members)).unwrap();
+        store.take_counted().of("unread")
+    }
+
     #[test]
     fn a_message_for_many_changes_no_row_of_those_who_follow() {
         let store = crate::store::Store::in_memory();
-        let say = |order: i64, sender: u32| {
-            let members: Vec<_> = (1..=8)
-                .map(|user| match user == sender {
-                    true => (UserNum(user), Outcome::Own(Some(Part::Main))),
-                    false => (UserNum(user), Outcome::Notify),
-                })
-                .collect();
-            store.write_blocking(move |w| count(w, RoomNum(1), order, None, &members)).unwrap();
-            store.take_counted().to_string()
-        };
+        let say = |order, sender| say(&store, order, sender, Outcome::Notify);
         assert_eq!(say(1, 1), "unread+8", "the room's row, and the first one of each other member");
         assert_eq!(say(2, 1), "unread");
         assert_eq!(say(3, 2), "unread+3", "the sender's, and the first one of the other sender");
         assert_eq!((say(4, 2), say(5, 3)), ("unread+2".to_owned(), "unread+2".to_owned()));
         let unread = |user| get(&store.read().unwrap(), UserNum(user), RoomNum(1)).unwrap().notifications;
         assert_eq!([unread(1), unread(2), unread(3), unread(8)], [3, 1, 0, 5]);
+    }
+
+    /// A reaction removed the row of everybody who had read all, and the next message wrote them again.
+    #[test]
+    fn an_event_that_is_quiet_for_all_changes_nothing() {
+        let store = crate::store::Store::in_memory();
+        for sender in 1..=8 {
+            say(&store, sender.into(), sender, Outcome::Notify);
+        }
+        let read_all =
+            |w: &mut Write<'_>| (1..=8).try_for_each(|user| read_up_to(w, UserNum(user), RoomNum(1), 8, Part::Whole));
+        store.write_blocking(read_all).unwrap();
+        assert_eq!(say(&store, 9, 1, Outcome::Quiet), "");
+        assert_eq!(say(&store, 10, 1, Outcome::Notify), "unread+2");
+    }
+
+    /// The room's row grew to all places that a row may have, also when all members read along.
+    #[test]
+    fn a_rooms_row_has_the_places_that_its_members_need() {
+        let store = crate::store::Store::in_memory();
+        let places = || of_room(&store.read().unwrap(), RoomNum(1)).unwrap().places.len();
+        for order in 1..=300 {
+            say(&store, order, order as u32 % 8 + 1, Outcome::Notify);
+        }
+        assert!(places() <= 8, "everybody has said something since: {}", places());
+        for order in 301..=310 {
+            say(&store, order, 1, Outcome::Notify);
+        }
+        assert!((10..=17).contains(&places()), "{}", places());
+    }
+
+    /// Members with more unread events than a new row of their room counted had a row of their own for ever, and so had
+    /// those with a highlight far back.
+    #[test]
+    fn members_who_are_away_for_long_come_to_follow_the_rooms_row() {
+        let store = crate::store::Store::in_memory();
+        let mut away = Unread::default();
+        (1..=1_000).for_each(|order| away.add(place(order, order == 990, None)));
+        let row = away.encode();
+        store.write_blocking(move |w| w.put(&UNREAD, &key(UserNum(8), RoomNum(1)), &row)).unwrap();
+        for order in 1_001..=1_140 {
+            say(&store, order, 1 + order as u32 % 2, Outcome::Notify);
+        }
+        assert_eq!(say(&store, 1_141, 1, Outcome::Notify), "unread+2");
+        let unread = get(&store.read().unwrap(), UserNum(8), RoomNum(1)).unwrap();
+        assert_eq!((unread.notifications, unread.highlights, unread.places.len()), (1_141, 1, PLACES_MAX));
     }
 
     #[test]
