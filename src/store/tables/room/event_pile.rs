@@ -17,9 +17,9 @@ use crate::store::{BodyNum, Error, EventNum, Get, Result};
 /// The memory of a pile that its holder pays for: the state of a usual room fits in it.
 pub const PILE_BYTES: u64 = 16 << 10;
 /// The most that a pile takes beside that, when the list is longer and an account has it.
-const MORE_BYTES_MAX: u64 = 128 << 10;
+const MORE_BYTES_MAX: u64 = 64 << 10;
 /// Of what is left in the account, the part that one pile may take.
-const PART_OF_THE_REST: u64 = 4;
+const PART_OF_THE_REST: u64 = 8;
 /// Lists of fewer events are not worth asking for more.
 const LONG_LIST_EVENTS: u64 = 500;
 
@@ -57,7 +57,7 @@ impl EventPile {
         pile
     }
 
-    /// A third for the numbers: in 48 KiB those of a room of 200,000 events that are neighbours.
+    /// A third for the numbers: in 27 KiB those of 120,000 events that are neighbours.
     fn divide(&mut self, bytes: u64) {
         self.chunks_max = (bytes / 3 / CHUNK_BYTES) as usize;
         self.rows.bytes_max = (bytes - bytes / 3) as usize;
@@ -209,7 +209,7 @@ mod tests {
         Row {
             room: RoomNum(1),
             body,
-            id: if num.0 % 7 == 0 { Id::Named("$".repeat(200)) } else { Id::Hash([num.0 as u8; 32]) },
+            id: if num.0.is_multiple_of(7) { Id::Named("$".repeat(200)) } else { Id::Hash([num.0 as u8; 32]) },
             kind: Kind::MEMBER,
             state_key: None,
             sender: UserNum(num.0),
@@ -262,7 +262,7 @@ mod tests {
         for (count, spread) in [(0, 1), (1, 1), (40, 1 << 31), (400, 400), (3_000, 6_000), (3_000, 1 << 31)] {
             let (store, events) = stored(&random, count, spread);
             let (read, list) = (store.read().unwrap(), shuffled(&random, &events));
-            for left in [u64::MAX, 70 << 10, 0] {
+            for left in [u64::MAX, 150 << 10, 0] {
                 let budget = Budget::for_tests();
                 let account = budget.account("response_bodies");
                 let _others = account.try_take(account.limit().saturating_sub(left)).unwrap();
