@@ -1,9 +1,11 @@
 //! Errors of the parts below as a sentence for the operator. The command line prints the sentence and ignores the
 //! errcode.
 
+use std::fmt::Display;
+
+use crate::budget::Refused;
 use crate::http::{BadBody, ErrorResponse, StatusCode};
-use crate::remote::Failed;
-use crate::{room, store, user};
+use crate::{room, user};
 
 /// Why a command was not carried out.
 #[derive(Debug)]
@@ -32,8 +34,8 @@ impl From<user::Error> for Error {
         Error(match failed {
             user::Error::NotFound(_) => ErrorResponse::not_found(failed.to_string()),
             user::Error::Refused(refused) => refused.into(),
-            user::Error::Store(failed) => stored(&failed),
-            user::Error::Remote(failed) => elsewhere(&failed),
+            user::Error::Store(failed) => stored(&failed, failed.is_full()),
+            user::Error::Remote(failed) => elsewhere(&failed, failed.own_refusal()),
             other => ErrorResponse::bad("M_UNKNOWN", other.to_string()),
         })
     }
@@ -44,17 +46,17 @@ impl From<room::Error> for Error {
         Error(match failed {
             room::Error::NotFound => ErrorResponse::not_found("there is no such room"),
             room::Error::Refused(refused) => refused.into(),
-            room::Error::Store(failed) => stored(&failed),
-            room::Error::Remote(failed) => elsewhere(&failed),
+            room::Error::Store(failed) => stored(&failed, failed.is_full()),
+            room::Error::Remote(failed) => elsewhere(&failed, failed.own_refusal()),
             other => ErrorResponse::new(StatusCode::BAD_REQUEST, "M_UNKNOWN", other.to_string()),
         })
     }
 }
 
 /// The database failed. The cause is logged, once.
-fn stored(failed: &store::Error) -> ErrorResponse {
+fn stored(failed: impl Display, is_full: bool) -> ErrorResponse {
     let internal = ErrorResponse::internal(failed);
-    match failed.is_full() {
+    match is_full {
         true => ErrorResponse {
             status: StatusCode::INSUFFICIENT_STORAGE,
             message: "The server's disk is full: nothing new can be stored until there is room".to_owned(),
@@ -67,8 +69,8 @@ fn stored(failed: &store::Error) -> ErrorResponse {
     }
 }
 
-fn elsewhere(failed: &Failed) -> ErrorResponse {
-    match failed.own_refusal() {
+fn elsewhere(failed: impl Display, own_refusal: Option<Refused>) -> ErrorResponse {
+    match own_refusal {
         Some(refused) => refused.into(),
         None => ErrorResponse::new(StatusCode::BAD_GATEWAY, "M_UNKNOWN", format!("The other server {failed}")),
     }
@@ -77,6 +79,7 @@ fn elsewhere(failed: &Failed) -> ErrorResponse {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store;
 
     /// A failing card was the operator's mistake, in words that only the code knows.
     #[test]

@@ -8,7 +8,9 @@ use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::Duration;
 
 use super::address::is_private;
-use super::outage::PATIENCE;
+
+/// An app's call waits no longer for a server that gives no sign.
+pub const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Where an answer came from, as far as it shows something about our way out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -19,13 +19,11 @@ use std::time::Duration;
 use ruma::{OwnedServerName, ServerName};
 
 use super::connect::CONNECTION_BYTES;
-use super::contact::{Contact, Whence};
+use super::contact::{Contact, PATIENCE, Whence};
 use super::request::Urgency;
 use super::{Failed, Inner, Remote};
 
-/// An app's call waits no longer for a server that gives no sign.
-pub const PATIENCE: Duration = Duration::from_secs(5);
-/// The same for what no app waits for.
+/// As [`PATIENCE`], for what no app waits for.
 const PATIENCE_LATER: Duration = Duration::from_secs(15);
 /// While the Internet is gone, a server that may be in the home network is given so long.
 pub const TRIAL: Duration = Duration::from_millis(800);

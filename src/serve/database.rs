@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::folder::DATABASE;
 use super::{Failed, failed};
+use crate::base::Clock;
 use crate::budget::{Budget, Grant};
 use crate::store::{self, Store, StoreOptions};
 
@@ -13,22 +14,33 @@ use crate::store::{self, Store, StoreOptions};
 const BUSY_TRIES: u32 = 10;
 const BUSY_PAUSE: Duration = Duration::from_millis(200);
 
-/// Opens the database. Blocks while another program has it, for two seconds at most.
-pub(super) fn open_store(folder: &Path, budget: &Budget) -> Result<(Store, Grant), Failed> {
-    let cache = budget.account("database_cache");
-    let grant = cache.try_take(cache.limit()).map_err(|refused| failed("the database's memory", refused))?;
-    let path = folder.join(DATABASE);
-    let mut tries_left = BUSY_TRIES;
-    loop {
-        match Store::open(store_options(&path, budget)) {
-            Ok(store) => return Ok((store, grant)),
-            Err(store::Error::Busy) if tries_left > 0 => {
-                tries_left -= 1;
-                std::thread::sleep(BUSY_PAUSE);
-            }
-            Err(error) => return Err(unopened(&path, error)),
+/// Opens the database of a server that starts. Waits while a command has it, for two seconds at most.
+pub(super) async fn open_when_free(folder: &Path, budget: &Budget) -> Result<(Store, Grant), Failed> {
+    // Another process is waited for, which no simulated clock moves on.
+    let clock = Clock::real();
+    for _ in 0..BUSY_TRIES {
+        match open(folder, budget)? {
+            (Err(store::Error::Busy), _) => clock.sleep(BUSY_PAUSE).await,
+            (opened, grant) => return finished(folder, opened, grant),
         }
     }
+    open_store(folder, budget)
+}
+
+/// Opens the database.
+pub(super) fn open_store(folder: &Path, budget: &Budget) -> Result<(Store, Grant), Failed> {
+    let (opened, grant) = open(folder, budget)?;
+    finished(folder, opened, grant)
+}
+
+fn open(folder: &Path, budget: &Budget) -> Result<(store::Result<Store>, Grant), Failed> {
+    let cache = budget.account("database_cache");
+    let grant = cache.try_take(cache.limit()).map_err(|refused| failed("the database's memory", refused))?;
+    Ok((Store::open(store_options(&folder.join(DATABASE), budget)), grant))
+}
+
+fn finished(folder: &Path, opened: store::Result<Store>, grant: Grant) -> Result<(Store, Grant), Failed> {
+    Ok((opened.map_err(|error| unopened(&folder.join(DATABASE), error))?, grant))
 }
 
 pub(super) fn store_options(path: &Path, budget: &Budget) -> StoreOptions {
@@ -59,20 +71,20 @@ mod tests {
     use super::*;
 
     /// A server that was started beside `snug check` did not start.
-    #[test]
-    fn a_command_that_has_the_database_for_a_moment_is_waited_for() {
+    #[tokio::test]
+    async fn a_command_that_has_the_database_for_a_moment_is_waited_for() {
         let folder = std::env::temp_dir().join(format!("snug-busy-{}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
         let budget = Budget::for_tests();
         let (first, grant) = open_store(&folder, &budget).unwrap();
         drop(grant);
-        let closing = std::thread::spawn(move || {
-            std::thread::sleep(BUSY_PAUSE / 2);
+        assert!(open_store(&folder, &budget).is_err_and(|failed| failed.to_string().contains("run already")));
+        let closing = async {
+            tokio::task::yield_now().await;
             first.close_blocking();
-        });
-        let (second, _grant) = open_store(&folder, &budget).unwrap();
-        closing.join().unwrap();
-        second.close_blocking();
+        };
+        let (opened, ()) = tokio::join!(open_when_free(&folder, &budget), closing);
+        opened.unwrap().0.close_blocking();
         std::fs::remove_dir_all(&folder).unwrap();
     }
 }

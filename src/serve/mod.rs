@@ -45,7 +45,7 @@ pub use self::folder::{
     SOCKET, check_database, check_owner, has_data, has_database, kept, known_signing_key, old_signing_keys, open_files,
     user_name,
 };
-use database::{open_store, store_options};
+use database::{open_store, open_when_free, store_options};
 use greet::greet;
 use ports::{bind, certificate};
 
@@ -181,7 +181,7 @@ impl Server {
         folder::make(folder)?;
         check_database(folder)?;
         folder::remember_time(folder, &clock);
-        let (store, _database) = open_store(folder, &budget)?;
+        let (store, _database) = open_when_free(folder, &budget).await?;
         folder::empty_scratch(folder)?;
         // Accounts that cannot be read count as accounts. `check_name` reports the error.
         let accounts = store.read().and_then(|read| crate::store::tables::user::count_up_to(&read, 1));
