@@ -22,6 +22,11 @@ pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'stat
     }
 }
 
+/// Runs `work`, which does not panic, on the runtime's blocking pool. No caller waits for it.
+pub(super) fn on_blocking_thread(work: impl FnOnce() + Send + 'static) {
+    drop(tokio::task::spawn_blocking(work));
+}
+
 /// Finishes `work` even when the caller goes away, in a task of its own. A panic in it goes on in the caller.
 /// Lines of the log that come from it name what the caller is about.
 pub async fn unbroken<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> T {

@@ -8,6 +8,8 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use tracing::Span;
 
+use super::blocking::on_blocking_thread;
+use super::clock::Clock;
 use super::panics::caught;
 
 /// Jobs waiting for one thread before another is woken.
@@ -19,8 +21,11 @@ const THREADS_MAX: usize = 4;
 
 /// A queue of jobs that few threads of the blocking pool run one after the other: one message wakes the syncs of all who see
 /// it, and waking a thread for each costs more than the job. Bounded by the callers. Clones share one.
-#[derive(Clone, Default)]
-pub struct Lane(Arc<Mutex<Queue>>);
+#[derive(Clone)]
+pub struct Lane {
+    clock: Clock,
+    queue: Arc<Mutex<Queue>>,
+}
 
 #[derive(Default)]
 struct Queue {
@@ -29,6 +34,10 @@ struct Queue {
 }
 
 impl Lane {
+    pub fn new(clock: Clock) -> Lane {
+        Lane { clock, queue: Arc::default() }
+    }
+
     /// Runs `work` as [`super::blocking`] does. The work of a caller that went away before its turn is left out.
     pub async fn blocking<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
         let (reply, done) = oneshot::channel();
@@ -42,9 +51,9 @@ impl Lane {
             self.work();
         }
         let mut done = std::pin::pin!(done);
-        let done = match tokio::time::timeout(PATIENCE, done.as_mut()).await {
-            Ok(done) => done,
-            Err(_) => {
+        let done = match self.clock.timeout(PATIENCE, done.as_mut()).await {
+            Some(done) => done,
+            None => {
                 if self.is_behind() {
                     self.work();
                 }
@@ -60,7 +69,7 @@ impl Lane {
 
     /// Adds a job. Answers whether a thread is to be woken for it.
     fn add(&self, job: Box<dyn FnOnce() + Send>) -> bool {
-        let mut queue = self.0.lock();
+        let mut queue = self.queue.lock();
         queue.jobs.push_back(job);
         let wakes = queue.threads < THREADS_MAX && queue.jobs.len() > queue.threads * AHEAD;
         queue.threads += usize::from(wakes);
@@ -69,7 +78,7 @@ impl Lane {
 
     /// Whether another thread is to be woken, since jobs still wait.
     fn is_behind(&self) -> bool {
-        let mut queue = self.0.lock();
+        let mut queue = self.queue.lock();
         let wakes = queue.threads < THREADS_MAX && !queue.jobs.is_empty();
         queue.threads += usize::from(wakes);
         wakes
@@ -77,16 +86,16 @@ impl Lane {
 
     fn work(&self) {
         let lane = self.clone();
-        drop(tokio::task::spawn_blocking(move || {
+        on_blocking_thread(move || {
             while let Some(job) = lane.next() {
                 job();
             }
-        }));
+        });
     }
 
     /// The next job; without one the thread is done.
     fn next(&self) -> Option<Box<dyn FnOnce() + Send>> {
-        let mut queue = self.0.lock();
+        let mut queue = self.queue.lock();
         let job = queue.jobs.pop_front();
         queue.threads -= usize::from(job.is_none());
         job
@@ -101,7 +110,7 @@ mod tests {
 
     #[tokio::test]
     async fn every_job_is_done_and_a_panic_is_its_callers_alone() {
-        let lane = Lane::default();
+        let lane = Lane::new(Clock::real());
         let jobs: Vec<_> = (0..100)
             .map(|number| {
                 let lane = lane.clone();
@@ -113,12 +122,12 @@ mod tests {
         for (number, job) in jobs.into_iter().enumerate() {
             assert_eq!(job.await.ok(), (number != 50).then_some(number));
         }
-        assert!(lane.0.lock().jobs.is_empty());
+        assert!(lane.queue.lock().jobs.is_empty());
     }
 
     #[tokio::test]
     async fn a_job_that_takes_long_does_not_hold_up_those_behind_it() {
-        let lane = Lane::default();
+        let lane = Lane::new(Clock::real());
         let (go_on, stopped) = mpsc::channel::<()>();
         let slow = tokio::spawn({
             let lane = lane.clone();

@@ -251,7 +251,7 @@ impl Server {
             random: random.clone(),
             budget: budget.clone(),
             options: config.apps.clone(),
-            looks: Lane::default(),
+            looks: Lane::new(clock.clone()),
             scratch: folder.join(SCRATCH),
         });
         client::routes::routes(&mut router, &client);
