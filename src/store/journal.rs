@@ -13,6 +13,7 @@
 //! The file has its length and its blocks from the beginning: a sync has nothing to write but the record.
 
 use std::io;
+use std::time::Duration;
 
 use redb::StorageBackend;
 
@@ -20,7 +21,6 @@ use super::access::hash128;
 use super::schema::{META, TABLES};
 use super::{Error, Result, Table, Write};
 use crate::base::{Random, StopWatch};
-use std::time::Duration;
 
 /// Length of the journal of a server. A start after a power cut applies it again: at most 2,048 records.
 pub(super) const JOURNAL_BYTES: u64 = 8 << 20;
@@ -28,7 +28,8 @@ pub(super) const JOURNAL_BYTES: u64 = 8 << 20;
 /// Bytes of one record at most, and of the buffer it is made in. A larger group is committed by redb alone.
 pub(super) const RECORD_BYTES_MAX: usize = 256 << 10;
 
-/// Rows between two checkpoints at most. redb remembers each page they changed, and the file grows by these pages.
+/// Rows between two checkpoints at most. redb remembers each page they changed, some 64 bytes for one, and the file grows by
+/// these pages.
 const ROWS_MAX: u32 = 16 << 10;
 
 /// Changes lie in the journal alone for this long at most; a server where nothing is written is not woken for it.
