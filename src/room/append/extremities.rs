@@ -1,7 +1,6 @@
 //! The forward extremities of the history, and the holes behind them.
 
 use super::new_event::Append;
-use crate::matrix::Event;
 use crate::room::state;
 use crate::room::state::fork::superseded;
 use crate::store::tables::room::{EXTREMITIES_MAX, HOLE_ORDERS, HOLES_MAX, Hole, Room, event, timeline};
@@ -51,9 +50,13 @@ pub fn note_followed(w: &mut Write<'_>, room: &Room, new: &Append) -> Result<()>
 
 /// The event replaces the events it follows among the extremities; it is no extremity itself when others that follow it
 /// are here. A room is never left without extremities.
-pub fn follow(w: &mut Write<'_>, room: &mut Room, event: &Event, num: EventNum, is_followed: bool) -> Result<()> {
-    let superseded = superseded(w, &room.extremities, event)?;
-    room.extremities.retain(|extremity| !superseded.contains(extremity));
+pub fn follow(w: &mut Write<'_>, room: &mut Room, new: &Append, num: EventNum, is_followed: bool) -> Result<()> {
+    if new.cites.is_some() {
+        room.extremities.clear();
+    } else {
+        let superseded = superseded(w, &room.extremities, &new.event)?;
+        room.extremities.retain(|extremity| !superseded.contains(extremity));
+    }
     if is_followed && !room.extremities.is_empty() {
         return Ok(());
     }

@@ -92,13 +92,15 @@ pub fn append(w: &mut Write<'_>, here: &Here, new: Append) -> Result<Done> {
     if let Some(order) = row.order {
         timeline::put(w, new.room, order, num)?;
     }
-    let is_followed = new.place != Place::Nowhere && event::take_followed(w, new.room, new.event.id().as_str())?;
-    if new.is_shown() {
+    let may_be_named = new.cites.is_none();
+    let is_followed =
+        may_be_named && new.place != Place::Nowhere && event::take_followed(w, new.room, new.event.id().as_str())?;
+    if new.is_shown() && may_be_named {
         note_followed(w, &room, &new)?;
     }
     let mut wake = Vec::new();
     if new.is_new() {
-        follow(w, &mut room, &new.event, num, is_followed)?;
+        follow(w, &mut room, &new, num, is_followed)?;
         wake = change_state(w, here, &mut room, &new, num, &row, at)?;
         add_local_joined(w, new.room, &mut wake)?;
         room.latest = at;
@@ -111,7 +113,7 @@ pub fn append(w: &mut Write<'_>, here: &Here, new: Append) -> Result<Done> {
         derived.on_append(w, &mut appended)?;
     }
     let change = appended.change;
-    redact::apply(w, &new.event, num, &row, new.is_shown())?;
+    redact::apply(w, &new, num, &row)?;
     if let Some(txn) = &new.txn {
         txn::put(w, txn, num, here.now_ms)?;
     }
@@ -121,6 +123,9 @@ pub fn append(w: &mut Write<'_>, here: &Here, new: Append) -> Result<Done> {
 }
 
 fn stored(get: &impl Get, new: &Append) -> Result<Option<(EventNum, Row)>> {
+    if new.cites.is_some() {
+        return Ok(None);
+    }
     match event::num(get, new.event.id().as_str())? {
         Some(num) => Ok(Some((num, event::row_of(get, num)?))),
         None => Ok(None),
@@ -164,7 +169,10 @@ fn store_event(
         event::put_row(w, num, &row)?;
         return Ok((num, row));
     }
-    let row = row_of(w, new.room, &new.event)?;
+    let row = match &new.cites {
+        Some(auth) => row_citing(w, new.room, &new.event, auth.clone())?,
+        None => row_of(w, new.room, &new.event)?,
+    };
     let row = Row { flags, before, order, ..row };
     room.events += 1;
     room.bytes += new.event.to_federation().len() as u64;
@@ -181,6 +189,15 @@ fn store_event(
 /// An event's columns as far as the event itself gives them: everything but flags, place and state before. Interns the
 /// users it mentions. Auth events that are not stored are left out; the body then keeps the event's own list.
 pub fn row_of(w: &mut Write<'_>, room: RoomNum, event: &Event) -> Result<Row> {
+    let mut auth = Vec::new();
+    for id in event.auth_events() {
+        auth.extend(event::num(w, id.as_str())?);
+    }
+    row_citing(w, room, event, auth)
+}
+
+/// The same with the numbers of its auth events.
+fn row_citing(w: &mut Write<'_>, room: RoomNum, event: &Event, auth: Vec<EventNum>) -> Result<Row> {
     let kind = Kind::of(event.kind());
     let state_key = match event.state_key() {
         Some(state_key) => Some(state_tree::intern_key(w, event.kind(), state_key)?),
@@ -190,10 +207,6 @@ pub fn row_of(w: &mut Write<'_>, room: RoomNum, event: &Event) -> Result<Row> {
         Some(target) if kind == Kind::MEMBER => member_of(w, event, target)?,
         _ => None,
     };
-    let mut auth = Vec::new();
-    for id in event.auth_events() {
-        auth.extend(event::num(w, id.as_str())?);
-    }
     Ok(Row {
         room,
         body: crate::store::BodyNum(0),

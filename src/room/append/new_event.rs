@@ -71,6 +71,9 @@ pub struct Append {
     pub txn: Option<Txn>,
     /// Post it to other servers: for our own events.
     pub outbound: bool,
+    /// For an event built in the write that appends it, upon all ends of the room: the numbers of its auth events in its
+    /// own order. No other event names its id yet, and whatever it names is here.
+    pub cites: Option<Vec<EventNum>>,
 }
 
 impl Append {
@@ -85,6 +88,7 @@ impl Append {
             place: Place::Newest,
             txn: None,
             outbound: false,
+            cites: None,
         }
     }
 

@@ -4,6 +4,7 @@
 //! when the two meet, by the room's present state (each room version's section "Redactions").
 
 use super::DERIVED;
+use super::new_event::Append;
 use crate::matrix::Event;
 use crate::room::state::event::load_row;
 use crate::room::state::redaction::applies;
@@ -12,9 +13,13 @@ use crate::store::tables::room::event_row::{Kind, Row};
 use crate::store::{EventNum, Result, Write};
 
 /// Handles redactions for an event that was just stored: it may be one, or the target of one that waited.
-pub fn apply(w: &mut Write<'_>, event: &Event, num: EventNum, row: &Row, shown: bool) -> Result<()> {
-    if row.kind == Kind::REDACTION && shown {
+pub fn apply(w: &mut Write<'_>, new: &Append, num: EventNum, row: &Row) -> Result<()> {
+    let event = &new.event;
+    if row.kind == Kind::REDACTION && new.is_shown() {
         strike_target(w, event, num, row)?;
+    }
+    if new.cites.is_some() {
+        return Ok(());
     }
     for waiting in event::take_pending_redactions(w, row.room, event.id().as_str())? {
         let redaction_row = event::row_of(w, waiting)?;

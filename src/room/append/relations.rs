@@ -16,7 +16,10 @@ impl Derived for Relations {
         if let Some(order) = row.order {
             relate(w, new.room, &new.event, order, *num)?;
         }
-        relate_waiting(w, new.room, &new.event, *num)
+        match new.cites {
+            Some(_) => Ok(()),
+            None => relate_waiting(w, new.room, &new.event, *num),
+        }
     }
 
     fn on_redact(&self, w: &mut Write<'_>, event: &Event, row: &Row) -> Result<()> {

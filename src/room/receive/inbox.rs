@@ -164,6 +164,7 @@ pub fn append_ready(
         current: ready.current,
         place: Place::Newest,
         txn: None,
+        cites: None,
     };
     Ok(append(w, here, new)?)
 }

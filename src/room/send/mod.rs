@@ -78,6 +78,8 @@ pub(super) struct Built {
     /// The state and extremities that the event follows: while they are unchanged, it follows the whole room.
     pub before: Option<Root>,
     pub extremities: Vec<EventNum>,
+    /// The numbers of its auth events.
+    pub cites: Vec<EventNum>,
 }
 
 /// Sends an event of any type but a membership.
@@ -144,9 +146,9 @@ fn append_plain(
         return Ok(Plain::Sent(id_of(w, sent)?));
     }
     checks::check_relation(w, &room, &new)?;
-    let event = build(rooms, w, &room, new)?.event;
+    let Built { event, cites, .. } = build(rooms, w, &room, new)?;
     let id = event.id().to_owned();
-    append::append(w, here, Append { txn, outbound: true, ..Append::next(num, event) })?;
+    append::append(w, here, Append { txn, outbound: true, cites: Some(cites), ..Append::next(num, event) })?;
     Ok(Plain::Sent(id))
 }
 
@@ -238,21 +240,22 @@ fn prepare(rooms: &Rooms, read: &Read, num: RoomNum, new: New, txn: Option<(Stri
 pub(super) fn build(rooms: &Rooms, read: &impl Get, room: &RoomRef, new: New) -> Result<Built> {
     let parts = &rooms.0.parts;
     let view = room.view(read);
-    let draft = draft(rooms, read, room, new, &view)?;
+    let (draft, cites) = draft(rooms, read, room, new, &view)?;
     let event = draft.build(room.version, &parts.server, &parts.key)?;
     auth::check(room.version, &event.subject(), &view)?;
     let (before, extremities) = (room.row.state, room.row.extremities.clone());
-    Ok(Built { event, room: room.num, before, extremities })
+    Ok(Built { event, room: room.num, before, extremities, cites })
 }
 
-/// An event without hashes and signatures: what [`Rooms::build`] signs, and what we hand out as a template.
+/// An event without hashes and signatures: what [`Rooms::build`] signs, and what we hand out as a template. And the
+/// numbers of its auth events.
 pub(super) fn draft<G: Get>(
     rooms: &Rooms,
     read: &G,
     room: &RoomRef,
     new: New,
     view: &StateView<'_, G>,
-) -> Result<Draft> {
+) -> Result<(Draft, Vec<EventNum>)> {
     let parts = &rooms.0.parts;
     let content = json::canonical_value(&new.content, room.version.json_mode())?;
     let content_text = std::str::from_utf8(&content).unwrap_or("{}");
@@ -269,7 +272,7 @@ pub(super) fn draft<G: Get>(
             reference_hashes.push((event.id().to_owned(), event.reference_hash()));
         }
     }
-    Ok(Draft {
+    let draft = Draft {
         prev_events: ids_of(read, &room.row.extremities)?,
         auth_events: ids_of(read, &auth_nums)?,
         depth: (room.row.depth + 1).min(DEPTH_MAX),
@@ -282,7 +285,8 @@ pub(super) fn draft<G: Get>(
         redacts: new.redacts,
         opaque_id: parts.random.token(18),
         reference_hashes,
-    })
+    };
+    Ok((draft, auth_nums))
 }
 
 enum Step {

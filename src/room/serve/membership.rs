@@ -60,7 +60,7 @@ impl Rooms {
             let new = New::state("m.room.member", user.as_str(), &user, Value::Object(content));
             // Judged as if it were ours; the template itself has no signature.
             send::build(rooms, read, &room, new.clone()).map_err(refused)?;
-            let draft = send::draft(rooms, read, &room, new, &room.view(read))?;
+            let (draft, _) = send::draft(rooms, read, &room, new, &room.view(read))?;
             Ok(Drawn { version: room.version, event: draft.template(room.version) })
         })
         .await
