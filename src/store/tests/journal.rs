@@ -336,7 +336,7 @@ fn a_journal_of_any_length_is_applied_as_far_as_it_goes_and_made_new() {
         write(&store, number);
         states.push(rows(&store));
     }
-    for (length, state) in [(0, 1), (1, 1), (BLOCK, 2), (3 * BLOCK + 100, 4), (3 * BLOCK + 110, 5), (40 * BLOCK, 9)] {
+    for (length, state) in [(0, 1), (1, 1), (BLOCK, 2), (3 * BLOCK + 30, 4), (3 * BLOCK + 400, 5), (40 * BLOCK, 9)] {
         let mut image = card.image();
         image[JOURNAL].resize(length, 0xaa);
         let after = Card::of(image);
