@@ -79,12 +79,13 @@ mod tests {
         let (first, grant) = open_store(&folder, &budget).unwrap();
         drop(grant);
         assert!(open_store(&folder, &budget).is_err_and(|failed| failed.to_string().contains("run already")));
-        let closing = async {
+        let closing = async move {
             tokio::task::yield_now().await;
-            first.close_blocking();
+            first.close().await;
+            drop(first);
         };
         let (opened, ()) = tokio::join!(open_when_free(&folder, &budget), closing);
-        opened.unwrap().0.close_blocking();
+        opened.unwrap().0.close().await;
         std::fs::remove_dir_all(&folder).unwrap();
     }
 }
