@@ -12,14 +12,15 @@
 //!
 //! The file has its length and its blocks from the beginning: a sync has nothing to write but the record.
 
+use std::hash::Hasher;
 use std::io;
 use std::time::Duration;
 
 use redb::StorageBackend;
+use siphasher::sip128::{Hasher128, SipHasher13};
 
-use super::access::hash128;
-use super::schema::{META, TABLES};
-use super::{Error, Result, Table, Write};
+use super::schema::META;
+use super::{Error, Result, Table};
 use crate::base::{Random, StopWatch};
 
 /// Length of the journal of a server. A start after a power cut applies it again: at most 2,048 records.
@@ -90,7 +91,10 @@ impl Place {
     }
 
     fn sum(self, hash_key: &[u8; 16], rows: &[u8]) -> [u8; 16] {
-        hash128(hash_key, &[b"journal", &self.epoch, &self.number.to_be_bytes(), rows])
+        // Epoch and number have one length each, so no two records are hashed alike.
+        let mut hasher = SipHasher13::new_with_key(hash_key);
+        [&self.epoch[..], &self.number.to_be_bytes(), rows].iter().for_each(|part| hasher.write(part));
+        hasher.finish128().as_bytes()
     }
 }
 
@@ -165,22 +169,12 @@ impl Record {
 /// The length of a value that stands for the row's removal.
 const REMOVED: u32 = u32::MAX;
 
-/// Puts the rows of a record. `Corrupt` when they are not what [`Record::note`] writes, or of an unknown table.
-pub(super) fn apply(w: &mut Write, mut rows: &[u8]) -> Result<()> {
-    while !rows.is_empty() {
-        let row = split_row(&mut rows);
-        let (name, key, value) = row.ok_or_else(|| Error::corrupt(&META, PLACE_ROW))?;
-        let table = TABLES.iter().find(|table| table.name.as_bytes() == name);
-        let table = table.ok_or_else(|| Error::corrupt(&META, PLACE_ROW))?;
-        match value {
-            Some(value) => w.put(table, key, value)?,
-            None => drop(w.remove(table, key)?),
-        }
-    }
-    Ok(())
+/// The rows that [`Record::note`] put into a record: table's name, key, and value or removal. `Corrupt` for others.
+pub(super) fn next_row<'r>(rows: &mut &'r [u8]) -> Result<NotedRow<'r>> {
+    split_row(rows).ok_or_else(|| Error::corrupt(&META, PLACE_ROW))
 }
 
-type NotedRow<'r> = (&'r [u8], &'r [u8], Option<&'r [u8]>);
+pub(super) type NotedRow<'r> = (&'r [u8], &'r [u8], Option<&'r [u8]>);
 
 fn split_row<'r>(rows: &mut &'r [u8]) -> Option<NotedRow<'r>> {
     let name = rows.split_off_first().map(|length| usize::from(*length))?;

@@ -13,7 +13,7 @@ use super::access::{Get, HASH_KEY_ROW, Write};
 use super::counters::Counters;
 use super::disk::{FREE_BYTES_MIN, Guarded, Medium};
 use super::journal::{self, Journal, PLACE_ROW, Place, Replay};
-use super::schema::META;
+use super::schema::{META, TABLES};
 use super::{Error, Position, Result, StoreOptions, guard, migrate};
 use crate::base::{Random, StopWatch};
 
@@ -252,7 +252,7 @@ fn apply_some(w: &mut Write, records: &mut Replay, pace: &mut Pace) -> Result<bo
         let Some(rows) = records.next().map_err(unreadable)? else { break };
         pace.at = Some(number);
         if !pace.skips(number) {
-            journal::apply(w, rows)?;
+            apply(w, rows)?;
         }
         pace.at = None;
         if pace.is_alone() {
@@ -264,6 +264,20 @@ fn apply_some(w: &mut Write, records: &mut Replay, pace: &mut Pace) -> Result<bo
     }
     w.put(&META, PLACE_ROW, &records.place.to_row())?;
     Ok(true)
+}
+
+/// Puts the rows of a record. `Corrupt` when they are of a table that there is not.
+fn apply(w: &mut Write, mut rows: &[u8]) -> Result<()> {
+    while !rows.is_empty() {
+        let (name, key, value) = journal::next_row(&mut rows)?;
+        let table = TABLES.iter().find(|table| table.name.as_bytes() == name);
+        let table = table.ok_or_else(|| Error::corrupt(&META, PLACE_ROW))?;
+        match value {
+            Some(value) => w.put(table, key, value)?,
+            None => drop(w.remove(table, key)?),
+        }
+    }
+    Ok(())
 }
 
 /// The commits in the journal that the next start will apply.
