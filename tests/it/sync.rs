@@ -365,6 +365,41 @@ async fn device_lists_follow_who_shares_an_encrypted_room() {
     }
 }
 
+/// A long poll went on from each position at which it had found nothing for its app, and so never told of the devices of
+/// users whose join its filter hides: an encrypting bot left them out for ever.
+#[tokio::test]
+async fn a_bot_that_hides_members_is_told_of_their_devices() {
+    let house = TestServer::start().await;
+    let (alice, bob, carol) =
+        (house.register("alice").await, house.register("bob").await, house.register("carol").await);
+    let encryption = json!([{ "type": "m.room.encryption", "content": { "algorithm": "m.megolm.v1.aes-sha2" } }]);
+    let room = room(&house, &alice, json!({ "initial_state": encryption })).await;
+    let hidden = json!({ "not_types": ["m.room.member"] });
+    let filter = filter(json!({ "room": { "timeline": hidden, "state": hidden } }));
+    let first = sync(&house, &alice, &filter).await;
+    let query = format!("{filter}&timeout=30000&since={}", token(&first));
+    let (woken, _) = tokio::join!(sync(&house, &alice, &query), async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        house.post(&format!("/join/{}", escaped(&room)), &bob, json!({})).await.ok();
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        say(&house, &bob, &room, "hello").await
+    });
+    assert_eq!(bodies(&woken["rooms"]["join"][&room]["timeline"]["events"]), ["hello"]);
+    assert_eq!(woken["device_lists"]["changed"], json!([bob.id]));
+    let query = format!("{filter}&timeout=300&since={}", token(&woken));
+    let (waited, _) = tokio::join!(sync(&house, &alice, &query), async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        house.post(&format!("/join/{}", escaped(&room)), &carol, json!({})).await.ok()
+    });
+    let told = match waited.get("device_lists") {
+        // On a slow machine the wait was over first.
+        None => sync(&house, &alice, &format!("{filter}&since={}", token(&waited))).await,
+        Some(_) => waited,
+    };
+    assert_eq!(told["device_lists"]["changed"], json!([carol.id]));
+    assert!(told.get("rooms").is_none());
+}
+
 #[tokio::test]
 async fn a_long_poll_wakes_when_something_comes() {
     let house = TestServer::start().await;

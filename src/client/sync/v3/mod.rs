@@ -33,6 +33,9 @@ const WAITER_BYTES: u64 = 2 * 1024;
 struct Query {
     requester: Requester,
     since: Option<SyncToken>,
+    /// No news for the app came up to here. What came since its own token and is no news, such as another user's new
+    /// devices or a gap in a timeline, belongs in the next answer all the same.
+    looked_upto: Option<SyncToken>,
     full_state: bool,
     filter: Arc<Filter>,
     timeout: Duration,
@@ -54,12 +57,11 @@ pub async fn sync(client: Arc<Client>, request: Request) -> Result<Response, Err
     let mut is_over = query.timeout.is_zero();
     loop {
         if is_over || !is_quiet(&client, &query) {
-            match look(&client, &query, None).await? {
+            match look(&client, &query, is_over, None).await? {
                 Looked::News(response) => return Ok(response),
                 Looked::NoMemory => break,
                 Looked::Nothing { answer, .. } if is_over => return Ok(Response::json_bytes(StatusCode::OK, answer)),
-                // Nothing before that has to be looked at again.
-                Looked::Nothing { now, .. } => query.since = Some(now),
+                Looked::Nothing { now, .. } => query.looked_upto = Some(now),
             }
         }
         request.cancel_when_peer_leaves();
@@ -73,16 +75,17 @@ pub async fn sync(client: Arc<Client>, request: Request) -> Result<Response, Err
     }
     drop((waiter, slot));
     let grant = client.budget.account("response_bodies").take(ANSWER_BYTES + query.filter.bytes()).await?;
-    match look(&client, &query, Some(grant)).await? {
+    match look(&client, &query, true, Some(grant)).await? {
         Looked::News(response) => Ok(response),
         Looked::Nothing { answer, .. } => Ok(Response::json_bytes(StatusCode::OK, answer)),
         Looked::NoMemory => Err(ErrorResponse::internal("a sync with a grant asks for none").into()),
     }
 }
 
-/// Whether it is known without reading that nothing has changed for the app since its token.
+/// Whether it is known without reading that nothing has changed for the app since the last look, or since its token.
 fn is_quiet(client: &Client, query: &Query) -> bool {
-    let Some(since) = query.since.filter(|since| !query.full_state && since.messages == since.at) else { return false };
+    let since = query.looked_upto.filter(|since| !query.full_state && since.messages == since.at);
+    let Some(since) = since else { return false };
     let changed = client.feed.rooms_changed(query.requester.user_num, since.at, since.at);
     changed.is_some_and(|rooms| rooms.is_empty())
         && client.rooms.typing_rooms(since.typing).is_some_and(|rooms| rooms.is_empty())
@@ -100,6 +103,7 @@ async fn query(client: &Client, request: &Request) -> Result<Query, Error> {
     let timeout = request.query_as::<u64>("timeout")?.unwrap_or(0).min(TIMEOUT_MS_MAX);
     Ok(Query {
         since,
+        looked_upto: since,
         full_state: request.query_as("full_state")?.unwrap_or(false),
         filter: Arc::new(filter(client, &requester, request).await?),
         timeout: Duration::from_millis(timeout),
@@ -121,43 +125,64 @@ async fn filter(client: &Client, requester: &Requester, request: &Request) -> Re
 
 /// The outcome of looking for changes.
 enum Looked {
+    /// The answer, or its beginning: news, or what else is to be told when the answer is due.
     News(Response),
-    /// The position that was looked at, and the body of the answer without changes.
-    Nothing {
-        now: SyncToken,
-        answer: Vec<u8>,
-    },
-    /// There is news, and no memory for writing it just now.
+    /// The position that was looked at, and the body of an answer without changes.
+    Nothing { now: SyncToken, answer: Vec<u8> },
+    /// There is something to tell, and no memory for writing it just now.
     NoMemory,
 }
 
-/// Looks for changes and begins to write them, as one blocking job: mostly that is all of the answer.
-async fn look(client: &Arc<Client>, query: &Query, grant: Option<Grant>) -> Result<Looked, Error> {
+/// Looks for changes and begins to write them, as one blocking job: mostly that is all of the answer. `is_last`: the
+/// answer is due, so what is no news is written too.
+async fn look(client: &Arc<Client>, query: &Query, is_last: bool, grant: Option<Grant>) -> Result<Looked, Error> {
     let reader = Reader {
         user: query.requester.user_num,
         user_id: query.requester.user_id.clone(),
         device: query.requester.device_id.clone(),
     };
-    let (since, full_state, filter) = (query.since, query.full_state, query.filter.clone());
+    let (since, looked_upto) = (query.since, query.looked_upto);
+    let (full_state, filter) = (query.full_state, query.filter.clone());
     let (client, requester, looks) = (client.clone(), query.requester.clone(), client.looks.clone());
     looks
         .blocking(move || {
             let view = client.rooms.sync_view(reader)?;
-            let mut rooms = RoomSections::new(view, since, full_state, filter);
-            rooms.only = changed_rooms(&client, &rooms);
-            let (rooms, own) = with_own(&client, rooms, &requester);
-            #[cfg(debug_assertions)]
-            check_only(&client, &rooms, &requester)?;
-            if !has_news(&rooms, &own)? {
+            let changes = |since| {
+                let sections = RoomSections::new(view.clone(), since, full_state, filter.clone());
+                changes_in(&client, sections, &requester)
+            };
+            let (mut rooms, mut own) = changes(looked_upto)?;
+            let has_news = has_news(&rooms, &own)?;
+            if !has_news && !is_last {
+                return nothing(&rooms, &own);
+            }
+            if looked_upto != since {
+                (rooms, own) = changes(since)?;
+            }
+            if !has_news && rooms.only.is_some() {
                 return nothing(&rooms, &own);
             }
             let bytes = ANSWER_BYTES + rooms.filter.bytes();
             match grant.map_or_else(|| client.budget.account("response_bodies").try_take(bytes).ok(), Some) {
-                Some(grant) => begin(grant, rooms, own).map(Looked::News),
+                Some(grant) if has_news => begin(grant, base::written(|pen| write(pen, rooms, own))),
+                Some(grant) => begin(grant, base::written(|pen| write_no_news(pen, rooms, own))),
                 None => Ok(Looked::NoMemory),
             }
         })
         .await
+}
+
+/// The changes since the sections' token, in rooms and outside of them.
+fn changes_in(
+    client: &Client,
+    mut rooms: RoomSections,
+    requester: &Requester,
+) -> Result<(RoomSections, UserSync), Error> {
+    rooms.only = changed_rooms(client, &rooms);
+    let (rooms, own) = with_own(client, rooms, requester);
+    #[cfg(debug_assertions)]
+    check_only(client, &rooms, requester)?;
+    Ok((rooms, own))
 }
 
 /// The rooms that alone can have changed, when the feed and the typing users tell that nothing else has.
@@ -214,15 +239,15 @@ fn nothing(rooms: &RoomSections, own: &UserSync) -> Result<Looked, Error> {
 }
 
 /// Writes the first piece of an answer, which mostly is the whole.
-fn begin(grant: Grant, rooms: RoomSections, own: UserSync) -> Result<Response, Error> {
-    let mut chunks = base::written(move |pen| write(pen, rooms, own));
+fn begin(grant: Grant, mut chunks: impl Chunks) -> Result<Looked, Error> {
     let mut first = Vec::with_capacity(FIRST_BYTES);
-    match chunks.next(&mut first) {
-        Ok(true) => Ok(Response::stream(grant, base::begun(first, chunks))),
-        Ok(false) if first.len() <= FIRST_BYTES => Ok(Response::json_bytes(StatusCode::OK, first)),
-        Ok(false) => Ok(Response::charged(StatusCode::OK, "application/json", first, grant)),
-        Err(failed) => Err(ErrorResponse::internal(failed).into()),
-    }
+    let response = match chunks.next(&mut first) {
+        Ok(true) => Response::stream(grant, base::begun(first, chunks)),
+        Ok(false) if first.len() <= FIRST_BYTES => Response::json_bytes(StatusCode::OK, first),
+        Ok(false) => Response::charged(StatusCode::OK, "application/json", first, grant),
+        Err(failed) => return Err(ErrorResponse::internal(failed).into()),
+    };
+    Ok(Looked::News(response))
 }
 
 async fn write(pen: ChunkWriter, rooms: RoomSections, own: UserSync) -> Result<(), ChunkError> {
@@ -245,6 +270,16 @@ async fn write(pen: ChunkWriter, rooms: RoomSections, own: UserSync) -> Result<(
         pen.text("}");
     }
     pen.text("}}");
+    Ok(())
+}
+
+/// Writes an answer for an app that waited in vain: it may still have to know of users' devices.
+async fn write_no_news(pen: ChunkWriter, rooms: RoomSections, own: UserSync) -> Result<(), ChunkError> {
+    pen.text(&format!("{{\"next_batch\":\"{}\",\"device_lists\":{{", rooms.view.now));
+    user::write_device_lists(&pen, &own).await?;
+    pen.text("},");
+    pen.with(|out| user::write_keys(out, &own))?;
+    pen.text("}");
     Ok(())
 }
 

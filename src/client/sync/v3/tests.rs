@@ -8,8 +8,8 @@ use crate::base::{Chunks, written};
 use crate::room::testing::{House, house};
 use crate::room::{Marker, Position, RECEIPTS_MAX, Related, Result, Threads, Token};
 use crate::store;
-use crate::store::tables::room::receipt;
 use crate::store::tables::room::receipt::{Receipt, Whose};
+use crate::store::tables::room::{self, Hole, receipt};
 use crate::store::tables::user;
 use crate::store::tables::user::account_data;
 use ruma::{OwnedEventId, OwnedRoomId, OwnedUserId, UserId};
@@ -573,6 +573,30 @@ async fn a_room_without_wanted_news_is_not_listed_and_wakes_no_app() {
     let (fourth, _) = synced(&house, &alice, None, filter()).await;
     house.say(&bob, &room, "hello?").await;
     assert!(!listed(fourth).await.1);
+}
+
+/// A poll that waited on past the event behind a gap, which its app does not see, never told that there was a gap.
+#[tokio::test]
+async fn a_gap_is_told_though_what_comes_behind_it_is_not_seen() {
+    let house = house();
+    let (alice, bob) = (house.user("alice").await, house.user("bob").await);
+    let room = house.public_room(&alice).await;
+    house.join(&bob, &room).await.unwrap();
+    keep(&house, &alice, "m.ignored_user_list", json!({ "ignored_users": { &bob: {} } })).await;
+    let (first, _) = synced(&house, &alice, None, json!({})).await;
+    for text in ["not here", "behind the gap"] {
+        house.say(&bob, &room, text).await;
+    }
+    let mut row = house.row(&room);
+    let next = row.latest.0 as i64;
+    row.holes.push(Hole { bottom: next - 1, next });
+    let num = house.room_num(&room);
+    house.store.write(move |w| room::put(w, num, &row)).await.unwrap();
+    let (second, rooms) = synced(&house, &alice, Some(first), json!({})).await;
+    let timeline = &rooms["join"][room.as_str()]["timeline"];
+    assert_eq!((&timeline["limited"], &timeline["events"]), (&json!(true), &json!([])));
+    let (_, rooms) = synced(&house, &alice, Some(second), json!({})).await;
+    assert_eq!(rooms["join"], json!({}), "it is told once");
 }
 
 #[tokio::test]

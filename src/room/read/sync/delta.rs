@@ -50,8 +50,7 @@ impl RoomView {
     pub fn delta(&mut self, query: &DeltaQuery<'_>) -> Result<RoomDelta> {
         let upto = query.upto.0 as i64;
         let from = query.since.map_or(i64::MIN, |since| since.0 as i64);
-        // The missing events in between are fetched when the app pages back from there.
-        let hole = self.room.hole_below(upto).map(|hole| hole.next - 1).filter(|hole| *hole > from);
+        let hole = self.end_of_hole(from, upto);
         let from = hole.unwrap_or(from);
         let mut page = match query.timeline {
             Some(filter) => self.between(from, upto, true, query.limit, filter)?,
@@ -87,6 +86,12 @@ impl RoomView {
         Ok(RoomDelta { limited, prev_batch, whole: query.known.is_none(), page, known, start, end })
     }
 
+    /// The order before the first event behind the newest hole, when that is after `from`. The missing events are
+    /// fetched when the app pages back from there.
+    fn end_of_hole(&self, from: i64, upto: i64) -> Option<i64> {
+        self.room.hole_below(upto).map(|hole| hole.next - 1).filter(|end| *end > from)
+    }
+
     /// Ends a page, newest event first, before a state event that was replaced by one the page leaves out because the
     /// reader may not see it or the filter does not want it. The newer one stands in the state, which apps apply before
     /// the timeline: they would go on with the older one.
@@ -107,7 +112,7 @@ impl RoomView {
         Ok(())
     }
 
-    /// Whether there are events to tell after a position: some for the timeline, or changes of the state.
+    /// Whether there are events to tell after a position: some for the timeline, a hole in it, or changes of the state.
     pub fn has_events(
         &mut self,
         since: Position,
@@ -116,6 +121,10 @@ impl RoomView {
         state: &Events,
     ) -> Result<bool> {
         if let Some(filter) = timeline {
+            // The app has to page back, though it may not be shown what comes behind the hole.
+            if self.end_of_hole(since.0 as i64, upto.0 as i64).is_some() {
+                return Ok(true);
+            }
             let page = self.between(since.0 as i64, upto.0 as i64, true, 1, filter)?;
             if !page.events.is_empty() || page.next.is_some() {
                 return Ok(true);
