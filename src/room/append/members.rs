@@ -8,7 +8,7 @@ use crate::store::tables::room::event_row::{Kind, Membership};
 use crate::store::tables::room::user_room::{self, Mine};
 use crate::store::tables::room::{Status, member, unread};
 use crate::store::tables::user;
-use crate::store::{EventNum, Get, Position, Result, RoomNum, UserNum, Write};
+use crate::store::{Change, EventNum, Get, Position, Result, RoomNum, UserNum, Write};
 
 /// The members of a room.
 pub struct Members;
@@ -107,14 +107,15 @@ fn set_mine(
     user_room::set_mine(w, user, room, &mine)
 }
 
-/// The rows of local users other than the joining one, for a room that was joined through another server. Bounded by
-/// the users of this server.
+/// Writes and announces the rows of local users other than the joining one, for a room that was joined through another
+/// server. Bounded by the users of this server.
 pub fn build_own_rooms(
     w: &mut Write<'_>,
     room: RoomNum,
     locals: Vec<(UserNum, Membership, EventNum)>,
     at: Position,
 ) -> Result<()> {
+    let mut users = Vec::new();
     for (user, membership, event) in locals {
         let before = user_room::mine(w, user, room)?.filter(|mine| !mine.outside);
         if before.as_ref().is_some_and(|mine| mine.membership == membership) {
@@ -128,7 +129,9 @@ pub fn build_own_rooms(
         let mine =
             Mine { membership, since: at, event: Some(event), forgotten: false, outside: false, before, left_at };
         user_room::set_mine(w, user, room, &mine)?;
+        users.push(user);
     }
+    w.announce(Change { users, room: Some(room), ..Change::default() });
     Ok(())
 }
 

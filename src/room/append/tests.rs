@@ -9,8 +9,9 @@ use crate::room::send;
 use crate::room::state::known;
 use crate::room::testing::*;
 use crate::room::*;
-use crate::store::StateKeyNum;
 use crate::store::tables::room::event;
+use crate::store::tables::room::event_row::Membership;
+use crate::store::{EventNum, Get, StateKeyNum};
 
 #[tokio::test]
 async fn redactions_take_content_out_whichever_comes_first() {
@@ -117,4 +118,25 @@ async fn a_membership_that_vanishes_takes_its_unread_count_along() {
     };
     house.store.write(vanish).await.unwrap();
     assert_eq!(house.unread(&room, &ben), (0, 0));
+}
+
+/// The other users of this server who were in a room that one of them joined through another server were not told of it,
+/// and a sync that looked only where something was noted left the room out for good.
+#[tokio::test]
+async fn rooms_of_users_who_did_not_join_themselves_are_announced() {
+    let house = house();
+    let (anna, ben) = (house.user("anna").await, house.user("ben").await);
+    let room = house.public_room(&anna).await;
+    let (num, ben) = (house.room_num(&room), house.user_num(&ben));
+    let begun = house.read().position().unwrap();
+    assert_eq!(house.feed.rooms_changed(ben, begun, begun), Some(vec![]));
+    let waiter = house.feed.register(ben);
+    let build = move |w: &mut Write<'_>| {
+        let at = w.next_position();
+        append::members::build_own_rooms(w, num, vec![(ben, Membership::Join, EventNum(1))], at)
+    };
+    house.store.write(build).await.unwrap();
+    let now = house.read().position().unwrap();
+    assert_eq!(house.feed.rooms_changed(ben, begun, now), None, "more changed than what stands in rooms");
+    assert!(waiter.wait(Duration::ZERO).await);
 }
