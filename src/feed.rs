@@ -122,8 +122,14 @@ impl Follower for Inner {
         }
     }
 
-    fn lost(&self) {
-        self.slots.lock().noted.clear();
+    fn lost(&self, position: Position) {
+        let mut slots = self.slots.lock();
+        slots.noted.clear();
+        // What begins to be noted now leaves out what came before.
+        slots.upto = slots.upto.max(position);
+        slots.waiting.values().flatten().for_each(|waiter| waiter.notify_one());
+        drop(slots);
+        self.outbound.send_modify(|count| *count += 1);
     }
 }
 
@@ -263,8 +269,25 @@ mod tests {
         let more = commit(&store, &[1], 7, false).await;
         assert_eq!(changed(last, more), None, "a change of more than the room");
         assert_eq!(changed(more, more), Some(vec![]));
-        feed.inner.lost();
-        assert_eq!(changed(last, more), None);
+    }
+
+    /// A commit that reported a failure and was there after all: the next commit passed for all that came since.
+    #[tokio::test]
+    async fn what_was_lost_is_never_thought_quiet() {
+        let (feed, store) = feed();
+        let begun = commit(&store, &[1], 7, true).await;
+        let changed = |since, now| feed.rooms_changed(UserNum(1), since, now);
+        assert_eq!(changed(begun, begun), Some(vec![]));
+        let (waiter, outbound) = (feed.register(UserNum(1)), feed.outbound());
+        let lost = Position(begun.0 + 1);
+        feed.inner.lost(lost);
+        assert!(waiter.wait(Duration::ZERO).await && outbound.has_changed().unwrap());
+        assert_eq!(changed(begun, begun), None);
+        let next = Position(lost.0 + 1);
+        let change = Change { users: vec![UserNum(1)], room: Some(RoomNum(8)), only_room: true, ..Change::default() };
+        feed.inner.committed(&[&change], next);
+        assert_eq!(changed(begun, next), None);
+        assert_eq!(changed(lost, next), Some(vec![RoomNum(8)]));
     }
 
     #[tokio::test]

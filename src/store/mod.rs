@@ -335,8 +335,9 @@ pub trait Follower: Send + Sync {
     /// Every follower has noted the commit: whom it concerns may be woken.
     fn noted_by_all(&self, _changes: &[&Change]) {}
 
-    /// Something may be there that no commit announced: the database was opened again after a failure.
-    fn lost(&self);
+    /// Something may be there up to `position` that no commit announced: the database was opened again after a failure.
+    /// No reader sees it before.
+    fn lost(&self, position: Position);
 }
 
 /// The failures of the database itself.

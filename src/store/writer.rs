@@ -346,7 +346,6 @@ impl Writer {
         self.seen_reopened = self.shared.reopened.load(Ordering::Relaxed);
         let open = self.shared.open.read();
         self.position = self.position.max(open.as_ref().map(|open| open.position).unwrap_or_default());
-        self.shared.followers.read().iter().for_each(|follower| follower.lost());
     }
 
     fn compact(&mut self) -> Result<bool> {
@@ -574,7 +573,9 @@ impl Shared {
         if self.journal_failed.swap(false, Ordering::Relaxed) {
             open.journal.get_mut().journal = None;
         }
+        let position = open.position;
         *place = Some(open);
+        self.followers.read().iter().for_each(|follower| follower.lost(position));
         self.reopened.fetch_add(1, Ordering::Relaxed);
         *self.lock_status() = Status::Working;
         tracing::warn!("the database was opened again after a failure");

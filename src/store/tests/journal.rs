@@ -398,15 +398,29 @@ fn jobs_that_fail_in_a_group_are_not_in_the_record() {
     assert_eq!(rows(&store).0[&b"k"[..]], b"a");
 }
 
+/// The positions up to which something may have been lost.
+#[derive(Default)]
+struct Lost(Mutex<Vec<Position>>);
+
+impl Follower for Lost {
+    fn committed(&self, _: &[&Change], _: Position) {}
+
+    fn lost(&self, position: Position) {
+        self.0.lock().unwrap().push(position);
+    }
+}
+
 #[test]
 fn a_journal_that_cannot_be_written_is_done_without() {
     let card = Card::default();
     let store = open(&card);
     write(&store, 1);
     write(&store, 2);
-    let before = rows(&store);
+    let (before, lost) = (rows(&store), Arc::new(Lost::default()));
+    store.follow(lost.clone());
     card.cells().failing = Some(io::ErrorKind::Other);
     let failed = store.write_blocking(put("a", "1"));
+    assert_eq!(*lost.0.lock().unwrap(), [store.read().unwrap().position().unwrap()], "told before the next commit");
     assert!(matches!(failed, Err(WriteError::Store(Error::Io(_)))), "{failed:?}");
     assert!(rows(&store) == before && found(&card.image()) == before);
     assert_eq!((store.reopened(), store.status()), (1, Status::Working));

@@ -59,7 +59,7 @@ impl Follower for Known {
         }
     }
 
-    fn lost(&self) {
+    fn lost(&self, _: Position) {
         self.forget();
     }
 }
