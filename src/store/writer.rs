@@ -315,7 +315,8 @@ impl Writer {
         let record = w.take_record().filter(|record| journal.as_ref().is_some_and(|journal| journal.has_room(record)));
         let noted = noted.and_then(|()| match journal {
             Some(journal) => w.put(&META, PLACE_ROW, &journal.next(record.as_ref()).to_row()),
-            None => Ok(()),
+            // No record that the old file has, or gets later, may follow this commit.
+            None => w.remove(&META, PLACE_ROW).map(drop),
         });
         #[cfg(test)]
         shared.counted.lock().add(std::mem::take(&mut w.counted));
@@ -383,9 +384,8 @@ fn checkpoint(open: &Open, is_last: bool) -> Result<()> {
     let place = beside.journal.as_ref().map(|journal| journal.next(None));
     guard::whole("the changes of the journal cannot be committed", || {
         opening::in_transaction(&open.db, Durability::Immediate, |w| match place {
-            _ if is_last => w.remove(&META, PLACE_ROW).map(drop),
-            Some(place) => w.put(&META, PLACE_ROW, &place.to_row()),
-            None => Ok(()),
+            Some(place) if !is_last => w.put(&META, PLACE_ROW, &place.to_row()),
+            _ => w.remove(&META, PLACE_ROW).map(drop),
         })
     })?;
     beside.journal.as_mut().map(Journal::begin);

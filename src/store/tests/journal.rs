@@ -31,6 +31,8 @@ struct Cells {
     syncs: [usize; 2],
     /// Writes of the journal fail with this.
     failing: Option<io::ErrorKind>,
+    /// The last that failed: the card may have it later.
+    late: Option<(usize, Vec<u8>)>,
     /// Pages of the database that cannot be read.
     gone: Vec<usize>,
 }
@@ -87,6 +89,7 @@ impl Disk for Slot {
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         let mut cells = self.0.cells();
         if let Some(failing) = cells.failing.filter(|_| self.1 == JOURNAL) {
+            cells.late = Some((offset as usize, data.to_vec()));
             return Err(failing.into());
         }
         cells.writes[self.1].push(data.len());
@@ -441,6 +444,25 @@ fn a_journal_that_cannot_be_written_is_done_without() {
     write(&store, 7);
     write(&store, 8);
     assert!(found(&card.image()) == rows(&store) && on_card(&card.image()) != rows(&store));
+}
+
+/// The place of the journal stayed where it was: the record would have been applied over newer rows.
+#[test]
+fn a_record_that_arrives_late_does_not_follow_commits_without_a_journal() {
+    let card = Card::default();
+    let store = open(&card);
+    write(&store, 1);
+    write(&store, 2);
+    card.cells().failing = Some(io::ErrorKind::Other);
+    store.write_blocking(put("a", "failed")).unwrap_err();
+    store.write_blocking(put("a", "newer")).unwrap();
+    let mut image = card.image();
+    let (offset, data) = card.cells().late.take().unwrap();
+    image[JOURNAL][offset..][..data.len()].copy_from_slice(&data);
+    assert!(found(&image) == rows(&store));
+    assert!(store.compact_blocking().unwrap());
+    image[DATABASE] = card.image()[DATABASE].clone();
+    assert!(found(&image) == rows(&store));
 }
 
 /// A record of many; a page that the others need too would be in the way of them all.
