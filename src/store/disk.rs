@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::{Mutex, MutexGuard, RwLock};
 use redb::StorageBackend;
 use redb::backends::InMemoryBackend;
 
@@ -422,40 +422,43 @@ impl StorageBackend for Shared {
 }
 
 /// Cuts a database off from its file when another takes its place: an old snapshot may go on with the pages it has
-/// in memory, but must neither read pages that are being reused nor write anything.
+/// in memory, but must neither read pages that are being reused nor write anything. Readers write too: a page that a
+/// commit left in memory goes to the file when the cache is full.
 #[derive(Debug)]
 pub(super) struct Guarded {
     pub(super) disk: Box<dyn StorageBackend>,
-    pub(super) retired: Arc<AtomicBool>,
+    pub(super) retired: Arc<RwLock<bool>>,
 }
 
 impl Guarded {
-    fn check(&self) -> io::Result<&dyn StorageBackend> {
-        if self.retired.load(Ordering::Acquire) {
+    /// The lock is held until the file has answered, so that nothing happens to it after the database was cut off.
+    fn with<T>(&self, call: impl FnOnce(&dyn StorageBackend) -> io::Result<T>) -> io::Result<T> {
+        let retired = self.retired.read();
+        if *retired {
             return Err(io::Error::other("the database was opened again"));
         }
-        Ok(&*self.disk)
+        call(&*self.disk)
     }
 }
 
 impl StorageBackend for Guarded {
     fn len(&self) -> io::Result<u64> {
-        self.check()?.len()
+        self.with(|disk| disk.len())
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        guard::read_from_card(self.check()?.read(offset, out))
+        guard::read_from_card(self.with(|disk| disk.read(offset, out)))
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        self.check()?.set_len(len)
+        self.with(|disk| disk.set_len(len))
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        self.check()?.sync_data()
+        self.with(|disk| disk.sync_data())
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.check()?.write(offset, data)
+        self.with(|disk| disk.write(offset, data))
     }
 }

@@ -4,9 +4,8 @@
 //! none of its records counts. A start that is cut short before that commit's last sync applies them again.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use redb::{Database, Durability, WriteTransaction};
 
 use super::access::{Get, HASH_KEY_ROW, Write};
@@ -34,7 +33,7 @@ impl How {
 pub(super) struct Open {
     pub(super) db: Database,
     /// Set when another database replaces this one.
-    pub(super) retired: Arc<AtomicBool>,
+    pub(super) retired: Arc<RwLock<bool>>,
     /// The journal, unless it cannot be used; the lock is the writer's.
     pub(super) journal: Mutex<Beside>,
     pub(super) hash_key: [u8; 16],
@@ -70,8 +69,8 @@ pub(super) fn open(medium: &dyn Medium, how: &How) -> Result<Open> {
 }
 
 /// The database as it lies.
-pub(super) fn open_database(medium: &dyn Medium, cache_bytes: usize) -> Result<(Database, Arc<AtomicBool>)> {
-    let retired = Arc::new(AtomicBool::new(false));
+pub(super) fn open_database(medium: &dyn Medium, cache_bytes: usize) -> Result<(Database, Arc<RwLock<bool>>)> {
+    let retired = Arc::new(RwLock::new(false));
     let disk = medium.open().map_err(|failed| Error::from_io(&failed))?;
     forget_unfinished(&*disk).map_err(|failed| Error::from_io(&failed))?;
     let guarded = Guarded { disk, retired: retired.clone() };

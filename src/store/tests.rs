@@ -1,7 +1,11 @@
 //! The engine alone: grouping, refusing, ordering. Power cuts and full disks are in `tests/it/crash.rs`.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use parking_lot::RwLock;
 
 use super::schema::{META, STATE_NODE};
 use super::*;
@@ -216,6 +220,40 @@ async fn what_others_send_stops_before_what_is_written_here() {
     }
     card.set_free_bytes(FREE_BYTES_MIN - 1);
     assert_eq!(store.write(put("d", "1")).await.map(drop), Err(WriteError::Store(Error::Full)));
+}
+
+/// A database was cut off between a reader's look at the mark and its write, which hit a page of the database opened after it.
+#[test]
+fn a_database_is_cut_off_before_or_after_a_write_and_not_in_its_middle() {
+    #[derive(Debug)]
+    struct Looking(Arc<RwLock<bool>>);
+    impl Disk for Looking {
+        fn len(&self) -> io::Result<u64> {
+            Ok(0)
+        }
+        fn read(&self, _: u64, _: &mut [u8]) -> io::Result<()> {
+            self.write(0, &[])
+        }
+        fn set_len(&self, _: u64) -> io::Result<()> {
+            self.write(0, &[])
+        }
+        fn sync_data(&self) -> io::Result<()> {
+            self.write(0, &[])
+        }
+        fn write(&self, _: u64, _: &[u8]) -> io::Result<()> {
+            match self.0.try_write() {
+                Some(_) => Err(io::Error::other("it can be cut off now")),
+                None => Ok(()),
+            }
+        }
+    }
+    let retired = Arc::new(RwLock::new(false));
+    let guarded = disk::Guarded { disk: Box::new(Looking(retired.clone())), retired: retired.clone() };
+    guarded.write(0, b"page").unwrap();
+    guarded.read(0, &mut [0; 4]).unwrap();
+    guarded.set_len(4).and_then(|()| guarded.sync_data()).unwrap();
+    *retired.write() = true;
+    assert!(guarded.write(0, b"page").is_err() && guarded.read(0, &mut [0; 4]).is_err());
 }
 
 /// Jobs that share one commit: they queue while another job keeps the writer busy.

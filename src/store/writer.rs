@@ -566,7 +566,8 @@ impl Shared {
             return Ok(()); // another thread was faster
         }
         if let Some(old) = place.take() {
-            old.retired.store(true, Ordering::Release);
+            // Waits for what it is reading or writing at this moment.
+            *old.retired.write() = true;
             shut(old.db);
         }
         let mut open = opening::open(&*self.medium, &self.how)?;
