@@ -39,6 +39,11 @@ pub trait Medium: Send + Sync + 'static {
         Err(io::ErrorKind::Unsupported.into())
     }
 
+    /// Keeps the journal under another name, so that its blocks are not used again. An earlier one is deleted.
+    fn set_journal_aside(&self) -> io::Result<()> {
+        Ok(())
+    }
+
     /// Whether writes are kept in memory and dropped: then the journal is left for the next start.
     fn is_for_looking(&self) -> bool {
         false
@@ -123,6 +128,11 @@ impl Medium for FileMedium {
         // A process that made the journal may have ended before its name was on the card.
         File::open(self.folder())?.sync_all()?;
         Ok(Box::new(FileDisk(file)))
+    }
+
+    fn set_journal_aside(&self) -> io::Result<()> {
+        std::fs::rename(self.journal(), self.path.with_extension("journal-bad"))?;
+        File::open(self.folder())?.sync_all()
     }
 
     fn free_bytes(&self) -> io::Result<u64> {

@@ -169,9 +169,9 @@ impl Record {
 /// The length of a value that stands for the row's removal.
 const REMOVED: u32 = u32::MAX;
 
-/// The rows that [`Record::note`] put into a record: table's name, key, and value or removal. `Corrupt` for others.
+/// The rows that [`Record::note`] put into a record: table's name, key, and value or removal. `OtherVersion` for others.
 pub(super) fn next_row<'r>(rows: &mut &'r [u8]) -> Result<NotedRow<'r>> {
-    split_row(rows).ok_or_else(|| Error::corrupt(&META, PLACE_ROW))
+    split_row(rows).ok_or(Error::OtherVersion)
 }
 
 pub(super) type NotedRow<'r> = (&'r [u8], &'r [u8], Option<&'r [u8]>);
@@ -253,34 +253,55 @@ pub(super) struct Replay<'j> {
     length: u64,
     pub(super) place: Place,
     bytes: Vec<u8>,
+    /// Why the record at the place cannot be read.
+    pub(super) unreadable: Option<io::Error>,
 }
 
 impl<'j> Replay<'j> {
     pub(super) fn new(disk: &'j dyn StorageBackend, hash_key: &'j [u8; 16], place: Place) -> io::Result<Replay<'j>> {
-        Ok(Replay { disk, hash_key, length: disk.len()?, place, bytes: Vec::new() })
+        Ok(Replay { disk, hash_key, length: disk.len()?, place, bytes: Vec::new(), unreadable: None })
     }
 
-    /// The rows of the next record, and moves on behind it; `None` at the first that is not the expected one, whole.
-    pub(super) fn next(&mut self) -> io::Result<Option<&[u8]>> {
+    /// The rows of the next record, and moves on behind it; `None` at the first that is not the expected one, whole, and
+    /// at one that cannot be read.
+    pub(super) fn next(&mut self) -> Option<&[u8]> {
+        match self.try_next() {
+            Ok(true) => Some(&self.bytes),
+            Ok(false) => None,
+            Err(failed) => {
+                self.unreadable = Some(failed);
+                None
+            }
+        }
+    }
+
+    fn try_next(&mut self) -> io::Result<bool> {
         let left = self.length.saturating_sub(self.place.offset());
         let mut head = [0; HEAD_BYTES];
         if left < HEAD_BYTES as u64 {
-            return Ok(None);
+            return Ok(false);
         }
-        self.disk.read(self.place.offset(), &mut head)?;
+        self.read(self.place.offset(), &mut head)?;
         let (length, rest) = head.split_at(4);
         let (number, sum) = rest.split_at(8);
         let length = u32::from_be_bytes(length.try_into().unwrap_or_default()) as usize;
         let is_possible = length <= RECORD_BYTES_MAX - HEAD_BYTES && (HEAD_BYTES + length) as u64 <= left;
         if !is_possible || number != self.place.number.to_be_bytes() {
-            return Ok(None);
+            return Ok(false);
         }
-        self.bytes.resize(length, 0);
-        self.disk.read(self.place.offset() + HEAD_BYTES as u64, &mut self.bytes)?;
+        let mut bytes = std::mem::take(&mut self.bytes);
+        bytes.resize(length, 0);
+        self.read(self.place.offset() + HEAD_BYTES as u64, &mut bytes)?;
+        self.bytes = bytes;
         if sum != self.place.sum(self.hash_key, &self.bytes) {
-            return Ok(None);
+            return Ok(false);
         }
         self.place = self.place.behind(HEAD_BYTES + length);
-        Ok(Some(&self.bytes))
+        Ok(true)
+    }
+
+    /// A card may not return a block at once.
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.disk.read(offset, out).or_else(|_| self.disk.read(offset, out))
     }
 }

@@ -361,6 +361,12 @@ pub enum Error {
     /// The file was written by a newer program.
     #[error("the database has format {found}, {}", advice(*found, *known))]
     Version { found: u32, known: u32 },
+    /// The journal has a change that this program does not know.
+    #[error(
+        "the journal of the database was written by another version of this program: start that version and stop it in \
+         order"
+    )]
+    OtherVersion,
     /// A job in the same group broke the rule to check before it writes; nothing of the group was written.
     #[error("another write of the same commit failed; nothing of the commit was written")]
     Aborted,

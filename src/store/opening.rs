@@ -3,6 +3,7 @@
 //! The changes in the journal are made durable in one transaction, together with the beginning of a new epoch in which
 //! none of its records counts. A start that is cut short before that commit's last sync applies them again.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use parking_lot::{Mutex, RwLock};
@@ -140,7 +141,7 @@ fn prepare(db: &Database, medium: &dyn Medium, how: &How, pace: &mut Pace) -> Re
         };
         Ok((key, Counters::stored(w)?.position))
     })?;
-    let is_free = !is_for_looking && !pace.is_full;
+    let is_free = !is_for_looking && !pace.is_in_memory;
     let journal = if is_free { make_journal(medium, how, hash_key) } else { None };
     Ok(Prepared { hash_key, position, journal })
 }
@@ -171,48 +172,63 @@ pub(super) fn make_journal(medium: &dyn Medium, how: &How, hash_key: [u8; 16]) -
 /// How the journal is applied: all of it at once, or with more care after a failure.
 #[derive(Default)]
 struct Pace {
-    /// The record that is being applied.
-    at: Option<u64>,
-    /// The record that failed last, and how often.
-    failed: Option<(u64, u32)>,
+    /// The row that is being applied.
+    at: Option<RowOf>,
+    /// Failures since the beginning, or since a row was left out.
+    failures: u32,
+    /// Each record is in a transaction of its own, so that one fails alone.
+    is_alone: bool,
+    /// The rows that cannot be applied: the record's number and the row's. At most `ROWS_MAX` of the journal.
+    left_out: BTreeSet<(u64, u32)>,
     /// The disk was full, and the reserve was given up.
     is_tight: bool,
-    /// Not even then there was room for a durable commit: the journal stays as it is, and is applied in memory.
-    is_full: bool,
+    /// There is no room for a durable commit, or it fails: the journal stays as it is, and is applied in memory.
+    is_in_memory: bool,
 }
 
-/// A record that cannot be applied so often is left out: the card may not return a page at once.
+/// A row of a record.
+#[derive(Clone, Copy)]
+struct RowOf {
+    number: u64,
+    row: u32,
+    table: &'static str,
+}
+
+/// After so many failures the row that failed is left out: the card may not return a page at once.
 const ATTEMPTS: u32 = 3;
 
 impl Pace {
     /// After a failure: whether another attempt may help, else the failure.
     fn slow_down(&mut self, medium: &dyn Medium, failed: Error) -> Result<()> {
-        let at = self.at.take();
-        match (&failed, at) {
+        match (&failed, self.at.take()) {
             (Error::Full, _) if !self.is_tight => {
                 medium.give_up_reserve();
                 self.is_tight = true;
             }
-            (Error::Full, _) if !self.is_full => self.is_full = true,
-            (Error::Damaged(_) | Error::Corrupt { .. } | Error::Io(_), Some(at)) => {
-                let before = self.failed.filter(|(number, _)| *number == at).map_or(0, |(_, times)| times);
-                self.failed = Some((at, before + 1));
-                if self.skips(at) {
-                    tracing::error!(error = %failed, "a change that was acknowledged cannot be applied, and is lost");
-                }
+            (Error::Full, _) if !self.is_in_memory => self.is_in_memory = true,
+            (Error::Damaged(_) | Error::Corrupt { .. } | Error::Io(_), Some(at)) => self.leave_out(at, &failed),
+            // Nothing can be written then, but the rest of the database can be read.
+            (Error::Damaged(_) | Error::Io(_), None) if !self.is_in_memory => {
+                tracing::error!(error = %failed, "the changes of the journal cannot be committed: they stay in it");
+                self.is_in_memory = true;
             }
             _ => return Err(failed),
         }
         Ok(())
     }
 
-    /// Each record is in a transaction of its own, so that one fails alone.
-    fn is_alone(&self) -> bool {
-        self.failed.is_some()
-    }
-
-    fn skips(&self, number: u64) -> bool {
-        self.failed == Some((number, ATTEMPTS))
+    fn leave_out(&mut self, at: RowOf, failed: &Error) {
+        self.is_alone = true;
+        self.failures += 1;
+        if self.failures >= ATTEMPTS {
+            self.failures = 0;
+            self.left_out.insert((at.number, at.row));
+            tracing::error!(
+                table = at.table,
+                error = %failed,
+                "a row of a change that was acknowledged cannot be applied, and is lost"
+            );
+        }
     }
 }
 
@@ -232,7 +248,7 @@ fn replay(db: &Database, medium: &dyn Medium, pace: &mut Pace) -> Result<()> {
         return Ok(());
     };
     let mut records = Replay::new(&*disk, &hash_key, place).map_err(unreadable)?;
-    let durability = if pace.is_full { Durability::None } else { Durability::Immediate };
+    let durability = if pace.is_in_memory { Durability::None } else { Durability::Immediate };
     let mut count = 0;
     while in_transaction(db, durability, |w| apply_some(w, &mut records, pace))? {
         count = records.place.number() - place.number();
@@ -240,7 +256,25 @@ fn replay(db: &Database, medium: &dyn Medium, pace: &mut Pace) -> Result<()> {
     if count > 0 {
         tracing::info!(commits = count, "the database has the changes of its journal");
     }
+    if let Some(failed) = records.unreadable {
+        // Usually it was being written when the power went, and its callers had no answer.
+        tracing::error!(error = %failed, "the journal of the database cannot be read to its end: the latest changes may be lost");
+        if !pace.is_in_memory {
+            set_journal_aside(medium);
+        }
+    }
     Ok(())
+}
+
+/// Has the place of the journal on the card not used again. Its changes are durable elsewhere.
+pub(super) fn set_journal_aside(medium: &dyn Medium) {
+    match medium.set_journal_aside() {
+        Ok(()) => tracing::warn!(
+            "the disk failed in the journal of the database: the file is kept beside it as `journal-bad`, so that its \
+             place is not used again"
+        ),
+        Err(failed) => tracing::warn!(error = %failed, "the journal of the database cannot be renamed"),
+    }
 }
 
 /// Applies all records, or one with a pace alone; false when there is none.
@@ -248,13 +282,9 @@ fn apply_some(w: &mut Write, records: &mut Replay, pace: &mut Pace) -> Result<bo
     let begin = records.place;
     loop {
         let number = records.place.number();
-        let Some(rows) = records.next().map_err(unreadable)? else { break };
-        pace.at = Some(number);
-        if !pace.skips(number) {
-            apply(w, rows)?;
-        }
-        pace.at = None;
-        if pace.is_alone() {
+        let Some(rows) = records.next() else { break };
+        apply(w, number, rows, pace)?;
+        if pace.is_alone {
             break;
         }
     }
@@ -265,17 +295,25 @@ fn apply_some(w: &mut Write, records: &mut Replay, pace: &mut Pace) -> Result<bo
     Ok(true)
 }
 
-/// Puts the rows of a record. `Corrupt` when they are of a table that there is not.
-fn apply(w: &mut Write, mut rows: &[u8]) -> Result<()> {
-    while !rows.is_empty() {
+/// Puts the rows of a record but for those left out. `OtherVersion` when they are of a table that there is not: the
+/// checksum says that the record is what was written.
+fn apply(w: &mut Write, number: u64, mut rows: &[u8], pace: &mut Pace) -> Result<()> {
+    for row in 0.. {
+        if rows.is_empty() {
+            break;
+        }
         let (name, key, value) = journal::next_row(&mut rows)?;
-        let table = TABLES.iter().find(|table| table.name.as_bytes() == name);
-        let table = table.ok_or_else(|| Error::corrupt(&META, PLACE_ROW))?;
+        let table = TABLES.iter().find(|table| table.name.as_bytes() == name).ok_or(Error::OtherVersion)?;
+        if pace.left_out.contains(&(number, row)) {
+            continue;
+        }
+        pace.at = Some(RowOf { number, row, table: table.name });
         match value {
             Some(value) => w.put(table, key, value)?,
             None => drop(w.remove(table, key)?),
         }
     }
+    pace.at = None;
     Ok(())
 }
 
@@ -285,8 +323,11 @@ pub(super) fn waiting(medium: &dyn Medium, get: &impl Get) -> Result<u64> {
         return Ok(0);
     };
     let mut records = Replay::new(&*disk, get.hash_key(), place).map_err(unreadable)?;
-    while records.next().map_err(unreadable)?.is_some() {}
-    Ok(records.place.number() - place.number())
+    while records.next().is_some() {}
+    match records.unreadable {
+        Some(failed) => Err(unreadable(failed)),
+        None => Ok(records.place.number() - place.number()),
+    }
 }
 
 /// The latest changes may be in it, so it is not passed over.
