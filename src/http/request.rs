@@ -315,6 +315,11 @@ impl Request {
         }
     }
 
+    /// The grant for the body, for work on what was read of it that may outlast the request.
+    pub fn take_grant(&mut self) -> Option<Grant> {
+        self.grant.take()
+    }
+
     /// Memory for `bytes` more that are derived from the body, for as long as the result is kept.
     pub async fn pay(&self, bytes: u64) -> Result<Grant, BadBody> {
         self.tools.bodies.take(bytes).await.map_err(BadBody::Refused)

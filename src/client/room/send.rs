@@ -8,6 +8,7 @@ use serde::Deserialize;
 use serde_json::json;
 use serde_json::value::{RawValue, to_raw_value};
 
+use crate::budget::Grant;
 use crate::client::{Client, Error, Requester, auth, rates};
 use crate::http::{ErrorResponse, Request, Response};
 use crate::room::Sending;
@@ -21,7 +22,8 @@ pub async fn message(client: Arc<Client>, mut request: Request) -> Result<Respon
     let content = content(&mut request).await?;
     let txn = Some((requester.device_id.clone(), request.param("txn_id").to_owned()));
     let kind = request.param("type").to_owned();
-    sent(&client, &requester, &request, Sending { kind, state_key: None, content, redacts: None, txn }).await
+    let paid = paid(&mut request);
+    sent(&client, &requester, &request, Sending { kind, state_key: None, content, redacts: None, txn, paid }).await
 }
 
 /// PUT /_matrix/client/v3/rooms/{room_id}/state/{type}[/{state_key}]
@@ -41,7 +43,8 @@ pub async fn state(client: Arc<Client>, mut request: Request) -> Result<Response
         request.limit_user(&rates::INVITE, requester.user_id.as_str())?;
     }
     let state_key = Some(request.param_maybe("state_key").unwrap_or("").to_owned());
-    sent(&client, &requester, &request, Sending { kind, state_key, content, redacts: None, txn: None }).await
+    let paid = paid(&mut request);
+    sent(&client, &requester, &request, Sending { kind, state_key, content, redacts: None, txn: None, paid }).await
 }
 
 #[derive(Deserialize, Default)]
@@ -64,7 +67,8 @@ pub async fn redact(client: Arc<Client>, mut request: Request) -> Result<Respons
     }
     let content = to_raw_value(&content).map_err(ErrorResponse::internal)?;
     let txn = request.param_maybe("txn_id").map(|txn| (requester.device_id.clone(), txn.to_owned()));
-    let sending = Sending { kind: "m.room.redaction".to_owned(), state_key: None, content, redacts: Some(target), txn };
+    let (kind, paid) = ("m.room.redaction".to_owned(), paid(&mut request));
+    let sending = Sending { kind, state_key: None, content, redacts: Some(target), txn, paid };
     sent(&client, &requester, &request, sending).await
 }
 
@@ -80,6 +84,11 @@ async fn content(request: &mut Request) -> Result<Box<RawValue>, Error> {
         true => Ok(content),
         false => Err(ErrorResponse::bad("M_BAD_JSON", "The content of an event must be an object").into()),
     }
+}
+
+/// The memory of the content, which the sending keeps though the app may leave before its end.
+fn paid(request: &mut Request) -> Option<Arc<Grant>> {
+    request.take_grant().map(Arc::new)
 }
 
 fn is_invite(member: &RawValue) -> bool {

@@ -4,6 +4,8 @@
 //! What changes state is one reading job and one write, whatever the room's size. The room's lock is held over both, and no
 //! remote server is waited for meanwhile.
 
+use std::sync::Arc;
+
 use ruma::{OwnedEventId, OwnedUserId, RoomId, UserId};
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -19,6 +21,7 @@ use super::state::resolve::Means;
 use super::state::{RoomRef, StateView, known_num};
 use super::state::{fork, not_in_room};
 use crate::base;
+use crate::budget::Grant;
 use crate::matrix::{Draft, Event, auth, json};
 use crate::room::state;
 use crate::store::tables::room::event_row::Root;
@@ -32,11 +35,15 @@ pub mod member;
 #[cfg(test)]
 mod tests;
 
+/// The longest content, as the app wrote it, that is worked on in the writer, where other writes wait. Few longer ones fit
+/// an event; they are judged, and mostly refused, on a reading thread.
+const PLAIN_BYTES_MAX: usize = 64 * 1024;
+
 /// The largest depth that may be written: integers in canonical JSON end at 2⁵³ − 1.
 const DEPTH_MAX: u64 = (1 << 53) - 1;
 
 /// An event an app sends into a room.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Sending {
     pub kind: String,
     /// Present for state events.
@@ -46,6 +53,8 @@ pub struct Sending {
     pub redacts: Option<OwnedEventId>,
     /// The device and its transaction id: a repeat gets the answer of the first request.
     pub txn: Option<(String, String)>,
+    /// Pays for the content.
+    pub paid: Option<Arc<Grant>>,
 }
 
 /// An event of ours before its place in the room is known.
@@ -90,16 +99,22 @@ pub(super) async fn send(
     sending: Sending,
     content: Value,
 ) -> Result<OwnedEventId> {
-    let Sending { kind, state_key, redacts, txn, .. } = sending;
+    let is_short = sending.content.get().len() <= PLAIN_BYTES_MAX;
+    let Sending { kind, state_key, redacts, txn, paid, .. } = sending;
     let mut new = New { kind, state_key, sender: sender.to_owned(), content, redacts };
-    if checks::is_plain(&new) {
-        match send_plain(rooms, room_id, new, txn.clone()).await? {
+    if is_short && checks::is_plain(&new) {
+        match send_plain(rooms, room_id, new, txn.clone(), paid.clone()).await? {
             Plain::Sent(id) => return Ok(id),
             Plain::NotSo(given_back) => new = *given_back,
         }
     }
     let (rooms, room_id) = (rooms.clone(), room_id.to_owned());
-    base::unbroken(async move { send_new(&rooms, &room_id, new, txn).await }).await
+    let sent = async move {
+        let sent = send_new(&rooms, &room_id, new, txn).await;
+        drop(paid);
+        sent
+    };
+    base::unbroken(sent).await
 }
 
 enum Plain {
@@ -110,16 +125,22 @@ enum Plain {
 }
 
 /// Sends an event that changes no state, in one job. Once that is queued it is done even when the caller goes away.
-async fn send_plain(rooms: &Rooms, room_id: &RoomId, new: New, txn: Option<(String, String)>) -> Result<Plain> {
+async fn send_plain(
+    rooms: &Rooms,
+    room_id: &RoomId,
+    new: New,
+    txn: Option<(String, String)>,
+    paid: Option<Arc<Grant>>,
+) -> Result<Plain> {
     let num = state::num_in_use(rooms, room_id).await?;
     let share = rooms.0.locks.share(num).await;
     let (rooms_here, here) = (rooms.clone(), rooms.here());
     let job = move |w: &mut Write<'_>| {
         let sent = append_plain(&rooms_here, w, &here, num, new, txn)?;
         // Shared until the commit is there: whoever then has the room alone sees it.
-        Ok((sent, share))
+        Ok((sent, share, paid))
     };
-    let (sent, _share) = rooms.write(job).await?;
+    let (sent, _share, _paid) = rooms.write(job).await?;
     if matches!(sent, Plain::NotSo(_)) {
         state::forget_num(rooms, room_id);
     }

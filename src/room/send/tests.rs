@@ -1,5 +1,9 @@
 //! Events of local users.
 
+use std::sync::{Arc, mpsc};
+use std::task::{Context, Waker};
+use std::time::Duration;
+
 use ruma::{OwnedEventId, RoomId};
 use serde_json::{Value, json};
 
@@ -8,6 +12,7 @@ use crate::room::handshake::invite;
 use crate::room::send;
 use crate::room::testing::*;
 use crate::room::*;
+use crate::store;
 
 #[tokio::test]
 async fn a_repeated_send_has_the_first_ones_answer_and_state_that_is_so_already_stays() {
@@ -30,6 +35,56 @@ async fn a_repeated_send_has_the_first_ones_answer_and_state_that_is_so_already_
     let name = json!({ "name": "Parlour" });
     let one = house.send(&anna, &room, "m.room.name", Some(""), name.clone()).await.unwrap();
     assert_eq!(house.send(&anna, &room, "m.room.name", Some(""), name).await.unwrap(), one);
+}
+
+/// Has the writer wait until what is answered is dropped.
+fn busy_writer(house: &House) -> mpsc::Sender<()> {
+    let (go_on, held) = mpsc::channel();
+    let store = house.store.clone();
+    let (begun, begins) = mpsc::channel();
+    std::thread::spawn(move || {
+        store.write_blocking(move |_| {
+            begun.send(()).unwrap();
+            let _ = held.recv();
+            Ok::<_, store::Error>(())
+        })
+    });
+    begins.recv().unwrap();
+    go_on
+}
+
+/// The writer, and with it everybody's writes, was busy with contents of megabytes that can be no event.
+#[tokio::test]
+async fn a_content_too_long_for_an_event_is_refused_without_the_writer() {
+    let house = house();
+    let anna = house.user("anna").await;
+    let room = house.public_room(&anna).await;
+    let _busy = busy_writer(&house);
+    let long = json!({ "body": "x".repeat(70_000) });
+    let refused = tokio::time::timeout(Duration::from_secs(60), house.send(&anna, &room, "m.room.message", None, long));
+    let refused = refused.await.expect("no write is waited for").unwrap_err();
+    assert!(matches!(refused, Error::TooLarge), "{refused:?}");
+}
+
+/// The memory of a content was given back when the app left, while the content waited for the writer.
+#[tokio::test]
+async fn a_message_is_paid_for_until_it_is_written() {
+    let (budget, house) = (Budget::for_tests(), house());
+    let anna = house.user("anna").await;
+    let room = house.public_room(&anna).await;
+    house.say(&anna, &room, "one").await;
+    let account = budget.account("request_bodies");
+    let busy = busy_writer(&house);
+    let mut message = sending("m.room.message", None, json!({ "body": "two" }));
+    message.paid = Some(Arc::new(account.try_take(100).unwrap()));
+    let mut sent = Box::pin(house.rooms.send(&anna, &room, message));
+    assert!(sent.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+    drop(sent);
+    assert_eq!(account.used(), 100);
+    drop(busy);
+    house.say(&anna, &room, "three").await;
+    assert_eq!(account.used(), 0);
+    assert_eq!(house.timeline(&room, 3), ["m.room.message"; 3]);
 }
 
 #[tokio::test]
