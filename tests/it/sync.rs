@@ -432,6 +432,24 @@ async fn a_long_poll_ends_with_its_session() {
     house.get(&path, &alice).await.refused(401, "M_UNKNOWN_TOKEN");
 }
 
+/// A poll that waited for memory told its news to a session that had ended meanwhile.
+#[tokio::test]
+async fn a_poll_that_waits_for_memory_ends_with_its_session() {
+    let house = TestServer::start().await;
+    let alice = house.register("alice").await;
+    let first = sync(&house, &alice, "").await;
+    room(&house, &alice, json!({})).await;
+    let answers = house.server().budget.account("response_bodies");
+    let all = answers.try_take(answers.limit() - answers.used()).ok().expect("nothing else is answered");
+    let path = format!("/sync?timeout=60000&since={}", token(&first));
+    let (ended, _) = tokio::join!(house.get(&path, &alice), async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        house.post("/logout", &alice, json!({})).await.ok();
+        drop(all);
+    });
+    ended.refused(401, "M_UNKNOWN_TOKEN");
+}
+
 /// What changed is mostly told from what was noted in memory, without looking elsewhere. A server built for tests compares
 /// that with reading everything; here, whatever happens, each message comes once.
 #[tokio::test]

@@ -51,8 +51,10 @@ pub async fn sync(client: Arc<Client>, request: Request) -> Result<Response, Err
         client.users.to_device_arrived(user, device, since.messages, since.at).await?;
     }
     let slot = client.budget.account("sync_waiters").take(WAITER_BYTES + query.filter.bytes()).await?;
-    // Registered before anything is read: a change that lands in between would otherwise be missed.
+    // Registered before anything is read: a change that lands in between would otherwise be missed. The session may end
+    // during any wait.
     let waiter = client.feed.register(query.requester.user_num);
+    auth::requester(&client, &request).await?;
     let deadline = client.clock.instant() + query.timeout;
     let mut is_over = query.timeout.is_zero();
     loop {
@@ -70,11 +72,11 @@ pub async fn sync(client: Arc<Client>, request: Request) -> Result<Response, Err
             // Another connection needs this one's place: answer now.
             () = request.hurried() => true,
         };
-        // The session may have ended meanwhile.
         auth::requester(&client, &request).await?;
     }
     drop((waiter, slot));
     let grant = client.budget.account("response_bodies").take(ANSWER_BYTES + query.filter.bytes()).await?;
+    auth::requester(&client, &request).await?;
     match look(&client, &query, true, Some(grant)).await? {
         Looked::News(response) => Ok(response),
         Looked::Nothing { answer, .. } => Ok(Response::json_bytes(StatusCode::OK, answer)),
