@@ -47,6 +47,8 @@ pub(super) struct Beside {
     pub(super) journal: Option<Journal>,
     /// When it was last tried to have one.
     pub(super) tried: StopWatch,
+    /// The file is to be set aside once nothing in it is needed.
+    pub(super) is_bad: bool,
 }
 
 /// Opens the database and applies its journal. Gives up the reserve when there is no space for that.
@@ -58,7 +60,7 @@ pub(super) fn open(medium: &dyn Medium, how: &How) -> Result<Open> {
             guard::whole("the database's first rows cannot be read", || prepare(&db, medium, how, &mut pace));
         match prepared {
             Ok(Prepared { hash_key, position, journal }) => {
-                let journal = Mutex::new(Beside { journal, tried: StopWatch::start() });
+                let journal = Mutex::new(Beside { journal, tried: StopWatch::start(), is_bad: false });
                 return Ok(Open { db, retired, journal, hash_key, position });
             }
             Err(failed) => {

@@ -10,7 +10,7 @@
 //! Only when the transaction itself breaks, the jobs that ran in it fail together, and the others run in another one.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
@@ -83,8 +83,8 @@ struct Shared {
     hash_key: [u8; 16],
     status: Mutex<Status>,
     reopened: AtomicU64,
-    /// A record could not be written: the database does without the journal after it is opened again.
-    journal_failed: AtomicBool,
+    /// Why a record could not be written: the database does without the journal after it is opened again.
+    journal_failed: Mutex<Option<Error>>,
     spare: Spare,
     followers: RwLock<Vec<Arc<dyn Follower>>>,
     #[cfg(test)]
@@ -105,7 +105,7 @@ impl Engine {
             hash_key,
             status: Mutex::new(Status::Working),
             reopened: AtomicU64::new(0),
-            journal_failed: AtomicBool::new(false),
+            journal_failed: Mutex::default(),
             spare: Spare::default(),
             followers: RwLock::default(),
             #[cfg(test)]
@@ -135,7 +135,7 @@ impl Engine {
 
     pub(super) fn read(&self) -> Result<Read> {
         if matches!(self.status(), Status::Failed(_)) {
-            self.shared.reopen()?;
+            self.shared.try_again()?;
         }
         match &*self.shared.open.read() {
             Some(open) => {
@@ -286,7 +286,6 @@ impl Writer {
         let open = shared.open.read();
         let Some(open) = &*open else { return Err(all(Error::Closed)) };
         let mut beside = open.journal.lock();
-        shared.look_for_journal(&mut beside);
         let txn = guard::whole("a transaction cannot be started", || opening::begin(&open.db)).map_err(all)?;
         let mut w = Write::new(&txn, shared.hash_key, self.position);
         if jobs.len() > 1 {
@@ -311,7 +310,7 @@ impl Writer {
         let position = w.current_position();
         let noted = w.put_counters(&start);
         let puts = w.puts_since(&start);
-        let journal = &mut beside.journal;
+        let journal = &beside.journal;
         let record = w.take_record().filter(|record| journal.as_ref().is_some_and(|journal| journal.has_room(record)));
         let noted = noted.and_then(|()| match journal {
             Some(journal) => w.put(&META, PLACE_ROW, &journal.next(record.as_ref()).to_row()),
@@ -326,11 +325,11 @@ impl Writer {
             return Err(all(failed));
         }
         let work = watch.elapsed();
-        match (journal, record) {
+        match (&mut beside.journal, record) {
             (Some(journal), Some(record)) => self.record = shared.write_ahead(txn, journal, record).map_err(all)?,
-            (journal, _) => {
+            _ => {
                 guard::whole("the commit cannot be made", || txn.commit().map_err(Error::of)).map_err(all)?;
-                journal.as_mut().map(Journal::begin);
+                shared.after_checkpoint(&mut beside);
             }
         }
         self.position = position;
@@ -353,20 +352,25 @@ impl Writer {
         let done = {
             let mut open = self.shared.open.write();
             let Some(open) = &mut *open else { return Err(Error::Closed) };
-            checkpoint(open, false).and_then(|()| {
+            let done = checkpoint(open, false).and_then(|()| {
                 guard::whole("the database cannot be compacted", || match open.db.compact() {
                     Ok(_) => Ok(true),
                     Err(redb::CompactionError::TransactionInProgress) => Ok(false),
                     Err(failed) => Err(Error::of(failed)),
                 })
-            })
+            });
+            // Compacting leaves no list of the pages in use, and a start after a power cut would have to look for them.
+            done.and_then(|done| checkpoint(open, false).map(|()| done))
         };
         done.inspect_err(|failed| self.shared.recover(failed))
     }
 
     fn close(&mut self) {
-        *self.shared.lock_status() = Status::Closed;
-        let open = self.shared.open.write().take();
+        let open = {
+            let mut place = self.shared.open.write();
+            *self.shared.lock_status() = Status::Closed;
+            place.take()
+        };
         if let Some(open) = open {
             if let Err(failed) = checkpoint(&open, true) {
                 tracing::warn!(error = %failed, "the last changes stay in the journal until the next start");
@@ -483,7 +487,7 @@ impl Shared {
                 None
             }
             Status::Full => Some(Error::Full),
-            Status::Failed(failed) => self.reopen().err().map(|_| failed),
+            Status::Failed(failed) => self.try_again().err().map(|_| failed),
             Status::Closed => Some(Error::Closed),
         }
     }
@@ -504,7 +508,7 @@ impl Shared {
     ) -> Result<Record> {
         opening::in_memory(&mut txn)?;
         if let Err(failed) = journal.append(&mut record) {
-            self.journal_failed.store(true, Ordering::Relaxed);
+            *self.journal_failed.lock() = Some(failed.clone());
             let _ = abort(txn);
             return Err(failed);
         }
@@ -512,13 +516,18 @@ impl Shared {
         Ok(record)
     }
 
-    /// Has a journal that could not be used before tried again.
-    fn look_for_journal(&self, beside: &mut Beside) {
-        if beside.journal.is_none() && !self.medium.is_for_looking() && beside.tried.elapsed() >= JOURNAL_AGAIN {
-            *beside = Beside {
-                journal: opening::make_journal(&*self.medium, &self.how, self.hash_key),
-                tried: StopWatch::start(),
-            };
+    /// The journal begins again. One that could not be used is tried again after a while, now that nothing in its file is
+    /// needed.
+    fn after_checkpoint(&self, beside: &mut Beside) {
+        if let Some(journal) = &mut beside.journal {
+            return journal.begin();
+        }
+        if std::mem::take(&mut beside.is_bad) {
+            opening::set_journal_aside(&*self.medium);
+        }
+        if !self.medium.is_for_looking() && beside.tried.elapsed() >= JOURNAL_AGAIN {
+            let journal = opening::make_journal(&*self.medium, &self.how, self.hash_key);
+            *beside = Beside { journal, tried: StopWatch::start(), is_bad: false };
         }
     }
 
@@ -545,40 +554,47 @@ impl Shared {
     /// After a failure: gives the reserve up when the disk is full, and opens the database again. The failed commit is in
     /// it whole or not at all.
     fn recover(&self, failed: &Error) {
-        if *failed == Error::Full {
+        let is_full = *failed == Error::Full;
+        if is_full {
             self.medium.give_up_reserve();
         }
-        match self.reopen() {
-            Ok(()) if *failed == Error::Full => *self.lock_status() = Status::Full,
-            Ok(()) => *self.lock_status() = Status::Working,
-            Err(again) => {
-                tracing::error!(error = %again, "the database could not be opened again; the next write tries");
-                *self.lock_status() = Status::Failed(again);
-            }
+        let status = if is_full { Status::Full } else { Status::Working };
+        if let Err(again) = self.reopen(&mut self.open.write(), status) {
+            tracing::error!(error = %again, "the database could not be opened again; the next write tries");
+        }
+    }
+
+    /// Opens a database that could not be opened again before.
+    fn try_again(&self) -> Result<()> {
+        let mut place = self.open.write();
+        match place.is_some() {
+            true => Ok(()), // another thread was faster
+            false => self.reopen(&mut place, Status::Working),
         }
     }
 
     /// Puts a new database in the place of the old one. Snapshots of the old one keep the pages they have in memory and
     /// fail beyond them.
-    fn reopen(&self) -> Result<()> {
-        let mut place = self.open.write();
-        if place.is_some() && !matches!(*self.lock_status(), Status::Working | Status::Full) {
-            return Ok(()); // another thread was faster
+    fn reopen(&self, place: &mut Option<Open>, status: Status) -> Result<()> {
+        if *self.lock_status() == Status::Closed {
+            return Err(Error::Closed);
         }
         if let Some(old) = place.take() {
             // Waits for what it is reading or writing at this moment.
             *old.retired.write() = true;
             shut(old.db);
         }
-        let mut open = opening::open(&*self.medium, &self.how)?;
-        if self.journal_failed.swap(false, Ordering::Relaxed) {
-            open.journal.get_mut().journal = None;
+        let mut open = opening::open(&*self.medium, &self.how)
+            .inspect_err(|failed| *self.lock_status() = Status::Failed(failed.clone()))?;
+        if let Some(failed) = self.journal_failed.lock().take() {
+            *open.journal.get_mut() =
+                Beside { journal: None, tried: StopWatch::start(), is_bad: failed != Error::Full };
         }
         let position = open.position;
         *place = Some(open);
         self.followers.read().iter().for_each(|follower| follower.lost(position));
         self.reopened.fetch_add(1, Ordering::Relaxed);
-        *self.lock_status() = Status::Working;
+        *self.lock_status() = status;
         tracing::warn!("the database was opened again after a failure");
         Ok(())
     }

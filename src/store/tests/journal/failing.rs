@@ -23,6 +23,7 @@ fn a_journal_that_cannot_be_written_is_done_without() {
     }
     assert_eq!(store.reopened(), 1);
     store.close_blocking();
+    assert_eq!(card.cells().aside, 1);
     // A start without a journal, and one that has it again.
     let store = open(&card);
     write(&store, 6);
@@ -41,16 +42,16 @@ fn a_record_that_arrives_late_does_not_follow_commits_without_a_journal() {
     let store = open(&card);
     write(&store, 1);
     write(&store, 2);
+    let [_, mut journal] = card.image();
     card.cells().failing = Some(io::ErrorKind::Other);
     store.write_blocking(put("a", "failed")).unwrap_err();
     store.write_blocking(put("a", "newer")).unwrap();
-    let mut image = card.image();
     let (offset, data) = card.cells().late.take().unwrap();
-    image[JOURNAL][offset..][..data.len()].copy_from_slice(&data);
-    assert!(found(&image) == rows(&store));
+    journal[offset..][..data.len()].copy_from_slice(&data);
+    let found_again = || found(&[card.image()[DATABASE].clone(), journal.clone()]);
+    assert!(found_again() == rows(&store));
     assert!(store.compact_blocking().unwrap());
-    image[DATABASE] = card.image()[DATABASE].clone();
-    assert!(found(&image) == rows(&store));
+    assert!(found_again() == rows(&store));
 }
 
 #[test]
@@ -136,6 +137,50 @@ fn a_block_of_the_journal_that_cannot_be_read_is_its_end() {
         write(&store, 51);
         assert!(found(&killed.image()) == rows(&store));
     }
+}
+
+/// A server that could start without a journal starts with one, but for the page where redb lists what to free: without it
+/// nothing can be committed, not even in memory.
+#[test]
+fn a_page_that_cannot_be_read_does_not_keep_a_server_with_a_journal_from_starting() {
+    let card = Card::default();
+    let store = open_with(&card, 5, 2 << 20);
+    (0..40).for_each(|number| write(&store, number));
+    store.compact_blocking().unwrap();
+    (40..60).for_each(|number| write(&store, number));
+    let image = card.image();
+    let (mut opened, mut refused) = (0, 0);
+    for page in 0..image[DATABASE].len() / BLOCK {
+        let opens = |files: Image| {
+            let card = Card::of(files);
+            card.cells().gone[DATABASE].push(page);
+            try_open(&card, 6, 2 << 20).and_then(|store| store.read().map(drop)).is_ok()
+        };
+        if opens([image[DATABASE].clone(), Vec::new()]) {
+            opened += 1;
+            refused += u32::from(!opens(image.clone()));
+        }
+    }
+    assert!(opened > 10 && refused <= 1, "{refused} of {opened}");
+}
+
+/// Readers that had waited for the database each opened it again, under those that had it already.
+#[test]
+fn a_database_that_could_not_be_opened_is_opened_again_once() {
+    let card = Card::default();
+    let store = open(&card);
+    write(&store, 1);
+    card.cells().gone[DATABASE].push(0);
+    card.cells().failing = Some(io::ErrorKind::Other);
+    store.write_blocking(put("a", "1")).unwrap_err();
+    assert!(matches!(store.status(), Status::Failed(_)) && store.read().is_err());
+    card.cells().gone[DATABASE].clear();
+    std::thread::scope(|scope| (0..8).for_each(|_| drop(scope.spawn(|| store.read().unwrap().position().unwrap()))));
+    assert_eq!((store.reopened(), store.status()), (1, Status::Working));
+    card.cells().failing = None;
+    write(&store, 2);
+    store.close_blocking();
+    assert_eq!((store.read().err(), store.status()), (Some(Error::Closed), Status::Closed));
 }
 
 #[test]
