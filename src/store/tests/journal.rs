@@ -433,6 +433,22 @@ impl Follower for Lost {
 /// A record of many; a page that the others need too would be in the way of them all.
 /// The rest of such a change was lost with the row, and later changes were applied over the gap.
 /// The block that is being written when the power goes often cannot be read: the server did not start again.
+/// A start after 16,384 rows at scattered places took many seconds on a slow card.
+#[test]
+fn some_thousand_rows_are_followed_by_a_checkpoint() {
+    let card = Card::default();
+    let store = open_with(&card, 5, 2 << 20);
+    write(&store, 1);
+    for round in 0..5u8 {
+        let syncs = card.cells().syncs[JOURNAL];
+        let many = move |w: &mut Write| (0..1000u32).try_for_each(|n| w.put(&STATE_NODE, &n.to_be_bytes(), &[round]));
+        store.write_blocking(many).unwrap();
+        assert_eq!(card.cells().syncs[JOURNAL] - syncs, usize::from(round < 4));
+        assert!(found(&card.image()) == rows(&store));
+    }
+    assert!(on_card(&card.image()) == rows(&store));
+}
+
 #[test]
 fn positions_go_on_where_the_journal_ends() {
     let card = Card::default();
