@@ -93,17 +93,9 @@ async fn each_grant_refused(
             Outcome::Cut(error) => panic!("{why}: no answer: {error}"),
         };
         assert!(was_refused || good.is_some(), "{why}: nothing was refused, and it failed");
-        // Pauses after a failure are over.
-        net.time.clock.advance(Duration::from_secs(120));
         let body = match good {
             Some(body) => body,
-            None => match self::outcome(asked, who, 0, &ask).await {
-                Outcome::Answered(200, body) => body,
-                Outcome::Answered(status, body) => {
-                    panic!("{why}, and once more: {status} {}", String::from_utf8_lossy(&body))
-                }
-                Outcome::Cut(error) => panic!("{why}, and once more: {error}"),
-            },
+            None => once_more(net, asked, who, &ask, &why).await,
         };
         then(nth, body).await;
         if !was_refused {
@@ -112,6 +104,23 @@ async fn each_grant_refused(
         }
     }
     panic!("{what}: takes more than {GRANTS_MAX} grants");
+}
+
+/// The answer once the pauses after a failure are over. What goes on in the background may fail once more meanwhile.
+async fn once_more(net: &Net, asked: &TestServer, who: &TestUser, ask: &Ask, why: &str) -> Vec<u8> {
+    let mut said = String::new();
+    for _ in 0..3 {
+        net.time.clock.advance(Duration::from_secs(120));
+        said = match outcome(asked, who, 0, ask).await {
+            Outcome::Answered(200, body) => return body,
+            Outcome::Answered(502, body) => String::from_utf8_lossy(&body).into_owned(),
+            Outcome::Answered(status, body) => {
+                panic!("{why}, and once more: {status} {}", String::from_utf8_lossy(&body))
+            }
+            Outcome::Cut(error) => panic!("{why}, and once more: {error}"),
+        };
+    }
+    panic!("{why}, and three times more: {said}")
 }
 
 fn check_refusal(why: &str, status: u16, body: &[u8], is_own: bool) {

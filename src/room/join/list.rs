@@ -106,14 +106,15 @@ pub enum Entered {
     Full,
 }
 
-/// Takes a join off the list however it ends.
-pub struct Watched<'a> {
-    pub rooms: &'a Rooms,
-    pub room_id: &'a RoomId,
+/// Takes a join off the list however it ends, with the leave event that follows a failed one: a leave that is sent
+/// after the next join of the same user would end that one.
+pub struct Watched {
+    pub rooms: Rooms,
+    pub room_id: OwnedRoomId,
 }
 
-impl Drop for Watched<'_> {
+impl Drop for Watched {
     fn drop(&mut self) {
-        self.rooms.0.joins.leave(self.room_id);
+        self.rooms.0.joins.leave(&self.room_id);
     }
 }

@@ -110,14 +110,13 @@ pub(super) async fn from_outside(
     let (rooms_of, user_of, room_of) = (rooms.clone(), user.to_owned(), room_id.to_owned());
     let span = tracing::info_span!("join", room = room_id.as_str(), user = user.as_str());
     let work = async move {
-        let watched = Watched { rooms: &rooms_of, room_id: &room_of };
-        let join = Join::new(&rooms_of, &room_of, &user_of, running.progress.clone());
+        let watched = Watched { rooms: rooms_of.clone(), room_id: room_of.clone() };
+        let join = Join::new(&rooms_of, &room_of, &user_of, running.progress.clone(), watched);
         // Checked again once this join is the only one of the room: another may have ended since the caller looked.
         let is_here = join.is_resident().await?;
         if !is_here {
             with_log(&join, join.begin(joining.clone())).await.map_err(JoinError::into_error)?;
         }
-        drop(watched);
         Ok::<_, Error>(is_here.then_some(joining))
     };
     base::unbroken(work.instrument(span)).await
@@ -202,13 +201,13 @@ fn enter_again(rooms: &Rooms, journal: &Journal) -> Option<(OwnedRoomId, Arc<Run
 }
 
 async fn resume_one(rooms: Rooms, num: JoinNum, room_id: OwnedRoomId, running: Arc<Running>) {
-    let _watched = Watched { rooms: &rooms, room_id: &room_id };
+    let watched = Watched { rooms: rooms.clone(), room_id: room_id.clone() };
     // Read again now that the join is on the list: it may have been cancelled, or another join of the room may have
     // ended.
     let journal = rooms.reading(move |_, read| Ok(join::journal(read, num)?)).await;
     let Ok(Some(journal)) = journal else { return };
     tracing::info!(%room_id, stage = ?journal.stage, events = journal.events, "an interrupted join is resumed");
-    let join = Join::new(&rooms, &room_id, &running.user, running.progress.clone());
+    let join = Join::new(&rooms, &room_id, &running.user, running.progress.clone(), watched);
     if let Err(stop) = with_log(&join, join.resume(num, journal)).await {
         tracing::warn!(%room_id, %stop, "an interrupted join failed");
     }
@@ -220,11 +219,18 @@ struct Join<'a> {
     room_id: &'a RoomId,
     user: &'a UserId,
     progress: Arc<Progress>,
+    watched: Arc<Watched>,
 }
 
 impl<'a> Join<'a> {
-    fn new(rooms: &'a Rooms, room_id: &'a RoomId, user: &'a UserId, progress: Arc<Progress>) -> Join<'a> {
-        Join { rooms, room_id, user, progress }
+    fn new(
+        rooms: &'a Rooms,
+        room_id: &'a RoomId,
+        user: &'a UserId,
+        progress: Arc<Progress>,
+        watched: Watched,
+    ) -> Join<'a> {
+        Join { rooms, room_id, user, progress, watched: Arc::new(watched) }
     }
 
     async fn begin(&self, joining: Joining) -> Result<(), JoinError> {
@@ -356,14 +362,16 @@ impl<'a> Join<'a> {
         Ok(status.await? == Some(room::Status::Resident))
     }
 
-    /// Leaves again where the resident server accepted our event, unless the room is here by other means; the client
-    /// does not wait for that.
+    /// Leaves again where the resident server accepted our event, unless the room is here by other means. The client
+    /// does not wait for that, but the next join of the room does.
     async fn leave_again(&self, residents: Vec<String>) {
         if !self.progress.accepted.load(Relaxed) || self.is_resident().await.unwrap_or(true) {
             return;
         }
         let (rooms, room_id, user) = (self.rooms.clone(), self.room_id.to_owned(), self.user.to_owned());
+        let watched = self.watched.clone();
         let leaving = async move {
+            let _until_left = watched;
             for resident in residents.into_iter().take(2) {
                 let Ok(server) = OwnedServerName::try_from(resident) else { continue };
                 let content = super::send::member::content_of(Membership::Leave, None);
