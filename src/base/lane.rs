@@ -16,7 +16,7 @@ use super::panics::caught;
 const AHEAD: usize = 3;
 /// A job that waits longer than this for the thread has another one woken: the job before it may wait for the disk.
 const PATIENCE: Duration = Duration::from_millis(5);
-/// The most threads at work.
+/// The most threads at work, where the pool has many.
 const THREADS_MAX: usize = 4;
 
 /// A queue of jobs that few threads of the blocking pool run one after the other: one message wakes the syncs of all who see
@@ -24,6 +24,7 @@ const THREADS_MAX: usize = 4;
 #[derive(Clone)]
 pub struct Lane {
     clock: Clock,
+    threads_max: usize,
     queue: Arc<Mutex<Queue>>,
 }
 
@@ -34,8 +35,10 @@ struct Queue {
 }
 
 impl Lane {
-    pub fn new(clock: Clock) -> Lane {
-        Lane { clock, queue: Arc::default() }
+    /// `pool`: the threads of the blocking pool. At least half of them are left to other work: while jobs keep coming, a
+    /// lane's threads do not go back.
+    pub fn new(clock: Clock, pool: usize) -> Lane {
+        Lane { clock, threads_max: (pool / 2).clamp(1, THREADS_MAX), queue: Arc::default() }
     }
 
     /// Runs `work` as [`super::blocking`] does. The work of a caller that went away before its turn is left out.
@@ -71,7 +74,7 @@ impl Lane {
     fn add(&self, job: Box<dyn FnOnce() + Send>) -> bool {
         let mut queue = self.queue.lock();
         queue.jobs.push_back(job);
-        let wakes = queue.threads < THREADS_MAX && queue.jobs.len() > queue.threads * AHEAD;
+        let wakes = queue.threads < self.threads_max && queue.jobs.len() > queue.threads * AHEAD;
         queue.threads += usize::from(wakes);
         wakes
     }
@@ -79,7 +82,7 @@ impl Lane {
     /// Whether another thread is to be woken, since jobs still wait.
     fn is_behind(&self) -> bool {
         let mut queue = self.queue.lock();
-        let wakes = queue.threads < THREADS_MAX && !queue.jobs.is_empty();
+        let wakes = queue.threads < self.threads_max && !queue.jobs.is_empty();
         queue.threads += usize::from(wakes);
         wakes
     }
@@ -110,7 +113,7 @@ mod tests {
 
     #[tokio::test]
     async fn every_job_is_done_and_a_panic_is_its_callers_alone() {
-        let lane = Lane::new(Clock::real());
+        let lane = Lane::new(Clock::real(), 8);
         let jobs: Vec<_> = (0..100)
             .map(|number| {
                 let lane = lane.clone();
@@ -125,9 +128,18 @@ mod tests {
         assert!(lane.queue.lock().jobs.is_empty());
     }
 
+    #[test]
+    fn half_of_a_small_pool_is_left_to_others() {
+        for (pool, threads) in [(1, 1), (4, 2), (6, 3), (32, 4)] {
+            let lane = Lane::new(Clock::real(), pool);
+            let woken = (0..100).filter(|_| lane.add(Box::new(|| {}))).count();
+            assert_eq!((woken, lane.is_behind()), (threads, false));
+        }
+    }
+
     #[tokio::test]
     async fn a_job_that_takes_long_does_not_hold_up_those_behind_it() {
-        let lane = Lane::new(Clock::real());
+        let lane = Lane::new(Clock::real(), 8);
         let (go_on, stopped) = mpsc::channel::<()>();
         let slow = tokio::spawn({
             let lane = lane.clone();

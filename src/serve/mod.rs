@@ -251,7 +251,7 @@ impl Server {
             random: random.clone(),
             budget: budget.clone(),
             options: config.apps.clone(),
-            looks: Lane::new(clock.clone()),
+            looks: Lane::new(clock.clone(), budget.size("blocking_threads") as usize),
             scratch: folder.join(SCRATCH),
         });
         client::routes::routes(&mut router, &client);
