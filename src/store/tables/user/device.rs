@@ -87,8 +87,12 @@ pub fn put_token(w: &mut Write<'_>, hash: &[u8; 32], user: UserNum, device_id: &
 }
 
 pub fn remove_token(w: &mut Write<'_>, hash: &[u8; 32]) -> Result<()> {
-    // Whoever waits with the token is told that it has ended.
-    let users = token(w, hash)?.map(|(user, _)| user).into_iter().collect();
+    // A poll that waits with the token is told that it has ended. A row that cannot be read is removed all the same.
+    let users = match token(w, hash) {
+        Ok(found) => found.map(|(user, _)| user).into_iter().collect(),
+        Err(Error::Corrupt { .. }) => Vec::new(),
+        Err(failed) => return Err(failed),
+    };
     w.announce(Change { users, sessions: true, ..Change::default() });
     w.remove(&TOKEN, hash).map(drop)
 }

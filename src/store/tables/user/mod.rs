@@ -247,6 +247,20 @@ mod tests {
     use super::*;
     use crate::store::Store;
 
+    /// A session with such a row could not be ended.
+    #[test]
+    fn a_token_whose_row_is_corrupt_can_be_removed() {
+        let store = Store::in_memory();
+        let job = |w: &mut Write<'_>| {
+            w.put(&crate::store::schema::TOKEN, &[1; 32], b"?")?;
+            assert!(device::token(w, &[1; 32]).is_err());
+            device::remove_token(w, &[1; 32])?;
+            assert_eq!(device::token(w, &[1; 32])?, None);
+            Ok::<_, crate::store::Error>(())
+        };
+        store.write_blocking(job).unwrap();
+    }
+
     /// Half of a hash leads to a user: another user under the same half is told apart by the id.
     #[test]
     fn a_user_is_found_among_others_of_their_hash() {
