@@ -27,7 +27,7 @@ use crate::room::state;
 use crate::store::tables::room::event_row::Root;
 use crate::store::tables::room::txn::{self, Txn};
 use crate::store::tables::{room, user};
-use crate::store::{Change, EventNum, Get, Read, RoomNum, Write};
+use crate::store::{Change, EventNum, Get, Read, RoomNum, Status, Write};
 use checks::unchanged;
 
 pub mod checks;
@@ -99,10 +99,11 @@ pub(super) async fn send(
     sending: Sending,
     content: Value,
 ) -> Result<OwnedEventId> {
-    let is_short = sending.content.get().len() <= PLAIN_BYTES_MAX;
+    // On a full disk the writer runs no job: a repeat still has its answer and a refusal its reason by reading.
+    let goes_in_one = sending.content.get().len() <= PLAIN_BYTES_MAX && rooms.0.parts.store.status() != Status::Full;
     let Sending { kind, state_key, redacts, txn, paid, .. } = sending;
     let mut new = New { kind, state_key, sender: sender.to_owned(), content, redacts };
-    if is_short && checks::is_plain(&new) {
+    if goes_in_one && checks::is_plain(&new) {
         match send_plain(rooms, room_id, new, txn.clone(), paid.clone()).await? {
             Plain::Sent(id) => return Ok(id),
             Plain::NotSo(given_back) => new = *given_back,

@@ -87,6 +87,25 @@ async fn a_message_is_paid_for_until_it_is_written() {
     assert_eq!(house.timeline(&room, 3), ["m.room.message"; 3]);
 }
 
+/// A message that was sent already, and one that is not allowed, were answered as if the disk were to blame.
+#[tokio::test]
+async fn on_a_full_disk_a_repeat_and_a_refusal_are_answered_as_ever() {
+    let card = store::MemoryMedium::default();
+    let house = house_on(Budget::for_tests(), Store::on_memory(card.clone()));
+    let (anna, ben) = (house.user("anna").await, house.user("ben").await);
+    let room = house.public_room(&anna).await;
+    let mut message = sending("m.room.message", None, json!({ "body": "x" }));
+    message.txn = Some(("PHONE".to_owned(), "1".to_owned()));
+    let first = house.rooms.send(&anna, &room, message.clone()).await.unwrap();
+    card.set_free_bytes(1);
+    let more = || house.send(&anna, &room, "m.room.message", None, json!({ "body": "y" }));
+    for _ in 0..2 {
+        assert!(matches!(more().await, Err(Error::Store(store::Error::Full))));
+    }
+    assert_eq!(house.rooms.send(&anna, &room, message).await.unwrap(), first);
+    assert!(is_forbidden(house.send(&ben, &room, "m.room.message", None, json!({ "body": "z" })).await));
+}
+
 #[tokio::test]
 async fn events_that_may_not_be_sent_leave_nothing() {
     let house = house();
