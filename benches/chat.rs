@@ -1,9 +1,9 @@
-//! What a message costs: `cargo bench --bench chat -- [--budget BUDGET] [--messages N] [--behind N] [--binary FILE]`.
+//! What a message costs: `cargo bench --bench chat -- [--budget BUDGET] [--messages N] [--behind N] [--kills N] [--binary FILE]`.
 //!
-//! One person and eight people send messages, with nobody and with eight people syncing; printed are bytes to disk, processor time
-//! and context switches for each message, and what the server takes to start after a kill. The yardstick of the same run is a
-//! block of 4 KiB appended to a file in the same folder and synced: a durable send cannot be cheaper than one of those.
-//! `--behind` messages are sent to other rooms before anything is measured, so that the database is larger than its cache.
+//! One person and eight people send messages, with nobody and with eight people syncing; printed are bytes to disk, processor
+//! time and context switches for each message, and what the server takes to start after kills at random moments. The yardstick of
+//! the same run is a block of 4 KiB appended to a file in the same folder and synced: a durable send cannot be cheaper than one of
+//! those. `--behind` messages are sent to other rooms before anything is measured, so that the database is larger than its cache.
 
 #[path = "../tests/lab/mod.rs"]
 mod lab;
@@ -15,7 +15,7 @@ use std::io::{self, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 const PEOPLE: usize = 8;
 /// A small room's worth of words.
@@ -61,7 +61,7 @@ fn main() -> io::Result<()> {
     let peak = usage.peak as f64 / f64::from(1 << 20);
     println!("peak resident {peak:.1} MiB, database and journal {} KiB on disk", snug.disk_bytes() >> 10);
     println!("10,000 messages a day are {:.1} GB a year", quiet.each(quiet.used.written) * 365.0 * 1e4 / 1e9);
-    restart(&mut snug, &mut people[0], &own)?;
+    kills(&mut snug, &people, &room, number("--kills", 20))?;
     if usage.peak > profile.total {
         eprintln!("above the cap of {} MiB", profile.total >> 20);
         std::process::exit(1);
@@ -253,45 +253,61 @@ fn one_sync(snug: &Snug, people: &mut [Person], room: &str, rounds: u64) -> io::
     Ok(())
 }
 
-/// Kills the server while messages are sent, starts it again, and looks for every message it has acknowledged.
-fn restart(snug: &mut Snug, person: &mut Person, room: &str) -> io::Result<()> {
-    let (mut longest, mut lost) = (0f64, 0);
-    const KILLS: u64 = 10;
-    for kill in 0..KILLS {
-        let mut sent = HashSet::new();
-        let mut again = person.again(snug);
-        // Each kill finds another amount in the journal.
-        for _ in 0..kill * 200 + 1 {
-            sent.insert(again.say(room, TEXT)?["event_id"].as_str().unwrap_or_default().to_owned());
-        }
-        let last = sent.len();
+/// Kills the server at random moments while all of them send, starts it again, and looks for every message it has acknowledged.
+fn kills(snug: &mut Snug, people: &[Person], room: &str, count: u64) -> io::Result<()> {
+    let (mut longest, mut acknowledged) = (0f64, 0);
+    let random = snug::base::Random::seeded(now_us());
+    for _ in 0..count {
+        let senders: Vec<_> = people.iter().map(|person| send_until_it_ends(person.again(snug), room)).collect();
+        // Mostly short, at most two seconds: each kill finds another amount in the journal.
+        let part = random.below(1000) as f64 / 1000.0;
+        thread::sleep(Duration::from_secs_f64(2.0 * part.powi(3)));
         snug.kill();
+        let mut sent = HashSet::new();
+        for sender in senders {
+            sent.extend(sender.join().map_err(|_| io::Error::other("a client failed"))?);
+        }
+        acknowledged += sent.len();
         let began = Instant::now();
         snug.run()?;
         longest = longest.max(began.elapsed().as_secs_f64());
-        let mut again = person.again(snug);
-        let mut from = String::new();
-        while !sent.is_empty() {
-            let path =
-                format!("/_matrix/client/v3/rooms/{}/messages?dir=b&limit=100{from}", lab::wire::percent_encode(room));
-            let page = again.call("GET", &path, None)?;
-            let events = page["chunk"].as_array().cloned().unwrap_or_default();
-            for id in events.iter().filter_map(|event| event["event_id"].as_str()) {
-                sent.remove(id);
-            }
-            match page["end"].as_str() {
-                Some(end) if !events.is_empty() => from = format!("&from={}", lab::wire::percent_encode(end)),
-                _ => break,
-            }
-        }
-        lost += sent.len();
-        if !sent.is_empty() {
-            eprintln!("{} of {last} acknowledged messages are lost", sent.len());
+        let lost = not_found(&mut people[0].again(snug), room, sent)?;
+        if lost > 0 {
+            eprintln!("{lost} acknowledged messages are lost");
+            std::process::exit(1);
         }
     }
-    println!("started again after {KILLS} kills: {longest:.2} s at most, {lost} acknowledged messages lost");
-    if lost > 0 {
-        std::process::exit(1);
-    }
+    println!("{count} kills, {acknowledged} messages acknowledged, none lost; started again in {longest:.2} s at most");
     Ok(())
+}
+
+/// Sends until the server is gone; answers the ids of what it acknowledged.
+fn send_until_it_ends(mut person: Person, room: &str) -> thread::JoinHandle<Vec<String>> {
+    let room = room.to_owned();
+    thread::spawn(move || {
+        let mut sent = Vec::new();
+        while let Ok(answer) = person.say(&room, TEXT) {
+            sent.extend(answer["event_id"].as_str().map(str::to_owned));
+        }
+        sent
+    })
+}
+
+/// How many of these events the room's history does not have.
+fn not_found(person: &mut Person, room: &str, mut ids: HashSet<String>) -> io::Result<usize> {
+    let mut from = String::new();
+    while !ids.is_empty() {
+        let path =
+            format!("/_matrix/client/v3/rooms/{}/messages?dir=b&limit=100{from}", lab::wire::percent_encode(room));
+        let page = person.call("GET", &path, None)?;
+        let events = page["chunk"].as_array().cloned().unwrap_or_default();
+        for id in events.iter().filter_map(|event| event["event_id"].as_str()) {
+            ids.remove(id);
+        }
+        match page["end"].as_str() {
+            Some(end) if !events.is_empty() => from = format!("&from={}", lab::wire::percent_encode(end)),
+            _ => break,
+        }
+    }
+    Ok(ids.len())
 }
