@@ -147,9 +147,11 @@ pub trait Bodies {
     fn user(&self, num: UserNum) -> Result<OwnedUserId, Self::Error>;
 }
 
-/// Parsed levels and rules kept at once. A room has a few generations of each; the latest ones are asked for again
-/// and again.
-const PARSED_MAX: usize = 8;
+/// Bytes of the texts whose parsed levels, and parsed rules, are kept at once: eight of the longest. A room has some dozens
+/// of generations of each, of a few kilobytes, and its events name them by turns.
+const PARSED_BYTES_MAX: usize = 8 * (64 << 10);
+/// The same in number.
+const PARSED_MAX: usize = 256;
 
 /// Authorises a room's events in topological order.
 pub struct Authorizer<B> {
@@ -271,8 +273,9 @@ impl<B: Bodies> Authorizer<B> {
             return Ok(Some(levels));
         }
         let Some(&(body, sender)) = columns.bodies.get(&place) else { return Ok(None) };
-        let levels = PowerLevels::parse(self.version, self.bodies.event(body, sender, None)?.content());
-        Ok(levels.ok().map(|levels| self.levels.put(place, levels)))
+        let event = self.bodies.event(body, sender, None)?;
+        let levels = PowerLevels::parse(self.version, event.content());
+        Ok(levels.ok().map(|levels| self.levels.put(place, levels, event.content().len())))
     }
 
     fn rule_at(&mut self, columns: &Columns, place: u32) -> Result<Option<Arc<JoinRule>>, B::Error> {
@@ -280,8 +283,9 @@ impl<B: Bodies> Authorizer<B> {
             return Ok(Some(rule));
         }
         let Some(&(body, sender)) = columns.bodies.get(&place) else { return Ok(None) };
-        let rule = JoinRule::parse(self.bodies.event(body, sender, None)?.content());
-        Ok(rule.ok().map(|rule| self.rules.put(place, rule)))
+        let event = self.bodies.event(body, sender, None)?;
+        let rule = JoinRule::parse(event.content());
+        Ok(rule.ok().map(|rule| self.rules.put(place, rule, event.content().len())))
     }
 
     /// The full rules, over the full event.
@@ -441,32 +445,38 @@ impl<E> auth::State for CitedState<E> {
     }
 }
 
-/// The views parsed last, by place.
+/// The views used last, by place.
 struct Parsed<T> {
-    list: HashMap<u32, (u64, Arc<T>)>,
+    /// When each was last used, and the bytes of its text.
+    list: HashMap<u32, (u64, usize, Arc<T>)>,
     turn: u64,
+    bytes: usize,
 }
 
 impl<T> Parsed<T> {
     fn new() -> Parsed<T> {
-        Parsed { list: HashMap::new(), turn: 0 }
+        Parsed { list: HashMap::new(), turn: 0, bytes: 0 }
     }
 
     fn get(&mut self, place: u32) -> Option<Arc<T>> {
         self.turn += 1;
-        let (used, view) = self.list.get_mut(&place)?;
+        let (used, _, view) = self.list.get_mut(&place)?;
         *used = self.turn;
         Some(view.clone())
     }
 
-    fn put(&mut self, place: u32, view: T) -> Arc<T> {
-        if self.list.len() == PARSED_MAX
-            && let Some(oldest) = self.list.iter().min_by_key(|(_, (used, _))| *used).map(|(place, _)| *place)
-        {
-            self.list.remove(&oldest);
+    /// Keeps a view whose text has so many bytes, in the place of those used longest ago.
+    fn put(&mut self, place: u32, view: T, bytes: usize) -> Arc<T> {
+        while !self.list.is_empty() && (self.list.len() >= PARSED_MAX || self.bytes + bytes > PARSED_BYTES_MAX) {
+            let oldest = self.list.iter().min_by_key(|(_, (used, ..))| *used).map(|(place, _)| *place);
+            let gone = oldest.and_then(|oldest| self.list.remove(&oldest));
+            self.bytes -= gone.map_or(0, |(_, bytes, _)| bytes);
         }
         let view = Arc::new(view);
-        self.list.insert(place, (self.turn, view.clone()));
+        self.bytes += bytes;
+        if let Some((_, before, _)) = self.list.insert(place, (self.turn, bytes, view.clone())) {
+            self.bytes -= before;
+        }
         view
     }
 }
