@@ -62,11 +62,15 @@ fn move_member(
     if !here.is_local(&user_id) {
         return Ok(None);
     }
-    set_mine(w, num, target, before, after, at)?;
     room.status = match member::server(w, num, here.server.as_str())? {
         Some(_) => Status::Resident,
         None => Status::Left,
     };
+    // A name without an account has no rooms: others may invite any number of those, and each message walks the list.
+    if !user::is_local(w, target)? {
+        return Ok(None);
+    }
+    set_mine(w, num, target, before, after, at)?;
     Ok(Some(target))
 }
 

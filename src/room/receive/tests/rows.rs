@@ -92,3 +92,24 @@ async fn a_membership_in_a_room_of_hundreds_changes_these_rows_and_no_others() {
                   state_node+3 timeline user_id user_num";
     check(rows, tables, 600);
 }
+
+/// Every message walks the list of people here, which another server's administrator could make as long as they liked.
+#[tokio::test]
+async fn only_those_with_an_account_are_listed_as_people_here() {
+    let world = World::new().await;
+    let power = json!({ "users": { (world.bob.as_str()): 100 } });
+    world.house.send(&world.anna, &world.room, "m.room.power_levels", Some(""), power).await.unwrap();
+    let ben = world.house.user("ben").await;
+    let mut line = world.line();
+    let ghost = OwnedUserId::try_from(format!("@nobody:{}", world.house.server)).unwrap();
+    for (user, lists) in [(&ghost, false), (&ben, true)] {
+        for membership in ["invite", "leave"] {
+            let content = json!({ "membership": membership });
+            let event = world.make(&mut line, &world.bob, "m.room.member", Some(user.as_str()), content);
+            world.house.store.take_counted();
+            assert_eq!(world.receive(&[event]).await, [Ok(())]);
+            let rows = world.house.store.take_counted().to_string();
+            assert_eq!(rows.contains("room_local") && rows.contains("user_room"), lists, "{user}: {rows}");
+        }
+    }
+}
