@@ -103,7 +103,7 @@ fn blocks(bytes: usize) -> u32 {
     bytes.div_ceil(BLOCK) as u32
 }
 
-/// The row changes of a group while its jobs run. At most `RECORD_BYTES_MAX`.
+/// The row changes of a group while its jobs run. At most [`RECORD_BYTES_MAX`], which the memory doubles up to.
 #[derive(Default)]
 pub(super) struct Record {
     /// Room for the head, then the rows.
@@ -136,6 +136,8 @@ impl Record {
             self.is_too_long = true;
             return;
         }
+        let room = (self.bytes.len() + more).next_power_of_two();
+        self.bytes.reserve_exact(room - self.bytes.len());
         self.rows += 1;
         self.bytes.push(table.name.len() as u8);
         self.bytes.extend_from_slice(table.name.as_bytes());
@@ -162,7 +164,9 @@ impl Record {
         self.bytes[..4].copy_from_slice(&length);
         self.bytes[4..12].copy_from_slice(&place.number.to_be_bytes());
         self.bytes[12..HEAD_BYTES].copy_from_slice(&sum);
-        self.bytes.resize(self.bytes.len().next_multiple_of(BLOCK), 0);
+        let whole = self.bytes.len().next_multiple_of(BLOCK);
+        self.bytes.reserve_exact(whole - self.bytes.len());
+        self.bytes.resize(whole, 0);
         &self.bytes
     }
 }
@@ -304,5 +308,25 @@ impl<'j> Replay<'j> {
     /// A card may not return a block at once.
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
         self.disk.read(offset, out).or_else(|_| self.disk.read(offset, out))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::schema::STATE_NODE;
+
+    /// A vector that grows by itself may take twice what it holds.
+    #[test]
+    fn a_record_takes_no_more_memory_than_its_bound() {
+        let place = Place::new(&Random::seeded(1));
+        for value in [1, 100, 3_000, 50_000] {
+            let mut record = Record::default().again();
+            while !record.is_too_long {
+                record.note(&STATE_NODE, b"key", Some(&vec![0; value]));
+            }
+            assert!(record.finish(place, &[0; 16]).len() <= RECORD_BYTES_MAX);
+            assert!(record.bytes.capacity() <= RECORD_BYTES_MAX, "{value}: {}", record.bytes.capacity());
+        }
     }
 }
