@@ -141,7 +141,6 @@ pub(crate) fn us_in(lab: &Lab, lookup: Box<dyn lookup::Lookup>, change: impl FnO
 
 /// Puts a local user and a user of another server into one room.
 pub(crate) async fn share_room(store: &Store, server: &str) {
-    use crate::store::tables::room::event_row::Membership;
     use crate::store::tables::room::{self, member};
     use crate::store::tables::user;
     use crate::store::{self, Position};
@@ -149,15 +148,7 @@ pub(crate) async fn share_room(store: &Store, server: &str) {
     let written = store.write(move |w| {
         let num = room::intern(w, &format!("!{server}"), "11")?;
         let user = user::intern(w, "@anna:us.example")?;
-        let mine = user_room::Mine {
-            membership: Membership::Join,
-            since: Position(1),
-            event: None,
-            forgotten: false,
-            outside: false,
-            before: None,
-            left_at: None,
-        };
+        let mine = user_room::Mine::joined(Position(1));
         user_room::set_mine(w, user, num, &mine)?;
         member::put_server(w, num, &server, 1, Position(1))?;
         Ok::<_, store::Error>(())

@@ -24,14 +24,14 @@ impl Locks {
     /// Waits for the room's lock; first come, first served.
     pub async fn lock(&self, room: RoomNum) -> Guard {
         let held = self.turn(room).write_owned().await;
-        Guard(Kept { locks: self.clone(), room, held: Some(Held::Alone(held)) })
+        Guard(Kept { locks: self.clone(), room, held: Some(held) })
     }
 
     /// Waits for a share of the room's lock: for changes that are read, judged and written in one job of the writer, and
     /// that leave the room's state as it is. First come, first served here too.
     pub async fn share(&self, room: RoomNum) -> Share {
         let held = self.turn(room).read_owned().await;
-        Share(Kept { locks: self.clone(), room, held: Some(Held::Shared(held)) })
+        Share { _kept: Kept { locks: self.clone(), room, held: Some(held) } }
     }
 
     fn turn(&self, room: RoomNum) -> Turn {
@@ -44,21 +44,18 @@ impl Locks {
 }
 
 /// The proof. Pass it by reference to what changes the room.
-pub struct Guard(Kept);
+pub struct Guard(Kept<OwnedRwLockWriteGuard<()>>);
 
 /// A share of a room's lock, to be kept until the change is durable.
-pub struct Share(#[allow(dead_code)] Kept);
+pub struct Share {
+    _kept: Kept<OwnedRwLockReadGuard<()>>,
+}
 
-struct Kept {
+/// A room's lock, whole or a share.
+struct Kept<Held> {
     locks: Locks,
     room: RoomNum,
     held: Option<Held>,
-}
-
-#[allow(dead_code)] // held until it is dropped
-enum Held {
-    Alone(OwnedRwLockWriteGuard<()>),
-    Shared(OwnedRwLockReadGuard<()>),
 }
 
 impl Guard {
@@ -68,10 +65,10 @@ impl Guard {
     }
 }
 
-impl Drop for Kept {
+impl<Held> Drop for Kept<Held> {
     fn drop(&mut self) {
         self.locks.with(|rooms| {
-            self.held = None;
+            drop(self.held.take());
             // The map's own reference is the last one: no task waits.
             if rooms.get(&self.room).is_some_and(|turn| Arc::strong_count(turn) == 1) {
                 rooms.remove(&self.room);

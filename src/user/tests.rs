@@ -200,15 +200,7 @@ async fn all_who_changed_devices_are_told_of_once() {
     let who = alice.user_num;
     let joined = town.users.write(move |w| {
         let room = room::intern(w, "!room:here.test", "12")?;
-        let mine = user_room::Mine {
-            membership: Membership::Join,
-            since: Position(1),
-            event: None,
-            forgotten: false,
-            outside: false,
-            before: None,
-            left_at: None,
-        };
+        let mine = user_room::Mine::joined(Position(1));
         user_room::set_mine(w, who, room, &mine)?;
         for n in 0..600 {
             let far = user::intern(w, &format!("@{n}:far.test"))?;
@@ -558,15 +550,7 @@ async fn what_friends_sent_to_a_sleeping_device_stays() {
     let who = alice.user_num;
     let joined = town.users.write(move |w| {
         let room = room::intern(w, "!room:here.test", "12")?;
-        let mine = user_room::Mine {
-            membership: Membership::Join,
-            since: Position(1),
-            event: None,
-            forgotten: false,
-            outside: false,
-            before: None,
-            left_at: None,
-        };
+        let mine = user_room::Mine::joined(Position(1));
         user_room::set_mine(w, who, room, &mine)?;
         let friend = user::intern(w, "@friend:big.test")?;
         member::set(w, room, friend, None, Some((Membership::Join, crate::store::EventNum(1))))?;

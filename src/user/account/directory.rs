@@ -233,15 +233,7 @@ mod tests {
         let who = anna.user_num;
         let made = town.users.write(move |w| {
             let shared = room_with(w, "!shared:here.test", "@x:far.test", "Robert", "invite")?;
-            let mine = Mine {
-                membership: Membership::Join,
-                since: Position(1),
-                event: None,
-                forgotten: false,
-                outside: false,
-                before: None,
-                left_at: None,
-            };
+            let mine = Mine::joined(Position(1));
             user_room::set_mine(w, who, shared, &mine)?;
             room_with(w, "!public:here.test", "@y:far.test", "Roberta", "public")?;
             room_with(w, "!secret:here.test", "@z:far.test", "Roberto", "invite")?;
@@ -264,15 +256,7 @@ mod tests {
         let who = anna.user_num;
         let made = town.users.write(move |w| {
             let shared = room_with(w, "!shared:here.test", "@x:far.test", "Robert", "invite")?;
-            let mine = Mine {
-                membership: Membership::Join,
-                since: Position(1),
-                event: None,
-                forgotten: false,
-                outside: false,
-                before: None,
-                left_at: None,
-            };
+            let mine = Mine::joined(Position(1));
             Ok(user_room::set_mine(w, who, shared, &mine)?)
         });
         made.await.unwrap();

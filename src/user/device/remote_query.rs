@@ -164,9 +164,8 @@ impl Users {
 }
 
 impl Answered {
-    /// Adds a kept list, of all devices where none are named.
-    /// A list that finds no memory any more is left out whole, and its server is named as one that failed: an app asks
-    /// again for those.
+    /// [`Answered::add_list`], but a list that finds no memory any more is left out whole, and its server is named as one
+    /// that failed: an app asks again for those.
     fn add_list_or_failure(
         &mut self,
         get: &impl Get,
@@ -187,6 +186,7 @@ impl Answered {
         }
     }
 
+    /// Adds a kept list, of all devices where none are named.
     fn add_list(
         &mut self,
         get: &impl Get,

@@ -26,6 +26,13 @@ pub struct Mine {
 }
 
 impl Mine {
+    /// Who joined at this position, for tests.
+    #[cfg(test)]
+    pub fn joined(since: Position) -> Mine {
+        let membership = Membership::Join;
+        Mine { membership, since, event: None, forgotten: false, outside: false, before: None, left_at: None }
+    }
+
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(12);
         out.push(self.membership as u8);

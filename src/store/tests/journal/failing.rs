@@ -54,15 +54,16 @@ fn a_record_that_arrives_late_does_not_follow_commits_without_a_journal() {
     assert!(found_again() == rows(&store));
 }
 
+/// Rows of many pages.
+fn fill(w: &mut Write) -> Result<()> {
+    (0..2000u32)
+        .try_for_each(|n| w.put(&STATE_NAME, &n.to_be_bytes(), format!("name-{n:05}-{}", "x".repeat(80)).as_bytes()))
+}
+
 #[test]
 fn a_change_that_cannot_be_applied_is_left_out_alone() {
     let card = Card::default();
     let store = open_with(&card, 5, 2 << 20);
-    let fill = |w: &mut Write| {
-        (0..2000u32).try_for_each(|n| {
-            w.put(&STATE_NAME, &n.to_be_bytes(), format!("name-{n:05}-{}", "x".repeat(80)).as_bytes())
-        })
-    };
     store.write_bulk_blocking(fill).unwrap();
     for number in 0..10 {
         write(&store, number);
@@ -85,11 +86,6 @@ fn a_change_that_cannot_be_applied_is_left_out_alone() {
 fn of_a_change_only_the_rows_that_cannot_be_applied_are_left_out() {
     let card = Card::default();
     let store = open_with(&card, 5, 2 << 20);
-    let fill = |w: &mut Write| {
-        (0..2000u32).try_for_each(|n| {
-            w.put(&STATE_NAME, &n.to_be_bytes(), format!("name-{n:05}-{}", "x".repeat(80)).as_bytes())
-        })
-    };
     store.write_bulk_blocking(fill).unwrap();
     let keys = [3u32, 1000, 1001, 1990];
     for number in 0..4 {

@@ -76,15 +76,7 @@ async fn share_room_with(town: &Town, anna: &Requester, others: Vec<String>) -> 
     let shared = town.users.write(move |w| {
         let room = room::intern(w, "!room:here.test", "12")?;
         let at = w.next_position();
-        let mine = user_room::Mine {
-            membership: Membership::Join,
-            since: at,
-            event: None,
-            forgotten: false,
-            outside: false,
-            before: None,
-            left_at: None,
-        };
+        let mine = user_room::Mine::joined(at);
         user_room::set_mine(w, who, room, &mine)?;
         let mut nums = Vec::new();
         for other in others {
