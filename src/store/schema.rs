@@ -45,6 +45,13 @@ pub const ACCOUNT: Table = table("account", "user", "UserNum → JSON Account; l
 pub const ERASED: Table =
     table("erased", "user", "UserNum → nothing: closed accounts that asked for erasure").shaped(Shape::Key4);
 pub const PROFILE: Table = table("profile", "user", "UserNum, field name → JSON; local users only");
+pub const PROFILE_CHANGE: Table =
+    table("profile_change", "user", "Position → local UserNum whose profile changed; the latest of each");
+pub const PROFILE_FIELD_CHANGE: Table = table(
+    "profile_field_change",
+    "user",
+    "local UserNum, field name → Position of its latest change, u8 whether removed; no name → that in profile_change",
+);
 pub const TOKEN: Table = table("token", "user", "SHA-256 of an access token → UserNum, device id");
 pub const DEVICE: Table = table("device", "user", "UserNum, device id, 0 → JSON Device; last-seen may be lost");
 pub const DEVICE_CHANGE: Table =
@@ -178,6 +185,8 @@ pub const TABLES: &[&Table] = &[
     &ACCOUNT,
     &ERASED,
     &PROFILE,
+    &PROFILE_CHANGE,
+    &PROFILE_FIELD_CHANGE,
     &TOKEN,
     &DEVICE,
     &DEVICE_CHANGE,

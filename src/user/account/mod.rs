@@ -226,10 +226,7 @@ impl Users {
             e2ee_key::remove_cross(w, num)?;
             account_data::remove_user(w, num)?;
             filter::remove_user(w, num)?;
-            for field in user::profile(w, num)?.keys() {
-                user::set_profile_field(w, num, field, None)?;
-            }
-            Ok(())
+            Ok(user::remove_profile(w, num)?)
         })
         .await
     }

@@ -7,10 +7,9 @@ use serde_json::{Map, Value};
 
 use crate::budget::{Grant, parsed_bytes_max};
 use crate::remote::{Failed, Options, encode};
-use crate::store::UserNum;
 use crate::store::tables::user::{self, Standing};
-use crate::user::lookup;
-use crate::user::{Error, Users};
+use crate::store::{Change, UserNum};
+use crate::user::{Error, Users, lookup, sharing};
 
 const NAME_BYTES_MAX: usize = 1024;
 const FIELD_NAME_BYTES_MAX: usize = 255;
@@ -65,7 +64,7 @@ impl Users {
         .await
     }
 
-    /// Sets or removes one field. Answers whether the profile changed.
+    /// Sets or removes one field, and wakes the local users who share a room. Answers whether the profile changed.
     pub async fn set_profile_field(&self, user_id: &UserId, field: &str, value: Option<Value>) -> Result<bool, Error> {
         let value = checked(field, value)?;
         let (user_id, field) = (user_id.to_owned(), field.to_owned());
@@ -84,6 +83,7 @@ impl Users {
                 return Err(Error::bad("M_PROFILE_TOO_LARGE", "A profile may have 64 KiB at most"));
             }
             user::set_profile_field(w, num, &field, value.as_ref())?;
+            w.announce(Change { users: sharing::locals(w, num)?, ..Change::default() });
             Ok(true)
         })
         .await

@@ -16,6 +16,7 @@ pub mod account_data;
 pub mod device;
 pub mod e2ee_key;
 pub mod filter;
+pub mod profile_change;
 pub mod push_rule;
 pub mod remote_list;
 pub mod to_device;
@@ -202,7 +203,22 @@ pub fn profile(get: &impl Get, user: UserNum) -> Result<serde_json::Map<String, 
     Ok(fields)
 }
 
-/// Sets a profile field, or removes it.
+/// One field of a local user's profile as JSON text.
+pub fn profile_field_json(get: &impl Get, user: UserNum, field: &str) -> Result<Option<Vec<u8>>> {
+    get.get(&PROFILE, &profile_key(user, field))
+}
+
+/// The names of the fields of a local user's profile. Bounded by the limits of `user::profile`.
+pub fn profile_fields(get: &impl Get, user: UserNum) -> Result<Vec<String>> {
+    let mut fields = Vec::new();
+    get.prefix(&PROFILE, &user.to_key(), &mut |key, _| {
+        fields.push(std::str::from_utf8(&key[4..]).map_err(|_| Error::corrupt(&PROFILE, key))?.to_owned());
+        Ok(ControlFlow::Continue(()))
+    })?;
+    Ok(fields)
+}
+
+/// Sets a profile field, or removes it, and notes the change.
 pub fn set_profile_field(
     w: &mut Write<'_>,
     user: UserNum,
@@ -210,10 +226,17 @@ pub fn set_profile_field(
     value: Option<&serde_json::Value>,
 ) -> Result<()> {
     let key = profile_key(user, field);
+    profile_change::changed(w, user, field, value.is_none())?;
     match value {
         Some(value) => tables::put_json(w, &PROFILE, &key, value),
         None => w.remove(&PROFILE, &key).map(drop),
     }
+}
+
+/// Forgets a user's profile.
+pub fn remove_profile(w: &mut Write<'_>, user: UserNum) -> Result<()> {
+    profile_change::remove_user(w, user)?;
+    tables::remove_all(w, &PROFILE, &user.to_key())
 }
 
 fn profile_key(user: UserNum, field: &str) -> Vec<u8> {

@@ -1,5 +1,6 @@
 //! The part of a sync outside of rooms: account data, to-device messages, changed device lists, one-time key counts.
 //! As of one snapshot. The layout stands in `client/sync/`; only lists of users, which may be long, are written here.
+//! `profiles.rs`: whose profiles changed.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -18,6 +19,10 @@ use crate::store::tables::room::{current_state, user_room};
 use crate::store::tables::user::account_data::{self, GLOBAL};
 use crate::store::tables::user::{self, device, e2ee_key, push_rule, to_device};
 use crate::store::{self, EventNum, Position, Read, RoomNum, StateKeyNum, UserNum};
+
+mod profiles;
+
+pub use profiles::ProfileQuery;
 
 /// The type of the account data that holds a user's push rules.
 const PUSH_RULES: &str = "m.push_rules";
@@ -74,18 +79,30 @@ impl UserSync {
         if self.since.is_none() || self.quiet {
             return Ok(!self.quiet);
         }
-        let (read, mut any) = (&*self.read, false);
-        to_device::each(read, self.user, &self.requester.device_id, self.received, self.now, &mut |_, _| {
-            any = true;
-            Ok(ControlFlow::Break(()))
-        })?;
-        if !any {
-            account_data::changes(read, self.user, self.since(), self.now, &mut |room, kind| {
+        Ok(self.any_messages()? || self.any_account_data(wants)? || self.any_devices()?)
+    }
+
+    /// Whether messages to the device wait that its app has not received.
+    pub fn any_messages(&self) -> Result<bool, Error> {
+        Ok(self.next_message(None, self.now)?.is_some())
+    }
+
+    /// Whether account data of wanted types changed, for all rooms together.
+    pub fn any_account_data(&self, wants: impl Fn(&str) -> bool) -> Result<bool, Error> {
+        let mut any = false;
+        if !self.quiet {
+            account_data::changes(&*self.read, self.user, self.since(), self.now, &mut |room, kind| {
                 any = room == GLOBAL && wants(kind);
                 Ok(if any { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
             })?;
         }
-        Ok(any || !self.changed_devices(self.since(), 1)?.0.is_empty())
+        Ok(any)
+    }
+
+    /// Whether the devices or keys of a user who shares a room changed. Who came to share a room, or shares none any more,
+    /// is for the next answer and wakes no app.
+    pub fn any_devices(&self) -> Result<bool, Error> {
+        Ok(!self.quiet && self.since.is_some() && !self.changed_devices(self.since(), 1)?.0.is_empty())
     }
 
     /// The rooms with changed account data of wanted types, in order. Bounded by the cap on entries of one user.
