@@ -276,6 +276,29 @@ async fn filters_and_the_fields_they_name() {
     house.get("/sync?filter=%7Bno", &alice).await.refused(400, "M_INVALID_PARAM");
 }
 
+/// `rooms` and `not_rooms` of the filter of the state were read and forgotten, and so were those of a page of events.
+#[tokio::test]
+async fn a_filter_of_events_names_the_rooms_it_wants() {
+    let house = TestServer::start().await;
+    let alice = house.register("alice").await;
+    let (one, two) = (room(&house, &alice, json!({})).await, room(&house, &alice, json!({})).await);
+    let only_one = filter(json!({ "room": { "timeline": { "limit": 1 }, "state": { "rooms": [&one] } } }));
+    let first = sync(&house, &alice, &only_one).await;
+    let state_of = |answer: &Value, room: &str| answer["rooms"]["join"][room]["state"]["events"].clone();
+    assert!(!state_of(&first, &one).as_array().unwrap().is_empty());
+    assert_eq!(state_of(&first, &two), json!([]));
+    let neither = json!({ "not_rooms": [&two] });
+    let query = filter(json!({ "room": { "timeline": neither, "state": neither, "ephemeral": neither } }));
+    house.put(&format!("/rooms/{}/state/m.room.topic/", escaped(&two)), &alice, json!({ "topic": "?" })).await.ok();
+    let next = sync(&house, &alice, &format!("{query}&since={}", token(&first))).await;
+    assert!(next["rooms"]["join"].get(&two).is_none(), "{next}");
+    let path = |room: &str| format!("/rooms/{}/messages?dir=b&{}", escaped(room), filter(neither.clone()));
+    let page = house.get(&path(&one), &alice).await.ok();
+    assert!(!page["chunk"].as_array().unwrap().is_empty());
+    let page = house.get(&path(&two), &alice).await.ok();
+    assert_eq!(page["chunk"], json!([]));
+}
+
 #[tokio::test]
 async fn receipts_typing_counts_and_account_data() {
     let house = TestServer::start().await;

@@ -38,6 +38,7 @@ pub async fn messages(client: Arc<Client>, request: Request) -> Result<Response,
         None => return Err(ErrorResponse::missing_param("dir").into()),
     };
     let limit = limit(&request, &filter, 10)?;
+    let filter = filter.of_room(room_id.as_str()).into_owned();
     let paging = Paging { from: token(&request, "from")?, to: token(&request, "to")?, backwards, limit, filter };
     // Over the rate limit, the answer has only events that are stored here, and a token to go on with later.
     let may_ask = || {
@@ -56,6 +57,7 @@ pub async fn context(client: Arc<Client>, request: Request) -> Result<Response, 
     let (room_id, event_id) = (room_id(&request)?, event_id(&request)?);
     let filter = filter(&request)?;
     let limit = limit(&request, &filter, 10)?;
+    let filter = filter.of_room(room_id.as_str()).into_owned();
     let context = client.rooms.context(&reader, &room_id, &event_id, limit, filter).await?;
     stream(&client, context).await
 }

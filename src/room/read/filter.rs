@@ -1,5 +1,7 @@
 //! The filter of a sync or of a page of events (client-server API, "Filtering").
 
+use std::borrow::Cow;
+
 use ruma::{RoomId, UserId};
 use serde::Deserialize;
 
@@ -126,6 +128,19 @@ impl Events {
 
     pub fn wants_room(&self, room_id: &str) -> bool {
         listed(self.rooms.as_deref(), &self.not_rooms, room_id)
+    }
+
+    /// The filter as it is for one room: nothing is wanted of a room that it leaves out.
+    pub fn of_room(&self, room_id: &str) -> Cow<'_, Events> {
+        match self.wants_room(room_id) {
+            true => Cow::Borrowed(self),
+            false => Cow::Owned(Events { types: Some(Vec::new()), ..Events::default() }),
+        }
+    }
+
+    /// Whether no event at all is wanted.
+    pub fn wants_nothing(&self) -> bool {
+        self.types.as_ref().is_some_and(Vec::is_empty)
     }
 
     pub fn wants_type(&self, kind: &str) -> bool {

@@ -158,18 +158,19 @@ impl RoomSections {
     fn has_changed(&self, room: RoomNum, id: &str, since: SyncToken, also: &[RoomNum]) -> room::Result<bool> {
         let (view, filter) = (&self.view, &self.filter.room);
         let wants = |events: &Events, kind: &str| events.wants_room(id) && events.wants_type(kind);
-        let timeline = filter.timeline.wants_room(id).then_some(&filter.timeline);
         Ok(also.binary_search(&room).is_ok() && filter.account_data.wants_room(id)
-            || view.has_moved(room, since.at)? && self.has_events(room, since.at, timeline)?
+            || view.has_moved(room, since.at)? && self.has_events(room, id, since.at)?
             || wants(&filter.ephemeral, "m.typing") && view.has_typing(room, since.typing)
             || wants(&filter.ephemeral, "m.receipt") && view.has_receipts(room, since.at)?
             || wants(&filter.account_data, "m.fully_read") && view.fully_read(room, Some(since.at))?.is_some())
     }
 
     /// Whether there are events to tell after a position: some for the timeline, or changes of the state.
-    fn has_events(&self, num: RoomNum, since: Position, timeline: Option<&Events>) -> room::Result<bool> {
+    fn has_events(&self, num: RoomNum, id: &str, since: Position) -> room::Result<bool> {
         let mut room = self.open(num)?;
-        let has_events = room.has_events(since, self.view.now.at, timeline, &self.filter.room.state)?;
+        let filter = &self.filter.room;
+        let timeline = filter.timeline.wants_room(id).then_some(&filter.timeline);
+        let has_events = room.has_events(since, self.view.now.at, timeline, &filter.state.of_room(id))?;
         *self.opened.lock() = Some(room);
         Ok(has_events)
     }
@@ -226,7 +227,7 @@ impl RoomSections {
         pen.text(&format!("\"timeline\":{{\"limited\":{limited},\"prev_batch\":\"{prev_batch}\",\"events\":["));
         let senders = delta.write_timeline(pen, room).await?;
         pen.text("]},\"state\":{\"events\":[");
-        let members_moved = delta.write_state(pen, room, &self.filter.room.state, senders).await?;
+        let members_moved = delta.write_state(pen, room, &self.filter.room.state.of_room(&changed.id), senders).await?;
         pen.text("]}");
         Ok(members_moved)
     }

@@ -199,6 +199,7 @@ impl RoomDelta {
         }
         let members = filter.lazy_load_members.then_some(&members[..]);
         match (self.whole, members) {
+            (true, _) if filter.wants_nothing() => {}
             (true, _) => room.write_state(pen, &list(members)).await?,
             (false, Some(members)) => {
                 let unchanged = self.unchanged(room, members)?;
