@@ -58,6 +58,10 @@ impl From<user::Error> for Error {
             E::Deactivated => ErrorResponse::new(StatusCode::FORBIDDEN, "M_USER_DEACTIVATED", failed.to_string()),
             E::Taken => ErrorResponse::bad("M_USER_IN_USE", failed.to_string()),
             E::Bad { errcode, message } => ErrorResponse::bad(errcode, message),
+            E::WrongBackup { current } => {
+                ErrorResponse::new(StatusCode::FORBIDDEN, "M_WRONG_ROOM_KEYS_VERSION", failed.to_string())
+                    .with("current_version", current.to_string())
+            }
             E::TooLarge(message) => ErrorResponse::too_large(message),
             E::Remote(failed) => match failed.own_refusal() {
                 Some(refused) => refused.into(),

@@ -19,6 +19,7 @@ mod account;
 mod auth;
 mod error;
 mod keys;
+mod room_keys;
 mod to_device;
 mod rates;
 pub mod media;

@@ -26,6 +26,8 @@ pub const SEND: Rate = Rate { name: "events", per_second: 50.0, burst: 500.0 };
 pub const TO_DEVICE: Rate = Rate { name: "messages to devices", per_second: 50.0, burst: 500.0 };
 /// Data stored for a user beside events, by user: receipts, typing, account data, keys. Each is a commit of its own.
 pub const NOTE: Rate = Rate { name: "notes", per_second: 50.0, burst: 500.0 };
+/// Requests that put keys into a backup or delete some, by user. An app that makes a backup sends a hundred keys in each.
+pub const BACKUP: Rate = Rate { name: "key backups", per_second: 50.0, burst: 500.0 };
 /// New rooms and upgrades of rooms, by user.
 pub const CREATE: Rate = Rate { name: "new rooms", per_second: 0.2, burst: 20.0 };
 /// Joins, by user.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::account::{self, account_data, device, profile, push_rules, register, session};
 use super::room::{create, directory, membership, receipt, send, state, timeline, upgrade};
-use super::{Client, keys, media, server, sync, to_device};
+use super::{Client, keys, media, room_keys, server, sync, to_device};
 use crate::http::{Method, Router};
 
 /// What web apps of any origin may ask; servers ask none of it (client-server API, "Web Browser Clients").
@@ -13,7 +13,7 @@ const OPEN_TO_WEB_APPS: [&str; 4] = ["/_matrix/client/", "/_matrix/media/", "/_m
 const R0_V3: [&str; 2] = ["/_matrix/client/r0", "/_matrix/client/v3"];
 /// Prefixes for single profile fields. The last is from before a release of the specification had them.
 const FIELDS: [&str; 3] = ["/_matrix/client/r0", "/_matrix/client/v3", "/_matrix/client/unstable/uk.tcpip.msc4133"];
-/// Prefixes for cross-signing.
+/// Prefixes for cross-signing and key backups.
 const CROSS_SIGNING: [&str; 3] = ["/_matrix/client/r0", "/_matrix/client/v3", "/_matrix/client/unstable"];
 
 /// Prefixes of the media endpoints that need no access token.
@@ -80,6 +80,24 @@ fn end_to_end(router: &mut Router, client: &Arc<Client>) {
         .under(&CROSS_SIGNING, Method::POST, "/keys/device_signing/upload", keys::device_signing)
         .under(&CROSS_SIGNING, Method::POST, "/keys/signatures/upload", keys::signatures)
         .under(&R0_V3, Method::PUT, "/sendToDevice/{event_type}/{txn_id}", to_device::send);
+    backups(router, client);
+}
+
+/// Backups of room keys.
+fn backups(router: &mut Router, client: &Arc<Client>) {
+    let mut routes = router.surface(client);
+    routes
+        .under(&CROSS_SIGNING, Method::GET, "/room_keys/version", room_keys::current)
+        .under(&CROSS_SIGNING, Method::POST, "/room_keys/version", room_keys::create)
+        .under(&CROSS_SIGNING, Method::GET, "/room_keys/version/{version}", room_keys::version)
+        .under(&CROSS_SIGNING, Method::PUT, "/room_keys/version/{version}", room_keys::update)
+        .under(&CROSS_SIGNING, Method::DELETE, "/room_keys/version/{version}", room_keys::delete);
+    for path in ["/room_keys/keys", "/room_keys/keys/{room_id}", "/room_keys/keys/{room_id}/{session_id}"] {
+        routes
+            .under(&CROSS_SIGNING, Method::GET, path, room_keys::keys)
+            .under(&CROSS_SIGNING, Method::PUT, path, room_keys::put_keys)
+            .under(&CROSS_SIGNING, Method::DELETE, path, room_keys::delete_keys);
+    }
 }
 
 /// Account data, tags, filters, push rules.

@@ -71,6 +71,7 @@ impl From<user::Error> for Error {
             E::Forbidden(why) => ErrorResponse::forbidden(why),
             E::Taken => ErrorResponse::bad("M_USER_IN_USE", failed.to_string()),
             E::Bad { errcode, message } => ErrorResponse::bad(errcode, message),
+            E::WrongBackup { .. } => ErrorResponse::forbidden(failed.to_string()),
             E::TooLarge(message) => ErrorResponse::too_large(message),
             E::Remote(Failed::Refused(refused)) | E::Refused(refused) => refused.into(),
             E::Remote(failed) => another_server(&failed),

@@ -403,6 +403,11 @@ impl Server {
             let rooms = rooms.clone();
             async move { rooms.keep_swept(&worker).await }
         }));
+        let users = self.users.clone();
+        self.endless.push(self.worker("deleted backups", move |worker| {
+            let users = users.clone();
+            async move { users.keep_backups_swept(&worker).await }
+        }));
         if self.config.federation.enabled {
             let sender = self.sender.clone();
             self.working.push(self.worker("federation sender", move |worker| {

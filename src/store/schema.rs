@@ -94,6 +94,18 @@ pub const REMOTE_LIST_SHARE: Table =
 pub const ACCOUNT_DATA: Table = table("account_data", "user", "UserNum, RoomNum or 0, type → Position, JSON");
 pub const ACCOUNT_DATA_LOG: Table =
     table("account_data_log", "user", "UserNum, Position → RoomNum, type; the latest of each");
+pub const BACKUP: Table =
+    table("backup", "user", "UserNum, u32 → JSON of a version of the key backup; UserNum, 0 → u32 last version given");
+pub const BACKUP_KEY: Table = table(
+    "backup_key",
+    "user",
+    "UserNum, u32 version, u32 generation, room id, 0, session id → u8 is verified, u64 first message, u64 forwards, JSON",
+);
+pub const BACKUP_GONE: Table = table(
+    "backup_gone",
+    "user",
+    "UserNum, u32 version, u32 generation → JSON size of what is to be swept of backup_key",
+);
 pub const FILTER: Table = table("filter", "user", "UserNum, u32 → JSON sync filter");
 
 // ---- media (tables/media.rs); the files lie beside the database
@@ -208,6 +220,9 @@ pub const TABLES: &[&Table] = &[
     &REMOTE_LIST_SHARE,
     &ACCOUNT_DATA,
     &ACCOUNT_DATA_LOG,
+    &BACKUP,
+    &BACKUP_KEY,
+    &BACKUP_GONE,
     &FILTER,
     &MEDIA,
     &MEDIA_FILE,

@@ -26,6 +26,8 @@ pub use account::password::{PASSWORD_CHARS_MIN, check_new_password};
 pub use account::session::{Login, Requester, Session};
 pub use account::uia::{Made, Progress, Stage, Target, UiaRequest};
 pub use account::{Account, New, Standing};
+pub use device::backup::{Backup, BackupKeys, Kept, check_backed_up};
+pub use device::backup::{Key as BackupKey, Merit as BackupMerit, Scope as BackupScope};
 pub use device::cross_signing::{CrossKeys, Upload as CrossUpload};
 pub use device::key_claim::Claims;
 pub use device::key_query::{Answered, Viewer};
@@ -54,6 +56,7 @@ struct Inner {
     known: Arc<account::known::Known>,
     seen: account::session::Seen,
     emptied: device::to_device::Emptied,
+    backups_gone: device::backup::Gone,
     sessions: account::uia::Sessions,
     /// The sessions of stages with which an account is being made.
     registering: KeyedLock,
@@ -68,6 +71,7 @@ impl Users {
             known,
             seen: account::session::Seen::default(),
             emptied: device::to_device::Emptied::default(),
+            backups_gone: device::backup::Gone::default(),
             sessions: account::uia::Sessions::default(),
             registering: KeyedLock::default(),
         }))
@@ -120,6 +124,9 @@ pub enum Error {
     /// The request is invalid; the code is the specification's.
     #[error("{message}")]
     Bad { errcode: &'static str, message: String },
+    /// Keys may only be put into the newest backup.
+    #[error("this is not the newest backup version")]
+    WrongBackup { current: u32 },
     /// More than one account may store here.
     #[error("{0}")]
     TooLarge(String),

@@ -28,9 +28,12 @@ pub(super) fn town_within(budget: Budget) -> Town {
 }
 
 pub(super) fn town_that(budget: Budget, change: impl FnOnce(&mut RemoteOptions)) -> Town {
+    town_on(Store::in_memory(), budget, change)
+}
+
+pub(super) fn town_on(store: Store, budget: Budget, change: impl FnOnce(&mut RemoteOptions)) -> Town {
     let server: OwnedServerName = "here.test".try_into().unwrap();
     let (clock, random) = (Clock::simulated(1_000_000), Random::seeded(1));
-    let store = Store::in_memory();
     let mut options = RemoteOptions::new(server.clone(), Arc::new(Key::from_seed("1", [1; 32])));
     change(&mut options);
     let remote = Remote::new(options, clock.clone(), random.clone(), &budget, store.clone()).unwrap();

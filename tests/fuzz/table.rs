@@ -178,6 +178,14 @@ const ACCOUNT_DATA: Holds = Json(&[
     r#"{"a":"<text>"}"#,
 ]);
 
+const BACKUP: Holds = Json(&[
+    r#"{"algorithm":"m.megolm_backup.v1.curve25519-aes-sha2","auth_data":{"public_key":"<base64>","signatures":{"<me>":{"ed25519:<device_id>":"<base64>"}}}}"#,
+    r#"{"algorithm":"m.megolm_backup.v1.curve25519-aes-sha2","auth_data":{"a":"<text>"},"version":"<number>"}"#,
+]);
+const BACKED_UP: &str = r#"{"first_message_index":"<<number>>","forwarded_count":"<<number>>","is_verified":true,"session_data":{"ephemeral":"<base64>","ciphertext":"<base64>","mac":"<base64>"}}"#;
+const BACKED_UP_ROOM: &str = r#"{"sessions":{"<key_id>":{"first_message_index":"<<number>>","forwarded_count":0,"is_verified":false,"session_data":{"ephemeral":"<base64>"}},"<key_id>":{"first_message_index":0,"forwarded_count":"<<number>>","is_verified":true,"session_data":"<text>"}}}"#;
+const BACKED_UP_ROOMS: &str = r#"{"rooms":{"<room_id>":{"sessions":{"<key_id>":{"first_message_index":"<<number>>","forwarded_count":0,"is_verified":false,"session_data":{"ephemeral":"<base64>"}}}},"<room_id>":{"sessions":{}}}}"#;
+
 /// Every endpoint.
 pub const TABLE: &[Endpoint] = &[
     // What this server is.
@@ -219,6 +227,20 @@ pub const TABLE: &[Endpoint] = &[
     post(SIGNING, "/keys/device_signing/upload", CROSS),
     post(SIGNING, "/keys/signatures/upload", SIGNATURES),
     put(V3, "/sendToDevice/{event_type}/{txn_id}", TO_DEVICE).weighs(4),
+    get(SIGNING, "/room_keys/version"),
+    post(SIGNING, "/room_keys/version", BACKUP),
+    get(SIGNING, "/room_keys/version/{version}"),
+    put(SIGNING, "/room_keys/version/{version}", BACKUP),
+    delete(SIGNING, "/room_keys/version/{version}", Nothing),
+    get(SIGNING, "/room_keys/keys").asks("version=number"),
+    put(SIGNING, "/room_keys/keys", Json(&[BACKED_UP_ROOMS])).asks("version=number"),
+    delete(SIGNING, "/room_keys/keys", Nothing).asks("version=number"),
+    get(SIGNING, "/room_keys/keys/{room_id}").asks("version=number"),
+    put(SIGNING, "/room_keys/keys/{room_id}", Json(&[BACKED_UP_ROOM])).asks("version=number"),
+    delete(SIGNING, "/room_keys/keys/{room_id}", Nothing).asks("version=number"),
+    get(SIGNING, "/room_keys/keys/{room_id}/{session_id}").asks("version=number"),
+    put(SIGNING, "/room_keys/keys/{room_id}/{session_id}", Json(&[BACKED_UP])).asks("version=number"),
+    delete(SIGNING, "/room_keys/keys/{room_id}/{session_id}", Nothing).asks("version=number"),
     // Account data, filters, push rules.
     get(V3, "/user/{user_id}/account_data/{kind}"),
     put(V3, "/user/{user_id}/account_data/{kind}", ACCOUNT_DATA).weighs(4),

@@ -2,6 +2,7 @@
 
 mod crash;
 mod accounts;
+mod backup;
 mod commands;
 mod federation_history;
 mod federation_outages;

@@ -224,11 +224,14 @@ impl Users {
                 super::device::announce::device_gone(w, &server, num, &user_id, &device_id)?;
             }
             e2ee_key::remove_cross(w, num)?;
+            super::device::backup::forget_backups(w, num)?;
             account_data::remove_user(w, num)?;
             filter::remove_user(w, num)?;
             Ok(user::remove_profile(w, num)?)
         })
-        .await
+        .await?;
+        self.backups_are_gone();
+        Ok(())
     }
 
     /// The setup code for the first-run page, created when there is none yet; none once there is an account.

@@ -11,6 +11,7 @@ use crate::store::tables::user::device::{self, Device};
 use crate::store::tables::user::e2ee_key;
 use crate::store::{UserNum, Write};
 
+pub mod backup;
 pub mod cross_signing;
 pub mod keys;
 pub mod to_device;

@@ -13,6 +13,7 @@ use crate::store::schema::{ACCOUNT, ERASED, PROFILE, USER_ID, USER_META, USER_NU
 use crate::store::{Change, Error, Get, Result, StateKeyNum, UserNum, Write, tables};
 
 pub mod account_data;
+pub mod backup;
 pub mod device;
 pub mod e2ee_key;
 pub mod filter;
