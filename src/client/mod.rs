@@ -18,6 +18,7 @@ mod server;
 mod account;
 mod auth;
 mod error;
+mod dehydrated_device;
 mod keys;
 mod room_keys;
 mod to_device;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::account::{self, account_data, device, profile, push_rules, register, session};
 use super::room::{create, directory, membership, receipt, send, state, timeline, upgrade};
-use super::{Client, keys, media, room_keys, server, sync, to_device};
+use super::{Client, dehydrated_device, keys, media, room_keys, server, sync, to_device};
 use crate::http::{Method, Router};
 
 /// What web apps of any origin may ask; servers ask none of it (client-server API, "Web Browser Clients").
@@ -15,6 +15,7 @@ const R0_V3: [&str; 2] = ["/_matrix/client/r0", "/_matrix/client/v3"];
 const FIELDS: [&str; 3] = ["/_matrix/client/r0", "/_matrix/client/v3", "/_matrix/client/unstable/uk.tcpip.msc4133"];
 /// Prefixes for cross-signing and key backups.
 const CROSS_SIGNING: [&str; 3] = ["/_matrix/client/r0", "/_matrix/client/v3", "/_matrix/client/unstable"];
+const DEHYDRATED: [&str; 1] = ["/_matrix/client/unstable/org.matrix.msc3814.v1/dehydrated_device"];
 
 /// Prefixes of the media endpoints that need no access token.
 const OLD_MEDIA: [&str; 3] = ["/_matrix/media/r0", "/_matrix/media/v1", "/_matrix/media/v3"];
@@ -81,6 +82,18 @@ fn end_to_end(router: &mut Router, client: &Arc<Client>) {
         .under(&CROSS_SIGNING, Method::POST, "/keys/signatures/upload", keys::signatures)
         .under(&R0_V3, Method::PUT, "/sendToDevice/{event_type}/{txn_id}", to_device::send);
     backups(router, client);
+    dehydrated(router, client);
+}
+
+/// The dehydrated device, which no release of the specification has yet.
+fn dehydrated(router: &mut Router, client: &Arc<Client>) {
+    router
+        .surface(client)
+        .under(&DEHYDRATED, Method::PUT, "", dehydrated_device::put)
+        .under(&DEHYDRATED, Method::GET, "", dehydrated_device::get)
+        .under(&DEHYDRATED, Method::DELETE, "", dehydrated_device::delete)
+        .under(&DEHYDRATED, Method::GET, "/{device_id}/events", dehydrated_device::events)
+        .under(&DEHYDRATED, Method::POST, "/{device_id}/events", dehydrated_device::post_events);
 }
 
 /// Backups of room keys.

@@ -18,6 +18,7 @@ const VERSIONS: &[&str] = &[
 pub async fn versions(_: Arc<Client>, _: Request) -> Result<Response, Error> {
     let features = json!({
         "org.matrix.e2e_cross_signing": true,
+        "org.matrix.msc3814": true,
         "uk.tcpip.msc4133": true,
         "uk.tcpip.msc4133.stable": true,
     });

@@ -54,6 +54,8 @@ pub const PROFILE_FIELD_CHANGE: Table = table(
 );
 pub const TOKEN: Table = table("token", "user", "SHA-256 of an access token → UserNum, device id");
 pub const DEVICE: Table = table("device", "user", "UserNum, device id, 0 → JSON Device; last-seen may be lost");
+pub const DEHYDRATED: Table =
+    table("dehydrated", "user", "UserNum → JSON: which device is dehydrated, and what it is made of again with");
 pub const DEVICE_CHANGE: Table =
     table("device_change", "user", "Position → UserNum whose devices changed; the latest of each");
 pub const DEVICE_CHANGE_LATEST: Table =
@@ -201,6 +203,7 @@ pub const TABLES: &[&Table] = &[
     &PROFILE_FIELD_CHANGE,
     &TOKEN,
     &DEVICE,
+    &DEHYDRATED,
     &DEVICE_CHANGE,
     &DEVICE_CHANGE_LATEST,
     &DEVICE_KEYS,

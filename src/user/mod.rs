@@ -29,6 +29,7 @@ pub use account::{Account, New, Standing};
 pub use device::backup::{Backup, BackupKeys, Kept, check_backed_up};
 pub use device::backup::{Key as BackupKey, Merit as BackupMerit, Scope as BackupScope};
 pub use device::cross_signing::{CrossKeys, Upload as CrossUpload};
+pub use device::dehydrated::{DehydratedMessages, NewDehydrated};
 pub use device::key_claim::Claims;
 pub use device::key_query::{Answered, Viewer};
 pub use device::keys::Upload as KeyUpload;

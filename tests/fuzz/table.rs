@@ -58,6 +58,7 @@ const V1: &[&str] = &["/_matrix/client/v1"];
 const V3: &[&str] = &["/_matrix/client/r0", "/_matrix/client/v3"];
 const FIELDS: &[&str] = &["/_matrix/client/r0", "/_matrix/client/v3", "/_matrix/client/unstable/uk.tcpip.msc4133"];
 const SIGNING: &[&str] = &["/_matrix/client/r0", "/_matrix/client/v3", "/_matrix/client/unstable"];
+const DEHYDRATED: &[&str] = &["/_matrix/client/unstable/org.matrix.msc3814.v1/dehydrated_device"];
 const MEDIA: &[&str] = &["/_matrix/media/r0", "/_matrix/media/v1", "/_matrix/media/v3"];
 const FED: &[&str] = &["/_matrix/federation/v1"];
 const FED2: &[&str] = &["/_matrix/federation/v2"];
@@ -178,6 +179,10 @@ const ACCOUNT_DATA: Holds = Json(&[
     r#"{"a":"<text>"}"#,
 ]);
 
+const DRY: Holds = Json(&[
+    r#"{"device_id":"<device_id>","device_data":{"algorithm":"m.dehydration.v2","device_pickle":"<base64>","nonce":"<base64>"},"initial_device_display_name":"<text>","device_keys":{"user_id":"<me>","device_id":"<device_id>","dehydrated":true,"algorithms":["m.olm.v1.curve25519-aes-sha2"],"keys":{"ed25519:<device_id>":"<own_key>"},"signatures":{"<me>":{"ed25519:<device_id>":"SIGN"}}},"fallback_keys":{"signed_curve25519:<key_id>":{"key":"<base64>","fallback":true,"signatures":{"<me>":{"ed25519:<device_id>":"SIGN"}}}}}"#,
+    r#"{"device_id":"DRY","device_data":{"algorithm":"m.dehydration.v2"},"device_keys":{"user_id":"<me>","device_id":"DRY","algorithms":["a"],"keys":{"ed25519:DRY":"<own_key>"},"signatures":{"<me>":{"ed25519:DRY":"SIGN"}}},"one_time_keys":{"curve25519:<key_id>":"<base64>"}}"#,
+]);
 const BACKUP: Holds = Json(&[
     r#"{"algorithm":"m.megolm_backup.v1.curve25519-aes-sha2","auth_data":{"public_key":"<base64>","signatures":{"<me>":{"ed25519:<device_id>":"<base64>"}}}}"#,
     r#"{"algorithm":"m.megolm_backup.v1.curve25519-aes-sha2","auth_data":{"a":"<text>"},"version":"<number>"}"#,
@@ -241,6 +246,11 @@ pub const TABLE: &[Endpoint] = &[
     get(SIGNING, "/room_keys/keys/{room_id}/{session_id}").asks("version=number"),
     put(SIGNING, "/room_keys/keys/{room_id}/{session_id}", Json(&[BACKED_UP])).asks("version=number"),
     delete(SIGNING, "/room_keys/keys/{room_id}/{session_id}", Nothing).asks("version=number"),
+    put(DEHYDRATED, "", DRY),
+    get(DEHYDRATED, ""),
+    delete(DEHYDRATED, "", Nothing),
+    get(DEHYDRATED, "/{device_id}/events").asks("from=text&limit=number"),
+    post(DEHYDRATED, "/{device_id}/events", Json(&["{}", r#"{"next_batch":"d<number>"}"#])),
     // Account data, filters, push rules.
     get(V3, "/user/{user_id}/account_data/{kind}"),
     put(V3, "/user/{user_id}/account_data/{kind}", ACCOUNT_DATA).weighs(4),

@@ -4,6 +4,7 @@ mod crash;
 mod accounts;
 mod backup;
 mod commands;
+mod devices;
 mod federation_history;
 mod federation_outages;
 mod federation_rooms;

@@ -107,6 +107,10 @@ impl Users {
             if user::account(w, num)?.is_none_or(|row| row.standing == Standing::Deactivated) {
                 return Err(Error::Deactivated);
             }
+            if device::is_dehydrated(w, num, &given.device_id)? {
+                // From now on it has a session, which makes keys of its own.
+                forget(w, num, &given.device_id)?;
+            }
             let old = device::get(w, num, &given.device_id)?;
             if old.is_none()
                 && let Some(oldest) = oldest_beyond_cap(w, num)?
@@ -195,10 +199,14 @@ fn session_of(get: &impl Get, hash: &[u8; 32]) -> Result<Requester, Error> {
     Ok(Requester { user_id: lookup::id_of(get, user_num)?, user_num, device_id, is_admin: row.admin })
 }
 
-/// The device with the oldest last-seen, when a user has as many as allowed.
+/// The device with the oldest last-seen, when a user has as many as allowed. The dehydrated one is never seen and stays.
 fn oldest_beyond_cap(get: &impl Get, user: UserNum) -> Result<Option<String>, Error> {
     let (mut count, mut oldest) = (0, None::<(u64, String)>);
+    let dehydrated = device::dehydrated(get, user)?.map(|dehydrated| dehydrated.device_id);
     device::each(get, user, &mut |id, row| {
+        if dehydrated.as_deref() == Some(id) {
+            return Ok(std::ops::ControlFlow::Continue(()));
+        }
         count += 1;
         if oldest.as_ref().is_none_or(|(seen_ms, _)| row.seen_ms < *seen_ms) {
             oldest = Some((row.seen_ms, id.to_owned()));

@@ -102,9 +102,12 @@ impl Users {
                     check_signed(&user_id, key, master)?;
                 }
             }
-            // Signatures over the old keys do not apply to the new ones; they stay under the old keys' names.
-            let uploaded: Vec<(Purpose, &Value)> = keys.each().map(|(purpose, _, key)| (purpose, key)).collect();
-            for (purpose, key) in uploaded {
+            for (purpose, _, key) in keys.each() {
+                // What the old key signed of the user's own keys, and what signed it, means nothing any more.
+                let old = e2ee_key::cross(w, user, purpose)?;
+                if let Some(old) = old.as_ref().and_then(public_key).filter(|old| Some(*old) != public_key(key)) {
+                    e2ee_key::remove_signatures_of(w, user, old)?;
+                }
                 e2ee_key::set_cross(w, user, purpose, key)?;
             }
             announce::cross_keys_changed(w, &server, user, &user_id)

@@ -13,7 +13,7 @@ use serde_json::{Map, Value};
 use super::announce;
 use crate::budget::parsed_bytes_max;
 use crate::store::tables::user::e2ee_key::{self, FallbackKey, OneTimeKey};
-use crate::store::{Get, UserNum};
+use crate::store::{Get, UserNum, Write};
 use crate::user::{Error, Requester, Users};
 
 /// The most one-time keys of a device, all algorithms together; apps keep some fifty.
@@ -42,31 +42,60 @@ pub struct Upload {
 impl Users {
     /// Stores a device's keys. Answers how many one-time keys it has of each algorithm.
     pub async fn upload_keys(&self, requester: &Requester, upload: Upload) -> Result<BTreeMap<String, u64>, Error> {
-        let device_keys = upload.device_keys.map(|keys| checked_device_keys(requester, keys)).transpose()?;
-        let one_time = checked_keys(upload.one_time_keys)?;
-        let fallback = checked_keys(upload.fallback_keys)?;
+        let keys = upload.check(&requester.user_id, &requester.device_id)?;
         let (requester, server) = (requester.clone(), self.server().to_owned());
         self.write(move |w| {
-            let (user, device_id) = (requester.user_num, &requester.device_id);
-            let fresh = new_one_time(w, user, device_id, one_time)?;
-            for (algorithm, key) in &fresh {
-                e2ee_key::add_one_time(w, user, device_id, algorithm, key)?;
+            if keys.store(w, requester.user_num, &requester.device_id)? {
+                announce::device_changed(w, &server, requester.user_num, &requester.user_id, &requester.device_id)?;
             }
-            check_fallback_count(w, user, device_id, &fallback)?;
-            for (algorithm, OneTimeKey { id, key }) in fallback {
-                let before = e2ee_key::fallback(w, user, device_id, &algorithm)?;
-                let used = before.is_some_and(|before| before.used && before.id == id && before.key == key);
-                e2ee_key::set_fallback(w, user, device_id, &algorithm, &FallbackKey { id, key, used })?;
-            }
-            if let Some(keys) = device_keys
-                && e2ee_key::device_keys(w, user, device_id)?.as_ref() != Some(&keys)
-            {
-                e2ee_key::set_device_keys(w, user, device_id, &keys)?;
-                announce::device_changed(w, &server, user, &requester.user_id, device_id)?;
-            }
-            counts(w, user, device_id)
+            counts(w, requester.user_num, &requester.device_id)
         })
         .await
+    }
+}
+
+impl Upload {
+    /// Whether it has the identity keys of a device.
+    pub(super) fn has_device_keys(&self) -> bool {
+        self.device_keys.is_some()
+    }
+
+    /// The keys as they may be stored for a device.
+    pub(super) fn check(self, user_id: &UserId, device_id: &str) -> Result<Checked, Error> {
+        Ok(Checked {
+            device_keys: self.device_keys.map(|keys| checked_device_keys(user_id, device_id, keys)).transpose()?,
+            one_time: checked_keys(self.one_time_keys)?,
+            fallback: checked_keys(self.fallback_keys)?,
+        })
+    }
+}
+
+/// An upload of the right shape.
+pub(super) struct Checked {
+    device_keys: Option<Value>,
+    one_time: Vec<(String, OneTimeKey)>,
+    fallback: Vec<(String, OneTimeKey)>,
+}
+
+impl Checked {
+    /// Stores the keys; true when the device has other identity keys than before. Bounded by the limits of one device.
+    pub(super) fn store(self, w: &mut Write<'_>, user: UserNum, device_id: &str) -> Result<bool, Error> {
+        let fresh = new_one_time(w, user, device_id, self.one_time)?;
+        for (algorithm, key) in &fresh {
+            e2ee_key::add_one_time(w, user, device_id, algorithm, key)?;
+        }
+        check_fallback_count(w, user, device_id, &self.fallback)?;
+        for (algorithm, OneTimeKey { id, key }) in self.fallback {
+            let before = e2ee_key::fallback(w, user, device_id, &algorithm)?;
+            let used = before.is_some_and(|before| before.used && before.id == id && before.key == key);
+            e2ee_key::set_fallback(w, user, device_id, &algorithm, &FallbackKey { id, key, used })?;
+        }
+        let Some(keys) = self.device_keys else { return Ok(false) };
+        if e2ee_key::device_keys(w, user, device_id)?.as_ref() == Some(&keys) {
+            return Ok(false);
+        }
+        e2ee_key::set_device_keys(w, user, device_id, &keys)?;
+        Ok(true)
     }
 }
 
@@ -77,7 +106,7 @@ fn counts(get: &impl Get, user: UserNum, device_id: &str) -> Result<BTreeMap<Str
 }
 
 /// Device keys ready to be stored: of the device that sends them, without signatures by others.
-fn checked_device_keys(requester: &Requester, mut keys: Value) -> Result<Value, Error> {
+fn checked_device_keys(user_id: &UserId, device_id: &str, mut keys: Value) -> Result<Value, Error> {
     let texts = |value: &Value, of: fn(&Value) -> bool| value.as_object().is_some_and(|all| all.values().all(of));
     let named = keys["user_id"].is_string() && keys["device_id"].is_string();
     let algorithms = keys["algorithms"].as_array().is_some_and(|all| all.iter().all(Value::is_string));
@@ -85,10 +114,10 @@ fn checked_device_keys(requester: &Requester, mut keys: Value) -> Result<Value, 
         let message = "Device keys have user_id, device_id, algorithms, keys and signatures";
         return Err(Error::bad("M_BAD_JSON", message));
     }
-    if keys["user_id"] != requester.user_id.as_str() || keys["device_id"] != requester.device_id.as_str() {
+    if keys["user_id"] != user_id.as_str() || keys["device_id"] != device_id {
         return Err(Error::invalid("These are not the keys of this device"));
     }
-    keep_own_signatures(&mut keys, &requester.user_id);
+    keep_own_signatures(&mut keys, user_id);
     let text = keys.to_string();
     if text.len() > DEVICE_KEYS_BYTES_MAX || parsed_bytes_max(text.as_bytes()) > DEVICE_KEYS_PARSED_BYTES_MAX {
         return Err(Error::TooLarge(format!("The keys of a device may have {DEVICE_KEYS_BYTES_MAX} bytes at most")));

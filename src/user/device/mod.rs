@@ -7,12 +7,14 @@ use serde_json::{Value, json};
 
 use super::{Error, Users};
 use crate::store::tables::user as table;
+use crate::store::tables::user::account_data::{self, GLOBAL};
 use crate::store::tables::user::device::{self, Device};
 use crate::store::tables::user::e2ee_key;
 use crate::store::{UserNum, Write};
 
 pub mod backup;
 pub mod cross_signing;
+pub mod dehydrated;
 pub mod keys;
 pub mod to_device;
 pub mod announce;
@@ -87,13 +89,23 @@ impl Users {
     }
 }
 
-/// Removes a device and everything that belongs to it. Other users are not told.
+/// Types of account data that end in the id of a device and are about it alone (MSC3890).
+const LOCAL_SETTINGS: [&str; 2] = ["m.local_notification_settings.", "org.matrix.msc3890.local_notification_settings."];
+
+/// Removes a device and everything that belongs to it: each session and each device ends here, however it ends, so what is
+/// kept for one of them is removed here. Other users are not told.
 pub(super) fn forget(w: &mut Write<'_>, user: UserNum, device_id: &str) -> Result<(), Error> {
     if let Some(hash) = device::get(w, user, device_id)?.as_ref().and_then(old_token) {
         device::remove_token(w, &hash)?;
     }
     e2ee_key::remove_device(w, user, device_id)?;
     table::to_device::remove_device(w, user, device_id)?;
+    for kind in LOCAL_SETTINGS {
+        account_data::remove(w, user, GLOBAL, &format!("{kind}{device_id}"))?;
+    }
+    if device::is_dehydrated(w, user, device_id)? {
+        device::remove_dehydrated(w, user)?;
+    }
     Ok(device::remove(w, user, device_id)?)
 }
 

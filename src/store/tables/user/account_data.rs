@@ -34,6 +34,16 @@ pub fn set(w: &mut Write<'_>, user: UserNum, room: RoomNum, kind: &str, json: &[
     Ok(position)
 }
 
+/// Forgets one entry. No sync tells of it.
+pub fn remove(w: &mut Write<'_>, user: UserNum, room: RoomNum, kind: &str) -> Result<()> {
+    let row = row(user, room, kind);
+    let old = w.get(&ACCOUNT_DATA, &row)?;
+    if let Some(at) = old.as_deref().and_then(|value| value.get(..8)) {
+        w.remove(&ACCOUNT_DATA_LOG, &[&user.to_key()[..], at].concat())?;
+    }
+    w.remove(&ACCOUNT_DATA, &row).map(drop)
+}
+
 /// Visits a user's entries for one room, or for [`GLOBAL`], with the position each was last set at.
 /// Bounded by the cap on entries of one user.
 pub fn each(

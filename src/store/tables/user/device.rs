@@ -6,8 +6,9 @@
 use std::ops::ControlFlow;
 
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 
-use crate::store::schema::{DEVICE, DEVICE_CHANGE, DEVICE_CHANGE_LATEST, TOKEN};
+use crate::store::schema::{DEHYDRATED, DEVICE, DEVICE_CHANGE, DEVICE_CHANGE_LATEST, TOKEN};
 use crate::store::{Change, Error, Get, Position, Result, UserNum, Write, tables};
 
 /// One device's row.
@@ -68,6 +69,30 @@ pub fn ids(get: &impl Get, user: UserNum) -> Result<Vec<String>> {
         Ok(ControlFlow::Continue(()))
     })?;
     Ok(ids)
+}
+
+/// The dehydrated device of a user: a device without a session, whose private keys lie here encrypted.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Dehydrated {
+    pub device_id: String,
+    pub device_data: Box<RawValue>,
+}
+
+pub fn dehydrated(get: &impl Get, user: UserNum) -> Result<Option<Dehydrated>> {
+    tables::get_json(get, &DEHYDRATED, &user.to_key())
+}
+
+pub fn set_dehydrated(w: &mut Write<'_>, user: UserNum, dehydrated: &Dehydrated) -> Result<()> {
+    tables::put_json(w, &DEHYDRATED, &user.to_key(), dehydrated)
+}
+
+pub fn remove_dehydrated(w: &mut Write<'_>, user: UserNum) -> Result<()> {
+    w.remove(&DEHYDRATED, &user.to_key()).map(drop)
+}
+
+/// Whether this is the dehydrated device of its user.
+pub fn is_dehydrated(get: &impl Get, user: UserNum, device_id: &str) -> Result<bool> {
+    Ok(dehydrated(get, user)?.is_some_and(|dehydrated| dehydrated.device_id == device_id))
 }
 
 /// The user and device of a token.

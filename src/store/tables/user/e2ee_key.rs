@@ -167,13 +167,13 @@ fn fallback_row(user: UserNum, device_id: &str, algorithm: &str) -> Vec<u8> {
     row
 }
 
-/// Forgets every key of a device. Bounded by the cap on one-time keys.
+/// Forgets every key of a device, and the signatures by it and over it. Bounded by the cap on one-time keys.
 pub fn remove_device(w: &mut Write<'_>, user: UserNum, device_id: &str) -> Result<()> {
     let prefix = device::prefix(user, device_id);
     w.remove(&DEVICE_KEYS, &prefix)?;
     tables::remove_all(w, &ONE_TIME_KEY, &prefix)?;
     tables::remove_all(w, &FALLBACK_KEY, &prefix)?;
-    tables::remove_all(w, &KEY_SIGNATURE, &signed_prefix(user, device_id))
+    remove_signatures_of(w, user, device_id)
 }
 
 pub fn cross(get: &impl Get, user: UserNum, purpose: Purpose) -> Result<Option<Value>> {
@@ -202,12 +202,31 @@ pub struct Signature {
     pub signature: String,
 }
 
-/// Keeps a signature by `signer` over the key `key_id` (a device id, or a cross-signing key in base64) of `owner`.
+/// Keeps a signature by `signer` over the key `key_id` (a device id, or a cross-signing key in base64) of `owner`. Of the
+/// signatures by another user only the last is kept: an earlier one is by a key that was replaced.
 pub fn add_signature(w: &mut Write<'_>, owner: UserNum, key_id: &str, signature: &Signature) -> Result<()> {
     let mut row = signed_prefix(owner, key_id);
     row.extend_from_slice(&signature.signer.to_key());
+    if signature.signer != owner {
+        tables::remove_all(w, &KEY_SIGNATURE, &row)?;
+    }
     row.extend_from_slice(signature.signing_key.as_bytes());
     w.put(&KEY_SIGNATURE, &row, signature.signature.as_bytes())
+}
+
+/// Forgets the signatures that a user's key of that name made over the user's own keys, and those over a cross-signing key
+/// that is gone. Bounded by the signatures over one user's keys.
+pub fn remove_signatures_of(w: &mut Write<'_>, user: UserNum, key_id: &str) -> Result<()> {
+    let (mut rows, made) = (Vec::new(), [&user.to_key()[..], b"ed25519:", key_id.as_bytes()].concat());
+    let of_key = signed_prefix(user, key_id);
+    w.prefix(&KEY_SIGNATURE, &user.to_key(), &mut |row, _| {
+        let behind_key = row.iter().skip(4).position(|byte| *byte == 0).map_or(row.len(), |at| 4 + at + 1);
+        if row[behind_key..] == made || row.starts_with(&of_key) {
+            rows.push(row.to_vec());
+        }
+        Ok(ControlFlow::Continue(()))
+    })?;
+    rows.iter().try_for_each(|row| w.remove(&KEY_SIGNATURE, row).map(drop))
 }
 
 /// The signatures over a key by its owner and by `viewer`: signatures by other users are private to them. Bounded by
