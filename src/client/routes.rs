@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::account::{self, account_data, device, profile, push_rules, register, session};
+use super::account::{self, account_data, device, profile, push, push_rules, register, session};
 use super::room::{create, directory, membership, receipt, send, state, timeline, upgrade};
 use super::{Client, dehydrated_device, keys, media, room_keys, server, sync, to_device};
 use crate::http::{Method, Router};
@@ -135,7 +135,8 @@ fn personal(router: &mut Router, client: &Arc<Client>) {
         .under(&R0_V3, Method::PUT, "/pushrules/global/{kind}/{rule_id}/enabled", push_rules::put_enabled)
         .under(&R0_V3, Method::GET, "/pushrules/global/{kind}/{rule_id}/actions", push_rules::get_actions)
         .under(&R0_V3, Method::PUT, "/pushrules/global/{kind}/{rule_id}/actions", push_rules::put_actions)
-        .under(&R0_V3, Method::GET, "/pushers", push_rules::pushers);
+        .under(&R0_V3, Method::GET, "/pushers", push::pushers)
+        .under(&R0_V3, Method::POST, "/pushers/set", push::set);
 }
 
 /// Sync, and reading rooms.

@@ -19,6 +19,8 @@ pub async fn versions(_: Arc<Client>, _: Request) -> Result<Response, Error> {
     let features = json!({
         "org.matrix.e2e_cross_signing": true,
         "org.matrix.msc3814": true,
+        "org.matrix.msc3881": true,
+        "org.matrix.msc4076": true,
         "uk.tcpip.msc4133": true,
         "uk.tcpip.msc4133.stable": true,
     });

@@ -12,6 +12,7 @@
 //! - `read/`: rooms as apps get them; `serve/`: requests of other servers; `join/`: the big join;
 //! - `membership/`: which of these paths a join, leave, invite, kick, ban or knock takes;
 //!   `create/`: new rooms and upgrades;
+//! - `notify.rs`: what notifies a user, for push gateways and apps;
 //! - `operator.rs`: the operator's view and permissions.
 //!
 //! The rest of the server calls [`Rooms`]; nothing below names it but for the type.
@@ -42,6 +43,7 @@ pub mod join;
 mod lock;
 mod membership;
 mod read;
+mod notify;
 mod operator;
 mod receive;
 mod send;
@@ -59,6 +61,7 @@ pub use ephemeral::receipt::{Marker, ReadMarkers};
 pub use handshake::Verb;
 pub use handshake::invite::Invitation;
 pub use join::admission::Policy;
+pub use notify::{NotificationQuery, PAGE_MAX as NOTIFICATIONS_MAX, Waiting};
 pub use read::filter::{Events, Filter};
 pub use read::relations::{Related, Threads};
 pub use read::state::MemberQuery;

@@ -300,8 +300,21 @@ pub struct Change {
     pub outbound: bool,
     /// There are rows for appservices.
     pub appservices: bool,
-    /// There are rows for push gateways.
-    pub pushes: bool,
+    /// What push gateways are told of `users` may be other than before.
+    pub push: Push,
+}
+
+/// What a change means for push gateways.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Push {
+    #[default]
+    Nothing,
+    /// Some of the users have a new notification in the room.
+    Notified,
+    /// The users have read a notification there.
+    Read,
+    /// The users set or removed pushers.
+    Pushers,
 }
 
 /// The changes that a commit made known. Only a commit can make one, so nothing is announced that is not durable.

@@ -108,6 +108,20 @@ pub const BACKUP_GONE: Table = table(
     "user",
     "UserNum, u32 version, u32 generation → JSON size of what is to be swept of backup_key",
 );
+pub const PUSHER: Table = table(
+    "pusher",
+    "user",
+    "UserNum, keyed hash128(app id, pushkey) → JSON Pusher: what an app wants told to a gateway",
+);
+pub const PUSHER_KEY: Table =
+    table("pusher_key", "user", "keyed hash128(app id, pushkey), UserNum → nothing: the users with such a pusher");
+pub const PUSHER_STATUS: Table = table(
+    "pusher_status",
+    "user",
+    "as pusher → how far it was told, the last badge; since when its gateway fails, how often, when to try again",
+);
+pub const PUSHER_RETRY: Table =
+    table("pusher_retry", "user", "u64 when to try again, key of pusher → nothing; only while its gateway fails");
 pub const FILTER: Table = table("filter", "user", "UserNum, u32 → JSON sync filter");
 
 // ---- media (tables/media.rs); the files lie beside the database
@@ -227,6 +241,10 @@ pub const TABLES: &[&Table] = &[
     &BACKUP_KEY,
     &BACKUP_GONE,
     &FILTER,
+    &PUSHER,
+    &PUSHER_KEY,
+    &PUSHER_STATUS,
+    &PUSHER_RETRY,
     &MEDIA,
     &MEDIA_FILE,
     &MEDIA_USED,

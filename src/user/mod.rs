@@ -36,6 +36,7 @@ pub use device::keys::Upload as KeyUpload;
 pub use device::remote_list::News;
 pub use device::to_device::{Messages, Txn};
 pub use settings::push_rules::NewRule;
+pub use settings::pushers::SetPusher;
 pub use sync::{ProfileQuery, UserSync};
 
 /// The parts the accounts are built from.

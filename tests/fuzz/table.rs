@@ -101,6 +101,11 @@ const SEARCH: Holds = Json(&[
 const EDITED: &str = "from=page&to=page&limit=number&dir=dir&recurse=bool";
 const PICTURE: &str =
     "width=number&height=number&method=method&animated=bool&timeout_ms=wait&allow_remote=bool&allow_redirect=bool";
+const PUSHER: Holds = Json(&[
+    r#"{"kind":"http","app_id":"<localpart>","pushkey":"<text>","app_display_name":"<text>","device_display_name":"<text>","profile_tag":"<text>","lang":"en","data":{"url":"https://push.invalid/_matrix/push/v1/notify","format":"event_id_only","default_payload":{"a":1}},"append":true,"org.matrix.msc3881.enabled":true}"#,
+    r#"{"kind":"http","app_id":"<localpart>","pushkey":"https://push.invalid/<text>","app_display_name":"a","device_display_name":"<text>","lang":"en","data":{"url":"https://localhost/_matrix/push/v1/notify","org.matrix.msc4076.disable_badge_count":true}}"#,
+    r#"{"kind":null,"app_id":"<localpart>","pushkey":"<text>"}"#,
+]);
 const CONTENT: Holds = Json(&[
     r#"{"msgtype":"m.text","body":"<text>"}"#,
     r#"{"msgtype":"m.text","body":"* <text>","m.new_content":{"msgtype":"m.text","body":"<text>"},"m.relates_to":{"rel_type":"m.replace","event_id":"<event_id>"}}"#,
@@ -271,6 +276,7 @@ pub const TABLE: &[Endpoint] = &[
     get(V3, "/pushrules/global/{rule_kind}/{rule_id}/actions"),
     put(V3, "/pushrules/global/{rule_kind}/{rule_id}/actions", RULE),
     get(V3, "/pushers"),
+    post(V3, "/pushers/set", PUSHER),
     // Reading.
     get(V3, "/sync").asks("since=sync&timeout=wait&filter=filter&full_state=bool&set_presence=presence&use_state_after=bool").weighs(16),
     get(V3, "/rooms/{room_id}/event/{event_id}").weighs(4),

@@ -33,6 +33,7 @@ const FLOORS: &[Floors] = &[
             ("serve", "error lock ignored state receive send handshake"),
             ("membership", "error lock ignored state append receive send handshake join"),
             ("create", "error lock ignored state append send directory membership"),
+            ("notify", "error lock ignored state append read"),
             ("operator", "error lock ignored state join"),
         ],
     },

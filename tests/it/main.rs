@@ -17,6 +17,7 @@ mod keys;
 mod media;
 mod memory;
 mod pages;
+mod push;
 mod tidy;
 mod join;
 mod net;

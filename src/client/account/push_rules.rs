@@ -1,4 +1,4 @@
-//! Push rules: GET pushrules, GET, PUT and DELETE of one, its `enabled` and `actions`; GET pushers.
+//! Push rules: GET pushrules, GET, PUT and DELETE of one, its `enabled` and `actions`.
 
 use std::sync::Arc;
 
@@ -107,10 +107,4 @@ pub async fn put_actions(client: Arc<Client>, mut request: Request) -> Result<Re
     let (kind, rule_id) = (request.param("kind"), request.param("rule_id"));
     client.users.set_push_actions(&requester, kind, rule_id, body.actions).await?;
     Ok(Response::ok())
-}
-
-/// GET /_matrix/client/v3/pushers: an empty list, since this server uses no push gateways yet.
-pub async fn pushers(client: Arc<Client>, request: Request) -> Result<Response, Error> {
-    auth::requester(&client, &request).await?;
-    Ok(Response::json(&json!({ "pushers": [] })))
 }

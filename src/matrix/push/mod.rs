@@ -4,6 +4,7 @@
 //! for each local member; a plain message costs some microseconds a member.
 
 mod defaults;
+pub mod notice;
 mod words;
 
 pub use defaults::default_rules;

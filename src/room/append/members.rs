@@ -8,7 +8,7 @@ use crate::store::tables::room::event_row::{Kind, Membership};
 use crate::store::tables::room::user_room::{self, Mine};
 use crate::store::tables::room::{Status, member, unread};
 use crate::store::tables::user;
-use crate::store::{Change, EventNum, Get, Position, Result, RoomNum, UserNum, Write};
+use crate::store::{Change, EventNum, Get, Position, Push, Result, RoomNum, UserNum, Write};
 
 /// The members of a room.
 pub struct Members;
@@ -104,6 +104,10 @@ fn set_mine(
         before: if stays { old.and_then(|old| old.before) } else { before },
         left_at,
     };
+    if old.is_some_and(|old| old.membership == Membership::Invite && old.membership != membership) {
+        // An invite counts in the badges of the user's phones.
+        w.announce(Change { users: vec![user], push: Push::Read, ..Change::default() });
+    }
     user_room::set_stripped(w, user, room, None)?;
     if membership != Membership::Join {
         unread::clear(w, user, room)?;

@@ -7,20 +7,24 @@ use std::cell::{Cell, OnceCell};
 use ruma::UserId;
 
 use super::derived::{Appended, Derived};
-use super::new_event::{Append, Here};
+use super::new_event::Append;
 use super::relations::relation_of;
+use super::rules_cache::Rules;
 use crate::matrix::auth::{Powers, State as _};
+use crate::matrix::version::RoomVersion;
 use crate::matrix::{Event, push};
 use crate::room::error::Error;
 use crate::room::ignored;
 use crate::room::state::StateView;
 use crate::room::state::event::load;
 use crate::room::state::join_conditions::local_joined;
+use crate::store::tables::room as tables_room;
+use crate::store::tables::room::event_row::Membership;
 use crate::store::tables::room::relation::Rel;
 use crate::store::tables::room::unread::{self, Outcome, Part};
 use crate::store::tables::room::user_room;
 use crate::store::tables::user;
-use crate::store::{self, EventNum, Get, Result, UserNum, Write};
+use crate::store::{self, EventNum, Get, Push, Result, RoomNum, UserNum, Write};
 
 /// How far from a thread an event may be and still belong to it, as the specification has it.
 const THREAD_HOPS_MAX: usize = 3;
@@ -30,66 +34,91 @@ pub struct UnreadCounts;
 
 impl Derived for UnreadCounts {
     fn on_append(&self, w: &mut Write<'_>, appended: &mut Appended<'_>) -> Result<()> {
-        match appended.row.order {
-            Some(order) if appended.new.is_new() => count(w, appended, order),
-            _ => Ok(()),
+        let Some(order) = appended.row.order.filter(|_| appended.new.is_new()) else { return Ok(()) };
+        if count(w, appended, order)? || is_invite_here(w, appended)? {
+            appended.change.push = Push::Notified;
         }
+        Ok(())
     }
 }
 
-/// Counts an event that was just shown for each local member it notifies. Its sender has read up to it.
-fn count(w: &mut Write<'_>, appended: &Appended<'_>, order: i64) -> Result<()> {
+/// Whether the event invites a user of this server.
+fn is_invite_here(get: &impl Get, appended: &Appended<'_>) -> Result<bool> {
+    match appended.row.member {
+        Some((Membership::Invite, target)) => user::is_local(get, target),
+        _ => Ok(false),
+    }
+}
+
+/// Counts an event that was just shown for each local member it notifies. Its sender has read up to it. Answers whether
+/// it notifies anybody.
+fn count(w: &mut Write<'_>, appended: &Appended<'_>, order: i64) -> Result<bool> {
     let Appended { here, room, new, row, .. } = appended;
     let members = local_joined(w, new.room)?;
     if members.is_empty() {
-        return Ok(());
+        return Ok(false);
     }
     let thread = thread_of(w, new)?;
     let part = row.state_key.is_none().then_some(thread.map_or(Part::Main, Part::Thread));
     if members == [row.sender] {
-        return part.map_or(Ok(()), |part| unread::read_up_to(w, row.sender, new.room, order, part));
+        if let Some(part) = part {
+            unread::read_up_to(w, row.sender, new.room, order, part)?;
+        }
+        return Ok(false);
     }
     let flat = push::Flat::new(&new.event);
     let seen = push::Room::new(&new.event, room.joined);
     let levels = OnceCell::new();
-    let mut outcomes = Vec::with_capacity(members.len());
+    let (mut outcomes, mut notifies) = (Vec::with_capacity(members.len()), false);
     for user in members {
         let outcome = match user == row.sender {
             true => Outcome::Own(part),
             false => {
-                let asked = Asked { get: w, new, user, levels: &levels, failed: Cell::new(None) };
-                outcome(&asked, here, &flat, &seen)?
+                let event = &new.event;
+                let asked = Asked { get: w, room: new.room, event, user, levels: &levels, failed: Cell::new(None) };
+                match outcome(&asked, &here.rules, &flat, &seen)? {
+                    push::Outcome { notify: false, .. } => Outcome::Quiet,
+                    push::Outcome { highlight: false, .. } => Outcome::Notify,
+                    push::Outcome { .. } => Outcome::Highlight,
+                }
             }
         };
+        notifies |= matches!(outcome, Outcome::Notify | Outcome::Highlight);
         outcomes.push((user, outcome));
     }
-    unread::count(w, new.room, order, thread, &outcomes)
+    unread::count(w, new.room, order, thread, &outcomes)?;
+    Ok(notifies)
+}
+
+/// What a user's push rules of today make of an event that is in a room.
+pub fn judge(get: &impl Get, rules: &Rules, room: RoomNum, event: &Event, user: UserNum) -> Result<push::Outcome> {
+    let joined = tables_room::get_of(get, room)?.joined;
+    let (flat, seen, levels) = (push::Flat::new(event), push::Room::new(event, joined), OnceCell::new());
+    let asked = Asked { get, room, event, user, levels: &levels, failed: Cell::new(None) };
+    outcome(&asked, rules, &flat, &seen)
 }
 
 /// What the push rules of a member make of an event of another.
-fn outcome<G: Get>(asked: &Asked<'_, G>, here: &Here, flat: &push::Flat, seen: &push::Room) -> Result<Outcome> {
+fn outcome<G: Get>(asked: &Asked<'_, G>, rules: &Rules, flat: &push::Flat, seen: &push::Room) -> Result<push::Outcome> {
     let (get, user) = (asked.get, asked.user);
-    if ignored::is_ignored(get, user, asked.new.event.sender().as_str())? {
-        return Ok(Outcome::Quiet);
+    if ignored::is_ignored(get, user, asked.event.sender().as_str())? {
+        return Ok(push::Outcome::default());
     }
     let user_id = user::id_of(get, user)?;
-    let Ok(id) = <&UserId>::try_from(user_id.as_str()) else { return Ok(Outcome::Quiet) };
-    let rules = here.rules.get(get, user, id)?;
+    let Ok(id) = <&UserId>::try_from(user_id.as_str()) else { return Ok(push::Outcome::default()) };
+    let rules = rules.get(get, user, id)?;
     let outcome = push::evaluate(&rules, flat, seen, id, asked);
     if let Some(failed) = asked.failed.take() {
         return Err(failed);
     }
-    Ok(match (outcome.notify, outcome.highlight) {
-        (false, _) => Outcome::Quiet,
-        (true, false) => Outcome::Notify,
-        (true, true) => Outcome::Highlight,
-    })
+    Ok(outcome)
 }
 
 /// What the rules of a member may ask for.
 struct Asked<'a, G> {
     get: &'a G,
-    new: &'a Append,
+    room: RoomNum,
+    event: &'a Event,
     user: UserNum,
     /// The same for all members.
     levels: &'a OnceCell<push::Levels>,
@@ -108,13 +137,15 @@ impl<G: Get> Asked<'_, G> {
 
 impl<G: Get> push::Lookup for Asked<'_, G> {
     fn display_name(&self) -> String {
-        let name = display_name(self.get, self.new, self.user);
+        let name = display_name(self.get, self.room, self.event.version(), self.user);
         self.found(name)
     }
 
     fn levels(&self) -> push::Levels {
-        let find =
-            || self.found(levels(self.get, self.new).map(Some)).unwrap_or_else(|| push::levels(&self.new.event, None));
+        let find = || {
+            self.found(levels(self.get, self.room, self.event).map(Some))
+                .unwrap_or_else(|| push::levels(self.event, None))
+        };
         self.levels.get_or_init(find).clone()
     }
 }
@@ -133,12 +164,12 @@ fn thread_of(get: &impl Get, new: &Append) -> Result<Option<EventNum>> {
 }
 
 /// The levels that push rules ask for.
-fn levels(get: &impl Get, new: &Append) -> Result<push::Levels> {
-    let version = new.event.version();
-    let view = StateView::present(get, new.room, version);
+fn levels(get: &impl Get, room: RoomNum, event: &Event) -> Result<push::Levels> {
+    let version = event.version();
+    let view = StateView::present(get, room, version);
     let (create, levels) = (readable(view.create())?, readable(view.power_levels())?);
     let powers = create.as_ref().map(|create| Powers::new(version, create, levels.as_deref()));
-    Ok(push::levels(&new.event, powers.as_ref()))
+    Ok(push::levels(event, powers.as_ref()))
 }
 
 /// State that cannot be read counts as absent.
@@ -151,9 +182,9 @@ fn readable<T>(state: Result<Option<T>, Error>) -> Result<Option<T>> {
 }
 
 /// A member's display name in the room, else the name in their id.
-fn display_name(get: &impl Get, new: &Append, user: UserNum) -> Result<String> {
-    if let Some(member) = user_room::mine(get, user, new.room)?.and_then(|mine| mine.event)
-        && let Some(name) = name_in(&load(get, new.event.version(), member)?)
+fn display_name(get: &impl Get, room: RoomNum, version: &'static RoomVersion, user: UserNum) -> Result<String> {
+    if let Some(member) = user_room::mine(get, user, room)?.and_then(|mine| mine.event)
+        && let Some(name) = name_in(&load(get, version, member)?)
     {
         return Ok(name);
     }

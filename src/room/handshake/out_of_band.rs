@@ -19,7 +19,7 @@ use crate::store::tables::room::user_room::Mine;
 use crate::store::tables::room::{self, Status};
 use crate::store::tables::room::{join, user_room};
 use crate::store::tables::user::{self, account_data};
-use crate::store::{Change, Get, Position, RoomNum, UserNum, Write};
+use crate::store::{Change, Get, Position, Push, RoomNum, UserNum, Write};
 
 /// Open invites of one user: from servers that share a room with us, and from unknown servers. Beyond that an eighth of
 /// them is removed: of the servers that sent most, the oldest.
@@ -85,7 +85,7 @@ pub async fn record(
             };
             user_room::set_mine(w, user, num, &mine)?;
             user_room::set_stripped(w, user, num, Some(&stripped))?;
-            w.announce(Change { users: vec![user], room: Some(num), ..Change::default() });
+            w.announce(Change { users: vec![user], room: Some(num), push: Push::Notified, ..Change::default() });
             Ok(())
         })
         .await
@@ -177,7 +177,7 @@ fn remove_rows(w: &mut Write<'_>, user: UserNum, num: RoomNum, leave: Option<&Le
     let mine = Mine { membership: Membership::Leave, since, before: Some(old.membership), ..old };
     user_room::set_mine(w, user, num, &mine)?;
     user_room::set_stripped(w, user, num, leave.map(|leave| &leave.0[..]))?;
-    w.announce(Change { users: vec![user], room: Some(num), ..Change::default() });
+    w.announce(Change { users: vec![user], room: Some(num), push: Push::Read, ..Change::default() });
     Ok(())
 }
 

@@ -106,6 +106,7 @@ pub(super) fn forget(w: &mut Write<'_>, user: UserNum, device_id: &str) -> Resul
     if device::is_dehydrated(w, user, device_id)? {
         device::remove_dehydrated(w, user)?;
     }
+    table::pusher::remove_device(w, user, device_id)?;
     Ok(device::remove(w, user, device_id)?)
 }
 

@@ -10,10 +10,11 @@
 //! apart, with places of its own, until all of them are read.
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 
 use crate::store::row_encoding::{Unpack, put_i64, put_u64};
 use crate::store::schema::UNREAD;
-use crate::store::{Error, Get, Result, Write};
+use crate::store::{Change, Error, Get, Push, Result, Write};
 use crate::store::{EventNum, RoomNum, UserNum};
 
 /// Places kept in a row. At three to six bytes each, a row stays below a kilobyte.
@@ -275,8 +276,12 @@ pub fn count(
             continue;
         }
         let mut unread = seen_by(was.as_ref(), &before);
+        let had = unread.notifications;
         match outcome {
-            Outcome::Own(part) => part.into_iter().for_each(|part| unread.read_up_to(order, part)),
+            Outcome::Own(part) => {
+                part.into_iter().for_each(|part| unread.read_up_to(order, part));
+                announce_read(w, user, room, had, unread.notifications);
+            }
             Outcome::Quiet => {}
             Outcome::Notify => unread.add(Place { order, highlight: false, thread }),
             Outcome::Highlight => unread.add(Place { order, highlight: true, thread }),
@@ -306,7 +311,9 @@ pub fn read_up_to(w: &mut Write, user: UserNum, room: RoomNum, order: i64, part:
     }
     let of_room = of_room(w, room)?;
     let mut unread = seen_by(was.as_ref(), &of_room);
+    let before = unread.notifications;
     unread.read_up_to(order, part);
+    announce_read(w, user, room, before, unread.notifications);
     let follows = follows(&was);
     set(w, user, room, was, unread, &of_room, follows)
 }
@@ -335,10 +342,56 @@ fn set(
     }
 }
 
+/// The badge of a user's phone may be another one now.
+fn announce_read(w: &mut Write, user: UserNum, room: RoomNum, before: u64, after: u64) {
+    if after < before {
+        let (users, room) = (vec![user], Some(room));
+        w.announce(Change { users, room, only_room: true, push: Push::Read, ..Change::default() });
+    }
+}
+
 /// Clears the count: the user left, or the room is removed.
 pub fn clear(w: &mut Write, user: UserNum, room: RoomNum) -> Result<()> {
-    w.remove(&UNREAD, &key(user, room))?;
+    let was = w.remove(&UNREAD, &key(user, room))?;
+    announce_read(w, user, room, was.into(), 0);
     Ok(())
+}
+
+/// The place of the first unread event of a user in a room behind a place, among those kept.
+pub fn first_after(get: &impl Get, user: UserNum, room: RoomNum, order: i64) -> Result<Option<i64>> {
+    let unread = self::get(get, user, room)?;
+    Ok(unread.places.iter().map(|place| place.order).find(|place| *place > order))
+}
+
+impl Unread {
+    /// Whether a counted event is read, as far as the places tell.
+    pub fn has_read(&self, order: i64) -> bool {
+        let is_kept = self.places.iter().any(|place| place.order == order);
+        let is_further_back = self.further_back().0 > 0 && self.places.first().is_some_and(|first| order < first.order);
+        !is_kept && !is_further_back
+    }
+}
+
+/// Visits the rooms in which a user has unread events that notify, with the place of the first behind `order`, if there
+/// is one. Two rows for each room in which anything was ever counted for the user.
+pub fn list_of_user(
+    get: &impl Get,
+    user: UserNum,
+    order: i64,
+    visit: &mut dyn FnMut(RoomNum, Option<i64>) -> Result<ControlFlow<()>>,
+) -> Result<()> {
+    get.prefix(&UNREAD, &user.to_key(), &mut |row, value| {
+        let corrupt = || Error::corrupt(&UNREAD, row);
+        let room = row.get(4..).and_then(RoomNum::from_key).ok_or_else(corrupt)?;
+        let unread = match Own::decode(value).ok_or_else(corrupt)? {
+            Own::Apart(unread) => unread,
+            Own::Since { read, highlights } => of_room(get, room)?.since(read, highlights),
+        };
+        if unread.notifications == 0 {
+            return Ok(ControlFlow::Continue(()));
+        }
+        visit(room, unread.places.iter().map(|place| place.order).find(|place| *place > order))
+    })
 }
 
 #[cfg(test)]
