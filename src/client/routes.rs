@@ -144,6 +144,8 @@ fn reading(router: &mut Router, client: &Arc<Client>) {
     router
         .surface(client)
         .under(&R0_V3, Method::GET, "/sync", sync::v3::sync)
+        .post("/_matrix/client/unstable/org.matrix.simplified_msc3575/sync", sync::sliding::unstable)
+        .post("/_matrix/client/v4/sync", sync::sliding::v4)
         .under(&R0_V3, Method::GET, "/rooms/{room_id}/event/{event_id}", timeline::event)
         .under(&R0_V3, Method::GET, "/rooms/{room_id}/messages", timeline::messages)
         .under(&R0_V3, Method::GET, "/rooms/{room_id}/context/{event_id}", timeline::context)

@@ -67,10 +67,12 @@ pub use read::relations::{Related, Threads};
 pub use read::state::MemberQuery;
 #[cfg(test)]
 pub use read::sync::RECEIPTS_MAX;
-pub use read::sync::{DeltaQuery, ReadMark, SyncView, UserRoom};
+pub use read::sync::{
+    Activity, DeltaQuery, Hero, Reach, ReadMark, RoomDelta, StateMoved, StateQuery, StateWish, SyncView, UserRoom,
+};
 pub use read::timeline::Paging;
-pub use read::token::SyncToken;
 pub use read::token::Token;
+pub use read::token::{SlidingToken, SyncToken};
 pub use read::{ANSWER_BYTES, PAGE_EVENTS_MAX, Reader, RoomView};
 pub use receive::TIME_MAX as RECEIVE_TIME_MAX;
 pub use send::Sending;

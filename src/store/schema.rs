@@ -123,6 +123,12 @@ pub const PUSHER_STATUS: Table = table(
 pub const PUSHER_RETRY: Table =
     table("pusher_retry", "user", "u64 when to try again, key of pusher → nothing; only while its gateway fails");
 pub const FILTER: Table = table("filter", "user", "UserNum, u32 → JSON sync filter");
+pub const SLIDING_CONNECTION: Table =
+    table("sliding_connection", "user", "UserNum, device id, 0, its Position → conn_id, its last two answers");
+pub const SLIDING_ROOM: Table =
+    table("sliding_room", "user", "UserNum, device id, 0, connection, RoomNum → what it was told, and by which answer");
+pub const SLIDING_STATE: Table =
+    table("sliding_state", "user", "UserNum, device id, 0, connection, hash64 → the required state with that hash");
 
 // ---- media (tables/media.rs); the files lie beside the database
 pub const MEDIA: Table = table("media", "media", "server name, 0, media id → JSON Media");
@@ -245,6 +251,9 @@ pub const TABLES: &[&Table] = &[
     &PUSHER_KEY,
     &PUSHER_STATUS,
     &PUSHER_RETRY,
+    &SLIDING_CONNECTION,
+    &SLIDING_ROOM,
+    &SLIDING_STATE,
     &MEDIA,
     &MEDIA_FILE,
     &MEDIA_USED,

@@ -5,11 +5,12 @@
 //!
 //! Lowest floor first: `lookup.rs` (users by id), `sharing.rs` (users who share rooms), `settings/` (account data,
 //! filters, push rules), `device/` (devices, keys, to-device messages), `account/` (passwords, sessions, profiles, the
-//! user directory), `sync.rs`.
+//! user directory), `sync.rs`, `sliding.rs` (connections of sliding syncs).
 
 mod account;
 mod sharing;
 mod device;
+mod sliding;
 mod sync;
 
 use std::sync::Arc;
@@ -37,6 +38,7 @@ pub use device::remote_list::News;
 pub use device::to_device::{Messages, Txn};
 pub use settings::push_rules::NewRule;
 pub use settings::pushers::SetPusher;
+pub use sliding::{Answer, NOTED_ROOMS, Noted, STATE_BYTES_MAX, SlidingConnection, Told};
 pub use sync::{ProfileQuery, UserSync};
 
 /// The parts the accounts are built from.

@@ -58,7 +58,7 @@ impl Known {
 
     /// Forgets what a new account has nothing to do with.
     pub fn begin_anew(&mut self) {
-        for kind in ["sync", "filter_id", "device_id", "rule_id", "home"] {
+        for kind in ["sync", "pos", "filter_id", "device_id", "rule_id", "home"] {
             self.pools.remove(kind);
         }
     }
@@ -105,6 +105,10 @@ impl Known {
             "room_id" | "replacement_room" => self.note("room_id", text),
             "next_batch" => {
                 self.note("sync", text);
+                self.note("page", text);
+            }
+            "pos" => {
+                self.note("pos", text);
                 self.note("page", text);
             }
             "prev_batch" | "start" | "end" => self.note("page", text),
@@ -169,6 +173,7 @@ impl Known {
             }
             "device_id" => self.pooled("device_id", random).unwrap_or_else(|| "DEVICE".to_owned()),
             "sync" => self.pooled("sync", random).unwrap_or_default(),
+            "pos" => self.pooled("pos", random).unwrap_or_default(),
             "page" => self.pooled("page", random).unwrap_or_default(),
             "filter_id" => self.pooled("filter_id", random).unwrap_or_else(|| "1".to_owned()),
             "session" => self.pooled("session", random).unwrap_or_default(),

@@ -55,6 +55,7 @@ impl Endpoint {
 
 const BARE: &[&str] = &[""];
 const V1: &[&str] = &["/_matrix/client/v1"];
+const SLIDING: &[&str] = &["/_matrix/client/unstable/org.matrix.simplified_msc3575/sync", "/_matrix/client/v4/sync"];
 const V3: &[&str] = &["/_matrix/client/r0", "/_matrix/client/v3"];
 const FIELDS: &[&str] = &["/_matrix/client/r0", "/_matrix/client/v3", "/_matrix/client/unstable/uk.tcpip.msc4133"];
 const SIGNING: &[&str] = &["/_matrix/client/r0", "/_matrix/client/v3", "/_matrix/client/unstable"];
@@ -83,6 +84,10 @@ const fn put(prefixes: &'static [&'static str], path: &'static str, body: Holds)
 }
 
 const EMPTY: Holds = Json(&["{}"]);
+const LISTS: Holds = Json(&[
+    r#"{"conn_id":"a","lists":{"all":{"ranges":[[0,19]],"timeline_limit":"<<number>>","required_state":[["m.room.name",""],["m.room.member","$LAZY"],["m.room.member","$ME"],["m.space.child","*"]],"include_heroes":true,"filters":{"is_invite":false,"not_room_types":["m.space"]}}},"room_subscriptions":{"<room_id>":{"timeline_limit":20,"required_state":[["*","*"]]}},"extensions":{"to_device":{"enabled":true,"since":"<sync>","limit":"<<number>>"},"e2ee":{"enabled":true},"account_data":{"enabled":true,"lists":["*"],"rooms":["<room_id>"]},"receipts":{"enabled":true},"typing":{"enabled":true}}}"#,
+    r#"{"conn_id":"<text>","pos":"<pos>","timeout":0,"lists":{"a":{"range":[0,"<<number>>"],"timeline_limit":1,"required_state":{"include":[{},{"type":"m.room.member","state_key":"<user_id>"}],"exclude":[{"type":"m.room.create"}],"lazy_members":true},"filters":{"is_dm":true,"is_encrypted":false,"room_types":[null,"m.space"],"tags":["m.favourite"],"not_tags":["m.lowpriority"],"spaces":["<room_id>"],"is_invited":true}},"b":{"timeline_limit":0,"required_state":{}}}}"#,
+]);
 const REASON: Holds = Json(&[r#"{"reason":"<text>"}"#]);
 const TARGET: Holds =
     Json(&[r#"{"user_id":"<user_id>","reason":"<text>"}"#, r#"{"user_id":"<their_user>","reason":"<text>"}"#]);
@@ -278,6 +283,7 @@ pub const TABLE: &[Endpoint] = &[
     get(V3, "/pushers"),
     post(V3, "/pushers/set", PUSHER),
     // Reading.
+    post(SLIDING, "", LISTS).asks("pos=pos&timeout=wait&set_presence=presence").weighs(12),
     get(V3, "/sync").asks("since=sync&timeout=wait&filter=filter&full_state=bool&set_presence=presence&use_state_after=bool").weighs(16),
     get(V3, "/rooms/{room_id}/event/{event_id}").weighs(4),
     get(V3, "/rooms/{room_id}/messages").asks("from=page&to=page&dir=dir&limit=number&filter=filter_text").weighs(8),

@@ -46,6 +46,7 @@ const FLOORS: &[Floors] = &[
             ("device", "lookup sharing"),
             ("account", "lookup sharing device"),
             ("sync", "lookup sharing device settings"),
+            ("sliding", "lookup"),
         ],
     },
     Floors { folder: "store/tables", may_name: &[("user", ""), ("server", ""), ("media", ""), ("room", "user")] },

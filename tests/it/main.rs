@@ -12,6 +12,7 @@ mod floors;
 mod http;
 mod rooms;
 mod server;
+mod sliding;
 mod sync;
 mod keys;
 mod media;

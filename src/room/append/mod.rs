@@ -9,13 +9,13 @@ use ruma::UserId;
 use super::state;
 use super::state::event::id_in;
 use super::state::fork::Current;
-use crate::matrix::Event;
+use crate::matrix::{Event, json};
 use crate::store::schema::EVENT;
 use crate::store::tables::room::current_state::{self as tables_current_state, NewState};
 use crate::store::tables::room::event;
 use crate::store::tables::room::event_row::{Flags, Kind, Membership, Row};
 use crate::store::tables::room::txn;
-use crate::store::tables::room::{self, Room};
+use crate::store::tables::room::{self, Room, Sort};
 use crate::store::tables::room::{state_tree, timeline};
 use crate::store::tables::user;
 use crate::store::{Change, Error, EventNum, Get, Position, Result, RoomNum, UserNum, Write};
@@ -104,6 +104,10 @@ pub fn append(w: &mut Write<'_>, here: &Here, new: Append) -> Result<Done> {
         wake = change_state(w, here, &mut room, &new, num, &row, at)?;
         add_local_joined(w, new.room, &mut wake)?;
         room.latest = at;
+        if BUMPS.contains(&new.event.kind()) {
+            room.bump = at;
+        }
+        note_sort(w, &mut room)?;
     }
     // A message follows all that is there and changes no state.
     let only_room = row.state_key.is_none() && matches!(new.current, Current::Follow | Current::Keep);
@@ -120,6 +124,27 @@ pub fn append(w: &mut Write<'_>, here: &Here, new: Append) -> Result<Done> {
     room::put(w, new.room, &room)?;
     w.announce(change);
     Ok(Done { num, order: row.order, at })
+}
+
+/// The types of events for which people look into a room (MSC4186, `bump_stamp`).
+const BUMPS: [&str; 7] = [
+    "m.room.create",
+    "m.room.message",
+    "m.room.encrypted",
+    "m.sticker",
+    "m.call.invite",
+    "m.poll.start",
+    "m.beacon_info",
+];
+
+/// Notes once what the room is for: a create event never changes.
+fn note_sort(get: &impl Get, room: &mut Room) -> Result<()> {
+    if let (Sort::Unknown, Some(create)) = (room.sort, room.create) {
+        let body = event::shown(get, &event::row_of(get, create)?)?;
+        let room_type = json::read::get_path(&body, &["content", "type"]).and_then(json::read::text);
+        room.sort = Sort::of(room_type.as_deref());
+    }
+    Ok(())
 }
 
 fn stored(get: &impl Get, new: &Append) -> Result<Option<(EventNum, Row)>> {

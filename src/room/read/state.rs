@@ -137,7 +137,7 @@ impl RoomView {
     }
 
     /// Visits the events of a state; without the members' when that is known before an event is read.
-    fn list_state(&self, root: Root, without_members: bool, visit: ListVisitor) -> store::Result<()> {
+    pub(super) fn list_state(&self, root: Root, without_members: bool, visit: ListVisitor) -> store::Result<()> {
         if self.room.state == Some(root) {
             return self.list_present(without_members, visit);
         }

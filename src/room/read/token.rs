@@ -7,11 +7,12 @@ use crate::store::Position;
 pub struct Token(pub i64);
 
 impl Token {
-    /// Also parses a sync token, which then stands for the end of the timeline.
+    /// Also parses the token of a sync of any kind, which then stands for the end of the timeline.
     pub fn parse(text: &str) -> Option<Token> {
         match text.split_at_checked(1)? {
             ("t", order) => order.parse().ok().map(Token),
             ("s", _) => SyncToken::parse(text).map(|since| Token(since.at.0 as i64)),
+            ("p", _) => SlidingToken::parse(text).map(|pos| Token(pos.at.0 as i64)),
             _ => None,
         }
     }
@@ -51,20 +52,60 @@ impl std::fmt::Display for SyncToken {
     }
 }
 
+/// The `pos` of a sliding sync: the number of the answer that the connection remembers, and up to where the app was told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SlidingToken {
+    /// 0 for a connection of which nothing is remembered.
+    pub num: Position,
+    pub at: Position,
+    pub typing: u64,
+    /// Up to here every room that the connection was told of was told whole, whatever is remembered of it.
+    pub complete: Position,
+}
+
+impl SlidingToken {
+    pub fn parse(text: &str) -> Option<SlidingToken> {
+        let mut parts = text.strip_prefix('p')?.split('_');
+        let mut number = || parts.next()?.parse::<u64>().ok();
+        let (num, at, typing) = (Position(number()?), Position(number()?), number()?);
+        let complete = match parts.next() {
+            Some(complete) => Position(complete.parse().ok()?),
+            None => at,
+        };
+        (parts.next().is_none() && complete <= at).then_some(SlidingToken { num, at, typing, complete })
+    }
+}
+
+impl std::fmt::Display for SlidingToken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "p{}_{}_{}", self.num, self.at, self.typing)?;
+        match self.complete < self.at {
+            true => write!(f, "_{}", self.complete),
+            false => Ok(()),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn any_bytes_are_a_token_or_none() {
-        crate::base::any_bytes::any_bytes(&[b"t-5", b"s12_3_4", b"s9_0", b"t9223372036854775807"], |bytes| {
-            let text = String::from_utf8_lossy(bytes);
-            if let Some(token) = Token::parse(&text) {
-                assert_eq!(Token::parse(&token.to_string()), Some(token));
-            }
-            if let Some(token) = SyncToken::parse(&text) {
-                assert_eq!(SyncToken::parse(&token.to_string()), Some(token));
-            }
-        });
+        crate::base::any_bytes::any_bytes(
+            &[b"t-5", b"s12_3_4", b"s9_0", b"p7_9_0_4", b"t9223372036854775807"],
+            |bytes| {
+                let text = String::from_utf8_lossy(bytes);
+                if let Some(token) = Token::parse(&text) {
+                    assert_eq!(Token::parse(&token.to_string()), Some(token));
+                }
+                if let Some(token) = SlidingToken::parse(&text) {
+                    assert_eq!(SlidingToken::parse(&token.to_string()), Some(token));
+                }
+                if let Some(token) = SyncToken::parse(&text) {
+                    assert_eq!(SyncToken::parse(&token.to_string()), Some(token));
+                }
+            },
+        );
     }
 }

@@ -107,6 +107,7 @@ pub(super) fn forget(w: &mut Write<'_>, user: UserNum, device_id: &str) -> Resul
         device::remove_dehydrated(w, user)?;
     }
     table::pusher::remove_device(w, user, device_id)?;
+    table::sliding::remove_device(w, user, device_id)?;
     Ok(device::remove(w, user, device_id)?)
 }
 

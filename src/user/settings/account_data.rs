@@ -25,8 +25,8 @@ const DEPTH_MAX: u32 = json::EVENT_DEPTH_MAX;
 const TYPE_BYTES_MAX: usize = 255;
 const TAGS_MAX: usize = 100;
 
-pub(super) const TAG: &str = "m.tag";
-pub(super) const DIRECT: &str = "m.direct";
+pub(in crate::user) const TAG: &str = "m.tag";
+pub(in crate::user) const DIRECT: &str = "m.direct";
 const IGNORED: &str = "m.ignored_user_list";
 
 impl Users {

@@ -2,13 +2,17 @@
 //! As of one snapshot. The layout stands in `client/sync/`; only lists of users, which may be long, are written here.
 //! `profiles.rs`: whose profiles changed.
 
+use std::borrow::Cow;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
+use serde_json::value::RawValue;
+
 use super::device::keys::FALLBACK_KEYS_MAX;
+use super::settings::account_data::{DIRECT, TAG};
 use super::{Error, Requester, Users, sharing};
 use crate::base::{ChunkError, ChunkWriter, comma};
-use crate::matrix::json;
+use crate::matrix::json::{self, partial};
 use crate::matrix::push::default_rules;
 use crate::store::tables::room::event;
 use crate::store::tables::room::event_row::{Kind, Membership, Root};
@@ -144,6 +148,62 @@ impl UserSync {
             return Ok(Some(push_rule::to_json(&push_rule::get(&*self.read, self.user, defaults)?)));
         }
         Ok(account_data::get(&*self.read, self.user, room.unwrap_or(GLOBAL), kind)?)
+    }
+
+    /// The user's direct chats, in order: the rooms in `m.direct` that are known here. Bounded by the size of an entry, some
+    /// thousand rooms of 4 bytes.
+    pub fn direct_rooms(&self) -> Result<Vec<RoomNum>, Error> {
+        let mut rooms = Vec::new();
+        let Some(content) = account_data::get(&*self.read, self.user, GLOBAL, DIRECT)? else { return Ok(rooms) };
+        let mut failed = None;
+        let read = partial::each_member(&content, &mut |_, of_user| {
+            let each = &mut |id: &str| {
+                rooms.extend(room::num(&*self.read, id)?);
+                Ok::<_, store::Error>(())
+            };
+            for id in serde_json::from_str::<Vec<Cow<'_, str>>>(of_user.get())? {
+                if let Err(wrong) = each(&id) {
+                    failed = Some(wrong);
+                }
+            }
+            Ok::<_, serde_json::Error>(())
+        });
+        if let Some(failed) = failed {
+            return Err(failed.into());
+        }
+        // What an older version stored may have another shape: then nobody is chatted with.
+        if read.is_err() {
+            rooms.clear();
+        }
+        rooms.sort_unstable();
+        rooms.dedup();
+        Ok(rooms)
+    }
+
+    /// Whether the list of direct chats was changed since the position that the app knows.
+    pub fn has_direct_changed(&self) -> Result<bool, Error> {
+        let mut changed = self.since.is_none();
+        if !self.quiet && !changed {
+            account_data::changes(&*self.read, self.user, self.since(), self.now, &mut |room, kind| {
+                changed |= room == GLOBAL && kind == DIRECT;
+                Ok(if changed { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+            })?;
+        }
+        Ok(changed)
+    }
+
+    /// The user's tags of a room, of which an app may have at most a hundred.
+    pub fn tags(&self, room: RoomNum) -> Result<Vec<String>, Error> {
+        let content = account_data::get(&*self.read, self.user, room, TAG)?.unwrap_or_default();
+        let mut tags = Vec::new();
+        if let Some(all) = partial::member::<Box<RawValue>>(&content, "tags") {
+            let read = partial::each_member(all.get().as_bytes(), &mut |tag, _| {
+                tags.push(tag.to_owned());
+                Ok::<_, serde_json::Error>(())
+            });
+            read.ok();
+        }
+        Ok(tags)
     }
 
     fn stored_types(&self, room: RoomNum, whole: bool) -> store::Result<Vec<String>> {

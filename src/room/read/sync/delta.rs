@@ -163,6 +163,45 @@ impl RoomView {
 }
 
 impl RoomDelta {
+    /// Whether the whole state is told, not only the changes.
+    pub(super) fn is_whole(&self) -> bool {
+        self.whole
+    }
+
+    /// The state the app knows.
+    pub(super) fn known(&self) -> Option<Root> {
+        self.known
+    }
+
+    /// The state at the end.
+    pub(super) fn end(&self) -> Option<Root> {
+        self.end
+    }
+
+    /// Whether the timeline has no events.
+    pub fn is_empty(&self) -> bool {
+        self.page.events.is_empty()
+    }
+
+    /// Whether the state differs from the one the app knows.
+    pub fn has_moved(&self) -> bool {
+        self.known != self.end
+    }
+
+    /// The number of the timeline's events that came after a position.
+    pub fn live(&self, since: Position) -> usize {
+        self.page.events.iter().rev().take_while(|(order, _)| *order > since.0 as i64).count()
+    }
+
+    /// The users of whom the timeline's member events are, whoever sent them. Bounded by the timeline.
+    pub fn targets(&self, room: &RoomView) -> Result<Vec<UserNum>> {
+        let mut targets = Vec::new();
+        for (_, num) in &self.page.events {
+            targets.extend(event::row_of(&*room.read, *num)?.member.map(|(_, target)| target));
+        }
+        Ok(targets)
+    }
+
     /// Writes the timeline's events. Answers their senders.
     pub async fn write_timeline(&self, pen: &ChunkWriter, room: &mut RoomView) -> Result<Vec<UserNum>, ChunkError> {
         room.write_events(pen, &self.page.events).await

@@ -8,7 +8,8 @@
 //! The layout of an answer stands in `client/sync/`. Here only the items of long lists are written, with commas between
 //! them and a pause after each: a room decides how many there are.
 //!
-//! This file: which rooms there are, and which of them have news. `delta.rs`: timeline and state. `summary.rs`: counts,
+//! This file: which rooms there are, and which of them have news. `activity.rs`: their order, and what lists of them are
+//! filtered by. `delta.rs`: timeline and state. `required.rs`: the part of the state that is asked for. `summary.rs`: counts,
 //! heroes, and what users outside are shown. `read_marks.rs`: receipts, typing, unread counts.
 
 use std::sync::Arc;
@@ -22,20 +23,25 @@ use crate::room::error::Result;
 use crate::room::ignored::{self, Ignored};
 use crate::room::state::stripped::read_stripped;
 use crate::store::schema::ROOM;
-use crate::store::tables::room::event_row::{Kind, Membership};
+use crate::store::tables::room::event_row::{Kind, Membership, Root};
 use crate::store::tables::room::user_room::Mine;
 use crate::store::tables::room::{self, current_state, event, state_tree, user_room};
 use crate::store::tables::user;
 use crate::store::{self, EventNum, Get, Position, Read, RoomNum, UserNum};
 
+mod activity;
 mod delta;
 mod read_marks;
+mod required;
 mod summary;
 
-pub use delta::DeltaQuery;
+pub use activity::Activity;
+pub use delta::{DeltaQuery, RoomDelta};
 #[cfg(test)]
 pub use read_marks::RECEIPTS_MAX;
 pub use read_marks::ReadMark;
+pub use required::{Reach, StateMoved, StateQuery, StateWish};
+pub use summary::Hero;
 
 /// One app's view of all its rooms, in one snapshot.
 #[derive(Clone)]
@@ -174,6 +180,14 @@ impl SyncView {
             ..Format::default()
         };
         Ok(RoomView::new(&self.rooms, self.read.clone(), room, self.reader.user_id.as_str(), format)?)
+    }
+}
+
+/// The event of a state for a type and key.
+fn present_in(read: &Read, root: Option<Root>, kind: &str, state_key: &str) -> store::Result<Option<EventNum>> {
+    match (root, state_tree::key(read, kind, state_key)?) {
+        (Some(root), Some(key)) => state_tree::get(read, root, key),
+        _ => Ok(None),
     }
 }
 

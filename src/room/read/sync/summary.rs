@@ -24,6 +24,14 @@ pub struct Summary {
     pub heroes: Option<Vec<String>>,
 }
 
+/// A member that stands for the name of a room without one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hero {
+    pub user_id: String,
+    pub displayname: Option<String>,
+    pub avatar_url: Option<String>,
+}
+
 impl RoomView {
     /// The room's summary as of the snapshot.
     pub fn summary(&self) -> Result<Summary> {
@@ -42,6 +50,11 @@ impl RoomView {
                 return Ok(None);
             }
         }
+        self.first_members().map(Some)
+    }
+
+    /// The first members of a room beside the reader, at most [`HEROES`]: those who are there, else those who were.
+    fn first_members(&self) -> store::Result<Vec<UserNum>> {
         let mut heroes = Vec::new();
         let present = [Membership::Join, Membership::Invite];
         for membership in present.into_iter().chain([Membership::Leave, Membership::Ban]) {
@@ -55,7 +68,26 @@ impl RoomView {
                 Ok(until(heroes.len() == HEROES))
             })?;
         }
-        Ok(Some(heroes))
+        Ok(heroes)
+    }
+
+    /// The numbers of joined and invited members.
+    pub fn counts(&self) -> (u64, u64) {
+        (self.room.joined, self.room.invited)
+    }
+
+    /// The first members beside the reader as their member events show them: at most five, whether the room has a name or
+    /// not.
+    pub fn hero_profiles(&self) -> Result<Vec<Hero>> {
+        let mut heroes = Vec::new();
+        for user in self.first_members()? {
+            let user_id = user::id_of(&*self.read, user)?;
+            let Some(num) = present(&self.read, self.num, "m.room.member", &user_id)? else { continue };
+            let content = event_json::content(&*self.read, &event::row_of(&*self.read, num)?)?;
+            let text = |field| json::read::get_text(&content, field).map(|text| text.into_owned());
+            heroes.push(Hero { user_id, displayname: text("displayname"), avatar_url: text("avatar_url") });
+        }
+        Ok(heroes)
     }
 
     /// Writes the user's own member event, if it is here and the filter wants it. Of an invite or knock from outside that

@@ -45,6 +45,46 @@ impl Status {
     }
 }
 
+/// What a room is for, as far as its `m.room.create` tells: its type is read without the event.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Sort {
+    /// Not known without the event.
+    #[default]
+    Unknown = 0,
+    /// A room without a type.
+    Plain = 1,
+    Space = 2,
+    /// A room of another type.
+    Other = 3,
+}
+
+impl Sort {
+    /// The sort of a room whose create event has a type.
+    pub fn of(room_type: Option<&str>) -> Sort {
+        match room_type {
+            None => Sort::Plain,
+            Some(SPACE) => Sort::Space,
+            Some(_) => Sort::Other,
+        }
+    }
+
+    /// The type in the create event, when it follows.
+    pub fn room_type(self) -> Option<Option<&'static str>> {
+        match self {
+            Sort::Plain => Some(None),
+            Sort::Space => Some(Some(SPACE)),
+            Sort::Unknown | Sort::Other => None,
+        }
+    }
+
+    fn from_code(code: u8) -> Option<Sort> {
+        [Sort::Unknown, Sort::Plain, Sort::Space, Sort::Other].into_iter().find(|sort| *sort as u8 == code)
+    }
+}
+
+const SPACE: &str = "m.space";
+
 /// A part of the timeline that is missing and may be fetched: its events get orders from `next` down to `bottom`, both
 /// left out, the newest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,6 +124,9 @@ pub struct Room {
     pub bytes: u64,
     /// When something in the room's timeline or state last changed.
     pub latest: Position,
+    /// When an event last came for which people look into a room; what `latest` was for a row of an earlier version.
+    pub bump: Position,
+    pub sort: Sort,
     /// The lowest order in its timeline: the next event from before our history goes below it.
     pub min_order: i64,
     /// The present depth: the next event gets one more than this.
@@ -112,6 +155,8 @@ impl Room {
             events: 0,
             bytes: 0,
             latest: Position(0),
+            bump: Position(0),
+            sort: Sort::Unknown,
             min_order: 0,
             depth: 0,
             holes: Vec::new(),
@@ -120,7 +165,7 @@ impl Room {
 
     fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(160);
-        out.push(self.status as u8 | if self.public { 0x80 } else { 0 });
+        out.push(self.status as u8 | HAS_BUMP | if self.public { PUBLIC } else { 0 });
         put_bytes(&mut out, self.id.as_bytes());
         put_bytes(&mut out, self.version.as_bytes());
         put_u64(&mut out, self.create.map_or(0, |num| num.0.into()));
@@ -133,6 +178,8 @@ impl Room {
             put_u64(&mut out, number);
         }
         put_i64(&mut out, self.min_order);
+        put_u64(&mut out, self.bump.0);
+        out.push(self.sort as u8);
         for hole in &self.holes {
             put_i64(&mut out, hole.bottom);
             put_i64(&mut out, hole.next);
@@ -152,8 +199,8 @@ impl Room {
         let mut room = Room {
             id,
             version,
-            status: Status::from_code(first & 0x7f)?,
-            public: first & 0x80 != 0,
+            status: Status::from_code(first & !(PUBLIC | HAS_BUMP))?,
+            public: first & PUBLIC != 0,
             create,
             extremities,
             state,
@@ -162,15 +209,51 @@ impl Room {
             events: unpack.u64()?,
             bytes: unpack.u64()?,
             latest: Position(unpack.u64()?),
+            bump: Position(0),
+            sort: Sort::Unknown,
             depth: unpack.u64()?,
             min_order: unpack.i64()?,
             holes: Vec::new(),
         };
+        room.bump = room.latest;
+        if first & HAS_BUMP != 0 {
+            (room.bump, room.sort) = (Position(unpack.u64()?), Sort::from_code(unpack.u8()?)?);
+        }
         while !unpack.is_empty() {
             room.holes.push(Hole { bottom: unpack.i64()?, next: unpack.i64()? });
         }
         Some(room)
     }
+}
+
+/// Bits beside the status.
+const PUBLIC: u8 = 0x80;
+/// The row has `bump` and `sort`.
+const HAS_BUMP: u8 = 0x40;
+
+/// The numbers of a row that [`activity`] and [`sort`] ask for, without the rest.
+fn decode_activity(row: &[u8]) -> Option<(Position, Position, Sort)> {
+    let mut unpack = Unpack::new(row);
+    let first = unpack.u8()?;
+    // Id, version, create event.
+    unpack.bytes()?;
+    unpack.bytes()?;
+    unpack.u64()?;
+    for _ in 0..unpack.u64()? {
+        unpack.u64()?;
+    }
+    // State; joined, invited, events, bytes.
+    for _ in 0..5 {
+        unpack.u64()?;
+    }
+    let latest = Position(unpack.u64()?);
+    // Depth and the lowest order.
+    unpack.u64()?;
+    unpack.i64()?;
+    Some(match first & HAS_BUMP {
+        0 => (latest, latest, Sort::Unknown),
+        _ => (latest, Position(unpack.u64()?), Sort::from_code(unpack.u8()?)?),
+    })
 }
 
 /// The state a packed row names.
@@ -214,6 +297,22 @@ pub fn id(get: &impl Get, num: RoomNum) -> Result<Option<String>> {
         return Err(Error::corrupt(&ROOM, &num.to_key()));
     }
     Ok(id)
+}
+
+/// When something in a room last changed, and when an event last came for which people look into it.
+pub fn activity(get: &impl Get, num: RoomNum) -> Result<(Position, Position)> {
+    activity_row(get, num).map(|(latest, bump, _)| (latest, bump))
+}
+
+/// What a room is for.
+pub fn sort(get: &impl Get, num: RoomNum) -> Result<Sort> {
+    activity_row(get, num).map(|(_, _, sort)| sort)
+}
+
+fn activity_row(get: &impl Get, num: RoomNum) -> Result<(Position, Position, Sort)> {
+    let mut found = None;
+    get.with(&ROOM, &num.to_key(), &mut |row| found = decode_activity(row))?;
+    found.ok_or_else(|| Error::corrupt(&ROOM, &num.to_key()))
 }
 
 /// The row of a room that one of our own rows mentions.
@@ -270,8 +369,24 @@ mod tests {
         room.min_order = -70;
         room.joined = 40_000;
         room.latest = Position(1 << 40);
+        room.bump = Position(1 << 39);
+        room.sort = Sort::Space;
         room.holes = vec![Hole { bottom: 3, next: 70 }, Hole { bottom: 100, next: 1 << 30 }];
         assert_eq!(Room::decode(&room.encode()).as_ref(), Some(&room));
+        assert_eq!(decode_activity(&room.encode()), Some((room.latest, room.bump, Sort::Space)));
+    }
+
+    /// Rows of earlier versions have no `bump`.
+    #[test]
+    fn a_room_of_an_earlier_version_was_last_looked_into_when_it_last_changed() {
+        let mut room = Room::stub("!a:example.org", "11");
+        (room.latest, room.min_order, room.public) = (Position(70), -70, true);
+        let mut row = room.encode();
+        row[0] &= !HAS_BUMP;
+        row.truncate(row.len() - 2);
+        let found = Room::decode(&row).unwrap();
+        assert_eq!((found.bump, found.sort, found.public), (Position(70), Sort::Unknown, true));
+        assert_eq!(decode_activity(&row), Some((Position(70), Position(70), Sort::Unknown)));
     }
 
     #[test]
@@ -286,6 +401,7 @@ mod tests {
         room.extremities = vec![EventNum(10), EventNum(70_000)];
         crate::base::any_bytes::any_bytes(&[&room.encode()], |bytes| {
             if let Some(room) = Room::decode(bytes) {
+                assert_eq!(decode_activity(bytes), Some((room.latest, room.bump, room.sort)));
                 assert_eq!(Room::decode(&room.encode()), Some(room));
             }
         });

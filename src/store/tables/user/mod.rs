@@ -21,6 +21,7 @@ pub mod profile_change;
 pub mod push_rule;
 pub mod pusher;
 pub mod remote_list;
+pub mod sliding;
 pub mod to_device;
 
 /// The number of a user id, when it has one.
