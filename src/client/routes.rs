@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::account::{self, account_data, device, profile, push, push_rules, register, session};
-use super::room::{create, directory, membership, receipt, send, state, timeline, upgrade};
+use super::room::{create, directory, membership, receipt, send, state, thread, timeline, upgrade};
 use super::{Client, dehydrated_device, keys, media, room_keys, server, sync, to_device};
 use crate::http::{Method, Router};
 
@@ -15,6 +15,7 @@ const R0_V3: [&str; 2] = ["/_matrix/client/r0", "/_matrix/client/v3"];
 const FIELDS: [&str; 3] = ["/_matrix/client/r0", "/_matrix/client/v3", "/_matrix/client/unstable/uk.tcpip.msc4133"];
 /// Prefixes for cross-signing and key backups.
 const CROSS_SIGNING: [&str; 3] = ["/_matrix/client/r0", "/_matrix/client/v3", "/_matrix/client/unstable"];
+const THREADS: [&str; 1] = ["/_matrix/client/unstable/io.element.msc4306"];
 const DEHYDRATED: [&str; 1] = ["/_matrix/client/unstable/org.matrix.msc3814.v1/dehydrated_device"];
 
 /// Prefixes of the media endpoints that need no access token.
@@ -28,6 +29,7 @@ pub fn routes(router: &mut Router, client: &Arc<Client>) {
     reading(router, client);
     end_to_end(router, client);
     personal(router, client);
+    threads(router, client);
     rooms(router, client);
     files(router, client);
 }
@@ -159,6 +161,16 @@ fn reading(router: &mut Router, client: &Arc<Client>) {
         .under(&R0_V3, Method::GET, "/rooms/{room_id}/members", state::members)
         .under(&R0_V3, Method::GET, "/rooms/{room_id}/joined_members", state::joined_members)
         .under(&R0_V3, Method::GET, "/joined_rooms", state::joined_rooms);
+}
+
+/// Subscriptions to threads, which no release of the specification has yet.
+fn threads(router: &mut Router, client: &Arc<Client>) {
+    router
+        .surface(client)
+        .under(&THREADS, Method::GET, "/rooms/{room_id}/thread/{event_id}/subscription", thread::get)
+        .under(&THREADS, Method::PUT, "/rooms/{room_id}/thread/{event_id}/subscription", thread::put)
+        .under(&THREADS, Method::DELETE, "/rooms/{room_id}/thread/{event_id}/subscription", thread::delete)
+        .get("/_matrix/client/unstable/io.element.msc4308/thread_subscriptions", thread::list);
 }
 
 /// Changing rooms.

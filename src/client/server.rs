@@ -22,6 +22,7 @@ pub async fn versions(_: Arc<Client>, _: Request) -> Result<Response, Error> {
         "org.matrix.msc3881": true,
         "org.matrix.msc4076": true,
         "org.matrix.simplified_msc3575": true,
+        "org.matrix.msc4306": true,
         "uk.tcpip.msc4133": true,
         "uk.tcpip.msc4133.stable": true,
     });

@@ -25,6 +25,9 @@ async fn close(users: &Users, rooms: &Rooms, user_id: &UserId, erase: bool) -> R
         }
     }
     users.close(user_id, erase).await?;
+    if let Err(failed) = rooms.forget_thread_subscriptions(user_id).await {
+        tracing::info!("{user_id} is deactivated but some thread subscriptions are left: {failed}");
+    }
     tracing::info!("{user_id} is deactivated");
     Ok(())
 }

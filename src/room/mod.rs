@@ -13,6 +13,7 @@
 //! - `membership/`: which of these paths a join, leave, invite, kick, ban or knock takes;
 //!   `create/`: new rooms and upgrades;
 //! - `notify.rs`: what notifies a user, for push gateways and apps;
+//! - `threads.rs`: subscriptions to threads;
 //! - `operator.rs`: the operator's view and permissions.
 //!
 //! The rest of the server calls [`Rooms`]; nothing below names it but for the type.
@@ -51,6 +52,7 @@ mod state;
 #[cfg(test)]
 pub(crate) mod testing;
 mod serve;
+mod threads;
 mod error;
 
 pub use create::plan::Preset;
@@ -82,6 +84,7 @@ pub use serve::long_answer::Served;
 pub use serve::membership::{Drawn, Submitted};
 pub use serve::state::JoinAnswer;
 pub use state::stripped::STRIPPED_EVENTS_MAX;
+pub use threads::{Subscribed, ThreadChange, ThreadChanges, thread_changes};
 
 pub use crate::store::tables::room::event_row::Membership;
 pub use crate::store::{EventNum, Position, RoomNum};

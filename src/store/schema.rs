@@ -190,6 +190,13 @@ pub const RELATION_PENDING: Table =
     table("relation_pending", "room", "keyed hash128(RoomNum, event id we lack) → relation type, EventNum of each");
 pub const RECEIPT: Table = table("receipt", "room", "RoomNum, UserNum, kind, thread → position, time, event id");
 pub const RECEIPT_LOG: Table = table("receipt_log", "room", "RoomNum, position → the receipt set then");
+pub const THREAD_SUBSCRIPTION: Table = table(
+    "thread_subscription",
+    "room",
+    "local UserNum, RoomNum, EventNum of the root → u8 status, Position of its change; UserNum → u32 how many",
+);
+pub const THREAD_SUBSCRIPTION_LOG: Table =
+    table("thread_subscription_log", "room", "local UserNum, Position → RoomNum, EventNum; the latest change of each");
 pub const TXN: Table = table("txn", "room", "UserNum, hash128(device, transaction id) → EventNum; kept for a day");
 pub const TXN_EVENT: Table = table("txn_event", "room", "EventNum → expiry, user, device, transaction id");
 
@@ -284,6 +291,8 @@ pub const TABLES: &[&Table] = &[
     &RELATION_PENDING,
     &RECEIPT,
     &RECEIPT_LOG,
+    &THREAD_SUBSCRIPTION,
+    &THREAD_SUBSCRIPTION_LOG,
     &TXN,
     &TXN_EVENT,
     &JOIN,

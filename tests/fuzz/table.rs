@@ -59,6 +59,7 @@ const SLIDING: &[&str] = &["/_matrix/client/unstable/org.matrix.simplified_msc35
 const V3: &[&str] = &["/_matrix/client/r0", "/_matrix/client/v3"];
 const FIELDS: &[&str] = &["/_matrix/client/r0", "/_matrix/client/v3", "/_matrix/client/unstable/uk.tcpip.msc4133"];
 const SIGNING: &[&str] = &["/_matrix/client/r0", "/_matrix/client/v3", "/_matrix/client/unstable"];
+const THREADS: &[&str] = &["/_matrix/client/unstable/io.element.msc4306"];
 const DEHYDRATED: &[&str] = &["/_matrix/client/unstable/org.matrix.msc3814.v1/dehydrated_device"];
 const MEDIA: &[&str] = &["/_matrix/media/r0", "/_matrix/media/v1", "/_matrix/media/v3"];
 const FED: &[&str] = &["/_matrix/federation/v1"];
@@ -261,6 +262,10 @@ pub const TABLE: &[Endpoint] = &[
     delete(DEHYDRATED, "", Nothing),
     get(DEHYDRATED, "/{device_id}/events").asks("from=text&limit=number"),
     post(DEHYDRATED, "/{device_id}/events", Json(&["{}", r#"{"next_batch":"d<number>"}"#])),
+    get(THREADS, "/rooms/{room_id}/thread/{event_id}/subscription"),
+    put(THREADS, "/rooms/{room_id}/thread/{event_id}/subscription", Json(&["{}", r#"{"automatic":"<event_id>"}"#])),
+    delete(THREADS, "/rooms/{room_id}/thread/{event_id}/subscription", Nothing),
+    get(BARE, "/_matrix/client/unstable/io.element.msc4308/thread_subscriptions").asks("dir=dir&from=sync&to=sync&limit=number"),
     // Account data, filters, push rules.
     get(V3, "/user/{user_id}/account_data/{kind}"),
     put(V3, "/user/{user_id}/account_data/{kind}", ACCOUNT_DATA).weighs(4),

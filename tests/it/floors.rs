@@ -34,6 +34,7 @@ const FLOORS: &[Floors] = &[
             ("membership", "error lock ignored state append receive send handshake join"),
             ("create", "error lock ignored state append send directory membership"),
             ("notify", "error lock ignored state append read"),
+            ("threads", "error lock ignored state read"),
             ("operator", "error lock ignored state join"),
         ],
     },

@@ -19,6 +19,7 @@ mod media;
 mod memory;
 mod pages;
 mod push;
+mod threads;
 mod tidy;
 mod join;
 mod net;

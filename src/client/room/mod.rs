@@ -6,5 +6,6 @@ pub mod membership;
 pub mod receipt;
 pub mod send;
 pub mod state;
+pub mod thread;
 pub mod timeline;
 pub mod upgrade;

@@ -170,6 +170,16 @@ pub fn kind(get: &impl Get, row: &Row) -> Result<String> {
 }
 
 /// The `rel_type` of an event's relation.
+/// The relation that an event states: its type, and the id of the event it relates to.
+pub fn relation_of(get: &impl Get, row: &Row) -> Result<Option<(String, String)>> {
+    let body = event::shown(get, row)?;
+    let text = |name: &str| {
+        let found = json::read::get_path(&body, &["content", "m.relates_to", name]).and_then(json::read::text);
+        found.map(|text| text.into_owned())
+    };
+    Ok(text("rel_type").zip(text("event_id")))
+}
+
 pub fn relation_type(get: &impl Get, row: &Row) -> Result<Option<String>> {
     let body = event::shown(get, row)?;
     let found = json::read::get_path(&body, &["content", "m.relates_to", "rel_type"]).and_then(json::read::text);

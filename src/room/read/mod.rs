@@ -66,7 +66,7 @@ async fn visit(rooms: &Rooms, reader: &Reader, room_id: &RoomId) -> Result<RoomV
 }
 
 /// Opens a room as [`visit`] does, and reads in it on the thread that may block.
-async fn visiting<T: Send + 'static>(
+pub(in crate::room) async fn visiting<T: Send + 'static>(
     rooms: &Rooms,
     reader: &Reader,
     room_id: &RoomId,
@@ -151,13 +151,19 @@ impl RoomView {
     }
 
     /// An event of this room that the reader may see.
-    fn visible(&mut self, event_id: &str) -> Result<(EventNum, Row)> {
+    pub(in crate::room) fn visible(&mut self, event_id: &str) -> Result<(EventNum, Row)> {
         let num = event::num(&*self.read, event_id)?.ok_or(Error::NotFound)?;
         let row = event::row_of(&*self.read, num)?;
         if row.room != self.num || !self.viewer.sees(&*self.read, &row)? {
             return Err(Error::NotFound);
         }
         Ok((num, row))
+    }
+
+    /// Whether an event says that it is in the thread of a root.
+    pub(in crate::room) fn is_in_thread(&self, row: &Row, root: &str) -> Result<bool> {
+        Ok(event_json::relation_of(&*self.read, row)?
+            .is_some_and(|(kind, target)| kind == "m.thread" && target == root))
     }
 
     fn write_event(

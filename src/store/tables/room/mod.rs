@@ -18,6 +18,7 @@ pub mod receipt;
 pub mod relation;
 pub mod staged;
 pub mod state_tree;
+pub mod thread_subscription;
 pub mod timeline;
 pub mod txn;
 pub mod unread;
