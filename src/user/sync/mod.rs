@@ -63,6 +63,8 @@ impl Users {
         received: Position,
         now: Position,
     ) -> UserSync {
+        // A position from the future comes from a database that was since restored: all messages are told anew.
+        let received = if received > now { Position(0) } else { received };
         UserSync { read, user: requester.user_num, requester: requester.clone(), since, received, now, quiet: false }
     }
 }
@@ -72,6 +74,11 @@ impl UserSync {
     pub fn quiet(self, users: &Users) -> UserSync {
         users.0.emptied.none_came(self.user, &self.requester.device_id, self.received, self.now);
         UserSync { quiet: true, ..self }
+    }
+
+    /// Whether it is known that nothing has changed.
+    pub fn is_quiet(&self) -> bool {
+        self.quiet
     }
 
     fn since(&self) -> Position {
@@ -230,18 +237,20 @@ impl UserSync {
 
     // ---- messages to the device ----------------------------------------------------------------------------------
 
-    /// The position up to which one answer holds the to-device messages: the end, unless there are many.
-    pub fn messages_end(&self) -> Result<Position, Error> {
+    /// The position up to which one answer holds the to-device messages: the end, unless there are many. `limit`: the most
+    /// that the app wants.
+    pub fn messages_end(&self, limit: usize) -> Result<Position, Error> {
         if self.quiet {
             return Ok(self.now);
         }
+        let limit = limit.clamp(1, MESSAGES_MAX);
         let (mut count, mut bytes, mut end) = (0, 0, self.now);
         let mut last = None;
         let device = &self.requester.device_id;
         to_device::each(&*self.read, self.user, device, self.received, self.now, &mut |position, message| {
             count += 1;
             bytes += message.len();
-            if let Some(last) = last.filter(|_| count > MESSAGES_MAX || bytes > MESSAGES_BYTES_MAX) {
+            if let Some(last) = last.filter(|_| count > limit || bytes > MESSAGES_BYTES_MAX) {
                 end = last;
                 return Ok(ControlFlow::Break(()));
             }

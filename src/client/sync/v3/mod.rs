@@ -253,7 +253,7 @@ fn begin(grant: Grant, mut chunks: impl Chunks) -> Result<Looked, Error> {
 }
 
 async fn write(pen: ChunkWriter, rooms: RoomSections, own: UserSync) -> Result<(), ChunkError> {
-    let now = SyncToken { messages: own.messages_end()?, ..rooms.view.now };
+    let now = SyncToken { messages: own.messages_end(usize::MAX)?, ..rooms.view.now };
     pen.text(&format!("{{\"next_batch\":\"{now}\",\"account_data\":{{\"events\":["));
     let wants = |kind: &str| rooms.filter.account_data.wants_type(kind);
     user::write_account_data(&pen, &own, None, rooms.is_whole(), wants, true).await?;

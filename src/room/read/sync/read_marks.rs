@@ -48,17 +48,21 @@ impl SyncView {
         if newest.len() == RECEIPTS_MAX {
             self.add_own(room, since, &mut newest)?;
         }
-        newest.sort_by(|(a_whose, a), (b_whose, b)| {
-            let a_at = a.at;
-            let a = (&a.event_id, a_whose.kind as u8, a_whose.user, !a_whose.thread.is_empty(), b.at);
-            a.cmp(&(&b.event_id, b_whose.kind as u8, b_whose.user, !b_whose.thread.is_empty(), a_at))
-        });
-        // A user may have one receipt in each thread and one outside all threads. For each event and user only one is
-        // told: the one that covers most.
-        newest.dedup_by(|(whose, receipt), (kept_whose, kept)| {
-            receipt.event_id == kept.event_id && whose.kind == kept_whose.kind && whose.user == kept_whose.user
-        });
-        Ok(newest)
+        Ok(sorted(newest))
+    }
+
+    /// For an app that is told of a room for the first time: the receipts since a position, as [`SyncView::receipts`], and
+    /// all of the reader's own, which are few.
+    pub fn first_receipts(&self, room: RoomNum, since: Position) -> Result<Vec<ReadMark>> {
+        let mut receipts = self.receipts(room, since)?;
+        receipts.retain(|(whose, _)| whose.user != self.reader.user);
+        receipt::list_of(&*self.read, room, self.reader.user, &mut |whose, receipt| {
+            if self.is_shown(&whose) && receipt.at <= self.now.at {
+                receipts.push((whose, receipt));
+            }
+            Ok(until(false))
+        })?;
+        Ok(sorted(receipts))
     }
 
     /// Adds the reader's own receipts, which other users' receipts must not crowd out: the app computes unread counts
@@ -112,4 +116,18 @@ impl SyncView {
             false => ((unread.notifications, unread.highlights), BTreeMap::new()),
         })
     }
+}
+
+/// Receipts by event and kind. A user may have one in each thread and one outside all threads: for each event and user only
+/// one is told, the one that covers most.
+fn sorted(mut newest: Vec<ReadMark>) -> Vec<ReadMark> {
+    newest.sort_by(|(a_whose, a), (b_whose, b)| {
+        let a_at = a.at;
+        let a = (&a.event_id, a_whose.kind as u8, a_whose.user, !a_whose.thread.is_empty(), b.at);
+        a.cmp(&(&b.event_id, b_whose.kind as u8, b_whose.user, !b_whose.thread.is_empty(), a_at))
+    });
+    newest.dedup_by(|(whose, receipt), (kept_whose, kept)| {
+        receipt.event_id == kept.event_id && whose.kind == kept_whose.kind && whose.user == kept_whose.user
+    });
+    newest
 }

@@ -131,6 +131,19 @@ pub fn keep_threads(w: &mut Write, room: RoomNum, of: &Whose, most: usize) -> Re
     Ok(())
 }
 
+/// Visits a user's marks in a room. Bounded by the marks in threads that are kept.
+pub fn list_of(
+    reads: &impl Get,
+    room: RoomNum,
+    user: UserNum,
+    visit: &mut dyn FnMut(Whose, Receipt) -> Result<ControlFlow<()>>,
+) -> Result<()> {
+    reads.prefix(&RECEIPT, &[room.to_key(), user.to_key()].concat(), &mut |key, row| {
+        let (whose, receipt) = whose_of(key).zip(unpack(row)).ok_or_else(|| Error::corrupt(&RECEIPT, key))?;
+        visit(whose, receipt)
+    })
+}
+
 /// Visits a room's marks set after `after` and up to `to`, newest first, until the visitor breaks. Private ones too:
 /// the caller shows them only to their user.
 pub fn list_newest(
