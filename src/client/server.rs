@@ -21,6 +21,7 @@ pub async fn versions(_: Arc<Client>, _: Request) -> Result<Response, Error> {
         "org.matrix.msc3814": true,
         "org.matrix.msc3881": true,
         "org.matrix.msc4076": true,
+        "org.matrix.msc4262": true,
         "org.matrix.simplified_msc3575": true,
         "org.matrix.msc4306": true,
         "uk.tcpip.msc4133": true,

@@ -13,6 +13,7 @@ mod http;
 mod rooms;
 mod server;
 mod sliding;
+mod sliding_extensions;
 mod sync;
 mod keys;
 mod media;

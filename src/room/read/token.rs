@@ -61,6 +61,8 @@ pub struct SlidingToken {
     pub typing: u64,
     /// Up to here every room that the connection was told of was told whole, whatever is remembered of it.
     pub complete: Position,
+    /// Which extensions were asked for; the meaning of the bits is the sliding sync's.
+    pub extensions: u64,
 }
 
 impl SlidingToken {
@@ -72,16 +74,22 @@ impl SlidingToken {
             Some(complete) => Position(complete.parse().ok()?),
             None => at,
         };
-        (parts.next().is_none() && complete <= at).then_some(SlidingToken { num, at, typing, complete })
+        let extensions = match parts.next() {
+            Some(extensions) => u64::from_str_radix(extensions, 16).ok()?,
+            None => 0,
+        };
+        let is_whole = parts.next().is_none() && complete <= at;
+        is_whole.then_some(SlidingToken { num, at, typing, complete, extensions })
     }
 }
 
 impl std::fmt::Display for SlidingToken {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "p{}_{}_{}", self.num, self.at, self.typing)?;
-        match self.complete < self.at {
-            true => write!(f, "_{}", self.complete),
-            false => Ok(()),
+        match self.extensions {
+            0 if self.complete == self.at => Ok(()),
+            0 => write!(f, "_{}", self.complete),
+            extensions => write!(f, "_{}_{extensions:x}", self.complete),
         }
     }
 }
@@ -93,7 +101,7 @@ mod tests {
     #[test]
     fn any_bytes_are_a_token_or_none() {
         crate::base::any_bytes::any_bytes(
-            &[b"t-5", b"s12_3_4", b"s9_0", b"p7_9_0_4", b"t9223372036854775807"],
+            &[b"t-5", b"s12_3_4", b"s9_0", b"p7_9_0_4", b"p7_9_0_9_1f", b"t9223372036854775807"],
             |bytes| {
                 let text = String::from_utf8_lossy(bytes);
                 if let Some(token) = Token::parse(&text) {

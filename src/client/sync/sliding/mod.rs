@@ -171,7 +171,7 @@ fn is_quiet(client: &Client, query: &Query) -> bool {
 fn may_be_few(query: &Query) -> bool {
     let answer = &query.connection.answer;
     let is_told = answer.settled && answer.asked == query.asked.hash;
-    query.since.is_some_and(|since| is_told && !query.extensions.is_behind(since.at))
+    query.since.is_some_and(|since| is_told && !query.extensions.is_behind(since))
 }
 
 /// The outcome of looking for changes.
@@ -214,8 +214,13 @@ async fn look(client: &Arc<Client>, query: &Query, is_last: bool, grant: Option<
             let has_news =
                 query.since.is_none() || !plan.rooms.is_empty() || query.extensions.has_news(&look, &plan)?;
             if !has_news && !is_last {
-                let since =
-                    query.since.unwrap_or(SlidingToken { num: Position(0), at: now.at, typing: 0, complete: now.at });
+                let since = query.since.unwrap_or(SlidingToken {
+                    num: Position(0),
+                    at: now.at,
+                    typing: 0,
+                    complete: now.at,
+                    extensions: 0,
+                });
                 return Ok(Looked::Nothing { now: SlidingToken { at: now.at, typing: now.typing, ..since } });
             }
             match grant.map_or_else(|| bodies.try_take(answer_bytes(&query)).ok(), Some) {
@@ -298,9 +303,10 @@ async fn write(pen: ChunkWriter, look: Look, plan: Plan, extensions: Arc<Extensi
         rooms::write(&pen, &look, &plan, &mut notes, planned, &mut first).await?;
     }
     pen.text("},\"extensions\":{");
-    extensions.write(&pen, &look, &plan).await?;
+    extensions.write(&pen, &look, &plan, &notes.starts).await?;
     let SyncToken { at, typing, .. } = look.view.now;
-    let pos = SlidingToken { num: notes.finish()?, at, typing, complete: plan.complete };
+    let pos =
+        SlidingToken { num: notes.finish()?, at, typing, complete: plan.complete, extensions: extensions.asked().0 };
     pen.text(&format!("}},\"pos\":\"{pos}\"}}"));
     Ok(())
 }

@@ -1,5 +1,7 @@
 //! One room's object in an answer, and what the connection remembers of it.
 
+use std::collections::BTreeMap;
+
 use super::lists::{Look, Plan, Planned, state_hash};
 use super::request::Form;
 use super::required::Combined;
@@ -7,15 +9,21 @@ use crate::base::{ChunkError, ChunkWriter, comma};
 use crate::client::Error;
 use crate::matrix::json;
 use crate::room::{
-    DeltaQuery, Events, Filter, Hero, Membership, Position, RoomDelta, RoomView, StateQuery, StateWish, UserRoom,
+    DeltaQuery, Events, Filter, Hero, Membership, Position, RoomDelta, RoomNum, RoomView, StateQuery, StateWish,
+    UserRoom,
 };
 use crate::user::{Answer, NOTED_ROOMS, Noted, STATE_BYTES_MAX, Told, UserNum};
 
 /// Members remembered for one room as told; beyond that all are forgotten but those of the answer, and told again.
 const MEMBERS_MAX: usize = 128;
 
+/// Where the timelines begin that an answer tells anew: the position before the first event. At most as many as an answer
+/// tells of rooms.
+pub type Starts = BTreeMap<RoomNum, Position>;
+
 /// What is to be noted of an answer while it is written.
 pub struct Notes<'a> {
+    pub starts: Starts,
     look: &'a Look,
     answer: Answer,
     noted: Noted,
@@ -26,15 +34,10 @@ impl<'a> Notes<'a> {
     pub fn new(look: &'a Look, plan: &Plan) -> Notes<'a> {
         let (asked, settled, counts) = (look.asked.hash, plan.settled, plan.counts.clone());
         let answer = Answer { num: Position(0), asked, settled, counts };
-        Notes { look, answer, noted: Noted::default(), num: None }
+        Notes { starts: Starts::new(), look, answer, noted: Noted::default(), num: None }
     }
 
-    fn put(
-        &mut self,
-        room: crate::room::RoomNum,
-        told: Told,
-        state: Option<Vec<u8>>,
-    ) -> Result<(), crate::user::Error> {
+    fn put(&mut self, room: RoomNum, told: Told, state: Option<Vec<u8>>) -> Result<(), crate::user::Error> {
         if let Some(text) = state.filter(|text| text.len() <= STATE_BYTES_MAX) {
             self.noted.states.insert(told.state, text);
         }
@@ -87,13 +90,14 @@ pub async fn write(
     let since = told.as_ref().map(|told| look.told_upto(told));
     // Who came back, or accepted an invite, has seen nothing of the room yet.
     let is_new = since.is_none_or(|since| room.membership() == Membership::Join && room.since() > since);
-    let mut writing = Writing { pen, look, planned, room, told, since: since.filter(|_| !is_new) };
+    let mut writing = Writing { pen, look, planned, room, told, since: since.filter(|_| !is_new), start: None };
     let after = match room.membership() {
         Membership::Join => writing.joined().await?,
         Membership::Invite | Membership::Knock => writing.stripped()?,
         Membership::Leave | Membership::Ban => writing.left().await?,
     };
     writing.common()?;
+    notes.starts.extend(writing.start.map(|start| (planned.num, start)));
     pen.text("}");
     let (after, state) = after;
     // Of a room that is not noted, the position up to which all was told says how much of it was.
@@ -118,6 +122,8 @@ struct Writing<'a> {
     told: Option<Told>,
     /// Up to where the app knows the room; none for a room that is told whole.
     since: Option<Position>,
+    /// Where the timeline begins, when it is told anew.
+    start: Option<Position>,
 }
 
 type Noting = (Told, Option<Vec<u8>>);
@@ -154,6 +160,9 @@ impl Writing<'_> {
         }
         let live = look.since.map_or(0, |since| delta.live(since.at));
         let (limited, prev_batch) = (delta.limited, delta.prev_batch);
+        if self.since.is_none() || is_expanded {
+            self.start = Some(Position(u64::try_from(prev_batch.0).unwrap_or(0)));
+        }
         pen.text(&format!(",\"limited\":{limited},\"num_live\":{live},\"prev_batch\":\"{prev_batch}\",\"timeline\":["));
         let senders = delta.write_timeline(pen, view).await?;
         pen.text("],\"required_state\":[");
