@@ -1,4 +1,4 @@
-"""A lab on the loopback: a certificate authority, a Snug, a Synapse, and a small HTTP client.
+"""A lab on the loopback: a certificate authority, a Snug, a Synapse, a small HTTP client, and a way to run clients in other languages.
 
 Used by the other scripts in this folder. Every step is printed as it happens; the first thing that is not as it should be
 ends the run with exit status 1 and the tail of the servers' logs.
@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -190,6 +191,10 @@ class Lab:
     def synapse(self, name="synapse", server_name=None):
         return Synapse(self, name, server_name)
 
+    def server(self):
+        """Snug; with SERVER=synapse in the environment the reference, which tells whether a story itself is right."""
+        return self.synapse() if os.environ.get("SERVER") == "synapse" else self.snug()
+
     def close(self, failed):
         for child in self.children:
             if child.poll() is None:
@@ -234,6 +239,11 @@ class Snug:
         self.child.send_signal(signal.SIGTERM)
         self.child.wait(30)
         self.boot()
+
+    def kill(self):
+        """As a power cut ends it, for the program; `boot` starts it again."""
+        self.child.kill()
+        self.child.wait(30)
 
     def register(self, localpart, password="correct horse"):
         url = self.base + "/_matrix/client/v3/register"
@@ -285,8 +295,19 @@ class Synapse:
                     "root: {level: INFO, handlers: [h]}\n")
         conf = os.path.join(self.dir, "homeserver.yaml")
         lab.run(self.python, "-m", "synapse.app.homeserver", "-c", conf, "--generate-keys")
-        self.child = lab.start(name, [self.python, "-m", "synapse.app.homeserver", "-c", conf])
+        self.boot()
+
+    def boot(self):
+        conf = os.path.join(self.dir, "homeserver.yaml")
+        self.child = self.lab.start(self.name, [self.python, "-m", "synapse.app.homeserver", "-c", conf])
         wait_for("Synapse answers", lambda: http("GET", self.base + "/_matrix/client/versions"), 90)
+
+    def restart(self):
+        self.child.send_signal(signal.SIGTERM)
+        self.child.wait(30)
+        self.boot()
+
+    kill = Snug.kill
 
     def register(self, localpart, password="correct horse"):
         body = {"username": localpart, "password": password, "auth": {"type": "m.login.dummy"}}
@@ -317,15 +338,48 @@ form_secret: lab
 listeners:
   - {port: %(port)d, type: http, tls: false, bind_addresses: ['127.0.0.1'], resources: [{names: [client]}]}
   - {port: %(fed)d, type: http, tls: true, bind_addresses: ['127.0.0.1'], resources: [{names: [federation, keys]}]}
+experimental_features: {msc3814_enabled: true, msc3881_enabled: true, msc4306_enabled: true}
 rc_message: {per_second: 1000, burst_count: 1000}
 rc_registration: {per_second: 1000, burst_count: 1000}
 rc_login: {address: {per_second: 1000, burst_count: 1000}, account: {per_second: 1000, burst_count: 1000}, failed_attempts: {per_second: 1000, burst_count: 1000}}
 rc_joins: {local: {per_second: 1000, burst_count: 1000}, remote: {per_second: 1000, burst_count: 1000}}
+rc_room_creation: {per_second: 1000, burst_count: 1000}
 rc_joins_per_room: {per_second: 1000, burst_count: 1000}
 rc_invites: {per_room: {per_second: 1000, burst_count: 1000}, per_user: {per_second: 1000, burst_count: 1000}, per_issuer: {per_second: 1000, burst_count: 1000}}
 rc_federation: {window_size: 1000, sleep_limit: 1000, sleep_delay: 0, reject_limit: 1000, concurrent: 100}
 federation: {destination_min_retry_interval: 1s, destination_max_retry_interval: 5s, client_timeout: 30s}
 """
+
+
+def drive(lab, args, server, env=None, seconds=600, cwd=None):
+    """Run a client program that prints its steps. A line "@kill" or "@restart" from it asks for that to be done to `server`;
+    it goes on when it reads "done"."""
+    log = open(os.path.join(lab.dir, "client.log"), "ab")
+    lab.logs.append(log.name)
+    env = dict(os.environ, SNUG_BASE=server.base, SNUG_NAME=server.server_name, LAB_DIR=lab.dir, **(env or {}))
+    child = subprocess.Popen(args, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=env, cwd=cwd, text=True)
+    lab.children.append(child)
+    too_long = threading.Timer(seconds, child.kill)
+    too_long.start()
+    try:
+        for line in child.stdout:
+            line = line.rstrip("\n")
+            if line in ("@kill", "@restart"):
+                if line == "@kill":
+                    server.kill()
+                    server.boot()
+                else:
+                    server.restart()
+                say("-- the server was %s" % ("killed and started again" if line == "@kill" else "restarted"))
+                child.stdin.write("done\n")
+                child.stdin.flush()
+            else:
+                say(line)
+    finally:
+        too_long.cancel()
+    status = child.wait()
+    if status != 0:
+        raise AssertionError("the client program ended with status %s (at most %d s were given)" % (status, seconds))
 
 
 def main(name, story):
