@@ -132,6 +132,11 @@ export class Device {
         }
     }
 
+    /** Wait until the backup has every key of this device. */
+    backedUp() {
+        return until(`${this.label}'s keys are backed up`, async () => (await this.backup()).count >= (await this.crypto.exportRoomKeys()).length);
+    }
+
     room(id) {
         return this.client.getRoom(id);
     }
