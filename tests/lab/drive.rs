@@ -450,12 +450,30 @@ impl Person {
 
     /// A long answer, handed on as it comes; bytes and status.
     pub fn stream(&mut self, path: &str, piece: &mut dyn FnMut(&[u8])) -> io::Result<(u16, u64)> {
+        self.stream_to("GET", path, None, piece)
+    }
+
+    /// The same with a body.
+    pub fn stream_to(
+        &mut self,
+        method: &str,
+        path: &str,
+        body: Option<&Value>,
+        piece: &mut dyn FnMut(&[u8]),
+    ) -> io::Result<(u16, u64)> {
         let authorization = self.authorization.clone();
+        let body = body.map(Value::to_string);
         let mut bytes = 0;
-        let (status, _) = self.client.stream("GET", path, &[("authorization", &authorization)], None, &mut |some| {
-            bytes += some.len() as u64;
-            piece(some);
-        })?;
+        let (status, _) = self.client.stream(
+            method,
+            path,
+            &[("authorization", &authorization)],
+            body.as_deref().map(str::as_bytes),
+            &mut |some| {
+                bytes += some.len() as u64;
+                piece(some);
+            },
+        )?;
         Ok((status, bytes))
     }
 
@@ -483,6 +501,9 @@ impl Person {
         self.call("GET", &path, None)
     }
 }
+
+/// Sliding sync as apps call it.
+pub const SLIDING_SYNC: &str = "/_matrix/client/unstable/org.matrix.simplified_msc3575/sync";
 
 /// `{"room":{"state":{"lazy_load_members":true}}}`
 const LAZY: &str = "%7B%22room%22%3A%7B%22state%22%3A%7B%22lazy_load_members%22%3Atrue%7D%7D%7D";

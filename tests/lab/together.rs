@@ -4,7 +4,7 @@
 //! Each of these alone stays within the cap; the promise is that all of them together do, and that somebody else's message is
 //! answered meanwhile.
 
-use super::drive::{Person, Snug};
+use super::drive::{Person, SLIDING_SYNC, Snug};
 use super::room;
 use super::wire::percent_encode;
 use serde_json::{Value, json};
@@ -49,7 +49,7 @@ impl Amount {
 
     /// The smallest board has no places for so many.
     pub fn within(self, profile: &snug::budget::Profile) -> Amount {
-        Amount { at_once: (profile.size("connections_max") / 7).clamp(1, self.at_once), ..self }
+        Amount { at_once: (profile.size("connections_max") / 10).clamp(1, self.at_once), ..self }
     }
 }
 
@@ -99,6 +99,11 @@ impl Heavy {
             let messages = json!({"messages": {&person.user_id: {"*": {"v": big}}}});
             person.call("PUT", &format!("/_matrix/client/v3/sendToDevice/x/{number}"), Some(&messages))?;
         }
+        let backup = json!({
+            "algorithm": "m.megolm_backup.v1.curve25519-aes-sha2",
+            "auth_data": {"public_key": "k".repeat(43), "signatures": {}}
+        });
+        person.call("POST", &format!("{BACKUP}/version"), Some(&backup))?;
         let room = person.create_room()?;
         for number in 0..amount.rooms {
             let about = json!({"name": format!("r{number}"), "topic": "t".repeat(30_000)});
@@ -148,7 +153,30 @@ const JOBS: &[Job] = &[
         let path = format!("/_matrix/client/v3/rooms/{}/state", percent_encode(room));
         Ok(person.stream(&path, &mut |_| {})?.0)
     }),
+    ("sliding sync", |person, _, number, _| {
+        let whole = json!({"ranges": [[0, 999]], "timeline_limit": 20, "required_state": [["*", "*"]]});
+        let extensions = ["to_device", "e2ee", "account_data", "receipts", "typing"];
+        let extensions: Value =
+            extensions.map(|name| (name.to_owned(), json!({"enabled": true}))).into_iter().collect();
+        let body = json!({"conn_id": format!("c{}", number % 4), "lists": {"all": whole}, "extensions": extensions});
+        Ok(person.stream_to("POST", &format!("{SLIDING_SYNC}?timeout=0"), Some(&body), &mut |_| {})?.0)
+    }),
+    ("backup", |person, _, number, _| {
+        let sessions: serde_json::Map<String, Value> = (0..200).map(|at| backed_up(number % 20 * 200 + at)).collect();
+        let rooms = json!({"rooms": {"!r:snug.load.test": {"sessions": sessions}}});
+        Ok(person.ask("PUT", &format!("{BACKUP}/keys?version=1"), Some(&rooms))?.status)
+    }),
+    ("restore", |person, _, _, _| Ok(person.stream(&format!("{BACKUP}/keys?version=1"), &mut |_| {})?.0)),
 ];
+
+const BACKUP: &str = "/_matrix/client/v3/room_keys";
+
+/// A key as an app backs it up, by its session.
+fn backed_up(number: u64) -> (String, Value) {
+    let data = json!({"ciphertext": noise(number, 900), "ephemeral": "e".repeat(43), "mac": "m".repeat(11)});
+    let key = json!({"first_message_index": 0, "forwarded_count": 0, "is_verified": true, "session_data": data});
+    (format!("{number:043}"), key)
+}
 
 /// Joins `room` while everything else goes on. `push` sends one transaction of large events into a room that the server is in.
 pub fn run(

@@ -1,0 +1,361 @@
+//! What an app's first hour costs: `cargo bench --bench apps -- [--budget BUDGET] [--rooms N] [--keys N] [--binary FILE] [--only PART]`.
+//!
+//! Parts: `screens` (first screen and incremental sync by sliding sync, beside `/sync` version 3), `devices` (three devices
+//! sync for the first time by both at once), `backup` (a backup of many keys, uploaded and fetched), `push` (from a message to the
+//! request at a push gateway, also beside many notifications for gateways that are gone). Processor time is the server's own;
+//! the yardstick of the same run is the answer of `/versions`, which reads nothing.
+
+#[path = "../tests/lab/mod.rs"]
+mod lab;
+
+use lab::drive::{Person, SLIDING_SYNC, Setup, Snug};
+use lab::wire::percent_encode;
+use serde_json::{Value, json};
+use std::io::{self, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Keys an app sends in one request.
+const KEYS_A_REQUEST: u64 = 200;
+/// Messages for each figure of an incremental sync.
+const MESSAGES: u32 = 500;
+
+struct Words(Vec<String>);
+
+impl Words {
+    fn after(&self, name: &str) -> Option<String> {
+        self.0.iter().position(|word| word == name).and_then(|at| self.0.get(at + 1)).cloned()
+    }
+
+    fn number(&self, name: &str, or: u64) -> u64 {
+        self.after(name).and_then(|text| text.parse().ok()).unwrap_or(or)
+    }
+}
+
+fn main() -> io::Result<()> {
+    let words = Words(std::env::args().skip(1).collect());
+    let budget = words.after("--budget").unwrap_or_else(|| "pi-zero-2w".into());
+    let profile = snug::budget::Profile::named(&budget).map_err(|error| io::Error::other(error.to_string()))?;
+    let setup = Setup {
+        binary: words.after("--binary").map_or_else(|| env!("CARGO_BIN_EXE_snug").into(), Into::into),
+        budget,
+        cap: Some(profile.total),
+        disk: None,
+        resident_port: 1,
+        log: "warn".to_owned(),
+    };
+    let only = words.after("--only");
+    let wants = |part: &str| only.as_deref().is_none_or(|only| only == part);
+    let snug = Snug::start(&setup)?;
+    let mut owner = snug.register("owner")?;
+    let mut other = snug.register("other")?;
+    yardstick(&snug, &mut owner)?;
+    if wants("screens") || wants("devices") {
+        let many = words.number("--rooms", 2_000);
+        let mut rooms = Vec::new();
+        for step in [many / 4, many] {
+            more_rooms(&mut owner, &mut other, &mut rooms, step)?;
+            if wants("screens") {
+                screens(&snug, &mut owner, &mut other, &rooms)?;
+            }
+        }
+        if wants("devices") {
+            devices(&snug, &owner)?;
+        }
+    }
+    if wants("backup") {
+        backup(&snug, &mut owner, words.number("--keys", 100_000))?;
+    }
+    if wants("push") {
+        push(&snug, &mut owner, &mut other, words.number("--waiting", 10_000))?;
+    }
+    let usage = snug.usage();
+    println!(
+        "peak resident {:.1} MiB, {} KiB on disk",
+        usage.peak as f64 / f64::from(1 << 20),
+        snug.disk_bytes() >> 10
+    );
+    if usage.peak > profile.total {
+        eprintln!("above the cap of {} MiB", profile.total >> 20);
+        std::process::exit(1);
+    }
+    Ok(())
+}
+
+/// Milliseconds of the server's processor time that each of `times` took, and of the clock.
+fn each(snug: &Snug, times: u32, mut work: impl FnMut() -> io::Result<()>) -> io::Result<(f64, f64)> {
+    let (before, began) = (snug.usage().cpu, Instant::now());
+    for _ in 0..times {
+        work()?;
+    }
+    let (cpu, wall) = (snug.usage().cpu - before, began.elapsed().as_secs_f64());
+    Ok((cpu * 1e3 / f64::from(times), wall * 1e3 / f64::from(times)))
+}
+
+fn yardstick(snug: &Snug, person: &mut Person) -> io::Result<()> {
+    let (cpu, wall) = each(snug, 2_000, || person.call("GET", "/_matrix/client/versions", None).map(drop))?;
+    println!("yardstick: /versions {cpu:.3} ms CPU, {wall:.2} ms");
+    Ok(())
+}
+
+/// Rooms of two people with a name and a message each, up to `count`.
+fn more_rooms(owner: &mut Person, other: &mut Person, rooms: &mut Vec<String>, count: u64) -> io::Result<()> {
+    while (rooms.len() as u64) < count {
+        let about = json!({"name": format!("room {}", rooms.len()), "preset": "public_chat"});
+        let room = owner.call("POST", "/_matrix/client/v3/createRoom", Some(&about))?;
+        let room = room["room_id"].as_str().unwrap_or_default().to_owned();
+        other.join(&room, lab::drive::NAME)?.good("join")?;
+        other.say(&room, "the first message")?;
+        rooms.push(room);
+    }
+    Ok(())
+}
+
+/// What the core of Element X asks for: the first rooms, then all of them a hundred at a time.
+fn request(conn: &str, rooms: usize) -> Value {
+    let state = json!([
+        ["m.room.name", ""],
+        ["m.room.encryption", ""],
+        ["m.room.member", "$LAZY"],
+        ["m.room.member", "$ME"],
+        ["m.room.topic", ""],
+        ["m.room.avatar", ""],
+        ["m.room.canonical_alias", ""],
+        ["m.room.power_levels", ""],
+        ["m.room.create", ""],
+        ["m.room.history_visibility", ""],
+        ["m.room.join_rules", ""],
+        ["m.room.tombstone", ""]
+    ]);
+    json!({
+        "conn_id": conn,
+        "lists": {"all_rooms": {
+            "ranges": [[0, rooms.saturating_sub(1)]], "timeline_limit": 1, "required_state": state, "include_heroes": true
+        }},
+        "extensions": {
+            "to_device": {"enabled": true}, "e2ee": {"enabled": true}, "account_data": {"enabled": true},
+            "receipts": {"enabled": true, "rooms": ["*"]}, "typing": {"enabled": true}
+        }
+    })
+}
+
+fn slide(person: &mut Person, pos: Option<&str>, body: &Value, timeout_ms: u64) -> io::Result<Value> {
+    let pos = pos.map(|pos| format!("&pos={}", percent_encode(pos))).unwrap_or_default();
+    person.call("POST", &format!("{SLIDING_SYNC}?timeout={timeout_ms}{pos}"), Some(body))
+}
+
+fn next(answer: &Value, member: &str) -> String {
+    answer[member].as_str().unwrap_or_default().to_owned()
+}
+
+fn screens(snug: &Snug, owner: &mut Person, other: &mut Person, rooms: &[String]) -> io::Result<()> {
+    println!("an account in {} rooms:", rooms.len());
+    let mut number = 0;
+    let (cpu, wall) = each(snug, 20, || {
+        number += 1;
+        let answer = slide(owner, None, &request(&format!("first {}{number}", rooms.len()), 20), 0)?;
+        let told = answer["rooms"].as_object().map_or(0, serde_json::Map::len);
+        if told != 20 { Err(io::Error::other(format!("{told} rooms on the first screen"))) } else { Ok(()) }
+    })?;
+    println!("  first screen of 20 rooms: {cpu:.1} ms CPU, {wall:.1} ms");
+    let (cpu, wall) = each(snug, 1, || owner.stream("/_matrix/client/v3/sync?timeout=0", &mut |_| {}).map(drop))?;
+    println!("  first /sync of all rooms: {cpu:.0} ms CPU, {wall:.0} ms");
+
+    // All rooms, as an app comes to have them in the end.
+    let mut pos = None;
+    let mut told = 0;
+    let (cpu, wall) = each(snug, 1, || {
+        let mut upto = 20;
+        while told < rooms.len() {
+            let answer = slide(owner, pos.as_deref(), &request("all", upto), 0)?;
+            told += answer["rooms"].as_object().map_or(0, serde_json::Map::len);
+            pos = Some(next(&answer, "pos"));
+            upto += 100;
+        }
+        Ok(())
+    })?;
+    println!("  all rooms by sliding sync, a hundred at a time: {cpu:.0} ms CPU, {wall:.0} ms");
+    let mut pos = pos.unwrap_or_default();
+    let mut since = next(&owner.sync(None, 0)?, "next_batch");
+    let (alone, _) = each(snug, MESSAGES, || other.say(&rooms[0], "another message").map(drop))?;
+    let everything = request("all", rooms.len());
+    for _ in 0..2 {
+        pos = next(&slide(owner, Some(&pos), &everything, 0)?, "pos");
+        since = next(&owner.sync(Some(&since), 0)?, "next_batch");
+    }
+    let mut told = 0;
+    let (sliding, _) = each(snug, MESSAGES, || {
+        other.say(&rooms[0], "another message")?;
+        let answer = slide(owner, Some(&pos), &everything, 1_000)?;
+        told += answer["rooms"].as_object().map_or(0, serde_json::Map::len);
+        pos = next(&answer, "pos");
+        Ok(())
+    })?;
+    since = next(&owner.sync(Some(&since), 0)?, "next_batch");
+    let (v3, _) = each(snug, MESSAGES, || {
+        other.say(&rooms[0], "another message")?;
+        since = next(&owner.sync(Some(&since), 1_000)?, "next_batch");
+        Ok(())
+    })?;
+    println!(
+        "  incremental sync of one message: sliding {:.2} ms CPU ({told} rooms told in {MESSAGES}), version 3 {:.2}",
+        sliding - alone,
+        v3 - alone
+    );
+    Ok(())
+}
+
+/// Three devices at once, each by both ways.
+fn devices(snug: &Snug, owner: &Person) -> io::Result<()> {
+    let began = Instant::now();
+    let all: Vec<_> = (0..3)
+        .flat_map(|device| [(device, false), (device, true)])
+        .map(|(device, sliding)| {
+            let mut person = owner.again(snug);
+            thread::spawn(move || -> io::Result<()> {
+                if !sliding {
+                    return person.stream("/_matrix/client/v3/sync?timeout=0", &mut |_| {}).map(drop);
+                }
+                let (mut pos, mut upto, mut told) = (None::<String>, 20, 1);
+                while told > 0 {
+                    let answer = slide(&mut person, pos.as_deref(), &request(&format!("device {device}"), upto), 0)?;
+                    told = answer["rooms"].as_object().map_or(0, serde_json::Map::len);
+                    pos = Some(next(&answer, "pos"));
+                    upto += 100;
+                }
+                Ok(())
+            })
+        })
+        .collect();
+    for one in all {
+        one.join().map_err(|_| io::Error::other("a client failed"))??;
+    }
+    let peak = snug.usage().peak as f64 / f64::from(1 << 20);
+    println!(
+        "three devices sync for the first time by both at once: {:.1} s, peak {peak:.1} MiB",
+        began.elapsed().as_secs_f64()
+    );
+    Ok(())
+}
+
+fn backup(snug: &Snug, owner: &mut Person, keys: u64) -> io::Result<()> {
+    let about = json!({"algorithm": "m.megolm_backup.v1.curve25519-aes-sha2", "auth_data": {"public_key": "k".repeat(43), "signatures": {}}});
+    let version = owner.call("POST", "/_matrix/client/v3/room_keys/version", Some(&about))?;
+    let version = next(&version, "version");
+    let session = json!({
+        "first_message_index": 0, "forwarded_count": 0, "is_verified": true,
+        "session_data": {"ciphertext": "c".repeat(900), "ephemeral": "e".repeat(43), "mac": "m".repeat(11)}
+    });
+    let (before, began) = (snug.usage(), Instant::now());
+    for part in 0..keys / KEYS_A_REQUEST {
+        let sessions: serde_json::Map<String, Value> =
+            (0..KEYS_A_REQUEST).map(|at| (format!("{:>043}", part * KEYS_A_REQUEST + at), session.clone())).collect();
+        let rooms = json!({"rooms": {format!("!{}:example.org", part % 50): {"sessions": sessions}}});
+        owner.call("PUT", &format!("/_matrix/client/v3/room_keys/keys?version={version}"), Some(&rooms))?;
+    }
+    let (used, took) = (snug.usage(), began.elapsed().as_secs_f64());
+    println!(
+        "a backup of {keys} keys: {took:.1} s, {:.2} ms CPU and {:.1} KB to disk for each key, peak {:.1} MiB",
+        (used.cpu - before.cpu) * 1e3 / keys as f64,
+        (used.written - before.written) as f64 / keys as f64 / 1e3,
+        used.peak as f64 / f64::from(1 << 20)
+    );
+    let (before, began) = (snug.usage(), Instant::now());
+    let (status, bytes) = owner.stream(&format!("/_matrix/client/v3/room_keys/keys?version={version}"), &mut |_| {})?;
+    println!(
+        "  fetched: status {status}, {:.0} MB in {:.1} s, {:.1} s CPU, peak {:.1} MiB",
+        bytes as f64 / 1e6,
+        began.elapsed().as_secs_f64(),
+        snug.usage().cpu - before.cpu,
+        snug.usage().peak as f64 / f64::from(1 << 20)
+    );
+    Ok(())
+}
+
+/// Answers every request with an empty list of rejected keys; tells when each came.
+fn gateway() -> io::Result<(u16, mpsc::Receiver<Instant>)> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let port = listener.local_addr()?.port();
+    let (came, heard) = mpsc::channel();
+    thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            // The receiver is gone at the end of the run.
+            let _ = answer(stream, &came);
+        }
+    });
+    Ok((port, heard))
+}
+
+fn answer(mut stream: TcpStream, came: &mpsc::Sender<Instant>) -> io::Result<()> {
+    let mut head = Vec::new();
+    let mut piece = [0; 4096];
+    loop {
+        let read = stream.read(&mut piece)?;
+        head.extend_from_slice(&piece[..read]);
+        let text = String::from_utf8_lossy(&head).to_lowercase();
+        let length = text.split("content-length: ").nth(1).and_then(|rest| rest.lines().next()?.parse::<usize>().ok());
+        if let (Some(end), Some(length)) = (text.find("\r\n\r\n"), length)
+            && head.len() >= end + 4 + length
+        {
+            break;
+        }
+        if read == 0 {
+            return Ok(());
+        }
+    }
+    let _ = came.send(Instant::now());
+    stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 15\r\nconnection: close\r\n\r\n{\"rejected\":[]}")
+}
+
+fn pusher(url: &str, key: &str) -> Value {
+    json!({
+        "kind": "http", "app_id": "org.example.bench", "app_display_name": "bench", "device_display_name": "bench",
+        "pushkey": key, "lang": "en", "append": true, "data": {"url": url}
+    })
+}
+
+fn push(snug: &Snug, owner: &mut Person, other: &mut Person, waiting: u64) -> io::Result<()> {
+    let (port, heard) = gateway()?;
+    let about = json!({"preset": "public_chat"});
+    let room = owner.call("POST", "/_matrix/client/v3/createRoom", Some(&about))?;
+    let room = next(&room, "room_id");
+    other.join(&room, lab::drive::NAME)?.good("join")?;
+    let set = "/_matrix/client/v3/pushers/set";
+    owner.call("POST", set, Some(&pusher(&format!("http://127.0.0.1:{port}/_matrix/push/v1/notify"), "live")))?;
+    let measure = |other: &mut Person| -> io::Result<Vec<f64>> {
+        let mut took = Vec::new();
+        for _ in 0..50 {
+            while heard.try_recv().is_ok() {}
+            let sent = Instant::now();
+            other.say(&room, "ring")?;
+            let came = heard.recv_timeout(Duration::from_secs(10)).map_err(io::Error::other)?;
+            took.push(came.duration_since(sent).as_secs_f64() * 1e3);
+        }
+        took.sort_by(f64::total_cmp);
+        Ok(took)
+    };
+    let took = measure(other)?;
+    println!("from a message to the gateway's request: p50 {:.1} ms, longest {:.1} ms", took[25], took[49]);
+    // A port that nobody listens on: the connection is refused at once, again and again.
+    let gone = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+    for number in 0..8 {
+        let url = format!("http://127.0.0.1:{gone}/_matrix/push/v1/notify");
+        owner.call("POST", set, Some(&pusher(&url, &format!("gone {number}"))))?;
+    }
+    let before = snug.usage();
+    for _ in 0..waiting / 8 {
+        other.say(&room, "ring")?;
+    }
+    let used = snug.usage();
+    println!(
+        "  {waiting} notifications wait for gateways that are gone: {:.2} ms CPU for each message, resident {:.1} MiB then",
+        (used.cpu - before.cpu) * 1e3 * 8.0 / waiting as f64,
+        used.resident as f64 / f64::from(1 << 20)
+    );
+    thread::sleep(Duration::from_secs(2));
+    let took = measure(other)?;
+    println!("  beside them to a gateway that lives: p50 {:.1} ms, longest {:.1} ms", took[25], took[49]);
+    Ok(())
+}
