@@ -34,4 +34,4 @@ pub use panics::{Panicked, caught, caught_in, log_panics, unwind};
 pub use random::Random;
 pub use recent::Recent;
 pub use shares::{Owner, Shares};
-pub use worker::{Doing, Status, Worker, Workers, bounded};
+pub use worker::{Doing, Status, Worker, Workers, bounded, brief};

@@ -175,6 +175,13 @@ impl Workers {
     }
 }
 
+/// The reason of a refusal as an answer or the log has it: a parser's error quotes strings that an app or another server
+/// has chosen, whatever their length.
+pub fn brief(wrong: impl Display) -> String {
+    const CHARS_MAX: usize = 300;
+    bounded(wrong, CHARS_MAX)
+}
+
 /// The text of `what` as one line of at most `chars_max` characters. No more than that is ever made.
 pub fn bounded(what: impl Display, chars_max: usize) -> String {
     struct Line {

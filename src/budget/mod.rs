@@ -26,7 +26,7 @@ pub use account::{Account, Grant, Refused};
 pub use account::{AccountRow, WhenEmpty};
 pub use card::Card;
 pub use choose::{Choice, Granted, choose};
-pub use parsed::parsed_bytes_max;
+pub use parsed::{parsed_bytes_max, quoted_bytes_max};
 pub use profile::{FixedRow, PASSWORD_HASH_BYTES, Profile, ProfileError, human, is_path, parse_bytes};
 
 use account::Nth;

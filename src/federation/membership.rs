@@ -11,6 +11,7 @@ use serde_json::json;
 use serde_json::value::RawValue;
 
 use super::{Error, Federation, auth, rates, send};
+use crate::base::brief;
 use crate::http::{ErrorResponse, Request, Response};
 use crate::matrix::Event;
 use crate::matrix::json::partial;
@@ -143,7 +144,7 @@ pub async fn invite_v1(federation: Arc<Federation>, mut request: Request) -> Res
     request.limit_server(&rates::INVITE, origin.as_str())?;
     charge(&federation, &mut request, &origin).await?;
     let beside: Beside = serde_json::from_str(event.get())
-        .map_err(|error| ErrorResponse::bad("M_BAD_JSON", format!("The event cannot be read: {error}")))?;
+        .map_err(|error| ErrorResponse::bad("M_BAD_JSON", format!("The event cannot be read: {}", brief(error))))?;
     let room: OwnedRoomId = request.param_as("room_id")?;
     let id: OwnedEventId = request.param_as("event_id")?;
     let invitation = Invitation { room, version: "1".to_owned(), event, stripped: beside.unsigned.invite_room_state };

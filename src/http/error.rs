@@ -1,6 +1,7 @@
 //! Status, code and message of a refusal, and the one place an internal cause is logged.
 
 use super::{Response, StatusCode};
+use crate::base::brief;
 use crate::budget::Refused;
 use serde_json::{Map, Value};
 use std::borrow::Cow;
@@ -129,6 +130,13 @@ pub enum BadBody {
     /// The peer went away, or broke the framing.
     #[error("the body ended early")]
     Gone,
+}
+
+impl From<serde_json::Error> for BadBody {
+    fn from(wrong: serde_json::Error) -> Self {
+        let reason = brief(&wrong);
+        if wrong.is_data() { BadBody::BadJson(reason) } else { BadBody::NotJson(reason) }
+    }
 }
 
 impl From<BadBody> for ErrorResponse {

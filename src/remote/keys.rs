@@ -22,7 +22,7 @@ use tracing::Instrument;
 
 use super::request::Urgency;
 use super::{Failed, Options, Remote, json_stream};
-use crate::base::{self, Shares};
+use crate::base::{self, Shares, brief};
 use crate::budget::{Account, Grant};
 use crate::matrix::sign::{self, PublicKey};
 use crate::store::tables::server::signing_key::{self, Stored};
@@ -686,7 +686,7 @@ fn check_answer(raw: &[u8], now_ms: u64) -> Result<Checked, String> {
     if raw.len() as u64 > ANSWER_BYTES_MAX {
         return Err("too long".into());
     }
-    let said: Published = serde_json::from_slice(raw).map_err(|error| error.to_string())?;
+    let said: Published = serde_json::from_slice(raw).map_err(brief)?;
     if said.verify_keys.len() + said.old_verify_keys.len() > KEYS_MAX {
         return Err(format!("more than {KEYS_MAX} keys"));
     }

@@ -16,6 +16,7 @@ use super::connect::{Lease, Outgoing};
 use super::contact::{Contact, Whence};
 use super::lookup::Miss;
 use super::{Remote, USER_AGENT};
+use crate::base::brief;
 use crate::budget::{Grant, Refused, parsed_bytes_max};
 use crate::matrix::json::partial;
 use crate::matrix::sign;
@@ -158,7 +159,7 @@ impl Failed {
 
 impl From<serde_json::Error> for Failed {
     fn from(wrong: serde_json::Error) -> Failed {
-        Failed::BadAnswer(wrong.to_string())
+        Failed::BadAnswer(brief(wrong))
     }
 }
 

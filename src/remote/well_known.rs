@@ -9,7 +9,7 @@ use super::dns::Dns;
 use super::lookup::{Boxed, Lookup, Miss, Service, WellKnown};
 use super::resolve::kept_ms;
 use super::web::{Plain, Web, WebFailed, WebLimits, WebRequest};
-use crate::base::Random;
+use crate::base::{Random, brief};
 
 /// A web server that gives no sign for so long is not waited for.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -70,7 +70,7 @@ async fn fetch(web: &Web, request: WebRequest, limits: WebLimits, contact: &Cont
     }
     let max_age_ms = kept_ms(&answer.headers, web.now_ms());
     let (body, _grant) = answer.read().await?;
-    let file: File = serde_json::from_slice(&body).map_err(|error| WebFailed::BadAnswer(error.to_string()))?;
+    let file: File = serde_json::from_slice(&body).map_err(|error| WebFailed::BadAnswer(brief(error)))?;
     Ok(WellKnown { server: file.server, max_age_ms })
 }
 

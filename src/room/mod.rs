@@ -27,7 +27,7 @@ use ruma::{OwnedEventId, OwnedServerName, RoomId, ServerName, UserId};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use crate::base::{self, Clock, KeyedLock, Random};
+use crate::base::{self, Clock, KeyedLock, Random, brief};
 use crate::budget::Budget;
 use crate::feed::Feed;
 use crate::matrix::sign;
@@ -168,7 +168,7 @@ impl Rooms {
     /// Sends an event. Membership events take the path of [`Rooms::join`] and its like.
     pub async fn send(&self, sender: &UserId, room_id: &RoomId, sending: Sending) -> Result<OwnedEventId> {
         let content: Value = serde_json::from_str(sending.content.get())
-            .map_err(|failed| Error::bad("M_BAD_JSON", format!("the content is not JSON: {failed}")))?;
+            .map_err(|failed| Error::bad("M_BAD_JSON", format!("the content is not JSON: {}", brief(failed))))?;
         if !content.is_object() {
             return Err(Error::bad("M_BAD_JSON", "the content is not an object"));
         }

@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use ruma::{OwnedServerName, ServerName};
 
-use crate::base::{Clock, KeyedLock, Random, blocking};
+use crate::base::{Clock, KeyedLock, Random, blocking, brief};
 use crate::budget::{Budget, Refused};
 use crate::remote::{Failed, Remote};
 use crate::store::{self, Read, Store, Write, WriteError};
@@ -163,7 +163,7 @@ impl Error {
 
 impl From<serde_json::Error> for Error {
     fn from(wrong: serde_json::Error) -> Error {
-        Error::invalid(wrong.to_string())
+        Error::invalid(brief(wrong))
     }
 }
 

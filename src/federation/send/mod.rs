@@ -17,8 +17,8 @@ use serde_json::json;
 
 use super::error::disk_is_short;
 use super::{Error, Federation, auth, rates};
-use crate::base;
-use crate::budget::{Account, Grant};
+use crate::base::{self, brief};
+use crate::budget::{Account, Grant, quoted_bytes_max};
 use crate::http::{BadBody, ErrorResponse, Request, Response, StatusCode};
 use crate::room;
 use transaction::{Transaction, Transactions, begin, process, too_soon};
@@ -58,16 +58,21 @@ pub async fn send(federation: Arc<Federation>, request: Request) -> Result<Respo
     let (body, mut grant) = read(request, &account, &federation.transactions).await?;
     let (origin, valid_until_ms) = (claim.origin.clone(), claim.valid_until_ms());
     let us = federation.server_name.clone();
-    let bytes = body.len() as u64;
+    let (bytes, quoted) = (body.len() as u64, quoted_bytes_max(&body));
+    // A parser's error may quote much of it. The copies that the signature is checked with are gone by then.
+    let free = grant.bytes() / COPIES_CHECKED * (COPIES_CHECKED - COPIES_KEPT);
+    grant.grow(quoted.saturating_sub(free)).map_err(BadBody::Refused)?;
     let transaction = base::blocking(move || {
         claim.check(&us, &body)?;
         // One more than the limit of each list, which shows that a list is too long.
         let read: Result<Transaction, _> = serde_json::from_slice(&body);
-        read.map_err(|wrong| ErrorResponse::bad("M_BAD_JSON", format!("The body is not a transaction: {wrong}")))
+        read.map_err(|wrong| {
+            ErrorResponse::bad("M_BAD_JSON", format!("The body is not a transaction: {}", brief(wrong)))
+        })
     });
     let transaction = transaction.await?;
     limits.take_server(&rates::TRANSACTION, origin.as_str())?;
-    grant.shrink(grant.bytes() - grant.bytes() / COPIES_CHECKED * COPIES_KEPT);
+    grant.shrink(free.saturating_sub(quoted));
     auth::heard_from(&federation, &origin, valid_until_ms).await;
     if let Some(body) = federation.transactions.get(&origin, &id) {
         return Ok(Response::json_bytes(StatusCode::OK, body));

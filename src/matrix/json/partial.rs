@@ -1,23 +1,46 @@
 //! Reads the wanted members of JSON from elsewhere and skips the rest: unwanted members are not kept, so the memory of
 //! a text does not depend on the extra content its writer added.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::marker::PhantomData;
 
 use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
-/// Shows each member of an object, as it stands, until `visit` fails. Only the text of one key is held beside the object.
+/// Shows each member of an object, as it stands, until `visit` fails. Only a key with escapes is held beside the object.
 pub fn each_member<E: From<serde_json::Error>>(
     object: &[u8],
     visit: &mut dyn FnMut(&str, &RawValue) -> Result<(), E>,
 ) -> Result<(), E> {
+    each_raw_member(object, &mut |key, value| visit(&string(key)?, value))
+}
+
+/// Like [`each_member`], with the keys as they stand, so that nothing is held beside the object whatever its keys are; it
+/// must not be nested too deeply, since of that a byte is kept for each level.
+pub fn each_raw_member<'t, E: From<serde_json::Error>>(
+    object: &'t [u8],
+    visit: &mut dyn FnMut(&'t RawValue, &'t RawValue) -> Result<(), E>,
+) -> Result<(), E> {
+    // The parser's own error would quote the string, whatever its length.
+    if object.trim_ascii_start().starts_with(b"\"") {
+        return Err(serde_json::Error::custom("a string, not an object").into());
+    }
     let mut failed = None;
     let mut text = serde_json::Deserializer::from_slice(object);
     let read = text.deserialize_map(Each { visit, failed: &mut failed }).and_then(|()| text.end());
     match failed {
         Some(failed) => Err(failed),
         None => Ok(read?),
+    }
+}
+
+/// A string of JSON.
+pub fn string(text: &RawValue) -> Result<Cow<'_, str>, serde_json::Error> {
+    let inner = text.get().strip_prefix('"').and_then(|text| text.strip_suffix('"'));
+    match inner.filter(|inner| !inner.contains('\\')) {
+        Some(inner) => Ok(Cow::Borrowed(inner)),
+        None => serde_json::from_str(text.get()).map(Cow::Owned),
     }
 }
 
@@ -42,12 +65,12 @@ where
     text.deserialize_seq(First::<MOST, T>(PhantomData))
 }
 
-struct Each<'v, E> {
-    visit: &'v mut dyn FnMut(&str, &RawValue) -> Result<(), E>,
+struct Each<'v, 't, E> {
+    visit: &'v mut dyn FnMut(&'t RawValue, &'t RawValue) -> Result<(), E>,
     failed: &'v mut Option<E>,
 }
 
-impl<'de, E> Visitor<'de> for Each<'_, E> {
+impl<'de, E> Visitor<'de> for Each<'_, 'de, E> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -55,8 +78,8 @@ impl<'de, E> Visitor<'de> for Each<'_, E> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-        while let Some((key, value)) = map.next_entry::<String, &RawValue>()? {
-            if let Err(failed) = (self.visit)(&key, value) {
+        while let Some((key, value)) = map.next_entry::<&'de RawValue, &'de RawValue>()? {
+            if let Err(failed) = (self.visit)(key, value) {
                 *self.failed = Some(failed);
                 return Err(A::Error::custom("enough was seen"));
             }
@@ -98,9 +121,38 @@ mod tests {
         });
         all.unwrap();
         assert_eq!(seen, [("a\n".to_owned(), "1".to_owned()), ("b".to_owned(), r#"{"c": [2]}"#.to_owned())]);
-        for wrong in ["[]", "{", "{} {}", "", "7"] {
+        for wrong in ["[]", "{", "{} {}", "", "7", "\"{}\"", "{\"\\ud800\":1}"] {
             assert!(each_member(wrong.as_bytes(), &mut |_, _| Ok::<_, serde_json::Error>(())).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn strings_are_borrowed_where_they_can_be() {
+        let mut seen = Vec::new();
+        let object = r#"{"a\u00e4":"b","ä\\\"":"\t","":0}"#;
+        let all = each_raw_member(object.as_bytes(), &mut |key, value| {
+            seen.push((string(key)?.into_owned(), string(value).ok().map(Cow::into_owned)));
+            Ok::<_, serde_json::Error>(())
+        });
+        all.unwrap();
+        let wanted = [("aä", Some("b")), ("ä\\\"", Some("\t")), ("", None)];
+        assert_eq!(seen, wanted.map(|(key, value)| (key.to_owned(), value.map(ToOwned::to_owned))));
+        assert!(
+            each_raw_member(br#"{"long":1}"#, &mut |key, _| match string(key)? {
+                Cow::Borrowed("long") => Ok(()),
+                _ => Err(serde_json::Error::custom("copied")),
+            })
+            .is_ok()
+        );
+    }
+
+    /// The error of an object's reader once quoted the string that it met instead, with six bytes for each of some.
+    #[test]
+    fn a_string_in_place_of_an_object_is_not_quoted() {
+        let text = format!("  \"{}\"", "\x7f".repeat(1_000));
+        let read = each_member(text.as_bytes(), &mut |_, _| Ok::<_, serde_json::Error>(()));
+        let wrong = read.unwrap_err();
+        assert!(wrong.is_data() && wrong.to_string().len() < 100, "{wrong}");
     }
 
     #[test]

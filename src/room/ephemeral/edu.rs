@@ -11,6 +11,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::receipt::Heard;
+use crate::base::brief;
 use crate::matrix::Reject;
 use crate::matrix::json::partial;
 use crate::room::Rooms;
@@ -52,7 +53,7 @@ struct Data {
 type Receipts = BTreeMap<OwnedRoomId, BTreeMap<OwnedUserId, Receipt>>;
 
 fn read<'a, T: Deserialize<'a>>(content: &'a RawValue) -> Result<T> {
-    Ok(serde_json::from_str(content.get()).map_err(|wrong| Reject::shape(wrong.to_string()))?)
+    Ok(serde_json::from_str(content.get()).map_err(|wrong| Reject::shape(brief(wrong)))?)
 }
 
 impl Rooms {
@@ -74,7 +75,7 @@ impl Rooms {
 
     /// An `m.receipt` EDU: one write at most, whatever its content.
     pub async fn receipt_received(&self, origin: &ServerName, content: &RawValue) -> Result<()> {
-        let receipts = receipts(content, origin).map_err(|wrong| Reject::shape(wrong.to_string()))?;
+        let receipts = receipts(content, origin).map_err(|wrong| Reject::shape(brief(wrong)))?;
         let origin = origin.to_owned();
         let heard = self.reading(move |_, read| heard(read, &origin, receipts)).await?;
         receipt::receipts_from_outside(self, heard).await

@@ -140,8 +140,7 @@ impl Users {
         struct Whose {
             user_id: OwnedUserId,
         }
-        let Whose { user_id } =
-            serde_json::from_str(content.get()).map_err(|wrong| Error::invalid(wrong.to_string()))?;
+        let Whose { user_id } = serde_json::from_str(content.get())?;
         if user_id.server_name() != origin {
             return Err(Error::Forbidden("News of another server's user".to_owned()));
         }

@@ -173,8 +173,7 @@ impl Users {
     /// Queues the messages of an `m.direct_to_device` EDU, and answers how many bytes that took. An EDU received
     /// before, by its `message_id`, changes nothing: servers repeat transactions whose answer they did not get.
     pub async fn to_device_received(&self, origin: &ServerName, content: &RawValue) -> Result<usize, Error> {
-        let received: Received =
-            serde_json::from_str(content.get()).map_err(|wrong| Error::invalid(wrong.to_string()))?;
+        let received: Received = serde_json::from_str(content.get())?;
         let is_object = received.messages.get().starts_with('{');
         if received.sender.server_name() != origin || received.kind.len() > TYPE_BYTES_MAX || !is_object {
             return Err(Error::invalid("The sender of the to-device message belongs to another server"));
