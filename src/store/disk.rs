@@ -354,11 +354,11 @@ impl Spare {
         if is_short != was_short && self.0.swap(is_short, Ordering::Relaxed) == was_short {
             match is_short {
                 true => tracing::warn!(
-                    "only {} are free on the disk: they are reserved for local users, and events of other servers are \
-                     refused until there is room",
+                    "only {} are free on the disk: they are reserved for local users' messages, and events of other \
+                     servers and key backups are refused until there is room",
                     human(card.free_bytes)
                 ),
-                false => tracing::info!("the disk has room again for events of other servers"),
+                false => tracing::info!("the disk has room again for events of other servers and key backups"),
             }
         }
         if is_short { 0 } else { spare }

@@ -214,6 +214,11 @@ impl Store {
         self.0.spare_bytes()
     }
 
+    /// Bytes of the file system, used or not.
+    pub fn total_bytes(&self) -> u64 {
+        self.0.total_bytes()
+    }
+
     /// `Full` when the space for other servers' data is used up.
     pub fn check_spare(&self) -> Result<()> {
         if self.spare_bytes() == 0 { Err(Error::Full) } else { Ok(()) }

@@ -96,18 +96,23 @@ pub const REMOTE_LIST_SHARE: Table =
 pub const ACCOUNT_DATA: Table = table("account_data", "user", "UserNum, RoomNum or 0, type → Position, JSON");
 pub const ACCOUNT_DATA_LOG: Table =
     table("account_data_log", "user", "UserNum, Position → RoomNum, type; the latest of each");
-pub const BACKUP: Table =
-    table("backup", "user", "UserNum, u32 → JSON of a version of the key backup; UserNum, 0 → u32 last version given");
+pub const BACKUP_USER: Table = table(
+    "backup_user",
+    "user",
+    "UserNum → u64 last version given; u64 keys and u64 bytes of all versions, and of what is to be swept",
+)
+.shaped(Shape::Key4);
+pub const BACKUP_VERSION: Table =
+    table("backup_version", "user", "UserNum, u32 version → u64 generation, u64 keys and u64 bytes of it, u64 etag");
+pub const BACKUP_INFO: Table =
+    table("backup_info", "user", "UserNum, u32 version → JSON of its algorithm and auth_data");
 pub const BACKUP_KEY: Table = table(
     "backup_key",
     "user",
     "UserNum, u32 version, u32 generation, room id, 0, session id → u8 is verified, u64 first message, u64 forwards, JSON",
 );
-pub const BACKUP_GONE: Table = table(
-    "backup_gone",
-    "user",
-    "UserNum, u32 version, u32 generation → JSON size of what is to be swept of backup_key",
-);
+pub const BACKUP_GONE: Table =
+    table("backup_gone", "user", "UserNum, u32 version, u32 generation → nothing: keys that are to be swept");
 pub const PUSHER: Table = table(
     "pusher",
     "user",
@@ -250,7 +255,9 @@ pub const TABLES: &[&Table] = &[
     &REMOTE_LIST_SHARE,
     &ACCOUNT_DATA,
     &ACCOUNT_DATA_LOG,
-    &BACKUP,
+    &BACKUP_USER,
+    &BACKUP_VERSION,
+    &BACKUP_INFO,
     &BACKUP_KEY,
     &BACKUP_GONE,
     &FILTER,

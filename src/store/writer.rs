@@ -158,6 +158,10 @@ impl Engine {
         self.shared.free_bytes()
     }
 
+    pub(super) fn total_bytes(&self) -> u64 {
+        self.shared.medium.total_bytes().unwrap_or(u64::MAX)
+    }
+
     pub(super) fn spare_bytes(&self) -> u64 {
         self.shared.spare.bytes(&*self.shared.medium)
     }

@@ -93,6 +93,13 @@ async fn keys_are_kept_by_room_and_session() {
     assert_eq!(etags, ["1", "2", "2", "3"]);
     assert_eq!(house.get(&at("/!a:x/s"), &alice).await.ok(), key(9, 9, true));
 
+    // A stranger chose this room id: the app could never put the keys beside it, and sent the same body without end.
+    let long = format!("!{}", "x".repeat(300));
+    let mut body = json!({ "rooms": { "!d:x": { "sessions": { "s": key(0, 0, true) } } } });
+    body["rooms"][long] = body["rooms"]["!d:x"].clone();
+    assert_eq!(house.put(&at(""), &alice, body).await.ok(), json!({ "count": 4, "etag": "4" }));
+    assert_eq!(house.delete(&at("/!d:x"), &alice).await.ok(), json!({ "count": 3, "etag": "5" }));
+
     // A body with one wrong key changes nothing.
     let mut wrong = key(0, 0, true);
     wrong.as_object_mut().unwrap().remove("session_data");
@@ -100,11 +107,11 @@ async fn keys_are_kept_by_room_and_session() {
     house.put(&at("/!c:x"), &alice, body).await.refused(400, "M_BAD_JSON");
     assert_eq!(house.get(&at("/!c:x"), &alice).await.ok(), json!({ "sessions": {} }));
 
-    assert_eq!(house.delete(&at("/!a:x/s"), &alice).await.ok(), json!({ "count": 2, "etag": "4" }));
-    assert_eq!(house.delete(&at("/!b:x"), &alice).await.ok(), json!({ "count": 1, "etag": "5" }));
-    assert_eq!(house.delete(&at(""), &alice).await.ok(), json!({ "count": 0, "etag": "6" }));
+    assert_eq!(house.delete(&at("/!a:x/s"), &alice).await.ok(), json!({ "count": 2, "etag": "6" }));
+    assert_eq!(house.delete(&at("/!b:x"), &alice).await.ok(), json!({ "count": 1, "etag": "7" }));
+    assert_eq!(house.delete(&at(""), &alice).await.ok(), json!({ "count": 0, "etag": "8" }));
     assert_eq!(house.get(&at(""), &alice).await.ok(), json!({ "rooms": {} }));
-    assert_eq!(house.get("/room_keys/version", &alice).await.ok()["etag"], "6");
+    assert_eq!(house.get("/room_keys/version", &alice).await.ok()["etag"], "8");
 }
 
 /// What an app's library does for an account with many keys: it puts 200 in a request, and reads all of them at once. Under

@@ -4,15 +4,16 @@
 //! may have a million keys, so nothing here holds all of them: they come in batches, are read by a cursor, and what is
 //! deleted is swept in short writes, behind the answer (`Users::keep_backups_swept`).
 
-use std::ops::ControlFlow;
 use std::time::Duration;
 
 use serde_json::value::RawValue;
 use tokio::sync::Notify;
 
 use crate::base::Worker;
+use crate::budget::human;
 use crate::matrix::json;
-use crate::store::tables::user::backup::{self, Size, Version, Visit};
+use crate::store::tables::user as table;
+use crate::store::tables::user::backup::{self, Info, Size, Version, Visit};
 use crate::store::{Get, Store, UserNum, Write, WriteError};
 use crate::user::{Error, Users};
 
@@ -21,22 +22,28 @@ pub use crate::store::tables::user::backup::{Key, Merit, Scope, Shelf};
 /// The most backups of one user; a further one takes the place of the oldest. Only the newest is written to, and apps
 /// delete the one before when they make another.
 const BACKUPS_MAX: usize = 32;
-/// The most keys of one user, all backups together, and the most bytes of them: a key that an app stores has 1.4 KB, so
-/// a million of them fit. An app that is in a hundred busy rooms for ten years has a tenth of that.
+/// The most keys of one user, all backups together. An app that is in a hundred busy rooms for ten years has a tenth of
+/// that.
 const KEYS_MAX: u64 = 1_000_000;
+/// The most bytes of them: a key that an app stores has 1.4 KB, so this is enough for a million.
 const BYTES_MAX: u64 = 2 << 30;
+/// On a small card it is this part of the card: a family of five leaves three quarters of it. 400 MB of a card of 8 GB are
+/// 280,000 keys.
+const CARD_PART: u64 = 20;
 /// The longest `session_data`; usual ones have 1.2 KB.
-pub const KEY_BYTES_MAX: usize = 16 << 10;
+const KEY_BYTES_MAX: usize = 16 << 10;
 /// The longest room id or session id.
-pub const NAME_BYTES_MAX: usize = 255;
+const NAME_BYTES_MAX: usize = 255;
 const ALGORITHM_BYTES_MAX: usize = 255;
 /// The longest `auth_data`: a public key, signed by every device of the user.
 const AUTH_BYTES_MAX: usize = 32 << 10;
 /// The nesting limit of what an app stores: apps get it beside other keys, in one answer.
-const DEPTH_MAX: u32 = json::EVENT_DEPTH_MAX;
-/// Rows removed in one write.
-const SWEPT_PER_WRITE: usize = 500;
-/// The pause between two such writes that nobody waits for, and that after one that failed.
+pub const DEPTH_MAX: u32 = json::EVENT_DEPTH_MAX;
+/// What is removed in one write, but for the last key: as many rows as a short write has, in a record that the journal
+/// takes whole.
+const SWEPT_PER_WRITE: Size = Size { count: 500, bytes: 128 << 10 };
+/// The pause between two such writes while an app waits, that while nobody waits, and that after one that failed.
+const DELETE_PAUSE: Duration = Duration::from_millis(10);
 const SWEEP_PAUSE: Duration = Duration::from_millis(50);
 const FAILED_PAUSE: Duration = Duration::from_secs(60);
 
@@ -80,7 +87,7 @@ impl BackupKeys {
     pub fn next(&mut self, visit: &mut Visit<'_>) -> Result<bool, Error> {
         let get = self.store.read()?;
         let version = backup::version(&get, self.shelf.user, self.shelf.version)?;
-        if version.is_none_or(|version| version.generation != self.shelf.generation) {
+        if version.is_none_or(|version| version.shelf != self.shelf) {
             return Err(NOT_FOUND);
         }
         Ok(backup::each(&get, self.shelf, &self.scope, &mut self.place, visit)?)
@@ -98,22 +105,24 @@ impl Users {
         auth_data: Box<RawValue>,
     ) -> Result<u32, Error> {
         check_info(&algorithm, &auth_data)?;
-        let version = Version { algorithm, auth_data, generation: 0, size: Size::default(), etag: 0 };
+        let info = Info { algorithm, auth_data };
         let number = self
             .write(move |w| {
-                let (mut count, mut oldest) = (0, None);
-                backup::each_version(w, user, &mut |number, version| {
-                    count += 1;
-                    oldest.get_or_insert((number, version));
-                    Ok(ControlFlow::Continue(()))
-                })?;
-                if let Some((number, version)) = oldest.filter(|_| count >= BACKUPS_MAX) {
-                    backup::remove_version(w, user, number, &version)?;
+                // The account may have been closed since its token was looked at, and its backups with it.
+                let account = table::account(w, user)?;
+                if account.is_none_or(|account| account.standing != table::Standing::Active) {
+                    return Err(Error::Deactivated);
                 }
-                Ok(backup::add_version(w, user, &version)?)
+                let versions = backup::versions(w, user)?;
+                if versions.len() >= BACKUPS_MAX
+                    && let Some(oldest) = versions.first()
+                {
+                    backup::remove_version(w, oldest)?;
+                }
+                Ok(backup::add_version(w, user, &info)?)
             })
             .await?;
-        self.0.backups_gone.0.notify_one();
+        self.backups_are_gone();
         Ok(number)
     }
 
@@ -121,12 +130,13 @@ impl Users {
     pub async fn backup(&self, user: UserNum, version: Option<&str>) -> Result<Backup, Error> {
         let number = version.map(number).transpose()?;
         self.read(move |get| {
-            let (version, found) = match number {
-                Some(number) => (number, backup::version(get, user, number)?.ok_or(NOT_FOUND)?),
+            let found = match number {
+                Some(number) => backup::version(get, user, number)?.ok_or(NOT_FOUND)?,
                 None => backup::latest(get, user)?.ok_or(Error::NotFound("backup"))?,
             };
-            let kept = Kept::of(&found);
-            Ok(Backup { version, algorithm: found.algorithm, auth_data: found.auth_data, kept })
+            let version = found.shelf.version;
+            let Info { algorithm, auth_data } = backup::info(get, user, version)?.ok_or(NOT_FOUND)?;
+            Ok(Backup { version, algorithm, auth_data, kept: Kept::of(&found) })
         })
         .await
     }
@@ -142,12 +152,11 @@ impl Users {
         check_info(&algorithm, &auth_data)?;
         let number = number(version)?;
         self.write(move |w| {
-            let mut found = backup::version(w, user, number)?.ok_or(NOT_FOUND)?;
-            if found.algorithm != algorithm {
+            let info = backup::info(w, user, number)?.ok_or(NOT_FOUND)?;
+            if info.algorithm != algorithm {
                 return Err(Error::invalid("The algorithm is not that of the backup"));
             }
-            found.auth_data = auth_data;
-            Ok(backup::set_version(w, user, number, &found)?)
+            Ok(backup::set_info(w, user, number, &Info { algorithm, auth_data })?)
         })
         .await
     }
@@ -156,41 +165,31 @@ impl Users {
     pub async fn delete_backup(&self, user: UserNum, version: &str) -> Result<(), Error> {
         let number = number(version)?;
         self.freeing(move |w| match backup::version(w, user, number)? {
-            Some(version) => Ok(backup::remove_version(w, user, number, &version)?),
+            Some(version) => Ok(backup::remove_version(w, &version)?),
             None if number <= backup::last_number(w, user)? => Ok(()),
             None => Err(NOT_FOUND),
         })
         .await?;
-        self.0.backups_gone.0.notify_one();
+        self.backups_are_gone();
         Ok(())
     }
 
-    /// Puts keys into the newest version, each where it is new or better than the copy there. Bounded by the list, which
-    /// should have no more than a write's rows.
-    pub async fn put_backed_up(&self, user: UserNum, version: &str, keys: Vec<Key>) -> Result<Kept, Error> {
-        let number = number(version)?;
-        self.write(move |w| {
-            let mut found = newest(w, user, number)?;
-            if keys.is_empty() {
-                return Ok(Kept::of(&found));
-            }
-            let shelf = Shelf { user, version: number, generation: found.generation };
-            let more_max = keys.iter().map(bytes_of).sum::<u64>();
-            let all = backup::size(w, user)?;
-            if all.count + keys.len() as u64 > KEYS_MAX || all.bytes + more_max > BYTES_MAX {
-                return Err(Error::TooLarge(format!(
-                    "The backups of one user may have {KEYS_MAX} keys and {BYTES_MAX} bytes together"
-                )));
-            }
-            let put = backup::put(w, shelf, found.size, keys)?;
-            if put.changed {
-                found.size = put.size;
-                found.etag += 1;
-                backup::set_version(w, user, number, &found)?;
-            }
-            Ok(Kept::of(&found))
-        })
-        .await
+    /// Puts keys into the newest version, each where it is new or better than the copy there. Blocks. Bounded by the list,
+    /// which should have no more than a write's rows. `Full` while the rest of the disk is for messages.
+    pub fn put_backed_up(&self, user: UserNum, version: &str, keys: Vec<Key>) -> Result<Kept, Error> {
+        let (number, store) = (number(version)?, &self.0.parts.store);
+        if !keys.is_empty() {
+            store.check_spare()?;
+        }
+        let most = most(store.total_bytes());
+        let put = store.write_blocking(move |w| {
+            let mut version = newest(w, user, number)?;
+            let better = backup::better(w, version.shelf, keys)?;
+            check_growth(backup::size(w, user)?, better.old, better.new, most)?;
+            backup::put(w, &mut version, &better)?;
+            Ok(Kept::of(&version))
+        });
+        put.map(|(kept, _)| kept).map_err(WriteError::into_inner)
     }
 
     /// A cursor over the keys of a version, or of one room of it.
@@ -198,8 +197,7 @@ impl Users {
         check_scope(&scope)?;
         let (number, store) = (number(version)?, self.0.parts.store.clone());
         self.read(move |get| {
-            let found = backup::version(get, user, number)?.ok_or(NOT_FOUND)?;
-            let shelf = Shelf { user, version: number, generation: found.generation };
+            let shelf = backup::version(get, user, number)?.ok_or(NOT_FOUND)?.shelf;
             Ok(BackupKeys { store, shelf, scope, place: Vec::new() })
         })
         .await
@@ -216,8 +214,7 @@ impl Users {
         check_name(&room)?;
         let number = number(version)?;
         self.read(move |get| {
-            let found = backup::version(get, user, number)?.ok_or(NOT_FOUND)?;
-            let shelf = Shelf { user, version: number, generation: found.generation };
+            let shelf = backup::version(get, user, number)?.ok_or(NOT_FOUND)?.shelf;
             backup::key(get, shelf, room, session)?.ok_or(Error::NotFound("key in this backup"))
         })
         .await
@@ -232,67 +229,64 @@ impl Users {
             let scope = scope.clone();
             let (kept, is_done) = self
                 .freeing(move |w| {
-                    let mut found = backup::version(w, user, number)?.ok_or(NOT_FOUND)?;
-                    let shelf = Shelf { user, version: number, generation: found.generation };
-                    let before = found.size;
+                    let mut version = backup::version(w, user, number)?.ok_or(NOT_FOUND)?;
                     let is_done = match &scope {
                         Scope::All => {
-                            backup::clear_version(w, user, number, &mut found)?;
+                            backup::clear_version(w, &mut version)?;
                             true
                         }
-                        scope => {
-                            let gone = backup::remove(w, shelf, scope, SWEPT_PER_WRITE)?;
-                            found.size = before.minus(gone);
-                            (gone.count as usize) < SWEPT_PER_WRITE
-                        }
+                        scope => backup::remove(w, &mut version, scope, SWEPT_PER_WRITE)?,
                     };
-                    if found.size != before {
-                        found.etag += 1;
-                        backup::set_version(w, user, number, &found)?;
-                    }
-                    Ok((Kept::of(&found), is_done))
+                    Ok((Kept::of(&version), is_done))
                 })
                 .await?;
             if is_done {
-                self.0.backups_gone.0.notify_one();
+                self.backups_are_gone();
                 return Ok(kept);
             }
+            self.0.parts.clock.sleep(DELETE_PAUSE).await;
         }
     }
 
-    /// Removes the keys of what was deleted, as long as the server runs. A unit of the worker is a key.
+    /// Removes the keys of what was deleted, as long as the server runs. A unit of the worker is a key. Small backups share
+    /// the time between two pauses, or they could be deleted faster than they are swept.
     pub async fn keep_backups_swept(&self, worker: &Worker) {
+        let (mut last, mut swept) = (Vec::new(), Size::default());
         loop {
             worker.works_on("removing keys of deleted backups");
-            let pause = match self.sweep_backups().await {
-                Ok(0) => None,
-                Ok(removed) => {
-                    worker.done(removed as u64);
-                    Some(SWEEP_PAUSE)
+            let pause = match self.sweep_backups(&mut last).await {
+                Ok(Some(gone)) => {
+                    worker.done(gone.count);
+                    swept = swept.plus(Size { count: gone.count.max(1), bytes: gone.bytes });
+                    if !swept.reaches(SWEPT_PER_WRITE) {
+                        continue;
+                    }
+                    SWEEP_PAUSE
+                }
+                Ok(None) => {
+                    worker.idle();
+                    // What was deleted since the look has left a permit here.
+                    self.0.backups_gone.0.notified().await;
+                    continue;
                 }
                 Err(failed) => {
                     tracing::warn!(%failed, "keys of deleted backups could not be removed; this is tried again");
                     worker.failed(failed);
-                    Some(FAILED_PAUSE)
+                    FAILED_PAUSE
                 }
             };
-            match pause {
-                Some(pause) => self.0.parts.clock.sleep(pause).await,
-                None => {
-                    worker.idle();
-                    // What was deleted since the look has left a permit here.
-                    self.0.backups_gone.0.notified().await;
-                }
-            }
+            swept = Size::default();
+            self.0.parts.clock.sleep(pause).await;
         }
     }
 
-    /// Removes some keys of what was deleted; 0 when there are none.
-    pub(in crate::user) async fn sweep_backups(&self) -> Result<usize, Error> {
-        let Some(shelf) = self.read(|get| Ok(backup::next_gone(get)?)).await? else { return Ok(0) };
-        let removed = self.freeing(move |w| Ok(backup::sweep(w, shelf, SWEPT_PER_WRITE)?)).await?;
-        // The note of a version without keys is work too.
-        Ok(removed.max(1))
+    /// Removes some keys of what was deleted, and answers how much went; nothing when there is nothing to remove. `last` is
+    /// what the call before looked at. Each user gets a turn, and what cannot be read stops nothing behind it.
+    pub(in crate::user) async fn sweep_backups(&self, last: &mut Vec<u8>) -> Result<Option<Size>, Error> {
+        let before = last.clone();
+        let Some(note) = self.read(move |get| Ok(backup::next_gone(get, &before)?)).await? else { return Ok(None) };
+        last.clone_from(&note);
+        Ok(Some(self.freeing(move |w| Ok(backup::sweep(w, &note, SWEPT_PER_WRITE)?)).await?))
     }
 
     /// A write that frees more than it adds, also when the disk is full.
@@ -304,7 +298,7 @@ impl Users {
         Ok(value)
     }
 
-    /// Wakes the sweep, after an account was closed.
+    /// Wakes the sweep, after something was deleted.
     pub(in crate::user) fn backups_are_gone(&self) {
         self.0.backups_gone.0.notify_one();
     }
@@ -312,13 +306,8 @@ impl Users {
 
 /// Deletes all backups of a user. Bounded by the cap on backups of one user; their keys are swept later.
 pub(in crate::user) fn forget_backups(w: &mut Write<'_>, user: UserNum) -> Result<(), Error> {
-    let mut all = Vec::new();
-    backup::each_version(w, user, &mut |number, version| {
-        all.push((number, version));
-        Ok(ControlFlow::Continue(()))
-    })?;
-    for (number, version) in all {
-        backup::remove_version(w, user, number, &version)?;
+    for version in backup::versions(w, user)? {
+        backup::remove_version(w, &version)?;
     }
     Ok(())
 }
@@ -326,10 +315,31 @@ pub(in crate::user) fn forget_backups(w: &mut Write<'_>, user: UserNum) -> Resul
 /// The version that keys may be put into: the newest of the user.
 fn newest(get: &impl Get, user: UserNum, number: u32) -> Result<Version, Error> {
     match backup::latest(get, user)? {
-        Some((current, version)) if current == number => Ok(version),
-        Some((current, _)) if backup::version(get, user, number)?.is_some() => Err(Error::WrongBackup { current }),
+        Some(current) if current.shelf.version == number => Ok(current),
+        Some(Version { shelf, .. }) if backup::version(get, user, number)?.is_some() => {
+            Err(Error::WrongBackup { current: shelf.version })
+        }
         _ => Err(NOT_FOUND),
     }
+}
+
+/// What the keys of one user may take on a card of so many bytes.
+fn most(card_bytes: u64) -> Size {
+    Size { count: KEYS_MAX, bytes: BYTES_MAX.min(card_bytes / CARD_PART) }
+}
+
+/// Whether a user with this much may have some keys more in place of others. Who has too much already, since the bound was
+/// another, may still put what takes no more.
+fn check_growth(all: Size, old: Size, new: Size, most: Size) -> Result<(), Error> {
+    let then = all.minus(old).plus(new);
+    if then.count > most.count.max(all.count) || then.bytes > most.bytes.max(all.bytes) {
+        return Err(Error::TooLarge(format!(
+            "The backups of one user may have {} keys and {} together",
+            most.count,
+            human(most.bytes)
+        )));
+    }
+    Ok(())
 }
 
 /// A version as apps name it. What is no version of ours is one that does not exist.
@@ -349,12 +359,14 @@ fn check_info(algorithm: &str, auth_data: &RawValue) -> Result<(), Error> {
     Ok(())
 }
 
-/// Whether a key may be kept.
-pub fn check_backed_up(room: &str, session: &str, data: &[u8]) -> Result<(), Error> {
-    check_name(room)?;
-    if session.len() > NAME_BYTES_MAX {
-        return Err(Error::invalid("A session id may have 255 bytes at most"));
-    }
+/// Whether a backup can have a key of this session. No event names such a room or session as is refused here; yet a key
+/// of one may be sent by anybody to anybody, and the apps of who received it back it up with all others.
+pub fn can_be_backed_up(room: &str, session: &str) -> bool {
+    check_name(room).is_ok() && session.len() <= NAME_BYTES_MAX
+}
+
+/// Whether the `session_data` of a key may be kept.
+pub fn check_session_data(data: &[u8]) -> Result<(), Error> {
     if data.len() > KEY_BYTES_MAX {
         return Err(Error::TooLarge(format!("The session_data of a key may have {KEY_BYTES_MAX} bytes at most")));
     }
@@ -378,17 +390,12 @@ fn check_name(room: &str) -> Result<(), Error> {
     }
 }
 
-/// The most bytes that a key adds.
-fn bytes_of(key: &Key) -> u64 {
-    /// The numbers in its row.
-    const REST: usize = 32;
-    (key.room.len() + key.session.len() + key.data.len() + REST) as u64
-}
-
 #[cfg(test)]
 mod tests {
+    use std::ops::ControlFlow;
+
     use super::*;
-    use crate::base::Clock;
+    use crate::base::{Clock, blocking};
     use crate::budget::Budget;
     use crate::store::MemoryMedium;
     use crate::store::schema::{BACKUP_GONE, BACKUP_KEY};
@@ -407,6 +414,11 @@ mod tests {
         town.users.create_backup(user, ALGORITHM.to_owned(), auth_data).await.unwrap()
     }
 
+    async fn put(town: &Town, user: UserNum, version: &str, keys: Vec<Key>) -> Result<Kept, Error> {
+        let (users, version) = (town.users.clone(), version.to_owned());
+        blocking(move || users.put_backed_up(user, &version, keys)).await
+    }
+
     fn rows(town: &Town, table: &crate::store::Table) -> usize {
         let mut count = 0;
         let get = town.users.0.parts.store.read().unwrap();
@@ -419,7 +431,8 @@ mod tests {
     }
 
     async fn swept(town: &Town) {
-        while town.users.sweep_backups().await.unwrap() > 0 {}
+        let mut last = Vec::new();
+        while town.users.sweep_backups(&mut last).await.unwrap().is_some() {}
         assert_eq!(rows(town, &BACKUP_GONE), 0);
     }
 
@@ -430,8 +443,17 @@ mod tests {
         let user = town.person("anna").await.user_num;
         let version = create(&town, user).await.to_string();
         let users = &town.users;
-        let put = async |keys| users.put_backed_up(user, &version, keys).await.unwrap();
-        let gone = async |scope| users.delete_backed_up(user, &version, scope).await.unwrap();
+        let put = async |keys| put(&town, user, &version, keys).await.unwrap();
+        let gone = async |scope| {
+            let deleted = users.delete_backed_up(user, &version, scope);
+            let pauses = async {
+                loop {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                    town.clock.advance(DELETE_PAUSE);
+                }
+            };
+            tokio::select! { kept = deleted => kept.unwrap(), () = pauses => unreachable!() }
+        };
         assert_eq!(put(keys("!a", 0..700, false)).await, Kept { count: 700, etag: 1 });
         assert_eq!(put(keys("!a", 0..700, false)).await, Kept { count: 700, etag: 1 }, "nothing is better");
         assert_eq!(put(keys("!a", 690..710, true)).await, Kept { count: 710, etag: 2 });
@@ -468,7 +490,7 @@ mod tests {
         let town = town();
         let user = town.person("anna").await.user_num;
         let users = &town.users;
-        let put = async |version: &str| users.put_backed_up(user, version, keys("!a", 0..1, false)).await;
+        let put = async |version: &str| put(&town, user, version, keys("!a", 0..1, false)).await;
         assert!(matches!(users.backup(user, None).await, Err(Error::NotFound(_))));
         assert!(matches!(put("1").await, Err(Error::NotFound(_))));
         assert_eq!((create(&town, user).await, create(&town, user).await), (1, 2));
@@ -493,7 +515,7 @@ mod tests {
         let user = town.person("anna").await.user_num;
         for _ in 0..BACKUPS_MAX + 2 {
             let version = create(&town, user).await.to_string();
-            town.users.put_backed_up(user, &version, keys("!a", 0..2, false)).await.unwrap();
+            put(&town, user, &version, keys("!a", 0..2, false)).await.unwrap();
         }
         assert!(town.users.backup(user, Some("2")).await.is_err() && town.users.backup(user, Some("3")).await.is_ok());
         swept(&town).await;
@@ -510,16 +532,17 @@ mod tests {
         let version = create(&first, anna).await.to_string();
         for from in 0..3 {
             let some = keys("!a", from * 500..from * 500 + 500, false);
-            first.users.put_backed_up(anna, &version, some).await.unwrap();
+            put(&first, anna, &version, some).await.unwrap();
         }
         create(&first, bob).await;
-        first.users.put_backed_up(bob, "1", keys("!a", 0..7, false)).await.unwrap();
+        put(&first, bob, "1", keys("!a", 0..7, false)).await.unwrap();
         let cursor = first.users.backed_up(anna, &version, Scope::All).await.unwrap();
         first.users.delete_backup(anna, &version).await.unwrap();
         let mut cursor = cursor;
         let cut_off = cursor.next(&mut |_, _, _, _| ControlFlow::Continue(()));
         assert!(matches!(cut_off, Err(Error::NotFound(_))), "half an answer does not look like a whole one");
-        assert_eq!(first.users.sweep_backups().await.unwrap(), SWEPT_PER_WRITE);
+        let swept = first.users.sweep_backups(&mut Vec::new()).await.unwrap();
+        assert_eq!(swept.map(|gone| gone.count), Some(SWEPT_PER_WRITE.count));
         assert_eq!(rows(&first, &BACKUP_KEY), 1_007);
         first.users.0.parts.store.close().await;
         drop(first);
@@ -550,10 +573,107 @@ mod tests {
         let town = town();
         let anna = town.person("anna").await;
         create(&town, anna.user_num).await;
-        town.users.put_backed_up(anna.user_num, "1", keys("!a", 0..7, false)).await.unwrap();
+        put(&town, anna.user_num, "1", keys("!a", 0..7, false)).await.unwrap();
         town.users.close(&anna.user_id, false).await.unwrap();
         assert!(matches!(town.users.backup(anna.user_num, None).await, Err(Error::NotFound(_))));
         swept(&town).await;
         assert_eq!(rows(&town, &BACKUP_KEY), 0);
+        // A request whose token was looked at before.
+        let auth_data = RawValue::from_string("{}".to_owned()).unwrap();
+        let late = town.users.create_backup(anna.user_num, ALGORITHM.to_owned(), auth_data).await;
+        assert!(matches!(late, Err(Error::Deactivated)));
+    }
+
+    /// One write removed 500 keys of any length, and each small backup took a write and a pause of its own, so that a script
+    /// could delete faster than was swept.
+    #[tokio::test]
+    async fn a_write_of_the_sweep_is_bounded_and_many_small_backups_go_on() {
+        let town = town();
+        let (anna, bob) = (town.person("anna").await.user_num, town.person("bob").await.user_num);
+        let long = |room: &str| {
+            let data = format!("\"{}\"", "x".repeat(10_000)).into_bytes();
+            keys(room, 0..60, false).into_iter().map(|key| Key { data: data.clone(), ..key }).collect::<Vec<_>>()
+        };
+        let version = create(&town, anna).await.to_string();
+        put(&town, anna, &version, long("!a")).await.unwrap();
+        town.users.delete_backed_up(anna, &version, Scope::All).await.unwrap();
+        for _ in 0..30 {
+            let version = create(&town, bob).await.to_string();
+            put(&town, bob, &version, keys("!a", 0..1, false)).await.unwrap();
+            town.users.delete_backup(bob, &version).await.unwrap();
+        }
+        assert_eq!(rows(&town, &BACKUP_GONE), 31);
+        let mut last = Vec::new();
+        let first = town.users.sweep_backups(&mut last).await.unwrap().unwrap();
+        assert!(first.bytes >= 128 << 10 && first.bytes < 140 << 10, "{first:?}");
+        let second = town.users.sweep_backups(&mut last).await.unwrap().unwrap();
+        assert_eq!(second.count, 1, "the next user has a turn");
+        let get = || town.users.0.parts.store.read().unwrap();
+        assert_eq!(backup::size(&get(), anna).unwrap().count, 60 - first.count, "what is not swept counts");
+        while backup::size(&get(), anna).unwrap().count > 0 {
+            town.users.sweep_backups(&mut Vec::new()).await.unwrap();
+        }
+        // The clock stands still, so this is without a pause.
+        let (users, worker) = (town.users.clone(), Worker::new("sweep", &Clock::simulated(0)));
+        let sweeping = tokio::spawn(async move { users.keep_backups_swept(&worker).await });
+        for _ in 0..500 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            if rows(&town, &BACKUP_GONE) == 0 {
+                break;
+            }
+        }
+        assert_eq!(rows(&town, &BACKUP_GONE), 0);
+        sweeping.abort();
+        assert_eq!(rows(&town, &BACKUP_KEY), 0);
+        assert_eq!([anna, bob].map(|user| backup::size(&get(), user).unwrap()), [Size::default(); 2]);
+    }
+
+    /// The sweep took the first note each time, and when that could not be read, none behind it.
+    #[tokio::test]
+    async fn a_note_that_cannot_be_read_stops_no_other() {
+        let town = town();
+        let anna = town.person("anna").await.user_num;
+        let version = create(&town, anna).await.to_string();
+        put(&town, anna, &version, keys("!a", 0..3, false)).await.unwrap();
+        town.users.delete_backup(anna, &version).await.unwrap();
+        let spoil = |w: &mut Write<'_>| w.put(&BACKUP_GONE, &[0, 0, 0], &[]);
+        town.users.0.parts.store.write(spoil).await.unwrap();
+        let mut last = Vec::new();
+        assert!(town.users.sweep_backups(&mut last).await.is_err());
+        assert_eq!(town.users.sweep_backups(&mut last).await.unwrap().map(|gone| gone.count), Some(3));
+        assert_eq!((rows(&town, &BACKUP_KEY), rows(&town, &BACKUP_GONE)), (0, 1));
+    }
+
+    /// A user who had as many keys as fit could not even put better copies of them.
+    #[test]
+    fn who_is_at_the_limit_may_still_replace() {
+        let size = |count, bytes| Size { count, bytes };
+        let most = size(100, 10_000);
+        let may = |all, old, new| check_growth(all, old, new, most).is_ok();
+        assert!(may(size(100, 9_000), size(10, 900), size(10, 950)));
+        assert!(!may(size(100, 9_000), size(9, 900), size(10, 900)));
+        assert!(!may(size(50, 9_900), size(1, 100), size(1, 300)));
+        // The bound was another before.
+        assert!(
+            may(size(200, 20_000), size(5, 500), size(5, 500)) && !may(size(200, 20_000), size(5, 500), size(5, 501))
+        );
+    }
+
+    /// One user's keys could fill a card of 2 GiB within the allowance of one user, and keys were taken until the card had
+    /// no room for messages.
+    #[tokio::test]
+    async fn the_card_bounds_what_is_kept() {
+        assert_eq!(most(1 << 30), Size { count: KEYS_MAX, bytes: (1 << 30) / 20 });
+        assert_eq!(most(u64::MAX).bytes, BYTES_MAX);
+        let medium = MemoryMedium::default();
+        let town = town_on(Store::on_memory(medium.clone()), Budget::for_tests(), |_| {});
+        let anna = town.person("anna").await.user_num;
+        let version = create(&town, anna).await.to_string();
+        let put = async |numbers| put(&town, anna, &version, keys("!a", numbers, false)).await;
+        assert!(put(0..3).await.is_ok());
+        medium.set_free_bytes(100 << 20);
+        assert!(matches!(put(3..6).await, Err(Error::Store(failed)) if failed.is_full()));
+        assert_eq!(put(0..0).await.unwrap().count, 3, "nothing is no more");
+        assert!(town.users.delete_backup(anna, &version).await.is_ok());
     }
 }

@@ -1,8 +1,9 @@
 //! Backups of room keys: the versions of each user, and their keys, which only the user's apps can read.
 //!
-//! The keys of a version stand under its generation: deleting all of them is one row more in the list of what is to be
-//! swept, and a new generation, whatever their number. Versions are numbered for each user and no number is given twice,
-//! so that an app that knows an old one never meets another's keys under it.
+//! The keys of a version stand on a shelf, by its generation: deleting all of them is a note of that shelf and a new
+//! generation, whatever their number, and what notes name is swept later. How much a version has, and a user altogether,
+//! stands in rows of its own, changed with the keys and never counted. Versions are numbered for each user and no
+//! number is given twice, so that an app that knows an old one never meets another's keys under it.
 
 use std::cmp::Reverse;
 use std::ops::ControlFlow;
@@ -10,36 +11,48 @@ use std::ops::ControlFlow;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use crate::store::schema::{BACKUP, BACKUP_GONE, BACKUP_KEY};
-use crate::store::{Error, Get, Result, UserNum, Write, after_prefix, tables};
+use crate::store::schema::{BACKUP_GONE, BACKUP_INFO, BACKUP_KEY, BACKUP_USER, BACKUP_VERSION};
+use crate::store::{Error, Get, Result, Table, UserNum, Write, after_prefix, tables};
 
-/// A version's row.
+/// What an app says of a version.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Version {
+pub struct Info {
     pub algorithm: String,
     pub auth_data: Box<RawValue>,
-    /// Where its keys stand.
-    pub generation: u32,
-    /// Its keys, and their bytes with those of their names.
+}
+
+/// What a version has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Version {
+    pub shelf: Shelf,
     pub size: Size,
     /// Grows with each change of its keys.
     pub etag: u64,
 }
 
-/// How much is kept.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// How many keys, and their bytes with those of their names.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Size {
     pub count: u64,
     pub bytes: u64,
 }
 
 impl Size {
-    fn plus(self, other: Size) -> Size {
+    fn of_row(key: &[u8], value: &[u8]) -> Size {
+        Size { count: 1, bytes: (key.len() + value.len()) as u64 }
+    }
+
+    pub fn plus(self, other: Size) -> Size {
         Size { count: self.count + other.count, bytes: self.bytes + other.bytes }
     }
 
     pub fn minus(self, other: Size) -> Size {
         Size { count: self.count.saturating_sub(other.count), bytes: self.bytes.saturating_sub(other.bytes) }
+    }
+
+    /// Whether it has as many keys as another, or as many bytes.
+    pub fn reaches(self, other: Size) -> bool {
+        self.count >= other.count || self.bytes >= other.bytes
     }
 }
 
@@ -66,6 +79,15 @@ impl Merit {
         let [first_message_index, forwarded_count] =
             [first_message_index, forwarded_count].map(|number| u64::from_be_bytes(*number));
         Some((Merit { is_verified: *is_verified != 0, first_message_index, forwarded_count }, data))
+    }
+
+    fn to_row(self, data: &[u8]) -> Vec<u8> {
+        let mut row = Vec::with_capacity(MERIT_BYTES + data.len());
+        row.push(u8::from(self.is_verified));
+        row.extend_from_slice(&self.first_message_index.to_be_bytes());
+        row.extend_from_slice(&self.forwarded_count.to_be_bytes());
+        row.extend_from_slice(data);
+        row
     }
 }
 
@@ -124,185 +146,185 @@ impl Shelf {
     }
 }
 
-/// A version of a user's backup.
-pub fn version(get: &impl Get, user: UserNum, version: u32) -> Result<Option<Version>> {
-    tables::get_json(get, &BACKUP, &version_row(user, version))
+/// What an app says of a version of a user's backup.
+pub fn info(get: &impl Get, user: UserNum, number: u32) -> Result<Option<Info>> {
+    tables::get_json(get, &BACKUP_INFO, &version_row(user, number))
 }
 
-pub fn set_version(w: &mut Write<'_>, user: UserNum, number: u32, version: &Version) -> Result<()> {
-    tables::put_json(w, &BACKUP, &version_row(user, number), version)
+pub fn set_info(w: &mut Write<'_>, user: UserNum, number: u32, info: &Info) -> Result<()> {
+    tables::put_json(w, &BACKUP_INFO, &version_row(user, number), info)
+}
+
+/// A version of a user's backup.
+pub fn version(get: &impl Get, user: UserNum, number: u32) -> Result<Option<Version>> {
+    let row = version_row(user, number);
+    get.get(&BACKUP_VERSION, &row)?.map(|value| parse(&row, &value)).transpose()
 }
 
 /// The newest version of a user, when there is one.
-pub fn latest(get: &impl Get, user: UserNum) -> Result<Option<(u32, Version)>> {
-    let Some((key, value)) = get.last_in_prefix(&BACKUP, &user.to_key())? else { return Ok(None) };
-    match number_of(&key)? {
-        0 => Ok(None),
-        number => Ok(Some((number, tables::parse(&BACKUP, &key, &value)?))),
-    }
+pub fn latest(get: &impl Get, user: UserNum) -> Result<Option<Version>> {
+    let row = get.last_in_prefix(&BACKUP_VERSION, &user.to_key())?;
+    row.map(|(key, value)| parse(&key, &value)).transpose()
 }
 
-/// Visits the versions of a user, oldest first. Bounded by the cap on backups of one user.
-pub fn each_version(
-    get: &impl Get,
-    user: UserNum,
-    visit: &mut dyn FnMut(u32, Version) -> Result<ControlFlow<()>>,
-) -> Result<()> {
-    get.prefix(&BACKUP, &user.to_key(), &mut |key, value| match number_of(key)? {
-        0 => Ok(ControlFlow::Continue(())),
-        number => visit(number, tables::parse(&BACKUP, key, value)?),
-    })
+/// The versions of a user, oldest first. Bounded by the cap on backups of one user.
+pub fn versions(get: &impl Get, user: UserNum) -> Result<Vec<Version>> {
+    let mut all = Vec::new();
+    get.prefix(&BACKUP_VERSION, &user.to_key(), &mut |key, value| {
+        all.push(parse(key, value)?);
+        Ok(ControlFlow::Continue(()))
+    })?;
+    Ok(all)
 }
 
 /// The number given to a user's newest version, deleted ones included; 0 before the first.
 pub fn last_number(get: &impl Get, user: UserNum) -> Result<u32> {
-    let row = version_row(user, 0);
-    let Some(value) = get.get(&BACKUP, &row)? else { return Ok(0) };
-    value.try_into().map(u32::from_be_bytes).map_err(|_| Error::corrupt(&BACKUP, &row))
-}
-
-/// Adds a version and answers its number.
-pub fn add_version(w: &mut Write<'_>, user: UserNum, version: &Version) -> Result<u32> {
-    let row = version_row(user, 0);
-    let number = last_number(w, user)?.checked_add(1).ok_or_else(|| Error::corrupt(&BACKUP, &row))?;
-    w.put(&BACKUP, &row, &number.to_be_bytes())?;
-    set_version(w, user, number, version)?;
-    Ok(number)
-}
-
-/// Removes a version; its keys are left to be swept.
-pub fn remove_version(w: &mut Write<'_>, user: UserNum, number: u32, version: &Version) -> Result<()> {
-    w.remove(&BACKUP, &version_row(user, number))?;
-    give_up(w, Shelf { user, version: number, generation: version.generation }, version.size)
-}
-
-/// Leaves all keys of a version to be swept. The version's row is for the caller to put.
-pub fn clear_version(w: &mut Write<'_>, user: UserNum, number: u32, version: &mut Version) -> Result<()> {
-    give_up(w, Shelf { user, version: number, generation: version.generation }, version.size)?;
-    version.generation += 1;
-    version.size = Size::default();
-    Ok(())
-}
-
-fn give_up(w: &mut Write<'_>, shelf: Shelf, size: Size) -> Result<()> {
-    if size.count == 0 {
-        return Ok(());
-    }
-    tables::put_json(w, &BACKUP_GONE, &shelf.prefix(), &size)
+    Ok(account(get, user)?.0)
 }
 
 /// All that is kept of a user's keys, with those that are not swept yet.
 pub fn size(get: &impl Get, user: UserNum) -> Result<Size> {
-    let mut size = Size::default();
-    each_version(get, user, &mut |_, version| {
-        size = size.plus(version.size);
-        Ok(ControlFlow::Continue(()))
-    })?;
-    get.prefix(&BACKUP_GONE, &user.to_key(), &mut |key, value| {
-        size = size.plus(tables::parse(&BACKUP_GONE, key, value)?);
-        Ok(ControlFlow::Continue(()))
-    })?;
-    Ok(size)
+    Ok(account(get, user)?.1)
 }
 
-/// Some keys that are to be swept.
-pub fn next_gone(get: &impl Get) -> Result<Option<Shelf>> {
-    let Some((key, _)) = get.first_in_prefix(&BACKUP_GONE, &[])? else { return Ok(None) };
-    Shelf::of_key(&key).map(Some).ok_or_else(|| Error::corrupt(&BACKUP_GONE, &key))
+/// Adds a version and answers its number.
+pub fn add_version(w: &mut Write<'_>, user: UserNum, info: &Info) -> Result<u32> {
+    let (last, size) = account(w, user)?;
+    let number = last.checked_add(1).ok_or_else(|| Error::corrupt(&BACKUP_USER, &user.to_key()))?;
+    set_account(w, user, number, size)?;
+    set_info(w, user, number, info)?;
+    set_version(w, &Version { shelf: Shelf { user, version: number, generation: 0 }, size: Size::default(), etag: 0 })?;
+    Ok(number)
 }
 
-/// Removes at most `most` keys that are to be swept, and answers how many there were; with the last of them the note of it.
-pub fn sweep(w: &mut Write<'_>, shelf: Shelf, most: usize) -> Result<usize> {
-    let prefix = shelf.prefix();
-    let Some(mut size) = tables::get_json::<Size>(w, &BACKUP_GONE, &prefix)? else { return Ok(0) };
-    let removed = remove_rows(w, &prefix, most)?;
-    size = size.minus(removed);
-    match (removed.count as usize) < most {
-        true => drop(w.remove(&BACKUP_GONE, &prefix)?),
-        false => tables::put_json(w, &BACKUP_GONE, &prefix, &size)?,
+/// Removes a version; its keys are left to be swept.
+pub fn remove_version(w: &mut Write<'_>, version: &Version) -> Result<()> {
+    let row = version_row(version.shelf.user, version.shelf.version);
+    w.remove(&BACKUP_VERSION, &row)?;
+    w.remove(&BACKUP_INFO, &row)?;
+    w.put(&BACKUP_GONE, &version.shelf.prefix(), &[])
+}
+
+/// Leaves all keys of a version to be swept.
+pub fn clear_version(w: &mut Write<'_>, version: &mut Version) -> Result<()> {
+    if version.size.count == 0 {
+        return Ok(());
     }
-    Ok(removed.count as usize)
+    w.put(&BACKUP_GONE, &version.shelf.prefix(), &[])?;
+    version.shelf.generation += 1;
+    version.size = Size::default();
+    version.etag += 1;
+    set_version(w, version)
 }
 
-/// Removes at most `most` keys of a scope, and answers what went. Fewer than `most` means that none are left.
-pub fn remove(w: &mut Write<'_>, shelf: Shelf, scope: &Scope, most: usize) -> Result<Size> {
-    let rows = shelf.rows(scope);
-    match scope {
-        Scope::All | Scope::Room(_) => remove_rows(w, &rows, most),
+/// The note behind another of keys that are to be swept, or the first of all when there is none behind it.
+pub fn next_gone(get: &impl Get, note: &[u8]) -> Result<Option<Vec<u8>>> {
+    let behind = get.first(&BACKUP_GONE, &[note, &[0]].concat(), None, false)?;
+    let next = if behind.is_some() { behind } else { get.first(&BACKUP_GONE, &[], None, false)? };
+    Ok(next.map(|(note, _)| note))
+}
+
+/// Removes keys that a note names, until `most` are gone, and the note with the last of them. Answers what went.
+pub fn sweep(w: &mut Write<'_>, note: &[u8], most: Size) -> Result<Size> {
+    let shelf = Shelf::of_key(note).ok_or_else(|| Error::corrupt(&BACKUP_GONE, note))?;
+    let (gone, is_done) = remove_rows(w, note, most)?;
+    if is_done {
+        w.remove(&BACKUP_GONE, note)?;
+    }
+    if gone.count > 0 {
+        let (last, size) = account(w, shelf.user)?;
+        set_account(w, shelf.user, last, size.minus(gone))?;
+    }
+    Ok(gone)
+}
+
+/// Removes keys of a version, `most` at most; true when none of the scope are left.
+pub fn remove(w: &mut Write<'_>, version: &mut Version, scope: &Scope, most: Size) -> Result<bool> {
+    let rows = version.shelf.rows(scope);
+    let (gone, is_done) = match scope {
+        Scope::All | Scope::Room(_) => remove_rows(w, &rows, most)?,
         Scope::Session(..) => {
-            let mut size = Size::default();
-            w.with(&BACKUP_KEY, &rows, &mut |value| size = row_size(&rows, value))?;
+            let mut gone = Size::default();
+            w.with(&BACKUP_KEY, &rows, &mut |value| gone = Size::of_row(&rows, value))?;
             w.remove(&BACKUP_KEY, &rows)?;
-            Ok(size)
+            (gone, true)
         }
+    };
+    if gone.count > 0 {
+        change(w, version, gone, Size::default())?;
     }
+    Ok(is_done)
 }
 
-fn remove_rows(w: &mut Write<'_>, prefix: &[u8], most: usize) -> Result<Size> {
-    let (mut keys, mut size) = (Vec::new(), Size::default());
+/// Removes the first rows of a prefix, until `most` are gone, and answers what went and whether that were all of them. It
+/// reads each value, since its length is to be known.
+fn remove_rows(w: &mut Write<'_>, prefix: &[u8], most: Size) -> Result<(Size, bool)> {
+    let (mut keys, mut gone, mut is_done) = (Vec::new(), Size::default(), true);
     w.prefix(&BACKUP_KEY, prefix, &mut |key, value| {
-        if keys.len() == most {
+        if gone.reaches(most) {
+            is_done = false;
             return Ok(ControlFlow::Break(()));
         }
-        size = size.plus(row_size(key, value));
+        gone = gone.plus(Size::of_row(key, value));
         keys.push(key.to_vec());
         Ok(ControlFlow::Continue(()))
     })?;
     for key in &keys {
         w.remove(&BACKUP_KEY, key)?;
     }
-    Ok(size)
+    Ok((gone, is_done))
 }
 
-fn row_size(key: &[u8], value: &[u8]) -> Size {
-    Size { count: 1, bytes: (key.len() + value.len()) as u64 }
+/// Those of some keys that are to be put.
+pub struct Better {
+    /// In the order of their keys.
+    rows: Vec<(Vec<u8>, Vec<u8>)>,
+    /// What they add, and what they take the place of.
+    pub new: Size,
+    pub old: Size,
 }
 
-/// What putting keys did.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Put {
-    pub size: Size,
-    pub changed: bool,
-}
-
-/// Puts each key that is new, or beats the one kept, and answers the size of the version afterwards. Bounded by the list.
-pub fn put(w: &mut Write<'_>, shelf: Shelf, before: Size, mut keys: Vec<Key>) -> Result<Put> {
+/// The keys that a version does not have, and those that beat its own. Bounded by the list.
+pub fn better(get: &impl Get, shelf: Shelf, mut keys: Vec<Key>) -> Result<Better> {
     keys.sort_by(|one, other| (&one.room, &one.session).cmp(&(&other.room, &other.session)));
-    let mut rows: Vec<(Vec<u8>, Merit, Vec<u8>)> = Vec::with_capacity(keys.len());
+    let mut best: Vec<Key> = Vec::with_capacity(keys.len());
     for key in keys {
-        let row = shelf.rows(&Scope::Session(key.room, key.session));
-        match rows.last_mut() {
-            Some((last, merit, data)) if *last == row => {
-                if key.merit.beats(merit) {
-                    (*merit, *data) = (key.merit, key.data);
+        match best.last_mut() {
+            Some(last) if (&last.room, &last.session) == (&key.room, &key.session) => {
+                if key.merit.beats(&last.merit) {
+                    *last = key;
                 }
             }
-            _ => rows.push((row, key.merit, key.data)),
+            _ => best.push(key),
         }
     }
-    let mut size = before;
-    let mut put = Vec::with_capacity(rows.len());
-    for (row, merit, data) in rows {
+    let mut better = Better { rows: Vec::with_capacity(best.len()), new: Size::default(), old: Size::default() };
+    for Key { room, session, merit, data } in best {
+        let row = shelf.rows(&Scope::Session(room, session));
         let mut kept = None;
-        w.with(&BACKUP_KEY, &row, &mut |value| {
-            kept = Some((Merit::of_row(value).map(|(merit, _)| merit), row_size(&row, value)));
+        get.with(&BACKUP_KEY, &row, &mut |value| {
+            kept = Some((Merit::of_row(value).map(|(merit, _)| merit), Size::of_row(&row, value)));
         })?;
-        if let Some((kept, kept_size)) = kept {
+        if let Some((kept, size)) = kept {
             if !merit.beats(&kept.ok_or_else(|| Error::corrupt(&BACKUP_KEY, &row))?) {
                 continue;
             }
-            size = size.minus(kept_size);
+            better.old = better.old.plus(size);
         }
-        let mut value = Vec::with_capacity(MERIT_BYTES + data.len());
-        value.push(u8::from(merit.is_verified));
-        value.extend_from_slice(&merit.first_message_index.to_be_bytes());
-        value.extend_from_slice(&merit.forwarded_count.to_be_bytes());
-        value.extend_from_slice(&data);
-        size = size.plus(row_size(&row, &value));
-        put.push((row, value));
+        let value = merit.to_row(&data);
+        better.new = better.new.plus(Size::of_row(&row, &value));
+        better.rows.push((row, value));
     }
-    w.put_sorted(&BACKUP_KEY, &put)?;
-    Ok(Put { size, changed: !put.is_empty() })
+    Ok(better)
+}
+
+/// Puts keys that were found better than those of a version.
+pub fn put(w: &mut Write<'_>, version: &mut Version, better: &Better) -> Result<()> {
+    if better.rows.is_empty() {
+        return Ok(());
+    }
+    w.put_sorted(&BACKUP_KEY, &better.rows)?;
+    change(w, version, better.old, better.new)
 }
 
 /// One key: its merit and the JSON text of its `session_data`.
@@ -340,13 +362,56 @@ pub fn each(get: &impl Get, shelf: Shelf, scope: &Scope, place: &mut Vec<u8>, vi
     Ok(broke)
 }
 
+/// Counts keys that went from a version and others that came to it.
+fn change(w: &mut Write<'_>, version: &mut Version, less: Size, more: Size) -> Result<()> {
+    version.size = version.size.minus(less).plus(more);
+    version.etag += 1;
+    set_version(w, version)?;
+    let (last, size) = account(w, version.shelf.user)?;
+    set_account(w, version.shelf.user, last, size.minus(less).plus(more))
+}
+
+/// The number of the newest version of a user, and the size of all.
+fn account(get: &impl Get, user: UserNum) -> Result<(u32, Size)> {
+    let key = user.to_key();
+    let Some(row) = get.get(&BACKUP_USER, &key)? else { return Ok((0, Size::default())) };
+    let [last, count, bytes] = numbers(&BACKUP_USER, &key, &row)?;
+    let last = last.try_into().map_err(|_| Error::corrupt(&BACKUP_USER, &key))?;
+    Ok((last, Size { count, bytes }))
+}
+
+fn set_account(w: &mut Write<'_>, user: UserNum, last: u32, size: Size) -> Result<()> {
+    w.put(&BACKUP_USER, &user.to_key(), &row([u64::from(last), size.count, size.bytes]))
+}
+
+fn set_version(w: &mut Write<'_>, version: &Version) -> Result<()> {
+    let Version { shelf, size, etag } = version;
+    let value = row([u64::from(shelf.generation), size.count, size.bytes, *etag]);
+    w.put(&BACKUP_VERSION, &version_row(shelf.user, shelf.version), &value)
+}
+
+fn parse(key: &[u8], value: &[u8]) -> Result<Version> {
+    let corrupt = || Error::corrupt(&BACKUP_VERSION, key);
+    let ([user, version], []) = key.as_chunks::<4>() else { return Err(corrupt()) };
+    let [generation, count, bytes, etag] = numbers(&BACKUP_VERSION, key, value)?;
+    let user = UserNum::from_key(user).ok_or_else(corrupt)?;
+    let generation = generation.try_into().map_err(|_| corrupt())?;
+    let shelf = Shelf { user, version: u32::from_be_bytes(*version), generation };
+    Ok(Version { shelf, size: Size { count, bytes }, etag })
+}
+
 fn version_row(user: UserNum, number: u32) -> Vec<u8> {
     [user.to_key(), number.to_be_bytes()].concat()
 }
 
-fn number_of(key: &[u8]) -> Result<u32> {
-    let number = key.get(4..).and_then(|number| number.try_into().ok()).map(u32::from_be_bytes);
-    number.ok_or_else(|| Error::corrupt(&BACKUP, key))
+fn row<const N: usize>(numbers: [u64; N]) -> Vec<u8> {
+    numbers.iter().flat_map(|number| number.to_be_bytes()).collect()
+}
+
+fn numbers<const N: usize>(table: &Table, key: &[u8], row: &[u8]) -> Result<[u64; N]> {
+    let (numbers, rest) = row.as_chunks::<8>();
+    let numbers: Option<[[u8; 8]; N]> = numbers.try_into().ok().filter(|_| rest.is_empty());
+    Ok(numbers.ok_or_else(|| Error::corrupt(table, key))?.map(u64::from_be_bytes))
 }
 
 #[cfg(test)]
