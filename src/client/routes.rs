@@ -138,7 +138,8 @@ fn personal(router: &mut Router, client: &Arc<Client>) {
         .under(&R0_V3, Method::GET, "/pushrules/global/{kind}/{rule_id}/actions", push_rules::get_actions)
         .under(&R0_V3, Method::PUT, "/pushrules/global/{kind}/{rule_id}/actions", push_rules::put_actions)
         .under(&R0_V3, Method::GET, "/pushers", push::pushers)
-        .under(&R0_V3, Method::POST, "/pushers/set", push::set);
+        .under(&R0_V3, Method::POST, "/pushers/set", push::set)
+        .under(&R0_V3, Method::GET, "/notifications", push::notifications);
 }
 
 /// Sync, and reading rooms.

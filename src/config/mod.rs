@@ -16,6 +16,7 @@ use client::Client;
 use federation::Federation;
 use file::{find, is_section, read, setting_at, unknown};
 use given::Given;
+use push::Push;
 use rooms::Rooms;
 use setting::{address, own_name, server_name, write_settings};
 
@@ -24,6 +25,7 @@ mod federation;
 mod file;
 mod general;
 mod given;
+mod push;
 mod rooms;
 mod setting;
 
@@ -40,7 +42,7 @@ pub const FILE_NAME: &str = "snug.toml";
 
 /// All settings, in the order of the sample file. A section's settings stand together.
 pub fn settings() -> impl Iterator<Item = &'static Setting> {
-    [general::SETTINGS, client::SETTINGS, federation::SETTINGS, rooms::SETTINGS].into_iter().flatten()
+    [general::SETTINGS, client::SETTINGS, federation::SETTINGS, rooms::SETTINGS, push::SETTINGS].into_iter().flatten()
 }
 
 /// The settings, in the types that the parts take.
@@ -63,6 +65,7 @@ pub struct Config {
     pub client: Client,
     pub federation: Federation,
     pub rooms: Rooms,
+    pub push: Push,
     /// Files outside the data folder that have secrets in them.
     pub secret_files: Vec<PathBuf>,
 }
@@ -252,6 +255,7 @@ impl Default for Config {
             client: Client::default(),
             federation: Federation::default(),
             rooms: Rooms::default(),
+            push: Push::default(),
             secret_files: Vec::new(),
         };
         for setting in settings() {

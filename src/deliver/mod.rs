@@ -6,10 +6,11 @@
 //! One worker shape: take the rows due for one destination, try, and report. The dispatcher keeps the destinations that
 //! lag and chooses the next. `federation/` is the one for servers: `destinations.rs` keeps the lagging servers and
 //! their positions, `transaction.rs` makes a transaction from the log. `followers.rs` is the way in for readers that
-//! are no servers.
+//! are no servers. `push/` is the worker for push gateways, which need no log: the unread counts are what waits for them.
 
 mod federation;
 pub mod followers;
+pub mod push;
 #[cfg(test)]
 mod tests;
 

@@ -19,6 +19,7 @@ use crate::user::Users;
 
 pub mod auth;
 mod error;
+pub mod gateway;
 mod history;
 pub mod key;
 mod lookup;

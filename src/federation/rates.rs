@@ -16,3 +16,5 @@ pub const REQUEST: Rate = Rate { name: "federation requests", per_second: 50.0, 
 pub const INVITE: Rate = Rate { name: "invites from elsewhere", per_second: 1.0, burst: 100.0 };
 /// Questions about the keys of other servers, by address.
 pub const NOTARY: Rate = Rate { name: "keys of other servers", per_second: 10.0, burst: 100.0 };
+/// Notifications for UnifiedPush endpoints, by address: those of a homeserver's people come from one.
+pub const GATEWAY: Rate = Rate { name: "push gateway", per_second: 5.0, burst: 100.0 };

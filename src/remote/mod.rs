@@ -25,6 +25,7 @@ mod eviction;
 pub(crate) mod tests;
 mod dns;
 mod lookup;
+pub mod unified_push;
 pub mod web;
 mod well_known;
 

@@ -11,6 +11,7 @@ pub mod compact;
 mod greet;
 pub mod log;
 pub mod ports;
+mod push;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -28,7 +29,9 @@ use crate::base::{Clock, Lane, Random, Worker, Workers};
 use crate::budget::{self, Budget, Grant, Granted, Profile};
 use crate::client::{self, Client};
 use crate::config::Config;
+use crate::deliver::push::Pushes;
 use crate::deliver::{Sender, SenderOptions};
+use crate::federation::gateway::{self, Gateway};
 use crate::federation::{self, Federation};
 use crate::feed::Feed;
 use crate::http::{HttpServer, Limits, Listener, Router, tls::Certificate};
@@ -142,6 +145,7 @@ pub struct Server {
     pub users: Users,
     pub media: Media,
     pub sender: Sender,
+    pub pushes: Pushes,
     workers: Workers,
     config: Config,
     router: Arc<Router>,
@@ -240,6 +244,14 @@ impl Server {
             &budget,
             SenderOptions::for_connections(connections_max(&budget), &budget),
         );
+        let pushes = Pushes::new(
+            store.clone(),
+            remote.clone(),
+            Arc::new(rooms.clone()),
+            clock.clone(),
+            &budget,
+            push::options(&config, connections_max(&budget)),
+        );
 
         let mut router = Router::new();
         let client = Arc::new(Client {
@@ -277,6 +289,10 @@ impl Server {
             federation::routes::routes(&mut router, &federation);
         }
 
+        if config.push.gateway {
+            gateway::routes(&mut router, &Arc::new(Gateway::new(remote.clone(), clock.clone())));
+        }
+
         let (workers, reached) = (Workers::default(), Arc::new(OnceLock::new()));
         let admin = Arc::new(Admin {
             users: users.clone(),
@@ -306,6 +322,7 @@ impl Server {
             users,
             media,
             sender,
+            pushes,
             workers,
             config,
             router: Arc::new(router),
@@ -408,6 +425,11 @@ impl Server {
             let users = users.clone();
             async move { users.keep_backups_swept(&worker).await }
         }));
+        let pushes = self.pushes.clone();
+        self.working.push(self.worker("push notifications", move |worker| {
+            let pushes = pushes.clone();
+            async move { pushes.run(&worker).await }
+        }));
         if self.config.federation.enabled {
             let sender = self.sender.clone();
             self.working.push(self.worker("federation sender", move |worker| {
@@ -461,6 +483,7 @@ impl Server {
         }
         self.stopping.send_replace(true);
         self.sender.stop();
+        self.pushes.stop();
         self.remote.stop();
         for task in self.working {
             let _ = task.await;

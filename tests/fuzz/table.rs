@@ -112,6 +112,9 @@ const PUSHER: Holds = Json(&[
     r#"{"kind":"http","app_id":"<localpart>","pushkey":"https://push.invalid/<text>","app_display_name":"a","device_display_name":"<text>","lang":"en","data":{"url":"https://localhost/_matrix/push/v1/notify","org.matrix.msc4076.disable_badge_count":true}}"#,
     r#"{"kind":null,"app_id":"<localpart>","pushkey":"<text>"}"#,
 ]);
+const NOTIFY: Holds = Json(&[
+    r#"{"notification":{"event_id":"<event_id>","room_id":"<room_id>","type":"m.room.message","sender":"<user_id>","content":{"body":"<text>"},"counts":{"unread":"<<number>>"},"prio":"high","devices":[{"app_id":"<localpart>","pushkey":"https://push.invalid/<text>","pushkey_ts":"<<number>>","data":{},"tweaks":{"sound":"default"}},{"app_id":"a","pushkey":"<text>"}]}}"#,
+]);
 const CONTENT: Holds = Json(&[
     r#"{"msgtype":"m.text","body":"<text>"}"#,
     r#"{"msgtype":"m.text","body":"* <text>","m.new_content":{"msgtype":"m.text","body":"<text>"},"m.relates_to":{"rel_type":"m.replace","event_id":"<event_id>"}}"#,
@@ -287,6 +290,9 @@ pub const TABLE: &[Endpoint] = &[
     put(V3, "/pushrules/global/{rule_kind}/{rule_id}/actions", RULE),
     get(V3, "/pushers"),
     post(V3, "/pushers/set", PUSHER),
+    get(V3, "/notifications").asks("from=page&limit=number&only=text"),
+    get(BARE, "/_matrix/push/v1/notify").of(Anybody),
+    post(BARE, "/_matrix/push/v1/notify", NOTIFY).of(Anybody),
     // Reading.
     post(SLIDING, "", LISTS).asks("pos=pos&timeout=wait&set_presence=presence").weighs(12),
     get(V3, "/sync").asks("since=sync&timeout=wait&filter=filter&full_state=bool&set_presence=presence&use_state_after=bool").weighs(16),

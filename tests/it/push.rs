@@ -2,6 +2,11 @@
 
 use serde_json::{Value, json};
 
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
 use crate::server::{TestServer, TestUser};
 
 fn pusher(app_id: &str, pushkey: &str) -> Value {
@@ -112,4 +117,154 @@ async fn a_user_has_so_many_pushers_and_no_more() {
     let keys = pushkeys(&house, &alice).await;
     assert_eq!(keys.len(), 32);
     assert!(keys.contains(&"\"32\"".to_owned()));
+}
+
+/// A gateway over plain HTTP that takes everything: where it is, and what it was told.
+async fn gateway() -> (String, Arc<Mutex<Vec<Value>>>) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let origin = format!("http://{}", listener.local_addr().unwrap());
+    let told: Arc<Mutex<Vec<Value>>> = Arc::default();
+    let log = told.clone();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut request = Vec::new();
+            let told = loop {
+                let mut piece = [0; 4096];
+                let read = stream.read(&mut piece).await.unwrap_or(0);
+                request.extend_from_slice(&piece[..read]);
+                let body = request.windows(4).position(|end| end == b"\r\n\r\n").map(|end| &request[end + 4..]);
+                match body.and_then(|body| serde_json::from_slice::<Value>(body).ok()) {
+                    Some(told) => break Some(told["notification"].clone()),
+                    None if read == 0 => break None,
+                    None => {}
+                }
+            };
+            log.lock().unwrap().extend(told);
+            let answer = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}";
+            let _ = stream.write_all(answer.as_bytes()).await;
+        }
+    });
+    (origin, told)
+}
+
+async fn until(done: impl Fn() -> bool) {
+    let waiting = async {
+        while !done() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), waiting).await.expect("it happens");
+}
+
+/// Alice and Bob in a room of theirs.
+async fn two(house: &TestServer) -> (TestUser, TestUser, String) {
+    let (alice, bob) = (house.register("alice").await, house.register("bob").await);
+    let made = house.post("/createRoom", &alice, json!({ "invite": [bob.id], "name": "Kitchen" })).await.ok();
+    let room = made["room_id"].as_str().unwrap().to_owned();
+    house.post(&format!("/rooms/{room}/join"), &bob, json!({})).await.ok();
+    (alice, bob, room)
+}
+
+async fn say(house: &TestServer, who: &TestUser, room: &str, text: &str) -> String {
+    let path = format!("/rooms/{room}/send/m.room.message/{text}");
+    let body = json!({ "msgtype": "m.text", "body": text, "m.mentions": {} });
+    house.put(&path, who, body).await.ok()["event_id"].as_str().unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn a_message_reaches_the_gateway_and_a_receipt_its_badge() {
+    let (origin, told) = gateway().await;
+    let private = vec![origin.clone()];
+    let house = TestServer::start_with(|config| config.push.private_urls = private).await;
+    let (alice, bob, room) = two(&house).await;
+    let mut phone = pusher("org.example.app", "key");
+    phone["data"] = json!({ "url": format!("{origin}/_matrix/push/v1/notify") });
+    house.post("/pushers/set", &bob, phone).await.ok();
+    let event = say(&house, &alice, &room, "hello").await;
+    until(|| told.lock().unwrap().len() == 1).await;
+    let first = told.lock().unwrap()[0].clone();
+    assert_eq!((&first["event_id"], &first["room_name"]), (&json!(event), &json!("Kitchen")));
+    assert_eq!((&first["sender_display_name"], &first["counts"]["unread"]), (&json!("alice"), &json!(1)));
+    house.post(&format!("/rooms/{room}/receipt/m.read/{event}"), &bob, json!({})).await.ok();
+    until(|| told.lock().unwrap().len() == 2).await;
+    assert_eq!(told.lock().unwrap()[1]["counts"]["unread"], 0);
+    house.stop().await;
+}
+
+#[tokio::test]
+async fn notifications_are_listed_page_by_page() {
+    let house = TestServer::start().await;
+    let (alice, bob, room) = two(&house).await;
+    let texts = async |path: &str| {
+        let page = house.get(path, &bob).await.ok();
+        let list = page["notifications"].as_array().unwrap();
+        let texts: Vec<String> =
+            list.iter().map(|one| one["event"]["content"]["body"].as_str().unwrap_or("?").to_owned()).collect();
+        (texts, page)
+    };
+    assert!(texts("/notifications").await.0.is_empty(), "a join is no notification");
+    let mut events = Vec::new();
+    for number in 0..5 {
+        events.push(say(&house, &alice, &room, &format!("m{number}")).await);
+    }
+    house.post(&format!("/rooms/{room}/receipt/m.read/{}", events[2]), &bob, json!({})).await.ok();
+    let (first, page) = texts("/notifications?limit=3").await;
+    assert_eq!(first, ["m4", "m3", "m2"]);
+    let one = &page["notifications"][0];
+    assert_eq!((&one["room_id"], &one["event"]["event_id"]), (&json!(room), &json!(events[4])));
+    assert_eq!(one["actions"], json!(["notify", { "set_tweak": "sound", "value": "default" }]));
+    assert!(one["ts"].is_u64());
+    let read: Vec<_> = page["notifications"].as_array().unwrap().iter().map(|one| one["read"].clone()).collect();
+    assert_eq!(read, [json!(false), json!(false), json!(true)]);
+    let next = page["next_token"].as_str().unwrap();
+    assert_eq!(texts(&format!("/notifications?limit=3&from={next}")).await.0, ["m1", "m0"]);
+
+    // Own messages are none; a mention is a highlight.
+    say(&house, &bob, &room, "own").await;
+    let mention = json!({ "msgtype": "m.text", "body": "bob!", "m.mentions": { "user_ids": [bob.id] } });
+    house.put(&format!("/rooms/{room}/send/m.room.message/mention"), &alice, mention).await.ok();
+    assert_eq!(texts("/notifications?only=highlight").await.0, ["bob!"]);
+    house.get("/notifications?from=x", &bob).await.refused(400, "M_INVALID_PARAM");
+}
+
+/// Anybody may ask the gateway: nothing of the home network is reached through it, whatever is allowed to people here.
+#[tokio::test]
+async fn the_gateway_inside_answers_strangers_and_reaches_no_private_address() {
+    let (origin, told) = gateway().await;
+    let private = vec![origin.clone()];
+    let house = TestServer::start_with(|config| config.push.private_urls = private).await;
+    let path = "/_matrix/push/v1/notify";
+    let found = house.request("GET", path, None, Value::Null).await.ok();
+    assert_eq!(found["unifiedpush"]["gateway"], "matrix");
+    let notify = |keys: &[&str]| {
+        let devices: Vec<_> = keys.iter().map(|key| json!({ "app_id": "a", "pushkey": key })).collect();
+        let body = json!({ "notification": { "event_id": "$e", "devices": devices } });
+        house.request("POST", path, None, body)
+    };
+    assert_eq!(
+        notify(&["no url", "mailto:a@b.example"]).await.ok()["rejected"],
+        json!(["no url", "mailto:a@b.example"])
+    );
+    notify(&[&format!("{origin}/up")]).await.refused(502, "M_UNKNOWN");
+    notify(&["a"; 9]).await.refused(413, "M_TOO_LARGE");
+    assert_eq!(told.lock().unwrap().len(), 0);
+    for body in [json!({}), json!({ "notification": {} }), json!({ "notification": { "devices": 5 } })] {
+        house.request("POST", path, None, body).await.refused(400, "M_BAD_JSON");
+    }
+
+    // People here reach it, and without a request to ourselves.
+    let (alice, bob, room) = two(&house).await;
+    let mut phone = pusher("up", &format!("{origin}/up"));
+    phone["data"] = json!({ "url": format!("http://{}{path}", house.address()) });
+    house.post("/pushers/set", &bob, phone.clone()).await.ok();
+    let event = say(&house, &alice, &room, "hello").await;
+    phone["data"] = json!({ "url": format!("https://localhost{path}") });
+    house.post("/pushers/set", &bob, phone).await.ok();
+    say(&house, &alice, &room, "again").await;
+    until(|| !told.lock().unwrap().is_empty()).await;
+    let first = told.lock().unwrap()[0].clone();
+    assert_eq!((&first["event_id"], first.get("devices")), (&json!(event), None));
+
+    let closed = TestServer::start_with(|config| config.push.gateway = false).await;
+    closed.request("GET", path, None, Value::Null).await.refused(404, "M_UNRECOGNIZED");
 }

@@ -182,18 +182,7 @@ fn told<'a>(device: &Device<'a>, outcome: Option<&'a Outcome>) -> Told<'a> {
 
 /// The pusher's data without the gateway's address. The rest stays as the app wrote it.
 fn without_url(data: &str) -> Box<RawValue> {
-    let mut out = String::with_capacity(data.len());
-    let read = partial::each_member(data.as_bytes(), &mut |key, value| {
-        if key != "url" {
-            out.push(if out.is_empty() { '{' } else { ',' });
-            out.push_str(&serde_json::to_string(key)?);
-            out.push(':');
-            out.push_str(value.get());
-        }
-        Ok::<_, serde_json::Error>(())
-    });
-    out.push_str(if out.is_empty() { "{}" } else { "}" });
-    let kept = read.and_then(|()| RawValue::from_string(out));
+    let kept = members(data, |key| key != "url").and_then(RawValue::from_string);
     kept.unwrap_or_else(|_| RawValue::NULL.to_owned())
 }
 
@@ -204,6 +193,40 @@ fn cut(name: &str) -> String {
 fn json(notification: Notification<'_>) -> Vec<u8> {
     // Texts, numbers and raw JSON: nothing of it can fail to be written.
     serde_json::to_vec(&Body { notification }).unwrap_or_default()
+}
+
+/// The message to an endpoint, of a notification that another homeserver made: all but the devices, or ids alone where
+/// all would be too long.
+pub fn forwarded(notification: &str) -> Vec<u8> {
+    let all = kept(notification, |key| key != "devices");
+    let few = |key: &str| matches!(key, "event_id" | "room_id" | "counts" | "prio");
+    match all.len() <= ENDPOINT_BYTES_MAX {
+        true => all,
+        false => Some(kept(notification, few))
+            .filter(|few| few.len() <= ENDPOINT_BYTES_MAX)
+            .unwrap_or_else(|| kept("{}", few)),
+    }
+}
+
+fn kept(notification: &str, wanted: impl Fn(&str) -> bool) -> Vec<u8> {
+    let kept = members(notification, wanted).unwrap_or_else(|_| "{}".to_owned());
+    format!("{{\"notification\":{kept}}}").into_bytes()
+}
+
+/// An object with some of its members, which stay as they are written.
+fn members(object: &str, wanted: impl Fn(&str) -> bool) -> Result<String, serde_json::Error> {
+    let mut out = String::with_capacity(object.len());
+    partial::each_member(object.as_bytes(), &mut |key, value| {
+        if wanted(key) {
+            out.push(if out.is_empty() { '{' } else { ',' });
+            out.push_str(&serde_json::to_string(key)?);
+            out.push(':');
+            out.push_str(value.get());
+        }
+        Ok::<_, serde_json::Error>(())
+    })?;
+    out.push_str(if out.is_empty() { "{}" } else { "}" });
+    Ok(out)
 }
 
 /// The actions of a matching rule, in the form of the API: those that clients know.

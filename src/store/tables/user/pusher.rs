@@ -68,8 +68,8 @@ pub struct Pusher {
 pub struct Status {
     /// The gateway was told of everything up to here, or it is not told any more.
     pub reached: Position,
-    /// The badge it was told last, plus one; 0 when it was told none.
-    badge: u64,
+    /// The badge it was told last.
+    pub badge: Option<u64>,
     /// Since when it fails, in unix milliseconds; 0 while it does not.
     pub failing_since_ms: u64,
     pub failures: u32,
@@ -82,17 +82,10 @@ impl Status {
         Status { reached, ..Status::default() }
     }
 
-    pub fn badge(&self) -> Option<u64> {
-        self.badge.checked_sub(1)
-    }
-
-    pub fn set_badge(&mut self, badge: Option<u64>) {
-        self.badge = badge.map_or(0, |badge| badge.saturating_add(1));
-    }
-
     fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(12);
-        for number in [self.reached.0, self.badge, self.failing_since_ms, self.failures.into(), self.retry_ms] {
+        let badge = self.badge.map_or(0, |badge| badge.saturating_add(1));
+        for number in [self.reached.0, badge, self.failing_since_ms, self.failures.into(), self.retry_ms] {
             put_u64(&mut out, number);
         }
         out
@@ -102,7 +95,7 @@ impl Status {
         let mut unpack = Unpack::new(row);
         Some(Status {
             reached: Position(unpack.u64()?),
-            badge: unpack.u64()?,
+            badge: unpack.u64()?.checked_sub(1),
             failing_since_ms: unpack.u64()?,
             failures: unpack.u32()?,
             retry_ms: unpack.u64()?,
@@ -114,10 +107,11 @@ pub fn get(get: &impl Get, key: &Key) -> Result<Option<Pusher>> {
     tables::get_json(get, &PUSHER, &key.bytes())
 }
 
-/// Sets a pusher. A new one begins with what comes from now on; one that is set again stays where it is, but is tried at
-/// once.
+/// Sets a pusher. A new one, and one that was off, begins with what comes from now on; any other stays where it is, but
+/// is tried at once.
 pub fn put(w: &mut Write<'_>, key: &Key, pusher: &Pusher) -> Result<()> {
-    let reached = status(w, key)?.map_or(w.position()?, |status| status.reached);
+    let was_on = get(w, key)?.is_some_and(|old| old.enabled);
+    let reached = status(w, key)?.filter(|_| was_on).map_or(w.position()?, |status| status.reached);
     put_status(w, key, &Status::begin(reached))?;
     w.put(&PUSHER_KEY, &by_hash(key), &[])?;
     w.announce(Change { users: vec![key.user], push: Push::Pushers, ..Change::default() });
@@ -194,6 +188,14 @@ pub fn put_status(w: &mut Write<'_>, key: &Key, new: &Status) -> Result<()> {
         }
     }
     w.put(&PUSHER_STATUS, &key.bytes(), &new.encode())
+}
+
+/// A pusher is not tried again at that time.
+pub fn end_retry(w: &mut Write<'_>, key: &Key, at_ms: u64) -> Result<()> {
+    match status(w, key)? {
+        Some(status) if status.retry_ms == at_ms => put_status(w, key, &Status { retry_ms: 0, ..status }),
+        _ => w.remove(&PUSHER_RETRY, &retry(at_ms, key)).map(drop),
+    }
 }
 
 /// Visits the pushers whose gateways fail, in the order in which they are tried again, with the time of that.
@@ -279,8 +281,9 @@ mod tests {
 
     #[test]
     fn any_bytes_are_a_status_or_damage() {
-        let mut status = Status { failing_since_ms: 1 << 41, failures: 9, retry_ms: 1 << 41, ..Status::default() };
-        status.set_badge(Some(0));
+        let since = 1 << 41;
+        let status =
+            Status { badge: Some(0), failing_since_ms: since, failures: 9, retry_ms: since, ..Status::default() };
         assert_eq!(Status::decode(&status.encode()), Some(status));
         crate::base::any_bytes::any_bytes(&[&status.encode()], |bytes| {
             if let Some(status) = Status::decode(bytes) {

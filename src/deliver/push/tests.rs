@@ -1,0 +1,368 @@
+//! The worker for push gateways against gateways on the loopback.
+
+use std::convert::Infallible;
+use std::sync::Mutex;
+
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use ruma::{OwnedRoomId, OwnedUserId, RoomId};
+use serde_json::value::RawValue;
+use serde_json::{Value, json};
+use tokio::task::JoinHandle;
+
+use super::*;
+use crate::base::Random;
+use crate::matrix::sign;
+use crate::remote::RemoteOptions;
+use crate::room::testing::{House, house, sending};
+use crate::room::{Marker, Sending};
+use crate::store::schema::{PUSHER, PUSHER_KEY, PUSHER_RETRY, PUSHER_STATUS};
+
+/// A gateway or an endpoint over plain HTTP: what it was told, and how it answers.
+#[derive(Clone)]
+struct Gateway {
+    origin: String,
+    told: Arc<Mutex<Vec<Value>>>,
+    status: Arc<Mutex<u16>>,
+    rejected: Arc<Mutex<Vec<String>>>,
+}
+
+impl Gateway {
+    async fn start() -> Gateway {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let gateway = Gateway {
+            origin: format!("http://{}", listener.local_addr().unwrap()),
+            told: Arc::default(),
+            status: Arc::new(Mutex::new(200)),
+            rejected: Arc::default(),
+        };
+        let this = gateway.clone();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let this = this.clone();
+                let service = service_fn(move |request: http::Request<Incoming>| {
+                    let this = this.clone();
+                    async move {
+                        let body = request.into_body().collect().await.unwrap().to_bytes();
+                        let status = *this.status.lock().unwrap();
+                        if status == 200 {
+                            let told: Value = serde_json::from_slice(&body).unwrap();
+                            this.told.lock().unwrap().push(told["notification"].clone());
+                        }
+                        let answer = json!({ "rejected": *this.rejected.lock().unwrap() }).to_string();
+                        let answer = http::Response::builder().status(status).body(Full::new(Bytes::from(answer)));
+                        Ok::<_, Infallible>(answer.unwrap())
+                    }
+                });
+                tokio::spawn(
+                    hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service),
+                );
+            }
+        });
+        gateway
+    }
+
+    fn url(&self) -> String {
+        format!("{}/_matrix/push/v1/notify", self.origin)
+    }
+
+    fn answers(&self, status: u16) {
+        *self.status.lock().unwrap() = status;
+    }
+
+    fn told(&self) -> Vec<Value> {
+        self.told.lock().unwrap().clone()
+    }
+
+    fn bodies(&self) -> Vec<String> {
+        let told = self.told();
+        told.iter().filter_map(|told| Some(told["content"]["body"].as_str()?.to_owned())).collect()
+    }
+
+    fn badges(&self) -> Vec<u64> {
+        self.told().iter().filter_map(|told| told["counts"]["unread"].as_u64()).collect()
+    }
+}
+
+/// Anna and Ben in a room, and the worker.
+struct Lab {
+    house: House,
+    anna: OwnedUserId,
+    ben: OwnedUserId,
+    room: OwnedRoomId,
+    running: Option<(Pushes, JoinHandle<()>)>,
+    private: Vec<String>,
+    worker: Worker,
+}
+
+const OWN: &str = "https://home.example";
+
+impl Lab {
+    async fn new(gateways: &[&Gateway]) -> Lab {
+        let house = house();
+        let (anna, ben) = (house.user("anna").await, house.user("ben").await);
+        let room = house.public_room(&anna).await;
+        house.join(&ben, &room).await.unwrap();
+        let private = gateways.iter().map(|gateway| gateway.origin.clone()).collect();
+        let mut lab =
+            Lab { house, anna, ben, room, running: None, private, worker: Worker::new("push", &Clock::simulated(0)) };
+        lab.start();
+        lab
+    }
+
+    fn start(&mut self) {
+        let (budget, clock, store) = (Budget::for_tests(), self.house.clock.clone(), self.house.store.clone());
+        let key = Arc::new(sign::Key::from_seed("a_test", [7; 32]));
+        let options = RemoteOptions::new(self.house.server.clone(), key);
+        let remote = Remote::new(options, clock.clone(), Random::seeded(3), &budget, store.clone()).unwrap();
+        let options = PushOptions { requests_max: 4, own: vec![OWN.to_owned()], private: self.private.clone() };
+        let pushes = Pushes::new(store, remote, Arc::new(self.house.rooms.clone()), clock, &budget, options);
+        let (running, worker) = (pushes.clone(), self.worker.clone());
+        let running = tokio::spawn(async move { running.run(&worker).await });
+        self.running = Some((pushes, running));
+    }
+
+    async fn stop(&mut self) {
+        let (pushes, running) = self.running.take().unwrap();
+        pushes.stop();
+        running.await.unwrap();
+    }
+
+    async fn set(&self, user: &OwnedUserId, url: &str, pushkey: &str, change: impl FnOnce(&mut Pusher)) {
+        let num = self.house.user_num(user);
+        let mut pusher = Pusher {
+            app_id: "app".into(),
+            pushkey: pushkey.into(),
+            app_display_name: "App".into(),
+            device_display_name: "Phone".into(),
+            profile_tag: None,
+            lang: "en".into(),
+            url: url.into(),
+            data: RawValue::from_string(json!({ "url": url }).to_string()).unwrap(),
+            device_id: "PHONE".into(),
+            enabled: true,
+            without_badge: false,
+            set_ms: self.house.clock.now_ms(),
+        };
+        change(&mut pusher);
+        let job = move |w: &mut Write<'_>| {
+            let key = Key::of(w, num, &pusher.app_id, &pusher.pushkey);
+            pusher::put(w, &key, &pusher)
+        };
+        self.house.store.write(job).await.unwrap();
+    }
+
+    async fn say(&self, text: &str) -> ruma::OwnedEventId {
+        self.house.say(&self.anna, &self.room, text).await
+    }
+
+    async fn read(&self, event: &ruma::EventId) {
+        let marker = Marker { kind: "m.read".into(), event_id: event.to_owned(), thread: None };
+        self.house.rooms.set_receipt(&self.ben, &self.room, marker).await.unwrap();
+    }
+
+    /// Rows of all tables about pushers.
+    fn rows(&self) -> usize {
+        let (read, mut rows) = (self.house.read(), 0);
+        for table in [&PUSHER, &PUSHER_KEY, &PUSHER_STATUS, &PUSHER_RETRY] {
+            let count = &mut |_: &[u8], _: &[u8]| {
+                rows += 1;
+                Ok(ControlFlow::Continue(()))
+            };
+            read.range(table, &[], None, false, count).unwrap();
+        }
+        rows
+    }
+}
+
+/// Lets tasks and sockets go on until `done`. The simulated time stands still meanwhile.
+async fn until(done: impl Fn() -> bool) {
+    let waiting = async {
+        while !done() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), waiting).await.expect("it happens");
+}
+
+/// Likewise, while the simulated time goes on.
+async fn in_time(lab: &Lab, done: impl Fn() -> bool) {
+    let waiting = async {
+        while !done() {
+            lab.house.clock.advance(Duration::from_secs(1));
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), waiting).await.expect("it happens");
+}
+
+/// Long enough for what should not happen.
+async fn a_while() {
+    tokio::time::sleep(Duration::from_millis(150)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_is_told_at_once_and_the_badge_when_it_is_read() {
+    let gateway = Gateway::start().await;
+    let lab = Lab::new(&[&gateway]).await;
+    lab.say("before there was a pusher").await;
+    lab.set(&lab.ben, &gateway.url(), "phone", |_| {}).await;
+    let hello = lab.say("hello").await;
+    // Without any time passing.
+    until(|| gateway.bodies() == ["hello"]).await;
+    let told = gateway.told().remove(0);
+    assert_eq!((&told["event_id"], &told["room_id"]), (&json!(hello), &json!(lab.room)));
+    assert_eq!((&told["sender"], &told["type"]), (&json!(lab.anna), &json!("m.room.message")));
+    assert_eq!((&told["prio"], &told["counts"]), (&json!("high"), &json!({ "unread": 1 })));
+    assert_eq!(told["devices"][0]["tweaks"], json!({ "sound": "default" }));
+    lab.read(&hello).await;
+    until(|| gateway.badges() == [1, 0]).await;
+    assert!(gateway.told()[1].get("event_id").is_none());
+
+    // Own messages ring nobody; MSC4076: an app that counts for itself is told no counts.
+    lab.set(&lab.anna, &gateway.url(), "anna", |_| {}).await;
+    lab.set(&lab.ben, &gateway.url(), "phone", |pusher| pusher.without_badge = true).await;
+    let second = lab.say("second").await;
+    until(|| gateway.bodies().len() == 2).await;
+    lab.read(&second).await;
+    a_while().await;
+    let told = gateway.told();
+    assert_eq!((told.len(), told[2].get("counts")), (3, None));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_failing_gateway_is_tried_again_after_a_restart_and_told_of_what_nobody_read() {
+    let (gateway, well) = (Gateway::start().await, Gateway::start().await);
+    let mut lab = Lab::new(&[&gateway, &well]).await;
+    lab.set(&lab.ben, &gateway.url(), "phone", |_| {}).await;
+    lab.set(&lab.ben, &well.url(), "tablet", |_| {}).await;
+    gateway.answers(503);
+    let mut said = Vec::new();
+    for number in 0..4 {
+        said.push(lab.say(&number.to_string()).await);
+    }
+    until(|| well.bodies() == ["0", "1", "2", "3"]).await;
+    let rows = lab.rows();
+    assert_eq!(rows, 7, "two pushers with their keys and positions, and when one is tried again");
+    for number in 4..40 {
+        said.push(lab.say(&number.to_string()).await);
+    }
+    until(|| well.bodies().len() == 40).await;
+    assert_eq!(lab.rows(), rows, "what waits is no row");
+
+    lab.stop().await;
+    lab.start();
+    let redaction = Sending { redacts: Some(said[38].clone()), ..sending("m.room.redaction", None, json!({})) };
+    lab.house.rooms.send(&lab.anna, &lab.room, redaction).await.unwrap();
+    lab.read(&said[36]).await;
+    gateway.answers(200);
+    in_time(&lab, || gateway.bodies().len() == 2).await;
+    a_while().await;
+    assert_eq!(gateway.bodies(), ["37", "39"], "neither what was read meanwhile nor what was redacted");
+    assert_eq!(well.bodies().len(), 40, "and nobody is told twice");
+    lab.stop().await;
+    assert_eq!(lab.rows(), 6);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gateway_that_was_dead_for_a_day_is_told_what_comes_from_then_on() {
+    let gateway = Gateway::start().await;
+    let lab = Lab::new(&[&gateway]).await;
+    lab.set(&lab.ben, &gateway.url(), "phone", |_| {}).await;
+    gateway.answers(503);
+    lab.say("old").await;
+    let key = Key::of(&lab.house.read(), lab.house.user_num(&lab.ben), "app", "phone");
+    let status = || pusher::status(&lab.house.read(), &key).unwrap().unwrap();
+    until(|| status().failures == 1).await;
+    let begun = status().reached;
+    while status().reached == begun {
+        let before = status().failures;
+        lab.house.clock.advance(Duration::from_secs(4 * 3600));
+        in_time(&lab, || status().failures > before).await;
+    }
+    assert_eq!(status().failures, 7, "after four hours each, and the first");
+    gateway.answers(200);
+    lab.say("new").await;
+    lab.house.clock.advance(Duration::from_secs(3600));
+    in_time(&lab, || gateway.bodies() == ["new"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pusher_ends_when_its_gateway_rejects_it_and_is_silent_while_it_is_off() {
+    let gateway = Gateway::start().await;
+    let lab = Lab::new(&[&gateway]).await;
+    lab.set(&lab.ben, &gateway.url(), "phone", |pusher| pusher.enabled = false).await;
+    lab.say("nobody hears it").await;
+    a_while().await;
+    lab.set(&lab.ben, &gateway.url(), "phone", |_| {}).await;
+    lab.say("on again").await;
+    until(|| gateway.bodies() == ["on again"]).await;
+    gateway.rejected.lock().unwrap().push("another's".into());
+    lab.say("still there").await;
+    until(|| gateway.bodies().len() == 2).await;
+    gateway.rejected.lock().unwrap().push("phone".into());
+    lab.say("rejected").await;
+    until(|| lab.rows() == 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_endpoint_is_asked_itself_where_the_gateway_is_our_own() {
+    let endpoint = Gateway::start().await;
+    let lab = Lab::new(&[&endpoint]).await;
+    let own = format!("{OWN}/_matrix/push/v1/notify");
+    lab.set(&lab.ben, &own, &format!("{}/up", endpoint.origin), |_| {}).await;
+    lab.set(&lab.ben, &own, "no url", |_| {}).await;
+    lab.say("hello").await;
+    until(|| endpoint.bodies() == ["hello"]).await;
+    assert!(endpoint.told()[0].get("devices").is_none());
+    until(|| lab.rows() == 3).await;
+    endpoint.answers(410);
+    lab.say("gone").await;
+    until(|| lab.rows() == 0).await;
+}
+
+/// Any user may name a gateway: none leads to a machine of the home network that the operator did not name.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gateway_at_a_private_address_is_not_asked() {
+    let gateway = Gateway::start().await;
+    let lab = Lab::new(&[]).await;
+    lab.set(&lab.ben, &gateway.url(), "phone", |_| {}).await;
+    lab.say("hello").await;
+    until(|| lab.rows() == 4).await;
+    assert_eq!(gateway.told(), [] as [Value; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn invites_ring_here_and_from_elsewhere() {
+    let gateway = Gateway::start().await;
+    let lab = Lab::new(&[&gateway]).await;
+    lab.set(&lab.ben, &gateway.url(), "phone", |_| {}).await;
+    let room = lab.house.public_room(&lab.anna).await;
+    lab.house.rooms.invite(&lab.anna, &room, &lab.ben, None).await.unwrap();
+    until(|| gateway.told().len() == 1).await;
+    let outside = RoomId::parse("!there:other.example").unwrap();
+    let stripped = json!([
+        { "type": "m.room.name", "state_key": "", "sender": "@cleo:other.example", "content": { "name": "Garden" } },
+        { "type": "m.room.member", "state_key": lab.ben, "sender": "@cleo:other.example",
+          "content": { "membership": "invite" }, "origin_server_ts": 5 },
+    ]);
+    lab.house.invited_outside(&lab.ben, &outside, stripped).await;
+    until(|| gateway.told().len() == 2).await;
+    let told = gateway.told();
+    for told in &told {
+        assert_eq!((&told["type"], &told["membership"]), (&json!("m.room.member"), &json!("invite")));
+        assert_eq!((&told["user_is_target"], &told["prio"]), (&json!(true), &json!("high")));
+    }
+    assert_eq!((&told[0]["event_id"].is_string(), &told[1]["room_name"]), (&true, &json!("Garden")));
+    assert_eq!(gateway.badges(), [1, 2]);
+}
+
+#[test]
+fn only_a_well_formed_answer_rejects() {
+    assert!(rejects(br#"{"rejected":["a","b"]}"#, "b"));
+    for answer in [&b"{}"[..], b"", b"[]", br#"{"rejected":"b"}"#, br#"{"rejected":["a"]}"#, b"<html>"] {
+        assert!(!rejects(answer, "b"));
+    }
+}
