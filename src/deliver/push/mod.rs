@@ -365,7 +365,10 @@ impl Pushes {
         users.dedup();
         for user in users {
             self.0.noted.know(user);
-            self.look_at(book, user, News::all()).await?;
+            // One user's damaged row keeps nobody else waiting.
+            if let Err(error) = self.look_at(book, user, News::all()).await {
+                tracing::error!(%error, "what is to be told to a user's push gateways cannot be read");
+            }
         }
         Ok(())
     }
@@ -444,7 +447,11 @@ impl Pushes {
                         WebFailed::Refused(refused) => End::NotNow(refused.to_string()),
                         failed => {
                             let silent = failed.is_silence().then(|| host.clone());
-                            End::Failed { why: format!("{host} {failed}"), silent }
+                            let hint = match failed {
+                                WebFailed::Forbidden(_) => "; [push] private_urls in the settings can allow it",
+                                _ => "",
+                            };
+                            End::Failed { why: format!("{host} {failed}{hint}"), silent }
                         }
                     };
                     return report;
@@ -626,15 +633,17 @@ impl Pushes {
         let kept = rows.clone();
         let job = move |w: &mut Write<'_>| {
             for (key, status) in &rows {
-                if pusher::get(w, key)?.is_some() {
+                if pusher::is_there(w, key)? {
                     pusher::put_status(w, key, status)?;
                 }
             }
             Ok::<_, store::Error>(())
         };
         if let Err(error) = self.0.store.write(job).await {
-            // Another attempt comes with the next flush. Until then the gateway may be told of it again.
+            // Another attempt comes with the next flush. Until then the gateway may be told of it again, and those that
+            // fail are left alone, since no row says so.
             worker.failed(error);
+            book.retry_ms = Some(self.0.clock.now_ms() + FLUSH.as_millis() as u64);
             return;
         }
         for (key, status) in kept {
@@ -705,7 +714,7 @@ fn look(
         if !enabled || stored.retry_ms > now {
             continue;
         }
-        let waits = match news.anywhere {
+        let waits = match news.anywhere || news.pushers {
             true => waiting::find(get, user, status.reached)?.first.is_some(),
             false => waiting::is_any_in(get, user, &news.rooms, status.reached)?,
         };

@@ -231,13 +231,17 @@ fn at_once(matching: impl Future<Output = bool>) -> bool {
     }
 }
 
+/// A longer name of a sound counts as none: a rule may hold any text, and outcomes are kept by the hundred.
+const SOUND_BYTES_MAX: usize = 255;
+
 /// The outcome of a list of actions.
 pub fn outcome(actions: &[Action]) -> Outcome {
     let mut outcome = Outcome::default();
     for action in actions {
         outcome.notify |= action.should_notify();
         outcome.highlight |= action.is_highlight();
-        outcome.sound = action.sound().map(|sound| sound.as_str().to_owned()).or(outcome.sound);
+        let sound = action.sound().map(|sound| sound.as_str()).filter(|sound| sound.len() <= SOUND_BYTES_MAX);
+        outcome.sound = sound.map(str::to_owned).or(outcome.sound);
     }
     outcome
 }

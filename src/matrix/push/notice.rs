@@ -173,10 +173,7 @@ fn told<'a>(device: &Device<'a>, outcome: Option<&'a Outcome>) -> Told<'a> {
         pushkey: device.pushkey,
         pushkey_ts: device.set_ms / 1000,
         data: without_url(device.data),
-        tweaks: outcome.map(|outcome| Tweaks {
-            sound: outcome.sound.as_deref().filter(|sound| sound.len() <= NAME_CHARS_MAX),
-            highlight: outcome.highlight,
-        }),
+        tweaks: outcome.map(|outcome| Tweaks { sound: outcome.sound.as_deref(), highlight: outcome.highlight }),
     }
 }
 

@@ -103,6 +103,11 @@ impl Status {
     }
 }
 
+/// Whether there is such a pusher, readable or not.
+pub fn is_there(get: &impl Get, key: &Key) -> Result<bool> {
+    get.with(&PUSHER, &key.bytes(), &mut |_| {})
+}
+
 pub fn get(get: &impl Get, key: &Key) -> Result<Option<Pusher>> {
     tables::get_json(get, &PUSHER, &key.bytes())
 }
@@ -130,11 +135,14 @@ pub fn remove(w: &mut Write<'_>, key: &Key) -> Result<()> {
     w.remove(&PUSHER, &key.bytes()).map(drop)
 }
 
-/// Removes the pushers that a device set. Bounded by the cap on pushers of one user.
+/// Removes the pushers that a device set. One whose row cannot be read goes too: a session can be ended all the same.
+/// Bounded by the cap on pushers of one user.
 pub fn remove_device(w: &mut Write<'_>, user: UserNum, device_id: &str) -> Result<()> {
     let mut keys = Vec::new();
-    each(w, user, &mut |key, pusher| {
-        keys.extend((pusher.device_id == device_id).then_some(key));
+    w.prefix(&PUSHER, &user.to_key(), &mut |key, value| {
+        let parsed = Key::parse(key).ok_or_else(|| Error::corrupt(&PUSHER, key))?;
+        let ends = tables::parse::<Pusher>(&PUSHER, key, value).map_or(true, |pusher| pusher.device_id == device_id);
+        keys.extend(ends.then_some(parsed));
         Ok(ControlFlow::Continue(()))
     })?;
     keys.iter().try_for_each(|key| remove(w, key))
@@ -269,6 +277,8 @@ mod tests {
             put_status(w, &a, &Status { retry_ms: 40, ..Status::default() })?;
             remove_device(w, UserNum(1), "B")?;
             assert!(get(w, &a)?.is_some());
+            // A page that the card damaged.
+            w.put(&PUSHER, &Key::of(w, UserNum(1), "app", "damaged").bytes(), b"{")?;
             remove_device(w, UserNum(1), "A")?;
             remove_device(w, UserNum(2), "B")?;
             for table in [&PUSHER, &PUSHER_KEY, &PUSHER_STATUS, &PUSHER_RETRY] {
