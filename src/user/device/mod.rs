@@ -28,6 +28,8 @@ mod remote_query;
 pub(super) const DEVICES_MAX: usize = 100;
 pub(super) const DEVICE_ID_BYTES_MAX: usize = 255;
 pub(super) const NAME_BYTES_MAX: usize = 255;
+/// Rows of a device that are removed in one write.
+const ROWS_PER_WRITE: usize = 500;
 
 impl Users {
     /// A user's devices in the API's form. Bounded by the cap on devices of one user.
@@ -76,6 +78,9 @@ impl Users {
     /// Removes devices with their tokens, keys and messages. Unknown ids are skipped.
     pub async fn remove_devices(&self, user: UserNum, user_id: &UserId, ids: Vec<String>) -> Result<(), Error> {
         let (user_id, server) = (user_id.to_owned(), self.server().to_owned());
+        for id in ids.iter().filter(|id| !id.contains('\0')) {
+            self.forget_connections(user, id).await?;
+        }
         self.write(move |w| {
             for id in ids.iter().filter(|id| !id.contains('\0')) {
                 if device::get(w, user, id)?.is_some() {
@@ -86,6 +91,18 @@ impl Users {
             Ok(())
         })
         .await
+    }
+
+    /// Removes what a device's sliding syncs were told, some thousands of rows, in short writes. What the device is told
+    /// meanwhile goes with the rest of it.
+    async fn forget_connections(&self, user: UserNum, device_id: &str) -> Result<(), Error> {
+        let mut removed = ROWS_PER_WRITE;
+        while removed == ROWS_PER_WRITE {
+            let device_id = device_id.to_owned();
+            let job = move |w: &mut Write<'_>| Ok(table::sliding::remove_some(w, user, &device_id, ROWS_PER_WRITE)?);
+            removed = self.write(job).await?;
+        }
+        Ok(())
     }
 }
 

@@ -6,6 +6,7 @@ use std::borrow::Cow;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
+use serde::de::{DeserializeSeed, Deserializer, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::device::keys::FALLBACK_KEYS_MAX;
@@ -163,17 +164,12 @@ impl UserSync {
         let mut rooms = Vec::new();
         let Some(content) = account_data::get(&*self.read, self.user, GLOBAL, DIRECT)? else { return Ok(rooms) };
         let mut failed = None;
+        let mut each = |id: &str| match room::num(&*self.read, id) {
+            Ok(num) => rooms.extend(num),
+            Err(wrong) => failed = Some(wrong),
+        };
         let read = partial::each_member(&content, &mut |_, of_user| {
-            let each = &mut |id: &str| {
-                rooms.extend(room::num(&*self.read, id)?);
-                Ok::<_, store::Error>(())
-            };
-            for id in serde_json::from_str::<Vec<Cow<'_, str>>>(of_user.get())? {
-                if let Err(wrong) = each(&id) {
-                    failed = Some(wrong);
-                }
-            }
-            Ok::<_, serde_json::Error>(())
+            EachText(&mut each).deserialize(&mut serde_json::Deserializer::from_str(of_user.get()))
         });
         if let Some(failed) = failed {
             return Err(failed.into());
@@ -185,18 +181,6 @@ impl UserSync {
         rooms.sort_unstable();
         rooms.dedup();
         Ok(rooms)
-    }
-
-    /// Whether the list of direct chats was changed since the position that the app knows.
-    pub fn has_direct_changed(&self) -> Result<bool, Error> {
-        let mut changed = self.since.is_none();
-        if !self.quiet && !changed {
-            account_data::changes(&*self.read, self.user, self.since(), self.now, &mut |room, kind| {
-                changed |= room == GLOBAL && kind == DIRECT;
-                Ok(if changed { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
-            })?;
-        }
-        Ok(changed)
     }
 
     /// The user's tags of a room, of which an app may have at most a hundred.
@@ -509,6 +493,32 @@ impl UserSync {
             comma(out, first);
             json::write_string(out, &user_id);
         });
+        Ok(())
+    }
+}
+
+/// Shows the texts of a list one by one.
+struct EachText<'f>(&'f mut dyn FnMut(&str));
+
+impl<'de> DeserializeSeed<'de> for EachText<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, list: D) -> Result<(), D::Error> {
+        list.deserialize_seq(self)
+    }
+}
+
+impl<'de> Visitor<'de> for EachText<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a list of texts")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<(), A::Error> {
+        while let Some(text) = list.next_element::<Cow<'de, str>>()? {
+            (self.0)(&text);
+        }
         Ok(())
     }
 }

@@ -370,7 +370,7 @@ impl<'a> Telling<'a> {
     fn new(asked: Asked, look: &'a Look, plan: &'a Plan, starts: &'a Starts) -> Result<Telling<'a>, Error> {
         let mut planned: Vec<RoomNum> = plan.rooms.iter().map(|room| room.num).collect();
         planned.sort_unstable();
-        let only = look.only.as_ref().map(|only| {
+        let only = look.only.as_ref().map(|(_, only)| {
             let mut only = [&only[..], &planned].concat();
             only.sort_unstable();
             only.dedup();

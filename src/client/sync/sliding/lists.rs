@@ -35,9 +35,18 @@ pub struct Look {
     pub connection: Arc<SlidingConnection>,
     /// None for the first answer of a connection.
     pub since: Option<SlidingToken>,
-    /// The rooms that alone can have changed, when that is known.
-    pub only: Option<Arc<[RoomNum]>>,
+    /// What was known before, and the rooms that alone can have changed since, where that is known.
+    pub only: Option<(Arc<Seen>, Arc<[RoomNum]>)>,
     pub direct: Arc<OnceLock<Vec<RoomNum>>>,
+}
+
+/// What was found by an answer, or by a look after it that found no news.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    /// Up to here, for the same request.
+    pub upto: SlidingToken,
+    pub counts: Vec<u32>,
+    pub settled: bool,
 }
 
 /// A room that the answer tells of.
@@ -211,29 +220,31 @@ impl Look {
         (timeline, Combined::new(configs().map(|config| &self.asked.states[config.state as usize])))
     }
 
+    /// Whether only the rooms that changed are looked at.
+    pub fn is_few(&self) -> bool {
+        self.few().is_some()
+    }
+
     /// The rooms that alone can have changed, when each list shows those at its top and nothing else moves into one.
-    fn few(&self) -> Option<Arc<[RoomNum]>> {
-        let only = self.only.as_ref()?;
-        let answer = &self.connection.answer;
+    fn few(&self) -> Option<&(Arc<Seen>, Arc<[RoomNum]>)> {
+        let (seen, only) = self.only.as_ref()?;
         let shows_top = |list: &super::request::List| {
             let holds_all = |(first, last): &(u32, u32)| *first == 0 && only.len() <= *last as usize + 1;
             list.ranges.as_ref().is_none_or(|ranges| !ranges.is_empty() && ranges.iter().all(holds_all))
         };
-        let is_same =
-            answer.settled && answer.asked == self.asked.hash && answer.counts.len() == self.asked.lists.len();
-        (self.since.is_some() && is_same && self.asked.lists.iter().all(shows_top)).then(|| only.clone())
+        let is_same = seen.settled && seen.counts.len() == self.asked.lists.len();
+        self.only.as_ref().filter(|_| is_same && self.asked.lists.iter().all(shows_top))
     }
 
-    fn plan_few(&self, few: Arc<[RoomNum]>) -> Result<Plan, Error> {
+    fn plan_few(&self, (seen, few): &(Arc<Seen>, Arc<[RoomNum]>)) -> Result<Plan, Error> {
         let mut filters = self.filters()?;
-        let since = self.since.map_or(Position(0), |since| since.at);
-        let (mut told, mut is_complete) =
-            (Chosen::default(), self.since.is_some_and(|since| since.complete == since.at));
+        let mut told = Chosen::default();
+        let mut is_complete = seen.upto.complete == seen.upto.at;
         for num in few.iter().copied() {
             let Some(room) = self.view.user_room(num)? else { continue };
             let latest = self.view.activity(&room)?.latest;
             // Somebody may only be typing there.
-            if latest <= since {
+            if latest <= seen.upto.at {
                 continue;
             }
             let known = self.told(num)?;
@@ -249,10 +260,15 @@ impl Look {
                 told.put(Planned { latest, num, lists });
             }
         }
-        self.finish(told, self.connection.answer.counts.clone(), is_complete)
+        self.finish(told, seen.counts.clone(), is_complete)
     }
 
     fn plan_all(&self) -> Result<Plan, Error> {
+        // A connection for extensions alone.
+        if self.asked.lists.is_empty() && self.subscriptions.is_empty() {
+            let complete = self.since.map_or(self.view.now.at, |since| since.complete);
+            return Ok(Plan { settled: true, complete, ..Plan::default() });
+        }
         let mut filters = self.filters()?;
         let mut windows: Vec<Window> =
             shares(&self.asked).into_iter().map(|most| Window { most, newest: BinaryHeap::new() }).collect();
@@ -423,10 +439,11 @@ impl Look {
         if latest > self.told_upto(&known) {
             return Ok(true);
         }
-        if known.is_left {
+        // Of a room seen from outside, or left, there is no more than was told.
+        if known.is_left || known.state == OUTSIDE {
             return Ok(false);
         }
-        if self.own.has_direct_changed()? && known.is_dm != self.direct()?.binary_search(&num).is_ok() {
+        if known.is_dm != self.direct()?.binary_search(&num).is_ok() {
             return Ok(true);
         }
         self.asks_more(news, num, &known, lists)
@@ -487,7 +504,42 @@ struct News {
     compared: Option<(u64, u64, bool)>,
 }
 
+/// Stands for the hash in what is remembered of an invite or a knock.
+pub const OUTSIDE: u64 = 0;
+
 /// The hash by which a connection remembers required state.
 pub fn state_hash(text: &[u8]) -> u64 {
     hash(&[text])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_window_keeps_the_newest_rooms() {
+        let mut window = Window { most: 3, newest: BinaryHeap::new() };
+        for at in [5, 1, 9, 7, 3, 8] {
+            window.put(Position(at), RoomNum(at as u32));
+        }
+        let ranges = vec![(0, 0), (2, 9)];
+        let placed = Placed { rooms: window.newest.into_sorted_vec(), ranges: Some(&ranges) };
+        let nums: Vec<u32> = placed.rooms.iter().map(|entry| entry.0.1.0).collect();
+        assert_eq!(nums, [9, 8, 7]);
+        let has = |at: u64| placed.has(Position(at), RoomNum(at as u32));
+        assert_eq!([9, 8, 7, 5].map(has), [true, false, true, false]);
+        assert!(!placed.has(Position(9), RoomNum(8)));
+    }
+
+    #[test]
+    fn an_answer_tells_the_newest_rooms_and_leaves_the_rest() {
+        let mut told = Chosen::default();
+        let most = ROOMS_MAX as u64;
+        for at in 0..most + 5 {
+            told.put(Planned { latest: Position(at * 7 % (most + 5)), num: RoomNum(at as u32), lists: 1 });
+        }
+        let rooms: Vec<_> = told.rooms.into_sorted_vec().into_iter().map(|room| room.0.latest.0).collect();
+        assert!(told.more && rooms.is_sorted_by(|newer, older| newer > older));
+        assert_eq!((rooms.len(), rooms.first(), rooms.last()), (ROOMS_MAX, Some(&(most + 4)), Some(&5)));
+    }
 }

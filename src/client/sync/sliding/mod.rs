@@ -18,7 +18,7 @@ use crate::matrix::json;
 use crate::room::{ANSWER_BYTES, Position, Reader, RoomNum, SlidingToken, SyncToken};
 use crate::user::SlidingConnection;
 use extensions::Extensions;
-use lists::{Look, Plan};
+use lists::{Look, Plan, Seen};
 use request::{Asked, BODY_BYTES_MAX, Form, RoomConfig, unknown_pos};
 use rooms::Notes;
 
@@ -45,8 +45,8 @@ struct Query {
     subscriptions: Arc<[(RoomNum, RoomConfig)]>,
     connection: Arc<SlidingConnection>,
     since: Option<SlidingToken>,
-    /// No news for the app came up to here.
-    looked_upto: Option<SlidingToken>,
+    /// What is known from the answer before, if it was asked for the same, or from the last look.
+    seen: Option<Arc<Seen>>,
 }
 
 /// POST /_matrix/client/unstable/org.matrix.simplified_msc3575/sync
@@ -64,7 +64,7 @@ pub async fn v4(client: Arc<Client>, request: Request) -> Result<Response, Error
 
 async fn sync(client: Arc<Client>, mut request: Request, form: Form) -> Result<Response, Error> {
     let requester = auth::requester(&client, &request).await?;
-    let (asked, extensions) = read(&mut request, form, &requester).await?;
+    let (asked, extensions, work) = read(&mut request, form, &requester).await?;
     extensions.acknowledge(&client, &requester).await?;
     let waiting =
         client.budget.account("sync_waiters").take(WAITER_BYTES + (asked.bytes() + extensions.bytes()) as u64).await?;
@@ -74,6 +74,7 @@ async fn sync(client: Arc<Client>, mut request: Request, form: Form) -> Result<R
     auth::requester(&client, &request).await?;
     let timeout = asked.timeout;
     let mut query = query(&client, requester, asked, extensions).await?;
+    drop(work);
     let deadline = client.clock.instant() + timeout;
     // Whoever begins has nothing to wait for.
     let mut is_over = timeout.is_zero() || query.since.is_none();
@@ -82,7 +83,7 @@ async fn sync(client: Arc<Client>, mut request: Request, form: Form) -> Result<R
             match look(&client, &query, is_over, None).await? {
                 Looked::Answer(response) => return Ok(response),
                 Looked::NoMemory => break,
-                Looked::Nothing { now } => query.looked_upto = Some(now),
+                Looked::Nothing(seen) => query.seen = Some(Arc::new(seen)),
             }
         }
         request.cancel_when_peer_leaves();
@@ -103,28 +104,29 @@ async fn sync(client: Arc<Client>, mut request: Request, form: Form) -> Result<R
     }
 }
 
-/// Reads the request's body, which is given back then.
+/// Reads the request's body, which is given back then; the grant pays for the ids of rooms among what was read.
 async fn read(
     request: &mut Request,
     form: Form,
     requester: &Requester,
-) -> Result<(Arc<Asked>, Arc<Extensions>), Error> {
+) -> Result<(Asked, Arc<Extensions>, Grant), Error> {
     let body = request.bytes(BODY_BYTES_MAX).await?;
     let work = request.pay(READING_TIMES * body.len() as u64).await?;
     let (asked, extensions) = Asked::parse(form, request, &body, requester)?;
     let extensions = Extensions::parse(&extensions)?;
-    drop((work, body, request.take_grant()));
-    Ok((Arc::new(asked), Arc::new(extensions)))
+    drop((body, request.take_grant()));
+    Ok((asked, Arc::new(extensions), work))
 }
 
 /// Finds the connection, and the rooms that are subscribed to.
 async fn query(
     client: &Arc<Client>,
     requester: Requester,
-    asked: Arc<Asked>,
+    mut asked: Asked,
     extensions: Arc<Extensions>,
 ) -> Result<Query, Error> {
     let (reading, of) = (client.clone(), requester.clone());
+    let ids = std::mem::take(&mut asked.subscriptions);
     let (asked, connection, subscriptions) = client
         .looks
         .blocking(move || {
@@ -136,9 +138,9 @@ async fn query(
             }
             let num = since.map(|since| since.num);
             let connection = reading.users.sliding_connection(&of, &asked.conn_id, num)?.ok_or_else(unknown_pos)?;
-            let mut subscriptions = Vec::with_capacity(asked.subscriptions.len());
-            for (id, config) in &asked.subscriptions {
-                subscriptions.extend(view.room_num(id)?.map(|num| (num, *config)));
+            let mut subscriptions = Vec::with_capacity(ids.len());
+            for (id, config) in ids {
+                subscriptions.extend(view.room_num(&id)?.map(|num| (num, config)));
             }
             subscriptions.sort_unstable_by_key(|(num, _)| *num);
             Ok::<_, Error>((asked, connection, subscriptions))
@@ -146,8 +148,11 @@ async fn query(
         .await?;
     client.users.tidy_sliding(&connection);
     let since = asked.pos;
-    let (connection, subscriptions) = (Arc::new(connection), subscriptions.into());
-    Ok(Query { requester, asked, extensions, subscriptions, connection, since, looked_upto: since })
+    let answer = &connection.answer;
+    let seen = since.filter(|since| answer.asked == asked.hash && !extensions.is_behind(*since));
+    let seen = seen.map(|upto| Arc::new(Seen { upto, counts: answer.counts.clone(), settled: answer.settled }));
+    let (asked, connection, subscriptions) = (Arc::new(asked), Arc::new(connection), subscriptions.into());
+    Ok(Query { requester, asked, extensions, subscriptions, connection, since, seen })
 }
 
 fn reader(requester: &Requester) -> Reader {
@@ -161,25 +166,18 @@ fn bad(name: &str, shape: &str) -> ErrorResponse {
 
 /// Whether it is known without reading that nothing has changed for the app since the last look, or since its position.
 fn is_quiet(client: &Client, query: &Query) -> bool {
-    let Some(upto) = query.looked_upto.filter(|_| may_be_few(query)) else { return false };
+    let Some(upto) = query.seen.as_ref().filter(|seen| seen.settled).map(|seen| seen.upto) else { return false };
     let changed = client.feed.rooms_changed(query.requester.user_num, upto.at, upto.at);
     changed.is_some_and(|rooms| rooms.is_empty())
         && client.rooms.typing_rooms(upto.typing).is_some_and(|rooms| rooms.is_empty())
-}
-
-/// Whether nothing is asked for that the answer before did not tell already.
-fn may_be_few(query: &Query) -> bool {
-    let answer = &query.connection.answer;
-    let is_told = answer.settled && answer.asked == query.asked.hash;
-    query.since.is_some_and(|since| is_told && !query.extensions.is_behind(since))
 }
 
 /// The outcome of looking for changes.
 enum Looked {
     /// The answer, or its beginning.
     Answer(Response),
-    /// No news up to here.
-    Nothing { now: SlidingToken },
+    /// No news, and what was found instead.
+    Nothing(Seen),
     /// There is something to tell, and no memory for writing it just now.
     NoMemory,
 }
@@ -214,14 +212,10 @@ async fn look(client: &Arc<Client>, query: &Query, is_last: bool, grant: Option<
             let has_news =
                 query.since.is_none() || !plan.rooms.is_empty() || query.extensions.has_news(&look, &plan)?;
             if !has_news && !is_last {
-                let since = query.since.unwrap_or(SlidingToken {
-                    num: Position(0),
-                    at: now.at,
-                    typing: 0,
-                    complete: now.at,
-                    extensions: 0,
-                });
-                return Ok(Looked::Nothing { now: SlidingToken { at: now.at, typing: now.typing, ..since } });
+                let num = query.connection.answer.num;
+                let extensions = query.extensions.asked().0;
+                let upto = SlidingToken { num, at: now.at, typing: now.typing, complete: plan.complete, extensions };
+                return Ok(Looked::Nothing(Seen { upto, counts: plan.counts, settled: plan.settled }));
             }
             match grant.map_or_else(|| bodies.try_take(answer_bytes(&query)).ok(), Some) {
                 Some(grant) => begin(grant, base::written(|pen| write(pen, look, plan, query.extensions.clone()))),
@@ -233,16 +227,19 @@ async fn look(client: &Arc<Client>, query: &Query, is_last: bool, grant: Option<
 
 fn looking(client: &Arc<Client>, query: &Query, view: crate::room::SyncView) -> Look {
     let since = query.since;
-    let only = since.filter(|_| may_be_few(query)).and_then(|since| {
-        let mut only = client.feed.rooms_changed(query.requester.user_num, since.at, view.now.at)?;
-        only.extend(view.typing_rooms(since.typing)?);
+    let changed = |upto: SlidingToken| {
+        let mut only = client.feed.rooms_changed(query.requester.user_num, upto.at, view.now.at)?;
+        only.extend(view.typing_rooms(upto.typing)?);
         only.sort_unstable();
         only.dedup();
         Some(only.into())
-    });
+    };
+    let only = query.seen.as_ref().and_then(|seen| Some((seen.clone(), changed(seen.upto)?)));
+    // What came before the last look and was no news is told all the same when there is an answer.
+    let is_first_look = |(seen, _): &(Arc<Seen>, _)| since.is_some_and(|since| since.at == seen.upto.at);
     let received = query.extensions.received().unwrap_or_else(|| since.map_or(Position(0), |since| since.at));
     let own = client.users.own(view.read.clone(), &query.requester, since.map(|since| since.at), received, view.now.at);
-    let own = if only.is_some() { own.quiet(&client.users) } else { own };
+    let own = if only.as_ref().is_some_and(is_first_look) { own.quiet(&client.users) } else { own };
     Look {
         client: client.clone(),
         view,

@@ -10,7 +10,7 @@ use super::required::Required;
 use crate::client::{Error, Requester};
 use crate::http::{ErrorResponse, Request};
 use crate::matrix::json::{self, Mode, read};
-use crate::room::SlidingToken;
+use crate::room::{RoomNum, SlidingToken};
 
 /// A hundred subscriptions with the required state that Element X asks for are 70 KB.
 pub const BODY_BYTES_MAX: u64 = 128 * 1024;
@@ -48,7 +48,7 @@ pub struct Asked {
     pub timeout: Duration,
     /// In the order of their names.
     pub lists: Vec<List>,
-    /// Room ids in order.
+    /// Room ids in order; taken out when their numbers are known.
     pub subscriptions: Vec<(String, RoomConfig)>,
     /// What is asked of rooms' state, each text once.
     pub states: Vec<Required>,
@@ -131,15 +131,15 @@ impl Asked {
         Ok((asked, read::get(&text, "extensions").unwrap_or(b"{}").to_vec()))
     }
 
-    /// The memory it keeps.
+    /// The memory it keeps, with numbers for the ids of rooms.
     pub fn bytes(&self) -> usize {
         let lists = self.lists.iter().map(|list| {
             let ranges = list.ranges.as_ref().map_or(0, |ranges| ranges.len() * size_of::<(u32, u32)>());
             list.name.len() + list.filters.len() + ranges + 2 * TEXT_BYTES
         });
-        let subscriptions = self.subscriptions.iter().map(|(room, _)| room.len() + TEXT_BYTES);
+        let subscriptions = self.subscriptions.len() * size_of::<(RoomNum, RoomConfig)>();
         let states = self.states.iter().map(|state| state.text().len() + TEXT_BYTES);
-        lists.chain(subscriptions).chain(states).sum::<usize>() + self.conn_id.len()
+        lists.chain(states).sum::<usize>() + subscriptions + self.conn_id.len()
     }
 
     fn read_lists(&mut self, text: &[u8], requester: &Requester) -> Result<(), ErrorResponse> {

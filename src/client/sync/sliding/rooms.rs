@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::lists::{Look, Plan, Planned, state_hash};
+use super::lists::{Look, OUTSIDE, Plan, Planned, state_hash};
 use super::request::Form;
 use super::required::Combined;
 use crate::base::{ChunkError, ChunkWriter, comma};
@@ -14,6 +14,8 @@ use crate::room::{
 };
 use crate::user::{Answer, NOTED_ROOMS, Noted, STATE_BYTES_MAX, Told, UserNum};
 
+/// Members noted in one write, 4 bytes each.
+const NOTED_MEMBERS: usize = 1_024;
 /// Members remembered for one room as told; beyond that all are forgotten but those of the answer, and told again.
 const MEMBERS_MAX: usize = 128;
 
@@ -27,6 +29,8 @@ pub struct Notes<'a> {
     look: &'a Look,
     answer: Answer,
     noted: Noted,
+    /// Members in `noted`.
+    members: usize,
     num: Option<Position>,
 }
 
@@ -34,15 +38,17 @@ impl<'a> Notes<'a> {
     pub fn new(look: &'a Look, plan: &Plan) -> Notes<'a> {
         let (asked, settled, counts) = (look.asked.hash, plan.settled, plan.counts.clone());
         let answer = Answer { num: Position(0), asked, settled, counts };
-        Notes { starts: Starts::new(), look, answer, noted: Noted::default(), num: None }
+        Notes { starts: Starts::new(), look, answer, noted: Noted::default(), members: 0, num: None }
     }
 
     fn put(&mut self, room: RoomNum, told: Told, state: Option<Vec<u8>>) -> Result<(), crate::user::Error> {
         if let Some(text) = state.filter(|text| text.len() <= STATE_BYTES_MAX) {
             self.noted.states.insert(told.state, text);
         }
+        self.members += told.members.len();
         self.noted.rooms.insert(room, told);
-        if self.noted.rooms.len() >= NOTED_ROOMS {
+        if self.noted.rooms.len() >= NOTED_ROOMS || self.members >= NOTED_MEMBERS {
+            self.members = 0;
             self.write()?;
         }
         Ok(())
@@ -336,18 +342,18 @@ impl Writing<'_> {
         let name = if self.look.asked.form == Form::V4 { "stripped_state" } else { "invite_state" };
         self.pen.text(&format!(",\"initial\":true,\"{name}\":"));
         self.look.view.write_stripped(self.pen, &self.room)?;
-        Ok((Told { is_left: false, ..self.outside() }, None))
+        Ok((Told { is_left: false, is_dm: self.is_dm()?, ..self.outside() }, None))
     }
 
     fn outside(&self) -> Told {
-        Told { at: self.look.view.now.at, is_left: true, ..Told::default() }
+        Told { at: self.look.view.now.at, state: OUTSIDE, is_left: true, ..Told::default() }
     }
 
     // ---- all rooms -----------------------------------------------------------------------------------------------
 
     fn is_dm(&self) -> Result<bool, ChunkError> {
         match &self.told {
-            Some(told) if !self.look.own.has_direct_changed()? => Ok(told.is_dm),
+            Some(told) if self.look.is_few() => Ok(told.is_dm),
             _ => Ok(self.look.direct().map_err(of_client)?.binary_search(&self.planned.num).is_ok()),
         }
     }

@@ -321,11 +321,17 @@ pub fn remove_stale(w: &mut Write<'_>, user: UserNum, device_id: &str, rows_max:
 
 /// Forgets all connections of a device. Bounded by their number and the rooms they were told of.
 pub fn remove_device(w: &mut Write<'_>, user: UserNum, device_id: &str) -> Result<()> {
+    remove_some(w, user, device_id, usize::MAX).map(drop)
+}
+
+/// The same, at most `rows_max` rows, the connections first; fewer means that none are left.
+pub fn remove_some(w: &mut Write<'_>, user: UserNum, device_id: &str, rows_max: usize) -> Result<usize> {
     let prefix = device::prefix(user, device_id);
+    let mut removed = 0;
     for table in [&SLIDING_CONNECTION, &SLIDING_ROOM, &SLIDING_STATE] {
-        w.remove_prefix(table, &prefix, usize::MAX)?;
+        removed += w.remove_prefix(table, &prefix, rows_max - removed)?;
     }
-    Ok(())
+    Ok(removed)
 }
 
 #[cfg(test)]
