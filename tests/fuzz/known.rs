@@ -239,7 +239,7 @@ impl Known {
                 ],
                 random,
             ),
-            "rule_kind" => one(&["content", "override", "underride", "room", "sender"], random),
+            "rule_kind" => one(&["content", "override", "underride", "room", "sender", "postcontent"], random),
             "field" => one(&["displayname", "avatar_url", "m.tz", "org.example.field", "m.status"], random),
             "receipt_type" => one(&["m.read", "m.read.private", "m.fully_read"], random),
             "rel_type" => one(&["m.thread", "m.annotation", "m.replace", "m.reference"], random),

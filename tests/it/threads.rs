@@ -110,3 +110,45 @@ async fn changes_of_threads_are_listed_latest_first() {
     assert!(since["unsubscribed"][&room][&roots[0]]["bump_stamp"].is_u64());
     house.stop().await;
 }
+
+const KIND: &str = "/pushrules/global/postcontent";
+
+/// The rules about threads hold for those whose apps know subscriptions: others would hear of no thread any more.
+#[tokio::test]
+async fn threads_that_are_not_followed_are_silent() {
+    let house = TestServer::start().await;
+    let (alice, bob) = (house.register("alice").await, house.register("bob").await);
+    let room = create(&house, &alice, json!({ "preset": "public_chat" })).await;
+    house.post(&format!("/join/{}", q(&room)), &bob, json!({})).await.ok();
+    let one = say(&house, &alice, &room, "one", None).await;
+    let two = say(&house, &alice, &room, "two", None).await;
+    let counts = async || {
+        let sync = house.get("/sync?timeout=0", &bob).await.ok();
+        sync["rooms"]["join"][&room]["unread_notifications"]["notification_count"].as_u64().unwrap()
+    };
+    let before = counts().await;
+    say(&house, &alice, &room, "before", Some(&one)).await;
+    assert_eq!(counts().await, before + 1);
+    house.put(&path(&room, &two), &bob, json!({})).await.ok();
+    say(&house, &alice, &room, "silent", Some(&one)).await;
+    assert_eq!(counts().await, before + 1);
+    say(&house, &alice, &room, "loud", Some(&two)).await;
+    assert_eq!(counts().await, before + 2);
+    say(&house, &alice, &room, "beside", None).await;
+    assert_eq!(counts().await, before + 3);
+
+    let rule = format!("{KIND}/.io.element.msc4306.rule.unsubscribed_thread");
+    let shown = house.get(&rule, &bob).await.ok();
+    assert_eq!((&shown["enabled"], &shown["actions"]), (&json!(true), &json!([])));
+    let condition = json!([{ "kind": "io.element.msc4306.thread_subscription", "subscribed": false }]);
+    assert_eq!(shown["conditions"], condition);
+    house.put(&format!("{rule}/enabled"), &bob, json!({ "enabled": false })).await.ok();
+    assert_eq!(house.get(&format!("{rule}/enabled"), &bob).await.ok(), json!({ "enabled": false }));
+    let all = house.get("/pushrules/", &bob).await.ok();
+    assert_eq!(all["global"]["postcontent"].as_array().unwrap().len(), 2);
+    say(&house, &alice, &room, "again", Some(&one)).await;
+    assert_eq!(counts().await, before + 4, "the rule is off");
+    let own = json!({ "actions": [], "conditions": [] });
+    house.put(&format!("{KIND}/mine"), &bob, own).await.refused(400, "M_INVALID_PARAM");
+    house.stop().await;
+}

@@ -130,6 +130,9 @@ pub trait Lookup {
     fn display_name(&self) -> String;
     /// What [`levels`] says of the event.
     fn levels(&self) -> Levels;
+    /// Whether the member is subscribed to the thread that the event is in (MSC4306); none when it is in no thread, or the
+    /// member's apps know no subscriptions.
+    fn is_subscribed(&self) -> Option<bool>;
 }
 
 /// The sender's level and the level for `@room`.
@@ -193,7 +196,7 @@ fn applies(
         return false;
     }
     match rule {
-        AnyPushRuleRef::Override(rule) | AnyPushRuleRef::Underride(rule) => {
+        AnyPushRuleRef::Override(rule) | AnyPushRuleRef::PostContent(rule) | AnyPushRuleRef::Underride(rule) => {
             rule.conditions.iter().all(|condition| holds(condition, flat, context, lookup))
         }
         AnyPushRuleRef::Content(rule) => {
@@ -215,6 +218,7 @@ fn holds(condition: &PushCondition, flat: &FlattenedJson, context: &PushConditio
         PushCondition::EventMatch(wanted) if wanted.key == BODY => {
             flat.get_str(BODY).is_some_and(|body| words::matches_glob(body, &wanted.pattern))
         }
+        PushCondition::ThreadSubscription(wanted) => lookup.is_subscribed() == Some(wanted.subscribed),
         // The room's id is no member of the event.
         PushCondition::EventMatch(wanted) if wanted.key != "room_id" => {
             flat.get_str(&wanted.key).is_some_and(|value| words::matches_whole(value, &wanted.pattern))
@@ -223,7 +227,7 @@ fn holds(condition: &PushCondition, flat: &FlattenedJson, context: &PushConditio
     }
 }
 
-/// Asynchronous only for thread subscriptions, which are not supported here: it is ready at once.
+/// Asynchronous only for thread subscriptions, which are not asked in this way: it is ready at once.
 fn at_once(matching: impl Future<Output = bool>) -> bool {
     match pin!(matching).poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(matches) => matches,
@@ -253,7 +257,8 @@ mod tests {
     use crate::matrix::{tests::ruma as oracle, version};
     use serde_json::{Value, json};
 
-    struct Bea(Levels);
+    /// The levels, and whether Bea is subscribed to the event's thread.
+    struct Bea(Levels, Option<bool>);
 
     impl Lookup for Bea {
         fn display_name(&self) -> String {
@@ -263,9 +268,18 @@ mod tests {
         fn levels(&self) -> Levels {
             self.0.clone()
         }
+
+        fn is_subscribed(&self) -> Option<bool> {
+            self.1
+        }
     }
 
     fn ask(members: u64, kind: &str, content: Value) -> Outcome {
+        ask_in(None, members, kind, content)
+    }
+
+    /// The same in a thread, to which the user is subscribed or not.
+    fn ask_in(thread: Option<bool>, members: u64, kind: &str, content: Value) -> Outcome {
         let version = version::get("12").unwrap();
         let value = json!({ "type": kind, "sender": "@a:x", "room_id": "!r", "content": content });
         let event = oracle::event(version, "$e", &value);
@@ -279,7 +293,8 @@ mod tests {
         let powers = Powers::new(version, &create, Some(&levels));
         let user = <&UserId>::try_from("@b:x").unwrap();
         let room = Room::new(&event, members);
-        evaluate(&default_rules(user), &Flat::new(&event), &room, user, &Bea(super::levels(&event, Some(&powers))))
+        let bea = Bea(super::levels(&event, Some(&powers)), thread);
+        evaluate(&default_rules(user), &Flat::new(&event), &room, user, &bea)
     }
 
     fn said(body: &str) -> Value {
@@ -299,6 +314,21 @@ mod tests {
         assert_eq!(ask(5, "m.reaction", json!({})), Outcome::default());
         assert_eq!(ask(5, "m.room.member", json!({ "membership": "join" })), Outcome::default());
         assert_eq!(ask(5, "m.room.encrypted", json!({ "algorithm": "x" })), plain);
+    }
+
+    /// Mentions come before the rules about threads, and those before what a room is set to.
+    #[test]
+    fn threads_notify_those_who_are_subscribed() {
+        let sound = Some("default".to_owned());
+        let loud = Outcome { notify: true, highlight: false, sound: sound.clone() };
+        assert_eq!(ask_in(Some(true), 5, "m.room.message", said("hi")), loud);
+        assert_eq!(ask_in(Some(true), 5, "m.room.encrypted", json!({ "algorithm": "x" })), loud);
+        assert_eq!(ask_in(Some(false), 5, "m.room.message", said("hi")), Outcome::default());
+        assert_eq!(ask_in(Some(false), 2, "m.room.message", said("hi")), Outcome::default());
+        assert!(ask_in(None, 5, "m.room.message", said("hi")).notify);
+        let mention = json!({ "msgtype": "m.text", "body": "x", "m.mentions": { "user_ids": ["@b:x"] } });
+        assert!(ask_in(Some(false), 5, "m.room.message", mention).highlight);
+        assert_eq!(ask_in(Some(true), 5, "m.reaction", json!({})), Outcome::default());
     }
 
     /// Matching once parsed events of any depth, with a panic beyond 128 levels; and one long key round thousands of
@@ -325,7 +355,7 @@ mod tests {
                 &Flat::new(&event),
                 &Room::new(&event, 5),
                 user,
-                &Bea(levels(&event, None)),
+                &Bea(levels(&event, None), None),
             );
             assert!(outcome.notify && outcome.highlight);
         }
@@ -355,7 +385,9 @@ mod tests {
         let rules: Ruleset = serde_json::from_value(rules).unwrap();
         let value = json!({ "type": "m.room.message", "sender": "@a:x", "room_id": "!r", "content": said("hi") });
         let event = oracle::event(version::get("12").unwrap(), "$e", &value);
-        assert!(evaluate(&rules, &Flat::new(&event), &Room::new(&event, 5), user, &Bea(levels(&event, None))).notify);
+        assert!(
+            evaluate(&rules, &Flat::new(&event), &Room::new(&event, 5), user, &Bea(levels(&event, None), None)).notify
+        );
     }
 
     #[test]
@@ -364,8 +396,13 @@ mod tests {
         let value = json!({ "type": "m.room.message", "sender": "@b:x", "room_id": "!r", "content": said("hi") });
         let event = oracle::event(version, "$e", &value);
         let user = <&UserId>::try_from("@b:x").unwrap();
-        let outcome =
-            evaluate(&default_rules(user), &Flat::new(&event), &Room::new(&event, 2), user, &Bea(levels(&event, None)));
+        let outcome = evaluate(
+            &default_rules(user),
+            &Flat::new(&event),
+            &Room::new(&event, 2),
+            user,
+            &Bea(levels(&event, None), None),
+        );
         assert_eq!(outcome, Outcome::default());
     }
 

@@ -7,7 +7,6 @@ use std::cell::{Cell, OnceCell};
 use ruma::UserId;
 
 use super::derived::{Appended, Derived};
-use super::new_event::Append;
 use super::relations::relation_of;
 use super::rules_cache::Rules;
 use crate::matrix::auth::{Powers, State as _};
@@ -21,6 +20,7 @@ use crate::room::state::join_conditions::local_joined;
 use crate::store::tables::room as tables_room;
 use crate::store::tables::room::event_row::Membership;
 use crate::store::tables::room::relation::Rel;
+use crate::store::tables::room::thread_subscription::{self, Status};
 use crate::store::tables::room::unread::{self, Outcome, Part};
 use crate::store::tables::room::user_room;
 use crate::store::tables::user;
@@ -58,7 +58,7 @@ fn count(w: &mut Write<'_>, appended: &Appended<'_>, order: i64) -> Result<bool>
     if members.is_empty() {
         return Ok(false);
     }
-    let thread = thread_of(w, new)?;
+    let thread = thread_of(w, new.room, &new.event)?;
     let part = row.state_key.is_none().then_some(thread.map_or(Part::Main, Part::Thread));
     if members == [row.sender] {
         if let Some(part) = part {
@@ -68,14 +68,15 @@ fn count(w: &mut Write<'_>, appended: &Appended<'_>, order: i64) -> Result<bool>
     }
     let flat = push::Flat::new(&new.event);
     let seen = push::Room::new(&new.event, room.joined);
-    let levels = OnceCell::new();
+    let (found, levels) = (OnceCell::from(thread), OnceCell::new());
     let (mut outcomes, mut notifies) = (Vec::with_capacity(members.len()), false);
     for user in members {
         let outcome = match user == row.sender {
             true => Outcome::Own(part),
             false => {
                 let event = &new.event;
-                let asked = Asked { get: w, room: new.room, event, user, levels: &levels, failed: Cell::new(None) };
+                let failed = Cell::new(None);
+                let asked = Asked { get: w, room: new.room, event, user, thread: &found, levels: &levels, failed };
                 match outcome(&asked, &here.rules, &flat, &seen)? {
                     push::Outcome { notify: false, .. } => Outcome::Quiet,
                     push::Outcome { highlight: false, .. } => Outcome::Notify,
@@ -93,8 +94,9 @@ fn count(w: &mut Write<'_>, appended: &Appended<'_>, order: i64) -> Result<bool>
 /// What a user's push rules of today make of an event that is in a room.
 pub fn judge(get: &impl Get, rules: &Rules, room: RoomNum, event: &Event, user: UserNum) -> Result<push::Outcome> {
     let joined = tables_room::get_of(get, room)?.joined;
-    let (flat, seen, levels) = (push::Flat::new(event), push::Room::new(event, joined), OnceCell::new());
-    let asked = Asked { get, room, event, user, levels: &levels, failed: Cell::new(None) };
+    let (flat, seen) = (push::Flat::new(event), push::Room::new(event, joined));
+    let (thread, levels) = (OnceCell::new(), OnceCell::new());
+    let asked = Asked { get, room, event, user, thread: &thread, levels: &levels, failed: Cell::new(None) };
     outcome(&asked, rules, &flat, &seen)
 }
 
@@ -120,6 +122,8 @@ struct Asked<'a, G> {
     room: RoomNum,
     event: &'a Event,
     user: UserNum,
+    /// The root of the event's thread, the same for all members.
+    thread: &'a OnceCell<Option<EventNum>>,
     /// The same for all members.
     levels: &'a OnceCell<push::Levels>,
     failed: Cell<Option<store::Error>>,
@@ -148,15 +152,32 @@ impl<G: Get> push::Lookup for Asked<'_, G> {
         };
         self.levels.get_or_init(find).clone()
     }
+
+    fn is_subscribed(&self) -> Option<bool> {
+        let find = || self.found(thread_of(self.get, self.room, self.event));
+        let root = (*self.thread.get_or_init(find))?;
+        let subscribed = is_subscribed(self.get, self.user, self.room, root);
+        self.found(subscribed)
+    }
+}
+
+/// Whether a user is subscribed to a thread; none when the user's apps never subscribed to any: they show threads in their
+/// old way, and would be silent in all of them.
+fn is_subscribed(get: &impl Get, user: UserNum, room: RoomNum, root: EventNum) -> Result<Option<bool>> {
+    if !thread_subscription::has_any(get, user)? {
+        return Ok(None);
+    }
+    let now = thread_subscription::get(get, user, room, root)?;
+    Ok(Some(now.is_some_and(|now| now.status != Status::Unsubscribed)))
 }
 
 /// The root of the event's thread: named by the event itself, or by the events it relates to. A few hops at most.
-fn thread_of(get: &impl Get, new: &Append) -> Result<Option<EventNum>> {
-    let mut relation = relation_of(get, new.room, &new.event)?;
+fn thread_of(get: &impl Get, room: RoomNum, event: &Event) -> Result<Option<EventNum>> {
+    let mut relation = relation_of(get, room, event)?;
     for _ in 0..THREAD_HOPS_MAX {
         match relation {
             Some((Rel::THREAD, root)) => return Ok(Some(root)),
-            Some((_, target)) => relation = relation_of(get, new.room, &load(get, new.event.version(), target)?)?,
+            Some((_, target)) => relation = relation_of(get, room, &load(get, event.version(), target)?)?,
             None => return Ok(None),
         }
     }

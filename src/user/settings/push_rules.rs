@@ -34,7 +34,7 @@ pub struct NewRule {
 }
 
 impl Users {
-    /// All rules of a user, all five kinds: `{"override": […], …}`.
+    /// All rules of a user, all kinds: `{"override": […], …}`.
     pub async fn push_rules(&self, user: UserNum) -> Result<Value, Error> {
         Ok(push_rule::by_kind(&self.ruleset(user).await?))
     }
@@ -43,7 +43,8 @@ impl Users {
     pub async fn push_rule(&self, user: UserNum, kind: &str, rule_id: &str) -> Result<Value, Error> {
         let kind = checked_kind(kind)?;
         let rules = self.push_rules(user).await?;
-        let of_kind = rules.get(kind.as_str()).and_then(Value::as_array);
+        let name = if kind == RuleKind::PostContent { "postcontent" } else { kind.as_str() };
+        let of_kind = rules.get(name).and_then(Value::as_array);
         let rule = of_kind.and_then(|rules| rules.iter().find(|rule| rule["rule_id"] == rule_id));
         rule.cloned().ok_or(Error::NotFound("push rule"))
     }
@@ -268,6 +269,9 @@ fn checked_kind(kind: &str) -> Result<RuleKind, Error> {
         known @ (RuleKind::Override | RuleKind::Underride | RuleKind::Sender | RuleKind::Room | RuleKind::Content) => {
             Ok(known)
         }
+        // Under both names: the proposal has the first one (MSC4306).
+        _ if kind == "postcontent" => Ok(RuleKind::PostContent),
+        RuleKind::PostContent => Ok(RuleKind::PostContent),
         _ => Err(Error::NotFound("kind of push rules")),
     }
 }
@@ -286,6 +290,7 @@ fn new_rule(kind: &RuleKind, rule_id: &str, rule: NewRule) -> Result<NewPushRule
             let room = OwnedRoomId::try_from(id).map_err(|_| wrong("room"))?;
             NewPushRule::Room(NewSimplePushRule::new(room, rule.actions))
         }
+        RuleKind::PostContent => return Err(Error::invalid("Only the server has push rules of this kind")),
         _ => {
             let pattern =
                 rule.pattern.ok_or_else(|| Error::bad("M_MISSING_PARAM", "A content rule needs a pattern"))?;

@@ -1,6 +1,6 @@
 //! A user's push rules: the account data entry `m.push_rules`, or the server's defaults when nothing was changed.
 
-use ruma::push::Ruleset;
+use ruma::push::{ConditionalPushRule, Ruleset};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -21,7 +21,17 @@ struct Content {
 pub fn get(get: &impl Get, user: UserNum, defaults: Ruleset) -> Result<Ruleset> {
     let Some(json) = account_data::get(get, user, GLOBAL, KIND)? else { return Ok(defaults) };
     let mut rules = parse(user, &json)?;
+    // ruma leaves this kind out.
+    let before = std::mem::take(&mut rules.postcontent);
+    let kept = |mut rule: ConditionalPushRule| {
+        if let Some(old) = before.get(rule.rule_id.as_str()) {
+            (rule.enabled, rule.actions) = (old.enabled, old.actions.clone());
+        }
+        rule
+    };
+    let postcontent = defaults.postcontent.iter().cloned().map(kept).collect();
     rules.update_with_server_default(defaults);
+    rules.postcontent = postcontent;
     Ok(rules)
 }
 
@@ -39,10 +49,13 @@ pub fn to_json(rules: &Ruleset) -> Vec<u8> {
     json!({ "global": by_kind(rules) }).to_string().into_bytes()
 }
 
-/// The rules by kind: `{"override": […], …}`. All five kinds are there, also when they have no rules.
+/// The rules by kind: `{"override": […], …}`. All kinds are there, also when they have no rules.
 pub fn by_kind(rules: &Ruleset) -> Value {
-    let Ruleset { override_, content, room, sender, underride, .. } = rules;
-    json!({ "override": override_, "content": content, "room": room, "sender": sender, "underride": underride })
+    let Ruleset { override_, content, postcontent, room, sender, underride, .. } = rules;
+    json!({
+        "override": override_, "content": content, "postcontent": postcontent, "room": room, "sender": sender,
+        "underride": underride,
+    })
 }
 
 fn parse(user: UserNum, json: &[u8]) -> Result<Ruleset> {
