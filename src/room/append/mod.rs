@@ -116,8 +116,8 @@ pub fn append(w: &mut Write<'_>, here: &Here, new: Append) -> Result<Done> {
     for derived in DERIVED {
         derived.on_append(w, &mut appended)?;
     }
-    let change = appended.change;
-    redact::apply(w, &new, num, &row)?;
+    let mut change = appended.change;
+    change.only_room &= !redact::apply(w, &new, num, &row)?;
     if let Some(txn) = &new.txn {
         txn::put(w, txn, num, here.now_ms)?;
     }

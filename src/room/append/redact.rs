@@ -12,14 +12,13 @@ use crate::store::tables::room::event;
 use crate::store::tables::room::event_row::{Kind, Row};
 use crate::store::{EventNum, Result, Write};
 
-/// Handles redactions for an event that was just stored: it may be one, or the target of one that waited.
-pub fn apply(w: &mut Write<'_>, new: &Append, num: EventNum, row: &Row) -> Result<()> {
+/// Handles redactions for an event that was just stored: it may be one, or the target of one that waited. Answers whether
+/// it redacted a state event, which may be state that is told otherwise from now on.
+pub fn apply(w: &mut Write<'_>, new: &Append, num: EventNum, row: &Row) -> Result<bool> {
     let event = &new.event;
-    if row.kind == Kind::REDACTION && new.is_shown() {
-        strike_target(w, event, num, row)?;
-    }
+    let is_of_state = row.kind == Kind::REDACTION && new.is_shown() && strike_target(w, event, num, row)?;
     if new.cites.is_some() {
-        return Ok(());
+        return Ok(is_of_state);
     }
     for waiting in event::take_pending_redactions(w, row.room, event.id().as_str())? {
         let redaction_row = event::row_of(w, waiting)?;
@@ -27,26 +26,30 @@ pub fn apply(w: &mut Write<'_>, new: &Append, num: EventNum, row: &Row) -> Resul
         // Read again: the newest version of the row may be in the store alone.
         let row = event::row_of(w, num)?;
         if applies(w, row.room, event.version(), &redaction, event)? {
-            return strike(w, event, num, row, waiting);
+            strike(w, event, num, row, waiting)?;
+            break;
         }
     }
-    Ok(())
+    Ok(is_of_state)
 }
 
-fn strike_target(w: &mut Write<'_>, redaction: &Event, num: EventNum, row: &Row) -> Result<()> {
-    let Some(target_id) = redaction.redacts() else { return Ok(()) };
+/// Answers whether the target is a state event.
+fn strike_target(w: &mut Write<'_>, redaction: &Event, num: EventNum, row: &Row) -> Result<bool> {
+    let Some(target_id) = redaction.redacts() else { return Ok(false) };
     let Some(target) = event::num(w, target_id.as_str())? else {
-        return event::add_pending_redaction(w, row.room, target_id.as_str(), num);
+        event::add_pending_redaction(w, row.room, target_id.as_str(), num)?;
+        return Ok(false);
     };
     let target_row = event::row_of(w, target)?;
     if target_row.room != row.room || target_row.flags.redacted {
-        return Ok(());
+        return Ok(false);
     }
     let event = load_row(w, redaction.version(), &target_row)?;
+    let is_of_state = target_row.state_key.is_some();
     if applies(w, row.room, redaction.version(), redaction, &event)? {
         strike(w, &event, target, target_row, num)?;
     }
-    Ok(())
+    Ok(is_of_state)
 }
 
 /// Replaces the body by its redacted form. Always bounded: two rows and what follows from them.
