@@ -584,3 +584,120 @@ async fn what_apps_put_together_is_what_there_is() {
         house.stop().await;
     }
 }
+
+/// An answer that an app gets for an invite posts a notification each time.
+#[tokio::test]
+async fn a_pending_invite_is_told_once() {
+    let house = TestServer::start().await;
+    let (alice, bob) = (house.register("alice").await, house.register("bob").await);
+    let cellar = room(&house, &bob, json!({})).await;
+    act(&house, &bob, &cellar, "invite", json!({ "user_id": alice.id })).await;
+    let first = ask(&house, &alice, None, top(19, 1)).await.ok();
+    assert_eq!(rooms(&first), [&cellar[..]]);
+    let kitchen = room(&house, &alice, json!({})).await;
+    let second = next(&house, &alice, &first, &top(19, 1)).await;
+    assert_eq!(rooms(&second), [&kitchen[..]]);
+    assert_eq!(rooms(&next(&house, &alice, &second, &top(29, 1)).await), [""; 0]);
+    house.stop().await;
+}
+
+#[tokio::test]
+async fn spaces_are_read_once_whatever_lists_name_them() {
+    let house = TestServer::start().await;
+    let alice = house.register("alice").await;
+    let kitchen = room(&house, &alice, json!({})).await;
+    let mut spaces = Vec::new();
+    let mut child_event = String::new();
+    for child in [Some(&kitchen), Some(&kitchen), None] {
+        let space = room(&house, &alice, json!({ "creation_content": { "type": "m.space" } })).await;
+        if let Some(child) = child {
+            let path = format!("/rooms/{}/state/m.space.child/{}", escaped(&space), escaped(child));
+            let put = house.put(&path, &alice, json!({ "via": ["here.test"] })).await.ok();
+            child_event = put["event_id"].as_str().unwrap().to_owned();
+        }
+        spaces.push(space);
+    }
+    let list = |spaces: &[&String]| json!({ "ranges": [[0, 9]], "timeline_limit": 1, "required_state": [], "filters": { "spaces": spaces } });
+    let [one, other, none] = [&spaces[0], &spaces[1], &spaces[2]];
+    let lists = json!({ "a": list(&[one, one, none]), "b": list(&[other]), "c": list(&[none]) });
+    let asked = json!({ "lists": lists });
+    let answer = ask(&house, &alice, None, asked.clone()).await.ok();
+    assert_eq!(["a", "b", "c"].map(|name| answer["lists"][name]["count"].as_u64()), [Some(1), Some(1), Some(0)]);
+    assert_eq!(rooms(&answer), [&kitchen[..]]);
+    // A child that is redacted is none any more.
+    let answer = next(&house, &alice, &answer, &asked).await;
+    let path = format!("/rooms/{}/redact/{}/1", escaped(other), escaped(&child_event));
+    house.put(&path, &alice, json!({})).await.ok();
+    let answer = next(&house, &alice, &answer, &asked).await;
+    assert_eq!(["a", "b", "c"].map(|name| answer["lists"][name]["count"].as_u64()), [Some(1), Some(0), Some(0)]);
+    let lists = json!({ "a": list(&[one; 20]), "b": list(&[one; 13]) });
+    ask(&house, &alice, None, json!({ "lists": lists })).await.refused(400, "M_INVALID_PARAM");
+    let filters = json!({ "tags": vec!["u.x"; 257] });
+    let lists = json!({ "a": { "ranges": [[0, 9]], "timeline_limit": 1, "filters": filters } });
+    ask(&house, &alice, None, json!({ "lists": lists })).await.refused(400, "M_INVALID_PARAM");
+    house.stop().await;
+}
+
+fn encrypted() -> Value {
+    json!({ "lists": { "all": { "ranges": [[0, 19]], "timeline_limit": 1, "filters": { "is_encrypted": true } } } })
+}
+
+/// A room that no window shows keeps its news for the answer that does, whatever a subscription tells meanwhile.
+#[tokio::test]
+async fn news_wait_for_their_window_beside_a_subscription_to_a_room_left() {
+    let house = TestServer::start().await;
+    let (alice, bob) = (house.register("alice").await, house.register("bob").await);
+    let kitchen = room(&house, &alice, json!({})).await;
+    let cellar = room(&house, &bob, json!({})).await;
+    let first = ask(&house, &alice, None, top(19, 5)).await.ok();
+    say(&house, &alice, &kitchen, "one").await;
+    act(&house, &alice, &cellar, "join", json!({})).await;
+    act(&house, &alice, &cellar, "leave", json!({})).await;
+    let mut asked = encrypted();
+    asked["room_subscriptions"] = json!({ &cellar: { "timeline_limit": 1, "required_state": null } });
+    let second = next(&house, &alice, &first, &asked).await;
+    assert_eq!(rooms(&second), [&cellar[..]]);
+    let third = next(&house, &alice, &second, &top(19, 5)).await;
+    assert_eq!(bodies(&third["rooms"][&kitchen]), ["one"]);
+    house.stop().await;
+}
+
+#[tokio::test]
+async fn a_direct_chat_is_told_as_one_though_no_window_showed_it_when_it_became_one() {
+    let house = TestServer::start().await;
+    let alice = house.register("alice").await;
+    let kitchen = room(&house, &alice, json!({})).await;
+    let first = ask(&house, &alice, None, top(19, 5)).await.ok();
+    assert_eq!(first["rooms"][&kitchen].get("is_dm"), None);
+    let path = format!("/user/{}/account_data/m.direct", escaped(&alice.id));
+    house.put(&path, &alice, json!({ "@bob:here.test": [kitchen] })).await.ok();
+    let second = next(&house, &alice, &first, &encrypted()).await;
+    say(&house, &alice, &kitchen, "one").await;
+    let third = next(&house, &alice, &second, &top(19, 5)).await;
+    assert_eq!(third["rooms"][&kitchen]["is_dm"], true);
+    house.stop().await;
+}
+
+/// A room that is opened, closed and opened again: only while it is open are members asked for.
+#[tokio::test]
+async fn a_member_who_changed_while_none_was_asked_for_is_told_again() {
+    let house = TestServer::start().await;
+    let (alice, bob) = (house.register("alice").await, house.register("bob").await);
+    let kitchen = room(&house, &alice, json!({})).await;
+    act(&house, &bob, &kitchen, "join", json!({})).await;
+    let closed = json!({ "lists": { "all": { "ranges": [[0, 19]], "timeline_limit": 5, "required_state": [] } } });
+    let mut open = closed.clone();
+    open["room_subscriptions"] =
+        json!({ &kitchen: { "timeline_limit": 5, "required_state": [["m.room.member", "$LAZY"]] } });
+    let first = ask(&house, &alice, None, open.clone()).await.ok();
+    say(&house, &bob, &kitchen, "one").await;
+    let second = next(&house, &alice, &first, &open).await;
+    let path = format!("/rooms/{}/state/m.room.member/{}", escaped(&kitchen), escaped(&bob.id));
+    house.put(&path, &bob, json!({ "membership": "join", "displayname": "B" })).await.ok();
+    let third = next(&house, &alice, &second, &closed).await;
+    assert_eq!(state(&third["rooms"][&kitchen]), [""; 0]);
+    say(&house, &bob, &kitchen, "two").await;
+    let fourth = next(&house, &alice, &third, &open).await;
+    assert!(state(&fourth["rooms"][&kitchen]).contains(&format!("m.room.member {}", bob.id)), "{fourth}");
+    house.stop().await;
+}

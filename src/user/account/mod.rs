@@ -6,9 +6,9 @@ use ruma::{OwnedUserId, UserId};
 
 use super::{Error, Users};
 use crate::matrix::id;
-use crate::store::Get;
 use crate::store::tables::media;
 use crate::store::tables::user::{self, account_data, device, e2ee_key, filter};
+use crate::store::{Get, Write};
 use password::{check_new_password, is_outdated};
 
 use super::lookup::{id_of, local};
@@ -209,7 +209,7 @@ impl Users {
     pub async fn close(&self, user_id: &UserId, erase: bool) -> Result<(), Error> {
         let user_id = user_id.to_owned();
         let server = self.server().to_owned();
-        self.write(move |w| {
+        let job = move |w: &mut Write<'_>| {
             let num = local(w, &user_id)?;
             let mut row = user::account(w, num)?.ok_or(Error::NotFound("account"))?;
             row.standing = Standing::Deactivated;
@@ -227,9 +227,11 @@ impl Users {
             super::device::backup::forget_backups(w, num)?;
             account_data::remove_user(w, num)?;
             filter::remove_user(w, num)?;
-            Ok(user::remove_profile(w, num)?)
-        })
-        .await?;
+            user::remove_profile(w, num)?;
+            Ok(num)
+        };
+        let num = self.write(job).await?;
+        self.tidy_sliding(num);
         self.backups_are_gone();
         Ok(())
     }

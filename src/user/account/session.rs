@@ -13,7 +13,7 @@ use super::Standing;
 use crate::base::{Owner, Shares};
 use crate::store::tables::user::device::{self, Device};
 use crate::store::tables::{hex, user};
-use crate::store::{Get, UserNum};
+use crate::store::{Get, UserNum, Write};
 use crate::user::device::old_token;
 use crate::user::device::{DEVICE_ID_BYTES_MAX, DEVICES_MAX, NAME_BYTES_MAX, forget};
 use crate::user::lookup;
@@ -102,8 +102,9 @@ impl Users {
         let session = Session { user_id: user_id.to_owned(), device_id, access_token };
         let (name, ip, now_ms) = (login.display_name, login.ip.map(|ip| ip.to_string()), self.now_ms());
         let (server, given) = (self.server().to_owned(), session.clone());
-        self.write(move |w| {
+        let job = move |w: &mut Write<'_>| {
             let num = lookup::local(w, &given.user_id)?;
+            let mut ended = None;
             if user::account(w, num)?.is_none_or(|row| row.standing == Standing::Deactivated) {
                 return Err(Error::Deactivated);
             }
@@ -116,6 +117,7 @@ impl Users {
                 && let Some(oldest) = oldest_beyond_cap(w, num)?
             {
                 forget(w, num, &oldest)?;
+                ended = Some(num);
                 crate::user::device::announce::device_gone(w, &server, num, &given.user_id, &oldest)?;
             }
             if let Some(token) = old.as_ref().and_then(old_token) {
@@ -127,9 +129,11 @@ impl Users {
             row.token_hash = Some(hex(&hash));
             device::put(w, num, &given.device_id, &row)?;
             device::put_token(w, &hash, num, &given.device_id)?;
-            Ok(())
-        })
-        .await?;
+            Ok(ended)
+        };
+        if let Some(user) = self.write(job).await? {
+            self.tidy_sliding(user);
+        }
         Ok(session)
     }
 

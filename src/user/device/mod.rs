@@ -28,8 +28,6 @@ mod remote_query;
 pub(super) const DEVICES_MAX: usize = 100;
 pub(super) const DEVICE_ID_BYTES_MAX: usize = 255;
 pub(super) const NAME_BYTES_MAX: usize = 255;
-/// Rows of a device that are removed in one write.
-const ROWS_PER_WRITE: usize = 500;
 
 impl Users {
     /// A user's devices in the API's form. Bounded by the cap on devices of one user.
@@ -78,9 +76,6 @@ impl Users {
     /// Removes devices with their tokens, keys and messages. Unknown ids are skipped.
     pub async fn remove_devices(&self, user: UserNum, user_id: &UserId, ids: Vec<String>) -> Result<(), Error> {
         let (user_id, server) = (user_id.to_owned(), self.server().to_owned());
-        for id in ids.iter().filter(|id| !id.contains('\0')) {
-            self.forget_connections(user, id).await?;
-        }
         self.write(move |w| {
             for id in ids.iter().filter(|id| !id.contains('\0')) {
                 if device::get(w, user, id)?.is_some() {
@@ -90,18 +85,8 @@ impl Users {
             }
             Ok(())
         })
-        .await
-    }
-
-    /// Removes what a device's sliding syncs were told, some thousands of rows, in short writes. What the device is told
-    /// meanwhile goes with the rest of it.
-    async fn forget_connections(&self, user: UserNum, device_id: &str) -> Result<(), Error> {
-        let mut removed = ROWS_PER_WRITE;
-        while removed == ROWS_PER_WRITE {
-            let device_id = device_id.to_owned();
-            let job = move |w: &mut Write<'_>| Ok(table::sliding::remove_some(w, user, &device_id, ROWS_PER_WRITE)?);
-            removed = self.write(job).await?;
-        }
+        .await?;
+        self.tidy_sliding(user);
         Ok(())
     }
 }
@@ -110,7 +95,8 @@ impl Users {
 const LOCAL_SETTINGS: [&str; 2] = ["m.local_notification_settings.", "org.matrix.msc3890.local_notification_settings."];
 
 /// Removes a device and everything that belongs to it: each session and each device ends here, however it ends, so what is
-/// kept for one of them is removed here. Other users are not told.
+/// kept for one of them is removed here; [`Users::tidy_sliding`] takes away what its syncs were told. Other users are not
+/// told.
 pub(super) fn forget(w: &mut Write<'_>, user: UserNum, device_id: &str) -> Result<(), Error> {
     if let Some(hash) = device::get(w, user, device_id)?.as_ref().and_then(old_token) {
         device::remove_token(w, &hash)?;

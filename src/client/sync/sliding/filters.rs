@@ -9,6 +9,13 @@ use crate::matrix::json::read;
 use crate::room::{Membership, RoomNum, SyncView, UserRoom};
 use crate::user::UserSync;
 
+/// Spaces in the filters of a request. The rooms of each are read at every look, a body for each.
+pub const SPACES_MAX: usize = 32;
+/// Types and tags in the filters of a request: each room is held against them at every look.
+pub const WORDS_MAX: usize = 256;
+/// Rooms of all these spaces together, 8 bytes each.
+const CHILDREN_MAX: usize = 2_048;
+
 /// A filter, read in place.
 #[derive(Clone, Debug, Default)]
 pub struct Filters<'t> {
@@ -20,8 +27,44 @@ pub struct Filters<'t> {
     tags: Option<&'t [u8]>,
     not_tags: Option<&'t [u8]>,
     spaces: Option<&'t [u8]>,
-    /// The rooms of the spaces, in order.
-    children: Vec<RoomNum>,
+}
+
+/// The spaces that the lists of a request name, and their rooms: read once for all rooms and lists.
+#[derive(Debug, Default)]
+pub struct Spaces {
+    /// Each once.
+    ids: Vec<String>,
+    /// In order, with a bit for each space that names the room. At most [`CHILDREN_MAX`].
+    children: Vec<(RoomNum, u32)>,
+}
+
+impl Spaces {
+    /// The rooms of the spaces that some filters name: at most [`SPACES_MAX`], as far as their rooms are few enough.
+    pub fn read<'t>(filters: impl Iterator<Item = &'t [u8]>, view: &SyncView) -> Result<Spaces, Error> {
+        let mut spaces = Spaces::default();
+        for id in filters.filter_map(|text| read::get(text, "spaces")).flat_map(read::items).filter_map(read::text) {
+            if spaces.ids.len() < SPACES_MAX && !spaces.ids.iter().any(|known| *known == id) {
+                let bit = 1 << spaces.ids.len();
+                let children = view.children(&id, CHILDREN_MAX - spaces.children.len())?;
+                spaces.children.extend(children.into_iter().map(|room| (room, bit)));
+                spaces.ids.push(id.into_owned());
+            }
+        }
+        spaces.children.sort_unstable();
+        spaces.children.dedup_by(|later, first| {
+            let is_same = later.0 == first.0;
+            first.1 |= if is_same { later.1 } else { 0 };
+            is_same
+        });
+        Ok(spaces)
+    }
+
+    /// Whether one of the spaces in a list of ids names a room.
+    fn have(&self, list: &[u8], room: RoomNum) -> bool {
+        let Ok(at) = self.children.binary_search_by_key(&room, |(child, _)| *child) else { return false };
+        let named = self.children[at].1;
+        self.ids.iter().enumerate().any(|(place, id)| named >> place & 1 != 0 && has(list, Some(id)))
+    }
 }
 
 impl<'t> Filters<'t> {
@@ -51,18 +94,14 @@ impl<'t> Filters<'t> {
             tags: texts("tags", false)?,
             not_tags: texts("not_tags", false)?,
             spaces: texts("spaces", false)?,
-            children: Vec::new(),
         })
     }
 
-    /// Reads what is asked once for all rooms: which rooms the spaces name.
-    pub fn prepare(&mut self, view: &SyncView) -> Result<(), Error> {
-        for space in self.spaces.into_iter().flat_map(read::items).filter_map(read::text) {
-            self.children.extend(view.children(&space)?);
-        }
-        self.children.sort_unstable();
-        self.children.dedup();
-        Ok(())
+    /// How many spaces it names, and how many types and tags.
+    pub fn counts(&self) -> (usize, usize) {
+        let count = |list: Option<&[u8]>| list.map_or(0, |list| read::items(list).count());
+        let others = [self.room_types, self.not_room_types, self.tags, self.not_tags];
+        (count(self.spaces), others.into_iter().map(count).sum())
     }
 
     /// Whether direct chats are told from others.
@@ -74,7 +113,7 @@ impl<'t> Filters<'t> {
     pub fn wants(&self, facts: &mut Facts<'_>) -> Result<bool, Error> {
         let is_invited = facts.room.membership() == Membership::Invite;
         if self.is_invited.is_some_and(|wanted| wanted != is_invited)
-            || self.spaces.is_some() && self.children.binary_search(&facts.room.num).is_err()
+            || self.spaces.is_some_and(|list| !facts.spaces.have(list, facts.room.num))
         {
             return Ok(false);
         }
@@ -120,6 +159,7 @@ pub struct Facts<'a> {
     view: &'a SyncView,
     own: &'a UserSync,
     direct: &'a [RoomNum],
+    spaces: &'a Spaces,
     pub room: UserRoom,
     encrypted: Option<bool>,
     room_type: Option<Option<Cow<'static, str>>>,
@@ -128,8 +168,14 @@ pub struct Facts<'a> {
 
 impl<'a> Facts<'a> {
     /// `direct`: the direct chats, in order.
-    pub fn new(view: &'a SyncView, own: &'a UserSync, direct: &'a [RoomNum], room: UserRoom) -> Facts<'a> {
-        Facts { view, own, direct, room, encrypted: None, room_type: None, tags: None }
+    pub fn new(
+        view: &'a SyncView,
+        own: &'a UserSync,
+        direct: &'a [RoomNum],
+        spaces: &'a Spaces,
+        room: UserRoom,
+    ) -> Facts<'a> {
+        Facts { view, own, direct, spaces, room, encrypted: None, room_type: None, tags: None }
     }
 
     pub fn is_dm(&self) -> bool {

@@ -8,7 +8,7 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::sync::{Arc, OnceLock};
 
-use super::filters::{Facts, Filters};
+use super::filters::{Facts, Filters, Spaces};
 use super::request::{Asked, RoomConfig, hash};
 use super::required::Combined;
 use crate::client::{Client, Error};
@@ -38,6 +38,7 @@ pub struct Look {
     /// What was known before, and the rooms that alone can have changed since, where that is known.
     pub only: Option<(Arc<Seen>, Arc<[RoomNum]>)>,
     pub direct: Arc<OnceLock<Vec<RoomNum>>>,
+    pub spaces: Arc<OnceLock<Spaces>>,
 }
 
 /// What was found by an answer, or by a look after it that found no news.
@@ -125,16 +126,16 @@ impl Chosen {
     }
 }
 
-/// The memory for the windows of a request, beyond what any answer has.
-pub fn window_bytes(asked: &Asked) -> u64 {
-    let rooms: usize = shares(asked).iter().sum();
+/// The memory for the windows of a request of a user who has so many rooms, beyond what any look has.
+pub fn window_bytes(asked: &Asked, rooms_max: usize) -> u64 {
+    let rooms: usize = shares(asked).into_iter().map(|share| share.min(rooms_max)).sum();
     if rooms <= WINDOW_ROOMS_FREE { 0 } else { (rooms * WINDOW_ROOM_BYTES) as u64 }
 }
 
 /// How many of its newest rooms each list gets: what its windows need, as far as all fit.
 fn shares(asked: &Asked) -> Vec<usize> {
     let need = |list: &super::request::List| match &list.ranges {
-        Some(ranges) => ranges.iter().map(|(_, last)| *last as usize + 1).max().unwrap_or(0),
+        Some(ranges) => ranges.iter().map(|(_, last)| (*last as usize).saturating_add(1)).max().unwrap_or(0),
         None => usize::MAX,
     };
     let mut by_need: Vec<_> = asked.lists.iter().map(need).enumerate().collect();
@@ -156,12 +157,34 @@ impl Look {
         }
     }
 
+    /// The memory for finding the windows, beyond what any look has.
+    pub fn window_bytes(&self) -> Result<u64, Error> {
+        if self.few().is_some() || window_bytes(&self.asked, usize::MAX) == 0 {
+            return Ok(0);
+        }
+        let mut rooms = 0;
+        self.view.find_room(None, |_| {
+            rooms += 1;
+            Ok(false)
+        })?;
+        Ok(window_bytes(&self.asked, rooms))
+    }
+
     /// The user's direct chats, in order.
     pub fn direct(&self) -> Result<&[RoomNum], Error> {
         if self.direct.get().is_none() {
             let _ = self.direct.set(self.own.direct_rooms()?);
         }
         Ok(self.direct.get().map(Vec::as_slice).unwrap_or_default())
+    }
+
+    /// The spaces that the lists' filters name.
+    fn spaces(&self) -> Result<&Spaces, Error> {
+        if self.spaces.get().is_none() {
+            let filters = self.asked.lists.iter().map(|list| &list.filters[..]);
+            let _ = self.spaces.set(Spaces::read(filters, &self.view)?);
+        }
+        Ok(self.spaces.get_or_init(Spaces::default))
     }
 
     #[allow(dead_code)] // for the extensions
@@ -183,11 +206,9 @@ impl Look {
             return Ok(true);
         }
         let Some(found) = self.view.user_room(room)? else { return Ok(false) };
-        let mut facts = Facts::new(&self.view, &self.own, self.direct()?, found);
+        let mut facts = Facts::new(&self.view, &self.own, self.direct()?, self.spaces()?, found);
         for list in self.asked.lists.iter().filter(|list| lists.contains(&list.name)) {
-            let mut filters = Filters::parse(&list.filters)?;
-            filters.prepare(&self.view)?;
-            if filters.wants(&mut facts)? {
+            if Filters::parse(&list.filters)?.wants(&mut facts)? {
                 return Ok(true);
             }
         }
@@ -220,16 +241,12 @@ impl Look {
         (timeline, Combined::new(configs().map(|config| &self.asked.states[config.state as usize])))
     }
 
-    /// Whether only the rooms that changed are looked at.
-    pub fn is_few(&self) -> bool {
-        self.few().is_some()
-    }
-
     /// The rooms that alone can have changed, when each list shows those at its top and nothing else moves into one.
     fn few(&self) -> Option<&(Arc<Seen>, Arc<[RoomNum]>)> {
         let (seen, only) = self.only.as_ref()?;
         let shows_top = |list: &super::request::List| {
-            let holds_all = |(first, last): &(u32, u32)| *first == 0 && only.len() <= *last as usize + 1;
+            let holds_all =
+                |(first, last): &(u32, u32)| *first == 0 && only.len() <= (*last as usize).saturating_add(1);
             list.ranges.as_ref().is_none_or(|ranges| !ranges.is_empty() && ranges.iter().all(holds_all))
         };
         let is_same = seen.settled && seen.counts.len() == self.asked.lists.len();
@@ -274,11 +291,8 @@ impl Look {
             shares(&self.asked).into_iter().map(|most| Window { most, newest: BinaryHeap::new() }).collect();
         let mut counts = vec![0u32; self.asked.lists.len()];
         let complete = self.since.map(|since| since.complete);
-        let (mut moved, mut leaving) = (0usize, false);
+        let mut moved = 0usize;
         self.each_room(&mut |room, latest| {
-            // What is told as left stands in no list of the next answer, or not as it did.
-            leaving |= matches!(room.membership(), Membership::Leave | Membership::Ban)
-                && self.told(room.num)?.is_some_and(|known| !known.is_left);
             moved += usize::from(complete.is_some_and(|complete| latest > complete));
             let lists = self.lists_of(&mut filters, &room)?;
             for (place, window) in windows.iter_mut().enumerate().filter(|(place, _)| lists >> place & 1 != 0) {
@@ -322,7 +336,20 @@ impl Look {
         }
         let is_complete = self.leaves_none(&told, moved)?;
         let plan = self.finish(told, counts, is_complete)?;
-        Ok(Plan { settled: plan.settled && !leaving, ..plan })
+        Ok(Plan { settled: plan.settled && !self.tells_leave(&plan)?, ..plan })
+    }
+
+    /// Whether a room is told as left: it stands in no list of the next answer then, or not as it does in this one.
+    fn tells_leave(&self, plan: &Plan) -> Result<bool, Error> {
+        for planned in &plan.rooms {
+            let Some(room) = self.view.user_room(planned.num)? else { continue };
+            if matches!(room.membership(), Membership::Leave | Membership::Ban)
+                && self.told(planned.num)?.is_some_and(|known| !known.is_left)
+            {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     fn finish(&self, told: Chosen, counts: Vec<u32>, is_complete: bool) -> Result<Plan, Error> {
@@ -339,7 +366,8 @@ impl Look {
     /// was told.
     fn leaves_none(&self, told: &Chosen, moved: usize) -> Result<bool, Error> {
         let Some(since) = self.since else { return Ok(true) };
-        let is_told = told.rooms.iter().filter(|room| room.0.latest > since.complete).count();
+        // Of those with a subscription alone, some stand in no list and are not among the moved.
+        let is_told = told.rooms.iter().filter(|room| room.0.lists != 0 && room.0.latest > since.complete).count();
         if moved == is_told {
             return Ok(true);
         }
@@ -412,20 +440,15 @@ impl Look {
     }
 
     fn filters(&self) -> Result<Vec<Filters<'_>>, Error> {
-        let mut all = Vec::with_capacity(self.asked.lists.len());
-        for list in &self.asked.lists {
-            let mut filters = Filters::parse(&list.filters)?;
-            filters.prepare(&self.view)?;
-            all.push(filters);
-        }
-        Ok(all)
+        let read = self.asked.lists.iter().map(|list| Filters::parse(&list.filters));
+        Ok(read.collect::<Result<_, _>>()?)
     }
 
     /// A bit for each list whose filters want a room.
     fn lists_of(&self, filters: &mut [Filters<'_>], room: &UserRoom) -> Result<u128, Error> {
         let asks_direct = filters.iter().any(Filters::asks_direct);
         let direct = if asks_direct { self.direct()? } else { &[] };
-        let mut facts = Facts::new(&self.view, &self.own, direct, *room);
+        let mut facts = Facts::new(&self.view, &self.own, direct, self.spaces()?, *room);
         let mut lists = 0;
         for (place, filter) in filters.iter().enumerate() {
             lists |= u128::from(filter.wants(&mut facts)?) << place;
@@ -440,7 +463,7 @@ impl Look {
             return Ok(true);
         }
         // Of a room seen from outside, or left, there is no more than was told.
-        if known.is_left || known.state == OUTSIDE {
+        if known.is_outside() {
             return Ok(false);
         }
         if known.is_dm != self.direct()?.binary_search(&num).is_ok() {
@@ -504,9 +527,6 @@ struct News {
     compared: Option<(u64, u64, bool)>,
 }
 
-/// Stands for the hash in what is remembered of an invite or a knock.
-pub const OUTSIDE: u64 = 0;
-
 /// The hash by which a connection remembers required state.
 pub fn state_hash(text: &[u8]) -> u64 {
     hash(&[text])
@@ -529,6 +549,25 @@ mod tests {
         let has = |at: u64| placed.has(Position(at), RoomNum(at as u32));
         assert_eq!([9, 8, 7, 5].map(has), [true, false, true, false]);
         assert!(!placed.has(Position(9), RoomNum(8)));
+    }
+
+    /// A list of all rooms pays for the rooms that there are.
+    #[test]
+    fn windows_take_memory_for_the_rooms_of_their_user() {
+        use crate::client::sync::sliding::request::{Form, List};
+        let config = RoomConfig { timeline: 1, state: 0 };
+        let list = List { name: "all".to_owned(), ranges: None, filters: b"{}".to_vec(), config };
+        let asked = Asked {
+            form: Form::V4,
+            conn_id: String::new(),
+            pos: None,
+            timeout: std::time::Duration::ZERO,
+            lists: vec![list],
+            subscriptions: Vec::new(),
+            states: Vec::new(),
+            hash: 0,
+        };
+        assert_eq!([500, 1_000, usize::MAX].map(|rooms| window_bytes(&asked, rooms)), [0, 16_000, 65_536]);
     }
 
     #[test]

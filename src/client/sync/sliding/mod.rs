@@ -66,7 +66,7 @@ async fn sync(client: Arc<Client>, mut request: Request, form: Form) -> Result<R
     let requester = auth::requester(&client, &request).await?;
     let (asked, extensions, work) = read(&mut request, form, &requester).await?;
     extensions.acknowledge(&client, &requester).await?;
-    let waiting =
+    let _waiting =
         client.budget.account("sync_waiters").take(WAITER_BYTES + (asked.bytes() + extensions.bytes()) as u64).await?;
     // Registered before anything is read: a change that lands in between would otherwise be missed. The session may end
     // during any wait.
@@ -80,10 +80,18 @@ async fn sync(client: Arc<Client>, mut request: Request, form: Form) -> Result<R
     let mut is_over = timeout.is_zero() || query.since.is_none();
     loop {
         if is_over || !is_quiet(&client, &query) {
-            match look(&client, &query, is_over, None).await? {
+            let mut looked = look(&client, &query, is_over, None).await?;
+            if let Looked::NoMemory = looked {
+                let grant = client.budget.account("response_bodies").take(answer_bytes(&query)).await?;
+                auth::requester(&client, &request).await?;
+                looked = look(&client, &query, is_over, Some(grant)).await?;
+            }
+            match looked {
                 Looked::Answer(response) => return Ok(response),
-                Looked::NoMemory => break,
                 Looked::Nothing(seen) => query.seen = Some(Arc::new(seen)),
+                Looked::NoMemory => {
+                    return Err(ErrorResponse::internal("a sync with a grant asks for none").into());
+                }
             }
         }
         request.cancel_when_peer_leaves();
@@ -93,14 +101,9 @@ async fn sync(client: Arc<Client>, mut request: Request, form: Form) -> Result<R
             () = request.hurried() => true,
         };
         auth::requester(&client, &request).await?;
-    }
-    drop((waiter, waiting));
-    let bytes = answer_bytes(&query);
-    let grant = client.budget.account("response_bodies").take(bytes).await?;
-    auth::requester(&client, &request).await?;
-    match look(&client, &query, true, Some(grant)).await? {
-        Looked::Answer(response) => Ok(response),
-        _ => Err(ErrorResponse::internal("a sync with a grant asks for none").into()),
+        if client.users.is_overtaken(&query.connection) {
+            return Err(unknown_pos().into());
+        }
     }
 }
 
@@ -146,7 +149,6 @@ async fn query(
             Ok::<_, Error>((asked, connection, subscriptions))
         })
         .await?;
-    client.users.tidy_sliding(&connection);
     let since = asked.pos;
     let answer = &connection.answer;
     let seen = since.filter(|since| answer.asked == asked.hash && !extensions.is_behind(*since));
@@ -178,13 +180,13 @@ enum Looked {
     Answer(Response),
     /// No news, and what was found instead.
     Nothing(Seen),
-    /// There is something to tell, and no memory for writing it just now.
+    /// There is no memory just now for finding out, or for writing what there is to tell. Never with a grant.
     NoMemory,
 }
 
-/// The grant for an answer.
+/// The grant for an answer, and for finding what it tells.
 fn answer_bytes(query: &Query) -> u64 {
-    ANSWER_BYTES + lists::window_bytes(&query.asked)
+    ANSWER_BYTES + lists::window_bytes(&query.asked, usize::MAX)
 }
 
 /// Looks for changes and begins to write them, as one blocking job: mostly that is all of the answer. `is_last`: the answer
@@ -195,18 +197,19 @@ async fn look(client: &Arc<Client>, query: &Query, is_last: bool, grant: Option<
     looks
         .blocking(move || {
             let bodies = client.budget.account("response_bodies");
-            let mut grant = grant;
-            // Large windows take memory while they are looked for.
-            if grant.is_none() && lists::window_bytes(&query.asked) > 0 {
-                grant = bodies.try_take(answer_bytes(&query)).ok();
-                if grant.is_none() {
-                    return Ok(Looked::NoMemory);
-                }
-            }
             let view = client.rooms.sync_view(reader(&query.requester))?;
             let now = view.now;
             let look = looking(&client, &query, view);
+            // Large windows take memory while they are looked for.
+            let windows = match look.window_bytes()? {
+                bytes if bytes > 0 && grant.is_none() => match bodies.try_take(bytes) {
+                    Ok(windows) => Some(windows),
+                    Err(_) => return Ok(Looked::NoMemory),
+                },
+                _ => None,
+            };
             let plan = look.plan()?;
+            drop(windows);
             #[cfg(debug_assertions)]
             check_few(&look, &plan)?;
             let has_news =
@@ -217,7 +220,7 @@ async fn look(client: &Arc<Client>, query: &Query, is_last: bool, grant: Option<
                 let upto = SlidingToken { num, at: now.at, typing: now.typing, complete: plan.complete, extensions };
                 return Ok(Looked::Nothing(Seen { upto, counts: plan.counts, settled: plan.settled }));
             }
-            match grant.map_or_else(|| bodies.try_take(answer_bytes(&query)).ok(), Some) {
+            match grant.map_or_else(|| bodies.try_take(ANSWER_BYTES).ok(), Some) {
                 Some(grant) => begin(grant, base::written(|pen| write(pen, look, plan, query.extensions.clone()))),
                 None => Ok(Looked::NoMemory),
             }
@@ -250,6 +253,7 @@ fn looking(client: &Arc<Client>, query: &Query, view: crate::room::SyncView) -> 
         since,
         only,
         direct: Arc::new(OnceLock::new()),
+        spaces: Arc::new(OnceLock::new()),
     }
 }
 

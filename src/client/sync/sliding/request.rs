@@ -3,10 +3,12 @@
 //! The body is put into canonical form and read in place. What is kept of it while the request waits is the texts of what
 //! it asks of rooms, each once: an app repeats the same required state for a hundred subscriptions.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::bad;
-use super::required::Required;
+use super::filters::{Filters, SPACES_MAX, WORDS_MAX};
+use super::required::{ELEMENTS_MAX, Required};
 use crate::client::{Error, Requester};
 use crate::http::{ErrorResponse, Request};
 use crate::matrix::json::{self, Mode, read};
@@ -121,8 +123,9 @@ impl Asked {
             states: Vec::new(),
             hash: 0,
         };
-        asked.read_lists(&text, requester)?;
-        asked.read_subscriptions(&text, requester)?;
+        let me = Arc::from(requester.user_id.as_str());
+        asked.read_lists(&text, &me)?;
+        asked.read_subscriptions(&text, &me)?;
         let [lists, subscriptions] = ["lists", "room_subscriptions"].map(|name| read::get(&text, name).unwrap_or(b""));
         asked.hash = hash(&[lists, subscriptions]);
         if asked.bytes() > KEPT_BYTES_MAX {
@@ -142,7 +145,8 @@ impl Asked {
         lists.chain(states).sum::<usize>() + subscriptions + self.conn_id.len()
     }
 
-    fn read_lists(&mut self, text: &[u8], requester: &Requester) -> Result<(), ErrorResponse> {
+    fn read_lists(&mut self, text: &[u8], me: &Arc<str>) -> Result<(), ErrorResponse> {
+        let (mut spaces, mut words) = (0, 0);
         for (name, list) in members(text, "lists")? {
             let name = key(name);
             if name.len() > LIST_NAME_BYTES_MAX || self.lists.len() == LISTS_MAX {
@@ -152,36 +156,43 @@ impl Asked {
             if !filters.starts_with(b"{") {
                 return Err(bad("filters", "an object"));
             }
-            super::filters::Filters::parse(filters)?;
-            let config = self.config(list, requester)?;
+            let (of_spaces, of_words) = Filters::parse(filters)?.counts();
+            (spaces, words) = (spaces + of_spaces, words + of_words);
+            if spaces > SPACES_MAX || words > WORDS_MAX {
+                return Err(invalid("The filters of all lists may name 32 spaces, and 256 types and tags"));
+            }
+            let config = self.config(list, me)?;
             self.lists.push(List { name, ranges: ranges(list)?, filters: filters.to_vec(), config });
         }
         Ok(())
     }
 
-    fn read_subscriptions(&mut self, text: &[u8], requester: &Requester) -> Result<(), ErrorResponse> {
+    fn read_subscriptions(&mut self, text: &[u8], me: &Arc<str>) -> Result<(), ErrorResponse> {
         for (room, subscription) in members(text, "room_subscriptions")? {
             let room = key(room);
             if room.len() > ROOM_ID_BYTES_MAX || self.subscriptions.len() == SUBSCRIPTIONS_MAX {
                 return Err(invalid("There may be 100 subscriptions, of room ids of 255 bytes"));
             }
-            let config = self.config(subscription, requester)?;
+            let config = self.config(subscription, me)?;
             self.subscriptions.push((room, config));
         }
         Ok(())
     }
 
-    fn config(&mut self, of: &[u8], requester: &Requester) -> Result<RoomConfig, ErrorResponse> {
+    fn config(&mut self, of: &[u8], me: &Arc<str>) -> Result<RoomConfig, ErrorResponse> {
         if !of.starts_with(b"{") {
             return Err(bad("lists and room_subscriptions", "objects of objects"));
         }
         let timeline = number(of, "timeline_limit")?.ok_or_else(|| ErrorResponse::missing_param("timeline_limit"))?;
-        let state = read::get(of, "required_state").unwrap_or(b"[]");
+        let state = read::get(of, "required_state").filter(|state| *state != b"null").unwrap_or(b"[]");
         let known = self.states.iter().position(|known| known.was(state));
         let state = match known {
             Some(known) => known,
             None => {
-                self.states.push(Required::parse(state, requester.user_id.as_str())?);
+                self.states.push(Required::parse(state, me)?);
+                if self.states.iter().map(Required::elements).sum::<usize>() > ELEMENTS_MAX {
+                    return Err(invalid("The required states may have 256 different elements in all"));
+                }
                 self.states.len() - 1
             }
         };

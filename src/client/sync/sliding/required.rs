@@ -4,6 +4,7 @@
 //! `lazy_members`. The text is kept as it came and read in place.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use super::bad;
 use crate::http::ErrorResponse;
@@ -11,16 +12,17 @@ use crate::matrix::json::{read, write_string};
 use crate::room::Reach;
 
 const MEMBER: &str = "m.room.member";
-/// Elements of one text: each state event is held against them.
-const ELEMENTS_MAX: usize = 256;
+/// Elements of all texts of a request: each state event of a room is held against them.
+pub const ELEMENTS_MAX: usize = 256;
 
 /// The required state of one list or subscription.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Required {
     /// Canonical JSON.
     text: Vec<u8>,
+    elements: usize,
     /// What `$ME` stands for.
-    me: String,
+    me: Arc<str>,
     /// Members are told when they are in the timeline.
     lazy: bool,
 }
@@ -53,7 +55,7 @@ impl Element<'_> {
 
 impl Required {
     /// Reads the canonical text of a `required_state`.
-    pub fn parse(text: &[u8], me: &str) -> Result<Required, ErrorResponse> {
+    pub fn parse(text: &[u8], me: &Arc<str>) -> Result<Required, ErrorResponse> {
         let wrong = || bad("required_state", "pairs of texts, or an object with include, exclude and lazy_members");
         let elements = match text.first() {
             Some(b'[') => {
@@ -89,14 +91,11 @@ impl Required {
             }
             _ => return Err(wrong()),
         };
-        if elements > ELEMENTS_MAX {
-            return Err(ErrorResponse::invalid_param("required_state may have 256 elements"));
-        }
         let lazy = match text.first() {
             Some(b'{') => read::get(text, "lazy_members") == Some(b"true"),
             _ => pairs(text).any(|(kind, key)| kind == MEMBER && key == "$LAZY"),
         };
-        Ok(Required { text: text.to_vec(), me: me.to_owned(), lazy })
+        Ok(Required { text: text.to_vec(), elements, me: me.clone(), lazy })
     }
 
     /// Whether it was read from this text.
@@ -106,6 +105,11 @@ impl Required {
 
     pub fn text(&self) -> &[u8] {
         &self.text
+    }
+
+    /// How many elements it has.
+    pub fn elements(&self) -> usize {
+        self.elements
     }
 
     fn include(&self) -> Box<dyn Iterator<Item = Element<'_>> + '_> {
@@ -199,7 +203,8 @@ impl<'a> Combined<'a> {
 
     /// Reads what [`Combined::text`] wrote. What cannot be read asks for nothing.
     pub fn read(text: &[u8], me: &str) -> Combined<'static> {
-        let parts = read::items(text).filter_map(|part| Required::parse(part, me).ok());
+        let me = Arc::from(me);
+        let parts = read::items(text).filter_map(|part| Required::parse(part, &me).ok());
         Combined { parts: parts.map(Cow::Owned).collect() }
     }
 
@@ -227,21 +232,25 @@ impl<'a> Combined<'a> {
         let of = |part: &Cow<'_, Required>| {
             let of = |element: Element<'_>| match (&element.kind, &element.key) {
                 (Some(_), Some(_)) => Reach::Named,
-                (None, Some(_)) => Reach::All,
+                // Of the members, one.
+                (None, Some(_)) => Reach::NoMembers,
                 _ if element.is_all_members() && !part.lazy => Reach::All,
                 _ if element.is_all_members() && element.kind.is_some() => Reach::Named,
                 _ => Reach::NoMembers,
             };
             part.include().map(of).max().unwrap_or(Reach::Named)
         };
-        self.parts.iter().map(of).max().unwrap_or(Reach::Named)
+        let reach = self.parts.iter().map(of).max().unwrap_or(Reach::Named);
+        // Members that are all left out need not be read.
+        if self.wants(MEMBER, None) == Some(false) { reach.min(Reach::NoMembers) } else { reach }
     }
 
-    /// What is asked for by type and key, each once.
+    /// What is asked for by type and key, each once; members by their key alone too.
     pub fn named(&self) -> Vec<(String, String)> {
         let mut named = Vec::new();
         for element in self.parts.iter().flat_map(|part| part.include()) {
-            if let (Some(kind), Some(key)) = (element.kind, element.key)
+            let kind = element.kind.unwrap_or(Cow::Borrowed(MEMBER));
+            if let Some(key) = element.key
                 && self.wants(&kind, Some(&key)) == Some(true)
             {
                 named.push((kind.into_owned(), key.into_owned()));
@@ -305,7 +314,7 @@ impl Required {
             text.push(b'}');
         }
         text.extend_from_slice(format!("],\"lazy_members\":{}}}", self.lazy).as_bytes());
-        Required { text, me: self.me.clone(), lazy: self.lazy }
+        Required { text, elements: include.len(), me: self.me.clone(), lazy: self.lazy }
     }
 }
 
@@ -318,7 +327,7 @@ mod tests {
 
     fn required(text: &Value) -> Required {
         let text = crate::matrix::json::canonical_value(text, crate::matrix::json::Mode::Lenient).unwrap();
-        Required::parse(&text, ME).unwrap()
+        Required::parse(&text, &Arc::from(ME)).unwrap()
     }
 
     #[test]
@@ -369,6 +378,19 @@ mod tests {
         assert_eq!(read, both);
     }
 
+    /// No element makes a look over all members of a room that finds none, or one.
+    #[test]
+    fn members_are_read_only_where_many_may_be_wanted() {
+        let one = |text: Value| Combined { parts: vec![Cow::Owned(required(&text))] };
+        let by_key = one(json!([["*", "@you:here"], ["*", ""]]));
+        assert_eq!(by_key.reach(), Reach::NoMembers);
+        assert!(by_key.named().contains(&("m.room.member".to_owned(), "@you:here".to_owned())));
+        let none = one(json!({ "include": [{}], "exclude": [{ "type": "m.room.member" }] }));
+        assert_eq!(none.reach(), Reach::NoMembers);
+        let but_one = one(json!({ "include": [{}], "exclude": [{ "state_key": "@you:here" }] }));
+        assert_eq!(but_one.reach(), Reach::All);
+    }
+
     #[test]
     fn what_is_added_is_told_and_what_was_asked_before_is_not() {
         let one = |text: Value| Combined { parts: vec![Cow::Owned(required(&text))] };
@@ -394,7 +416,7 @@ mod tests {
             br#"{"exclude":[{"type":"a"}],"include":[{},{"state_key":"$ME"}],"lazy_members":true}"#,
         ];
         crate::base::any_bytes::any_bytes(&seeds, |bytes| {
-            if let Ok(required) = Required::parse(bytes, ME) {
+            if let Ok(required) = Required::parse(bytes, &Arc::from(ME)) {
                 let one = Combined::new([&required].into_iter());
                 let _ = (one.named(), one.reach(), one.is_lazy(), one.wants("m.room.name", Some("")));
                 let _ = one.added(&Combined::read(&one.text(), ME)).text();

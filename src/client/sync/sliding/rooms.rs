@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::lists::{Look, OUTSIDE, Plan, Planned, state_hash};
+use super::lists::{Look, Plan, Planned, state_hash};
 use super::request::Form;
 use super::required::Combined;
 use crate::base::{ChunkError, ChunkWriter, comma};
@@ -14,8 +14,8 @@ use crate::room::{
 };
 use crate::user::{Answer, NOTED_ROOMS, Noted, STATE_BYTES_MAX, Told, UserNum};
 
-/// Members noted in one write, 4 bytes each.
-const NOTED_MEMBERS: usize = 1_024;
+/// Texts and members noted in one write, beside the grant of the answer: once read and once encoded.
+const NOTED_BYTES: usize = 4 * 1024;
 /// Members remembered for one room as told; beyond that all are forgotten but those of the answer, and told again.
 const MEMBERS_MAX: usize = 128;
 
@@ -29,8 +29,8 @@ pub struct Notes<'a> {
     look: &'a Look,
     answer: Answer,
     noted: Noted,
-    /// Members in `noted`.
-    members: usize,
+    /// The bytes of texts and members in `noted`.
+    bytes: usize,
     num: Option<Position>,
 }
 
@@ -38,17 +38,17 @@ impl<'a> Notes<'a> {
     pub fn new(look: &'a Look, plan: &Plan) -> Notes<'a> {
         let (asked, settled, counts) = (look.asked.hash, plan.settled, plan.counts.clone());
         let answer = Answer { num: Position(0), asked, settled, counts };
-        Notes { starts: Starts::new(), look, answer, noted: Noted::default(), members: 0, num: None }
+        Notes { starts: Starts::new(), look, answer, noted: Noted::default(), bytes: 0, num: None }
     }
 
     fn put(&mut self, room: RoomNum, told: Told, state: Option<Vec<u8>>) -> Result<(), crate::user::Error> {
         if let Some(text) = state.filter(|text| text.len() <= STATE_BYTES_MAX) {
+            self.bytes += text.len();
             self.noted.states.insert(told.state, text);
         }
-        self.members += told.members.len();
+        self.bytes += told.members.len() * size_of::<UserNum>();
         self.noted.rooms.insert(room, told);
-        if self.noted.rooms.len() >= NOTED_ROOMS || self.members >= NOTED_MEMBERS {
-            self.members = 0;
+        if self.noted.rooms.len() >= NOTED_ROOMS || self.bytes >= NOTED_BYTES {
             self.write()?;
         }
         Ok(())
@@ -56,6 +56,7 @@ impl<'a> Notes<'a> {
 
     fn write(&mut self) -> Result<(), crate::user::Error> {
         let (look, noted) = (self.look, std::mem::take(&mut self.noted));
+        self.bytes = 0;
         self.num = Some(look.client.users.note_sliding(&look.connection, self.num, self.answer.clone(), noted)?);
         Ok(())
     }
@@ -198,8 +199,9 @@ impl Writing<'_> {
             members.sort_unstable();
             members.dedup();
         }
-        // In a gap an app forgets the members it has.
-        let known = before.as_ref().filter(|_| !delta.limited).map(|told| told.members.clone()).unwrap_or_default();
+        // In a gap an app forgets the members it has, and what changed is not told of them when none are asked for.
+        let are_kept = !delta.limited && (lazy || !delta.has_moved());
+        let known = before.as_ref().filter(|_| are_kept).map(|told| told.members.clone()).unwrap_or_default();
         members.retain(|member| known.binary_search(member).is_err());
         let (named, reach) = (state.named(), state.reach());
         let wants = |kind: &str, key: Option<&str>| state.wants(kind, key);
@@ -335,27 +337,24 @@ impl Writing<'_> {
         self.pen.text(",\"limited\":false,\"num_live\":0,\"timeline\":[],\"required_state\":[");
         view.write_own_member(self.pen, &self.room, &Events::default()).await?;
         self.pen.text("]");
-        Ok((self.outside(), None))
+        Ok((self.outside(true)?, None))
     }
 
     fn stripped(&mut self) -> Result<Noting, ChunkError> {
         let name = if self.look.asked.form == Form::V4 { "stripped_state" } else { "invite_state" };
         self.pen.text(&format!(",\"initial\":true,\"{name}\":"));
         self.look.view.write_stripped(self.pen, &self.room)?;
-        Ok((Told { is_left: false, is_dm: self.is_dm()?, ..self.outside() }, None))
+        Ok((self.outside(false)?, None))
     }
 
-    fn outside(&self) -> Told {
-        Told { at: self.look.view.now.at, state: OUTSIDE, is_left: true, ..Told::default() }
+    fn outside(&self, is_left: bool) -> Result<Told, ChunkError> {
+        Ok(Told { at: self.look.view.now.at, is_dm: self.is_dm()?, is_left, ..Told::default() })
     }
 
     // ---- all rooms -----------------------------------------------------------------------------------------------
 
     fn is_dm(&self) -> Result<bool, ChunkError> {
-        match &self.told {
-            Some(told) if self.look.is_few() => Ok(told.is_dm),
-            _ => Ok(self.look.direct().map_err(of_client)?.binary_search(&self.planned.num).is_ok()),
-        }
+        Ok(self.look.direct().map_err(of_client)?.binary_search(&self.planned.num).is_ok())
     }
 
     fn common(&self) -> Result<(), ChunkError> {

@@ -9,9 +9,6 @@ use crate::store::tables::room::event_row::{Kind, Membership};
 use crate::store::tables::room::{self, event, user_room};
 use crate::store::{Position, RoomNum};
 
-/// Rooms of one space that are looked at: a space with more lists the others by itself only.
-const CHILDREN_MAX: usize = 2_048;
-
 /// When something last happened in a room, as far as its user may know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Activity {
@@ -91,8 +88,12 @@ impl SyncView {
         Ok(event.and_then(|event| json::read::get(event, "content")).map(<[u8]>::to_vec))
     }
 
-    /// The rooms that a space names, in order, when the user is joined to it. At most [`CHILDREN_MAX`]: 4 bytes each.
-    pub fn children(&self, space: &str) -> Result<Vec<RoomNum>> {
+    /// The rooms that a space names, when the user is joined to it: those that the first `rooms_max` entries of its state
+    /// name. Reads a body for each.
+    pub fn children(&self, space: &str, rooms_max: usize) -> Result<Vec<RoomNum>> {
+        if rooms_max == 0 {
+            return Ok(Vec::new());
+        }
         let Some(num) = room::num(&*self.read, space)? else { return Ok(Vec::new()) };
         let mine = user_room::mine(&*self.read, self.reader.user, num)?;
         if mine.is_none_or(|mine| mine.membership != Membership::Join) {
@@ -102,7 +103,7 @@ impl SyncView {
         let only = Some(Kind::SPACE_CHILD);
         current_state::list_state(&*self.read, num, only, StateCursor::default(), &mut |_, _, event| {
             events.push(event);
-            Ok(super::until(events.len() == CHILDREN_MAX))
+            Ok(super::until(events.len() == rooms_max))
         })?;
         let mut children = Vec::new();
         for child in events {
@@ -113,7 +114,6 @@ impl SyncView {
                 children.extend(room::num(&*self.read, &id)?);
             }
         }
-        children.sort_unstable();
         Ok(children)
     }
 }

@@ -11,7 +11,7 @@ use std::ops::ControlFlow;
 use super::device;
 use crate::store::row_encoding::{Unpack, put_bytes, put_u64};
 use crate::store::schema::{SLIDING_CONNECTION, SLIDING_ROOM, SLIDING_STATE};
-use crate::store::{Error, Get, Position, Result, RoomNum, UserNum, Write};
+use crate::store::{Error, Get, Position, Result, RoomNum, UserNum, Write, after_prefix};
 
 /// Connections of one device; a further one takes the place of the one that was used least lately.
 pub const CONNECTIONS_MAX: usize = 8;
@@ -52,7 +52,7 @@ pub struct Told {
     pub at: Position,
     /// The newest events of the timeline that the app has; `u32::MAX` for all.
     pub timeline: u32,
-    /// The hash of the text of the required state.
+    /// The hash of the text of the required state; 0 for a room seen from outside.
     pub state: u64,
     pub is_dm: bool,
     /// Told as left: nothing more is told of it before the user comes back.
@@ -66,6 +66,13 @@ pub struct Told {
 struct Row {
     before: Option<Told>,
     by: Option<(Position, Told)>,
+}
+
+impl Told {
+    /// Told from outside, as an invite or as left: what is asked of a room's timeline and state is not told of it.
+    pub fn is_outside(&self) -> bool {
+        self.is_left || self.state == 0
+    }
 }
 
 impl Row {
@@ -277,7 +284,7 @@ pub fn state(get: &impl Get, user: UserNum, device_id: &str, conn: Position, has
     get.get(&SLIDING_STATE, &state_key(user, device_id, conn, hash))
 }
 
-/// Keeps the text of required state, when there is room for it.
+/// Keeps the text of required state. Beyond the most that are kept, any other gives way.
 pub fn put_state(
     w: &mut Write<'_>,
     user: UserNum,
@@ -290,48 +297,47 @@ pub fn put_state(
     if text.len() > STATE_BYTES_MAX || w.has(&SLIDING_STATE, &row)? {
         return Ok(());
     }
-    let mut kept = 0;
-    w.prefix(&SLIDING_STATE, &key(user, device_id, conn), &mut |_, _| {
+    let (mut kept, mut any) = (0, Vec::new());
+    w.prefix(&SLIDING_STATE, &key(user, device_id, conn), &mut |key, _| {
         kept += 1;
+        any = key.to_vec();
         Ok(ControlFlow::Continue(()))
     })?;
-    if kept < STATES_MAX { w.put(&SLIDING_STATE, &row, text) } else { Ok(()) }
+    if kept >= STATES_MAX {
+        w.remove(&SLIDING_STATE, &any)?;
+    }
+    w.put(&SLIDING_STATE, &row, text)
 }
 
-/// Removes rows of connections that are no more: at most `rows_max`; fewer means that none are left.
-pub fn remove_stale(w: &mut Write<'_>, user: UserNum, device_id: &str, rows_max: usize) -> Result<usize> {
-    let prefix = device::prefix(user, device_id);
-    let live: Vec<Position> = connections(w, user, device_id)?.into_iter().map(|(conn, _)| conn).collect();
+/// Removes rows of a user's connections that are no more: at most `rows_max`; fewer means that none are left. Seeks once
+/// for each connection that lives.
+pub fn remove_stale(w: &mut Write<'_>, user: UserNum, rows_max: usize) -> Result<usize> {
+    let end = after_prefix(&user.to_key());
     let mut removed = 0;
     for table in [&SLIDING_ROOM, &SLIDING_STATE] {
-        let mut from = prefix.clone();
+        let mut from = user.to_key().to_vec();
         while removed < rows_max {
-            let end = crate::store::after_prefix(&prefix);
             let Some((key, _)) = w.first(table, &from, end.as_deref(), false)? else { break };
-            let conn = Position::from_key(&key[prefix.len()..]).ok_or_else(|| Error::corrupt(table, &key))?;
-            let of_conn = [&prefix[..], &conn.to_key()].concat();
-            match live.contains(&conn) {
-                true => from = crate::store::after_prefix(&of_conn).unwrap_or(key),
-                false => removed += w.remove_prefix(table, &of_conn, rows_max - removed)?,
+            let conn = connection_key(&key).ok_or_else(|| Error::corrupt(table, &key))?;
+            match w.has(&SLIDING_CONNECTION, conn)? {
+                true => from = after_prefix(conn).unwrap_or(key),
+                false => removed += w.remove_prefix(table, conn, rows_max - removed)?,
             }
         }
     }
     Ok(removed)
 }
 
-/// Forgets all connections of a device. Bounded by their number and the rooms they were told of.
-pub fn remove_device(w: &mut Write<'_>, user: UserNum, device_id: &str) -> Result<()> {
-    remove_some(w, user, device_id, usize::MAX).map(drop)
+/// The key of the connection that a row belongs to.
+fn connection_key(of: &[u8]) -> Option<&[u8]> {
+    let user = size_of::<UserNum>();
+    let device_end = user + of.get(user..)?.iter().position(|byte| *byte == 0)? + 1;
+    of.get(..device_end + size_of::<Position>())
 }
 
-/// The same, at most `rows_max` rows, the connections first; fewer means that none are left.
-pub fn remove_some(w: &mut Write<'_>, user: UserNum, device_id: &str, rows_max: usize) -> Result<usize> {
-    let prefix = device::prefix(user, device_id);
-    let mut removed = 0;
-    for table in [&SLIDING_CONNECTION, &SLIDING_ROOM, &SLIDING_STATE] {
-        removed += w.remove_prefix(table, &prefix, rows_max - removed)?;
-    }
-    Ok(removed)
+/// Forgets all connections of a device, [`CONNECTIONS_MAX`] rows; [`remove_stale`] takes away the others.
+pub fn remove_device(w: &mut Write<'_>, user: UserNum, device_id: &str) -> Result<()> {
+    w.remove_prefix(&SLIDING_CONNECTION, &device::prefix(user, device_id), usize::MAX).map(drop)
 }
 
 #[cfg(test)]
@@ -392,12 +398,34 @@ mod tests {
             let row = Connection { conn_id: String::new(), used_ms: 0, known: None, given: None };
             put_connection(w, user, "D", Position(6), &row)?;
             put_told(w, user, "D", Position(6), room, Position(6), Position(6), told_at(6))?;
-            assert_eq!(remove_stale(w, user, "D", 1)?, 1);
-            assert_eq!((remove_stale(w, user, "D", 9)?, remove_stale(w, user, "D", 9)?), (1, 0));
+            assert_eq!(remove_stale(w, user, 1)?, 1);
+            assert_eq!((remove_stale(w, user, 9)?, remove_stale(w, user, 9)?), (1, 0));
             assert_eq!(super::told(w, user, "D", Position(6), room, Position(6))?, Some(told_at(6)));
+            put_told(w, user, "Other", Position(6), room, Position(6), Position(6), told_at(6))?;
+            put_told(w, UserNum(2), "D", Position(6), room, Position(6), Position(6), told_at(6))?;
             remove_device(w, user, "D")?;
+            assert_eq!(remove_stale(w, user, 9)?, 2);
             assert_eq!(super::told(w, user, "D", Position(6), room, Position(6))?, None);
             assert!(connections(w, user, "D")?.is_empty());
+            Ok::<_, Error>(())
+        };
+        Store::in_memory().write_blocking(job).unwrap();
+    }
+
+    /// An app that asks for more and more different state is told only what is new to it.
+    #[test]
+    fn the_newest_text_of_required_state_is_kept() {
+        let job = |w: &mut Write<'_>| {
+            for hash in 0..100 {
+                put_state(w, UserNum(1), "D", Position(5), hash, b"[]")?;
+                assert!(state(w, UserNum(1), "D", Position(5), hash)?.is_some());
+            }
+            let mut kept = 0;
+            w.prefix(&SLIDING_STATE, &[], &mut |_, _| {
+                kept += 1;
+                Ok(ControlFlow::Continue(()))
+            })?;
+            assert_eq!(kept, STATES_MAX);
             Ok::<_, Error>(())
         };
         Store::in_memory().write_blocking(job).unwrap();
