@@ -124,6 +124,7 @@ async function main() {
     await phone.back();
     await phone.settings();
     await phone.keys("locked");
+    await alice.page.waitForSelector('body[data-devices="2"]'); // a request of a device that it does not know is ignored
     await phone.page.click("#verify");
     const [there, here] = await Promise.all([phone, alice].map(async (one) => {
         await one.page.waitForSelector("#emoji[open]");

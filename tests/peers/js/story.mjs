@@ -79,6 +79,9 @@ async function main() {
     // A second device, verified by emoji: it is given the secrets and reads the past from the backup.
     const laptop = await device("login", "alice", "laptop");
     check(!(await laptop.isVerified()), "alice's new laptop is not verified yet");
+    const me = phone.session.user_id;
+    await until("the phone knows the laptop", async () => // a request of a device that it does not know is ignored
+        (await phone.crypto.getUserDeviceInfo([me])).get(me)?.has(laptop.session.device_id));
     const request = await laptop.crypto.requestOwnUserVerification();
     const emoji = await compareEmoji(laptop, request, phone);
     say(`ok    both devices show ${emoji}`);

@@ -117,6 +117,8 @@ async function keys() {
         : backup ? `This device is verified, and keys are backed up (version ${backup}).` : "This device is verified; there is no backup.";
     at("set-up").hidden = exists;
     at("recover").hidden = !exists || verified;
+    const devices = (await crypto.getUserDeviceInfo([device.session.user_id])).get(device.session.user_id);
+    document.body.dataset.devices = String(devices?.size ?? 0);
     document.body.dataset.keys = !exists ? "none" : verified && backup ? "ready" : verified ? "verified" : "locked";
 }
 
