@@ -10,6 +10,7 @@ use crate::server::{Reply, TestServer, TestUser};
 
 const UNSTABLE: &str = "/_matrix/client/unstable/org.matrix.simplified_msc3575/sync";
 const PROFILES: &str = "org.matrix.msc4262.profiles";
+const THREADS: &str = "io.element.msc4308.thread_subscriptions";
 
 fn escaped(text: &str) -> String {
     let keep = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
@@ -379,6 +380,49 @@ async fn profiles_follow_who_shares_a_room() {
     act(&house, &alice, &cellar, "leave", json!({})).await;
     act(&house, &carol, &cellar, "join", json!({})).await;
     assert_eq!(users(&next(&house, &alice, &there, &asked).await), json!({ &bob.id: null }));
+    house.stop().await;
+}
+
+#[tokio::test]
+async fn followed_threads_are_told_latest_first_and_the_rest_is_paged() {
+    let house = TestServer::start().await;
+    let (alice, bob) = (house.register("alice").await, house.register("bob").await);
+    let kitchen = room(&house, &[&alice, &bob], json!({})).await;
+    let mut roots = Vec::new();
+    for number in 0..4 {
+        roots.push(say(&house, &bob, &kitchen, &number.to_string()).await);
+    }
+    let thread = |root: &str| {
+        let of = "/_matrix/client/unstable/io.element.msc4306/rooms";
+        format!("{of}/{}/thread/{}/subscription", escaped(&kitchen), escaped(root))
+    };
+    let asked = only(json!({ THREADS: { "enabled": true, "limit": 2 } }));
+    let first = begin(&house, &alice, &asked).await;
+    assert_eq!(first["extensions"], json!({}));
+    for root in &roots[..3] {
+        house.put(&thread(root), &alice, json!({})).await.ok();
+    }
+    house.delete(&thread(&roots[2]), &alice).await.ok();
+    let second = next(&house, &alice, &first, &asked).await;
+    let told = &second["extensions"][THREADS];
+    let keys = |threads: &Value| threads[&kitchen].as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+    assert_eq!(keys(&told["subscribed"]), [roots[1].clone()]);
+    assert_eq!(keys(&told["unsubscribed"]), [roots[2].clone()]);
+    assert_eq!(told["subscribed"][&kitchen][&roots[1]]["automatic"], false);
+    assert!(told["unsubscribed"][&kitchen][&roots[2]]["bump_stamp"].is_u64());
+    let list = "/_matrix/client/unstable/io.element.msc4308/thread_subscriptions?dir=b";
+    let (from, to) = (told["prev_batch"].as_str().unwrap(), first["pos"].as_str().unwrap());
+    let rest = house.get(&format!("{list}&from={from}&to={to}"), &alice).await.ok();
+    assert_eq!((keys(&rest["subscribed"]), rest.get("end")), (vec![roots[0].clone()], None));
+    let third = next(&house, &alice, &second, &asked).await;
+    assert_eq!(third["extensions"], json!({}));
+    let (woken, _) = tokio::join!(ask(&house, &alice, third["pos"].as_str(), 30_000, &asked), async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        house.put(&thread(&roots[3]), &alice, json!({})).await.ok()
+    });
+    let woken = woken.ok();
+    assert_eq!(keys(&woken["extensions"][THREADS]["subscribed"]), [roots[3].clone()]);
+    assert_eq!(woken["extensions"][THREADS].get("prev_batch"), None);
     house.stop().await;
 }
 

@@ -20,7 +20,8 @@
 //! comes back into a window. A room that this answer tells of whole is told whole here too. Which extensions were asked for
 //! before stands in the position that the app has ([`SlidingToken::extensions`]).
 //!
-//! to_device is MSC3885, e2ee MSC3884, account_data MSC3959, receipts MSC3960, typing MSC3961, profiles MSC4262.
+//! to_device is MSC3885, e2ee MSC3884, account_data MSC3959, receipts MSC3960, typing MSC3961,
+//! thread_subscriptions MSC4308, profiles MSC4262.
 
 use std::sync::Arc;
 
@@ -30,10 +31,11 @@ use super::lists::{Look, Plan};
 use super::request::hash;
 use super::rooms::{Starts, of_client};
 use crate::base::{ChunkError, ChunkWriter, comma};
+use crate::client::room::thread;
 use crate::client::{Client, Error, Requester};
 use crate::http::ErrorResponse;
 use crate::matrix::json::{self, read};
-use crate::room::{Membership, Position, RoomNum, SlidingToken, UserRoom};
+use crate::room::{Membership, Position, RoomNum, SlidingToken, ThreadChanges, UserRoom, thread_changes};
 use crate::user::ProfileQuery;
 
 /// Names in one list of a request; what the whole request may keep bounds them too.
@@ -42,7 +44,11 @@ const NAME_BYTES_MAX: usize = 255;
 /// What a list or a text costs beside its letters.
 const TEXT_BYTES: usize = 48;
 
-/// The name while MSC4262 is a proposal.
+/// Changed threads in one answer, whatever the app asks for: some 200 bytes each, and as many as text.
+const THREADS_MAX: usize = 100;
+
+// The names while MSC4308 and MSC4262 are proposals.
+const THREADS: &str = "io.element.msc4308.thread_subscriptions";
 const PROFILES: &str = "org.matrix.msc4262.profiles";
 
 /// The parsed object `extensions` of a request: those that are enabled.
@@ -53,6 +59,8 @@ pub struct Extensions {
     account_data: Option<Scope>,
     receipts: Option<Scope>,
     typing: Option<Scope>,
+    /// The most changes in one answer.
+    threads: Option<usize>,
     profiles: Option<Profiles>,
 }
 
@@ -92,6 +100,7 @@ impl Extensions {
             account_data: scope("account_data")?,
             receipts: scope("receipts")?,
             typing: scope("typing")?,
+            threads: enabled(text, THREADS)?.map(limit).transpose()?.map(|limit| limit.clamp(1, THREADS_MAX)),
             profiles: enabled(text, PROFILES)?.map(Profiles::parse).transpose()?,
         })
     }
@@ -132,6 +141,7 @@ impl Extensions {
             (Kind::AccountData, self.account_data.is_some()),
             (Kind::Receipts, self.receipts.is_some()),
             (Kind::Typing, self.typing.is_some()),
+            (Kind::Threads, self.threads.is_some()),
             (Kind::Profiles, self.profiles.is_some()),
             (Kind::E2ee, self.e2ee),
         ];
@@ -152,6 +162,7 @@ enum Kind {
     AccountData,
     Receipts,
     Typing,
+    Threads,
     Profiles,
     E2ee,
 }
@@ -168,10 +179,14 @@ impl Asked {
         self.0 >> kind as u32 & 1 != 0
     }
 
-    /// Whether one is asked for that was not before.
+    /// Whether one is asked for that was not before, or for other fields.
     fn adds_to(self, before: Asked) -> bool {
-        let is_other = self.has(Kind::Profiles) && self.0 & !KINDS != before.0 & !KINDS;
-        self.0 & !before.0 & KINDS != 0 || is_other
+        self.0 & !before.0 & KINDS != 0 || self.has(Kind::Profiles) && self.is_new(Kind::Profiles, before)
+    }
+
+    /// Whether an extension was not asked for before, or for other fields.
+    fn is_new(self, kind: Kind, before: Asked) -> bool {
+        !before.has(kind) || kind == Kind::Profiles && self.0 & !KINDS != before.0 & !KINDS
     }
 }
 
@@ -271,6 +286,9 @@ impl Extensions {
         {
             return Ok(true);
         }
+        if self.threads.is_some() && !changed_threads(look, false, 1)?.list.is_empty() {
+            return Ok(true);
+        }
         let starts = Starts::default();
         let telling = Telling::new(self.asked(), look, plan, &starts)?;
         for (kind, scope) in self.scopes() {
@@ -332,6 +350,14 @@ impl Extensions {
             telling.write_rooms(pen, kind, scope).await?;
             pen.text("}}");
         }
+        if let Some(limit) = self.threads {
+            let changes = changed_threads(look, telling.is_new(Kind::Threads), limit).map_err(of_client)?;
+            if !changes.list.is_empty() || changes.next.is_some() {
+                begin(THREADS);
+                pen.with(|out| write_threads(out, changes));
+                pen.pause().await;
+            }
+        }
         if let Some(profiles) = &self.profiles {
             begin(PROFILES);
             pen.text("\"users\":");
@@ -340,6 +366,47 @@ impl Extensions {
         }
         Ok(())
     }
+}
+
+/// The threads whose subscription changed since the connection's position, or at any time: the latest of them.
+fn changed_threads(look: &Look, whole: bool, most: usize) -> Result<ThreadChanges, Error> {
+    if look.own.is_quiet() && !whole {
+        return Ok(ThreadChanges::default());
+    }
+    let since = look.since.filter(|_| !whole).map_or(Position(0), |since| since.at);
+    let changes = thread_changes(&*look.view.read, look.view.reader.user, since, look.view.now.at, most);
+    Ok(changes.map_err(crate::room::Error::from)?)
+}
+
+/// Ends the extension's object.
+fn write_threads(out: &mut Vec<u8>, changes: ThreadChanges) {
+    let mut first = true;
+    thread::write_changes(out, &mut first, changes.list);
+    if let Some(next) = changes.next {
+        comma(out, &mut first);
+        out.extend_from_slice(format!("\"prev_batch\":\"{}\"", thread::token(next)).as_bytes());
+    }
+    out.push(b'}');
+}
+
+/// What was noted of changes leaves none out: compared with reading everything. `all`: a look at everything.
+#[cfg(debug_assertions)]
+pub fn check_few(extensions: &Extensions, look: &Look, all: &Look, plan: &Plan) -> Result<(), Error> {
+    let own = &all.own;
+    let (profiles, starts) = (ProfileQuery { fields: None, whole: false }, Starts::default());
+    let is_told = own.any_messages()? || own.any_devices()? || own.any_account_data(|_| true)?;
+    assert!(!is_told && !own.any_profiles(profiles)?, "what changed beside the rooms was noted");
+    assert!(changed_threads(all, false, 1)?.list.is_empty(), "what changed of threads was noted");
+    let telling = Telling::new(extensions.asked(), all, plan, &starts)?;
+    for (kind, scope) in extensions.scopes().filter(|(kind, _)| *kind != Kind::Typing) {
+        let mut after = None;
+        while let Some((room, _)) = telling.next(kind, scope, after)? {
+            after = Some(room.num);
+            let is_noted = look.only.as_ref().is_none_or(|(_, only)| only.contains(&room.num));
+            assert!(is_noted || telling.planned.contains(&room.num), "the change of room {:?} was noted", room.num);
+        }
+    }
+    Ok(())
 }
 
 /// How much is told of a room.
@@ -382,11 +449,7 @@ impl<'a> Telling<'a> {
 
     /// Whether the extension was not asked for by the request before.
     fn is_new(&self, kind: Kind) -> bool {
-        match self.since {
-            Some(since) if kind == Kind::Profiles => self.asked.adds_to(Asked(since.extensions)),
-            Some(since) => !Asked(since.extensions).has(kind),
-            None => true,
-        }
+        self.since.is_none_or(|since| self.asked.is_new(kind, Asked(since.extensions)))
     }
 
     /// The position to tell changes from.
@@ -451,7 +514,7 @@ impl<'a> Telling<'a> {
             }
             Kind::Receipts => view.has_receipts(room, since)?,
             Kind::Typing => view.has_typing(room, self.since.map_or(0, |since| since.typing)),
-            Kind::Profiles | Kind::E2ee => false,
+            Kind::Threads | Kind::Profiles | Kind::E2ee => false,
         })
     }
 
@@ -464,7 +527,7 @@ impl<'a> Telling<'a> {
             }
             Kind::Receipts => view.has_receipts(room, Position(0))?,
             Kind::Typing => view.typing_users(room, None)?.is_some(),
-            Kind::Profiles | Kind::E2ee => false,
+            Kind::Threads | Kind::Profiles | Kind::E2ee => false,
         })
     }
 
@@ -548,5 +611,72 @@ impl<'a> Telling<'a> {
             ephemeral::write_typing(pen, &users);
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::base::any_bytes::any_bytes;
+    use crate::matrix::json::{Mode, canonical};
+
+    fn parsed(extensions: &Value) -> Result<Extensions, ErrorResponse> {
+        Extensions::parse(&canonical(extensions.to_string().as_bytes(), Mode::Lenient).unwrap())
+    }
+
+    #[test]
+    fn what_is_not_enabled_or_not_known_is_passed_over() {
+        let none = json!({ "typing": { "enabled": false }, "receipts": {}, "e2ee": null, "org.example": 5 });
+        let extensions = parsed(&none).unwrap();
+        assert_eq!((extensions.asked(), extensions.received(), extensions.scopes().count()), (Asked(0), None, 0));
+        let all = json!({ "typing": { "enabled": true }, "to_device": { "enabled": true, "since": "7", "limit": 3 } });
+        let extensions = parsed(&all).unwrap();
+        let scope = extensions.typing.as_ref().unwrap();
+        assert_eq!((&scope.lists[..], &scope.rooms[..]), (&["*".to_owned()][..], &["*".to_owned()][..]));
+        assert_eq!(extensions.received(), Some(Position(7)));
+        let since = SlidingToken { num: Position(0), at: Position(7), typing: 0, complete: Position(7), extensions: 0 };
+        let known = SlidingToken { extensions: extensions.asked().0, ..since };
+        assert!(extensions.is_behind(since) && !extensions.is_behind(known));
+        assert!(extensions.is_behind(SlidingToken { at: Position(8), ..known }));
+    }
+
+    #[test]
+    fn other_profile_fields_are_something_new() {
+        let asking =
+            |fields: Value| parsed(&json!({ PROFILES: { "enabled": true, "fields": fields } })).unwrap().asked();
+        let (one, two) = (asking(json!(["a"])), asking(json!(["a", "b"])));
+        assert!(two.adds_to(one) && one.adds_to(asking(Value::Null)) && one.adds_to(Asked(0)));
+        assert!(!two.adds_to(asking(json!(["b", "a"]))));
+        assert!(!two.is_new(Kind::Profiles, Asked(two.0 & !1)), "another extension is none of its business");
+        let text =
+            SlidingToken { num: Position(1), at: Position(2), typing: 3, complete: Position(2), extensions: two.0 };
+        assert_eq!(SlidingToken::parse(&text.to_string()), Some(text));
+    }
+
+    #[test]
+    fn wrong_shapes_and_long_lists_are_refused() {
+        let names = |count: usize, bytes: usize| vec!["x".repeat(bytes); count];
+        for wrong in [
+            json!({ "typing": 1 }),
+            json!({ "typing": { "enabled": 1 } }),
+            json!({ "typing": { "enabled": true, "lists": "*" } }),
+            json!({ "typing": { "enabled": true, "rooms": [1] } }),
+            json!({ "typing": { "enabled": true, "rooms": names(101, 1) } }),
+            json!({ PROFILES: { "enabled": true, "fields": names(1, 256) } }),
+            json!({ THREADS: { "enabled": true, "limit": -1 } }),
+            json!({ "to_device": { "enabled": true, "since": "s5" } }),
+        ] {
+            assert!(parsed(&wrong).is_err(), "{wrong}");
+        }
+        parsed(&json!({ "typing": { "enabled": true, "rooms": names(100, 255) } })).unwrap();
+        let all =
+            json!({ "to_device": { "enabled": true, "since": "5" }, "receipts": { "enabled": true, "lists": ["a"] } });
+        any_bytes(&[all.to_string().as_bytes(), b"{}"], |bytes| {
+            if let Ok(text) = canonical(bytes, Mode::Lenient) {
+                let _ = Extensions::parse(&text).map(|extensions| (extensions.asked(), extensions.bytes()));
+            }
+        });
     }
 }

@@ -15,8 +15,8 @@ use crate::base::{self, ChunkError, ChunkWriter, Chunks};
 use crate::budget::Grant;
 use crate::http::{ErrorResponse, Request, Response, StatusCode};
 use crate::matrix::json;
-use crate::room::{ANSWER_BYTES, Position, Reader, RoomNum, SlidingToken, SyncToken};
-use crate::user::SlidingConnection;
+use crate::room::{ANSWER_BYTES, Reader, RoomNum, SlidingToken, SyncToken};
+use crate::user::{SlidingConnection, UserSync};
 use extensions::Extensions;
 use lists::{Look, Plan, Seen};
 use request::{Asked, BODY_BYTES_MAX, Form, RoomConfig, unknown_pos};
@@ -211,7 +211,7 @@ async fn look(client: &Arc<Client>, query: &Query, is_last: bool, grant: Option<
             let plan = look.plan()?;
             drop(windows);
             #[cfg(debug_assertions)]
-            check_few(&look, &plan)?;
+            check_few(&look, &query, &plan)?;
             let has_news =
                 query.since.is_none() || !plan.rooms.is_empty() || query.extensions.has_news(&look, &plan)?;
             if !has_news && !is_last {
@@ -240,8 +240,7 @@ fn looking(client: &Arc<Client>, query: &Query, view: crate::room::SyncView) -> 
     let only = query.seen.as_ref().and_then(|seen| Some((seen.clone(), changed(seen.upto)?)));
     // What came before the last look and was no news is told all the same when there is an answer.
     let is_first_look = |(seen, _): &(Arc<Seen>, _)| since.is_some_and(|since| since.at == seen.upto.at);
-    let received = query.extensions.received().unwrap_or_else(|| since.map_or(Position(0), |since| since.at));
-    let own = client.users.own(view.read.clone(), &query.requester, since.map(|since| since.at), received, view.now.at);
+    let own = own(client, query, &view);
     let own = if only.as_ref().is_some_and(is_first_look) { own.quiet(&client.users) } else { own };
     Look {
         client: client.clone(),
@@ -257,11 +256,24 @@ fn looking(client: &Arc<Client>, query: &Query, view: crate::room::SyncView) -> 
     }
 }
 
+/// The user's own part of the answer.
+fn own(client: &Client, query: &Query, view: &crate::room::SyncView) -> UserSync {
+    let since = query.since.map(|since| since.at);
+    let received = query.extensions.received().unwrap_or_else(|| since.unwrap_or_default());
+    client.users.own(view.read.clone(), &query.requester, since, received, view.now.at)
+}
+
 /// What was found among the few rooms that changed is what is found among all.
 #[cfg(debug_assertions)]
-fn check_few(look: &Look, plan: &Plan) -> Result<(), Error> {
+fn check_few(look: &Look, query: &Query, plan: &Plan) -> Result<(), Error> {
     if look.only.is_none() {
         return Ok(());
+    }
+    // Later looks tell what came before the last one too.
+    if look.own.is_quiet() {
+        let own = Arc::new(own(&look.client, query, &look.view));
+        let everything = Look { only: None, own, ..look.clone() };
+        extensions::check_few(&query.extensions, look, &everything, plan)?;
     }
     let all = Look { only: None, ..look.clone() }.plan()?;
     let nums = |plan: &Plan| plan.rooms.iter().map(|room| (room.num, room.lists)).collect::<Vec<_>>();
