@@ -701,3 +701,34 @@ async fn a_member_who_changed_while_none_was_asked_for_is_told_again() {
     assert!(state(&fourth["rooms"][&kitchen]).contains(&format!("m.room.member {}", bob.id)), "{fourth}");
     house.stop().await;
 }
+
+/// A receipt set on one device left the count of the other's room list as it was until the next message came.
+#[tokio::test]
+async fn what_was_read_elsewhere_is_not_counted_any_more() {
+    let house = TestServer::start().await;
+    let (alice, bob) = (house.register("alice").await, house.register("bob").await);
+    let kitchen = room(&house, &alice, json!({})).await;
+    act(&house, &bob, &kitchen, "join", json!({})).await;
+    let first = ask(&house, &alice, None, top(0, 1)).await.ok();
+    say(&house, &bob, &kitchen, "alice?").await;
+    let second = next(&house, &alice, &first, &top(0, 1)).await;
+    let share = &second["rooms"][&kitchen];
+    assert_eq!(share["notification_count"], 1, "{share}");
+    let event = share["timeline"][0]["event_id"].as_str().unwrap().to_owned();
+    for kind in ["m.read", "m.read.private"] {
+        act(&house, &bob, &kitchen, &format!("receipt/{kind}/{}", escaped(&event)), json!({})).await;
+    }
+    let others = next(&house, &alice, &second, &top(0, 1)).await;
+    assert_eq!(rooms(&others), [""; 0], "receipts of others change no count");
+    act(&house, &alice, &kitchen, &format!("receipt/m.read.private/{}", escaped(&event)), json!({})).await;
+    let read = next(&house, &alice, &second, &top(0, 1)).await;
+    let share = &read["rooms"][&kitchen];
+    assert_eq!((&share["notification_count"], &share["timeline"]), (&json!(0), &json!([])), "{share}");
+    assert_eq!(rooms(&next(&house, &alice, &read, &top(0, 1)).await), [""; 0]);
+    // One below the window is told when it comes in, and keeps nobody waiting now.
+    room(&house, &alice, json!({})).await;
+    let newer = next(&house, &alice, &read, &top(0, 1)).await;
+    say(&house, &bob, &kitchen, "again").await;
+    let again = next(&house, &alice, &newer, &top(0, 1)).await;
+    assert_eq!(again["rooms"][&kitchen]["notification_count"], 1);
+}

@@ -9,7 +9,7 @@ use std::collections::BinaryHeap;
 use std::sync::{Arc, OnceLock};
 
 use super::filters::{Facts, Filters, Spaces};
-use super::request::{Asked, RoomConfig, hash};
+use super::request::{Asked, Form, RoomConfig, hash};
 use super::required::Combined;
 use crate::client::{Client, Error};
 use crate::room::{Events, Filter, Membership, Position, RoomNum, SlidingToken, SyncView, UserRoom};
@@ -241,6 +241,11 @@ impl Look {
         (timeline, Combined::new(configs().map(|config| &self.asked.states[config.state as usize])))
     }
 
+    /// Whether the unread counts, which are told with a room, may have changed by the user's own receipt alone.
+    fn was_read(&self, room: RoomNum, since: Position) -> Result<bool, Error> {
+        Ok(self.asked.form == Form::Unstable && self.view.has_read(room, since)?)
+    }
+
     /// The rooms that alone can have changed, when each list shows those at its top and nothing else moves into one.
     fn few(&self) -> Option<&(Arc<Seen>, Arc<[RoomNum]>)> {
         let (seen, only) = self.only.as_ref()?;
@@ -260,11 +265,15 @@ impl Look {
         for num in few.iter().copied() {
             let Some(room) = self.view.user_room(num)? else { continue };
             let latest = self.view.activity(&room)?.latest;
-            // Somebody may only be typing there.
+            let known = self.told(num)?;
             if latest <= seen.upto.at {
+                // A room that was only read stays in its place, which may be outside of the windows.
+                if known.is_some() && self.was_read(num, seen.upto.at)? {
+                    return self.plan_all();
+                }
+                // Somebody may only be typing there.
                 continue;
             }
-            let known = self.told(num)?;
             if !self.is_listed(&room, known.as_ref())? {
                 continue;
             }
@@ -465,6 +474,9 @@ impl Look {
         // Of a room seen from outside, or left, there is no more than was told.
         if known.is_outside() {
             return Ok(false);
+        }
+        if self.was_read(num, self.told_upto(&known))? {
+            return Ok(true);
         }
         if known.is_dm != self.direct()?.binary_search(&num).is_ok() {
             return Ok(true);

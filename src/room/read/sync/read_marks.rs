@@ -27,6 +27,17 @@ impl SyncView {
         Ok(any)
     }
 
+    /// Whether the reader set a receipt after a position, so that unread counts may have changed without an event. Bounded
+    /// by the reader's receipts in one room.
+    pub fn has_read(&self, room: RoomNum, since: Position) -> Result<bool> {
+        let mut any = false;
+        receipt::list_of(&*self.read, room, self.reader.user, &mut |whose, receipt| {
+            any = self.is_shown(&whose) && receipt.at > since && receipt.at <= self.now.at;
+            Ok(until(any))
+        })?;
+        Ok(any)
+    }
+
     fn is_shown(&self, whose: &Whose) -> bool {
         match whose.kind {
             receipt::Kind::Read => true,
