@@ -6,8 +6,8 @@
 //! whole list: the timelines of the user's rooms are walked from the newest event back. That costs reading for the few
 //! apps that ask, and nothing for everybody else.
 //!
-//! Bounds of one page: [`PAGE_MAX`] entries, [`LOOKED_MAX`] events judged, [`HEADS_MAX`] rooms at a time; two rows for
-//! each joined room.
+//! Bounds of one page: [`PAGE_MAX`] entries, [`LOOKED_MAX`] events judged, [`WALKED_MAX`] passed, [`HEADS_MAX`] rooms at
+//! a time; two rows for each joined room.
 
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
@@ -37,6 +37,9 @@ use crate::store::{self, EventNum, Get, Read, RoomNum, UserNum};
 pub const PAGE_MAX: usize = 100;
 /// Events judged for one page; then it ends early, with a token to go on from there. Judging one takes some 50 µs.
 const LOOKED_MAX: usize = 300;
+/// Events passed for one page, those included of which a row tells that they notify nobody: own and redacted ones. Two
+/// rows for each.
+const WALKED_MAX: usize = 2_000;
 /// Rooms whose timelines are walked at the same time: those with the newest events.
 const HEADS_MAX: usize = 64;
 
@@ -129,7 +132,12 @@ impl Rooms {
             "{{\"content\":{content},\"room_id\":{room_json},\"sender\":{sender_json},\"state_key\":{key_json},\
              \"type\":\"m.room.member\"}}"
         );
-        let Ok(event_id) = ruma::OwnedEventId::try_from("$invite") else { return Ok(None) };
+        // Ours, of the event that came; invites of former versions have none.
+        let own_id = json::read::get(own.get().as_bytes(), "event_id").and_then(json::read::text);
+        let own_id = own_id.map(|id| id.into_owned());
+        let Ok(event_id) = ruma::OwnedEventId::try_from(own_id.as_deref().unwrap_or("$invite")) else {
+            return Ok(None);
+        };
         let Ok(event) = Event::from_stored(version, bytes.into_bytes(), event_id) else { return Ok(None) };
         let outcome = judge(get, &self.0.rules, num, &event, user)?;
         if !outcome.notify {
@@ -146,6 +154,7 @@ impl Rooms {
         Ok(Some(Notice {
             room_name: field("m.room.name", &["content", "name"]),
             room_alias: field("m.room.canonical_alias", &["content", "alias"]).filter(|alias| alias.len() <= 255),
+            event_id: own_id,
             target: Some((true, "invite".to_owned())),
             ..told(&event, room.id, outcome)
         }))
@@ -155,7 +164,7 @@ impl Rooms {
     /// rooms, since the user joined; read ones too.
     pub async fn notifications(&self, reader: Reader, query: NotificationQuery) -> Result<impl Chunks> {
         let rules = self.0.rules.clone();
-        let work = move |_: &Rooms, read: &Read| Ok(page(read, &rules, reader.user, &query)?);
+        let work = move |_: &Rooms, read: &Read| Ok(page(read, &rules, reader.user, &query, WALKED_MAX)?);
         let page = self.reading(work).await?;
         let format = Format {
             now_ms: self.0.parts.clock.now_ms(),
@@ -206,19 +215,21 @@ fn page(
     rules: &super::append::rules_cache::Rules,
     user: UserNum,
     query: &NotificationQuery,
+    walked_max: usize,
 ) -> store::Result<Page> {
     let before = query.from.map_or(i64::MAX, |from| i64::try_from(from).unwrap_or(i64::MAX));
     let (mut heads, mut floor) = heads(get, user, before)?;
-    let (mut page, mut looked) = (Page { entries: Vec::new(), next: None }, 0);
+    let (mut page, mut looked, mut walked) = (Page { entries: Vec::new(), next: None }, 0, 0);
     while let Some((order, room, num, since)) = heads.pop_last() {
         if order < floor.unwrap_or(i64::MIN) {
             break;
         }
-        if page.entries.len() == query.limit || looked == LOOKED_MAX {
+        if page.entries.len() == query.limit || looked == LOOKED_MAX || walked == walked_max {
             // Going on before the place behind this one.
             floor = Some(order);
             break;
         }
+        walked += 1;
         if let Some((order, num)) = timeline::at_or_before(get, room, order - 1)?.filter(|(order, _)| *order > since) {
             heads.insert((order, room, num, since));
         }
@@ -292,4 +303,33 @@ async fn write_page(pen: ChunkWriter, read: Arc<Read>, page: Page, format: Forma
     }
     pen.text("}");
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::room::testing::house;
+
+    /// Whoever writes alone has nothing that notifies, however long it is looked for.
+    #[tokio::test]
+    async fn a_page_passes_so_many_own_events_and_goes_on_from_there() {
+        let house = house();
+        let (anna, ben) = (house.user("anna").await, house.user("ben").await);
+        let room = house.public_room(&anna).await;
+        house.join(&ben, &room).await.unwrap();
+        house.say(&anna, &room, "for ben").await;
+        for number in 0..12 {
+            house.say(&ben, &room, &number.to_string()).await;
+        }
+        let (get, user, mut from) = (house.read(), house.user_num(&ben), None);
+        for pages in 0.. {
+            let query = NotificationQuery { from, limit: 5, only_highlight: false };
+            let page = page(&get, &house.rooms.0.rules, user, &query, 5).unwrap();
+            if !page.entries.is_empty() {
+                assert_eq!((pages, page.entries.len()), (2, 1));
+                break;
+            }
+            from = Some(u64::try_from(page.next.unwrap()).unwrap());
+        }
+    }
 }

@@ -68,6 +68,8 @@ async fn pushers_are_set_shown_and_removed() {
     set(&|bad| bad["data"]["url"] = json!("https://push.example/notify")).await.refused(400, "M_INVALID_PARAM");
     set(&|bad| bad["data"]["url"] = json!("ftp://a/_matrix/push/v1/notify")).await.refused(400, "M_INVALID_PARAM");
     set(&|bad| bad["data"]["fill"] = json!("x".repeat(9000))).await.refused(400, "M_INVALID_PARAM");
+    // Without its kind a pusher is not removed: that takes a null.
+    set(&|bad| drop(bad.as_object_mut().unwrap().remove("kind"))).await.refused(400, "M_MISSING_PARAM");
     set(&|bad| bad["data"] = json!({})).await.refused(400, "M_MISSING_PARAM");
     set(&|bad| bad["lang"] = Value::Null).await.refused(400, "M_MISSING_PARAM");
     set(&|bad| bad["data"] = json!("url")).await.refused(400, "M_INVALID_PARAM");
@@ -111,12 +113,12 @@ async fn a_pusher_ends_with_its_session() {
 async fn a_user_has_so_many_pushers_and_no_more() {
     let house = TestServer::start().await;
     let alice = house.register("alice").await;
-    for number in 0..33 {
+    for number in 0..11 {
         house.post("/pushers/set", &alice, pusher("app", &number.to_string())).await.ok();
     }
     let keys = pushkeys(&house, &alice).await;
-    assert_eq!(keys.len(), 32);
-    assert!(keys.contains(&"\"32\"".to_owned()));
+    assert_eq!(keys.len(), 10);
+    assert!(keys.contains(&"\"10\"".to_owned()));
 }
 
 /// A gateway over plain HTTP that takes everything: where it is, and what it was told.
@@ -245,8 +247,10 @@ async fn the_gateway_inside_answers_strangers_and_reaches_no_private_address() {
         notify(&["no url", "mailto:a@b.example"]).await.ok()["rejected"],
         json!(["no url", "mailto:a@b.example"])
     );
-    notify(&[&format!("{origin}/up")]).await.refused(502, "M_UNKNOWN");
-    notify(&["a"; 9]).await.refused(413, "M_TOO_LARGE");
+    // What can never be asked is not tried again and again.
+    let (near, plain) = (format!("{origin}/up"), "http://a.example/up");
+    assert_eq!(notify(&[&near, plain]).await.ok()["rejected"], json!([near, plain]));
+    notify(&["a"; 3]).await.refused(413, "M_TOO_LARGE");
     assert_eq!(told.lock().unwrap().len(), 0);
     for body in [json!({}), json!({ "notification": {} }), json!({ "notification": { "devices": 5 } })] {
         house.request("POST", path, None, body).await.refused(400, "M_BAD_JSON");

@@ -23,6 +23,7 @@ mod tests;
 mod waiting;
 
 use std::collections::{HashMap, VecDeque};
+use std::mem;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -58,24 +59,33 @@ const GIVE_UP_MS: u64 = 24 * 3_600_000;
 const FLUSH: Duration = Duration::from_secs(20);
 /// For requests under way when the server stops.
 const GRACE: Duration = Duration::from_secs(2);
-/// Requests for one pusher before another gets its place.
+/// Requests for one pusher before another gets its place; for one whose gateway is slow it is one.
 const TURN: usize = 16;
+/// A gateway that takes longer for a notification is slow, and has a place only among those that fail.
+const SLOW: Duration = Duration::from_secs(3);
 /// Notifications looked at in one go that turn out to be none any more.
 const SKIPS_MAX: usize = 32;
 /// The whole exchange with a gateway.
-const TIME_MAX: Duration = Duration::from_secs(30);
+const TIME_MAX: Duration = Duration::from_secs(15);
 /// Of a gateway's answer.
 const ANSWER_BYTES_MAX: u64 = 16 << 10;
 /// Pushers whose positions are kept in memory between two flushes; the key twice, the status, the table's share.
 const ACTIVE_MAX: usize = 256;
 const ACTIVE_BYTES: u64 = 160;
+/// Pushers that had a turn and go on later. With more of them all are looked at again some time.
+const LATER_MAX: usize = 256;
+/// What waits for a place: those, as many slow ones, and those found by a read of all; with the room that tables keep
+/// free.
+const QUEUED_BYTES: u64 = 2 * 20 * (2 * LATER_MAX + 2 * LOOK_KEYS) as u64;
 /// What the tables take at most.
-const KEPT_BYTES: u64 = noted::NOTED_BYTES + ACTIVE_MAX as u64 * ACTIVE_BYTES;
+const KEPT_BYTES: u64 = noted::NOTED_BYTES + ACTIVE_MAX as u64 * ACTIVE_BYTES + QUEUED_BYTES;
 /// For one request: the event as it is read, and the body that is made of it, which the request then pays for itself.
 const STEP_BYTES: u64 = 64 * 1024 + notice::BODY_BYTES_MAX;
-/// Hosts that gave no sign lately: others of their pushers are put off without being tried.
-const SILENT_HOSTS_MAX: usize = 16;
+/// Hosts that gave no sign lately, or asked for a pause: others of their pushers are put off without being tried.
+const RESTING_HOSTS_MAX: usize = 16;
 const SILENT_MS: u64 = 30_000;
+/// So long at most for the others, who may have better luck.
+const RESTING_MS_MAX: u64 = 5 * 60_000;
 /// Pushers looked at in one read when all are.
 const LOOK_KEYS: usize = 64;
 
@@ -120,13 +130,21 @@ struct Book {
     active: HashMap<Key, Active>,
     /// Pushers with a task, and whether there may be more for them by now.
     busy: HashMap<Key, Busy>,
-    /// Pushers that something waits for; those of one user, or of one read of all.
+    /// Pushers that something waits for and that had no turn yet: those of one user, or of one read of all, and those
+    /// of which there is no place for more.
     due: VecDeque<Key>,
-    /// Where a look at all pushers goes on; none when there is none under way.
-    all_after: Option<Option<Key>>,
+    /// Those that go on after a turn.
+    later: VecDeque<Key>,
+    /// Those are next, as one of the others was before.
+    later_first: bool,
+    /// A look at all pushers that is under way: behind which it goes on, and for what.
+    all: Option<(Option<Key>, News)>,
     /// The next time at which a failing gateway is tried; `None` when no gateway fails.
     retry_ms: Option<u64>,
-    silent: VecDeque<(String, u64)>,
+    /// Something could not be read: everything is looked at again then.
+    look_again_at: Option<Duration>,
+    /// Hosts, and until when.
+    resting: VecDeque<(String, u64)>,
 }
 
 #[derive(Clone, Copy)]
@@ -134,6 +152,7 @@ struct Active {
     status: Status,
     /// The row of the store says otherwise.
     unsaved: bool,
+    slow: bool,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -141,6 +160,14 @@ struct Busy {
     again: bool,
     /// Its gateway failed, and the time for which that was put off has come.
     retry_ms: Option<u64>,
+    slow: bool,
+}
+
+impl Busy {
+    /// Whether its gateway may hold its place for long.
+    fn is_doubtful(&self) -> bool {
+        self.retry_ms.is_some() || self.slow
+    }
 }
 
 /// What became of a pusher's turn.
@@ -148,20 +175,33 @@ struct Report {
     key: Key,
     status: Status,
     told: u64,
+    /// The status is another one than before.
+    moved: bool,
     more: bool,
+    /// Whether the gateway is slow; none when it was not asked.
+    slow: Option<bool>,
     end: End,
 }
 
 enum End {
     Well,
-    /// The gateway does not know the pushkey, or the pusher is there no more.
-    Gone {
-        rejected: bool,
+    /// The pusher is there no more, or off.
+    Gone,
+    /// The gateway does not know the pushkey of the pusher that was set at this time.
+    Rejected {
+        set_ms: u64,
     },
-    /// `silent`: the host gave no sign.
+    /// `wait_ms`: how long the gateway asks to be left alone. `rests`: others at this host are not tried either, for so
+    /// long.
     Failed {
         why: String,
-        silent: Option<String>,
+        wait_ms: u64,
+        rests: Option<(String, u64)>,
+        near: bool,
+    },
+    /// Its host rests until then.
+    Rests {
+        until_ms: u64,
     },
     /// Nothing was tried: memory, or the card.
     NotNow(String),
@@ -170,8 +210,20 @@ enum End {
 /// What to do next for a pusher.
 enum Step {
     Gone,
-    Nothing(Status),
-    Tell { body: Vec<u8>, before: Status, after: Status, pusher: Box<Pusher>, route: Route },
+    /// `moved`: something was left out on the way.
+    Nothing {
+        status: Status,
+        moved: bool,
+    },
+    /// What was looked at is no notification any more, and there may be others.
+    Skipped(Status),
+    Tell {
+        body: Vec<u8>,
+        before: Status,
+        after: Status,
+        pusher: Box<Pusher>,
+        route: Route,
+    },
 }
 
 /// How a pusher's gateway is asked.
@@ -228,14 +280,24 @@ impl Pushes {
         // While anybody has a pusher.
         let mut kept = None;
         // Whatever came while nobody looked.
-        let mut book = Book { all_after: Some(None), retry_ms: Some(0), ..Book::default() };
+        let mut book = Book { all: Some((None, News::all())), retry_ms: Some(0), ..Book::default() };
         let mut working = JoinSet::new();
         let mut flush_at = self.0.clock.instant() + FLUSH;
         while !self.is_stopped() {
-            if let Err(error) = self.start(&mut book, &mut working).await {
+            if let Err(error) = self.start(&mut book, &mut working, worker).await {
                 tracing::error!(%error, "what is to be told to push gateways cannot be read");
                 worker.failed(error);
-                self.0.clock.sleep(FLUSH).await;
+                let pause = self.0.clock.sleep(FLUSH);
+                tokio::pin!(pause);
+                // Requests end meanwhile, and so does the worker.
+                while !self.is_stopped() {
+                    tokio::select! {
+                        biased;
+                        () = self.0.stop.notified() => {}
+                        () = &mut pause => break,
+                        Some(Ok(report)) = working.join_next() => self.record(&mut book, report, worker).await,
+                    }
+                }
                 continue;
             }
             if self.0.clock.instant() >= flush_at || book.active.len() >= ACTIVE_MAX {
@@ -275,31 +337,41 @@ impl Pushes {
         let now = self.0.clock.now_ms();
         match book.retry_ms {
             // Without a place for it a retry waits for a report.
-            Some(retry_ms) if working < self.0.requests_max && book.doubtful() < self.doubtful_max() => {
+            Some(retry_ms)
+                if working < self.0.requests_max && book.doubtful() < Places::of(self.0.requests_max).doubtful =>
+            {
                 flush.min(Duration::from_millis(retry_ms.saturating_sub(now).max(50)))
             }
             _ => flush,
         }
     }
 
-    fn doubtful_max(&self) -> usize {
-        (self.0.requests_max / 2).max(1)
-    }
-
     /// Gives free places to pushers for which something waits: what was noted first, then what a look at all finds,
-    /// then gateways that failed.
-    async fn start(&self, book: &mut Book, working: &mut JoinSet<Report>) -> store::Result<()> {
-        if self.0.noted.take_all() {
-            book.all_after = Some(None);
+    /// alternating with those that go on after a turn; then gateways that failed, then slow ones.
+    async fn start(&self, book: &mut Book, working: &mut JoinSet<Report>, worker: &Worker) -> store::Result<()> {
+        let again = book.look_again_at.take_if(|at| *at <= self.0.clock.instant());
+        let news = [self.0.noted.take_all(), again.map(|_| News::all())].into_iter().flatten().reduce(News::and);
+        if let Some(news) = news {
+            book.look_at_all(news);
         }
+        let places = Places::of(self.0.requests_max);
         while working.len() < self.0.requests_max {
-            if let Some(key) = book.due.pop_front() {
+            let later_first = mem::take(&mut book.later_first);
+            if let Some(key) = later_first.then(|| book.pick_later(false, places)).flatten() {
+                self.begin(book, working, key, None);
+            } else if let Some(key) = book.pick_due(false, places) {
+                book.later_first = true;
                 self.begin(book, working, key, None);
             } else if let Some((user, news)) = self.0.noted.take() {
-                self.look_at(book, user, news).await?;
-            } else if book.all_after.is_some() {
-                self.look_at_all(book).await?;
-            } else if !self.retry(book, working).await? {
+                self.look_at(book, user, news, worker).await;
+            } else if book.all.is_some() {
+                self.look_at_all(book, worker).await?;
+            } else if let Some(key) = book.pick_later(false, places) {
+                self.begin(book, working, key, None);
+            } else if self.retry(book, working).await? {
+            } else if let Some(key) = book.pick_due(true, places).or_else(|| book.pick_later(true, places)) {
+                self.begin(book, working, key, None);
+            } else {
                 return Ok(());
             }
         }
@@ -307,49 +379,50 @@ impl Pushes {
     }
 
     fn begin(&self, book: &mut Book, working: &mut JoinSet<Report>, key: Key, retry_ms: Option<u64>) {
+        let active = book.active.get(&key);
+        let (known, slow) = (active.map(|active| active.status), active.is_some_and(|active| active.slow));
         if let Some(busy) = book.busy.get_mut(&key) {
             busy.again = true;
             return;
         }
-        book.busy.insert(key, Busy { again: false, retry_ms });
-        let (pushes, known) = (self.clone(), book.active.get(&key).map(|active| active.status));
-        let silent: Vec<String> = match retry_ms {
+        book.busy.insert(key, Busy { again: false, retry_ms, slow });
+        let pushes = self.clone();
+        let resting = match retry_ms {
             // It is its turn to be tried.
             Some(_) => Vec::new(),
-            None => book.silent_hosts(self.0.clock.now_ms()),
+            None => book.resting_hosts(self.0.clock.now_ms()),
         };
         let telling = async move {
-            let told = base::caught_in(Box::pin(async move { pushes.tell(key, known, silent).await })).await;
+            let told = base::caught_in(Box::pin(async move { pushes.tell(key, known, resting).await })).await;
             told.unwrap_or_else(|panicked| {
                 let why = format!("a panic: {}", panicked.say());
-                Report { key, status: known.unwrap_or_default(), told: 0, more: false, end: End::NotNow(why) }
+                Report { end: End::NotNow(why), ..Report::begin(key, known) }
             })
         };
         working.spawn(telling);
     }
 
-    /// Notes which of a user's pushers something waits for.
-    async fn look_at(&self, book: &mut Book, user: UserNum, news: News) -> store::Result<()> {
+    /// Notes which of a user's pushers something waits for. A row that cannot be read is told of, and keeps nobody else
+    /// waiting.
+    async fn look_at(&self, book: &mut Book, user: UserNum, news: News, worker: &Worker) {
         let (now, active) = (self.0.clock.now_ms(), book.of_user(user));
-        let (found, statuses) = self.read(move |get| look(get, user, &news, &active, now)).await?;
-        if statuses.is_empty() {
-            self.0.noted.forget(user);
-        }
-        for (key, stored) in statuses {
-            // Set again meanwhile: from where the app says, and not as failing.
-            if let Some(active) = book.active.get_mut(&key)
-                && stored.reached > active.status.reached
-            {
-                active.status.reached = stored.reached;
+        match self.read(move |get| look(get, user, &news, &active, now)).await {
+            Ok(None) => self.0.noted.forget(user),
+            Ok(Some(found)) => found.into_iter().for_each(|key| book.find(key)),
+            Err(error) => {
+                tracing::error!(%error, "what is to be told to a user's push gateways cannot be read");
+                // Damage is there the next time, too.
+                if !matches!(error, store::Error::Corrupt { .. }) {
+                    book.look_again_at = Some(self.0.clock.instant() + FLUSH);
+                }
+                worker.failed(error);
             }
         }
-        book.due.extend(found);
-        Ok(())
     }
 
     /// The same for the next users of all.
-    async fn look_at_all(&self, book: &mut Book) -> store::Result<()> {
-        let Some(after) = book.all_after else { return Ok(()) };
+    async fn look_at_all(&self, book: &mut Book, worker: &Worker) -> store::Result<()> {
+        let Some((after, news)) = book.all.clone() else { return Ok(()) };
         let keys = self.read(move |get| {
             let mut keys = Vec::new();
             pusher::list(get, after, &mut |key| {
@@ -359,16 +432,13 @@ impl Pushes {
             Ok(keys)
         });
         let keys = keys.await?;
-        book.all_after = (keys.len() == LOOK_KEYS).then(|| keys.last().copied());
+        book.all = (keys.len() == LOOK_KEYS).then(|| (keys.last().copied(), news.clone()));
         let mut users: Vec<UserNum> = keys.iter().map(|key| key.user).collect();
         // A user's pushers stand together; one whose keys are in two reads is looked at twice.
         users.dedup();
+        users.iter().for_each(|user| self.0.noted.know(*user));
         for user in users {
-            self.0.noted.know(user);
-            // One user's damaged row keeps nobody else waiting.
-            if let Err(error) = self.look_at(book, user, News::all()).await {
-                tracing::error!(%error, "what is to be told to a user's push gateways cannot be read");
-            }
+            self.look_at(book, user, news.clone(), worker).await;
         }
         Ok(())
     }
@@ -376,7 +446,8 @@ impl Pushes {
     /// Begins with a gateway whose time has come; false when there is none, or no place.
     async fn retry(&self, book: &mut Book, working: &mut JoinSet<Report>) -> store::Result<bool> {
         let now = self.0.clock.now_ms();
-        if book.retry_ms.is_none_or(|at| at > now) || book.doubtful() >= self.doubtful_max() {
+        let places = Places::of(self.0.requests_max);
+        if book.retry_ms.is_none_or(|at| at > now) || book.doubtful() >= places.doubtful {
             return Ok(false);
         }
         let busy: Vec<Key> = book.busy.keys().copied().collect();
@@ -398,14 +469,16 @@ impl Pushes {
     }
 
     /// The task: tells one pusher's gateway of one notification after the other.
-    async fn tell(&self, key: Key, known: Option<Status>, silent: Vec<String>) -> Report {
-        let mut report = Report { key, status: known.unwrap_or_default(), told: 0, more: true, end: End::Well };
+    async fn tell(&self, key: Key, known: Option<Status>, resting: Vec<(String, u64)>) -> Report {
+        let mut report = Report::begin(key, known);
         let mut known = known;
+        // Its gateway did not take all of the next one.
+        let mut short = false;
         for _ in 0..TURN {
-            if self.is_stopped() {
+            if self.is_stopped() || report.slow == Some(true) {
                 break;
             }
-            let step = match self.step(key, known).await {
+            let step = match self.step(key, known, short).await {
                 Ok(step) => step,
                 Err(why) => {
                     report.end = End::NotNow(why);
@@ -414,93 +487,133 @@ impl Pushes {
             };
             let (body, after, pusher, route) = match step {
                 Step::Gone => {
-                    report.end = End::Gone { rejected: false };
+                    report.end = End::Gone;
                     return report;
                 }
-                Step::Nothing(status) => {
+                Step::Nothing { status, moved } => {
                     report.status = status;
+                    report.moved |= moved;
                     report.more = false;
                     return report;
+                }
+                Step::Skipped(status) => {
+                    report.moves_to(status);
+                    known = Some(status);
+                    continue;
                 }
                 Step::Tell { body, before, after, pusher, route } => {
                     report.status = before;
                     (body, after, pusher, route)
                 }
             };
-            if let Some(host) = host(&pusher, route).filter(|host| silent.contains(host)) {
-                report.end = End::Failed { why: format!("{host} gives no sign"), silent: None };
+            let host = host(&pusher, route).unwrap_or_default();
+            if let Some((_, until_ms)) = resting.iter().find(|(resting, _)| *resting == host) {
+                report.end = End::Rests { until_ms: *until_ms };
                 return report;
             }
-            match self.ask(&pusher, route, body).await {
-                Ok(Sent::Taken) => {
-                    report.status = after;
-                    report.told += 1;
-                    known = Some(after);
+            let (set_ms, near) = (pusher.set_ms, route.is_near());
+            let begun = self.0.clock.instant();
+            let sent = self.ask(&pusher, route, body).await;
+            report.slow = Some(self.0.clock.instant().saturating_sub(begun) > SLOW);
+            let skipped = match sent {
+                Ok(Sent::Taken) => false,
+                Ok(Sent::Unfit { .. }) if !short => {
+                    short = true;
+                    continue;
+                }
+                // All that come after it would wait for this one.
+                Ok(Sent::Unfit { status }) => {
+                    tracing::debug!("{host} takes a notification neither whole nor short: status {status}");
+                    true
                 }
                 Ok(Sent::Rejected) => {
-                    report.end = End::Gone { rejected: true };
+                    report.end = End::Rejected { set_ms };
+                    return report;
+                }
+                Ok(Sent::Failed { status, wait_ms }) => {
+                    let why = format!("{host} answers something unusable: status {status}");
+                    // The path of an endpoint is anybody's choice, and so may be what it answers.
+                    let rests = (wait_ms > 0 && matches!(route, Route::Gateway { .. })).then_some((host, wait_ms));
+                    report.end = End::Failed { why, wait_ms, rests, near };
+                    return report;
+                }
+                Err(WebFailed::Refused(refused)) => {
+                    report.end = End::NotNow(refused.to_string());
                     return report;
                 }
                 Err(failed) => {
-                    let host = host(&pusher, route).unwrap_or_default();
-                    report.end = match failed {
-                        WebFailed::Refused(refused) => End::NotNow(refused.to_string()),
-                        failed => {
-                            let silent = failed.is_silence().then(|| host.clone());
-                            let hint = match failed {
-                                WebFailed::Forbidden(_) => "; [push] private_urls in the settings can allow it",
-                                _ => "",
-                            };
-                            End::Failed { why: format!("{host} {failed}{hint}"), silent }
-                        }
+                    let is_silent = matches!(failed, WebFailed::Unreachable { silent: true, .. });
+                    let hint = match failed {
+                        WebFailed::Forbidden(_) => "; [push] private_urls in the settings can allow it",
+                        _ => "",
                     };
+                    let why = format!("{host} {failed}{hint}");
+                    report.end = End::Failed { why, wait_ms: 0, rests: is_silent.then_some((host, SILENT_MS)), near };
                     return report;
                 }
-            }
+            };
+            report.told += u64::from(!skipped);
+            report.moves_to(after);
+            (known, short) = (Some(after), false);
         }
         report
     }
 
     /// What to tell next, with the memory that finding it takes.
-    async fn step(&self, key: Key, known: Option<Status>) -> Result<Step, String> {
+    async fn step(&self, key: Key, known: Option<Status>, short: bool) -> Result<Step, String> {
         let grant = self.0.account.take(STEP_BYTES).await.map_err(|refused| refused.to_string())?;
         let pushes = self.clone();
-        let step = self.read(move |get| pushes.find_step(get, key, known)).await.map_err(|error| error.to_string())?;
+        let step =
+            self.read(move |get| pushes.find_step(get, key, known, short)).await.map_err(|error| error.to_string())?;
         // The request charges the body itself from here on.
         drop(grant);
         Ok(step)
     }
 
-    fn find_step(&self, get: &Read, key: Key, known: Option<Status>) -> store::Result<Step> {
+    fn find_step(&self, get: &Read, key: Key, known: Option<Status>, short: bool) -> store::Result<Step> {
         let Some(pusher) = pusher::get(get, &key)?.filter(|pusher| pusher.enabled) else { return Ok(Step::Gone) };
-        let mut status = match known {
-            Some(known) => known,
-            None => pusher::status(get, &key)?.unwrap_or_default(),
-        };
+        let stored = pusher::status(get, &key)?.unwrap_or_default();
+        // Set again meanwhile, it is told from where the app says.
+        let known = known.map(|known| Status { reached: known.reached.max(stored.reached), ..known });
+        let status = known.unwrap_or(stored);
         let route = self.route(&pusher);
-        for _ in 0..SKIPS_MAX {
-            let found = waiting::find(get, key.user, status.reached)?;
-            let badge = (!pusher.without_badge).then_some(found.badge);
-            let after = |reached: Position| Status { badge, ..Status::begin(reached) };
-            let Some(first) = found.first else {
-                let told = status.badge;
-                return Ok(match badge.filter(|badge| told.is_some_and(|told| told != *badge)) {
-                    Some(badge) => {
-                        let body = body(None, Some(badge), &pusher, route);
-                        let after = after(status.reached);
-                        Step::Tell { body, before: status, after, pusher: Box::new(pusher), route }
-                    }
-                    None => nothing(status),
-                });
-            };
-            if let Some(notice) = self.0.notices.notice(get, key.user, first)? {
-                let body = body(Some(&notice), badge, &pusher, route);
-                let after = after(first.at);
-                return Ok(Step::Tell { body, before: status, after, pusher: Box::new(pusher), route });
+        let found = waiting::find(get, key.user, status.reached, SKIPS_MAX)?;
+        let badge = (!pusher.without_badge).then_some(found.badge);
+        let tell = |notice: Option<&Notice>, before: Status, after: Position| {
+            let body = body(notice, badge, &pusher, route, short);
+            (body, before, Status { badge, ..Status::begin(after) })
+        };
+        let mut told = None;
+        let mut before = status;
+        for waiting in &found.oldest {
+            match self.0.notices.notice(get, key.user, *waiting) {
+                Ok(Some(notice)) => {
+                    told = Some(tell(Some(&notice), before, waiting.at));
+                    break;
+                }
+                Ok(None) => {}
+                // One event that is damaged for good does not keep back all that come after it.
+                Err(error @ store::Error::Corrupt { .. }) => {
+                    tracing::error!(%error, "a notification cannot be read and is left out");
+                }
+                Err(error) => return Err(error),
             }
-            status.reached = first.at;
+            before.reached = waiting.at;
         }
-        Ok(nothing(status))
+        let is_other_badge = badge.is_some_and(|badge| status.badge.is_some_and(|told| told != badge));
+        let told = match told {
+            None if found.oldest.len() == SKIPS_MAX => return Ok(Step::Skipped(before)),
+            None if is_other_badge => Some(tell(None, before, before.reached)),
+            told => told,
+        };
+        Ok(match told {
+            Some((body, before, after)) => Step::Tell { body, before, after, pusher: Box::new(pusher), route },
+            // Nothing waits for the gateway, so it does not fail.
+            None => Step::Nothing {
+                status: Status { badge: before.badge, ..Status::begin(before.reached) },
+                moved: before.reached != status.reached,
+            },
+        })
     }
 
     fn route(&self, pusher: &Pusher) -> Route {
@@ -521,74 +634,95 @@ impl Pushes {
         let request = WebRequest { method: Method::POST, url: pusher.url.clone(), headers, body: Bytes::from(body) };
         let limits = WebLimits {
             time: TIME_MAX,
-            body_bytes_max: ANSWER_BYTES_MAX,
+            body_bytes_max: u64::MAX,
             redirects_max: 0,
             plain: Plain::WhereGiven,
             allow_private: near,
             ..WebLimits::default()
         };
         let answer = web.ask(request, limits).await?;
-        if !(200..300).contains(&answer.status) {
-            return Err(WebFailed::BadAnswer(format!("status {}", answer.status)));
+        let sent = Sent::of(&answer);
+        if sent != Sent::Taken {
+            return Ok(sent);
         }
-        let (text, _grant) = answer.read().await?;
-        Ok(if rejects(&text, &pusher.pushkey) { Sent::Rejected } else { Sent::Taken })
+        // It took the notification, so one whose answer cannot be read is not told of it again.
+        Ok(match answer.at_most(ANSWER_BYTES_MAX).read().await {
+            Ok((text, _grant)) if rejects(&text, &pusher.pushkey) => Sent::Rejected,
+            _ => Sent::Taken,
+        })
     }
 
     async fn record(&self, book: &mut Book, report: Report, worker: &Worker) {
-        let Report { key, mut status, told, more, end } = report;
+        let Report { key, mut status, told, moved, more, slow, end } = report;
         let busy = book.busy.remove(&key).unwrap_or_default();
         worker.done(told);
         let now = self.0.clock.now_ms();
+        let again_at = self.0.clock.instant() + FLUSH;
+        let before = book.active.remove(&key);
         match end {
             End::Well => {
-                book.active.insert(key, Active { status, unsaved: told > 0 });
+                let slow = slow.unwrap_or(before.is_some_and(|before| before.slow));
+                let unsaved = moved || before.is_some_and(|before| before.unsaved);
+                book.active.insert(key, Active { status, unsaved, slow });
                 if busy.retry_ms.is_some() {
                     // The row that says when to try again goes.
                     self.save(book, vec![(key, status)], worker).await;
                 }
                 if more || busy.again {
-                    book.due.push_back(key);
+                    book.go_on_later(key, again_at);
                 }
             }
-            End::Gone { rejected } => {
-                book.active.remove(&key);
-                if let Some(at) = busy.retry_ms.filter(|_| !rejected) {
+            End::Gone => {
+                if let Some(at) = busy.retry_ms {
                     let ended = self.0.store.write(move |w| pusher::end_retry(w, &key, at)).await;
                     ended.err().into_iter().for_each(|error| worker.failed(error));
                 }
-                if rejected {
-                    tracing::info!("a push gateway knows a pushkey no more; the pusher is removed");
-                    let removed = self.0.store.write(move |w| pusher::remove(w, &key)).await;
-                    removed.err().into_iter().for_each(|error| worker.failed(error));
+                if busy.again {
+                    book.go_on_later(key, again_at);
+                }
+            }
+            End::Rejected { set_ms } => {
+                // One that was set again meanwhile may have another gateway.
+                let job = move |w: &mut Write<'_>| {
+                    let same = pusher::get(w, &key)?.is_some_and(|pusher| pusher.set_ms == set_ms);
+                    if same {
+                        pusher::remove(w, &key)?;
+                    }
+                    Ok::<_, store::Error>(same)
+                };
+                match self.0.store.write(job).await {
+                    Ok((true, _)) => tracing::info!("a push gateway knows a pushkey no more; the pusher is removed"),
+                    Ok((false, _)) => book.go_on_later(key, again_at),
+                    Err(error) => {
+                        worker.failed(error);
+                        self.put_off(book, key, status, now + NOT_NOW_MS, worker).await;
+                    }
                 }
             }
             End::NotNow(why) => {
                 tracing::debug!("a notification waits: {why}");
                 worker.failed(&why);
-                book.active.remove(&key);
                 self.put_off(book, key, status, now + NOT_NOW_MS, worker).await;
             }
-            End::Failed { why, silent } => {
+            End::Rests { until_ms } => self.put_off(book, key, status, until_ms, worker).await,
+            End::Failed { why, wait_ms, rests, near } => {
                 tracing::debug!("a notification is not taken: {why}");
                 worker.failed(&why);
-                let offline = self.0.remote.backoff().is_offline();
-                if let Some(host) = silent.filter(|_| !offline) {
-                    book.note_silent(host, now);
-                }
-                book.active.remove(&key);
-                if offline {
+                // A gateway in the home network needs no Internet.
+                if !near && self.0.remote.backoff().is_offline() {
                     return self.put_off(book, key, status, now + OFFLINE_MS, worker).await;
                 }
-                let retry_ms = self.fail(&mut status, now).await;
-                book.retry_ms = [book.retry_ms, Some(retry_ms)].into_iter().flatten().min();
+                if let Some((host, rest_ms)) = rests {
+                    book.note_resting(host, now + rest_ms.min(RESTING_MS_MAX));
+                }
+                self.fail(&mut status, now, wait_ms).await;
                 self.save(book, vec![(key, status)], worker).await;
             }
         }
     }
 
-    /// Notes a failure in a pusher's status; answers when it is tried again.
-    async fn fail(&self, status: &mut Status, now: u64) -> u64 {
+    /// Notes a failure in a pusher's status, and when it is tried again. `wait_ms`: not earlier than after that.
+    async fn fail(&self, status: &mut Status, now: u64, wait_ms: u64) {
         status.failures = status.failures.saturating_add(1);
         if status.failures == 1 {
             status.failing_since_ms = now;
@@ -599,8 +733,7 @@ impl Pushes {
             status.reached = status.reached.max(position);
         }
         let pause = PAUSE_MS_MIN << (status.failures - 1).min(20);
-        status.retry_ms = now + pause.min(PAUSE_MS_MAX);
-        status.retry_ms
+        status.retry_ms = now + pause.min(PAUSE_MS_MAX).max(wait_ms);
     }
 
     /// Tries a pusher again later, without holding anything against its gateway. `status`: from its turn, where that
@@ -611,7 +744,6 @@ impl Pushes {
             false => Some(status),
         };
         let Some(stored) = stored else { return };
-        book.retry_ms = [book.retry_ms, Some(retry_ms)].into_iter().flatten().min();
         self.save(book, vec![(key, Status { retry_ms, ..stored })], worker).await;
     }
 
@@ -634,22 +766,35 @@ impl Pushes {
         let job = move |w: &mut Write<'_>| {
             for (key, status) in &rows {
                 if pusher::is_there(w, key)? {
-                    pusher::put_status(w, key, status)?;
+                    // Where it begins anew it is set to further on.
+                    let stored = pusher::status(w, key)?.unwrap_or_default();
+                    pusher::put_status(w, key, &Status { reached: status.reached.max(stored.reached), ..*status })?;
                 }
             }
             Ok::<_, store::Error>(())
         };
-        if let Err(error) = self.0.store.write(job).await {
-            // Another attempt comes with the next flush. Until then the gateway may be told of it again, and those that
-            // fail are left alone, since no row says so.
-            worker.failed(error);
-            book.retry_ms = Some(self.0.clock.now_ms() + FLUSH.as_millis() as u64);
-            return;
-        }
+        let failed = self.0.store.write(job).await.err();
         for (key, status) in kept {
-            if let Some(active) = book.active.get_mut(&key).filter(|active| active.status == status) {
-                active.unsaved = false;
+            match book.active.get_mut(&key) {
+                // Another attempt comes with the next flush. Until then the gateway may be told of it again.
+                None if failed.is_some() => {
+                    book.active.insert(key, Active { status, unsaved: true, slow: false });
+                }
+                // That one is told by its row when to go on.
+                Some(active) if failed.is_none() && active.status == status && status.retry_ms > 0 => {
+                    book.active.remove(&key);
+                }
+                Some(active) if active.status == status => active.unsaved = failed.is_some(),
+                _ => {}
             }
+            if status.retry_ms > 0 {
+                book.retry_ms = Some(book.retry_ms.map_or(status.retry_ms, |other| other.min(status.retry_ms)));
+            }
+        }
+        if let Some(error) = failed {
+            worker.failed(error);
+            // Those that fail are left alone meanwhile, since no row says so.
+            book.retry_ms = Some(self.0.clock.now_ms() + FLUSH.as_millis() as u64);
         }
     }
 
@@ -664,7 +809,7 @@ impl Pushes {
 
 impl Book {
     fn doubtful(&self) -> usize {
-        self.busy.values().filter(|busy| busy.retry_ms.is_some()).count()
+        self.busy.values().filter(|busy| busy.is_doubtful()).count()
     }
 
     /// What memory knows of a user's pushers.
@@ -673,78 +818,161 @@ impl Book {
         of_user.map(|(key, active)| (*key, active.status)).collect()
     }
 
-    fn note_silent(&mut self, host: String, now: u64) {
-        self.silent.retain(|(other, _)| *other != host);
-        if self.silent.len() == SILENT_HOSTS_MAX {
-            self.silent.pop_front();
+    fn note_resting(&mut self, host: String, until_ms: u64) {
+        self.resting.retain(|(other, _)| *other != host);
+        if self.resting.len() == RESTING_HOSTS_MAX {
+            self.resting.pop_front();
         }
-        self.silent.push_back((host, now + SILENT_MS));
+        self.resting.push_back((host, until_ms));
     }
 
-    fn silent_hosts(&mut self, now: u64) -> Vec<String> {
-        self.silent.retain(|(_, until)| *until > now);
-        self.silent.iter().map(|(host, _)| host.clone()).collect()
+    fn resting_hosts(&mut self, now: u64) -> Vec<(String, u64)> {
+        self.resting.retain(|(_, until)| *until > now);
+        self.resting.iter().cloned().collect()
+    }
+
+    fn is_slow(&self, key: &Key) -> bool {
+        self.active.get(key).is_some_and(|active| active.slow)
+    }
+
+    /// Begins a look at all pushers, or begins it again.
+    fn look_at_all(&mut self, news: News) {
+        let before = self.all.take().map(|(_, news)| news).unwrap_or_default();
+        self.all = Some((None, before.and(news)));
+    }
+
+    /// Something waits for a pusher.
+    fn find(&mut self, key: Key) {
+        if !self.due.contains(&key) && !self.later.contains(&key) {
+            self.due.push_back(key);
+        }
+    }
+
+    /// A pusher had a turn, and there may be more. `again_at`: when it is looked for if there is no place for it.
+    fn go_on_later(&mut self, key: Key, again_at: Duration) {
+        match self.later.len() < LATER_MAX {
+            true if self.due.contains(&key) => {}
+            true => self.later.push_back(key),
+            false => self.look_again_at = Some(again_at),
+        }
+    }
+
+    fn pick_due(&mut self, slow: bool, places: Places) -> Option<Key> {
+        let at = self.due.iter().position(|key| self.has_place(key, slow, places))?;
+        self.due.remove(at)
+    }
+
+    fn pick_later(&mut self, slow: bool, places: Places) -> Option<Key> {
+        let at = self.later.iter().position(|key| self.has_place(key, slow, places))?;
+        self.later.remove(at)
+    }
+
+    /// Whether there is a place for a pusher, if it is a slow one or none, as asked. One that has a place needs none.
+    fn has_place(&self, key: &Key, slow: bool, places: Places) -> bool {
+        if self.busy.contains_key(key) {
+            return true;
+        }
+        match self.is_slow(key) {
+            true => slow && self.doubtful() < places.doubtful,
+            false => {
+                self.busy.iter().filter(|(one, busy)| one.user == key.user && !busy.is_doubtful()).count() < places.user
+            }
+        }
     }
 }
 
-/// The pushers of a user for which something waits, and what the store says of all that are on.
-#[allow(clippy::type_complexity)] // keys, and keys with their statuses
+/// How many requests may run at once.
+#[derive(Clone, Copy)]
+struct Places {
+    /// For one user's gateways that are well, so that a few people's phones keep nobody else's waiting.
+    user: usize,
+    /// For gateways that failed, and for slow ones.
+    doubtful: usize,
+}
+
+impl Places {
+    fn of(requests_max: usize) -> Places {
+        Places { user: (requests_max / 4).max(1), doubtful: (requests_max / 2).max(1) }
+    }
+}
+
+impl Report {
+    fn begin(key: Key, known: Option<Status>) -> Report {
+        let status = known.unwrap_or_default();
+        Report { key, status, told: 0, moved: false, more: true, slow: None, end: End::Well }
+    }
+
+    fn moves_to(&mut self, status: Status) {
+        self.status = status;
+        self.moved = true;
+    }
+}
+
+impl Route {
+    fn is_near(self) -> bool {
+        let (Route::Gateway { near } | Route::Endpoint { near }) = self;
+        near
+    }
+}
+
+/// The pushers of a user for which something waits; none when the user has no pushers.
 fn look(
     get: &impl Get,
     user: UserNum,
     news: &News,
     active: &HashMap<Key, Status>,
     now: u64,
-) -> store::Result<(Vec<Key>, Vec<(Key, Status)>)> {
+) -> store::Result<Option<Vec<Key>>> {
     let mut pushers = Vec::new();
     pusher::each(get, user, &mut |key, pusher| {
         pushers.push((key, pusher.enabled, pusher.without_badge));
         Ok(ControlFlow::Continue(()))
     })?;
-    let (mut due, mut statuses) = (Vec::new(), Vec::new());
-    // One walk for all pushers of a user, from the one that is furthest behind.
-    let mut badge = None;
+    if pushers.is_empty() {
+        return Ok(None);
+    }
+    let mut awake = Vec::new();
     for (key, enabled, without_badge) in pushers {
         let stored = pusher::status(get, &key)?.unwrap_or_default();
-        statuses.push((key, stored));
         let status = match active.get(&key) {
             Some(active) if stored.retry_ms == 0 => Status { reached: active.reached.max(stored.reached), ..*active },
             _ => stored,
         };
-        if !enabled || stored.retry_ms > now {
-            continue;
+        if enabled && status.retry_ms <= now {
+            awake.push((key, status, without_badge));
         }
-        let waits = match news.anywhere || news.pushers {
-            true => waiting::find(get, user, status.reached)?.first.is_some(),
-            false => waiting::is_any_in(get, user, &news.rooms, status.reached)?,
+    }
+    // One walk for all pushers of a user.
+    let mut found = None;
+    let mut walk = || -> store::Result<(Option<Position>, u64)> {
+        if found.is_none() {
+            let all = waiting::find(get, user, Position(0), 0)?;
+            found = Some((all.newest, all.badge));
+        }
+        Ok(found.unwrap_or_default())
+    };
+    let newest = match news.anywhere || news.pushers {
+        _ if awake.is_empty() => None,
+        true => walk()?.0,
+        false => waiting::newest_in(get, user, &news.rooms)?,
+    };
+    let mut due = Vec::new();
+    for (key, status, without_badge) in awake {
+        let is_waiting = newest > Some(status.reached);
+        let is_other_badge = match status.badge {
+            Some(told) if !is_waiting && news.read && !without_badge => walk()?.1 != told,
+            _ => false,
         };
-        let mut is_other = || -> store::Result<bool> {
-            let told = match status.badge {
-                Some(told) if news.read && !without_badge => told,
-                _ => return Ok(false),
-            };
-            let now = match badge {
-                Some(badge) => badge,
-                None => waiting::find(get, user, status.reached)?.badge,
-            };
-            badge = Some(now);
-            Ok(now != told)
-        };
-        if waits || is_other()? {
+        if is_waiting || is_other_badge {
             due.push(key);
         }
     }
-    Ok((due, statuses))
+    Ok(Some(due))
 }
 
-/// Nothing waits for the gateway, so it does not fail.
-fn nothing(status: Status) -> Step {
-    Step::Nothing(Status { badge: status.badge, ..Status::begin(status.reached) })
-}
-
-fn body(notice: Option<&Notice>, badge: Option<u64>, pusher: &Pusher, route: Route) -> Vec<u8> {
-    let device =
-        Device { app_id: &pusher.app_id, pushkey: &pusher.pushkey, set_ms: pusher.set_ms, data: pusher.data.get() };
+fn body(notice: Option<&Notice>, badge: Option<u64>, pusher: &Pusher, route: Route, short: bool) -> Vec<u8> {
+    let (app_id, pushkey, data) = (&*pusher.app_id, &*pusher.pushkey, pusher.data.get());
+    let device = Device { app_id, pushkey, set_ms: pusher.set_ms, data, short };
     match (route, notice) {
         (Route::Endpoint { .. }, notice) => notice::endpoint_body(notice, badge, &device),
         (Route::Gateway { .. }, Some(notice)) => notice::body(notice, badge, &device),

@@ -1,10 +1,10 @@
 //! What commits changed for users with pushers, noted until the worker looks.
 //!
-//! Bounds: [`USERS_MAX`] users with [`ROOMS_MAX`] rooms each; beyond that everybody is looked at. The set of users with
+//! Bounds: [`USERS_MAX`] users with [`ROOMS_MAX`] rooms each; beyond that everybody is looked at, in as many rooms. The set of users with
 //! pushers has an entry of 8 bytes for each and [`KNOWN_MAX`] entries; with more, every user counts as having some.
 
 use std::collections::{BTreeMap, HashSet};
-use std::mem;
+use std::ops::Bound;
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -36,13 +36,36 @@ impl News {
     pub fn all() -> News {
         News { anywhere: true, read: true, ..News::default() }
     }
+
+    fn add(&mut self, push: Push, room: Option<RoomNum>) {
+        match (push, room) {
+            (Push::Pushers, _) => self.pushers = true,
+            (Push::Read, _) => self.read = true,
+            (_, Some(room)) if self.rooms.contains(&room) => {}
+            (_, Some(room)) if self.rooms.len() < ROOMS_MAX => self.rooms.push(room),
+            _ => self.anywhere = true,
+        }
+    }
+
+    /// Both together.
+    pub fn and(mut self, other: News) -> News {
+        for room in other.rooms {
+            self.add(Push::Notified, Some(room));
+        }
+        self.anywhere |= other.anywhere;
+        self.read |= other.read;
+        self.pushers |= other.pushers;
+        self
+    }
 }
 
 #[derive(Default)]
 struct Inner {
     news: BTreeMap<UserNum, News>,
-    /// More changed than is noted.
-    all: bool,
+    /// The user who was taken last.
+    last: UserNum,
+    /// What changed for users who found no place there.
+    all: Option<News>,
     /// Users with pushers, and perhaps some who had one.
     known: HashSet<UserNum>,
     /// Not all of them had a place in `known`.
@@ -74,14 +97,18 @@ impl Noted {
         !self.inner.lock().known.is_empty()
     }
 
-    /// Whether more changed than was noted; said once.
-    pub fn take_all(&self) -> bool {
-        mem::take(&mut self.inner.lock().all)
+    /// What changed for anybody beyond what is noted by user; said once.
+    pub fn take_all(&self) -> Option<News> {
+        self.inner.lock().all.take()
     }
 
-    /// The next user for whom something changed.
+    /// The next user for whom something changed, one after the other.
     pub fn take(&self) -> Option<(UserNum, News)> {
-        self.inner.lock().news.pop_first()
+        let mut inner = self.inner.lock();
+        let behind = inner.news.range((Bound::Excluded(inner.last), Bound::Unbounded)).next().map(|(user, _)| *user);
+        let user = behind.or_else(|| inner.news.keys().next().copied())?;
+        inner.last = user;
+        inner.news.remove_entry(&user)
     }
 
     /// Resolves when something was noted since the last call. For one waiter.
@@ -109,17 +136,10 @@ impl Inner {
             }
             noted = true;
             if self.news.len() >= USERS_MAX && !self.news.contains_key(user) {
-                self.all = true;
+                self.all.get_or_insert_default().add(change.push, change.room);
                 continue;
             }
-            let news = self.news.entry(*user).or_default();
-            match (change.push, change.room) {
-                (Push::Pushers, _) => news.pushers = true,
-                (Push::Read, _) => news.read = true,
-                (_, Some(room)) if news.rooms.contains(&room) => {}
-                (_, Some(room)) if news.rooms.len() < ROOMS_MAX => news.rooms.push(room),
-                _ => news.anywhere = true,
-            }
+            self.news.entry(*user).or_default().add(change.push, change.room);
         }
         noted
     }
@@ -140,7 +160,7 @@ impl Follower for Noted {
     }
 
     fn lost(&self, _: Position) {
-        self.inner.lock().all = true;
+        self.inner.lock().all = Some(News::all());
         self.notify.notify_one();
     }
 }
@@ -181,14 +201,18 @@ mod tests {
             noted.know(UserNum(user));
             commit(&noted, &change(Push::Notified, &[user], Some(1)));
         }
-        assert!(noted.take_all() && !noted.take_all());
+        let all = News { rooms: vec![RoomNum(1)], ..News::default() };
+        assert_eq!((noted.take_all(), noted.take_all()), (Some(all), None), "of the rooms that it is about");
         for room in 0..ROOMS_MAX as u32 + 1 {
             commit(&noted, &change(Push::Notified, &[1], Some(room)));
         }
-        let (_, news) = noted.take().unwrap();
-        assert!(news.anywhere && news.rooms.len() == ROOMS_MAX);
+        let (user, news) = noted.take().unwrap();
+        assert!(user == UserNum(1) && news.anywhere && news.rooms.len() == ROOMS_MAX);
+        // Nobody waits for those with lower numbers, whatever they do.
+        commit(&noted, &change(Push::Notified, &[1], Some(1)));
+        assert_eq!(noted.take().unwrap().0, UserNum(2));
         noted.lost(Position(1));
-        assert!(noted.take_all());
+        assert_eq!(noted.take_all(), Some(News::all()));
     }
 
     #[test]

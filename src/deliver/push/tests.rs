@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::sync::Mutex;
+use std::sync::atomic::AtomicUsize;
 
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
@@ -26,7 +27,16 @@ struct Gateway {
     origin: String,
     told: Arc<Mutex<Vec<Value>>>,
     status: Arc<Mutex<u16>>,
+    /// In its next answer.
     rejected: Arc<Mutex<Vec<String>>>,
+    /// Bytes behind its answer.
+    padding: Arc<AtomicUsize>,
+    /// It takes no longer ones.
+    bytes_max: Arc<AtomicUsize>,
+    retry_after: Arc<Mutex<Option<u64>>>,
+    /// It answers nobody yet, and so many wait for it.
+    holds: Arc<AtomicBool>,
+    asking: Arc<AtomicUsize>,
 }
 
 impl Gateway {
@@ -37,6 +47,11 @@ impl Gateway {
             told: Arc::default(),
             status: Arc::new(Mutex::new(200)),
             rejected: Arc::default(),
+            padding: Arc::default(),
+            bytes_max: Arc::new(AtomicUsize::new(usize::MAX)),
+            retry_after: Arc::default(),
+            holds: Arc::default(),
+            asking: Arc::default(),
         };
         let this = gateway.clone();
         tokio::spawn(async move {
@@ -46,14 +61,27 @@ impl Gateway {
                     let this = this.clone();
                     async move {
                         let body = request.into_body().collect().await.unwrap().to_bytes();
-                        let status = *this.status.lock().unwrap();
+                        this.asking.fetch_add(1, Ordering::SeqCst);
+                        while this.holds.load(Ordering::SeqCst) {
+                            tokio::time::sleep(Duration::from_millis(2)).await;
+                        }
+                        this.asking.fetch_sub(1, Ordering::SeqCst);
+                        let status = match body.len() > this.bytes_max.load(Ordering::SeqCst) {
+                            true => 413,
+                            false => *this.status.lock().unwrap(),
+                        };
                         if status == 200 {
                             let told: Value = serde_json::from_slice(&body).unwrap();
                             this.told.lock().unwrap().push(told["notification"].clone());
                         }
-                        let answer = json!({ "rejected": *this.rejected.lock().unwrap() }).to_string();
-                        let answer = http::Response::builder().status(status).body(Full::new(Bytes::from(answer)));
-                        Ok::<_, Infallible>(answer.unwrap())
+                        let mut text =
+                            json!({ "rejected": mem::take(&mut *this.rejected.lock().unwrap()) }).to_string();
+                        text.push_str(&" ".repeat(this.padding.load(Ordering::SeqCst)));
+                        let mut answer = http::Response::builder().status(status);
+                        if let Some(seconds) = *this.retry_after.lock().unwrap() {
+                            answer = answer.header("retry-after", seconds);
+                        }
+                        Ok::<_, Infallible>(answer.body(Full::new(Bytes::from(text))).unwrap())
                     }
                 });
                 tokio::spawn(
@@ -161,6 +189,14 @@ impl Lab {
     async fn read(&self, event: &ruma::EventId) {
         let marker = Marker { kind: "m.read".into(), event_id: event.to_owned(), thread: None };
         self.house.rooms.set_receipt(&self.ben, &self.room, marker).await.unwrap();
+    }
+
+    /// Somebody else in the room, with a pusher.
+    async fn joined(&self, name: &str, gateway: &Gateway) -> OwnedUserId {
+        let user = self.house.user(name).await;
+        self.house.join(&user, &self.room).await.unwrap();
+        self.set(&user, &gateway.url(), name, |_| {}).await;
+        user
     }
 
     /// Rows of all tables about pushers.
@@ -318,6 +354,13 @@ async fn an_endpoint_is_asked_itself_where_the_gateway_is_our_own() {
     until(|| endpoint.bodies() == ["hello"]).await;
     assert!(endpoint.told()[0].get("devices").is_none());
     until(|| lab.rows() == 3).await;
+    // A failure is one, however long the page about it.
+    endpoint.padding.store(5_000, Ordering::SeqCst);
+    endpoint.answers(502);
+    lab.say("again").await;
+    until(|| lab.rows() == 4).await;
+    endpoint.answers(200);
+    in_time(&lab, || endpoint.bodies() == ["hello", "again"]).await;
     endpoint.answers(410);
     lab.say("gone").await;
     until(|| lab.rows() == 0).await;
@@ -346,7 +389,7 @@ async fn invites_ring_here_and_from_elsewhere() {
     let stripped = json!([
         { "type": "m.room.name", "state_key": "", "sender": "@cleo:other.example", "content": { "name": "Garden" } },
         { "type": "m.room.member", "state_key": lab.ben, "sender": "@cleo:other.example",
-          "content": { "membership": "invite" }, "origin_server_ts": 5 },
+          "content": { "membership": "invite" }, "origin_server_ts": 5, "event_id": "$there" },
     ]);
     lab.house.invited_outside(&lab.ben, &outside, stripped).await;
     until(|| gateway.told().len() == 2).await;
@@ -355,8 +398,176 @@ async fn invites_ring_here_and_from_elsewhere() {
         assert_eq!((&told["type"], &told["membership"]), (&json!("m.room.member"), &json!("invite")));
         assert_eq!((&told["user_is_target"], &told["prio"]), (&json!(true), &json!("high")));
     }
-    assert_eq!((&told[0]["event_id"].is_string(), &told[1]["room_name"]), (&true, &json!("Garden")));
+    // Apps ring for nothing without an event's id.
+    assert_eq!((&told[0]["event_id"].is_string(), &told[1]["event_id"]), (&true, &json!("$there")));
+    assert_eq!(told[1]["room_name"], "Garden");
     assert_eq!(gateway.badges(), [1, 2]);
+}
+
+/// A user's own gateways, however slow they are, keep nobody else's phone waiting.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn slow_gateways_of_one_user_leave_places_to_others() {
+    let (slow, quick) = (Gateway::start().await, Gateway::start().await);
+    let lab = Lab::new(&[&slow, &quick]).await;
+    for phone in ["a", "b", "c", "d", "e"] {
+        lab.set(&lab.ben, &slow.url(), phone, |_| {}).await;
+    }
+    lab.joined("cleo", &quick).await;
+    slow.holds.store(true, Ordering::SeqCst);
+    for text in ["0", "1", "2"] {
+        lab.say(text).await;
+    }
+    until(|| quick.bodies() == ["0", "1", "2"]).await;
+    assert_eq!(slow.asking.load(Ordering::SeqCst), 1);
+    slow.holds.store(false, Ordering::SeqCst);
+    until(|| slow.bodies().len() == 15).await;
+}
+
+/// Nor do those of many users, once it is known that they are slow.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn slow_gateways_have_half_of_the_places() {
+    let (slow, quick) = (Gateway::start().await, Gateway::start().await);
+    let lab = Lab::new(&[&slow, &quick]).await;
+    for name in ["dora", "emil", "finn", "gero"] {
+        lab.joined(name, &slow).await;
+    }
+    slow.holds.store(true, Ordering::SeqCst);
+    lab.say("0").await;
+    until(|| slow.asking.load(Ordering::SeqCst) == 4).await;
+    lab.house.clock.advance(Duration::from_secs(4));
+    slow.holds.store(false, Ordering::SeqCst);
+    until(|| slow.bodies().len() == 4).await;
+    a_while().await;
+    lab.joined("cleo", &quick).await;
+    slow.holds.store(true, Ordering::SeqCst);
+    for text in ["1", "2"] {
+        lab.say(text).await;
+    }
+    until(|| quick.bodies() == ["1", "2"]).await;
+    assert_eq!(slow.asking.load(Ordering::SeqCst), 2);
+    slow.holds.store(false, Ordering::SeqCst);
+    until(|| slow.bodies().len() == 12).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_behind_many_that_notify_no_more_is_told() {
+    let gateway = Gateway::start().await;
+    let lab = Lab::new(&[&gateway]).await;
+    lab.set(&lab.ben, &gateway.url(), "phone", |_| {}).await;
+    gateway.answers(503);
+    let mut spam = Vec::new();
+    for number in 0..SKIPS_MAX + 8 {
+        spam.push(lab.say(&number.to_string()).await);
+    }
+    for event in spam {
+        let redaction = Sending { redacts: Some(event), ..sending("m.room.redaction", None, json!({})) };
+        lab.house.rooms.send(&lab.anna, &lab.room, redaction).await.unwrap();
+    }
+    lab.say("are you home?").await;
+    gateway.answers(200);
+    in_time(&lab, || gateway.bodies() == ["are you home?"]).await;
+}
+
+/// Apps know events by their ids, but each repetition wakes a phone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_gateway_took_is_told_once_whatever_it_answers() {
+    let gateway = Gateway::start().await;
+    let lab = Lab::new(&[&gateway]).await;
+    lab.set(&lab.ben, &gateway.url(), "phone", |_| {}).await;
+    gateway.padding.store(ANSWER_BYTES_MAX as usize, Ordering::SeqCst);
+    lab.say("0").await;
+    lab.say("1").await;
+    until(|| gateway.bodies() == ["0", "1"]).await;
+    assert_eq!(lab.rows(), 3, "it does not fail");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_gateway_never_takes_keeps_nothing_back() {
+    let gateway = Gateway::start().await;
+    let lab = Lab::new(&[&gateway]).await;
+    lab.set(&lab.ben, &gateway.url(), "phone", |_| {}).await;
+    gateway.bytes_max.store(1_000, Ordering::SeqCst);
+    let long = lab.say(&"x".repeat(2_000)).await;
+    lab.say("short").await;
+    until(|| gateway.bodies() == ["short"]).await;
+    assert_eq!((&gateway.told()[0]["event_id"], gateway.told()[0].get("content")), (&json!(long), None));
+    gateway.answers(400);
+    lab.say("not even that").await;
+    a_while().await;
+    assert_eq!(lab.rows(), 3, "it does not fail");
+    gateway.answers(200);
+    lab.say("after it").await;
+    until(|| gateway.bodies() == ["short", "after it"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_late_rejection_removes_no_pusher_that_was_set_since() {
+    let gateway = Gateway::start().await;
+    let lab = Lab::new(&[&gateway]).await;
+    lab.set(&lab.ben, &gateway.url(), "phone", |_| {}).await;
+    gateway.holds.store(true, Ordering::SeqCst);
+    gateway.rejected.lock().unwrap().push("phone".into());
+    lab.say("rejected").await;
+    until(|| gateway.asking.load(Ordering::SeqCst) == 1).await;
+    lab.house.clock.advance(Duration::from_millis(5));
+    lab.set(&lab.ben, &gateway.url(), "phone", |pusher| pusher.lang = "de".into()).await;
+    gateway.holds.store(false, Ordering::SeqCst);
+    lab.say("known").await;
+    until(|| gateway.bodies() == ["rejected", "rejected", "known"]).await;
+    assert_eq!(lab.rows(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gateway_that_asks_for_a_pause_gets_it() {
+    let gateway = Gateway::start().await;
+    let lab = Lab::new(&[&gateway]).await;
+    lab.set(&lab.ben, &gateway.url(), "phone", |_| {}).await;
+    gateway.answers(429);
+    *gateway.retry_after.lock().unwrap() = Some(600);
+    lab.say("0").await;
+    until(|| lab.rows() == 4).await;
+    // Nor is it asked for others meanwhile.
+    gateway.answers(200);
+    lab.joined("cleo", &gateway).await;
+    lab.say("1").await;
+    until(|| lab.rows() == 8).await;
+    for _ in 0..5 {
+        lab.house.clock.advance(Duration::from_secs(50));
+        a_while().await;
+    }
+    assert!(gateway.bodies().is_empty());
+    lab.house.clock.advance(Duration::from_secs(360));
+    in_time(&lab, || gateway.bodies().len() == 3).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_damaged_row_of_one_user_silences_nobody_else() {
+    let gateway = Gateway::start().await;
+    let mut lab = Lab::new(&[&gateway]).await;
+    lab.set(&lab.ben, &gateway.url(), "phone", |_| {}).await;
+    lab.stop().await;
+    let damaged = [&lab.house.user_num(&lab.anna).to_key()[..], &[7; 16]].concat();
+    lab.house.store.write(move |w| w.put(&PUSHER, &damaged, b"?")).await.unwrap();
+    lab.start();
+    a_while().await;
+    lab.say("hello").await;
+    until(|| gateway.bodies() == ["hello"]).await;
+}
+
+/// An app that sets its pusher at each start still shows the badge from before.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_badge_is_taken_back_from_a_pusher_that_was_set_again() {
+    let gateway = Gateway::start().await;
+    let mut lab = Lab::new(&[&gateway]).await;
+    lab.set(&lab.ben, &gateway.url(), "phone", |_| {}).await;
+    let hello = lab.say("hello").await;
+    until(|| gateway.badges() == [1]).await;
+    lab.stop().await;
+    lab.set(&lab.ben, &gateway.url(), "phone", |_| {}).await;
+    lab.start();
+    lab.read(&hello).await;
+    until(|| gateway.badges() == [1, 0]).await;
+    assert_eq!(gateway.bodies(), ["hello"]);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 //! No row is written for it. The unread counts keep the places of the newest 128 notifications of each room, and what is
 //! read on another device is gone from there.
 
+use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 
 use crate::store::tables::room::event_row::Membership;
@@ -19,29 +20,32 @@ pub struct Waiting {
 }
 
 /// What there is to tell.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Found {
-    /// The oldest notification behind the position.
-    pub first: Option<Waiting>,
+    /// The oldest notifications behind the position, as many as were asked for.
+    pub oldest: BTreeSet<Waiting>,
+    /// The place of the newest.
+    pub newest: Option<Position>,
     /// The number of rooms with something unread, and of invites.
     pub badge: u64,
 }
 
-/// Walks all rooms of a user: three rows for each.
-pub fn find(get: &impl Get, user: UserNum, reached: Position) -> Result<Found> {
+/// Walks all rooms of a user: three rows for each, and the places of 128 notifications in each.
+pub fn find(get: &impl Get, user: UserNum, reached: Position, most: usize) -> Result<Found> {
     let mut found = Found::default();
-    let after = place(reached);
-    unread::list_of_user(get, user, after, &mut |room, first| {
+    unread::list_of_user(get, user, &mut |room, unread| {
         found.badge += 1;
-        let at = first.and_then(|order| u64::try_from(order).ok()).map(Position);
-        found.consider(at.map(|at| Waiting { at, room, invite: false }));
+        for at in unread.orders_after(order(reached)).filter_map(position) {
+            found.consider(Waiting { at, room, invite: false }, most);
+        }
         Ok(ControlFlow::Continue(()))
     })?;
     user_room::list_mine(get, user, None, &mut |room, mine| {
         if mine.membership == Membership::Invite {
             found.badge += 1;
-            let waiting = Waiting { at: mine.since, room, invite: true };
-            found.consider(Some(waiting).filter(|waiting| waiting.at > reached));
+            if mine.since > reached {
+                found.consider(Waiting { at: mine.since, room, invite: true }, most);
+            }
         }
         Ok(ControlFlow::Continue(()))
     })?;
@@ -49,23 +53,31 @@ pub fn find(get: &impl Get, user: UserNum, reached: Position) -> Result<Found> {
 }
 
 impl Found {
-    fn consider(&mut self, waiting: Option<Waiting>) {
-        self.first = [self.first, waiting].into_iter().flatten().min();
-    }
-}
-
-/// Whether anything waits in one of the rooms. Three rows for each.
-pub fn is_any_in(get: &impl Get, user: UserNum, rooms: &[RoomNum], reached: Position) -> Result<bool> {
-    for room in rooms {
-        let invite = user_room::mine(get, user, *room)?
-            .is_some_and(|mine| mine.membership == Membership::Invite && mine.since > reached);
-        if invite || unread::first_after(get, user, *room, place(reached))?.is_some() {
-            return Ok(true);
+    fn consider(&mut self, waiting: Waiting, most: usize) {
+        self.newest = self.newest.max(Some(waiting.at));
+        self.oldest.insert(waiting);
+        if self.oldest.len() > most {
+            self.oldest.pop_last();
         }
     }
-    Ok(false)
 }
 
-fn place(position: Position) -> i64 {
+/// The place of the newest notification in the rooms. Three rows for each.
+pub fn newest_in(get: &impl Get, user: UserNum, rooms: &[RoomNum]) -> Result<Option<Position>> {
+    let mut newest = None;
+    for room in rooms {
+        let invite = user_room::mine(get, user, *room)?.filter(|mine| mine.membership == Membership::Invite);
+        let event = unread::get(get, user, *room)?.orders_after(i64::MIN).next_back().and_then(position);
+        newest = newest.max(invite.map(|mine| mine.since)).max(event);
+    }
+    Ok(newest)
+}
+
+fn order(position: Position) -> i64 {
     i64::try_from(position.0).unwrap_or(i64::MAX)
+}
+
+/// Events from before our own history have places below zero, and nothing there waits.
+fn position(order: i64) -> Option<Position> {
+    u64::try_from(order).ok().map(Position)
 }

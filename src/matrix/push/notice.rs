@@ -44,12 +44,15 @@ pub struct Device<'a> {
     pub set_ms: u64,
     /// The pusher's `data`, a JSON object.
     pub data: &'a str,
+    /// Ids alone, whatever the pusher wants: its gateway does not take more of this notification.
+    pub short: bool,
 }
 
 impl Device<'_> {
     /// Whether its gateway is to be told ids alone.
     pub fn wants_ids_only(&self) -> bool {
-        partial::member::<String>(self.data.as_bytes(), "format").is_some_and(|format| format == "event_id_only")
+        self.short
+            || partial::member::<String>(self.data.as_bytes(), "format").is_some_and(|format| format == "event_id_only")
     }
 }
 
@@ -195,24 +198,26 @@ fn json(notification: Notification<'_>) -> Vec<u8> {
 /// The message to an endpoint, of a notification that another homeserver made: all but the devices, or ids alone where
 /// all would be too long.
 pub fn forwarded(notification: &str) -> Vec<u8> {
-    let all = kept(notification, |key| key != "devices");
+    let all = |key: &str| key != "devices";
     let few = |key: &str| matches!(key, "event_id" | "room_id" | "counts" | "prio");
-    match all.len() <= ENDPOINT_BYTES_MAX {
-        true => all,
-        false => Some(kept(notification, few))
-            .filter(|few| few.len() <= ENDPOINT_BYTES_MAX)
-            .unwrap_or_else(|| kept("{}", few)),
-    }
+    kept(notification, all).or_else(|| kept(notification, few)).unwrap_or_else(|| b"{\"notification\":{}}".to_vec())
 }
 
-fn kept(notification: &str, wanted: impl Fn(&str) -> bool) -> Vec<u8> {
-    let kept = members(notification, wanted).unwrap_or_else(|_| "{}".to_owned());
-    format!("{{\"notification\":{kept}}}").into_bytes()
+/// Only what an endpoint takes is put together.
+fn kept(notification: &str, wanted: impl Fn(&str) -> bool) -> Option<Vec<u8>> {
+    let mut length = 0;
+    partial::each_member(notification.as_bytes(), &mut |key, value| {
+        length += if wanted(key) { value.get().len() } else { 0 };
+        Ok::<_, serde_json::Error>(())
+    })
+    .ok()?;
+    let kept = (length <= ENDPOINT_BYTES_MAX).then(|| members(notification, wanted))?.ok()?;
+    Some(format!("{{\"notification\":{kept}}}").into_bytes()).filter(|whole| whole.len() <= ENDPOINT_BYTES_MAX)
 }
 
 /// An object with some of its members, which stay as they are written.
 fn members(object: &str, wanted: impl Fn(&str) -> bool) -> Result<String, serde_json::Error> {
-    let mut out = String::with_capacity(object.len());
+    let mut out = String::new();
     partial::each_member(object.as_bytes(), &mut |key, value| {
         if wanted(key) {
             out.push(if out.is_empty() { '{' } else { ',' });
@@ -262,7 +267,7 @@ mod tests {
     }
 
     fn device(data: &str) -> Device<'_> {
-        Device { app_id: "app", pushkey: "https://up.example/x", set_ms: 5_999, data }
+        Device { app_id: "app", pushkey: "https://up.example/x", set_ms: 5_999, data, short: false }
     }
 
     fn parsed(body: Vec<u8>) -> Value {
@@ -295,6 +300,8 @@ mod tests {
             parsed(badge_body(0, &device(data))),
             json!({ "counts": { "unread": 0 }, "prio": "low", "devices": [told] })
         );
+        let short = Device { short: true, ..device("{}") };
+        assert_eq!(parsed(body(&notice(), None, &short)).get("content"), None);
     }
 
     #[test]

@@ -177,9 +177,11 @@ impl Web {
         limits: WebLimits,
         contact: &Contact,
     ) -> Result<WebAnswer, WebFailed> {
-        let until = self.clock.instant() + limits.time;
         let _body = self.dialer.account.take(request.body.len() as u64).await?;
-        let asked = self.follow(request, limits, until, contact);
+        // Waiting for our own memory takes no time from the web server's.
+        let grant = self.dialer.account.take(CONNECTION_BYTES).await?;
+        let until = self.clock.instant() + limits.time;
+        let asked = self.follow(request, limits, until, contact, grant);
         self.clock.timeout(limits.time, asked).await.unwrap_or(Err(WebFailed::Timeout))
     }
 
@@ -189,14 +191,21 @@ impl Web {
         limits: WebLimits,
         until: Duration,
         contact: &Contact,
+        grant: Grant,
     ) -> Result<WebAnswer, WebFailed> {
+        let mut grant = Some(grant);
         let mut url = parse(&request.url)?;
         let mut redirects = 0;
         loop {
             if url.scheme() == "http" && limits.plain == Plain::Never {
-                return Err(WebFailed::Forbidden(format!("{url} is not https")));
+                // Without the path, which may be a secret.
+                return Err(WebFailed::Forbidden(format!("{} is not https", url.origin().ascii_serialization())));
             }
-            let (response, connection) = self.once(&url, &request, &limits, contact).await?;
+            let grant = match grant.take() {
+                Some(first) => first,
+                None => self.dialer.account.take(CONNECTION_BYTES).await?,
+            };
+            let (response, connection) = self.once(&url, &request, &limits, contact, grant).await?;
             let Some(to) = redirect(&response).filter(|_| limits.redirects_max > 0) else {
                 return self.answer(response, connection, url, limits.body_bytes_max, until);
             };
@@ -220,8 +229,8 @@ impl Web {
         request: &WebRequest,
         limits: &WebLimits,
         contact: &Contact,
+        grant: Grant,
     ) -> Result<(Response<Incoming>, Connection), WebFailed> {
-        let grant = self.dialer.account.take(CONNECTION_BYTES).await?;
         let outage = self.outages.as_ref().is_some_and(Backoff::is_offline);
         let patience = if outage { limits.patience.min(TRIAL) } else { limits.patience };
         let connected = self.clock.timeout(patience, self.connect(url, limits.allow_private, grant, contact)).await;
@@ -329,6 +338,12 @@ impl WebAnswer {
             }
             return Ok(Some(data));
         }
+    }
+
+    /// With a lower bound of the body than was asked for, once the head says what the body is.
+    pub fn at_most(mut self, bytes: u64) -> WebAnswer {
+        self.max_bytes = self.max_bytes.min(bytes);
+        self
     }
 
     /// The whole body, and the grant that pays for it.

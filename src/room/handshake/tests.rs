@@ -217,7 +217,7 @@ fn odd_stripped_events_are_left_out_alone() {
     let expected = [
         format!(r#"{{"content":{deep},"sender":"@a:x","state_key":"","type":"m.room.name"}}"#),
         r#"{"content":{"a":1.5,"b":1},"sender":"@a:x","state_key":"","type":"m.room.join_rules"}"#.to_owned(),
-        r#"{"content":{},"origin_server_ts":7,"sender":"@a:x","state_key":"@b:y","type":"m.room.member"}"#.to_owned(),
+        r#"{"content":{},"event_id":"$e","origin_server_ts":7,"sender":"@a:x","state_key":"@b:y","type":"m.room.member"}"#.to_owned(),
     ];
     assert_eq!(kept, format!("[{}]", expected.join(",")));
 }

@@ -38,9 +38,8 @@ pub fn inviting_server(stripped: &[u8], user_id: &UserId) -> String {
     inviter.and_then(|id| Some(id.split_once(':')?.1.to_owned())).unwrap_or_default()
 }
 
-/// Stripped state in its stored form: a JSON array of the events' four fields, the member event itself last, with its time, by
-/// which apps date it. An event
-/// beyond the bounds, or an element that is no event, is left out.
+/// Stripped state in its stored form: a JSON array of the events' four fields, the member event itself last, with its time,
+/// by which apps date it, and its id, by which they are notified of it. An event beyond the bounds, or an element that is no event, is left out.
 pub fn strip(state: &[Box<RawValue>], own: &Event) -> Vec<u8> {
     let last = strip_own(own);
     let mut left = STRIPPED_BYTES_MAX.saturating_sub(last.len() + 2);
@@ -57,9 +56,10 @@ pub fn strip(state: &[Box<RawValue>], own: &Event) -> Vec<u8> {
 /// The member event itself, whose text is copied: it may be of any shape inside.
 fn strip_own(own: &Event) -> String {
     let (kind, state_key, sender) = (json!(own.kind()), json!(own.state_key()), json!(own.sender()));
-    let (content, ts) = (own.content(), own.origin_server_ts());
+    let (content, ts, id) = (own.content(), own.origin_server_ts(), json!(own.id()));
     format!(
-        "{{\"content\":{content},\"origin_server_ts\":{ts},\"sender\":{sender},\"state_key\":{state_key},\"type\":{kind}}}"
+        "{{\"content\":{content},\"event_id\":{id},\"origin_server_ts\":{ts},\"sender\":{sender},\
+         \"state_key\":{state_key},\"type\":{kind}}}"
     )
 }
 

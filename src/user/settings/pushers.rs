@@ -4,19 +4,20 @@
 
 use std::ops::ControlFlow;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 use url::Url;
 
 use crate::base::{self, Chunks, blocking, comma};
 use crate::matrix::json::partial;
+use crate::store::tables::user::device;
 use crate::store::tables::user::pusher::{self, Key, Pusher};
 use crate::store::{Get, UserNum, Write};
 use crate::user::{Error, Requester, Users};
 
 /// The most pushers of one user; a further one replaces the one that was set longest ago. Each is at most
-/// 64 × 4 + 512 + 5 × 255 + 2 × 8 KiB bytes: 0.6 MB a user.
-const PUSHERS_MAX: usize = 32;
+/// 64 × 4 + 512 + 5 × 255 + 2 × 8 KiB bytes: 0.2 MB a user. What happens is looked at for each of them.
+const PUSHERS_MAX: usize = 10;
 /// Pushers of other users with the same app and pushkey that one request removes.
 const OTHERS_MAX: usize = 100;
 const APP_ID_CHARS_MAX: usize = 64;
@@ -33,8 +34,8 @@ const GATEWAY_PATH: &str = "/_matrix/push/v1/notify";
 pub struct SetPusher {
     app_id: String,
     pushkey: String,
-    /// Without it, as with null.
-    kind: Option<String>,
+    #[serde(default, deserialize_with = "some")]
+    kind: Option<Option<String>>,
     app_display_name: Option<String>,
     device_display_name: Option<String>,
     profile_tag: Option<String>,
@@ -48,8 +49,13 @@ pub struct SetPusher {
     without_badge: bool,
 }
 
+/// A member that is there, even if it is null.
+fn some<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Option<String>>, D::Error> {
+    Option::deserialize(value).map(Some)
+}
+
 impl Users {
-    /// The pushers of a user as the API's `{"pushers": [...]}`, written one after the other. At most 32 of them, in no
+    /// The pushers of a user as the API's `{"pushers": [...]}`, written one after the other. At most ten of them, in no
     /// particular order.
     pub async fn pushers(&self, user: UserNum) -> Result<impl Chunks, Error> {
         let store = self.0.parts.store.clone();
@@ -84,7 +90,8 @@ impl Users {
     pub async fn set_pusher(&self, requester: &Requester, set: SetPusher) -> Result<(), Error> {
         check_lengths(&set)?;
         let user = requester.user_num;
-        let Some(kind) = &set.kind else {
+        let kind = set.kind.as_ref().ok_or_else(|| missing("kind"))?;
+        let Some(kind) = kind else {
             return self
                 .write(move |w| {
                     let key = Key::of(w, user, &set.app_id, &set.pushkey);
@@ -101,7 +108,12 @@ impl Users {
         }
         let append = set.append;
         let pusher = checked(set, requester.device_id.clone(), self.now_ms())?;
-        self.write(move |w| put(w, user, &pusher, append)).await
+        self.write(move |w| {
+            // The session may have ended while the request came, and its pushers with it.
+            device::get(w, user, &pusher.device_id)?.ok_or(Error::UnknownToken)?;
+            put(w, user, &pusher, append)
+        })
+        .await
     }
 }
 
@@ -148,9 +160,12 @@ fn check_lengths(set: &SetPusher) -> Result<(), Error> {
     Err(Error::invalid(wrong))
 }
 
+fn missing(name: &str) -> Error {
+    Error::bad("M_MISSING_PARAM", format!("{name} is missing"))
+}
+
 /// The pusher as it is stored.
 fn checked(set: SetPusher, device_id: String, now_ms: u64) -> Result<Pusher, Error> {
-    let missing = |name: &str| Error::bad("M_MISSING_PARAM", format!("{name} is missing"));
     let data = set.data.ok_or_else(|| missing("data"))?;
     let text = data.get().as_bytes();
     if !text.starts_with(b"{") {
@@ -230,7 +245,29 @@ impl<'a> Shown<'a> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+    use crate::user::tests::town;
+
+    /// A request whose body came slowly outlives the session that its token was of.
+    #[tokio::test]
+    async fn a_session_that_ended_sets_no_pusher() {
+        let town = town();
+        let anna = town.person("anna").await;
+        let set = || {
+            let set = json!({
+                "kind": "http", "app_id": "app", "pushkey": "key", "app_display_name": "App", "lang": "en",
+                "device_display_name": "Phone", "data": { "url": "https://a.example/_matrix/push/v1/notify" },
+            });
+            serde_json::from_value(set).unwrap()
+        };
+        town.users.set_pusher(&anna, set()).await.unwrap();
+        town.users.logout(&anna).await.unwrap();
+        assert!(matches!(town.users.set_pusher(&anna, set()).await, Err(Error::UnknownToken)));
+        let read = town.users.0.parts.store.read().unwrap();
+        pusher::each(&read, anna.user_num, &mut |_, _| panic!("a pusher without a session")).unwrap();
+    }
 
     #[test]
     fn gateways_have_one_path_and_two_schemes() {

@@ -357,13 +357,12 @@ pub fn clear(w: &mut Write, user: UserNum, room: RoomNum) -> Result<()> {
     Ok(())
 }
 
-/// The place of the first unread event of a user in a room behind a place, among those kept.
-pub fn first_after(get: &impl Get, user: UserNum, room: RoomNum, order: i64) -> Result<Option<i64>> {
-    let unread = self::get(get, user, room)?;
-    Ok(unread.places.iter().map(|place| place.order).find(|place| *place > order))
-}
-
 impl Unread {
+    /// The places of counted events behind a place, among those kept, in order. At most 128.
+    pub fn orders_after(&self, order: i64) -> impl DoubleEndedIterator<Item = i64> {
+        self.places.iter().map(|place| place.order).filter(move |place| *place > order)
+    }
+
     /// Whether a counted event is read, as far as the places tell.
     pub fn has_read(&self, order: i64) -> bool {
         let is_kept = self.places.iter().any(|place| place.order == order);
@@ -372,13 +371,12 @@ impl Unread {
     }
 }
 
-/// Visits the rooms in which a user has unread events that notify, with the place of the first behind `order`, if there
-/// is one. Two rows for each room in which anything was ever counted for the user.
+/// Visits the rooms in which a user has unread events that notify. Two rows for each room in which anything was ever
+/// counted for the user.
 pub fn list_of_user(
     get: &impl Get,
     user: UserNum,
-    order: i64,
-    visit: &mut dyn FnMut(RoomNum, Option<i64>) -> Result<ControlFlow<()>>,
+    visit: &mut dyn FnMut(RoomNum, &Unread) -> Result<ControlFlow<()>>,
 ) -> Result<()> {
     get.prefix(&UNREAD, &user.to_key(), &mut |row, value| {
         let corrupt = || Error::corrupt(&UNREAD, row);
@@ -390,7 +388,7 @@ pub fn list_of_user(
         if unread.notifications == 0 {
             return Ok(ControlFlow::Continue(()));
         }
-        visit(room, unread.places.iter().map(|place| place.order).find(|place| *place > order))
+        visit(room, &unread)
     })
 }
 

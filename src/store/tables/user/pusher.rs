@@ -116,8 +116,12 @@ pub fn get(get: &impl Get, key: &Key) -> Result<Option<Pusher>> {
 /// is tried at once.
 pub fn put(w: &mut Write<'_>, key: &Key, pusher: &Pusher) -> Result<()> {
     let was_on = get(w, key)?.is_some_and(|old| old.enabled);
-    let reached = status(w, key)?.filter(|_| was_on).map_or(w.position()?, |status| status.reached);
-    put_status(w, key, &Status::begin(reached))?;
+    let status = match status(w, key)?.filter(|_| was_on) {
+        // The app still shows the badge that it was told.
+        Some(old) => Status { badge: old.badge, ..Status::begin(old.reached) },
+        None => Status::begin(w.position()?),
+    };
+    put_status(w, key, &status)?;
     w.put(&PUSHER_KEY, &by_hash(key), &[])?;
     w.announce(Change { users: vec![key.user], push: Push::Pushers, ..Change::default() });
     tables::put_json(w, &PUSHER, &key.bytes(), pusher)
@@ -266,14 +270,15 @@ mod tests {
             put(w, &b, &pusher("B"))?;
             assert_eq!(users_with(w, &a, 9)?, [UserNum(1), UserNum(2)]);
             for retry_ms in [500, 900] {
-                let failing = Status { failing_since_ms: 5, failures: 3, retry_ms, ..Status::begin(Position(7)) };
+                let failing =
+                    Status { failing_since_ms: 5, failures: 3, retry_ms, badge: Some(2), ..Status::begin(Position(7)) };
                 put_status(w, &a, &failing)?;
                 assert_eq!(retry_times(w), [retry_ms]);
             }
             assert_eq!(status(w, &a)?.unwrap().failures, 3);
-            // Set again: tried at once, from where it was.
+            // Set again: tried at once, from where it was; its app shows the same badge as before.
             put(w, &a, &pusher("A"))?;
-            assert_eq!(status(w, &a)?, Some(Status::begin(Position(7))));
+            assert_eq!(status(w, &a)?, Some(Status { badge: Some(2), ..Status::begin(Position(7)) }));
             put_status(w, &a, &Status { retry_ms: 40, ..Status::default() })?;
             remove_device(w, UserNum(1), "B")?;
             assert!(get(w, &a)?.is_some());
