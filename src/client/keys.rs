@@ -115,26 +115,32 @@ struct SigningBody {
 pub async fn device_signing(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let requester = auth::requester(&client, &request).await?;
     let body: SigningBody = request.json().await?;
-    match client.users.would_upload(&requester, &body.keys).await? {
-        CrossUpload::Same => return Ok(Response::ok()),
-        CrossUpload::First => {}
-        CrossUpload::Replaces => {
-            let demand = UiaRequest {
-                operation: "device_signing",
-                target: body.keys.target(),
-                user: Some(&requester.user_id),
-                stages: &[Stage::Password],
-                tokens: &[],
-            };
-            if let Some(asked) =
-                auth::authenticate(&client, &request, Some(&requester), demand, body.auth.as_ref()).await?
-            {
-                return Ok(asked);
+    let mut is_proved = false;
+    loop {
+        match client.users.would_upload(&requester, &body.keys).await? {
+            CrossUpload::Same => return Ok(Response::ok()),
+            CrossUpload::First => {}
+            CrossUpload::Replaces => {
+                let demand = UiaRequest {
+                    operation: "device_signing",
+                    target: body.keys.target(),
+                    user: Some(&requester.user_id),
+                    stages: &[Stage::Password],
+                    tokens: &[],
+                };
+                if let Some(asked) =
+                    auth::authenticate(&client, &request, Some(&requester), demand, body.auth.as_ref()).await?
+                {
+                    return Ok(asked);
+                }
+                is_proved = true;
             }
         }
+        // Otherwise others were uploaded meanwhile, and these replace them.
+        if client.users.upload_cross_keys(&requester, body.keys.clone(), is_proved).await? {
+            return Ok(Response::ok());
+        }
     }
-    client.users.upload_cross_keys(&requester, body.keys).await?;
-    Ok(Response::ok())
 }
 
 /// POST /_matrix/client/v3/keys/signatures/upload

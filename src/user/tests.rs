@@ -121,15 +121,18 @@ async fn only_replacing_cross_signing_keys_has_to_be_proved() {
         }))
     };
     assert_eq!(town.users.would_upload(&alice, &upload(&master)).await.unwrap(), CrossUpload::First);
-    town.users.upload_cross_keys(&alice, upload(&master)).await.unwrap();
+    town.users.upload_cross_keys(&alice, upload(&master), false).await.unwrap();
     assert_eq!(town.users.would_upload(&alice, &upload(&master)).await.unwrap(), CrossUpload::Same);
     assert_eq!(town.users.would_upload(&alice, &upload(&other)).await.unwrap(), CrossUpload::Replaces);
+    // Who asked when there were none yet, and comes after others were uploaded, has to prove it too.
+    assert!(!town.users.upload_cross_keys(&alice, upload(&other), false).await.unwrap());
+    assert_eq!(town.users.would_upload(&alice, &upload(&master)).await.unwrap(), CrossUpload::Same);
 
     let foreign = json!({ "self_signing_key": cross_key(&alice, "self_signing", &own, Some(&other)) });
-    let refused = town.users.upload_cross_keys(&alice, keys(foreign)).await.unwrap_err();
+    let refused = town.users.upload_cross_keys(&alice, keys(foreign), true).await.unwrap_err();
     assert!(matches!(refused, Error::Bad { errcode: "M_INVALID_SIGNATURE", .. }), "{refused}");
     let wrong_use = json!({ "master_key": cross_key(&alice, "self_signing", &other, None) });
-    assert!(town.users.upload_cross_keys(&alice, keys(wrong_use)).await.is_err());
+    assert!(town.users.upload_cross_keys(&alice, keys(wrong_use), true).await.is_err());
 }
 
 #[tokio::test]
@@ -139,12 +142,12 @@ async fn signatures_are_checked_and_shown_to_whom_they_concern() {
     let (alices, bobs, bobs_user) =
         (Key::from_seed("1", [2; 32]), Key::from_seed("1", [3; 32]), Key::from_seed("1", [4; 32]));
     let master = cross_key(&alice, "master", &alices, None);
-    town.users.upload_cross_keys(&alice, keys(json!({ "master_key": &master }))).await.unwrap();
+    town.users.upload_cross_keys(&alice, keys(json!({ "master_key": &master })), false).await.unwrap();
     let of_bob = json!({
         "master_key": cross_key(&bob, "master", &bobs, None),
         "user_signing_key": cross_key(&bob, "user_signing", &bobs_user, Some(&bobs)),
     });
-    town.users.upload_cross_keys(&bob, keys(of_bob)).await.unwrap();
+    town.users.upload_cross_keys(&bob, keys(of_bob), false).await.unwrap();
 
     let (id, by) = (alices.public().to_base64(), bobs_user.public().to_base64());
     let upload = async |object: Value| {
@@ -173,7 +176,7 @@ async fn few_keys_of_somebody_elsewhere_can_be_signed() {
         "master_key": cross_key(&alice, "master", &master, None),
         "user_signing_key": cross_key(&alice, "user_signing", &own, Some(&master)),
     });
-    town.users.upload_cross_keys(&alice, keys(upload)).await.unwrap();
+    town.users.upload_cross_keys(&alice, keys(upload), false).await.unwrap();
     let far: OwnedUserId = "@far:far.test".try_into().unwrap();
     let by = own.public().to_base64();
     let made_up = |n: u8| {

@@ -26,7 +26,7 @@ const SIGNED_MAX: usize = 32;
 const SIGNATURES_MAX: usize = 1000;
 
 /// An upload of cross-signing keys.
-#[derive(Deserialize)]
+#[derive(Clone, Deserialize)]
 pub struct CrossKeys {
     #[serde(default)]
     master_key: Option<Value>,
@@ -56,7 +56,23 @@ pub enum Upload {
     Replaces,
 }
 
+/// What an upload of these public keys would do.
+fn would_upload(get: &impl Get, user: UserNum, uploaded: &[(Purpose, Option<String>)]) -> Result<Upload, Error> {
+    let has = e2ee_key::cross(get, user, Purpose::Master)?.is_some();
+    for (purpose, uploaded) in uploaded {
+        let kept = e2ee_key::cross(get, user, *purpose)?;
+        if kept.as_ref().and_then(public_key) != uploaded.as_deref() {
+            return Ok(if has { Upload::Replaces } else { Upload::First });
+        }
+    }
+    Ok(Upload::Same)
+}
+
 impl CrossKeys {
+    fn publics(&self) -> Vec<(Purpose, Option<String>)> {
+        self.each().map(|(purpose, _, key)| (purpose, public_key(key).map(ToOwned::to_owned))).collect()
+    }
+
     fn each(&self) -> impl Iterator<Item = (Purpose, &'static str, &Value)> {
         let all = [
             (Purpose::Master, "master", &self.master_key),
@@ -70,30 +86,27 @@ impl CrossKeys {
 impl Users {
     /// The effect that an upload of cross-signing keys would have.
     pub async fn would_upload(&self, requester: &Requester, keys: &CrossKeys) -> Result<Upload, Error> {
-        let user = requester.user_num;
-        let uploaded: Vec<(Purpose, Option<String>)> =
-            keys.each().map(|(purpose, _, key)| (purpose, public_key(key).map(ToOwned::to_owned))).collect();
-        self.read(move |get| {
-            let has = e2ee_key::cross(get, user, Purpose::Master)?.is_some();
-            for (purpose, uploaded) in uploaded {
-                let kept = e2ee_key::cross(get, user, purpose)?;
-                if kept.as_ref().and_then(public_key) != uploaded.as_deref() {
-                    return Ok(if has { Upload::Replaces } else { Upload::First });
-                }
-            }
-            Ok(Upload::Same)
-        })
-        .await
+        let (user, uploaded) = (requester.user_num, keys.publics());
+        self.read(move |get| would_upload(get, user, &uploaded)).await
     }
 
-    /// Stores a user's cross-signing keys. The caller has authenticated the user again, where that is needed.
-    pub async fn upload_cross_keys(&self, requester: &Requester, mut keys: CrossKeys) -> Result<(), Error> {
+    /// Stores a user's cross-signing keys; false, and nothing is stored, when that would replace others and the user was
+    /// not authenticated again: they were uploaded meanwhile.
+    pub async fn upload_cross_keys(
+        &self,
+        requester: &Requester,
+        mut keys: CrossKeys,
+        is_proved: bool,
+    ) -> Result<bool, Error> {
         let all = [&mut keys.master_key, &mut keys.self_signing_key, &mut keys.user_signing_key];
         for key in all.into_iter().flatten() {
             keep_own_signatures(key, &requester.user_id);
         }
         let (user, user_id, server) = (requester.user_num, requester.user_id.clone(), self.server().to_owned());
         self.write(move |w| {
+            if !is_proved && would_upload(w, user, &keys.publics())? == Upload::Replaces {
+                return Ok(false);
+            }
             let kept = e2ee_key::cross(w, user, Purpose::Master)?;
             let master = keys.master_key.as_ref().or(kept.as_ref());
             for (purpose, usage, key) in keys.each() {
@@ -110,7 +123,8 @@ impl Users {
                 }
                 e2ee_key::set_cross(w, user, purpose, key)?;
             }
-            announce::cross_keys_changed(w, &server, user, &user_id)
+            announce::cross_keys_changed(w, &server, user, &user_id)?;
+            Ok(true)
         })
         .await
     }
