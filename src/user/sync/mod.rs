@@ -111,10 +111,48 @@ impl UserSync {
         Ok(any)
     }
 
-    /// Whether the devices or keys of a user who shares a room changed. Who came to share a room, or shares none any more,
-    /// is for the next answer and wakes no app.
+    /// Whether the devices or keys of a user who shares a room changed. Who shares none any more is for the next answer and
+    /// wakes no app; of who came to share one an app mostly is told an event, and else see [`UserSync::any_newcomers`].
     pub fn any_devices(&self) -> Result<bool, Error> {
         Ok(!self.quiet && self.since.is_some() && !self.changed_devices(self.since(), 1)?.0.is_empty())
+    }
+
+    /// Whether somebody newly shares an encrypted room: an app that is told no rooms has to hear of it before it sends there.
+    /// Reads of a room in which no state changed two rows.
+    pub fn any_newcomers(&self) -> Result<bool, Error> {
+        if self.quiet || self.since.is_none() {
+            return Ok(false);
+        }
+        let mut room = None;
+        while let Some((num, mine)) = self.next_room(room, Membership::Join)? {
+            room = Some(num);
+            let row = room::get_of(&*self.read, num)?;
+            if row.latest <= self.since() {
+                continue;
+            }
+            let Some(encrypted) = self.encryption(num)? else { continue };
+            let mut came = false;
+            if mine.since > self.since() || encrypted > self.since() {
+                member::list(&*self.read, num, Membership::Join, None, &mut |user, _| {
+                    came = user != self.user;
+                    Ok(if came { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+                })?;
+            } else {
+                let before = timeline::state_at(&*self.read, num, self.since())?.map(|(_, root)| root);
+                if before == row.state {
+                    continue;
+                }
+                state_tree::diff(&*self.read, before, row.state, &mut |_, old, new| {
+                    let joined = |event| Ok::<_, store::Error>(self.member(event)?.filter(|(_, joined)| *joined));
+                    came = joined(new)?.is_some_and(|(user, _)| user != self.user) && joined(old)?.is_none();
+                    Ok(if came { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+                })?;
+            }
+            if came {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// The rooms with changed account data of wanted types, in order. Bounded by the cap on entries of one user.

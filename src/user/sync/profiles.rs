@@ -122,7 +122,7 @@ impl UserSync {
         if self.quiet {
             return Ok(news);
         }
-        let (mut changed, mut rooms) = (Vec::new(), Vec::new());
+        let mut changed = Vec::new();
         profile_change::users(&*self.read, self.since(), self.now, &mut |user| {
             changed.push(user);
             Ok(ControlFlow::Continue(()))
@@ -132,14 +132,14 @@ impl UserSync {
                 news.insert(user, News::Changed);
             }
         }
-        user_room::list_mine(&*self.read, self.user, None, &mut |num, mine| {
-            if mine.membership == Membership::Join || mine.left_at.is_some_and(|at| at > self.since()) {
-                rooms.push((num, mine));
+        for membership in [Membership::Join, Membership::Leave, Membership::Ban] {
+            let mut room = None;
+            while let Some((num, mine)) = self.next_room(room, membership)? {
+                room = Some(num);
+                if membership == Membership::Join || mine.left_at.is_some_and(|at| at > self.since()) {
+                    self.moved_in(num, &mine, &mut news)?;
+                }
             }
-            Ok(ControlFlow::Continue(()))
-        })?;
-        for (num, mine) in rooms {
-            self.moved_in(num, &mine, &mut news)?;
         }
         Ok(news)
     }

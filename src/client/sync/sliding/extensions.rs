@@ -276,7 +276,7 @@ impl Extensions {
         let own = &look.own;
         if self.asked().adds_to(Asked(since.extensions))
             || self.to_device.is_some() && own.any_messages()?
-            || self.e2ee && own.any_devices()?
+            || self.e2ee && (own.any_devices()? || own.any_newcomers()?)
             || self.account_data.is_some() && own.any_account_data(|_| true)?
         {
             return Ok(true);
@@ -325,8 +325,9 @@ impl Extensions {
         }
         if self.e2ee {
             begin("e2ee");
-            // Nothing was told of devices before; the app asks for those it needs.
-            if look.since.is_some_and(|since| Asked(since.extensions).has(Kind::E2ee)) && !look.own.is_quiet() {
+            // A first answer tells nothing of devices: an app that begins asks for those it needs. One that goes on is told what
+            // changed since its position, though it asks for the first time: it does not know that anything is missing.
+            if look.since.is_some() && !look.own.is_quiet() {
                 pen.text("\"device_lists\":{");
                 user::write_device_lists(pen, &look.own).await?;
                 pen.text("},");
