@@ -74,6 +74,10 @@ impl Rooms {
             .parts
             .store
             .write(move |w| {
+                // The account may have been closed meanwhile, and what it had forgotten.
+                if user::account(w, user)?.is_some_and(|account| account.standing == user::Standing::Deactivated) {
+                    return Ok(Subscribed::Done);
+                }
                 match thread_subscription::get(w, user, num, root)? {
                     // An event without a place in the history came before everything that has one.
                     Some(Subscription { status: Status::Unsubscribed, at }) if cause_is_old(status, order, at) => {

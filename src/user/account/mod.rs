@@ -233,6 +233,7 @@ impl Users {
         let num = self.write(job).await?;
         self.tidy_sliding(num);
         self.backups_are_gone();
+        self.empty_ended();
         Ok(())
     }
 

@@ -12,6 +12,7 @@ use tracing::Instrument;
 use super::Standing;
 use crate::base::{Owner, Shares};
 use crate::store::tables::user::device::{self, Device};
+use crate::store::tables::user::to_device;
 use crate::store::tables::{hex, user};
 use crate::store::{Get, UserNum, Write};
 use crate::user::device::old_token;
@@ -102,6 +103,7 @@ impl Users {
         let session = Session { user_id: user_id.to_owned(), device_id, access_token };
         let (name, ip, now_ms) = (login.display_name, login.ip.map(|ip| ip.to_string()), self.now_ms());
         let (server, given) = (self.server().to_owned(), session.clone());
+        self.empty_before(user_id, &session.device_id, true).await?;
         let job = move |w: &mut Write<'_>| {
             let num = lookup::local(w, &given.user_id)?;
             let mut ended = None;
@@ -113,6 +115,10 @@ impl Users {
                 forget(w, num, &given.device_id)?;
             }
             let old = device::get(w, num, &given.device_id)?;
+            if old.is_none() {
+                // Of a device that had this id, nothing was left above.
+                to_device::remove_device(w, num, &given.device_id, usize::MAX)?;
+            }
             if old.is_none()
                 && let Some(oldest) = oldest_beyond_cap(w, num)?
             {
@@ -133,6 +139,7 @@ impl Users {
         };
         if let Some(user) = self.write(job).await? {
             self.tidy_sliding(user);
+            self.empty_ended();
         }
         Ok(session)
     }

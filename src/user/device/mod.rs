@@ -4,13 +4,14 @@ use std::ops::ControlFlow;
 
 use ruma::UserId;
 use serde_json::{Value, json};
+use tracing::Instrument;
 
-use super::{Error, Users};
+use super::{Error, Users, lookup};
 use crate::store::tables::user as table;
 use crate::store::tables::user::account_data::{self, GLOBAL};
 use crate::store::tables::user::device::{self, Device};
 use crate::store::tables::user::e2ee_key;
-use crate::store::{UserNum, Write};
+use crate::store::{Read, UserNum, Write, WriteError};
 
 pub mod backup;
 pub mod cross_signing;
@@ -28,6 +29,8 @@ mod remote_query;
 pub(super) const DEVICES_MAX: usize = 100;
 pub(super) const DEVICE_ID_BYTES_MAX: usize = 255;
 pub(super) const NAME_BYTES_MAX: usize = 255;
+/// Messages to an ended device that are removed in one write, two rows each; a device may have 20,000 waiting.
+const MESSAGES_PER_WRITE: usize = 500;
 
 impl Users {
     /// A user's devices in the API's form. Bounded by the cap on devices of one user.
@@ -73,21 +76,75 @@ impl Users {
         .await
     }
 
-    /// Removes devices with their tokens, keys and messages. Unknown ids are skipped.
+    /// Removes devices with their tokens, keys and messages, a write each. Unknown ids are skipped.
     pub async fn remove_devices(&self, user: UserNum, user_id: &UserId, ids: Vec<String>) -> Result<(), Error> {
         let (user_id, server) = (user_id.to_owned(), self.server().to_owned());
-        self.write(move |w| {
-            for id in ids.iter().filter(|id| !id.contains('\0')) {
-                if device::get(w, user, id)?.is_some() {
-                    forget(w, user, id)?;
-                    announce::device_gone(w, &server, user, &user_id, id)?;
+        let known = move |get: &Read| {
+            let mut known = std::collections::BTreeSet::new();
+            for id in ids.into_iter().filter(|id| !id.contains('\0')) {
+                if device::get(get, user, &id)?.is_some() {
+                    known.insert(id);
                 }
             }
-            Ok(())
-        })
-        .await?;
+            Ok(known)
+        };
+        for id in self.read(known).await? {
+            let (user_id, server) = (user_id.clone(), server.clone());
+            let job = move |w: &mut Write<'_>| {
+                if device::get(w, user, &id)?.is_some() {
+                    forget(w, user, &id)?;
+                    announce::device_gone(w, &server, user, &user_id, &id)?;
+                }
+                Ok(())
+            };
+            self.write(job).await?;
+        }
         self.tidy_sliding(user);
+        self.empty_ended();
         Ok(())
+    }
+
+    /// Removes, in short writes, what is left of the messages to a device that is no more, before one with its id begins.
+    /// `or_dehydrated`: also those to the dehydrated device with this id.
+    pub(super) async fn empty_before(
+        &self,
+        user_id: &UserId,
+        device_id: &str,
+        or_dehydrated: bool,
+    ) -> Result<(), Error> {
+        loop {
+            let (user_id, id) = (user_id.to_owned(), device_id.to_owned());
+            // Nearly always there are none.
+            let any = move |get: &Read| {
+                let user = lookup::local(get, &user_id)?;
+                let is_free =
+                    device::get(get, user, &id)?.is_none() || or_dehydrated && device::is_dehydrated(get, user, &id)?;
+                Ok((is_free && table::to_device::any(get, user, &id)?).then_some(user))
+            };
+            let Some(user) = self.read(any).await? else { return Ok(()) };
+            let id = device_id.to_owned();
+            let job = move |w: &mut Write<'_>| table::to_device::remove_device(w, user, &id, MESSAGES_PER_WRITE);
+            self.0.parts.store.write_freeing(job).await.map_err(WriteError::into_inner)?;
+        }
+    }
+
+    /// Removes, aside and in short writes, the messages that were left of devices that are no more. What a power cut leaves
+    /// of them goes after the next device that ends.
+    pub(super) fn empty_ended(&self) {
+        let users = self.clone();
+        let emptying = async move {
+            while let Some(queue) = users.read(|get| Ok(table::to_device::next_ended(get)?)).await? {
+                let job = move |w: &mut Write<'_>| table::to_device::remove_ended(w, &queue, MESSAGES_PER_WRITE);
+                users.0.parts.store.write_freeing(job).await.map_err(WriteError::into_inner)?;
+            }
+            Ok::<_, Error>(())
+        };
+        let emptying = async move {
+            if let Err(failed) = emptying.await {
+                tracing::debug!("the messages of an ended device were not all removed: {failed}");
+            }
+        };
+        tokio::spawn(emptying.in_current_span());
     }
 }
 
@@ -95,14 +152,14 @@ impl Users {
 const LOCAL_SETTINGS: [&str; 2] = ["m.local_notification_settings.", "org.matrix.msc3890.local_notification_settings."];
 
 /// Removes a device and everything that belongs to it: each session and each device ends here, however it ends, so what is
-/// kept for one of them is removed here; [`Users::tidy_sliding`] takes away what its syncs were told. Other users are not
-/// told.
+/// kept for one of them is removed here; [`Users::tidy_sliding`] takes away what its syncs were told, and
+/// [`Users::empty_ended`] what is left of many messages. Other users are not told.
 pub(super) fn forget(w: &mut Write<'_>, user: UserNum, device_id: &str) -> Result<(), Error> {
     if let Some(hash) = device::get(w, user, device_id)?.as_ref().and_then(old_token) {
         device::remove_token(w, &hash)?;
     }
     e2ee_key::remove_device(w, user, device_id)?;
-    table::to_device::remove_device(w, user, device_id)?;
+    table::to_device::remove_device(w, user, device_id, MESSAGES_PER_WRITE)?;
     for kind in LOCAL_SETTINGS {
         account_data::remove(w, user, GLOBAL, &format!("{kind}{device_id}"))?;
     }

@@ -13,7 +13,7 @@ use serde::Deserialize;
 use super::device;
 use crate::base::shares::{Held, of_the_busiest};
 use crate::store::schema::{
-    TO_DEVICE, TO_DEVICE_COUNT, TO_DEVICE_FROM, TO_DEVICE_KNOWN, TO_DEVICE_SHARE, TO_DEVICE_TXN,
+    DEVICE, TO_DEVICE, TO_DEVICE_COUNT, TO_DEVICE_FROM, TO_DEVICE_KNOWN, TO_DEVICE_SHARE, TO_DEVICE_TXN,
 };
 use crate::store::{Error, Get, Position, Result, UserNum, Write, tables};
 
@@ -233,14 +233,49 @@ pub fn remove_up_to(w: &mut Write<'_>, user: UserNum, device_id: &str, upto: Pos
     Ok(rows.len() >= most)
 }
 
-/// Forgets a device's queue.
-pub fn remove_device(w: &mut Write<'_>, user: UserNum, device_id: &str) -> Result<()> {
+/// Forgets a device's queue, but of its messages at most `most`: what is left is found by [`next_ended`] once the device is
+/// no more. True when there may be some left. Reads no row, so that a damaged one keeps no device from ending.
+pub fn remove_device(w: &mut Write<'_>, user: UserNum, device_id: &str, most: usize) -> Result<bool> {
     let prefix = device::prefix(user, device_id);
     w.remove(&TO_DEVICE_TXN, &prefix)?;
     w.remove(&TO_DEVICE_COUNT, &prefix)?;
-    w.remove(&TO_DEVICE_SHARE, &prefix)?;
-    tables::remove_all(w, &TO_DEVICE_FROM, &prefix)?;
-    tables::remove_all(w, &TO_DEVICE, &prefix)
+    remove_queue(w, &prefix, most)
+}
+
+fn remove_queue(w: &mut Write<'_>, prefix: &[u8], most: usize) -> Result<bool> {
+    let messages = w.remove_prefix(&TO_DEVICE, prefix, most)?;
+    let senders = w.remove_prefix(&TO_DEVICE_FROM, prefix, most)?;
+    let is_left = messages == most || senders == most;
+    match is_left {
+        // By this row the rest is known.
+        true => w.put(&TO_DEVICE_SHARE, prefix, &[0; size_of::<Waiting>()])?,
+        false => drop(w.remove(&TO_DEVICE_SHARE, prefix)?),
+    }
+    Ok(is_left)
+}
+
+/// Whether a device's queue has messages, or what was left of it may have some.
+pub fn any(get: &impl Get, user: UserNum, device_id: &str) -> Result<bool> {
+    let prefix = device::prefix(user, device_id);
+    Ok(get.has(&TO_DEVICE_SHARE, &prefix)? || get.has(&TO_DEVICE_COUNT, &prefix)?)
+}
+
+/// A queue whose device is no more, which has messages left. Looks at the queues of all devices, a row each.
+pub fn next_ended(get: &impl Get) -> Result<Option<Vec<u8>>> {
+    let mut ended = None;
+    get.range(&TO_DEVICE_SHARE, &[], None, false, &mut |key, _| {
+        if get.has(&DEVICE, key)? {
+            return Ok(ControlFlow::Continue(()));
+        }
+        ended = Some(key.to_vec());
+        Ok(ControlFlow::Break(()))
+    })?;
+    Ok(ended)
+}
+
+/// Takes away at most `most` messages of a queue that [`next_ended`] found; true when there may be more.
+pub fn remove_ended(w: &mut Write<'_>, queue: &[u8], most: usize) -> Result<bool> {
+    Ok(!w.has(&DEVICE, queue)? && remove_queue(w, queue, most)?)
 }
 
 /// Whether a device has lately sent messages of this type under this transaction id.
@@ -413,7 +448,10 @@ mod tests {
             assert!(!all.contains(&b"first of the flood".to_vec()));
             assert!(all.len() <= 20_000 / 8 + 2, "{}", all.len());
             assert_eq!(rows(w, &TO_DEVICE_FROM)?, all.len());
-            remove_device(w, user, "D")?;
+            assert!(remove_device(w, user, "D", 1_000)?);
+            let ended = next_ended(w)?.expect("what is left of the queue");
+            assert_eq!((ended.clone(), rows(w, &TO_DEVICE)?), (device::prefix(user, "D"), all.len() - 1_000));
+            assert!(remove_ended(w, &ended, 1_000)? && !remove_ended(w, &ended, 5_000)? && next_ended(w)?.is_none());
             assert_eq!((rows(w, &TO_DEVICE)?, rows(w, &TO_DEVICE_FROM)?, rows(w, &TO_DEVICE_SHARE)?), (0, 0, 0));
             Ok(())
         });
