@@ -11,6 +11,7 @@ mod lab;
 use lab::drive::{Person, SLIDING_SYNC, Setup, Snug};
 use lab::wire::percent_encode;
 use serde_json::{Value, json};
+use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::mpsc;
@@ -48,7 +49,7 @@ fn main() -> io::Result<()> {
     };
     let only = words.after("--only");
     let wants = |part: &str| only.as_deref().is_none_or(|only| only == part);
-    let snug = Snug::start(&setup)?;
+    let mut snug = Snug::start(&setup)?;
     let mut owner = snug.register("owner")?;
     let mut other = snug.register("other")?;
     yardstick(&snug, &mut owner)?;
@@ -69,7 +70,7 @@ fn main() -> io::Result<()> {
         backup(&snug, &mut owner, words.number("--keys", 100_000))?;
     }
     if wants("push") {
-        push(&snug, &mut owner, &mut other, words.number("--waiting", 10_000))?;
+        push(&mut snug, &owner, &other, words.number("--waiting", 10_000))?;
     }
     let usage = snug.usage();
     println!(
@@ -321,14 +322,23 @@ fn pusher(url: &str, key: &str) -> Value {
     })
 }
 
-fn push(snug: &Snug, owner: &mut Person, other: &mut Person, waiting: u64) -> io::Result<()> {
+fn push(snug: &mut Snug, owner: &Person, other: &Person, waiting: u64) -> io::Result<()> {
     let (port, heard) = gateway()?;
+    // A port that nobody listens on: the connection is refused at once, again and again.
+    let gone = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+    snug.stop()?;
+    let mut config = fs::OpenOptions::new().append(true).open(snug.folder.join("snug.toml"))?;
+    let [live, dead] = [port, gone].map(|port| format!("http://127.0.0.1:{port}"));
+    writeln!(config, "\n[push]\nprivate_urls = [{live:?}, {dead:?}]")?;
+    snug.run()?;
+    let snug = &*snug;
+    let (owner, other) = (&mut owner.again(snug), &mut other.again(snug));
     let about = json!({"preset": "public_chat"});
     let room = owner.call("POST", "/_matrix/client/v3/createRoom", Some(&about))?;
     let room = next(&room, "room_id");
     other.join(&room, lab::drive::NAME)?.good("join")?;
     let set = "/_matrix/client/v3/pushers/set";
-    owner.call("POST", set, Some(&pusher(&format!("http://127.0.0.1:{port}/_matrix/push/v1/notify"), "live")))?;
+    owner.call("POST", set, Some(&pusher(&format!("{live}/_matrix/push/v1/notify"), "live")))?;
     let measure = |other: &mut Person| -> io::Result<Vec<f64>> {
         let mut took = Vec::new();
         for _ in 0..50 {
@@ -343,10 +353,8 @@ fn push(snug: &Snug, owner: &mut Person, other: &mut Person, waiting: u64) -> io
     };
     let took = measure(other)?;
     println!("from a message to the gateway's request: p50 {:.1} ms, longest {:.1} ms", took[25], took[49]);
-    // A port that nobody listens on: the connection is refused at once, again and again.
-    let gone = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
     for number in 0..8 {
-        let url = format!("http://127.0.0.1:{gone}/_matrix/push/v1/notify");
+        let url = format!("{dead}/_matrix/push/v1/notify");
         owner.call("POST", set, Some(&pusher(&url, &format!("gone {number}"))))?;
     }
     let before = snug.usage();

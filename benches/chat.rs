@@ -1,5 +1,4 @@
 //! What a message costs: `cargo bench --bench chat -- [--budget BUDGET] [--messages N] [--behind N] [--kills N] [--binary FILE]`.
-//! With `--sliding N`: what sliding syncs cost to an account in so many rooms, and nothing else.
 //!
 //! One person and eight people send messages, with nobody and with eight people syncing; printed are bytes to disk, processor
 //! time and context switches for each message, and what the server takes to start after kills at random moments. The yardstick of
@@ -40,9 +39,6 @@ fn main() -> io::Result<()> {
     let mut snug = Snug::start(&setup)?;
     let mut people =
         (0..PEOPLE).map(|number| snug.register(&format!("user{number}"))).collect::<io::Result<Vec<_>>>()?;
-    if let Some(rooms) = after("--sliding").and_then(|text| text.parse().ok()) {
-        return sliding(&snug, &mut people, rooms, messages);
-    }
     let own = people[0].create_room()?;
     let room = people[0].create_room()?;
     for person in &mut people[1..] {
@@ -254,92 +250,6 @@ fn one_sync(snug: &Snug, people: &mut [Person], room: &str, rounds: u64) -> io::
     }
     let each = (cpu[0] - cpu[1]) * 1e3 / (rounds * PEOPLE as u64) as f64;
     println!("an incremental sync of one message: {each:.3} ms CPU");
-    Ok(())
-}
-
-/// An answer to a sliding sync.
-fn slide(person: &mut Person, pos: Option<&str>, last: usize) -> io::Result<serde_json::Value> {
-    let pos = pos.map_or_else(String::new, |pos| format!("?timeout=0&pos={pos}"));
-    let path = format!("/_matrix/client/unstable/org.matrix.simplified_msc3575/sync{pos}");
-    let state = [
-        ["m.room.name", ""],
-        ["m.room.encryption", ""],
-        ["m.room.member", "$LAZY"],
-        ["m.room.member", "$ME"],
-        ["m.room.topic", ""],
-        ["m.room.avatar", ""],
-        ["m.room.canonical_alias", ""],
-        ["m.room.power_levels", ""],
-        ["m.room.create", ""],
-        ["m.room.tombstone", ""],
-        ["org.matrix.msc3401.call.member", "*"],
-    ];
-    let body = serde_json::json!({ "conn_id": "rooms", "lists": { "all": {
-        "ranges": [[0, last]], "timeline_limit": 1, "required_state": state } } });
-    person.call("POST", &path, Some(&body))
-}
-
-/// What a first screen costs of an account in many rooms, growing to all of them, and what is new after a message.
-fn sliding(snug: &Snug, people: &mut [Person], rooms: usize, messages: u64) -> io::Result<()> {
-    let mut all = Vec::with_capacity(rooms);
-    for _ in 0..rooms {
-        let room = people[0].create_room()?;
-        people[1].join(&room, drive::NAME)?.good("join")?;
-        people[1].say(&room, TEXT)?;
-        all.push(room);
-    }
-    const SCREENS: usize = 20;
-    snug.reset_peak();
-    let quiet = snug.usage();
-    let mut took = Vec::with_capacity(SCREENS);
-    let mut first = serde_json::Value::Null;
-    for _ in 0..SCREENS {
-        let began = Instant::now();
-        first = slide(&mut people[0], None, 19)?;
-        took.push(began.elapsed().as_secs_f64() * 1e3);
-    }
-    let used = difference(snug.usage(), quiet);
-    took.sort_by(f64::total_cmp);
-    let told = first["rooms"].as_object().map_or(0, |rooms| rooms.len());
-    println!("{rooms} rooms, a first screen of {told}: p50 {:.1} ms, longest {:.1} ms", at(&took, 50), at(&took, 100));
-    println!(
-        "  {:.2} ms CPU, {:.1} KB to disk",
-        used.cpu * 1e3 / SCREENS as f64,
-        used.written as f64 / 1e3 / SCREENS as f64
-    );
-    let mut pos = first["pos"].as_str().unwrap_or_default().to_owned();
-    let (began, before) = (Instant::now(), snug.usage());
-    for last in (99..rooms + 99).step_by(100) {
-        let answer = slide(&mut people[0], Some(&pos), last)?;
-        pos = answer["pos"].as_str().unwrap_or_default().to_owned();
-    }
-    let used = difference(snug.usage(), before);
-    println!(
-        "  all of them, by a hundred: {:.0} ms, {:.0} ms CPU",
-        began.elapsed().as_secs_f64() * 1e3,
-        used.cpu * 1e3
-    );
-    for last in [19, rooms] {
-        let mut cpu = [0.0; 2];
-        for (with_syncs, cpu) in [true, false].into_iter().zip(&mut cpu) {
-            let answer = slide(&mut people[0], Some(&pos), last)?;
-            pos = answer["pos"].as_str().unwrap_or_default().to_owned();
-            let before = snug.usage();
-            for _ in 0..messages {
-                people[1].say(&all[rooms / 2], TEXT)?;
-                if with_syncs {
-                    let answer = slide(&mut people[0], Some(&pos), last)?;
-                    pos = answer["pos"].as_str().unwrap_or_default().to_owned();
-                }
-            }
-            *cpu = snug.usage().cpu - before.cpu;
-        }
-        println!(
-            "  an incremental sync of one message, window of {last}: {:.3} ms CPU",
-            (cpu[0] - cpu[1]) * 1e3 / messages as f64
-        );
-    }
-    println!("  peak resident {:.1} MiB", snug.usage().peak as f64 / f64::from(1 << 20));
     Ok(())
 }
 
