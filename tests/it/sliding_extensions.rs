@@ -163,6 +163,20 @@ async fn keys_are_counted_and_changed_devices_told() {
     // What was not asked for is not in the answer.
     let none = next(&house, &alice, &third, &only(json!({ "e2ee": { "enabled": false }, "org.unknown": 5 }))).await;
     assert_eq!(none["extensions"], json!({}));
+    // Who goes on and asks for it later misses nothing since then.
+    act(&house, &bob, &room, "join", json!({})).await;
+    let later = next(&house, &alice, &none, &asked).await;
+    assert_eq!(later["extensions"]["e2ee"]["device_lists"], json!({ "changed": [bob.id], "left": [] }));
+    // An app that is told no rooms hears at once of who comes to share an encrypted one.
+    let carol = house.register("carol").await;
+    let began = std::time::Instant::now();
+    let (woken, _) = tokio::join!(ask(&house, &alice, later["pos"].as_str(), 30_000, &asked), async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        say(&house, &bob, &room, "nothing for it").await;
+        act(&house, &carol, &room, "join", json!({})).await;
+    });
+    assert_eq!(woken.ok()["extensions"]["e2ee"]["device_lists"], json!({ "changed": [carol.id], "left": [] }));
+    assert!(began.elapsed() < Duration::from_secs(20));
     house.stop().await;
 }
 
