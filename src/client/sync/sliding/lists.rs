@@ -187,7 +187,6 @@ impl Look {
         Ok(self.spaces.get_or_init(Spaces::default))
     }
 
-    #[allow(dead_code)] // for the extensions
     /// Whether an extension that is bounded to these lists and subscriptions concerns a room: one that this answer or one
     /// before it told of. `*` stands for all of them. A list's windows are not asked about, only its filters.
     pub fn concerns(&self, plan: &Plan, room: RoomNum, lists: &[String], rooms: &[String]) -> Result<bool, Error> {
@@ -213,12 +212,6 @@ impl Look {
             }
         }
         Ok(false)
-    }
-
-    #[allow(dead_code)] // for the extensions
-    /// Whether the app was told nothing of a room before.
-    pub fn is_first_told(&self, room: RoomNum) -> Result<bool, Error> {
-        Ok(self.told(room)?.is_none())
     }
 
     /// What the app was told of a room by the answers before.
