@@ -884,7 +884,8 @@ impl Book {
 /// How many requests may run at once.
 #[derive(Clone, Copy)]
 struct Places {
-    /// For one user's gateways that are well, so that a few people's phones keep nobody else's waiting.
+    /// For one user's gateways that are well, so that a few people's phones keep nobody else's waiting: two where it can be,
+    /// as a gateway is known to be slow only afterwards.
     user: usize,
     /// For gateways that failed, and for slow ones.
     doubtful: usize,
@@ -892,7 +893,10 @@ struct Places {
 
 impl Places {
     fn of(requests_max: usize) -> Places {
-        Places { user: (requests_max / 4).max(1), doubtful: (requests_max / 2).max(1) }
+        Places {
+            user: (requests_max / 4).max(2).min(requests_max.saturating_sub(1)).max(1),
+            doubtful: (requests_max / 2).max(1),
+        }
     }
 }
 
