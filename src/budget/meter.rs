@@ -147,10 +147,10 @@ fn note([now, high]: &[AtomicU64; 2], bytes: u64) {
 }
 
 /// The time between two samples of the process.
-const SAMPLE_EVERY: Duration = Duration::from_millis(160);
+const SAMPLE_EVERY: Duration = Duration::from_millis(80);
 
 /// Growth of text allowed for between two samples; text goes back when no more than this is left of its share.
-const TEXT_BETWEEN_BYTES: u64 = 5 << 19;
+const TEXT_BETWEEN_BYTES: u64 = 9 << 19;
 /// A sample counts when less than this was allocated or freed during it.
 const STEADY_BYTES: u64 = 128 << 10;
 
