@@ -69,9 +69,13 @@ const PRESS_EVERY: Duration = Duration::from_millis(250);
 const LEAVE_MAX: Duration = Duration::from_millis(500);
 /// The retry time told to a caller that has no place left.
 const NO_PLACE_RETRY_MS: u64 = 2000;
-/// What a caller without a place is told where there is no TLS: nothing is read or kept for it.
-const NO_PLACE_ANSWER: &[u8] =
-    b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 2\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+/// What a caller without a place is told where there is no TLS: nothing is read or kept for it. Apps read the error code
+/// and the time; a page of another origin is let see them.
+const NO_PLACE_ANSWER: &str = concat!(
+    "HTTP/1.1 503 Service Unavailable\r\nRetry-After: 2\r\nContent-Type: application/json\r\nContent-Length: 98\r\n",
+    "Access-Control-Allow-Origin: *\r\nAccess-Control-Expose-Headers: Retry-After\r\nConnection: close\r\n\r\n",
+    r#"{"errcode":"M_LIMIT_EXCEEDED","error":"The server is busy, try again later","retry_after_ms":2000}"#
+);
 /// A listener has waited so often for memory when the log says so: 5 s.
 const PRESSES_QUIET: u32 = 20;
 
@@ -242,7 +246,7 @@ impl HttpServer {
             self.turned_away.note(ip, self.connections_open());
             if let (Stream::Tcp(stream), None) = (&stream, &listener.tls) {
                 // What does not go out at once is not worth waiting for.
-                let _ = stream.try_write(NO_PLACE_ANSWER);
+                let _ = stream.try_write(NO_PLACE_ANSWER.as_bytes());
             }
             return;
         };

@@ -504,7 +504,7 @@ async fn one_address_does_not_take_every_place() {
     let mut refused = TcpStream::connect(server.address).await.unwrap();
     let mut told = Vec::new();
     let _ = refused.read_to_end(&mut told).await;
-    assert_eq!(String::from_utf8_lossy(&told), String::from_utf8_lossy(NO_PLACE_ANSWER), "one too many is told so");
+    assert_eq!(String::from_utf8_lossy(&told), NO_PLACE_ANSWER, "one too many is told so");
     assert_eq!(server.door.connections_open(), most as usize);
     // The memory for the next connection is taken before it comes.
     assert!(account.used() <= (most + 1) * server.budget.profile().connection_bytes(false));
@@ -727,4 +727,14 @@ async fn when_the_server_stops_a_request_that_waits_for_news_is_answered() {
     stream.read_to_end(&mut answer).await.unwrap();
     closing.await.unwrap();
     assert!(String::from_utf8_lossy(&answer).contains(r#"{"news":"none"}"#), "{answer:?}");
+}
+
+#[test]
+fn a_caller_without_a_place_is_told_so_as_an_app_reads_it() {
+    let (head, body) = super::NO_PLACE_ANSWER.split_once("\r\n\r\n").unwrap();
+    assert!(head.contains(&format!("Content-Length: {}", body.len())), "{head}");
+    let body: Value = serde_json::from_str(body).unwrap();
+    let wanted = ErrorResponse::no_place(super::NO_PLACE_RETRY_MS).into_response();
+    assert_eq!((wanted.status().as_u16(), body["errcode"].as_str()), (503, Some("M_LIMIT_EXCEEDED")));
+    assert_eq!(body["retry_after_ms"], super::NO_PLACE_RETRY_MS);
 }
