@@ -185,15 +185,16 @@ class Lab:
         self.children.append(child)
         return child
 
-    def snug(self, name="snug", budget="pi-zero-2w", server_name=None):
-        return Snug(self, name, budget, server_name)
+    def snug(self, name="snug", budget="pi-zero-2w", server_name=None, more=""):
+        return Snug(self, name, budget, server_name, more)
 
-    def synapse(self, name="synapse", server_name=None):
-        return Synapse(self, name, server_name)
+    def synapse(self, name="synapse", server_name=None, more=""):
+        return Synapse(self, name, server_name, more)
 
-    def server(self):
-        """Snug; with SERVER=synapse in the environment the reference, which tells whether a story itself is right."""
-        return self.synapse() if os.environ.get("SERVER") == "synapse" else self.snug()
+    def server(self, snug="", synapse=""):
+        """Snug; with SERVER=synapse in the environment the reference, which tells whether a story itself is right. More text
+        for the settings of either."""
+        return self.synapse(more=synapse) if os.environ.get("SERVER") == "synapse" else self.snug(more=snug)
 
     def close(self, failed):
         for child in self.children:
@@ -217,7 +218,7 @@ class Lab:
 class Snug:
     """The server under test, from $SNUG or the release build."""
 
-    def __init__(self, lab, name, budget, server_name=None):
+    def __init__(self, lab, name, budget, server_name=None, more=""):
         self.lab, self.name, self.budget = lab, name, budget
         self.port, self.fed = free_port(), free_port()
         self.server_name = server_name or "localhost:%d" % self.fed
@@ -228,7 +229,7 @@ class Snug:
         self.config = os.path.join(self.data, "snug.toml")
         with open(self.config, "w") as f:
             f.write(CONFIG % dict(server_name=self.server_name, port=self.port, fed=self.fed, data=self.data,
-                                  budget=budget, cert=lab.cert, key=lab.key, ca=lab.ca))
+                                  budget=budget, cert=lab.cert, key=lab.key, ca=lab.ca) + more)
         self.boot()
 
     def boot(self):
@@ -277,7 +278,7 @@ allow_private_addresses = true
 class Synapse:
     """A real Synapse on SQLite, speaking to the lab only."""
 
-    def __init__(self, lab, name, server_name=None):
+    def __init__(self, lab, name, server_name=None, more=""):
         self.lab, self.name = lab, name
         self.port, self.fed = free_port(), free_port()
         self.server_name = server_name or "localhost:%d" % self.fed
@@ -287,7 +288,7 @@ class Synapse:
         self.python = os.environ.get("PEERS_PYTHON", sys.executable)
         with open(os.path.join(self.dir, "homeserver.yaml"), "w") as f:
             f.write(SYNAPSE % dict(server_name=self.server_name, port=self.port, fed=self.fed, dir=self.dir, cert=lab.cert,
-                                   key=lab.key, ca=lab.ca))
+                                   key=lab.key, ca=lab.ca) + more)
         with open(os.path.join(self.dir, "log.yaml"), "w") as f:
             f.write("version: 1\nformatters: {p: {format: '%(asctime)s %(levelname)s %(name)s %(request)s %(message)s'}}\n"
                     "filters: {c: {(): synapse.logging.context.LoggingContextFilter, request: ''}}\n"
@@ -338,7 +339,7 @@ form_secret: lab
 listeners:
   - {port: %(port)d, type: http, tls: false, bind_addresses: ['127.0.0.1'], resources: [{names: [client]}]}
   - {port: %(fed)d, type: http, tls: true, bind_addresses: ['127.0.0.1'], resources: [{names: [federation, keys]}]}
-experimental_features: {msc3814_enabled: true, msc3881_enabled: true, msc4306_enabled: true}
+experimental_features: {msc3814_enabled: true, msc3881_enabled: true, msc4306_enabled: true, msc4143_enabled: true, msc2666_enabled: true}
 rc_message: {per_second: 1000, burst_count: 1000}
 rc_registration: {per_second: 1000, burst_count: 1000}
 rc_login: {address: {per_second: 1000, burst_count: 1000}, account: {per_second: 1000, burst_count: 1000}, failed_attempts: {per_second: 1000, burst_count: 1000}}

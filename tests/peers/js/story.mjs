@@ -1,38 +1,11 @@
 // matrix-js-sdk with its Rust crypto, in Node: run by ../js_sdk.py, which starts the server and restarts it when a line asks.
-import fs from "node:fs";
-import readline from "node:readline";
 import "fake-indexeddb/auto";
 import "./older-node.mjs";
 import { Device, compareEmoji, enter, sdk, until } from "./client.mjs";
-import { logger as global } from "matrix-js-sdk/lib/logger.js";
+import { ask, check, logger, say } from "./steps.mjs";
 import { SlidingSync, SlidingSyncEvent, SlidingSyncState } from "matrix-js-sdk/lib/sliding-sync.js";
 
 const base = process.env.SNUG_BASE;
-const answers = readline.createInterface({ input: process.stdin })[Symbol.asyncIterator]();
-
-const say = (text) => fs.writeSync(1, text + "\n");
-function check(condition, text) {
-    if (!condition) throw new Error("NOT SO: " + text);
-    say("ok    " + text);
-}
-async function ask(what) {
-    say("@" + what);
-    await answers.next();
-}
-
-/** Everything the library logs goes to stderr, which the lab keeps and shows when a step fails. */
-const line = (level, name) => (...words) => {
-    const text = words.map((w) => (w instanceof Error ? w.stack : typeof w === "string" ? w : JSON.stringify(w))).join(" ");
-    fs.writeSync(2, `${new Date().toISOString().slice(11, 23)} ${level} [${name}] ${text.slice(0, 400)}\n`);
-};
-const logger = (name) => ({
-    trace() {}, debug: line("DEBUG", name), info: line("INFO", name), log: line("INFO", name), warn: line("WARN", name), error: line("ERROR", name),
-    getChild: (child) => logger(`${name} ${child}`),
-});
-for (const level of ["debug", "log", "info", "warn", "error"]) console[level] = line(level.toUpperCase(), "console");
-global.methodFactory = (level) => line(level.toUpperCase(), "sdk");
-global.setLevel("info");
-
 const password = "correct horse";
 async function device(how, user, name, options) {
     const session = await enter(base, how, user, password, name);
