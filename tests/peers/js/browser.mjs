@@ -1,39 +1,13 @@
 // The page of ./page in Chromium, as people use it: run by ../browser.py, which starts the server and kills it when a line asks.
 // Screenshots go to $SHOTS, to be looked at.
 import fs from "node:fs";
-import http from "node:http";
 import path from "node:path";
-import readline from "node:readline";
-import { fileURLToPath } from "node:url";
-import { build } from "esbuild";
 import { chromium } from "playwright-core";
+import { site, switches } from "./site.mjs";
+import { ask, say } from "./steps.mjs";
 
-const here = path.dirname(fileURLToPath(import.meta.url));
-const out = path.join(process.env.LAB_DIR, "page"), shots = process.env.SHOTS;
-const answers = readline.createInterface({ input: process.stdin })[Symbol.asyncIterator]();
-const say = (text) => fs.writeSync(1, text + "\n");
+const shots = process.env.SHOTS;
 const done = (text) => say("ok    " + text);
-async function ask(what) {
-    say("@" + what);
-    await answers.next();
-}
-
-/** Bundle the page and serve it. */
-async function site() {
-    fs.cpSync(path.join(here, "page"), out, { recursive: true });
-    fs.cpSync(path.join(here, "node_modules/@matrix-org/matrix-sdk-crypto-wasm/pkg"), path.join(out, "pkg"), { recursive: true });
-    await build({ entryPoints: [path.join(here, "page/page.mjs")], bundle: true, format: "esm", outfile: path.join(out, "page.js"), logLevel: "warning" });
-    const kinds = { ".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".wasm": "application/wasm" };
-    const server = http.createServer((request, answer) => {
-        const name = new URL(request.url, "http://x").pathname.replace(/^\/$/, "/index.html");
-        const file = path.join(out, path.normalize(name));
-        if (!file.startsWith(out) || !fs.existsSync(file)) return answer.writeHead(404).end();
-        answer.writeHead(200, { "content-type": kinds[path.extname(file)] ?? "application/octet-stream" });
-        fs.createReadStream(file).pipe(answer);
-    });
-    await new Promise((ready) => server.listen(0, "127.0.0.1", ready));
-    return `http://127.0.0.1:${server.address().port}/?server=${encodeURIComponent(process.env.SNUG_BASE)}`;
-}
 
 const sizes = { desk: { viewport: { width: 1280, height: 800 } }, phone: { viewport: { width: 390, height: 844 }, hasTouch: true, isMobile: true } };
 
@@ -76,11 +50,8 @@ class Person {
 
 async function main() {
     fs.mkdirSync(shots, { recursive: true });
-    const url = await site();
-    const browser = await chromium.launch({
-        executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium",
-        args: ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"],
-    });
+    const url = `${await site("page")}?server=${encodeURIComponent(process.env.SNUG_BASE)}`;
+    const browser = await chromium.launch(switches);
     const alice = await Person.open(browser, url, "alice", "desk", "light");
     await alice.shot("1-enter");
     await alice.enter("alice", "register");
