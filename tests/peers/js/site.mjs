@@ -13,20 +13,36 @@ export const switches = {
     args: ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"],
 };
 
-/** Bundle `page/<name>.mjs` and serve it with the files beside it; gives the address, with a slash at its end. */
+/** Serve what `find` gives for a path, a file or text, on the loopback; gives the address, with a slash at its end. */
+export async function serve(find) {
+    const kinds = { ".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".wasm": "application/wasm", ".json": "application/json", ".svg": "image/svg+xml" };
+    const server = http.createServer((request, answer) => {
+        const name = path.normalize(new URL(request.url, "http://x").pathname);
+        const found = find(name);
+        if (found?.text === undefined && !fs.existsSync(found?.file ?? "")) return answer.writeHead(404).end();
+        answer.writeHead(200, { "content-type": kinds[path.extname(found.file ?? name)] ?? "application/octet-stream" });
+        if (found.file) fs.createReadStream(found.file).pipe(answer);
+        else answer.end(found.text);
+    });
+    await new Promise((ready) => server.listen(0, "127.0.0.1", ready));
+    return `http://127.0.0.1:${server.address().port}/`;
+}
+
+/** Bundle `page/<name>.mjs` and serve it with the files beside it. */
 export async function site(name) {
     const out = path.join(process.env.LAB_DIR, "page");
     fs.cpSync(path.join(here, "page"), out, { recursive: true });
     fs.cpSync(path.join(here, "node_modules/@matrix-org/matrix-sdk-crypto-wasm/pkg"), path.join(out, "pkg"), { recursive: true });
     await build({ entryPoints: [path.join(here, `page/${name}.mjs`)], bundle: true, format: "esm", outfile: path.join(out, `${name}.js`), logLevel: "warning" });
-    const kinds = { ".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".wasm": "application/wasm" };
-    const server = http.createServer((request, answer) => {
-        const name = new URL(request.url, "http://x").pathname.replace(/^\/$/, "/index.html");
-        const file = path.join(out, path.normalize(name));
-        if (!file.startsWith(out) || !fs.existsSync(file)) return answer.writeHead(404).end();
-        answer.writeHead(200, { "content-type": kinds[path.extname(file)] ?? "application/octet-stream" });
-        fs.createReadStream(file).pipe(answer);
+    return await serve((name) => ({ file: path.join(out, name === "/" ? "index.html" : name) }));
+}
+
+/** Serve the page of a package from npm, with a configuration of our own. */
+export async function packaged(folder, config) {
+    const out = path.join(here, "node_modules", folder);
+    return await serve((name) => {
+        if (name === "/config.json") return { text: JSON.stringify(config) };
+        // Its files are named from wherever its page is.
+        return { file: path.join(out, path.extname(name) ? name.replace(/^.*\/assets\//, "assets/") : "index.html") };
     });
-    await new Promise((ready) => server.listen(0, "127.0.0.1", ready));
-    return `http://127.0.0.1:${server.address().port}/`;
 }
