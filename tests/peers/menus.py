@@ -1,4 +1,4 @@
-"""What an app's menus ask for beyond chat, by matrix-js-sdk in Node: search, a space, thumbnails, a link's preview, reports,
+"""What an app's menus ask for beyond chat, by matrix-js-sdk in Node and in headless Chromium: search, a space, thumbnails, a link's preview, reports,
 presence, threads, delayed events, profile fields, blocked invites, sessions let in and refreshed, guests, relays for calls.
 
   python3 tests/peers/menus.py     needs `npm ci` in tests/peers/js; SNUG=path of the binary

@@ -13,14 +13,14 @@ export const switches = {
     args: ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"],
 };
 
-/** Serve what `find` gives for a path, a file or text, on the loopback; gives the address, with a slash at its end. */
+/** Serve what `find` gives for a path, a file or its content, on the loopback; gives the address, with a slash at its end. */
 export async function serve(find) {
-    const kinds = { ".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".wasm": "application/wasm", ".json": "application/json", ".svg": "image/svg+xml" };
+    const kinds = { ".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".wasm": "application/wasm", ".json": "application/json", ".png": "image/png", ".svg": "image/svg+xml" };
     const server = http.createServer((request, answer) => {
         const name = path.normalize(new URL(request.url, "http://x").pathname);
         const found = find(name);
         if (found?.text === undefined && !fs.existsSync(found?.file ?? "")) return answer.writeHead(404).end();
-        answer.writeHead(200, { "content-type": kinds[path.extname(found.file ?? name)] ?? "application/octet-stream" });
+        answer.writeHead(200, { "content-type": kinds[path.extname(found.file ?? name)] ?? "application/octet-stream", "access-control-allow-origin": "*" });
         if (found.file) fs.createReadStream(found.file).pipe(answer);
         else answer.end(found.text);
     });
