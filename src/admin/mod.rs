@@ -1,14 +1,15 @@
-//! The operator's endpoints: those behind `snug user`, `snug rooms`, `snug budget` and `snug workers`, and the pages for
-//! a browser.
+//! The operator's endpoints: those behind `snug user`, `snug rooms`, `snug reports`, `snug budget` and `snug workers`,
+//! and the pages for a browser.
 //!
 //! The commands speak HTTP with JSON over a socket in the data folder. A process that may open the socket may do
 //! everything. The pages are on the ordinary ports; the one that makes the first account needs the code in the log.
-//! Read `users.rs`, `rooms.rs`, `budget.rs`, `workers.rs`, `addresses.rs`, then `pages/`.
+//! Read `users.rs`, `rooms.rs`, `reports.rs`, `budget.rs`, `workers.rs`, `addresses.rs`, then `pages/`.
 
 mod addresses;
 mod budget;
 mod error;
 mod pages;
+mod reports;
 mod rooms;
 mod users;
 mod workers;
@@ -61,6 +62,8 @@ pub fn routes(router: &mut Router, admin: &Arc<Admin>) {
         .get("/rooms", rooms::list)
         .post("/rooms/{room}/allow", rooms::allow)
         .post("/rooms/{room}/cancel", rooms::cancel)
+        .get("/reports", reports::list)
+        .post("/reports/{number}/remove", reports::remove)
         .get("/budget", budget::table)
         .get("/workers", workers::list)
         .get("/server", addresses::server);

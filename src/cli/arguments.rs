@@ -61,6 +61,16 @@ SIGINT (Ctrl-C) and SIGTERM stop it in order.")]
         #[command(subcommand)]
         command: Option<RoomsCommand>,
     },
+    /// What users reported to you, and what they said of it: remove
+    #[command(after_help = "Examples:
+  snug reports
+  snug reports remove 7 8    done with these
+  snug reports remove --all
+The newest are kept: 100 of each user who reports, 2,000 of all.")]
+    Reports {
+        #[command(subcommand)]
+        command: Option<ReportsCommand>,
+    },
     /// The memory budget as a table; of a running server also what is in use, and the most that was
     #[command(after_help = "Examples:
   snug budget                      of the running server, or the one it would have
@@ -162,6 +172,22 @@ what this one sent before, so a backup of signing.key is better.")]
 The server begins again with its name and its key, without accounts and rooms. Files people uploaded stay in the folder `media`, and
 nothing refers to them any more. A backup of the database is better. One that is there is left alone.")]
     Database,
+}
+
+#[derive(Subcommand)]
+pub enum ReportsCommand {
+    /// Remove reports that are done with
+    #[command(after_help = "Examples:
+  snug reports remove 7 8
+  snug reports remove --all")]
+    Remove {
+        /// As `snug reports` shows them
+        #[arg(required_unless_present = "all")]
+        numbers: Vec<u32>,
+        /// All there are
+        #[arg(long)]
+        all: bool,
+    },
 }
 
 #[derive(Subcommand)]

@@ -5,6 +5,7 @@
 mod check;
 mod admin_socket;
 mod arguments;
+mod reports;
 mod rooms;
 mod users;
 mod workers;
@@ -22,6 +23,7 @@ use crate::config::{Config, Overrides};
 use crate::serve;
 use admin_socket::Local;
 use arguments::{Arguments, Command, New};
+use reports::reports_command;
 use rooms::rooms_command;
 use users::user;
 
@@ -49,6 +51,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Serve => serve(&overrides, given.first()),
         Command::User(command) => user(&overrides, command),
         Command::Rooms { command } => rooms_command(&overrides, command),
+        Command::Reports { command } => reports_command(&overrides, command),
         Command::Budget => budget(&overrides),
         Command::Workers => workers::workers(&overrides),
         Command::Check { database: false } => return check::run(&overrides),

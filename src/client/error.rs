@@ -79,6 +79,7 @@ impl From<room::Error> for Error {
         Error(match failed {
             E::NotFound => ErrorResponse::not_found(failed.to_string()),
             E::Forbidden(why) => ErrorResponse::forbidden(why),
+            E::InviteBlocked(errcode) => ErrorResponse::new(StatusCode::FORBIDDEN, errcode, failed.to_string()),
             E::Reject(reject) => match reject.kind {
                 Kind::Json | Kind::Shape => ErrorResponse::bad("M_BAD_JSON", reject.to_string()),
                 Kind::TooLarge => ErrorResponse::too_large(reject.to_string()),
@@ -110,9 +111,13 @@ impl From<room::Error> for Error {
 /// A refusal by another server keeps its errcode where apps know the code; `remote` maps all other failures.
 fn other_server(what: String, errcode: Option<&str>, refused: bool) -> ErrorResponse {
     match errcode {
-        Some(code @ ("M_FORBIDDEN" | "M_UNABLE_TO_AUTHORISE_JOIN" | "M_UNABLE_TO_GRANT_JOIN")) => {
-            ErrorResponse::new(StatusCode::FORBIDDEN, code.to_owned(), format!("The other server {what}"))
-        }
+        Some(
+            code @ ("M_FORBIDDEN"
+            | "M_UNABLE_TO_AUTHORISE_JOIN"
+            | "M_UNABLE_TO_GRANT_JOIN"
+            | "M_INVITE_BLOCKED"
+            | "ORG.MATRIX.MSC4155.M_INVITE_BLOCKED"),
+        ) => ErrorResponse::new(StatusCode::FORBIDDEN, code.to_owned(), format!("The other server {what}")),
         Some(code @ ("M_INCOMPATIBLE_ROOM_VERSION" | "M_RESOURCE_LIMIT_EXCEEDED")) => {
             ErrorResponse::new(StatusCode::BAD_REQUEST, code.to_owned(), format!("The other server {what}"))
         }

@@ -23,6 +23,7 @@ mod keys;
 mod room_keys;
 mod to_device;
 mod rates;
+mod report;
 pub mod media;
 mod sync;
 pub mod routes;

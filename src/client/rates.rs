@@ -44,6 +44,8 @@ pub const FETCH: Rate = Rate { name: "files from elsewhere", per_second: 10.0, b
 pub const HISTORY: Rate = Rate { name: "history from elsewhere", per_second: 10.0, burst: 100.0 };
 /// Searches for people, by user: an app asks while a name is typed, and each looks at thousands of members.
 pub const FIND: Rate = Rate { name: "searches for people", per_second: 5.0, burst: 50.0 };
+/// Reports to the administrator, by user.
+pub const REPORT: Rate = Rate { name: "reports", per_second: 0.1, burst: 20.0 };
 /// Other questions that make this server ask another one, by user, or by address without an access token: directories,
 /// profiles, keys.
 pub const ASK: Rate = Rate { name: "questions to other servers", per_second: 10.0, burst: 100.0 };

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::account::{self, account_data, device, profile, push, push_rules, register, session};
 use super::room::{create, directory, membership, receipt, send, state, thread, timeline, upgrade};
-use super::{Client, dehydrated_device, keys, media, room_keys, server, sync, to_device};
+use super::{Client, dehydrated_device, keys, media, report, room_keys, server, sync, to_device};
 use crate::http::{Method, Router};
 
 /// What web apps of any origin may ask; servers ask none of it (client-server API, "Web Browser Clients").
@@ -15,7 +15,9 @@ const R0_V3: [&str; 2] = ["/_matrix/client/r0", "/_matrix/client/v3"];
 const FIELDS: [&str; 3] = ["/_matrix/client/r0", "/_matrix/client/v3", "/_matrix/client/unstable/uk.tcpip.msc4133"];
 /// Prefixes for cross-signing and key backups.
 const CROSS_SIGNING: [&str; 3] = ["/_matrix/client/r0", "/_matrix/client/v3", "/_matrix/client/unstable"];
-const THREADS: [&str; 1] = ["/_matrix/client/unstable/io.element.msc4306"];
+const THREADS: [&str; 2] = ["/_matrix/client/unstable/io.element.msc4306", "/_matrix/client/v1"];
+/// For the removal of account data.
+const REMOVED: [&str; 1] = ["/_matrix/client/unstable/org.matrix.msc3391"];
 const DEHYDRATED: [&str; 1] = ["/_matrix/client/unstable/org.matrix.msc3814.v1/dehydrated_device"];
 
 /// Prefixes of the media endpoints that need no access token.
@@ -41,6 +43,7 @@ fn abouts(router: &mut Router, client: &Arc<Client>) {
         .get("/_matrix/client/versions", server::versions)
         .get("/.well-known/matrix/client", server::well_known_client)
         .under(&R0_V3, Method::GET, "/capabilities", server::capabilities)
+        .get("/_matrix/client/unstable/org.matrix.msc1763/retention/configuration", server::retention)
         .under(&R0_V3, Method::GET, "/voip/turnServer", server::turn_server);
 }
 
@@ -68,7 +71,10 @@ fn accounts(router: &mut Router, client: &Arc<Client>) {
         .under(&FIELDS, Method::GET, "/profile/{user_id}/{field}", profile::get_field)
         .under(&FIELDS, Method::PUT, "/profile/{user_id}/{field}", profile::put_field)
         .under(&FIELDS, Method::DELETE, "/profile/{user_id}/{field}", profile::delete_field)
-        .under(&R0_V3, Method::POST, "/user_directory/search", profile::search);
+        .under(&R0_V3, Method::POST, "/user_directory/search", profile::search)
+        .under(&R0_V3, Method::POST, "/rooms/{room_id}/report/{event_id}", report::event)
+        .post("/_matrix/client/v3/rooms/{room_id}/report", report::room)
+        .post("/_matrix/client/v3/users/{user_id}/report", report::user);
 }
 
 /// End-to-end keys and messages to devices.
@@ -123,6 +129,8 @@ fn personal(router: &mut Router, client: &Arc<Client>) {
         .under(&R0_V3, Method::PUT, "/user/{user_id}/account_data/{kind}", account_data::put)
         .under(&R0_V3, Method::GET, "/user/{user_id}/rooms/{room_id}/account_data/{kind}", account_data::get)
         .under(&R0_V3, Method::PUT, "/user/{user_id}/rooms/{room_id}/account_data/{kind}", account_data::put)
+        .under(&REMOVED, Method::DELETE, "/user/{user_id}/account_data/{kind}", account_data::delete)
+        .under(&REMOVED, Method::DELETE, "/user/{user_id}/rooms/{room_id}/account_data/{kind}", account_data::delete)
         .under(&R0_V3, Method::GET, "/user/{user_id}/rooms/{room_id}/tags", account_data::tags)
         .under(&R0_V3, Method::PUT, "/user/{user_id}/rooms/{room_id}/tags/{tag}", account_data::put_tag)
         .under(&R0_V3, Method::DELETE, "/user/{user_id}/rooms/{room_id}/tags/{tag}", account_data::delete_tag)
@@ -171,7 +179,8 @@ fn threads(router: &mut Router, client: &Arc<Client>) {
         .under(&THREADS, Method::GET, "/rooms/{room_id}/thread/{event_id}/subscription", thread::get)
         .under(&THREADS, Method::PUT, "/rooms/{room_id}/thread/{event_id}/subscription", thread::put)
         .under(&THREADS, Method::DELETE, "/rooms/{room_id}/thread/{event_id}/subscription", thread::delete)
-        .get("/_matrix/client/unstable/io.element.msc4308/thread_subscriptions", thread::list);
+        .get("/_matrix/client/unstable/io.element.msc4308/thread_subscriptions", thread::list)
+        .get("/_matrix/client/v1/thread_subscriptions", thread::list);
 }
 
 /// Changing rooms.

@@ -1,4 +1,5 @@
-//! Versions and capabilities of this server: GET versions, capabilities, `.well-known`, voip/turnServer.
+//! Versions and capabilities of this server: GET versions, capabilities, retention/configuration, `.well-known`,
+//! voip/turnServer.
 
 use std::sync::Arc;
 
@@ -17,17 +18,35 @@ const VERSIONS: &[&str] = &[
 /// GET /_matrix/client/versions
 pub async fn versions(_: Arc<Client>, _: Request) -> Result<Response, Error> {
     let features = json!({
+        "com.beeper.msc4169": true,
+        "com.beeper.msc4446": true,
+        "computer.gingershaped.msc4466": true,
         "org.matrix.e2e_cross_signing": true,
+        "org.matrix.msc2654": true,
+        "org.matrix.msc3391": true,
         "org.matrix.msc3814": true,
         "org.matrix.msc3881": true,
+        "org.matrix.msc3912": true,
+        "org.matrix.msc3916.stable": true,
+        "org.matrix.msc4028": true,
         "org.matrix.msc4076": true,
+        "org.matrix.msc4155": true,
+        "org.matrix.msc4222": true,
         "org.matrix.msc4262": true,
+        "org.matrix.msc4380": true,
+        "org.matrix.msc4380.stable": true,
+        "org.matrix.msc4429": true,
         "org.matrix.simplified_msc3575": true,
         "org.matrix.msc4306": true,
         "uk.tcpip.msc4133": true,
         "uk.tcpip.msc4133.stable": true,
+        "uk.timedout.msc4491.create_room_invite_reasons": true,
     });
-    Ok(Response::json(&json!({ "versions": VERSIONS, "unstable_features": features })))
+    // The same as for other servers (MSC4383).
+    let server = json!({ "name": "Snug", "version": env!("CARGO_PKG_VERSION") });
+    Ok(Response::json(&json!({
+        "versions": VERSIONS, "unstable_features": features, "server": server, "net.zemos.msc4383.server": server,
+    })))
 }
 
 /// GET /_matrix/client/v3/capabilities
@@ -35,15 +54,25 @@ pub async fn capabilities(client: Arc<Client>, request: Request) -> Result<Respo
     auth::requester(&client, &request).await?;
     let available: serde_json::Map<_, _> =
         version::offered().map(|version| (version.id.to_owned(), json!("stable"))).collect();
+    let forgets = client.rooms.forgets_left_rooms();
     Ok(Response::json(&json!({ "capabilities": {
         "m.change_password": { "enabled": true },
         "m.room_versions": { "default": version::DEFAULT, "available": available },
         "m.set_displayname": { "enabled": true },
         "m.set_avatar_url": { "enabled": true },
         "m.profile_fields": { "enabled": true },
+        "uk.tcpip.msc4133.profile_fields": { "enabled": true },
+        "m.forget_forced_upon_leave": { "enabled": forgets },
+        "org.matrix.msc4267.forget_forced_upon_leave": { "enabled": forgets },
         "m.3pid_changes": { "enabled": false },
         "m.get_login_token": { "enabled": false },
     }})))
+}
+
+/// GET /_matrix/client/unstable/org.matrix.msc1763/retention/configuration: this server ends the life of no message.
+pub async fn retention(client: Arc<Client>, request: Request) -> Result<Response, Error> {
+    auth::requester(&client, &request).await?;
+    Ok(Response::json(&json!({ "policies": {}, "limits": {} })))
 }
 
 /// GET /.well-known/matrix/client

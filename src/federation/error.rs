@@ -43,6 +43,7 @@ impl From<room::Error> for Error {
         Error(match failed {
             E::NotFound => ErrorResponse::not_found("Not found, or the asking server is not allowed to see it"),
             E::Forbidden(why) => ErrorResponse::forbidden(why),
+            E::InviteBlocked(errcode) => ErrorResponse::new(StatusCode::FORBIDDEN, errcode, failed.to_string()),
             E::Reject(reject) => match reject.kind {
                 Kind::Auth | Kind::Signature | Kind::Key => ErrorResponse::forbidden(reject.to_string()),
                 Kind::TooLarge => ErrorResponse::too_large(reject.to_string()),

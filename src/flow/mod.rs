@@ -7,5 +7,5 @@ mod upgrade;
 
 pub use deactivate::deactivate;
 pub use register::{Registered, register};
-pub use rename::rename;
+pub use rename::{Propagate, rename};
 pub use upgrade::{join, upgrade};

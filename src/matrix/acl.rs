@@ -41,7 +41,7 @@ impl Acl {
 }
 
 /// `*` stands for any text, `?` for one character. Never goes back beyond the last `*`, so no glob is slow.
-fn glob_matches(glob: &[u8], text: &[u8]) -> bool {
+pub fn glob_matches(glob: &[u8], text: &[u8]) -> bool {
     let (mut g, mut t) = (0, 0);
     let mut star = None;
     while t < text.len() {

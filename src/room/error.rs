@@ -14,6 +14,9 @@ pub enum Error {
     /// Not allowed, with the reason.
     #[error("{0}")]
     Forbidden(String),
+    /// The invited user takes no invites from the inviter; with the errcode that says so.
+    #[error("the user takes no invites from you")]
+    InviteBlocked(&'static str),
     /// Rejected by the protocol's rules.
     #[error(transparent)]
     Reject(Reject),

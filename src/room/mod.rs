@@ -2,7 +2,7 @@
 //!
 //! Sub-rooms, lowest floor first; `tests/it/floors.rs` holds them:
 //!
-//! - `error.rs`, `lock.rs`, `ignored.rs`: the ground;
+//! - `error.rs`, `lock.rs`, `ignored.rs`, `invite_rules.rs`: the ground;
 //! - `state/`: read only: room state as the rules read it, state resolution, which servers may ask, stripped state;
 //! - `append/`: the one door in. Nothing but it (and the flip of a big join) makes an event part of a room;
 //! - `receive/`: events from other servers, and the gaps before them; `send/`: events of local users;
@@ -21,6 +21,7 @@
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use ruma::{OwnedEventId, OwnedServerName, RoomId, ServerName, UserId};
@@ -40,6 +41,7 @@ mod directory;
 mod ephemeral;
 mod handshake;
 mod ignored;
+mod invite_rules;
 pub mod join;
 mod lock;
 mod membership;
@@ -63,6 +65,7 @@ pub use ephemeral::receipt::{Marker, ReadMarkers};
 pub use handshake::Verb;
 pub use handshake::invite::Invitation;
 pub use join::admission::Policy;
+pub use membership::profile::Renewal;
 pub use notify::{NotificationQuery, PAGE_MAX as NOTIFICATIONS_MAX, Waiting};
 pub use read::filter::{Events, Filter};
 pub use read::relations::{Related, Threads};
@@ -122,6 +125,8 @@ struct Inner {
     rules: Arc<append::rules_cache::Rules>,
     renewals: membership::profile::Renewals,
     intake: receive::intake::Intake,
+    /// Whoever leaves a room forgets it too.
+    forgets: AtomicBool,
 }
 
 impl Rooms {
@@ -141,12 +146,23 @@ impl Rooms {
             rules,
             renewals: membership::profile::Renewals::default(),
             intake,
+            forgets: AtomicBool::new(false),
         }))
     }
 
     /// This server's name.
     pub fn server(&self) -> &ServerName {
         &self.0.parts.server
+    }
+
+    /// Sets whether whoever leaves a room forgets it too. `serve` does so once.
+    pub fn set_forgets_left_rooms(&self, forgets: bool) {
+        self.0.forgets.store(forgets, Relaxed);
+    }
+
+    /// Whether whoever leaves a room forgets it too (MSC4267).
+    pub fn forgets_left_rooms(&self) -> bool {
+        self.0.forgets.load(Relaxed)
     }
 
     /// A snapshot for reading rooms. Keep it no longer than an answer takes.
@@ -214,6 +230,7 @@ impl Rooms {
             server: parts.server.clone(),
             now_ms: parts.clock.now_ms(),
             rules: self.0.rules.clone(),
+            forgets: self.forgets_left_rooms(),
         }
     }
 

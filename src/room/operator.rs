@@ -67,6 +67,12 @@ impl Rooms {
 }
 
 impl Rooms {
+    /// Whether this server knows a room, in it or not.
+    pub async fn is_known(&self, room_id: &RoomId) -> Result<bool> {
+        let room_id = room_id.to_owned();
+        self.reading(move |_, read| Ok(room::num(read, room_id.as_str())?.is_some())).await
+    }
+
     /// Sets the owner's policy for joins. `serve` does so once.
     pub fn set_admission(&self, policy: Policy) {
         *self.0.joins.policy.lock() = policy;

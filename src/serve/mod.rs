@@ -214,6 +214,7 @@ impl Server {
             scratch: folder.join(SCRATCH),
         });
         rooms.set_admission(config.rooms.admission);
+        rooms.set_forgets_left_rooms(config.rooms.forget_left);
         rooms.set_hourly_bytes_max(config.federation.hourly_bytes_max);
         let users = Users::new(user::Parts {
             store: store.clone(),

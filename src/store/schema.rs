@@ -127,6 +127,8 @@ pub const PUSHER_STATUS: Table = table(
 );
 pub const PUSHER_RETRY: Table =
     table("pusher_retry", "user", "u64 when to try again, key of pusher → nothing; only while its gateway fails");
+pub const REPORT: Table = table("report", "user", "u32 → JSON Report: what users reported to the administrator");
+pub const REPORT_BY: Table = table("report_by", "user", "UserNum of who reported, u32 → nothing");
 pub const FILTER: Table = table("filter", "user", "UserNum, u32 → JSON sync filter");
 pub const SLIDING_CONNECTION: Table =
     table("sliding_connection", "user", "UserNum, device id, 0, its Position → conn_id, its last two answers");
@@ -260,6 +262,8 @@ pub const TABLES: &[&Table] = &[
     &BACKUP_INFO,
     &BACKUP_KEY,
     &BACKUP_GONE,
+    &REPORT,
+    &REPORT_BY,
     &FILTER,
     &PUSHER,
     &PUSHER_KEY,

@@ -5,11 +5,12 @@
 //!
 //! Lowest floor first: `lookup.rs` (users by id), `sharing.rs` (users who share rooms), `settings/` (account data,
 //! filters, push rules), `device/` (devices, keys, to-device messages), `account/` (passwords, sessions, profiles, the
-//! user directory), `sync.rs`, `sliding.rs` (connections of sliding syncs).
+//! user directory), `reports.rs` (what users report to the administrator), `sync.rs`, `sliding.rs` (connections of sliding syncs).
 
 mod account;
 mod sharing;
 mod device;
+mod reports;
 mod sliding;
 mod sync;
 
@@ -36,6 +37,7 @@ pub use device::key_query::{Answered, Viewer};
 pub use device::keys::Upload as KeyUpload;
 pub use device::remote_list::News;
 pub use device::to_device::{Messages, Txn};
+pub use reports::{REASON_CHARS_MAX, Reported};
 pub use settings::push_rules::NewRule;
 pub use settings::pushers::SetPusher;
 pub use sliding::{Answer, NOTED_ROOMS, Noted, STATE_BYTES_MAX, SlidingConnection, Told};

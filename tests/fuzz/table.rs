@@ -59,7 +59,8 @@ const SLIDING: &[&str] = &["/_matrix/client/unstable/org.matrix.simplified_msc35
 const V3: &[&str] = &["/_matrix/client/r0", "/_matrix/client/v3"];
 const FIELDS: &[&str] = &["/_matrix/client/r0", "/_matrix/client/v3", "/_matrix/client/unstable/uk.tcpip.msc4133"];
 const SIGNING: &[&str] = &["/_matrix/client/r0", "/_matrix/client/v3", "/_matrix/client/unstable"];
-const THREADS: &[&str] = &["/_matrix/client/unstable/io.element.msc4306"];
+const THREADS: &[&str] = &["/_matrix/client/unstable/io.element.msc4306", "/_matrix/client/v1"];
+const REMOVED: &[&str] = &["/_matrix/client/unstable/org.matrix.msc3391"];
 const DEHYDRATED: &[&str] = &["/_matrix/client/unstable/org.matrix.msc3814.v1/dehydrated_device"];
 const MEDIA: &[&str] = &["/_matrix/media/r0", "/_matrix/media/v1", "/_matrix/media/v3"];
 const FED: &[&str] = &["/_matrix/federation/v1"];
@@ -170,6 +171,7 @@ const TO_DEVICE: Holds = Json(&[
 const FILTER: Holds = Json(&[
     r#"{"room":{"timeline":{"limit":"<<number>>","types":["m.room.*"],"not_types":["*.member"],"senders":["<user_id>"],"not_senders":["<user_id>"],"rooms":["<room_id>"],"contains_url":true,"unread_thread_notifications":true},"state":{"lazy_load_members":true,"include_redundant_members":true,"types":["*"]},"ephemeral":{"not_types":["m.receipt"]},"account_data":{"types":[]},"include_leave":true,"rooms":["<room_id>"],"not_rooms":["<room_id>"]},"presence":{"types":[]},"account_data":{"limit":"<<number>>"},"event_fields":["type","content.body","sender","content.a\\.b"],"event_format":"federation"}"#,
     r#"{"room":{"state":{"lazy_load_members":true}}}"#,
+    r#"{"profile_fields":{"ids":["displayname","m.status"]},"org.matrix.msc4429.profile_fields":{"ids":["<text>"]}}"#,
 ]);
 const RULE: Holds = Json(&[
     r#"{"actions":["notify",{"set_tweak":"sound","value":"default"},{"set_tweak":"highlight"}],"pattern":"<text>"}"#,
@@ -191,6 +193,8 @@ const ACCOUNT_DATA: Holds = Json(&[
     r#"{"ignored_users":{"<user_id>":{},"<their_user>":{}}}"#,
     r#"{"event_id":"<event_id>"}"#,
     r#"{"a":"<text>"}"#,
+    r#"{"default_action":"block"}"#,
+    r#"{"enabled":"<<bool>>","allowed_users":["<user_id>"],"ignored_users":["<their_user>"],"blocked_servers":["*","<server>"]}"#,
 ]);
 
 const DRY: Holds = Json(&[
@@ -212,6 +216,7 @@ pub const TABLE: &[Endpoint] = &[
     get(BARE, "/.well-known/matrix/client").of(Anybody),
     get(V3, "/capabilities"),
     get(V3, "/voip/turnServer"),
+    get(BARE, "/_matrix/client/unstable/org.matrix.msc1763/retention/configuration"),
     get(BARE, "/").of(Anybody),
     get(BARE, "/_snug/first/{code}").of(Anybody),
     post(BARE, "/_snug/first/{code}", Bytes).of(Anybody),
@@ -237,6 +242,9 @@ pub const TABLE: &[Endpoint] = &[
     put(FIELDS, "/profile/{user_id}/{field}", PROFILE),
     delete(FIELDS, "/profile/{user_id}/{field}", Nothing),
     post(V3, "/user_directory/search", Json(&[r#"{"search_term":"<text>","limit":"<<number>>"}"#])),
+    post(V3, "/rooms/{room_id}/report/{event_id}", Json(&["{}", r#"{"reason":"<text>","score":"<<number>>"}"#])),
+    post(BARE, "/_matrix/client/v3/rooms/{room_id}/report", REASON),
+    post(BARE, "/_matrix/client/v3/users/{user_id}/report", REASON),
     // End-to-end keys.
     post(V3, "/keys/upload", KEYS),
     post(V3, "/keys/upload/{device_id}", KEYS),
@@ -269,7 +277,10 @@ pub const TABLE: &[Endpoint] = &[
     put(THREADS, "/rooms/{room_id}/thread/{event_id}/subscription", Json(&["{}", r#"{"automatic":"<event_id>"}"#])),
     delete(THREADS, "/rooms/{room_id}/thread/{event_id}/subscription", Nothing),
     get(BARE, "/_matrix/client/unstable/io.element.msc4308/thread_subscriptions").asks("dir=dir&from=sync&to=sync&limit=number"),
+    get(V1, "/thread_subscriptions").asks("dir=dir&from=sync&to=sync&limit=number"),
     // Account data, filters, push rules.
+    delete(REMOVED, "/user/{user_id}/account_data/{kind}", Nothing),
+    delete(REMOVED, "/user/{user_id}/rooms/{room_id}/account_data/{kind}", Nothing),
     get(V3, "/user/{user_id}/account_data/{kind}"),
     put(V3, "/user/{user_id}/account_data/{kind}", ACCOUNT_DATA).weighs(4),
     get(V3, "/user/{user_id}/rooms/{room_id}/account_data/{kind}"),
@@ -295,7 +306,7 @@ pub const TABLE: &[Endpoint] = &[
     post(BARE, "/_matrix/push/v1/notify", NOTIFY).of(Anybody),
     // Reading.
     post(SLIDING, "", LISTS).asks("pos=pos&timeout=wait&set_presence=presence").weighs(12),
-    get(V3, "/sync").asks("since=sync&timeout=wait&filter=filter&full_state=bool&set_presence=presence&use_state_after=bool").weighs(16),
+    get(V3, "/sync").asks("since=sync&timeout=wait&filter=filter&full_state=bool&set_presence=presence&use_state_after=bool&org.matrix.msc4222.use_state_after=bool").weighs(16),
     get(V3, "/rooms/{room_id}/event/{event_id}").weighs(4),
     get(V3, "/rooms/{room_id}/messages").asks("from=page&to=page&dir=dir&limit=number&filter=filter_text").weighs(8),
     get(V3, "/rooms/{room_id}/context/{event_id}").asks("limit=number&filter=filter_text").weighs(4),
@@ -321,7 +332,7 @@ pub const TABLE: &[Endpoint] = &[
     get(V3, "/publicRooms").of(Anybody).asks(PAGE),
     post(V3, "/publicRooms", SEARCH).asks("server=server"),
     post(V3, "/rooms/{room_id}/receipt/{receipt_type}/{event_id}", Json(&["{}", r#"{"thread_id":"main"}"#, r#"{"thread_id":"<event_id>"}"#])),
-    post(V3, "/rooms/{room_id}/read_markers", Json(&[r#"{"m.fully_read":"<event_id>","m.read":"<event_id>","m.read.private":"<event_id>"}"#])),
+    post(V3, "/rooms/{room_id}/read_markers", Json(&[r#"{"m.fully_read":"<event_id>","m.read":"<event_id>","m.read.private":"<event_id>","com.beeper.allow_backward":"<<bool>>"}"#])),
     put(V3, "/rooms/{room_id}/typing/{user_id}", Json(&[r#"{"typing":"<<bool>>","timeout":"<<number>>"}"#])),
     post(V3, "/join/{room_id_or_alias}", REASON).asks("via=server&server_name=server").weighs(6),
     post(V3, "/knock/{room_id_or_alias}", REASON).asks("via=server&server_name=server"),
@@ -335,7 +346,7 @@ pub const TABLE: &[Endpoint] = &[
     put(V3, "/rooms/{room_id}/send/{event_type}/{txn_id}", CONTENT).weighs(16),
     put(V3, "/rooms/{room_id}/state/{state_type}/", STATE).weighs(6),
     put(V3, "/rooms/{room_id}/state/{state_type}/{state_key}", STATE).weighs(8),
-    put(V3, "/rooms/{room_id}/redact/{event_id}/{txn_id}", REASON),
+    put(V3, "/rooms/{room_id}/redact/{event_id}/{txn_id}", Json(&[r#"{"reason":"<text>"}"#, r#"{"with_rel_types":["*","m.annotation","<text>"]}"#])),
     // Files.
     post(MEDIA, "/upload", Bytes).asks("filename=name"),
     post(BARE, "/_matrix/media/v1/create", EMPTY),

@@ -27,6 +27,7 @@ mod net;
 mod wire;
 mod federation_storms;
 mod refusals;
+mod rest;
 mod peaks;
 
 // The lab's own tests run here; the benchmarks include the same files.

@@ -41,6 +41,8 @@ async fn a_thread_is_followed_until_its_user_says_no() {
         house.put(&thread, &bob, json!({ "automatic": cause })).await.refused(400, code);
     }
     house.put(&thread, &bob, json!({ "automatic": "$nothing" })).await.refused(404, "M_NOT_FOUND");
+    let stable = thread.replace("unstable/io.element.msc4306", "v1");
+    house.put(&stable, &bob, json!({ "automatic": other })).await.refused(400, "M_NOT_IN_THREAD");
     house.get(&thread, &bob).await.refused(404, "M_NOT_FOUND");
 
     // Of the two kinds of subscription the user's own is the stronger one.

@@ -1,4 +1,4 @@
-//! Data that apps store: GET and PUT account_data (global and by room), room tags, filters.
+//! Data that apps store: GET, PUT and DELETE account_data (global and by room), room tags, filters.
 
 use std::sync::Arc;
 
@@ -43,13 +43,33 @@ pub async fn put(client: Arc<Client>, mut request: Request) -> Result<Response, 
     let requester = auth::own(&client, &request).await?;
     request.limit_user(&rates::NOTE, requester.user_id.as_str())?;
     let room = room(&request)?;
-    if MANAGED.contains(&request.param("kind")) {
-        let message = "This type of account data has endpoints of its own";
-        return Err(ErrorResponse::new(StatusCode::METHOD_NOT_ALLOWED, "M_BAD_JSON", message).into());
-    }
+    check_kind(&request)?;
     let content: Box<RawValue> = request.json().await?;
     client.users.set_account_data(requester.user_num, room.as_deref(), request.param("kind"), content).await?;
     Ok(Response::ok())
+}
+
+/// DELETE /_matrix/client/unstable/org.matrix.msc3391/user/{user_id}/account_data/{kind}, and the same path for a room.
+///
+/// 403 `M_FORBIDDEN` when the path names another user; 405 `M_BAD_JSON` for types that have endpoints of their own; 404
+/// `M_NOT_FOUND` when the room is not known. An entry that was never set is removed all the same.
+pub async fn delete(client: Arc<Client>, request: Request) -> Result<Response, Error> {
+    let requester = auth::own(&client, &request).await?;
+    request.limit_user(&rates::NOTE, requester.user_id.as_str())?;
+    let room = room(&request)?;
+    check_kind(&request)?;
+    client.users.remove_account_data(requester.user_num, room.as_deref(), request.param("kind")).await?;
+    Ok(Response::ok())
+}
+
+fn check_kind(request: &Request) -> Result<(), ErrorResponse> {
+    match MANAGED.contains(&request.param("kind")) {
+        true => {
+            let message = "This type of account data has endpoints of its own";
+            Err(ErrorResponse::new(StatusCode::METHOD_NOT_ALLOWED, "M_BAD_JSON", message))
+        }
+        false => Ok(()),
+    }
 }
 
 /// The room in the path, for the paths that have one.

@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 
 use crate::budget::Grant;
 use crate::client::{Client, Error, auth, rates};
-use crate::flow;
+use crate::flow::{self, Propagate};
 use crate::http::{ErrorResponse, Request, Response};
 
 /// The most results of one search.
@@ -54,15 +54,30 @@ async fn profile(client: &Client, request: &Request) -> Result<(Map<String, Valu
 ///
 /// 403 `M_FORBIDDEN` when the path names another user; 400 `M_MISSING_PARAM` without the field in the body; 400
 /// `M_KEY_TOO_LARGE` when the name of the field is too long; 400 `M_PROFILE_TOO_LARGE` when the profile would be; 400
-/// `M_BAD_JSON` or `M_INVALID_PARAM` when a `displayname` or `avatar_url` is no text or is too long.
+/// `M_BAD_JSON` or `M_INVALID_PARAM` when a `displayname` or `avatar_url` is no text or is too long, and for an unknown
+/// `propagate_to`.
 pub async fn put_field(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let requester = auth::own(&client, &request).await?;
     request.limit_user(&rates::NOTE, requester.user_id.as_str())?;
     let mut body: Map<String, Value> = request.json().await?;
     let field = request.param("field");
     let value = body.remove(field).ok_or_else(|| ErrorResponse::missing_param(field))?;
-    flow::rename(&client.users, &client.rooms, &requester.user_id, field, Some(value)).await?;
+    let propagate = propagate(&request)?;
+    flow::rename(&client.users, &client.rooms, &requester.user_id, field, Some(value), propagate).await?;
     Ok(Response::ok())
+}
+
+/// Which rooms show it, by the query; all when it says nothing.
+fn propagate(request: &Request) -> Result<Propagate, ErrorResponse> {
+    let wanted = request.query("propagate_to").or_else(|| request.query("computer.gingershaped.msc4466.propagate_to"));
+    match wanted.as_deref() {
+        None | Some("all") => Ok(Propagate::All),
+        Some("unchanged") => Ok(Propagate::Unchanged),
+        Some("none") => Ok(Propagate::None),
+        // For other fields the parameter means nothing.
+        Some(_) if !matches!(request.param("field"), "displayname" | "avatar_url") => Ok(Propagate::All),
+        Some(_) => Err(ErrorResponse::invalid_param("propagate_to must be all, unchanged or none")),
+    }
 }
 
 /// DELETE /_matrix/client/v3/profile/{user_id}/{field}
@@ -71,7 +86,8 @@ pub async fn put_field(client: Arc<Client>, mut request: Request) -> Result<Resp
 pub async fn delete_field(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     let requester = auth::own(&client, &request).await?;
     request.limit_user(&rates::NOTE, requester.user_id.as_str())?;
-    flow::rename(&client.users, &client.rooms, &requester.user_id, request.param("field"), None).await?;
+    let (field, propagate) = (request.param("field"), propagate(&request)?);
+    flow::rename(&client.users, &client.rooms, &requester.user_id, field, None, propagate).await?;
     Ok(Response::ok())
 }
 

@@ -31,6 +31,8 @@ struct Body {
     power_level_content_override: Map<String, Value>,
     #[serde(default)]
     is_direct: bool,
+    #[serde(alias = "uk.timedout.msc4491.invite_reason")]
+    invite_reason: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -49,7 +51,8 @@ struct State {
 /// server; 400 `M_UNSUPPORTED_ROOM_VERSION`; 400
 /// `M_ROOM_IN_USE` when the alias is taken; 400 `M_INVALID_ROOM_STATE` when an event does not pass the authorisation
 /// rules, or `initial_state` has a membership; 400 `M_BAD_JSON` when a content is no object, or the power levels name
-/// a creator of a room whose version forbids it; 413 `M_TOO_LARGE` when an event is too large.
+/// a creator of a room whose version forbids it; 403 `M_INVITE_BLOCKED` when an invited user of this server takes no invites
+/// from the creator; 413 `M_TOO_LARGE` when an event is too large.
 pub async fn create(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let requester = auth::requester(&client, &request).await?;
     request.limit_user(&rates::CREATE, requester.user_id.as_str())?;
@@ -95,5 +98,6 @@ fn wanted(body: Body) -> Result<Create, ErrorResponse> {
         initial_state: body.initial_state.into_iter().map(state).collect(),
         power_level_content_override: body.power_level_content_override,
         is_direct: body.is_direct,
+        invite_reason: body.invite_reason,
     })
 }

@@ -13,19 +13,23 @@ use crate::room::{Marker, ReadMarkers};
 #[derive(Deserialize, Default)]
 struct ReceiptBody {
     thread_id: Option<String>,
+    /// The read marker may go back to an older event (MSC4446).
+    #[serde(default, alias = "com.beeper.allow_backward")]
+    allow_backward: bool,
 }
 
 /// POST /_matrix/client/v3/rooms/{room_id}/receipt/{receipt_type}/{event_id}
 ///
-/// 400 `M_INVALID_PARAM` for an unknown receipt type or thread, and for a thread beside `m.fully_read`; 403 `M_FORBIDDEN` when the user is not in the room;
-/// 404 `M_NOT_FOUND` when the event is not one of the room.
+/// 400 `M_INVALID_PARAM` for an unknown receipt type or thread, for a thread beside `m.fully_read`, and for `allow_backward`
+/// beside anything else; 403 `M_FORBIDDEN` when the user is not in the room; 404 `M_NOT_FOUND` when the event is not one of
+/// the room.
 pub async fn receipt(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let requester = auth::requester(&client, &request).await?;
     request.limit_user(&rates::NOTE, requester.user_id.as_str())?;
-    let ReceiptBody { thread_id } = request.json_or_empty().await?;
+    let ReceiptBody { thread_id, allow_backward } = request.json_or_empty().await?;
     let room_id = request.param_as::<OwnedRoomId>("room_id")?;
     let kind = request.param("receipt_type").to_owned();
-    let marker = Marker { kind, event_id: request.param_as("event_id")?, thread: thread_id };
+    let marker = Marker { kind, event_id: request.param_as("event_id")?, thread: thread_id, allow_backward };
     client.rooms.set_receipt(&requester.user_id, &room_id, marker).await?;
     Ok(Response::ok())
 }
@@ -38,6 +42,9 @@ struct MarkersBody {
     read: Option<OwnedEventId>,
     #[serde(rename = "m.read.private")]
     read_private: Option<OwnedEventId>,
+    /// As for a receipt; of the three only `m.fully_read` may go back.
+    #[serde(default, alias = "com.beeper.allow_backward")]
+    allow_backward: bool,
 }
 
 /// POST /_matrix/client/v3/rooms/{room_id}/read_markers
@@ -46,9 +53,9 @@ struct MarkersBody {
 pub async fn read_markers(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let requester = auth::requester(&client, &request).await?;
     request.limit_user(&rates::NOTE, requester.user_id.as_str())?;
-    let MarkersBody { fully_read, read, read_private } = request.json_or_empty().await?;
+    let MarkersBody { fully_read, read, read_private, allow_backward } = request.json_or_empty().await?;
     let room_id = request.param_as::<OwnedRoomId>("room_id")?;
-    let markers = ReadMarkers { fully_read, read, read_private };
+    let markers = ReadMarkers { fully_read, read, read_private, allow_backward };
     client.rooms.set_read_markers(&requester.user_id, &room_id, markers).await?;
     Ok(Response::ok())
 }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use ruma::{OwnedEventId, OwnedRoomId};
 use serde::Deserialize;
-use serde_json::json;
 use serde_json::value::{RawValue, to_raw_value};
+use serde_json::{Map, Value, json};
 
 use crate::budget::Grant;
 use crate::client::{Client, Error, Requester, auth, rates};
@@ -19,11 +19,15 @@ use crate::room::Sending;
 /// authorisation rules refuse the event; 413 `M_TOO_LARGE` when the event is too large.
 pub async fn message(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let requester = asking(&client, &request).await?;
-    let content = content(&mut request).await?;
+    let mut content = content(&mut request).await?;
     let txn = Some((requester.device_id.clone(), request.param("txn_id").to_owned()));
     let kind = request.param("type").to_owned();
+    let mut redacts = None;
+    if kind == "m.room.redaction" {
+        (redacts, content) = without_target(&content)?;
+    }
     let paid = paid(&mut request);
-    sent(&client, &requester, &request, Sending { kind, state_key: None, content, redacts: None, txn, paid }).await
+    sent(&client, &requester, &request, Sending { kind, state_key: None, content, redacts, txn, paid }).await
 }
 
 /// PUT /_matrix/client/v3/rooms/{room_id}/state/{type}[/{state_key}]
@@ -47,29 +51,48 @@ pub async fn state(client: Arc<Client>, mut request: Request) -> Result<Response
     sent(&client, &requester, &request, Sending { kind, state_key, content, redacts: None, txn: None, paid }).await
 }
 
+/// The event that a redaction names in its content, whatever the room's version (MSC4169), and the rest of the content: the
+/// room's version says where the event's id stands.
+fn without_target(content: &RawValue) -> Result<(Option<OwnedEventId>, Box<RawValue>), ErrorResponse> {
+    let bad = |_| ErrorResponse::bad("M_BAD_JSON", "A redaction has the ID of the event in redacts");
+    let mut content: Map<String, Value> = serde_json::from_str(content.get()).map_err(bad)?;
+    let redacts = content.remove("redacts").map(serde_json::from_value).transpose().map_err(bad)?;
+    Ok((redacts, to_raw_value(&content).map_err(ErrorResponse::internal)?))
+}
+
 #[derive(Deserialize, Default)]
 struct Redaction {
     reason: Option<String>,
+    /// Events that relate to the target in one of these ways are redacted too; `*` stands for any (MSC3912).
+    #[serde(default, alias = "org.matrix.msc3912.with_relations")]
+    with_rel_types: Vec<String>,
 }
 
 /// PUT /_matrix/client/v3/rooms/{room_id}/redact/{event_id}/{txn_id}
 ///
 /// 404 `M_NOT_FOUND` when the event is not known and the user may not redact the events of others; 400
 /// `M_INVALID_PARAM` when it is of another room; 403 `M_FORBIDDEN` when the user is not in the room, or may not redact
-/// it, and for an access control list.
+/// it, and for an access control list. What relates to the event is redacted afterwards, as far as the user may.
 pub async fn redact(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let requester = asking(&client, &request).await?;
-    let Redaction { reason } = request.json_or_empty().await?;
+    let Redaction { reason, with_rel_types } = request.json_or_empty().await?;
     let target: OwnedEventId = request.param_as("event_id")?;
     let mut content = json!({});
     if let Some(reason) = reason {
         content["reason"] = reason.into();
     }
     let content = to_raw_value(&content).map_err(ErrorResponse::internal)?;
+    let related = (target.clone(), content.clone());
     let txn = request.param_maybe("txn_id").map(|txn| (requester.device_id.clone(), txn.to_owned()));
     let (kind, paid) = ("m.room.redaction".to_owned(), paid(&mut request));
     let sending = Sending { kind, state_key: None, content, redacts: Some(target), txn, paid };
-    sent(&client, &requester, &request, sending).await
+    let answer = sent(&client, &requester, &request, sending).await?;
+    if !with_rel_types.is_empty() {
+        let room_id = request.param_as::<OwnedRoomId>("room_id")?;
+        let (target, content) = related;
+        client.rooms.redact_related(&requester.user_id, &room_id, &target, with_rel_types, content).await?;
+    }
+    Ok(answer)
 }
 
 async fn asking(client: &Client, request: &Request) -> Result<Requester, Error> {

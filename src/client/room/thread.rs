@@ -12,7 +12,7 @@ use crate::base::comma;
 use crate::client::{Client, Error, auth, rates};
 use crate::http::{ErrorResponse, Request, Response, StatusCode};
 use crate::matrix::json as text;
-use crate::room::{ANSWER_BYTES, Position, SlidingToken, Subscribed, SyncToken, ThreadChange};
+use crate::room::{self, ANSWER_BYTES, Position, SlidingToken, Subscribed, SyncToken, ThreadChange};
 
 /// Changes in one answer when the app does not say how many, and the most: 200 bytes each, and as many as text.
 const CHANGES: usize = 100;
@@ -38,7 +38,7 @@ struct Body {
 
 /// PUT …/subscription
 ///
-/// 404 `M_NOT_FOUND` when an event is not known or the user may not see it; 400 `IO.ELEMENT.MSC4306.M_NOT_IN_THREAD` when the
+/// The errcodes have no prefix below `/v1`. 404 `M_NOT_FOUND` when an event is not known or the user may not see it; 400 `IO.ELEMENT.MSC4306.M_NOT_IN_THREAD` when the
 /// event in `automatic` is not in the thread; 409 `IO.ELEMENT.MSC4306.M_CONFLICTING_UNSUBSCRIPTION` when the user unsubscribed
 /// after it.
 pub async fn put(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
@@ -46,13 +46,23 @@ pub async fn put(client: Arc<Client>, mut request: Request) -> Result<Response, 
     request.limit_user(&rates::NOTE, requester.user_id.as_str())?;
     let body: Body = request.json_or_empty().await?;
     let (reader, (room, root)) = (reader(requester), thread(&request)?);
-    match client.rooms.subscribe_to_thread(&reader, &room, &root, body.automatic.as_deref()).await? {
-        Subscribed::Done => Ok(Response::ok()),
-        Subscribed::Skipped => {
+    match client.rooms.subscribe_to_thread(&reader, &room, &root, body.automatic.as_deref()).await {
+        Ok(Subscribed::Done) => Ok(Response::ok()),
+        Ok(Subscribed::Skipped) => {
             let message = "The thread was unsubscribed from after that event";
-            let code = "IO.ELEMENT.MSC4306.M_CONFLICTING_UNSUBSCRIPTION";
+            let code = named(&request, "IO.ELEMENT.MSC4306.M_CONFLICTING_UNSUBSCRIPTION");
             Err(ErrorResponse::new(StatusCode::CONFLICT, code, message).into())
         }
+        Err(room::Error::Bad { errcode, message }) => Err(ErrorResponse::bad(named(&request, errcode), message).into()),
+        Err(failed) => Err(failed.into()),
+    }
+}
+
+/// An errcode without its prefix, where the path has none either.
+fn named(request: &Request, errcode: &'static str) -> &'static str {
+    match request.template().starts_with("/_matrix/client/v1/") {
+        true => errcode.strip_prefix("IO.ELEMENT.MSC4306.").unwrap_or(errcode),
+        false => errcode,
     }
 }
 

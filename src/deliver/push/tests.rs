@@ -187,7 +187,7 @@ impl Lab {
     }
 
     async fn read(&self, event: &ruma::EventId) {
-        let marker = Marker { kind: "m.read".into(), event_id: event.to_owned(), thread: None };
+        let marker = Marker { kind: "m.read".into(), event_id: event.to_owned(), thread: None, allow_backward: false };
         self.house.rooms.set_receipt(&self.ben, &self.room, marker).await.unwrap();
     }
 

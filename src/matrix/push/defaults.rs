@@ -1,18 +1,22 @@
 //! The rules a user starts with.
 //!
 //! The specification's, and those about mentions that it had before events said themselves who is mentioned (`m.mentions`,
-//! version 1.7): old apps and bridges send no `m.mentions`. As other servers do, and in the places they had.
+//! version 1.7): old apps and bridges send no `m.mentions`. As other servers do, and in the places they had. And those about
+//! polls (MSC3930), and the one that phones switch on which decrypt everything before they judge it (MSC4028).
 
 use ruma::UserId;
 use ruma::power_levels::NotificationPowerLevelsKey;
 use ruma::push::{
-    Action, ConditionalPushRule, ConditionalPushRuleInit, EventMatchConditionData, HighlightTweakValue,
-    PatternedPushRuleInit, PushCondition, Ruleset, SenderNotificationPermissionConditionData, SoundTweakValue, Tweak,
+    Action, ConditionalPushRule, ConditionalPushRuleInit, EventMatchConditionData, EventPropertyIsConditionData,
+    HighlightTweakValue, PatternedPushRuleInit, PushCondition, RoomMemberCountConditionData, RoomMemberCountIs,
+    Ruleset, SenderNotificationPermissionConditionData, SoundTweakValue, Tweak,
 };
+use ruma::uint;
 
 const CONTAINS_DISPLAY_NAME: &str = ".m.rule.contains_display_name";
 const CONTAINS_USER_NAME: &str = ".m.rule.contains_user_name";
 const ROOM_NOTIF: &str = ".m.rule.roomnotif";
+const ENCRYPTED_EVENT: &str = ".org.matrix.msc4028.encrypted_event";
 
 /// The rules a new user starts with.
 pub fn default_rules(user: &UserId) -> Ruleset {
@@ -21,6 +25,7 @@ pub fn default_rules(user: &UserId) -> Ruleset {
         let follower = match rule.rule_id.as_str() {
             ".m.rule.is_user_mention" => Some(contains_display_name()),
             ".m.rule.is_room_mention" => Some(room_notif()),
+            ".m.rule.master" => Some(encrypted_event()),
             _ => None,
         };
         rules.override_.insert(rule);
@@ -34,7 +39,34 @@ pub fn default_rules(user: &UserId) -> Ruleset {
         pattern: user.localpart().to_owned(),
     };
     rules.content.insert(user_name.into());
+    rules.override_.insert(poll("poll_response", "response", false, vec![]));
+    for event in ["start", "end"] {
+        let sound = Action::SetTweak(Tweak::Sound(SoundTweakValue::Default));
+        rules.underride.insert(poll(&format!("poll_{event}_one_to_one"), event, true, vec![Action::Notify, sound]));
+        rules.underride.insert(poll(&format!("poll_{event}"), event, false, vec![Action::Notify]));
+    }
     rules
+}
+
+/// A rule about events of polls, in rooms of two or in all.
+fn poll(name: &str, event: &str, of_two: bool, actions: Vec<Action>) -> ConditionalPushRule {
+    let mut conditions = Vec::new();
+    if of_two {
+        conditions.push(RoomMemberCountConditionData::new(RoomMemberCountIs::from(uint!(2))).into());
+    }
+    conditions.push(is_of_type(&format!("org.matrix.msc3381.poll.{event}")));
+    default_rule(&format!(".org.matrix.msc3930.rule.{name}"), conditions, actions)
+}
+
+fn is_of_type(kind: &str) -> PushCondition {
+    EventPropertyIsConditionData::new("type".to_owned(), kind.to_owned().into()).into()
+}
+
+/// Off until an app switches it on.
+fn encrypted_event() -> ConditionalPushRule {
+    let mut rule = default_rule(ENCRYPTED_EVENT, vec![is_of_type("m.room.encrypted")], vec![Action::Notify]);
+    rule.enabled = false;
+    rule
 }
 
 /// Whether a rule is only for events that do not say themselves who is mentioned.

@@ -1,7 +1,7 @@
 //! The members of a room: rows by membership, counts, the servers they are on, and each local user's own rooms.
 
 use super::derived::{Derived, StateChange};
-use super::new_event::server_of;
+use super::new_event::{Here, server_of};
 use crate::room::state::join_conditions::local_joined;
 use crate::store::tables::room::current_state::NewState;
 use crate::store::tables::room::event_row::{Kind, Membership};
@@ -70,17 +70,17 @@ fn move_member(
     if !user::is_local(w, target)? {
         return Ok(None);
     }
-    set_mine(w, num, target, before, after, at)?;
+    set_mine(w, here, num, target, (before, after), at)?;
     Ok(Some(target))
 }
 
 /// Sets a local user's row for a room, after a change of membership that we hold the event of.
 fn set_mine(
     w: &mut Write<'_>,
+    here: &Here,
     room: RoomNum,
     user: UserNum,
-    before: Option<Membership>,
-    after: Option<(Membership, EventNum)>,
+    (before, after): (Option<Membership>, Option<(Membership, EventNum)>),
     at: Position,
 ) -> Result<()> {
     let old = user_room::mine(w, user, room)?;
@@ -99,7 +99,7 @@ fn set_mine(
         // A changed display name is a new event in the timeline, not a new membership.
         since: old.filter(|_| stays).map_or(at, |old| old.since),
         event: Some(event),
-        forgotten: false,
+        forgotten: here.forgets && matches!(membership, Membership::Leave | Membership::Ban),
         outside: false,
         before: if stays { old.and_then(|old| old.before) } else { before },
         left_at,

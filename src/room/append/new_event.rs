@@ -19,6 +19,8 @@ pub struct Here {
     pub now_ms: u64,
     /// The push rules of its users.
     pub rules: Arc<rules_cache::Rules>,
+    /// Whoever leaves a room forgets it too.
+    pub forgets: bool,
 }
 
 impl Here {

@@ -91,7 +91,12 @@ async fn unread_counts_follow_push_rules_receipts_and_ones_own_words() {
     let mention = json!({ "msgtype": "m.text", "body": "ben", "m.mentions": { "user_ids": [ben] } });
     house.send(&anna, &room, "m.room.message", None, mention).await.unwrap();
     assert_eq!(house.unread(&room, &ben), (3, 1));
-    let marker = |id: &OwnedEventId| Marker { kind: "m.read".to_owned(), event_id: id.clone(), thread: None };
+    let marker = |id: &OwnedEventId| Marker {
+        kind: "m.read".to_owned(),
+        event_id: id.clone(),
+        thread: None,
+        allow_backward: false,
+    };
     house.rooms.set_receipt(&ben, &room, marker(&two)).await.unwrap();
     assert_eq!(house.unread(&room, &ben), (1, 1));
     house.say(&ben, &room, "I am here").await;

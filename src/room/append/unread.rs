@@ -14,11 +14,12 @@ use crate::matrix::version::RoomVersion;
 use crate::matrix::{Event, push};
 use crate::room::error::Error;
 use crate::room::ignored;
+use crate::room::invite_rules::{self, Verdict};
 use crate::room::state::StateView;
 use crate::room::state::event::load;
 use crate::room::state::join_conditions::local_joined;
 use crate::store::tables::room as tables_room;
-use crate::store::tables::room::event_row::Membership;
+use crate::store::tables::room::event_row::{Membership, Row};
 use crate::store::tables::room::relation::Rel;
 use crate::store::tables::room::thread_subscription::{self, Status};
 use crate::store::tables::room::unread::{self, Outcome, Part};
@@ -39,6 +40,12 @@ impl Derived for UnreadCounts {
             appended.change.push = Push::Notified;
         }
         Ok(())
+    }
+
+    fn on_redact(&self, w: &mut Write<'_>, _: &Event, row: &Row) -> Result<()> {
+        let Some(order) = row.order else { return Ok(()) };
+        let members = local_joined(w, row.room)?;
+        unread::uncount(w, row.room, order, &members)
     }
 }
 
@@ -103,10 +110,15 @@ pub fn judge(get: &impl Get, rules: &Rules, room: RoomNum, event: &Event, user: 
 /// What the push rules of a member make of an event of another.
 fn outcome<G: Get>(asked: &Asked<'_, G>, rules: &Rules, flat: &push::Flat, seen: &push::Room) -> Result<push::Outcome> {
     let (get, user) = (asked.get, asked.user);
-    if ignored::is_ignored(get, user, asked.event.sender().as_str())? {
+    let (event, sender) = (asked.event, asked.event.sender().as_str());
+    if ignored::is_ignored(get, user, sender)? {
         return Ok(push::Outcome::default());
     }
     let user_id = user::id_of(get, user)?;
+    let is_invited = event.state_key() == Some(&user_id) && event.membership().as_deref() == Some("invite");
+    if is_invited && invite_rules::verdict(get, user, sender)? != Verdict::Allow {
+        return Ok(push::Outcome::default());
+    }
     let Ok(id) = <&UserId>::try_from(user_id.as_str()) else { return Ok(push::Outcome::default()) };
     let rules = rules.get(get, user, id)?;
     let outcome = push::evaluate(&rules, flat, seen, id, asked);

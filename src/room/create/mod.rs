@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use ruma::{OwnedEventId, OwnedRoomId, OwnedUserId, RoomId, UserId};
+use ruma::{OwnedEventId, OwnedRoomId, OwnedUserId, UserId};
 use serde_json::{Map, Value};
 
 use super::Rooms;
@@ -48,6 +48,19 @@ pub struct Create {
     pub initial_state: Vec<StateDraft>,
     pub power_level_content_override: Map<String, Value>,
     pub is_direct: bool,
+    /// The reason in the invites (MSC4491).
+    pub invite_reason: Option<String>,
+}
+
+impl Create {
+    /// The content of the invites that come with the creation.
+    fn invite_content(&self) -> Map<String, Value> {
+        let mut content = content_of(Membership::Invite, self.invite_reason.clone());
+        if self.is_direct {
+            content.insert("is_direct".into(), true.into());
+        }
+        content
+    }
 }
 
 /// A state event to be made.
@@ -68,12 +81,13 @@ impl Rooms {
     pub async fn create(&self, creator: &UserId, create: Create) -> Result<OwnedRoomId> {
         let (rooms, user) = (self.clone(), creator.to_owned());
         let away: Vec<_> = create.invite.iter().filter(|user| user.server_name() != self.server()).cloned().collect();
-        let direct = create.is_direct;
+        let content = create.invite_content();
         base::unbroken(async move {
             let room_id = create_here(&rooms, &user, create).await?;
             for target in away {
                 // The room exists already; a user whose server cannot be reached can be invited again from within it.
-                if let Err(failed) = invite_new(&rooms, &user, &room_id, &target, direct).await {
+                let invited = membership::invite_with(&rooms, &user, &room_id, &target, content.clone()).await;
+                if let Err(failed) = invited {
                     tracing::info!(%target, %room_id, error = %failed, "could not invite into a new room");
                 }
             }
@@ -81,10 +95,6 @@ impl Rooms {
         })
         .await
     }
-}
-
-async fn invite_new(rooms: &Rooms, creator: &UserId, room_id: &RoomId, target: &UserId, direct: bool) -> Result<()> {
-    membership::invite_with(rooms, creator, room_id, target, invite_content(direct)).await.map(drop)
 }
 
 async fn create_here(rooms: &Rooms, creator: &UserId, create: Create) -> Result<OwnedRoomId> {
@@ -128,14 +138,6 @@ async fn create_here(rooms: &Rooms, creator: &UserId, create: Create) -> Result<
         }
     }
     Err(Error::Taken)
-}
-
-fn invite_content(direct: bool) -> Map<String, Value> {
-    let mut content = content_of(Membership::Invite, None);
-    if direct {
-        content.insert("is_direct".into(), true.into());
-    }
-    content
 }
 
 /// The first events of a room, each following the one before and judged by the state built up so far.

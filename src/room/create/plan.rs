@@ -3,10 +3,11 @@
 use ruma::{OwnedUserId, UserId};
 use serde_json::{Map, Value, json};
 
-use super::{Chain, Create, StateDraft, invite_content};
+use super::{Chain, Create, StateDraft};
 use crate::matrix::{Event, RoomVersion, id, version};
 use crate::room::Rooms;
 use crate::room::error::{Error, Result};
+use crate::room::membership::check_invitable;
 use crate::room::send::checks::{check_acl, check_levels};
 use crate::room::send::member::{content_of, with_profile};
 use crate::store::Read;
@@ -122,7 +123,8 @@ impl Plan {
             chain.add(&StateDraft::new("m.room.topic", content))?;
         }
         for target in self.create.invite.iter().filter(|user| user.server_name() == rooms.server()) {
-            let content = with_profile(read, target, invite_content(self.create.is_direct))?;
+            check_invitable(read, target, &self.creator)?;
+            let content = with_profile(read, target, self.create.invite_content())?;
             chain.add_member(target, content)?;
         }
         Ok(chain.events)

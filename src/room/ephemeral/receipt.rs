@@ -35,6 +35,8 @@ pub struct Marker {
     pub event_id: OwnedEventId,
     /// `main` or a thread's root; without it the marker holds for the whole room.
     pub thread: Option<String>,
+    /// `m.fully_read` may go back to an older event.
+    pub allow_backward: bool,
 }
 
 /// Several markers set at once.
@@ -43,6 +45,8 @@ pub struct ReadMarkers {
     pub fully_read: Option<OwnedEventId>,
     pub read: Option<OwnedEventId>,
     pub read_private: Option<OwnedEventId>,
+    /// `fully_read` may go back to an older event.
+    pub allow_backward: bool,
 }
 
 impl Rooms {
@@ -55,16 +59,20 @@ impl Rooms {
             Some(_) if kind == Kind::FullyRead => {
                 return Err(Error::bad("M_INVALID_PARAM", "m.fully_read is for the whole room"));
             }
+            _ if marker.allow_backward && kind != Kind::FullyRead => {
+                return Err(Error::bad("M_INVALID_PARAM", "allow_backward is for m.fully_read alone"));
+            }
             _ => {}
         }
-        set_markers(self, user, room_id, vec![(kind, marker.event_id, marker.thread.unwrap_or_default())]).await
+        let one = vec![(kind, marker.event_id, marker.thread.unwrap_or_default())];
+        set_markers(self, user, room_id, one, marker.allow_backward).await
     }
 
     pub async fn set_read_markers(&self, user: &UserId, room_id: &RoomId, markers: ReadMarkers) -> Result<()> {
         let all =
             [(Kind::FullyRead, markers.fully_read), (Kind::Read, markers.read), (Kind::Private, markers.read_private)];
         let all = all.into_iter().filter_map(|(kind, id)| id.map(|id| (kind, id, String::new())));
-        set_markers(self, user, room_id, all.collect()).await
+        set_markers(self, user, room_id, all.collect(), markers.allow_backward).await
     }
 
     /// The `m.fully_read` marker of a local user, in a room that user is joined to; none when it was never set.
@@ -168,11 +176,13 @@ async fn wake_room(rooms: &Rooms, room: RoomNum) -> Result<()> {
     Ok(())
 }
 
+/// `may_go_back`: so may `m.fully_read`, the only one that no count and no other server depends on.
 async fn set_markers(
     rooms: &Rooms,
     user: &UserId,
     room_id: &RoomId,
     markers: Vec<(Kind, OwnedEventId, String)>,
+    may_go_back: bool,
 ) -> Result<()> {
     let (user, room_id, here) = (user.to_owned(), room_id.to_owned(), rooms.here());
     rooms
@@ -190,7 +200,11 @@ async fn set_markers(
             let mut edu = None;
             for (whose, event_id, order) in wanted {
                 let Some(order) = order else { continue };
-                if !is_forward(w, room.num, &whose, order)? {
+                let moves = match may_go_back && whose.kind == Kind::FullyRead {
+                    true => receipt::get(w, room.num, &whose)?.is_none_or(|old| old.event_id != event_id.as_str()),
+                    false => is_forward(w, room.num, &whose, order)?,
+                };
+                if !moves {
                     continue;
                 }
                 put(w, room.num, &whose, &event_id, here.now_ms)?;

@@ -21,7 +21,12 @@ async fn receipts_only_go_forward_and_reach_other_servers() {
     let (one, two) = (house.say(&anna, &room, "one").await, house.say(&anna, &room, "two").await);
     let num = house.room_num(&room);
     house.store.write(move |w| member::count_server(w, num, "away.example", 1, Position(1))).await.unwrap();
-    let marker = |kind: &str, id: &OwnedEventId| Marker { kind: kind.to_owned(), event_id: id.clone(), thread: None };
+    let marker = |kind: &str, id: &OwnedEventId| Marker {
+        kind: kind.to_owned(),
+        event_id: id.clone(),
+        thread: None,
+        allow_backward: false,
+    };
     for (kind, id) in [("m.read", &two), ("m.read", &one), ("m.read.private", &two), ("m.fully_read", &one)] {
         house.rooms.set_receipt(&anna, &room, marker(kind, id)).await.unwrap();
     }
@@ -146,8 +151,12 @@ async fn receipts_of_other_servers_are_bounded() {
     let kept = kept();
     assert_eq!(kept.len(), 100);
     assert!(kept.contains(&last.to_string()) && !kept.contains(&"main".to_owned()), "the oldest went");
-    let marker =
-        |thread: &str| Marker { kind: "m.read".into(), event_id: last.clone(), thread: Some(thread.to_owned()) };
+    let marker = |thread: &str| Marker {
+        kind: "m.read".into(),
+        event_id: last.clone(),
+        thread: Some(thread.to_owned()),
+        allow_backward: false,
+    };
     assert!(house.rooms.set_receipt(&anna, &room, marker("any text")).await.is_err());
     assert!(house.rooms.set_receipt(&anna, &room, marker("")).await.is_err(), "a thread has a name");
     let fully_read = Marker { kind: "m.fully_read".into(), ..marker("main") };

@@ -15,6 +15,7 @@ use crate::room::Rooms;
 use crate::room::append::new_event::Append;
 use crate::room::error::{Error, Result};
 use crate::room::handshake::out_of_band;
+use crate::room::invite_rules::{self, Verdict};
 use crate::room::receive::Outcome;
 use crate::room::receive::fetch;
 use crate::room::send;
@@ -53,9 +54,15 @@ impl Rooms {
         let event = Event::from_wire(version, invitation.event.get().as_bytes())?;
         let target = check(self, origin, id, &invitation, &event)?;
         let (by, asked, of) = (origin.to_owned(), target.clone(), invitation.room.clone());
+        let inviter = event.sender().to_owned();
         let is_ours = self.reading(move |_, read| {
             server_access::check_acl(read, &by, &of)?;
-            is_ours_already(read, &asked, &of)
+            let is_ours = is_ours_already(read, &asked, &of)?;
+            let user = user::num(read, asked.as_str())?.ok_or(Error::NotFound)?;
+            match invite_rules::verdict(read, user, inviter.as_str())? {
+                Verdict::Block(errcode) => Err(Error::InviteBlocked(errcode)),
+                Verdict::Allow | Verdict::Ignore => Ok(is_ours),
+            }
         });
         let is_ours = is_ours.await?;
         fetch::check_signed(self, &event).await?;

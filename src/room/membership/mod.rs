@@ -14,6 +14,7 @@ use super::state::{known, known_to_member, not_in_room};
 use crate::base;
 use crate::room::Joining;
 use crate::room::handshake::{self, invite};
+use crate::room::invite_rules::{self, Verdict};
 use crate::room::join;
 use crate::room::send;
 use crate::room::state;
@@ -245,12 +246,28 @@ pub(super) async fn change_member(
     base::unbroken(async move {
         if shows_profile {
             let (who, asked) = (target.clone(), content);
-            content = rooms.reading(move |_, read| with_profile(read, &who, asked)).await?;
+            let by = (membership == Membership::Invite).then(|| sender.clone());
+            let work = move |_: &Rooms, read: &Read| {
+                if let Some(by) = by {
+                    check_invitable(read, &who, &by)?;
+                }
+                with_profile(read, &who, asked)
+            };
+            content = rooms.reading(work).await?;
         }
         let new = New::state("m.room.member", target.as_str(), &sender, Value::Object(content));
         send::send_new(&rooms, &room_id, new, None).await
     })
     .await
+}
+
+/// An error when a user of this server takes no invites from another user.
+pub(super) fn check_invitable(read: &Read, target: &UserId, inviter: &UserId) -> Result<()> {
+    let Some(target) = user::num(read, target.as_str())? else { return Ok(()) };
+    match invite_rules::verdict(read, target, inviter.as_str())? {
+        Verdict::Block(errcode) => Err(Error::InviteBlocked(errcode)),
+        Verdict::Allow | Verdict::Ignore => Ok(()),
+    }
 }
 
 /// An error unless the target's membership is one of these. A user outside the room learns nothing of its members.

@@ -27,6 +27,17 @@ pub struct Filter {
     pub presence: Events,
     pub account_data: Events,
     pub room: InRoom,
+    /// Fields of other users' profiles that the app wants told (MSC4429).
+    pub profile_fields: Option<ProfileFields>,
+    #[serde(rename = "org.matrix.msc4429.profile_fields")]
+    pub unstable_profile_fields: Option<ProfileFields>,
+}
+
+/// The profile fields that are wanted.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct ProfileFields {
+    pub ids: Vec<String>,
 }
 
 /// How events are shown.
@@ -84,13 +95,23 @@ impl Filter {
         let events = [&self.presence, &self.account_data, account_data, ephemeral, state, timeline];
         let lists = events.iter().flat_map(|events| events.lists()).chain([rooms.as_deref(), Some(&not_rooms[..])]);
         let paths = self.fields();
+        let profiles = [&self.profile_fields, &self.unstable_profile_fields];
+        let profiles = profiles.into_iter().flatten().flat_map(|fields| fields.ids.iter());
         let texts = lists.flatten().flatten().chain(self.event_fields.iter().flatten()).chain(paths.iter().flatten());
-        texts.map(|text| text.len() as u64 + TEXT_BYTES).sum()
+        texts.chain(profiles).map(|text| text.len() as u64 + TEXT_BYTES).sum()
     }
 
     /// The paths of `event_fields`.
     pub fn fields(&self) -> Vec<Vec<String>> {
         self.event_fields.iter().flatten().map(|path| json::read::dot_path(path)).collect()
+    }
+
+    /// The profile fields that are wanted, and the name under which they are told.
+    pub fn profiles(&self) -> Option<(&'static str, &[String])> {
+        let stable = self.profile_fields.as_ref().map(|fields| ("users", &fields.ids[..]));
+        let unstable =
+            self.unstable_profile_fields.as_ref().map(|fields| ("org.matrix.msc4429.users", &fields.ids[..]));
+        stable.or(unstable).filter(|(_, ids)| !ids.is_empty())
     }
 
     pub fn is_federation(&self) -> bool {

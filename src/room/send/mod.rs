@@ -32,6 +32,7 @@ use checks::unchanged;
 
 pub mod checks;
 pub mod member;
+mod related;
 #[cfg(test)]
 mod tests;
 

@@ -64,8 +64,14 @@ impl Users {
         .await
     }
 
-    /// Sets or removes one field, and wakes the local users who share a room. Answers whether the profile changed.
-    pub async fn set_profile_field(&self, user_id: &UserId, field: &str, value: Option<Value>) -> Result<bool, Error> {
+    /// Sets or removes one field, and wakes the local users who share a room. Answers what the field was, when the profile
+    /// changed.
+    pub async fn set_profile_field(
+        &self,
+        user_id: &UserId,
+        field: &str,
+        value: Option<Value>,
+    ) -> Result<Option<Option<Value>>, Error> {
         let value = checked(field, value)?;
         let (user_id, field) = (user_id.to_owned(), field.to_owned());
         self.write(move |w| {
@@ -76,7 +82,7 @@ impl Users {
                 None => profile.remove(&field),
             };
             if before == value {
-                return Ok(false);
+                return Ok(None);
             }
             let text = Value::Object(profile).to_string();
             if text.len() > PROFILE_BYTES_MAX || parsed_bytes_max(text.as_bytes()) > PARSED_BYTES_MAX {
@@ -84,7 +90,7 @@ impl Users {
             }
             user::set_profile_field(w, num, &field, value.as_ref())?;
             w.announce(Change { users: sharing::locals(w, num)?, ..Change::default() });
-            Ok(true)
+            Ok(Some(before))
         })
         .await
     }

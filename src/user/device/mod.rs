@@ -11,7 +11,7 @@ use crate::store::tables::user as table;
 use crate::store::tables::user::account_data::{self, GLOBAL};
 use crate::store::tables::user::device::{self, Device};
 use crate::store::tables::user::e2ee_key;
-use crate::store::{Read, UserNum, Write, WriteError};
+use crate::store::{Change, Read, UserNum, Write, WriteError};
 
 pub mod backup;
 pub mod cross_signing;
@@ -161,7 +161,10 @@ pub(super) fn forget(w: &mut Write<'_>, user: UserNum, device_id: &str) -> Resul
     e2ee_key::remove_device(w, user, device_id)?;
     table::to_device::remove_device(w, user, device_id, MESSAGES_PER_WRITE)?;
     for kind in LOCAL_SETTINGS {
-        account_data::remove(w, user, GLOBAL, &format!("{kind}{device_id}"))?;
+        if account_data::remove(w, user, GLOBAL, &format!("{kind}{device_id}"))? {
+            // The user's other apps go on with none.
+            w.announce(Change { users: vec![user], ..Change::default() });
+        }
     }
     if device::is_dehydrated(w, user, device_id)? {
         device::remove_dehydrated(w, user)?;

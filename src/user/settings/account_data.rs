@@ -67,6 +67,20 @@ impl Users {
         self.put_account_data(user, room_id, kind, json).await
     }
 
+    /// Removes one entry, if there is one.
+    pub async fn remove_account_data(&self, user: UserNum, room_id: Option<&RoomId>, kind: &str) -> Result<(), Error> {
+        let (room_id, kind) = (room_id.map(ToOwned::to_owned), kind.to_owned());
+        self.write(move |w| {
+            let room = match &room_id {
+                Some(room_id) => room::num(w, room_id.as_str())?.ok_or(Error::NotFound("room"))?,
+                None => GLOBAL,
+            };
+            remove_entry(w, user, room, &kind)?;
+            Ok(())
+        })
+        .await
+    }
+
     /// A user's tags for a room: `{"tags": {…}}`.
     pub async fn tags(&self, user: UserNum, room_id: &RoomId) -> Result<Value, Error> {
         match self.account_data(user, Some(room_id), TAG).await {
@@ -180,6 +194,19 @@ pub(super) fn put_entry(w: &mut Write<'_>, user: UserNum, room: RoomNum, kind: &
     }
     account_data::set(w, user, room, kind, json)?;
     w.announce(Change { users: vec![user], ..Change::default() });
+    Ok(())
+}
+
+/// Removes an entry, if there is one, and tells the user's apps.
+pub(in crate::user) fn remove_entry(
+    w: &mut Write<'_>,
+    user: UserNum,
+    room: RoomNum,
+    kind: &str,
+) -> crate::store::Result<()> {
+    if account_data::remove(w, user, room, kind)? {
+        w.announce(Change { users: vec![user], ..Change::default() });
+    }
     Ok(())
 }
 

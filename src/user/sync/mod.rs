@@ -187,13 +187,14 @@ impl UserSync {
         Ok(types)
     }
 
-    /// The content of one entry, a JSON object.
+    /// The content of one entry, a JSON object; an empty one for an entry that was removed.
     pub fn account_data(&self, room: Option<RoomNum>, kind: &str) -> Result<Option<Vec<u8>>, Error> {
         if room.is_none() && kind == PUSH_RULES {
             let defaults = default_rules(&self.requester.user_id);
             return Ok(Some(push_rule::to_json(&push_rule::get(&*self.read, self.user, defaults)?)));
         }
-        Ok(account_data::get(&*self.read, self.user, room.unwrap_or(GLOBAL), kind)?)
+        let told = account_data::told(&*self.read, self.user, room.unwrap_or(GLOBAL), kind)?;
+        Ok(told.map(|json| if json.is_empty() { b"{}".to_vec() } else { json }))
     }
 
     /// The user's direct chats, in order: the rooms in `m.direct` that are known here. Bounded by the size of an entry, some
@@ -240,8 +241,9 @@ impl UserSync {
         let whole = whole || self.since.is_none();
         // A room has few entries; the global account data may have many.
         if whole || room != GLOBAL {
-            account_data::each(&*self.read, self.user, room, &mut |kind, at, _| {
-                if whole || at > self.since() {
+            account_data::each(&*self.read, self.user, room, &mut |kind, at, json| {
+                // An app that knows nothing yet need not hear what was removed.
+                if if whole { !json.is_empty() } else { at > self.since() } {
                     kinds.push(kind.to_owned());
                 }
                 Ok(ControlFlow::Continue(()))

@@ -1,4 +1,4 @@
-//! What changed in the profiles of users who share a room (MSC4262).
+//! What changed in the profiles of users who share a room (MSC4262 in a sliding sync, MSC4429 in version 3).
 //!
 //! Only local users' profiles are told: what another server's user has as profile is known there, and asking that server
 //! is for the app that shows it.
@@ -65,6 +65,48 @@ impl UserSync {
                 _ => self.write_profile(pen, user, &fields).await?,
             }
             pen.pause().await;
+        }
+        pen.text("}");
+        Ok(())
+    }
+
+    /// The same in the form of version 3 of `/sync`: each user with their `profile_updates`, in which a removed field is null,
+    /// and which are null themselves for who shares no room any more.
+    pub async fn write_profile_updates(&self, pen: &ChunkWriter, query: ProfileQuery<'_>) -> Result<(), ChunkError> {
+        pen.text("{");
+        let mut first = true;
+        for (user, news) in self.profile_news(query.whole)? {
+            let fields = match news {
+                News::Gone => Vec::new(),
+                _ => self.told_fields(user, news, query.fields)?,
+            };
+            if news != News::Gone && fields.is_empty() {
+                continue;
+            }
+            self.write_user(pen, user, &mut first)?;
+            pen.text(":{\"profile_updates\":");
+            match news {
+                News::Gone => pen.text("null"),
+                _ => self.write_fields(pen, user, &fields).await?,
+            }
+            pen.text("}");
+            pen.pause().await;
+        }
+        pen.text("}");
+        Ok(())
+    }
+
+    async fn write_fields(&self, pen: &ChunkWriter, user: UserNum, fields: &[String]) -> Result<(), ChunkError> {
+        let mut first = true;
+        pen.text("{");
+        for field in fields {
+            let value = user::profile_field_json(&*self.read, user, field)?;
+            pen.with(|out| {
+                comma(out, &mut first);
+                json::write_string(out, field);
+                out.push(b':');
+            });
+            pen.long(value.as_deref().unwrap_or(b"null")).await;
         }
         pen.text("}");
         Ok(())
@@ -226,6 +268,7 @@ mod tests {
         let own = town.users.own(read, who, since, now, now);
         let fields = fields.map(|fields| fields.iter().map(|field| (*field).to_owned()).collect::<Vec<_>>());
         let any = own.any_profiles(ProfileQuery { fields: fields.as_deref(), whole: false }).unwrap();
+        let wanted = fields.clone();
         let mut chunks = written(move |pen| async move {
             own.write_profiles(&pen, ProfileQuery { fields: fields.as_deref(), whole: false }).await
         });
@@ -233,6 +276,25 @@ mod tests {
         while chunks.next(&mut out).unwrap() {}
         let users: Value = serde_json::from_slice(&out).unwrap();
         assert_eq!(any, users != json!({}), "{users}");
+        // The form of version 3 tells the same.
+        let read = Arc::new(town.users.0.parts.store.read().unwrap());
+        let own = town.users.own(read, who, since, now, now);
+        let query = ProfileQuery { fields: wanted.as_deref(), whole: false };
+        assert_eq!(own.any_profiles(query).unwrap(), any);
+        let mut chunks = written(move |pen| async move {
+            own.write_profile_updates(&pen, ProfileQuery { fields: wanted.as_deref(), whole: false }).await
+        });
+        let mut out = Vec::new();
+        while chunks.next(&mut out).unwrap() {}
+        let updates: Value = serde_json::from_slice(&out).unwrap();
+        for (user, news) in users.as_object().unwrap() {
+            let mut fields = news["updated"].as_object().cloned().unwrap_or_default();
+            let removed = news["removed"].as_array().into_iter().flatten();
+            fields.extend(removed.map(|field| (field.as_str().unwrap().to_owned(), Value::Null)));
+            let told = if news.is_null() { Value::Null } else { fields.into() };
+            assert_eq!(updates[user], json!({ "profile_updates": told }));
+        }
+        assert_eq!(updates.as_object().unwrap().len(), users.as_object().unwrap().len());
         (now, users)
     }
 

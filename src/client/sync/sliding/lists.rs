@@ -420,7 +420,7 @@ impl Look {
         let is_new_leave = || known.is_some_and(|known| !known.is_left);
         Ok(match room.membership() {
             Membership::Join | Membership::Knock => true,
-            Membership::Invite => !self.view.is_inviter_ignored(room)?,
+            Membership::Invite => !self.view.is_invite_hidden(room)?,
             Membership::Leave | Membership::Ban if room.is_forgotten() || !self.view.was_in(room) => is_new_leave(),
             Membership::Ban => true,
             Membership::Leave => !self.view.left_by_self(room)? || is_new_leave(),
@@ -434,7 +434,7 @@ impl Look {
         }
         Ok(match room.membership() {
             Membership::Join | Membership::Knock => true,
-            Membership::Invite => !self.view.is_inviter_ignored(room)?,
+            Membership::Invite => !self.view.is_invite_hidden(room)?,
             Membership::Leave | Membership::Ban => {
                 self.view.was_in(room) && !room.is_forgotten() || self.is_in_lists(room)?
             }

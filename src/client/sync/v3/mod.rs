@@ -15,7 +15,7 @@ use crate::budget::Grant;
 use crate::http::{ErrorResponse, Request, Response, StatusCode};
 use crate::matrix::json;
 use crate::room::{ANSWER_BYTES, Filter, Reader, RoomNum, SyncToken};
-use crate::user::UserSync;
+use crate::user::{ProfileQuery, UserSync};
 use rooms::{ChangedRoom, RoomSections, Section};
 
 mod rooms;
@@ -37,6 +37,8 @@ struct Query {
     /// devices or a gap in a timeline, belongs in the next answer all the same.
     looked_upto: Option<SyncToken>,
     full_state: bool,
+    /// The name under which the state as of a timeline's end is told, when the app asks for it.
+    state_after: Option<&'static str>,
     filter: Arc<Filter>,
     timeout: Duration,
 }
@@ -107,9 +109,21 @@ async fn query(client: &Client, request: &Request) -> Result<Query, Error> {
         since,
         looked_upto: since,
         full_state: request.query_as("full_state")?.unwrap_or(false),
+        state_after: state_after(request)?,
         filter: Arc::new(filter(client, &requester, request).await?),
         timeout: Duration::from_millis(timeout),
         requester,
+    })
+}
+
+/// `use_state_after`, under its own name or the one from before the specification had it; answered in the same naming.
+fn state_after(request: &Request) -> Result<Option<&'static str>, ErrorResponse> {
+    Ok(match request.query_as::<bool>("use_state_after")? {
+        Some(true) => Some("state_after"),
+        _ if request.query_as("org.matrix.msc4222.use_state_after")? == Some(true) => {
+            Some("org.matrix.msc4222.state_after")
+        }
+        _ => None,
     })
 }
 
@@ -144,13 +158,14 @@ async fn look(client: &Arc<Client>, query: &Query, is_last: bool, grant: Option<
         device: query.requester.device_id.clone(),
     };
     let (since, looked_upto) = (query.since, query.looked_upto);
-    let (full_state, filter) = (query.full_state, query.filter.clone());
+    let (full_state, state_after, filter) = (query.full_state, query.state_after, query.filter.clone());
     let (client, requester, looks) = (client.clone(), query.requester.clone(), client.looks.clone());
     looks
         .blocking(move || {
             let view = client.rooms.sync_view(reader)?;
             let changes = |since| {
-                let sections = RoomSections::new(view.clone(), since, full_state, filter.clone());
+                let mut sections = RoomSections::new(view.clone(), since, full_state, filter.clone());
+                sections.state_after = state_after;
                 changes_in(&client, sections, &requester)
             };
             let (mut rooms, mut own) = changes(looked_upto)?;
@@ -207,7 +222,17 @@ fn with_own(client: &Client, rooms: RoomSections, requester: &Requester) -> (Roo
 
 fn has_news(rooms: &RoomSections, own: &UserSync) -> Result<bool, Error> {
     let also = own.rooms(|kind| rooms.filter.room.account_data.wants_type(kind))?;
-    Ok(rooms.is_whole() || own.any(|kind| rooms.filter.account_data.wants_type(kind))? || rooms.any(&also)?)
+    let any_profiles = || profiles(rooms).map_or(Ok(false), |(_, query)| own.any_profiles(query));
+    Ok(rooms.is_whole()
+        || own.any(|kind| rooms.filter.account_data.wants_type(kind))?
+        || rooms.any(&also)?
+        || any_profiles()?)
+}
+
+/// The profiles that are told, and the name they stand under.
+fn profiles(rooms: &RoomSections) -> Option<(&'static str, ProfileQuery<'_>)> {
+    let (name, fields) = rooms.filter.profiles()?;
+    Some((name, ProfileQuery { fields: Some(fields), whole: rooms.is_whole() }))
 }
 
 /// What was noted of changes leaves none out: compared with reading everything.
@@ -263,6 +288,12 @@ async fn write(pen: ChunkWriter, rooms: RoomSections, own: UserSync) -> Result<(
     user::write_device_lists(&pen, &own).await?;
     pen.text("},");
     pen.with(|out| user::write_keys(out, &own))?;
+    if let Some((name, query)) = profiles(&rooms)
+        && own.any_profiles(query)?
+    {
+        pen.text(&format!(",\"{name}\":"));
+        own.write_profile_updates(&pen, query).await?;
+    }
     pen.text(",\"rooms\":{");
     let also = own.rooms(|kind| rooms.filter.room.account_data.wants_type(kind))?;
     for section in Section::ALL {

@@ -54,6 +54,8 @@ pub struct RoomSections {
     pub since: Option<SyncToken>,
     pub full_state: bool,
     pub filter: Arc<Filter>,
+    /// The state as of a timeline's end is told under this name, instead of what comes before the timeline (MSC4222).
+    pub state_after: Option<&'static str>,
     /// The rooms that alone can have changed since the token, in order, when that is known.
     pub only: Option<Arc<[RoomNum]>>,
     /// The room that was looked at last: most often it is written next.
@@ -71,7 +73,7 @@ impl RoomSections {
     pub fn new(view: SyncView, since: Option<SyncToken>, full_state: bool, filter: Arc<Filter>) -> RoomSections {
         // A token from the future comes from a database that was since restored: everything is told anew.
         let since = since.filter(|since| since.at <= view.now.at);
-        RoomSections { view, since, full_state, filter, only: None, opened: Arc::default() }
+        RoomSections { view, since, full_state, filter, state_after: None, only: None, opened: Arc::default() }
     }
 
     /// Whether everything is told, not only the changes.
@@ -144,7 +146,7 @@ impl RoomSections {
         let (is_new, is_told_whole) = (self.is_new(room), self.is_told_whole(room));
         Ok(match section {
             Section::Join => true,
-            Section::Invite => is_told_whole && !self.view.is_inviter_ignored(room)?,
+            Section::Invite => is_told_whole && !self.view.is_invite_hidden(room)?,
             Section::Knock => is_told_whole,
             // After a leave with a forget at once, the user's other devices still learn of the leave.
             Section::Leave if room.is_forgotten() => self.since.is_some() && is_new,
@@ -226,16 +228,23 @@ impl RoomSections {
         let (limited, prev_batch) = (delta.limited, delta.prev_batch);
         pen.text(&format!("\"timeline\":{{\"limited\":{limited},\"prev_batch\":\"{prev_batch}\",\"events\":["));
         let senders = delta.write_timeline(pen, room).await?;
-        pen.text("]},\"state\":{\"events\":[");
-        let members_moved = delta.write_state(pen, room, &self.filter.room.state.of_room(&changed.id), senders).await?;
+        pen.text(&format!("]}},\"{}\":{{\"events\":[", self.state_name()));
+        let (filter, after) = (self.filter.room.state.of_room(&changed.id), self.state_after.is_some());
+        let members_moved = delta.write_state(pen, room, &filter, senders, after).await?;
         pen.text("]}");
         Ok(members_moved)
+    }
+
+    fn state_name(&self) -> &'static str {
+        self.state_after.unwrap_or("state")
     }
 
     fn write_unread(&self, pen: &ChunkWriter, room: RoomNum) -> room::Result<()> {
         let by_thread = self.filter.room.timeline.unread_thread_notifications;
         let (main, threads) = self.view.unread(room, by_thread)?;
-        pen.text(",\"unread_notifications\":");
+        // What notifies is what this server counts (MSC2654 counts messages of muted rooms too).
+        let all = main.0 + threads.values().map(|unread| unread.0).sum::<u64>();
+        pen.text(&format!(",\"org.matrix.msc2654.unread_count\":{all},\"unread_notifications\":"));
         pen.text(&counts(main));
         if by_thread {
             pen.text(",\"unread_thread_notifications\":{");
@@ -304,7 +313,7 @@ impl RoomSections {
     ) -> Result<(), ChunkError> {
         pen.text("\"timeline\":{\"limited\":false,\"events\":[");
         room.write_own_member(pen, &changed.room, &self.filter.room.timeline).await?;
-        pen.text("]},\"state\":{\"events\":[]}");
+        pen.text(&format!("]}},\"{}\":{{\"events\":[]}}", self.state_name()));
         Ok(())
     }
 

@@ -188,7 +188,7 @@ async fn what_others_read_in_private_wakes_nobody_else() {
     let event = house.say(&bob, &room, "hello").await;
     let (at, _) = synced(&house, &alice, None, json!({})).await;
     let set = async |user: &UserId, kind: &str| {
-        let marker = Marker { kind: kind.to_owned(), event_id: event.clone(), thread: None };
+        let marker = Marker { kind: kind.to_owned(), event_id: event.clone(), thread: None, allow_backward: false };
         house.rooms.set_receipt(user, &room, marker).await.unwrap();
     };
     let has_news = async || synced(&house, &alice, Some(at), json!({})).await.1["join"] != json!({});
@@ -248,7 +248,7 @@ async fn threads_are_counted_and_read_by_themselves() {
     assert_eq!(counts(true).await, (1, Some(2), Some(1)));
     let read = async |event: &OwnedEventId, thread: Option<&str>| {
         let thread = thread.map(str::to_owned);
-        let marker = Marker { kind: "m.read".to_owned(), event_id: event.clone(), thread };
+        let marker = Marker { kind: "m.read".to_owned(), event_id: event.clone(), thread, allow_backward: false };
         house.rooms.set_receipt(&alice, &room, marker).await.unwrap();
     };
     read(&reference, Some(one.as_str())).await;
@@ -460,7 +460,8 @@ async fn ones_own_receipt_is_told_however_many_others_there_are() {
     let alice = house.user("alice").await;
     let room = house.public_room(&alice).await;
     let event = house.say(&alice, &room, "read me").await;
-    let marker = Marker { kind: "m.read.private".to_owned(), event_id: event.clone(), thread: None };
+    let marker =
+        Marker { kind: "m.read.private".to_owned(), event_id: event.clone(), thread: None, allow_backward: false };
     house.rooms.set_receipt(&alice, &room, marker).await.unwrap();
     let (num, id) = (house.room_num(&room), event.to_string());
     let busy = house.store.write(move |w| {
@@ -555,7 +556,7 @@ async fn a_room_without_wanted_news_is_not_listed_and_wakes_no_app() {
     };
     let (first, _) = synced(&house, &alice, None, filter()).await;
     let event = house.send(&bob, &room, "m.reaction", None, json!({})).await.unwrap();
-    let marker = || Marker { kind: "m.read".to_owned(), event_id: event.clone(), thread: None };
+    let marker = || Marker { kind: "m.read".to_owned(), event_id: event.clone(), thread: None, allow_backward: false };
     house.rooms.set_receipt(&bob, &room, marker()).await.unwrap();
     house.rooms.set_typing(&bob, &room, Some(Duration::from_secs(5))).await.unwrap();
     let fully_read = Marker { kind: "m.fully_read".to_owned(), ..marker() };

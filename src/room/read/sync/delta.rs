@@ -208,19 +208,21 @@ impl RoomDelta {
     }
 
     /// Writes the state that belongs to the timeline: the whole state or its changes. Answers whether members changed.
-    /// For a filter that loads members lazily, `senders` are those whose member events the timeline needs.
+    /// For a filter that loads members lazily, `senders` are those whose member events the timeline needs. `after`: as of
+    /// the timeline's end, what stands in the timeline included; else what an app has to know before it reads the timeline.
     pub async fn write_state(
         &self,
         pen: &ChunkWriter,
         room: &mut RoomView,
         filter: &Events,
         senders: Vec<UserNum>,
+        after: bool,
     ) -> Result<bool, ChunkError> {
         let list = |members| StateList {
             root: self.end,
             members,
             filter: Some(filter),
-            told: &self.page.events,
+            told: if after { &[] } else { &self.page.events },
             before: self.start,
         };
         let mut members = senders;
@@ -276,7 +278,7 @@ impl RoomDelta {
         let (mut moved, mut pile) = (false, room.pile());
         while let Some((num, row)) = pile.next(&*room.read, &mut |visit| self.list_difference(room, visit))? {
             moved |= row.kind == Kind::MEMBER;
-            if self.is_told(room, num, &row)? {
+            if !list.told.is_empty() && self.is_told(room, num, &row)? {
                 continue;
             }
             room.write_state_event(pen, list, (num, row), first)?;

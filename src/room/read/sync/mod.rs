@@ -20,7 +20,8 @@ use super::token::SyncToken;
 use super::{Reader, RoomView, until};
 use crate::room::Rooms;
 use crate::room::error::Result;
-use crate::room::ignored::{self, Ignored};
+use crate::room::ignored::Ignored;
+use crate::room::invite_rules::{self, Verdict};
 use crate::room::state::stripped::read_stripped;
 use crate::store::schema::ROOM;
 use crate::store::tables::room::event_row::{Kind, Membership, Root};
@@ -155,16 +156,19 @@ impl SyncView {
         Ok(room::get_of(&*self.read, room)?.latest > since)
     }
 
-    /// Whether an invite comes from a user whom the reader ignores; such invites are not shown.
-    pub fn is_inviter_ignored(&self, room: &UserRoom) -> Result<bool> {
+    /// Whether an invite comes from a user whom the reader ignores, or takes no invites from; such invites are not shown.
+    pub fn is_invite_hidden(&self, room: &UserRoom) -> Result<bool> {
         if let Some(own) = room.mine.event {
-            return Ok(self.ignored.contains(event::row_of(&*self.read, own)?.sender));
+            let sender = event::row_of(&*self.read, own)?.sender;
+            let inviter = user::id_of(&*self.read, sender)?;
+            return Ok(self.ignored.contains(sender)
+                || invite_rules::verdict(&*self.read, self.reader.user, &inviter)? != Verdict::Allow);
         }
         // For an invite from outside: the member event is the last of its stripped state.
         let stripped = user_room::stripped(&*self.read, self.reader.user, room.num)?.unwrap_or_default();
         let Some(own) = read_stripped(&stripped).pop() else { return Ok(false) };
         // By id: the inviter may be met by nothing but this invite, and has no number then.
-        Ok(ignored::is_ignored(&*self.read, self.reader.user, &own.sender)?)
+        Ok(invite_rules::hides(&*self.read, self.reader.user, &own.sender)?)
     }
 
     /// Opens a room; its events get the shape that the filter asks for.

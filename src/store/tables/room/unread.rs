@@ -78,6 +78,15 @@ impl Unread {
         }
     }
 
+    /// Takes the event at a place out, if it is among those kept.
+    fn remove(&mut self, order: i64) {
+        if let Some(at) = self.places.iter().position(|place| place.order == order) {
+            let place = self.places.remove(at);
+            self.notifications -= 1;
+            self.highlights = self.highlights.saturating_sub(place.highlight.into());
+        }
+    }
+
     /// The events behind the first `read` of all, with so many highlights among those further back than the places.
     fn since(&self, read: u64, highlights: u64) -> Unread {
         let notifications = self.notifications.saturating_sub(read);
@@ -298,6 +307,33 @@ pub fn count(
     Ok(())
 }
 
+/// The event at a place lost its content: it counts for nobody any more, as far as the places tell. A row for each of the
+/// members who had read it or count apart, and none when nobody's places have it.
+pub fn uncount(w: &mut Write, room: RoomNum, order: i64, members: &[UserNum]) -> Result<()> {
+    let before = match own(w, ROOM, room)? {
+        Some(Own::Apart(of_room)) => of_room,
+        _ => Unread { notifications: BEGIN, ..Unread::default() },
+    };
+    let mut after = before.clone();
+    after.remove(order);
+    for user in members {
+        let was = own(w, *user, room)?;
+        let unread = seen_by(was.as_ref(), &before);
+        let mut rest = unread.clone();
+        rest.remove(order);
+        if rest == unread && (after == before || !follows(&was)) {
+            continue;
+        }
+        announce_read(w, *user, room, unread.notifications, rest.notifications);
+        let follows = follows(&was);
+        set(w, *user, room, was, rest, &after, follows)?;
+    }
+    if after != before {
+        w.put(&UNREAD, &key(ROOM, room), &after.encode())?;
+    }
+    Ok(())
+}
+
 /// Whether the row goes with the room's.
 fn follows(own: &Option<Own>) -> bool {
     matches!(own, Some(Own::Since { .. }))
@@ -398,6 +434,53 @@ mod tests {
 
     fn place(order: i64, highlight: bool, thread: Option<u32>) -> Place {
         Place { order, highlight, thread: thread.map(EventNum) }
+    }
+
+    /// Against a plain list for each member.
+    #[test]
+    fn what_lost_its_content_counts_for_nobody() {
+        let store = crate::store::Store::in_memory();
+        let job = |w: &mut Write<'_>| {
+            let (room, users) = (RoomNum(1), [UserNum(1), UserNum(2), UserNum(3), UserNum(4)]);
+            let mut model: Vec<Vec<i64>> = vec![Vec::new(); users.len()];
+            let mut random = 7u64;
+            let mut below = |most: u64| {
+                random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                (random >> 33) % most
+            };
+            for order in 1..400i64 {
+                let outcomes: Vec<_> = users
+                    .iter()
+                    .map(|user| {
+                        let outcome = match (below(12), user.0) {
+                            (0, _) => Outcome::Highlight,
+                            (1, 4) => Outcome::Quiet,
+                            _ => Outcome::Notify,
+                        };
+                        (*user, outcome)
+                    })
+                    .collect();
+                count(w, room, order, None, &outcomes)?;
+                for ((_, outcome), list) in outcomes.iter().zip(&mut model) {
+                    list.extend((*outcome != Outcome::Quiet).then_some(order));
+                }
+                if below(3) == 0 {
+                    let gone = order - below(20) as i64;
+                    uncount(w, room, gone, &users)?;
+                    model.iter_mut().for_each(|list| list.retain(|at| *at != gone));
+                }
+                if below(4) == 0 {
+                    let (at, upto) = (below(4) as usize, order - below(10) as i64);
+                    read_up_to(w, users[at], room, upto, Part::Whole)?;
+                    model[at].retain(|at| *at > upto);
+                }
+                for (user, list) in users.iter().zip(&model) {
+                    assert_eq!(super::get(w, *user, room)?.notifications, list.len() as u64, "{user:?} at {order}");
+                }
+            }
+            Ok::<_, Error>(())
+        };
+        store.write_blocking(job).unwrap();
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! Account data: the entries an app keeps for its user, global or for one room; each has a type and a JSON object.
 //!
 //! Push rules are the row of type `m.push_rules` and tags the room rows of type `m.tag`; only their own endpoints
-//! write those. Beside the rows stands a log of the latest change of each, for `/sync`.
+//! write those. Beside the rows stands a log of the latest change of each, for `/sync`. The row of an entry that was removed
+//! has no text, until many others were removed: apps that saw the entry are told that it is empty.
 
 use std::ops::ControlFlow;
 
@@ -11,8 +12,17 @@ use crate::store::{Error, Get, Position, Result, RoomNum, UserNum, Write, tables
 /// The room number that stands for "all rooms together"; rooms are counted from one.
 pub const GLOBAL: RoomNum = RoomNum(0);
 
+/// Removed entries of which each user's removal is remembered, those removed last: at most 64 rows of 300 bytes, and as many
+/// in the log. An app that asks since before an older removal goes on with what it has.
+const REMOVED_MAX: usize = 64;
+
 /// The JSON text of one entry.
 pub fn get(get: &impl Get, user: UserNum, room: RoomNum, kind: &str) -> Result<Option<Vec<u8>>> {
+    Ok(told(get, user, room, kind)?.filter(|json| !json.is_empty()))
+}
+
+/// The JSON text of one entry, empty for one that was removed.
+pub fn told(get: &impl Get, user: UserNum, room: RoomNum, kind: &str) -> Result<Option<Vec<u8>>> {
     let Some(mut value) = get.get(&ACCOUNT_DATA, &row(user, room, kind))? else { return Ok(None) };
     if value.len() < 8 {
         return Err(Error::corrupt(&ACCOUNT_DATA, &row(user, room, kind)));
@@ -34,18 +44,29 @@ pub fn set(w: &mut Write<'_>, user: UserNum, room: RoomNum, kind: &str, json: &[
     Ok(position)
 }
 
-/// Forgets one entry. No sync tells of it.
-pub fn remove(w: &mut Write<'_>, user: UserNum, room: RoomNum, kind: &str) -> Result<()> {
-    let row = row(user, room, kind);
-    let old = w.get(&ACCOUNT_DATA, &row)?;
-    if let Some(at) = old.as_deref().and_then(|value| value.get(..8)) {
-        w.remove(&ACCOUNT_DATA_LOG, &[&user.to_key()[..], at].concat())?;
+/// Removes one entry; syncs tell that it is empty. Answers whether there was one. Bounded by the cap on entries of one user.
+pub fn remove(w: &mut Write<'_>, user: UserNum, room: RoomNum, kind: &str) -> Result<bool> {
+    if get(w, user, room, kind)?.is_none() {
+        return Ok(false);
     }
-    w.remove(&ACCOUNT_DATA, &row).map(drop)
+    set(w, user, room, kind, b"")?;
+    let mut removed = Vec::new();
+    w.prefix(&ACCOUNT_DATA, &user.to_key(), &mut |row, value| {
+        if value.len() == 8 {
+            removed.push((value.to_vec(), row.to_vec()));
+        }
+        Ok(ControlFlow::Continue(()))
+    })?;
+    removed.sort_unstable();
+    for (at, row) in &removed[..removed.len().saturating_sub(REMOVED_MAX)] {
+        w.remove(&ACCOUNT_DATA_LOG, &[&user.to_key()[..], at].concat())?;
+        w.remove(&ACCOUNT_DATA, row)?;
+    }
+    Ok(true)
 }
 
-/// Visits a user's entries for one room, or for [`GLOBAL`], with the position each was last set at.
-/// Bounded by the cap on entries of one user.
+/// Visits a user's entries for one room, or for [`GLOBAL`], with the position each was last set at; the text of one that was
+/// removed is empty. Bounded by the cap on entries of one user.
 pub fn each(
     get: &impl Get,
     user: UserNum,
@@ -79,11 +100,14 @@ pub fn changes(
     })
 }
 
-/// The number of a user's entries, and their bytes. Bounded by the cap that is checked against these numbers.
+/// The number of a user's entries, and their bytes; what was removed does not count. Bounded by the cap that is checked
+/// against these numbers.
 pub fn size(get: &impl Get, user: UserNum) -> Result<(usize, usize)> {
     let mut size = (0, 0);
     get.prefix(&ACCOUNT_DATA, &user.to_key(), &mut |row, value| {
-        size = (size.0 + 1, size.1 + row.len() + value.len());
+        if value.len() > 8 {
+            size = (size.0 + 1, size.1 + row.len() + value.len());
+        }
         Ok(ControlFlow::Continue(()))
     })?;
     Ok(size)

@@ -19,6 +19,7 @@ pub mod e2ee_key;
 pub mod filter;
 pub mod profile_change;
 pub mod push_rule;
+pub mod report;
 pub mod pusher;
 pub mod remote_list;
 pub mod sliding;

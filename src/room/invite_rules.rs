@@ -1,0 +1,167 @@
+//! Whose invites a user takes (client-server API, "Invite permissions"; and the lists of MSC4155).
+//!
+//! Apps keep the rules as account data, under the name of the specification or under those from before. An entry has 64 KiB
+//! at most; it is read in place, and each pattern in it is held against two names of 255 bytes.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use serde::de::{DeserializeSeed, Deserializer, SeqAccess, Visitor};
+use serde_json::value::RawValue;
+
+use super::ignored;
+use crate::matrix::acl::glob_matches;
+use crate::matrix::id::split_port;
+use crate::matrix::json::partial;
+use crate::store::tables::user::account_data::{self, GLOBAL};
+use crate::store::{Get, Result, UserNum};
+
+/// The types of account data that hold rules, each with the errcode of an invite that they block.
+const KINDS: [(&str, &str); 3] = [
+    ("m.invite_permission_config", "M_INVITE_BLOCKED"),
+    ("org.matrix.msc4380.invite_permission_config", "M_INVITE_BLOCKED"),
+    ("org.matrix.msc4155.invite_permission_config", "ORG.MATRIX.MSC4155.M_INVITE_BLOCKED"),
+];
+
+/// The lists of patterns in the order in which they are asked, and what the first that fits decides.
+const LISTS: [(&str, Action); 6] = [
+    ("allowed_users", Action::Allow),
+    ("ignored_users", Action::Ignore),
+    ("blocked_users", Action::Block),
+    ("allowed_servers", Action::Allow),
+    ("ignored_servers", Action::Ignore),
+    ("blocked_servers", Action::Block),
+];
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Action {
+    Allow,
+    Ignore,
+    Block,
+}
+
+/// What becomes of an invite.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    Allow,
+    /// The inviter is told nothing, and neither are the user's apps.
+    Ignore,
+    /// The inviter is told that it is refused, with this errcode.
+    Block(&'static str),
+}
+
+/// What a local user's rules make of an invite by the user with the id `inviter`.
+pub fn verdict(get: &impl Get, user: UserNum, inviter: &str) -> Result<Verdict> {
+    let mut verdict = Verdict::Allow;
+    for (kind, errcode) in KINDS {
+        let Some(rules) = account_data::get(get, user, GLOBAL, kind)? else { continue };
+        match action(&rules, inviter) {
+            Action::Allow => {}
+            Action::Ignore => verdict = Verdict::Ignore,
+            Action::Block => return Ok(Verdict::Block(errcode)),
+        }
+    }
+    Ok(verdict)
+}
+
+/// Whether a local user's apps are told nothing of an invite: its sender is ignored, or the rules refuse it. It may be in the
+/// room all the same: from before the rules, or because another server sent it there.
+pub fn hides(get: &impl Get, user: UserNum, inviter: &str) -> Result<bool> {
+    Ok(ignored::is_ignored(get, user, inviter)? || verdict(get, user, inviter)? != Verdict::Allow)
+}
+
+/// What one entry says. An app may have written anything there; rules that are none allow everything.
+fn action(rules: &[u8], inviter: &str) -> Action {
+    let server = inviter.split_once(':').map_or("", |(_, server)| split_port(server).0).to_ascii_lowercase();
+    let (mut fits, mut blocks_all, mut is_off) = ([false; LISTS.len()], false, false);
+    let read = partial::each_member(rules, &mut |name, value: &RawValue| {
+        match name {
+            "default_action" => blocks_all = value.get() == "\"block\"",
+            "enabled" => is_off = value.get() == "false",
+            _ => {
+                if let Some(at) = LISTS.iter().position(|(list, _)| *list == name) {
+                    let text = if name.ends_with("servers") { &*server } else { inviter };
+                    fits[at] = any_fits(value, text)?;
+                }
+            }
+        }
+        Ok::<_, serde_json::Error>(())
+    });
+    if read.is_err() {
+        return Action::Allow;
+    }
+    match fits.iter().position(|fits| *fits).filter(|_| !is_off) {
+        _ if blocks_all => Action::Block,
+        Some(first) => LISTS[first].1,
+        None => Action::Allow,
+    }
+}
+
+/// Whether a pattern of a list fits; an error when the value is no list of texts.
+fn any_fits(list: &RawValue, text: &str) -> serde_json::Result<bool> {
+    Patterns(text).deserialize(&mut serde_json::Deserializer::from_str(list.get()))
+}
+
+/// A list of patterns, parsed without being kept.
+struct Patterns<'a>(&'a str);
+
+impl<'de> DeserializeSeed<'de> for Patterns<'_> {
+    type Value = bool;
+
+    fn deserialize<D: Deserializer<'de>>(self, list: D) -> std::result::Result<bool, D::Error> {
+        list.deserialize_seq(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Patterns<'_> {
+    type Value = bool;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list of patterns")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> std::result::Result<bool, A::Error> {
+        let mut fits = false;
+        while let Some(pattern) = list.next_element::<Cow<'de, str>>()? {
+            fits |= glob_matches(pattern.as_bytes(), self.0.as_bytes());
+        }
+        Ok(fits)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    #[test]
+    fn the_first_list_that_fits_decides() {
+        let check = |rules: Value, wanted: Action| {
+            assert_eq!(action(rules.to_string().as_bytes(), "@anna:Good.example:8448"), wanted, "{rules}");
+        };
+        check(json!({}), Action::Allow);
+        check(json!({ "default_action": "block" }), Action::Block);
+        check(json!({ "default_action": "allow" }), Action::Allow);
+        check(json!({ "blocked_servers": ["*"] }), Action::Block);
+        check(json!({ "blocked_servers": ["*"], "enabled": false }), Action::Allow);
+        check(json!({ "blocked_servers": ["bad.example", "other*"] }), Action::Allow);
+        check(json!({ "blocked_servers": ["*"], "allowed_servers": ["good.*"] }), Action::Allow);
+        check(json!({ "blocked_servers": ["*"], "ignored_servers": ["good.example"] }), Action::Ignore);
+        check(json!({ "allowed_servers": ["*"], "blocked_users": ["@an?a:*"] }), Action::Block);
+        check(json!({ "allowed_users": ["@anna:*"], "ignored_users": ["*"] }), Action::Allow);
+        check(json!({ "ignored_users": ["@anna:*"], "blocked_users": ["*"] }), Action::Ignore);
+        // A list that is none makes the whole entry none.
+        check(json!({ "blocked_servers": ["*"], "allowed_users": "@anna:*" }), Action::Allow);
+        check(json!({ "blocked_servers": ["*", 5] }), Action::Allow);
+    }
+
+    #[test]
+    fn any_bytes_are_rules_or_none() {
+        let seed: &[u8] =
+            br#"{"enabled":true,"default_action":"block","allowed_users":["@a*:b"],"blocked_servers":["*"]}"#;
+        crate::base::any_bytes::any_bytes(&[seed], |bytes| {
+            action(bytes, "@anna:good.example");
+        });
+    }
+}

@@ -1,0 +1,111 @@
+//! Redactions of what relates to a redacted event (MSC3912): the reactions to a message, its edits, the answers of a thread.
+
+use std::ops::ControlFlow;
+
+use ruma::{EventId, OwnedEventId, RoomId, UserId};
+use serde_json::Value;
+use serde_json::value::RawValue;
+
+use super::{New, send_new};
+use crate::base;
+use crate::matrix::json;
+use crate::room::Rooms;
+use crate::room::error::{Error, Result};
+use crate::store::tables::room::event;
+use crate::store::tables::room::relation::{self, Rel};
+use crate::store::{EventNum, Read};
+
+/// The most events redacted with one: each redaction is an event of its own, and a few milliseconds.
+const RELATED_MAX: usize = 1_000;
+/// Events that are looked up together: 12 bytes each.
+const BATCH: usize = 64;
+
+impl Rooms {
+    /// Redacts the events that relate to one in any of these ways (`*`: in any way at all), as far as the sender may; one
+    /// after the other, at most [`RELATED_MAX`]. Goes on when the app leaves.
+    pub async fn redact_related(
+        &self,
+        sender: &UserId,
+        room_id: &RoomId,
+        target: &EventId,
+        rel_types: Vec<String>,
+        content: Box<RawValue>,
+    ) -> Result<()> {
+        let content: Value = serde_json::from_str(content.get()).unwrap_or_default();
+        let (rooms, sender, room_id) = (self.clone(), sender.to_owned(), room_id.to_owned());
+        let target = target.to_owned();
+        base::unbroken(async move {
+            let (mut after, mut left) = (None, RELATED_MAX);
+            loop {
+                let (target, types) = (target.clone(), rel_types.clone());
+                let found = rooms.reading(move |_, read| next_related(read, &target, &types, after)).await?;
+                for (_, id) in found.iter().take(left) {
+                    let new = New {
+                        kind: "m.room.redaction".to_owned(),
+                        state_key: None,
+                        sender: sender.clone(),
+                        content: content.clone(),
+                        redacts: Some(id.clone()),
+                    };
+                    match send_new(&rooms, &room_id, new, None).await {
+                        Err(failed @ (Error::Refused(_) | Error::Store(_))) => return Err(failed),
+                        Ok(_) => {}
+                        // Of another user.
+                        Err(refused) => tracing::debug!(%id, %refused, "a related event was not redacted"),
+                    }
+                }
+                left = left.saturating_sub(found.len());
+                match found.last() {
+                    Some((at, _)) if left > 0 => after = Some(*at),
+                    _ => return Ok(()),
+                }
+            }
+        })
+        .await
+    }
+}
+
+type Place = (u8, i64);
+
+/// The next events behind a place that relate to one in a wanted way and are not redacted.
+fn next_related(
+    read: &Read,
+    target: &EventId,
+    rel_types: &[String],
+    after: Option<Place>,
+) -> Result<Vec<(Place, OwnedEventId)>> {
+    let num = event::num(read, target.as_str())?.ok_or(Error::NotFound)?;
+    let room = event::row_of(read, num)?.room;
+    let is_any = rel_types.iter().any(|rel| rel == "*");
+    let mut found = Vec::new();
+    relation::list(read, room, num, None, &mut |rel, order, other| {
+        let at = (rel.0, order);
+        if after.is_none_or(|after| at > after)
+            && (is_any || rel_types.iter().any(|wanted| Rel::of(wanted) == rel))
+            && let Some(id) = wanted_id(read, other, rel, rel_types, is_any)?
+        {
+            found.push((at, id));
+        }
+        Ok(if found.len() == BATCH { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+    })?;
+    Ok(found)
+}
+
+fn wanted_id(
+    read: &Read,
+    num: EventNum,
+    rel: Rel,
+    rel_types: &[String],
+    is_any: bool,
+) -> crate::store::Result<Option<OwnedEventId>> {
+    let row = event::row_of(read, num)?;
+    // The name of a relation without a code of its own stands in the event.
+    if rel == Rel::OTHER && !is_any {
+        let body = event::shown(read, &row)?;
+        let name = json::read::get_path(&body, &["content", "m.relates_to", "rel_type"]).and_then(json::read::text);
+        if !name.is_some_and(|name| rel_types.iter().any(|wanted| *wanted == name)) {
+            return Ok(None);
+        }
+    }
+    Ok(row.id.text().try_into().ok().filter(|_| !row.flags.redacted))
+}

@@ -1,0 +1,71 @@
+//! What users report to the administrator: events, rooms, other users (client-server API, "Reporting Content").
+
+use crate::base::bounded;
+use crate::store::tables::user;
+use crate::store::tables::user::report;
+use crate::user::{Error, Requester, Users};
+
+pub use crate::store::tables::user::report::Report;
+
+/// Characters of a reason; Synapse's bound.
+pub const REASON_CHARS_MAX: usize = 1_000;
+/// Characters kept of a reported event's text.
+const EXCERPT_CHARS_MAX: usize = 300;
+
+/// What is reported.
+#[derive(Debug, Clone, Default)]
+pub struct Reported {
+    pub room_id: Option<String>,
+    pub event_id: Option<String>,
+    /// The reported user, or the sender of the reported event.
+    pub user_id: Option<String>,
+    pub reason: Option<String>,
+    pub score: Option<i64>,
+    /// The reported event's text.
+    pub text: Option<String>,
+}
+
+impl Users {
+    /// Keeps a report for the administrator; its reason and excerpt are cut to what is kept of one. Answers its number.
+    pub async fn report(&self, requester: &Requester, reported: Reported) -> Result<u32, Error> {
+        let (by, at_ms) = (requester.user_num, self.now_ms());
+        let Reported { room_id, event_id, user_id, reason, score, text } = reported;
+        let report = Report {
+            at_ms,
+            by: requester.user_id.to_string(),
+            room_id,
+            event_id,
+            user_id,
+            reason: reason.map(|reason| bounded(reason, REASON_CHARS_MAX)).filter(|reason| !reason.is_empty()),
+            score,
+            excerpt: text.map(|text| bounded(text, EXCERPT_CHARS_MAX)),
+        };
+        let number = self.write(move |w| Ok(report::add(w, by, &report)?)).await?;
+        tracing::warn!(by = %requester.user_id, number, "something was reported: `snug reports` shows it");
+        Ok(number)
+    }
+
+    /// Whether a user is known here, of this server or another.
+    pub async fn is_known(&self, user_id: &ruma::UserId) -> Result<bool, Error> {
+        let (user_id, is_ours) = (user_id.to_owned(), user_id.server_name() == self.server());
+        self.read(move |get| match user::num(get, user_id.as_str())? {
+            Some(num) => Ok(!is_ours || user::is_local(get, num)?),
+            None => Ok(false),
+        })
+        .await
+    }
+
+    /// At most `most` reports behind a number, oldest first.
+    pub async fn reports(&self, after: u32, most: usize) -> Result<Vec<(u32, Report)>, Error> {
+        self.read(move |get| Ok(report::list(get, after, most)?)).await
+    }
+
+    /// Removes a report. `NotFound` when there is none of that number.
+    pub async fn remove_report(&self, number: u32) -> Result<(), Error> {
+        self.write(move |w| match report::remove(w, number)? {
+            true => Ok(()),
+            false => Err(Error::NotFound("report")),
+        })
+        .await
+    }
+}
