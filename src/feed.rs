@@ -93,6 +93,11 @@ impl Feed {
         self.inner.outbound.subscribe()
     }
 
+    /// The users who wait for something new. Bounded by the connections that wait.
+    pub fn listening(&self) -> Vec<UserNum> {
+        self.slots().waiting.keys().copied().collect()
+    }
+
     /// How many waiters there are, for the metrics.
     pub fn waiters(&self) -> usize {
         self.slots().waiting.values().map(Vec::len).sum()

@@ -19,7 +19,9 @@ mod account;
 mod auth;
 mod error;
 mod dehydrated_device;
+mod calls;
 mod keys;
+mod presence;
 mod room_keys;
 mod to_device;
 mod rates;
@@ -29,6 +31,7 @@ mod sync;
 pub mod routes;
 mod room;
 
+pub use crate::user::{Calls, LiveKit, PresenceMode, TurnLogin};
 pub use auth::{Requester, requester};
 pub use error::Error;
 #[cfg(test)]
@@ -57,6 +60,10 @@ pub struct Options {
     pub registration_tokens: Vec<String>,
     /// The `https://…` in `/.well-known/matrix/client`. Without it that endpoint answers 404.
     pub public_url: Option<String>,
+    /// Whose presence is told to whom.
+    pub presence: PresenceMode,
+    /// Servers that carry calls.
+    pub calls: Calls,
 }
 
 /// The parts that the handlers use.

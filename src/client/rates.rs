@@ -42,6 +42,10 @@ pub const UPLOAD: Rate = Rate { name: "uploads", per_second: 2.0, burst: 50.0 };
 pub const FETCH: Rate = Rate { name: "files from elsewhere", per_second: 10.0, burst: 100.0 };
 /// History that another server is asked for, by user.
 pub const HISTORY: Rate = Rate { name: "history from elsewhere", per_second: 10.0, burst: 100.0 };
+/// Restarts and endings of delayed events without an access token, by address: a media server does so for many calls.
+pub const DELAYED: Rate = Rate { name: "delayed events", per_second: 20.0, burst: 200.0 };
+/// Questions for a media server's token with an OpenID token, by address: each may make this server ask another one.
+pub const CALL: Rate = Rate { name: "calls", per_second: 1.0, burst: 30.0 };
 /// Searches for people, by user: an app asks while a name is typed, and each looks at thousands of members.
 pub const FIND: Rate = Rate { name: "searches for people", per_second: 5.0, burst: 50.0 };
 /// Reports to the administrator, by user.

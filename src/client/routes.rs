@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use super::account::{self, account_data, device, profile, push, push_rules, register, session};
-use super::room::{create, directory, membership, receipt, send, state, thread, timeline, upgrade};
-use super::{Client, dehydrated_device, keys, media, report, room_keys, server, sync, to_device};
+use super::room::{create, delayed, directory, membership, receipt, send, state, thread, timeline, upgrade};
+use super::{Client, calls, dehydrated_device, keys, media, presence, report, room_keys, server, sync, to_device};
 use crate::http::{Method, Router};
 
 /// What web apps of any origin may ask; servers ask none of it (client-server API, "Web Browser Clients").
-const OPEN_TO_WEB_APPS: [&str; 4] = ["/_matrix/client/", "/_matrix/media/", "/_matrix/static/", "/.well-known/matrix/"];
+const OPEN_TO_WEB_APPS: [&str; 5] =
+    ["/_matrix/client/", "/_matrix/media/", "/_matrix/static/", "/.well-known/matrix/", "/_snug/livekit/"];
 /// Prefixes of endpoints that were in r0 and are in v3, in the order of their age.
 const R0_V3: [&str; 2] = ["/_matrix/client/r0", "/_matrix/client/v3"];
 /// Prefixes for single profile fields. The last is from before a release of the specification had them.
@@ -18,6 +19,9 @@ const CROSS_SIGNING: [&str; 3] = ["/_matrix/client/r0", "/_matrix/client/v3", "/
 const THREADS: [&str; 2] = ["/_matrix/client/unstable/io.element.msc4306", "/_matrix/client/v1"];
 /// For the removal of account data.
 const REMOVED: [&str; 1] = ["/_matrix/client/unstable/org.matrix.msc3391"];
+/// Prefixes for delayed events: the proposal's unstable one, and the one that it asks for.
+const DELAYED: [&str; 2] = ["/_matrix/client/unstable/org.matrix.msc4140", "/_matrix/client/v1"];
+const DELAYED_ROOMS: [&str; 2] = ["/_matrix/client/unstable/org.matrix.msc4140", "/_matrix/client/v3"];
 const DEHYDRATED: [&str; 1] = ["/_matrix/client/unstable/org.matrix.msc3814.v1/dehydrated_device"];
 
 /// Prefixes of the media endpoints that need no access token.
@@ -32,6 +36,7 @@ pub fn routes(router: &mut Router, client: &Arc<Client>) {
     end_to_end(router, client);
     personal(router, client);
     threads(router, client);
+    delayed_events(router, client);
     rooms(router, client);
     files(router, client);
 }
@@ -44,7 +49,15 @@ fn abouts(router: &mut Router, client: &Arc<Client>) {
         .get("/.well-known/matrix/client", server::well_known_client)
         .under(&R0_V3, Method::GET, "/capabilities", server::capabilities)
         .get("/_matrix/client/unstable/org.matrix.msc1763/retention/configuration", server::retention)
-        .under(&R0_V3, Method::GET, "/voip/turnServer", server::turn_server);
+        .under(&R0_V3, Method::GET, "/voip/turnServer", calls::turn_server)
+        .under(&R0_V3, Method::POST, "/user/{user_id}/openid/request_token", calls::openid_token)
+        .get("/_matrix/client/unstable/org.matrix.msc4143/rtc/transports", calls::transports)
+        .get("/_matrix/client/v1/rtc/transports", calls::transports)
+        .post("/_matrix/client/v1/rtc/livekit/get_token", calls::get_token)
+        .post("/_matrix/client/v1/rtc/livekit/delegate_delayed_leave", calls::delegate)
+        .post("/_snug/livekit/delegate_delayed_leave", calls::service_delegate)
+        .post("/_snug/livekit/sfu/get", calls::sfu_get)
+        .post("/_snug/livekit/get_token", calls::service_token);
 }
 
 /// Accounts, sessions, devices, profiles.
@@ -145,6 +158,8 @@ fn personal(router: &mut Router, client: &Arc<Client>) {
         .under(&R0_V3, Method::PUT, "/pushrules/global/{kind}/{rule_id}/enabled", push_rules::put_enabled)
         .under(&R0_V3, Method::GET, "/pushrules/global/{kind}/{rule_id}/actions", push_rules::get_actions)
         .under(&R0_V3, Method::PUT, "/pushrules/global/{kind}/{rule_id}/actions", push_rules::put_actions)
+        .under(&R0_V3, Method::GET, "/presence/{user_id}/status", presence::get)
+        .under(&R0_V3, Method::PUT, "/presence/{user_id}/status", presence::put)
         .under(&R0_V3, Method::GET, "/pushers", push::pushers)
         .under(&R0_V3, Method::POST, "/pushers/set", push::set)
         .under(&R0_V3, Method::GET, "/notifications", push::notifications);
@@ -181,6 +196,19 @@ fn threads(router: &mut Router, client: &Arc<Client>) {
         .under(&THREADS, Method::DELETE, "/rooms/{room_id}/thread/{event_id}/subscription", thread::delete)
         .get("/_matrix/client/unstable/io.element.msc4308/thread_subscriptions", thread::list)
         .get("/_matrix/client/v1/thread_subscriptions", thread::list);
+}
+
+/// Events that are sent later, which no release of the specification has yet.
+fn delayed_events(router: &mut Router, client: &Arc<Client>) {
+    router
+        .surface(client)
+        .under(&DELAYED_ROOMS, Method::PUT, "/rooms/{room_id}/delayed_event/{type}/{txn_id}", delayed::put)
+        .under(&DELAYED, Method::GET, "/delayed_events", delayed::list)
+        .under(&DELAYED, Method::GET, "/delayed_events/{delay_id}", delayed::get)
+        .under(&DELAYED, Method::POST, "/delayed_events/{delay_id}", delayed::act)
+        .under(&DELAYED, Method::POST, "/delayed_events/{delay_id}/restart", delayed::restart)
+        .under(&DELAYED, Method::POST, "/delayed_events/{delay_id}/cancel", delayed::cancel)
+        .under(&DELAYED, Method::POST, "/delayed_events/{delay_id}/send", delayed::send);
 }
 
 /// Changing rooms.

@@ -1,13 +1,13 @@
-//! Versions and capabilities of this server: GET versions, capabilities, retention/configuration, `.well-known`,
-//! voip/turnServer.
+//! Versions and capabilities of this server: GET versions, capabilities, retention/configuration, `.well-known`.
 
 use std::sync::Arc;
 
 use serde_json::json;
 
-use super::{Client, Error, auth};
+use super::{Client, Error, PresenceMode, auth, calls};
 use crate::http::{ErrorResponse, Request, Response};
 use crate::matrix::version;
+use crate::room::{DELAY_MS_MAX, SCHEDULED_MAX};
 
 /// Releases of the specification that this server supports.
 const VERSIONS: &[&str] = &[
@@ -16,7 +16,7 @@ const VERSIONS: &[&str] = &[
 ];
 
 /// GET /_matrix/client/versions
-pub async fn versions(_: Arc<Client>, _: Request) -> Result<Response, Error> {
+pub async fn versions(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     let features = json!({
         "com.beeper.msc4169": true,
         "com.beeper.msc4446": true,
@@ -24,6 +24,7 @@ pub async fn versions(_: Arc<Client>, _: Request) -> Result<Response, Error> {
         "org.matrix.e2e_cross_signing": true,
         "org.matrix.msc2654": true,
         "org.matrix.msc3391": true,
+        "org.matrix.msc3026.busy_presence": client.users.presence_mode() != PresenceMode::Off,
         "org.matrix.msc3814": true,
         "org.matrix.msc3881": true,
         "org.matrix.msc3912": true,
@@ -36,6 +37,9 @@ pub async fn versions(_: Arc<Client>, _: Request) -> Result<Response, Error> {
         "org.matrix.msc4380": true,
         "org.matrix.msc4380.stable": true,
         "org.matrix.msc4429": true,
+        "org.matrix.msc4140": true,
+        "org.matrix.msc4143": !calls::offered(&client, &request).is_empty(),
+        "org.matrix.msc4354": true,
         "org.matrix.simplified_msc3575": true,
         "org.matrix.msc4306": true,
         "uk.tcpip.msc4133": true,
@@ -66,6 +70,8 @@ pub async fn capabilities(client: Arc<Client>, request: Request) -> Result<Respo
         "org.matrix.msc4267.forget_forced_upon_leave": { "enabled": forgets },
         "m.3pid_changes": { "enabled": false },
         "m.get_login_token": { "enabled": false },
+        "m.delayed_events": { "max_delay_ms": DELAY_MS_MAX, "max_scheduled": SCHEDULED_MAX },
+        "org.matrix.msc4140.delayed_events": { "max_delay_ms": DELAY_MS_MAX, "max_scheduled": SCHEDULED_MAX },
     }})))
 }
 
@@ -78,15 +84,16 @@ pub async fn retention(client: Arc<Client>, request: Request) -> Result<Response
 /// GET /.well-known/matrix/client
 ///
 /// 404 `M_NOT_FOUND` when the setting for the public URL is not set.
-pub async fn well_known_client(client: Arc<Client>, _: Request) -> Result<Response, Error> {
+pub async fn well_known_client(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     match &client.options.public_url {
-        Some(url) => Ok(Response::json(&json!({ "m.homeserver": { "base_url": url } }))),
+        Some(url) => {
+            let mut known = json!({ "m.homeserver": { "base_url": url } });
+            let media_servers = calls::offered(&client, &request);
+            if !media_servers.is_empty() {
+                known["org.matrix.msc4143.rtc_foci"] = media_servers.into();
+            }
+            Ok(Response::json(&known))
+        }
         None => Err(ErrorResponse::not_found("This server publishes no address for apps (public_url)").into()),
     }
-}
-
-/// GET /_matrix/client/v3/voip/turnServer: answers `{}`, the specification's answer when no TURN server is set up.
-pub async fn turn_server(client: Arc<Client>, request: Request) -> Result<Response, Error> {
-    auth::requester(&client, &request).await?;
-    Ok(Response::ok())
 }

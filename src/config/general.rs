@@ -5,7 +5,7 @@ use tracing_subscriber::filter::Targets;
 use super::file::read;
 use super::setting::{Setting, addresses, optional, own_name, setting, tokens, url};
 use crate::budget::is_path;
-use crate::client::Registration;
+use crate::client::{PresenceMode, Registration};
 
 pub const SETTINGS: &[Setting] = &[
     setting(
@@ -104,6 +104,17 @@ pub const SETTINGS: &[Setting] = &[
         |config, given| {
             let address = |text: &str| text.parse().map_err(|_| format!("{text:?} is not an IP address"));
             Ok(config.trusted_proxies = given.texts()?.into_iter().map(address).collect::<Result<_, _>>()?)
+        },
+    ),
+    setting(
+        "presence",
+        r#""local""#,
+        "Whether people are shown as online, idle or away: \"local\" (people here see each other; other servers are told nothing, \
+         and what they tell is dropped), \"all\" (other servers' people too: in large rooms that is the most frequent thing \
+         they tell) or \"off\".",
+        |config, given| {
+            let known = [("local", PresenceMode::Local), ("all", PresenceMode::All), ("off", PresenceMode::Off)];
+            Ok(config.apps.presence = given.one_of(&known)?)
         },
     ),
     setting(

@@ -44,6 +44,14 @@ impl Given<'_> {
         }
     }
 
+    pub fn number(&self) -> Result<u64, String> {
+        let wrong = || format!("must be a number such as {}", self.example);
+        match self.value {
+            DeValue::Integer(number) => number.as_str().parse().map_err(|_| wrong()),
+            _ => Err(wrong()),
+        }
+    }
+
     pub fn path(&self) -> Result<PathBuf, String> {
         match self.text()? {
             "" => Err("must not be empty".to_owned()),

@@ -20,6 +20,7 @@ use push::Push;
 use rooms::Rooms;
 use setting::{address, own_name, server_name, write_settings};
 
+mod calls;
 mod client;
 mod federation;
 mod file;
@@ -42,7 +43,9 @@ pub const FILE_NAME: &str = "snug.toml";
 
 /// All settings, in the order of the sample file. A section's settings stand together.
 pub fn settings() -> impl Iterator<Item = &'static Setting> {
-    [general::SETTINGS, client::SETTINGS, federation::SETTINGS, rooms::SETTINGS, push::SETTINGS].into_iter().flatten()
+    [general::SETTINGS, client::SETTINGS, federation::SETTINGS, rooms::SETTINGS, push::SETTINGS, calls::SETTINGS]
+        .into_iter()
+        .flatten()
 }
 
 /// The settings, in the types that the parts take.
@@ -212,6 +215,15 @@ impl Config {
         if self.apps.registration == Registration::Token && self.apps.registration_tokens.is_empty() {
             let message = "\"token\" needs registration_tokens or registration_tokens_file with at least one token";
             return Err(Error::of("registration", message));
+        }
+        if let Some(livekit) = &self.apps.calls.livekit {
+            let all =
+                [("livekit_url", &livekit.url), ("livekit_key", &livekit.key), ("livekit_secret", &livekit.secret)];
+            for (name, value) in all {
+                if value.is_empty() {
+                    return Err(Error::of(&format!("rtc.{name}"), "must be set with the others of a LiveKit server"));
+                }
+            }
         }
         Ok(())
     }

@@ -18,6 +18,7 @@ use crate::room::Rooms;
 use crate::user::Users;
 
 pub mod auth;
+mod calls;
 mod error;
 pub mod gateway;
 mod history;

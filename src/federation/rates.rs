@@ -14,6 +14,8 @@ pub const TRANSACTION: Rate = Rate { name: "transactions", per_second: 50.0, bur
 pub const REQUEST: Rate = Rate { name: "federation requests", per_second: 50.0, burst: 200.0 };
 /// Invites, by the server that brings them.
 pub const INVITE: Rate = Rate { name: "invites from elsewhere", per_second: 1.0, burst: 100.0 };
+/// Questions whose an OpenID token is, by address.
+pub const OPENID: Rate = Rate { name: "OpenID tokens", per_second: 10.0, burst: 100.0 };
 /// Questions about the keys of other servers, by address.
 pub const NOTARY: Rate = Rate { name: "keys of other servers", per_second: 10.0, burst: 100.0 };
 /// Notifications for UnifiedPush endpoints, by address: those of a homeserver's people come from one.

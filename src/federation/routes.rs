@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Federation, history, key, media, membership, query, send, state, user};
+use super::{Federation, calls, history, key, media, membership, query, send, state, user};
 use crate::http::Router;
 
 /// Registers the whole surface.
@@ -54,7 +54,9 @@ fn people(router: &mut Router, federation: &Arc<Federation>) {
         .post("/_matrix/federation/v1/publicRooms", query::search_public_rooms)
         .get("/_matrix/federation/v1/user/devices/{user_id}", user::devices)
         .post("/_matrix/federation/v1/user/keys/query", user::query)
-        .post("/_matrix/federation/v1/user/keys/claim", user::claim);
+        .post("/_matrix/federation/v1/user/keys/claim", user::claim)
+        .get("/_matrix/federation/v1/openid/userinfo", calls::userinfo)
+        .post("/_matrix/federation/v1/rtc/livekit/get_token", calls::get_token);
 }
 
 /// Files.

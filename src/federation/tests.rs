@@ -17,6 +17,7 @@ pub(super) fn federation(house: &House, budget: &Budget) -> Federation {
     let remote = Remote::new(options, clock.clone(), random.clone(), budget, store.clone()).unwrap();
     let users = crate::user::Users::new(crate::user::Parts {
         store: store.clone(),
+        feed: house.feed.clone(),
         clock: clock.clone(),
         random: random.clone(),
         budget: budget.clone(),

@@ -26,6 +26,8 @@ pub struct Draft {
     pub origin_server_ts: u64,
     /// For `m.room.redaction`; put where the room version wants it.
     pub redacts: Option<OwnedEventId>,
+    /// How long the event is sticky (MSC4354).
+    pub sticky_ms: Option<u64>,
     /// Versions 1 and 2: the part of the event id before the colon, without `$`, chosen by the caller.
     pub opaque_id: String,
     /// Versions 1 and 2: reference hashes of the events named above, as far as they are known.
@@ -68,6 +70,9 @@ impl Draft {
         event.insert("auth_events".into(), self.references(version, &self.auth_events));
         event.insert("depth".into(), self.depth.into());
         event.insert("origin_server_ts".into(), self.origin_server_ts.into());
+        if let Some(duration_ms) = self.sticky_ms {
+            event.insert("msc4354_sticky".into(), serde_json::json!({ "duration_ms": duration_ms }));
+        }
         event.into()
     }
 

@@ -13,7 +13,7 @@
 //! - `membership/`: which of these paths a join, leave, invite, kick, ban or knock takes;
 //!   `create/`: new rooms and upgrades;
 //! - `notify.rs`: what notifies a user, for push gateways and apps;
-//! - `threads.rs`: subscriptions to threads;
+//! - `threads.rs`: subscriptions to threads; `delayed.rs`: events that are sent later;
 //! - `operator.rs`: the operator's view and permissions.
 //!
 //! The rest of the server calls [`Rooms`]; nothing below names it but for the type.
@@ -37,6 +37,7 @@ use crate::store::{Read, Store, Write, tables};
 
 mod append;
 mod create;
+mod delayed;
 mod directory;
 mod ephemeral;
 mod handshake;
@@ -57,8 +58,12 @@ mod serve;
 mod threads;
 mod error;
 
+pub use append::sticky::STICKY_MS_MAX;
 pub use create::plan::Preset;
 pub use create::{Create, StateDraft};
+pub use delayed::{
+    Asked, CallWatch, DELAY_MS_MAX, Delay, DelayAction, DelayedEvent, Managed, SCHEDULED_MAX, Scheduled,
+};
 pub use directory::alias::Resolved;
 pub use directory::{PUBLIC_PAGE_BYTES, PublicPage, PublicQuery};
 pub use ephemeral::receipt::{Marker, ReadMarkers};
@@ -127,6 +132,7 @@ struct Inner {
     intake: receive::intake::Intake,
     /// Whoever leaves a room forgets it too.
     forgets: AtomicBool,
+    delays: delayed::Delays,
 }
 
 impl Rooms {
@@ -147,6 +153,7 @@ impl Rooms {
             renewals: membership::profile::Renewals::default(),
             intake,
             forgets: AtomicBool::new(false),
+            delays: delayed::Delays::default(),
         }))
     }
 
@@ -179,6 +186,28 @@ impl Rooms {
             Ok(if found { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
         })?;
         Ok(found)
+    }
+
+    /// Whether a user is joined to a room that this server is in.
+    pub async fn is_in_room(&self, user: &UserId, room_id: &RoomId) -> Result<bool> {
+        let (user, room_id) = (user.to_owned(), room_id.to_owned());
+        self.reading(move |_, read| {
+            let room = tables::room::num(read, room_id.as_str())?;
+            let user = tables::user::num(read, user.as_str())?;
+            room.zip(user).map_or(Ok(false), |(room, user)| Ok(tables::room::member::is_joined(read, room, user)?))
+        })
+        .await
+    }
+
+    /// Whether this server and another one are both in a room.
+    pub async fn is_server_in_room(&self, server: &ServerName, room_id: &RoomId) -> Result<bool> {
+        let (server, room_id) = (server.to_owned(), room_id.to_owned());
+        self.reading(move |rooms, read| {
+            let Some(room) = tables::room::num(read, room_id.as_str())? else { return Ok(false) };
+            let here = tables::room::member::server(read, room, rooms.server().as_str())?;
+            Ok(here.is_some() && tables::room::member::server(read, room, server.as_str())?.is_some())
+        })
+        .await
     }
 
     /// Sends an event. Membership events take the path of [`Rooms::join`] and its like.

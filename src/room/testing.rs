@@ -215,6 +215,7 @@ pub(crate) fn sending(kind: &str, state_key: Option<&str>, content: Value) -> Se
         state_key: state_key.map(str::to_owned),
         content: RawValue::from_string(content.to_string()).unwrap(),
         redacts: None,
+        sticky_ms: None,
         txn: None,
         paid: None,
     }

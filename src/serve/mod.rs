@@ -7,6 +7,7 @@
 mod addresses;
 mod database;
 mod folder;
+mod calls;
 pub mod compact;
 mod greet;
 pub mod log;
@@ -218,12 +219,18 @@ impl Server {
         rooms.set_hourly_bytes_max(config.federation.hourly_bytes_max);
         let users = Users::new(user::Parts {
             store: store.clone(),
+            feed: feed.clone(),
             clock: clock.clone(),
             random: random.clone(),
             budget: budget.clone(),
             remote: remote.clone(),
             server: server_name.clone(),
         });
+        users.set_presence_mode(config.apps.presence);
+        users.set_calls(config.apps.calls.clone());
+        if config.apps.calls.livekit.is_some() {
+            rooms.watch_calls(Arc::new(calls::AtLiveKit(users.clone())));
+        }
         check_name(&store, &config)?;
         let media = Media::new(media::Parts {
             store: store.clone(),
@@ -425,6 +432,16 @@ impl Server {
         self.endless.push(self.worker("deleted backups", move |worker| {
             let users = users.clone();
             async move { users.keep_backups_swept(&worker).await }
+        }));
+        let rooms = self.rooms.clone();
+        self.endless.push(self.worker("delayed events", move |worker| {
+            let rooms = rooms.clone();
+            async move { rooms.keep_delayed(&worker).await }
+        }));
+        let users = self.users.clone();
+        self.endless.push(self.worker("presence", move |worker| {
+            let users = users.clone();
+            async move { users.keep_presence(&worker).await }
         }));
         let pushes = self.pushes.clone();
         self.working.push(self.worker("push notifications", move |worker| {

@@ -52,6 +52,7 @@ pub const PROFILE_FIELD_CHANGE: Table = table(
     "user",
     "local UserNum, field name → Position of its latest change, u8 whether removed; no name → that in profile_change",
 );
+pub const PRESENCE: Table = table("presence", "user", "local UserNum → status message; only who has one");
 pub const TOKEN: Table = table("token", "user", "SHA-256 of an access token → UserNum, device id");
 pub const DEVICE: Table = table("device", "user", "UserNum, device id, 0 → JSON Device; last-seen may be lost");
 pub const DEHYDRATED: Table =
@@ -207,6 +208,17 @@ pub const THREAD_SUBSCRIPTION_LOG: Table =
 pub const TXN: Table = table("txn", "room", "UserNum, hash128(device, transaction id) → EventNum; kept for a day");
 pub const TXN_EVENT: Table = table("txn_event", "room", "EventNum → expiry, user, device, transaction id");
 
+pub const STICKY: Table =
+    table("sticky", "room", "RoomNum, order of a sticky event → u64 until when, EventNum; removed some time after");
+pub const DELAYED: Table = table("delayed", "room", "id of a delayed event → JSON Delayed");
+pub const DELAYED_DUE: Table =
+    table("delayed_due", "room", "u64 when it is to be sent, id of a delayed event → nothing; while it waits");
+pub const DELAYED_USER: Table = table(
+    "delayed_user",
+    "room",
+    "local UserNum, id of a delayed event → u64 when it ended, or 0; UserNum, and nothing for all → u64 how many, u64 bytes",
+);
+
 // ---- room: joins under way (tables/room: join.rs, staged.rs)
 pub const JOIN: Table = table("join", "room", "join number → JSON Journal of a join under way");
 pub const STAGED: Table = table("staged", "room", "join number, batch → what the batch stored; gone after the join");
@@ -235,6 +247,7 @@ pub const TABLES: &[&Table] = &[
     &PROFILE,
     &PROFILE_CHANGE,
     &PROFILE_FIELD_CHANGE,
+    &PRESENCE,
     &TOKEN,
     &DEVICE,
     &DEHYDRATED,
@@ -306,6 +319,10 @@ pub const TABLES: &[&Table] = &[
     &THREAD_SUBSCRIPTION_LOG,
     &TXN,
     &TXN_EVENT,
+    &STICKY,
+    &DELAYED,
+    &DELAYED_DUE,
+    &DELAYED_USER,
     &JOIN,
     &STAGED,
     &ROOM_ALLOWED,

@@ -5,9 +5,12 @@
 //!
 //! Lowest floor first: `lookup.rs` (users by id), `sharing.rs` (users who share rooms), `settings/` (account data,
 //! filters, push rules), `device/` (devices, keys, to-device messages), `account/` (passwords, sessions, profiles, the
-//! user directory), `reports.rs` (what users report to the administrator), `sync.rs`, `sliding.rs` (connections of sliding syncs).
+//! user directory), `reports.rs` (what users report to the administrator), `presence/` (who is there), `calls/` (what calls
+//! need), `sync.rs`, `sliding.rs` (connections of sliding syncs).
 
 mod account;
+mod calls;
+mod presence;
 mod sharing;
 mod device;
 mod reports;
@@ -20,6 +23,7 @@ use ruma::{OwnedServerName, ServerName};
 
 use crate::base::{Clock, KeyedLock, Random, blocking, brief};
 use crate::budget::{Budget, Refused};
+use crate::feed::Feed;
 use crate::remote::{Failed, Remote};
 use crate::store::{self, Read, Store, Write, WriteError};
 
@@ -28,6 +32,8 @@ pub use account::password::{PASSWORD_CHARS_MIN, check_new_password};
 pub use account::session::{Login, Requester, Session};
 pub use account::uia::{Made, Progress, Stage, Target, UiaRequest};
 pub use account::{Account, New, Standing};
+pub use calls::openid::OPENID_MS;
+pub use calls::{CallMember, Calls, LiveKit, Turn, TurnLogin, livekit};
 pub use device::backup::{Backup, BackupKeys, DEPTH_MAX as BACKUP_DEPTH_MAX, can_be_backed_up, check_session_data};
 pub use device::backup::{Kept as BackupKept, Key as BackupKey, Merit as BackupMerit, Scope as BackupScope};
 pub use device::cross_signing::{CrossKeys, Upload as CrossUpload};
@@ -37,6 +43,7 @@ pub use device::key_query::{Answered, Viewer};
 pub use device::keys::Upload as KeyUpload;
 pub use device::remote_list::News;
 pub use device::to_device::{Messages, Txn};
+pub use presence::{PresenceMode, PresenceStatus, Syncing};
 pub use reports::{REASON_CHARS_MAX, Reported};
 pub use settings::push_rules::NewRule;
 pub use settings::pushers::SetPusher;
@@ -46,6 +53,7 @@ pub use sync::{ProfileQuery, UserSync};
 /// The parts the accounts are built from.
 pub struct Parts {
     pub store: Store,
+    pub feed: Feed,
     pub clock: Clock,
     pub random: Random,
     pub budget: Budget,
@@ -63,6 +71,8 @@ struct Inner {
     seen: account::session::Seen,
     sliding: sliding::Newest,
     emptied: device::to_device::Emptied,
+    presence: presence::Board,
+    desk: calls::Desk,
     backups_gone: device::backup::Gone,
     sessions: account::uia::Sessions,
     /// The sessions of stages with which an account is being made.
@@ -73,12 +83,16 @@ impl Users {
     pub fn new(parts: Parts) -> Users {
         let known = Arc::new(account::known::Known::default());
         parts.store.follow(known.clone());
+        let presence = presence::Board::new(parts.budget.account("ephemeral"), parts.clock.now_ms());
+        let desk = calls::Desk::new(&parts.random);
         Users(Arc::new(Inner {
             parts,
+            desk,
             known,
             seen: account::session::Seen::default(),
             sliding: sliding::Newest::default(),
             emptied: device::to_device::Emptied::default(),
+            presence,
             backups_gone: device::backup::Gone::default(),
             sessions: account::uia::Sessions::default(),
             registering: KeyedLock::default(),

@@ -37,7 +37,8 @@ pub(super) fn town_on(store: Store, budget: Budget, change: impl FnOnce(&mut Rem
     let mut options = RemoteOptions::new(server.clone(), Arc::new(Key::from_seed("1", [1; 32])));
     change(&mut options);
     let remote = Remote::new(options, clock.clone(), random.clone(), &budget, store.clone()).unwrap();
-    let users = Users::new(Parts { store, clock: clock.clone(), random, budget, remote, server });
+    let feed = Feed::new(clock.clone(), &store).unwrap();
+    let users = Users::new(Parts { store, feed, clock: clock.clone(), random, budget, remote, server });
     Town { users, clock }
 }
 

@@ -121,6 +121,7 @@ impl Known {
             "filter_id" => self.note("filter_id", text),
             "device_id" => self.note("device_id", text),
             "session" => self.note("session", text),
+            "delay_id" => self.note("delay_id", text),
             "rule_id" => self.note("rule_id", text),
             "canonical_alias" | "alias" | "room_alias" => self.note("alias", text),
             "sender" | "user_id" => self.note("user_id", text),
@@ -183,6 +184,8 @@ impl Known {
             "page" => self.pooled("page", random).unwrap_or_default(),
             "filter_id" => self.pooled("filter_id", random).unwrap_or_else(|| "1".to_owned()),
             "session" => self.pooled("session", random).unwrap_or_default(),
+            "delay_id" => self.pooled("delay_id", random).unwrap_or_else(|| random.token(22, false)),
+            "delay" => one(&["1", "50", "1000", "60000", "0", "90000000"], random),
             "rule_id" => match self.pooled("rule_id", random) {
                 Some(rule) if random.chance(0.6) => rule,
                 _ => one(&["x", "y", "z"], random),

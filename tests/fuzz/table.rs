@@ -55,6 +55,9 @@ impl Endpoint {
 
 const BARE: &[&str] = &[""];
 const V1: &[&str] = &["/_matrix/client/v1"];
+const DELAYED: &[&str] = &["/_matrix/client/unstable/org.matrix.msc4140", "/_matrix/client/v1"];
+const DELAYED_ROOMS: &[&str] = &["/_matrix/client/unstable/org.matrix.msc4140", "/_matrix/client/v3"];
+const TRANSPORTS: &[&str] = &["/_matrix/client/unstable/org.matrix.msc4143", "/_matrix/client/v1"];
 const SLIDING: &[&str] = &["/_matrix/client/unstable/org.matrix.simplified_msc3575/sync", "/_matrix/client/v4/sync"];
 const V3: &[&str] = &["/_matrix/client/r0", "/_matrix/client/v3"];
 const FIELDS: &[&str] = &["/_matrix/client/r0", "/_matrix/client/v3", "/_matrix/client/unstable/uk.tcpip.msc4133"];
@@ -217,6 +220,13 @@ pub const TABLE: &[Endpoint] = &[
     get(V3, "/capabilities"),
     get(V3, "/voip/turnServer"),
     get(BARE, "/_matrix/client/unstable/org.matrix.msc1763/retention/configuration"),
+    post(V3, "/user/{user_id}/openid/request_token", Json(&["{}"])),
+    get(TRANSPORTS, "/rtc/transports"),
+    post(V1, "/rtc/livekit/get_token", Json(&[r#"{"server_name":"<server>","room_id":"<room_id>","slot_id":"m.call#ROOM","member":{"id":"<text>","claimed_device_id":"<device_id>"}}"#, r#"{"room_id":"<room_id>","slot_id":"<text>","member":{"id":"<text>","claimed_device_id":"<device_id>"}}"#])),
+    post(V1, "/rtc/livekit/delegate_delayed_leave", Json(&[r#"{"room_id":"<room_id>","slot_id":"<text>","member":{"id":"<text>","claimed_device_id":"<device_id>"},"delay_id":"<delay_id>"}"#])),
+    post(BARE, "/_snug/livekit/delegate_delayed_leave", Json(&[r#"{"room_id":"<room_id>","slot_id":"<text>","openid_token":{"access_token":"<text>","matrix_server_name":"<server>"},"member":{"id":"<text>","claimed_device_id":"<device_id>","claimed_user_id":"<user_id>"},"delay_id":"<delay_id>","delay_timeout":60000}"#])).of(Anybody),
+    post(BARE, "/_snug/livekit/sfu/get", Json(&[r#"{"room":"<room_id>","openid_token":{"access_token":"<text>","token_type":"Bearer","matrix_server_name":"<server>","expires_in":3600},"device_id":"<device_id>"}"#])).of(Anybody),
+    post(BARE, "/_snug/livekit/get_token", Json(&[r#"{"room_id":"<room_id>","slot_id":"<text>","openid_token":{"access_token":"<text>","matrix_server_name":"<server>"},"member":{"id":"<text>","claimed_device_id":"<device_id>","claimed_user_id":"<user_id>"}}"#])).of(Anybody),
     get(BARE, "/").of(Anybody),
     get(BARE, "/_snug/first/{code}").of(Anybody),
     post(BARE, "/_snug/first/{code}", Bytes).of(Anybody),
@@ -299,6 +309,8 @@ pub const TABLE: &[Endpoint] = &[
     put(V3, "/pushrules/global/{rule_kind}/{rule_id}/enabled", Json(&[r#"{"enabled":"<<bool>>"}"#])),
     get(V3, "/pushrules/global/{rule_kind}/{rule_id}/actions"),
     put(V3, "/pushrules/global/{rule_kind}/{rule_id}/actions", RULE),
+    get(V3, "/presence/{user_id}/status"),
+    put(V3, "/presence/{user_id}/status", Json(&[r#"{"presence":"<presence>","status_msg":"<text>"}"#])),
     get(V3, "/pushers"),
     post(V3, "/pushers/set", PUSHER),
     get(V3, "/notifications").asks("from=page&limit=number&only=text"),
@@ -343,8 +355,15 @@ pub const TABLE: &[Endpoint] = &[
     post(V3, "/rooms/{room_id}/kick", TARGET),
     post(V3, "/rooms/{room_id}/ban", TARGET),
     post(V3, "/rooms/{room_id}/unban", TARGET),
-    put(V3, "/rooms/{room_id}/send/{event_type}/{txn_id}", CONTENT).weighs(16),
+    put(V3, "/rooms/{room_id}/send/{event_type}/{txn_id}", CONTENT).weighs(16).asks("org.matrix.msc4140.delay=delay&org.matrix.msc4354.sticky_duration_ms=number"),
     put(V3, "/rooms/{room_id}/state/{state_type}/", STATE).weighs(6),
+    put(DELAYED_ROOMS, "/rooms/{room_id}/delayed_event/{event_type}/{txn_id}", Json(&[r#"{"delay_ms":"<<number>>","content":{"body":"<text>"}}"#, r#"{"delay_ms":"<<number>>","state_key":"<state_key>","content":{"name":"<text>"}}"#])),
+    get(DELAYED, "/delayed_events"),
+    get(DELAYED, "/delayed_events/{delay_id}"),
+    post(DELAYED, "/delayed_events/{delay_id}", Json(&[r#"{"action":"restart"}"#, r#"{"action":"cancel"}"#, r#"{"action":"send"}"#])),
+    post(DELAYED, "/delayed_events/{delay_id}/restart", Json(&["{}"])),
+    post(DELAYED, "/delayed_events/{delay_id}/cancel", Json(&["{}"])),
+    post(DELAYED, "/delayed_events/{delay_id}/send", Json(&["{}"])),
     put(V3, "/rooms/{room_id}/state/{state_type}/{state_key}", STATE).weighs(8),
     put(V3, "/rooms/{room_id}/redact/{event_id}/{txn_id}", Json(&[r#"{"reason":"<text>"}"#, r#"{"with_rel_types":["*","m.annotation","<text>"]}"#])),
     // Files.
@@ -396,6 +415,8 @@ pub const TABLE: &[Endpoint] = &[
     post(FED, "/publicRooms", SEARCH).of(Server),
     get(FED, "/user/devices/{user_id}").of(Server),
     post(FED, "/user/keys/query", Json(&[r#"{"device_keys":{"<user_id>":[],"<me>":["<device_id>"]}}"#])).of(Server),
+    get(FED, "/openid/userinfo").of(Anybody).asks("access_token=text"),
+    post(FED, "/rtc/livekit/get_token", Json(&[r#"{"room_id":"<room_id>","slot_id":"m.call#ROOM","member":{"id":"<text>","claimed_device_id":"<device_id>","claimed_user_id":"<their_user>"}}"#])).of(Server),
     post(FED, "/user/keys/claim", Json(&[r#"{"one_time_keys":{"<user_id>":{"<device_id>":"signed_curve25519"}}}"#])).of(Server),
     get(FED, "/media/download/{media_id}").of(Server).asks("timeout_ms=wait"),
     get(FED, "/media/thumbnail/{media_id}").of(Server).asks(PICTURE),

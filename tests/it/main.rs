@@ -3,6 +3,7 @@
 mod crash;
 mod accounts;
 mod backup;
+mod calls;
 mod commands;
 mod devices;
 mod federation_history;

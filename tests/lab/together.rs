@@ -167,6 +167,12 @@ const JOBS: &[Job] = &[
         let rooms = json!({"rooms": {"!r:snug.load.test": {"sessions": sessions}}});
         Ok(person.ask("PUT", &format!("{BACKUP}/keys?version=1"), Some(&rooms))?.status)
     }),
+    ("presence", |person, _, number, _| {
+        let path = format!("/_matrix/client/v3/presence/{}/status", percent_encode(&person.user_id));
+        let presence = if number.is_multiple_of(2) { "online" } else { "unavailable" };
+        let status = json!({"presence": presence, "status_msg": noise(number, 400)});
+        Ok(person.ask("PUT", &path, Some(&status))?.status)
+    }),
     ("restore", |person, _, _, _| Ok(person.stream(&format!("{BACKUP}/keys?version=1"), &mut |_| {})?.0)),
 ];
 

@@ -74,6 +74,7 @@ async fn join_room(
     // Joining a large room through another server takes up to an hour, and goes on after the client has disconnected.
     request.cancel_when_peer_leaves();
     flow::join(&client.users, &client.rooms, requester, &room_id, joining).await?;
+    client.users.tell_presence_again(requester);
     Ok(Response::json(&json!({ "room_id": room_id })))
 }
 

@@ -1,6 +1,7 @@
 //! The endpoints about rooms: a file for each family.
 
 pub mod create;
+pub mod delayed;
 pub mod directory;
 pub mod membership;
 pub mod receipt;

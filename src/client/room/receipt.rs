@@ -31,6 +31,7 @@ pub async fn receipt(client: Arc<Client>, mut request: Request) -> Result<Respon
     let kind = request.param("receipt_type").to_owned();
     let marker = Marker { kind, event_id: request.param_as("event_id")?, thread: thread_id, allow_backward };
     client.rooms.set_receipt(&requester.user_id, &room_id, marker).await?;
+    client.users.acted(&requester);
     Ok(Response::ok())
 }
 
@@ -57,6 +58,7 @@ pub async fn read_markers(client: Arc<Client>, mut request: Request) -> Result<R
     let room_id = request.param_as::<OwnedRoomId>("room_id")?;
     let markers = ReadMarkers { fully_read, read, read_private, allow_backward };
     client.rooms.set_read_markers(&requester.user_id, &room_id, markers).await?;
+    client.users.acted(&requester);
     Ok(Response::ok())
 }
 
@@ -80,5 +82,6 @@ pub async fn typing(client: Arc<Client>, mut request: Request) -> Result<Respons
     let room_id = request.param_as::<OwnedRoomId>("room_id")?;
     let length = body.typing.then(|| body.timeout.map_or(TYPING, Duration::from_millis));
     client.rooms.set_typing(&requester.user_id, &room_id, length).await?;
+    client.users.acted(&requester);
     Ok(Response::ok())
 }

@@ -8,10 +8,11 @@ use serde::Deserialize;
 use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Map, Value, json};
 
+use super::delayed;
 use crate::budget::Grant;
 use crate::client::{Client, Error, Requester, auth, rates};
 use crate::http::{ErrorResponse, Request, Response};
-use crate::room::Sending;
+use crate::room::{Delay, Sending};
 
 /// PUT /_matrix/client/v3/rooms/{room_id}/send/{type}/{txn_id}
 ///
@@ -21,13 +22,18 @@ pub async fn message(client: Arc<Client>, mut request: Request) -> Result<Respon
     let requester = asking(&client, &request).await?;
     let mut content = content(&mut request).await?;
     let txn = Some((requester.device_id.clone(), request.param("txn_id").to_owned()));
-    let kind = request.param("type").to_owned();
+    let (kind, sticky_ms) = (request.param("type").to_owned(), delayed::sticky(&request)?);
+    if let Some(delay_ms) = delayed::in_query(&request)? {
+        let delay = Delay { kind, state_key: None, content, sticky_ms, delay_ms, txn };
+        return delayed::schedule(&client, &requester, &request, delay).await;
+    }
     let mut redacts = None;
     if kind == "m.room.redaction" {
         (redacts, content) = without_target(&content)?;
     }
     let paid = paid(&mut request);
-    sent(&client, &requester, &request, Sending { kind, state_key: None, content, redacts, txn, paid }).await
+    let sending = Sending { kind, state_key: None, content, redacts, sticky_ms, txn, paid };
+    sent(&client, &requester, &request, sending).await
 }
 
 /// PUT /_matrix/client/v3/rooms/{room_id}/state/{type}[/{state_key}]
@@ -47,8 +53,14 @@ pub async fn state(client: Arc<Client>, mut request: Request) -> Result<Response
         request.limit_user(&rates::INVITE, requester.user_id.as_str())?;
     }
     let state_key = Some(request.param_maybe("state_key").unwrap_or("").to_owned());
+    let sticky_ms = delayed::sticky(&request)?;
+    if let Some(delay_ms) = delayed::in_query(&request)? {
+        let delay = Delay { kind, state_key, content, sticky_ms, delay_ms, txn: None };
+        return delayed::schedule(&client, &requester, &request, delay).await;
+    }
     let paid = paid(&mut request);
-    sent(&client, &requester, &request, Sending { kind, state_key, content, redacts: None, txn: None, paid }).await
+    let sending = Sending { kind, state_key, content, redacts: None, sticky_ms, txn: None, paid };
+    sent(&client, &requester, &request, sending).await
 }
 
 /// The event that a redaction names in its content, whatever the room's version (MSC4169), and the rest of the content: the
@@ -85,7 +97,7 @@ pub async fn redact(client: Arc<Client>, mut request: Request) -> Result<Respons
     let related = (target.clone(), content.clone());
     let txn = request.param_maybe("txn_id").map(|txn| (requester.device_id.clone(), txn.to_owned()));
     let (kind, paid) = ("m.room.redaction".to_owned(), paid(&mut request));
-    let sending = Sending { kind, state_key: None, content, redacts: Some(target), txn, paid };
+    let sending = Sending { kind, state_key: None, content, redacts: Some(target), sticky_ms: None, txn, paid };
     let answer = sent(&client, &requester, &request, sending).await?;
     if !with_rel_types.is_empty() {
         let room_id = request.param_as::<OwnedRoomId>("room_id")?;
@@ -126,5 +138,6 @@ fn is_invite(member: &RawValue) -> bool {
 async fn sent(client: &Client, requester: &Requester, request: &Request, sending: Sending) -> Result<Response, Error> {
     let room_id = request.param_as::<OwnedRoomId>("room_id")?;
     let event_id = client.rooms.send(&requester.user_id, &room_id, sending).await?;
+    client.users.acted(requester);
     Ok(Response::json(&json!({ "event_id": event_id })))
 }

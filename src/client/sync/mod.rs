@@ -4,6 +4,7 @@
 //! that any layout has in the same form: account data, to-device messages, keys, receipts, typing users.
 
 mod ephemeral;
+mod presence;
 pub mod sliding;
 pub mod user;
 pub mod v3;

@@ -179,13 +179,13 @@ fn newest_by_room(get: &impl Get, server: &str, from: Position) -> store::Result
     Ok((events > PDUS_MAX).then_some(newest))
 }
 
-/// Whether a server catching up can do without a row: an event with a newer one after it, or a read receipt.
+/// Whether a server catching up can do without a row: an event with a newer one after it, or what was true for a while.
 fn is_superseded(newest: &Option<Newest>, at: Position, row: &Outbound) -> bool {
     let Some(newest) = newest else { return false };
     match row {
         Outbound::Event { room, .. } => newest.get(room).is_some_and(|newest| at < *newest),
-        Outbound::RoomEdu { json, .. } => is_ephemeral(json),
-        Outbound::Edu { .. } | Outbound::Followed { .. } => false,
+        Outbound::RoomEdu { json, .. } | Outbound::Edu { json, .. } => is_ephemeral(json),
+        Outbound::Followed { .. } => false,
     }
 }
 
@@ -195,7 +195,8 @@ fn is_ephemeral(edu: &[u8]) -> bool {
         #[serde(borrow)]
         edu_type: std::borrow::Cow<'a, str>,
     }
-    serde_json::from_slice::<Kind<'_>>(edu).is_ok_and(|kind| matches!(&*kind.edu_type, "m.typing" | "m.receipt"))
+    serde_json::from_slice::<Kind<'_>>(edu)
+        .is_ok_and(|kind| matches!(&*kind.edu_type, "m.typing" | "m.receipt" | "m.presence"))
 }
 
 #[cfg(test)]

@@ -35,7 +35,7 @@ pub async fn take_edu(federation: &Federation, origin: &ServerName, raw: &RawVal
             let news = user::News::SigningKeys;
             users.devices_changed_elsewhere(origin, news, edu.content).await.map(none).map_err(of_user)
         }
-        // Presence is not kept here.
+        "m.presence" => users.presence_received(origin, edu.content).await.map(none).map_err(of_user),
         _ => Ok(0),
     };
     let (why, put_off) = match taken {

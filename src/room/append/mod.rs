@@ -36,16 +36,18 @@ pub mod new_event;
 pub mod outbound;
 pub mod relations;
 pub mod rules_cache;
+pub mod sticky;
 #[cfg(test)]
 mod tests;
 
 /// What follows from events, each a file of its own. The next is one more file and one more line.
-const DERIVED: [&dyn Derived; 5] = [
+const DERIVED: [&dyn Derived; 6] = [
     &relations::Relations,
     &members::Members,
     &unread::UnreadCounts,
     &outbound::OutboundLog,
     &device_lists::DeviceLists,
+    &sticky::StickyEvents,
 ];
 
 /// Writes a part of the state of a room that is joined through another server, in the order of the keys, and what

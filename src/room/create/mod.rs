@@ -200,6 +200,7 @@ impl<'r> Chain<'r> {
             depth: self.events.len() as u64 + 1,
             origin_server_ts: self.ts,
             redacts: None,
+            sticky_ms: None,
             opaque_id: parts.random.token(18),
             reference_hashes,
         };

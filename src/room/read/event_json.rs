@@ -13,7 +13,7 @@ use crate::room::state::event::load_row;
 use crate::store::tables::room::event;
 use crate::store::tables::room::event_row::{Kind, Membership, Row};
 use crate::store::tables::room::relation::{self, Rel};
-use crate::store::tables::room::{self, state_tree, txn};
+use crate::store::tables::room::{self, state_tree, sticky, txn};
 use crate::store::tables::user;
 use crate::store::{EventNum, Get, Result, StateKeyNum, UserNum};
 
@@ -85,8 +85,13 @@ pub fn write(
     let start = out.len();
     write_members(&body, row, format.room_id.as_deref(), out);
     let relation = relation_in(&body);
+    let is_sticky = json::read::get(&body, STICKY).is_some();
     drop(body);
     write_unsigned(get, (num, row, relation), format, detail, out)?;
+    if is_sticky {
+        write_stickiness(get, row, format, out)?;
+    }
+    out.push(b'}');
     out.push(b'}');
     if !format.fields.is_empty() {
         let kept = keep_fields(&out[start..], &format.fields);
@@ -187,7 +192,9 @@ pub fn relation_type(get: &impl Get, row: &Row) -> Result<Option<String>> {
 }
 
 /// The members of an event that apps are shown, in the order in which they are written.
-const SHOWN: [&str; 5] = ["content", "origin_server_ts", "sender", "state_key", "type"];
+const SHOWN: [&str; 6] = ["content", "origin_server_ts", "sender", "state_key", "type", STICKY];
+/// How long an event is sticky (MSC4354).
+const STICKY: &str = "msc4354_sticky";
 
 /// Everything but `unsigned` and the closing brace.
 fn write_members(body: &[u8], row: &Row, room_id: Option<&str>, out: &mut Vec<u8>) {
@@ -227,6 +234,7 @@ fn write_members(body: &[u8], row: &Row, room_id: Option<&str>, out: &mut Vec<u8
     }
 }
 
+/// Writes `unsigned`, without the brace that closes it.
 fn write_unsigned(
     get: &impl Get,
     (num, row, relation): (EventNum, &Row, Option<Rel>),
@@ -250,7 +258,17 @@ fn write_unsigned(
         write_replaced(get, row, first, out)?;
         write_relations(get, (num, row, relation), format, first, out)?;
     }
-    out.push(b'}');
+    Ok(())
+}
+
+/// Appends to `unsigned` for how long an event is still sticky.
+fn write_stickiness(get: &impl Get, row: &Row, format: &Format, out: &mut Vec<u8>) -> Result<()> {
+    if let Some(order) = row.order.and_then(|order| u64::try_from(order).ok())
+        && let Some(left_ms) = sticky::get(get, row.room, order)?.map(|at| at.until_ms.saturating_sub(format.now_ms))
+    {
+        // The age stands before it.
+        out.extend_from_slice(format!(",\"msc4354_sticky_duration_ttl_ms\":{left_ms}").as_bytes());
+    }
     Ok(())
 }
 
@@ -264,9 +282,13 @@ fn write_transaction(
 ) -> Result<()> {
     if row.sender == format.user
         && let Some(txn) = txn::of_event(get, num)?
-        && txn.device == format.device
     {
-        write_text(out, first, "transaction_id", &txn.id);
+        match &*txn.device {
+            // What was scheduled is told to all devices of its sender (MSC4140).
+            "" => write_text(out, first, "org.matrix.msc4140.delay_id", &txn.id),
+            device if device == format.device => write_text(out, first, "transaction_id", &txn.id),
+            _ => {}
+        }
     }
     Ok(())
 }
@@ -364,7 +386,7 @@ fn write_latest(get: &impl Get, thread: &Thread, format: &Format, out: &mut Vec<
     write_members(&body, row, format.room_id.as_deref(), out);
     drop(body);
     write_unsigned(get, (*num, row, Some(Rel::THREAD)), format, Detail::Timeline, out)?;
-    out.push(b'}');
+    out.extend_from_slice(b"}}");
     Ok(())
 }
 

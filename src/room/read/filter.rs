@@ -23,7 +23,6 @@ const TEXT_BYTES: u64 = 40;
 pub struct Filter {
     pub event_fields: Option<Vec<String>>,
     pub event_format: Option<Shape>,
-    /// Parsed only to validate it; this server has no presence.
     pub presence: Events,
     pub account_data: Events,
     pub room: InRoom,

@@ -24,30 +24,37 @@ impl std::fmt::Display for Token {
     }
 }
 
-/// A sync token: the position up to which everything was told, and the typing serial.
+/// A sync token: the position up to which everything was told, and the serials of typing and of presence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SyncToken {
     pub at: Position,
     pub typing: u64,
     /// The position up to which to-device messages were told: there may be more than fit one answer.
     pub messages: Position,
+    /// 0 where no presence is told.
+    pub presence: u64,
 }
 
 impl SyncToken {
     pub fn parse(text: &str) -> Option<SyncToken> {
         let (at, rest) = text.strip_prefix('s')?.split_once('_')?;
+        let (rest, presence) = rest.split_once('p').unwrap_or((rest, "0"));
         let (typing, messages) = rest.split_once('_').unwrap_or((rest, at));
         let (at, messages) = (Position(at.parse().ok()?), Position(messages.parse().ok()?));
-        Some(SyncToken { at, typing: typing.parse().ok()?, messages: messages.min(at) })
+        let (typing, presence) = (typing.parse().ok()?, presence.parse().ok()?);
+        Some(SyncToken { at, typing, messages: messages.min(at), presence })
     }
 }
 
 impl std::fmt::Display for SyncToken {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "s{}_{}", self.at, self.typing)?;
-        match self.messages < self.at {
-            true => write!(f, "_{}", self.messages),
-            false => Ok(()),
+        if self.messages < self.at {
+            write!(f, "_{}", self.messages)?;
+        }
+        match self.presence {
+            0 => Ok(()),
+            presence => write!(f, "p{presence}"),
         }
     }
 }
@@ -101,7 +108,16 @@ mod tests {
     #[test]
     fn any_bytes_are_a_token_or_none() {
         crate::base::any_bytes::any_bytes(
-            &[b"t-5", b"s12_3_4", b"s9_0", b"p7_9_0_4", b"p7_9_0_9_1f", b"t9223372036854775807"],
+            &[
+                b"t-5",
+                b"s12_3_4",
+                b"s9_0",
+                b"s9_0p7",
+                b"s9_4_8p7",
+                b"p7_9_0_4",
+                b"p7_9_0_9_1f",
+                b"t9223372036854775807",
+            ],
             |bytes| {
                 let text = String::from_utf8_lossy(bytes);
                 if let Some(token) = Token::parse(&text) {

@@ -52,6 +52,8 @@ pub struct Sending {
     pub content: Box<RawValue>,
     /// The event a redaction is for.
     pub redacts: Option<OwnedEventId>,
+    /// How long it is sticky (MSC4354), in milliseconds.
+    pub sticky_ms: Option<u64>,
     /// The device and its transaction id: a repeat gets the answer of the first request.
     pub txn: Option<(String, String)>,
     /// Pays for the content.
@@ -66,6 +68,7 @@ pub struct New {
     pub sender: OwnedUserId,
     pub content: Value,
     pub redacts: Option<OwnedEventId>,
+    pub sticky_ms: Option<u64>,
 }
 
 impl New {
@@ -76,6 +79,7 @@ impl New {
             sender: sender.to_owned(),
             content,
             redacts: None,
+            sticky_ms: None,
         }
     }
 }
@@ -102,8 +106,8 @@ pub(super) async fn send(
 ) -> Result<OwnedEventId> {
     // On a full disk the writer runs no job: a repeat still has its answer and a refusal its reason by reading.
     let goes_in_one = sending.content.get().len() <= PLAIN_BYTES_MAX && rooms.0.parts.store.status() != Status::Full;
-    let Sending { kind, state_key, redacts, txn, paid, .. } = sending;
-    let mut new = New { kind, state_key, sender: sender.to_owned(), content, redacts };
+    let Sending { kind, state_key, redacts, sticky_ms, txn, paid, .. } = sending;
+    let mut new = New { kind, state_key, sender: sender.to_owned(), content, redacts, sticky_ms };
     if goes_in_one && checks::is_plain(&new) {
         match send_plain(rooms, room_id, new, txn.clone(), paid.clone()).await? {
             Plain::Sent(id) => return Ok(id),
@@ -306,6 +310,7 @@ pub(super) fn draft<G: Get>(
         sender: new.sender,
         content: new.content,
         redacts: new.redacts,
+        sticky_ms: new.sticky_ms,
         opaque_id: parts.random.token(18),
         reference_hashes,
     };

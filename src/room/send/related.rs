@@ -46,6 +46,7 @@ impl Rooms {
                         sender: sender.clone(),
                         content: content.clone(),
                         redacts: Some(id.clone()),
+                        sticky_ms: None,
                     };
                     match send_new(&rooms, &room_id, new, None).await {
                         Err(failed @ (Error::Refused(_) | Error::Store(_))) => return Err(failed),

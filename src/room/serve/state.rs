@@ -184,6 +184,7 @@ mod tests {
             depth: 1,
             origin_server_ts: 1,
             redacts: None,
+            sticky_ms: None,
             opaque_id: "create".into(),
             reference_hashes: vec![],
         };

@@ -88,7 +88,7 @@ fn tell(
 }
 
 /// Posts an EDU for every other server that shares a room with a local user. Answers whether there is one.
-pub(super) fn post(w: &mut Write<'_>, server: &ServerName, user: UserNum, edu: &Value) -> Result<bool, Error> {
+pub(in crate::user) fn post(w: &mut Write<'_>, server: &ServerName, user: UserNum, edu: &Value) -> Result<bool, Error> {
     let json = edu.to_string().into_bytes();
     let rooms = rooms(w, user)?;
     let mut servers = BTreeSet::new();

@@ -563,6 +563,7 @@ mod tests {
         let config = RoomConfig { timeline: 1, state: 0 };
         let list = List { name: "all".to_owned(), ranges: None, filters: b"{}".to_vec(), config };
         let asked = Asked {
+            presence: None,
             form: Form::V4,
             conn_id: String::new(),
             pos: None,

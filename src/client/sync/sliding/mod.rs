@@ -64,7 +64,8 @@ pub async fn v4(client: Arc<Client>, request: Request) -> Result<Response, Error
 
 async fn sync(client: Arc<Client>, mut request: Request, form: Form) -> Result<Response, Error> {
     let requester = auth::requester(&client, &request).await?;
-    let (asked, extensions, work) = read(&mut request, form, &requester).await?;
+    let (mut asked, extensions, work) = read(&mut request, form, &requester).await?;
+    let _syncing = super::presence::begin(&client, &requester, asked.presence.take()).await?;
     extensions.acknowledge(&client, &requester).await?;
     let _waiting =
         client.budget.account("sync_waiters").take(WAITER_BYTES + (asked.bytes() + extensions.bytes()) as u64).await?;

@@ -46,6 +46,8 @@ pub enum Form {
 pub struct Asked {
     pub form: Form,
     pub conn_id: String,
+    /// `set_presence`.
+    pub presence: Option<String>,
     pub pos: Option<SlidingToken>,
     pub timeout: Duration,
     /// In the order of their names.
@@ -83,7 +85,7 @@ fn invalid(why: impl Into<String>) -> ErrorResponse {
 }
 
 impl Asked {
-    /// Reads a request. `M_INVALID_PARAM` beyond the bounds, and for an unknown presence; `M_UNKNOWN_POS` for a position
+    /// Reads a request. `M_INVALID_PARAM` beyond the bounds; `M_UNKNOWN_POS` for a position
     /// that is none of ours. Answers the text of the extensions too.
     pub fn parse(form: Form, request: &Request, body: &[u8], requester: &Requester) -> Result<(Asked, Vec<u8>), Error> {
         let body: &[u8] = if body.trim_ascii().is_empty() { b"{}" } else { body };
@@ -106,9 +108,7 @@ impl Asked {
             Some(timeout) => timeout,
             None => number(&text, "timeout")?.unwrap_or(0),
         };
-        if own("set_presence")?.is_some_and(|name| !matches!(&*name, "online" | "offline" | "unavailable")) {
-            return Err(invalid("set_presence is online, offline or unavailable").into());
-        }
+        let presence = own("set_presence")?;
         let conn_id = optional_text(&text, "conn_id")?.unwrap_or_default();
         if conn_id.len() > CONN_ID_BYTES_MAX {
             return Err(invalid("conn_id is too long").into());
@@ -116,6 +116,7 @@ impl Asked {
         let mut asked = Asked {
             form,
             conn_id,
+            presence,
             pos,
             timeout: Duration::from_millis(timeout.min(TIMEOUT_MS_MAX)),
             lists: Vec::new(),

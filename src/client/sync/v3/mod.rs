@@ -15,9 +15,10 @@ use crate::budget::Grant;
 use crate::http::{ErrorResponse, Request, Response, StatusCode};
 use crate::matrix::json;
 use crate::room::{ANSWER_BYTES, Filter, Reader, RoomNum, SyncToken};
-use crate::user::{ProfileQuery, UserSync};
+use crate::user::{ProfileQuery, Syncing, UserSync};
 use rooms::{ChangedRoom, RoomSections, Section};
 
+mod presence;
 mod rooms;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -41,6 +42,8 @@ struct Query {
     state_after: Option<&'static str>,
     filter: Arc<Filter>,
     timeout: Duration,
+    /// Noted as there, for as long as the request is answered.
+    _syncing: Option<Syncing>,
 }
 
 /// 400 `M_INVALID_PARAM` when `since` or `filter` is not valid; 404 `M_NOT_FOUND` when there is no saved filter of
@@ -92,6 +95,7 @@ fn is_quiet(client: &Client, query: &Query) -> bool {
     let Some(since) = since else { return false };
     let changed = client.feed.rooms_changed(query.requester.user_num, since.at, since.at);
     changed.is_some_and(|rooms| rooms.is_empty())
+        && client.users.presence_serial() == since.presence
         && client.rooms.typing_rooms(since.typing).is_some_and(|rooms| rooms.is_empty())
 }
 
@@ -105,6 +109,7 @@ async fn query(client: &Client, request: &Request) -> Result<Query, Error> {
         None => None,
     };
     let timeout = request.query_as::<u64>("timeout")?.unwrap_or(0).min(TIMEOUT_MS_MAX);
+    let syncing = super::presence::begin(client, &requester, request.query("set_presence")).await?;
     Ok(Query {
         since,
         looked_upto: since,
@@ -112,6 +117,7 @@ async fn query(client: &Client, request: &Request) -> Result<Query, Error> {
         state_after: state_after(request)?,
         filter: Arc::new(filter(client, &requester, request).await?),
         timeout: Duration::from_millis(timeout),
+        _syncing: syncing,
         requester,
     })
 }
@@ -162,14 +168,17 @@ async fn look(client: &Arc<Client>, query: &Query, is_last: bool, grant: Option<
     let (client, requester, looks) = (client.clone(), query.requester.clone(), client.looks.clone());
     looks
         .blocking(move || {
-            let view = client.rooms.sync_view(reader)?;
+            // Read first, like the typing serial.
+            let presence = client.users.presence_serial();
+            let mut view = client.rooms.sync_view(reader)?;
+            view.now.presence = presence;
             let changes = |since| {
                 let mut sections = RoomSections::new(view.clone(), since, full_state, filter.clone());
                 sections.state_after = state_after;
                 changes_in(&client, sections, &requester)
             };
             let (mut rooms, mut own) = changes(looked_upto)?;
-            let has_news = has_news(&rooms, &own)?;
+            let has_news = has_news(&rooms, &own)? || !presence::news(&client, &requester, &rooms, &own)?.is_empty();
             if !has_news && !is_last {
                 return nothing(&rooms, &own);
             }
@@ -181,7 +190,10 @@ async fn look(client: &Arc<Client>, query: &Query, is_last: bool, grant: Option<
             }
             let bytes = ANSWER_BYTES + rooms.filter.bytes();
             match grant.map_or_else(|| client.budget.account("response_bodies").try_take(bytes).ok(), Some) {
-                Some(grant) if has_news => begin(grant, base::written(|pen| write(pen, rooms, own))),
+                Some(grant) if has_news => {
+                    let present = presence::Present::new(&client, &requester, &rooms, &own)?;
+                    begin(grant, base::written(|pen| write(pen, rooms, own, present)))
+                }
                 Some(grant) => begin(grant, base::written(|pen| write_no_news(pen, rooms, own))),
                 None => Ok(Looked::NoMemory),
             }
@@ -277,11 +289,18 @@ fn begin(grant: Grant, mut chunks: impl Chunks) -> Result<Looked, Error> {
     Ok(Looked::News(response))
 }
 
-async fn write(pen: ChunkWriter, rooms: RoomSections, own: UserSync) -> Result<(), ChunkError> {
+async fn write(
+    pen: ChunkWriter,
+    rooms: RoomSections,
+    own: UserSync,
+    present: presence::Present,
+) -> Result<(), ChunkError> {
     let now = SyncToken { messages: own.messages_end(usize::MAX)?, ..rooms.view.now };
     pen.text(&format!("{{\"next_batch\":\"{now}\",\"account_data\":{{\"events\":["));
     let wants = |kind: &str| rooms.filter.account_data.wants_type(kind);
     user::write_account_data(&pen, &own, None, rooms.is_whole(), wants, true).await?;
+    pen.text("]},\"presence\":{\"events\":[");
+    present.write(&pen).await?;
     pen.text("]},\"to_device\":{\"events\":[");
     user::write_to_device(&pen, &own, now.messages).await?;
     pen.text("]},\"device_lists\":{");

@@ -164,6 +164,7 @@ impl RoomSections {
             || view.has_moved(room, since.at)? && self.has_events(room, id, since.at)?
             || wants(&filter.ephemeral, "m.typing") && view.has_typing(room, since.typing)
             || wants(&filter.ephemeral, "m.receipt") && view.has_receipts(room, since.at)?
+            || view.has_sticky(room, since.at)?
             || wants(&filter.account_data, "m.fully_read") && view.fully_read(room, Some(since.at))?.is_some())
     }
 
@@ -232,6 +233,14 @@ impl RoomSections {
         let (filter, after) = (self.filter.room.state.of_room(&changed.id), self.state_after.is_some());
         let members_moved = delta.write_state(pen, room, &filter, senders, after).await?;
         pen.text("]}");
+        if Section::of(changed.room.membership()) == Section::Join {
+            let sticky = self.view.sticky(changed.room.num, since.filter(|_| !self.full_state), &delta)?;
+            if !sticky.is_empty() {
+                pen.text(",\"msc4354_sticky\":{\"events\":[");
+                room.write_sticky(pen, &sticky).await?;
+                pen.text("]}");
+            }
+        }
         Ok(members_moved)
     }
 

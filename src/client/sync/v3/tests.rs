@@ -438,7 +438,7 @@ async fn a_share_comes_in_pieces_whatever_the_room() {
 
 #[test]
 fn tokens_come_back_as_they_were() {
-    let since = SyncToken { at: Position(7), typing: 1_700_000_000_001, messages: Position(7) };
+    let since = SyncToken { at: Position(7), typing: 1_700_000_000_001, messages: Position(7), presence: 0 };
     assert_eq!(since.to_string(), "s7_1700000000001");
     let behind = SyncToken { messages: Position(3), ..since };
     for since in [since, behind] {

@@ -178,6 +178,11 @@ impl RoomDelta {
         self.end
     }
 
+    /// Whether the timeline has the event with this order.
+    pub(super) fn has(&self, order: i64) -> bool {
+        self.page.events.iter().any(|(told, _)| *told == order)
+    }
+
     /// Whether the timeline has no events.
     pub fn is_empty(&self) -> bool {
         self.page.events.is_empty()

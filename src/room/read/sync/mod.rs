@@ -34,6 +34,7 @@ mod activity;
 mod delta;
 mod read_marks;
 mod required;
+mod sticky;
 mod summary;
 
 pub use activity::Activity;
@@ -95,7 +96,7 @@ impl Rooms {
         let typing = self.0.typing.serial();
         let read = Arc::new(self.read()?);
         let at = Get::position(&*read)?;
-        let now = SyncToken { at, typing, messages: at };
+        let now = SyncToken { at, typing, messages: at, presence: 0 };
         let ignored = Ignored::of(&*read, reader.user)?;
         Ok(SyncView { rooms: self.clone(), read, reader, now, ignored })
     }

@@ -328,6 +328,7 @@ impl World {
             depth: line.heads.iter().map(|event| event.depth()).max().unwrap() + 1,
             origin_server_ts: self.ts.get(),
             redacts: None,
+            sticky_ms: None,
             opaque_id: self.ts.get().to_string(),
             reference_hashes: Vec::new(),
         }

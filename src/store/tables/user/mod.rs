@@ -17,6 +17,7 @@ pub mod backup;
 pub mod device;
 pub mod e2ee_key;
 pub mod filter;
+pub mod presence;
 pub mod profile_change;
 pub mod push_rule;
 pub mod report;

@@ -1,0 +1,112 @@
+//! `[turn]` and `[rtc]`: servers that carry calls.
+
+use super::file::read;
+use super::setting::{Setting, optional, setting, url};
+use crate::client::{LiveKit, TurnLogin};
+
+/// Less would end before a call does.
+const TTL_S_MIN: u64 = 60;
+
+pub const SETTINGS: &[Setting] = &[
+    setting(
+        "turn.uris",
+        "[]",
+        "A TURN server such as coturn, through which two phones talk that cannot reach each other: for example \
+         [\"turn:turn.example.org:3478?transport=udp\", \"turns:turn.example.org:5349\"].",
+        |config, given| {
+            let uri =
+                |text: &str| match text.starts_with("turn:") || text.starts_with("turns:") || text.starts_with("stun:")
+                {
+                    true => Ok(text.to_owned()),
+                    false => Err(format!("{text:?} is no address such as \"turn:turn.example.org:3478\"")),
+                };
+            Ok(config.apps.calls.turn.uris = given.texts()?.into_iter().map(uri).collect::<Result<_, _>>()?)
+        },
+    ),
+    optional(
+        "turn.shared_secret",
+        r#""a long random word""#,
+        "The secret that the TURN server has too (coturn: static-auth-secret): each user gets a name and a password that end.",
+        |config, given| Ok(config.apps.calls.turn.login = TurnLogin::Secret(given.text()?.to_owned())),
+    ),
+    optional(
+        "turn.shared_secret_file",
+        r#""/etc/snug/turn-secret""#,
+        "The same in a file of its own.",
+        |config, given| {
+            let file = given.path()?;
+            let text = read(&file)?;
+            config.secret_files.push(file);
+            Ok(config.apps.calls.turn.login = TurnLogin::Secret(text.trim().to_owned()))
+        },
+    ),
+    optional(
+        "turn.login",
+        r#"{ username = "snug", password = "a long random word" }"#,
+        "One name and password for everybody, in place of the secret.",
+        |config, given| {
+            let pairs = given.pairs()?;
+            let of = |name: &str| pairs.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone());
+            match (of("username"), of("password"), pairs.len()) {
+                (Some(username), Some(password), 2) => {
+                    Ok(config.apps.calls.turn.login = TurnLogin::Fixed { username, password })
+                }
+                _ => Err("must have username and password, and nothing else".to_owned()),
+            }
+        },
+    ),
+    setting(
+        "turn.ttl_s",
+        "86400",
+        "For how many seconds a name and password are valid. Apps ask for others before.",
+        |config, given| match given.number()? {
+            TTL_S_MIN.. => Ok(config.apps.calls.turn.ttl_s = given.number()?),
+            _ => Err(format!("must be {TTL_S_MIN} or more")),
+        },
+    ),
+    optional(
+        "rtc.livekit_url",
+        r#""wss://livekit.example.org""#,
+        "Where apps reach a LiveKit server, which carries the calls of Element Call. This server gives out the tokens for it, at \
+         /_snug/livekit below public_url: no lk-jwt-service is needed. People of other servers get tokens too, for calls that \
+         people here began; set room.auto_create = false at LiveKit, so that they can begin none.",
+        |config, given| {
+            let text = given.text()?;
+            let is_socket = text.starts_with("wss://") || text.starts_with("ws://");
+            if !is_socket {
+                return Err(format!("{text:?} is not an address such as \"wss://livekit.example.org\""));
+            }
+            Ok(livekit(config).url = text.to_owned())
+        },
+    ),
+    optional("rtc.livekit_key", r#""APIsnug""#, "The name of a key that the LiveKit server knows.", |config, given| {
+        Ok(livekit(config).key = given.text()?.to_owned())
+    }),
+    optional("rtc.livekit_secret", r#""a long random word""#, "The secret of that key.", |config, given| {
+        Ok(livekit(config).secret = given.text()?.to_owned())
+    }),
+    optional(
+        "rtc.livekit_secret_file",
+        r#""/etc/snug/livekit-secret""#,
+        "The same in a file of its own.",
+        |config, given| {
+            let file = given.path()?;
+            let text = read(&file)?;
+            config.secret_files.push(file);
+            Ok(livekit(config).secret = text.trim().to_owned())
+        },
+    ),
+    setting(
+        "rtc.livekit_service_urls",
+        "[]",
+        "Token services of other LiveKit servers that apps may use, best first: published in /.well-known/matrix/client, and to apps \
+         that ask.",
+        |config, given| {
+            Ok(config.apps.calls.service_urls = given.texts()?.into_iter().map(url).collect::<Result<_, _>>()?)
+        },
+    ),
+];
+
+fn livekit(config: &mut super::Config) -> &mut LiveKit {
+    config.apps.calls.livekit.get_or_insert_default()
+}
