@@ -33,7 +33,16 @@ struct Ledger {
 
 struct Book {
     bytes: u64,
+    /// The part of them that only [`Account::take_small`] gives out.
+    for_small: AtomicU64,
     state: Mutex<State>,
+}
+
+impl Book {
+    /// What ordinary askers may have in use, small ones included.
+    fn ordinary(&self) -> u64 {
+        self.bytes.saturating_sub(self.for_small.load(Ordering::Relaxed))
+    }
 }
 
 #[derive(Default)]
@@ -69,7 +78,7 @@ pub struct Refused {
 
 impl Account {
     pub(super) fn new(row: AccountRow, nth: Arc<Nth>) -> Self {
-        let book = Arc::new(Book { bytes: row.bytes, state: Mutex::default() });
+        let book = Arc::new(Book { bytes: row.bytes, for_small: AtomicU64::new(0), state: Mutex::default() });
         Account(Arc::new(Ledger { row, book, high_water: AtomicU64::new(0), refusals: AtomicU64::new(0), nth }))
     }
 
@@ -95,12 +104,37 @@ impl Account {
     pub fn try_take(&self, bytes: u64) -> Result<Grant, Refused> {
         self.check(bytes)?;
         let mut book = self.lock();
-        if book.somebody_waits() || book.used + bytes > self.0.book.bytes {
+        if book.somebody_waits() || book.used + bytes > self.0.book.ordinary() {
             drop(book);
             return Err(self.refuse(bytes));
         }
         book.used += bytes;
         Ok(self.granted(book, bytes))
+    }
+
+    /// Sets a part of the account aside for what is small ([`Account::take_small`]).
+    pub fn keep_for_small(&self, bytes: u64) {
+        self.0.book.for_small.store(bytes, Ordering::Relaxed);
+    }
+
+    /// The bytes for something small, which passes by those who wait for more while the part set aside has room;
+    /// otherwise as [`Account::take`].
+    pub async fn take_small(&self, bytes: u64) -> Result<Grant, Refused> {
+        match self.at_once(bytes)? {
+            Some(grant) => Ok(grant),
+            None => self.take(bytes).await,
+        }
+    }
+
+    /// The bytes out of all there are, whoever waits; none when they are not there.
+    fn at_once(&self, bytes: u64) -> Result<Option<Grant>, Refused> {
+        self.check(bytes)?;
+        let mut book = self.lock();
+        if book.used + bytes > self.0.book.bytes {
+            return Ok(None);
+        }
+        book.used += bytes;
+        Ok(Some(self.granted(book, bytes)))
     }
 
     /// The bytes, waiting for them at most the account's `wait_ms`. Refused at once when they can never fit.
@@ -157,6 +191,11 @@ impl Account {
         &self.0.row
     }
 
+    /// The most that one asker can have.
+    fn most(&self) -> u64 {
+        self.limit().min(self.0.book.ordinary())
+    }
+
     fn wait(&self) -> Duration {
         Duration::from_millis(self.0.row.wait_ms)
     }
@@ -164,7 +203,7 @@ impl Account {
     fn take_or_queue(&self, bytes: u64) -> Result<Turn, Refused> {
         self.check(bytes)?;
         let mut book = self.lock();
-        if !book.somebody_waits() && book.used + bytes <= self.0.book.bytes {
+        if !book.somebody_waits() && book.used + bytes <= self.0.book.ordinary() {
             book.used += bytes;
             return Ok(Turn::Now(self.granted(book, bytes)));
         }
@@ -178,14 +217,14 @@ impl Account {
     }
 
     fn check(&self, bytes: u64) -> Result<(), Refused> {
-        if bytes > self.limit() || self.0.nth.refuse_now() { Err(self.refuse(bytes)) } else { Ok(()) }
+        if bytes > self.most() || self.0.nth.refuse_now() { Err(self.refuse(bytes)) } else { Ok(()) }
     }
 
     fn refuse(&self, asked: u64) -> Refused {
         self.0.refusals.fetch_add(1, Ordering::Relaxed);
         let retry_after_ms = if self.0.row.wait_ms > 0 { self.0.row.wait_ms } else { RETRY_AFTER_MS_DEFAULT };
         let (account, limit) = (self.name().to_owned(), self.limit());
-        Refused { account, asked, limit, retry_after_ms, too_large: asked > limit }
+        Refused { account, asked, limit, retry_after_ms, too_large: asked > self.most() }
     }
 
     fn granted(&self, book: MutexGuard<'_, State>, bytes: u64) -> Grant {
@@ -212,7 +251,7 @@ impl Account {
     fn serve(&self) {
         loop {
             let mut book = self.lock();
-            if !book.somebody_waits() || book.used + book.waiting[0].bytes > self.0.book.bytes {
+            if !book.somebody_waits() || book.used + book.waiting[0].bytes > self.0.book.ordinary() {
                 return;
             }
             let Some(Waiter { account, bytes, turn }) = book.waiting.pop_front() else { return };
@@ -410,6 +449,30 @@ mod tests {
         grant.shrink(1000);
         assert_eq!((account.used(), account.high_water(), account.refusals()), (0, 100, 1));
         assert!(account.try_take(101).unwrap_err().too_large);
+    }
+
+    /// A message waited up to two seconds behind those who asked for most of the account.
+    #[tokio::test]
+    async fn what_is_small_passes_by_those_who_wait_for_more() {
+        let account = account(100, 60_000);
+        account.keep_for_small(20);
+        assert!(account.try_take(81).unwrap_err().too_large);
+        let large = account.try_take(70).unwrap();
+        let other = account.clone();
+        let waits = tokio::spawn(async move { other.take(60).await.unwrap() });
+        while account.lock().waiting.is_empty() {
+            tokio::task::yield_now().await;
+        }
+        let small = account.take_small(25).await.unwrap();
+        assert_eq!(account.used(), 95);
+        // Nothing is left for another: it waits as all do.
+        let more = account.take_small(10);
+        assert!(tokio::time::timeout(Duration::from_millis(20), more).await.is_err());
+        drop(large);
+        assert!(!waits.is_finished(), "the small one counts as well");
+        drop(small);
+        assert_eq!(waits.await.unwrap().bytes(), 60);
+        assert_eq!(account.used(), 0);
     }
 
     #[tokio::test]

@@ -27,6 +27,14 @@ const BODY_BYTES_PER_S_MIN: u64 = 2 * 1024;
 /// This much of a body is charged before the first byte is read, and the rest as it comes, so that a peer holds no
 /// memory by only announcing a body.
 const BODY_AHEAD_MAX: u64 = 32 * 1024;
+/// A message, a receipt, a filter: bodies announced as no longer than this have a part of the account for themselves, so
+/// that none waits behind large ones.
+const SMALL_BODY_BYTES: u64 = 8 * 1024;
+/// What one of them may take of that part, its parsed form included; a message takes about 6 KiB. Beyond, it is as
+/// others.
+const SMALL_PAID_BYTES: u64 = 16 * 1024;
+/// That part: ten messages at once, of the 768 KiB or more that the account has.
+pub(super) const SMALL_BODIES_BYTES: u64 = 64 * 1024;
 /// The headers that any handler reads; the others, up to a whole head of them, are not kept while a request waits.
 const KEPT_HEADERS: &[HeaderName] = &[
     header::AUTHORIZATION,
@@ -35,6 +43,7 @@ const KEPT_HEADERS: &[HeaderName] = &[
     header::EXPECT,
     header::HOST,
     header::IF_NONE_MATCH,
+    header::IF_RANGE,
     header::RANGE,
 ];
 /// The longest host of a request that is shown to the caller: a name of 253, a colon and a port.
@@ -374,7 +383,13 @@ impl Request {
 
     /// Waits for memory as long as the account allows; never longer, since the earlier charge is kept meanwhile.
     async fn charge(&mut self, bytes: u64) -> Result<(), BadBody> {
-        let more = self.tools.bodies.take(bytes).await.map_err(BadBody::Refused)?;
+        let is_small = self.content_length().is_some_and(|length| length <= SMALL_BODY_BYTES)
+            && self.grant.as_ref().map_or(0, Grant::bytes).saturating_add(bytes) <= SMALL_PAID_BYTES;
+        let more = match is_small {
+            true => self.tools.bodies.take_small(bytes).await,
+            false => self.tools.bodies.take(bytes).await,
+        };
+        let more = more.map_err(BadBody::Refused)?;
         match &mut self.grant {
             Some(grant) => grant.absorb(more),
             None => self.grant = Some(more),

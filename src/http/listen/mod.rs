@@ -15,7 +15,7 @@ use super::body::Body;
 use super::connection_limits::{Origin, Place, Places};
 use super::limit::Limits;
 use super::peer_watch::{PeerWatch, Watched, Wire};
-use super::request::{Peer, Request, Tools};
+use super::request::{Peer, Request, SMALL_BODIES_BYTES, Tools};
 use super::route::Router;
 use super::tls::{HTTP_1, HTTP_2};
 use super::turned_away::TurnedAway;
@@ -145,6 +145,7 @@ impl HttpServer {
     pub fn new(clock: Clock, budget: &Budget, limits: Arc<Limits>, trusted_proxies: Vec<IpAddr>) -> Arc<Self> {
         let sizes = Sizes::of(budget);
         let bodies = budget.account("request_bodies");
+        bodies.keep_for_small(SMALL_BODIES_BYTES);
         let places = Places::new(clock.clone(), budget.account("connections").limit());
         let admin_places = Places::new(clock.clone(), budget.account("admin").limit());
         let json_bytes_max = sizes.json_body_bytes_max;
