@@ -2,13 +2,19 @@
 //!
 //! Parts: `screens` (first screen and incremental sync by sliding sync, beside `/sync` version 3), `devices` (three devices
 //! sync for the first time by both at once), `backup` (a backup of many keys, uploaded and fetched), `push` (from a message to the
-//! request at a push gateway, also beside many notifications for gateways that are gone). Processor time is the server's own;
+//! request at a push gateway, also beside many notifications for gateways that are gone), `media` (a file of 50 MiB of another
+//! server, asked for by ten people at once, then by one from the disk). Processor time is the server's own;
 //! the yardstick of the same run is the answer of `/versions`, which reads nothing.
 
 #[path = "../tests/lab/mod.rs"]
 mod lab;
 
-use lab::drive::{Person, SLIDING_SYNC, Setup, Snug};
+use lab::certificates::Certificates;
+use lab::control;
+use lab::drive::{NAME, Person, SLIDING_SYNC, Setup, Snug};
+use lab::render::Rendered;
+use lab::resident::{Dials, Resident};
+use lab::room::{self, RESIDENT};
 use lab::wire::percent_encode;
 use serde_json::{Value, json};
 use std::fs;
@@ -39,16 +45,17 @@ fn main() -> io::Result<()> {
     let words = Words(std::env::args().skip(1).collect());
     let budget = words.after("--budget").unwrap_or_else(|| "pi-zero-2w".into());
     let profile = snug::budget::Profile::named(&budget).map_err(|error| io::Error::other(error.to_string()))?;
+    let only = words.after("--only");
+    let wants = |part: &str| only.as_deref().is_none_or(|only| only == part);
+    let elsewhere = wants("media").then(elsewhere).transpose()?;
     let setup = Setup {
         binary: words.after("--binary").map_or_else(|| env!("CARGO_BIN_EXE_snug").into(), Into::into),
         budget,
         cap: Some(profile.total),
         disk: None,
-        resident_port: 1,
+        resident_port: elsewhere.as_ref().map_or(1, |resident| resident.address.port()),
         log: "warn".to_owned(),
     };
-    let only = words.after("--only");
-    let wants = |part: &str| only.as_deref().is_none_or(|only| only == part);
     let mut snug = Snug::start(&setup)?;
     let mut owner = snug.register("owner")?;
     let mut other = snug.register("other")?;
@@ -71,6 +78,10 @@ fn main() -> io::Result<()> {
     }
     if wants("push") {
         push(&mut snug, &owner, &other, words.number("--waiting", 10_000))?;
+    }
+    if let Some(resident) = &elsewhere {
+        resident.meet(NAME, &snug.federation_url())?;
+        media(&snug, &owner, resident)?;
     }
     let usage = snug.usage();
     println!(
@@ -98,6 +109,43 @@ fn each(snug: &Snug, times: u32, mut work: impl FnMut() -> io::Result<()>) -> io
 fn yardstick(snug: &Snug, person: &mut Person) -> io::Result<()> {
     let (cpu, wall) = each(snug, 2_000, || person.call("GET", "/_matrix/client/versions", None).map(drop))?;
     println!("yardstick: /versions {cpu:.3} ms CPU, {wall:.2} ms");
+    Ok(())
+}
+
+/// Another server, which has files.
+fn elsewhere() -> io::Result<Resident> {
+    let cache = control::cache();
+    let certificates = Certificates::get(&cache.join("certificates"))?;
+    let rendered = Rendered::get(&cache, &room::Dials::xs())?;
+    Resident::start("127.0.0.1:0", certificates, vec![rendered], Dials::default())
+}
+
+/// A file of another server: by how many it is asked for at once, how often it was fetched, and how long all took.
+fn media(snug: &Snug, owner: &Person, resident: &Resident) -> io::Result<()> {
+    const BYTES: u64 = 50 << 20;
+    let path = format!("/_matrix/client/v1/media/download/{RESIDENT}/bytes{BYTES}");
+    for people in [10, 1] {
+        let (before, began, calls) = (snug.usage().cpu, Instant::now(), resident.shared.calls("media"));
+        let got = thread::scope(|scope| {
+            let asking: Vec<_> = (0..people)
+                .map(|_| {
+                    let (mut person, path) = (owner.again(snug), &path);
+                    scope.spawn(move || person.stream(path, &mut |_| {}))
+                })
+                .collect();
+            asking.into_iter().map(|one| one.join().expect("no reader panics")).collect::<io::Result<Vec<_>>>()
+        })?;
+        let wall = began.elapsed().as_secs_f64();
+        if got.iter().any(|(status, bytes)| *status != 200 || *bytes != BYTES) {
+            return Err(io::Error::other(format!("a file of {BYTES} bytes came as {got:?}")));
+        }
+        println!(
+            "media: 50 MiB for {people} at once in {wall:.1} s, {:.2} s CPU, fetched {} times; peak resident {:.1} MiB",
+            snug.usage().cpu - before,
+            resident.shared.calls("media") - calls,
+            snug.usage().peak as f64 / f64::from(1 << 20),
+        );
+    }
     Ok(())
 }
 

@@ -153,6 +153,12 @@ const JOBS: &[Job] = &[
         let path = format!("/_matrix/client/v3/rooms/{}/state", percent_encode(room));
         Ok(person.stream(&path, &mut |_| {})?.0)
     }),
+    // Some are on their way, some kept already.
+    ("other server's file", |person, _, number, _| {
+        let file = format!("bytes{}", 1_000_000 + number % 40);
+        let path = format!("/_matrix/client/v1/media/download/{}/{file}", room::RESIDENT);
+        Ok(person.stream(&path, &mut |_| {})?.0)
+    }),
     // A request of the same connection would end the one before it.
     ("sliding sync", |person, _, number, _| {
         let whole = json!({"ranges": [[0, 999]], "timeline_limit": 20, "required_state": [["*", "*"]]});
