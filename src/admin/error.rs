@@ -5,7 +5,7 @@ use std::fmt::Display;
 
 use crate::budget::Refused;
 use crate::http::{BadBody, ErrorResponse, StatusCode};
-use crate::{room, user};
+use crate::{media, room, user};
 
 /// Why a command was not carried out.
 #[derive(Debug)]
@@ -49,6 +49,16 @@ impl From<room::Error> for Error {
             room::Error::Store(failed) => stored(&failed, failed.is_full()),
             room::Error::Remote(failed) => elsewhere(&failed, failed.own_refusal()),
             other => ErrorResponse::new(StatusCode::BAD_REQUEST, "M_UNKNOWN", other.to_string()),
+        })
+    }
+}
+
+impl From<media::Error> for Error {
+    fn from(failed: media::Error) -> Error {
+        Error(match failed {
+            media::Error::Refused(refused) => refused.into(),
+            media::Error::Store(failed) => stored(&failed, failed.is_full()),
+            other => ErrorResponse { message: other.to_string(), ..ErrorResponse::internal(&other) },
         })
     }
 }

@@ -1,13 +1,14 @@
-//! The operator's endpoints: those behind `snug user`, `snug rooms`, `snug reports`, `snug budget` and `snug workers`,
-//! and the pages for a browser.
+//! The operator's endpoints: those behind `snug user`, `snug rooms`, `snug media`, `snug reports`, `snug budget` and
+//! `snug workers`, and the pages for a browser.
 //!
 //! The commands speak HTTP with JSON over a socket in the data folder. A process that may open the socket may do
 //! everything. The pages are on the ordinary ports; the one that makes the first account needs the code in the log.
-//! Read `users.rs`, `rooms.rs`, `reports.rs`, `budget.rs`, `workers.rs`, `addresses.rs`, then `pages/`.
+//! Read `users.rs`, `rooms.rs`, `media.rs`, `reports.rs`, `budget.rs`, `workers.rs`, `addresses.rs`, then `pages/`.
 
 mod addresses;
 mod budget;
 mod error;
+mod media;
 mod pages;
 mod reports;
 mod rooms;
@@ -22,6 +23,7 @@ use crate::base::{Clock, Workers};
 use crate::budget::Budget;
 use crate::deliver::Sender;
 use crate::http::{ErrorResponse, Response, Router, StatusCode};
+use crate::media::Media;
 use crate::room::Rooms;
 use crate::user::Users;
 
@@ -37,6 +39,7 @@ const PAGE_BYTES: u64 = 32 * 1024;
 pub struct Admin {
     pub users: Users,
     pub rooms: Rooms,
+    pub media: Media,
     pub sender: Sender,
     pub budget: Budget,
     pub clock: Clock,
@@ -64,6 +67,9 @@ pub fn routes(router: &mut Router, admin: &Arc<Admin>) {
         .post("/rooms/{room}/cancel", rooms::cancel)
         .get("/reports", reports::list)
         .post("/reports/{number}/remove", reports::remove)
+        .get("/media", media::usage)
+        .post("/media/remove-remote", media::remove_remote)
+        .post("/media/{server}/{media_id}/remove", media::remove)
         .get("/budget", budget::table)
         .get("/workers", workers::list)
         .get("/server", addresses::server);

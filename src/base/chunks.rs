@@ -13,9 +13,21 @@ use parking_lot::{Mutex, MutexGuard};
 pub trait Chunks: Send + 'static {
     /// Appends the next piece to `out`; true when there is more to come.
     fn next(&mut self, out: &mut Vec<u8>) -> Result<bool, ChunkError>;
+
+    /// What the next piece waits for, if that is still to come: awaited before `next`, on no thread of its own.
+    fn wait(&mut self) -> Option<Awaited> {
+        None
+    }
 }
 
+/// Done when there is something for the next piece.
+pub type Awaited = Pin<Box<dyn Future<Output = ()> + Send>>;
+
 impl Chunks for Box<dyn Chunks> {
+    fn wait(&mut self) -> Option<Awaited> {
+        (**self).wait()
+    }
+
     fn next(&mut self, out: &mut Vec<u8>) -> Result<bool, ChunkError> {
         (**self).next(out)
     }
@@ -30,34 +42,46 @@ pub fn comma(out: &mut Vec<u8>, first: &mut bool) {
 
 /// Why an answer could not be finished. The status line has gone out by then: the connection is cut, so that no client
 /// takes half an answer for a whole one, and the surface logs the cause.
-pub struct ChunkError(Box<dyn std::error::Error + Send + Sync>);
+pub struct ChunkError {
+    cause: Box<dyn std::error::Error + Send + Sync>,
+    is_ours: bool,
+}
 
 // Like every box of errors this one is not an `Error` itself, so that `?` turns any error into it.
 impl<E: std::error::Error + Send + Sync + 'static> From<E> for ChunkError {
     fn from(cause: E) -> Self {
-        ChunkError(Box::new(cause))
+        ChunkError { cause: Box::new(cause), is_ours: true }
     }
 }
 
 impl ChunkError {
     pub fn new(cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
-        ChunkError(cause.into())
+        ChunkError { cause: cause.into(), is_ours: true }
+    }
+
+    /// Another server broke off what is passed on: no fault of this one.
+    pub fn elsewhere(cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        ChunkError { cause: cause.into(), is_ours: false }
+    }
+
+    pub fn is_ours(&self) -> bool {
+        self.is_ours
     }
 
     pub fn into_inner(self) -> Box<dyn std::error::Error + Send + Sync> {
-        self.0
+        self.cause
     }
 }
 
 impl fmt::Display for ChunkError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
+        self.cause.fmt(f)
     }
 }
 
 impl fmt::Debug for ChunkError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Debug::fmt(&self.0, f)
+        fmt::Debug::fmt(&self.cause, f)
     }
 }
 
@@ -89,6 +113,13 @@ impl<C: Chunks> Chunks for Begun<C> {
                 Ok(true)
             }
             None => self.rest.next(out),
+        }
+    }
+
+    fn wait(&mut self) -> Option<Awaited> {
+        match self.first {
+            Some(_) => None,
+            None => self.rest.wait(),
         }
     }
 }

@@ -24,7 +24,7 @@ pub mod shares;
 mod worker;
 
 pub use blocking::{block_on_until, blocking, joined, unbroken};
-pub use chunks::{ChunkError, ChunkWriter, Chunks, OneChunk, begun, comma, written};
+pub use chunks::{Awaited, ChunkError, ChunkWriter, Chunks, OneChunk, begun, comma, written};
 pub use clock::{Clock, Deadline, StopWatch};
 pub use date::{date, span, timestamp};
 pub use keyed_lock::{KeyedGuard, KeyedLock};

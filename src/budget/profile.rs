@@ -257,7 +257,7 @@ impl Profile {
                 "outbound",
             ),
             ("one answer of 256 KiB in half of the account", 512 << 10, "outbound"),
-            ("one file on its way", 40 << 10, "media"),
+            ("one file on its way from another server, and its reader", 60 << 10, "media"),
             ("one sync that waits", 8 << 10, "sync_waiters"),
             ("one password", PASSWORD_HASH_BYTES, "password_hashing"),
             ("one piece of a long answer", 256 << 10, "response_bodies"),

@@ -71,6 +71,15 @@ The newest are kept: 100 of each user who reports, 2,000 of all.")]
         #[command(subcommand)]
         command: Option<ReportsCommand>,
     },
+    /// What files take, and whose they are: remove, remove-remote
+    #[command(after_help = "Examples:
+  snug media                                what files take, in all and by account
+  snug media remove mxc://example.org/AbC   remove one file for good, or what is kept of another server's
+  snug media remove-remote                  remove all that is kept of other servers; it is fetched again when asked for")]
+    Media {
+        #[command(subcommand)]
+        command: Option<MediaCommand>,
+    },
     /// The memory budget as a table; of a running server also what is in use, and the most that was
     #[command(after_help = "Examples:
   snug budget                      of the running server, or the one it would have
@@ -79,8 +88,8 @@ The newest are kept: 100 of each user who reports, 2,000 of all.")]
     /// What the running server does in the background: each worker, what it does, and its last error
     #[command(after_help = "Example:
   snug workers
-A unit under `done` is a transaction that another server took, a key that was renewed, a state node that was freed, a join that
-went on, or a certificate that was read again; counted since the start of the server.")]
+A unit under `done` is a transaction that another server took, a key that was renewed, a state node or a file that was freed, a join
+that went on, or a certificate that was read again; counted since the start of the server.")]
     Workers,
     /// Check config, certificates, keys, ports, and how other servers reach this one; exit code 1 when something is wrong
     #[command(after_help = "Examples:
@@ -187,6 +196,26 @@ pub enum ReportsCommand {
         /// All there are
         #[arg(long)]
         all: bool,
+    },
+}
+
+#[derive(Subcommand)]
+pub enum MediaCommand {
+    /// Remove one file for good; of another server's file what is kept here, which is fetched again when asked for
+    #[command(after_help = "Example:
+  snug media remove mxc://example.org/AbCdEf")]
+    Remove {
+        /// mxc://server/media-id, as apps show it in the source of a message
+        uri: String,
+    },
+    /// Remove what is kept of other servers; it is fetched again when somebody asks for it
+    #[command(after_help = "Examples:
+  snug media remove-remote
+  snug media remove-remote --unused-days 30   only what nobody asked for in 30 days")]
+    RemoveRemote {
+        /// Only what nobody asked for in as many days
+        #[arg(long, value_name = "DAYS", default_value_t = 0)]
+        unused_days: u32,
     },
 }
 

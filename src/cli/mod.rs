@@ -5,6 +5,7 @@
 mod check;
 mod admin_socket;
 mod arguments;
+mod media;
 mod reports;
 mod rooms;
 mod users;
@@ -52,6 +53,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::User(command) => user(&overrides, command),
         Command::Rooms { command } => rooms_command(&overrides, command),
         Command::Reports { command } => reports_command(&overrides, command),
+        Command::Media { command } => media::media(&overrides, command),
         Command::Budget => budget(&overrides),
         Command::Workers => workers::workers(&overrides),
         Command::Check { database: false } => return check::run(&overrides),

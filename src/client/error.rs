@@ -135,6 +135,11 @@ impl From<media::Error> for Error {
             E::Taken => ErrorResponse::new(StatusCode::CONFLICT, "M_CANNOT_OVERWRITE_MEDIA", failed.to_string()),
             E::TooLarge { .. } => ErrorResponse::too_large(failed.to_string()),
             E::Full(_) => ErrorResponse::new(StatusCode::FORBIDDEN, "M_RESOURCE_LIMIT_EXCEEDED", failed.to_string()),
+            E::NoRoom(why) => ErrorResponse::new(StatusCode::INSUFFICIENT_STORAGE, "M_RESOURCE_LIMIT_EXCEEDED", why),
+            E::TooMany { retry_after_ms } => {
+                ErrorResponse { message: failed.to_string(), ..ErrorResponse::limit_exceeded(retry_after_ms) }
+            }
+            E::Changed => remote("sent another file than a moment ago", false),
             E::Remote(failed) => match failed.own_refusal() {
                 Some(refused) => refused.into(),
                 None => remote(&failed.to_string(), failed.is_refusal()),

@@ -15,7 +15,7 @@ use crate::base::blocking;
 use crate::http::file::UNKNOWN_TYPE;
 use crate::http::file::{Part, described, part_of};
 use crate::http::{self, ErrorResponse, Request, Response, StatusCode};
-use crate::media::{About, Fetched, Opened, Scaled};
+use crate::media::{About, Coming, Fetched, Found, Opened, Scaled};
 use crate::user::UserNum;
 
 /// The longest wait for a file whose media id was given out before the upload.
@@ -24,8 +24,8 @@ const PATIENCE_DEFAULT_MS: u64 = 20_000;
 
 /// POST /_matrix/media/v3/upload
 ///
-/// 403 `M_RESOURCE_LIMIT_EXCEEDED` when the disk or the user's share of it is used up; 413 `M_TOO_LARGE` for a file
-/// larger than `m.upload.size`.
+/// 403 `M_RESOURCE_LIMIT_EXCEEDED` when the user's share of the disk is used up, and 507 when that of all users or the
+/// disk is; 413 `M_TOO_LARGE` for a file larger than `m.upload.size`.
 pub async fn upload(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     let requester = auth::requester(&client, &request).await?;
     request.limit_user(&rates::UPLOAD, requester.user_id.as_str())?;
@@ -34,10 +34,12 @@ pub async fn upload(client: Arc<Client>, request: Request) -> Result<Response, E
 }
 
 /// POST /_matrix/media/v1/create
+///
+/// 429 `M_LIMIT_EXCEEDED` while the user has 16 media ids without files.
 pub async fn create(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     let requester = auth::requester(&client, &request).await?;
     request.limit_user(&rates::UPLOAD, requester.user_id.as_str())?;
-    let (media_id, expires_ms) = client.media.promise(requester.user_num);
+    let (media_id, expires_ms) = client.media.promise(requester.user_num).await?;
     Ok(Response::json(&json!({ "content_uri": uri(&client, &media_id), "unused_expires_at": expires_ms })))
 }
 
@@ -45,8 +47,8 @@ pub async fn create(client: Arc<Client>, request: Request) -> Result<Response, E
 ///
 /// 403 `M_FORBIDDEN` when the path names another server, or the media id was given to another user; 404 `M_NOT_FOUND`
 /// when the media id was not given out or has expired; 409 `M_CANNOT_OVERWRITE_MEDIA` when it has its file already;
-/// 403 `M_RESOURCE_LIMIT_EXCEEDED` when the disk or the user's share of it is used up; 413 `M_TOO_LARGE` for a file
-/// larger than `m.upload.size`.
+/// 403 `M_RESOURCE_LIMIT_EXCEEDED` when the user's share of the disk is used up, and 507 when that of all users or the
+/// disk is; 413 `M_TOO_LARGE` for a file larger than `m.upload.size`.
 pub async fn upload_to(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     let requester = auth::requester(&client, &request).await?;
     let server: OwnedServerName = request.param_as("server")?;
@@ -97,20 +99,29 @@ pub async fn download(client: Arc<Client>, request: Request) -> Result<Response,
     let requester = auth::requester(&client, &request).await?;
     let server: OwnedServerName = request.param_as("server")?;
     if client.media.is_here(&server) {
-        return local(&client, &request).await;
+        return send(&request, open(&client, &request).await?).await;
+    }
+    let media_id = request.param("media_id");
+    if let Some(opened) = client.media.kept(&server, media_id).await? {
+        return send(&request, opened).await;
     }
     request.limit_user(&rates::FETCH, requester.user_id.as_str())?;
-    let fetched = client.media.fetch(&server, request.param("media_id"), None).await?;
-    Ok(pass_through(fetched, request.param_maybe("name")))
+    match client.media.find(&server, media_id).await? {
+        Found::Kept(opened) => send(&request, opened).await,
+        Found::Coming(coming) => send_coming(&client, &request, coming).await,
+        Found::Passing(fetched) => Ok(pass_through(fetched, request.param_maybe("name"))),
+    }
 }
 
-/// GET /_matrix/media/v3/download/{server}/{media_id} and …/{name}: the old path, for files of this server.
+/// GET /_matrix/media/v3/download/{server}/{media_id} and …/{name}: the old path, for files of this server from before
+/// downloads were authenticated.
 ///
-/// 404 `M_NOT_FOUND` when there is no such file; 504 `M_NOT_YET_UPLOADED` when the file has not come in time; 416
+/// 404 `M_NOT_FOUND` when there is no such file, or it needs an access token; 504 `M_NOT_YET_UPLOADED` when the file has not come in time; 416
 /// without a body for a range beyond its end; 404 `M_NOT_FOUND` for files of other servers.
 pub async fn download_old(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     only_here(&client, &request)?;
-    local(&client, &request).await
+    let opened = old(open(&client, &request).await?)?;
+    send(&request, opened).await
 }
 
 /// GET /_matrix/client/v1/media/thumbnail/{server}/{media_id}. For an image of this server the answer is the image
@@ -126,7 +137,7 @@ pub async fn thumbnail(client: Arc<Client>, request: Request) -> Result<Response
     let server: OwnedServerName = request.param_as("server")?;
     let scaled = scaled(&request)?;
     if client.media.is_here(&server) {
-        return local_image(&client, &request).await;
+        return send(&request, image(open(&client, &request).await?)?).await;
     }
     request.limit_user(&rates::FETCH, requester.user_id.as_str())?;
     let fetched = client.media.fetch(&server, request.param("media_id"), Some(scaled)).await?;
@@ -141,7 +152,18 @@ pub async fn thumbnail(client: Arc<Client>, request: Request) -> Result<Response
 pub async fn thumbnail_old(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     only_here(&client, &request)?;
     scaled(&request)?;
-    local_image(&client, &request).await
+    let opened = image(old(open(&client, &request).await?)?)?;
+    send(&request, opened).await
+}
+
+/// Client-server API, "Content Repository": the old paths are frozen, so that what is newer needs an access token.
+fn old(opened: Opened) -> Result<Opened, ErrorResponse> {
+    match opened.authenticated {
+        false => Ok(opened),
+        true => Err(ErrorResponse::not_found(
+            "This file needs an access token and the endpoints under /_matrix/client/v1/media",
+        )),
+    }
 }
 
 fn only_here(client: &Client, request: &Request) -> Result<(), ErrorResponse> {
@@ -163,17 +185,15 @@ fn scaled(request: &Request) -> Result<Scaled, ErrorResponse> {
     Ok(Scaled { width: size("width")?, height: size("height")?, crop })
 }
 
-async fn local_image(client: &Client, request: &Request) -> Result<Response, Error> {
-    let opened = client.media.open(request.param("media_id"), patience(request)?).await?;
-    if !opened.content_type.as_deref().is_some_and(|kind| kind.starts_with("image/")) {
-        return Err(ErrorResponse::bad("M_UNKNOWN", "This server makes no thumbnails for this type of file").into());
+fn image(opened: Opened) -> Result<Opened, ErrorResponse> {
+    match opened.content_type.as_deref().is_some_and(|kind| kind.starts_with("image/")) {
+        true => Ok(opened),
+        false => Err(ErrorResponse::bad("M_UNKNOWN", "This server makes no thumbnails for this type of file")),
     }
-    send(request, opened).await
 }
 
-async fn local(client: &Client, request: &Request) -> Result<Response, Error> {
-    let opened = client.media.open(request.param("media_id"), patience(request)?).await?;
-    send(request, opened).await
+async fn open(client: &Client, request: &Request) -> Result<Opened, Error> {
+    Ok(client.media.open(request.param("media_id"), patience(request)?).await?)
 }
 
 fn patience(request: &Request) -> Result<Duration, ErrorResponse> {
@@ -181,36 +201,106 @@ fn patience(request: &Request) -> Result<Duration, ErrorResponse> {
     Ok(Duration::from_millis(ms).min(PATIENCE_MAX))
 }
 
-/// A file of this server, or the range of it that the request names.
+/// A whole file, or the range of it that the request names.
 async fn send(request: &Request, opened: Opened) -> Result<Response, Error> {
-    let Opened { mut file, bytes, content_type, name, hash, grant } = opened;
-    let etag = format!("\"{hash}\"");
+    let Opened { mut file, bytes, content_type, name, etag, grant, .. } = opened;
     let shown = request.param_maybe("name").map(ToOwned::to_owned).or(name);
-    let described = |response: Response| {
-        described(response, content_type.as_deref(), shown.as_deref())
-            .header("etag", &etag)
-            .header("accept-ranges", "bytes")
-            // A media id means the same bytes for ever. `private`, since the download needs an access token.
-            .header("cache-control", "private, max-age=31536000, immutable")
-    };
-    if request.header("if-none-match").is_some_and(|known| known.split(',').any(|one| one.trim() == etag)) {
+    let described = |response| lasting(response, content_type.as_deref(), shown.as_deref(), &etag);
+    if is_known(request, &etag) {
         return Ok(described(Response::empty(StatusCode::NOT_MODIFIED)));
     }
-    let range = match request.header("range").map(|range| part_of(range, bytes)) {
-        None | Some(Part::All) => None,
-        Some(Part::Range(from, len)) => Some((from, len)),
-        Some(Part::Beyond) => {
-            let response = Response::empty(StatusCode::RANGE_NOT_SATISFIABLE);
-            return Ok(described(response).header("content-range", &format!("bytes */{bytes}")));
+    let (from, len) = match wanted(request, &etag).map(|range| part_of(range, bytes)) {
+        None | Some(Part::All) => {
+            return Ok(described(Response::of(StatusCode::OK, UNKNOWN_TYPE, http::file(grant, file, bytes))));
         }
-    };
-    let Some((from, len)) = range else {
-        return Ok(described(Response::of(StatusCode::OK, UNKNOWN_TYPE, http::file(grant, file, bytes))));
+        Some(Part::Range(from, len)) => (from, len),
+        Some(Part::Beyond) => return Ok(beyond(bytes, described)),
     };
     let file = blocking(move || file.seek(SeekFrom::Start(from)).map(|_| file)).await;
     let file = file.map_err(|failed| ErrorResponse::internal(format_args!("a media file cannot be read: {failed}")))?;
     let response = described(Response::of(StatusCode::PARTIAL_CONTENT, UNKNOWN_TYPE, http::file(grant, file, len)));
     Ok(response.header("content-range", &format!("bytes {from}-{}/{bytes}", from + len - 1)))
+}
+
+/// A file that is still arriving, or the range of it that the request names. Only as much is waited for as the range
+/// asks for: its end, or where the file ends when the range is counted from there. A range from the beginning to
+/// wherever the file ends is all of it, which needs no wait.
+async fn send_coming(client: &Client, request: &Request, mut coming: Coming) -> Result<Response, Error> {
+    let (etag, content_type) = (coming.etag.clone(), coming.content_type().map(ToOwned::to_owned));
+    let shown = request.param_maybe("name").or(coming.name()).map(ToOwned::to_owned);
+    let described = |response| lasting(response, content_type.as_deref(), shown.as_deref(), &etag);
+    if is_known(request, &etag) {
+        return Ok(described(Response::empty(StatusCode::NOT_MODIFIED)));
+    }
+    let mut all = coming.length();
+    let range = match wanted(request, &etag) {
+        None => None,
+        Some(range) => match all {
+            Some(bytes) => Some(part_of(range, bytes)),
+            None => {
+                let known = reached(client, &coming, range).await?;
+                all = coming.length();
+                known
+            }
+        },
+    };
+    let grant = coming.take_grant().ok_or_else(|| ErrorResponse::internal("a file that arrives is paid for"))?;
+    let (from, len) = match range {
+        None | Some(Part::All) => {
+            let body = match all {
+                Some(bytes) => http::stream_of(grant, coming.pieces(0, Some(bytes)), bytes),
+                None => http::stream(grant, coming.pieces(0, None)),
+            };
+            return Ok(described(Response::of(StatusCode::OK, UNKNOWN_TYPE, body)));
+        }
+        Some(Part::Range(from, len)) => (from, len),
+        Some(Part::Beyond) => return Ok(beyond(all.unwrap_or(0), described)),
+    };
+    let body = http::stream_of(grant, coming.pieces(from, Some(from + len)), len);
+    let whole = all.map_or_else(|| "*".to_owned(), |bytes| bytes.to_string());
+    let response = described(Response::of(StatusCode::PARTIAL_CONTENT, UNKNOWN_TYPE, body));
+    Ok(response.header("content-range", &format!("bytes {from}-{}/{whole}", from + len - 1)))
+}
+
+/// The range of a file whose length is not known yet, once all of the range is there. None for all of the file.
+async fn reached(client: &Client, coming: &Coming, range: &str) -> Result<Option<Part>, Error> {
+    // Measured at the longest file there could be: whether the range says where it ends.
+    let (from, len) = match part_of(range, u64::MAX) {
+        Part::All | Part::Beyond | Part::Range(0, u64::MAX) => return Ok(None),
+        Part::Range(from, len) => (from, len),
+    };
+    let end = from.saturating_add(len);
+    // When it takes long, HTTP allows for everything instead.
+    let Some(there) = client.clock.timeout(PATIENCE_MAX, coming.until(end)).await else { return Ok(None) };
+    let there = there?;
+    let is_all_there = there >= end && coming.length().is_none();
+    Ok(Some(if is_all_there { Part::Range(from, len) } else { part_of(range, coming.length().unwrap_or(there)) }))
+}
+
+/// What is said of a file that means the same bytes for ever.
+fn lasting(response: Response, content_type: Option<&str>, name: Option<&str>, etag: &str) -> Response {
+    described(response, content_type, name)
+        .header("etag", etag)
+        .header("accept-ranges", "bytes")
+        // `private`, since the download needs an access token.
+        .header("cache-control", "private, max-age=31536000, immutable")
+}
+
+fn beyond(bytes: u64, described: impl Fn(Response) -> Response) -> Response {
+    described(Response::empty(StatusCode::RANGE_NOT_SATISFIABLE)).header("content-range", &format!("bytes */{bytes}"))
+}
+
+/// Whether the caller has the file already.
+fn is_known(request: &Request, etag: &str) -> bool {
+    let is_same = |one: &str| one.trim() == "*" || one.trim().trim_start_matches("W/") == etag;
+    request.header("if-none-match").is_some_and(|known| known.split(',').any(is_same))
+}
+
+/// The range that the request asks for: none when it was asked for of another file (RFC 9110, `If-Range`). No date is
+/// told, so none is the right one.
+fn wanted<'a>(request: &'a Request, etag: &str) -> Option<&'a str> {
+    let range = request.header("range")?;
+    request.header("if-range").is_none_or(|of| of.trim() == etag).then_some(range)
 }
 
 /// Another server's file, a piece at a time. When its transfer breaks off, the answer breaks off too.

@@ -52,6 +52,13 @@ impl Given<'_> {
         }
     }
 
+    pub fn days(&self) -> Result<Option<u32>, String> {
+        let wrong = || format!("must be a number of days such as {}", self.example);
+        let DeValue::Integer(number) = self.value else { return Err(wrong()) };
+        let days: u32 = number.as_str().parse().map_err(|_| wrong())?;
+        Ok(Some(days).filter(|days| *days > 0))
+    }
+
     pub fn path(&self) -> Result<PathBuf, String> {
         match self.text()? {
             "" => Err("must not be empty".to_owned()),

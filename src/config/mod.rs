@@ -12,6 +12,7 @@ use ruma::OwnedServerName;
 use toml::de::{DeTable, DeValue};
 
 use crate::client::{Options, Registration};
+use crate::media;
 use client::Client;
 use federation::Federation;
 use file::{find, is_section, read, setting_at, unknown};
@@ -26,6 +27,7 @@ mod federation;
 mod file;
 mod general;
 mod given;
+mod files;
 mod push;
 mod rooms;
 mod setting;
@@ -43,9 +45,17 @@ pub const FILE_NAME: &str = "snug.toml";
 
 /// All settings, in the order of the sample file. A section's settings stand together.
 pub fn settings() -> impl Iterator<Item = &'static Setting> {
-    [general::SETTINGS, client::SETTINGS, federation::SETTINGS, rooms::SETTINGS, push::SETTINGS, calls::SETTINGS]
-        .into_iter()
-        .flatten()
+    [
+        general::SETTINGS,
+        client::SETTINGS,
+        federation::SETTINGS,
+        rooms::SETTINGS,
+        files::SETTINGS,
+        push::SETTINGS,
+        calls::SETTINGS,
+    ]
+    .into_iter()
+    .flatten()
 }
 
 /// The settings, in the types that the parts take.
@@ -62,6 +72,8 @@ pub struct Config {
     pub upload_bytes_max: u64,
     /// `None` is a share of the disk.
     pub account_upload_bytes_max: Option<u64>,
+    /// `[media]`; the two bounds above stand outside of it.
+    pub media: media::Options,
     pub trusted_proxies: Vec<IpAddr>,
     pub rate_limits: bool,
     pub log: String,
@@ -261,6 +273,7 @@ impl Default for Config {
             apps: Options::default(),
             upload_bytes_max: 0,
             account_upload_bytes_max: None,
+            media: media::Options::default(),
             trusted_proxies: Vec::new(),
             rate_limits: true,
             log: String::new(),

@@ -14,7 +14,7 @@ use crate::base::{ChunkError, Chunks};
 use crate::http::{self, ErrorResponse, Request, Response, StatusCode};
 use crate::media::Opened;
 
-const PIECE_BYTES: u64 = 32 << 10;
+const PIECE_BYTES: u64 = 16 << 10;
 const PATIENCE_MAX: Duration = Duration::from_secs(60);
 const PATIENCE_DEFAULT_MS: u64 = 20_000;
 
@@ -43,7 +43,7 @@ async fn open(federation: &Federation, request: &Request) -> Result<Opened, Erro
 
 fn answer(opened: Opened) -> Response {
     // No file contains its own hash, so the boundary ends nothing too early.
-    let Opened { file, bytes, content_type, name, grant, hash: boundary } = opened;
+    let Opened { file, bytes, content_type, name, grant, hash: boundary, .. } = opened;
     // The uploader's texts go into a head made of lines: only those without a line end may pass.
     let fit = |text: String| text.bytes().all(|byte| (b' '..=b'~').contains(&byte)).then_some(text);
     let content_type = content_type.and_then(fit).unwrap_or_else(|| "application/octet-stream".to_owned());

@@ -33,8 +33,7 @@ pub(super) fn federation(house: &House, budget: &Budget) -> Federation {
         remote: remote.clone(),
         server: server.clone(),
         folder: scratch.join("snug-no-media"),
-        upload_bytes_max: 0,
-        account_bytes_max: None,
+        options: crate::media::Options::default(),
     });
     Federation {
         rooms: house.rooms.clone(),

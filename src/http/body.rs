@@ -23,8 +23,8 @@ use tokio::sync::mpsc;
 const FRAME_BYTES: usize = 32 * 1024;
 /// The most that the buffer of a long answer keeps between two pieces.
 const BUFFER_BYTES_MAX: usize = 64 * 1024;
-/// The size of the pieces a file is read in.
-const FILE_PIECE_BYTES: usize = 32 * 1024;
+/// The size of the pieces a file is read in: what TLS takes at once.
+const FILE_PIECE_BYTES: usize = 16 * 1024;
 
 /// The body of a response.
 pub struct Body {
@@ -49,6 +49,11 @@ pub struct CutOff(String);
 /// A long answer, made a bounded piece at a time; `grant` pays for the piece buffer and what the cursor keeps.
 pub fn stream(grant: Grant, chunks: impl Chunks) -> Body {
     Body::made(grant, Box::new(chunks), None)
+}
+
+/// The same with its length known: more pieces than that are an error of the caller.
+pub fn stream_of(grant: Grant, chunks: impl Chunks, len: u64) -> Body {
+    Body::made(grant, Box::new(chunks), Some(len))
 }
 
 /// A file, from where it stands, with its length known; read in blocking jobs like every other stream.
@@ -229,12 +234,20 @@ impl Made {
                         self.step = Step::Ready(chunks);
                         return Poll::Pending;
                     };
-                    self.step = Step::Working(Box::pin(base::blocking(move || {
-                        // A panic ends this answer alone, and no other stream of the connection.
-                        let result = base::caught(|| chunks.next(&mut buffer))
-                            .unwrap_or_else(|panicked| Err(ChunkError::new(format!("a panic: {}", panicked.say()))));
-                        Worked { chunks, buffer, result }
-                    })));
+                    let awaited = chunks.wait();
+                    self.step = Step::Working(Box::pin(async move {
+                        if let Some(awaited) = awaited {
+                            awaited.await;
+                        }
+                        base::blocking(move || {
+                            // A panic ends this answer alone, and no other stream of the connection.
+                            let result = base::caught(|| chunks.next(&mut buffer)).unwrap_or_else(|panicked| {
+                                Err(ChunkError::new(format!("a panic: {}", panicked.say())))
+                            });
+                            Worked { chunks, buffer, result }
+                        })
+                        .await
+                    }));
                 }
                 Step::Working(mut work) => match work.as_mut().poll(cx) {
                     Poll::Pending => {
@@ -256,7 +269,10 @@ impl Made {
         let Worked { chunks, buffer, result } = worked;
         match result {
             Err(error) => {
-                tracing::error!("an answer was cut off: {error}");
+                match error.is_ours() {
+                    true => tracing::error!("an answer was cut off: {error}"),
+                    false => tracing::debug!("an answer was cut off: {error}"),
+                }
                 return Some(Err(CutOff(error.to_string())));
             }
             Ok(true) => self.step = Step::Ready(chunks),

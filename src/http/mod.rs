@@ -21,7 +21,7 @@ mod peer_watch;
 pub mod file;
 mod caller;
 
-pub use body::{Body, BodySender, channel, file, stream};
+pub use body::{Body, BodySender, channel, file, stream, stream_of};
 pub use error::{BadBody, ErrorResponse};
 pub use limit::{AttemptRates, Limits, Rate, Try};
 pub use listen::socket::Listener;

@@ -1,44 +1,52 @@
 //! Files: content-addressed on disk beside the database, streamed in and out, never held.
 //!
-//! A file is named by the SHA-256 of its bytes, so identical uploads share one file. It is whole and in its place
-//! before the database knows of it: a power cut leaves a file that no row refers to, never a row without its file.
-//! Files of other servers are passed through, not stored.
+//! A file is named by the SHA-256 of its bytes, so identical uploads share one file. Files of other servers are kept the
+//! same way, as long as there is room for them and somebody asks for them.
 //!
-//! Reading order: this file (the stored files), `upload.rs` (in), `quota.rs` (how much), `remote.rs` (from other
-//! servers).
+//! Reading order: this file (the stored files), `place.rs` (how a file gets its place and leaves it), `upload.rs` (in),
+//! `promise.rs` (media ids before their files), `quota.rs` and `limits.rs` (how much), `remote.rs` (the transfer from
+//! another server), `arriving.rs` (one transfer for all who ask), `tidy.rs` (what goes again).
 
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::Mutex;
 use ruma::{OwnedServerName, ServerName};
+use sha2::{Digest, Sha256};
 use tokio::sync::Notify;
 
-use crate::base::{Clock, Owner, Random, Shares, blocking};
+use crate::base::{Clock, KeyedLock, Random, blocking};
 use crate::budget::{Budget, Card, Grant, Refused};
 use crate::remote::{Failed, Remote};
-use crate::store::tables::media;
-use crate::store::{self, Store, UserNum};
+use crate::store::tables::{hex, media};
+use crate::store::{self, Store};
 
+mod arriving;
+mod limits;
+mod place;
+mod promise;
 mod remote;
 mod quota;
+mod tidy;
 mod upload;
 
+use arriving::Fetches;
+use limits::Limits;
+use promise::Promised;
 use quota::Quotas;
+use tidy::Touched;
 
+pub use arriving::{Coming, Found};
+pub use limits::Options;
 pub use remote::{Fetched, Scaled};
+pub use tidy::Usage;
 pub use upload::{About, Upload};
 
-/// The memory of one transfer: a piece on its way, and a little.
-const TRANSFER_BYTES: u64 = 40 << 10;
-/// Media ids given out before their files, each about 150 bytes; beyond that, the user with most ids loses the oldest.
-const PROMISED_MAX: usize = 256;
-const PROMISED_MS: u64 = 60 * 60 * 1000;
+/// The memory of one file on its way out: a piece of 16 KiB, and a little. Ten readers of a file and the transfer that
+/// brings it (40 KiB) fit the smallest account, of 256 KiB.
+const TRANSFER_BYTES: u64 = 20 << 10;
 const MEDIA_ID_CHARS: usize = 24;
-/// One part of this many of the card is the share of an account, unless the operator sets another.
-const CARD_PART: u64 = 10;
 
 /// The parts that the media are built from.
 pub struct Parts {
@@ -50,10 +58,7 @@ pub struct Parts {
     pub server: OwnedServerName,
     /// Where the files lie.
     pub folder: PathBuf,
-    /// Largest upload in bytes.
-    pub upload_bytes_max: u64,
-    /// The most that one account may keep here; none: a share of the card the files lie on.
-    pub account_bytes_max: Option<u64>,
+    pub options: Options,
 }
 
 /// The files. Cheap to clone.
@@ -62,19 +67,21 @@ pub struct Media(Arc<Inner>);
 
 struct Inner {
     parts: Parts,
-    promised: Mutex<Shares<String, Promised>>,
+    limits: Limits,
+    promised: Promised,
     quotas: Quotas,
+    fetches: Fetches,
+    touched: Touched,
+    /// Files that are about to get their place or to be removed, by hash.
+    places: KeyedLock,
+    sweeping: tokio::sync::Mutex<()>,
     /// A promised file has arrived.
     arrived: Notify,
+    /// There may be something to remove.
+    untidy: Notify,
 }
 
-/// A media id without its file yet.
-struct Promised {
-    to: UserNum,
-    expires_ms: u64,
-}
-
-/// A local file, ready to be read.
+/// A whole file, ready to be read.
 pub struct Opened {
     pub file: File,
     pub bytes: u64,
@@ -82,19 +89,32 @@ pub struct Opened {
     pub name: Option<String>,
     /// The SHA-256 in hex, which names these bytes and no others.
     pub hash: String,
+    /// What tells whether a reader has the same file already.
+    pub etag: String,
+    /// Whether it is given out to those alone who show an access token.
+    pub authenticated: bool,
     /// Pays for the transfer.
     pub grant: Grant,
 }
 
 impl Media {
-    /// Removes the remains of interrupted uploads.
+    /// Removes the remains of interrupted uploads and transfers.
     pub fn new(parts: Parts) -> Media {
-        let _ = std::fs::remove_dir_all(parts.folder.join(upload::INCOMING));
-        let promised = Mutex::new(Shares::new(PROMISED_MAX, 0));
-        // A family of five can keep a tenth each, and half of the card is left.
-        let share = || Card::at(&parts.folder).map_or(u64::MAX, |card| card.total_bytes / CARD_PART);
-        let quotas = Quotas::new(parts.account_bytes_max.unwrap_or_else(share));
-        Media(Arc::new(Inner { parts, promised, quotas, arrived: Notify::new() }))
+        let _ = std::fs::remove_dir_all(parts.folder.join(place::INCOMING));
+        let limits = Limits::new(&parts.options, &parts.folder);
+        let promised = Promised::load(&parts.store);
+        Media(Arc::new(Inner {
+            quotas: Quotas::new(limits.account_bytes_max),
+            parts,
+            limits,
+            promised,
+            fetches: Fetches::default(),
+            touched: Touched::default(),
+            places: KeyedLock::default(),
+            sweeping: tokio::sync::Mutex::default(),
+            arrived: Notify::new(),
+            untidy: Notify::new(),
+        }))
     }
 
     pub fn is_here(&self, server: &ServerName) -> bool {
@@ -102,25 +122,21 @@ impl Media {
     }
 
     pub fn upload_bytes_max(&self) -> u64 {
-        self.0.parts.upload_bytes_max
+        self.0.parts.options.upload_bytes_max
     }
 
     /// Opens a file of this server. Waits for a promised one.
     pub async fn open(&self, media_id: &str, patience: Duration) -> Result<Opened, Error> {
         let clock = self.0.parts.clock.clone();
         let deadline = clock.instant() + patience;
+        let here = self.0.parts.server.clone();
         loop {
             let arrived = self.0.arrived.notified();
-            let (media, id) = (self.clone(), media_id.to_owned());
-            match blocking(move || media.open_blocking(&id)).await? {
-                Some((file, row)) => {
-                    // Taken only now: a request that waits for a promised file takes no memory from readers.
-                    let grant = self.0.parts.budget.account("media").take(TRANSFER_BYTES).await?;
-                    let media::Media { file: hash, bytes, content_type, name, .. } = row;
-                    return Ok(Opened { file, bytes, content_type, name, hash, grant });
-                }
-                None if !self.is_promised(media_id) => return Err(Error::NotFound),
-                None => {}
+            if let Some(opened) = self.kept(&here, media_id).await? {
+                return Ok(opened);
+            }
+            if !self.is_promised(media_id) {
+                return Err(Error::NotFound);
             }
             let left = deadline.saturating_sub(clock.instant());
             if left.is_zero() || clock.timeout(left, arrived).await.is_none() {
@@ -129,8 +145,37 @@ impl Media {
         }
     }
 
-    fn open_blocking(&self, media_id: &str) -> Result<Option<(File, media::Media)>, Error> {
-        let Some(row) = media::get(&self.0.parts.store.read()?, self.0.parts.server.as_str(), media_id)? else {
+    /// Opens a file of any server that is on this disk, all of it.
+    pub async fn kept(&self, server: &ServerName, media_id: &str) -> Result<Option<Opened>, Error> {
+        let (media, of, id) = (self.clone(), server.to_owned(), media_id.to_owned());
+        let Some((file, row)) = blocking(move || media.open_blocking(&of, &id)).await? else { return Ok(None) };
+        self.touch(server, media_id, &row);
+        // Taken only now: a request that waits for a promised file takes no memory from readers.
+        let grant = self.0.parts.budget.account("media").take(TRANSFER_BYTES).await?;
+        let media::Media { file: hash, bytes, content_type, name, authenticated, .. } = row;
+        let etag = self.etag(server, media_id, &hash);
+        Ok(Some(Opened { file, bytes, content_type, name, hash, etag, authenticated, grant }))
+    }
+
+    /// A whole file of any server, for what is made from it. Waits for a promised one, and until all of another server's
+    /// has arrived; `TooLarge` for one that is not kept.
+    pub async fn whole(&self, server: &ServerName, media_id: &str, patience: Duration) -> Result<Opened, Error> {
+        if self.is_here(server) {
+            return self.open(media_id, patience).await;
+        }
+        match self.find(server, media_id).await? {
+            Found::Kept(opened) => Ok(opened),
+            Found::Coming(coming) => {
+                coming.all().await?;
+                drop(coming);
+                self.kept(server, media_id).await?.ok_or(Error::NotFound)
+            }
+            Found::Passing(_) => Err(Error::TooLarge { bytes_max: self.0.limits.remote_file_bytes_max() }),
+        }
+    }
+
+    fn open_blocking(&self, server: &ServerName, media_id: &str) -> Result<Option<(File, media::Media)>, Error> {
+        let Some(row) = media::get(&self.0.parts.store.read()?, server.as_str(), media_id)? else {
             return Ok(None);
         };
         match File::open(self.path(&row.file)) {
@@ -140,40 +185,23 @@ impl Media {
         }
     }
 
-    /// Gives out a media id whose file comes later. Answers the id and the deadline for the file, in Unix milliseconds.
-    pub fn promise(&self, to: UserNum) -> (String, u64) {
-        let now_ms = self.0.parts.clock.now_ms();
-        let expires_ms = now_ms + PROMISED_MS;
-        let media_id = self.0.parts.random.token(MEDIA_ID_CHARS);
-        let mut all = self.promised();
-        all.retain(|_, promised| promised.expires_ms > now_ms);
-        all.put(Owner::Known(to), media_id.clone(), Promised { to, expires_ms });
-        (media_id, expires_ms)
-    }
-
-    /// Whether a media id was given out to this user; `Taken` when its file is there already.
-    pub async fn check_promise(&self, media_id: &str, user: UserNum) -> Result<(), Error> {
-        let now_ms = self.0.parts.clock.now_ms();
-        let promised = self.promised().get(media_id).map(|promised| (promised.to, promised.expires_ms));
-        match promised {
-            Some((to, expires_ms)) if expires_ms > now_ms && to == user => return Ok(()),
-            Some((to, _)) if to != user => {
-                return Err(Error::Forbidden("This media ID was created by another user".to_owned()));
+    /// The hash of the bytes for a file of this server. Another server's is named by what it is asked for under, which
+    /// means the same bytes for ever, and is known before they have come.
+    fn etag(&self, server: &ServerName, media_id: &str, hash: &str) -> String {
+        match self.is_here(server) {
+            true => format!("\"{hash}\""),
+            false => {
+                let name = hex(&Sha256::digest(format!("{server}/{media_id}")));
+                format!("\"{}\"", &name[..32])
             }
-            _ => {}
         }
-        let (media, id) = (self.clone(), media_id.to_owned());
-        let known = blocking(move || media.open_blocking(&id)).await?.is_some();
-        Err(if known { Error::Taken } else { Error::NotFound })
     }
 
-    fn is_promised(&self, media_id: &str) -> bool {
-        let now_ms = self.0.parts.clock.now_ms();
-        self.promised().peek(media_id).is_some_and(|promised| promised.expires_ms > now_ms)
-    }
-
-    fn promised(&self) -> parking_lot::MutexGuard<'_, Shares<String, Promised>> {
-        self.0.promised.lock()
+    /// Bytes that files may still take of the card.
+    fn spare_bytes(&self) -> Result<u64, Error> {
+        let card = Card::at(&self.0.parts.folder)?;
+        let left_free = card.household_bytes().max(self.0.parts.options.free_bytes_min);
+        Ok(card.free_bytes.saturating_sub(left_free))
     }
 
     /// The path of a file: `ab/abcdef…`, so that no folder gets long.
@@ -197,9 +225,18 @@ pub enum Error {
     Taken,
     #[error("a file may have {bytes_max} bytes at most")]
     TooLarge { bytes_max: u64 },
-    /// The disk, or the share of one user, is used up; a sentence for that user.
+    /// The share of one user is used up; a sentence for that user.
     #[error("{0}")]
     Full(String),
+    /// The disk, or what all users may have of it, is used up; a sentence for a user.
+    #[error("{0}")]
+    NoRoom(String),
+    /// The user has as many media ids without files as one may have.
+    #[error("too many media IDs were asked for and have no file yet")]
+    TooMany { retry_after_ms: u64 },
+    /// A transfer that was begun again brought other bytes than before.
+    #[error("the other server sent another file than a moment ago")]
+    Changed,
     #[error("the other server {0}")]
     Remote(#[from] Failed),
     #[error(transparent)]
@@ -210,11 +247,28 @@ pub enum Error {
     Store(#[from] store::Error),
 }
 
+impl Error {
+    /// The same for another who waits for the same file.
+    fn copy(&self) -> Error {
+        match self {
+            Error::NotFound => Error::NotFound,
+            Error::NotYet => Error::NotYet,
+            Error::TooLarge { bytes_max } => Error::TooLarge { bytes_max: *bytes_max },
+            Error::Full(why) => Error::Full(why.clone()),
+            Error::NoRoom(why) => Error::NoRoom(why.clone()),
+            Error::Changed => Error::Changed,
+            Error::Remote(failed) => Error::Remote(failed.clone()),
+            Error::Refused(refused) => Error::Refused(refused.clone()),
+            other => Error::Io(std::io::Error::other(other.to_string())),
+        }
+    }
+}
+
 impl From<std::io::Error> for Error {
     fn from(failed: std::io::Error) -> Error {
         match failed.kind() {
             std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
-                Error::Full("The server's disk is full".to_owned())
+                Error::NoRoom("The server's disk is full".to_owned())
             }
             _ => Error::Io(failed),
         }
@@ -222,48 +276,4 @@ impl From<std::io::Error> for Error {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::matrix::sign::Key;
-    use crate::remote::RemoteOptions;
-
-    fn media(clock: &Clock, budget: &Budget) -> Media {
-        let (clock, random, budget) = (clock.clone(), Random::seeded(1), budget.clone());
-        let (store, server) = (Store::in_memory(), OwnedServerName::try_from("here.test").unwrap());
-        let options = RemoteOptions::new(server.clone(), Arc::new(Key::from_seed("1", [1; 32])));
-        let remote = Remote::new(options, clock.clone(), random.clone(), &budget, store.clone()).unwrap();
-        let folder = std::env::temp_dir().join(format!("snug-media-{}", std::process::id()));
-        let (upload_bytes_max, account_bytes_max) = (1000, None);
-        Media::new(Parts { store, clock, random, budget, remote, server, folder, upload_bytes_max, account_bytes_max })
-    }
-
-    /// The 256 ids were shared by all users: one user who asked for that many ended the uploads of all others.
-    #[tokio::test]
-    async fn who_asks_for_many_ids_loses_their_own() {
-        let clock = Clock::simulated(1_000_000);
-        let media = media(&clock, &Budget::for_tests());
-        let (friends, first) = (media.promise(UserNum(1)).0, media.promise(UserNum(2)).0);
-        for _ in 0..1000 {
-            media.promise(UserNum(2));
-        }
-        assert!(media.check_promise(&friends, UserNum(1)).await.is_ok());
-        assert!(media.check_promise(&first, UserNum(2)).await.is_err());
-        assert!(media.promised().len() <= PROMISED_MAX);
-        clock.advance(Duration::from_millis(PROMISED_MS));
-        media.promise(UserNum(2));
-        assert_eq!(media.promised().len(), 1, "what is over goes first");
-    }
-
-    /// Six requests that waited for one missing file held all the memory for media on the smallest board.
-    #[tokio::test]
-    async fn waiting_for_what_was_promised_takes_nothing_from_those_who_read() {
-        let (clock, budget) = (Clock::simulated(1_000_000), Budget::for_tests());
-        let (account, media) = (budget.account("media"), media(&clock, &budget));
-        let (id, _) = media.promise(UserNum(1));
-        let waiting = tokio::spawn(async move { media.open(&id, Duration::from_secs(60)).await.map(drop) });
-        tokio::time::sleep(Duration::from_millis(50)).await;
-        assert_eq!((waiting.is_finished(), account.used()), (false, 0));
-        clock.advance(Duration::from_secs(61));
-        assert!(matches!(waiting.await.unwrap(), Err(Error::NotYet)));
-    }
-}
+mod tests;

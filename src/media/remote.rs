@@ -1,7 +1,7 @@
-//! Files of other servers, passed through piece by piece.
+//! The transfer of a file from another server, piece by piece.
 //!
-//! Server-server API, "Content Repository": the answer is `multipart/mixed`, first a JSON object, then the file. Servers
-//! from before that are asked on the old unauthenticated path.
+//! Server-server API, "Content Repository": the answer is `multipart/mixed`, first a JSON object, then the file, or the
+//! URL that it is at. Servers from before that are asked on the old unauthenticated path.
 
 use std::time::Duration;
 
@@ -10,12 +10,17 @@ use memchr::memmem;
 use ruma::ServerName;
 use ruma::http_headers::ContentDisposition;
 
-use super::{Error, Media, TRANSFER_BYTES};
+use super::{About, Error, Media};
 use crate::budget::Grant;
+use crate::remote::web::{WebAnswer, WebFailed, WebLimits, WebRequest};
 use crate::remote::{self, Failed, StreamLimits, encode};
 
-/// The most that is passed through of one file, though nothing is kept.
+/// The memory of a file that is passed through: two pieces on their way, and a little.
+const PASSING_BYTES: u64 = 40 << 10;
+/// The most that is taken of one file, kept or passed through.
 const BYTES_MAX: u64 = 2 << 30;
+/// For all of a file that a third server has.
+const WEB_TIME: Duration = Duration::from_secs(15 * 60);
 /// Headers of both parts together.
 const HEAD_BYTES_MAX: usize = 16 << 10;
 const FIRST_TIMEOUT: Duration = Duration::from_secs(60);
@@ -29,20 +34,67 @@ pub struct Scaled {
     pub crop: bool,
 }
 
-/// A file on its way from another server.
-pub struct Fetched {
-    pub content_type: Option<String>,
-    pub name: Option<String>,
+/// The transfer of a file from another server.
+pub(super) struct Incoming {
+    pub(super) about: About,
+    /// The file's length, where it is said. A transfer that ends with another is an error.
+    length: Option<u64>,
+    /// The most bytes the file can have, where that is known.
+    at_most: Option<u64>,
+    received: u64,
     source: Source,
-    grant: Option<Grant>,
 }
 
 enum Source {
-    Plain(remote::Body),
-    Part(Part),
+    Plain(Box<remote::Body>),
+    Part(Box<Part>),
+    /// A third server that the file was said to be at.
+    Web(Box<WebAnswer>),
+}
+
+impl Incoming {
+    fn new(about: About, length: Option<u64>, at_most: Option<u64>, source: Source) -> Incoming {
+        Incoming { about: about.short(), length, at_most: length.or(at_most), received: 0, source }
+    }
+
+    pub(super) fn length(&self) -> Option<u64> {
+        self.length
+    }
+
+    pub(super) fn at_most(&self) -> Option<u64> {
+        self.at_most
+    }
+
+    /// The next piece; none at the end. A file cut off is an error, never an end.
+    pub(super) async fn next(&mut self) -> Result<Option<Bytes>, Failed> {
+        let piece = match &mut self.source {
+            Source::Plain(body) => body.next().await?,
+            Source::Part(part) => part.next().await?,
+            Source::Web(answer) => answer.next().await.map_err(elsewhere)?,
+        };
+        self.received += piece.as_ref().map_or(0, |piece| piece.len() as u64);
+        let is_wrong = |length: u64| self.received > length || piece.is_none() && self.received < length;
+        match self.length.is_some_and(is_wrong) {
+            true => Err(Failed::BadAnswer("the file has not the length it was said to have".to_owned())),
+            false => Ok(piece),
+        }
+    }
+}
+
+/// A file that is passed through, for one reader.
+pub struct Fetched {
+    pub content_type: Option<String>,
+    pub name: Option<String>,
+    incoming: Incoming,
+    grant: Option<Grant>,
 }
 
 impl Fetched {
+    fn new(mut incoming: Incoming, grant: Grant) -> Fetched {
+        let About { content_type, name } = std::mem::take(&mut incoming.about);
+        Fetched { content_type, name, incoming, grant: Some(grant) }
+    }
+
     /// Pays for the transfer; to be kept as long as the transfer goes on.
     pub fn take_grant(&mut self) -> Option<Grant> {
         self.grant.take()
@@ -50,17 +102,30 @@ impl Fetched {
 
     /// The next piece; none at the end. A file cut off is an error, never an end.
     pub async fn next(&mut self) -> Result<Option<Bytes>, Failed> {
-        match &mut self.source {
-            Source::Plain(body) => body.next().await,
-            Source::Part(part) => part.next().await,
-        }
+        self.incoming.next().await
     }
 }
 
 impl Media {
-    /// Fetches a file, or a smaller image of it, from the server that has it.
+    /// Fetches a file, or a smaller image of it, from the server that has it, for one reader. Nothing is kept.
     pub async fn fetch(&self, server: &ServerName, media_id: &str, scaled: Option<Scaled>) -> Result<Fetched, Error> {
-        let grant = self.0.parts.budget.account("media").take(TRANSFER_BYTES).await?;
+        let grant = self.0.parts.budget.account("media").take(PASSING_BYTES).await?;
+        Ok(Fetched::new(self.incoming(server, media_id, scaled).await?, grant))
+    }
+
+    /// Passes a transfer through that has begun.
+    pub(super) async fn pass(&self, incoming: Incoming) -> Result<Fetched, Error> {
+        let grant = self.0.parts.budget.account("media").take(PASSING_BYTES).await?;
+        Ok(Fetched::new(incoming, grant))
+    }
+
+    /// Begins the transfer of a file, or of a smaller image of it, from the server that has it.
+    pub(super) async fn incoming(
+        &self,
+        server: &ServerName,
+        media_id: &str,
+        scaled: Option<Scaled>,
+    ) -> Result<Incoming, Error> {
         let (what, query) = match &scaled {
             None => ("download", "?timeout_ms=20000".to_owned()),
             Some(Scaled { width, height, crop }) => {
@@ -70,22 +135,38 @@ impl Media {
         };
         let id = encode(media_id);
         let target = format!("/_matrix/federation/v1/media/{what}/{id}{query}");
-        let mut fetched = match self.stream(server, &target).await {
-            Ok(body) => Part::open(body).await?,
+        match self.stream(server, &target).await {
+            Ok(body) => match Part::open(body).await? {
+                Opening::Here(incoming) => Ok(*incoming),
+                Opening::At { url, about } => self.from_web(url, about).await,
+            },
             Err(failed) if is_unknown_there(&failed) => {
                 let target = format!(
                     "/_matrix/media/v3/{what}/{}/{id}{query}&allow_remote=false&allow_redirect=false",
                     encode(server.as_str())
                 );
                 let body = self.stream(server, &target).await?;
-                let name = body.header("content-disposition").and_then(file_name);
-                let content_type = body.header("content-type").map(ToOwned::to_owned);
-                Fetched { content_type, name, source: Source::Plain(body), grant: None }
+                let about = about(|name| body.header(name));
+                let length = body.length();
+                Ok(Incoming::new(about, length, None, Source::Plain(Box::new(body))))
             }
-            Err(failed) => return Err(failed.into()),
-        };
-        fetched.grant = Some(grant);
-        Ok(fetched)
+            Err(failed) => Err(failed.into()),
+        }
+    }
+
+    /// A file that its server says to be at some URL. Nothing there is told who asks, and no private address is asked.
+    async fn from_web(&self, url: String, said: About) -> Result<Incoming, Error> {
+        let limits = WebLimits { time: WEB_TIME, body_bytes_max: BYTES_MAX, ..WebLimits::default() };
+        let answer = self.0.parts.remote.web().ask(WebRequest::get(url), limits).await.map_err(elsewhere)?;
+        if answer.status != 200 {
+            let (status, message) = (answer.status, "redirects to where the file is not".to_owned());
+            let (errcode, retry_after_ms, room_version) = (String::new(), None, None);
+            return Err(Failed::Status { status, errcode, message, retry_after_ms, room_version }.into());
+        }
+        let found = about(|name| answer.headers.get(name).and_then(|value| value.to_str().ok()));
+        let about = About { content_type: found.content_type.or(said.content_type), name: found.name.or(said.name) };
+        let length = answer.headers.get("content-length").and_then(|value| value.to_str().ok()?.parse().ok());
+        Ok(Incoming::new(about, length, None, Source::Web(Box::new(answer))))
     }
 
     async fn stream(&self, server: &ServerName, target: &str) -> Result<remote::Body, Failed> {
@@ -94,10 +175,37 @@ impl Media {
     }
 }
 
+/// What the headers of an answer say about a file.
+fn about<'a>(header: impl Fn(&str) -> Option<&'a str>) -> About {
+    About {
+        content_type: header("content-type").map(ToOwned::to_owned),
+        name: header("content-disposition").and_then(file_name),
+    }
+}
+
+fn elsewhere(failed: WebFailed) -> Failed {
+    match failed {
+        WebFailed::Refused(refused) => Failed::Refused(refused),
+        WebFailed::TooLarge { max_bytes } => Failed::TooLarge { max_bytes },
+        WebFailed::Timeout => Failed::Timeout,
+        other => Failed::BadAnswer(format!("redirects to a third one, which is {other}")),
+    }
+}
+
 /// The server does not know the path, as opposed to the file.
 fn is_unknown_there(failed: &Failed) -> bool {
     matches!(failed, Failed::Status { status: 400 | 401 | 404 | 405 | 501, errcode, .. }
         if errcode != "M_NOT_FOUND" && errcode != "M_NOT_YET_UPLOADED")
+}
+
+/// What a `multipart/mixed` body begins with.
+enum Opening {
+    Here(Box<Incoming>),
+    /// The file is somewhere else.
+    At {
+        url: String,
+        about: About,
+    },
 }
 
 /// The second part of a `multipart/mixed` body.
@@ -111,7 +219,7 @@ struct Part {
 
 impl Part {
     /// Reads up to the second part. The boundary is the first line, whatever the header calls it.
-    async fn open(mut body: remote::Body) -> Result<Fetched, Failed> {
+    async fn open(mut body: remote::Body) -> Result<Opening, Failed> {
         let bad = |what: &str| Failed::BadAnswer(format!("the file does not come in the specified form: {what}"));
         let mut buffer = Vec::new();
         loop {
@@ -119,16 +227,18 @@ impl Part {
             buffer.extend_from_slice(&piece);
             match head(&buffer) {
                 Some(Head { delimiter, headers, length }) => {
-                    if headers.iter().any(|(name, _)| name == "location") {
-                        return Err(bad("it redirects to a third server"));
-                    }
                     let header =
                         |wanted: &str| headers.iter().find(|(name, _)| name == wanted).map(|(_, value)| value.as_str());
-                    let content_type = header("content-type").map(ToOwned::to_owned);
-                    let name = header("content-disposition").and_then(file_name);
+                    let about = about(header);
+                    if let Some(url) = header("location") {
+                        return Ok(Opening::At { url: url.to_owned(), about });
+                    }
+                    let stated = header("content-length").and_then(|length| length.parse().ok());
+                    let at_most = body.length().map(|all| all.saturating_sub(length as u64));
                     buffer.drain(..length);
                     let part = Part { body, buffer, delimiter, done: false };
-                    return Ok(Fetched { content_type, name, source: Source::Part(part), grant: None });
+                    let incoming = Incoming::new(about, stated, at_most, Source::Part(Box::new(part)));
+                    return Ok(Opening::Here(Box::new(incoming)));
                 }
                 None if buffer.len() > HEAD_BYTES_MAX + piece.len() => return Err(bad("its head is too long")),
                 None => {}

@@ -240,8 +240,11 @@ impl Server {
             remote: remote.clone(),
             server: server_name.clone(),
             folder: folder.join(MEDIA),
-            upload_bytes_max: config.upload_bytes_max,
-            account_bytes_max: config.account_upload_bytes_max,
+            options: media::Options {
+                upload_bytes_max: config.upload_bytes_max,
+                account_bytes_max: config.account_upload_bytes_max,
+                ..config.media.clone()
+            },
         });
         let sender = Sender::new(
             store.clone(),
@@ -305,6 +308,7 @@ impl Server {
         let admin = Arc::new(Admin {
             users: users.clone(),
             rooms: rooms.clone(),
+            media: media.clone(),
             sender: sender.clone(),
             budget: budget.clone(),
             clock: clock.clone(),
@@ -443,6 +447,11 @@ impl Server {
             let users = users.clone();
             async move { users.keep_presence(&worker).await }
         }));
+        let media = self.media.clone();
+        self.endless.push(self.worker("media", move |worker| {
+            let media = media.clone();
+            async move { media.keep_tidy(&worker).await }
+        }));
         let pushes = self.pushes.clone();
         self.working.push(self.worker("push notifications", move |worker| {
             let pushes = pushes.clone();
@@ -498,6 +507,9 @@ impl Server {
         for task in self.endless {
             task.abort();
             let _ = task.await;
+        }
+        if let Err(failed) = self.media.write_touched().await {
+            tracing::warn!("which files were asked for lately is lost: {failed}");
         }
         self.stopping.send_replace(true);
         self.sender.stop();

@@ -141,7 +141,13 @@ pub const SLIDING_STATE: Table =
 // ---- media (tables/media.rs); the files lie beside the database
 pub const MEDIA: Table = table("media", "media", "server name, 0, media id → JSON Media");
 pub const MEDIA_FILE: Table = table("media_file", "media", "SHA-256 in hex → u64 media ids that refer to it");
-pub const MEDIA_USED: Table = table("media_used", "media", "UserNum or `all` → u64 bytes");
+pub const MEDIA_USED: Table = table("media_used", "media", "UserNum, `all`, `local` or `remote` → u64 bytes");
+pub const MEDIA_IDLE: Table =
+    table("media_idle", "media", "day of the last use, server name, 0, media id → nothing; of other servers' files");
+pub const MEDIA_GONE: Table =
+    table("media_gone", "media", "SHA-256 in hex → nothing: its file, if there is one, is to be removed");
+pub const MEDIA_PROMISED: Table =
+    table("media_promised", "media", "media id without its file yet → UserNum it was given to, u64 ms until when");
 
 // ---- remote and deliver: other servers
 pub const SERVER_STANDING: Table =
@@ -288,6 +294,9 @@ pub const TABLES: &[&Table] = &[
     &MEDIA,
     &MEDIA_FILE,
     &MEDIA_USED,
+    &MEDIA_IDLE,
+    &MEDIA_GONE,
+    &MEDIA_PROMISED,
     &SERVER_STANDING,
     &SERVER_CURSOR,
     &SERVER_KEY,

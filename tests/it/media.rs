@@ -1,8 +1,16 @@
 //! Files.
 
-use serde_json::json;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
-use crate::server::{Pair, TestServer, TestUser};
+use serde_json::json;
+use snug::config::Config;
+
+use crate::lab::certificates::Certificates;
+use crate::lab::render::Rendered;
+use crate::lab::resident::{Dials, Resident, media_bytes};
+use crate::lab::room::{self as made, RESIDENT};
+use crate::server::{Folder, Pair, TestServer, TestUser};
 
 async fn upload(house: &TestServer, who: &TestUser, kind: &str, bytes: &[u8]) -> String {
     let bearer = format!("Bearer {}", who.token);
@@ -30,12 +38,36 @@ async fn a_file_comes_back_as_it_was() {
     let known = [("authorization", bearer.as_str()), ("if-none-match", whole.headers["etag"].to_str().unwrap())];
     assert_eq!(house.send("GET", &path, &known, Vec::new()).await.status, 304);
 
+    let etag = whole.headers["etag"].to_str().unwrap();
+    for (of, status, length) in [(etag, 206, 1000), ("\"other\"", 200, bytes.len())] {
+        let part = [("authorization", bearer.as_str()), ("range", "bytes=-1000"), ("if-range", of)];
+        let part = house.send("GET", &path, &part, Vec::new()).await;
+        assert_eq!((part.status, part.bytes.len()), (status, length), "{of}");
+    }
+    let beyond = [("authorization", bearer.as_str()), ("range", "bytes=200000-")];
+    let beyond = house.send("GET", &path, &beyond, Vec::new()).await;
+    assert_eq!((beyond.status, beyond.headers["content-range"].to_str().unwrap()), (416, "bytes */200000"));
+
     house.send("GET", &path, &[], Vec::new()).await.refused(401, "M_MISSING_TOKEN");
-    let old = house.send("GET", &format!("/_matrix/media/v3/download/{id}"), &[], Vec::new()).await;
-    assert_eq!((old.status, old.bytes.len()), (200, bytes.len()));
+    for old in ["/_matrix/media/v3/download", "/_matrix/media/r0/thumbnail"] {
+        let old = format!("{old}/{id}?width=10&height=10");
+        house.send("GET", &old, &[], Vec::new()).await.refused(404, "M_NOT_FOUND");
+    }
     let small = format!("/_matrix/client/v1/media/thumbnail/{id}?width=10&height=10");
     assert_eq!(house.get(&small, &alice).await.bytes.len(), bytes.len());
     house.get("/_matrix/client/v1/media/download/localhost/nothing", &alice).await.refused(404, "M_NOT_FOUND");
+}
+
+/// What was uploaded before downloads were authenticated stays where old apps look for it.
+#[tokio::test]
+async fn the_old_paths_have_what_was_there_before_they_were_frozen() {
+    let house = TestServer::start_with(|config| config.media.authenticated = false).await;
+    let alice = house.register("alice").await;
+    let id = upload(&house, &alice, "image/png", b"x").await;
+    for old in ["/_matrix/media/v3/download", "/_matrix/media/r0/thumbnail"] {
+        let old = house.send("GET", &format!("{old}/{id}?width=10&height=10"), &[], Vec::new()).await;
+        assert_eq!((old.status, &old.bytes[..]), (200, &b"x"[..]));
+    }
 }
 
 #[tokio::test]
@@ -105,15 +137,191 @@ async fn a_promised_file_is_waited_for() {
     put(&alice).await.refused(409, "M_CANNOT_OVERWRITE_MEDIA");
 }
 
+/// A restart between the two halves of an upload lost it, and the message that names it stayed.
 #[tokio::test]
-async fn another_servers_file() {
+async fn a_promised_file_may_come_after_a_restart() {
+    let house = TestServer::start().await;
+    let alice = house.register("alice").await;
+    let made = house.post("/_matrix/media/v1/create", &alice, json!({})).await.ok();
+    let id = made["content_uri"].as_str().unwrap().strip_prefix("mxc://").unwrap().to_owned();
+    let house = house.restart().await;
+    let bearer = format!("Bearer {}", alice.token);
+    let headers = [("authorization", bearer.as_str())];
+    house.send("PUT", &format!("/_matrix/media/v3/upload/{id}"), &headers, b"late".to_vec()).await.ok();
+    assert_eq!(house.get(&format!("/_matrix/client/v1/media/download/{id}"), &alice).await.bytes, b"late");
+    for _ in 0..16 {
+        house.post("/_matrix/media/v1/create", &alice, json!({})).await.ok();
+    }
+    house.post("/_matrix/media/v1/create", &alice, json!({})).await.refused(429, "M_LIMIT_EXCEEDED");
+}
+
+#[tokio::test]
+async fn another_servers_file_is_kept() {
     let pair = Pair::start().await;
     let (alice, bob) = (pair.one.register("alice").await, pair.two.register("bob").await);
     let bytes: Vec<u8> = (0..300_000u32).map(|n| (n % 253) as u8).collect();
     let id = upload(&pair.two, &bob, "video/mp4", &bytes).await;
-    let got = pair.one.get(&format!("/_matrix/client/v1/media/download/{id}"), &alice).await;
+    let path = format!("/_matrix/client/v1/media/download/{id}");
+    let got = pair.one.get(&path, &alice).await;
     assert_eq!((got.status, got.bytes == bytes), (200, true));
     assert_eq!(got.headers["content-type"], "video/mp4");
     let gone = pair.one.get(&format!("/_matrix/client/v1/media/download/{}x", id), &alice).await;
     gone.refused(404, "M_NOT_FOUND");
+
+    // Its server is gone, and this one was started again: it is on the disk.
+    pair.two.stop().await;
+    let house = pair.one.restart().await;
+    let bearer = format!("Bearer {}", alice.token);
+    let part = [("authorization", bearer.as_str()), ("range", "bytes=1000-1999")];
+    let part = house.send("GET", &path, &part, Vec::new()).await;
+    assert_eq!((part.status, &part.bytes[..]), (206, &bytes[1000..2000]));
+    assert_eq!(part.headers["etag"], got.headers["etag"]);
+    let usage = house.server().media.usage().await.unwrap();
+    assert_eq!((usage.local_bytes, usage.remote_bytes, usage.disk_bytes), (0, 300_000, 300_000));
+    assert_eq!(house.server().media.remove_remote(1).await.unwrap(), (0, 0));
+    assert_eq!(house.server().media.remove_remote(0).await.unwrap(), (1, 300_000));
+    assert_eq!(house.server().media.usage().await.unwrap().disk_bytes, 0);
+    assert_ne!(house.get(&path, &alice).await.status, 200);
+}
+
+/// A server with another one that serves files at the pace it is told to.
+struct Visit {
+    resident: Resident,
+    house: TestServer,
+    _folder: Folder,
+}
+
+impl Visit {
+    async fn start(dials: Dials, settings: impl FnOnce(&mut Config)) -> Visit {
+        let folder = Folder::new();
+        let certificates = Certificates::get(folder.path()).unwrap();
+        let ca_file = certificates.ca_file.clone();
+        let rendered = Rendered::get(folder.path(), &made::Dials::xs()).unwrap();
+        let resident = Resident::start("127.0.0.1:0", certificates, vec![rendered], dials).unwrap();
+        let address = resident.address;
+        let change = |config: &mut Config| {
+            config.server_name = "joiner.load.test".try_into().unwrap();
+            config.federation.enabled = true;
+            config.federation.extra_ca_file = Some(ca_file);
+            config.federation.allow_private_addresses = true;
+            config.federation.overrides = vec![(RESIDENT.to_owned(), address.to_string())];
+            settings(config);
+        };
+        let house = TestServer::start_under_with("pi-zero-2w", change).await;
+        resident.meet("joiner.load.test", &format!("http://{}", house.address())).unwrap();
+        Visit { resident, house, _folder: folder }
+    }
+
+    fn dial(&self, change: impl FnOnce(&mut Dials)) {
+        change(&mut self.resident.shared.dials.lock().unwrap());
+    }
+
+    fn asked(&self) -> u64 {
+        self.resident.shared.calls("media")
+    }
+
+    /// The files that have not got their place.
+    fn staged(&self) -> usize {
+        std::fs::read_dir(self.house.data_dir().join("media/incoming")).map_or(0, Iterator::count)
+    }
+}
+
+fn file(bytes: u64) -> String {
+    format!("/_matrix/client/v1/media/download/{RESIDENT}/bytes{bytes}")
+}
+
+#[tokio::test]
+async fn many_who_ask_for_one_file_cost_one_transfer() {
+    const BYTES: u64 = 3_000_000;
+    let visit = Visit::start(Dials { bytes_per_second: 6_000_000, ..Dials::default() }, |_| {}).await;
+    let alice = visit.house.register("alice").await;
+    let (path, whole) = (file(BYTES), media_bytes(0, BYTES));
+    let ask = async || visit.house.get(&path, &alice).await;
+    let part = async |range: &'static str| {
+        let bearer = format!("Bearer {}", alice.token);
+        visit.house.send("GET", &path, &[("authorization", &bearer), ("range", range)], Vec::new()).await
+    };
+    let (six, first, last) = tokio::join!(
+        async { tokio::join!(ask(), ask(), ask(), ask(), ask(), ask()) },
+        part("bytes=10-19"),
+        part("bytes=-10"),
+    );
+    for one in [six.0, six.1, six.2, six.3, six.4, six.5] {
+        assert_eq!((one.status, one.bytes.len(), one.bytes == whole), (200, whole.len(), true));
+    }
+    assert_eq!((first.status, &first.bytes[..]), (206, &whole[10..20]));
+    assert_eq!(
+        first.headers["content-range"], "bytes 10-19/*",
+        "its length was not known when its beginning was there"
+    );
+    assert_eq!((last.status, &last.bytes[..]), (206, &whole[whole.len() - 10..]));
+    assert_eq!(last.headers["content-range"], format!("bytes {}-{}/{BYTES}", BYTES - 10, BYTES - 1));
+    assert_eq!(visit.asked(), 1);
+    assert_eq!((ask().await.bytes == whole, visit.asked(), visit.staged()), (true, 1, 0));
+    assert_eq!(visit.house.server().budget.account("media").used(), 0);
+    assert_eq!(visit.resident.shared.stats.forged.load(Ordering::Relaxed), 0);
+}
+
+#[tokio::test]
+async fn a_transfer_that_breaks_off_is_begun_again_and_at_last_given_up() {
+    const BYTES: u64 = 1_000_000;
+    let visit = Visit::start(Dials { cut_at_percent: Some(60), cuts: 2, ..Dials::default() }, |_| {}).await;
+    let alice = visit.house.register("alice").await;
+    let got = visit.house.get(&file(BYTES), &alice).await;
+    assert_eq!((got.status, got.bytes == media_bytes(0, BYTES), visit.asked()), (200, true, 3));
+    visit.dial(|dials| dials.cuts = 0);
+    let path = file(BYTES + 1);
+    let token = &alice.token;
+    let asking =
+        format!("GET {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {token}\r\nconnection: close\r\n\r\n");
+    let broken = visit.house.raw(&asking).await;
+    assert!(broken.starts_with("HTTP/1.1 200") && !broken.ends_with("0\r\n\r\n"), "half of it is no whole answer");
+    assert_eq!((visit.staged(), visit.asked()), (0, 6));
+    visit.dial(|dials| dials.cut_at_percent = None);
+    assert_eq!(visit.house.get(&path, &alice).await.bytes, media_bytes(0, BYTES + 1));
+}
+
+#[tokio::test]
+async fn what_nobody_waits_for_any_more_is_had_when_it_is_small() {
+    let visit = Visit::start(Dials::default(), |config| config.media.remote_bytes_max = Some(100 << 20)).await;
+    let alice = visit.house.register("alice").await;
+    for (bytes, bytes_per_second, kept) in [(400_000, 400_000, 400_000), (20 << 20, 8 << 20, 0)] {
+        let path = file(bytes);
+        visit.dial(|dials| dials.bytes_per_second = bytes_per_second);
+        let asking = tokio::time::timeout(Duration::from_millis(400), visit.house.get(&path, &alice));
+        assert!(asking.await.is_err(), "it takes longer");
+        let usage = async || visit.house.server().media.usage().await.unwrap().remote_bytes;
+        for _ in 0..200 {
+            if usage().await == kept && visit.staged() == 0 {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        assert_eq!((usage().await, visit.staged()), (kept, 0), "{bytes}");
+        visit.house.server().media.remove_remote(0).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn kept_files_have_a_bound_and_larger_ones_pass_through() {
+    let visit = Visit::start(Dials::default(), |config| config.media.remote_bytes_max = Some(1_000_000)).await;
+    let alice = visit.house.register("alice").await;
+    let usage = async || visit.house.server().media.usage().await.unwrap();
+    for bytes in [200_000, 200_001, 200_002, 200_003, 200_004, 200_005] {
+        assert_eq!(visit.house.get(&file(bytes), &alice).await.bytes.len() as u64, bytes);
+    }
+    for _ in 0..100 {
+        if usage().await.remote_bytes <= 1_000_000 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let now = usage().await;
+    assert!((800_000..=1_000_000).contains(&now.remote_bytes), "{now:?}");
+    assert_eq!(now.disk_bytes, now.remote_bytes);
+    let asked = visit.asked();
+    for _ in 0..2 {
+        assert_eq!(visit.house.get(&file(300_000), &alice).await.bytes, media_bytes(0, 300_000));
+    }
+    assert_eq!((visit.asked() - asked, usage().await.remote_bytes), (2, now.remote_bytes));
 }

@@ -27,7 +27,7 @@ const MAY_NAME: &[(&str, &str)] = &[
     ("federation", "base budget matrix remote user room media http"),
     ("client", "base budget matrix feed user room media flow http"),
     ("admin", "base budget matrix user room media deliver flow http"),
-    ("config", "budget room client"),
+    ("config", "budget room media client"),
 ];
 /// The start names everything.
 const TOP: &[&str] = &["main", "lib", "cli", "serve"];

@@ -337,11 +337,34 @@ impl Shared {
             ("GET", ["_matrix", "federation", "v1", "backfill", room]) => {
                 self.in_room(room, out, |live, out| backfill(live, request, out))
             }
+            ("GET", ["_matrix", "federation", "v1", "media", "download", id]) => self.media(id, out),
             ("POST", ["_matrix", "federation", "v1", "get_missing_events", room]) => {
                 self.in_room(room, out, |live, out| missing_events(live, &request.json(), out))
             }
             _ => refuse(out, 404, "M_UNRECOGNIZED", "not an endpoint of the resident"),
         }
+    }
+
+    /// A file of as many bytes as its id says ([`media_bytes`]), at the pace and to the point the dials say.
+    fn media(&self, id: &str, out: &mut Out) -> io::Result<()> {
+        let Some(length) = id.strip_prefix("bytes").and_then(|bytes| bytes.parse::<u64>().ok()) else {
+            return refuse(out, 404, "M_NOT_FOUND", "no such file");
+        };
+        let head = "--b\r\nContent-Type: application/json\r\n\r\n{}\r\n--b\r\nContent-Type: video/mp4\r\n\r\n";
+        let (tail, dials) = ("\r\n--b--\r\n", lock(&self.dials).clone());
+        let all = head.len() as u64 + length + tail.len() as u64;
+        let mut to = buffered(out);
+        let kind = "multipart/mixed; boundary=b";
+        write!(to, "HTTP/1.1 200 .\r\ncontent-type: {kind}\r\ncontent-length: {all}\r\n\r\n{head}")?;
+        let mut pace = Pace::new(self, &dials, length);
+        let mut sent = 0;
+        while sent < length {
+            let now = (length - sent).min(16 << 10);
+            pace.write(&mut to, &media_bytes(sent, now))?;
+            sent += now;
+        }
+        to.write_all(tail.as_bytes())?;
+        to.flush()
     }
 
     fn in_room(
@@ -772,6 +795,11 @@ impl<'a> Pace<'a> {
         }
         Ok(())
     }
+}
+
+/// A part of each file that is served, from one place on.
+pub fn media_bytes(from: u64, count: u64) -> Vec<u8> {
+    (from..from + count).map(|at| (at % 251) as u8 ^ (at >> 16) as u8).collect()
 }
 
 /// The public part of a member's content, for events made while running.

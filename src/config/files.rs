@@ -1,0 +1,49 @@
+//! `[media]`: what files may take, and how long they stay.
+
+use super::setting::{Setting, optional, setting};
+
+pub const SETTINGS: &[Setting] = &[
+    optional(
+        "media.local_bytes_max",
+        r#""20 GiB""#,
+        "What the files of all accounts may take together. When not set: as much as the disk has. What one account may \
+         have is account_upload_bytes_max.",
+        |config, given| Ok(config.media.local_bytes_max = Some(given.bytes()?)),
+    ),
+    optional(
+        "media.remote_bytes_max",
+        r#""2 GiB""#,
+        "What files of other servers may take that are kept here, so that they are there at once and fetched once for \
+         everybody; the one that nobody asked for longest goes first. One that would take more than a quarter of it is passed \
+         on without being kept. When not set: a tenth of the disk, 4 GiB at most. With 0 nothing is kept.",
+        |config, given| Ok(config.media.remote_bytes_max = Some(given.bytes()?)),
+    ),
+    setting(
+        "media.remote_unused_days",
+        "90",
+        "A file of another server that nobody asked for in as many days is removed; it is fetched again when somebody does. \
+         With 0 it stays while there is room.",
+        |config, given| Ok(config.media.remote_unused_days = given.days()?),
+    ),
+    setting(
+        "media.local_unused_days",
+        "0",
+        "A file uploaded here that nobody asked for in as many days is removed for good: with 365, a picture that nobody looked at \
+         for a year. With 0 no upload is ever removed by itself.",
+        |config, given| Ok(config.media.local_unused_days = given.days()?),
+    ),
+    setting(
+        "media.free_bytes_min",
+        r#""0""#,
+        "What files leave free on the disk, for what else is on it. Below that no upload is taken, and files of other servers \
+         go. An eighth of the disk, 256 MiB at most, always stays free for messages and keys.",
+        |config, given| Ok(config.media.free_bytes_min = given.bytes()?),
+    ),
+    setting(
+        "media.authenticated",
+        "true",
+        "Whether a new upload is given out to those alone who show an access token, as the specification demands. With false \
+         also old apps and web pages can show it, from /_matrix/media. Counts for files uploaded from then on.",
+        |config, given| Ok(config.media.authenticated = given.flag()?),
+    ),
+];

@@ -1,0 +1,454 @@
+//! One transfer of another server's file for all who ask for it.
+//!
+//! The file grows on the disk, and each reader follows it there with a piece of its own: a slow reader keeps nobody
+//! waiting, and ten cost one transfer. Whole, it gets its place like an upload. One that breaks off is begun again while
+//! somebody reads it, and must bring the same bytes. One that nobody reads any more goes on for a while, since who
+//! scrolls past a picture comes back to it.
+//!
+//! Bounded by the account `media`, which pays for each transfer and each reader; whoever waits for the head of an answer
+//! holds a request alone.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use ruma::{OwnedServerName, ServerName};
+use tokio::sync::watch;
+use tracing::Instrument;
+
+use super::place::Staged;
+use super::remote::Incoming;
+use super::{About, Error, Fetched, Media, Opened, TRANSFER_BYTES};
+use crate::base::{Awaited, ChunkError, Chunks, blocking};
+use crate::budget::Grant;
+use crate::remote::Failed;
+use crate::store::tables::media;
+
+/// The memory of a transfer: what is gathered for one write, two pieces on their way, and a little.
+const ARRIVING_BYTES: u64 = 40 << 10;
+/// Pieces are gathered to this size before they are written.
+const GATHERED_BYTES: usize = 8 << 10;
+/// What a reader takes at once.
+const PIECE_BYTES: u64 = 16 << 10;
+/// What a transfer brings that nobody reads any more: an ordinary picture is had whole, a long film is not.
+const UNREAD_BYTES_MAX: u64 = 8 << 20;
+/// How often a transfer that broke off is begun again, and after what.
+const AGAIN_MAX: u32 = 2;
+const AGAIN_PAUSE: Duration = Duration::from_secs(1);
+/// How often a reader asks anew that comes when a transfer is being given up.
+const TRIES: u32 = 3;
+
+type Key = (OwnedServerName, String);
+
+/// The transfers under way.
+#[derive(Default)]
+pub(super) struct Fetches(Mutex<HashMap<Key, Arc<Arriving>>>);
+
+/// One transfer.
+struct Arriving {
+    progress: watch::Sender<Progress>,
+    /// Set before the head is told.
+    file: OnceLock<Arc<File>>,
+    /// Pays for the first reader, taken together with what pays for the transfer: or many transfers would leave nothing for
+    /// those who read them.
+    first: Mutex<Option<Grant>>,
+    /// What is too large to be kept, for the first who takes it.
+    passing: Mutex<Option<Incoming>>,
+    readers: AtomicUsize,
+}
+
+#[derive(Default)]
+struct Progress {
+    head: Option<Arc<Head>>,
+    /// Bytes that can be read from the file.
+    bytes: u64,
+    end: Option<End>,
+}
+
+struct Head {
+    about: About,
+    length: Option<u64>,
+}
+
+#[derive(Clone)]
+enum End {
+    /// All of it is there.
+    Whole,
+    /// It is too large to be kept: each passes it through for itself.
+    TooLarge,
+    /// Nobody read it any more.
+    GivenUp,
+    Failed(Arc<Error>),
+}
+
+/// Where a file of another server is to be had.
+pub enum Found {
+    /// On this disk.
+    Kept(Opened),
+    /// On its way to this disk.
+    Coming(Coming),
+    /// There alone.
+    Passing(Fetched),
+}
+
+/// A place at a transfer.
+struct Reader(Arc<Arriving>);
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.0.readers.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// A file on its way to this disk, to be read as it comes.
+pub struct Coming {
+    reader: Reader,
+    progress: watch::Receiver<Progress>,
+    head: Arc<Head>,
+    file: Arc<File>,
+    pub etag: String,
+    /// Pays for what is read.
+    grant: Option<Grant>,
+}
+
+impl Media {
+    /// A file of another server, from this disk or the transfer that brings it; the first who asks begins the transfer.
+    /// Waits for the head of the answer.
+    pub async fn find(&self, server: &ServerName, media_id: &str) -> Result<Found, Error> {
+        for _ in 0..TRIES {
+            if let Some(opened) = self.kept(server, media_id).await? {
+                return Ok(Found::Kept(opened));
+            }
+            if self.0.limits.remote_bytes_max == 0 {
+                break;
+            }
+            let reader = self.reader((server.to_owned(), media_id.to_owned()));
+            let mut progress = reader.0.progress.subscribe();
+            // The sender is in the transfer that the reader holds.
+            let _ = progress.wait_for(|progress| progress.head.is_some() || progress.end.is_some()).await;
+            let (head, end) = {
+                let now = progress.borrow();
+                (now.head.clone(), now.end.clone())
+            };
+            match (head, end) {
+                (_, Some(End::Failed(failed))) => return Err(failed.copy()),
+                (_, Some(End::TooLarge)) => {
+                    let begun = reader.0.passing.lock().take();
+                    match begun {
+                        Some(incoming) => return Ok(Found::Passing(self.pass(incoming).await?)),
+                        None => break,
+                    }
+                }
+                // It was kept since the look, or is to be asked for anew.
+                (None, _) | (_, Some(End::GivenUp)) => {}
+                (Some(head), _) => {
+                    let first = reader.0.first.lock().take();
+                    let grant = match first {
+                        Some(grant) => Some(grant),
+                        None => Some(self.0.parts.budget.account("media").take(TRANSFER_BYTES).await?),
+                    };
+                    let Some(file) = reader.0.file.get().cloned() else { continue };
+                    let etag = self.etag(server, media_id, "");
+                    return Ok(Found::Coming(Coming { reader, progress, head, file, etag, grant }));
+                }
+            }
+        }
+        Ok(Found::Passing(self.fetch(server, media_id, None).await?))
+    }
+
+    /// A place at the transfer of a file, which begins when it is the first.
+    fn reader(&self, key: Key) -> Reader {
+        let (reader, began) = {
+            let mut all = self.0.fetches.0.lock();
+            match all.get(&key) {
+                Some(arriving) => {
+                    arriving.readers.fetch_add(1, Ordering::AcqRel);
+                    (Reader(arriving.clone()), false)
+                }
+                None => {
+                    let arriving = Arc::new(Arriving {
+                        progress: watch::Sender::new(Progress::default()),
+                        file: OnceLock::new(),
+                        first: Mutex::default(),
+                        passing: Mutex::default(),
+                        readers: AtomicUsize::new(1),
+                    });
+                    all.insert(key.clone(), arriving.clone());
+                    (Reader(arriving), true)
+                }
+            }
+        };
+        if began {
+            let transfer = Transfer { media: self.clone(), key, arriving: reader.0.clone() };
+            tokio::spawn(transfer.run().in_current_span());
+        }
+        reader
+    }
+}
+
+impl Coming {
+    pub fn content_type(&self) -> Option<&str> {
+        self.head.about.content_type.as_deref()
+    }
+
+    pub fn name(&self) -> Option<&str> {
+        self.head.about.name.as_deref()
+    }
+
+    /// The length of the file, once it is known: when the other server said it, or all has come.
+    pub fn length(&self) -> Option<u64> {
+        let now = self.progress.borrow();
+        self.head.length.or_else(|| matches!(now.end, Some(End::Whole)).then_some(now.bytes))
+    }
+
+    /// Waits until all has come, or as many bytes as are named. Answers how many there are. An error when no more come.
+    pub async fn until(&self, bytes: u64) -> Result<u64, Error> {
+        let mut progress = self.progress.clone();
+        let _ = progress.wait_for(|now| now.bytes >= bytes || now.end.is_some()).await;
+        let now = progress.borrow();
+        match &now.end {
+            _ if now.bytes >= bytes => Ok(now.bytes),
+            Some(End::Failed(failed)) => Err(failed.copy()),
+            Some(End::GivenUp | End::TooLarge) => Err(Error::NotFound),
+            Some(End::Whole) | None => Ok(now.bytes),
+        }
+    }
+
+    /// Waits until all has come.
+    pub async fn all(&self) -> Result<u64, Error> {
+        self.until(u64::MAX).await
+    }
+
+    /// Pays for what is read; to be kept as long as it is.
+    pub fn take_grant(&mut self) -> Option<Grant> {
+        self.grant.take()
+    }
+
+    /// The bytes from one place up to another, or to the end, as they come.
+    pub fn pieces(self, from: u64, to: Option<u64>) -> impl Chunks {
+        Pieces { coming: self, at: from, to: to.unwrap_or(u64::MAX) }
+    }
+}
+
+struct Pieces {
+    coming: Coming,
+    at: u64,
+    to: u64,
+}
+
+impl Chunks for Pieces {
+    fn wait(&mut self) -> Option<Awaited> {
+        let (mut progress, at) = (self.coming.progress.clone(), self.at);
+        let is_there = move |now: &Progress| now.bytes > at || now.end.is_some();
+        if is_there(&self.coming.progress.borrow()) {
+            return None;
+        }
+        let transfer = self.coming.reader.0.clone();
+        Some(Box::pin(async move {
+            let _ = progress.wait_for(is_there).await;
+            drop(transfer);
+        }))
+    }
+
+    fn next(&mut self, out: &mut Vec<u8>) -> Result<bool, ChunkError> {
+        let (bytes, end) = {
+            let now = self.coming.progress.borrow();
+            (now.bytes, now.end.clone())
+        };
+        let now = bytes.min(self.to).saturating_sub(self.at).min(PIECE_BYTES);
+        if now > 0 {
+            let start = out.len();
+            out.resize(start + now as usize, 0);
+            self.coming.file.read_exact_at(&mut out[start..], self.at)?;
+            self.at += now;
+        }
+        match end {
+            _ if self.at >= self.to => Ok(false),
+            Some(End::Whole) => Ok(self.at < bytes),
+            Some(_) if self.at >= bytes => {
+                Err(ChunkError::elsewhere("the transfer of another server's file broke off"))
+            }
+            _ => Ok(true),
+        }
+    }
+}
+
+/// The task that brings a file.
+struct Transfer {
+    media: Media,
+    key: Key,
+    arriving: Arc<Arriving>,
+}
+
+impl Drop for Transfer {
+    fn drop(&mut self) {
+        // Also after a panic.
+        self.end(End::Failed(Arc::new(Error::Changed)));
+    }
+}
+
+/// What came of asking once.
+enum Asked {
+    Whole,
+    TooLarge,
+    GivenUp,
+}
+
+impl Transfer {
+    async fn run(self) {
+        let end = match self.bring().await {
+            Ok(end) => end,
+            Err(failed) => {
+                tracing::debug!(server = %self.key.0, "a file of another server did not come: {failed}");
+                End::Failed(Arc::new(failed))
+            }
+        };
+        self.end(end);
+    }
+
+    /// Told once. Whoever comes after begins anew.
+    fn end(&self, end: End) {
+        let mut all = self.media.0.fetches.0.lock();
+        if all.get(&self.key).is_some_and(|now| Arc::ptr_eq(now, &self.arriving)) {
+            all.remove(&self.key);
+        }
+        drop(all);
+        if !matches!(end, End::Whole) {
+            *self.arriving.first.lock() = None;
+        }
+        self.arriving.progress.send_modify(|progress| {
+            progress.end.get_or_insert(end);
+        });
+    }
+
+    async fn bring(&self) -> Result<End, Error> {
+        let (media, (server, media_id)) = (&self.media, &self.key);
+        let (store, of, id) = (media.0.parts.store.clone(), server.clone(), media_id.clone());
+        // It may have been kept since the one who asked looked.
+        let known = blocking(move || media::get(&store.read()?, of.as_str(), &id)).await?;
+        if let Some(row) = known {
+            let path = media.path(&row.file);
+            if blocking(move || path.exists()).await {
+                return Ok(End::Whole);
+            }
+            // The file is lost: the row is of no use.
+            media.remove(server, media_id).await?;
+        }
+        let mut grant = media.0.parts.budget.account("media").take(ARRIVING_BYTES + TRANSFER_BYTES).await?;
+        *self.arriving.first.lock() = Some(grant.split(TRANSFER_BYTES));
+        let _grant = grant;
+        let (mut staged, mut again) = (None, 0);
+        loop {
+            match self.ask(&mut staged).await {
+                Ok(Asked::Whole) => break,
+                Ok(Asked::TooLarge) => return Ok(End::TooLarge),
+                Ok(Asked::GivenUp) => return Ok(End::GivenUp),
+                Err(Error::Remote(failed)) if staged.is_some() && again < AGAIN_MAX && broke_off(&failed) => {
+                    tracing::debug!(%server, "a file of another server is asked for again: {failed}");
+                    again += 1;
+                    media.0.parts.clock.sleep(AGAIN_PAUSE).await;
+                }
+                Err(failed) => return Err(failed),
+            }
+        }
+        let Some(staged) = staged else { return Err(Error::NotFound) };
+        let head = self.arriving.progress.borrow().head.clone();
+        let About { content_type, name } = head.map_or_else(About::default, |head| head.about.clone());
+        let row = media::Media {
+            file: String::new(),
+            bytes: staged.bytes(),
+            content_type,
+            name,
+            uploader: None,
+            created_ms: media.0.parts.clock.now_ms(),
+            authenticated: true,
+            used_day: Some(media.today()),
+        };
+        // Those who read it have all of it either way.
+        match media.place(staged, server.as_str(), media_id, row).await {
+            Ok(()) => media.0.untidy.notify_one(),
+            Err(failed) => tracing::warn!("a file of another server could not be kept: {failed}"),
+        }
+        Ok(End::Whole)
+    }
+
+    /// Asks for the file, from its beginning, and writes what is new.
+    async fn ask(&self, staged: &mut Option<Staged>) -> Result<Asked, Error> {
+        let (media, (server, media_id)) = (&self.media, &self.key);
+        let mut incoming = media.incoming(server, media_id, None).await?;
+        let bytes_max = media.0.limits.remote_file_bytes_max();
+        if staged.is_none() {
+            let (asking, bytes) = (media.clone(), incoming.at_most().unwrap_or(0));
+            let begun = blocking(move || match bytes > bytes_max || bytes > asking.spare_bytes()? {
+                true => Ok(None),
+                false => asking.stage().map(Some),
+            });
+            let begun = match begun.await {
+                // What cannot be kept can still be passed through.
+                Ok(None) | Err(Error::NoRoom(_)) => {
+                    *self.arriving.passing.lock() = Some(incoming);
+                    return Ok(Asked::TooLarge);
+                }
+                Ok(Some(begun)) => begun,
+                Err(failed) => return Err(failed),
+            };
+            let _ = self.arriving.file.set(begun.file());
+            *staged = Some(begun);
+            let head = Head { about: std::mem::take(&mut incoming.about), length: incoming.length() };
+            self.arriving.progress.send_modify(|progress| progress.head = Some(Arc::new(head)));
+        }
+        let (mut buffer, mut at, mut unread) = (Vec::new(), 0, None);
+        while let Some(piece) = incoming.next().await? {
+            buffer.extend_from_slice(&piece);
+            if buffer.len() < GATHERED_BYTES {
+                continue;
+            }
+            (buffer, at) = self.write(staged, buffer, at).await?;
+            if at > bytes_max {
+                return Err(Error::TooLarge { bytes_max });
+            }
+            match self.arriving.readers.load(Ordering::Acquire) {
+                0 if at - *unread.get_or_insert(at) > UNREAD_BYTES_MAX => return Ok(Asked::GivenUp),
+                0 => {}
+                _ => unread = None,
+            }
+        }
+        let (_, whole) = self.write(staged, buffer, at).await?;
+        let had = staged.as_ref().map_or(0, Staged::bytes);
+        if whole != had {
+            return Err(Error::Changed);
+        }
+        Ok(Asked::Whole)
+    }
+
+    /// Writes what belongs at `at`, and tells the readers. Answers the empty buffer, and where it ended.
+    async fn write(&self, staged: &mut Option<Staged>, buffer: Vec<u8>, at: u64) -> Result<(Vec<u8>, u64), Error> {
+        let Some(mut file) = staged.take() else { return Err(Error::NotFound) };
+        let media = self.media.clone();
+        let (file, mut buffer, written) = blocking(move || {
+            let written = file.write(&media, at, &buffer);
+            (file, buffer, written)
+        })
+        .await;
+        let bytes = file.bytes();
+        *staged = Some(file);
+        written?;
+        self.arriving.progress.send_if_modified(|progress| {
+            let is_more = bytes > progress.bytes;
+            progress.bytes = bytes;
+            is_more
+        });
+        let end = at + buffer.len() as u64;
+        buffer.clear();
+        Ok((buffer, end))
+    }
+}
+
+/// Whether asking again may help.
+fn broke_off(failed: &Failed) -> bool {
+    matches!(failed, Failed::Timeout | Failed::BadAnswer(_) | Failed::Unreachable { .. })
+}

@@ -1,0 +1,109 @@
+use bytes::Bytes;
+
+use super::tidy::DAY_MS;
+use super::*;
+use crate::matrix::sign::Key;
+use crate::remote::RemoteOptions;
+use crate::store::UserNum;
+
+pub(super) fn media(clock: &Clock, budget: &Budget) -> Media {
+    media_with(clock, budget, Options { upload_bytes_max: 1000, ..Options::default() })
+}
+
+/// With a folder of its own.
+pub(super) fn media_with(clock: &Clock, budget: &Budget, options: Options) -> Media {
+    static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+    let (clock, random, budget) = (clock.clone(), Random::seeded(1), budget.clone());
+    let (store, server) = (Store::in_memory(), OwnedServerName::try_from("here.test").unwrap());
+    let remote = RemoteOptions::new(server.clone(), Arc::new(Key::from_seed("1", [1; 32])));
+    let remote = Remote::new(remote, clock.clone(), random.clone(), &budget, store.clone()).unwrap();
+    let number = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    let folder = std::env::temp_dir().join(format!("snug-media-{}-{number}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    Media::new(Parts { store, clock, random, budget, remote, server, folder, options })
+}
+
+/// Six requests that waited for one missing file held all the memory for media on the smallest board.
+#[tokio::test]
+async fn waiting_for_what_was_promised_takes_nothing_from_those_who_read() {
+    let (clock, budget) = (Clock::simulated(1_000_000), Budget::for_tests());
+    let (account, media) = (budget.account("media"), media(&clock, &budget));
+    let (id, _) = media.promise(UserNum(1)).await.unwrap();
+    let waiting = tokio::spawn(async move { media.open(&id, Duration::from_secs(60)).await.map(drop) });
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!((waiting.is_finished(), account.used()), (false, 0));
+    clock.advance(Duration::from_secs(61));
+    assert!(matches!(waiting.await.unwrap(), Err(Error::NotYet)));
+}
+
+async fn upload(media: &Media, bytes: &'static [u8]) -> String {
+    let mut upload = media.begin(UserNum(1), None).await.unwrap();
+    upload.write(bytes.into()).await.unwrap();
+    upload.finish(About::default(), None).await.unwrap()
+}
+
+fn files(media: &Media) -> usize {
+    let folders = std::fs::read_dir(&media.0.parts.folder).unwrap().flatten();
+    folders.map(|folder| std::fs::read_dir(folder.path()).map_or(0, Iterator::count)).sum()
+}
+
+#[tokio::test]
+async fn a_removed_upload_gives_its_bytes_back_to_the_disk_and_to_its_uploader() {
+    let (clock, budget) = (Clock::simulated(1_000_000), Budget::for_tests());
+    let media = media(&clock, &budget);
+    let here = media.0.parts.server.clone();
+    let (one, two) = (upload(&media, b"abc").await, upload(&media, b"abc").await);
+    assert_eq!(files(&media), 1);
+    assert!(media.remove(&here, &one).await.unwrap() && !media.remove(&here, &one).await.unwrap());
+    assert_eq!(files(&media), 1, "the other needs it");
+    assert_eq!(media.kept(&here, &two).await.unwrap().map(|opened| opened.bytes), Some(3));
+    media.remove(&here, &two).await.unwrap();
+    assert_eq!((files(&media), media.usage().await.unwrap().local_bytes), (0, 0));
+    // What came into its place and has no row, since the power was cut: what notes it is a row.
+    let hash = "ab".repeat(32);
+    std::fs::create_dir_all(media.path(&hash).parent().unwrap()).unwrap();
+    std::fs::write(media.path(&hash), b"x").unwrap();
+    let expected = hash.clone();
+    media.0.parts.store.write(move |w| media::expect_file(w, &expected)).await.unwrap();
+    media.sweep_gone(9).await.unwrap();
+    assert_eq!((files(&media), media.sweep_gone(9).await.unwrap()), (0, 0));
+    let _ = std::fs::remove_dir_all(&media.0.parts.folder);
+}
+
+#[tokio::test]
+async fn all_uploads_together_have_a_bound() {
+    let (clock, budget) = (Clock::simulated(1_000_000), Budget::for_tests());
+    let options = Options { upload_bytes_max: 1000, local_bytes_max: Some(5), ..Options::default() };
+    let media = media_with(&clock, &budget, options);
+    upload(&media, b"abc").await;
+    let mut one = media.begin(UserNum(1), Some(2)).await.unwrap();
+    let mut two = media.begin(UserNum(2), None).await.unwrap();
+    assert!(matches!(media.begin(UserNum(2), Some(3)).await.map(drop), Err(Error::NoRoom(_))));
+    one.write(Bytes::from_static(b"de")).await.unwrap();
+    two.write(Bytes::from_static(b"fg")).await.unwrap();
+    one.finish(About::default(), None).await.unwrap();
+    // Both began while there was room for one.
+    assert!(matches!(two.finish(About::default(), None).await, Err(Error::NoRoom(_))));
+    media.sweep_gone(9).await.unwrap();
+    assert_eq!(files(&media), 2);
+    let _ = std::fs::remove_dir_all(&media.0.parts.folder);
+}
+
+#[tokio::test]
+async fn unused_uploads_go_only_under_a_setting() {
+    let (clock, budget) = (Clock::simulated(100 * DAY_MS), Budget::for_tests());
+    for (days, left) in [(None, 2), (Some(10), 1)] {
+        let options = Options { upload_bytes_max: 1000, local_unused_days: days, ..Options::default() };
+        let media = media_with(&clock, &budget, options);
+        let here = media.0.parts.server.clone();
+        let (one, _) = (upload(&media, b"abc").await, upload(&media, b"def").await);
+        clock.advance(Duration::from_millis(6 * DAY_MS));
+        assert!(media.kept(&here, &one).await.unwrap().is_some());
+        let worker = crate::base::Worker::new("media", &clock);
+        media.tidy(&worker).await.unwrap();
+        clock.advance(Duration::from_millis(6 * DAY_MS));
+        media.tidy(&worker).await.unwrap();
+        assert_eq!(files(&media), left, "{days:?}");
+        let _ = std::fs::remove_dir_all(&media.0.parts.folder);
+    }
+}
