@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use snug::client::{LiveKit, PresenceMode, TurnLogin};
 
 use crate::rooms::{create, q};
-use crate::server::{TestServer, TestUser};
+use crate::server::{Pair, TestServer, TestUser};
 
 const DELAYED: &str = "/_matrix/client/unstable/org.matrix.msc4140";
 
@@ -194,6 +194,17 @@ async fn a_sticky_event_is_told_to_who_comes_later() {
     let told = sync(&house, &bob, &format!("since={since}&filter={}", q(&filter))).await;
     let share = &told["rooms"]["join"][room.as_str()];
     assert_eq!(share["msc4354_sticky"]["events"].as_array().unwrap().len(), 1);
+    // The same in a sliding sync, with a token of its own.
+    let sliding = "/_matrix/client/unstable/org.matrix.simplified_msc3575/sync";
+    let ask = |since: Option<String>| {
+        let extension = json!({ "enabled": true, "since": since });
+        house.post(sliding, &bob, json!({ "extensions": { "org.matrix.msc4354.sticky_events": extension } }))
+    };
+    let told = ask(None).await.ok();
+    let extension = &told["extensions"]["org.matrix.msc4354.sticky_events"];
+    assert_eq!(extension["rooms"][room.as_str()]["events"].as_array().unwrap().len(), 2);
+    let told = ask(extension["next_batch"].as_str().map(str::to_owned)).await.ok();
+    assert_eq!(told["extensions"]["org.matrix.msc4354.sticky_events"]["rooms"], json!({}));
     let redact = format!("/rooms/{}/redact/{}/r", q(&room), q(sent["event_id"].as_str().unwrap()));
     house.put(&redact, &alice, json!({})).await.ok();
     let told = sync(&house, &bob, "").await;
@@ -257,4 +268,53 @@ async fn apps_find_what_carries_their_calls() {
     assert_eq!(house.post(path, &alice, asked.clone()).await.ok()["url"], "wss://sfu.example");
     house.post(path, &bob, asked).await.refused(401, "M_UNAUTHORIZED");
     house.stop().await;
+}
+
+/// Two servers that tell each other who is there; one of them has a media server.
+#[tokio::test(flavor = "multi_thread")]
+async fn people_of_two_servers_see_each_other_and_meet_in_a_call() {
+    let pair = Pair::start_with(|config| {
+        config.apps.presence = PresenceMode::All;
+        let (key, secret) = ("APIkey".to_owned(), "secret".to_owned());
+        let livekit = LiveKit { url: "wss://sfu.example".to_owned(), key, secret };
+        config.apps.calls.livekit = (config.server_name == "one.load.test").then_some(livekit);
+    })
+    .await;
+    let (one, two) = (&pair.one, &pair.two);
+    let (alice, bob) = (one.register("alice").await, two.register("bob").await);
+    let room = create(one, &alice, json!({ "preset": "public_chat" })).await;
+    two.post(&format!("/join/{}?via={}", q(&room), one.name()), &bob, json!({})).await.ok();
+    sync(one, &alice, "").await;
+    let body = json!({ "presence": "unavailable", "status_msg": "far away" });
+    two.put(&format!("/presence/{}/status", q(&bob.id)), &bob, body).await.ok();
+    let path = format!("/presence/{}/status", q(&bob.id));
+    let mut shown = one.get(&path, &alice).await.ok();
+    for _ in 0..150 {
+        if shown["presence"] == "unavailable" {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        shown = one.get(&path, &alice).await.ok();
+    }
+    assert_eq!((&shown["presence"], &shown["status_msg"]), (&json!("unavailable"), &json!("far away")));
+    assert_eq!(presence(&sync(one, &alice, "").await, &bob).unwrap()["status_msg"], "far away");
+
+    let member = json!({ "id": "xyz", "claimed_device_id": bob.device });
+    let asked = json!({ "server_name": one.name(), "room_id": room, "slot_id": "m.call#ROOM", "member": member });
+    let path = "/_matrix/client/v1/rtc/livekit/get_token";
+    let given = two.post(path, &bob, asked).await.ok();
+    assert!(given["url"] == "wss://sfu.example" && given["jwt"].as_str().unwrap().split('.').count() == 3);
+    let own = json!({ "room_id": room, "slot_id": "m.call#ROOM", "member": member });
+    two.post(path, &bob, own).await.refused(404, "M_NOT_FOUND");
+    let token = two.post(&format!("/user/{}/openid/request_token", q(&bob.id)), &bob, json!({})).await.ok();
+    let asked = json!({ "room": room, "openid_token": token, "device_id": bob.device });
+    one.request("POST", "/_snug/livekit/sfu/get", None, asked.clone()).await.ok();
+    let mut forged = asked.clone();
+    forged["openid_token"]["access_token"] = "x".into();
+    one.request("POST", "/_snug/livekit/sfu/get", None, forged).await.refused(401, "M_UNAUTHORIZED");
+    let mut elsewhere = asked;
+    elsewhere["room"] = "!nowhere:one.load.test".into();
+    one.request("POST", "/_snug/livekit/sfu/get", None, elsewhere).await.refused(401, "M_UNAUTHORIZED");
+    pair.one.stop().await;
+    pair.two.stop().await;
 }

@@ -7,7 +7,7 @@ use ruma::{OwnedUserId, UserId};
 use super::{Error, Users};
 use crate::matrix::id;
 use crate::store::tables::media;
-use crate::store::tables::user::{self, account_data, device, e2ee_key, filter};
+use crate::store::tables::user::{self, account_data, device, e2ee_key, filter, presence};
 use crate::store::{Get, Write};
 use password::{check_new_password, is_outdated};
 
@@ -227,6 +227,7 @@ impl Users {
             super::device::backup::forget_backups(w, num)?;
             account_data::remove_user(w, num)?;
             filter::remove_user(w, num)?;
+            presence::set_message(w, num, None)?;
             user::remove_profile(w, num)?;
             Ok(num)
         };

@@ -21,7 +21,7 @@
 //! before stands in the position that the app has ([`SlidingToken::extensions`]).
 //!
 //! to_device is MSC3885, e2ee MSC3884, account_data MSC3959, receipts MSC3960, typing MSC3961,
-//! thread_subscriptions MSC4308, profiles MSC4262.
+//! thread_subscriptions MSC4308, profiles MSC4262, sticky_events MSC4354.
 
 use std::sync::Arc;
 
@@ -35,7 +35,7 @@ use crate::client::room::thread;
 use crate::client::{Client, Error, Requester};
 use crate::http::ErrorResponse;
 use crate::matrix::json::{self, read};
-use crate::room::{Membership, Position, RoomNum, SlidingToken, ThreadChanges, UserRoom, thread_changes};
+use crate::room::{Filter, Membership, Position, RoomNum, SlidingToken, ThreadChanges, UserRoom, thread_changes};
 use crate::user::ProfileQuery;
 
 /// Names in one list of a request; what the whole request may keep bounds them too.
@@ -47,9 +47,10 @@ const TEXT_BYTES: usize = 48;
 /// Changed threads in one answer, whatever the app asks for: some 200 bytes each, and as many as text.
 const THREADS_MAX: usize = 100;
 
-// The names while MSC4308 and MSC4262 are proposals.
+// The names while MSC4308, MSC4262 and MSC4354 are proposals.
 const THREADS: &str = "io.element.msc4308.thread_subscriptions";
 const PROFILES: &str = "org.matrix.msc4262.profiles";
+const STICKY: &str = "org.matrix.msc4354.sticky_events";
 
 /// The parsed object `extensions` of a request: those that are enabled.
 #[derive(Debug, Default)]
@@ -62,6 +63,14 @@ pub struct Extensions {
     /// The most changes in one answer.
     threads: Option<usize>,
     profiles: Option<Profiles>,
+    sticky: Option<StickyEvents>,
+}
+
+/// The sticky events of all joined rooms, with a position of their own.
+#[derive(Debug)]
+struct StickyEvents {
+    /// Up to here the app was told of them.
+    since: Option<Position>,
 }
 
 #[derive(Debug)]
@@ -102,6 +111,7 @@ impl Extensions {
             typing: scope("typing")?,
             threads: enabled(text, THREADS)?.map(limit).transpose()?.map(|limit| limit.clamp(1, THREADS_MAX)),
             profiles: enabled(text, PROFILES)?.map(Profiles::parse).transpose()?,
+            sticky: enabled(text, STICKY)?.map(StickyEvents::parse).transpose()?,
         })
     }
 
@@ -131,7 +141,9 @@ impl Extensions {
 
     /// Whether something is asked for beyond what changed since a position of the connection.
     pub fn is_behind(&self, since: SlidingToken) -> bool {
-        self.received().is_some_and(|received| received < since.at) || self.asked().adds_to(Asked(since.extensions))
+        let sticky = self.sticky.as_ref().map(|sticky| sticky.since.unwrap_or_default());
+        self.received().into_iter().chain(sticky).any(|upto| upto < since.at)
+            || self.asked().adds_to(Asked(since.extensions))
     }
 
     /// Which extensions are asked for, to stand in the position of the answer.
@@ -245,6 +257,54 @@ impl ToDevice {
     }
 }
 
+impl StickyEvents {
+    fn parse(extension: &[u8]) -> Result<StickyEvents, ErrorResponse> {
+        let wrong = || ErrorResponse::invalid_param("since is no token for sticky events");
+        let Some(since) = given(extension, "since") else { return Ok(StickyEvents { since: None }) };
+        let since = read::text(since).ok_or_else(wrong)?;
+        let since = since.strip_prefix("sticky_").and_then(|since| since.parse().ok()).ok_or_else(wrong)?;
+        Ok(StickyEvents { since: Some(Position(since)) })
+    }
+
+    /// The next joined room behind `after` with events to tell. Reads a row or two of each on the way.
+    fn next(&self, look: &Look, after: Option<RoomNum>) -> crate::room::Result<Option<RoomNum>> {
+        let view = &look.view;
+        let is_wanted =
+            |room: &UserRoom| Ok(room.membership() == Membership::Join && view.has_sticky(room.num, self.after(room))?);
+        Ok(view.find_room(after, is_wanted)?.map(|room| room.num))
+    }
+
+    /// From where a room's events are told: all of one that was joined since.
+    fn after(&self, room: &UserRoom) -> Position {
+        self.since.filter(|since| room.since() <= *since).unwrap_or_default()
+    }
+
+    async fn write(&self, pen: &ChunkWriter, look: &Look) -> Result<(), ChunkError> {
+        let view = &look.view;
+        pen.text(&format!("\"next_batch\":\"sticky_{}\",\"rooms\":{{", view.now.at));
+        let (mut first, mut after) = (true, None);
+        let joined = |room: &UserRoom| Ok(room.membership() == Membership::Join);
+        while let Some(room) = view.find_room(after, joined)? {
+            after = Some(room.num);
+            let sticky = view.sticky(room.num, Some(self.after(&room)), None)?;
+            if sticky.is_empty() {
+                continue;
+            }
+            let id = view.room_id(room.num)?;
+            pen.with(|out| {
+                comma(out, &mut first);
+                json::write_string(out, &id);
+                out.extend_from_slice(b":{\"events\":[");
+            });
+            view.open(room.num, &Filter::default())?.write_sticky(pen, &sticky).await?;
+            pen.text("]}");
+            pen.pause().await;
+        }
+        pen.text("}}");
+        Ok(())
+    }
+}
+
 impl Profiles {
     fn parse(extension: &[u8]) -> Result<Profiles, ErrorResponse> {
         let mut fields = names(extension, "fields")?;
@@ -287,6 +347,11 @@ impl Extensions {
             return Ok(true);
         }
         if self.threads.is_some() && !changed_threads(look, false, 1)?.list.is_empty() {
+            return Ok(true);
+        }
+        if let Some(sticky) = &self.sticky
+            && sticky.next(look, None)?.is_some()
+        {
             return Ok(true);
         }
         let starts = Starts::default();
@@ -364,6 +429,10 @@ impl Extensions {
             pen.text("\"users\":");
             look.own.write_profiles(pen, profiles.query(telling.is_new(Kind::Profiles))).await?;
             pen.text("}");
+        }
+        if let Some(sticky) = &self.sticky {
+            begin(STICKY);
+            sticky.write(pen, look).await?;
         }
         Ok(())
     }
@@ -668,6 +737,7 @@ mod tests {
             json!({ PROFILES: { "enabled": true, "fields": names(1, 256) } }),
             json!({ THREADS: { "enabled": true, "limit": -1 } }),
             json!({ "to_device": { "enabled": true, "since": "s5" } }),
+            json!({ STICKY: { "enabled": true, "since": "5" } }),
         ] {
             assert!(parsed(&wrong).is_err(), "{wrong}");
         }

@@ -234,7 +234,7 @@ impl RoomSections {
         let members_moved = delta.write_state(pen, room, &filter, senders, after).await?;
         pen.text("]}");
         if Section::of(changed.room.membership()) == Section::Join {
-            let sticky = self.view.sticky(changed.room.num, since.filter(|_| !self.full_state), &delta)?;
+            let sticky = self.view.sticky(changed.room.num, since.filter(|_| !self.full_state), Some(&delta))?;
             if !sticky.is_empty() {
                 pen.text(",\"msc4354_sticky\":{\"events\":[");
                 room.write_sticky(pen, &sticky).await?;

@@ -21,13 +21,18 @@ impl SyncView {
         Ok(any)
     }
 
-    /// The sticky events that came after a position, all without one, but for those that `told` tells in its timeline.
+    /// The sticky events that came after a position, all without one, but for those that `told` has in its timeline.
     /// Bounded by the sticky events of a room: twelve bytes each.
-    pub fn sticky(&self, room: RoomNum, since: Option<Position>, told: &RoomDelta) -> Result<Vec<(i64, EventNum)>> {
+    pub fn sticky(
+        &self,
+        room: RoomNum,
+        since: Option<Position>,
+        told: Option<&RoomDelta>,
+    ) -> Result<Vec<(i64, EventNum)>> {
         let (now_ms, mut found) = (self.rooms.0.parts.clock.now_ms(), Vec::new());
         sticky::each(&*self.read, room, since.map_or(0, |since| since.0), &mut |sticky| {
             let order = sticky.order as i64;
-            if sticky.until_ms > now_ms && sticky.order <= self.now.at.0 && !told.has(order) {
+            if sticky.until_ms > now_ms && sticky.order <= self.now.at.0 && !told.is_some_and(|told| told.has(order)) {
                 found.push((order, sticky.event));
             }
             Ok(ControlFlow::Continue(()))
