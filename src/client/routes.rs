@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::account::{self, account_data, device, profile, push, push_rules, register, session};
-use super::room::{create, delayed, directory, membership, receipt, send, state, thread, timeline, upgrade};
+use super::room::{create, delayed, directory, membership, receipt, send, space, state, thread, timeline, upgrade};
 use super::{Client, calls, dehydrated_device, keys, media, presence, report, room_keys, server, sync, to_device};
 use crate::http::{Method, Router};
 
@@ -22,6 +22,8 @@ const REMOVED: [&str; 1] = ["/_matrix/client/unstable/org.matrix.msc3391"];
 /// Prefixes for delayed events: the proposal's unstable one, and the one that it asks for.
 const DELAYED: [&str; 2] = ["/_matrix/client/unstable/org.matrix.msc4140", "/_matrix/client/v1"];
 const DELAYED_ROOMS: [&str; 2] = ["/_matrix/client/unstable/org.matrix.msc4140", "/_matrix/client/v3"];
+/// Prefixes of what was called the summary of a room before a release of the specification had it.
+const SUMMARY: &str = "/_matrix/client/unstable/im.nheko.summary";
 const DEHYDRATED: [&str; 1] = ["/_matrix/client/unstable/org.matrix.msc3814.v1/dehydrated_device"];
 
 /// Prefixes of the media endpoints that need no access token.
@@ -37,6 +39,7 @@ pub fn routes(router: &mut Router, client: &Arc<Client>) {
     personal(router, client);
     threads(router, client);
     delayed_events(router, client);
+    spaces(router, client);
     rooms(router, client);
     files(router, client);
 }
@@ -175,6 +178,7 @@ fn reading(router: &mut Router, client: &Arc<Client>) {
         .under(&R0_V3, Method::GET, "/rooms/{room_id}/event/{event_id}", timeline::event)
         .under(&R0_V3, Method::GET, "/rooms/{room_id}/messages", timeline::messages)
         .under(&R0_V3, Method::GET, "/rooms/{room_id}/context/{event_id}", timeline::context)
+        .get("/_matrix/client/v1/rooms/{room_id}/timestamp_to_event", timeline::nearest)
         .get("/_matrix/client/v1/rooms/{room_id}/threads", timeline::threads)
         .get("/_matrix/client/v1/rooms/{room_id}/relations/{event_id}", timeline::relations)
         .get("/_matrix/client/v1/rooms/{room_id}/relations/{event_id}/{rel_type}", timeline::relations)
@@ -209,6 +213,18 @@ fn delayed_events(router: &mut Router, client: &Arc<Client>) {
         .under(&DELAYED, Method::POST, "/delayed_events/{delay_id}/restart", delayed::restart)
         .under(&DELAYED, Method::POST, "/delayed_events/{delay_id}/cancel", delayed::cancel)
         .under(&DELAYED, Method::POST, "/delayed_events/{delay_id}/send", delayed::send);
+}
+
+/// Spaces, and rooms seen from outside.
+fn spaces(router: &mut Router, client: &Arc<Client>) {
+    router
+        .surface(client)
+        .get("/_matrix/client/v1/rooms/{room_id}/hierarchy", space::hierarchy)
+        .get("/_matrix/client/v1/room_summary/{room_id_or_alias}", space::summary)
+        .get(&format!("{SUMMARY}/summary/{{room_id_or_alias}}"), space::summary)
+        .get(&format!("{SUMMARY}/rooms/{{room_id_or_alias}}/summary"), space::summary)
+        .get("/_matrix/client/v1/mutual_rooms", space::mutual_rooms)
+        .get("/_matrix/client/unstable/uk.half-shot.msc2666/user/mutual_rooms", space::mutual_rooms);
 }
 
 /// Changing rooms.

@@ -1,4 +1,4 @@
-//! Filling the gaps of other servers: `backfill` and `get_missing_events`, for servers in the room.
+//! Our history of a room, for servers in it: `backfill` and `get_missing_events`, which fill their gaps, and `timestamp_to_event`.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::{Error, Federation, auth};
 use crate::http::{ErrorResponse, Request, Response};
-use crate::room::Missing;
+use crate::room::{Direction, Missing};
 
 /// The specification's default when a server names no limit.
 const MISSING_DEFAULT: usize = 10;
@@ -50,4 +50,16 @@ pub async fn get_missing_events(federation: Arc<Federation>, mut request: Reques
     };
     let served = federation.rooms.serve_missing_events(&origin, &room, missing, "{\"events\":[".to_owned()).await?;
     Ok(Response::stream(served.grant, served.chunks))
+}
+
+/// `GET /timestamp_to_event/{roomId}?ts=&dir=`
+pub async fn nearest(federation: Arc<Federation>, mut request: Request) -> Result<Response, Error> {
+    let origin = auth::origin(&federation, &mut request).await?;
+    let room: OwnedRoomId = request.param_as("room_id")?;
+    let wanted_ms = request.query_as::<u64>("ts")?.ok_or_else(|| ErrorResponse::missing_param("ts"))?;
+    let direction = request.query("dir").ok_or_else(|| ErrorResponse::missing_param("dir"))?;
+    let direction =
+        Direction::of(&direction).ok_or_else(|| ErrorResponse::invalid_param("dir must be \"b\" or \"f\""))?;
+    let (event_id, ts) = federation.rooms.serve_event_near(&origin, &room, wanted_ms, direction).await?;
+    Ok(Response::json(&json!({ "event_id": event_id, "origin_server_ts": ts })))
 }

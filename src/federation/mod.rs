@@ -31,6 +31,7 @@ mod query;
 mod rates;
 pub mod routes;
 pub mod send;
+mod space;
 mod state;
 #[cfg(test)]
 mod tests;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Federation, calls, history, key, media, membership, query, send, state, user};
+use super::{Federation, calls, history, key, media, membership, query, send, space, state, user};
 use crate::http::Router;
 
 /// Registers the whole surface.
@@ -40,6 +40,8 @@ fn rooms(router: &mut Router, federation: &Arc<Federation>) {
         .put("/_matrix/federation/v1/send/{txn_id}", send::send)
         .get("/_matrix/federation/v1/backfill/{room_id}", history::backfill)
         .post("/_matrix/federation/v1/get_missing_events/{room_id}", history::get_missing_events)
+        .get("/_matrix/federation/v1/timestamp_to_event/{room_id}", history::nearest)
+        .get("/_matrix/federation/v1/hierarchy/{room_id}", space::hierarchy)
         .get("/_matrix/federation/unstable/rooms/{room_id}/complexity", state::complexity);
 }
 

@@ -12,6 +12,7 @@
 //! - `read/`: rooms as apps get them; `serve/`: requests of other servers; `join/`: the big join;
 //! - `membership/`: which of these paths a join, leave, invite, kick, ban or knock takes;
 //!   `create/`: new rooms and upgrades;
+//! - `spaces/`: the tree below a room, and what a room is from outside;
 //! - `notify.rs`: what notifies a user, for push gateways and apps;
 //! - `threads.rs`: subscriptions to threads; `delayed.rs`: events that are sent later;
 //! - `operator.rs`: the operator's view and permissions.
@@ -51,6 +52,7 @@ mod notify;
 mod operator;
 mod receive;
 mod send;
+mod spaces;
 mod state;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -73,6 +75,7 @@ pub use join::admission::Policy;
 pub use membership::profile::Renewal;
 pub use notify::{NotificationQuery, PAGE_MAX as NOTIFICATIONS_MAX, Waiting};
 pub use read::filter::{Events, Filter};
+pub use read::jump::NearestEvent;
 pub use read::relations::{Related, Threads};
 pub use read::state::MemberQuery;
 #[cfg(test)]
@@ -91,6 +94,8 @@ pub use serve::history::Missing;
 pub use serve::long_answer::Served;
 pub use serve::membership::{Drawn, Submitted};
 pub use serve::state::JoinAnswer;
+pub use spaces::{HierarchyQuery, RoomSummary};
+pub use state::moment::Direction;
 pub use state::stripped::STRIPPED_EVENTS_MAX;
 pub use threads::{Subscribed, ThreadChange, ThreadChanges, thread_changes};
 

@@ -213,6 +213,12 @@ pub const THREAD_SUBSCRIPTION_LOG: Table =
     table("thread_subscription_log", "room", "local UserNum, Position → RoomNum, EventNum; the latest change of each");
 pub const TXN: Table = table("txn", "room", "UserNum, hash128(device, transaction id) → EventNum; kept for a day");
 pub const TXN_EVENT: Table = table("txn_event", "room", "EventNum → expiry, user, device, transaction id");
+pub const TOLD_ROOM: Table = table(
+    "told_room",
+    "room",
+    "keyed hash128(room id) → u64 when, JSON of what other servers told of a room elsewhere, or nothing; kept for an hour",
+);
+pub const TOLD_ROOM_AGE: Table = table("told_room_age", "room", "u64 when, key of told_room → u32 its length");
 
 pub const STICKY: Table =
     table("sticky", "room", "RoomNum, order of a sticky event → u64 until when, EventNum; removed some time after");
@@ -332,6 +338,8 @@ pub const TABLES: &[&Table] = &[
     &DELAYED,
     &DELAYED_DUE,
     &DELAYED_USER,
+    &TOLD_ROOM,
+    &TOLD_ROOM_AGE,
     &JOIN,
     &STAGED,
     &ROOM_ALLOWED,

@@ -64,6 +64,9 @@ const FIELDS: &[&str] = &["/_matrix/client/r0", "/_matrix/client/v3", "/_matrix/
 const SIGNING: &[&str] = &["/_matrix/client/r0", "/_matrix/client/v3", "/_matrix/client/unstable"];
 const THREADS: &[&str] = &["/_matrix/client/unstable/io.element.msc4306", "/_matrix/client/v1"];
 const REMOVED: &[&str] = &["/_matrix/client/unstable/org.matrix.msc3391"];
+const SUMMARY: &[&str] = &["/_matrix/client/v1/room_summary", "/_matrix/client/unstable/im.nheko.summary/summary"];
+const MUTUAL: &[&str] =
+    &["/_matrix/client/v1/mutual_rooms", "/_matrix/client/unstable/uk.half-shot.msc2666/user/mutual_rooms"];
 const DEHYDRATED: &[&str] = &["/_matrix/client/unstable/org.matrix.msc3814.v1/dehydrated_device"];
 const MEDIA: &[&str] = &["/_matrix/media/r0", "/_matrix/media/v1", "/_matrix/media/v3"];
 const FED: &[&str] = &["/_matrix/federation/v1"];
@@ -332,6 +335,11 @@ pub const TABLE: &[Endpoint] = &[
     get(V3, "/rooms/{room_id}/members").asks("at=page&membership=membership&not_membership=membership"),
     get(V3, "/rooms/{room_id}/joined_members"),
     get(V3, "/joined_rooms"),
+    get(V1, "/rooms/{room_id}/hierarchy").asks("suggested_only=bool&max_depth=number&limit=number&from=page").weighs(4),
+    get(SUMMARY, "/{room_id_or_alias}").of(Anybody).asks("via=server&via=server"),
+    get(BARE, "/_matrix/client/unstable/im.nheko.summary/rooms/{room_id_or_alias}/summary").asks("via=server"),
+    get(MUTUAL, "").asks("user_id=user_id&from=page"),
+    get(V1, "/rooms/{room_id}/timestamp_to_event").asks("ts=ts&dir=dir").weighs(4),
     // Rooms.
     post(V3, "/createRoom", CREATE),
     post(V3, "/rooms/{room_id}/upgrade", Json(&[r#"{"new_version":"<version>"}"#])).weighs(1),
@@ -406,6 +414,8 @@ pub const TABLE: &[Endpoint] = &[
     post(FED, "/get_missing_events/{room_id}", Json(&[r#"{"earliest_events":["<event_id>"],"latest_events":["<event_id>","<event_id>"],"limit":"<<number>>","min_depth":"<<number>>"}"#]))
         .of(Server)
         .weighs(4),
+    get(FED, "/hierarchy/{room_id}").of(Server).asks("suggested_only=bool"),
+    get(FED, "/timestamp_to_event/{room_id}").of(Server).asks("ts=ts&dir=dir"),
     get(BARE, "/_matrix/federation/unstable/rooms/{room_id}/complexity").of(Server),
     // Servers: people and files.
     get(FED, "/query/profile").of(Server).asks("user_id=user_id&field=field"),

@@ -34,6 +34,7 @@ const FLOORS: &[Floors] = &[
             ("serve", "error lock ignored state receive send handshake"),
             ("membership", "error lock ignored invite_rules state append receive send handshake join"),
             ("create", "error lock ignored state append send directory membership"),
+            ("spaces", "error lock ignored state read"),
             ("notify", "error lock ignored state append read"),
             ("threads", "error lock ignored state read"),
             ("delayed", "error"),

@@ -15,6 +15,7 @@ mod rooms;
 mod server;
 mod sliding;
 mod sliding_extensions;
+mod spaces;
 mod sync;
 mod keys;
 mod media;

@@ -6,6 +6,7 @@ pub mod directory;
 pub mod membership;
 pub mod receipt;
 pub mod send;
+pub mod space;
 pub mod state;
 pub mod thread;
 pub mod timeline;

@@ -5,6 +5,7 @@
 //! - `GET /rooms/{room_id}/context/{event_id}`
 //! - `GET /rooms/{room_id}/relations/{event_id}[/{rel_type}[/{event_type}]]`, under v1
 //! - `GET /rooms/{room_id}/threads`, under v1
+//! - `GET /rooms/{room_id}/timestamp_to_event`, under v1
 
 use std::sync::Arc;
 
@@ -13,7 +14,7 @@ use ruma::{OwnedEventId, OwnedRoomId};
 use crate::base::Chunks;
 use crate::client::{Client, Error, Requester, auth, rates};
 use crate::http::{ErrorResponse, Request, Response, StatusCode};
-use crate::room::{ANSWER_BYTES, Events, PAGE_EVENTS_MAX, Paging, Reader, Related, Threads, Token};
+use crate::room::{ANSWER_BYTES, Direction, Events, PAGE_EVENTS_MAX, Paging, Reader, Related, Threads, Token};
 
 /// 404 `M_NOT_FOUND` when the room or event is not known or the user may not see it.
 pub async fn event(client: Arc<Client>, request: Request) -> Result<Response, Error> {
@@ -94,6 +95,24 @@ pub async fn threads(client: Arc<Client>, request: Request) -> Result<Response, 
     let threads = Threads { participated, from: token(&request, "from")?, limit };
     let page = client.rooms.threads(&reader, &room_id(&request)?, threads).await?;
     stream(&client, page).await
+}
+
+/// 400 `M_MISSING_PARAM` without `ts`; 400 `M_INVALID_PARAM` for a time or direction that is none; 403 `M_FORBIDDEN` when the room is not
+/// known or the user may not see it; 404 `M_NOT_FOUND` when it has no event on that side of the time.
+pub async fn nearest(client: Arc<Client>, request: Request) -> Result<Response, Error> {
+    let requester = auth::requester(&client, &request).await?;
+    let asking = requester.user_id.clone();
+    let (reader, room_id) = (reader(requester), room_id(&request)?);
+    let wanted_ms = request.query_as::<u64>("ts")?.ok_or_else(|| ErrorResponse::missing_param("ts"))?;
+    let direction = match request.query("dir") {
+        None => Direction::Forwards,
+        Some(dir) => Direction::of(&dir).ok_or_else(|| ErrorResponse::invalid_param("dir must be \"b\" or \"f\""))?,
+    };
+    let may_ask = || {
+        request.cancel_when_peer_leaves();
+        request.limit_user(&rates::HISTORY, asking.as_str()).is_ok()
+    };
+    Ok(Response::json(&client.rooms.event_near(&reader, &room_id, wanted_ms, direction, may_ask).await?))
 }
 
 /// Streams a long answer under a grant.

@@ -5,16 +5,15 @@ use std::ops::ControlFlow;
 use ruma::{RoomId, UserId};
 use serde::Serialize;
 use serde_json::value::{RawValue, to_raw_value};
-use serde_json::{Map, Value};
 
 use super::Rooms;
 use super::error::{Error, Result};
-use super::state::{RoomRef, known, known_num};
+use super::state::description::Description;
+use super::state::{known, known_num};
 use crate::budget::Grant;
-use crate::matrix::json;
 use crate::room::state;
+use crate::store::Read;
 use crate::store::tables::room;
-use crate::store::{Get, Read};
 use alias::may_list;
 
 pub mod alias;
@@ -32,8 +31,6 @@ pub const PUBLIC_PAGE_BYTES: u64 = 192 * 1024;
 const SEARCHED_MAX: usize = 1000;
 /// The largest estimate of the total number of rooms; counting stops there.
 const COUNTED_MAX: usize = 10_000;
-/// The longest text of a room shown in lists.
-const TEXT_CHARS_MAX: usize = 2000;
 
 /// Which part of the public list.
 #[derive(Debug, Clone, Default)]
@@ -122,9 +119,9 @@ fn page(read: &Read, query: &PublicQuery) -> Result<PublicPage> {
             Err(Error::Store(failed)) => return Err(failed),
             Err(_) => return Ok(ControlFlow::Continue(())),
         };
-        let shown = describe(read, &room)?;
+        let shown = Description::listed(read, &room)?;
         if is_wanted(&shown, search.as_deref(), query.room_types.as_deref()) {
-            let shown = to_raw_value(&shown).expect("a map of texts is JSON");
+            let shown = to_raw_value(&shown).expect("texts are JSON");
             bytes += shown.get().len();
             places.push((place.to_vec(), shown));
         }
@@ -176,43 +173,12 @@ fn place_of(token: &str) -> Option<(Vec<u8>, bool)> {
     Some(((0..hex.len()).step_by(2).map(byte).collect::<Option<_>>()?, backwards))
 }
 
-fn is_wanted(shown: &Map<String, Value>, search: Option<&str>, types: Option<&[Option<String>]>) -> bool {
-    let text = |key: &str| shown.get(key).and_then(Value::as_str);
+fn is_wanted(shown: &Description, search: Option<&str>, types: Option<&[Option<String>]>) -> bool {
     let found = search.is_none_or(|wanted| {
-        ["name", "topic", "canonical_alias"]
-            .iter()
-            .any(|key| text(key).is_some_and(|t| t.to_lowercase().contains(wanted)))
+        [&shown.name, &shown.topic, &shown.canonical_alias]
+            .into_iter()
+            .flatten()
+            .any(|text| text.to_lowercase().contains(wanted))
     });
-    found && types.is_none_or(|types| types.iter().any(|wanted| wanted.as_deref() == text("room_type")))
-}
-
-/// A room as public lists, hierarchies and previews show it. A handful of lookups.
-pub(super) fn describe(get: &impl Get, room: &RoomRef) -> crate::store::Result<Map<String, Value>> {
-    let mut shown = Map::new();
-    shown.insert("room_id".into(), room.row.id.as_str().into());
-    shown.insert("num_joined_members".into(), room.row.joined.into());
-    for (key, kind, field) in [
-        ("name", "m.room.name", "name"),
-        ("topic", "m.room.topic", "topic"),
-        ("canonical_alias", "m.room.canonical_alias", "alias"),
-        ("avatar_url", "m.room.avatar", "url"),
-        ("join_rule", "m.room.join_rules", "join_rule"),
-        ("room_type", "m.room.create", "type"),
-    ] {
-        if let Some(text) = text(get, room, kind, field)? {
-            shown.insert(key.into(), text.into());
-        }
-    }
-    let history = text(get, room, "m.room.history_visibility", "history_visibility")?;
-    let guests = text(get, room, "m.room.guest_access", "guest_access")?;
-    shown.insert("world_readable".into(), (history.as_deref() == Some("world_readable")).into());
-    shown.insert("guest_can_join".into(), (guests.as_deref() == Some("can_join")).into());
-    Ok(shown)
-}
-
-/// A non-empty text out of the room's state.
-fn text(get: &impl Get, room: &RoomRef, kind: &str, field: &str) -> crate::store::Result<Option<String>> {
-    let Some(event) = room.view(get).event(kind, "")? else { return Ok(None) };
-    let text = json::read::get_text(event.content().as_bytes(), field);
-    Ok(text.filter(|text| !text.is_empty()).map(|text| text.chars().take(TEXT_CHARS_MAX).collect()))
+    found && types.is_none_or(|types| types.iter().any(|wanted| wanted.as_deref() == shown.room_type.as_deref()))
 }

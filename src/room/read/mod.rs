@@ -24,6 +24,7 @@ use visibility::Viewer;
 
 pub mod event_json;
 pub mod filter;
+pub mod jump;
 pub mod sync;
 pub mod visibility;
 pub mod relations;

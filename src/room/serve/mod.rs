@@ -1,6 +1,7 @@
 //! Requests of other servers about rooms: history, state, and joins, leaves and knocks through us.
 
 pub mod history;
+pub mod jump;
 pub mod membership;
 pub mod slots;
 pub mod state;

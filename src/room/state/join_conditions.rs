@@ -53,16 +53,9 @@ pub fn authorising_user(read: &Read, room: &RoomRef, user: &UserId) -> Result<Op
 /// Whether a user is in one of the rooms that the join rules of a restricted room name; `None` when the user is in none
 /// of the rooms we know, and the rules name others.
 pub(super) fn meets_join_condition(read: &impl Get, room: &RoomRef, user: &UserId) -> Result<Option<bool>> {
-    let Some(rules) = room.view(read).event("m.room.join_rules", "")? else { return Ok(Some(false)) };
     let user = user::num(read, user.as_str())?;
-    let allow = text::read::get(rules.content().as_bytes(), "allow").filter(|list| list.first() == Some(&b'['));
     let mut known_all = true;
-    for condition in text::read::items(allow.unwrap_or(b"[]")).take(ALLOW_MAX).filter(|one| one.first() == Some(&b'{'))
-    {
-        if text::read::get_text(condition, "type").as_deref() != Some("m.room_membership") {
-            continue;
-        }
-        let Some(room_id) = text::read::get_text(condition, "room_id") else { continue };
+    for room_id in allowed_rooms(read, room)? {
         // For a room without members here any more we know no present members.
         let other = match room::num(read, &room_id)? {
             Some(other) if room::get_of(read, other)?.status == room::Status::Resident => other,
@@ -78,6 +71,17 @@ pub(super) fn meets_join_condition(read: &impl Get, room: &RoomRef, user: &UserI
         }
     }
     Ok(known_all.then_some(false))
+}
+
+/// The rooms that a restricted room lets people in from, as its join rules name them. At most [`ALLOW_MAX`].
+pub fn allowed_rooms(read: &impl Get, room: &RoomRef) -> crate::store::Result<Vec<String>> {
+    let Some(rules) = room.view(read).event("m.room.join_rules", "")? else { return Ok(Vec::new()) };
+    let allow = text::read::get(rules.content().as_bytes(), "allow").filter(|list| list.first() == Some(&b'['));
+    let conditions = text::read::items(allow.unwrap_or(b"[]")).take(ALLOW_MAX);
+    let of_members = conditions.filter(|one| {
+        one.first() == Some(&b'{') && text::read::get_text(one, "type").as_deref() == Some("m.room_membership")
+    });
+    Ok(of_members.filter_map(|one| text::read::get_text(one, "room_id").map(|id| id.into_owned())).collect())
 }
 
 /// A joined user of this server who may invite. Bounded by the users of this server.

@@ -21,6 +21,7 @@ pub mod state_tree;
 pub mod sticky;
 pub mod thread_subscription;
 pub mod timeline;
+pub mod told;
 pub mod txn;
 pub mod unread;
 pub mod current_state;
