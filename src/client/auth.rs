@@ -7,11 +7,27 @@ use crate::user::{self, Progress, UiaRequest};
 
 pub use crate::user::Requester;
 
-use super::{Client, Error, rates};
+use super::{Client, Error, guests, rates};
 
 /// The user and device of the access token. 401 `M_MISSING_TOKEN` without a token, `M_UNKNOWN_TOKEN` for one that is
 /// not valid.
+///
+/// 403 `M_GUEST_ACCESS_FORBIDDEN` for what guests may not do.
 pub async fn requester(client: &Client, request: &Request) -> Result<Requester, ErrorResponse> {
+    let requester = anybody(client, request).await?;
+    if requester.is_guest && !guests::may_ask(request) {
+        return Err(guests_forbidden("Guests may not do this: an account is needed"));
+    }
+    Ok(requester)
+}
+
+/// The answer to a guest who may not.
+pub fn guests_forbidden(why: &'static str) -> ErrorResponse {
+    ErrorResponse::new(StatusCode::FORBIDDEN, "M_GUEST_ACCESS_FORBIDDEN", why)
+}
+
+/// The user and device of the access token, whether a guest's or not.
+async fn anybody(client: &Client, request: &Request) -> Result<Requester, ErrorResponse> {
     let Some(token) = request.access_token() else {
         return Err(ErrorResponse::unauthorized("M_MISSING_TOKEN", "The request needs an access token"));
     };
@@ -63,7 +79,7 @@ pub async fn authenticate(
 /// The requester when the request has an access token, `None` when it has none.
 pub async fn maybe(client: &Client, request: &Request) -> Result<Option<Requester>, ErrorResponse> {
     match request.access_token() {
-        Some(_) => requester(client, request).await.map(Some),
+        Some(_) => anybody(client, request).await.map(Some),
         None => Ok(None),
     }
 }

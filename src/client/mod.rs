@@ -18,6 +18,7 @@ mod server;
 mod account;
 mod auth;
 mod error;
+mod guests;
 mod dehydrated_device;
 mod calls;
 mod keys;
@@ -58,6 +59,8 @@ pub struct Options {
     pub registration: Registration,
     /// The tokens of [`Registration::Token`].
     pub registration_tokens: Vec<String>,
+    /// Whether anybody may be a guest here.
+    pub guests: bool,
     /// The `https://…` in `/.well-known/matrix/client`. Without it that endpoint answers 404.
     pub public_url: Option<String>,
     /// Whose presence is told to whom.

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use super::account::{self, account_data, device, profile, push, push_rules, register, session};
-use super::room::{create, delayed, directory, membership, receipt, send, space, state, thread, timeline, upgrade};
+use super::room::{
+    create, delayed, directory, membership, old, receipt, send, space, state, thread, timeline, upgrade,
+};
 use super::{Client, calls, dehydrated_device, keys, media, presence, report, room_keys, server, sync, to_device};
 use crate::http::{Method, Router};
 
@@ -188,7 +190,11 @@ fn reading(router: &mut Router, client: &Arc<Client>) {
         .under(&R0_V3, Method::GET, "/rooms/{room_id}/state/{event_type}/{state_key}", state::state_event)
         .under(&R0_V3, Method::GET, "/rooms/{room_id}/members", state::members)
         .under(&R0_V3, Method::GET, "/rooms/{room_id}/joined_members", state::joined_members)
-        .under(&R0_V3, Method::GET, "/joined_rooms", state::joined_rooms);
+        .under(&R0_V3, Method::GET, "/joined_rooms", state::joined_rooms)
+        .under(&R0_V3, Method::GET, "/events", old::events)
+        .under(&R0_V3, Method::GET, "/events/{event_id}", old::event)
+        .under(&R0_V3, Method::GET, "/initialSync", old::all)
+        .under(&R0_V3, Method::GET, "/rooms/{room_id}/initialSync", old::room);
 }
 
 /// Subscriptions to threads, which no release of the specification has yet.

@@ -74,6 +74,13 @@ pub const SETTINGS: &[Setting] = &[
             Ok(config.apps.registration_tokens.extend(tokens(lines)?))
         },
     ),
+    setting(
+        "guests",
+        "false",
+        "Whether anybody who can reach the server may be a guest on it without an account: to read rooms that are open to the world, \
+         and to take part in those whose guest access says so.",
+        |config, given| Ok(config.apps.guests = given.flag()?),
+    ),
     optional(
         "budget",
         r#""pi-zero-2w""#,

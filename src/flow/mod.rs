@@ -6,6 +6,6 @@ mod rename;
 mod upgrade;
 
 pub use deactivate::deactivate;
-pub use register::{Registered, register};
+pub use register::{Registered, register, register_guest, upgrade_guest};
 pub use rename::{Propagate, rename};
 pub use upgrade::{join, upgrade};

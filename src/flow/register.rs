@@ -24,3 +24,28 @@ pub async fn register(users: &Users, new: New, login: Option<Login>) -> Result<R
     };
     Ok(Registered { user_id, session })
 }
+
+/// Makes a guest's account and its session.
+pub async fn register_guest(users: &Users, localpart: &str, login: Login) -> Result<Session, Error> {
+    let user_id = users.create_guest(localpart).await?;
+    tracing::info!("{user_id} came as a guest");
+    users.login(&user_id, login).await
+}
+
+/// Makes a guest's account an ordinary one with a password, and a session when `login` is given. The caller has checked that it is the
+/// guest who asks.
+pub async fn upgrade_guest(
+    users: &Users,
+    guest: OwnedUserId,
+    new: New,
+    login: Option<Login>,
+) -> Result<Registered, Error> {
+    login.as_ref().map_or(Ok(()), Login::check)?;
+    users.upgrade_guest(&guest, &new.password.unwrap_or_default()).await?;
+    tracing::info!("the guest {guest} made an account");
+    let session = match login {
+        Some(login) => Some(users.login(&guest, login).await?),
+        None => None,
+    };
+    Ok(Registered { user_id: guest, session })
+}

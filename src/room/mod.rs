@@ -13,6 +13,7 @@
 //! - `membership/`: which of these paths a join, leave, invite, kick, ban or knock takes;
 //!   `create/`: new rooms and upgrades;
 //! - `spaces/`: the tree below a room, and what a room is from outside;
+//! - `guests.rs`: which rooms are open to guests;
 //! - `notify.rs`: what notifies a user, for push gateways and apps;
 //! - `threads.rs`: subscriptions to threads; `delayed.rs`: events that are sent later;
 //! - `operator.rs`: the operator's view and permissions.
@@ -41,6 +42,7 @@ mod create;
 mod delayed;
 mod directory;
 mod ephemeral;
+mod guests;
 mod handshake;
 mod ignored;
 mod invite_rules;
@@ -78,6 +80,7 @@ pub use read::filter::{Events, Filter};
 pub use read::jump::NearestEvent;
 pub use read::relations::{Related, Threads};
 pub use read::state::MemberQuery;
+pub use read::stream::StreamPage;
 #[cfg(test)]
 pub use read::sync::RECEIPTS_MAX;
 pub use read::sync::{
@@ -138,6 +141,7 @@ struct Inner {
     /// Whoever leaves a room forgets it too.
     forgets: AtomicBool,
     delays: delayed::Delays,
+    leaving: Arc<guests::Leaving>,
 }
 
 impl Rooms {
@@ -145,6 +149,7 @@ impl Rooms {
         let typing = ephemeral::typing::Typing::new(parts.budget.account("ephemeral"), parts.clock.clone());
         let rules = Arc::new(append::rules_cache::Rules::new(parts.budget.account("push_rules")));
         let intake = receive::intake::Intake::new(parts.clock.clone());
+        let leaving = guests::leaving_of(&parts.store);
         Rooms(Arc::new(Inner {
             parts,
             locks: lock::Locks::default(),
@@ -159,6 +164,7 @@ impl Rooms {
             intake,
             forgets: AtomicBool::new(false),
             delays: delayed::Delays::default(),
+            leaving,
         }))
     }
 

@@ -452,6 +452,11 @@ impl Server {
             let media = media.clone();
             async move { media.keep_tidy(&worker).await }
         }));
+        let rooms = self.rooms.clone();
+        self.endless.push(self.worker("guests", move |worker| {
+            let rooms = rooms.clone();
+            async move { rooms.let_guests_go(&worker).await }
+        }));
         let pushes = self.pushes.clone();
         self.working.push(self.worker("push notifications", move |worker| {
             let pushes = pushes.clone();

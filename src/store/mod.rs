@@ -301,6 +301,8 @@ pub struct Change {
     pub anybody: bool,
     /// Access tokens or accounts are others than before.
     pub sessions: bool,
+    /// Guests may have to leave a room.
+    pub guests: bool,
     /// There are rows for other servers.
     pub outbound: bool,
     /// There are rows for appservices.

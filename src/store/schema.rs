@@ -42,6 +42,7 @@ pub const USER_ID: Table = table("user_id", "user", "UserNum → user id").shape
 pub const USER_NUM: Table = table("user_num", "user", "keyed hash64(user id), UserNum → nothing").shaped(Shape::Key12);
 pub const USER_META: Table = table("user_meta", "user", "name → JSON: the one-time setup code");
 pub const ACCOUNT: Table = table("account", "user", "UserNum → JSON Account; local users only");
+pub const GUEST: Table = table("guest", "user", "UserNum → nothing: guest accounts").shaped(Shape::Key4);
 pub const ERASED: Table =
     table("erased", "user", "UserNum → nothing: closed accounts that asked for erasure").shaped(Shape::Key4);
 pub const PROFILE: Table = table("profile", "user", "UserNum, field name → JSON; local users only");
@@ -193,6 +194,9 @@ pub const MEMBER: Table = table("member", "room", "RoomNum, membership, UserNum 
 pub const ROOM_SERVER: Table = table("room_server", "room", "RoomNum, server name → joined users, since position");
 pub const ROOM_LOCAL: Table = table("room_local", "room", "RoomNum, local UserNum → membership");
 pub const USER_ROOM: Table = table("user_room", "room", "local UserNum, RoomNum → membership, since, forgotten");
+pub const GUESTS_NOTED: Table =
+    table("guests_noted", "room", "RoomNum → nothing: a room whose guest access changed, to be looked at for guests")
+        .shaped(Shape::Key4);
 pub const STRIPPED: Table =
     table("stripped", "room", "local UserNum, RoomNum → stripped state of an invite from outside");
 
@@ -255,6 +259,7 @@ pub const TABLES: &[&Table] = &[
     &USER_NUM,
     &USER_META,
     &ACCOUNT,
+    &GUEST,
     &ERASED,
     &PROFILE,
     &PROFILE_CHANGE,
@@ -324,6 +329,7 @@ pub const TABLES: &[&Table] = &[
     &ROOM_SERVER,
     &ROOM_LOCAL,
     &USER_ROOM,
+    &GUESTS_NOTED,
     &STRIPPED,
     &UNREAD,
     &RELATION,

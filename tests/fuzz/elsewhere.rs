@@ -129,6 +129,11 @@ impl Elsewhere {
                 None => none(),
             },
             ["_matrix", "federation", _, "publicRooms"] => json(self.public_rooms(random)),
+            ["_matrix", "federation", _, "hierarchy", room] => json(self.space(name, room, random)),
+            ["_matrix", "federation", _, "timestamp_to_event", _] => json(Tree::map([
+                ("event_id", text(&format!("${}", "A".repeat(43)))),
+                ("origin_server_ts", Tree::number(now_ms() - 1000)),
+            ])),
             ["_matrix", "federation", _, "user", "devices", user] => json(devices(user)),
             ["_matrix", "federation", _, "user", "keys", "query"] => json(self.device_keys(name, request)),
             ["_matrix", "federation", _, "user", "keys", "claim"] => json(claimed(request)),
@@ -270,6 +275,41 @@ impl Elsewhere {
             ("chunk", Tree::list(rooms)),
             ("next_batch", Tree::text("n")),
             ("total_room_count_estimate", Tree::number(1)),
+        ])
+    }
+
+    /// A space in which another of the rooms is, and itself.
+    fn space(&self, name: &str, room: &str, random: &mut Stream) -> Tree {
+        let described = |id: &str| {
+            Tree::map([
+                ("room_id", Tree::text(id)),
+                ("name", Tree::text("a")),
+                ("topic", Tree::text(&"t".repeat(300))),
+                ("room_type", Tree::text("m.space")),
+                ("join_rule", Tree::text("restricted")),
+                ("allowed_room_ids", Tree::list([Tree::text(room)])),
+                ("num_joined_members", Tree::number(2)),
+                ("world_readable", Tree::Raw(b"true".to_vec())),
+                ("guest_can_join", Tree::Raw(b"true".to_vec())),
+            ])
+        };
+        let child = |id: &str| {
+            let content = Tree::map([("via", Tree::list([Tree::text(name)])), ("order", Tree::text("b"))]);
+            Tree::map([
+                ("type", Tree::text("m.space.child")),
+                ("state_key", Tree::text(id)),
+                ("sender", Tree::text(&format!("@a:{name}"))),
+                ("origin_server_ts", Tree::number(now_ms())),
+                ("content", content),
+            ])
+        };
+        let other = self.peers.any_room(random).map_or_else(|| format!("!b:{name}"), |room| room.id.clone());
+        let mut space = described(room);
+        space.set("children_state", Tree::list([child(&other), child(room)]));
+        Tree::map([
+            ("room", space),
+            ("children", Tree::list([described(&other)])),
+            ("inaccessible_children", Tree::list([Tree::text("!c:d.example")])),
         ])
     }
 

@@ -35,6 +35,7 @@ const FLOORS: &[Floors] = &[
             ("membership", "error lock ignored invite_rules state append receive send handshake join"),
             ("create", "error lock ignored state append send directory membership"),
             ("spaces", "error lock ignored state read"),
+            ("guests", "error lock ignored state"),
             ("notify", "error lock ignored state append read"),
             ("threads", "error lock ignored state read"),
             ("delayed", "error"),

@@ -10,6 +10,7 @@ mod federation_history;
 mod federation_outages;
 mod federation_rooms;
 mod floors;
+mod guests;
 mod http;
 mod rooms;
 mod server;

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use ruma::OwnedUserId;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -9,8 +10,8 @@ use super::session;
 use crate::base::unbroken;
 use crate::client::{Client, Error, Options, Registration, STRANGER_BYTES_MAX, auth, rates};
 use crate::flow;
-use crate::http::{ErrorResponse, Request, Response, StatusCode};
-use crate::user::{Login, Made, New, Stage, Target, UiaRequest, check_new_password};
+use crate::http::{ErrorResponse, Request, Response};
+use crate::user::{self, Login, Made, New, Stage, Target, UiaRequest, check_new_password};
 
 /// Sessions of ours are shorter.
 const SESSION_BYTES_MAX: usize = 64;
@@ -31,11 +32,15 @@ struct Body {
     inhibit_login: bool,
     #[serde(default)]
     auth: Option<Value>,
+    /// The token of a guest whose account is to become an ordinary one.
+    #[serde(default)]
+    guest_access_token: Option<String>,
 }
 
 /// POST /_matrix/client/v3/register
 ///
-/// 403 `M_GUEST_ACCESS_FORBIDDEN` for guests; 403 `M_FORBIDDEN` when registration is off; 401 with the flows of
+/// 403 `M_GUEST_ACCESS_FORBIDDEN` for guests when there are none; 403 `M_FORBIDDEN` when registration is off, or for a guest's token that is
+/// not of that user name; 401 with the flows of
 /// user-interactive authentication until it is complete; 400 `M_INVALID_USERNAME`; 400 `M_USER_IN_USE`; 400
 /// `M_MISSING_PARAM` without a password; 400 `M_WEAK_PASSWORD` when it has less than eight characters; 400 `M_INVALID_PARAM` when the password is too long or the device id is not
 /// valid; 413 `M_TOO_LARGE` when the device name is too long.
@@ -43,9 +48,10 @@ struct Body {
 /// Sent again with the session that made the account, its name and its password, it answers with the same account and
 /// device, and a new token: the first answer may have been lost.
 pub async fn register(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
-    if request.query("kind").is_some_and(|kind| kind != "user") {
-        let message = "This server has no guest accounts";
-        return Err(ErrorResponse::new(StatusCode::FORBIDDEN, "M_GUEST_ACCESS_FORBIDDEN", message).into());
+    match request.query("kind").as_deref() {
+        None | Some("user") => {}
+        Some("guest") => return guest(&client, &mut request).await,
+        Some(_) => return Err(ErrorResponse::invalid_param("kind must be \"user\" or \"guest\"").into()),
     }
     let (stages, tokens) = stages(&client.options)?;
     let mut body: Body = request.json_or_empty_max(STRANGER_BYTES_MAX).await?;
@@ -63,7 +69,11 @@ pub async fn register(client: Arc<Client>, mut request: Request) -> Result<Respo
     {
         return again(&client, &request, made, body).await;
     }
-    if let Some(username) = &body.username {
+    let upgraded = match &body.guest_access_token {
+        Some(token) => Some(guest_of(&client, &request, token, body.username.as_deref()).await?),
+        None => None,
+    };
+    if let Some(username) = body.username.as_ref().filter(|_| upgraded.is_none()) {
         client.users.is_free(username).await?;
     }
     if let Some(password) = &body.password {
@@ -87,7 +97,10 @@ pub async fn register(client: Arc<Client>, mut request: Request) -> Result<Respo
     // Not cancelled when the client disconnects: it would not learn what became of its account.
     let registered = unbroken(async move {
         let _turn = turn;
-        let registered = flow::register(&users, new, login).await?;
+        let registered = match upgraded {
+            Some(guest) => flow::upgrade_guest(&users, guest, new, login).await?,
+            None => flow::register(&users, new, login).await?,
+        };
         if let Some(session) = session {
             let device_id = registered.session.as_ref().map(|session| session.device_id.clone());
             users.note_made(&session, Made { user_id: registered.user_id.clone(), device_id });
@@ -99,6 +112,39 @@ pub async fn register(client: Arc<Client>, mut request: Request) -> Result<Respo
         Some(session) => session::answer(&client, &session),
         None => json!({ "user_id": registered.user_id, "home_server": client.users.server() }),
     }))
+}
+
+/// A new guest, who is never asked to prove anything and has no password.
+async fn guest(client: &Client, request: &mut Request) -> Result<Response, Error> {
+    if !client.options.guests {
+        return Err(auth::guests_forbidden("This server has no guest accounts").into());
+    }
+    let body: Body = request.json_or_empty_max(STRANGER_BYTES_MAX).await?;
+    request.limit(&rates::REGISTER)?;
+    // A guest chooses no device: there is nothing to come back to.
+    let login = Login { device_id: None, display_name: body.initial_device_display_name, ip: Some(request.peer().ip) };
+    login.check()?;
+    let (users, localpart) = (client.users.clone(), client.random.token(MADE_UP_CHARS).to_lowercase());
+    let session = unbroken(async move { flow::register_guest(&users, &localpart, login).await }).await?;
+    Ok(Response::json(&session::answer(client, &session)))
+}
+
+/// The guest whose account is to become an ordinary one under the same name.
+async fn guest_of(
+    client: &Client,
+    request: &Request,
+    token: &str,
+    username: Option<&str>,
+) -> Result<OwnedUserId, Error> {
+    let wrong = || ErrorResponse::forbidden("The guest_access_token is not of a guest with that username");
+    let guest = client.users.requester(token, request.peer().ip).await.map_err(|failed| match failed {
+        user::Error::UnknownToken => Error::from(wrong()),
+        failed => failed.into(),
+    })?;
+    match guest.is_guest && username == Some(guest.user_id.localpart()) {
+        true => Ok(guest.user_id),
+        false => Err(wrong().into()),
+    }
 }
 
 /// The answer to a registration that was sent again: the same account and the same device, with a new token.

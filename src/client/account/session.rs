@@ -114,6 +114,6 @@ pub async fn whoami(client: Arc<Client>, request: Request) -> Result<Response, E
     Ok(Response::json(&json!({
         "user_id": requester.user_id,
         "device_id": requester.device_id,
-        "is_guest": false,
+        "is_guest": requester.is_guest,
     })))
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ruma::{OwnedRoomAliasId, OwnedRoomId, OwnedServerName, OwnedUserId};
+use ruma::{OwnedRoomAliasId, OwnedRoomId, OwnedServerName, OwnedUserId, RoomId};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
@@ -70,12 +70,31 @@ async fn join_room(
     let JoinBody { reason, mut rest } = request.json_or_empty().await?;
     // Signed by an identity server. No authorisation rule reads it in a join, and this server uses no identity server.
     rest.remove("third_party_signed");
+    check_guest(client, request, requester, &room_id, via.clone()).await?;
     let joining = Joining { via, reason, content_extra: rest };
     // Joining a large room through another server takes up to an hour, and goes on after the client has disconnected.
     request.cancel_when_peer_leaves();
     flow::join(&client.users, &client.rooms, requester, &room_id, joining).await?;
     client.users.tell_presence_again(requester);
     Ok(Response::json(&json!({ "room_id": room_id })))
+}
+
+/// 403 `M_GUEST_ACCESS_FORBIDDEN` for a guest and a room that is not open to guests.
+pub async fn check_guest(
+    client: &Client,
+    request: &Request,
+    requester: &Requester,
+    room_id: &RoomId,
+    via: Vec<OwnedServerName>,
+) -> Result<(), Error> {
+    if !requester.is_guest {
+        return Ok(());
+    }
+    let may_ask = || request.limit_user(&rates::ASK, requester.user_id.as_str()).is_ok();
+    match client.rooms.guests_may_join(&requester.user_id, room_id, via, may_ask).await? {
+        true => Ok(()),
+        false => Err(auth::guests_forbidden("The room is not open to guests (m.room.guest_access)").into()),
+    }
 }
 
 /// The room that the id or alias in the path names, and servers that may know it. An alias is resolved by its own

@@ -4,6 +4,7 @@ pub mod create;
 pub mod delayed;
 pub mod directory;
 pub mod membership;
+pub mod old;
 pub mod receipt;
 pub mod send;
 pub mod space;

@@ -9,6 +9,7 @@ use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Map, Value, json};
 
 use super::delayed;
+use super::membership::check_guest;
 use crate::budget::Grant;
 use crate::client::{Client, Error, Requester, auth, rates};
 use crate::http::{ErrorResponse, Request, Response};
@@ -51,6 +52,9 @@ pub async fn state(client: Arc<Client>, mut request: Request) -> Result<Response
     let kind = request.param("type").to_owned();
     if kind == "m.room.member" && is_invite(&content) {
         request.limit_user(&rates::INVITE, requester.user_id.as_str())?;
+    }
+    if kind == "m.room.member" {
+        check_guest(&client, &request, &requester, &request.param_as::<OwnedRoomId>("room_id")?, Vec::new()).await?;
     }
     let state_key = Some(request.param_maybe("state_key").unwrap_or("").to_owned());
     let sticky_ms = delayed::sticky(&request)?;

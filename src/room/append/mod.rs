@@ -31,6 +31,7 @@ pub mod current_state;
 pub mod derived;
 pub mod device_lists;
 pub mod extremities;
+pub mod guests;
 pub mod members;
 pub mod new_event;
 pub mod outbound;
@@ -41,13 +42,14 @@ pub mod sticky;
 mod tests;
 
 /// What follows from events, each a file of its own. The next is one more file and one more line.
-const DERIVED: [&dyn Derived; 6] = [
+const DERIVED: [&dyn Derived; 7] = [
     &relations::Relations,
     &members::Members,
     &unread::UnreadCounts,
     &outbound::OutboundLog,
     &device_lists::DeviceLists,
     &sticky::StickyEvents,
+    &guests::Guests,
 ];
 
 /// Writes a part of the state of a room that is joined through another server, in the order of the keys, and what

@@ -29,6 +29,7 @@ pub mod sync;
 pub mod visibility;
 pub mod relations;
 pub mod state;
+pub mod stream;
 pub mod timeline;
 pub mod token;
 
@@ -106,6 +107,11 @@ impl RoomView {
             return Err(no());
         }
         Ok(visit)
+    }
+
+    /// Whether the reader may see anything of the room.
+    pub fn may_enter(&self) -> bool {
+        self.viewer.may_enter()
     }
 
     /// The room's number.

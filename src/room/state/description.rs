@@ -46,7 +46,6 @@ impl Description {
     /// What public lists show of a room. A handful of lookups.
     pub fn listed(get: &impl Get, room: &RoomRef) -> store::Result<Description> {
         let history = text(get, room, "m.room.history_visibility", "history_visibility")?;
-        let guests = text(get, room, "m.room.guest_access", "guest_access")?;
         Ok(Description {
             room_id: room.row.id.clone(),
             name: text(get, room, "m.room.name", "name")?,
@@ -57,7 +56,7 @@ impl Description {
             room_type: text(get, room, "m.room.create", "type")?,
             num_joined_members: room.row.joined,
             world_readable: history.as_deref() == Some("world_readable"),
-            guest_can_join: guests.as_deref() == Some("can_join"),
+            guest_can_join: are_guests_let_in(get, room)?,
             ..Description::default()
         })
     }
@@ -81,6 +80,11 @@ impl Description {
 /// A text shortened to what is shown of it; none when there is nothing to show.
 pub fn shown_text(text: &str) -> Option<String> {
     (!text.is_empty()).then(|| text.chars().take(TEXT_CHARS_MAX).collect())
+}
+
+/// Whether guests may join a room. One event is read.
+pub fn are_guests_let_in(get: &impl Get, room: &RoomRef) -> store::Result<bool> {
+    Ok(text(get, room, "m.room.guest_access", "guest_access")?.as_deref() == Some("can_join"))
 }
 
 /// Whether the room is a space. One event is read.

@@ -71,7 +71,7 @@ mod tests {
 
     fn requester() -> Requester {
         let user_id = "@anna:here.test".try_into().unwrap();
-        Requester { user_id, user_num: UserNum(1), device_id: "PHONE".to_owned(), is_admin: false }
+        Requester { user_id, user_num: UserNum(1), device_id: "PHONE".to_owned(), is_admin: false, is_guest: false }
     }
 
     #[test]

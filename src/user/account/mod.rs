@@ -15,6 +15,7 @@ use super::lookup::{id_of, local};
 pub use crate::store::tables::user::Standing;
 
 pub mod directory;
+pub mod guest;
 pub mod known;
 pub mod password;
 pub mod profile;

@@ -35,6 +35,7 @@ pub struct Requester {
     pub user_num: UserNum,
     pub device_id: String,
     pub is_admin: bool,
+    pub is_guest: bool,
 }
 
 /// The options of a login.
@@ -207,7 +208,8 @@ fn session_of(get: &impl Get, hash: &[u8; 32]) -> Result<Requester, Error> {
     if row.standing == Standing::Deactivated {
         return Err(Error::UnknownToken);
     }
-    Ok(Requester { user_id: lookup::id_of(get, user_num)?, user_num, device_id, is_admin: row.admin })
+    let is_guest = user::is_guest(get, user_num)?;
+    Ok(Requester { user_id: lookup::id_of(get, user_num)?, user_num, device_id, is_admin: row.admin, is_guest })
 }
 
 /// The device with the oldest last-seen, when a user has as many as allowed. The dehydrated one is never seen and stays.

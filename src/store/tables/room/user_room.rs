@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 
 use super::event_row::Membership;
 use crate::store::row_encoding::{Unpack, put_u64};
-use crate::store::schema::{ROOM_LOCAL, STRIPPED, USER_ROOM};
+use crate::store::schema::{GUESTS_NOTED, ROOM_LOCAL, STRIPPED, USER_ROOM};
 use crate::store::{Error, EventNum, Get, Position, Result, RoomNum, UserNum, Write, after_prefix};
 
 /// The relation of a local user to a room, from the user's side.
@@ -114,4 +114,26 @@ pub fn set_stripped(w: &mut Write, user: UserNum, room: RoomNum, json: Option<&[
             Ok(())
         }
     }
+}
+
+/// Notes that a room's guest access changed: guests there may have to leave.
+pub fn note_guests(w: &mut Write, room: RoomNum) -> Result<()> {
+    w.put(&GUESTS_NOTED, &room.to_key(), &[])
+}
+
+/// Whether that was noted of a room.
+pub fn are_guests_noted(get: &impl Get, room: RoomNum) -> Result<bool> {
+    get.has(&GUESTS_NOTED, &room.to_key())
+}
+
+/// A room of which it was noted.
+pub fn guests_noted(get: &impl Get) -> Result<Option<RoomNum>> {
+    let Some((key, _)) = get.first(&GUESTS_NOTED, &[], None, false)? else { return Ok(None) };
+    RoomNum::from_key(&key).map(Some).ok_or_else(|| Error::corrupt(&GUESTS_NOTED, &key))
+}
+
+/// Nobody has to leave a room any more.
+pub fn forget_guests(w: &mut Write, room: RoomNum) -> Result<()> {
+    w.remove(&GUESTS_NOTED, &room.to_key())?;
+    Ok(())
 }

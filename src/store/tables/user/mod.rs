@@ -9,7 +9,7 @@ use std::ops::ControlFlow;
 use serde::{Deserialize, Serialize};
 
 use crate::store::num::KEYS_OF_A_KIND_MAX;
-use crate::store::schema::{ACCOUNT, ERASED, PROFILE, USER_ID, USER_META, USER_NUM};
+use crate::store::schema::{ACCOUNT, ERASED, GUEST, PROFILE, USER_ID, USER_META, USER_NUM};
 use crate::store::{Change, Error, Get, Result, StateKeyNum, UserNum, Write, tables};
 
 pub mod account_data;
@@ -166,6 +166,30 @@ pub fn set_account(w: &mut Write<'_>, user: UserNum, account: &Account) -> Resul
 /// Whether the user has an account here, whatever its status.
 pub fn is_local(get: &impl Get, user: UserNum) -> Result<bool> {
     get.has(&ACCOUNT, &user.to_key())
+}
+
+/// Makes a local account a guest's, or an ordinary one.
+pub fn set_guest(w: &mut Write<'_>, user: UserNum, guest: bool) -> Result<()> {
+    w.announce(Change { sessions: true, ..Change::default() });
+    match guest {
+        true => w.put(&GUEST, &user.to_key(), &[]),
+        false => w.remove(&GUEST, &user.to_key()).map(drop),
+    }
+}
+
+/// Whether a local user is a guest.
+pub fn is_guest(get: &impl Get, user: UserNum) -> Result<bool> {
+    get.has(&GUEST, &user.to_key())
+}
+
+/// How many guests there are, counted no further than `most`.
+pub fn guests_up_to(get: &impl Get, most: usize) -> Result<usize> {
+    let mut count = 0;
+    get.range(&GUEST, &[], None, false, &mut |_, _| {
+        count += 1;
+        Ok(if count < most { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
+    })?;
+    Ok(count)
 }
 
 /// Notes that a user asked for erasure when the account was closed: who was not in the room then is given that user's

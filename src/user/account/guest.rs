@@ -1,0 +1,50 @@
+//! Guest accounts: without a password, and with little that they may do ("Guest Access").
+
+use ruma::{OwnedUserId, UserId};
+
+use super::password::check_new_password;
+use crate::store::tables::user::{self, Standing};
+use crate::user::{Error, Users, lookup};
+
+/// Guest accounts at most: their names are never given out again, so each is some hundred bytes for ever.
+const GUESTS_MAX: usize = 10_000;
+
+impl Users {
+    /// Creates a guest account of this name. `Taken` when an account has or had it; `M_RESOURCE_LIMIT_EXCEEDED` when there are too many
+    /// guests.
+    pub async fn create_guest(&self, localpart: &str) -> Result<OwnedUserId, Error> {
+        let user_id = self.new_id(localpart)?;
+        let created_ms = self.now_ms();
+        self.write(move |w| {
+            super::check_free(w, &user_id)?;
+            if user::guests_up_to(w, GUESTS_MAX)? == GUESTS_MAX {
+                return Err(Error::bad("M_RESOURCE_LIMIT_EXCEEDED", "There are too many guests on this server"));
+            }
+            let num = user::intern(w, user_id.as_str())?;
+            let row = user::Account { created_ms, standing: Standing::Active, admin: false, password_hash: None };
+            user::set_account(w, num, &row)?;
+            user::set_guest(w, num, true)?;
+            user::set_profile_field(w, num, "displayname", Some(&user_id.localpart().into()))?;
+            Ok(user_id)
+        })
+        .await
+    }
+
+    /// Makes a guest's account an ordinary one, which keeps its rooms. `Forbidden` when it is no guest's.
+    pub async fn upgrade_guest(&self, user_id: &UserId, password: &str) -> Result<(), Error> {
+        check_new_password(password)?;
+        let hash = self.hash_password(password).await?;
+        let user_id = user_id.to_owned();
+        self.write(move |w| {
+            let num = lookup::local(w, &user_id)?;
+            let row = user::account(w, num)?.filter(|row| row.standing == Standing::Active);
+            let row = row.ok_or(Error::NotFound("account"))?;
+            if !user::is_guest(w, num)? {
+                return Err(Error::Forbidden("This account is not a guest's any more".to_owned()));
+            }
+            user::set_guest(w, num, false)?;
+            Ok(user::set_account(w, num, &user::Account { password_hash: Some(hash), ..row })?)
+        })
+        .await
+    }
+}
