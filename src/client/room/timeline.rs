@@ -24,7 +24,7 @@ pub async fn event(client: Arc<Client>, request: Request) -> Result<Response, Er
     Ok(Response::json_bytes(StatusCode::OK, event))
 }
 
-/// 400 `M_MISSING_PARAM` without `dir`; 400 `M_INVALID_PARAM` when `dir`, `from`, `to` or `filter` is not valid; 403
+/// 400 `M_INVALID_PARAM` when `dir`, `from`, `to` or `filter` is not valid; 403
 /// `M_FORBIDDEN` when the room is not known or the user may not see it. When the page would be empty only because
 /// history is missing here: 429 `M_LIMIT_EXCEEDED` over the rate limit, else the error of fetching that history.
 pub async fn messages(client: Arc<Client>, request: Request) -> Result<Response, Error> {
@@ -34,9 +34,9 @@ pub async fn messages(client: Arc<Client>, request: Request) -> Result<Response,
     let filter = filter(&request)?;
     let backwards = match request.query("dir").as_deref() {
         Some("b") => true,
-        Some("f") => false,
+        // The specification requires it; apps that leave it out were written against servers that take this for it.
+        Some("f") | None => false,
         Some(_) => return Err(ErrorResponse::invalid_param("dir must be \"b\" or \"f\"").into()),
-        None => return Err(ErrorResponse::missing_param("dir").into()),
     };
     let limit = limit(&request, &filter, 10)?;
     let filter = filter.of_room(room_id.as_str()).into_owned();

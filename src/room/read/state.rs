@@ -21,7 +21,7 @@ use crate::store::tables::room::event;
 use crate::store::tables::room::event_pile::{EventPile, ListVisitor};
 use crate::store::tables::room::event_row::{Kind, Membership, Root, Row};
 use crate::store::tables::room::member;
-use crate::store::tables::room::state_tree;
+use crate::store::tables::room::{state_tree, timeline};
 use crate::store::tables::user;
 use crate::store::{self, EventNum, UserNum};
 
@@ -236,7 +236,7 @@ impl RoomView {
             who.only.is_none_or(|only| only == membership) && who.not.is_none_or(|not| not != membership)
         };
         let root = match who.at {
-            Some(at) if self.viewer.is_joined() => self.root_at(at.0)?,
+            Some(at) if self.viewer.is_joined() => self.root_at(self.after_creation(at)?)?,
             _ => self.root()?,
         };
         let (mut first, mut pile) = (true, self.pile());
@@ -247,6 +247,15 @@ impl RoomView {
             }
         }
         Ok(())
+    }
+
+    /// A place in the timeline where the room has a member: a first sync that begins with the creation of the room gives a
+    /// place before it to go on from, and apps list the members there.
+    fn after_creation(&self, at: Token) -> store::Result<i64> {
+        let Some(create) = self.room.create else { return Ok(at.0) };
+        let created = event::row_of(&*self.read, create)?.order.filter(|created| at.0 <= *created);
+        let Some(created) = created else { return Ok(at.0) };
+        Ok(timeline::first_after(&*self.read, self.num, created)?.map_or(at.0, |(joined, _)| joined))
     }
 
     /// Visits the member events of a state; of the present one only the wanted ones.

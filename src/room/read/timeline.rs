@@ -225,7 +225,9 @@ impl RoomView {
         page: Page,
     ) -> Result<(), ChunkError> {
         pen.text(&format!("{{\"start\":\"{start}\","));
-        if let Some(next) = page.next {
+        // Only an answer without events has no token: apps were written against servers that do not look ahead.
+        let last = page.events.last().map(|(order, _)| Token(if paging.backwards { order - 1 } else { *order }));
+        if let Some(next) = page.next.or(last) {
             pen.text(&format!("\"end\":\"{next}\","));
         }
         pen.text("\"chunk\":[");

@@ -226,7 +226,10 @@ impl RoomSections {
             limit: filter.limit(TIMELINE_EVENTS, TIMELINE_EVENTS_MAX),
             timeline: filter.wants_room(&changed.id).then_some(filter),
         })?;
-        let (limited, prev_batch) = (delta.limited, delta.prev_batch);
+        // A room that is new to an app which knows others: the app may have parts of its timeline from earlier, or from
+        // a preview, and what it is told now does not follow on them.
+        let is_newcomer = is_new && self.since.is_some() && changed.room.membership() == Membership::Join;
+        let (limited, prev_batch) = (delta.limited || is_newcomer, delta.prev_batch);
         pen.text(&format!("\"timeline\":{{\"limited\":{limited},\"prev_batch\":\"{prev_batch}\",\"events\":["));
         let senders = delta.write_timeline(pen, room).await?;
         pen.text(&format!("]}},\"{}\":{{\"events\":[", self.state_name()));
@@ -255,7 +258,8 @@ impl RoomSections {
         let all = main.0 + threads.values().map(|unread| unread.0).sum::<u64>();
         pen.text(&format!(",\"org.matrix.msc2654.unread_count\":{all},\"unread_notifications\":"));
         pen.text(&counts(main));
-        if by_thread {
+        // Left out when there are none: apps take that for all threads having been read.
+        if by_thread && !threads.is_empty() {
             pen.text(",\"unread_thread_notifications\":{");
             let mut first = true;
             for (root, unread) in threads {

@@ -6,7 +6,7 @@ use super::rooms::TIMELINE_EVENTS;
 use super::*;
 use crate::base::{Chunks, written};
 use crate::room::testing::{House, house};
-use crate::room::{Marker, Position, RECEIPTS_MAX, Related, Result, Threads, Token};
+use crate::room::{Marker, MemberQuery, Paging, Position, RECEIPTS_MAX, Related, Result, Threads, Token};
 use crate::store;
 use crate::store::tables::room::receipt::{Receipt, Whose};
 use crate::store::tables::room::{self, Hole, receipt};
@@ -256,6 +256,10 @@ async fn threads_are_counted_and_read_by_themselves() {
     assert_eq!(counts(false).await, (2, None, None));
     read(&reference, None).await;
     assert_eq!(counts(true).await, (0, None, None));
+    // Apps take an object without threads for one that has news of them.
+    let (_, rooms) =
+        synced(&house, &alice, None, json!({ "room": { "timeline": { "unread_thread_notifications": true } } })).await;
+    assert!(rooms["join"][room.as_str()].get("unread_thread_notifications").is_none(), "{rooms}");
     // Of two receipts on one event the sync tells the one that covers more (MSC4102).
     let (_, rooms) = synced(&house, &alice, None, json!({})).await;
     let receipt = &rooms["join"][room.as_str()]["ephemeral"]["events"][0]["content"][reference.as_str()];
@@ -534,6 +538,59 @@ async fn a_timeline_is_limited_only_when_it_leaves_wanted_events_out() {
     house.say(&alice, &room, "two").await;
     let (_, rooms) = synced(&house, &alice, Some(first), filter()).await;
     assert_eq!(rooms["join"][room.as_str()]["timeline"]["limited"], true);
+}
+
+/// An app that had part of the timeline from a preview put the two together as if nothing were between them.
+#[tokio::test]
+async fn a_room_that_is_new_to_an_app_which_knows_others_is_limited() {
+    let house = house();
+    let (alice, bob) = (house.user("alice").await, house.user("bob").await);
+    let room = house.public_room(&alice).await;
+    let (first, _) = synced(&house, &bob, None, json!({})).await;
+    house.join(&bob, &room).await.unwrap();
+    for (since, limited) in [(Some(first), true), (None, false)] {
+        let (_, rooms) = synced(&house, &bob, since, json!({})).await;
+        assert_eq!(rooms["join"][room.as_str()]["timeline"]["limited"], limited);
+    }
+}
+
+/// A first sync of a new room gives a place before its first event: there were no members there.
+#[tokio::test]
+async fn where_a_timeline_begins_with_the_room_there_is_its_creator() {
+    let house = house();
+    let (alice, bob) = (house.user("alice").await, house.user("bob").await);
+    let room = house.public_room(&alice).await;
+    let (_, rooms) = synced(&house, &alice, None, json!({})).await;
+    let prev_batch = rooms["join"][room.as_str()]["timeline"]["prev_batch"].as_str().and_then(Token::parse);
+    house.join(&bob, &room).await.unwrap();
+    let reader = Reader { user: house.user_num(&alice), user_id: alice.clone(), device: "D".to_owned() };
+    for (at, members) in [(prev_batch, vec![&alice]), (None, vec![&alice, &bob])] {
+        let query = MemberQuery { at, ..MemberQuery::default() };
+        let found = answered(house.rooms.members(&reader, &room, query).await).await;
+        let found = keys(&json!({ "events": found["chunk"] }));
+        assert_eq!(found, members.iter().map(|member| format!("m.room.member {member}")).collect::<Vec<_>>());
+    }
+}
+
+/// An app that filtered for pictures took the page with the only picture for the room's beginning.
+#[tokio::test]
+async fn only_a_page_without_events_is_the_last() {
+    let house = house();
+    let alice = house.user("alice").await;
+    let room = house.public_room(&alice).await;
+    house.say(&alice, &room, "one").await;
+    let reader = Reader { user: house.user_num(&alice), user_id: alice.clone(), device: "D".to_owned() };
+    for backwards in [true, false] {
+        let (mut from, mut seen) = (None, 0);
+        for is_last in [false, true] {
+            let paging = Paging { from, to: None, backwards, limit: 100, filter: Default::default() };
+            let page = answered(house.rooms.messages(&reader, &room, paging, || false).await).await;
+            seen += page["chunk"].as_array().unwrap().len();
+            from = page["end"].as_str().and_then(Token::parse);
+            assert_eq!((from.is_none(), page["chunk"] == json!([])), (is_last, is_last), "{page}");
+        }
+        assert_eq!(seen, 6, "{backwards}");
+    }
 }
 
 #[tokio::test]
