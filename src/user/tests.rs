@@ -9,7 +9,10 @@ use serde_json::{Value, json};
 use super::*;
 use crate::matrix::sign::{self, Key};
 use crate::remote::RemoteOptions;
-use crate::store::tables::room::user_room;
+use crate::store::tables::room::event_row::{Flags, Id, Kind, Membership, Row};
+use crate::store::tables::room::{self, Status, current_state, event, member, state_tree, user_room};
+use crate::store::tables::user;
+use crate::store::{BodyNum, RoomNum, Write};
 use crate::user::device::keys;
 
 const HOME: [u8; 4] = [127, 0, 0, 1];
@@ -50,6 +53,43 @@ impl Town {
         let session = self.users.login(&user_id, login).await.unwrap();
         self.users.requester(&session.access_token, [127, 0, 0, 1].into()).await.unwrap()
     }
+}
+
+/// A room with one member of another server, called `name`.
+pub(super) fn room_with(w: &mut Write<'_>, id: &str, far: &str, name: &str, rule: &str) -> Result<RoomNum, Error> {
+    let num = room::intern(w, id, "12")?;
+    let user = user::intern(w, far)?;
+    let member = ("m.room.member", far, json!({ "membership": "join", "displayname": name }));
+    for (kind, key, content) in [member, ("m.room.join_rules", "", json!({ "join_rule": rule }))] {
+        let state_key = state_tree::intern_key(w, kind, key)?;
+        let row = Row {
+            room: num,
+            body: BodyNum(0),
+            id: Id::Named(format!("${kind}{id}")),
+            kind: Kind::of(kind),
+            state_key: Some(state_key),
+            sender: user,
+            member: (kind == "m.room.member").then_some((Membership::Join, user)),
+            flags: Flags::default(),
+            depth: 1,
+            origin_server_ts: 1,
+            auth: Vec::new(),
+            before: None,
+            order: Some(1),
+            redacted_by: None,
+        };
+        let event = json!({ "auth_events": [], "content": content, "depth": 1, "origin_server_ts": 1,
+            "prev_events": [], "room_id": id, "sender": far, "state_key": key, "type": kind });
+        let (event, _) = event::insert(w, row, event.to_string().as_bytes())?;
+        current_state::set_state(w, num, Kind::of(kind), state_key, Some(event))?;
+        if kind == "m.room.member" {
+            member::set(w, num, user, None, Some((Membership::Join, event)))?;
+        }
+    }
+    let mut row = room::get_of(w, num)?;
+    (row.status, row.joined) = (Status::Resident, 2);
+    room::put(w, num, &row)?;
+    Ok(num)
 }
 
 /// A cross-signing key of a user, signed by `by` when given.

@@ -377,6 +377,19 @@ async fn device_lists_follow_who_shares_an_encrypted_room() {
     act(&house, &bob, &room, "leave", json!({})).await;
     let left = since(&house, &alice, &joined).await;
     assert_eq!(left["device_lists"], json!({ "changed": [], "left": [bob.id] }));
+    // So does a small room that is not encrypted; who shares any room has not gone.
+    let plain = self::room(&house, &alice, json!({})).await;
+    house.post(&format!("/join/{}", escaped(&room)), &bob, json!({})).await.ok();
+    let both = sync(&house, &alice, "").await;
+    house.post(&format!("/join/{}", escaped(&plain)), &bob, json!({})).await.ok();
+    let joined = since(&house, &alice, &both).await;
+    assert_eq!(joined["device_lists"], json!({ "changed": [bob.id], "left": [] }));
+    act(&house, &bob, &room, "leave", json!({})).await;
+    let left = since(&house, &alice, &joined).await;
+    assert!(left["device_lists"]["left"].as_array().is_none_or(Vec::is_empty), "{left}");
+    act(&house, &bob, &plain, "leave", json!({})).await;
+    let left = since(&house, &alice, &left).await;
+    assert_eq!(left["device_lists"]["left"], json!([bob.id]));
     // Who went and came back within a gap may have done so with another device.
     for _ in 0..2 {
         house.post(&format!("/join/{}", escaped(&room)), &bob, json!({})).await.ok();

@@ -19,7 +19,7 @@ use crate::store::tables::room::event;
 use crate::store::tables::room::event_row::{Kind, Membership, Root};
 use crate::store::tables::room::member;
 use crate::store::tables::room::user_room::Mine;
-use crate::store::tables::room::{self, state_tree, timeline};
+use crate::store::tables::room::{self, Room, state_tree, timeline};
 use crate::store::tables::room::{current_state, user_room};
 use crate::store::tables::user::account_data::{self, GLOBAL};
 use crate::store::tables::user::{self, device, e2ee_key, push_rule, to_device};
@@ -33,6 +33,10 @@ pub use profiles::ProfileQuery;
 const PUSH_RULES: &str = "m.push_rules";
 /// The number of rows read ahead of the writing.
 const BATCH: usize = 128;
+/// The most members of a room that is not encrypted whose coming and going an app is told of as that of their devices. The
+/// specification asks for rooms that are encrypted; apps that share files or make calls elsewhere too are used to the others.
+/// Some 40 bytes each: 40 KB of an answer, where a room of 40,000 would be megabytes for devices that nobody writes to.
+const UNENCRYPTED_MEMBERS_MAX: u64 = 1_000;
 /// The number of changed state keys read ahead.
 const DIFFERENCE_BATCH: usize = 1_024;
 /// The most to-device messages in one answer, and their bytes: on a poor line an interrupted answer is not begun from
@@ -319,8 +323,8 @@ impl UserSync {
 
     // ---- whose devices changed -----------------------------------------------------------------------------------
 
-    /// Writes, as texts with commas between, the users with changed keys and those who newly share an encrypted room. A
-    /// user may be named twice, which does no harm. Nothing for a first sync.
+    /// Writes, as texts with commas between, the users with changed keys and those who newly share a room that counts (see
+    /// `counts_since`). A user who shares several such rooms may be named twice, which does no harm. Nothing for a first sync.
     pub async fn write_changed_devices(&self, pen: &ChunkWriter) -> Result<(), ChunkError> {
         match self.since {
             Some(_) if !self.quiet => self.write_changed(pen).await,
@@ -328,7 +332,7 @@ impl UserSync {
         }
     }
 
-    /// Writes the users who share no encrypted room any more; else as [`UserSync::write_changed_devices`].
+    /// Writes the users who left a room that counts and share none any more; else as [`UserSync::write_changed_devices`].
     pub async fn write_left_devices(&self, pen: &ChunkWriter) -> Result<(), ChunkError> {
         match self.since {
             Some(_) if !self.quiet => self.write_gone(pen).await,
@@ -349,12 +353,16 @@ impl UserSync {
         let mut room = None;
         while let Some((num, mine)) = self.next_room(room, Membership::Join)? {
             room = Some(num);
-            let Some(encrypted) = self.encryption(num)? else { continue };
-            if mine.since > self.since() || encrypted > self.since() {
+            let row = room::get_of(&*self.read, num)?;
+            if row.latest <= self.since() && mine.since <= self.since() {
+                continue;
+            }
+            let Some(counts) = self.counts_since(num, &row)? else { continue };
+            if mine.since > self.since() || counts > self.since() {
                 self.write_members(pen, num, &mut first, false).await?;
                 continue;
             }
-            self.write_moved(pen, num, &mut first, true).await?;
+            self.write_moved(pen, &row, num, &mut first, true).await?;
         }
         Ok(())
     }
@@ -364,15 +372,17 @@ impl UserSync {
         let mut room = None;
         while let Some((num, _)) = self.next_room(room, Membership::Join)? {
             room = Some(num);
-            if self.encryption(num)?.is_some() {
-                self.write_moved(pen, num, &mut first, false).await?;
+            let row = room::get_of(&*self.read, num)?;
+            if row.latest > self.since() && self.counts_since(num, &row)?.is_some() {
+                self.write_moved(pen, &row, num, &mut first, false).await?;
             }
         }
         for membership in [Membership::Leave, Membership::Ban] {
             let mut room = None;
             while let Some((num, mine)) = self.next_room(room, membership)? {
                 room = Some(num);
-                if mine.left_at.is_some_and(|at| at > self.since()) && self.encryption(num)?.is_some() {
+                let left = mine.left_at.is_some_and(|at| at > self.since());
+                if left && self.counts_since(num, &room::get_of(&*self.read, num)?)?.is_some() {
                     self.write_members(pen, num, &mut first, true).await?;
                 }
             }
@@ -416,6 +426,13 @@ impl UserSync {
         Ok(found)
     }
 
+    /// The position since which an app is told whose devices come to a room and leave it: since the room has been encrypted,
+    /// or for ever in a small one that is not. None for a large one.
+    fn counts_since(&self, num: RoomNum, row: &Room) -> store::Result<Option<Position>> {
+        let small = (row.joined <= UNENCRYPTED_MEMBERS_MAX).then_some(Position(0));
+        Ok(self.encryption(num)?.or(small))
+    }
+
     /// The position since which a room has been encrypted; none for a room that is not.
     fn encryption(&self, num: RoomNum) -> store::Result<Option<Position>> {
         let Some(key) = state_tree::key(&*self.read, "m.room.encryption", "")? else { return Ok(None) };
@@ -424,7 +441,8 @@ impl UserSync {
         Ok(Some(Position(order.and_then(|order| u64::try_from(order).ok()).unwrap_or(0))))
     }
 
-    /// Writes the users joined to a room; or those of them with whom no encrypted room is shared any more.
+    /// Writes the users joined to a room, ours too, whose other devices may not know the room yet; or those of them with whom
+    /// no room is shared any more.
     async fn write_members(
         &self,
         pen: &ChunkWriter,
@@ -440,7 +458,11 @@ impl UserSync {
                 Ok(if batch.len() == BATCH { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
             })?;
             for user in &batch {
-                if *user != self.user && !(gone && self.shares_encrypted(*user)?) {
+                let is_told = match gone {
+                    true => *user == self.user || self.shares_room(*user)?,
+                    false => self.is_changed(*user)?,
+                };
+                if !is_told {
                     self.write_user(pen, *user, first)?;
                     pen.pause().await;
                 }
@@ -452,18 +474,15 @@ impl UserSync {
         }
     }
 
-    /// Writes the users who joined a room since then, or those who left it and share no other encrypted room.
+    /// Writes the users who joined a room since then, or those who left it and share no other room.
     async fn write_moved(
         &self,
         pen: &ChunkWriter,
+        row: &Room,
         num: RoomNum,
         first: &mut bool,
         came: bool,
     ) -> Result<(), ChunkError> {
-        let row = room::get_of(&*self.read, num)?;
-        if row.latest <= self.since() {
-            return Ok(());
-        }
         let before = timeline::state_at(&*self.read, num, self.since())?.map(|(_, root)| root);
         let mut after = None;
         loop {
@@ -478,7 +497,7 @@ impl UserSync {
                     _ => None,
                 };
                 let Some(user) = moved.filter(|user| *user != self.user) else { continue };
-                if came || !self.shares_encrypted(user)? {
+                if !(if came { self.is_changed(user)? } else { self.shares_room(user)? }) {
                     self.write_user(pen, user, first)?;
                     pen.pause().await;
                 }
@@ -516,15 +535,9 @@ impl UserSync {
         Ok(member.map(|(membership, user)| (user, membership == Membership::Join)))
     }
 
-    fn shares_encrypted(&self, other: UserNum) -> store::Result<bool> {
-        let mut room = None;
-        while let Some((num, _)) = self.next_room(room, Membership::Join)? {
-            room = Some(num);
-            if member::is_joined(&*self.read, num, other)? && self.encryption(num)?.is_some() {
-                return Ok(true);
-            }
-        }
-        Ok(false)
+    /// Whether a user's devices changed, which is told of whoever shares a room.
+    fn is_changed(&self, user: UserNum) -> store::Result<bool> {
+        Ok(device::last_change(&*self.read, user)?.is_some_and(|at| at > self.since() && at <= self.now))
     }
 
     fn write_user(&self, pen: &ChunkWriter, user: UserNum, first: &mut bool) -> store::Result<()> {
@@ -560,5 +573,38 @@ impl<'de> Visitor<'de> for EachText<'_> {
             (self.0)(&text);
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::{Chunks, written};
+    use crate::store::tables::room::user_room::Mine;
+    use crate::user::tests::{room_with, town};
+
+    /// Who joins a huge room that is not encrypted would be sent the ids of all its members.
+    #[tokio::test]
+    async fn devices_of_a_large_room_that_is_not_encrypted_are_not_listed() {
+        let town = town();
+        let anna = town.person("anna").await;
+        let who = anna.user_num;
+        let made = town.users.write(move |w| {
+            for (room, joined) in [("!small:here.test", 2), ("!large:here.test", UNENCRYPTED_MEMBERS_MAX + 1)] {
+                let far = room.replace('!', "@");
+                let num = room_with(w, room, &far, "Far", "invite")?;
+                user_room::set_mine(w, who, num, &Mine::joined(Position(9)))?;
+                let row = Room { joined, latest: Position(9), ..room::get_of(w, num)? };
+                room::put(w, num, &row)?;
+            }
+            Ok(())
+        });
+        made.await.unwrap();
+        let read = Arc::new(town.users.0.parts.store.read().unwrap());
+        let own = town.users.own(read, &anna, Some(Position(8)), Position(8), Position(9));
+        let mut chunks = written(move |pen| async move { own.write_changed_devices(&pen).await });
+        let mut told = Vec::new();
+        while chunks.next(&mut told).unwrap() {}
+        assert_eq!(String::from_utf8(told).unwrap(), "\"@small:here.test\"");
     }
 }
