@@ -111,6 +111,16 @@ async fn move_room(
 }
 
 impl Rooms {
+    /// The room that replaces a room, as its tombstone says.
+    pub async fn replacement(&self, room_id: &RoomId) -> Result<Option<OwnedRoomId>> {
+        let room_id = room_id.to_owned();
+        self.reading(move |_, read| {
+            let tombstone = content(read, &known_to_member(read, &room_id)?, "m.room.tombstone")?.unwrap_or_default();
+            Ok(tombstone["replacement_room"].as_str().and_then(|id| OwnedRoomId::try_from(id).ok()))
+        })
+        .await
+    }
+
     /// The room that a room replaces: it is known here, and says that it was replaced by this one.
     pub async fn predecessor(&self, room_id: &RoomId) -> Result<Option<OwnedRoomId>> {
         let room_id = room_id.to_owned();

@@ -134,10 +134,11 @@ impl Template {
     }
 }
 
-/// Whether a server said that the user may not do this: asking others that the user did not name would only look for one
-/// that knows less.
+/// Whether a server said that the user may not do this, or that it cannot let the user in: asking others that the user did
+/// not name would only look for one that knows less.
 pub fn is_no(failed: &Failed) -> bool {
     failed.status() == Some(403)
+        || matches!(failed.errcode(), Some("M_UNABLE_TO_AUTHORISE_JOIN" | "M_UNABLE_TO_GRANT_JOIN"))
 }
 
 /// One failure for those of several servers: the one that says most, and what each of the others said.

@@ -210,6 +210,10 @@ fn odd_stripped_events_are_left_out_alone() {
         event("m.room.avatar", r#"{"x":"\ud800"}"#),
         event("m.room.create", "[]"),
         event("m.room.join_rules", r#"{ "b" : 1, "a" : 1.5 }"#),
+        // Whole events, as servers send them since MSC4311, keep their time.
+        r#"{"type":"m.room.create","sender":"@a:x","state_key":"","content":{},"origin_server_ts":5,"depth":1}"#
+            .to_owned(),
+        r#"{"type":"m.room.tombstone","sender":"@a:x","state_key":"","content":{},"origin_server_ts":"5"}"#.to_owned(),
         r#"{"type":"m.room.member","sender":"@a:x","state_key":"@b:y","content":{"n":1}}"#.to_owned(),
     ];
     let state = state.map(|text| RawValue::from_string(text).unwrap());
@@ -217,6 +221,8 @@ fn odd_stripped_events_are_left_out_alone() {
     let expected = [
         format!(r#"{{"content":{deep},"sender":"@a:x","state_key":"","type":"m.room.name"}}"#),
         r#"{"content":{"a":1.5,"b":1},"sender":"@a:x","state_key":"","type":"m.room.join_rules"}"#.to_owned(),
+        r#"{"content":{},"origin_server_ts":5,"sender":"@a:x","state_key":"","type":"m.room.create"}"#.to_owned(),
+        r#"{"content":{},"sender":"@a:x","state_key":"","type":"m.room.tombstone"}"#.to_owned(),
         r#"{"content":{},"event_id":"$e","origin_server_ts":7,"sender":"@a:x","state_key":"@b:y","type":"m.room.member"}"#.to_owned(),
     ];
     assert_eq!(kept, format!("[{}]", expected.join(",")));

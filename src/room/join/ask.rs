@@ -207,6 +207,8 @@ mod tests {
             Arc::new(move |_, _| whole(status, &json!({ "errcode": errcode, "error": error })))
         };
         let no = peer(&lab, "no.example", says(403, "M_FORBIDDEN", "you are banned")).await;
+        let unable = says(400, "M_UNABLE_TO_GRANT_JOIN", "no local user may invite");
+        let unable = peer(&lab, "unable.example", unable).await;
         let gone = peer(&lab, "gone.example", says(404, "M_NOT_FOUND", "no such room")).await;
         let asked = Arc::new(AtomicUsize::new(0));
         let count = asked.clone();
@@ -216,7 +218,8 @@ mod tests {
         });
         let origin = peer(&lab, "origin.example", origin).await;
         let house = house_that(Budget::for_tests(), Store::in_memory(), |options| {
-            let peers = [("no.example", no), ("gone.example", gone), ("origin.example", origin)];
+            let peers =
+                [("no.example", no), ("gone.example", gone), ("unable.example", unable), ("origin.example", origin)];
             options.overrides = peers.iter().map(|(name, at)| (name.to_string(), at.to_string())).collect();
             options.extra_ca_pem = Some(lab.pem.clone().into_bytes());
         });
@@ -233,6 +236,8 @@ mod tests {
         assert_eq!((failed.errcode(), asked.load(Relaxed)), (Some("M_FORBIDDEN"), 0));
         let said = failed.to_string();
         assert!(said.contains("you are banned (so says no.example; gone.example answers 404"), "{said}");
+        let failed = join(&["unable.example"]).await;
+        assert_eq!((failed.errcode(), asked.load(Relaxed)), (Some("M_UNABLE_TO_GRANT_JOIN"), 0));
         // A server that does not know the room is no reason not to ask others.
         assert_eq!((join(&["gone.example"]).await.errcode(), asked.load(Relaxed)), (Some("M_NOT_FOUND"), 1));
         join(&[]).await;

@@ -143,7 +143,16 @@ impl<'i, F: Fetch> GapFill<'i, F> {
             match self.inbox.try_process(self.room.num, event.clone(), how.clone(), &mut grant).await? {
                 Step::Done(processed) => return Ok(processed),
                 Step::NeedsMemory => grant = Some(self.inbox.means().wait().await?),
-                Step::Missing(lacking) if !lacking.auth.is_empty() => Box::pin(self.fetch_cited(lacking.auth)).await?,
+                Step::Missing(lacking) if !lacking.auth.is_empty() => {
+                    let is_in_gap = !lacking.prev.is_empty() && how.given.is_none();
+                    match Box::pin(self.fetch_cited(lacking.auth)).await {
+                        // A server that gives out no auth chain by itself gives it with the state before the event.
+                        Err(Error::Reject(_)) if is_in_gap && self.states_left > 0 => {
+                            how.given = Some(Box::pin(self.state_before(event.id())).await?);
+                        }
+                        fetched => fetched?,
+                    }
+                }
                 Step::Missing(_) | Step::Unresolved => {
                     how.given = Some(Box::pin(self.state_before(event.id())).await?);
                 }
@@ -213,6 +222,8 @@ impl<'i, F: Fetch> GapFill<'i, F> {
             };
             // As many as fit, the newest first: older ones could not be reached without them.
             let (held, mut events) = (self.grant.bytes(), Vec::new());
+            // Servers walk back as far as they were asked to; from one that stopped this early nothing comes before it.
+            let is_all = fetched.iter().count() * 2 < limit;
             for raw in fetched.iter().rev() {
                 let Ok(event) = self.read(raw) else { continue };
                 if self.grant.grow(event.weight() as u64).is_err() {
@@ -237,7 +248,7 @@ impl<'i, F: Fetch> GapFill<'i, F> {
             drop(fresh);
             self.grant.shrink((self.grant.bytes() - held).saturating_sub(kept));
             open = self.still_open(event, &found).await?;
-            if open.is_empty() || found.len() == before {
+            if open.is_empty() || found.len() == before || is_all {
                 break;
             }
             let leads = |event: &Event| event.prev_events().any(|prev| open.contains(prev));

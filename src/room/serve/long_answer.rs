@@ -251,6 +251,7 @@ impl LongAnswer {
     fn chain(&mut self, read: &Read, full_at: usize, out: &mut Vec<u8>) -> store::Result<()> {
         while out.len() < full_at {
             let row = match self.pile.batch().pop()? {
+                Some((num, row)) if self.is_in_state(read, num, &row)? => continue,
                 Some((_, row)) => row,
                 None if self.read_chain(read)? => continue,
                 None => {
@@ -263,6 +264,15 @@ impl LongAnswer {
             self.emit(read, &row, out)?;
         }
         Ok(())
+    }
+
+    /// Whether an event of the chain was sent with the state, so that it need not come again. A server that wants no members
+    /// knows that both lists are one ("send_join", `omit_members`); older ones may not.
+    fn is_in_state(&self, read: &Read, num: EventNum, row: &event_row::Row) -> store::Result<bool> {
+        let (Some(kept), Some(root), Some(key)) = (&self.members_kept, self.state, row.state_key) else {
+            return Ok(false);
+        };
+        Ok((!key.is_of_member() || kept.contains(&num)) && state_tree::get(read, root, key)? == Some(num))
     }
 
     /// Reads the rows of the next events of the chain; false when there are none.

@@ -38,8 +38,8 @@ pub fn inviting_server(stripped: &[u8], user_id: &UserId) -> String {
     inviter.and_then(|id| Some(id.split_once(':')?.1.to_owned())).unwrap_or_default()
 }
 
-/// Stripped state in its stored form: a JSON array of the events' four fields, the member event itself last, with its time,
-/// by which apps date it, and its id, by which they are notified of it. An event beyond the bounds, or an element that is no event, is left out.
+/// Stripped state in its stored form: a JSON array of the events' four fields and their times where they have one, the member
+/// event itself last, with its id too, by which apps are notified of it. An event beyond the bounds, or an element that is no event, is left out.
 pub fn strip(state: &[Box<RawValue>], own: &Event) -> Vec<u8> {
     let last = strip_own(own);
     let mut left = STRIPPED_BYTES_MAX.saturating_sub(last.len() + 2);
@@ -75,8 +75,10 @@ fn strip_one(event: &RawValue, own: &Event) -> Option<String> {
         sender: Cow<'a, str>,
         #[serde(borrow)]
         content: &'a RawValue,
+        #[serde(borrow)]
+        origin_server_ts: Option<&'a RawValue>,
     }
-    let Given { kind, state_key, sender, content } = serde_json::from_str(event.get()).ok()?;
+    let Given { kind, state_key, sender, content, origin_server_ts } = serde_json::from_str(event.get()).ok()?;
     <&UserId>::try_from(&*sender).ok()?;
     if kind == "m.room.member" && Some(&*state_key) == own.state_key() {
         return None;
@@ -84,7 +86,10 @@ fn strip_one(event: &RawValue, own: &Event) -> Option<String> {
     let content = text::canonical_shown(content.get().as_bytes(), text::Mode::Lenient).ok()?;
     let content = String::from_utf8(content).ok().filter(|content| content.starts_with('{'))?;
     let (kind, state_key, sender) = (json!(kind), json!(state_key), json!(sender));
-    Some(format!("{{\"content\":{content},\"sender\":{sender},\"state_key\":{state_key},\"type\":{kind}}}"))
+    // Rooms of others have it since the whole events are sent (MSC4311), as ours have it: apps read one form.
+    let ts = origin_server_ts.and_then(|ts| ts.get().parse::<u64>().ok());
+    let ts = ts.map(|ts| format!(",\"origin_server_ts\":{ts}")).unwrap_or_default();
+    Some(format!("{{\"content\":{content}{ts},\"sender\":{sender},\"state_key\":{state_key},\"type\":{kind}}}"))
 }
 
 /// Size of one such event; larger ones (a page of text as a topic) are left out.

@@ -329,6 +329,37 @@ async fn a_user_who_was_renamed_often_is_listened_to() {
     }
 }
 
+/// A server that knew little of what was missing was asked for more of it, round after round.
+#[tokio::test]
+async fn a_server_that_gives_few_events_is_not_asked_for_those_before() {
+    let world = World::new().await;
+    let mut line = world.line();
+    let events: Vec<_> = (0..30).map(|n| world.say(&mut line, &format!("{n}"))).collect();
+    world.peer.with(|book| book.gives = Some(1));
+    assert_eq!(world.receive(&events[29..]).await, [Ok(())]);
+    assert_eq!(world.peer.asked(), ["missing_events", "state_ids"]);
+    assert!(world.row(&events[28]).is_some() && world.row(&events[27]).is_none());
+}
+
+/// Behind a gap, in which a user had been renamed often, nothing of the user was taken from a server that gives out no auth
+/// chain by itself, though it gives the same with the state.
+#[tokio::test]
+async fn an_auth_chain_that_is_not_given_out_comes_with_the_state() {
+    let world = World::new().await;
+    let mut line = world.line();
+    for n in 0..100 {
+        let name = json!({ "membership": "join", "displayname": format!("Bob {n}") });
+        world.make(&mut line, &world.bob, "m.room.member", Some(world.bob.as_str()), name);
+    }
+    let last = world.say(&mut line, "it is still me");
+    world.peer.with(|book| (book.keeps_events, book.keeps_chains) = (true, true));
+    assert_eq!(world.receive(&[last.clone()]).await, [Ok(())]);
+    let row = world.row(&last).unwrap();
+    assert!(!row.flags.soft_failed && !row.flags.rejected && row.order.is_some());
+    assert!(world.peer.asked().contains(&"state"));
+    world.check_state();
+}
+
 /// A server could hold a room's gaps, and the transaction's memory, for hours by sending nothing more; it need not even
 /// be in the room.
 #[tokio::test]
