@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use crate::base::{Clock, Lane, Random};
 use crate::budget::Budget;
 use crate::feed::Feed;
+use crate::matrix::version;
 use crate::media::Media;
 use crate::room::Rooms;
 use crate::user::Users;
@@ -67,6 +68,21 @@ pub struct Options {
     pub presence: PresenceMode,
     /// Servers that carry calls.
     pub calls: Calls,
+    /// The version of a new room for which the app names none; when absent, [`version::DEFAULT`].
+    pub room_version: Option<&'static str>,
+    /// The user directory finds every user of this server, not only those whom the searching user could meet.
+    pub search_all_users: bool,
+}
+
+/// A version of which rooms are made here.
+pub fn room_version(name: &str) -> Option<&'static str> {
+    version::get_offered(name).map(|version| version.id)
+}
+
+impl Options {
+    fn room_version(&self) -> &'static str {
+        self.room_version.unwrap_or(version::DEFAULT)
+    }
 }
 
 /// The parts that the handlers use.

@@ -63,7 +63,7 @@ pub async fn capabilities(client: Arc<Client>, request: Request) -> Result<Respo
     let forgets = client.rooms.forgets_left_rooms();
     Ok(Response::json(&json!({ "capabilities": {
         "m.change_password": { "enabled": true },
-        "m.room_versions": { "default": version::DEFAULT, "available": available },
+        "m.room_versions": { "default": client.options.room_version(), "available": available },
         "m.set_displayname": { "enabled": true },
         "m.set_avatar_url": { "enabled": true },
         "m.profile_fields": { "enabled": true },

@@ -92,6 +92,13 @@ pub const SETTINGS: &[Setting] = &[
             Ok(config.budget = Some(if is_path(text) { path()? } else { text.to_owned() }))
         },
     ),
+    setting(
+        "search_all_users",
+        "false",
+        "Whether people find every user of this server when they search for somebody. Otherwise they find those with whom they \
+         share a room and those in public rooms, and can write to others whose whole name they know.",
+        |config, given| Ok(config.apps.search_all_users = given.flag()?),
+    ),
     setting("upload_bytes_max", r#""50 MiB""#, "The largest file that can be uploaded.", |config, given| {
         Ok(config.upload_bytes_max = given.bytes()?)
     }),

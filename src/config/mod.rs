@@ -324,6 +324,10 @@ mod tests {
         );
         parse("log = \"info,snug::remote=debug\"").unwrap();
         check(
+            "[rooms]\ndefault_version = \"1\"",
+            "/etc/x/snug.toml:2: rooms.default_version: this server creates no rooms of version \"1\"",
+        );
+        check(
             "server_name = \"Example.org\"",
             "/etc/x/snug.toml:1: server_name: \"Example.org\" must be written in small letters: \"example.org\"",
         );

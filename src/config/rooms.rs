@@ -1,9 +1,10 @@
-//! `[rooms]`: which rooms of other servers users may join, and what becomes of rooms they leave.
+//! `[rooms]`: which rooms of other servers users may join, what becomes of rooms they leave, and the version of new ones.
 
 use super::setting::{Setting, setting};
+use crate::client;
 use crate::room::Policy;
 
-/// `[rooms]`: which rooms of other servers users may join, and what becomes of rooms they leave.
+/// `[rooms]`: see above.
 #[derive(Debug, Clone, Default)]
 pub struct Rooms {
     pub admission: Policy,
@@ -27,5 +28,17 @@ pub const SETTINGS: &[Setting] = &[
         "Whether a room that somebody leaves, or is removed from, is forgotten at once: no app of theirs shows it or its history any \
              more. Otherwise that is for each of them to say.",
         |config, given| Ok(config.rooms.forget_left = given.flag()?),
+    ),
+    setting(
+        "rooms.default_version",
+        r#""12""#,
+        "The version of a new room when the app names none. An older one, such as \"11\", lets people of servers in that \
+         have not been brought up to date for long.",
+        |config, given| {
+            let wanted = given.text()?;
+            let version = client::room_version(wanted);
+            let none = || format!("this server creates no rooms of version {wanted:?}");
+            Ok(config.apps.room_version = Some(version.ok_or_else(none)?))
+        },
     ),
 ];

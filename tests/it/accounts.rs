@@ -236,8 +236,10 @@ async fn profiles() {
     house.get("/profile/@alice:localhost/m.tz", &bob).await.refused(404, "M_NOT_FOUND");
     house.get("/profile/@nobody:localhost", &bob).await.refused(404, "M_NOT_FOUND");
     house.get("/profile/nonsense", &bob).await.refused(400, "M_INVALID_PARAM");
-    let found = house.post("/user_directory/search", &bob, json!({ "search_term": "ALICE" })).await.ok();
-    assert_eq!(found["results"][0]["display_name"], "Alice A.");
+    let search = async || house.post("/user_directory/search", &bob, json!({ "search_term": "ALICE" })).await.ok();
+    assert_eq!(search().await["results"], json!([]), "nobody may look through all accounts");
+    house.post("/createRoom", &alice, json!({ "preset": "public_chat" })).await.ok();
+    assert_eq!(search().await["results"][0]["display_name"], "Alice A.");
 }
 
 #[tokio::test]

@@ -60,11 +60,11 @@ pub async fn create(client: Arc<Client>, mut request: Request) -> Result<Respons
     for _ in body.invite.iter().filter(|user| user.server_name() != client.rooms.server()) {
         request.limit_user(&rates::INVITE, requester.user_id.as_str())?;
     }
-    let room_id = client.rooms.create(&requester.user_id, wanted(body)?).await?;
+    let room_id = client.rooms.create(&requester.user_id, wanted(&client, body)?).await?;
     Ok(Response::json(&json!({ "room_id": room_id })))
 }
 
-fn wanted(body: Body) -> Result<Create, ErrorResponse> {
+fn wanted(client: &Client, body: Body) -> Result<Create, ErrorResponse> {
     if !body.invite_3pid.is_empty() {
         let message = "This server uses no identity server, so it cannot invite by e-mail address or phone number";
         return Err(ErrorResponse::bad("M_THREEPID_DENIED", message));
@@ -89,7 +89,7 @@ fn wanted(body: Body) -> Result<Create, ErrorResponse> {
     Ok(Create {
         public,
         preset,
-        room_version: body.room_version,
+        room_version: Some(body.room_version.unwrap_or_else(|| client.options.room_version().to_owned())),
         room_alias_name: body.room_alias_name,
         name: body.name,
         topic: body.topic,

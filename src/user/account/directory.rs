@@ -1,6 +1,8 @@
-//! The user directory: all local users, users who share a room with the searching user, and users in public rooms.
+//! The user directory: users who share a room with the searching user, users in public rooms, and where the operator wants
+//! that all local users.
 //!
-//! Client-server API, "User Directory". The name of another server's user is that of their membership.
+//! Client-server API, "User Directory". The name of another server's user is that of their membership, and that of a local
+//! user the one of their profile: the name they have in a room may be meant for that room.
 
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
@@ -24,21 +26,30 @@ const ROOMS_MAX: usize = 1_000;
 const TERM_BYTES_MAX: usize = 256;
 
 impl Users {
-    /// The users whose id or name contains the term, and whether there may be more.
-    pub async fn search(&self, asker: UserNum, term: &str, most: usize) -> Result<(Vec<Value>, bool), Error> {
+    /// The other users whose id or name contains the term, and whether there may be more. `all`: every local user counts.
+    pub async fn search(
+        &self,
+        asker: UserNum,
+        term: &str,
+        most: usize,
+        all: bool,
+    ) -> Result<(Vec<Value>, bool), Error> {
         let term = term.trim().to_lowercase();
         if term.is_empty() || term.len() > TERM_BYTES_MAX {
             return Ok((Vec::new(), false));
         }
         self.read(move |get| {
-            let mut found = Found { term, most, seen: BTreeSet::new(), results: Vec::new(), limited: false };
+            let seen = BTreeSet::from([asker]);
+            let mut found = Found { term, most, seen, results: Vec::new(), limited: false };
             let mut here = Vec::new();
-            user::accounts_after(get, None, &mut |num, row| {
-                if row.standing == Standing::Active {
-                    here.push(num);
-                }
-                Ok(ControlFlow::Continue(()))
-            })?;
+            if all {
+                user::accounts_after(get, None, &mut |num, row| {
+                    if row.standing == Standing::Active {
+                        here.push(num);
+                    }
+                    Ok(ControlFlow::Continue(()))
+                })?;
+            }
             for num in here {
                 let profile = user::profile(get, num)?;
                 if found.is_full() || !found.look(get, num, &profile)? {
@@ -63,7 +74,12 @@ impl Users {
                     Ok(ControlFlow::Continue(()))
                 })?;
                 for (num, event) in members {
-                    if !found.look(get, num, &shown_in(get, event)?)? {
+                    let profile = match user::account(get, num)? {
+                        Some(row) if row.standing == Standing::Active => user::profile(get, num)?,
+                        Some(_) => continue,
+                        None => shown_in(get, event)?,
+                    };
+                    if !found.look(get, num, &profile)? {
                         return Ok((found.results, true));
                     }
                 }
@@ -182,48 +198,10 @@ impl Found {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::tables::room::event_row::{Flags, Id, Row};
+    use crate::store::Position;
     use crate::store::tables::room::user_room::{self, Mine};
-    use crate::store::{BodyNum, Position, Write};
-    use crate::user::tests::{town, town_that};
+    use crate::user::tests::{room_with, town, town_that};
     use serde_json::json;
-
-    /// A room with one member of another server, called `name`.
-    fn room_with(w: &mut Write<'_>, id: &str, far: &str, name: &str, rule: &str) -> Result<RoomNum, Error> {
-        let num = room::intern(w, id, "12")?;
-        let user = user::intern(w, far)?;
-        let member = ("m.room.member", far, json!({ "membership": "join", "displayname": name }));
-        for (kind, key, content) in [member, ("m.room.join_rules", "", json!({ "join_rule": rule }))] {
-            let state_key = state_tree::intern_key(w, kind, key)?;
-            let row = Row {
-                room: num,
-                body: BodyNum(0),
-                id: Id::Named(format!("${kind}{id}")),
-                kind: Kind::of(kind),
-                state_key: Some(state_key),
-                sender: user,
-                member: (kind == "m.room.member").then_some((Membership::Join, user)),
-                flags: Flags::default(),
-                depth: 1,
-                origin_server_ts: 1,
-                auth: Vec::new(),
-                before: None,
-                order: Some(1),
-                redacted_by: None,
-            };
-            let event = json!({ "auth_events": [], "content": content, "depth": 1, "origin_server_ts": 1,
-                "prev_events": [], "room_id": id, "sender": far, "state_key": key, "type": kind });
-            let (event, _) = event::insert(w, row, event.to_string().as_bytes())?;
-            current_state::set_state(w, num, Kind::of(kind), state_key, Some(event))?;
-            if kind == "m.room.member" {
-                member::set(w, num, user, None, Some((Membership::Join, event)))?;
-            }
-        }
-        let mut row = room::get_of(w, num)?;
-        (row.status, row.joined) = (Status::Resident, 2);
-        room::put(w, num, &row)?;
-        Ok(num)
-    }
 
     /// A user of another server was found by id only, and not at all in a public room.
     #[tokio::test]
@@ -240,10 +218,29 @@ mod tests {
             Ok(())
         });
         made.await.unwrap();
-        let (found, limited) = town.users.search(who, "robert", 10).await.unwrap();
+        let (found, limited) = town.users.search(who, "robert", 10, false).await.unwrap();
         let expected = [("@x:far.test", "Robert"), ("@y:far.test", "Roberta")];
         let expected = expected.map(|(id, name)| json!({ "user_id": id, "display_name": name }));
         assert_eq!((found, limited), (expected.to_vec(), false));
+    }
+
+    /// Anybody with an account could list all others, and found people by names that they have in some room only.
+    #[tokio::test]
+    async fn people_here_are_found_where_they_can_be_met_by_the_name_of_their_profile() {
+        let town = town();
+        let (anna, carl, dora) = (town.person("anna").await, town.person("carl").await, town.person("dora").await);
+        let made = town.users.write(move |w| {
+            room_with(w, "!public:here.test", "@carl:here.test", "Uncle C", "public")?;
+            room_with(w, "!secret:here.test", "@dora:here.test", "Aunt D", "invite").map(drop)
+        });
+        made.await.unwrap();
+        let found = async |term: &str, all| {
+            let (found, _) = town.users.search(anna.user_num, term, 10, all).await.unwrap();
+            found.iter().map(|user| user["user_id"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+        };
+        assert_eq!(found("here.test", false).await, [carl.user_id.as_str()]);
+        assert_eq!(found("uncle", false).await, [""; 0]);
+        assert_eq!(found("here.test", true).await, [&carl.user_id, &dora.user_id].map(|id| id.as_str()));
     }
 
     /// At home without the Internet, an app could not show the name of a person whose messages it had.
