@@ -8,4 +8,4 @@ mod upgrade;
 pub use deactivate::deactivate;
 pub use register::{Registered, register, register_guest, upgrade_guest};
 pub use rename::{Propagate, rename};
-pub use upgrade::{join, upgrade};
+pub use upgrade::{close, join, upgrade};

@@ -42,6 +42,14 @@ pub async fn upgrade(
     Ok(new)
 }
 
+/// After a user closed a room in favour of another: as for [`join`], when the other says that it replaces this one.
+pub async fn close(users: &Users, rooms: &Rooms, requester: &Requester, room_id: &RoomId) {
+    let Ok(Some(new)) = rooms.replacement(room_id).await else { return };
+    if rooms.predecessor(&new).await.is_ok_and(|old| old.as_deref() == Some(room_id)) {
+        follow(users, requester, room_id, &new).await;
+    }
+}
+
 async fn follow(users: &Users, requester: &Requester, old: &RoomId, new: &RoomId) {
     if let Err(error) = users.follow_upgrade(requester.user_num, old, new).await {
         tracing::warn!(%old, %new, %error, "what a user keeps for a room did not go on in the new one");

@@ -149,3 +149,31 @@ pub async fn say_all(house: &TestServer, who: &TestUser, room: &str, range: std:
 pub async fn listed(house: &TestServer, who: &TestUser, list: &str, room: &str) -> Value {
     house.get("/sync", who).await.ok()["rooms"][list][room].clone()
 }
+
+/// Servers and apps that replace rooms by hand make the new room first and close the old one then: whoever did so lost what
+/// was kept for the old room.
+#[tokio::test]
+async fn a_room_that_is_replaced_by_hand_goes_on_in_the_new_one() {
+    let house = TestServer::start_with(|config| config.apps.room_version = Some("11")).await;
+    let alice = house.register("alice").await;
+    let versions = house.get("/capabilities", &alice).await.ok()["capabilities"]["m.room_versions"].clone();
+    assert_eq!(versions["default"], "11");
+    let create = async |content: Value| {
+        let made = house.post("/createRoom", &alice, json!({ "creation_content": content })).await.ok();
+        made["room_id"].as_str().unwrap().to_owned()
+    };
+    let old = create(json!({})).await;
+    let created = house.get(&format!("/rooms/{}/state/m.room.create", q(&old)), &alice).await.ok();
+    assert_eq!(created["room_version"], "11");
+    let rule = |room: &str| format!("/pushrules/global/room/{}", q(room));
+    house.put(&rule(&old), &alice, json!({ "actions": [] })).await.ok();
+    let new = create(json!({ "predecessor": { "room_id": old } })).await;
+    house.get(&rule(&new), &alice).await.refused(404, "M_NOT_FOUND");
+    let tombstone = json!({ "body": "moved", "replacement_room": new });
+    house.put(&format!("/rooms/{}/state/m.room.tombstone", q(&old)), &alice, tombstone).await.ok();
+    house.get(&rule(&new), &alice).await.ok();
+    // The direction of a page may be left out.
+    let page = house.get(&format!("/rooms/{}/messages", q(&old)), &alice).await.ok();
+    assert_eq!(page["chunk"][0]["type"], "m.room.create");
+    house.stop().await;
+}

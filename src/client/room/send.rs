@@ -12,6 +12,7 @@ use super::delayed;
 use super::membership::check_guest;
 use crate::budget::Grant;
 use crate::client::{Client, Error, Requester, auth, rates};
+use crate::flow;
 use crate::http::{ErrorResponse, Request, Response};
 use crate::room::{Delay, Sending};
 
@@ -62,9 +63,13 @@ pub async fn state(client: Arc<Client>, mut request: Request) -> Result<Response
         let delay = Delay { kind, state_key, content, sticky_ms, delay_ms, txn: None };
         return delayed::schedule(&client, &requester, &request, delay).await;
     }
-    let paid = paid(&mut request);
+    let (paid, closes) = (paid(&mut request), kind == "m.room.tombstone");
     let sending = Sending { kind, state_key, content, redacts: None, sticky_ms, txn: None, paid };
-    sent(&client, &requester, &request, sending).await
+    let answer = sent(&client, &requester, &request, sending).await?;
+    if closes {
+        flow::close(&client.users, &client.rooms, &requester, &request.param_as::<OwnedRoomId>("room_id")?).await;
+    }
+    Ok(answer)
 }
 
 /// The event that a redaction names in its content, whatever the room's version (MSC4169), and the rest of the content: the
