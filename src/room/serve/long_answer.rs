@@ -107,6 +107,8 @@ pub struct LongAnswer {
     names: (&'static str, &'static str),
     pub ids_only: bool,
     pub servers: bool,
+    /// A server that has only come into the room with this join: the list is of those that were in it before.
+    pub newcomer: Option<String>,
     pub state: Option<Root>,
     /// With members omitted: the member events that are sent all the same.
     pub members_kept: Option<Vec<EventNum>>,
@@ -145,6 +147,7 @@ impl LongAnswer {
             names,
             ids_only: false,
             servers: false,
+            newcomer: None,
             state: None,
             members_kept: None,
             chain,
@@ -217,8 +220,10 @@ impl LongAnswer {
             if out.len() >= full_at {
                 return Ok(ControlFlow::Break(()));
             }
-            self.comma(out);
-            write_string(out, server);
+            if self.newcomer.as_deref() != Some(server) {
+                self.comma(out);
+                write_string(out, server);
+            }
             last = Some(server.to_owned());
             Ok(ControlFlow::Continue(()))
         })?;

@@ -17,7 +17,7 @@ use crate::room::error::{Error, Result};
 use crate::room::serve::slots;
 use crate::room::state::RoomRef;
 use crate::room::state::server_access;
-use crate::store::tables::room::event;
+use crate::store::tables::room::{event, member};
 use crate::store::{EventNum, Get};
 
 impl Rooms {
@@ -98,6 +98,9 @@ pub fn answer_join(
     answer.state = Some(before);
     if how.omit_members {
         answer.servers = true;
+        let from = event.sender().server_name().as_str();
+        let is_new = member::server(get, held.num, from)?.is_none_or(|(members, _)| members <= 1);
+        answer.newcomer = is_new.then(|| from.to_owned());
         answer.members_kept = Some(members_kept(get, held, before, event)?);
     }
     Ok(answer.served())
@@ -128,7 +131,7 @@ fn known_event(get: &impl Get, held: &RoomRef, id: &EventId) -> Result<EventNum>
 mod tests {
     use crate::room::serve::long_answer::HEROES_MAX;
     use crate::room::serve::slots::PIECE_BYTES_MAX;
-    use crate::store::tables::room::{event, member, state_tree};
+    use crate::store::tables::room::state_tree;
     use std::collections::{BTreeMap, BTreeSet};
     use std::sync::Arc;
 
@@ -338,7 +341,9 @@ mod tests {
             // What the state has is not sent again.
             let chain_only = unique(ids(version, &answer["auth_chain"]));
             assert!(chain_only.is_subset(&chain) && chain_only.is_disjoint(&unique(ids(version, &answer["state"]))));
-            assert!(answer["servers_in_room"].as_array().unwrap().contains(&json!("s6.test")));
+            // The servers that were there before.
+            let servers = answer["servers_in_room"].as_array().unwrap();
+            assert!(servers.contains(&json!("s6.test")) && !servers.contains(&json!("new.test")), "{servers:?}");
             let how = JoinAnswer { omit_members: false, old_api: true };
             assert_eq!(body(rooms.take_join(submitted(), how).await.unwrap())[0], 200);
             assert!(member::server(&rooms.read().unwrap(), num, "new.test").unwrap().is_some());
