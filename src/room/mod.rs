@@ -16,6 +16,7 @@
 //! - `guests.rs`: which rooms are open to guests;
 //! - `notify.rs`: what notifies a user, for push gateways and apps;
 //! - `threads.rs`: subscriptions to threads; `delayed.rs`: events that are sent later;
+//! - `mass_redaction.rs`: redacts what a kick or ban takes along, aside;
 //! - `operator.rs`: the operator's view and permissions.
 //!
 //! The rest of the server calls [`Rooms`]; nothing below names it but for the type.
@@ -48,6 +49,7 @@ mod ignored;
 mod invite_rules;
 pub mod join;
 mod lock;
+mod mass_redaction;
 mod membership;
 mod read;
 mod notify;
@@ -85,6 +87,7 @@ pub use read::stream::StreamPage;
 pub use read::sync::RECEIPTS_MAX;
 pub use read::sync::{
     Activity, DeltaQuery, Hero, Reach, ReadMark, RoomDelta, StateMoved, StateQuery, StateWish, SyncView, UserRoom,
+    is_invite_hidden,
 };
 pub use read::timeline::Paging;
 pub use read::token::Token;
@@ -142,6 +145,7 @@ struct Inner {
     forgets: AtomicBool,
     delays: delayed::Delays,
     leaving: Arc<guests::Leaving>,
+    redactions: Arc<mass_redaction::Waiting>,
 }
 
 impl Rooms {
@@ -150,6 +154,8 @@ impl Rooms {
         let rules = Arc::new(append::rules_cache::Rules::new(parts.budget.account("push_rules")));
         let intake = receive::intake::Intake::new(parts.clock.clone());
         let leaving = guests::leaving_of(&parts.store);
+        let redactions = Arc::new(mass_redaction::Waiting::default());
+        parts.store.follow(redactions.clone());
         Rooms(Arc::new(Inner {
             parts,
             locks: lock::Locks::default(),
@@ -165,6 +171,7 @@ impl Rooms {
             forgets: AtomicBool::new(false),
             delays: delayed::Delays::default(),
             leaving,
+            redactions,
         }))
     }
 

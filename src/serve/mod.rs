@@ -432,6 +432,11 @@ impl Server {
             let rooms = rooms.clone();
             async move { rooms.keep_swept(&worker).await }
         }));
+        let rooms = self.rooms.clone();
+        self.endless.push(self.worker("redactions", move |worker| {
+            let rooms = rooms.clone();
+            async move { rooms.redact_noted(&worker).await }
+        }));
         let users = self.users.clone();
         self.endless.push(self.worker("deleted backups", move |worker| {
             let users = users.clone();

@@ -3,7 +3,7 @@
 use crate::config::Config;
 use crate::deliver::push::{Notices, PushOptions, Waiting};
 use crate::matrix::push::notice::Notice;
-use crate::room::{self, Rooms};
+use crate::room::{self, RoomNum, Rooms};
 use crate::store::{self, Read, UserNum};
 
 impl Notices for Rooms {
@@ -14,6 +14,10 @@ impl Notices for Rooms {
             false => room::Waiting::Event(i64::try_from(waiting.at.0).unwrap_or(i64::MAX)),
         };
         Rooms::notice(self, get, user, waiting.room, of)
+    }
+
+    fn is_invite_hidden(&self, get: &Read, user: UserNum, room: RoomNum) -> store::Result<bool> {
+        room::is_invite_hidden(get, user, room)
     }
 }
 

@@ -307,6 +307,8 @@ pub struct Change {
     pub outbound: bool,
     /// There are rows for appservices.
     pub appservices: bool,
+    /// The events of a user are to be redacted.
+    pub redacts: bool,
     /// What push gateways are told of `users` may be other than before.
     pub push: Push,
 }

@@ -171,6 +171,11 @@ pub const EVENT_ID: Table =
     table("event_id", "room", "keyed hash48(event id), EventNum → nothing").shaped(Shape::Key10);
 pub const REDACTION_PENDING: Table =
     table("redaction_pending", "room", "keyed hash128(RoomNum, event id we lack) → EventNums of its redactions");
+pub const MASS_REDACTION: Table = table(
+    "mass_redaction",
+    "room",
+    "RoomNum, EventNum of a kick or ban → UserNum whose events it redacts, place in the timeline up to which that is left",
+);
 pub const FOLLOWED: Table = table(
     "followed",
     "room",
@@ -316,6 +321,7 @@ pub const TABLES: &[&Table] = &[
     &EVENT_BODY,
     &EVENT_ID,
     &REDACTION_PENDING,
+    &MASS_REDACTION,
     &FOLLOWED,
     &ROOM,
     &ROOM_NUM,

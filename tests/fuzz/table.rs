@@ -97,8 +97,10 @@ const LISTS: Holds = Json(&[
     r#"{"conn_id":"<text>","pos":"<pos>","timeout":0,"lists":{"a":{"range":[0,"<<number>>"],"timeline_limit":1,"required_state":{"include":[{},{"type":"m.room.member","state_key":"<user_id>"}],"exclude":[{"type":"m.room.create"}],"lazy_members":true},"filters":{"is_dm":true,"is_encrypted":false,"room_types":[null,"m.space"],"tags":["m.favourite"],"not_tags":["m.lowpriority"],"spaces":["<room_id>"],"is_invited":true}},"b":{"timeline_limit":0,"required_state":{}}}}"#,
 ]);
 const REASON: Holds = Json(&[r#"{"reason":"<text>"}"#]);
-const TARGET: Holds =
-    Json(&[r#"{"user_id":"<user_id>","reason":"<text>"}"#, r#"{"user_id":"<their_user>","reason":"<text>"}"#]);
+const TARGET: Holds = Json(&[
+    r#"{"user_id":"<user_id>","reason":"<text>"}"#,
+    r#"{"user_id":"<their_user>","reason":"<text>","redact_events":"<<bool>>"}"#,
+]);
 const AUTH: &str =
     r#"{"auth":{"type":"m.login.password","identifier":{"type":"m.id.user","user":"<me>"},"password":"<password>"}}"#;
 const PASSWORD_CHANGE: &str = r#"{"new_password":"<password>","logout_devices":false,"auth":{"type":"m.login.password","identifier":{"type":"m.id.user","user":"<me>"},"password":"<password>"}}"#;
@@ -252,8 +254,8 @@ pub const TABLE: &[Endpoint] = &[
     post(V3, "/delete_devices", Json(&[r#"{"devices":["<device_id>","<device_id>"]}"#, DEVICES_END])),
     get(V3, "/profile/{user_id}").of(Anybody),
     get(FIELDS, "/profile/{user_id}/{field}").of(Anybody),
-    put(FIELDS, "/profile/{user_id}/{field}", PROFILE),
-    delete(FIELDS, "/profile/{user_id}/{field}", Nothing),
+    put(FIELDS, "/profile/{user_id}/{field}", PROFILE).asks("propagate_to=propagate_to"),
+    delete(FIELDS, "/profile/{user_id}/{field}", Nothing).asks("propagate_to=propagate_to"),
     post(V3, "/user_directory/search", Json(&[r#"{"search_term":"<text>","limit":"<<number>>"}"#])),
     post(V3, "/rooms/{room_id}/report/{event_id}", Json(&["{}", r#"{"reason":"<text>","score":"<<number>>"}"#])),
     post(BARE, "/_matrix/client/v3/rooms/{room_id}/report", REASON),

@@ -125,6 +125,29 @@ fn the_first_minute() {
     let taken = run(folder, &["user", "add", "bob"], "a good password\n");
     assert!(!taken.status.success() && String::from_utf8_lossy(&taken.stderr).contains("taken"));
     assert!(good(folder, &["budget"], "").contains("resident at most"));
+
+    // What is reported waits for the administrator.
+    let asks = |path: &str, head: &str, body: &str| {
+        let head = format!("POST {path} HTTP/1.0\r\n{head}content-length: {}\r\n\r\n", body.len());
+        server.ask(&(head + body))
+    };
+    let login =
+        r#"{"type":"m.login.password","identifier":{"type":"m.id.user","user":"bob"},"password":"a good password"}"#;
+    let login = asks("/_matrix/client/v3/login", "", login);
+    let token = login.split("\"access_token\":\"").nth(1).unwrap().split('"').next().unwrap();
+    assert_eq!(good(folder, &["reports"], ""), "Nothing was reported.\n");
+    for _ in 0..5 {
+        let head = format!("authorization: Bearer {token}\r\n");
+        let done = asks("/_matrix/client/v3/users/@alice:localhost/report", &head, r#"{"reason":"rude\u001b[2J"}"#);
+        assert!(done.starts_with("HTTP/1.0 200"), "{done}");
+    }
+    let reports = good(folder, &["reports"], "");
+    let said = "@bob:localhost reports the user @alice:localhost\n       reason: rude [2J\n";
+    assert_eq!(reports.matches(said).count(), 5, "{reports}");
+    assert_eq!(good(folder, &["reports", "remove", "2"], ""), "1 report removed.\n");
+    assert!(bad(folder, &["reports", "remove", "2"], "").contains("no such report"));
+    assert_eq!(good(folder, &["reports", "remove", "--all"], ""), "4 reports removed.\n");
+
     let other = good(folder, &["budget", "--budget", "pi-5"], "");
     assert!(other.contains("512.00 MiB") && !other.contains("resident at most"), "{other}");
     assert!(!other.contains("high water"), "no server runs with it: {other}");

@@ -39,6 +39,7 @@ const FLOORS: &[Floors] = &[
             ("notify", "error lock ignored state append read"),
             ("threads", "error lock ignored state read"),
             ("delayed", "error"),
+            ("mass_redaction", "error lock state append"),
             ("operator", "error lock ignored state join"),
         ],
     },

@@ -338,3 +338,30 @@ async fn rooms_that_are_left_are_forgotten_where_the_owner_says_so() {
     house.get(&format!("/rooms/{}/messages?dir=b", q(&room)), &bob).await.refused(403, "M_FORBIDDEN");
     house.stop().await;
 }
+
+/// On the server of whoever bans, and on the others.
+#[tokio::test]
+async fn a_ban_takes_what_the_user_wrote_along() {
+    let pair = Pair::start().await;
+    let (anna, bad) = (pair.one.register("anna").await, pair.two.register("bad").await);
+    let carol = pair.two.register("carol").await;
+    let room = create(&pair.one, &anna, json!({ "preset": "public_chat" })).await;
+    for who in [&bad, &carol] {
+        pair.two.post(&format!("/join/{}?via={}", q(&room), pair.one.name()), who, json!({})).await.ok();
+    }
+    let spam = text(&pair.two, &bad, &room, "spam").await;
+    let path = format!("/rooms/{}/event/{}", q(&room), q(&spam));
+    eventually("the text arrives", async || (pair.one.get(&path, &anna).await.status == 200).then_some(())).await;
+    let ban = json!({ "user_id": bad.id, "reason": "enough", "org.matrix.msc4293.redact_events": true });
+    pair.one.post(&format!("/rooms/{}/ban", q(&room)), &anna, ban).await.ok();
+    for (house, who) in [(&pair.one, &anna), (&pair.two, &carol)] {
+        let shown = eventually("the text goes", async || {
+            let shown = event(house, who, &room, &spam).await;
+            (shown["content"] == json!({})).then_some(shown)
+        });
+        let because = shown.await["unsigned"]["redacted_because"].clone();
+        assert_eq!((&because["type"], &because["content"]["reason"]), (&json!("m.room.member"), &json!("enough")));
+    }
+    pair.one.stop().await;
+    pair.two.stop().await;
+}

@@ -21,6 +21,21 @@ struct Reason {
 struct Target {
     user_id: OwnedUserId,
     reason: Option<String>,
+    /// In a kick or ban: the user's events are redacted along with it (MSC4293).
+    redact_events: Option<bool>,
+    #[serde(rename = "org.matrix.msc4293.redact_events")]
+    unstable_redact_events: Option<bool>,
+}
+
+impl Target {
+    /// The name under which the event says that it redacts.
+    fn redacts(&self) -> Option<&'static str> {
+        match (self.redact_events, self.unstable_redact_events) {
+            (Some(true), _) => Some("redact_events"),
+            (_, Some(true)) => Some("org.matrix.msc4293.redact_events"),
+            _ => None,
+        }
+    }
 }
 
 #[derive(Deserialize, Default)]
@@ -197,7 +212,8 @@ async fn asked(client: &Client, request: &mut Request) -> Result<(OwnedUserId, O
 /// is not in the room, the target is not joined, invited or knocking, or the authorisation rules refuse it.
 pub async fn kick(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let (user, room_id, target) = asked(&client, &mut request).await?;
-    client.rooms.kick(&user, &room_id, &target.user_id, target.reason).await?;
+    let redacts = target.redacts();
+    client.rooms.kick(&user, &room_id, &target.user_id, target.reason, redacts).await?;
     Ok(Response::ok())
 }
 
@@ -207,7 +223,8 @@ pub async fn kick(client: Arc<Client>, mut request: Request) -> Result<Response,
 /// is not in the room or the authorisation rules refuse it.
 pub async fn ban(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let (user, room_id, target) = asked(&client, &mut request).await?;
-    client.rooms.ban(&user, &room_id, &target.user_id, target.reason).await?;
+    let redacts = target.redacts();
+    client.rooms.ban(&user, &room_id, &target.user_id, target.reason, redacts).await?;
     Ok(Response::ok())
 }
 

@@ -43,7 +43,7 @@ use crate::remote::Remote;
 use crate::remote::unified_push::{self, Sent};
 use crate::remote::web::{Plain, WebFailed, WebLimits, WebRequest};
 use crate::store::tables::user::pusher::{self, Key, Pusher, Status};
-use crate::store::{self, Get, Position, Read, Store, UserNum, Write};
+use crate::store::{self, Get, Position, Read, RoomNum, Store, UserNum, Write};
 use noted::{News, Noted};
 pub use waiting::Waiting;
 
@@ -93,6 +93,9 @@ const LOOK_KEYS: usize = 64;
 pub trait Notices: Send + Sync {
     /// What is to be told of a waiting notification; `None` when it notifies no more.
     fn notice(&self, get: &Read, user: UserNum, waiting: Waiting) -> store::Result<Option<Notice>>;
+
+    /// Whether the invite to a room is one that the user's apps are not shown.
+    fn is_invite_hidden(&self, get: &Read, user: UserNum, room: RoomNum) -> store::Result<bool>;
 }
 
 /// Settings, and bounds from the profile.
@@ -406,7 +409,8 @@ impl Pushes {
     /// waiting.
     async fn look_at(&self, book: &mut Book, user: UserNum, news: News, worker: &Worker) {
         let (now, active) = (self.0.clock.now_ms(), book.of_user(user));
-        match self.read(move |get| look(get, user, &news, &active, now)).await {
+        let notices = self.0.notices.clone();
+        match self.read(move |get| look(get, user, &news, &active, now, &*notices)).await {
             Ok(None) => self.0.noted.forget(user),
             Ok(Some(found)) => found.into_iter().for_each(|key| book.find(key)),
             Err(error) => {
@@ -577,7 +581,8 @@ impl Pushes {
         let known = known.map(|known| Status { reached: known.reached.max(stored.reached), ..known });
         let status = known.unwrap_or(stored);
         let route = self.route(&pusher);
-        let found = waiting::find(get, key.user, status.reached, SKIPS_MAX)?;
+        let is_hidden = |room| self.0.notices.is_invite_hidden(get, key.user, room);
+        let found = waiting::find(get, key.user, status.reached, SKIPS_MAX, &is_hidden)?;
         let badge = (!pusher.without_badge).then_some(found.badge);
         let tell = |notice: Option<&Notice>, before: Status, after: Position| {
             let body = body(notice, badge, &pusher, route, short);
@@ -921,11 +926,12 @@ impl Route {
 
 /// The pushers of a user for which something waits; none when the user has no pushers.
 fn look(
-    get: &impl Get,
+    get: &Read,
     user: UserNum,
     news: &News,
     active: &HashMap<Key, Status>,
     now: u64,
+    notices: &dyn Notices,
 ) -> store::Result<Option<Vec<Key>>> {
     let mut pushers = Vec::new();
     pusher::each(get, user, &mut |key, pusher| {
@@ -950,7 +956,8 @@ fn look(
     let mut found = None;
     let mut walk = || -> store::Result<(Option<Position>, u64)> {
         if found.is_none() {
-            let all = waiting::find(get, user, Position(0), 0)?;
+            let is_hidden = |room| notices.is_invite_hidden(get, user, room);
+            let all = waiting::find(get, user, Position(0), 0, &is_hidden)?;
             found = Some((all.newest, all.badge));
         }
         Ok(found.unwrap_or_default())

@@ -30,8 +30,15 @@ pub struct Found {
     pub badge: u64,
 }
 
-/// Walks all rooms of a user: three rows for each, and the places of 128 notifications in each.
-pub fn find(get: &impl Get, user: UserNum, reached: Position, most: usize) -> Result<Found> {
+/// Walks all rooms of a user: three rows for each, and the places of 128 notifications in each. `is_hidden`: whether the
+/// invite to a room is one that the user's apps are not shown.
+pub fn find(
+    get: &impl Get,
+    user: UserNum,
+    reached: Position,
+    most: usize,
+    is_hidden: &dyn Fn(RoomNum) -> Result<bool>,
+) -> Result<Found> {
     let mut found = Found::default();
     unread::list_of_user(get, user, &mut |room, unread| {
         found.badge += 1;
@@ -41,7 +48,7 @@ pub fn find(get: &impl Get, user: UserNum, reached: Position, most: usize) -> Re
         Ok(ControlFlow::Continue(()))
     })?;
     user_room::list_mine(get, user, None, &mut |room, mine| {
-        if mine.membership == Membership::Invite {
+        if mine.membership == Membership::Invite && !is_hidden(room)? {
             found.badge += 1;
             if mine.since > reached {
                 found.consider(Waiting { at: mine.since, room, invite: true }, most);

@@ -32,6 +32,7 @@ pub mod derived;
 pub mod device_lists;
 pub mod extremities;
 pub mod guests;
+pub mod mass_redaction;
 pub mod members;
 pub mod new_event;
 pub mod outbound;
@@ -42,7 +43,7 @@ pub mod sticky;
 mod tests;
 
 /// What follows from events, each a file of its own. The next is one more file and one more line.
-const DERIVED: [&dyn Derived; 7] = [
+const DERIVED: [&dyn Derived; 8] = [
     &relations::Relations,
     &members::Members,
     &unread::UnreadCounts,
@@ -50,6 +51,7 @@ const DERIVED: [&dyn Derived; 7] = [
     &device_lists::DeviceLists,
     &sticky::StickyEvents,
     &guests::Guests,
+    &mass_redaction::MassRedactions,
 ];
 
 /// Writes a part of the state of a room that is joined through another server, in the order of the keys, and what

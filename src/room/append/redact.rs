@@ -53,7 +53,7 @@ fn strike_target(w: &mut Write<'_>, redaction: &Event, num: EventNum, row: &Row)
 }
 
 /// Replaces the body by its redacted form. Always bounded: two rows and what follows from them.
-fn strike(w: &mut Write<'_>, event: &Event, num: EventNum, mut row: Row, by: EventNum) -> Result<()> {
+pub fn strike(w: &mut Write<'_>, event: &Event, num: EventNum, mut row: Row, by: EventNum) -> Result<()> {
     for derived in DERIVED {
         derived.on_redact(w, event, &row)?;
     }

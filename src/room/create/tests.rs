@@ -111,7 +111,7 @@ async fn an_upgraded_room_goes_on_elsewhere() {
         };
         let old = rooms.create(&anna, create).await.unwrap();
         house.join(&ben, &old).await.unwrap();
-        rooms.ban(&anna, &old, &cleo, Some("noise".to_owned())).await.unwrap();
+        rooms.ban(&anna, &old, &cleo, Some("noise".to_owned()), None).await.unwrap();
         assert!(is_forbidden(rooms.upgrade(&ben, &old, to, Vec::new()).await));
         house.clock.advance(Duration::from_millis(1));
         let new = rooms.upgrade(&anna, &old, to, Vec::new()).await.unwrap();

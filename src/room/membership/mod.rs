@@ -79,18 +79,32 @@ impl Rooms {
         invite_with(self, sender, room_id, target, content_of(Membership::Invite, reason)).await.map(drop)
     }
 
-    /// Kicks a user, or takes that user's invite back.
-    pub async fn kick(&self, sender: &UserId, room_id: &RoomId, target: &UserId, reason: Option<String>) -> Result<()> {
+    /// Kicks a user, or takes that user's invite back. `redacts`: under this name the event says that the user's events are
+    /// redacted along with it (MSC4293).
+    pub async fn kick(
+        &self,
+        sender: &UserId,
+        room_id: &RoomId,
+        target: &UserId,
+        reason: Option<String>,
+        redacts: Option<&str>,
+    ) -> Result<()> {
         check_membership(self, sender, room_id, target, &INSIDE, "that user is not in the room").await?;
-        change_member(self, sender, room_id, target, Membership::Leave, content_of(Membership::Leave, reason))
-            .await
-            .map(drop)
+        let content = removal(Membership::Leave, reason, redacts);
+        change_member(self, sender, room_id, target, Membership::Leave, content).await.map(drop)
     }
 
-    pub async fn ban(&self, sender: &UserId, room_id: &RoomId, target: &UserId, reason: Option<String>) -> Result<()> {
-        change_member(self, sender, room_id, target, Membership::Ban, content_of(Membership::Ban, reason))
-            .await
-            .map(drop)
+    /// Bans a user; `redacts` as in a kick.
+    pub async fn ban(
+        &self,
+        sender: &UserId,
+        room_id: &RoomId,
+        target: &UserId,
+        reason: Option<String>,
+        redacts: Option<&str>,
+    ) -> Result<()> {
+        let content = removal(Membership::Ban, reason, redacts);
+        change_member(self, sender, room_id, target, Membership::Ban, content).await.map(drop)
     }
 
     pub async fn unban(
@@ -185,6 +199,12 @@ pub(super) async fn send_member(
     }
 }
 
+fn removal(membership: Membership, reason: Option<String>, redacts: Option<&str>) -> Map<String, Value> {
+    let mut content = content_of(membership, reason);
+    content.extend(redacts.map(|flag| (flag.to_owned(), true.into())));
+    content
+}
+
 async fn is_resident(rooms: &Rooms, room_id: &RoomId) -> Result<bool> {
     let room_id = room_id.to_owned();
     rooms
@@ -261,9 +281,14 @@ pub(super) async fn change_member(
     .await
 }
 
-/// An error when a user of this server takes no invites from another user.
+/// An error when a user of this server takes no invites from another user. Administrators are let through, as Synapse does.
 pub(super) fn check_invitable(read: &Read, target: &UserId, inviter: &UserId) -> Result<()> {
     let Some(target) = user::num(read, target.as_str())? else { return Ok(()) };
+    if let Some(num) = user::num(read, inviter.as_str())?
+        && user::account(read, num)?.is_some_and(|account| account.admin)
+    {
+        return Ok(());
+    }
     match invite_rules::verdict(read, target, inviter.as_str())? {
         Verdict::Block(errcode) => Err(Error::InviteBlocked(errcode)),
         Verdict::Allow | Verdict::Ignore => Ok(()),

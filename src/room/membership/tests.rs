@@ -24,11 +24,11 @@ async fn coming_and_going() {
     house.join(&ben, &room).await.unwrap();
     house.join(&ben, &room).await.unwrap();
     assert_eq!(rooms.joined_rooms(&ben).await.unwrap(), [room.clone()]);
-    assert!(is_forbidden(rooms.kick(&ben, &room, &anna, None).await));
-    assert!(is_forbidden(rooms.kick(&anna, &room, &cleo, None).await), "not in the room");
-    rooms.kick(&anna, &room, &ben, None).await.unwrap();
+    assert!(is_forbidden(rooms.kick(&ben, &room, &anna, None, None).await));
+    assert!(is_forbidden(rooms.kick(&anna, &room, &cleo, None, None).await), "not in the room");
+    rooms.kick(&anna, &room, &ben, None, None).await.unwrap();
     assert!(is_forbidden(house.send(&ben, &room, "m.room.message", None, json!({})).await));
-    rooms.ban(&anna, &room, &ben, Some("enough".to_owned())).await.unwrap();
+    rooms.ban(&anna, &room, &ben, Some("enough".to_owned()), None).await.unwrap();
     assert!(is_forbidden(rooms.invite(&anna, &room, &ben, None).await));
     rooms.unban(&anna, &room, &ben, None).await.unwrap();
     assert!(is_forbidden(rooms.unban(&anna, &room, &ben, None).await));
@@ -74,7 +74,7 @@ async fn a_new_name_brings_nobody_back() {
         house.join(&ben, room).await.unwrap();
     }
     house.rooms.leave(&ben, &left, None).await.unwrap();
-    house.rooms.kick(&anna, &put_out, &ben, None).await.unwrap();
+    house.rooms.kick(&anna, &put_out, &ben, None, None).await.unwrap();
     let num = house.user_num(&ben);
     let named = move |w: &mut Write<'_>| user::set_profile_field(w, num, "displayname", Some(&json!("Benjamin")));
     house.store.write(named).await.map_err(|failed: WriteError<store::Error>| failed.into_inner()).unwrap();

@@ -18,10 +18,10 @@ async fn strangers_do_not_learn_who_is_in_a_room() {
     let (anna, ben, carl) = (house.user("anna").await, house.user("ben").await, house.user("carl").await);
     let room = house.public_room(&anna).await;
     let why = async |done: Result<()>| done.unwrap_err().to_string();
-    let refused = why(house.rooms.kick(&carl, &room, &ben, None).await).await;
+    let refused = why(house.rooms.kick(&carl, &room, &ben, None, None).await).await;
     house.join(&ben, &room).await.unwrap();
-    assert_eq!(why(house.rooms.kick(&carl, &room, &ben, None).await).await, refused);
-    house.rooms.ban(&anna, &room, &ben, None).await.unwrap();
+    assert_eq!(why(house.rooms.kick(&carl, &room, &ben, None, None).await).await, refused);
+    house.rooms.ban(&anna, &room, &ben, None, None).await.unwrap();
     assert_eq!(why(house.rooms.unban(&carl, &room, &ben, None).await).await, refused);
     house.rooms.unban(&anna, &room, &ben, None).await.unwrap();
 }

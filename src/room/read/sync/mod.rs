@@ -21,7 +21,7 @@ use super::{Reader, RoomView, until};
 use crate::room::Rooms;
 use crate::room::error::Result;
 use crate::room::ignored::Ignored;
-use crate::room::invite_rules::{self, Verdict};
+use crate::room::invite_rules;
 use crate::room::state::stripped::read_stripped;
 use crate::store::schema::ROOM;
 use crate::store::tables::room::event_row::{Kind, Membership, Root};
@@ -157,19 +157,9 @@ impl SyncView {
         Ok(room::get_of(&*self.read, room)?.latest > since)
     }
 
-    /// Whether an invite comes from a user whom the reader ignores, or takes no invites from; such invites are not shown.
+    /// Whether an invite is one that the reader is not shown.
     pub fn is_invite_hidden(&self, room: &UserRoom) -> Result<bool> {
-        if let Some(own) = room.mine.event {
-            let sender = event::row_of(&*self.read, own)?.sender;
-            let inviter = user::id_of(&*self.read, sender)?;
-            return Ok(self.ignored.contains(sender)
-                || invite_rules::verdict(&*self.read, self.reader.user, &inviter)? != Verdict::Allow);
-        }
-        // For an invite from outside: the member event is the last of its stripped state.
-        let stripped = user_room::stripped(&*self.read, self.reader.user, room.num)?.unwrap_or_default();
-        let Some(own) = read_stripped(&stripped).pop() else { return Ok(false) };
-        // By id: the inviter may be met by nothing but this invite, and has no number then.
-        Ok(invite_rules::hides(&*self.read, self.reader.user, &own.sender)?)
+        Ok(hides(&*self.read, self.reader.user, room.num, &room.mine)?)
     }
 
     /// Opens a room; its events get the shape that the filter asks for.
@@ -186,6 +176,26 @@ impl SyncView {
         };
         Ok(RoomView::new(&self.rooms, self.read.clone(), room, self.reader.user_id.as_str(), format)?)
     }
+}
+
+/// Whether a user's invite to a room is one that their apps are not shown: its sender is ignored, or the user takes no
+/// invites from them.
+pub fn is_invite_hidden(get: &impl Get, user: UserNum, room: RoomNum) -> store::Result<bool> {
+    match user_room::mine(get, user, room)? {
+        Some(mine) => hides(get, user, room, &mine),
+        None => Ok(false),
+    }
+}
+
+fn hides(get: &impl Get, user: UserNum, room: RoomNum, mine: &Mine) -> store::Result<bool> {
+    if let Some(own) = mine.event {
+        return invite_rules::hides(get, user, &user::id_of(get, event::row_of(get, own)?.sender)?);
+    }
+    // For an invite from outside: the member event is the last of its stripped state. By id: the inviter may be met by
+    // nothing but this invite, and has no number then.
+    let stripped = user_room::stripped(get, user, room)?.unwrap_or_default();
+    let Some(own) = read_stripped(&stripped).pop() else { return Ok(false) };
+    invite_rules::hides(get, user, &own.sender)
 }
 
 /// The event of a state for a type and key.

@@ -57,7 +57,7 @@ async fn what_the_rules_forbid_is_kept_as_rejected() {
 async fn what_is_allowed_there_but_not_now_is_kept_and_not_shown() {
     let world = World::new().await;
     let mut line = world.line();
-    world.house.rooms.ban(&world.anna, &world.room, &world.bob, None).await.unwrap();
+    world.house.rooms.ban(&world.anna, &world.room, &world.bob, None, None).await.unwrap();
     let late = world.say(&mut line, "I was never told");
     assert_eq!(world.receive(&[late.clone()]).await, [Ok(())]);
     let row = world.row(&late).unwrap();
@@ -113,8 +113,8 @@ async fn a_member_event_handed_in_again_is_judged_by_the_present() {
     for _ in 0..2 {
         world.inbox.accept(&far(), (*joined).clone(), true).await.unwrap();
     }
-    world.house.rooms.ban(&world.anna, &world.room, &carol, None).await.unwrap();
-    world.house.rooms.ban(&world.anna, &world.room, &dave, None).await.unwrap();
+    world.house.rooms.ban(&world.anna, &world.room, &carol, None, None).await.unwrap();
+    world.house.rooms.ban(&world.anna, &world.room, &dave, None, None).await.unwrap();
     let late = world.join(&mut line, &carol);
     for _ in 0..2 {
         assert!(world.inbox.accept(&far(), (*late).clone(), true).await.is_err());

@@ -114,7 +114,7 @@ async fn an_odd_event_leaves_those_beside_it_alone() {
     }
     world.check_state();
     // It is valid state like any other, and is removed like any other.
-    world.house.rooms.ban(&world.anna, &world.room, &world.bob, None).await.unwrap();
+    world.house.rooms.ban(&world.anna, &world.room, &world.bob, None, None).await.unwrap();
     world.check_state();
 }
 

@@ -13,6 +13,7 @@ pub mod body;
 pub mod event;
 pub mod event_pile;
 pub mod event_set;
+pub mod mass_redaction;
 pub mod member;
 pub mod receipt;
 pub mod relation;
