@@ -3,7 +3,8 @@
 //! Parts: `screens` (first screen and incremental sync by sliding sync, beside `/sync` version 3), `devices` (three devices
 //! sync for the first time by both at once), `backup` (a backup of many keys, uploaded and fetched), `push` (from a message to the
 //! request at a push gateway, also beside many notifications for gateways that are gone), `media` (a file of 50 MiB of another
-//! server, asked for by ten people at once, then by one from the disk). Processor time is the server's own;
+//! server, asked for by ten people at once, then by one from the disk), `pictures` (thumbnails of a
+//! camera's picture, of a bomb). Processor time is the server's own;
 //! the yardstick of the same run is the answer of `/versions`, which reads nothing.
 
 #[path = "../tests/lab/mod.rs"]
@@ -82,6 +83,9 @@ fn main() -> io::Result<()> {
     if let Some(resident) = &elsewhere {
         resident.meet(NAME, &snug.federation_url())?;
         media(&snug, &owner, resident)?;
+    }
+    if wants("pictures") {
+        pictures(&snug, &mut owner)?;
     }
     let usage = snug.usage();
     println!(
@@ -291,6 +295,36 @@ fn devices(snug: &Snug, owner: &Person) -> io::Result<()> {
         "three devices sync for the first time by both at once: {:.1} s, peak {peak:.1} MiB",
         began.elapsed().as_secs_f64()
     );
+    Ok(())
+}
+
+/// Thumbnails of a picture of twelve megapixels, made and then kept; and of one that says it has 900.
+fn pictures(snug: &Snug, owner: &mut Person) -> io::Result<()> {
+    let picture = lab::picture::jpeg(4000, 3000, 1);
+    let id = owner.upload("image/jpeg", &picture)?;
+    println!("a JPEG of 4000 x 3000, {:.1} MB, thumbnails:", picture.len() as f64 / 1e6);
+    for (width, height, method) in [(800, 600, "scale"), (320, 240, "scale"), (96, 96, "crop")] {
+        let path = format!("/_matrix/client/v1/media/thumbnail/{id}?width={width}&height={height}&method={method}");
+        let mut small = Vec::new();
+        let (cpu, wall) = each(snug, 1, || owner.stream(&path, &mut |some| small.extend_from_slice(some)).map(drop))?;
+        if lab::picture::size(&small) != (width, height) {
+            return Err(io::Error::other(format!("no thumbnail but {} bytes", small.len())));
+        }
+        let (again, _) = each(snug, 200, || owner.stream(&path, &mut |_| {}).map(drop))?;
+        println!(
+            "  {width} x {height} ({method}): {cpu:.0} ms CPU, {wall:.0} ms, {:.1} KB; kept {again:.2} ms CPU",
+            small.len() as f64 / 1e3
+        );
+    }
+    let mut bomb = b"\x89PNG\r\n\x1a\n\0\0\0\x0dIHDR\0\0\x75\x30\0\0\x75\x30\x08\x02\0\0\0\0\0\0\0".to_vec();
+    bomb.extend(b"\0\0\0\x02IDAT\x78\x9c\0\0\0\0");
+    let id = owner.upload("image/png", &bomb)?;
+    let path = format!("/_matrix/client/v1/media/thumbnail/{id}?width=32&height=32&method=crop");
+    let (cpu, wall) = each(snug, 1, || match owner.stream(&path, &mut |_| {})? {
+        (200, bytes) if bytes == bomb.len() as u64 => Ok(()),
+        other => Err(io::Error::other(format!("a PNG of 30,000 x 30,000: {other:?}"))),
+    })?;
+    println!("a PNG of 30,000 x 30,000 is shown as it is: {cpu:.1} ms CPU, {wall:.1} ms");
     Ok(())
 }
 

@@ -31,6 +31,7 @@ pub const ACCOUNTS: &[&str] = &[
     "signing_keys",
     "media",
     "password_hashing",
+    "pictures",
     "admin",
 ];
 
@@ -260,6 +261,7 @@ impl Profile {
             ("one file on its way from another server, and its reader", 60 << 10, "media"),
             ("one sync that waits", 8 << 10, "sync_waiters"),
             ("one password", PASSWORD_HASH_BYTES, "password_hashing"),
+            ("one small picture", 2 << 20, "pictures"),
             ("one piece of a long answer", 256 << 10, "response_bodies"),
             ("one event of 64 KiB and its copies", 512 << 10, "inbound_transactions"),
             ("one command and a page of its answer", self.connection_bytes(false) + (32 << 10), "admin"),
@@ -549,7 +551,9 @@ mod tests {
         assert_eq!(outer.as_deref(), Some("join"));
         let within = |what: &str| {
             let hashing = "[accounts.password_hashing]\n";
-            let text = PI_ZERO.replace(hashing, &format!("{hashing}within = {what:?}\n"));
+            let pictures = "within = \"password_hashing\"";
+            let text = PI_ZERO.replace(pictures, &format!("within = {what:?}"));
+            let text = text.replace(hashing, &format!("{hashing}within = {what:?}\n"));
             Profile::parse("mine", &text).map(|profile| profile.sum()).map_err(|error| error.0)
         };
         let whole = Profile::get("pi-zero-2w").unwrap().sum();

@@ -124,9 +124,9 @@ pub async fn download_old(client: Arc<Client>, request: Request) -> Result<Respo
     send(&request, opened).await
 }
 
-/// GET /_matrix/client/v1/media/thumbnail/{server}/{media_id}. For an image of this server the answer is the image
-/// itself: the specification allows one larger than asked for. For an image of another server it is that server's
-/// thumbnail.
+/// GET /_matrix/client/v1/media/thumbnail/{server}/{media_id}. An image of this server is made smaller; where it cannot be,
+/// the answer is the image itself, since the specification allows one larger than asked for. For an image of another server
+/// that is not kept here it is that server's thumbnail.
 ///
 /// 400 `M_MISSING_PARAM` without `width` or `height`, or when one is 0; 400 `M_UNKNOWN` when a file of this server is
 /// no image; 404 `M_NOT_FOUND` when there is no such file; 504 `M_NOT_YET_UPLOADED` when the file has not come in
@@ -137,7 +137,11 @@ pub async fn thumbnail(client: Arc<Client>, request: Request) -> Result<Response
     let server: OwnedServerName = request.param_as("server")?;
     let scaled = scaled(&request)?;
     if client.media.is_here(&server) {
-        return send(&request, image(open(&client, &request).await?)?).await;
+        let opened = image(open(&client, &request).await?)?;
+        return send(&request, smaller(&client, &request, opened, &scaled).await?).await;
+    }
+    if let Some(opened) = client.media.kept(&server, request.param("media_id")).await? {
+        return send(&request, smaller(&client, &request, image(opened)?, &scaled).await?).await;
     }
     request.limit_user(&rates::FETCH, requester.user_id.as_str())?;
     let fetched = client.media.fetch(&server, request.param("media_id"), Some(scaled)).await?;
@@ -151,9 +155,9 @@ pub async fn thumbnail(client: Arc<Client>, request: Request) -> Result<Response
 /// time; 416 without a body for a range beyond its end; 404 `M_NOT_FOUND` for files of other servers.
 pub async fn thumbnail_old(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     only_here(&client, &request)?;
-    scaled(&request)?;
+    let scaled = scaled(&request)?;
     let opened = image(old(open(&client, &request).await?)?)?;
-    send(&request, opened).await
+    send(&request, smaller(&client, &request, opened, &scaled).await?).await
 }
 
 /// Client-server API, "Content Repository": the old paths are frozen, so that what is newer needs an access token.
@@ -186,10 +190,15 @@ fn scaled(request: &Request) -> Result<Scaled, ErrorResponse> {
 }
 
 fn image(opened: Opened) -> Result<Opened, ErrorResponse> {
-    match opened.content_type.as_deref().is_some_and(|kind| kind.starts_with("image/")) {
+    match opened.is_seen() {
         true => Ok(opened),
         false => Err(ErrorResponse::bad("M_UNKNOWN", "This server makes no thumbnails for this type of file")),
     }
+}
+
+async fn smaller(client: &Client, request: &Request, opened: Opened, scaled: &Scaled) -> Result<Opened, Error> {
+    let animated = request.query("animated").is_some_and(|animated| animated == "true");
+    Ok(client.media.thumbnail(opened, scaled, animated).await?)
 }
 
 async fn open(client: &Client, request: &Request) -> Result<Opened, Error> {

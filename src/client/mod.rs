@@ -29,6 +29,7 @@ mod to_device;
 mod rates;
 mod report;
 pub mod media;
+mod preview;
 mod sync;
 pub mod routes;
 mod room;

@@ -40,6 +40,8 @@ pub const INVITE: Rate = Rate { name: "invites", per_second: 1.0, burst: 100.0 }
 pub const UPLOAD: Rate = Rate { name: "uploads", per_second: 2.0, burst: 50.0 };
 /// Files and thumbnails of other servers, by user.
 pub const FETCH: Rate = Rate { name: "files from elsewhere", per_second: 10.0, burst: 100.0 };
+/// Previews of links that are not known yet, by user. An app asks for every link that comes into view.
+pub const PREVIEW: Rate = Rate { name: "previews", per_second: 1.0, burst: 60.0 };
 /// History that another server is asked for, by user.
 pub const HISTORY: Rate = Rate { name: "history from elsewhere", per_second: 10.0, burst: 100.0 };
 /// Restarts and endings of delayed events without an access token, by address: a media server does so for many calls.

@@ -6,7 +6,9 @@ use super::account::{self, account_data, device, profile, push, push_rules, regi
 use super::room::{
     create, delayed, directory, membership, old, receipt, send, space, state, thread, timeline, upgrade,
 };
-use super::{Client, calls, dehydrated_device, keys, media, presence, report, room_keys, server, sync, to_device};
+use super::{
+    Client, calls, dehydrated_device, keys, media, presence, preview, report, room_keys, server, sync, to_device,
+};
 use crate::http::{Method, Router};
 
 /// What web apps of any origin may ask; servers ask none of it (client-server API, "Web Browser Clients").
@@ -278,6 +280,8 @@ fn files(router: &mut Router, client: &Arc<Client>) {
         .get("/_matrix/client/v1/media/download/{server}/{media_id}/{name}", media::download)
         .under(&OLD_MEDIA, Method::GET, "/download/{server}/{media_id}", media::download_old)
         .under(&OLD_MEDIA, Method::GET, "/download/{server}/{media_id}/{name}", media::download_old)
+        .get("/_matrix/client/v1/media/preview_url", preview::preview_url)
+        .under(&OLD_MEDIA, Method::GET, "/preview_url", preview::preview_url)
         .get("/_matrix/client/v1/media/thumbnail/{server}/{media_id}", media::thumbnail)
         .under(&OLD_MEDIA, Method::GET, "/thumbnail/{server}/{media_id}", media::thumbnail_old);
 }

@@ -69,6 +69,8 @@ pub async fn capabilities(client: Arc<Client>, request: Request) -> Result<Respo
         "uk.tcpip.msc4133.profile_fields": { "enabled": true },
         "m.forget_forced_upon_leave": { "enabled": forgets },
         "org.matrix.msc4267.forget_forced_upon_leave": { "enabled": forgets },
+        "m.preview_url": { "enabled": client.media.makes_previews() },
+        "io.element.msc4452.preview_url": { "enabled": client.media.makes_previews() },
         "m.3pid_changes": { "enabled": false },
         "m.get_login_token": { "enabled": false },
         "m.delayed_events": { "max_delay_ms": DELAY_MS_MAX, "max_scheduled": SCHEDULED_MAX },

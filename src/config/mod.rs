@@ -28,10 +28,12 @@ mod file;
 mod general;
 mod given;
 mod files;
+mod previews;
 mod push;
 mod rooms;
 mod setting;
 
+pub use previews::Previews;
 pub use setting::Setting;
 
 /// The config file when none is named and the data folder has no `snug.toml`.
@@ -51,6 +53,7 @@ pub fn settings() -> impl Iterator<Item = &'static Setting> {
         federation::SETTINGS,
         rooms::SETTINGS,
         files::SETTINGS,
+        previews::SETTINGS,
         push::SETTINGS,
         calls::SETTINGS,
     ]
@@ -80,6 +83,7 @@ pub struct Config {
     pub client: Client,
     pub federation: Federation,
     pub rooms: Rooms,
+    pub previews: Previews,
     pub push: Push,
     /// Files outside the data folder that have secrets in them.
     pub secret_files: Vec<PathBuf>,
@@ -280,6 +284,7 @@ impl Default for Config {
             client: Client::default(),
             federation: Federation::default(),
             rooms: Rooms::default(),
+            previews: Previews::default(),
             push: Push::default(),
             secret_files: Vec::new(),
         };

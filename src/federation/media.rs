@@ -12,7 +12,7 @@ use ruma::http_headers::{ContentDisposition, ContentDispositionType};
 use super::{Error, Federation, auth};
 use crate::base::{ChunkError, Chunks};
 use crate::http::{self, ErrorResponse, Request, Response, StatusCode};
-use crate::media::Opened;
+use crate::media::{Opened, Scaled};
 
 const PIECE_BYTES: u64 = 16 << 10;
 const PATIENCE_MAX: Duration = Duration::from_secs(60);
@@ -25,14 +25,23 @@ pub async fn download(federation: Arc<Federation>, mut request: Request) -> Resu
     Ok(answer(opened))
 }
 
-/// `GET /media/thumbnail/{media_id}`: the image itself, which may be larger than asked for.
+/// `GET /media/thumbnail/{media_id}`: the image made smaller, or itself, which may be larger than asked for.
+///
+/// 400 `M_MISSING_PARAM` without `width` or `height`; 400 `M_UNKNOWN` when the file is no image.
 pub async fn thumbnail(federation: Arc<Federation>, mut request: Request) -> Result<Response, Error> {
     auth::origin(&federation, &mut request).await?;
     let opened = open(&federation, &request).await?;
-    if !opened.content_type.as_deref().is_some_and(|kind| kind.starts_with("image/")) {
+    if !opened.is_seen() {
         return Err(ErrorResponse::bad("M_UNKNOWN", "This server makes no thumbnails for this type of file").into());
     }
-    Ok(answer(opened))
+    let size = |name: &str| {
+        let size: Option<u32> = request.query_as(name)?;
+        size.filter(|size| *size > 0).ok_or_else(|| ErrorResponse::missing_param(name))
+    };
+    let crop = request.query("method").is_some_and(|method| method == "crop");
+    let scaled = Scaled { width: size("width")?, height: size("height")?, crop };
+    let animated = request.query("animated").is_some_and(|animated| animated == "true");
+    Ok(answer(federation.media.thumbnail(opened, &scaled, animated).await?))
 }
 
 async fn open(federation: &Federation, request: &Request) -> Result<Opened, Error> {

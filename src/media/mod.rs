@@ -5,7 +5,8 @@
 //!
 //! Reading order: this file (the stored files), `place.rs` (how a file gets its place and leaves it), `upload.rs` (in),
 //! `promise.rs` (media ids before their files), `quota.rs` and `limits.rs` (how much), `remote.rs` (the transfer from
-//! another server), `arriving.rs` (one transfer for all who ask), `tidy.rs` (what goes again).
+//! another server), `arriving.rs` (one transfer for all who ask), `tidy.rs` (what goes again), `thumbnail.rs` and `picture/`
+//! (made smaller), `preview/` (of links).
 
 use std::fs::File;
 use std::path::PathBuf;
@@ -24,21 +25,27 @@ use crate::store::{self, Store};
 
 mod arriving;
 mod limits;
+mod picture;
 mod place;
+mod preview;
 mod promise;
 mod remote;
 mod quota;
+mod thumbnail;
 mod tidy;
 mod upload;
 
 use arriving::Fetches;
 use limits::Limits;
+use preview::Previews;
 use promise::Promised;
 use quota::Quotas;
+use thumbnail::Thumbnails;
 use tidy::Touched;
 
 pub use arriving::{Coming, Found};
 pub use limits::Options;
+pub use preview::{Looked, NoPreview, PreviewOptions};
 pub use remote::{Fetched, Scaled};
 pub use tidy::Usage;
 pub use upload::{About, Upload};
@@ -70,6 +77,8 @@ struct Inner {
     limits: Limits,
     promised: Promised,
     quotas: Quotas,
+    thumbnails: Thumbnails,
+    previews: Previews,
     fetches: Fetches,
     touched: Touched,
     /// Files that are about to get their place or to be removed, by hash.
@@ -105,6 +114,8 @@ impl Media {
         let promised = Promised::load(&parts.store);
         Media(Arc::new(Inner {
             quotas: Quotas::new(limits.account_bytes_max),
+            thumbnails: Thumbnails::new(&parts.budget, &parts.folder),
+            previews: Previews::new(),
             parts,
             limits,
             promised,
@@ -207,6 +218,14 @@ impl Media {
     /// The path of a file: `ab/abcdef…`, so that no folder gets long.
     fn path(&self, hash: &str) -> PathBuf {
         self.0.parts.folder.join(hash.get(..2).unwrap_or("00")).join(hash)
+    }
+}
+
+impl Opened {
+    /// Whether it is something to look at, by what its uploader says.
+    pub fn is_seen(&self) -> bool {
+        let kind = self.content_type.as_deref().unwrap_or_default();
+        kind.starts_with("image/") || kind.starts_with("video/")
     }
 }
 

@@ -165,6 +165,7 @@ impl Media {
 
     /// Removes the file of a hash, and what was made from it.
     fn remove_file(&self, hash: &str) -> Result<(), Error> {
+        self.remove_thumbnails(hash);
         match fs::remove_file(self.path(hash)) {
             Err(failed) if failed.kind() != std::io::ErrorKind::NotFound => Err(failed.into()),
             _ => Ok(()),

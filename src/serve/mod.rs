@@ -29,7 +29,7 @@ use crate::admin::{self, Admin};
 use crate::base::{Clock, Lane, Random, Worker, Workers};
 use crate::budget::{self, Budget, Grant, Granted, Profile};
 use crate::client::{self, Client};
-use crate::config::Config;
+use crate::config::{Config, Previews};
 use crate::deliver::push::Pushes;
 use crate::deliver::{Sender, SenderOptions};
 use crate::federation::gateway::{self, Gateway};
@@ -246,6 +246,8 @@ impl Server {
                 ..config.media.clone()
             },
         });
+        let Previews { enabled, deny, allow_private } = config.previews.clone();
+        media.set_previews(media::PreviewOptions { enabled, deny, allow_private });
         let sender = Sender::new(
             store.clone(),
             remote.clone(),

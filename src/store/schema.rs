@@ -149,6 +149,11 @@ pub const MEDIA_GONE: Table =
     table("media_gone", "media", "SHA-256 in hex → nothing: its file, if there is one, is to be removed");
 pub const MEDIA_PROMISED: Table =
     table("media_promised", "media", "media id without its file yet → UserNum it was given to, u64 ms until when");
+pub const THUMBNAIL: Table =
+    table("thumbnail", "media", "SHA-256 in hex, shape → JSON Thumbnail; `all` → u64 bytes of all of them");
+pub const PREVIEW: Table =
+    table("preview", "media", "keyed hash128(URL) → JSON Preview of a link; `count` → u64 how many there are");
+pub const PREVIEW_END: Table = table("preview_end", "media", "u64 ms when it is over, key of preview → nothing");
 
 // ---- remote and deliver: other servers
 pub const SERVER_STANDING: Table =
@@ -313,6 +318,9 @@ pub const TABLES: &[&Table] = &[
     &MEDIA_IDLE,
     &MEDIA_GONE,
     &MEDIA_PROMISED,
+    &THUMBNAIL,
+    &PREVIEW,
+    &PREVIEW_END,
     &SERVER_STANDING,
     &SERVER_CURSOR,
     &SERVER_KEY,

@@ -267,6 +267,11 @@ impl Known {
             "dir" => one(&["b", "f"], random),
             "presence" => one(&["online", "offline", "unavailable"], random),
             "include" => one(&["all", "participated"], random),
+            // Nothing there is asked: a private address, no address, no host.
+            "url" => one(
+                &["http://127.0.0.1:1/a", "https://[::1]/", "https://push.invalid/a?b=c#d", "//x", "ftp://a/"],
+                random,
+            ),
             "format" => one(&["event", "content"], random),
             "method" => one(&["crop", "scale"], random),
             "ts" => one(&["0", "1700000000000", "1900000000000"], random),

@@ -390,6 +390,8 @@ pub const TABLE: &[Endpoint] = &[
     get(BARE, "/_matrix/client/v1/media/download/{server}/{media_id}/{name}").asks("timeout_ms=wait"),
     get(MEDIA, "/download/{server}/{media_id}").of(Anybody).asks("timeout_ms=wait&allow_remote=bool&allow_redirect=bool"),
     get(MEDIA, "/download/{server}/{media_id}/{name}").of(Anybody).asks("timeout_ms=wait"),
+    get(BARE, "/_matrix/client/v1/media/preview_url").asks("url=url&ts=ts"),
+    get(MEDIA, "/preview_url").asks("url=url&ts=ts"),
     get(BARE, "/_matrix/client/v1/media/thumbnail/{server}/{media_id}").asks(PICTURE),
     get(MEDIA, "/thumbnail/{server}/{media_id}").of(Anybody).asks(PICTURE),
     // Servers: what this server is.

@@ -58,7 +58,17 @@ const FLOORS: &[Floors] = &[
             ("sliding", "lookup"),
         ],
     },
-    Floors { folder: "store/tables", may_name: &[("user", ""), ("server", ""), ("media", ""), ("room", "user")] },
+    Floors {
+        folder: "store/tables",
+        may_name: &[
+            ("user", ""),
+            ("server", ""),
+            ("thumbnail", ""),
+            ("media", "thumbnail"),
+            ("preview", ""),
+            ("room", "user"),
+        ],
+    },
 ];
 
 #[test]

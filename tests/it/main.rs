@@ -22,6 +22,7 @@ mod keys;
 mod media;
 mod memory;
 mod pages;
+mod previews;
 mod push;
 mod threads;
 mod tidy;

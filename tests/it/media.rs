@@ -7,6 +7,7 @@ use serde_json::json;
 use snug::config::Config;
 
 use crate::lab::certificates::Certificates;
+use crate::lab::picture;
 use crate::lab::render::Rendered;
 use crate::lab::resident::{Dials, Resident, media_bytes};
 use crate::lab::room::{self as made, RESIDENT};
@@ -68,6 +69,85 @@ async fn the_old_paths_have_what_was_there_before_they_were_frozen() {
         let old = house.send("GET", &format!("{old}/{id}?width=10&height=10"), &[], Vec::new()).await;
         assert_eq!((old.status, &old.bytes[..]), (200, &b"x"[..]));
     }
+}
+
+#[tokio::test]
+async fn a_picture_is_made_smaller_once() {
+    let house = TestServer::start().await;
+    let (alice, bob) = (house.register("alice").await, house.register("bob").await);
+    let file = picture::jpeg(1000, 500, 1);
+    let id = upload(&house, &alice, "image/jpeg", &file).await;
+    let small = |size: &str| format!("/_matrix/client/v1/media/thumbnail/{id}?{size}");
+    for (asked, size) in [
+        ("width=32&height=32&method=crop", (32, 32)),
+        ("width=90&height=90&method=crop", (96, 96)),
+        ("width=100&height=100&method=crop", (320, 160)),
+        ("width=32&height=32&method=scale", (320, 160)),
+        ("width=700&height=10&method=scale", (800, 400)),
+        ("width=5000&height=5000&animated=true", (800, 400)),
+    ] {
+        let made = house.get(&small(asked), &bob).await;
+        assert_eq!((made.status, picture::size(&made.bytes)), (200, size), "{asked}");
+        assert_eq!(made.headers["content-type"], "image/jpeg");
+        assert_ne!(made.headers["etag"].to_str().unwrap(), "");
+    }
+    let thumbnails = house.data_dir().join("media/thumbnails");
+    let made = |folder: &std::path::Path| {
+        let folders = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+        folders.map(|folder| std::fs::read_dir(folder).unwrap().count()).sum::<usize>()
+    };
+    assert_eq!(made(&thumbnails), 4, "of four shapes one file each");
+    assert_eq!(std::fs::read_dir(house.data_dir().join("media/incoming")).unwrap().count(), 0);
+    // Many who ask at once have it made once, and all get it.
+    let paths: Vec<String> = (0..8).map(|_| small("width=640&height=480")).collect();
+    let asked: Vec<_> = paths.iter().map(|path| house.get(path, &bob)).collect();
+    for asked in asked {
+        assert_eq!(picture::size(&asked.await.bytes), (640, 320));
+    }
+    // After a restart it is there.
+    let house = house.restart().await;
+    let again = house.get(&small("width=640&height=480"), &alice).await;
+    assert_eq!((picture::size(&again.bytes), made(&thumbnails)), ((640, 320), 5));
+    house.get(&small("width=640&height=0"), &alice).await.refused(400, "M_MISSING_PARAM");
+}
+
+#[tokio::test]
+async fn what_cannot_be_made_smaller_is_shown_as_it_is() {
+    let house = TestServer::start_under("router-32").await;
+    let alice = house.register("alice").await;
+    let mut cut_off = picture::jpeg(1000, 500, 1);
+    cut_off.truncate(20_000);
+    let mut bomb = b"\x89PNG\r\n\x1a\n\0\0\0\x0dIHDR\0\0\x75\x30\0\0\x75\x30\x08\x02\0\0\0\0\0\0\0".to_vec();
+    bomb.extend(b"\0\0\0\x02IDAT\x78\x9c\0\0\0\0");
+    let lossless = b"RIFF\x20\0\0\0WEBPVP8L\x14\0\0\0\x2f\xff\xff\xff\xff\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
+    for (kind, file) in [
+        ("image/jpeg", cut_off),
+        ("image/png", bomb),
+        ("image/webp", lossless.to_vec()),
+        ("image/svg+xml", b"<svg xmlns='http://www.w3.org/2000/svg'/>".to_vec()),
+        ("video/mp4", vec![7; 1000]),
+        ("image/png", Vec::new()),
+    ] {
+        let id = upload(&house, &alice, kind, &file).await;
+        for _ in 0..2 {
+            let path = format!("/_matrix/client/v1/media/thumbnail/{id}?width=32&height=32&method=crop");
+            let got = house.get(&path, &alice).await;
+            assert_eq!((got.status, got.headers["content-type"].to_str().unwrap()), (200, kind));
+            assert!(got.bytes == file, "{kind}");
+        }
+    }
+    let pictures = house.server().budget.account("pictures");
+    assert_eq!((pictures.used(), pictures.refusals()), (0, 0));
+}
+
+#[tokio::test]
+async fn another_server_gets_a_smaller_picture() {
+    let pair = Pair::start().await;
+    let (alice, bob) = (pair.one.register("alice").await, pair.two.register("bob").await);
+    let id = upload(&pair.two, &bob, "image/jpeg", &picture::jpeg(1000, 500, 1)).await;
+    let path = format!("/_matrix/client/v1/media/thumbnail/{id}?width=320&height=240&method=scale");
+    let got = pair.one.get(&path, &alice).await;
+    assert_eq!((got.status, picture::size(&got.bytes)), (200, (320, 160)));
 }
 
 #[tokio::test]

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 use snug::budget::Profile;
 
+use crate::lab::picture;
 use crate::rooms::{create, q, set};
 use crate::server::TestServer;
 
@@ -71,6 +72,11 @@ async fn load(server: &TestServer) {
     let uri = made["content_uri"].as_str().unwrap().strip_prefix("mxc://").unwrap().to_owned();
     let file = server.get(&format!("/_matrix/client/v1/media/download/{uri}"), &bob).await;
     assert_eq!((file.status, file.bytes.len()), (200, 300_000));
+    let headers = [("authorization", bearer.as_str()), ("content-type", "image/jpeg")];
+    let made = server.send("POST", "/_matrix/media/v3/upload", &headers, picture::jpeg(2000, 1500, 1)).await.ok();
+    let uri = made["content_uri"].as_str().unwrap().strip_prefix("mxc://").unwrap().to_owned();
+    let path = format!("/_matrix/client/v1/media/thumbnail/{uri}?width=800&height=600");
+    assert_eq!(picture::size(&server.get(&path, &bob).await.bytes), (800, 600));
     let user = json!({ "type": "m.id.user", "user": "bob" });
     let login = json!({ "type": "m.login.password", "identifier": user, "password": "secret bob" });
     server.request("POST", "/login", None, login).await.ok();

@@ -477,6 +477,21 @@ impl Person {
         Ok((status, bytes))
     }
 
+    /// Uploads a file; its server and media id with a slash between.
+    pub fn upload(&mut self, content_type: &str, bytes: &[u8]) -> io::Result<String> {
+        let authorization = self.authorization.clone();
+        let headers = [("authorization", authorization.as_str()), ("content-type", content_type)];
+        let mut answer = Vec::new();
+        let path = "/_matrix/media/v3/upload";
+        let (status, _) =
+            self.client.stream("POST", path, &headers, Some(bytes), &mut |some| answer.extend_from_slice(some))?;
+        let made: Value = serde_json::from_slice(&answer).unwrap_or_default();
+        match made["content_uri"].as_str().and_then(|uri| uri.strip_prefix("mxc://")) {
+            Some(id) => Ok(id.to_owned()),
+            None => Err(io::Error::other(format!("an upload: {status}"))),
+        }
+    }
+
     pub fn create_room(&mut self) -> io::Result<String> {
         let answer = self.call("POST", "/_matrix/client/v3/createRoom", Some(&json!({"preset": "public_chat"})))?;
         Ok(answer["room_id"].as_str().unwrap_or_default().to_owned())

@@ -15,6 +15,7 @@ pub mod drive;
 pub mod event;
 pub mod hostile;
 pub mod json;
+pub mod picture;
 pub mod certificates;
 pub mod push;
 pub mod random;

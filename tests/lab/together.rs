@@ -1,4 +1,4 @@
-//! Everything at once: a large join, while people log in, sync for the first time, page, upload and poll, and another server
+//! Everything at once: a large join, while people log in, sync for the first time, page, upload, look at pictures and poll, and another server
 //! sends large events.
 //!
 //! Each of these alone stays within the cap; the promise is that all of them together do, and that somebody else's message is
@@ -133,6 +133,12 @@ const JOBS: &[Job] = &[
     ("upload", |person, _, number, amount| {
         let file = Value::String(noise(number, 1000).repeat(amount.upload_bytes / 1000));
         Ok(person.ask("POST", "/_matrix/media/v3/upload", Some(&file))?.status)
+    }),
+    // A new picture each time: what was made before is only read.
+    ("thumbnail", |person, _, number, _| {
+        let id = person.upload("image/jpeg", &super::picture::jpeg(1600, 1200, number))?;
+        let path = format!("/_matrix/client/v1/media/thumbnail/{id}?width=800&height=600&method=scale");
+        Ok(person.stream(&path, &mut |_| {})?.0)
     }),
     ("large JSON", |person, _, _, _| {
         let path = format!("/_matrix/client/v3/user/{}/account_data/j", percent_encode(&person.user_id));

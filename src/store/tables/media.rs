@@ -9,7 +9,8 @@ use std::ops::ControlFlow;
 use serde::{Deserialize, Serialize};
 
 use crate::store::schema::{MEDIA, MEDIA_FILE, MEDIA_GONE, MEDIA_IDLE, MEDIA_PROMISED, MEDIA_USED};
-use crate::store::{Error, Get, Result, UserNum, Write, tables};
+use crate::store::tables::{self, thumbnail};
+use crate::store::{Error, Get, Result, UserNum, Write};
 
 /// The meaning of a media id.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -100,6 +101,7 @@ pub fn remove(w: &mut Write<'_>, server: &str, media_id: &str) -> Result<Option<
         0 | 1 => {
             w.remove(&MEDIA_FILE, media.file.as_bytes())?;
             w.put(&MEDIA_GONE, media.file.as_bytes(), b"")?;
+            thumbnail::forget(w, &media.file)?;
             used.all = used.all.saturating_sub(media.bytes);
         }
         uses => w.put(&MEDIA_FILE, media.file.as_bytes(), &(uses - 1).to_be_bytes())?,

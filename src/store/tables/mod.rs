@@ -7,8 +7,10 @@ use serde::de::DeserializeOwned;
 use super::{Error, Get, Position, Result, Table, Write};
 
 pub mod media;
+pub mod preview;
 pub mod room;
 pub mod server;
+pub mod thumbnail;
 pub mod user;
 
 /// A hash as rows and the names of files have it.

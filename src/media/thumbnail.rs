@@ -1,0 +1,320 @@
+//! Thumbnails: made when they are first asked for, and kept beside the files in few shapes.
+//!
+//! What making one takes is on the account `pictures`, charged before; one or two are made at a time, and whoever asks for
+//! one that is being made waits for it. Nothing that goes wrong here is an error for who asks: the picture itself is shown.
+//! What was made is no more than a cache: it has a share of the card, and others of it go when that is used up.
+
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Read, Write};
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+
+use super::picture::{Failed, HEAD_BYTES, Made, Picture, Shape, Waiting};
+use super::place::INCOMING;
+use super::{Error, MEDIA_ID_CHARS, Media, Opened, Scaled};
+use crate::base::{KeyedLock, blocking, caught};
+use crate::budget::{Account, Budget, Card};
+use crate::store::WriteError;
+use crate::store::tables::thumbnail::{self, Thumbnail};
+
+/// The folder of what was made.
+const FOLDER: &str = "thumbnails";
+/// A picture with this many bytes at most is shown as it is where a smaller one would have as many pixels.
+const SMALL_BYTES: u64 = 100 << 10;
+/// A moving picture with this many bytes at most is shown as it is to whom asks for a moving one.
+const ANIMATED_BYTES_MAX: u64 = 2 << 20;
+/// One part of this many of the card is for thumbnails.
+const CARD_PART: u64 = 50;
+/// The longest wait for the turn of a picture.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// The account has room for one picture at a time, or for two.
+const ONE_BYTES: u64 = 7 << 20;
+
+/// What making thumbnails is bounded by.
+pub(super) struct Thumbnails {
+    account: Account,
+    turns: Semaphore,
+    /// What is being made, by file and shape.
+    making: KeyedLock,
+    bytes_max: u64,
+}
+
+impl Thumbnails {
+    pub(super) fn new(budget: &Budget, folder: &std::path::Path) -> Thumbnails {
+        let account = budget.account("pictures");
+        let turns = Semaphore::new((account.limit() / ONE_BYTES).clamp(1, 2) as usize);
+        let bytes_max = Card::at(folder).map_or(u64::MAX, |card| card.total_bytes / CARD_PART);
+        Thumbnails { account, turns, making: KeyedLock::default(), bytes_max }
+    }
+}
+
+/// A smaller picture in a file of its own. Dropped before it is moved to its place, it leaves nothing.
+pub(super) struct Small {
+    path: PathBuf,
+    bytes: u64,
+    pub(super) made: Made,
+}
+
+impl Small {
+    /// The file and its bytes; it is the caller's now.
+    pub(super) fn into_parts(mut self) -> (PathBuf, u64) {
+        (std::mem::take(&mut self.path), self.bytes)
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        // Gone already when it was moved.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// What is to be done for a thumbnail.
+enum Plan {
+    /// The picture itself will do, or has to.
+    Itself,
+    /// Made in this shape, holding so many bytes.
+    Make(Shape, u64),
+}
+
+impl Media {
+    /// A picture in a size near to the one wanted: a thumbnail, or the picture itself where it is small enough, cannot be made
+    /// smaller, or moves and may.
+    pub async fn thumbnail(&self, opened: Opened, wanted: &Scaled, animated: bool) -> Result<Opened, Error> {
+        let mut shape = Shape::of(wanted.width, wanted.height, wanted.crop);
+        if animated && opened.bytes <= ANIMATED_BYTES_MAX && self.is_animated(&opened).await? {
+            return Ok(opened);
+        }
+        // A smaller shape is tried when the memory does not suffice, and there are three of a kind.
+        for _ in 0..Shape::ALL.len() {
+            if let Some(kept) = self.kept_thumbnail(&opened, shape).await? {
+                return Ok(shown(opened, shape, kept));
+            }
+            let _making = self.0.thumbnails.making.take(&name(&opened.hash, shape)).await;
+            // Perhaps it was made meanwhile.
+            if let Some(kept) = self.kept_thumbnail(&opened, shape).await? {
+                return Ok(shown(opened, shape, kept));
+            }
+            match self.plan(&opened, shape).await? {
+                Plan::Itself => return Ok(opened),
+                Plan::Make(nearest, _) if nearest != shape => shape = nearest,
+                Plan::Make(shape, bytes) => {
+                    let Some(small) = self.small(&opened.file, shape, bytes).await? else { return Ok(opened) };
+                    let kept = self.keep(&opened.hash, shape, small).await?;
+                    return Ok(shown(opened, shape, kept));
+                }
+            }
+        }
+        Ok(opened)
+    }
+
+    async fn is_animated(&self, opened: &Opened) -> Result<bool, Error> {
+        self.look(&opened.file, |picture| picture.is_animated()).await.map(|looked| looked.unwrap_or(false))
+    }
+
+    /// The size of a picture, and in which shape it can be made smaller, holding so many bytes: none where it need not or
+    /// cannot be. None for what is no picture that is decoded here.
+    pub(super) async fn plan_of(
+        &self,
+        file: &File,
+        bytes: u64,
+        shape: Shape,
+    ) -> Result<Option<((u32, u32), Option<(Shape, u64)>)>, Error> {
+        let limit = self.0.thumbnails.account.limit();
+        self.look(file, move |picture| {
+            let is_small = picture.fits(shape) && bytes <= SMALL_BYTES;
+            let plan = if is_small { None } else { picture.affordable(shape, limit) };
+            (picture.upright_size(), plan)
+        })
+        .await
+    }
+
+    async fn plan(&self, opened: &Opened, shape: Shape) -> Result<Plan, Error> {
+        let (bytes, limit) = (opened.bytes, self.0.thumbnails.account.limit());
+        let planned = self.look(&opened.file, move |picture| {
+            if picture.fits(shape) && bytes <= SMALL_BYTES {
+                return Plan::Itself;
+            }
+            picture.affordable(shape, limit).map_or(Plan::Itself, |(shape, bytes)| Plan::Make(shape, bytes))
+        });
+        planned.await.map(|planned| planned.unwrap_or(Plan::Itself))
+    }
+
+    /// What the head of a picture says; none when it is none, or none that is decoded here, or when
+    /// the transfers of others need the memory.
+    async fn look<T: Send + 'static>(
+        &self,
+        file: &File,
+        at: impl FnOnce(&Picture<'_>) -> T + Send + 'static,
+    ) -> Result<Option<T>, Error> {
+        let Ok(grant) = self.0.parts.budget.account("media").try_take(HEAD_BYTES) else { return Ok(None) };
+        let (file, waiting) = (file.try_clone()?, Waiting::default());
+        let leash = waiting.leash();
+        let looked = blocking(move || {
+            let _grant = grant;
+            caught(|| {
+                let mut from = Positioned { file: &file, at: 0 };
+                Picture::open(&mut from, &leash).map(|picture| at(&picture))
+            })
+        });
+        match looked.await {
+            Ok(Ok(looked)) => Ok(Some(looked)),
+            Ok(Err(Failed::Io(failed))) => Err(failed.into()),
+            Ok(Err(failed)) => {
+                tracing::debug!("a picture is shown as it is: {failed}");
+                Ok(None)
+            }
+            Err(panicked) => {
+                tracing::error!("the head of a picture ended its decoder: {}", panicked.say());
+                Ok(None)
+            }
+        }
+    }
+
+    /// Makes a smaller picture, which holds so many bytes; none when there is no turn or no memory for it. Ends soon after the
+    /// caller has gone away.
+    pub(super) async fn small(&self, file: &File, shape: Shape, bytes: u64) -> Result<Option<Option<Small>>, Error> {
+        let (thumbnails, clock) = (&self.0.thumbnails, &self.0.parts.clock);
+        let Some(Ok(_turn)) = clock.timeout(PATIENCE, thumbnails.turns.acquire()).await else { return Ok(None) };
+        let Ok(grant) = thumbnails.account.take(bytes).await else { return Ok(None) };
+        let folder = self.0.parts.folder.join(INCOMING);
+        let path = folder.join(self.0.parts.random.token(MEDIA_ID_CHARS));
+        let (media, file, waiting) = (self.clone(), file.try_clone()?, Waiting::default());
+        let leash = waiting.leash();
+        let made = blocking(move || {
+            let _grant = grant;
+            fs::create_dir_all(&folder)?;
+            if media.spare_bytes()? == 0 {
+                return Ok(None);
+            }
+            let into = File::create_new(&path)?;
+            // Removes the file whatever happens.
+            let mut small = Small { path, bytes: 0, made: Made { content_type: "", width: 0, height: 0 } };
+            let made = caught(|| {
+                let (mut from, mut out) = (Positioned { file: &file, at: 0 }, BufWriter::new(&into));
+                let made = Picture::open(&mut from, &leash)?.make(shape, &mut out)?;
+                out.flush()?;
+                Ok(made)
+            });
+            match made {
+                Ok(Ok(made)) => {
+                    into.sync_data()?;
+                    (small.bytes, small.made) = (into.metadata()?.len(), made);
+                    Ok(Some(Some(small)))
+                }
+                Ok(Err(Failed::Io(failed))) => Err(Error::from(failed)),
+                // Not its fault.
+                Ok(Err(Failed::Cancelled)) => Ok(None),
+                Ok(Err(failed)) => {
+                    tracing::debug!("no thumbnail is made: {failed}");
+                    Ok(Some(None))
+                }
+                Err(panicked) => {
+                    tracing::error!("a picture ended its decoder: {}", panicked.say());
+                    Ok(Some(None))
+                }
+            }
+        })
+        .await;
+        drop(waiting);
+        made
+    }
+
+    /// Opens a thumbnail that was made before.
+    async fn kept_thumbnail(&self, opened: &Opened, shape: Shape) -> Result<Option<Kept>, Error> {
+        let (media, hash) = (self.clone(), opened.hash.clone());
+        blocking(move || {
+            let row = thumbnail::get(&media.0.parts.store.read()?, &hash, shape.name())?;
+            let Some(Thumbnail { bytes, content_type }) = row else { return Ok(None) };
+            let Some(content_type) = content_type else { return Ok(Some(Kept::Itself)) };
+            match File::open(media.thumbnail_path(&hash, shape.name())) {
+                Ok(file) => Ok(Some(Kept::Small { file, bytes, content_type })),
+                // Made anew.
+                Err(gone) if gone.kind() == io::ErrorKind::NotFound => Ok(None),
+                Err(failed) => Err(failed.into()),
+            }
+        })
+        .await
+    }
+
+    /// Keeps what was made, or that nothing could be, and removes what has to go for it.
+    async fn keep(&self, hash: &str, shape: Shape, small: Option<Small>) -> Result<Kept, Error> {
+        let (media, path) = (self.clone(), self.thumbnail_path(hash, shape.name()));
+        let (row, kept) = blocking(move || {
+            let Some(small) = small else { return Ok((Thumbnail::default(), Kept::Itself)) };
+            if let Some(folder) = path.parent() {
+                fs::create_dir_all(folder)?;
+            }
+            fs::rename(&small.path, &path)?;
+            let (bytes, content_type) = (small.bytes, small.made.content_type.to_owned());
+            let row = Thumbnail { bytes, content_type: Some(content_type.clone()) };
+            Ok::<_, Error>((row, Kept::Small { file: File::open(&path)?, bytes, content_type }))
+        })
+        .await?;
+        let (file, bytes_max) = (hash.to_owned(), self.0.thumbnails.bytes_max);
+        let from = format!("{:08x}", self.0.parts.random.below(1 << 32));
+        let written = self
+            .0
+            .parts
+            .store
+            .write(move |w| Ok::<_, Error>(thumbnail::put(w, &file, shape.name(), &row, bytes_max, &from)?));
+        let (gone, _) = written.await.map_err(WriteError::into_inner)?;
+        blocking(move || {
+            for (hash, shape) in gone {
+                let _ = fs::remove_file(media.thumbnail_path(&hash, &shape));
+            }
+        })
+        .await;
+        Ok(kept)
+    }
+
+    /// Removes the thumbnails of a file that is removed; the database forgets them with it. Blocking.
+    pub(super) fn remove_thumbnails(&self, hash: &str) {
+        for shape in Shape::ALL {
+            let _ = fs::remove_file(self.thumbnail_path(hash, shape.name()));
+        }
+    }
+
+    fn thumbnail_path(&self, hash: &str, shape: &str) -> PathBuf {
+        let folder = self.0.parts.folder.join(FOLDER).join(hash.get(..2).unwrap_or("00"));
+        folder.join(format!("{hash}-{shape}"))
+    }
+}
+
+/// A thumbnail that was made, or the knowledge that none can be.
+enum Kept {
+    Small { file: File, bytes: u64, content_type: String },
+    Itself,
+}
+
+fn shown(opened: Opened, shape: Shape, kept: Kept) -> Opened {
+    match kept {
+        Kept::Itself => opened,
+        Kept::Small { file, bytes, content_type } => {
+            let hash = name(opened.hash.get(..52).unwrap_or_default(), shape);
+            let etag = format!("\"{hash}\"");
+            Opened { file, bytes, content_type: Some(content_type), name: None, hash, etag, ..opened }
+        }
+    }
+}
+
+fn name(hash: &str, shape: Shape) -> String {
+    format!("{hash}-{}", shape.name())
+}
+
+/// A file read from its beginning, wherever others that have it open read it.
+struct Positioned<'a> {
+    file: &'a File,
+    at: u64,
+}
+
+impl Read for Positioned<'_> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let read = self.file.read_at(into, self.at)?;
+        self.at += read as u64;
+        Ok(read)
+    }
+}

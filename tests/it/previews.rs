@@ -1,0 +1,133 @@
+//! Previews of links, from web servers on the loopback.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+
+use crate::lab::picture;
+use crate::server::{TestServer, TestUser};
+
+/// A web server that answers each path with a head and a body, and counts.
+struct Site {
+    url: String,
+    asked: Arc<AtomicUsize>,
+}
+
+async fn site() -> Site {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://127.0.0.1:{}", listener.local_addr().unwrap().port());
+    let asked = Arc::new(AtomicUsize::new(0));
+    let count = asked.clone();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let count = count.clone();
+            tokio::spawn(async move {
+                let mut head = vec![0; 4096];
+                let read = stream.read(&mut head).await.unwrap_or(0);
+                let head = String::from_utf8_lossy(&head[..read]).into_owned();
+                count.fetch_add(1, Ordering::Relaxed);
+                assert!(head.to_lowercase().contains("user-agent: snug/"), "{head}");
+                let (status, kind, body) = answer(head.split(' ').nth(1).unwrap_or_default());
+                let length = body.len();
+                let head = format!(
+                    "HTTP/1.1 {status}\r\ncontent-type: {kind}\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n"
+                );
+                let _ = stream.write_all(&[head.as_bytes(), &body].concat()).await;
+            });
+        }
+    });
+    Site { url, asked }
+}
+
+fn answer(path: &str) -> (&'static str, &'static str, Vec<u8>) {
+    let page = |text: &str| ("200 OK", "text/html; charset=utf-8", text.as_bytes().to_vec());
+    match path {
+        "/page" => page(
+            "<html><head><meta property=og:title content='A &amp; B'><meta property=og:image content='a/picture.jpg'>\
+             <meta name=description content=words></head><body>",
+        ),
+        "/plain" => page("<title>Plain</title><body><script>no</script>Some words"),
+        "/without" => page("<title>No picture</title><meta property=og:image content='/gone.jpg'>"),
+        "/endless" => page(&format!("<title>Long</title><body>{}", "word ".repeat(1_000_000))),
+        "/a/picture.jpg" => ("200 OK", "image/jpeg", picture::jpeg(1600, 800, 1)),
+        "/home" => ("302 Found\r\nlocation: http://192.168.1.1/", "text/plain", Vec::new()),
+        "/file" => ("200 OK", "application/pdf", vec![7; 100]),
+        _ => ("404 Not Found", "text/html", Vec::new()),
+    }
+}
+
+async fn preview(house: &TestServer, who: &TestUser, url: &str) -> crate::server::Reply {
+    house.get(&format!("/_matrix/client/v1/media/preview_url?url={}", crate::rooms::q(url)), who).await
+}
+
+#[tokio::test]
+async fn a_page_says_what_it_is_about() {
+    let site = site().await;
+    let house = TestServer::start_with(|config| config.previews.allow_private = true).await;
+    let (alice, bob) = (house.register("alice").await, house.register("bob").await);
+    let url = format!("{}/page", site.url);
+    let shown = preview(&house, &alice, &format!("{url}#part")).await.ok();
+    let uri = shown["og:image"].as_str().unwrap().strip_prefix("mxc://").unwrap().to_owned();
+    let size = shown["matrix:image:size"].as_u64().unwrap();
+    let wanted = json!({
+        "og:title": "A & B", "og:description": "words", "og:image": format!("mxc://{uri}"), "og:image:type": "image/jpeg",
+        "og:image:width": 800, "og:image:height": 400, "matrix:image:size": size
+    });
+    assert_eq!(shown, wanted);
+    let file = house.get(&format!("/_matrix/client/v1/media/download/{uri}"), &bob).await;
+    assert_eq!((file.bytes.len() as u64, picture::size(&file.bytes)), (size, (800, 400)));
+    // The page and its picture were asked for once, for all and on every path.
+    assert_eq!(preview(&house, &bob, &url).await.ok(), wanted);
+    let old = format!("/_matrix/media/v3/preview_url?url={}&ts=1", crate::rooms::q(&url));
+    assert_eq!(house.get(&old, &bob).await.ok(), wanted);
+    assert_eq!(site.asked.load(Ordering::Relaxed), 2);
+    let incoming = std::fs::read_dir(house.data_dir().join("media/incoming")).unwrap().count();
+    assert_eq!(incoming, 0);
+
+    let picture = preview(&house, &alice, &format!("{}/a/picture.jpg", site.url)).await.ok();
+    assert_eq!((&picture["og:title"], &picture["og:image:width"]), (&json!("picture.jpg"), &json!(800)));
+    let plain = preview(&house, &alice, &format!("{}/plain", site.url)).await.ok();
+    assert_eq!(plain, json!({ "og:title": "Plain", "og:description": "Some words" }));
+    let without = preview(&house, &alice, &format!("{}/without", site.url)).await.ok();
+    assert_eq!(without, json!({ "og:title": "No picture" }));
+    let endless = preview(&house, &alice, &format!("{}/endless", site.url)).await.ok();
+    assert_eq!(endless["og:title"], "Long");
+    assert_eq!(preview(&house, &alice, &format!("{}/file", site.url)).await.ok(), json!({}));
+    preview(&house, &alice, &format!("{}/nothing", site.url)).await.refused(502, "M_UNKNOWN");
+    let asked = site.asked.load(Ordering::Relaxed);
+    preview(&house, &bob, &format!("{}/nothing", site.url)).await.refused(502, "M_UNKNOWN");
+    assert_eq!(site.asked.load(Ordering::Relaxed), asked, "what failed is not tried again at once");
+}
+
+#[tokio::test]
+async fn the_home_network_is_not_asked() {
+    let site = site().await;
+    let house = TestServer::start().await;
+    let alice = house.register("alice").await;
+    for url in [format!("{}/page", site.url), "http://192.168.1.1/".to_owned(), "https://[::1]/".to_owned()] {
+        preview(&house, &alice, &url).await.refused(403, "M_FORBIDDEN");
+    }
+    assert_eq!(site.asked.load(Ordering::Relaxed), 0);
+    for url in ["", "ftp://example.org/", "nothing", "https://user:secret@example.org/"] {
+        preview(&house, &alice, url).await.refused(400, "M_INVALID_PARAM");
+    }
+    house.get("/_matrix/client/v1/media/preview_url", &alice).await.refused(400, "M_MISSING_PARAM");
+    let can = house.get("/capabilities", &alice).await.ok();
+    assert_eq!(can["capabilities"]["io.element.msc4452.preview_url"], json!({ "enabled": true }));
+}
+
+#[tokio::test]
+async fn previews_can_be_off_or_leave_sites_out() {
+    let house = TestServer::start_with(|config| config.previews.enabled = false).await;
+    let alice = house.register("alice").await;
+    preview(&house, &alice, "https://example.org/").await.refused(403, "M_FORBIDDEN");
+    let can: Value = house.get("/capabilities", &alice).await.ok();
+    assert_eq!(can["capabilities"]["m.preview_url"], json!({ "enabled": false }));
+    let house = TestServer::start_with(|config| config.previews.deny = vec!["example.org".to_owned()]).await;
+    let alice = house.register("alice").await;
+    let why = preview(&house, &alice, "https://www.example.org/").await.refused(403, "M_FORBIDDEN");
+    assert!(why["error"].as_str().unwrap().contains("administrator"), "{why}");
+}
