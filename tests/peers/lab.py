@@ -229,7 +229,7 @@ class Snug:
         self.config = os.path.join(self.data, "snug.toml")
         with open(self.config, "w") as f:
             f.write(CONFIG % dict(server_name=self.server_name, port=self.port, fed=self.fed, data=self.data,
-                                  budget=budget, cert=lab.cert, key=lab.key, ca=lab.ca) + more)
+                                  budget=budget, cert=lab.cert, key=lab.key, ca=lab.ca, more=more))
         self.boot()
 
     def boot(self):
@@ -265,7 +265,7 @@ listen = ["127.0.0.1:%(port)d"]
 data_dir = "%(data)s"
 budget = "%(budget)s"
 registration = "open"
-
+%(more)s
 [federation]
 listen = ["127.0.0.1:%(fed)d"]
 tls_certificate = "%(cert)s"

@@ -29,7 +29,7 @@ const recipes = `<html><head><title>Not this</title><meta property="og:title" co
 
 async function main() {
     const files = { "/recipes.html": recipes, "/sunset.png": png(900, 600), "/bread.png": png(300, 200) };
-    const lab = { base: process.env.SNUG_BASE, name: process.env.SNUG_NAME, site: await serve((name) => ({ text: files[name] })) };
+    const lab = { base: process.env.SNUG_BASE, name: process.env.SNUG_NAME, site: await serve((name) => ({ text: files[name] }), process.env.SITE) };
     const failed = await menus({ ...lab, people: "", said: say, logger });
 
     say("-- the same in a browser");

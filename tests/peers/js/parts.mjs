@@ -55,8 +55,8 @@ export async function menus(lab) {
         check(texts(await find(bob, "soup bread")).length === 0, "all words of a search must be there");
         const stranger = await device("register", "carol", "phone");
         check((await find(stranger, "soup")).count === 0, "and it is not found by who is not");
-        const { users } = { users: (await alice.client.searchUserDirectory({ term: "bo" })).results };
-        check(users.some((u) => u.user_id === bob.session.user_id), "the user directory finds bob by half his name");
+        await until("the user directory finds bob by half his name", async () =>
+            (await alice.client.searchUserDirectory({ term: "bo" })).results.some((u) => u.user_id === bob.session.user_id));
         const gone = await alice.send(kitchen, "unsayable words");
         await until("the words are found", async () => (await find(bob, "unsayable")).results.length === 1);
         await alice.client.redactEvent(kitchen, gone);

@@ -13,8 +13,8 @@ export const switches = {
     args: ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"],
 };
 
-/** Serve what `find` gives for a path, a file or its content, on the loopback; gives the address, with a slash at its end. */
-export async function serve(find) {
+/** Serve what `find` gives for a path, a file or its content; gives the address, with a slash at its end. */
+export async function serve(find, host = "127.0.0.1") {
     const kinds = { ".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".wasm": "application/wasm", ".json": "application/json", ".png": "image/png", ".svg": "image/svg+xml" };
     const server = http.createServer((request, answer) => {
         const name = path.normalize(new URL(request.url, "http://x").pathname);
@@ -24,8 +24,8 @@ export async function serve(find) {
         if (found.file) fs.createReadStream(found.file).pipe(answer);
         else answer.end(found.text);
     });
-    await new Promise((ready) => server.listen(0, "127.0.0.1", ready));
-    return `http://127.0.0.1:${server.address().port}/`;
+    await new Promise((ready) => server.listen(0, host, ready));
+    return `http://${host}:${server.address().port}/`;
 }
 
 /** Bundle `page/<name>.mjs` and serve it with the files beside it. */
