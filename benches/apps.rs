@@ -1,10 +1,11 @@
-//! What an app's first hour costs: `cargo bench --bench apps -- [--budget BUDGET] [--rooms N] [--keys N] [--binary FILE] [--only PART]`.
+//! What an app's first hour costs: `cargo bench --bench apps -- [--budget BUDGET] [--rooms N] [--keys N] [--events N] [--binary FILE] [--only PART]`.
 //!
 //! Parts: `screens` (first screen and incremental sync by sliding sync, beside `/sync` version 3), `devices` (three devices
 //! sync for the first time by both at once), `backup` (a backup of many keys, uploaded and fetched), `push` (from a message to the
 //! request at a push gateway, also beside many notifications for gateways that are gone), `media` (a file of 50 MiB of another
 //! server, asked for by ten people at once, then by one from the disk), `pictures` (thumbnails of a
-//! camera's picture, of a bomb). Processor time is the server's own;
+//! camera's picture, of a bomb), `search` (many messages, with the index of words and without it; the time of a search; the size
+//! of the index). Processor time is the server's own;
 //! the yardstick of the same run is the answer of `/versions`, which reads nothing.
 
 #[path = "../tests/lab/mod.rs"]
@@ -86,6 +87,9 @@ fn main() -> io::Result<()> {
     }
     if wants("pictures") {
         pictures(&snug, &mut owner)?;
+    }
+    if wants("search") {
+        search(&mut snug, &owner, &other, words.number("--events", 200_000))?;
     }
     let usage = snug.usage();
     println!(
@@ -453,4 +457,103 @@ fn push(snug: &mut Snug, owner: &Person, other: &Person, waiting: u64) -> io::Re
     let took = measure(other)?;
     println!("  beside them to a gateway that lives: p50 {:.1} ms, longest {:.1} ms", took[25], took[49]);
     Ok(())
+}
+
+/// Words as a language has them: the nth is as frequent as 1/n, and there are 40,000 of them.
+struct Language(lab::random::Stream);
+
+impl Language {
+    fn text(&mut self) -> String {
+        let count = 3 + self.0.below(15);
+        let word = |stream: &mut lab::random::Stream| {
+            let rank = 40_000f64.powf(stream.unit()) as u64;
+            lab::random::Stream::new(7, "word", rank).token(2 + (rank % 8) as usize, false)
+        };
+        (0..count).map(|_| word(&mut self.0)).collect::<Vec<_>>().join(" ")
+    }
+}
+
+fn search(snug: &mut Snug, owner: &Person, other: &Person, events: u64) -> io::Result<()> {
+    let mut language = Language(lab::random::Stream::new(1, "messages", 0));
+    let mut rooms = Vec::new();
+    // A tenth without an index, then all with one.
+    let config = snug.folder.join("snug.toml");
+    let before = fs::read_to_string(&config)?;
+    for (enabled, count) in [(false, events / 10), (true, events - events / 10)] {
+        snug.stop()?;
+        fs::write(&config, format!("{before}\n[search]\nenabled = {enabled}\n"))?;
+        snug.run()?;
+        let (owner, other) = (&mut owner.again(snug), &mut other.again(snug));
+        more_rooms(owner, other, &mut rooms, 20)?;
+        for number in 0..1_000 {
+            owner.say(&rooms[number % 20], &language.text())?;
+        }
+        let (used, began) = (snug.usage(), Instant::now());
+        for number in 0..count {
+            let who = if number % 3 == 0 { &mut *other } else { &mut *owner };
+            who.say(&rooms[(number * number % 20) as usize], &language.text())?;
+        }
+        let now = snug.usage();
+        println!(
+            "{count} messages {}: {:.2} KB written and {:.2} ms CPU for each, {:.0} s",
+            if enabled { "with the index" } else { "without an index" },
+            (now.written - used.written) as f64 / count as f64 / 1e3,
+            (now.cpu - used.cpu) * 1e3 / count as f64,
+            began.elapsed().as_secs_f64()
+        );
+    }
+    let mut cpu = snug.usage().cpu;
+    loop {
+        thread::sleep(Duration::from_secs(10));
+        let now = snug.usage().cpu;
+        if now - cpu < 0.1 {
+            break;
+        }
+        cpu = now;
+    }
+    let mut owner = owner.again(snug);
+    let common = lab::random::Stream::new(7, "word", 1).token(3, false);
+    let rare = lab::random::Stream::new(7, "word", 900).token(6, false);
+    for term in [format!("{common} {rare}"), common.clone(), rare] {
+        for order in ["recent", "rank"] {
+            let asked = json!({"search_categories": {"room_events": {"search_term": term, "order_by": order}}});
+            let mut count = 0;
+            let (cpu, wall) = each(snug, 20, || {
+                let found = owner.call("POST", "/_matrix/client/v3/search", Some(&asked))?;
+                count = found["search_categories"]["room_events"]["count"].as_u64().unwrap_or(0);
+                Ok(())
+            })?;
+            println!("  {term:?} by {order}: {count} found, {wall:.1} ms, {cpu:.1} ms CPU");
+        }
+    }
+    snug.stop()?;
+    let data = snug.folder.join("data");
+    let store =
+        snug::store::Store::open(snug::store::StoreOptions::new(data.join("database"))).map_err(io::Error::other)?;
+    let read = store.read().map_err(io::Error::other)?;
+    let index = snug::store::tables::room::search::status::get(&read).map_err(io::Error::other)?.unwrap_or_default();
+    let (mut json_bytes, mut stored) = (0, 0);
+    let count = &mut |_, room: snug::store::tables::room::Room| {
+        json_bytes += room.bytes;
+        Ok(std::ops::ControlFlow::Continue(()))
+    };
+    snug::store::tables::room::list(&read, count).map_err(io::Error::other)?;
+    use snug::store::schema::{EVENT, EVENT_BODY, EVENT_ID, TIMELINE};
+    for table in [&EVENT, &EVENT_BODY, &EVENT_ID, &TIMELINE] {
+        let sum = &mut |key: &[u8], value: &[u8]| {
+            stored += (key.len() + value.len()) as u64;
+            Ok(std::ops::ControlFlow::Continue(()))
+        };
+        snug::store::Get::prefix(&read, table, &[], sum).map_err(io::Error::other)?;
+    }
+    println!(
+        "  the index: {} KiB in {} segments; the events: {} KiB as JSON, {} KiB as they are stored",
+        index.bytes() >> 10,
+        index.segments.len(),
+        json_bytes >> 10,
+        stored >> 10
+    );
+    drop(read);
+    store.close_blocking();
+    snug.run()
 }

@@ -18,6 +18,7 @@ pub const ACCOUNTS: &[&str] = &[
     "database_cache",
     "push_rules",
     "state_nodes",
+    "search",
     "connections",
     "request_bodies",
     "response_bodies",

@@ -32,6 +32,7 @@ pub mod media;
 mod preview;
 mod sync;
 pub mod routes;
+mod search;
 mod room;
 
 pub use crate::user::{Calls, LiveKit, PresenceMode, TurnLogin};

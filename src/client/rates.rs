@@ -54,6 +54,8 @@ pub const FIND: Rate = Rate { name: "searches for people", per_second: 5.0, burs
 pub const REPORT: Rate = Rate { name: "reports", per_second: 0.1, burst: 20.0 };
 /// Pages of hierarchies and summaries of rooms, by user: each may look at a thousand rooms.
 pub const SPACE: Rate = Rate { name: "spaces", per_second: 5.0, burst: 100.0 };
+/// Searches in rooms, by user: each looks at many events. An app asks for page after page.
+pub const SEARCH: Rate = Rate { name: "searches in rooms", per_second: 5.0, burst: 50.0 };
 /// Other questions that make this server ask another one, by user, or by address without an access token: directories,
 /// profiles, keys.
 pub const ASK: Rate = Rate { name: "questions to other servers", per_second: 10.0, burst: 100.0 };

@@ -7,7 +7,8 @@ use super::room::{
     create, delayed, directory, membership, old, receipt, send, space, state, thread, timeline, upgrade,
 };
 use super::{
-    Client, calls, dehydrated_device, keys, media, presence, preview, report, room_keys, server, sync, to_device,
+    Client, calls, dehydrated_device, keys, media, presence, preview, report, room_keys, search, server, sync,
+    to_device,
 };
 use crate::http::{Method, Router};
 
@@ -196,7 +197,8 @@ fn reading(router: &mut Router, client: &Arc<Client>) {
         .under(&R0_V3, Method::GET, "/events", old::events)
         .under(&R0_V3, Method::GET, "/events/{event_id}", old::event)
         .under(&R0_V3, Method::GET, "/initialSync", old::all)
-        .under(&R0_V3, Method::GET, "/rooms/{room_id}/initialSync", old::room);
+        .under(&R0_V3, Method::GET, "/rooms/{room_id}/initialSync", old::room)
+        .under(&R0_V3, Method::POST, "/search", search::search);
 }
 
 /// Subscriptions to threads, which no release of the specification has yet.

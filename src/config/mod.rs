@@ -13,6 +13,7 @@ use toml::de::{DeTable, DeValue};
 
 use crate::client::{Options, Registration};
 use crate::media;
+use crate::room::SearchOptions;
 use client::Client;
 use federation::Federation;
 use file::{find, is_section, read, setting_at, unknown};
@@ -31,6 +32,7 @@ mod files;
 mod previews;
 mod push;
 mod rooms;
+mod search;
 mod setting;
 
 pub use previews::Previews;
@@ -52,6 +54,7 @@ pub fn settings() -> impl Iterator<Item = &'static Setting> {
         client::SETTINGS,
         federation::SETTINGS,
         rooms::SETTINGS,
+        search::SETTINGS,
         files::SETTINGS,
         previews::SETTINGS,
         push::SETTINGS,
@@ -84,6 +87,7 @@ pub struct Config {
     pub federation: Federation,
     pub rooms: Rooms,
     pub previews: Previews,
+    pub search: SearchOptions,
     pub push: Push,
     /// Files outside the data folder that have secrets in them.
     pub secret_files: Vec<PathBuf>,
@@ -285,6 +289,7 @@ impl Default for Config {
             federation: Federation::default(),
             rooms: Rooms::default(),
             previews: Previews::default(),
+            search: SearchOptions::default(),
             push: Push::default(),
             secret_files: Vec::new(),
         };

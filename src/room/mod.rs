@@ -2,7 +2,7 @@
 //!
 //! Sub-rooms, lowest floor first; `tests/it/floors.rs` holds them:
 //!
-//! - `error.rs`, `lock.rs`, `ignored.rs`, `invite_rules.rs`: the ground;
+//! - `error.rs`, `lock.rs`, `ignored.rs`, `invite_rules.rs`: the ground; `words/`: the words of events, and the index of them;
 //! - `state/`: read only: room state as the rules read it, state resolution, which servers may ask, stripped state;
 //! - `append/`: the one door in. Nothing but it (and the flip of a big join) makes an event part of a room;
 //! - `receive/`: events from other servers, and the gaps before them; `send/`: events of local users;
@@ -62,6 +62,7 @@ mod state;
 pub(crate) mod testing;
 mod serve;
 mod threads;
+mod words;
 mod error;
 
 pub use append::sticky::STICKY_MS_MAX;
@@ -81,6 +82,7 @@ pub use notify::{NotificationQuery, PAGE_MAX as NOTIFICATIONS_MAX, Waiting};
 pub use read::filter::{Events, Filter};
 pub use read::jump::NearestEvent;
 pub use read::relations::{Related, Threads};
+pub use read::search::{Batch, Context, RESULTS_MAX, SearchQuery};
 pub use read::state::MemberQuery;
 pub use read::stream::StreamPage;
 #[cfg(test)]
@@ -104,6 +106,8 @@ pub use spaces::{HierarchyQuery, RoomSummary};
 pub use state::moment::Direction;
 pub use state::stripped::STRIPPED_EVENTS_MAX;
 pub use threads::{Subscribed, ThreadChange, ThreadChanges, thread_changes};
+pub use words::Key as SearchKey;
+pub use words::keep::SearchOptions;
 
 pub use crate::store::tables::room::event_row::Membership;
 pub use crate::store::{EventNum, Position, RoomNum};
@@ -146,6 +150,7 @@ struct Inner {
     delays: delayed::Delays,
     leaving: Arc<guests::Leaving>,
     redactions: Arc<mass_redaction::Waiting>,
+    words: words::keep::Keeper,
 }
 
 impl Rooms {
@@ -156,6 +161,7 @@ impl Rooms {
         let leaving = guests::leaving_of(&parts.store);
         let redactions = Arc::new(mass_redaction::Waiting::default());
         parts.store.follow(redactions.clone());
+        let words = words::keep::Keeper::new(&parts.store);
         Rooms(Arc::new(Inner {
             parts,
             locks: lock::Locks::default(),
@@ -172,6 +178,7 @@ impl Rooms {
             delays: delayed::Delays::default(),
             leaving,
             redactions,
+            words,
         }))
     }
 

@@ -216,6 +216,7 @@ impl Server {
         });
         rooms.set_admission(config.rooms.admission);
         rooms.set_forgets_left_rooms(config.rooms.forget_left);
+        rooms.set_search(config.search);
         rooms.set_hourly_bytes_max(config.federation.hourly_bytes_max);
         let users = Users::new(user::Parts {
             store: store.clone(),
@@ -438,6 +439,11 @@ impl Server {
         self.endless.push(self.worker("redactions", move |worker| {
             let rooms = rooms.clone();
             async move { rooms.redact_noted(&worker).await }
+        }));
+        let rooms = self.rooms.clone();
+        self.endless.push(self.worker("search index", move |worker| {
+            let rooms = rooms.clone();
+            async move { rooms.keep_indexed(&worker).await }
         }));
         let users = self.users.clone();
         self.endless.push(self.worker("deleted backups", move |worker| {

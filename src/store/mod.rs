@@ -311,6 +311,8 @@ pub struct Change {
     pub redacts: bool,
     /// What push gateways are told of `users` may be other than before.
     pub push: Push,
+    /// The index of words has to be mended: an event lost its text, or got its place late.
+    pub words: bool,
 }
 
 /// What a change means for push gateways.

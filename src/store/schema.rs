@@ -245,6 +245,19 @@ pub const DELAYED_USER: Table = table(
     "local UserNum, id of a delayed event → u64 when it ended, or 0; UserNum, and nothing for all → u64 how many, u64 bytes",
 );
 
+// ---- room: the words of events (tables/room/search)
+pub const SEARCH: Table = table(
+    "search",
+    "room",
+    "segment, hash32(word), RoomNum, place of the first event from the newest on → events by word and room, packed",
+);
+pub const SEARCH_STATUS: Table =
+    table("search_status", "room", "nothing → which events are in the index, its segments, the merge under way");
+pub const SEARCH_LATE: Table =
+    table("search_late", "room", "EventNum → nothing: got its place in a timeline behind the index");
+pub const SEARCH_GONE: Table =
+    table("search_gone", "room", "RoomNum, place of a redacted event → hash32 of each word that is to be taken out");
+
 // ---- room: joins under way (tables/room: join.rs, staged.rs)
 pub const JOIN: Table = table("join", "room", "join number → JSON Journal of a join under way");
 pub const STAGED: Table = table("staged", "room", "join number, batch → what the batch stored; gone after the join");
@@ -360,6 +373,10 @@ pub const TABLES: &[&Table] = &[
     &DELAYED_USER,
     &TOLD_ROOM,
     &TOLD_ROOM_AGE,
+    &SEARCH,
+    &SEARCH_STATUS,
+    &SEARCH_LATE,
+    &SEARCH_GONE,
     &JOIN,
     &STAGED,
     &ROOM_ALLOWED,

@@ -92,6 +92,10 @@ const fn put(prefixes: &'static [&'static str], path: &'static str, body: Holds)
 }
 
 const EMPTY: Holds = Json(&["{}"]);
+const SEARCHES: &[&str] = &[
+    r#"{"search_categories":{"room_events":{"search_term":"<text>","keys":["content.body","content.name","content.topic"],"filter":{"limit":"<<number>>","rooms":["<room_id>"],"types":["m.room.*"],"senders":["<user_id>"]},"order_by":"recent","event_context":{"before_limit":"<<number>>","after_limit":2,"include_profile":true},"include_state":true,"groupings":{"group_by":[{"key":"room_id"},{"key":"sender"}]}}}}"#,
+    r#"{"search_categories":{"room_events":{"search_term":"\"<text>\" -<text>","order_by":"rank","filter":{"not_rooms":["<room_id>"]}}}}"#,
+];
 const LISTS: Holds = Json(&[
     r#"{"conn_id":"a","lists":{"all":{"ranges":[[0,19]],"timeline_limit":"<<number>>","required_state":[["m.room.name",""],["m.room.member","$LAZY"],["m.room.member","$ME"],["m.space.child","*"]],"include_heroes":true,"filters":{"is_invite":false,"not_room_types":["m.space"]}}},"room_subscriptions":{"<room_id>":{"timeline_limit":20,"required_state":[["*","*"]]}},"extensions":{"to_device":{"enabled":true,"since":"<number>","limit":"<<number>>"},"e2ee":{"enabled":true},"account_data":{"enabled":true,"lists":["*"],"rooms":["<room_id>"]},"receipts":{"enabled":true},"typing":{"enabled":true,"lists":["all","<text>"]},"io.element.msc4308.thread_subscriptions":{"enabled":true,"limit":"<<number>>"},"org.matrix.msc4354.sticky_events":{"enabled":true},"org.matrix.msc4262.profiles":{"enabled":true,"fields":["displayname","m.status"]}}}"#,
     r#"{"conn_id":"<text>","pos":"<pos>","timeout":0,"lists":{"a":{"range":[0,"<<number>>"],"timeline_limit":1,"required_state":{"include":[{},{"type":"m.room.member","state_key":"<user_id>"}],"exclude":[{"type":"m.room.create"}],"lazy_members":true},"filters":{"is_dm":true,"is_encrypted":false,"room_types":[null,"m.space"],"tags":["m.favourite"],"not_tags":["m.lowpriority"],"spaces":["<room_id>"],"is_invited":true}},"b":{"timeline_limit":0,"required_state":{}}}}"#,
@@ -256,6 +260,7 @@ pub const TABLE: &[Endpoint] = &[
     get(FIELDS, "/profile/{user_id}/{field}").of(Anybody),
     put(FIELDS, "/profile/{user_id}/{field}", PROFILE).asks("propagate_to=propagate_to"),
     delete(FIELDS, "/profile/{user_id}/{field}", Nothing).asks("propagate_to=propagate_to"),
+    post(V3, "/search", Json(SEARCHES)).asks("next_batch=text").weighs(4),
     post(V3, "/user_directory/search", Json(&[r#"{"search_term":"<text>","limit":"<<number>>"}"#])),
     post(V3, "/rooms/{room_id}/report/{event_id}", Json(&["{}", r#"{"reason":"<text>","score":"<<number>>"}"#])),
     post(BARE, "/_matrix/client/v3/rooms/{room_id}/report", REASON),

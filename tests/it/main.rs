@@ -13,6 +13,7 @@ mod floors;
 mod guests;
 mod http;
 mod rooms;
+mod search;
 mod server;
 mod sliding;
 mod sliding_extensions;

@@ -1,4 +1,4 @@
-//! Everything at once: a large join, while people log in, sync for the first time, page, upload, look at pictures and poll, and another server
+//! Everything at once: a large join, while people log in, sync for the first time, page, search, upload, look at pictures and poll, and another server
 //! sends large events.
 //!
 //! Each of these alone stays within the cap; the promise is that all of them together do, and that somebody else's message is
@@ -164,6 +164,13 @@ const JOBS: &[Job] = &[
         let file = format!("bytes{}", 1_000_000 + number % 40);
         let path = format!("/_matrix/client/v1/media/download/{}/{file}", room::RESIDENT);
         Ok(person.stream(&path, &mut |_| {})?.0)
+    }),
+    ("search", |person, _, number, _| {
+        let term = json!({"search_term": format!("r{}", number % 20), "include_state": true,
+            "order_by": if number % 3 == 0 { "rank" } else { "recent" }, "filter": {"limit": 100},
+            "event_context": {"before_limit": 20, "after_limit": 20, "include_profile": true}});
+        let body = json!({"search_categories": {"room_events": term}});
+        Ok(person.stream_to("POST", "/_matrix/client/v3/search", Some(&body), &mut |_| {})?.0)
     }),
     // A request of the same connection would end the one before it.
     ("sliding sync", |person, _, number, _| {

@@ -39,11 +39,12 @@ pub mod outbound;
 pub mod relations;
 pub mod rules_cache;
 pub mod sticky;
+pub mod searched;
 #[cfg(test)]
 mod tests;
 
 /// What follows from events, each a file of its own. The next is one more file and one more line.
-const DERIVED: [&dyn Derived; 8] = [
+const DERIVED: [&dyn Derived; 9] = [
     &relations::Relations,
     &members::Members,
     &unread::UnreadCounts,
@@ -52,6 +53,7 @@ const DERIVED: [&dyn Derived; 8] = [
     &sticky::StickyEvents,
     &guests::Guests,
     &mass_redaction::MassRedactions,
+    &searched::Searched,
 ];
 
 /// Writes a part of the state of a room that is joined through another server, in the order of the keys, and what

@@ -125,7 +125,7 @@ fn write_beside(
 }
 
 /// An event's body, redacted when its sender asked for erasure and the reader was not in the room at the event.
-fn readable_body(get: &impl Get, row: &Row, format: &Format) -> Result<Vec<u8>> {
+pub fn readable_body(get: &impl Get, row: &Row, format: &Format) -> Result<Vec<u8>> {
     if user::is_erased(get, row.sender)?
         && membership_at(get, row, format)? != Some(Membership::Join)
         && let Some(version) = version::get(&room::get_of(get, row.room)?.version)

@@ -28,6 +28,7 @@ pub mod jump;
 pub mod sync;
 pub mod visibility;
 pub mod relations;
+pub mod search;
 pub mod state;
 pub mod stream;
 pub mod timeline;

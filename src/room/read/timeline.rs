@@ -113,11 +113,19 @@ pub(super) struct Page {
 }
 
 /// An event and the events around it.
-struct Around {
+pub(super) struct Around {
     num: EventNum,
     order: i64,
-    before: Page,
-    after: Page,
+    pub(super) before: Page,
+    pub(super) after: Page,
+}
+
+impl Around {
+    /// Where the pages before and after it go on.
+    pub(super) fn edges(&self) -> (Token, Token) {
+        let start = self.before.next.unwrap_or(Token(self.before.events.last().map_or(self.order, |e| e.0) - 1));
+        (start, Token(self.after.events.last().map_or(self.order, |(order, _)| *order)))
+    }
 }
 
 impl RoomView {
@@ -265,15 +273,26 @@ impl RoomView {
     fn around(&mut self, event_id: &str, limit: usize, filter: &Events) -> Result<Around> {
         let (num, row) = self.visible(event_id)?;
         let order = row.order.ok_or(Error::NotFound)?;
+        Ok(self.around_place(num, order, limit / 2, limit - limit / 2, filter)?)
+    }
+
+    /// The events around one that the reader may see.
+    pub(super) fn around_place(
+        &mut self,
+        num: EventNum,
+        order: i64,
+        before: usize,
+        after: usize,
+        filter: &Events,
+    ) -> store::Result<Around> {
         let from = self.room.hole_below(order - 1).map_or(i64::MIN, |hole| hole.next - 1);
-        let before = self.between(from, order - 1, true, limit / 2, filter)?;
-        let after = self.between(order, i64::MAX - 1, false, limit - limit / 2, filter)?;
+        let before = self.between(from, order - 1, true, before, filter)?;
+        let after = self.between(order, i64::MAX - 1, false, after, filter)?;
         Ok(Around { num, order, before, after })
     }
 
     async fn write_context(mut self, pen: ChunkWriter, around: Around, filter: Events) -> Result<(), ChunkError> {
-        let start = around.before.next.unwrap_or(Token(around.before.events.last().map_or(around.order, |e| e.0) - 1));
-        let end = Token(around.after.events.last().map_or(around.order, |(order, _)| *order));
+        let (start, end) = around.edges();
         pen.text(&format!("{{\"start\":\"{start}\",\"end\":\"{end}\",\"event\":"));
         let mut senders = self.write_events(&pen, &[(around.order, around.num)]).await?;
         for (name, page) in [("events_before", &around.before), ("events_after", &around.after)] {

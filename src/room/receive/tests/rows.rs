@@ -42,6 +42,18 @@ async fn a_message_in_a_room_of_one_changes_these_rows_and_no_others() {
     check(again, "event event_body event_id meta+2 room timeline txn txn_event", 440);
 }
 
+/// The index of words follows by itself, some hundreds of messages at a time.
+#[tokio::test]
+async fn a_message_changes_no_more_rows_while_there_is_an_index_of_words() {
+    let house = crate::room::testing::house();
+    let anna = house.user("anna").await;
+    let room = house.public_room(&anna).await;
+    house.rooms.index_all().await;
+    rows_of_a_message(&house, &anna, &room, "the first").await;
+    let again = rows_of_a_message(&house, &anna, &room, "again").await;
+    check(again, "event event_body event_id meta+2 room timeline txn txn_event", 440);
+}
+
 #[tokio::test]
 async fn a_message_in_a_room_of_eight_changes_these_rows_and_no_others() {
     let house = crate::room::testing::house();

@@ -398,6 +398,19 @@ pub fn rows_down(
     })
 }
 
+/// Visits the columns of the events numbered from `from` on, all rooms mixed, until the visitor breaks.
+pub fn rows_up(
+    get: &impl Get,
+    from: EventNum,
+    visit: &mut dyn FnMut(EventNum, Row) -> Result<ControlFlow<()>>,
+) -> Result<()> {
+    get.range(&EVENT, &from.to_key(), None, false, &mut |key, value| {
+        let corrupt = || Error::corrupt(&EVENT, key);
+        let num = EventNum::from_key(key).ok_or_else(corrupt)?;
+        visit(num, Row::decode(num, value).ok_or_else(corrupt)?)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -17,6 +17,7 @@ pub mod mass_redaction;
 pub mod member;
 pub mod receipt;
 pub mod relation;
+pub mod search;
 pub mod staged;
 pub mod state_tree;
 pub mod sticky;
