@@ -69,6 +69,7 @@ fn remove_remote(local: &mut Local, unused_days: u32) -> Result<String, String> 
     let number = |field: &str| done[field].as_u64().unwrap_or(0);
     Ok(match number("count") {
         0 => "There is no such file.\n".to_owned(),
+        1 => format!("1 file was removed; it took {}.\n", human(number("bytes"))),
         count => format!("{count} files were removed; they took {}.\n", human(number("bytes"))),
     })
 }

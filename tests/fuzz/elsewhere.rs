@@ -137,15 +137,7 @@ impl Elsewhere {
             ["_matrix", "federation", _, "user", "devices", user] => json(devices(user)),
             ["_matrix", "federation", _, "user", "keys", "query"] => json(self.device_keys(name, request)),
             ["_matrix", "federation", _, "user", "keys", "claim"] => json(claimed(request)),
-            ["_matrix", "federation", _, "media", ..] => Reply {
-                status: 200,
-                content_type: "multipart/mixed; boundary=b",
-                body: Body::Bytes(
-                    b"--b\r\ncontent-type: application/json\r\n\r\n{}\r\n--b\r\ncontent-type: image/png\r\n\
-                      content-disposition: inline; filename=\"a.png\"\r\n\r\n\x89PNG abc\r\n--b--\r\n"
-                        .to_vec(),
-                ),
-            },
+            ["_matrix", "federation", _, "media", ..] => file(random),
             ["_matrix", "media", ..] => {
                 Reply { status: 200, content_type: "image/png", body: Body::Bytes(b"\x89PNG abc".to_vec()) }
             }
@@ -396,6 +388,23 @@ fn pdus(events: impl IntoIterator<Item = Tree>) -> Reply {
         ("origin_server_ts", Tree::number(now_ms())),
         ("pdus", Tree::list(events)),
     ]))
+}
+
+/// A file, or where it is said to be; its length may be a lie.
+fn file(random: &mut Stream) -> Reply {
+    let more = *random.pick(&[
+        "",
+        "content-disposition: inline; filename=\"a.png\"\r\n",
+        "content-length: 8\r\n",
+        "content-length: 9000000\r\n",
+        "location: https://127.0.0.1/a\r\n",
+        "location: \r\n",
+    ]);
+    let bytes = *random.pick(&[8, 8, 0, 70_000, 500_000]);
+    let head = "--b\r\ncontent-type: application/json\r\n\r\n{}\r\n--b\r\ncontent-type: image/png\r\n";
+    let tail = *random.pick(&["\r\n--b--\r\n", "\r\n--b--\r\n", "\r\n--b", ""]);
+    let body = [head.as_bytes(), more.as_bytes(), b"\r\n", &b"\x89PNG abc".repeat(bytes / 8), tail.as_bytes()].concat();
+    Reply { status: 200, content_type: "multipart/mixed; boundary=b", body: Body::Bytes(body) }
 }
 
 /// Sends an answer; `odd`: perhaps with a framing that is wrong.

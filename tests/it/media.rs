@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde_json::json;
 use snug::config::Config;
 
+use crate::commands::good;
 use crate::lab::certificates::Certificates;
 use crate::lab::picture;
 use crate::lab::render::Rendered;
@@ -404,4 +405,66 @@ async fn kept_files_have_a_bound_and_larger_ones_pass_through() {
         assert_eq!(visit.house.get(&file(300_000), &alice).await.bytes, media_bytes(0, 300_000));
     }
     assert_eq!((visit.asked() - asked, usage().await.remote_bytes), (2, now.remote_bytes));
+}
+
+/// The length is known from the beginning: a range to wherever the file ends begins to come at once.
+#[tokio::test]
+async fn a_server_that_knows_the_old_path_alone_is_asked_there() {
+    const BYTES: u64 = 1_000_000;
+    let visit = Visit::start(Dials { bytes_per_second: 2_000_000, ..Dials::default() }, |_| {}).await;
+    let alice = visit.house.register("alice").await;
+    let path = format!("/_matrix/client/v1/media/download/{RESIDENT}/old{BYTES}");
+    let part = async |range: &'static str| {
+        let bearer = format!("Bearer {}", alice.token);
+        visit.house.send("GET", &path, &[("authorization", &bearer), ("range", range)], Vec::new()).await
+    };
+    let (whole, rest, beyond) =
+        tokio::join!(visit.house.get(&path, &alice), part("bytes=999000-"), part("bytes=1000000-"));
+    assert_eq!((whole.status, whole.bytes == media_bytes(0, BYTES)), (200, true));
+    assert_eq!(whole.headers["content-length"], "1000000");
+    assert_eq!((rest.status, rest.bytes == media_bytes(999_000, 1000)), (206, true));
+    assert_eq!(rest.headers["content-range"], "bytes 999000-999999/1000000");
+    assert_eq!((beyond.status, beyond.headers["content-range"].to_str().unwrap()), (416, "bytes */1000000"));
+}
+
+#[tokio::test]
+async fn a_file_that_is_said_to_be_at_home_is_not_fetched() {
+    let visit = Visit::start(Dials::default(), |_| {}).await;
+    let alice = visit.house.register("alice").await;
+    for to in ["127.0.0.1:1", "[::1]:1", "192.168.0.1"] {
+        let path = format!("/_matrix/client/v1/media/download/{RESIDENT}/moved{to}");
+        let refused = visit.house.get(&path, &alice).await.refused(502, "M_UNKNOWN");
+        assert!(refused["error"].as_str().unwrap().contains("private address"), "{refused}");
+    }
+}
+
+/// With the program itself, against a server that runs.
+#[tokio::test]
+async fn the_operator_sees_what_files_take_and_removes_them() {
+    let visit = Visit::start(Dials::default(), |_| {}).await;
+    let alice = visit.house.register("alice").await;
+    let id = upload(&visit.house, &alice, "image/png", &[7; 5000]).await;
+    visit.house.get(&file(30_000), &alice).await;
+    let data_dir = visit.house.data_dir().to_owned();
+    let snug = async |words: &[&str]| {
+        let folder = data_dir.clone();
+        let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
+        let run = move || {
+            let folder = folder.as_path();
+            let mut all: Vec<&str> = words.iter().map(String::as_str).collect();
+            all.extend(["--data-dir", folder.to_str().unwrap()]);
+            good(folder, &all, "")
+        };
+        tokio::task::spawn_blocking(run).await.unwrap()
+    };
+    let said = snug(&["media"]).await;
+    assert!(said.contains("files of accounts here      4.9 KiB\n") && said.contains(&alice.id), "{said}");
+    assert!(said.contains("kept of other servers       29.3 KiB of "), "{said}");
+    assert_eq!(snug(&["media", "remove-remote", "--unused-days", "1"]).await, "There is no such file.\n");
+    assert_eq!(snug(&["media", "remove-remote"]).await, "1 file was removed; it took 29.3 KiB.\n");
+    let uri = format!("mxc://{id}");
+    assert_eq!(snug(&["media", "remove", &uri]).await, format!("{uri} is removed.\n"));
+    let gone = visit.house.get(&format!("/_matrix/client/v1/media/download/{id}"), &alice).await;
+    gone.refused(404, "M_NOT_FOUND");
+    assert!(snug(&["media"]).await.contains("on the disk                 0"), "nothing is left");
 }

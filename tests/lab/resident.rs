@@ -338,6 +338,7 @@ impl Shared {
                 self.in_room(room, out, |live, out| backfill(live, request, out))
             }
             ("GET", ["_matrix", "federation", "v1", "media", "download", id]) => self.media(id, out),
+            ("GET", ["_matrix", "media", "v3", "download", _, id]) => self.old_media(id, out),
             ("POST", ["_matrix", "federation", "v1", "get_missing_events", room]) => {
                 self.in_room(room, out, |live, out| missing_events(live, &request.json(), out))
             }
@@ -345,8 +346,24 @@ impl Shared {
         }
     }
 
-    /// A file of as many bytes as its id says ([`media_bytes`]), at the pace and to the point the dials say.
+    /// A file of as many bytes as its id says ([`media_bytes`]), at the pace and to the point the dials say; or that it is
+    /// somewhere else, or as a server answers that knows the old path alone.
     fn media(&self, id: &str, out: &mut Out) -> io::Result<()> {
+        if let Some(to) = id.strip_prefix("moved") {
+            let body = format!(
+                "--b\r\nContent-Type: application/json\r\n\r\n{{}}\r\n--b\r\nLocation: https://{to}/file\r\n\r\n\r\n--b--"
+            );
+            let kind = "multipart/mixed; boundary=b";
+            write!(
+                out.get_mut(),
+                "HTTP/1.1 200 .\r\ncontent-type: {kind}\r\ncontent-length: {}\r\n\r\n{body}",
+                body.len()
+            )?;
+            return out.get_mut().flush();
+        }
+        if id.starts_with("old") {
+            return refuse(out, 404, "M_UNRECOGNIZED", "not an endpoint of an old server");
+        }
         let Some(length) = id.strip_prefix("bytes").and_then(|bytes| bytes.parse::<u64>().ok()) else {
             return refuse(out, 404, "M_NOT_FOUND", "no such file");
         };
@@ -356,15 +373,31 @@ impl Shared {
         let mut to = buffered(out);
         let kind = "multipart/mixed; boundary=b";
         write!(to, "HTTP/1.1 200 .\r\ncontent-type: {kind}\r\ncontent-length: {all}\r\n\r\n{head}")?;
-        let mut pace = Pace::new(self, &dials, length);
+        self.write_media(length, &dials, &mut to)?;
+        to.write_all(tail.as_bytes())?;
+        to.flush()
+    }
+
+    /// The same from the path of before downloads were authenticated.
+    fn old_media(&self, id: &str, out: &mut Out) -> io::Result<()> {
+        let Some(length) = id.strip_prefix("old").and_then(|bytes| bytes.parse::<u64>().ok()) else {
+            return refuse(out, 404, "M_NOT_FOUND", "no such file");
+        };
+        let (dials, mut to) = (lock(&self.dials).clone(), buffered(out));
+        write!(to, "HTTP/1.1 200 .\r\ncontent-type: video/mp4\r\ncontent-length: {length}\r\n\r\n")?;
+        self.write_media(length, &dials, &mut to)?;
+        to.flush()
+    }
+
+    fn write_media(&self, length: u64, dials: &Dials, to: &mut dyn Write) -> io::Result<()> {
+        let mut pace = Pace::new(self, dials, length);
         let mut sent = 0;
         while sent < length {
             let now = (length - sent).min(16 << 10);
-            pace.write(&mut to, &media_bytes(sent, now))?;
+            pace.write(to, &media_bytes(sent, now))?;
             sent += now;
         }
-        to.write_all(tail.as_bytes())?;
-        to.flush()
+        Ok(())
     }
 
     fn in_room(
