@@ -4,6 +4,7 @@
 use std::fmt::Display;
 
 use crate::budget::Refused;
+use crate::flow::NotTold;
 use crate::http::{BadBody, ErrorResponse, StatusCode};
 use crate::{media, room, user};
 
@@ -60,6 +61,15 @@ impl From<media::Error> for Error {
             media::Error::Store(failed) => stored(&failed, failed.is_full()),
             other => ErrorResponse { message: other.to_string(), ..ErrorResponse::internal(&other) },
         })
+    }
+}
+
+impl From<NotTold> for Error {
+    fn from(failed: NotTold) -> Error {
+        match failed {
+            NotTold::User(failed) => failed.into(),
+            NotTold::Room(failed) => failed.into(),
+        }
     }
 }
 

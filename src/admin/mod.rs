@@ -1,14 +1,15 @@
-//! The operator's endpoints: those behind `snug user`, `snug rooms`, `snug media`, `snug reports`, `snug budget` and
-//! `snug workers`, and the pages for a browser.
+//! The operator's endpoints: those behind `snug user`, `snug rooms`, `snug media`, `snug reports`, `snug notice`,
+//! `snug budget` and `snug workers`, and the pages for a browser.
 //!
 //! The commands speak HTTP with JSON over a socket in the data folder. A process that may open the socket may do
 //! everything. The pages are on the ordinary ports; the one that makes the first account needs the code in the log.
-//! Read `users.rs`, `rooms.rs`, `media.rs`, `reports.rs`, `budget.rs`, `workers.rs`, `addresses.rs`, then `pages/`.
+//! Read `users.rs`, `rooms.rs`, `media.rs`, `reports.rs`, `notices.rs`, `budget.rs`, `workers.rs`, `addresses.rs`, then `pages/`.
 
 mod addresses;
 mod budget;
 mod error;
 mod media;
+mod notices;
 mod pages;
 mod reports;
 mod rooms;
@@ -22,6 +23,7 @@ use serde::Serialize;
 use crate::base::{Clock, Workers};
 use crate::budget::Budget;
 use crate::deliver::Sender;
+use crate::flow::Notices;
 use crate::http::{ErrorResponse, Response, Router, StatusCode};
 use crate::media::Media;
 use crate::room::Rooms;
@@ -40,6 +42,7 @@ pub struct Admin {
     pub users: Users,
     pub rooms: Rooms,
     pub media: Media,
+    pub notices: Notices,
     pub sender: Sender,
     pub budget: Budget,
     pub clock: Clock,
@@ -61,7 +64,10 @@ pub fn routes(router: &mut Router, admin: &Arc<Admin>) {
         .get("/users/{user}", users::show)
         .post("/users/{user}/password", users::password)
         .post("/users/{user}/admin", users::admin)
+        .post("/users/{user}/restrict", users::restrict)
         .post("/users/{user}/deactivate", users::deactivate)
+        .post("/notices", notices::one)
+        .post("/notices/all", notices::all)
         .get("/rooms", rooms::list)
         .post("/rooms/{room}/allow", rooms::allow)
         .post("/rooms/{room}/cancel", rooms::cancel)

@@ -23,6 +23,8 @@ pub async fn list(admin: Arc<Admin>, request: Request) -> Result<Response, Error
 
 fn shown(account: &Account, uploaded_bytes: u64) -> serde_json::Value {
     let standing = match account.standing {
+        Standing::Active if account.locked => "locked",
+        Standing::Active if account.suspended => "suspended",
         Standing::Active => "active",
         Standing::Deactivated => "deactivated",
     };
@@ -44,7 +46,7 @@ struct Add {
 pub async fn add(admin: Arc<Admin>, mut request: Request) -> Result<Response, Error> {
     let Add { name, password, admin: is_admin } = request.json().await?;
     let localpart = localpart(&admin, &name)?;
-    let user_id = admin.users.create(New { localpart, password, admin: is_admin }).await?;
+    let user_id = admin.users.create(New { localpart, password, admin: is_admin, agreed: 0 }).await?;
     Ok(Response::json(&json!({ "user_id": user_id })))
 }
 
@@ -72,6 +74,26 @@ pub async fn admin(admin: Arc<Admin>, mut request: Request) -> Result<Response, 
     let user_id = named(&admin, &request)?;
     let IsAdmin { admin: is_admin } = request.json().await?;
     admin.users.set_admin(&user_id, is_admin).await?;
+    Ok(Response::json(&json!({ "user_id": user_id })))
+}
+
+#[derive(Deserialize)]
+struct Restrict {
+    /// Absent: as it is.
+    locked: Option<bool>,
+    suspended: Option<bool>,
+}
+
+/// `POST /users/{user}/restrict`: locks an account or suspends it, or takes that back.
+pub async fn restrict(admin: Arc<Admin>, mut request: Request) -> Result<Response, Error> {
+    let user_id = named(&admin, &request)?;
+    let Restrict { locked, suspended } = request.json().await?;
+    if let Some(locked) = locked {
+        admin.users.set_locked(&user_id, locked).await?;
+    }
+    if let Some(suspended) = suspended {
+        admin.users.set_suspended(&user_id, suspended).await?;
+    }
     Ok(Response::json(&json!({ "user_id": user_id })))
 }
 
@@ -104,7 +126,11 @@ pub async fn deactivate(admin: Arc<Admin>, mut request: Request) -> Result<Respo
 
 /// The user in the path, written as `alice` or `@alice:example.org`.
 fn named(admin: &Admin, request: &Request) -> Result<OwnedUserId, Error> {
-    let name = request.param("user");
+    user_called(admin, request.param("user"))
+}
+
+/// The user of this server that is called `alice` or `@alice:example.org`.
+pub fn user_called(admin: &Admin, name: &str) -> Result<OwnedUserId, Error> {
     let localpart = localpart(admin, name)?;
     UserId::parse(format!("@{localpart}:{}", admin.users.server()))
         .map_err(|_| ErrorResponse::invalid_param(format!("{name:?} is not a user name")).into())

@@ -49,7 +49,7 @@ pub enum Command {
 
 SIGINT (Ctrl-C) and SIGTERM stop it in order.")]
     Serve,
-    /// Accounts: add, password, list, admin, deactivate
+    /// Accounts: add, password, list, admin, lock, suspend, deactivate
     #[command(subcommand)]
     User(User),
     /// Rooms, and joins under way: allow, cancel
@@ -79,6 +79,19 @@ The newest are kept: 100 of each user who reports, 2,000 of all.")]
     Media {
         #[command(subcommand)]
         command: Option<MediaCommand>,
+    },
+    /// Tell one user, or all, something in the name of this server, in a room of their own
+    #[command(after_help = "Examples:
+  snug notice alice 'Your files are larger than what is left of the disk.'
+  snug notice --all 'The server is off on Sunday from 8 to 9.'
+The text is read from standard input when it is -.")]
+    Notice {
+        /// Every account that is not closed, and only the text follows
+        #[arg(long)]
+        all: bool,
+        /// The user, such as alice or @alice:example.org, and the text
+        #[arg(required = true, num_args = 1..=2, value_names = ["USER", "TEXT"])]
+        words: Vec<String>,
     },
     /// The memory budget as a table; of a running server also what is in use, and the most that was
     #[command(after_help = "Examples:
@@ -150,6 +163,24 @@ An empty password makes one up and prints it; others have at least eight charact
         #[arg(long)]
         remove: bool,
     },
+    /// Keep all sessions of an account from doing anything, without ending them
+    #[command(after_help = "Example:
+  snug user lock alice
+Its apps keep what they have, and go on when it is unlocked.")]
+    Lock { name: String },
+    /// Let the sessions of a locked account go on
+    #[command(after_help = "Example:
+  snug user unlock alice")]
+    Unlock { name: String },
+    /// Let an account read, and neither send, invite, join nor change its profile
+    #[command(after_help = "Example:
+  snug user suspend alice
+It may still leave rooms, take back what it said, and log out.")]
+    Suspend { name: String },
+    /// Let a suspended account speak again
+    #[command(after_help = "Example:
+  snug user unsuspend alice")]
+    Unsuspend { name: String },
     /// Close an account for good: it leaves its rooms, and nobody gets the name again; asks first
     #[command(after_help = "Examples:
   snug user deactivate alice

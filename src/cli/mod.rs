@@ -6,6 +6,7 @@ mod check;
 mod admin_socket;
 mod arguments;
 mod media;
+mod notices;
 mod reports;
 mod rooms;
 mod users;
@@ -54,6 +55,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Rooms { command } => rooms_command(&overrides, command),
         Command::Reports { command } => reports_command(&overrides, command),
         Command::Media { command } => media::media(&overrides, command),
+        Command::Notice { all, words } => notices::notice(&overrides, all, words),
         Command::Budget => budget(&overrides),
         Command::Workers => workers::workers(&overrides),
         Command::Check { database: false } => return check::run(&overrides),

@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, IsTerminal};
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::admin_socket::Local;
 use super::arguments::User;
@@ -64,6 +64,20 @@ fn user_asked(local: &mut Local, command: User, new: &NewPassword) -> Result<Str
             let now = if remove { "is not an administrator any more" } else { "is an administrator now" };
             format!("{} {now}.\n", text(&changed, "user_id"))
         }
+        User::Lock { name } => {
+            let locked = restrict(local, &name, json!({ "locked": true }))?;
+            format!("{locked} is locked: its sessions can do nothing until `snug user unlock`.\n")
+        }
+        User::Unlock { name } => {
+            format!("{} is not locked any more.\n", restrict(local, &name, json!({ "locked": false }))?)
+        }
+        User::Suspend { name } => {
+            let suspended = restrict(local, &name, json!({ "suspended": true }))?;
+            format!("{suspended} is suspended: it can read, and not speak, until `snug user unsuspend`.\n")
+        }
+        User::Unsuspend { name } => {
+            format!("{} is not suspended any more.\n", restrict(local, &name, json!({ "suspended": false }))?)
+        }
         User::Deactivate { name, force, .. } => {
             let path = format!("/users/{}/deactivate", encode(&name));
             let closed = local.post(&path, json!({ "force": force })).map_err(about(&name))?;
@@ -72,12 +86,18 @@ fn user_asked(local: &mut Local, command: User, new: &NewPassword) -> Result<Str
     })
 }
 
+/// Locks or suspends an account, or takes that back. Answers whose it is.
+fn restrict(local: &mut Local, name: &str, how: Value) -> Result<String, String> {
+    let done = local.post(&format!("/users/{}/restrict", encode(name)), how).map_err(about(name))?;
+    Ok(text(&done, "user_id").to_owned())
+}
+
 /// What deactivating an account does; an error where it would be refused.
 fn what_ends(local: &mut Local, name: &str, force: bool) -> Result<String, String> {
     let found = local.get(&format!("/users/{}", encode(name))).map_err(about(name))?;
     let account = &found["account"];
     let user_id = text(account, "user_id");
-    if text(account, "standing") != "active" {
+    if text(account, "standing") == "deactivated" {
         return Err(format!("{user_id} is closed already"));
     }
     if found["last_admin"] == true && !force {

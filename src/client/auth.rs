@@ -3,17 +3,26 @@
 use serde_json::Value;
 
 use crate::http::{ErrorResponse, Request, Response, StatusCode};
-use crate::user::{self, Progress, UiaRequest};
+use crate::user::{self, Progress, Stage, UiaRequest};
 
 pub use crate::user::Requester;
 
-use super::{Client, Error, guests, rates};
+use super::{Client, Error, guests, rates, terms};
 
 /// The user and device of the access token. 401 `M_MISSING_TOKEN` without a token, `M_UNKNOWN_TOKEN` for one that is
-/// not valid.
+/// not valid, `M_USER_LOCKED` for one of a locked account.
 ///
 /// 403 `M_GUEST_ACCESS_FORBIDDEN` for what guests may not do.
 pub async fn requester(client: &Client, request: &Request) -> Result<Requester, ErrorResponse> {
+    let requester = even_locked(client, request).await?;
+    match requester.is_locked {
+        true => Err(locked()),
+        false => Ok(requester),
+    }
+}
+
+/// As [`requester`], of a locked account too: it may log out.
+pub async fn even_locked(client: &Client, request: &Request) -> Result<Requester, ErrorResponse> {
     let requester = anybody(client, request).await?;
     if requester.is_guest && !guests::may_ask(request) {
         return Err(guests_forbidden("Guests may not do this: an account is needed"));
@@ -26,7 +35,7 @@ pub fn guests_forbidden(why: &'static str) -> ErrorResponse {
     ErrorResponse::new(StatusCode::FORBIDDEN, "M_GUEST_ACCESS_FORBIDDEN", why)
 }
 
-/// The user and device of the access token, whether a guest's or not.
+/// The user and device of the access token, whether a guest's or not, and whether the account is locked or not.
 async fn anybody(client: &Client, request: &Request) -> Result<Requester, ErrorResponse> {
     let Some(token) = request.access_token() else {
         return Err(ErrorResponse::unauthorized("M_MISSING_TOKEN", "The request needs an access token"));
@@ -64,6 +73,7 @@ pub async fn authenticate(
         }
         None => None,
     };
+    let asks_terms = demand.stages.contains(&Stage::Terms);
     let progress = client.users.authenticate(demand, request.peer().ip, auth).await;
     if let Some(counted) = counted
         && !matches!(progress, Ok(Progress::Wrong(_)))
@@ -72,19 +82,59 @@ pub async fn authenticate(
     }
     match progress? {
         Progress::Done => Ok(None),
-        Progress::Ask(what) | Progress::Wrong(what) => Ok(Some(Response::json_with(StatusCode::UNAUTHORIZED, &what))),
+        Progress::Ask(mut what) | Progress::Wrong(mut what) => {
+            if asks_terms {
+                what["params"]["m.login.terms"] = client.options.terms.params(&terms::base(client, request));
+            }
+            Ok(Some(Response::json_with(StatusCode::UNAUTHORIZED, &what)))
+        }
     }
 }
 
 /// The requester when the request has an access token, `None` when it has none.
 pub async fn maybe(client: &Client, request: &Request) -> Result<Option<Requester>, ErrorResponse> {
     match request.access_token() {
-        Some(_) => anybody(client, request).await.map(Some),
+        Some(_) => match anybody(client, request).await? {
+            locked if locked.is_locked => Err(self::locked()),
+            requester => Ok(Some(requester)),
+        },
         None => Ok(None),
     }
 }
 
-/// The answer to an access token that is not valid.
-pub fn unknown_token() -> ErrorResponse {
-    ErrorResponse::unauthorized("M_UNKNOWN_TOKEN", user::Error::UnknownToken.to_string()).with("soft_logout", false)
+/// The requester of what others see: 403 `M_USER_SUSPENDED` for a suspended account ("Account suspension"), 403
+/// `M_CONSENT_NOT_GIVEN` for who has not agreed to this server's terms and must.
+pub async fn speaker(client: &Client, request: &Request) -> Result<Requester, Error> {
+    let requester = requester(client, request).await?;
+    check_may_speak(client, request, &requester).await?;
+    Ok(requester)
+}
+
+/// The errors of [`speaker`].
+pub async fn check_may_speak(client: &Client, request: &Request, requester: &Requester) -> Result<(), Error> {
+    check_not_suspended(requester)?;
+    terms::check_agreed(client, request, requester).await
+}
+
+/// 403 `M_USER_SUSPENDED` for a suspended account.
+pub fn check_not_suspended(requester: &Requester) -> Result<(), ErrorResponse> {
+    match requester.is_suspended {
+        false => Ok(()),
+        true => Err(ErrorResponse::new(
+            StatusCode::FORBIDDEN,
+            "M_USER_SUSPENDED",
+            "This account is suspended: it may read, and not send, invite, join or change its profile",
+        )),
+    }
+}
+
+/// The answer to an access token that is not valid. `soft`: its device is still there and can have another.
+pub fn unknown_token(soft: bool) -> ErrorResponse {
+    let why = if soft { user::Error::ExpiredToken } else { user::Error::UnknownToken };
+    ErrorResponse::unauthorized("M_UNKNOWN_TOKEN", why.to_string()).with("soft_logout", soft)
+}
+
+/// The answer to everything that a locked account asks for.
+pub fn locked() -> ErrorResponse {
+    ErrorResponse::unauthorized("M_USER_LOCKED", user::Error::Locked.to_string()).with("soft_logout", true)
 }

@@ -4,7 +4,9 @@
 //! internal error is logged here, once.
 //!
 //! The lists in the handlers' docs leave out what many endpoints have in common:
-//! - 401 `M_MISSING_TOKEN` or `M_UNKNOWN_TOKEN` where an access token is needed;
+//! - 401 `M_MISSING_TOKEN` or `M_UNKNOWN_TOKEN` where an access token is needed, 401 `M_USER_LOCKED` for that of a locked
+//!   account;
+//! - 403 `M_USER_SUSPENDED` or `M_CONSENT_NOT_GIVEN` for what others see, where `auth::speaker` is asked;
 //! - 400 `M_INVALID_PARAM` for a path or query parameter that cannot be parsed;
 //! - 400 `M_NOT_JSON` or `M_BAD_JSON` for the body, 413 `M_TOO_LARGE` for a body that is too long;
 //! - 429 `M_LIMIT_EXCEEDED` when a rate limit or an account of memory is used up;
@@ -16,6 +18,7 @@
 use std::fmt::Display;
 
 use crate::budget::Refused;
+use crate::flow::NotTold;
 use crate::http::{BadBody, ErrorResponse, StatusCode};
 use crate::matrix::Kind;
 use crate::{media, room, user};
@@ -54,7 +57,9 @@ impl From<user::Error> for Error {
         Error(match failed {
             E::NotFound(_) => ErrorResponse::not_found(failed.to_string()),
             E::Forbidden(why) => ErrorResponse::forbidden(why),
-            E::UnknownToken => super::auth::unknown_token(),
+            E::UnknownToken => super::auth::unknown_token(false),
+            E::ExpiredToken => super::auth::unknown_token(true),
+            E::Locked => super::auth::locked(),
             E::Deactivated => ErrorResponse::new(StatusCode::FORBIDDEN, "M_USER_DEACTIVATED", failed.to_string()),
             E::Taken => ErrorResponse::bad("M_USER_IN_USE", failed.to_string()),
             E::Bad { errcode, message } => ErrorResponse::bad(errcode, message),
@@ -105,6 +110,15 @@ impl From<room::Error> for Error {
             E::Refused(refused) => refused.into(),
             E::Store(failed) => stored(&failed, failed.is_full()),
         })
+    }
+}
+
+impl From<NotTold> for Error {
+    fn from(failed: NotTold) -> Error {
+        match failed {
+            NotTold::User(failed) => failed.into(),
+            NotTold::Room(failed) => failed.into(),
+        }
     }
 }
 

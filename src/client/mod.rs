@@ -10,11 +10,13 @@ use std::path::PathBuf;
 use crate::base::{Clock, Lane, Random};
 use crate::budget::Budget;
 use crate::feed::Feed;
+use crate::flow::Notices;
 use crate::matrix::version;
 use crate::media::Media;
 use crate::room::Rooms;
 use crate::user::Users;
 
+mod admin;
 mod server;
 mod account;
 mod auth;
@@ -31,6 +33,8 @@ mod report;
 pub mod media;
 mod preview;
 mod sync;
+mod terms;
+mod third_party;
 pub mod routes;
 mod search;
 mod room;
@@ -38,8 +42,10 @@ mod room;
 pub use crate::user::{Calls, LiveKit, PresenceMode, TurnLogin};
 pub use auth::{Requester, requester};
 pub use error::Error;
+pub use server::{Contact, Support};
 #[cfg(test)]
 pub(crate) use sync::v3::tests::synced;
+pub use terms::{Policy, PolicyPlace, PolicyText, TEXT_BYTES_MAX as TERMS_BYTES_MAX, Terms};
 
 /// Largest body of a request without an access token, in bytes: a name, a password and a description of the app.
 const STRANGER_BYTES_MAX: u64 = 16 * 1024;
@@ -74,6 +80,10 @@ pub struct Options {
     pub room_version: Option<&'static str>,
     /// The user directory finds every user of this server, not only those whom the searching user could meet.
     pub search_all_users: bool,
+    /// How long an access token lasts that its app refreshes.
+    pub access_token_lifetime_ms: u64,
+    pub terms: Terms,
+    pub support: Support,
 }
 
 /// A version of which rooms are made here.
@@ -85,12 +95,18 @@ impl Options {
     fn room_version(&self) -> &'static str {
         self.room_version.unwrap_or(version::DEFAULT)
     }
+
+    /// How long the access token of a new session lasts; as long as the session, for an app that does not refresh it.
+    pub fn lifetime_ms(&self, refreshes: bool) -> Option<u64> {
+        refreshes.then_some(self.access_token_lifetime_ms)
+    }
 }
 
 /// The parts that the handlers use.
 pub struct Client {
     pub rooms: Rooms,
     pub users: Users,
+    pub notices: Notices,
     pub media: Media,
     pub feed: Feed,
     pub clock: Clock,

@@ -18,6 +18,14 @@ pub const REQUIREMENTS: Rate = Rate { name: "requirements", per_second: 0.5, bur
 pub const NAME: Rate = Rate { name: "free names", per_second: 1.0, burst: 60.0 };
 /// Questions whether a registration token is valid, by address.
 pub const TOKEN: Rate = Rate { name: "registration tokens", per_second: 0.1, burst: 5.0 };
+/// Logins with a token of another session, by address. Each may be a guess.
+pub const LOGIN_TOKEN: Rate = Rate { name: "login tokens shown", per_second: 0.1, burst: 5.0 };
+/// Tokens for logins of further devices, by user. The specification encourages one a minute.
+pub const GET_TOKEN: Rate = Rate { name: "login tokens", per_second: 1.0 / 60.0, burst: 2.0 };
+/// Refreshed access tokens, by address: behind one there may be many apps, and each asks every few minutes.
+pub const REFRESH: Rate = Rate { name: "refreshed tokens", per_second: 1.0, burst: 60.0 };
+/// Pages about the terms of this server, by address.
+pub const TERMS: Rate = Rate { name: "pages of terms", per_second: 0.5, burst: 30.0 };
 /// Public rooms and aliases of this server, read without an access token, by address.
 pub const BROWSE: Rate = Rate { name: "public rooms", per_second: 10.0, burst: 100.0 };
 /// Events sent, by user.

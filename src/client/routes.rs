@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use super::account::{self, account_data, device, profile, push, push_rules, register, session};
+use super::account::{self, account_data, device, fallback, profile, push, push_rules, register, session};
 use super::room::{
     create, delayed, directory, membership, old, receipt, send, space, state, thread, timeline, upgrade,
 };
 use super::{
-    Client, calls, dehydrated_device, keys, media, presence, preview, report, room_keys, search, server, sync,
-    to_device,
+    Client, admin, calls, dehydrated_device, keys, media, presence, preview, report, room_keys, search, server, sync,
+    terms, third_party, to_device,
 };
 use crate::http::{Method, Router};
 
@@ -29,6 +29,8 @@ const DELAYED: [&str; 2] = ["/_matrix/client/unstable/org.matrix.msc4140", "/_ma
 const DELAYED_ROOMS: [&str; 2] = ["/_matrix/client/unstable/org.matrix.msc4140", "/_matrix/client/v3"];
 /// Prefixes of what was called the summary of a room before a release of the specification had it.
 const SUMMARY: &str = "/_matrix/client/unstable/im.nheko.summary";
+/// Prefixes for locking and suspending. The last is from before a release of the specification had them.
+const MODERATION: [&str; 2] = ["/_matrix/client/v1/admin", "/_matrix/client/unstable/uk.timedout.msc4323/admin"];
 const DEHYDRATED: [&str; 1] = ["/_matrix/client/unstable/org.matrix.msc3814.v1/dehydrated_device"];
 
 /// Prefixes of the media endpoints that need no access token.
@@ -39,6 +41,7 @@ pub fn routes(router: &mut Router, client: &Arc<Client>) {
     router.open_to_web_apps(&OPEN_TO_WEB_APPS);
     abouts(router, client);
     accounts(router, client);
+    administration(router, client);
     reading(router, client);
     end_to_end(router, client);
     personal(router, client);
@@ -55,6 +58,16 @@ fn abouts(router: &mut Router, client: &Arc<Client>) {
         .surface(client)
         .get("/_matrix/client/versions", server::versions)
         .get("/.well-known/matrix/client", server::well_known_client)
+        .get("/.well-known/matrix/support", server::well_known_support)
+        .get("/_snug/terms", terms::show)
+        .post("/_snug/terms", terms::agree)
+        .get("/_snug/terms/{policy}/{language}", terms::text)
+        .under(&R0_V3, Method::GET, "/thirdparty/protocols", third_party::protocols)
+        .under(&R0_V3, Method::GET, "/thirdparty/protocol/{protocol}", third_party::protocol)
+        .under(&R0_V3, Method::GET, "/thirdparty/location", third_party::found)
+        .under(&R0_V3, Method::GET, "/thirdparty/location/{protocol}", third_party::found)
+        .under(&R0_V3, Method::GET, "/thirdparty/user", third_party::found)
+        .under(&R0_V3, Method::GET, "/thirdparty/user/{protocol}", third_party::found)
         .under(&R0_V3, Method::GET, "/capabilities", server::capabilities)
         .get("/_matrix/client/unstable/org.matrix.msc1763/retention/configuration", server::retention)
         .under(&R0_V3, Method::GET, "/voip/turnServer", calls::turn_server)
@@ -74,10 +87,15 @@ fn accounts(router: &mut Router, client: &Arc<Client>) {
         .surface(client)
         .under(&R0_V3, Method::GET, "/login", session::flows)
         .under(&R0_V3, Method::POST, "/login", session::login)
+        .post("/_matrix/client/v1/login/get_token", session::login_token)
+        .post("/_matrix/client/unstable/org.matrix.msc3882/login/token", session::login_token)
+        .under(&R0_V3, Method::POST, "/refresh", session::refresh)
         .under(&R0_V3, Method::POST, "/logout", session::logout)
         .under(&R0_V3, Method::POST, "/logout/all", session::logout_all)
         .under(&R0_V3, Method::GET, "/account/whoami", session::whoami)
         .under(&R0_V3, Method::POST, "/register", register::register)
+        .under(&R0_V3, Method::GET, "/auth/{auth_type}/fallback/web", fallback::show)
+        .under(&R0_V3, Method::POST, "/auth/{auth_type}/fallback/web", fallback::prove)
         .under(&R0_V3, Method::GET, "/register/available", register::available)
         .get("/_matrix/client/v1/register/m.login.registration_token/validity", register::token_validity)
         .under(&R0_V3, Method::POST, "/account/password", account::password)
@@ -96,6 +114,17 @@ fn accounts(router: &mut Router, client: &Arc<Client>) {
         .under(&R0_V3, Method::POST, "/rooms/{room_id}/report/{event_id}", report::event)
         .post("/_matrix/client/v3/rooms/{room_id}/report", report::room)
         .post("/_matrix/client/v3/users/{user_id}/report", report::user);
+}
+
+/// What administrators ask for from their apps.
+fn administration(router: &mut Router, client: &Arc<Client>) {
+    router
+        .surface(client)
+        .under(&R0_V3, Method::GET, "/admin/whois/{user_id}", admin::whois)
+        .under(&MODERATION, Method::GET, "/suspend/{user_id}", admin::suspended)
+        .under(&MODERATION, Method::PUT, "/suspend/{user_id}", admin::suspend)
+        .under(&MODERATION, Method::GET, "/lock/{user_id}", admin::locked)
+        .under(&MODERATION, Method::PUT, "/lock/{user_id}", admin::lock);
 }
 
 /// End-to-end keys and messages to devices.

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use serde::Serialize;
 use serde_json::json;
 
 use super::{Client, Error, PresenceMode, auth, calls};
@@ -12,7 +13,7 @@ use crate::room::{DELAY_MS_MAX, SCHEDULED_MAX};
 /// Releases of the specification that this server supports.
 const VERSIONS: &[&str] = &[
     "r0.5.0", "r0.6.0", "r0.6.1", "v1.1", "v1.2", "v1.3", "v1.4", "v1.5", "v1.6", "v1.7", "v1.8", "v1.9", "v1.10",
-    "v1.11", "v1.12", "v1.13", "v1.14", "v1.15",
+    "v1.11", "v1.12", "v1.13", "v1.14", "v1.15", "v1.16",
 ];
 
 /// GET /_matrix/client/versions
@@ -45,6 +46,7 @@ pub async fn versions(client: Arc<Client>, request: Request) -> Result<Response,
         "uk.half-shot.msc2666.query_mutual_rooms.stable": true,
         "uk.tcpip.msc4133": true,
         "uk.tcpip.msc4133.stable": true,
+        "uk.timedout.msc4323": true,
         "uk.timedout.msc4491.create_room_invite_reasons": true,
     });
     // The same as for other servers (MSC4383).
@@ -56,11 +58,11 @@ pub async fn versions(client: Arc<Client>, request: Request) -> Result<Response,
 
 /// GET /_matrix/client/v3/capabilities
 pub async fn capabilities(client: Arc<Client>, request: Request) -> Result<Response, Error> {
-    auth::requester(&client, &request).await?;
+    let requester = auth::requester(&client, &request).await?;
     let available: serde_json::Map<_, _> =
         version::offered().map(|version| (version.id.to_owned(), json!("stable"))).collect();
     let forgets = client.rooms.forgets_left_rooms();
-    Ok(Response::json(&json!({ "capabilities": {
+    let mut capabilities = json!({
         "m.change_password": { "enabled": true },
         "m.room_versions": { "default": client.options.room_version(), "available": available },
         "m.set_displayname": { "enabled": true },
@@ -72,10 +74,16 @@ pub async fn capabilities(client: Arc<Client>, request: Request) -> Result<Respo
         "m.preview_url": { "enabled": client.media.makes_previews() },
         "io.element.msc4452.preview_url": { "enabled": client.media.makes_previews() },
         "m.3pid_changes": { "enabled": false },
-        "m.get_login_token": { "enabled": false },
+        "m.get_login_token": { "enabled": true },
         "m.delayed_events": { "max_delay_ms": DELAY_MS_MAX, "max_scheduled": SCHEDULED_MAX },
         "org.matrix.msc4140.delayed_events": { "max_delay_ms": DELAY_MS_MAX, "max_scheduled": SCHEDULED_MAX },
-    }})))
+    });
+    if requester.is_admin {
+        for name in ["m.account_moderation", "uk.timedout.msc4323"] {
+            capabilities[name] = json!({ "lock": true, "suspend": true });
+        }
+    }
+    Ok(Response::json(&json!({ "capabilities": capabilities })))
 }
 
 /// GET /_matrix/client/unstable/org.matrix.msc1763/retention/configuration: this server ends the life of no message.
@@ -98,5 +106,42 @@ pub async fn well_known_client(client: Arc<Client>, request: Request) -> Result<
             Ok(Response::json(&known))
         }
         None => Err(ErrorResponse::not_found("This server publishes no address for apps (public_url)").into()),
+    }
+}
+
+/// Who helps the people of this server.
+#[derive(Debug, Clone, Default)]
+pub struct Support {
+    pub contacts: Vec<Contact>,
+    pub page: Option<String>,
+}
+
+/// Somebody to ask about this server, by Matrix, e-mail or both.
+#[derive(Debug, Clone, Serialize)]
+pub struct Contact {
+    pub role: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub matrix_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub email_address: Option<String>,
+}
+
+/// GET /.well-known/matrix/support
+///
+/// 404 `M_NOT_FOUND` when the settings name neither a contact nor a page.
+pub async fn well_known_support(client: Arc<Client>, _: Request) -> Result<Response, Error> {
+    let Support { contacts, page } = &client.options.support;
+    let mut answer = serde_json::Map::new();
+    if !contacts.is_empty() {
+        answer.insert("contacts".to_owned(), json!(contacts));
+    }
+    if let Some(page) = page {
+        answer.insert("support_page".to_owned(), json!(page));
+    }
+    match answer.is_empty() {
+        true => {
+            Err(ErrorResponse::not_found("This server names nobody to ask (support.contacts, support.page)").into())
+        }
+        false => Ok(Response::json(&answer)),
     }
 }

@@ -7,6 +7,9 @@ use super::setting::{Setting, addresses, optional, own_name, setting, tokens, ur
 use crate::budget::is_path;
 use crate::client::{PresenceMode, Registration};
 
+/// A year: longer than that, an app need not refresh.
+const LIFETIME_MINUTES_MAX: u64 = 365 * 24 * 60;
+
 pub const SETTINGS: &[Setting] = &[
     setting(
         "server_name",
@@ -80,6 +83,16 @@ pub const SETTINGS: &[Setting] = &[
         "Whether anybody who can reach the server may be a guest on it without an account: to read rooms that are open to the world, \
          and to take part in those whose guest access says so.",
         |config, given| Ok(config.apps.guests = given.flag()?),
+    ),
+    setting(
+        "access_token_lifetime_minutes",
+        "60",
+        "How long the access token of an app lasts that asks for one it refreshes. Apps that do not ask have one until they \
+         log out.",
+        |config, given| match given.number()? {
+            minutes @ 1..=LIFETIME_MINUTES_MAX => Ok(config.apps.access_token_lifetime_ms = minutes * 60_000),
+            _ => Err(format!("must be a number of minutes from 1 to {LIFETIME_MINUTES_MAX}")),
+        },
     ),
     optional(
         "budget",

@@ -29,12 +29,16 @@ mod file;
 mod general;
 mod given;
 mod files;
+mod notices;
 mod previews;
 mod push;
 mod rooms;
 mod search;
 mod setting;
+mod support;
+mod terms;
 
+pub use notices::Notices;
 pub use previews::Previews;
 pub use setting::Setting;
 
@@ -59,6 +63,9 @@ pub fn settings() -> impl Iterator<Item = &'static Setting> {
         previews::SETTINGS,
         push::SETTINGS,
         calls::SETTINGS,
+        notices::SETTINGS,
+        terms::SETTINGS,
+        support::SETTINGS,
     ]
     .into_iter()
     .flatten()
@@ -89,6 +96,7 @@ pub struct Config {
     pub previews: Previews,
     pub search: SearchOptions,
     pub push: Push,
+    pub notices: Notices,
     /// Files outside the data folder that have secrets in them.
     pub secret_files: Vec<PathBuf>,
 }
@@ -291,6 +299,7 @@ impl Default for Config {
             previews: Previews::default(),
             search: SearchOptions::default(),
             push: Push::default(),
+            notices: Notices::default(),
             secret_files: Vec::new(),
         };
         for setting in settings() {
@@ -397,6 +406,32 @@ mod tests {
         assert_eq!(error, "federation.tls_certificate: federation.tls_private_key must be set too");
         assert!(parse("registration = \"token\"").unwrap_err().contains("needs registration_tokens"));
         parse("registration = \"token\"\nregistration_tokens = [\"a-b\"]").unwrap();
+    }
+
+    #[test]
+    fn terms_are_tables_of_policies() {
+        let text = "[terms.policies.privacy_policy]\nversion = \"1.2\"\nen = { name = \"Privacy\", url = \"https://a.example/p\" }\n\
+                    de = { name = \"Datenschutz\", url = \"https://a.example/d\" }\n";
+        let terms = parse(text).unwrap().apps.terms;
+        assert!(terms.required_to_send && terms.digest() != 0);
+        assert_eq!((terms.policies.len(), terms.policies[0].texts.len()), (1, 2));
+        let newer = parse(&text.replace("1.2", "1.3")).unwrap().apps.terms;
+        assert_ne!(terms.digest(), newer.digest());
+        let renamed = parse(&text.replace("Datenschutz", "Privatsphäre")).unwrap().apps.terms;
+        assert_eq!(terms.digest(), renamed.digest());
+        assert!(parse(&text.replace("version", "vers")).unwrap_err().contains("privacy_policy needs a version"));
+        assert!(parse(&text.replace("url", "uri")).unwrap_err().contains("needs a name, and a url or a file"));
+        let missing = text.replace("url = \"https://a.example/d\"", "file = \"nowhere.txt\"");
+        assert!(parse(&missing).unwrap_err().contains("/etc/x/nowhere.txt"));
+    }
+
+    #[test]
+    fn contacts_are_people() {
+        let text = "[support]\ncontacts = [{ matrix_id = \"@alice:a.example\" }, { role = \"m.role.security\", email_address = \"a@b.example\" }]";
+        let contacts = parse(text).unwrap().apps.support.contacts;
+        assert_eq!((contacts[0].role.as_str(), contacts[1].role.as_str()), ("m.role.admin", "m.role.security"));
+        assert!(parse(&text.replace("@alice", "alice")).unwrap_err().contains("is not a Matrix ID"));
+        assert!(parse("[support]\ncontacts = [{ phone = \"1\" }]").unwrap_err().contains("is not one of role"));
     }
 
     #[test]

@@ -68,7 +68,9 @@ impl From<user::Error> for Error {
     fn from(failed: user::Error) -> Error {
         use user::Error as E;
         Error(match failed {
-            E::NotFound(_) | E::Deactivated | E::UnknownToken => ErrorResponse::not_found(failed.to_string()),
+            E::NotFound(_) | E::Deactivated | E::UnknownToken | E::ExpiredToken | E::Locked => {
+                ErrorResponse::not_found(failed.to_string())
+            }
             E::Forbidden(why) => ErrorResponse::forbidden(why),
             E::Taken => ErrorResponse::bad("M_USER_IN_USE", failed.to_string()),
             E::Bad { errcode, message } => ErrorResponse::bad(errcode, message),

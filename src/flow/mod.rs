@@ -1,11 +1,13 @@
 //! Procedures that span users and rooms.
 
 mod deactivate;
+mod notices;
 mod register;
 mod rename;
 mod upgrade;
 
 pub use deactivate::deactivate;
+pub use notices::{NOTICE_BYTES_MAX, NotTold, NoticeOptions, Notices};
 pub use register::{Registered, register, register_guest, upgrade_guest};
 pub use rename::{Propagate, rename};
 pub use upgrade::{close, join, upgrade};

@@ -42,6 +42,9 @@ pub async fn upgrade_guest(
 ) -> Result<Registered, Error> {
     login.as_ref().map_or(Ok(()), Login::check)?;
     users.upgrade_guest(&guest, &new.password.unwrap_or_default()).await?;
+    if new.agreed != 0 {
+        users.set_agreed(&guest, new.agreed).await?;
+    }
     tracing::info!("the guest {guest} made an account");
     let session = match login {
         Some(login) => Some(users.login(&guest, login).await?),

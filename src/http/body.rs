@@ -137,6 +137,14 @@ impl Body {
         }
     }
 
+    /// A small body with the grant that pays for it.
+    pub(super) fn paid_by(mut self, by: Grant) -> Self {
+        if let Source::Small { grant, .. } = &mut self.source {
+            *grant = Some(Arc::new(by));
+        }
+        self
+    }
+
     pub(super) fn as_small(&self) -> Option<&[u8]> {
         match &self.source {
             Source::Empty => Some(&[]),

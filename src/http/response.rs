@@ -95,6 +95,12 @@ impl Response {
         self
     }
 
+    /// The answer with the grant that pays for its small body, until the last of it has been sent.
+    pub fn paid_by(mut self, grant: Grant) -> Self {
+        self.body = self.body.paid_by(grant);
+        self
+    }
+
     pub fn status(&self) -> StatusCode {
         self.status
     }

@@ -13,6 +13,7 @@ use super::ignored;
 use crate::matrix::acl::glob_matches;
 use crate::matrix::id::split_port;
 use crate::matrix::json::partial;
+use crate::store::tables::user;
 use crate::store::tables::user::account_data::{self, GLOBAL};
 use crate::store::{Get, Result, UserNum};
 
@@ -50,8 +51,19 @@ pub enum Verdict {
     Block(&'static str),
 }
 
-/// What a local user's rules make of an invite by the user with the id `inviter`.
+/// What a local user's rules make of an invite by the user with the id `inviter`. The account of this server's notices is
+/// outside of them: its invites cannot be declined either.
 pub fn verdict(get: &impl Get, user: UserNum, inviter: &str) -> Result<Verdict> {
+    match ruled(get, user, inviter)? {
+        Verdict::Allow => Ok(Verdict::Allow),
+        other => match user::notice_room(get, user)? {
+            Some((_, by)) if user::id(get, by)?.as_deref() == Some(inviter) => Ok(Verdict::Allow),
+            _ => Ok(other),
+        },
+    }
+}
+
+fn ruled(get: &impl Get, user: UserNum, inviter: &str) -> Result<Verdict> {
     let mut verdict = Verdict::Allow;
     for (kind, errcode) in KINDS {
         let Some(rules) = account_data::get(get, user, GLOBAL, kind)? else { continue };

@@ -17,7 +17,7 @@ use crate::room::handshake::out_of_band::{self, Leave};
 use crate::store::tables::room::event;
 use crate::store::tables::room::{self, timeline, unread};
 use crate::store::tables::server::outbox::{self, Outbound};
-use crate::store::tables::user::{self, Account, Standing};
+use crate::store::tables::user::{self, Account};
 use crate::store::{self, UserNum, WriteError};
 
 /// When the simulated clock begins.
@@ -74,9 +74,7 @@ impl House {
         let user_id = id.clone();
         let made = self.store.write(move |w| {
             let num = user::intern(w, user_id.as_str())?;
-            let account =
-                Account { created_ms: START_MS, standing: Standing::Active, admin: false, password_hash: None };
-            user::set_account(w, num, &account)
+            user::set_account(w, num, &Account::new(START_MS, false, None))
         });
         made.await.map_err(|failed: WriteError<store::Error>| failed.into_inner()).unwrap();
         id

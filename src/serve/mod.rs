@@ -29,12 +29,13 @@ use crate::admin::{self, Admin};
 use crate::base::{Clock, Lane, Random, Worker, Workers};
 use crate::budget::{self, Budget, Grant, Granted, Profile};
 use crate::client::{self, Client};
-use crate::config::{Config, Previews};
+use crate::config::{self, Config, Previews};
 use crate::deliver::push::Pushes;
 use crate::deliver::{Sender, SenderOptions};
 use crate::federation::gateway::{self, Gateway};
 use crate::federation::{self, Federation};
 use crate::feed::Feed;
+use crate::flow::{NoticeOptions, Notices};
 use crate::http::{HttpServer, Limits, Listener, Router, tls::Certificate};
 use crate::matrix::sign;
 use crate::media::{self, Media};
@@ -144,6 +145,7 @@ pub struct Server {
     pub remote: Remote,
     pub rooms: Rooms,
     pub users: Users,
+    pub notices: Notices,
     pub media: Media,
     pub sender: Sender,
     pub pushes: Pushes,
@@ -267,10 +269,12 @@ impl Server {
             push::options(&config, connections_max(&budget)),
         );
 
+        let notices = Notices::new(users.clone(), rooms.clone(), notice_options(&config));
         let mut router = Router::new();
         let client = Arc::new(Client {
             rooms: rooms.clone(),
             users: users.clone(),
+            notices: notices.clone(),
             media: media.clone(),
             feed: feed.clone(),
             clock: clock.clone(),
@@ -312,6 +316,7 @@ impl Server {
             users: users.clone(),
             rooms: rooms.clone(),
             media: media.clone(),
+            notices: notices.clone(),
             sender: sender.clone(),
             budget: budget.clone(),
             clock: clock.clone(),
@@ -335,6 +340,7 @@ impl Server {
             remote,
             rooms,
             users,
+            notices,
             media,
             sender,
             pushes,
@@ -551,6 +557,11 @@ impl Server {
     pub fn router(&self) -> &Arc<Router> {
         &self.router
     }
+}
+
+fn notice_options(config: &Config) -> NoticeOptions {
+    let config::Notices { user, name, avatar, room_name, join } = config.notices.clone();
+    NoticeOptions { user, name, avatar, room_name, join }
 }
 
 fn connections_max(budget: &Budget) -> usize {

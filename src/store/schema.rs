@@ -45,6 +45,9 @@ pub const ACCOUNT: Table = table("account", "user", "UserNum → JSON Account; l
 pub const GUEST: Table = table("guest", "user", "UserNum → nothing: guest accounts").shaped(Shape::Key4);
 pub const ERASED: Table =
     table("erased", "user", "UserNum → nothing: closed accounts that asked for erasure").shaped(Shape::Key4);
+pub const NOTICE_ROOM: Table =
+    table("notice_room", "user", "local UserNum → RoomNum of what the server tells that user, UserNum who made it")
+        .shaped(Shape::Key4);
 pub const PROFILE: Table = table("profile", "user", "UserNum, field name → JSON; local users only");
 pub const PROFILE_CHANGE: Table =
     table("profile_change", "user", "Position → local UserNum whose profile changed; the latest of each");
@@ -54,7 +57,12 @@ pub const PROFILE_FIELD_CHANGE: Table = table(
     "local UserNum, field name → Position of its latest change, u8 whether removed; no name → that in profile_change",
 );
 pub const PRESENCE: Table = table("presence", "user", "local UserNum → status message; only who has one");
-pub const TOKEN: Table = table("token", "user", "SHA-256 of an access token → UserNum, device id");
+pub const TOKEN: Table = table(
+    "token",
+    "user",
+    "SHA-256 of an access token → UserNum, device id; of a refreshed one 0, u64 when it ends, u8 whether it is unused",
+);
+pub const REFRESH: Table = table("refresh", "user", "SHA-256 of a refresh token → UserNum, device id");
 pub const DEVICE: Table = table("device", "user", "UserNum, device id, 0 → JSON Device; last-seen may be lost");
 pub const DEHYDRATED: Table =
     table("dehydrated", "user", "UserNum → JSON: which device is dehydrated, and what it is made of again with");
@@ -284,11 +292,13 @@ pub const TABLES: &[&Table] = &[
     &ACCOUNT,
     &GUEST,
     &ERASED,
+    &NOTICE_ROOM,
     &PROFILE,
     &PROFILE_CHANGE,
     &PROFILE_FIELD_CHANGE,
     &PRESENCE,
     &TOKEN,
+    &REFRESH,
     &DEVICE,
     &DEHYDRATED,
     &DEVICE_CHANGE,

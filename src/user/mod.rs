@@ -28,8 +28,9 @@ use crate::remote::{Failed, Remote};
 use crate::store::{self, Read, Store, Write, WriteError};
 
 pub use crate::store::{Position, UserNum};
+pub use account::login_token::LOGIN_TOKEN_MS;
 pub use account::password::{PASSWORD_CHARS_MIN, check_new_password};
-pub use account::session::{Login, Requester, Session};
+pub use account::session::{Login, Refreshed, Requester, Session};
 pub use account::uia::{Made, Progress, Stage, Target, UiaRequest};
 pub use account::{Account, New, Standing};
 pub use calls::openid::OPENID_MS;
@@ -75,6 +76,7 @@ struct Inner {
     desk: calls::Desk,
     backups_gone: device::backup::Gone,
     sessions: account::uia::Sessions,
+    login_tokens: account::login_token::LoginTokens,
     /// The sessions of stages with which an account is being made.
     registering: KeyedLock,
 }
@@ -95,6 +97,7 @@ impl Users {
             presence,
             backups_gone: device::backup::Gone::default(),
             sessions: account::uia::Sessions::default(),
+            login_tokens: account::login_token::LoginTokens::default(),
             registering: KeyedLock::default(),
         }))
     }
@@ -137,6 +140,11 @@ pub enum Error {
     /// The token is of no device, or no longer.
     #[error("unknown access token")]
     UnknownToken,
+    /// The token has ended, and its device can have another.
+    #[error("the access token has ended")]
+    ExpiredToken,
+    #[error("this account has been locked; its owner may ask the administrators of this server")]
+    Locked,
     /// The account was closed for good.
     #[error("this account has been deactivated")]
     Deactivated,

@@ -285,6 +285,9 @@ impl Known {
             "signature" => random.token(86, false),
             "localpart" => format!("n{}", random.below(200)),
             "code" => random.token(20, false),
+            "auth_type" => one(&["m.login.terms", "m.login.registration_token", "m.login.dummy"], random),
+            "policy" => one(&["privacy_policy", "terms_of_service"], random),
+            "language" => one(&["en", "de"], random),
             _ => one(&["a", "hello world", "A", "\u{e9}", "\u{1f600}", "*", "x y", "test"], random),
         }
     }

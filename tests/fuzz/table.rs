@@ -67,6 +67,7 @@ const REMOVED: &[&str] = &["/_matrix/client/unstable/org.matrix.msc3391"];
 const SUMMARY: &[&str] = &["/_matrix/client/v1/room_summary", "/_matrix/client/unstable/im.nheko.summary/summary"];
 const MUTUAL: &[&str] =
     &["/_matrix/client/v1/mutual_rooms", "/_matrix/client/unstable/uk.half-shot.msc2666/user/mutual_rooms"];
+const MODERATION: &[&str] = &["/_matrix/client/v1/admin", "/_matrix/client/unstable/uk.timedout.msc4323/admin"];
 const DEHYDRATED: &[&str] = &["/_matrix/client/unstable/org.matrix.msc3814.v1/dehydrated_device"];
 const MEDIA: &[&str] = &["/_matrix/media/r0", "/_matrix/media/v1", "/_matrix/media/v3"];
 const FED: &[&str] = &["/_matrix/federation/v1"];
@@ -236,12 +237,32 @@ pub const TABLE: &[Endpoint] = &[
     post(BARE, "/_snug/livekit/delegate_delayed_leave", Json(&[r#"{"room_id":"<room_id>","slot_id":"<text>","openid_token":{"access_token":"<text>","matrix_server_name":"<server>"},"member":{"id":"<text>","claimed_device_id":"<device_id>","claimed_user_id":"<user_id>"},"delay_id":"<delay_id>","delay_timeout":60000}"#])).of(Anybody),
     post(BARE, "/_snug/livekit/sfu/get", Json(&[r#"{"room":"<room_id>","openid_token":{"access_token":"<text>","token_type":"Bearer","matrix_server_name":"<server>","expires_in":3600},"device_id":"<device_id>"}"#])).of(Anybody),
     post(BARE, "/_snug/livekit/get_token", Json(&[r#"{"room_id":"<room_id>","slot_id":"<text>","openid_token":{"access_token":"<text>","matrix_server_name":"<server>"},"member":{"id":"<text>","claimed_device_id":"<device_id>","claimed_user_id":"<user_id>"}}"#])).of(Anybody),
+    get(BARE, "/.well-known/matrix/support").of(Anybody),
+    get(BARE, "/_snug/terms").of(Anybody).asks("u=localpart&h=text"),
+    post(BARE, "/_snug/terms", Bytes).of(Anybody),
+    get(BARE, "/_snug/terms/{policy}/{language}").of(Anybody),
+    get(V3, "/thirdparty/protocols"),
+    get(V3, "/thirdparty/protocol/{protocol}"),
+    get(V3, "/thirdparty/location").asks("alias=alias"),
+    get(V3, "/thirdparty/location/{protocol}").asks("search=text"),
+    get(V3, "/thirdparty/user").asks("userid=user_id"),
+    get(V3, "/thirdparty/user/{protocol}").asks("search=text"),
+    get(V3, "/auth/{auth_type}/fallback/web").of(Anybody).asks("session=session"),
+    post(V3, "/auth/{auth_type}/fallback/web", Bytes).of(Anybody).asks("session=session"),
     get(BARE, "/").of(Anybody),
     get(BARE, "/_snug/first/{code}").of(Anybody),
     post(BARE, "/_snug/first/{code}", Bytes).of(Anybody),
     // Accounts.
     get(V3, "/login").of(Anybody),
     post(V3, "/login", LOGIN).of(Anybody),
+    post(BARE, "/_matrix/client/v1/login/get_token", Json(&["{}", AUTH])),
+    post(BARE, "/_matrix/client/unstable/org.matrix.msc3882/login/token", Json(&["{}", AUTH])),
+    post(V3, "/refresh", Json(&[r#"{"refresh_token":"<text>"}"#])).of(Anybody),
+    get(V3, "/admin/whois/{user_id}"),
+    get(MODERATION, "/suspend/{user_id}"),
+    put(MODERATION, "/suspend/{user_id}", Json(&[r#"{"suspended":"<<bool>>"}"#])),
+    get(MODERATION, "/lock/{user_id}"),
+    put(MODERATION, "/lock/{user_id}", Json(&[r#"{"locked":"<<bool>>"}"#])),
     post(V3, "/logout", Nothing).weighs(1),
     post(V3, "/logout/all", Nothing).weighs(1),
     get(V3, "/account/whoami"),

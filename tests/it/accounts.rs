@@ -13,6 +13,9 @@ async fn what_the_server_is() {
     let capabilities = house.get("/capabilities", &alice).await.ok();
     assert_eq!(capabilities["capabilities"]["m.change_password"]["enabled"], true);
     assert_eq!(house.get("/voip/turnServer", &alice).await.ok(), json!({}));
+    assert_eq!(house.get("/thirdparty/protocols", &alice).await.ok(), json!({}));
+    assert_eq!(house.get("/thirdparty/user/irc?nick=a", &alice).await.ok(), json!([]));
+    house.get("/thirdparty/protocol/irc", &alice).await.refused(404, "M_NOT_FOUND");
     house.request("GET", "/capabilities", None, Value::Null).await.refused(401, "M_MISSING_TOKEN");
     house.request("GET", "/capabilities", Some("nonsense"), Value::Null).await.refused(401, "M_UNKNOWN_TOKEN");
 }

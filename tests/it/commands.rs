@@ -148,6 +148,17 @@ fn the_first_minute() {
     assert!(bad(folder, &["reports", "remove", "2"], "").contains("no such report"));
     assert_eq!(good(folder, &["reports", "remove", "--all"], ""), "4 reports removed.\n");
 
+    assert!(good(folder, &["user", "suspend", "bob"], "").contains("@bob:localhost is suspended"));
+    assert!(good(folder, &["user", "list"], "").contains(" suspended "));
+    assert!(good(folder, &["user", "lock", "bob"], "").contains("@bob:localhost is locked"));
+    assert!(good(folder, &["user", "list"], "").contains(" locked "));
+    assert!(good(folder, &["user", "unlock", "bob"], "").contains("not locked"));
+    assert!(good(folder, &["user", "unsuspend", "bob"], "").contains("not suspended"));
+    assert!(good(folder, &["notice", "bob", "The cellar is wet."], "").contains("@bob:localhost was told"));
+    assert!(good(folder, &["notice", "--all", "-"], "It is dry again.\n").contains("2 users were told"));
+    assert!(bad(folder, &["notice", "nobody", "Hello"], "").contains("no such account"));
+    assert!(bad(folder, &["notice", "Hello"], "").contains("--all"));
+    assert!(bad(folder, &["notice", "notices", "Hello"], "").contains("told nothing"));
     let other = good(folder, &["budget", "--budget", "pi-5"], "");
     assert!(other.contains("512.00 MiB") && !other.contains("resident at most"), "{other}");
     assert!(!other.contains("high water"), "no server runs with it: {other}");

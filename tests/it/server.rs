@@ -69,6 +69,11 @@ pub struct Down {
 }
 
 impl Down {
+    /// Changes its settings.
+    pub fn change(&mut self, change: impl FnOnce(&mut Config)) {
+        change(&mut self.config);
+    }
+
     /// Starts it at the addresses it had.
     pub async fn up(self) -> TestServer {
         TestServer::run(self.config, self.profile, self.source, self.folder).await

@@ -4,8 +4,9 @@
 
 use std::sync::Arc;
 
-use super::{address_for_apps, copied, escaped, is_only_here, listen_line, log_in_steps, or_trouble, page};
+use super::{address_for_apps, copied, is_only_here, listen_line, log_in_steps, or_trouble};
 use crate::admin::{Admin, error::Error};
+use crate::http::page::{escaped, field, page};
 use crate::http::{Rate, Request, Response, StatusCode};
 use crate::user::{self, PASSWORD_CHARS_MIN, check_new_password};
 
@@ -105,12 +106,6 @@ async fn closed(admin: &Admin, request: &Request) -> Result<Option<Response>, Er
 
 fn server(admin: &Admin) -> &str {
     admin.users.server().as_str()
-}
-
-/// A field of a form, decoded; empty when it is not there.
-fn field(body: &[u8], name: &str) -> String {
-    let found = form_urlencoded::parse(body).find(|(key, _)| key == name);
-    found.map(|(_, value)| value.into_owned()).unwrap_or_default()
 }
 
 /// The part of the name that may be chosen. The whole name may be typed too, and capitals are made small.

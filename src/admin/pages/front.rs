@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use super::{address_for_apps, escaped, is_only_here, listen_line, log_in_steps, or_trouble, page};
+use super::{address_for_apps, is_only_here, listen_line, log_in_steps, or_trouble};
 use crate::admin::{Admin, error::Error};
+use crate::http::page::{escaped, page};
 use crate::http::{Request, Response};
 
 /// `GET /`. Says to everybody what the endpoints of the API say too, and not who has an account.

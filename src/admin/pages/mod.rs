@@ -1,8 +1,7 @@
 //! The pages for a browser: the front page, and the page that makes the first account.
 //!
-//! One template, one style sheet and one script. A page loads nothing, and works without the script, which is for the
-//! button that copies an address. Every text of others is escaped. Bounded: a page is below 16 KiB, since a name typed
-//! into a form and the host of a request are cut or refused before they are shown.
+//! The template is `http/page/`. Every text of others is escaped. Bounded: a page is below 16 KiB, since a name typed into a
+//! form and the host of a request are cut or refused before they are shown.
 
 mod first_account;
 mod front;
@@ -10,29 +9,12 @@ mod front;
 use std::net::{IpAddr, SocketAddr};
 
 use super::{Admin, error::Error};
-use crate::http::{ErrorResponse, Request, Response};
+use crate::http::page::{escaped, trouble};
+use crate::http::{Request, Response};
 use crate::matrix::id;
 
 pub use first_account::{FIRST_PATH, make, show};
 pub use front::front;
-
-const STYLE: &str = include_str!("style.css");
-const SCRIPT: &str = include_str!("copy.js");
-const MARK: &str = include_str!("mark.svg");
-
-/// A whole page. `body` is HTML; `title` and `server` are plain text.
-fn page(title: &str, server: &str, body: &str) -> Response {
-    let (title, server, version) = (escaped(title), escaped(server), env!("CARGO_PKG_VERSION"));
-    let icon = MARK.replace('#', "%23").replace('"', "'");
-    let page = format!(
-        "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\">\
-<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"><meta name=\"color-scheme\" content=\"light dark\">\
-<meta name=\"robots\" content=\"noindex\"><link rel=\"icon\" href=\"data:image/svg+xml,{icon}\"><title>{title}</title><style>{STYLE}</style></head><body>\
-<header>{MARK}<div>Snug <span>on {server}</span></div></header><main>{body}</main>\
-<footer><span>Snug {version}, a Matrix homeserver</span></footer><script>{SCRIPT}</script></body></html>"
-    );
-    Response::html(page, STYLE, SCRIPT)
-}
 
 /// The address of this server for an app.
 struct Address {
@@ -70,12 +52,7 @@ fn is_of_a_proxy(host: &str, ports: &[u16]) -> bool {
 
 /// The page in place of an error that only an app can read.
 fn or_trouble(admin: &Admin, shown: Result<Response, Error>) -> Response {
-    let failed: ErrorResponse = match shown {
-        Ok(page) => return page,
-        Err(failed) => failed.into(),
-    };
-    let body = format!("<h1>That did not work</h1><p class=\"lead\">{}</p>", escaped(&failed.message));
-    page("That did not work", admin.users.server().as_str(), &body).with_status(failed.status)
+    shown.unwrap_or_else(|failed| trouble(admin.users.server().as_str(), &failed.into()))
 }
 
 /// The three steps from no app to being logged in. `user` is the name to log in with, when it is known.
@@ -124,21 +101,6 @@ fn is_only_here(address: &str) -> bool {
 fn listen_line(admin: &Admin) -> String {
     let port = admin.addresses.get().and_then(|known| known.apps.first()).map_or(8008, |socket| socket.port());
     format!("<code>{}</code>", escaped(&super::listen_line(port)))
-}
-
-fn escaped(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => out.push_str("&amp;"),
-            '<' => out.push_str("&lt;"),
-            '>' => out.push_str("&gt;"),
-            '"' => out.push_str("&quot;"),
-            '\'' => out.push_str("&#39;"),
-            c => out.push(c),
-        }
-    }
-    out
 }
 
 #[cfg(test)]

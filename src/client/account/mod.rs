@@ -14,6 +14,7 @@ use crate::user::{Stage, Target, UiaRequest, check_new_password};
 
 pub mod account_data;
 pub mod device;
+pub mod fallback;
 pub mod profile;
 pub mod push;
 pub mod push_rules;

@@ -58,6 +58,7 @@ async fn profile(client: &Client, request: &Request) -> Result<(Map<String, Valu
 /// `propagate_to`.
 pub async fn put_field(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let requester = auth::own(&client, &request).await?;
+    auth::check_not_suspended(&requester)?;
     request.limit_user(&rates::NOTE, requester.user_id.as_str())?;
     let mut body: Map<String, Value> = request.json().await?;
     let field = request.param("field");
@@ -85,6 +86,7 @@ fn propagate(request: &Request) -> Result<Propagate, ErrorResponse> {
 /// 403 `M_FORBIDDEN` when the path names another user; 400 `M_KEY_TOO_LARGE` when the name of the field is too long.
 pub async fn delete_field(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     let requester = auth::own(&client, &request).await?;
+    auth::check_not_suspended(&requester)?;
     request.limit_user(&rates::NOTE, requester.user_id.as_str())?;
     let (field, propagate) = (request.param("field"), propagate(&request)?);
     flow::rename(&client.users, &client.rooms, &requester.user_id, field, None, propagate).await?;

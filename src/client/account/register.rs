@@ -30,6 +30,9 @@ struct Body {
     initial_device_display_name: Option<String>,
     #[serde(default)]
     inhibit_login: bool,
+    /// Whether the app refreshes its access token.
+    #[serde(default)]
+    refresh_token: bool,
     #[serde(default)]
     auth: Option<Value>,
     /// The token of a guest whose account is to become an ordinary one.
@@ -74,7 +77,7 @@ pub async fn register(client: Arc<Client>, mut request: Request) -> Result<Respo
         None => None,
     };
     if let Some(username) = body.username.as_ref().filter(|_| upgraded.is_none()) {
-        client.users.is_free(username).await?;
+        check_free(&client, username).await?;
     }
     if let Some(password) = &body.password {
         check_new_password(password)?;
@@ -83,6 +86,7 @@ pub async fn register(client: Arc<Client>, mut request: Request) -> Result<Respo
         device_id: body.device_id,
         display_name: body.initial_device_display_name,
         ip: Some(request.peer().ip),
+        lifetime_ms: client.options.lifetime_ms(body.refresh_token),
     });
     login.as_ref().map_or(Ok(()), Login::check)?;
     // Apps ask for the flows before there is a name, so a session is for no name in particular; it makes one account.
@@ -92,7 +96,7 @@ pub async fn register(client: Arc<Client>, mut request: Request) -> Result<Respo
     }
     let password = body.password.ok_or_else(|| ErrorResponse::missing_param("password"))?;
     let localpart = body.username.unwrap_or_else(|| client.random.token(MADE_UP_CHARS).to_lowercase());
-    let new = New { localpart, password: Some(password), admin: false };
+    let new = New { localpart, password: Some(password), admin: false, agreed: client.options.terms.digest() };
     let users = client.users.clone();
     // Not cancelled when the client disconnects: it would not learn what became of its account.
     let registered = unbroken(async move {
@@ -122,7 +126,8 @@ async fn guest(client: &Client, request: &mut Request) -> Result<Response, Error
     let body: Body = request.json_or_empty_max(STRANGER_BYTES_MAX).await?;
     request.limit(&rates::REGISTER)?;
     // A guest chooses no device: there is nothing to come back to.
-    let login = Login { device_id: None, display_name: body.initial_device_display_name, ip: Some(request.peer().ip) };
+    let (display_name, ip) = (body.initial_device_display_name, Some(request.peer().ip));
+    let login = Login { display_name, ip, ..Login::default() };
     login.check()?;
     let (users, localpart) = (client.users.clone(), client.random.token(MADE_UP_CHARS).to_lowercase());
     let session = unbroken(async move { flow::register_guest(&users, &localpart, login).await }).await?;
@@ -158,6 +163,7 @@ async fn again(client: &Client, request: &Request, made: Made, body: Body) -> Re
         device_id: made.device_id.or(body.device_id),
         display_name: body.initial_device_display_name,
         ip: Some(request.peer().ip),
+        lifetime_ms: client.options.lifetime_ms(body.refresh_token),
     };
     let session = client.users.login(&made.user_id, login).await?;
     Ok(Response::json(&session::answer(client, &session)))
@@ -166,13 +172,26 @@ async fn again(client: &Client, request: &Request, made: Made, body: Body) -> Re
 /// The stages of user-interactive authentication for a new account, and the registration tokens. 403 when registration
 /// is off.
 fn stages(options: &Options) -> Result<(&'static [Stage], &[String]), ErrorResponse> {
+    let has_terms = !options.terms.is_empty();
     match options.registration {
+        Registration::Open if has_terms => Ok((&[Stage::Terms, Stage::Dummy], &[])),
         Registration::Open => Ok((&[Stage::Dummy], &[])),
+        Registration::Token if has_terms => {
+            Ok((&[Stage::RegistrationToken, Stage::Terms], &options.registration_tokens))
+        }
         Registration::Token => Ok((&[Stage::RegistrationToken], &options.registration_tokens)),
         Registration::Closed => Err(ErrorResponse::forbidden(
             "Registration is closed: the administrators of this server create the accounts",
         )),
     }
+}
+
+/// An error unless a new account may have this name.
+async fn check_free(client: &Client, username: &str) -> Result<(), Error> {
+    if client.notices.is_reserved(username) {
+        return Err(user::Error::Taken.into());
+    }
+    Ok(client.users.is_free(username).await?)
 }
 
 /// GET /_matrix/client/v3/register/available
@@ -183,7 +202,7 @@ pub async fn available(client: Arc<Client>, request: Request) -> Result<Response
     request.limit(&rates::NAME)?;
     stages(&client.options)?;
     let username = request.query("username").ok_or_else(|| ErrorResponse::missing_param("username"))?;
-    client.users.is_free(&username.to_lowercase()).await?;
+    check_free(&client, &username.to_lowercase()).await?;
     Ok(Response::json(&json!({ "available": true })))
 }
 

@@ -1,18 +1,20 @@
-//! Sessions: GET and POST login, POST logout, POST logout/all, GET account/whoami.
+//! Sessions: GET and POST login, POST login/get_token, POST refresh, POST logout, POST logout/all, GET account/whoami.
 
 use std::sync::Arc;
 
+use ruma::OwnedUserId;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::client::{Client, Error, STRANGER_BYTES_MAX, auth, rates};
 use crate::http::{ErrorResponse, Request, Response};
 use crate::matrix::id;
-use crate::user::{self, Login, Session};
+use crate::user::{self, LOGIN_TOKEN_MS, Login, Refreshed, Session, Stage, Target, UiaRequest};
 
 /// GET /_matrix/client/v3/login
 pub async fn flows(_: Arc<Client>, _: Request) -> Result<Response, Error> {
-    Ok(Response::json(&json!({ "flows": [{ "type": "m.login.password" }] })))
+    let token = json!({ "type": "m.login.token", "get_login_token": true });
+    Ok(Response::json(&json!({ "flows": [{ "type": "m.login.password" }, token] })))
 }
 
 #[derive(Deserialize)]
@@ -30,19 +32,48 @@ struct LoginBody {
     device_id: Option<String>,
     #[serde(default)]
     initial_device_display_name: Option<String>,
+    /// Of `m.login.token`.
+    #[serde(default)]
+    token: Option<String>,
+    /// Whether the app refreshes its access token.
+    #[serde(default)]
+    refresh_token: bool,
 }
 
 /// POST /_matrix/client/v3/login
 ///
 /// 400 `M_UNKNOWN` for another type of login or identifier, or when the password was hashed under a larger memory
-/// budget; 400 `M_MISSING_PARAM` without user or password; 403 `M_FORBIDDEN` when user or password is wrong; 403
-/// `M_USER_DEACTIVATED`; 400 `M_INVALID_PARAM` when the password is too long or the device id is not valid; 413
-/// `M_TOO_LARGE` when the device name is too long; 429 `M_LIMIT_EXCEEDED` after too many wrong passwords.
+/// budget; 400 `M_MISSING_PARAM` without user or password, or without the token; 403 `M_FORBIDDEN` when user or password
+/// is wrong, or the token is not good any more; 403 `M_USER_DEACTIVATED`; 401 `M_USER_LOCKED`; 400 `M_INVALID_PARAM` when
+/// the password is too long or the device id is not valid; 413 `M_TOO_LARGE` when the device name is too long; 429
+/// `M_LIMIT_EXCEEDED` after too many wrong passwords or tokens.
 pub async fn login(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let body: LoginBody = request.json_max(STRANGER_BYTES_MAX).await?;
-    if body.kind != "m.login.password" {
-        return Err(ErrorResponse::bad("M_UNKNOWN", "The only login type of this server is m.login.password").into());
-    }
+    let user_id = match body.kind.as_str() {
+        "m.login.password" => by_password(&client, &request, &body).await?,
+        "m.login.token" => {
+            request.limit(&rates::LOGIN_TOKEN)?;
+            let token = body.token.as_deref().ok_or_else(|| ErrorResponse::missing_param("token"))?;
+            client.users.take_login_token(token)?
+        }
+        _ => {
+            let message = "The login types of this server are m.login.password and m.login.token";
+            return Err(ErrorResponse::bad("M_UNKNOWN", message).into());
+        }
+    };
+    request.note_guest(user_id.as_str());
+    let login = Login {
+        device_id: body.device_id,
+        display_name: body.initial_device_display_name,
+        ip: Some(request.peer().ip),
+        lifetime_ms: client.options.lifetime_ms(body.refresh_token),
+    };
+    let session = client.users.login(&user_id, login).await?;
+    Ok(Response::json(&answer(&client, &session)))
+}
+
+/// The user whose password a login has.
+async fn by_password(client: &Client, request: &Request, body: &LoginBody) -> Result<OwnedUserId, Error> {
     let typed = typed_name(body.identifier.as_ref(), body.user.as_deref())?;
     let password = body.password.as_deref().ok_or_else(|| ErrorResponse::missing_param("password"))?;
     let wrong = || ErrorResponse::forbidden("Wrong user name or password");
@@ -52,20 +83,68 @@ pub async fn login(client: Arc<Client>, mut request: Request) -> Result<Response
     }
     let counted = request.attempt(&rates::PASSWORDS, user_id.as_str())?;
     match client.users.check_password(&user_id, password).await {
-        Err(failed @ user::Error::Forbidden(_)) => return Err(failed.into()),
+        Err(failed @ user::Error::Forbidden(_)) => Err(failed.into()),
         checked => {
             counted.forgive();
             checked?;
+            Ok(user_id)
         }
     }
-    request.note_guest(user_id.as_str());
-    let login = Login {
-        device_id: body.device_id,
-        display_name: body.initial_device_display_name,
-        ip: Some(request.peer().ip),
+}
+
+#[derive(Deserialize)]
+struct AuthBody {
+    #[serde(default)]
+    auth: Option<Value>,
+}
+
+/// POST /_matrix/client/v1/login/get_token. The password is asked for each time.
+///
+/// 401 with the flows of user-interactive authentication until it is complete; 403 `M_FORBIDDEN` when `auth` names
+/// another user; 429 `M_LIMIT_EXCEEDED` after too many wrong passwords or tokens.
+pub async fn login_token(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
+    let requester = auth::requester(&client, &request).await?;
+    let body: AuthBody = request.json_or_empty().await?;
+    let demand = UiaRequest {
+        operation: "get_token",
+        target: Target::default(),
+        user: Some(&requester.user_id),
+        stages: &[Stage::Password],
+        tokens: &[],
     };
-    let session = client.users.login(&user_id, login).await?;
-    Ok(Response::json(&answer(&client, &session)))
+    if let Some(asked) = auth::authenticate(&client, &request, Some(&requester), demand, body.auth.as_ref()).await? {
+        return Ok(asked);
+    }
+    request.limit_user(&rates::GET_TOKEN, requester.user_id.as_str())?;
+    if let Some(session) = body.auth.as_ref().and_then(|auth| auth.get("session")?.as_str()) {
+        client.users.spend(session);
+    }
+    let login_token = client.users.login_token(&requester);
+    Ok(Response::json(&json!({ "login_token": login_token, "expires_in_ms": LOGIN_TOKEN_MS })))
+}
+
+#[derive(Deserialize)]
+struct RefreshBody {
+    refresh_token: String,
+}
+
+/// POST /_matrix/client/v3/refresh
+///
+/// 401 `M_UNKNOWN_TOKEN` when the refresh token is of no session or was replaced; 401 `M_USER_LOCKED`.
+pub async fn refresh(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
+    request.limit(&rates::REFRESH)?;
+    let RefreshBody { refresh_token } = request.json_max(STRANGER_BYTES_MAX).await?;
+    let session = client.users.refresh(&refresh_token, client.options.access_token_lifetime_ms).await?;
+    let mut answer = json!({ "access_token": session.access_token });
+    show_refreshed(&mut answer, &session);
+    Ok(Response::json(&answer))
+}
+
+fn show_refreshed(answer: &mut Value, session: &Session) {
+    if let Some(Refreshed { refresh_token, expires_in_ms }) = &session.refreshed {
+        answer["refresh_token"] = refresh_token.as_str().into();
+        answer["expires_in_ms"] = (*expires_in_ms).into();
+    }
 }
 
 /// The answer of login and registration about a new session.
@@ -76,6 +155,7 @@ pub fn answer(client: &Client, session: &Session) -> Value {
         "device_id": session.device_id,
         "home_server": client.users.server(),
     });
+    show_refreshed(&mut answer, session);
     if let Some(url) = &client.options.public_url {
         answer["well_known"] = json!({ "m.homeserver": { "base_url": url } });
     }
@@ -96,14 +176,14 @@ pub fn typed_name<'a>(identifier: Option<&'a Value>, user: Option<&'a str>) -> R
 
 /// POST /_matrix/client/v3/logout
 pub async fn logout(client: Arc<Client>, request: Request) -> Result<Response, Error> {
-    let requester = auth::requester(&client, &request).await?;
+    let requester = auth::even_locked(&client, &request).await?;
     client.users.logout(&requester).await?;
     Ok(Response::ok())
 }
 
 /// POST /_matrix/client/v3/logout/all
 pub async fn logout_all(client: Arc<Client>, request: Request) -> Result<Response, Error> {
-    let requester = auth::requester(&client, &request).await?;
+    let requester = auth::even_locked(&client, &request).await?;
     client.users.logout_all(&requester.user_id, None).await?;
     Ok(Response::ok())
 }

@@ -54,7 +54,7 @@ struct State {
 /// a creator of a room whose version forbids it; 403 `M_INVITE_BLOCKED` when an invited user of this server takes no invites
 /// from the creator; 413 `M_TOO_LARGE` when an event is too large.
 pub async fn create(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
-    let requester = auth::requester(&client, &request).await?;
+    let requester = auth::speaker(&client, &request).await?;
     request.limit_user(&rates::CREATE, requester.user_id.as_str())?;
     let body: Body = request.json_or_empty().await?;
     for _ in body.invite.iter().filter(|user| user.server_name() != client.rooms.server()) {

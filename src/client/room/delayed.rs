@@ -71,6 +71,7 @@ pub async fn schedule(
     request: &Request,
     delay: Delay,
 ) -> Result<Response, Error> {
+    auth::check_may_speak(client, request, requester).await?;
     if delay.delay_ms == 0 {
         return Err(ErrorResponse::invalid_param("The delay is a number of milliseconds above 0").into());
     }

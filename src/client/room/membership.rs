@@ -7,9 +7,9 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::directory;
-use crate::client::{Client, Error, Requester, auth, rates};
+use crate::client::{Client, Error, Requester, auth, rates, terms};
 use crate::flow;
-use crate::http::{ErrorResponse, Request, Response};
+use crate::http::{ErrorResponse, Request, Response, StatusCode};
 use crate::room::Joining;
 
 #[derive(Deserialize, Default)]
@@ -82,6 +82,11 @@ async fn join_room(
     room_id: OwnedRoomId,
     via: Vec<OwnedServerName>,
 ) -> Result<Response, Error> {
+    auth::check_not_suspended(requester)?;
+    // Where the server says what has to be agreed to, one may be before that.
+    if !client.notices.is_notice_room(requester, &room_id).await? {
+        terms::check_agreed(client, request, requester).await?;
+    }
     let JoinBody { reason, mut rest } = request.json_or_empty().await?;
     // Signed by an identity server. No authorisation rule reads it in a join, and this server uses no identity server.
     rest.remove("third_party_signed");
@@ -141,7 +146,7 @@ async fn named_room(client: &Client, request: &Request) -> Result<(OwnedRoomId, 
 /// is known that has the room; 403 `M_FORBIDDEN` when the authorisation rules refuse the knock; another server's
 /// error as `error.rs` maps it.
 pub async fn knock(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
-    let requester = auth::requester(&client, &request).await?;
+    let requester = auth::speaker(&client, &request).await?;
     request.limit_user(&rates::KNOCK, requester.user_id.as_str())?;
     let (room_id, via) = named_room(&client, &request).await?;
     let Reason { reason } = request.json_or_empty().await?;
@@ -151,13 +156,28 @@ pub async fn knock(client: Arc<Client>, mut request: Request) -> Result<Response
 
 /// POST /_matrix/client/v3/rooms/{room_id}/leave
 ///
-/// 403 `M_FORBIDDEN` when the user is neither in the room, invited, nor knocking. Leaving a room again succeeds.
+/// 403 `M_FORBIDDEN` when the user is neither in the room, invited, nor knocking; 403
+/// `M_CANNOT_LEAVE_SERVER_NOTICE_ROOM` for an invite to the room of the user's notices. Leaving a room again succeeds.
 pub async fn leave(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let requester = auth::requester(&client, &request).await?;
     let room_id = request.param_as::<OwnedRoomId>("room_id")?;
     let Reason { reason } = request.json_or_empty().await?;
+    check_may_decline(&client, &requester, &room_id).await?;
     client.rooms.leave(&requester.user_id, &room_id, reason).await?;
     Ok(Response::ok())
+}
+
+/// An error when the user is invited to the room of their notices: that invite cannot be declined.
+pub async fn check_may_decline(client: &Client, requester: &Requester, room_id: &OwnedRoomId) -> Result<(), Error> {
+    match client.notices.would_decline(requester, room_id).await? {
+        false => Ok(()),
+        true => Err(ErrorResponse::new(
+            StatusCode::FORBIDDEN,
+            "M_CANNOT_LEAVE_SERVER_NOTICE_ROOM",
+            "The invite to the room of this server's notices cannot be declined",
+        )
+        .into()),
+    }
 }
 
 /// POST /_matrix/client/v3/rooms/{room_id}/forget
@@ -176,7 +196,7 @@ pub async fn forget(client: Arc<Client>, request: Request) -> Result<Response, E
 /// `M_BAD_JSON` when it is no user id; 403 `M_FORBIDDEN` when the sender is not in the room or the authorisation
 /// rules refuse the invite; the error of the invited user's server as `error.rs` maps it.
 pub async fn invite(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
-    let requester = auth::requester(&client, &request).await?;
+    let requester = auth::speaker(&client, &request).await?;
     request.limit_user(&rates::INVITE, requester.user_id.as_str())?;
     let room_id = request.param_as::<OwnedRoomId>("room_id")?;
     let body: Map<String, Value> = request.json().await?;
@@ -201,7 +221,7 @@ fn target(body: Map<String, Value>) -> Result<Target, ErrorResponse> {
 
 /// The parameters of `kick`, `ban` and `unban`.
 async fn asked(client: &Client, request: &mut Request) -> Result<(OwnedUserId, OwnedRoomId, Target), Error> {
-    let requester = auth::requester(client, request).await?;
+    let requester = auth::speaker(client, request).await?;
     let room_id = request.param_as("room_id")?;
     Ok((requester.user_id, room_id, target(request.json().await?)?))
 }

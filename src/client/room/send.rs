@@ -9,12 +9,15 @@ use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Map, Value, json};
 
 use super::delayed;
-use super::membership::check_guest;
+use super::membership::{check_guest, check_may_decline};
 use crate::budget::Grant;
 use crate::client::{Client, Error, Requester, auth, rates};
 use crate::flow;
 use crate::http::{ErrorResponse, Request, Response};
-use crate::room::{Delay, Sending};
+use crate::matrix::json::partial;
+use crate::room::{Delay, Reader, Sending};
+
+const REDACTION: &str = "m.room.redaction";
 
 /// PUT /_matrix/client/v3/rooms/{room_id}/send/{type}/{txn_id}
 ///
@@ -30,8 +33,11 @@ pub async fn message(client: Arc<Client>, mut request: Request) -> Result<Respon
         return delayed::schedule(&client, &requester, &request, delay).await;
     }
     let mut redacts = None;
-    if kind == "m.room.redaction" {
+    if kind == REDACTION {
         (redacts, content) = without_target(&content)?;
+        check_may_redact(&client, &requester, &request, redacts.clone()).await?;
+    } else {
+        auth::check_may_speak(&client, &request, &requester).await?;
     }
     let paid = paid(&mut request);
     let sending = Sending { kind, state_key: None, content, redacts, sticky_ms, txn, paid };
@@ -51,13 +57,19 @@ pub async fn state(client: Arc<Client>, mut request: Request) -> Result<Response
     let requester = asking(&client, &request).await?;
     let content = content(&mut request).await?;
     let kind = request.param("type").to_owned();
-    if kind == "m.room.member" && is_invite(&content) {
+    let state_key = Some(request.param_maybe("state_key").unwrap_or("").to_owned());
+    let membership = (kind == "m.room.member").then(|| membership_in(&content)).flatten();
+    if membership.as_deref() == Some("invite") {
         request.limit_user(&rates::INVITE, requester.user_id.as_str())?;
     }
     if kind == "m.room.member" {
         check_guest(&client, &request, &requester, &request.param_as::<OwnedRoomId>("room_id")?, Vec::new()).await?;
     }
-    let state_key = Some(request.param_maybe("state_key").unwrap_or("").to_owned());
+    if membership.as_deref() == Some("leave") && state_key.as_deref() == Some(requester.user_id.as_str()) {
+        check_may_decline(&client, &requester, &request.param_as("room_id")?).await?;
+    } else {
+        auth::check_may_speak(&client, &request, &requester).await?;
+    }
     let sticky_ms = delayed::sticky(&request)?;
     if let Some(delay_ms) = delayed::in_query(&request)? {
         let delay = Delay { kind, state_key, content, sticky_ms, delay_ms, txn: None };
@@ -98,6 +110,7 @@ pub async fn redact(client: Arc<Client>, mut request: Request) -> Result<Respons
     let requester = asking(&client, &request).await?;
     let Redaction { reason, with_rel_types } = request.json_or_empty().await?;
     let target: OwnedEventId = request.param_as("event_id")?;
+    check_may_redact(&client, &requester, &request, Some(target.clone())).await?;
     let mut content = json!({});
     if let Some(reason) = reason {
         content["reason"] = reason.into();
@@ -122,6 +135,29 @@ async fn asking(client: &Client, request: &Request) -> Result<Requester, Error> 
     Ok(requester)
 }
 
+/// As [`auth::check_may_speak`], but a suspended account may redact what it sent itself and sees.
+async fn check_may_redact(
+    client: &Client,
+    requester: &Requester,
+    request: &Request,
+    target: Option<OwnedEventId>,
+) -> Result<(), Error> {
+    if !requester.is_suspended {
+        return auth::check_may_speak(client, request, requester).await;
+    }
+    let Requester { user_id, user_num, device_id, .. } = requester.clone();
+    let reader = Reader { user: user_num, user_id: user_id.clone(), device: device_id };
+    let room_id = request.param_as::<OwnedRoomId>("room_id")?;
+    let event = match target {
+        Some(target) => client.rooms.event(&reader, &room_id, &target).await.ok(),
+        None => None,
+    };
+    match event.and_then(|event| partial::member::<String>(&event, "sender")).as_deref() == Some(user_id.as_str()) {
+        true => Ok(()),
+        false => Ok(auth::check_not_suspended(requester)?),
+    }
+}
+
 async fn content(request: &mut Request) -> Result<Box<RawValue>, Error> {
     let content: Box<RawValue> = request.json().await?;
     match content.get().trim_start().starts_with('{') {
@@ -135,13 +171,14 @@ fn paid(request: &mut Request) -> Option<Arc<Grant>> {
     request.take_grant().map(Arc::new)
 }
 
-fn is_invite(member: &RawValue) -> bool {
+/// The membership in the content of a member event.
+fn membership_in(member: &RawValue) -> Option<String> {
     #[derive(Deserialize)]
     struct Member<'a> {
         #[serde(borrow)]
         membership: Cow<'a, str>,
     }
-    serde_json::from_str(member.get()).is_ok_and(|member: Member<'_>| member.membership == "invite")
+    serde_json::from_str(member.get()).ok().map(|member: Member<'_>| member.membership.into_owned())
 }
 
 async fn sent(client: &Client, requester: &Requester, request: &Request, sending: Sending) -> Result<Response, Error> {

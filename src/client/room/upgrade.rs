@@ -23,7 +23,7 @@ struct Body {
 /// `m.room.tombstone`; 400 `M_INVALID_ROOM_STATE` when an event of the new room does not pass the authorisation
 /// rules.
 pub async fn upgrade(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
-    let requester = auth::requester(&client, &request).await?;
+    let requester = auth::speaker(&client, &request).await?;
     request.limit_user(&rates::CREATE, requester.user_id.as_str())?;
     let Body { new_version, additional_creators } = request.json().await?;
     let room_id = request.param_as::<OwnedRoomId>("room_id")?;

@@ -156,6 +156,18 @@ impl Rooms {
         .await
     }
 
+    /// What a user of this server is to a room; nothing when it never had to do with them.
+    pub async fn membership(&self, user: &UserId, room_id: &RoomId) -> Result<Option<Membership>> {
+        let (user, room_id) = (user.to_owned(), room_id.to_owned());
+        self.reading(move |_, read| {
+            let (Some(user), Some(room)) = (user::num(read, user.as_str())?, room::num(read, room_id.as_str())?) else {
+                return Ok(None);
+            };
+            Ok(user_room::mine(read, user, room)?.map(|mine| mine.membership))
+        })
+        .await
+    }
+
     /// The rooms a user of this server is joined to. Bounded by the rooms one user is in.
     pub async fn joined_rooms(&self, user: &UserId) -> Result<Vec<ruma::OwnedRoomId>> {
         let user = user.to_owned();

@@ -21,7 +21,7 @@ impl Users {
                 return Err(Error::bad("M_RESOURCE_LIMIT_EXCEEDED", "There are too many guests on this server"));
             }
             let num = user::intern(w, user_id.as_str())?;
-            let row = user::Account { created_ms, standing: Standing::Active, admin: false, password_hash: None };
+            let row = user::Account::new(created_ms, false, None);
             user::set_account(w, num, &row)?;
             user::set_guest(w, num, true)?;
             user::set_profile_field(w, num, "displayname", Some(&user_id.localpart().into()))?;

@@ -71,7 +71,17 @@ mod tests {
 
     fn requester() -> Requester {
         let user_id = "@anna:here.test".try_into().unwrap();
-        Requester { user_id, user_num: UserNum(1), device_id: "PHONE".to_owned(), is_admin: false, is_guest: false }
+        Requester {
+            user_id,
+            user_num: UserNum(1),
+            device_id: "PHONE".to_owned(),
+            is_admin: false,
+            is_guest: false,
+            is_locked: false,
+            is_suspended: false,
+            agreed: 0,
+            expires_ms: None,
+        }
     }
 
     #[test]

@@ -17,9 +17,13 @@ pub use crate::store::tables::user::Standing;
 pub mod directory;
 pub mod guest;
 pub mod known;
+pub mod login_token;
+pub mod notices;
 pub mod password;
 pub mod profile;
+pub mod refresh;
 pub mod session;
+pub mod terms;
 pub mod uia;
 
 /// The row of the setup code that the first-run page asks for.
@@ -35,6 +39,8 @@ pub struct New {
     /// Without a password no login by password is possible.
     pub password: Option<String>,
     pub admin: bool,
+    /// Which terms the user has agreed to, as [`Requester::agreed`] has it.
+    pub agreed: u64,
 }
 
 /// An account as other users may see it.
@@ -45,12 +51,15 @@ pub struct Account {
     pub standing: Standing,
     pub admin: bool,
     pub has_password: bool,
+    pub locked: bool,
+    pub suspended: bool,
 }
 
 impl Account {
     fn new(user_id: OwnedUserId, row: user::Account) -> Account {
         let has_password = row.password_hash.is_some();
-        Account { user_id, created_ms: row.created_ms, standing: row.standing, admin: row.admin, has_password }
+        let user::Account { created_ms, standing, admin, locked, suspended, .. } = row;
+        Account { user_id, created_ms, standing, admin, has_password, locked, suspended }
     }
 }
 
@@ -78,8 +87,8 @@ impl Users {
             Some(password) => Some(self.hash_password(password).await?),
             None => None,
         };
-        let row =
-            user::Account { created_ms: self.now_ms(), standing: Standing::Active, admin: new.admin, password_hash };
+        let mut row = user::Account::new(self.now_ms(), new.admin, password_hash);
+        row.agreed = new.agreed;
         self.write(move |w| {
             check_free(w, &user_id)?;
             let num = user::intern(w, user_id.as_str())?;
@@ -141,6 +150,21 @@ impl Users {
         check_new_password(password)?;
         let hash = self.hash_password(password).await?;
         self.change(user_id, move |row| row.password_hash = Some(hash)).await
+    }
+
+    /// Locks an account, or takes that back: its sessions are refused everything but their end. Its polls end now.
+    pub async fn set_locked(&self, user_id: &UserId, locked: bool) -> Result<(), Error> {
+        self.change(user_id, move |row| row.locked = locked).await
+    }
+
+    /// Suspends an account, or takes that back: it may read, and not speak.
+    pub async fn set_suspended(&self, user_id: &UserId, suspended: bool) -> Result<(), Error> {
+        self.change(user_id, move |row| row.suspended = suspended).await
+    }
+
+    /// Notes which terms a user has agreed to.
+    pub async fn set_agreed(&self, user_id: &UserId, agreed: u64) -> Result<(), Error> {
+        self.change(user_id, move |row| row.agreed = agreed).await
     }
 
     /// Whether the account is an administrator's, and no other active one is.
@@ -215,7 +239,7 @@ impl Users {
             let mut row = user::account(w, num)?.ok_or(Error::NotFound("account"))?;
             row.standing = Standing::Deactivated;
             row.password_hash = None;
-            row.admin = false;
+            (row.admin, row.locked, row.suspended, row.agreed) = (false, false, false, 0);
             user::set_account(w, num, &row)?;
             if erase {
                 user::set_erased(w, num)?;
@@ -230,6 +254,7 @@ impl Users {
             filter::remove_user(w, num)?;
             presence::set_message(w, num, None)?;
             user::remove_profile(w, num)?;
+            user::set_notice_room(w, num, None)?;
             Ok(num)
         };
         let num = self.write(job).await?;
@@ -277,7 +302,7 @@ impl Users {
                 return Err(wrong());
             }
             let num = user::intern(w, user_id.as_str())?;
-            let row = user::Account { created_ms, standing: Standing::Active, admin: true, password_hash: Some(hash) };
+            let row = user::Account::new(created_ms, true, Some(hash));
             user::set_account(w, num, &row)?;
             user::set_profile_field(w, num, "displayname", Some(&user_id.localpart().into()))?;
             user::set_meta::<String>(w, SETUP_CODE, None)?;

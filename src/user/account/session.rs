@@ -1,6 +1,7 @@
 //! Access tokens, logging in and out.
 //!
-//! A token is random; only its SHA-256 is stored. A device has one at a time.
+//! A token is random; only its SHA-256 is stored. A device has one at a time. Those that end and are refreshed are in
+//! `refresh.rs`.
 
 use std::net::IpAddr;
 
@@ -11,11 +12,10 @@ use tracing::Instrument;
 
 use super::Standing;
 use crate::base::{Owner, Shares};
-use crate::store::tables::user::device::{self, Device};
+use crate::store::tables::user::device::{self, Device, Refresh, Token};
 use crate::store::tables::user::to_device;
 use crate::store::tables::{hex, user};
 use crate::store::{Get, UserNum, Write};
-use crate::user::device::old_token;
 use crate::user::device::{DEVICE_ID_BYTES_MAX, DEVICES_MAX, NAME_BYTES_MAX, forget};
 use crate::user::lookup;
 use crate::user::{Error, Users};
@@ -36,6 +36,14 @@ pub struct Requester {
     pub device_id: String,
     pub is_admin: bool,
     pub is_guest: bool,
+    /// The account is locked: nothing is allowed but to log out.
+    pub is_locked: bool,
+    /// The account is suspended: it may read, and not speak.
+    pub is_suspended: bool,
+    /// Which terms the user has agreed to, as a digest of theirs; 0 is none.
+    pub agreed: u64,
+    /// When the token ends.
+    pub(super) expires_ms: Option<u64>,
 }
 
 /// The options of a login.
@@ -46,6 +54,8 @@ pub struct Login {
     /// The name of a new device.
     pub display_name: Option<String>,
     pub ip: Option<IpAddr>,
+    /// How long the access token lasts, of an app that refreshes it; otherwise it lasts until the session ends.
+    pub lifetime_ms: Option<u64>,
 }
 
 impl Login {
@@ -68,6 +78,14 @@ pub struct Session {
     pub user_id: OwnedUserId,
     pub device_id: String,
     pub access_token: String,
+    pub refreshed: Option<Refreshed>,
+}
+
+/// What comes with an access token that ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refreshed {
+    pub refresh_token: String,
+    pub expires_in_ms: u64,
 }
 
 /// The times at which devices' last-seen were last written.
@@ -80,17 +98,26 @@ impl Default for Seen {
 }
 
 impl Users {
-    /// The user and device of a token; `UnknownToken` when the token is of neither. Mostly it is known without reading.
+    /// The user and device of a token; `UnknownToken` when the token is of neither, `ExpiredToken` when it has ended.
+    /// Mostly it is known without reading. With the first request that shows a refreshed token, the one before it ends.
     pub async fn requester(&self, token: &str, ip: IpAddr) -> Result<Requester, Error> {
-        let hash = token_hash(token);
+        let (hash, now_ms) = (token_hash(token), self.now_ms());
+        let has_ended = |requester: &Requester| requester.expires_ms.is_some_and(|expires_ms| expires_ms <= now_ms);
         let requester = match self.0.known.get(&hash) {
             Ok(requester) => requester,
             Err(since) => {
-                let requester = self.read(move |get| session_of(get, &hash)).await?;
-                self.0.known.put(since, hash, &requester);
+                let (requester, is_unused) = self.read(move |get| session_of(get, &hash)).await?;
+                match is_unused {
+                    true if has_ended(&requester) => {}
+                    true => self.begin_use(hash).await?,
+                    false => self.0.known.put(since, hash, &requester),
+                }
                 requester
             }
         };
+        if has_ended(&requester) {
+            return Err(Error::ExpiredToken);
+        }
         self.note_seen(&requester, ip);
         Ok(requester)
     }
@@ -99,18 +126,19 @@ impl Users {
     pub async fn login(&self, user_id: &UserId, login: Login) -> Result<Session, Error> {
         login.check()?;
         let device_id = login.device_id.unwrap_or_else(|| self.0.parts.random.token(DEVICE_ID_CHARS).to_uppercase());
-        let access_token = format!("snug_{}", self.0.parts.random.token(TOKEN_CHARS));
+        let access_token = self.new_token();
         let hash = token_hash(&access_token);
-        let session = Session { user_id: user_id.to_owned(), device_id, access_token };
+        let expires_in_ms = login.lifetime_ms;
+        let refreshed =
+            expires_in_ms.map(|expires_in_ms| Refreshed { refresh_token: self.new_refresh_token(), expires_in_ms });
+        let session = Session { user_id: user_id.to_owned(), device_id, access_token, refreshed };
         let (name, ip, now_ms) = (login.display_name, login.ip.map(|ip| ip.to_string()), self.now_ms());
         let (server, given) = (self.server().to_owned(), session.clone());
         self.empty_before(user_id, &session.device_id, true).await?;
         let job = move |w: &mut Write<'_>| {
             let num = lookup::local(w, &given.user_id)?;
             let mut ended = None;
-            if user::account(w, num)?.is_none_or(|row| row.standing == Standing::Deactivated) {
-                return Err(Error::Deactivated);
-            }
+            check_may_log_in(w, num)?;
             if device::is_dehydrated(w, num, &given.device_id)? {
                 // From now on it has a session, which makes keys of its own.
                 forget(w, num, &given.device_id)?;
@@ -127,15 +155,23 @@ impl Users {
                 ended = Some(num);
                 crate::user::device::announce::device_gone(w, &server, num, &given.user_id, &oldest)?;
             }
-            if let Some(token) = old.as_ref().and_then(old_token) {
-                device::remove_token(w, &token)?;
+            if let Some(old) = &old {
+                device::remove_tokens(w, old)?;
             }
             let mut row = old.unwrap_or(Device { display_name: name, created_ms: now_ms, ..Device::default() });
             row.seen_ms = now_ms;
             row.seen_ip = ip.or(row.seen_ip);
             row.token_hash = Some(hex(&hash));
+            row.refresh = None;
+            let expires_ms = expires_in_ms.map(|ms| now_ms.saturating_add(ms));
+            if let Some(refreshed) = &given.refreshed {
+                let hash = token_hash(&refreshed.refresh_token);
+                row.refresh = Some(Refresh { hash: hex(&hash), next: None });
+                device::put_refresh_token(w, &hash, num, &given.device_id)?;
+            }
             device::put(w, num, &given.device_id, &row)?;
-            device::put_token(w, &hash, num, &given.device_id)?;
+            let token = Token { user: num, device_id: given.device_id, expires_ms, is_unused: false };
+            device::put_token(w, &hash, &token)?;
             Ok(ended)
         };
         if let Some(user) = self.write(job).await? {
@@ -143,6 +179,14 @@ impl Users {
             self.empty_ended();
         }
         Ok(session)
+    }
+
+    pub(super) fn new_token(&self) -> String {
+        format!("snug_{}", self.0.parts.random.token(TOKEN_CHARS))
+    }
+
+    pub(super) fn new_refresh_token(&self) -> String {
+        format!("snugr_{}", self.0.parts.random.token(TOKEN_CHARS))
     }
 
     /// Ends one session: its device is removed, with its keys and queued messages.
@@ -202,14 +246,31 @@ pub(in crate::user) fn token_hash(token: &str) -> [u8; 32] {
     Sha256::digest(token.as_bytes()).into()
 }
 
-fn session_of(get: &impl Get, hash: &[u8; 32]) -> Result<Requester, Error> {
-    let (user_num, device_id) = device::token(get, hash)?.ok_or(Error::UnknownToken)?;
+/// `Deactivated` or `Locked` for an account that nobody may log in to.
+pub(super) fn check_may_log_in(get: &impl Get, user: UserNum) -> Result<(), Error> {
+    match user::account(get, user)? {
+        Some(row) if row.standing == Standing::Deactivated => Err(Error::Deactivated),
+        Some(row) if row.locked => Err(Error::Locked),
+        Some(_) => Ok(()),
+        None => Err(Error::Deactivated),
+    }
+}
+
+/// The session of a token, and whether the token was not used before.
+fn session_of(get: &impl Get, hash: &[u8; 32]) -> Result<(Requester, bool), Error> {
+    let Token { user: user_num, device_id, expires_ms, is_unused } =
+        device::token(get, hash)?.ok_or(Error::UnknownToken)?;
     let row = user::account(get, user_num)?.ok_or(Error::UnknownToken)?;
     if row.standing == Standing::Deactivated {
         return Err(Error::UnknownToken);
     }
     let is_guest = user::is_guest(get, user_num)?;
-    Ok(Requester { user_id: lookup::id_of(get, user_num)?, user_num, device_id, is_admin: row.admin, is_guest })
+    let user_id = lookup::id_of(get, user_num)?;
+    let user::Account { admin: is_admin, locked: is_locked, suspended: is_suspended, agreed, .. } = row;
+    Ok((
+        Requester { user_id, user_num, device_id, is_admin, is_guest, is_locked, is_suspended, agreed, expires_ms },
+        is_unused,
+    ))
 }
 
 /// The device with the oldest last-seen, when a user has as many as allowed. The dehydrated one is never seen and stays.

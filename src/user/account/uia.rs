@@ -30,6 +30,8 @@ pub enum Stage {
     Password,
     /// A registration token from the owner.
     RegistrationToken,
+    /// To agree to the terms of this server.
+    Terms,
 }
 
 impl Stage {
@@ -38,6 +40,7 @@ impl Stage {
             Stage::Dummy => "m.login.dummy",
             Stage::Password => "m.login.password",
             Stage::RegistrationToken => "m.login.registration_token",
+            Stage::Terms => "m.login.terms",
         }
     }
 }
@@ -94,6 +97,7 @@ pub struct Made {
 pub(in crate::user) struct Session {
     operation: &'static str,
     target: Target,
+    stages: &'static [Stage],
     made: Option<Made>,
     user: Option<OwnedUserId>,
     completed: Vec<Stage>,
@@ -159,6 +163,12 @@ impl Users {
             }
         }
         if let Some(kept) = self.0.sessions.lock().get(&session) {
+            for stage in std::mem::take(&mut kept.completed) {
+                // What was proved in a browser meanwhile.
+                if !completed.contains(&stage) {
+                    completed.push(stage);
+                }
+            }
             kept.completed.clone_from(&completed);
         }
         if demand.stages.iter().all(|stage| completed.contains(stage)) {
@@ -173,12 +183,46 @@ impl Users {
         let expires_ms = now_ms + SESSION_MS;
         let owner =
             user.as_ref().map_or(Owner::Stranger(network(from).to_string()), |user| Owner::Known(user.to_string()));
-        let (operation, target) = (demand.operation, demand.target);
-        let new = Session { operation, target, made: None, user, completed: Vec::new(), expires_ms };
+        let (operation, target, stages) = (demand.operation, demand.target, demand.stages);
+        let new = Session { operation, target, stages, made: None, user, completed: Vec::new(), expires_ms };
         let mut sessions = self.0.sessions.lock();
         sessions.retain(|_, session| session.expires_ms > now_ms);
         sessions.put(owner, session.clone(), new);
         session
+    }
+
+    /// Whether a session with this stage is there, with which somebody registers.
+    pub fn is_registering(&self, session: &str, stage: Stage) -> bool {
+        self.with_stage(session, stage, |_| ()).is_some()
+    }
+
+    /// Whether the stage of a registration is proved.
+    pub fn is_proved(&self, session: &str, stage: Stage) -> bool {
+        self.with_stage(session, stage, |kept| kept.completed.contains(&stage)) == Some(true)
+    }
+
+    /// Notes that a stage of a registration was proved in a browser. False when there is no such session any more.
+    pub fn prove(&self, session: &str, stage: Stage) -> bool {
+        let prove = |kept: &mut Session| {
+            if !kept.completed.contains(&stage) {
+                kept.completed.push(stage);
+            }
+        };
+        self.with_stage(session, stage, prove).is_some()
+    }
+
+    fn with_stage<T>(&self, session: &str, stage: Stage, look: impl FnOnce(&mut Session) -> T) -> Option<T> {
+        let now_ms = self.now_ms();
+        let mut sessions = self.0.sessions.lock();
+        let kept = sessions.get(session)?;
+        // Nobody is asked for a stage of a registration but without an account.
+        let fits = kept.user.is_none() && kept.stages.contains(&stage) && kept.expires_ms > now_ms;
+        fits.then(|| look(kept))
+    }
+
+    /// Ends a session of stages, for what has to be proved each time.
+    pub fn spend(&self, session: &str) {
+        self.0.sessions.lock().remove(session);
     }
 
     /// Waits until no other request registers with this session, and holds the others off.
@@ -215,7 +259,7 @@ impl Users {
     async fn check_stage(&self, stage: Stage, demand: &UiaRequest<'_>, auth: &Value) -> Result<(), Error> {
         let text = |name: &str| auth.get(name).and_then(Value::as_str);
         match stage {
-            Stage::Dummy => Ok(()),
+            Stage::Dummy | Stage::Terms => Ok(()),
             Stage::RegistrationToken => {
                 let token = text("token").ok_or_else(|| Error::bad("M_MISSING_PARAM", "The token is missing"))?;
                 match demand.tokens.iter().any(|known| known == token) {

@@ -46,6 +46,13 @@ impl Users {
         .await
     }
 
+    /// The devices of a local user.
+    pub async fn devices_of(&self, user_id: &UserId) -> Result<Vec<Value>, Error> {
+        let user_id = user_id.to_owned();
+        let user = self.read(move |get| lookup::local(get, &user_id)).await?;
+        self.devices(user).await
+    }
+
     pub async fn device(&self, user: UserNum, device_id: &str) -> Result<Value, Error> {
         let device_id = check_id(device_id)?;
         self.read(move |get| {
@@ -155,8 +162,8 @@ const LOCAL_SETTINGS: [&str; 2] = ["m.local_notification_settings.", "org.matrix
 /// kept for one of them is removed here; [`Users::tidy_sliding`] takes away what its syncs were told, and
 /// [`Users::empty_ended`] what is left of many messages. Other users are not told.
 pub(super) fn forget(w: &mut Write<'_>, user: UserNum, device_id: &str) -> Result<(), Error> {
-    if let Some(hash) = device::get(w, user, device_id)?.as_ref().and_then(old_token) {
-        device::remove_token(w, &hash)?;
+    if let Some(row) = device::get(w, user, device_id)? {
+        device::remove_tokens(w, &row)?;
     }
     e2ee_key::remove_device(w, user, device_id)?;
     table::to_device::remove_device(w, user, device_id, MESSAGES_PER_WRITE)?;
@@ -187,18 +194,4 @@ fn shown(id: &str, row: &Device) -> Value {
         shown["last_seen_ip"] = ip.as_str().into();
     }
     shown
-}
-
-/// The hash of a device's present token.
-pub(in crate::user) fn old_token(row: &Device) -> Option<[u8; 32]> {
-    let text = row.token_hash.as_deref()?.as_bytes();
-    let mut hash = [0; 32];
-    if text.len() != 64 {
-        return None;
-    }
-    for (byte, pair) in hash.iter_mut().zip(text.chunks_exact(2)) {
-        let digit = |at: usize| (pair[at] as char).to_digit(16);
-        *byte = (digit(0)? * 16 + digit(1)?) as u8;
-    }
-    Some(hash)
 }

@@ -1,14 +1,15 @@
 //! Devices, their access tokens, and the log of changed device lists.
 //!
-//! A device has one access token at a time; only its SHA-256 is kept. A device id is chosen by the app, so it is
-//! followed by a zero byte in every key and may not hold one.
+//! A device has one access token at a time; only its SHA-256 is kept. One that refreshes its token has a refresh token
+//! beside it, and at most one more pair: the one that was handed out last, until it is used. A device id is chosen by the
+//! app, so it is followed by a zero byte in every key and may not hold one.
 
 use std::ops::ControlFlow;
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use crate::store::schema::{DEHYDRATED, DEVICE, DEVICE_CHANGE, DEVICE_CHANGE_LATEST, TOKEN};
+use crate::store::schema::{DEHYDRATED, DEVICE, DEVICE_CHANGE, DEVICE_CHANGE_LATEST, REFRESH, TOKEN};
 use crate::store::{Change, Error, Get, Position, Result, UserNum, Write, tables};
 
 /// One device's row.
@@ -24,6 +25,71 @@ pub struct Device {
     /// SHA-256 of the access token, in hex; none for a device that is logged out but whose row remains.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token_hash: Option<String>,
+    /// Of a device that refreshes its token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refresh: Option<Refresh>,
+}
+
+/// How a device refreshes its access token. All hashes are SHA-256 in hex.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refresh {
+    /// Of the refresh token that belongs to the device's access token.
+    pub hash: String,
+    /// The pair that was handed out and not used yet: its answer may have been lost.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<Pair>,
+}
+
+/// An access token and its refresh token.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pair {
+    pub token_hash: String,
+    pub refresh_hash: String,
+}
+
+/// What stands behind an access token.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Token {
+    pub user: UserNum,
+    pub device_id: String,
+    /// When it ends; never, for a device that does not refresh it.
+    pub expires_ms: Option<u64>,
+    /// Whether it is the one that was handed out last and was not used yet.
+    pub is_unused: bool,
+}
+
+impl Token {
+    fn encode(&self) -> Vec<u8> {
+        let mut row = [&self.user.to_key()[..], self.device_id.as_bytes()].concat();
+        if let Some(expires_ms) = self.expires_ms {
+            row.push(0);
+            row.extend_from_slice(&expires_ms.to_be_bytes());
+            row.push(u8::from(self.is_unused));
+        }
+        row
+    }
+
+    fn decode(row: &[u8]) -> Option<Token> {
+        let user = UserNum::from_key(row.get(..4)?)?;
+        let (device_id, life) = split_at_zero(row.get(4..)?);
+        let device_id = std::str::from_utf8(device_id).ok()?.to_owned();
+        let (expires_ms, is_unused) = match life {
+            None => (None, false),
+            Some(life) => {
+                let (expires_ms, is_unused) = life.split_first_chunk::<8>()?;
+                (Some(u64::from_be_bytes(*expires_ms)), *is_unused.first()? != 0)
+            }
+        };
+        Some(Token { user, device_id, expires_ms, is_unused })
+    }
+}
+
+/// What stands before the first zero byte, and what behind it.
+fn split_at_zero(row: &[u8]) -> (&[u8], Option<&[u8]>) {
+    match row.iter().position(|byte| *byte == 0) {
+        Some(at) => (&row[..at], Some(&row[at + 1..])),
+        None => (row, None),
+    }
 }
 
 /// The first bytes of every row that belongs to a device: user number, device id, a zero byte.
@@ -95,26 +161,67 @@ pub fn is_dehydrated(get: &impl Get, user: UserNum, device_id: &str) -> Result<b
     Ok(dehydrated(get, user)?.is_some_and(|dehydrated| dehydrated.device_id == device_id))
 }
 
-/// The user and device of a token.
-pub fn token(get: &impl Get, hash: &[u8; 32]) -> Result<Option<(UserNum, String)>> {
+/// What stands behind an access token.
+pub fn token(get: &impl Get, hash: &[u8; 32]) -> Result<Option<Token>> {
     let Some(value) = get.get(&TOKEN, hash)? else { return Ok(None) };
-    let user = value.get(..4).and_then(UserNum::from_key);
-    let device = value.get(4..).and_then(|id| std::str::from_utf8(id).ok());
-    match (user, device) {
-        (Some(user), Some(device)) => Ok(Some((user, device.to_owned()))),
-        _ => Err(Error::corrupt(&TOKEN, hash)),
+    Token::decode(&value).map(Some).ok_or_else(|| Error::corrupt(&TOKEN, hash))
+}
+
+pub fn put_token(w: &mut Write<'_>, hash: &[u8; 32], token: &Token) -> Result<()> {
+    w.announce(Change { users: vec![token.user], sessions: true, ..Change::default() });
+    w.put(&TOKEN, hash, &token.encode())
+}
+
+/// The user and device of a refresh token.
+pub fn refresh_token(get: &impl Get, hash: &[u8; 32]) -> Result<Option<(UserNum, String)>> {
+    let Some(value) = get.get(&REFRESH, hash)? else { return Ok(None) };
+    let token = Token::decode(&value).ok_or_else(|| Error::corrupt(&REFRESH, hash))?;
+    Ok(Some((token.user, token.device_id)))
+}
+
+pub fn put_refresh_token(w: &mut Write<'_>, hash: &[u8; 32], user: UserNum, device_id: &str) -> Result<()> {
+    w.put(&REFRESH, hash, &[&user.to_key()[..], device_id.as_bytes()].concat())
+}
+
+/// Removes a pair of tokens, given as the row of a device has their hashes.
+pub fn remove_pair(w: &mut Write<'_>, token_hash: Option<&str>, refresh_hash: Option<&str>) -> Result<()> {
+    if let Some(hash) = token_hash.and_then(hash_of) {
+        remove_token(w, &hash)?;
+    }
+    if let Some(hash) = refresh_hash.and_then(hash_of) {
+        w.remove(&REFRESH, &hash)?;
+    }
+    Ok(())
+}
+
+/// Removes every token of a device: two pairs at most.
+pub fn remove_tokens(w: &mut Write<'_>, device: &Device) -> Result<()> {
+    let refresh = device.refresh.as_ref();
+    remove_pair(w, device.token_hash.as_deref(), refresh.map(|refresh| refresh.hash.as_str()))?;
+    match refresh.and_then(|refresh| refresh.next.as_ref()) {
+        Some(next) => remove_pair(w, Some(&next.token_hash), Some(&next.refresh_hash)),
+        None => Ok(()),
     }
 }
 
-pub fn put_token(w: &mut Write<'_>, hash: &[u8; 32], user: UserNum, device_id: &str) -> Result<()> {
-    w.announce(Change { users: vec![user], sessions: true, ..Change::default() });
-    w.put(&TOKEN, hash, &[&user.to_key()[..], device_id.as_bytes()].concat())
+/// The hash of a token from the hex in a device's row.
+pub fn hash_of(hex: &str) -> Option<[u8; 32]> {
+    let text = hex.as_bytes();
+    let mut hash = [0; 32];
+    if text.len() != 64 {
+        return None;
+    }
+    for (byte, pair) in hash.iter_mut().zip(text.chunks_exact(2)) {
+        let digit = |at: usize| (pair[at] as char).to_digit(16);
+        *byte = (digit(0)? * 16 + digit(1)?) as u8;
+    }
+    Some(hash)
 }
 
 pub fn remove_token(w: &mut Write<'_>, hash: &[u8; 32]) -> Result<()> {
     // A poll that waits with the token is told that it has ended. A row that cannot be read is removed all the same.
     let users = match token(w, hash) {
-        Ok(found) => found.map(|(user, _)| user).into_iter().collect(),
+        Ok(found) => found.map(|token| token.user).into_iter().collect(),
         Err(Error::Corrupt { .. }) => Vec::new(),
         Err(failed) => return Err(failed),
     };

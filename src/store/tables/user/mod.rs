@@ -9,8 +9,8 @@ use std::ops::ControlFlow;
 use serde::{Deserialize, Serialize};
 
 use crate::store::num::KEYS_OF_A_KIND_MAX;
-use crate::store::schema::{ACCOUNT, ERASED, GUEST, PROFILE, USER_ID, USER_META, USER_NUM};
-use crate::store::{Change, Error, Get, Result, StateKeyNum, UserNum, Write, tables};
+use crate::store::schema::{ACCOUNT, ERASED, GUEST, NOTICE_ROOM, PROFILE, USER_ID, USER_META, USER_NUM};
+use crate::store::{Change, Error, Get, Result, RoomNum, StateKeyNum, UserNum, Write, tables};
 
 pub mod account_data;
 pub mod backup;
@@ -151,6 +151,27 @@ pub struct Account {
     /// The password's argon2id hash as a PHC string; without one, login by password is not possible.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub password_hash: Option<String>,
+    /// No session may do anything but end, until it is unlocked.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub locked: bool,
+    /// May read, and not speak.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub suspended: bool,
+    /// Which terms the user has agreed to, as a digest; 0 is none.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub agreed: u64,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
+impl Account {
+    /// A new account.
+    pub fn new(created_ms: u64, admin: bool, password_hash: Option<String>) -> Account {
+        let standing = Standing::Active;
+        Account { created_ms, standing, admin, password_hash, locked: false, suspended: false, agreed: 0 }
+    }
 }
 
 /// The account of a local user.
@@ -158,8 +179,9 @@ pub fn account(get: &impl Get, user: UserNum) -> Result<Option<Account>> {
     tables::get_json(get, &ACCOUNT, &user.to_key())
 }
 
+/// Writes an account. Polls of the user that wait look again whether they may.
 pub fn set_account(w: &mut Write<'_>, user: UserNum, account: &Account) -> Result<()> {
-    w.announce(Change { sessions: true, ..Change::default() });
+    w.announce(Change { users: vec![user], sessions: true, ..Change::default() });
     tables::put_json(w, &ACCOUNT, &user.to_key(), account)
 }
 
@@ -201,6 +223,21 @@ pub fn set_erased(w: &mut Write<'_>, user: UserNum) -> Result<()> {
 /// Whether a user asked for erasure.
 pub fn is_erased(get: &impl Get, user: UserNum) -> Result<bool> {
     get.has(&ERASED, &user.to_key())
+}
+
+/// The room in which this server tells a local user something, and the account that made it.
+pub fn notice_room(get: &impl Get, user: UserNum) -> Result<Option<(RoomNum, UserNum)>> {
+    let Some(value) = get.get(&NOTICE_ROOM, &user.to_key())? else { return Ok(None) };
+    let room = value.get(..4).and_then(RoomNum::from_key);
+    let by = value.get(4..).and_then(UserNum::from_key);
+    room.zip(by).map(Some).ok_or_else(|| Error::corrupt(&NOTICE_ROOM, &user.to_key()))
+}
+
+pub fn set_notice_room(w: &mut Write<'_>, user: UserNum, room: Option<(RoomNum, UserNum)>) -> Result<()> {
+    match room {
+        Some((room, by)) => w.put(&NOTICE_ROOM, &user.to_key(), &[room.to_key(), by.to_key()].concat()),
+        None => w.remove(&NOTICE_ROOM, &user.to_key()).map(drop),
+    }
 }
 
 /// Visits the accounts after `after`, in the order they were interned, until `visit` breaks.

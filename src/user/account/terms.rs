@@ -1,0 +1,101 @@
+//! Who has agreed to which terms, and the marks of links with which one agrees.
+//!
+//! A mark is the HMAC-SHA256 of a user's id under a key of this database, so that a link names a user and nobody can make one
+//! for another.
+
+use ruma::UserId;
+use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
+
+use super::{Standing, local};
+use crate::store::tables::{hex, user};
+use crate::user::{Error, Users};
+
+/// The row of the key, as 64 letters of hex.
+const TERMS_KEY: &str = "terms_key";
+/// Bytes of a block of SHA-256.
+const BLOCK_BYTES: usize = 64;
+
+impl Users {
+    /// Whether a user has agreed to the terms with this digest. `NotFound` or `Deactivated`.
+    pub async fn has_agreed(&self, user_id: &UserId, digest: u64) -> Result<bool, Error> {
+        let user_id = user_id.to_owned();
+        self.read(move |get| {
+            let num = local(get, &user_id)?;
+            match user::account(get, num)? {
+                Some(row) if row.standing == Standing::Deactivated => Err(Error::Deactivated),
+                Some(row) => Ok(row.agreed == digest),
+                None => Err(Error::NotFound("account")),
+            }
+        })
+        .await
+    }
+
+    /// The mark of a user's link.
+    pub async fn terms_mark(&self, user_id: &UserId) -> Result<String, Error> {
+        Ok(hex(&hmac(self.terms_key().await?.as_bytes(), user_id.as_str().as_bytes())))
+    }
+
+    /// Whether this is the mark of a user's link.
+    pub async fn is_terms_mark(&self, user_id: &UserId, mark: &str) -> Result<bool, Error> {
+        Ok(self.terms_mark(user_id).await?.as_bytes().ct_eq(mark.as_bytes()).into())
+    }
+
+    /// The key of the marks, made when there is none.
+    async fn terms_key(&self) -> Result<String, Error> {
+        if let Some(key) = self.read(|get| Ok(user::meta::<String>(get, TERMS_KEY)?)).await? {
+            return Ok(key);
+        }
+        let mut fresh = [0; 32];
+        self.0.parts.random.fill(&mut fresh);
+        self.write(move |w| {
+            if let Some(key) = user::meta::<String>(w, TERMS_KEY)? {
+                return Ok(key);
+            }
+            let key = hex(&fresh);
+            user::set_meta(w, TERMS_KEY, Some(&key))?;
+            Ok(key)
+        })
+        .await
+    }
+}
+
+/// HMAC-SHA256 (RFC 2104) with a key of one block at most.
+fn hmac(key: &[u8], message: &[u8]) -> [u8; 32] {
+    debug_assert!(key.len() <= BLOCK_BYTES, "a longer key would be hashed first");
+    let padded = |pad: u8| {
+        let mut block = [pad; BLOCK_BYTES];
+        block.iter_mut().zip(key).for_each(|(byte, key)| *byte ^= key);
+        block
+    };
+    let inner = Sha256::new().chain_update(padded(0x36)).chain_update(message).finalize();
+    Sha256::new().chain_update(padded(0x5c)).chain_update(inner).finalize().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::user::tests::town;
+
+    /// RFC 4231, test cases 1 and 2.
+    #[test]
+    fn hmacs_are_those_of_the_standard() {
+        let first = hmac(&[0x0b; 20], b"Hi There");
+        assert_eq!(hex(&first), "b0344c61d8db38535ca8afceaf0bf12b881dc200c9833da726e9376c2e32cff7");
+        let second = hmac(b"Jefe", b"what do ya want for nothing?");
+        assert_eq!(hex(&second), "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843");
+    }
+
+    #[tokio::test]
+    async fn a_mark_is_good_for_one_user() {
+        let town = town();
+        let (anna, bert) = (town.person("anna").await, town.person("bert").await);
+        let mark = town.users.terms_mark(&anna.user_id).await.unwrap();
+        assert!(town.users.is_terms_mark(&anna.user_id, &mark).await.unwrap());
+        assert!(!town.users.is_terms_mark(&bert.user_id, &mark).await.unwrap());
+        assert!(!town.users.is_terms_mark(&anna.user_id, "").await.unwrap());
+        assert!(!town.users.has_agreed(&anna.user_id, 7).await.unwrap());
+        town.users.set_agreed(&anna.user_id, 7).await.unwrap();
+        assert!(town.users.has_agreed(&anna.user_id, 7).await.unwrap());
+    }
+}
