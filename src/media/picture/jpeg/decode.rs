@@ -5,47 +5,11 @@ use super::super::exif::{self, Orientation, orientation};
 use super::super::input::Input;
 use super::huffman::{Bits, Table};
 use super::scan::{Scan, Store};
-use super::{ZIGZAG, basis};
+use super::{Component, Decoder, ZIGZAG, basis};
 
 const COMPONENTS_MAX: usize = 4;
 /// So much of a segment is read. Eight tables of codes have 2.2 KB.
 const SEGMENT_BYTES_MAX: usize = exif::BYTES_MAX;
-
-/// A picture whose size is known and whose blocks are still to be read.
-pub(in super::super) struct Decoder<'a> {
-    pub(super) input: Input<'a>,
-    pub width: u32,
-    pub height: u32,
-    pub orientation: Orientation,
-    pub(super) progressive: bool,
-    pub(super) components: Vec<Component>,
-    /// Blocks of the largest component in a unit, across and down.
-    h_max: u32,
-    v_max: u32,
-    pub(super) units_wide: u32,
-    pub(super) units_high: u32,
-    pub(super) restart_every: u32,
-    pub(super) dc: [Option<Table>; 4],
-    pub(super) ac: [Option<Table>; 4],
-    quantities: [Option<[f32; 64]>; 4],
-    /// The transform that Adobe's segment names.
-    adobe: Option<u8>,
-    /// The first scan.
-    first: Scan,
-}
-
-pub(super) struct Component {
-    id: u8,
-    /// Blocks in a unit.
-    pub(super) h: u32,
-    pub(super) v: u32,
-    quantity: u8,
-    /// Blocks that hold something, across and down.
-    pub(super) blocks_wide: u32,
-    pub(super) blocks_high: u32,
-    /// Blocks in a row of units.
-    pub(super) stride: u32,
-}
 
 enum Next {
     Scan(Scan),

@@ -6,15 +6,19 @@
 //! are wanted, and a bit for each of the others, since later scans depend on which of them are not zero. Twelve megapixels of
 //! a phone are 2.7 MiB then at an eighth, and 4.3 at a quarter, where 36 would be needed for all.
 //!
-//! Reading order: `decode.rs` (the file), `scan.rs` (its blocks), `huffman.rs` (their bits), `encode.rs` (out).
+//! Reading order: this file, `decode.rs` (the file), `scan.rs` (its blocks), `huffman.rs` (their bits), `encode.rs` (out).
 
 mod decode;
 mod encode;
 mod huffman;
 mod scan;
 
-pub(super) use decode::Decoder;
 pub(super) use encode::encode;
+
+use super::exif::Orientation;
+use super::input::Input;
+use huffman::Table;
+use scan::Scan;
 
 /// The place of each coefficient as it comes in the file: row times eight and column.
 #[rustfmt::skip]
@@ -37,4 +41,40 @@ fn basis(size: usize) -> [[f32; 8]; 8] {
         }
     }
     table
+}
+
+/// A picture whose size is known and whose blocks are still to be read.
+pub(super) struct Decoder<'a> {
+    input: Input<'a>,
+    pub(super) width: u32,
+    pub(super) height: u32,
+    pub(super) orientation: Orientation,
+    progressive: bool,
+    components: Vec<Component>,
+    /// Blocks of the largest component in a unit, across and down.
+    h_max: u32,
+    v_max: u32,
+    units_wide: u32,
+    units_high: u32,
+    restart_every: u32,
+    dc: [Option<Table>; 4],
+    ac: [Option<Table>; 4],
+    quantities: [Option<[f32; 64]>; 4],
+    /// The transform that Adobe's segment names.
+    adobe: Option<u8>,
+    /// The first scan.
+    first: Scan,
+}
+
+struct Component {
+    id: u8,
+    /// Blocks in a unit.
+    h: u32,
+    v: u32,
+    quantity: u8,
+    /// Blocks that hold something, across and down.
+    blocks_wide: u32,
+    blocks_high: u32,
+    /// Blocks in a row of units.
+    stride: u32,
 }

@@ -1,9 +1,8 @@
 //! The blocks of a scan: read one after the other, or gathered over many scans.
 
 use super::super::Failed;
-use super::ZIGZAG;
-use super::decode::{Component, Decoder};
 use super::huffman::Bits;
+use super::{Component, Decoder, ZIGZAG};
 
 /// The head of a scan.
 #[derive(Default)]
