@@ -9,7 +9,7 @@ use super::room::timeline::reader;
 use super::{Client, Error, auth, rates};
 use crate::http::{ErrorResponse, Request, Response};
 use crate::matrix::json;
-use crate::user::{REASON_CHARS_MAX, Reported};
+use crate::user::{REASON_CHARS_MAX, Reported, Requester};
 
 #[derive(Deserialize, Default)]
 struct EventReport {
@@ -45,7 +45,7 @@ pub async fn event(client: Arc<Client>, mut request: Request) -> Result<Response
         score,
         text: text(&["content", "body"]),
     };
-    client.users.report(&requester, reported).await?;
+    keep(&client, &requester, reported).await?;
     Ok(Response::ok())
 }
 
@@ -62,7 +62,7 @@ pub async fn room(client: Arc<Client>, mut request: Request) -> Result<Response,
         return Err(ErrorResponse::not_found("This server does not know the room").into());
     }
     let reported = Reported { room_id: Some(room_id.into()), reason: Some(reason), ..Reported::default() };
-    client.users.report(&requester, reported).await?;
+    keep(&client, &requester, reported).await?;
     Ok(Response::ok())
 }
 
@@ -77,9 +77,31 @@ pub async fn user(client: Arc<Client>, mut request: Request) -> Result<Response,
     let user_id: OwnedUserId = request.param_as("user_id")?;
     if client.users.is_known(&user_id).await? {
         let reported = Reported { user_id: Some(user_id.into()), reason: Some(reason), ..Reported::default() };
-        client.users.report(&requester, reported).await?;
+        keep(&client, &requester, reported).await?;
     }
     Ok(Response::ok())
+}
+
+/// Keeps a report, and tells the administrators of it in their rooms of notices, which the reporter does not wait for.
+async fn keep(client: &Client, requester: &Requester, reported: Reported) -> Result<(), Error> {
+    let about = match (&reported.event_id, &reported.room_id, &reported.user_id) {
+        (Some(event_id), Some(room_id), sender) => {
+            let sender = sender.as_deref().unwrap_or("somebody");
+            format!("the event {event_id} of {sender} in the room {room_id}")
+        }
+        (_, Some(room_id), _) => format!("the room {room_id}"),
+        (_, _, user_id) => format!("the user {}", user_id.as_deref().unwrap_or_default()),
+    };
+    let because = match reported.reason.as_deref() {
+        Some(reason) if !reason.is_empty() => format!(", saying: {reason}"),
+        _ => String::new(),
+    };
+    let number = client.users.report(requester, reported).await?;
+    let by = &requester.user_id;
+    let text = format!("{by} reported {about}{because}\n`snug reports` shows it as number {number}.");
+    let notices = client.notices.clone();
+    tokio::spawn(async move { notices.tell_administrators(&text).await });
+    Ok(())
 }
 
 fn check(reason: Option<&str>) -> Result<(), ErrorResponse> {

@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use crate::rooms::eventually;
 use crate::server::{TestServer, TestUser};
 
 /// The one room that somebody is invited to or in, as a first sync shows it.
@@ -93,4 +94,23 @@ async fn administrators_are_told_and_may_be_joined_at_once() {
     assert!(synced["rooms"]["invite"].as_object().is_none_or(|rooms| rooms.is_empty()), "{synced}");
     tell(&house, &bob, "Even so").await;
     room_of(&house, &bob, "join").await;
+}
+
+#[tokio::test]
+async fn administrators_are_told_of_reports() {
+    let house = TestServer::start_with(|config| config.notices.join = true).await;
+    let (alice, bob) = (house.register("alice").await, house.register("bob").await);
+    let user_id: ruma::OwnedUserId = alice.id.as_str().try_into().unwrap();
+    house.server().users.set_admin(&user_id, true).await.unwrap();
+    let path = format!("/users/{}/report", alice.id);
+    house.post(&path, &bob, json!({ "reason": "writes too much" })).await.ok();
+    let said = eventually("a notice of the report", async || {
+        let synced = house.get("/sync", &alice).await.ok();
+        let room = synced["rooms"]["join"].as_object()?.values().next()?.clone();
+        let last = room["timeline"]["events"].as_array()?.last()?["content"]["body"].as_str()?.to_owned();
+        last.contains("reported").then_some(last)
+    })
+    .await;
+    let wanted = format!("{} reported the user {}, saying: writes too much", bob.id, alice.id);
+    assert!(said.starts_with(&wanted) && said.contains("`snug reports`"), "{said}");
 }
