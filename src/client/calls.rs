@@ -5,7 +5,7 @@
 //!   `POST /rtc/livekit/delegate_delayed_leave` (MSC4195)
 //! - `POST /_snug/livekit/{sfu/get,get_token,delegate_delayed_leave}`: the same for apps that ask a service beside the
 //!   homeserver, with an OpenID token in place of an access token. People of other servers ask here too: what they get lets
-//!   them into a room that people here have made, for a room in which their server is.
+//!   them into a room that people here have made, for a room in which they are with this server.
 
 use std::sync::Arc;
 
@@ -24,9 +24,14 @@ pub const LIVEKIT_PATH: &str = "/_snug/livekit";
 const BODY_BYTES_MAX: u64 = 8 * 1024;
 
 /// GET /_matrix/client/v3/voip/turnServer: `{}`, the specification's answer, when no TURN server is set up.
+///
+/// 403 `M_GUEST_ACCESS_FORBIDDEN` for guests, if they get no credentials here.
 pub async fn turn_server(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     let requester = auth::requester(&client, &request).await?;
     let calls = client.users.calls();
+    if requester.is_guest && !calls.turn.guests {
+        return Err(auth::guests_forbidden("Guests get no credentials for the TURN server here").into());
+    }
     if calls.turn.uris.is_empty() {
         return Ok(Response::ok());
     }
@@ -180,9 +185,8 @@ struct Newer {
 
 /// POST /_snug/livekit/sfu/get
 ///
-/// 401 `M_UNAUTHORIZED` for a token that its server does not know, and when neither the user (of this server) nor the user's
-/// server is in the room; 400 `M_BAD_JSON` for a delayed event of another server; 404 `M_NOT_FOUND` for one that the
-/// user does not have.
+/// 401 `M_UNAUTHORIZED` for a token that its server does not know, and when the user is not in the room; 400 `M_BAD_JSON` for
+/// a delayed event of another server; 404 `M_NOT_FOUND` for one that the user does not have.
 pub async fn sfu_get(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     request.limit(&rates::CALL)?;
     let Older { room, openid_token, device_id, delay_id } = request.json_max(BODY_BYTES_MAX).await?;
@@ -260,7 +264,7 @@ async fn proven(client: &Client, token: &OpenId, room: &OwnedRoomId) -> Result<(
         Err(failed) if failed.is_passing() => return Err(failed.into()),
         Err(_) => return Err(unauthorized().into()),
     };
-    if is_ours && !client.rooms.is_in_room(&user, room).await? {
+    if !client.rooms.is_in_room(&user, room).await? {
         return Err(unauthorized().into());
     }
     Ok((user, is_ours))

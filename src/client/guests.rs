@@ -44,6 +44,8 @@ const ALLOWED: &[(Method, &str)] = &[
     (Method::PUT, "/devices/{device_id}"),
     (Method::GET, "/account/whoami"),
     (Method::GET, "/capabilities"),
+    // Calls: the setting turn.guests decides.
+    (Method::GET, "/voip/turnServer"),
     // Encryption.
     (Method::POST, "/keys/upload"),
     (Method::POST, "/keys/upload/{device_id}"),
@@ -86,5 +88,8 @@ mod tests {
             may_ask(&request)
         };
         assert!(!asks(Method::POST, "/_matrix/client/v3/createRoom"));
+        for calls in ["v3/user/@a:b/openid/request_token", "v1/rtc/livekit/get_token"] {
+            assert!(!asks(Method::POST, &format!("/_matrix/client/{calls}")));
+        }
     }
 }

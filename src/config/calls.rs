@@ -64,6 +64,12 @@ pub const SETTINGS: &[Setting] = &[
             _ => Err(format!("must be {TTL_S_MIN} or more")),
         },
     ),
+    setting(
+        "turn.guests",
+        "true",
+        "Whether guests get a name and password too, where guests are allowed.",
+        |config, given| Ok(config.apps.calls.turn.guests = given.flag()?),
+    ),
     optional(
         "rtc.livekit_url",
         r#""wss://livekit.example.org""#,

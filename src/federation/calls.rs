@@ -34,7 +34,7 @@ struct Asked {
 
 /// `POST /rtc/livekit/get_token`
 ///
-/// 401 `M_UNAUTHORIZED` when the asking server or this one is not in the room; 400 `M_BAD_JSON` without the user it is for,
+/// 401 `M_UNAUTHORIZED` when the user or this server is not in the room; 400 `M_BAD_JSON` without the user it is for,
 /// as `claimed_user_id`; 404 `M_NOT_FOUND` when there is no media server here.
 pub async fn get_token(federation: Arc<Federation>, mut request: Request) -> Result<Response, Error> {
     let (origin, asked) = auth::origin_and_json::<Asked>(&federation, &mut request).await?;
@@ -46,7 +46,9 @@ pub async fn get_token(federation: Arc<Federation>, mut request: Request) -> Res
     let user = user.ok_or_else(|| {
         ErrorResponse::bad("M_BAD_JSON", "member.claimed_user_id must be a user of the server that asks")
     })?;
-    if !federation.rooms.is_server_in_room(&origin, &asked.room_id).await? {
+    let is_there = federation.rooms.is_server_in_room(&origin, &asked.room_id).await?
+        && federation.rooms.is_in_room(user, &asked.room_id).await?;
+    if !is_there {
         return Err(ErrorResponse::unauthorized("M_UNAUTHORIZED", "The request could not be authorised").into());
     }
     let alias = livekit::alias(asked.room_id.as_str(), &asked.slot_id);

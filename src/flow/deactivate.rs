@@ -19,6 +19,10 @@ pub async fn deactivate(users: &Users, rooms: &Rooms, user_id: &UserId, erase: b
 async fn close(users: &Users, rooms: &Rooms, user_id: &UserId, erase: bool) -> Result<(), Error> {
     // First, so that no session acts for the user while the rooms are left.
     users.logout_all(user_id, None).await?;
+    // Nor what it left behind.
+    if let Err(failed) = rooms.forget_delayed(user_id).await {
+        tracing::info!("{user_id} is deactivated but some delayed events are left: {failed}");
+    }
     for room_id in users.rooms_to_leave(user_id).await? {
         if let Err(failed) = rooms.leave(user_id, &room_id, None).await {
             tracing::info!("{user_id} is deactivated but could not leave {room_id}: {failed}");

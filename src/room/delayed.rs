@@ -4,14 +4,19 @@
 //! transaction is written with it, under the event's own id in place of a device's.
 //!
 //! Bounds: [`SCHEDULED_MAX`] that wait and [`ENDED_MAX`] that are over for each user, [`BYTES_MAX`] of them; and
-//! [`ALL_COUNT_MAX`] and [`ALL_BYTES_MAX`] in all, on the card.
+//! [`ALL_COUNT_MAX`] and [`ALL_BYTES_MAX`] in all, on the card, where those that are over give way to those that wait.
+//!
+//! The worker does one after the other, so nothing that takes long is sent: no membership for which another server or user
+//! has to be asked.
 
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use ruma::{OwnedRoomId, OwnedUserId, RoomId, UserId};
+use ruma::{OwnedEventId, OwnedRoomId, OwnedUserId, RoomId, UserId};
 use serde_json::value::RawValue;
+use serde_json::{Map, Value};
 use tokio::sync::Notify;
 
 use super::error::{Error, Result};
@@ -23,6 +28,7 @@ use crate::store::tables::room::delayed::{self, Call, Delayed, End, Held};
 use crate::store::tables::user;
 use crate::store::{Get, UserNum, Write};
 
+const MEMBER: &str = "m.room.member";
 /// The longest delay: a day.
 pub const DELAY_MS_MAX: u64 = 24 * 60 * 60 * 1000;
 /// The most events of one user that wait.
@@ -33,12 +39,19 @@ const ENDED_MS: u64 = 7 * 24 * 60 * 60 * 1000;
 /// The most bytes of one user's: an event has 64 KiB at most, one of a call a few hundred bytes.
 const BYTES_MAX: u64 = 2 << 20;
 /// What everybody together may have: some hundred people with all that one may have.
-const ALL_COUNT_MAX: u64 = 20_000;
+const ALL_COUNT_MAX: u64 = if cfg!(test) { 250 } else { 20_000 };
 const ALL_BYTES_MAX: u64 = 64 << 20;
 /// The longest content, as the app wrote it: nothing longer fits an event.
 const CONTENT_BYTES_MAX: usize = 64 << 10;
+/// The longest type and state key of an event.
+const NAME_BYTES_MAX: usize = 255;
+/// How many that are over give way at once to one that waits.
+const GIVEN_UP: usize = 16;
 /// How often the media server is asked for the connection that an event waits for.
 const CALL_MS: u64 = 20_000;
+/// For so long a media server that did not answer is not asked again: each question may take seconds, and events of others
+/// wait meanwhile.
+const SILENT_MS: u64 = 10_000;
 /// The pause before an event is sent that could not be sent for a while.
 const AGAIN_MS: u64 = 30_000;
 /// The worker looks again after this, should the clock of the day have been set.
@@ -50,6 +63,8 @@ pub(super) struct Delays {
     wish: Notify,
     locks: KeyedLock,
     watch: OnceLock<Arc<dyn CallWatch>>,
+    /// Until when the media server is not asked.
+    silent_until_ms: AtomicU64,
 }
 
 /// Tells whether somebody is connected to the media server.
@@ -107,10 +122,14 @@ pub struct DelayedEvent {
 
 impl Rooms {
     /// Schedules an event. Nothing is checked of what the room thinks of it: that is for when it is sent. `NotFound` for a
-    /// room that is not known here.
+    /// room that is not known here; 400 for a membership that takes another's consent.
     pub async fn schedule(&self, sender: &UserId, room_id: &RoomId, delay: Delay) -> Result<Scheduled> {
-        if delay.content.get().len() > CONTENT_BYTES_MAX {
+        let names = [delay.kind.len(), delay.state_key.as_ref().map_or(0, String::len)];
+        if delay.content.get().len() > CONTENT_BYTES_MAX || names.into_iter().any(|bytes| bytes > NAME_BYTES_MAX) {
             return Err(Error::TooLarge);
+        }
+        if delay.kind == MEMBER && delay.state_key.is_some() && !is_end_of_membership(&delay.content) {
+            return Err(Error::bad("M_INVALID_PARAM", "of memberships, only leave and ban can be delayed"));
         }
         // Held against what an event may be: integers, depth.
         let content = json::canonical(delay.content.get().as_bytes(), json::Mode::Strict)
@@ -141,10 +160,10 @@ impl Rooms {
                 call: None,
                 end: None,
             };
+            make_room(w, user, new.bytes(), now_ms)?;
             if let Some(next_ms) = is_full(w, user, &new)? {
                 return Ok(Scheduled::Full { retry_after_ms: next_ms.saturating_sub(now_ms).max(1) });
             }
-            forget_ended(w, user, now_ms)?;
             delayed::put(w, &id, &new)?;
             Ok(Scheduled::Done(id))
         });
@@ -264,11 +283,31 @@ impl Rooms {
         .await
     }
 
-    async fn change_delayed(&self, id: &str, event: Delayed) -> Result<()> {
-        let (id, now_ms) = (id.to_owned(), self.0.parts.clock.now_ms());
+    /// Changes an event, which may be gone with its account.
+    async fn change_delayed(&self, id: &str, mut event: Delayed) -> Result<()> {
+        let id = id.to_owned();
+        if let Some(end) = &event.end {
+            event.due_ms = end.at_ms + ENDED_MS;
+        }
         self.write(move |w| {
-            delayed::put(w, &id, &event)?;
-            Ok(forget_ended(w, UserNum(event.user), now_ms)?)
+            if delayed::get(w, &id)?.is_some() {
+                delayed::put(w, &id, &event)?;
+                forget_ended(w, UserNum(event.user), 0)?;
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// Forgets all events of a user whose account is closed. They are some hundreds.
+    pub async fn forget_delayed(&self, user: &UserId) -> Result<()> {
+        let user = user.to_owned();
+        self.write(move |w| {
+            let Some(user) = user::num(w, user.as_str())? else { return Ok(()) };
+            for (id, _) in delayed::list(w, user)? {
+                delayed::remove(w, &id)?;
+            }
+            Ok(())
         })
         .await
     }
@@ -276,15 +315,30 @@ impl Rooms {
     /// Sends a delayed event now. The caller holds its lock.
     async fn send_delayed(&self, id: &str, event: &Delayed) -> Result<String> {
         let user = UserNum(event.user);
-        let sender = self.reading(move |_, read| Ok(user::id_of(read, user)?)).await?;
+        let sender = self.reading(move |_, read| match user::account(read, user)? {
+            Some(account) if account.standing != user::Standing::Active || account.locked || account.suspended => {
+                Err(Error::Forbidden("The account is closed, locked or suspended".into()))
+            }
+            _ => Ok(user::id_of(read, user)?),
+        });
+        let sender = sender.await?;
         let sender = OwnedUserId::try_from(sender).map_err(|_| Error::NotFound)?;
         let room = OwnedRoomId::try_from(event.room_id.as_str()).map_err(|_| Error::NotFound)?;
-        let content = RawValue::from_string(event.content.clone()).map_err(|_| Error::NotFound)?;
+        let is_member = event.kind == MEMBER && event.state_key.is_some();
+        // From elsewhere one is let out by another server.
+        if is_member && !self.is_server_in_room(self.server(), &room).await? {
+            return Err(Error::Forbidden("This server is not in the room".into()));
+        }
+        let (redacts, content) = match event.kind == "m.room.redaction" {
+            true => without_target(&event.content),
+            false => (None, event.content.clone()),
+        };
+        let content = RawValue::from_string(content).map_err(|_| Error::NotFound)?;
         let sending = Sending {
             kind: event.kind.clone(),
             state_key: event.state_key.clone(),
             content,
-            redacts: None,
+            redacts,
             sticky_ms: event.sticky_ms,
             // No device has an empty id.
             txn: Some((String::new(), id.to_owned())),
@@ -337,8 +391,13 @@ impl Rooms {
         let _alone = self.0.delays.locks.take(&id).await;
         // It may have been restarted or cancelled meanwhile.
         let event = match self.delayed(&id, None).await {
-            Ok(event) if event.end.is_none() && event.due_ms <= now_ms => event,
-            Ok(_) | Err(Error::NotFound) => return Ok(None),
+            Ok(event) if event.due_ms > now_ms => return Ok(None),
+            Ok(event) if event.end.is_some() => {
+                self.write(move |w| Ok(delayed::remove(w, &id)?)).await?;
+                return Ok(None);
+            }
+            Ok(event) => event,
+            Err(Error::NotFound) => return Ok(None),
             Err(failed) => return Err(failed),
         };
         let event = match self.still_there(event, now_ms).await {
@@ -369,7 +428,14 @@ impl Rooms {
     /// Asks for the connection that an event waits for. `Err` is the event as it waits on.
     async fn still_there(&self, event: Delayed, now_ms: u64) -> Result<Delayed, Box<Delayed>> {
         let (Some(call), Some(watch)) = (&event.call, self.0.delays.watch.get()) else { return Ok(event) };
-        let is_there = watch.is_there(&call.alias, &call.identity).await;
+        let silent_until_ms = &self.0.delays.silent_until_ms;
+        let is_there = match now_ms < silent_until_ms.load(Ordering::Relaxed) {
+            true => None,
+            false => watch.is_there(&call.alias, &call.identity).await,
+        };
+        if is_there.is_none() {
+            silent_until_ms.fetch_max(now_ms + SILENT_MS, Ordering::Relaxed);
+        }
         let is_over = event.since_ms + event.delay_ms <= now_ms;
         let mut waits = event.clone();
         match is_there {
@@ -381,7 +447,8 @@ impl Rooms {
             None if is_over => return Ok(event),
             _ => {}
         }
-        waits.due_ms = due_ms(&waits, now_ms);
+        // However short the delay: who is there is not asked for more often.
+        waits.due_ms = if is_there == Some(true) { now_ms + CALL_MS } else { due_ms(&waits, now_ms) };
         Err(Box::new(waits))
     }
 }
@@ -399,16 +466,45 @@ fn id_of(get: &impl Get, user: UserNum, device: &str, room: &RoomId, kind: &str,
     hash.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// Whether a content says leave or ban.
+fn is_end_of_membership(content: &RawValue) -> bool {
+    let content: Option<Map<String, Value>> = serde_json::from_str(content.get()).ok();
+    let membership = content.as_ref().and_then(|content| content.get("membership")?.as_str());
+    matches!(membership, Some("leave" | "ban"))
+}
+
+/// The event that a redaction names in its content, and the rest: the room's version says where the id stands.
+fn without_target(content: &str) -> (Option<OwnedEventId>, String) {
+    let Ok(mut content) = serde_json::from_str::<Map<String, Value>>(content) else {
+        return (None, content.to_owned());
+    };
+    let target = content.remove("redacts").and_then(|target| OwnedEventId::try_from(target.as_str()?).ok());
+    (target, Value::Object(content).to_string())
+}
+
+/// Forgets what is over for one that is to be scheduled: the user's own, and when there are too many in all the first that
+/// would be forgotten anyway.
+fn make_room(w: &mut Write<'_>, user: UserNum, bytes: u64, now_ms: u64) -> Result<()> {
+    forget_ended(w, user, bytes)?;
+    let all = delayed::held(w, None)?;
+    if all.count >= ALL_COUNT_MAX || all.bytes + bytes > ALL_BYTES_MAX {
+        // What waits is due before.
+        for id in delayed::due_after(w, now_ms + DELAY_MS_MAX, GIVEN_UP)? {
+            if delayed::get(w, &id)?.is_some_and(|event| event.end.is_some()) {
+                delayed::remove(w, &id)?;
+            }
+        }
+    }
+    Ok(())
+}
+
 /// When the user's next event is sent, if no more fit.
 fn is_full(w: &Write<'_>, user: UserNum, new: &Delayed) -> Result<Option<u64>> {
     let waiting: Vec<_> = delayed::list(w, user)?.into_iter().filter(|(_, ended)| *ended == 0).collect();
     let (all, own) = (delayed::held(w, None)?, delayed::held(w, Some(user))?);
-    let bytes = new.content.len() as u64;
-    let fits = |held: Held, bytes_max: u64| held.bytes + bytes <= bytes_max;
-    // What is over of the user's own gives way; see `forget_ended`.
-    let has_only_waiting = own.count <= waiting.len() as u64;
-    let own_fits = fits(own, BYTES_MAX) || !has_only_waiting;
-    if waiting.len() < SCHEDULED_MAX && own_fits && fits(all, ALL_BYTES_MAX) && all.count < ALL_COUNT_MAX {
+    let fits = |held: Held, bytes_max: u64| held.bytes + new.bytes() <= bytes_max;
+    let fits_all = fits(all, ALL_BYTES_MAX) && all.count < ALL_COUNT_MAX;
+    if waiting.len() < SCHEDULED_MAX && fits(own, BYTES_MAX) && fits_all {
         return Ok(None);
     }
     let mut next = new.due_ms;
@@ -418,18 +514,17 @@ fn is_full(w: &Write<'_>, user: UserNum, new: &Delayed) -> Result<Option<u64>> {
     Ok(Some(next))
 }
 
-/// Forgets events of a user that are over: the oldest beyond their number and time, and all when they take too much.
-fn forget_ended(w: &mut Write<'_>, user: UserNum, now_ms: u64) -> Result<(), crate::store::Error> {
+/// Forgets events of a user that are over: the oldest beyond their number, and all when they take too much with so many bytes
+/// to come. Their time ends by the list of what is due.
+fn forget_ended(w: &mut Write<'_>, user: UserNum, coming: u64) -> Result<(), crate::store::Error> {
     let mut ended: Vec<_> = delayed::list(w, user)?.into_iter().filter(|(_, ended)| *ended > 0).collect();
     ended.sort_unstable_by_key(|(_, at)| *at);
-    let surplus = match delayed::held(w, Some(user))?.bytes > BYTES_MAX / 2 {
+    let surplus = match delayed::held(w, Some(user))?.bytes + coming > BYTES_MAX / 2 {
         true => ended.len(),
         false => ended.len().saturating_sub(ENDED_MAX),
     };
-    for (at, (id, ended_ms)) in ended.into_iter().enumerate() {
-        if at < surplus || ended_ms + ENDED_MS < now_ms {
-            delayed::remove(w, &id)?;
-        }
+    for (id, _) in ended.into_iter().take(surplus) {
+        delayed::remove(w, &id)?;
     }
     Ok(())
 }
@@ -518,6 +613,134 @@ mod tests {
         assert!(is_sent(&second).await);
         let again = house.rooms.delegate_delayed(&anna, &second, String::new(), String::new()).await;
         assert!(matches!(again, Err(Error::NotFound)));
+    }
+
+    /// Counts how often it is asked, and says that somebody is there.
+    #[derive(Default)]
+    struct There(AtomicU64);
+
+    impl CallWatch for There {
+        fn is_there<'a>(&'a self, _: &'a str, _: &'a str) -> Asked<'a> {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            Box::pin(async { Some(true) })
+        }
+    }
+
+    impl Scheduled {
+        fn id(self) -> String {
+            match self {
+                Scheduled::Done(id) => id,
+                full => panic!("{full:?}"),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_short_delay_makes_nobody_ask_more_often() {
+        let house = house();
+        let anna = house.user("anna").await;
+        let room = house.public_room(&anna).await;
+        let there = Arc::new(There::default());
+        house.rooms.watch_calls(there.clone());
+        let id = house.rooms.schedule(&anna, &room, delay(1, None)).await.unwrap().id();
+        house.rooms.delegate_delayed(&anna, &id, "room".to_owned(), "anna".to_owned()).await.unwrap();
+        for _ in 0..60_000 / 50 {
+            house.clock.advance(Duration::from_millis(50));
+            while house.rooms.send_first_due().await.unwrap().is_none() {}
+        }
+        let asked = there.0.load(Ordering::Relaxed);
+        assert!((2..=4).contains(&asked), "once in twenty seconds, not {asked} times");
+        assert!(house.rooms.delayed_event(&anna, &id).await.unwrap().event.end.is_none());
+    }
+
+    #[tokio::test]
+    async fn what_is_over_gives_way_to_what_waits_of_whomever_and_ends_by_itself() {
+        let house = house();
+        let anna = house.user("anna").await;
+        let room = house.public_room(&anna).await;
+        for n in 0..ALL_COUNT_MAX {
+            let user = house.user(&format!("u{}", n / 90)).await;
+            let id = house.rooms.schedule(&user, &room, delay(60_000, None)).await.unwrap().id();
+            house.rooms.manage_delayed(&id, Some(&user), DelayAction::Cancel).await.unwrap();
+        }
+        assert_eq!(delayed::held(&house.read(), None).unwrap().count, ALL_COUNT_MAX);
+        let waiting = house.rooms.schedule(&anna, &room, delay(DELAY_MS_MAX, None)).await.unwrap().id();
+        let held = delayed::held(&house.read(), None).unwrap();
+        assert_eq!(held.count, ALL_COUNT_MAX - GIVEN_UP as u64 + 1);
+        house.clock.advance(Duration::from_millis(ENDED_MS + 1));
+        while house.rooms.send_first_due().await.unwrap().is_none() {}
+        let event = house.rooms.delayed_event(&anna, &waiting).await.unwrap().event;
+        assert!(event.end.unwrap().event_id.is_some());
+        assert_eq!(delayed::held(&house.read(), None).unwrap().count, 1, "only what was sent just now");
+        house.clock.advance(Duration::from_millis(ENDED_MS + 1));
+        while house.rooms.send_first_due().await.unwrap().is_none() {}
+        let held = delayed::held(&house.read(), None).unwrap();
+        assert_eq!((held.count, held.bytes), (0, 0));
+        assert_eq!(house.rooms.send_first_due().await.unwrap(), Some(None), "nothing to wait for");
+    }
+
+    #[tokio::test]
+    async fn what_asks_others_is_not_delayed_and_a_redaction_finds_its_event() {
+        let house = house();
+        let (anna, ben) = (house.user("anna").await, house.user("ben").await);
+        let room = house.public_room(&anna).await;
+        house.join(&ben, &room).await.unwrap();
+        let member = |membership: &str| Delay {
+            kind: MEMBER.to_owned(),
+            state_key: Some(ben.to_string()),
+            content: RawValue::from_string(json!({ "membership": membership }).to_string()).unwrap(),
+            ..delay(1_000, None)
+        };
+        for membership in ["invite", "join", "knock", "x"] {
+            let refused = house.rooms.schedule(&anna, &room, member(membership)).await;
+            assert!(matches!(refused, Err(Error::Bad { .. })), "{membership}: {refused:?}");
+        }
+        let long = Delay { state_key: Some("k".repeat(256)), ..delay(1_000, None) };
+        assert!(matches!(house.rooms.schedule(&anna, &room, long).await, Err(Error::TooLarge)));
+        let kick = house.rooms.schedule(&anna, &room, member("leave")).await.unwrap().id();
+        let said = house.say(&anna, &room, "secret").await;
+        let content = RawValue::from_string(json!({ "redacts": said, "reason": "x" }).to_string()).unwrap();
+        let redaction = Delay { kind: "m.room.redaction".to_owned(), content, ..delay(1_000, None) };
+        let redaction = house.rooms.schedule(&anna, &room, redaction).await.unwrap().id();
+        house.clock.advance(Duration::from_millis(1_000));
+        while house.rooms.send_first_due().await.unwrap().is_none() {}
+        for id in [kick, redaction] {
+            let end = house.rooms.delayed_event(&anna, &id).await.unwrap().event.end.unwrap();
+            assert!(end.event_id.is_some(), "{end:?}");
+        }
+        assert_eq!(house.membership(&room, &ben), Some(crate::store::tables::room::event_row::Membership::Leave));
+        assert_eq!(house.event(&said).content(), "{}");
+    }
+
+    #[tokio::test]
+    async fn nothing_is_left_of_who_is_gone() {
+        let house = house();
+        let anna = house.user("anna").await;
+        let room = house.public_room(&anna).await;
+        for txn in ["a", "b"] {
+            house.rooms.schedule(&anna, &room, delay(1_000, Some(txn))).await.unwrap();
+        }
+        house.rooms.forget_delayed(&anna).await.unwrap();
+        assert_eq!(house.rooms.send_first_due().await.unwrap(), Some(None));
+        assert_eq!(delayed::held(&house.read(), None).unwrap(), Held::default());
+        // An event that is being changed meanwhile does not come back.
+        let id = house.rooms.schedule(&anna, &room, delay(1_000, None)).await.unwrap().id();
+        let event = house.rooms.delayed(&id, None).await.unwrap();
+        house.rooms.forget_delayed(&anna).await.unwrap();
+        house.rooms.change_delayed(&id, event).await.unwrap();
+        assert!(matches!(house.rooms.delayed(&id, None).await, Err(Error::NotFound)));
+        // Nor is anything sent for who may send nothing any more.
+        let id = house.rooms.schedule(&anna, &room, delay(1_000, None)).await.unwrap().id();
+        let num = house.user_num(&anna);
+        let suspended = house.store.write(move |w| {
+            let account = user::account(w, num)?.ok_or(Error::NotFound)?;
+            Ok::<_, Error>(user::set_account(w, num, &user::Account { suspended: true, ..account })?)
+        });
+        suspended.await.map_err(Error::from).unwrap();
+        house.clock.advance(Duration::from_secs(1));
+        while house.rooms.send_first_due().await.unwrap().is_none() {}
+        let end = house.rooms.delayed_event(&anna, &id).await.unwrap().event.end.unwrap();
+        assert!(end.event_id.is_none() && end.error.unwrap().0 == "M_FORBIDDEN");
     }
 
     #[tokio::test]

@@ -242,11 +242,17 @@ pub const TOLD_ROOM: Table = table(
 );
 pub const TOLD_ROOM_AGE: Table = table("told_room_age", "room", "u64 when, key of told_room → u32 its length");
 
-pub const STICKY: Table =
-    table("sticky", "room", "RoomNum, order of a sticky event → u64 until when, EventNum; removed some time after");
+pub const STICKY: Table = table(
+    "sticky",
+    "room",
+    "RoomNum, order of a sticky event → u64 until when, EventNum, UserNum; removed some time after",
+);
 pub const DELAYED: Table = table("delayed", "room", "id of a delayed event → JSON Delayed");
-pub const DELAYED_DUE: Table =
-    table("delayed_due", "room", "u64 when it is to be sent, id of a delayed event → nothing; while it waits");
+pub const DELAYED_DUE: Table = table(
+    "delayed_due",
+    "room",
+    "u64 when it is to be sent, or forgotten when it is over; id of a delayed event → nothing",
+);
 pub const DELAYED_USER: Table = table(
     "delayed_user",
     "room",

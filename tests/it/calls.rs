@@ -309,6 +309,11 @@ async fn people_of_two_servers_see_each_other_and_meet_in_a_call() {
     let token = two.post(&format!("/user/{}/openid/request_token", q(&bob.id)), &bob, json!({})).await.ok();
     let asked = json!({ "room": room, "openid_token": token, "device_id": bob.device });
     one.request("POST", "/_snug/livekit/sfu/get", None, asked.clone()).await.ok();
+    // Whose server is in the room is not in it by that.
+    let eve = two.register("eve").await;
+    let of_eve = two.post(&format!("/user/{}/openid/request_token", q(&eve.id)), &eve, json!({})).await.ok();
+    let outside = json!({ "room": room, "openid_token": of_eve, "device_id": eve.device });
+    one.request("POST", "/_snug/livekit/sfu/get", None, outside).await.refused(401, "M_UNAUTHORIZED");
     let mut forged = asked.clone();
     forged["openid_token"]["access_token"] = "x".into();
     one.request("POST", "/_snug/livekit/sfu/get", None, forged).await.refused(401, "M_UNAUTHORIZED");

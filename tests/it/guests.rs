@@ -26,9 +26,16 @@ async fn guests_look_around_and_are_let_in_where_they_may() {
     let shut = TestServer::start().await;
     shut.request("POST", "/register?kind=guest", None, json!({})).await.refused(403, "M_GUEST_ACCESS_FORBIDDEN");
     shut.stop().await;
-    let house = TestServer::start_with(|config| config.apps.guests = true).await;
+    let house =
+        TestServer::start_with(|config| (config.apps.guests, config.apps.calls.turn.guests) = (true, false)).await;
+    let stranger = guest(&house).await;
+    house.get("/voip/turnServer", &stranger).await.refused(403, "M_GUEST_ACCESS_FORBIDDEN");
+    house.stop().await;
+    let house =
+        TestServer::start_with(|config| (config.apps.guests, config.apps.calls.turn.guests) = (true, true)).await;
     let alice = house.register("alice").await;
     let guest = guest(&house).await;
+    house.get("/voip/turnServer", &guest).await.ok();
     let (open, closed) = (open_room(&house, &alice, "can_join").await, open_room(&house, &alice, "forbidden").await);
     let private = create(&house, &alice, json!({ "preset": "private_chat" })).await;
     say(&house, &alice, &open, "hello").await;

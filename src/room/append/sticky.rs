@@ -25,7 +25,7 @@ impl Derived for StickyEvents {
         if until_ms <= here.now_ms {
             return Ok(());
         }
-        sticky::put(w, new.room, Sticky { order, event: *num, until_ms }, here.now_ms)
+        sticky::put(w, new.room, Sticky { order, event: *num, sender: row.sender, until_ms }, here.now_ms)
     }
 
     fn on_redact(&self, w: &mut Write<'_>, _: &Event, row: &Row) -> Result<()> {

@@ -30,11 +30,13 @@ impl Users {
         hex(&claim)
     }
 
-    /// Whose token that is. `UnknownToken` when it is none or has ended, or the account was closed.
+    /// Whose token that is. `UnknownToken` when it is none or has ended, or the account was closed or locked.
     pub async fn openid_user(&self, token: &str) -> Result<String, Error> {
         let user = self.openid_claim(token).ok_or(Error::UnknownToken)?;
         self.read(move |get| match user::account(get, user)? {
-            Some(account) if account.standing == user::Standing::Active => Ok(user::id_of(get, user)?),
+            Some(account) if account.standing == user::Standing::Active && !account.locked => {
+                Ok(user::id_of(get, user)?)
+            }
             _ => Err(Error::UnknownToken),
         })
         .await

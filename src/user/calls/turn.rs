@@ -18,6 +18,8 @@ pub struct Turn {
     pub login: TurnLogin,
     /// How long credentials are valid, in seconds.
     pub ttl_s: u64,
+    /// Whether guests get credentials too.
+    pub guests: bool,
 }
 
 /// How people log in there.

@@ -234,9 +234,11 @@ impl Book {
         }
     }
 
-    /// A local user did something.
+    /// A local user did something. An app that asks to be shown as offline shows nothing by it.
     pub fn acted(&mut self, user: UserNum, device: &str, now_ms: i64) {
-        if !self.has(user) {
+        let id = self.hasher.hash_one(device);
+        let is_there = |one: &Device| one.id == id && one.status != PresenceStatus::Offline;
+        if !self.people.get(&user).is_some_and(|person| person.devices.iter().any(is_there)) {
             return;
         }
         let change = |device: &mut Device, next: &mut Presence| {
@@ -357,13 +359,16 @@ impl Book {
         self.people.values().filter_map(|person| person.outside_ms(pause_ms, ping_ms)).min()
     }
 
-    /// Charges what the status message of somebody takes now. Without memory for it, there is none.
+    /// Charges what the status message of somebody takes now. Without memory for it within the table's part, there is none.
     fn recount(&mut self, user: UserNum) {
+        let most = self.account.limit() / PART_OF_ACCOUNT;
         let Some(person) = self.people.get_mut(&user) else { return };
         let wanted = PERSON_BYTES + person.shown.message.as_ref().map_or(0, |message| message.len() as u64);
         let held = person.grant.bytes();
-        if wanted > held && person.grant.grow(wanted - held).is_err() {
-            person.shown.message = None;
+        if wanted > held {
+            if self.bytes - held + wanted > most || person.grant.grow(wanted - held).is_err() {
+                person.shown.message = None;
+            }
         } else if wanted < held {
             person.grant.shrink(held - wanted);
         }
@@ -518,6 +523,21 @@ mod tests {
     }
 
     #[test]
+    fn an_app_that_is_shown_as_offline_shows_nothing_by_what_it_does() {
+        let mut book = book();
+        book.set(ANNA, "A", PresenceStatus::Offline, None, 0);
+        book.pass(1);
+        let told = book.serial();
+        book.acted(ANNA, "A", 200_000);
+        book.acted(ANNA, "B", 400_000);
+        assert_eq!((book.serial(), book.get(ANNA).unwrap().active_ms), (told, None));
+        book.set(ANNA, "A", PresenceStatus::Online, None, 500_000);
+        book.pass(500_001);
+        book.acted(ANNA, "B", 600_000);
+        assert_eq!(book.get(ANNA).unwrap().active_ms, Some(500_000), "nor beside another that is there");
+    }
+
+    #[test]
     fn who_does_nothing_is_idle() {
         let mut book = book();
         book.set(ANNA, "A", PresenceStatus::Online, None, 0);
@@ -557,6 +577,26 @@ mod tests {
         }
         assert!(book.bytes <= account.limit() / PART_OF_ACCOUNT && book.has(ANNA) && book.has(UserNum(59_999)));
         assert!(!book.has(UserNum(50_000)));
+        // Nor do long messages of those who have a place take more.
+        let long = "x".repeat(512);
+        for n in 50_000..60_000 {
+            book.set(UserNum(n), "A", PresenceStatus::Online, Some((&*long).into()), 60_000);
+        }
+        assert!(book.bytes <= account.limit() / PART_OF_ACCOUNT, "{} of {}", book.bytes, account.limit());
+        let mut book = Book::new(account.clone(), 1_000);
+        for _ in 0..3 {
+            for n in 10..100 {
+                book.heard(UserNum(n), "busy.example", there(&long), 1);
+            }
+            for n in 10..100 {
+                book.heard(UserNum(n), "busy.example", there("x"), 1);
+            }
+            assert!(book.bytes <= account.limit() / PART_OF_ACCOUNT, "{} of {}", book.bytes, account.limit());
+        }
+        book.set(ANNA, "A", PresenceStatus::Online, None, 1);
+        for n in 50_000..60_000 {
+            book.set(UserNum(n), "A", PresenceStatus::Online, None, i64::from(n));
+        }
         book.heard(UserNum(3), "new.example", there("late"), 60_000);
         assert!(!book.has(UserNum(3)), "nobody here goes for somebody elsewhere");
     }

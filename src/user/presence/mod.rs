@@ -41,6 +41,8 @@ const ELSEWHERE_PAUSE: Duration = Duration::from_secs(10);
 /// they forget somebody after 30.
 const OUTSIDE_PAUSE_MS: i64 = 30_000;
 const PING_MS: i64 = 25 * 60_000;
+/// People of whom other servers are told by one job of the writer. Each reads the servers of that person's rooms.
+const TOLD_AT_ONCE: usize = 4;
 /// People of one message of another server that are looked at.
 const PUSHED_MAX: usize = 100;
 /// People elsewhere that are looked at in a second, and at once. Each is a row read.
@@ -316,6 +318,7 @@ impl Users {
             worker.idle();
             clock.sleep(pause).await;
             // Noted before it is looked at: what changes from here on leaves a permit.
+            *self.0.presence.planned.lock() = None;
             let due = self.next_look(!waiting.is_empty(), elsewhere_at);
             *self.0.presence.planned.lock() = due;
             match due {
@@ -353,7 +356,6 @@ impl Users {
         let news = self.book().pass(now);
         let mut told: Vec<_> = news.iter().filter(|one| one.is_local).map(|one| one.user).collect();
         waiting.extend(news.iter().filter(|one| !one.is_local).map(|one| one.user));
-        self.tell_outside(&news, now).await?;
         let clock = self.0.parts.clock.instant();
         if clock >= *elsewhere_at && !waiting.is_empty() {
             waiting.sort_unstable();
@@ -362,6 +364,7 @@ impl Users {
             *elsewhere_at = clock + ELSEWHERE_PAUSE;
         }
         if told.is_empty() {
+            self.tell_outside(&news, now).await?;
             return Ok(0);
         }
         let (feed, count) = (self.0.parts.feed.clone(), told.len());
@@ -382,6 +385,8 @@ impl Users {
             Ok::<_, Error>(())
         })
         .await?;
+        // Last: it waits for the writer, and fails on a full disk.
+        self.tell_outside(&news, now).await?;
         Ok(count)
     }
 
@@ -399,18 +404,21 @@ impl Users {
         if told.is_empty() {
             return Ok(());
         }
-        let server = self.0.parts.server.clone();
-        self.write(move |w| {
-            let mut outbound = false;
-            for (user, mut content) in told {
-                content["user_id"] = user::id_of(w, user)?.into();
-                let edu = json!({ "edu_type": "m.presence", "content": { "push": [content] } });
-                outbound |= announce::post(w, &server, user, &edu)?;
-            }
-            w.announce(Change { outbound, ..Change::default() });
-            Ok(())
-        })
-        .await
+        for part in told.chunks(TOLD_AT_ONCE) {
+            let (server, part) = (self.0.parts.server.clone(), part.to_vec());
+            self.write(move |w| {
+                let mut outbound = false;
+                for (user, mut content) in part {
+                    content["user_id"] = user::id_of(w, user)?.into();
+                    let edu = json!({ "edu_type": "m.presence", "content": { "push": [content] } });
+                    outbound |= announce::post(w, &server, user, &edu)?;
+                }
+                w.announce(Change { outbound, ..Change::default() });
+                Ok(())
+            })
+            .await?;
+        }
+        Ok(())
     }
 
     /// Wakes the worker when there is something to do before it looks by itself.

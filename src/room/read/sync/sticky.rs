@@ -1,4 +1,5 @@
-//! The sticky events of a room (MSC4354), for a sync: whoever is joined is told of them, whatever the history's visibility.
+//! The sticky events of a room (MSC4354), for a sync: whoever is joined is told of them, whatever the history's visibility,
+//! but for those of users whom they ignore.
 
 use std::ops::ControlFlow;
 
@@ -7,7 +8,7 @@ use super::{RoomDelta, SyncView};
 use crate::base::{ChunkError, ChunkWriter};
 use crate::room::error::Result;
 use crate::room::read::RoomView;
-use crate::store::tables::room::sticky;
+use crate::store::tables::room::sticky::{self, Sticky};
 use crate::store::{EventNum, Position, RoomNum};
 
 impl SyncView {
@@ -15,7 +16,7 @@ impl SyncView {
     pub fn has_sticky(&self, room: RoomNum, since: Position) -> Result<bool> {
         let (now_ms, mut any) = (self.rooms.0.parts.clock.now_ms(), false);
         sticky::each(&*self.read, room, since.0, &mut |sticky| {
-            any = sticky.until_ms > now_ms && sticky.order <= self.now.at.0;
+            any = self.is_told(&sticky, now_ms);
             Ok(until(any))
         })?;
         Ok(any)
@@ -32,12 +33,16 @@ impl SyncView {
         let (now_ms, mut found) = (self.rooms.0.parts.clock.now_ms(), Vec::new());
         sticky::each(&*self.read, room, since.map_or(0, |since| since.0), &mut |sticky| {
             let order = sticky.order as i64;
-            if sticky.until_ms > now_ms && sticky.order <= self.now.at.0 && !told.is_some_and(|told| told.has(order)) {
+            if self.is_told(&sticky, now_ms) && !told.is_some_and(|told| told.has(order)) {
                 found.push((order, sticky.event));
             }
             Ok(ControlFlow::Continue(()))
         })?;
         Ok(found)
+    }
+
+    fn is_told(&self, sticky: &Sticky, now_ms: u64) -> bool {
+        sticky.until_ms > now_ms && sticky.order <= self.now.at.0 && !self.ignored.contains(sticky.sender)
     }
 }
 

@@ -25,7 +25,8 @@ pub struct Delayed {
     pub delay_ms: u64,
     /// When it was scheduled, or last restarted.
     pub since_ms: u64,
-    /// When it stands in the list of what is due: later than it should be after a passing failure.
+    /// When it stands in the list of what is due: later than it should be after a passing failure; when it is forgotten, for
+    /// one that is over.
     pub due_ms: u64,
     /// The connection to a media server with which it ends: while that is there, the event waits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -56,7 +57,8 @@ pub struct End {
 }
 
 impl Delayed {
-    fn bytes(&self) -> u64 {
+    /// What counts for the bounds.
+    pub fn bytes(&self) -> u64 {
         let texts = [self.room_id.len(), self.kind.len(), self.state_key.as_ref().map_or(0, String::len)];
         (self.content.len() + texts.iter().sum::<usize>()) as u64
     }
@@ -83,9 +85,7 @@ pub fn put(w: &mut Write<'_>, id: &str, delayed: &Delayed) -> Result<()> {
         None => weigh(w, user, |held| Held { count: held.count + 1, bytes: held.bytes + delayed.bytes() })?,
     }
     let ended_ms = delayed.end.as_ref().map_or(0, |end| end.at_ms);
-    if delayed.end.is_none() {
-        w.put(&DELAYED_DUE, &due_key(delayed.due_ms, id), &[])?;
-    }
+    w.put(&DELAYED_DUE, &due_key(delayed.due_ms, id), &[])?;
     w.put(&DELAYED_USER, &user_key(user, id), &ended_ms.to_be_bytes())?;
     tables::put_json(w, &DELAYED, id.as_bytes(), delayed)
 }
@@ -105,10 +105,24 @@ pub fn remove(w: &mut Write<'_>, id: &str) -> Result<()> {
 /// The event that is due first, and when.
 pub fn first_due(get: &impl Get) -> Result<Option<(u64, String)>> {
     let Some((key, _)) = get.first(&DELAYED_DUE, &[], None, false)? else { return Ok(None) };
-    let corrupt = || Error::corrupt(&DELAYED_DUE, &key);
+    due_of(&key).map(Some)
+}
+
+/// The first ids of those that are due behind a time, `max` at most.
+pub fn due_after(get: &impl Get, after_ms: u64, max: usize) -> Result<Vec<String>> {
+    let (mut found, from) = (Vec::new(), due_key(after_ms.saturating_add(1), ""));
+    get.range(&DELAYED_DUE, &from, None, false, &mut |key, _| {
+        found.push(due_of(key)?.1);
+        Ok(if found.len() < max { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
+    })?;
+    Ok(found)
+}
+
+fn due_of(key: &[u8]) -> Result<(u64, String)> {
+    let corrupt = || Error::corrupt(&DELAYED_DUE, key);
     let (due, id) = key.split_at_checked(8).ok_or_else(corrupt)?;
     let due = u64::from_be_bytes(due.try_into().map_err(|_| corrupt())?);
-    Ok(Some((due, String::from_utf8(id.to_vec()).map_err(|_| corrupt())?)))
+    Ok((due, String::from_utf8(id.to_vec()).map_err(|_| corrupt())?))
 }
 
 /// The ids of a user's events, and when each ended; 0 for one that waits. Bounded by what one user may have.

@@ -4,12 +4,13 @@
 
 use std::ops::ControlFlow;
 
+use crate::base::shares::{Held, of_the_busiest};
 use crate::store::key_encoding::after_prefix;
 use crate::store::schema::STICKY;
-use crate::store::{Error, EventNum, Get, Result, RoomNum, Write};
+use crate::store::{Error, EventNum, Get, Result, RoomNum, UserNum, Write};
 
-/// The most sticky events of a room; a further one takes the place of the oldest. A call of a hundred people renews as many
-/// within five minutes.
+/// The most sticky events of a room; a further one takes the place of the oldest of whoever has most there, so that nobody
+/// pushes out those of others. A call of a hundred people renews as many within five minutes.
 const ROOM_MAX: usize = 1_000;
 
 /// A sticky event.
@@ -17,6 +18,7 @@ const ROOM_MAX: usize = 1_000;
 pub struct Sticky {
     pub order: u64,
     pub event: EventNum,
+    pub sender: UserNum,
     pub until_ms: u64,
 }
 
@@ -27,13 +29,20 @@ pub fn put(w: &mut Write<'_>, room: RoomNum, new: Sticky, now_ms: u64) -> Result
         all.push(sticky);
         Ok(ControlFlow::Continue(()))
     })?;
-    let surplus = (all.len() + 1).saturating_sub(ROOM_MAX);
-    for (at, sticky) in all.into_iter().enumerate() {
-        if at < surplus || sticky.until_ms <= now_ms {
-            remove(w, room, sticky.order)?;
+    for over in all.extract_if(.., |sticky| sticky.until_ms <= now_ms) {
+        remove(w, room, over.order)?;
+    }
+    all.push(new);
+    if let Some(surplus) = all.len().checked_sub(ROOM_MAX).filter(|surplus| *surplus > 0) {
+        let held = |one: Sticky| Held { owner: one.sender.0, within: 0, age: one.order, weight: 1, key: one.order };
+        for order in of_the_busiest(all.into_iter().map(held).collect(), surplus as u64) {
+            if order == new.order {
+                return Ok(());
+            }
+            remove(w, room, order)?;
         }
     }
-    let value = [&new.until_ms.to_be_bytes()[..], &new.event.to_key()].concat();
+    let value = [&new.until_ms.to_be_bytes()[..], &new.event.to_key(), &new.sender.to_key()].concat();
     w.put(&STICKY, &key(room, new.order), &value)
 }
 
@@ -64,9 +73,50 @@ fn decode(key: &[u8], value: &[u8]) -> Result<Sticky> {
     let order = key.get(4..).and_then(|order| order.try_into().ok()).map(u64::from_be_bytes).ok_or_else(corrupt)?;
     let (until, event) = value.split_at_checked(8).ok_or_else(corrupt)?;
     let until_ms = until.try_into().map(u64::from_be_bytes).map_err(|_| corrupt())?;
-    Ok(Sticky { order, event: EventNum::from_key(event).ok_or_else(corrupt)?, until_ms })
+    let (event, sender) = event.split_at_checked(4).ok_or_else(corrupt)?;
+    let (event, sender) = EventNum::from_key(event).zip(UserNum::from_key(sender)).ok_or_else(corrupt)?;
+    Ok(Sticky { order, event, sender, until_ms })
 }
 
 fn key(room: RoomNum, order: u64) -> Vec<u8> {
     [&room.to_key()[..], &order.to_be_bytes()].concat()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{Store, WriteError};
+
+    #[tokio::test]
+    async fn nobody_pushes_out_the_sticky_events_of_others() {
+        let (store, room) = (Store::in_memory(), RoomNum(1));
+        let told = async |sender: u32, orders: std::ops::Range<u64>, until_ms: u64, now_ms: u64| {
+            let job = move |w: &mut Write<'_>| {
+                for order in orders {
+                    let (event, sender) = (EventNum(order as u32), UserNum(sender));
+                    put(w, room, Sticky { order, event, sender, until_ms }, now_ms)?;
+                }
+                Ok(())
+            };
+            store.write(job).await.map_err(|failed: WriteError<Error>| failed.into_inner()).unwrap();
+        };
+        let held = || {
+            let (read, mut senders) = (store.read().unwrap(), Vec::new());
+            each(&read, room, 0, &mut |sticky| {
+                senders.push((sticky.sender.0, sticky.order));
+                Ok(ControlFlow::Continue(()))
+            })
+            .unwrap();
+            senders
+        };
+        let most = ROOM_MAX as u64;
+        told(1, 1..4, 5_000, 0).await;
+        told(2, 10..most + 20, 5_000, 0).await;
+        let kept = held();
+        assert_eq!(kept.len(), ROOM_MAX);
+        assert_eq!(kept.iter().filter(|(sender, _)| *sender == 1).count(), 3, "of who has few, all are kept");
+        assert_eq!(kept.last(), Some(&(2, most + 19)), "the newest of who has many");
+        told(3, 9_000..9_001, 9_000, 5_000).await;
+        assert_eq!(held(), [(3, 9_000)], "what is over goes");
+    }
 }
