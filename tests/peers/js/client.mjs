@@ -21,6 +21,18 @@ export async function until(what, probe, seconds = 60) {
     throw new Error(`timed out: ${what} (${last instanceof Error ? last.stack : JSON.stringify(last)})`);
 }
 
+/** Do what may be too much at once for the server, and again after the time that it says. */
+export async function patient(work) {
+    for (;;) {
+        try {
+            return await work();
+        } catch (error) {
+            if (error.httpStatus !== 429) throw error;
+            await sleep(error.data.retry_after_ms ?? 1000);
+        }
+    }
+}
+
 /** Register or log in; the answer has user_id, access_token and device_id. */
 export async function enter(base, how, user, password, deviceName) {
     const client = sdk.createClient({ baseUrl: base, logger: quiet });
@@ -28,12 +40,12 @@ export async function enter(base, how, user, password, deviceName) {
         const body = { username: user, password, initial_device_display_name: deviceName };
         let session;
         try {
-            return await client.registerRequest(body);
+            return await patient(() => client.registerRequest(body));
         } catch (error) {
             if (error.httpStatus !== 401) throw error;
             session = error.data.session;
         }
-        return await client.registerRequest({ ...body, auth: { type: "m.login.dummy", session } });
+        return await patient(() => client.registerRequest({ ...body, auth: { type: "m.login.dummy", session } }));
     }
     return await client.loginRequest({
         type: "m.login.password",
