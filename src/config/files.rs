@@ -29,7 +29,8 @@ pub const SETTINGS: &[Setting] = &[
         "media.local_unused_days",
         "0",
         "A file uploaded here that nobody asked for in as many days is removed for good: with 365, a picture that nobody looked at \
-         for a year. With 0 no upload is ever removed by itself.",
+         for a year. It is noted from then on that this is set, so that nothing goes before as many days are over. With 0 no \
+         upload is ever removed by itself.",
         |config, given| Ok(config.media.local_unused_days = given.days()?),
     ),
     setting(

@@ -5,7 +5,7 @@
 //! somebody reads it, and must bring the same bytes. One that nobody reads any more goes on for a while, since who
 //! scrolls past a picture comes back to it.
 //!
-//! Bounded by the account `media`, which pays for each transfer and each reader; whoever waits for the head of an answer
+//! Bounded by the account `media`, which pays for each transfer and each reader (`elsewhere.rs`); whoever waits for the head of an answer
 //! holds a request alone.
 
 use std::collections::HashMap;
@@ -20,6 +20,7 @@ use ruma::{OwnedServerName, ServerName};
 use tokio::sync::watch;
 use tracing::Instrument;
 
+use super::elsewhere::{Held, Share};
 use super::place::Staged;
 use super::remote::Incoming;
 use super::{About, Error, Fetched, Media, Opened, TRANSFER_BYTES};
@@ -36,6 +37,10 @@ const GATHERED_BYTES: usize = 8 << 10;
 const PIECE_BYTES: u64 = 16 << 10;
 /// What a transfer brings that nobody reads any more: an ordinary picture is had whole, a long film is not.
 const UNREAD_BYTES_MAX: u64 = 8 << 20;
+/// And how long it goes on then: as slow as is allowed, those bytes would take two hours.
+const UNREAD_TIME_MAX: Duration = Duration::from_secs(60);
+/// The longest silence, wherever the file comes from.
+const STALL: Duration = Duration::from_secs(60);
 /// How often a transfer that broke off is begun again, and after what.
 const AGAIN_MAX: u32 = 2;
 const AGAIN_PAUSE: Duration = Duration::from_secs(1);
@@ -55,7 +60,7 @@ struct Arriving {
     file: OnceLock<Arc<File>>,
     /// Pays for the first reader, taken together with what pays for the transfer: or many transfers would leave nothing for
     /// those who read them.
-    first: Mutex<Option<Grant>>,
+    first: Mutex<Option<Held>>,
     /// What is too large to be kept, for the first who takes it.
     passing: Mutex<Option<Incoming>>,
     readers: AtomicUsize,
@@ -113,6 +118,8 @@ pub struct Coming {
     pub etag: String,
     /// Pays for what is read.
     grant: Option<Grant>,
+    /// Held as long as it is read.
+    _share: Share,
 }
 
 impl Media {
@@ -147,13 +154,14 @@ impl Media {
                 (None, _) | (_, Some(End::GivenUp)) => {}
                 (Some(head), _) => {
                     let first = reader.0.first.lock().take();
-                    let grant = match first {
-                        Some(grant) => Some(grant),
-                        None => Some(self.0.parts.budget.account("media").take(TRANSFER_BYTES).await?),
+                    let held = match first {
+                        Some(held) => held,
+                        None => self.take_elsewhere(TRANSFER_BYTES).await?,
                     };
                     let Some(file) = reader.0.file.get().cloned() else { continue };
                     let etag = self.etag(server, media_id, "");
-                    return Ok(Found::Coming(Coming { reader, progress, head, file, etag, grant }));
+                    let (grant, _share) = (Some(held.grant), held.share);
+                    return Ok(Found::Coming(Coming { reader, progress, head, file, etag, grant, _share }));
                 }
             }
         }
@@ -338,9 +346,9 @@ impl Transfer {
             // The file is lost: the row is of no use.
             media.remove(server, media_id).await?;
         }
-        let mut grant = media.0.parts.budget.account("media").take(ARRIVING_BYTES + TRANSFER_BYTES).await?;
-        *self.arriving.first.lock() = Some(grant.split(TRANSFER_BYTES));
-        let _grant = grant;
+        let mut held = media.take_elsewhere(ARRIVING_BYTES + TRANSFER_BYTES).await?;
+        *self.arriving.first.lock() = held.split(TRANSFER_BYTES);
+        let _held = held;
         let (mut staged, mut again) = (None, 0);
         loop {
             match self.ask(&mut staged).await {
@@ -402,7 +410,8 @@ impl Transfer {
             self.arriving.progress.send_modify(|progress| progress.head = Some(Arc::new(head)));
         }
         let (mut buffer, mut at, mut unread) = (Vec::new(), 0, None);
-        while let Some(piece) = incoming.next().await? {
+        let clock = &media.0.parts.clock;
+        while let Some(piece) = clock.timeout(STALL, incoming.next()).await.unwrap_or(Err(Failed::Timeout))? {
             buffer.extend_from_slice(&piece);
             if buffer.len() < GATHERED_BYTES {
                 continue;
@@ -412,8 +421,13 @@ impl Transfer {
                 return Err(Error::TooLarge { bytes_max });
             }
             match self.arriving.readers.load(Ordering::Acquire) {
-                0 if at - *unread.get_or_insert(at) > UNREAD_BYTES_MAX => return Ok(Asked::GivenUp),
-                0 => {}
+                0 => {
+                    let (from, since) = *unread.get_or_insert((at, clock.instant()));
+                    let is_long = clock.instant().saturating_sub(since) > UNREAD_TIME_MAX;
+                    if is_long || at - from > UNREAD_BYTES_MAX {
+                        return Ok(Asked::GivenUp);
+                    }
+                }
                 _ => unread = None,
             }
         }

@@ -5,7 +5,7 @@
 //!
 //! Reading order: this file (the stored files), `place.rs` (how a file gets its place and leaves it), `upload.rs` (in),
 //! `promise.rs` (media ids before their files), `quota.rs` and `limits.rs` (how much), `remote.rs` (the transfer from
-//! another server), `arriving.rs` (one transfer for all who ask), `tidy.rs` (what goes again), `thumbnail.rs` and `picture/`
+//! another server), `arriving.rs` (one transfer for all who ask), `elsewhere.rs` (their memory), `tidy.rs` (what goes again), `thumbnail.rs` and `picture/`
 //! (made smaller), `preview/` (of links).
 
 use std::fs::File;
@@ -24,6 +24,7 @@ use crate::store::tables::{hex, media};
 use crate::store::{self, Store};
 
 mod arriving;
+mod elsewhere;
 mod limits;
 mod picture;
 mod place;
@@ -36,6 +37,7 @@ mod tidy;
 mod upload;
 
 use arriving::Fetches;
+use elsewhere::Elsewhere;
 use limits::Limits;
 use preview::Previews;
 use promise::Promised;
@@ -50,8 +52,8 @@ pub use remote::{Fetched, Scaled};
 pub use tidy::Usage;
 pub use upload::{About, Upload};
 
-/// The memory of one file on its way out: a piece of 16 KiB, and a little. Ten readers of a file and the transfer that
-/// brings it (40 KiB) fit the smallest account, of 256 KiB.
+/// The memory of one file on its way out: a piece of 16 KiB, and a little. Seven readers of a file and the transfer that
+/// brings it (40 KiB) fit what the smallest account, of 256 KiB, has for those (`elsewhere.rs`).
 const TRANSFER_BYTES: u64 = 20 << 10;
 const MEDIA_ID_CHARS: usize = 24;
 
@@ -80,6 +82,7 @@ struct Inner {
     thumbnails: Thumbnails,
     previews: Previews,
     fetches: Fetches,
+    elsewhere: Elsewhere,
     touched: Touched,
     /// Files that are about to get their place or to be removed, by hash.
     places: KeyedLock,
@@ -116,6 +119,7 @@ impl Media {
             quotas: Quotas::new(limits.account_bytes_max),
             thumbnails: Thumbnails::new(&parts.budget, &parts.folder),
             previews: Previews::new(),
+            elsewhere: Elsewhere::new(&parts.budget.account("media")),
             parts,
             limits,
             promised,

@@ -10,19 +10,22 @@ use memchr::memmem;
 use ruma::ServerName;
 use ruma::http_headers::ContentDisposition;
 
+use super::elsewhere::{Held, Share};
 use super::{About, Error, Media};
 use crate::budget::Grant;
 use crate::remote::web::{WebAnswer, WebFailed, WebLimits, WebRequest};
 use crate::remote::{self, Failed, StreamLimits, encode};
 
 /// The memory of a file that is passed through: two pieces on their way, and a little.
-const PASSING_BYTES: u64 = 40 << 10;
+pub(super) const PASSING_BYTES: u64 = 40 << 10;
 /// The most that is taken of one file, kept or passed through.
 const BYTES_MAX: u64 = 2 << 30;
 /// For all of a file that a third server has.
 const WEB_TIME: Duration = Duration::from_secs(15 * 60);
 /// Headers of both parts together.
 const HEAD_BYTES_MAX: usize = 16 << 10;
+/// So much is read of what follows the file: a boundary's rest.
+const BEHIND_BYTES_MAX: usize = 4 << 10;
 const FIRST_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The smaller image that is wanted.
@@ -87,12 +90,14 @@ pub struct Fetched {
     pub name: Option<String>,
     incoming: Incoming,
     grant: Option<Grant>,
+    /// Held as long as it goes on.
+    _share: Share,
 }
 
 impl Fetched {
-    fn new(mut incoming: Incoming, grant: Grant) -> Fetched {
+    fn new(mut incoming: Incoming, held: Held) -> Fetched {
         let About { content_type, name } = std::mem::take(&mut incoming.about);
-        Fetched { content_type, name, incoming, grant: Some(grant) }
+        Fetched { content_type, name, incoming, grant: Some(held.grant), _share: held.share }
     }
 
     /// Pays for the transfer; to be kept as long as the transfer goes on.
@@ -109,14 +114,13 @@ impl Fetched {
 impl Media {
     /// Fetches a file, or a smaller image of it, from the server that has it, for one reader. Nothing is kept.
     pub async fn fetch(&self, server: &ServerName, media_id: &str, scaled: Option<Scaled>) -> Result<Fetched, Error> {
-        let grant = self.0.parts.budget.account("media").take(PASSING_BYTES).await?;
-        Ok(Fetched::new(self.incoming(server, media_id, scaled).await?, grant))
+        let held = self.take_elsewhere(PASSING_BYTES).await?;
+        Ok(Fetched::new(self.incoming(server, media_id, scaled).await?, held))
     }
 
     /// Passes a transfer through that has begun.
     pub(super) async fn pass(&self, incoming: Incoming) -> Result<Fetched, Error> {
-        let grant = self.0.parts.budget.account("media").take(PASSING_BYTES).await?;
-        Ok(Fetched::new(incoming, grant))
+        Ok(Fetched::new(incoming, self.take_elsewhere(PASSING_BYTES).await?))
     }
 
     /// Begins the transfer of a file, or of a smaller image of it, from the server that has it.
@@ -251,8 +255,13 @@ impl Part {
             if let Some(end) = memmem::find(&self.buffer, &self.delimiter) {
                 self.done = true;
                 self.buffer.truncate(end);
-                // Read to its end, so that the connection can be used again.
-                while self.body.next().await?.is_some() {}
+                // Read to its end, so that the connection can be used again; one that has no end is closed.
+                let mut behind = 0;
+                while behind <= BEHIND_BYTES_MAX
+                    && let Some(piece) = self.body.next().await?
+                {
+                    behind += piece.len();
+                }
                 break;
             }
             // The delimiter may have begun in the last bytes.

@@ -1,5 +1,6 @@
 use bytes::Bytes;
 
+use super::elsewhere::LOCAL_BYTES_MIN;
 use super::tidy::DAY_MS;
 use super::*;
 use crate::matrix::sign::Key;
@@ -96,14 +97,61 @@ async fn unused_uploads_go_only_under_a_setting() {
         let options = Options { upload_bytes_max: 1000, local_unused_days: days, ..Options::default() };
         let media = media_with(&clock, &budget, options);
         let here = media.0.parts.server.clone();
+        let worker = crate::base::Worker::new("media", &clock);
+        media.tidy(&worker).await.unwrap();
         let (one, _) = (upload(&media, b"abc").await, upload(&media, b"def").await);
         clock.advance(Duration::from_millis(6 * DAY_MS));
         assert!(media.kept(&here, &one).await.unwrap().is_some());
-        let worker = crate::base::Worker::new("media", &clock);
         media.tidy(&worker).await.unwrap();
         clock.advance(Duration::from_millis(6 * DAY_MS));
         media.tidy(&worker).await.unwrap();
         assert_eq!(files(&media), left, "{days:?}");
         let _ = std::fs::remove_dir_all(&media.0.parts.folder);
     }
+}
+
+/// When uploads are asked for is noted only under the setting: on the day it was set, all older ones went, also those that
+/// everybody saw each day.
+#[tokio::test]
+async fn no_upload_goes_before_its_use_was_noted_for_long_enough() {
+    let (clock, budget) = (Clock::simulated(100 * DAY_MS), Budget::for_tests());
+    let options = Options { upload_bytes_max: 1000, local_unused_days: Some(10), ..Options::default() };
+    let media = media_with(&clock, &budget, options);
+    let here = media.0.parts.server.clone();
+    let (one, _) = (upload(&media, b"abc").await, upload(&media, b"def").await);
+    let worker = crate::base::Worker::new("media", &clock);
+    for (days, left) in [(50, 2), (9, 2), (2, 1), (11, 0)] {
+        clock.advance(Duration::from_millis(days * DAY_MS));
+        if days == 9 {
+            assert!(media.kept(&here, &one).await.unwrap().is_some());
+        }
+        media.tidy(&worker).await.unwrap();
+        assert_eq!(files(&media), left, "{days}");
+    }
+    let mut off = media.uploads_noted_since(None).await.unwrap();
+    assert_eq!(off, None);
+    off = media.uploads_noted_since(Some(7)).await.unwrap();
+    assert_eq!(off, Some(7), "counted anew when it was off in between");
+    let _ = std::fs::remove_dir_all(&media.0.parts.folder);
+}
+
+/// One server whose files came as slowly as is allowed had all the memory for files, for hours.
+#[tokio::test]
+async fn transfers_from_elsewhere_leave_memory_for_the_files_that_are_here() {
+    let (clock, budget) = (Clock::simulated(1_000_000), Budget::for_tests());
+    let (account, media) = (budget.account("media"), media(&clock, &budget));
+    let mut held = Vec::new();
+    while media.0.elsewhere.left() >= remote::PASSING_BYTES {
+        held.push(media.take_elsewhere(remote::PASSING_BYTES).await.unwrap());
+    }
+    assert!(account.limit() - account.used() >= LOCAL_BYTES_MIN);
+    let waiting = media.clone();
+    let waits = tokio::spawn(async move { waiting.take_elsewhere(remote::PASSING_BYTES).await.map(drop) });
+    tokio::task::yield_now().await;
+    let id = upload(&media, b"abc").await;
+    assert!(media.open(&id, Duration::ZERO).await.is_ok());
+    assert!(!waits.is_finished());
+    held.pop();
+    assert!(waits.await.unwrap().is_ok());
+    let _ = std::fs::remove_dir_all(&media.0.parts.folder);
 }

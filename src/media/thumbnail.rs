@@ -14,10 +14,11 @@ use tokio::sync::Semaphore;
 
 use super::picture::{Failed, HEAD_BYTES, Made, Picture, Shape, Waiting};
 use super::place::INCOMING;
-use super::{Error, MEDIA_ID_CHARS, Media, Opened, Scaled};
+use super::{Error, MEDIA_ID_CHARS, Media, Opened, Scaled, TRANSFER_BYTES};
 use crate::base::{KeyedLock, blocking, caught};
 use crate::budget::{Account, Budget, Card};
 use crate::store::WriteError;
+use crate::store::tables::media;
 use crate::store::tables::thumbnail::{self, Thumbnail};
 
 /// The folder of what was made.
@@ -30,6 +31,9 @@ const ANIMATED_BYTES_MAX: u64 = 2 << 20;
 const CARD_PART: u64 = 50;
 /// The longest wait for the turn of a picture.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// So much is read of a picture for its head: what cameras write before the pixels, with a small picture and a profile of
+/// colours. Heads are read whenever somebody asks, a whole file of gigabytes must not be.
+const HEAD_READ_BYTES_MAX: u64 = 4 << 20;
 /// The account has room for one picture at a time, or for two.
 const ONE_BYTES: u64 = 7 << 20;
 
@@ -83,7 +87,15 @@ enum Plan {
 impl Media {
     /// A picture in a size near to the one wanted: a thumbnail, or the picture itself where it is small enough, cannot be made
     /// smaller, or moves and may.
-    pub async fn thumbnail(&self, opened: Opened, wanted: &Scaled, animated: bool) -> Result<Opened, Error> {
+    pub async fn thumbnail(&self, mut opened: Opened, wanted: &Scaled, animated: bool) -> Result<Opened, Error> {
+        // Nothing is read while it is made or waited for: a list of pictures would take the memory from all other transfers.
+        drop(opened.grant.split(TRANSFER_BYTES));
+        let mut shown = self.smaller(opened, wanted, animated).await?;
+        shown.grant.absorb(self.0.parts.budget.account("media").take(TRANSFER_BYTES).await?);
+        Ok(shown)
+    }
+
+    async fn smaller(&self, opened: Opened, wanted: &Scaled, animated: bool) -> Result<Opened, Error> {
         let mut shape = Shape::of(wanted.width, wanted.height, wanted.crop);
         if animated && opened.bytes <= ANIMATED_BYTES_MAX && self.is_animated(&opened).await? {
             return Ok(opened);
@@ -143,20 +155,20 @@ impl Media {
         planned.await.map(|planned| planned.unwrap_or(Plan::Itself))
     }
 
-    /// What the head of a picture says; none when it is none, or none that is decoded here, or when
-    /// the transfers of others need the memory.
+    /// What the head of a picture says; none when it is none, or none that is decoded here, when it is longer than
+    /// [`HEAD_READ_BYTES_MAX`], or when the transfers of others need the memory for long.
     async fn look<T: Send + 'static>(
         &self,
         file: &File,
         at: impl FnOnce(&Picture<'_>) -> T + Send + 'static,
     ) -> Result<Option<T>, Error> {
-        let Ok(grant) = self.0.parts.budget.account("media").try_take(HEAD_BYTES) else { return Ok(None) };
+        let Ok(grant) = self.0.parts.budget.account("media").take(HEAD_BYTES).await else { return Ok(None) };
         let (file, waiting) = (file.try_clone()?, Waiting::default());
         let leash = waiting.leash();
         let looked = blocking(move || {
             let _grant = grant;
             caught(|| {
-                let mut from = Positioned { file: &file, at: 0 };
+                let mut from = Positioned { file: &file, at: 0, end: HEAD_READ_BYTES_MAX };
                 Picture::open(&mut from, &leash).map(|picture| at(&picture))
             })
         });
@@ -194,7 +206,7 @@ impl Media {
             // Removes the file whatever happens.
             let mut small = Small { path, bytes: 0, made: Made { content_type: "", width: 0, height: 0 } };
             let made = caught(|| {
-                let (mut from, mut out) = (Positioned { file: &file, at: 0 }, BufWriter::new(&into));
+                let (mut from, mut out) = (Positioned { file: &file, at: 0, end: u64::MAX }, BufWriter::new(&into));
                 let made = Picture::open(&mut from, &leash)?.make(shape, &mut out)?;
                 out.flush()?;
                 Ok(made)
@@ -256,11 +268,11 @@ impl Media {
         .await?;
         let (file, bytes_max) = (hash.to_owned(), self.0.thumbnails.bytes_max);
         let from = format!("{:08x}", self.0.parts.random.below(1 << 32));
-        let written = self
-            .0
-            .parts
-            .store
-            .write(move |w| Ok::<_, Error>(thumbnail::put(w, &file, shape.name(), &row, bytes_max, &from)?));
+        let written = self.0.parts.store.write(move |w| match media::file_uses(w, &file)? {
+            // The file was removed meanwhile, and with it its other thumbnails.
+            0 => Ok::<_, Error>(vec![(file, shape.name().to_owned())]),
+            _ => Ok(thumbnail::put(w, &file, shape.name(), &row, bytes_max, &from)?),
+        });
         let (gone, _) = written.await.map_err(WriteError::into_inner)?;
         blocking(move || {
             for (hash, shape) in gone {
@@ -309,12 +321,79 @@ fn name(hash: &str, shape: Shape) -> String {
 struct Positioned<'a> {
     file: &'a File,
     at: u64,
+    /// It seems to end here.
+    end: u64,
 }
 
 impl Read for Positioned<'_> {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        let read = self.file.read_at(into, self.at)?;
+        let most = self.end.saturating_sub(self.at).min(into.len() as u64) as usize;
+        let read = self.file.read_at(&mut into[..most], self.at)?;
         self.at += read as u64;
         Ok(read)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::Clock;
+    use crate::media::tests::media;
+    use crate::media::{About, Opened};
+    use crate::store::UserNum;
+
+    async fn open(media: &Media, file: &'static [u8]) -> Opened {
+        let mut upload = media.begin(UserNum(1), None).await.unwrap();
+        upload.write(file.into()).await.unwrap();
+        let about = About { content_type: Some("image/gif".to_owned()), name: None };
+        let id = upload.finish(about, None).await.unwrap();
+        media.open(&id, Duration::ZERO).await.unwrap()
+    }
+
+    /// Twelve pictures asked for at once took all that the smallest board has for files while they waited for their turn,
+    /// so that none was made smaller and nothing else was sent.
+    #[tokio::test]
+    async fn who_waits_for_a_thumbnail_takes_nothing_from_those_who_read() {
+        let (clock, budget) = (Clock::simulated(1_000_000), Budget::for_tests());
+        let (account, media) = (budget.account("media"), media(&clock, &budget));
+        let opened = open(&media, b"no picture").await;
+        assert_eq!(account.used(), TRANSFER_BYTES);
+        let held = media.0.thumbnails.making.take(&name(&opened.hash, Shape::Crop32)).await;
+        let (asking, scaled) = (media.clone(), Scaled { width: 32, height: 32, crop: true });
+        let asked = tokio::spawn(async move { asking.thumbnail(opened, &scaled, false).await });
+        while account.used() > 0 {
+            tokio::task::yield_now().await;
+        }
+        drop(held);
+        let shown = asked.await.unwrap().unwrap();
+        assert_eq!((account.used(), shown.grant.bytes()), (TRANSFER_BYTES, TRANSFER_BYTES));
+        drop(shown);
+        assert_eq!(account.used(), 0);
+        let _ = fs::remove_dir_all(&media.0.parts.folder);
+    }
+
+    #[tokio::test]
+    async fn a_thumbnail_that_comes_when_its_file_is_gone_is_not_kept() {
+        let (clock, budget) = (Clock::simulated(1_000_000), Budget::for_tests());
+        let media = media(&clock, &budget);
+        let hash = "ab".repeat(32);
+        fs::create_dir_all(media.0.parts.folder.join(INCOMING)).unwrap();
+        let path = media.0.parts.folder.join(INCOMING).join("x");
+        fs::write(&path, b"small").unwrap();
+        let small = Small { path, bytes: 5, made: Made { content_type: "image/png", width: 1, height: 1 } };
+        assert!(matches!(media.keep(&hash, Shape::Crop32, Some(small)).await, Ok(Kept::Small { .. })));
+        assert!(!media.thumbnail_path(&hash, Shape::Crop32.name()).exists());
+        assert_eq!(thumbnail::used(&media.0.parts.store.read().unwrap()).unwrap(), 0);
+        let _ = fs::remove_dir_all(&media.0.parts.folder);
+    }
+
+    #[test]
+    fn the_head_of_a_picture_is_not_looked_for_in_all_of_a_large_file() {
+        let path = std::env::temp_dir().join(format!("snug-head-{}", std::process::id()));
+        let file = File::options().read(true).write(true).create(true).truncate(true).open(&path).unwrap();
+        fs::remove_file(&path).unwrap();
+        file.set_len(100).unwrap();
+        let read = |end: u64| io::copy(&mut Positioned { file: &file, at: 0, end }, &mut io::sink()).unwrap();
+        assert_eq!((read(10), read(u64::MAX)), (10, 100));
     }
 }

@@ -108,10 +108,10 @@ impl Media {
         if let Some(days) = self.0.parts.options.remote_unused_days {
             while self.remove_idle(Some(self.today().saturating_sub(days))).await?.0 > 0 {}
         }
-        if let Some(days) = self.0.parts.options.local_unused_days {
-            self.remove_unused_uploads(days).await?;
+        match self.0.parts.options.local_unused_days {
+            Some(days) => self.remove_unused_uploads(days).await,
+            None => self.uploads_noted_since(None).await.map(drop),
         }
-        Ok(())
     }
 
     /// Writes which files were asked for lately.
@@ -167,7 +167,12 @@ impl Media {
         if self.0.touched.0.lock().looked.replace(today) == Some(today) {
             return Ok(());
         }
+        // When it was asked for before that is not known.
+        let since = self.uploads_noted_since(Some(today)).await?;
         let before = today.saturating_sub(days);
+        if since >= Some(before) {
+            return Ok(());
+        }
         let mut after = String::new();
         loop {
             let (media, from) = (self.clone(), after.clone());
@@ -184,6 +189,18 @@ impl Media {
                 self.remove_uploads(some.to_vec()).await?;
             }
         }
+    }
+
+    /// The day since which it is noted when uploads are asked for. It begins with `today`, and ends with none.
+    pub(super) async fn uploads_noted_since(&self, today: Option<u32>) -> Result<Option<u32>, Error> {
+        let media = self.clone();
+        let since = blocking(move || media::noted_since(&media.0.parts.store.read()?)).await?;
+        if since.is_some() == today.is_some() {
+            return Ok(since);
+        }
+        let written = self.0.parts.store.write(move |w| Ok::<_, Error>(media::put_noted_since(w, today)?));
+        written.await.map_err(WriteError::into_inner)?;
+        Ok(today)
     }
 
     async fn remove_uploads(&self, ids: Vec<String>) -> Result<(), Error> {

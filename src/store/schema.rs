@@ -150,7 +150,8 @@ pub const SLIDING_STATE: Table =
 // ---- media (tables/media.rs); the files lie beside the database
 pub const MEDIA: Table = table("media", "media", "server name, 0, media id → JSON Media");
 pub const MEDIA_FILE: Table = table("media_file", "media", "SHA-256 in hex → u64 media ids that refer to it");
-pub const MEDIA_USED: Table = table("media_used", "media", "UserNum, `all`, `local` or `remote` → u64 bytes");
+pub const MEDIA_USED: Table =
+    table("media_used", "media", "UserNum, `all`, `local` or `remote` → u64 bytes; `noted` → u64 day");
 pub const MEDIA_IDLE: Table =
     table("media_idle", "media", "day of the last use, server name, 0, media id → nothing; of other servers' files");
 pub const MEDIA_GONE: Table =

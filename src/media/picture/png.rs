@@ -21,6 +21,10 @@ const INFLATE_BYTES: u64 = 48 << 10;
 /// The dictionary and hashes of deflate, and what it has ready.
 const DEFLATE_BYTES: u64 = 512 << 10;
 
+/// The time is looked at whenever so much was unpacked, each row counted as that much more.
+const LOOK_EVERY_BYTES: usize = 64 << 10;
+const ROW_COSTS: usize = 64;
+
 /// A picture whose size is known and whose rows are still to be read.
 pub(super) struct Decoder<'a> {
     input: Input<'a>,
@@ -37,6 +41,8 @@ pub(super) struct Decoder<'a> {
     hole: Option<[u16; 3]>,
     /// Bytes left in the present IDAT.
     left: u32,
+    /// What was unpacked since the time was looked at.
+    unpacked: usize,
     /// Made when there is something to unpack.
     inflate: Option<Box<InflateState>>,
 }
@@ -84,6 +90,7 @@ impl<'a> Decoder<'a> {
             palette: Vec::new(),
             hole: None,
             left: 0,
+            unpacked: 0,
             inflate: None,
         };
         while !decoder.chunk()? {}
@@ -206,6 +213,12 @@ impl<'a> Decoder<'a> {
 
     /// The next row, its filter undone.
     fn raw_row(&mut self, raw: &mut Raw) -> Result<(), Failed> {
+        // One read of the file may unpack to millions of short rows.
+        self.unpacked += raw.row.len() + ROW_COSTS;
+        if self.unpacked >= LOOK_EVERY_BYTES {
+            self.unpacked = 0;
+            self.input.check()?;
+        }
         std::mem::swap(&mut raw.row, &mut raw.before);
         let mut filter = [0];
         self.inflate(&mut filter)?;

@@ -1,13 +1,15 @@
 //! A picture made smaller row by row, as its rows come.
 //!
-//! Large pictures are averaged in squares first, which costs an addition for each pixel; what remains, between two and four
-//! times the size, goes through a cubic filter as wide as a pixel of the result. That is what Pillow does with a reducing gap of two,
+//! Large pictures are averaged in blocks first, which costs an addition for each pixel; what remains, between two and four
+//! times the size each way, goes through a cubic filter as wide as a pixel of the result. That is what Pillow does with a reducing gap of two,
 //! and so what other servers' thumbnails look like. Held are a row of the picture and five or so of the result.
 
 use super::Failed;
 
-/// A square is averaged as long as so many times the size of the result is left.
+/// A block is averaged as long as so many times the size of the result is left, across and down.
 const GAP: u32 = 2;
+/// What is left then is less than twice the gap, and a weight each for four times that and two at the ends.
+const WEIGHTS_MAX: u64 = 4 * 2 * GAP as u64 + 2;
 
 /// The part of a picture that is wanted, in its own pixels, and how large it becomes.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -24,9 +26,10 @@ pub(super) struct Wanted {
 pub(super) struct Shrinker {
     channels: usize,
     width: u32,
-    /// Squares of so many pixels are averaged first.
-    square: u32,
-    /// Sums of the squares, and the rows in them.
+    /// Blocks of so many pixels are averaged first, across and down. They may differ as much as the sides of a picture do: one
+    /// pixel wide and 32 million high, it would otherwise have 32 million weights.
+    block: (u32, u32),
+    /// Sums of the blocks, and the rows in them.
     sums: Vec<u32>,
     summed: u32,
     /// A row after averaging, as numbers, with colours times alpha.
@@ -50,18 +53,18 @@ struct Weights {
 impl Shrinker {
     /// For a picture of this size.
     pub(super) fn new(channels: usize, width: u32, height: u32, wanted: &Wanted) -> Shrinker {
-        let square = square(wanted);
-        let (small_width, small_height) = (width.div_ceil(square), height.div_ceil(square));
-        let part = square as f32;
+        let block = block(wanted);
+        let (small_width, small_height) = (width.div_ceil(block.0), height.div_ceil(block.1));
+        let (part_wide, part_high) = (block.0 as f32, block.1 as f32);
         Shrinker {
             channels,
             width,
-            square,
-            sums: vec![0; if square > 1 { small_width as usize * channels } else { 0 }],
+            block,
+            sums: vec![0; if block != (1, 1) { small_width as usize * channels } else { 0 }],
             summed: 0,
             line: vec![0.0; small_width as usize * channels],
-            across: weights(small_width, wanted.left / part, wanted.wide / part, wanted.width),
-            down: weights(small_height, wanted.top / part, wanted.high / part, wanted.height),
+            across: weights(small_width, wanted.left / part_wide, wanted.wide / part_wide, wanted.width),
+            down: weights(small_height, wanted.top / part_high, wanted.high / part_high, wanted.height),
             come: 0,
             first: 0,
             open: Default::default(),
@@ -71,10 +74,9 @@ impl Shrinker {
 
     /// The most it holds, for the account.
     pub(super) fn bytes(channels: usize, width: u32, wanted: &Wanted) -> u64 {
-        let square = square(wanted);
-        let small = u64::from(width.div_ceil(square)) * channels as u64;
-        // Of a pixel of the result at most 4 * (2 * GAP) + 2 weights; as many rows as overlap, which are five.
-        let weights = u64::from(wanted.width + wanted.height) * (32 + 4 * 18);
+        let small = u64::from(width.div_ceil(block(wanted).0)) * channels as u64;
+        // As many rows as overlap, which are five.
+        let weights = u64::from(wanted.width + wanted.height) * (32 + 4 * WEIGHTS_MAX);
         8 * small + weights + 7 * u64::from(wanted.width) * channels as u64 * 4 + bytes_out(channels, wanted)
     }
 
@@ -82,27 +84,27 @@ impl Shrinker {
         if self.come as usize >= self.row_end() {
             return Ok(());
         }
-        if self.square == 1 {
+        if self.block == (1, 1) {
             for (number, byte) in self.line.iter_mut().zip(pixels) {
                 *number = f32::from(*byte);
             }
             premultiply(&mut self.line, pixels, self.channels);
             return self.line_done();
         }
-        let square = self.square as usize;
+        let across = self.block.0 as usize;
         let (sums, channels) = (&mut self.sums, self.channels);
         match channels {
             4 => {
                 for (x, pixel) in pixels.as_chunks::<4>().0.iter().enumerate() {
-                    let sum = &mut sums[x / square * 4..][..4];
+                    let sum = &mut sums[x / across * 4..][..4];
                     let alpha = u32::from(pixel[3]);
-                    // Colours times alpha: 255 * 255 * squares of 256 pixels and less fit.
+                    // Colours times alpha.
                     (0..3).for_each(|part| sum[part] += u32::from(pixel[part]) * alpha / 255);
                     sum[3] += alpha;
                 }
             }
             _ => {
-                for (x, pixels) in pixels.chunks(3 * square).enumerate() {
+                for (x, pixels) in pixels.chunks(3 * across).enumerate() {
                     let sum = &mut sums[3 * x..][..3];
                     for pixel in pixels.as_chunks::<3>().0 {
                         (0..3).for_each(|part| sum[part] += u32::from(pixel[part]));
@@ -111,7 +113,7 @@ impl Shrinker {
             }
         }
         self.summed += 1;
-        if self.summed == self.square { self.average() } else { Ok(()) }
+        if self.summed == self.block.1 { self.average() } else { Ok(()) }
     }
 
     /// The rows of the result, `channels` bytes a pixel.
@@ -131,11 +133,11 @@ impl Shrinker {
     }
 
     fn average(&mut self) -> Result<(), Failed> {
-        let (square, rows, width) = (self.square, self.summed, self.width);
+        let (across, rows, width) = (self.block.0, self.summed, self.width);
         for (x, (numbers, sums)) in
             self.line.chunks_mut(self.channels).zip(self.sums.chunks_mut(self.channels)).enumerate()
         {
-            let columns = square.min(width - x as u32 * square);
+            let columns = across.min(width - x as u32 * across);
             let share = 1.0 / (columns * rows) as f32;
             for (number, sum) in numbers.iter_mut().zip(sums) {
                 *number = *sum as f32 * share;
@@ -197,9 +199,11 @@ fn bytes_out(channels: usize, wanted: &Wanted) -> u64 {
     u64::from(wanted.width) * u64::from(wanted.height) * channels as u64
 }
 
-fn square(wanted: &Wanted) -> u32 {
-    let ratio = (wanted.wide / wanted.width as f32).min(wanted.high / wanted.height as f32);
-    ((ratio as u32) / GAP).clamp(1, 256)
+/// The pixels of a block across and down. Its sum fits 32 bits: it is at most half of a picture, whose 2^25 pixels
+/// (`PIXELS_MAX`) have 255 each.
+fn block(wanted: &Wanted) -> (u32, u32) {
+    let of = |from: f32, to: u32| ((from / to as f32) as u32 / GAP).max(1);
+    (of(wanted.wide, wanted.width), of(wanted.high, wanted.height))
 }
 
 /// Numbers of colours become colours times alpha.
@@ -253,9 +257,15 @@ mod tests {
 
     #[test]
     fn one_colour_stays_that_colour_at_every_size() {
-        for (width, height, to) in
-            [(1, 1, (1, 1)), (100, 70, (10, 7)), (1001, 3, (99, 1)), (33, 50, (33, 50)), (64, 900, (5, 70))]
-        {
+        for (width, height, to) in [
+            (1, 1, (1, 1)),
+            (100, 70, (10, 7)),
+            (1001, 3, (99, 1)),
+            (33, 50, (33, 50)),
+            (64, 900, (5, 70)),
+            (1, 70_000, (1, 240)),
+            (70_000, 2, (320, 1)),
+        ] {
             let wanted = whole(width, height, to);
             for channels in [3usize, 4] {
                 let pixel = &[10, 200, 255, 128][..channels];
@@ -268,6 +278,25 @@ mod tests {
                 let is_near = |pixel: &[u8], found: &[u8]| pixel.iter().zip(found).all(|(a, b)| a.abs_diff(*b) <= 1);
                 assert!(out.chunks(channels).all(|found| is_near(pixel, found)), "{width} {height} {out:?}");
             }
+        }
+    }
+
+    /// One pixel wide and 32 million high had half a gigabyte of weights, out of a file of some kilobytes.
+    #[test]
+    fn no_shape_takes_more_than_is_charged() {
+        for (width, height, to) in [
+            (1, 1 << 25, (1, 240)),
+            (1 << 25, 1, (320, 1)),
+            (1, 65_535, (1, 600)),
+            (65_535, 500, (800, 6)),
+            (4000, 3000, (640, 480)),
+            (3, 1279, (1, 320)),
+        ] {
+            let wanted = whole(width, height, to);
+            let shrinker = Shrinker::new(3, width, height, &wanted);
+            let weights = |all: &[Weights]| all.iter().map(|one| one.weights.capacity() as u64).max().unwrap();
+            let most = weights(&shrinker.across).max(weights(&shrinker.down));
+            assert!(most <= WEIGHTS_MAX, "{width} {height} {most}");
         }
     }
 

@@ -236,6 +236,23 @@ fn work_ends_when_nobody_waits() {
     assert!(matches!(Picture::open(&mut Cursor::new(&file), &leash), Err(Failed::Cancelled)));
 }
 
+/// The time was looked at where the file is read: of a file of some kilobytes with millions of rows nearly never.
+#[test]
+fn work_ends_within_what_one_read_unpacks_to() {
+    let mut file = Vec::new();
+    super::png::encode(&vec![7; 3 * 50_000], 1, 50_000, 3, &mut file).unwrap();
+    assert!(file.len() < 16 << 10);
+    let waiting = Waiting::default();
+    let (leash, mut waiting, mut rows, mut from) = (waiting.leash(), Some(waiting), 0, Cursor::new(&file[..]));
+    let Kind::Png(picture) = Picture::open(&mut from, &leash).unwrap().0 else { panic!("a PNG") };
+    let ended = picture.rows(&mut |_| {
+        drop(waiting.take());
+        rows += 1;
+        Ok(())
+    });
+    assert!(matches!(ended, Err(Failed::Cancelled)) && rows < 2000, "{rows}");
+}
+
 #[test]
 fn any_bytes_are_a_picture_or_an_error() {
     let exif = [&b"\xff\xe1\0\x22Exif\0\0"[..], &exif::tests::of(6)].concat();

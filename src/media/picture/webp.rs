@@ -68,12 +68,12 @@ impl<'a> Decoder<'a> {
         }
     }
 
-    /// Bytes that decoding holds: the frame as it came and in its partitions, its planes in whole blocks of sixteen pixels, and
-    /// the pixels.
+    /// Bytes that decoding holds: the frame as it came, read out of that into a buffer that doubles, and in its partitions; its
+    /// planes in whole blocks of sixteen pixels, with what is noted of each block, 64 bytes; and the pixels.
     pub(super) fn bytes(&self) -> u64 {
         let (wide, high) = (u64::from(self.width.div_ceil(16)) * 16, u64::from(self.height.div_ceil(16)) * 16);
         let pixels = u64::from(self.width) * u64::from(self.height);
-        Input::BYTES + 2 * u64::from(self.frame_bytes) + wide * high * 3 / 2 + 3 * pixels + 64 * wide
+        Input::BYTES + 4 * u64::from(self.frame_bytes) + wide * high * 3 / 2 + wide * high / 4 + 3 * pixels + 64 * wide
     }
 
     /// Gives each row, three bytes a pixel.

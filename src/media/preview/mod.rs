@@ -24,7 +24,7 @@ use super::picture::Shape;
 use super::place::INCOMING;
 use super::thumbnail::Small;
 use super::{About, Error, MEDIA_ID_CHARS, Media};
-use crate::base::{KeyedLock, blocking};
+use crate::base::{KeyedLock, blocking, unbroken};
 use crate::remote::web::{Plain, WebAnswer, WebFailed, WebLimits, WebRequest};
 use crate::store::tables::preview::{self, Preview};
 use crate::store::{UserNum, WriteError};
@@ -119,9 +119,14 @@ impl Media {
         self.look_up(url.as_str()).await.map(|kept| kept.map_or(Looked::Missing, Looked::Kept))
     }
 
-    /// The JSON of a link's preview. Fetches the page, and its picture for that user.
+    /// The JSON of a link's preview. Fetches the page, and its picture for that user; also when the one who asked has gone
+    /// away meanwhile: a picture that is stored and then not noted would stay for ever.
     pub async fn preview(&self, user: UserNum, url: &str) -> Result<String, NoPreview> {
-        let url = self.allowed(url)?;
+        let (media, url) = (self.clone(), self.allowed(url)?);
+        unbroken(async move { media.make_preview(user, url).await }).await
+    }
+
+    async fn make_preview(&self, user: UserNum, url: Url) -> Result<String, NoPreview> {
         let previews = &self.0.previews;
         let _waiting = previews.waiting.try_acquire().map_err(|_| NoPreview::Busy)?;
         let _fetching = previews.fetching.take(url.as_str()).await;
@@ -252,6 +257,8 @@ impl Media {
         let mut request = WebRequest::get(url.as_str().to_owned());
         request.headers.insert(header::ACCEPT, HeaderValue::from_static(accept));
         let answer = self.0.parts.remote.web().ask(request, limits).await.map_err(failed)?;
+        // It may have led elsewhere.
+        self.allowed(&answer.url)?;
         match answer.status {
             200..=299 => Ok(answer),
             status => Err(NoPreview::Failed(format!("answers with {status}"))),

@@ -224,6 +224,18 @@ pub fn used(get: &impl Get) -> Result<Used> {
     Ok(Used { local, remote: number(get.get(&MEDIA_USED, REMOTE)?)?.unwrap_or(0), all })
 }
 
+/// The day since which it is noted when uploads are asked for; none while it is not.
+pub fn noted_since(get: &impl Get) -> Result<Option<u32>> {
+    Ok(number(get.get(&MEDIA_USED, NOTED)?)?.map(|day| day as u32))
+}
+
+pub fn put_noted_since(w: &mut Write<'_>, day: Option<u32>) -> Result<()> {
+    match day {
+        Some(day) => w.put(&MEDIA_USED, NOTED, &u64::from(day).to_be_bytes()),
+        None => w.remove(&MEDIA_USED, NOTED).map(drop),
+    }
+}
+
 fn put_used(w: &mut Write<'_>, used: Used) -> Result<()> {
     for (key, bytes) in [(ALL, used.all), (LOCAL, used.local), (REMOTE, used.remote)] {
         w.put(&MEDIA_USED, key, &bytes.to_be_bytes())?;
@@ -235,6 +247,8 @@ fn put_used(w: &mut Write<'_>, used: Used) -> Result<()> {
 const ALL: &[u8] = b"all";
 const LOCAL: &[u8] = b"local";
 const REMOTE: &[u8] = b"remote";
+/// The row of [`noted_since`].
+const NOTED: &[u8] = b"noted";
 
 fn number(value: Option<Vec<u8>>) -> Result<Option<u64>> {
     let Some(value) = value else { return Ok(None) };

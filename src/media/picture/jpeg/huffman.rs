@@ -23,6 +23,9 @@ pub(super) struct Table {
 impl Table {
     /// From the number of codes of each length, and the values in order.
     pub(super) fn new(counts: &[u8; 16], values: Vec<u8>) -> Result<Table, Failed> {
+        if values.len() > 256 {
+            return Err(Failed::Broken("a table of codes has more than there are bytes"));
+        }
         let mut table = Table { fast: vec![0; 1 << FAST_BITS], end: [0; 17], offset: [0; 17], values };
         let (mut code, mut place) = (0u32, 0usize);
         for length in 1..=16u32 {
@@ -167,5 +170,19 @@ impl Bits {
                 self.padding = 0;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_has_256_values_at_most() {
+        let mut counts = [0; 16];
+        (counts[14], counts[15]) = (128, 128);
+        assert!(Table::new(&counts, vec![0; 256]).is_ok());
+        counts[15] = 129;
+        assert!(Table::new(&counts, vec![0; 257]).is_err());
     }
 }
