@@ -16,6 +16,9 @@ use crate::store::{self, EventNum, Get, RoomNum};
 
 /// Children of one space that are looked at. While they are put in order each has 32 bytes and its `order`, at most 64 more.
 pub const CHILDREN_MAX: usize = 1_000;
+/// Events of one space that are looked at for them: those of rooms that were taken out of it again stay in its state. Each is a read of
+/// some microseconds.
+pub const CHILD_ROWS_MAX: usize = 5_000;
 /// The longest `order` that counts.
 const ORDER_CHARS_MAX: usize = 50;
 /// Servers to ask about a child.
@@ -69,12 +72,22 @@ impl Place {
     }
 }
 
-/// The events that name a space's children, in the order of these: at most [`CHILDREN_MAX`], of each its body is read once.
-pub fn child_events(get: &impl Get, room: RoomNum, suggested_only: bool) -> Result<Vec<EventNum>> {
-    let mut places = Vec::new();
+/// The events that name a space's children, in the order of these: at most [`CHILDREN_MAX`], of each its body is read once. At most
+/// `rows_max` events are looked at. Answers how many were.
+pub fn child_events(
+    get: &impl Get,
+    room: RoomNum,
+    suggested_only: bool,
+    rows_max: usize,
+) -> Result<(Vec<EventNum>, usize)> {
+    let (mut places, mut looked) = (Vec::new(), 0);
     list_state(get, room, Some(Kind::SPACE_CHILD), StateCursor::default(), &mut |_, _, event| {
+        if looked == rows_max || places.len() == CHILDREN_MAX {
+            return Ok(ControlFlow::Break(()));
+        }
+        looked += 1;
         places.extend(place_of(get, event, suggested_only)?);
-        Ok(if places.len() < CHILDREN_MAX { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
+        Ok(ControlFlow::Continue(()))
     })?;
     places.sort_by(Place::cmp);
     let mut sorted: Vec<EventNum> = places.iter().map(|place| place.event).collect();
@@ -87,7 +100,7 @@ pub fn child_events(get: &impl Get, room: RoomNum, suggested_only: bool) -> Resu
         }
         from = to;
     }
-    Ok(sorted)
+    Ok((sorted, looked))
 }
 
 fn place_of(get: &impl Get, num: EventNum, suggested_only: bool) -> store::Result<Option<Place>> {

@@ -21,7 +21,7 @@ use crate::remote::{Failed, StreamLimits, Urgency, encode};
 use crate::room::Rooms;
 use crate::room::error::Result;
 use crate::room::state::description::{Description, shown_text};
-use crate::store::Get;
+use crate::store::{Get, Write};
 use crate::store::tables::room::told::{self, Told};
 
 /// How long what was told is as good as asking again.
@@ -72,8 +72,9 @@ pub fn kept(get: &impl Get, name: &told::Name, now_ms: u64, any_age: bool) -> Re
     Ok(told::get(get, name)?.filter(is_fresh))
 }
 
-/// Asks other servers about a room, one after the other, and keeps what the first of them tells, or that none did.
-pub async fn ask(rooms: &Rooms, room_id: &RoomId, via: &[OwnedServerName]) -> Result<()> {
+/// Asks other servers about a room, one after the other, and keeps what the first of them tells under the room's name, or that none
+/// did. What it tells of other rooms beside is kept as this room's word.
+pub async fn ask(rooms: &Rooms, name: told::Name, room_id: &RoomId, via: &[OwnedServerName]) -> Result<()> {
     let parts = &rooms.0.parts;
     let mut answer = None;
     for server in via.iter().filter(|server| !parts.remote.is_me(server)).take(SERVERS_MAX) {
@@ -86,33 +87,32 @@ pub async fn ask(rooms: &Rooms, room_id: &RoomId, via: &[OwnedServerName]) -> Re
             Err(failed) => tracing::debug!(%server, %room_id, %failed, "the server told nothing of the room"),
         }
     }
-    let (room_id, at_ms) = (room_id.to_owned(), parts.clock.now_ms());
-    let keeping = rooms.write(move |w| {
-        let mut rows = Vec::new();
-        let mut put =
-            |id: &str, text: Vec<u8>, w: &crate::store::Write<'_>| rows.push((told::name(w, id), Told { at_ms, text }));
-        match answer {
-            // What another server told of it beside its own room stays.
-            None if told::get(w, &told::name(w, room_id.as_str()))?.is_some_and(|told| !told.text.is_empty()) => {}
-            None => put(room_id.as_str(), Vec::new(), w),
-            Some(answer) => {
-                for (id, text) in answer.beside {
-                    // What a server told of a space for itself says more than what another says beside its own.
-                    if kept(w, &told::name(w, id.as_str()), at_ms, false)?
-                        .is_none_or(|told| !Kept(&told.text).is_whole())
-                    {
-                        put(id.as_str(), text, w);
-                    }
-                }
-                put(room_id.as_str(), answer.text, w);
-            }
-        }
-        Ok(told::put(w, &rows)?)
-    });
-    if let Err(failed) = keeping.await {
+    let at_ms = parts.clock.now_ms();
+    if let Err(failed) = rooms.write(move |w| keep(w, name, answer, at_ms)).await {
         tracing::debug!(%failed, "what another server told of a room could not be kept");
     }
     Ok(())
+}
+
+/// Keeps an answer about the room of a name, or that there was none.
+fn keep(w: &mut Write<'_>, name: told::Name, answer: Option<Answer>, at_ms: u64) -> Result<()> {
+    let mut rows = Vec::new();
+    match answer {
+        // What another server told of it beside its own room stays.
+        None if told::get(w, &name)?.is_some_and(|told| !told.text.is_empty()) => {}
+        None => rows.push((name, Told { at_ms, text: Vec::new() })),
+        Some(answer) => {
+            for (id, text) in answer.beside {
+                let beside = told::name_within(w, &name, id.as_str());
+                // What a server told of a space for itself says more than what another says beside its own.
+                if kept(w, &beside, at_ms, false)?.is_none_or(|told| !Kept(&told.text).is_whole()) {
+                    rows.push((beside, Told { at_ms, text }));
+                }
+            }
+            rows.push((name, Told { at_ms, text: answer.text }));
+        }
+    }
+    Ok(told::put(w, &rows)?)
 }
 
 /// What a server told, in the form in which it is kept.
@@ -309,6 +309,7 @@ fn read_child(raw: &[u8]) -> Option<Vec<u8>> {
 mod tests {
     use super::*;
     use crate::room::spaces::children::Child;
+    use crate::room::testing::house;
     use serde_json::{Value, json};
 
     fn read(answer: &[u8], at_once: usize) -> Result<Answer, Failed> {
@@ -318,6 +319,27 @@ mod tests {
             reading.feed(frame)?;
         }
         reading.finish()
+    }
+
+    #[tokio::test]
+    async fn what_a_server_tells_beside_its_space_is_no_word_about_others_rooms() {
+        let house = house();
+        let (bank, bad) = ("!bank:good.example", "!space:there.example");
+        let answer = json!({
+            "room": { "room_id": bad, "room_type": "m.space", "children_state": [] },
+            "children": [{ "room_id": bank, "name": "lies" }], "inaccessible_children": ["!shop:good.example"],
+        });
+        let answer = read(answer.to_string().as_bytes(), 64).unwrap();
+        house.rooms.write(move |w| keep(w, told::name(w, bad), Some(answer), 1)).await.unwrap();
+        let get = &house.read();
+        let space = told::name(get, bad);
+        let at = |name| kept(get, &name, 1, false).unwrap();
+        assert!(at(space).is_some());
+        for room in [bank, "!shop:good.example"] {
+            assert_eq!(at(told::name(get, room)), None);
+            assert!(at(told::name_within(get, &space, room)).is_some());
+            assert_eq!(at(told::name_within(get, &told::name(get, "!other:good.example"), room)), None);
+        }
     }
 
     #[test]

@@ -23,7 +23,7 @@ use crate::matrix::json;
 use crate::store::tables::room::{self, told, user_room};
 use crate::store::tables::user;
 use crate::store::{Get, Read, RoomNum};
-use children::{child_events, is_suggested, write_children};
+use children::{CHILD_ROWS_MAX, child_events, is_suggested, write_children};
 use elsewhere::Kept;
 use walk::{Asked, Shown, Step, WALK_BYTES, Walk};
 
@@ -116,7 +116,7 @@ impl Rooms {
             }
             drop((walk, paid));
             questions.insert(name);
-            elsewhere::ask(self, &about, &via).await?;
+            elsewhere::ask(self, name, &about, &via).await?;
         };
         if walk.is_refused {
             return Err(Error::forbidden("the user may not see this room: it does not exist, or is not open to them"));
@@ -156,6 +156,8 @@ impl Rooms {
         if let Some(found) = look(false).await? {
             return found.ok_or(Error::NotFound);
         }
+        // What servers tell that a user named is for that user alone.
+        let within = user.filter(|_| !via.is_empty()).map(ToOwned::to_owned);
         let via = self.to_ask(user, room_id, via).await?;
         if via.is_empty() {
             return Err(Error::NotFound);
@@ -163,7 +165,14 @@ impl Rooms {
         if !may_ask() {
             return Err(ask_later());
         }
-        elsewhere::ask(self, room_id, &via).await?;
+        let id = room_id.to_owned();
+        let name = self.reading(move |_, read| {
+            Ok(match within {
+                Some(user) => told::name_within(read, user.as_bytes(), id.as_str()),
+                None => told::name(read, id.as_str()),
+            })
+        });
+        elsewhere::ask(self, name.await?, room_id, &via).await?;
         look(true).await?.flatten().ok_or(Error::NotFound)
     }
 
@@ -189,13 +198,18 @@ impl Rooms {
                 });
             }
             let name = told::name(read, room_id.as_str());
-            let Some(told) = elsewhere::kept(read, &name, now_ms, any_age)? else { return Ok(None) };
-            Ok(match Kept(&told.text).description() {
-                Some(room) if is_told_shown(read, &room, asker)? => summary(room),
-                // A few servers knew nothing of it: others that are named now may.
-                None if !any_age => None,
-                _ => Some(None),
-            })
+            let own = user.as_ref().map(|user| told::name_within(read, user.as_bytes(), room_id.as_str()));
+            let mut found = None;
+            for name in [Some(name), own].into_iter().flatten() {
+                let Some(told) = elsewhere::kept(read, &name, now_ms, any_age)? else { continue };
+                match Kept(&told.text).description() {
+                    Some(room) if is_told_shown(read, &room, asker)? => return Ok(summary(room)),
+                    // A few servers knew nothing of it: others that are named now may.
+                    None if !any_age => {}
+                    _ => found = Some(None),
+                }
+            }
+            Ok(found)
         })
         .await
     }
@@ -285,7 +299,10 @@ async fn write_here(
     // Left since the walk came by: it is gone from the page.
     let Ok(room) = super::state::known_num(read, num) else { return Ok(()) };
     let shown = Description::whole(read, &room)?;
-    let events = if shown.is_space() { child_events(read, num, suggested_only)? } else { Vec::new() };
+    let events = match shown.is_space() {
+        true => child_events(read, num, suggested_only, CHILD_ROWS_MAX)?.0,
+        false => Vec::new(),
+    };
     pen.with(|out| {
         comma(out, first);
         out.extend_from_slice(&open_ended(&shown));

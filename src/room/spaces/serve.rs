@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use ruma::{OwnedServerName, RoomId, ServerName};
 
-use super::children::{child, child_events, write_children};
+use super::children::{CHILD_ROWS_MAX, child, child_events, write_children};
 use super::open_ended;
 use crate::base::{self, Chunks, comma};
 use crate::room::Rooms;
@@ -34,7 +34,10 @@ impl Rooms {
                 return Err(Error::NotFound);
             }
             let shown = Description::whole(read, &room)?;
-            let events = if shown.is_space() { child_events(read, room.num, suggested_only)? } else { Vec::new() };
+            let events = match shown.is_space() {
+                true => child_events(read, room.num, suggested_only, CHILD_ROWS_MAX)?.0,
+                false => Vec::new(),
+            };
             let (shown_children, hidden) = children(read, &origin, &events)?;
             Ok((shown, events, shown_children, hidden))
         });

@@ -122,6 +122,10 @@ async fn a_thousand_rooms_come_page_by_page() {
     let mut walk = Walk::new(asked, 900, PAGE_MAX, HashSet::new());
     assert!(matches!(walk.go_on(&house.read(), house.clock.now_ms()).unwrap(), Step::Done));
     assert_eq!(walk.next(), None);
+    // Those taken out again are read too, and only so many.
+    let read = house.read();
+    let num = house.room_num(&top);
+    assert_eq!(children::child_events(&read, num, true, 30).unwrap(), (Vec::new(), 30));
     // Besides that 96 KiB while the children are put in order.
     assert!(walk.held() as u64 + 96 * 1024 <= WALK_BYTES, "{}", walk.held());
     // The same time and no order: by their ids.

@@ -12,16 +12,18 @@ use std::collections::HashSet;
 
 use ruma::{OwnedRoomId, OwnedServerName, OwnedUserId};
 
-use super::children::{Child, child, child_events, is_suggested};
+use super::children::{CHILD_ROWS_MAX, Child, child, child_events, is_suggested};
 use super::elsewhere::{Kept, kept};
 use crate::room::error::Result;
 use crate::room::state::description::is_space;
 use crate::room::state::preview::{Asker, is_shown, is_told_shown, resident};
-use crate::store::tables::room::told;
+use crate::store::tables::room::{self, event, told};
 use crate::store::{EventNum, Get, RoomNum};
 
 /// Rooms that one walk comes by, and entries that wait.
 const ROOMS_MAX: usize = 2_500;
+/// Events that name children, which one walk reads: spaces behind that have none in it. A second at most on a small board.
+const ROWS_MAX: usize = 25_000;
 /// The memory of a walk.
 pub const WALK_BYTES: u64 = 256 * 1024;
 
@@ -79,6 +81,8 @@ pub struct Walk {
     seen: HashSet<u64>,
     /// What was told of one of `parents`.
     loaded: Option<(u16, Vec<u8>)>,
+    /// Events of children that may still be read.
+    rows_left: usize,
     /// Rooms asked for on this page: what could not be kept is not asked for again.
     questions: HashSet<told::Name>,
     pub page: Vec<Shown>,
@@ -98,6 +102,7 @@ impl Walk {
             parents: Vec::new(),
             seen: HashSet::new(),
             loaded: None,
+            rows_left: ROWS_MAX,
             questions,
             page: Vec::new(),
             is_refused: false,
@@ -166,6 +171,19 @@ impl Walk {
         }))
     }
 
+    /// The name under which is kept what is told of an entry's room: by whom it is named decides who was asked.
+    fn name_of(&self, get: &impl Get, open: Open, room_id: &str) -> Result<told::Name> {
+        let parent = match open.whence {
+            ROOT => return Ok(told::name(get, room_id)),
+            HERE => {
+                let space = event::row_of(get, EventNum(open.at))?.room;
+                told::name(get, &room::get_of(get, space)?.id)
+            }
+            there => self.parents[usize::from(there - THERE)],
+        };
+        Ok(told::name_within(get, &parent, room_id))
+    }
+
     fn visit(
         &mut self,
         get: &impl Get,
@@ -186,12 +204,14 @@ impl Walk {
                 self.page.push(Shown::Here(room.num));
             }
             if !is_deepest && is_space(get, &room)? {
-                let events = child_events(get, room.num, self.asked.suggested_only)?;
+                let most = self.rows_left.min(CHILD_ROWS_MAX);
+                let (events, looked) = child_events(get, room.num, self.asked.suggested_only, most)?;
+                self.rows_left -= looked;
                 self.wait(HERE, open.depth, events.iter().map(|event| event.0).collect());
             }
             return Ok(None);
         }
-        let name = told::name(get, room_id.as_str());
+        let name = self.name_of(get, open, room_id.as_str())?;
         let mut told = kept(get, &name, now_ms, is_passed)?;
         let is_enough = told.as_ref().is_some_and(|told| {
             let kept = Kept(&told.text);

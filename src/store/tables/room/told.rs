@@ -14,7 +14,7 @@ pub const BYTES_MAX: usize = 64 * 1024;
 /// How long it is kept.
 pub const KEPT_MS: u64 = 60 * 60 * 1000;
 
-/// A room's name among them: part of the keyed hash of its id.
+/// A room's name among them: part of the keyed hash of its id, and of whose word sent us to the servers that told.
 pub type Name = [u8; 16];
 
 /// What was told of a room.
@@ -25,9 +25,15 @@ pub struct Told {
     pub text: Vec<u8>,
 }
 
-/// The name of a room.
+/// The name of a room of which servers were asked that we know of ourselves.
 pub fn name(get: &impl Get, room_id: &str) -> Name {
     get.hash128(&[room_id.as_bytes()])
+}
+
+/// The name of a room of which those servers told that somebody else named: a space, by its own name, or a user. What they told
+/// is good for whoever trusts in that word and for nobody else: a space may name a server that tells lies about others' rooms.
+pub fn name_within(get: &impl Get, within: &[u8], room_id: &str) -> Name {
+    get.hash128(&[room_id.as_bytes(), within])
 }
 
 /// What was told of a room.
