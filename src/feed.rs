@@ -41,6 +41,8 @@ struct Inner {
 struct Slots {
     /// One entry per user that has a waiter, so bounded by the connections that wait.
     waiting: HashMap<UserNum, Vec<Arc<Notify>>>,
+    /// One entry per room that a waiter looks into from outside, bounded in the same way.
+    watched: HashMap<RoomNum, Vec<Arc<Notify>>>,
     /// At most [`NOTED_USERS_MAX`].
     noted: HashMap<UserNum, Noted>,
     /// Every commit up to here was noted.
@@ -73,7 +75,7 @@ impl Feed {
     pub fn register(&self, user: UserNum) -> Waiter {
         let notify = Arc::new(Notify::new());
         self.slots().waiting.entry(user).or_default().push(notify.clone());
-        Waiter { feed: self.clone(), user, notify }
+        Waiter { feed: self.clone(), user, room: None, notify }
     }
 
     /// The rooms that changed for a user after `since` up to `now`, the position of a snapshot, when nothing else
@@ -120,7 +122,10 @@ impl Follower for Inner {
 
     fn noted_by_all(&self, changes: &[&Change]) {
         let slots = self.slots.lock();
-        changes.iter().for_each(|change| slots.wake(&change.users));
+        for change in changes {
+            slots.wake(&change.users);
+            change.room.and_then(|room| slots.watched.get(&room)).into_iter().flatten().for_each(|one| one.notify_one());
+        }
         drop(slots);
         if changes.iter().any(|change| change.outbound) {
             self.outbound.send_modify(|count| *count += 1);
@@ -177,10 +182,24 @@ impl Slots {
 pub struct Waiter {
     feed: Feed,
     user: UserNum,
+    room: Option<RoomNum>,
     notify: Arc<Notify>,
 }
 
 impl Waiter {
+    /// Wakes for what happens in a room too, whether the user is in it or not. Watch before reading what is there.
+    pub fn watch(&mut self, room: RoomNum) {
+        self.unwatch();
+        self.feed.slots().watched.entry(room).or_default().push(self.notify.clone());
+        self.room = Some(room);
+    }
+
+    fn unwatch(&mut self) {
+        if let Some(room) = self.room.take() {
+            leave(&mut self.feed.slots().watched, &room, &self.notify);
+        }
+    }
+
     /// Waits for something new since it was registered or last woke, at most until `deadline` on the clock's monotonic
     /// time ([`Clock::instant`]). Returns whether there was anything.
     pub async fn wait(&self, deadline: Duration) -> bool {
@@ -196,12 +215,17 @@ impl Waiter {
 
 impl Drop for Waiter {
     fn drop(&mut self) {
-        let mut slots = self.feed.slots();
-        if let Some(waiters) = slots.waiting.get_mut(&self.user) {
-            waiters.retain(|waiter| !Arc::ptr_eq(waiter, &self.notify));
-            if waiters.is_empty() {
-                slots.waiting.remove(&self.user);
-            }
+        self.unwatch();
+        leave(&mut self.feed.slots().waiting, &self.user, &self.notify);
+    }
+}
+
+/// Takes a waiter out, and the entry with the last.
+fn leave<K: std::hash::Hash + Eq>(of: &mut HashMap<K, Vec<Arc<Notify>>>, at: &K, notify: &Arc<Notify>) {
+    if let Some(waiters) = of.get_mut(at) {
+        waiters.retain(|waiter| !Arc::ptr_eq(waiter, notify));
+        if waiters.is_empty() {
+            of.remove(at);
         }
     }
 }
@@ -235,6 +259,22 @@ mod tests {
         drop((one, two));
         assert_eq!(feed.waiters(), 0);
         assert!(feed.slots().waiting.is_empty());
+    }
+
+    #[tokio::test]
+    async fn who_watches_a_room_wakes_for_it_alone() {
+        let (feed, store) = feed();
+        let mut watcher = feed.register(UserNum(9));
+        watcher.watch(RoomNum(1));
+        commit(&store, &[1], 2, true).await;
+        assert!(!watcher.wait(Duration::ZERO).await);
+        commit(&store, &[1], 1, true).await;
+        assert!(watcher.wait(Duration::ZERO).await);
+        watcher.watch(RoomNum(2));
+        commit(&store, &[1], 1, true).await;
+        assert!(!watcher.wait(Duration::ZERO).await);
+        drop(watcher);
+        assert!(feed.slots().watched.is_empty() && feed.slots().waiting.is_empty());
     }
 
     async fn commit(store: &Store, users: &[u32], room: u32, only_room: bool) -> Position {

@@ -125,7 +125,11 @@ async fn an_old_bot_reads_its_rooms() {
     assert_eq!(joined["messages"]["chunk"][2]["content"]["body"], "before");
     assert!(joined["account_data"].as_array().unwrap().iter().any(|data| data["type"] == "m.tag"));
     assert_eq!((&invited["inviter"], &invited["invite"]["type"]), (&json!(alice.id), &json!("m.room.member")));
-    let mut from = all["end"].as_str().unwrap().to_owned();
+    let ignored = format!("/user/{}/account_data/m.ignored_user_list", q(&bob.id));
+    house.put(&ignored, &bob, json!({ "ignored_users": { &alice.id: {} } })).await.ok();
+    assert_eq!(house.get("/initialSync", &bob).await.ok()["rooms"].as_array().unwrap().len(), 1, "a hidden invite");
+    house.put(&ignored, &bob, json!({ "ignored_users": {} })).await.ok();
+    let mut from = house.get("/initialSync", &bob).await.ok()["end"].as_str().unwrap().to_owned();
     let mut heard: Vec<Value> = Vec::new();
     for nth in 0..3 {
         say(&house, &alice, &room, &format!("m{nth}")).await;

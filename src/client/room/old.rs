@@ -17,7 +17,7 @@ use crate::client::sync::user::write_account_data;
 use crate::client::{Client, Error, auth};
 use crate::http::{ErrorResponse, Request, Response, StatusCode};
 use crate::matrix::json;
-use crate::room::{Membership, Position, RoomNum, SyncToken, SyncView, Token};
+use crate::room::{Membership, Position, RoomNum, SyncToken, SyncView, Token, UserRoom};
 use crate::user::UserSync;
 
 /// How long a request waits when it does not say, and at most.
@@ -25,8 +25,6 @@ const TIMEOUT_MS: u64 = 30_000;
 const TIMEOUT_MS_MAX: u64 = 90_000;
 /// Memory of one waiting request: its entry in the feed, the request, the task.
 const WAITER_BYTES: u64 = 2 * 1024;
-/// Nothing wakes whoever is not in a room: it is looked at this often while they wait.
-const LOOK: Duration = Duration::from_secs(2);
 /// Events of each room in a snapshot.
 const EVENTS: usize = 10;
 const EVENTS_MAX: usize = 100;
@@ -45,7 +43,11 @@ pub async fn events(client: Arc<Client>, request: Request) -> Result<Response, E
     };
     let timeout = request.query_as::<u64>("timeout")?.unwrap_or(TIMEOUT_MS).min(TIMEOUT_MS_MAX);
     let slot = client.budget.account("sync_waiters").take(WAITER_BYTES).await?;
-    let waiter = client.feed.register(requester.user_num);
+    let mut waiter = client.feed.register(requester.user_num);
+    if let Some(room) = &room {
+        // Nothing else wakes whoever is not in it.
+        waiter.watch(client.rooms.may_look_into(&reader(requester.clone()), room).await?);
+    }
     let deadline = client.clock.instant() + Duration::from_millis(timeout);
     let reader = reader(requester);
     let mut from = from;
@@ -54,11 +56,16 @@ pub async fn events(client: Arc<Client>, request: Request) -> Result<Response, E
         if !page.is_empty() || client.clock.instant() >= deadline {
             break page;
         }
-        from = Some(page.from);
+        // Up to there everything was looked at. The snapshot goes: pages that it sees are not used again while it lives.
+        from = Some(page.end);
+        let is_whole = page.is_whole;
+        drop(page);
         request.cancel_when_peer_leaves();
-        let until = if room.is_some() { deadline.min(client.clock.instant() + LOOK) } else { deadline };
+        if !is_whole {
+            continue;
+        }
         let hurried = tokio::select! {
-            _ = waiter.wait(until) => false,
+            _ = waiter.wait(deadline) => false,
             () = request.hurried() => true,
         };
         // The session may have ended meanwhile.
@@ -132,7 +139,11 @@ pub async fn all(client: Arc<Client>, request: Request) -> Result<Response, Erro
             Membership::Leave | Membership::Ban => archived,
             Membership::Knock => false,
         };
-        while let Some(room) = view.find_room(after, |room| Ok(is_wanted(room.membership()) && !room.is_forgotten()))? {
+        let is_shown = |room: &UserRoom| {
+            let is_hidden = room.membership() == Membership::Invite && view.is_invite_hidden(room)?;
+            Ok(is_wanted(room.membership()) && !room.is_forgotten() && !is_hidden)
+        };
+        while let Some(room) = view.find_room(after, is_shown)? {
             after = Some(room.num);
             pen.with(|out| comma(out, &mut first));
             write_room(&pen, &view, &own, room.num, room.membership(), limit).await?;

@@ -37,6 +37,8 @@ pub struct StreamPage {
     pub from: Position,
     /// Where the next piece begins.
     pub end: Position,
+    /// Whether everything up to now was looked at; if not, the next piece may have more at once.
+    pub is_whole: bool,
 }
 
 impl StreamPage {
@@ -80,24 +82,31 @@ impl Rooms {
             let now = view.now.at;
             // A position from the future comes from a database that was since restored.
             let from = from.filter(|from| *from <= now).unwrap_or(now);
-            let mut events = Vec::new();
+            let (mut events, mut looked_upto) = (Vec::new(), i64::MAX);
+            let mut collect = |num| {
+                let stopped = collect(&view, num, from, &mut events)?;
+                looked_upto = looked_upto.min(stopped.unwrap_or(i64::MAX));
+                Ok::<_, Error>(())
+            };
             match room {
-                Some(room) => collect(&view, room, from, &mut events)?,
+                Some(room) => collect(room)?,
                 None => {
                     let mut after = None;
                     while let Some(room) = view.find_room(after, |room| {
                         Ok(room.membership() == Membership::Join && view.has_moved(room.num, from)?)
                     })? {
                         after = Some(room.num);
-                        collect(&view, room.num, from, &mut events)?;
+                        collect(room.num)?;
                     }
                 }
             }
-            let end = match events.last() {
-                Some((order, ..)) if events.len() == STREAM_EVENTS_MAX => Position(*order as u64),
-                _ => now,
-            };
-            Ok(StreamPage { view, events, from, end })
+            if events.len() == STREAM_EVENTS_MAX {
+                looked_upto = looked_upto.min(events.last().map_or(i64::MAX, |(order, ..)| *order));
+            }
+            // What is behind comes with the next piece.
+            events.retain(|(order, ..)| *order <= looked_upto);
+            let end = now.min(Position(looked_upto.max(0) as u64));
+            Ok(StreamPage { view, events, from, end, is_whole: end == now })
         })
         .await
     }
@@ -114,6 +123,11 @@ impl Rooms {
         self.event(reader, room_id, event_id).await
     }
 
+    /// The number of a room that the user may see. `Forbidden` when they may not.
+    pub async fn may_look_into(&self, reader: &Reader, room_id: &RoomId) -> Result<RoomNum> {
+        Ok(visit(self, reader, room_id).await?.num)
+    }
+
     /// A room that the user may see, for a snapshot of it. `Forbidden` when they may not.
     pub async fn look_into(&self, reader: &Reader, room_id: &RoomId) -> Result<(SyncView, RoomView)> {
         // The view first: what comes in between is told twice rather than never.
@@ -122,8 +136,14 @@ impl Rooms {
     }
 }
 
-/// Adds a room's events behind a position to those found, of which the earliest are kept.
-fn collect(view: &SyncView, num: RoomNum, from: Position, events: &mut Vec<(i64, RoomNum, EventNum)>) -> Result<()> {
+/// Adds a room's events behind a position to those found, of which the earliest are kept. Answers the place up to which was looked, when
+/// there were too many rows to look at.
+fn collect(
+    view: &SyncView,
+    num: RoomNum,
+    from: Position,
+    events: &mut Vec<(i64, RoomNum, EventNum)>,
+) -> Result<Option<i64>> {
     let mut room = view.open_named(num)?;
     let until = match events.last() {
         Some((order, ..)) if events.len() == STREAM_EVENTS_MAX => *order,
@@ -131,7 +151,7 @@ fn collect(view: &SyncView, num: RoomNum, from: Position, events: &mut Vec<(i64,
     };
     let until = room.viewer.sees_upto().unwrap_or(i64::MAX).min(until);
     let (read, viewer, ignored) = (room.read.clone(), &mut room.viewer, &room.format.ignored);
-    let (mut found, mut looked) = (Vec::new(), 0);
+    let (mut found, mut looked, mut stopped) = (Vec::new(), 0, None);
     timeline::forward(&*read, num, from.0 as i64, until, &mut |order, event| {
         looked += 1;
         let row = event::row_of(&*read, event)?;
@@ -139,7 +159,10 @@ fn collect(view: &SyncView, num: RoomNum, from: Position, events: &mut Vec<(i64,
         if !is_ignored && viewer.sees(&*read, &row)? {
             found.push((order, num, event));
         }
-        Ok(match found.len() < STREAM_EVENTS_MAX && looked < STREAM_ROWS_MAX {
+        if looked == STREAM_ROWS_MAX {
+            stopped = Some(order);
+        }
+        Ok(match found.len() < STREAM_EVENTS_MAX && stopped.is_none() {
             true => ControlFlow::Continue(()),
             false => ControlFlow::Break(()),
         })
@@ -147,7 +170,7 @@ fn collect(view: &SyncView, num: RoomNum, from: Position, events: &mut Vec<(i64,
     events.extend(found);
     events.sort_unstable_by_key(|(order, ..)| *order);
     events.truncate(STREAM_EVENTS_MAX);
-    Ok(())
+    Ok(stopped)
 }
 
 impl SyncView {
@@ -198,5 +221,44 @@ impl RoomView {
     /// The snapshot that the room is read in.
     pub fn snapshot(&self) -> Arc<crate::store::Read> {
         self.read.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::room::testing::house;
+    use crate::store::tables::user::account_data;
+
+    #[tokio::test]
+    async fn nothing_is_lost_behind_many_events_that_are_not_shown() {
+        let house = house();
+        let (anna, loud) = (house.user("anna").await, house.user("loud").await);
+        let (room, other) = (house.public_room(&anna).await, house.public_room(&anna).await);
+        house.join(&loud, &room).await.unwrap();
+        let reader = Reader { user: house.user_num(&anna), user_id: anna.clone(), device: "D".to_owned() };
+        let from = house.rooms.events_after(&reader, None, None).await.unwrap().end;
+        let (user, ignored) = (house.user_num(&anna), json!({ "ignored_users": { &loud: {} } }).to_string());
+        let ignoring = house.store.write(move |w| {
+            account_data::set(w, user, account_data::GLOBAL, "m.ignored_user_list", ignored.as_bytes())
+        });
+        ignoring.await.map_err(|failed| failed.into_inner()).unwrap();
+        for nth in 0..STREAM_ROWS_MAX + 5 {
+            house.say(&loud, &room, &nth.to_string()).await;
+        }
+        house.say(&anna, &room, "seen").await;
+        house.say(&anna, &other, "seen too").await;
+        let (mut at, mut rooms) = (from, Vec::new());
+        loop {
+            let page = house.rooms.events_after(&reader, None, Some(at)).await.unwrap();
+            rooms.extend(page.events.iter().map(|(_, num, _)| *num));
+            at = page.end;
+            if page.is_whole {
+                break;
+            }
+        }
+        assert_eq!(rooms, [house.room_num(&room), house.room_num(&other)]);
     }
 }
