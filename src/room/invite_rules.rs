@@ -135,7 +135,7 @@ impl<'de> Visitor<'de> for Patterns<'_> {
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> std::result::Result<bool, A::Error> {
         let mut fits = false;
         while let Some(pattern) = list.next_element::<Cow<'de, str>>()? {
-            fits |= glob_matches(pattern.as_bytes(), self.0.as_bytes());
+            fits = fits || glob_matches(pattern.as_bytes(), self.0.as_bytes());
         }
         Ok(fits)
     }

@@ -25,6 +25,9 @@ const ROWS_A_STEP: usize = 2_000;
 /// Events redacted in a write: two rows each, and for each a look at the unread counts of the local members.
 const EVENTS_A_STEP: usize = 20;
 const PAUSE: Duration = Duration::from_millis(20);
+/// What stays, whoever sent it: what is left of a redacted access control list denies every server, apps take a room whose encryption
+/// names no algorithm for one that is not encrypted, and a room's first event says which type it has and who may come in from elsewhere.
+const KEPT: [Kind; 3] = [Kind::SERVER_ACL, Kind::ENCRYPTION, Kind::CREATE];
 /// After a failed step.
 const FAILED_PAUSE: Duration = Duration::from_secs(60);
 
@@ -129,8 +132,7 @@ fn look(read: &Read) -> Result<Option<Step>> {
         if row.member.is_some_and(|(membership, user)| user == task.user && membership != Membership::Join) {
             return Ok(ControlFlow::Break(()));
         }
-        // What is left of a redacted access control list denies every server.
-        if row.sender == task.user && !row.flags.redacted && row.kind != Kind::SERVER_ACL {
+        if row.sender == task.user && !row.flags.redacted && !KEPT.contains(&row.kind) {
             step.events.push(num);
         }
         Ok(ControlFlow::Continue(()))
@@ -180,6 +182,30 @@ mod tests {
         }
         assert_eq!(shown(&earlier).await["content"]["body"], "an earlier stay");
         assert_eq!(shown(&other).await["content"]["body"], "stop");
+    }
+
+    #[tokio::test]
+    async fn what_keeps_a_room_safe_stays() {
+        let house = house();
+        let (anna, bad) = (house.user("anna").await, house.user("bad").await);
+        let room = house.public_room(&anna).await;
+        house.join(&bad, &room).await.unwrap();
+        let levels = json!({ "users": { &bad: 90 }, "state_default": 50 });
+        house.send(&anna, &room, "m.room.power_levels", Some(""), levels).await.unwrap();
+        let encryption = json!({ "algorithm": "m.megolm.v1.aes-sha2" });
+        house.send(&bad, &room, "m.room.encryption", Some(""), encryption.clone()).await.unwrap();
+        house.send(&bad, &room, "m.room.name", Some(""), json!({ "name": "spam" })).await.unwrap();
+        house.rooms.ban(&anna, &room, &bad, None, Some("redact_events")).await.unwrap();
+        while step(&house.rooms).await.unwrap().is_some() {}
+        let read = house.read();
+        let num = house.room_num(&room);
+        let content = |kind: &str| -> Value {
+            let known = known_num(&read, num).unwrap();
+            let event = known.view(&read).event(kind, "").unwrap().unwrap();
+            serde_json::from_str(event.content()).unwrap()
+        };
+        assert_eq!(content("m.room.encryption"), encryption);
+        assert_eq!(content("m.room.name"), json!({}));
     }
 
     #[tokio::test]

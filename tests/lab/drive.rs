@@ -71,7 +71,7 @@ impl Snug {
         let certificates = Certificates::get(&control::cache().join("certificates"))?;
         let found = format!("127.0.0.1:{}", self.setup.resident_port);
         let config = format!(
-            "server_name = \"{NAME}\"\nlisten = [\"{}\"]\ndata_dir = \"data\"\nbudget = \"{}\"\nregistration = \"open\"\n\
+            "server_name = \"{NAME}\"\nlisten = [\"{}\"]\ndata_dir = \"data\"\nbudget = \"{}\"\nregistration = \"open\"\nguests = true\n\
              rate_limits = false\nlog = \"{}\"\n\n[federation]\nlisten = [\"{}\"]\ntls_certificate = {:?}\n\
              tls_private_key = {:?}\nextra_ca_file = {:?}\nallow_private_addresses = true\nhourly_bytes_max = \"4 GiB\"\nnotaries = [\"{RESIDENT}\"]\n\n\
              [federation.overrides]\n\"{RESIDENT}\" = \"{found}\"\n\"{GUEST}\" = \"{found}\"\n",
