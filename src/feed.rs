@@ -124,7 +124,9 @@ impl Follower for Inner {
         let slots = self.slots.lock();
         for change in changes {
             slots.wake(&change.users);
-            change.room.and_then(|room| slots.watched.get(&room)).into_iter().flatten().for_each(|one| one.notify_one());
+            if let Some(watching) = change.room.and_then(|room| slots.watched.get(&room)) {
+                watching.iter().for_each(|watching| watching.notify_one());
+            }
         }
         drop(slots);
         if changes.iter().any(|change| change.outbound) {

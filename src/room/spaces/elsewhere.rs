@@ -21,8 +21,8 @@ use crate::remote::{Failed, StreamLimits, Urgency, encode};
 use crate::room::Rooms;
 use crate::room::error::Result;
 use crate::room::state::description::{Description, shown_text};
-use crate::store::{Get, Write};
 use crate::store::tables::room::told::{self, Told};
+use crate::store::{Get, Write};
 
 /// How long what was told is as good as asking again.
 pub const FRESH_MS: u64 = 5 * 60 * 1000;
