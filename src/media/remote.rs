@@ -142,7 +142,7 @@ impl Media {
         match self.stream(server, &target).await {
             Ok(body) => match Part::open(body).await? {
                 Opening::Here(incoming) => Ok(*incoming),
-                Opening::At { url, about } => self.from_web(url, about).await,
+                Opening::At { url, about } => self.of_web(url, about).await,
             },
             Err(failed) if is_unknown_there(&failed) => {
                 let target = format!(
@@ -159,7 +159,7 @@ impl Media {
     }
 
     /// A file that its server says to be at some URL. Nothing there is told who asks, and no private address is asked.
-    async fn from_web(&self, url: String, said: About) -> Result<Incoming, Error> {
+    async fn of_web(&self, url: String, said: About) -> Result<Incoming, Error> {
         let limits = WebLimits { time: WEB_TIME, body_bytes_max: BYTES_MAX, ..WebLimits::default() };
         let answer = self.0.parts.remote.web().ask(WebRequest::get(url), limits).await.map_err(elsewhere)?;
         if answer.status != 200 {
