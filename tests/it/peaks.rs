@@ -21,8 +21,32 @@ const LEFT_OUT: &[&str] = &["admin", "connections"];
 /// Bytes of each account, under each profile in the order of [`Profile::names`].
 type Table = BTreeMap<String, Vec<u64>>;
 
+/// Tries: an answer may give its bytes back a moment after the next began, so the least of some tries counts.
+const TRIES_MAX: usize = 6;
+
 #[tokio::test(flavor = "multi_thread")]
 async fn accounts_hold_what_they_held() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/peaks.tsv");
+    let writes = std::env::var("SNUG_PEAKS").is_ok_and(|what| what == "write");
+    let known = read(&std::fs::read_to_string(path).unwrap());
+    let mut found = measured().await;
+    for _ in 1..TRIES_MAX {
+        if !writes && differences(&known, &found).is_empty() {
+            break;
+        }
+        for (account, again) in measured().await {
+            let least = found.entry(account).or_insert_with(|| again.clone());
+            least.iter_mut().zip(again).for_each(|(least, again)| *least = again.min(*least));
+        }
+    }
+    if writes {
+        return std::fs::write(path, written(&found)).unwrap();
+    }
+    let wrong = differences(&known, &found);
+    assert!(wrong.is_empty(), "{}\nas it should be? SNUG_PEAKS=write cargo test --test it peaks", wrong.join("\n"));
+}
+
+async fn measured() -> Table {
     let mut found = Table::new();
     for name in Profile::names() {
         let server = TestServer::start_under(name).await;
@@ -33,13 +57,7 @@ async fn accounts_hold_what_they_held() {
         }
         server.stop().await;
     }
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/peaks.tsv");
-    if std::env::var("SNUG_PEAKS").is_ok_and(|what| what == "write") {
-        std::fs::write(path, written(&found)).unwrap();
-    }
-    let known = read(&std::fs::read_to_string(path).unwrap());
-    let wrong = differences(&known, &found);
-    assert!(wrong.is_empty(), "{}\nas it should be? SNUG_PEAKS=write cargo test --test it peaks", wrong.join("\n"));
+    found
 }
 
 /// What people do, one thing after the other: nothing here depends on who comes first.
