@@ -153,8 +153,8 @@ const SAMPLE_GROWING_EVERY: Duration = Duration::from_millis(35);
 const GROWTH_BYTES: u64 = 512 << 10;
 
 /// Growth of text allowed for between two samples; text goes back when no more than this is left of its share. Most that
-/// was seen in 80 ms with everything at once: 5.9 MiB.
-const TEXT_BETWEEN_BYTES: u64 = 11 << 19;
+/// was seen with everything at once: 6 MiB.
+const TEXT_BETWEEN_BYTES: u64 = 27 << 18;
 /// A sample counts when less than this was allocated or freed during it.
 const STEADY_BYTES: u64 = 128 << 10;
 

@@ -523,7 +523,7 @@ mod tests {
         says(wrong("connections_max = 23", "connections_max = 40"), ["connections_max", "account connections"]);
         says(wrong("tls_buffer = \"8 KiB\"", "tls_buffer = \"1 MiB\""), ["tls_buffer", "account connections"]);
         says(wrong("http1_buffer = \"8 KiB\"", "http1_buffer = \"4 KiB\""), ["http1_buffer", "8.0 KiB"]);
-        says(wrong("redb_cache = \"3.5 MiB\"", "redb_cache = \"7 MiB\""), ["redb_cache", "account database_cache"]);
+        says(wrong("redb_cache = \"2.5 MiB\"", "redb_cache = \"7 MiB\""), ["redb_cache", "account database_cache"]);
         says(
             wrong("request_body_max = \"512 KiB\"", "request_body_max = \"2 MiB\""),
             ["request_body_max", "account request_bodies"],
@@ -531,7 +531,7 @@ mod tests {
         says(wrong("join_workers = 2", "join_workers = 64"), ["join_workers", "account join"]);
         says(wrong("join_workers = 2", "join_workers = 0"), ["join_workers", "is 0"]);
         says(
-            wrong("768 KiB\"\nreason = \"events", "300 KiB\"\nreason = \"events"),
+            wrong("512 KiB\"\nreason = \"events", "300 KiB\"\nreason = \"events"),
             ["state_conflicts_max", "account gaps"],
         );
         says(
