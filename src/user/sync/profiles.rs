@@ -40,7 +40,7 @@ impl UserSync {
     /// Whether there is anything to tell of the profiles of local users who share a room, our user among them.
     pub fn any_profiles(&self, query: ProfileQuery<'_>) -> Result<bool, Error> {
         for (user, news) in self.profile_news(query.whole)? {
-            if news == News::Gone || !self.told_fields(user, news, query.fields)?.is_empty() {
+            if self.told(user, news, query)?.is_some() {
                 return Ok(true);
             }
         }
@@ -52,13 +52,7 @@ impl UserSync {
         pen.text("{");
         let mut first = true;
         for (user, news) in self.profile_news(query.whole)? {
-            let fields = match news {
-                News::Gone => Vec::new(),
-                _ => self.told_fields(user, news, query.fields)?,
-            };
-            if news != News::Gone && fields.is_empty() {
-                continue;
-            }
+            let Some(fields) = self.told(user, news, query)? else { continue };
             self.write_user(pen, user, &mut first)?;
             match news {
                 News::Gone => pen.text(":null"),
@@ -76,13 +70,7 @@ impl UserSync {
         pen.text("{");
         let mut first = true;
         for (user, news) in self.profile_news(query.whole)? {
-            let fields = match news {
-                News::Gone => Vec::new(),
-                _ => self.told_fields(user, news, query.fields)?,
-            };
-            if news != News::Gone && fields.is_empty() {
-                continue;
-            }
+            let Some(fields) = self.told(user, news, query)? else { continue };
             self.write_user(pen, user, &mut first)?;
             pen.text(":{\"profile_updates\":");
             match news {
@@ -94,6 +82,14 @@ impl UserSync {
         }
         pen.text("}");
         Ok(())
+    }
+
+    /// The fields that are told of a user, none of one who is gone; `None` when nothing of the user is told.
+    fn told(&self, user: UserNum, news: News, query: ProfileQuery<'_>) -> Result<Option<Vec<String>>, Error> {
+        if news == News::Gone {
+            return Ok(Some(Vec::new()));
+        }
+        Ok(Some(self.told_fields(user, news, query.fields)?).filter(|fields| !fields.is_empty()))
     }
 
     async fn write_fields(&self, pen: &ChunkWriter, user: UserNum, fields: &[String]) -> Result<(), ChunkError> {
