@@ -1,13 +1,31 @@
 //! The time, and waiting for a later one.
 //!
-//! A board has no clock battery: wall time may jump. `now_ms` therefore never goes back behind the latest value it has
-//! given or been told of, and code that measures a length of time uses `instant`, which only moves forward.
+//! A board has no clock battery: it starts in 1970, or where it last was, until the network tells it the time. So
+//! `now_ms` never goes back behind the latest value it has given or been told of (the store keeps one over a restart).
+//! While the machine's clock is behind that, time goes on from there as it passes, so that what is to happen later still
+//! happens. Code that measures a length of time uses `instant`, which only moves forward and never jumps.
+//!
+//! What needs the true time (certificates of others, signatures they shall believe, links that expire) asks
+//! [`Clock::is_plausible`] and waits. When the true time comes, what was noted before lies behind it by the jump;
+//! [`Clock::corrected_ms`] says when such a thing really was.
 
+use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use parking_lot::Mutex;
 use tokio::sync::watch;
+
+/// The program was written later than this, in unix milliseconds: no right clock says less. A board's own first date
+/// (1970, 2000, the day its system was made) is far before. To be raised with a release, never to a day still to come.
+pub const EARLIEST_MS: u64 = 1_760_000_000_000;
+/// A clock that is behind the latest known time by less than this has been corrected; it is waited for.
+const CORRECTION_MS: u64 = 60_000;
+/// A clock that is further behind than this has not been set. A day: nobody's mistake of hours stops what needs the time.
+const BEHIND_MS_MAX: u64 = 86_400_000;
+/// Made by systemd-timesyncd once the network has told the time.
+const SYNCHRONISED: &str = "/run/systemd/timesync/synchronized";
 
 /// A clock that is passed in, never taken: the real one, or one a test moves by hand. Cloning is cheap and gives
 /// the same clock.
@@ -18,31 +36,117 @@ struct Inner {
     source: Source,
     /// The latest unix time in milliseconds given out or remembered.
     latest_ms: AtomicU64,
+    /// What the latest time makes `instant` zero to be: from here time goes on while the source is behind.
+    origin_ms: AtomicU64,
+    /// Nothing less is plausible.
+    earliest_ms: u64,
+    /// The operator says that the machine's clock is right.
+    is_trusted: AtomicBool,
+    /// The source was behind what is plausible when it was last read.
+    is_unset: AtomicBool,
+    jump: Mutex<Option<Jump>>,
+}
+
+/// The last time that a clock was set that had not been: times from the beginning of the run until then were too early.
+#[derive(Clone, Copy)]
+struct Jump {
+    from_ms: u64,
+    until_ms: u64,
+    by_ms: u64,
 }
 
 enum Source {
     Real { start: Instant },
-    Simulated { start_ms: u64, elapsed: watch::Sender<Duration> },
+    Simulated { start_ms: u64, elapsed: watch::Sender<Duration>, set_by_ms: AtomicU64 },
 }
 
 impl Clock {
     pub fn real() -> Self {
-        Self::with(Source::Real { start: Instant::now() })
+        Self::with(Source::Real { start: Instant::now() }, EARLIEST_MS)
     }
 
     /// A clock that stands still at `start_ms` (unix milliseconds) until `advance` is called.
     pub fn simulated(start_ms: u64) -> Self {
-        Self::with(Source::Simulated { start_ms, elapsed: watch::channel(Duration::ZERO).0 })
+        let elapsed = watch::channel(Duration::ZERO).0;
+        Self::with(Source::Simulated { start_ms, elapsed, set_by_ms: AtomicU64::new(0) }, 0)
     }
 
-    fn with(source: Source) -> Self {
-        Clock(Arc::new(Inner { source, latest_ms: AtomicU64::new(0) }))
+    /// A simulated clock that begins in 1970, as a board's does.
+    #[cfg(test)]
+    pub fn unset() -> Self {
+        let elapsed = watch::channel(Duration::ZERO).0;
+        Self::with(Source::Simulated { start_ms: 0, elapsed, set_by_ms: AtomicU64::new(0) }, EARLIEST_MS)
+    }
+
+    fn with(source: Source, earliest_ms: u64) -> Self {
+        Clock(Arc::new(Inner {
+            source,
+            latest_ms: AtomicU64::new(0),
+            origin_ms: AtomicU64::new(earliest_ms),
+            earliest_ms,
+            is_trusted: AtomicBool::new(false),
+            is_unset: AtomicBool::new(false),
+            jump: Mutex::new(None),
+        }))
     }
 
     /// Unix time in milliseconds; never less than a time given out or remembered before.
     pub fn now_ms(&self) -> u64 {
+        let (read, passed) = (self.read_ms(), self.instant().as_millis() as u64);
+        let Inner { latest_ms, origin_ms, earliest_ms, is_unset, .. } = &*self.0;
+        let latest = latest_ms.load(Ordering::Relaxed);
+        if read < *earliest_ms || read + CORRECTION_MS < latest {
+            if !self.is_near(read, latest) {
+                is_unset.store(true, Ordering::Relaxed);
+            }
+            let kept = origin_ms.load(Ordering::Relaxed) + passed;
+            return latest_ms.fetch_max(kept, Ordering::Relaxed).max(kept);
+        }
+        if is_unset.load(Ordering::Relaxed) && is_unset.swap(false, Ordering::Relaxed) {
+            self.note_jump(read, passed);
+        }
+        origin_ms.fetch_max(read.saturating_sub(passed), Ordering::Relaxed);
+        latest_ms.fetch_max(read, Ordering::Relaxed).max(read)
+    }
+
+    /// The clock was set: what was noted in this run was so much too early.
+    fn note_jump(&self, read_ms: u64, passed_ms: u64) {
+        let from_ms = self.0.origin_ms.load(Ordering::Relaxed);
+        let until_ms = from_ms + passed_ms;
+        let by_ms = read_ms.saturating_sub(until_ms);
+        *self.0.jump.lock() = Some(Jump { from_ms, until_ms, by_ms });
+        tracing::info!("the clock was set: it is {} s later than it seemed", by_ms / 1000);
+    }
+
+    fn is_near(&self, read_ms: u64, latest_ms: u64) -> bool {
+        read_ms >= self.0.earliest_ms && read_ms + BEHIND_MS_MAX >= latest_ms
+    }
+
+    /// Whether the machine's clock can be right: it is not before this program was written, and not by more than a day
+    /// before the latest time kept; or whoever set it says that it is right.
+    pub fn is_plausible(&self) -> bool {
         let read = self.read_ms();
-        self.0.latest_ms.fetch_max(read, Ordering::Relaxed).max(read)
+        self.is_near(read, self.0.latest_ms.load(Ordering::Relaxed)) || self.is_known_right(read)
+    }
+
+    fn is_known_right(&self, read_ms: u64) -> bool {
+        let is_real = matches!(self.0.source, Source::Real { .. });
+        read_ms >= self.0.earliest_ms
+            && (self.0.is_trusted.load(Ordering::Relaxed) || is_real && Path::new(SYNCHRONISED).exists())
+    }
+
+    /// From now on the machine's clock counts as right, unless it is before this program was written.
+    pub fn trust(&self) {
+        self.0.is_trusted.store(true, Ordering::Relaxed);
+    }
+
+    /// A time given out in this run, as it is known now: one from before the clock was set is moved by what it was wrong
+    /// by. For what shall last some time and not until some date.
+    pub fn corrected_ms(&self, at_ms: u64) -> u64 {
+        match *self.0.jump.lock() {
+            Some(jump) if (jump.from_ms..=jump.until_ms).contains(&at_ms) => at_ms + jump.by_ms,
+            _ => at_ms,
+        }
     }
 
     /// The time of the source, which may lie behind `now_ms` when the board woke up with a wrong date.
@@ -51,14 +155,24 @@ impl Clock {
             Source::Real { .. } => {
                 SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
             }
-            Source::Simulated { start_ms, elapsed } => start_ms + elapsed.borrow().as_millis() as u64,
+            Source::Simulated { start_ms, elapsed, set_by_ms } => {
+                start_ms + elapsed.borrow().as_millis() as u64 + set_by_ms.load(Ordering::Relaxed)
+            }
         }
     }
 
     /// Tells the clock a time known to have passed (the latest one in the database), which it then never goes
-    /// back behind.
-    pub fn remember_ms(&self, seen_ms: u64) {
+    /// back behind. False when that time was wrong, since the machine's clock is known to be right and is far behind it:
+    /// then it is not remembered.
+    pub fn remember_ms(&self, seen_ms: u64) -> bool {
+        let read = self.read_ms();
+        if !self.is_near(read, seen_ms) && self.is_known_right(read) {
+            return false;
+        }
+        let passed = self.instant().as_millis() as u64;
+        self.0.origin_ms.fetch_max(seen_ms.saturating_sub(passed), Ordering::Relaxed);
         self.0.latest_ms.fetch_max(seen_ms, Ordering::Relaxed);
+        true
     }
 
     /// Time since the clock was made; moves forward only.
@@ -94,6 +208,13 @@ impl Clock {
                 done = work => Some(done),
                 () = self.sleep(length) => None,
             }
+        }
+    }
+
+    /// Sets a simulated clock forward, as the network does: no time passes.
+    pub fn set_forward(&self, by: Duration) {
+        if let Source::Simulated { set_by_ms, .. } = &self.0.source {
+            set_by_ms.fetch_add(by.as_millis() as u64, Ordering::Relaxed);
         }
     }
 
@@ -146,6 +267,61 @@ mod tests {
         assert_eq!(clock.now_ms(), 5_000);
         clock.advance(Duration::from_secs(10));
         assert_eq!(clock.now_ms(), 11_000);
+    }
+
+    /// A board without a battery started in 1970: time stood still at the latest known, so that no message was sent to
+    /// another server again once it had failed.
+    #[test]
+    fn without_a_clock_time_goes_on_from_the_latest_known() {
+        const KEPT: u64 = EARLIEST_MS + 400 * BEHIND_MS_MAX;
+        let clock = Clock::simulated(0);
+        assert!(clock.is_plausible());
+        clock.remember_ms(KEPT);
+        assert!(!clock.is_plausible());
+        let first = clock.now_ms();
+        clock.advance(Duration::from_secs(60));
+        let second = clock.now_ms();
+        assert_eq!((first, second), (KEPT, KEPT + 60_000));
+        clock.set_forward(Duration::from_millis(KEPT + 10 * BEHIND_MS_MAX));
+        let third = clock.now_ms();
+        assert!(clock.is_plausible());
+        assert_eq!(third, KEPT + 10 * BEHIND_MS_MAX + 60_000);
+        assert_eq!(clock.corrected_ms(second), third, "a length that began before the clock was set is known");
+        assert_eq!(clock.corrected_ms(first) + 60_000, third);
+        assert_eq!(clock.corrected_ms(KEPT - 1), KEPT - 1, "times of earlier runs stay");
+        assert_eq!(clock.corrected_ms(third + 5), third + 5);
+    }
+
+    #[test]
+    fn a_correction_is_waited_for_and_a_clock_set_back_is_not() {
+        let clock = Clock::simulated(EARLIEST_MS);
+        assert!(clock.remember_ms(EARLIEST_MS + 30_000));
+        clock.advance(Duration::from_secs(1));
+        assert_eq!((clock.now_ms(), clock.is_plausible()), (EARLIEST_MS + 30_000, true));
+        let clock = Clock::simulated(EARLIEST_MS);
+        assert!(clock.remember_ms(EARLIEST_MS + 3_600_000));
+        clock.advance(Duration::from_secs(1));
+        assert_eq!((clock.now_ms(), clock.is_plausible()), (EARLIEST_MS + 3_601_000, true));
+    }
+
+    #[test]
+    fn the_time_is_never_before_the_program_was_written() {
+        let clock = Clock::unset();
+        assert_eq!((clock.now_ms(), clock.is_plausible()), (EARLIEST_MS, false));
+        clock.advance(Duration::from_secs(5));
+        assert_eq!(clock.now_ms(), EARLIEST_MS + 5_000);
+        clock.set_forward(Duration::from_millis(2 * EARLIEST_MS));
+        assert!(clock.now_ms() > 2 * EARLIEST_MS && clock.is_plausible());
+        assert!(Clock::real().is_plausible(), "the clock of the machine that tests this");
+    }
+
+    /// A clock was in the year 2099 for a moment, which the database then kept.
+    #[test]
+    fn a_clock_known_to_be_right_overrules_what_was_kept() {
+        let clock = Clock::simulated(EARLIEST_MS);
+        clock.trust();
+        assert!(!clock.remember_ms(EARLIEST_MS * 2));
+        assert_eq!((clock.now_ms(), clock.is_plausible()), (EARLIEST_MS, true));
     }
 
     #[tokio::test]

@@ -25,7 +25,7 @@ mod worker;
 
 pub use blocking::{block_on_until, blocking, joined, unbroken};
 pub use chunks::{Awaited, ChunkError, ChunkWriter, Chunks, OneChunk, begun, comma, written};
-pub use clock::{Clock, Deadline, StopWatch};
+pub use clock::{Clock, Deadline, EARLIEST_MS, StopWatch};
 pub use date::{date, span, timestamp};
 pub use keyed_lock::{KeyedGuard, KeyedLock};
 pub use lane::Lane;

@@ -152,6 +152,14 @@ pub const SETTINGS: &[Setting] = &[
         |config, given| Ok(config.rate_limits = given.flag()?),
     ),
     setting(
+        "trust_clock",
+        "false",
+        "Whether the machine's clock is right whatever this server remembers. A board without a battery starts in 1970, so a clock that \
+         is a day behind the latest time known is not believed, and other servers are not asked before it is set. Set this to \
+         true when the clock was once in the future by mistake, and start Snug once.",
+        |config, given| Ok(config.trust_clock = given.flag()?),
+    ),
+    setting(
         "log",
         r#""info""#,
         "What is logged: error, warn, info, debug or trace, also for a part alone: \"info,snug::remote=debug\".",

@@ -89,6 +89,8 @@ pub struct Config {
     pub media: media::Options,
     pub trusted_proxies: Vec<IpAddr>,
     pub rate_limits: bool,
+    /// The machine's clock is right whatever the database remembers.
+    pub trust_clock: bool,
     pub log: String,
     pub client: Client,
     pub federation: Federation,
@@ -292,6 +294,7 @@ impl Default for Config {
             media: media::Options::default(),
             trusted_proxies: Vec::new(),
             rate_limits: true,
+            trust_clock: false,
             log: String::new(),
             client: Client::default(),
             federation: Federation::default(),

@@ -37,6 +37,11 @@ fn own(federation: &Federation) -> Result<Map<String, Value>, ErrorResponse> {
         .iter()
         .map(|old| (old.id.clone(), json!({ "key": old.public.to_base64(), "expired_ts": old.expired_ms })))
         .collect();
+    // It would be valid until a day that others have behind them, and they keep what they are told.
+    if !federation.clock.is_plausible() {
+        let message = "The clock of this server has not been set yet";
+        return Err(ErrorResponse::new(crate::http::StatusCode::SERVICE_UNAVAILABLE, "M_UNKNOWN", message));
+    }
     let mut said = Map::new();
     said.insert("server_name".into(), federation.server_name.as_str().into());
     said.insert("valid_until_ts".into(), (federation.clock.now_ms() + VALID_MS).into());

@@ -41,6 +41,9 @@ const SILENCE_OFFLINE_MS: u64 = 60_000;
 const RECOVERED_MAX: usize = 64;
 /// A server that contacts us is retried at once this often and no more: many that contact us cannot be reached.
 const EXCUSED_MS: u64 = 60_000;
+/// While this machine's clock has not been set, whether it is by now is looked at after so long.
+const UNSET_MS: u64 = 5_000;
+
 #[derive(Clone)]
 pub struct Backoff(Arc<Inner>);
 
@@ -102,6 +105,9 @@ impl Backoff {
     /// Whether a server may be asked now, and how long it may be without a sign. `fixed`: it is reached without DNS, so
     /// that the Internet being gone does not matter.
     pub(super) async fn admit(&self, server: &ServerName, fixed: bool, urgency: Urgency) -> Result<Duration, Failed> {
+        if !self.0.clock.is_plausible() {
+            return Err(Failed::NoTime { retry_after_ms: UNSET_MS });
+        }
         let standing = self.standing(server).await;
         let now = self.0.clock.now_ms();
         let mut book = self.book();
@@ -414,6 +420,18 @@ mod tests {
         again.success(&server, Whence::Nowhere);
         again.flush().await.unwrap();
         assert!(backoff(&store, &clock).admit(&server, true, Urgency::Later).await.is_ok());
+    }
+
+    /// A board that started in 1970 found every certificate not yet valid, and every server failing.
+    #[tokio::test]
+    async fn nobody_is_asked_before_the_clock_is_set() {
+        let (backoff, server) = (backoff(&Store::in_memory(), &Clock::unset()), name("a.example"));
+        for urgency in [Urgency::Person, Urgency::Later, Urgency::Contacted] {
+            assert!(matches!(backoff.admit(&server, true, urgency).await, Err(Failed::NoTime { .. })));
+        }
+        backoff.0.clock.set_forward(Duration::from_millis(2 * crate::base::EARLIEST_MS));
+        assert!(backoff.admit(&server, true, Urgency::Later).await.is_ok());
+        assert_eq!(backoff.retry_at_ms(&server).await, 0);
     }
 
     /// A server that contacts us and cannot be reached was tried anew after each of its requests.

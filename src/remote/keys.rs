@@ -433,7 +433,7 @@ impl Keys {
                 Ok((Err(Trouble::Store(error)), _)) => return Err(error),
                 Ok((Err(Trouble::Failed(why)), server)) => {
                     tracing::debug!(%server, %why, "no signing keys");
-                    if matches!(why, Failed::BackingOff { .. } | Failed::Offline { .. } | Failed::Refused(_)) {
+                    if why.is_a_pause() || matches!(why, Failed::Refused(_)) {
                         asked.passed_over.insert(server);
                     }
                 }

@@ -91,6 +91,9 @@ pub enum Failed {
     /// The Internet is gone; not asked.
     #[error("cannot be reached: this server has no Internet connection")]
     Offline { retry_after_ms: u64 },
+    /// This machine's clock has not been set, so that no certificate can be judged; not asked.
+    #[error("was not asked: the clock of this server has not been set yet")]
+    NoTime { retry_after_ms: u64 },
     /// Our own memory does not suffice.
     #[error("was not asked, for lack of memory: {0}")]
     Refused(#[from] Refused),
@@ -103,7 +106,7 @@ impl Failed {
 
     /// The server was not asked, since it or the Internet failed lately.
     pub fn is_a_pause(&self) -> bool {
-        matches!(self, Failed::BackingOff { .. } | Failed::Offline { .. })
+        matches!(self, Failed::BackingOff { .. } | Failed::Offline { .. } | Failed::NoTime { .. })
     }
 
     /// The peer understood and said no: asking the same again will not help.
@@ -127,7 +130,7 @@ impl Failed {
             }
             Failed::Unreachable { why, silent } => Failed::Unreachable { why: why + more, silent },
             Failed::BadAnswer(why) => Failed::BadAnswer(why + more),
-            Failed::Timeout | Failed::BackingOff { .. } | Failed::Offline { .. } => {
+            Failed::Timeout | Failed::BackingOff { .. } | Failed::Offline { .. } | Failed::NoTime { .. } => {
                 Failed::Unreachable { why: format!("it {self}{more}"), silent: false }
             }
             Failed::Unsendable(_) | Failed::TooLarge { .. } | Failed::Refused(_) => self,
@@ -251,7 +254,8 @@ impl Remote {
             Err(Failed::Status { .. } | Failed::TooLarge { .. }) => backoff.answered(whence),
             // It may have broken off long after the last sign.
             Err(Failed::BadAnswer(_)) => {}
-            Err(Failed::BackingOff { .. } | Failed::Offline { .. } | Failed::Refused(_) | Failed::Unsendable(_)) => {}
+            Err(Failed::BackingOff { .. } | Failed::Offline { .. } | Failed::NoTime { .. }) => {}
+            Err(Failed::Refused(_) | Failed::Unsendable(_)) => {}
         }
     }
 

@@ -400,6 +400,14 @@ impl Rooms {
             Err(Error::NotFound) => return Ok(None),
             Err(failed) => return Err(failed),
         };
+        // The clock was set meanwhile: as long as the app asked for has not passed.
+        let since_ms = self.0.parts.clock.corrected_ms(event.since_ms);
+        if since_ms != event.since_ms && since_ms + event.delay_ms > now_ms {
+            let mut waits = Delayed { since_ms, ..event };
+            waits.due_ms = self::due_ms(&waits, now_ms);
+            self.change_delayed(&id, waits).await?;
+            return Ok(None);
+        }
         let event = match self.still_there(event, now_ms).await {
             Ok(over) => over,
             Err(waits) => {
@@ -564,6 +572,26 @@ mod tests {
         let content = RawValue::from_string(json!({ "msgtype": "m.text", "body": "gone" }).to_string()).unwrap();
         let txn = txn.map(|txn| ("D".to_owned(), txn.to_owned()));
         Delay { kind: "m.room.message".to_owned(), state_key: None, content, sticky_ms: None, delay_ms, txn }
+    }
+
+    /// The board has no battery: when the network told the time, all that was delayed was sent at once.
+    #[tokio::test]
+    async fn a_clock_that_is_set_sends_nothing_early() {
+        let house = house();
+        let anna = house.user("anna").await;
+        let room = house.public_room(&anna).await;
+        house.clock.remember_ms(2 * crate::base::EARLIEST_MS);
+        let asked = house.rooms.schedule(&anna, &room, delay(60_000, None)).await.unwrap();
+        let Scheduled::Done(id) = asked else { panic!("{asked:?}") };
+        let is_sent = async || house.rooms.delayed_event(&anna, &id).await.unwrap().event.end.is_some();
+        house.clock.advance(Duration::from_secs(20));
+        while house.rooms.send_first_due().await.unwrap().is_none() {}
+        house.clock.set_forward(Duration::from_millis(3 * crate::base::EARLIEST_MS));
+        while house.rooms.send_first_due().await.unwrap().is_none() {}
+        assert!(!is_sent().await);
+        house.clock.advance(Duration::from_secs(41));
+        while house.rooms.send_first_due().await.unwrap().is_none() {}
+        assert!(is_sent().await);
     }
 
     #[tokio::test]

@@ -15,28 +15,31 @@ const BUSY_TRIES: u32 = 10;
 const BUSY_PAUSE: Duration = Duration::from_millis(200);
 
 /// Opens the database of a server that starts. Waits while a command has it, for two seconds at most.
-pub(super) async fn open_when_free(folder: &Path, budget: &Budget) -> Result<(Store, Grant), Failed> {
+pub(super) async fn open_when_free(folder: &Path, budget: &Budget, time: &Clock) -> Result<(Store, Grant), Failed> {
     // Another process is waited for, which no simulated clock moves on.
     let clock = Clock::real();
     for _ in 0..BUSY_TRIES {
-        match open(folder, budget)? {
+        match open(folder, budget, Some(time))? {
             (Err(store::Error::Busy), _) => clock.sleep(BUSY_PAUSE).await,
             (opened, grant) => return finished(folder, opened, grant),
         }
     }
-    open_store(folder, budget)
+    let (opened, grant) = open(folder, budget, Some(time))?;
+    finished(folder, opened, grant)
 }
 
 /// Opens the database.
 pub(super) fn open_store(folder: &Path, budget: &Budget) -> Result<(Store, Grant), Failed> {
-    let (opened, grant) = open(folder, budget)?;
+    let (opened, grant) = open(folder, budget, None)?;
     finished(folder, opened, grant)
 }
 
-fn open(folder: &Path, budget: &Budget) -> Result<(store::Result<Store>, Grant), Failed> {
+fn open(folder: &Path, budget: &Budget, time: Option<&Clock>) -> Result<(store::Result<Store>, Grant), Failed> {
     let cache = budget.account("database_cache");
     let grant = cache.try_take(cache.limit()).map_err(|refused| failed("the database's memory", refused))?;
-    Ok((Store::open(store_options(&folder.join(DATABASE), budget)), grant))
+    let mut options = store_options(&folder.join(DATABASE), budget);
+    options.clock = time.cloned();
+    Ok((Store::open(options), grant))
 }
 
 fn finished(folder: &Path, opened: store::Result<Store>, grant: Grant) -> Result<(Store, Grant), Failed> {
@@ -75,7 +78,7 @@ mod tests {
     async fn a_command_that_has_the_database_for_a_moment_is_waited_for() {
         let folder = std::env::temp_dir().join(format!("snug-busy-{}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
-        let budget = Budget::for_tests();
+        let (budget, clock) = (Budget::for_tests(), Clock::real());
         let (first, grant) = open_store(&folder, &budget).unwrap();
         drop(grant);
         assert!(open_store(&folder, &budget).is_err_and(|failed| failed.to_string().contains("run already")));
@@ -84,7 +87,7 @@ mod tests {
             first.close().await;
             drop(first);
         };
-        let (opened, ()) = tokio::join!(open_when_free(&folder, &budget), closing);
+        let (opened, ()) = tokio::join!(open_when_free(&folder, &budget, &clock), closing);
         opened.unwrap().0.close().await;
         std::fs::remove_dir_all(&folder).unwrap();
     }

@@ -13,6 +13,7 @@ use crate::base::{Clock, Random};
 use crate::config::{Config, FILE_NAME};
 use crate::federation::OldKey;
 use crate::matrix::sign;
+use crate::store::Store;
 
 pub(super) const DATABASE: &str = "database";
 pub(super) const SCRATCH: &str = "scratch";
@@ -186,10 +187,25 @@ pub(super) fn remember_time(folder: &Path, clock: &Clock) {
     let written = std::fs::metadata(folder.join(DATABASE)).and_then(|found| found.modified()).ok();
     let Some(since) = written.and_then(|at| at.duration_since(std::time::UNIX_EPOCH).ok()) else { return };
     let written_ms = since.as_millis() as u64;
-    if written_ms > clock.read_ms() + CLOCK_SLACK_MS {
+    remember_ms(written_ms, clock);
+}
+
+/// The same with the time that the database has kept.
+pub(super) fn remember_time_kept(store: &Store, clock: &Clock) {
+    match store.time_kept() {
+        Ok(kept) => kept.into_iter().for_each(|kept_ms| remember_ms(kept_ms, clock)),
+        Err(error) => tracing::error!("the latest time known cannot be read: {error}"),
+    }
+}
+
+fn remember_ms(kept_ms: u64, clock: &Clock) {
+    if !clock.remember_ms(kept_ms) {
+        tracing::warn!(
+            "the clock of this machine was once ahead; it is right now, and what was kept of then is forgotten"
+        );
+    } else if kept_ms > clock.read_ms() + CLOCK_SLACK_MS {
         tracing::warn!("the system clock is earlier than the last run of this server: check the date");
     }
-    clock.remember_ms(written_ms);
 }
 
 /// The key that signs every event and request of this server. It is made at the first start, before there are

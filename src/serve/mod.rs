@@ -187,8 +187,12 @@ impl Server {
         let folder = &config.data_dir;
         folder::make(folder)?;
         check_database(folder)?;
+        if config.trust_clock {
+            clock.trust();
+        }
         folder::remember_time(folder, &clock);
-        let (store, _database) = open_when_free(folder, &budget).await?;
+        let (store, _database) = open_when_free(folder, &budget, &clock).await?;
+        folder::remember_time_kept(&store, &clock);
         folder::empty_scratch(folder)?;
         // Accounts that cannot be read count as accounts. `check_name` reports the error.
         let accounts = store.read().and_then(|read| crate::store::tables::user::count_up_to(&read, 1));

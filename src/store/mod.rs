@@ -47,7 +47,7 @@ pub(crate) use row_counts::RowCounts;
 pub use schema::Table;
 pub use survey::{Gap, Survey, TableFound};
 
-use crate::base::Random;
+use crate::base::{Clock, Random};
 use writer::{Engine, Kind, Message, Typed};
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -65,6 +65,8 @@ pub struct StoreOptions {
     pub journal_bytes: u64,
     /// The source of a new database's hash key, and of what tells the journal's records of one run from another's.
     pub random: Random,
+    /// With a clock, each checkpoint writes down the latest time it has given out.
+    pub clock: Option<Clock>,
 }
 
 impl StoreOptions {
@@ -76,6 +78,7 @@ impl StoreOptions {
             stack_bytes: 1 << 20,
             journal_bytes: journal::JOURNAL_BYTES,
             random: Random::os(),
+            clock: None,
         }
     }
 }
@@ -116,6 +119,11 @@ impl Store {
     /// than an answer takes.
     pub fn read(&self) -> Result<Read> {
         self.0.read()
+    }
+
+    /// The latest time that a checkpoint wrote down, in unix milliseconds.
+    pub fn time_kept(&self) -> Result<Option<u64>> {
+        opening::time_kept(&self.read()?)
     }
 
     /// Runs `job` in the next commit, together with the other waiting jobs. When this returns `Ok`, it is durable.

@@ -15,20 +15,42 @@ use super::disk::{FREE_BYTES_MIN, Guarded, Medium};
 use super::journal::{self, Journal, PLACE_ROW, Place, Replay};
 use super::schema::{META, TABLES};
 use super::{Error, Position, Result, StoreOptions, guard, migrate};
-use crate::base::{Random, StopWatch};
+use crate::base::{Clock, Random, StopWatch};
 
 /// What an opening needs to know, the first and each later one.
 pub(super) struct How {
     cache_bytes: usize,
     journal_bytes: u64,
     random: Random,
+    clock: Option<Clock>,
 }
 
 impl How {
     pub(super) fn of(options: &StoreOptions) -> How {
         let journal_bytes = options.journal_bytes / journal::BLOCK as u64 * journal::BLOCK as u64;
-        How { cache_bytes: options.cache_bytes, journal_bytes, random: options.random.clone() }
+        How {
+            cache_bytes: options.cache_bytes,
+            journal_bytes,
+            random: options.random.clone(),
+            clock: options.clock.clone(),
+        }
     }
+}
+
+/// The row of the latest time.
+const TIME_ROW: &[u8] = b"time";
+
+impl How {
+    /// Writes down the time, with a checkpoint: a board without a battery knows no later one at its next start.
+    pub(super) fn keep_time(&self, w: &mut Write) -> Result<()> {
+        self.clock.as_ref().map_or(Ok(()), |clock| w.put(&META, TIME_ROW, &clock.now_ms().to_be_bytes()))
+    }
+}
+
+/// The latest time written down, in unix milliseconds.
+pub(super) fn time_kept(get: &impl Get) -> Result<Option<u64>> {
+    let row = get.get(&META, TIME_ROW)?;
+    row.map(|row| row.try_into().map(u64::from_be_bytes).map_err(|_| Error::corrupt(&META, TIME_ROW))).transpose()
 }
 
 pub(super) struct Open {

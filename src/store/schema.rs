@@ -27,8 +27,11 @@ impl Table {
 }
 
 // ---- store: the engine itself
-pub const META: Table =
-    table("meta", "store", "name → value: format, hash_key, journal, counters (the position and each next number)");
+pub const META: Table = table(
+    "meta",
+    "store",
+    "name → value: format, hash_key, journal, time, counters (the position and each next number)",
+);
 
 // ---- room: state trees and the numbers of state keys (tables/room/state_tree)
 pub const STATE_NODE: Table = table("state_node", "room", "u32 → node of a state tree (tables/room/state_tree)");

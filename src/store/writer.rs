@@ -321,6 +321,8 @@ impl Writer {
             // No record that the old file has, or gets later, may follow this commit.
             None => w.remove(&META, PLACE_ROW).map(drop),
         });
+        let is_checkpoint = journal.is_none() || record.is_none();
+        let noted = noted.and_then(|()| if is_checkpoint { shared.how.keep_time(&mut w) } else { Ok(()) });
         #[cfg(test)]
         shared.counted.lock().add(std::mem::take(&mut w.counted));
         drop(w);
@@ -356,7 +358,7 @@ impl Writer {
         let done = {
             let mut open = self.shared.open.write();
             let Some(open) = &mut *open else { return Err(Error::Closed) };
-            let done = checkpoint(open, false).and_then(|()| {
+            let done = checkpoint(open, &self.shared.how, false).and_then(|()| {
                 guard::whole("the database cannot be compacted", || match open.db.compact() {
                     Ok(_) => Ok(true),
                     Err(redb::CompactionError::TransactionInProgress) => Ok(false),
@@ -364,7 +366,7 @@ impl Writer {
                 })
             });
             // Compacting leaves no list of the pages in use, and a start after a power cut would have to look for them.
-            done.and_then(|done| checkpoint(open, false).map(|()| done))
+            done.and_then(|done| checkpoint(open, &self.shared.how, false).map(|()| done))
         };
         done.inspect_err(|failed| self.shared.recover(failed))
     }
@@ -376,7 +378,7 @@ impl Writer {
             place.take()
         };
         if let Some(open) = open {
-            if let Err(failed) = checkpoint(&open, true) {
+            if let Err(failed) = checkpoint(&open, &self.shared.how, true) {
                 tracing::warn!(error = %failed, "the last changes stay in the journal until the next start");
             }
             shut(open.db);
@@ -387,13 +389,16 @@ impl Writer {
 }
 
 /// Makes durable what only the journal has. At the last one nothing is left for the next start to look for.
-fn checkpoint(open: &Open, is_last: bool) -> Result<()> {
+fn checkpoint(open: &Open, how: &How, is_last: bool) -> Result<()> {
     let mut beside = open.journal.lock();
     let place = beside.journal.as_ref().map(|journal| journal.next(None));
     guard::whole("the changes of the journal cannot be committed", || {
-        opening::in_transaction(&open.db, Durability::Immediate, |w| match place {
-            Some(place) if !is_last => w.put(&META, PLACE_ROW, &place.to_row()),
-            _ => w.remove(&META, PLACE_ROW).map(drop),
+        opening::in_transaction(&open.db, Durability::Immediate, |w| {
+            how.keep_time(w)?;
+            match place {
+                Some(place) if !is_last => w.put(&META, PLACE_ROW, &place.to_row()),
+                _ => w.remove(&META, PLACE_ROW).map(drop),
+            }
         })
     })?;
     beside.journal.as_mut().map(Journal::begin);

@@ -360,7 +360,9 @@ impl Sender {
                 lag.due_ms = now + self.pause_after(&failed);
                 if lag.from >= lag.newest {
                     book.finish(report.server);
-                } else if now.saturating_sub(lag.since_ms) > FORGET_MS && is_its_own_doing(&failed) {
+                } else if now.saturating_sub(self.0.clock.corrected_ms(lag.since_ms)) > FORGET_MS
+                    && is_its_own_doing(&failed)
+                {
                     tracing::info!(%server, "the server has accepted nothing for two weeks; the events and messages \
                      waiting for it are dropped");
                     book.finish(report.server);
@@ -374,7 +376,9 @@ impl Sender {
     fn pause_after(&self, failed: &Failed) -> u64 {
         match failed {
             Failed::BackingOff { retry_after_ms } => *retry_after_ms,
-            Failed::Offline { retry_after_ms } => retry_after_ms + self.0.random.u64() % SPREAD_MS,
+            Failed::Offline { retry_after_ms } | Failed::NoTime { retry_after_ms } => {
+                retry_after_ms + self.0.random.u64() % SPREAD_MS
+            }
             Failed::Refused(refused) => refused.retry_after_ms.max(1000),
             // The backoff already knows the pause; asking it costs nothing.
             _ => 1000,
@@ -433,5 +437,5 @@ fn log_refusals(server: &ServerName, answer: &[u8]) {
 /// Whether a failure counts against the server: not the Internet being gone, nor a lack of memory here. A board that was
 /// off for weeks would lose all it owes at its first attempt.
 fn is_its_own_doing(failed: &Failed) -> bool {
-    !matches!(failed, Failed::Offline { .. } | Failed::Refused(_))
+    !matches!(failed, Failed::Offline { .. } | Failed::NoTime { .. } | Failed::Refused(_))
 }

@@ -231,6 +231,10 @@ impl Web {
         contact: &Contact,
         grant: Grant,
     ) -> Result<(Response<Incoming>, Connection), WebFailed> {
+        if url.scheme() == "https" && !self.clock.is_plausible() {
+            let why = "the clock of this server has not been set yet".to_owned();
+            return Err(WebFailed::Unreachable { why, silent: true });
+        }
         let outage = self.outages.as_ref().is_some_and(Backoff::is_offline);
         let patience = if outage { limits.patience.min(TRIAL) } else { limits.patience };
         let connected = self.clock.timeout(patience, self.connect(url, limits.allow_private, grant, contact)).await;

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::{put, together};
+use crate::base::Clock;
 use crate::store::journal::{BLOCK, PLACE_ROW};
 use crate::store::schema::{META, STATE_NAME, STATE_NODE};
 use crate::store::*;
@@ -465,6 +466,29 @@ fn positions_go_on_where_the_journal_ends() {
     assert!(
         !store.read().unwrap().has(&META, b"nothing").unwrap() && store.read().unwrap().has(&META, PLACE_ROW).unwrap()
     );
+}
+
+/// A board without a battery knows at its second start in 1970 what time it was at the first.
+#[test]
+fn the_latest_time_is_kept_with_each_checkpoint_and_no_other_row() {
+    let (card, clock) = (Card::default(), Clock::simulated(1_000));
+    let open = || {
+        let mut options = StoreOptions::new("");
+        (options.random, options.clock) = (Random::seeded(3), Some(clock.clone()));
+        options.journal_bytes = JOURNAL_BYTES;
+        Store::open_on(Arc::new(card.clone()), options).unwrap()
+    };
+    let store = open();
+    assert_eq!(store.time_kept(), Ok(None));
+    clock.advance(std::time::Duration::from_secs(5));
+    write(&store, 1);
+    assert_eq!(store.time_kept(), Ok(Some(6_000)), "the first commit of a run is a checkpoint");
+    clock.advance(std::time::Duration::from_secs(5));
+    write(&store, 2);
+    assert_eq!(store.time_kept(), Ok(Some(6_000)), "a message writes no more rows for it");
+    store.close_blocking();
+    drop(store);
+    assert_eq!(open().time_kept(), Ok(Some(11_000)));
 }
 
 /// `snug check --database` changes nothing, and the start after it still has its journal.
