@@ -30,6 +30,12 @@ impl From<BadBody> for Error {
     }
 }
 
+impl From<Refused> for Error {
+    fn from(refused: Refused) -> Error {
+        Error(refused.into())
+    }
+}
+
 impl From<user::Error> for Error {
     fn from(failed: user::Error) -> Error {
         Error(match failed {

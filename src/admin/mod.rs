@@ -16,11 +16,12 @@ mod rooms;
 mod users;
 mod workers;
 
+use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
 use serde::Serialize;
 
-use crate::base::{Clock, Workers};
+use crate::base::{Clock, Random, Workers};
 use crate::budget::Budget;
 use crate::deliver::Sender;
 use crate::flow::Notices;
@@ -30,7 +31,7 @@ use crate::room::Rooms;
 use crate::user::Users;
 
 pub use addresses::{Addresses, listen_line};
-pub use pages::FIRST_PATH;
+pub use pages::{Desk, FIRST_PATH};
 
 /// Rows of one answer. The command line asks for the following pages.
 const PAGE_ROWS: usize = 100;
@@ -46,11 +47,16 @@ pub struct Admin {
     pub sender: Sender,
     pub budget: Budget,
     pub clock: Clock,
+    pub random: Random,
     pub workers: Workers,
     /// Where apps reach this server from outside, as the config says it.
     pub public_url: Option<String>,
     /// Whether people may make accounts by themselves, with a token or without.
     pub is_registration_open: bool,
+    /// The database's file, beside which its journal is.
+    pub database: PathBuf,
+    /// The administrators' page.
+    pub page: Arc<Desk>,
     /// Set once the ports are open.
     pub addresses: Arc<OnceLock<Addresses>>,
 }
@@ -83,8 +89,7 @@ pub fn routes(router: &mut Router, admin: &Arc<Admin>) {
 
 /// The routes of the pages, for the ordinary ports.
 pub fn page_routes(router: &mut Router, admin: &Arc<Admin>) {
-    let template = format!("{FIRST_PATH}{{code}}");
-    router.surface(admin).get("/", pages::front).get(&template, pages::show).post(&template, pages::make);
+    pages::routes(router, admin);
 }
 
 /// The answer with a page of rows. Its grant is held until it is sent.

@@ -42,6 +42,7 @@ mod room;
 pub use crate::user::{Calls, LiveKit, PresenceMode, TurnLogin};
 pub use auth::{Requester, requester};
 pub use error::Error;
+pub use rates::PASSWORDS;
 pub use server::{Contact, Support};
 #[cfg(test)]
 pub(crate) use sync::v3::tests::synced;

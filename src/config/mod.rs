@@ -30,6 +30,7 @@ mod general;
 mod given;
 mod files;
 mod notices;
+mod page;
 mod previews;
 mod push;
 mod rooms;
@@ -39,6 +40,7 @@ mod support;
 mod terms;
 
 pub use notices::Notices;
+pub use page::Page;
 pub use previews::Previews;
 pub use setting::Setting;
 
@@ -56,6 +58,7 @@ pub fn settings() -> impl Iterator<Item = &'static Setting> {
     [
         general::SETTINGS,
         client::SETTINGS,
+        page::SETTINGS,
         federation::SETTINGS,
         rooms::SETTINGS,
         search::SETTINGS,
@@ -93,6 +96,7 @@ pub struct Config {
     pub trust_clock: bool,
     pub log: String,
     pub client: Client,
+    pub page: Page,
     pub federation: Federation,
     pub rooms: Rooms,
     pub previews: Previews,
@@ -297,6 +301,7 @@ impl Default for Config {
             trust_clock: false,
             log: String::new(),
             client: Client::default(),
+            page: Page::default(),
             federation: Federation::default(),
             rooms: Rooms::default(),
             previews: Previews::default(),

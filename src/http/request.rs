@@ -36,15 +36,17 @@ const SMALL_PAID_BYTES: u64 = 16 * 1024;
 /// That part: ten messages at once, of the 768 KiB or more that the account has.
 pub(super) const SMALL_BODIES_BYTES: u64 = 64 * 1024;
 /// The headers that any handler reads; the others, up to a whole head of them, are not kept while a request waits.
-const KEPT_HEADERS: &[HeaderName] = &[
+static KEPT_HEADERS: [HeaderName; 10] = [
     header::AUTHORIZATION,
     header::CONTENT_LENGTH,
     header::CONTENT_TYPE,
+    header::COOKIE,
     header::EXPECT,
     header::HOST,
     header::IF_NONE_MATCH,
     header::IF_RANGE,
     header::RANGE,
+    HeaderName::from_static("sec-fetch-site"),
 ];
 /// The longest host of a request that is shown to the caller: a name of 253, a colon and a port.
 const HOST_BYTES_MAX: usize = 259;
@@ -159,6 +161,17 @@ impl Request {
         let is_fine = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b':' | b'[' | b']');
         let scheme = if self.peer.tls { "https" } else { "http" };
         host.bytes().all(is_fine).then(|| format!("{scheme}://{host}"))
+    }
+
+    /// The value of a cookie.
+    pub fn cookie(&self, name: &str) -> Option<&str> {
+        let pairs = self.header("cookie")?.split(';');
+        pairs.filter_map(|pair| pair.trim().split_once('=')).find(|(key, _)| *key == name).map(|(_, value)| value)
+    }
+
+    /// Whether a browser says that a page of another site made it send this request.
+    pub fn is_cross_site(&self) -> bool {
+        self.header("sec-fetch-site").is_some_and(|site| !matches!(site, "same-origin" | "none"))
     }
 
     /// The access token: `Authorization: Bearer`, or the older `access_token` in the query.
@@ -551,7 +564,7 @@ async fn next_piece(
 /// The kept headers, copied into buffers of their own: the originals would hold on to the buffer they were read into.
 fn kept(headers: &HeaderMap) -> HeaderMap {
     let mut kept = HeaderMap::new();
-    for name in KEPT_HEADERS {
+    for name in &KEPT_HEADERS {
         for value in headers.get_all(name) {
             if let Ok(value) = HeaderValue::from_bytes(value.as_bytes()) {
                 kept.append(name, value);

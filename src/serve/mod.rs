@@ -324,9 +324,12 @@ impl Server {
             sender: sender.clone(),
             budget: budget.clone(),
             clock: clock.clone(),
+            random: random.clone(),
             workers: workers.clone(),
             public_url: config.apps.public_url.clone(),
             is_registration_open: config.apps.registration != client::Registration::Closed,
+            database: folder.join(DATABASE),
+            page: Arc::new(admin::Desk::new(config.page.enabled.then(|| config.page.path.clone()), client::PASSWORDS)),
             addresses: reached.clone(),
         });
         admin::page_routes(&mut router, &admin);

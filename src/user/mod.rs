@@ -29,6 +29,7 @@ use crate::store::{self, Read, Store, Write, WriteError};
 
 pub use crate::store::{Position, UserNum};
 pub use account::login_token::LOGIN_TOKEN_MS;
+pub use account::page_session::form_token;
 pub use account::password::{PASSWORD_CHARS_MIN, check_new_password};
 pub use account::session::{Login, Refreshed, Requester, Session};
 pub use account::uia::{Made, Progress, Stage, Target, UiaRequest};
@@ -77,6 +78,7 @@ struct Inner {
     backups_gone: device::backup::Gone,
     sessions: account::uia::Sessions,
     login_tokens: account::login_token::LoginTokens,
+    page_sessions: account::page_session::PageSessions,
     /// The sessions of stages with which an account is being made.
     registering: KeyedLock,
 }
@@ -98,6 +100,7 @@ impl Users {
             backups_gone: device::backup::Gone::default(),
             sessions: account::uia::Sessions::default(),
             login_tokens: account::login_token::LoginTokens::default(),
+            page_sessions: account::page_session::PageSessions::default(),
             registering: KeyedLock::default(),
         }))
     }

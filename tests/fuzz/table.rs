@@ -252,6 +252,16 @@ pub const TABLE: &[Endpoint] = &[
     get(BARE, "/").of(Anybody),
     get(BARE, "/_snug/first/{code}").of(Anybody),
     post(BARE, "/_snug/first/{code}", Bytes).of(Anybody),
+    // The administrators' page. What needs a session there leads to the sign-in.
+    get(BARE, "/_snug/").of(Anybody).asks("done=text"),
+    get(BARE, "/_snug/page.css").of(Anybody),
+    get(BARE, "/_snug/page.js").of(Anybody),
+    get(BARE, "/_snug/mark.svg").of(Anybody),
+    get(BARE, "/_snug/sign-in").of(Anybody).asks("next=text"),
+    post(BARE, "/_snug/sign-in", Bytes).of(Anybody),
+    post(BARE, "/_snug/sign-out", Bytes).of(Anybody),
+    get(BARE, "/_snug/live/{part}").of(Anybody),
+    get(BARE, "/_snug/{*rest}").of(Anybody),
     // Accounts.
     get(V3, "/login").of(Anybody),
     post(V3, "/login", LOGIN).of(Anybody),

@@ -1,20 +1,54 @@
-//! The pages for a browser: the front page, and the page that makes the first account.
+//! The pages for a browser: the front page, the page that makes the first account, and those where administrators look
+//! after the server.
 //!
-//! The template is `http/page/`. Every text of others is escaped. Bounded: a page is below 16 KiB, since a name typed into a
-//! form and the host of a request are cut or refused before they are shown.
+//! What anybody may see is a card, whose template is `http/page/`; such a page is below 16 KiB, since a name typed into a
+//! form and the host of a request are cut or refused before they are shown. What administrators see stands in the frame of
+//! `frame.rs`, a file for each page, with templates that escape every text. Read `frame.rs`, `home.rs`, then the others.
 
 mod first_account;
+mod frame;
 mod front;
+mod home;
+mod live;
+mod share;
+mod sign_in;
 
 use std::net::{IpAddr, SocketAddr};
 
 use super::{Admin, error::Error};
 use crate::http::page::{escaped, trouble};
-use crate::http::{Request, Response};
+use crate::http::{Request, Response, Router};
 use crate::matrix::id;
 
-pub use first_account::{FIRST_PATH, make, show};
-pub use front::front;
+use frame::Pages;
+
+pub use first_account::FIRST_PATH;
+pub use frame::Desk;
+
+/// The routes of all pages.
+pub fn routes(router: &mut Router, admin: &std::sync::Arc<Admin>) {
+    let template = format!("{FIRST_PATH}{{code}}");
+    router
+        .surface(admin)
+        .get("/", front::front)
+        .get(&template, first_account::show)
+        .post(&template, first_account::make);
+    if admin.page.path.is_none() {
+        return;
+    }
+    let mut pages = Pages::new(router, admin);
+    let (open, root) = pages.open();
+    open.get(&format!("{root}page.css"), frame::style)
+        .get(&format!("{root}page.js"), frame::script)
+        .get(&format!("{root}mark.svg"), frame::mark)
+        .get(&format!("{root}sign-in"), sign_in::show)
+        .post(&format!("{root}sign-in"), sign_in::sign_in);
+    pages
+        .act("sign-out", sign_in::sign_out)
+        .show("live/{part}", live::events)
+        .show("", home::show)
+        .show("{*rest}", frame::nowhere);
+}
 
 /// The address of this server for an app.
 struct Address {

@@ -5,9 +5,10 @@
 
 use super::{ErrorResponse, Response};
 
-const STYLE: &str = include_str!("style.css");
+const STYLE: &str = concat!(include_str!("colors.css"), include_str!("style.css"));
 const SCRIPT: &str = include_str!("copy.js");
-const MARK: &str = include_str!("mark.svg");
+/// The mark, as a picture that stands in a page.
+pub const MARK: &str = include_str!("mark.svg");
 
 /// The template of a page, without what is said on it.
 pub const BYTES: u64 = 16 * 1024;

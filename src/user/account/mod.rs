@@ -19,6 +19,7 @@ pub mod guest;
 pub mod known;
 pub mod login_token;
 pub mod notices;
+pub mod page_session;
 pub mod password;
 pub mod profile;
 pub mod refresh;

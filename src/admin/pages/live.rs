@@ -1,0 +1,99 @@
+//! Pages that change by themselves: server-sent events, with pieces of HTML by the ids of their elements.
+//!
+//! Only a page that somebody looks at asks for them, and only what differs from what was sent before is sent. At most
+//! [`WATCHING_MAX`] look at once; each holds a connection and, for a moment every two seconds, a page's memory.
+
+use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::frame::{PAGE_BYTES, Visit};
+use super::home;
+use crate::admin::{Admin, error::Error};
+use crate::http::{Body, ErrorResponse, Response, StatusCode, channel};
+
+/// Two administrators with a phone and a computer each; a small board has fifteen connections.
+const WATCHING_MAX: usize = 4;
+const EVERY: Duration = Duration::from_secs(2);
+/// After this long the browser asks again, which also shows that it is still signed in.
+const LIFE: Duration = Duration::from_secs(10 * 60);
+/// Something is sent at least this often, so that a browser that went away is noticed.
+const QUIET_ROUNDS_MAX: u32 = 10;
+
+/// Pieces of a page by the ids of their elements.
+pub type Pieces = BTreeMap<&'static str, String>;
+
+/// The pieces of a page that change by themselves; none for a name that no page has.
+async fn pieces(admin: &Arc<Admin>, part: &str) -> Result<Option<Pieces>, Error> {
+    Ok(match part {
+        "home" => Some(home::pieces(admin).await?),
+        _ => None,
+    })
+}
+
+/// `GET live/{part}`: the events. 204, with which a browser asks no more, when there are too many who look already.
+pub async fn events(visit: Visit) -> Result<Response, Error> {
+    let part = visit.request.param("part").to_owned();
+    if pieces(&visit.admin, &part).await?.is_none() {
+        return Err(ErrorResponse::not_found("no page has such pieces").into());
+    }
+    let Some(watching) = visit.admin.page.watch(WATCHING_MAX) else {
+        return Ok(Response::empty(StatusCode::NO_CONTENT));
+    };
+    let (sender, body) = channel(None);
+    tokio::spawn(async move {
+        let _watching = watching;
+        let clock = visit.admin.clock.clone();
+        let end = clock.instant() + LIFE;
+        let (mut before, mut quiet) = (BTreeMap::new(), 0);
+        while clock.instant() < end {
+            let next = match next(&visit.admin, &part, &mut before).await {
+                Some(text) => {
+                    quiet = 0;
+                    Some(text)
+                }
+                None => {
+                    quiet += 1;
+                    (quiet % QUIET_ROUNDS_MAX == 0).then(|| ":\n\n".to_owned())
+                }
+            };
+            if let Some(text) = next
+                && !sender.send(text.into()).await
+            {
+                return;
+            }
+            tokio::select! {
+                () = clock.sleep(EVERY) => {}
+                // The place of the connection is needed, or the server stops.
+                () = visit.request.hurried() => break,
+            }
+        }
+        sender.finish().await;
+    });
+    Ok(stream(body))
+}
+
+/// The event with what has changed, when there is something and memory for it.
+async fn next(admin: &Arc<Admin>, part: &str, before: &mut BTreeMap<&'static str, u64>) -> Option<String> {
+    let _grant = admin.budget.account("admin").try_take(PAGE_BYTES as u64).ok()?;
+    let mut pieces = pieces(admin, part).await.ok()??;
+    pieces.retain(|id, html| {
+        let mut hasher = DefaultHasher::new();
+        html.hash(&mut hasher);
+        let hash = hasher.finish();
+        before.insert(id, hash) != Some(hash)
+    });
+    if pieces.is_empty() {
+        return None;
+    }
+    // JSON has no line breaks in it, as the line of an event must not.
+    serde_json::to_string(&pieces).ok().map(|json| format!("data: {json}\n\n"))
+}
+
+fn stream(body: Body) -> Response {
+    Response::of(StatusCode::OK, "text/event-stream", body)
+        .header("cache-control", "no-store")
+        .header("x-accel-buffering", "no")
+        .header("x-content-type-options", "nosniff")
+}
