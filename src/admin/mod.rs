@@ -3,11 +3,12 @@
 //!
 //! The commands speak HTTP with JSON over a socket in the data folder. A process that may open the socket may do
 //! everything. The pages are on the ordinary ports; the one that makes the first account needs the code in the log.
-//! Read `users.rs`, `rooms.rs`, `media.rs`, `reports.rs`, `notices.rs`, `budget.rs`, `workers.rs`, `addresses.rs`, then `pages/`.
+//! Read `users.rs`, `rooms.rs`, `media.rs`, `reports.rs`, `notices.rs`, `budget.rs`, `workers.rs`, `findings.rs`, `addresses.rs`, then `pages/`.
 
 mod addresses;
 mod budget;
 mod error;
+mod findings;
 mod media;
 mod notices;
 mod pages;
@@ -31,6 +32,7 @@ use crate::room::Rooms;
 use crate::user::Users;
 
 pub use addresses::{Addresses, listen_line};
+pub use findings::{Finding, Severity, Source, findings};
 pub use pages::{Desk, FIRST_PATH};
 
 /// Rows of one answer. The command line asks for the following pages.
@@ -59,6 +61,8 @@ pub struct Admin {
     pub page: Arc<Desk>,
     /// Set once the ports are open.
     pub addresses: Arc<OnceLock<Addresses>>,
+    /// What the parts that are not named here have to say of their faults.
+    pub sources: Vec<Source>,
 }
 
 /// The routes of the commands, for the socket in the data folder.
@@ -84,6 +88,7 @@ pub fn routes(router: &mut Router, admin: &Arc<Admin>) {
         .post("/media/{server}/{media_id}/remove", media::remove)
         .get("/budget", budget::table)
         .get("/workers", workers::list)
+        .get("/findings", findings::list)
         .get("/server", addresses::server);
 }
 

@@ -189,6 +189,11 @@ impl<K: Hash + Eq + Clone, V> Shares<K, V> {
         Some(entry.value)
     }
 
+    /// The entries, and whether their owners are known; in no order.
+    pub fn iter(&self) -> impl Iterator<Item = (&K, bool, &V)> {
+        self.entries.iter().map(|(key, entry)| (key, entry.is_known, &entry.value))
+    }
+
     /// Keeps the entries for which `keep` is true.
     pub fn retain(&mut self, mut keep: impl FnMut(&K, &V) -> bool) {
         let (known, strangers) = (&mut self.known, &mut self.strangers);

@@ -45,6 +45,8 @@ pub struct Status {
     pub done: u64,
     /// The last error, and when it was.
     pub error: Option<(u64, String)>,
+    /// Errors since anything was last done.
+    pub failures: u32,
     /// Restarts after a panic.
     pub restarts: u32,
     /// When it works again, where that is known.
@@ -70,6 +72,7 @@ impl Worker {
             since_ms: clock.now_ms(),
             done: 0,
             error: None,
+            failures: 0,
             restarts: 0,
             next_ms: None,
         };
@@ -95,12 +98,17 @@ impl Worker {
     pub fn done(&self, units: u64) {
         let mut status = self.lock();
         status.done = status.done.saturating_add(units);
+        if units > 0 {
+            status.failures = 0;
+        }
     }
 
     /// Something went wrong; the worker goes on. This does not log it.
     pub fn failed(&self, error: impl Display) {
         let error = (self.0.clock.now_ms(), bounded(error, ERROR_CHARS_MAX));
-        self.lock().error = Some(error);
+        let mut status = self.lock();
+        status.error = Some(error);
+        status.failures = status.failures.saturating_add(1);
     }
 
     pub fn status(&self) -> Status {

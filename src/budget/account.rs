@@ -10,7 +10,7 @@ use parking_lot::{Mutex, MutexGuard};
 use serde::Deserialize;
 use tokio::sync::oneshot;
 
-use crate::base::{Deadline, block_on_until};
+use crate::base::{Deadline, StopWatch, block_on_until};
 
 /// Waiters of one account at most. Later callers are refused: a queue of waiters is memory too.
 const WAITERS_MAX: usize = 1024;
@@ -28,6 +28,9 @@ struct Ledger {
     book: Arc<Book>,
     high_water: AtomicU64,
     refusals: AtomicU64,
+    /// When it was last, in milliseconds of the watch, of which 0 is none.
+    refused_ms: AtomicU64,
+    since: StopWatch,
     nth: Arc<Nth>,
 }
 
@@ -79,13 +82,19 @@ pub struct Refused {
 impl Account {
     pub(super) fn new(row: AccountRow, nth: Arc<Nth>) -> Self {
         let book = Arc::new(Book { bytes: row.bytes, for_small: AtomicU64::new(0), state: Mutex::default() });
-        Account(Arc::new(Ledger { row, book, high_water: AtomicU64::new(0), refusals: AtomicU64::new(0), nth }))
+        Self::with(row, book, nth)
+    }
+
+    fn with(row: AccountRow, book: Arc<Book>, nth: Arc<Nth>) -> Self {
+        let zero = || AtomicU64::new(0);
+        let (high_water, refusals, refused_ms) = (zero(), zero(), zero());
+        Account(Arc::new(Ledger { row, book, high_water, refusals, refused_ms, since: StopWatch::start(), nth }))
     }
 
     /// An account whose bytes are drawn from another's.
     pub(super) fn within(outer: &Account, row: AccountRow) -> Self {
         let (book, nth) = (outer.0.book.clone(), outer.0.nth.clone());
-        Account(Arc::new(Ledger { row, book, high_water: AtomicU64::new(0), refusals: AtomicU64::new(0), nth }))
+        Self::with(row, book, nth)
     }
 
     /// An account of its own beside the book, with the name of the account that paid for it.
@@ -187,6 +196,14 @@ impl Account {
         self.0.refusals.load(Ordering::Relaxed)
     }
 
+    /// How long ago it last refused somebody.
+    pub fn refused_ago(&self) -> Option<Duration> {
+        match self.0.refused_ms.load(Ordering::Relaxed) {
+            0 => None,
+            at => Some(self.0.since.elapsed().saturating_sub(Duration::from_millis(at))),
+        }
+    }
+
     pub fn row(&self) -> &AccountRow {
         &self.0.row
     }
@@ -222,6 +239,7 @@ impl Account {
 
     fn refuse(&self, asked: u64) -> Refused {
         self.0.refusals.fetch_add(1, Ordering::Relaxed);
+        self.0.refused_ms.store((self.0.since.elapsed().as_millis() as u64).max(1), Ordering::Relaxed);
         let retry_after_ms = if self.0.row.wait_ms > 0 { self.0.row.wait_ms } else { RETRY_AFTER_MS_DEFAULT };
         let (account, limit) = (self.name().to_owned(), self.limit());
         Refused { account, asked, limit, retry_after_ms, too_large: asked > self.most() }

@@ -44,6 +44,23 @@ const EXCUSED_MS: u64 = 60_000;
 /// While this machine's clock has not been set, whether it is by now is looked at after so long.
 const UNSET_MS: u64 = 5_000;
 
+/// How other servers do, as far as they are in memory.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Reached {
+    /// Since when the Internet is gone, in unix milliseconds.
+    pub gone_since_ms: Option<u64>,
+    /// Servers that people here have to do with and that answered last time they were asked.
+    pub well: usize,
+    /// Those of them that failed three times in a row or more.
+    pub failing: usize,
+    /// Some of those.
+    pub examples: Vec<OwnedServerName>,
+}
+
+/// Failures in a row after which a server counts as failing: after fewer it may be starting again.
+const FAILING_MIN: u32 = 3;
+const EXAMPLES_MAX: usize = 3;
+
 #[derive(Clone)]
 pub struct Backoff(Arc<Inner>);
 
@@ -227,6 +244,28 @@ impl Backoff {
         if let Some(known) = book.known.get(server) {
             known.silent = Some((known.standing.retry_at_ms.min(now + SILENCE_MS_MAX), outages));
         }
+    }
+
+    /// How the servers do that people here have to do with. Looks through [`KNOWN_MAX`] entries.
+    pub fn reached(&self) -> Reached {
+        let book = self.book();
+        let mut reached = Reached {
+            gone_since_ms: book.internet.is_gone().then_some(book.internet.gone_since_ms),
+            ..Reached::default()
+        };
+        for (server, _, known) in book.known.iter().filter(|(_, is_known, _)| *is_known) {
+            match known.standing.failures {
+                0 => reached.well += 1,
+                1..FAILING_MIN => {}
+                _ => {
+                    reached.failing += 1;
+                    if reached.examples.len() < EXAMPLES_MAX {
+                        reached.examples.push(server.clone());
+                    }
+                }
+            }
+        }
+        reached
     }
 
     pub fn is_offline(&self) -> bool {

@@ -41,7 +41,7 @@ use ruma::{OwnedServerName, ServerName};
 use tokio::sync::{Notify, Semaphore};
 
 pub use self::address::is_private;
-pub use self::backoff::Backoff;
+pub use self::backoff::{Backoff, Reached};
 pub use self::connect::Limits;
 pub use self::contact::Whence;
 pub use self::keys::{Keys, Known};

@@ -6,6 +6,7 @@
 
 mod addresses;
 mod database;
+mod findings;
 mod folder;
 mod calls;
 pub mod compact;
@@ -331,6 +332,7 @@ impl Server {
             database: folder.join(DATABASE),
             page: Arc::new(admin::Desk::new(config.page.enabled.then(|| config.page.path.clone()), client::PASSWORDS)),
             addresses: reached.clone(),
+            sources: findings::sources(&clock, &store, &remote),
         });
         admin::page_routes(&mut router, &admin);
         let mut local = Router::new();

@@ -44,6 +44,11 @@ pub trait Medium: Send + Sync + 'static {
         Ok(())
     }
 
+    /// Whether there is such a journal set aside.
+    fn has_journal_aside(&self) -> bool {
+        false
+    }
+
     /// Whether writes are kept in memory and dropped: then the journal is left for the next start.
     fn is_for_looking(&self) -> bool {
         false
@@ -133,6 +138,10 @@ impl Medium for FileMedium {
     fn set_journal_aside(&self) -> io::Result<()> {
         std::fs::rename(self.journal(), self.path.with_extension("journal-bad"))?;
         File::open(self.folder())?.sync_all()
+    }
+
+    fn has_journal_aside(&self) -> bool {
+        self.path.with_extension("journal-bad").exists()
     }
 
     fn free_bytes(&self) -> io::Result<u64> {

@@ -243,6 +243,11 @@ impl Store {
         self.0.reopened()
     }
 
+    /// Whether a journal that the disk failed in lies beside the database. One look at the file system.
+    pub fn has_journal_aside(&self) -> bool {
+        self.0.has_journal_aside()
+    }
+
     /// Gives freed pages back to the file system; blocks, and stops all writing meanwhile. False when a snapshot was
     /// in use and nothing could be done.
     pub fn compact_blocking(&self) -> Result<bool> {

@@ -172,6 +172,10 @@ impl Engine {
         std::mem::take(&mut self.shared.counted.lock())
     }
 
+    pub(super) fn has_journal_aside(&self) -> bool {
+        self.shared.medium.has_journal_aside()
+    }
+
     pub(super) fn reopened(&self) -> u64 {
         self.shared.reopened.load(Ordering::Relaxed)
     }

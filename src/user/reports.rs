@@ -60,6 +60,11 @@ impl Users {
         self.read(move |get| Ok(report::list(get, after, most)?)).await
     }
 
+    /// The number of reports, counted up to `most`.
+    pub async fn count_reports_up_to(&self, most: usize) -> Result<usize, Error> {
+        self.read(move |get| Ok(report::count_up_to(get, most)?)).await
+    }
+
     /// Removes a report. `NotFound` when there is none of that number.
     pub async fn remove_report(&self, number: u32) -> Result<(), Error> {
         self.write(move |w| match report::remove(w, number)? {

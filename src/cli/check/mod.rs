@@ -139,7 +139,7 @@ fn all(config: &Config, report: &mut Report) {
             None
         }
     };
-    data(config, report);
+    data(config, running, report);
     if !running && serve::has_database(&config.data_dir).is_ok_and(|has| has) {
         match serve::check_start(config) {
             Ok(()) => report.good(format!("Its accounts are those of {}.", config.server_name)),
@@ -149,7 +149,7 @@ fn all(config: &Config, report: &mut Report) {
     serve::open_files(config).iter().for_each(|open| report.bad(open));
     let clock = Clock::real();
     let now_ms = clock.read_ms();
-    if !clock.is_plausible() {
+    if !running && !clock.is_plausible() {
         report.bad(format!("The clock says {}, which is wrong: set it, or let NTP do it.", date(now_ms)));
     }
     let certificates = [
@@ -210,6 +210,7 @@ fn of_running(config: &Config, local: &mut Local, report: &mut Report) -> Option
         }
         Err(error) => report.bad(format!("The server's memory use is unknown: {error}.")),
     }
+    findings(local, report);
     let said = match local.get("/server") {
         Ok(said) => said,
         Err(error) => {
@@ -227,7 +228,22 @@ fn of_running(config: &Config, local: &mut Local, report: &mut Report) -> Option
     Some(InUse::of(&said))
 }
 
-fn data(config: &Config, report: &mut Report) {
+/// What the running server says is not all right.
+fn findings(local: &mut Local, report: &mut Report) {
+    let said = match local.get("/findings") {
+        Ok(said) => said,
+        Err(error) => return report.bad(format!("It was asked what is wrong: {error}.")),
+    };
+    for finding in said["findings"].as_array().into_iter().flatten() {
+        let sentence = finding["sentence"].as_str().unwrap_or("?");
+        match finding["severity"].as_str() {
+            Some("note") => report.note(sentence),
+            _ => report.bad(sentence),
+        }
+    }
+}
+
+fn data(config: &Config, running: bool, report: &mut Report) {
     let folder = &config.data_dir;
     match std::fs::metadata(folder) {
         Ok(found) if found.is_dir() => {
@@ -244,6 +260,8 @@ fn data(config: &Config, report: &mut Report) {
     if let Ok(card) = Card::at(folder) {
         let (free, kept) = (human(card.free_bytes), human(card.household_bytes()));
         match card.spare_bytes() {
+            // The server has said so.
+            0 if running => {}
             0 => report.bad(format!(
                 "Only {free} are free on the disk of the data folder: with {kept} or less, neither events of other \
                  servers nor uploads are accepted."

@@ -74,6 +74,16 @@ pub fn list(get: &impl Get, after: u32, most: usize) -> Result<Vec<(u32, Report)
     Ok(found)
 }
 
+/// The number of reports, counted up to `most`.
+pub fn count_up_to(get: &impl Get, most: usize) -> Result<usize> {
+    let mut count = 0;
+    get.prefix(&REPORT_BY, b"", &mut |_, _| {
+        count += 1;
+        Ok(if count < most { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
+    })?;
+    Ok(count)
+}
+
 /// Removes a report. False when there is none of that number.
 pub fn remove(w: &mut Write<'_>, number: u32) -> Result<bool> {
     let Some(row) = w.get(&REPORT, &number.to_be_bytes())? else { return Ok(false) };
@@ -120,6 +130,7 @@ mod tests {
             }
             let all = list(w, 0, usize::MAX)?;
             assert_eq!((all.len(), all[0].0, all[1].0), (OF_ONE_MAX + 1, 1, 7));
+            assert_eq!((count_up_to(w, 1_000)?, count_up_to(w, 7)?), (OF_ONE_MAX + 1, 7));
             assert_eq!(list(w, 1, 2)?.iter().map(|(number, _)| *number).collect::<Vec<_>>(), [7, 8]);
             assert!(remove(w, 7)? && !remove(w, 7)? && !remove(w, 2)?);
             assert_eq!(list(w, 1, 1)?[0].0, 8);

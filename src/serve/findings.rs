@@ -1,0 +1,188 @@
+//! What the lower parts have to say when something is not all right; `admin/findings.rs` has the list they go into.
+
+use crate::admin::{Finding, Source};
+use crate::base::{Clock, date, span};
+use crate::budget::{Card, human};
+use crate::remote::{Reached, Remote};
+use crate::store::{Status, Store};
+
+/// A clock that is so far behind the latest time seen has been set back.
+const CLOCK_BEHIND_MS: u64 = 5 * 60_000;
+/// So many known servers that fail, and none that answers, are worth more than a note.
+const ALL_FAIL_MIN: usize = 3;
+
+/// All sources of the parts below `admin`.
+pub fn sources(clock: &Clock, store: &Store, remote: &Remote) -> Vec<Source> {
+    let (of_disk, of_database, of_clock, of_servers) = (store.clone(), store.clone(), clock.clone(), clock.clone());
+    let remote = remote.clone();
+    vec![
+        Box::new(move || database(&of_database)),
+        Box::new(move || {
+            let (total_bytes, free_bytes) = (of_disk.total_bytes(), of_disk.free_bytes());
+            disk(&Card { total_bytes, free_bytes }).into_iter().collect()
+        }),
+        Box::new(move || {
+            clock_set(of_clock.is_plausible(), of_clock.read_ms(), of_clock.now_ms()).into_iter().collect()
+        }),
+        Box::new(move || match remote.is_enabled() {
+            true => servers(&remote.backoff().reached(), of_servers.now_ms()).into_iter().collect(),
+            false => Vec::new(),
+        }),
+    ]
+}
+
+fn database(store: &Store) -> Vec<Finding> {
+    let mut found = Vec::new();
+    match store.status() {
+        Status::Working | Status::Closed => {}
+        Status::Full => found.push(Finding::down(
+            "database",
+            "Nothing can be stored, since the disk is full: messages are refused until there is room again.",
+        )),
+        Status::Failed(error) => found.push(Finding::down(
+            "database",
+            format!("Nothing can be stored: {error}. The server tries again with each request; the log says more."),
+        )),
+    }
+    match store.reopened() {
+        0 => {}
+        times => found.push(Finding::warning(
+            "card",
+            format!(
+                "The disk failed since the start, and the database was opened again {times} times. The card may be near its \
+                 end: make a backup now, and check it with `snug check --database` while the server is stopped."
+            ),
+        )),
+    }
+    if store.has_journal_aside() {
+        found.push(Finding::warning(
+            "card",
+            "The disk failed in the journal of the database, which is kept as database.journal-bad: the card may be near its \
+             end. Make a backup; remove the file once the card is a new one.",
+        ));
+    }
+    found
+}
+
+fn disk(card: &Card) -> Option<Finding> {
+    let (free, kept) = (human(card.free_bytes), card.household_bytes());
+    match card.spare_bytes() {
+        0 => Some(Finding::warning(
+            "disk",
+            format!(
+                "Only {free} are free on the disk: with {} or less, neither events of other servers nor uploads are accepted.",
+                human(kept)
+            ),
+        )),
+        // As much again as is kept for the household.
+        spare if spare < kept => Some(Finding::note(
+            "disk",
+            format!(
+                "{free} are free on the disk; with {} or less, events of other servers and uploads are refused.",
+                human(kept)
+            ),
+        )),
+        _ => None,
+    }
+}
+
+/// `read_ms` is what the clock of the machine says, `now_ms` what the server goes by: never earlier than what it has seen.
+fn clock_set(is_plausible: bool, read_ms: u64, now_ms: u64) -> Option<Finding> {
+    if !is_plausible {
+        let sentence = format!(
+            "The clock says {}, which is wrong: set it, or let NTP do it. People here go on chatting; what is for other servers \
+             waits.",
+            date(read_ms)
+        );
+        return Some(Finding::warning("clock", sentence));
+    }
+    let behind_ms = now_ms.saturating_sub(read_ms);
+    (behind_ms > CLOCK_BEHIND_MS).then(|| {
+        let sentence = format!(
+            "The clock is {} behind the latest time that this server has seen: it was set back, or is wrong. The server goes on \
+             from the later time.",
+            span(behind_ms)
+        );
+        Finding::warning("clock", sentence)
+    })
+}
+
+fn servers(reached: &Reached, now_ms: u64) -> Option<Finding> {
+    if let Some(since_ms) = reached.gone_since_ms {
+        let sentence = format!(
+            "No other server can be reached since {}: the Internet connection seems to be gone. People here go on chatting; \
+             what is for others waits.",
+            span(now_ms.saturating_sub(since_ms))
+        );
+        return Some(Finding::warning("internet", sentence));
+    }
+    if reached.failing == 0 {
+        return None;
+    }
+    let (failing, examples) =
+        (reached.failing, reached.examples.iter().map(|server| server.as_str()).collect::<Vec<_>>());
+    let examples = examples.join(", ");
+    if reached.well == 0 && failing >= ALL_FAIL_MIN {
+        let sentence =
+            format!("None of {failing} servers that people here chat with can be reached, such as {examples}.");
+        return Some(Finding::warning("servers", sentence));
+    }
+    let sentence = match failing {
+        1 => format!("One server that people here chat with cannot be reached: {examples}."),
+        _ => format!("{failing} servers that people here chat with cannot be reached, such as {examples}."),
+    };
+    Some(Finding::note("servers", sentence))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::admin::Severity;
+    use crate::store::MemoryMedium;
+
+    const MIB: u64 = 1 << 20;
+
+    #[test]
+    fn a_disk_is_low_before_it_refuses() {
+        let said = |free_bytes| disk(&Card { total_bytes: 32 << 30, free_bytes }).map(|finding| finding.severity);
+        assert_eq!(said(600 * MIB), None);
+        assert_eq!(said(500 * MIB), Some(Severity::Note));
+        assert_eq!(said(200 * MIB), Some(Severity::Warning));
+    }
+
+    #[tokio::test]
+    async fn a_server_that_can_store_nothing_is_down() {
+        let medium = MemoryMedium::default();
+        let store = Store::on_memory(medium.clone());
+        assert_eq!(database(&store), []);
+        medium.set_free_bytes(0);
+        let job = |_: &mut crate::store::Write| Ok::<_, crate::store::Error>(());
+        assert!(store.write(job).await.is_err());
+        let found = database(&store);
+        assert_eq!((found.len(), found[0].severity, found[0].about), (1, Severity::Down, "database"));
+    }
+
+    #[test]
+    fn a_clock_that_was_set_back_is_said_to_be() {
+        let now_ms = 1_780_000_000_000;
+        assert_eq!(clock_set(true, now_ms, now_ms), None);
+        assert_eq!(clock_set(true, now_ms - 1_000, now_ms), None);
+        assert!(clock_set(true, now_ms - 3_600_000, now_ms).unwrap().sentence.contains("behind"));
+        assert!(clock_set(false, 1_000, now_ms).unwrap().sentence.contains("1970-01-01"));
+    }
+
+    #[test]
+    fn single_servers_that_are_gone_are_no_fault_of_ours() {
+        let name = |name: &str| ruma::OwnedServerName::try_from(name).unwrap();
+        let mut reached = Reached { well: 3, ..Reached::default() };
+        assert_eq!(servers(&reached, 0), None);
+        (reached.failing, reached.examples) = (4, vec![name("a.example"), name("b.example")]);
+        let said = servers(&reached, 0).unwrap();
+        assert_eq!(said.severity, Severity::Note);
+        assert!(said.sentence.contains("a.example, b.example"), "{}", said.sentence);
+        reached.well = 0;
+        assert_eq!(servers(&reached, 0).unwrap().severity, Severity::Warning);
+        reached.gone_since_ms = Some(1_000);
+        assert!(servers(&reached, 61_000).unwrap().sentence.contains("Internet"));
+    }
+}
